@@ -1,7 +1,7 @@
 """Compare matrix methods with their authors' code, and print the table of docs/performance-matrices.md.
 
-Usage: python benchmarks/agreement.py FOLDER, with a clone of each repository at FOLDER/owner+name. Their files are read
-at the commits below and computed in float64: what stands in `DOUBLE` and in a comparison's `edits` is replaced first.
+Usage: python benchmarks/agreement.py FOLDER, with a clone of each repository at FOLDER/owner+name. The files are read
+at the commits below and run in float64, after the replacements in `DOUBLE` and in a comparison's `edits`.
 """
 
 from __future__ import annotations
@@ -38,12 +38,15 @@ DOUBLE = {
     "torch.float32": "torch.float64",
     "!= torch.float:": "!= torch.float64:",
 }
-OLD_PYTHON = {  # type parameters and `override`, which Python 3.12 brought
+OLD_PYTHON = {  # type parameters and `override` are new in Python 3.12
     r"(def \w+)\[[^]]*\]\(": r"\1(",
     r"^class (\w+)\[[^]]*\]": r"class \1",
     r", override$|^ *@override$|^from typing import override$": "",
 }
-NO_EPS = {"keepdim=True) + 1e-7)": "keepdim=True))", "X.norm() + 1e-7)": "X.norm())"}  # ours is a lower bound
+NO_EPS = {
+    "keepdim=True) + 1e-7)": "keepdim=True))",
+    "X.norm() + 1e-7)": "X.norm())",
+}  # gradtx uses a lower bound instead
 SIGNED = {
     "full_matrices = False)": "full_matrices = False); U, Vh = SIGNED(U, Vh)",
     "full_matrices=False)": "full_matrices=False); U, Vh = SIGNED(U, Vh)",
@@ -52,19 +55,19 @@ SIGNED = {
 
 @dataclass
 class Comparison:
-    """An algorithm in two versions.
+    """An algorithm in the authors' version and in that of gradtx.
 
     Attributes:
-        name: What the table calls it.
-        repository, commit: Where the authors' code is.
-        files: The files of theirs to import, the last one with the optimizer; they become one package. Or a package.
-        settings: The settings, for the table.
-        theirs: The module and the parameters by name -> the authors' optimizer.
-        ours: Our transformation.
-        edits: What to replace in their code -> by what.
-        changes: The same in words, for the table.
+        name: The algorithm's name in the table.
+        repository, commit: The location of the authors' code.
+        files: The authors' files to import as one package, with the optimizer in the last file; or a whole package.
+        settings: A description of the settings, for the table.
+        theirs: A function of the module and the parameters by name that returns the authors' optimizer.
+        ours: The transformation of gradtx.
+        edits: Replacements in the authors' code: old text -> new text.
+        changes: A description of these replacements, for the table.
         shapes: The shapes of the parameters.
-        package, module: If all of a package is imported, its name, and the module of the optimizer in it.
+        package, module: If a whole package is imported, its name and the module with the optimizer.
     """
 
     name: str
@@ -82,7 +85,7 @@ class Comparison:
 
 
 def signed(u: Tensor, vh: Tensor) -> tuple[Tensor, Tensor]:
-    """Singular vectors whose largest entry is positive."""
+    """Flip singular vectors so that the largest entry of each is positive."""
     return _columns_signed(u), _columns_signed(vh.T).T
 
 
@@ -92,7 +95,7 @@ def _columns_signed(x: Tensor) -> Tensor:
 
 
 class Draws:
-    """Our random numbers, in the order in which authors' code asks for them: leaf by leaf, step by step."""
+    """The random numbers of gradtx, in the order in which the authors' code draws them: by step, then by leaf."""
 
     def __init__(self, names: list[str]):
         self._names = names
@@ -105,7 +108,7 @@ class Draws:
 
 
 def imported(comparison: Comparison, folder: Path) -> Any:
-    """The module of the authors' optimizer, after the replacements."""
+    """Import the module of the authors' optimizer after the replacements."""
     owner, name = comparison.repository.split("/")
     clone = folder / f"{owner}+{name}"
     clone = clone / "repo" if (clone / "repo").is_dir() else clone
@@ -133,7 +136,7 @@ def imported(comparison: Comparison, folder: Path) -> Any:
 
 
 def edited(text: str, edits: Mapping[str, str]) -> str:
-    """A file after the replacements, readable for Python 3.11."""
+    """Apply the replacements to a file's text and make it valid for Python 3.11."""
     for old, new in edits.items():
         text = text.replace(old, new)
     for pattern, new in OLD_PYTHON.items():
@@ -142,7 +145,7 @@ def edited(text: str, edits: Mapping[str, str]) -> str:
 
 
 def difference(comparison: Comparison, module: Any, seed: int) -> float:
-    """The largest distance between both versions' weights after all steps, relative to the way that they went."""
+    """Return the largest distance between the two versions' final weights, relative to the distance they moved."""
     generator = torch.Generator().manual_seed(seed)
     start = {name: torch.randn(shape, generator=generator) for name, shape in comparison.shapes.items()}
     theirs = {name: torch.nn.Parameter(value.clone()) for name, value in start.items()}
@@ -167,7 +170,7 @@ def difference(comparison: Comparison, module: Any, seed: int) -> float:
 
 
 def give_start(optimizer: Any, params: Mapping[str, Tensor], ours: Any) -> None:
-    """Let Dion start with our random matrices."""
+    """Start the authors' Dion from the random matrices of gradtx."""
     first = ours._tx.init(dict(params))["scale_by_dion"]["Q"]
     for name, param in params.items():
         optimizer.state[param].update(momentum=torch.zeros_like(param), Q=first[name].clone())
@@ -182,7 +185,7 @@ def low_rank_group(**options: Any) -> Callable[[Mapping[str, Tensor]], list[dict
 
 
 def adamuon(module: Any, params: Mapping[str, Tensor]) -> Any:
-    """AdaMuon on one rank, without processes."""
+    """Build AdaMuon for a single rank, without a process group."""
 
     def gathered(buffer: Tensor, value: Tensor, async_op: bool) -> Any:
         buffer.copy_(value.reshape(buffer.shape))

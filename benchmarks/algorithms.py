@@ -1,8 +1,9 @@
-"""One line an algorithm: step time, by default and compiled, against pytorch_optimizer's class of the name, in one run.
+"""Compare the step time of each algorithm, default and compiled, with pytorch_optimizer's class of the same name.
 
-Memory traffic is the limit of such steps, so the bytes that a compiled step has to move (parameter, gradient and
-state, read and written once) are shown too, with the bandwidth that it reaches as a share of that of torch's fused
-AdamW in the same rounds. Matrix methods are left out: their time is that of factorisations.
+All measurements are from one run. Such steps are limited by memory traffic, so the table also shows the bytes that a
+compiled step has to move (parameters and state read and written once, gradients read once), and the bandwidth that it
+reaches as a share of that of torch's fused AdamW in the same rounds. Matrix methods are left out, because
+factorizations dominate their time.
 
     python benchmarks/algorithms.py [names]     # prints a table, writes docs/algorithms-speed.png
 """
@@ -23,7 +24,7 @@ from typing import Any
 
 from common import gpt, interleaved, log_ticks, machine, parameters, ratio
 
-os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", tempfile.mkdtemp())  # nothing was compiled before
+os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", tempfile.mkdtemp())  # start with an empty cache
 
 import matplotlib.pyplot as plt
 import pytorch_optimizer
@@ -34,7 +35,7 @@ import gradtx
 
 ROUNDS, WARM = 9, 8
 SHAPES = gpt()
-ELSEWHERE = {"SGDS": "SGD"}  # there an option
+ELSEWHERE = {"SGDS": "SGD"}  # an option of the class there
 LEFT_OUT = (
     *("Muon", "MuonAdamAtan2", "PolarAdamAtan2", "AdaMuon", "NorMuon", "Scion", "Shampoo", "ScalableShampoo", "SOAP"),
     *("Conda", "SPlus", "Fira", "GaLore", "LBFGS", "AdaHessian", "SophiaH"),
@@ -54,7 +55,7 @@ THEIRS = {
 
 
 def options(function: Any) -> dict[str, Any]:
-    """The defaults, but for what is required, and momentum, with which these methods are used."""
+    """Return values for required arguments and for momentum, which these methods are usually run with."""
     empty = inspect.Parameter.empty
     others = {"lr": (empty, 1e-3), "num_iterations": (empty, 1000), "momentum": (0.0, 0.9)}
     defaults = {name: parameter.default for name, parameter in inspect.signature(function).parameters.items()}
@@ -62,12 +63,12 @@ def options(function: Any) -> dict[str, Any]:
 
 
 def stepper(optimizer: Any) -> Any:
-    """A step, with a constant loss for the methods that read one."""
+    """Return a step that passes a constant loss, which some methods read."""
     return lambda: optimizer.step(lambda: torch.tensor(1.0))
 
 
 def peer(cls: Any) -> Any:
-    """pytorch_optimizer's; its AdamMini takes a model."""
+    """Build an optimizer of pytorch_optimizer, whose AdamMini requires a model instead of parameters."""
     params = parameters(SHAPES)
     if "model" not in inspect.signature(cls).parameters:
         return cls(params, **options(cls))
@@ -78,7 +79,7 @@ def peer(cls: Any) -> Any:
 
 
 def bytes_moved(optimizer: Any) -> int:
-    """Every entry of parameters and state read and written once, gradients read."""
+    """Return the bytes of one read and one write of parameters and state, and one read of the gradients."""
     moved = 0
     for param in optimizer.param_groups[0]["params"]:
         state = [value for value in optimizer.state[param].values() if value.ndim > 0 or param.ndim == 0]
@@ -118,7 +119,7 @@ def measure(name: str) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "names", nargs="*", help="classes of gradtx.optim; by default those of pytorch_optimizer but matrix methods"
+        "names", nargs="*", help="classes of gradtx.optim; by default all in pytorch_optimizer except matrix methods"
     )
     names = parser.parse_args().names or [
         name for name in gradtx.optim.__all__ if their_class(name) is not None and name not in LEFT_OUT
@@ -127,7 +128,7 @@ def main() -> None:
     print(machine(), f"pytorch_optimizer {version('pytorch_optimizer')}", sep=", ")
     print(f"{len(SHAPES)} tensors, {sum(map(math.prod, SHAPES)) / 1e6:.1f} million entries, {ROUNDS} rounds\n")
     print(
-        "| algorithm | compiled, ms | default, times as fast | compiled, times as fast | MB moved | share of fused's "
+        "| algorithm | compiled, ms | default, speedup | compiled, speedup | MB moved | share of fused "
         "bandwidth | first step, s |\n|---|---|---|---|---|---|---|"
     )
     rows = []

@@ -1,7 +1,7 @@
-"""What the benchmarks share: a fair allocator, real models' shapes, and interleaved timing.
+"""Helpers of the benchmarks: allocator settings, the shapes of real models, and interleaved timing.
 
-Import this first: it restarts the process with glibc's allocator told to keep memory, since page faults of the
-stock settings swamp every out-of-place method, and with libraries told to be quiet.
+Import this module first. It restarts the process with glibc's allocator set to keep freed memory, because page faults
+under the default settings dominate the time of every out-of-place method.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Shapes = list[tuple[int, ...]]
 
 
 def resnet50() -> Shapes:
-    """The shapes of torchvision's resnet50().parameters(), in order: 161 tensors, 25.6 million entries."""
+    """Return the shapes of torchvision's resnet50().parameters(), in order: 161 tensors, 25.6 million entries."""
     shapes: Shapes = [(64, 3, 7, 7), (64,), (64,)]
     width = 64
     for planes, blocks in ((64, 3), (128, 4), (256, 6), (512, 3)):
@@ -39,7 +39,7 @@ def resnet50() -> Shapes:
 
 
 def gpt(width: int = 512, layers: int = 12, words: int = 8192, length: int = 256) -> Shapes:
-    """A GPT without biases in its matrices: 76 tensors; 42 million entries at these defaults."""
+    """Return the shapes of a GPT without biases in its linear layers: 76 tensors, 42 million entries by default."""
     shapes: Shapes = [(words, width), (length, width)]
     for _ in range(layers):
         shapes += [(width,), (3 * width, width), (width, width), (width,), (4 * width, width), (width, 4 * width)]
@@ -55,24 +55,24 @@ def parameters(shapes: Shapes) -> list[torch.Tensor]:
 
 
 def interleaved(steps: Mapping[str, Callable[[], object]], rounds: int, warm: int = 3) -> dict[str, list[float]]:
-    """Seconds of each contestant in each round; all step once a round, so that noise of the machine hits all alike."""
+    """Return the seconds per round of each contestant. All step once per round, so noise affects all equally."""
     times: dict[str, list[float]] = {name: [] for name in steps}
     for round_ in tqdm(range(rounds + warm), desc="rounds", disable=None, leave=False):
         for name, step in steps.items():
             start = time.perf_counter()
             step()
-            if round_ >= warm:  # the first rounds make state and fill caches
+            if round_ >= warm:  # the first rounds create state and fill caches
                 times[name].append(time.perf_counter() - start)
     return times
 
 
 def ratio(times: list[float], reference: list[float]) -> float:
-    """The median over rounds of this time over the reference's of the same round."""
+    """Return the median over rounds of the ratio of the time to the reference's time in the same round."""
     return statistics.median(own / other for own, other in zip(times, reference, strict=True))
 
 
 def log_ticks(axes: Any, ticks: list[float]) -> None:
-    """Plain numbers on a logarithmic x axis."""
+    """Label a logarithmic x axis with plain numbers."""
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.minorticks_off()
 

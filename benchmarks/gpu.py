@@ -1,7 +1,7 @@
-"""Steps on a GPU: AdamW on the tensors of real models, against torch's own, with memory and CUDA graphs; in one run.
+"""Compare steps on a GPU with torch's AdamW on the tensors of real models, with memory use and CUDA graphs, in one run.
 
-`make gpu` runs the tests that need a GPU and then this, which writes docs/performance-gpu.md. It needs no network.
-With `--device cpu` it prints the tables of the processor instead, to try the script out.
+`make gpu` runs the tests that need a GPU and then this script, which writes docs/performance-gpu.md. It needs no
+network. To try the script without a GPU, pass `--device cpu`, which only prints the tables.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def synchronized(optimizer: torch.optim.Optimizer, device: torch.device) -> Call
 
 
 def extra_memory(step: Callable[[], None], device: torch.device) -> float:
-    """The most bytes of a step beyond parameters, gradients and state."""
+    """Return the peak bytes of a step in addition to parameters, gradients and state."""
     if device.type != "cuda":
         return math.nan
     torch.cuda.reset_peak_memory_stats()
@@ -70,7 +70,7 @@ def extra_memory(step: Callable[[], None], device: torch.device) -> float:
 
 
 def captured(make: Make, shapes: Shapes, device: torch.device) -> str:
-    """Milliseconds of a step that is replayed from a CUDA graph, or why it can't be captured."""
+    """Return the milliseconds of a step replayed from a CUDA graph, or the reason why the capture failed."""
     if device.type != "cuda":
         return "no CUDA"
     try:
@@ -90,13 +90,13 @@ def captured(make: Make, shapes: Shapes, device: torch.device) -> str:
             graph.replay()
         torch.cuda.synchronize()
         return f"{1e3 * (time.perf_counter() - start) / ROUNDS:.3f}"
-    except Exception as error:  # a result of its own, which the table shows
+    except Exception as error:  # a failed capture is a result, which the table shows
         reason: str = str(error).strip().splitlines()[0]
         return f"{type(error).__name__}: {reason[:60]}"
 
 
 def table(name: str, shapes: Shapes, device: torch.device) -> str:
-    """A Markdown table of one model."""
+    """Return the Markdown table of one model."""
     steps: dict[str, Callable[[], None]] = {}
     first: dict[str, float] = {}
     memory: dict[str, float] = {}
@@ -114,7 +114,7 @@ def table(name: str, shapes: Shapes, device: torch.device) -> str:
     lines = [
         f"## {name}",
         "",
-        "| optimizer | ms (median) | of fused | extra MB | first step, s | captured, ms |",
+        "| optimizer | ms (median) | ratio to fused | extra MB | first step, s | captured, ms |",
         "|---|---|---|---|---|---|",
     ]
     for title, own in times.items():

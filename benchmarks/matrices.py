@@ -1,8 +1,8 @@
-"""Step times of matrix methods on the tensors of a GPT: Muon + AdamW, and SOAP, against other packages, in one run.
+"""Compare step times of matrix methods (Muon + AdamW, SOAP) with other packages on the tensors of a GPT, in one run.
 
-Run as `python benchmarks/matrices.py`: prints the tables of docs/performance-matrices.md. Packages that are not there
-are left out.
-`--peers` names folders with modules that no registry has: `dion` (microsoft/dion) and `soap` (nikhilvyas/SOAP).
+`python benchmarks/matrices.py` prints the tables of docs/performance-matrices.md. Packages that are not installed are
+left out. `--peers` names folders with modules that are on no package index: `dion` (microsoft/dion) and `soap`
+(nikhilvyas/SOAP).
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ Make = Callable[[list[torch.Tensor]], Step]
 MUON: dict[str, Any] = {"lr": 0.02, "momentum": 0.95, "weight_decay": 0.1}
 ADAMW: dict[str, Any] = {"lr": 3e-4, "betas": (0.9, 0.95), "weight_decay": 0.0}
 TORCH_MUON = "torch Muon + AdamW, fused"
-FREQUENCY = 10  # steps from one renewal of SOAP's bases to the next
+FREQUENCY = 10  # steps between renewals of SOAP's bases
 SOAP: dict[str, Any] = {"lr": 3e-3, "betas": (0.95, 0.95), "weight_decay": 0.01, "precondition_frequency": FREQUENCY}
 
 
 def is_hidden(shape: torch.Size) -> bool:
-    """Whether a GPT's tensor is a matrix between layers: not an embedding, of words or of places."""
+    """Whether a GPT's tensor is a hidden matrix, not a token or position embedding."""
     return len(shape) == 2 and max(shape) <= 4 * min(shape)
 
 
 def split(params: list[torch.Tensor]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """The matrices of layers, and all others."""
+    """Return the hidden matrices and all other parameters."""
     matrices = [param for param in params[2:] if is_hidden(param.shape)]
     others = [*params[:2], *(param for param in params[2:] if not is_hidden(param.shape))]
     return matrices, others
@@ -57,7 +57,7 @@ def both(first: Step, second: Step) -> Step:
 
 
 def with_gradients(optimizer: Any, params: list[torch.Tensor]) -> Step:
-    """A step of an optimizer that takes gradients away."""
+    """Return a step that restores the gradients first, for optimizers that remove them."""
     gradients = [param.grad for param in params]
 
     def step() -> None:
@@ -97,7 +97,7 @@ def dion_muon(params: list[torch.Tensor]) -> Step:
 
 
 def gradtx_muon(**options: Any) -> Make:
-    """By `partition`; `options` are those of `muon`, and `compile`."""
+    """Return Muon and AdamW combined by `partition`; `options` are those of `muon`, and `compile`."""
     compiled = options.pop("compile", False)
 
     def make(params: list[torch.Tensor]) -> Step:
@@ -112,7 +112,7 @@ def gradtx_muon(**options: Any) -> Make:
     return make
 
 
-# SOAP for all.
+# SOAP for all parameters.
 
 
 def author_soap(params: list[torch.Tensor]) -> Step:
@@ -152,7 +152,7 @@ SOAPS: dict[str, Make] = {
 
 
 def steps_of(contestants: dict[str, Make], shapes: Shapes) -> tuple[dict[str, Step], dict[str, float], list[str]]:
-    """The step of each contestant that there is, the seconds of its first one, and why others are missing."""
+    """Return the available contestants' steps, the seconds of their first steps, and why others are missing."""
     steps: dict[str, Step] = {}
     first: dict[str, float] = {}
     missing: list[str] = []
@@ -161,7 +161,7 @@ def steps_of(contestants: dict[str, Make], shapes: Shapes) -> tuple[dict[str, St
             step = make(parameters(shapes))
             start = time.perf_counter()
             step()
-        except Exception as error:  # another package's fault is a line below the table
+        except Exception as error:  # an error of another package becomes a line below the table
             reason = str(error).strip().splitlines() or [""]
             missing.append(f"{name}: {type(error).__name__}: {reason[0][:120]}")
             continue
@@ -171,14 +171,14 @@ def steps_of(contestants: dict[str, Make], shapes: Shapes) -> tuple[dict[str, St
 
 
 def table(title: str, contestants: dict[str, Make], shapes: Shapes, reference: str, rounds: int, per_round: int) -> str:
-    """A Markdown table: the time of a step of each contestant."""
+    """Return a Markdown table of each contestant's step time."""
     steps, first, missing = steps_of(contestants, shapes)
     times = interleaved({name: repeated(step, per_round) for name, step in steps.items()}, rounds, 1)
     against = reference if reference in times else next(iter(times))
     lines = [
         f"{title}: {len(shapes)} tensors, {sum(map(math.prod, shapes)) / 1e6:.1f} million entries, float32.",
         "",
-        "| optimizer | ms a step (median) | least | of the first line | first step, s |",
+        "| optimizer | ms per step (median) | minimum | ratio to the first row | first step, s |",
         "|---|---|---|---|---|",
     ]
     for name, own in times.items():
@@ -199,13 +199,13 @@ def repeated(step: Step, count: int) -> Step:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--width", type=int, default=384, help="of the GPT that Muon trains")
-    parser.add_argument("--soap-width", type=int, default=128, help="of the GPT that SOAP trains")
+    parser.add_argument("--width", type=int, default=384, help="width of the GPT for Muon")
+    parser.add_argument("--soap-width", type=int, default=128, help="width of the GPT for SOAP")
     parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--peers", nargs="*", default=[], help="folders with further modules")
-    parser.add_argument("--only", choices=("muon", "soap"), help="one of the tables")
+    parser.add_argument("--only", choices=("muon", "soap"), help="print only this table")
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore")
     sys.path.extend(arguments.peers)

@@ -1,14 +1,15 @@
-"""Train the byte transformer of examples/muon_chars.py with coded state and with rounded weights, beside float32.
+"""Train the byte transformer of examples/muon_chars.py with coded state and rounded weights, and compare with float32.
 
-Every run has the same batches and, for a seed, the same first weights; its loss is that of the last steps over that of
-float32 with the same seed. Weights in bfloat16 run their model in float32, on the rounded weights, so that only the
-optimizer differs.
+For a given seed, every run has the same batches and initial weights. Its result is the loss of the last steps relative
+to that of float32 with the same seed. With bfloat16 weights, the model still computes in float32, on the rounded
+weights, so that only the optimizer differs.
 
     python benchmarks/precision.py [--steps 1000] [--seeds 3] [--only AdamW Lion] [--peers 300] [--report]
 
-Each finished run is kept in a file under out/, so a study that was interrupted goes on where it was. Writes
-docs/precision.md and docs/precision.png, with `--report` from the runs that are through. `--peers 300` runs the AdamW
-of torchao, bitsandbytes, optimi and heavyball instead, which must be installed (`pip install --no-deps --target`).
+Each finished run is stored in a file under out/, so an interrupted study continues where it stopped. Writes
+docs/precision.md and docs/precision.png; with `--report` only from the runs already finished. `--peers 300` instead
+runs the AdamW of torchao, bitsandbytes, optimi and heavyball, which must be installed (`pip install --no-deps
+--target`).
 """
 
 from __future__ import annotations
@@ -74,15 +75,15 @@ ROUNDINGS: dict[str, GradientTransformation] = {
 
 @dataclass(frozen=True)
 class Plan:
-    """One run: how to train, and for which seed.
+    """The configuration of one run.
 
     Attributes:
         algorithm: The column of the table.
         mode: The row of the table.
-        make: Makes the optimizer of named parameters.
+        make: Builds the optimizer from named parameters.
         narrow: Whether weights are in bfloat16.
-        seed: Of the first weights and the batches.
-        steps: How many.
+        seed: The seed of the initial weights and the batches.
+        steps: The number of training steps.
     """
 
     algorithm: str
@@ -93,19 +94,19 @@ class Plan:
     steps: int
 
     def path(self, folder: Path) -> Path:
-        """Where the measurements of the run are kept."""
+        """The file with the measurements of the run."""
         words = re.findall(r"[A-Za-z0-9+]+", f"{self.algorithm} {self.mode}")
         return folder / f"{'-'.join(words)}-{self.steps}-{self.seed}.json"
 
 
 @dataclass
 class Result:
-    """The runs of one mode that are through, by seed.
+    """The finished runs of one mode, by seed.
 
     Attributes:
         losses: The training losses of each run.
-        state: Bytes of state for each entry of the weights.
-        milliseconds: Of each run, the time of a step of the optimizer: a tenth of all steps was faster.
+        state: Bytes of state per entry of the weights.
+        milliseconds: The first decile of the optimizer's step times in each run.
     """
 
     losses: dict[int, list[float]] = field(default_factory=dict[int, list[float]])
@@ -118,17 +119,17 @@ class Result:
         self.milliseconds[seed] = measured["milliseconds"]
 
     def last(self) -> dict[int, float]:
-        """The losses at the end."""
+        """The final loss of each run: the mean over the last steps."""
         return {seed: statistics.fmean(of_run[-LAST:]) for seed, of_run in self.losses.items()}
 
     def over(self, reference: Result) -> list[float]:
-        """The losses at the end over those of a reference with the same seeds."""
+        """The ratios of the final losses to those of a reference with the same seeds."""
         others = reference.last()
         return [loss / others[seed] for seed, loss in self.last().items() if seed in others]
 
 
 class Narrow:
-    """Weights in bfloat16 of a model that computes in float32."""
+    """The bfloat16 weights of a model that computes in float32."""
 
     def __init__(self, model: Transformer):
         self._wide = dict(model.named_parameters())
@@ -137,18 +138,18 @@ class Narrow:
 
     @torch.no_grad()
     def show(self) -> None:
-        """Put the weights into the model."""
+        """Copy the weights into the model."""
         for name, param in self._wide.items():
             param.copy_(self.params[name])
 
     def take(self) -> None:
-        """Take the gradients of the model."""
+        """Copy the gradients from the model."""
         for name, param in self._wide.items():
             self.params[name].grad = None if param.grad is None else param.grad.bfloat16()
 
 
 def train(plan: Plan, text: Tensor) -> dict[str, Any]:
-    """The measurements of one run."""
+    """Train once and return the measurements."""
     torch.manual_seed(plan.seed)
     model = Transformer()
     weights = Narrow(model) if plan.narrow else None
@@ -177,7 +178,7 @@ def train(plan: Plan, text: Tensor) -> dict[str, Any]:
 
 
 def measured(plan: Plan, text: Tensor, folder: Path) -> dict[str, Any]:
-    """The measurements of a run, which is kept in a file, and made only if there is none."""
+    """Return the measurements of a run, from its file if there is one."""
     path = plan.path(folder)
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
@@ -187,7 +188,7 @@ def measured(plan: Plan, text: Tensor, folder: Path) -> dict[str, Any]:
 
 
 def bytes_of(optimizer: torch.optim.Optimizer) -> int:
-    """The bytes of an optimizer's state; peers have coded tensors of several parts, and nested dicts."""
+    """Return the bytes of an optimizer's state, including nested dicts and tensor subclasses of other libraries."""
     sizes: dict[int, int] = {}
     waiting: list[Any] = list(optimizer.state.values())
     while waiting:
@@ -208,13 +209,13 @@ def adapter(tx: GradientTransformation) -> Callable[[Any], torch.optim.Optimizer
     return lambda params: gradtx.as_optimizer(tx, params)
 
 
-# Peers, with AdamW's numbers at a constant rate.
+# Other libraries: AdamW at a constant learning rate.
 
 NUMBERS: dict[str, Any] = {"lr": 2e-3, "betas": (0.9, 0.95), "weight_decay": 0.01}
 
 
 def peer(module: str, name: str, **options: Any) -> Callable[[Any], torch.optim.Optimizer]:
-    """A class of another library, imported when the optimizer is made."""
+    """Return a factory for another library's class, which is imported on the first call."""
 
     def make(params: Any) -> torch.optim.Optimizer:
         optimizer_class = getattr(importlib.import_module(module), name)
@@ -224,7 +225,7 @@ def peer(module: str, name: str, **options: Any) -> Callable[[Any], torch.optim.
 
 
 def ours(code: Any = None, *links: GradientTransformation) -> Callable[[Any], torch.optim.Optimizer]:
-    """Our compiled AdamW."""
+    """Return a factory for the compiled AdamW of gradtx."""
     tx = chain(gradtx.adamw(**NUMBERS, state_dtype=code), *links)
     return lambda params: gradtx.as_optimizer(tx, params, compile=True)
 
@@ -252,14 +253,14 @@ def peer_plans(steps: int) -> list[Plan]:
 
 
 def peer_table(folder: Path, steps: int) -> list[str]:
-    """The rows of the runs of peers that are through."""
+    """Return the table of the finished runs of other libraries."""
     results: dict[str, Result] = {}
     for plan in peer_plans(steps):
         path = plan.path(folder)
         if path.exists():
             results[plan.mode] = Result()
             results[plan.mode].add(plan.seed, json.loads(path.read_text(encoding="utf-8")))
-    lines = ["| AdamW | bytes of state an entry | ms a step | loss |", "|---|---:|---:|---:|"]
+    lines = ["| AdamW | bytes of state per entry | ms per step | loss |", "|---|---:|---:|---:|"]
     for mode in sorted(results, key=lambda mode: -results[mode].state):
         (milliseconds,) = results[mode].milliseconds.values()
         lines.append(f"| {mode} | {results[mode].state:.2f} | {milliseconds:.1f} | {losses(results[mode])} |")
@@ -270,7 +271,7 @@ def peer_table(folder: Path, steps: int) -> list[str]:
 
 
 def step_times(compile: bool, rounds: int = 60) -> dict[str, list[float]]:
-    """Milliseconds of the fastest step of AdamW on a matrix, all codes in turn, by numbers of rows."""
+    """Time AdamW with each code in turn, and return the milliseconds of the fastest step for each matrix, by code."""
     times: dict[str, list[float]] = {}
     for rows in ROWS:
         optimizers: dict[str, torch.optim.Optimizer] = {}
@@ -296,17 +297,17 @@ def page_of_times(path: Path) -> list[str]:
     return [
         "## Step times on a CPU",
         "",
-        "AdamW on one matrix and one thread, the fastest of 60 interleaved steps, and over that of float32. A coded "
-        "step goes through a leaf several times, because the scale of a block is known only when all its entries are, "
-        'and it divides and takes roots more often: an entry in "int8" costs three divisions and a root where one in '
-        "float32 costs one of each, so the ratio is largest where all state fits into the cache. Codes in 4 bits are "
-        "packed without vectors.",
+        "The tables give the time of AdamW on one matrix with one thread, the fastest of 60 interleaved steps, with "
+        "the ratio to float32 in parentheses. A coded step makes several passes over a leaf, because the scale of a "
+        "block is known only after all its entries. It also needs more divisions and roots: an entry in "
+        '"int8" costs three divisions and a root, an entry in float32 one of each. The ratio is therefore largest '
+        "where all state fits into the cache. Packing of 4-bit codes is not vectorized.",
         "",
         "Compiled:",
         "",
         *_table_of_times(times["compiled"]),
         "",
-        "By default:",
+        "Default mode:",
         "",
         *_table_of_times(times["default"]),
         "",
@@ -324,7 +325,7 @@ def _table_of_times(times: dict[str, list[float]]) -> list[str]:
 
 
 def modes_of(name: str, steps: int) -> dict[str, tuple[Callable[[Any], torch.optim.Optimizer], bool]]:
-    """The ways to train with an algorithm, and whether weights are in bfloat16."""
+    """Return the modes to train an algorithm in: how to build the optimizer, and whether weights are in bfloat16."""
     tx = ALGORITHMS[name](steps)
     modes: dict[str, tuple[Callable[[Any], torch.optim.Optimizer], bool]] = {FLOAT32: (adapter(tx), False)}
     for code in CODES:
@@ -335,7 +336,7 @@ def modes_of(name: str, steps: int) -> dict[str, tuple[Callable[[Any], torch.opt
 
 
 def plans_of(names: list[str], steps: int, seeds: int) -> list[Plan]:
-    """All runs; those that bars are about come first."""
+    """Return all runs. Those with several seeds, which get a range in the table, come first."""
     plans: list[Plan] = []
     for name in names:
         for mode, (make, narrow) in modes_of(name, steps).items():
@@ -349,7 +350,7 @@ def _has_bar(name: str, mode: str) -> bool:
 
 
 def cell(result: Result, reference: Result) -> str:
-    """The losses of a mode over those of float32, in percent."""
+    """Format the losses of a mode relative to those of float32, in percent."""
     ratios = [100 * (ratio - 1) for ratio in result.over(reference)]
     if not ratios:
         return ""
@@ -359,7 +360,7 @@ def cell(result: Result, reference: Result) -> str:
 
 
 def losses(result: Result) -> str:
-    """The losses of float32."""
+    """Format the final losses of a mode: the mean and the range over seeds."""
     last = list(result.last().values())
     if len(last) < 2:
         return "".join(f"{loss:.3f}" for loss in last)
@@ -370,9 +371,10 @@ def page(results: dict[str, dict[str, Result]], steps: int) -> list[str]:
     lines = [
         "# Accuracy of coded state and rounded weights",
         "",
-        f"The byte transformer of `examples/muon_chars.py`, {steps} steps: the training loss of the last {LAST} steps "
-        "over that of float32 with the same seed. A cell with a range has several seeds, the others have one. The "
-        "first row is the loss of float32 itself. Leaves below 4096 entries are not coded, as always. What to choose: "
+        f"The table gives the training loss of the byte transformer of `examples/muon_chars.py` over the last {LAST} "
+        f"of {steps} steps, relative to float32 with the same seed. Cells with a range are means over several seeds; "
+        "the others are from one seed. The first row is the loss of float32 itself. As always, leaves with fewer than "
+        "4096 entries are not coded. For advice on what to choose, see "
         "[Train in less memory](howto/less-memory.md).",
         "",
         f"Written by `benchmarks/precision.py`, torch {torch.__version__}, one thread, {time.strftime('%Y-%m-%d')}.",
@@ -398,9 +400,9 @@ def page_of_peers(folder: Path, steps: int) -> list[str]:
     return [
         "## Other libraries",
         "",
-        f"The same task, {steps} steps of AdamW at a constant rate, one seed, one thread, one optimizer after another. "
-        "Our steps are compiled; torchao and heavyball compile theirs too. State is in bfloat16 where weights are. The "
-        f"loss is that of the last {LAST} steps.",
+        f"The task is the same, with {steps} steps of AdamW at a constant learning rate, one seed and one thread, one "
+        "optimizer at a time. The steps of gradtx are compiled; torchao and heavyball compile theirs as well. State is "
+        f"in bfloat16 where the weights are. The loss is the mean over the last {LAST} steps.",
         "",
         *rows,
         "",
@@ -416,7 +418,7 @@ def _not_run(folder: Path, steps: int) -> list[str]:
 
 
 def versions() -> list[tuple[str, str]]:
-    """The installed peers."""
+    """Return the names and versions of the other libraries that are installed."""
     installed: list[tuple[str, str]] = []
     for name in ("torchao", "bitsandbytes", "torch-optimi", "heavyball"):
         try:
@@ -427,7 +429,7 @@ def versions() -> list[tuple[str, str]]:
 
 
 def plot(modes: dict[str, Result], title: str) -> None:
-    """Each mode's loss over that of float32, so that lines that agree can be told apart."""
+    """Plot each mode's loss relative to that of float32, so that nearly equal curves remain distinguishable."""
     figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
     reference = modes[FLOAT32]
     for mode, result in modes.items():
@@ -446,7 +448,7 @@ def plot(modes: dict[str, Result], title: str) -> None:
 
 
 def report(plans: list[Plan], folder: Path, steps: int) -> dict[str, dict[str, Result]]:
-    """The results of the runs that are through."""
+    """Return the results of the finished runs."""
     results: dict[str, dict[str, Result]] = {}
     for name in ALGORITHMS:
         results[name] = {mode: Result() for mode in modes_of(name, steps)}
@@ -475,7 +477,7 @@ def main() -> None:
         by_way = {"compiled": step_times(True), "default": step_times(False)}
         times.write_text(json.dumps(by_way), encoding="utf-8")
     elif not options.report:
-        torch.set_num_threads(1)  # more threads help tensors this small little
+        torch.set_num_threads(1)  # more threads barely help for tensors this small
         text, _ = library()
         for plan in tqdm(peer_plans(options.peers) if options.peers else plans, desc="runs", disable=None):
             measured(plan, text, options.cache)

@@ -1,4 +1,4 @@
-"""Pure updates against TorchOpt's: `update` and `apply_updates` of AdamW on trees of small tensors, in one run.
+"""Compare pure updates with TorchOpt: `update` and `apply_updates` of AdamW on trees of small tensors, in one run.
 
 pip install torchopt==0.7.3
 python benchmarks/pure_updates.py

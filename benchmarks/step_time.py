@@ -1,7 +1,8 @@
-"""Step time, compile time and memory of optimizers on the tensors of real models, as ratios within one run.
+"""Measure step time, compile time and memory of optimizers on the tensors of real models, as ratios within one run.
 
-Every contestant steps once a round, in turn; ratios are medians over rounds against torch.optim.AdamW(fused=True).
-Run as `make bench`: prints tables, writes docs/step-time.png. Caches of the compiler are off.
+In each round, every contestant steps once in turn. Ratios are medians over rounds, relative to
+torch.optim.AdamW(fused=True). `make bench` runs this script, which prints tables and writes docs/step-time.png. The
+compiler's caches are disabled.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from tqdm import tqdm
 
 import gradtx
 
-ROUNDS, WARM = 30, 10  # memory that is new to a process is slow for some rounds
+ROUNDS, WARM = 30, 10  # newly allocated memory is slow for the first few rounds
 REFERENCE, LOOP = "torch AdamW, fused", "torch AdamW, loop"
 Step = Callable[[], object]
 MODELS = {"ResNet-50": resnet50(), "GPT, 12 layers": gpt()}
@@ -41,7 +42,7 @@ SMALL: dict[str, Shapes] = {
 
 
 def contestants() -> dict[str, Callable[[list[torch.Tensor]], Step]]:
-    """What makes a step of each; gradients are there and stay."""
+    """Return the functions that build each contestant's step. Gradients are set in advance and persist."""
     import adam_atan2_pytorch
     import adamp
     import heavyball
@@ -51,7 +52,7 @@ def contestants() -> dict[str, Callable[[list[torch.Tensor]], Step]]:
         optimizer, gradients = heavyball.AdamW(params), [param.grad for param in params]
 
         def step() -> None:
-            for param, gradient in zip(params, gradients, strict=True):  # it takes them away
+            for param, gradient in zip(params, gradients, strict=True):  # HeavyBall removes the gradients
                 param.grad = gradient
             optimizer.step()
 
@@ -77,7 +78,7 @@ def contestants() -> dict[str, Callable[[list[torch.Tensor]], Step]]:
 
 
 def compare(model: str, shapes: Shapes) -> dict[str, float]:
-    """Prints one model's table and returns the ratios."""
+    """Print one model's table and return the ratios."""
     print(f"\n{model}: {len(shapes)} tensors, {sum(map(math.prod, shapes)) / 1e6:.1f} million entries, float32\n")
     steps, first, memory = {}, {}, {}
     for name, make in tqdm(contestants().items(), desc="first steps", disable=None, leave=False):
@@ -88,7 +89,8 @@ def compare(model: str, shapes: Shapes) -> dict[str, float]:
         memory[name] = temporary(steps[name])
     times = interleaved(steps, ROUNDS, WARM)
     print(
-        "| optimizer | ms (median) | ratio | of torch's loop | memory, MB | first step, s |\n|---|---|---|---|---|---|"
+        "| optimizer | ms (median) | ratio | ratio to torch's loop | memory, MB | first step, s |\n"
+        "|---|---|---|---|---|---|"
     )
     ratios = {name: ratio(own, times[REFERENCE]) for name, own in times.items()}
     for name, own in times.items():
@@ -100,7 +102,7 @@ def compare(model: str, shapes: Shapes) -> dict[str, float]:
 
 
 def compare_small() -> None:
-    """Prints the time of AdamW on few or small tensors, where the work on the host counts."""
+    """Print the time of AdamW on few or small tensors, where host overhead matters."""
     contestants = {
         "torch, fused": lambda params: torch.optim.AdamW(params, fused=True).step,
         "torch, foreach": lambda params: torch.optim.AdamW(params, foreach=True).step,
@@ -108,7 +110,7 @@ def compare_small() -> None:
         "gradtx": lambda params: gradtx.optim.AdamW(params).step,
         "gradtx, compiled": lambda params: gradtx.optim.AdamW(params, compile=True).step,
     }
-    print("\nAdamW on small tensors, ms a step (median)\n")
+    print("\nAdamW on small tensors, ms per step (median)\n")
     print(f"| tensors | {' | '.join(contestants)} |\n|---|{'---|' * len(contestants)}")
     for name, shapes in SMALL.items():
         steps = {title: repeated(make(parameters(shapes)), 20) for title, make in contestants.items()}
@@ -126,9 +128,9 @@ def repeated(step: Step, count: int) -> Step:
 
 
 def temporary(step: Step) -> int:
-    """The most bytes that a step holds beyond what was there before it: parameters, gradients and state."""
+    """Return the peak number of bytes that a step allocates in addition to parameters, gradients and state."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        step()  # replaced state is of known size only if it was made while profiling
+        step()  # the profiler knows the size of replaced state only if it recorded the allocation
         with torch.profiler.record_function("measured"):
             step()
     results: Any = profile.profiler.kineto_results  # type: ignore[union-attr]
@@ -139,7 +141,7 @@ def temporary(step: Step) -> int:
 
 
 def compile_time(name: str, cache: str) -> float:
-    """Seconds of the first step in a new process."""
+    """Return the seconds of the first step in a new process."""
     code = (
         "import sys, time; sys.path.insert(0, 'benchmarks')\n"
         "from common import parameters, resnet50\nimport torch, gradtx\n"
@@ -158,7 +160,7 @@ def compile_time(name: str, cache: str) -> float:
 
 
 def functional_step() -> tuple[float, float]:
-    """Milliseconds of a whole functional training step, eager and under torch.compile."""
+    """Return the milliseconds of a whole functional training step, eager and under torch.compile."""
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(256, 512), torch.nn.Tanh(), torch.nn.Linear(512, 10))
     params = {name: param.detach().clone() for name, param in model.named_parameters()}
@@ -186,7 +188,7 @@ def main() -> None:
     results = {model: compare(model, shapes) for model, shapes in MODELS.items()}
     draw(results)
     compare_small()
-    print("\nFirst step in a new process, ResNet-50, seconds: compiled for the first time, and from the cache\n")
+    print("\nFirst step in a new process (ResNet-50), in seconds: with empty caches, and in a later process\n")
     for name in ("AdamW", "AdamP"):
         with tempfile.TemporaryDirectory() as cache:
             print(f"- {name}: {compile_time(name, cache):.1f}, {compile_time(name, cache):.1f}")

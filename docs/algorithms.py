@@ -1,4 +1,4 @@
-"""Write docs/algorithms.md from the docstrings and from the states of the optimizers: `make docs-tables`."""
+"""Write docs/algorithms.md from the optimizers' docstrings and states: `make docs-tables`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PAGE = Path(__file__).with_suffix(".md")
 
 HISTORY = 10  # the default of L-BFGS
 RANK = 128  # the default of the low-rank methods
-ROWS, COLUMNS, ENTRIES = 48, 40, 29  # distinct, so that a slot's size says what it is of; one block for Shampoo
+ROWS, COLUMNS, ENTRIES = 48, 40, 29  # distinct, so that the size of a slot identifies its shape; one block for Shampoo
 MATRIX = {
     ROWS * COLUMNS: "",
     ROWS: "row",
@@ -37,19 +37,20 @@ INTRO = """# Algorithms
 
 <!-- Written by docs/algorithms.py from the docstrings; `make docs-tables` rewrites it. -->
 
-`help(gradtx.<name>)` gives the equation, all arguments with their ranges, the state, an example, the paper and
-departures from it. So does the site that `make docs` builds.
+`help(gradtx.<name>)` and the site that `make docs` builds show the equation, all arguments with their ranges, the
+state, an example, the paper and departures from it.
 
 ## Optimizers
 
-Each is a function, `gradtx.adamw(lr=1e-3)`, for `chain`, pure use and `as_optimizer`, and a class with the same
-arguments, `gradtx.optim.AdamW(model.parameters(), lr=1e-3)`.
+Each optimizer is a function, `gradtx.adamw(lr=1e-3)`, for `chain`, pure use and `as_optimizer`, and a class with the
+same arguments, `gradtx.optim.AdamW(model.parameters(), lr=1e-3)`.
 
-- **Memory**: floats of state for a matrix, counted in the state itself: "2" is two per entry, "row" one per row, "row²"
-  a square matrix whose side is the number of rows. State of constant size is left out. First with default options, then
-  with options that change it, then for vectors (of length n) if they differ.
-- **Needs**: further inputs of `update` besides gradients and state, with default options.
-- **Rate**: "owns" marks those that return a finished step: no link that scales by a learning rate or decays may follow.
+- **Memory**: the number of floats in the state of a matrix, counted in the actual state. "2" means two per entry, "row"
+  one per row, "row²" a square matrix with as many rows as the parameter. State of constant size is left out. Each cell
+  lists the default options, then options that change the size, then vectors (of length n) if they differ.
+- **Needs**: inputs of `update` in addition to gradients and state, with default options.
+- **Rate**: "owns" marks optimizers that return a finished step. No link that scales by a learning rate or decays
+  weights may follow them.
 - **Works on**: "entries" for elementwise rules; "entries, sums" for elementwise rules with sums over all parameters;
   "tensors" for rules on whole tensors (norms, means, factorizations).
 """
@@ -70,7 +71,7 @@ def first_sentence(factory: Any) -> str:
 
 
 def when(factory: Any) -> str:
-    """When to use an optimizer, as a sentence."""
+    """Return the sentence of a docstring on when to use an optimizer."""
     found = re.search(r"^When to use: (.*?)\n\n", inspect.getdoc(factory) or "", re.DOTALL | re.MULTILINE)
     if not found:
         raise AssertionError(f"{factory.__name__}: its docstring lacks `When to use:`")
@@ -79,7 +80,7 @@ def when(factory: Any) -> str:
 
 
 def paper(factory: Any) -> str:
-    """The first sentence of `Source`, without what it says of single options, and with links to arXiv."""
+    """Return the first sentence of `Source`, without its parts on single options, and with links to arXiv."""
     found = re.search(r"Source: (.*?)(?:\n\n|\Z)", inspect.getdoc(factory) or "", re.DOTALL)
     text = " ".join(found[1].split()) if found else ""
     text = re.split(r"(?<!et al)\.(?= [A-Z(]|$)", text)[0]
@@ -91,7 +92,7 @@ def paper(factory: Any) -> str:
 
 
 def required(factory: Any) -> dict[str, Any]:
-    """Arguments for those without a default."""
+    """Return example values for the arguments without a default."""
     return {argument.name: factory.spec.example[argument.name] for argument in arguments(factory) if argument.required}
 
 
@@ -100,7 +101,7 @@ def arguments(factory: Any) -> list[Any]:
 
 
 def memory(factory: Any) -> str:
-    """State for every entry of a matrix, with the options that change it; for a vector where that differs."""
+    """Describe the state of a matrix, with the options that change it, and that of a vector if it differs."""
     tx = factory(**required(factory))
     usual, others = amount(tx, (ROWS, COLUMNS), MATRIX), defaultdict(list)
     for argument in arguments(factory):
@@ -116,7 +117,7 @@ def memory(factory: Any) -> str:
 
 
 def amount_with(factory: Any, argument: Any) -> str | None:
-    """The state of a matrix with an option that is off by default switched on; None where there is no such thing."""
+    """Describe the state of a matrix with one option toggled; None if the option cannot be toggled."""
     if argument.kind == "bool":
         value: Any = not argument.default
     elif argument.kind == "scalar" and argument.default in (None, argument.range.off):
@@ -138,7 +139,7 @@ def amount(tx: gradtx.GradientTransformation, shape: tuple[int, ...], units: Map
 
 
 def sizes(state: Mapping[str, Any]) -> Iterator[int]:
-    """The sizes of all tensors of a state."""
+    """Yield the sizes of all tensors of a state."""
     for value in state.values():
         if isinstance(value, Mapping):
             yield from sizes(value)
@@ -147,7 +148,7 @@ def sizes(state: Mapping[str, Any]) -> Iterator[int]:
 
 
 def rules(tx: Any) -> list[Any]:
-    """All rules that a transformation comes down to, those of branches too."""
+    """Return all rules of a transformation, including those of branches."""
     found = list(tx._links())
     for link in found:
         found.extend(link._inner_links())
@@ -159,7 +160,7 @@ def works_on(tx: Any) -> str:
         elementwise = rule._spec.elementwise
         if not (elementwise(rule._arguments) if callable(elementwise) else elementwise):
             return "tensors"
-    # A rule that yields asks for sums over all leaves.
+    # A rule that yields requests sums over all leaves.
     sums = any(inspect.isgeneratorfunction(rule._body.update) for rule in rules(tx))
     return "entries, sums" if sums else "entries"
 
@@ -176,12 +177,12 @@ def table(titles: list[str], rows: Iterable[Iterable[str]]) -> list[str]:
 
 
 def named(factory: Any) -> str:
-    """The name of a factory, as a link to its module."""
+    """Return the name of a factory as a link to its module."""
     return f"[`{factory.__name__}`](../{module(factory).replace('.', '/')}.py)"
 
 
 def classes() -> dict[Any, str]:
-    """Alias -> the name of its class."""
+    """Map each alias to the name of its class."""
     names = {}
     for cls in CLASSES.values():
         names[cls._alias] = cls.__name__
@@ -193,7 +194,7 @@ def module(factory: Any) -> str:
 
 
 def public(chosen: Callable[[str], bool]) -> dict[str, list[Any]]:
-    """Public factories of the kinds that are chosen, by module."""
+    """Return the public factories of the chosen kinds, by module."""
     found = defaultdict(list)
     for name in gradtx.__all__:
         factory = getattr(gradtx, name)
@@ -216,7 +217,7 @@ def optimizer(factory: Any, class_name: str) -> list[str]:
 
 
 def families() -> dict[str, str]:
-    """Module of `gradtx.optimizers` -> title, from its docstring; in the order of the package's imports."""
+    """Map each module of `gradtx.optimizers` to the title in its docstring, in the order of the package's imports."""
     titles = {}
     for cls in CLASSES.values():
         place = module(cls._alias)
@@ -226,7 +227,7 @@ def families() -> dict[str, str]:
 
 
 def optimizers() -> list[str]:
-    """One table; a family begins with a row of its title, which links can point to."""
+    """Return the table of optimizers. Each family begins with a title row, which has an anchor for links."""
     by_module, names = public(lambda kind: kind == "alias"), classes()
     titles = ["function, class", "what it does, *when to use it*", "memory", "needs", "rate", "works on", "source"]
     rows = []

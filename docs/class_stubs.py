@@ -1,4 +1,4 @@
-"""Write gradtx/optim/classes.pyi, the types of the optimizers' classes, from the aliases: `make docs-tables`."""
+"""Write gradtx/optim/classes.pyi, the type stubs of the optimizer classes, from the aliases: `make docs-tables`."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ CLASSES: dict[str, type[AliasOptimizer]]
 
 
 def default(value: Any) -> str:
-    """The source text of a default."""
+    """Return the source text of a default."""
     if isinstance(value, str):
         return json.dumps(value)  # in double quotes, as ruff writes them
     return 'float("inf")' if value == float("inf") else repr(value)
@@ -56,7 +56,7 @@ def argument(parameter: inspect.Parameter) -> str:
 
 
 def stub(cls: Any) -> str:
-    """The declaration of a class, with an argument a line."""
+    """Return the declaration of a class, with one argument per line."""
     lines = ["self"]
     keyword_only = False
     for parameter in inspect.signature(cls).parameters.values():

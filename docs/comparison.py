@@ -1,7 +1,7 @@
-"""Write the README's table of libraries from runs: `make docs-tables`.
+"""Run the libraries of the README's comparison table and write the table: `make docs-tables`.
 
-Cells of a library that cannot be imported here stay as the last run wrote them (docs/comparison.json). TorchOpt needs
-Python's graphviz package for its plots only, so a stand-in serves where that is missing.
+If a library cannot be imported, its cells keep the values of the last run (docs/comparison.json). TorchOpt needs the
+graphviz package only for its plots, so a stub replaces it if it is missing.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ ROWS = (
     "one `torch.vmap` over learning rates",
     "reproduced step for step here",
 )
-# In the order of the columns: the module, and what it is called.
+# Module -> title, in the order of the columns.
 LIBRARIES = {
     "gradtx": "gradtx",
     "torchopt": "TorchOpt",
@@ -42,9 +42,12 @@ LIBRARIES = {
 FUNCTIONS, CLASS = "a value: a chain of pure functions", "a class"
 RATES = torch.tensor([0.1, 0.2], dtype=torch.float64)
 STEPS = 5
-NOT_OF_TORCH = ("LBFGS", "SparseAdam")  # tests/optim/test_equals_torch.py runs the others; ours takes one step a call
+NOT_OF_TORCH = (
+    "LBFGS",
+    "SparseAdam",
+)  # tests/optim/test_equals_torch.py runs the others; our LBFGS takes one step per call
 
-# Optimizers of TorchOpt, and ours that take the same steps.
+# Optimizers of TorchOpt, and those of gradtx that take the same steps.
 OF_TORCHOPT: dict[str, tuple[dict[str, Any], Any]] = {
     "sgd": ({"lr": 0.1, "momentum": 0.9, "nesterov": True}, gradtx.sgd(lr=0.1, momentum=0.9, nesterov=True)),
     "adam": ({"lr": 0.1}, gradtx.adam(lr=0.1)),
@@ -58,10 +61,10 @@ OF_TORCHOPT: dict[str, tuple[dict[str, Any], Any]] = {
 
 
 def imported(name: str) -> Any:
-    """A library.
+    """Import a library.
 
     Raises:
-        ImportError: it is not here.
+        ImportError: the library is not installed.
     """
     if name == "torchopt":
         try:
@@ -72,7 +75,7 @@ def imported(name: str) -> Any:
 
 
 def optimizer_classes(module: Any) -> list[type]:
-    """The classes of a module that are torch optimizers, without torch's base class."""
+    """Return the torch optimizers among the classes of a module, without torch's base class."""
     classes: list[type] = []
     for item in vars(module).values():
         if isinstance(item, type) and issubclass(item, torch.optim.Optimizer) and item is not torch.optim.Optimizer:
@@ -102,7 +105,7 @@ def step_of_functions(tx: Any, apply: Callable[..., Any], **options: Any) -> tor
 
 
 def runs_under_vmap(step: Callable[[Any], torch.Tensor]) -> str:
-    """Whether one `torch.vmap` takes the steps of several rates."""
+    """Return "yes" if a step works under `torch.vmap` over learning rates, else "no"."""
     expected = torch.stack([step(rate.item()) for rate in RATES])
     try:
         steps = torch.vmap(step)(RATES)
@@ -164,7 +167,7 @@ def of_optax(module: Any) -> tuple[str, ...]:
 
 
 def calls_of_optax() -> str:
-    """The calls that tests/test_optax_names.py runs on both sides."""
+    """Return the number of calls that tests/test_optax_names.py runs in both libraries."""
     names = runpy.run_path(str(ROOT / "docs" / "optax_names.py"))
     calls = 0
     for rows in names["SECTIONS"].values():
@@ -198,10 +201,10 @@ MEASURES: dict[str, Callable[[Any], tuple[str, ...]]] = {
 
 
 def column(name: str) -> dict[str, Any]:
-    """A column of the table, by a run.
+    """Measure a column of the table.
 
     Raises:
-        ImportError: the library is not here.
+        ImportError: the library is not installed.
     """
     module = imported(name)
     version = "" if name in ("gradtx", "torch.optim") else importlib.metadata.version(name)
@@ -209,7 +212,7 @@ def column(name: str) -> dict[str, Any]:
 
 
 def measured(record: dict[str, Any]) -> dict[str, Any]:
-    """The columns, those of libraries that are not here from the record."""
+    """Measure all columns; those of libraries that are not installed are taken from the record."""
     columns: dict[str, Any] = {}
     for name in LIBRARIES:
         try:
@@ -229,7 +232,7 @@ def table(columns: dict[str, Any]) -> str:
 
 
 def page(columns: dict[str, Any]) -> str:
-    """The README with this table."""
+    """Return the README with this table."""
     text = README.read_text(encoding="utf-8")
     return re.sub(r"\| \| gradtx \|.*?\n\n", lambda _: table(columns) + "\n\n", text, count=1, flags=re.DOTALL)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import gradtx
 
-sys.path.insert(0, str(Path(__file__).parent))  # the modules in this folder
+sys.path.insert(0, str(Path(__file__).parent))  # for the modules in this folder
 
 project, author, copyright = "gradtx", "the authors of gradtx", "2026, the authors of gradtx"
 version = release = gradtx.__version__
@@ -19,7 +19,7 @@ myst_heading_anchors = 3
 add_module_names = True
 python_maximum_signature_line_length = 100
 toc_object_entries_show_parents = "hide"
-# Names of torch and of type aliases; no other project's index is fetched.
+# Names of torch and type aliases. No inventory of another project is fetched.
 KNOWN = (
     r"os\.PathLike|torch\..*|nn\..*|Tensor|Optimizer|LRScheduler|AliasOptimizer|StateDtype|Shape|Where|Names|P|Factory|"
     "Leaf|Clock|Coefficients|Explanation|ReleasedGradients|Row"
@@ -27,7 +27,7 @@ KNOWN = (
 nitpick_ignore_regex = [("py:class", KNOWN)]
 
 html_theme = "furo"
-pygments_dark_style = "github-dark"  # underlines nothing that is no link
+pygments_dark_style = "github-dark"  # does not underline anything except links
 html_title = "gradtx"
 html_math_renderer = "mathml"
 html_static_path = ["static"]

@@ -1,4 +1,4 @@
-"""Write docs/conformance.md from the conformance tests and their table of exemptions: `make docs-tables`."""
+"""Write docs/conformance.md from the conformance tests and their exemptions: `make docs-tables`."""
 
 from __future__ import annotations
 
@@ -17,41 +17,44 @@ INTRO = f"""# Conformance tests
 
 <!-- Written by docs/conformance.py from the tests; `make docs-tables` rewrites it. -->
 
-The tests run on every public factory made by a decorator (rules, aliases, combinators): {len(plain_cases())} factories.
-Each is tested with the arguments that its decorator gives, with all numbers switched on that are off by default, and
-with each switch flipped: {len(ALL)} cases, with {sum(len(case.floats()) for case in ALL)} float hyperparameters.
-Combinators wrap Adam, and its hyperparameters count as theirs. Leaves have 0, 1, 2 and 4 dimensions, if the rule
-accepts them.
+The tests run on every public factory created by a decorator (rules, aliases, combinators): {len(plain_cases())}
+factories. Each is tested with the example arguments of its decorator, with all hyperparameters enabled that are off by
+default, and with each switch flipped: {len(ALL)} cases, with {sum(len(case.floats()) for case in ALL)} float
+hyperparameters. Combinators wrap Adam, whose hyperparameters are included in the count. Leaves have 0, 1, 2 and 4
+dimensions, as far as the rule accepts them.
 
 ## The checks
 
-Each test and its number of cases. `make test` runs a part of them: all rules and combinators, and fewer aliases and
-switches. `make test-all`, which CI runs every night, runs all.
+The table lists each test with its number of cases. `make test` runs a subset: all rules and combinators, and fewer
+aliases and switches. `make test-all`, which CI runs every night, runs all cases.
 """
 
 DERIVATIVES = """
-- **Derivatives** are compared in float64 with central differences of runs of five steps: one for every float
+- **Derivatives** are compared in float64 with central differences over runs of five steps: one for every float
   hyperparameter (rates, betas, decays, eps), and one along a random direction of the initial weights. The tests use
   reverse mode (`torch.func.grad`) and forward mode (`torch.func.jvp`, batched over directions by `vmap`).
-- At a kink or a jump (a sign at 0, a clip at its bound, a maximum of equal numbers) there is no derivative, and
-  differences would show it. Random inputs do not hit these points. Zero gradients and zero weights do occur in
-  training; there, derivatives must be finite, and that of a root at 0 counts as 0.
+- At a kink or a jump (a sign at 0, a clip at its bound, a maximum of equal values) there is no derivative, and
+  the differences would not agree. Random inputs do not hit these points. Zero gradients and zero weights do occur in
+  training; there, derivatives must be finite, and the derivative of a root at 0 counts as 0.
 - The derivative of a **sign** is 0, and so are the differences: no gradient flows through it.
-- An alias is a chain of links that are cases themselves. Tests with fewer cases use default switches, or all rules and
-  combinators with a choice of aliases: every fourth, and for each combinator the first alias that contains it.
-- **Compiled steps** compute, transform and apply the gradient in one graph (`fullgraph=True`); over twenty steps every
-  number, the state and the loss change without recompilation. Usually the traced graph runs as it is; some chains go
-  through inductor. Separate tests cover `compile=True` for every optimizer.
+- An alias is a chain of links that are cases themselves. Tests with fewer cases use either the default switches, or all
+  rules and combinators and a selection of aliases: every fourth, and for each combinator the first alias that contains
+  it.
+- **Compiled steps** compute, transform and apply the gradient in one graph (`fullgraph=True`). Over twenty steps, every
+  hyperparameter, the state and the loss change without recompilation. Most cases run the traced graph directly; some
+  chains go through inductor. Separate tests cover `compile=True` for every optimizer.
 
 ## Exceptions
 
-Each exception must fail its test, so none outlives its reason. The table names the test, then the cases.
+Each exception must fail its test, so it is removed once its reason no longer applies. The table lists the test, the
+cases and the reason.
 """
 
 FACTORIES = """
 ## The factories
 
-How many cases each is tested in, and its float hyperparameters, with those of the transformations inside it.
+The table lists the number of cases of each factory and its float hyperparameters, including those of inner
+transformations.
 """
 
 
@@ -70,7 +73,7 @@ def checks() -> list[str]:
 
 
 def exempt(entry: Exemption) -> str:
-    """The cases that an exemption is for, as the ids of the tests."""
+    """Return the test ids of the cases that an exemption covers."""
     return ", ".join(f"`{name}`" for name in CHECKS[entry.test] if entry.covers(name))
 
 

@@ -70,7 +70,7 @@ WIDTH, HEIGHT = 3.1, 0.78
 
 
 def draw(flow: dict, title: str, path: Path) -> None:
-    """Draw boxes and arrows and save them."""
+    """Draw the boxes and arrows of a flow and save the figure."""
     figure, axes = plt.subplots(figsize=(11, 4.6))
     axes.set_title(title, loc="left", fontsize=12)
     places = {name: (3.7 * column, -1.25 * row) for name, _, column, row, _ in flow["boxes"]}
@@ -91,7 +91,7 @@ def draw(flow: dict, title: str, path: Path) -> None:
 
 
 def _arrow(axes: Axes, start: tuple[float, float], end: tuple[float, float]) -> None:
-    """An arrow between the edges of two boxes."""
+    """Draw an arrow between the edges of two boxes."""
     (x0, y0), (x1, y1) = start, end
     if x0 == x1:
         edge = HEIGHT / 2 if y0 > y1 else -HEIGHT / 2

@@ -1,4 +1,4 @@
-"""What the site adds to Sphinx: formulas as MathML, names in backticks as links, a check of all links of the result."""
+"""Extend Sphinx: formulas as MathML, links from names in backticks, and a check of all links in the built site."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ import gradtx
 log = logging.getLogger(__name__)
 
 
-# Formulas: MathML needs no script and no font from elsewhere.
+# Formulas: MathML needs no scripts and no web fonts.
 
 
 def mathml(tex: str, inline: bool) -> str:
@@ -33,7 +33,7 @@ def mathml(tex: str, inline: bool) -> str:
 
 
 def beside(text: str) -> str:
-    """Indices of letters with an accent at their side, where docutils sets them below."""
+    """Place the indices of accented letters as subscripts; docutils places them below the letter."""
     return re.sub(
         r"<munderover>(\s*<mi>.</mi>)(\s*<(mrow|mi|mn)>.*?</\3>)(\s*<mo stretchy=\"false\">[ˆˉ˜]</mo>)\s*</munderover>",
         r'<msub><mover accent="true">\1\4</mover>\2</msub>',
@@ -57,7 +57,7 @@ def visit_math(inline: bool) -> Any:
 
 
 def names() -> dict[str, str]:
-    """What may stand in backticks -> the object that it is."""
+    """Map each name that may appear in backticks to its full name."""
     found = {f"optim.{name}": f"gradtx.optim.{name}" for name in gradtx.optim.__all__}
     found |= {f"schedules.{name}": f"gradtx.{name}" for name in gradtx.schedules.__all__}
     found |= {name: f"gradtx.optim.{name}" for name in gradtx.optim.__all__}
@@ -66,7 +66,7 @@ def names() -> dict[str, str]:
 
 
 class LinkNames(SphinxTransform):
-    """Makes `adamw`, `gradtx.adamw` and `gradtx.adamw(lr=0.1)` in running text links to their entries."""
+    """Link `adamw`, `gradtx.adamw` and `gradtx.adamw(lr=0.1)` in running text to their entries."""
 
     default_priority = 400
     known = names()
@@ -84,7 +84,7 @@ class LinkNames(SphinxTransform):
 
 
 class TrimBlocks(SphinxTransform):
-    """Blocks of code without the empty line at their end, which doctest needs before a fence."""
+    """Remove the empty line at the end of code blocks, which doctest needs before a fence."""
 
     default_priority = 400
 
@@ -95,11 +95,11 @@ class TrimBlocks(SphinxTransform):
             block += nodes.Text(block.rawsource)
 
 
-WIDE = 800  # pixels: two panels or more, whose text a phone's width would make too small to read
+WIDE = 800  # pixels; such plots have two or more panels, and their text would be too small at the width of a phone
 
 
 class MarkWidePictures(SphinxTransform):
-    """Gives wide pictures the class `wide`, which site.css lets scroll on phones."""
+    """Add the class `wide` to wide pictures; site.css makes them scroll on phones."""
 
     default_priority = 400
 
@@ -111,13 +111,13 @@ class MarkWidePictures(SphinxTransform):
 
 
 def width_of_png(path: Path) -> int:
-    """Pixels in a row, from the header; 0 for other files."""
+    """Return the width in pixels from the header of a PNG file, and 0 for other files."""
     header = path.read_bytes()[:20] if path.is_file() else b""
     return int.from_bytes(header[16:20], "big") if header.startswith(b"\x89PNG") else 0
 
 
 def shadowed(literal: nodes.Node) -> bool:
-    """Whether the name is a link or a title already, an argument of what is described, or another library's."""
+    """Whether the name is already in a link or title, an argument of the described object, or another library's."""
     above, name = literal.parent, literal.astext().partition("(")[0]
     while above is not None:
         if isinstance(above, nodes.reference | addnodes.pending_xref | nodes.title):
@@ -142,7 +142,7 @@ def title_of_column(cell: Any) -> str:
 
 
 def source_of(app: Any, module: str) -> tuple[str, dict[str, tuple[str, int, int]]]:
-    """The code of a module, and where its functions, classes and methods are."""
+    """Return the code of a module and the positions of its functions, classes and methods."""
     code = inspect.getsource(importlib.import_module(module))
     found = {}
     for node in ast.parse(code).body:
@@ -160,7 +160,7 @@ def extent(node: Any) -> tuple[str, int, int]:
 
 
 def module_of(app: Any, module: str, name: str) -> str | None:
-    """Where to look for what has no `__module__`, and for `gradtx.optim`, whose other classes are a line each."""
+    """Return the module with the source of types without `__module__`, and of the names in `gradtx.optim`."""
     return "gradtx.optim.adapter" if module == "gradtx.optim" else "gradtx.core" if name in reference.TYPES else None
 
 
@@ -169,14 +169,14 @@ def module_of(app: Any, module: str, name: str) -> str | None:
 OUTSIDE = {
     "CHANGELOG.md": "changelog.md",
     "CONTRIBUTING.md": "contributing.md",
-    "README.md": "comparison.md",  # the one section that the site takes over
+    "README.md": "comparison.md",  # the only section that the site includes
     "gradtx/optimizers": "reference/optimizers.md",
     "gradtx/transforms": "reference/pieces.md",
 }
 
 
 def rewrite_links(app: Any, page: str, source: list[str]) -> None:
-    """Links out of docs/ become links to pages of the site, and for code to the entries of its names."""
+    """Replace links out of docs/ by links to pages of the site, and links to code by names that become links."""
     up = "../" * page.count("/")
     source[0] = re.sub(r"\[(`\w+`)\]\((?:\.\./)+gradtx/[\w/]+\.py\)", r"\1", source[0])
     for file, target in OUTSIDE.items():
@@ -184,7 +184,7 @@ def rewrite_links(app: Any, page: str, source: list[str]) -> None:
 
 
 class Links(HTMLParser):
-    """The anchors of a page, and what it links to and loads."""
+    """The anchors of a page, and the targets that it links to or loads."""
 
     def __init__(self, text: str):
         super().__init__()
@@ -200,7 +200,7 @@ class Links(HTMLParser):
 
 
 def check_links(folder: Path) -> list[str]:
-    """Links between the files of a site that lead nowhere."""
+    """Return the dead links between the files of a site."""
     found = {path: Links(path.read_text(encoding="utf-8")) for path in folder.rglob("*.html")}
     dead = []
     for path, page in found.items():
@@ -216,7 +216,7 @@ def check_links(folder: Path) -> list[str]:
 
 
 def finish(app: Any, failure: Exception | None) -> None:
-    """Copies the interactive page, which is not Sphinx's, and checks all links of the result."""
+    """Copy the interactive page, which Sphinx does not build, and check all links of the site."""
     if failure is None:
         folder = Path(app.outdir).resolve()
         interactive = Path(app.srcdir) / "interactive"
@@ -231,7 +231,7 @@ def setup(app: Any) -> dict[str, bool]:
     app.add_transform(LinkNames)
     app.add_transform(TrimBlocks)
     app.add_transform(MarkWidePictures)
-    # The index asks for groups of pages by name, of which one may be empty; that warning has no type to suppress it by.
+    # The index includes pages by glob patterns, which may match nothing. That warning has no type to suppress it by.
     tree = logging.getLogger("sphinx.directives.other").logger
     tree.addFilter(lambda record: getattr(record, "subtype", "") != "empty_glob")
     app.connect("builder-inited", lambda app: reference.write(Path(app.srcdir) / "reference"))

@@ -1,6 +1,6 @@
 """Write docs/interactive/data.js, the paths that the interactive page draws: `make docs-tables`.
 
-Every path is a plain functional loop. The loop takes a learning rate and `vmap` runs it for all rates at once.
+Every path is a plain functional loop with the learning rate as its argument; `vmap` runs it for all rates at once.
 """
 
 from __future__ import annotations
@@ -22,29 +22,29 @@ from gradtx._random import Stream
 PAGE = Path(__file__).with_suffix("")
 STEPS = 100
 RATES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
-FAR = 1e3  # a path ends where it leaves this square: nothing comes back from there, and nothing of it is drawn
-LAST = 10  # the best rate has the lowest mean loss over so many last steps: one step alone can be luck
+FAR = 1e3  # a path ends where it leaves this square: none returns from there, and the page does not draw the rest
+LAST = 10  # the best rate has the lowest mean loss over this many final steps, because a single step is too noisy
 
 
 class Surface(NamedTuple):
-    """A loss of two numbers; its least value is 0, so that losses fit on a logarithmic axis."""
+    """A loss of two parameters. Its minimum is 0, so that losses can be drawn on a logarithmic axis."""
 
     title: str
-    formula: str  # what `loss` computes; page.js has it once more
+    formula: str  # the formula of `loss`, which page.js implements again
     about: str
     loss: Callable[[Tensor, Tensor], Tensor]
     start: tuple[float, float]
     window: tuple[float, float, float, float]  # x from, x to, y from, y to
     minima: tuple[tuple[float, float], ...]
-    noise: float = 0.0  # standard deviation of each entry of the surface's shift, redrawn at each step
+    noise: float = 0.0  # standard deviation of each coordinate of the surface's shift, drawn again at each step
 
 
 SURFACES = {
     "rosenbrock": Surface(
         "Rosenbrock's valley",
         "(1 − x)² + 20 (y − x²)²",
-        "Steep walls, and a bent floor that barely falls: the gradient points across the valley, not along it. "
-        "(With 20 in place of the usual 100, so that a hundred steps are enough.)",
+        "Steep walls and a curved floor that barely slopes: the gradient points across the valley, not along it. "
+        "(The factor is 20 instead of the usual 100, so that a hundred steps are enough.)",
         lambda x, y: (1 - x) ** 2 + 20 * (y - x**2) ** 2,
         (-1.2, 1.0),
         (-2.0, 2.0, -1.0, 3.0),
@@ -53,7 +53,8 @@ SURFACES = {
     "quadratic": Surface(
         "Ill-conditioned quadratic",
         "(u² + 50 v²) / 2 with u = 0.8 x + 0.6 y, v = 0.8 y − 0.6 x",
-        "50 times as steep across as along, and turned: rates for each coordinate can't undo that.",
+        "The curvature is 50 times as large across as along the valley. The axes are rotated, so one rate per "
+        "coordinate cannot compensate for it.",
         lambda x, y: ((0.8 * x + 0.6 * y) ** 2 + 50 * (0.8 * y - 0.6 * x) ** 2) / 2,
         (-4.0, -1.0),
         (-5.0, 3.0, -4.0, 4.0),
@@ -62,7 +63,7 @@ SURFACES = {
     "himmelblau": Surface(
         "Himmelblau's four minima",
         "(x² + y − 11)² + (x + y² − 7)²",
-        "The start is near the top of the hill in the middle. Which minimum a path finds depends on its first steps.",
+        "The start is near the top of the central hill. The first steps determine which minimum a path reaches.",
         lambda x, y: (x**2 + y - 11) ** 2 + (x + y**2 - 7) ** 2,
         (-0.5, -0.5),
         (-6.0, 6.0, -6.0, 6.0),
@@ -71,7 +72,7 @@ SURFACES = {
     "saddle": Surface(
         "Saddle",
         "x² / 2 + (y² − 1)² / 4",
-        "The start is almost on the line y = 0, along which the loss leads into the saddle at (0, 0).",
+        "The start is almost on the line y = 0, along which the loss descends to the saddle point at (0, 0).",
         lambda x, y: x**2 / 2 + (y**2 - 1) ** 2 / 4,
         (1.6, 0.001),
         (-2.0, 2.0, -2.0, 2.0),
@@ -80,8 +81,8 @@ SURFACES = {
     "noisy": Surface(
         "Noisy bowl",
         "(x² + 4 y²) / 2",
-        "Each step sees the bowl moved by a random vector (standard deviation 0.5), the same one for all optimizers. "
-        "The loss that is shown is that of the bowl at rest.",
+        "At each step the bowl is shifted by a random vector (standard deviation 0.5), the same one for all "
+        "optimizers. The losses shown are those of the unshifted bowl.",
         lambda x, y: (x**2 + 4 * y**2) / 2,
         (-4.0, 3.0),
         (-5.0, 3.0, -4.0, 4.0),
@@ -91,9 +92,9 @@ SURFACES = {
     "direction": Surface(
         "Scale-invariant loss",
         "1 − (0.6 x + 0.8 y) / √(x² + y²)",
-        "Only the direction of (x, y) counts, as for weights in front of a normalization. Gradients are tangents of a "
-        "circle, so steps lead outwards, and the longer the weights, the less a step turns them. AdamP leaves the part "
-        "of a step out that leads straight outwards.",
+        "Only the direction of (x, y) matters, as for weights before a normalization layer. Gradients are tangent to a "
+        "circle, so steps lead outward, and the longer the weights, the less a step turns them. AdamP removes the "
+        "radial part of a step.",
         lambda x, y: 1 - (0.6 * x + 0.8 * y) / (x**2 + y**2).sqrt(),
         (0.5, -0.5),
         (-1.0, 3.0, -1.0, 3.0),
@@ -101,7 +102,7 @@ SURFACES = {
     ),
 }
 
-# Families with two members each: the page gives a family its colour, a member its line.
+# Families with two members each. On the page, the color shows the family and the line style the member.
 OPTIMIZERS: dict[str, dict[str, Callable[..., gradtx.GradientTransformation]]] = {
     "Gradient descent": {
         "sgd": lambda lr: gradtx.sgd(lr),
@@ -119,7 +120,7 @@ OPTIMIZERS: dict[str, dict[str, Callable[..., gradtx.GradientTransformation]]] =
         "lion": lambda lr: gradtx.lion(lr),
         "adan": lambda lr: gradtx.adan(lr),
     },
-    "Older": {
+    "Earlier methods": {
         "adagrad": lambda lr: gradtx.adagrad(lr),
         "rmsprop": lambda lr: gradtx.rmsprop(lr),
     },
@@ -127,7 +128,7 @@ OPTIMIZERS: dict[str, dict[str, Callable[..., gradtx.GradientTransformation]]] =
         "adahessian": lambda lr: gradtx.adahessian(lr),
         "sophia": lambda lr: gradtx.sophia(lr, gamma=1.0, weight_decay=0.0, update_period=1),
     },
-    "Rates found on the way": {
+    "Automatic learning rates": {
         "prodigy": lambda lr: gradtx.prodigy(lr),
         "alig": lambda lr: gradtx.alig(max_lr=lr),
     },
@@ -141,17 +142,20 @@ OPTIMIZERS: dict[str, dict[str, Callable[..., gradtx.GradientTransformation]]] =
 def path(
     make: Callable[..., gradtx.GradientTransformation], surface: Surface, steps: int
 ) -> Callable[[Tensor], Tensor]:
-    """The function learning rate -> points (steps, 2), without the start: of averages where an optimizer has one."""
+    """Return a function of the learning rate that computes the points (steps, 2) after the start.
+
+    The points are the averaged parameters if the optimizer averages.
+    """
 
     def run(lr: Tensor) -> Tensor:
         tx = make(lr)
         params = {
             "w": torch.tensor([surface.start], dtype=torch.float64)
-        }  # a matrix of one row: AdamP leaves vectors be
+        }  # a matrix with one row: AdamP does not project vectors
         state = tx.init(params)
         points = []
         for step in range(steps):
-            # Noise in the loss, not in the gradient alone: loss, Hessian and second gradient are of the same batch.
+            # The noise is in the loss, not only in the gradient, so loss, Hessian and second gradient share a batch.
             away = surface.noise * Stream(torch.tensor(0), torch.tensor(step), "away").normal(torch.zeros(2).double())
 
             def loss(params: dict[str, Tensor], away: Tensor = away) -> Tensor:
@@ -172,26 +176,26 @@ def path(
 
 
 def paths(name: str, optimizer: str, steps: int = STEPS) -> list[Tensor]:
-    """Paths of one optimizer on one surface, a tensor (steps, 2) per rate, shorter where it left the square."""
+    """Return the paths of one optimizer on one surface: a tensor (steps, 2) per rate, shorter if it left the square."""
     make = next(members[optimizer] for members in OPTIMIZERS.values() if optimizer in members)
     points = torch.vmap(path(make, SURFACES[name], steps))(torch.tensor(RATES, dtype=torch.float64))
-    inside = (points.abs() < FAR).all(2).cumprod(1).sum(1)  # not for NaN
+    inside = (points.abs() < FAR).all(2).cumprod(1).sum(1)  # False for NaN
     return [one[: int(count)].float() for one, count in zip(points, inside, strict=True)]
 
 
 def best(surface: Surface, found: list[Tensor]) -> int:
-    """The index of the rate that ends lowest."""
+    """Return the index of the rate with the lowest final loss."""
     ends = [surface.loss(*one.double()[-LAST:].T).mean().item() if len(one) == STEPS else float("inf") for one in found]
     return min(range(len(ends)), key=ends.__getitem__)
 
 
 def encoded(points: Tensor) -> str:
-    """Little-endian float32, x and y of one step after another, in base64."""
+    """Encode points as little-endian float32 in base64: x and y of each step in sequence."""
     return base64.b64encode(points.numpy().astype("<f4").tobytes()).decode()
 
 
 def head() -> dict[str, Any]:
-    """All that the page needs besides paths."""
+    """Return the page's data except for the paths."""
     surfaces = {name: {k: v for k, v in one._asdict().items() if k != "loss"} for name, one in SURFACES.items()}
     optimizers = [
         {"name": name, "family": family, "call": repr(make(0.5)).replace("lr=0.5", "lr=…")}
@@ -202,7 +206,7 @@ def head() -> dict[str, Any]:
 
 
 def data() -> dict[str, Any]:
-    """What data.js holds."""
+    """Return the contents of data.js."""
     found: dict[str, dict[str, list[Tensor]]] = {name: {} for name in SURFACES}
     optimizers = [name for members in OPTIMIZERS.values() for name in members]
     with tqdm(total=len(SURFACES) * len(optimizers), unit=" paths", leave=False, disable=None) as bar:
@@ -219,9 +223,9 @@ def data() -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)  # tensors this small gain nothing from more
+    torch.set_num_threads(1)  # more threads do not help for tensors this small
     target = PAGE / "data.js"
-    # A script, since a page that is opened as a file may not fetch one.
+    # A script instead of JSON, because a page opened as a file may not fetch data.
     text = json.dumps(data(), ensure_ascii=False, indent=0)
     target.write_text(f"// Written by docs/interactive.py.\nconst DATA = {text};\n", encoding="utf-8")
     sys.stdout.write(f"wrote {target}\n")

@@ -1,4 +1,4 @@
-"""Write the table of docs/howto/less-memory.md: bytes of weights, gradients and state in each mode."""
+"""Write the table of docs/howto/less-memory.md: the bytes of weights, gradients and state in each mode."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ CODES = ["bfloat16+8", "bfloat16:stochastic", "int8", "int4"]
 
 
 def block() -> nn.Module:
-    """A block of a transformer, without buffers."""
+    """Build a transformer block, which has no buffers."""
     return nn.TransformerEncoderLayer(WIDTH, 8, 4 * WIDTH)
 
 
 def measured(tx: GradientTransformation, dtype: torch.dtype) -> float:
-    """The bytes of an optimizer's state for each entry of the weights."""
+    """Return the bytes of an optimizer's state per entry of the weights."""
     model = block().to(dtype)
     optimizer = gradtx.as_optimizer(tx, model.named_parameters())
     tensors = {tensor.data_ptr(): tensor for state in optimizer.state.values() for tensor in state.values()}
@@ -57,7 +57,7 @@ def table() -> str:
 
 
 def page() -> str:
-    """The page with a new table."""
+    """Return the page with a new table."""
     text = PAGE.read_text(encoding="utf-8")
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)

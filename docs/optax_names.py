@@ -1,6 +1,6 @@
-"""Write docs/optax-names.md, what each public name of optax is here: `make docs-tables`.
+"""Write docs/optax-names.md, the counterpart of each public name of optax: `make docs-tables`.
 
-The tests compare the table with the installed optax, evaluate what stands in it, and run what it calls equal.
+The tests compare the table with the installed optax, evaluate its calls, and run those that it lists as equal.
 """
 
 from __future__ import annotations
@@ -18,32 +18,33 @@ INTRO = """# Names of optax
 
 <!-- Written by docs/optax_names.py; `make docs-tables` rewrites it. -->
 
-Every public name of optax 0.2.8, by purpose. For general differences see [from optax](howto/from-optax.md).
+This page lists every public name of optax 0.2.8, by purpose. For general differences, see
+[from optax](howto/from-optax.md).
 
-- **=** Both calls give the same numbers; a test runs both. Calls write out defaults that differ. Other arguments were
-  compared at their defaults only.
-- **≈** It serves the same purpose; the last column gives the difference.
+- **=** Both calls return the same results; a test runs both. Defaults that differ are written out; other arguments were
+  compared only at their defaults.
+- **≈** The counterpart serves the same purpose; the last column describes the difference.
 - **–** There is no counterpart; the last column gives an alternative or the reason.
 
-Names inside a call are from the same library. `lr` is a learning rate, `tx` a transformation.
+Names inside a call are from the same library. `lr` is a learning rate and `tx` a transformation.
 """
 
 
 class Row(NamedTuple):
     mark: str
-    there: str  # a call, where the mark is =; else names, with spaces between
+    there: str  # a call if the mark is =, otherwise names separated by spaces
     here: str
     note: str
-    names: tuple[str, ...]  # of optax, that this row is about
+    names: tuple[str, ...]  # the names of optax that this row covers
 
 
 def same(there: str, here: str, note: str = "", about: str = "") -> Row:
-    """Two calls that give the same numbers; `about` the function that is called, if no other is named."""
+    """Two calls with the same results. The row covers the name `about`, by default the called function."""
     return Row("=", there, here, note, (about or there.split("(")[0],))
 
 
 def alike(there: str, here: str, note: str = "") -> Row:
-    """Names, and code that does their job."""
+    """Names, and code with the same purpose."""
     return Row("≈", there, here, note, tuple(there.split()))
 
 
@@ -55,37 +56,37 @@ def absent(there: str, note: str) -> Row:
 COSINE = "cosine_decay_schedule(lr, 10)"
 SECTIONS: dict[str, list[Row]] = {
     "Optimizers": [
-        same("adabelief(lr)", "adabelief(lr, rectify=False)", "ours is rectified by default, as the authors' 0.2"),
-        same("adadelta(lr)", "adadelta(lr)", "theirs needs no rate; ours is torch's, 1.0"),
-        alike("adafactor", "adafactor()", "the paper's; `adafactor_torch` is torch's. Other defaults"),
+        same("adabelief(lr)", "adabelief(lr, rectify=False)", "rectified by default here, as in the authors' 0.2"),
+        same("adadelta(lr)", "adadelta(lr)", "the rate is optional there; here it is torch's, 1.0"),
+        alike("adafactor", "adafactor()", "the paper's; `adafactor_torch` is torch's. Defaults differ"),
         same(
             "adagrad(lr, eps=0.0)",
             "adagrad(lr, initial_accumulator_value=0.1, eps=0.0)",
             "eps is inside the root there",
         ),
-        same("adam(lr)", "adam(lr)", "no `eps_root`; `mu_dtype` is `state_dtype`, of all slots"),
+        same("adam(lr)", "adam(lr)", "no `eps_root`; `mu_dtype` is `state_dtype`, which applies to all slots"),
         same("adamax(lr)", "adamax(lr)"),
         same("adamaxw(lr)", "chain(scale_by_adamax(), add_decayed_weights(1e-4), scale_by_learning_rate(lr))"),
-        same("adamw(lr)", "adamw(lr, weight_decay=1e-4)", "our decay is torch's, 1e-2"),
-        alike("adan", "adan(lr)", "the mean change of the gradient has weight 0.92 here, as in the paper, 0.08 there"),
+        same("adamw(lr)", "adamw(lr, weight_decay=1e-4)", "the default decay here is torch's, 1e-2"),
+        alike("adan", "adan(lr)", "the mean gradient change has weight 0.92 here, as in the paper, and 0.08 there"),
         alike("amsgrad", "adam(lr, amsgrad=True)", "torch's: the maximum is taken before the bias correction"),
         same("fromage(lr)", "fromage(lr)", "no `min_norm`: the ratio is 1 where a norm is 0"),
         same("lamb(lr)", "lamb(lr)"),
         same(
             "lars(lr)",
             "lars(lr, eps=0.0)",
-            "the norm of the decay is added to that of the gradient here; a rate that changes acts after the momentum",
+            "the norm of the decay is added to that of the gradient, and a changing rate applies after the momentum",
         ),
         alike("lbfgs", "line_search(lbfgs(), conditions='strong_wolfe')", "the line search is a separate combinator"),
-        same("lion(lr)", "lion(lr, weight_decay=1e-3)", "our default is no decay"),
-        alike("nadam", "nadam(lr)", "torch's, whose momentum grows with time"),
-        alike("nadamw", "nadam(lr, weight_decay=1e-4, decoupled_weight_decay=True)", "the same"),
-        alike("noisy_sgd", "noisy_sgd(lr)", "other random numbers; ours follow from `seed`, leaf and step alone"),
+        same("lion(lr)", "lion(lr, weight_decay=1e-3)", "no decay by default here"),
+        alike("nadam", "nadam(lr)", "torch's, whose momentum increases over time"),
+        alike("nadamw", "nadam(lr, weight_decay=1e-4, decoupled_weight_decay=True)", "as `nadam`"),
+        alike("noisy_sgd", "noisy_sgd(lr)", "random numbers differ; here they depend only on `seed`, leaf and step"),
         same("novograd(lr)", "novograd(lr, betas=(0.9, 0.25), eps=1e-6)"),
         same("optimistic_gradient_descent(lr)", "optimistic_gradient_descent(lr)"),
         same("optimistic_adam_v2(lr, nesterov=False)", "optimistic_adam(lr)", "no `nesterov` here, as in the paper"),
-        alike("optimistic_adam", "optimistic_adam(lr)", "the rate is in `alpha` there"),
-        same("polyak_sgd()", "alig(max_lr=1.0, eps=0.0)", "`f_min` is 0 here"),
+        alike("optimistic_adam", "optimistic_adam(lr)", "there, `alpha` includes the rate"),
+        same("polyak_sgd()", "alig(max_lr=1.0, eps=0.0)", "`f_min` is always 0 here"),
         same("radam(lr, eps=0.0)", "radam(lr, eps=0.0)", "eps is added before the root is corrected here, as in torch"),
         same("rmsprop(lr)", "rmsprop(lr, alpha=0.9, eps_in_root=True)", "`decay` is `alpha`; no bias correction"),
         same(
@@ -93,24 +94,24 @@ SECTIONS: dict[str, list[Row]] = {
             "rmsprop(lr, alpha=0.9, momentum=0.9)",
             "the default here is torch's",
         ),
-        alike("rprop", "rprop(lr)", "torch's; the first update of theirs is 0"),
+        alike("rprop", "rprop(lr)", "torch's; the first update there is 0"),
         same("sgd(lr)", "sgd(lr)"),
         same("sgd(lr, momentum=0.9, nesterov=True)", "sgd(lr, momentum=0.9, nesterov=True)"),
         same("sign_sgd(lr)", "signsgd(lr)"),
         same("signum(lr)", "signum(lr)"),
         same("sm3(lr)", "sm3(lr, momentum=0.9, eps=1e-8)"),
         alike("yogi", "yogi(lr)", "the authors': the mean starts at 0, eps is added before the root is corrected"),
-        alike("contrib.acprop", "acprop(lr)", "deviations are those from the new mean here, as in the paper"),
-        same("contrib.ademamix(lr)", "ademamix(lr, alpha=5.0)", "our alpha is the authors' 2"),
+        alike("contrib.acprop", "acprop(lr)", "deviations are measured from the new mean here, as in the paper"),
+        same("contrib.ademamix(lr)", "ademamix(lr, alpha=5.0)", "the default alpha here is the authors', 2"),
         same("contrib.simplified_ademamix(lr)", "simplified_ademamix(lr)"),
         same("contrib.adopt(lr)", "adopt(lr)"),
-        same("contrib.cocob()", "cocob()", "no rate here"),
-        same("contrib.dog()", "dog()", "`reps_rel` is the number of their heuristic, `init_eta` their first rate"),
+        same("contrib.cocob()", "cocob()", "no learning rate here"),
+        same("contrib.dog()", "dog()", "`reps_rel` is their heuristic's factor, `init_eta` their initial rate"),
         same("contrib.dowg()", "dowg()"),
         alike(
             "contrib.mechanize",
             "mechanize(adamw(1.0))",
-            "the authors' start and clipping; `num_betas` is the length of `betas`",
+            "the initial scale and clipping are the authors'; `num_betas` is the length of `betas`",
         ),
         same(
             "contrib.dadapt_adamw()",
@@ -119,49 +120,47 @@ SECTIONS: dict[str, list[Row]] = {
         ),
         absent("contrib.dpsgd", "clip `torch.vmap(torch.func.grad(...))`, then a rule with `per_tensor(random=True)`"),
         alike(
-            "contrib.galore", "galore(lr)", "`scale` is 0.25 here; of a square matrix theirs projects the other `side`"
+            "contrib.galore", "galore(lr)", "`scale` is 0.25 here; theirs projects the other `side` of a square matrix"
         ),
         same("contrib.madgrad(lr)", "madgrad(lr)"),
-        same("contrib.momo()", "momo()", "`lower_bound` is `lb`; with a decay theirs divides only the weights by it"),
+        same("contrib.momo()", "momo()", "`lower_bound` is `lb`; with decay, theirs divides only the weights by it"),
         same("contrib.momo_adam()", "momo_adam()", "as `contrib.momo`"),
-        alike(
-            "contrib.muon", "muon(lr, fallback=adamw(lr))", "torch's; leaves that are not matrices need a `fallback`"
-        ),
+        alike("contrib.muon", "muon(lr, fallback=adamw(lr))", "torch's; leaves other than matrices need a `fallback`"),
         same("contrib.prodigy()", "prodigy(use_bias_correction=True)", "`estim_lr0` is `d0`, `estim_lr_coef` `d_coef`"),
         alike(
             "contrib.sam", "sam(sgd(lr), rho=0.05)", "any base; the second gradient comes from the closure or `grad_fn`"
         ),
         same("contrib.schedule_free_adamw(lr)", "schedule_free_adamw(lr)"),
         same("contrib.schedule_free_sgd(lr)", "schedule_free_sgd(lr)"),
-        alike("contrib.sophia", "sophia(lr)", "`hessian_diag` is given to `update`, or estimated by the adapter"),
+        alike("contrib.sophia", "sophia(lr)", "`hessian_diag` is passed to `update`, or estimated by the adapter"),
     ],
     "Transformations": [
         alike(
             "adaptive_grad_clip",
             "clip_adaptive(0.01)",
-            "a unit is an index of dimension 0, torch's order; the last there",
+            "a unit is an index of dimension 0, torch's order; there, of the last dimension",
         ),
         same("add_decayed_weights(0.1)", "add_decayed_weights(0.1)", "`mask` is `masked` around it"),
         alike("add_noise", "add_noise(0.01, 0.55, seed=0)", "as `noisy_sgd`"),
         alike(
             "apply_every",
             "accumulate(tx, every=2)",
-            "they sum, here it is the mean, and the inner transformation waits as well",
+            "there, updates are summed; here, they are averaged, and the inner transformation waits as well",
         ),
         same("centralize()", "centralize()"),
         same("clip(0.5)", "clip_by_value(0.5)"),
         same("clip_by_block_rms(0.5)", "clip_by_block_rms(0.5)"),
-        same("clip_by_global_norm(1.0)", "clip_by_global_norm(1.0, eps=0.0)", "our eps is torch's, 1e-6"),
+        same("clip_by_global_norm(1.0)", "clip_by_global_norm(1.0, eps=0.0)", "the default eps here is torch's, 1e-6"),
         same("ema(0.9)", "ema(0.9, debias=True)"),
         same("identity()", "chain()"),
         same(
             "chain(sgd(lr), keep_params_nonnegative())",
             "chain(sgd(lr), map_after_step(lambda param: param.clamp(min=0.0)))",
-            "any other constraint, too",
+            "also for any other constraint",
             about="keep_params_nonnegative",
         ),
         same("normalize_by_update_norm()", "normalize_by_global_norm()", "`scale_factor` is `scale`"),
-        same("contrib.normalize()", "normalize_by_global_norm(eps=0.0)", "a tree of zeros stays one here"),
+        same("contrib.normalize()", "normalize_by_global_norm(eps=0.0)", "a tree of zeros is unchanged here"),
         same("scale(-0.5)", "scale(-0.5)"),
         same("scale_by_adadelta()", "scale_by_adadelta()"),
         same("scale_by_adam()", "scale_by_adam()", "`nesterov` uses one bias correction here, two there"),
@@ -169,10 +168,12 @@ SECTIONS: dict[str, list[Row]] = {
         alike("scale_by_adan", "scale_by_adan()", "as `adan`"),
         alike("scale_by_amsgrad", "scale_by_adam(amsgrad=True)", "as `amsgrad`"),
         alike(
-            "scale_by_backtracking_linesearch", "line_search(tx)", "around the optimizer; `value_fn` goes to `update`"
+            "scale_by_backtracking_linesearch",
+            "line_search(tx)",
+            "wraps the optimizer; `value_fn` is passed to `update`",
         ),
         alike("scale_by_zoom_linesearch", "line_search(tx, conditions='strong_wolfe')", "as above"),
-        alike("scale_by_lbfgs", "scale_by_lbfgs()", "the first step is divided by another norm"),
+        alike("scale_by_lbfgs", "scale_by_lbfgs()", "the first step is divided by a different norm"),
         same("scale_by_belief()", "scale_by_belief(rectify=False)"),
         alike("scale_by_distance_over_gradients", "scale_by_ldog()", "eps is added at every step there"),
         same(
@@ -187,26 +188,30 @@ SECTIONS: dict[str, list[Row]] = {
         absent("scale_by_param_block_norm", "`scale_by_param_block_rms` has the mean square in place of the norm"),
         same("scale_by_param_block_rms()", "scale_by_param_block_rms()"),
         same(
-            "scale_by_polyak()", "chain(scale_by_polyak(1.0, eps=0.0), scale(-1.0))", "ours is the step, sign included"
+            "scale_by_polyak()",
+            "chain(scale_by_polyak(1.0, eps=0.0), scale(-1.0))",
+            "returns the step here, sign included",
         ),
         same("scale_by_radam(eps=0.0)", "scale_by_radam(eps=0.0)", "as `radam`"),
         same("scale_by_rms()", "scale_by_rms(0.9, eps_in_root=True)"),
-        alike("scale_by_rprop", "scale_by_rprop(lr)", "as `rprop`; ours is the step, sign included"),
+        alike("scale_by_rprop", "scale_by_rprop(lr)", "as `rprop`; returns the step here, sign included"),
         same("scale_by_rss(eps=0.0)", "scale_by_rss(eps=0.0, initial_accumulator_value=0.1)", "as `adagrad`"),
-        same(f"scale_by_schedule({COSINE})", "scale(cosine_schedule(lr, 10))", "every number may be a schedule"),
+        same(
+            f"scale_by_schedule({COSINE})", "scale(cosine_schedule(lr, 10))", "every hyperparameter may be a schedule"
+        ),
         same("scale_by_sign()", "scale_by_sign()"),
         same("scale_by_sm3()", "chain(scale_by_sm3(eps=1e-8), ema(0.9))"),
         same("scale_by_stddev()", "scale_by_rms(0.9, eps_in_root=True, centered=True)"),
-        same("scale_by_trust_ratio()", "scale_by_trust_ratio()", "`trust_coefficient` is in `scale_by_lars`"),
+        same("scale_by_trust_ratio()", "scale_by_trust_ratio()", "`trust_coefficient` is an option of `scale_by_lars`"),
         alike("scale_by_yogi", "scale_by_yogi()", "as `yogi`"),
-        same("set_to_zero()", "scale(0.0)", "to leave parameters alone: `freeze`"),
-        alike("stateless stateless_with_tree_map", "per_tensor", "a rule that has only `update`"),
+        same("set_to_zero()", "scale(0.0)", "to keep parameters unchanged: `freeze`"),
+        alike("stateless stateless_with_tree_map", "per_tensor", "a rule with only `update`"),
         same("trace(0.9)", "trace(0.9)"),
-        same("zero_nans()", "zero_nans()", "`skip_nonfinite` leaves out the whole update"),
+        same("zero_nans()", "zero_nans()", "`skip_nonfinite` skips the whole update"),
         absent("contrib.differentially_private_aggregate", "as `contrib.dpsgd`"),
         alike("contrib.scale_by_acprop", "scale_by_acprop()", "as `contrib.acprop`"),
-        alike("contrib.scale_by_cocob", "scale_by_cocob()", "ours is the step, sign included"),
-        alike("contrib.scale_by_galore", "low_rank(scale_by_adam(), rank=4)", "as the optimizer"),
+        alike("contrib.scale_by_cocob", "scale_by_cocob()", "returns the step here, sign included"),
+        alike("contrib.scale_by_galore", "low_rank(scale_by_adam(), rank=4)", "as `contrib.galore`"),
         same("contrib.scale_by_ademamix(alpha=5.0)", "scale_by_ademamix(alpha=5.0)"),
         same("contrib.scale_by_simplified_ademamix()", "scale_by_simplified_ademamix()"),
         same("contrib.scale_by_adopt()", "scale_by_adopt()"),
@@ -218,12 +223,12 @@ SECTIONS: dict[str, list[Row]] = {
         same(
             'named_chain(("first", clip(0.5)), ("second", adam(lr)))',
             "chain(clip_by_value(0.5), adam(lr))",
-            "state is named anyway",
+            "state is always named",
         ),
         same(
             'partition({"a": adam(lr), "z": sgd(lr)}, {"w": "a", "b": "z"})',
             'partition({"a": adam(lr), "z": sgd(lr)}, {"a": "w*", "z": "*"})',
-            "labels by patterns of names, or a function",
+            "labels are patterns of names, or a function",
         ),
         same(
             'multi_transform({"a": adam(lr), "z": sgd(lr)}, {"w": "a", "b": "z"})',
@@ -233,7 +238,7 @@ SECTIONS: dict[str, list[Row]] = {
         same(
             'chain(sgd(lr), freeze({"w": True, "b": False}))',
             'chain(sgd(lr), freeze("w*"))',
-            "frozen leaves have no state here and are in no norm",
+            "frozen leaves have no state here and are excluded from norms",
             about="freeze",
         ),
         same('selective_transform(sgd(lr), freeze_mask={"w": True, "b": False})', 'chain(sgd(lr), freeze("w*"))'),
@@ -241,13 +246,13 @@ SECTIONS: dict[str, list[Row]] = {
         same(
             "conditionally_mask(sgd(lr), lambda step: step >= 2)",
             "chain(sgd(lr), hold_until(3))",
-            "for a step count only",
+            "for step counts only",
         ),
         absent("conditionally_transform", "`torch.where` inside a rule"),
         same(
             f"inject_hyperparams(adam)(learning_rate={COSINE})",
             "adam(cosine_schedule(lr, 10))",
-            "not needed: numbers, tensors and schedules go in as they are",
+            "not needed: pass numbers, tensors and schedules directly",
         ),
         absent(
             "inject_stateful_hyperparams schedules.StatefulSchedule",
@@ -256,26 +261,26 @@ SECTIONS: dict[str, list[Row]] = {
         same(
             "MultiSteps(adam(lr), 3).gradient_transformation()",
             "accumulate(adam(lr), every=3)",
-            "a mean; the number of steps is fixed",
+            "averages; the number of steps is fixed",
         ),
         alike(
             "lookahead",
             "chain(sgd(lr), lookahead(k=5, alpha=0.5))",
-            "a last link; slow weights are state, `eval_params` gives them",
+            "the last link; slow weights are state, which `eval_params` returns",
         ),
         alike("skip_not_finite", "skip_nonfinite(tx)"),
         absent("skip_large_updates", "`clip_by_global_norm` shortens them"),
         absent("flatten", "rules run leaf by leaf; compiled engines bundle leaves"),
         absent("with_extra_args_support", "every transformation takes extras"),
-        alike("monitor snapshot", 'record("norm")', "the norm at this place, in the state"),
+        alike("monitor snapshot", 'record("norm")', "stores the norm at this place in the state"),
         alike("measure_with_ema", 'chain(ema(0.9, debias=True), record("norm"))', "in a separate chain"),
         alike("contrib.reduce_on_plateau", "torch.optim.lr_scheduler.ReduceLROnPlateau", "on the adapter"),
         alike("contrib.schedule_free", "schedule_free(scale_by_adam(), lr, 0.9)", "the base has no learning rate"),
-        alike("contrib.schedule_free_eval_params", "tx.eval_params", "for every chain"),
+        alike("contrib.schedule_free_eval_params", "tx.eval_params", "works for every chain"),
         alike(
             "contrib.hutchinson_estimator_diag_hessian",
             "hutchinson_hessian_diag",
-            "a function of the gradient function",
+            "takes the gradient function",
         ),
         absent("contrib.split_real_and_imaginary", "real and imaginary parts are separate entries always"),
     ],
@@ -284,7 +289,7 @@ SECTIONS: dict[str, list[Row]] = {
         same(
             "cosine_decay_schedule(0.1, 10, alpha=0.2)",
             "warmup_cosine_schedule(10, 0.1, min_lr=0.02)",
-            "`cosine_schedule` is torch's: it rises again",
+            "`cosine_schedule` is torch's, which rises again",
         ),
         alike(
             "cosine_onecycle_schedule linear_onecycle_schedule",
@@ -308,7 +313,7 @@ SECTIONS: dict[str, list[Row]] = {
         same(
             "sgdr_schedule([dict(init_value=0.0, peak_value=0.1, warmup_steps=2, decay_steps=8)] * 2)",
             "cosine_warmup_restarts_schedule(8, 1.0, 0.1, 0.0, 2, gamma=1.0)",
-            "goes on for ever",
+            "restarts indefinitely",
         ),
         same("warmup_constant_schedule(0.02, 0.1, 4)", "linear_schedule(0.1, 0.2, 1.0, 4)"),
         same("warmup_cosine_decay_schedule(0.01, 0.1, 3, 10, 0.02)", "warmup_cosine_schedule(10, 0.1, 0.02, 0.01, 3)"),
@@ -319,23 +324,21 @@ SECTIONS: dict[str, list[Row]] = {
         alike(
             "Schedule WrappedSchedule",
             "Schedule(lambda step: 0.1 * 0.5**step)",
-            "an explicit type; a bare function is refused",
+            "an explicit type; plain functions are rejected",
         ),
     ],
     "Using them": [
         alike(
             "apply_updates",
             "apply_updates(params, updates)",
-            "keeps the dtypes of the parameters; None leaves one alone",
+            "keeps the dtypes of the parameters; None leaves a parameter unchanged",
         ),
         alike(
             "GradientTransformation GradientTransformationExtraArgs",
             "GradientTransformation",
             "`init, update = tx` unpacks",
         ),
-        alike(
-            "incremental_update", "average", "a last link that keeps the average of the weights; `eval_params` gives it"
-        ),
+        alike("incremental_update", "average", "the last link; averages the weights, which `eval_params` returns"),
         absent("periodic_update", "`torch.where(step % n == 0, new, old)`"),
         alike("global_norm", "torch.nn.utils.get_total_norm", "inside a chain: `record`, or a rule with a `yield`"),
         alike("bias_correction", "per_tensor", "inside a rule: `ctx.bias_correction(beta)`"),
@@ -359,7 +362,7 @@ SECTIONS: dict[str, list[Row]] = {
         alike(
             "microbatch microbatching.micro_grad microbatching.micro_vmap",
             "torch.vmap",
-            "`chunk_size`; over calls: `accumulate`",
+            "with `chunk_size`; across calls: `accumulate`",
         ),
         absent(
             "microbatching.AccumulationType microbatching.Accumulator microbatching.reshape_batch_axis",
@@ -416,7 +419,7 @@ SECTIONS: dict[str, list[Row]] = {
         alike(
             "MaskOrFn MaskedNode",
             "masked",
-            "patterns of names, or a predicate `(name, tensor) -> bool`; no nodes in trees",
+            "patterns of names, or a predicate `(name, tensor) -> bool`; trees contain no nodes",
         ),
         absent(
             "OptState Params Updates TransformInitFn TransformUpdateExtraArgsFn TransformUpdateFn "
@@ -429,9 +432,9 @@ SECTIONS: dict[str, list[Row]] = {
         alike(
             "softmax_cross_entropy softmax_cross_entropy_with_integer_labels safe_softmax_cross_entropy",
             "torch.nn.functional.cross_entropy",
-            'losses there are not averaged: `reduction="none"`',
+            'losses there are not averaged, as with `reduction="none"`',
         ),
-        alike("smooth_labels", "torch.nn.functional.cross_entropy", "its `label_smoothing`"),
+        alike("smooth_labels", "torch.nn.functional.cross_entropy", "the option `label_smoothing`"),
         alike("sigmoid_binary_cross_entropy", "torch.nn.functional.binary_cross_entropy_with_logits"),
         alike("squared_error l2_loss", "torch.nn.functional.mse_loss", "`l2_loss` is half of it"),
         alike("huber_loss", "torch.nn.functional.huber_loss"),
@@ -440,7 +443,7 @@ SECTIONS: dict[str, list[Row]] = {
         alike(
             "kl_divergence convex_kl_divergence generalized_kl_divergence losses.kl_divergence_with_log_targets",
             "torch.nn.functional.kl_div",
-            "`log_target`",
+            "with `log_target`",
         ),
         alike("losses.triplet_margin_loss", "torch.nn.functional.triplet_margin_loss"),
         alike("losses.multiclass_hinge_loss", "torch.nn.functional.multi_margin_loss"),
@@ -502,19 +505,21 @@ TORCHOPT = {
 
 
 def rows() -> Iterator[Row]:
-    """All rows of the table."""
+    """Yield all rows of the table."""
     for section in SECTIONS.values():
         yield from section
 
 
 def _cells(row: Row) -> str:
     there = ", ".join(f"`optax.{name}`" for name in ([row.there] if row.mark == "=" else row.names))
-    here = f"{row.mark} `{row.here}`" if row.here else row.mark  # no separate column, which the site would make wide
+    here = (
+        f"{row.mark} `{row.here}`" if row.here else row.mark
+    )  # not a separate column, which would be wide on the site
     return f"| {there} | {here} | {row.note} |"
 
 
 def page() -> str:
-    """The whole page."""
+    """Return the whole page."""
     lines = [INTRO.rstrip()]
     for title, section in SECTIONS.items():
         lines += ["", f"## {title}", "", "| there | here | |", "|---|---|---|", *map(_cells, section)]
@@ -522,12 +527,12 @@ def page() -> str:
 
 
 def _quoted(text: str) -> str:
-    """A string literal as the formatter writes it: in single quotes if the text has double quotes only."""
+    """Return a string literal as the formatter writes it: in single quotes if the text has only double quotes."""
     return repr(text) if '"' in text else json.dumps(text, ensure_ascii=False)
 
 
 def module() -> str:
-    """The module with which `gradtx.MultiSteps` says what it is called here."""
+    """Return the module from which the error for `gradtx.MultiSteps` takes the name used here."""
     lines = [
         '"""Names of optax and TorchOpt, and what to use here. Written by docs/optax_names.py."""',
         "",

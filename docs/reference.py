@@ -1,6 +1,6 @@
-"""Write the pages of all public names, from their docstrings, for the site: `make docs` rewrites docs/reference.
+"""Write the site's reference pages from the docstrings of all public names: `make docs` rewrites docs/reference.
 
-Docstrings are Markdown with Google's sections. The pages are Markdown too, except for Sphinx's own fields.
+Docstrings are Markdown with Google-style sections. The pages are Markdown with Sphinx's fields.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ import gradtx
 
 @dataclass(frozen=True)
 class Page:
-    """A page: its file, its title, the modules whose public names it has, and an introduction.
+    """A page: its file, its title, the modules whose public names it documents, and an introduction.
 
-    A pattern such as "gradtx.transforms.*" stands for the modules that no page names.
+    A pattern such as "gradtx.transforms.*" matches the modules that no page lists.
     """
 
     file: str
     title: str
     modules: tuple[str, ...]
     intro: str = ""
-    shows: str = ""  # a module that has the names as well, and is described here
+    shows: str = ""  # a module that also exports these names and is described on this page
 
 
 OPTIMIZERS = [Page(family, title, (f"gradtx.optimizers.{family}",)) for family, title in algorithms.families().items()]
@@ -54,13 +54,13 @@ PIECES = [
         "A rate for every weight",
         "adaptive adam_hat atan2 rectified nadam nesterov accumulators bounded delayed history stable_decay variance "
         "switching rprop ranger21 acprop scale_invariant bcos fisher laprop slow_average ftrl",
-        "Divide every entry by its own scale.",
+        "Links that divide every entry by its own scale.",
     ),
     pieces(
         "layers",
         "A rate for many weights",
         "trust_ratio layer_rms neurons covers factored confidence block_adam stable_adam model_scale gsnr",
-        "One size for a leaf, a row or a slice.",
+        "Links with one scale for a leaf, a row or a slice.",
     ),
     pieces(
         "matrices",
@@ -72,14 +72,14 @@ PIECES = [
         "curvature",
         "Curvature",
         "second_order quasi_newton lbfgs",
-        "Divide by the Hessian, its diagonal or a model of it.",
+        "Links that divide by the Hessian, its diagonal or a model of it.",
     ),
     pieces(
         "step-sizes",
         "Automatic step sizes",
         "dadapt prodigy distance betting polyak model_based local_smoothness",
-        "From the distance travelled, from bets, from the loss. Those that own the learning rate finish the step: no "
-        "later link may scale by a rate or decay.",
+        "Links that derive the step size from the distance traveled, from bets or from the loss. Those that own the "
+        "learning rate return a finished step: no later link may scale by a rate or decay weights.",
     ),
     pieces(
         "averages",
@@ -93,7 +93,7 @@ PIECES = [
         "clipping norm_history spikes centralize projection radial hyperball",
         "Bounds and constraints.",
     ),
-    pieces("decay", "Weight decay", "decay", "Weight decay and related pulls on the weights."),
+    pieces("decay", "Weight decay", "decay", "Weight decay and related terms that pull on the weights."),
     pieces("control", "Scaling and control", "scaling control noise *", "All other links."),
 ]
 
@@ -109,7 +109,7 @@ OTHERS = [
         "combinators",
         "Combinators",
         ("gradtx.combinators.*",),
-        "Transformations around transformations: by parameter, by call.",
+        "Transformations that wrap other transformations, for some parameters or for some calls.",
     ),
     Page(
         "functional",
@@ -121,13 +121,13 @@ OTHERS = [
         "sharpness",
         "Sharpness-aware minimization",
         ("gradtx.combinators.sharpness",),
-        "Combinators that compute the gradient slightly uphill.",
+        "Combinators that compute the gradient at a point slightly uphill.",
     ),
     Page(
         "rules",
         "Writing transformations",
         ("gradtx.factories", "gradtx.context", "gradtx.combinators.frame", "gradtx.codes"),
-        "The decorators; [a complete example](../contributing.md).",
+        "The decorators. See also [a complete example](../contributing.md).",
     ),
     Page(
         "optim",
@@ -147,26 +147,27 @@ OTHERS = [
         "models",
         "Whole models",
         ("gradtx.whole_model", "gradtx.roles", "gradtx.planning"),
-        "One call for all parameters of a model, what each of them is, and the memory that training needs.",
+        "Functions for all parameters of a model: build its optimizer, label the parameters by role, and compute the "
+        "memory that training needs.",
     ),
     Page("registry", "Optimizers and schedulers by name", ("gradtx.registry",)),
     Page("hessian", "The diagonal of the Hessian", ("gradtx.hessian",)),
     Page("multitask", "Several losses", ("gradtx.multitask",)),
 ]
 
-# Entries without a docstring.
+# Types, which have no docstring.
 TYPES = {
-    "Scalar": "The annotation of a number: `float | torch.Tensor | gradtx.Schedule`. Tensors are 0-d.",
+    "Scalar": "The annotation of a hyperparameter: `float | torch.Tensor | gradtx.Schedule`. Tensors are 0-d.",
     "Betas": "The annotation of a tuple of numbers: `tuple[Scalar, ...]`.",
 }
 
 
-# Which name is on which page.
+# The page of each name.
 
 
 @functools.cache
 def homes() -> dict[str, list[str]]:
-    """Module -> the public names that come from it; what is not in `gradtx` is written with its module."""
+    """Map each module to the public names defined in it; names outside `gradtx` are qualified with their module."""
     found = defaultdict(list)
     for name in gradtx.__all__:
         if not inspect.ismodule(value := getattr(gradtx, name)):
@@ -179,7 +180,7 @@ def homes() -> dict[str, list[str]]:
 
 
 def modules_of(page: Page) -> list[str]:
-    """The modules of a page; those that match its patterns are the ones that no page names."""
+    """Return the modules of a page. A pattern matches only modules that no page lists."""
     named = {module for other in (*OPTIMIZERS, *PIECES, *OTHERS) for module in other.modules}
     modules = []
     for pattern in page.modules:
@@ -197,7 +198,7 @@ def names_on(page: Page) -> list[str]:
 
 
 def pages() -> dict[str, str]:
-    """File -> text, of all pages."""
+    """Map the file of each page to its text."""
     texts = {}
     without_page = set(homes())
     for page in (*OPTIMIZERS, *PIECES, *OTHERS):
@@ -208,14 +209,14 @@ def pages() -> dict[str, str]:
         raise AssertionError(f"no page of docs/reference.py has the modules {sorted(without_page)}; add them to one")
     texts["optimizers"] = overview(
         "Optimizers",
-        "By family. [All in one table](../algorithms.md): memory, what they need, papers.",
+        "Optimizers by family. [One table of all](../algorithms.md) compares memory, required inputs and papers.",
         "when to use it",
         OPTIMIZERS,
         algorithms.when,
     )
     texts["pieces"] = overview(
         "Pieces",
-        "What optimizers are made of; `gradtx.chain` puts them together.",
+        "The links of the optimizers, which `gradtx.chain` combines.",
         "what it does",
         PIECES,
         algorithms.first_sentence,
@@ -271,8 +272,8 @@ def kind(value: Any) -> str:
 
 
 def optimizer(factory: Any) -> str:
-    """The class of an alias, below it."""
-    told = f"`{factory.__name__}` as a torch optimizer, with the same arguments, in groups of parameters too."
+    """Return the entry of an alias's class."""
+    told = f"`{factory.__name__}` as a torch optimizer, with the same arguments, also in parameter groups."
     shown = f"{algorithms.classes()[factory]}(params, ..., compile=False, state_device=None)"
     return directive("py:class", shown, told, **{"module": "gradtx.optim", "no-contents-entry": ""})
 
@@ -306,7 +307,7 @@ def directive(kind: str, argument: str, text: str, fence: str = ":::::", **optio
 
 
 def facts(factory: Any) -> str:
-    """What follows from the code: the chain, memory, who uses it."""
+    """Return the facts derived from the code: the chain, the memory, the optimizers that use a link."""
     found = {"Used by": users().get(factory.__name__, "")}
     if kind(factory) != "combinator":
         tx = factory(**algorithms.required(factory))
@@ -323,7 +324,7 @@ def facts(factory: Any) -> str:
 
 @functools.cache
 def users() -> Mapping[str, str]:
-    """Piece -> the optimizers that have it in their chains with default options."""
+    """Map each link to the optimizers whose chains contain it with default options."""
     found = defaultdict(list)
     for name in gradtx.__all__:
         factory = getattr(gradtx, name)
@@ -344,7 +345,7 @@ SECTION = re.compile(r"^(When to use|Args|Returns|Raises|Example|Source):[ \n]",
 
 
 def sections(value: Any) -> dict[str, str]:
-    """Title -> text, dedented; "" for what comes before the first title."""
+    """Map each section's title to its dedented text; "" is the text before the first title."""
     text = inspect.getdoc(value) or ""
     parts = SECTION.split(text)
     found = {"": parts[0].strip()}
@@ -356,13 +357,13 @@ def sections(value: Any) -> dict[str, str]:
 
 
 def without_tail(part: str) -> tuple[str, str]:
-    """A section, whose lines are indented, and the paragraphs behind it, which belong to the description."""
+    """Split a section, whose lines are indented, from the paragraphs after it, which belong to the description."""
     tail = re.search(r"\n\n(?=\S)", part)
     return (part[: tail.start()], part[tail.end() :].strip()) if tail else (part, "")
 
 
 def unmarked(text: str) -> str:
-    """Text whose first sign would start a quotation, a list or a title, as in ">= 1"."""
+    """Escape a first character that would start a quotation, a list or a title, as in ">= 1"."""
     return re.sub(r"^(?=[>#+-])", r"\\", text)
 
 
@@ -371,7 +372,7 @@ def flat(text: str) -> str:
 
 
 def items(text: str) -> list[tuple[str, str]]:
-    """The entries of `Args` and `Raises`, whose further lines are indented."""
+    """Return the entries of `Args` and `Raises`, whose continuation lines are indented."""
     found = re.findall(r"^([\w*]+): (.*(?:\n(?: .*)?)*)", text, re.MULTILINE)
     without_bullets = [(name, re.sub(r"\n\s+- ", "\n", told)) for name, told in found]
     return [(name, unmarked(flat(told))) for name, told in without_bullets]
@@ -394,12 +395,12 @@ def described(value: Any) -> str:
 
 
 def cited(text: str) -> str:
-    """Numbers of arXiv as links."""
+    """Turn arXiv numbers into links."""
     return re.sub(r"(?<![\d.])(\d{4}\.\d{4,5})(?!\d)", r"[\1](https://arxiv.org/abs/\1)", text)
 
 
 def write(folder: Path) -> None:
-    """All pages; what is not one of them goes."""
+    """Write all pages and delete other files."""
     folder.mkdir(exist_ok=True)
     made = pages()
     for path in folder.iterdir():

@@ -1,7 +1,7 @@
 """Compose an optimizer, train with it as a torch optimizer and as pure functions, and compare it with other optimizers.
 
-Data: scikit-learn's digits, 1797 real scans of 8 by 8 pixels. Run: `make demo`, or `python examples/digits.py`.
-Prints a table and writes out/digits.png.
+Data: scikit-learn's digits, 1797 real scans of 8 by 8 pixels. Run `make demo` or `python examples/digits.py`.
+The script prints a table and writes out/digits.png.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ LINKS = ("gradient", "clipped", "centralized", "atan2", "projected", "scaled")
 
 
 def digits() -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Training images and labels, test images and labels; a quarter is for testing."""
+    """Return training images and labels, and test images and labels (a quarter of the data)."""
     images, labels = load_digits(return_X_y=True)
     split = train_test_split(images / 16, labels, test_size=0.25, random_state=SEED, stratify=labels)
     train_x, test_x, train_y, test_y = map(torch.as_tensor, split)
@@ -53,7 +53,7 @@ def network() -> nn.Module:
 
 
 def custom(steps: int) -> gradtx.GradientTransformation:
-    """A custom chain, with a record after each link."""
+    """Return a custom chain, with a record after each link."""
     schedule = gradtx.warmup_cosine_schedule(steps, max_lr=3e-3, warmup_steps=steps // 20)
     return gradtx.chain(
         gradtx.record(LINKS[0]),
@@ -72,7 +72,7 @@ def custom(steps: int) -> gradtx.GradientTransformation:
 
 
 def batches(epochs: int, count: int) -> list[Tensor]:
-    """The indices of every batch, the same for every optimizer."""
+    """Return the indices of every batch, which are the same for every optimizer."""
     generator = torch.Generator().manual_seed(SEED)
     whole = count - count % BATCH
     return [i for _ in range(epochs) for i in torch.randperm(count, generator=generator)[:whole].split(BATCH)]
@@ -88,7 +88,7 @@ def accuracy(model: nn.Module, params: dict[str, Tensor], x: Tensor, y: Tensor) 
 
 
 class Run:
-    """One training run and its measurements."""
+    """A training run and its measurements."""
 
     def __init__(self, name: str, data: tuple[Tensor, Tensor, Tensor, Tensor], steps: list[Tensor]):
         self.name, self.data, self.steps = name, data, steps
@@ -100,7 +100,7 @@ class Run:
     def train(
         self, step: Callable[[Tensor, Tensor], tuple[Tensor, dict[str, Any]]], evaluate: Callable[[], Any]
     ) -> Run:
-        """Call `step(x, y) -> (loss, norms by link)` for every batch; `evaluate()` gives the weights to test."""
+        """Call `step(x, y) -> (loss, norms by link)` for every batch; `evaluate()` returns the weights to test."""
         train_x, train_y, test_x, test_y = self.data
         model, start = network(), time.perf_counter()
         with tqdm(self.steps, desc=f"{self.name:24}", leave=False, disable=None) as bar:
@@ -118,7 +118,7 @@ class Run:
 
 
 def train_as_optimizer(run: Run, make: Callable[[Any], torch.optim.Optimizer]) -> Run:
-    """The usual training loop."""
+    """Train with the usual training loop."""
     model = network()
     optimizer = make(model.named_parameters())
 
@@ -134,7 +134,7 @@ def train_as_optimizer(run: Run, make: Callable[[Any], torch.optim.Optimizer]) -
 
 
 def train_functional(run: Run, tx: gradtx.GradientTransformation) -> Run:
-    """The same as a loop of pure functions."""
+    """Train with a loop of pure functions."""
     model = network()
     params = {name: p.detach().clone() for name, p in model.named_parameters()}
     state = tx.init(params)
@@ -154,7 +154,7 @@ def train_functional(run: Run, tx: gradtx.GradientTransformation) -> Run:
 def plot(runs: list[Run], path: Path) -> None:
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(15, 4.5), layout="constrained")
     for i, run in enumerate(runs):
-        # Some runs nearly coincide: the later one is dashed, so that the earlier one shows through.
+        # Some runs nearly coincide. The later one is dashed, so that the earlier one remains visible.
         style: dict[str, Any] = {"color": f"C{i}", "linestyle": (0, (4, 3)) if i in (1, 4) else "-", "alpha": 0.9}
         window = torch.tensor(run.losses).unfold(0, MEASURE_EVERY, 1).mean(-1)
         left.plot(range(MEASURE_EVERY, len(run.losses) + 1), window, label=run.name, **style)
@@ -176,7 +176,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--plot", type=Path, default=Path("out/digits.png"))
     options = parser.parse_args()
-    torch.set_num_threads(1)  # more threads do not help tensors this small
+    torch.set_num_threads(1)  # more threads do not help for tensors this small
     data = digits()
     steps = batches(options.epochs, len(data[0]))
     tx = custom(len(steps))

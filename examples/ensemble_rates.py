@@ -2,10 +2,10 @@
 
 Data: scikit-learn's digits, 1000 images for training and 797 held out. Every rate trains one network per seed; a seed
 determines the initial weights and the batches, which are the same for all rates. Then the vmapped step and Python loops
-over the members train 16 of these networks. Both must end at the same weights; the steps are timed in turns, in one
+over the members train 16 of these networks. All must end at the same weights; the steps are timed in turn, in one
 thread.
 Run: `python examples/ensemble_rates.py`. Prints two tables and writes out/ensemble_rates.png. torch.compile needs a
-C++ compiler; without one, set TORCH_COMPILE_DISABLE=1; the rows called compiled are then eager.
+C++ compiler; without one, set TORCH_COMPILE_DISABLE=1, and the rows named "compiled" are eager.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from tqdm import tqdm
 import gradtx
 
 TRAIN, BATCH, MEMBERS = 1000, 32, 16
-STEPS, TOLERANCE = 10, 1e-8  # of the comparison, whose start is the same for all; and in a turn of the timing
+STEPS, TOLERANCE = 10, 1e-8  # of the comparison, which starts all from the same weights; STEPS also per timed turn
 VMAP, LOOP, TORCH = "vmapped step", "loop over gradtx.train_step", "loop over torch.optim.AdamW"
 
 Params = dict[str, Tensor]
@@ -50,12 +50,12 @@ def loss_fn(params: Params, x: Tensor, y: Tensor) -> Tensor:
 
 
 def member_step(lr: Tensor, params: Params, state: dict, x: Tensor, y: Tensor) -> tuple[Params, dict, Tensor]:
-    """One training step of one network, and the same for all of them under vmap."""
+    """Take one training step of one network, or of all networks under vmap."""
     return gradtx.train_step(loss_fn, gradtx.adamw(lr=lr))(params, state, x, y)
 
 
 def digits(seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Images and labels for training, and those held out."""
+    """Return images and labels for training, and held-out ones."""
     numbers, labels = map(torch.as_tensor, load_digits(return_X_y=True))
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
     images, labels = numbers[order].float() / 16, labels[order]
@@ -67,14 +67,14 @@ def first_weights(seeds: int) -> list[Params]:
 
 
 def batches(seeds: int, steps: int) -> Tensor:
-    """Which images each seed trains on: (steps, seeds, BATCH)."""
+    """Return the image indices of each seed's batches, (steps, seeds, BATCH)."""
     generators = [torch.Generator().manual_seed(seed) for seed in range(seeds)]
     drawn = [torch.randint(TRAIN, (steps, BATCH), generator=generator) for generator in generators]
     return torch.stack(drawn, 1)
 
 
 def losses_by_rate(data: tuple[Tensor, ...], rates: Tensor, seeds: int, marks: list[int], bar: tqdm) -> Tensor:
-    """Losses at the marked steps, (marks, training or held out, rates, seeds)."""
+    """Return the losses at the marked steps, (marks, training or held out, rates, seeds)."""
     train_x, train_y, test_x, test_y = data
     lr = rates.repeat_interleave(seeds)
     params = gradtx.stack(first_weights(seeds) * len(rates))
@@ -93,7 +93,7 @@ def losses_by_rate(data: tuple[Tensor, ...], rates: Tensor, seeds: int, marks: l
 
 
 class Trainer(Protocol):
-    """Sixteen networks in training: a step of all of them, and their weights, stacked."""
+    """Sixteen networks in training, with a step of all of them and their stacked weights."""
 
     def step(self, x: Tensor, y: Tensor) -> Any: ...
 
@@ -101,7 +101,7 @@ class Trainer(Protocol):
 
 
 class Vmapped:
-    """All members in one call."""
+    """Steps all members in one call."""
 
     def __init__(self, rates: Tensor, params: list[Params], compiled: Callable | None = None):
         self.rates, self.params = rates, gradtx.stack(params)
@@ -116,7 +116,7 @@ class Vmapped:
 
 
 class Looped:
-    """A call a member. Uncompiled, its rate is a float and its chain made only once, which is quicker."""
+    """Steps each member in a separate call. Uncompiled, rates are floats and chains are built once, which is faster."""
 
     def __init__(self, rates: Tensor, params: list[Params], compiled: Callable | None = None):
         self.params, self.states = params, [gradtx.adamw().init(p) for p in params]
@@ -134,7 +134,7 @@ class Looped:
 
 
 class TorchLooped:
-    """A module and an optimizer a member."""
+    """Trains each member with a module and an optimizer."""
 
     def __init__(self, rates: Tensor, params: list[Params], fused: bool | None = None):
         self.models = [network(0).to(rates.dtype) for _ in params]
@@ -156,7 +156,7 @@ class TorchLooped:
 
 
 def trainers(rates: Tensor, compiled: dict[str, Callable]) -> dict[str, Trainer]:
-    """Every way to train the members, at the start. `compiled`: the steps of one and of all of them."""
+    """Return every method of training the members, at its start. `compiled` has the steps of one and of all members."""
     params = [{name: p.to(rates.dtype) for name, p in first.items()} for first in first_weights(len(rates))]
     return {
         VMAP: Vmapped(rates, params),
@@ -169,7 +169,7 @@ def trainers(rates: Tensor, compiled: dict[str, Callable]) -> dict[str, Trainer]
 
 
 def checked(ways: dict[str, Trainer], x: Tensor, y: Tensor, bar: tqdm) -> float:
-    """Train all from the same start and return how far weights end apart, relative to the largest of their tensor."""
+    """Train all from the same start; return the final distance of weights, relative to the largest of their tensor."""
     for trainer in ways.values():
         for images, labels in zip(x, y, strict=True):
             trainer.step(images, labels)
@@ -186,7 +186,7 @@ def checked(ways: dict[str, Trainer], x: Tensor, y: Tensor, bar: tqdm) -> float:
 
 
 def timed(ways: dict[str, Trainer], x: Tensor, y: Tensor, rounds: int, bar: tqdm) -> dict[str, list[float]]:
-    """Milliseconds a step, of each way in each round; they take turns, so that all meet the same disturbances."""
+    """Return milliseconds per step of each method in each round. They take turns, so noise affects all equally."""
     times: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(rounds):
         for name, trainer in ways.items():
@@ -199,7 +199,7 @@ def timed(ways: dict[str, Trainer], x: Tensor, y: Tensor, rounds: int, bar: tqdm
 
 
 def ratio(times: dict[str, list[float]], slow: str, quick: str) -> float:
-    """How many times as long a step takes, as the median over rounds."""
+    """Return the ratio of two step times, as the median over rounds."""
     return median(a / b for a, b in zip(times[slow], times[quick], strict=True))
 
 
@@ -237,7 +237,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=15, help="of the timing")
     parser.add_argument("--plot", type=Path, default=Path("out/ensemble_rates.png"))
     options = parser.parse_args(arguments)
-    torch.set_num_threads(1)  # more threads do not help tensors this small
+    torch.set_num_threads(1)  # more threads do not help for tensors this small
     data = digits(0)
     rates = torch.logspace(-4, 0, options.rates)
     marks = sorted({max(options.steps // 16, 1), max(options.steps // 4, 1), options.steps})
@@ -252,7 +252,7 @@ def main(arguments: list[str] | None = None) -> None:
         bar.set_description(f"{options.rates} rates, {options.seeds} seeds")
         losses = losses_by_rate(data, rates, options.seeds, marks, bar)
         bar.set_description("comparing and compiling")
-        # Float64 shows that the arithmetic is the same; in float32 training at large rates makes rounding grow.
+        # float64 shows that the arithmetic is the same; in float32, training at large rates amplifies rounding errors.
         apart = checked(trainers(few.double(), compiled), x.double(), y, bar)
         bar.set_description("timing")
         times = timed(trainers(few, compiled), x, y, options.rounds, bar)

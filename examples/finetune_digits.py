@@ -1,9 +1,9 @@
 """Fine-tune a network on new classes from a few images, with different weights frozen and different rates.
 
-Data: scikit-learn's digits. A small residual network learns the digits 0 to 4, then, from a few images each, 5 to 9,
-with a new head and five chains: head alone, or head and norms (`freeze` keeps the rest), all weights at one rate, all
-with a tenth of the rate for the trunk (`partition`), and all from scratch. Frozen weights have no state and stay
-bitwise unchanged; the old head, put back, measures the remaining accuracy on 0 to 4.
+Data: scikit-learn's digits. A small residual network learns the digits 0 to 4, then 5 to 9 from a few images each, with
+a new head and five variants: the head alone or head and norms (`freeze` keeps the rest), all weights at one rate, all
+with a tenth of the rate for the trunk (`partition`), and all from scratch. Frozen weights have no state and remain
+bitwise unchanged. With the old head restored, the script measures the remaining accuracy on 0 to 4.
 Run: `python examples/finetune_digits.py`. Prints a table and writes out/finetune_digits.png.
 """
 
@@ -31,11 +31,11 @@ Data = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 class Block(nn.Module):
-    """A convolution of the normalized input, added to the input."""
+    """Adds a convolution of the normalized input to the input."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.norm = nn.GroupNorm(1, WIDTH)  # no running averages: they are not parameters, so `freeze` cannot hold them
+        self.norm = nn.GroupNorm(1, WIDTH)  # no running averages, which `freeze` cannot keep
         self.conv = nn.Conv2d(WIDTH, WIDTH, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -79,7 +79,7 @@ CHAINS: dict[str, Callable[[int], gradtx.GradientTransformation]] = {
 
 
 def digits(seed: int) -> tuple[Data, Data]:
-    """Training images and labels, test images and labels: of the digits 0 to 4, and of 5 to 9, named 0 to 4 too."""
+    """Return training and test images and labels, of the digits 0 to 4 and of 5 to 9, which are also labeled 0 to 4."""
     images, labels = map(torch.as_tensor, load_digits(return_X_y=True))
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
     images, labels = images[order].float().view(-1, 1, 8, 8) / 16, labels[order]
@@ -97,7 +97,7 @@ def accuracy(model: nn.Module, x: Tensor, y: Tensor) -> float:
 
 
 def steps_of(model: nn.Module, optimizer: torch.optim.Optimizer, data: Data, batches: list[Tensor], bar: tqdm):
-    """Train, yielding after every step."""
+    """Train, and yield after every step."""
     for batch in batches:
         optimizer.zero_grad()
         nn.functional.cross_entropy(model(data[0][batch]), data[1][batch]).backward()
@@ -121,7 +121,7 @@ def pretrained(data: Data, steps: int, seed: int, bar: tqdm) -> Network:
 
 
 class Run:
-    """One fine-tuning run and its measurements."""
+    """A fine-tuning run and its measurements."""
 
     def __init__(self, name: str, seed: int):
         self.name, self.seed = name, seed
@@ -129,7 +129,7 @@ class Run:
         self.accuracies: list[float] = []
 
     def train(self, before: Network, old: Data, new: Data, steps: int, bar: tqdm) -> Run:
-        model = Network(self.seed + 1000)  # its head is the new one
+        model = Network(self.seed + 1000)  # provides the new head
         if self.name != "all, from scratch":
             kept = {name: p for name, p in before.state_dict().items() if not name.startswith("head.")}
             model.load_state_dict(kept, strict=False)
@@ -143,7 +143,7 @@ class Run:
                 self.accuracies.append(accuracy(model, new[2], new[3]))
         self.weights = sum(p.numel() for p in model.parameters())
         self.same = sum(p.numel() for name, p in model.named_parameters() if torch.equal(p, start[name]))
-        # The count of steps, a number for each tensor whether frozen or not, is left out.
+        # Step counts are excluded: each tensor has one, whether it is frozen or not.
         slots = [slot for entry in optimizer.state.values() for name, slot in entry.items() if name != "step"]
         self.state_bytes = sum(slot.numel() * slot.element_size() for slot in slots)
         model.head.load_state_dict(before.head.state_dict())
@@ -193,7 +193,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--plot", type=Path, default=Path("out/finetune_digits.png"))
     options = parser.parse_args(argv)
-    torch.set_num_threads(1)  # more threads do not help tensors this small
+    torch.set_num_threads(1)  # more threads do not help for tensors this small
     pretraining = min(PRETRAINING, 2 * options.steps)
     total = options.seeds * (pretraining + len(CHAINS) * options.steps)
     runs, known = [], []

@@ -1,10 +1,9 @@
-"""A realistic loop of pure functions: gradient accumulation, a broken batch, averaged weights, a crash, and a
-checkpoint from which the run continues bit for bit.
+"""A realistic functional loop: gradient accumulation, a broken batch, averaged weights, a crash, and a checkpoint from
+which the run continues bit for bit.
 
-Data: scikit-learn's digits, 1000 for training, the rest held out. One batch has pixels that are not numbers. The run is
-stopped half-way and continued from its file by a fresh set of trees; a second run goes through without a stop, and a
-third one without `skip_nonfinite`. Run: `python examples/functional_loop.py`. Prints a table and writes
-out/functional_loop.png.
+Data: scikit-learn's digits, 1000 for training, the rest held out. One batch has NaN pixels. The run is stopped halfway
+and continued from its file with new trees. A second run is not interrupted, and a third one runs without
+`skip_nonfinite`. Run: `python examples/functional_loop.py`. Prints a table and writes out/functional_loop.png.
 """
 
 from __future__ import annotations
@@ -30,14 +29,14 @@ import gradtx
 
 TRAIN, BATCH, EVERY = 1000, 16, 4  # an update for every 64 images
 LR, DECAY = 1e-2, 0.97
-NOISE = 0.5  # of the pixels, redrawn for every batch
-MEASURES = 40  # in a run
+NOISE = 0.5  # standard deviation of the pixel noise, drawn again for every batch
+MEASURES = 40  # measurements per run
 
 Params = dict[str, Tensor]
 
 
 class Digits:
-    """Batches as a function of their number, so that a resumed run sees the same ones."""
+    """Batches as a function of their index, so that a resumed run trains on the same ones."""
 
     def __init__(self, broken: int):
         pixels, labels = map(torch.as_tensor, load_digits(return_X_y=True))
@@ -79,7 +78,7 @@ def accuracy(params: Params, x: Tensor, y: Tensor) -> float:
 
 
 def transformation(batches: int, careful: bool) -> gradtx.GradientTransformation:
-    """Inside `accumulate` schedule and average count updates, not batches."""
+    """Return the chain. Inside `accumulate`, the schedule and the average count updates, not batches."""
     updates = batches // EVERY
     tx = gradtx.accumulate(
         gradtx.chain(
@@ -93,7 +92,7 @@ def transformation(batches: int, careful: bool) -> gradtx.GradientTransformation
 
 
 class Run:
-    """Parameters, state and measurements."""
+    """The parameters, state and measurements of a run."""
 
     def __init__(self, data: Digits, batches: int, careful: bool = True):
         self.data, self.batches = data, batches
@@ -154,7 +153,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--batches", type=int, default=1500)
     parser.add_argument("--plot", type=Path, default=Path("out/functional_loop.png"))
     options = parser.parse_args(arguments)
-    torch.set_num_threads(1)  # more threads do not help tensors this small
+    torch.set_num_threads(1)  # more threads do not help for tensors this small
     batches, stop = options.batches, options.batches // 2 + 1  # in the middle of an accumulation
     data = Digits(broken=batches // 3)
     with tqdm(total=3 * batches, unit=" batches", leave=False, disable=None) as bar:

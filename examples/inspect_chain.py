@@ -1,8 +1,8 @@
 """Find a fault in an optimizer with the norm of the update after each link and the state read by name.
 
 Data: scikit-learn's digits. Four chains of the same links train the same perceptron. Three have one fault each: the
-clip is after Adam instead of before it, the decay is too large, or Adam's eps is. The accuracy only shows that all
-three learn badly. `record` between the links and `exp_avg_sq` from the state identify the fault.
+clip is after Adam instead of before it, the decay is too large, or Adam's eps is too large. The accuracy only shows
+that all three learn badly. `record` between the links and `exp_avg_sq` from the state identify the fault.
 Run: `python examples/inspect_chain.py`. Prints a table and writes out/inspect_chain.png.
 """
 
@@ -25,7 +25,7 @@ from tqdm import tqdm
 import gradtx
 
 TRAIN, BATCH, BETA2 = 1347, 64, 0.99
-STRIDE = 3  # of the steps that are drawn
+STRIDE = 3  # draw every third step
 CLIP, ADAM, DECAY = (
     gradtx.clip_by_global_norm(1.0),
     gradtx.scale_by_adam((0.9, BETA2)),
@@ -37,7 +37,7 @@ LINKS = {  # in the order of the chain
     "decay too large": {"clip": CLIP, "adam": ADAM, "decay": gradtx.add_decayed_weights(30.0)},
     "eps too large": {"clip": CLIP, "adam": ADAM.replace(eps=0.3), "decay": DECAY},
 }
-SIGNS = {  # ratios to check; for a correct chain 1, about 1 and 0
+SIGNS = {  # ratios to check: 1, about 1 and 0 for a correct chain
     "clip": "what the clip leaves of the norm",
     "decay": "what the decay makes of the norm",
     "eps": "entries with √(exp_avg_sq) below eps",
@@ -45,7 +45,7 @@ SIGNS = {  # ratios to check; for a correct chain 1, about 1 and 0
 
 
 def transformation(name: str, rate: float) -> gradtx.GradientTransformation:
-    """The links with a record after each."""
+    """Return a chain of the links with a record after each."""
     recorded = [gradtx.chain(link, gradtx.record(place)) for place, link in LINKS[name].items()]
     return gradtx.chain(
         gradtx.record("gradient"), *recorded, gradtx.scale_by_learning_rate(rate), gradtx.record("rate")
@@ -53,7 +53,7 @@ def transformation(name: str, rate: float) -> gradtx.GradientTransformation:
 
 
 def digits() -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Training images and labels, test images and labels."""
+    """Return training images and labels, and test images and labels."""
     images, labels = map(torch.as_tensor, load_digits(return_X_y=True))
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
     images, labels = images[order].float() / 16, labels[order]
@@ -61,7 +61,7 @@ def digits() -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 class Run:
-    """One chain and the measurements from its state."""
+    """A chain and the measurements from its state."""
 
     def __init__(self, name: str):
         self.name = name
@@ -114,7 +114,7 @@ def plot(runs: list[Run], path: Path) -> None:
     colors = {"gradient": "C0", "clip": "C1", "adam": "C2", "decay": "C3", "rate": "C4"}
     for run, axes in zip(runs, panels[:4], strict=True):
         for i, (place, norms) in enumerate(run.norms.items()):
-            # A link that changes nothing has the line of the one before: the later one is dashed.
+            # The lines of a link that changes nothing and of the link before it coincide: the later one is dashed.
             dashes = (0, (4, 3)) if i % 2 else "-"
             label = place if place == "gradient" else f"after {place}"
             axes.plot(
@@ -127,7 +127,7 @@ def plot(runs: list[Run], path: Path) -> None:
         axes.set_ylim(low / 2, high * 2)
     for i, run in enumerate(runs):
         steps = range(1, len(run.accuracies) + 1, STRIDE)
-        # Thinner from one to the next, so that lines that coincide show.
+        # Each line is thinner than the one before, so that coinciding lines remain visible.
         style: dict[str, Any] = {"color": f"C{i + 5}", "label": run.name, "linewidth": (5.0, 3.2, 2.0, 1.0)[i]}
         panels[4].plot(steps, run.accuracies[::STRIDE], **style)
         for (sign, values), axes in zip(run.signs.items(), panels[5:], strict=True):
@@ -153,7 +153,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--rate", type=float, default=3e-3)
     parser.add_argument("--plot", type=Path, default=Path("out/inspect_chain.png"))
     options = parser.parse_args(argv)
-    torch.set_num_threads(1)  # more threads do not help tensors this small
+    torch.set_num_threads(1)  # more threads do not help for tensors this small
     with tqdm(total=len(LINKS) * options.steps, unit=" steps", leave=False, disable=None) as bar:
         runs = [Run(name).train(options.steps, options.rate, bar) for name in LINKS]
     print(f"mean of {options.steps} steps; accuracy after them\n")

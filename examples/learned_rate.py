@@ -1,10 +1,10 @@
 """Learn the learning rate: by the gradient through whole training runs, and online by hypergradient descent.
 
-Data: scikit-learn's digits, 1000 images for training, 400 to choose and learn rates by, 397 for testing. The small
-network is trained with SGD and momentum. Through training: the loss at the end of a short run is differentiated with
-respect to rate and momentum, from three starts. The best point of a grid of both is refined in the same way to a
-rate at each of five times. Online (Baydin et al. 2018, arXiv:1703.04782): after every step of one long run the rate
-follows the derivative of the new loss; compared with fixed rates. Tests use other seeds than those for choosing.
+Data: scikit-learn's digits, 1000 images for training, 400 for choosing and learning rates, 397 for testing. A small
+network is trained with SGD and momentum. Through training: the final loss of a short run is differentiated with respect
+to rate and momentum, from three starts. The best point of a grid of both is refined in the same way to rates at five
+points in time. Online (Baydin et al. 2018, arXiv:1703.04782): after every step of a long run, the rate follows the
+derivative of the new loss; fixed rates are the comparison. Tests use different seeds from those for choosing.
 Run: `python examples/learned_rate.py`. Prints two tables and writes out/learned_rate.png.
 """
 
@@ -39,7 +39,7 @@ Params = dict[str, Tensor]
 
 
 class Data(NamedTuple):
-    """Images and labels of the three parts."""
+    """Return the images and labels of the three parts."""
 
     train: tuple[Tensor, Tensor]
     choose: tuple[Tensor, Tensor]
@@ -66,21 +66,21 @@ def loss_fn(params: Params, x: Tensor, y: Tensor) -> Tensor:
 
 
 def begin(seeds: range, steps: int) -> tuple[Params, Tensor]:
-    """First weights and the images of every batch, (seeds, steps, BATCH), of several seeds."""
+    """Return the initial weights and the image indices of every batch, (seeds, steps, BATCH), of several seeds."""
     starts = [{name: p.detach().clone() for name, p in network(seed).named_parameters()} for seed in seeds]
     drawn = [torch.randint(1000, (steps, BATCH), generator=torch.Generator().manual_seed(seed)) for seed in seeds]
     return gradtx.stack(starts), torch.stack(drawn)
 
 
 def train(tx: gradtx.GradientTransformation, params: Params, batches: Tensor, data: Data) -> Params:
-    """A whole run of one network: a pure function of its arguments, including the numbers inside `tx`."""
+    """Train one network: a pure function of its arguments, including the hyperparameters in `tx`."""
     step, state = gradtx.train_step(loss_fn, tx), tx.init(params)
     for batch in batches:
         params, state, _ = step(params, state, *(part[batch] for part in data.train))
     return params
 
 
-# The numbers learned through training, as logarithms and logits, and the chain built from them.
+# The hyperparameters learned through training, as logarithms and logits, and the chain built from them.
 
 
 def constant(learned: Params, steps: int) -> gradtx.GradientTransformation:
@@ -91,7 +91,7 @@ def scheduled(learned: Params, steps: int) -> gradtx.GradientTransformation:
     knots = torch.arange(KNOTS)
 
     def rate(step: Tensor) -> Tensor:
-        """The logarithm is linear between KNOTS times: at each, its neighbours weigh by how near they are."""
+        """Interpolate the logarithm of the rate linearly between KNOTS points in time."""
         near = (1 - (step * (KNOTS - 1) / (steps - 1) - knots).abs()).clamp(min=0)
         return (near * learned["log_lr"]).sum().exp()
 
@@ -102,7 +102,7 @@ Make = Callable[[Params, int], gradtx.GradientTransformation]
 
 
 def end_loss(learned: Params, make: Make, params: Params, batches: Tensor, data: Data, part: str) -> Tensor:
-    """Mean over seeds of the loss after training, on one part of the data."""
+    """Return the loss after training on one part of the data, averaged over seeds."""
     run = partial(train, make(learned, batches.shape[1]), data=data)
     at_end = torch.vmap(run)(params, batches)
     return torch.vmap(loss_fn, in_dims=(0, None, None))(at_end, *getattr(data, part)).mean()
@@ -111,11 +111,11 @@ def end_loss(learned: Params, make: Make, params: Params, batches: Tensor, data:
 def learn(
     make: Make, learned: Params, lr: float, count: int, steps: int, data: Data, bar: tqdm
 ) -> list[tuple[Params, Tensor]]:
-    """Descend along the gradient through training, from several starts at once; each point with its loss."""
+    """Descend along the gradient through training, from several starts at once; return all points with their losses."""
     params, batches = begin(range(SEEDS), steps)
     slope = torch.func.grad_and_value(lambda learned: end_loss(learned, make, params, batches, data, "choose"))
-    # Clipped: beyond the largest stable rate the gradient through training explodes, and one such value would fill
-    # Adam's average of squares.
+    # Clipping: beyond the largest stable rate, the gradient through training explodes, and one such value would
+    # dominate Adam's average of squares.
     slower = gradtx.cosine_schedule(lr, T_max=count)
     tx = gradtx.chain(gradtx.clip_by_global_norm(1.0), gradtx.adam(slower, betas=(0.8, 0.95)))
     state = torch.vmap(tx.init)(learned)
@@ -131,13 +131,13 @@ def learn(
 
 
 def best(path: list[tuple[Params, Tensor]], start: int) -> tuple[Params, float]:
-    """The point of least loss on the path from a start."""
+    """Return the point with the lowest loss on the path from a start."""
     learned, losses = min(path, key=lambda point: point[1][start])
     return {name: value[start] for name, value in learned.items()}, losses[start].item()
 
 
 def grid(momenta: Tensor, seeds: range, steps: int, data: Data, part: str) -> Tensor:
-    """End losses of every rate of GRID with every momentum, (rates, momenta), all in one run."""
+    """Return the final losses of every rate of GRID with every momentum, (rates, momenta), all in one run."""
     params, batches = begin(seeds, steps)
 
     def loss(lr: Tensor, momentum: Tensor) -> Tensor:
@@ -147,18 +147,18 @@ def grid(momenta: Tensor, seeds: range, steps: int, data: Data, part: str) -> Te
     return torch.vmap(torch.vmap(loss, in_dims=(None, 0)), in_dims=(0, None))(GRID, momenta)
 
 
-RATE_TX = gradtx.adam(lr=0.05, betas=(0.9, 0.99))  # moves the logarithm of the rate, so 5% a step at most, or nearly
+RATE_TX = gradtx.adam(lr=0.05, betas=(0.9, 0.99))  # moves the logarithm of the rate, so about 5% per step at most
 
 
 def online(lr: Tensor, params: Params, batches: Tensor, data: Data) -> tuple[Params, Tensor]:
-    """Train one network while its rate learns: the weights at the end, and the rate of every step."""
+    """Train one network while learning its rate; return the final weights and the rate of every step."""
     rate = {"log_lr": lr.log()}
     state, rate_state = gradtx.sgd(lr, momentum=MOMENTUM).init(params), RATE_TX.init(rate)
     by_rate = {name: torch.zeros_like(p) for name, p in params.items()}
     rates = []
     for batch in batches:
         grads = torch.func.grad(loss_fn)(params, *(part[batch] for part in data.train))
-        # This loss is a function of the last rate by way of the last update.
+        # This loss depends on the last rate through the last update.
         slope = torch.stack([(grads[name] * moved).sum() for name, moved in by_rate.items()]).sum()
         change, rate_state = RATE_TX.update({"log_lr": slope}, rate_state)
         rate = gradtx.apply_updates(rate, change)
@@ -167,7 +167,7 @@ def online(lr: Tensor, params: Params, batches: Tensor, data: Data) -> tuple[Par
         def update(log_lr: Tensor, grads: Params = grads, state: dict = state) -> tuple[Params, dict]:
             return gradtx.sgd(log_lr.exp(), momentum=MOMENTUM).update(grads, state)
 
-        # Forward mode: the update and its derivative by the rate at once, for the price of two updates.
+        # Forward mode: the update and its derivative with respect to the rate, at the cost of two updates.
         at, along = rate["log_lr"], torch.ones_like(rate["log_lr"])
         both: Any = torch.func.jvp(update, (at,), (along,), has_aux=True)
         updates, by_rate, state = both
@@ -176,7 +176,7 @@ def online(lr: Tensor, params: Params, batches: Tensor, data: Data) -> tuple[Par
 
 
 def online_from_each(seeds: range, steps: int, data: Data) -> tuple[Tensor, Tensor]:
-    """From every rate of GRID: test loss and rates by step, (rates,) and (rates, steps), means over seeds."""
+    """Return test losses, (rates,), and rates by step, (rates, steps), from every rate of GRID, averaged over seeds."""
     params, batches = begin(seeds, steps)
     run = torch.vmap(torch.vmap(partial(online, data=data), in_dims=(None, 0, 0)), in_dims=(0, None, None))
     at_end, rates = run(GRID, params, batches)
@@ -185,7 +185,7 @@ def online_from_each(seeds: range, steps: int, data: Data) -> tuple[Tensor, Tens
 
 
 class Choice(NamedTuple):
-    """The result of one method of choosing, its validation loss, and the number of training runs."""
+    """The result of one method of choosing hyperparameters: the choice, its validation loss, and the number of runs."""
 
     learned: Params
     loss: float
@@ -200,7 +200,7 @@ def from_grid(losses: Tensor, momenta: Tensor) -> Choice:
 
 
 def rates(choice: Choice, steps: int) -> list[float]:
-    """The rate of every step."""
+    """Return the rate of every step."""
     lr: Any = choice.make(choice.learned, steps).hyperparams["lr"]
     return [float(lr(torch.tensor(n)) if isinstance(lr, gradtx.Schedule) else lr) for n in range(steps)]
 
@@ -253,7 +253,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--iterations", type=int, default=30, help="of learning through training")
     parser.add_argument("--plot", type=Path, default=Path("out/learned_rate.png"))
     options = parser.parse_args(arguments)
-    torch.set_num_threads(1)  # more threads do not help tensors this small
+    torch.set_num_threads(1)  # more threads do not help for tensors this small
     data, steps, count = digits(), options.steps, options.iterations
     seen, unseen = range(SEEDS), range(SEEDS, 2 * SEEDS)
     with tqdm(total=2 * count + 3, unit=" iterations", leave=False, disable=None) as bar:

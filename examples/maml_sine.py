@@ -1,9 +1,9 @@
 """Learn initial weights from which a few steps fit a new sine wave to ten points: MAML, and with learned inner rates.
 
-Data (Finn et al. 2017, arXiv:1703.03400): waves of amplitude 0.1 to 5 and any phase; a task is one of them, seen at
-ten places in [-5, 5]. MAML's outer gradient goes through the inner step, for all tasks of a batch at once by vmap. It
-is compared with weights that were trained on the waves without inner steps, as many batches of as many points, and
-tuned at the rate that suits them best, which was chosen on tasks other than the ones shown.
+Data (Finn et al. 2017, arXiv:1703.03400): waves of amplitude 0.1 to 5 and any phase. A task is one wave, sampled at ten
+points in [-5, 5]. MAML's outer gradient is computed through the inner step, with vmap for all tasks of a batch at once.
+It is compared with weights trained on the waves without inner steps, with equally many batches and points, and
+fine-tuned at their best rate, which was chosen on other tasks than those shown.
 Run: `python examples/maml_sine.py`. Prints a table and writes out/maml_sine.png.
 """
 
@@ -27,9 +27,9 @@ from tqdm import tqdm
 import gradtx
 
 TASKS, POINTS = 25, 10
-INNER = 10  # steps on a new task that are shown; MAML trains for the first of them
-RATE = 0.01  # of the inner step, where it is not learned
-RATES = (0.001, 0.003, 0.01, 0.03, 0.1)  # for a network that was trained without inner steps
+INNER = 10  # steps shown on a new task; MAML trains for the first one
+RATE = 0.01  # inner rate, if it is not learned
+RATES = (0.001, 0.003, 0.01, 0.03, 0.1)  # for the network trained without inner steps
 LAYERS = {"first": "0.*", "second": "2.*", "last": "4.*"}
 
 Params = dict[str, Tensor]
@@ -44,7 +44,7 @@ MODEL = network(0)
 
 
 class Tasks(NamedTuple):
-    """Points to learn from and points to be judged by, each (tasks, points, 1), and the waves."""
+    """Return points for training and for evaluation, each (tasks, points, 1), and the waves."""
 
     x: Tensor
     y: Tensor
@@ -67,12 +67,12 @@ def loss_fn(params: Params, x: Tensor, y: Tensor) -> Tensor:
 
 
 def inner(rates: Params) -> gradtx.GradientTransformation:
-    """Gradient descent with a rate for every layer, which may be learned."""
+    """Return gradient descent with one rate per layer, which may be learned."""
     return gradtx.partition({layer: gradtx.sgd(rates[layer]) for layer in LAYERS}, LAYERS)
 
 
 def adapted(params: Params, rates: Params, x: Tensor, y: Tensor, steps: int) -> list[Params]:
-    """The weights before and after every step on one task."""
+    """Return the weights before and after every step on one task."""
     tx = inner(rates)
     step, state = gradtx.train_step(loss_fn, tx), tx.init(params)
     path = [params]
@@ -93,7 +93,7 @@ def first(rate: float) -> Learned:
 
 
 def errors(learned: Learned, tasks: Tasks, steps: int) -> Tensor:
-    """Mean square errors on the new points before and after every inner step, (tasks, steps + 1)."""
+    """Return mean squared errors on the new points before and after every inner step, (tasks, steps + 1)."""
     rates = {layer: log.exp() for layer, log in learned["log_rates"].items()}
 
     def of_a_task(x: Tensor, y: Tensor, new_x: Tensor, new_y: Tensor) -> Tensor:
@@ -108,13 +108,13 @@ def maml_loss(learned: Learned, tasks: Tasks) -> Tensor:
 
 
 def plain_loss(learned: Learned, tasks: Tasks) -> Tensor:
-    """Without inner steps, on the points of both kinds: one network for all waves."""
+    """Return the loss of one network for all waves, without inner steps, on the points of both kinds."""
     x, y = torch.cat([tasks.x, tasks.new_x], 1), torch.cat([tasks.y, tasks.new_y], 1)
     return loss_fn(learned["params"], x.flatten(0, 1), y.flatten(0, 1))
 
 
 class Method(NamedTuple):
-    """The outer parameters, and how to learn them."""
+    """The outer parameters and their training."""
 
     loss: Callable[[Learned, Tasks], Tensor]
     learns_rates: bool = False
@@ -123,7 +123,7 @@ class Method(NamedTuple):
         weights = gradtx.adam(gradtx.cosine_schedule(2e-3, T_max=steps))
         rates = gradtx.adam(gradtx.cosine_schedule(1e-2, T_max=steps)) if self.learns_rates else gradtx.freeze("*")
         each = gradtx.partition({"weights": weights, "rates": rates}, {"weights": "params.*", "rates": "log_rates.*"})
-        # A task where the inner step overshoots has a gradient far larger than the others.
+        # A task whose inner step overshoots has a far larger gradient than the others.
         return gradtx.chain(gradtx.clip_by_global_norm(10.0), each)
 
     def learn(self, steps: int, bar: tqdm) -> Learned:
@@ -146,7 +146,7 @@ METHODS = {
 
 
 def with_best_rate(learned: Learned, tasks: Tasks) -> Learned:
-    """The inner rate of RATES, the same for all layers, whose error after all steps is least."""
+    """Return the inner rate from RATES, shared by all layers, with the lowest error after all steps."""
     tries = [{**learned, "log_rates": first(rate)["log_rates"]} for rate in RATES]
     return min(tries, key=lambda tried: errors(tried, tasks, INNER)[:, -1].mean().nan_to_num(nan=float("inf")))
 
@@ -183,7 +183,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=2000, help="outer steps")
     parser.add_argument("--plot", type=Path, default=Path("out/maml_sine.png"))
     options = parser.parse_args(arguments)
-    torch.set_num_threads(1)  # more threads do not help tensors this small
+    torch.set_num_threads(1)  # more threads do not help for tensors this small
     learned = {}
     with tqdm(total=len(METHODS) * options.steps, unit=" steps", leave=False, disable=None) as bar:
         for name, method in METHODS.items():

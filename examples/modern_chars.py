@@ -1,9 +1,9 @@
 """Compare AdEMAMix, MARS, Schedule-Free and Prodigy inside Schedule-Free with AdamW on a small byte transformer.
 
-Data: the source files of Python's standard library. Every tenth file judges the learning rates, every tenth other file
-judges the final runs. A sweep trains all rates of an optimizer at once: one `torch.vmap` over stacked networks, with
-the rate as a tensor. The final runs, at the best rate and with three other seeds, are members of one ensemble alike.
-Batches and first weights depend on the seed alone, so losses of one seed can be subtracted.
+Data: the source files of Python's standard library. A tenth of the files is used to choose the learning rates, another
+tenth to evaluate the final runs. A sweep trains all rates of an optimizer at once: one `torch.vmap` over stacked
+networks, with the rate as a tensor. The final runs, at the best rate and with three other seeds, also form one
+ensemble. Batches and initial weights depend only on the seed, so losses with the same seed can be subtracted.
 Run: `python examples/modern_chars.py`. Prints a table and writes out/modern_chars.png.
 """
 
@@ -31,9 +31,9 @@ import gradtx
 
 BYTES = 128  # ASCII
 CONTEXT, WIDTH, HEADS, BLOCKS, BATCH = 32, 32, 4, 2, 16
-JUDGED = 256  # windows on which a loss is measured
+JUDGED = 256  # windows for measuring a loss
 EVERY = 20
-LATER = torch.ones(CONTEXT, CONTEXT, dtype=torch.bool).triu(1)  # places that attention must not see
+LATER = torch.ones(CONTEXT, CONTEXT, dtype=torch.bool).triu(1)  # positions that attention must ignore
 BETAS, DECAY = (0.9, 0.95), 0.1
 SWEEP_SEED, SEEDS = 100, (0, 1, 2)
 
@@ -60,23 +60,23 @@ def ademamix(rate: gradtx.Scalar, steps: int) -> Transformation:
 
 
 def mars(rate: gradtx.Scalar, steps: int) -> Transformation:
-    """With AdamW's betas, so that the correction of the gradient is the only difference."""
+    """Return MARS with AdamW's betas, so that the gradient correction is the only difference."""
     return gradtx.mars_adamw(falling(rate, steps), betas=BETAS, weight_decay=DECAY, weight_decay_1d=DECAY)
 
 
 def schedule_free(rate: gradtx.Scalar, steps: int) -> Transformation:
-    """The control for the next one: it needs a rate, but no schedule."""
+    """Return the control for Prodigy in Schedule-Free, which needs a rate but no schedule."""
     return gradtx.schedule_free_adamw(rate, betas=BETAS, weight_decay=DECAY)
 
 
 def prodigy(factor: gradtx.Scalar, steps: int) -> Transformation:
-    """Prodigy finds the rate; Schedule-Free replaces the schedule and the first average."""
+    """Return Prodigy, which finds the rate, in Schedule-Free, which replaces the schedule and the first average."""
     base = gradtx.prodigy(betas=(0.0, BETAS[1]), beta3=0.99, weight_decay=DECAY)
     return gradtx.schedule_free(base, lr=factor, beta=BETAS[0])
 
 
 RATES = [2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2, 6.4e-2]
-FACTORS = [0.25, 0.5, 1.0, 2.0, 4.0, 8.0]  # of the rate that Prodigy finds
+FACTORS = [0.25, 0.5, 1.0, 2.0, 4.0, 8.0]  # multiples of the rate that Prodigy finds
 METHODS: dict[str, tuple[Callable[..., Transformation], list[float]]] = {
     "AdamW": (adamw, RATES),
     "AdEMAMix": (ademamix, RATES),
@@ -98,7 +98,7 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         heads = self.inputs(self.norm1(x)).unflatten(-1, (3 * HEADS, -1)).transpose(1, 2)
         query, key, value = heads.chunk(3, dim=1)
-        # Written out: torch has no batching rule for scaled_dot_product_attention on a CPU.
+        # Explicit, because torch has no batching rule for scaled_dot_product_attention on a CPU.
         scores = query @ key.transpose(-1, -2) / (WIDTH // HEADS) ** 0.5
         mixed = scores.masked_fill(LATER, -torch.inf).softmax(-1) @ value
         x = x + self.out(mixed.transpose(1, 2).flatten(-2))
@@ -106,7 +106,7 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Predicts the next byte at each place."""
+    """Predicts the next byte at each position."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -129,13 +129,13 @@ def first_weights(seed: int) -> Params:
 
 
 def loss_fn(params: Params, windows: Tensor) -> Tensor:
-    """In nats a byte; each window has one byte more than the context."""
+    """Return the loss in nats per byte. Each window has one byte more than the context."""
     logits = functional_call(MODEL, params, (windows[:, :-1],))
     return nn.functional.cross_entropy(logits.flatten(0, 1), windows[:, 1:].flatten())
 
 
 def library() -> list[Tensor]:
-    """The bytes of the standard library's modules: to train with, to judge rates and to judge the final runs."""
+    """Return the bytes of the standard library's modules for training, for choosing rates and for the final runs."""
     texts = [b"", b"", b""]
     for i, file in enumerate(sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))):
         use = {4: 1, 9: 2}.get(i % 10, 0)
@@ -149,7 +149,7 @@ def windows_of(text: Tensor, count: int, generator: torch.Generator) -> Tensor:
 
 
 class Ensemble:
-    """Networks that one optimizer trains together: a rate and a seed for each member."""
+    """Networks that one optimizer trains together, with a rate and a seed per member."""
 
     def __init__(self, make: Callable[..., Transformation], rates: list[float], seeds: list[int], steps: int):
         def init(rate: Tensor, params: Params) -> dict:
@@ -171,7 +171,7 @@ class Ensemble:
         self.batches = [torch.Generator().manual_seed(seed) for seed in seeds]
         self.update_seconds: list[float] = []
         self.step_seconds: list[float] = []
-        self.losses: list[Tensor] = []  # of every member, at each mark
+        self.losses: list[Tensor] = []  # per member, at each mark
 
     def step(self, text: Tensor) -> None:
         windows = torch.stack([windows_of(text, BATCH, batches) for batches in self.batches])
@@ -192,7 +192,7 @@ class Ensemble:
 
 
 def train(ensembles: dict[str, Ensemble], text: Tensor, judge: Tensor, marks: list[int], bar: tqdm) -> None:
-    """All ensembles in turn, step by step, so that all meet the same disturbances of the machine."""
+    """Train all ensembles in turn, step by step, so that noise of the machine affects all equally."""
     for step in range(1, marks[-1] + 1):
         for ensemble in ensembles.values():
             ensemble.step(text)
@@ -208,7 +208,7 @@ def with_range(values: Tensor, sign: str = "") -> str:
 
 
 def verdict(differences: Tensor) -> str:
-    """What three seeds can say: a difference counts only if it has the same sign in all of them."""
+    """Describe a difference over seeds, which counts only if it has the same sign in all of them."""
     if (differences < 0).all():
         return "lower for every seed"
     if (differences > 0).all():
@@ -220,7 +220,7 @@ def plot(sweeps: dict[str, Ensemble], finals: dict[str, Ensemble], marks: list[i
     plt.rcParams.update({"font.size": 11})
     figure, (rates, curves, gaps) = plt.subplots(3, 1, figsize=(5, 11), layout="constrained")
     baseline = torch.stack(finals["AdamW"].losses)
-    start = len(marks) // 5  # losses before are too far apart to share an axis with those after
+    start = len(marks) // 5  # earlier losses would need a wider axis
     for i, (name, final) in enumerate(finals.items()):
         sweep, color = sweeps[name], f"C{i}"
         positions = torch.arange(len(sweep.rates))
@@ -249,7 +249,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--plot", type=Path, default=Path("out/modern_chars.png"))
     options = parser.parse_args(arguments)
     steps: int = options.steps
-    torch.set_num_threads(1)  # tensors this small gain nothing from more
+    torch.set_num_threads(1)  # more threads do not help for tensors this small
     text, *rest = library()
     for_rates, unseen = (windows_of(each, JUDGED, torch.Generator().manual_seed(0)) for each in rest)
     marks = [*range(EVERY, steps, EVERY), steps]

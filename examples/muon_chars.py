@@ -1,7 +1,7 @@
 """Train a small character-level transformer with Muon for its matrices and AdamW for the rest, and with AdamW alone.
 
-Data: the source files of Python's own standard library; every tenth file is held out. Each optimizer runs at three
-learning rates, a factor of 2.5 apart, on the same batches, and is judged by its best run on the held-out files.
+Data: the source files of Python's standard library; every tenth file is held out. Each optimizer runs at three learning
+rates, a factor of 2.5 apart, on the same batches, and is evaluated by its best run on the held-out files.
 Run: `python examples/muon_chars.py`. Prints a table and writes out/muon_chars.png.
 """
 
@@ -27,7 +27,7 @@ import gradtx
 SEED, CHARACTERS = 0, 128  # ASCII
 CONTEXT, WIDTH, HEADS, BLOCKS, BATCH = 64, 64, 4, 2, 32
 RATES = {"AdamW alone": (2e-3, 5e-3, 1.25e-2), "Muon + AdamW": (2e-2, 5e-2, 1.25e-1)}
-ADAMW_RATE = 5e-3  # of what Muon leaves to AdamW: the middle one of AdamW alone
+ADAMW_RATE = 5e-3  # for the parameters that Muon does not train: the middle rate of AdamW alone
 EVERY = 20
 
 
@@ -37,7 +37,7 @@ class Block(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.norm1, self.norm2 = nn.LayerNorm(WIDTH), nn.LayerNorm(WIDTH)
-        # Three matrices rather than one of three times the rows: Muon orthogonalizes each one separately.
+        # Three matrices instead of one with three times the rows, so that Muon orthogonalizes each separately.
         self.query, self.key, self.value, self.out = (nn.Linear(WIDTH, WIDTH) for _ in range(4))
         self.up, self.down = nn.Linear(WIDTH, 4 * WIDTH), nn.Linear(4 * WIDTH, WIDTH)
 
@@ -52,7 +52,7 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Predicts the next character at each place."""
+    """Predicts the next character at each position."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -67,13 +67,13 @@ class Transformer(nn.Module):
         return self.head(self.norm(self.blocks(self.characters(text) + self.places(places))))
 
     def loss(self, windows: Tensor) -> Tensor:
-        """In nats a character; each window has one character more than the context."""
+        """Return the loss in nats per character. Each window has one character more than the context."""
         logits = self(windows[:, :-1])
         return nn.functional.cross_entropy(logits.flatten(0, 1), windows[:, 1:].flatten())
 
 
 def library() -> tuple[Tensor, Tensor]:
-    """The characters of the standard library's modules, to train with and held out."""
+    """Return the characters of the standard library's modules, for training and held out."""
     files = sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))
     texts = [file.read_text(encoding="utf-8", errors="ignore").encode("ascii", "ignore") for file in files]
     held_out = b"".join(texts[9::10])
@@ -95,7 +95,7 @@ def transformation(name: str, rate: float, steps: int) -> gradtx.GradientTransfo
         return gradtx.adamw(falling(rate), betas=(0.9, 0.95), weight_decay=0.1)
     return gradtx.partition(
         {
-            # bfloat16, the default of the iteration, is for GPUs; a CPU is faster in float32.
+            # The iteration's default, bfloat16, is for GPUs; CPUs are faster in float32.
             "muon": gradtx.muon(falling(rate), weight_decay=0.1, ns_dtype=None),
             "adamw": gradtx.adamw(falling(ADAMW_RATE), betas=(0.9, 0.95), weight_decay=0.1),
         },
@@ -107,7 +107,7 @@ def transformation(name: str, rate: float, steps: int) -> gradtx.GradientTransfo
 
 
 class Run:
-    """One training run and its measurements."""
+    """A training run and its measurements."""
 
     def __init__(self, name: str, rate: float, steps: int):
         self.name, self.rate = name, rate
@@ -117,7 +117,7 @@ class Run:
         self.losses: list[float] = []
         self.held_out: list[float] = []
         self.steps: list[int] = []
-        self.seconds: list[float] = []  # of one core, for training up to there
+        self.seconds: list[float] = []  # training time so far, on one core
         self.spent = 0.0
 
     def step(self, windows: Tensor) -> None:
@@ -137,7 +137,7 @@ class Run:
 
 
 def train(runs: list[Run], text: Tensor, unseen: Tensor, steps: int) -> None:
-    """All runs in turn, step by step, on the same batches."""
+    """Train all runs in turn, step by step, on the same batches."""
     batches = torch.Generator().manual_seed(SEED)
     with tqdm(range(1, steps + 1), leave=False, disable=None) as bar:
         for step in bar:
@@ -184,7 +184,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=250)
     parser.add_argument("--plot", type=Path, default=Path("out/muon_chars.png"))
     options = parser.parse_args(arguments)
-    torch.set_num_threads(1)  # more threads help tensors this small little
+    torch.set_num_threads(1)  # more threads barely help for tensors this small
     text, rest = library()
     unseen = windows_of(rest, 4 * BATCH, torch.Generator().manual_seed(SEED))
     print(f"{len(text):,} characters to train with, {len(rest):,} held out, of Python {platform.python_version()}")

@@ -1,10 +1,10 @@
-"""Read two digits that overlap with one small network, whose two tasks conflict, with PCGrad and with summed losses.
+"""Read two overlapping digits with one small network, whose two tasks conflict, with PCGrad and with summed losses.
 
-Data: pairs of scikit-learn's digits in one image of 8 by 12 pixels, whose middle shows both. A small trunk is shared, a
-head names the left digit and another the right one. Both methods start at the same weights and see the same pairs, at
-the one of three learning rates (0.01, 0.03, 0.1) that suited the sum best with other seeds. The table says how often
-the gradients conflict (their inner product is negative), how far PCGrad moves the summed gradient relative to its
-length, and the accuracy of each task.
+Data: pairs of scikit-learn's digits in one image of 8 by 12 pixels, in which they overlap in the middle. The tasks
+share a small trunk; one head classifies the left digit and another the right one. Both methods start from the same
+weights and train on the same pairs, at the best of three learning rates (0.01, 0.03, 0.1) for the sum with other seeds.
+The table shows how often the gradients conflict (their inner product is negative), how far PCGrad moves the summed
+gradient relative to its length, and the accuracy of each task.
 Run: `python examples/pcgrad_digits.py`. Prints a table and writes out/pcgrad_digits.png.
 """
 
@@ -33,7 +33,7 @@ Pairs = tuple[Tensor, Tensor]
 
 
 def pairs_of(images: Tensor, labels: Tensor, count: int, generator: torch.Generator) -> Pairs:
-    """Images of two digits each, and a row of labels for each task."""
+    """Return images of two digits each, and a row of labels per task."""
     left, right = torch.randint(len(images), (2, count), generator=generator)
     canvas = torch.zeros(count, 8, 12)
     canvas[:, :, :8] = images[left]
@@ -42,7 +42,7 @@ def pairs_of(images: Tensor, labels: Tensor, count: int, generator: torch.Genera
 
 
 class TwoReaders(nn.Module):
-    """A trunk and a head for each task."""
+    """A shared trunk with one head per task."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ class TwoReaders(nn.Module):
 
 
 class Run:
-    """One training run and its measurements."""
+    """A training run and its measurements."""
 
     def __init__(self, method: str, seed: int, steps: int):
         self.method, self.seed = method, seed
@@ -63,15 +63,15 @@ class Run:
         self.model = TwoReaders()
         self.params = list(self.model.parameters())
         self.optimizer = gradtx.optim.SGD(self.params, lr=gradtx.cosine_schedule(LR, T_max=steps), momentum=0.9)
-        self.order = torch.Generator().manual_seed(seed)  # of the projections
+        self.order = torch.Generator().manual_seed(seed)  # order of the projections
         self.conflicts: list[bool] = []
-        self.changes: list[float] = []  # of the sum of gradients by PCGrad, relative
+        self.changes: list[float] = []  # relative change of the summed gradient by PCGrad
         self.steps: list[int] = []
-        self.accuracies: list[list[float]] = []  # in percent, by task
+        self.accuracies: list[list[float]] = []  # percent, by task
 
     def step(self, x: Tensor, y: Tensor) -> None:
         losses = [nn.functional.cross_entropy(*pair) for pair in zip(self.model(x), y, strict=True)]
-        left, right = (self._gradient(loss) for loss in losses)  # to watch only: pcgrad_backward makes its own
+        left, right = (self._gradient(loss) for loss in losses)  # for measurement: pcgrad_backward computes its own
         if self.method == "PCGrad":
             gradtx.pcgrad_backward(losses, self.params, reduction="sum", generator=self.order)
         else:
@@ -94,7 +94,7 @@ class Run:
 
 
 def train(seed: int, steps: int, bar: tqdm) -> list[Run]:
-    """A run of each method, on the same pairs."""
+    """Run each method on the same pairs."""
     pixels, labels = map(torch.as_tensor, load_digits(return_X_y=True))
     images, generator = pixels.float().view(-1, 8, 8) / 16, torch.Generator().manual_seed(seed)
     train, test = torch.randperm(len(images), generator=generator).split([TRAIN, len(images) - TRAIN])
@@ -117,7 +117,7 @@ def share(values: Sequence[float]) -> float:
 
 
 def shares(runs: list[Run], what: str) -> tuple[range, Tensor]:
-    """Percent, mean of the last EVERY steps and all seeds, by step."""
+    """Return percentages by step, averaged over the last EVERY steps and all seeds."""
     values = 100 * torch.tensor([getattr(run, what) for run in runs]).float().mean(0)
     means = values.unfold(0, min(EVERY, len(values)), 1).mean(-1)
     return range(len(values) - len(means) + 1, len(values) + 1), means
@@ -160,7 +160,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, default=6)
     parser.add_argument("--plot", type=Path, default=Path("out/pcgrad_digits.png"))
     options = parser.parse_args(arguments)
-    torch.set_num_threads(1)  # more threads do not help tensors this small
+    torch.set_num_threads(1)  # more threads do not help for tensors this small
     runs: dict[str, list[Run]] = {method: [] for method in METHODS}
     with tqdm(total=options.seeds * options.steps, leave=False, disable=None) as bar:
         for seed in range(options.seeds):

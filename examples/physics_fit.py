@@ -1,11 +1,11 @@
 """Estimate the diffusivity of a rod from noisy temperatures, with a network that obeys the heat equation.
 
-u_t = k u_xx on 0 <= x <= 1, with both ends at 0 and a known start, has a solution in closed form, so errors are known.
-30 temperatures, with noise, were measured early on. A small network u(x, t) is fitted to them and, everywhere, to the
-equation, whose derivatives are `torch.func.jvp`, nested for u_xx; log k is a parameter next to the network's weights.
-Three chains by `partition`: Adam, Muon or SOAP for the network's matrices, Adam for its biases and, at a larger rate,
-for log k. One `vmap` trains a member for each seed, which draws the weights and the noise. The rates of the matrices
-are the best of 3e-3, 1e-2 and 3e-2 with other seeds.
+u_t = k u_xx on 0 <= x <= 1, with both ends at 0 and known initial values, has a closed-form solution, so errors are
+known. The data are 30 noisy temperatures from early times. A small network u(x, t) is fitted to them and, everywhere,
+to the equation, with derivatives by `torch.func.jvp`, nested for u_xx; log k is a parameter next to the network's
+weights. `partition` builds three chains: Adam, Muon or SOAP for the network's matrices, and Adam for its biases and, at
+a larger rate, for log k. One `vmap` trains a member per seed, which determines the weights and the noise. The rates of
+the matrices are the best of 3e-3, 1e-2 and 3e-2 with other seeds.
 Run: `python examples/physics_fit.py`. Prints a table and writes out/physics_fit.png.
 """
 
@@ -30,8 +30,8 @@ import gradtx
 DIFFUSIVITY, GUESS, NOISE = 0.05, 0.2, 0.02
 MEASURED, COLLOCATED, WIDTH, EVERY = 30, 100, 16, 10
 RATES = {"Adam": 1e-2, "Muon": 1e-2, "SOAP": 3e-3}
-WEIGHT = 0.03  # of the equation, relative to the measurements
-BIAS_RATE, K_RATE = 1e-2, 5e-2  # Adam's: log k has 1.4 to go, a weight less
+WEIGHT = 0.03  # weight of the equation relative to the measurements
+BIAS_RATE, K_RATE = 1e-2, 5e-2  # Adam's rates; log k has to move by 1.4, which is more than a weight
 
 Params = dict[str, Tensor]
 
@@ -63,7 +63,7 @@ def start(seed: int) -> Params:
 
 
 def network(params: Params, x: Tensor, t: Tensor) -> Tensor:
-    """The temperature at every (x, t); right at t = 0 and at both ends, whatever the weights."""
+    """Return the temperature at every (x, t), which is exact at t = 0 and at both ends for any weights."""
     y = torch.stack([2 * x - 1, 2 * t - 1], dim=-1)
     y = torch.tanh(y @ params["net.in.weight"].T + params["net.in.bias"])
     y = torch.tanh(y @ params["net.middle.weight"].T + params["net.middle.bias"])
@@ -72,7 +72,7 @@ def network(params: Params, x: Tensor, t: Tensor) -> Tensor:
 
 
 def residual(params: Params, x: Tensor, t: Tensor) -> Tensor:
-    """The residual of the equation: u_t - k u_xx, at every (x, t)."""
+    """Return the residual of the equation, u_t - k u_xx, at every (x, t)."""
     ones = torch.ones_like(x)
 
     def slope(x: Tensor) -> Tensor:
@@ -102,19 +102,19 @@ def transformation(name: str, steps: int) -> gradtx.GradientTransformation:
 
 
 class Run:
-    """One chain, trained with all seeds at once."""
+    """A chain, trained with all seeds at once."""
 
     def __init__(self, name: str, seeds: range):
         self.name, self.seeds = name, seeds
         self.steps: list[int] = []
-        self.residuals: list[Tensor] = []  # each a number for every seed
+        self.residuals: list[Tensor] = []  # each with one value per seed
         self.errors: list[Tensor] = []
         self.found: list[Tensor] = []
 
     def train(self, steps: int, bar: tqdm) -> Run:
         draw = torch.Generator().manual_seed(self.seeds[0])
         x, t = torch.rand(2, MEASURED, generator=draw, dtype=torch.float64)
-        t = t / 2  # nothing is measured in the second half
+        t = t / 2  # there are no measurements in the second half
         noise = torch.randn(len(self.seeds), MEASURED, generator=draw, dtype=torch.float64)
         measured = solution(x, t) + NOISE * noise
         everywhere = torch.rand(2, COLLOCATED, generator=draw, dtype=torch.float64)
@@ -149,12 +149,12 @@ class Run:
                 self.found.append(params["physics.log_k"].exp())
             bar.update()
         self.x, self.t = x.numpy(), t.numpy()  # for matplotlib
-        self.picture = network({name: p[0] for name, p in params.items()}, *grid).T.numpy()  # rows are times
+        self.picture = network({name: p[0] for name, p in params.items()}, *grid).T.numpy()  # one row per time
         return self
 
 
 def gathered(values: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean, least and greatest over the seeds, for every step looked at; the mean is geometric."""
+    """Return the geometric mean, the minimum and the maximum over the seeds, for every measured step."""
     each = torch.stack(values)
     return each.log().mean(1).exp(), each.amin(1), each.amax(1)
 
@@ -191,7 +191,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--plot", type=Path, default=Path("out/physics_fit.png"))
     options = parser.parse_args(argv)
-    torch.set_num_threads(1)  # more threads do not help tensors this small
+    torch.set_num_threads(1)  # more threads do not help for tensors this small
     with tqdm(total=len(RATES) * options.steps, unit=" steps", leave=False, disable=None) as bar:
         runs = [Run(name, range(options.seeds)).train(options.steps, bar) for name in RATES]
     print(f"after {options.steps} steps, {options.seeds} seeds: mean (range); k is {DIFFUSIVITY:g}\n")

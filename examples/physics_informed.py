@@ -1,12 +1,13 @@
 """Solve Burgers' equation with a network that obeys it, by Adam and by L-BFGS with a line search.
 
-u_t + u u_x = nu u_xx on -1 <= x <= 1 and 0 <= t <= 1, with both ends at 0, starts as -sin(pi x) and steepens in the
-middle. Its solution is known (Cole 1951), so errors are known. Nothing is measured: a small network u(x, t), right at
-the start and at both ends by construction, is fitted to the equation alone, at fixed points. The loss is smooth and
-without noise, the case for L-BFGS. `gradtx.line_search(gradtx.lbfgs(), conditions="strong_wolfe")` runs as a torch
-optimizer here, next to `torch.optim.LBFGS` with the same history and the same line search conditions, and to Adam.
-Methods are compared by how often they evaluate the loss and its gradient, which is nearly all of the cost. A step of
-gradtx begins with a call of the closure where the last trial of the step before ended, so the closure remembers it.
+The solution of u_t + u u_x = nu u_xx on -1 <= x <= 1 and 0 <= t <= 1, with both ends at 0, starts as -sin(pi x) and
+steepens in the middle. It is known (Cole 1951), and so are the errors. There are no measurements: a small network
+u(x, t), exact at the start and at both ends by construction, is fitted to the equation alone, at fixed points. The
+loss is smooth and has no noise, which suits L-BFGS. `gradtx.line_search(gradtx.lbfgs(), conditions="strong_wolfe")`
+runs as a torch optimizer, next to `torch.optim.LBFGS` with the same history and the same line search conditions, and to
+Adam. Methods are compared by their evaluations of the loss and its gradient, which are nearly all of the cost. A step
+of gradtx begins by calling the closure where the last trial of the previous step ended, so the closure caches its last
+evaluation.
 Run: `python examples/physics_informed.py`. Prints a table and writes out/physics_informed.png.
 """
 
@@ -40,7 +41,7 @@ def initial(x: Tensor) -> Tensor:
 
 
 def solution(x: Tensor, t: Tensor, nodes: int = 100) -> Tensor:
-    """Cole's integrals, by Gauss and Hermite's rule: from the eigenvalues of its Jacobi matrix."""
+    """Compute Cole's integrals by Gauss-Hermite quadrature, with nodes from the eigenvalues of its Jacobi matrix."""
     off = torch.sqrt(torch.arange(1, nodes, dtype=torch.float64) / 2)
     places, vectors = torch.linalg.eigh(torch.diag(off, 1) + torch.diag(off, -1))
     moved = x[..., None] - 2 * torch.sqrt(VISCOSITY * t)[..., None] * places
@@ -65,7 +66,7 @@ def start(seed: int) -> Params:
 
 
 def network(params: Params, x: Tensor, t: Tensor) -> Tensor:
-    """The value at every (x, t); right at t = 0 and at both ends, whatever the weights."""
+    """Return the value at every (x, t), which is exact at t = 0 and at both ends for any weights."""
     y = torch.stack([x, 2 * t - 1], dim=-1)
     y = torch.tanh(y @ params["in.weight"].T + params["in.bias"])
     y = torch.tanh(y @ params["middle.weight"].T + params["middle.bias"])
@@ -74,7 +75,7 @@ def network(params: Params, x: Tensor, t: Tensor) -> Tensor:
 
 
 def residual(params: Params, x: Tensor, t: Tensor) -> Tensor:
-    """The residual of the equation: u_t + u u_x - nu u_xx, at every (x, t)."""
+    """Return the residual of the equation, u_t + u u_x - nu u_xx, at every (x, t)."""
     ones = torch.ones_like(x)
 
     def slope(x: Tensor) -> Tensor:
@@ -96,7 +97,7 @@ def our_lbfgs(params: Params, evaluations: int) -> torch.optim.Optimizer:
 
 
 def torchs_lbfgs(params: Params, evaluations: int) -> torch.optim.Optimizer:
-    """One call of `step` makes all steps, up to the last evaluation."""
+    """Return torch's L-BFGS, for which one call of `step` runs all iterations, up to the last evaluation."""
     return torch.optim.LBFGS(
         params.values(),
         lr=1.0,
@@ -117,15 +118,15 @@ METHODS: dict[str, Callable[[Params, int], torch.optim.Optimizer]] = {
 
 
 class SpentError(Exception):
-    """The evaluations are used up."""
+    """Raised when the evaluations are used up."""
 
 
 class Run:
-    """One method from one seed, until its evaluations are used up."""
+    """A run of one method from one seed, until its evaluations are used up."""
 
     def __init__(self, name: str, seed: int, evaluations: int):
         self.name, self.seed, self.evaluations = name, seed, evaluations
-        self.losses: list[float] = []  # the lowest so far, at every evaluation
+        self.losses: list[float] = []  # the lowest loss so far, at every evaluation
         self.best: Params = {}
 
     def train(self, bar: tqdm) -> Run:
@@ -135,7 +136,7 @@ class Run:
         params = {name: torch.nn.Parameter(value) for name, value in start(self.seed).items()}
         optimizer = METHODS[self.name](params, self.evaluations)
 
-        last: tuple[list[Tensor], Tensor, list[Tensor | None]] | None = None  # weights, loss there, gradients there
+        last: tuple[list[Tensor], Tensor, list[Tensor | None]] | None = None  # weights, and their loss and gradients
 
         def closure() -> Tensor:
             nonlocal last
@@ -163,10 +164,10 @@ class Run:
             while len(self.losses) < self.evaluations:
                 before = len(self.losses)
                 optimizer.step(closure)  # type: ignore[call-overload]  # torch declares that closures return floats
-                if len(self.losses) == before:  # torch's stops at its limits
+                if len(self.losses) == before:  # torch's L-BFGS stops at its limits
                     break
         except SpentError:
-            pass  # gradtx puts the weights of before this step back; the best are noted
+            pass  # gradtx restores the weights from before this step; the best ones are recorded
         self.seconds = time.perf_counter() - began
         bar.update(self.evaluations - len(self.losses))
         self.losses += [self.losses[-1]] * (self.evaluations - len(self.losses))
@@ -179,7 +180,7 @@ class Run:
         self.losses.append(lowest)
 
     def on_grid(self, sides: int = 61) -> tuple[Tensor, Tensor]:
-        """The values by the network and exactly, at (x, t)."""
+        """Return the values of the network and the exact values at (x, t)."""
         axes = torch.linspace(-1, 1, sides, dtype=torch.float64), torch.linspace(0, 1, sides, dtype=torch.float64)
         x, t = torch.meshgrid(*axes, indexing="ij")
         with torch.no_grad():
@@ -231,7 +232,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--plot", type=Path, default=Path("out/physics_informed.png"))
     options = parser.parse_args(argv)
-    torch.set_num_threads(1)  # more threads do not help tensors this small
+    torch.set_num_threads(1)  # more threads do not help for tensors this small
     runs: dict[str, list[Run]] = {}
     total = len(METHODS) * options.seeds * options.evaluations
     with tqdm(total=total, unit=" evaluations", leave=False, disable=None) as bar:

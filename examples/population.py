@@ -1,9 +1,9 @@
 """Population-based training: bad members copy the weights and the state of a good one and continue with slightly
 changed hyperparameters. The result is a network and the schedule that trained it.
 
-Data: scikit-learn's digits with fresh noise in every batch; 900 images for training, 400 to judge members by, the rest
+Data: scikit-learn's digits with new noise in every batch; 900 images for training, 400 for ranking members, the rest
 for the table. All members take each step together, in one vmapped call; learning rate and momentum are tensors. For
-comparison, random search has the same members with the same initial hyperparameters, which stay constant.
+comparison, random search has the same members with the same initial hyperparameters, which remain constant.
 Run: `python examples/population.py`. Prints a table and writes out/population.png.
 """
 
@@ -27,9 +27,9 @@ from tqdm import tqdm
 import gradtx
 
 TRAIN, JUDGE, BATCH = 900, 400, 16
-NOISE = 0.5  # of the pixels
-REPLACED = 0.25  # of the members, in each round
-RATES, SLOWNESS = (1e-3, 1.0), (0.01, 0.5)  # first learning rates, and 1 - momentum, drawn evenly in the logarithm
+NOISE = 0.5  # standard deviation of the pixel noise
+REPLACED = 0.25  # share of the members replaced in each round
+RATES, SLOWNESS = (1e-3, 1.0), (0.01, 0.5)  # initial learning rates and 1 - momentum, drawn log-uniformly
 
 MODEL = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
 
@@ -77,7 +77,7 @@ losses = torch.vmap(loss_fn, in_dims=(0, None, None))
 
 
 class Look(NamedTuple):
-    """The end of a round: validation losses, hyperparameters, and the source of each member."""
+    """The record of a round: validation losses, hyperparameters, and the source of each member."""
 
     losses: Tensor
     hyper: dict[str, Tensor]
@@ -114,8 +114,8 @@ class Population:
         return self
 
     def follow(self, source: Tensor) -> None:
-        """Each member continues as its source; a copied member tries other hyperparameters."""
-        # Weights, momentum and count of a member are one index of a stack.
+        """Continue each member from its source; a copied member gets changed hyperparameters."""
+        # One index of the stacked trees selects the weights, momentum and count of a member.
         self.params, self.state = tree_map(lambda leaf: leaf[source], (self.params, self.state))
         copied = source != torch.arange(len(source))
 
@@ -129,7 +129,7 @@ class Population:
         return int(self.looks[-1].losses.argmin())
 
     def lineage(self, name: str) -> list[float]:
-        """The hyperparameter that each round of the best member's weights was trained with."""
+        """Return the hyperparameter of each round that trained the best member's weights."""
         index, values = self.best(), []
         for i, look in reversed(list(enumerate(self.looks))):
             if i + 1 < len(self.looks):
@@ -182,7 +182,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--plot", type=Path, default=Path("out/population.png"))
     options = parser.parse_args(arguments)
-    torch.set_num_threads(1)  # more threads do not help tensors this small
+    torch.set_num_threads(1)  # more threads do not help for tensors this small
     runs: dict[bool, list[Population]] = {False: [], True: []}
     with tqdm(
         total=2 * options.seeds * options.rounds * options.length, unit=" steps", leave=False, disable=None

@@ -1,11 +1,11 @@
 """Learn digits with differential privacy: clip every image's gradient, add noise to their sum, step with any chain.
 
-Data: scikit-learn's digits. `vmap(grad)` gives a gradient for each image, the same `vmap` runs the library's
+Data: scikit-learn's digits. `vmap(grad)` computes a gradient for each image, the same `vmap` runs the library's
 `clip_by_global_norm` on each of them, and a link of ten lines adds the noise. Every step uses all training images, so
-the privacy loss follows from the noise multiplier alone, with no theory of sampling. One more `vmap` trains a member
+the privacy loss follows from the noise multiplier alone, without a theory of sampling. Another `vmap` trains a member
 for each noise multiplier. The random numbers have public seeds and come from a generator that is not cryptographic: the
-example measures the cost of the noise; it does not publish anything safely. Epsilon is for the weights; it covers
-neither the norms that are shown nor the choice of the learning rates, which were picked with another seed.
+example measures the cost of the noise and does not provide a safe release. Epsilon applies to the weights; it covers
+neither the norms that are shown nor the choice of the learning rates, which were chosen with another seed.
 Run: `python examples/private_digits.py`. Prints a table and writes out/private_digits.png.
 """
 
@@ -29,7 +29,7 @@ from tqdm import tqdm
 import gradtx
 
 TRAIN = 1347  # three quarters of the images
-MULTIPLIERS = (0.0, 2.0, 4.0, 8.0, 16.0, 32.0)  # of the noise, relative to the clipping threshold
+MULTIPLIERS = (0.0, 2.0, 4.0, 8.0, 16.0, 32.0)  # noise relative to the clipping threshold
 CLIP, DELTA = 1.0, 1e-5
 RATES = {"linear": 2.0, "perceptron": 1.0}
 
@@ -39,11 +39,11 @@ Params = dict[str, Tensor]
 
 @gradtx.per_tensor(elementwise=True, random=True, ranges={"std": "[0, inf)"})
 def add_gaussian_noise(std: gradtx.Scalar, seed: int = 0):
-    """Add independent normal numbers to every entry: a function of the seed, the count of steps and the leaf's name.
+    """Add independent normal noise to every entry, determined by the seed, the step count and the leaf's name.
 
     Args:
         std: Standard deviation, >= 0.
-        seed: Of the random numbers.
+        seed: The seed of the random numbers.
     """
 
     def update(update, state, param, ctx):
@@ -53,12 +53,12 @@ def add_gaussian_noise(std: gradtx.Scalar, seed: int = 0):
 
 
 def epsilon(multiplier: float, steps: int, delta: float = DELTA) -> float:
-    """The least epsilon with which `steps` releases of a sum of clipped gradients are (epsilon, delta)-private.
+    """Return the least epsilon for which `steps` releases of a sum of clipped gradients are (epsilon, delta)-private.
 
-    Data sets that differ by one image, added or left out, have sums that differ by at most the clipping threshold, so
-    each step is a Gaussian mechanism of sensitivity 1 and noise `multiplier`. `steps` of them, each of which may
-    depend on the ones before, are as private as a single one of mu = sqrt(steps) / multiplier (Dong, Roth and Su
-    2019, arXiv:1905.02383), whose delta is known exactly (Balle and Wang 2018, arXiv:1805.06530).
+    For data sets that differ by one added or removed image, the sums differ by at most the clipping threshold, so each
+    step is a Gaussian mechanism with sensitivity 1 and noise `multiplier`. A sequence of `steps` mechanisms, each of
+    which may depend on the previous ones, is as private as a single one with mu = sqrt(steps) / multiplier (Dong, Roth
+    and Su 2019, arXiv:1905.02383), whose delta is known exactly (Balle and Wang 2018, arXiv:1805.06530).
     """
     if multiplier == 0:
         return math.inf
@@ -67,7 +67,7 @@ def epsilon(multiplier: float, steps: int, delta: float = DELTA) -> float:
     def normal_cdf(x: float) -> float:
         return math.erfc(-x / math.sqrt(2)) / 2
 
-    low, high = 0.0, mu * mu / 2 + mu * math.sqrt(2 * math.log(1 / delta))  # high: by concentrated privacy
+    low, high = 0.0, mu * mu / 2 + mu * math.sqrt(2 * math.log(1 / delta))  # upper bound from concentrated privacy
     for _ in range(60):
         middle = (low + high) / 2
         spent = normal_cdf(mu / 2 - middle / mu) - math.exp(middle) * normal_cdf(-mu / 2 - middle / mu)
@@ -76,10 +76,10 @@ def epsilon(multiplier: float, steps: int, delta: float = DELTA) -> float:
 
 
 def digits(seed: int) -> Data:
-    """Training images and labels, test images and labels."""
+    """Return training images and labels, and test images and labels."""
     images, labels = map(torch.as_tensor, load_digits(return_X_y=True))
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
-    images, labels = images[order].float() / 16, labels[order]  # 16 is the format's largest value, not the data's
+    images, labels = images[order].float() / 16, labels[order]  # 16 is the largest value of the format, not of the data
     return images[:TRAIN], labels[:TRAIN], images[TRAIN:], labels[TRAIN:]
 
 
@@ -91,14 +91,14 @@ def network(name: str, seed: int) -> nn.Module:
 
 
 def clipped_mean(model: nn.Module, params: Params, x: Tensor, y: Tensor) -> Params:
-    """The sum of the gradients of single images, each clipped, over TRAIN."""
+    """Return the sum of the clipped per-image gradients, divided by TRAIN."""
     clip = gradtx.clip_by_global_norm(CLIP)
 
     def clipped(x: Tensor, y: Tensor) -> Params:
         grads = grad(lambda params: nn.functional.cross_entropy(functional_call(model, params, (x,)), y))(params)
         return clip.update(grads, clip.init(params))[0]
 
-    # Divided by a constant, not by a count: how many images there are is private, too.
+    # Division by a constant, not by a count: the number of images is also private.
     return {name: g.sum(0) / TRAIN for name, g in torch.vmap(clipped)(x, y).items()}
 
 
@@ -106,14 +106,14 @@ def transformation(multiplier: Tensor, rate: float, seed: int) -> gradtx.Gradien
     return gradtx.chain(
         gradtx.record("signal"),
         add_gaussian_noise(multiplier * CLIP / TRAIN, seed=seed),
-        # Later links see only the noisy mean, so they cost no privacy: any chain works here.
+        # Later links receive only the noisy mean, so they cost no privacy, and any chain works here.
         gradtx.trace(0.9),
         gradtx.scale_by_learning_rate(rate),
     )
 
 
 class Run:
-    """One model and one seed, trained with all noise multipliers at once."""
+    """A model with one seed, trained with all noise multipliers at once."""
 
     def __init__(self, name: str, seed: int):
         self.name, self.seed = name, seed
@@ -149,7 +149,7 @@ class Run:
 
 
 def spread(runs: list[Run], name: str) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean, least and greatest accuracy over the seeds, for each noise multiplier."""
+    """Return the mean, minimum and maximum accuracy over the seeds, for each noise multiplier."""
     values = torch.stack([run.accuracy for run in runs if run.name == name])
     return values.mean(0), values.amin(0), values.amax(0)
 
@@ -184,7 +184,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--plot", type=Path, default=Path("out/private_digits.png"))
     options = parser.parse_args(argv)
-    torch.set_num_threads(1)  # more threads do not help tensors this small
+    torch.set_num_threads(1)  # more threads do not help for tensors this small
     with tqdm(total=len(RATES) * options.seeds * options.steps, unit=" steps", leave=False, disable=None) as bar:
         runs = [Run(name, seed).train(options.steps, bar) for name in RATES for seed in range(options.seeds)]
     print(f"right answers on the test images after {options.steps} steps, mean of {options.seeds} seeds (range)\n")

@@ -1,8 +1,8 @@
 """Train on a few digits, many of them with wrong labels, with SGD and with SAM, which seeks flat minima.
 
-Data: scikit-learn's digits. 400 images are for training, three of ten with a wrong label; the other 1397 are for
-testing, labelled right. SAM computes two gradients a step, so SGD runs with as many steps and with as many gradients,
-and once more at the rate that suits it best. Rates and rho were chosen with other seeds than the ones shown.
+Data: scikit-learn's digits. 400 images are for training, three in ten with a wrong label; the other 1397 are for
+testing, with correct labels. SAM computes two gradients per step, so SGD runs with equally many steps and with equally
+many gradients, and also at its best rate. Rates and rho were chosen with other seeds than those shown.
 Run: `python examples/sam_digits.py`. Prints a table and writes out/sam_digits.png.
 """
 
@@ -25,13 +25,13 @@ from tqdm import tqdm
 import gradtx
 
 TRAIN, BATCH, NOISE = 400, 50, 0.3
-RHO, RADIUS = 0.4, 0.3  # how far SAM looks in training, and how far the sharpness is measured
-MEASURES = 12  # in a run
+RHO, RADIUS = 0.4, 0.3  # distance of SAM's perturbation in training, and radius for measuring sharpness
+MEASURES = 12  # measurements per run
 WHAT = ("test accuracy", "training labels", "rise of the loss", "curvature")
 
 
 class Method(NamedTuple):
-    """The method of one line in the plot."""
+    """A method, drawn as one line in the plot."""
 
     lr: float
     longer: int = 1  # number of steps relative to --steps
@@ -39,7 +39,7 @@ class Method(NamedTuple):
 
     @property
     def gradients(self) -> int:
-        """A step computes so many."""
+        """The number of gradients that a step computes."""
         return 2 if self.sam else 1
 
 
@@ -54,7 +54,7 @@ Data = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 def digits(seed: int) -> Data:
-    """Training images and noisy labels, test images and labels; the seed draws the split and the noise."""
+    """Return training images and noisy labels, and test images and labels; the seed determines split and noise."""
     numbers, labels = map(torch.as_tensor, load_digits(return_X_y=True))
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(labels), generator=generator)
@@ -79,9 +79,9 @@ def size(tree: dict[str, Tensor]) -> Tensor:
 
 
 def sharpness(model: nn.Module, x: Tensor, y: Tensor, steps: int = 20) -> tuple[float, float]:
-    """How far the training loss rises within RADIUS of the weights, and the largest eigenvalue of its Hessian.
+    """Return the rise of the training loss within RADIUS of the weights, and the largest eigenvalue of its Hessian.
 
-    The first is a lower bound, from gradient ascent; the second comes from power iteration.
+    The first is a lower bound from gradient ascent; the second is computed by power iteration.
     """
     params = {name: p.detach().clone() for name, p in model.named_parameters()}
 
@@ -102,7 +102,7 @@ def sharpness(model: nn.Module, x: Tensor, y: Tensor, steps: int = 20) -> tuple[
 
     generator = torch.Generator().manual_seed(0)
     direction = {name: torch.randn(p.shape, generator=generator) for name, p in params.items()}
-    product = torch.func.vjp(torch.func.grad(loss), params)[1]  # with the Hessian, which is symmetric
+    product = torch.func.vjp(torch.func.grad(loss), params)[1]  # product with the Hessian, which is symmetric
     for _ in range(steps):
         length = size(direction)
         unit = {name: d / length for name, d in direction.items()}
@@ -111,7 +111,7 @@ def sharpness(model: nn.Module, x: Tensor, y: Tensor, steps: int = 20) -> tuple[
 
 
 class Run:
-    """One training run and its measurements."""
+    """A training run and its measurements."""
 
     def __init__(self, name: str, seed: int):
         self.name, self.method, self.seed = name, METHODS[name], seed
@@ -132,7 +132,7 @@ class Run:
             order = order or list(torch.randperm(TRAIN, generator=generator).split(BATCH))
             batch = order.pop()
 
-            # SGD calls this once a step, SAM once more, at the point uphill.
+            # SGD calls this once per step; SAM calls it again at the perturbed point.
             def closure(x: Tensor = train_x[batch], y: Tensor = train_y[batch]) -> Tensor:
                 optimizer.zero_grad()
                 loss = nn.functional.cross_entropy(model(x), y)
@@ -151,7 +151,7 @@ class Run:
 
 
 def spread(runs: list[Run], name: str, what: str) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean, least and greatest over the seeds."""
+    """Return the mean, minimum and maximum over the seeds."""
     values = torch.tensor([run.measured[what] for run in runs if run.name == name])
     return values.mean(0), values.amin(0), values.amax(0)
 
@@ -189,7 +189,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, default=4)
     parser.add_argument("--plot", type=Path, default=Path("out/sam_digits.png"))
     options = parser.parse_args(arguments)
-    torch.set_num_threads(1)  # more threads do not help tensors this small
+    torch.set_num_threads(1)  # more threads do not help for tensors this small
     total = options.seeds * options.steps * sum(method.longer * method.gradients for method in METHODS.values())
     runs = []
     with tqdm(total=total, unit=" gradients", leave=False, disable=None) as bar:

@@ -526,27 +526,28 @@ EXEMPTIONS = [
     Exemption(
         "test_reverse_and_forward_derivatives_by_every_float_and_by_the_first_weights_are_difference_quotients",
         ("mechanize", "trac"),
-        "The first step is 1e-7 or 1e-8 long, and the second divides the way p - p0 by as much: what p has lost in "
-        "rounding is 1e-8 of it, and a difference quotient over 1e-6 divides that once more. Over 1e-4 they agree.",
+        "The first step has a length of 1e-7 or 1e-8, and the second step divides the distance p - p0 by as much. The "
+        "rounding error of p is then 1e-8 of that distance, and a difference quotient over 1e-6 amplifies it again. "
+        "Over 1e-4 the derivatives agree.",
     ),
     Exemption(
         "test_reverse_and_forward_derivatives_by_every_float_and_by_the_first_weights_are_difference_quotients",
         ("*soap-on-merge_dims", "*soap-on-precondition_1d", "rotated-on-merge_dims", "rotated-on-precondition_1d"),
-        "A leaf that is a single dimension has statistics of rank 1 at first, whose eigenvalue 0 is repeated. Rounding "
-        "decides which basis belongs to it, and the basis jumps when anything changes: there is no derivative. The one "
-        "that is computed leaves these turns out, and is finite. With all switches the same holds for weights of which "
-        "one dimension is larger by two or more than the product of the others; the leaves of these tests are not.",
+        "The statistics of a leaf with a single dimension initially have rank 1 and a repeated eigenvalue 0. Rounding "
+        "determines its eigenvectors, so the basis jumps with any change and has no derivative. The computed "
+        "derivative omits these rotations and is finite. With all switches, the same applies to weights with a "
+        "dimension that is larger by two or more than the product of the others; the tests use no such leaves.",
     ),
     Exemption(
         "test_vmap_over_every_float_and_over_stacked_weights_and_states_equals_a_loop",
         ("*soap-on-precondition_1d", "rotated-on-precondition_1d"),
-        "As above: batched kernels round otherwise, and so choose another basis for the repeated eigenvalue.",
+        "As above: batched kernels round differently, and so choose a different basis for the repeated eigenvalue.",
     ),
     Exemption(
         "test_vmap_of_a_compiled_step_equals_the_vmap_of_the_step",
         ("*",),
-        "torch takes no transform of a compiled function (pytorch/pytorch#128711). Compile the transformed step "
-        "instead: `torch.compile(torch.vmap(step))`.",
+        "torch does not support transforms of compiled functions (pytorch/pytorch#128711). Compile the transformed "
+        "step instead: `torch.compile(torch.vmap(step))`.",
         torch._dynamo.exc.Unsupported,
     ),
 ]

@@ -1,4 +1,4 @@
-"""Writes docs/from-pytorch-optimizer.md from the signatures: `python -m tests.migration > docs/...`."""
+"""Print docs/from-pytorch-optimizer.md, from the signatures: `python -m tests.migration > docs/...`."""
 
 import enum
 import inspect
@@ -13,7 +13,7 @@ PAGE = "docs/from-pytorch-optimizer.md"
 TEXT = """# From pytorch_optimizer and torch.optim
 
 `create_optimizer`, `load_optimizer`, `get_supported_optimizers`, `load_lr_scheduler` and `get_supported_lr_schedulers`
-have the signatures of pytorch_optimizer. Case, dashes and underscores in names do not matter.
+have the same signatures as in pytorch_optimizer. Names ignore case, dashes and underscores.
 
 ```python
 >>> import torch, gradtx
@@ -27,35 +27,37 @@ have the signatures of pytorch_optimizer. Case, dashes and underscores in names 
 
 Differences:
 
-- `create_optimizer` does not decay biases and the weights of all normalization layers; pytorch_optimizer exempts only
-  those of LayerNorm. `wd_ban_list` accepts parts of names and wildcard patterns.
-- `create_optimizer` gives "muon" and its relatives all matrices, embeddings and heads included, and warns;
-  `muon_for(model)` sends these to AdamW.
-- For `get_optimizer_parameters` take `mask=`, which every optimizer with `weight_decay` has.
-- Lookahead, gradient centralization and orthogonal gradients are links of one chain, not optimizers around another: one
-  state dict, one set of groups. `use_gc` works with every optimizer.
+- `create_optimizer` excludes biases and the weights of all normalization layers from weight decay; pytorch_optimizer
+  excludes only biases and the weights of LayerNorm. `wd_ban_list` accepts parts of names and wildcard patterns.
+- `create_optimizer` passes all matrices, including embeddings and heads, to "muon" and its variants, and warns;
+  `muon_for(model)` trains embeddings and heads with AdamW.
+- Instead of `get_optimizer_parameters`, use `mask=`, which every optimizer with `weight_decay` accepts.
+- Lookahead, gradient centralization and orthogonal gradients are links of a chain instead of wrappers around an
+  optimizer, so there is one state dict and one set of groups. `use_gc` works with every optimizer.
 - `adanorm`, `adam_debias`, `rectify` and `fixed_decay` are links, not options: `scale_by_adanorm`,
   `scale_by_adam_hat(debias_first=False)`, `scale_by_radam`, `add_decayed_weights(..., fixed=True)`.
 - "ASGD" is torch's averaged SGD; pytorch_optimizer's ASGD is "adaptive_gd".
-- `foreach` and `fused` change nothing here, and a warning says so: `compile=True` is the fast way.
-  `differentiable=True` raises: differentiate through `tx.update`.
-- Complex parameters step as in torch: real and imaginary parts are separate entries. Methods that read rows, matrices
-  or second derivatives refuse them by name. For these, keep `torch.view_as_real(tensor)` as the parameter and apply
-  `torch.view_as_complex` in the model.
-- Gradients are dense, also for SGD and Adagrad; sparse ones are refused. Leave `sparse=True` out of embeddings, or
-  write `param.grad = param.grad.to_dense()` in front of `step()`: the steps are those of torch with the sparse one.
+- `foreach` and `fused` have no effect, which a warning reports; use `compile=True` for speed. `differentiable=True` is
+  an error; differentiate through `tx.update` instead.
+- Complex parameters step as in torch, with real and imaginary parts as separate entries. Methods that read rows,
+  matrices or second derivatives reject them by name. For these, use `torch.view_as_real(tensor)` as the parameter and
+  apply `torch.view_as_complex` in the model.
+- Gradients must be dense, also for SGD and Adagrad; sparse gradients are rejected. Do not pass `sparse=True` to
+  embeddings, or set `param.grad = param.grad.to_dense()` before `step()`: the steps equal those of torch with the
+  sparse gradient.
 - `create_optimizer` accepts old option names with a FutureWarning. The classes accept the names on this page.
 
 ## Optimizers
 
-"here" is the function and the class of `gradtx.optim`. `a` → `b`: option `a` is `b` here. Defaults are ours, with
-theirs in brackets; `=` gives the fixed behaviour here for an option that does not exist here.
+The column "here" lists the function and the class of `gradtx.optim`. `a` → `b` means that option `a` is named `b` here.
+Defaults are those of gradtx, with those of the other library in parentheses. `=` gives the fixed behavior of gradtx if
+it does not have the option.
 
 """
 REQUIRED = "required"
 OURS = {"params", "state_dtype", "maximize", "compile", "seed"}
 ENGINES = {"self", "kwargs", "foreach", "fused", "capturable", "differentiable"}
-SAME_NAME_ONLY = {  # pytorch_optimizer's, which is another method than ours or torch's of the name
+SAME_NAME_ONLY = {  # classes of pytorch_optimizer that differ from the method of that name in gradtx or torch
     "ASGD": "adaptive_gd",
     "APOLLO": None,
 }
@@ -63,56 +65,62 @@ NOTES = {
     ("pytorch_optimizer", "ASGD"): "`asgd` is torch's averaged SGD",
     ("pytorch_optimizer", "APOLLO"): "`apollo` is ApolloDQN",
     ("pytorch_optimizer", "AdaFactor"): "no lr with `relative_step`",
-    ("pytorch_optimizer", "AdaMod"): "its third beta is `beta3`",
+    ("pytorch_optimizer", "AdaMod"): "the third beta is `beta3`",
     ("pytorch_optimizer", "ADOPT"): "`clip_lambda` is an exponent of the step, `clip_exponent`",
     ("pytorch_optimizer", "Adan"): "`no_prox` has the meaning of `weight_decouple`",
     ("pytorch_optimizer", "AliG"): "`lr` sets `max_lr`",
     (
         "pytorch_optimizer",
         "AdamC",
-    ): "all groups are corrected, by the largest rate so far; its groups marked `normalized`",
-    ("pytorch_optimizer", "AdamMini"): "takes parameters, not the model; `block` for names of modules",
-    ("pytorch_optimizer", "FTRL"): "its denominator has the root for any `lr_power`",
+    ): "corrects all groups, by the largest rate so far; theirs corrects groups marked `normalized`",
+    ("pytorch_optimizer", "AdamMini"): "takes parameters, not the model; `block` replaces the names of modules",
+    ("pytorch_optimizer", "FTRL"): "theirs uses the square root in the denominator for any `lr_power`",
     ("pytorch_optimizer", "GrokFastAdamW"): "no `normalize_lr`: divide `lr` by 1 + `lamb`",
-    ("pytorch_optimizer", "LaProp"): "decay before the step; eps once",
-    ("pytorch_optimizer", "MARS"): "`mars_type` lion is `mars_lion`; `lr_1d` None is `lr`",
+    ("pytorch_optimizer", "LaProp"): "here, the decay precedes the step and eps is added once",
+    ("pytorch_optimizer", "MARS"): '`mars_type="lion"` is `mars_lion`; `lr_1d=None` means `lr`',
     ("pytorch_optimizer", "SignSGD"): "with `momentum` it is `signum`",
-    ("pytorch_optimizer", "SimplifiedAdEMAMix"): "another rule: it averages with 1 - beta1, and corrects v twice",
-    ("pytorch_optimizer", "SPAM"): "its warm-up is one step ahead, and wrong from the second restart on",
-    ("pytorch_optimizer", "StableSPAM"): "its cosine is one step ahead",
-    ("pytorch_optimizer", "BCOS"): "in mode `c` theirs takes the new momentum where the rule has the old one",
-    ("pytorch_optimizer", "FOCUS"): "theirs decays before it takes the sign of the pull",
-    ("pytorch_optimizer", "TAM"): "the momentum starts at 0 here, at the first gradient there",
+    (
+        "pytorch_optimizer",
+        "SimplifiedAdEMAMix",
+    ): "theirs is a different rule: it averages with 1 - beta1 and corrects v twice",
+    ("pytorch_optimizer", "SPAM"): "their warm-up is one step ahead, and wrong from the second restart on",
+    ("pytorch_optimizer", "StableSPAM"): "their cosine is one step ahead",
+    ("pytorch_optimizer", "BCOS"): "in mode `c`, theirs uses the new momentum where the rule has the old one",
+    ("pytorch_optimizer", "FOCUS"): "theirs decays before taking the sign of the pull",
+    ("pytorch_optimizer", "TAM"): "the momentum starts at 0; theirs starts at the first gradient",
     ("pytorch_optimizer", "Muon"): "other leaves go to `fallback`, not to `adamw_...`",
-    ("pytorch_optimizer", "A2Grad"): "one damping for each entry, as in the paper; theirs has one a leaf and no rate",
+    (
+        "pytorch_optimizer",
+        "A2Grad",
+    ): "one damping per entry, as in the paper; theirs has one per leaf and no learning rate",
     ("pytorch_optimizer", "AvaGrad"): "theirs is `lagged_norm=True`",
-    ("pytorch_optimizer", "Fira"): "theirs is AdamW in groups without the key `rank`",
-    ("pytorch_optimizer", "GaLore"): "theirs is AdamW in groups without the key `rank`",
-    ("pytorch_optimizer", "Gravity"): "the first velocity is drawn at random, from another stream",
+    ("pytorch_optimizer", "Fira"): "theirs runs AdamW for groups without the key `rank`",
+    ("pytorch_optimizer", "GaLore"): "theirs runs AdamW for groups without the key `rank`",
+    ("pytorch_optimizer", "Gravity"): "the initial velocity is random and differs, because the random streams differ",
     (
         "pytorch_optimizer",
         "Lamb",
-    ): "theirs corrects no bias, bounds the norm of weights by 10 and decays before the ratio",
-    ("pytorch_optimizer", "LARS"): "theirs is `min_ndim=2, eps=0`, and dampens the first step",
+    ): "theirs has no bias correction, bounds the norm of weights by 10 and decays before the ratio",
+    ("pytorch_optimizer", "LARS"): "theirs is `min_ndim=2, eps=0` and also dampens the first step",
     ("pytorch_optimizer", "Ranger"): "theirs is `degenerated_to_sgd=True`",
     (
         "pytorch_optimizer",
         "SCION",
-    ): "`constraint` is `unconstrained` here, inverted: theirs does not shrink the weights by default",
-    ("pytorch_optimizer", "SophiaH"): "the estimate of the Hessian is drawn at random, from another stream",
-    ("pytorch_optimizer", "SRMM"): "theirs overwrites the averaged weights, so that it averages gradients only",
-    ("pytorch_optimizer", "Yogi"): "theirs starts the mean at 1e-6 and adds eps behind the correction",
+    ): "`constraint` is the inverse of `unconstrained` here; theirs does not shrink the weights by default",
+    ("pytorch_optimizer", "SophiaH"): "the Hessian estimate is random and differs, because the random streams differ",
+    ("pytorch_optimizer", "SRMM"): "theirs overwrites the averaged weights, so it averages only gradients",
+    ("pytorch_optimizer", "Yogi"): "theirs initializes the mean with 1e-6 and adds eps after the correction",
     ("torch.optim", "Adafactor"): "`adafactor` is the paper's",
-    ("torch.optim", "LBFGS"): 'one step a call; with a line search: `line_search(lbfgs(), conditions="strong_wolfe")`',
-    ("torch.optim", "Muon"): "for models with other leaves give a `fallback`",
+    ("torch.optim", "LBFGS"): 'one step per call; line search: `line_search(lbfgs(), conditions="strong_wolfe")`',
+    ("torch.optim", "Muon"): "for models with other leaves, pass a `fallback`",
 }
 SCHEDULER_NOTES = {
-    "constant": "`factor` 1 and `total_iters` 0 by default; theirs is torch's, with 1/3 and 5",
+    "constant": "`factor=1` and `total_iters=0` by default; theirs is torch's, with 1/3 and 5",
     "linear": "theirs repeats the first rate",
     "cosine": "theirs repeats the first rate",
-    "poly": "`poly_order` is -0.5 here, which falls, 0.5 there, which rises; theirs repeats the first rate",
-    "warmup_stable_decay": "`min_lr_ratio` holds for every `cooldown_type`; theirs jumps at the end of all but cosine",
-    "chebyshev": "nodes for this number of epochs; theirs has those of the next power of two, the first thrice",
+    "poly": "`poly_order` is -0.5 (the rate falls), theirs 0.5 (the rate rises); theirs repeats the first rate",
+    "warmup_stable_decay": "`min_lr_ratio` applies to every `cooldown_type`; theirs jumps at the end except for cosine",
+    "chebyshev": "nodes for the number of epochs; theirs are those for the next power of two, the first one thrice",
 }
 SCHEDULERS = [
     ("ConstantLR", "constant", "constant"),
@@ -151,7 +159,7 @@ def shown(value):
 
 
 def counterpart(library, name):
-    """The class here, or None."""
+    """Return the class of gradtx, or None."""
     if library == "pytorch_optimizer" and name in SAME_NAME_ONLY:
         name = SAME_NAME_ONLY[name]
     if library == "torch.optim" and name == "Adafactor":
@@ -163,7 +171,7 @@ def counterpart(library, name):
 
 
 def fixed_value(cls, option, default):
-    """What an optimizer without this switch does always."""
+    """Return the fixed behavior of an optimizer without this option, or None."""
     if option != "weight_decouple":
         return False if option in gradtx._arguments.OTHER_PLACES and isinstance(default, bool) else None
     name = cls._alias.__name__
@@ -171,7 +179,7 @@ def fixed_value(cls, option, default):
 
 
 def regrouped(option, ours):
-    """Where a number goes that is a part of an option here, or that two share; None for others."""
+    """Return the place of a value that is part of an option here or sets several options; None for other options."""
     new, place = gradtx.registry._ENTRIES.get(option, (None, 0))
     shared = gradtx.registry._SHARED.get(option, ())
     if new in ours:
@@ -203,7 +211,7 @@ def row(library, name, cls, theirs):
 
 
 def labelled(renamed, missing, defaults):
-    """The three kinds of differences, each in a line."""
+    """Yield a line for each of the three kinds of differences."""
     if renamed:
         yield f"*renamed*: {', '.join(renamed)}"
     if missing:
@@ -235,18 +243,18 @@ def tables():
 
 
 def page():
-    """The text of the page."""
+    """Return the text of the page."""
     lines = [*tables(), "## Schedulers\n", "| there, its name | here | differences |", "|---|---|---|"]
     for cls, name, ours in SCHEDULERS:
         note = SCHEDULER_NOTES.get(name, "")
         function = gradtx.load_lr_scheduler(ours).__name__
         there = f"{cls}<br>{name}" if name else cls
         lines.append(f"| {there} | {ours}<br>`{function}` | {note} |")
+    lines.append("\nFurther schedules are `explore_exploit`, `ranger21` and the untuned warm-ups. `join_schedules`")
     lines.append(
-        "\nOthers are `explore_exploit`, `ranger21` and the un-tuned warm-ups. `join_schedules` is SequentialLR,"
+        "corresponds to SequentialLR, and `proportion_schedule` to ProportionScheduler. For groups with separate"
     )
-    lines.append("`proportion_schedule` is ProportionScheduler. A list of groups with separate schedules is a list")
-    lines.append("given to `as_lr_scheduler`; inside a chain a schedule needs no scheduler.")
+    lines.append("schedules, pass a list to `as_lr_scheduler`; a schedule inside a chain needs no scheduler.")
     return TEXT + "\n".join(lines) + "\n"
 
 

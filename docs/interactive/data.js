@@ -16,7 +16,7 @@ const DATA = {
 "rosenbrock": {
 "title": "Rosenbrock's valley",
 "formula": "(1 − x)² + 20 (y − x²)²",
-"about": "Steep walls, and a bent floor that barely falls: the gradient points across the valley, not along it. (With 20 in place of the usual 100, so that a hundred steps are enough.)",
+"about": "Steep walls and a curved floor that barely slopes: the gradient points across the valley, not along it. (The factor is 20 instead of the usual 100, so that a hundred steps are enough.)",
 "start": [
 -1.2,
 1.0
@@ -38,7 +38,7 @@ const DATA = {
 "quadratic": {
 "title": "Ill-conditioned quadratic",
 "formula": "(u² + 50 v²) / 2 with u = 0.8 x + 0.6 y, v = 0.8 y − 0.6 x",
-"about": "50 times as steep across as along, and turned: rates for each coordinate can't undo that.",
+"about": "The curvature is 50 times as large across as along the valley. The axes are rotated, so one rate per coordinate cannot compensate for it.",
 "start": [
 -4.0,
 -1.0
@@ -60,7 +60,7 @@ const DATA = {
 "himmelblau": {
 "title": "Himmelblau's four minima",
 "formula": "(x² + y − 11)² + (x + y² − 7)²",
-"about": "The start is near the top of the hill in the middle. Which minimum a path finds depends on its first steps.",
+"about": "The start is near the top of the central hill. The first steps determine which minimum a path reaches.",
 "start": [
 -0.5,
 -0.5
@@ -94,7 +94,7 @@ const DATA = {
 "saddle": {
 "title": "Saddle",
 "formula": "x² / 2 + (y² − 1)² / 4",
-"about": "The start is almost on the line y = 0, along which the loss leads into the saddle at (0, 0).",
+"about": "The start is almost on the line y = 0, along which the loss descends to the saddle point at (0, 0).",
 "start": [
 1.6,
 0.001
@@ -120,7 +120,7 @@ const DATA = {
 "noisy": {
 "title": "Noisy bowl",
 "formula": "(x² + 4 y²) / 2",
-"about": "Each step sees the bowl moved by a random vector (standard deviation 0.5), the same one for all optimizers. The loss that is shown is that of the bowl at rest.",
+"about": "At each step the bowl is shifted by a random vector (standard deviation 0.5), the same one for all optimizers. The losses shown are those of the unshifted bowl.",
 "start": [
 -4.0,
 3.0
@@ -142,7 +142,7 @@ const DATA = {
 "direction": {
 "title": "Scale-invariant loss",
 "formula": "1 − (0.6 x + 0.8 y) / √(x² + y²)",
-"about": "Only the direction of (x, y) counts, as for weights in front of a normalization. Gradients are tangents of a circle, so steps lead outwards, and the longer the weights, the less a step turns them. AdamP leaves the part of a step out that leads straight outwards.",
+"about": "Only the direction of (x, y) matters, as for weights before a normalization layer. Gradients are tangent to a circle, so steps lead outward, and the longer the weights, the less a step turns them. AdamP removes the radial part of a step.",
 "start": [
 0.5,
 -0.5
@@ -213,12 +213,12 @@ const DATA = {
 },
 {
 "name": "adagrad",
-"family": "Older",
+"family": "Earlier methods",
 "call": "adagrad(lr=…)"
 },
 {
 "name": "rmsprop",
-"family": "Older",
+"family": "Earlier methods",
 "call": "rmsprop(lr=…)"
 },
 {
@@ -233,12 +233,12 @@ const DATA = {
 },
 {
 "name": "prodigy",
-"family": "Rates found on the way",
+"family": "Automatic learning rates",
 "call": "prodigy(lr=…)"
 },
 {
 "name": "alig",
-"family": "Rates found on the way",
+"family": "Automatic learning rates",
 "call": "alig(max_lr=…)"
 },
 {

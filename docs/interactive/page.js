@@ -1,7 +1,7 @@
-// Draws DATA (data.js): what is chosen is in `chosen`, and `draw` draws all of it anew.
+// Draws DATA (data.js): `chosen` contains the selection, and `draw` redraws the whole page from it.
 "use strict";
 
-// The losses once more, for contours and for the axes. The browser's test compares them with those of the paths' maker.
+// The losses again, for contours and axes. A browser test compares them with the losses in interactive.py.
 const LOSSES = {
   rosenbrock: (x, y) => (1 - x) ** 2 + 20 * (y - x ** 2) ** 2,
   quadratic: (x, y) => ((0.8 * x + 0.6 * y) ** 2 + 50 * (0.8 * y - 0.6 * x) ** 2) / 2,
@@ -10,20 +10,20 @@ const LOSSES = {
   noisy: (x, y) => (x ** 2 + 4 * y ** 2) / 2,
   direction: (x, y) => 1 - (0.6 * x + 0.8 * y) / Math.hypot(x, y),
 };
-const LEAST = { losses: 1e-12, norms: 1e-8 }; // below this, points are no more exact than float32
+const LEAST = { losses: 1e-12, norms: 1e-8 }; // below these values, the float32 points are not accurate
 const MOST = 1e5;
 const BANDS = 16;
-const PACE = 25; // steps a second
+const PACE = 25; // steps per second
 const START = { surface: "rosenbrock", rate: "best", optimizers: ["momentum", "adam", "lion", "adahessian"] };
-const HALF = 0.5; // puts lines of one pixel onto pixels
+const HALF = 0.5; // aligns lines one pixel wide with the pixel grid
 
 const $ = (id) => document.getElementById(id);
 const NAMES = DATA.optimizers.map((one) => one.name);
 const chosen = {};
-const plots = {}; // id of an svg -> {box, dots}, which pointing at it needs
+const plots = {}; // id of an svg -> {box, dots}, for the pointer
 let playing = null;
 
-// Choices and the address.
+// The selection and the address.
 
 function readAddress() {
   const asked = new URLSearchParams(location.hash.slice(1));
@@ -40,7 +40,7 @@ function readAddress() {
 let writing = 0;
 
 function writeAddress() {
-  clearTimeout(writing); // browsers refuse hundreds of new addresses in a row
+  clearTimeout(writing); // browsers refuse hundreds of address changes in a row
   writing = setTimeout(() => {
     const rate = chosen.best ? "best" : DATA.rates[chosen.rate];
     const names = NAMES.filter((name) => chosen.optimizers.has(name)).join();
@@ -257,7 +257,7 @@ function drawChart(id, what, all, first) {
   }
   const now = Math.round(box.x(chosen.step)) + HALF;
   back.push(element("line", { class: "now", x1: now, x2: now, y1: box.top, y2: box.bottom }));
-  // What is too small is drawn on the axis; what is too large is cut off.
+  // Values that are too small are drawn on the axis; those that are too large are cut off.
   const pixelsOf = (point, step) => [box.x(step), box.y(Math.log10(Math.max(point[what], 10 ** from)))];
   show(svg, box, back, all, pixelsOf, first);
 }
@@ -301,7 +301,7 @@ function draw() {
   drawLegend(all);
 }
 
-// Playing.
+// Animation.
 
 function pause() {
   cancelAnimationFrame(playing);
@@ -321,7 +321,7 @@ function play() {
   $("play").textContent = "Pause";
 }
 
-// Pointing.
+// Pointer.
 
 function emphasize(name) {
   document.querySelector("main").classList.toggle("faded", name !== null);
