@@ -233,7 +233,8 @@ class ListEngine(Engine):
         return "steps run leaf by leaf"
 
     def _still_holds(self, plan: Plan) -> bool:
-        return all(bundle.agrees() for bundle in plan.bundles)
+        bundles: list[Any] = plan.bundles
+        return all(bundle.agrees() for bundle in bundles)
 
     def _begin_bundle(self, bundle: Any, numbers: list[Any], request: StepRequest) -> None:
         bundle.begin(request.run, numbers, request.on_host)
