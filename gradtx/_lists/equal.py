@@ -1,4 +1,4 @@
-"""Finds slots that stay equal across leaves, so that one number stands for them in all leaves of a program."""
+"""Find 0-d slots that remain equal across leaves, so that a program can use one scalar for all of them."""
 
 from __future__ import annotations
 
@@ -9,18 +9,16 @@ from torch.fx import Node
 from gradtx import _torch
 from gradtx._lists.record import Recording
 
-aten = torch.ops.aten
-
 
 def may_be_number(tensor: Tensor) -> bool:
-    """Whether a slot has the form of a number that the host can read without waiting for a device."""
+    """Whether a slot is a float64 scalar that the host can read without waiting for a device."""
     return type(tensor) is Tensor and tensor.ndim == 0 and tensor.dtype == torch.float64 and tensor.device.type == "cpu"
 
 
 def slots_from_numbers(recording: Recording) -> list[int]:
-    """The positions of float64 0-d arguments of a leaf whose new values follow from numbers and from one another.
+    """Return the positions of float64 0-d arguments whose new values depend only on scalars and on each other.
 
-    Leaves that start with equal values of these then keep equal values.
+    Leaves with equal values of these arguments have equal values after every step.
     """
     candidates = {
         node for node in recording.leaves if node.meta["val"].ndim == 0 and node.meta["val"].dtype == torch.float64
@@ -34,7 +32,7 @@ def slots_from_numbers(recording: Recording) -> list[int]:
 
 
 def _varying(recording: Recording, candidates: set[Node]) -> set[Node]:
-    """The nodes whose values may differ between leaves, if those of the candidates do not."""
+    """Return the nodes whose values may differ between leaves with equal candidates."""
     varying: set[Node] = set()
     for node in recording.graph.nodes:
         is_argument = node in recording.leaves and node not in candidates
@@ -44,6 +42,6 @@ def _varying(recording: Recording, candidates: set[Node]) -> set[Node]:
 
 
 def _is_written_without(argument: Node, varying: set[Node]) -> bool:
-    """Whether an argument gets a new value, and that is the same for all leaves."""
+    """Whether an argument is written, and its new value is equal for all leaves."""
     writes = [user for user in argument.users if _torch.writes(user.target) and user.args[0] is argument]
     return bool(writes) and varying.isdisjoint(writes)
