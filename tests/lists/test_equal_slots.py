@@ -43,7 +43,7 @@ def test_only_slots_that_follow_from_numbers_are_numbers(function, expected):
     assert written_slots(function) == expected
 
 
-def parameters(sizes=(3, 5, 2), seed=0):
+def parameters(sizes=(3, 5, (), 2), seed=0):
     generator = torch.Generator().manual_seed(seed)
     params = [torch.nn.Parameter(torch.randn(size, generator=generator, dtype=F64)) for size in sizes]
     for param in params:
@@ -125,10 +125,10 @@ def test_equal_numbers_are_no_columns_of_the_program(make, monkeypatch):
     monkeypatch.setattr(lists.MemberBundle, "__init__", noted)
     optimizer = make(parameters())
     optimizer.step()
-    ((signature, splits),) = signatures
-    assert signature.equal
-    assert splits
-    assert not set(signature.equal) & set(signature.slots_by_leaf)
+    for signature, splits in signatures:
+        assert signature.equal
+        assert splits
+        assert not set(signature.equal) & set(signature.slots_by_leaf)
 
 
 def test_slots_of_leaves_have_memory_of_their_own(make):

@@ -198,7 +198,7 @@ def _numbers(member: Member, signature: Signature, request: StepRequest) -> list
         numbers.extend(request.scaling.on(local(member.param).device))
     numbers.extend(request.numbers[member.group])
     numbers.extend(request.run.scalars(path)[name] for path, name in signature.shared)
-    numbers.extend(member.state[key] for key in signature.equal)
+    numbers.extend(member.state[key].item() for key in signature.equal)  # now: a bundle writes them at its end
     numbers.extend(request.scalars[name] for name in signature.scalars)
     return numbers
 
