@@ -285,11 +285,11 @@ def adam_atan2(
     and differs from `decoupled_weight_decay` (the decay is decoupled in both cases).
     """
     return chain(
-        *([orthogonalize_against_ema(orig_grad_ema_beta)] if orthog_grad else []),
+        orthogonalize_against_ema(orig_grad_ema_beta) if orthog_grad else chain(),
         scale_by_atan2(betas, a, b, cautious_factor),
         _decay_or_regenerate(weight_decay, regen_reg_rate, lr, decoupled_wd, cautious_wd, wasserstein_reg),
         scale_by_learning_rate(lr),
-        *([map_after_step(functools.partial(soft_row_clip, max_norm=clip_to_grok_max_norm))] if clip_to_grok else []),
+        map_after_step(functools.partial(soft_row_clip, max_norm=clip_to_grok_max_norm)) if clip_to_grok else chain(),
     )
 
 

@@ -92,7 +92,7 @@ def adan(
     # The proximal step is a decoupled decay at a smaller rate: (p - lr u) / (1 + lr wd) = p - rate (u + wd p).
     rate = lr if no_prox else lr / (1 + lr * weight_decay)
     return chain(
-        *([] if is_off(max_grad_norm) else [clip_by_global_norm(max_grad_norm, eps=eps)]),
+        chain() if is_off(max_grad_norm) else clip_by_global_norm(max_grad_norm, eps=eps),
         scale_by_adan(betas, eps),
         add_decayed_weights(weight_decay),
         scale_by_learning_rate(rate),

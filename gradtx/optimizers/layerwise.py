@@ -71,7 +71,7 @@ def lamb(
     weights by 10 and by default excludes the decay from the ratio.
     """
     return chain(
-        *([] if max_grad_norm is None else [clip_by_global_norm(max_grad_norm, eps=0.0)]),
+        chain() if max_grad_norm is None else clip_by_global_norm(max_grad_norm, eps=0.0),
         scale_by_lamb(betas, eps, bias_correction, grad_averaging),
         add_decayed_weights(weight_decay),  # before the ratio, which is computed from the whole direction
         scale_by_trust_ratio(trust_clip, weight_decay, always_adapt),
@@ -221,7 +221,7 @@ def nero(lr: Scalar = 0.01, beta: Scalar = 0.999, constraints: bool = True):
     return chain(
         scale_by_neuron_norm(beta, constraints),
         scale_by_learning_rate(lr),
-        *([map_after_step(project_neurons, before=True)] if constraints else []),
+        map_after_step(project_neurons, before=True) if constraints else chain(),
     )
 
 
@@ -258,7 +258,7 @@ def fromage(lr: Scalar = 0.01, p_bound: Scalar | None = None):
         scale_by_trust_ratio(),
         scale_by_learning_rate(lr),
         map_after_step(lambda x: shrink * x),
-        *([] if p_bound is None else [bound_norm(p_bound)]),
+        chain() if p_bound is None else bound_norm(p_bound),
     )
 
 
@@ -295,7 +295,7 @@ def sm3(lr: Scalar = 0.1, momentum: Scalar = 0.0, beta: Scalar = 0.0, eps: Scala
     """
     return chain(
         scale_by_sm3(beta, eps),
-        *([] if is_off(momentum) else [ema(momentum)]),
+        chain() if is_off(momentum) else ema(momentum),
         scale_by_learning_rate(lr),
     )
 
@@ -361,5 +361,5 @@ def amos(
     """
     return chain(
         scale_by_amos(lr, beta, extra_l2, eta, slot, c_coef, d_coef, eps),
-        *([] if is_off(momentum) else [ema(momentum)]),
+        chain() if is_off(momentum) else ema(momentum),
     )

@@ -68,7 +68,7 @@ def alig(
     step = scale_by_polyak(max_lr, eps)
     average = trace(momentum, nesterov=not is_off(momentum))
     links = (average, step) if adjusted_momentum else (step, average)
-    return chain(*links, *([] if max_norm is None else [project_l2_ball(max_norm)]))
+    return chain(*links, chain() if max_norm is None else project_l2_ball(max_norm))
 
 
 @alias(class_name="DAdaptAdaGrad", ranges={**DADAPT_RANGES, "momentum": "[0, 1)"})

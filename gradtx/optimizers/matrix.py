@@ -230,7 +230,7 @@ def muon_adam_atan2(
     matrix = chain(
         trace_ema(muon_beta1),
         orthogonalize(NEWTON_SCHULZ, muon_steps, view="batch"),
-        *([normalize_neurons(muon_beta2, normuon_eps)] if use_normuon else []),
+        normalize_neurons(muon_beta2, normuon_eps) if use_normuon else chain(),
         scale_by_shape("match_rms_adamw", muon_rms_factor, "batch"),
     )
     return _with_adam_atan2(matrix, lr, betas, weight_decay, decoupled_wd, cautious_factor, a, b, muon_lr, matrix_ndims)

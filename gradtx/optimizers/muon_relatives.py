@@ -166,7 +166,7 @@ def adamuon(
     beta1, beta2 = betas
     matrices = chain(
         trace_ema(beta1, nesterov),
-        *([scale_by_sign()] if sign else []),
+        scale_by_sign() if sign else chain(),
         orthogonalize(ns_coefficients, ns_steps, dtype=ns_dtype),
         normalize_entries(beta2, eps, correct_bias, rescale),
         scale_by_shape(adjust_lr_fn),
@@ -461,10 +461,10 @@ def scion(
     Source: Pethick et al. 2025, arXiv:2502.07529; LIONS-EPFL/scion. Departures: see `lmo`.
     """
     return chain(
-        *([] if is_off(momentum, 1.0) else [trace_ema(1 - momentum)]),
+        chain() if is_off(momentum, 1.0) else trace_ema(1 - momentum),
         _oracles({"*": "auto"} if kinds is None else kinds),
         multiply(scale),
-        *([] if unconstrained else [add_decayed_weights(1.0)]),
+        chain() if unconstrained else add_decayed_weights(1.0),
         scale_by_learning_rate(lr),
     )
 

@@ -68,7 +68,7 @@ def ranger(
     Yong et al. 2020, arXiv:2004.01461. Departures from that code: `use_gc=False` is respected.
     """
     return chain(
-        *([centralize(gc_conv_only)] if use_gc else []),
+        centralize(gc_conv_only) if use_gc else chain(),
         with_decay(scale_by_radam(betas, eps, n_sma_threshold), weight_decay, True, lr),
         lookahead(k, alpha),
     )
@@ -174,8 +174,8 @@ def ranger21(
     )
     return chain(
         clip_adaptive(agc_clipping_value, agc_eps),
-        *([centralize()] if centralize_gradients else []),
-        *([normalize_by_std()] if normalize_gradients else []),
+        centralize() if centralize_gradients else chain(),
+        normalize_by_std() if normalize_gradients else chain(),
         scale_by_ranger21(
             rate, beta0, betas, eps, use_softplus, beta_softplus, weight_decay, norm_loss_factor, amsgrad
         ),
