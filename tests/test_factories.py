@@ -189,5 +189,7 @@ def test_rules_that_run_at_an_owner_take_part_in_nothing_that_all_ranks_do(optio
         return alone if options else summed
 
     factory = per_tensor(whole=True, **options)(scale_by_size)
-    with pytest.raises(TypeError, match=f"scale_by_size: a rule with whole=True runs at the owner .* can't {fault}"):
+    with pytest.raises(
+        TypeError, match=f"scale_by_size: a rule with whole=True runs only on the owner .* cannot {fault}"
+    ):
         factory().init({"a": torch.ones(2, 2)})

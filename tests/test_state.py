@@ -96,7 +96,7 @@ def test_a_name_that_nothing_has_is_answered_with_what_there_is(tx, name, messag
 
 
 def test_what_is_no_state_and_no_name_is_refused():
-    with pytest.raises(TypeError, match=r"get: state must be a dict as init makes it, got tensor"):
+    with pytest.raises(TypeError, match=r"get: state must be a dict such as init returns, got tensor"):
         get(torch.tensor(1.0), "exp_avg")
     with pytest.raises(TypeError, match=r"get: name must be a string such as 'exp_avg', got 1"):
         get(state_of(gradtx.adam()), 1)
@@ -167,9 +167,9 @@ UNFIT = [
     (
         torch.ones(2, 3),
         TypeError,
-        r"scale_by_adam.exp_avg is a dict, leaf name -> tensor, got tensor\(shape=\(2, 3\)\)",
+        r"scale_by_adam.exp_avg must be a dict, leaf name -> tensor, got tensor\(shape=\(2, 3\)\)",
     ),
-    (1.0, TypeError, r"scale_by_adam.exp_avg is a dict, leaf name -> tensor, got 1.0"),
+    (1.0, TypeError, r"scale_by_adam.exp_avg must be a dict, leaf name -> tensor, got 1.0"),
 ]
 
 
@@ -267,7 +267,9 @@ def test_a_chain_without_a_rate_or_without_that_name_is_told():
         learning_rate(chain(), state)
     with pytest.raises(ValueError, match=r"alig has no learning rate"):
         learning_rate(gradtx.alig(max_lr=None), state)
-    with pytest.raises(ValueError, match=r"partition has no number 'heads.lr'; did you mean 'head.lr'\?"):
+    with pytest.raises(
+        ValueError, match=r"partition has no scalar hyperparameter 'heads.lr'; did you mean 'head.lr'\?"
+    ):
         learning_rate(SPLIT, SPLIT.init(PARAMS), "heads.lr")
     with pytest.raises(TypeError, match=r"learning_rate: tx must be a GradientTransformation, got adam; call it"):
         learning_rate(gradtx.adam, state)

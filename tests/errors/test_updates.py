@@ -27,7 +27,7 @@ def uses_hessian():
 
 
 BY_NAME = "; leaves are matched by name"
-SWAPPED = "this is a state, which has a 'step'; update takes (updates, state, params) and returns (updates, state)"
+SWAPPED = "this is a state, since it has a 'step'; the signature is update(updates, state, params) -> (updates, state)"
 TREES = {
     f"params have leaf 'b', which updates lack{BY_NAME}": (ValueError, ADAM, {"updates": without("b")}),
     f"params lack leaf 'c', which updates have{BY_NAME}": (ValueError, ADAM, {"updates": params(c=torch.ones(1))}),
@@ -35,7 +35,7 @@ TREES = {
     f"params have leaf 'c', which updates lack{BY_NAME}": (ValueError, ADAM, {"params": params(c=torch.ones(1))}),
     f"params lack leaf '0', which updates have{BY_NAME}": (ValueError, ADAM, {"updates": list(params().values())}),
     f"params lack leaf '', which updates have{BY_NAME}": (ValueError, ADAM, {"updates": torch.ones(3)}),
-    "updates lack leaf 'b', which the state has at 'scale_by_adam.exp_avg'; pass None for a leaf without gradient": (
+    "updates lack leaf 'b', which the state has at 'scale_by_adam.exp_avg'; pass None for a leaf without a gradient": (
         ValueError,
         ADAM,
         {"updates": without("b"), "params": None},
@@ -161,9 +161,9 @@ def test_a_leaf_that_a_freeze_by_predicate_never_saw_is_refused():
 
 
 APPLY = {
-    "a leaf gone": ("updates lack leaf 'b', which params have; leaves are matched by name", without("b")),
+    "a leaf gone": ("updates have no leaf 'b', but params do; leaves are matched by name", without("b")),
     "a leaf too many": (
-        "updates have leaf 'c', which params lack; leaves are matched by name",
+        "updates have leaf 'c', but params do not; leaves are matched by name",
         params(c=torch.ones(1)),
     ),
     "no tensor": ("updates: leaf 'b' is a float, needs a tensor or None", params(b=1.0)),

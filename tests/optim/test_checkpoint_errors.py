@@ -39,7 +39,7 @@ BROKEN = {
     "a group is missing": (lambda s: s["param_groups"].pop(), "has 1 parameter groups, the optimizer has 2"),
     "a group is shorter": (
         lambda s: s["param_groups"][1]["params"].pop(),
-        r"has groups of \[2, 1\] parameters, the optimizer's have \[2, 2\]",
+        r"has groups of \[2, 1\] parameters, the optimizer has groups of \[2, 2\]",
     ),
     "a number is out of range": (lambda s: s["param_groups"][1].update(lr=-1.0), r"lr must be in \[0, inf\), got -1.0"),
     "a step is negative": (lambda s: s["state"][1].update(step=torch.tensor(-1.0)), "'body.bias'.*'step'"),

@@ -451,7 +451,7 @@ def test_links_that_are_not_compiled_say_so_once(caplog, uncompiled):
     with caplog.at_level(logging.WARNING, "gradtx"):
         walk(params, optimizer, 3)
     assert [record.getMessage() for record in caplog.records] == [
-        "scale_by_soap is not compiled: leaves that pass it step eagerly"
+        "scale_by_soap is not compiled: leaves that pass through it step eagerly"
     ]
 
 

@@ -234,7 +234,7 @@ def test_several_options_of_torchs_implementations_are_one_warning():
 
 def test_capturable_is_an_option_of_all_groups_together():
     param = torch.nn.Parameter(torch.zeros(2))
-    with pytest.warns(UserWarning, match="^AdamW: capturable=True changes nothing in a group; pass it to AdamW"):
+    with pytest.warns(UserWarning, match="^AdamW: capturable=True has no effect in a group; pass it to AdamW"):
         gradtx.optim.AdamW([{"params": [param], "capturable": True}])
     for optimizer in (
         gradtx.optim.AdamW([param], capturable=True),

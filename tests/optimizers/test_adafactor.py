@@ -201,7 +201,7 @@ def test_rows_of_zeros_stay_finite_in_narrow_dtypes(make, dtype):
 @pytest.mark.parametrize(
     ("alias", "options", "message"),
     [
-        (gradtx.adafactor, {"lr": 0.1}, ".*leave lr out, or set it to False"),
+        (gradtx.adafactor, {"lr": 0.1}, ".*omit lr, or pass relative_step=False"),
         (gradtx.adafactor, {"relative_step": False}, ".*needs lr, or relative_step=True"),
         (gradtx.adafactor, {"lr": 0.1, "relative_step": False, "warmup_init": True}, ".*needs relative_step=True"),
         (gradtx.adafactor, {"eps": (0.0, 1e-3)}, r"eps\[0\] must be in \(0, inf\), got 0.0"),

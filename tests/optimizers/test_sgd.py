@@ -280,5 +280,5 @@ def test_missing_params_are_an_error(alias):
 
 @pytest.mark.parametrize("lr", [0.0, torch.tensor(0.0), gradtx.Schedule(lambda step: 0.1 * step)], ids=str)
 def test_adaptive_gd_from_a_rate_of_zero_is_an_error(lr):
-    with pytest.raises(ValueError, match=r"^scale_by_local_smoothness: .* lr, which is 0; start above 0$"):
+    with pytest.raises(ValueError, match=r"^scale_by_local_smoothness: .* lr, which is 0; use an initial lr above 0$"):
         gradtx.adaptive_gd(lr=lr).init(problem())
