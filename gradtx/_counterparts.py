@@ -5,14 +5,14 @@ from __future__ import annotations
 from torch.optim import lr_scheduler
 from torch.optim.lr_scheduler import LRScheduler
 
-_RELEASED = "and call release_gradients(), which frees gradients during backward, on this or any optimizer"
+_RELEASED = "and call its release_gradients() to free gradients during backward"
 _TORCH = "use torch's own, which works with gradtx optimizers: "
 _WARM_UP = "use gradtx.warmup_cosine_schedule(...) as lr, or as_lr_scheduler(optimizer, schedule)"
 
 # The keys are in the form that `plain` returns.
 USE: dict[str, str] = {
-    "lomo": f"use gradtx.optim.SGD, {_RELEASED}",
-    "adalomo": f"use gradtx.optim.AdaFactor, {_RELEASED}",
+    "lomo": f"use gradtx.optim.SGD {_RELEASED}",
+    "adalomo": f"use gradtx.optim.AdaFactor {_RELEASED}",
     "distributedmuon": "use gradtx.optim.Muon, which divides its work among ranks with process_group= or on DTensors",
     "muonclip": "use gradtx.chain(gradtx.muon(...), gradtx.qk_clip(...)), and pass max_logits to each step",
     "flashadamw": 'use gradtx.optim.AdamW(params, state_dtype="int8")',

@@ -278,7 +278,7 @@ class Operation:
             if payload.keys() != sums.keys():
                 raise ValueError(
                     f"{'.'.join(self.path)}: leaf {leaf.name!r} yields the sums {sorted(payload)}, "
-                    f"but leaf {first.name!r} yields {sorted(sums)}; all leaves must yield the same"
+                    f"but leaf {first.name!r} yields {sorted(sums)}; all leaves must yield the same sums"
                 )
         total: dict[str, Any] = {}
         for key in sums:

@@ -135,7 +135,7 @@ class Spec:
         self._wire = options.get("wire", _own_dtype)
         _check_declared(self, options)
         if self.random and "seed" not in self.arguments.by_name:
-            raise TypeError(f"{self.name}: a random rule takes `seed: int`")
+            raise TypeError(f"{self.name}: a random rule needs the argument `seed: int`")
 
     def needs_of(self, arguments: Bound) -> tuple[str, ...]:
         """Return the requirements of `update` with these arguments."""

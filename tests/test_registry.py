@@ -591,8 +591,8 @@ def test_a_wrong_model_is_an_error_that_says_so():
                 f"load_optimizer: unknown optimizer {name!r}; {use}",
             )
             for name, use in {
-                "lomo": "use gradtx.optim.SGD, and call release_gradients()",
-                "AdaLOMO": "use gradtx.optim.AdaFactor, and call release_gradients()",
+                "lomo": "use gradtx.optim.SGD and call its release_gradients()",
+                "AdaLOMO": "use gradtx.optim.AdaFactor and call its release_gradients()",
                 "DistributedMuon": "use gradtx.optim.Muon, which divides its work among ranks",
                 "AdamWScheduleFree": "use gradtx.optim.ScheduleFreeAdamW",
                 "StepLR": "use torch's own, which works with gradtx optimizers: torch.optim.lr_scheduler.StepLR",

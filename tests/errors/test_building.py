@@ -333,7 +333,7 @@ BUILDING = {
         TypeError,
         lambda: per_tensor(unannotated),
     ),
-    "bare: a random rule takes `seed: int`": (TypeError, lambda: per_tensor(random=True)(bare)),
+    "bare: a random rule needs the argument `seed: int`": (TypeError, lambda: per_tensor(random=True)(bare)),
     "nothing: return update, (init, update) or (init, update, evaluate), got None": (
         TypeError,
         lambda: per_tensor(nothing)(),
@@ -404,6 +404,10 @@ def test_a_hyperparameter_is_no_attribute():
         "FusedAdam": "gradtx has no 'FusedAdam'; use gradtx.optim.AdamW(params, compile=True)",
         "StepLR": "gradtx has no 'StepLR'; use torch's own, which works with gradtx optimizers: "
         "torch.optim.lr_scheduler.StepLR",
+        "COCOBState": "gradtx has no counterpart of 'COCOBState': state is a plain dict of named tensors, "
+        "state[stage][slot][leaf] (docs/optax-names.md)",
+        "AccumulationType": "gradtx has no 'AccumulationType'; use torch.vmap with chunk_size; across calls, use "
+        "accumulate (docs/optax-names.md)",
         "quux": "module 'gradtx' has no attribute 'quux'",
         "_quux": "module 'gradtx' has no attribute '_quux'",
     }.items(),

@@ -84,7 +84,7 @@ RULES = {
         sharing(lambda u, s, p, c: (u, {"d": torch.ones(3)})),
     ),
     "sums that differ between leaves": (
-        "broken: leaf 'w' yields the sums ['n2'], leaf 'b' ['n1']",
+        "broken: leaf 'w' yields the sums ['n2'], but leaf 'b' yields ['n1']; all leaves must yield the same sums",
         yields(lambda u: {f"n{u.ndim}": u.sum()}, lambda u: (u, {})),
     ),
     "a plain function, the updates alone": (
