@@ -100,7 +100,7 @@ def test_a_leaf_that_no_task_reaches_is_none_and_inputs_stay_as_they_are():
     [
         (lambda: gradtx.pcgrad([]), "pcgrad: needs the gradients of at least one task"),
         (lambda: gradtx.pcgrad(tasks(2), "max"), "pcgrad: reduction must be 'mean' or 'sum', got 'max'"),
-        (lambda: gradtx.pcgrad([{"a": torch.ones(1)}, {"b": torch.ones(1)}]), "gradients of task 1 lack leaf 'a'"),
+        (lambda: gradtx.pcgrad([{"a": torch.ones(1)}, {"b": torch.ones(1)}]), "gradients of task 1 have no leaf 'a'"),
     ],
 )
 def test_bad_arguments_are_errors(call, message):
@@ -333,7 +333,7 @@ def test_a_copy_after_a_forward_pass_works():
     [
         (lambda model, x: model.backward([torch.ones(())]), "backward must follow a forward pass"),
         (lambda model, x: model.backward(task_losses(model, x)[:1]), "1 losses for 2 heads"),
-        (lambda model, x: gradtx.RotoGrad(nn.Linear(3, 5).double(), [nn.Linear(5, 1)], 4)(x), "gave 5 numbers"),
+        (lambda model, x: gradtx.RotoGrad(nn.Linear(3, 5).double(), [nn.Linear(5, 1)], 4)(x), "output has size 5"),
     ],
     ids=named,
 )

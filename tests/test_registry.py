@@ -454,7 +454,7 @@ def test_old_names_are_put_together_and_shared_out(name, old, new):
     ("name", "option", "message"),
     [
         ("adamp", {"weight_decouple": True}, "the decay of adamp always is decoupled; omit 'weight_decouple'"),
-        ("sgd", {"weight_decouple": False}, "the decay of sgd always is added to the gradient; leave"),
+        ("sgd", {"weight_decouple": False}, "the decay of sgd always is added to the gradient; omit"),
         ("adamp", {"fixed_decay": False}, "adamp does not accept 'fixed_decay'; omit it"),
         ("adamp", {"adam_debias": False}, "adamp does not accept 'adam_debias'; omit it"),
         ("adamp", {"adanorm": False}, "adamp does not accept 'adanorm'; omit it"),
@@ -670,7 +670,7 @@ def test_a_wrong_model_is_an_error_that_says_so():
             for option, remedy in {
                 "fixed_decay": "add add_decayed_weights(weight_decay, fixed=True) after",
                 "adanorm": "use gradtx.adanorm",
-                "use_gc": "put gradtx.centralize() in front",
+                "use_gc": "add gradtx.centralize() before",
             }.items()
         ),
         (lambda: scheduled("step", 2, step_size=2), TypeError, "step_schedule: got two values for 'step_size'"),

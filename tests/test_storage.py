@@ -165,7 +165,7 @@ def test_errors_at_construction():
         gradtx.adam(state_dtype=torch.int32)
     with pytest.raises(TypeError, match="state_dtype has the key 3, needs a slot pattern"):
         gradtx.adam(state_dtype={3: "int8"})
-    with pytest.raises(ValueError, match="state_dtype has no pattern"):
+    with pytest.raises(ValueError, match="state_dtype is empty"):
         gradtx.adam(state_dtype={})
     with pytest.raises(ValueError, match="min_size must be a non-negative int, got -1"):
         with_state_dtype(gradtx.adam(), "int8", min_size=-1)

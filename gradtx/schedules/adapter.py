@@ -42,8 +42,8 @@ class ScheduleLR(LRScheduler):
             schedules = schedules * groups
         if len(schedules) != groups:
             raise ValueError(
-                f"as_lr_scheduler: needs one schedule per parameter group, got {len(schedules)} schedules for "
-                f"{groups} groups"
+                f"as_lr_scheduler: the number of schedules must equal the number of parameter groups, "
+                f"got {len(schedules)} and {groups}"
             )
         return [float(schedule(self.last_epoch)) for schedule in schedules]
 
@@ -94,7 +94,7 @@ def as_lr_scheduler(optimizer: Optimizer, schedule: Schedule | Sequence[Schedule
     groups = len(optimizer.param_groups)
     if several and len(schedules) != groups:
         raise ValueError(
-            f"as_lr_scheduler: needs one schedule per parameter group, got {len(schedules)} schedules for {groups} "
-            "groups"
+            f"as_lr_scheduler: the number of schedules must equal the number of parameter groups, "
+            f"got {len(schedules)} and {groups}"
         )
     return ScheduleLR(optimizer, schedules, last_epoch)

@@ -228,10 +228,13 @@ def test_arguments_that_make_no_blocks(options, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"heads": 4}, "blocks: leaf 'a.w' has size 6 in dimension 0, which heads=4 doesn't divide"),
+        ({"heads": 4}, "blocks: leaf 'a.w' has size 6 in dimension 0, which is not divisible by heads=4"),
         ({"heads": 2, "dim": 2}, r"leaf 'a.w' has shape \(6, 3\) and no dimension 2"),
-        ({"sizes": (4, 4)}, r"leaf 'a.w' has size 6 in dimension 0, but sizes=\(4, 4\) sum up to 8"),
-        ({"sizes": (4, 2), "heads": (3, 2)}, r"leaf 'a.w' has sizes\[0\]=4 in dimension 0, which heads=3 doesn't"),
+        ({"sizes": (4, 4)}, r"leaf 'a.w' has size 6 in dimension 0, but sizes=\(4, 4\) sum to 8"),
+        (
+            {"sizes": (4, 2), "heads": (3, 2)},
+            r"leaf 'a.w' has sizes\[0\]=4 in dimension 0, which is not divisible by heads=3",
+        ),
         ({"batch": 2}, r"leaf 'a.w' has shape \(6, 3\), but batch=2 requires more than 2 dimensions"),
         ({"view": (torch.unbind, torch.cat)}, r"view: join\(split\(x\)\) does not equal x for leaf 'a.w'"),
         (

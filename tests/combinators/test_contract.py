@@ -53,7 +53,7 @@ BROKEN = {
     ),
     "a value left out": (
         lambda: clocked(lambda values, sums: (YES, {})),
-        r"mine: ticks must return the values \[\] of start, got \['calls'\]",
+        r"mine: ticks must return the values \['calls'\] of start, got \[\]",
     ),
     "an int of Python": (
         lambda: clocked(lambda values, sums: (YES, {"calls": 3})),

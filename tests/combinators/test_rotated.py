@@ -260,7 +260,7 @@ UNKNOWN = r"rotated: the inner link 'scale_by_scalable_shampoo' has the slot '\w
     [
         (lambda: gradtx.rotated(gradtx.adam), "rotated: inner must be a GradientTransformation, .*call it.*"),
         (lambda: gradtx.rotated(gradtx.scale_by_scalable_shampoo()), UNKNOWN),
-        (lambda: gradtx.rotated(gradtx.schedule_free_sgd()), r"rotated: .* averages weights, .* outside of rotated"),
+        (lambda: gradtx.rotated(gradtx.schedule_free_sgd()), r"rotated: .* averages weights, .* outside rotated"),
         (
             lambda: gradtx.rotated(gradtx.adam(), statistics="x"),
             "rotated: statistics must be one of 'shampoo', 'kl', .*",
@@ -354,7 +354,7 @@ def test_accumulation_inside_of_other_coordinates_is_refused_at_once(around):
     tx = around(gradtx.accumulate(gradtx.scale_by_adam(), 2))
     with pytest.raises(TypeError, match=r"accumulate' also processes leaves without a gradient.*move it outside"):
         gradtx.as_optimizer(tx, [torch.nn.Parameter(torch.ones(3, 3))])
-    with pytest.raises(TypeError, match="put it outside"):
+    with pytest.raises(TypeError, match="move it outside"):
         tx.init({"w": torch.ones(3, 3)})
 
 

@@ -334,7 +334,7 @@ BUILDING = {
         lambda: per_tensor(unannotated),
     ),
     "bare: a random rule needs the argument `seed: int`": (TypeError, lambda: per_tensor(random=True)(bare)),
-    "nothing: return update, (init, update) or (init, update, evaluate), got None": (
+    "nothing: must return update, (init, update) or (init, update, evaluate), got None": (
         TypeError,
         lambda: per_tensor(nothing)(),
     ),

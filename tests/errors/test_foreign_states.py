@@ -71,12 +71,12 @@ STATES = {
         state_of(ADAM, tree=params(c=torch.ones(1))),
     ),
     "a slot that would broadcast": (
-        "scale_by_adam.exp_avg: leaf 'w' has a slot of shape (2, 1), its new value has shape (2, 3)" + OWN,
+        "scale_by_adam.exp_avg: leaf 'w' has a slot of shape (2, 1), but its new value has shape (2, 3)" + OWN,
         ADAM,
         state_of(ADAM, tree=params(w=torch.ones(2, 1))),
     ),
     "of parameters of another shape": (
-        "scale_by_adam.exp_avg: leaf 'w' has a slot of shape (3, 2), its new value has shape (2, 3)" + OWN,
+        "scale_by_adam.exp_avg: leaf 'w' has a slot of shape (3, 2), but its new value has shape (2, 3)" + OWN,
         ADAM,
         state_of(ADAM, tree=params(w=torch.ones(3, 2))),
     ),

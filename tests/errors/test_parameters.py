@@ -49,7 +49,7 @@ INIT = {
         gradtx.partition({"x": ADAM}, {"x": "w"}),
         params(),
     ),
-    "partition: leaf 'w' has label 'zz'; labels: x, y": (
+    "partition: leaf 'w' has the unknown label 'zz'; labels: x, y": (
         ValueError,
         gradtx.partition({"x": ADAM, "y": ADAM}, lambda name, p: "zz"),
         params(),

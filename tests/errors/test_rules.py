@@ -44,7 +44,7 @@ RULES = {
         rule(lambda u, s, p, c: (u, {"x": u.sum()}), slot),
     ),
     "a number for a slot": (
-        "broken.x: the new value of leaf 'w' came out as 1.0",
+        "broken.x: the new value of leaf 'w' must be a tensor, got 1.0",
         rule(lambda u, s, p, c: (u, {"x": 1.0}), slot),
     ),
     "a slot too few": (
@@ -72,11 +72,20 @@ RULES = {
         yields(lambda u: {"n": u}, lambda u: (u, {})),
     ),
     "nonsense after a sum": (PAIR + "int", yields(lambda u: {"n": u.sum()}, 3)),
-    "None for the update": ("broken: the update of leaf 'w' came out as None", rule(lambda u, s, p, c: (None, s))),
-    "a number for the update": ("broken: the update of leaf 'w' came out as 1.0", rule(lambda u, s, p, c: (1.0, s))),
-    "no shared scalar": ("broken.d: the new value of leaf 'w' came out as None", sharing(lambda u, s, p, c: (u, {}))),
+    "None for the update": (
+        "broken: the update of leaf 'w' must be a tensor, got None",
+        rule(lambda u, s, p, c: (None, s)),
+    ),
+    "a number for the update": (
+        "broken: the update of leaf 'w' must be a tensor, got 1.0",
+        rule(lambda u, s, p, c: (1.0, s)),
+    ),
+    "no shared scalar": (
+        "broken.d: the new value of leaf 'w' must be a tensor, got None",
+        sharing(lambda u, s, p, c: (u, {})),
+    ),
     "a number for a shared scalar": (
-        "broken.d: the new value of leaf 'w' came out as 2.0",
+        "broken.d: the new value of leaf 'w' must be a tensor, got 2.0",
         sharing(lambda u, s, p, c: (u, {"d": 2.0})),
     ),
     "a vector for a shared scalar": (
@@ -260,7 +269,7 @@ def test_a_rule_that_works_in_place_is_found_out(what, tx):
 
 def test_a_rule_that_works_in_place_is_found_out_at_leaves_of_any_rank():
     tx = rule(lambda u, s, p, c: (u.mul_(2.0) if u.ndim == 1 else u * 2.0, s))
-    with pytest.raises(ValueError, match="writes into update of leaf 'b'"):
+    with pytest.raises(ValueError, match="writes to update of leaf 'b'"):
         tx.update(params(), tx.init(params()))
 
 
@@ -273,7 +282,7 @@ def test_a_rule_may_work_in_place_on_what_it_made_itself():
 
 def test_a_plain_function_that_loses_a_leaf_is_told_which():
     tx = gradtx.GradientTransformation(dict, lambda u, s, p: ({"w": u["w"]}, s))
-    failing(ValueError, "updates returned by a plain function lack leaf 'b'", tx, {})
+    failing(ValueError, "updates returned by a plain function have no leaf 'b'", tx, {})
 
 
 def test_a_key_error_in_a_rule_says_which_key():

@@ -193,7 +193,7 @@ def test_the_first_step_with_some_gradients_is_no_step_to_capture():
         optimizer.step()
     optimizer.step()
     next(iter(params.values())).grad = None
-    with capturing(), pytest.raises(RuntimeError, match=r"makes state"):
+    with capturing(), pytest.raises(RuntimeError, match=r"creates state"):
         optimizer.step()
     optimizer.step()
     with capturing():

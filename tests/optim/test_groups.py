@@ -199,7 +199,7 @@ def test_an_option_that_chooses_between_torchs_implementations_is_accepted_with_
     option, way
 ):
     with pytest.warns(
-        UserWarning, match=rf"{option}=True chooses between .* changes nothing here.*compile=True"
+        UserWarning, match=rf"{option}=True chooses between .* without effect here.*compile=True"
     ) as said:
         optimizer = makers(option, True)[way]()
     assert len(said) == 1

@@ -267,7 +267,7 @@ def test_a_number_out_of_range_is_an_error(alias, argument, interval):
     ids=["asgd", "adaptive_gd"],
 )
 def test_nothing_that_scales_or_decays_may_follow_an_owner_of_the_rate(alias, owner, link):
-    with pytest.raises(ValueError, match=rf"{owner} owns the learning rate.*so {link._name} can't follow it"):
+    with pytest.raises(ValueError, match=rf"{owner} owns the learning rate.*so {link._name} cannot follow it"):
         gradtx.chain(alias(), link)
 
 

@@ -577,8 +577,8 @@ def test_one_cycle_without_warmup_starts_at_its_peak():
     [
         ({"warmup_steps": 2, "pct_start": 0.4}, TypeError, "got both warmup_steps and pct_start"),
         ({"min_lr": 0.1, "final_div_factor": 10.0}, TypeError, "got both min_lr and final_div_factor"),
-        ({"warmup_steps": 10}, ValueError, "warmup_steps must be at most 9 of total_steps=10, got 10"),
-        ({"warmup_steps": 5, "three_phase": True}, ValueError, "warmup_steps must be at most 4 of total_steps=10"),
+        ({"warmup_steps": 10}, ValueError, "warmup_steps must be at most 9 with total_steps=10, got 10"),
+        ({"warmup_steps": 5, "three_phase": True}, ValueError, "warmup_steps must be at most 4 with total_steps=10"),
         ({"warmup_steps": -1}, ValueError, r"warmup_steps must be in \[0, inf\), got -1"),
     ],
 )
