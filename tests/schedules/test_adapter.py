@@ -149,8 +149,8 @@ def test_it_goes_into_torchs_sequence_of_schedulers():
         ((0.1,), TypeError, "schedule must be a gradtx.Schedule, got 0.1"),
         ((max,), TypeError, r"schedule must be a gradtx.Schedule, got max; wrap it: gradtx.Schedule\(...\)"),
         (([RATE, 0.1],), TypeError, r"schedule\[1\] must be a gradtx.Schedule, got 0.1"),
-        (([RATE, RATE],), ValueError, "number of parameter groups, got 2 and 1"),
-        (([],), ValueError, "number of parameter groups, got 0 and 1"),
+        (([RATE, RATE],), ValueError, "the number of schedules must equal the number of parameter groups, got 2 and 1"),
+        (([],), ValueError, "the number of schedules must equal the number of parameter groups, got 0 and 1"),
     ],
 )
 def test_what_does_not_fit_is_an_error_that_changes_nothing(arguments, error, message):
