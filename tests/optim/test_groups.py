@@ -107,7 +107,7 @@ def test_unknown_keys_of_a_group_are_kept():
 def test_a_key_of_a_group_that_is_nearly_a_hyperparameter_is_warned_of_and_kept():
     params = list(parameters().values())
     groups = [{"params": params[:1]}, {"params": params[1:2], "weigth_decay": 0.3}]
-    message = "^{}: nothing reads {!r} of this parameter group; did you mean {!r}[?]$"
+    message = "^{}: no link reads {!r} of this parameter group; did you mean {!r}[?]$"
     for make, owner in ((gradtx.optim.AdamW, "AdamW"), (lambda g: gradtx.as_optimizer(gradtx.adamw(), g), "Chain.*")):
         with pytest.warns(UserWarning, match=message.format(owner, "weigth_decay", "weight_decay")) as found:
             optimizer = make(groups)
