@@ -36,6 +36,7 @@ class Row(NamedTuple):
     here: str
     note: str
     names: tuple[str, ...]  # the names of optax that this row covers
+    hint: str = ""  # the advice of the AttributeError for `gradtx.NAME`, by default "use" and `here`
 
 
 def same(there: str, here: str, note: str = "", about: str = "") -> Row:
@@ -43,17 +44,25 @@ def same(there: str, here: str, note: str = "", about: str = "") -> Row:
     return Row("=", there, here, note, (about or there.split("(")[0],))
 
 
-def alike(there: str, here: str, note: str = "") -> Row:
+def alike(there: str, here: str, note: str = "", hint: str = "") -> Row:
     """Names, and code with the same purpose."""
-    return Row("≈", there, here, note, tuple(there.split()))
+    return Row("≈", there, here, note, tuple(there.split()), hint)
+
+
+def instead(there: str, note: str) -> Row:
+    """Names without a counterpart, and an alternative as an imperative."""
+    return Row("–", there, "", note, tuple(there.split()), note)
 
 
 def absent(there: str, note: str) -> Row:
-    """Names without a counterpart."""
+    """Names without a counterpart, and the reason."""
     return Row("–", there, "", note, tuple(there.split()))
 
 
 COSINE = "cosine_decay_schedule(lr, 10)"
+PRIVATE = "clip `torch.vmap(torch.func.grad(...))`, then add a rule with `per_tensor(random=True)`"
+STATE = "state is a plain dict of named tensors, `state[stage][slot][leaf]`"
+CHUNKS = "use `torch.vmap` with `chunk_size`; across calls, use `accumulate`"
 SECTIONS: dict[str, list[Row]] = {
     "Optimizers": [
         same("adabelief(lr)", "adabelief(lr, rectify=False)", "rectified by default here, as in the authors' 0.2"),
@@ -118,7 +127,7 @@ SECTIONS: dict[str, list[Row]] = {
             "dadapt_adam(use_bias_correction=True)",
             "`estim_lr0` is `d0`; `decoupled_weight_decay=True`",
         ),
-        absent("contrib.dpsgd", "clip `torch.vmap(torch.func.grad(...))`, then a rule with `per_tensor(random=True)`"),
+        instead("contrib.dpsgd", PRIVATE),
         alike(
             "contrib.galore", "galore(lr)", "`scale` is 0.25 here; theirs projects the other `side` of a square matrix"
         ),
@@ -185,7 +194,9 @@ SECTIONS: dict[str, list[Row]] = {
         same("scale_by_lion()", "scale_by_lion()"),
         same("scale_by_novograd()", "chain(scale_by_layer_rms(0.25), trace(0.9))"),
         same("scale_by_optimistic_gradient()", "scale_by_optimistic_gradient()"),
-        absent("scale_by_param_block_norm", "`scale_by_param_block_rms` has the mean square in place of the norm"),
+        instead(
+            "scale_by_param_block_norm", "use `scale_by_param_block_rms`, with the mean square in place of the norm"
+        ),
         same("scale_by_param_block_rms()", "scale_by_param_block_rms()"),
         same(
             "scale_by_polyak()",
@@ -208,7 +219,7 @@ SECTIONS: dict[str, list[Row]] = {
         alike("stateless stateless_with_tree_map", "per_tensor", "a rule with only `update`"),
         same("trace(0.9)", "trace(0.9)"),
         same("zero_nans()", "zero_nans()", "`skip_nonfinite` skips the whole update"),
-        absent("contrib.differentially_private_aggregate", "as `contrib.dpsgd`"),
+        instead("contrib.differentially_private_aggregate", PRIVATE),
         alike("contrib.scale_by_acprop", "scale_by_acprop()", "as `contrib.acprop`"),
         alike("contrib.scale_by_cocob", "scale_by_cocob()", "returns the step here, sign included"),
         alike("contrib.scale_by_galore", "low_rank(scale_by_adam(), rank=4)", "as `contrib.galore`"),
@@ -248,15 +259,15 @@ SECTIONS: dict[str, list[Row]] = {
             "chain(sgd(lr), hold_until(3))",
             "for step counts only",
         ),
-        absent("conditionally_transform", "`torch.where` inside a rule"),
+        instead("conditionally_transform", "use `torch.where` inside a rule"),
         same(
             f"inject_hyperparams(adam)(learning_rate={COSINE})",
             "adam(cosine_schedule(lr, 10))",
             "not needed: pass numbers, tensors and schedules directly",
         ),
-        absent(
+        instead(
             "inject_stateful_hyperparams schedules.StatefulSchedule",
-            "a schedule follows the count; anything else is written into `param_groups`",
+            "write the values to `param_groups`; a schedule depends only on the count",
         ),
         same(
             "MultiSteps(adam(lr), 3).gradient_transformation()",
@@ -269,9 +280,9 @@ SECTIONS: dict[str, list[Row]] = {
             "the last link; slow weights are state, which `eval_params` returns",
         ),
         alike("skip_not_finite", "skip_nonfinite(tx)"),
-        absent("skip_large_updates", "`clip_by_global_norm` shortens them"),
-        absent("flatten", "rules run leaf by leaf; compiled engines bundle leaves"),
-        absent("with_extra_args_support", "every transformation takes extras"),
+        instead("skip_large_updates", "use `clip_by_global_norm`, which shortens them"),
+        absent("flatten", "not needed: rules run leaf by leaf, and compiled engines bundle leaves"),
+        absent("with_extra_args_support", "not needed: every transformation accepts extras"),
         alike("monitor snapshot", 'record("norm")', "stores the norm at this place in the state"),
         alike("measure_with_ema", 'chain(ema(0.9, debias=True), record("norm"))', "in a separate chain"),
         alike("contrib.reduce_on_plateau", "torch.optim.lr_scheduler.ReduceLROnPlateau", "on the adapter"),
@@ -282,7 +293,7 @@ SECTIONS: dict[str, list[Row]] = {
             "hutchinson_hessian_diag",
             "takes the gradient function",
         ),
-        absent("contrib.split_real_and_imaginary", "real and imaginary parts are separate entries always"),
+        absent("contrib.split_real_and_imaginary", "not needed: real and imaginary parts are always separate entries"),
     ],
     "Schedules": [
         same("constant_schedule(0.1)", "constant_schedule(0.1)", "or a plain number"),
@@ -308,7 +319,9 @@ SECTIONS: dict[str, list[Row]] = {
             "multistep_schedule(0.1, [3, 6], 0.5)",
             "one factor for all",
         ),
-        absent("piecewise_interpolate_schedule", "`join_schedules` of `linear_schedule`s, or `Schedule` of a function"),
+        instead(
+            "piecewise_interpolate_schedule", "use `join_schedules` of `linear_schedule`s, or `Schedule` of a function"
+        ),
         same("polynomial_schedule(0.1, 0.0, 2.0, 8)", "polynomial_schedule(0.1, 8, 2.0)", "ends at 0, as in torch"),
         same(
             "sgdr_schedule([dict(init_value=0.0, peak_value=0.1, warmup_steps=2, decay_steps=8)] * 2)",
@@ -339,55 +352,76 @@ SECTIONS: dict[str, list[Row]] = {
             "`init, update = tx` unpacks",
         ),
         alike("incremental_update", "average", "the last link; averages the weights, which `eval_params` returns"),
-        absent("periodic_update", "`torch.where(step % n == 0, new, old)`"),
+        instead("periodic_update", "use `torch.where(step % n == 0, new, old)`"),
         alike("global_norm", "torch.nn.utils.get_total_norm", "inside a chain: `record`, or a rule with a `yield`"),
-        alike("bias_correction", "per_tensor", "inside a rule: `ctx.bias_correction(beta)`"),
-        absent("update_moment update_moment_per_elem_norm update_infinity_moment", "a line of a rule"),
-        absent("safe_increment safe_int32_increment", "counts are int64"),
-        absent(
-            "safe_norm safe_root_mean_squares transforms.unitwise_clip transforms.unitwise_norm", "inside the rules"
+        alike(
+            "bias_correction",
+            "per_tensor",
+            "inside a rule: `ctx.bias_correction(beta)`",
+            hint="call ctx.bias_correction(beta) inside a rule",
         ),
-        absent("init_empty_state", "a rule without state is an `update` alone"),
+        instead("update_moment update_moment_per_elem_norm update_infinity_moment", "write this line inside a rule"),
+        absent("safe_increment safe_int32_increment", "not needed: counts are int64"),
+        absent(
+            "safe_norm safe_root_mean_squares transforms.unitwise_clip transforms.unitwise_norm",
+            "internal to the rules",
+        ),
+        absent("init_empty_state", "a rule without state returns only `update`"),
         alike(
             "per_example_global_norm_clip per_example_layer_norm_clip",
             "torch.vmap",
             "`torch.vmap` over `clip_by_global_norm(1.0).update`, or over `clip_by_norm`",
+            hint="use torch.vmap over clip_by_global_norm(1.0).update, or over the update of clip_by_norm",
         ),
-        absent("scale_gradient", "`x.detach() + scale * (x - x.detach())`"),
-        absent("value_and_grad_from_state", "for line searches, which get `value_fn`"),
-        alike("tree_map_params", "GradientTransformation", "state is a dict by slot and leaf name: a comprehension"),
-        absent("matrix_inverse_pth_root power_iteration", "inside `scalable_shampoo`"),
-        absent("nnls", "not an optimizer of networks"),
+        instead("scale_gradient", "use `x.detach() + scale * (x - x.detach())`"),
+        absent("value_and_grad_from_state", "used by line searches, which receive `value_fn`"),
+        alike(
+            "tree_map_params",
+            "GradientTransformation",
+            "state is a dict by slot and leaf name; use a comprehension",
+            hint="use a comprehension over the state, a dict: state[stage][slot][leaf]",
+        ),
+        absent("matrix_inverse_pth_root power_iteration", "internal to `scalable_shampoo`"),
+        absent("nnls", "it solves least squares and does not train networks"),
         alike("multi_normal", "torch.distributions.MultivariateNormal"),
         alike(
             "microbatch microbatching.micro_grad microbatching.micro_vmap",
             "torch.vmap",
             "with `chunk_size`; across calls: `accumulate`",
+            hint=CHUNKS,
         ),
-        absent(
+        instead(
             "microbatching.AccumulationType microbatching.Accumulator microbatching.reshape_batch_axis",
-            "as `microbatch`",
+            CHUNKS,
         ),
-        alike("second_order.hvp", "torch.func.jvp", "of `torch.func.grad(loss_fn)`"),
+        alike(
+            "second_order.hvp",
+            "torch.func.jvp",
+            "of `torch.func.grad(loss_fn)`",
+            hint="use torch.func.jvp of torch.func.grad(loss_fn)",
+        ),
         alike("second_order.hessian_diag", "hutchinson_hessian_diag", "an estimate"),
-        absent("second_order.fisher_diag", "the mean of `torch.vmap(torch.func.grad(...))`, squared"),
+        instead("second_order.fisher_diag", "use the mean of `torch.vmap(torch.func.grad(...))`, squared"),
         alike(
             "projections.projection_l2_ball",
             "chain(sgd(lr), map_after_step(lambda param: param / param.norm().clamp(min=1.0)))",
             "`map_after_step` of any function of one leaf",
         ),
-        absent(
+        instead(
             "projections.projection_box projections.projection_halfspace projections.projection_hypercube "
             "projections.projection_hyperplane projections.projection_l1_ball projections.projection_l1_sphere "
             "projections.projection_l2_sphere projections.projection_linf_ball "
             "projections.projection_non_negative projections.projection_simplex projections.projection_vector",
-            "`map_after_step` takes a function of yours",
+            "pass your own function to `map_after_step`",
+        ),
+        instead(
+            "assignment.hungarian_algorithm assignment.base_hungarian_algorithm",
+            "use `scipy.optimize.linear_sum_assignment`",
         ),
         absent(
-            "assignment.hungarian_algorithm assignment.base_hungarian_algorithm",
-            "`scipy.optimize.linear_sum_assignment`",
+            "perturbations.Gumbel perturbations.Normal perturbations.make_perturbed_fun",
+            "this library does not provide perturbations",
         ),
-        absent("perturbations.Gumbel perturbations.Normal perturbations.make_perturbed_fun", "not about optimizers"),
     ],
     "States and types": [
         absent(
@@ -399,7 +433,7 @@ SECTIONS: dict[str, list[Row]] = {
             "ScaleByNovogradState ScaleByRStdDevState ScaleByRmsState ScaleByRpropState ScaleByRssState "
             "ScaleBySM3State ScaleByScheduleState ScaleByZoomLinesearchState SnapshotState TraceState "
             "ZeroNansState ZoomLinesearchInfo",
-            "state is a plain dict of named tensors, `state[stage][slot][leaf]`",
+            STATE,
         ),
         absent(
             "contrib.COCOBState contrib.DAdaptAdamWState contrib.DifferentiallyPrivateAggregateState "
@@ -408,25 +442,33 @@ SECTIONS: dict[str, list[Row]] = {
             "contrib.ReduceLROnPlateauState contrib.SAMState contrib.ScaleByAdemamixState "
             "contrib.ScaleBySimplifiedAdEMAMixState contrib.ScheduleFreeState contrib.SophiaState "
             "contrib.SplitRealAndImaginaryState",
-            "the same",
+            STATE,
         ),
         absent(
             "AdaptiveGradClipState AddDecayedWeightsState ClipByGlobalNormState ClipState EmptyState "
             "NonNegativeParamsState ScaleByTrustRatioState ScaleState",
-            "a stage without state has no entry",
+            "a link without state has no entry in the state, a plain dict",
         ),
         alike("ScalarOrSchedule", "Scalar", "a number, a 0-d tensor or a `Schedule`"),
         alike(
             "MaskOrFn MaskedNode",
             "masked",
             "patterns of names, or a predicate `(name, tensor) -> bool`; trees contain no nodes",
+            hint="select leaves with patterns of names or a predicate (name, tensor) -> bool, as in masked",
         ),
         absent(
-            "OptState Params Updates TransformInitFn TransformUpdateExtraArgsFn TransformUpdateFn "
-            "ShouldSkipUpdateFunction transforms.ConditionFn tree_utils.NamedTupleKey",
-            "trees are whatever you pass",
+            "OptState Params Updates tree_utils.NamedTupleKey",
+            "trees have the structure that you pass",
         ),
-        absent("contrib.GaLoreDimensionNumbers contrib.MuonDimensionNumbers", "a weight is (out, in), as in torch"),
+        absent(
+            "TransformInitFn TransformUpdateExtraArgsFn TransformUpdateFn ShouldSkipUpdateFunction "
+            "transforms.ConditionFn",
+            "this library has no named types for functions",
+        ),
+        absent(
+            "contrib.GaLoreDimensionNumbers contrib.MuonDimensionNumbers",
+            "not needed: a weight is (out, in), as in torch",
+        ),
     ],
     "Losses": [
         alike(
@@ -434,7 +476,12 @@ SECTIONS: dict[str, list[Row]] = {
             "torch.nn.functional.cross_entropy",
             'losses there are not averaged, as with `reduction="none"`',
         ),
-        alike("smooth_labels", "torch.nn.functional.cross_entropy", "the option `label_smoothing`"),
+        alike(
+            "smooth_labels",
+            "torch.nn.functional.cross_entropy",
+            "the option `label_smoothing`",
+            hint="use torch.nn.functional.cross_entropy with label_smoothing",
+        ),
         alike("sigmoid_binary_cross_entropy", "torch.nn.functional.binary_cross_entropy_with_logits"),
         alike("squared_error l2_loss", "torch.nn.functional.mse_loss", "`l2_loss` is half of it"),
         alike("huber_loss", "torch.nn.functional.huber_loss"),
@@ -452,7 +499,7 @@ SECTIONS: dict[str, list[Row]] = {
             "losses.make_fenchel_young_loss losses.multiclass_generalized_dice_loss "
             "losses.multiclass_perceptron_loss losses.multiclass_sparsemax_loss losses.perceptron_loss "
             "losses.poly_loss_cross_entropy losses.ranking_softmax_loss losses.sparsemax_loss",
-            "losses are not what this library is for",
+            "this library does not provide losses",
         ),
     ],
     "Trees": [
@@ -460,48 +507,48 @@ SECTIONS: dict[str, list[Row]] = {
             "tree.get tree.get_all_with_path tree.set",
             "GradientTransformation",
             "state is a dict: `state[stage][slot]`",
+            hint="index the state, a dict: state[stage][slot][leaf]",
         ),
         absent(
             "tree.add tree.add_scale tree.allclose tree.batch_shape tree.cast tree.cast_like tree.conj tree.div "
             "tree.dtype tree.full_like tree.max tree.min tree.mul tree.norm tree.ones_like tree.random_like "
             "tree.real tree.size tree.split_key_like tree.sub tree.sum tree.unwrap_random_key_data tree.vdot "
             "tree.where tree.zeros_like tree.clip tree.scale",
-            "rules see one tensor; trees are mostly dicts, for which a comprehension does",
+            "rules receive one tensor; for trees, which are mostly dicts, use a comprehension",
         ),
     ],
 }
 
 
 MODULES = {
-    "contrib": "the names themselves, such as gradtx.muon",
-    "losses": "torch.nn.functional",
-    "projections": "map_after_step(function)",
-    "tree": "state is a dict: state[stage][slot][leaf]",
-    "tree_utils": "state is a dict: state[stage][slot][leaf]",
+    "contrib": "use the names themselves, such as gradtx.muon",
+    "losses": "use torch.nn.functional",
+    "projections": "use map_after_step(function)",
+    "tree": "index the state, a dict: state[stage][slot][leaf]",
+    "tree_utils": "index the state, a dict: state[stage][slot][leaf]",
 }
-PURE = "tx.update and apply_updates; states are values"
+PURE = "use tx.update and apply_updates; states are values"
 CLASSES = "AdaDelta AdaGrad AdaMax Adadelta Adagrad Adam AdamW Adamax RAdam RMSProp RMSprop SGD"
 RESPELLED = {"AdaDelta": "Adadelta", "AdaGrad": "Adagrad", "AdaMax": "Adamax", "RMSProp": "RMSprop"}
 TORCHOPT = {
     **{f"Func{name}": PURE for name in ("Optimizer", *CLASSES.split())},
-    **{f"Meta{name}": "torch.func.grad of a function of params" for name in ("Optimizer", *CLASSES.split())},
-    **{name: f"gradtx.optim.{name}" for name in CLASSES.split() if name not in RESPELLED},
-    **{name: f"gradtx.optim.{ours}" for name, ours in RESPELLED.items()},
-    "Optimizer": "as_optimizer(tx, params)",
-    "extract_state_dict": "states are values: keep one",
-    "recover_state_dict": "states are values: pass the one that was kept",
-    "clip_grad_norm": "clip_by_global_norm(1.0)",
-    "combine": "chain",
+    **{f"Meta{name}": "use torch.func.grad of a function of params" for name in ("Optimizer", *CLASSES.split())},
+    **{name: f"use gradtx.optim.{RESPELLED.get(name, name)}" for name in CLASSES.split()},
+    "Optimizer": "use as_optimizer(tx, params)",
+    "extract_state_dict": "keep the state itself: states are values",
+    "recover_state_dict": "pass the state that you kept: states are values",
+    "clip_grad_norm": "use clip_by_global_norm(1.0)",
+    "combine": "use chain",
     "module_detach_": "detach the tensors of a dict of parameters",
-    "register_hook": "tensor.register_hook",
-    "accelerated_op_available": "compile=True on an optimizer; torch.compile of a pure step",
-    "diff": "torch.func",
-    "linear_solve": "torch.linalg.solve",
+    "register_hook": "use tensor.register_hook",
+    "accelerated_op_available": "pass compile=True to an optimizer, or use torch.compile on a pure step",
+    "diff": "use torch.func",
+    "linear_solve": "use torch.linalg.solve",
     "stop_gradient": "detach the tensors of a state",
-    "module_clone": "copy.deepcopy",
-    "nan_to_num": "zero_nans()",
+    "module_clone": "use copy.deepcopy",
+    "nan_to_num": "use zero_nans()",
 }
-"""Modules of optax, and names of TorchOpt that optax does not have."""
+"""Advice for modules of optax, and for names of TorchOpt that optax does not have."""
 
 
 def rows() -> Iterator[Row]:
@@ -532,22 +579,25 @@ def _quoted(text: str) -> str:
 
 
 def module() -> str:
-    """Return the module from which the error for `gradtx.MultiSteps` takes the name used here."""
-    lines = [
-        '"""Names of optax and TorchOpt, and what to use here. Written by docs/optax_names.py."""',
-        "",
-        "HERE = {",
-    ]
-    described: dict[str, str] = {}
+    """Return the module with the advice in the error for a name such as `gradtx.MultiSteps`, or the reason for none."""
+    use: dict[str, str] = {}
+    reasons: dict[str, str] = {}
     for section in SECTIONS.values():
         for row in section:
+            hint = row.hint or (f"use {row.here}" if row.here else "")
             for name in row.names:
-                described.setdefault(name.rpartition(".")[2], row.here or row.note)
-    described.update({**MODULES, **TORCHOPT})
-    for name in sorted(described):
-        line = f"    {_quoted(name)}: {_quoted(described[name])},"
-        lines.append(line if len(line) <= 120 else f"{line}  # noqa: E501")
-    return "\n".join([*lines, "}", ""])
+                name = name.rpartition(".")[2]
+                if name not in use and name not in reasons:
+                    (use if hint else reasons)[name] = (hint or row.note).replace("`", "")
+    use.update({**MODULES, **TORCHOPT})
+    lines = ['"""Names of optax and TorchOpt, and what to use here. Written by docs/optax_names.py."""']
+    for variable, texts in (("HERE", use), ("ABSENT", reasons)):
+        lines += ["", f"{variable} = {{"]
+        for name in sorted(texts):
+            line = f"    {_quoted(name)}: {_quoted(texts[name])},"
+            lines.append(line if len(line) <= 120 else f"{line}  # noqa: E501")
+        lines.append("}")
+    return "\n".join([*lines, ""])
 
 
 if __name__ == "__main__":

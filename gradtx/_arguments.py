@@ -109,18 +109,20 @@ OTHER_WORDS: dict[str, str] = {
 
 # Options of pytorch_optimizer that have another form here, such as a link, and the hint for each.
 OTHER_PLACES = {
-    "ams_bound": "it has no amsgrad",
-    "adam_debias": "its place is gradtx.adamd, or scale_by_adam_hat(debias_first=False)",
-    "fixed_decay": "put add_decayed_weights(weight_decay, fixed=True) behind the optimizer, which gets no decay itself",
-    "adanorm": "its place is gradtx.adanorm, or scale_by_adanorm",
-    "rectify": "its place is gradtx.radam, or scale_by_radam",
-    "cautious": "put scale_by_caution(0.0) behind the direction",
-    "kahan_sum": "updates are added as they are",
-    "mars_type": "its places are gradtx.mars_adamw and gradtx.mars_lion",
+    "ams_bound": "this optimizer has no amsgrad",
+    "adam_debias": "use gradtx.adamd, or scale_by_adam_hat(debias_first=False)",
+    "fixed_decay": "add add_decayed_weights(weight_decay, fixed=True) after the optimizer, and pass no weight_decay "
+    "to the optimizer itself",
+    "adanorm": "use gradtx.adanorm, or scale_by_adanorm",
+    "rectify": "use gradtx.radam, or scale_by_radam",
+    "cautious": "add scale_by_caution(0.0) after the link that computes the direction",
+    "kahan_sum": "add gradtx.compensate_rounding() as the last link",
+    "mars_type": "use gradtx.mars_adamw or gradtx.mars_lion",
     "normalize_lr": "divide lr by 1 + lamb",
-    "use_gc": "put gradtx.centralize() in front, or call create_optimizer, which takes it",
-    "use_lookahead": "put gradtx.lookahead() behind, or call create_optimizer, which takes it",
-    "use_orthograd": "put gradtx.orthogonalize_against_params() in front, or call create_optimizer, which takes it",
+    "use_gc": "add gradtx.centralize() before the optimizer, or pass the option to create_optimizer",
+    "use_lookahead": "add gradtx.lookahead() after the optimizer, or pass the option to create_optimizer",
+    "use_orthograd": "add gradtx.orthogonalize_against_params() before the optimizer, or pass the option to "
+    "create_optimizer",
 }
 
 
@@ -285,7 +287,7 @@ class Argument:
         if not _is_plain(item) or len(item) != 3:
             raise TypeError(
                 f"{self.owner}: {self.name} must be 3 plain numbers, got {describe(value)}; "
-                "a tuple of such triples and a name are taken as well"
+                "a tuple of such triples or a name is also accepted"
             )
         return tuple(map(float, item))
 
@@ -381,8 +383,8 @@ class Arguments:
         for parameter in parameters:
             if parameter.name not in hints:
                 raise TypeError(
-                    f"{name}: annotate {parameter.name!r}; numbers are gradtx.Scalar or gradtx.Betas, inner "
-                    "transformations gradtx.GradientTransformation"
+                    f"{name}: annotate {parameter.name!r}: gradtx.Scalar or gradtx.Betas for numbers, "
+                    "gradtx.GradientTransformation for inner transformations"
                 )
         self.name = name
         self.added: tuple[str, ...] = ()  # arguments that the body does not receive
@@ -452,7 +454,7 @@ class Arguments:
         for value in args:
             if hasattr(value, "init") and hasattr(value, "update"):
                 both = f"chain({describe(value)}, {self.name}(...))"
-                raise TypeError(f"{self.name}: takes numbers and no transformation; to use both, write {both}")
+                raise TypeError(f"{self.name}: accepts numbers, not a transformation; to combine the two, write {both}")
 
     def _suggestion(self, key: str) -> str:
         """Suggest the intended argument, including for a name from another library."""
@@ -463,7 +465,7 @@ class Arguments:
             return f"did you mean {ours!r}?"
         if ours != "decoupled_weight_decay":
             return nearest(key, self.by_name)
-        return f"the decay of {self.name} has one form; known: {', '.join(sorted(self.by_name))}"
+        return f"{self.name} has only one form of weight decay; known arguments: {', '.join(sorted(self.by_name))}"
 
 
 def varies(value: Any) -> bool:

@@ -152,7 +152,10 @@ class Leaf:
 def _check_pair(name: str, update: Tensor | None, stored: Tensor) -> None:
     """Raise an error unless update and parameter are both real or both complex."""
     if update is not None and update.is_complex() != stored.is_complex():
-        raise TypeError(f"leaf {name!r} has a gradient in {update.dtype}, its parameter is in {stored.dtype}")
+        raise TypeError(
+            f"leaf {name!r} has a gradient of dtype {update.dtype}, but its parameter has dtype {stored.dtype}; "
+            "both must be real or both complex"
+        )
 
 
 def _real_view(tensor: Any) -> Any:
@@ -275,7 +278,7 @@ class Operation:
             if payload.keys() != sums.keys():
                 raise ValueError(
                     f"{'.'.join(self.path)}: leaf {leaf.name!r} yields the sums {sorted(payload)}, "
-                    f"leaf {first.name!r} {sorted(sums)}"
+                    f"but leaf {first.name!r} yields {sorted(sums)}; all leaves must yield the same sums"
                 )
         total: dict[str, Any] = {}
         for key in sums:
@@ -394,8 +397,8 @@ def _check_takes_complex(leaf: Leaf, program: Iterable[Operation]) -> None:
         if not operation.takes_complex:
             link = [part for part in operation.path if part][-1]
             raise TypeError(
-                f"{link}: leaf {leaf.name!r} is complex, which this link does not take, since it reads more of a leaf "
-                f"than entries and norms; {REMEDY}, or send the leaf through another transformation by partition(...)"
+                f"{link}: leaf {leaf.name!r} is complex, which this link does not support because it depends on more "
+                f"than entries and norms; {REMEDY}, or send the leaf to another transformation with partition(...)"
             )
 
 
@@ -518,7 +521,7 @@ def _next_path(blocked: dict[Path, list[tuple[Leaf, Any]]]) -> Path:
     for path in paths:
         if not _awaited(path, blocked):
             return path
-    raise AssertionError("every barrier waits for a leaf that stands at another")
+    raise AssertionError("every barrier waits for a leaf that is blocked at another")
 
 
 def _awaited(path: Path, blocked: dict[Path, list[tuple[Leaf, Any]]]) -> bool:

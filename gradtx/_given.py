@@ -30,7 +30,9 @@ def listed_params(owner: str, params: Any) -> Any:
         raise TypeError(f"{owner}: needs a list of parameters or of groups, got a dict; {remedy}")
     entries = _listed(owner, params)
     if not entries:
-        used = "; a generator such as model.parameters() gives its tensors once" if isinstance(params, Iterator) else ""
+        used = (
+            "; a generator such as model.parameters() can be consumed only once" if isinstance(params, Iterator) else ""
+        )
         raise ValueError(f"{owner}: got an empty parameter list{used}")
     if isinstance(entries[0], Mapping):
         for i, group in enumerate(entries):
@@ -118,7 +120,7 @@ def _remedy(entry: Any) -> str:
     if isinstance(entry, Module):
         return "; add its parameters() to the list"
     if isinstance(entry, Mapping):
-        return "; groups stand in one list, without parameters beside them"
+        return "; a list must contain either groups or parameters, not both"
     if isinstance(entry, list | Iterator):
         return "; put its tensors in the list, [*a, *b]"
     return ""

@@ -46,7 +46,7 @@ def schedule_remedy(value: Any) -> str:
     kind = value if isinstance(value, type) else type(value)
     if issubclass(kind, LRScheduler):
         return (
-            f"; a scheduler of torch writes into param_groups: make the optimizer with a number, then "
+            f"; torch schedulers write to param_groups: create the optimizer with a number, then "
             f"{kind.__name__}(optimizer, ...), or pass a schedule such as gradtx.step_schedule(lr, step_size)"
         )
     return "; wrap it: gradtx.Schedule(...)" if callable(value) else ""

@@ -140,18 +140,18 @@ def _check_slot(path: Path, values: dict[str, Any], names: Collection[str], may_
             raise foreign(path)
         if name not in names:
             raise ValueError(
-                f"updates lack leaf {name!r}, which the state has at {where!r}; pass None for a leaf without gradient"
+                f"updates lack leaf {name!r}, which the state has at {where!r}; pass None for a leaf without a gradient"
             )
         if not isinstance(value, Tensor):
-            raise ValueError(f"state at {where!r} has no tensor for leaf {name!r}, got {value!r}; {OWN_STATE}")
+            raise ValueError(f"state at {where!r} must be a tensor for leaf {name!r}, got {value!r}; {OWN_STATE}")
         if not is_plain(value) and not (value.is_complex() and name in may_be_complex):
-            raise ValueError(f"state at {where!r} has no plain tensor of real numbers for leaf {name!r}; {OWN_STATE}")
+            raise ValueError(f"state at {where!r} must be a dense real tensor for leaf {name!r}; {OWN_STATE}")
 
 
 def check_plain(path: Path, value: Tensor) -> None:
     """Raise an error unless a tensor can be a shared value."""
     if not is_plain(value):
-        raise ValueError(f"state at {'.'.join(path)!r} has no plain real number; {OWN_STATE}")
+        raise ValueError(f"state at {'.'.join(path)!r} must be a dense real tensor; {OWN_STATE}")
 
 
 def is_plain(value: Tensor) -> bool:

@@ -209,7 +209,7 @@ class OwnedRegion(Operation):
         for operation in leaf.program:
             if operation.path == self.path:
                 return operation
-        raise AssertionError(f"leaf {leaf.name!r} does not pass {'.'.join(self.path)}")
+        raise AssertionError(f"leaf {leaf.name!r} does not pass through {'.'.join(self.path)}")
 
     def resume(self, leaf: Leaf, total: dict[str, Any]) -> None:
         leaf.update = total[leaf.name]
@@ -534,7 +534,9 @@ class Transfer:
         nonzero: Any = flags.nonzero().flatten()
         failed: list[int] = nonzero.tolist()
         if failed:
-            raise RuntimeError(f"rank {self._team.ranks[failed[0]]} failed in this step; its error is raised there")
+            raise RuntimeError(
+                f"rank {self._team.ranks[failed[0]]} failed in this step; see the error raised on that rank"
+            )
         return [part[FLAG:] for part in parts]
 
 

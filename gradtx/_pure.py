@@ -91,7 +91,9 @@ class TreeRun(Run):
                 continue
             needed = start[name]().dtype
             if kind_of(needed) != "float":
-                raise ValueError(f"state has {'.'.join((*path, name))!r} in {value.dtype}, needs {needed}; {OWN_STATE}")
+                raise ValueError(
+                    f"state has {'.'.join((*path, name))!r} of dtype {value.dtype}, needs {needed}; {OWN_STATE}"
+                )
         return values
 
     def slots(self, path: Path, leaf: Leaf) -> dict[str, Tensor]:
@@ -206,9 +208,9 @@ def _checked_count(name: str, value: Any) -> Tensor:
     """Return a count from a state after checking that it is valid."""
     fits = isinstance(value, Tensor) and value.ndim == 0 and is_plain(value) and kind_of(value.dtype) == "int"
     if not fits:
-        raise ValueError(f"state has a {name!r} that is no 0-d count, got {value!r}; {OWN_STATE}")
+        raise ValueError(f"state[{name!r}] must be a 0-d integer tensor, got {value!r}; {OWN_STATE}")
     if value.device.type == "cpu" and _torch.readable(value) and not _torch.is_intercepted() and value < 0:
-        raise ValueError(f"state has a {name!r} below 0, got {value.item()}; {OWN_STATE}")
+        raise ValueError(f"state[{name!r}] must be at least 0, got {value.item()}; {OWN_STATE}")
     return value
 
 
@@ -216,7 +218,7 @@ def _checked_leaf_steps(counts: Any, names: Iterable[str]) -> dict[str, Tensor] 
     if counts is None:
         return None
     if not is_dict(counts):
-        raise ValueError(f"state has {LEAF_STEPS!r} that are no dict by leaf, got {counts!r}; {OWN_STATE}")
+        raise ValueError(f"state[{LEAF_STEPS!r}] must be a dict of counts by leaf, got {counts!r}; {OWN_STATE}")
     for name in names:
         if name not in counts:
             raise lacking((LEAF_STEPS,), name)
@@ -242,7 +244,9 @@ def _difference(expected: Any, state: Any, path: Path) -> str | None:
                 return fault
         return None
     if not (isinstance(expected, Tensor) and isinstance(state, Tensor)):
-        return None if type(expected) is type(state) else f"state at {'.'.join(path)!r} has {state!r}"
+        return (
+            None if type(expected) is type(state) else f"state at {'.'.join(path)!r} has an unexpected value {state!r}"
+        )
     needs = (tuple(expected.shape), kind_of(expected.dtype), expected.device.type)
     has = (tuple(state.shape), kind_of(state.dtype), state.device.type)
     return None if needs == has else f"state at {'.'.join(path)!r} is {has}, needs {needs}"
@@ -394,7 +398,9 @@ def _check_pair(name: str, grad: Tensor, param: Tensor | None) -> None:
     if param is None:
         raise ValueError(f"params: leaf {name!r} is None, but it has a gradient")
     if grad.shape != param.shape:
-        raise ValueError(f"updates: leaf {name!r} has shape {tuple(grad.shape)}, its parameter {tuple(param.shape)}")
+        raise ValueError(
+            f"updates: leaf {name!r} has shape {tuple(grad.shape)}, but its parameter has {tuple(param.shape)}"
+        )
 
 
 def by_leaf(extra: str, value: Any, leaf: Leaf) -> Any:
@@ -402,7 +408,9 @@ def by_leaf(extra: str, value: Any, leaf: Leaf) -> Any:
     if value is None:
         return None
     if leaf.is_complex:
-        raise TypeError(f"{extra}: leaf {leaf.name!r} is complex, and extras by leaf are for real ones; pass None")
+        raise TypeError(
+            f"{extra}: leaf {leaf.name!r} is complex, but per-leaf extras support only real leaves; pass None"
+        )
     check_real(leaf.name, value, extra)
     shape = next(tensor.shape for tensor in leaf.given if tensor is not None)
     if value.shape != shape:
@@ -501,7 +509,7 @@ def _eval_params(tx: GradientTransformation, state: Any, params: Any) -> Any:
         weights = leaf.kept(weights)
         if weights.shape != param.shape:
             raise ValueError(
-                f"eval_params: leaf {name!r} has shape {tuple(param.shape)}, its state {tuple(weights.shape)}; "
+                f"eval_params: leaf {name!r} has shape {tuple(param.shape)}, but its state has {tuple(weights.shape)}; "
                 f"{OWN_STATE}"
             )
         chosen[name] = weights.to(param.dtype, copy=True)
@@ -527,9 +535,9 @@ def apply_updates(params: Any, updates: Any) -> Any:
         if param is None or step is None:
             continue
         if step.shape != param.shape:
-            shapes = f"{tuple(step.shape)}, its parameter {tuple(param.shape)}"
+            shapes = f"{tuple(step.shape)}, but its parameter has {tuple(param.shape)}"
             raise ValueError(f"apply_updates: leaf {name!r} has shape {shapes}")
         if step.is_complex() and not param.is_complex():
-            raise TypeError(f"apply_updates: leaf {name!r} is in {step.dtype}, its parameter in {param.dtype}")
+            raise TypeError(f"apply_updates: leaf {name!r} has dtype {step.dtype}, but its parameter has {param.dtype}")
         new[name] = (param + step).to(param.dtype)
     return unflatten(new)

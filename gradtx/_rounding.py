@@ -36,8 +36,8 @@ class Rounding(Operation):
             return
         if _torch.has_derivative(leaf.update):
             raise ValueError(
-                f"{self.name}: a derivative can't go through the rounding of leaf {leaf.name!r}; train in float32, "
-                "or detach what comes in"
+                f"{self.name}: cannot differentiate through the rounding of leaf {leaf.name!r}; train in float32, "
+                "or detach the input"
             )
         update = placed_as(leaf.update, param)
         old = leaf.run.slots(self.path, leaf)

@@ -232,7 +232,7 @@ class StageState:
         if name in made or name in numbered(made):
             raise lacking((*self.path, name), leaf.name)
         raise ValueError(
-            f"{self._rule.name}: the rule asks for {name!r}, which is no slot that its init makes; "
+            f"{self._rule.name}: the rule reads {name!r}, which its init does not create; "
             f"{nearest(str(name), [*made, *self.shared])}"
         )
 
@@ -267,7 +267,7 @@ class StageState:
             value = slots.pop(name, None)
             if isinstance(value, Tensor) and value.ndim:
                 shape = tuple(value.shape)
-                raise ValueError(f"{self._rule.name}: the shared {name!r} comes in shape {shape}, needs 0-d")
+                raise ValueError(f"{self._rule.name}: shared value {name!r} has shape {shape}, must be 0-d")
             if name in self._rule.summed:
                 late = LateTerm(self.path, name, self._rule.summed[name])
                 leaf.run.add_late(late, leaf.name, _term(value, leaf))
@@ -278,7 +278,7 @@ class StageState:
         """Return the error for unexpected slots; it blames the rule if `init` makes the old ones, else the state."""
         if self.first(leaf, old).keys() != old.keys():
             return ValueError(
-                f"{'.'.join(self.path)}: leaf {leaf.name!r} has the slots {sorted(old)} where this chain keeps "
+                f"{'.'.join(self.path)}: leaf {leaf.name!r} has the slots {sorted(old)}, but this chain uses "
                 f"{sorted(new)}; {OWN_STATE}"
             )
         kept = self.store.slots_of(old, leaf)
@@ -286,11 +286,11 @@ class StageState:
         unknown = sorted(new.keys() - kept)
         faults: list[str] = []
         if missing:
-            faults.append(f"without the slot {missing[0]!r}, which its init makes")
+            faults.append(f"without the slot {missing[0]!r}, which its init creates")
         if unknown and self._rule.init is None:
-            faults.append(f"with the slot {unknown[0]!r}, though there is no init to make it: return init, update")
+            faults.append(f"with the slot {unknown[0]!r}, but has no init to create it; return (init, update)")
         elif unknown:
-            faults.append(f"with the slot {unknown[0]!r}, which its init does not make")
+            faults.append(f"with the slot {unknown[0]!r}, which its init does not create")
         return ValueError(f"{self._rule.name}: the rule returns a state {', and '.join(faults)}")
 
     def _other_shapes(
@@ -303,8 +303,8 @@ class StageState:
                 continue
             if made[slot].shape == value.shape != new[slot].shape:
                 return ValueError(
-                    f"{self._rule.name}: the rule returns the slot {slot!r} of leaf {leaf.name!r} in shape "
-                    f"{tuple(new[slot].shape)}, its init makes it in shape {tuple(value.shape)}"
+                    f"{self._rule.name}: the rule returns the slot {slot!r} of leaf {leaf.name!r} with shape "
+                    f"{tuple(new[slot].shape)}, but its init creates it with shape {tuple(value.shape)}"
                 )
         return otherwise
 
@@ -423,7 +423,7 @@ class RuleOperation(Operation):
             count = str(least) if least == most else f"at least {least}"
             raise ValueError(
                 f"{self.rule.name}: leaf {leaf.name!r} has shape {shape}, needs {count} dimensions; "
-                "send it through another transformation, by partition(...), an optimizer's fallback or muon_for(model)"
+                "send it to another transformation with partition(...), an optimizer's fallback, or muon_for(model)"
             )
 
     # One call of the rule: prepare it, run it up to a sum or to the end, and finish it.
@@ -533,7 +533,9 @@ class RuleOperation(Operation):
         try:
             return call.generator.send(total)
         except StopIteration as stop:
-            raise TypeError(f"{self.rule.name}: end with `yield update, state`, not with return") from stop
+            raise TypeError(
+                f"{self.rule.name}: a rule that yields sums must end with `yield update, state`, not with return"
+            ) from stop
 
     def _works(self, call: Call, param: Any, context: Context) -> bool:
         """Whether the rule gets past this point with this parameter and this context."""
@@ -567,7 +569,9 @@ class RuleOperation(Operation):
             call.leaf.pending = call
             return sums
         if not is_dict(sums):
-            raise TypeError(f"{self.rule.name}: yield a dict of 0-d sums before the result, got {shortly(sums)}")
+            raise TypeError(
+                f"{self.rule.name}: a rule must yield a dict of 0-d sums before the result, got {shortly(sums)}"
+            )
         leaf = call.leaf
         leaf.pending = call
         payload: dict[str, Tensor] = {}
@@ -580,7 +584,7 @@ class RuleOperation(Operation):
 
     def _finish(self, call: Call, out: Any) -> None:
         if not (is_tuple(out) and len(out) == 2 and is_dict(out[1])):
-            raise TypeError(f"{self.rule.name}: a rule returns (update, state), got {type(out).__name__}")
+            raise TypeError(f"{self.rule.name}: a rule must return (update, state), got {type(out).__name__}")
         update, state = out
         self._accept(call, update)
         self.stage.write(call.leaf, state, call.old)
@@ -589,11 +593,11 @@ class RuleOperation(Operation):
         """Check a new update and assign it to the leaf."""
         leaf = call.leaf
         if not isinstance(update, Tensor):
-            raise TypeError(f"{self.rule.name}: the update of leaf {leaf.name!r} came out as {update!r}")
+            raise TypeError(f"{self.rule.name}: the update of leaf {leaf.name!r} must be a tensor, got {update!r}")
         if update.shape != leaf.update.shape:
             raise ValueError(
                 f"{self.rule.name}: leaf {leaf.name!r} has shape {tuple(leaf.update.shape)}, "
-                f"its update came out as {tuple(update.shape)}"
+                f"but its update has shape {tuple(update.shape)}"
             )
         if update.dtype != call.wide:
             update = update.to(call.wide)
@@ -626,7 +630,7 @@ class Watch:
         for name, (tensor, version) in self._before.items():
             if _torch.version_of(tensor) != version:
                 raise ValueError(
-                    f"{owner}: the rule writes into {name} of leaf {leaf!r}; "
+                    f"{owner}: the rule writes to {name} of leaf {leaf!r}; "
                     "return new tensors, without methods that end in an underscore"
                 )
 

@@ -106,7 +106,9 @@ class Selector:
     def _checked(self, name: str, label: Any) -> Any:
         """Check and return a label that a function returned."""
         if label not in self.labels:
-            raise ValueError(f"{self.owner}: leaf {name!r} has label {label!r}; labels: {listed(self.labels)}")
+            raise ValueError(
+                f"{self.owner}: leaf {name!r} has the unknown label {label!r}; labels: {listed(self.labels)}"
+            )
         return label
 
     def _first_where(self, name: str, tensor: Any) -> int:
@@ -177,7 +179,7 @@ def patterns(owner: str, where: Any) -> Patterns | Predicate:
         return where
     remedy = ""
     if isinstance(where, torch.nn.Module):
-        remedy = "; a module's parameters go by its name in the model, as in 'encoder.*'"
+        remedy = "; select a module's parameters by its name in the model, as in 'encoder.*'"
     raise TypeError(
         f"{owner}: select leaves with a name pattern, a tuple of patterns or a function (name, tensor) -> bool, "
         f"got {describe(where)}{remedy}"
@@ -188,7 +190,7 @@ def check_not_empty(owner: str, where: Any) -> None:
     """Raise an error for an empty selection, for links that are useless without leaves."""
     if is_sequence(where) and not where:
         raise ValueError(
-            f"{owner}: {where!r} selects no leaf; give a name pattern, such as '*' for all leaves, or leave it out"
+            f"{owner}: {where!r} selects no leaves; pass a name pattern, such as '*' for all leaves, or omit it"
         )
 
 

@@ -279,7 +279,7 @@ def team_of_group(option: str, group: Any) -> Team:
     if hasattr(group, "get_group"):
         group = group.get_group()
     if group is torch.distributed.GroupMember.NON_GROUP_MEMBER:
-        raise ValueError(f"{option}: this rank is not in the group; pass the group that it is in, or None")
+        raise ValueError(f"{option}: this rank is not in the group; pass a group that contains it, or None")
     if not isinstance(group, torch.distributed.ProcessGroup):
         raise TypeError(f"{option} must be a process group, or a mesh with one dimension, got {describe(group)}")
     if "gloo" in torch.distributed.get_backend(group):

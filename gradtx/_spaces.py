@@ -189,8 +189,8 @@ class SpaceRun:
         if isinstance(value, Tensor) and value.ndim == 0 and like.ndim > 0:
             return "scalar"
         raise TypeError(
-            f"{self.name}: the link {rule.name!r} inside keeps the slot {slot!r} of unknown kind; declare it at the "
-            f"link's decorator, kinds={{{slot!r}: 'linear'}}, or 'square' or 'scalar', or put the link outside"
+            f"{self.name}: the inner link {rule.name!r} has the slot {slot!r} of unknown kind; declare it in the "
+            f"link's decorator, kinds={{{slot!r}: 'linear'}}, or 'square' or 'scalar', or move the link outside"
         )
 
     def known_kind(self, rule: Rule, slot: str) -> str:
@@ -240,12 +240,12 @@ def _check_links(name: str, operations: list[Any]) -> None:
         if operation.takes_none:
             link = ".".join(operation.path)
             raise TypeError(
-                f"{name}: {link!r} also takes leaves without a gradient, which {name} can't turn; put it outside, "
-                f"as in accumulate({name}(...), every)"
+                f"{name}: {link!r} also processes leaves without a gradient, which {name} cannot transform; move it "
+                f"outside, as in accumulate({name}(...), every)"
             )
         if isinstance(operation, RuleOperation) and operation.rule.evaluate is not None:
             link = operation.rule.name
-            raise TypeError(f"{name}: {link} inside averages weights, which {name} turns; put it outside of {name}")
+            raise TypeError(f"{name}: {link} averages weights, which {name} transforms; move it outside {name}")
 
 
 def can_run_at_owner(operation: Any) -> bool:

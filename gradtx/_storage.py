@@ -44,9 +44,9 @@ class Storage:
 
     def __init__(self, owner: str, given: Any, min_size: int = MIN_SIZE):
         if isinstance(given, Mapping) and not given:
-            raise ValueError(f"{owner}: state_dtype has no pattern; pass a dict slot -> dtype, such as {{'*': 'int8'}}")
+            raise ValueError(f"{owner}: state_dtype is empty; pass a dict slot -> dtype, such as {{'*': 'int8'}}")
         if type(min_size) is not int or min_size < 0:
-            raise ValueError(f"{owner}: min_size must be a whole number, got {describe(min_size)}")
+            raise ValueError(f"{owner}: min_size must be a non-negative int, got {describe(min_size)}")
         self.given: Any = given
         self.min_size = min_size
         self._by_pattern: Mapping[Any, Any] = given if is_mapping(given) else {"*": given}
@@ -341,7 +341,9 @@ class Store:
         if rule is None or not is_named(rule[0]):
             return None
         if isinstance(rule[1], Codec):
-            raise ValueError(f"{self._owner}: {name!r} is one number for all leaves, which no code can keep")
+            raise ValueError(
+                f"{self._owner}: {name!r} is a shared scalar and cannot be coded; choose a floating-point dtype"
+            )
         return rule[1]
 
     def closed(self, values: Mapping[str, Any], old: dict[str, Tensor], leaf: Leaf) -> dict[str, Tensor]:
@@ -362,7 +364,7 @@ class Store:
         """Return the tensors that store a value, with the old random key, or a new key for an initial value."""
         if not isinstance(value, Tensor):
             raise TypeError(
-                f"{'.'.join([*self.path, slot])}: the new value of leaf {leaf.name!r} came out as {value!r}"
+                f"{'.'.join([*self.path, slot])}: the new value of leaf {leaf.name!r} must be a tensor, got {value!r}"
             )
         if old is not None:
             shape = codec.shape_of(old[slot].shape, leaf.shape)
@@ -386,8 +388,8 @@ class Store:
     def _check_no_derivative(self, slot: str, value: Tensor) -> None:
         if _torch.has_derivative(value):
             raise ValueError(
-                f"{'.'.join([*self.path, slot])}: a derivative can't go through the code of this slot; keep it in "
-                f"floating point, state_dtype={{{slot!r}: torch.float32, ...}}, or detach what comes in"
+                f"{'.'.join([*self.path, slot])}: cannot differentiate through the code of this slot; keep it in "
+                f"floating point, state_dtype={{{slot!r}: torch.float32, ...}}, or detach the input"
             )
 
     def value_of(self, slot: str, stored: Mapping[str, Tensor], leaf: Leaf) -> Tensor:
@@ -401,7 +403,7 @@ class Store:
         codes = stored[slot]
         if codec is not None and codec.packs > 1:
             raise ValueError(
-                f"{self._owner}: the shape of a leaf without gradient does not follow from the packed codes of "
+                f"{self._owner}: the shape of a leaf without a gradient cannot be derived from the packed codes of "
                 f"{slot!r}: call update(updates, state, params)"
             )
         return torch.empty(codes.shape, device=codes.device)

@@ -350,7 +350,7 @@ class TracingUnavailableError(RuntimeError):
 def _needed(module: str, name: str) -> Any:
     value = _found(module, name)
     if value is None:
-        raise TracingUnavailableError(f"this torch has no {module}.{name}")
+        raise TracingUnavailableError(f"this version of torch lacks {module}.{name}")
     return value
 
 
@@ -650,7 +650,7 @@ def _library(path: str) -> Any:
     if name not in sys.modules:
         specification = importlib.util.spec_from_file_location(name, path)
         if specification is None or specification.loader is None:
-            raise ImportError(f"{path} is no library")
+            raise ImportError(f"{path} is not a shared library")
         module = importlib.util.module_from_spec(specification)
         specification.loader.exec_module(module)
         sys.modules[name] = module

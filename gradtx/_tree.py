@@ -43,7 +43,9 @@ def flatten_any(tree: Any, what: str) -> tuple[dict[str, Any], Callable[[Mapping
     leaves = {name: leaf for name, (_, leaf) in zip(names, paths, strict=True)}
     if len(leaves) != len(names):
         twice = next(name for i, name in enumerate(names) if name in names[:i])
-        raise ValueError(f"{what}: two leaves are both named {twice!r}; rename a key, since leaves go by dotted name")
+        raise ValueError(
+            f"{what}: two leaves are both named {twice!r}; rename a key, because leaves are identified by dotted name"
+        )
     for name, leaf in leaves.items():
         _check_tensor(name, leaf, what)
 
@@ -76,12 +78,12 @@ def check_leaf(name: str, leaf: Any, what: str) -> None:
     elif not leaf.dtype.is_floating_point:
         if name == "step" and leaf.dtype == torch.int64:
             raise TypeError(
-                f"{what}: this is a state, which has a 'step'; update takes (updates, state, params) and returns "
-                "(updates, state)"
+                f"{what}: this is a state, since it has a 'step'; the signature is update(updates, state, params) "
+                "-> (updates, state)"
             )
         raise TypeError(
             f"{what}: leaf {name!r} has dtype {leaf.dtype}, needs a floating-point one; "
-            "leave integer tensors out of the tree"
+            "remove integer tensors from the tree"
         )
 
 
@@ -97,10 +99,10 @@ def check_names(given: Iterable[str], expected: Iterable[str], what: str, of: st
     known, present = set(expected), set(given)
     for name in expected:
         if name not in present:
-            raise ValueError(f"{what} lack leaf {name!r}, which {of} have; leaves are matched by name")
+            raise ValueError(f"{what} have no leaf {name!r}, but {of} do; leaves are matched by name")
     for name in given:
         if name not in known:
-            raise ValueError(f"{what} have leaf {name!r}, which {of} lack; leaves are matched by name")
+            raise ValueError(f"{what} have leaf {name!r}, but {of} do not; leaves are matched by name")
 
 
 def named(tree: Any) -> dict[str, Any]:

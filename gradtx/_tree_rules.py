@@ -35,7 +35,7 @@ class Functions(NamedTuple):
     def of(cls, returned: Any, name: str) -> Functions:
         functions: tuple[Any, ...] = returned if is_tuple(returned) else (None, returned)
         if not 2 <= len(functions) <= 3 or not all(callable(function) for function in functions[1:]):
-            raise TypeError(f"{name}: return update, (init, update) or (init, update, evaluate), got {returned!r}")
+            raise TypeError(f"{name}: must return update, (init, update) or (init, update, evaluate), got {returned!r}")
         return cls(*functions)
 
 
@@ -65,11 +65,11 @@ class TreeOperation(Operation):
 
     def __init__(self, path: Path, scope: Scope, name: str, functions: Functions, agree: dict[str, Any] | None = None):
         if scope.restarts is not False:
-            raise TypeError(f"{name}: works on whole trees, whose state a restart can't reset; put it outside")
+            raise TypeError(f"{name}: processes whole trees, whose state a restart cannot reset; move it outside")
         if scope.space is not None:
             around = scope.space.name
             raise TypeError(
-                f"{name}: works on whole trees, whose slots {around} can't turn; put it outside of {around}"
+                f"{name}: processes whole trees, whose slots {around} cannot transform; move it outside {around}"
             )
         self.path = path
         self.agree = agree or {}
@@ -112,7 +112,7 @@ class TreeOperation(Operation):
             else:
                 raise TypeError(
                     f"{self._name}: its state {slot!r} is neither a dict keyed by leaf name nor a 0-d tensor; "
-                    "only these can be kept here"
+                    "return only these"
                 )
         return parts
 
@@ -123,13 +123,13 @@ class TreeOperation(Operation):
         leaves = {leaf.name: leaf for leaf, _ in waiting}
         out = self._called(leaves)
         if not (is_tuple(out) and len(out) == 2):
-            raise TypeError(f"{self._name}: update returns (updates, state), got {type(out).__name__}")
+            raise TypeError(f"{self._name}: update must return (updates, state), got {type(out).__name__}")
         updates, state = out
         self._keep(state, leaves)
         update_of_leaf = self._by_name(updates)
         for name in leaves:
             if not is_dict(update_of_leaf) or not isinstance(update_of_leaf.get(name), Tensor):
-                raise TypeError(f"{self._name}: update returned no tensor for leaf {name!r}")
+                raise TypeError(f"{self._name}: update must return a tensor for each leaf, got none for {name!r}")
         return update_of_leaf
 
     def _called(self, leaves: dict[str, Leaf]) -> Any:
@@ -177,7 +177,9 @@ class TreeOperation(Operation):
             new = parts.of_leaf.get(name, {})
             kept = self._store.slots_of(old, leaf)
             if kept != new.keys():
-                raise ValueError(f"{self._name}: the slots of leaf {name!r} became {sorted(new)}, were {sorted(kept)}")
+                raise ValueError(
+                    f"{self._name}: the slots of leaf {name!r} must remain {sorted(kept)}, got {sorted(new)}"
+                )
             if new:
                 stored = self._store.closed(new, old, leaf)
                 leaf.new[self.path] = leaf.accepted(stored, old)
@@ -187,7 +189,7 @@ class TreeOperation(Operation):
         if update.shape != leaf.update.shape:
             raise ValueError(
                 f"{self._name}: leaf {leaf.name!r} has shape {tuple(leaf.update.shape)}, "
-                f"its update came out as {tuple(update.shape)}"
+                f"but its update has shape {tuple(update.shape)}"
             )
         leaf.update = update.to(leaf.wide)
 
@@ -260,8 +262,8 @@ def check_plain(update: Callable[..., Any]) -> None:
     for name in CALLED_EXTRAS:
         if name in parameters:
             raise TypeError(
-                f"GradientTransformation: plain functions do not get {name!r}, which update has as a parameter; write "
-                f"a rule for whole trees, @gradtx.whole_tree(needs=({name!r},))"
+                f"GradientTransformation: plain functions do not receive {name!r}, but update has this parameter; "
+                f"write a rule for whole trees, @gradtx.whole_tree(needs=({name!r},))"
             )
 
 

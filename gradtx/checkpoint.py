@@ -61,13 +61,17 @@ def save(path: str | os.PathLike[str], params: Any, state: Any) -> None:
     tensors: dict[str, Tensor] = {}
     for name, leaf in leaves.items():
         if is_sharded(leaf) or not readable(leaf):
-            raise TypeError(f"save: {name!r} has no values to write: it is divided, meta, or inside a transform")
+            raise TypeError(
+                f"save: the values of {name!r} cannot be read: it is sharded, on the meta device, or inside a transform"
+            )
         if leaf.dtype == torch.complex128:
-            raise TypeError(f"save: {name!r} has dtype {leaf.dtype}, which safetensors has no name for; use torch.save")
+            raise TypeError(
+                f"save: {name!r} has dtype {leaf.dtype}, which safetensors does not support; use torch.save"
+            )
         # The format supports neither shared memory nor strides.
         tensors[name] = memory.fresh(leaf.detach().contiguous())
     if not path.parent.is_dir():
-        raise FileNotFoundError(f"save: there is no folder {str(path.parent)!r}")
+        raise FileNotFoundError(f"save: folder {str(path.parent)!r} does not exist")
     unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
         safetensors.torch.save_file(tensors, unfinished, metadata={"format": "pt"})
@@ -103,11 +107,11 @@ def load(path: str | os.PathLike[str], params: Any, state: Any) -> tuple[Any, An
     path = Path(path)
     expected, unflatten = _named("load", params, state)
     if not path.is_file():
-        raise FileNotFoundError(f"load: there is no file {str(path)!r}")
+        raise FileNotFoundError(f"load: file {str(path)!r} does not exist")
     try:
         saved = safetensors.torch.load_file(path)
     except safetensors.SafetensorError as error:
-        raise ValueError(f"load: {str(path)!r} is no whole safetensors file ({error})") from error
+        raise ValueError(f"load: {str(path)!r} is not a complete safetensors file ({error})") from error
     saved = _in_codes_of(state, saved)
     _check(path, saved, expected)
     tree = unflatten({name: _filled(like, saved[name]) for name, like in expected.items()})
@@ -194,8 +198,8 @@ def _check(path: Path, saved: Mapping[str, Tensor], expected: Mapping[str, Tenso
             problems.append(f"{kind}: {_first(items)}")
     if problems:
         raise ValueError(
-            f"load: {str(path)!r} does not fit these params and this state; {'; '.join(problems)}; "
-            "build them as when it was saved"
+            f"load: {str(path)!r} does not match these params and this state; {'; '.join(problems)}; "
+            "build them as for the saved run"
         )
 
 

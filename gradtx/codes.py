@@ -94,12 +94,12 @@ class Codec:
             Codec.named('int8', block=128)
         """
         if name not in CODES:
-            raise ValueError(f"Codec: no code {name!r}; {nearest(name, CODES)}")
+            raise ValueError(f"Codec: unknown code {name!r}; {nearest(name, CODES)}")
         code = CODES[name]
         if block is None or block == code.block:
             return code
         if code.block is None:
-            raise ValueError(f"Codec: {name!r} has no scales, so it takes no block")
+            raise ValueError(f"Codec: {name!r} has no scales, so it does not accept a block; omit block")
         if code.packs == 2 and block > code.block:
             raise ValueError(f"Codec: block of {name!r} must be at most {code.block}, got {block!r}")
         positive = code.nonnegative

@@ -201,7 +201,7 @@ class Context:
         if name.startswith("__"):  # Python looks these up when it copies a context
             raise AttributeError(name)
         if name == "rng":
-            raise AttributeError("ctx.rng: only for rules that are declared @per_tensor(random=True)")
+            raise AttributeError("ctx.rng: only random rules have it; declare the rule @per_tensor(random=True)")
         meant = close(name, (*OWN, *ALWAYS_KNOWN, *known))
         remedy = f"did you mean ctx.{meant}?" if meant else f"use extras={{{name!r}: 'leaf'}}"
         raise AttributeError(f"ctx.{name}: no link declares it; {remedy}")

@@ -62,10 +62,10 @@ class GradientTransformation:
             object.__setattr__(self, name, value)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        raise AttributeError(f"{self._name}: a GradientTransformation can't be changed; use replace({name}=...)")
+        raise AttributeError(f"{self._name}: a GradientTransformation is immutable; use replace({name}=...)")
 
     def __delattr__(self, name: str) -> None:
-        raise AttributeError(f"{self._name}: a GradientTransformation can't be changed")
+        raise AttributeError(f"{self._name}: a GradientTransformation is immutable")
 
     def __reduce__(self) -> tuple[Any, ...]:
         return GradientTransformation, (self._functions.init, self._functions.update)
@@ -77,7 +77,7 @@ class GradientTransformation:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         pure = f"{self._name}.init(params) and {self._name}.update(updates, state, params)"
         raise TypeError(
-            f"{self._name}: a transformation is not called; use {pure}, or "
+            f"{self._name}: a transformation is not callable; use {pure}, or "
             f"gradtx.as_optimizer({self._name}(...), params) for a torch optimizer"
         )
 
@@ -87,7 +87,7 @@ class GradientTransformation:
             if name in ("step", "zero_grad", "param_groups", "state_dict", "load_state_dict", "add_param_group"):
                 optimizer = f"gradtx.as_optimizer({self._name}(...), params)"
                 raise AttributeError(
-                    f"{self._name}: a transformation has no {name!r}; {optimizer} makes a torch optimizer"
+                    f"{self._name}: a transformation has no {name!r}; {optimizer} creates a torch optimizer"
                 )
             if isinstance(getattr(type(self), name, None), property):
                 return object.__getattribute__(self, name)  # raise the property's own AttributeError again
@@ -425,7 +425,7 @@ class Hyperparams(dict[str, Any]):
 
     def __missing__(self, name: str) -> Any:
         places = self._tx._places()
-        shown = f"it is shown as {places[name].name!r}" if name in places else nearest_dotted(name, places)
+        shown = f"its name is {places[name].name!r}" if name in places else nearest_dotted(name, places)
         raise KeyError(f"{self._tx._name}: no hyperparameter {name!r}; {shown}")
 
     def __setitem__(self, name: str, value: Any) -> None:
@@ -536,7 +536,7 @@ def _given(value: Any) -> str:
 def _remedy(value: Any, of_list: str) -> str:
     """Return a suggestion for what to pass instead of a value that is not a transformation."""
     if _torch_optimizer(value) is not None:
-        return "pass the function of that name, such as gradtx.adamw(...)"
+        return "pass the corresponding function, such as gradtx.adamw(...)"
     if is_sequence(value):
         return of_list if value and all(isinstance(item, GradientTransformation) for item in value) else ""
     is_factory = callable(value) and hasattr(value, "__name__") and not isinstance(value, Module | type)
@@ -548,8 +548,8 @@ def _check_owners(links: Iterable[GradientTransformation]) -> None:
     for link in links:
         if owner is not None and link._lr_role in ("owner", "before owner"):
             raise ValueError(
-                f"chain: {owner._name} owns the learning rate and returns the finished update, "
-                f"so {link._name} can't follow it; give {owner._name} its lr and decay, or leave one of them out"
+                f"chain: {owner._name} owns the learning rate and returns the final update, so "
+                f"{link._name} cannot follow it; pass lr and decay to {owner._name}, or remove one of the two links"
             )
         if link._lr_role == "owner":
             owner = link._owner()
@@ -560,8 +560,8 @@ def _check_last(links: Iterable[GradientTransformation]) -> None:
     for link in links:
         if last is not None and link._name != "record":
             raise ValueError(
-                f"chain: {last._name} gives the update that leads to the rounded weight, so it stands last, but "
-                f"{link._name} follows it; only record may"
+                f"chain: {last._name} returns the update to the rounded weight, so it must be last, but "
+                f"{link._name} follows it; only record may follow"
             )
         if link._rounds:
             last = link

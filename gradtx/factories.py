@@ -135,7 +135,7 @@ class Spec:
         self._wire = options.get("wire", _own_dtype)
         _check_declared(self, options)
         if self.random and "seed" not in self.arguments.by_name:
-            raise TypeError(f"{self.name}: a random rule takes `seed: int`")
+            raise TypeError(f"{self.name}: a random rule needs the argument `seed: int`")
 
     def needs_of(self, arguments: Bound) -> tuple[str, ...]:
         """Return the requirements of `update` with these arguments."""
@@ -242,7 +242,7 @@ class Spec:
         elif self._shared:
             fault = "share values"
         if fault is not None:
-            raise TypeError(f"{self.name}: a rule with whole=True runs at the owner of a leaf and can't {fault}")
+            raise TypeError(f"{self.name}: a rule with whole=True runs only on the owner of a leaf and cannot {fault}")
 
 
 Body: TypeAlias = GradientTransformation | Combinator | Functions
@@ -270,7 +270,7 @@ def _check_declared(spec: Spec, options: Options) -> None:
     for need in () if callable(needs) else _names_in(spec, "needs", needs):
         if need not in INPUTS:
             raise TypeError(
-                f"{spec.name}: needs has {need!r}, which no update knows; known: {', '.join(INPUTS)}; "
+                f"{spec.name}: unknown entry {need!r} in needs; valid: {', '.join(INPUTS)}; "
                 f"declare others by extras={{{need!r}: 'leaf'}}"
             )
     for option in ("agree", "ahead", "static", "any_length"):
@@ -286,13 +286,15 @@ def _names_in(spec: Spec, option: str, names: Any) -> Iterable[str]:
 
 def _check_argument(spec: Spec, option: str, name: str) -> None:
     if name not in spec.arguments.by_name:
-        raise TypeError(f"{spec.name}: {option} names no argument {name!r}; {nearest(name, spec.arguments.by_name)}")
+        raise TypeError(
+            f"{spec.name}: {option} has the unknown argument {name!r}; {nearest(name, spec.arguments.by_name)}"
+        )
 
 
 def _checked_extras(name: str, extras: Any) -> dict[str, str]:
     if not is_mapping(extras) or not set(extras.values()) <= EXTRA_KINDS:
         raise TypeError(
-            f"{name}: extras must be a dict of name -> 'leaf', 'scalar' or 'tensors', with a '?' behind it if it is "
+            f"{name}: extras must be a dict of name -> 'leaf', 'scalar' or 'tensors', with '?' appended if "
             f"optional, got {describe(extras)}"
         )
     return dict(extras)
@@ -364,7 +366,7 @@ class Made(GradientTransformation):
             _first=None,
         )
         if checked and storage is not None and isinstance(self._body, Functions) and self._body.init is None:
-            raise TypeError(f"{spec.name}: keeps no state with these options; leave out state_dtype")
+            raise TypeError(f"{spec.name}: has no state with these options; omit state_dtype")
 
     @property
     def _body(self) -> Body:

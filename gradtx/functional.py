@@ -52,7 +52,7 @@ def train_step(
         (tensor(0.4000), tensor(4.))
     """
     if isinstance(loss_fn, GradientTransformation):
-        raise TypeError("train_step: the loss comes first: train_step(loss_fn, tx)")
+        raise TypeError("train_step: the first argument must be the loss function: train_step(loss_fn, tx)")
     if not callable(loss_fn):
         raise TypeError(f"train_step: loss_fn must be a function (params, *batch) -> loss, got {describe(loss_fn)}")
     check_transformation("train_step", "tx", tx)
@@ -194,7 +194,7 @@ def _check_alike(name: str, leaf: Any, like: Any, i: int) -> None:
         return
     if leaf.shape != like.shape:
         shapes = f"{tuple(leaf.shape)} in tree {i}, {tuple(like.shape)} in tree 0"
-        raise ValueError(f"stack: leaf {name!r} has shape {shapes}; members must be built alike")
+        raise ValueError(f"stack: leaf {name!r} has shape {shapes}; all members must have the same shapes")
     if leaf.dtype != like.dtype:
         raise TypeError(f"stack: leaf {name!r} has dtype {leaf.dtype} in tree {i}, {like.dtype} in tree 0")
     if leaf.device != like.device:
@@ -243,5 +243,5 @@ def _count_of_members(leaves: Mapping[str, Tensor | None]) -> int:
         count = len(leaf)
         counted = name
     if count is None:
-        raise ValueError("unstack: there is no tensor in the tree, so the number of members is unknown")
+        raise ValueError("unstack: the tree contains no tensors, so the number of members is unknown")
     return count

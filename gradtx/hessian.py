@@ -14,8 +14,8 @@ from gradtx.transforms.second_order import average_over_space
 __all__ = ["hutchinson_hessian_diag"]
 
 NO_GRAPH = (
-    "the gradients are cut off from the parameters, so they have no second derivatives; "
-    "make them with torch.func.grad, or with torch.autograd.grad(..., create_graph=True)"
+    "the gradients are detached from the parameters, so they have no second derivatives; "
+    "compute them with torch.func.grad, or with torch.autograd.grad(..., create_graph=True)"
 )
 
 

@@ -199,7 +199,7 @@ def _trained(params: Iterable[Any]) -> list[Tensor]:
 
 def _check_losses(losses: Any) -> None:
     if isinstance(losses, Tensor) and not losses.ndim:
-        raise TypeError("pcgrad_backward: losses must have a loss for each task, got a single one")
+        raise TypeError("pcgrad_backward: losses must contain one loss per task, got a single tensor")
     for i, loss in enumerate(losses):
         if loss.numel() != 1:
             raise ValueError(f"pcgrad_backward: losses[{i}] must be 0-d, got shape {tuple(loss.shape)}")
@@ -360,7 +360,9 @@ class RotoGrad(nn.Module):
         """Return the outputs of all heads."""
         z = self.backbone(*args, **kwargs)
         if z.shape[-1] != self.latent_size:
-            raise ValueError(f"RotoGrad: the backbone gave {z.shape[-1]} numbers, latent_size is {self.latent_size}")
+            raise ValueError(
+                f"RotoGrad: the backbone's output has size {z.shape[-1]}, but latent_size is {self.latent_size}"
+            )
         turned = [z @ matrix.detach().T for matrix in self._matrices()]
         self._passed = None
         if self.training and torch.is_grad_enabled():
@@ -375,9 +377,9 @@ class RotoGrad(nn.Module):
             losses: One 0-d loss per head, in their order.
         """
         if self._passed is None:
-            raise ValueError("RotoGrad: backward follows one forward pass in training mode, with gradients enabled")
+            raise ValueError("RotoGrad: backward must follow a forward pass in training mode, with gradients enabled")
         if len(losses) != len(self.heads):
-            raise ValueError(f"RotoGrad: {len(losses)} losses for {len(self.heads)} heads")
+            raise ValueError(f"RotoGrad: needs one loss per head, got {len(losses)} losses for {len(self.heads)} heads")
         z, turned = self._passed
         self._passed = None
         is_start = (self.iteration == 0) | (self.iteration == self.burn_in_period)

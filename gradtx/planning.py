@@ -246,7 +246,7 @@ def _by_name(entries: Iterable[Any]) -> dict[str, Tensor]:
         for param in [params] if isinstance(params, Tensor) else params:
             name, tensor = param if is_tuple(param) else (str(len(leaves)), param)
             if name in leaves:
-                raise ValueError(f"{WHO}: two parameters are named {name!r}; give them names of their own")
+                raise ValueError(f"{WHO}: two parameters are named {name!r}; names must be unique")
             check_leaf(name, tensor, WHO)
             check_real(name, tensor, WHO)
             leaves[name] = tensor

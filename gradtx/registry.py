@@ -116,22 +116,22 @@ def _hint(what: str, name: str, name_of: Mapping[str, str], known: Iterable[str]
     """Suggest the names that an unknown name may misspell, or how to list all names."""
     use = counterpart(name)
     if use is not None:
-        return f"here it is: {use}"
+        return use
     name = plain(name)
     link = _link_named(name) if what == "optimizer" else None
     if link is not None:
         return f"gradtx.{link} is a link, not an optimizer: use it with one, as in {_use_of(link)}"
     suggestions = _respelled(name, name_of) or _with_word(name, known)
     if not suggestions and "8bit" in name:
-        return 'for state in 8 bits pass state_dtype="int8" to any optimizer'
+        return 'for 8-bit state, pass state_dtype="int8" to any optimizer'
     if suggestions:
         return f"did you mean {' or '.join(map(repr, suggestions))}?"
     lister = "get_supported_optimizers" if what == "optimizer" else "get_supported_lr_schedulers"
     start = _longest_start(name, [plain(target) for target in known])
     if start:
-        return f"gradtx.{lister}({f'{start}*'!r}) lists those that begin like it"
+        return f"gradtx.{lister}({f'{start}*'!r}) lists names with this prefix"
     alike = [name_of[match] for match in difflib.get_close_matches(name, name_of, n=3, cutoff=0.4)]
-    nearest = f"the nearest: {', '.join(dict.fromkeys(alike))}; " if alike else ""
+    nearest = f"closest matches: {', '.join(dict.fromkeys(alike))}; " if alike else ""
     return f"{nearest}gradtx.{lister}() lists all {len(list(known))}"
 
 
@@ -332,7 +332,7 @@ def _check_meant(owner: str, options: Iterable[str]) -> None:
     for name in options:
         if owner in _WARM_UPS_ELSEWHERE and name in _OPTIONS_OF_WARM_UPS:
             meant = _WARM_UPS_ELSEWHERE[owner]
-            raise TypeError(f"{owner} is torch's and has no {name!r}; load_lr_scheduler({meant!r}) has")
+            raise TypeError(f"{owner} is torch's schedule, without {name!r}; use load_lr_scheduler({meant!r})")
 
 
 _WITH_LOOKAHEAD = ("ranger", "ranger21")
@@ -407,15 +407,15 @@ def _translated(alias: str, arguments: Iterable[str], options: Mapping[str, Any]
             translated[name] = value
         elif new_name is not None:
             if new_name in options:
-                raise TypeError(f"create_optimizer: {name!r} is {new_name!r}, and both are given")
+                raise TypeError(f"create_optimizer: {name!r} is an alias of {new_name!r}, but both are given; pass one")
             _warn(f"{name!r} is now {new_name!r}")
             translated[new_name] = value
         elif name == "weight_decouple":
             _check_decoupling(alias, value)
         elif name in OTHER_PLACES:
             if value:
-                raise TypeError(f"create_optimizer: {alias} does not take {name!r}; {OTHER_PLACES[name]}")
-            _warn(f"{alias} does not take {name!r}; leave it out")
+                raise TypeError(f"create_optimizer: {alias} does not accept {name!r}; {OTHER_PLACES[name]}")
+            _warn(f"{alias} does not accept {name!r}; omit it")
         else:
             translated[name] = value  # the optimizer raises the error
     return translated
@@ -439,8 +439,8 @@ def _check_decoupling(alias: str, value: Any) -> None:
         form = "is added to the gradient"
         accepted = False
     if value is not accepted:
-        raise TypeError(f"create_optimizer: the decay of {alias} {form}; leave 'weight_decouple' out")
-    _warn(f"the decay of {alias} always {form}; leave 'weight_decouple' out", stacklevel=5)
+        raise TypeError(f"create_optimizer: the decay of {alias} {form}; omit 'weight_decouple'")
+    _warn(f"the decay of {alias} always {form}; omit 'weight_decouple'", stacklevel=5)
 
 
 def _warn(message: str, stacklevel: int = 4) -> None:
@@ -538,7 +538,7 @@ def _decay(name: str, arguments: Mapping[str, Argument], weight_decay: Any) -> d
     if "weight_decay" in arguments:
         return {"weight_decay": weight_decay}
     if not _is_zero(weight_decay):
-        raise TypeError(f"create_optimizer: {name} has no weight_decay; leave it out")
+        raise TypeError(f"create_optimizer: {name} has no weight_decay; omit it")
     return {}
 
 
@@ -551,7 +551,7 @@ def _rate(name: str, arguments: Mapping[str, Argument], lr: Any) -> dict[str, An
         is_optional = not arguments[rate].required and arguments[rate].default is None
         return {} if is_optional else {rate: 1e-3}
     if lr is not None:
-        raise TypeError(f"create_optimizer: {name} has no learning rate; leave 'lr' out")
+        raise TypeError(f"create_optimizer: {name} has no learning rate; omit 'lr'")
     return {}
 
 
@@ -619,7 +619,9 @@ def create_optimizer(
     _check_options(options, wd_ban_list)
     options = {option: value for option, value in options.items() if option not in ENGINE_OPTIONS}
     if use_lookahead and name in _WITH_LOOKAHEAD:
-        warnings.warn(f"create_optimizer: {name} has a lookahead already", UserWarning, stacklevel=2)
+        warnings.warn(
+            f"create_optimizer: {name} already includes a lookahead; omit use_lookahead", UserWarning, stacklevel=2
+        )
         use_lookahead = False
     if use_gc is not None and "use_gc" in arguments:
         options["use_gc"] = use_gc
@@ -658,7 +660,7 @@ def _compile_argument(keywords: Mapping[str, Any]) -> str | dict[str, Any]:
         return rest
     if rest:
         raise ValueError(
-            "create_optimizer: compile_kwargs has a mode and options; pass one of them, as to torch.compile"
+            "create_optimizer: compile_kwargs contains both a mode and options; pass one of them, as to torch.compile"
         )
     return mode
 

@@ -146,8 +146,8 @@ def _entry(tx: GradientTransformation, name: str | None) -> Entry:
         if len(set(names)) < len(names):
             names = [entry.full for entry in rates]
         raise ValueError(
-            f"learning_rate: {tx._name} has several: {', '.join(names)}; "
-            f"say which: learning_rate(tx, state, {names[0]!r})"
+            f"learning_rate: {tx._name} has several learning rates: {', '.join(names)}; "
+            f"pass a name: learning_rate(tx, state, {names[0]!r})"
         )
     return rates[0]
 
@@ -170,7 +170,9 @@ def _named(tx: GradientTransformation, name: str, numbers: list[Entry], rates: l
         known: set[str] = set()
         for entry in rates or numbers:
             known.update((entry.name, entry.labelled))
-        raise ValueError(f"learning_rate: {tx._name} has no number {name!r}; {nearest_dotted(name, known)}")
+        raise ValueError(
+            f"learning_rate: {tx._name} has no scalar hyperparameter {name!r}; {nearest_dotted(name, known)}"
+        )
     return named
 
 
@@ -200,7 +202,7 @@ def _parts(state: dict[str, Any], path: Path = ()) -> Iterator[Part]:
 def _find(caller: str, state: Any, name: Any) -> Path:
     """Return the path of the part to which the caller refers."""
     if not is_dict(state):
-        raise TypeError(f"{caller}: state must be a dict as init makes it, got {describe(state)}")
+        raise TypeError(f"{caller}: state must be a dict such as init returns, got {describe(state)}")
     if not isinstance(name, str):
         raise TypeError(f"{caller}: name must be a string such as 'exp_avg', got {describe(name)}")
     parts = list(_parts(state))
@@ -209,7 +211,7 @@ def _find(caller: str, state: Any, name: Any) -> Path:
             return candidates[0].path
         if candidates:
             paths = ", ".join(part.dotted for part in candidates)
-            raise ValueError(f"{caller}: the state has {name!r} several times: {paths}; give one of these paths")
+            raise ValueError(f"{caller}: {name!r} is ambiguous: {paths}; pass one of these paths")
     raise ValueError(f"{caller}: the state has no {name!r}; {nearest(name, _known(parts, name))}")
 
 
@@ -260,9 +262,9 @@ def _fitting(where: str, value: Any, old: Any) -> Any:
     if isinstance(old, Tensor) and isinstance(value, numbers.Real):
         return _filled(where, value, old)
     if isinstance(old, Tensor) and not isinstance(value, Tensor):
-        raise TypeError(f"{where} is a tensor, got {describe(value)}")
+        raise TypeError(f"{where} must be a tensor, got {describe(value)}")
     if isinstance(old, dict) and not isinstance(value, dict):
-        raise TypeError(f"{where} is a dict, leaf name -> tensor, got {describe(value)}")
+        raise TypeError(f"{where} must be a dict, leaf name -> tensor, got {describe(value)}")
     expected, unflatten = _tree.flatten_any(old, where)
     given, _ = _tree.flatten_any(value, where)
     _tree.check_names(given, expected, f"{where}: the new leaves", "the old ones")

@@ -192,7 +192,7 @@ def _check_arguments(model: Any, per_head: Any, conv: str, tied: str, options: M
         raise TypeError(f"muon_for: model must be a torch.nn.Module, got {describe(model)}")
     for name in ("fallback", "view", "flatten", "mask"):
         if name in options:
-            raise TypeError(f"muon_for: {name!r} follows from the model; use partition and muon for another split")
+            raise TypeError(f"muon_for: {name!r} is derived from the model; use partition and muon for another split")
 
 
 def _rows(model: nn.Module, per_head: bool, conv: str, tied: str) -> Iterator[Row]:
@@ -201,7 +201,7 @@ def _rows(model: nn.Module, per_head: bool, conv: str, tied: str) -> Iterator[Ro
     modules = {without_prefixes(name): module for name, module in named_modules(model)}
     for name, param in model.named_parameters():
         if is_lazy(param):
-            raise ValueError(f"muon_for: parameter {name!r} has no shape yet; run the model once before")
+            raise ValueError(f"muon_for: parameter {name!r} has no shape yet; run the model once on an input")
         role = roles[without_prefixes(name)]
         branch = BRANCH.get(role, "adamw_no_decay")
         if role == "conv" and conv == "adamw":

@@ -152,9 +152,9 @@ def test_a_code_is_named_with_another_block():
 
 
 def test_errors_name_what_is_wrong():
-    with pytest.raises(ValueError, match=r"Codec: no code 'int9'; did you mean 'int[48]'\?"):
+    with pytest.raises(ValueError, match=r"Codec: unknown code 'int9'; did you mean 'int[48]'\?"):
         Codec.named("int9")
-    with pytest.raises(ValueError, match="'bfloat16\\+8' has no scales, so it takes no block"):
+    with pytest.raises(ValueError, match="'bfloat16\\+8' has no scales, so it does not accept a block; omit block"):
         Codec.named("bfloat16+8", block=32)
     with pytest.raises(ValueError, match="block of 'int4' must be at most 32, got 64"):
         Codec.named("int4", block=64)

@@ -115,7 +115,7 @@ def test_a_bf16_update_is_the_float32_one(case):
 def test_state_dtype_decides_what_slots_are_kept_in(case):
     params = case.noise(1, dtype=torch.bfloat16)
     if not has_slots(case) and case.factory.spec.kind == "rule":
-        with pytest.raises(TypeError, match=f"{case.factory.__name__}: keeps no state"):
+        with pytest.raises(TypeError, match=f"{case.factory.__name__}: has no state"):
             case.make(state_dtype=torch.float32)
         return
     tx = case.make(state_dtype=torch.float32)

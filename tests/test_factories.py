@@ -95,7 +95,7 @@ AFTER_OWNER = {
 @pytest.mark.parametrize(("name", "tx"), AFTER_OWNER.items(), ids=AFTER_OWNER)
 @pytest.mark.parametrize("before", [(), (gradtx.trace(0.9),)], ids=["first", "later"])
 def test_what_has_no_place_after_an_owner_of_the_rate_is_refused_by_name(name, tx, before):
-    with pytest.raises(ValueError, match=f"owner owns the learning rate .* so {name} can't follow it"):
+    with pytest.raises(ValueError, match=f"owner owns the learning rate .* so {name} cannot follow it"):
         chain(*before, owner(), gradtx.scale(1.0), tx)
 
 
@@ -105,12 +105,12 @@ def test_what_has_no_place_after_an_owner_of_the_rate_is_refused_by_name(name, t
     ids=["accumulate", "masked", "skip_nonfinite"],
 )
 def test_an_owner_inside_a_wrapper_owns_the_rate_of_the_chain_too(tx):
-    with pytest.raises(ValueError, match=r"owns the learning rate .* so scale_by_learning_rate can't follow it"):
+    with pytest.raises(ValueError, match=r"owns the learning rate .* so scale_by_learning_rate cannot follow it"):
         chain(tx, gradtx.scale_by_learning_rate(0.1))
 
 
 def test_an_alias_with_a_rate_after_an_owner_is_refused():
-    with pytest.raises(ValueError, match="so scale_by_learning_rate can't follow it"):
+    with pytest.raises(ValueError, match="so scale_by_learning_rate cannot follow it"):
         chain(owner(), gradtx.adam())
 
 
@@ -189,5 +189,7 @@ def test_rules_that_run_at_an_owner_take_part_in_nothing_that_all_ranks_do(optio
         return alone if options else summed
 
     factory = per_tensor(whole=True, **options)(scale_by_size)
-    with pytest.raises(TypeError, match=f"scale_by_size: a rule with whole=True runs at the owner .* can't {fault}"):
+    with pytest.raises(
+        TypeError, match=f"scale_by_size: a rule with whole=True runs only on the owner .* cannot {fault}"
+    ):
         factory().init({"a": torch.ones(2, 2)})

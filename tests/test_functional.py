@@ -257,8 +257,8 @@ UNSTACKABLE = [
     ([{"w": ONES}, {"w": torch.ones(3)}], ValueError, r"leaf 'w' has shape \(3,\) in tree 1, \(2,\) in tree 0"),
     ([{"w": ONES}, {"w": ONES.double()}], TypeError, r"leaf 'w' has dtype torch.float64 in tree 1, torch.float32"),
     ([{"w": ONES}, {"w": ONES.to("meta")}], ValueError, r"leaf 'w' is on meta in tree 1, on cpu in tree 0"),
-    ([{"w": ONES}, {}], ValueError, r"leaves of tree 1 lack leaf 'w'"),
-    ([{}, {"w": ONES}], ValueError, r"leaves of tree 1 have leaf 'w', which leaves of tree 0 lack"),
+    ([{"w": ONES}, {}], ValueError, r"leaves of tree 1 have no leaf 'w'"),
+    ([{}, {"w": ONES}], ValueError, r"leaves of tree 1 have leaf 'w', but leaves of tree 0 do not"),
     ([{"w": ONES}, {"w": None}], ValueError, r"leaf 'w' is None in tree 1 and a tensor in tree 0"),
     ([{"w": None}, {"w": ONES}], ValueError, r"leaf 'w' is None in tree 0 and a tensor in tree 1"),
     ([{"w": ONES}, {"w": 1.0}], TypeError, r"tree 1: leaf 'w' is a float, needs a tensor or None"),
@@ -274,7 +274,7 @@ def test_trees_that_differ_are_told_apart_by_the_leaf(trees, error, message):
 NOT_STACKED = [
     ({"w": ONES, "step": torch.tensor(1)}, ValueError, r"leaf 'step' is 0-d, needs a leading dimension of members"),
     ({"w": ONES, "v": torch.ones(3)}, ValueError, r"leaf 'v' has 3 members, leaf 'w' has 2"),
-    ({"w": None}, ValueError, r"no tensor in the tree"),
+    ({"w": None}, ValueError, r"the tree contains no tensors"),
     ({"w": 1.0}, TypeError, r"leaf 'w' is a float"),
 ]
 

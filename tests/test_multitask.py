@@ -100,7 +100,7 @@ def test_a_leaf_that_no_task_reaches_is_none_and_inputs_stay_as_they_are():
     [
         (lambda: gradtx.pcgrad([]), "pcgrad: needs the gradients of at least one task"),
         (lambda: gradtx.pcgrad(tasks(2), "max"), "pcgrad: reduction must be 'mean' or 'sum', got 'max'"),
-        (lambda: gradtx.pcgrad([{"a": torch.ones(1)}, {"b": torch.ones(1)}]), "gradients of task 1 lack leaf 'a'"),
+        (lambda: gradtx.pcgrad([{"a": torch.ones(1)}, {"b": torch.ones(1)}]), "gradients of task 1 have no leaf 'a'"),
     ],
 )
 def test_bad_arguments_are_errors(call, message):
@@ -159,7 +159,9 @@ def test_pcgrad_backward_names_what_it_cannot_use():
         gradtx.pcgrad_backward(losses, model.named_parameters())
     with pytest.raises(ValueError, match=r"^pcgrad_backward: none of the params requires a gradient$"):
         gradtx.pcgrad_backward(losses, [])
-    with pytest.raises(TypeError, match=r"^pcgrad_backward: losses must have a loss for each task, got a single one$"):
+    with pytest.raises(
+        TypeError, match=r"^pcgrad_backward: losses must contain one loss per task, got a single tensor$"
+    ):
         gradtx.pcgrad_backward(losses[0], model.parameters())
     with pytest.raises(ValueError, match=r"^pcgrad_backward: losses\[1\] must be 0-d, got shape \(2,\)$"):
         gradtx.pcgrad_backward([losses[0], losses[1].expand(2)], model.parameters())
@@ -313,7 +315,7 @@ def test_training_lowers_every_loss_and_a_saved_run_continues():
 def test_evaluation_is_connected_and_keeps_nothing():
     model, x = rotograd().eval(), torch.randn(8, 3, dtype=torch.float64)
     losses = task_losses(model, x)
-    with pytest.raises(ValueError, match="RotoGrad: backward follows one forward pass in training mode"):
+    with pytest.raises(ValueError, match="RotoGrad: backward must follow a forward pass in training mode"):
         model.backward(losses)
     sum(losses).backward()
     assert all(p.grad is not None for p in model.model_parameters())
@@ -329,9 +331,9 @@ def test_a_copy_after_a_forward_pass_works():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda model, x: model.backward([torch.ones(())]), "backward follows one forward pass"),
+        (lambda model, x: model.backward([torch.ones(())]), "backward must follow a forward pass"),
         (lambda model, x: model.backward(task_losses(model, x)[:1]), "1 losses for 2 heads"),
-        (lambda model, x: gradtx.RotoGrad(nn.Linear(3, 5).double(), [nn.Linear(5, 1)], 4)(x), "gave 5 numbers"),
+        (lambda model, x: gradtx.RotoGrad(nn.Linear(3, 5).double(), [nn.Linear(5, 1)], 4)(x), "output has size 5"),
     ],
     ids=named,
 )

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import gradtx
+from gradtx._elsewhere import ABSENT, HERE
 
 ROOT = Path(__file__).parent.parent
 TABLE = runpy.run_path(str(ROOT / "docs" / "optax_names.py"))
@@ -90,6 +91,18 @@ def here(code):
 
 def test_the_page_is_up_to_date():
     assert (ROOT / "docs" / "optax-names.md").read_text(encoding="utf-8") == TABLE["page"](), "run `make docs-tables`"
+    assert (ROOT / "gradtx" / "_elsewhere.py").read_text(encoding="utf-8") == TABLE["module"](), (
+        "run `make docs-tables`"
+    )
+
+
+def test_every_name_without_a_namesake_raises_an_error_with_advice_or_a_reason():
+    for name in {*HERE, *ABSENT} - set(dir(gradtx)):
+        with pytest.raises(AttributeError) as error:
+            getattr(gradtx, name)
+        advice = f"gradtx has no {name!r}; {HERE.get(name)} (docs/optax-names.md)"
+        reason = f"gradtx has no counterpart of {name!r}: {ABSENT.get(name)} (docs/optax-names.md)"
+        assert str(error.value) == (advice if name in HERE else reason)
 
 
 @needs_optax

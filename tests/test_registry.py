@@ -330,7 +330,9 @@ def test_an_option_that_the_optimizer_has_itself_is_its_own():
 
 
 def test_ranger_has_a_lookahead_already():
-    with pytest.warns(UserWarning, match=r"^create_optimizer: ranger has a lookahead already$") as seen:
+    with pytest.warns(
+        UserWarning, match=r"^create_optimizer: ranger already includes a lookahead; omit use_lookahead$"
+    ) as seen:
         optimizer = gradtx.create_optimizer(model(), "ranger", use_lookahead=True)
     assert seen[0].filename == __file__
     assert type(optimizer) is gradtx.optim.Ranger
@@ -386,7 +388,7 @@ def test_keywords_of_torch_compile_reach_the_compiler(keywords, options):
 @pytest.mark.parametrize(
     ("keywords", "text"),
     [
-        ({"mode": "default", "options": {"max_autotune": True}}, "compile_kwargs has a mode and options"),
+        ({"mode": "default", "options": {"max_autotune": True}}, "compile_kwargs contains both a mode and options"),
         ({"mode": "fast"}, "unknown mode 'fast'"),
         ({"fullgraph": True}, "torch's compiler has no option 'fullgraph'"),
     ],
@@ -451,13 +453,13 @@ def test_old_names_are_put_together_and_shared_out(name, old, new):
 @pytest.mark.parametrize(
     ("name", "option", "message"),
     [
-        ("adamp", {"weight_decouple": True}, "the decay of adamp always is decoupled; leave 'weight_decouple' out"),
-        ("sgd", {"weight_decouple": False}, "the decay of sgd always is added to the gradient; leave"),
-        ("adamp", {"fixed_decay": False}, "adamp does not take 'fixed_decay'; leave it out"),
-        ("adamp", {"adam_debias": False}, "adamp does not take 'adam_debias'; leave it out"),
-        ("adamp", {"adanorm": False}, "adamp does not take 'adanorm'; leave it out"),
-        ("lion", {"ams_bound": False}, "lion does not take 'ams_bound'; leave it out"),
-        ("diffgrad", {"rectify": False}, "diffgrad does not take 'rectify'; leave it out"),
+        ("adamp", {"weight_decouple": True}, "the decay of adamp always is decoupled; omit 'weight_decouple'"),
+        ("sgd", {"weight_decouple": False}, "the decay of sgd always is added to the gradient; omit"),
+        ("adamp", {"fixed_decay": False}, "adamp does not accept 'fixed_decay'; omit it"),
+        ("adamp", {"adam_debias": False}, "adamp does not accept 'adam_debias'; omit it"),
+        ("adamp", {"adanorm": False}, "adamp does not accept 'adanorm'; omit it"),
+        ("lion", {"ams_bound": False}, "lion does not accept 'ams_bound'; omit it"),
+        ("diffgrad", {"rectify": False}, "diffgrad does not accept 'rectify'; omit it"),
     ],
     ids=str,
 )
@@ -476,31 +478,35 @@ def test_an_option_that_is_an_optimizers_own_is_not_translated():
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("adamp", {"weight_decouple": False}, "the decay of adamp is decoupled; leave 'weight_decouple' out"),
-        ("sgd", {"weight_decouple": True}, "the decay of sgd is added to the gradient; leave 'weight_decouple' out"),
+        ("adamp", {"weight_decouple": False}, "the decay of adamp is decoupled; omit 'weight_decouple'"),
+        ("sgd", {"weight_decouple": True}, "the decay of sgd is added to the gradient; omit 'weight_decouple'"),
         (
             "novograd",
             {"weight_decouple": False},
-            "the decay of novograd has its own form; leave 'weight_decouple' out",
+            "the decay of novograd has its own form; omit 'weight_decouple'",
         ),
-        ("adamp", {"ams_bound": True}, "adamp does not take 'ams_bound'; it has no amsgrad"),
-        ("adam", {"adam_debias": True}, "adam does not take 'adam_debias'; its place is gradtx.adamd"),
+        ("adamp", {"ams_bound": True}, "adamp does not accept 'ams_bound'; this optimizer has no amsgrad"),
+        ("adam", {"adam_debias": True}, "adam does not accept 'adam_debias'; use gradtx.adamd"),
         (
             "adamp",
             {"fixed_decay": True},
-            "adamp does not take 'fixed_decay'; put add_decayed_weights(weight_decay, fixed=",
+            "adamp does not accept 'fixed_decay'; add add_decayed_weights(weight_decay, fixed=",
         ),
-        ("adamp", {"adanorm": True}, "adamp does not take 'adanorm'; its place is gradtx.adanorm"),
-        ("diffgrad", {"rectify": True}, "diffgrad does not take 'rectify'; its place is gradtx.radam"),
-        ("adam", {"ams_bound": True, "amsgrad": True}, "'ams_bound' is 'amsgrad', and both are given"),
-        ("mars", {"mars_type": "lion"}, "mars_adamw does not take 'mars_type'; its places are gradtx.mars_adamw and"),
+        ("adamp", {"adanorm": True}, "adamp does not accept 'adanorm'; use gradtx.adanorm"),
+        ("diffgrad", {"rectify": True}, "diffgrad does not accept 'rectify'; use gradtx.radam"),
+        (
+            "adam",
+            {"ams_bound": True, "amsgrad": True},
+            "'ams_bound' is an alias of 'amsgrad', but both are given; pass one",
+        ),
+        ("mars", {"mars_type": "lion"}, "mars_adamw does not accept 'mars_type'; use gradtx.mars_adamw or"),
         (
             "grokfast_adamw",
             {"normalize_lr": True},
-            "grokfast_adamw does not take 'normalize_lr'; divide lr by 1 + lamb",
+            "grokfast_adamw does not accept 'normalize_lr'; divide lr by 1 + lamb",
         ),
-        ("a2grad", {"lr": 0.1}, "a2grad has no learning rate; leave 'lr' out"),
-        ("nero", {"weight_decay": 0.1}, "nero has no weight_decay; leave it out"),
+        ("a2grad", {"lr": 0.1}, "a2grad has no learning rate; omit 'lr'"),
+        ("nero", {"weight_decay": 0.1}, "nero has no weight_decay; omit it"),
         ("adamp", {"wd_ban_list": "bias"}, "wd_ban_list must be a list of patterns, got 'bias'"),
     ],
     ids=str,
@@ -553,7 +559,7 @@ def test_a_wrong_model_is_an_error_that_says_so():
                 lambda name=name: gradtx.create_optimizer(None, name),
                 ValueError,
                 f"create_optimizer: unknown optimizer {name!r}; "
-                f"gradtx.get_supported_optimizers({pattern!r}) lists those that begin like it",
+                f"gradtx.get_supported_optimizers({pattern!r}) lists names with this prefix",
             )
             for name, pattern in {
                 "adlomo": "ad*",
@@ -573,7 +579,7 @@ def test_a_wrong_model_is_an_error_that_says_so():
             (
                 lambda name=name: gradtx.load_optimizer(name),
                 ValueError,
-                f"load_optimizer: unknown optimizer {name!r}; the nearest: {nearest}; "
+                f"load_optimizer: unknown optimizer {name!r}; closest matches: {nearest}; "
                 f"gradtx.get_supported_optimizers() lists all {len(CLASSES)}",
             )
             for name, nearest in {"EXAdam": "adam, sadam, radam", "vsgd": "sgd, sgdw, sgds"}.items()
@@ -582,27 +588,27 @@ def test_a_wrong_model_is_an_error_that_says_so():
             (
                 lambda name=name: gradtx.load_optimizer(name),
                 ValueError,
-                f"load_optimizer: unknown optimizer {name!r}; here it is: {use}",
+                f"load_optimizer: unknown optimizer {name!r}; {use}",
             )
             for name, use in {
-                "lomo": "gradients are freed during backward by optimizer.release_gradients(), of any optimizer",
-                "AdaLOMO": "gradients are freed during backward by optimizer.release_gradients(), of any optimizer",
-                "DistributedMuon": "gradtx.optim.Muon divides its work among ranks",
-                "AdamWScheduleFree": "gradtx.optim.ScheduleFreeAdamW",
-                "StepLR": "torch's works with optimizers of gradtx: torch.optim.lr_scheduler.StepLR",
+                "lomo": "use gradtx.optim.SGD and call its release_gradients()",
+                "AdaLOMO": "use gradtx.optim.AdaFactor and call its release_gradients()",
+                "DistributedMuon": "use gradtx.optim.Muon, which divides its work among ranks",
+                "AdamWScheduleFree": "use gradtx.optim.ScheduleFreeAdamW",
+                "StepLR": "use torch's own, which works with gradtx optimizers: torch.optim.lr_scheduler.StepLR",
             }.items()
         ),
         (
             lambda: gradtx.load_lr_scheduler("warmup_restarts"),
             ValueError,
             "load_lr_scheduler: unknown scheduler 'warmup_restarts'; "
-            "gradtx.get_supported_lr_schedulers('warmup*') lists those that begin like it",
+            "gradtx.get_supported_lr_schedulers('warmup*') lists names with this prefix",
         ),
         *(
             (
                 lambda name=name: gradtx.load_optimizer(name),
                 ValueError,
-                f'load_optimizer: unknown optimizer {name!r}; for state in 8 bits pass state_dtype="int8"',
+                f'load_optimizer: unknown optimizer {name!r}; for 8-bit state, pass state_dtype="int8"',
             )
             for name in ("adamw8bit", "bnb_adamw8bit")
         ),
@@ -650,7 +656,7 @@ def test_a_wrong_model_is_an_error_that_says_so():
             (
                 lambda name=name, option=option: scheduled(name, **{option: 3}),
                 TypeError,
-                f"{name}_schedule is torch's and has no {option!r}; load_lr_scheduler('warmup_{name}') has",
+                f"{name}_schedule is torch's schedule, without {option!r}; use load_lr_scheduler('warmup_{name}')",
             )
             for name in ("cosine", "linear")
             for option in ("t_max", "max_lr", "warmup_steps")
@@ -662,9 +668,9 @@ def test_a_wrong_model_is_an_error_that_says_so():
                 f"adamp: unknown argument {option!r}; {remedy}",
             )
             for option, remedy in {
-                "fixed_decay": "put add_decayed_weights(weight_decay, fixed=True) behind",
-                "adanorm": "its place is gradtx.adanorm",
-                "use_gc": "put gradtx.centralize() in front",
+                "fixed_decay": "add add_decayed_weights(weight_decay, fixed=True) after",
+                "adanorm": "use gradtx.adanorm",
+                "use_gc": "add gradtx.centralize() before",
             }.items()
         ),
         (lambda: scheduled("step", 2, step_size=2), TypeError, "step_schedule: got two values for 'step_size'"),

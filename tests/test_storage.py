@@ -165,9 +165,9 @@ def test_errors_at_construction():
         gradtx.adam(state_dtype=torch.int32)
     with pytest.raises(TypeError, match="state_dtype has the key 3, needs a slot pattern"):
         gradtx.adam(state_dtype={3: "int8"})
-    with pytest.raises(ValueError, match="state_dtype has no pattern"):
+    with pytest.raises(ValueError, match="state_dtype is empty"):
         gradtx.adam(state_dtype={})
-    with pytest.raises(ValueError, match="min_size must be a whole number, got -1"):
+    with pytest.raises(ValueError, match="min_size must be a non-negative int, got -1"):
         with_state_dtype(gradtx.adam(), "int8", min_size=-1)
 
 
@@ -254,7 +254,7 @@ def test_a_derivative_through_a_code_is_refused_with_slot_and_remedy(name, trans
         "vmap of grad": lambda: torch.vmap(torch.func.grad(final))(lr.repeat(2)),
         "grad of vmap": lambda: torch.func.grad(lambda lrs: torch.vmap(final)(lrs).sum())(lr.repeat(2)),
     }
-    with pytest.raises(ValueError, match=r"trace.momentum_buffer: a derivative can't go .* state_dtype=.*detach"):
+    with pytest.raises(ValueError, match=r"trace.momentum_buffer: cannot differentiate .* state_dtype=.*detach"):
         calls[transform]()
 
 
@@ -319,7 +319,7 @@ def test_accumulate_takes_none_for_a_coded_sum():
     params = params_of()
     state = tx.init(params)
     _, state = tx.update(params, state)
-    with pytest.raises(ValueError, match="does not follow from the packed codes of 'acc': call update"):
+    with pytest.raises(ValueError, match="cannot be derived from the packed codes of 'acc': call update"):
         tx.update(dict.fromkeys(params), state)
     updates, _ = tx.update(dict.fromkeys(params), state, params)
     for name, p in params.items():
@@ -394,7 +394,7 @@ def test_shared_values_change_only_where_they_are_named():
     state = tx.init(params_of())
     assert gradtx.get(state, "d").dtype == torch.float32
     assert gradtx.get(gradtx.prodigy(state_dtype="int8").init(params_of()), "d").dtype == torch.float64
-    with pytest.raises(ValueError, match="'d' is one number for all leaves, which no code can keep"):
+    with pytest.raises(ValueError, match="'d' is a shared scalar and cannot be coded; choose a floating-point dtype"):
         gradtx.prodigy(state_dtype={"d": "int8"}).init(params_of())
 
 

@@ -243,7 +243,7 @@ TRACING = [
 @pytest.mark.parametrize(("module", "name"), TRACING)
 def test_without_a_name_for_tracing_the_tracer_says_which(module, name, monkeypatch):
     monkeypatch.delattr(importlib.import_module(module), name)
-    with pytest.raises(_torch.TracingUnavailableError, match=f"this torch has no {module}.{name}"):
+    with pytest.raises(_torch.TracingUnavailableError, match=f"this version of torch lacks {module}.{name}"):
         _torch.SymbolicTracer()
 
 

@@ -166,6 +166,6 @@ def test_a_plain_pair_gets_second_derivatives_in_the_callers_tree():
 
 @pytest.mark.parametrize("name", ["grad_fn", "value_fn"])
 def test_a_plain_pair_that_asks_for_a_function_is_told_what_to_write(name):
-    message = rf"plain functions do not get {name!r}, which update has as a parameter.*whole_tree\(needs="
+    message = rf"plain functions do not receive {name!r}, but update has this parameter.*whole_tree\(needs="
     with pytest.raises(TypeError, match=message):
         plain(eval(f"lambda updates, state, params=None, {name}=None: (updates, state)"))

@@ -100,7 +100,7 @@ class PassOfShards(ListPass):
     def _record(self) -> Recording:
         recording = super()._record()
         if self.operation is not None:
-            raise UnrecordableError("a sum over leaves needs the sum over all shards")
+            raise UnrecordableError("a sum over leaves must include all shards")
         self.parts = len(recording.owned) + 1
         self.is_for_owners = self._part < len(recording.owned)
         if self.is_for_owners:

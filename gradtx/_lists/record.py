@@ -153,7 +153,7 @@ class _Recorder:
     def node_of(self, tensor: Tensor) -> Node:
         node = self._nodes.get(id(tensor))
         if node is None:
-            raise UnrecordableError("a tensor from outside of the rule")
+            raise UnrecordableError("the rule uses a tensor from outside")
         return node
 
     def call(self, operator: Any, args: Any, kwargs: Any) -> Any:
@@ -161,9 +161,9 @@ class _Recorder:
         if torch.Tag.data_dependent_output in operator.tags:
             if args[0].device.type == "cpu":  # a constant: values computed from arguments are on the meta device
                 return operator(*args, **kwargs)
-            raise UnrecordableError(f"the value of a tensor is read ({operator})")
+            raise UnrecordableError(f"the rule reads the value of a tensor ({operator})")
         if torch.Tag.nondeterministic_seeded in operator.tags:
-            raise UnrecordableError(f"random numbers ({operator})")
+            raise UnrecordableError(f"the rule draws random numbers ({operator})")
         if operator is aten.lift_fresh.default:
             return self._constant(args[0])
         if "device" in kwargs and operator is aten._to_copy.default:
@@ -194,13 +194,13 @@ class _Recorder:
     def _constant(self, tensor: Tensor) -> Tensor:
         """Record a tensor that the function creates from Python scalars, such as `torch.tensor(1.0)`."""
         if tensor.ndim or tensor.device.type != "cpu":
-            raise UnrecordableError("a tensor of Python numbers")
+            raise UnrecordableError("the rule creates a tensor from Python numbers")
         self._name(tensor, add_constant(self.graph, tensor))
         return tensor
 
     def _check_written(self, target: Any, operator: Any) -> None:
         if not self.may_write or id(target) not in self._arguments:
-            raise UnrecordableError(f"a tensor is written in place ({operator})")
+            raise UnrecordableError(f"the rule writes to a tensor in place ({operator})")
 
     def _recorded(self, value: Any) -> Any:
         """Return the arguments of an operation with nodes in place of tensors."""

@@ -44,9 +44,7 @@ class BlockRun(Run):
         return self._outer.scalars(path)
 
     def add_late(self, place: LateTerm, leaf: str, term: Any) -> None:
-        raise ValueError(
-            f"{'.'.join(place.path)}: {place.name!r} can't be summed over blocks; put it outside of blocks"
-        )
+        raise ValueError(f"{'.'.join(place.path)}: {place.name!r} cannot be summed over blocks; move it outside blocks")
 
 
 class BlockLeaf(Leaf):
@@ -285,7 +283,7 @@ class Pieces:
             if tensor is not None:
                 return self._plain(tensor)
         raise ValueError(
-            f"{self._path[-1]}: leaf {leaf.name!r} comes without gradient and parameter; "
+            f"{self._path[-1]}: leaf {leaf.name!r} has neither a gradient nor a parameter; "
             "call update(updates, state, params)"
         )
 

@@ -22,8 +22,8 @@ class Sums(dict[str, Tensor]):
     def __missing__(self, name: str) -> Tensor:
         if self._measured and not self:  # no leaf had a gradient
             return torch.zeros((), dtype=torch.float64)
-        known = f"measure makes {sorted(self)}" if self._measured else "no measure= makes sums"
-        raise ValueError(f"{self._owner}: ticks asks for the sum {name!r}, but {known}")
+        known = f"measure returns {sorted(self)}" if self._measured else "no measure= is given"
+        raise ValueError(f"{self._owner}: ticks requests the sum {name!r}, but {known}")
 
 
 def check_start(start: Mapping[str, Any]) -> None:
@@ -32,7 +32,7 @@ def check_start(start: Mapping[str, Any]) -> None:
         if isinstance(value, bool) or not isinstance(value, int):
             raise TypeError(f"InnerClock: start[{name!r}] must be an int, got {describe(value)}")
         if name == "step":
-            raise ValueError("InnerClock: start: 'step' is the clock's count, which the library keeps")
+            raise ValueError("InnerClock: start: 'step' is reserved for the clock's count; use another name")
 
 
 def check_inner_slots(names: Any) -> None:
@@ -44,26 +44,28 @@ def check_inner_slots(names: Any) -> None:
 def checked_ticks(owner: str, result: Any, start: Iterable[str]) -> tuple[Tensor, dict[str, Tensor]]:
     """Return the checked result of a clock's `ticks`."""
     if not (isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], Mapping)):
-        raise TypeError(f"{owner}: ticks returns (counts, values), got {describe(result)}")
+        raise TypeError(f"{owner}: ticks must return (counts, values), got {describe(result)}")
     counts, values = result
     if not isinstance(counts, Tensor) or counts.dtype != torch.bool or counts.ndim:
-        raise TypeError(f"{owner}: ticks returns a 0-d bool tensor as its first value, got {describe(counts)}")
+        raise TypeError(f"{owner}: ticks must return a 0-d bool tensor as its first value, got {describe(counts)}")
     values = {name: value for name, value in values.items() if name != "step"}  # the library counts steps itself
     if set(values) != set(start):
-        raise ValueError(f"{owner}: ticks returns the values {sorted(values)}, start names {sorted(start)}")
+        raise ValueError(f"{owner}: ticks must return the values {sorted(start)} of start, got {sorted(values)}")
     for name, value in values.items():
         if not isinstance(value, Tensor) or value.ndim or value.dtype.is_floating_point:
-            raise TypeError(f"{owner}: ticks returns 0-d int64 tensors as values, got {describe(value)} for {name!r}")
+            raise TypeError(
+                f"{owner}: ticks must return 0-d int64 tensors as values, got {describe(value)} for {name!r}"
+            )
     return counts, values
 
 
 def checked_sums(owner: str, sums: Any) -> dict[str, Tensor]:
     """Return the checked result of a clock's `measure` for one leaf."""
     if not isinstance(sums, Mapping):
-        raise TypeError(f"{owner}: measure returns a dict of 0-d tensors, got {describe(sums)}")
+        raise TypeError(f"{owner}: measure must return a dict of 0-d tensors, got {describe(sums)}")
     for name, value in sums.items():
         if not isinstance(value, Tensor) or value.ndim:
-            raise TypeError(f"{owner}: measure returns 0-d tensors, got {describe(value)} for {name!r}")
+            raise TypeError(f"{owner}: measure must return 0-d tensors, got {describe(value)} for {name!r}")
     return dict(sums)
 
 
@@ -78,7 +80,7 @@ def check_inner(owner: str, new: Mapping[str, Any], old: Mapping[str, Tensor]) -
     """Raise an error unless these values can replace inner slots."""
     for name, value in new.items():
         if name not in old:
-            raise ValueError(f"{owner}: leave returns the inner slot {name!r}, which is none; {nearest(name, old)}")
+            raise ValueError(f"{owner}: leave returns {name!r}, which is not an inner slot; {nearest(name, old)}")
         if not isinstance(value, Tensor) or value.shape != old[name].shape:
             shape = tuple(old[name].shape)
             raise ValueError(

@@ -52,7 +52,7 @@ class EvenParts(Division):
         if size % self.heads:
             raise ValueError(
                 f"{owner}: leaf {name!r} has size {size} in dimension {self.dim}, "
-                f"which heads={self.heads} doesn't divide"
+                f"which is not divisible by heads={self.heads}"
             )
 
     def groups(self, x: Tensor) -> list[list[int]]:
@@ -76,7 +76,8 @@ class LeadingIndices(Division):
     def check(self, owner: str, name: str, shape: Sequence[int]) -> None:
         if len(shape) <= self.batch:
             raise ValueError(
-                f"{owner}: leaf {name!r} has shape {tuple(shape)}, batch={self.batch} needs more dimensions than that"
+                f"{owner}: leaf {name!r} has shape {tuple(shape)}, but batch={self.batch} requires more than "
+                f"{self.batch} dimensions"
             )
 
     def groups(self, x: Tensor) -> list[list[int]]:
@@ -144,13 +145,13 @@ class Runs(ListedBlocks):
         if sum(self.sizes) != size:
             raise ValueError(
                 f"{owner}: leaf {name!r} has size {size} in dimension {self.dim}, but sizes={self.sizes} "
-                f"sum up to {sum(self.sizes)}"
+                f"sum to {sum(self.sizes)}"
             )
         for i, (run, parts) in enumerate(zip(self.sizes, self.heads, strict=True)):
             if run % parts:
                 raise ValueError(
                     f"{owner}: leaf {name!r} has sizes[{i}]={run} in dimension {self.dim}, "
-                    f"which heads={parts} doesn't divide"
+                    f"which is not divisible by heads={parts}"
                 )
 
     def split(self, x: Tensor) -> Sequence[Tensor]:
@@ -174,14 +175,17 @@ class View(ListedBlocks):
         index = torch.arange(math.prod(shape), dtype=torch.float64).reshape(tuple(shape))
         blocks = self.split_function(index)
         if not isinstance(blocks, list | tuple) or not blocks or not all(isinstance(b, Tensor) for b in blocks):
-            raise ValueError(f"{owner}: view: split gives no tensors for leaf {name!r}, got {type(blocks).__name__}")
+            raise ValueError(
+                f"{owner}: view: split must return a non-empty list of tensors for leaf {name!r}, "
+                f"got {type(blocks).__name__}"
+            )
         joined = self.join_function(blocks)
         same = isinstance(joined, Tensor) and joined.shape == index.shape and torch.equal(joined, index)
         entries = torch.cat([block.flatten() for block in blocks])
         if not same or not torch.equal(entries.sort().values, index.flatten()):
             raise ValueError(
-                f"{owner}: view: join(split(x)) is not x for leaf {name!r} of shape {tuple(shape)}; "
-                "split takes every entry into one block, join puts it back"
+                f"{owner}: view: join(split(x)) does not equal x for leaf {name!r} of shape {tuple(shape)}; "
+                "split must assign every entry to exactly one block, and join must invert it"
             )
 
     def split(self, x: Tensor) -> Sequence[Tensor]:
@@ -194,7 +198,7 @@ class View(ListedBlocks):
 def _size(owner: str, name: str, shape: Sequence[int], dim: int) -> int:
     """Return the size of a dimension."""
     if not -len(shape) <= dim < len(shape):
-        raise ValueError(f"{owner}: leaf {name!r} has shape {tuple(shape)}, no dimension dim={dim}")
+        raise ValueError(f"{owner}: leaf {name!r} has shape {tuple(shape)} and no dimension {dim}")
     return shape[dim]
 
 
@@ -236,7 +240,7 @@ def division(owner: str, heads: Any, sizes: Any, batch: Any, view: Any, dim: int
     given = [name for name, value in choices.items() if value is not None]
     if given not in (["heads"], ["sizes"], ["batch"], ["view"], ["heads", "sizes"]):
         got = " and ".join(given) or "none"
-        raise ValueError(f"{owner}: give one of heads, sizes, batch, view, or heads and sizes; got {got}")
+        raise ValueError(f"{owner}: pass exactly one of heads, sizes, batch and view, or heads with sizes; got {got}")
     if batch is not None:
         _check_counts(owner, "batch", (batch,))
         return LeadingIndices(batch)
@@ -251,11 +255,11 @@ def division(owner: str, heads: Any, sizes: Any, batch: Any, view: Any, dim: int
     parts = tuple(heads) if isinstance(heads, list | tuple) else (1 if heads is None else heads,) * len(sizes)
     _check_counts(owner, "heads", parts)
     if len(parts) != len(sizes):
-        raise ValueError(f"{owner}: heads has {len(parts)} entries, sizes has {len(sizes)}")
+        raise ValueError(f"{owner}: heads must have one entry per entry of sizes, got {len(parts)} and {len(sizes)}")
     return Runs(tuple(sizes), parts, dim)
 
 
 def _check_counts(owner: str, what: str, counts: Any) -> None:
     numbers = isinstance(counts, list | tuple) and all(type(count) is int and count > 0 for count in counts)
     if not numbers or not counts:
-        raise ValueError(f"{owner}: {what} must be counts of at least 1, got {counts!r}")
+        raise ValueError(f"{owner}: {what} must be positive integers, got {counts!r}")

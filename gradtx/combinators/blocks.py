@@ -45,7 +45,9 @@ def _check_space(scope: Scope, name: str, operations: list[Any]) -> None:
     keeps_slots = any(operation.keeps_slots for operation in Block(operations, []).walk())
     if scope.space is not None and keeps_slots:
         around = scope.space.name
-        raise TypeError(f"{name}: divides leaves, whose slots {around} can't turn then; put it outside of {around}")
+        raise TypeError(
+            f"{name}: divides leaves into blocks, whose slots {around} cannot rotate; move it outside {around}"
+        )
 
 
 def _halves(x: Tensor) -> Sequence[Tensor]:
@@ -127,4 +129,4 @@ def _links_of(tx: GradientTransformation) -> Iterator[GradientTransformation]:
 def _check_link(link: GradientTransformation) -> None:
     """Raise an error for a link that needs whole leaves."""
     if not link._takes_blocks:
-        raise TypeError(f"blocks: {link._name} works on whole trees or leaves; put it outside")
+        raise TypeError(f"blocks: {link._name} processes whole trees or leaves; move it outside blocks")

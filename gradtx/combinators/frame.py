@@ -438,7 +438,7 @@ class Enter(RuleOperation):
     def _entered(self, out: Any) -> tuple[Tensor, dict[str, Tensor], Any]:
         """Return the results of `enter`: the update, the state, and whether the leaf takes part, or None."""
         if isinstance(out, types.GeneratorType):
-            raise TypeError(f"{self.rule.name}: enter can't yield sums; leave can")
+            raise TypeError(f"{self.rule.name}: enter cannot yield sums; yield them in leave")
         *pair, active = out if isinstance(out, tuple) and len(out) == 3 else (*out, None)
         return *_checked_pair(self.rule.name, pair), active
 
@@ -465,9 +465,9 @@ class Enter(RuleOperation):
 
 def _checked_pair(name: str, pair: Any) -> tuple[Tensor, dict[str, Any]]:
     if len(pair) == 3:
-        raise TypeError(f"{name}: a third value of leave replaces inner slots: name them in inner_slots=")
+        raise TypeError(f"{name}: leave returned a third value (new inner slots); list these slots in inner_slots=")
     if len(pair) != 2 or not isinstance(pair[1], dict):
-        raise TypeError(f"{name}: a combinator's functions return (update, state), got {shortly(pair)}")
+        raise TypeError(f"{name}: a combinator's functions must return (update, state), got {shortly(pair)}")
     return pair[0], pair[1]
 
 

@@ -92,7 +92,7 @@ def line_search(
     if conditions not in ("armijo", "strong_wolfe"):
         raise ValueError(f"line_search: conditions must be 'armijo' or 'strong_wolfe', got {conditions!r}")
     if isinstance(c1, float) and isinstance(c2, float) and not c1 < c2:
-        raise ValueError(f"line_search: c2 must be above c1, got {c2} and {c1}")
+        raise ValueError(f"line_search: c2 must be greater than c1, got {c2} and {c1}")
     return Search(tx, Options(max_steps, shrink, c1, start, growth, conditions == "strong_wolfe", c2))
 
 

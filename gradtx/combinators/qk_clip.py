@@ -83,7 +83,7 @@ def _checked(pattern: str, value: Any) -> tuple[str, str]:
         raise TypeError(f"qk_clip: roles[{pattern!r}] must be (name, role), got {describe(value)}")
     logits, role = value
     if role not in ROLES:
-        raise ValueError(f"qk_clip: roles[{pattern!r}] has the role {role!r}; roles: {', '.join(ROLES)}")
+        raise ValueError(f"qk_clip: roles[{pattern!r}] has the unknown role {role!r}; roles: {', '.join(ROLES)}")
     return logits, role
 
 
@@ -97,22 +97,21 @@ def _check_heads(
     largest = logits[key]
     if largest.ndim != 1 or not len(largest):
         of_shape = f"of shape {tuple(largest.shape)}"
-        raise ValueError(f"qk_clip: max_logits[{key!r}] must be 1-D, one number a head, got a tensor {of_shape}")
+        raise ValueError(f"qk_clip: max_logits[{key!r}] must be 1-D with one value per head, got a tensor {of_shape}")
     if largest.is_complex() or largest.dtype == torch.bool:
         raise TypeError(f"qk_clip: max_logits[{key!r}] must be real numbers, got a tensor of {largest.dtype}")
     rows = shape[0] if shape else 1
     if rows % len(largest):
         raise ValueError(
-            f"qk_clip: max_logits[{key!r}] has {len(largest)} heads, which don't divide the {rows} rows of leaf "
-            f"{name!r} of shape {tuple(shape)}"
+            f"qk_clip: max_logits[{key!r}] has {len(largest)} heads, but the {rows} rows of leaf {name!r} of shape "
+            f"{tuple(shape)} are not divisible by {len(largest)}"
         )
     if largest.device.type != "cpu" or not readable(largest):  # reading them would synchronize with the device
         return
     for head, value in enumerate(largest.tolist()):
         if math.isnan(value) or value == math.inf:
             raise ValueError(
-                f"qk_clip: max_logits[{key!r}] has {value} for head {head}; leave out a step whose forward pass has "
-                "overflowed"
+                f"qk_clip: max_logits[{key!r}] has {value} for head {head}; skip steps whose forward pass overflowed"
             )
 
 

@@ -87,8 +87,8 @@ def schedule_free(
     for link in base._links()[:-1] if _descends(base) else base._links():
         if link._lr_role == "owner" or link._name == "scale_by_learning_rate":
             raise ValueError(
-                f"schedule_free: base must give a direction, but {link._name} in it makes a step of it; "
-                "leave that out and give schedule_free the lr"
+                f"schedule_free: base must return a direction, but it contains {link._name}, which applies a learning "
+                "rate; remove it and pass lr to schedule_free"
             )
 
     sign = -1.0 if _descends(base) else 1.0

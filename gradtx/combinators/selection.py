@@ -73,7 +73,10 @@ def partition(transforms: Mapping[str, GradientTransformation], labels: Mapping[
         selector = Selector("partition", tuple(transforms), LabelTree(tree), branches=tuple(transforms))
     elif isinstance(labels, Mapping):
         if set(labels) != set(transforms):
-            raise ValueError(f"partition: labels are {listed(labels)}, transforms are {listed(transforms)}")
+            raise ValueError(
+                f"partition: labels and transforms must have the same keys, got {listed(labels)} and "
+                f"{listed(transforms)}"
+            )
         wheres = tuple(patterns("partition", where) for where in labels.values())
         selector = Selector("partition", tuple(labels), wheres, branches=tuple(transforms))
     elif is_function(labels):

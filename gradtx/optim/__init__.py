@@ -85,7 +85,7 @@ def as_optimizer(
         (0.01, ['exp_avg', 'exp_avg_sq', 'step'])
     """
     if isinstance(params, GradientTransformation):
-        raise TypeError("as_optimizer: the transformation comes first: as_optimizer(tx, params)")
+        raise TypeError("as_optimizer: the first argument must be the transformation: as_optimizer(tx, params)")
     check_transformation("as_optimizer", "tx", tx)
     optimizer = ChainOptimizer(
         tx,

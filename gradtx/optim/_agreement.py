@@ -123,12 +123,12 @@ def _lines(members: list[Member], views: list[GroupView]) -> list[str]:
 def _line(member: Member) -> str:
     """Describe the properties of a parameter that must be equal on all ranks."""
     param: Any = member.param
-    gradient = "no gradient" if param.grad is None else f"a gradient in {param.grad.dtype}"
+    gradient = "no gradient" if param.grad is None else f"a gradient of dtype {param.grad.dtype}"
     keys = "" if member.layout is None else " ".join(sorted(member.layout.keys))
     owner = "" if member.owner is None else f", owner {member.owner}"
     placed = f", placed {param.placements}" if is_sharded(param) else ""
     return (
-        f"parameter {member.name!r} of shape {tuple(param.shape)} in {param.dtype}{placed}, "
+        f"parameter {member.name!r} of shape {tuple(param.shape)} and dtype {param.dtype}{placed}, "
         f"in group {member.group}, with {gradient}, state {keys}{owner}"
     )
 
@@ -174,7 +174,7 @@ def _described(of_ranks: list[list[str] | None], ranks: tuple[int, ...]) -> str:
     """Describe the first rank that has failed, or else the first difference of a rank from the first rank."""
     for rank, lines in zip(ranks, of_ranks, strict=True):
         if lines is None:
-            return f"rank {rank} failed in front of this step; its error is raised there"
+            return f"rank {rank} failed before this step; see the error raised on that rank"
     first = of_ranks[0]
     assert first is not None
     for rank, lines in zip(ranks[1:], of_ranks[1:], strict=True):
@@ -187,7 +187,7 @@ def _first_difference(first_rank: int, first: list[str], rank: int, lines: list[
     missing = [line for line in first if line not in lines]
     added = [line for line in lines if line not in first]
     if not missing and not added:
-        return "ranks would step differently, in the order of what they have"
+        return "ranks would step differently: their parameters or groups are in different orders"
     if not missing:
         return f"ranks would step differently: rank {rank} steps {added[0]}; rank {first_rank} does not"
     if not added:

@@ -24,15 +24,17 @@ def check_capturable(owner: str, workings: Workings) -> None:
     """
     for option, value in (("state_device", workings.offload), ("sum_over", workings.members.rank_sums)):
         if value is not None:
-            raise ValueError(f"{owner}: capturable and {option} exclude each other")
+            raise ValueError(f"{owner}: capturable cannot be combined with {option}")
     if workings.hessian.link is not None:
-        raise ValueError(f"{owner}: capturable: the estimate of hessian_diag follows the count on the host; pass it")
+        raise ValueError(
+            f"{owner}: capturable: hessian_diag is estimated at counts read on the host; pass hessian_diag to step()"
+        )
     for operation in workings.members.block().walk():
         if not operation.compiles:
             link = ".".join(filter(None, operation.path))
             raise ValueError(f"{owner}: capturable: {link} reads counts or values on the host; use another link")
     if len({param.device for param in workings.members.by_param}) > 1:
-        raise ValueError(f"{owner}: capturable: the parameters are on several devices; make an optimizer for each")
+        raise ValueError(f"{owner}: capturable: the parameters are on several devices; create one optimizer per device")
 
 
 def is_captured(device: torch.device) -> bool:
@@ -54,12 +56,12 @@ def check_capture(owner: str, capturable: bool, stepping: Iterable[Member], othe
     """
     if not capturable:
         raise RuntimeError(
-            f"{owner}: a CUDA graph would repeat this step with the count of today; pass capturable=True to {owner}"
+            f"{owner}: a CUDA graph would replay this step with its present count; pass capturable=True to {owner}"
         )
     counts = {member.count for member in stepping}
     waiting = {member.count for member in others}
     if any(isinstance(count, int) for count in counts) or not counts.isdisjoint(waiting):
         raise RuntimeError(
-            f"{owner}: the first step with these gradients makes state, which a CUDA graph can't repeat; call step() "
-            "once in front of the capture"
+            f"{owner}: the first step with these gradients creates state, which a CUDA graph cannot replay; call "
+            "step() once before the capture"
         )

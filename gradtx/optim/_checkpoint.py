@@ -102,7 +102,10 @@ class Checkpoint:
                 if key in view.group:
                     group.setdefault(key, view.group[key])
             if group.get("label") != view.group.get("label"):
-                raise ValueError(f"loaded group has label {group.get('label')!r}, ours {view.group.get('label')!r}")
+                raise ValueError(
+                    f"loaded group has label {group.get('label')!r}, "
+                    f"the optimizer's group has {view.group.get('label')!r}"
+                )
             for number, param in zip(numbers, group["params"], strict=True):
                 loaded.entries[param] = self._entries.get(number, {})
             self._load_group(view, group, loaded)
@@ -124,7 +127,7 @@ class Checkpoint:
         if extra:
             warn_user(
                 f"{self._members.owner}: the loaded state has {', '.join(map(repr, sorted(extra)))}, which no link "
-                "keeps; optimizer.state keeps it, for a wrapper that may read it",
+                "uses; it is kept in optimizer.state for wrappers",
                 UserWarning,
             )
 
@@ -146,11 +149,13 @@ class Checkpoint:
         if len(saved) != len(ours):
             raise ValueError(f"loaded state dict has {len(saved)} parameter groups, the optimizer has {len(ours)}")
         if saved != ours:
-            raise ValueError(f"loaded state dict has groups of {saved} parameters, the optimizer's have {ours}")
+            raise ValueError(f"loaded state dict has groups of {saved} parameters, the optimizer has groups of {ours}")
         for i, group in enumerate(self._groups):
             names = group.get("param_names", group["params"])
             if len(names) != len(group["params"]):
-                raise ValueError(f"'param_names' of loaded group {i}: {len(names)}, needs {len(group['params'])}")
+                raise ValueError(
+                    f"'param_names' of loaded group {i} has {len(names)} entries, needs {len(group['params'])}"
+                )
 
     def _check_numbers(self, numbered: set[Any], foreign: Mapping[Any, Any]) -> None:
         """Reject unlisted entries while listed parameters have no entry: their parameter numbers do not match."""
@@ -229,7 +234,8 @@ class Checkpoint:
                     elif not torch.equal(first, value) and not (first.isnan() and value.isnan()):
                         raise ValueError(
                             f"state of parameter {self._members.by_param[param].name!r}: {key!r} is "
-                            f"{value.item():g}, elsewhere {first.item():g}; it belongs to all parameters together"
+                            f"{value.item():g} here and {first.item():g} for another parameter; all parameters share "
+                            "this value"
                         )
 
     def _unused(self, loaded: Loaded) -> list[Tensor]:

@@ -66,5 +66,5 @@ def explain(workings: Workings) -> Explanation:
         elif member.count_in(workings.states.of(member.param)) == 0:
             explanation.append(Way(member.name, NOT_YET, ""))
         else:
-            explanation.append(Way(member.name, ALONE, reasons.get(member.name, "it has no gradient at present")))
+            explanation.append(Way(member.name, ALONE, reasons.get(member.name, "it currently has no gradient")))
     return explanation

@@ -63,7 +63,7 @@ def _check_groups(groups: Iterable[Any]) -> None:
             if not isinstance(number, Hashable) or isinstance(number, Tensor):
                 raise TypeError(f"'params' of loaded group {i} must be numbers, got {describe(number)}")
             if number in seen:
-                raise ValueError(f"'params' of loaded group {i} have {number!r}, which came before")
+                raise ValueError(f"'params' of loaded group {i} list {number!r} a second time")
             seen.add(number)
 
 
@@ -72,7 +72,7 @@ def _check_group(where: str, group: Any) -> None:
         raise TypeError(f"{where} must be a dict, got {describe(group)}")
     for key in group:
         if not isinstance(key, str):
-            raise TypeError(f"{where} has the key {key!r}, needs a string")
+            raise TypeError(f"{where} has the key {key!r}, but keys must be strings")
     if "params" not in group:
         raise ValueError(f"{where} lacks 'params'")
     if not isinstance(group["params"], list | tuple):
@@ -91,7 +91,7 @@ def _check_entry(name: str, entry: Any) -> None:
         raise TypeError(f"state of parameter {name!r} must be a dict of slots, got {describe(entry)}")
     for slot, value in entry.items():
         if not isinstance(slot, str):
-            raise TypeError(f"state of parameter {name!r} has the slot {slot!r}, needs a string")
+            raise TypeError(f"state of parameter {name!r} has the slot {slot!r}, but slots must be strings")
         if value is not None:  # older versions of torch save None for a momentum that is off
             check_slot(name, slot, value)
 
@@ -105,4 +105,4 @@ def check_slot(name: str, slot: str, value: Any) -> None:
     if value.is_nested or value.is_sparse or value.is_quantized:
         raise TypeError(f"state of parameter {name!r}: {slot!r} must be a dense tensor, got a nested or sparse one")
     if value.is_meta:
-        raise ValueError(f"state of parameter {name!r}: {slot!r} is on the meta device, which keeps no values")
+        raise ValueError(f"state of parameter {name!r}: {slot!r} is on the meta device, which stores no values")

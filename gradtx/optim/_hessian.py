@@ -151,7 +151,7 @@ class HessianStep:
                 return {}
             if step.scaling is not None:
                 raise RuntimeError(
-                    f"{self._source.link}: hessian_diag can't be estimated from gradients that a GradScaler has "
+                    f"{self._source.link}: hessian_diag cannot be estimated from gradients that a GradScaler has "
                     "scaled; call step(hessian_diag=...), or train in bfloat16 without a scaler"
                 )
             return self._estimate(due)
@@ -170,8 +170,8 @@ class HessianStep:
         elif leaf.extras.get("hessian_diag") is None:
             if sign:
                 raise ValueError(
-                    f"{self._source.link}: hessian_diag of parameter {leaf.name!r} is None at a step that uses a "
-                    "new one; pass a tensor, or leave the argument out to have it estimated"
+                    f"{self._source.link}: hessian_diag of parameter {leaf.name!r} is None at a step that requires "
+                    "a new one; pass a tensor, or omit the argument to have it estimated"
                 )
             # No rule reads it in this step. A zero, because None means "keep the last one", which some rules lack.
             zero = torch.zeros((), device=leaf.device, dtype=leaf.wide)
@@ -187,7 +187,7 @@ class HessianStep:
                 gradients[param] = gradient
         if not gradients:
             raise ValueError(
-                f"{self._source.link} needs hessian_diag: call step(closure, hessian_diag=...); or leave it out, and "
+                f"{self._source.link} needs hessian_diag: call step(closure, hessian_diag=...); or omit it, and "
                 "call loss.backward(create_graph=True) before step(), or step(closure) with a closure that calls "
                 "loss.backward()"
             )

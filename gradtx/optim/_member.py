@@ -166,9 +166,9 @@ class Member:
             if not _torch.is_intercepted():
                 raise
             raise RuntimeError(
-                f"state of parameter {self.name!r}: step() reads the count on the host, and a trace (make_fx) has put "
-                "a tensor without value in its place; trace tx.update, whose state is an argument, or leave the state "
-                "of the optimizer out of the arguments"
+                f"state of parameter {self.name!r}: step() reads the count on the host, but a trace (make_fx) has "
+                "replaced it by a tensor without a value; trace tx.update, whose state is an argument, or exclude the "
+                "optimizer's state from the arguments"
             ) from error
 
     def set_count(self, count: int | Count) -> None:

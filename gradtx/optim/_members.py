@@ -79,7 +79,7 @@ class Members:
         check_leaf(name, param, self.owner)
         if param.dtype.is_complex and not is_lazy(param) and param.is_conj():
             raise ValueError(
-                f"{self.owner}: parameter {name!r} is the conjugate of other memory, which steps can't write; "
+                f"{self.owner}: parameter {name!r} is a conjugate view, to which steps cannot write; "
                 "pass param.resolve_conj()"
             )
 
@@ -96,7 +96,7 @@ class Members:
             by_param[param] = Member(_unique(name, by_param.values()), param)
         run, block = self._expanded(by_param)
         if are_flat_pieces(params):
-            self._check_flattened(block, "these parameters are flat pieces of memory, as FSDP1 makes them")
+            self._check_flattened(block, "these parameters are flat pieces of memory, as created by FSDP1")
         by_labels: dict[Labels, list[int]] = {}
         for i, param in enumerate(params):
             by_labels.setdefault(_labels(run, block, by_param[param]), []).append(i)
@@ -166,7 +166,7 @@ class Members:
                 selector.check_used(names)
             except ValueError as error:
                 named = "param_names" in self.views[0].group
-                hint = "" if named else "; these are parameters without names: pass model.named_parameters()"
+                hint = "" if named else "; these parameters have no names: pass model.named_parameters()"
                 raise ValueError(f"{error}{hint}") from None
 
     # Changes made to the groups from outside.
@@ -202,14 +202,13 @@ class Members:
         """
         if any("label" in view.group for view in self.views):
             raise ValueError(
-                f"{self.owner}: {divider} needs the groups that it passes, and a partition makes one for each label; "
-                f"{INSTEAD}"
+                f"{self.owner}: {divider} requires its own groups, but partition creates one for each label; {INSTEAD}"
             )
         for operation in self.block().walk():
             if operation.waits or operation.sums_late:
                 raise ValueError(
-                    f"{self.owner}: {divider} gives each rank some of the parameters, and {'.'.join(operation.path)!r} "
-                    f"sums over all of them; {INSTEAD}"
+                    f"{self.owner}: {divider} assigns each rank some of the parameters, but "
+                    f"{'.'.join(operation.path)!r} sums over all of them; {INSTEAD}"
                 )
 
     def _check_flattened(self, block: Block, reason: str) -> None:
@@ -222,8 +221,8 @@ class Members:
             sums_here = adds_up(operation) and self.rank_sums is None
             if sums_here or not operation.elementwise:
                 raise ValueError(
-                    f"{self.owner}: {reason}, and {'.'.join(operation.path)!r} reads their shapes or sums over them; "
-                    f"{INSTEAD}"
+                    f"{self.owner}: {reason}, but {'.'.join(operation.path)!r} depends on their shapes or sums over "
+                    f"them; {INSTEAD}"
                 )
 
     def _params_in(self, groups: list[Group]) -> list[Tensor]:
@@ -271,7 +270,7 @@ class Members:
         if here and here.isdisjoint(before):
             were_shaped = any(param.ndim > 1 for param in before)
             if were_shaped and all(param.ndim == 1 for param in present):
-                reason = "flattened memory has taken the place of the parameters, as DeepSpeed's ZeRO does"
+                reason = "flat pieces of memory have replaced the parameters, as with DeepSpeed's ZeRO"
                 self._check_flattened(self.block(), reason)
         self.by_param = {}
         for param, member in before.items():  # keeps the order, which extras passed as lists rely on

@@ -124,12 +124,12 @@ class Offload:
         for param in params:
             if is_sharded(param):
                 raise ValueError(
-                    f"{self._owner}: state_device takes no sharded parameters; pass CPUOffloadPolicy() to fully_shard, "
-                    "which keeps the shards themselves on the host"
+                    f"{self._owner}: state_device does not support sharded parameters; pass CPUOffloadPolicy() to "
+                    "fully_shard, which keeps the shards themselves on the host"
                 )
             if type(param.data) is not Tensor and not is_lazy(param):
-                raise ValueError(f"{self._owner}: state_device takes plain tensors, got {describe(param.data)}")
-        check_not_ddp("state_device", params, "would lose its hooks when a parameter moves")
+                raise ValueError(f"{self._owner}: state_device supports only plain tensors, got {describe(param.data)}")
+        check_not_ddp("state_device", params, "loses its hooks when a parameter moves")
 
     def check_step(self, params: Iterable[Tensor]) -> None:
         """Check again at the first step: the module may have been wrapped after the optimizer was constructed."""
@@ -227,7 +227,7 @@ def offload_for(owner: str, state_device: Any, tx: GradientTransformation) -> Of
     """
     check_state_device(owner, state_device)
     if "hessian_diag" in tx.needs:
-        raise ValueError(f"{owner}: state_device takes no chain that needs 'hessian_diag'; leave it out")
+        raise ValueError(f"{owner}: state_device does not support chains that need 'hessian_diag'; omit state_device")
     return Offload(owner)
 
 

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 WHO = "release_gradients"
 AVERAGES_LATE = (
-    "averages gradients over processes after their hooks have run, so each process would step by its own; use "
-    "fully_shard (FSDP2), or step(consume_gradients=True)"
+    "averages gradients over processes after their hooks have run, so each process would step with its own "
+    "gradients; use fully_shard (FSDP2), or step(consume_gradients=True)"
 )
 
 
@@ -182,7 +182,7 @@ class ReleasedGradients:
         if not ending.counts_calls:
             raise RuntimeError(
                 f"{WHO}: parameter {member.name!r} has a second gradient, but was updated by the first; call step() "
-                "after each backward, or accumulate gradients by accumulate(tx, every)"
+                "after each backward, or accumulate gradients with accumulate(tx, every)"
             )
         ending.run()
 
@@ -200,9 +200,7 @@ def check_released(workings: Workings) -> None:
     for link in tx._links():
         needs = [need for need in link._needs if need != "params"]
         if needs:
-            raise ValueError(
-                f"{WHO}: {link._name} needs {needs[0]!r}, which is known when backward is through; {WAY_OUT}"
-            )
+            raise ValueError(f"{WHO}: {link._name} needs {needs[0]!r}, which is known only after backward; {WAY_OUT}")
     for operation in workings.members.block().walk():
         if operation.waits or operation.hessian_period:
             raise ValueError(
@@ -216,7 +214,7 @@ def _name_of(operation: Operation) -> str:
 
 def _way_out(operation: Operation) -> str:
     if "clip_by_global_norm" in operation.path:
-        return "pass stale=True to clip by the norm of the step before, or " + WAY_OUT
+        return "pass stale=True to clip by the norm of the previous step, or " + WAY_OUT
     return WAY_OUT
 
 

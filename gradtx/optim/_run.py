@@ -126,8 +126,8 @@ class SingleRun(OptimizerRun):
 
 # The remedy in error messages about links that need all gradients.
 WAY_OUT = (
-    "take it out of the chain, or call handle.remove() and step with all gradients, freeing each when it is used: "
-    "step(consume_gradients=True)"
+    "remove it from the chain, or call handle.remove() and step with all gradients, freeing each gradient after its "
+    "use: step(consume_gradients=True)"
 )
 
 

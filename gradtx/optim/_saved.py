@@ -79,7 +79,7 @@ def _matched(
             state[key] = value
     unknown = sorted(saved.keys() - first.keys())
     if unknown and strict:
-        raise ValueError(f"state of parameter {name!r} has {unknown[0]!r}, which this chain does not keep; {REMEDY}")
+        raise ValueError(f"state of parameter {name!r} has {unknown[0]!r}, which this chain does not use; {REMEDY}")
     return state
 
 
@@ -129,11 +129,11 @@ def _as_slot(
     if not _can_become(value, first.dtype):
         raise ValueError(f"state of parameter {name!r}: {key!r} has dtype {value.dtype}, needs {first.dtype}")
     if key == "step" and not (value >= 0 and _is_whole(value)):
-        raise ValueError(f"state of parameter {name!r}: 'step' must be a count, got {value.item():g}")
+        raise ValueError(f"state of parameter {name!r}: 'step' must be a non-negative integer, got {value.item():g}")
     if kind_of(first.dtype) == "int" and not _is_whole(value):
-        raise ValueError(f"state of parameter {name!r}: {key!r} must be a whole number, got {value.item():g}")
+        raise ValueError(f"state of parameter {name!r}: {key!r} must be an integer, got {value.item():g}")
     if key.rpartition(".")[2] in COUNTS and (value < 0).any():
-        raise ValueError(f"state of parameter {name!r}: {key!r} must be a count, got {value.item():g}")
+        raise ValueError(f"state of parameter {name!r}: {key!r} must be a non-negative integer, got {value.item():g}")
     return value.detach().to(first.device if first.ndim == 0 or first.is_meta else device, first.dtype, copy=True)
 
 

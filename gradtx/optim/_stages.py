@@ -79,7 +79,9 @@ class RankSums:
         of_ranks = self._everywhere(seen)
         for rank, of_rank in zip(self._team.ranks, of_ranks, strict=True):
             if of_rank is None:
-                raise OtherRankError(f"{self._owner}: rank {rank} failed to make it; its error is raised there")
+                raise OtherRankError(
+                    f"{self._owner}: rank {rank} failed to construct the optimizer; see the error raised on that rank"
+                )
         joined = Seen()
         for of_rank in of_ranks:
             joined.add(of_rank)
@@ -144,7 +146,7 @@ class RankSums:
         senders = cast("list[int]", flags.nonzero().flatten().tolist())  # pyright: ignore[reportUnknownMemberType]
         failed = [str(self._team.ranks[i]) for i in senders]
         raise OtherRankError(
-            f"{self._owner}: rank {' and '.join(failed)} failed in this step; its error is raised there"
+            f"{self._owner}: rank {' and '.join(failed)} failed in this step; see the error raised on that rank"
         )
 
     def report_failure(self) -> None:
@@ -229,11 +231,11 @@ def _difference(ranks: Sequence[int], of_ranks: Sequence[Numbers | None]) -> str
     of_first = of_ranks[0] or {}
     for rank, numbers in zip(ranks, of_ranks, strict=True):
         if numbers is None:
-            return f"rank {rank} failed in front of this step; its error is raised there"
+            return f"rank {rank} failed before this step; see the error raised on that rank"
         if numbers.keys() != of_first.keys():
             return (
                 f"ranks sum over leaves differently: rank {ranks[0]} in {listed(of_first)}, "
-                f"rank {rank} in {listed(numbers)}; give all ranks one chain"
+                f"rank {rank} in {listed(numbers)}; use the same chain on all ranks"
             )
         for stage, values in numbers.items():
             if not values:
@@ -261,12 +263,12 @@ def check_can_sum(owner: str, block: Block, needs: Iterable[str]) -> None:
     for operation in block.walk():
         if operation.waits and not operation.sums:
             raise ValueError(
-                f"{owner}: {'.'.join(operation.path)!r} reads all leaves together, and {OPTION}= completes sums only; "
-                "take it out of the chain, or step on one rank"
+                f"{owner}: {'.'.join(operation.path)!r} reads all leaves together, but {OPTION}= completes only sums; "
+                "remove it from the chain, or step on one rank"
             )
     for need in needs:
         if need in ("grad_fn", "value_fn"):
             raise ValueError(
-                f"{owner}: a link calls the closure ({need}) at other weights, which {OPTION}= can't do on all ranks "
-                "together; take it out of the chain"
+                f"{owner}: a link calls the closure ({need}) at other weights, which {OPTION}= cannot do on all ranks "
+                "together; remove the link from the chain"
             )

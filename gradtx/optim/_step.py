@@ -141,8 +141,8 @@ class Step:
         gradient, layout = member.param.grad, member.layout
         if gradient is not None and gradient.is_sparse:
             raise RuntimeError(
-                f"{self._owner}: parameter {member.name!r} has a sparse gradient, and rules read dense ones; leave "
-                "sparse=True out of its nn.Embedding, or write param.grad = param.grad.to_dense() before step()"
+                f"{self._owner}: parameter {member.name!r} has a sparse gradient, but rules require dense ones; "
+                "omit sparse=True in its nn.Embedding, or set param.grad = param.grad.to_dense() before step()"
             )
         if member.state and layout is not None and not layout.keys <= member.state.keys():
             lacking = min(layout.keys - member.state.keys())
@@ -158,7 +158,7 @@ class Step:
                 continue
             raise ValueError(
                 f"{self._owner}: parameter {member.name!r} has shape {tuple(shape)}, but its state was "
-                f"made for {tuple(member.shape)}; start its state again: optimizer.state.pop(param)"
+                f"created for {tuple(member.shape)}; reset its state: optimizer.state.pop(param)"
             )
 
     def _stepping(self, rows: Sequence[list[Member]]) -> list[Member]:
@@ -453,7 +453,9 @@ def _memory_in_use(leaf: Leaf) -> set[Any]:
 def _by_name(extra: str, values: Sequence[Any], names: list[str]) -> dict[str, Any]:
     """Convert an extra that was passed as a list in parameter order to a dict by name."""
     if len(values) != len(names):
-        raise ValueError(f"{extra}: {len(values)} tensors for {len(names)} parameters")
+        raise ValueError(
+            f"{extra}: needs one tensor per parameter, got {len(values)} tensors for {len(names)} parameters"
+        )
     return dict(zip(names, values, strict=True))
 
 

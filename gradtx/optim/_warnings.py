@@ -49,8 +49,9 @@ def warn_of_ascent(tx: GradientTransformation) -> None:
     if not (_makes_direction(tx) and _climbs(tx)):
         return
     warn_user(
-        "as_optimizer: no link of this chain turns the sign, so its steps climb the loss; end it with "
-        "scale_by_learning_rate(lr), or with scale(-1.0) if the rate is in it (scale(1.0) says that this is meant)",
+        "as_optimizer: no link of this chain flips the sign, so its steps increase the loss; end it with "
+        "scale_by_learning_rate(lr), or with scale(-1.0) if it already applies the rate (add scale(1.0) if this is "
+        "intended)",
         UserWarning,
     )
 
@@ -92,9 +93,9 @@ def warn_of_two_schedules(owner: str, views: Iterable[GroupView]) -> None:
         if isinstance(source, Schedule):
             scheduler = f"gradtx.as_lr_scheduler(optimizer, {describe(source)})"
             warn_user(
-                f"{owner}: the lr of a group follows {describe(source)}, and now an LRScheduler writes it, too: it "
-                "overrides the schedule, with multiples of the schedule's first value. Give the optimizer a number as "
-                f"lr, and the trainer the schedule as a scheduler: {scheduler}",
+                f"{owner}: the lr of a group follows {describe(source)}, and an LRScheduler now writes it as well: "
+                "it overrides the schedule with multiples of the schedule's first value. Pass a number as lr to the "
+                f"optimizer, and the schedule as a scheduler to the trainer: {scheduler}",
                 UserWarning,
             )
 
@@ -108,7 +109,7 @@ def warn_of_unread_cycles(owner: str, views: Iterable[GroupView]) -> None:
             which = "a group" if label is None else f"the group {label!r}"
             warn_user(
                 f"{owner}: an LRScheduler cycles the momentum of {which}, where no link has a momentum or betas; its "
-                "rate follows the scheduler. cycle_momentum=False leaves all momenta as they are",
+                "rate follows the scheduler. cycle_momentum=False leaves momenta unchanged",
                 UserWarning,
             )
 
@@ -121,14 +122,14 @@ def warn_of_turned_signs(tx: GradientTransformation) -> None:
     first, second, link = turned
     if link._name == RATE or link._lr_role == "owner":
         fault = (
-            f"{second} follows {first}, and both scale by a learning rate, which turns the sign twice, so that the "
-            "loss climbs; leave one of them out"
+            f"{second} follows {first}, and both scale by a learning rate, which flips the sign twice, so the loss "
+            "increases; remove one of them"
         )
     else:
-        fixed = ", or give it fixed=True" if "fixed" in link._arguments else ""
+        fixed = ", or pass fixed=True to it" if "fixed" in link._arguments else ""
         fault = (
-            f"{second} follows {first}, which has turned the sign, so it pulls the weights the wrong way; put it in "
-            f"front of the learning rate{fixed}"
+            f"{second} follows {first}, which has already flipped the sign, so it pulls the weights the wrong way; "
+            f"move it before the learning rate{fixed}"
         )
     warn_user(f"as_optimizer: {fault}", UserWarning)
 
@@ -139,8 +140,8 @@ def warn_of_early_links(tx: GradientTransformation) -> None:
     if pair is not None:
         early, late = pair
         warn_user(
-            f"as_optimizer: {early} works on the finished step, and {late} follows it, so that {early} sees something "
-            f"else; put {early} behind {late}",
+            f"as_optimizer: {early} needs the finished step, but {late} follows it, so {early} does not receive the "
+            f"finished step; move {early} after {late}",
             UserWarning,
         )
 
@@ -215,7 +216,7 @@ def warn_of_misspelt(owner: str, keys: Iterable[Any], entries: Iterable[Entry]) 
         if intended not in known:
             intended = close(key, known, 0.8)
         if intended is not None:
-            message = f"{owner}: nothing reads {key!r} of this parameter group; did you mean {intended!r}?"
+            message = f"{owner}: no link reads {key!r} of this parameter group; did you mean {intended!r}?"
             warn_user(message, UserWarning)
 
 
@@ -227,14 +228,12 @@ def _contains_name(key: str, names: set[str]) -> bool:
 def warn_of_engine_options(owner: str, options: Mapping[str, Any]) -> None:
     """Warn about enabled options that choose between torch's implementations; disabled options have no effect."""
     if options.get("capturable"):
-        warn_user(
-            f"{owner}: capturable=True changes nothing in a group; pass it to {owner}, for all groups", UserWarning
-        )
+        warn_user(f"{owner}: capturable=True has no effect in a group; pass it to {owner}, for all groups", UserWarning)
     given = [f"{name}={options[name]}" for name in ("foreach", "fused") if options.get(name)]
     if given:
         verb = "chooses" if len(given) == 1 else "choose"
         warn_user(
-            f"{owner}: {' and '.join(given)} {verb} between implementations of torch and changes nothing here; "
-            "leave it out. A step runs over lists of tensors by default, and in compiled programs with compile=True",
+            f"{owner}: {' and '.join(given)} {verb} between implementations of torch, without effect here; "
+            "omit it. A step runs over lists of tensors by default, and in compiled programs with compile=True",
             UserWarning,
         )

@@ -73,8 +73,8 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         if numbers:
             name = next(iter(numbers))
             raise TypeError(
-                f"{owner}: takes no {name!r}: its numbers are those of a transformation. To make one like another "
-                "optimizer, write gradtx.as_optimizer(tx, params) with its transformation"
+                f"{owner}: got an unexpected argument {name!r}: hyperparameters belong to the transformation. To "
+                "build the equivalent of another optimizer, pass its transformation to gradtx.as_optimizer(tx, params)"
             )
         check_transformation(owner, "tx", tx)
         offload = _offload_for(owner, state_device, tx)
@@ -83,7 +83,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         members = self._workings.members
         if process_group is not None:
             if state_device is not None:
-                raise ValueError(f"{owner}: state_device and process_group exclude each other")
+                raise ValueError(f"{owner}: state_device cannot be combined with process_group")
             members.replicas = team_of_group(f"{owner}: process_group", process_group)
         if sum_over is not None:
             check_can_sum(owner, members.block(), tx.needs)
@@ -228,19 +228,21 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
 
         if self._workings.offload is not None:
             raise RuntimeError(
-                f"{type(self).__name__}: release_gradients does not go with state_device, whose steps copy all "
-                "gradients together; use step(consume_gradients=True)"
+                f"{type(self).__name__}: release_gradients cannot be combined with state_device, whose steps "
+                "copy all gradients together; use step(consume_gradients=True)"
             )
         if self._workings.members.rank_sums is not None:
             raise RuntimeError(
-                f"{type(self).__name__}: release_gradients does not go with sum_over; use step(consume_gradients=True)"
+                f"{type(self).__name__}: release_gradients cannot be combined with sum_over; "
+                "use step(consume_gradients=True)"
             )
         if self._workings.capturable:
             raise RuntimeError(
-                f"{type(self).__name__}: release_gradients does not go with capturable; a CUDA graph keeps gradients"
+                f"{type(self).__name__}: release_gradients cannot be combined with capturable: "
+                "a CUDA graph keeps gradients"
             )
         if self._released is not None and self._released.active:
-            raise RuntimeError(f"{type(self).__name__}: gradients are released already; call handle.remove() first")
+            raise RuntimeError(f"{type(self).__name__}: gradients are already released; call handle.remove() first")
         self._released = ReleasedGradients(self)
         return self._released
 
@@ -249,7 +251,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         evaluation = self._workings.evaluation
         if evaluation is not None and evaluation.changes_weights():
             raise RuntimeError(
-                f"{type(self).__name__}: the parameters are the weights to evaluate with; call optimizer.train() "
+                f"{type(self).__name__}: the parameters contain the evaluation weights; call optimizer.train() "
                 "before step()"
             )
 
@@ -260,11 +262,14 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         owner = type(self).__name__
         if extras:
             name = next(iter(extras))
-            raise TypeError(f"{owner}: step takes no {name!r} while gradients are released: parameters have stepped")
+            raise TypeError(
+                f"{owner}: step does not accept {name!r} while gradients are released: parameters have already been "
+                "updated"
+            )
         if Scaling.asked_of(self) is not None:
             raise RuntimeError(
-                f"{owner}: a GradScaler can't be used while gradients are released, since parameters step before it "
-                "has seen all gradients; train in bfloat16, or call handle.remove()"
+                f"{owner}: a GradScaler cannot be used while gradients are released, because parameters step before "
+                "it has read all gradients; train in bfloat16, or call handle.remove()"
             )
 
     @torch.no_grad()
@@ -304,11 +309,11 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         if scaling is not None:
             if workings.members.rank_sums is not None:
                 raise RuntimeError(
-                    f"{type(self).__name__}: a GradScaler sees the gradients of its rank only, and would skip steps on "
-                    "some ranks of sum_over=; train in bfloat16"
+                    f"{type(self).__name__}: a GradScaler reads only the gradients of its rank, and would skip "
+                    "steps on some ranks of sum_over=; train in bfloat16"
                 )
             if closure is not None:
-                remedy = "train in bfloat16, without a scaler" if self._calls_again() else "call step without one"
+                remedy = "train in bfloat16, without a scaler" if self._calls_again() else "call step without a closure"
                 raise RuntimeError(f"closures are not supported under an enabled GradScaler: {remedy}")
             if workings.counts_on_host() and not scaling.proceed:
                 scaling.unscale(workings.members.by_param)
@@ -345,8 +350,8 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         """
         if self._calls_again() and all(param.grad is None for param in workings.members.by_param):
             raise RuntimeError(
-                f"{type(self).__name__}: the closure left no gradient; it must call zero_grad() and backward(), and "
-                "return the loss"
+                f"{type(self).__name__}: the closure computed no gradients; it must call zero_grad() and backward(), "
+                "and return the loss"
             )
 
     _step_untraced = _torch.not_traced(_step)

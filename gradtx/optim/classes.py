@@ -131,7 +131,7 @@ class AliasOptimizer(ChainOptimizer):
         """Reject another value of an option that this class fixes, if it would have an effect."""
         if group.get("weight_decay", 0.0) != 0.0:
             other = f"{option}={group[option]}"
-            raise ValueError(f"{type(self).__name__}: {what} has {other}, which this class can't follow; {remedy}")
+            raise ValueError(f"{type(self).__name__}: {what} has {other}, which this class does not support; {remedy}")
 
     def state_dict(self) -> dict[str, Any]:
         """Return a state dict as torch's class does, with numbers for options that are None only in gradtx."""

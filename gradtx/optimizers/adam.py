@@ -295,7 +295,7 @@ def adam_atan2(
 
 def _decay_or_regenerate(weight_decay, rate, lr, relative: bool, cautious: bool = False, wasserstein: bool = False):
     if not (is_off(weight_decay) or is_off(rate)):
-        raise ValueError("weight_decay and regen_reg_rate exclude each other; leave one at 0.0")
+        raise ValueError("weight_decay and regen_reg_rate are mutually exclusive; set one of them to 0.0")
     relative_to = lr if relative else None
     if is_off(rate):
         return add_decayed_weights(weight_decay, cautious=cautious, relative_to=relative_to)

@@ -94,7 +94,9 @@ def muon(
     named sets, `ns_dtype`, `flatten`, `fallback` and `view` are added.
     """
     if flatten and view != "matrix":
-        raise ValueError(f"muon: flatten=True means view='flatten', got view={view!r} as well; leave flatten out")
+        raise ValueError(
+            f"muon: flatten=True is equivalent to view='flatten', but view={view!r} was also given; omit flatten"
+        )
     view = "flatten" if flatten else view
     matrices = chain(
         trace_ema(momentum, nesterov),
@@ -147,7 +149,7 @@ def _with_adam_atan2(matrix, lr, betas, weight_decay, decoupled_wd, cautious_fac
 
 def _check_ndims(matrix_ndims: Any) -> None:
     if not (isinstance(matrix_ndims, tuple) and all(isinstance(n, int) and n >= 2 for n in matrix_ndims)):
-        raise ValueError(f"matrix_ndims must be a tuple of whole numbers from 2 on, got {matrix_ndims!r}")
+        raise ValueError(f"matrix_ndims must be a tuple of integers >= 2, got {matrix_ndims!r}")
 
 
 _MATRIX_RANGES = {

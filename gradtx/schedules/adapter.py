@@ -41,7 +41,10 @@ class ScheduleLR(LRScheduler):
         if len(schedules) == 1:
             schedules = schedules * groups
         if len(schedules) != groups:
-            raise ValueError(f"as_lr_scheduler: {len(schedules)} schedules for {groups} parameter groups")
+            raise ValueError(
+                f"as_lr_scheduler: the number of schedules must equal the number of parameter groups, "
+                f"got {len(schedules)} and {groups}"
+            )
         return [float(schedule(self.last_epoch)) for schedule in schedules]
 
     def state_dict(self) -> dict[str, Any]:
@@ -90,5 +93,8 @@ def as_lr_scheduler(optimizer: Optimizer, schedule: Schedule | Sequence[Schedule
             raise TypeError(f"as_lr_scheduler: {what} must be a gradtx.Schedule, got {describe(one)}{remedy}")
     groups = len(optimizer.param_groups)
     if several and len(schedules) != groups:
-        raise ValueError(f"as_lr_scheduler: {len(schedules)} schedules for {groups} parameter groups")
+        raise ValueError(
+            f"as_lr_scheduler: the number of schedules must equal the number of parameter groups, "
+            f"got {len(schedules)} and {groups}"
+        )
     return ScheduleLR(optimizer, schedules, last_epoch)

@@ -296,7 +296,7 @@ def one_cycle_schedule(
 def _check_instead(name: str, other: str, value: Scalar, default: float) -> None:
     """Raise an error if both of two alternative arguments were given."""
     if value != default:
-        raise TypeError(f"one_cycle_schedule: got both {name} and {other}, which say the same; pass one")
+        raise TypeError(f"one_cycle_schedule: got both {name} and {other}, which are alternatives; pass one")
 
 
 def _check_peak(warmup_steps: int, end: int, three_phase: bool) -> None:
@@ -304,7 +304,7 @@ def _check_peak(warmup_steps: int, end: int, three_phase: bool) -> None:
     most = end // 2 if three_phase else end
     if warmup_steps > most:
         raise ValueError(
-            f"one_cycle_schedule: warmup_steps must be at most {most} of total_steps={end + 1}, got {warmup_steps}"
+            f"one_cycle_schedule: warmup_steps must be at most {most} with total_steps={end + 1}, got {warmup_steps}"
         )
 
 
@@ -382,7 +382,7 @@ def join_schedules(schedules: Sequence[Schedule], milestones: Sequence[int]):
             f"join_schedules: {len(schedules)} schedules need {len(schedules) - 1} milestones, got {len(milestones)}"
         )
     if any(late <= early for early, late in zip([0, *milestones], milestones, strict=False)):
-        raise ValueError(f"join_schedules: milestones must rise from above 0, got {list(milestones)}")
+        raise ValueError(f"join_schedules: milestones must be positive and increasing, got {list(milestones)}")
 
     def value(step: Tensor) -> Tensor:
         now = exact(schedules[0](step), step.device)

@@ -219,7 +219,7 @@ def cosine_warmup_restarts_schedule(
     name = "cosine_warmup_restarts_schedule"
     if isinstance(cycle_mult, bool) or not isinstance(cycle_mult, numbers.Real):
         raise TypeError(
-            f"{name}: cycle_mult decides where cycles begin and must be a number, got {describe(cycle_mult)}"
+            f"{name}: cycle_mult sets the lengths of the cycles and must be a plain number, got {describe(cycle_mult)}"
         )
     if not 0 < cycle_mult < math.inf:
         raise ValueError(f"{name}: cycle_mult must be in (0, inf), got {cycle_mult}")
@@ -394,7 +394,7 @@ def wsd_schedule(
     floor = lr * min_lr_ratio
     if min_lr is not None:
         if min_lr_ratio != 0.0:
-            raise TypeError("wsd_schedule: got both min_lr and min_lr_ratio, which say the same; pass one")
+            raise TypeError("wsd_schedule: got both min_lr and min_lr_ratio, which are alternatives; pass one")
         floor = min_lr
 
     def shape(x: Tensor) -> Tensor:
@@ -425,7 +425,7 @@ def _stable_and_decaying(warmup: int, stable: int | None, decaying: int | None, 
     assert stable is not None
     assert decaying is not None
     if min(stable, decaying) < 0:
-        raise ValueError(f"wsd_schedule: total_steps={total} is less than the steps of its phases")
+        raise ValueError(f"wsd_schedule: total_steps={total} is less than the total of the phases")
     return stable, decaying
 
 

@@ -119,10 +119,10 @@ def _named(owner: str, name: str, steps: int | None, dtype: torch.dtype | None) 
         raise ValueError(f"{owner}: coefs must be one of {', '.join(SETS)}, or triples of numbers, got {name!r}")
     chosen = SETS[name]
     if chosen.fixed and steps not in (None, chosen.steps):
-        raise ValueError(f"{owner}: coefs={name!r} are made for steps={chosen.steps}, got {steps}")
+        raise ValueError(f"{owner}: coefs={name!r} requires steps={chosen.steps}, got {steps}")
     bits = 64 if dtype is None else 1 - round(torch.tensor(torch.finfo(dtype).eps).log2().item())
     if bits < chosen.least_bits:
-        raise ValueError(f"{owner}: coefs={name!r} overflow in {dtype}; iterate in float32")
+        raise ValueError(f"{owner}: coefs={name!r} overflows in {dtype}; iterate in float32")
     return chosen
 
 

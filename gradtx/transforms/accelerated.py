@@ -190,7 +190,7 @@ def scale_by_gravity(lr: Scalar, alpha: Scalar = 0.01, beta: Scalar = 0.9, seed:
     def init(param, rng):
         rate, spread = exact(lr, param.device), exact(alpha, param.device)
         if readable(spread) and spread != 0:
-            check_initial_lr("scale_by_gravity", rate, "alpha", "start above 0, or set alpha to 0")
+            check_initial_lr("scale_by_gravity", rate, "alpha", "use an initial value above 0, or set alpha to 0")
         still = spread == 0
         size = torch.where(still, spread, spread / torch.where(still, torch.ones_like(rate), rate))
         return {"v": (size * rng.normal(param)).to(param.dtype)}

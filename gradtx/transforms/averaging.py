@@ -98,7 +98,7 @@ def average(decay: Scalar | None = None, start: int = 0, debias: bool = False):
     Source: Polyak and Juditsky 1992. Departures: `decay`; the paper uses the mean.
     """
     if debias and decay is None:
-        raise ValueError("average: debias is for an average with a decay")
+        raise ValueError("average: debias requires a decay")
 
     def init(param):
         return {"average": param}

@@ -23,7 +23,7 @@ def _blocks(x: Tensor, block: Any) -> int:
     size = x.shape[0] if x.ndim else 1
     if size % block:
         raise UnfitError(
-            f"has {size} entries along dimension 0, which {block} blocks do not divide; use partition(...)"
+            f"has {size} entries along dimension 0, which is not divisible into {block} blocks; use partition(...)"
         )
     return block
 
@@ -76,9 +76,9 @@ def scale_by_block_adam(betas: Betas = (0.9, 0.999), eps: Scalar = 1e-8, block: 
     the authors' code uses module names. Row blocks apply to leaves of any rank.
     """
     if isinstance(block, bool) or not isinstance(block, str | int):
-        raise TypeError(f"scale_by_block_adam: block must be 'row', 'tensor' or an int, got {block!r}")
+        raise TypeError(f"scale_by_block_adam: block must be 'row', 'tensor' or a positive int, got {block!r}")
     if block not in ("row", "tensor") and not (isinstance(block, int) and block >= 1):
-        raise ValueError(f"scale_by_block_adam: block must be 'row', 'tensor' or a number from 1 on, got {block!r}")
+        raise ValueError(f"scale_by_block_adam: block must be 'row', 'tensor' or a positive int, got {block!r}")
     beta1, beta2 = betas
 
     def init(param):

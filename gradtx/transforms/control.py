@@ -93,7 +93,9 @@ def record(name: str):
         '5.000, 1.000'
     """
     if not name.isidentifier() or name == "step":
-        raise ValueError(f"record: name becomes a key next to 'step', so it must be another identifier, got {name!r}")
+        raise ValueError(
+            f"record: name must be an identifier other than 'step', which is the count's key, got {name!r}"
+        )
 
     def update(update, state, param, ctx):
         total = yield {"square": update.square().sum()}

@@ -64,13 +64,14 @@ def add_decayed_weights(
     adam-atan2-pytorch 0.4.1.
     """
     if fixed and cautious:
-        raise ValueError("add_decayed_weights: cautious compares a direction with the weight, fixed follows a step")
-    if relative_to is not None and corrected_by is not None:
         raise ValueError(
-            "add_decayed_weights: relative_to and corrected_by are two uses of the learning rate; take one"
+            "add_decayed_weights: fixed and cautious cannot be combined: cautious needs a direction, fixed applies "
+            "after the learning rate"
         )
+    if relative_to is not None and corrected_by is not None:
+        raise ValueError("add_decayed_weights: relative_to and corrected_by cannot be combined; pass only one")
     if max_lr is not None and corrected_by is None:
-        raise ValueError("add_decayed_weights: max_lr is what corrected_by is divided by; it needs corrected_by")
+        raise ValueError("add_decayed_weights: max_lr is the divisor of corrected_by; pass corrected_by as well")
     if is_off(weight_decay):
         return chain()
     strength = -weight_decay if fixed else weight_decay
@@ -158,7 +159,7 @@ def initial_lr(
     lr,
     param,
     divided: str = "the rate",
-    remedy: str = "start above 0, or leave out relative_to (decoupled_wd)",
+    remedy: str = "use an initial value above 0, or omit relative_to (decoupled_wd)",
 ) -> dict:
     """Return the slot with a leaf's initial learning rate, by which another value is divided."""
     if lr is None:

@@ -56,7 +56,7 @@ def scale_by_dion(mu: Scalar = 0.95, rank: float | int = 1.0, eps: Scalar = 1e-8
     """
     _check_number("scale_by_dion", "rank", rank)
     if not (rank > 0 and (isinstance(rank, int) or rank <= 1)):
-        raise ValueError(f"scale_by_dion: rank must be a whole number above 0, or a fraction in (0, 1], got {rank!r}")
+        raise ValueError(f"scale_by_dion: rank must be a positive int or a fraction in (0, 1], got {rank!r}")
     if init not in ("random", "eye"):
         raise ValueError(f"scale_by_dion: init must be 'random' or 'eye', got {init!r}")
 

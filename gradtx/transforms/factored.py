@@ -252,11 +252,13 @@ def scale_by_adafactor(
     where `scale_parameter` is on and `relative_step` off.
     """
     if relative_step and lr is not None:
-        raise ValueError("scale_by_adafactor: relative_step sets the rate itself; leave lr out, or set it to False")
+        raise ValueError("scale_by_adafactor: relative_step sets the rate itself; omit lr, or pass relative_step=False")
     if not relative_step and lr is None:
         raise ValueError("scale_by_adafactor: needs lr, or relative_step=True")
     if warmup_init and not relative_step:
-        raise ValueError("scale_by_adafactor: warmup_init warms up the relative step; it needs relative_step=True")
+        raise ValueError(
+            "scale_by_adafactor: warmup_init applies to the relative step; pass relative_step=True as well"
+        )
 
     def init(param):
         return {"exp_avg": torch.zeros_like(param)}

@@ -112,7 +112,7 @@ def scale_by_adasmooth(betas: Betas = (0.5, 0.99), eps: Scalar = 1e-6, reset_eve
     """
     fast, slow = betas
     if isinstance(fast, float) and isinstance(slow, float) and fast >= slow:
-        raise ValueError(f"scale_by_adasmooth: betas must rise, the fast decay first, got ({fast!r}, {slow!r})")
+        raise ValueError(f"scale_by_adasmooth: betas must be increasing (fast decay first), got ({fast!r}, {slow!r})")
 
     def init(param):
         slots = ("exp_avg_sq", "sum", "abs_sum")

@@ -19,7 +19,7 @@ def _radius(param: Tensor) -> dict[str, Tensor]:
     radius = norm(param)
     if param.numel() and _torch.readable(radius) and radius == 0:
         raise UnfitError(
-            "starts with norm 0, where it would stay; send it through another transformation, by partition(...)"
+            "has initial norm 0 and would never leave it; use another transformation for it with partition(...)"
         )
     return {"radius": radius}
 

@@ -17,7 +17,8 @@ def _first_step_size(arguments):
     lr = arguments["lr"]
     if not (isinstance(lr, Tensor) and not readable(lr)) and lr == 0:
         raise ValueError(
-            "scale_by_local_smoothness: every step size follows from the first, lr, which is 0; start above 0"
+            "scale_by_local_smoothness: every step size derives from the first, lr, which is 0; use an initial lr "
+            "above 0"
         )
     return lr
 

@@ -51,7 +51,9 @@ def scale_by_srmm(lr: Scalar = 0.01, beta: Scalar = 0.5, memory_length: int | No
     (theirs at 0), and the memory is refreshed (theirs never is, due to an operator precedence error).
     """
     if isinstance(lr, float) and isinstance(proximal, float) and lr * proximal > 1:
-        raise ValueError(f"scale_by_srmm: lr * proximal must be in [0, 1], got {lr!r} * {proximal!r}; lower one")
+        raise ValueError(
+            f"scale_by_srmm: lr * proximal must be in [0, 1], got {lr!r} * {proximal!r}; lower one of them"
+        )
 
     def init(param):
         return {"mov_avg_grad": torch.zeros_like(param), "mov_avg_param": param}

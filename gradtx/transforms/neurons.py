@@ -48,8 +48,8 @@ def _projected(x: Tensor) -> Tensor:
         return x
     if math.prod(x.shape[1:]) == 1:
         raise ValueError(
-            f"project_neurons: neurons of shape {tuple(x.shape)} have one weight each, which is its own mean; "
-            "train it without constraints, in another branch of partition(...)"
+            f"project_neurons: neurons of shape {tuple(x.shape)} have a single weight each, which would become 0; "
+            "train them without constraints in another branch of partition(...)"
         )
     centered = unit_centered(x)
     size = unit_norm(centered)

@@ -322,8 +322,7 @@ def _checked_frequency(frequency: Any) -> int | None:
         return None
     if isinstance(frequency, bool) or not isinstance(frequency, int) or frequency < 1:
         raise ValueError(
-            "scale_by_psgd_kron: precondition_frequency must be 'annealed' or a whole number from 1 on, "
-            f"got {frequency!r}"
+            f"scale_by_psgd_kron: precondition_frequency must be 'annealed' or a positive int, got {frequency!r}"
         )
     return frequency
 

@@ -62,7 +62,7 @@ def scale_by_apollo(
     if weight_decay_type not in ("decoupled", "stable"):
         raise ValueError(
             f"scale_by_apollo: weight_decay_type must be 'decoupled' or 'stable', got {weight_decay_type!r}; "
-            "for 'L2' put add_decayed_weights in front"
+            "for 'L2', place add_decayed_weights before this link"
         )
     belief, stable = rebound == "belief", weight_decay_type == "stable"
 

@@ -133,8 +133,8 @@ def scale_by_sophia(betas: Betas = (0.96, 0.99), gamma: Scalar = 0.01, eps: Scal
 def _given(owner: str, diag):
     if diag is None:
         raise ValueError(
-            f"{owner}: hessian_diag is None, which keeps the last one, but update_period=1 uses a new one at every "
-            "step; pass a tensor for each leaf with a gradient"
+            f"{owner}: hessian_diag is None, which keeps the last one, but update_period=1 requires a new one at "
+            "every step; pass a tensor for each leaf with a gradient"
         )
     return diag
 

@@ -97,7 +97,7 @@ def scale_by_lars(
     Source: You et al. 2017, arXiv:1708.03888; trust_clip: NVIDIA's apex LARC. Departures: the paper has no eps.
     """
     if trust_clip and lr is None:
-        raise ValueError("scale_by_lars: trust_clip needs lr; pass the rate that scale_by_learning_rate gets")
+        raise ValueError("scale_by_lars: trust_clip needs lr; pass the rate used by scale_by_learning_rate")
 
     def update(update, state, param, ctx):
         if param.ndim < min_ndim:

@@ -207,16 +207,16 @@ def test_no_experts_and_a_leaf_without_gradient_are_fine():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "blocks: give one of heads, sizes, batch, view, or heads and sizes; got none"),
+        ({}, "blocks: pass exactly one of heads, sizes, batch and view, or heads with sizes; got none"),
         ({"heads": 2, "batch": 1}, "got heads and batch"),
-        ({"heads": 0}, r"heads must be counts of at least 1, got \(0,\)"),
-        ({"sizes": (2, 0)}, r"sizes must be counts of at least 1, got \(2, 0\)"),
-        ({"sizes": (2, 4), "heads": (1,)}, "heads has 1 entries, sizes has 2"),
-        ({"where": (), "heads": 2}, r"blocks: where: \(\) selects no leaf; give a name pattern, such as '\*'"),
-        ({"where": [], "heads": 2}, r"blocks: where: \[\] selects no leaf; .* or leave it out"),
-        ({"sizes": ()}, r"sizes must be counts of at least 1, got \(\)"),
-        ({"sizes": (2, 4), "heads": ()}, r"heads must be counts of at least 1, got \(\)"),
-        ({"batch": 0}, "batch must be counts of at least 1"),
+        ({"heads": 0}, r"heads must be positive integers, got \(0,\)"),
+        ({"sizes": (2, 0)}, r"sizes must be positive integers, got \(2, 0\)"),
+        ({"sizes": (2, 4), "heads": (1,)}, "heads must have one entry per entry of sizes, got 1 and 2"),
+        ({"where": (), "heads": 2}, r"blocks: where: \(\) selects no leaves; pass a name pattern, such as '\*'"),
+        ({"where": [], "heads": 2}, r"blocks: where: \[\] selects no leaves; .* or omit it"),
+        ({"sizes": ()}, r"sizes must be positive integers, got \(\)"),
+        ({"sizes": (2, 4), "heads": ()}, r"heads must be positive integers, got \(\)"),
+        ({"batch": 0}, "batch must be positive integers"),
         ({"view": torch.unbind}, r"view must be two functions \(split, join\)"),
     ],
 )
@@ -228,14 +228,23 @@ def test_arguments_that_make_no_blocks(options, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"heads": 4}, "blocks: leaf 'a.w' has size 6 in dimension 0, which heads=4 doesn't divide"),
-        ({"heads": 2, "dim": 2}, r"leaf 'a.w' has shape \(6, 3\), no dimension dim=2"),
-        ({"sizes": (4, 4)}, r"leaf 'a.w' has size 6 in dimension 0, but sizes=\(4, 4\) sum up to 8"),
-        ({"sizes": (4, 2), "heads": (3, 2)}, r"leaf 'a.w' has sizes\[0\]=4 in dimension 0, which heads=3 doesn't"),
-        ({"batch": 2}, r"leaf 'a.w' has shape \(6, 3\), batch=2 needs more dimensions than that"),
-        ({"view": (torch.unbind, torch.cat)}, r"view: join\(split\(x\)\) is not x for leaf 'a.w'"),
-        ({"view": (lambda x: [x, x], lambda parts: parts[0])}, r"view: join\(split\(x\)\) is not x for leaf 'a.w'"),
-        ({"view": (lambda x: None, torch.cat)}, "view: split gives no tensors for leaf 'a.w', got NoneType"),
+        ({"heads": 4}, "blocks: leaf 'a.w' has size 6 in dimension 0, which is not divisible by heads=4"),
+        ({"heads": 2, "dim": 2}, r"leaf 'a.w' has shape \(6, 3\) and no dimension 2"),
+        ({"sizes": (4, 4)}, r"leaf 'a.w' has size 6 in dimension 0, but sizes=\(4, 4\) sum to 8"),
+        (
+            {"sizes": (4, 2), "heads": (3, 2)},
+            r"leaf 'a.w' has sizes\[0\]=4 in dimension 0, which is not divisible by heads=3",
+        ),
+        ({"batch": 2}, r"leaf 'a.w' has shape \(6, 3\), but batch=2 requires more than 2 dimensions"),
+        ({"view": (torch.unbind, torch.cat)}, r"view: join\(split\(x\)\) does not equal x for leaf 'a.w'"),
+        (
+            {"view": (lambda x: [x, x], lambda parts: parts[0])},
+            r"view: join\(split\(x\)\) does not equal x for leaf 'a.w'",
+        ),
+        (
+            {"view": (lambda x: None, torch.cat)},
+            "view: split must return a non-empty list of tensors for leaf 'a.w', got NoneType",
+        ),
         ({"where": "b.*", "heads": 2}, r"blocks: 'b.\*' matches no leaf; leaves: a.w"),
     ],
 )
@@ -252,7 +261,7 @@ def test_transformations_that_need_whole_trees():
         (gradtx.chain(gradtx.trace(0.9), gradtx.sam(gradtx.sgd(lr=0.1))), "sam"),
         (gradtx.accumulate(plain, every=2), "transformation"),
     ):
-        with pytest.raises(TypeError, match=f"blocks: {name} works on whole trees or leaves; put it outside"):
+        with pytest.raises(TypeError, match=f"blocks: {name} processes whole trees or leaves; move it outside blocks"):
             gradtx.blocks(tx, heads=2)
     with pytest.raises(TypeError, match="blocks: tx must be a GradientTransformation, got adam; call it"):
         gradtx.blocks(gradtx.adam, heads=2)
@@ -266,7 +275,9 @@ def test_a_rule_that_does_not_take_the_blocks_names_the_leaf():
 @pytest.mark.parametrize("around", [gradtx.rotated, lambda tx: gradtx.low_rank(tx, 1)])
 def test_slots_of_blocks_in_other_coordinates_are_refused_at_init(around):
     params = {"w": torch.ones(4, 3)}
-    with pytest.raises(TypeError, match=r"blocks: divides leaves, whose slots \w+ can't turn then; put it outside of"):
+    with pytest.raises(
+        TypeError, match=r"blocks: divides leaves into blocks, whose slots \w+ cannot rotate; move it outside"
+    ):
         around(gradtx.blocks(gradtx.trace(0.5), heads=2)).init(params)
     tx = around(gradtx.blocks(gradtx.clip_by_norm(1.0), heads=2))  # which keeps none
     tx.update(params, tx.init(params), params)

@@ -41,40 +41,43 @@ def test_ticks_may_return_the_values_that_it_gets():
 BROKEN = {
     "a bool of Python": (
         lambda: clocked(lambda values, sums: (True, values)),
-        "mine: ticks returns a 0-d bool tensor as its first value, got True",
+        "mine: ticks must return a 0-d bool tensor as its first value, got True",
     ),
     "an int tensor": (
         lambda: clocked(lambda values, sums: (torch.tensor(1), values)),
-        r"mine: ticks returns a 0-d bool tensor as its first value, got tensor\(1\)",
+        r"mine: ticks must return a 0-d bool tensor as its first value, got tensor\(1\)",
     ),
-    "a bool alone": (lambda: clocked(lambda values, sums: YES), r"mine: ticks returns \(counts, values\), got tensor"),
+    "a bool alone": (
+        lambda: clocked(lambda values, sums: YES),
+        r"mine: ticks must return \(counts, values\), got tensor",
+    ),
     "a value left out": (
         lambda: clocked(lambda values, sums: (YES, {})),
-        r"mine: ticks returns the values \[\], start names \['calls'\]",
+        r"mine: ticks must return the values \['calls'\] of start, got \[\]",
     ),
     "an int of Python": (
         lambda: clocked(lambda values, sums: (YES, {"calls": 3})),
-        "mine: ticks returns 0-d int64 tensors as values, got 3 for 'calls'",
+        "mine: ticks must return 0-d int64 tensors as values, got 3 for 'calls'",
     ),
     "a sum without measure": (
         lambda: clocked(lambda values, sums: (sums["a"] == 0, values)),
-        "mine: ticks asks for the sum 'a', but no measure= makes sums",
+        "mine: ticks requests the sum 'a', but no measure= is given",
     ),
     "a sum that measure does not make": (
         lambda: clocked(lambda values, sums: (sums["a"] == 0, values), measure=lambda update: {"b": update.sum()}),
-        r"mine: ticks asks for the sum 'a', but measure makes \['b'\]",
+        r"mine: ticks requests the sum 'a', but measure returns \['b'\]",
     ),
     "a measure that is no dict": (
         lambda: clocked(lambda values, sums: (YES, values), measure=lambda update: update.sum()),
-        "mine: measure returns a dict of 0-d tensors, got tensor",
+        "mine: measure must return a dict of 0-d tensors, got tensor",
     ),
     "a measure with a dimension": (
         lambda: clocked(lambda values, sums: (YES, values), measure=lambda update: {"a": update}),
-        "mine: measure returns 0-d tensors, got tensor",
+        "mine: measure must return 0-d tensors, got tensor",
     ),
     "an enter that yields": (
         lambda: combined(enter=lambda update, state, param, ctx: ((yield {"a": update.sum()}), state)),
-        "mine: enter can't yield sums; leave can",
+        "mine: enter cannot yield sums; yield them in leave",
     ),
     "a slot and a shared value of one name": (
         lambda: combined(init=lambda param: {"a": param}, shared={"a": 0.0}, leave=lambda u, s, p, ctx: (u, s)),
@@ -84,7 +87,7 @@ BROKEN = {
         lambda: combined(
             inner_slots=("momentum_buffer",), leave=lambda u, s, p, ctx: (u, s, {"momentum_buffer": ctx.inner})
         ),
-        "mine: leave returns the inner slot 'momentum_buffer', which is none; did you mean 'trace.momentum_buffer'",
+        "mine: leave returns 'momentum_buffer', which is not an inner slot; did you mean 'trace.momentum_buffer'",
     ),
     "an inner slot of another shape": (
         lambda: combined(
@@ -95,7 +98,7 @@ BROKEN = {
     ),
     "a third value without inner_slots": (
         lambda: combined(leave=lambda u, s, p, ctx: (u, s, {})),
-        "mine: a third value of leave replaces inner slots: name them in inner_slots=",
+        r"mine: leave returned a third value \(new inner slots\); list these slots in inner_slots=",
     ),
     "a string of inner slots": (
         lambda: combined(inner_slots="momentum_buffer"),
@@ -107,7 +110,7 @@ BROKEN = {
     ),
     "a start of the step": (
         lambda: combined(clock=InnerClock(lambda values, sums: (YES, values), {"step": 0})),
-        "InnerClock: start: 'step' is the clock's count",
+        "InnerClock: start: 'step' is reserved for the clock's count",
     ),
 }
 

@@ -81,12 +81,28 @@ def test_names_without_logits_stay_and_large_bounds_change_nothing():
 @pytest.mark.parametrize(
     ("S", "error", "message"),
     [
-        ({"layer": torch.ones(4)}, ValueError, r"max_logits\['layer'\] has 4 heads, which don't divide the 6 rows"),
-        ({"layer": torch.ones(3, 1)}, ValueError, r"max_logits\['layer'\] must be 1-D, .* of shape \(3, 1\)"),
-        ({"layer": torch.tensor(3.0)}, ValueError, r"max_logits\['layer'\] must be 1-D, .* of shape \(\)"),
-        ({"layer": torch.ones(0)}, ValueError, r"max_logits\['layer'\] must be 1-D, .* of shape \(0,\)"),
-        ({"keys": torch.tensor([1.0, torch.nan])}, ValueError, r"max_logits\['keys'\] has nan for head 1; leave out"),
-        ({"keys": torch.tensor([torch.inf, 1.0])}, ValueError, r"max_logits\['keys'\] has inf for head 0; leave out"),
+        (
+            {"layer": torch.ones(4)},
+            ValueError,
+            r"max_logits\['layer'\] has 4 heads, but the 6 rows of leaf .* are not divisible by 4",
+        ),
+        (
+            {"layer": torch.ones(3, 1)},
+            ValueError,
+            r"max_logits\['layer'\] must be 1-D with one value per head, .* of shape \(3, 1\)",
+        ),
+        (
+            {"layer": torch.tensor(3.0)},
+            ValueError,
+            r"max_logits\['layer'\] must be 1-D with one value per head, .* of shape \(\)",
+        ),
+        (
+            {"layer": torch.ones(0)},
+            ValueError,
+            r"max_logits\['layer'\] must be 1-D with one value per head, .* of shape \(0,\)",
+        ),
+        ({"keys": torch.tensor([1.0, torch.nan])}, ValueError, r"max_logits\['keys'\] has nan for head 1; skip"),
+        ({"keys": torch.tensor([torch.inf, 1.0])}, ValueError, r"max_logits\['keys'\] has inf for head 0; skip"),
         ({"layer": torch.ones(3, dtype=torch.complex64)}, TypeError, r"max_logits\['layer'\] must be real numbers"),
         ({"layer": [1.0]}, TypeError, "max_logits must be a dict of tensors"),
         (torch.ones(3), TypeError, "max_logits must be a dict of tensors"),
@@ -104,12 +120,16 @@ def test_logits_that_do_not_fit(S, error, message):
     ("make", "error", "message"),
     [
         (lambda: gradtx.qk_clip({}), TypeError, "roles must be a dict of pattern -> "),
-        (lambda: gradtx.qk_clip({(): ("a", "key")}), ValueError, r"qk_clip: roles: \(\) selects no leaf; give a name"),
+        (
+            lambda: gradtx.qk_clip({(): ("a", "key")}),
+            ValueError,
+            r"qk_clip: roles: \(\) selects no leaves; pass a name",
+        ),
         (lambda: gradtx.qk_clip({"q": "query"}), TypeError, r"roles\['q'\] must be \(name, role\), got 'query'"),
-        (lambda: gradtx.qk_clip({"q": ("a", "value")}), ValueError, "the role 'value'; roles: query, key,"),
+        (lambda: gradtx.qk_clip({"q": ("a", "value")}), ValueError, "the unknown role 'value'; roles: query, key,"),
         (lambda: gradtx.qk_clip(ROLES, tau=0.0), ValueError, r"tau must be in \(0, inf\), got 0.0"),
         (lambda: gradtx.qk_clip({"x.*": ("a", "key")}).init(tree()), ValueError, r"qk_clip: 'x.\*' matches no leaf"),
-        (lambda: gradtx.blocks(gradtx.qk_clip(ROLES), heads=2), TypeError, "blocks: qk_clip works on whole"),
+        (lambda: gradtx.blocks(gradtx.qk_clip(ROLES), heads=2), TypeError, "blocks: qk_clip processes whole"),
     ],
 )
 def test_what_makes_no_sense(make, error, message):
@@ -144,7 +164,7 @@ def in_accumulate(tx):
         # Of the last leaf only: those in front would have stepped by then.
         (
             {"keys": torch.ones(3)},
-            r"max_logits\['keys'\] has 3 heads, which don't divide the 4 rows of leaf 'k.weight'",
+            r"max_logits\['keys'\] has 3 heads, but the 4 rows of leaf 'k.weight'",
         ),
         ({"layer": torch.ones(6)}, r"max_logits\['layer'\] has 6 heads, .* the 3 rows of leaf 'qr.weight'"),
         ({"keys": torch.tensor([1.0, torch.nan])}, "has nan for head 1"),
@@ -187,7 +207,7 @@ def test_pure_use_checks_logits_before_it_computes():
     params = tree()
     tx = in_partition(gradtx.chain(noting(), gradtx.qk_clip(ROLES)))
     state = tx.init(params)
-    with pytest.raises(ValueError, match=r"qk_clip: .* 3 heads, which don't divide"):
+    with pytest.raises(ValueError, match=r"qk_clip: .* 3 heads, but the .* not divisible by 3"):
         tx.update(params, state, params, max_logits={"keys": torch.ones(3)})
     assert not computed
 
@@ -223,5 +243,5 @@ def test_a_rule_of_the_user_checks_its_extras_in_every_call(extra):
         with pytest.raises(ValueError, match="leaf 'a' of shape"):
             optimizer.step(bound=given(3))
         assert torch.equal(weight, before)
-    with pytest.raises(TypeError, match="blocks: bounded works on whole"):
+    with pytest.raises(TypeError, match="blocks: bounded processes whole"):
         gradtx.blocks(tx, heads=2)

@@ -124,13 +124,13 @@ def test_something_else_than_a_transformation_is_an_error():
 def test_a_rule_on_whole_trees_inside_is_an_error():
     tx = gradtx.restart(gradtx.correct_variance(exact=True), 3)
     params = {"w": torch.zeros(1)}
-    with pytest.raises(TypeError, match="correct_variance_exactly: works on whole trees"):
+    with pytest.raises(TypeError, match="correct_variance_exactly: processes whole trees"):
         tx.update(params, tx.init(params), params, grad_fn=lambda at: at)
 
 
 def test_rules_for_whole_trees_inside_are_refused_at_init():
     tx = gradtx.restart(gradtx.line_search(gradtx.sgd()), 4)
-    with pytest.raises(TypeError, match="line_search: works on whole trees, whose state a restart can't reset"):
+    with pytest.raises(TypeError, match="line_search: processes whole trees, whose state a restart cannot reset"):
         tx.init({"w": torch.ones(2)})
-    with pytest.raises(TypeError, match="line_search: works on whole trees, whose state a restart can't reset"):
+    with pytest.raises(TypeError, match="line_search: processes whole trees, whose state a restart cannot reset"):
         gradtx.as_optimizer(tx, [torch.nn.Parameter(torch.ones(2))])

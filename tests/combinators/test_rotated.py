@@ -252,7 +252,7 @@ def test_it_nests_in_other_combinators():
     assert repr(pickle.loads(pickle.dumps(tx))) == repr(tx)
 
 
-UNKNOWN = r"rotated: the link 'scale_by_scalable_shampoo' inside keeps the slot '\w+' of unknown kind; declare it at .*"
+UNKNOWN = r"rotated: the inner link 'scale_by_scalable_shampoo' has the slot '\w+' of unknown kind; declare it in .*"
 
 
 @pytest.mark.parametrize(
@@ -260,7 +260,7 @@ UNKNOWN = r"rotated: the link 'scale_by_scalable_shampoo' inside keeps the slot 
     [
         (lambda: gradtx.rotated(gradtx.adam), "rotated: inner must be a GradientTransformation, .*call it.*"),
         (lambda: gradtx.rotated(gradtx.scale_by_scalable_shampoo()), UNKNOWN),
-        (lambda: gradtx.rotated(gradtx.schedule_free_sgd()), r"rotated: .* averages weights, .* outside of rotated"),
+        (lambda: gradtx.rotated(gradtx.schedule_free_sgd()), r"rotated: .* averages weights, .* outside rotated"),
         (
             lambda: gradtx.rotated(gradtx.adam(), statistics="x"),
             "rotated: statistics must be one of 'shampoo', 'kl', .*",
@@ -283,7 +283,9 @@ def test_a_link_for_whole_trees_is_an_error():
     def halve():
         return lambda updates, state, params, ctx: ({name: 0.5 * u for name, u in updates.items()}, state)
 
-    with pytest.raises(TypeError, match="halve: works on whole trees, whose slots rotated can't turn; put it outside"):
+    with pytest.raises(
+        TypeError, match="halve: processes whole trees, whose slots rotated cannot transform; move it outside"
+    ):
         gradtx.rotated(halve()).init({"w": torch.ones(2, 2)})
 
 
@@ -350,9 +352,9 @@ def test_coded_second_moments_change_places_with_the_columns():
 @pytest.mark.parametrize("around", [lambda tx: gradtx.low_rank(tx, 1), gradtx.rotated])
 def test_accumulation_inside_of_other_coordinates_is_refused_at_once(around):
     tx = around(gradtx.accumulate(gradtx.scale_by_adam(), 2))
-    with pytest.raises(TypeError, match=r"accumulate' also takes leaves without a gradient.*put it outside"):
+    with pytest.raises(TypeError, match=r"accumulate' also processes leaves without a gradient.*move it outside"):
         gradtx.as_optimizer(tx, [torch.nn.Parameter(torch.ones(3, 3))])
-    with pytest.raises(TypeError, match="put it outside"):
+    with pytest.raises(TypeError, match="move it outside"):
         tx.init({"w": torch.ones(3, 3)})
 
 

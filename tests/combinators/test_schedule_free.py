@@ -87,7 +87,7 @@ def test_inside_accumulate_it_steps_once_a_cycle():
     ids=str,
 )
 def test_a_base_that_steps_on_its_own_is_an_error(base, culprit):
-    message = f"^schedule_free: base must give a direction, but {culprit} in it makes a step of it; leave that out"
+    message = f"^schedule_free: base must return a direction, but it contains {culprit}, which applies a learning"
     with pytest.raises(ValueError, match=message):
         gradtx.schedule_free(base, lr=0.1, beta=0.9)
 

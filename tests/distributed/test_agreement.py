@@ -102,7 +102,7 @@ def fails_in_front_of_the_step():
 
 def test_a_rank_that_fails_in_its_checks_does_not_leave_the_others_waiting(two):
     (of_first, first_moved), (of_second, second_moved) = two.run(fails_in_front_of_the_step)
-    assert "rank 1 failed in front of this step; its error is raised there" in of_first
+    assert "rank 1 failed before this step; see the error raised on that rank" in of_first
     assert "lr" in of_second
     assert "-1.0" in of_second
     assert first_moved

@@ -96,10 +96,10 @@ def refused_by_zero_redundancy(case):
 
 
 SAID_OF = {
-    "lamb": "Lamb: ZeroRedundancyOptimizer gives each rank some of the parameters, and '.*' sums over all of them",
-    "chain": "ZeroRedundancyOptimizer gives each rank some .* 'clip_by_global_norm' sums over all of them; use FSDP2",
-    "stale": "ZeroRedundancyOptimizer gives each rank some .* 'clip_by_global_norm' sums over all of them; use FSDP2",
-    "partition": "ZeroRedundancyOptimizer needs the groups that it passes, and a partition makes one for each label",
+    "lamb": "Lamb: ZeroRedundancyOptimizer assigns each rank some of the parameters, but '.*' sums over all of them",
+    "chain": "ZeroRedundancyOptimizer assigns each rank some .* 'clip_by_global_norm' sums over all of them; use FSDP2",
+    "stale": "ZeroRedundancyOptimizer assigns each rank some .* 'clip_by_global_norm' sums over all of them; use FSDP2",
+    "partition": "ZeroRedundancyOptimizer requires its own groups, but partition creates one for each label",
 }
 
 

@@ -34,7 +34,7 @@ def flattened(keeps_names, strategy=ShardingStrategy.FULL_SHARD):
 
 def refused(name, keeps_names):
     divided = flattened(keeps_names)
-    with pytest.raises(ValueError, match=r"flat pieces of memory, as FSDP1 makes them.*use FSDP2"):
+    with pytest.raises(ValueError, match=r"flat pieces of memory, as created by FSDP1.*use FSDP2"):
         gradtx.as_optimizer(BY_LEAF[name], divided.parameters())
     optimizer = gradtx.as_optimizer(BY_LEAF[name], model().parameters())
     groups = list(optimizer.param_groups)

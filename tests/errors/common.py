@@ -17,11 +17,11 @@ from tests.conformance import untouched
 OWN = "; pass the state made by this chain's own init, with these parameters"
 NAN = math.nan
 COMPLEX = (
-    "which this link does not take, since it reads more of a leaf than entries and norms; keep "
+    "which this link does not support because it depends on more than entries and norms; keep "
     "torch.view_as_real(tensor) as the parameter, and apply torch.view_as_complex in the model, or send the leaf "
-    "through another transformation by partition(...)"
+    "to another transformation with partition(...)"
 )
-DTYPE = "needs a floating-point one; leave integer tensors out of the tree"
+DTYPE = "needs a floating-point one; remove integer tensors from the tree"
 ADAM = gradtx.adam()
 NAMED = "; pass a tree of tensors, such as dict(model.named_parameters())"
 

@@ -34,8 +34,8 @@ def declared(beta: gradtx.Scalar = 0.9):
 SELECT = "select leaves with a name pattern, a tuple of patterns or a function (name, tensor) -> bool"
 NUMBER = "must be a number, a 0-d tensor or a gradtx.Schedule"
 ADAM_NAMES = "amsgrad, betas, decoupled_weight_decay, eps, lr, mask, maximize, weight_decay"
-FOLLOWS = "owner owns the learning rate and returns the finished update, so {} can't follow it; "
-FOLLOWS += "give owner its lr and decay, or leave one of them out"
+FOLLOWS = "owner owns the learning rate and returns the final update, so {} cannot follow it; "
+FOLLOWS += "pass lr and decay to owner, or remove one of the two links"
 
 TWO = gradtx.partition({"a": gradtx.adam(), "b": gradtx.sgd()}, {"a": "w", "b": "*"})
 OTHER_NAMES = {
@@ -101,7 +101,7 @@ BUILDING = {
         lambda: gradtx.sgd(nesterov=True),
     ),
     **{
-        f"record: name becomes a key next to 'step', so it must be another identifier, got {name!r}": (
+        f"record: name must be an identifier other than 'step', which is the count's key, got {name!r}": (
             ValueError,
             lambda name=name: gradtx.record(name),
         )
@@ -128,7 +128,7 @@ BUILDING = {
         lambda: gradtx.adam(0.1, (0.9, 0.9), 0.1, 0.1, False, True),
     ),
     # state_dtype
-    "scale: keeps no state with these options; leave out state_dtype": (
+    "scale: has no state with these options; omit state_dtype": (
         TypeError,
         lambda: gradtx.scale(1.0, state_dtype=torch.float32),
     ),
@@ -157,11 +157,14 @@ BUILDING = {
         TypeError,
         lambda: chain([gradtx.adam()]),
     ),
-    "chain: argument 2 must be a GradientTransformation, got the torch optimizer AdamW; pass the function of that "
-    "name, such as gradtx.adamw(...)": (TypeError, lambda: chain(gradtx.adam(), gradtx.optim.AdamW([torch.zeros(1)]))),
-    "memory: tx must be a GradientTransformation, got the torch optimizer SGD; pass the function of that name, "
+    "chain: argument 2 must be a GradientTransformation, got the torch optimizer AdamW; pass the corresponding "
+    "function, such as gradtx.adamw(...)": (
+        TypeError,
+        lambda: chain(gradtx.adam(), gradtx.optim.AdamW([torch.zeros(1)])),
+    ),
+    "memory: tx must be a GradientTransformation, got the torch optimizer SGD; pass the corresponding function, "
     "such as gradtx.adamw(...)": (TypeError, lambda: gradtx.memory(torch.optim.SGD, {"w": torch.zeros(1)})),
-    "as_optimizer: the transformation comes first: as_optimizer(tx, params)": (
+    "as_optimizer: the first argument must be the transformation: as_optimizer(tx, params)": (
         TypeError,
         lambda: gradtx.as_optimizer([torch.zeros(1)], gradtx.adam()),
     ),
@@ -169,12 +172,12 @@ BUILDING = {
         TypeError,
         lambda: gradtx.as_optimizer("adam", [torch.zeros(1)]),
     ),
-    "train_step: the loss comes first: train_step(loss_fn, tx)": (
+    "train_step: the first argument must be the loss function: train_step(loss_fn, tx)": (
         TypeError,
         lambda: gradtx.train_step(gradtx.adam(), constant),
     ),
     **{
-        f"{name}: takes numbers and no transformation; to use both, write chain(adam(), {name}(...))": (
+        f"{name}: accepts numbers, not a transformation; to combine the two, write chain(adam(), {name}(...))": (
             TypeError,
             lambda name=name: getattr(gradtx, name)(gradtx.adam(), 5),
         )
@@ -200,7 +203,7 @@ BUILDING = {
         TypeError,
         lambda: gradtx.partition({}, {}),
     ),
-    "partition: labels are b, transforms are a": (
+    "partition: labels and transforms must have the same keys, got b and a": (
         ValueError,
         lambda: gradtx.partition({"a": gradtx.adam()}, {"b": "*"}),
     ),
@@ -218,7 +221,8 @@ BUILDING = {
         lambda: gradtx.partition({"a": gradtx.adam()}, torch.nn.Linear(1, 1)),
     ),
     **{
-        f"{name}: {SELECT}, got Linear(...); a module's parameters go by its name in the model, as in 'encoder.*'": (
+        f"{name}: {SELECT}, got Linear(...); select a module's parameters by its name in the model, as in "
+        "'encoder.*'": (
             TypeError,
             lambda make=make: make(torch.nn.Linear(1, 1)),
         )
@@ -239,7 +243,7 @@ BUILDING = {
         lambda: gradtx.GradientTransformation(bare, None),
     ),
     "Schedule: needs a function of the step, got 0.1": (TypeError, lambda: gradtx.Schedule(0.1)),
-    "sgd: Schedule(<lambda>) gives None; a schedule returns a number or a 0-d tensor": (
+    "sgd: Schedule(<lambda>) returned None; a schedule must return a number or a 0-d tensor": (
         TypeError,
         lambda: gradtx.sgd(lr=gradtx.Schedule(lambda step: None)),
     ),
@@ -252,7 +256,7 @@ BUILDING = {
             "owner": owner,
         }.items()
     },
-    "adam_atan2: weight_decay and regen_reg_rate exclude each other; leave one at 0.0": (
+    "adam_atan2: weight_decay and regen_reg_rate are mutually exclusive; set one of them to 0.0": (
         ValueError,
         lambda: gradtx.adam_atan2(weight_decay=0.1, regen_reg_rate=0.1),
     ),
@@ -293,13 +297,13 @@ BUILDING = {
         f"declared: {message}": (TypeError, lambda options=options: per_tensor(**options)(declared))
         for message, options in {
             "needs must be a tuple of names, got 'params'; write ('params',)": {"needs": "params"},
-            "needs has 'fisher', which no update knows; known: params, value, value_fn, grad_fn, hessian_diag; "
+            "unknown entry 'fisher' in needs; valid: params, value, value_fn, grad_fn, hessian_diag; "
             "declare others by extras={'fisher': 'leaf'}": {"needs": ("params", "fisher")},
             "agree must be a tuple of names, got 'beta'; write ('beta',)": {"agree": "beta"},
-            "agree names no argument 'betas'; did you mean 'beta'?": {"agree": ("betas",)},
-            "static names no argument 'gamma'; known: beta": {"static": ("gamma",)},
+            "agree has the unknown argument 'betas'; did you mean 'beta'?": {"agree": ("betas",)},
+            "static has the unknown argument 'gamma'; known: beta": {"static": ("gamma",)},
             **{
-                "extras must be a dict of name -> 'leaf', 'scalar' or 'tensors', with a '?' behind it if it is "
+                "extras must be a dict of name -> 'leaf', 'scalar' or 'tensors', with '?' appended if "
                 f"optional, got {given}": {"extras": extras}
                 for given, extras in {
                     "('fisher',)": ("fisher",),
@@ -324,13 +328,13 @@ BUILDING = {
         TypeError,
         lambda: alias(needs=("params",)),
     ),
-    "unannotated: annotate 'x'; numbers are gradtx.Scalar or gradtx.Betas, inner transformations "
-    "gradtx.GradientTransformation": (
+    "unannotated: annotate 'x': gradtx.Scalar or gradtx.Betas for numbers, "
+    "gradtx.GradientTransformation for inner transformations": (
         TypeError,
         lambda: per_tensor(unannotated),
     ),
-    "bare: a random rule takes `seed: int`": (TypeError, lambda: per_tensor(random=True)(bare)),
-    "nothing: return update, (init, update) or (init, update, evaluate), got None": (
+    "bare: a random rule needs the argument `seed: int`": (TypeError, lambda: per_tensor(random=True)(bare)),
+    "nothing: must return update, (init, update) or (init, update, evaluate), got None": (
         TypeError,
         lambda: per_tensor(nothing)(),
     ),
@@ -349,7 +353,7 @@ def test_building_it_wrong_says_what_is_wrong(message, kind, call):
 
 
 @pytest.mark.parametrize(
-    ("name", "meant"), [*OTHER_NAMES.items(), ("a.lr", "it is shown as 'lr'"), ("a.adam.lr", "it is shown as 'lr'")]
+    ("name", "meant"), [*OTHER_NAMES.items(), ("a.lr", "its name is 'lr'"), ("a.adam.lr", "its name is 'lr'")]
 )
 def test_an_unknown_name_in_hyperparams_says_which_is_meant(name, meant):
     with pytest.raises(KeyError) as found:
@@ -396,10 +400,14 @@ def test_a_hyperparameter_is_no_attribute():
     {
         "adamW": "module 'gradtx' has no attribute 'adamW'; did you mean 'adamw'?",
         "warmup_cosine": "module 'gradtx' has no attribute 'warmup_cosine'; did you mean 'warmup_cosine_schedule'?",
-        "SGDW": "gradtx has no 'SGDW'; here it is: gradtx.optim.SGDW",
-        "FusedAdam": "gradtx has no 'FusedAdam'; here it is: gradtx.optim.AdamW(params, compile=True)",
-        "StepLR": "gradtx has no 'StepLR'; here it is: torch's works with optimizers of gradtx: "
+        "SGDW": "gradtx has no 'SGDW'; use gradtx.optim.SGDW",
+        "FusedAdam": "gradtx has no 'FusedAdam'; use gradtx.optim.AdamW(params, compile=True)",
+        "StepLR": "gradtx has no 'StepLR'; use torch's own, which works with gradtx optimizers: "
         "torch.optim.lr_scheduler.StepLR",
+        "COCOBState": "gradtx has no counterpart of 'COCOBState': state is a plain dict of named tensors, "
+        "state[stage][slot][leaf] (docs/optax-names.md)",
+        "AccumulationType": "gradtx has no 'AccumulationType'; use torch.vmap with chunk_size; across calls, use "
+        "accumulate (docs/optax-names.md)",
         "quux": "module 'gradtx' has no attribute 'quux'",
         "_quux": "module 'gradtx' has no attribute '_quux'",
     }.items(),
@@ -412,9 +420,7 @@ def test_an_unknown_name_of_the_library_says_which_is_meant(name, message):
 def test_a_scheduler_of_torch_is_no_rate_and_the_error_says_how_to_use_it():
     params = [torch.nn.Parameter(torch.zeros(2))]
     scheduler = torch.optim.lr_scheduler.StepLR(torch.optim.SGD(params, lr=0.1), 3)
-    rest = (
-        "; a scheduler of torch writes into param_groups: make the optimizer with a number, then StepLR(optimizer, ..."
-    )
+    rest = "; torch schedulers write to param_groups: create the optimizer with a number, then StepLR(optimizer, ..."
     for call in (
         lambda: gradtx.adamw(lr=scheduler),
         lambda: gradtx.optim.AdamW(params, lr=scheduler),

@@ -29,9 +29,9 @@ STATES = {
     "empty dict": (NOT_A_STATE, ADAM, {}),
     "no step": (NOT_A_STATE, ADAM, state_of(ADAM, drop="step")),
     "step as int": (NOT_A_STATE, ADAM, state_of(ADAM, put={"step": 3})),
-    "another rule's": (f"state has 'trace', which this chain does not keep{OWN}", ADAM, state_of(gradtx.trace(0.9))),
+    "another rule's": (f"state has 'trace', which this chain does not use{OWN}", ADAM, state_of(gradtx.trace(0.9))),
     "one stage too many": (
-        f"state has 'scale_by_adam', which this chain does not keep{OWN}",
+        f"state has 'scale_by_adam', which this chain does not use{OWN}",
         gradtx.sgd(),
         state_of(ADAM),
     ),
@@ -43,7 +43,7 @@ STATES = {
     ),
     "one slot too few": (f"state lacks 'scale_by_adam.max_exp_avg_sq' of leaf 'w'{OWN}", AMSGRAD, state_of(ADAM)),
     "one slot too many": (
-        "scale_by_adam: leaf 'w' has the slots ['exp_avg', 'exp_avg_sq', 'max_exp_avg_sq'] where this chain keeps "
+        "scale_by_adam: leaf 'w' has the slots ['exp_avg', 'exp_avg_sq', 'max_exp_avg_sq'], but this chain uses "
         f"['exp_avg', 'exp_avg_sq']{OWN}",
         ADAM,
         state_of(AMSGRAD),
@@ -65,32 +65,33 @@ STATES = {
     ),
     "made for fewer leaves": (f"state lacks 'scale_by_adam' of leaf 'b'{OWN}", ADAM, state_of(ADAM, tree=without("b"))),
     "made for more leaves": (
-        "updates lack leaf 'c', which the state has at 'scale_by_adam.exp_avg'; pass None for a leaf without gradient",
+        "updates lack leaf 'c', which the state has at 'scale_by_adam.exp_avg'; pass None for a leaf without a "
+        "gradient",
         ADAM,
         state_of(ADAM, tree=params(c=torch.ones(1))),
     ),
     "a slot that would broadcast": (
-        "scale_by_adam.exp_avg: leaf 'w' has a slot of shape (2, 1), its new value has shape (2, 3)" + OWN,
+        "scale_by_adam.exp_avg: leaf 'w' has a slot of shape (2, 1), but its new value has shape (2, 3)" + OWN,
         ADAM,
         state_of(ADAM, tree=params(w=torch.ones(2, 1))),
     ),
     "of parameters of another shape": (
-        "scale_by_adam.exp_avg: leaf 'w' has a slot of shape (3, 2), its new value has shape (2, 3)" + OWN,
+        "scale_by_adam.exp_avg: leaf 'w' has a slot of shape (3, 2), but its new value has shape (2, 3)" + OWN,
         ADAM,
         state_of(ADAM, tree=params(w=torch.ones(3, 2))),
     ),
     "a number for a slot": (
-        f"state at 'scale_by_adam.exp_avg' has no tensor for leaf 'b', got 3{OWN}",
+        f"state at 'scale_by_adam.exp_avg' must be a tensor for leaf 'b', got 3{OWN}",
         ADAM,
         state_of(ADAM, "scale_by_adam", "exp_avg", put={"b": 3}),
     ),
     "a slot under a rule without state": (
-        f"state has 'scale.foo', which this chain does not keep{OWN}",
+        f"state has 'scale.foo', which this chain does not use{OWN}",
         gradtx.scale(2.0),
         {"step": torch.tensor(0), "scale": {"foo": params()}},
     ),
     "a shared scalar too many": (
-        f"state has 'record.zz', which this chain does not keep{OWN}",
+        f"state has 'record.zz', which this chain does not use{OWN}",
         RECORD,
         state_of(RECORD, "record", put={"zz": torch.tensor(1.0)}),
     ),
@@ -105,12 +106,12 @@ STATES = {
         state_of(WRAPPED, "accumulate", drop="acc"),
     ),
     "another rule's inside a wrapper": (
-        f"state has 'accumulate.trace', which this chain does not keep{OWN}",
+        f"state has 'accumulate.trace', which this chain does not use{OWN}",
         WRAPPED,
         state_of(gradtx.accumulate(gradtx.trace(0.9), every=2)),
     ),
     "another label": (
-        f"state has 'partition.z', which this chain does not keep{OWN}",
+        f"state has 'partition.z', which this chain does not use{OWN}",
         PARTED,
         state_of(gradtx.partition({"x": gradtx.trace(0.9), "z": ADAM}, {"x": "w", "z": "*"})),
     ),
@@ -120,7 +121,7 @@ STATES = {
         state_of(PARTED),
     ),
     "the inner one's": (f"state lacks 'accumulate.step'{OWN}", WRAPPED, state_of(ADAM)),
-    "the wrapper's": (f"state has 'accumulate', which this chain does not keep{OWN}", ADAM, state_of(WRAPPED)),
+    "the wrapper's": (f"state has 'accumulate', which this chain does not use{OWN}", ADAM, state_of(WRAPPED)),
     "no phase": (
         f"state lacks 'accumulate.mini_step'{OWN}",
         WRAPPED,
@@ -154,7 +155,7 @@ LOOKAHEAD = gradtx.lookahead()
 EVALUATED = {
     "one stage too few": (f"state lacks 'lookahead' of leaf 'w'{OWN}", state_of(gradtx.sgd())),
     "fewer leaves": (f"state lacks 'lookahead' of leaf 'b'{OWN}", state_of(LOOKAHEAD, tree=without("b"))),
-    "another rule's": (f"state has 'trace', which this chain does not keep{OWN}", state_of(gradtx.trace(0.9))),
+    "another rule's": (f"state has 'trace', which this chain does not use{OWN}", state_of(gradtx.trace(0.9))),
     "no state": (f"lookahead: state is not a dict with a 'step'{OWN}", {}),
 }
 

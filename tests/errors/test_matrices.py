@@ -53,9 +53,17 @@ def test_an_unknown_scale_of_the_shape_lists_the_known_ones(alias, name):
         (lambda: gradtx.dion(rank=True), TypeError, "dion: scale_by_dion: rank must be a plain number, got True"),
         (lambda: gradtx.dion(rank=None), TypeError, "dion: scale_by_dion: rank must be a plain number, got None"),
         (lambda: gradtx.dion(rank=torch.ones(2)), TypeError, "dion: scale_by_dion: rank must be a plain number, got "),
-        (lambda: gradtx.dion(rank=math.nan), ValueError, "dion: scale_by_dion: rank must be a whole number above 0"),
-        (lambda: gradtx.dion(rank=0), ValueError, "dion: scale_by_dion: rank must be a whole number above 0"),
-        (lambda: gradtx.dion(rank=1.5), ValueError, "dion: scale_by_dion: rank must be a whole number above 0"),
+        (
+            lambda: gradtx.dion(rank=math.nan),
+            ValueError,
+            "dion: scale_by_dion: rank must be a positive int or a fraction in",
+        ),
+        (lambda: gradtx.dion(rank=0), ValueError, "dion: scale_by_dion: rank must be a positive int or a fraction in"),
+        (
+            lambda: gradtx.dion(rank=1.5),
+            ValueError,
+            "dion: scale_by_dion: rank must be a positive int or a fraction in",
+        ),
         (lambda: gradtx.dion2(fraction="x"), TypeError, "dion2: orthogonalize_slices: fraction must be a plain number"),
         (lambda: gradtx.dion2(fraction=True), TypeError, "dion2: orthogonalize_slices: fraction must be a plain"),
         (lambda: gradtx.dion2(fraction=math.nan), ValueError, "orthogonalize_slices: fraction must be in (0, 1], got"),
@@ -91,7 +99,9 @@ def test_an_argument_that_makes_no_sense_is_named(make, error, message):
 )
 def test_a_view_that_is_no_permutation_is_an_error(split, join):
     tx = gradtx.blocks(gradtx.muon(), view=(split, join))
-    with pytest.raises(ValueError, match=r"blocks: view: join\(split\(x\)\) is not x for leaf 'w' of shape \(4,\)"):
+    with pytest.raises(
+        ValueError, match=r"blocks: view: join\(split\(x\)\) does not equal x for leaf 'w' of shape \(4,\)"
+    ):
         tx.init({"w": torch.zeros(4)})
 
 

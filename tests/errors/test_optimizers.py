@@ -31,7 +31,10 @@ PARAMS = {
     f"needs parameters, got 'abc'; {FROM_MODEL}": (TypeError, lambda: "abc"),
     f"needs parameters, got a Linear; {FROM_MODEL}": (TypeError, lambda: LINEAR),
     "got an empty parameter list": (ValueError, list),
-    "got an empty parameter list; a generator such as model.parameters() gives its tensors once": (ValueError, used_up),
+    "got an empty parameter list; a generator such as model.parameters() can be consumed only once": (
+        ValueError,
+        used_up,
+    ),
     "needs a list of parameters or of groups, got a dict; pass list(params.items())": (
         TypeError,
         lambda: dict(LINEAR.named_parameters()),
@@ -44,7 +47,7 @@ PARAMS = {
     f"params[0] is 'w', {PAIR}": (TypeError, lambda: ["w", W]),
     f"params[0] is Linear(...), {PAIR}; add its parameters() to the list": (TypeError, lambda: [LINEAR]),
     f"params[1] is [tensor(shape=(3,))], {PAIR}; put its tensors in the list, [*a, *b]": (TypeError, lambda: [W, [B]]),
-    f"params[1] is a dict of 1, {PAIR}; groups stand in one list, without parameters beside them": (
+    f"params[1] is a dict of 1, {PAIR}; a list must contain either groups or parameters, not both": (
         TypeError,
         lambda: [W, {"params": [B]}],
     ),
@@ -123,7 +126,7 @@ OPTIONS = {
         ValueError,
         {"compile": {"max-autotunes": True}},
     ),
-    "compile: options of torch's compiler go by name, got the key 1": (TypeError, {"compile": {1: 1}}),
+    "compile: option names must be strings, got 1": (TypeError, {"compile": {1: 1}}),
 }
 
 
@@ -158,12 +161,12 @@ PLANS = {
     "memory: needs a model, a dict or a list of tensors, got 7": (TypeError, lambda: 7),
     "memory: needs a model, a dict or a list of tensors, got 'llama'": (TypeError, lambda: "llama"),
     "memory: got no parameters": (ValueError, torch.nn.ReLU),
-    "memory: got an empty parameter list; a generator such as model.parameters() gives its tensors once": (
+    "memory: got an empty parameter list; a generator such as model.parameters() can be consumed only once": (
         ValueError,
         used_up,
     ),
-    "memory: two parameters are named 'w'; give them names of their own": (ValueError, lambda: [("w", W), ("w", B)]),
-    "memory: two parameters are named '1'; give them names of their own": (ValueError, lambda: [("1", W), B]),
+    "memory: two parameters are named 'w'; names must be unique": (ValueError, lambda: [("w", W), ("w", B)]),
+    "memory: two parameters are named '1'; names must be unique": (ValueError, lambda: [("1", W), B]),
     f"memory: params[0] is (3, 4), {PAIR}": (TypeError, lambda: [(3, 4)]),
     f"memory: params[0] is ('w', tensor(shape=(3,)), 1), {PAIR}": (TypeError, lambda: [("w", B, 1)]),
     "memory: leaf 'w' is a str, needs a tensor or None": (TypeError, lambda: {"w": "3x4"}),

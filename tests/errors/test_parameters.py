@@ -31,7 +31,7 @@ INIT = {
         ADAM,
         list(torch.nn.Linear(1, 1).named_parameters()),
     ),
-    "params: two leaves are both named 'a.b'; rename a key, since leaves go by dotted name": (
+    "params: two leaves are both named 'a.b'; rename a key, because leaves are identified by dotted name": (
         ValueError,
         ADAM,
         {"a.b": torch.ones(1), "a": {"b": torch.ones(1)}},
@@ -49,13 +49,13 @@ INIT = {
         gradtx.partition({"x": ADAM}, {"x": "w"}),
         params(),
     ),
-    "partition: leaf 'w' has label 'zz'; labels: x, y": (
+    "partition: leaf 'w' has the unknown label 'zz'; labels: x, y": (
         ValueError,
         gradtx.partition({"x": ADAM, "y": ADAM}, lambda name, p: "zz"),
         params(),
     ),
     "add_decayed_weights: the rate is divided by the initial learning rate, which is 0; "
-    "start above 0, or leave out relative_to (decoupled_wd)": (
+    "use an initial value above 0, or omit relative_to (decoupled_wd)": (
         ValueError,
         gradtx.adopt_atan2(lr=0.0, weight_decay=0.1),
         params(),

@@ -28,7 +28,7 @@ def rule_of_trees(update):
     return broken()
 
 
-PAIR = "broken: a rule returns (update, state), got "
+PAIR = "broken: a rule must return (update, state), got "
 RETURNS = "broken: the rule returns a state "
 RULES = {
     "nothing": (PAIR + "NoneType", rule(lambda u, s, p, c: None)),
@@ -36,35 +36,35 @@ RULES = {
     "three things": (PAIR + "tuple", rule(lambda u, s, p, c: (u, s, s))),
     "no dict for a state": (PAIR + "tuple", rule(lambda u, s, p, c: (u, None))),
     "an update of another shape": (
-        "broken: leaf 'w' has shape (2, 3), its update came out as ()",
+        "broken: leaf 'w' has shape (2, 3), but its update has shape ()",
         rule(lambda u, s, p, c: (u.sum(), s)),
     ),
     "a slot of another shape": (
-        "broken: the rule returns the slot 'x' of leaf 'w' in shape (), its init makes it in shape (2, 3)",
+        "broken: the rule returns the slot 'x' of leaf 'w' with shape (), but its init creates it with shape (2, 3)",
         rule(lambda u, s, p, c: (u, {"x": u.sum()}), slot),
     ),
     "a number for a slot": (
-        "broken.x: the new value of leaf 'w' came out as 1.0",
+        "broken.x: the new value of leaf 'w' must be a tensor, got 1.0",
         rule(lambda u, s, p, c: (u, {"x": 1.0}), slot),
     ),
     "a slot too few": (
-        f"{RETURNS}without the slot 'x', which its init makes",
+        f"{RETURNS}without the slot 'x', which its init creates",
         rule(lambda u, s, p, c: (u, {}), slot),
     ),
     "a slot too many": (
-        f"{RETURNS}with the slot 'y', which its init does not make",
+        f"{RETURNS}with the slot 'y', which its init does not create",
         rule(lambda u, s, p, c: (u, {**s, "y": u}), slot),
     ),
     "a slot of another name": (
-        f"{RETURNS}without the slot 'x', which its init makes, and with the slot 'y', which its init does not make",
+        f"{RETURNS}without the slot 'x', which its init creates, and with the slot 'y', which its init does not create",
         rule(lambda u, s, p, c: (u, {"y": u}), slot),
     ),
     "a slot without init": (
-        f"{RETURNS}with the slot 'x', though there is no init to make it: return init, update",
+        f"{RETURNS}with the slot 'x', but has no init to create it; return (init, update)",
         rule(lambda u, s, p, c: (u, {"x": u})),
     ),
     "a slot that init does not make, asked for": (
-        "broken: the rule asks for 'xx', which is no slot that its init makes; did you mean 'x'?",
+        "broken: the rule reads 'xx', which its init does not create; did you mean 'x'?",
         rule(lambda u, s, p, c: (u + s["xx"], s), lambda p: {"x": p, "other": p}),
     ),
     "a sum that is no scalar": (
@@ -72,35 +72,44 @@ RULES = {
         yields(lambda u: {"n": u}, lambda u: (u, {})),
     ),
     "nonsense after a sum": (PAIR + "int", yields(lambda u: {"n": u.sum()}, 3)),
-    "None for the update": ("broken: the update of leaf 'w' came out as None", rule(lambda u, s, p, c: (None, s))),
-    "a number for the update": ("broken: the update of leaf 'w' came out as 1.0", rule(lambda u, s, p, c: (1.0, s))),
-    "no shared scalar": ("broken.d: the new value of leaf 'w' came out as None", sharing(lambda u, s, p, c: (u, {}))),
+    "None for the update": (
+        "broken: the update of leaf 'w' must be a tensor, got None",
+        rule(lambda u, s, p, c: (None, s)),
+    ),
+    "a number for the update": (
+        "broken: the update of leaf 'w' must be a tensor, got 1.0",
+        rule(lambda u, s, p, c: (1.0, s)),
+    ),
+    "no shared scalar": (
+        "broken.d: the new value of leaf 'w' must be a tensor, got None",
+        sharing(lambda u, s, p, c: (u, {})),
+    ),
     "a number for a shared scalar": (
-        "broken.d: the new value of leaf 'w' came out as 2.0",
+        "broken.d: the new value of leaf 'w' must be a tensor, got 2.0",
         sharing(lambda u, s, p, c: (u, {"d": 2.0})),
     ),
     "a vector for a shared scalar": (
-        "broken: the shared 'd' comes in shape (3,), needs 0-d",
+        "broken: shared value 'd' has shape (3,), must be 0-d",
         sharing(lambda u, s, p, c: (u, {"d": torch.ones(3)})),
     ),
     "sums that differ between leaves": (
-        "broken: leaf 'w' yields the sums ['n2'], leaf 'b' ['n1']",
+        "broken: leaf 'w' yields the sums ['n2'], but leaf 'b' yields ['n1']; all leaves must yield the same sums",
         yields(lambda u: {f"n{u.ndim}": u.sum()}, lambda u: (u, {})),
     ),
     "a plain function, the updates alone": (
-        "transformation: update returns (updates, state), got dict",
+        "transformation: update must return (updates, state), got dict",
         gradtx.GradientTransformation(dict, lambda u, s, p: u),
     ),
     "a plain function, nothing": (
-        "transformation: update returns (updates, state), got NoneType",
+        "transformation: update must return (updates, state), got NoneType",
         gradtx.GradientTransformation(dict, lambda u, s, p: None),
     ),
     "a tree rule, a leaf too few": (
-        "broken: update returned no tensor for leaf 'b'",
+        "broken: update must return a tensor for each leaf, got none for 'b'",
         rule_of_trees(lambda u, s, p, c: ({"w": u["w"]}, s)),
     ),
     "a tree rule, nothing": (
-        "broken: update returns (updates, state), got NoneType",
+        "broken: update must return (updates, state), got NoneType",
         rule_of_trees(lambda u, s, p, c: None),
     ),
 }
@@ -124,7 +133,7 @@ INITS = {
 @pytest.mark.parametrize(("got", "init"), INITS.values(), ids=INITS)
 def test_an_init_that_returns_nonsense_is_told_what_to_return(got, init):
     tx = rule(lambda u, s, p, c: (u, s), init)
-    with pytest.raises(TypeError, match=matching(f"broken: init returns a dict of slot name -> tensor, got {got}")):
+    with pytest.raises(TypeError, match=matching(f"broken: init must return a dict of slot name -> tensor, got {got}")):
         tx.init(params())
 
 
@@ -147,7 +156,7 @@ def test_a_combinator_needs_no_parentheses():
 
 
 def test_a_slot_may_not_end_in_a_number():
-    with pytest.raises(TypeError, match="a trailing number is the library's; return a list in one slot"):
+    with pytest.raises(TypeError, match="trailing numbers are reserved for the library; return a list in one slot"):
         rule(lambda u, s, p, c: (u, s), lambda p: {"x_1": p}).init(params())
 
 
@@ -164,7 +173,12 @@ def test_a_misspelt_attribute_of_the_context_is_told_which_is_meant():
 
 def test_random_numbers_of_a_rule_that_declared_none_say_how_to_declare_them():
     tx = rule(lambda u, s, p, c: (u + c.rng.normal(u), s))
-    failing(AttributeError, matching("ctx.rng: only for rules that are declared @per_tensor(random=True)"), tx, {})
+    failing(
+        AttributeError,
+        matching("ctx.rng: only random rules have it; declare the rule @per_tensor(random=True)"),
+        tx,
+        {},
+    )
 
 
 def summed(update, state, param, ctx):
@@ -241,7 +255,7 @@ IN_PLACE = {
 
 @pytest.mark.parametrize(("what", "tx"), IN_PLACE.values(), ids=IN_PLACE)
 def test_a_rule_that_works_in_place_is_found_out(what, tx):
-    message = f"broken: the rule writes into {what} of leaf 'w'; "
+    message = f"broken: the rule writes to {what} of leaf 'w'; "
     message += "return new tensors, without methods that end in an underscore"
     with pytest.raises(ValueError, match=matching(message)):
         tx.update(params(), tx.init(params()), params())
@@ -255,7 +269,7 @@ def test_a_rule_that_works_in_place_is_found_out(what, tx):
 
 def test_a_rule_that_works_in_place_is_found_out_at_leaves_of_any_rank():
     tx = rule(lambda u, s, p, c: (u.mul_(2.0) if u.ndim == 1 else u * 2.0, s))
-    with pytest.raises(ValueError, match="writes into update of leaf 'b'"):
+    with pytest.raises(ValueError, match="writes to update of leaf 'b'"):
         tx.update(params(), tx.init(params()))
 
 
@@ -268,7 +282,7 @@ def test_a_rule_may_work_in_place_on_what_it_made_itself():
 
 def test_a_plain_function_that_loses_a_leaf_is_told_which():
     tx = gradtx.GradientTransformation(dict, lambda u, s, p: ({"w": u["w"]}, s))
-    failing(ValueError, "updates returned by a plain function lack leaf 'b'", tx, {})
+    failing(ValueError, "updates returned by a plain function have no leaf 'b'", tx, {})
 
 
 def test_a_key_error_in_a_rule_says_which_key():

@@ -27,15 +27,15 @@ def uses_hessian():
 
 
 BY_NAME = "; leaves are matched by name"
-SWAPPED = "this is a state, which has a 'step'; update takes (updates, state, params) and returns (updates, state)"
+SWAPPED = "this is a state, since it has a 'step'; the signature is update(updates, state, params) -> (updates, state)"
 TREES = {
-    f"params have leaf 'b', which updates lack{BY_NAME}": (ValueError, ADAM, {"updates": without("b")}),
-    f"params lack leaf 'c', which updates have{BY_NAME}": (ValueError, ADAM, {"updates": params(c=torch.ones(1))}),
-    f"params lack leaf 'b', which updates have{BY_NAME}": (ValueError, ADAM, {"params": without("b")}),
-    f"params have leaf 'c', which updates lack{BY_NAME}": (ValueError, ADAM, {"params": params(c=torch.ones(1))}),
-    f"params lack leaf '0', which updates have{BY_NAME}": (ValueError, ADAM, {"updates": list(params().values())}),
-    f"params lack leaf '', which updates have{BY_NAME}": (ValueError, ADAM, {"updates": torch.ones(3)}),
-    "updates lack leaf 'b', which the state has at 'scale_by_adam.exp_avg'; pass None for a leaf without gradient": (
+    f"params have leaf 'b', but updates do not{BY_NAME}": (ValueError, ADAM, {"updates": without("b")}),
+    f"params have no leaf 'c', but updates do{BY_NAME}": (ValueError, ADAM, {"updates": params(c=torch.ones(1))}),
+    f"params have no leaf 'b', but updates do{BY_NAME}": (ValueError, ADAM, {"params": without("b")}),
+    f"params have leaf 'c', but updates do not{BY_NAME}": (ValueError, ADAM, {"params": params(c=torch.ones(1))}),
+    f"params have no leaf '0', but updates do{BY_NAME}": (ValueError, ADAM, {"updates": list(params().values())}),
+    f"params have no leaf '', but updates do{BY_NAME}": (ValueError, ADAM, {"updates": torch.ones(3)}),
+    "updates lack leaf 'b', which the state has at 'scale_by_adam.exp_avg'; pass None for a leaf without a gradient": (
         ValueError,
         ADAM,
         {"updates": without("b"), "params": None},
@@ -45,8 +45,16 @@ TREES = {
         ADAM,
         {"updates": params(c=torch.ones(1)), "params": params(c=torch.ones(1))},
     ),
-    "updates: leaf 'b' has shape (4,), its parameter (3,)": (ValueError, ADAM, {"updates": params(b=torch.ones(4))}),
-    "updates: leaf 'b' has shape (1,), its parameter (3,)": (ValueError, ADAM, {"updates": params(b=torch.ones(1))}),
+    "updates: leaf 'b' has shape (4,), but its parameter has (3,)": (
+        ValueError,
+        ADAM,
+        {"updates": params(b=torch.ones(4))},
+    ),
+    "updates: leaf 'b' has shape (1,), but its parameter has (3,)": (
+        ValueError,
+        ADAM,
+        {"updates": params(b=torch.ones(1))},
+    ),
     "updates: leaf 'b' is a float, needs a tensor or None": (TypeError, ADAM, {"updates": params(b=1.0)}),
     "params: leaf 'b' is a str, needs a tensor or None": (TypeError, ADAM, {"params": params(b="x")}),
     f"params: leaf '' is a Linear, needs a tensor or None{NAMED}": (TypeError, ADAM, {"params": torch.nn.Linear(1, 1)}),
@@ -97,7 +105,7 @@ TREES = {
         uses_hessian(),
         {},
     ),
-    f"hessian_diag lack leaf 'b', which updates have{BY_NAME}": (
+    f"hessian_diag have no leaf 'b', but updates do{BY_NAME}": (
         ValueError,
         uses_hessian(),
         {"hessian_diag": without("b")},
@@ -129,12 +137,12 @@ TREES = {
         gradtx.add_decayed_weights(0.1),
         {"params": params(b=None)},
     ),
-    f"scale_by_adam.exp_avg: leaf 'b' has a slot of shape (3,), its new value has shape (4,){OWN}": (
+    f"scale_by_adam.exp_avg: leaf 'b' has a slot of shape (3,), but its new value has shape (4,){OWN}": (
         ValueError,
         ADAM,
         {"updates": params(b=torch.ones(4)), "params": params(b=torch.ones(4))},
     ),
-    f"scale_by_adam.exp_avg: leaf 'w' has a slot of shape (2, 3), its new value has shape (2,){OWN}": (
+    f"scale_by_adam.exp_avg: leaf 'w' has a slot of shape (2, 3), but its new value has shape (2,){OWN}": (
         ValueError,
         ADAM,
         {"updates": params(w=torch.ones(2)), "params": None},
@@ -161,18 +169,18 @@ def test_a_leaf_that_a_freeze_by_predicate_never_saw_is_refused():
 
 
 APPLY = {
-    "a leaf gone": ("updates lack leaf 'b', which params have; leaves are matched by name", without("b")),
+    "a leaf gone": ("updates have no leaf 'b', but params do; leaves are matched by name", without("b")),
     "a leaf too many": (
-        "updates have leaf 'c', which params lack; leaves are matched by name",
+        "updates have leaf 'c', but params do not; leaves are matched by name",
         params(c=torch.ones(1)),
     ),
     "no tensor": ("updates: leaf 'b' is a float, needs a tensor or None", params(b=1.0)),
     "a shape that would broadcast": (
-        "apply_updates: leaf 'b' has shape (1,), its parameter (3,)",
+        "apply_updates: leaf 'b' has shape (1,), but its parameter has (3,)",
         params(b=torch.ones(1)),
     ),
     "a shape that would widen": (
-        "apply_updates: leaf 'b' has shape (3, 1), its parameter (3,)",
+        "apply_updates: leaf 'b' has shape (3, 1), but its parameter has (3,)",
         params(b=torch.ones(3, 1)),
     ),
 }

@@ -63,7 +63,7 @@ def writes_at_once(number, x):
 
 @pytest.mark.parametrize(
     ("function", "reason"),
-    [(reads, "is read"), (draws, "random"), (borrows, "outside"), (writes_at_once, "in place")],
+    [(reads, "reads the value"), (draws, "random"), (borrows, "outside"), (writes_at_once, "in place")],
 )
 def test_what_a_program_cannot_repeat_is_refused(function, reason):
     with pytest.raises(UnrecordableError, match=reason):

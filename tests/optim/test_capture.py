@@ -178,7 +178,7 @@ def test_a_capture_without_capturable_is_refused_as_by_torch():
     optimizer = gradtx.optim.AdamW(list(params.items()))
     give_gradients(params, 0)
     before = values(params)
-    refusal = r"^AdamW: a CUDA graph would repeat .*; pass capturable=True to AdamW$"
+    refusal = r"^AdamW: a CUDA graph would replay .*; pass capturable=True to AdamW$"
     with capturing(), pytest.raises(RuntimeError, match=refusal):
         optimizer.step()
     assert_equal(values(params), before)
@@ -188,12 +188,12 @@ def test_the_first_step_with_some_gradients_is_no_step_to_capture():
     params = parameters()
     optimizer = gradtx.optim.AdamW(list(params.items()), capturable=True)
     give_gradients(params, 0)
-    refusal = r"makes state, .*; call step\(\) once in front of the capture"
+    refusal = r"creates state, .*; call step\(\) once before the capture"
     with capturing(), pytest.raises(RuntimeError, match=refusal):
         optimizer.step()
     optimizer.step()
     next(iter(params.values())).grad = None
-    with capturing(), pytest.raises(RuntimeError, match=r"makes state"):
+    with capturing(), pytest.raises(RuntimeError, match=r"creates state"):
         optimizer.step()
     optimizer.step()
     with capturing():
@@ -219,9 +219,9 @@ def test_links_that_need_the_host_are_refused_by_name(tx, culprit):
 
 def test_what_excludes_capturable_is_refused():
     params = [torch.nn.Parameter(torch.zeros(2))]
-    with pytest.raises(ValueError, match="capturable and state_device exclude each other"):
+    with pytest.raises(ValueError, match="capturable cannot be combined with state_device"):
         gradtx.optim.SGD(params, capturable=True, state_device="cpu")
-    with pytest.raises(RuntimeError, match="release_gradients does not go with capturable"):
+    with pytest.raises(RuntimeError, match="release_gradients cannot be combined with capturable"):
         gradtx.optim.SGD(params, capturable=True).release_gradients()
 
 

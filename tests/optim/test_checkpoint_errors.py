@@ -34,12 +34,12 @@ BROKEN = {
     ),
     "shared values differ": (
         lambda s: s["state"][2].update(norm=torch.tensor(9.0)),
-        "'norm' is 9, elsewhere .*together",
+        "'norm' is 9 here and .* for another parameter",
     ),
     "a group is missing": (lambda s: s["param_groups"].pop(), "has 1 parameter groups, the optimizer has 2"),
     "a group is shorter": (
         lambda s: s["param_groups"][1]["params"].pop(),
-        r"has groups of \[2, 1\] parameters, the optimizer's have \[2, 2\]",
+        r"has groups of \[2, 1\] parameters, the optimizer has groups of \[2, 2\]",
     ),
     "a number is out of range": (lambda s: s["param_groups"][1].update(lr=-1.0), r"lr must be in \[0, inf\), got -1.0"),
     "a step is negative": (lambda s: s["state"][1].update(step=torch.tensor(-1.0)), "'body.bias'.*'step'"),
@@ -99,5 +99,5 @@ def test_labels_of_partitions_that_differ_are_an_error():
     one = gradtx.partition({"bias": gradtx.sgd(), "weight": gradtx.sgd()}, BIAS_OR_NOT)
     other = gradtx.partition({"a": gradtx.sgd(), "b": gradtx.sgd()}, {"a": ("*.bias", "*.scale"), "b": "*"})
     optimizer = gradtx.as_optimizer(one, params)
-    with unchanged(optimizer), pytest.raises(ValueError, match="label 'a', ours 'bias'"):
+    with unchanged(optimizer), pytest.raises(ValueError, match="label 'a', the optimizer's group has 'bias'"):
         optimizer.load_state_dict(gradtx.as_optimizer(other, params).state_dict())

@@ -207,7 +207,7 @@ def test_integer_parameters_are_refused_by_name():
 
 
 def test_complex_parameters_are_refused_with_the_reason_and_the_remedy_where_a_link_reads_rows():
-    with pytest.raises(TypeError, match=r"'w' is complex, which this link does not take.* keep torch\.view_as_real"):
+    with pytest.raises(TypeError, match=r"'w' is complex, which this link does not support.* keep torch\.view_as_real"):
         gradtx.optim.Muon([("w", torch.zeros(2, 3, dtype=torch.complex64))])
 
 
@@ -291,5 +291,5 @@ def test_a_leaf_without_label_is_an_error_that_names_it():
 )
 def test_a_process_group_and_a_device_of_the_state_exclude_each_other(make):
     params = [torch.nn.Parameter(torch.ones(2, 2))]
-    with pytest.raises(ValueError, match="state_device and process_group exclude each other"):
+    with pytest.raises(ValueError, match="state_device cannot be combined with process_group"):
         make(params, process_group=object(), state_device="cpu")

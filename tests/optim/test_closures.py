@@ -205,6 +205,6 @@ def test_a_closure_without_backward_is_an_error_where_a_link_calls_it_again(tx):
     optimizer, params = made(tx)
     with (
         unchanged(optimizer),
-        pytest.raises(RuntimeError, match="the closure left no gradient; it must call zero_grad"),
+        pytest.raises(RuntimeError, match="the closure computed no gradients; it must call zero_grad"),
     ):
         optimizer.step(lambda: loss_of(params))

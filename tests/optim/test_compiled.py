@@ -271,7 +271,7 @@ def test_a_chain_that_cannot_be_pickled_compiles_at_the_second_step(uncompiled, 
         walk(*compiled, steps=2)
     walk(*eager, steps=2)
     assert {way.way for way in compiled[1].explain()} == {"compiled"}
-    assert "can't be pickled" in caplog.text
+    assert "cannot be pickled" in caplog.text
     assert_equal(eager, compiled, 1e-12)
 
 
@@ -451,7 +451,7 @@ def test_links_that_are_not_compiled_say_so_once(caplog, uncompiled):
     with caplog.at_level(logging.WARNING, "gradtx"):
         walk(params, optimizer, 3)
     assert [record.getMessage() for record in caplog.records] == [
-        "scale_by_soap is not compiled: leaves that pass it step eagerly"
+        "scale_by_soap is not compiled: leaves that pass through it step eagerly"
     ]
 
 

@@ -84,8 +84,8 @@ def test_the_order_of_a_list_stays_when_a_parameter_is_exchanged():
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        (lambda h: h[:2], "hessian_diag: 2 tensors for 4 parameters"),
-        (lambda h: {"body.weight": h[0], "tail": h[1]}, "hessian_diag lack leaf 'body.bias'"),
+        (lambda h: h[:2], "hessian_diag: needs one tensor per parameter, got 2 tensors for 4 parameters"),
+        (lambda h: {"body.weight": h[0], "tail": h[1]}, "hessian_diag have no leaf 'body.bias'"),
         (lambda h: [*h[:3], torch.ones(7)], "'head.scale'.*shape"),
     ],
     ids=["too few", "another name", "another shape"],

@@ -263,7 +263,7 @@ def test_what_can_not_work_under_a_scaler_is_refused():
         optimizer.step(lambda: 1 / 0)
     optimizer, params = made(gradtx.adahessian(lr=0.1))
     set_gradients(params)
-    with unchanged(optimizer), scaler(optimizer), pytest.raises(RuntimeError, match="hessian_diag can't be estimated"):
+    with unchanged(optimizer), scaler(optimizer), pytest.raises(RuntimeError, match="hessian_diag cannot be estimated"):
         optimizer.step()
 
 

@@ -107,7 +107,7 @@ def test_unknown_keys_of_a_group_are_kept():
 def test_a_key_of_a_group_that_is_nearly_a_hyperparameter_is_warned_of_and_kept():
     params = list(parameters().values())
     groups = [{"params": params[:1]}, {"params": params[1:2], "weigth_decay": 0.3}]
-    message = "^{}: nothing reads {!r} of this parameter group; did you mean {!r}[?]$"
+    message = "^{}: no link reads {!r} of this parameter group; did you mean {!r}[?]$"
     for make, owner in ((gradtx.optim.AdamW, "AdamW"), (lambda g: gradtx.as_optimizer(gradtx.adamw(), g), "Chain.*")):
         with pytest.warns(UserWarning, match=message.format(owner, "weigth_decay", "weight_decay")) as found:
             optimizer = make(groups)
@@ -199,7 +199,7 @@ def test_an_option_that_chooses_between_torchs_implementations_is_accepted_with_
     option, way
 ):
     with pytest.warns(
-        UserWarning, match=rf"{option}=True chooses between .* changes nothing here.*compile=True"
+        UserWarning, match=rf"{option}=True chooses between .* without effect here.*compile=True"
     ) as said:
         optimizer = makers(option, True)[way]()
     assert len(said) == 1
@@ -234,7 +234,7 @@ def test_several_options_of_torchs_implementations_are_one_warning():
 
 def test_capturable_is_an_option_of_all_groups_together():
     param = torch.nn.Parameter(torch.zeros(2))
-    with pytest.warns(UserWarning, match="^AdamW: capturable=True changes nothing in a group; pass it to AdamW"):
+    with pytest.warns(UserWarning, match="^AdamW: capturable=True has no effect in a group; pass it to AdamW"):
         gradtx.optim.AdamW([{"params": [param], "capturable": True}])
     for optimizer in (
         gradtx.optim.AdamW([param], capturable=True),

@@ -328,7 +328,7 @@ def test_an_explicit_diagonal_is_taken_and_nothing_estimated(estimates):
 def test_an_explicit_none_keeps_the_last_one_and_is_an_error_where_a_new_one_is_used():
     optimizer, params = made(gradtx.chain(gradtx.sophia(lr=0.1, update_period=2), gradtx.trace(0.9)))
     closure_of(optimizer, params)()
-    message = r"scale_by_sophia: hessian_diag of parameter 'body.weight' is None at a step that uses"
+    message = r"scale_by_sophia: hessian_diag of parameter 'body.weight' is None at a step that requires"
     with unchanged(optimizer), pytest.raises(ValueError, match=message):
         optimizer.step(hessian_diag=None)
     optimizer.step(hessian_diag=diagonal(params))
@@ -358,7 +358,7 @@ def test_a_tensor_that_was_given_is_not_kept_as_state():
 def test_gradients_without_a_graph_are_an_error_that_says_what_to_call_and_change_nothing(tx):
     optimizer, params = made(gradtx.chain(tx, gradtx.trace(0.9)))
     loss_of(params).backward()
-    message = r"needs hessian_diag: call step\(closure, hessian_diag=\.\.\.\); or leave it out.*create_graph=True"
+    message = r"needs hessian_diag: call step\(closure, hessian_diag=\.\.\.\); or omit it.*create_graph=True"
     with unchanged(optimizer), pytest.raises(ValueError, match=message):
         optimizer.step()
 

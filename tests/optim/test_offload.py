@@ -303,12 +303,12 @@ def test_another_device_is_an_error(device):
 
 def test_released_gradients_are_refused(elsewhere):
     (_, optimizer), _ = pair("adamw")
-    with pytest.raises(RuntimeError, match="release_gradients does not go with state_device"):
+    with pytest.raises(RuntimeError, match="release_gradients cannot be combined with state_device"):
         optimizer.release_gradients()
 
 
 def test_second_derivatives_are_refused():
-    with pytest.raises(ValueError, match="state_device takes no chain that needs 'hessian_diag'"):
+    with pytest.raises(ValueError, match="state_device does not support chains that need 'hessian_diag'"):
         gradtx.optim.SophiaH(model_of().parameters(), state_device="cpu")
 
 

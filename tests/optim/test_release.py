@@ -359,11 +359,11 @@ def test_extras_and_a_grad_scaler_are_refused():
     net = model(dtype=torch.float32)
     optimizer = gradtx.optim.AdamW(net.parameters(), lr=0.1)
     optimizer.release_gradients()
-    with pytest.raises(TypeError, match="step takes no 'value' while gradients are released"):
+    with pytest.raises(TypeError, match="step does not accept 'value' while gradients are released"):
         optimizer.step(value=1.0)
     scaler = torch.amp.GradScaler("cpu")
     scaler.scale(net(batch(0, torch.float32)).sum()).backward()
-    with pytest.raises(RuntimeError, match="GradScaler can't be used while gradients are released"):
+    with pytest.raises(RuntimeError, match="GradScaler cannot be used while gradients are released"):
         scaler.step(optimizer)
 
 

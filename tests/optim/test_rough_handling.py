@@ -112,8 +112,8 @@ def twice(lr: gradtx.Scalar = 0.1):
     return gradtx.chain(gradtx.sgd(lr), gradtx.adam(lr))
 
 
-BOTH = "and both scale by a learning rate, which turns the sign twice, so that the loss climbs; leave one of them out"
-DECAYS = "which has turned the sign, so it pulls the weights the wrong way; put it in front of the learning rate"
+BOTH = "and both scale by a learning rate, which flips the sign twice, so the loss increases; remove one of them"
+DECAYS = "which has already flipped the sign, so it pulls the weights the wrong way; move it before the learning rate"
 SGD = gradtx.sgd(lr=0.1)
 WRONG = {
     "two aliases": (f"adam follows sgd, {BOTH}", gradtx.chain(SGD, gradtx.adam())),
@@ -126,7 +126,7 @@ WRONG = {
     "inside a wrapper": (f"adam follows sgd, {BOTH}", gradtx.accumulate(gradtx.chain(SGD, gradtx.adam()), every=2)),
     "inside an alias": (f"adam follows sgd, {BOTH}", gradtx.chain(gradtx.centralize(), twice())),
     "a decay": (
-        f"add_decayed_weights follows sgd, {DECAYS}, or give it fixed=True",
+        f"add_decayed_weights follows sgd, {DECAYS}, or pass fixed=True to it",
         gradtx.chain(SGD, gradtx.add_decayed_weights(0.1)),
     ),
     "a pull to the start": (
@@ -162,7 +162,7 @@ EARLY = {
 
 @pytest.mark.parametrize(("early", "late", "tx"), EARLY.values(), ids=EARLY)
 def test_a_link_for_finished_steps_in_front_of_a_rate_is_warned_of_once(early, late, tx):
-    doubt = f"{early} works on the finished step, and {late} follows it, .*; put {early} behind {late}"
+    doubt = f"{early} needs the finished step, but {late} follows it, .*; move {early} after {late}"
     with pytest.warns(UserWarning, match=f"^as_optimizer: {doubt}$") as found:
         gradtx.as_optimizer(tx, parameters().values())
     assert [(warning.filename, len(found)) for warning in found] == [(__file__, 1)]

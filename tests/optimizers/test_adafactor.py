@@ -201,9 +201,13 @@ def test_rows_of_zeros_stay_finite_in_narrow_dtypes(make, dtype):
 @pytest.mark.parametrize(
     ("alias", "options", "message"),
     [
-        (gradtx.adafactor, {"lr": 0.1}, ".*leave lr out, or set it to False"),
+        (gradtx.adafactor, {"lr": 0.1}, ".*omit lr, or pass relative_step=False"),
         (gradtx.adafactor, {"relative_step": False}, ".*needs lr, or relative_step=True"),
-        (gradtx.adafactor, {"lr": 0.1, "relative_step": False, "warmup_init": True}, ".*needs relative_step=True"),
+        (
+            gradtx.adafactor,
+            {"lr": 0.1, "relative_step": False, "warmup_init": True},
+            ".*pass relative_step=True as well",
+        ),
         (gradtx.adafactor, {"eps": (0.0, 1e-3)}, r"eps\[0\] must be in \(0, inf\), got 0.0"),
         (gradtx.adafactor, {"decay_rate": 0.5}, r"decay_rate must be in \(-inf, 0\], got 0.5"),
         (gradtx.adafactor, {"clip_threshold": 0.0}, r"clip_threshold must be in \(0, inf\), got 0.0"),

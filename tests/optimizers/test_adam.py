@@ -410,7 +410,7 @@ def test_rejects_a_number_out_of_range(alias, options, message):
 
 @pytest.mark.parametrize("alias", [gradtx.adam_atan2, gradtx.adopt_atan2], ids=named)
 def test_decay_and_regeneration_together_are_an_error_that_names_the_optimizer(alias):
-    with pytest.raises(ValueError, match=f"^{alias.__name__}: weight_decay and regen_reg_rate exclude each other"):
+    with pytest.raises(ValueError, match=f"^{alias.__name__}: weight_decay and regen_reg_rate are mutually exclusive"):
         alias(weight_decay=0.1, regen_reg_rate=0.1)
 
 

@@ -333,7 +333,9 @@ def test_the_weights_of_nero_stay_unit_neurons():
 
 def test_neurons_of_one_weight_cannot_be_constrained():
     params = {"w": torch.ones(3, 1)}
-    with pytest.raises(ValueError, match=r"^project_neurons: neurons of shape \(3, 1\) have one weight.*partition"):
+    with pytest.raises(
+        ValueError, match=r"^project_neurons: neurons of shape \(3, 1\) have a single weight.*partition"
+    ):
         gradtx.nero().init(params)
     tx = gradtx.nero(constraints=False)
     assert tx.update(params, tx.init(params), params)[0]["w"].isfinite().all()

@@ -372,7 +372,7 @@ def test_a_loss_that_is_not_finite_is_no_step():
     ("options", "message"),
     [
         ({"conditions": "x"}, "line_search: conditions must be 'armijo' or 'strong_wolfe', got 'x'"),
-        ({"c1": 0.9, "c2": 0.5}, "line_search: c2 must be above c1, got 0.5 and 0.9"),
+        ({"c1": 0.9, "c2": 0.5}, "line_search: c2 must be greater than c1, got 0.5 and 0.9"),
         ({"max_steps": 0}, r"line_search: max_steps must be in \[1, inf\), got 0"),
         ({"shrink": 1.0}, r"line_search: shrink must be in \(0, 1\), got 1.0"),
         ({"growth": 0.5}, r"line_search: growth must be in \[1, inf\), got 0.5"),

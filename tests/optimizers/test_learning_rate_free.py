@@ -609,7 +609,7 @@ def test_a_number_out_of_range_is_an_error(make, options, message):
 @pytest.mark.parametrize("make", [*(make for make, _ in RULES.values()), gradtx.alig], ids=named)
 def test_nothing_that_scales_or_decays_may_follow(make):
     for link in (gradtx.scale_by_learning_rate(0.1), gradtx.add_decayed_weights(0.1), gradtx.prodigy()):
-        with pytest.raises(ValueError, match="owns the learning rate and returns the finished update, so"):
+        with pytest.raises(ValueError, match="owns the learning rate and returns the final update, so"):
             gradtx.chain(make(), link)
 
 

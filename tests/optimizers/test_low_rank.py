@@ -389,8 +389,8 @@ def test_the_optimizer_takes_the_steps_of_the_pure_functions(tx):
 @pytest.mark.parametrize(
     ("alias", "options", "message"),
     [
-        (gradtx.dion, {"rank": 0}, "scale_by_dion: rank must be a whole number above 0, or a fraction in .*, got 0"),
-        (gradtx.dion, {"rank": 1.5}, "scale_by_dion: rank must be a whole number above 0, or a .*, got 1.5"),
+        (gradtx.dion, {"rank": 0}, "scale_by_dion: rank must be a positive int or a fraction in .*, got 0"),
+        (gradtx.dion, {"rank": 1.5}, "scale_by_dion: rank must be a positive int or a .*, got 1.5"),
         (gradtx.dion, {"init": "x"}, "scale_by_dion: init must be 'random' or 'eye', got 'x'"),
         (gradtx.dion, {"mu": 1.0}, r"mu must be in \[0, 1\), got 1.0"),
         (gradtx.dion, {"fallback": gradtx.adamw}, "fallback must be a GradientTransformation, .*call it.*"),
@@ -417,5 +417,5 @@ def test_a_slot_without_a_kind_matters_only_where_slots_are_turned():
     tx = gradtx.scale_by_scalable_shampoo()
     params = {"w": torch.ones(4, 4)}
     gradtx.low_rank(tx, rank=2).init(params)
-    with pytest.raises(TypeError, match=r"low_rank: the link 'scale_by_scalable_shampoo' inside keeps the slot"):
+    with pytest.raises(TypeError, match=r"low_rank: the inner link 'scale_by_scalable_shampoo' has the slot"):
         gradtx.low_rank(tx, rank=2, carry="rotate").init(params)

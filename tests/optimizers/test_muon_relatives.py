@@ -439,7 +439,7 @@ def test_a_kind_that_is_none():
 
 @pytest.mark.parametrize("tx", [gradtx.muon_h(), gradtx.hyperball(gradtx.trace(0.9), 0.1)], ids=str)
 def test_a_leaf_that_starts_with_norm_0_is_an_error_that_names_it(tx):
-    with pytest.raises(ValueError, match=r"scale_to_radius: leaf 'o' starts with norm 0, .*partition"):
+    with pytest.raises(ValueError, match=r"scale_to_radius: leaf 'o' has initial norm 0 .*partition"):
         tx.init({"w": torch.ones(2, 2), "o": torch.zeros(2, 2)})
 
 

@@ -230,7 +230,7 @@ def test_a_number_out_of_range_is_an_error(make, options, message):
 )
 def test_nothing_that_scales_or_decays_may_follow_and_params_are_needed(make):
     for link in (gradtx.scale_by_learning_rate(0.1), gradtx.add_decayed_weights(0.1), make()):
-        with pytest.raises(ValueError, match="schedule_free owns the learning rate and returns the finished update"):
+        with pytest.raises(ValueError, match="schedule_free owns the learning rate and returns the final update"):
             gradtx.chain(make(), link)
     params, tx = problem(), make()
     with pytest.raises(ValueError, match="schedule_free needs params"):

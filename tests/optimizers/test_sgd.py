@@ -267,7 +267,7 @@ def test_a_number_out_of_range_is_an_error(alias, argument, interval):
     ids=["asgd", "adaptive_gd"],
 )
 def test_nothing_that_scales_or_decays_may_follow_an_owner_of_the_rate(alias, owner, link):
-    with pytest.raises(ValueError, match=rf"{owner} owns the learning rate.*so {link._name} can't follow it"):
+    with pytest.raises(ValueError, match=rf"{owner} owns the learning rate.*so {link._name} cannot follow it"):
         gradtx.chain(alias(), link)
 
 
@@ -280,5 +280,5 @@ def test_missing_params_are_an_error(alias):
 
 @pytest.mark.parametrize("lr", [0.0, torch.tensor(0.0), gradtx.Schedule(lambda step: 0.1 * step)], ids=str)
 def test_adaptive_gd_from_a_rate_of_zero_is_an_error(lr):
-    with pytest.raises(ValueError, match=r"^scale_by_local_smoothness: .* lr, which is 0; start above 0$"):
+    with pytest.raises(ValueError, match=r"^scale_by_local_smoothness: .* lr, which is 0; use an initial lr above 0$"):
         gradtx.adaptive_gd(lr=lr).init(problem())

@@ -450,8 +450,8 @@ def test_a_schedule_may_select_by_torch_where_from_the_construction_on():
         (gradtx.get_chebyshev_schedule, (5, 0.0), "needs 0 < small_m <= big_m, got 0.0 and 1.0"),
         (gradtx.join_schedules, (MADE[:2], []), "2 schedules need 1 milestones, got 0"),
         (gradtx.join_schedules, (MADE[:2], [2, 3]), "2 schedules need 1 milestones, got 2"),
-        (gradtx.join_schedules, (MADE[:3], [3, 3]), r"milestones must rise from above 0, got \[3, 3\]"),
-        (gradtx.join_schedules, (MADE[:2], [0]), r"milestones must rise from above 0, got \[0\]"),
+        (gradtx.join_schedules, (MADE[:3], [3, 3]), r"milestones must be positive and increasing, got \[3, 3\]"),
+        (gradtx.join_schedules, (MADE[:2], [0]), r"milestones must be positive and increasing, got \[0\]"),
     ],
 )
 def test_rejects_numbers_out_of_range_and_milestones_that_do_not_fit(factory, arguments, message):
@@ -471,7 +471,7 @@ def test_rejects_what_is_no_schedule_and_a_length_that_is_no_int():
     with pytest.raises(TypeError, match=r"^get_chebyshev_schedule: num_epochs must be an int, got 5.5$"):
         gradtx.get_chebyshev_schedule(5.5)
     with pytest.raises(
-        TypeError, match=r"cycle_mult decides where cycles begin and must be a number, got tensor\(2\)$"
+        TypeError, match=r"cycle_mult sets the lengths of the cycles and must be a plain number, got tensor\(2\)$"
     ):
         gradtx.cosine_warmup_restarts_schedule(5, torch.tensor(2.0))
     with pytest.raises(TypeError, match=r"^cosine_schedule: T_max must be an int, got 5.5$"):
@@ -546,7 +546,7 @@ def test_wsd_takes_the_total_and_the_least_rate_of_the_vocabulary(rest, form):
     [
         ({}, TypeError, "pass two of num_stable_steps, num_decay_steps and total_steps"),
         ({"num_stable_steps": 1, "num_decay_steps": 1, "total_steps": 4}, TypeError, "pass two of"),
-        ({"num_stable_steps": 4, "total_steps": 4}, ValueError, "total_steps=4 is less than the steps of its phases"),
+        ({"num_stable_steps": 4, "total_steps": 4}, ValueError, "total_steps=4 is less than the total of the phases"),
         ({"num_stable_steps": 1, "total_steps": 4, "min_lr": 0.1, "min_lr_ratio": 0.1}, TypeError, "got both min_lr"),
     ],
 )
@@ -577,8 +577,8 @@ def test_one_cycle_without_warmup_starts_at_its_peak():
     [
         ({"warmup_steps": 2, "pct_start": 0.4}, TypeError, "got both warmup_steps and pct_start"),
         ({"min_lr": 0.1, "final_div_factor": 10.0}, TypeError, "got both min_lr and final_div_factor"),
-        ({"warmup_steps": 10}, ValueError, "warmup_steps must be at most 9 of total_steps=10, got 10"),
-        ({"warmup_steps": 5, "three_phase": True}, ValueError, "warmup_steps must be at most 4 of total_steps=10"),
+        ({"warmup_steps": 10}, ValueError, "warmup_steps must be at most 9 with total_steps=10, got 10"),
+        ({"warmup_steps": 5, "three_phase": True}, ValueError, "warmup_steps must be at most 4 with total_steps=10"),
         ({"warmup_steps": -1}, ValueError, r"warmup_steps must be in \[0, inf\), got -1"),
     ],
 )

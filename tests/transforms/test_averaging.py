@@ -228,7 +228,7 @@ def test_with_lookahead_lists_its_modes_for_an_unknown_one():
 def test_average_rejects_a_number_out_of_range():
     with pytest.raises(ValueError, match=r"^average: decay must be in \[0, 1\), got 1.0$"):
         gradtx.average(1.0)
-    with pytest.raises(ValueError, match=r"^average: debias is for an average with a decay$"):
+    with pytest.raises(ValueError, match=r"^average: debias requires a decay$"):
         gradtx.average(debias=True)
     with pytest.raises(ValueError, match=r"^average: start must be in \[0, inf\), got -1$"):
         gradtx.average(start=-1)

@@ -300,5 +300,5 @@ def test_a_step_that_a_scaler_skips_keeps_the_stale_norm(compile, monkeypatch):
 def test_a_sum_that_its_own_step_does_not_read_is_no_part_of_blocks():
     tx = gradtx.blocks(gradtx.clip_by_global_norm(1.0, stale=True), sizes=(2, 2))
     params = {"w": torch.ones(4, 4)}
-    with pytest.raises(ValueError, match="'norm' can't be summed over blocks; put it outside of blocks"):
+    with pytest.raises(ValueError, match="'norm' cannot be summed over blocks; move it outside blocks"):
         tx.update(params, tx.init(params), params)

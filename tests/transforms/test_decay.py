@@ -225,8 +225,8 @@ def test_a_rate_that_has_always_been_zero_decays_in_full():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"relative_to": 0.1, "corrected_by": 0.1}, "relative_to and corrected_by are two uses of the learning rate"),
-        ({"max_lr": 0.1}, "max_lr is what corrected_by is divided by; it needs corrected_by"),
+        ({"relative_to": 0.1, "corrected_by": 0.1}, "relative_to and corrected_by cannot be combined"),
+        ({"max_lr": 0.1}, "max_lr is the divisor of corrected_by; pass corrected_by as well"),
         ({"corrected_by": 0.1, "max_lr": 0.0}, r"max_lr must be in \(0, inf\), got 0.0"),
     ],
     ids=str,

@@ -125,7 +125,7 @@ def test_eps_is_inside_the_root():
 
 @pytest.mark.parametrize("betas", [(0.9, 0.5), (0.5, 0.5)], ids=str)
 def test_betas_that_do_not_rise_are_an_error(betas):
-    message = rf"^scale_by_adasmooth: betas must rise, the fast decay first, got \({betas[0]}, {betas[1]}\)$"
+    message = rf"^scale_by_adasmooth: betas must be increasing \(fast decay first\), got \({betas[0]}, {betas[1]}\)$"
     with pytest.raises(ValueError, match=message):
         gradtx.scale_by_adasmooth(betas)
 

@@ -155,5 +155,5 @@ def test_defaults_are_those_of_the_authors():
 
 @pytest.mark.parametrize("lr", [0.0, torch.tensor(0.0), gradtx.Schedule(lambda step: 0.1 * step)], ids=str)
 def test_a_first_rate_of_zero_is_an_error(lr):
-    with pytest.raises(ValueError, match=r"^scale_by_local_smoothness: .* lr, which is 0; start above 0$"):
+    with pytest.raises(ValueError, match=r"^scale_by_local_smoothness: .* lr, which is 0; use an initial lr above 0$"):
         gradtx.scale_by_local_smoothness(lr=lr).init({"w": torch.ones(1)})

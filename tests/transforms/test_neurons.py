@@ -99,7 +99,9 @@ def test_a_neuron_without_gradient_gets_none():
 
 @pytest.mark.parametrize("shape", [(3, 1), (2, 1, 1, 1)], ids=str)
 def test_neurons_of_one_weight_are_an_error(shape):
-    with pytest.raises(ValueError, match="have one weight each, which is its own mean; train it without constraints"):
+    with pytest.raises(
+        ValueError, match="have a single weight each, which would become 0; train them without constraints"
+    ):
         gradtx.project_neurons(torch.ones(shape))
 
 

@@ -90,7 +90,7 @@ def test_derivatives_of_training_by_its_numbers_are_the_difference_quotients(reb
         ({"rebound": "other"}, "rebound must be 'constant' or 'belief', got 'other'"),
         (
             {"weight_decay_type": "L2"},
-            "weight_decay_type must be 'decoupled' or 'stable', got 'L2'; for 'L2' put add_de",
+            "weight_decay_type must be 'decoupled' or 'stable', got 'L2'; for 'L2', place add_de",
         ),
         ({"eps": 0.0}, r"eps must be in \(0, inf\), got 0.0"),
     ],

@@ -136,11 +136,11 @@ def test_tiny_decays_survive_in_single_precision():
         ),
         (
             lambda: gradtx.chain(gradtx.scale_by_ranger21(0.1), gradtx.scale_by_learning_rate(0.1)),
-            "scale_by_ranger21 owns the learning rate .*scale_by_learning_rate can't follow",
+            "scale_by_ranger21 owns the learning rate .*scale_by_learning_rate cannot follow",
         ),
         (
             lambda: gradtx.chain(gradtx.scale_by_ranger21(0.1), gradtx.add_decayed_weights(0.1)),
-            "scale_by_ranger21 owns the learning rate .*add_decayed_weights can't follow",
+            "scale_by_ranger21 owns the learning rate .*add_decayed_weights cannot follow",
         ),
     ],
 )

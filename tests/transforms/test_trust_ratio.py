@@ -117,7 +117,7 @@ def test_zero_gradients_give_finite_updates(tx):
 
 
 def test_a_ratio_clipped_by_the_rate_needs_the_rate():
-    with pytest.raises(ValueError, match=r"^scale_by_lars: trust_clip needs lr; pass the rate that"):
+    with pytest.raises(ValueError, match=r"^scale_by_lars: trust_clip needs lr; pass the rate used by"):
         gradtx.scale_by_lars(trust_clip=True)
 
 

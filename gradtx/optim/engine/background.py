@@ -80,7 +80,7 @@ class BackgroundEngine(CompiledEngine):
         try:
             payload = pickle.dumps((type(self), *self.__reduce__()[1], orders))
         except Exception as error:  # such as a user function that has no name
-            logger.info("compile='background': the next step compiles, since the chain can't be pickled: %s", error)
+            logger.info("compile='background': the next step compiles, because the chain cannot be pickled: %s", error)
             return lambda: True
         with tempfile.TemporaryFile() as file:
             file.write(payload)

@@ -26,7 +26,7 @@ from gradtx.optim.engine.signature import LeafKind, Signature
 from gradtx.optim.engine.windows import is_positional
 
 logger = logging.getLogger("gradtx")
-SUM_OVER_SHARDS = "it is sharded, and a sum over leaves needs the sum over all shards"
+SUM_OVER_SHARDS = "it is sharded, and a sum over leaves must include all shards"
 Pairs = list[tuple[Member, Leaf]]
 
 
@@ -153,20 +153,22 @@ class Engine:
         if shares:
             return self._refuse(leaf, "it shares memory with another parameter")
         if not _takes_part(param, leaf):
-            return self._refuse(leaf, "it has no gradient of its shape, or is frozen")
+            return self._refuse(leaf, "it has no gradient of matching shape, or it is frozen")
         if is_sharded(param) and is_positional(leaf):
-            return self._refuse(leaf, "a link needs the places of its entries in the whole tensor")
+            return self._refuse(leaf, "a link needs the positions of its entries in the whole tensor")
         if is_sharded(param) and any(map(_sums_over_shards, leaf.program)):
             return self._refuse(leaf, SUM_OVER_SHARDS)
         if not self._takes(leaf):
             return None
         flat = _is_flat(member, leaf)
         if not flat and is_sharded(param):
-            return self._refuse(leaf, "it is sharded, and a reduction over a shard is not that over the whole tensor")
+            return self._refuse(
+                leaf, "it is sharded, and a reduction over a shard differs from one over the whole tensor"
+            )
         tensors = _aliases(member, flat)
         held = None if tensors is None else self._held(tensors, flat)
         if held is None:
-            return self._refuse(leaf, "its size or layout")
+            return self._refuse(leaf, "its size or layout is not supported")
         by_leaf = [name for name, tree in request.trees.items() if tree[leaf.name] is not None]
         read: list[Any] = [param.grad, *(request.trees[name][leaf.name] for name in by_leaf)]
         return LeafKind(

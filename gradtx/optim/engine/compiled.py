@@ -155,18 +155,18 @@ class CompiledEngine(Engine):
 
     def _takes(self, leaf: Leaf) -> bool:
         if leaf.key.ndim == 0:  # a 0-d slot cannot be distinguished from one shaped like the leaf
-            self._refuse(leaf, "it has no dimension")
+            self._refuse(leaf, "it has no dimensions")
             return False
         if is_positional(leaf) and not local(leaf.key).is_contiguous():
-            self._refuse(leaf, "a link needs the places of its entries, which a flat alias has in another order")
+            self._refuse(leaf, "a link needs the positions of its entries, which a flat alias reorders")
             return False
         if has_regions(leaf.program):
-            self._refuse(leaf, "owners compute a link, between two programs over lists")
+            self._refuse(leaf, "a link is computed by owners, which requires list programs")
             return False
         stage = stage_without_program(leaf)
         if stage is not None and stage not in self._logged:
             self._logged.add(stage)
-            logger.warning("%s is not compiled: leaves that pass it step eagerly", stage)
+            logger.warning("%s is not compiled: leaves that pass through it step eagerly", stage)
         return super()._takes(leaf)
 
     def _bundle(
@@ -202,7 +202,7 @@ class CompiledEngine(Engine):
         if isinstance(program, str):
             return program
         if others and not program.fits(list(map(torch.empty_like, others[-1]))):  # a storage offset never fits
-            return "a rule asks for its length"
+            return "a rule depends on its length"
         bundle.compile_for(program)
         return bundle
 

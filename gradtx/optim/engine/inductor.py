@@ -79,7 +79,7 @@ def _checked_options(options: Mapping[Any, Any]) -> dict[str, Any]:
     known = _torch.compiler_option_names()
     for name in options:
         if not isinstance(name, str):
-            raise TypeError(f"compile: options of torch's compiler go by name, got the key {name!r}")
+            raise TypeError(f"compile: option names must be strings, got {name!r}")
         if known is not None and name.replace("-", "_") not in known:  # as torch.compile reads them
             meant = close(name, known)
             hint = "" if meant is None else f"; did you mean {meant!r}?"

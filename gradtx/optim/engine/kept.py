@@ -49,7 +49,7 @@ def keep(place: Path, program: Callable[..., Any], assumptions: _torch.Assumptio
             json.dump(content, file)
         os.replace(file.name, place)  # atomically, since other processes may be reading it
     except (OSError, AttributeError):
-        logger.debug("the program for %s is not kept", place, exc_info=True)
+        logger.debug("the program could not be saved in %s", place, exc_info=True)
 
 
 def place_of(graph: GraphModule, options: Mapping[str, Any]) -> Path | None:

@@ -88,7 +88,7 @@ class TracedRun(Run):
     def recorded_owner(self, operation: Any, leaf: Leaf, payload: Mapping[str, Tensor]) -> Tensor | None:
         decided = leaf.active is not None or leaf.restarts is not False or leaf.clock is not self.clock
         if operation.keeps_slots and decided:
-            raise UnrecordableError("a combinator decides whether slots change that an owner keeps")
+            raise UnrecordableError("a combinator decides whether slots stored by an owner change")
         return owned(payload, operation)
 
     def as_written(self) -> AbstractContextManager[None]:
