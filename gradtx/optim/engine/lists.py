@@ -114,7 +114,7 @@ class MemberBundle(ListBundle):
         self._trees = {}
         self._results = []
         self._leaves = {}
-        self.let_go()
+        self.release_tensors()
 
     def _add_late(self, place: LateTerm, dtype: torch.dtype, results: list[Any]) -> None:
         """Hand over the terms of a sum, as one list per call."""
