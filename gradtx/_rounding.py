@@ -9,7 +9,7 @@ from gradtx import _torch
 from gradtx._execution import Leaf, Operation
 from gradtx._random import bits16, name_key
 from gradtx._runs import Scope
-from gradtx._sharding import local, placed_as, rejoined
+from gradtx._sharding import from_local_like, local, placed_as
 from gradtx.codes import CODES
 
 HALVES = (torch.bfloat16, torch.float16)
@@ -43,8 +43,8 @@ class Rounding(Operation):
         old = leaf.run.slots(self.path, leaf)
         before = local(param).to(torch.float32)
         after, slots = self.rounded(leaf, before, local(update).to(torch.float32), old)
-        leaf.update = rejoined((after - before).to(leaf.update.dtype), update)
-        new = {slot: rejoined(value, old[slot]) if value.ndim else value for slot, value in slots.items()}
+        leaf.update = from_local_like((after - before).to(leaf.update.dtype), update)
+        new = {slot: from_local_like(value, old[slot]) if value.ndim else value for slot, value in slots.items()}
         leaf.new[self.path] = leaf.accepted(new, old)
 
     def first(self, leaf: Leaf, param: Tensor) -> dict[str, Tensor]:

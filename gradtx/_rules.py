@@ -21,7 +21,7 @@ from gradtx._messages import nearest, shortly
 from gradtx._narrowing import is_dict, is_list, is_tuple
 from gradtx._random import Stream
 from gradtx._runs import LateTerm, Run, Scope
-from gradtx._sharding import is_sharded, placed_as, summed_over_ranks, undivided
+from gradtx._sharding import full_tensor, is_sharded, placed_as, summed_over_ranks
 from gradtx._slots import WrongShapeError, check_slots, numbered, value_for, with_lists, wrong_shape
 from gradtx._storage import Store
 from gradtx._torch import readable
@@ -166,7 +166,7 @@ class StageState:
         except RuntimeError as error:
             if not is_sharded(like) or isinstance(error, _torch.NOT_OF_LAYOUT):
                 raise
-            return init(undivided(like), *random)
+            return init(full_tensor(like), *random)
 
     def first(self, leaf: Leaf, old: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
         """Return the initial slots in stored form, with codes for the slots that are coded in `old`."""
@@ -357,14 +357,14 @@ class Call:
     totals: tuple[Any, ...] = ()
     sums_of_leaf: bool = False
 
-    def undivided(self) -> Call:
+    def with_full_tensors(self) -> Call:
         """Return the same call on full tensors instead of shards."""
         return dataclasses.replace(
             self,
-            update=undivided(self.update),
-            state=self.state.map(undivided),
-            param=undivided(self.param),
-            context=self.context.undivided(),
+            update=full_tensor(self.update),
+            state=self.state.map(full_tensor),
+            param=full_tensor(self.param),
+            context=self.context.with_full_tensors(),
         )
 
 
@@ -508,7 +508,7 @@ class RuleOperation(Operation):
             if not is_sharded(call.update) or isinstance(error, _torch.NOT_OF_LAYOUT) or has_totals:
                 raise
             # Some operations do not support DTensor. The failure is the same on every rank, so all ranks retry here.
-            return self._again(call.undivided(), call)
+            return self._again(call.with_full_tensors(), call)
 
     def _missing_input(self, call: Call, error: Exception) -> Exception | None:
         """Return the error for an input that the caller did not pass, if the rule gets past this point with it."""

@@ -16,7 +16,7 @@ from gradtx._errors import OWN_STATE, Path
 from gradtx._exact import exact_dtype
 from gradtx._messages import shortly
 from gradtx._narrowing import is_list
-from gradtx._sharding import gathered, placed_as, undivided
+from gradtx._sharding import full_tensor, gathered, placed_as
 
 
 def first_slots(
@@ -35,7 +35,7 @@ def first_slots(
         elif value.ndim:
             kept[slot] = gathered(value, like)
         else:
-            kept[slot] = undivided(value)
+            kept[slot] = full_tensor(value)
     return kept
 
 

@@ -20,7 +20,7 @@ from gradtx._errors import Path
 from gradtx._execution import Block, Leaf
 from gradtx._rules import Call, Rule, RuleOperation, StageState
 from gradtx._runs import Scope
-from gradtx._sharding import is_sharded, undivided
+from gradtx._sharding import full_tensor, is_sharded
 from gradtx.context import Clock
 from gradtx.core import GradientTransformation
 from gradtx.factories import Combinator
@@ -147,7 +147,7 @@ class SpaceRun:
 
     def stand_in(self, leaf: Leaf, like: Tensor) -> Tensor:
         """Return a tensor in the inner coordinates before the first step, for a leaf like this one."""
-        return self.space.inside(undivided(self._like(leaf, like)))
+        return self.space.inside(full_tensor(self._like(leaf, like)))
 
     def _like(self, leaf: Leaf, like: Tensor) -> Tensor:
         return like if self.outer is None else self.outer.stand_in(leaf, like)
@@ -164,7 +164,7 @@ class SpaceRun:
         if self.outer is not None:
             value = self.outer.read(rule, slot, value, leaf)
         view: View = leaf.saved[self]
-        value = undivided(value)
+        value = full_tensor(value)
         if slot in rule.averages and leaf.update is view.inside:
             self._keep_average(rule, slot, view.average(value, rule.averages[slot]), leaf)
         return view.read(self.known_kind(rule, slot), value)
@@ -295,7 +295,7 @@ class Turned:
 
     def to(self, dtype: torch.dtype) -> Tensor:
         if self._inside is None:
-            self._inside = self._view.inward(undivided(self._tensor).to(dtype))
+            self._inside = self._view.inward(full_tensor(self._tensor).to(dtype))
         return self._inside.to(dtype)
 
     def __neg__(self) -> Turned:
@@ -338,7 +338,7 @@ class EnterSpace(RuleOperation):
             leaf.update = as_given.to(wide)
             leaf.grad = leaf.update if leaf.grad is as_given else leaf.grad
         call = self._call(leaf)
-        whole = call.undivided() if is_sharded(call.update) else call
+        whole = call.with_full_tensors() if is_sharded(call.update) else call
         view: View = self._guarded(whole)
         leaf.saved[self] = Outside(call, leaf.update, leaf.grad, leaf.param, leaf.clock, leaf.active)
         leaf.saved[self.space_run] = view
@@ -401,7 +401,7 @@ class LeaveSpace(RuleOperation):
             slots: dict[str, Tensor] = {}
             for slot, value in store.opened(old, wide, leaf).items():
                 kind = self._run.known_kind(operation.rule, slot)
-                slots[slot] = view.renewed(kind, undivided(value))
+                slots[slot] = view.renewed(kind, full_tensor(value))
             new = store.closed(slots, old, leaf)
             leaf.new[path] = leaf.accepted(new, old)
 

@@ -14,7 +14,7 @@ from gradtx._errors import Path
 from gradtx._messages import close, describe
 from gradtx._narrowing import is_mapping
 from gradtx._random import bits16, name_key
-from gradtx._sharding import cuts_rows, is_sharded, joined, local, placed_as
+from gradtx._sharding import is_sharded, joined, local, placed_as, splits_rows
 from gradtx._slots import first_slots, value_for, widened, wrong_shape
 from gradtx.codes import CODES, KEY, Codec
 
@@ -271,7 +271,7 @@ class Store:
             if codec is None:
                 continue
             pattern = self._pattern(slot)
-            if self._may_be_coded(slot, pattern, value, like, leaf) and not cuts_rows(like, codec.block):
+            if self._may_be_coded(slot, pattern, value, like, leaf) and not splits_rows(like, codec.block):
                 codecs[slot] = codec
         if codecs and probe is not None and like.ndim > 1:
             for slot in self._factors(codecs, like, probe):

@@ -15,7 +15,7 @@ from gradtx._execution import Leaf, Operation
 from gradtx._narrowing import is_dict, is_tuple
 from gradtx._rules import without_params
 from gradtx._runs import Run, Scope
-from gradtx._sharding import undivided
+from gradtx._sharding import full_tensor
 from gradtx._slots import check_slots
 from gradtx._storage import Store
 from gradtx.context import Clock, Context
@@ -105,7 +105,7 @@ class TreeOperation(Operation):
             state = {"": state} if state else {}
         for slot, value in state.items():
             if isinstance(value, Tensor) and value.ndim == 0:
-                parts.shared[slot] = undivided(value)
+                parts.shared[slot] = full_tensor(value)
             elif is_dict(value) and value.keys() <= leaves.keys():
                 for name, tensor in value.items():
                     parts.of_leaf.setdefault(name, {})[slot] = tensor

@@ -18,7 +18,7 @@ from gradtx._errors import Path
 from gradtx._execution import Block, Leaf, Operation, Position, takes_none
 from gradtx._random import name_key
 from gradtx._runs import LateTerm, Run
-from gradtx._sharding import divided_among, local, placed_as, placements_by_rows, rejoined, undivided
+from gradtx._sharding import from_local_like, from_local_shard, full_tensor, local, placed_as, placements_by_rows
 from gradtx.combinators._division import Division, LocalBlocks, local_blocks
 
 Slots = dict[Path, dict[str, Tensor]]
@@ -97,7 +97,7 @@ class OfBlock:
     def choose(self, name: str, tensor: Any) -> Any:
         if tensor is not None and not is_lazy(tensor):
             self._division.check("blocks", name, tensor.shape)
-            tensor = self._division.first(undivided(tensor.detach()))
+            tensor = self._division.first(full_tensor(tensor.detach()))
         return self._selector.choose(name, tensor)
 
 
@@ -291,11 +291,11 @@ class Pieces:
 
     def _plain(self, tensor: Any) -> Tensor:
         """Return the tensor to divide into blocks: the whole tensor, or this rank's local shard."""
-        return undivided(tensor) if self._local is None else local(tensor)
+        return full_tensor(tensor) if self._local is None else local(tensor)
 
     def _placed(self, tensor: Tensor, like: Any) -> Any:
         """Invert `_plain`, for a tensor sharded like `like`."""
-        return placed_as(tensor, like) if self._local is None else rejoined(tensor, like)
+        return placed_as(tensor, like) if self._local is None else from_local_like(tensor, like)
 
     # Inputs.
 
@@ -328,7 +328,7 @@ class Pieces:
             if number != "0":
                 continue
             for batch in self._batches:
-                values = [undivided(slots[f"{name}_{i}"]) for i in batch.numbers]
+                values = [full_tensor(slots[f"{name}_{i}"]) for i in batch.numbers]
                 batch.inputs["slot", path, name] = torch.stack(values)
 
     def _stack_stream_keys(self) -> None:
@@ -459,7 +459,7 @@ class Pieces:
         if self._local is None:
             return value
         shape = (self._local.count, *value.shape[1:])
-        return divided_among(value, like, shape, placements_by_rows(like, shape))
+        return from_local_shard(value, like, shape, placements_by_rows(like, shape))
 
     def evaluated(self, operation: Operation) -> Any:
         """Return the tensor to evaluate with, according to an inner operation, or None."""

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gradtx._execution import Leaf
 from gradtx._owners import Gathering, Transfer, assigned, in_buckets, owned_paths
-from gradtx._sharding import Piece, Team, divided_among, is_sharded, pieces_at, placements_by_rows, team_for
+from gradtx._sharding import Piece, Team, from_local_shard, is_sharded, pieces_at, placements_by_rows, team_for
 from gradtx.optim._member import Member
 
 
@@ -122,7 +122,7 @@ def _handed_out(bucket: list[Slot], team: Team) -> list[Any]:
     parts = _taken_apart(received, bucket, [slot.pieces[team.rank].shape for slot in bucket])
     divided: list[Any] = []
     for slot, part in zip(bucket, parts, strict=True):
-        divided.append(divided_among(part, slot.member.param, slot.value.shape, slot.placements))
+        divided.append(from_local_shard(part, slot.member.param, slot.value.shape, slot.placements))
     return divided
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gradtx._complex import as_complex, as_real, real_views
 from gradtx._conversion import converted
-from gradtx._sharding import is_sharded, undivided
+from gradtx._sharding import full_tensor, is_sharded
 from gradtx._slots import kind_of
 from gradtx.codes import Codec
 from gradtx.optim._extra_keys import extra_keys, kept
@@ -122,7 +122,7 @@ def _as_slot(
     check_slot(name, key, saved)
     value = torch.as_tensor(saved)
     if not is_sharded(first):  # for example a slot kept by the leaf's owner, which is saved divided by rows
-        value = undivided(value)
+        value = full_tensor(value)
     if value.shape != first.shape:
         shapes = f"{tuple(value.shape)}, needs {tuple(first.shape)}"
         raise ValueError(f"state of parameter {name!r}: {key!r} has shape {shapes}")

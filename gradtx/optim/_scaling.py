@@ -16,7 +16,7 @@ from torch import Tensor
 from gradtx import _torch
 from gradtx._exact import exact
 from gradtx._runs import Run, Scope
-from gradtx._sharding import local, undivided
+from gradtx._sharding import full_tensor, local
 from gradtx.combinators.frame import Frame, FrameRun, InnerClock
 from gradtx.core import chain
 
@@ -87,8 +87,8 @@ class Scaling:
         scale: Any = getattr(optimizer, "grad_scale", None)
         if flag is None:
             return None
-        flag = undivided(torch.as_tensor(flag)).reshape(())
-        scale = torch.ones((), device=flag.device) if scale is None else undivided(scale).to(flag.device)
+        flag = full_tensor(torch.as_tensor(flag)).reshape(())
+        scale = torch.ones((), device=flag.device) if scale is None else full_tensor(scale).to(flag.device)
         return cls(exact(scale, flag.device).reshape(()).reciprocal(), flag == 0)
 
     def on(self, device: torch.device) -> tuple[Tensor, Tensor]:

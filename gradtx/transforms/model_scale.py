@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gradtx._arguments import Scalar
 from gradtx._exact import exact, exact_dtype
-from gradtx._sharding import undivided
+from gradtx._sharding import full_tensor
 from gradtx.factories import per_tensor
 from gradtx.transforms._math import at_least, safe_sqrt
 
@@ -89,7 +89,7 @@ def scale_by_amos(
     def mean(x):
         if slot == "scalar":
             # Use a plain tensor from here on: in torch 2.13, adding one to a pending sum raises an AttributeError.
-            return undivided(x.sum(dtype=exact_dtype(x))) / max(x.numel(), 1)
+            return full_tensor(x.sum(dtype=exact_dtype(x))) / max(x.numel(), 1)
         if slot == "full" or x.ndim < 2:
             return x
         return x.sum(dim=tuple(range(1, x.ndim)), keepdim=True) / max(math.prod(x.shape[1:]), 1)
