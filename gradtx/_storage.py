@@ -315,12 +315,12 @@ class Store:
         codecs = self.codecs_of(stored, leaf)
         if not codecs:
             return {slot: widened(value, wide) for slot, value in stored.items()}
-        beside = tensors_beside(codecs)
+        auxiliary = auxiliary_tensors(codecs)
         values: dict[str, Tensor] = {}
         for slot, value in stored.items():
             if slot in codecs:
                 values[slot] = unpacked(slot, codecs[slot], stored, leaf.shape).to(wide)
-            elif slot not in beside:
+            elif slot not in auxiliary:
                 values[slot] = widened(value, wide)
         return values
 
@@ -328,7 +328,7 @@ class Store:
         """Return the names of the slots that these tensors store."""
         if not self._codes:
             return stored.keys()
-        return stored.keys() - tensors_beside(self.codecs_of(stored, leaf))
+        return stored.keys() - auxiliary_tensors(self.codecs_of(stored, leaf))
 
     def shared_dtype(self, name: str) -> torch.dtype | None:
         """Return the dtype of a shared value if a pattern without wildcards names it; record its name."""
@@ -347,12 +347,12 @@ class Store:
     def closed(self, values: Mapping[str, Any], old: dict[str, Tensor], leaf: Leaf) -> dict[str, Tensor]:
         """Convert new values of the slots to the form in which the old ones are stored."""
         codecs = self.codecs_of(old, leaf)
-        beside = tensors_beside(codecs)
+        auxiliary = auxiliary_tensors(codecs)
         stored: dict[str, Tensor] = {}
         for slot, kept in old.items():
             if slot in codecs:
                 stored.update(self._packed(slot, codecs[slot], values[slot], old, leaf))
-            elif slot not in beside:
+            elif slot not in auxiliary:
                 stored[slot] = value_for(values[slot], kept, self.path, slot, leaf.name)
         return stored
 
@@ -450,7 +450,7 @@ def _with_other_sizes(like: Tensor) -> Tensor:
     return torch.empty(sizes, dtype=like.dtype, device="meta")
 
 
-def tensors_beside(codecs: Mapping[str, Codec]) -> set[str]:
+def auxiliary_tensors(codecs: Mapping[str, Codec]) -> set[str]:
     """Return the names of the auxiliary tensors of coded slots, such as scales, without the codes."""
     names: set[str] = set()
     for slot, codec in codecs.items():

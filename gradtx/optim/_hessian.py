@@ -166,7 +166,7 @@ class HessianStep:
     ) -> None:
         if leaf.key in diagonal:
             signed = diagonal[leaf.key].to(leaf.wide) * sign
-            _give(leaf, signed)
+            _set_diagonal(leaf, signed)
         elif leaf.extras.get("hessian_diag") is None:
             if sign:
                 raise ValueError(
@@ -175,7 +175,7 @@ class HessianStep:
                 )
             # No rule reads it in this step. A zero, because None means "keep the last one", which some rules lack.
             zero = torch.zeros((), device=leaf.device, dtype=leaf.wide)
-            _give(leaf, zero.expand(leaf.given[1].shape))
+            _set_diagonal(leaf, zero.expand(leaf.given[1].shape))
 
     def _estimate(self, names: Mapping[Tensor, str]) -> dict[Tensor, Tensor]:
         """Return z * (H z) for the parameters in `names`, and zeros for parameters on which no gradient depends."""
@@ -246,7 +246,7 @@ class _KeepGraph(TorchFunctionMode):
             return func(*args, **{**kwargs, "create_graph": True})
 
 
-def _give(leaf: Leaf, value: Tensor) -> None:
+def _set_diagonal(leaf: Leaf, value: Tensor) -> None:
     leaf.extras = {**leaf.extras, "hessian_diag": value}
     leaf.run.leaf_extras = {*leaf.run.leaf_extras, "hessian_diag"}  # type: ignore[misc]
 

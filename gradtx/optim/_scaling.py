@@ -45,7 +45,7 @@ class Count:
         """Return the count after a step that adds `tick`."""
         return Count(self.made + tick, self.most + 1)
 
-    def become(self, other: Count) -> None:
+    def copy_from(self, other: Count) -> None:
         """Copy another count into this one's tensor."""
         self.made.copy_(other.made)
         self.bound = other.bound
@@ -81,7 +81,7 @@ class Scaling:
     )
 
     @classmethod
-    def asked_of(cls, optimizer: torch.optim.Optimizer) -> Scaling | None:
+    def requested_by(cls, optimizer: torch.optim.Optimizer) -> Scaling | None:
         """Return the request that a scaler has set on the optimizer, if any."""
         flag: Any = getattr(optimizer, "found_inf", None)
         scale: Any = getattr(optimizer, "grad_scale", None)
@@ -148,7 +148,7 @@ def keep_counts_in_place(members: Iterable[Member], after: Mapping[int | Count, 
     kept: dict[int | Count, Count] = {}
     for before, count in after.items():
         if isinstance(before, Count) and isinstance(count, Count) and before not in waiting:
-            before.become(count)
+            before.copy_from(count)
             kept[count] = before
     for member in members:
         if member.count in kept:

@@ -227,7 +227,7 @@ class States:
             return
         stepping = [member for member in row if member.param.grad is not None]
         self.refresh(view, [member.param for member in stepping])
-        first = self.first(view, self._to_complete(view, row, changed))
+        first = self.first(view, self._incomplete(view, row, changed))
         for param, state in first.states.items():
             self._complete(self.members.by_param[param], first.layouts[param], state)
             self.members.by_param[param].made_for = view
@@ -238,7 +238,7 @@ class States:
             if member.has_state() and member.first_state is None:
                 member.shape = member.param.shape
 
-    def _to_complete(self, view: GroupView, row: list[Member], changed: bool) -> list[Tensor]:
+    def _incomplete(self, view: GroupView, row: list[Member], changed: bool) -> list[Tensor]:
         """Return the parameters that lack slots, or whose slots may have changed."""
         params: list[Tensor] = []
         for member in row:

@@ -365,7 +365,7 @@ class Step:
             clock = _clock_after(self._count)
             leaf = StandIn(self._run, route, dtype_of_sums(stepping), clock, self._scalars)
             self._run.stand_ins.add(leaf.name)
-            yield leaf.through(block.on_route(route))
+            yield leaf.set_route(block.on_route(route))
 
     def _request(self) -> StepRequest:
         structures: list[Any] = []

@@ -78,7 +78,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
             )
         check_transformation(owner, "tx", tx)
         offload = _offload_for(owner, state_device, tx)
-        self._workings = Workings.of(owner, self._own(tx), seed, _engine_for(compile), offload)
+        self._workings = Workings.of(owner, self._copy_hyperparameters(tx), seed, _engine_for(compile), offload)
         self._workings.capturable = capturable
         members = self._workings.members
         if process_group is not None:
@@ -114,7 +114,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         if seen.complete:
             check_patterns({storage: seen.slots[storage.label] for storage in states.seen_slots})
 
-    def _own(self, tx: GradientTransformation) -> GradientTransformation:
+    def _copy_hyperparameters(self, tx: GradientTransformation) -> GradientTransformation:
         """Copy the transformation's hyperparameter tensors: schedulers write to them, and others may share them."""
         tensors = {entry.place: _cloned(entry.value) for entry in tx._entries() if tensors_in(entry.value)}
         return tx._replaced(tensors, checked=False) if tensors else tx
@@ -134,7 +134,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         Parameters that still have state, from a group that was removed, keep it.
         """
         owner = type(self).__name__
-        group = without_repeats(self._as_torch_checks_it(listed_group(owner, param_group)))
+        group = without_repeats(self._checked_by_torch(listed_group(owner, param_group)))
         keys = list(group)
         workings = self._up_to_date()
         members, states = workings.members, workings.states
@@ -169,7 +169,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
                 continue
             group.setdefault(name, value)
 
-    def _as_torch_checks_it(self, param_group: dict[str, Any]) -> dict[str, Any]:
+    def _checked_by_torch(self, param_group: dict[str, Any]) -> dict[str, Any]:
         """Return a group after torch's checks, without torch's defaults; the group is not added."""
         size, defaults = len(self.param_groups), self.defaults
         self.defaults = {}
@@ -261,7 +261,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         if extras:
             name = next(iter(extras))
             raise TypeError(f"{owner}: step takes no {name!r} while gradients are released: parameters have stepped")
-        if Scaling.asked_of(self) is not None:
+        if Scaling.requested_by(self) is not None:
             raise RuntimeError(
                 f"{owner}: a GradScaler can't be used while gradients are released, since parameters step before it "
                 "has seen all gradients; train in bfloat16, or call handle.remove()"
@@ -300,7 +300,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         workings = self._up_to_date()
         warn_of_two_schedules(type(self).__name__, workings.members.views)
         warn_of_unread_cycles(type(self).__name__, workings.members.views)
-        scaling = Scaling.asked_of(self)
+        scaling = Scaling.requested_by(self)
         if scaling is not None:
             if workings.members.rank_sums is not None:
                 raise RuntimeError(

@@ -142,7 +142,7 @@ class AliasOptimizer(ChainOptimizer):
                     group[name] = number(group)
         return state_dict
 
-    def _own(self, tx: GradientTransformation) -> GradientTransformation:
+    def _copy_hyperparameters(self, tx: GradientTransformation) -> GradientTransformation:
         return tx  # created for this optimizer: tensors passed by the user are not copied, as in torch
 
     def _accepted(self, state_dict: dict[str, Any]) -> dict[str, Any]:
