@@ -155,7 +155,7 @@ class OwnedRegion(Operation):
 
     def _init_at_owner(self, leaf: Leaf) -> None:
         """Create the initial slots of the whole leaf; ranks other than the owner keep only their shapes."""
-        param = leaf.given[1]
+        param = leaf.inputs[1]
         whole = Leaf(leaf.run, leaf.name, None, full_tensor(param), leaf.extras, leaf.clock)
         for operation in self.operations:
             operation.init(whole)
@@ -234,7 +234,7 @@ class OwnedRegion(Operation):
     def dtype_out(self, leaf: Leaf, dtype: torch.dtype) -> torch.dtype:
         """Return the dtype of the update after the region."""
         for operation in self.operations:
-            dtype = torch.promote_types(dtype, operation.wide(leaf))
+            dtype = torch.promote_types(dtype, operation.compute_dtype(leaf))
         return dtype
 
     def computed(self, job: Job, whole_tensors: dict[str, Tensor]) -> Tensor:
@@ -301,7 +301,7 @@ class Job:
 
     @classmethod
     def of(cls, leaf: Leaf, region: OwnedRegion, payload: Mapping[str, Any]) -> Job:
-        update, param = leaf.given
+        update, param = leaf.inputs
         template = update if param is None else param
         dtype = payload["update"].dtype
         wire = region.wire_in(dtype)

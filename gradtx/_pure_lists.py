@@ -332,7 +332,7 @@ def _run_of(
     if run.opaque or by_leaf or (extras and checks_extras(run.block.operations)):
         raise _UnsuitableError
     leaves = leaves_of(run, gradients, values or None, extras, kinds)
-    present = {name: leaf for name, leaf in leaves.items() if leaf.given[0] is not None}
+    present = {name: leaf for name, leaf in leaves.items() if leaf.inputs[0] is not None}
     has_missing = len(present) < len(gradients)
     if not present or (has_missing and takes_none(run.block.operations)):
         raise _UnsuitableError
@@ -379,7 +379,7 @@ def _group_by_program(leaves: dict[str, Leaf], entries: list[Entry], tensors: li
     for name, leaf in leaves.items():
         if not all(operation.compiles for operation in leaf.program):
             raise _UnsuitableError
-        values = [tensor for tensor in leaf.given if tensor is not None]
+        values = [tensor for tensor in leaf.inputs if tensor is not None]
         values.extend(tensors[entry.leaves[name]] for entry in entries if name in entry.leaves)
         program = tuple(map(id, leaf.program))
         slots = tuple(name in entry.leaves for entry in entries)

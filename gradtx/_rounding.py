@@ -24,12 +24,12 @@ class Rounding(Operation):
         self.path = scope.claim(self.name)
 
     def init(self, leaf: Leaf) -> None:
-        param = leaf.given[1]
+        param = leaf.inputs[1]
         if param.dtype in HALVES:
             leaf.new[self.path] = self.first(leaf, param)
 
     def start(self, leaf: Leaf) -> None:
-        param = leaf.given[1]
+        param = leaf.inputs[1]
         if param is None:
             raise ValueError(f"{self.name} needs params: call update(updates, state, params)")
         if param.dtype not in HALVES:
@@ -45,7 +45,7 @@ class Rounding(Operation):
         after, slots = self.rounded(leaf, before, local(update).to(torch.float32), old)
         leaf.update = from_local_like((after - before).to(leaf.update.dtype), update)
         new = {slot: from_local_like(value, old[slot]) if value.ndim else value for slot, value in slots.items()}
-        leaf.new[self.path] = leaf.accepted(new, old)
+        leaf.new[self.path] = leaf.unless_skipped(new, old)
 
     def first(self, leaf: Leaf, param: Tensor) -> dict[str, Tensor]:
         """Return the initial slots of a leaf."""
@@ -74,7 +74,7 @@ class StochasticRounding(Rounding):
     def rounded(
         self, leaf: Leaf, param: Tensor, update: Tensor, old: dict[str, Tensor]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        stored = leaf.given[1]
+        stored = leaf.inputs[1]
         noise = bits16(local(old["key"]), leaf.moment().step, leaf.places(stored))
         return stochastically_rounded(param + update, noise, stored.dtype), {"key": old["key"]}
 
@@ -93,7 +93,7 @@ class Compensation(Rounding):
     def rounded(
         self, leaf: Leaf, param: Tensor, update: Tensor, old: dict[str, Tensor]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        stored = leaf.given[1].dtype
+        stored = leaf.inputs[1].dtype
         kept = local(old["compensation"])
         if self._bits == 8:
             after, kept = _with_int8(param, update, kept, stored)

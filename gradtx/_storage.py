@@ -79,7 +79,7 @@ class Storage:
         """Whether a code rounds at random."""
         return any(isinstance(choice, Codec) and choice.random for choice in self._choices.values())
 
-    def wide(self, dtype: torch.dtype) -> torch.dtype:
+    def compute_dtype(self, dtype: torch.dtype) -> torch.dtype:
         """Return the dtype that rules compute in, given the one that they would use without this storage."""
         for choice in self._choices.values():
             if isinstance(choice, torch.dtype):
@@ -179,9 +179,9 @@ class Store:
     def draws(self) -> bool:
         return self.storage is not None and self.storage.draws
 
-    def wide(self, leaf: Leaf) -> torch.dtype:
+    def compute_dtype(self, leaf: Leaf) -> torch.dtype:
         """Return the dtype that the rule computes in."""
-        return leaf.wide if self.storage is None else self.storage.wide(leaf.wide)
+        return leaf.compute_dtype if self.storage is None else self.storage.compute_dtype(leaf.compute_dtype)
 
     def _codec(self, slot: str) -> Codec | None:
         """Return the code that `state_dtype` specifies for a slot, or None."""
@@ -310,18 +310,18 @@ class Store:
 
     # Reading and writing.
 
-    def opened(self, stored: dict[str, Tensor], wide: torch.dtype, leaf: Leaf) -> dict[str, Tensor]:
+    def decode_slots(self, stored: dict[str, Tensor], compute_dtype: torch.dtype, leaf: Leaf) -> dict[str, Tensor]:
         """Return the slots as rules see them."""
         codecs = self.codecs_of(stored, leaf)
         if not codecs:
-            return {slot: widened(value, wide) for slot, value in stored.items()}
+            return {slot: widened(value, compute_dtype) for slot, value in stored.items()}
         auxiliary = auxiliary_tensors(codecs)
         values: dict[str, Tensor] = {}
         for slot, value in stored.items():
             if slot in codecs:
-                values[slot] = unpacked(slot, codecs[slot], stored, leaf.shape).to(wide)
+                values[slot] = unpacked(slot, codecs[slot], stored, leaf.shape).to(compute_dtype)
             elif slot not in auxiliary:
-                values[slot] = widened(value, wide)
+                values[slot] = widened(value, compute_dtype)
         return values
 
     def slots_of(self, stored: Mapping[str, Tensor], leaf: Leaf) -> Set[str]:
@@ -344,16 +344,16 @@ class Store:
             raise ValueError(f"{self._owner}: {name!r} is one number for all leaves, which no code can keep")
         return rule[1]
 
-    def closed(self, values: Mapping[str, Any], old: dict[str, Tensor], leaf: Leaf) -> dict[str, Tensor]:
+    def encode_slots(self, values: Mapping[str, Any], old: dict[str, Tensor], leaf: Leaf) -> dict[str, Tensor]:
         """Convert new values of the slots to the form in which the old ones are stored."""
         codecs = self.codecs_of(old, leaf)
         auxiliary = auxiliary_tensors(codecs)
         stored: dict[str, Tensor] = {}
-        for slot, kept in old.items():
+        for slot, old_value in old.items():
             if slot in codecs:
                 stored.update(self._packed(slot, codecs[slot], values[slot], old, leaf))
             elif slot not in auxiliary:
-                stored[slot] = value_for(values[slot], kept, self.path, slot, leaf.name)
+                stored[slot] = value_for(values[slot], old_value, self.path, slot, leaf.name)
         return stored
 
     def _packed(

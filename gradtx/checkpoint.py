@@ -65,7 +65,7 @@ def save(path: str | os.PathLike[str], params: Any, state: Any) -> None:
         if leaf.dtype == torch.complex128:
             raise TypeError(f"save: {name!r} has dtype {leaf.dtype}, which safetensors has no name for; use torch.save")
         # The format supports neither shared memory nor strides.
-        tensors[name] = memory.fresh(leaf.detach().contiguous())
+        tensors[name] = memory.unshared(leaf.detach().contiguous())
     if not path.parent.is_dir():
         raise FileNotFoundError(f"save: there is no folder {str(path.parent)!r}")
     unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex}")

@@ -136,7 +136,7 @@ class Context:
         other._extras = {**self._extras, name: value}
         return other
 
-    def holds_for(self, clock: Clock, grad: Any, dtype: torch.dtype) -> bool:
+    def is_valid_for(self, clock: Clock, grad: Any, dtype: torch.dtype) -> bool:
         return self._clock is clock and self._grad is grad and self._dtype == dtype
 
     @property

@@ -503,7 +503,7 @@ class Made(GradientTransformation):
         if self._varies:
             arguments = spec.resolved(arguments, scope.count)
             for value in arguments.values():
-                scope.run.memory.take(tensors_in(value))
+                scope.run.memory.register(tensors_in(value))
             body = spec.body(arguments)
         else:
             body = self._body

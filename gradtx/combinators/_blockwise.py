@@ -137,7 +137,7 @@ class DividedBlock(Block):
 
 def _like(leaf: Any) -> Any:
     """Return a tensor that is sharded like a leaf."""
-    update, param = getattr(leaf, "given", (None, None))
+    update, param = getattr(leaf, "inputs", (None, None))
     return update if param is None else param
 
 
@@ -196,15 +196,15 @@ class InBlocks(Operation):
         self._position = position
         self._divide = divide
 
-    def wide(self, leaf: Leaf) -> torch.dtype:
-        return self._operation.wide(leaf)
+    def compute_dtype(self, leaf: Leaf) -> torch.dtype:
+        return self._operation.compute_dtype(leaf)
 
     def start(self, leaf: Leaf) -> Any:
         return self._divide.pieces(leaf).payload(self._position)
 
     def resume(self, leaf: Leaf, total: Any) -> Any:
         pieces = self._divide.pieces(leaf)
-        pieces.go_on(self._position, total)
+        pieces.resume(self._position, total)
         return pieces.payload(self._position)
 
     def combine(self, waiting: list[tuple[Leaf, Any]]) -> Any:
@@ -352,7 +352,7 @@ class Pieces:
             return None
         return {name: sum(batch.payload[name].sum() for batch in waiting) for name in waiting[0].payload}
 
-    def go_on(self, position: int, total: Any) -> None:
+    def resume(self, position: int, total: Any) -> None:
         """Continue with the blocks that wait for the sums of an operation."""
         for batch in self._batches:
             if batch.stop == position:

@@ -18,7 +18,7 @@ from gradtx._arguments import tensors_in
 from gradtx._execution import Block
 from gradtx._given import listed_group, listed_params, without_repeats
 from gradtx._narrowing import is_tuple
-from gradtx._pure import evaluated
+from gradtx._pure import evaluation_weights
 from gradtx._sharding import team_of_group
 from gradtx._storage import check_patterns
 from gradtx.context import Clock
@@ -441,9 +441,9 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
                 member = members.by_param[param]
                 if member.layout is not None:
                     leaf = states.leaf(run, member, clock)
-                    value = evaluated(leaf, block.for_leaf(leaf))
+                    value = evaluation_weights(leaf, block.for_leaf(leaf))
                     if value is not None:
-                        weights[param] = leaf.kept(value)
+                        weights[param] = leaf.in_callers_form(value)
         run.commits.clear()  # breaks a reference cycle with the run
         return weights
 

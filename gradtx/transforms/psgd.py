@@ -58,7 +58,7 @@ def _products_of_others(numbers: Sequence[Tensor]) -> list[Tensor]:
     return products
 
 
-def levelled(factors: Sequence[Tensor]) -> list[Tensor]:
+def rebalanced(factors: Sequence[Tensor]) -> list[Tensor]:
     """Rescale factors to equal largest entries, preserving their product."""
     if len(factors) < 2:
         return list(factors)
@@ -288,7 +288,9 @@ def scale_by_psgd_kron(
 
     def fitted(x, factors, updates, ctx):
         """Return the factors after the update whose number is `updates(step)`."""
-        factors = ctx.when(lambda step: updates(step) % balance_every == 0, lambda: levelled(factors), lambda: factors)
+        factors = ctx.when(
+            lambda step: updates(step) % balance_every == 0, lambda: rebalanced(factors), lambda: factors
+        )
         damping = DAMPING**0.5 * x.abs().mean()
         if probes == "random":
             terms = random_terms(x, factors, damping, ctx.rng.normal(x))
@@ -452,7 +454,7 @@ def scale_by_psgd_pro(
             factor = factor - rate / bound * (pushed - others * factor)
             new.append((factor if factor.ndim == 1 else symmetrized(factor)).to(x.dtype))
             new_bounds.append(bound)
-        return levelled(new), new_bounds
+        return rebalanced(new), new_bounds
 
     return init, update
 

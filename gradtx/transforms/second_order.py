@@ -67,7 +67,7 @@ def scale_by_hessian(
 
         new = {}
         if update_period == 1:
-            diag = size(_given("scale_by_hessian", ctx.hessian_diag))
+            diag = size(_require_diagonal("scale_by_hessian", ctx.hessian_diag))
         else:
             last, fresh = state["hessian_diag"], ctx.hessian_diag
             diag = last if fresh is None else ctx.every(update_period, 1, lambda: size(fresh), lambda: last)
@@ -120,7 +120,7 @@ def scale_by_sophia(betas: Betas = (0.96, 0.99), gamma: Scalar = 0.01, eps: Scal
     def update(update, state, param, ctx):
         hessian, fresh = state["hessian"], ctx.hessian_diag
         if update_period == 1:
-            fresh = _given("scale_by_sophia", fresh)
+            fresh = _require_diagonal("scale_by_sophia", fresh)
         if fresh is not None:
             old = hessian
             hessian = ctx.every(update_period, 1, lambda: beta2 * old + (1 - beta2) * fresh, lambda: old)
@@ -130,7 +130,7 @@ def scale_by_sophia(betas: Betas = (0.96, 0.99), gamma: Scalar = 0.01, eps: Scal
     return init, update
 
 
-def _given(owner: str, diag):
+def _require_diagonal(owner: str, diag):
     if diag is None:
         raise ValueError(
             f"{owner}: hessian_diag is None, which keeps the last one, but update_period=1 uses a new one at every "
