@@ -94,14 +94,14 @@ class Compensation(Rounding):
         self, leaf: Leaf, param: Tensor, update: Tensor, old: dict[str, Tensor]
     ) -> tuple[Tensor, dict[str, Tensor]]:
         stored = leaf.inputs[1].dtype
-        kept = local(old["compensation"])
+        compensation = local(old["compensation"])
         if self._bits == 8:
-            after, kept = _with_int8(param, update, kept, stored)
+            after, compensation = _with_int8(param, update, compensation, stored)
         else:
-            exact = param + (update + kept.to(torch.float32))
+            exact = param + (update + compensation.to(torch.float32))
             after = rounded_to_nearest(exact, stored)
-            kept = (exact - after).to(stored)
-        return after, {"compensation": kept}
+            compensation = (exact - after).to(stored)
+        return after, {"compensation": compensation}
 
 
 def _with_int8(param: Tensor, update: Tensor, error: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -237,11 +237,11 @@ class PlainOperation(TreeOperation):
 
     def _update(self, leaves: dict[str, Leaf]) -> Callable[[Any, Any, Any], Any]:
         context = TreeContext(leaves)
-        given: dict[str, Any] = {"value": context.known_value()}
+        available: dict[str, Any] = {"value": context.known_value()}
         if "hessian_diag" in self._run.leaf_extras:
-            given["hessian_diag"] = self._tree(context.hessian_diag)
+            available["hessian_diag"] = self._tree(context.hessian_diag)
         extras: dict[str, Any] = {}
-        for name, value in given.items():
+        for name, value in available.items():
             if name in self._extras and value is not None:
                 extras[name] = value
         return functools.partial(self._functions.update, **extras)

@@ -219,8 +219,8 @@ class Spec:
 
     def body(self, arguments: Bound) -> Body:
         """Call the factory's function with these values, and return the result in the form of its kind."""
-        given = {name: value for name, value in arguments.items() if name not in self.arguments.added}
-        returned = self.function(**given)
+        function_arguments = {name: value for name, value in arguments.items() if name not in self.arguments.added}
+        returned = self.function(**function_arguments)
         if isinstance(returned, GradientTransformation | Combinator):
             return returned
         if self.kind in ("alias", "combinator"):

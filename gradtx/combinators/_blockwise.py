@@ -302,13 +302,13 @@ class Pieces:
     def _stack(self) -> None:
         """Stack the tensors of the blocks."""
         leaf = self._leaf
-        wholes: dict[Any, Any] = {"update": leaf.update, "param": leaf.param}
+        tensors_of_leaf: dict[Any, Any] = {"update": leaf.update, "param": leaf.param}
         if leaf.grad is not leaf.update:
-            wholes["grad"] = leaf.grad
+            tensors_of_leaf["grad"] = leaf.grad
         for name, value in leaf.extras.items():
             if isinstance(value, Tensor) and value.shape == self._like.shape:
-                wholes["extra", name] = value
-        for key, value in wholes.items():
+                tensors_of_leaf["extra", name] = value
+        for key, value in tensors_of_leaf.items():
             if value is not None:
                 for batch, stacked in zip(self._batches, self._division.batches(self._plain(value)), strict=True):
                     batch.inputs[key] = stacked
@@ -360,13 +360,13 @@ class Pieces:
                 self._advance(batch)
 
     def _advance(self, batch: Batch) -> None:
-        def through(block: BlockLeaf) -> dict[Any, Tensor]:
+        def run_block(block: BlockLeaf) -> dict[Any, Tensor]:
             batch.stop, payload = _run(self._operations, block, batch.totals)
             if payload is not None:
                 return dict(payload)
             return _outputs(block, self._leaf)
 
-        results = self._mapped(batch, through)
+        results = self._mapped(batch, run_block)
         if batch.stop is None:
             batch.outputs = results
         else:
@@ -376,7 +376,7 @@ class Pieces:
         """Apply `function` to every block as a leaf; return its results, stacked."""
         keys: list[Any] = []
 
-        def on_one(tensors: list[Tensor]) -> list[Tensor]:
+        def apply_to_block(tensors: list[Tensor]) -> list[Tensor]:
             values = dict(zip(batch.inputs, tensors, strict=True))
             slots: Slots = {}
             for key, value in values.items():
@@ -392,7 +392,7 @@ class Pieces:
         inputs = list(batch.inputs.values())
         if not count:  # vmap rejects empty dimensions: one block of zeros determines the results' keys and shapes
             inputs = [value.new_zeros((1, *value.shape[1:])) for value in inputs]
-        results = torch.vmap(on_one)(inputs)
+        results = torch.vmap(apply_to_block)(inputs)
         return {key: result[:count] for key, result in zip(keys, results, strict=True)}
 
     # Results.
@@ -471,8 +471,8 @@ class Pieces:
         results = [self._mapped(batch, weights) for batch in self._batches]
         if not results[0]:
             return None
-        united = self._division.whole([result["weights"] for result in results], self._like)
-        return self._placed(united, self._leaf.param)
+        whole = self._division.whole([result["weights"] for result in results], self._like)
+        return self._placed(whole, self._leaf.param)
 
 
 def _run(operations: Sequence[Any], block: Leaf, totals: Sequence[Any]) -> tuple[int | None, Any]:

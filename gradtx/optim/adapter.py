@@ -467,12 +467,14 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
     def _state_dict_of_members(self) -> dict[str, Any]:
         """Return torch's state dict, without the state of parameters that were removed from the groups."""
         members, everything = self._workings.members.by_param, cast("defaultdict[Any, Any]", self.state)
-        kept = {key: value for key, value in everything.items() if not isinstance(key, Tensor) or key in members}
-        divided = states_of_owners(members, kept, self._workings.members.replicas)
-        if len(kept) == len(everything) and not divided:
+        member_states = {
+            key: value for key, value in everything.items() if not isinstance(key, Tensor) or key in members
+        }
+        owner_states = states_of_owners(members, member_states, self._workings.members.replicas)
+        if len(member_states) == len(everything) and not owner_states:
             return super().state_dict()
-        kept.update(divided)
-        self.state = defaultdict(dict, kept)
+        member_states.update(owner_states)
+        self.state = defaultdict(dict, member_states)
         try:
             return super().state_dict()
         finally:

@@ -97,8 +97,8 @@ def scale_by_kl_shampoo(
         scales = kl_scales(state["GG"], state["Q"], eps, ctx)
         direction = change_basis(whitened(mean.reshape(shape), dims, state["Q"], scales), dims, state["Q"], back=True)
         direction = direction.reshape(update.shape) / ctx.bias_correction(beta1, count)
-        fresh = kl_statistics(update.reshape(shape), dims, state["Q"], scales)
-        statistics = averaged(state["GG"], fresh, (1 - beta2) / ctx.bias_correction(beta2))
+        new_statistics = kl_statistics(update.reshape(shape), dims, state["Q"], scales)
+        statistics = averaged(state["GG"], new_statistics, (1 - beta2) / ctx.bias_correction(beta2))
         phase = 1 + ctx.turn(precondition_frequency) if stagger else 1
         bases = _next_bases(statistics, state["Q"], precondition_frequency, phase, ctx)
         return torch.where(first, 0.0, direction), {"exp_avg": mean, "GG": statistics, "Q": bases}

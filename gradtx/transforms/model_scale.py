@@ -100,10 +100,10 @@ def scale_by_amos(
     def update(update, state, param, ctx):
         rate = exact(lr, param.device)
         root, scale = safe_sqrt(rate), _expected_scale(eta, param.shape)
-        fresh, total = mean(update.square()), state["decay"]
-        square = beta * state["exp_avg_sq"] + (1 - beta) * fresh
+        mean_square, total = mean(update.square()), state["decay"]
+        square = beta * state["exp_avg_sq"] + (1 - beta) * mean_square
         inverse = ctx.bias_correction(beta) / at_least(square, eps)
-        shrink = rate.square() * inverse * fresh * (1 + c_coef * root * total).rsqrt()
+        shrink = rate.square() * inverse * mean_square * (1 + c_coef * root * total).rsqrt()
         damp = 1 / (1 + d_coef * root * scale**0.5 * total)
         step = (damp * rate * scale * inverse.sqrt()) * update + (damp * (shrink / 2 + extra_l2)) * param
         return -step, {"exp_avg_sq": square, "decay": total + shrink * (1 + total)}

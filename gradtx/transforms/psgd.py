@@ -127,8 +127,8 @@ class Sides:
         shape = tuple(x.shape) or (1,)
         if not self.merges or len(shape) <= 2:
             return shape
-        front, back = (math.prod(shape[:-1]), shape[-1]), (shape[0], math.prod(shape[1:]))
-        return front if front[1] - front[0] <= back[1] - back[0] else back
+        leading, trailing = (math.prod(shape[:-1]), shape[-1]), (shape[0], math.prod(shape[1:]))
+        return leading if leading[1] - leading[0] <= trailing[1] - trailing[0] else trailing
 
     def first(self, x: Tensor, scale: Any) -> list[Tensor]:
         """Return the initial factors."""
@@ -334,15 +334,15 @@ def _annealed(state: Any, ctx: Any) -> tuple[Any, Any, dict[str, Tensor]]:
     """Return whether an update is due, its number, and the new counts; from a table if the host knows the step."""
     count = state["since_update"] + 1
     due = count >= 1 / annealed_probability(ctx.time)
-    made = state["updates"] + due.to(torch.int64)
+    update_count = state["updates"] + due.to(torch.int64)
 
     def is_due(step):
         return ANNEALED.is_due(step) if isinstance(step, int) else due
 
     def updates(step):
-        return ANNEALED.updates(step) if isinstance(step, int) else made
+        return ANNEALED.updates(step) if isinstance(step, int) else update_count
 
-    return is_due, updates, {"since_update": torch.where(due, 0, count), "updates": made}
+    return is_due, updates, {"since_update": torch.where(due, 0, count), "updates": update_count}
 
 
 # PSGD with Procrustes steps.
@@ -478,8 +478,8 @@ def symmetrized(factor: Tensor) -> Tensor:
     """Rotate a factor by one step toward the symmetric factor with the same square."""
     skew = factor.mT - factor
     skew = skew / at_least(_power_bound(skew, skew.abs().amax()), 1e-8)
-    once = skew @ factor
-    twice = skew @ once
-    slope, bend = once.diagonal().sum(), twice.diagonal().sum()
-    step = torch.where(bend < 0, quotient(-slope, bend).clamp(0, 0.125), 0.125)
-    return factor + step * (once + step / 2 * twice)
+    first_order = skew @ factor
+    second_order = skew @ first_order
+    slope, curvature = first_order.diagonal().sum(), second_order.diagonal().sum()
+    step = torch.where(curvature < 0, quotient(-slope, curvature).clamp(0, 0.125), 0.125)
+    return factor + step * (first_order + step / 2 * second_order)
