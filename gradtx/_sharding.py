@@ -195,7 +195,7 @@ def splits_rows(like: Any, block: int | None) -> bool:
         return False
     along = 0 if like.ndim < 2 else 1  # the dimension that starts a row
     chunk = like.shape[along] if like.ndim else 1
-    entries_behind = like.shape[along + 1 :].numel()
+    entries_after = like.shape[along + 1 :].numel()
     for i, placement in enumerate(like.placements):
         dim = _plainly_sharded_dim(placement)
         if placement.is_replicate() or (dim is not None and dim < along):
@@ -203,7 +203,7 @@ def splits_rows(like: Any, block: int | None) -> bool:
         if dim != along:
             return True
         chunk = _chunk(chunk, like.device_mesh.size(i))
-        if chunk * entries_behind % block:
+        if chunk * entries_after % block:
             return True
     return False
 

@@ -345,7 +345,7 @@ def _range_of(text: Any) -> Any:
         raise ValueError(f"ranges: an interval is written as in '[0, 1)', got {text!r}") from None
 
 
-class Made(GradientTransformation):
+class FactoryCall(GradientTransformation):
     """A call of a decorated factory: its bound arguments, and the body to run with each step's values."""
 
     _spec: Spec
@@ -568,7 +568,7 @@ class Made(GradientTransformation):
                 bound[name] = self._spec.arguments.by_name[name].check(arguments[name])
             else:
                 bound[name] = arguments[name]
-        rebuilt = Made(self._spec, bound, self._storage, checked)
+        rebuilt = FactoryCall(self._spec, bound, self._storage, checked)
         if checked:
             rebuilt._links()  # runs the body, which may check the values as well
         return rebuilt
@@ -615,13 +615,13 @@ def _with_transformations(value: Any, new: Iterator[GradientTransformation]) -> 
     return entries
 
 
-def _remade(factory: Any, arguments: Bound, state_dtype: Any) -> Made:
+def _remade(factory: Any, arguments: Bound, state_dtype: Any) -> FactoryCall:
     """Rebuild a pickled call; arguments that are newer than the pickle get their defaults."""
     complete: Bound = {}
     arguments = as_today(factory.spec.name, arguments)
     for argument in factory.spec.arguments.all:
         complete[argument.name] = arguments.get(argument.name, argument.default)
-    return Made(factory.spec, complete, _storage_of(factory.spec, state_dtype))
+    return FactoryCall(factory.spec, complete, _storage_of(factory.spec, state_dtype))
 
 
 def _storage_of(spec: Spec, state_dtype: Any) -> Storage | None:
@@ -665,9 +665,9 @@ def _factory(kind: str, function: Callable[..., Any], options: Options) -> Any:
         state_dtype = None
         if "state_dtype" not in spec.arguments.by_name:
             state_dtype = kwargs.pop("state_dtype", None)
-        made = Made(spec, spec.arguments.bind(args, kwargs), _storage_of(spec, state_dtype))
-        made._check()
-        return made
+        node = FactoryCall(spec, spec.arguments.bind(args, kwargs), _storage_of(spec, state_dtype))
+        node._check()
+        return node
 
     factory: Any = call
     factory.spec = spec

@@ -35,7 +35,7 @@ def _size(tree: Tree) -> Tensor:
     return safe_sqrt(total({name: x.square() for name, x in tree.items()}))
 
 
-def _uphill(grads: Tree, params: Tree, weights: Mapping[str, Any], rho: Any, eps: Any) -> tuple[Tree, Tensor]:
+def _perturbed_params(grads: Tree, params: Tree, weights: Mapping[str, Any], rho: Any, eps: Any) -> tuple[Tree, Tensor]:
     """Return the point p + rho T^2 g / (|T g| + eps), and |T g|; a T that is not in `weights` is 1."""
     scaled = {name: weights[name] * g if name in weights else g for name, g in grads.items()}
     size = _size(scaled)
@@ -84,7 +84,7 @@ def sam(base: GradientTransformation, rho: Scalar = 0.05, adaptive: bool = False
     check_transformation("sam", "base", base)
 
     def function(grads: Tree, params: Tree, grad_fn: Callable[[Tree], Tree]) -> Tree:
-        return grad_fn(_uphill(grads, params, _magnitudes(params, adaptive), rho, eps)[0])
+        return grad_fn(_perturbed_params(grads, params, _magnitudes(params, adaptive), rho, eps)[0])
 
     return _around(base, function, rho=rho, adaptive=adaptive, eps=eps)
 
@@ -136,7 +136,7 @@ def asam(
 
     def function(grads: Tree, params: Tree, grad_fn: Callable[[Tree], Tree]) -> Tree:
         weights = {name: p.abs() + eta for name, p in params.items() if mask is None or mask(name)}
-        return grad_fn(_uphill(grads, params, weights, rho, eps)[0])
+        return grad_fn(_perturbed_params(grads, params, weights, rho, eps)[0])
 
     return _around(base, function, rho=rho, eta=eta, eps=eps, mask=mask)
 
@@ -186,7 +186,7 @@ def gsam(
     check_transformation("gsam", "base", base)
 
     def function(grads: Tree, params: Tree, grad_fn: Callable[[Tree], Tree]) -> Tree:
-        perturbed_grads = grad_fn(_uphill(grads, params, _magnitudes(params, adaptive), rho, eps)[0])
+        perturbed_grads = grad_fn(_perturbed_params(grads, params, _magnitudes(params, adaptive), rho, eps)[0])
         grad_size, perturbed_size = _size(grads), _size(perturbed_grads)
         cosine = total({name: g * perturbed_grads[name] for name, g in grads.items()}) / (
             grad_size * perturbed_size + eps
@@ -245,7 +245,7 @@ def wsam(
     alpha = gamma / (1 - gamma)
 
     def function(grads: Tree, params: Tree, grad_fn: Callable[[Tree], Tree]) -> Tree:
-        perturbed_grads = grad_fn(_uphill(grads, params, _magnitudes(params, adaptive), rho, eps)[0])
+        perturbed_grads = grad_fn(_perturbed_params(grads, params, _magnitudes(params, adaptive), rho, eps)[0])
         return {name: g + alpha * (perturbed_grads[name] - g) for name, g in grads.items()}
 
     return _around(base, function, rho=rho, gamma=gamma, adaptive=adaptive, eps=eps)
@@ -309,7 +309,7 @@ def looksam(
         size = _size(grads)
 
         def perturb() -> tuple[Tree, Tree]:
-            perturbed_grads = ctx.grad_fn(_uphill(grads, params, _magnitudes(params, adaptive), rho, eps)[0])
+            perturbed_grads = ctx.grad_fn(_perturbed_params(grads, params, _magnitudes(params, adaptive), rho, eps)[0])
             product = total({name: g * perturbed_grads[name] for name, g in grads.items()})
             share = quotient(product, size.square())
             return perturbed_grads, {name: perturbed_grads[name] - share.to(g.device) * g for name, g in grads.items()}
@@ -383,7 +383,7 @@ def friendly_sam(
             mean, now = state["exp_avg"][name], first.to(g.device)
             directions[name] = torch.where(now, g, g - sigma * mean)
             means[name] = torch.where(now, g, lmbda * mean + (1 - lmbda) * g)
-        perturbed_grads = ctx.grad_fn(_uphill(directions, params, _magnitudes(params, adaptive), rho, eps)[0])
+        perturbed_grads = ctx.grad_fn(_perturbed_params(directions, params, _magnitudes(params, adaptive), rho, eps)[0])
         return perturbed_grads, {"exp_avg": means}
 
     numbers = {"rho": rho, "sigma": sigma, "lmbda": lmbda, "adaptive": adaptive, "eps": eps}

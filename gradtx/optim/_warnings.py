@@ -12,7 +12,7 @@ from typing import Any
 from gradtx._arguments import OTHER_WORDS, Schedule
 from gradtx._messages import close, describe
 from gradtx.core import Chain, Entry, GradientTransformation
-from gradtx.factories import Made
+from gradtx.factories import FactoryCall
 from gradtx.optim._groups import ENGINE_OPTIONS, SCHEDULER_KEYS, GroupView
 
 RATE = "scale_by_learning_rate"
@@ -68,7 +68,7 @@ def _keeps_sign(tx: GradientTransformation) -> bool:
     """Whether every part of a transformation is known to keep the sign of its input."""
     if isinstance(tx, Chain):
         return all(map(_keeps_sign, tx._children()))
-    if not isinstance(tx, Made) or not (tx._spec.function.__module__ or "").startswith("gradtx."):
+    if not isinstance(tx, FactoryCall) or not (tx._spec.function.__module__ or "").startswith("gradtx."):
         return False  # a user function may flip the sign
     if tx._name in (RATE, "scale", "freeze") or tx._lr_role == "owner" or tx._arguments.get("maximize"):
         return False
@@ -157,9 +157,9 @@ def _early_links(tx: GradientTransformation) -> Iterator[tuple[str, str]]:
             early = link
 
 
-def _misplaced_links(tx: GradientTransformation) -> Iterator[tuple[str, str, Made]]:
+def _misplaced_links(tx: GradientTransformation) -> Iterator[tuple[str, str, FactoryCall]]:
     """Yield (part of a chain with the first learning rate, later part, misplaced link in the later part)."""
-    while isinstance(tx, Made) and isinstance(tx._body, GradientTransformation):
+    while isinstance(tx, FactoryCall) and isinstance(tx._body, GradientTransformation):
         tx = tx._body
     for part in tx._children():
         yield from _misplaced_links(part)
@@ -179,7 +179,7 @@ def _misplaced_links(tx: GradientTransformation) -> Iterator[tuple[str, str, Mad
             first = part._name
 
 
-def _link_before_rate(links: list[Made]) -> Made | None:
+def _link_before_rate(links: list[FactoryCall]) -> FactoryCall | None:
     """Return the last link that must precede a learning rate."""
     for link in reversed(links):
         if link._lr_role is not None and not link._arguments.get("fixed"):
@@ -187,18 +187,18 @@ def _link_before_rate(links: list[Made]) -> Made | None:
     return None
 
 
-def _links_on_path(part: GradientTransformation) -> list[Made]:
+def _links_on_path(part: GradientTransformation) -> list[FactoryCall]:
     """Return the links that apply to every leaf at every step, which excludes links inside combinators."""
-    links: list[Made] = []
+    links: list[FactoryCall] = []
     for link in part._links():
-        if isinstance(link, Made) and not link._children():
+        if isinstance(link, FactoryCall) and not link._children():
             links.append(link)
     return links
 
 
 def _may_flip_sign(part: GradientTransformation) -> bool:
     """Whether a part may flip the sign on its own."""
-    if isinstance(part, Made) and part._arguments.get("maximize", False):
+    if isinstance(part, FactoryCall) and part._arguments.get("maximize", False):
         return True
     return any(link._name == "scale" for link in _links_on_path(part))
 

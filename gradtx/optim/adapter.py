@@ -323,12 +323,12 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
             extras.setdefault("value_fn", closure)
             workings = self._up_to_date()
             self._check_gradients(workings)
-        begun = None if self._released is None else self._released.close()
+        open_step = None if self._released is None else self._released.close()
         if workings.offload is not None:
             workings.offload.check_step(workings.members.by_param)
             workings.offload.extras_on_host(extras)
         with workings.at_state(writes=True, consumes=consume_gradients, unscales=scaling is not None):
-            step = begun or self._checked_step(extras, scaling, consume_gradients)
+            step = open_step or self._checked_step(extras, scaling, consume_gradients)
             hessian.supply(step)
             step.run()
         return loss

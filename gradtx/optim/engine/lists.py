@@ -316,15 +316,15 @@ class ListEngine(Engine):
         key = (structure, kind, *signature.key())
         view = request.views[member.group]
         function = BundleFunction(signature, view.chain_of(structure))
-        alike: dict[int, tuple[list[ListPass], list[Member]]] = {}
+        members_of_program: dict[int, tuple[list[ListPass], list[Member]]] = {}
         self._programs_of(view)
         common = self._common_program(key, function, pairs, request, splits) if kind.flat else None
         for member, leaf in pairs:
             program = common or self._program(key, function, member, leaf, request, splits)
             if program is not None:
-                _, members = alike.setdefault(id(program), (program, []))
+                _, members = members_of_program.setdefault(id(program), (program, []))
                 members.append(member)
-        return [MemberBundle(members, signature, program, splits) for program, members in alike.values()]
+        return [MemberBundle(members, signature, program, splits) for program, members in members_of_program.values()]
 
     def _programs_of(self, view: GroupView) -> dict[Any, Any]:
         if self._programs is None:
