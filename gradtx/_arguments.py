@@ -416,32 +416,32 @@ class Arguments:
 
     def bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """Return every argument's checked value by name, including defaults, in plain loops that dynamo can trace."""
-        given = self._given(args, kwargs)
+        values = self._values_by_name(args, kwargs)
         bound: dict[str, Any] = {}
         for argument in self.all:
-            if argument.name in given:
-                bound[argument.name] = argument.check(given[argument.name])
+            if argument.name in values:
+                bound[argument.name] = argument.check(values[argument.name])
             elif argument.required:
                 raise TypeError(f"{self.name}: missing argument {argument.name!r}")
             else:
                 bound[argument.name] = argument.default
         return bound
 
-    def _given(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    def _values_by_name(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """Return the unchecked values of a call by name."""
         self._check_values(args)
         if len(args) > len(self._positional):
             raise TypeError(f"{self.name}: takes at most {len(self._positional)} positional arguments, got {len(args)}")
-        given: dict[str, Any] = {}
+        values: dict[str, Any] = {}
         for argument, value in zip(self._positional, args, strict=False):
-            given[argument.name] = value
+            values[argument.name] = value
         for key, value in kwargs.items():
             if key not in self.by_name:
                 raise TypeError(f"{self.name}: unknown argument {key!r}; {self._suggestion(key)}")
-            if key in given:
+            if key in values:
                 raise TypeError(f"{self.name}: got two values for {key!r}")
-            given[key] = value
-        return given
+            values[key] = value
+        return values
 
     def _check_values(self, args: Iterable[Any]) -> None:
         """Reject transformations if all parameters are plain values: links are chained, not nested.

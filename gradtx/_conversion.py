@@ -33,13 +33,13 @@ def converted(
         value = saved.get(slot)
         if not isinstance(value, Tensor) or not isinstance(like, Tensor) or not value.ndim:
             continue
-        ours = (codes or {}).get(slot) or code_of(slot, first, shape)
-        theirs = code_of(slot, saved, shape)
-        if ours is not None and theirs is None:
-            entry.update(_coded(slot, ours, value, first, shape))
-        elif theirs is not None and ours is None and like.is_floating_point():
-            entry[slot] = unpacked(slot, theirs, saved, shape)
-            for suffix in theirs.suffixes:
+        code = (codes or {}).get(slot) or code_of(slot, first, shape)
+        saved_code = code_of(slot, saved, shape)
+        if code is not None and saved_code is None:
+            entry.update(_coded(slot, code, value, first, shape))
+        elif saved_code is not None and code is None and like.is_floating_point():
+            entry[slot] = unpacked(slot, saved_code, saved, shape)
+            for suffix in saved_code.suffixes:
                 del entry[f"{slot}.{suffix}"]
     return entry
 

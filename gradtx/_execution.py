@@ -30,10 +30,10 @@ class Leaf:
         update: The current update; None if the leaf has no gradient.
         grad: The gradient as the clock saw it, or the input of the alias around the current link.
         param: The parameter, in the dtype that rules compute in.
-        given: Update and parameter as the caller passed them, except that complex ones are real views.
+        inputs: Update and parameter as the caller passed them, except that complex ones are real views.
         is_complex: Whether the parameter is complex.
         shape: The shape of the parameter, or of the part of it that this leaf represents.
-        wide: The dtype that rules compute in.
+        compute_dtype: The dtype that rules compute in.
         negated: Whether the gradient is that of the negative loss (`maximize`).
         active: A 0-d bool tensor, whether the leaf takes part in this call; None if it certainly does.
         restarts: Whether a combinator around the current link restarts its inner transformation.
@@ -52,7 +52,7 @@ class Leaf:
     update: Any
     grad: Any
     param: Any
-    given: tuple[Any, Any]
+    inputs: tuple[Any, Any]
 
     def __init__(
         self, run: Run, name: str, update: Any, param: Any, extras: dict[str, Any], clock: Clock, like: Any = None
@@ -66,15 +66,15 @@ class Leaf:
         if self.is_complex or (update is not None and update.is_complex()):
             _check_pair(name, update, stored)
             update, param, stored = map(_real_view, (update, param, stored))
-        given = _first_not_none(update, stored)
+        first_input = _first_not_none(update, stored)
         self.device: torch.device = stored.device
-        self.dtype: torch.dtype = given.dtype
+        self.dtype: torch.dtype = first_input.dtype
         self.param_dtype: torch.dtype = stored.dtype
-        self.wide = _wide(stored.dtype, given.dtype)
-        self.given = (update, param)
+        self.compute_dtype = _compute_dtype(stored.dtype, first_input.dtype)
+        self.inputs = (update, param)
         self.shape: torch.Size = stored.shape
-        self.update = None if update is None else update.to(self.wide)
-        self.param = None if param is None else param.to(self.wide)
+        self.update = None if update is None else update.to(self.compute_dtype)
+        self.param = None if param is None else param.to(self.compute_dtype)
         self.grad = self.update
         self.negated = False
         self.active: Tensor | None = None
@@ -108,11 +108,11 @@ class Leaf:
     def context(self, dtype: torch.dtype) -> Context:
         """Return the context of a rule; links with the same clock, gradient and dtype share one object."""
         context = self._context
-        if context is None or not context.holds_for(self.clock, self.grad, dtype):
+        if context is None or not context.is_valid_for(self.clock, self.grad, dtype):
             context = self._context = Context(self, self.clock, dtype)
         return context
 
-    def accepted(self, new: dict[str, Tensor], old: dict[str, Tensor]) -> dict[str, Tensor]:
+    def unless_skipped(self, new: dict[str, Tensor], old: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return the new slots, or the old ones if the leaf is skipped in this call."""
         if self.active is None:
             return new
@@ -122,12 +122,12 @@ class Leaf:
         """Copy the properties of a leaf that its tensors do not determine, to stand in for it with other tensors."""
         self.dtype = other.dtype
         self.param_dtype = other.param_dtype
-        self.wide = other.wide
+        self.compute_dtype = other.compute_dtype
         self.negated = other.negated
         self.active = other.active
         self.restarts = other.restarts
 
-    def kept(self, value: Tensor) -> Tensor:
+    def in_callers_form(self, value: Tensor) -> Tensor:
         """Return a slot, an update or weights in the caller's form: complex if shaped like a complex leaf."""
         if self.is_complex and value.shape == self.shape and value.dtype in PARTS:
             return as_complex(value)
@@ -136,7 +136,7 @@ class Leaf:
     def release(self) -> None:
         """Drop all values once results are written, which limits temporary memory to that of one leaf."""
         self.update = self.grad = self.param = self._context = None
-        self.given = (None, None)
+        self.inputs = (None, None)
         self.new, self.saved = {}, {}
 
     def result(self) -> Tensor | None:
@@ -145,8 +145,8 @@ class Leaf:
             return None
         if self.active is not None:
             self.update = torch.where(self.active, self.update, torch.zeros_like(self.update))
-        update, param = self.given
-        return placed_as(self.update.to(self.wide), _first_not_none(param, update))
+        update, param = self.inputs
+        return placed_as(self.update.to(self.compute_dtype), _first_not_none(param, update))
 
 
 def _check_pair(name: str, update: Tensor | None, stored: Tensor) -> None:
@@ -169,11 +169,11 @@ def _first_not_none(*values: Any) -> Any:
     return None
 
 
-def _wide(stored: torch.dtype, given: torch.dtype) -> torch.dtype:
+def _compute_dtype(stored_dtype: torch.dtype, input_dtype: torch.dtype) -> torch.dtype:
     """Return the dtype that rules compute in, which is never half precision."""
-    if stored is torch.float32 and given is torch.float32:
+    if stored_dtype is torch.float32 and input_dtype is torch.float32:
         return torch.float32
-    return functools.reduce(torch.promote_types, (stored, given, torch.float32))
+    return functools.reduce(torch.promote_types, (stored_dtype, input_dtype, torch.float32))
 
 
 @dataclasses.dataclass
@@ -246,9 +246,9 @@ class Operation:
     wire: torch.dtype | None = None
     checks_extras = False
 
-    def wide(self, leaf: Leaf) -> torch.dtype:
+    def compute_dtype(self, leaf: Leaf) -> torch.dtype:
         """Return the dtype that it computes in."""
-        return leaf.wide
+        return leaf.compute_dtype
 
     @property
     def parts(self) -> list[Operation]:
@@ -327,12 +327,12 @@ class Block:
         """Return the program of a leaf."""
         if self.is_frozen(leaf):
             return [FROZEN]
-        program = self._way_of(leaf) if self._forks else self.operations
+        program = self._operations_for(leaf) if self._forks else self.operations
         if leaf.is_complex:
             _check_takes_complex(leaf, program)
         return program
 
-    def _way_of(self, leaf: Leaf) -> list[Operation]:
+    def _operations_for(self, leaf: Leaf) -> list[Operation]:
         """Return the operations on a leaf's route through the branches."""
         program: list[Operation] = []
         for operation in self.operations:
@@ -519,12 +519,12 @@ def _next_path(blocked: dict[Path, list[tuple[Leaf, Any]]]) -> Path:
     if len(paths) == 1:
         return paths[0]
     for path in paths:
-        if not _awaited(path, blocked):
+        if not _is_still_expected(path, blocked):
             return path
     raise AssertionError("every barrier waits for a leaf that is blocked at another")
 
 
-def _awaited(path: Path, blocked: dict[Path, list[tuple[Leaf, Any]]]) -> bool:
+def _is_still_expected(path: Path, blocked: dict[Path, list[tuple[Leaf, Any]]]) -> bool:
     """Whether a leaf that waits at another barrier has yet to reach `path`."""
     for other, waiting in blocked.items():
         if other == path:

@@ -21,13 +21,13 @@ from gradtx._sharding import (
     Piece,
     Team,
     can_be_owned,
+    from_local_like,
+    full_tensor,
     is_sharded,
     local,
     pieces_of,
     placed_as,
-    rejoined,
     team_for,
-    undivided,
     whole_piece,
 )
 
@@ -75,7 +75,7 @@ def with_regions(program: list[Any], like: Any, replicas: Team | None) -> list[A
 
     Args:
         program: The operations.
-        like: The parameter.
+        template: The parameter.
         replicas: The ranks that hold equal whole parameters and divide the work among them; None if there are none.
     """
     if is_sharded(like):
@@ -127,36 +127,36 @@ class OwnedRegion(Operation):
 
     Args:
         operations: The operations that need whole tensors.
-        behind: The operations after them that need only the shape of the whole tensor and run on shards.
+        following: The operations after them that need only the shape of the whole tensor and run on shards.
         replicas: The ranks, if each holds the whole leaf; else None.
     """
 
     of_leaf = True
 
-    def __init__(self, operations: list[Any], behind: list[Any], replicas: Team | None = None):
+    def __init__(self, operations: list[Any], following: list[Any], replicas: Team | None = None):
         self.operations = operations
         self.replicas = replicas
         self.path = operations[0].path
-        self._behind = behind
+        self._following = following
         self.keeps_slots = any(operation.keeps_slots for operation in operations)
         self.compiles = all(operation.compiles and not operation.random for operation in self.parts)
 
     @property
     def parts(self) -> list[Operation]:
-        return [*self.operations, *self._behind]
+        return [*self.operations, *self._following]
 
     def init(self, leaf: Leaf) -> None:
         operations = self.parts
         if self.keeps_slots:
             self._init_at_owner(leaf)
-            operations = self._behind
+            operations = self._following
         for operation in operations:
             operation.init(leaf)
 
     def _init_at_owner(self, leaf: Leaf) -> None:
         """Create the initial slots of the whole leaf; ranks other than the owner keep only their shapes."""
-        param = leaf.given[1]
-        whole = Leaf(leaf.run, leaf.name, None, undivided(param), leaf.extras, leaf.clock)
+        param = leaf.inputs[1]
+        whole = Leaf(leaf.run, leaf.name, None, full_tensor(param), leaf.extras, leaf.clock)
         for operation in self.operations:
             operation.init(whole)
         is_owner = team_for(param, self.replicas).rank == leaf.owner
@@ -217,30 +217,30 @@ class OwnedRegion(Operation):
     def after(self, job: Job) -> Any:
         """Return a leaf's update after the operations that run on shards."""
         leaf = job.leaf
-        before = leaf.update
-        leaf.update = rejoined(job.result, job.like)
-        for operation in self._behind:
+        update_of_region = leaf.update
+        leaf.update = from_local_like(job.result, job.template)
+        for operation in self._following:
             operation.start(leaf)
         result = leaf.update
-        leaf.update = before
+        leaf.update = update_of_region
         return result
 
     # Computation on the owner.
 
     def wire_in(self, dtype: torch.dtype) -> torch.dtype:
         """Return the dtype in which updates are sent to the owner."""
-        return _narrower(self.operations[0].wire, dtype)
+        return _narrower_dtype(self.operations[0].wire, dtype)
 
     def dtype_out(self, leaf: Leaf, dtype: torch.dtype) -> torch.dtype:
         """Return the dtype of the update after the region."""
         for operation in self.operations:
-            dtype = torch.promote_types(dtype, operation.wide(leaf))
+            dtype = torch.promote_types(dtype, operation.compute_dtype(leaf))
         return dtype
 
-    def computed(self, job: Job, wholes: dict[str, Tensor]) -> Tensor:
+    def computed(self, job: Job, whole_tensors: dict[str, Tensor]) -> Tensor:
         """Return a whole leaf's update after the region, and store its new slots in the leaf."""
-        update = wholes["update"].to(job.dtype)
-        whole = _whole_leaf(job.leaf, update, wholes.get("param"), wholes.get("grad"))
+        update = whole_tensors["update"].to(job.dtype)
+        whole = _whole_leaf(job.leaf, update, whole_tensors.get("param"), whole_tensors.get("grad"))
         whole.program = self.operations
         execute([whole], _done)
         job.leaf.new.update(whole.new)
@@ -262,7 +262,7 @@ def _whole_leaf(leaf: Leaf, update: Tensor, param: Tensor | None, grad: Tensor |
     return whole
 
 
-def _narrower(wire: torch.dtype | None, dtype: torch.dtype) -> torch.dtype:
+def _narrower_dtype(wire: torch.dtype | None, dtype: torch.dtype) -> torch.dtype:
     if wire is None or wire.itemsize >= dtype.itemsize:
         return dtype
     return wire
@@ -282,7 +282,7 @@ class Job:
     Attributes:
         leaf: The leaf.
         region: The operations.
-        like: A tensor with the leaf's sharding.
+        template: A tensor with the leaf's sharding.
         parts: The local part of each tensor that the owner needs.
         dtype, dtype_back: The dtypes of the update before and after the region.
         wire, wire_back: The dtypes in which tensors are sent to the owner and back.
@@ -291,7 +291,7 @@ class Job:
 
     leaf: Leaf
     region: OwnedRegion
-    like: Any
+    template: Any
     parts: dict[str, Tensor]
     dtype: torch.dtype
     wire: torch.dtype
@@ -301,18 +301,18 @@ class Job:
 
     @classmethod
     def of(cls, leaf: Leaf, region: OwnedRegion, payload: Mapping[str, Any]) -> Job:
-        update, param = leaf.given
-        like = update if param is None else param
+        update, param = leaf.inputs
+        template = update if param is None else param
         dtype = payload["update"].dtype
         wire = region.wire_in(dtype)
         parts: dict[str, Tensor] = {}
         for name, tensor in payload.items():
             if is_sharded(tensor):  # a program passes the local part itself
-                tensor = local(placed_as(tensor, like))
+                tensor = local(placed_as(tensor, template))
             parts[name] = tensor.to(wire)
         dtype_back = region.dtype_out(leaf, dtype)
-        wire_back = _narrower(region.operations[-1].wire, dtype_back)
-        return cls(leaf, region, like, parts, dtype, wire, wire_back, dtype_back)
+        wire_back = _narrower_dtype(region.operations[-1].wire, dtype_back)
+        return cls(leaf, region, template, parts, dtype, wire, wire_back, dtype_back)
 
     def kind(self) -> tuple[Any, ...]:
         """Return the kind of the job; jobs of one kind share their messages."""
@@ -325,13 +325,13 @@ class Job:
     @property
     def team(self) -> Team:
         """The ranks that divide the work."""
-        return team_for(self.like, self.region.replicas)
+        return team_for(self.template, self.region.replicas)
 
     @functools.cached_property
     def pieces(self) -> tuple[Piece, ...]:
         if self.region.replicas is None:
-            return pieces_of(self.like)
-        return (whole_piece(self.like.shape),) * self.region.replicas.size
+            return pieces_of(self.template)
+        return (whole_piece(self.template.shape),) * self.region.replicas.size
 
     def bytes(self) -> int:
         return self.leaf.shape.numel() * len(self.parts) * self.wire.itemsize
@@ -346,7 +346,7 @@ class Exchange:
         shapes: dict[str, torch.Size] = {}
         known: dict[str, int] = {}
         for job in jobs:
-            shapes[job.leaf.name] = job.like.shape
+            shapes[job.leaf.name] = job.template.shape
             if job.leaf.owner is not None:
                 known[job.leaf.name] = job.leaf.owner
         self._owners = assigned(shapes, self._team.size, known)
@@ -361,7 +361,7 @@ class Exchange:
             if i + 1 < len(buckets):
                 arriving = self._to_owners(buckets[i + 1])
             results, error = self._results(bucket, arrived)
-            sent = self._back(bucket, results, error is not None)
+            sent = self._from_owners(bucket, results, error is not None)
             if error is not None:
                 sent.wait()
                 raise error
@@ -396,27 +396,27 @@ class Exchange:
         at = [0] * self._team.size
         try:
             for job in self._owned(bucket, self._team.rank):
-                wholes = self._assembled(job, arrived, at)
-                results[job.leaf.name] = job.region.computed(job, wholes)
+                whole_tensors = self._assemble(job, arrived, at)
+                results[job.leaf.name] = job.region.computed(job, whole_tensors)
         except Exception as error:  # the other ranks are waiting: report the failure to them, then let `run` raise it
             return {}, error
         return results, None
 
-    def _assembled(self, job: Job, arrived: list[Tensor], at: list[int]) -> dict[str, Tensor]:
+    def _assemble(self, job: Job, arrived: list[Tensor], at: list[int]) -> dict[str, Tensor]:
         """Assemble whole tensors from the pieces of all ranks; `at` is the read position in each rank's message."""
-        wholes: dict[str, Tensor] = {}
+        whole_tensors: dict[str, Tensor] = {}
         for name in job.parts:
-            wholes[name] = torch.empty(job.like.shape, dtype=job.wire, device=job.device)
+            whole_tensors[name] = torch.empty(job.template.shape, dtype=job.wire, device=job.device)
         for rank, piece in enumerate(job.pieces):
             if not piece.sends:
                 continue
-            for whole in wholes.values():
+            for whole in whole_tensors.values():
                 end = at[rank] + piece.numel
                 whole[piece.window] = arrived[rank][at[rank] : end].view(piece.shape)
                 at[rank] = end
-        return wholes
+        return whole_tensors
 
-    def _back(self, bucket: list[Job], results: Mapping[str, Tensor], failed: bool) -> Transfer:
+    def _from_owners(self, bucket: list[Job], results: Mapping[str, Tensor], failed: bool) -> Transfer:
         me = self._team.rank
         wire = bucket[0].wire_back
         rows: list[list[Tensor]] = []
@@ -450,23 +450,23 @@ class SharedWork(Exchange):
     """An exchange between ranks that hold whole leaves: owners need no message, and every rank receives all results."""
 
     def _to_owners(self, bucket: list[Job]) -> Any:
-        return Nothing()
+        return EmptyTransfer()
 
-    def _assembled(self, job: Job, arrived: list[Tensor], at: list[int]) -> dict[str, Tensor]:
+    def _assemble(self, job: Job, arrived: list[Tensor], at: list[int]) -> dict[str, Tensor]:
         return job.parts
 
-    def _back(self, bucket: list[Job], results: Mapping[str, Tensor], failed: bool) -> Transfer:
-        mine: list[Tensor] = []
+    def _from_owners(self, bucket: list[Job], results: Mapping[str, Tensor], failed: bool) -> Transfer:
+        own_results: list[Tensor] = []
         for job in self._owned(bucket, self._team.rank):
-            result = torch.zeros(job.like.shape, device=job.like.device) if failed else results[job.leaf.name]
-            mine.append(result.to(job.wire_back))
+            result = torch.zeros(job.template.shape, device=job.template.device) if failed else results[job.leaf.name]
+            own_results.append(result.to(job.wire_back))
         sizes: list[int] = []
         for rank in range(self._team.size):
             sizes.append(sum(job.leaf.shape.numel() for job in self._owned(bucket, rank)))
-        return Gathering(self._team, mine, sizes, bucket[0].wire_back, failed)
+        return Gathering(self._team, own_results, sizes, bucket[0].wire_back, failed)
 
 
-class Nothing:
+class EmptyTransfer:
     """An empty transfer."""
 
     def parts(self) -> list[Tensor]:
@@ -515,12 +515,12 @@ class Transfer:
         self._sent = torch.cat(flat)
         self._received = torch.empty(sum(self._sizes), dtype=dtype, device=team.device)
         distributed: Any = torch.distributed  # its functions are not annotated
-        self._work = distributed.all_to_all_single(
+        self._collective = distributed.all_to_all_single(
             self._received, self._sent, self._sizes, counts, group=team.group, async_op=True
         )
 
     def wait(self) -> None:
-        self._work.wait()
+        self._collective.wait()
 
     def parts(self) -> list[Tensor]:
         """Wait for the transfer, and return the entries from each rank.
@@ -562,4 +562,4 @@ class Gathering(Transfer):
         self._sizes = [length] * team.size
         self._received = row.new_empty(length * team.size)
         distributed: Any = torch.distributed  # its functions are not annotated
-        self._work = distributed.all_gather_into_tensor(self._received, row, group=team.group, async_op=True)
+        self._collective = distributed.all_gather_into_tensor(self._received, row, group=team.group, async_op=True)

@@ -19,7 +19,7 @@ from gradtx._runs import LateTerm
 Names: TypeAlias = tuple[tuple[str, ...], ...]  # of the totals of each earlier pass
 
 
-def _nothing() -> None:
+def _write_nothing() -> None:
     """Write nothing."""
 
 
@@ -37,7 +37,7 @@ class PassResult:
     outputs: list[Tensor]
     names: tuple[Any, ...]
     operation: Operation | None
-    write: Callable[[], None] = _nothing
+    write: Callable[[], None] = _write_nothing
 
 
 RunPass: TypeAlias = Callable[[list[Tensor]], PassResult]
@@ -66,7 +66,7 @@ class Pass(Protocol):
     operation: Operation | None
 
 
-MadePass = TypeVar("MadePass", bound=Pass)
+PassT = TypeVar("PassT", bound=Pass)
 
 
 def have_sums(passes: Sequence[Pass]) -> bool:
@@ -78,10 +78,10 @@ def passes_of(
     function: Callable[[list[Tensor], Names], PassResult],
     common: list[Tensor],
     leaves: list[Tensor],
-    make_pass: Callable[[RunPass, list[Tensor], list[Tensor]], MadePass],
-) -> list[MadePass]:
+    make_pass: Callable[[RunPass, list[Tensor], list[Tensor]], PassT],
+) -> list[PassT]:
     """Return the passes of a function: each but the last ends at sums, whose totals the later ones also receive."""
-    passes: list[MadePass] = []
+    passes: list[PassT] = []
     known: Names = ()
     totals: list[Tensor] = []
     while True:

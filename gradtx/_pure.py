@@ -65,10 +65,10 @@ class TreeRun(Run):
         self.clock = Clock(self.old_step + 1)
         self.leaf_steps = None if state is None else _checked_leaf_steps(state.get(LEAF_STEPS), like)
         self.watch()
-        self.block = Block.of(tx, self, self._finished())
+        self.block = Block.of(tx, self, self._schedule_count())
         self._old.move_slots()
 
-    def _finished(self) -> Tensor:
+    def _schedule_count(self) -> Tensor:
         """Return the count that schedules follow: that of the leaf with the most updates, as in an optimizer."""
         if not self.leaf_steps:
             return self.old_step
@@ -182,9 +182,9 @@ class TreeRun(Run):
     def check(self, names: dict[str, Any]) -> None:
         """Raise an error, before anything runs, unless this is a state of this chain for these leaves."""
         may_be_complex = {name for name, leaf in self._like.items() if leaf is None or leaf.is_complex()}
-        self._old.check(names, self.opaque, self._declares, may_be_complex)
+        self._old.check(names, self.opaque, self._has_shared_value, may_be_complex)
 
-    def _declares(self, path: Path, name: str) -> bool:
+    def _has_shared_value(self, path: Path, name: str) -> bool:
         """Whether a stage keeps a shared value of this name."""
         return path in self.free or name in self.declared.get(path, ())
 
@@ -193,7 +193,7 @@ class TreeRun(Run):
 
         def new(path: Path, key: str, old: Any) -> Any:
             if path == () and key == LEAF_STEPS:
-                return {name: _counted(leaves.get(name), count) for name, count in old.items()}
+                return {name: _count_after(leaves.get(name), count) for name, count in old.items()}
             if not is_dict(old):
                 return self.new_shared.get(path, {}).get(key, old)
             values: dict[str, Tensor] = {}
@@ -225,7 +225,7 @@ def _checked_leaf_steps(counts: Any, names: Iterable[str]) -> dict[str, Tensor] 
     return {name: _checked_count(f"{LEAF_STEPS}.{name}", count) for name, count in counts.items()}
 
 
-def blamed(tx: GradientTransformation, like: Any, state: Any, error: Exception) -> Exception:
+def blame_state(tx: GradientTransformation, like: Any, state: Any, error: Exception) -> Exception:
     """Return the error for a failed call, which blames the state if it differs from `init`'s in shapes or dtypes."""
     try:
         expected = init(tx, like)
@@ -259,9 +259,9 @@ def _device_of(leaves: dict[str, Any]) -> torch.device:
     return torch.device("cpu")
 
 
-def _counted(leaf: Leaf | None, count: Tensor) -> Tensor:
+def _count_after(leaf: Leaf | None, count: Tensor) -> Tensor:
     """Return a leaf's count after the update, which counts if the leaf had a gradient and is not frozen."""
-    if leaf is None or leaf.given[0] is None or leaf.program == [FROZEN]:
+    if leaf is None or leaf.inputs[0] is None or leaf.program == [FROZEN]:
         return count
     return count + 1
 
@@ -271,8 +271,8 @@ def _new_slot(leaf: Leaf | None, path: Path, slot: str, old: Tensor) -> Tensor:
         return old  # no gradient: unchanged
     new = leaf.new.get(path, {}).get(slot)
     if new is not None:
-        return leaf.kept(new)
-    passed_by = leaf.given[0] is None  # only a combinator after this link processed the leaf
+        return leaf.in_callers_form(new)
+    passed_by = leaf.inputs[0] is None  # only a combinator after this link processed the leaf
     if old.numel() and not passed_by:  # a selector's mark is empty and remains
         raise foreign((*path, slot))
     return old
@@ -297,13 +297,13 @@ def init(tx: GradientTransformation, params: Any, counts: str = "calls") -> dict
     state = _first_state(run, cells)
     if counts == "leaves":
         state[LEAF_STEPS] = {cell.name: torch.zeros((), dtype=torch.int64, device=cell.device) for cell in cells}
-    run.memory.take(_tree.tensors(params))
-    state = _tree.map_tensors(run.memory.fresh, state)
+    run.memory.register(_tree.tensors(params))
+    state = _tree.map_tensors(run.memory.unshared, state)
     if not cells or not _torch.inside_transform():
         return state
     # Under vmap a count is the same for all members and would be returned with stride 0. Later counts have another
     # stride, so a compiled step would be compiled twice.
-    batched = cells[0].given[1].new_ones((), dtype=torch.bool)
+    batched = cells[0].inputs[1].new_ones((), dtype=torch.bool)
 
     def batch(tensor: Tensor) -> Tensor:
         return torch.where(batched, tensor, tensor)
@@ -320,7 +320,7 @@ def _first_state(run: TreeRun, cells: list[Leaf]) -> dict[str, Any]:
             enter(state, path)[name] = value
         for cell in cells:
             for slot, value in cell.new.get(path, {}).items():
-                enter(state, (*path, slot))[cell.name] = cell.kept(value)
+                enter(state, (*path, slot))[cell.name] = cell.in_callers_form(value)
     return state
 
 
@@ -330,7 +330,7 @@ def update(
     try:
         return _update(tx, updates, state, params, extras)
     except (RuntimeError, IndexError) as error:
-        fault = blamed(tx, updates if params is None else params, state, error)
+        fault = blame_state(tx, updates if params is None else params, state, error)
         if fault is error:
             raise
         raise fault from error
@@ -355,13 +355,13 @@ def _update(
     run.end()
     outputs = {name: _output(leaves[name]) if name in leaves else None for name in grads}
     new_state = run.rebuilt(leaves)
-    run.memory.take(_tree.tensors((updates, state, params, extras)))
-    return _tree.map_tensors(run.memory.fresh, (unflatten(outputs), new_state))
+    run.memory.register(_tree.tensors((updates, state, params, extras)))
+    return _tree.map_tensors(run.memory.unshared, (unflatten(outputs), new_state))
 
 
 def _output(leaf: Leaf) -> Tensor | None:
     update = leaf.result()
-    return None if update is None else leaf.kept(update)
+    return None if update is None else leaf.in_callers_form(update)
 
 
 def _done(leaf: Leaf) -> None:
@@ -412,10 +412,10 @@ def by_leaf(extra: str, value: Any, leaf: Leaf) -> Any:
             f"{extra}: leaf {leaf.name!r} is complex, but per-leaf extras support only real leaves; pass None"
         )
     check_real(leaf.name, value, extra)
-    shape = next(tensor.shape for tensor in leaf.given if tensor is not None)
+    shape = next(tensor.shape for tensor in leaf.inputs if tensor is not None)
     if value.shape != shape:
         raise ValueError(f"{extra}: leaf {leaf.name!r} has shape {tuple(value.shape)}, needs {tuple(shape)}")
-    return value.to(leaf.wide)
+    return value.to(leaf.compute_dtype)
 
 
 def check_extras(
@@ -488,7 +488,7 @@ def eval_params(tx: GradientTransformation, state: Any, params: Any) -> Any:
     try:
         return _eval_params(tx, state, params)
     except (RuntimeError, IndexError) as error:
-        fault = blamed(tx, params, state, error)
+        fault = blame_state(tx, params, state, error)
         if fault is error:
             raise
         raise fault from error
@@ -503,10 +503,10 @@ def _eval_params(tx: GradientTransformation, state: Any, params: Any) -> Any:
         if param is None:
             continue
         leaf = Leaf(run, name, None, param, {}, run.clock)
-        weights = evaluated(leaf, run.block.for_leaf(leaf))
+        weights = evaluation_weights(leaf, run.block.for_leaf(leaf))
         if weights is None:
             continue
-        weights = leaf.kept(weights)
+        weights = leaf.in_callers_form(weights)
         if weights.shape != param.shape:
             raise ValueError(
                 f"eval_params: leaf {name!r} has shape {tuple(param.shape)}, but its state has {tuple(weights.shape)}; "
@@ -516,7 +516,7 @@ def _eval_params(tx: GradientTransformation, state: Any, params: Any) -> Any:
     return unflatten(chosen)
 
 
-def evaluated(leaf: Leaf, program: list[Any]) -> Any:
+def evaluation_weights(leaf: Leaf, program: list[Any]) -> Any:
     """Return the evaluation weights of the last link that has any, or None."""
     for operation in reversed(program):
         weights = operation.evaluate(leaf)

@@ -262,15 +262,15 @@ class TreeProgram:
         run, leaves = _run_of(tx, updates, state, params, extras)
         self._entries = list(_entries(self._state, run.stages))
         self._kept = self._numbers_of_state()
-        given = _stand_ins(numbers, self._shared(tensors), extras)
+        common_numbers = _stand_ins(numbers, self._shared(tensors), extras)
         columns = _Columns(self._updates, numbered_params)
         has_param = params is not None
         self._bundles: list[_Leaves] = []
-        for names in _alike(leaves, self._entries, tensors):
+        for names in _group_by_program(leaves, self._entries, tensors):
             slots = [entry for entry in self._entries if names[0] in entry.leaves]
-            alike = _Leaves(names, columns.of(names, slots), has_param)
+            leaves_of_program = _Leaves(names, columns.of(names, slots), has_param)
             function = _OneLeaf(tx, numbers, names[0], has_param, self._entries, slots, list(extras))
-            self._bundles.extend(_bundles(alike, function, given, tensors))
+            self._bundles.extend(_bundles(leaves_of_program, function, common_numbers, tensors))
 
     def _numbers_of_state(self) -> list[int]:
         """Return the indices of the state's tensors."""
@@ -332,7 +332,7 @@ def _run_of(
     if run.opaque or by_leaf or (extras and checks_extras(run.block.operations)):
         raise _UnsuitableError
     leaves = leaves_of(run, gradients, values or None, extras, kinds)
-    present = {name: leaf for name, leaf in leaves.items() if leaf.given[0] is not None}
+    present = {name: leaf for name, leaf in leaves.items() if leaf.inputs[0] is not None}
     has_missing = len(present) < len(gradients)
     if not present or (has_missing and takes_none(run.block.operations)):
         raise _UnsuitableError
@@ -373,18 +373,18 @@ def _entries(state: Any, stages: Any, path: Path = ()) -> Iterator[Entry]:
             yield Entry(path, key, cast("dict[str, int]", value), None)
 
 
-def _alike(leaves: dict[str, Leaf], entries: list[Entry], tensors: list[Tensor]) -> Iterable[list[str]]:
+def _group_by_program(leaves: dict[str, Leaf], entries: list[Entry], tensors: list[Tensor]) -> Iterable[list[str]]:
     """Group the names of leaves that may share a program: those of one shape, or elementwise ones of any shape."""
-    alike: dict[Any, list[str]] = {}
+    groups: dict[Any, list[str]] = {}
     for name, leaf in leaves.items():
         if not all(operation.compiles for operation in leaf.program):
             raise _UnsuitableError
-        values = [tensor for tensor in leaf.given if tensor is not None]
+        values = [tensor for tensor in leaf.inputs if tensor is not None]
         values.extend(tensors[entry.leaves[name]] for entry in entries if name in entry.leaves)
         program = tuple(map(id, leaf.program))
         slots = tuple(name in entry.leaves for entry in entries)
-        alike.setdefault((program, slots, _traits(leaf, values)), []).append(name)
-    return alike.values()
+        groups.setdefault((program, slots, _traits(leaf, values)), []).append(name)
+    return groups.values()
 
 
 def _traits(leaf: Leaf, values: list[Tensor]) -> tuple[Any, ...]:
@@ -407,12 +407,12 @@ def _is_flat(leaf: Leaf, values: list[Tensor]) -> bool:
 
 def _stand_ins(numbers: Numbers, shared: list[Tensor], extras: dict[str, Any]) -> list[Tensor]:
     """Return 0-d tensors with the dtypes of all numbers that leaves share."""
-    given = [torch.empty((), dtype=torch.float64) for _ in numbers.values]
-    given.extend(shared)
+    stand_ins = [torch.empty((), dtype=torch.float64) for _ in numbers.values]
+    stand_ins.extend(shared)
     for value in extras.values():
         dtype = torch.float64 if type(value) is float else None
-        given.append(torch.as_tensor(value, dtype=dtype))
-    return given
+        stand_ins.append(torch.as_tensor(value, dtype=dtype))
+    return stand_ins
 
 
 class _OneLeaf:
@@ -440,17 +440,17 @@ class _OneLeaf:
         self._extras = extras
 
     def __call__(self, arguments: list[Tensor], known: Names) -> PassResult:
-        given = iter(arguments)
-        tx = self.numbers.chain_of(self._tx, given)
+        remaining = iter(arguments)
+        tx = self.numbers.chain_of(self._tx, remaining)
         state: dict[str, Any] = {}
         for entry in self._entries:
-            _place(state, entry, next(given) if entry.shared is not None else {})
-        extras: dict[str, Any] = {name: next(given) for name in self._extras}
-        totals = [{name: next(given) for name in names} for names in known]
-        update = {self._name: next(given)}
-        params = {self._name: next(given)} if self.has_param else None
+            _place(state, entry, next(remaining) if entry.shared is not None else {})
+        extras: dict[str, Any] = {name: next(remaining) for name in self._extras}
+        totals = [{name: next(remaining) for name in names} for names in known]
+        update = {self._name: next(remaining)}
+        params = {self._name: next(remaining)} if self.has_param else None
         for entry in self._slots:
-            _place(state, entry, {self._name: next(given)})
+            _place(state, entry, {self._name: next(remaining)})
         run = _RecordedRun(tx, params or update, _same, state)
         run.totals = totals
         kinds = check_extras(tx, params, extras)
@@ -529,7 +529,7 @@ class _Leaves:
         first_slot = 2 if has_param else 1
         self.written = [columns[0], *columns[first_slot:]]
 
-    def some(self, positions: list[int]) -> _Leaves:
+    def select(self, positions: list[int]) -> _Leaves:
         """Return the leaves at these positions."""
         names = [self.names[i] for i in positions]
         columns: list[list[int]] = []
@@ -541,14 +541,14 @@ class _Leaves:
         """Return the tensors of one leaf."""
         return [tensors[column[position]] for column in self.columns]
 
-    def go_through(self, passes: list[ListPass], tensors: list[Tensor]) -> None:
+    def set_passes(self, passes: list[ListPass], tensors: list[Tensor]) -> None:
         self.passes = passes
         self.device = tensors[self.columns[0][0]].device
         sizes = [tensors[i].numel() for i in self.columns[0]]
         self.chunks = list(_chunks(sizes, entries_of_a_call(self.device)))
 
 
-def _bundles(leaves: _Leaves, function: _OneLeaf, given: list[Tensor], tensors: list[Tensor]) -> list[_Leaves]:
+def _bundles(leaves: _Leaves, function: _OneLeaf, common_numbers: list[Tensor], tensors: list[Tensor]) -> list[_Leaves]:
     """Split leaves that may have the same program into bundles of those that do."""
     of_shape: dict[torch.Size, list[int]] = {}
     for position, number in enumerate(leaves.columns[0]):
@@ -557,27 +557,27 @@ def _bundles(leaves: _Leaves, function: _OneLeaf, given: list[Tensor], tensors: 
     @functools.cache
     def program(shape: torch.Size) -> list[ListPass]:
         first = of_shape[shape][0]
-        return _passes(function, given, leaves.tensors_at(first, tensors))
+        return _passes(function, common_numbers, leaves.tensors_at(first, tensors))
 
     shapes = sorted(of_shape, key=torch.Size.numel)
     of_smallest = program(shapes[0])
     of_largest = program(shapes[-1])
     if [each.text for each in of_smallest] == [each.text for each in of_largest]:
-        leaves.go_through(of_largest, tensors)
+        leaves.set_passes(of_largest, tensors)
         return [leaves]
     bundles: list[_Leaves] = []
     for shape, positions in of_shape.items():
-        bundle = leaves.some(positions)
-        bundle.go_through(program(shape), tensors)
+        bundle = leaves.select(positions)
+        bundle.set_passes(program(shape), tensors)
         bundles.append(bundle)
     return bundles
 
 
-def _passes(function: _OneLeaf, given: list[Tensor], of_leaf: list[Tensor]) -> list[ListPass]:
+def _passes(function: _OneLeaf, common_numbers: list[Tensor], of_leaf: list[Tensor]) -> list[ListPass]:
     """Return the program of a leaf."""
-    on_host = all(number.device.type == "cpu" for number in given)
+    on_host = all(number.device.type == "cpu" for number in common_numbers)
     try:
-        passes = passes_of(function, given, of_leaf, ListPass)
+        passes = passes_of(function, common_numbers, of_leaf, ListPass)
         for each in passes:
             each.function(of_leaf[0].device, on_host)
     except Exception as error:  # a user's rule may raise any error; the run without a program reports it
@@ -585,12 +585,12 @@ def _passes(function: _OneLeaf, given: list[Tensor], of_leaf: list[Tensor]) -> l
     return passes
 
 
-def _chunks(sizes: Sequence[int], most: int) -> Iterator[slice]:
-    """Yield ranges of leaves with at most `most` entries, but at least one leaf."""
+def _chunks(sizes: Sequence[int], limit: int) -> Iterator[slice]:
+    """Yield ranges of leaves with at most `limit` entries, but at least one leaf."""
     start = 0
     entries = 0
     for i, size in enumerate(sizes):
-        if i > start and entries + size > most:
+        if i > start and entries + size > limit:
             yield slice(start, i)
             start = i
             entries = 0
@@ -628,9 +628,9 @@ class _Call(ListBundle):
                     values = [self.as_tensor(values, dtype) for _ in numbers]
                 for i, value in zip(numbers, values, strict=True):
                     self._results[i] = value
-        self._take_shared(compiled, results[0])
+        self._store_shared(compiled, results[0])
 
-    def _take_shared(self, compiled: ListPass, values: list[Any]) -> None:
+    def _store_shared(self, compiled: ListPass, values: list[Any]) -> None:
         """Store the shared values, which follow the results of leaves and are the same in every call."""
         for position in range(len(self._leaves.written), len(values)):
             number = compiled.names[position]

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from gradtx import _torch
 from gradtx._exact import exact_dtype
-from gradtx._sharding import first_entries, is_sharded, local, placed_as, rejoined
+from gradtx._sharding import first_entries, from_local_like, is_sharded, local, placed_as
 
 _GOLDEN, _MIX1, _MIX2 = 0x9E3779B97F4A7C15 - 2**64, 0xBF58476D1CE4E5B9 - 2**64, 0x94D049BB133111EB - 2**64
 
@@ -63,11 +63,11 @@ class Stream:
     def normal(self, like: Tensor) -> Tensor:
         """Return standard normal numbers with the shape of `like`."""
         radius = (-2 * self._uniform(like).log()).sqrt()
-        return rejoined((radius * (2 * math.pi * self._uniform(like)).cos()).to(like.dtype), like)
+        return from_local_like((radius * (2 * math.pi * self._uniform(like)).cos()).to(like.dtype), like)
 
     def rademacher(self, like: Tensor) -> Tensor:
         """Return -1 or 1 with equal probability, with the shape of `like`."""
-        return rejoined((1 - 2 * _shift(self._bits(like), 63)).to(like.dtype), like)
+        return from_local_like((1 - 2 * _shift(self._bits(like), 63)).to(like.dtype), like)
 
 
 # 16 random bits per entry for stochastic rounding: a function of a key, the step and the index in the whole tensor.

@@ -9,7 +9,7 @@ from gradtx import _torch
 from gradtx._execution import Leaf, Operation
 from gradtx._random import bits16, name_key
 from gradtx._runs import Scope
-from gradtx._sharding import local, placed_as, rejoined
+from gradtx._sharding import from_local_like, local, placed_as
 from gradtx.codes import CODES
 
 HALVES = (torch.bfloat16, torch.float16)
@@ -24,12 +24,12 @@ class Rounding(Operation):
         self.path = scope.claim(self.name)
 
     def init(self, leaf: Leaf) -> None:
-        param = leaf.given[1]
+        param = leaf.inputs[1]
         if param.dtype in HALVES:
             leaf.new[self.path] = self.first(leaf, param)
 
     def start(self, leaf: Leaf) -> None:
-        param = leaf.given[1]
+        param = leaf.inputs[1]
         if param is None:
             raise ValueError(f"{self.name} needs params: call update(updates, state, params)")
         if param.dtype not in HALVES:
@@ -43,9 +43,9 @@ class Rounding(Operation):
         old = leaf.run.slots(self.path, leaf)
         before = local(param).to(torch.float32)
         after, slots = self.rounded(leaf, before, local(update).to(torch.float32), old)
-        leaf.update = rejoined((after - before).to(leaf.update.dtype), update)
-        new = {slot: rejoined(value, old[slot]) if value.ndim else value for slot, value in slots.items()}
-        leaf.new[self.path] = leaf.accepted(new, old)
+        leaf.update = from_local_like((after - before).to(leaf.update.dtype), update)
+        new = {slot: from_local_like(value, old[slot]) if value.ndim else value for slot, value in slots.items()}
+        leaf.new[self.path] = leaf.unless_skipped(new, old)
 
     def first(self, leaf: Leaf, param: Tensor) -> dict[str, Tensor]:
         """Return the initial slots of a leaf."""
@@ -74,7 +74,7 @@ class StochasticRounding(Rounding):
     def rounded(
         self, leaf: Leaf, param: Tensor, update: Tensor, old: dict[str, Tensor]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        stored = leaf.given[1]
+        stored = leaf.inputs[1]
         noise = bits16(local(old["key"]), leaf.moment().step, leaf.places(stored))
         return stochastically_rounded(param + update, noise, stored.dtype), {"key": old["key"]}
 
@@ -93,15 +93,15 @@ class Compensation(Rounding):
     def rounded(
         self, leaf: Leaf, param: Tensor, update: Tensor, old: dict[str, Tensor]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        stored = leaf.given[1].dtype
-        kept = local(old["compensation"])
+        stored = leaf.inputs[1].dtype
+        compensation = local(old["compensation"])
         if self._bits == 8:
-            after, kept = _with_int8(param, update, kept, stored)
+            after, compensation = _with_int8(param, update, compensation, stored)
         else:
-            exact = param + (update + kept.to(torch.float32))
+            exact = param + (update + compensation.to(torch.float32))
             after = rounded_to_nearest(exact, stored)
-            kept = (exact - after).to(stored)
-        return after, {"compensation": kept}
+            compensation = (exact - after).to(stored)
+        return after, {"compensation": compensation}
 
 
 def _with_int8(param: Tensor, update: Tensor, error: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -21,7 +21,7 @@ from gradtx._messages import nearest, shortly
 from gradtx._narrowing import is_dict, is_list, is_tuple
 from gradtx._random import Stream
 from gradtx._runs import LateTerm, Run, Scope
-from gradtx._sharding import is_sharded, placed_as, summed_over_ranks, undivided
+from gradtx._sharding import full_tensor, is_sharded, placed_as, summed_over_ranks
 from gradtx._slots import WrongShapeError, check_slots, numbered, value_for, with_lists, wrong_shape
 from gradtx._storage import Store
 from gradtx._torch import readable
@@ -125,16 +125,16 @@ class StageState:
         self._space = scope.space
         starts: dict[str, Callable[[], Tensor]] = {}
         for name, value in rule.shared.items():
-            starts[name] = _maker(value, device, self.store.shared_dtype(name))
+            starts[name] = _initial_value(value, device, self.store.shared_dtype(name))
         if rule.seed is not None:
             starts["seed"] = lambda: torch.tensor(rule.seed, device=device)
             starts["counter"] = lambda: torch.zeros((), dtype=torch.int64, device=device)
         if starts:
             self.shared = scope.shared(path, starts)
 
-    def wide(self, leaf: Leaf) -> torch.dtype:
+    def compute_dtype(self, leaf: Leaf) -> torch.dtype:
         """Return the dtype that the rule computes in."""
-        return self.store.wide(leaf)
+        return self.store.compute_dtype(leaf)
 
     def like(self, leaf: Leaf, device: Any = None) -> Tensor:
         """Return a tensor with the shape of the leaf as the rule sees it, in the rule's dtype."""
@@ -143,17 +143,17 @@ class StageState:
 
     def _outside(self, leaf: Leaf, device: Any = None) -> Tensor:
         """Like `like`, but with the leaf's shape outside all combinators that change coordinates."""
-        update, param = (leaf.update, leaf.param) if self._space is None else leaf.given
+        update, param = (leaf.update, leaf.param) if self._space is None else leaf.inputs
         tensor = param if param is not None else update
-        return tensor.to(device or leaf.device, self.wide(leaf))
+        return tensor.to(device or leaf.device, self.compute_dtype(leaf))
 
-    def made(self, leaf: Leaf, device: Any = None) -> dict[str, Any]:
+    def init_slots(self, leaf: Leaf, device: Any = None) -> dict[str, Any]:
         """Return the slots exactly as the rule's `init` returns them."""
         if self._rule.init is None:
             return {}
-        return self._made_for(self.like(leaf, device), leaf)
+        return self._call_init(self.like(leaf, device), leaf)
 
-    def _made_for(self, like: Tensor, leaf: Leaf) -> dict[str, Any]:
+    def _call_init(self, like: Tensor, leaf: Leaf) -> dict[str, Any]:
         init = self._rule.init
         assert init is not None
         random: tuple[Any, ...] = ()
@@ -166,13 +166,13 @@ class StageState:
         except RuntimeError as error:
             if not is_sharded(like) or isinstance(error, _torch.NOT_OF_LAYOUT):
                 raise
-            return init(undivided(like), *random)
+            return init(full_tensor(like), *random)
 
     def first(self, leaf: Leaf, old: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
         """Return the initial slots in stored form, with codes for the slots that are coded in `old`."""
         if self._rule.init is None:
             return {}
-        return self.stored(self.made(leaf), leaf, old)
+        return self.stored(self.init_slots(leaf), leaf, old)
 
     def stored(self, slots: dict[str, Any], leaf: Leaf, old: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
         """Convert slots that `init` returned to their stored form."""
@@ -182,7 +182,7 @@ class StageState:
             raise TypeError(f"{self._rule.name}: {sorted(twice)} are both slots and shared values; rename one of them")
 
         def probe(like: Tensor) -> dict[str, Any]:
-            return numbered(self._made_for(like, leaf))
+            return numbered(self._call_init(like, leaf))
 
         like = self._outside(leaf)
         flat = numbered(slots)
@@ -201,7 +201,7 @@ class StageState:
             self._check_lists(leaf, old)
         return state
 
-    def read(self, leaf: Leaf, wide: torch.dtype) -> tuple[dict[str, Tensor], RuleState]:
+    def read(self, leaf: Leaf, compute_dtype: torch.dtype) -> tuple[dict[str, Tensor], RuleState]:
         """Return a leaf's slots in stored form, and the state to pass to the rule."""
         if self._rule.init is None:
             return {}, RuleState(self.shared, self, leaf)
@@ -209,8 +209,8 @@ class StageState:
         if not old and self.first(leaf):
             raise lacking(self.path, leaf.name)
         if leaf.restarts is not False:
-            old = _restarted(leaf.restarts, self.first(leaf, old), old)
-        flat = self.store.opened(old, wide, leaf)
+            old = _with_restarts(leaf.restarts, self.first(leaf, old), old)
+        flat = self.store.decode_slots(old, compute_dtype, leaf)
         if self._space is not None:
             flat = {slot: self._space.read(self._rule, slot, value, leaf) for slot, value in flat.items()}
         state = self._as_rule_sees(leaf, old, flat)
@@ -218,15 +218,15 @@ class StageState:
 
     def _check_lists(self, leaf: Leaf, old: dict[str, Tensor]) -> None:
         # A missing entry of a list would otherwise go unnoticed: the list would only be shorter.
-        update, param = leaf.given
+        update, param = leaf.inputs
         if self._rule.readable and readable(param if update is None else update):
-            for slot in numbered(self.made(leaf, "meta")):
+            for slot in numbered(self.init_slots(leaf, "meta")):
                 if slot not in old:
                     raise lacking((*self.path, slot), leaf.name)
 
     def missing(self, name: Any, leaf: Leaf) -> Any:
         """Return an empty list if `init` makes one, since the state stores nothing for it; raise an error otherwise."""
-        made = self.made(leaf)
+        made = self.init_slots(leaf)
         if name in made and made[name] == []:
             return []
         if name in made or name in numbered(made):
@@ -244,19 +244,19 @@ class StageState:
         if self.shared:
             self._write_shared(leaf, slots)
         if self.store.slots_of(old, leaf) != slots.keys():
-            raise self._other_slots(leaf, old, slots)
+            raise self._slots_error(leaf, old, slots)
         if old:
-            new = self._closed(leaf, slots, old)
-            leaf.new[self.path] = leaf.accepted(new, old)
+            new = self._encode_slots(leaf, slots, old)
+            leaf.new[self.path] = leaf.unless_skipped(new, old)
 
-    def _closed(self, leaf: Leaf, slots: dict[str, Any], old: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _encode_slots(self, leaf: Leaf, slots: dict[str, Any], old: dict[str, Tensor]) -> dict[str, Tensor]:
         """Convert the rule's new slots to their stored form."""
         if self._space is not None:
             slots = {slot: self._space.write(self._rule, slot, value, leaf) for slot, value in slots.items()}
         try:
-            return self.store.closed(slots, old, leaf)
+            return self.store.encode_slots(slots, old, leaf)
         except WrongShapeError as error:
-            raise self._other_shapes(leaf, old, slots, error) from None
+            raise self._shapes_error(leaf, old, slots, error) from None
 
     def _write_shared(self, leaf: Leaf, slots: dict[str, Any]) -> None:
         """Move the shared values from the rule's result to the run."""
@@ -274,7 +274,7 @@ class StageState:
             else:
                 new.setdefault(name, value_for(value, old, self.path, name, leaf.name))
 
-    def _other_slots(self, leaf: Leaf, old: dict[str, Tensor], new: dict[str, Any]) -> ValueError:
+    def _slots_error(self, leaf: Leaf, old: dict[str, Tensor], new: dict[str, Any]) -> ValueError:
         """Return the error for unexpected slots; it blames the rule if `init` makes the old ones, else the state."""
         if self.first(leaf, old).keys() != old.keys():
             return ValueError(
@@ -293,15 +293,15 @@ class StageState:
             faults.append(f"with the slot {unknown[0]!r}, which its init does not create")
         return ValueError(f"{self._rule.name}: the rule returns a state {', and '.join(faults)}")
 
-    def _other_shapes(
+    def _shapes_error(
         self, leaf: Leaf, old: dict[str, Tensor], new: dict[str, Any], otherwise: ValueError
     ) -> ValueError:
         """Return the error for unexpected shapes; `otherwise` is the error that blames the state."""
-        made = self.first(leaf, old)
+        initial = self.first(leaf, old)
         for slot, value in old.items():
             if slot not in new:  # an auxiliary tensor of a code, such as its scales
                 continue
-            if made[slot].shape == value.shape != new[slot].shape:
+            if initial[slot].shape == value.shape != new[slot].shape:
                 return ValueError(
                     f"{self._rule.name}: the rule returns the slot {slot!r} of leaf {leaf.name!r} with shape "
                     f"{tuple(new[slot].shape)}, but its init creates it with shape {tuple(value.shape)}"
@@ -331,14 +331,14 @@ def _term(value: Any, leaf: Leaf) -> Tensor:
     return torch.where(leaf.active, term, 0.0)  # not a product: 0 * inf is NaN
 
 
-def _restarted(restarts: bool | Tensor, first: dict[str, Tensor], old: dict[str, Tensor]) -> dict[str, Tensor]:
+def _with_restarts(restarts: bool | Tensor, first: dict[str, Tensor], old: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return initial slots where a combinator restarts its inner transformation, else the old slots."""
     if not isinstance(restarts, Tensor):
         return first if restarts else old
     return {slot: torch.where(restarts, first.get(slot, value), value) for slot, value in old.items()}
 
 
-def _maker(value: Callable[[], Any], device: torch.device, dtype: torch.dtype | None) -> Callable[[], Tensor]:
+def _initial_value(value: Callable[[], Any], device: torch.device, dtype: torch.dtype | None) -> Callable[[], Tensor]:
     return lambda: exact(value(), device).to(dtype)
 
 
@@ -351,24 +351,24 @@ class Call:
     state: RuleState
     param: Any
     context: Context
-    wide: torch.dtype
+    compute_dtype: torch.dtype
     old: dict[str, Tensor]
     generator: Generator[Any, Any, Any] | None = None
     totals: tuple[Any, ...] = ()
     sums_of_leaf: bool = False
 
-    def undivided(self) -> Call:
+    def with_full_tensors(self) -> Call:
         """Return the same call on full tensors instead of shards."""
         return dataclasses.replace(
             self,
-            update=undivided(self.update),
-            state=self.state.map(undivided),
-            param=undivided(self.param),
-            context=self.context.undivided(),
+            update=full_tensor(self.update),
+            state=self.state.map(full_tensor),
+            param=full_tensor(self.param),
+            context=self.context.with_full_tensors(),
         )
 
 
-_NOTHING: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+_NO_CONTEXT: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
 
 
 class RuleOperation(Operation):
@@ -401,8 +401,8 @@ class RuleOperation(Operation):
         self._function = rule.update
         self._watched: set[int] | None = set() if run.watches else None  # numbers of dimensions already watched
 
-    def wide(self, leaf: Leaf) -> torch.dtype:
-        return self.stage.wide(leaf)
+    def compute_dtype(self, leaf: Leaf) -> torch.dtype:
+        return self.stage.compute_dtype(leaf)
 
     def check(self, leaf: Leaf) -> None:
         if self.rule.check is not None:
@@ -430,37 +430,37 @@ class RuleOperation(Operation):
 
     def start(self, leaf: Leaf) -> Any:
         self._check_dims(leaf)
-        with self._as_owners_do(leaf):
-            return self._begun(self._call(leaf))
+        with self._isolate_for_owners(leaf):
+            return self._begin_rule(self._call(leaf))
 
-    def _as_owners_do(self, leaf: Leaf) -> contextlib.AbstractContextManager[None]:
+    def _isolate_for_owners(self, leaf: Leaf) -> contextlib.AbstractContextManager[None]:
         """Prevent fusion with surrounding operations if, for sharded leaves, owner ranks run this rule separately."""
         if not self.at_owner:
-            return _NOTHING
-        leaf.update = leaf.run.apart(leaf.update)
+            return _NO_CONTEXT
+        leaf.update = leaf.run.fusion_barrier(leaf.update)
         return leaf.run.as_written()
 
     def _call(self, leaf: Leaf) -> Call:
-        wide = self.stage.wide(leaf)
-        if leaf.update.dtype != wide:
-            wide = torch.promote_types(wide, leaf.update.dtype)
-            leaf.update = leaf.update.to(wide)
-        old, state = self.stage.read(leaf, wide)
-        param = None if leaf.param is None else leaf.param.to(wide)
-        context = self._context(leaf, wide)
-        return Call(leaf, leaf.update, state, param, context, wide, old)
+        compute_dtype = self.stage.compute_dtype(leaf)
+        if leaf.update.dtype != compute_dtype:
+            compute_dtype = torch.promote_types(compute_dtype, leaf.update.dtype)
+            leaf.update = leaf.update.to(compute_dtype)
+        old, state = self.stage.read(leaf, compute_dtype)
+        param = None if leaf.param is None else leaf.param.to(compute_dtype)
+        context = self._context(leaf, compute_dtype)
+        return Call(leaf, leaf.update, state, param, context, compute_dtype, old)
 
-    def _context(self, leaf: Leaf, wide: torch.dtype) -> Context:
+    def _context(self, leaf: Leaf, compute_dtype: torch.dtype) -> Context:
         if self.rule.seed is not None:
-            return Context(leaf, leaf.clock, wide, self.stage.stream(leaf))
-        return leaf.context(wide)
+            return Context(leaf, leaf.clock, compute_dtype, self.stage.stream(leaf))
+        return leaf.context(compute_dtype)
 
-    def _begun(self, call: Call) -> Any:
+    def _begin_rule(self, call: Call) -> Any:
         watch = self._watch(call)
         out = self._guarded(call)
         if _is_generator(out):
             call.generator = out
-            out = self._answered(call, self._guarded(call, None))
+            out = self._continue_past_leaf_sums(call, self._guarded(call, None))
         if watch is not None:
             watch.check(self.rule.name, call.leaf.name)
         if call.generator is not None and not isinstance(out, tuple):
@@ -472,14 +472,14 @@ class RuleOperation(Operation):
         call = leaf.pending
         if call.sums_of_leaf:
             total = total[leaf.name]
-        out = self._answered(call, self._guarded(call, total))
+        out = self._continue_past_leaf_sums(call, self._guarded(call, total))
         if isinstance(out, dict | OfLeaf):
             return self._waiting(call, out)
         leaf.pending = None
         self._finish(call, out)
         return None
 
-    def _answered(self, call: Call, out: Any) -> Any:
+    def _continue_past_leaf_sums(self, call: Call, out: Any) -> Any:
         """Continue the rule past sums over its leaf that need no collective, and return the next value it yields."""
         while isinstance(out, OfLeaf) and not any(map(is_sharded, out.sums.values())):
             out = self._guarded(call, out.sums)
@@ -496,9 +496,9 @@ class RuleOperation(Operation):
             if not total:
                 return self._function(call.update, call.state, call.param, call.context)
             call.totals = (*call.totals, total[0])
-            return self._continued(call, total[0])
+            return self._send(call, total[0])
         except (AttributeError, TypeError) as error:
-            cause = self._missing_input(call, error)
+            cause = self._missing_input_error(call, error)
             if cause is None:
                 raise
             raise cause from error
@@ -508,27 +508,27 @@ class RuleOperation(Operation):
             if not is_sharded(call.update) or isinstance(error, _torch.NOT_OF_LAYOUT) or has_totals:
                 raise
             # Some operations do not support DTensor. The failure is the same on every rank, so all ranks retry here.
-            return self._again(call.undivided(), call)
+            return self._rerun(call.with_full_tensors(), call)
 
-    def _missing_input(self, call: Call, error: Exception) -> Exception | None:
+    def _missing_input_error(self, call: Call, error: Exception) -> Exception | None:
         """Return the error for an input that the caller did not pass, if the rule gets past this point with it."""
-        if call.param is None and self._works(call, torch.zeros_like(call.leaf.update), call.context):
+        if call.param is None and self._succeeds_with(call, torch.zeros_like(call.leaf.update), call.context):
             return without_params(self.rule.name, error)
         if not isinstance(error, TypeError):
             return None
         for name in ALWAYS_KNOWN:
-            if name not in call.leaf.extras and self._works(call, call.param, call.context.with_stand_in(name)):
+            if name not in call.leaf.extras and self._succeeds_with(call, call.param, call.context.with_stand_in(name)):
                 return without_extra(self.rule.name, name, error)
         return None
 
-    def _again(self, whole: Call, call: Call) -> Any:
+    def _rerun(self, whole: Call, call: Call) -> Any:
         out = self._function(whole.update, whole.state, whole.param, whole.context)
         if _is_generator(out) and call.totals:
             call.generator = out
-            return self._continued(call, None)
+            return self._send(call, None)
         return out
 
-    def _continued(self, call: Call, total: Any) -> Any:
+    def _send(self, call: Call, total: Any) -> Any:
         assert call.generator is not None
         try:
             return call.generator.send(total)
@@ -537,7 +537,7 @@ class RuleOperation(Operation):
                 f"{self.rule.name}: a rule that yields sums must end with `yield update, state`, not with return"
             ) from stop
 
-    def _works(self, call: Call, param: Any, context: Context) -> bool:
+    def _succeeds_with(self, call: Call, param: Any, context: Context) -> bool:
         """Whether the rule gets past this point with this parameter and this context."""
         try:
             out = self._function(call.update, call.state, param, context)
@@ -557,10 +557,10 @@ class RuleOperation(Operation):
         # A closure that computes gradients at other weights restores the old ones by writing in place.
         fixed = call.leaf.extras.get("grad_fn") is None
         update = call.update if isinstance(call.update, Tensor) else None  # a combinator may receive a dict instead
-        given = {"update": update, "param": call.param if fixed else None}
+        watched = {"update": update, "param": call.param if fixed else None}
         for slot, value in {**call.old, **self.stage.shared}.items():
-            given[f"state[{slot!r}]"] = value
-        return Watch(given)
+            watched[f"state[{slot!r}]"] = value
+        return Watch(watched)
 
     def _waiting(self, call: Call, sums: Any) -> Any:
         """Check the sums that the rule yields, and return this leaf's terms."""
@@ -586,10 +586,10 @@ class RuleOperation(Operation):
         if not (is_tuple(out) and len(out) == 2 and is_dict(out[1])):
             raise TypeError(f"{self.rule.name}: a rule must return (update, state), got {type(out).__name__}")
         update, state = out
-        self._accept(call, update)
+        self._set_update(call, update)
         self.stage.write(call.leaf, state, call.old)
 
-    def _accept(self, call: Call, update: Any) -> None:
+    def _set_update(self, call: Call, update: Any) -> None:
         """Check a new update and assign it to the leaf."""
         leaf = call.leaf
         if not isinstance(update, Tensor):
@@ -599,18 +599,18 @@ class RuleOperation(Operation):
                 f"{self.rule.name}: leaf {leaf.name!r} has shape {tuple(leaf.update.shape)}, "
                 f"but its update has shape {tuple(update.shape)}"
             )
-        if update.dtype != call.wide:
-            update = update.to(call.wide)
+        if update.dtype != call.compute_dtype:
+            update = update.to(call.compute_dtype)
         leaf.update = placed_as(update, leaf.update)
         if self.at_owner or self.needs_shape:
-            leaf.update = leaf.run.apart(leaf.update)
+            leaf.update = leaf.run.fusion_barrier(leaf.update)
 
     def evaluate(self, leaf: Leaf) -> Any:
         if self.rule.evaluate is None:
             return None
-        wide = self.stage.wide(leaf)
-        _, state = self.stage.read(leaf, wide)
-        return self.rule.evaluate(state, leaf.param.to(wide))
+        compute_dtype = self.stage.compute_dtype(leaf)
+        _, state = self.stage.read(leaf, compute_dtype)
+        return self.rule.evaluate(state, leaf.param.to(compute_dtype))
 
 
 def _is_generator(value: Any) -> TypeGuard[Generator[Any, Any, Any]]:

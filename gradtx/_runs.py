@@ -28,15 +28,15 @@ class Memory:
     def __init__(self) -> None:
         self._taken: dict[Any, bool] = {}
 
-    def take(self, tensors: Iterable[Tensor]) -> None:
+    def register(self, tensors: Iterable[Tensor]) -> None:
         """Register inputs, whose memory no output may share."""
         for tensor in tensors:
             self._taken[memory_of(tensor)] = True
 
-    def fresh(self, tensor: Tensor, besides: Container[Any] = ()) -> Tensor:
-        """Return the tensor unchanged, or a copy if its memory is already taken or is listed in `besides`."""
+    def unshared(self, tensor: Tensor, excluded: Container[Any] = ()) -> Tensor:
+        """Return the tensor unchanged, or a copy if its memory is already taken or is listed in `excluded`."""
         key = memory_of(tensor)
-        if key in self._taken or key in besides:
+        if key in self._taken or key in excluded:
             tensor = tensor.clone()
             key = memory_of(tensor)
         self._taken[key] = True
@@ -174,7 +174,7 @@ class Run:
         """Return a context in which operations run exactly as written, without fusion."""
         return nullcontext()
 
-    def apart(self, update: Tensor) -> Tensor:
+    def fusion_barrier(self, update: Tensor) -> Tensor:
         """Return the update, marked as a fusion boundary between links that owner ranks compute and other links."""
         return update
 
@@ -285,7 +285,7 @@ class Scope:
 
     def child(self, i: int, changed: bool) -> Scope:
         """Return the position of the i-th child of a chain; `changed` if earlier links process the updates."""
-        return self._at(self._below(i), self.changed or changed, self.state_dtype)
+        return self._at(self._child_place(i), self.changed or changed, self.state_dtype)
 
     def alias(self) -> Scope:
         """Return the position inside an alias. Its links have no places, and their gradient is the alias's input."""
@@ -311,7 +311,7 @@ class Scope:
     def stored_inside(self, storage: Storage) -> Scope:
         """Return the position inside a stateless combinator that only specifies how slots are stored."""
         self._announce(storage)
-        return self._at(self._below(0), self.changed, storage)
+        return self._at(self._child_place(0), self.changed, storage)
 
     def _announce(self, storage: Storage) -> None:
         if self.run.initial:
@@ -321,7 +321,7 @@ class Scope:
         """Return the position inside a combinator, which may own a clock. A freeze inside covers the outer chain."""
         self.run.stages.setdefault(path, path[-1])
         count = self.count if count is None else count
-        place = self._below(i)
+        place = self._child_place(i)
         scope = Scope(self.run, path, count, self.frozen, self.state_dtype, place, self.changed, self.restarts)
         scope.space = self.space
         return scope
@@ -339,5 +339,5 @@ class Scope:
         scope.space = self.space
         return scope
 
-    def _below(self, i: int) -> Place | None:
+    def _child_place(self, i: int) -> Place | None:
         return None if self.place is None else (*self.place, i)

@@ -32,19 +32,19 @@ def local(tensor: Any) -> Tensor:
     return tensor.to_local() if is_sharded(tensor) else tensor
 
 
-def undivided(tensor: Any) -> Tensor:
+def full_tensor(tensor: Any) -> Tensor:
     """Return the full tensor as a plain tensor."""
     return tensor.full_tensor() if is_sharded(tensor) else tensor
 
 
-def rejoined(part: Tensor, like: Any) -> Any:
+def from_local_like(part: Tensor, like: Any) -> Any:
     """Rebuild a DTensor laid out like `like` from this process's local shard."""
     if not is_sharded(like):
         return part
-    return _divided(part, like.device_mesh, like.placements, like.shape, like.stride())
+    return _dtensor(part, like.device_mesh, like.placements, like.shape, like.stride())
 
 
-def _divided(
+def _dtensor(
     part: Tensor,
     mesh: DeviceMesh,
     placements: Placements,
@@ -64,7 +64,7 @@ def gathered(tensor: Any, like: Any) -> Any:
         return tensor.redistribute(placements=_on_every_rank(tensor.device_mesh))
     if not is_sharded(like):
         return tensor
-    return _divided(tensor, like.device_mesh, _on_every_rank(like.device_mesh))
+    return _dtensor(tensor, like.device_mesh, _on_every_rank(like.device_mesh))
 
 
 def _on_every_rank(mesh: DeviceMesh) -> Placements:
@@ -81,11 +81,11 @@ def _replicated() -> Placement:
 def placed_as(tensor: Any, like: Any) -> Any:
     """Redistribute a tensor like `like`. Operations may return other placements, including partial sums."""
     if not is_sharded(like):
-        return undivided(tensor)
-    divided = tensor if is_sharded(tensor) else gathered(tensor, like)
-    if divided.placements == like.placements:
-        return divided
-    return divided.redistribute(placements=like.placements)
+        return full_tensor(tensor)
+    sharded = tensor if is_sharded(tensor) else gathered(tensor, like)
+    if sharded.placements == like.placements:
+        return sharded
+    return sharded.redistribute(placements=like.placements)
 
 
 def total_of(terms: list[Any]) -> Tensor:
@@ -105,19 +105,19 @@ def stacked(numbers: list[Any]) -> Tensor:
     vectors: list[Tensor] = []
     order: list[int] = []
     for places in places_of.values():
-        vectors.append(_stacked_alike([numbers[place] for place in places]))
+        vectors.append(_stack_with_same_placements([numbers[place] for place in places]))
         order.extend(places)
     position_of_place = sorted(range(len(order)), key=order.__getitem__)
     return torch.cat(vectors)[position_of_place]
 
 
-def _stacked_alike(numbers: list[Tensor]) -> Tensor:
+def _stack_with_same_placements(numbers: list[Tensor]) -> Tensor:
     """Stack 0-d tensors that have the same placements."""
     vector = torch.stack([local(number) for number in numbers])
     like = numbers[0]
     if not is_sharded(like):
         return vector
-    return undivided(_divided(vector, like.device_mesh, like.placements))
+    return full_tensor(_dtensor(vector, like.device_mesh, like.placements))
 
 
 def summed_over_ranks(sums: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -142,15 +142,15 @@ def summed_over_ranks(sums: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[s
             if has_differences:
                 parts = _added(parts, mesh.get_group(dim))
         for (leaf, name), value, part in zip(places, values, parts, strict=True):
-            complete[leaf][name] = divided_among(part, value, value.shape, _on_every_rank(mesh))
+            complete[leaf][name] = from_local_shard(part, value, value.shape, _on_every_rank(mesh))
     return complete
 
 
 def _padded(value: DTensor) -> Tensor:
     """Return the local shard padded with zeros to the full shape; summed over the ranks, it is the full tensor."""
     part = local(value)
-    is_cut = any(_cut_dim(placement) is not None for placement in value.placements)
-    if part.shape == value.shape and not is_cut:
+    is_split = any(_sharded_dim(placement) is not None for placement in value.placements)
+    if part.shape == value.shape and not is_split:
         return part
     mesh = value.device_mesh
     as_if_summed = tuple(_replicated() if placement.is_partial() else placement for placement in value.placements)
@@ -171,13 +171,13 @@ def _added(parts: list[Tensor], group: Any) -> list[Tensor]:
 
 def joined(part: Tensor, like: Any, shape: Sequence[int]) -> Any:
     """Build a tensor of a given shape from its local shard, with the placements of `like`."""
-    return divided_among(part, like, shape, like.placements) if is_sharded(like) else part
+    return from_local_shard(part, like, shape, like.placements) if is_sharded(like) else part
 
 
 def first_entries(like: Any) -> list[int] | None:
     """Return the index of the first local entry in each dimension of a DTensor; None for unusual placements."""
     for placement in like.placements:
-        if not placement.is_replicate() and _plain_cut_dim(placement) is None:
+        if not placement.is_replicate() and _plainly_sharded_dim(placement) is None:
             return None
     mesh = like.device_mesh
     place = tuple(mesh.get_coordinate())
@@ -185,7 +185,7 @@ def first_entries(like: Any) -> list[int] | None:
     return [window.start for window in piece.window]
 
 
-def cuts_rows(like: Any, block: int | None) -> bool:
+def splits_rows(like: Any, block: int | None) -> bool:
     """Whether sharding splits a block of consecutive entries of a row.
 
     A row is an index of dimension 0 with the other dimensions flattened; a vector is one row. The result is the same
@@ -195,15 +195,15 @@ def cuts_rows(like: Any, block: int | None) -> bool:
         return False
     along = 0 if like.ndim < 2 else 1  # the dimension that starts a row
     chunk = like.shape[along] if like.ndim else 1
-    entries_behind = like.shape[along + 1 :].numel()
+    entries_after = like.shape[along + 1 :].numel()
     for i, placement in enumerate(like.placements):
-        dim = _plain_cut_dim(placement)
+        dim = _plainly_sharded_dim(placement)
         if placement.is_replicate() or (dim is not None and dim < along):
             continue
         if dim != along:
             return True
         chunk = _chunk(chunk, like.device_mesh.size(i))
-        if chunk * entries_behind % block:
+        if chunk * entries_after % block:
             return True
     return False
 
@@ -331,7 +331,7 @@ def ranks_along_rows(like: Any) -> int | None:
         return None
     ranks: list[int] = []
     for i, placement in enumerate(like.placements):
-        if _plain_cut_dim(placement) == 0:
+        if _plainly_sharded_dim(placement) == 0:
             ranks.append(like.device_mesh.size(i))
         elif not placement.is_replicate():
             return None
@@ -345,15 +345,15 @@ def whole_piece(shape: Sequence[int]) -> Piece:
 
 def can_be_owned(like: Any) -> bool:
     """Whether the pieces of a DTensor can be computed: every placement shards a dimension or replicates."""
-    return all(_cut_dim(placement) is not None or placement.is_replicate() for placement in like.placements)
+    return all(_sharded_dim(placement) is not None or placement.is_replicate() for placement in like.placements)
 
 
-def _cut_dim(placement: Any) -> int | None:
+def _sharded_dim(placement: Any) -> int | None:
     """Return the dimension that a placement shards, or None."""
     return placement.dim if type(placement).__name__ in ("Shard", "_StridedShard") else None
 
 
-def _plain_cut_dim(placement: Any) -> int | None:
+def _plainly_sharded_dim(placement: Any) -> int | None:
     """Return the dimension that a placement shards into one chunk per rank, in rank order, or None."""
     return placement.dim if type(placement).__name__ == "Shard" else None
 
@@ -371,17 +371,17 @@ def placements_by_rows(like: Any, shape: Sequence[int]) -> Placements:
         return tuple(like.placements)
     placements: list[Placement] = []
     for placement in like.placements:
-        is_cut = _cut_dim(placement) is not None
-        placements.append(Shard(0) if shape and is_cut else _replicated())
+        is_split = _sharded_dim(placement) is not None
+        placements.append(Shard(0) if shape and is_split else _replicated())
     return tuple(placements)
 
 
-def divided_among(part: Tensor, like: Any, shape: Sequence[int], placements: Placements) -> Any:
+def from_local_shard(part: Tensor, like: Any, shape: Sequence[int], placements: Placements) -> Any:
     """Build a tensor with a shape and placements on the mesh of `like` from its local shard."""
     if not shape:
         return part
     stride = torch.empty(tuple(shape), device="meta").stride()
-    return _divided(part, like.device_mesh, placements, torch.Size(shape), stride)
+    return _dtensor(part, like.device_mesh, placements, torch.Size(shape), stride)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -399,7 +399,7 @@ def _piece_at(place: tuple[int, ...], shape: tuple[int, ...], mesh: DeviceMesh, 
     starts = [0] * len(shape)
     sizes = list(shape)
     for i in _order_of_cuts(placements):
-        dim = _cut_dim(placements[i])
+        dim = _sharded_dim(placements[i])
         if dim is None:
             continue
         chunk = _chunk(sizes[dim], mesh.size(i))

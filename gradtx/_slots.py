@@ -16,14 +16,14 @@ from gradtx._errors import OWN_STATE, Path
 from gradtx._exact import exact_dtype
 from gradtx._messages import shortly
 from gradtx._narrowing import is_list
-from gradtx._sharding import gathered, placed_as, undivided
+from gradtx._sharding import full_tensor, gathered, placed_as
 
 
 def first_slots(
     slots: dict[str, Any], like: Tensor, stored: torch.dtype | Mapping[str, torch.dtype], owner: str
 ) -> dict[str, Tensor]:
     """Convert the slots that `init` returned to `stored`, except those for which the rule chose its own dtype."""
-    kept: dict[str, Tensor] = {}
+    converted: dict[str, Tensor] = {}
     for slot, value in slots.items():
         if not isinstance(value, Tensor):
             raise TypeError(f"{owner}: init must return a dict of slot name -> tensor, got {value!r} for {slot!r}")
@@ -31,12 +31,12 @@ def first_slots(
         if value.dtype == like.dtype and not scalar:
             value = value.to(stored if isinstance(stored, torch.dtype) else stored[slot])
         if value.shape == like.shape:
-            kept[slot] = placed_as(value, like)
+            converted[slot] = placed_as(value, like)
         elif value.ndim:
-            kept[slot] = gathered(value, like)
+            converted[slot] = gathered(value, like)
         else:
-            kept[slot] = undivided(value)
-    return kept
+            converted[slot] = full_tensor(value)
+    return converted
 
 
 def check_slots(slots: Any, owner: str, numbers: bool = False) -> None:
@@ -54,11 +54,11 @@ def check_slots(slots: Any, owner: str, numbers: bool = False) -> None:
             )
 
 
-def widened(value: Tensor, wide: torch.dtype) -> Tensor:
+def widened(value: Tensor, compute_dtype: torch.dtype) -> Tensor:
     """Convert a stored tensor to the dtype that rules see, which is never half precision."""
-    if value.dtype == wide or not value.dtype.is_floating_point:
+    if value.dtype == compute_dtype or not value.dtype.is_floating_point:
         return value
-    return value.to(torch.promote_types(value.dtype, wide))
+    return value.to(torch.promote_types(value.dtype, compute_dtype))
 
 
 def kind_of(dtype: torch.dtype) -> str:

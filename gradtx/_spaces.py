@@ -20,7 +20,7 @@ from gradtx._errors import Path
 from gradtx._execution import Block, Leaf
 from gradtx._rules import Call, Rule, RuleOperation, StageState
 from gradtx._runs import Scope
-from gradtx._sharding import is_sharded, undivided
+from gradtx._sharding import full_tensor, is_sharded
 from gradtx.context import Clock
 from gradtx.core import GradientTransformation
 from gradtx.factories import Combinator
@@ -80,7 +80,7 @@ class Space(Combinator):
         inside: Function that converts a parameter to the inner coordinates before the first step.
         stored: `(value, like) -> value`: the stored form of an initial inner slot, for a leaf shaped like `like`.
         delayed: Whether the inner clock lags one step behind.
-        kinded: Whether inner slots need a kind.
+        needs_kinds: Whether inner slots need a kind.
         seed: The seed if the view draws random numbers, else None.
         hidden: Whether `inner` is an implementation detail without a place among the chain's links.
         reads_grad: Whether the view or inner links may read `ctx.grad`.
@@ -92,7 +92,7 @@ class Space(Combinator):
     inside: Callable[[Tensor], Tensor]
     stored: Callable[[Tensor, Tensor], Tensor] = lambda value, like: value
     delayed: bool = False
-    kinded: bool = True
+    needs_kinds: bool = True
     seed: int | None = None
     hidden: bool = False
     reads_grad: bool = True
@@ -147,7 +147,7 @@ class SpaceRun:
 
     def stand_in(self, leaf: Leaf, like: Tensor) -> Tensor:
         """Return a tensor in the inner coordinates before the first step, for a leaf like this one."""
-        return self.space.inside(undivided(self._like(leaf, like)))
+        return self.space.inside(full_tensor(self._like(leaf, like)))
 
     def _like(self, leaf: Leaf, like: Tensor) -> Tensor:
         return like if self.outer is None else self.outer.stand_in(leaf, like)
@@ -164,7 +164,7 @@ class SpaceRun:
         if self.outer is not None:
             value = self.outer.read(rule, slot, value, leaf)
         view: View = leaf.saved[self]
-        value = undivided(value)
+        value = full_tensor(value)
         if slot in rule.averages and leaf.update is view.inside:
             self._keep_average(rule, slot, view.average(value, rule.averages[slot]), leaf)
         return view.read(self.known_kind(rule, slot), value)
@@ -184,7 +184,7 @@ class SpaceRun:
     def kind(self, rule: Rule, slot: str, value: Any, like: Tensor) -> str:
         """Return the kind of a slot; raise an error if it needs one and has none."""
         known = self.known_kind(rule, slot)
-        if known or not self.space.kinded:
+        if known or not self.space.needs_kinds:
             return known
         if isinstance(value, Tensor) and value.ndim == 0 and like.ndim > 0:
             return "scalar"
@@ -198,7 +198,7 @@ class SpaceRun:
         name, _, number = slot.rpartition("_")
         if not number.isdigit():  # not an entry of a list
             name = slot
-        return rule.kinds.get(name) or KINDS.get(name, "")
+        return rule.kinds.get(name) or KIND_OF_SLOT.get(name, "")
 
     def clock(self, outside: Clock) -> Clock:
         """Return the clock of the inner transformation."""
@@ -210,24 +210,24 @@ class SpaceRun:
             self._clocks[outside] = Clock(step, host)
         return self._clocks[outside]
 
-    def holds(self, path: Path) -> bool:
+    def contains(self, path: Path) -> bool:
         """Whether a path belongs to the inner transformation."""
         depth = len(self.path)
         return len(path) > depth and path[:depth] == self.path
 
     def _commit(self) -> None:
         """Keep the old shared values of the inner transformation if no leaf took part."""
-        takes_part = self._takes_part()
+        takes_part = self._any_takes_part()
         for path, values in self.run.new_shared.items():
-            old = self.run.scalars(path) if self.holds(path) else {}
+            old = self.run.scalars(path) if self.contains(path) else {}
             if not old:
                 continue
-            kept: dict[str, Tensor] = {}
+            committed: dict[str, Tensor] = {}
             for name, new in values.items():
-                kept[name] = torch.where(takes_part, new, old[name])
-            self.run.new_shared[path] = kept
+                committed[name] = torch.where(takes_part, new, old[name])
+            self.run.new_shared[path] = committed
 
-    def _takes_part(self) -> Tensor:
+    def _any_takes_part(self) -> Tensor:
         """Whether any leaf took part."""
         if not self.parts:
             return torch.tensor(False)
@@ -271,7 +271,7 @@ def reads_by_leaf(tx: GradientTransformation) -> bool:
 
 
 # Kinds of common slot names, for links that do not declare kinds.
-KINDS = {
+KIND_OF_SLOT = {
     "exp_avg": "linear",
     "exp_avg_diff": "linear",
     "grad_avg": "linear",
@@ -285,7 +285,7 @@ KINDS = {
 }
 
 
-class Turned:
+class LazyInnerTensor:
     """A tensor in the inner coordinates, computed on first use."""
 
     def __init__(self, view: View, tensor: Tensor):
@@ -295,15 +295,15 @@ class Turned:
 
     def to(self, dtype: torch.dtype) -> Tensor:
         if self._inside is None:
-            self._inside = self._view.inward(undivided(self._tensor).to(dtype))
+            self._inside = self._view.inward(full_tensor(self._tensor).to(dtype))
         return self._inside.to(dtype)
 
-    def __neg__(self) -> Turned:
-        return Turned(self._view, -self._tensor)
+    def __neg__(self) -> LazyInnerTensor:
+        return LazyInnerTensor(self._view, -self._tensor)
 
 
 @dataclasses.dataclass
-class Outside:
+class OuterValues:
     """The values of a leaf before it entered a space."""
 
     call: Call
@@ -324,33 +324,33 @@ class EnterSpace(RuleOperation):
         self.space_run = run
         self.inner = Block([], [])
 
-    def wide(self, leaf: Leaf) -> torch.dtype:
+    def compute_dtype(self, leaf: Leaf) -> torch.dtype:
         """Return the widest dtype that any inner link computes in, since the view converts all their values."""
-        dtype = super().wide(leaf)
+        dtype = super().compute_dtype(leaf)
         for operation in self.inner.walk():
-            dtype = torch.promote_types(dtype, operation.wide(leaf))
+            dtype = torch.promote_types(dtype, operation.compute_dtype(leaf))
         return dtype
 
     def start(self, leaf: Leaf) -> None:
-        wide = self.wide(leaf)
-        if leaf.update.dtype != wide:
+        compute_dtype = self.compute_dtype(leaf)
+        if leaf.update.dtype != compute_dtype:
             as_given = leaf.update
-            leaf.update = as_given.to(wide)
+            leaf.update = as_given.to(compute_dtype)
             leaf.grad = leaf.update if leaf.grad is as_given else leaf.grad
         call = self._call(leaf)
-        whole = call.undivided() if is_sharded(call.update) else call
+        whole = call.with_full_tensors() if is_sharded(call.update) else call
         view: View = self._guarded(whole)
-        leaf.saved[self] = Outside(call, leaf.update, leaf.grad, leaf.param, leaf.clock, leaf.active)
+        leaf.saved[self] = OuterValues(call, leaf.update, leaf.grad, leaf.param, leaf.clock, leaf.active)
         leaf.saved[self.space_run] = view
         update = view.enter(whole.update)
-        leaf.grad = update if leaf.grad is leaf.update else Turned(view, leaf.grad)
+        leaf.grad = update if leaf.grad is leaf.update else LazyInnerTensor(view, leaf.grad)
         leaf.update = update
         reads_param = self.space_run.reads_params and leaf.param is not None
         leaf.param = view.inward(whole.param) if reads_param else None
         leaf.clock = self.space_run.clock(leaf.clock)
-        self._take_part(leaf, view)
+        self._set_active(leaf, view)
 
-    def _take_part(self, leaf: Leaf, view: View) -> None:
+    def _set_active(self, leaf: Leaf, view: View) -> None:
         self.space_run.parts.append(view.takes_part)
         if view.takes_part is True:
             return
@@ -371,7 +371,7 @@ class LeaveSpace(RuleOperation):
         """Do nothing: `EnterSpace` initializes the slots."""
 
     def start(self, leaf: Leaf) -> None:
-        outside: Outside = leaf.saved.pop(self._enter)
+        outside: OuterValues = leaf.saved.pop(self._enter)
         view: View = leaf.saved[self._run]
         update, state = view.leave(leaf.update)
         leaf.grad = outside.grad
@@ -382,7 +382,7 @@ class LeaveSpace(RuleOperation):
             update = torch.where(part, update, torch.zeros_like(update))
             leaf.active = outside.active
         leaf.update = outside.update
-        self._accept(outside.call, update)
+        self._set_update(outside.call, update)
         self.stage.write(leaf, state, outside.call.old)
         if view.renews:
             self._renew(leaf, view)
@@ -390,20 +390,20 @@ class LeaveSpace(RuleOperation):
 
     def _renew(self, leaf: Leaf, view: View) -> None:
         """Adapt the inner slots to the change of the space."""
-        of_space = self._enter.wide(leaf)
+        of_space = self._enter.compute_dtype(leaf)
         for operation in leaf.program:
             path = operation.path
-            if not (isinstance(operation, RuleOperation) and self._run.holds(path) and path in leaf.new):
+            if not (isinstance(operation, RuleOperation) and self._run.contains(path) and path in leaf.new):
                 continue
             store = operation.stage.store
             old = leaf.new[path]
-            wide = torch.promote_types(operation.stage.wide(leaf), of_space)
+            compute_dtype = torch.promote_types(operation.stage.compute_dtype(leaf), of_space)
             slots: dict[str, Tensor] = {}
-            for slot, value in store.opened(old, wide, leaf).items():
+            for slot, value in store.decode_slots(old, compute_dtype, leaf).items():
                 kind = self._run.known_kind(operation.rule, slot)
-                slots[slot] = view.renewed(kind, undivided(value))
-            new = store.closed(slots, old, leaf)
-            leaf.new[path] = leaf.accepted(new, old)
+                slots[slot] = view.renewed(kind, full_tensor(value))
+            new = store.encode_slots(slots, old, leaf)
+            leaf.new[path] = leaf.unless_skipped(new, old)
 
     def evaluate(self, leaf: Leaf) -> Any:
         """Return None: a space has no weights for evaluation."""

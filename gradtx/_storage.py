@@ -14,7 +14,7 @@ from gradtx._errors import Path
 from gradtx._messages import close, describe
 from gradtx._narrowing import is_mapping
 from gradtx._random import bits16, name_key
-from gradtx._sharding import cuts_rows, is_sharded, joined, local, placed_as
+from gradtx._sharding import is_sharded, joined, local, placed_as, splits_rows
 from gradtx._slots import first_slots, value_for, widened, wrong_shape
 from gradtx.codes import CODES, KEY, Codec
 
@@ -79,7 +79,7 @@ class Storage:
         """Whether a code rounds at random."""
         return any(isinstance(choice, Codec) and choice.random for choice in self._choices.values())
 
-    def wide(self, dtype: torch.dtype) -> torch.dtype:
+    def compute_dtype(self, dtype: torch.dtype) -> torch.dtype:
         """Return the dtype that rules compute in, given the one that they would use without this storage."""
         for choice in self._choices.values():
             if isinstance(choice, torch.dtype):
@@ -179,9 +179,9 @@ class Store:
     def draws(self) -> bool:
         return self.storage is not None and self.storage.draws
 
-    def wide(self, leaf: Leaf) -> torch.dtype:
+    def compute_dtype(self, leaf: Leaf) -> torch.dtype:
         """Return the dtype that the rule computes in."""
-        return leaf.wide if self.storage is None else self.storage.wide(leaf.wide)
+        return leaf.compute_dtype if self.storage is None else self.storage.compute_dtype(leaf.compute_dtype)
 
     def _codec(self, slot: str) -> Codec | None:
         """Return the code that `state_dtype` specifies for a slot, or None."""
@@ -271,7 +271,7 @@ class Store:
             if codec is None:
                 continue
             pattern = self._pattern(slot)
-            if self._may_be_coded(slot, pattern, value, like, leaf) and not cuts_rows(like, codec.block):
+            if self._may_be_coded(slot, pattern, value, like, leaf) and not splits_rows(like, codec.block):
                 codecs[slot] = codec
         if codecs and probe is not None and like.ndim > 1:
             for slot in self._factors(codecs, like, probe):
@@ -310,25 +310,25 @@ class Store:
 
     # Reading and writing.
 
-    def opened(self, stored: dict[str, Tensor], wide: torch.dtype, leaf: Leaf) -> dict[str, Tensor]:
+    def decode_slots(self, stored: dict[str, Tensor], compute_dtype: torch.dtype, leaf: Leaf) -> dict[str, Tensor]:
         """Return the slots as rules see them."""
         codecs = self.codecs_of(stored, leaf)
         if not codecs:
-            return {slot: widened(value, wide) for slot, value in stored.items()}
-        beside = tensors_beside(codecs)
+            return {slot: widened(value, compute_dtype) for slot, value in stored.items()}
+        auxiliary = auxiliary_tensors(codecs)
         values: dict[str, Tensor] = {}
         for slot, value in stored.items():
             if slot in codecs:
-                values[slot] = unpacked(slot, codecs[slot], stored, leaf.shape).to(wide)
-            elif slot not in beside:
-                values[slot] = widened(value, wide)
+                values[slot] = unpacked(slot, codecs[slot], stored, leaf.shape).to(compute_dtype)
+            elif slot not in auxiliary:
+                values[slot] = widened(value, compute_dtype)
         return values
 
     def slots_of(self, stored: Mapping[str, Tensor], leaf: Leaf) -> Set[str]:
         """Return the names of the slots that these tensors store."""
         if not self._codes:
             return stored.keys()
-        return stored.keys() - tensors_beside(self.codecs_of(stored, leaf))
+        return stored.keys() - auxiliary_tensors(self.codecs_of(stored, leaf))
 
     def shared_dtype(self, name: str) -> torch.dtype | None:
         """Return the dtype of a shared value if a pattern without wildcards names it; record its name."""
@@ -346,16 +346,16 @@ class Store:
             )
         return rule[1]
 
-    def closed(self, values: Mapping[str, Any], old: dict[str, Tensor], leaf: Leaf) -> dict[str, Tensor]:
+    def encode_slots(self, values: Mapping[str, Any], old: dict[str, Tensor], leaf: Leaf) -> dict[str, Tensor]:
         """Convert new values of the slots to the form in which the old ones are stored."""
         codecs = self.codecs_of(old, leaf)
-        beside = tensors_beside(codecs)
+        auxiliary = auxiliary_tensors(codecs)
         stored: dict[str, Tensor] = {}
-        for slot, kept in old.items():
+        for slot, old_value in old.items():
             if slot in codecs:
                 stored.update(self._packed(slot, codecs[slot], values[slot], old, leaf))
-            elif slot not in beside:
-                stored[slot] = value_for(values[slot], kept, self.path, slot, leaf.name)
+            elif slot not in auxiliary:
+                stored[slot] = value_for(values[slot], old_value, self.path, slot, leaf.name)
         return stored
 
     def _packed(
@@ -452,7 +452,7 @@ def _with_other_sizes(like: Tensor) -> Tensor:
     return torch.empty(sizes, dtype=like.dtype, device="meta")
 
 
-def tensors_beside(codecs: Mapping[str, Codec]) -> set[str]:
+def auxiliary_tensors(codecs: Mapping[str, Codec]) -> set[str]:
     """Return the names of the auxiliary tensors of coded slots, such as scales, without the codes."""
     names: set[str] = set()
     for slot, codec in codecs.items():

@@ -402,7 +402,7 @@ class SymbolicTracer:
         with self._mode, torch.no_grad(), _unattributed_sizes():
             return self._make_graph(function, decomposition_table={**decompositions(), **replaced})(*arguments)
 
-    def holds_for(self, arguments: Sequence[Tensor], tensors: Sequence[Tensor]) -> bool:
+    def matches(self, arguments: Sequence[Tensor], tensors: Sequence[Tensor]) -> bool:
         """Whether these tensors satisfy the assumptions made about the sizes of `arguments` while tracing."""
         return self._sizes.evaluate_guards_for_args(arguments, tensors, ignore_static=False)
 

@@ -15,7 +15,7 @@ from gradtx._execution import Leaf, Operation
 from gradtx._narrowing import is_dict, is_tuple
 from gradtx._rules import without_params
 from gradtx._runs import Run, Scope
-from gradtx._sharding import undivided
+from gradtx._sharding import full_tensor
 from gradtx._slots import check_slots
 from gradtx._storage import Store
 from gradtx.context import Clock, Context
@@ -87,9 +87,9 @@ class TreeOperation(Operation):
         if self._functions.init is not None:
             params = {leaf.name: leaf.param for leaf in self._members}
             state = self._functions.init(self._tree(params))
-            self._keep_first(state)
+            self._store_initial(state)
 
-    def _keep_first(self, state: Any) -> None:
+    def _store_initial(self, state: Any) -> None:
         leaves = {leaf.name: leaf for leaf in self._members}
         parts = self._split(state, leaves)
         self._run.new_shared[self.path] = parts.shared
@@ -105,7 +105,7 @@ class TreeOperation(Operation):
             state = {"": state} if state else {}
         for slot, value in state.items():
             if isinstance(value, Tensor) and value.ndim == 0:
-                parts.shared[slot] = undivided(value)
+                parts.shared[slot] = full_tensor(value)
             elif is_dict(value) and value.keys() <= leaves.keys():
                 for name, tensor in value.items():
                     parts.of_leaf.setdefault(name, {})[slot] = tensor
@@ -121,18 +121,18 @@ class TreeOperation(Operation):
 
     def combine(self, waiting: list[tuple[Leaf, Any]]) -> Any:
         leaves = {leaf.name: leaf for leaf, _ in waiting}
-        out = self._called(leaves)
+        out = self._call_update(leaves)
         if not (is_tuple(out) and len(out) == 2):
             raise TypeError(f"{self._name}: update must return (updates, state), got {type(out).__name__}")
         updates, state = out
-        self._keep(state, leaves)
+        self._store_new(state, leaves)
         update_of_leaf = self._by_name(updates)
         for name in leaves:
             if not is_dict(update_of_leaf) or not isinstance(update_of_leaf.get(name), Tensor):
                 raise TypeError(f"{self._name}: update must return a tensor for each leaf, got none for {name!r}")
         return update_of_leaf
 
-    def _called(self, leaves: dict[str, Leaf]) -> Any:
+    def _call_update(self, leaves: dict[str, Leaf]) -> Any:
         updates = self._tree({name: leaf.update for name, leaf in leaves.items()})
         state = self._old(leaves)
         update = self._update(leaves)
@@ -163,11 +163,11 @@ class TreeOperation(Operation):
         state: dict[str, Any] = dict(self._run.scalars(self.path))
         for name, leaf in leaves.items():
             stored = self._run.slots(self.path, leaf)
-            for slot, value in self._store.opened(stored, leaf.wide, leaf).items():
+            for slot, value in self._store.decode_slots(stored, leaf.compute_dtype, leaf).items():
                 state.setdefault(slot, {})[name] = value
         return state
 
-    def _keep(self, state: Any, leaves: dict[str, Leaf]) -> None:
+    def _store_new(self, state: Any, leaves: dict[str, Leaf]) -> None:
         if not state:
             return
         parts = self._split(state, leaves)
@@ -181,8 +181,8 @@ class TreeOperation(Operation):
                     f"{self._name}: the slots of leaf {name!r} must remain {sorted(kept)}, got {sorted(new)}"
                 )
             if new:
-                stored = self._store.closed(new, old, leaf)
-                leaf.new[self.path] = leaf.accepted(stored, old)
+                stored = self._store.encode_slots(new, old, leaf)
+                leaf.new[self.path] = leaf.unless_skipped(stored, old)
 
     def resume(self, leaf: Leaf, total: Any) -> None:
         update = total[leaf.name]
@@ -191,7 +191,7 @@ class TreeOperation(Operation):
                 f"{self._name}: leaf {leaf.name!r} has shape {tuple(leaf.update.shape)}, "
                 f"but its update has shape {tuple(update.shape)}"
             )
-        leaf.update = update.to(leaf.wide)
+        leaf.update = update.to(leaf.compute_dtype)
 
     # Conversion between leaves by name and the trees that the functions receive and return.
 
@@ -216,20 +216,20 @@ class PlainOperation(TreeOperation):
         if self._opaque:
             self._run.opaque.add(path)
 
-    def _keep_first(self, state: Any) -> None:
+    def _store_initial(self, state: Any) -> None:
         if self._opaque:
             self._run.new_trees[self.path] = state
         else:
-            super()._keep_first(state)
+            super()._store_initial(state)
 
     def _old(self, leaves: dict[str, Leaf]) -> Any:
         return self._run.tree(self.path) if self._opaque else super()._old(leaves)
 
-    def _keep(self, state: Any, leaves: dict[str, Leaf]) -> None:
+    def _store_new(self, state: Any, leaves: dict[str, Leaf]) -> None:
         if self._opaque:
             self._run.new_trees[self.path] = state
         else:
-            super()._keep(state, leaves)
+            super()._store_new(state, leaves)
 
     def _tree(self, values: dict[str, Any]) -> Any:
         return self._run.whole(values)
@@ -239,11 +239,11 @@ class PlainOperation(TreeOperation):
 
     def _update(self, leaves: dict[str, Leaf]) -> Callable[[Any, Any, Any], Any]:
         context = TreeContext(leaves)
-        given: dict[str, Any] = {"value": context.known_value()}
+        available: dict[str, Any] = {"value": context.known_value()}
         if "hessian_diag" in self._run.leaf_extras:
-            given["hessian_diag"] = self._tree(context.hessian_diag)
+            available["hessian_diag"] = self._tree(context.hessian_diag)
         extras: dict[str, Any] = {}
-        for name, value in given.items():
+        for name, value in available.items():
             if name in self._extras and value is not None:
                 extras[name] = value
         return functools.partial(self._functions.update, **extras)
@@ -321,7 +321,7 @@ class TreeContext(Context):
     def __init__(self, leaves: dict[str, Leaf]):
         self._first = next(iter(leaves.values()))
         self._leaves = leaves
-        super().__init__(self._first, _latest(leaves.values()), self._first.wide)
+        super().__init__(self._first, _latest(leaves.values()), self._first.compute_dtype)
 
     @property
     def grad(self) -> Any:

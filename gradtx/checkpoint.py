@@ -69,7 +69,7 @@ def save(path: str | os.PathLike[str], params: Any, state: Any) -> None:
                 f"save: {name!r} has dtype {leaf.dtype}, which safetensors does not support; use torch.save"
             )
         # The format supports neither shared memory nor strides.
-        tensors[name] = memory.fresh(leaf.detach().contiguous())
+        tensors[name] = memory.unshared(leaf.detach().contiguous())
     if not path.parent.is_dir():
         raise FileNotFoundError(f"save: folder {str(path.parent)!r} does not exist")
     unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex}")

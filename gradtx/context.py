@@ -14,7 +14,7 @@ from gradtx._arguments import is_off
 from gradtx._exact import exact, exact_dtype, log_or_zero
 from gradtx._messages import close
 from gradtx._random import name_key
-from gradtx._sharding import undivided
+from gradtx._sharding import full_tensor
 
 if TYPE_CHECKING:
     from gradtx._execution import Leaf
@@ -118,11 +118,11 @@ class Context:
         if rng is not None:
             self.rng = rng
 
-    def undivided(self) -> Context:
+    def with_full_tensors(self) -> Context:
         """Return a copy with full tensors instead of shards."""
         whole = copy.copy(self)
-        whole._grad = undivided(self._grad)
-        whole._extras = {name: undivided(value) for name, value in self._extras.items()}
+        whole._grad = full_tensor(self._grad)
+        whole._extras = {name: full_tensor(value) for name, value in self._extras.items()}
         return whole
 
     def with_stand_in(self, name: str) -> Context:
@@ -136,7 +136,7 @@ class Context:
         other._extras = {**self._extras, name: value}
         return other
 
-    def holds_for(self, clock: Clock, grad: Any, dtype: torch.dtype) -> bool:
+    def is_valid_for(self, clock: Clock, grad: Any, dtype: torch.dtype) -> bool:
         return self._clock is clock and self._grad is grad and self._dtype == dtype
 
     @property

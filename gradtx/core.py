@@ -290,17 +290,17 @@ class GradientTransformation:
 
     def _replaced(self, values: Mapping[tuple[Place, str], Any], checked: bool) -> GradientTransformation:
         """Return a copy with other values at some places; validate them if `checked` (the adapter's are not)."""
-        here: dict[str, Any] = {}
-        below: dict[int, dict[tuple[Place, str], Any]] = {}
+        own_values: dict[str, Any] = {}
+        values_of_children: dict[int, dict[tuple[Place, str], Any]] = {}
         for (place, name), value in values.items():
             if place:
-                below.setdefault(place[0], {})[place[1:], name] = value
+                values_of_children.setdefault(place[0], {})[place[1:], name] = value
             else:
-                here[name] = value
+                own_values[name] = value
         children = list(self._children())
-        for i, inner in below.items():
+        for i, inner in values_of_children.items():
             children[i] = children[i]._replaced(inner, checked)
-        return self._rebuilt(tuple(children), here, checked)
+        return self._rebuilt(tuple(children), own_values, checked)
 
     def _rebuilt(
         self, children: tuple[GradientTransformation, ...], arguments: dict[str, Any], checked: bool
@@ -352,25 +352,25 @@ class _Names:
         self._owners: dict[str, int] = {}
 
     def visit(self, node: GradientTransformation, place: Place, prefix: str) -> None:
-        own = list(node._own_entries())
+        own_entries = list(node._own_entries())
         branches = node._branches()
         if branches is not None and branches.own and not self._apart:
             branches = None
         label = None
         if branches is not None and self._labels is not None:
             label = self._labels.get(branches.selector)
-        if own and (branches is None or label is None or label in branches.own):
+        if own_entries and (branches is None or label is None or label in branches.own):
             owner = self._owner(node)
-            for name, value, argument in own:
+            for name, value, argument in own_entries:
                 names = (name, f"{prefix}{name}", f"{prefix}{owner}.{name}")
                 self._found.append(_Hyperparameter(names, value, argument, (place, name), node._is_optimizer))
         for i, child in enumerate(node._children()):
-            below = prefix
+            child_prefix = prefix
             if branches is not None and self._labels is not None and label != branches.children[i]:
                 continue
             if branches is not None and self._labels is None and not branches.own:
-                below = f"{prefix}{branches.children[i]}."
-            self.visit(child, (*place, i), below)
+                child_prefix = f"{prefix}{branches.children[i]}."
+            self.visit(child, (*place, i), child_prefix)
 
     def _owner(self, node: GradientTransformation) -> str:
         """Return the unique owner name of a node; the second node with a name is `name_1`."""
@@ -390,8 +390,8 @@ class _Names:
             taken.add(name)
             public[id(hyperparameter)] = name
         entries: list[Entry] = []
-        for found in self._found:
-            entries.append(Entry(public[id(found)], found.names[-1], found.value, found.argument, found.place))
+        for item in self._found:
+            entries.append(Entry(public[id(item)], item.names[-1], item.value, item.argument, item.place))
         return entries
 
 

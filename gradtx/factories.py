@@ -219,8 +219,8 @@ class Spec:
 
     def body(self, arguments: Bound) -> Body:
         """Call the factory's function with these values, and return the result in the form of its kind."""
-        given = {name: value for name, value in arguments.items() if name not in self.arguments.added}
-        returned = self.function(**given)
+        function_arguments = {name: value for name, value in arguments.items() if name not in self.arguments.added}
+        returned = self.function(**function_arguments)
         if isinstance(returned, GradientTransformation | Combinator):
             return returned
         if self.kind in ("alias", "combinator"):
@@ -347,7 +347,7 @@ def _range_of(text: Any) -> Any:
         raise ValueError(f"ranges: an interval is written as in '[0, 1)', got {text!r}") from None
 
 
-class Made(GradientTransformation):
+class FactoryCall(GradientTransformation):
     """A call of a decorated factory: its bound arguments, and the body to run with each step's values."""
 
     _spec: Spec
@@ -505,7 +505,7 @@ class Made(GradientTransformation):
         if self._varies:
             arguments = spec.resolved(arguments, scope.count)
             for value in arguments.values():
-                scope.run.memory.take(tensors_in(value))
+                scope.run.memory.register(tensors_in(value))
             body = spec.body(arguments)
         else:
             body = self._body
@@ -570,7 +570,7 @@ class Made(GradientTransformation):
                 bound[name] = self._spec.arguments.by_name[name].check(arguments[name])
             else:
                 bound[name] = arguments[name]
-        rebuilt = Made(self._spec, bound, self._storage, checked)
+        rebuilt = FactoryCall(self._spec, bound, self._storage, checked)
         if checked:
             rebuilt._links()  # runs the body, which may check the values as well
         return rebuilt
@@ -617,13 +617,13 @@ def _with_transformations(value: Any, new: Iterator[GradientTransformation]) -> 
     return entries
 
 
-def _remade(factory: Any, arguments: Bound, state_dtype: Any) -> Made:
+def _remade(factory: Any, arguments: Bound, state_dtype: Any) -> FactoryCall:
     """Rebuild a pickled call; arguments that are newer than the pickle get their defaults."""
     complete: Bound = {}
     arguments = as_today(factory.spec.name, arguments)
     for argument in factory.spec.arguments.all:
         complete[argument.name] = arguments.get(argument.name, argument.default)
-    return Made(factory.spec, complete, _storage_of(factory.spec, state_dtype))
+    return FactoryCall(factory.spec, complete, _storage_of(factory.spec, state_dtype))
 
 
 def _storage_of(spec: Spec, state_dtype: Any) -> Storage | None:
@@ -667,9 +667,9 @@ def _factory(kind: str, function: Callable[..., Any], options: Options) -> Any:
         state_dtype = None
         if "state_dtype" not in spec.arguments.by_name:
             state_dtype = kwargs.pop("state_dtype", None)
-        made = Made(spec, spec.arguments.bind(args, kwargs), _storage_of(spec, state_dtype))
-        made._check()
-        return made
+        node = FactoryCall(spec, spec.arguments.bind(args, kwargs), _storage_of(spec, state_dtype))
+        node._check()
+        return node
 
     factory: Any = call
     factory.spec = spec

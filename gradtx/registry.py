@@ -293,13 +293,13 @@ def load_lr_scheduler(lr_scheduler_name: str) -> Callable[..., LRScheduler]:
 
     def scheduler(optimizer: Optimizer, *args: Any, last_epoch: int = -1, **options: Any) -> LRScheduler:
         _check_optimizer(factory.__name__, optimizer)
-        given = _given_to(factory, args, options)
-        if not has_rate or "lr" in given:
-            return schedules.as_lr_scheduler(optimizer, factory(**given), last_epoch)
+        factory_arguments = _given_to(factory, args, options)
+        if not has_rate or "lr" in factory_arguments:
+            return schedules.as_lr_scheduler(optimizer, factory(**factory_arguments), last_epoch)
         schedule_of_group: list[Schedule] = []
         for group in optimizer.param_groups:
             rate = float(group.get("initial_lr", group["lr"]))
-            schedule_of_group.append(factory(lr=rate, **given))
+            schedule_of_group.append(factory(lr=rate, **factory_arguments))
         return schedules.as_lr_scheduler(optimizer, schedule_of_group, last_epoch)
 
     scheduler.__name__ = factory.__name__
@@ -318,13 +318,13 @@ def _given_to(factory: _ScheduleFactory, args: tuple[Any, ...], options: Mapping
     positional = [argument.name for argument in factory.arguments.all if argument.name != "lr"]
     if len(args) > len(positional):
         raise TypeError(f"{owner}: takes at most {len(positional)} arguments after the optimizer")
-    given = in_its_words(factory.arguments, options)
-    _check_meant(owner, given)
+    factory_arguments = in_its_words(factory.arguments, options)
+    _check_meant(owner, factory_arguments)
     for name, value in zip(positional, args, strict=False):
-        if name in given:
+        if name in factory_arguments:
             raise TypeError(f"{owner}: got two values for {name!r}")
-        given[name] = value
-    return given
+        factory_arguments[name] = value
+    return factory_arguments
 
 
 def _check_meant(owner: str, options: Iterable[str]) -> None:
@@ -653,12 +653,12 @@ def _compile_argument(keywords: Mapping[str, Any]) -> str | dict[str, Any]:
     Raises:
         ValueError: both a mode and options are given, which torch rejects as well.
     """
-    rest = dict(keywords)
-    mode, options = rest.pop("mode", None), rest.pop("options", None)
-    rest.update(options or {})
+    remaining = dict(keywords)
+    mode, options = remaining.pop("mode", None), remaining.pop("options", None)
+    remaining.update(options or {})
     if mode is None:
-        return rest
-    if rest:
+        return remaining
+    if remaining:
         raise ValueError(
             "create_optimizer: compile_kwargs contains both a mode and options; pass one of them, as to torch.compile"
         )
@@ -689,11 +689,11 @@ def _options_of_links(
     names: Iterable[str], arguments: Mapping[str, Argument], options: dict[str, Any]
 ) -> dict[str, Any]:
     """Remove the options with these names from `options` and return them, except those that the optimizer also has."""
-    taken: dict[str, Any] = {}
+    link_options: dict[str, Any] = {}
     for name in names:
         if name in options and name not in arguments:
-            taken[name] = options.pop(name)
-    return taken
+            link_options[name] = options.pop(name)
+    return link_options
 
 
 def _with_lookahead(tx: GradientTransformation, options: dict[str, Any] | None) -> GradientTransformation:

@@ -262,11 +262,11 @@ def _first_count(source: Any, names: tuple[str, ...]) -> int | None:
 
 def _in_blocks(tx: GradientTransformation, rows: list[Row]) -> GradientTransformation:
     """Wrap a transformation in `blocks` for all rows, with one combinator per kind of split."""
-    alike: dict[tuple[int, int, int], list[str]] = {}
+    names_of_division: dict[tuple[int, int, int], list[str]] = {}
     for row in rows:
         if row.branch == "muon" and (row.heads > 1 or row.batch):
-            alike.setdefault((row.heads, row.dim, row.batch), []).append(row.name)
-    for (heads, dim, batch), names in alike.items():
+            names_of_division.setdefault((row.heads, row.dim, row.batch), []).append(row.name)
+    for (heads, dim, batch), names in names_of_division.items():
         where = tuple(names)
         tx = blocks(tx, where, batch=batch) if batch else blocks(tx, where, heads=heads, dim=dim)
     return tx

@@ -71,8 +71,8 @@ def batched(function: Callable[..., tuple[Tensor, ...]], *columns: Sequence[Tens
         leaves_of_shapes.setdefault(shapes, []).append(leaf)
     results: dict[int, tuple[Tensor, ...]] = {}
     for leaves in leaves_of_shapes.values():
-        given = [[column[leaf] for leaf in leaves] for column in columns]
-        results.update(zip(leaves, _of_equal_shapes(function, given), strict=True))
+        columns_of_shape = [[column[leaf] for leaf in leaves] for column in columns]
+        results.update(zip(leaves, _of_equal_shapes(function, columns_of_shape), strict=True))
     in_order = [results[leaf] for leaf in range(len(columns[0]))]
     return tuple(map(list, zip(*in_order, strict=True)))
 

@@ -136,7 +136,7 @@ def numbers_for(
     """Return Python scalars if the host may read the given ones without synchronizing; otherwise 0-d tensors."""
     if on_host and PYTHON_NUMBERS.issuperset(map(type, given)):  # a shortcut
         return list(given), True
-    if on_host and not any(map(_is_elsewhere, given)):
+    if on_host and not any(map(_is_on_device, given)):
         return [value.item() if isinstance(value, Tensor) else value for value in given], True
     placed: list[Any] = []
     for value, dtype in zip(given, dtypes, strict=True):
@@ -181,7 +181,7 @@ class ListBundle:
         self._numbers = numbers
         self._on_host = on_host
 
-    def let_go(self) -> None:
+    def release_tensors(self) -> None:
         """Release the tensors of a finished call."""
         self.run = None
         self._numbers = []
@@ -278,7 +278,7 @@ def differ_by_leaf(values: Any) -> TypeGuard[list[Any] | tuple[Any, ...]]:
     return isinstance(values, list | tuple)
 
 
-def _is_elsewhere(value: Any) -> bool:
+def _is_on_device(value: Any) -> bool:
     """Whether the host would have to synchronize to read a scalar."""
     return isinstance(value, Tensor) and value.device.type != "cpu"
 

@@ -95,7 +95,7 @@ def list_function(
     if on_host:
         contract(recording.graph)
     if part is not None:  # after `contract`: whether a term can be fused depends on its other users
-        _cut(recording, part)
+        _reduce_to_part(recording, part)
         recording.graph.eliminate_dead_code(_has_effect)
     return _Writer(recording, device, on_host).function()
 
@@ -104,7 +104,7 @@ def _has_effect(node: Node) -> bool:
     return node.op in ("placeholder", "output") or _torch.writes(node.target)
 
 
-def _cut(recording: Recording, part: int) -> None:
+def _reduce_to_part(recording: Recording, part: int) -> None:
     """Reduce a graph to one part: the results of earlier owners become arguments, the next owner's inputs results."""
     graph = recording.graph
     first = next(node for node in graph.nodes if node.op != "placeholder")
@@ -161,7 +161,7 @@ class _Writer:
         self._operands = self._memory.operand
 
     def _has_list_form(self, node: Node) -> bool:
-        return self._together(node) is not None
+        return self._foreach_call(node) is not None
 
     def _has_form_in_place(self, node: Node) -> bool:
         return node.target in IN_PLACE and node not in self._batch and self._has_list_form(node)
@@ -176,7 +176,7 @@ class _Writer:
     def _prepare(self) -> str:
         """Generate the function that computes scalars."""
         self._lines = []
-        self._take_apart("numbers", [node.name for node in self._recording.numbers])
+        self._unpack("numbers", [node.name for node in self._recording.numbers])
         for node in self._nodes:
             if node.op == "call_function" and is_number(node):
                 self._write(node)
@@ -197,7 +197,7 @@ class _Writer:
     def _run(self) -> str:
         """Generate the function that computes lists."""
         self._lines = []
-        self._take_apart("columns", [node.name for node in self._recording.leaves])
+        self._unpack("columns", [node.name for node in self._recording.leaves])
         calls = [node for node in self._nodes if node.op == "call_function"]
         for node in calls:
             if not is_list(node) and not is_number(node):
@@ -206,7 +206,7 @@ class _Writer:
             if node in self._batch[:1]:
                 self._write_batch()
             elif is_list(node) and node not in self._batch:
-                self._write_in_its_case(node)
+                self._write_conditionally(node)
         results = ", ".join(self._results())
         self._lines.append(f"return [{results}]")
         unpacked = f"{_tuple_of(self._prepared())} = prepared"
@@ -227,22 +227,22 @@ class _Writer:
             texts.append(text)
         return texts
 
-    def _take_apart(self, argument: str, names: Sequence[str]) -> None:
+    def _unpack(self, argument: str, names: Sequence[str]) -> None:
         if names:
             self._lines.append(f"{_tuple_of(names)} = {argument}")
 
-    def _write_in_its_case(self, node: Node) -> None:
+    def _write_conditionally(self, node: Node) -> None:
         """Generate an operation on lists, if it is needed, and delete lists that no later operation reads."""
-        if node not in self._needs or node in self._memory.superfluous:
+        if node not in self._needs or node in self._memory.elided_copies:
             return
         case = self._needs.of(node)
-        dying = [item for item in self._memory.dies_at(node) if item in self._needs]
+        dead = [item for item in self._memory.freed_after(node) if item in self._needs]
         outside, self._lines = self._lines, []
         self._write(node)
-        self._delete([item for item in dying if self._needs.of(item) == case])
+        self._delete([item for item in dead if self._needs.of(item) == case])
         body, self._lines = self._lines, outside
         self._add(body, case)
-        self._delete([item for item in dying if self._needs.of(item) != case])
+        self._delete([item for item in dead if self._needs.of(item) != case])
 
     def _add(self, lines: Sequence[str], case: Case) -> None:
         """Add lines that run in one case."""
@@ -268,11 +268,11 @@ class _Writer:
             self._namespace["converted"] = _converted
             self._assign(node, f"converted({self._text(node.args[0])}, {self._text(node.kwargs['dtype'])})")
             return
-        together = self._together(node)
-        if together is None:
-            self._assign(node, self._each(node))
+        foreach_call = self._foreach_call(node)
+        if foreach_call is None:
+            self._assign(node, self._loop_over_leaves(node))
             return
-        name, *operands = together
+        name, *operands = foreach_call
         target = self._operands.get(node)
         if node.target in WRITES:
             target = node.args[0]  # type: ignore[assignment]
@@ -314,7 +314,7 @@ class _Writer:
         self._namespace[f"foreach_{name}"] = _torch.on_lists(name)
         return f"foreach_{name}"
 
-    def _together(self, node: Node) -> list[str] | None:
+    def _foreach_call(self, node: Node) -> list[str] | None:
         """Return the operation on lists and its operands as text; None if torch has no in-place form of it."""
         form = self._form(node)
         return None if form is None or _torch.on_lists(f"{form[0]}_") is None else form
@@ -369,7 +369,7 @@ class _Writer:
         options = [f"{option}={self._text(value)}" for option, value in node.kwargs.items()]
         return [name, *map(self._text, operands), *options]
 
-    def _each(self, node: Node) -> str:
+    def _loop_over_leaves(self, node: Node) -> str:
         """Return the code of an operation that runs leaf by leaf."""
         lists: dict[Node, str] = {}
         for argument in node.all_input_nodes:
@@ -404,20 +404,20 @@ class _Writer:
         batch = set(self._batch)
         inputs: dict[str, None] = {}
         outputs: list[str] = []
-        behind: list[Node] = []  # lists that are not needed after the batch
+        dead_after_batch: list[Node] = []  # lists that are not needed after the batch
         outside, self._lines = self._lines, []
         for node in self._batch:
             self._assign(node, self._of_one_leaf(node))
             inputs.update((item.name, None) for item in node.all_input_nodes if is_list(item) and item not in batch)
             if not node.users.keys() <= batch:
                 outputs.append(node.name)
-            dying = self._memory.dies_at(node)
-            self._delete([item for item in dying if item in batch])
-            behind.extend(item for item in dying if item not in batch)
+            dead = self._memory.freed_after(node)
+            self._delete([item for item in dead if item in batch])
+            dead_after_batch.extend(item for item in dead if item not in batch)
         body = [*self._lines, f"return {_tuple_of(outputs)}"]
         self._lines = [*outside, f"def batch({', '.join(inputs)}):", *(f"    {line}" for line in body)]
         self._lines.append(f"{_tuple_of(outputs)} = batched(batch, {', '.join(inputs)})")
-        self._delete(behind)
+        self._delete(dead_after_batch)
         self._calls += 1
 
     def _of_one_leaf(self, node: Node) -> str:

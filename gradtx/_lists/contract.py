@@ -26,7 +26,7 @@ def is_number(node: Any) -> bool:
     return not isinstance(node, Node) or node.meta["kind"] == "number"
 
 
-def alike(*nodes: Node) -> bool:
+def same_meta(*nodes: Node) -> bool:
     """Whether a leaf's values of these nodes have the same shape and dtype."""
     first = nodes[0].meta["val"]
     for node in nodes[1:]:
@@ -39,7 +39,7 @@ def alike(*nodes: Node) -> bool:
 def argument_like(node: Node) -> Node | None:
     """Return an argument of a leaf with the shape, dtype and layout of a node, if there is one."""
     for argument in node.graph.nodes:
-        is_alike = argument.op == "placeholder" and is_list(argument) and alike(node, argument)
+        is_alike = argument.op == "placeholder" and is_list(argument) and same_meta(node, argument)
         if is_alike and argument.meta["val"].stride() == node.meta["val"].stride():
             return argument
     return None
@@ -63,7 +63,7 @@ def contract(graph: Graph) -> None:
     contraction = _Contraction(graph)
     for node in _free_to_join(graph):
         if node.op == "call_function" and any(map(is_list, node.all_input_nodes)):
-            contraction.shorten(node)
+            contraction.canonicalize(node)
     graph.eliminate_dead_code()  # a replaced operation no longer counts as a user of its operands
     for node in _free_to_join(graph):
         if node.target in (aten.add.Tensor, aten.sub.Tensor, aten.add_.Tensor):
@@ -101,7 +101,7 @@ class _Contraction:
 
     # Replacing single operations.
 
-    def shorten(self, node: Node) -> None:
+    def canonicalize(self, node: Node) -> None:
         """Use operations available for lists: products for squares and quotients, single bounds, one factor for two."""
         if node.target is aten.pow.Tensor_Scalar and node.args[1] == 2:
             base = node.args[0]
@@ -110,15 +110,15 @@ class _Contraction:
             dividend, divisor = node.args
             if is_list(dividend) and is_number(divisor):
                 self._replace(node, aten.mul.Tensor, (dividend, self._inverse(divisor, node)))
-            elif _divides_lists(node) and alike(node, dividend, divisor):  # type: ignore[arg-type]
+            elif _divides_lists(node) and same_meta(node, dividend, divisor):  # type: ignore[arg-type]
                 self._scale_quotient(node)
         elif node.target is aten.pow.Tensor_Tensor:
-            if is_list(node.args[0]) and is_number(node.args[1]) and alike(node, node.args[0]):  # type: ignore[arg-type]
+            if is_list(node.args[0]) and is_number(node.args[1]) and same_meta(node, node.args[0]):  # type: ignore[arg-type]
                 self._replace(node, aten.pow.Tensor_Scalar, node.args)
         elif node.target in (aten.clamp.default, aten.clamp.Tensor):
-            self._bound_once(node)
+            self._split_clamp(node)
         if node.target is aten.mul.Tensor:
-            self._multiply_once(node)
+            self._merge_factors(node)
 
     def _scale_quotient(self, node: Node) -> None:
         """Turn (c a) / b into c (a / b): other operations can include the factor there."""
@@ -126,7 +126,7 @@ class _Contraction:
         dividend, divisor = operands
         factor = self._without_root(divisor, node)
         inner_factor, inner = _factor_of(dividend)
-        if inner is not None and _only_used_by(dividend, node) and alike(node, inner):
+        if inner is not None and _only_used_by(dividend, node) and same_meta(node, inner):
             dividend = inner
             factor = self._times(factor, inner_factor, node)
         if factor is None:
@@ -148,7 +148,7 @@ class _Contraction:
             return None
         scaled, shift = divisor.args
         inverse, b = _factor_of(scaled)
-        if not is_number(shift) or b is None or not _only_used_by(scaled, divisor) or not alike(divisor, b):
+        if not is_number(shift) or b is None or not _only_used_by(scaled, divisor) or not same_meta(divisor, b):
             return None
         if not isinstance(inverse, Node) or inverse.target is not aten.reciprocal.default:
             return None
@@ -158,10 +158,10 @@ class _Contraction:
         self._replace(divisor, aten.add.Tensor, (b, self._number(aten.mul.Tensor, (shift, root), divisor)))
         return root
 
-    def _bound_once(self, node: Node) -> None:
+    def _split_clamp(self, node: Node) -> None:
         """Replace `clamp` with scalar bounds by `clamp_min` and `clamp_max`."""
         x, *bounds = node.args
-        if node.kwargs or not is_list(x) or not all(map(is_number, bounds)) or not alike(node, x):  # type: ignore[arg-type]
+        if node.kwargs or not is_list(x) or not all(map(is_number, bounds)) or not same_meta(node, x):  # type: ignore[arg-type]
             return
         least, *rest = bounds
         most = rest[0] if rest else None
@@ -175,13 +175,13 @@ class _Contraction:
             x = bounded
         self._replace(node, aten.clamp_max.default, (x, most))
 
-    def _multiply_once(self, node: Node) -> None:
+    def _merge_factors(self, node: Node) -> None:
         """Replace a * (b * x) by (a * b) * x for scalars a and b."""
         factor, scaled = _factor_of(node)
         if scaled is None or not _only_used_by(scaled, node):
             return
         inner_factor, inner = _factor_of(scaled)
-        if inner is not None and alike(node, inner):
+        if inner is not None and same_meta(node, inner):
             self._replace(node, aten.mul.Tensor, (inner, self._times(factor, inner_factor, node)))
 
     # Sums.
@@ -190,7 +190,7 @@ class _Contraction:
         """Fuse a term of a sum into the operation that adds it."""
         operands: Any = node.args[:2]
         x, y = operands
-        if not (is_list(x) and is_list(y)) or node.kwargs or not alike(node, x, y):
+        if not (is_list(x) and is_list(y)) or node.kwargs or not same_meta(node, x, y):
             return
         candidates = [(x, y)]
         if node.target is aten.add.Tensor:
@@ -203,7 +203,7 @@ class _Contraction:
             if product is not None and (best is None or product.saved > best[1].saved):
                 best = rest, product
         if best is not None:
-            self._take_in(node, *best)
+            self._absorb(node, *best)
 
     def _interpolates(self, node: Node, x: Node, y: Node) -> bool:
         """Replace (1 - w) a + w b by `lerp`; return whether the sum has this form."""
@@ -212,7 +212,7 @@ class _Contraction:
                 continue
             rest, a = _factor_of(start)
             weight, b = _factor_of(end)
-            if a is None or b is None or not alike(node, a, b):
+            if a is None or b is None or not same_meta(node, a, b):
                 continue
             if _is_product_for(a, start) or _is_product_for(b, end):
                 continue  # fusing it into the sum saves as many operations, and a temporary
@@ -232,7 +232,7 @@ class _Contraction:
         factor, inner = _factor_of(term)
         if inner is None:
             return _product_of_lists(None, term, 1)
-        if not alike(term, inner):
+        if not same_meta(term, inner):
             return None
         if _only_used_by(inner, term):
             product = self._product_inside(factor, inner)
@@ -251,9 +251,9 @@ class _Contraction:
     def _quotient(self, factor: Any, term: Node, saved: int) -> _Product | None:
         operands: Any = term.args
         a, b = operands
-        return _Product(factor, a, b, True, saved) if alike(term, a, b) else None
+        return _Product(factor, a, b, True, saved) if same_meta(term, a, b) else None
 
-    def _take_in(self, node: Node, rest: Node, product: _Product) -> None:
+    def _absorb(self, node: Node, rest: Node, product: _Product) -> None:
         factor = 1 if product.factor is None else product.factor
         if node.target is aten.sub.Tensor:
             factor = self._negative(factor, node)
@@ -319,7 +319,7 @@ def _divides_lists(node: Node) -> bool:
 def _product_of_lists(factor: Any, node: Node, saved: int) -> _Product | None:
     operands: Any = node.args
     a, b = operands
-    return _Product(factor, a, b, False, saved) if alike(node, a, b) else None
+    return _Product(factor, a, b, False, saved) if same_meta(node, a, b) else None
 
 
 def _only_used_by(node: Any, user: Node) -> bool:

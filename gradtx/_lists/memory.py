@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.fx import Graph, Node
 
-from gradtx._lists.contract import alike, is_list
+from gradtx._lists.contract import is_list, same_meta
 from gradtx._lists.needs import ALWAYS, Case, Needs, contradict, is_selection, may_alias
 
 aten = torch.ops.aten
@@ -27,7 +27,7 @@ class MemoryPlan:
 
     Attributes:
         operand: For each node that writes into the memory of an operand, that operand.
-        superfluous: Copies into arguments that already contain the source.
+        elided_copies: Copies into arguments that already contain the source.
         last_use: The index of the last node that reads the memory of a node.
     """
 
@@ -39,7 +39,7 @@ class MemoryPlan:
         self._roots: dict[Node, dict[Node, Case]] = {}
         self.last_use: dict[Node, int] = {}
         self.operand: dict[Node, Node] = {}
-        self.superfluous: set[Node] = set()
+        self.elided_copies: set[Node] = set()
         for node in self._nodes:
             self._roots[node] = self._roots_of(node)
             for argument in node.all_input_nodes:
@@ -47,7 +47,7 @@ class MemoryPlan:
                     self.last_use[root] = self._at[node]
         for node in self._nodes:
             if node.target is aten.copy_.default:
-                self._aim(node)
+                self._elide_copy(node)
         for node in self._nodes:
             if node not in self.operand:
                 self._reuse(node)
@@ -61,13 +61,13 @@ class MemoryPlan:
             roots[root] = roots.get(root, case) & case
         return roots
 
-    def dies_at(self, node: Node) -> list[Node]:
+    def freed_after(self, node: Node) -> list[Node]:
         """Return the nodes whose memory `node` is the last to read."""
-        dying: list[Node] = []
+        freed: list[Node] = []
         for argument in node.all_input_nodes:
             if all(self.last_use[root] == self._at[node] for root in self._roots[argument]):
-                dying.append(argument)
-        return dying
+                freed.append(argument)
+        return freed
 
     def _roots_of(self, node: Node) -> dict[Node, Case]:
         """Return the nodes whose memory a node may share, each with its case; itself if it has its own memory."""
@@ -83,15 +83,15 @@ class MemoryPlan:
             shared[node] = ALWAYS  # it may be filled with a scalar
         return shared or {node: ALWAYS}
 
-    def _aim(self, copy: Node) -> None:
+    def _elide_copy(self, copy: Node) -> None:
         """Compute the source of a copy directly in the target argument, if nothing reads the old value later."""
         argument, source = copy.args[:2]
         path: list[tuple[Node, Node]] = []
         node: Any = source
         while True:
-            if not self._is_apart(node) or not alike(node, argument) or node in self.operand:  # type: ignore[arg-type]
+            if not self._owns_memory(node) or not same_meta(node, argument) or node in self.operand:  # type: ignore[arg-type]
                 return
-            if not self._may_aim(node, copy):
+            if not self._may_write_to_target(node, copy):
                 return
             if self._reads_after(argument, node, copy):
                 return
@@ -100,23 +100,23 @@ class MemoryPlan:
                 path.append((node, argument))  # type: ignore[arg-type]
                 break
             for operand in operands:
-                if self._is_apart(operand) and self.last_use[operand] == self._at[node]:
+                if self._owns_memory(operand) and self.last_use[operand] == self._at[node]:
                     path.append((node, operand))
                     node = operand
                     break
             else:
                 return
         self.operand.update(path)
-        self.superfluous.add(copy)
+        self.elided_copies.add(copy)
         self.last_use[argument] = max(self.last_use[argument], self.last_use[source])  # type: ignore[index]
 
-    def _may_aim(self, node: Node, copy: Node) -> bool:
+    def _may_write_to_target(self, node: Node, copy: Node) -> bool:
         """Whether a node may write to a copy's target: it runs in no other case, or all cases overwrite the target."""
         if self._needs.of(copy) <= self._needs.of(node):
             return True
-        return copy.meta["covers"] and not self._is_read_behind_copies(node, copy)
+        return copy.meta["covers"] and not self._is_read_after_copies(node, copy)
 
-    def _is_read_behind_copies(self, node: Node, copy: Node) -> bool:
+    def _is_read_after_copies(self, node: Node, copy: Node) -> bool:
         """Whether a node is read, other than by `copy`, after the argument may have been written in another case."""
         argument: Any = copy.args[0]
         first = min(self._at[user] for user in argument.users if _only_writes(user, argument))
@@ -126,7 +126,7 @@ class MemoryPlan:
         """Write into a temporary if this operation is the last to read it."""
         for operand in self._candidates(node):
             dies = self.last_use[operand] == self._at[node] if operand in self.last_use else False
-            if self._is_apart(operand) and dies and operand.op == "call_function":
+            if self._owns_memory(operand) and dies and operand.op == "call_function":
                 self.operand[node] = operand
                 return
 
@@ -137,11 +137,11 @@ class MemoryPlan:
         count = 2 if node.target in COMMUTES or _adds_plainly(node) else 1
         candidates: list[Node] = []
         for operand in node.args[:count]:
-            if is_list(operand) and alike(node, operand) and _have_one_layout(node, operand):  # type: ignore[arg-type]
+            if is_list(operand) and same_meta(node, operand) and _have_one_layout(node, operand):  # type: ignore[arg-type]
                 candidates.append(operand)  # type: ignore[arg-type]
         return candidates
 
-    def _is_apart(self, node: Any) -> bool:
+    def _owns_memory(self, node: Any) -> bool:
         """Whether a list has its own memory."""
         return is_list(node) and self._roots[node].keys() == {node}
 

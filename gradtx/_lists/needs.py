@@ -12,7 +12,7 @@ import torch
 from torch.fx import Graph, Node
 
 from gradtx import _torch
-from gradtx._lists.contract import alike, argument_like, is_list, is_number
+from gradtx._lists.contract import argument_like, is_list, is_number, same_meta
 
 aten = torch.ops.aten
 
@@ -84,21 +84,21 @@ def is_selection(node: Node) -> bool:
         return False
     operands = node.args[1:]
     lists = [operand for operand in operands if is_list(operand)]
-    if not lists or not alike(node, *lists):  # type: ignore[arg-type]
+    if not lists or not same_meta(node, *lists):  # type: ignore[arg-type]
         return False
     if len(lists) < len(operands) and (argument_like(node) is None or not any(map(is_number, operands))):
         return False
     for user in node.users:
-        if user.target is aten.copy_.default and not all(_stays(operand, user.args[0]) for operand in operands):
+        if user.target is aten.copy_.default and not all(_is_unchanged(operand, user.args[0]) for operand in operands):
             return False
     return True
 
 
-def _stays(operand: Any, argument: Any) -> bool:
+def _is_unchanged(operand: Any, argument: Any) -> bool:
     """Whether an operand of a selection is still unchanged when the result is written into an argument."""
     if operand is argument or is_number(operand) or is_computed(operand):
         return True
-    return is_selection(operand) and all(_stays(branch, argument) for branch in operand.args[1:])
+    return is_selection(operand) and all(_is_unchanged(branch, argument) for branch in operand.args[1:])
 
 
 def is_computed(node: Any) -> bool:
@@ -131,7 +131,7 @@ def split_copies(graph: Graph) -> None:
             _fill_for_each(node)
     for node in list(graph.nodes):
         if node.target is aten.copy_.default:
-            node.meta["covers"] = not _may_be(node.args[1], node.args[0])
+            node.meta["covers"] = not _may_be_argument(node.args[1], node.args[0])
             _split(node)
     for node in reversed(graph.nodes):
         if node.target is aten.where.self and is_list(node) and not node.users:  # a scalar may be a condition
@@ -146,16 +146,20 @@ def _fill_for_each(node: Node) -> None:
         user.replace_input_with(node, other)
 
 
-def _may_be(source: Any, argument: Any) -> bool:
+def _may_be_argument(source: Any, argument: Any) -> bool:
     """Whether a value may be the argument itself."""
     if source is argument:
         return True
-    return isinstance(source, Node) and is_selection(source) and any(_may_be(x, argument) for x in source.args[1:])
+    return (
+        isinstance(source, Node)
+        and is_selection(source)
+        and any(_may_be_argument(x, argument) for x in source.args[1:])
+    )
 
 
 def _split(copy: Node) -> None:
     argument, source = copy.args
-    if not isinstance(source, Node) or not is_list(source) or not alike(argument, source):  # type: ignore[arg-type]
+    if not isinstance(source, Node) or not is_list(source) or not same_meta(argument, source):  # type: ignore[arg-type]
         return
     if not is_selection(source):
         return

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch.fx import Graph, Node
 
-from gradtx._lists.contract import alike, argument_like, is_list
+from gradtx._lists.contract import argument_like, is_list, same_meta
 from gradtx._lists.needs import FILLING
 from gradtx._lists.record import META
 
@@ -100,9 +100,9 @@ def _same(node: Node, flags: dict[Any, bool]) -> Any:
 def _same_as_factor(node: Node) -> Any:
     """The operand that a product or a quotient multiplies or divides by 1."""
     x, y = node.args
-    if _is_one(y) and alike(node, x):  # type: ignore[arg-type]
+    if _is_one(y) and same_meta(node, x):  # type: ignore[arg-type]
         return x
-    if node.target is aten.mul.Tensor and _is_one(x) and alike(node, y):  # type: ignore[arg-type]
+    if node.target is aten.mul.Tensor and _is_one(x) and same_meta(node, y):  # type: ignore[arg-type]
         return y
     return None
 

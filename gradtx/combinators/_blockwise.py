@@ -18,7 +18,7 @@ from gradtx._errors import Path
 from gradtx._execution import Block, Leaf, Operation, Position, takes_none
 from gradtx._random import name_key
 from gradtx._runs import LateTerm, Run
-from gradtx._sharding import divided_among, local, placed_as, placements_by_rows, rejoined, undivided
+from gradtx._sharding import from_local_like, from_local_shard, full_tensor, local, placed_as, placements_by_rows
 from gradtx.combinators._division import Division, LocalBlocks, local_blocks
 
 Slots = dict[Path, dict[str, Tensor]]
@@ -95,7 +95,7 @@ class OfBlock:
     def choose(self, name: str, tensor: Any) -> Any:
         if tensor is not None and not is_lazy(tensor):
             self._division.check("blocks", name, tensor.shape)
-            tensor = self._division.first(undivided(tensor.detach()))
+            tensor = self._division.first(full_tensor(tensor.detach()))
         return self._selector.choose(name, tensor)
 
 
@@ -135,7 +135,7 @@ class DividedBlock(Block):
 
 def _like(leaf: Any) -> Any:
     """Return a tensor that is sharded like a leaf."""
-    update, param = getattr(leaf, "given", (None, None))
+    update, param = getattr(leaf, "inputs", (None, None))
     return update if param is None else param
 
 
@@ -194,15 +194,15 @@ class InBlocks(Operation):
         self._position = position
         self._divide = divide
 
-    def wide(self, leaf: Leaf) -> torch.dtype:
-        return self._operation.wide(leaf)
+    def compute_dtype(self, leaf: Leaf) -> torch.dtype:
+        return self._operation.compute_dtype(leaf)
 
     def start(self, leaf: Leaf) -> Any:
         return self._divide.pieces(leaf).payload(self._position)
 
     def resume(self, leaf: Leaf, total: Any) -> Any:
         pieces = self._divide.pieces(leaf)
-        pieces.go_on(self._position, total)
+        pieces.resume(self._position, total)
         return pieces.payload(self._position)
 
     def combine(self, waiting: list[tuple[Leaf, Any]]) -> Any:
@@ -289,24 +289,24 @@ class Pieces:
 
     def _plain(self, tensor: Any) -> Tensor:
         """Return the tensor to divide into blocks: the whole tensor, or this rank's local shard."""
-        return undivided(tensor) if self._local is None else local(tensor)
+        return full_tensor(tensor) if self._local is None else local(tensor)
 
     def _placed(self, tensor: Tensor, like: Any) -> Any:
         """Invert `_plain`, for a tensor sharded like `like`."""
-        return placed_as(tensor, like) if self._local is None else rejoined(tensor, like)
+        return placed_as(tensor, like) if self._local is None else from_local_like(tensor, like)
 
     # Inputs.
 
     def _stack(self) -> None:
         """Stack the tensors of the blocks."""
         leaf = self._leaf
-        wholes: dict[Any, Any] = {"update": leaf.update, "param": leaf.param}
+        tensors_of_leaf: dict[Any, Any] = {"update": leaf.update, "param": leaf.param}
         if leaf.grad is not leaf.update:
-            wholes["grad"] = leaf.grad
+            tensors_of_leaf["grad"] = leaf.grad
         for name, value in leaf.extras.items():
             if isinstance(value, Tensor) and value.shape == self._like.shape:
-                wholes["extra", name] = value
-        for key, value in wholes.items():
+                tensors_of_leaf["extra", name] = value
+        for key, value in tensors_of_leaf.items():
             if value is not None:
                 for batch, stacked in zip(self._batches, self._division.batches(self._plain(value)), strict=True):
                     batch.inputs[key] = stacked
@@ -326,7 +326,7 @@ class Pieces:
             if number != "0":
                 continue
             for batch in self._batches:
-                values = [undivided(slots[f"{name}_{i}"]) for i in batch.numbers]
+                values = [full_tensor(slots[f"{name}_{i}"]) for i in batch.numbers]
                 batch.inputs["slot", path, name] = torch.stack(values)
 
     def _stack_stream_keys(self) -> None:
@@ -350,7 +350,7 @@ class Pieces:
             return None
         return {name: sum(batch.payload[name].sum() for batch in waiting) for name in waiting[0].payload}
 
-    def go_on(self, position: int, total: Any) -> None:
+    def resume(self, position: int, total: Any) -> None:
         """Continue with the blocks that wait for the sums of an operation."""
         for batch in self._batches:
             if batch.stop == position:
@@ -358,13 +358,13 @@ class Pieces:
                 self._advance(batch)
 
     def _advance(self, batch: Batch) -> None:
-        def through(block: BlockLeaf) -> dict[Any, Tensor]:
+        def run_block(block: BlockLeaf) -> dict[Any, Tensor]:
             batch.stop, payload = _run(self._operations, block, batch.totals)
             if payload is not None:
                 return dict(payload)
             return _outputs(block, self._leaf)
 
-        results = self._mapped(batch, through)
+        results = self._mapped(batch, run_block)
         if batch.stop is None:
             batch.outputs = results
         else:
@@ -374,7 +374,7 @@ class Pieces:
         """Apply `function` to every block as a leaf; return its results, stacked."""
         keys: list[Any] = []
 
-        def on_one(tensors: list[Tensor]) -> list[Tensor]:
+        def apply_to_block(tensors: list[Tensor]) -> list[Tensor]:
             values = dict(zip(batch.inputs, tensors, strict=True))
             slots: Slots = {}
             for key, value in values.items():
@@ -390,7 +390,7 @@ class Pieces:
         inputs = list(batch.inputs.values())
         if not count:  # vmap rejects empty dimensions: one block of zeros determines the results' keys and shapes
             inputs = [value.new_zeros((1, *value.shape[1:])) for value in inputs]
-        results = torch.vmap(on_one)(inputs)
+        results = torch.vmap(apply_to_block)(inputs)
         return {key: result[:count] for key, result in zip(keys, results, strict=True)}
 
     # Results.
@@ -457,7 +457,7 @@ class Pieces:
         if self._local is None:
             return value
         shape = (self._local.count, *value.shape[1:])
-        return divided_among(value, like, shape, placements_by_rows(like, shape))
+        return from_local_shard(value, like, shape, placements_by_rows(like, shape))
 
     def evaluated(self, operation: Operation) -> Any:
         """Return the tensor to evaluate with, according to an inner operation, or None."""
@@ -469,8 +469,8 @@ class Pieces:
         results = [self._mapped(batch, weights) for batch in self._batches]
         if not results[0]:
             return None
-        united = self._division.whole([result["weights"] for result in results], self._like)
-        return self._placed(united, self._leaf.param)
+        whole = self._division.whole([result["weights"] for result in results], self._like)
+        return self._placed(whole, self._leaf.param)
 
 
 def _run(operations: Sequence[Any], block: Leaf, totals: Sequence[Any]) -> tuple[int | None, Any]:

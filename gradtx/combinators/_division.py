@@ -116,10 +116,10 @@ class ListedBlocks(Division):
         raise NotImplementedError
 
     def groups(self, x: Tensor) -> list[list[int]]:
-        alike: dict[torch.Size, list[int]] = {}
+        indices_of_shape: dict[torch.Size, list[int]] = {}
         for i, block in enumerate(self.split(x)):
-            alike.setdefault(block.shape, []).append(i)
-        return list(alike.values())
+            indices_of_shape.setdefault(block.shape, []).append(i)
+        return list(indices_of_shape.values())
 
     def batches(self, x: Tensor) -> list[Tensor]:
         blocks = self.split(x)

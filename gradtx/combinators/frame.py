@@ -129,10 +129,10 @@ class Frame(Combinator):
     def expand(self, scope: Scope, name: str) -> list[Any]:
         path = scope.claim(name)
         if self.gradient is not None:
-            return self._behind_gradient(scope, path, name)
+            return self._after_gradient(scope, path, name)
         return FrameRun(self, scope, path, name).around()
 
-    def _behind_gradient(self, scope: Scope, path: Path, name: str) -> list[Any]:
+    def _after_gradient(self, scope: Scope, path: Path, name: str) -> list[Any]:
         assert isinstance(self.inner, GradientTransformation)
         functions = Functions.of(self.gradient, name)
         operation = GradientOperation(path, scope, name, functions, dict(self.agree))
@@ -241,14 +241,14 @@ class FrameRun:
 
     # The state of the inner transformation.
 
-    def holds(self, path: Path) -> bool:
+    def contains(self, path: Path) -> bool:
         """Whether a path belongs to the inner transformation."""
         return len(path) > len(self.path) and path[: len(self.path)] == self.path
 
     def inner_slots(self, leaf: Leaf) -> Iterator[tuple[Path, str]]:
         """Yield (path, slot) of the inner slots that the frame reads, in the order of the chain."""
         for path in self.run.stages:
-            if self.holds(path):
+            if self.contains(path):
                 for slot in self._slots(path, leaf):
                     if slot in self.frame.inner_slots:
                         yield path, slot
@@ -270,7 +270,7 @@ class FrameRun:
         """Return the values of these slots after a restart of the inner transformation."""
         new, leaf.new = leaf.new, {}
         for operation in leaf.program:
-            if self.holds(operation.path) and operation.path[-1]:  # skip the end of this frame or of an arm
+            if self.contains(operation.path) and operation.path[-1]:  # skip the end of this frame or of an arm
                 operation.init(leaf)
         values = self.inner_values(leaf)
         leaf.new = new
@@ -288,7 +288,7 @@ class FrameRun:
     def keep_inner(self, leaf: Leaf, counts: Tensor) -> None:
         """Keep the old inner slots of a leaf unless this call counts."""
         for path in leaf.new:
-            if self.holds(path):
+            if self.contains(path):
                 old = leaf.run.slots(path, leaf)
                 new = leaf.new[path]
                 leaf.new[path] = {slot: torch.where(counts, value, old[slot]) for slot, value in new.items()}
@@ -302,11 +302,11 @@ class FrameRun:
         ticks = self.ticks.to(run.device)
         for path, values in run.new_shared.items():
             # A branch that none of these leaves enters has no old values.
-            old = run.scalars(path) if self.holds(path) else None
+            old = run.scalars(path) if self.contains(path) else None
             if old:
                 run.new_shared[path] = {name: torch.where(ticks, new, old[name]) for name, new in values.items()}
         for path, tree in run.new_trees.items():
-            if self.holds(path):
+            if self.contains(path):
                 run.new_trees[path] = run.select(ticks, tree, run.tree(path))
         if self._new_shared:
             run.new_shared[self.path] = self._new_shared
@@ -317,7 +317,7 @@ def _whole_number(start: int, device: torch.device) -> Callable[[], Tensor]:
 
 
 @dataclasses.dataclass
-class Outside:
+class OuterValues:
     """The attributes of a leaf before a frame, and the frame's state between `enter` and `leave`."""
 
     update: Any
@@ -336,10 +336,10 @@ class FrameState(StageState):
         super().__init__(frame_run.path, scope, rule)
         self._frame_run = frame_run
 
-    def made(self, leaf: Leaf, device: Any = None) -> dict[str, Any]:
+    def init_slots(self, leaf: Leaf, device: Any = None) -> dict[str, Any]:
         init = self._frame_run.frame.init
         if init is None or not self._frame_run.frame.inner_slots:
-            return super().made(leaf, device)
+            return super().init_slots(leaf, device)
         return init(self.like(leaf, device), self._frame_run.first_inner_values(leaf))
 
     def stored(self, slots: dict[str, Any], leaf: Leaf, old: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
@@ -359,7 +359,7 @@ class Enter(RuleOperation):
         frame = frame_run.frame
         rule = Rule(
             frame_run.name,
-            frame.enter or _pass,
+            frame.enter or _identity,
             init=frame.init,
             shared={} if frame.clock else {name: _constant(value) for name, value in frame.shared.items()},
             elementwise=frame.elementwise,
@@ -378,10 +378,10 @@ class Enter(RuleOperation):
         """Do nothing: `Leave` creates the frame's slots, after the inner ones."""
 
     def start(self, leaf: Leaf) -> Any:
-        leaf.saved[self] = Outside(leaf.update, leaf.grad, leaf.clock, leaf.active, leaf.restarts)
+        leaf.saved[self] = OuterValues(leaf.update, leaf.grad, leaf.clock, leaf.active, leaf.restarts)
         clock = self._frame.clock
         if clock is None or clock.measure is None:
-            with self._as_owners_do(leaf):
+            with self._isolate_for_owners(leaf):
                 return self._enter(leaf)
         if leaf.update is None:  # an inner combinator accepts it
             return {}
@@ -408,29 +408,29 @@ class Enter(RuleOperation):
             leaf.restarts = self._restarts(leaf)
 
     def _restarts(self, leaf: Leaf) -> Any:
-        outside: Outside = leaf.saved[self]
+        outside: OuterValues = leaf.saved[self]
         moment = outside.clock.on(leaf.device)
         assert self._frame.restarts is not None
         now = self._frame.restarts(moment.step if moment.host is None else moment.host)
         return now if outside.restarts is False else now | outside.restarts
 
     def _run_enter(self, leaf: Leaf) -> None:
-        update = None if leaf.update is None else leaf.update.to(self.stage.wide(leaf))
+        update = None if leaf.update is None else leaf.update.to(self.stage.compute_dtype(leaf))
         call = self._call_with(leaf, update)
         self._finish(call, self._guarded(call))
 
     def _call_with(self, leaf: Leaf, update: Any) -> Call:
         """Return the arguments of `enter` for a leaf with this update."""
-        wide = self.stage.wide(leaf)
-        old, state = self.stage.read(leaf, wide)
-        param = None if leaf.param is None else leaf.param.to(wide)
-        context = FrameContext(leaf, wide, self._frame_run.ticks_for(leaf), {})
-        return Call(leaf, update, state, param, context, wide, old)
+        compute_dtype = self.stage.compute_dtype(leaf)
+        old, state = self.stage.read(leaf, compute_dtype)
+        param = None if leaf.param is None else leaf.param.to(compute_dtype)
+        context = FrameContext(leaf, compute_dtype, self._frame_run.ticks_for(leaf), {})
+        return Call(leaf, update, state, param, context, compute_dtype, old)
 
     def late_state(self, leaf: Leaf) -> RuleState:
         """Return the state of `enter`, applied to zeros, for a leaf whose update an inner combinator created."""
         assert leaf.update is not None
-        zeros = torch.zeros_like(leaf.update, dtype=self.stage.wide(leaf))
+        zeros = torch.zeros_like(leaf.update, dtype=self.stage.compute_dtype(leaf))
         call = self._call_with(leaf, zeros)
         _, entered, _ = self._entered(self._guarded(call))
         return RuleState(entered, self.stage, leaf)
@@ -447,7 +447,7 @@ class Enter(RuleOperation):
         update, state, active = self._entered(out)
         if leaf.update is None:
             leaf.update = update
-        self._accept(call, update)
+        self._set_update(call, update)
         leaf.grad = leaf.update
         leaf.saved[self].state = RuleState(state, self.stage, leaf)
         if active is not None:
@@ -475,7 +475,7 @@ def _constant(value: Any) -> Callable[[], Any]:
     return lambda: value
 
 
-def _pass(update: Any, state: Any, param: Any, ctx: Any) -> Any:
+def _identity(update: Any, state: Any, param: Any, ctx: Any) -> Any:
     return update, state
 
 
@@ -489,7 +489,7 @@ class NextArm(Operation):
         self._arm = arm
 
     def start(self, leaf: Leaf) -> None:
-        outside: Outside = leaf.saved[self._enter]
+        outside: OuterValues = leaf.saved[self._enter]
         outside.arms[self._arm] = leaf.update
         leaf.update, leaf.grad, leaf.active = outside.update, outside.grad, outside.active
 
@@ -499,7 +499,7 @@ class Leave(RuleOperation):
 
     def __init__(self, frame_run: FrameRun, scope: Scope, enter: Enter):
         frame = frame_run.frame
-        rule = dataclasses.replace(enter.rule, update=frame.leave or _pass, evaluate=frame.evaluate)
+        rule = dataclasses.replace(enter.rule, update=frame.leave or _identity, evaluate=frame.evaluate)
         super().__init__(rule, enter.stage, scope.run)
         self.path = (*frame_run.path, "")
         self.takes_none = enter.takes_none
@@ -518,7 +518,7 @@ class Leave(RuleOperation):
         leaf.new[self.stage.path] = self.stage.stored(slots, leaf)
 
     def start(self, leaf: Leaf) -> Any:
-        outside: Outside = leaf.saved.pop(self._enter)
+        outside: OuterValues = leaf.saved.pop(self._enter)
         leaf.clock, leaf.restarts, leaf.grad = outside.clock, outside.restarts, outside.grad
         update = self._of_arms(outside.arms, leaf) if outside.arms else leaf.update
         if leaf.update is not None and outside.grad is None:
@@ -527,11 +527,11 @@ class Leave(RuleOperation):
         if outside.arms or update is None:
             return self._leave(leaf, outside, update)
         if self._frame.clock is not None:
-            self._hold(leaf, outside)
-        with self._as_owners_do(leaf):
+            self._discard_unless_counted(leaf, outside)
+        with self._isolate_for_owners(leaf):
             return self._leave(leaf, outside, leaf.update)
 
-    def _hold(self, leaf: Leaf, outside: Outside) -> None:
+    def _discard_unless_counted(self, leaf: Leaf, outside: OuterValues) -> None:
         """Unless this call counts, set the update to zero and keep the old inner state."""
         ticks = self._frame_run.ticks_for(leaf)
         assert ticks is not None
@@ -550,18 +550,20 @@ class Leave(RuleOperation):
         leaf.update = present[0]
         return arms
 
-    def _leave(self, leaf: Leaf, outside: Outside, update: Any) -> Any:
+    def _leave(self, leaf: Leaf, outside: OuterValues, update: Any) -> Any:
         if update is None or (self._frame.leave is None and not outside.state):
             return None
-        wide = self.stage.wide(leaf)
-        old, state = self._state(leaf, outside, wide)
-        param = None if leaf.param is None else leaf.param.to(wide)
+        compute_dtype = self.stage.compute_dtype(leaf)
+        old, state = self._state(leaf, outside, compute_dtype)
+        param = None if leaf.param is None else leaf.param.to(compute_dtype)
         inner = self._frame_run.inner_values(leaf)
-        context = FrameContext(leaf, wide, self._frame_run.ticks_for(leaf), inner)
-        return self._begun(Call(leaf, update, state, param, context, wide, old))
+        context = FrameContext(leaf, compute_dtype, self._frame_run.ticks_for(leaf), inner)
+        return self._begin_rule(Call(leaf, update, state, param, context, compute_dtype, old))
 
-    def _state(self, leaf: Leaf, outside: Outside, wide: torch.dtype) -> tuple[dict[str, Tensor], RuleState]:
-        old, state = self.stage.read(leaf, wide)
+    def _state(
+        self, leaf: Leaf, outside: OuterValues, compute_dtype: torch.dtype
+    ) -> tuple[dict[str, Tensor], RuleState]:
+        old, state = self.stage.read(leaf, compute_dtype)
         if outside.state is not None:
             return old, outside.state
         if self._frame.enter is not None and leaf.update is not None:
@@ -576,7 +578,7 @@ class Leave(RuleOperation):
             accepted = {name: call.context.keep(value, call.context.inner[name]) for name, value in inner.items()}  # type: ignore[attr-defined]
             self._frame_run.replace_inner(leaf, accepted)
         update, state = _checked_pair(self.rule.name, out)
-        self._accept(call, update)
+        self._set_update(call, update)
         if self._frame.takes_none is not None:  # the frame's functions handle skipped leaves themselves
             active, leaf.active = leaf.active, None
             self.stage.write(leaf, state, call.old)

@@ -169,21 +169,21 @@ class Line:
         value, slope = self.ctx.value_along(self.origin, self.direction, length, sloped)
         return value.to(self.slope), None if slope is None else slope.to(self.slope)
 
-    def is_over(self, found: Tensor) -> bool:
-        """Whether no further trial is needed, if the host may read `found`."""
-        return isinstance(self.ctx.is_first, bool) and bool(found)
+    def is_over(self, is_found: Tensor) -> bool:
+        """Whether no further trial is needed, if the host may read `is_found`."""
+        return isinstance(self.ctx.is_first, bool) and bool(is_found)
 
 
 def backtracked(line: Line, first: Tensor, options: Options) -> Tensor:
     """Return the first of a decreasing sequence of lengths with sufficient decrease; 0 if there is none."""
-    accepted, found = torch.zeros_like(first), torch.zeros_like(first, dtype=torch.bool)
+    accepted, is_found = torch.zeros_like(first), torch.zeros_like(first, dtype=torch.bool)
     length = first
     for _ in range(options.max_steps):
         value, _ = line.at(length)
         enough = value <= line.value + options.c1 * length * line.slope
-        accepted = torch.where(~found & enough, length, accepted)
-        found = found | enough
-        if line.is_over(found):
+        accepted = torch.where(~is_found & enough, length, accepted)
+        is_found = is_found | enough
+        if line.is_over(is_found):
             break
         length = options.shrink * length
     return accepted
@@ -212,7 +212,7 @@ def wolfe(line: Line, first: Tensor, options: Options) -> Tensor:
     `low` is the best end so far, `high` the other end of the bracket once there is one.
     """
     low = high = End(torch.zeros_like(first), line.value, line.slope)
-    bracketed = found = torch.zeros_like(first, dtype=torch.bool)
+    bracketed = is_found = torch.zeros_like(first, dtype=torch.bool)
     length = first
     for _ in range(options.max_steps):
         value, slope = line.at(length, sloped=True)
@@ -223,9 +223,9 @@ def wolfe(line: Line, first: Tensor, options: Options) -> Tensor:
         turns = ~too_far & (slope * torch.where(bracketed, high.length - low.length, 1.0) >= 0)
         new_high = trial.where(too_far, low.where(turns, high))
         new_low = low.where(too_far, trial)
-        low, high = low.where(found, new_low), high.where(found, new_high)
-        bracketed, found = bracketed | too_far | turns, found | flat
-        if line.is_over(found):
+        low, high = low.where(is_found, new_low), high.where(is_found, new_high)
+        bracketed, is_found = bracketed | too_far | turns, is_found | flat
+        if line.is_over(is_found):
             break
         length = torch.where(bracketed, _between(low, high), 2 * length)
     return low.length

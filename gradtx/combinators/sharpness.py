@@ -35,7 +35,7 @@ def _size(tree: Tree) -> Tensor:
     return safe_sqrt(total({name: x.square() for name, x in tree.items()}))
 
 
-def _uphill(grads: Tree, params: Tree, weights: Mapping[str, Any], rho: Any, eps: Any) -> tuple[Tree, Tensor]:
+def _perturbed_params(grads: Tree, params: Tree, weights: Mapping[str, Any], rho: Any, eps: Any) -> tuple[Tree, Tensor]:
     """Return the point p + rho T^2 g / (|T g| + eps), and |T g|; a T that is not in `weights` is 1."""
     scaled = {name: weights[name] * g if name in weights else g for name, g in grads.items()}
     size = _size(scaled)
@@ -84,7 +84,7 @@ def sam(base: GradientTransformation, rho: Scalar = 0.05, adaptive: bool = False
     check_transformation("sam", "base", base)
 
     def function(grads: Tree, params: Tree, grad_fn: Callable[[Tree], Tree]) -> Tree:
-        return grad_fn(_uphill(grads, params, _magnitudes(params, adaptive), rho, eps)[0])
+        return grad_fn(_perturbed_params(grads, params, _magnitudes(params, adaptive), rho, eps)[0])
 
     return _around(base, function, rho=rho, adaptive=adaptive, eps=eps)
 
@@ -136,7 +136,7 @@ def asam(
 
     def function(grads: Tree, params: Tree, grad_fn: Callable[[Tree], Tree]) -> Tree:
         weights = {name: p.abs() + eta for name, p in params.items() if mask is None or mask(name)}
-        return grad_fn(_uphill(grads, params, weights, rho, eps)[0])
+        return grad_fn(_perturbed_params(grads, params, weights, rho, eps)[0])
 
     return _around(base, function, rho=rho, eta=eta, eps=eps, mask=mask)
 
@@ -186,12 +186,16 @@ def gsam(
     check_transformation("gsam", "base", base)
 
     def function(grads: Tree, params: Tree, grad_fn: Callable[[Tree], Tree]) -> Tree:
-        there = grad_fn(_uphill(grads, params, _magnitudes(params, adaptive), rho, eps)[0])
-        here_size, there_size = _size(grads), _size(there)
-        cosine = total({name: g * there[name] for name, g in grads.items()}) / (here_size * there_size + eps)
-        along = cosine * here_size / (there_size + eps)
-        # g' - alpha (g - along g')
-        return {name: (1 + alpha * along).to(g.device) * there[name] - alpha * g for name, g in grads.items()}
+        perturbed_grads = grad_fn(_perturbed_params(grads, params, _magnitudes(params, adaptive), rho, eps)[0])
+        grad_size, perturbed_size = _size(grads), _size(perturbed_grads)
+        cosine = total({name: g * perturbed_grads[name] for name, g in grads.items()}) / (
+            grad_size * perturbed_size + eps
+        )
+        projection = cosine * grad_size / (perturbed_size + eps)
+        # g' - alpha (g - projection g')
+        return {
+            name: (1 + alpha * projection).to(g.device) * perturbed_grads[name] - alpha * g for name, g in grads.items()
+        }
 
     return _around(base, function, rho=rho, alpha=alpha, adaptive=adaptive, eps=eps)
 
@@ -241,8 +245,8 @@ def wsam(
     alpha = gamma / (1 - gamma)
 
     def function(grads: Tree, params: Tree, grad_fn: Callable[[Tree], Tree]) -> Tree:
-        there = grad_fn(_uphill(grads, params, _magnitudes(params, adaptive), rho, eps)[0])
-        return {name: g + alpha * (there[name] - g) for name, g in grads.items()}
+        perturbed_grads = grad_fn(_perturbed_params(grads, params, _magnitudes(params, adaptive), rho, eps)[0])
+        return {name: g + alpha * (perturbed_grads[name] - g) for name, g in grads.items()}
 
     return _around(base, function, rho=rho, gamma=gamma, adaptive=adaptive, eps=eps)
 
@@ -304,18 +308,18 @@ def looksam(
     def update(grads: Tree, state: Any, params: Tree, ctx: Any) -> tuple[Tree, Any]:
         size = _size(grads)
 
-        def look() -> tuple[Tree, Tree]:
-            there = ctx.grad_fn(_uphill(grads, params, _magnitudes(params, adaptive), rho, eps)[0])
-            product = total({name: g * there[name] for name, g in grads.items()})
+        def perturb() -> tuple[Tree, Tree]:
+            perturbed_grads = ctx.grad_fn(_perturbed_params(grads, params, _magnitudes(params, adaptive), rho, eps)[0])
+            product = total({name: g * perturbed_grads[name] for name, g in grads.items()})
             share = quotient(product, size.square())
-            return there, {name: there[name] - share.to(g.device) * g for name, g in grads.items()}
+            return perturbed_grads, {name: perturbed_grads[name] - share.to(g.device) * g for name, g in grads.items()}
 
         def reuse() -> tuple[Tree, Tree]:
             sharpness = state["sharpness"]
             length = alpha * quotient(size, _size(sharpness) + eps)
             return {name: g + length.to(g.device) * sharpness[name] for name, g in grads.items()}, sharpness
 
-        new, sharpness = ctx.every(k, 1, look, reuse)
+        new, sharpness = ctx.every(k, 1, perturb, reuse)
         return new, {"sharpness": sharpness}
 
     numbers = {"rho": rho, "k": k, "alpha": alpha, "adaptive": adaptive, "eps": eps}
@@ -379,8 +383,8 @@ def friendly_sam(
             mean, now = state["exp_avg"][name], first.to(g.device)
             directions[name] = torch.where(now, g, g - sigma * mean)
             means[name] = torch.where(now, g, lmbda * mean + (1 - lmbda) * g)
-        there = ctx.grad_fn(_uphill(directions, params, _magnitudes(params, adaptive), rho, eps)[0])
-        return there, {"exp_avg": means}
+        perturbed_grads = ctx.grad_fn(_perturbed_params(directions, params, _magnitudes(params, adaptive), rho, eps)[0])
+        return perturbed_grads, {"exp_avg": means}
 
     numbers = {"rho": rho, "sigma": sigma, "lmbda": lmbda, "adaptive": adaptive, "eps": eps}
     return Frame(base, gradient=(init, update), agree=numbers)

@@ -27,7 +27,7 @@ BETAS = (0.9, 0.99, 0.999, 0.9999, 0.99999, 0.999999)
 Learner = Callable[[Any, dict[str, Tensor], Tensor], dict[str, Tensor]]
 
 
-def _learned(
+def _scale_by_learners(
     tx: GradientTransformation,
     betas: Any,
     start: dict[str, float],
@@ -138,7 +138,7 @@ def mechanize(
         return {"s": s, "max_product": largest, "sum_squared_products": squares, "reward": reward}
 
     start = {"s": 0.0, "max_product": 1e-6, "sum_squared_products": 0.0, "reward": 0.0}
-    return _learned(tx, betas, start, product, learner, eps)
+    return _scale_by_learners(tx, betas, start, product, learner, eps)
 
 
 @combinator(
@@ -195,7 +195,7 @@ def trac(tx: GradientTransformation, betas: Betas = BETAS, s_prev: Scalar = 1e-8
         return {"s": s, "variance": squares, "sigma": gain}
 
     start = {"s": 0.0, "variance": 0.0, "sigma": 1e-8}
-    return _learned(tx, betas, start, lambda sums, scale: sums["way_gradient"], learner, eps)
+    return _scale_by_learners(tx, betas, start, lambda sums, scale: sums["way_gradient"], learner, eps)
 
 
 ERFI_OF_ROOT_HALF = 0.9534382692512609  # erfi(1 / sqrt(2))

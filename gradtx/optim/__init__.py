@@ -9,7 +9,7 @@ import torch
 
 from gradtx.core import GradientTransformation, check_transformation
 from gradtx.optim import classes
-from gradtx.optim._warnings import warn_of_ascent, warn_of_early_links, warn_of_turned_signs
+from gradtx.optim._warnings import warn_of_ascent, warn_of_early_links, warn_of_flipped_signs
 from gradtx.optim.adapter import ChainOptimizer as ChainOptimizer
 from gradtx.optim.classes import *
 
@@ -97,7 +97,7 @@ def as_optimizer(
         state_device=state_device,
         capturable=capturable,
     )
-    warn_of_turned_signs(tx)
+    warn_of_flipped_signs(tx)
     warn_of_early_links(tx)
     warn_of_ascent(tx)
     return optimizer

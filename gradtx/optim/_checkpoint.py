@@ -63,7 +63,7 @@ class Checkpoint:
         self._numbers = numbers_of(state_dict["param_groups"])
         own = {name for view in states.members.views for name in view.entries}
         for group in deepcopy(state_dict["param_groups"]):
-            self._groups.append(_in_our_words(group, own))
+            self._groups.append(_with_our_keys(group, own))
         self._states = states
         self._members = states.members
         self._strict = strict
@@ -193,13 +193,13 @@ class Checkpoint:
         for param, state in first.states.items():
             name = self._members.by_param[param].name
             codes = first.layouts[param].coded_keys
-            beside = self._beside(param)
-            states[param] = matched(name, param, loaded.entries[param], state, self._strict, codes, beside)
+            wrapper_keys = self._wrapper_keys(param)
+            states[param] = matched(name, param, loaded.entries[param], state, self._strict, codes, wrapper_keys)
         loaded.views.append(new_view)
         loaded.states.update(states)
         loaded.layouts.update(first.layouts)
 
-    def _beside(self, param: Tensor) -> set[str]:
+    def _wrapper_keys(self, param: Tensor) -> set[str]:
         """Return the keys that a wrapper has written into a parameter's present state."""
         layout = self._members.by_param[param].layout
         return set() if layout is None else self._states.of(param).keys() - layout.keys
@@ -260,7 +260,7 @@ class Checkpoint:
         return all(torch.equal(value, state[key].to(value)) for key, value in loaded.items() if key not in owned)
 
 
-def _in_our_words(group: Group, own: set[str]) -> Group:
+def _with_our_keys(group: Group, own: set[str]) -> Group:
     """Return a saved group without torch's implementation options, and with other libraries' keys renamed to ours.
 
     Keys that are hyperparameters of this optimizer (`own`) are not renamed.

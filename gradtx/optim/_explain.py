@@ -34,7 +34,7 @@ class Explanation(list[Way]):
         names: dict[tuple[str, str], list[str]] = {}
         for item in self:
             names.setdefault((item.way, item.reason), []).append(item.name)
-        return "\n".join(_line(way, reason, alike) for (way, reason), alike in names.items())
+        return "\n".join(_line(way, reason, names_of_way) for (way, reason), names_of_way in names.items())
 
 
 def _line(way: str, reason: str, names: list[str]) -> str:

@@ -165,8 +165,8 @@ class HessianStep:
         diagonal: Mapping[Tensor, Tensor],
     ) -> None:
         if leaf.key in diagonal:
-            signed = diagonal[leaf.key].to(leaf.wide) * sign
-            _give(leaf, signed)
+            signed = diagonal[leaf.key].to(leaf.compute_dtype) * sign
+            _set_diagonal(leaf, signed)
         elif leaf.extras.get("hessian_diag") is None:
             if sign:
                 raise ValueError(
@@ -174,8 +174,8 @@ class HessianStep:
                     "a new one; pass a tensor, or omit the argument to have it estimated"
                 )
             # No rule reads it in this step. A zero, because None means "keep the last one", which some rules lack.
-            zero = torch.zeros((), device=leaf.device, dtype=leaf.wide)
-            _give(leaf, zero.expand(leaf.given[1].shape))
+            zero = torch.zeros((), device=leaf.device, dtype=leaf.compute_dtype)
+            _set_diagonal(leaf, zero.expand(leaf.inputs[1].shape))
 
     def _estimate(self, names: Mapping[Tensor, str]) -> dict[Tensor, Tensor]:
         """Return z * (H z) for the parameters in `names`, and zeros for parameters on which no gradient depends."""
@@ -246,7 +246,7 @@ class _KeepGraph(TorchFunctionMode):
             return func(*args, **{**kwargs, "create_graph": True})
 
 
-def _give(leaf: Leaf, value: Tensor) -> None:
+def _set_diagonal(leaf: Leaf, value: Tensor) -> None:
     leaf.extras = {**leaf.extras, "hessian_diag": value}
     leaf.run.leaf_extras = {*leaf.run.leaf_extras, "hessian_diag"}  # type: ignore[misc]
 

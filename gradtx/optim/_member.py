@@ -15,7 +15,7 @@ from gradtx._execution import Leaf
 from gradtx._owners import owned_paths
 from gradtx._runs import Run
 from gradtx._sharding import local
-from gradtx._storage import tensors_beside
+from gradtx._storage import auxiliary_tensors
 from gradtx.codes import Codec
 from gradtx.optim._scaling import Count
 
@@ -45,9 +45,9 @@ class Layout(NamedTuple):
         for path in run.stages:
             values = run.new_shared.get(path, {}) if path in passed else {}
             for names, places in ((leaf.new.get(path, {}), slots), (values, shared)):
-                beside = tensors_beside(codes.get(path, {}))
-                for name in sorted(names, key=beside.__contains__):  # a slot before its auxiliary tensors
-                    if name in beside:
+                auxiliary = auxiliary_tensors(codes.get(path, {}))
+                for name in sorted(names, key=auxiliary.__contains__):  # a slot before its auxiliary tensors
+                    if name in auxiliary:
                         slot, _, suffix = name.rpartition(".")
                         key = f"{places[path][slot]}.{suffix}"
                     else:
@@ -81,7 +81,7 @@ class Layout(NamedTuple):
     def coded_tensors(self) -> set[str]:
         """The keys of all tensors of coded slots, including auxiliary tensors."""
         coded = self.coded_keys
-        return coded.keys() | tensors_beside(coded)
+        return coded.keys() | auxiliary_tensors(coded)
 
     def is_flat(self, shape: torch.Size) -> bool:
         """Whether coding the concatenated rows of a parameter as one long row has the same result."""
@@ -104,7 +104,7 @@ class FirstState:
         self._tensors = dict(state)
         self._versions = {key: version(tensor) for key, tensor in state.items()}
 
-    def is_still(self, state: Mapping[str, Any]) -> bool:
+    def is_unchanged(self, state: Mapping[str, Any]) -> bool:
         """Whether the state consists of exactly these tensors, and none of them was written."""
         if state.keys() != self._tensors.keys():
             return False
@@ -182,7 +182,7 @@ class Member:
 
     def is_unused(self, state: Mapping[str, Any]) -> bool:
         """Whether the state is as the library created it, and no step has used it."""
-        return self.first_state is not None and self.first_state.is_still(state)
+        return self.first_state is not None and self.first_state.is_unchanged(state)
 
     def keeps(self, path: Path) -> bool:
         """Whether the state contains the shared values of a stage."""

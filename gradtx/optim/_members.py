@@ -265,7 +265,7 @@ class Members:
         A parameter that replaces another inherits its name and the selectors' decisions.
         """
         before = self.by_param
-        heirs = self._heirs(present)
+        replacements = self._replacements(present)
         here = set(present)
         if here and here.isdisjoint(before):
             were_shaped = any(param.ndim > 1 for param in before)
@@ -276,28 +276,28 @@ class Members:
         for param, member in before.items():  # keeps the order, which extras passed as lists rely on
             if param in here:
                 self.by_param[param] = member
-            elif param in heirs and heirs[param] not in before:
-                heir = heirs[param]
-                self.by_param[heir] = Member(member.name, heir, dict(member.choices))
+            elif param in replacements and replacements[param] not in before:
+                replacement = replacements[param]
+                self.by_param[replacement] = Member(member.name, replacement, dict(member.choices))
         for i, param in enumerate(present):
             if param not in self.by_param:
                 self._add(param, len(before) + i)
-        return [param for param in heirs if param not in here]
+        return [param for param in replacements if param not in here]
 
     def _add(self, param: Tensor, number: int) -> None:
         """Add an unnamed parameter."""
         name = _unique(str(number), self.by_param.values())
         self.by_param[param] = Member(name, param)
 
-    def _heirs(self, present: list[Tensor]) -> dict[Tensor, Tensor]:
+    def _replacements(self, present: list[Tensor]) -> dict[Tensor, Tensor]:
         """Return the replacement of each replaced parameter."""
-        heirs: dict[Tensor, Tensor] = {}
+        replacements: dict[Tensor, Tensor] = {}
         matcher = difflib.SequenceMatcher(None, _ids(self._present), _ids(present), autojunk=False)
         for tag, old_start, old_end, new_start, new_end in matcher.get_opcodes():
             if tag == "replace" and old_end - old_start == new_end - new_start:
                 old = self._present[old_start:old_end]
-                heirs.update(zip(old, present[new_start:new_end], strict=True))
-        return heirs
+                replacements.update(zip(old, present[new_start:new_end], strict=True))
+        return replacements
 
     # Lookups.
 

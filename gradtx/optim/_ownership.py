@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gradtx._execution import Leaf
 from gradtx._owners import Gathering, Transfer, assigned, in_buckets, owned_paths
-from gradtx._sharding import Piece, Team, divided_among, is_sharded, pieces_at, placements_by_rows, team_for
+from gradtx._sharding import Piece, Team, from_local_shard, is_sharded, pieces_at, placements_by_rows, team_for
 from gradtx.optim._member import Member
 
 
@@ -75,17 +75,17 @@ def states_of_owners(
 
     Slots of a sharded parameter are divided by rows; slots of a parameter that every rank has are whole.
     """
-    alike: dict[Any, list[Slot]] = {}
+    slots_of_kind: dict[Any, list[Slot]] = {}
     saved: dict[Any, Any] = {}
     for param, member in members.items():
         if param in states and member.layout is not None and member.layout.owned:
             saved[param] = dict(states[param])
             for key in sorted(member.layout.owned):
                 slot = Slot(member, key, states[param][key])
-                alike.setdefault((slot.mesh, slot.value.dtype), []).append(slot)
-    for (mesh, _), slots in alike.items():
+                slots_of_kind.setdefault((slot.mesh, slot.value.dtype), []).append(slot)
+    for (mesh, _), slots in slots_of_kind.items():
         team = team_for(slots[0].member.param, replicas)
-        send = _gathered if mesh is None else _handed_out
+        send = _gathered if mesh is None else _scattered
         for bucket in in_buckets(slots, Slot.bytes):
             for slot, value in zip(bucket, send(bucket, team), strict=True):
                 saved[slot.member.param][slot.key] = value
@@ -106,10 +106,10 @@ def _gathered(bucket: list[Slot], team: Team) -> list[Any]:
         sizes[slot.owner] += slot.value.numel()
     mine = [slot.value.reshape(-1).view(wire) for slot in bucket if slot.owner == team.rank]
     received = Gathering(team, mine, sizes, wire, False).parts()
-    return _taken_apart(received, bucket, [slot.value.shape for slot in bucket])
+    return _split_received(received, bucket, [slot.value.shape for slot in bucket])
 
 
-def _handed_out(bucket: list[Slot], team: Team) -> list[Any]:
+def _scattered(bucket: list[Slot], team: Team) -> list[Any]:
     """Return slots divided by rows among the ranks, with one message."""
     wire = _wire(bucket)
     rows: list[list[Tensor]] = []
@@ -119,14 +119,14 @@ def _handed_out(bucket: list[Slot], team: Team) -> list[Any]:
         rows.append([slot.value[slot.pieces[rank].window].reshape(-1).view(wire) for slot in mine])
         sizes.append(sum(slot.pieces[team.rank].numel for slot in bucket if slot.owner == rank))
     received = Transfer(team, rows, sizes, wire, False).parts()
-    parts = _taken_apart(received, bucket, [slot.pieces[team.rank].shape for slot in bucket])
-    divided: list[Any] = []
+    parts = _split_received(received, bucket, [slot.pieces[team.rank].shape for slot in bucket])
+    tensors: list[Any] = []
     for slot, part in zip(bucket, parts, strict=True):
-        divided.append(divided_among(part, slot.member.param, slot.value.shape, slot.placements))
-    return divided
+        tensors.append(from_local_shard(part, slot.member.param, slot.value.shape, slot.placements))
+    return tensors
 
 
-def _taken_apart(received: list[Tensor], bucket: list[Slot], shapes: Sequence[Sequence[int]]) -> list[Tensor]:
+def _split_received(received: list[Tensor], bucket: list[Slot], shapes: Sequence[Sequence[int]]) -> list[Tensor]:
     """Split the received buffers into slots of these shapes; the slots of one owner are contiguous."""
     at = [0] * len(received)
     parts: list[Tensor] = []

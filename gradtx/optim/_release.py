@@ -139,14 +139,14 @@ class ReleasedGradients:
             return
         for param in params:
             if param.requires_grad and param not in self._hooks and not is_lazy(param):
-                self._hooks[param] = param.register_post_accumulate_grad_hook(self._arrives)  # pyright: ignore[reportUnknownMemberType]
+                self._hooks[param] = param.register_post_accumulate_grad_hook(self._on_gradient)  # pyright: ignore[reportUnknownMemberType]
 
     def close(self) -> OpenStep | None:
         """Hand over the open step, which the caller must end; None if no gradient has arrived."""
         ending, self._open = self._open, None
         return ending
 
-    def _arrives(self, param: Tensor) -> None:
+    def _on_gradient(self, param: Tensor) -> None:
         """Update a parameter whose gradient is complete."""
         optimizer = self._optimizer()
         if optimizer is None:

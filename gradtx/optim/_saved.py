@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gradtx._complex import as_complex, as_real, real_views
 from gradtx._conversion import converted
-from gradtx._sharding import is_sharded, undivided
+from gradtx._sharding import full_tensor, is_sharded
 from gradtx._slots import kind_of
 from gradtx.codes import Codec
 from gradtx.optim._extra_keys import extra_keys, kept
@@ -29,7 +29,7 @@ def matched(
     first: Mapping[str, Tensor],
     strict: bool,
     codes: Mapping[str, Codec],
-    beside: Collection[str] = (),
+    wrapper_keys: Collection[str] = (),
 ) -> dict[str, Tensor]:
     """Convert a parameter's saved entry to the dtypes, codes and devices of its first state.
 
@@ -40,7 +40,7 @@ def matched(
         first: The parameter's first state.
         strict: Whether a missing or unknown slot is an error.
         codes: The code of each coded slot.
-        beside: Keys that a wrapper has written into the present state.
+        wrapper_keys: Keys that a wrapper has written into the present state.
 
     Returns:
         The state, including the extra keys of wrappers.
@@ -49,7 +49,7 @@ def matched(
         ValueError: a slot is missing, unknown, or of another chain, or has another shape or kind.
     """
     unknown = saved.keys() - first.keys()
-    extra = {*extra_keys(unknown), *unknown.intersection(beside)}
+    extra = {*extra_keys(unknown), *unknown.intersection(wrapper_keys)}
     slots = {key: value for key, value in saved.items() if key not in extra}
     if param.is_complex():
         views = _matched(name, as_real(param.detach()), real_views(slots), real_views(first), strict, codes)
@@ -68,7 +68,7 @@ def _matched(
     codes: Mapping[str, Codec],
 ) -> dict[str, Tensor]:
     """Implement `matched` for a real parameter and an entry without extra keys."""
-    saved = converted(_in_our_words(saved, first), first, param.shape, codes)
+    saved = converted(_with_our_keys(saved, first), first, param.shape, codes)
     state: dict[str, Tensor] = {}
     for key, value in first.items():
         if key in saved:
@@ -83,7 +83,7 @@ def _matched(
     return state
 
 
-def _in_our_words(saved: Mapping[str, Any], first: Mapping[str, Tensor]) -> dict[str, Any]:
+def _with_our_keys(saved: Mapping[str, Any], first: Mapping[str, Tensor]) -> dict[str, Any]:
     """Return an entry without None values, with its count under "step"."""
     entry = {key: value for key, value in saved.items() if value is not None}
     if "steps" in entry and "steps" not in first:  # adam-atan2-pytorch's name of the count
@@ -91,21 +91,21 @@ def _in_our_words(saved: Mapping[str, Any], first: Mapping[str, Tensor]) -> dict
         if "initial_lr" in first:  # its rates are saved divided by the first learning rate
             entry.setdefault("initial_lr", 1.0)
     for key in first.keys() - entry.keys():
-        _move_beside(key, entry, first)
+        _rename_auxiliary(key, entry, first)
     if "step" not in entry and entry.keys() & first.keys() == {"momentum_buffer"}:
         entry["step"] = 1.0  # torch's SGD keeps no count, but a buffer means that it has stepped
     return entry
 
 
-def _move_beside(key: str, entry: dict[str, Any], first: Mapping[str, Tensor]) -> None:
+def _rename_auxiliary(key: str, entry: dict[str, Any], first: Mapping[str, Tensor]) -> None:
     """Rename an auxiliary tensor of a coded slot that earlier versions saved without its slot's stage prefix."""
     slot, _, suffix = key.rpartition(".")
     bare = slot.rpartition(".")[2]
-    former = f"{bare}.{suffix}"
-    if former not in entry or former in first:
+    old_key = f"{bare}.{suffix}"
+    if old_key not in entry or old_key in first:
         return
     if all(name in first and _dtype(entry.get(name)) == first[name].dtype for name in (slot, bare)):
-        entry[key] = entry.pop(former)
+        entry[key] = entry.pop(old_key)
 
 
 def _dtype(value: Any) -> torch.dtype | None:
@@ -122,7 +122,7 @@ def _as_slot(
     check_slot(name, key, saved)
     value = torch.as_tensor(saved)
     if not is_sharded(first):  # for example a slot kept by the leaf's owner, which is saved divided by rows
-        value = undivided(value)
+        value = full_tensor(value)
     if value.shape != first.shape:
         shapes = f"{tuple(value.shape)}, needs {tuple(first.shape)}"
         raise ValueError(f"state of parameter {name!r}: {key!r} has shape {shapes}")

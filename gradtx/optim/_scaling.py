@@ -16,7 +16,7 @@ from torch import Tensor
 from gradtx import _torch
 from gradtx._exact import exact
 from gradtx._runs import Run, Scope
-from gradtx._sharding import local, undivided
+from gradtx._sharding import full_tensor, local
 from gradtx.combinators.frame import Frame, FrameRun, InnerClock
 from gradtx.core import chain
 
@@ -45,7 +45,7 @@ class Count:
         """Return the count after a step that adds `tick`."""
         return Count(self.made + tick, self.most + 1)
 
-    def become(self, other: Count) -> None:
+    def copy_from(self, other: Count) -> None:
         """Copy another count into this one's tensor."""
         self.made.copy_(other.made)
         self.bound = other.bound
@@ -81,14 +81,14 @@ class Scaling:
     )
 
     @classmethod
-    def asked_of(cls, optimizer: torch.optim.Optimizer) -> Scaling | None:
+    def requested_by(cls, optimizer: torch.optim.Optimizer) -> Scaling | None:
         """Return the request that a scaler has set on the optimizer, if any."""
         flag: Any = getattr(optimizer, "found_inf", None)
         scale: Any = getattr(optimizer, "grad_scale", None)
         if flag is None:
             return None
-        flag = undivided(torch.as_tensor(flag)).reshape(())
-        scale = torch.ones((), device=flag.device) if scale is None else undivided(scale).to(flag.device)
+        flag = full_tensor(torch.as_tensor(flag)).reshape(())
+        scale = torch.ones((), device=flag.device) if scale is None else full_tensor(scale).to(flag.device)
         return cls(exact(scale, flag.device).reshape(()).reciprocal(), flag == 0)
 
     def on(self, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -148,7 +148,7 @@ def keep_counts_in_place(members: Iterable[Member], after: Mapping[int | Count, 
     kept: dict[int | Count, Count] = {}
     for before, count in after.items():
         if isinstance(before, Count) and isinstance(count, Count) and before not in waiting:
-            before.become(count)
+            before.copy_from(count)
             kept[count] = before
     for member in members:
         if member.count in kept:

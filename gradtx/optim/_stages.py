@@ -169,10 +169,10 @@ class RankSums:
             key: The cache key of the result.
         """
         if self._covered is None or self._covered != key:
-            reached = {_sums_on_the_way(leaf.program) for leaf in leaves()}
+            reached = {_sums_on_route(leaf.program) for leaf in leaves()}
             self._routes = []
             for route in block.routes():
-                sums = _sums_on_the_way(block.on_route(route))
+                sums = _sums_on_route(block.on_route(route))
                 if sums and sums not in reached:
                     self._routes.append(route)
                     reached.add(sums)
@@ -197,7 +197,7 @@ class StandIn(Leaf):
         self.route = route
         self.first: dict[Path, dict[str, Tensor]] = {}
 
-    def through(self, program: list[Operation]) -> StandIn:
+    def set_route(self, program: list[Operation]) -> StandIn:
         """Set the leaf's program and initialize its slots."""
         self.program = program
         initialize([self])
@@ -221,7 +221,7 @@ def adds_up(operation: Operation) -> bool:
     return operation.waits or operation.sums_late
 
 
-def _sums_on_the_way(program: Iterable[Operation]) -> tuple[Path, ...]:
+def _sums_on_route(program: Iterable[Operation]) -> tuple[Path, ...]:
     return tuple(operation.path for operation in program if adds_up(operation))
 
 

@@ -227,7 +227,7 @@ class States:
             return
         stepping = [member for member in row if member.param.grad is not None]
         self.refresh(view, [member.param for member in stepping])
-        first = self.first(view, self._to_complete(view, row, changed))
+        first = self.first(view, self._incomplete(view, row, changed))
         for param, state in first.states.items():
             self._complete(self.members.by_param[param], first.layouts[param], state)
             self.members.by_param[param].made_for = view
@@ -238,7 +238,7 @@ class States:
             if member.has_state() and member.first_state is None:
                 member.shape = member.param.shape
 
-    def _to_complete(self, view: GroupView, row: list[Member], changed: bool) -> list[Tensor]:
+    def _incomplete(self, view: GroupView, row: list[Member], changed: bool) -> list[Tensor]:
         """Return the parameters that lack slots, or whose slots may have changed."""
         params: list[Tensor] = []
         for member in row:
@@ -280,7 +280,7 @@ class States:
         for path, values in run.new_shared.items():
             old = run.scalars(path) if stays else {}
             taken = set(map(memory_of, old.values()))
-            new[path] = {name: run.memory.fresh(value, taken) for name, value in values.items()}
+            new[path] = {name: run.memory.unshared(value, taken) for name, value in values.items()}
             for name, tensor in old.items():
                 value = new[path].get(name)
                 if value is not None and value.device == tensor.device and value.dtype == tensor.dtype:
@@ -332,11 +332,11 @@ def _are_prepared(members: list[Member], view: GroupView) -> bool:
 
 def _first_state(run: OptimizerRun, leaf: Leaf, layout: Layout, alone: bool) -> State:
     """Return the flat state of a leaf after `initialize`."""
-    run.memory.take([leaf.given[1]])
+    run.memory.register([leaf.inputs[1]])
     state = {"step": torch.tensor(0.0, dtype=_step_dtype(), device=CPU)}
     for path, keys in layout.slots.items():
         for slot, key in keys.items():
-            state[key] = leaf.kept(run.memory.fresh(leaf.new[path][slot]))
+            state[key] = leaf.in_callers_form(run.memory.unshared(leaf.new[path][slot]))
     for path, keys in layout.shared.items():
         of_others = {} if alone else run.scalars(path)
         values = of_others or run.new_shared[path]

@@ -124,7 +124,7 @@ class Step:
                 extras[key] = _by_name(key, value, names)
         scalars, trees = split_extras(extras, kinds, dict.fromkeys(names))
         run.leaf_extras = trees
-        run.memory.take(tensors(trees))  # a rule may return one of them unchanged
+        run.memory.register(tensors(trees))  # a rule may return one of them unchanged
         return scalars, trees
 
     def _checked_values(self, rows: Sequence[list[Member]]) -> list[Mapping[str, Any]]:
@@ -365,7 +365,7 @@ class Step:
             clock = _clock_after(self._count)
             leaf = StandIn(self._run, route, dtype_of_sums(stepping), clock, self._scalars)
             self._run.stand_ins.add(leaf.name)
-            yield leaf.through(block.on_route(route))
+            yield leaf.set_route(block.on_route(route))
 
     def _request(self) -> StepRequest:
         structures: list[Any] = []
@@ -414,17 +414,17 @@ class Step:
             keys = leaf.layout.slots[path]
             for slot, value in slots.items():
                 if value is not leaf.state[keys[slot]]:  # the same tensor if, for example, a basis was not updated
-                    new[keys[slot]] = leaf.kept(leaf.run.memory.fresh(value, taken))
+                    new[keys[slot]] = leaf.in_callers_form(leaf.run.memory.unshared(value, taken))
         if self._stays:
-            update = None if update is None else leaf.run.memory.fresh(update, taken)
+            update = None if update is None else leaf.run.memory.unshared(update, taken)
             for key, value in new.items():
                 leaf.state[key].copy_(value)
         else:
             leaf.state.update(new)
-        if leaf.given[0] is not None:
+        if leaf.inputs[0] is not None:
             self._count_step(leaf)
         if update is not None:
-            leaf.given[1].add_(update)
+            leaf.inputs[1].add_(update)
         if self._consumes:
             leaf.key.grad = None
         leaf.release()
@@ -445,7 +445,7 @@ def _memory_in_use(leaf: Leaf) -> set[Any]:
     Not collected for all leaves in advance, because freed memory of replaced state may be reused for a later leaf's
     new state.
     """
-    taken = {memory_of(tensor) for tensor in leaf.given if tensor is not None}
+    taken = {memory_of(tensor) for tensor in leaf.inputs if tensor is not None}
     taken.update(map(memory_of, leaf.state.values()))
     return taken
 

@@ -12,7 +12,7 @@ from typing import Any
 from gradtx._arguments import OTHER_WORDS, Schedule
 from gradtx._messages import close, describe
 from gradtx.core import Chain, Entry, GradientTransformation
-from gradtx.factories import Made
+from gradtx.factories import FactoryCall
 from gradtx.optim._groups import ENGINE_OPTIONS, SCHEDULER_KEYS, GroupView
 
 RATE = "scale_by_learning_rate"
@@ -46,7 +46,7 @@ def warn_user(message: str, category: type[Warning]) -> None:
 
 def warn_of_ascent(tx: GradientTransformation) -> None:
     """Warn about a chain of known links none of which flips the sign: its steps increase the loss."""
-    if not (_makes_direction(tx) and _climbs(tx)):
+    if not (_makes_direction(tx) and _keeps_sign(tx)):
         return
     warn_user(
         "as_optimizer: no link of this chain flips the sign, so its steps increase the loss; end it with "
@@ -65,22 +65,22 @@ def _makes_direction(tx: GradientTransformation) -> bool:
     return False
 
 
-def _climbs(tx: GradientTransformation) -> bool:
+def _keeps_sign(tx: GradientTransformation) -> bool:
     """Whether every part of a transformation is known to keep the sign of its input."""
     if isinstance(tx, Chain):
-        return all(map(_climbs, tx._children()))
-    if not isinstance(tx, Made) or not (tx._spec.function.__module__ or "").startswith("gradtx."):
+        return all(map(_keeps_sign, tx._children()))
+    if not isinstance(tx, FactoryCall) or not (tx._spec.function.__module__ or "").startswith("gradtx."):
         return False  # a user function may flip the sign
     if tx._name in (RATE, "scale", "freeze") or tx._lr_role == "owner" or tx._arguments.get("maximize"):
         return False
     if isinstance(tx._body, GradientTransformation):
-        return _climbs(tx._body)
+        return _keeps_sign(tx._body)
     inner = tx._children()
     if tx._name == "graft":
-        return _climbs(inner[0])  # the second determines only the length
+        return _keeps_sign(inner[0])  # the second determines only the length
     if tx._branches() is not None:
-        return any(map(_climbs, inner))
-    return all(map(_climbs, inner))
+        return any(map(_keeps_sign, inner))
+    return all(map(_keeps_sign, inner))
 
 
 def warn_of_two_schedules(owner: str, views: Iterable[GroupView]) -> None:
@@ -114,12 +114,12 @@ def warn_of_unread_cycles(owner: str, views: Iterable[GroupView]) -> None:
             )
 
 
-def warn_of_turned_signs(tx: GradientTransformation) -> None:
+def warn_of_flipped_signs(tx: GradientTransformation) -> None:
     """Warn about a learning rate, or a decay, after a learning rate on the same path: its sign is wrong."""
-    turned = next(_turned(tx), None)
-    if turned is None:
+    misplaced = next(_misplaced_links(tx), None)
+    if misplaced is None:
         return
-    first, second, link = turned
+    first, second, link = misplaced
     if link._name == RATE or link._lr_role == "owner":
         fault = (
             f"{second} follows {first}, and both scale by a learning rate, which flips the sign twice, so the loss "
@@ -136,7 +136,7 @@ def warn_of_turned_signs(tx: GradientTransformation) -> None:
 
 def warn_of_early_links(tx: GradientTransformation) -> None:
     """Warn about a learning rate, or a decay, after a link that expects the finished step, such as `average`."""
-    pair = next(_early(tx), None)
+    pair = next(_early_links(tx), None)
     if pair is not None:
         early, late = pair
         warn_user(
@@ -146,10 +146,10 @@ def warn_of_early_links(tx: GradientTransformation) -> None:
         )
 
 
-def _early(tx: GradientTransformation) -> Iterator[tuple[str, str]]:
+def _early_links(tx: GradientTransformation) -> Iterator[tuple[str, str]]:
     """Yield (link that expects the finished step, later link that should precede it), for every chain."""
     for part in tx._children():
-        yield from _early(part)
+        yield from _early_links(part)
     early = None
     for link in tx._links() if isinstance(tx, Chain) else ():
         if early is not None and link._lr_role is not None:
@@ -158,16 +158,16 @@ def _early(tx: GradientTransformation) -> Iterator[tuple[str, str]]:
             early = link
 
 
-def _turned(tx: GradientTransformation) -> Iterator[tuple[str, str, Made]]:
+def _misplaced_links(tx: GradientTransformation) -> Iterator[tuple[str, str, FactoryCall]]:
     """Yield (part of a chain with the first learning rate, later part, misplaced link in the later part)."""
-    while isinstance(tx, Made) and isinstance(tx._body, GradientTransformation):
+    while isinstance(tx, FactoryCall) and isinstance(tx._body, GradientTransformation):
         tx = tx._body
     for part in tx._children():
-        yield from _turned(part)
+        yield from _misplaced_links(part)
     if not isinstance(tx, Chain):
         return
     parts = tx._children()
-    if any(_may_turn_back(part) for part in parts):
+    if any(_may_flip_sign(part) for part in parts):
         return
     first = None
     for part in parts:
@@ -180,7 +180,7 @@ def _turned(tx: GradientTransformation) -> Iterator[tuple[str, str, Made]]:
             first = part._name
 
 
-def _link_before_rate(links: list[Made]) -> Made | None:
+def _link_before_rate(links: list[FactoryCall]) -> FactoryCall | None:
     """Return the last link that must precede a learning rate."""
     for link in reversed(links):
         if link._lr_role is not None and not link._arguments.get("fixed"):
@@ -188,18 +188,18 @@ def _link_before_rate(links: list[Made]) -> Made | None:
     return None
 
 
-def _links_on_path(part: GradientTransformation) -> list[Made]:
+def _links_on_path(part: GradientTransformation) -> list[FactoryCall]:
     """Return the links that apply to every leaf at every step, which excludes links inside combinators."""
-    links: list[Made] = []
+    links: list[FactoryCall] = []
     for link in part._links():
-        if isinstance(link, Made) and not link._children():
+        if isinstance(link, FactoryCall) and not link._children():
             links.append(link)
     return links
 
 
-def _may_turn_back(part: GradientTransformation) -> bool:
+def _may_flip_sign(part: GradientTransformation) -> bool:
     """Whether a part may flip the sign on its own."""
-    if isinstance(part, Made) and part._arguments.get("maximize", False):
+    if isinstance(part, FactoryCall) and part._arguments.get("maximize", False):
         return True
     return any(link._name == "scale" for link in _links_on_path(part))
 

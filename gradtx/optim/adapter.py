@@ -18,7 +18,7 @@ from gradtx._arguments import tensors_in
 from gradtx._execution import Block
 from gradtx._given import listed_group, listed_params, without_repeats
 from gradtx._narrowing import is_tuple
-from gradtx._pure import evaluated
+from gradtx._pure import evaluation_weights
 from gradtx._sharding import team_of_group
 from gradtx._storage import check_patterns
 from gradtx.context import Clock
@@ -78,7 +78,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
             )
         check_transformation(owner, "tx", tx)
         offload = _offload_for(owner, state_device, tx)
-        self._workings = Workings.of(owner, self._own(tx), seed, _engine_for(compile), offload)
+        self._workings = Workings.of(owner, self._copy_hyperparameters(tx), seed, _engine_for(compile), offload)
         self._workings.capturable = capturable
         members = self._workings.members
         if process_group is not None:
@@ -114,7 +114,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         if seen.complete:
             check_patterns({storage: seen.slots[storage.label] for storage in states.seen_slots})
 
-    def _own(self, tx: GradientTransformation) -> GradientTransformation:
+    def _copy_hyperparameters(self, tx: GradientTransformation) -> GradientTransformation:
         """Copy the transformation's hyperparameter tensors: schedulers write to them, and others may share them."""
         tensors = {entry.place: _cloned(entry.value) for entry in tx._entries() if tensors_in(entry.value)}
         return tx._replaced(tensors, checked=False) if tensors else tx
@@ -134,7 +134,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         Parameters that still have state, from a group that was removed, keep it.
         """
         owner = type(self).__name__
-        group = without_repeats(self._as_torch_checks_it(listed_group(owner, param_group)))
+        group = without_repeats(self._checked_by_torch(listed_group(owner, param_group)))
         keys = list(group)
         workings = self._up_to_date()
         members, states = workings.members, workings.states
@@ -169,7 +169,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
                 continue
             group.setdefault(name, value)
 
-    def _as_torch_checks_it(self, param_group: dict[str, Any]) -> dict[str, Any]:
+    def _checked_by_torch(self, param_group: dict[str, Any]) -> dict[str, Any]:
         """Return a group after torch's checks, without torch's defaults; the group is not added."""
         size, defaults = len(self.param_groups), self.defaults
         self.defaults = {}
@@ -266,7 +266,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
                 f"{owner}: step does not accept {name!r} while gradients are released: parameters have already been "
                 "updated"
             )
-        if Scaling.asked_of(self) is not None:
+        if Scaling.requested_by(self) is not None:
             raise RuntimeError(
                 f"{owner}: a GradScaler cannot be used while gradients are released, because parameters step before "
                 "it has read all gradients; train in bfloat16, or call handle.remove()"
@@ -305,7 +305,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         workings = self._up_to_date()
         warn_of_two_schedules(type(self).__name__, workings.members.views)
         warn_of_unread_cycles(type(self).__name__, workings.members.views)
-        scaling = Scaling.asked_of(self)
+        scaling = Scaling.requested_by(self)
         if scaling is not None:
             if workings.members.rank_sums is not None:
                 raise RuntimeError(
@@ -328,12 +328,12 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
             extras.setdefault("value_fn", closure)
             workings = self._up_to_date()
             self._check_gradients(workings)
-        begun = None if self._released is None else self._released.close()
+        open_step = None if self._released is None else self._released.close()
         if workings.offload is not None:
             workings.offload.check_step(workings.members.by_param)
             workings.offload.extras_on_host(extras)
         with workings.at_state(writes=True, consumes=consume_gradients, unscales=scaling is not None):
-            step = begun or self._checked_step(extras, scaling, consume_gradients)
+            step = open_step or self._checked_step(extras, scaling, consume_gradients)
             hessian.supply(step)
             step.run()
         return loss
@@ -446,9 +446,9 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
                 member = members.by_param[param]
                 if member.layout is not None:
                     leaf = states.leaf(run, member, clock)
-                    value = evaluated(leaf, block.for_leaf(leaf))
+                    value = evaluation_weights(leaf, block.for_leaf(leaf))
                     if value is not None:
-                        weights[param] = leaf.kept(value)
+                        weights[param] = leaf.in_callers_form(value)
         run.commits.clear()  # breaks a reference cycle with the run
         return weights
 
@@ -472,12 +472,14 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
     def _state_dict_of_members(self) -> dict[str, Any]:
         """Return torch's state dict, without the state of parameters that were removed from the groups."""
         members, everything = self._workings.members.by_param, cast("defaultdict[Any, Any]", self.state)
-        kept = {key: value for key, value in everything.items() if not isinstance(key, Tensor) or key in members}
-        divided = states_of_owners(members, kept, self._workings.members.replicas)
-        if len(kept) == len(everything) and not divided:
+        member_states = {
+            key: value for key, value in everything.items() if not isinstance(key, Tensor) or key in members
+        }
+        owner_states = states_of_owners(members, member_states, self._workings.members.replicas)
+        if len(member_states) == len(everything) and not owner_states:
             return super().state_dict()
-        kept.update(divided)
-        self.state = defaultdict(dict, kept)
+        member_states.update(owner_states)
+        self.state = defaultdict(dict, member_states)
         try:
             return super().state_dict()
         finally:

@@ -96,9 +96,9 @@ class AliasOptimizer(ChainOptimizer):
             "capturable": bool(capturable),
         }
         super().__init__(tx, params, process_group=process_group, sum_over=sum_over, **engine)
-        given = self._arguments.bind(*args, **numbers).arguments
-        given.update((name, value) for name, value in engine.items() if value != ENGINE[name])
-        self.defaults = _defaults_of(self._tx, given)
+        arguments = self._arguments.bind(*args, **numbers).arguments
+        arguments.update((name, value) for name, value in engine.items() if value != ENGINE[name])
+        self.defaults = _defaults_of(self._tx, arguments)
         self._made_defaults = dict(self.defaults)
 
     def _argument_named(self, key: str) -> str:
@@ -142,7 +142,7 @@ class AliasOptimizer(ChainOptimizer):
                     group[name] = number(group)
         return state_dict
 
-    def _own(self, tx: GradientTransformation) -> GradientTransformation:
+    def _copy_hyperparameters(self, tx: GradientTransformation) -> GradientTransformation:
         return tx  # created for this optimizer: tensors passed by the user are not copied, as in torch
 
     def _accepted(self, state_dict: dict[str, Any]) -> dict[str, Any]:
@@ -170,12 +170,13 @@ def _as_number(value: Any) -> Any:
     return value
 
 
-def _defaults_of(tx: GradientTransformation, given: Mapping[str, Any]) -> dict[str, Any]:
+def _defaults_of(tx: GradientTransformation, arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Return constructor arguments by their names in groups, so that `type(opt)(params, **opt.defaults)` works.
 
     Args:
         tx: The transformation that the constructor created.
-        given: The arguments passed to the constructor. Those that are not hyperparameters are included in the result.
+        arguments: The arguments passed to the constructor. Those that are not hyperparameters are included in the
+            result.
     """
     defaults: dict[str, Any] = {}
     hyperparameters: set[str] = set()
@@ -184,7 +185,7 @@ def _defaults_of(tx: GradientTransformation, given: Mapping[str, Any]) -> dict[s
         if not nodes:  # an argument of the alias itself
             defaults[name] = entry.value
             hyperparameters.add(argument)
-    for name, value in given.items():
+    for name, value in arguments.items():
         if name not in hyperparameters:
             defaults[name] = value
     return defaults

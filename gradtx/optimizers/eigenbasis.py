@@ -45,11 +45,11 @@ def _determined(arguments):
 
 def _finished(direction: GradientTransformation, lr: Any, weight_decay: Any) -> GradientTransformation:
     """Chain a direction, its rate, decay after the step, and a first step that only initializes the bases."""
-    kept = 1 - lr * weight_decay
+    decay_factor = 1 - lr * weight_decay
     return chain(
         direction,
         scale_by_learning_rate(lr),
-        map_after_step(lambda weights: kept * weights),
+        map_after_step(lambda weights: decay_factor * weights),
         hold_until(2),  # the decay does not act in the first step either
     )
 
@@ -477,11 +477,11 @@ def conda(
         stagger=stagger,
     )
     matrices = chain(trace_ema(betas[0]), along, _scaled(scale))
-    kept = 1 - lr * weight_decay
+    decay_factor = 1 - lr * weight_decay
     return chain(
         partition({"matrix": matrices, "rest": scale_by_adam_hat(betas, eps)}, {"matrix": _is_matrix, "rest": "*"}),
         scale_by_learning_rate(lr),
-        map_after_step(lambda weights: kept * weights),
+        map_after_step(lambda weights: decay_factor * weights),
     )
 
 

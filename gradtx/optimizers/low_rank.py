@@ -161,8 +161,8 @@ def dion2(
 
 def _decayed(direction: GradientTransformation, lr: Any, weight_decay: Any) -> GradientTransformation:
     """Chain a direction, its rate, and decay after the step."""
-    kept = 1 - lr * weight_decay
-    return chain(direction, scale_by_learning_rate(lr), map_after_step(lambda weights: kept * weights))
+    decay_factor = 1 - lr * weight_decay
+    return chain(direction, scale_by_learning_rate(lr), map_after_step(lambda weights: decay_factor * weights))
 
 
 @alias(class_name="GaLore", ranges=RANGES, example=EXAMPLE)

@@ -513,7 +513,7 @@ def soap(
     Source: Vyas et al. 2024, arXiv:2409.11321. Departures: none from the authors' code, except that its casts to
     float32 are omitted.
     """
-    kept = 1 - lr * weight_decay
+    decay_factor = 1 - lr * weight_decay
     return chain(
         scale_by_soap(
             betas,
@@ -528,6 +528,6 @@ def soap(
             stagger=stagger,
         ),
         scale_by_learning_rate(lr),
-        map_after_step(lambda weights: kept * weights),
+        map_after_step(lambda weights: decay_factor * weights),
         hold_until(2),  # the decay does not act in the first step either
     )

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from gradtx import _torch
 from gradtx._exact import exact
-from gradtx._sharding import undivided
+from gradtx._sharding import full_tensor
 
 
 def differentiable() -> bool:
@@ -40,7 +40,7 @@ def at_least(x: Tensor, bound: Any) -> Tensor:
 
 def largest(x: Tensor) -> Tensor:
     """Return the largest entry of a whole leaf as a 0-d tensor, or 0 if the leaf is empty."""
-    x = undivided(x)  # a maximum fails on a rank without entries
+    x = full_tensor(x)  # a maximum fails on a rank without entries
     return x.amax() if x.numel() else x.sum()
 
 

@@ -97,13 +97,13 @@ def merged(shape: Sequence[int], limit: int) -> tuple[int, ...]:
     """
     if math.prod(shape) == 0:
         return tuple(shape)
-    found, product = [], 1
+    sizes_before, product = [], 1
     for size in shape:
         if product * size > limit:
-            found.append(product)
+            sizes_before.append(product)
             product = 1
         product *= size
-    return tuple(size for size in (*found, product) if size > 1)
+    return tuple(size for size in (*sizes_before, product) if size > 1)
 
 
 def blocks(x: Tensor, size: int) -> list[Tensor]:

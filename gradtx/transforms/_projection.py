@@ -55,7 +55,7 @@ class Projection:
             init=init,
             view=viewed,
             inside=self.inside,
-            kinded=self.carry == "rotate",
+            needs_kinds=self.carry == "rotate",
             seed=self.seed if self.kind == "random" else None,
             hidden=hidden,
         )

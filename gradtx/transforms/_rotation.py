@@ -62,7 +62,7 @@ class Factors:
         return [shape[i] for i in self.dims(x)]
 
 
-def turned(x: Tensor, dims: list[int], bases: list[Tensor], back: bool = False) -> Tensor:
+def change_basis(x: Tensor, dims: list[int], bases: list[Tensor], back: bool = False) -> Tensor:
     """Transform a tensor into the coordinates of bases, or back."""
     for i, basis in zip(dims, bases, strict=True):
         x = multiplied(x, basis if back else basis.mT, i)
@@ -222,10 +222,10 @@ class RotatedView(View):
         return blended(value, self._update, 1 - decay) if self._dims else None
 
     def inward(self, x: Tensor) -> Tensor:
-        return turned(x.reshape(self._shape), self._dims, self._bases)
+        return change_basis(x.reshape(self._shape), self._dims, self._bases)
 
     def _outward(self, x: Tensor) -> Tensor:
-        return turned(x, self._dims, self._bases, back=True).reshape(self._whole)
+        return change_basis(x, self._dims, self._bases, back=True).reshape(self._whole)
 
     def read(self, kind: str, value: Tensor) -> Tensor:
         if kind == "linear":

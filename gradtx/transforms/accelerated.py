@@ -58,13 +58,13 @@ def scale_by_accsgd(lr: Scalar, kappa: Scalar = 1000.0, xi: Scalar = 10.0, small
         raise ValueError(f"scale_by_accsgd: xi must be at most sqrt(kappa) = {math.sqrt(kappa):g}, got {xi!r}")
     rest = small_const * small_const * xi / kappa  # 1 - alpha
     zeta = small_const / (small_const + rest)
-    long = lr * kappa / small_const
+    long_lr = lr * kappa / small_const
 
     def init(param):
         return {"avg": param}
 
     def update(update, state, param, ctx):
-        average = (1 - rest) * state["avg"] + rest * (param - long * update)
+        average = (1 - rest) * state["avg"] + rest * (param - long_lr * update)
         return (1 - zeta) * (average - param) - (zeta * lr) * update, {"avg": average}
 
     return init, update
@@ -196,9 +196,9 @@ def scale_by_gravity(lr: Scalar, alpha: Scalar = 0.01, beta: Scalar = 0.9, seed:
         return {"v": (size * rng.normal(param)).to(param.dtype)}
 
     def update(update, state, param, ctx):
-        bent = update / (1 + (update * largest(update.abs())).square())
+        bounded_update = update / (1 + (update * largest(update.abs())).square())
         beta_t = (beta * ctx.time + 1) / (ctx.time + 2)
-        velocity = beta_t * state["v"] + (1 - beta_t) * bent
+        velocity = beta_t * state["v"] + (1 - beta_t) * bounded_update
         return velocity, {"v": velocity}
 
     return init, update

@@ -119,8 +119,8 @@ def scale_by_yogi(betas: Betas = (0.9, 0.999), eps: Scalar = 1e-3, initial_accum
 
     def update(update, state, param, ctx):
         mean = beta1 * state["exp_avg"] + rest1 * update
-        square, fresh = state["exp_avg_sq"], update.square()
-        square = square - rest2 * (square - fresh).sign() * fresh
+        square, update_square = state["exp_avg_sq"], update.square()
+        square = square - rest2 * (square - update_square).sign() * update_square
         return hat_rate(safe_sqrt(square) + eps, ctx, betas) * mean, {"exp_avg": mean, "exp_avg_sq": square}
 
     return init, update

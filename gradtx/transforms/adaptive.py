@@ -148,7 +148,10 @@ def scale_by_adopt(betas: Betas = (0.9, 0.9999), eps: Scalar = 1e-6, clip_expone
             bound = (ctx.time - 1) ** clip_exponent
             normal = normal.clamp(-bound, bound)
         mean = torch.where(first, mean, beta1 * mean + (1 - beta1) * normal)
-        fresh = update.square()
-        return mean, {"exp_avg": mean, "exp_avg_sq": torch.where(first, fresh, beta2 * square + (1 - beta2) * fresh)}
+        update_square = update.square()
+        return mean, {
+            "exp_avg": mean,
+            "exp_avg_sq": torch.where(first, update_square, beta2 * square + (1 - beta2) * update_square),
+        }
 
     return init, update

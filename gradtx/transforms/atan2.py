@@ -100,8 +100,8 @@ def scale_by_adopt_atan2(betas: Betas = (0.9, 0.99), a: Scalar = 1.27, b: Scalar
         first = ctx.step == 1
         mean = torch.where(first, old, beta1 * old + (1 - beta1) * atan2(update, b * safe_sqrt(square)))
         direction = mean if is_off(cautious_factor, 1.0) else mean * caution(old, update, cautious_factor)
-        fresh = update.square()
-        square = torch.where(first, fresh, beta2 * square + (1 - beta2) * fresh)
+        update_square = update.square()
+        square = torch.where(first, update_square, beta2 * square + (1 - beta2) * update_square)
         return a * direction, {"exp_avg": mean, "exp_avg_sq": square}
 
     return init, update

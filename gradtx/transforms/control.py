@@ -36,8 +36,8 @@ def hold_until(t0: int):
     """
 
     def update(update, state, param, ctx):
-        held = ctx.when(lambda step: step < t0, lambda: torch.zeros_like(update), lambda: update)
-        return held, state
+        direction = ctx.when(lambda step: step < t0, lambda: torch.zeros_like(update), lambda: update)
+        return direction, state
 
     return update
 

@@ -41,7 +41,7 @@ def scale_by_sm3(beta: Scalar = 0.0, eps: Scalar = 1e-30):
     Source: Anil et al. 2019, arXiv:1901.11150 (SM3-II). Departures: beta > 0 follows Enealor/PyTorch-SM3. With beta = 0
     the maxima never decrease, so taking the larger one has no effect.
     """
-    kept = beta + (beta == 0)  # 1 at beta 0
+    old_weight = beta + (beta == 0)  # 1 at beta 0
 
     def init(param):
         shapes = [[1] * i + [size] + [1] * (param.ndim - i - 1) for i, size in enumerate(param.shape)] or [[]]
@@ -51,7 +51,7 @@ def scale_by_sm3(beta: Scalar = 0.0, eps: Scalar = 1e-30):
         if update.numel() == 0:
             return update, state
         old = state["accumulator"]
-        cover = kept * functools.reduce(torch.minimum, old) + (1 - beta) * update.square()
+        cover = old_weight * functools.reduce(torch.minimum, old) + (1 - beta) * update.square()
         return update / (cover + eps).sqrt(), {
             "accumulator": [torch.maximum(maxima, _maxima(cover, i)) for i, maxima in enumerate(old)]
         }

@@ -57,9 +57,9 @@ def corrected_rate(d: Tensor, lr: Any, betas: Any, use_bias_correction: bool, ct
 
 def _correlation(numerator: Tensor, total: dict[str, Tensor], keep: Any) -> tuple[Tensor, Tensor, Tensor]:
     """Return whether the step is held, the new average of <direction, s>, and the estimate, for Adam and Lion."""
-    held = total["size"] == 0
-    numerator = torch.where(held, numerator, keep * numerator + (1 - keep) * total["product"])
-    return held, numerator, quotient(numerator, (1 - keep) * total["size"])
+    no_gradient = total["size"] == 0
+    numerator = torch.where(no_gradient, numerator, keep * numerator + (1 - keep) * total["product"])
+    return no_gradient, numerator, quotient(numerator, (1 - keep) * total["size"])
 
 
 @per_tensor(
@@ -126,8 +126,8 @@ def scale_by_dadapt_adagrad(
             "weighted": (s.square() / root).sum(),
             "size": s.abs().sum(),
         }
-        held = total["size"] == 0
-        squares = torch.where(held, state["gsq_weighted"], state["gsq_weighted"] + total["square"])
+        no_gradient = total["size"] == 0
+        squares = torch.where(no_gradient, state["gsq_weighted"], state["gsq_weighted"] + total["square"])
         if is_off(momentum):
             before = safe_sqrt(state["alphak"]) + eps
             direction = s / root - state["sk"] / before
@@ -135,7 +135,7 @@ def scale_by_dadapt_adagrad(
             direction = -dual_averaging(start, s, root, momentum, param)
         d = grown(d, quotient(total["weighted"] - squares, total["size"]), growth_rate)
         yield (
-            torch.where(held, 0.0, direction),
+            torch.where(no_gradient, 0.0, direction),
             {"alphak": accumulated, "sk": s, "x0": start, "d": d, "gsq_weighted": squares},
         )
 
@@ -211,10 +211,10 @@ def scale_by_dadapt_adam(
         square = beta2 * state["exp_avg_sq"] + (1 - beta2) * update.square()
         s = keep * state["s"] + ((1 - keep) * rate) * update
         total = yield {"product": product, "size": s.abs().sum()}
-        held, numerator, estimate = _correlation(state["numerator_weighted"], total, keep)
+        no_gradient, numerator, estimate = _correlation(state["numerator_weighted"], total, keep)
         direction = mean / (safe_sqrt(square) + eps) + (rate * weight_decay) * param
         new = {"exp_avg": mean, "exp_avg_sq": square, "s": s, "numerator_weighted": numerator}
-        yield torch.where(held, 0.0, direction), {**new, "d": grown(d, estimate, growth_rate)}
+        yield torch.where(no_gradient, 0.0, direction), {**new, "d": grown(d, estimate, growth_rate)}
 
     return init, update
 
@@ -273,9 +273,9 @@ def scale_by_dadapt_sgd(lr: Scalar = 1.0, momentum: Scalar = 0.0, d0: Scalar = 1
             "product": rate * (update * state["s"]).sum(),
             "square": s.square().sum(),
         }
-        fresh = known == 0  # s has not moved yet: make its first move at the rate that is now known
-        norm = torch.where(fresh, safe_sqrt(total["first"]), known)
-        s = torch.where(fresh, state["s"] + quotient(d * lr, norm) * update, s)
+        is_first_move = known == 0  # s has not moved yet: make its first move at the rate that is now known
+        norm = torch.where(is_first_move, safe_sqrt(total["first"]), known)
+        s = torch.where(is_first_move, state["s"] + quotient(d * lr, norm) * update, s)
         numerator = state["numerator_weighted"] + total["product"]
         d = grown(d, quotient(2 * numerator, safe_sqrt(total["square"])), growth_rate)
         direction = s - state["s"] if is_off(momentum) else -dual_averaging(start, s, 1.0, momentum, param)
@@ -362,13 +362,13 @@ def scale_by_dadapt_adan(
             "weighted": (s.square() / root).sum(),
             "size": s.abs().sum(),
         }
-        held = total["size"] == 0
+        no_gradient = total["size"] == 0
         squares = beta3 * state["gsq_weighted"] + (1 - beta3) * total["square"]
-        squares = torch.where(held, state["gsq_weighted"], squares)
+        squares = torch.where(no_gradient, state["gsq_weighted"], squares)
         d = grown(d, quotient(total["weighted"] / (1 - beta3) - squares, total["size"]), growth_rate)
         decay = rate * weight_decay
         direction = (mean + beta2 * trend) / root + decay * param
-        direction = torch.where(held, 0.0, direction if no_prox else direction / (1 + decay))
+        direction = torch.where(no_gradient, 0.0, direction if no_prox else direction / (1 + decay))
         new = {"exp_avg": mean, "exp_avg_diff": trend, "exp_avg_sq": square, "s": s, "previous_grad": update}
         yield direction, {**new, "d": d, "gsq_weighted": squares}
 
@@ -424,8 +424,8 @@ def scale_by_dadapt_lion(lr: Scalar = 1.0, betas: Betas = (0.9, 0.99), weight_de
         mean = beta2 * state["exp_avg"] + ((1 - beta2) * rate) * update
         s = keep * state["s"] + ((1 - keep) * rate) * sign
         total = yield {"product": rate * (sign * state["s"]).sum(), "size": s.abs().sum()}
-        held, numerator, estimate = _correlation(state["numerator_weighted"], total, keep)
-        direction = torch.where(held, 0.0, rate * (sign + weight_decay * param))
+        no_gradient, numerator, estimate = _correlation(state["numerator_weighted"], total, keep)
+        direction = torch.where(no_gradient, 0.0, rate * (sign + weight_decay * param))
         yield direction, {"exp_avg": mean, "s": s, "numerator_weighted": numerator, "d": torch.maximum(d, estimate)}
 
     return init, update

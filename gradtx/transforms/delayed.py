@@ -121,15 +121,15 @@ def scale_by_adashift(betas: Betas = (0.9, 0.999), keep_num: int = 10, eps: Scal
         return {"grad": [torch.zeros_like(param) for _ in range(keep_num)], "exp_avg_sq": square}
 
     def update(update, state, param, ctx):
-        *kept, leaving = state["grad"]
-        window = [update, *kept]
-        square = beta2 * state["exp_avg_sq"] + (1 - beta2) * phi(leaving.square())
+        *recent, oldest = state["grad"]
+        window = [update, *recent]
+        square = beta2 * state["exp_avg_sq"] + (1 - beta2) * phi(oldest.square())
         mean = weight = 0.0
         for grad in reversed(window):  # both sums over the window by Horner's rule
             mean, weight = grad + beta1 * mean, 1 + beta1 * weight
-        held = square == 0  # includes the first n steps
+        is_zero = square == 0  # includes the first n steps
         correction = ctx.bias_correction(beta2, (ctx.step - keep_num).clamp(min=1))
-        size = safe_sqrt(torch.where(held, 1.0, square) / correction) + eps
-        return torch.where(held, 0.0, mean / (weight * size)), {"grad": window, "exp_avg_sq": square}
+        size = safe_sqrt(torch.where(is_zero, 1.0, square) / correction) + eps
+        return torch.where(is_zero, 0.0, mean / (weight * size)), {"grad": window, "exp_avg_sq": square}
 
     return init, update

@@ -73,8 +73,8 @@ def scale_by_dion(mu: Scalar = 0.95, rank: float | int = 1.0, eps: Scalar = 1e-8
         right = momentum.mT @ left
         lengths = safe_sqrt(right.square().sum(dim=0, keepdim=True))
         basis = right / (lengths + eps + (lengths == 0))  # a zero column stays 0, even with eps 0
-        kept = torch.where(lengths == 0, state["Q"], basis)
-        return left @ basis.mT, {"momentum": momentum - (1 - mu) * (left @ right.mT), "Q": kept}
+        new_basis = torch.where(lengths == 0, state["Q"], basis)
+        return left @ basis.mT, {"momentum": momentum - (1 - mu) * (left @ right.mT), "Q": new_basis}
 
     return first, update
 

@@ -130,8 +130,8 @@ def scale_by_ldog(reps_rel: Scalar = 1e-6, eps: Scalar = 1e-8, init_eta: Scalar 
 
 
 def _first_square(arguments):
-    given = arguments["init_estim_sq_dist"]
-    return arguments["eps"] if given is None else given
+    initial_estimate = arguments["init_estim_sq_dist"]
+    return arguments["eps"] if initial_estimate is None else initial_estimate
 
 
 @per_tensor(

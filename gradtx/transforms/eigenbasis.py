@@ -11,10 +11,10 @@ from gradtx.transforms._matrix import eigenbasis
 from gradtx.transforms._rotation import (
     Factors,
     averaged,
+    change_basis,
     iterated,
     kl_scales,
     kl_statistics,
-    turned,
     whitened,
 )
 
@@ -95,10 +95,10 @@ def scale_by_kl_shampoo(
         dims, shape = factors.dims(update), factors.shape(update)
         mean = torch.where(first, state["exp_avg"], beta1 * state["exp_avg"] + (1 - beta1) * update)
         scales = kl_scales(state["GG"], state["Q"], eps, ctx)
-        direction = turned(whitened(mean.reshape(shape), dims, state["Q"], scales), dims, state["Q"], back=True)
+        direction = change_basis(whitened(mean.reshape(shape), dims, state["Q"], scales), dims, state["Q"], back=True)
         direction = direction.reshape(update.shape) / ctx.bias_correction(beta1, count)
-        fresh = kl_statistics(update.reshape(shape), dims, state["Q"], scales)
-        statistics = averaged(state["GG"], fresh, (1 - beta2) / ctx.bias_correction(beta2))
+        new_statistics = kl_statistics(update.reshape(shape), dims, state["Q"], scales)
+        statistics = averaged(state["GG"], new_statistics, (1 - beta2) / ctx.bias_correction(beta2))
         phase = 1 + ctx.turn(precondition_frequency) if stagger else 1
         bases = _next_bases(statistics, state["Q"], precondition_frequency, phase, ctx)
         return torch.where(first, 0.0, direction), {"exp_avg": mean, "GG": statistics, "Q": bases}

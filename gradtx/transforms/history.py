@@ -125,8 +125,8 @@ def scale_by_adasmooth(betas: Betas = (0.5, 0.99), eps: Scalar = 1e-6, reset_eve
             again = (ctx.step - 1) % reset_every == 0
             total, path = torch.where(again, 0.0, total), torch.where(again, 0.0, path)
         straightness = quotient(total.abs(), path)
-        fresh = ((slow - fast) * straightness + (1 - slow)).square()
-        square = fresh * update.square() + (1 - fresh) * state["exp_avg_sq"]
+        squared_rate = ((slow - fast) * straightness + (1 - slow)).square()
+        square = squared_rate * update.square() + (1 - squared_rate) * state["exp_avg_sq"]
         new = {"exp_avg_sq": square, "prev_param": param, "sum": total, "abs_sum": path}
         return update / safe_sqrt(square + eps), new
 

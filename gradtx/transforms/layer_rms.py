@@ -46,8 +46,8 @@ def scale_by_layer_rms(beta: Scalar = 0.98, eps: Scalar = 1e-8, amsgrad: bool = 
         return {slot: param.new_zeros((), dtype=exact_dtype(param)) for slot in slots}
 
     def update(update, state, param, ctx):
-        old, fresh = state["exp_avg_sq"], update.square().sum()
-        square = torch.where(old == 0, fresh, beta * old + (1 - beta) * fresh)
+        old, squared_norm = state["exp_avg_sq"], update.square().sum()
+        square = torch.where(old == 0, squared_norm, beta * old + (1 - beta) * squared_norm)
         new = {"exp_avg_sq": square}
         if amsgrad:
             square = new["max_exp_avg_sq"] = torch.maximum(state["max_exp_avg_sq"], square)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from gradtx._arguments import Scalar
 from gradtx._exact import exact_dtype
-from gradtx._sharding import undivided
+from gradtx._sharding import full_tensor
 from gradtx.factories import per_tensor
 
 __all__ = ["scale_by_lbfgs"]
@@ -118,7 +118,7 @@ def _products(update: Tensor, step: Tensor, change: Tensor, state: Any) -> dict[
     columns = _flat([change, update])
     terms = {"size": update.abs().sum()}
     for name, tensors in rows.items():
-        products = undivided(_flat(tensors) @ columns.mT)
+        products = full_tensor(_flat(tensors) @ columns.mT)
         products = products.to(exact_dtype(products))
         labels = [*range(len(tensors) - 1), "new"]
         for label, (with_change, with_gradient) in zip(labels, products.unbind(), strict=True):
@@ -158,7 +158,7 @@ class _Pairs:
     def _grown(self, old: Tensor, new: list[Tensor]) -> Tensor:
         """Drop the oldest pair and append a row and a column for the newest, if it was accepted."""
         edge = torch.stack(new)
-        old = undivided(old).to(edge.dtype)
+        old = full_tensor(old).to(edge.dtype)
         rest = torch.cat([old[1:, 1:], edge[:-1, None]], dim=1)
         return torch.where(self._accepted, torch.cat([rest, edge[None, :]]), old)
 

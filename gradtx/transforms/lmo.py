@@ -168,9 +168,9 @@ class Oracle:
 
     def of(self, kind: str, x: Tensor) -> Tensor:
         kind = _kind_for(x.ndim) if kind == "auto" else kind
-        turned = self.transpose and kind in ("column", "row")
-        result = getattr(self, f"by_{kind}")(x.transpose(0, 1) if turned else x)
-        return result.transpose(0, 1) if turned else result
+        transposed = self.transpose and kind in ("column", "row")
+        result = getattr(self, f"by_{kind}")(x.transpose(0, 1) if transposed else x)
+        return result.transpose(0, 1) if transposed else result
 
     def by_spectral(self, x: Tensor) -> Tensor:
         outputs, inputs = x.shape[:2]

@@ -73,9 +73,9 @@ class FiraView(LimitedView):
 class ApolloView(LimitedView):
     def leave(self, update: Tensor) -> tuple[Tensor, dict[str, Any]]:
         correction, root = self.correction(), self.options.scale**0.5
-        before, behind = (root, 1.0) if self.options.scales_first else (1.0, root)
-        limited, length = self.limited(before * self.update * self.factors(update / correction))
-        return correction * behind * limited, {"Q": self.basis, "last_norm": length}
+        scale_before, scale_after = (root, 1.0) if self.options.scales_first else (1.0, root)
+        limited, length = self.limited(scale_before * self.update * self.factors(update / correction))
+        return correction * scale_after * limited, {"Q": self.basis, "last_norm": length}
 
 
 def _last_norm(param: Tensor) -> dict[str, Tensor]:

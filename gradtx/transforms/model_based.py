@@ -39,8 +39,8 @@ class Model(NamedTuple):
 
     def estimate(self, step: Tensor) -> Tensor:
         """Return the next lower bound of the loss."""
-        fallen = self.loss + self.slope - self.product - step * self.square / 2
-        return at_least(fallen / self.rho, self.least)
+        decrease = self.loss + self.slope - self.product - step * self.square / 2
+        return at_least(decrease / self.rho, self.least)
 
     def followed(self, lr: Any, state: dict[str, Tensor], use_fstar: bool) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the step size and the next shared values."""

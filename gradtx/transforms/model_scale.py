@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gradtx._arguments import Scalar
 from gradtx._exact import exact, exact_dtype
-from gradtx._sharding import undivided
+from gradtx._sharding import full_tensor
 from gradtx.factories import per_tensor
 from gradtx.transforms._math import at_least, safe_sqrt
 
@@ -89,7 +89,7 @@ def scale_by_amos(
     def mean(x):
         if slot == "scalar":
             # Use a plain tensor from here on: in torch 2.13, adding one to a pending sum raises an AttributeError.
-            return undivided(x.sum(dtype=exact_dtype(x))) / max(x.numel(), 1)
+            return full_tensor(x.sum(dtype=exact_dtype(x))) / max(x.numel(), 1)
         if slot == "full" or x.ndim < 2:
             return x
         return x.sum(dim=tuple(range(1, x.ndim)), keepdim=True) / max(math.prod(x.shape[1:]), 1)
@@ -100,10 +100,10 @@ def scale_by_amos(
     def update(update, state, param, ctx):
         rate = exact(lr, param.device)
         root, scale = safe_sqrt(rate), _expected_scale(eta, param.shape)
-        fresh, total = mean(update.square()), state["decay"]
-        square = beta * state["exp_avg_sq"] + (1 - beta) * fresh
+        mean_square, total = mean(update.square()), state["decay"]
+        square = beta * state["exp_avg_sq"] + (1 - beta) * mean_square
         inverse = ctx.bias_correction(beta) / at_least(square, eps)
-        shrink = rate.square() * inverse * fresh * (1 + c_coef * root * total).rsqrt()
+        shrink = rate.square() * inverse * mean_square * (1 + c_coef * root * total).rsqrt()
         damp = 1 / (1 + d_coef * root * scale**0.5 * total)
         step = (damp * rate * scale * inverse.sqrt()) * update + (damp * (shrink / 2 + extra_l2)) * param
         return -step, {"exp_avg_sq": square, "decay": total + shrink * (1 + total)}

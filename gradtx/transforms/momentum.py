@@ -105,9 +105,9 @@ def trace_ema(beta: Scalar, nesterov: bool = False):
         return {"momentum_buffer": torch.zeros_like(param)}
 
     def update(update, state, param, ctx):
-        fresh = (1 - beta) * update
-        buffer = beta * state["momentum_buffer"] + fresh
-        return beta * buffer + fresh if nesterov else buffer, {"momentum_buffer": buffer}
+        increment = (1 - beta) * update
+        buffer = beta * state["momentum_buffer"] + increment
+        return beta * buffer + increment if nesterov else buffer, {"momentum_buffer": buffer}
 
     return init, update
 

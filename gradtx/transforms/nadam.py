@@ -49,8 +49,8 @@ def scale_by_nadam(betas: Betas = (0.9, 0.999), eps: Scalar = 1e-8, momentum_dec
         mu, ahead = (beta1 * (1 - 0.5 * 0.96 ** (t * momentum_decay)) for t in (ctx.time, ctx.time + 1))
         product = state["mu_product"] * mu
         mean, square, new = average(update, state)
-        looking = ((1 - mu) / (1 - product)) * update + (ahead / (1 - product * ahead)) * mean
+        nesterov_mean = ((1 - mu) / (1 - product)) * update + (ahead / (1 - product * ahead)) * mean
         root = corrected_root(square, ctx, beta2)
-        return looking / (root + eps), {"mu_product": product, **new}
+        return nesterov_mean / (root + eps), {"mu_product": product, **new}
 
     return init, update

@@ -8,7 +8,7 @@ import torch
 
 from gradtx._arguments import Betas, Scalar
 from gradtx._exact import exact, exact_dtype
-from gradtx._sharding import undivided
+from gradtx._sharding import full_tensor
 from gradtx.factories import per_tensor
 from gradtx.transforms._math import at_least, at_most, corrected_root, norm, quotient, safe_sqrt
 from gradtx.transforms.clipping import shrink
@@ -63,7 +63,7 @@ def clip_to_history(
         return {"gamma": exact(math.inf, param.device)}
 
     def update(update, state, param, ctx):
-        size = undivided(norm(update))
+        size = full_tensor(norm(update))
         total = yield {"square": size.square()}
         early = (ctx.step == 1) | (ctx.step < warmup_steps)
         usual = torch.where(early, 1.0, state["gamma"])  # keep infinities out of the average
@@ -208,7 +208,7 @@ def normalize_by_norm_history(gammas: Betas = (0.7, 0.9), eps: Scalar = 1e-8):
         return {"norm_avg": zero, "norm_sq_avg": zero}
 
     def update(update, state, param, ctx):
-        size = undivided(norm(update))
+        size = full_tensor(norm(update))
         average = gamma1 * state["norm_avg"] + (1 - gamma1) * size
         square = gamma2 * state["norm_sq_avg"] + (1 - gamma2) * size.square()
         typical = corrected_root(square, ctx, gamma2) + eps

@@ -106,14 +106,14 @@ def scale_by_prodigy(
         square = beta2 * state["exp_avg_sq"] + ((1 - beta2) * d.square()) * update.square()
         s = keep * state["s"] + (growth * weight) * part(update)
         total = yield {"product": product, "size": s.abs().sum()}
-        held = total["size"] == 0
-        numerator = torch.where(held, state["d_numerator"], keep * state["d_numerator"] + total["product"])
+        no_gradient = total["size"] == 0
+        numerator = torch.where(no_gradient, state["d_numerator"], keep * state["d_numerator"] + total["product"])
         estimate = d_coef * quotient(numerator, total["size"])
         largest = torch.maximum(state["d_max"], estimate)
         base = torch.where(d == d0, torch.maximum(d, estimate), d)
-        d = torch.where(held, d, limited(largest, base, growth_rate))
+        d = torch.where(no_gradient, d, limited(largest, base, growth_rate))
         direction = rate * mean / (safe_sqrt(square) + d * eps) + (rate * weight_decay) * param
         new = {"exp_avg": mean, "exp_avg_sq": square, "s": s, "p0": start}
-        yield torch.where(held, 0.0, direction), {**new, "d": d, "d_max": largest, "d_numerator": numerator}
+        yield torch.where(no_gradient, 0.0, direction), {**new, "d": d, "d_max": largest, "d_numerator": numerator}
 
     return init, update

@@ -58,7 +58,7 @@ def _products_of_others(numbers: Sequence[Tensor]) -> list[Tensor]:
     return products
 
 
-def levelled(factors: Sequence[Tensor]) -> list[Tensor]:
+def rebalanced(factors: Sequence[Tensor]) -> list[Tensor]:
     """Rescale factors to equal largest entries, preserving their product."""
     if len(factors) < 2:
         return list(factors)
@@ -127,8 +127,8 @@ class Sides:
         shape = tuple(x.shape) or (1,)
         if not self.merges or len(shape) <= 2:
             return shape
-        front, back = (math.prod(shape[:-1]), shape[-1]), (shape[0], math.prod(shape[1:]))
-        return front if front[1] - front[0] <= back[1] - back[0] else back
+        leading, trailing = (math.prod(shape[:-1]), shape[-1]), (shape[0], math.prod(shape[1:]))
+        return leading if leading[1] - leading[0] <= trailing[1] - trailing[0] else trailing
 
     def first(self, x: Tensor, scale: Any) -> list[Tensor]:
         """Return the initial factors."""
@@ -288,7 +288,9 @@ def scale_by_psgd_kron(
 
     def fitted(x, factors, updates, ctx):
         """Return the factors after the update whose number is `updates(step)`."""
-        factors = ctx.when(lambda step: updates(step) % balance_every == 0, lambda: levelled(factors), lambda: factors)
+        factors = ctx.when(
+            lambda step: updates(step) % balance_every == 0, lambda: rebalanced(factors), lambda: factors
+        )
         damping = DAMPING**0.5 * x.abs().mean()
         if probes == "random":
             terms = random_terms(x, factors, damping, ctx.rng.normal(x))
@@ -331,15 +333,15 @@ def _annealed(state: Any, ctx: Any) -> tuple[Any, Any, dict[str, Tensor]]:
     """Return whether an update is due, its number, and the new counts; from a table if the host knows the step."""
     count = state["since_update"] + 1
     due = count >= 1 / annealed_probability(ctx.time)
-    made = state["updates"] + due.to(torch.int64)
+    update_count = state["updates"] + due.to(torch.int64)
 
     def is_due(step):
         return ANNEALED.is_due(step) if isinstance(step, int) else due
 
     def updates(step):
-        return ANNEALED.updates(step) if isinstance(step, int) else made
+        return ANNEALED.updates(step) if isinstance(step, int) else update_count
 
-    return is_due, updates, {"since_update": torch.where(due, 0, count), "updates": made}
+    return is_due, updates, {"since_update": torch.where(due, 0, count), "updates": update_count}
 
 
 # PSGD with Procrustes steps.
@@ -451,7 +453,7 @@ def scale_by_psgd_pro(
             factor = factor - rate / bound * (pushed - others * factor)
             new.append((factor if factor.ndim == 1 else symmetrized(factor)).to(x.dtype))
             new_bounds.append(bound)
-        return levelled(new), new_bounds
+        return rebalanced(new), new_bounds
 
     return init, update
 
@@ -475,8 +477,8 @@ def symmetrized(factor: Tensor) -> Tensor:
     """Rotate a factor by one step toward the symmetric factor with the same square."""
     skew = factor.mT - factor
     skew = skew / at_least(_power_bound(skew, skew.abs().amax()), 1e-8)
-    once = skew @ factor
-    twice = skew @ once
-    slope, bend = once.diagonal().sum(), twice.diagonal().sum()
-    step = torch.where(bend < 0, quotient(-slope, bend).clamp(0, 0.125), 0.125)
-    return factor + step * (once + step / 2 * twice)
+    first_order = skew @ factor
+    second_order = skew @ first_order
+    slope, curvature = first_order.diagonal().sum(), second_order.diagonal().sum()
+    step = torch.where(curvature < 0, quotient(-slope, curvature).clamp(0, 0.125), 0.125)
+    return factor + step * (first_order + step / 2 * second_order)

@@ -81,11 +81,11 @@ def scale_by_qhadam(betas: Betas = (0.9, 0.999), nus: Betas = (1.0, 1.0), eps: S
         return {"exp_avg": torch.zeros_like(param), "exp_avg_sq": torch.zeros_like(param)}
 
     def update(update, state, param, ctx):
-        fresh = update.square()
+        update_square = update.square()
         mean = beta1 * state["exp_avg"] + rest1 * update
-        square = beta2 * state["exp_avg_sq"] + rest2 * fresh
+        square = beta2 * state["exp_avg_sq"] + rest2 * update_square
         top = (1 - nu1) * update + (nu1 / ctx.bias_correction(beta1)) * mean
-        root = safe_sqrt((1 - nu2) * fresh + (nu2 / ctx.bias_correction(beta2)) * square)
+        root = safe_sqrt((1 - nu2) * update_square + (nu2 / ctx.bias_correction(beta2)) * square)
         return top / (root + eps), {"exp_avg": mean, "exp_avg_sq": square}
 
     return init, update

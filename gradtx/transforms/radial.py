@@ -101,7 +101,7 @@ def radial_brake(outward: Scalar = 0.5, inward: Scalar = 1.0, form: str = "direc
         kept = factor(along > 0) * along
         moved = param + update + (kept - along) * param
         wanted = before * (1 + kept)
-        braked = moved * quotient(wanted, norm(moved)) - param
-        return torch.where(before == 0, update, braked), state
+        rescaled = moved * quotient(wanted, norm(moved)) - param
+        return torch.where(before == 0, update, rescaled), state
 
     return by_norm if form == "norm" else by_direction

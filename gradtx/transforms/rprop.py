@@ -68,7 +68,7 @@ def scale_by_rprop(lr: Scalar, etas: Betas = (0.5, 1.2), step_sizes: Betas = (1e
         agreement = update.sign() * state["prev"].sign()
         size = torch.where(agreement > 0, grow * size, torch.where(agreement < 0, shrink * size, size))
         size = at_most(at_least(size, smallest), largest)
-        kept = torch.where(agreement < 0, 0.0, update)
-        return -kept.sign() * size, {"prev": kept, "step_size": size}
+        masked_grad = torch.where(agreement < 0, 0.0, update)
+        return -masked_grad.sign() * size, {"prev": masked_grad, "step_size": size}
 
     return init, update

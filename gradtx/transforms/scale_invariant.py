@@ -44,9 +44,9 @@ def scale_by_kate(delta: Scalar = 0.0, eps: Scalar = 1e-8):
         return {"b_sq": torch.zeros_like(param), "m_sq": torch.zeros_like(param)}
 
     def update(update, state, param, ctx):
-        fresh = update.square()
-        total = state["b_sq"] + fresh + eps
-        scale = state["m_sq"] + delta * fresh + quotient(fresh, total)
+        update_square = update.square()
+        total = state["b_sq"] + update_square + eps
+        scale = state["m_sq"] + delta * update_square + quotient(update_square, total)
         return quotient(safe_sqrt(scale) * update, total), {"b_sq": total, "m_sq": scale}
 
     return init, update

@@ -67,10 +67,12 @@ def scale_by_hessian(
 
         new = {}
         if update_period == 1:
-            diag = size(_given("scale_by_hessian", ctx.hessian_diag))
+            diag = size(_require_diagonal("scale_by_hessian", ctx.hessian_diag))
         else:
-            last, fresh = state["hessian_diag"], ctx.hessian_diag
-            diag = last if fresh is None else ctx.every(update_period, 1, lambda: size(fresh), lambda: last)
+            last, new_diagonal = state["hessian_diag"], ctx.hessian_diag
+            diag = (
+                last if new_diagonal is None else ctx.every(update_period, 1, lambda: size(new_diagonal), lambda: last)
+            )
             new["hessian_diag"] = diag
         mean = new["exp_avg"] = beta1 * state["exp_avg"] + (1 - beta1) * update
         square = new["exp_hessian_diag_sq"] = beta2 * state["exp_hessian_diag_sq"] + (1 - beta2) * diag.square()
@@ -118,19 +120,19 @@ def scale_by_sophia(betas: Betas = (0.96, 0.99), gamma: Scalar = 0.01, eps: Scal
         return {"exp_avg": torch.zeros_like(param), "hessian": torch.zeros_like(param)}
 
     def update(update, state, param, ctx):
-        hessian, fresh = state["hessian"], ctx.hessian_diag
+        hessian, new_diagonal = state["hessian"], ctx.hessian_diag
         if update_period == 1:
-            fresh = _given("scale_by_sophia", fresh)
-        if fresh is not None:
+            new_diagonal = _require_diagonal("scale_by_sophia", new_diagonal)
+        if new_diagonal is not None:
             old = hessian
-            hessian = ctx.every(update_period, 1, lambda: beta2 * old + (1 - beta2) * fresh, lambda: old)
+            hessian = ctx.every(update_period, 1, lambda: beta2 * old + (1 - beta2) * new_diagonal, lambda: old)
         mean = beta1 * state["exp_avg"] + (1 - beta1) * update
         return (mean / at_least(gamma * hessian, eps)).clamp(-1, 1), {"exp_avg": mean, "hessian": hessian}
 
     return init, update
 
 
-def _given(owner: str, diag):
+def _require_diagonal(owner: str, diag):
     if diag is None:
         raise ValueError(
             f"{owner}: hessian_diag is None, which keeps the last one, but update_period=1 requires a new one at "

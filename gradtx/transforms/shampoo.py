@@ -253,12 +253,12 @@ def scale_by_scalable_shampoo(
 
     def preconditioned(update, state, shape, ctx):
         """Return the direction, the statistics and the roots."""
-        which, pieces = dimensions(shape), blocks(update.reshape(shape), block_size)
-        exponent = 1 / (inverse_exponent_override or 2 * len(which))
+        dims, pieces = dimensions(shape), blocks(update.reshape(shape), block_size)
+        exponent = 1 / (inverse_exponent_override or 2 * len(dims))
         directions, statistics, roots = [], [], []
         for piece in pieces:
             direction = piece
-            for i in which:
+            for i in dims:
                 old, old_root = state["statistics"][len(roots)], state["preconditioners"][len(roots)]
                 seen = functools.partial(averaged, old, gram(piece, i), ctx)
                 statistics.append(ctx.every(statistics_compute_steps, 0, seen, lambda old=old: old))

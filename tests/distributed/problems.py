@@ -17,7 +17,7 @@ from torch.distributed.tensor import DTensor, Shard
 
 import gradtx
 from gradtx import chain
-from gradtx._sharding import local, rejoined
+from gradtx._sharding import from_local_like, local
 from gradtx.optim.engine import compiled
 from tests.optim.chains import CHAINS as OF_ONE_PROCESS
 from tests.optim.chains import add_noise, gradient_ahead, scale_by_value
@@ -156,7 +156,7 @@ def keep_views():
     """State that would change with the parameter, if it were kept as it is returned."""
 
     def view(tensor):  # another object, of the same memory
-        return rejoined(local(tensor), tensor)
+        return from_local_like(local(tensor), tensor)
 
     def init(param):
         return {"before": view(param), "last": torch.zeros_like(param)}

@@ -14,7 +14,7 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 
 import gradtx
 from gradtx import _owners as owners_module
-from gradtx._sharding import pieces_of, rejoined
+from gradtx._sharding import from_local_like, pieces_of
 from gradtx.transforms import _rotation as rotation_module
 from tests.distributed.problems import whole
 from tests.distributed.traffic import Traffic
@@ -325,7 +325,7 @@ def tensor_parallel_and_fsdp(name):
         generator = torch.Generator().manual_seed(step)
         for param, other in zip(model.parameters(), plain.parameters(), strict=True):
             other.grad = torch.randn(other.shape, generator=generator)
-            param.grad = rejoined(local_piece(other.grad, param), param)
+            param.grad = from_local_like(local_piece(other.grad, param), param)
         with Traffic() as traffic:
             optimizer.step()
         reference.step()

@@ -10,7 +10,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 import gradtx
-from gradtx._sharding import cuts_rows
+from gradtx._sharding import splits_rows
 from gradtx.codes import CODES
 from gradtx.optim._workings import Workings
 from tests.distributed.problems import engine
@@ -127,7 +127,7 @@ def cut():
         ((128,), 0),
         ((130,), 0),
     ):
-        answers.append(cuts_rows(distribute_tensor(torch.zeros(shape), mesh, [Shard(dim)]), 64))
+        answers.append(splits_rows(distribute_tensor(torch.zeros(shape), mesh, [Shard(dim)]), 64))
     return answers
 
 

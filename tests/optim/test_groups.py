@@ -206,7 +206,7 @@ def test_an_option_that_chooses_between_torchs_implementations_is_accepted_with_
     assert said[0].filename == __file__
     param = optimizer.param_groups[0]["params"][0]
     plain = torch.nn.Parameter(torch.zeros(2))
-    for each, steps in ((param, optimizer), (plain, type(optimizer)([plain], lr=optimizer.param_groups[0]["lr"]))):
+    for each, steps in ((param, optimizer), (plain, type(optimizer)([plain], **optimizer.defaults))):
         each.grad = torch.tensor([1.0, -2.0])
         steps.step()
     assert torch.equal(param, plain)

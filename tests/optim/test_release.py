@@ -424,7 +424,7 @@ def test_later_steps_record_no_program_and_make_no_plan(monkeypatch):
     backward(net, 0)
     optimizer.step()
     engine = optimizer._workings.lists
-    monkeypatch.setattr(engine, "_planned", None)
+    monkeypatch.setattr(engine, "_make_plan", None)
     backward(net, 1)
     optimizer.step()
     assert not engine.failed

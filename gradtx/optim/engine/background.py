@@ -26,7 +26,7 @@ from gradtx.optim.engine.inductor import compile_with_inductor
 from gradtx.optim.engine.trace import BundleProgram
 
 logger = logging.getLogger("gradtx")
-CHILD = "import gradtx.optim.engine.background as background; background.carry_out()"
+CHILD = "import gradtx.optim.engine.background as background; background.compile_orders()"
 
 
 class BackgroundEngine(CompiledEngine):
@@ -43,31 +43,31 @@ class BackgroundEngine(CompiledEngine):
     def __init__(self, options: Mapping[str, Any], backend: Backend = compile_with_inductor):
         super().__init__(options, backend)
         self._orders: dict[int, Order] = {}  # keyed by the id of the list that the program is added to
-        self._is_through: Callable[[], bool] | None = None  # polls the child process, if there is one
-        self._loads = False  # whether this step builds programs from the cache that the child has filled
+        self._has_finished: Callable[[], bool] | None = None  # polls the child process, if there is one
+        self._is_loading = False  # whether this step builds programs from the cache that the child has filled
 
     def wait(self) -> None:
         """Wait for the child process to finish. The next step then loads the compiled programs."""
-        while self._is_through is not None and not self._is_through():
+        while self._has_finished is not None and not self._has_finished():
             time.sleep(0.01)
 
     def bundles(self, request: StepRequest, members: list[Member]) -> tuple[list[Any], list[Member]]:
-        self._loads = self._is_through is not None and self._is_through()
-        if self._loads:
-            self._is_through = None
+        self._is_loading = self._has_finished is not None and self._has_finished()
+        if self._is_loading:
+            self._has_finished = None
             self.plan = None
             self.alone.clear()
         result = super().bundles(request, members)
-        if self._loads:
+        if self._is_loading:
             self._orders.clear()
-        elif self._orders and self._is_through is None:
-            self._is_through = self._compile_elsewhere()
+        elif self._orders and self._has_finished is None:
+            self._has_finished = self._compile_elsewhere()
         return result
 
-    def _make(self, order: Order, programs: list[BundleProgram]) -> BundleProgram | str:
+    def _make_program(self, order: Order, programs: list[BundleProgram]) -> BundleProgram | str:
         key = id(programs)
-        if self._loads and key in self._orders:
-            return super()._make(order, programs)
+        if self._is_loading and key in self._orders:
+            return super()._make_program(order, programs)
         self._orders.setdefault(key, order)
         return "its program is being compiled"
 
@@ -115,7 +115,7 @@ def _without_values(order: Order) -> Order:
     return dataclasses.replace(order, examples=examples)
 
 
-def carry_out() -> None:
+def compile_orders() -> None:
     """Compile, in a child process, the orders that the parent has written to standard input."""
     kind, options, backend, orders = pickle.load(sys.stdin.buffer)
     engine: BackgroundEngine = kind(options, backend)

@@ -56,11 +56,11 @@ class Engine:
             return [], members
         fingerprint = fingerprint_of(request, members)
         plan = self.plan
-        known = plan is not None and plan.holds_for(fingerprint) and self._still_holds(plan)
+        known = plan is not None and plan.matches(fingerprint) and self._is_still_valid(plan)
         leaves = [] if known else request.leaves_of(members)  # raises for invalid steps, as without an engine
         try:
             if plan is None or not known:
-                plan = self.plan = self._planned(fingerprint, members, leaves, request)
+                plan = self.plan = self._make_plan(fingerprint, members, leaves, request)
             self._begin(plan, request)
         except UnsuitableError as error:
             self._give_up(error.__cause__ or error, logging.DEBUG)
@@ -109,7 +109,7 @@ class Engine:
         """Return the consequence of giving up, for a warning."""
         raise NotImplementedError
 
-    def _still_holds(self, plan: Plan) -> bool:
+    def _is_still_valid(self, plan: Plan) -> bool:
         """Whether the values of slots are as a plan assumes."""
         return True
 
@@ -125,25 +125,25 @@ class Engine:
         """Return the number of leaves that a program processes."""
         raise NotImplementedError
 
-    def _held(self, tensors: list[Tensor], flat: bool) -> tuple[Any, ...] | None:
+    def _traits_of_written(self, tensors: list[Tensor], flat: bool) -> tuple[Any, ...] | None:
         """Return the properties shared by the parameters and slots of a program; None if a program cannot use these."""
         raise NotImplementedError
 
     # Planning.
 
-    def _planned(self, fingerprint: Any, members: list[Member], leaves: list[Leaf], request: StepRequest) -> Plan:
-        alike: dict[Any, Pairs] = {}
+    def _make_plan(self, fingerprint: Any, members: list[Member], leaves: list[Leaf], request: StepRequest) -> Plan:
+        pairs_of_kind: dict[Any, Pairs] = {}
         self.reasons = {}
         shared = overlapping(members)
         for member, leaf in zip(members, leaves, strict=True):
             kind = self._kind(member, leaf, request, id(member) in shared)
             if kind is not None:
-                alike.setdefault((member.group, member.count, kind), []).append((member, leaf))
+                pairs_of_kind.setdefault((member.group, member.count, kind), []).append((member, leaf))
         bundles: list[Any] = []
-        for (_, _, kind), pairs in alike.items():
+        for (_, _, kind), pairs in pairs_of_kind.items():
             bundles.extend(self._bundled(kind, pairs, request))
-        taken = {id(member) for bundle in bundles for member in bundle.members}
-        rest = [member for member in members if id(member) not in taken]
+        in_bundles = {id(member) for bundle in bundles for member in bundle.members}
+        rest = [member for member in members if id(member) not in in_bundles]
         return Plan(fingerprint, members, bundles, rest)
 
     def _kind(self, member: Member, leaf: Leaf, request: StepRequest, shares: bool) -> LeafKind | None:
@@ -152,13 +152,13 @@ class Engine:
         assert layout is not None
         if shares:
             return self._refuse(leaf, "it shares memory with another parameter")
-        if not _takes_part(param, leaf):
+        if not _has_usable_gradient(param, leaf):
             return self._refuse(leaf, "it has no gradient of matching shape, or it is frozen")
         if is_sharded(param) and is_positional(leaf):
             return self._refuse(leaf, "a link needs the positions of its entries in the whole tensor")
         if is_sharded(param) and any(map(_sums_over_shards, leaf.program)):
             return self._refuse(leaf, SUM_OVER_SHARDS)
-        if not self._takes(leaf):
+        if not self._supports(leaf):
             return None
         flat = _is_flat(member, leaf)
         if not flat and is_sharded(param):
@@ -166,14 +166,14 @@ class Engine:
                 leaf, "it is sharded, and a reduction over a shard differs from one over the whole tensor"
             )
         tensors = _aliases(member, flat)
-        held = None if tensors is None else self._held(tensors, flat)
-        if held is None:
+        written = None if tensors is None else self._traits_of_written(tensors, flat)
+        if written is None:
             return self._refuse(leaf, "its size or layout is not supported")
         by_leaf = [name for name, tree in request.trees.items() if tree[leaf.name] is not None]
         read: list[Any] = [param.grad, *(request.trees[name][leaf.name] for name in by_leaf)]
         return LeafKind(
             flat=flat,
-            held=held,
+            written=written,
             read=tuple(map(_traits_of_read, read)),
             by_leaf=tuple(by_leaf),
             choices=tuple(sorted(member.choices.items())),
@@ -181,7 +181,7 @@ class Engine:
             width=self._width(member, leaf, flat),
         )
 
-    def _takes(self, leaf: Leaf) -> bool:
+    def _supports(self, leaf: Leaf) -> bool:
         """Whether programs may run all operations of a leaf."""
         stage = stage_without_program(leaf)
         if stage is not None:
@@ -234,7 +234,7 @@ def stage_without_program(leaf: Leaf) -> str | None:
     return None
 
 
-def _takes_part(param: Tensor, leaf: Leaf) -> bool:
+def _has_usable_gradient(param: Tensor, leaf: Leaf) -> bool:
     """Whether a leaf is updated by a gradient of its shape."""
     return param.grad is not None and param.grad.shape == param.shape and FROZEN not in leaf.program
 

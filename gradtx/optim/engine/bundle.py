@@ -75,7 +75,7 @@ class Bundle:
         self._flat = flat
         self._window = window
         self._template: list[Tensor | None] = []  # the leaves' arguments; None for those that change in each step
-        self._held_windows: list[list[Tensor]] = []  # for each window, its parts of the other arguments
+        self._written_windows: list[list[Tensor]] = []  # for each window, its parts of the other arguments
         self._read_per_leaf = 1 + len(signature.by_leaf)
         self._per_leaf = 2 + len(signature.slots) + self._read_per_leaf
         self._are_usual = [flat and _is_usual(member.param) for member in members]
@@ -132,10 +132,10 @@ class Bundle:
     def _windows_of(self, arguments: list[Tensor], window: int) -> Iterator[list[Tensor]]:
         """Yield the arguments of each window in turn. The read-only ones are new in each step."""
         size, read = entries_of(self.members[0].param), self._per_leaf - self._read_per_leaf
-        if not self._held_windows:
-            self._held_windows = list(windows(arguments[:read], window, size))
-        for held, of_step in zip(self._held_windows, windows(arguments[read:], window, size), strict=True):
-            yield held + of_step
+        if not self._written_windows:
+            self._written_windows = list(windows(arguments[:read], window, size))
+        for written, of_step in zip(self._written_windows, windows(arguments[read:], window, size), strict=True):
+            yield written + of_step
 
     def compile_for(self, program: BundleProgram) -> None:
         """Use this program from now on."""

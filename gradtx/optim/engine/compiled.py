@@ -102,8 +102,8 @@ class CompiledEngine(Engine):
     def programs(self) -> list[BundleProgram]:
         """All compiled programs."""
         programs: list[BundleProgram] = []
-        for alike in (self._programs or {}).values():
-            programs.extend(alike)
+        for similar in (self._programs or {}).values():
+            programs.extend(similar)
         return programs
 
     # The arguments of a step.
@@ -145,15 +145,15 @@ class CompiledEngine(Engine):
             return 1
         return WIDTH if flat or _can_be_padded(member, leaf) else 1
 
-    def _held(self, tensors: list[Tensor], flat: bool) -> tuple[Any, ...] | None:
+    def _traits_of_written(self, tensors: list[Tensor], flat: bool) -> tuple[Any, ...] | None:
         if tensors[0].numel() < (1 if flat else 2):
             return None  # compilers specialize on sizes 0 and 1, unless all operations are elementwise
         if flat:
             traits = [(tensor.dtype, tensor.device, tensor.ndim) for tensor in tensors]
             return tensors[0].numel() >= LARGE, *traits
-        return False, *map(_traits_of_held, tensors)
+        return False, *map(_traits_of, tensors)
 
-    def _takes(self, leaf: Leaf) -> bool:
+    def _supports(self, leaf: Leaf) -> bool:
         if leaf.key.ndim == 0:  # a 0-d slot cannot be distinguished from one shaped like the leaf
             self._refuse(leaf, "it has no dimensions")
             return False
@@ -167,7 +167,7 @@ class CompiledEngine(Engine):
         if stage is not None and stage not in self._logged:
             self._logged.add(stage)
             logger.warning("%s is not compiled: leaves that pass through it step eagerly", stage)
-        return super()._takes(leaf)
+        return super()._supports(leaf)
 
     def _bundle(
         self,
@@ -198,7 +198,7 @@ class CompiledEngine(Engine):
                 sharded=is_sharded(first.param),
                 name=leaf.name,
             )
-            program = self._make(order, programs)
+            program = self._make_program(order, programs)
         if isinstance(program, str):
             return program
         if others and not program.fits(list(map(torch.empty_like, others[-1]))):  # a storage offset never fits
@@ -216,7 +216,7 @@ class CompiledEngine(Engine):
         key = request.structures[member.group], kind, *signature.key()
         return self._programs.setdefault(key, [])
 
-    def _make(self, order: Order, programs: list[BundleProgram]) -> BundleProgram | str:
+    def _make_program(self, order: Order, programs: list[BundleProgram]) -> BundleProgram | str:
         """Compile a program and add it to the list of similar ones; or return the reason why there is none yet.
 
         Raises:
@@ -272,7 +272,7 @@ def _can_be_padded(member: Member, leaf: Leaf) -> bool:
     return len(leaf.shape) <= 1 and slots_are_shaped_as(member)
 
 
-def _traits_of_held(tensor: Tensor) -> tuple[Any, ...]:
+def _traits_of(tensor: Tensor) -> tuple[Any, ...]:
     """Return dtype, device and which sizes are 1; a program for one tensor accepts others with the same traits."""
     return tensor.dtype, tensor.device, tuple(size == 1 for size in tensor.shape)
 
@@ -282,7 +282,7 @@ def _examples(tensors: list[Tensor], kind: LeafKind) -> list[Tensor]:
     if not kind.flat:
         return tensors
     per_leaf = len(tensors) // kind.width
-    is_large, *_ = kind.held
+    is_large, *_ = kind.written
     length = 4 * LARGE if is_large else 64
     examples: list[Tensor] = []
     for start in range(0, len(tensors), per_leaf):

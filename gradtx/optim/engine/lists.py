@@ -55,7 +55,7 @@ class MemberBundle(ListBundle):
         self._consumes = False
         self._equal = {key: [member.state[key] for member in members] for key in signature.equal}
 
-    def agrees(self) -> bool:
+    def slots_are_still_equal(self) -> bool:
         """Whether the slots that are equal in all leaves still are."""
         return all(len(set(map(Tensor.item, slots))) == 1 for slots in self._equal.values())
 
@@ -64,10 +64,10 @@ class MemberBundle(ListBundle):
         self._trees = trees
         self._consumes = consumes
 
-    def know(self, leaves: list[Leaf]) -> None:
+    def set_leaves(self, leaves: list[Leaf]) -> None:
         """Receive the leaves of the current step whose links are computed by owners."""
         for leaf, member in zip(leaves, self.members, strict=True):
-            leaf.given = (None, member.param)  # the program receives the rest
+            leaf.inputs = (None, member.param)  # the program receives the rest
         self._leaves = {leaf.name: leaf for leaf in leaves}
 
     def columns(self) -> Iterator[list[list[Tensor]]]:
@@ -114,7 +114,7 @@ class MemberBundle(ListBundle):
         self._trees = {}
         self._results = []
         self._leaves = {}
-        self.let_go()
+        self.release_tensors()
 
     def _add_late(self, place: LateTerm, dtype: torch.dtype, results: list[Any]) -> None:
         """Hand over the terms of a sum, as one list per call."""
@@ -146,12 +146,12 @@ class Chunk:
         self._whole = all(window is None and not member.param.is_complex() for member, window in pieces)
         self._params = [member.param for member, _ in pieces]
         self.names = [member.name for member, _ in pieces]
-        self._columns = [[self._held(param, piece) for param, piece in zip(self._params, pieces, strict=True)]]
+        self._columns = [[self._written_part(param, piece) for param, piece in zip(self._params, pieces, strict=True)]]
         for key in signature.slots_by_leaf:
-            self._columns.append([self._held(piece[0].state[key], piece) for piece in pieces])
+            self._columns.append([self._written_part(piece[0].state[key], piece) for piece in pieces])
         self._first_entries = [_first_entry(*piece) for piece in pieces] if signature.placed else None
 
-    def _held(self, tensor: Tensor, piece: Piece) -> Tensor:
+    def _written_part(self, tensor: Tensor, piece: Piece) -> Tensor:
         """Return a tensor that programs write: a parameter or a slot."""
         member, window = piece
         if window is None:
@@ -198,7 +198,7 @@ def _is_plain(tensor: Any) -> bool:
 
 def _chunks_of(members: list[Member], splits: bool, equal: bool) -> list[list[Piece]]:
     """Divide leaves into lists of bounded size; `equal` is whether the parts of a large leaf must be equal."""
-    most = entries_of_a_call(local(members[0].param).device)
+    limit = entries_of_a_call(local(members[0].param).device)
     chunks: list[list[Piece]] = []
     room = 0
     for member in members:
@@ -210,7 +210,7 @@ def _chunks_of(members: list[Member], splits: bool, equal: bool) -> list[list[Pi
             continue
         if size > room or not chunks:
             chunks.append([])
-            room = most
+            room = limit
         chunks[-1].append((member, None))
         room -= size
     return chunks
@@ -232,35 +232,35 @@ class ListEngine(Engine):
     def _consequence(self) -> str:
         return "steps run leaf by leaf"
 
-    def _still_holds(self, plan: Plan) -> bool:
+    def _is_still_valid(self, plan: Plan) -> bool:
         bundles: list[Any] = plan.bundles
-        return all(bundle.agrees() for bundle in bundles)
+        return all(bundle.slots_are_still_equal() for bundle in bundles)
 
     def _begin_bundle(self, bundle: Any, numbers: list[Any], request: StepRequest) -> None:
         bundle.begin(request.run, numbers, request.on_host)
         bundle.read_from(request.trees, request.consumes)
-        if bundle.signature.divided:
-            bundle.know(request.leaves_of(bundle.members))
+        if bundle.signature.has_owners:
+            bundle.set_leaves(request.leaves_of(bundle.members))
 
     # Planning.
 
     def _width(self, member: Member, leaf: Leaf, flat: bool) -> int:
         return 1
 
-    def _held(self, tensors: list[Tensor], flat: bool) -> tuple[Any, ...] | None:
+    def _traits_of_written(self, tensors: list[Tensor], flat: bool) -> tuple[Any, ...] | None:
         return tuple((tensor.dtype, tensor.device) for tensor in tensors)
 
     def _bundled(self, kind: LeafKind, pairs: Pairs, request: StepRequest) -> list[MemberBundle]:
         member, leaf = pairs[0]
         of_kind = Signature.of(member, leaf, kind, request)
-        signature = dataclasses.replace(of_kind, width=1, padded=False, divided=has_regions(leaf.program))
+        signature = dataclasses.replace(of_kind, width=1, padded=False, has_owners=has_regions(leaf.program))
         equal = self._equal_slots(kind, signature, member, leaf, request)
         if not equal:
             return self._bundles_of_signature(kind, signature, pairs, request)
         bundles: list[MemberBundle] = []
-        for alike in _grouped_by_values(pairs, equal):
+        for equal_pairs in _grouped_by_values(pairs, equal):
             with_numbers = dataclasses.replace(signature, equal=equal)
-            bundles.extend(self._bundles_of_signature(kind, with_numbers, alike, request))
+            bundles.extend(self._bundles_of_signature(kind, with_numbers, equal_pairs, request))
         return bundles
 
     def _equal_slots(
@@ -268,7 +268,7 @@ class ListEngine(Engine):
     ) -> tuple[str, ...]:
         """The keys of 0-d slots that remain equal across the leaves of a program once they are equal."""
         has_numbers = any(may_be_number(member.state[key]) for key in signature.slots)
-        if not has_numbers or not request.on_host or signature.divided:
+        if not has_numbers or not request.on_host or signature.has_owners:
             return ()
         structure = request.structures[member.group]
         view = request.views[member.group]
@@ -290,7 +290,7 @@ class ListEngine(Engine):
     ) -> list[MemberBundle]:
         """Bundles of leaves of a signature; parts of leaves that need the places of their entries have another."""
         member, leaf = pairs[0]
-        splits = kind.flat and not signature.divided and can_be_split(member, leaf, signature.equal)
+        splits = kind.flat and not signature.has_owners and can_be_split(member, leaf, signature.equal)
         if not splits or not is_positional(leaf):
             return self._bundles(kind, signature, pairs, request, splits)
         whole: Pairs = []
@@ -316,15 +316,15 @@ class ListEngine(Engine):
         key = (structure, kind, *signature.key())
         view = request.views[member.group]
         function = BundleFunction(signature, view.chain_of(structure))
-        alike: dict[int, tuple[list[ListPass], list[Member]]] = {}
+        members_of_program: dict[int, tuple[list[ListPass], list[Member]]] = {}
         self._programs_of(view)
         common = self._common_program(key, function, pairs, request, splits) if kind.flat else None
         for member, leaf in pairs:
             program = common or self._program(key, function, member, leaf, request, splits)
             if program is not None:
-                _, members = alike.setdefault(id(program), (program, []))
+                _, members = members_of_program.setdefault(id(program), (program, []))
                 members.append(member)
-        return [MemberBundle(members, signature, program, splits) for program, members in alike.values()]
+        return [MemberBundle(members, signature, program, splits) for program, members in members_of_program.values()]
 
     def _programs_of(self, view: GroupView) -> dict[Any, Any]:
         if self._programs is None:
@@ -372,24 +372,24 @@ class ListEngine(Engine):
             text = tuple(each.text for each in program)
             program = self._programs.setdefault((key, text), program)
             self._programs[of_shapes] = program
-        if is_sharded(member.param) and not function.signature.divided and have_sums(program):
+        if is_sharded(member.param) and not function.signature.has_owners and have_sums(program):
             return self._refuse(leaf, SUM_OVER_SHARDS)
         return program
 
 
 def _passes(function: BundleFunction, common: list[Tensor], leaves: list[Tensor]) -> list[ListPass]:
-    if function.signature.divided:
+    if function.signature.has_owners:
         return passes_of_shards(function, common, leaves)
     return passes_of(function, common, leaves, ListPass)
 
 
 def _grouped_by_values(pairs: Pairs, keys: Sequence[str]) -> list[Pairs]:
     """Leaves whose slots have the same values, together."""
-    alike: dict[Any, Pairs] = {}
+    pairs_of_values: dict[Any, Pairs] = {}
     for member, leaf in pairs:
         values = tuple(member.state[key].item() for key in keys)
-        alike.setdefault(values, []).append((member, leaf))
-    return list(alike.values())
+        pairs_of_values.setdefault(values, []).append((member, leaf))
+    return list(pairs_of_values.values())
 
 
 def _size(pair: tuple[Member, Leaf]) -> tuple[bool, int]:

@@ -28,14 +28,14 @@ class StepNumbers:
         self._graph = numbers.graph
         self._arguments = numbers.arguments
         self._results = [*kept, *numbers.results]
-        self._given = [node.meta["val"].dtype for node in self._arguments]
+        self._argument_dtypes = [node.meta["val"].dtype for node in self._arguments]
         self._dtypes = [node.meta["val"].dtype for node in self._results]
         self._functions: dict[tuple[torch.device, bool], ListFunction] = {}
         _write_constants(self._graph, owner)
 
     def compute(self, given: Sequence[Any], device: torch.device, on_host: bool) -> list[Tensor]:
         """Return the kernel's scalars as 0-d tensors; `on_host` is whether the host may read the given ones."""
-        numbers, on_host = numbers_for(given, self._given, device, on_host)
+        numbers, on_host = numbers_for(given, self._argument_dtypes, device, on_host)
         values = self._function(device, on_host).prepare(numbers)
         if not on_host:
             return list(values)

@@ -55,7 +55,7 @@ class Plan:
     def _present_tensors(self) -> list[Tensor]:
         return [*self._params, *map(operator.getitem, self._slot_states, self._slot_keys)]
 
-    def holds_for(self, fingerprint: Any) -> bool:
+    def matches(self, fingerprint: Any) -> bool:
         """Whether the request is the same, and all parameters and slots have the same memory, sizes and strides."""
         if fingerprint != self.fingerprint:
             return False

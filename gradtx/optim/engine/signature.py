@@ -21,7 +21,8 @@ class LeafKind:
 
     Attributes:
         flat: Whether they are passed as flat aliases of their memory.
-        held: The traits of the parameter and slots that a program depends on: dtype, device, and more for some engines.
+        written: The traits of the parameter and slots that a program depends on: dtype, device, and more for some
+            engines.
         read: The dtype and device of the gradient and of each per-leaf extra.
         by_leaf: The names of per-leaf extras.
         choices: The decisions of selectors.
@@ -30,7 +31,7 @@ class LeafKind:
     """
 
     flat: bool
-    held: tuple[Any, ...]
+    written: tuple[Any, ...]
     read: tuple[Any, ...]
     by_leaf: tuple[str, ...]
     choices: tuple[Any, ...]
@@ -60,7 +61,7 @@ class Signature:
         scaled: Whether a GradScaler is active.
         padded: Whether some leaves may be padding, so that each has a flag that marks it as real.
         placed: Whether leaves are parts of parameters, so that each has the index of its first entry.
-        divided: Whether the tensors are shards, so that owners compute operations that need whole leaves.
+        has_owners: Whether owners compute the operations that need whole leaves.
         equal: The keys of 0-d slots that are equal in all leaves and are passed once.
     """
 
@@ -75,7 +76,7 @@ class Signature:
     width: int
     scaled: bool
     padded: bool = True
-    divided: bool = False
+    has_owners: bool = False
     placed: bool = False
     equal: tuple[str, ...] = ()
 
@@ -125,7 +126,7 @@ class Signature:
             tuple(self.scalars.items()),
             self.absent,
             self.scaled,
-            self.divided,
+            self.has_owners,
             self.placed,
             self.equal,
         )

@@ -94,7 +94,7 @@ class TracedRun(Run):
     def as_written(self) -> AbstractContextManager[None]:
         return as_written()
 
-    def apart(self, update: Tensor) -> Tensor:
+    def fusion_barrier(self, update: Tensor) -> Tensor:
         return torch.ops.aten.alias.default(update)
 
     def combined(self, operation: Operation, waiting: list[tuple[Leaf, Any]]) -> Any:
@@ -122,13 +122,13 @@ class BundleFunction:
 
     def __call__(self, arguments: list[Tensor], known: Names) -> PassResult:
         """Run up to the first sum whose total is not an argument; `known` contains the names of the totals that are."""
-        given = iter(arguments)
+        arguments_left = iter(arguments)
         run = TracedRun(self.signature, arguments[-1].device)
-        leaves = self._leaves(run, given, known)
+        leaves = self._leaves(run, arguments_left, known)
         taken: set[Any] = set()
         for leaf in leaves:
             extras = [leaf.extras[name] for name in self.signature.by_leaf]
-            taken.update(map(memory_of, (*leaf.given, *leaf.state.values(), *extras)))
+            taken.update(map(memory_of, (*leaf.inputs, *leaf.state.values(), *extras)))
         try:
             execute(leaves, _ignore)
         except AwaitedSumError as awaited:
@@ -146,29 +146,29 @@ class BundleFunction:
     def _leaves(
         self,
         run: TracedRun,
-        given: Iterator[Tensor],
+        arguments_left: Iterator[Tensor],
         known: Names,
     ) -> list[Leaf]:
         """Create leaves from the arguments, with their programs."""
         signature = self.signature
-        step, count = next(given), next(given)
-        scaling = Scaling(next(given), next(given)) if signature.scaled else None
-        chain = self._make_chain([next(given) for _ in range(signature.numbers)])
+        step, count = next(arguments_left), next(arguments_left)
+        scaling = Scaling(next(arguments_left), next(arguments_left)) if signature.scaled else None
+        chain = self._make_chain([next(arguments_left) for _ in range(signature.numbers)])
         for path, name in signature.shared:
-            run.old.setdefault(path, {})[name] = next(given)
-        run.equal = {key: next(given) for key in signature.equal}
-        scalars: dict[str, Any] = {name: next(given) for name in signature.scalars}
+            run.old.setdefault(path, {})[name] = next(arguments_left)
+        run.equal = {key: next(arguments_left) for key in signature.equal}
+        scalars: dict[str, Any] = {name: next(arguments_left) for name in signature.scalars}
         scalars.update(dict.fromkeys(signature.absent))
         for names in known:
-            run.totals.append({name: next(given) for name in names})
+            run.totals.append({name: next(arguments_left) for name in names})
         unscale = None if scaling is None else unscaling(run, scaling)
         block = Block.of(chain, run, count, unscale)
         clock = run.clock = Clock(step)
         leaves: list[Leaf] = []
         for i in range(signature.width):
-            leaf = self._leaf(run, str(i), clock, scalars, given)
+            leaf = self._leaf(run, str(i), clock, scalars, arguments_left)
             leaf.program = block.for_leaf(leaf)
-            if signature.divided:
+            if signature.has_owners:
                 leaf.program = regions_of(leaf.program)
             leaves.append(leaf)
         return leaves
@@ -179,23 +179,23 @@ class BundleFunction:
         name: str,
         clock: Clock,
         scalars: dict[str, Any],
-        given: Iterator[Tensor],
+        arguments_left: Iterator[Tensor],
     ) -> Leaf:
         signature = self.signature
         if signature.padded:
-            run.real[name] = next(given)
-        param = next(given)
-        state = {key: next(given) for key in signature.slots_by_leaf}
+            run.real[name] = next(arguments_left)
+        param = next(arguments_left)
+        state = {key: next(arguments_left) for key in signature.slots_by_leaf}
         state.update(run.equal)
-        gradient = next(given)
+        gradient = next(arguments_left)
         leaf = Leaf(run, name, gradient, param, scalars, clock)
         leaf.layout = signature.layout
         leaf.state = state
         leaf.extras = dict(scalars)
         for extra in signature.by_leaf:
-            leaf.extras[extra] = next(given).to(leaf.wide)
+            leaf.extras[extra] = next(arguments_left).to(leaf.compute_dtype)
         if signature.placed:
-            leaf.first_entry = next(given)
+            leaf.first_entry = next(arguments_left)
         return leaf
 
     def _new_shared(self, run: TracedRun) -> dict[tuple[Path, str], Tensor]:
@@ -243,7 +243,7 @@ def _write(run: TracedRun, leaves: list[Leaf], taken: set[Any], returned: Collec
     for leaf, slots, update in zip(leaves, new_slots, updates, strict=True):
         for old, value in slots:
             old.copy_(value)
-        param = leaf.given[1]
+        param = leaf.inputs[1]
         param.copy_(param + update)
 
 
@@ -323,7 +323,7 @@ class TracedPass:
     def fits(self, leaves: list[Tensor]) -> bool:
         if self._flat:  # every size is a length, and loops over one entry equal those over two
             leaves = [tensor.new_empty(2) if tensor.shape == (1,) else tensor for tensor in leaves]
-        return self._tracer.holds_for(self._leaves, leaves)
+        return self._tracer.matches(self._leaves, leaves)
 
     def compile(self, compiler: Compiler) -> None:
         """Compile the graph as three functions.
