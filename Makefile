@@ -5,6 +5,9 @@ RUN := $(VENV)/bin/python
 # Python compiles what it imports; pip would compile everything, which takes half of the time.
 PIP := $(RUN) -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
 
+# One more than cores: tests that start processes wait for them.
+JOBS := $(shell echo $$(($$(getconf _NPROCESSORS_ONLN) + 1)))
+
 .PHONY: demo quick test test-all install lint bench gpu docs versions docs-tables clean
 .DELETE_ON_ERROR:
 
@@ -12,13 +15,13 @@ demo: $(VENV)/demo
 	@$(RUN) examples/digits.py
 
 test: $(VENV)/test
-	@$(RUN) -m pytest -n 2 --dist worksteal -m "not nightly" $(ARGS)
+	@$(RUN) -m pytest -n $(JOBS) --dist worksteal -m "not nightly" $(ARGS)
 
 test-all: $(VENV)/test  # with all cases of tests whose cases multiply; see tests/thinning.py
-	@GRADTX_ALL_TESTS=1 $(RUN) -m pytest -n 2 --dist worksteal $(ARGS)
+	@GRADTX_ALL_TESTS=1 $(RUN) -m pytest -n $(JOBS) --dist worksteal $(ARGS)
 
 quick: $(VENV)/test  # no compiler, no processes, no other libraries: about a minute
-	@$(RUN) -m pytest -n 2 --dist worksteal -m "not slow and not nightly" gradtx tests $(ARGS)
+	@$(RUN) -m pytest -n $(JOBS) --dist worksteal -m "not slow and not nightly" gradtx tests $(ARGS)
 
 install: $(VENV)/all
 
