@@ -126,7 +126,7 @@ class _Contraction:
         dividend, divisor = operands
         factor = self._without_root(divisor, node)
         inner_factor, inner = _factor_of(dividend)
-        if inner is not None and _only_used_by(dividend, node) and same_meta(node, inner):
+        if inner is not None and _can_absorb(dividend, node) and same_meta(node, inner):
             dividend = inner
             factor = self._times(factor, inner_factor, node)
         if factor is None:
@@ -144,11 +144,11 @@ class _Contraction:
         Returns:
             r, by which the quotient is to be multiplied; None if the divisor has another form.
         """
-        if divisor.target is not aten.add.Tensor or divisor.kwargs or not _only_used_by(divisor, quotient):
+        if divisor.target is not aten.add.Tensor or divisor.kwargs or not _can_absorb(divisor, quotient):
             return None
         scaled, shift = divisor.args
         inverse, b = _factor_of(scaled)
-        if not is_number(shift) or b is None or not _only_used_by(scaled, divisor) or not same_meta(divisor, b):
+        if not is_number(shift) or b is None or not _can_absorb(scaled, divisor) or not same_meta(divisor, b):
             return None
         if not isinstance(inverse, Node) or inverse.target is not aten.reciprocal.default:
             return None
@@ -178,7 +178,7 @@ class _Contraction:
     def _merge_factors(self, node: Node) -> None:
         """Replace a * (b * x) by (a * b) * x for scalars a and b."""
         factor, scaled = _factor_of(node)
-        if scaled is None or not _only_used_by(scaled, node):
+        if scaled is None or not _can_absorb(scaled, node):
             return
         inner_factor, inner = _factor_of(scaled)
         if inner is not None and same_meta(node, inner):
@@ -208,7 +208,7 @@ class _Contraction:
     def _interpolates(self, node: Node, x: Node, y: Node) -> bool:
         """Replace (1 - w) a + w b by `lerp`; return whether the sum has this form."""
         for start, end in ((x, y), (y, x)):
-            if not (_only_used_by(start, node) and _only_used_by(end, node)):
+            if not (_can_absorb(start, node) and _can_absorb(end, node)):
                 continue
             rest, a = _factor_of(start)
             weight, b = _factor_of(end)
@@ -223,7 +223,7 @@ class _Contraction:
 
     def _product(self, term: Node, user: Node) -> _Product | None:
         """Return a term as a product, if nothing else uses the term."""
-        if not _only_used_by(term, user):
+        if not _can_absorb(term, user):
             return None
         if _divides_lists(term):
             return self._quotient(None, term, 1)
@@ -234,7 +234,7 @@ class _Contraction:
             return _product_of_lists(None, term, 1)
         if not same_meta(term, inner):
             return None
-        if _only_used_by(inner, term):
+        if _can_absorb(inner, term):
             product = self._product_inside(factor, inner)
             if product is not None:
                 return product
@@ -322,12 +322,13 @@ def _product_of_lists(factor: Any, node: Node, saved: int) -> _Product | None:
     return _Product(factor, a, b, False, saved) if same_meta(node, a, b) else None
 
 
-def _only_used_by(node: Any, user: Node) -> bool:
-    return list(node.users) == [user]
+def _can_absorb(node: Any, user: Node) -> bool:
+    """Whether an operation may become part of its user: nothing else reads it, and it may be joined with others."""
+    return list(node.users) == [user] and not node.meta.get("as_written")
 
 
 def _is_product_for(node: Node, user: Node) -> bool:
-    return node.target is aten.mul.Tensor and _only_used_by(node, user)
+    return node.target is aten.mul.Tensor and _can_absorb(node, user)
 
 
 def _is_complement(weight: Any, rest: Any) -> bool:

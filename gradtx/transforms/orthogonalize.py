@@ -100,9 +100,9 @@ def orthogonalize(
                 [ 0., -1.]])
 
     Source: Jordan et al. 2024, Muon; Bernstein and Newhouse 2024, arXiv:2409.20325; "aol": Prach and Lampert 2022,
-    arXiv:2208.03160. Departures: none from torch.optim.Muon, with dtype=torch.bfloat16. On a CPU without bfloat16
-    instructions, products are computed in float32 and rounded to bfloat16, as in torch; beyond 128 columns one entry
-    in 10,000 is rounded differently, because sums run in another order.
+    arXiv:2208.03160. Departures: none from torch.optim.Muon, with dtype=torch.bfloat16. On a CPU without AMX
+    tiles, products are computed in float32 and rounded to bfloat16; beyond 128 columns, one entry in 10,000 is rounded
+    differently from torch, because sums run in another order.
     """
     _check_view("orthogonalize", view)
     if start not in STARTS:

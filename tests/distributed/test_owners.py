@@ -79,7 +79,7 @@ CHAINS = {
     "muon in full precision": gradtx.muon(lr=0.02, ns_dtype=None, nesterov=False, fallback=ADAMW),
     "polargrad": gradtx.polargrad(lr=0.02, fallback=ADAMW),
     "polargrad by eigenvalues": gradtx.polargrad(lr=0.02, method="exact", center_rows=True, fallback=ADAMW),
-    "scion": gradtx.scion(lr=0.02, momentum=0.5),
+    "scion": gradtx.scion(lr=0.02, momentum=0.5, scale=0.7),
     "muon and adamw": gradtx.partition(
         {"matrices": gradtx.muon(lr=0.02, adjust_lr_fn="match_rms_adamw"), "rest": ADAMW},
         {"matrices": tuple(MATRICES), "rest": "*"},

@@ -8,6 +8,7 @@ import torch
 import gradtx
 from gradtx import _pure_lists
 from gradtx._lists import UnrecordableError, list_function, numbers, record
+from gradtx._lists.record import as_written
 from gradtx._passes import PassResult
 
 CPU = torch.device("cpu")
@@ -146,6 +147,21 @@ def test_factors_in_a_row_are_multiplied_first_wherever_the_product_is_added():
 
     program = list_function(recorded(update, [(2, 3)] * 3), CPU)
     assert program.calls == 1, program.source
+
+
+def test_operations_kept_as_written_are_not_joined_with_later_ones():
+    def update(number, param, grad):
+        with as_written():
+            scaled = grad / 3.0 * 1.1
+        return [], [(param, param - number * scaled)]
+
+    program = list_function(recorded(update, [(2, 3)] * 2), CPU)
+    params, grads = lists(0), lists(1)
+    expected = [param - 0.7 * (grad / 3.0 * 1.1) for param, grad in zip(params, grads, strict=True)]
+    run(program, [0.7], params, grads)
+    for param, value in zip(params, expected, strict=True):
+        torch.testing.assert_close(param, value, rtol=1e-15, atol=0.0)
+    assert program.source.count("foreach_mul") + program.source.count("foreach_div") == 2  # both, one after the other
 
 
 def swapped(number, a, b, c):
