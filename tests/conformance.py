@@ -154,7 +154,7 @@ def first_state(tx: gradtx.GradientTransformation, params: Any) -> Any:
     try:
         return tx.init(params)
     except ValueError as error:
-        if "starts with norm 0" not in str(error):
+        if "has initial norm 0" not in str(error):
             raise
         return None
 

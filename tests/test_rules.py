@@ -98,7 +98,9 @@ def _returns_at_once(update, state, param, ctx):
 
 @pytest.mark.parametrize("update", [_ends_with_return, _returns_at_once])
 def test_a_generator_that_ends_with_return_is_told_to_yield(update):
-    with pytest.raises(TypeError, match="rule: end with `yield update, state`, not with return"):
+    with pytest.raises(
+        TypeError, match="rule: a rule that yields sums must end with `yield update, state`, not with return"
+    ):
         run(made(update), 1)
 
 

@@ -46,7 +46,8 @@ def test_a_wrapper_that_keeps_tensors_in_the_state_resumes_as_around_torchs_opti
         if restarted:
             optimizer = getattr(module, name)(params.values(), **OPTIMIZERS[name])
         if restarted and module is gradtx.optim:
-            with pytest.warns(UserWarning, match=f"^{name}: the loaded state has 'lookahead_slow_buff', .* keeps it"):
+            message = f"^{name}: the loaded state has 'lookahead_slow_buff', .* kept in optimizer.state for wrappers"
+            with pytest.warns(UserWarning, match=message):
                 optimizer.load_state_dict(saved)
         else:
             optimizer.load_state_dict(saved)  # warnings are errors in these tests

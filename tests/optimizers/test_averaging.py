@@ -170,7 +170,7 @@ def test_zero_gradients_give_finite_updates(tx):
         (
             gradtx.srmm,
             {"lr": 0.5, "proximal": 3.0},
-            r"srmm: scale_by_srmm: lr \* proximal must be in \[0, 1\], got 0.5 \* 3.0; lower one",
+            r"srmm: scale_by_srmm: lr \* proximal must be in \[0, 1\], got 0.5 \* 3.0; lower one of them",
         ),
     ],
 )

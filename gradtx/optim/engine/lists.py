@@ -56,7 +56,7 @@ class MemberBundle(ListBundle):
         self._equal = {key: [member.state[key] for member in members] for key in signature.equal}
 
     def slots_are_still_equal(self) -> bool:
-        """Whether the slots that are equal in all leaves still are."""
+        """Whether the values of all equal slots are still equal."""
         return all(len(set(map(Tensor.item, slots))) == 1 for slots in self._equal.values())
 
     def read_from(self, trees: Trees, consumes: bool) -> None:
@@ -254,7 +254,7 @@ class ListEngine(Engine):
         member, leaf = pairs[0]
         of_kind = Signature.of(member, leaf, kind, request)
         signature = dataclasses.replace(of_kind, width=1, padded=False, has_owners=has_regions(leaf.program))
-        equal = self._equal_slots(kind, signature, member, leaf, request)
+        equal = self._equal_slots(kind, signature, pairs, request)
         if not equal:
             return self._bundles_of_signature(kind, signature, pairs, request)
         bundles: list[MemberBundle] = []
@@ -263,17 +263,27 @@ class ListEngine(Engine):
             bundles.extend(self._bundles_of_signature(kind, with_numbers, equal_pairs, request))
         return bundles
 
-    def _equal_slots(
-        self, kind: LeafKind, signature: Signature, member: Member, leaf: Leaf, request: StepRequest
-    ) -> tuple[str, ...]:
-        """The keys of 0-d slots that remain equal across the leaves of a program once they are equal."""
-        has_numbers = any(may_be_number(member.state[key]) for key in signature.slots)
-        if not has_numbers or not request.on_host or signature.has_owners:
+    def _equal_slots(self, kind: LeafKind, signature: Signature, pairs: Pairs, request: StepRequest) -> tuple[str, ...]:
+        """Return the keys of 0-d slots that remain equal across the leaves of a program once they are equal."""
+        if not request.on_host or signature.has_owners:
             return ()
+        candidates: set[str] = set(signature.slots)
+        for member, _ in pairs:
+            candidates = {key for key in candidates if may_be_number(member.state[key])}
+        if not candidates:
+            return ()
+        slots = self._slots_from_numbers(kind, signature, pairs, request, frozenset(candidates))
+        return tuple(key for key in slots if key in candidates)
+
+    def _slots_from_numbers(
+        self, kind: LeafKind, signature: Signature, pairs: Pairs, request: StepRequest, candidates: frozenset[str]
+    ) -> tuple[str, ...]:
+        """Return the keys of slots whose new values depend only on scalars and on each other."""
+        member, leaf = max(pairs, key=_size)  # all slots of a 0-d leaf may be 0-d
         structure = request.structures[member.group]
         view = request.views[member.group]
         programs = self._programs_of(view)
-        key = ("equal slots", structure, kind, *signature.key())
+        key = ("equal slots", structure, kind, candidates, *signature.key())
         if key not in programs:
             function = BundleFunction(signature, view.chain_of(structure))
             tensors = _tensors_of(member, signature, request, leaf)
@@ -288,7 +298,7 @@ class ListEngine(Engine):
     def _bundles_of_signature(
         self, kind: LeafKind, signature: Signature, pairs: Pairs, request: StepRequest
     ) -> list[MemberBundle]:
-        """Bundles of leaves of a signature; parts of leaves that need the places of their entries have another."""
+        """Return bundles of leaves of one signature; parts of leaves that need their positions have another one."""
         member, leaf = pairs[0]
         splits = kind.flat and not signature.has_owners and can_be_split(member, leaf, signature.equal)
         if not splits or not is_positional(leaf):
@@ -384,7 +394,7 @@ def _passes(function: BundleFunction, common: list[Tensor], leaves: list[Tensor]
 
 
 def _grouped_by_values(pairs: Pairs, keys: Sequence[str]) -> list[Pairs]:
-    """Leaves whose slots have the same values, together."""
+    """Group leaves by the values of their slots."""
     pairs_of_values: dict[Any, Pairs] = {}
     for member, leaf in pairs:
         values = tuple(member.state[key].item() for key in keys)
