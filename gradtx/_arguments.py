@@ -365,6 +365,29 @@ def _hints_of(function: Callable[..., Any]) -> dict[str, Any]:
     return hints
 
 
+def _check_annotations(name: str, parameters: Iterable[inspect.Parameter], hints: Mapping[str, Any]) -> None:
+    """Raise an error for a parameter of a factory without an annotation."""
+    for parameter in parameters:
+        if parameter.name not in hints:
+            raise TypeError(
+                f"{name}: annotate {parameter.name!r}: gradtx.Scalar or gradtx.Betas for numbers, "
+                "gradtx.GradientTransformation for inner transformations"
+            )
+
+
+def _remedy(key: str) -> str:
+    """Say how to change the range that a parameter has because of its name; "" if it has none."""
+    return f"; for another range pass ranges={{{key!r}: '(-inf, inf)'}} to the decorator" if key in RANGES else ""
+
+
+def _added_to_alias(signature: inspect.Signature) -> dict[inspect.Parameter, Any]:
+    """Return the parameters that an alias has in addition to its function's, with their types."""
+    added: dict[inspect.Parameter, Any] = {_keyword("maximize", False, "bool"): bool}
+    if "weight_decay" in signature.parameters:
+        added[_keyword("mask", None, "Where | None")] = object  # a selector, which the decorator checks
+    return added
+
+
 class Arguments:
     """The signature of a factory, which binds calls to checked values."""
 
@@ -380,29 +403,18 @@ class Arguments:
         hints = _hints_of(function)
         signature = inspect.signature(function)
         parameters = list(signature.parameters.values())
-        for parameter in parameters:
-            if parameter.name not in hints:
-                raise TypeError(
-                    f"{name}: annotate {parameter.name!r}: gradtx.Scalar or gradtx.Betas for numbers, "
-                    "gradtx.GradientTransformation for inner transformations"
-                )
+        _check_annotations(name, parameters, hints)
         self.name = name
-        self.added: tuple[str, ...] = ()  # arguments that the body does not receive
-        if is_alias:
-            self.added = ("maximize",)
-            hints["maximize"] = bool
-            parameters.append(_keyword("maximize", False, "bool"))
-            if "weight_decay" in signature.parameters:
-                self.added = ("maximize", "mask")
-                hints["mask"] = object  # a selector, which the decorator checks
-                parameters.append(_keyword("mask", None, "Where | None"))
+        added = _added_to_alias(signature) if is_alias else {}
+        self.added = tuple(parameter.name for parameter in added)  # arguments that the body does not receive
+        for parameter, hint in added.items():
+            parameters.append(parameter)
+            hints[parameter.name] = hint
         users = _is_users(function)
         arguments: list[Argument] = []
         for parameter in parameters:
             key = parameter.name
-            remedy = ""
-            if users and key in RANGES and key not in ranges:
-                remedy = f"; for another range pass ranges={{{key!r}: '(-inf, inf)'}} to the decorator"
+            remedy = _remedy(key) if users and key not in ranges else ""
             interval = ranges.get(key, RANGES.get(key, _NO_RANGE))
             argument = Argument(name, parameter, hints[key], interval, key in static, key in any_length, remedy)
             arguments.append(argument)

@@ -38,10 +38,15 @@ def converted(
         if code is not None and saved_code is None:
             entry.update(_coded(slot, code, value, first, shape))
         elif saved_code is not None and code is None and like.is_floating_point():
-            entry[slot] = unpacked(slot, saved_code, saved, shape)
-            for suffix in saved_code.suffixes:
-                del entry[f"{slot}.{suffix}"]
+            _decode(entry, slot, saved_code, shape)
     return entry
+
+
+def _decode(entry: dict[str, Any], slot: str, codec: Codec, shape: torch.Size) -> None:
+    """Replace the tensors that encode a slot by its values."""
+    entry[slot] = unpacked(slot, codec, entry, shape)
+    for suffix in codec.suffixes:
+        del entry[f"{slot}.{suffix}"]
 
 
 def _coded(slot: str, codec: Codec, value: Tensor, first: Mapping[str, Tensor], shape: torch.Size) -> dict[str, Tensor]:

@@ -386,12 +386,20 @@ def leaves_of(
             _check_pair(name, grad, param)
         leaf = leaves[name] = Leaf(run, name, grad, param, scalars, run.clock_of(name), like)
         if trees:
-            leaf.extras = {**scalars, **{key: by_leaf(key, values[name], leaf) for key, values in trees.items()}}
+            leaf.extras = _with_entries_of(leaf, scalars, trees)
     for leaf in leaves.values():
         leaf.program = run.block.for_leaf(leaf)
     if extras and checks_extras(run.block.operations):
         check_extras_of(leaves.values())
     return leaves
+
+
+def _with_entries_of(leaf: Leaf, scalars: dict[str, Any], trees: dict[str, Any]) -> dict[str, Any]:
+    """Return the extras that the rules of a leaf receive: scalars, and the leaf's entries of trees."""
+    extras = dict(scalars)
+    for extra, values in trees.items():
+        extras[extra] = by_leaf(extra, values[leaf.name], leaf)
+    return extras
 
 
 def _check_pair(name: str, grad: Tensor, param: Tensor | None) -> None:

@@ -332,11 +332,15 @@ def _run_of(
     if run.opaque or by_leaf or (extras and checks_extras(run.block.operations)):
         raise _UnsuitableError
     leaves = leaves_of(run, gradients, values or None, extras, kinds)
-    present = {name: leaf for name, leaf in leaves.items() if leaf.inputs[0] is not None}
+    present = _with_gradient(leaves)
     has_missing = len(present) < len(gradients)
     if not present or (has_missing and takes_none(run.block.operations)):
         raise _UnsuitableError
     return run, present
+
+
+def _with_gradient(leaves: dict[str, Leaf]) -> dict[str, Leaf]:
+    return {name: leaf for name, leaf in leaves.items() if leaf.inputs[0] is not None}
 
 
 class _Columns:

@@ -352,25 +352,38 @@ class _Names:
         self._owners: dict[str, int] = {}
 
     def visit(self, node: GradientTransformation, place: Place, prefix: str) -> None:
-        own_entries = list(node._own_entries())
         branches = node._branches()
         if branches is not None and branches.own and not self._apart:
             branches = None
-        label = None
-        if branches is not None and self._labels is not None:
-            label = self._labels.get(branches.selector)
-        if own_entries and (branches is None or label is None or label in branches.own):
-            owner = self._owner(node)
-            for name, value, argument in own_entries:
-                names = (name, f"{prefix}{name}", f"{prefix}{owner}.{name}")
-                self._found.append(_Hyperparameter(names, value, argument, (place, name), node._is_optimizer))
+        if branches is None:
+            self._add(node, place, prefix)
+            for i, child in enumerate(node._children()):
+                self.visit(child, (*place, i), prefix)
+        else:
+            self._visit_branches(node, branches, place, prefix)
+
+    def _visit_branches(self, node: GradientTransformation, branches: Branches, place: Place, prefix: str) -> None:
+        """Visit the branch that a leaf's label selects, or all branches, with their labels in the names."""
+        label = None if self._labels is None else self._labels.get(branches.selector)
+        if label is None or label in branches.own:
+            self._add(node, place, prefix)
         for i, child in enumerate(node._children()):
-            child_prefix = prefix
-            if branches is not None and self._labels is not None and label != branches.children[i]:
-                continue
-            if branches is not None and self._labels is None and not branches.own:
-                child_prefix = f"{prefix}{branches.children[i]}."
-            self.visit(child, (*place, i), child_prefix)
+            branch = branches.children[i]
+            if self._labels is None:
+                child_prefix = prefix if branches.own else f"{prefix}{branch}."
+                self.visit(child, (*place, i), child_prefix)
+            elif branch == label:
+                self.visit(child, (*place, i), prefix)
+
+    def _add(self, node: GradientTransformation, place: Place, prefix: str) -> None:
+        """Add a node's own hyperparameters."""
+        entries = list(node._own_entries())
+        if not entries:
+            return
+        owner = self._owner(node)
+        for name, value, argument in entries:
+            names = (name, f"{prefix}{name}", f"{prefix}{owner}.{name}")
+            self._found.append(_Hyperparameter(names, value, argument, (place, name), node._is_optimizer))
 
     def _owner(self, node: GradientTransformation) -> str:
         """Return the unique owner name of a node; the second node with a name is `name_1`."""

@@ -126,6 +126,11 @@ def _hint(what: str, name: str, name_of: Mapping[str, str], known: Iterable[str]
         return 'for 8-bit state, pass state_dtype="int8" to any optimizer'
     if suggestions:
         return f"did you mean {' or '.join(map(repr, suggestions))}?"
+    return _how_to_list(what, name, name_of, known)
+
+
+def _how_to_list(what: str, name: str, name_of: Mapping[str, str], known: Iterable[str]) -> str:
+    """Say how to list the names that begin as an unknown one does, or all names."""
     lister = "get_supported_optimizers" if what == "optimizer" else "get_supported_lr_schedulers"
     start = _longest_start(name, [plain(target) for target in known])
     if start:
@@ -477,7 +482,7 @@ def _warn_of_embeddings(name: str, model: Any) -> None:
             f"create_optimizer: {name} also steps embeddings and heads ({', '.join(named)}), since they are matrices; "
             f"gradtx.{remedy} sends them to AdamW",
             UserWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
 
 
@@ -617,11 +622,9 @@ def create_optimizer(
     name = alias.__name__
     arguments = alias.spec.arguments.by_name
     _check_options(options, wd_ban_list)
-    options = {option: value for option, value in options.items() if option not in ENGINE_OPTIONS}
+    options = _without_engine_options(options)
     if use_lookahead and name in _WITH_LOOKAHEAD:
-        warnings.warn(
-            f"create_optimizer: {name} already includes a lookahead; omit use_lookahead", UserWarning, stacklevel=2
-        )
+        _warn_of_second_lookahead(name)
         use_lookahead = False
     if use_gc is not None and "use_gc" in arguments:
         options["use_gc"] = use_gc
@@ -632,19 +635,34 @@ def create_optimizer(
     options = _regrouped(arguments, options)
     options = _translated(name, [*arguments, "state_dtype", "seed"], options)
     options.update(numbers)
-    if "fallback" in arguments and "fallback" not in options:
+    if "fallback" in arguments:
+        _add_fallback(options, name, model)
+    params = _parameters(model, weight_decay, wd_ban_list)
+    engine_options: dict[str, Any] = {"compile": compile, "state_device": state_device, "capturable": capturable}
+    if compile is True and compile_kwargs:
+        engine_options["compile"] = _compile_argument(compile_kwargs)
+    if not before and after is None:
+        return cls(params, **options, **engine_options)
+    if cls._seeded:
+        engine_options["seed"] = options.pop("seed", 0)
+    tx = _with_lookahead(alias(**options), after)
+    return as_optimizer(chain(*before, tx), params, **engine_options)
+
+
+def _without_engine_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {option: value for option, value in options.items() if option not in ENGINE_OPTIONS}
+
+
+def _add_fallback(options: dict[str, Any], name: str, model: Any) -> None:
+    """Add the optimizer of parameters that are not matrices, unless the caller passed one."""
+    if "fallback" not in options:
         _warn_of_embeddings(name, model)
         options["fallback"] = adamw(lr=3e-4, betas=(0.9, 0.95), eps=1e-10, weight_decay=0.0)
-    params = _parameters(model, weight_decay, wd_ban_list)
-    if compile is True and compile_kwargs:
-        compile = _compile_argument(compile_kwargs)
-    if not before and after is None:
-        return cls(params, **options, compile=compile, state_device=state_device, capturable=capturable)
-    seed = options.pop("seed", 0) if cls._seeded else 0
-    tx = _with_lookahead(alias(**options), after)
-    return as_optimizer(
-        chain(*before, tx), params, compile=compile, seed=seed, state_device=state_device, capturable=capturable
-    )
+
+
+def _warn_of_second_lookahead(name: str) -> None:
+    message = f"create_optimizer: {name} already includes a lookahead; omit use_lookahead"
+    warnings.warn(message, UserWarning, stacklevel=3)
 
 
 def _compile_argument(keywords: Mapping[str, Any]) -> str | dict[str, Any]:

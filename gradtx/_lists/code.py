@@ -332,9 +332,13 @@ class _Writer:
             return [PRODUCTS[target], *map(self._text, args), f"value={self._text(node.kwargs.get('value', 1))}"]
         if len(args) < 2:
             return None
-        first, second = args[:2]
-        if is_list(first) and is_list(second):
+        if all(map(is_list, args[:2])):
             return self._of_lists(node)
+        return self._of_list_and_number(node)
+
+    def _of_list_and_number(self, node: Node) -> list[str] | None:
+        target = node.target
+        first, second = node.args[:2]
         if is_list(second) and target in (aten.mul.Tensor, aten.add.Tensor) and not node.kwargs:
             first, second = second, first
         if not is_list(first) or not is_number(second) or node.kwargs or target not in OF_NUMBER:

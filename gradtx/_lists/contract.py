@@ -103,22 +103,32 @@ class _Contraction:
 
     def canonicalize(self, node: Node) -> None:
         """Use operations available for lists: products for squares and quotients, single bounds, one factor for two."""
-        if node.target is aten.pow.Tensor_Scalar and node.args[1] == 2:
-            base = node.args[0]
-            self._replace(node, aten.mul.Tensor, (base, base))
+        if node.target in (aten.pow.Tensor_Scalar, aten.pow.Tensor_Tensor):
+            self._simplify_power(node)
         elif node.target is aten.div.Tensor:
-            dividend, divisor = node.args
-            if is_list(dividend) and is_number(divisor):
-                self._replace(node, aten.mul.Tensor, (dividend, self._inverse(divisor, node)))
-            elif _divides_lists(node) and same_meta(node, dividend, divisor):  # type: ignore[arg-type]
-                self._scale_quotient(node)
-        elif node.target is aten.pow.Tensor_Tensor:
-            if is_list(node.args[0]) and is_number(node.args[1]) and same_meta(node, node.args[0]):  # type: ignore[arg-type]
-                self._replace(node, aten.pow.Tensor_Scalar, node.args)
+            self._multiply_instead(node)
         elif node.target in (aten.clamp.default, aten.clamp.Tensor):
             self._split_clamp(node)
         if node.target is aten.mul.Tensor:
             self._merge_factors(node)
+
+    def _simplify_power(self, node: Node) -> None:
+        """Replace a square by a product, and a power with a scalar tensor as exponent by one with a scalar."""
+        base: Any = node.args[0]
+        exponent = node.args[1]
+        if exponent == 2 and node.target is aten.pow.Tensor_Scalar:
+            self._replace(node, aten.mul.Tensor, (base, base))
+        elif node.target is aten.pow.Tensor_Tensor and is_list(base) and is_number(exponent) and same_meta(node, base):
+            self._replace(node, aten.pow.Tensor_Scalar, node.args)
+
+    def _multiply_instead(self, node: Node) -> None:
+        """Replace a quotient by a scalar by a product; take factors out of a quotient of lists."""
+        operands: Any = node.args
+        dividend, divisor = operands
+        if is_list(dividend) and is_number(divisor):
+            self._replace(node, aten.mul.Tensor, (dividend, self._inverse(divisor, node)))
+        elif _divides_lists(node) and same_meta(node, dividend, divisor):
+            self._scale_quotient(node)
 
     def _scale_quotient(self, node: Node) -> None:
         """Turn (c a) / b into c (a / b): other operations can include the factor there."""

@@ -6,6 +6,7 @@ other branch are then skipped, and a branch may write its result directly into t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -88,10 +89,12 @@ def is_selection(node: Node) -> bool:
         return False
     if len(lists) < len(operands) and (argument_like(node) is None or not any(map(is_number, operands))):
         return False
-    for user in node.users:
-        if user.target is aten.copy_.default and not all(_is_unchanged(operand, user.args[0]) for operand in operands):
-            return False
-    return True
+    return all(_may_be_written(operands, user.args[0]) for user in node.users if user.target is aten.copy_.default)
+
+
+def _may_be_written(operands: Sequence[Any], argument: Any) -> bool:
+    """Whether either operand of a selection may be written into an argument."""
+    return all(_is_unchanged(operand, argument) for operand in operands)
 
 
 def _is_unchanged(operand: Any, argument: Any) -> bool:

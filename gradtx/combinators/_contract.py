@@ -52,11 +52,13 @@ def checked_ticks(owner: str, result: Any, start: Iterable[str]) -> tuple[Tensor
     if set(values) != set(start):
         raise ValueError(f"{owner}: ticks must return the values {sorted(start)} of start, got {sorted(values)}")
     for name, value in values.items():
-        if not isinstance(value, Tensor) or value.ndim or value.dtype.is_floating_point:
-            raise TypeError(
-                f"{owner}: ticks must return 0-d int64 tensors as values, got {describe(value)} for {name!r}"
-            )
+        _check_integer(owner, name, value)
     return counts, values
+
+
+def _check_integer(owner: str, name: str, value: Any) -> None:
+    if not isinstance(value, Tensor) or value.ndim or value.dtype.is_floating_point:
+        raise TypeError(f"{owner}: ticks must return 0-d int64 tensors as values, got {describe(value)} for {name!r}")
 
 
 def checked_sums(owner: str, sums: Any) -> dict[str, Tensor]:

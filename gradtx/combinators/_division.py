@@ -251,6 +251,11 @@ def division(owner: str, heads: Any, sizes: Any, batch: Any, view: Any, dim: int
     if sizes is None:
         _check_counts(owner, "heads", (heads,))
         return EvenParts(heads, dim)
+    return _runs(owner, sizes, heads, dim)
+
+
+def _runs(owner: str, sizes: Any, heads: Any, dim: int) -> Runs:
+    """Return the division into runs of the given sizes, each with its number of heads."""
     _check_counts(owner, "sizes", sizes)
     parts = tuple(heads) if isinstance(heads, list | tuple) else (1 if heads is None else heads,) * len(sizes)
     _check_counts(owner, "heads", parts)

@@ -106,8 +106,11 @@ def _check_heads(
             f"qk_clip: max_logits[{key!r}] has {len(largest)} heads, but the {rows} rows of leaf {name!r} of shape "
             f"{tuple(shape)} are not divisible by {len(largest)}"
         )
-    if largest.device.type != "cpu" or not readable(largest):  # reading them would synchronize with the device
-        return
+    if largest.device.type == "cpu" and readable(largest):  # elsewhere, reading would synchronize with the device
+        _check_values(key, largest)
+
+
+def _check_values(key: str, largest: Tensor) -> None:
     for head, value in enumerate(largest.tolist()):
         if math.isnan(value) or value == math.inf:
             raise ValueError(

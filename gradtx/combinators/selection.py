@@ -67,23 +67,24 @@ def partition(transforms: Mapping[str, GradientTransformation], labels: Mapping[
         check_transformation("partition", f"transforms[{label!r}]", tx)
         if not isinstance(label, str) or "." in label:
             raise ValueError(f"partition: label {label!r} must be a string without dots")
+    return Fork(_selector_of(labels, tuple(transforms)), transforms)
+
+
+def _selector_of(labels: Any, branches: tuple[str, ...]) -> Selector:
+    """Return the selector for the `labels` of `partition`: a tree of labels, a dict of selectors or a function."""
     tree = {} if isinstance(labels, str) else _tree.strings(labels)
-    names_labels = isinstance(labels, Mapping) and set(labels) == set(transforms)
-    if tree and set(tree.values()) <= set(transforms) and not names_labels:
-        selector = Selector("partition", tuple(transforms), LabelTree(tree), branches=tuple(transforms))
-    elif isinstance(labels, Mapping):
-        if set(labels) != set(transforms):
-            raise ValueError(
-                f"partition: labels and transforms must have the same keys, got {listed(labels)} and "
-                f"{listed(transforms)}"
-            )
+    is_dict_of_selectors = isinstance(labels, Mapping) and set(labels) == set(branches)
+    if tree and set(tree.values()) <= set(branches) and not is_dict_of_selectors:
+        return Selector("partition", branches, LabelTree(tree), branches=branches)
+    if is_dict_of_selectors:
         wheres = tuple(patterns("partition", where) for where in labels.values())
-        selector = Selector("partition", tuple(labels), wheres, branches=tuple(transforms))
-    elif is_function(labels):
-        selector = Selector("partition", tuple(transforms), labels, branches=tuple(transforms))
-    else:
-        raise TypeError(f"partition: labels must be a dict or a function (name, tensor), got {describe(labels)}")
-    return Fork(selector, transforms)
+        return Selector("partition", tuple(labels), wheres, branches=branches)
+    if isinstance(labels, Mapping):
+        keys = f"{listed(labels)} and {listed(branches)}"
+        raise ValueError(f"partition: labels and transforms must have the same keys, got {keys}")
+    if is_function(labels):
+        return Selector("partition", branches, labels, branches=branches)
+    raise TypeError(f"partition: labels must be a dict or a function (name, tensor), got {describe(labels)}")
 
 
 @combinator(static=("where",), example=lambda tx: {"tx": tx, "where": "*"})

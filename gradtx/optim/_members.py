@@ -267,11 +267,9 @@ class Members:
         before = self.by_param
         replacements = self._replacements(present)
         here = set(present)
-        if here and here.isdisjoint(before):
-            were_shaped = any(param.ndim > 1 for param in before)
-            if were_shaped and all(param.ndim == 1 for param in present):
-                reason = "flat pieces of memory have replaced the parameters, as with DeepSpeed's ZeRO"
-                self._check_flattened(self.block(), reason)
+        if here and here.isdisjoint(before) and _are_flattened(before, present):
+            reason = "flat pieces of memory have replaced the parameters, as with DeepSpeed's ZeRO"
+            self._check_flattened(self.block(), reason)
         self.by_param = {}
         for param, member in before.items():  # keeps the order, which extras passed as lists rely on
             if param in here:
@@ -408,6 +406,11 @@ def _params_of(groups: Iterable[Group]) -> list[Tensor]:
     for group in groups:
         params.extend(group["params"])
     return params
+
+
+def _are_flattened(before: Iterable[Tensor], present: Iterable[Tensor]) -> bool:
+    """Whether parameters with dimensions have been replaced by vectors."""
+    return any(param.ndim > 1 for param in before) and all(param.ndim == 1 for param in present)
 
 
 def _ids(values: Iterable[Any]) -> tuple[int, ...]:

@@ -128,13 +128,18 @@ def _as_slot(
         raise ValueError(f"state of parameter {name!r}: {key!r} has shape {shapes}")
     if not _can_become(value, first.dtype):
         raise ValueError(f"state of parameter {name!r}: {key!r} has dtype {value.dtype}, needs {first.dtype}")
+    _check_integer(name, key, value, first.dtype)
+    return value.detach().to(first.device if first.ndim == 0 or first.is_meta else device, first.dtype, copy=True)
+
+
+def _check_integer(name: str, key: str, value: Tensor, dtype: torch.dtype) -> None:
+    """Raise an error if a slot that is a count, or has an integer dtype, has another value."""
     if key == "step" and not (value >= 0 and _is_whole(value)):
         raise ValueError(f"state of parameter {name!r}: 'step' must be a non-negative integer, got {value.item():g}")
-    if kind_of(first.dtype) == "int" and not _is_whole(value):
+    if kind_of(dtype) == "int" and not _is_whole(value):
         raise ValueError(f"state of parameter {name!r}: {key!r} must be an integer, got {value.item():g}")
     if key.rpartition(".")[2] in COUNTS and (value < 0).any():
         raise ValueError(f"state of parameter {name!r}: {key!r} must be a non-negative integer, got {value.item():g}")
-    return value.detach().to(first.device if first.ndim == 0 or first.is_meta else device, first.dtype, copy=True)
 
 
 def _can_become(value: Tensor, dtype: torch.dtype) -> bool:

@@ -279,20 +279,12 @@ class States:
         new: dict[Path, State] = {}
         for path, values in run.new_shared.items():
             old = run.scalars(path) if stays else {}
-            taken = set(map(memory_of, old.values()))
-            new[path] = {name: run.memory.unshared(value, taken) for name, value in values.items()}
-            for name, tensor in old.items():
-                value = new[path].get(name)
-                if value is not None and value.device == tensor.device and value.dtype == tensor.dtype:
-                    new[path][name] = tensor.copy_(value)
+            new[path] = _unshared(run, values, old)
         if not new:
             return
         for param, member in self.members.by_param.items():
-            if member.layout is None:
-                continue
-            for path, keys in member.layout.shared.items():
-                for name, key in keys.items() if path in new else ():
-                    self.by_param[param][key] = new[path][name]
+            if member.layout is not None:
+                _set_shared(self.by_param[param], member.layout, new)
 
     # Loading a checkpoint.
 
@@ -320,6 +312,26 @@ class States:
         """Mark the current states of parameters as unused."""
         for param in params:
             self.members.by_param[param].first_state = FirstState(self.of(param))
+
+
+def _unshared(run: OptimizerRun, values: State, old: State) -> State:
+    """Return shared values in memory of their own: that of the old value, where device and dtype are the same."""
+    taken = set(map(memory_of, old.values()))
+    new = {name: run.memory.unshared(value, taken) for name, value in values.items()}
+    for name, tensor in old.items():  # now: no value shares memory with another old one
+        value = new.get(name)
+        if value is not None and value.device == tensor.device and value.dtype == tensor.dtype:
+            new[name] = tensor.copy_(value)
+    return new
+
+
+def _set_shared(state: State, layout: Layout, new: Mapping[Path, State]) -> None:
+    """Set the keys of a parameter's state that hold shared values."""
+    for path, keys in layout.shared.items():
+        if path not in new:
+            continue
+        for name, key in keys.items():
+            state[key] = new[path][name]
 
 
 def _are_prepared(members: list[Member], view: GroupView) -> bool:

@@ -307,14 +307,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         warn_of_unread_cycles(type(self).__name__, workings.members.views)
         scaling = Scaling.requested_by(self)
         if scaling is not None:
-            if workings.members.rank_sums is not None:
-                raise RuntimeError(
-                    f"{type(self).__name__}: a GradScaler reads only the gradients of its rank, and would skip "
-                    "steps on some ranks of sum_over=; train in bfloat16"
-                )
-            if closure is not None:
-                remedy = "train in bfloat16, without a scaler" if self._calls_again() else "call step without a closure"
-                raise RuntimeError(f"closures are not supported under an enabled GradScaler: {remedy}")
+            self._check_scaling(workings, closure)
             if workings.counts_on_host() and not scaling.proceed:
                 scaling.unscale(workings.members.by_param)
                 return None
@@ -322,10 +315,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad(), hessian:
                 loss = closure()
-            if _is_number(loss) or (loss is not None and "value" in self._tx.needs):
-                extras.setdefault("value", loss.detach().reshape(()) if _is_number_tensor(loss) else loss)
-            extras.setdefault("grad_fn", closure)
-            extras.setdefault("value_fn", closure)
+            self._add_extras_of(closure, loss, extras)
             workings = self._up_to_date()
             self._check_gradients(workings)
         open_step = None if self._released is None else self._released.close()
@@ -337,6 +327,28 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
             hessian.supply(step)
             step.run()
         return loss
+
+    def _check_scaling(self, workings: Workings, closure: Callable[[], Any] | None) -> None:
+        """Check that the options of this step are available under a GradScaler.
+
+        Raises:
+            RuntimeError: If `sum_over` is set, or if there is a closure.
+        """
+        if workings.members.rank_sums is not None:
+            raise RuntimeError(
+                f"{type(self).__name__}: a GradScaler reads only the gradients of its rank, and would skip "
+                "steps on some ranks of sum_over=; train in bfloat16"
+            )
+        if closure is not None:
+            remedy = "train in bfloat16, without a scaler" if self._calls_again() else "call step without a closure"
+            raise RuntimeError(f"closures are not supported under an enabled GradScaler: {remedy}")
+
+    def _add_extras_of(self, closure: Callable[[], Any], loss: Any, extras: dict[str, Any]) -> None:
+        """Add the extras that a closure supplies, unless the caller passed them."""
+        if _is_number(loss) or (loss is not None and "value" in self._tx.needs):
+            extras.setdefault("value", loss.detach().reshape(()) if _is_number_tensor(loss) else loss)
+        extras.setdefault("grad_fn", closure)
+        extras.setdefault("value_fn", closure)
 
     def _calls_again(self) -> bool:
         """Whether a link calls the closure at other weights."""

@@ -150,14 +150,9 @@ class Engine:
         """Return the kind of a leaf; None if this engine does not run the leaf."""
         param, layout = member.param, member.layout
         assert layout is not None
-        if shares:
-            return self._refuse(leaf, "it shares memory with another parameter")
-        if not _has_usable_gradient(param, leaf):
-            return self._refuse(leaf, "it has no gradient of matching shape, or it is frozen")
-        if is_sharded(param) and is_positional(leaf):
-            return self._refuse(leaf, "a link needs the positions of its entries in the whole tensor")
-        if is_sharded(param) and any(map(_sums_over_shards, leaf.program)):
-            return self._refuse(leaf, SUM_OVER_SHARDS)
+        reason = _reason_against(member, leaf, shares)
+        if reason is not None:
+            return self._refuse(leaf, reason)
         if not self._supports(leaf):
             return None
         flat = _is_flat(member, leaf)
@@ -190,6 +185,21 @@ class Engine:
 
     def _refuse(self, leaf: Leaf, reason: str) -> None:
         self.reasons[leaf.name] = reason
+
+
+def _reason_against(member: Member, leaf: Leaf, shares: bool) -> str | None:
+    """Return why no engine with programs can step a leaf; None if there is no such reason."""
+    if shares:
+        return "it shares memory with another parameter"
+    if not _has_usable_gradient(member.param, leaf):
+        return "it has no gradient of matching shape, or it is frozen"
+    if not is_sharded(member.param):
+        return None
+    if is_positional(leaf):
+        return "a link needs the positions of its entries in the whole tensor"
+    if any(map(_sums_over_shards, leaf.program)):
+        return SUM_OVER_SHARDS
+    return None
 
 
 def _numbers(member: Member, signature: Signature, request: StepRequest) -> list[Any]:

@@ -354,37 +354,33 @@ class ListEngine(Engine):
         self, key: Any, function: BundleFunction, member: Member, leaf: Leaf, request: StepRequest, splits: bool
     ) -> list[ListPass] | None:
         """Return the program of a leaf or of its parts; None if its operations cannot be recorded."""
-        tensors = _tensors_of(member, function.signature, request, leaf)
-        placed = function.signature.placed
-        part = part_of(member, placed) if splits and (placed or function.signature.layout.codes) else None
-        if part is not None:
-            size = tensors[0].numel()
-            flat = [tensor.reshape(-1) if tensor.ndim else tensor for tensor in tensors]
-            tensors = [cut(tensor, slice(0, part), size) for tensor in flat]
-        if placed:
-            tensors.append(torch.zeros((), dtype=torch.int64, device=tensors[0].device))
+        tensors = _arguments(member, function.signature, request, leaf, splits)
         assert self._programs is not None
         of_shapes = (key, tuple(tensor.shape for tensor in tensors))
-        program = self._programs.get(of_shapes)
+        if of_shapes not in self._programs:
+            self._programs[of_shapes] = self._new_program(key, function, tensors, request.on_host)
+        program = self._programs[of_shapes]
         if isinstance(program, str):
             return self._refuse(leaf, program)
-        if program is None:
-            try:
-                program = _passes(function, stand_ins(function.signature), tensors)
-            except (UnrecordableError, TracingUnavailableError) as error:
-                self._programs[of_shapes] = str(error)
-                return self._refuse(leaf, str(error))
-            except Exception as error:  # a user's rule may raise any exception; eager execution shows it
-                reason = self._programs[of_shapes] = f"{type(error).__name__}: {error}"
-                return self._refuse(leaf, reason)
-            for each in program:  # now, because errors in it are handled here
-                each.function(local(member.param).device, request.on_host)
-            text = tuple(each.text for each in program)
-            program = self._programs.setdefault((key, text), program)
-            self._programs[of_shapes] = program
         if is_sharded(member.param) and not function.signature.has_owners and have_sums(program):
             return self._refuse(leaf, SUM_OVER_SHARDS)
         return program
+
+    def _new_program(
+        self, key: Any, function: BundleFunction, tensors: list[Tensor], on_host: bool
+    ) -> list[ListPass] | str:
+        """Record a program, or return an equal one that exists; return the reason if it cannot be recorded."""
+        assert self._programs is not None
+        try:
+            program = _passes(function, stand_ins(function.signature), tensors)
+        except (UnrecordableError, TracingUnavailableError) as error:
+            return str(error)
+        except Exception as error:  # a user's rule may raise any exception; eager execution shows it
+            return f"{type(error).__name__}: {error}"
+        for each in program:  # compile the text now, where errors are handled
+            each.function(tensors[0].device, on_host)
+        text = tuple(each.text for each in program)
+        return self._programs.setdefault((key, text), program)
 
 
 def _passes(function: BundleFunction, common: list[Tensor], leaves: list[Tensor]) -> list[ListPass]:
@@ -406,6 +402,20 @@ def _size(pair: tuple[Member, Leaf]) -> tuple[bool, int]:
     """Return a sort key by size; leaves without dimensions, which float64 scalars promote, precede empty ones."""
     shape = pair[1].shape
     return len(shape) > 0, shape.numel()
+
+
+def _arguments(member: Member, signature: Signature, request: StepRequest, leaf: Leaf, splits: bool) -> list[Tensor]:
+    """Return the arguments of a program for a leaf, or for its first part if its parts have other programs."""
+    tensors = _tensors_of(member, signature, request, leaf)
+    has_own_parts = signature.placed or signature.layout.codes
+    part = part_of(member, signature.placed) if splits and has_own_parts else None
+    if part is not None:
+        size = tensors[0].numel()
+        flat = [tensor.reshape(-1) if tensor.ndim else tensor for tensor in tensors]
+        tensors = [cut(tensor, slice(0, part), size) for tensor in flat]
+    if signature.placed:
+        tensors.append(torch.zeros((), dtype=torch.int64, device=tensors[0].device))
+    return tensors
 
 
 def _tensors_of(member: Member, signature: Signature, request: StepRequest, leaf: Leaf) -> list[Tensor]:
