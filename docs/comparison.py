@@ -64,7 +64,7 @@ def imported(name: str) -> Any:
     """Import a library.
 
     Raises:
-        ImportError: the library is not installed.
+        ImportError: If the library is not installed.
     """
     if name == "torchopt":
         try:
@@ -204,7 +204,7 @@ def column(name: str) -> dict[str, Any]:
     """Measure a column of the table.
 
     Raises:
-        ImportError: the library is not installed.
+        ImportError: If the library is not installed.
     """
     module = imported(name)
     version = "" if name in ("gradtx", "torch.optim") else importlib.metadata.version(name)

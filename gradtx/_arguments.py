@@ -31,7 +31,7 @@ class Schedule:
             number in float64, so that arithmetic with Python floats stays exact.
 
     Raises:
-        TypeError: `function` is not callable.
+        TypeError: If `function` is not callable.
 
     Example:
         >>> halve = Schedule(lambda step: 0.1 * 0.5**step)
@@ -459,7 +459,7 @@ class Arguments:
         """Reject transformations if all parameters are plain values: links are chained, not nested.
 
         Raises:
-            TypeError: an argument is a transformation.
+            TypeError: If an argument is a transformation.
         """
         if not self._only_plain:
             return

@@ -39,7 +39,7 @@ def check_complex(name: str, leaf: Tensor, what: str) -> None:
     """Raise an error for a complex leaf without a usable real view.
 
     Raises:
-        TypeError: the leaf is in half precision, or is sharded.
+        TypeError: If the leaf is in half precision, or is sharded.
     """
     if leaf.dtype == torch.complex32:
         raise TypeError(f"{what}: leaf {name!r} has dtype {leaf.dtype}, needs torch.complex64 or torch.complex128")
@@ -51,7 +51,7 @@ def check_real(name: str, leaf: Tensor | None, what: str) -> None:
     """Raise an error for a complex tensor.
 
     Raises:
-        TypeError: the tensor is complex.
+        TypeError: If the tensor is complex.
     """
     if leaf is not None and leaf.is_complex():
         raise TypeError(f"{what}: leaf {name!r} has dtype {leaf.dtype}, needs real entries; {REMEDY}")

@@ -19,9 +19,9 @@ def listed_params(owner: str, params: Any) -> Any:
     """Return parameters or groups as a list, but a tensor or a set unchanged, since torch itself rejects it.
 
     Raises:
-        TypeError: `params` is of another type, or an entry is neither a parameter nor a group.
-        KeyError: a group has no parameters, as in torch.
-        ValueError: the list is empty.
+        TypeError: If `params` has another type, or if an entry is neither a parameter nor a group.
+        KeyError: If a group has no parameters, as in torch.
+        ValueError: If the list is empty.
     """
     if isinstance(params, Tensor | set):
         return cast("Any", params)
@@ -71,7 +71,7 @@ def check_groups(owner: str, groups: Iterable[Any]) -> None:
     """Check `param_groups`, which any code may have changed.
 
     Raises:
-        TypeError, KeyError: an entry is not a group of tensors.
+        TypeError, KeyError: If an entry is not a group of tensors.
     """
     for i, group in enumerate(groups):
         what = f"{owner}: param_groups[{i}]"

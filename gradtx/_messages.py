@@ -111,7 +111,7 @@ def check_state_device(owner: str, state_device: Any) -> None:
     """Check that the device for state is the CPU.
 
     Raises:
-        ValueError: it is another device.
+        ValueError: If the device is not the CPU.
     """
     if not isinstance(state_device, str | torch.device) or str(state_device) != "cpu":
         raise ValueError(f'{owner}: state_device must be "cpu" or None, got {state_device!r}')

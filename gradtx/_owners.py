@@ -526,7 +526,7 @@ class Transfer:
         """Wait for the transfer, and return the entries from each rank.
 
         Raises:
-            RuntimeError: a rank has failed.
+            RuntimeError: If a rank has failed.
         """
         self.wait()
         parts = torch.split(self._received, self._sizes)

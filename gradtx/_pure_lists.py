@@ -125,7 +125,7 @@ def _structure(tree: Any, tensors: list[Any]) -> Any:
     """Return the structure of a tree of dicts, lists and tuples, and append its tensors in order to `tensors`.
 
     Raises:
-        _UnsuitableError: the tree contains something else.
+        _UnsuitableError: If the tree contains anything else.
     """
     kind = tree.__class__
     if kind in PLAIN and tree.layout is torch.strided and not tree.is_nested:
@@ -237,7 +237,7 @@ class TreeProgram:
     """The program of one transformation for trees with the structure and the tensor layouts of these.
 
     Raises:
-        _UnsuitableError: no program can process these leaves.
+        _UnsuitableError: If no program can process these leaves.
     """
 
     def __init__(
@@ -319,7 +319,7 @@ def _run_of(
     """Return the run of a call, and the leaves that have a gradient.
 
     Raises:
-        _UnsuitableError: no program can process the leaves or the extras of this call.
+        _UnsuitableError: If no program can process the leaves or the extras of this call.
     """
     gradients, _ = _tree.flatten(updates, "updates")
     values: dict[str, Any] = {}

@@ -169,7 +169,7 @@ def patterns(owner: str, where: Any) -> Patterns | Predicate:
     """Return a selector as a tuple of patterns or as a predicate.
 
     Raises:
-        TypeError: it is neither.
+        TypeError: If `where` is neither patterns nor a function.
     """
     if isinstance(where, str):
         return (where,)

@@ -271,8 +271,8 @@ def team_of_group(option: str, group: Any) -> Team:
         group: The group.
 
     Raises:
-        TypeError: `group` is not a process group.
-        ValueError: no process group is initialized, or this rank is not in the group.
+        TypeError: If `group` is not a process group.
+        ValueError: If no process group is initialized, or if this rank is not in the group.
     """
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         raise ValueError(f"{option} needs processes: call torch.distributed.init_process_group first")

@@ -310,7 +310,7 @@ def intercepting(call: Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]) ->
     Modes that were active before are disabled inside, so that nothing else observes these operations.
 
     Raises:
-        TracingUnavailableError: this version of torch lacks one of the names. Steps then run leaf by leaf.
+        TracingUnavailableError: If this version of torch lacks one of the names. Steps then run leaf by leaf.
     """
     module = "torch.utils._python_dispatch"
     mode_class, without_modes = _needed(module, "TorchDispatchMode"), _needed(module, "_disable_current_modes")
@@ -358,7 +358,7 @@ class SymbolicTracer:
     """Trace a function of tensors into a graph that is valid for all sizes of its arguments.
 
     Raises:
-        TracingUnavailableError: this version of torch lacks one of the names. The engine then calls `torch.compile`.
+        TracingUnavailableError: If this version of torch lacks one of the names. The engine then calls `torch.compile`.
     """
 
     def __init__(self) -> None:
@@ -620,9 +620,9 @@ def run_kernels(kernels: Kernels) -> Callable[..., Any]:
     """Build a compiled graph from its text, without inductor.
 
     Raises:
-        AttributeError: this version of torch lacks a name.
-        ImportError: a library is missing or was built for another version of torch.
-        SyntaxError: the text is not a method.
+        AttributeError: If this version of torch lacks a name.
+        ImportError: If a library is missing or was built for another version of torch.
+        SyntaxError: If the text is not a method.
     """
     guards = _module_of_kernels()
     place = str(guards._torchinductor_pyobject_tensor_data_ptr)

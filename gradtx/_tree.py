@@ -19,8 +19,8 @@ def flatten(tree: Any, what: str) -> tuple[dict[str, Any], Callable[[Mapping[str
     `None` is a leaf. A bare tensor has the empty name.
 
     Raises:
-        TypeError: a leaf is neither a floating-point or complex tensor nor None.
-        ValueError: two leaves have the same dotted name.
+        TypeError: If a leaf is neither a floating-point or complex tensor nor None.
+        ValueError: If two leaves have the same dotted name.
     """
     leaves, unflatten = flatten_any(tree, what)
     for name, leaf in leaves.items():

@@ -256,7 +256,7 @@ def check_plain(update: Callable[..., Any]) -> None:
     """Reject a plain function with a parameter for an extra that plain functions do not receive.
 
     Raises:
-        TypeError: `update` has such a parameter.
+        TypeError: If `update` has such a parameter.
     """
     parameters = _parameters(update)
     for name in CALLED_EXTRAS:

@@ -37,11 +37,12 @@ def save(path: str | os.PathLike[str], params: Any, state: Any) -> None:
         state: A tree of tensors, as returned by `init` or `update`; the state of an ensemble also works.
 
     Raises:
-        ImportError: the package safetensors is missing.
-        TypeError: a leaf is neither a tensor nor None, has dtype complex128, or its values cannot be read: inside a
-            transform, on the meta device, or sharded over processes (use `torch.distributed.checkpoint` for these).
-        ValueError: two leaves have the same dotted name.
-        OSError: the file cannot be written.
+        ImportError: If the package safetensors is missing.
+        TypeError: If a leaf is neither a tensor nor None, if its dtype is complex128, or if its values cannot be read
+            because it is inside a transform, on the meta device, or sharded over processes (use
+            `torch.distributed.checkpoint` for sharded leaves).
+        ValueError: If two leaves have the same dotted name.
+        OSError: If the file cannot be written.
 
     Example:
         >>> import tempfile, pathlib
@@ -94,11 +95,11 @@ def load(path: str | os.PathLike[str], params: Any, state: Any) -> tuple[Any, An
         `(params, state)`, new trees with the saved values, in the memory layouts and on the devices of the given trees.
 
     Raises:
-        ImportError: the package safetensors is missing.
-        FileNotFoundError: there is no such file.
-        TypeError: a leaf is neither a tensor nor None.
-        ValueError: the file is not a complete safetensors file, or its entries do not match the trees. The error lists
-            the first entries that are missing, unknown, or have a different shape or dtype.
+        ImportError: If the package safetensors is missing.
+        FileNotFoundError: If there is no such file.
+        TypeError: If a leaf is neither a tensor nor None.
+        ValueError: If the file is not a complete safetensors file, or if its entries do not match the trees. The error
+            lists the first entries that are missing, unknown, or have a different shape or dtype.
 
     Example:
         See `save`.

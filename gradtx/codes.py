@@ -48,8 +48,8 @@ class Codec:
         name: The name in errors and tables.
 
     Raises:
-        TypeError: `encode`, `decode` or `scale` is not a function.
-        ValueError: `block` is not a power of two, or `packs` is neither 1 nor 2.
+        TypeError: If `encode`, `decode` or `scale` is not a function.
+        ValueError: If `block` is not a power of two, or `packs` is neither 1 nor 2.
 
     Example:
         >>> halves = gradtx.Codec(lambda values: values.half(), lambda codes: codes.float(), name="float16")
@@ -87,7 +87,7 @@ class Codec:
             block: The number of entries that share a scale, a power of two; for "int4" at most 32.
 
         Raises:
-            ValueError: the name is unknown, or the code does not support the block length.
+            ValueError: If the name is unknown, or if the code does not support the block length.
 
         Example:
             >>> gradtx.Codec.named("int8", block=128)

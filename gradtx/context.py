@@ -95,7 +95,7 @@ class Context:
     `ctx.value`, and `ctx.rng` if it is declared `random=True`. An optional extra that the caller did not pass is None.
 
     Raises:
-        AttributeError: no link declares the name.
+        AttributeError: If no link declares the name.
 
     Example:
         >>> @gradtx.per_tensor(elementwise=True)

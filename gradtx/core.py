@@ -36,8 +36,8 @@ class GradientTransformation:
             passes them, are passed to parameters with these names or to `**extras`.
 
     Raises:
-        TypeError: `init` or `update` is not callable, or `update` has a parameter `grad_fn` or
-            `value_fn`, which only `@whole_tree` rules receive.
+        TypeError: If `init` or `update` is not callable, or if `update` has a parameter `grad_fn` or `value_fn`, which
+            only `@whole_tree` rules receive.
 
     Example:
         >>> halve = GradientTransformation(lambda params: {}, lambda u, s, p: ({k: v / 2 for k, v in u.items()}, s))
@@ -110,8 +110,8 @@ class GradientTransformation:
                 `leaf_steps`. If some gradients are occasionally missing, bias corrections differ between the two.
 
         Raises:
-            TypeError: a leaf is not a floating-point tensor.
-            ValueError: a selector matches no leaf, or a leaf has no label.
+            TypeError: If a leaf is neither a floating-point or complex tensor nor None.
+            ValueError: If `counts` is unknown, if a selector matches no leaf, or if a leaf has no label.
         """
         return _pure.init(self, params, counts)
 
@@ -128,8 +128,9 @@ class GradientTransformation:
                 `hessian_diag` (a tree), and any other extra that a link declares; see `needs`.
 
         Raises:
-            TypeError: no link declares an extra that was passed, or a required extra is missing.
-            ValueError: the trees do not match each other, or the state belongs to another chain.
+            TypeError: If no link declares an extra that was passed.
+            ValueError: If `params` or a required extra is missing, if the trees do not match each other, or if the
+                state belongs to another chain.
         """
         result = _pure_lists.update(self, updates, state, params, extras)
         return _pure.update(self, updates, state, params, extras) if result is None else result
@@ -149,7 +150,7 @@ class GradientTransformation:
         `adamw`, else to the first link; those of other links are called `owner.name`, or in a partition `label.name`.
 
         Raises:
-            KeyError: the name is unknown.
+            KeyError: If the name is unknown.
         """
         return Hyperparams(self)
 
@@ -166,7 +167,7 @@ class GradientTransformation:
         bare name.
 
         Raises:
-            TypeError: a name is unknown.
+            TypeError: If a name is unknown.
 
         Example:
             >>> gradtx.adamw(lr=1e-3).replace(lr=1e-4)
@@ -502,8 +503,8 @@ def chain(*txs: GradientTransformation) -> GradientTransformation:
     state. `chain(a)` returns `a`; `chain()` returns updates unchanged.
 
     Raises:
-        TypeError: an argument is not a GradientTransformation (such as a factory that was not called).
-        ValueError: a learning rate, a decay or a second owner follows a link that owns the learning rate.
+        TypeError: If an argument is not a GradientTransformation (such as a factory that was not called).
+        ValueError: If a learning rate, a decay or a second owner follows a link that owns the learning rate.
 
     Example:
         >>> gradtx.chain(gradtx.clip_by_global_norm(1.0), gradtx.adamw(lr=1e-4))
@@ -525,7 +526,7 @@ def check_transformation(owner: str, what: str, tx: Any, of_list: str = "") -> N
         of_list: The remedy to suggest for a list of transformations.
 
     Raises:
-        TypeError: `tx` is not a transformation.
+        TypeError: If `tx` is not a transformation.
     """
     if isinstance(tx, GradientTransformation):
         return

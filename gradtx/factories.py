@@ -234,7 +234,7 @@ class Spec:
         """Check that a rule for whole tensors uses nothing that involves other ranks.
 
         Raises:
-            TypeError: the rule yields sums or shares values.
+            TypeError: If the rule yields sums or shares values.
         """
         fault = None
         if inspect.isgeneratorfunction(functions.update):
@@ -264,7 +264,7 @@ def _check_declared(spec: Spec, options: Options) -> None:
     """Check the options that name inputs or arguments.
 
     Raises:
-        TypeError: an option has the wrong form, or names an unknown input or argument.
+        TypeError: If an option has the wrong form, or names an unknown input or argument.
     """
     needs = options.get("needs", ())
     for need in () if callable(needs) else _names_in(spec, "needs", needs):
@@ -579,8 +579,8 @@ class FactoryCall(GradientTransformation):
         """Run the body, so that its checks raise errors at construction.
 
         Raises:
-            TypeError, ValueError: raised by the body; in an alias prefixed with the alias's name, since the user called
-                the alias.
+            TypeError, ValueError: If the body raises one; in an alias, the alias's name is prepended to the message,
+                since the user called the alias.
         """
         spec = self._spec
         if spec.kind == "alias" and self._arguments.get("mask") is not None:
@@ -755,7 +755,7 @@ def per_tensor(function: Any = None, /, **options: Any) -> Any:
             exactly.
 
     Raises:
-        TypeError: an argument has no annotation, or an option is unknown.
+        TypeError: If an argument has no annotation, or if an option is unknown.
 
     Example:
         >>> @gradtx.per_tensor(elementwise=True)
@@ -829,7 +829,7 @@ def combinator(function: Any = None, /, **options: Any) -> Any:
         example: A function of an inner transformation that returns arguments for the conformance tests.
 
     Raises:
-        TypeError: an option is unknown, or an argument has no annotation.
+        TypeError: If an option is unknown, or if an argument has no annotation.
 
     Example:
         >>> @gradtx.combinator(example=lambda tx: {"tx": tx})

@@ -38,9 +38,10 @@ def train_step(
         detach them, unless you differentiate through training.
 
     Raises:
-        TypeError: `loss_fn` is not a function, or `tx` is not a transformation. From `step`: the loss is not a
-            floating-point tensor, `loss_fn` returns no pair despite `has_aux`, or `aux` contains anything but tensors.
-        ValueError: from `step`: the loss is not 0-d, or a required extra is missing; also errors of `tx.update`.
+        TypeError: If `loss_fn` is not a function or `tx` is not a transformation; from `step`, if the loss is not a
+            floating-point tensor, if `loss_fn` returns no pair despite `has_aux`, or if `aux` contains anything but
+            tensors.
+        ValueError: If, in `step`, the loss is not 0-d, a required extra is missing, or `tx.update` raises one.
 
     Example:
         >>> loss_fn = lambda params, x, y: (params["w"] * x - y).square().mean()
@@ -141,8 +142,8 @@ def stack(trees: Iterable[Any]) -> Any:
         A tree like the first one, whose tensors have a new leading dimension for the members.
 
     Raises:
-        TypeError: `trees` is a single tree, a leaf is neither a tensor nor None, or dtypes differ.
-        ValueError: there are no trees, or a leaf differs in name, shape or device; the error names it.
+        TypeError: If `trees` is a single tree, if a leaf is neither a tensor nor None, or if dtypes differ.
+        ValueError: If there are no trees, or if a leaf differs in name, shape or device; the error names the leaf.
 
     Example:
         >>> members = gradtx.stack([{"w": torch.zeros(2)}, {"w": torch.ones(2)}])
@@ -211,8 +212,8 @@ def unstack(tree: Any) -> list[Any]:
         A list of trees whose tensors lack that dimension and share no memory.
 
     Raises:
-        TypeError: a leaf is neither a tensor nor None.
-        ValueError: a leaf has no dimensions, leaves differ in the number of members, or there is no tensor.
+        TypeError: If a leaf is neither a tensor nor None.
+        ValueError: If a leaf has no dimensions, if leaves differ in the number of members, or if there is no tensor.
 
     Example:
         >>> gradtx.unstack({"w": torch.tensor([[0.0, 1.0], [2.0, 3.0]])})

@@ -47,8 +47,8 @@ def hutchinson_hessian_diag(
         the parameters is zero.
 
     Raises:
-        TypeError: `generator` has the wrong type.
-        ValueError: the distribution is unknown, `n_samples` is less than 1, or the gradients have no graph.
+        TypeError: If `generator` has the wrong type.
+        ValueError: If `distribution` is unknown, if `n_samples` is less than 1, or if the gradients have no graph.
 
     Example:
         >>> loss = lambda params: (params["w"] ** 3).sum()

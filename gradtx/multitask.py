@@ -34,7 +34,7 @@ def pcgrad(grads: Sequence[Any], reduction: str = "mean", generator: torch.Gener
         One tree of gradients; None if no task reaches a leaf.
 
     Raises:
-        ValueError: there are no tasks, the reduction is unknown, or the trees have different leaves.
+        ValueError: If there are no tasks, if `reduction` is unknown, or if the trees have different leaves.
 
     Example:
         >>> grads = [{"w": torch.tensor([1.0, 0.0])}, {"w": torch.tensor([-1.0, 1.0])}]
@@ -159,8 +159,9 @@ def pcgrad_backward(
         generator: As in `pcgrad`. For reproducible runs, pass the same generator at every step, not the same seed.
 
     Raises:
-        TypeError: `losses` is a single loss, or `params` are not tensors.
-        ValueError: as in `pcgrad`; or a loss is not 0-d or has no graph, or no parameter requires a gradient.
+        TypeError: If `losses` is a single loss, or if `params` are not tensors.
+        ValueError: If there are no losses, if `reduction` is unknown, if a loss is not 0-d or has no graph, or if no
+            parameter requires a gradient.
 
     Example:
         >>> model = torch.nn.Linear(2, 2)
@@ -305,8 +306,8 @@ class RotoGrad(nn.Module):
         normalize_losses: Divide each loss by its initial value.
 
     Raises:
-        ValueError: the representation has the wrong size, the number of losses is wrong, or `backward` is called
-            without a forward pass in training mode.
+        ValueError: If the representation has the wrong size, if the number of losses is wrong, or if `backward` is
+            called without a forward pass in training mode.
 
     Example:
         >>> model = gradtx.RotoGrad(torch.nn.Linear(3, 4), [torch.nn.Linear(4, 1), torch.nn.Linear(4, 2)], 4)

@@ -170,8 +170,8 @@ def memory(
         parameter. Temporaries are an upper bound for the default step.
 
     Raises:
-        TypeError: `tx` is not a transformation, or `params` are not tensors.
-        ValueError: there are no parameters, two have the same name, one is lazy, `device` is unknown, or
+        TypeError: If `tx` is not a transformation, or if `params` are not tensors.
+        ValueError: If there are no parameters, if two have the same name, if one is lazy, if `device` is unknown, or if
             `state_device` is not "cpu".
 
     Example:
@@ -216,7 +216,7 @@ def _named(params: Any) -> dict[str, Tensor]:
     """Return the parameters by name.
 
     Raises:
-        TypeError, ValueError: there are no parameters, two have the same name, or one has no shape yet.
+        TypeError, ValueError: If there are no parameters, if two have the same name, or if one has no shape yet.
     """
     if isinstance(params, nn.Module):
         params = dict(params.named_parameters())

@@ -223,8 +223,8 @@ def load_optimizer(optimizer: str) -> type[AliasOptimizer]:
         optimizer: The name of an alias or a class; case, dashes and underscores are ignored.
 
     Raises:
-        TypeError: the name is not a str.
-        ValueError: the name is unknown; the error lists the nearest names.
+        TypeError: If the name is not a str.
+        ValueError: If the name is unknown; the error lists the nearest names.
 
     Example:
         >>> gradtx.load_optimizer("Adam-W").__name__
@@ -245,7 +245,7 @@ def get_supported_optimizers(filters: Names = None) -> list[str]:
         filters: A wildcard pattern such as "*adam*", or a list of patterns, any of which may match. None for all.
 
     Raises:
-        TypeError: `filters` is neither a pattern nor a list of patterns.
+        TypeError: If `filters` is neither a pattern nor a list of patterns.
 
     Example:
         >>> gradtx.get_supported_optimizers(["lion", "schedule*"])
@@ -262,7 +262,7 @@ def get_supported_lr_schedulers(filters: Names = None) -> list[str]:
         filters: A wildcard pattern such as "*cosine*", or a list of patterns, any of which may match. None for all.
 
     Raises:
-        TypeError: `filters` is neither a pattern nor a list of patterns.
+        TypeError: If `filters` is neither a pattern nor a list of patterns.
 
     Example:
         >>> gradtx.get_supported_lr_schedulers("warmup*")
@@ -283,8 +283,8 @@ def load_lr_scheduler(lr_scheduler_name: str) -> Callable[..., LRScheduler]:
             pytorch_optimizer are "warmup_linear" and "warmup_cosine".
 
     Raises:
-        TypeError: the name is not a str.
-        ValueError: the name is unknown; the error lists the nearest names.
+        TypeError: If the name is not a str.
+        ValueError: If the name is unknown; the error lists the nearest names.
 
     Example:
         >>> optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.5)
@@ -608,8 +608,8 @@ def create_optimizer(
         alternative.
 
     Raises:
-        TypeError: an option is unknown, or an option of another library has no counterpart.
-        ValueError: the name is unknown, a hyperparameter is out of range, or there are no parameters.
+        TypeError: If an option is unknown, or if an option of another library has no counterpart.
+        ValueError: If the name is unknown, if a hyperparameter is out of range, or if there are no parameters.
 
     Example:
         >>> model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.LayerNorm(2))
@@ -669,7 +669,7 @@ def _compile_argument(keywords: Mapping[str, Any]) -> str | dict[str, Any]:
     """Convert keyword arguments of `torch.compile` to the argument `compile`.
 
     Raises:
-        ValueError: both a mode and options are given, which torch rejects as well.
+        ValueError: If both a mode and options are given, which torch rejects as well.
     """
     remaining = dict(keywords)
     mode, options = remaining.pop("mode", None), remaining.pop("options", None)

@@ -63,7 +63,7 @@ def label_by_role(model: nn.Module, *, tied: str = "embedding") -> dict[str, str
         A dict name -> role, for `partition` (`lambda name, p: roles[name]`).
 
     Raises:
-        TypeError: `model` is not a module, or `tied` is not a string.
+        TypeError: If `model` is not a module, or if `tied` is not a string.
 
     Example:
         >>> model = torch.nn.Sequential(torch.nn.Embedding(9, 4), torch.nn.LayerNorm(4), torch.nn.Linear(4, 4))

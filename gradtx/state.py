@@ -38,8 +38,8 @@ def get(state: dict[str, Any], name: str) -> Any:
         For a slot, a dict leaf name -> tensor; for a shared value, a 0-d tensor. Tensors are not copied.
 
     Raises:
-        TypeError: `state` is not a dict, or `name` is not a string.
-        ValueError: no part has this name, or several parts have it; the error lists them.
+        TypeError: If `state` is not a dict, or if `name` is not a string.
+        ValueError: If no part has this name, or if several parts have it; the error lists them.
 
     Example:
         >>> tx = gradtx.adam()
@@ -65,8 +65,9 @@ def put(state: dict[str, Any], name: str, value: Any) -> dict[str, Any]:
         A new state, which shares all other tensors with the old one.
 
     Raises:
-        TypeError: as in `get`; or the value has a different type or dtype.
-        ValueError: as in `get`; or the value has different leaf names, shapes or devices.
+        TypeError: If `state` is not a dict, if `name` is not a string, or if the value has a different type or dtype.
+        ValueError: If no part or several parts have this name, or if the value has different leaf names, shapes or
+            devices.
 
     Example:
         >>> tx = gradtx.sgd(lr=1.0, momentum=0.9)
@@ -95,9 +96,9 @@ def learning_rate(tx: GradientTransformation, state: dict[str, Any], name: str |
         A 0-d float64 tensor.
 
     Raises:
-        TypeError: `tx` is not a transformation.
-        ValueError: there is no learning rate, there are several and no name is given, or the name is unknown; or the
-            state is stacked or belongs to another chain.
+        TypeError: If `tx` is not a transformation.
+        ValueError: If there is no learning rate, if there are several and no name is given, if the name is unknown, or
+            if the state is stacked or belongs to another chain.
 
     Example:
         >>> tx = gradtx.accumulate(gradtx.sgd(lr=gradtx.linear_schedule(1.0, 0.1, 1.0, total_iters=9)), every=2)

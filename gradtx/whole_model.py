@@ -133,8 +133,9 @@ def muon_for(
         parameter.
 
     Raises:
-        TypeError: `model` is not a module, or an option is unknown.
-        ValueError: a hyperparameter is out of range, `conv` or `tied` is unknown, or no parameter requires a gradient.
+        TypeError: If `model` is not a module, or if an option is unknown.
+        ValueError: If a hyperparameter is out of range, if `conv` or `tied` is unknown, or if no parameter requires a
+            gradient.
 
     Example:
         >>> model = torch.nn.TransformerEncoderLayer(8, nhead=2, dim_feedforward=16)

@@ -74,7 +74,7 @@ def record(
         device: The device of the leaves, for functions that call `device_of`.
 
     Raises:
-        UnrecordableError: the function reads a value, draws random numbers, uses a tensor from elsewhere, or writes
+        UnrecordableError: If the function reads a value, draws random numbers, uses a tensor from elsewhere, or writes
             in place itself.
     """
     recorder = _Recorder(device)

@@ -234,7 +234,8 @@ def division(owner: str, heads: Any, sizes: Any, batch: Any, view: Any, dim: int
     """Return the division specified by the arguments of `blocks`.
 
     Raises:
-        ValueError: the arguments exclude each other, or one is not a count.
+        ValueError: If the arguments do not specify exactly one division, if a count is not a positive integer, or if
+            `view` is not a pair of functions.
     """
     choices = {"heads": heads, "sizes": sizes, "batch": batch, "view": view}
     given = [name for name, value in choices.items() if value is not None]

@@ -97,10 +97,10 @@ def blocks(
         leading dimension that enumerates them; otherwise slots are numbered, `exp_avg_0` for the first block.
 
     Raises:
-        TypeError: `tx` is not a transformation, or contains one that works on whole trees or calls `grad_fn`; at init,
-            `tx` has slots and an enclosing combinator changes coordinates (`rotated`, `low_rank`).
-        ValueError: none or too many of `heads`, `sizes`, `batch`, `view`; a leaf that they do not divide; a
-            `view` whose join does not invert its split; no pattern, or one that matches no leaf.
+        TypeError: If `tx` is not a transformation, if it contains one that works on whole trees or calls `grad_fn`, or
+            if, at init, `tx` has slots and an enclosing combinator changes coordinates (`rotated`, `low_rank`).
+        ValueError: If none or too many of `heads`, `sizes`, `batch` and `view` are given, if they do not divide a leaf,
+            if the join of `view` does not invert its split, if there is no pattern, or if a pattern matches no leaf.
 
     Example:
         >>> tx = gradtx.blocks(gradtx.scale_by_trust_ratio(), heads=2)

@@ -28,8 +28,8 @@ def accumulate(tx: GradientTransformation, every: int):
         parameter), `seen` (a bool per leaf) and the entries of `tx`.
 
     Raises:
-        TypeError: `tx` is not a transformation.
-        ValueError: an `every` below 1.
+        TypeError: If `tx` is not a transformation.
+        ValueError: If `every` is less than 1.
 
     Example:
         >>> tx = gradtx.accumulate(gradtx.sgd(lr=1.0), every=2)
@@ -80,7 +80,7 @@ def skip_nonfinite(tx: GradientTransformation):
         the entries of `tx`.
 
     Raises:
-        TypeError: `tx` is not a transformation.
+        TypeError: If `tx` is not a transformation.
 
     Example:
         >>> tx = gradtx.skip_nonfinite(gradtx.sgd(lr=1.0))

@@ -28,8 +28,8 @@ def graft(direction: GradientTransformation, magnitude: GradientTransformation, 
         and `magnitude`; `graft` itself has none.
 
     Raises:
-        TypeError: an argument is not a transformation.
-        ValueError: a negative eps.
+        TypeError: If an argument is not a transformation.
+        ValueError: If `eps` is negative.
 
     Example:
         >>> tx = gradtx.graft(gradtx.scale(1.0), gradtx.clip_by_value(0.5))

@@ -32,8 +32,8 @@ def hyperball(tx: GradientTransformation, lr: Scalar, eps: Scalar = 1e-12):
         each of `scale_to_radius` and `keep_norm`.
 
     Raises:
-        TypeError: `tx` is not a transformation.
-        ValueError: arguments out of range, missing `params`, a leaf with initial norm 0.
+        TypeError: If `tx` is not a transformation.
+        ValueError: If an argument is out of range, if `params` is missing, or if the initial norm of a leaf is 0.
 
     Example:
         >>> tx = gradtx.hyperball(gradtx.trace(0.9), lr=0.75)

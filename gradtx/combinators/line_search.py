@@ -72,9 +72,9 @@ def line_search(
         ($a_0$, 0-d) if `growth` is given, and the entries of `tx`.
 
     Raises:
-        TypeError: `tx` is not a transformation, or `value_fn` is not a function.
-        ValueError: arguments out of range, unknown conditions, a c2 that is not greater than c1, no `value_fn`, missing
-            `params`, a loss that is not 0-d.
+        TypeError: If `tx` is not a transformation, or if `value_fn` is not a function.
+        ValueError: If an argument is out of range, if `conditions` is unknown, if `c2` is not greater than `c1`, if
+            `value_fn` or `params` is missing, or if the loss is not 0-d.
 
     Example:
         >>> loss = lambda p: p["w"].pow(4).sum()

@@ -32,8 +32,8 @@ def with_lookahead(tx: GradientTransformation, k: int = 5, alpha: Scalar = 0.5, 
         momentum), and the entries of `tx`. `eval_params` returns `slow`.
 
     Raises:
-        TypeError: `tx` is not a transformation.
-        ValueError: arguments out of range, an unknown mode, missing `params`.
+        TypeError: If `tx` is not a transformation.
+        ValueError: If an argument is out of range, if `pullback_momentum` is unknown, or if `params` is missing.
 
     Example:
         >>> tx = gradtx.with_lookahead(gradtx.sgd(lr=1.0, momentum=0.9), k=1, pullback_momentum="reset")

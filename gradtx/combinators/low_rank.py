@@ -50,9 +50,9 @@ def low_rank(
         `tx`, at low rank; with random bases also `seed` and `counter`.
 
     Raises:
-        TypeError: `tx` is not a transformation, works on whole trees or averages weights; with "rotate", it has a slot
-            without a declared kind.
-        ValueError: arguments out of range, an unknown option.
+        TypeError: If `tx` is not a transformation, works on whole trees or averages weights, or if, with "rotate", it
+            has a slot without a declared kind.
+        ValueError: If an argument is out of range, or if an option is unknown.
 
     Example:
         >>> tx = gradtx.low_rank(gradtx.scale_by_adam(), rank=1)

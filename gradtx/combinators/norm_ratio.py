@@ -33,8 +33,8 @@ def scale_by_norm_ratio(
         entries of `tx`.
 
     Raises:
-        TypeError: `tx` is not a transformation.
-        ValueError: arguments out of range.
+        TypeError: If `tx` is not a transformation.
+        ValueError: If an argument is out of range.
 
     Example:
         >>> tx = gradtx.scale_by_norm_ratio(gradtx.scale_by_sign(), betas=(0.0, 0.75))

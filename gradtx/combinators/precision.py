@@ -48,8 +48,9 @@ def with_state_dtype(tx: GradientTransformation, state_dtype: StateDtype, min_si
         A transformation with the state of `tx` in the new format. An inner link with its own `state_dtype` keeps it.
 
     Raises:
-        TypeError: `tx` is not a transformation; a `state_dtype` that is not a dtype or code; an unknown code.
-        ValueError: at init, a pattern that matches no slot.
+        TypeError: If `tx` is not a transformation, if `state_dtype` is not a dtype or a code, or if a code is unknown.
+        ValueError: If `state_dtype` is an empty dict, if `min_size` is not a non-negative int, or if, at init, a
+            pattern matches no slot.
 
     Example:
         >>> tx = gradtx.with_state_dtype(gradtx.adam(), {"exp_avg": "int8", "exp_avg_sq": torch.bfloat16})
@@ -92,7 +93,8 @@ def round_stochastically(seed: int = 0):
         for each 16-bit leaf.
 
     Raises:
-        ValueError: in `update` without params; a later link in the same chain; a derivative through it.
+        ValueError: If `params` is missing in `update`, if a link other than `record` follows in the same chain, or if a
+            derivative is taken through the rounding.
 
     Example:
         >>> tx = gradtx.chain(gradtx.sgd(lr=1e-3), gradtx.round_stochastically())
@@ -122,7 +124,8 @@ def compensate_rounding(bits: int = 16):
         the shape of each 16-bit leaf. `eval_params` returns the weights without it.
 
     Raises:
-        ValueError: other bits; in `update` without params; a later link in the same chain; a derivative through it.
+        ValueError: If `bits` is neither 8 nor 16, if `params` is missing in `update`, if a link other than `record`
+            follows in the same chain, or if a derivative is taken through the rounding.
 
     Example:
         >>> tx = gradtx.chain(gradtx.sgd(lr=1e-3), gradtx.compensate_rounding())

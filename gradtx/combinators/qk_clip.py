@@ -50,10 +50,10 @@ def qk_clip(roles: Mapping[str, tuple[str, str]], tau: Scalar = 100.0, alpha: Sc
         A transformation that preserves shapes and dtypes; no state.
 
     Raises:
-        TypeError: `max_logits` is not a dict of real tensors.
-        ValueError: arguments out of range, an unknown role, a pattern that matches no leaf, missing `params` or
-            `max_logits`, logits that are not one value per head, a number of rows that the heads do not divide; on the
-            CPU, a logit that is NaN or infinite. All checks run before any leaf changes.
+        TypeError: If `roles` is not a dict pattern -> (name, role), or if `max_logits` is not a dict of real tensors.
+        ValueError: If an argument is out of range, if a role is unknown, if a pattern matches no leaf, if `params` or
+            `max_logits` is missing, if the logits are not one value per head, if the heads do not divide the number of
+            rows, or if, on the CPU, a logit is NaN or positive infinity. All checks run before any leaf changes.
 
     Example:
         >>> tx = gradtx.qk_clip({"q": ("layer", "query"), "k": ("layer", "key")}, tau=25.0)

@@ -29,8 +29,8 @@ def restart(tx: GradientTransformation, every: int, keep_clock: bool = False):
         A transformation with the entries of `tx` and, unless `keep_clock` is set, its own `step`, int64.
 
     Raises:
-        TypeError: `tx` is not a transformation, or contains a rule on whole trees.
-        ValueError: an `every` below 1.
+        TypeError: If `tx` is not a transformation, or if it contains a rule on whole trees.
+        ValueError: If `every` is less than 1.
 
     Example:
         >>> tx = gradtx.restart(gradtx.trace(1.0), every=3)

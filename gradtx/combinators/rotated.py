@@ -90,9 +90,9 @@ def rotated(
         dimension in order, and the entries of `inner`. Time: O(n^3).
 
     Raises:
-        TypeError: `inner` is not a transformation, has a slot without a declared kind, works on whole trees or averages
-            weights.
-        ValueError: arguments out of range, an unknown option.
+        TypeError: If `inner` is not a transformation, has a slot without a declared kind, works on whole trees or
+            averages weights.
+        ValueError: If an argument is out of range, or if an option is unknown.
 
     Example:
         >>> tx = gradtx.rotated(gradtx.clip_by_value(1.0))

@@ -66,9 +66,9 @@ def schedule_free(
         $y$ and $z$.
 
     Raises:
-        TypeError: `base` is not a transformation.
-        ValueError: arguments out of range, missing `params`, a base that scales by a learning rate, or a later link
-            that scales by a learning rate or decays.
+        TypeError: If `base` is not a transformation.
+        ValueError: If an argument is out of range, if `params` is missing, if `base` scales by a learning rate, or if a
+            later link scales by a learning rate or decays.
 
     Example:
         >>> tx = gradtx.schedule_free(gradtx.chain(), lr=1.0, beta=0.5)

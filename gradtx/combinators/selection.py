@@ -51,8 +51,8 @@ def partition(transforms: Mapping[str, GradientTransformation], labels: Mapping[
         A transformation whose state has one entry per label, with the entries of its transformation.
 
     Raises:
-        TypeError: an item is not a transformation or not a selector.
-        ValueError: a leaf has no label, a pattern matches no leaf at init, or the two sets of labels differ.
+        TypeError: If an item is not a transformation or not a selector.
+        ValueError: If a leaf has no label, if a pattern matches no leaf at init, or if the two sets of labels differ.
 
     Example:
         >>> transforms = {"head": gradtx.sgd(lr=1.0), "rest": gradtx.freeze("*")}
@@ -99,7 +99,7 @@ def masked(tx: GradientTransformation, where: Where):
         A transformation with the entries of `tx`, for the selected leaves.
 
     Raises:
-        ValueError: a pattern matches no leaf at init.
+        ValueError: If a pattern matches no leaf at init.
 
     Example:
         >>> tx = gradtx.masked(gradtx.scale(10.0), "*.bias")
@@ -138,7 +138,7 @@ def freeze(where: Where):
         A transformation without slots.
 
     Raises:
-        ValueError: a pattern matches no leaf at init.
+        ValueError: If a pattern matches no leaf at init.
 
     Example:
         >>> tx = gradtx.chain(gradtx.adam(lr=0.1), gradtx.freeze("embed.*"))

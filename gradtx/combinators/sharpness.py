@@ -70,8 +70,8 @@ def sam(base: GradientTransformation, rho: Scalar = 0.05, adaptive: bool = False
         A transformation with the state of `base` and nothing else. Inside, `ctx.grad` is the gradient at $q$.
 
     Raises:
-        TypeError: `base` is not a transformation.
-        ValueError: arguments out of range, no `grad_fn`, missing `params`.
+        TypeError: If `base` is not a transformation.
+        ValueError: If an argument is out of range, or if `grad_fn` or `params` is missing.
 
     Example:
         >>> tx = gradtx.sam(gradtx.sgd(lr=1.0), rho=0.5)
@@ -118,8 +118,8 @@ def asam(
         A transformation with the state of `base` and nothing else. Inside, `ctx.grad` is the gradient at $q$.
 
     Raises:
-        TypeError: `base` is not a transformation, `mask` is not a function.
-        ValueError: arguments out of range, no `grad_fn`, missing `params`.
+        TypeError: If `base` is not a transformation, or if `mask` is not a function.
+        ValueError: If an argument is out of range, or if `grad_fn` or `params` is missing.
 
     Example:
         >>> tx = gradtx.asam(gradtx.sgd(lr=1.0), rho=0.1, eta=0.0)
@@ -170,8 +170,8 @@ def gsam(
         A transformation with the state of `base` and nothing else. Inside, `ctx.grad` is the combined gradient.
 
     Raises:
-        TypeError: `base` is not a transformation.
-        ValueError: arguments out of range, no `grad_fn`, missing `params`.
+        TypeError: If `base` is not a transformation.
+        ValueError: If an argument is out of range, or if `grad_fn` or `params` is missing.
 
     Example:
         >>> tx = gradtx.gsam(gradtx.sgd(lr=1.0), rho=1.0, alpha=0.5)
@@ -229,8 +229,8 @@ def wsam(
         A transformation with the state of `base` and nothing else. Inside, `ctx.grad` is the combined gradient.
 
     Raises:
-        TypeError: `base` is not a transformation.
-        ValueError: arguments out of range, no `grad_fn`, missing `params`.
+        TypeError: If `base` is not a transformation.
+        ValueError: If an argument is out of range, or if `grad_fn` or `params` is missing.
 
     Example:
         >>> tx = gradtx.wsam(gradtx.sgd(lr=1.0), rho=0.5, gamma=0.75)
@@ -284,8 +284,8 @@ def looksam(
         `ctx.grad` is the new gradient.
 
     Raises:
-        TypeError: `base` is not a transformation.
-        ValueError: arguments out of range, no `grad_fn`, missing `params`.
+        TypeError: If `base` is not a transformation.
+        ValueError: If an argument is out of range, or if `grad_fn` or `params` is missing.
 
     Example:
         >>> tx = gradtx.looksam(gradtx.sgd(lr=1.0), k=2, alpha=0.5)
@@ -357,8 +357,8 @@ def friendly_sam(
         `ctx.grad` is the gradient at $q$.
 
     Raises:
-        TypeError: `base` is not a transformation.
-        ValueError: arguments out of range, no `grad_fn`, missing `params`.
+        TypeError: If `base` is not a transformation.
+        ValueError: If an argument is out of range, or if `grad_fn` or `params` is missing.
 
     Example:
         >>> tx = gradtx.friendly_sam(gradtx.sgd(lr=1.0), rho=0.5)

@@ -106,9 +106,9 @@ def mechanize(
         entries of `tx`.
 
     Raises:
-        TypeError: `tx` is not a transformation.
-        ValueError: arguments out of range, missing `params`, or a later link that scales by a learning rate or
-            decays.
+        TypeError: If `tx` is not a transformation.
+        ValueError: If an argument is out of range, if `params` is missing, or if a later link scales by a learning rate
+            or decays.
 
     Example:
         >>> tx = gradtx.mechanize(gradtx.sgd(lr=1.0), s_decay=0.0)
@@ -168,9 +168,9 @@ def trac(tx: GradientTransformation, betas: Betas = BETAS, s_prev: Scalar = 1e-8
         each beta, shared by all leaves, `s_i`, `variance_i` and `sigma_i`, 0-d; and the entries of `tx`.
 
     Raises:
-        TypeError: `tx` is not a transformation.
-        ValueError: arguments out of range, missing `params`, or a later link that scales by a learning rate or
-            decays.
+        TypeError: If `tx` is not a transformation.
+        ValueError: If an argument is out of range, if `params` is missing, or if a later link scales by a learning rate
+            or decays.
 
     Example:
         >>> tx = gradtx.trac(gradtx.sgd(lr=0.1))

@@ -71,9 +71,9 @@ def as_optimizer(
     unknown group keys that resemble a hyperparameter's name. Other unknown keys are kept.
 
     Raises:
-        TypeError: `tx` is not a transformation, or a parameter is not a tensor.
-        ValueError: an unknown mode or state device, no parameters, a duplicate parameter, a hyperparameter out of
-            range, a pattern without a match, or a link that `capturable` does not support.
+        TypeError: If `tx` is not a transformation, or if a parameter is not a tensor.
+        ValueError: If a mode or state device is unknown, if there are no parameters, if a parameter is repeated, if a
+            hyperparameter is out of range, if a pattern matches nothing, or if `capturable` does not support a link.
 
     Example:
         >>> model = torch.nn.Linear(2, 1)

@@ -54,7 +54,7 @@ class Agreement:
             replicas: The ranks that have equal whole parameters and divide the work on them.
 
         Raises:
-            RuntimeError: another rank has other parameters, gradients or hyperparameters.
+            RuntimeError: If another rank has other parameters, gradients or hyperparameters.
         """
         if members != self._members:
             self._members = members

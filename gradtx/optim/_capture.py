@@ -20,7 +20,7 @@ def check_capturable(owner: str, workings: Workings) -> None:
     """Check that steps of the chain can be captured.
 
     Raises:
-        ValueError: an option excludes `capturable`, a link needs the host, or there are several devices.
+        ValueError: If an option excludes `capturable`, if a link needs the host, or if there are several devices.
     """
     for option, value in (("state_device", workings.offload), ("sum_over", workings.members.rank_sums)):
         if value is not None:
@@ -52,7 +52,7 @@ def check_capture(owner: str, capturable: bool, stepping: Iterable[Member], othe
         others: The parameters that do not step.
 
     Raises:
-        RuntimeError: the step would count on the host, or it is the first step with these gradients.
+        RuntimeError: If the step would count on the host, or if it is the first step with these gradients.
     """
     if not capturable:
         raise RuntimeError(

@@ -72,8 +72,8 @@ class Checkpoint:
         """Install the groups and states of the checkpoint. If it raises an error, the optimizer is unchanged.
 
         Raises:
-            TypeError: a hyperparameter has another type.
-            ValueError: groups, slots, shapes or values do not match.
+            TypeError: If a hyperparameter has another type.
+            ValueError: If groups, slots, shapes or values do not match.
         """
         loaded = self._loaded()
         unused = self._unused(loaded)

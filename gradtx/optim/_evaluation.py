@@ -55,7 +55,7 @@ class Evaluation:
             names: The names of the parameters, in the order of the groups.
 
         Raises:
-            ValueError: weights have another shape or kind than their parameter.
+            ValueError: If weights have another shape or kind than their parameter.
         """
         entries = dict(state_dict["state"])
         trained: dict[Tensor, Tensor] = {}

@@ -22,8 +22,8 @@ def check_form(state_dict: Mapping[str, Any], names: list[str]) -> None:
         names: The names of the parameters, in the order of the groups.
 
     Raises:
-        TypeError: a state, group, entry or slot has another type.
-        ValueError: a part is missing, or a parameter is listed twice.
+        TypeError: If a state, group, entry or slot has another type.
+        ValueError: If a part is missing, or if a parameter is listed twice.
     """
     for key in ("state", "param_groups"):
         if key not in state_dict:

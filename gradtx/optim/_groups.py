@@ -28,7 +28,7 @@ def check_differentiable(options: Mapping[str, Any]) -> None:
     """Reject `differentiable`, the only one of torch's implementation options that changes what a step computes.
 
     Raises:
-        TypeError: `differentiable` is true.
+        TypeError: If `differentiable` is true.
     """
     if options.get("differentiable"):
         raise TypeError(

@@ -123,8 +123,8 @@ class HessianStep:
         """Pass each leaf of a step its part of the diagonal, before the step writes anything.
 
         Raises:
-            RuntimeError: the diagonal would have to be estimated from gradients that a GradScaler has scaled.
-            ValueError: the diagonal is due, but was neither passed nor can be estimated.
+            RuntimeError: If the diagonal would have to be estimated from gradients that a GradScaler has scaled.
+            ValueError: If the diagonal is due, but was neither passed nor can be estimated.
         """
         if self._source.link is None:
             return

@@ -158,7 +158,7 @@ class Members:
             names: The names of all parameters, including those of other ranks.
 
         Raises:
-            ValueError: a pattern matches no parameter.
+            ValueError: If a pattern matches no parameter.
         """
         run, _ = self._expanded(self.by_param)
         for selector in run.selectors:
@@ -198,7 +198,7 @@ class Members:
         """Reject a chain whose result would change silently under a wrapper that divides parameters among ranks.
 
         Raises:
-            ValueError: a link sums over all parameters, or a partition creates groups unknown to the wrapper.
+            ValueError: If a link sums over all parameters, or if a partition creates groups unknown to the wrapper.
         """
         if any("label" in view.group for view in self.views):
             raise ValueError(
@@ -215,7 +215,7 @@ class Members:
         """Reject flat pieces of memory in place of parameters, if a link depends on leaf shapes or sums over leaves.
 
         Raises:
-            ValueError: a link does.
+            ValueError: If a link depends on leaf shapes or sums over leaves.
         """
         for operation in block.walk():
             sums_here = adds_up(operation) and self.rank_sums is None

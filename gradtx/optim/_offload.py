@@ -117,8 +117,8 @@ class Offload:
         """Check that parameters can be moved.
 
         Raises:
-            ValueError: a parameter is sharded, or its data is a tensor subclass.
-            RuntimeError: DistributedDataParallel wraps a parameter.
+            ValueError: If a parameter is sharded, or if its data is a tensor subclass.
+            RuntimeError: If DistributedDataParallel wraps a parameter.
         """
         params = list(params)
         for param in params:
@@ -222,7 +222,7 @@ def offload_for(owner: str, state_device: Any, tx: GradientTransformation) -> Of
     """Create the offload that `state_device` requests.
 
     Raises:
-        ValueError: a device other than the host, or a chain that needs second derivatives, which are computed on the
+        ValueError: If the device is not the host, or if the chain needs second derivatives, which are computed on the
             parameters' device.
     """
     check_state_device(owner, state_device)

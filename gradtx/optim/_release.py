@@ -102,8 +102,8 @@ class ReleasedGradients:
         optimizer: The optimizer.
 
     Raises:
-        ValueError: a link needs the gradients of all parameters, or a closure.
-        RuntimeError: DistributedDataParallel wraps a parameter.
+        ValueError: If a link needs the gradients of all parameters or a closure.
+        RuntimeError: If DistributedDataParallel wraps a parameter.
     """
 
     def __init__(self, optimizer: ChainOptimizer):
@@ -194,7 +194,7 @@ def check_released(workings: Workings) -> None:
     """Check that parameters may step one at a time.
 
     Raises:
-        ValueError: a link needs all gradients, or an input that is known only after backward.
+        ValueError: If a link needs all gradients, or an input that is known only after backward.
     """
     tx = workings.members.tx
     for link in tx._links():

@@ -46,7 +46,7 @@ def matched(
         The state, including the extra keys of wrappers.
 
     Raises:
-        ValueError: a slot is missing, unknown, or of another chain, or has another shape or kind.
+        ValueError: If a slot is missing, is unknown, belongs to another chain, or has another shape or kind.
     """
     unknown = saved.keys() - first.keys()
     extra = {*extra_keys(unknown), *unknown.intersection(wrapper_keys)}

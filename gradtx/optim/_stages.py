@@ -74,7 +74,7 @@ class RankSums:
         """Return the parameters and slots of all ranks, which must call this together, at construction.
 
         Raises:
-            RuntimeError: a rank has failed before.
+            RuntimeError: If a rank has failed before.
         """
         of_ranks = self._everywhere(seen)
         for rank, of_rank in zip(self._team.ranks, of_ranks, strict=True):
@@ -101,7 +101,7 @@ class RankSums:
                 rank.
 
         Raises:
-            RuntimeError: they differ, or a rank has failed before the step.
+            RuntimeError: If the ranks differ in these, or if a rank has failed before the step.
         """
         if self._agrees:
             return
@@ -127,7 +127,7 @@ class RankSums:
             totals: The sums of this rank, with the same keys on all ranks.
 
         Raises:
-            RuntimeError: another rank has failed.
+            RuntimeError: If another rank has failed.
         """
         keys = sorted(totals)
         if not keys:
@@ -258,7 +258,7 @@ def check_can_sum(owner: str, block: Block, needs: Iterable[str]) -> None:
     """Reject a chain in which leaves interact by more than sums.
 
     Raises:
-        ValueError: a link reads whole trees, or calls a closure.
+        ValueError: If a link reads whole trees or calls a closure.
     """
     for operation in block.walk():
         if operation.waits and not operation.sums:

@@ -73,7 +73,7 @@ class States:
         """Check the patterns of `state_dtype` that could not be checked while parameters were lazy.
 
         Raises:
-            ValueError: a pattern matches no slot.
+            ValueError: If a pattern matches no slot.
         """
         if self.awaits_slots and self.are_complete:
             check_patterns(self.seen_slots)

@@ -209,10 +209,12 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
             A handle; `handle.remove()` returns to ordinary steps.
 
         Raises:
-            ValueError: a link needs all gradients together (a sum over leaves, a closure, a rule for whole trees).
-            RuntimeError: the optimizer has `state_device`, `sum_over` or `capturable`; the parameters are wrapped in
-                DistributedDataParallel, which averages gradients later; gradients are released already. During
-                backward: a second gradient without `step()`. In `step`: a GradScaler.
+            ValueError: If a link needs all gradients together (a sum over leaves, a closure, a rule for whole trees),
+                or an input that is known only after backward.
+            RuntimeError: If the optimizer has `state_device`, `sum_over` or `capturable`, if the parameters are wrapped
+                in DistributedDataParallel, which averages gradients later, or if gradients are released already; during
+                backward, if a parameter receives a second gradient without `step()`; in `step`, if a GradScaler is
+                used.
 
         Example:
             >>> model = torch.nn.Linear(2, 1)
@@ -290,10 +292,10 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
             The closure's result.
 
         Raises:
-            RuntimeError: a sparse gradient; a closure that computes no gradients, for links that call it again; a
-                closure, or a `hessian_diag` to estimate, under an enabled GradScaler.
-            TypeError, ValueError: an unknown or missing extra, or a hyperparameter out of range. The optimizer is then
-                unchanged.
+            RuntimeError: If a gradient is sparse, if a closure computes no gradients although links call it again, or
+                if, under an enabled GradScaler, a closure is passed or `hessian_diag` has to be estimated.
+            TypeError, ValueError: If an extra is unknown or missing, or if a hyperparameter is out of range. The
+                optimizer is then unchanged.
         """
         if torch.compiler.is_compiling():  # a graph break: a step runs its own programs
             return self._step_untraced(closure, consume_gradients, extras)
@@ -358,7 +360,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         """Check that the closure has computed gradients, if a link will call it again.
 
         Raises:
-            RuntimeError: no parameter has a gradient.
+            RuntimeError: If no parameter has a gradient.
         """
         if self._calls_again() and all(param.grad is None for param in workings.members.by_param):
             raise RuntimeError(
@@ -509,8 +511,8 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
                 initial value. A parameter without an entry keeps its initial state in both cases.
 
         Raises:
-            TypeError: a state, group, entry or slot has another type.
-            ValueError: groups, slots, shapes or values do not match.
+            TypeError: If a state, group, entry or slot has another type.
+            ValueError: If groups, slots, shapes or values do not match.
         """
         before, after = _torch.load_hooks(self)
         check_mapping(state_dict)

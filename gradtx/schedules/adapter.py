@@ -68,8 +68,8 @@ def as_lr_scheduler(optimizer: Optimizer, schedule: Schedule | Sequence[Schedule
         schedules before `load_state_dict`.
 
     Raises:
-        TypeError: `optimizer` is not a torch optimizer, or a schedule is not a Schedule.
-        ValueError: the length of the list differs from the number of groups.
+        TypeError: If `optimizer` is not a torch optimizer, or if a schedule is not a Schedule.
+        ValueError: If the length of the list differs from the number of groups.
 
     Example:
         >>> optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)

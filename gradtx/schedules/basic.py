@@ -131,8 +131,8 @@ def multistep_schedule(lr: Scalar, milestones: Sequence[int], gamma: Scalar = 0.
         gamma: $\gamma \ge 0$.
 
     Raises:
-        TypeError: `milestones` is not a list of ints.
-        ValueError: a milestone is negative.
+        TypeError: If `milestones` is not a list of ints.
+        ValueError: If a milestone or `gamma` is negative.
 
     Example:
         >>> s = gradtx.multistep_schedule(1.0, milestones=[1, 3, 3], gamma=0.5)
@@ -250,8 +250,8 @@ def one_cycle_schedule(
         min_lr: $\eta/(D F) \ge 0$, the final value, instead of `final_div_factor`.
 
     Raises:
-        TypeError: a value is specified by two arguments.
-        ValueError: the strategy is unknown, the warm-up is too long, or a number is out of range.
+        TypeError: If two arguments specify the same value.
+        ValueError: If an argument is out of range, if `anneal_strategy` is unknown, or if the warm-up is too long.
 
     Example:
         >>> s = gradtx.one_cycle_schedule(1.0, 6, pct_start=0.5, anneal_strategy="linear", div_factor=5.0)
@@ -331,7 +331,7 @@ def cyclic_schedule(
         gamma: $\gamma \ge 0$.
 
     Raises:
-        ValueError: the mode is unknown, or a number is out of range.
+        ValueError: If an argument is out of range, or if `mode` is unknown.
 
     Example:
         >>> s = gradtx.cyclic_schedule(0.0, 1.0, step_size_up=1, step_size_down=2, mode="triangular2")
@@ -362,8 +362,9 @@ def join_schedules(schedules: Sequence[Schedule], milestones: Sequence[int]):
         milestones: The steps at which the second, third, ... begin, in increasing order; one fewer than schedules.
 
     Raises:
-        TypeError: an entry is not a Schedule.
-        ValueError: the number of milestones is wrong, or they do not increase.
+        TypeError: If an entry is not a Schedule.
+        ValueError: If there are no schedules, if the number of milestones is wrong, or if the milestones are not
+            positive and increasing.
 
     Example:
         >>> s = gradtx.join_schedules([gradtx.constant_schedule(0.1), gradtx.cosine_schedule(1.0, 2)], [2])

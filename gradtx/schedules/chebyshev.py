@@ -48,8 +48,8 @@ def get_chebyshev_schedule(num_epochs: int, small_m: float = 0.1, big_m: float =
         big_m: $M \ge m$.
 
     Raises:
-        TypeError: `num_epochs` is not an int.
-        ValueError: `num_epochs` is less than 3, or [small_m, big_m] is not an interval.
+        TypeError: If `num_epochs` is not an int.
+        ValueError: If `num_epochs` is less than 3, or if [small_m, big_m] is not an interval of positive numbers.
 
     Example:
         >>> [round(factor, 3) for factor in gradtx.get_chebyshev_schedule(6)]
@@ -124,7 +124,7 @@ def ranger21_schedule(
             is multiplied by the inverse of a Chebyshev node on [0.1, 1], a number in (1, 10), in fractal order.
 
     Raises:
-        ValueError: a number is out of range.
+        ValueError: If an argument is out of range.
 
     Example:
         >>> s = gradtx.ranger21_schedule(1.0, 8, num_warm_up_iterations=2, num_warm_down_iterations=3)

@@ -23,7 +23,7 @@ def ademamix_alpha_schedule(alpha: Scalar, warmup_steps: int | None):
         warmup_steps: $T \ge 0$, the number of the first update at `alpha`; None for no warm-up.
 
     Raises:
-        ValueError: a number is out of range.
+        ValueError: If an argument is out of range.
 
     Example:
         >>> s = gradtx.ademamix_alpha_schedule(2.0, 4)
@@ -53,7 +53,7 @@ def half_life_schedule(end: Scalar, warmup_steps: int | None, start: Scalar):
         start: $\beta_0$ in [0, 1).
 
     Raises:
-        ValueError: a number is out of range.
+        ValueError: If an argument is out of range.
 
     Example:
         >>> s = gradtx.half_life_schedule(0.9999, 4, 0.9)

@@ -26,7 +26,7 @@ def restart_warmup_schedule(lr: Scalar, every: int, warmup_steps: int):
         warmup_steps: $W \ge 0$. With $W \ge N$ the warm-ups never end.
 
     Raises:
-        ValueError: a number is out of range.
+        ValueError: If an argument is out of range.
 
     Example:
         >>> s = gradtx.restart_warmup_schedule(1.0, every=4, warmup_steps=3)

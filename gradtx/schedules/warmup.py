@@ -64,7 +64,7 @@ def warmup_linear_schedule(
         warmup_steps: $w$ in [0, t_max].
 
     Raises:
-        ValueError: `warmup_steps` exceeds `t_max`, or a number is out of range.
+        ValueError: If an argument is out of range, or if `warmup_steps` exceeds `t_max`.
 
     Example:
         >>> s = gradtx.warmup_linear_schedule(6, max_lr=1.0, warmup_steps=2)
@@ -97,7 +97,7 @@ def warmup_cosine_schedule(
         warmup_steps: $w$ in [0, t_max].
 
     Raises:
-        ValueError: `warmup_steps` exceeds `t_max`.
+        ValueError: If an argument is out of range, or if `warmup_steps` exceeds `t_max`.
 
     Example:
         >>> s = gradtx.warmup_cosine_schedule(6, max_lr=1.0, warmup_steps=2)
@@ -137,7 +137,7 @@ def warmup_poly_schedule(
         poly_order: $q$; if positive, the value grows above `max_lr`.
 
     Raises:
-        ValueError: `warmup_steps` exceeds `t_max`, or a number is out of range.
+        ValueError: If an argument is out of range, or if `warmup_steps` exceeds `t_max`.
 
     Example:
         >>> s = gradtx.warmup_poly_schedule(6, max_lr=1.0, warmup_steps=2)
@@ -205,8 +205,8 @@ def cosine_warmup_restarts_schedule(
         gamma: $\gamma \ge 0$.
 
     Raises:
-        TypeError: `cycle_mult` is not a plain number.
-        ValueError: `warmup_steps` is not less than `first_cycle_steps`, or a number is out of range.
+        TypeError: If `cycle_mult` is not a plain number.
+        ValueError: If an argument is out of range, or if `warmup_steps` is not less than `first_cycle_steps`.
 
     Example:
         >>> s = gradtx.cosine_warmup_restarts_schedule(4, 1.0, max_lr=1.0, min_lr=0.0, warmup_steps=2, gamma=0.5)
@@ -264,8 +264,8 @@ def proportion_schedule(
         min_value: $v_{min}$, the value at `min_lr`.
 
     Raises:
-        TypeError: `lr_schedule` is not a Schedule.
-        ValueError: a number is out of range.
+        TypeError: If `lr_schedule` is not a Schedule.
+        ValueError: If an argument is out of range.
 
     Example:
         >>> rate = gradtx.linear_schedule(1.0, start_factor=1.0, end_factor=0.0, total_iters=2)
@@ -304,7 +304,7 @@ def explore_exploit_schedule(peak_lr: Scalar, warmup_steps: int = 0, explore_ste
         total_steps: $N \ge w + e$.
 
     Raises:
-        ValueError: `warmup_steps + explore_steps` exceeds `total_steps`, or a number is out of range.
+        ValueError: If an argument is out of range, or if `warmup_steps + explore_steps` exceeds `total_steps`.
 
     Example:
         >>> s = gradtx.explore_exploit_schedule(1.0, warmup_steps=2, explore_steps=1, total_steps=5)
@@ -371,9 +371,10 @@ def wsd_schedule(
         min_lr: $\eta r$, >= 0, instead of `min_lr_ratio`.
 
     Raises:
-        TypeError: the lengths of the phases are incomplete or overdetermined, or both `min_lr` and `min_lr_ratio` are
-            given.
-        ValueError: the form is unknown, or a number is out of range.
+        TypeError: If the lengths of the phases are incomplete or overdetermined, or if both `min_lr` and `min_lr_ratio`
+            are given.
+        ValueError: If an argument is out of range, if `cooldown_type` is unknown, or if the other phases exceed
+            `total_steps`.
 
     Example:
         >>> s = gradtx.wsd_schedule(1.0, 2, 1, 4, min_lr_ratio=0.2)
@@ -483,7 +484,7 @@ def rectification_schedule(lr: Scalar, beta2: Scalar = 0.999, silent: bool = Tru
         silent: Use rate 0 in the first steps instead of stepping like SGD.
 
     Raises:
-        ValueError: a number is out of range.
+        ValueError: If an argument is out of range.
 
     Example:
         >>> s = gradtx.rectification_schedule(1.0)

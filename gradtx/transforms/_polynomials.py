@@ -104,8 +104,9 @@ def polynomials(owner: str, coefs: Any, steps: int | None, dtype: torch.dtype | 
     """Return one polynomial per step; the last of a list is repeated.
 
     Raises:
-        TypeError: the dtype is not a floating-point one.
-        ValueError: an unknown name, coefficients that are not triples, or steps or a dtype that a set does not support.
+        TypeError: If `dtype` is not a floating-point dtype.
+        ValueError: If a name is unknown, if the coefficients are not triples of finite numbers, or if a named set does
+            not support the steps or the dtype.
     """
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise TypeError(f"{owner}: dtype must be a floating-point torch.dtype or None, got {describe(dtype)}")

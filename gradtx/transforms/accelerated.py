@@ -42,7 +42,8 @@ def scale_by_accsgd(lr: Scalar, kappa: Scalar = 1000.0, xi: Scalar = 10.0, small
         ($\bar p$), shaped as the parameter and initialized to it.
 
     Raises:
-        ValueError: arguments out of range, missing `params`; a later link that scales by a learning rate or decays.
+        ValueError: If an argument is out of range, if `params` is missing, or if a later link scales by a learning rate
+            or decays.
 
     Example:
         >>> tx = gradtx.scale_by_accsgd(lr=0.1, kappa=4.0, xi=2.0, small_const=1.0)  # alpha = 1/2, zeta = 2/3
@@ -84,7 +85,7 @@ def scale_by_aggmo(betas: Betas = (0.0, 0.9, 0.99)):
         beta in the given order, shaped as the parameter.
 
     Raises:
-        ValueError: no beta, or one outside [0, 1).
+        ValueError: If there is no beta, or if one is outside [0, 1).
 
     Example:
         >>> tx = gradtx.scale_by_aggmo((0.0, 0.5))
@@ -126,7 +127,7 @@ def scale_by_pid(momentum: Scalar, dampening: Scalar = 0.0, integral: Scalar = 5
         `previous_grad`, shaped as the parameter.
 
     Raises:
-        ValueError: a negative momentum.
+        ValueError: If `momentum` is negative.
 
     Example:
         >>> tx = gradtx.scale_by_pid(momentum=0.5, integral=0.0, derivative=1.0)
@@ -176,7 +177,7 @@ def scale_by_gravity(lr: Scalar, alpha: Scalar = 0.01, beta: Scalar = 0.9, seed:
         by the whole stage.
 
     Raises:
-        ValueError: arguments out of range; an initial lr of 0, unless alpha is 0.
+        ValueError: If an argument is out of range, or if `lr` is initially 0 and `alpha` is not.
 
     Example:
         >>> tx = gradtx.scale_by_gravity(lr=0.1, alpha=0.0, beta=0.0)  # 2/3 of zeta at the first step

@@ -25,7 +25,7 @@ def scale_by_rss(eps: Scalar = 1e-10, initial_accumulator_value: Scalar = 0.0):
         A transformation that keeps shapes and dtypes. State: `sum`, shaped as the parameter.
 
     Raises:
-        ValueError: a negative argument.
+        ValueError: If an argument is negative.
 
     Example:
         >>> tx = gradtx.scale_by_rss()
@@ -65,7 +65,7 @@ def scale_by_adadelta(rho: Scalar = 0.9, eps: Scalar = 1e-6):
         parameter; $a$ averages directions before any learning rate is applied.
 
     Raises:
-        ValueError: a rho outside [0, 1], a negative eps.
+        ValueError: If `rho` is outside [0, 1] or `eps` is negative.
 
     Example:
         >>> tx = gradtx.scale_by_adadelta(rho=0.0, eps=1e-6)  # steps of 0.001 at first, then the same size again
@@ -106,7 +106,7 @@ def scale_by_adamax(betas: Betas = (0.9, 0.999), eps: Scalar = 1e-8):
         parameter.
 
     Raises:
-        ValueError: a beta outside [0, 1), a negative eps.
+        ValueError: If a beta is outside [0, 1) or `eps` is negative.
 
     Example:
         >>> tx = gradtx.scale_by_adamax(betas=(0.0, 0.5))

@@ -31,7 +31,7 @@ def scale_by_acprop(
         `max_exp_avg_var`, shaped as the parameter.
 
     Raises:
-        ValueError: a beta outside [0, 1), a negative eps.
+        ValueError: If a beta is outside [0, 1) or `eps` is negative.
 
     Example:
         >>> tx = gradtx.scale_by_acprop(betas=(0.5, 0.5), eps=0.0)

@@ -47,7 +47,8 @@ def scale_by_adam_hat(
         `max_exp_avg_sq`, shaped as the parameter.
 
     Raises:
-        ValueError: a beta outside [0, 1), a negative eps, a softplus that is not above 0, a partial outside [0, 0.5].
+        ValueError: If a beta is outside [0, 1), if `eps` is negative, if `softplus` is not above 0, or if `partial` is
+            outside [0, 0.5].
 
     Example:
         >>> for tx in (gradtx.scale_by_adam(eps=1.0), gradtx.scale_by_adam_hat(eps=1.0)):
@@ -97,7 +98,7 @@ def scale_by_yogi(betas: Betas = (0.9, 0.999), eps: Scalar = 1e-3, initial_accum
         A transformation that keeps shapes and dtypes. State: `exp_avg`, `exp_avg_sq`, shaped as the parameter.
 
     Raises:
-        ValueError: a beta outside [0, 1), a negative number.
+        ValueError: If a beta is outside [0, 1), or if `eps` or `initial_accumulator_value` is negative.
 
     Example:
         >>> tx = gradtx.scale_by_yogi(betas=(0.9, 0.5), initial_accumulator_value=1.0)
@@ -142,7 +143,7 @@ def scale_by_diffgrad(betas: Betas = (0.9, 0.999), eps: Scalar = 1e-8):
         parameter.
 
     Raises:
-        ValueError: a beta outside [0, 1), a negative eps.
+        ValueError: If a beta is outside [0, 1) or `eps` is negative.
 
     Example:
         >>> tx = gradtx.scale_by_diffgrad()

@@ -33,7 +33,7 @@ def scale_by_adam(betas: Betas = (0.9, 0.999), eps: Scalar = 1e-8, amsgrad: bool
         `max_exp_avg_sq`, shaped as the parameter.
 
     Raises:
-        ValueError: a beta outside [0, 1), a negative eps.
+        ValueError: If a beta is outside [0, 1) or `eps` is negative.
 
     Example:
         >>> tx = gradtx.scale_by_adam()
@@ -82,7 +82,7 @@ def scale_by_rms(
         the parameter.
 
     Raises:
-        ValueError: a negative argument.
+        ValueError: If an argument is negative.
 
     Example:
         >>> tx = gradtx.scale_by_rms(alpha=0.75)
@@ -125,7 +125,7 @@ def scale_by_adopt(betas: Betas = (0.9, 0.9999), eps: Scalar = 1e-6, clip_expone
         A transformation that keeps shapes and dtypes. State: `exp_avg`, `exp_avg_sq`, shaped as the parameter.
 
     Raises:
-        ValueError: a beta outside [0, 1), a negative eps or exponent.
+        ValueError: If a beta is outside [0, 1), or if `eps` or `clip_exponent` is negative.
 
     Example:
         >>> tx = gradtx.scale_by_adopt()

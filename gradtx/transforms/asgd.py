@@ -35,7 +35,8 @@ def scale_by_asgd(lr: Scalar = 1e-2, lambd: Scalar = 1e-4, alpha: Scalar = 0.75,
         `eval_params` returns; `eta` and `mu`, the next $\eta_t$ and $\mu_t$, 0-d float64 for each leaf.
 
     Raises:
-        ValueError: arguments out of range, missing `params`, a later link that scales by a learning rate or decays.
+        ValueError: If an argument is out of range, if `params` is missing, or if a later link scales by a learning rate
+            or decays.
 
     Example:
         >>> tx = gradtx.scale_by_asgd(lr=1.0, lambd=0.0, t0=0.0)

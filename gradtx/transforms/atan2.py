@@ -35,7 +35,8 @@ def scale_by_atan2(betas: Betas = (0.9, 0.99), a: Scalar = 1.27, b: Scalar = 1.0
         A transformation that keeps shapes and dtypes. State: `exp_avg`, `exp_avg_sq`, shaped as the parameter.
 
     Raises:
-        ValueError: a beta outside [0, 1), a factor outside [0, 1], a or b not above 0.
+        ValueError: If a beta is outside [0, 1), if `cautious_factor` is outside [0, 1], or if `a` or `b` is not above
+            0.
 
     Example:
         >>> tx = gradtx.scale_by_atan2(a=4 / torch.pi)
@@ -77,7 +78,8 @@ def scale_by_adopt_atan2(betas: Betas = (0.9, 0.99), a: Scalar = 1.27, b: Scalar
         A transformation that keeps shapes and dtypes. State: `exp_avg`, `exp_avg_sq`, shaped as the parameter.
 
     Raises:
-        ValueError: a beta outside [0, 1), a factor outside [0, 1], a or b not above 0.
+        ValueError: If a beta is outside [0, 1), if `cautious_factor` is outside [0, 1], or if `a` or `b` is not above
+            0.
 
     Example:
         >>> tx = gradtx.scale_by_adopt_atan2(betas=(0.0, 0.5), a=4 / torch.pi)
@@ -121,7 +123,7 @@ def scale_by_caution(factor: Scalar = 0.0):
         A transformation that keeps shapes and dtypes; no state.
 
     Raises:
-        ValueError: a factor outside [0, 1].
+        ValueError: If `factor` is outside [0, 1].
 
     Example:
         >>> tx = gradtx.chain(gradtx.trace(0.9), gradtx.scale_by_caution())
@@ -157,7 +159,7 @@ def orthogonalize_against_ema(beta: Scalar = 0.9):
         entry becomes 0 from the second step on.
 
     Raises:
-        ValueError: a beta outside [0, 1).
+        ValueError: If `beta` is outside [0, 1).
 
     Example:
         >>> tx = gradtx.orthogonalize_against_ema()

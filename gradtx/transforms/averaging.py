@@ -29,7 +29,7 @@ def lookahead(k: int = 5, alpha: Scalar = 0.5):
         returns.
 
     Raises:
-        ValueError: arguments out of range, missing `params`.
+        ValueError: If an argument is out of range, or if `params` is missing.
 
     Example:
         >>> tx = gradtx.chain(gradtx.scale(-1.0), gradtx.lookahead(k=2, alpha=0.5))
@@ -83,7 +83,7 @@ def average(decay: Scalar | None = None, start: int = 0, debias: bool = False):
         returns.
 
     Raises:
-        ValueError: arguments out of range, `debias` without a decay, missing `params`.
+        ValueError: If an argument is out of range, if `debias` is set without a decay, or if `params` is missing.
 
     Example:
         >>> tx = gradtx.chain(gradtx.scale(-1.0), gradtx.average())

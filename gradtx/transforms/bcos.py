@@ -37,7 +37,7 @@ def scale_by_bcos(
         "m" and "g"), shaped as the parameter and initialized from the first gradient passed to the chain.
 
     Raises:
-        ValueError: arguments out of range, an unknown mode.
+        ValueError: If an argument is out of range, or if `mode` is unknown.
 
     Example:
         >>> tx = gradtx.scale_by_bcos(beta=0.5, eps=0.0)

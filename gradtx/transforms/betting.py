@@ -34,7 +34,8 @@ def scale_by_cocob(alpha: Scalar = 100.0, eps: Scalar = 1e-8):
         `scale` ($L$), `abs_sum` ($A$), `reward` ($R$), `grad_sum` ($\theta$), shaped as the parameter.
 
     Raises:
-        ValueError: a negative argument, missing `params`, or a later link that scales by a learning rate or decays.
+        ValueError: If an argument is negative, if `params` is missing, or if a later link scales by a learning rate or
+            decays.
 
     Example:
         >>> tx = gradtx.scale_by_cocob()

@@ -61,8 +61,9 @@ def scale_by_block_adam(betas: Betas = (0.9, 0.999), eps: Scalar = 1e-8, block: 
         per block.
 
     Raises:
-        TypeError: a block that is neither a name nor a number.
-        ValueError: arguments out of range, an unknown name, a number of blocks that does not divide dimension 0.
+        TypeError: If `block` is neither a name nor a number.
+        ValueError: If an argument is out of range, if the name of a block is unknown, or if the number of blocks does
+            not divide dimension 0.
 
     Example:
         >>> tx = gradtx.scale_by_block_adam(betas=(0.0, 0.999))

@@ -46,7 +46,7 @@ def scale_by_adabound(
         `max_exp_avg_sq`, shaped as the parameter; `initial_lr`, 0-d float64 for each leaf.
 
     Raises:
-        ValueError: arguments out of range; at `init`, an initial lr of 0.
+        ValueError: If an argument is out of range, or if `lr` is initially 0.
 
     Example:
         >>> tx = gradtx.scale_by_adabound(lr=0.01, final_lr=0.1, gamma=1e6)  # a narrow band from the start
@@ -103,8 +103,8 @@ def scale_by_adamod(
         shaped as the parameter.
 
     Raises:
-        ValueError: arguments out of range, missing `params` unless `weight_decay` is 0.0, or a later link that scales
-            by a learning rate or decays.
+        ValueError: If an argument is out of range, if `params` is missing and `weight_decay` is not 0.0, or if a later
+            link scales by a learning rate or decays.
 
     Example:
         >>> tx = gradtx.scale_by_adamod(lr=0.1, beta3=0.75)

@@ -51,7 +51,7 @@ def normalize_by_std(eps: Scalar = 1e-8):
         A transformation that keeps shapes and dtypes; no state.
 
     Raises:
-        ValueError: a negative eps.
+        ValueError: If `eps` is negative.
 
     Example:
         >>> tx = gradtx.normalize_by_std()

@@ -32,7 +32,7 @@ def clip_by_value(max_value: Scalar):
         A transformation that keeps shapes and dtypes; no state.
 
     Raises:
-        ValueError: a bound not above 0.
+        ValueError: If `max_value` is not above 0.
 
     Example:
         >>> tx = gradtx.clip_by_value(1.0)
@@ -57,7 +57,7 @@ def clip_by_norm(max_norm: Scalar):
         A transformation that keeps shapes and dtypes; no state.
 
     Raises:
-        ValueError: a bound not above 0.
+        ValueError: If `max_norm` is not above 0.
 
     Example:
         >>> tx = gradtx.clip_by_norm(1.0)
@@ -103,7 +103,7 @@ def clip_by_global_norm(max_norm: Scalar, eps: Scalar = 1e-6, stale: bool = Fals
         over all leaves, 0-d float64; otherwise none.
 
     Raises:
-        ValueError: a bound not above 0, a negative eps.
+        ValueError: If `max_norm` is not above 0 or `eps` is negative.
 
     Example:
         >>> tx = gradtx.clip_by_global_norm(1.0, eps=0.0)
@@ -137,7 +137,7 @@ def normalize_by_global_norm(eps: Scalar = 1e-6):
         A transformation that keeps shapes and dtypes; no state.
 
     Raises:
-        ValueError: a negative eps.
+        ValueError: If `eps` is negative.
 
     Example:
         >>> tx = gradtx.normalize_by_global_norm(eps=0.0)
@@ -175,7 +175,7 @@ def clip_adaptive(clipping: Scalar = 0.01, eps: Scalar = 1e-3):
         A transformation that keeps shapes and dtypes; no state.
 
     Raises:
-        ValueError: arguments out of range, missing `params`.
+        ValueError: If an argument is out of range, or if `params` is missing.
 
     Example:
         >>> tx = gradtx.clip_adaptive(0.5)
@@ -208,7 +208,7 @@ def bound_norm(p_bound: Scalar):
         A transformation that keeps shapes and dtypes. State: `bound`, the $b$ of each leaf, 0-d float64.
 
     Raises:
-        ValueError: a bound not above 0, missing `params`.
+        ValueError: If `p_bound` is not above 0, or if `params` is missing.
 
     Example:
         >>> tx = gradtx.chain(gradtx.scale(-1.0), gradtx.bound_norm(2.0))
@@ -244,7 +244,7 @@ def soft_row_clip(x: Tensor, max_norm) -> Tensor:
         A new tensor of the same shape; `x` unchanged if it has fewer than 2 dimensions.
 
     Raises:
-        ValueError: a bound not above 1.
+        ValueError: If `max_norm` is not above 1.
 
     Example:
         >>> soft_row_clip(torch.tensor([[1.5, 0.0]]), 2.0)

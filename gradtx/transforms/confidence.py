@@ -32,7 +32,7 @@ def scale_by_confidence(beta1: Scalar = 0.9, beta3: Scalar = 0.9999, eps: Scalar
         `exp_avg_res_col` (without the second to last).
 
     Raises:
-        ValueError: a beta outside [0, 1), an eps not above 0.
+        ValueError: If `beta1` or `beta3` is outside [0, 1), or if `eps` is not above 0.
 
     Example:
         >>> tx = gradtx.scale_by_confidence(beta1=0.5, beta3=0.0)

@@ -27,8 +27,8 @@ def map_after_step(fn: Callable[[Tensor], Tensor], before: bool = False):
         A transformation that keeps shapes and dtypes; no state.
 
     Raises:
-        TypeError: `fn` is not callable.
-        ValueError: missing `params`.
+        TypeError: If `fn` is not callable.
+        ValueError: If `params` is missing.
 
     Example:
         >>> tx = gradtx.chain(gradtx.sgd(lr=1.0), gradtx.map_after_step(torch.relu))

@@ -23,7 +23,7 @@ def hold_until(t0: int):
         A transformation that keeps shapes and dtypes; no state.
 
     Raises:
-        ValueError: a negative step.
+        ValueError: If `t0` is negative.
 
     Example:
         >>> tx = gradtx.chain(gradtx.trace(1.0), gradtx.hold_until(2))
@@ -84,7 +84,7 @@ def record(name: str):
         A transformation that leaves updates unchanged. State: one 0-d float64 shared by all leaves.
 
     Raises:
-        ValueError: a name that is not an identifier, or "step".
+        ValueError: If `name` is not an identifier or is "step".
 
     Example:
         >>> tx = gradtx.chain(gradtx.record("before"), gradtx.clip_by_global_norm(1.0), gradtx.record("after"))

@@ -29,7 +29,7 @@ def scale_by_sm3(beta: Scalar = 0.0, eps: Scalar = 1e-30):
         of size 1 in the others (a single one for a 0-d leaf).
 
     Raises:
-        ValueError: a beta outside [0, 1), an eps not above 0.
+        ValueError: If `beta` is outside [0, 1) or `eps` is not above 0.
 
     Example:
         >>> tx = gradtx.scale_by_sm3()

@@ -93,7 +93,8 @@ def scale_by_dadapt_adagrad(
         ($A$), `sk` ($s$), `x0`, shaped as the parameter; shared by all leaves, `d`, `gsq_weighted` ($G$), 0-d.
 
     Raises:
-        ValueError: arguments out of range, missing `params`, or a position after a link that owns the learning rate.
+        ValueError: If an argument is out of range, if `params` is missing, or if the link follows one that owns the
+            learning rate.
 
     Example:
         >>> tx = gradtx.chain(gradtx.scale_by_dadapt_adagrad(), gradtx.descend())
@@ -182,7 +183,8 @@ def scale_by_dadapt_adam(
         `numerator_weighted` ($r$), 0-d.
 
     Raises:
-        ValueError: arguments out of range, missing `params`, or a position after a link that owns the learning rate.
+        ValueError: If an argument is out of range, if `params` is missing, or if the link follows one that owns the
+            learning rate.
 
     Example:
         >>> tx = gradtx.scale_by_dadapt_adam()
@@ -247,7 +249,8 @@ def scale_by_dadapt_sgd(lr: Scalar = 1.0, momentum: Scalar = 0.0, d0: Scalar = 1
         gradient arrives at a rate above 0), 0-d.
 
     Raises:
-        ValueError: arguments out of range, missing `params`, or a position after a link that owns the learning rate.
+        ValueError: If an argument is out of range, if `params` is missing, or if the link follows one that owns the
+            learning rate.
 
     Example:
         >>> tx = gradtx.scale_by_dadapt_sgd(d0=0.1)
@@ -329,7 +332,8 @@ def scale_by_dadapt_adan(
         all leaves, `d`, `gsq_weighted` ($G$), 0-d.
 
     Raises:
-        ValueError: arguments out of range, missing `params`, or a position after a link that owns the learning rate.
+        ValueError: If an argument is out of range, if `params` is missing, or if the link follows one that owns the
+            learning rate.
 
     Example:
         >>> tx = gradtx.scale_by_dadapt_adan(d0=0.1, weight_decay=1.0, betas=(0.0, 0.0, 0.0))
@@ -398,7 +402,8 @@ def scale_by_dadapt_lion(lr: Scalar = 1.0, betas: Betas = (0.9, 0.99), weight_de
         ($r$), 0-d.
 
     Raises:
-        ValueError: arguments out of range, missing `params`, or a position after a link that owns the learning rate.
+        ValueError: If an argument is out of range, if `params` is missing, or if the link follows one that owns the
+            learning rate.
 
     Example:
         >>> tx = gradtx.scale_by_dadapt_lion(d0=0.1)

@@ -50,8 +50,9 @@ def add_decayed_weights(
         `relative_to`, `lr_max` with `corrected_by` and no `max_lr`.
 
     Raises:
-        ValueError: a negative decay, `fixed` with `cautious`, `relative_to` with `corrected_by`, `max_lr` without it,
-            missing `params`, an initial `relative_to` of 0, or a position after a link that owns the learning rate.
+        ValueError: If an argument is out of range, if `fixed` is combined with `cautious` or `relative_to` with
+            `corrected_by`, if `max_lr` is given without `corrected_by`, if `params` is missing, if `relative_to` is
+            initially 0, or if the link follows one that owns the learning rate.
 
     Example:
         >>> tx = gradtx.chain(gradtx.add_decayed_weights(0.5), gradtx.scale_by_learning_rate(0.1))
@@ -124,8 +125,8 @@ def regenerate_towards_init(rate: Scalar, wasserstein: bool = False, *, relative
         with `wasserstein`), and with `relative_to` `initial_lr`, 0-d float64 for each leaf.
 
     Raises:
-        ValueError: a negative rate, missing `params`, an initial `relative_to` of 0, or a position after a link that
-            owns the learning rate.
+        ValueError: If `rate` is negative, if `params` is missing, if `relative_to` is initially 0, or if the link
+            follows one that owns the learning rate.
 
     Example:
         >>> tx = gradtx.regenerate_towards_init(0.1)
@@ -187,7 +188,7 @@ def add_norm_loss(factor: Scalar = 1e-4, eps: Scalar = 1e-8):
         A transformation that keeps shapes and dtypes; no state.
 
     Raises:
-        ValueError: a negative argument, missing `params`.
+        ValueError: If an argument is negative, or if `params` is missing.
 
     Example:
         >>> tx = gradtx.add_norm_loss(factor=0.5)

@@ -37,7 +37,7 @@ def scale_by_avagrad(betas: Betas = (0.9, 0.999), eps: Scalar = 0.1, lagged_norm
         `lagged_norm` also `gamma`, one 0-d float64 shared by all leaves.
 
     Raises:
-        ValueError: a beta outside [0, 1), a negative eps.
+        ValueError: If a beta is outside [0, 1) or `eps` is negative.
 
     Example:
         >>> tx = gradtx.scale_by_avagrad(betas=(0.0, 0.999), eps=0.0)
@@ -97,7 +97,7 @@ def scale_by_adashift(betas: Betas = (0.9, 0.999), keep_num: int = 10, eps: Scal
         first, shaped as the parameter; `exp_avg_sq`, 0-d float64 for each leaf, or shaped as the parameter with "none".
 
     Raises:
-        ValueError: arguments out of range, an unknown reduction.
+        ValueError: If an argument is out of range, or if `reduce` is unknown.
 
     Example:
         >>> tx = gradtx.scale_by_adashift(betas=(0.0, 0.9), keep_num=1)

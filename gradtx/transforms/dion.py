@@ -43,7 +43,7 @@ def scale_by_dion(mu: Scalar = 0.95, rank: float | int = 1.0, eps: Scalar = 1e-8
         rank; `seed` and `counter`.
 
     Raises:
-        ValueError: arguments out of range, an unknown `init`, a leaf that is not a matrix.
+        ValueError: If an argument is out of range, if `init` is unknown, or if a leaf is not a matrix.
 
     Example:
         >>> tx = gradtx.scale_by_dion(rank=1, init="eye")
@@ -117,7 +117,7 @@ def orthogonalize_slices(
         `exp_avg_sq`, rows x 1.
 
     Raises:
-        ValueError: arguments out of range, an unknown `select`, a leaf that is not a matrix.
+        ValueError: If an argument is out of range, if `select` is unknown, or if a leaf is not a matrix.
 
     Example:
         >>> tx = gradtx.orthogonalize_slices(fraction=0.5, coefs=(2.0, -1.5, 0.5), steps=12)

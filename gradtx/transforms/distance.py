@@ -44,7 +44,7 @@ def scale_by_dog(reps_rel: Scalar = 1e-6, eps: Scalar = 1e-8, init_eta: Scalar |
         leaves, `max_dist` ($r$, 0 until the first step) and `sum_sq` ($G$), 0-d.
 
     Raises:
-        ValueError: arguments out of range, missing `params`.
+        ValueError: If an argument is out of range, or if `params` is missing.
 
     Example:
         >>> tx = gradtx.chain(gradtx.scale_by_dog(), gradtx.scale_by_learning_rate(1.0))
@@ -103,7 +103,7 @@ def scale_by_ldog(reps_rel: Scalar = 1e-6, eps: Scalar = 1e-8, init_eta: Scalar 
         and `sum_sq` ($G$), 0-d float64 for each leaf.
 
     Raises:
-        ValueError: arguments out of range, missing `params`.
+        ValueError: If an argument is out of range, or if `params` is missing.
 
     Example:
         >>> tx = gradtx.scale_by_ldog(reps_rel=0.01, eps=0.0)
@@ -157,7 +157,7 @@ def scale_by_dowg(eps: Scalar = 1e-4, init_estim_sq_dist: Scalar | None = None):
         leaves, `estim_sq_dist` ($r^2$) and `weighted_sq_norm` ($w$), 0-d.
 
     Raises:
-        ValueError: arguments out of range, missing `params`.
+        ValueError: If an argument is out of range, or if `params` is missing.
 
     Example:
         >>> tx = gradtx.scale_by_dowg(eps=1.0)

@@ -41,7 +41,8 @@ def scale_by_madgrad(lr: Scalar = 1e-2, momentum: Scalar = 0.9, eps: Scalar = 1e
         `grad_sum_sq`, `s` and, with momentum, `x0`, shaped as the parameter.
 
     Raises:
-        ValueError: arguments out of range, missing `params`, or a later link that scales by a learning rate or decays.
+        ValueError: If an argument is out of range, if `params` is missing, or if a later link scales by a learning rate
+            or decays.
 
     Example:
         >>> tx = gradtx.scale_by_madgrad(lr=0.125, momentum=0.0, eps=0.0)

@@ -61,7 +61,7 @@ def scale_by_kl_shampoo(
         and `Q_i`, n x n, for each dimension with a factor; `exp_avg_sq` for a leaf without any. Time: n^3.
 
     Raises:
-        ValueError: arguments out of range.
+        ValueError: If an argument is out of range.
 
     Example:
         >>> tx = gradtx.scale_by_kl_shampoo(betas=(0.0, 0.0))
@@ -133,7 +133,7 @@ def scale_by_late_rms(beta: Scalar = 0.9, eps: Scalar = 1e-8):
         A transformation that keeps shapes and dtypes. State: `exp_avg_sq`, shaped as the parameter.
 
     Raises:
-        ValueError: a beta outside [0, 1), a negative eps.
+        ValueError: If `beta` is outside [0, 1) or `eps` is negative.
 
     Example:
         >>> tx = gradtx.scale_by_late_rms(beta=0.75)
@@ -176,7 +176,7 @@ def scale_by_gradient_rms(betas: Betas = (0.9, 0.999), eps: Scalar = 1e-8):
         A transformation that keeps shapes and dtypes. State: `exp_avg_sq`, shaped as the parameter.
 
     Raises:
-        ValueError: a beta outside [0, 1), a negative eps.
+        ValueError: If a beta is outside [0, 1) or `eps` is negative.
 
     Example:
         >>> halves = gradtx.chain(gradtx.trace_ema(0.9), gradtx.scale_by_gradient_rms((0.9, 0.999)))
@@ -212,7 +212,7 @@ def scale_by_mean_side(otherwise: Scalar = 1e-3, max_dim: int = 10000):
         A transformation that keeps shapes and dtypes; no state.
 
     Raises:
-        ValueError: arguments out of range.
+        ValueError: If an argument is out of range.
 
     Example:
         >>> tx = gradtx.scale_by_mean_side()

@@ -39,7 +39,7 @@ def ema_nesterov(decay: Scalar = 0.99, step_size: Scalar = 0.3, start: int = 0, 
         current $b$ of the parameters. `eval_params` returns $x$.
 
     Raises:
-        ValueError: arguments out of range.
+        ValueError: If an argument is out of range.
 
     Example:
         >>> tx = gradtx.chain(gradtx.scale(-1.0), gradtx.ema_nesterov(decay=0.5, step_size=1.0))

@@ -45,7 +45,7 @@ def scale_by_factored_rms(decay_rate: Scalar = -0.8, eps: Scalar = 1e-30, beta: 
         dimension) and `exp_avg_sq_col` (without the second to last), or `exp_avg_sq`, shaped as the parameter.
 
     Raises:
-        ValueError: a positive decay rate, an eps not above 0, a beta outside [0, 1).
+        ValueError: If `decay_rate` is positive, if `eps` is not above 0, or if `beta` is outside [0, 1).
 
     Example:
         >>> tx = gradtx.scale_by_factored_rms()
@@ -111,7 +111,7 @@ def scale_by_factored_rms_torch(beta2_decay: Scalar = -0.8, eps: Scalar | None =
         size 1 in the last and the second to last dimension, or `variance`, shaped as the parameter.
 
     Raises:
-        ValueError: a positive decay, a negative eps.
+        ValueError: If `beta2_decay` is positive or `eps` is negative.
 
     Example:
         >>> tx = gradtx.scale_by_factored_rms_torch(eps=1.0)
@@ -158,7 +158,7 @@ def clip_by_block_rms(threshold: Scalar = 1.0):
         A transformation that keeps shapes and dtypes; no state.
 
     Raises:
-        ValueError: a threshold not above 0.
+        ValueError: If `threshold` is not above 0.
 
     Example:
         >>> tx = gradtx.clip_by_block_rms(1.0)
@@ -186,7 +186,7 @@ def scale_by_param_block_rms(min_scale: Scalar = 1e-3):
         A transformation that keeps shapes and dtypes; no state.
 
     Raises:
-        ValueError: a negative scale, missing `params`.
+        ValueError: If `min_scale` is negative, or if `params` is missing.
 
     Example:
         >>> tx = gradtx.scale_by_param_block_rms()
@@ -239,8 +239,9 @@ def scale_by_adafactor(
         parameter, with `beta1`.
 
     Raises:
-        ValueError: arguments out of range, missing `params`, both or neither of `lr` and `relative_step`, `warmup_init`
-            without `relative_step`.
+        ValueError: If an argument is out of range, if `params` is missing, if both or neither of `lr` and
+            `relative_step` are given, if `warmup_init` is set without `relative_step`, or if a later link scales by a
+            learning rate or decays.
 
     Example:
         >>> tx = gradtx.scale_by_adafactor()
@@ -291,7 +292,8 @@ def scale_by_adafactor_torch(lr: Scalar = 1e-2, weight_decay: Scalar = 0.0):
         A transformation that keeps shapes and dtypes and owns the learning rate; no state.
 
     Raises:
-        ValueError: a negative argument, missing `params`.
+        ValueError: If an argument is negative, if `params` is missing, or if a later link scales by a learning rate or
+            decays.
 
     Example:
         >>> tx = gradtx.scale_by_adafactor_torch(lr=0.8)

@@ -46,7 +46,7 @@ def scale_by_fadam(
         A transformation that keeps shapes and dtypes. State: `momentum` ($m$), `fim` ($f$), shaped as the parameter.
 
     Raises:
-        ValueError: arguments out of range, missing `params`.
+        ValueError: If an argument is out of range, or if `params` is missing.
 
     Example:
         >>> tx = gradtx.scale_by_fadam(betas=(0.0, 0.9), eps=0.0, weight_decay=0.5)

@@ -28,7 +28,7 @@ def scale_by_focus(betas: Betas = (0.9, 0.999), gamma: Scalar = 0.1, weight_deca
         A transformation that keeps shapes and dtypes. State: `exp_avg`, `pbar`, shaped as the parameter.
 
     Raises:
-        ValueError: arguments out of range, missing `params`.
+        ValueError: If an argument is out of range, or if `params` is missing.
 
     Example:
         >>> tx = gradtx.scale_by_focus(gamma=0.25)

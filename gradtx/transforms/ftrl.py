@@ -53,7 +53,8 @@ def scale_by_ftrl(
         parameter. A weight whose gradient has always been 0 becomes 0.
 
     Raises:
-        ValueError: arguments out of range, missing `params`.
+        ValueError: If an argument is out of range, if `params` is missing, or if a later link scales by a learning rate
+            or decays.
 
     Example:
         >>> tx = gradtx.scale_by_ftrl(lr=1.0, l1=1.0)

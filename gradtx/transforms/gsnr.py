@@ -28,7 +28,7 @@ def scale_by_gsnr(eps: Scalar = 1e-8):
         A transformation that keeps shapes and dtypes. State: `gsnr` ($q$), 0-d float64 for each leaf.
 
     Raises:
-        ValueError: a negative eps.
+        ValueError: If `eps` is negative.
 
     Example:
         >>> tx = gradtx.scale_by_gsnr(eps=0.0)

@@ -39,7 +39,7 @@ def scale_by_adanorm(
         `max_exp_avg_sq`, shaped as the parameter; `exp_grad_norm`, 0-d float64 for each leaf.
 
     Raises:
-        ValueError: a beta or r outside [0, 1), a negative eps.
+        ValueError: If a beta or `r` is outside [0, 1), or if `eps` is negative.
 
     Example:
         >>> tx = gradtx.scale_by_adanorm(betas=(0.0, 0.5), r=0.5)
@@ -97,7 +97,7 @@ def scale_by_adasmooth(betas: Betas = (0.5, 0.99), eps: Scalar = 1e-6, reset_eve
         ($N$), shaped as the parameter.
 
     Raises:
-        ValueError: arguments out of range, betas that are not increasing, missing `params`.
+        ValueError: If an argument is out of range, if `betas` is not increasing, or if `params` is missing.
 
     Example:
         >>> tx = gradtx.scale_by_adasmooth()

@@ -41,7 +41,7 @@ def scale_to_radius(eps: Scalar = 1e-12):
         A transformation that keeps shapes and dtypes. State: `radius`, 0-d.
 
     Raises:
-        ValueError: a negative eps, missing `params`, a leaf with initial norm 0.
+        ValueError: If `eps` is negative, if `params` is missing, or if the initial norm of a leaf is 0.
 
     Example:
         >>> tx = gradtx.scale_to_radius()
@@ -72,7 +72,7 @@ def keep_norm(eps: Scalar = 1e-12):
         A transformation that keeps shapes and dtypes. State: `radius`, 0-d.
 
     Raises:
-        ValueError: a negative eps, missing `params`, a leaf with initial norm 0.
+        ValueError: If `eps` is negative, if `params` is missing, or if the initial norm of a leaf is 0.
 
     Example:
         >>> tx = gradtx.chain(gradtx.scale(-1.0), gradtx.keep_norm())

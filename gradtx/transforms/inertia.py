@@ -31,7 +31,7 @@ def scale_by_adai(betas: Betas = (0.1, 0.99), eps: Scalar = 1e-3, dampening: Sca
         shaped as the parameter. bfloat16 is too coarse for the product: pass `state_dtype`.
 
     Raises:
-        ValueError: arguments out of range.
+        ValueError: If an argument is out of range.
 
     Example:
         >>> tx = gradtx.scale_by_adai(betas=(0.1, 0.0))

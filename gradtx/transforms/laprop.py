@@ -32,7 +32,7 @@ def scale_by_laprop(betas: Betas = (0.9, 0.999), eps: Scalar = 1e-15, amsgrad: b
         `exp_mean_avg_beta2` and, with `amsgrad`, `max_exp_avg_sq`, shaped as the parameter.
 
     Raises:
-        ValueError: a beta outside [0, 1), a negative eps.
+        ValueError: If a beta is outside [0, 1) or `eps` is negative.
 
     Example:
         >>> tx = gradtx.scale_by_laprop(betas=(0.5, 0.0))  # only the sign of each gradient counts

@@ -29,7 +29,7 @@ def scale_by_layer_rms(beta: Scalar = 0.98, eps: Scalar = 1e-8, amsgrad: bool = 
         0-d float64 for each leaf.
 
     Raises:
-        ValueError: a beta outside [0, 1), a negative eps.
+        ValueError: If `beta` is outside [0, 1) or `eps` is negative.
 
     Example:
         >>> tx = gradtx.scale_by_layer_rms()

@@ -44,7 +44,7 @@ def scale_by_lbfgs(history: int = 10, curvature: Scalar = 1e-10, first: str = "l
         history x history), the same for every leaf; `count` of pairs and `gamma`, 0-d.
 
     Raises:
-        ValueError: arguments out of range, an unknown `first`, missing `params`.
+        ValueError: If an argument is out of range, if `first` is unknown, or if `params` is missing.
 
     Example:
         >>> tx = gradtx.scale_by_lbfgs()

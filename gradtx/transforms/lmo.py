@@ -70,7 +70,7 @@ def lmo(
         A transformation that keeps shapes and dtypes; no state.
 
     Raises:
-        ValueError: arguments out of range, an unknown kind, a leaf with too few dimensions for it.
+        ValueError: If an argument is out of range, if `kind` is unknown, or if a leaf has too few dimensions for it.
 
     Example:
         >>> tx = gradtx.lmo("row")
@@ -118,8 +118,9 @@ def init_for_lmo(
         A new tensor: orthogonal ("spectral", "conv"), signs, or normal samples with columns or rows of equal size.
 
     Raises:
-        TypeError: a `param` that is not a tensor of a floating-point dtype, a scale that is not a number.
-        ValueError: an unknown kind, one that needs a matrix for a vector, a scale that is negative or not finite.
+        TypeError: If `param` is not a tensor of a floating-point dtype, or if `scale` is not a number.
+        ValueError: If `kind` is unknown, if it needs a matrix and `param` is a vector, or if `scale` is negative or not
+            finite.
 
     Example:
         >>> weight = gradtx.init_for_lmo(torch.empty(3, 3), scale=2.0, generator=torch.Generator().manual_seed(0))

@@ -63,8 +63,8 @@ def scale_by_local_smoothness(
         shared by all leaves.
 
     Raises:
-        ValueError: arguments out of range, an initial rate of 0, missing `params`, a later link that scales by a
-            learning rate or decays.
+        ValueError: If an argument is out of range, if `lr` is initially 0, if `params` is missing, or if a later link
+            scales by a learning rate or decays.
 
     Example:
         >>> tx = gradtx.scale_by_local_smoothness(lr=1e-6, amplifier=1.0, damping=2.0, theta=torch.inf, eps=0.0)

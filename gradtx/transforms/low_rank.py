@@ -120,7 +120,7 @@ def scale_by_fira(
         ($n$, 0-d).
 
     Raises:
-        ValueError: arguments out of range, an unknown option.
+        ValueError: If an argument is out of range, or if an option is unknown.
 
     Example:
         >>> tx = gradtx.scale_by_fira(rank=1, scale=1.0)
@@ -180,7 +180,7 @@ def scale_by_apollo_low_rank(
         ($n$, 0-d); `seed` and `counter`.
 
     Raises:
-        ValueError: arguments out of range, an unknown option.
+        ValueError: If an argument is out of range, or if an option is unknown.
 
     Example:
         >>> tx = gradtx.scale_by_apollo_low_rank(rank=1, projection="svd")

@@ -33,8 +33,8 @@ def scale_by_srmm(lr: Scalar = 0.01, beta: Scalar = 0.5, memory_length: int | No
         `mov_avg_grad` and `mov_avg_param` (initialized to the parameter), shaped as the parameter.
 
     Raises:
-        ValueError: arguments out of range, `lr * proximal` above 1, missing `params`, or a later link that scales by a
-            learning rate or decays.
+        ValueError: If an argument is out of range, if `lr * proximal` is above 1, if `params` is missing, or if a later
+            link scales by a learning rate or decays.
 
     Example:
         >>> tx = gradtx.scale_by_srmm(lr=1.0, beta=1.0)

@@ -104,8 +104,8 @@ def scale_by_momo(
         0-d.
 
     Raises:
-        ValueError: arguments out of range, missing `params` or `value`, or a later link that scales by a learning
-            rate or decays.
+        ValueError: If an argument is out of range, if `params` or `value` is missing, or if a later link scales by a
+            learning rate or decays.
 
     Example:
         >>> tx = gradtx.scale_by_momo(lr=10.0)
@@ -176,8 +176,8 @@ def scale_by_momo_adam(
         `use_fstar`, `lb`, 0-d.
 
     Raises:
-        ValueError: arguments out of range, missing `params` or `value`, or a later link that scales by a learning
-            rate or decays.
+        ValueError: If an argument is out of range, if `params` or `value` is missing, or if a later link scales by a
+            learning rate or decays.
 
     Example:
         >>> params = {"w": torch.tensor([3.0, 4.0])}

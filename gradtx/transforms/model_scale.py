@@ -69,8 +69,8 @@ def scale_by_amos(
         float64 for each leaf, one entry per index of dimension 0, or shaped as the parameter.
 
     Raises:
-        ValueError: arguments out of range, an unknown slot, missing `params`, a later link that scales by a learning
-            rate or decays.
+        ValueError: If an argument is out of range, if `slot` is unknown, if `params` is missing, or if a later link
+            scales by a learning rate or decays.
 
     Example:
         >>> tx = gradtx.scale_by_amos(lr=0.01, beta=0.0, eta=2.0)

@@ -28,7 +28,8 @@ def trace(momentum: Scalar, dampening: Scalar = 0.0, nesterov: bool = False, dam
         A transformation that keeps shapes and dtypes. State: `momentum_buffer`, shaped as the parameter.
 
     Raises:
-        ValueError: a negative momentum; `nesterov` without momentum or, unless `dampen_first`, with dampening.
+        ValueError: If `momentum` is negative, or if `nesterov` is used without momentum or, unless `dampen_first` is
+            set, with dampening.
 
     Example:
         >>> tx = gradtx.trace(0.5)
@@ -89,7 +90,7 @@ def trace_ema(beta: Scalar, nesterov: bool = False):
         A transformation that keeps shapes and dtypes. State: `momentum_buffer`, shaped as the parameter.
 
     Raises:
-        ValueError: a beta outside [0, 1).
+        ValueError: If `beta` is outside [0, 1).
 
     Example:
         >>> tx = gradtx.trace_ema(0.5, nesterov=True)
@@ -131,7 +132,7 @@ def ema(decay: Scalar, debias: bool = False):
         A transformation that keeps shapes and dtypes. State: `exp_avg`, shaped as the parameter.
 
     Raises:
-        ValueError: a decay outside [0, 1).
+        ValueError: If `decay` is outside [0, 1).
 
     Example:
         >>> tx = gradtx.ema(0.5)

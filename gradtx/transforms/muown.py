@@ -61,8 +61,9 @@ def scale_by_muown(
         `magnitude` ($\gamma$), `length` ($\ell$), `exp_avg` and `exp_avg_sq`, one value per row.
 
     Raises:
-        TypeError: an `ns_dtype` that is not a floating-point one.
-        ValueError: arguments out of range, an unknown name, missing `params`, a leaf that is not a matrix.
+        TypeError: If `ns_dtype` is not a floating-point dtype.
+        ValueError: If an argument is out of range, if `ns_coefficients` or `adjust_lr_fn` is unknown, if `params` is
+            missing, if a leaf is not a matrix, or if a later link scales by a learning rate or decays.
 
     Example:
         >>> tx = gradtx.scale_by_muown(lr=0.1)

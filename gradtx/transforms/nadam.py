@@ -28,7 +28,7 @@ def scale_by_nadam(betas: Betas = (0.9, 0.999), eps: Scalar = 1e-8, momentum_dec
         `mu_product` ($P$), 0-d float64 for each leaf.
 
     Raises:
-        ValueError: a beta outside [0, 1), another negative argument.
+        ValueError: If a beta is outside [0, 1), or if another argument is negative.
 
     Example:
         >>> tx = gradtx.scale_by_nadam(betas=(0.5, 0.999), momentum_decay=0.0)  # mu is 1/4 throughout

@@ -31,7 +31,7 @@ def project_neurons(params: Any) -> Any:
         A tree of the same structure.
 
     Raises:
-        ValueError: neurons with a single weight, which would become 0.
+        ValueError: If a neuron has a single weight, which would become 0.
 
     Example:
         >>> project_neurons({"weight": torch.tensor([[1.0, 3.0], [0.0, 8.0]]), "bias": torch.tensor([5.0])})
@@ -78,7 +78,7 @@ def scale_by_neuron_norm(beta: Scalar = 0.999, constraints: bool = True):
         dimensions), and `scale` ($\sigma$), 0-d float64 for each leaf.
 
     Raises:
-        ValueError: a beta outside [0, 1), neurons with a single weight under `constraints`.
+        ValueError: If `beta` is outside [0, 1), or if `constraints` is set and a neuron has a single weight.
 
     Example:
         >>> tx = gradtx.scale_by_neuron_norm()

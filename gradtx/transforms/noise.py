@@ -29,7 +29,7 @@ def add_noise(eta: Scalar, gamma: Scalar, seed: int):
         A transformation that keeps shapes and dtypes. State: `seed` and `counter`, shared by the whole stage.
 
     Raises:
-        ValueError: a negative argument.
+        ValueError: If an argument is negative.
 
     Example:
         >>> tx = gradtx.add_noise(eta=4.0, gamma=1.0, seed=0)

@@ -44,7 +44,7 @@ def clip_to_history(
         A transformation that keeps shapes and dtypes. State: `gamma`, 0-d float64 for each leaf, initially infinite.
 
     Raises:
-        ValueError: arguments out of range.
+        ValueError: If an argument is out of range.
 
     Example:
         >>> tx = gradtx.clip_to_history(lambda_rel=2.0, warmup_steps=0)
@@ -119,7 +119,7 @@ def clip_by_zscore(
         chain in `skip_nonfinite`.
 
     Raises:
-        ValueError: arguments out of range, an unknown mode or `clip_to`.
+        ValueError: If an argument is out of range, or if `mode` or `clip_to` is unknown.
 
     Example:
         >>> tx = gradtx.clip_by_zscore(warmup_steps=2, max_norm=None)
@@ -188,7 +188,7 @@ def normalize_by_norm_history(gammas: Betas = (0.7, 0.9), eps: Scalar = 1e-8):
         A transformation that keeps shapes and dtypes. State: `norm_avg`, `norm_sq_avg`, 0-d float64 for each leaf.
 
     Raises:
-        ValueError: a gamma outside [0, 1), a negative eps.
+        ValueError: If a gamma is outside [0, 1) or `eps` is negative.
 
     Example:
         >>> tx = gradtx.normalize_by_norm_history(gammas=(0.5, 0.5))

@@ -88,9 +88,9 @@ def orthogonalize(
         A transformation that keeps shapes and dtypes; no state.
 
     Raises:
-        ValueError: arguments out of range, `coefs` that are neither triples nor a name, steps or a dtype that a set
-            does not support, an unknown `view` or `start`, a leaf that is not a matrix.
-        TypeError: a `dtype` that is not a floating-point one.
+        ValueError: If an argument is out of range, if `coefs` is neither triples nor a name, if a named set does not
+            support the steps or the dtype, if `view` or `start` is unknown, or if a leaf is not a matrix.
+        TypeError: If `dtype` is not a floating-point dtype.
 
     Example:
         >>> tx = gradtx.orthogonalize(coefs=(1.5, -0.5, 0.0), steps=20)
@@ -142,7 +142,7 @@ def scale_by_shape(adjust: str | None = None, factor: Scalar = 0.2, view: str = 
         A transformation that keeps shapes and dtypes; no state.
 
     Raises:
-        ValueError: a negative factor, an unknown `adjust` or `view`, a leaf that is not a matrix.
+        ValueError: If `factor` is negative, if `adjust` or `view` is unknown, or if a leaf is not a matrix.
 
     Example:
         >>> tx = gradtx.scale_by_shape()
@@ -223,7 +223,7 @@ def normalize_neurons(beta: Scalar = 0.95, eps: Scalar = 1e-10, axis: str = "row
         last dimension, or in the one before it where columns are divided.
 
     Raises:
-        ValueError: arguments out of range, an unknown `axis`, a leaf with fewer than two dimensions.
+        ValueError: If an argument is out of range, if `axis` is unknown, or if a leaf has fewer than two dimensions.
 
     Example:
         >>> tx = gradtx.normalize_neurons()
@@ -277,7 +277,7 @@ def normalize_entries(
         A transformation that keeps shapes and dtypes. State: `exp_avg_sq`, shaped as the parameter.
 
     Raises:
-        ValueError: arguments out of range, an unknown `rescale`, a leaf with fewer than two dimensions.
+        ValueError: If an argument is out of range, if `rescale` is unknown, or if a leaf has fewer than two dimensions.
 
     Example:
         >>> tx = gradtx.normalize_entries()

@@ -41,8 +41,8 @@ def scale_by_nuclear_norm(
         A transformation that keeps shapes and dtypes; no state.
 
     Raises:
-        TypeError: an `ns_dtype` that is not a floating-point one.
-        ValueError: arguments out of range, an unknown `method`, a leaf that is not a matrix.
+        TypeError: If `ns_dtype` is not a floating-point dtype.
+        ValueError: If an argument is out of range, if `method` is unknown, or if a leaf is not a matrix.
 
     Example:
         >>> tx = gradtx.scale_by_nuclear_norm("exact")

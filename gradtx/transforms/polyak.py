@@ -28,7 +28,8 @@ def scale_by_polyak(max_lr: Scalar | None = None, eps: Scalar = 1e-5):
         A transformation that keeps shapes and dtypes; no state.
 
     Raises:
-        ValueError: a negative argument, missing `value`, or a later link that scales by a learning rate or decays.
+        ValueError: If an argument is negative, if `value` is missing, or if a later link scales by a learning rate or
+            decays.
 
     Example:
         >>> tx = gradtx.scale_by_polyak(eps=0.0)
@@ -67,7 +68,7 @@ def project_l2_ball(max_norm: Scalar):
         A transformation that keeps shapes and dtypes; no state.
 
     Raises:
-        ValueError: a radius not above 0, missing `params`.
+        ValueError: If `max_norm` is not above 0, or if `params` is missing.
 
     Example:
         >>> tx = gradtx.chain(gradtx.scale(-1.0), gradtx.project_l2_ball(10.0))

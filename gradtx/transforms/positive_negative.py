@@ -38,7 +38,7 @@ def scale_by_pnm(betas: Betas = (0.9, 1.0)):
         `neg_momentum`, shaped as the parameter; they are swapped at every step.
 
     Raises:
-        ValueError: betas out of range.
+        ValueError: If the first beta is outside [0, 1) or the second is outside [0, 1].
 
     Example:
         >>> tx = gradtx.scale_by_pnm((0.0, 1.0))
@@ -86,7 +86,8 @@ def scale_by_adapnm(betas: Betas = (0.9, 0.999, 1.0), eps: Scalar = 1e-8, amsgra
         parameter.
 
     Raises:
-        ValueError: betas out of range, a negative eps.
+        ValueError: If one of the first two betas is outside [0, 1), if the third is outside [0, 1], or if `eps` is
+            negative.
 
     Example:
         >>> tx = gradtx.scale_by_adapnm((0.0, 0.9, 1.0))

@@ -67,7 +67,8 @@ def scale_by_prodigy(
         by all leaves, `d`, `d_max`, `d_numerator`, 0-d.
 
     Raises:
-        ValueError: arguments out of range, missing `params`, or a position after a link that owns the learning rate.
+        ValueError: If an argument is out of range, if `params` is missing, or if the link follows one that owns the
+            learning rate.
 
     Example:
         >>> tx = gradtx.chain(gradtx.scale_by_prodigy(), gradtx.descend())

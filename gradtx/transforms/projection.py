@@ -36,7 +36,7 @@ def project_scale_invariant(
         A transformation that keeps shapes and dtypes; no state.
 
     Raises:
-        ValueError: a negative argument, missing `params`.
+        ValueError: If an argument is negative, or if `params` is missing.
 
     Example:
         >>> tx = gradtx.chain(gradtx.trace(0.9), gradtx.project_scale_invariant())
@@ -96,7 +96,7 @@ def orthogonalize_against_params():
         A transformation that keeps shapes and dtypes; no state.
 
     Raises:
-        ValueError: missing `params`.
+        ValueError: If `params` is missing.
 
     Example:
         >>> tx = gradtx.orthogonalize_against_params()

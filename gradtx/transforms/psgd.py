@@ -257,7 +257,7 @@ def scale_by_psgd_kron(
         n or n, for each dimension; if annealed, `since_update` and `updates` (0-d). Time: n^3.
 
     Raises:
-        ValueError: arguments out of range, an unknown option.
+        ValueError: If an argument is out of range, or if an option is unknown.
 
     Example:
         >>> tx = gradtx.scale_by_psgd_kron(precondition_frequency=1, clip_rms=10.0)
@@ -397,7 +397,7 @@ def scale_by_psgd_pro(
         `lipschitz_i` ($L$, 0-d) for each dimension. Time: n^3.
 
     Raises:
-        ValueError: arguments out of range.
+        ValueError: If an argument is out of range.
 
     Example:
         >>> tx = gradtx.scale_by_psgd_pro(momentum=0.0)

@@ -28,7 +28,7 @@ def scale_by_qhm(momentum: Scalar = 0.999, nu: Scalar = 0.7):
         A transformation that keeps shapes and dtypes. State: `momentum_buffer` ($b$), shaped as the parameter.
 
     Raises:
-        ValueError: a momentum outside [0, 1).
+        ValueError: If `momentum` is outside [0, 1).
 
     Example:
         >>> tx = gradtx.scale_by_qhm(momentum=0.75, nu=0.5)
@@ -64,7 +64,7 @@ def scale_by_qhadam(betas: Betas = (0.9, 0.999), nus: Betas = (1.0, 1.0), eps: S
         A transformation that keeps shapes and dtypes. State: `exp_avg`, `exp_avg_sq`, shaped as the parameter.
 
     Raises:
-        ValueError: a beta or the second nu out of range, a negative eps.
+        ValueError: If a beta is outside [0, 1), if the second nu is outside [0, 1], or if `eps` is negative.
 
     Example:
         >>> tx = gradtx.scale_by_qhadam(nus=(0.0, 0.0))  # the sign of each gradient

@@ -42,7 +42,7 @@ def scale_by_apollo(
         ($d$), shaped as the parameter.
 
     Raises:
-        ValueError: arguments out of range, an unknown option, missing `params`.
+        ValueError: If an argument is out of range, if an option is unknown, or if `params` is missing.
 
     Example:
         >>> tx = gradtx.scale_by_apollo(beta=0.0, eps=1e-8)

@@ -30,7 +30,7 @@ def floor_relative_update(floor: Scalar = 0.35, per: str = "leaf", power: Scalar
         A transformation that keeps shapes and dtypes; no state.
 
     Raises:
-        ValueError: arguments out of range, an unknown `per`, missing `params`.
+        ValueError: If an argument is out of range, if `per` is unknown, or if `params` is missing.
 
     Example:
         >>> tx = gradtx.floor_relative_update(0.5)
@@ -72,7 +72,7 @@ def radial_brake(outward: Scalar = 0.5, inward: Scalar = 1.0, form: str = "direc
         A transformation that keeps shapes and dtypes; no state.
 
     Raises:
-        ValueError: a negative eps, an unknown `form`, missing `params`.
+        ValueError: If `eps` is negative, if `form` is unknown, or if `params` is missing.
 
     Example:
         >>> tx = gradtx.radial_brake(outward=0.5, form="norm")

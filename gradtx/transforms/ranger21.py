@@ -56,7 +56,8 @@ def scale_by_ranger21(
         parameter.
 
     Raises:
-        ValueError: arguments out of range, missing `params`, a later link that scales by a learning rate or decays.
+        ValueError: If an argument is out of range, if `params` is missing, or if a later link scales by a learning rate
+            or decays.
 
     Example:
         >>> tx = gradtx.scale_by_ranger21(lr=0.1, beta0=0.0, use_softplus=False, weight_decay=1.0, norm_loss_factor=0.5)

@@ -44,7 +44,7 @@ def scale_by_radam(
         A transformation that keeps shapes and dtypes. State: `exp_avg`, `exp_avg_sq`, shaped as the parameter.
 
     Raises:
-        ValueError: a beta outside [0, 1), a negative eps, a threshold below 4.
+        ValueError: If a beta is outside [0, 1), if `eps` is negative, or if `rho_threshold` is less than 4.
 
     Example:
         >>> tx = gradtx.scale_by_radam()
@@ -98,7 +98,7 @@ def scale_by_belief(
         `max_exp_avg_var`, shaped as the parameter.
 
     Raises:
-        ValueError: a beta outside [0, 1), a negative eps.
+        ValueError: If a beta is outside [0, 1) or `eps` is negative.
 
     Example:
         >>> tx = gradtx.scale_by_belief(betas=(0.5, 0.5), eps=0.0, rectify=False)
@@ -148,7 +148,7 @@ def scale_by_rectified_rms(beta2: Scalar = 0.999, eps: Scalar = 1e-8):
         A transformation that keeps shapes and dtypes. State: `exp_avg_sq`, shaped as the parameter.
 
     Raises:
-        ValueError: arguments out of range.
+        ValueError: If an argument is out of range.
 
     Example:
         >>> tx = gradtx.scale_by_rectified_rms(0.999)
@@ -192,7 +192,7 @@ def hold_until_rectified(beta2: Scalar = 0.999, rho_threshold: Scalar = 5.0):
         A transformation that keeps shapes and dtypes; no state.
 
     Raises:
-        ValueError: arguments out of range.
+        ValueError: If an argument is out of range.
 
     Example:
         >>> tx = gradtx.chain(gradtx.trace(1.0), gradtx.hold_until_rectified(0.999))

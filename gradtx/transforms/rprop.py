@@ -37,7 +37,7 @@ def scale_by_rprop(lr: Scalar, etas: Betas = (0.5, 1.2), step_sizes: Betas = (1e
         stored gradient), `step_size`, shaped as the parameter.
 
     Raises:
-        ValueError: arguments out of range; a later link that scales by a learning rate or decays.
+        ValueError: If an argument is out of range, or if a later link scales by a learning rate or decays.
 
     Example:
         >>> tx, params = gradtx.scale_by_rprop(0.1), {"w": torch.zeros(1)}

@@ -26,7 +26,7 @@ def scale_by_kate(delta: Scalar = 0.0, eps: Scalar = 1e-8):
         A transformation that keeps shapes and dtypes. State: `b_sq`, `m_sq`, shaped as the parameter.
 
     Raises:
-        ValueError: a negative argument.
+        ValueError: If an argument is negative.
 
     Example:
         >>> tx = gradtx.scale_by_kate(eps=0.0)

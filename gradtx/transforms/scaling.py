@@ -41,7 +41,7 @@ def scale_by_learning_rate(lr: Scalar):
         A transformation that keeps shapes and dtypes; no state.
 
     Raises:
-        ValueError: a negative rate, or a position after a link that owns the learning rate.
+        ValueError: If `lr` is negative, or if the link follows one that owns the learning rate.
 
     Example:
         >>> tx = gradtx.scale_by_learning_rate(gradtx.Schedule(lambda step: 0.1 * (step + 1)))
@@ -69,7 +69,7 @@ def descend():
         A transformation that keeps shapes and dtypes; no state. Its updates are added to the parameters.
 
     Raises:
-        ValueError: a later link that scales by a learning rate or decays.
+        ValueError: If a later link scales by a learning rate or decays.
 
     Example:
         >>> tx = gradtx.chain(gradtx.scale_by_prodigy(d0=0.5), gradtx.descend())
@@ -97,7 +97,7 @@ def scale_by_inverse_time(lr_decay: Scalar):
         A transformation that keeps shapes and dtypes; no state.
 
     Raises:
-        ValueError: a negative argument.
+        ValueError: If `lr_decay` is negative.
 
     Example:
         >>> tx = gradtx.scale_by_inverse_time(1.0)

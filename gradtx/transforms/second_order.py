@@ -43,7 +43,8 @@ def scale_by_hessian(
         `update_period` above 1, `hessian_diag` (the last $|D|$), shaped as the parameter.
 
     Raises:
-        ValueError: arguments out of range, no `hessian_diag`, or None with an `update_period` of 1.
+        ValueError: If an argument is out of range, if `hessian_diag` is missing, or if it is None although
+            `update_period` is 1.
 
     Example:
         >>> tx = gradtx.scale_by_hessian(eps=0.0)
@@ -102,7 +103,8 @@ def scale_by_sophia(betas: Betas = (0.96, 0.99), gamma: Scalar = 0.01, eps: Scal
         A transformation that keeps shapes and dtypes. State: `exp_avg`, `hessian`, shaped as the parameter.
 
     Raises:
-        ValueError: arguments out of range, no `hessian_diag`, or None with an `update_period` of 1.
+        ValueError: If an argument is out of range, if `hessian_diag` is missing, or if it is None although
+            `update_period` is 1.
 
     Example:
         >>> tx = gradtx.scale_by_sophia(betas=(0.0, 0.0), gamma=1.0)

@@ -74,7 +74,7 @@ def scale_by_shampoo(
         dimension: for large ones use `scale_by_scalable_shampoo`. For a 0-d leaf, the result is $u$.
 
     Raises:
-        ValueError: arguments out of range, an unknown variant, missing `params`.
+        ValueError: If an argument is out of range, if `variant` is unknown, or if `params` is missing.
 
     Example:
         >>> tx = gradtx.scale_by_shampoo(matrix_eps=1e-8)
@@ -205,7 +205,8 @@ def scale_by_scalable_shampoo(
         block, with the dimensions of each block in order.
 
     Raises:
-        ValueError: arguments out of range, an unknown `graft_type` or `pre_conditioner_type`, missing `params`.
+        ValueError: If an argument is out of range, if `graft_type` or `pre_conditioner_type` is unknown, or if `params`
+            is missing.
 
     Example:
         >>> tx = gradtx.scale_by_scalable_shampoo(block_size=4)

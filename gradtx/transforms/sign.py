@@ -25,7 +25,7 @@ def scale_by_lion(betas: Betas = (0.9, 0.99)):
         parameter.
 
     Raises:
-        ValueError: a beta outside [0, 1).
+        ValueError: If a beta is outside [0, 1).
 
     Example:
         >>> tx = gradtx.scale_by_lion()

@@ -29,7 +29,7 @@ def scale_by_ademamix(betas: Betas = (0.9, 0.999, 0.9999), alpha: Scalar = 2.0, 
         parameter.
 
     Raises:
-        ValueError: a beta outside [0, 1), another negative argument.
+        ValueError: If a beta is outside [0, 1), or if another argument is negative.
 
     Example:
         >>> tx = gradtx.scale_by_ademamix(betas=(0.0, 0.0, 0.5), alpha=1.0)
@@ -85,7 +85,7 @@ def scale_by_simplified_ademamix(
         `num_sum` ($n$), 0-d float64 for each leaf.
 
     Raises:
-        ValueError: a beta outside [0, 1), another negative argument.
+        ValueError: If a beta is outside [0, 1), or if another argument is negative.
 
     Example:
         >>> tx = gradtx.scale_by_simplified_ademamix(betas=(0.5, 0.9), alpha=1.0)

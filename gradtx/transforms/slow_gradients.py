@@ -25,7 +25,7 @@ def amplify_slow_gradients(alpha: Scalar = 0.98, lamb: Scalar = 2.0):
         A transformation that keeps shapes and dtypes. State: `grad_ema`, shaped as the parameter.
 
     Raises:
-        ValueError: arguments out of range.
+        ValueError: If an argument is out of range.
 
     Example:
         >>> tx = gradtx.amplify_slow_gradients(alpha=0.5, lamb=1.0)
@@ -74,7 +74,7 @@ def amplify_slow_gradients_window(
         first, shaped as the parameter.
 
     Raises:
-        ValueError: arguments out of range, an unknown filter.
+        ValueError: If an argument is out of range, or if `filter_type` is unknown.
 
     Example:
         >>> tx = gradtx.amplify_slow_gradients_window(window_size=2, lamb=1.0)

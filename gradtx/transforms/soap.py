@@ -71,7 +71,7 @@ def scale_by_soap(
         Adam. Time: n^3.
 
     Raises:
-        ValueError: arguments out of range.
+        ValueError: If an argument is out of range.
 
     Example:
         >>> tx = gradtx.scale_by_soap(eps=1e-2)

@@ -49,7 +49,7 @@ def clip_spikes(threshold: Scalar = 5000.0, beta2: Scalar = 0.999, clip_after: i
         A transformation that keeps shapes and dtypes. State: `exp_avg_sq`, shaped as the parameter.
 
     Raises:
-        ValueError: arguments out of range.
+        ValueError: If an argument is out of range.
 
     Example:
         >>> tx = gradtx.clip_spikes(threshold=4.0, beta2=0.75, clip_after=2)
@@ -98,7 +98,7 @@ def scale_by_spam(
         A transformation that keeps shapes and dtypes. State: `exp_avg`, `exp_avg_sq`, shaped as the parameter.
 
     Raises:
-        ValueError: arguments out of range.
+        ValueError: If an argument is out of range.
 
     Example:
         >>> tx = gradtx.scale_by_spam(betas=(0.0, 0.75), threshold=4.0, clip_after=2)
@@ -135,7 +135,7 @@ def clip_to_peak_history(theta: Scalar = 0.999):
         A transformation that keeps shapes and dtypes. State: `max_avg`, 0-d float64 for each leaf.
 
     Raises:
-        ValueError: a theta outside [0, 1).
+        ValueError: If `theta` is outside [0, 1).
 
     Example:
         >>> tx = gradtx.clip_to_peak_history(theta=0.5)

@@ -28,7 +28,8 @@ def scale_by_stable_adam(betas: Betas = (0.9, 0.99), eps: Scalar = 1e-8, weight_
         A transformation that keeps shapes and dtypes. State: `exp_avg`, `exp_avg_sq`, shaped as the parameter.
 
     Raises:
-        ValueError: a beta outside [0, 1), another negative argument, missing `params` unless `weight_decay` is 0.0.
+        ValueError: If a beta is outside [0, 1), if another argument is negative, or if `params` is missing and
+            `weight_decay` is not 0.0.
 
     Example:
         >>> tx = gradtx.scale_by_stable_adam(betas=(0.0, 0.5))

@@ -34,7 +34,7 @@ def scale_by_adam_stable_decay(
         `max_exp_avg_sq`, shaped as the parameter.
 
     Raises:
-        ValueError: a beta outside [0, 1), a negative eps or decay, missing `params`.
+        ValueError: If a beta is outside [0, 1), if `eps` or `weight_decay` is negative, or if `params` is missing.
 
     Example:
         >>> tx = gradtx.scale_by_adam_stable_decay(weight_decay=1.0)

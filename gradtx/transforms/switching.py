@@ -48,7 +48,7 @@ def scale_by_swats(
         ($t$), `rate_avg` ($\lambda$), `sgd_rate` ($\Lambda$) and `switched` (1.0 in SGD's phase).
 
     Raises:
-        ValueError: arguments out of range, or a later link that scales by a learning rate or decays.
+        ValueError: If an argument is out of range, or if a later link scales by a learning rate or decays.
 
     Example:
         >>> tx = gradtx.scale_by_swats(lr=0.1, betas=(0.5, 0.5), switch_tol=1e-3)

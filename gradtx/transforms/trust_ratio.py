@@ -28,7 +28,7 @@ def scale_by_trust_ratio(clip: bool = False, weight_decay: Scalar = 0.0, always_
         A transformation that keeps shapes and dtypes; no state.
 
     Raises:
-        ValueError: a negative decay, missing `params`.
+        ValueError: If `weight_decay` is negative, or if `params` is missing.
 
     Example:
         >>> tx = gradtx.scale_by_trust_ratio()
@@ -86,7 +86,7 @@ def scale_by_lars(
         A transformation that keeps shapes and dtypes; no state.
 
     Raises:
-        ValueError: arguments out of range, `trust_clip` without `lr`, missing `params`.
+        ValueError: If an argument is out of range, if `trust_clip` is set without `lr`, or if `params` is missing.
 
     Example:
         >>> tx = gradtx.scale_by_lars(trust_coefficient=0.1, eps=0.0, min_ndim=1)
@@ -133,7 +133,7 @@ def scale_by_lamb(
         A transformation that keeps shapes and dtypes. State: `exp_avg`, `exp_avg_sq`, shaped as the parameter.
 
     Raises:
-        ValueError: a beta outside [0, 1), a negative eps.
+        ValueError: If a beta is outside [0, 1) or `eps` is negative.
 
     Example:
         >>> tx = gradtx.scale_by_lamb(betas=(0.9, 0.99), grad_averaging=False)

@@ -27,7 +27,7 @@ def scale_by_msvag(beta: Scalar = 0.9):
         A transformation that keeps shapes and dtypes. State: `exp_avg`, `exp_avg_sq`, shaped as the parameter.
 
     Raises:
-        ValueError: a beta outside [0, 1).
+        ValueError: If `beta` is outside [0, 1).
 
     Example:
         >>> tx = gradtx.scale_by_msvag(beta=0.5)
@@ -86,8 +86,8 @@ def scale_by_a2grad(variant: str = "uni", beta: Scalar = 10.0, lips: Scalar = 10
         parameter), `avg_grad`, `v` and, for "exp", `v_tilde`, shaped as the parameter.
 
     Raises:
-        ValueError: arguments out of range, an unknown variant, missing `params`, or a later link that scales by a
-            learning rate or decays.
+        ValueError: If an argument is out of range, if `variant` is unknown, if `params` is missing, or if a later link
+            scales by a learning rate or decays.
 
     Example:
         >>> tx = gradtx.scale_by_a2grad(lips=2.0)

@@ -57,7 +57,7 @@ def correct_variance(gamma: Scalar = 0.025, beta: Scalar = 0.95, exact: bool = F
         are corrected; if exact, `prev_param` for all leaves, under `correct_variance_exactly`.
 
     Raises:
-        ValueError: arguments out of range; if exact, missing `params` or `grad_fn`.
+        ValueError: If an argument is out of range, or if `exact` is set and `params` or `grad_fn` is missing.
 
     Example:
         >>> tx = gradtx.correct_variance(gamma=0.5, beta=0.5)

@@ -21,7 +21,7 @@ def alias(tensor: Tensor, like: Tensor, flat: bool) -> Tensor:
     """Return a plain tensor over the same memory; if `flat`, a vector whose entries correspond to those of `like`.
 
     Raises:
-        OddTensorError: the entries have another layout than those of `like`, or are not contiguous.
+        OddTensorError: If the entries have another layout than those of `like`, or are not contiguous.
     """
     tensor, like = _plain(tensor), as_real(like)
     if not flat or (tensor.ndim == 0 and like.ndim > 0):

@@ -220,7 +220,7 @@ class CompiledEngine(Engine):
         """Compile a program and add it to the list of similar ones; or return the reason why there is none yet.
 
         Raises:
-            CompilationError: the chain cannot be traced or compiled.
+            CompilationError: If the chain cannot be traced or compiled.
         """
         with COMPILING:
             for program in programs:

@@ -58,8 +58,8 @@ def compiler_options(compile: Any) -> dict[str, Any]:
         compile: True, a mode of `torch.compile`, or a dict of its options.
 
     Raises:
-        TypeError: `compile` is none of these.
-        ValueError: an unknown mode or option.
+        TypeError: If `compile` is none of these.
+        ValueError: If the mode or an option is unknown.
     """
     if compile is True:
         return {}
