@@ -373,7 +373,7 @@ def flat(text: str) -> str:
 
 def items(text: str) -> list[tuple[str, str]]:
     """Return the entries of `Args` and `Raises`, whose continuation lines are indented."""
-    found = re.findall(r"^([\w*]+): (.*(?:\n(?: .*)?)*)", text, re.MULTILINE)
+    found = re.findall(r"^([\w*]+(?:, [\w*]+)*): (.*(?:\n(?: .*)?)*)", text, re.MULTILINE)
     without_bullets = [(name, re.sub(r"\n\s+- ", "\n", told)) for name, told in found]
     return [(name, unmarked(flat(told))) for name, told in without_bullets]
 

@@ -52,7 +52,8 @@ def partition(transforms: Mapping[str, GradientTransformation], labels: Mapping[
 
     Raises:
         TypeError: If an item is not a transformation or not a selector.
-        ValueError: If a leaf has no label, if a pattern matches no leaf at init, or if the two sets of labels differ.
+        ValueError: If a label is not a string without dots, if the two sets of labels differ, if a leaf has no label,
+            or if a pattern matches no leaf at init.
 
     Example:
         >>> transforms = {"head": gradtx.sgd(lr=1.0), "rest": gradtx.freeze("*")}
@@ -99,6 +100,7 @@ def masked(tx: GradientTransformation, where: Where):
         A transformation with the entries of `tx`, for the selected leaves.
 
     Raises:
+        TypeError: If `tx` is not a transformation, or if `where` is not a selector.
         ValueError: If a pattern matches no leaf at init.
 
     Example:
@@ -138,6 +140,7 @@ def freeze(where: Where):
         A transformation without slots.
 
     Raises:
+        TypeError: If `where` is not a selector.
         ValueError: If a pattern matches no leaf at init.
 
     Example:
