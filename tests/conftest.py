@@ -39,17 +39,22 @@ def _own_programs(monkeypatch):
     monkeypatch.setattr(inductor, "place_of", _nowhere)
 
 
+@pytest.fixture(autouse=True)
+def _narrow_programs(monkeypatch):
+    """Programs are for two leaves, since tracing and compiling take a time for each leaf and each leaf of padding.
+
+    Programs in processes that tests start are for as many leaves as those of users.
+    """
+    monkeypatch.setattr(compiled, "WIDTH", 2)
+
+
 def _nowhere(graph, options):
     return None
 
 
 @pytest.fixture
 def uncompiled(monkeypatch):
-    """Programs are traced, but run as they were traced: all of the engine but torch's compiler, and quick.
-
-    They are for two leaves, since tracing takes a time for each leaf and each leaf of padding.
-    """
-    monkeypatch.setattr(compiled, "WIDTH", 2)
+    """Programs are traced, but run as they were traced: all of the engine but torch's compiler, and quick."""
     monkeypatch.setattr(torch._inductor, "compile", lambda graph, arguments, options: graph)
 
 

@@ -259,7 +259,6 @@ def test_without_tracing_the_public_compiler_takes_the_function_of_a_bundle(tx, 
         return compile(function, backend="eager", dynamic=dynamic)
 
     monkeypatch.setattr(torch, "compile", noted)
-    monkeypatch.setattr(compiled, "WIDTH", 2)  # short programs are traced sooner
     monkeypatch.setattr(_torch, "SymbolicTracer", lambda: _torch._needed("torch._guards", "a name that is gone"))
     optimizer = assert_compiled_steps_are_the_same(tx)
     passes = [each for program in optimizer._engine.programs for each in program.passes]

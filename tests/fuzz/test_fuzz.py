@@ -4,7 +4,6 @@ import pytest
 import torch
 
 import gradtx
-from gradtx.optim.engine import compiled
 from tests.fuzz import chains, states, wide
 from tests.thinning import thinned
 
@@ -47,6 +46,5 @@ def test_damaged_states_are_refused_by_name_and_change_nothing(first):
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-def test_random_chains_compile(seed, monkeypatch):
-    monkeypatch.setattr(compiled, "WIDTH", 2)  # short programs compile sooner
+def test_random_chains_compile(seed):
     chains.check_compiled(seed)

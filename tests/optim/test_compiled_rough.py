@@ -18,7 +18,6 @@ def _uncompiled(request, monkeypatch):
     """Run programs as traced, without compiling them, unless a test requests `real` compilation."""
     if "real" not in request.fixturenames:
         monkeypatch.setattr(torch._inductor, "compile", lambda graph, arguments, options: graph)
-        monkeypatch.setattr(compiled, "WIDTH", 2)  # short programs are traced faster
 
 
 @pytest.fixture(name="real")

@@ -13,7 +13,6 @@ import torch
 
 import gradtx
 from gradtx.optim import _scaling
-from gradtx.optim.engine import compiled as engine
 from tests.conformance import plain_cases, step_extras
 from tests.optim.chains import CHAINS
 from tests.optim.problems import (
@@ -121,7 +120,6 @@ def test_every_transformation_skips_infinite_steps(case):
 
 @pytest.mark.parametrize("name", ["adamp", "design"])
 def test_compiled_steps_under_a_scaler_equal_eager_ones_and_compile_once(name, monkeypatch):
-    monkeypatch.setattr(engine, "WIDTH", 2)  # short programs compile faster
     (expected, theirs), (optimizer, params) = made(CHAINS[name]), compiled(CHAINS[name])
     run(expected, theirs, scaled=False)
     run(optimizer, params, scaled=True, steps=range(6))  # every pattern of missing gradients has occurred

@@ -31,7 +31,6 @@ def compile(request, monkeypatch):
     """Run programs as traced: the whole engine without torch's compiler."""
     if request.param == "traced":
         monkeypatch.setattr(torch._inductor, "compile", lambda graph, arguments, options: graph)
-        monkeypatch.setattr(planning, "WIDTH", 2)
         monkeypatch.setattr(planning, "_SHARED", TRACED)
     return request.param == "traced"
 
