@@ -73,13 +73,12 @@ def partition(transforms: Mapping[str, GradientTransformation], labels: Mapping[
 
 def _selector_of(labels: Any, branches: tuple[str, ...]) -> Selector:
     """Return the selector for the `labels` of `partition`: a tree of labels, a dict of selectors or a function."""
-    tree = {} if isinstance(labels, str) else _tree.strings(labels)
-    is_dict_of_selectors = isinstance(labels, Mapping) and set(labels) == set(branches)
-    if tree and set(tree.values()) <= set(branches) and not is_dict_of_selectors:
-        return Selector("partition", branches, LabelTree(tree), branches=branches)
-    if is_dict_of_selectors:
+    if isinstance(labels, Mapping) and set(labels) == set(branches):
         wheres = tuple(patterns("partition", where) for where in labels.values())
         return Selector("partition", tuple(labels), wheres, branches=branches)
+    tree = {} if isinstance(labels, str) else _tree.strings(labels)
+    if tree and set(tree.values()) <= set(branches):
+        return Selector("partition", branches, LabelTree(tree), branches=branches)
     if isinstance(labels, Mapping):
         keys = f"{listed(labels)} and {listed(branches)}"
         raise ValueError(f"partition: labels and transforms must have the same keys, got {keys}")
