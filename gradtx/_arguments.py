@@ -375,9 +375,11 @@ def _check_annotations(name: str, parameters: Iterable[inspect.Parameter], hints
             )
 
 
-def _remedy(key: str) -> str:
-    """Say how to change the range that a parameter has because of its name; "" if it has none."""
-    return f"; for another range pass ranges={{{key!r}: '(-inf, inf)'}} to the decorator" if key in RANGES else ""
+def _remedy(key: str, ranges: Mapping[str, Any]) -> str:
+    """Say how a user changes the range that a parameter has only because of its name; "" if it has no such range."""
+    if key in ranges or key not in RANGES:
+        return ""
+    return f"; for another range pass ranges={{{key!r}: '(-inf, inf)'}} to the decorator"
 
 
 def _added_to_alias(signature: inspect.Signature) -> dict[inspect.Parameter, Any]:
@@ -414,7 +416,7 @@ class Arguments:
         arguments: list[Argument] = []
         for parameter in parameters:
             key = parameter.name
-            remedy = _remedy(key) if users and key not in ranges else ""
+            remedy = _remedy(key, ranges) if users else ""
             interval = ranges.get(key, RANGES.get(key, _NO_RANGE))
             argument = Argument(name, parameter, hints[key], interval, key in static, key in any_length, remedy)
             arguments.append(argument)

@@ -132,8 +132,8 @@ def test_the_defaults_of_an_optimizer_hold_options_that_no_group_shows():
 def test_a_chain_cannot_be_made_of_the_defaults_of_an_optimizer_and_the_error_says_what_to_write():
     params = [torch.nn.Parameter(torch.ones(3))]
     optimizer = gradtx.as_optimizer(gradtx.chain(gradtx.clip_by_value(1.0), gradtx.adamw()), params)
-    message = r"^ChainOptimizer: got an unexpected argument '\w+'.*gradtx.as_optimizer\(tx, params\)"
-    with pytest.raises(TypeError, match=message):
+    remedy = r"pass its transformation to gradtx.as_optimizer\(tx, params\)"
+    with pytest.raises(TypeError, match=rf"^ChainOptimizer: got an unexpected argument '\w+'.*{remedy}"):
         type(optimizer)(params, **optimizer.defaults)
 
 

@@ -123,7 +123,7 @@ def test_in_single_precision_compiled_equals_eager_to_rounding(make):
 
 @thinned(2)
 @pytest.mark.parametrize("name", CHAINS)
-def test_every_kind_of_chain_compiled_equals_eager(name, monkeypatch):
+def test_every_kind_of_chain_compiled_equals_eager(name):
     eager, compiled = optimizers(CHAINS[name])
     for pair in (eager, compiled):
         walk(*pair, steps=5, missing=(3, "vector"))

@@ -119,7 +119,7 @@ def test_every_transformation_skips_infinite_steps(case):
 
 
 @pytest.mark.parametrize("name", ["adamp", "design"])
-def test_compiled_steps_under_a_scaler_equal_eager_ones_and_compile_once(name, monkeypatch):
+def test_compiled_steps_under_a_scaler_equal_eager_ones_and_compile_once(name):
     (expected, theirs), (optimizer, params) = made(CHAINS[name]), compiled(CHAINS[name])
     run(expected, theirs, scaled=False)
     run(optimizer, params, scaled=True, steps=range(6))  # every pattern of missing gradients has occurred

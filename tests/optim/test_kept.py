@@ -225,7 +225,7 @@ def test_what_has_no_text_is_not_kept(folder):
 
 
 @pytest.mark.parametrize("setting", ["force_disable_caches", "fx_graph_cache"])
-def test_where_inductors_caches_are_off_nothing_is_kept(setting, monkeypatch):
+def test_where_inductors_caches_are_off_nothing_is_kept(setting):
     assert kept.place_of(graph_of(), {}) is not None
     with torch._inductor.config.patch({setting: setting == "force_disable_caches"}):
         assert kept.place_of(graph_of(), {}) is None

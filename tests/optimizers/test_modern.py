@@ -348,7 +348,8 @@ def test_adam_mini_has_the_weights_of_pytorch_optimizer():
 
 def test_blocks_that_do_not_divide_a_leaf_are_an_error_that_names_it():
     message = (
-        r"^scale_by_block_adam: leaf 'head.weight' has 6 entries along dimension 0, .* not divisible into 4 blocks"
+        "^scale_by_block_adam: leaf 'head.weight' has 6 entries along dimension 0, "
+        "which is not divisible into 4 blocks; use partition"
     )
     with pytest.raises(ValueError, match=message):
         gradtx.adam_mini(block=4).init({"head": {"weight": torch.zeros(6, 2)}, "w": torch.zeros(8, 2)})

@@ -272,13 +272,12 @@ class ListEngine(Engine):
             candidates = {key for key in candidates if may_be_number(member.state[key])}
         if not candidates:
             return ()
-        slots = self._slots_from_numbers(kind, signature, pairs, request, frozenset(candidates))
-        return tuple(key for key in slots if key in candidates)
+        return self._slots_from_numbers(kind, signature, pairs, request, frozenset(candidates))
 
     def _slots_from_numbers(
         self, kind: LeafKind, signature: Signature, pairs: Pairs, request: StepRequest, candidates: frozenset[str]
     ) -> tuple[str, ...]:
-        """Return the keys of slots whose new values depend only on scalars and on each other."""
+        """Return the candidates whose new values depend only on scalars and on each other."""
         member, leaf = max(pairs, key=_size)  # all slots of a 0-d leaf may be 0-d
         structure = request.structures[member.group]
         view = request.views[member.group]
@@ -292,7 +291,8 @@ class ListEngine(Engine):
             except Exception:  # `_program` meets the same error, and reports it
                 return ()
             indices = slots_from_numbers(last.recording)
-            programs[key] = tuple(signature.slots[i - 1] for i in indices)  # the parameter is the first argument
+            slots = [signature.slots[i - 1] for i in indices]  # the parameter is the first argument
+            programs[key] = tuple(slot for slot in slots if slot in candidates)
         return programs[key]
 
     def _bundles_of_signature(
@@ -377,7 +377,7 @@ class ListEngine(Engine):
             return str(error)
         except Exception as error:  # a user's rule may raise any exception; eager execution shows it
             return f"{type(error).__name__}: {error}"
-        for each in program:  # compile the text now, where errors are handled
+        for each in program:  # now, because errors of planning are handled
             each.function(tensors[0].device, on_host)
         text = tuple(each.text for each in program)
         return self._programs.setdefault((key, text), program)
