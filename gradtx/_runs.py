@@ -18,8 +18,10 @@ if TYPE_CHECKING:
     from gradtx._execution import Leaf, Operation
     from gradtx._spaces import SpaceRun
     from gradtx._storage import Storage, Store
+    from gradtx.core import GradientTransformation
 
 Place = tuple[int, ...]  # the child indices on the path from a transformation to one of its nodes
+Passed = tuple[tuple["GradientTransformation", Place], ...]
 
 
 class Memory:
@@ -244,11 +246,13 @@ class Scope:
         count: The number of finished updates that schedules follow.
         frozen: Collects the selectors of `freeze`, for the enclosing block.
         state_dtype: How slots are stored, unless a link specifies otherwise.
-        place: The child indices that lead here; None inside an alias, whose links have no public place.
+        place: The child indices that lead here; None inside an alias, whose own links have no public place.
         changed: Whether an earlier link has processed the updates since the clock saw the gradient.
         restarts: Whether an enclosing combinator restarts its inner transformation in this call.
         names: How often each stage name has been claimed at this path.
         space: The innermost enclosing combinator that changes coordinates, if any.
+        passed: The transformations that the enclosing alias, or link that stands for a chain, received, with their
+            places, which they keep inside.
     """
 
     run: Run
@@ -261,6 +265,7 @@ class Scope:
     restarts: bool | Tensor = False
     names: dict[str, int] = dataclasses.field(default_factory=dict)  # pyright: ignore[reportUnknownVariableType]  # dynamo takes no dict[...]()
     space: SpaceRun | None = None
+    passed: Passed = ()
 
     def shared(self, path: Path, start: Mapping[str, Callable[[], Tensor]]) -> dict[str, Tensor]:
         """Return the shared values of a stage; initial values from `start` if an enclosing combinator restarts."""
@@ -287,9 +292,9 @@ class Scope:
         """Return the position of the i-th child of a chain; `changed` if earlier links process the updates."""
         return self._at(self._child_place(i), self.changed or changed, self.state_dtype)
 
-    def alias(self) -> Scope:
+    def alias(self, passed: Passed) -> Scope:
         """Return the position inside an alias. Its links have no places, and their gradient is the alias's input."""
-        return self._at(None, False, self.state_dtype)
+        return self._without_place(False, passed)
 
     def again(self) -> Scope:
         """Return this position with a copy of the claimed names, so that a second expansion yields the same paths."""
@@ -297,9 +302,23 @@ class Scope:
         scope.names = dict(self.names)
         return scope
 
-    def inner_chain(self) -> Scope:
+    def inner_chain(self, passed: Passed) -> Scope:
         """Return the position inside a link that stands for a chain. The links of that chain have no places."""
-        return self._at(None, self.changed, self.state_dtype)
+        return self._without_place(self.changed, passed)
+
+    def _without_place(self, changed: bool, passed: Passed) -> Scope:
+        scope = self._at(None, changed, self.state_dtype)
+        if self.place is not None:
+            scope.passed = tuple((tx, (*self.place, *place)) for tx, place in passed)
+        return scope
+
+    def of(self, tx: GradientTransformation) -> Scope:
+        """Return the position of `tx`, which has a place again if it was passed to an enclosing alias or link."""
+        if self.place is None:
+            for argument, place in self.passed:
+                if argument is tx:
+                    return self._at(place, self.changed, self.state_dtype)
+        return self
 
     def stored_as(self, storage: Storage | None) -> Scope:
         """Return this position with a different storage for slots; None keeps the storage."""
@@ -324,6 +343,7 @@ class Scope:
         place = self._child_place(i)
         scope = Scope(self.run, path, count, self.frozen, self.state_dtype, place, self.changed, self.restarts)
         scope.space = self.space
+        scope.passed = self.passed
         return scope
 
     def branch(self, path: Path, i: int) -> Scope:
@@ -337,6 +357,7 @@ class Scope:
         names = self.names
         scope = Scope(self.run, self.path, self.count, self.frozen, storage, place, changed, self.restarts, names)
         scope.space = self.space
+        scope.passed = self.passed
         return scope
 
     def _child_place(self, i: int) -> Place | None:

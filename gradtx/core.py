@@ -479,6 +479,7 @@ class Chain(GradientTransformation):
 
     def _expand(self, scope: Scope) -> list[Any]:
         operations: list[Any] = []
+        scope = scope.of(self)
         for i, tx in enumerate(self._txs):
             operations.extend(tx._expand(scope.child(i, changed=bool(operations))))
         return operations

@@ -19,13 +19,13 @@ from gradtx._messages import describe, nearest
 from gradtx._moved import as_today
 from gradtx._narrowing import is_mapping, is_tuple
 from gradtx._rules import Rule, RuleOperation, StageState
-from gradtx._runs import Scope
+from gradtx._runs import Passed, Place, Scope
 from gradtx._selectors import Selector
 from gradtx._storage import StateDtype, Storage
 from gradtx._torch import readable
 from gradtx._tree_rules import Functions, TreeOperation
 from gradtx.context import ALWAYS_KNOWN
-from gradtx.core import Branches, GradientTransformation, same
+from gradtx.core import Branches, Chain, GradientTransformation, same
 
 __all__ = ["alias", "combinator", "per_tensor", "whole_tree"]
 
@@ -509,7 +509,7 @@ class FactoryCall(GradientTransformation):
             body = spec.body(arguments)
         else:
             body = self._body
-        scope = scope.stored_as(self._storage)
+        scope = scope.of(self).stored_as(self._storage)
         if isinstance(body, Combinator):
             return body.expand(scope, spec.name)
         if isinstance(body, GradientTransformation):
@@ -532,7 +532,7 @@ class FactoryCall(GradientTransformation):
         """Return the operations of an alias, or of a link that stands for a chain."""
         if self._spec.kind != "alias":
             scope.skip(self._spec.name)
-            return body._expand(scope.inner_chain())
+            return body._expand(scope.inner_chain(self._passed()))
         if arguments.get("mask") is None:
             return self._optimizer(body, arguments, scope)
         selector = self._spec.selector(arguments["mask"])
@@ -546,9 +546,18 @@ class FactoryCall(GradientTransformation):
         blocks = {True: Block(operations, []), False: Block(undecayed, [])}
         return [Branch(scope.claim(f"{self._name}_mask"), selector, blocks)]
 
+    def _passed(self) -> Passed:
+        """Return the transformations among the arguments, and the links of chains, which a longer chain takes over."""
+        passed: list[tuple[GradientTransformation, Place]] = []
+        for i, child in enumerate(self._children()):
+            passed.append((child, (i,)))
+            if isinstance(child, Chain):
+                passed.extend((link, (i, k)) for k, link in enumerate(child._children()))
+        return tuple(passed)
+
     def _optimizer(self, body: GradientTransformation, arguments: Bound, scope: Scope) -> list[Any]:
         """Return the operations of an alias that treats all leaves alike."""
-        operations = body._expand(scope.alias())
+        operations = body._expand(scope.alias(self._passed()))
         maximize = bool(arguments.get("maximize"))
         if maximize:
             operations = [NEGATE, *operations]

@@ -358,6 +358,40 @@ def test_accumulate_counts_real_updates_for_steps_schedules_and_gradients():
     assert_same(found, [full(0.0), full(2.5)])
 
 
+RATES = gradtx.linear_schedule(1.0, 0.1, 1.0, total_iters=9)
+SLOW = accumulate(gradtx.sgd(lr=RATES), every=2)
+
+
+@pytest.mark.parametrize(
+    "tx",
+    [
+        gradtx.hyperball(SLOW, 0.05),
+        gradtx.hyperball(chain(gradtx.scale(2.0), SLOW), 0.05),
+        gradtx.graft(gradtx.trace(0.9), SLOW),
+        gradtx.muon(lr=0.01, fallback=SLOW),
+        gradtx.muon(lr=0.01, fallback=chain(gradtx.scale(2.0), SLOW), mask="*.weight"),
+        gradtx.soap_muon(lr=0.01, fallback=SLOW),
+        chain(gradtx.scale(2.0), skip_nonfinite(gradtx.muon(lr=0.01, fallback=SLOW))),
+        gradtx.muon(lr=0.01, fallback=gradtx.hyperball(SLOW, 0.05)),
+    ],
+    ids=repr,
+)
+def test_a_schedule_follows_the_clock_of_accumulate_wherever_accumulate_is_passed(tx):
+    params = {name: value.clone() for name, value in PARAMS.items()}
+    state = tx.init(params)
+    weights = {name: torch.nn.Parameter(value.clone()) for name, value in params.items()}
+    optimizer = gradtx.as_optimizer(tx, weights.items())
+    (rate,) = [name for name, value in tx.hyperparams.items() if isinstance(value, Schedule)]
+    for i in range(5):
+        updates, state = tx.update(grads_of(i), state, params)
+        params = gradtx.apply_updates(params, updates)
+        for name, weight in weights.items():
+            weight.grad = grads_of(i)[name]
+        optimizer.step()
+        assert gradtx.learning_rate(tx, state, rate) == RATES((i + 1) // 2)
+    assert_close({name: weight.detach() for name, weight in weights.items()}, params, rtol=1e-12, atol=1e-12)
+
+
 def test_links_outside_accumulate_count_calls():
     tx = chain(gradtx.scale(1.0), accumulate(see("step"), every=2), see("step"))
     found, state = run(tx, [full(1.0)] * 4)
