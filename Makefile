@@ -2,7 +2,9 @@
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
-# Python compiles what it imports; pip would compile everything, which takes half of the time.
+# Python compiles what it imports; pip would compile everything, which takes half of the time. Images for containers
+# often keep Python from storing the result, and then each process spends seconds to compile torch again.
+export PYTHONDONTWRITEBYTECODE :=
 PIP := $(RUN) -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
 
 # One more than cores: tests that start processes wait for them.
