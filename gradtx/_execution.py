@@ -203,7 +203,7 @@ class Operation:
         elementwise: Whether the entries of a leaf are independent, except for sums over leaves.
         takes_complex: Whether it may process real views of complex leaves: it depends neither on rows nor on the
             number of dimensions.
-        compiles: Whether the compiled engine accepts it.
+        compiles: Whether programs may run it for all leaves; see `has_program`.
         restarts_inner: Whether the operations after it may restart from their initial state.
         waits: Whether it needs all leaves at once: for a sum over leaves, or as a rule for whole trees.
         sums: Whether it needs nothing from other leaves but sums.
@@ -254,6 +254,10 @@ class Operation:
     def parts(self) -> list[Operation]:
         """The operations that it represents in a program."""
         return [self]
+
+    def has_program(self, leaf: Leaf) -> bool:
+        """Whether programs may run it for this leaf."""
+        return self.compiles
 
     def check(self, leaf: Leaf) -> None:
         """Raise an error for extras that do not fit the leaf, before any computation."""

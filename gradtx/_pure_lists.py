@@ -381,7 +381,7 @@ def _group_by_program(leaves: dict[str, Leaf], entries: list[Entry], tensors: li
     """Group the names of leaves that may share a program: those of one shape, or elementwise ones of any shape."""
     groups: dict[Any, list[str]] = {}
     for name, leaf in leaves.items():
-        if not all(operation.compiles for operation in leaf.program):
+        if not all(operation.has_program(leaf) for operation in leaf.program):
             raise _UnsuitableError
         values = [tensor for tensor in leaf.inputs if tensor is not None]
         values.extend(tensors[entry.leaves[name]] for entry in entries if name in entry.leaves)

@@ -438,7 +438,7 @@ class RuleOperation(Operation):
         if not self.at_owner:
             return _NO_CONTEXT
         leaf.update = leaf.run.fusion_barrier(leaf.update)
-        return leaf.run.as_written()
+        return leaf.run.as_written(self, leaf)
 
     def _call(self, leaf: Leaf) -> Call:
         compute_dtype = self.stage.compute_dtype(leaf)

@@ -172,8 +172,8 @@ class Run:
         """While recording a program, return a stand-in for the result that a leaf's owner computes from `payload`."""
         return None
 
-    def as_written(self) -> AbstractContextManager[None]:
-        """Return a context in which operations run exactly as written, without fusion."""
+    def as_written(self, operation: Operation, leaf: Leaf) -> AbstractContextManager[None]:
+        """Return a context in which an operation that owners compute runs exactly as written, without fusion."""
         return nullcontext()
 
     def fusion_barrier(self, update: Tensor) -> Tensor:

@@ -82,6 +82,7 @@ class Space(Combinator):
         delayed: Whether the inner clock lags one step behind.
         needs_kinds: Whether inner slots need a kind.
         seed: The seed if the view draws random numbers, else None.
+        changes: `shape -> bool`: whether the inner coordinates of a leaf differ from its own.
         hidden: Whether `inner` is an implementation detail without a place among the chain's links.
         reads_grad: Whether the view or inner links may read `ctx.grad`.
     """
@@ -94,6 +95,7 @@ class Space(Combinator):
     delayed: bool = False
     needs_kinds: bool = True
     seed: int | None = None
+    changes: Callable[[torch.Size], bool] = lambda shape: True
     hidden: bool = False
     reads_grad: bool = True
 
@@ -109,10 +111,10 @@ class Space(Combinator):
         enter.inner = Block(inner, [])
         _check_links(name, inner)
         leave = LeaveSpace(run, scope, enter)
+        operations = [enter, *inner, leave]
         if self._can_run_at_owner(inner):
-            enter.whole_until = leave
-            enter.owner_reads = run.owner_reads()
-        return [enter, *inner, leave]
+            run_at_owner(operations, run.owner_reads())
+        return operations
 
     def _can_run_at_owner(self, inner: list[Any]) -> bool:
         """Whether the space and its inner operations may run on a single rank."""
@@ -144,6 +146,10 @@ class SpaceRun:
         if self.space.reads_grad:
             reads.append("grad")
         return tuple(reads)
+
+    def has_program(self, leaf: Leaf) -> bool:
+        """Whether programs may run the space for a leaf: they do not compute bases."""
+        return self.space.seed is None and not self.space.changes(leaf.shape)
 
     def stand_in(self, leaf: Leaf, like: Tensor) -> Tensor:
         """Return a tensor in the inner coordinates before the first step, for a leaf like this one."""
@@ -256,6 +262,17 @@ def can_run_at_owner(operation: Any) -> bool:
     return not (rule.shared or rule.seed is not None or inspect.isgeneratorfunction(rule.update))
 
 
+def run_at_owner(operations: list[Any], reads: tuple[str, ...]) -> None:
+    """Let the owner of a sharded leaf run all these operations; `reads` as `Operation.owner_reads`.
+
+    The owner runs them as written, so programs for other leaves do not fuse them: both must round alike.
+    """
+    operations[0].whole_until = operations[-1]
+    operations[0].owner_reads = reads
+    for operation in operations:
+        operation.at_owner = True
+
+
 def _is_space(operation: Any) -> bool:
     return isinstance(operation, EnterSpace | LeaveSpace)
 
@@ -324,6 +341,9 @@ class EnterSpace(RuleOperation):
         self.space_run = run
         self.inner = Block([], [])
 
+    def has_program(self, leaf: Leaf) -> bool:
+        return self.space_run.has_program(leaf)
+
     def compute_dtype(self, leaf: Leaf) -> torch.dtype:
         """Return the widest dtype that any inner link computes in, since the view converts all their values."""
         dtype = super().compute_dtype(leaf)
@@ -332,6 +352,10 @@ class EnterSpace(RuleOperation):
         return dtype
 
     def start(self, leaf: Leaf) -> None:
+        with self._isolate_for_owners(leaf):
+            self._enter(leaf)
+
+    def _enter(self, leaf: Leaf) -> None:
         compute_dtype = self.compute_dtype(leaf)
         if leaf.update.dtype != compute_dtype:
             as_given = leaf.update
@@ -367,10 +391,17 @@ class LeaveSpace(RuleOperation):
         self._run = run
         self._enter = enter
 
+    def has_program(self, leaf: Leaf) -> bool:
+        return self._run.has_program(leaf)
+
     def init(self, leaf: Leaf) -> None:
         """Do nothing: `EnterSpace` initializes the slots."""
 
     def start(self, leaf: Leaf) -> None:
+        with self._isolate_for_owners(leaf):
+            self._leave(leaf)
+
+    def _leave(self, leaf: Leaf) -> None:
         outside: OuterValues = leaf.saved.pop(self._enter)
         view: View = leaf.saved[self._run]
         update, state = view.leave(leaf.update)

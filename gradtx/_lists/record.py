@@ -96,6 +96,9 @@ def record(
     finally:
         _RECORDERS.pop()
     outputs = [recorder.node_of(output) for output in result.outputs]
+    if not recorder.fuses:
+        for node in recorder.graph.nodes:
+            node.meta["as_written"] = True
     return Recording(recorder.graph, number_nodes, leaf_nodes, outputs, recorder.owned)
 
 
@@ -116,6 +119,12 @@ def as_written() -> Generator[None, None, None]:
         yield
     finally:
         recorder.as_written = before
+
+
+def record_as_written() -> None:
+    """Exclude all operations of the function being recorded, if there is one, from fusion."""
+    if _RECORDERS:
+        _RECORDERS[-1].fuses = False
 
 
 def owned(payload: Mapping[str, Tensor], operation: Any) -> Tensor:
@@ -141,6 +150,7 @@ class _Recorder:
         self._arguments: set[int] = set()
         self.may_write = False
         self.as_written = False
+        self.fuses = True
         self.owned: list[Node] = []
 
     def argument(self, name: str, stand_in: Tensor) -> Node:

@@ -16,7 +16,7 @@ from gradtx._messages import shortly
 from gradtx._rules import Call, Rule, RuleOperation, RuleState, StageState
 from gradtx._runs import Run, Scope, as_flag
 from gradtx._slots import check_slots
-from gradtx._spaces import can_run_at_owner
+from gradtx._spaces import can_run_at_owner, run_at_owner
 from gradtx._tree_rules import Functions, GradientOperation
 from gradtx.combinators._contract import (
     Sums,
@@ -218,11 +218,10 @@ class FrameRun:
         takes = self.frame.takes_none is not None or takes_none(inner)
         enter = Enter(self, self._scope, takes)
         leave = Leave(self, self._scope, enter)
+        operations: list[Any] = [enter, *inner, leave]
         if self.frame.whole and all(map(can_run_at_owner, inner)):
-            enter.at_owner = leave.at_owner = True
-            enter.whole_until = leave
-            enter.owner_reads = self._owner_reads()
-        return [enter, *inner, leave]
+            run_at_owner(operations, self._owner_reads())
+        return operations
 
     def _owner_reads(self) -> tuple[str, ...]:
         """Return the tensors of a leaf that its owner reads in addition to the update."""

@@ -57,6 +57,7 @@ class Projection:
             inside=self.inside,
             needs_kinds=self.carry == "rotate",
             seed=self.seed if self.kind == "random" else None,
+            changes=lambda shape: len(shape) == 2,
             hidden=hidden,
         )
 

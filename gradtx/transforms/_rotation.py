@@ -32,14 +32,15 @@ class Factors:
     merges: bool = False
     takes_vectors: bool = False
 
-    def shape(self, x: Tensor) -> tuple[int, ...]:
-        return merged(x.shape, self.limit) if self.merges and x.ndim > 1 else tuple(x.shape)
+    def shape(self, of_leaf: torch.Size) -> tuple[int, ...]:
+        """Return the shape of a leaf after the merge."""
+        return merged(of_leaf, self.limit) if self.merges and len(of_leaf) > 1 else tuple(of_leaf)
 
-    def dims(self, x: Tensor) -> list[int]:
+    def dims(self, of_leaf: torch.Size) -> list[int]:
         """Return the dimensions that have a factor."""
-        if x.ndim == 1 and not self.takes_vectors:
+        if len(of_leaf) == 1 and not self.takes_vectors:
             return []
-        shape = self.shape(x)
+        shape = self.shape(of_leaf)
         return [i for i in self._candidates(shape) if shape[i] <= self.limit]
 
     def _candidates(self, shape: tuple[int, ...]) -> list[int]:
@@ -58,8 +59,8 @@ class Factors:
         return [torch.eye(size, dtype=x.dtype, device=x.device) for size in self._sizes(x)]
 
     def _sizes(self, x: Tensor) -> list[int]:
-        shape = self.shape(x)
-        return [shape[i] for i in self.dims(x)]
+        shape = self.shape(x.shape)
+        return [shape[i] for i in self.dims(x.shape)]
 
 
 def change_basis(x: Tensor, dims: list[int], bases: list[Tensor], back: bool = False) -> Tensor:
@@ -139,9 +140,10 @@ class Rotation:
             inner,
             init=self.init,
             view=self.view,
-            inside=lambda x: x.reshape(self.factors.shape(x)),
+            inside=lambda x: x.reshape(self.factors.shape(x.shape)),
             stored=lambda value, like: value.reshape(like.shape) if value.numel() == like.numel() else value,
             delayed=self.start == "skip",
+            changes=lambda shape: bool(self.factors.dims(shape)),
             hidden=hidden,
             reads_grad=not hidden or self.of == "grad",
         )
@@ -204,9 +206,9 @@ class RotatedView(View):
         factors = rotation.factors
         self._rotation = rotation
         self._ctx = ctx
-        self._shape = factors.shape(update)
+        self._shape = factors.shape(update.shape)
         self._whole = update.shape
-        self._dims = factors.dims(update)
+        self._dims = factors.dims(update.shape)
         self._state = state
         gradient = ctx.grad if rotation.of == "grad" else update
         self._gradient = gradient.reshape(self._shape)

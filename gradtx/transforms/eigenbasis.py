@@ -80,19 +80,19 @@ def scale_by_kl_shampoo(
     init_adam, average = adam_moments(betas)
 
     def init(param):
-        if not factors.dims(param):
+        if not factors.dims(param.shape):
             return init_adam(param)
         return {"exp_avg": torch.zeros_like(param), "GG": factors.zeros(param), "Q": factors.identities(param)}
 
     def update(update, state, param, ctx):
         count = (ctx.time - 1).clamp(min=1)  # the first step returns 0 in any case
         first = ctx.step == 1
-        if not factors.dims(update):
+        if not factors.dims(update.shape):
             mean, square, new = average(update, state)
             new = {slot: torch.where(first, state[slot], value) for slot, value in new.items()}
             rate = ctx.bias_correction(beta2, count).sqrt() / ctx.bias_correction(beta1, count)
             return torch.where(first, 0.0, rate * mean / (safe_sqrt(square) + adam_eps)), new
-        dims, shape = factors.dims(update), factors.shape(update)
+        dims, shape = factors.dims(update.shape), factors.shape(update.shape)
         mean = torch.where(first, state["exp_avg"], beta1 * state["exp_avg"] + (1 - beta1) * update)
         scales = kl_scales(state["GG"], state["Q"], eps, ctx)
         direction = change_basis(whitened(mean.reshape(shape), dims, state["Q"], scales), dims, state["Q"], back=True)

@@ -50,6 +50,7 @@ STATEFUL = {
     "accumulate": gradtx.accumulate(gradtx.soap(**SOAP), every=2),
     "skip": gradtx.skip_nonfinite(gradtx.shampoo(lr=0.02)),
     "normuon": gradtx.normuon(lr=0.02, fallback=ADAMW),
+    "normuon in accumulate": gradtx.accumulate(gradtx.normuon(lr=0.02, fallback=ADAMW), every=2),
     "adamuon": gradtx.adamuon(lr=0.02, fallback=ADAMW),
     "namo": gradtx.namo(lr=0.02, correct_bias=True, fallback=ADAMW),
     "soap_muon": gradtx.soap_muon(lr=0.02, fallback=ADAMW),

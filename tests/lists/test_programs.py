@@ -10,6 +10,7 @@ from gradtx import _pure_lists
 from gradtx._lists import UnrecordableError, list_function, numbers, record
 from gradtx._lists.record import as_written
 from gradtx._passes import PassResult
+from tests.conformance import noise
 
 CPU = torch.device("cpu")
 F64 = torch.float64
@@ -283,6 +284,35 @@ def test_explain_says_why_a_parameter_runs_alone():
     assert ways["0.weight"].way == "alone"
     assert "has no program" in ways["0.weight"].reason
     assert "alone: 2 parameters (0.weight, 1.weight)" in repr(optimizer.explain())
+
+
+@pytest.mark.parametrize(
+    "tx",
+    [
+        gradtx.soap(lr=0.1),
+        gradtx.soap_laprop(lr=0.1, weight_decay=0.1),
+        gradtx.chain(gradtx.rotated(gradtx.scale_by_adam(), start="identity"), gradtx.scale(-0.1)),
+        gradtx.accumulate(gradtx.low_rank(gradtx.adamw(lr=0.1), rank=2), every=2),
+    ],
+    ids=lambda tx: tx._name,
+)
+def test_leaves_without_bases_run_in_programs_and_equal_pure_updates(tx):
+    shapes = {"matrix": (4, 3), "vector": (5,), "scalar": ()}
+    params = noise(0, shapes)
+    weights = {name: torch.nn.Parameter(value.clone()) for name, value in params.items()}
+    optimizer = gradtx.as_optimizer(tx, weights.items())
+    state = tx.init(params, counts="leaves")
+    for step in range(1, 6):
+        gradients = noise(step, shapes)
+        updates, state = tx.update(gradients, state, params)
+        params = gradtx.apply_updates(params, updates)
+        for name, weight in weights.items():
+            weight.grad = gradients[name]
+        optimizer.step()
+    ways = {way.name: way.way for way in optimizer.explain()}
+    assert ways == {"matrix": "alone", "vector": "lists", "scalar": "lists"}
+    for name, weight in weights.items():
+        torch.testing.assert_close(weight.detach(), params[name], rtol=1e-12, atol=1e-12)
 
 
 def test_a_new_number_a_scheduler_or_a_missing_gradient_records_nothing_again(monkeypatch):

@@ -239,7 +239,7 @@ def shared_programs(cache: SharedPrograms, tx: GradientTransformation, *options:
 def stage_without_program(leaf: Leaf) -> str | None:
     """Return the path of the first operation of a leaf that programs cannot run, if there is one."""
     for operation in leaf.program:
-        if not operation.compiles:
+        if not operation.has_program(leaf):
             return ".".join(operation.path)
     return None
 

@@ -19,7 +19,7 @@ from gradtx import _torch
 from gradtx._errors import Path
 from gradtx._execution import Block, Leaf, Operation, execute
 from gradtx._lists.bundle import numbers_for
-from gradtx._lists.record import UnrecordableError, as_written, owned
+from gradtx._lists.record import UnrecordableError, as_written, owned, record_as_written
 from gradtx._owners import regions_of
 from gradtx._passes import AwaitedSumError, Names, PassResult, RunPass, passes_of
 from gradtx._runs import LateTerm, Run, memory_of
@@ -86,13 +86,18 @@ class TracedRun(Run):
         return torch.where(self.real[leaf.name], value, value.new_zeros(()))
 
     def recorded_owner(self, operation: Any, leaf: Leaf, payload: Mapping[str, Tensor]) -> Tensor | None:
-        decided = leaf.active is not None or leaf.restarts is not False or leaf.clock is not self.clock
-        if operation.keeps_slots and decided:
+        if operation.keeps_slots and self._is_decided(leaf):
             raise UnrecordableError("a combinator decides whether slots stored by an owner change")
         return owned(payload, operation)
 
-    def as_written(self) -> AbstractContextManager[None]:
+    def as_written(self, operation: Any, leaf: Leaf) -> AbstractContextManager[None]:
+        if not operation.compiles or (operation.keeps_slots and self._is_decided(leaf)):
+            record_as_written()  # no program runs a sharded leaf, which must not round differently before or after
         return as_written()
+
+    def _is_decided(self, leaf: Leaf) -> bool:
+        """Whether a combinator decides if slots change, or when."""
+        return leaf.active is not None or leaf.restarts is not False or leaf.clock is not self.clock
 
     def fusion_barrier(self, update: Tensor) -> Tensor:
         return torch.ops.aten.alias.default(update)
