@@ -10,6 +10,8 @@ from gradtx.optim.engine import compiled, inductor
 from tests.thinning import is_nightly
 from tests.tiers import is_slow, is_slow_path
 
+collect_ignore = ["optax_reference.py"]  # it imports jax, whose threads a process of tests must not have
+
 cache.MOST = 2000  # structures: the programs of a case are recorded once for all of its tests
 
 

@@ -13,7 +13,7 @@ from torch.fx.node import map_aggregate
 
 from gradtx import _torch
 from gradtx._lists import batches, numbers
-from gradtx._lists.contract import argument_like, contract, is_list, is_number, merge_equal
+from gradtx._lists.contract import argument_like, contract, is_list, is_number, merge_equal, remove_unused
 from gradtx._lists.memory import MemoryPlan
 from gradtx._lists.needs import ALWAYS, Case, Needs, is_selection, split_copies, text_of
 from gradtx._lists.record import META, Recording
@@ -91,17 +91,13 @@ def list_function(
     simplify(recording.graph)
     _set_kinds(recording)  # again: values computed from leaf flags are scalars now
     merge_equal(recording.graph)
-    recording.graph.eliminate_dead_code(_has_effect)
+    remove_unused(recording.graph)
     if on_host:
         contract(recording.graph)
     if part is not None:  # after `contract`: whether a term can be fused depends on its other users
         _reduce_to_part(recording, part)
-        recording.graph.eliminate_dead_code(_has_effect)
+        remove_unused(recording.graph)
     return _Writer(recording, device, on_host).function()
-
-
-def _has_effect(node: Node) -> bool:
-    return node.op in ("placeholder", "output") or _torch.writes(node.target)
 
 
 def _reduce_to_part(recording: Recording, part: int) -> None:

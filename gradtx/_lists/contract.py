@@ -58,17 +58,24 @@ def merge_equal(graph: Graph) -> None:
             graph.erase_node(node)
 
 
+def remove_unused(graph: Graph) -> None:
+    """Remove operations without users and effects; torch's own function checks the whole graph as well."""
+    for node in reversed(graph.nodes):
+        if node.op == "call_function" and not node.users and not _torch.writes(node.target):
+            graph.erase_node(node)
+
+
 def contract(graph: Graph) -> None:
     """Fuse operations for which torch has a single one. All scalars must be Python scalars."""
     contraction = _Contraction(graph)
     for node in _free_to_join(graph):
         if node.op == "call_function" and any(map(is_list, node.all_input_nodes)):
             contraction.canonicalize(node)
-    graph.eliminate_dead_code()  # a replaced operation no longer counts as a user of its operands
+    remove_unused(graph)  # a replaced operation no longer counts as a user of its operands
     for node in _free_to_join(graph):
         if node.target in (aten.add.Tensor, aten.sub.Tensor, aten.add_.Tensor):
             contraction.join(node)
-    graph.eliminate_dead_code()
+    remove_unused(graph)
 
 
 def _free_to_join(graph: Graph) -> list[Node]:
