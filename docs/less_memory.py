@@ -52,7 +52,7 @@ def table() -> str:
         lines.append(row(f'state "{code}"', torch.float32, code, False))
     lines.append(row("bfloat16 weights, state float32", torch.bfloat16, torch.float32, False))
     for code in ("int8", "int4"):
-        lines.append(row(f'the same, state "{code}", compensated', torch.bfloat16, code, True))
+        lines.append(row(f'bfloat16 weights, state "{code}", compensated', torch.bfloat16, code, True))
     return "\n".join(lines) + "\n"
 
 

@@ -99,10 +99,10 @@ def check_names(given: Iterable[str], expected: Iterable[str], what: str, of: st
     known, present = set(expected), set(given)
     for name in expected:
         if name not in present:
-            raise ValueError(f"{what} have no leaf {name!r}, but {of} do; leaves are matched by name")
+            raise ValueError(f"{what}: leaf {name!r} is missing, but is in {of}; leaves are matched by name")
     for name in given:
         if name not in known:
-            raise ValueError(f"{what} have leaf {name!r}, but {of} do not; leaves are matched by name")
+            raise ValueError(f"{what}: leaf {name!r} is not in {of}; leaves are matched by name")
 
 
 def named(tree: Any) -> dict[str, Any]:

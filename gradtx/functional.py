@@ -158,7 +158,7 @@ def stack(trees: Iterable[Any]) -> Any:
     members, unflatten = _leaves_of_members(trees)
     first = members[0]
     for i, leaves in enumerate(members[1:], 1):
-        _tree.check_names(leaves, first, f"stack: leaves of tree {i}", "leaves of tree 0")
+        _tree.check_names(leaves, first, f"stack: tree {i}", "tree 0")
         for name, leaf in leaves.items():
             _check_alike(name, leaf, first[name], i)
     stacked: dict[str, Tensor | None] = {}

@@ -268,7 +268,7 @@ def _fitting(where: str, value: Any, old: Any) -> Any:
         raise TypeError(f"{where} must be a dict, leaf name -> tensor, got {describe(value)}")
     expected, unflatten = _tree.flatten_any(old, where)
     given, _ = _tree.flatten_any(value, where)
-    _tree.check_names(given, expected, f"{where}: the new leaves", "the old ones")
+    _tree.check_names(given, expected, where, "the old value")
     for name, like in expected.items():
         which = f"{where}: leaf {name!r}" if name else where
         _check_like(which, given[name], like)

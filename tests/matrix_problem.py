@@ -1,4 +1,4 @@
-"""A problem for matrix methods: gradients of full rank, from several seeds, and maths that their references share."""
+"""A problem for matrix methods: gradients of full rank, from several seeds, and math that their references share."""
 
 import torch
 from torch import Tensor

@@ -34,8 +34,9 @@ Differences:
 - Instead of `get_optimizer_parameters`, use `mask=`, which every optimizer with `weight_decay` accepts.
 - Lookahead, gradient centralization and orthogonal gradients are links of a chain instead of wrappers around an
   optimizer, so there is one state dict and one set of groups. `use_gc` works with every optimizer.
-- `adanorm`, `adam_debias`, `rectify` and `fixed_decay` are links, not options: `scale_by_adanorm`,
-  `scale_by_adam_hat(debias_first=False)`, `scale_by_radam`, `add_decayed_weights(..., fixed=True)`.
+- `adanorm`, `adam_debias`, `rectify`, `fixed_decay` and `kahan_sum` are links, not options: `scale_by_adanorm`,
+  `scale_by_adam_hat(debias_first=False)`, `scale_by_radam`, `add_decayed_weights(..., fixed=True)`, and
+  `compensate_rounding()` as the last link.
 - "ASGD" is torch's averaged SGD; pytorch_optimizer's ASGD is "adaptive_gd".
 - `foreach` and `fused` have no effect, which a warning reports; use `compile=True` for speed. `differentiable=True` is
   an error; differentiate through `tx.update` instead.

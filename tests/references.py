@@ -1,4 +1,4 @@
-"""What the tests of the maths share: a problem in float64, plain loops, ways to run both, and a distance.
+"""What the tests of the math share: a problem in float64, plain loops, ways to run both, and a distance.
 
 A *stepper* is a function `(grads, params) -> updates` with a memory of its own: the library's (`Transformed`), a plain
 loop written from a paper (`Loop`, `WeightsLoop`), or a published optimizer (`Published`). `difference` runs two of them

@@ -100,7 +100,10 @@ def test_a_leaf_that_no_task_reaches_is_none_and_inputs_stay_as_they_are():
     [
         (lambda: gradtx.pcgrad([]), "pcgrad: needs the gradients of at least one task"),
         (lambda: gradtx.pcgrad(tasks(2), "max"), "pcgrad: reduction must be 'mean' or 'sum', got 'max'"),
-        (lambda: gradtx.pcgrad([{"a": torch.ones(1)}, {"b": torch.ones(1)}]), "gradients of task 1 have no leaf 'a'"),
+        (
+            lambda: gradtx.pcgrad([{"a": torch.ones(1)}, {"b": torch.ones(1)}]),
+            "gradients of task 1: leaf 'a' is missing",
+        ),
     ],
 )
 def test_bad_arguments_are_errors(call, message):

@@ -282,7 +282,7 @@ def test_a_rule_may_work_in_place_on_what_it_made_itself():
 
 def test_a_plain_function_that_loses_a_leaf_is_told_which():
     tx = gradtx.GradientTransformation(dict, lambda u, s, p: ({"w": u["w"]}, s))
-    failing(ValueError, "updates returned by a plain function have no leaf 'b'", tx, {})
+    failing(ValueError, "updates returned by a plain function: leaf 'b' is missing", tx, {})
 
 
 def test_a_key_error_in_a_rule_says_which_key():

@@ -29,12 +29,20 @@ def uses_hessian():
 BY_NAME = "; leaves are matched by name"
 SWAPPED = "this is a state, since it has a 'step'; the signature is update(updates, state, params) -> (updates, state)"
 TREES = {
-    f"params have leaf 'b', but updates do not{BY_NAME}": (ValueError, ADAM, {"updates": without("b")}),
-    f"params have no leaf 'c', but updates do{BY_NAME}": (ValueError, ADAM, {"updates": params(c=torch.ones(1))}),
-    f"params have no leaf 'b', but updates do{BY_NAME}": (ValueError, ADAM, {"params": without("b")}),
-    f"params have leaf 'c', but updates do not{BY_NAME}": (ValueError, ADAM, {"params": params(c=torch.ones(1))}),
-    f"params have no leaf '0', but updates do{BY_NAME}": (ValueError, ADAM, {"updates": list(params().values())}),
-    f"params have no leaf '', but updates do{BY_NAME}": (ValueError, ADAM, {"updates": torch.ones(3)}),
+    f"params: leaf 'b' is not in updates{BY_NAME}": (ValueError, ADAM, {"updates": without("b")}),
+    f"params: leaf 'c' is missing, but is in updates{BY_NAME}": (
+        ValueError,
+        ADAM,
+        {"updates": params(c=torch.ones(1))},
+    ),
+    f"params: leaf 'b' is missing, but is in updates{BY_NAME}": (ValueError, ADAM, {"params": without("b")}),
+    f"params: leaf 'c' is not in updates{BY_NAME}": (ValueError, ADAM, {"params": params(c=torch.ones(1))}),
+    f"params: leaf '0' is missing, but is in updates{BY_NAME}": (
+        ValueError,
+        ADAM,
+        {"updates": list(params().values())},
+    ),
+    f"params: leaf '' is missing, but is in updates{BY_NAME}": (ValueError, ADAM, {"updates": torch.ones(3)}),
     "updates lack leaf 'b', which the state has at 'scale_by_adam.exp_avg'; pass None for a leaf without a gradient": (
         ValueError,
         ADAM,
@@ -105,7 +113,7 @@ TREES = {
         uses_hessian(),
         {},
     ),
-    f"hessian_diag have no leaf 'b', but updates do{BY_NAME}": (
+    f"hessian_diag: leaf 'b' is missing, but is in updates{BY_NAME}": (
         ValueError,
         uses_hessian(),
         {"hessian_diag": without("b")},
@@ -169,9 +177,9 @@ def test_a_leaf_that_a_freeze_by_predicate_never_saw_is_refused():
 
 
 APPLY = {
-    "a leaf gone": ("updates have no leaf 'b', but params do; leaves are matched by name", without("b")),
+    "a leaf gone": ("updates: leaf 'b' is missing, but is in params; leaves are matched by name", without("b")),
     "a leaf too many": (
-        "updates have leaf 'c', but params do not; leaves are matched by name",
+        "updates: leaf 'c' is not in params; leaves are matched by name",
         params(c=torch.ones(1)),
     ),
     "no tensor": ("updates: leaf 'b' is a float, needs a tensor or None", params(b=1.0)),

@@ -85,7 +85,7 @@ def test_the_order_of_a_list_stays_when_a_parameter_is_exchanged():
     ("wrong", "message"),
     [
         (lambda h: h[:2], "hessian_diag: needs one tensor per parameter, got 2 tensors for 4 parameters"),
-        (lambda h: {"body.weight": h[0], "tail": h[1]}, "hessian_diag have no leaf 'body.bias'"),
+        (lambda h: {"body.weight": h[0], "tail": h[1]}, "hessian_diag: leaf 'body.bias' is missing"),
         (lambda h: [*h[:3], torch.ones(7)], "'head.scale'.*shape"),
     ],
     ids=["too few", "another name", "another shape"],

@@ -94,7 +94,7 @@ def test_a_checkpoint_of_torch_in_which_a_parameter_never_stepped_continues_here
 
 
 # torch's SGD has no count: it takes the zero buffer that ours has from the start as evidence of an earlier step, so
-# with dampening it would dampen the first one (docs/design.md, "What differs from torch").
+# with dampening it would dampen the first one (docs/design.md, "Differences from torch").
 NEVER_STEPPED = [case for case in CASES if not case[1].get("dampening")]
 
 

@@ -87,7 +87,7 @@ def test_the_weights_follow_the_loop(alias, rule, options):
 
 def test_a_warm_up_follows_the_loop():
     reference = WeightsLoop(adafactor, warmup_init=True)
-    # Steps of 1e-6: rounding of the weights hides more of them than rounding of the maths.
+    # Steps of 1e-6: rounding of the weights hides more of them than rounding of the math.
     assert difference_of_weights(gradtx.adafactor(warmup_init=True), reference) < 1e-14
 
 
