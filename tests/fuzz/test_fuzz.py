@@ -8,14 +8,14 @@ from tests.fuzz import chains, states, wide
 from tests.thinning import thinned
 
 
-@thinned(3)
+@thinned(5)
 @pytest.mark.parametrize("first", range(0, 150, 15))
 def test_random_chains_agree_in_all_ways_to_run_them(first):
     for seed in range(first, first + 15):
         chains.run(seed)
 
 
-@thinned(4)
+@thinned(8)
 @pytest.mark.parametrize("first", range(0, 40, 5))
 def test_random_chains_of_all_combinators_agree_in_all_ways_to_run_them(first):
     for seed in range(first, first + 5):
@@ -38,7 +38,7 @@ def test_rounding_that_a_chain_magnifies_is_no_fault_and_anything_more_is_one(sh
         assert not sensitivity.check(moved, "moved")
 
 
-@thinned(5)
+@thinned(15)
 @pytest.mark.parametrize("first", range(0, 1500, 100))
 def test_damaged_states_are_refused_by_name_and_change_nothing(first):
     for seed in range(first, first + 100):

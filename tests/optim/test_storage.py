@@ -54,7 +54,7 @@ def made(name, compile=False, **options):
     return params, gradtx.optim.AdamW(params, lr=1e-2, compile=compile, **chosen, **options)
 
 
-@thinned(3)
+@thinned(6)
 @pytest.mark.filterwarnings("error:compile=True has no effect")
 @pytest.mark.parametrize("name", NAMES)
 def test_an_optimizer_equals_pure_use(name, compile):
@@ -93,7 +93,7 @@ def of_entries(of_codes, shape):
     return of_codes[..., : shape[-1]]
 
 
-@thinned(2)
+@thinned(4)
 @pytest.mark.parametrize("name", NAMES)
 def test_resuming_is_bitwise(name, compile):
     params, optimizer = made(name, compile)
@@ -168,7 +168,7 @@ def test_the_bytes_of_adamw():
         assert sum(t.nbytes for t in optimizer.state[param].values()) <= most * 2**20
 
 
-@thinned(4)
+@thinned(5)
 @pytest.mark.parametrize("wrap", ["accumulate", "lookahead", "partition", "lamb"])
 def test_chains_of_all_kinds_step_with_codes(wrap, compile):
     params = parameters()
