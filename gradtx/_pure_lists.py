@@ -270,7 +270,10 @@ class TreeProgram:
             slots = [entry for entry in self._entries if names[0] in entry.leaves]
             leaves_of_program = _Leaves(names, columns.of(names, slots), has_param)
             function = _OneLeaf(tx, numbers, names[0], has_param, self._entries, slots, list(extras))
-            self._bundles.extend(_bundles(leaves_of_program, function, common_numbers, tensors))
+            try:
+                self._bundles.extend(_bundles(leaves_of_program, function, common_numbers, tensors))
+            except Exception as error:  # a user's rule may raise any error; the run without a program reports it
+                raise _UnsuitableError from error
 
     def _numbers_of_state(self) -> list[int]:
         """Return the indices of the state's tensors."""
@@ -545,15 +548,18 @@ class _Leaves:
         """Return the tensors of one leaf."""
         return [tensors[column[position]] for column in self.columns]
 
-    def set_passes(self, passes: list[ListPass], tensors: list[Tensor]) -> None:
+    def set_passes(self, passes: list[ListPass], tensors: list[Tensor], on_host: bool) -> None:
         self.passes = passes
         self.device = tensors[self.columns[0][0]].device
+        for each in passes:  # now, because errors of planning are handled
+            each.function(self.device, on_host)
         sizes = [tensors[i].numel() for i in self.columns[0]]
         self.chunks = list(_chunks(sizes, entries_of_a_call(self.device)))
 
 
 def _bundles(leaves: _Leaves, function: _OneLeaf, common_numbers: list[Tensor], tensors: list[Tensor]) -> list[_Leaves]:
     """Split leaves that may have the same program into bundles of those that do."""
+    on_host = all(number.device.type == "cpu" for number in common_numbers)
     of_shape: dict[torch.Size, list[int]] = {}
     for position, number in enumerate(leaves.columns[0]):
         of_shape.setdefault(tensors[number].shape, []).append(position)
@@ -561,32 +567,20 @@ def _bundles(leaves: _Leaves, function: _OneLeaf, common_numbers: list[Tensor], 
     @functools.cache
     def program(shape: torch.Size) -> list[ListPass]:
         first = of_shape[shape][0]
-        return _passes(function, common_numbers, leaves.tensors_at(first, tensors))
+        return passes_of(function, common_numbers, leaves.tensors_at(first, tensors), ListPass)
 
     shapes = sorted(of_shape, key=torch.Size.numel)
     of_smallest = program(shapes[0])
     of_largest = program(shapes[-1])
     if [each.text for each in of_smallest] == [each.text for each in of_largest]:
-        leaves.set_passes(of_largest, tensors)
+        leaves.set_passes(of_largest, tensors, on_host)
         return [leaves]
     bundles: list[_Leaves] = []
     for shape, positions in of_shape.items():
         bundle = leaves.select(positions)
-        bundle.set_passes(program(shape), tensors)
+        bundle.set_passes(program(shape), tensors, on_host)
         bundles.append(bundle)
     return bundles
-
-
-def _passes(function: _OneLeaf, common_numbers: list[Tensor], of_leaf: list[Tensor]) -> list[ListPass]:
-    """Return the program of a leaf."""
-    on_host = all(number.device.type == "cpu" for number in common_numbers)
-    try:
-        passes = passes_of(function, common_numbers, of_leaf, ListPass)
-        for each in passes:
-            each.function(of_leaf[0].device, on_host)
-    except Exception as error:  # a user's rule may raise any error; the run without a program reports it
-        raise _UnsuitableError from error
-    return passes
 
 
 def _chunks(sizes: Sequence[int], limit: int) -> Iterator[slice]:

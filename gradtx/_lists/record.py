@@ -181,7 +181,9 @@ class _Recorder:
         result = _result_of(operator, args, kwargs)
         if not _holds_tensors(result):
             return result  # such as the common dtype of two tensors
-        node = self.graph.call_function(operator, self._recorded(args), self._recorded(kwargs))
+        node = self.graph.call_function(operator)
+        node.args = self._recorded(args)  # now, because `call_function` searches its arguments for symbolic sizes
+        node.kwargs = self._recorded(kwargs)
         node.meta["as_written"] = self.as_written
         if _torch.writes(operator):
             self._check_written(args[0], operator)

@@ -377,10 +377,14 @@ class ListEngine(Engine):
             return str(error)
         except Exception as error:  # a user's rule may raise any exception; eager execution shows it
             return f"{type(error).__name__}: {error}"
+        text = tuple(each.text for each in program)
+        known = self._programs.get((key, text))
+        if known is not None:
+            return known
         for each in program:  # now, because errors of planning are handled
             each.function(tensors[0].device, on_host)
-        text = tuple(each.text for each in program)
-        return self._programs.setdefault((key, text), program)
+        self._programs[key, text] = program
+        return program
 
 
 def _passes(function: BundleFunction, common: list[Tensor], leaves: list[Tensor]) -> list[ListPass]:
