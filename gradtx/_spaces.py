@@ -108,6 +108,7 @@ class Space(Combinator):
             inside.place = None
         enter = EnterSpace(run, scope)
         inner = self.inner._expand(inside)
+        run.by_leaf = all(map(can_run_at_owner, inner))
         enter.inner = Block(inner, [])
         _check_links(name, inner)
         leave = LeaveSpace(run, scope, enter)
@@ -133,6 +134,7 @@ class SpaceRun:
         self.run = scope.run
         self.outer: SpaceRun | None = scope.space
         self.reads_params = any("params" in link._needs for link in space.inner._links())
+        self.by_leaf = False  # whether inner operations have no sums over leaves and no shared values
         self.parts: list[bool | Tensor] = []  # whether each leaf took part
         self._clocks: dict[Clock, Clock] = {}
         if space.delayed and not self.run.initial:
@@ -148,8 +150,8 @@ class SpaceRun:
         return tuple(reads)
 
     def has_program(self, leaf: Leaf) -> bool:
-        """Whether programs may run the space for a leaf: they do not compute bases."""
-        return self.space.seed is None and not self.space.changes(leaf.shape)
+        """Whether programs may run the space for a leaf: they compute no bases, and take no part in `_commit`."""
+        return self.by_leaf and self.space.seed is None and not self.space.changes(leaf.shape)
 
     def stand_in(self, leaf: Leaf, like: Tensor) -> Tensor:
         """Return a tensor in the inner coordinates before the first step, for a leaf like this one."""
@@ -256,7 +258,7 @@ def _check_links(name: str, operations: list[Any]) -> None:
 
 def can_run_at_owner(operation: Any) -> bool:
     """Whether an operation may run on a single rank: it has no sums over leaves, no shared values, no randomness."""
-    if not isinstance(operation, RuleOperation):
+    if not isinstance(operation, RuleOperation) or operation.waits or operation.sums_late:
         return False
     rule = operation.rule
     return not (rule.shared or rule.seed is not None or inspect.isgeneratorfunction(rule.update))

@@ -165,6 +165,39 @@ def test_links_that_sum_over_shards_stand_in_front_of_owners_and_behind(name, ki
         torch.testing.assert_close(weights, expected)
 
 
+SKIPPING = gradtx.skip_nonfinite(gradtx.scale_by_adam())
+SKIPPING_INSIDE = {
+    "rotated": gradtx.rotated(SKIPPING, start="identity"),
+    "norm ratio": gradtx.scale_by_norm_ratio(SKIPPING),
+    "blocks": gradtx.blocks(SKIPPING, heads=1),
+}
+
+
+def trained_with_an_infinity(name, place):
+    """Weights after steps, in the second of which the gradient of one matrix is infinite."""
+    params = {key: torch.nn.Parameter(place(value)) for key, value in gradients(100).items() if key in MATRICES}
+    optimizer = gradtx.as_optimizer(gradtx.chain(SKIPPING_INSIDE[name], gradtx.scale(-0.02)), params.items())
+    for step in range(STEPS):
+        for key, param in params.items():
+            gradient = gradients(step)[key]
+            if step == 1 and key == "square":
+                gradient[0, 0] = torch.inf
+            param.grad = place(gradient)
+        optimizer.step()
+    return {key: whole(param) for key, param in params.items()}
+
+
+def sharded_with_an_infinity(name):
+    return trained_with_an_infinity(name, placement("fsdp"))
+
+
+@pytest.mark.parametrize("name", SKIPPING_INSIDE)
+def test_what_owners_could_run_is_skipped_for_all_leaves_or_for_none(name, two):
+    expected = trained_with_an_infinity(name, undivided)
+    for weights in two.run(sharded_with_an_infinity, name):
+        torch.testing.assert_close(weights, expected, equal_nan=True)
+
+
 def compiled_weights(name):
     optimizer, weights, traffic = trained(
         {**CHAINS, **STATEFUL, "masked": MASKED}[name], placement("fsdp"), compile=True
