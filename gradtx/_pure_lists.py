@@ -8,8 +8,9 @@ by the structure of the trees, the dtypes and the shapes; they hold no tensor of
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeGuard, cast
 
@@ -270,10 +271,7 @@ class TreeProgram:
             slots = [entry for entry in self._entries if names[0] in entry.leaves]
             leaves_of_program = _Leaves(names, columns.of(names, slots), has_param)
             function = _OneLeaf(tx, numbers, names[0], has_param, self._entries, slots, list(extras))
-            try:
-                self._bundles.extend(_bundles(leaves_of_program, function, common_numbers, tensors))
-            except Exception as error:  # a user's rule may raise any error; the run without a program reports it
-                raise _UnsuitableError from error
+            self._bundles.extend(_bundles(leaves_of_program, function, common_numbers, tensors))
 
     def _numbers_of_state(self) -> list[int]:
         """Return the indices of the state's tensors."""
@@ -551,10 +549,20 @@ class _Leaves:
     def set_passes(self, passes: list[ListPass], tensors: list[Tensor], on_host: bool) -> None:
         self.passes = passes
         self.device = tensors[self.columns[0][0]].device
-        for each in passes:  # now, because errors of planning are handled
-            each.function(self.device, on_host)
+        with _planning():
+            for each in passes:
+                each.function(self.device, on_host)
         sizes = [tensors[i].numel() for i in self.columns[0]]
         self.chunks = list(_chunks(sizes, entries_of_a_call(self.device)))
+
+
+@contextlib.contextmanager
+def _planning() -> Generator[None, None, None]:
+    """Raise `_UnsuitableError` for any error inside: a user's rule may raise any, and the eager run reports it."""
+    try:
+        yield
+    except Exception as error:
+        raise _UnsuitableError from error
 
 
 def _bundles(leaves: _Leaves, function: _OneLeaf, common_numbers: list[Tensor], tensors: list[Tensor]) -> list[_Leaves]:
@@ -566,8 +574,9 @@ def _bundles(leaves: _Leaves, function: _OneLeaf, common_numbers: list[Tensor], 
 
     @functools.cache
     def program(shape: torch.Size) -> list[ListPass]:
-        first = of_shape[shape][0]
-        return passes_of(function, common_numbers, leaves.tensors_at(first, tensors), ListPass)
+        of_leaf = leaves.tensors_at(of_shape[shape][0], tensors)
+        with _planning():
+            return passes_of(function, common_numbers, of_leaf, ListPass)
 
     shapes = sorted(of_shape, key=torch.Size.numel)
     of_smallest = program(shapes[0])
