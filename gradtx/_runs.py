@@ -339,11 +339,11 @@ class Scope:
     def inside(self, path: Path, i: int = 0, count: Any = None) -> Scope:
         """Return the position inside a combinator, which may own a clock. A freeze inside covers the outer chain."""
         self.run.stages.setdefault(path, path[-1])
-        count = self.count if count is None else count
-        place = self._child_place(i)
-        scope = Scope(self.run, path, count, self.frozen, self.state_dtype, place, self.changed, self.restarts)
-        scope.space = self.space
-        scope.passed = self.passed
+        scope = self._at(self._child_place(i), self.changed, self.state_dtype)
+        scope.path = path
+        scope.names = {}
+        if count is not None:
+            scope.count = count
         return scope
 
     def branch(self, path: Path, i: int) -> Scope:

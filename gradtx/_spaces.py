@@ -113,15 +113,13 @@ class Space(Combinator):
         _check_links(name, inner)
         leave = LeaveSpace(run, scope, enter)
         operations = [enter, *inner, leave]
-        if self._can_run_at_owner(inner):
+        if run.by_leaf and self._can_run_at_owner(inner):
             run_at_owner(operations, run.owner_reads())
         return operations
 
     def _can_run_at_owner(self, inner: list[Any]) -> bool:
-        """Whether the space and its inner operations may run on a single rank."""
-        if self.seed is not None or reads_by_leaf(self.inner):
-            return False
-        return all(can_run_at_owner(operation) and not _is_space(operation) for operation in inner)
+        """Whether the space may run on a single rank, with inner operations of which each may."""
+        return self.seed is None and not reads_by_leaf(self.inner) and not any(map(_is_space, inner))
 
 
 class SpaceRun:

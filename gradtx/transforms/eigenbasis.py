@@ -87,12 +87,12 @@ def scale_by_kl_shampoo(
     def update(update, state, param, ctx):
         count = (ctx.time - 1).clamp(min=1)  # the first step returns 0 in any case
         first = ctx.step == 1
-        if not factors.dims(update.shape):
+        dims, shape = factors.dims(update.shape), factors.shape(update.shape)
+        if not dims:
             mean, square, new = average(update, state)
             new = {slot: torch.where(first, state[slot], value) for slot, value in new.items()}
             rate = ctx.bias_correction(beta2, count).sqrt() / ctx.bias_correction(beta1, count)
             return torch.where(first, 0.0, rate * mean / (safe_sqrt(square) + adam_eps)), new
-        dims, shape = factors.dims(update.shape), factors.shape(update.shape)
         mean = torch.where(first, state["exp_avg"], beta1 * state["exp_avg"] + (1 - beta1) * update)
         scales = kl_scales(state["GG"], state["Q"], eps, ctx)
         direction = change_basis(whitened(mean.reshape(shape), dims, state["Q"], scales), dims, state["Q"], back=True)
