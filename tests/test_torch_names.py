@@ -11,7 +11,7 @@ from torch.func import vmap
 
 import gradtx
 from gradtx import _torch
-from gradtx._lists import cache
+from gradtx._lists import bundle, cache
 from gradtx.optim.engine import compiled, lists, trace
 from tests.optim.problems import assert_close, assert_equal, descend, parameters, set_gradients, values
 
@@ -210,6 +210,7 @@ def test_without_an_operation_on_lists_leaves_are_computed_one_by_one(name, monk
     _, expected = trained()
     monkeypatch.delattr(torch, f"_foreach_{name}", raising=False)
     monkeypatch.delattr(torch, f"_foreach_{name}_")
+    monkeypatch.setattr(bundle, "_FUNCTIONS", cache.SharedPrograms())
     monkeypatch.setattr(lists, "_SHARED", cache.SharedPrograms())
     _, params = trained()
     assert_close(params.values(), expected.values(), 1e-12)
@@ -394,12 +395,12 @@ def test_without_schemas_operators_that_write_are_known_by_name():
         assert _torch.writes(Unschemed(operator)) == _torch.writes(operator)
 
 
-def test_a_fault_of_the_engine_itself_is_logged_with_its_traceback(graphs, monkeypatch, caplog):
+def test_a_fault_of_the_engine_itself_is_logged_with_its_traceback(graphs, monkeypatch, logged):
     monkeypatch.setattr(compiled, "_examples", lambda tensors, kind: 1 / 0)
     with pytest.warns(RuntimeWarning, match="steps run eagerly: ZeroDivisionError"):
         optimizer, params = trained(compile=True)
     assert optimizer._engine.failed
-    assert [(record.levelname, record.exc_info[0]) for record in caplog.records] == [("ERROR", ZeroDivisionError)]
+    assert [(record.levelname, record.exc_info[0]) for record in logged] == [("ERROR", ZeroDivisionError)]
     assert_equal(values(params), values(trained()[1]))
 
 

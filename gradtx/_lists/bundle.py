@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gradtx._execution import LeafTerms, Operation
+from gradtx._lists.cache import SharedPrograms
 from gradtx._lists.code import ListFunction, list_function
 from gradtx._lists.record import META, Recording, UnrecordableError, record
 from gradtx._passes import Names, PassResult, RunPass
@@ -18,6 +19,8 @@ from gradtx._passes import Names, PassResult, RunPass
 CHUNK = 2**18
 CHUNK_OF_ACCELERATOR = 2**25
 PYTHON_NUMBERS = frozenset((float, int, bool))
+
+_FUNCTIONS = SharedPrograms()  # by the text of a recording: optimizers with other settings often repeat programs
 
 
 def entries_of_a_call(device: torch.device) -> int:
@@ -75,9 +78,11 @@ class ListPass:
         """Return the function for lists of leaves on a device, with Python scalars or with 0-d tensors."""
         key = (device, on_host)
         if key not in self._functions:
-            recording = self.recording
+            functions = _FUNCTIONS.of(self.text)
+            if key not in functions:
+                functions[key] = self._written(self.recording, device, on_host)
             self._recording = None  # code generation modifies it
-            self._functions[key] = self._written(recording, device, on_host)
+            self._functions[key] = functions[key]
         return self._functions[key]
 
     def _written(self, recording: Recording, device: torch.device, on_host: bool) -> ListFunction:

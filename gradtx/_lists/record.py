@@ -48,12 +48,13 @@ class Recording:
     def text(self) -> str:
         """Return a text of operations and constants that is equal for recordings of the same program."""
         lines: list[str] = []
-        shapes: dict[Any, int] = {}  # equality of shapes matters, not the shapes themselves
+        layouts: dict[Any, int] = {}  # equality of shapes and strides matters, not their values
         for node in self.graph.nodes:
             value = node.meta.get("val")
             kind: Any = (type(value), node.meta.get("as_written"))
             if isinstance(value, Tensor):
-                kind = (*kind, value.dtype, value.ndim == 0, shapes.setdefault(value.shape, len(shapes)))
+                layout = layouts.setdefault((value.shape, value.stride()), len(layouts))
+                kind = (*kind, value.dtype, value.ndim == 0, layout)
             lines.append(f"{node.name} {node.target} {node.args} {node.kwargs} {kind}")
         lines.append(str(self.outputs))
         return "\n".join(lines)
@@ -168,11 +169,12 @@ class _Recorder:
 
     def call(self, operator: Any, args: Any, kwargs: Any) -> Any:
         """Execute and record one operation."""
-        if torch.Tag.data_dependent_output in operator.tags:
+        traits = _Traits.of(operator)
+        if traits.reads_value:
             if args[0].device.type == "cpu":  # a constant: values computed from arguments are on the meta device
                 return operator(*args, **kwargs)
             raise UnrecordableError(f"the rule reads the value of a tensor ({operator})")
-        if torch.Tag.nondeterministic_seeded in operator.tags:
+        if traits.is_random:
             raise UnrecordableError(f"the rule draws random numbers ({operator})")
         if operator is aten.lift_fresh.default:
             return self._constant(args[0])
@@ -183,9 +185,10 @@ class _Recorder:
             return result  # such as the common dtype of two tensors
         node = self.graph.call_function(operator)
         node.args = self._recorded(args)  # now, because `call_function` searches its arguments for symbolic sizes
-        node.kwargs = self._recorded(kwargs)
+        if kwargs:
+            node.kwargs = self._recorded(kwargs)
         node.meta["as_written"] = self.as_written
-        if _torch.writes(operator):
+        if traits.writes:
             self._check_written(args[0], operator)
             node.meta["val"] = result
             return result
@@ -240,6 +243,35 @@ WITHOUT_DIMENSION = (aten.sum.default, aten.mean.default, aten.scalar_tensor.def
 FACTORIES = (aten.full.default, aten.zeros.default, aten.ones.default)
 
 
+@dataclass(frozen=True)
+class _Traits:
+    """Properties of an operator, which torch takes microseconds to look up.
+
+    Attributes:
+        reads_value: Whether it returns a value of a tensor to Python.
+        is_random: Whether it draws random numbers.
+        writes: Whether it writes into an argument.
+        keeps_shape: Whether its result is a new tensor with the shape of its tensors.
+    """
+
+    reads_value: bool
+    is_random: bool
+    writes: bool
+    keeps_shape: bool
+
+    @staticmethod
+    @functools.cache
+    def of(operator: Any) -> _Traits:
+        tags = operator.tags
+        is_pointwise = torch.Tag.pointwise in tags and _torch.makes_new_tensor(operator)
+        return _Traits(
+            reads_value=torch.Tag.data_dependent_output in tags,
+            is_random=torch.Tag.nondeterministic_seeded in tags,
+            writes=_torch.writes(operator),
+            keeps_shape=is_pointwise or operator in SHAPED_AS_ARGUMENTS,
+        )
+
+
 def _holds_tensors(result: Any) -> bool:
     return isinstance(result, Tensor | tuple | list)
 
@@ -253,13 +285,24 @@ def _result_of(operator: Any, args: Any, kwargs: Any) -> Any:
     shape = _plain_shape(operator, args)
     if shape is None or kwargs.get("memory_format") not in USUAL_FORMATS:
         return operator(*args, **kwargs)
-    entries = map_aggregate(args, _single_entry)
-    options = {name: CPU if name == "device" else value for name, value in kwargs.items()}
-    try:
-        entry = operator(*entries, **options)
-    except RuntimeError:  # such as an operation that the CPU does not support for a dtype
-        return operator(*args, **kwargs)
-    return torch.empty(shape, dtype=entry.dtype, device=META)
+    options = tuple((name, _kind(value)) for name, value in kwargs.items())
+    key = operator, tuple(map(_kind, args)), options, torch.get_default_dtype()
+    if key not in _RESULT_DTYPES:
+        try:
+            _RESULT_DTYPES[key] = _of_single_entries(operator, args, kwargs).dtype
+        except RuntimeError:  # such as an operation that the CPU does not support for a dtype
+            return operator(*args, **kwargs)
+    return torch.empty(shape, dtype=_RESULT_DTYPES[key], device=META)
+
+
+_RESULT_DTYPES: dict[Any, torch.dtype] = {}  # keyed by an operator and everything that determines its result's dtype
+
+
+def _kind(argument: Any) -> Any:
+    """Return what the dtype of a result depends on; of numbers and lists, it is the type."""
+    if isinstance(argument, Tensor):
+        return argument.dtype, argument.ndim == 0
+    return type(argument) if isinstance(argument, int | float | complex | list | tuple) else argument
 
 
 def _plain_shape(operator: Any, args: Any) -> Sequence[int] | None:
@@ -268,8 +311,7 @@ def _plain_shape(operator: Any, args: Any) -> Sequence[int] | None:
         return args[0]
     if operator in WITHOUT_DIMENSION:
         return ()
-    is_pointwise = torch.Tag.pointwise in operator.tags and _torch.makes_new_tensor(operator)
-    if not is_pointwise and operator not in SHAPED_AS_ARGUMENTS:
+    if not _Traits.of(operator).keeps_shape:
         return None
     shape: Sequence[int] = ()
     for tensor in args:
@@ -279,6 +321,13 @@ def _plain_shape(operator: Any, args: Any) -> Sequence[int] | None:
             return None
         shape = tensor.shape
     return shape
+
+
+def _of_single_entries(operator: Any, args: Any, kwargs: Any) -> Tensor:
+    """Return the result of an operation on tensors with a single entry, on the CPU."""
+    entries = map_aggregate(args, _single_entry)
+    options = {name: CPU if name == "device" else value for name, value in kwargs.items()}
+    return operator(*entries, **options)  # type: ignore[misc]
 
 
 def _single_entry(value: Any) -> Any:

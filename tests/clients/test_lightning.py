@@ -15,17 +15,14 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # of its dependencies, when they are imported
     import lightning.pytorch as lightning
 
+logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning"),
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
 ]
 
 EPOCHS, BATCHES = 3, 3
-
-
-@pytest.fixture(autouse=True)
-def _quiet(caplog):
-    caplog.set_level(logging.ERROR, "lightning.pytorch")
 
 
 class Regression(lightning.LightningModule):

@@ -8,7 +8,7 @@ from torch.profiler import ProfilerActivity, profile
 
 import gradtx
 from gradtx import _pure_lists
-from gradtx._lists import batches, list_function, record
+from gradtx._lists import batches, bundle, list_function, record
 from gradtx._lists.cache import SharedPrograms
 from gradtx._passes import PassResult
 from gradtx.optim.engine import lists
@@ -75,6 +75,7 @@ def as_batches(monkeypatch):
 
     def choose(together):
         monkeypatch.setattr(batches, "batches_on", lambda device: together)
+        monkeypatch.setattr(bundle, "_FUNCTIONS", SharedPrograms())
         monkeypatch.setattr(lists, "_SHARED", SharedPrograms())
         monkeypatch.setattr(_pure_lists, "_SHARED", SharedPrograms())
 
