@@ -7,7 +7,7 @@ import torch
 
 import gradtx
 from gradtx import _pure_lists
-from gradtx._lists import UnrecordableError, list_function, numbers, record
+from gradtx._lists import UnrecordableError, bundle, cache, list_function, numbers, record
 from gradtx._lists.record import as_written
 from gradtx._passes import PassResult
 from tests.conformance import noise
@@ -84,7 +84,25 @@ def test_equal_programs_have_the_same_text_and_others_do_not():
 
     assert recorded(double, [(2, 3)]).text() == recorded(double, [(5,)]).text()
     assert recorded(by_size, [(2, 3)]).text() != recorded(by_size, [(5, 1)]).text()
+    def transposed(number, x):
+        return [x.mT * 2], []
+
     assert recorded(centred, [(2, 3)]).text() != recorded(centred, [(1, 3)]).text()  # where the mean is as large as x
+    assert recorded(transposed, [(3, 3)]).text() != recorded(transposed, [(1, 1)]).text()  # equal strides
+
+
+@pytest.mark.parametrize("default", [torch.float32, F64])
+def test_recorded_dtypes_follow_the_default_dtype(default):
+    def quotient(number, x):
+        return [x / 3], []
+
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(default)
+    try:
+        result = recorded(quotient, [(2,)], dtype=torch.int64).outputs[0].meta["val"]
+    finally:
+        torch.set_default_dtype(before)
+    assert result.dtype == default
 
 
 # What runs.
@@ -370,6 +388,25 @@ def test_transformations_that_differ_in_numbers_share_programs_and_use_their_own
     second, _ = other.update(params, state, params)
     assert _pure_lists.programs_of(tx) is _pure_lists.programs_of(other)
     torch.testing.assert_close(second["w"], 5 * first["w"])
+
+
+def test_chains_with_equal_recordings_share_their_code(monkeypatch):
+    generated = []
+
+    def counted(*args):
+        generated.append(args)
+        return list_function(*args)
+
+    monkeypatch.setattr(bundle, "_FUNCTIONS", cache.SharedPrograms())
+    monkeypatch.setattr(_pure_lists, "_SHARED", cache.SharedPrograms())
+    monkeypatch.setattr(bundle, "list_function", counted)
+    params = {"w": torch.ones(3)}
+    results = []
+    for tx in (gradtx.scale(-0.5), gradtx.masked(gradtx.scale(-0.5), "*"), gradtx.sgd(lr=0.5)):
+        updates, _ = tx.update(params, tx.init(params), params)
+        results.append(updates["w"])
+    assert len(generated) == 2
+    assert torch.equal(torch.stack(results), torch.full((3, 3), -0.5))
 
 
 def test_a_result_is_not_written_over_an_operand_of_another_layout():
