@@ -60,10 +60,12 @@ docs-tables: $(VENV)/test $(VENV)/docs  # tests fail while the pages are out of 
 clean:
 	rm -rf $(VENV) docs/_build docs/reference
 
+# The pip that comes with Python 3.11 takes three times as long as the newest one to choose versions.
 # torch goes in before whatever depends on it, so that pip never looks for another build.
 $(VENV)/torch: constraints.txt
 	@$(PYTHON) -m venv $(VENV)
 	@echo "installing torch and gradtx into $(VENV) (once)"
+	@$(PIP) --upgrade pip
 	@$(PIP) torch setuptools
 	@touch $@
 
