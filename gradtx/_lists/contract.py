@@ -45,6 +45,11 @@ def argument_like(node: Node) -> Node | None:
     return None
 
 
+def writers(argument: Any) -> list[Node]:
+    """Return the operations that write into an argument."""
+    return [user for user in argument.users if _torch.writes(user.target) and user.args[0] is argument]
+
+
 def merge_equal(graph: Graph) -> None:
     """Compute equal operations only once."""
     first: dict[str, Node] = {}
@@ -114,10 +119,13 @@ class _Contraction:
             self._simplify_power(node)
         elif node.target is aten.div.Tensor:
             self._multiply_instead(node)
+        elif node.target is aten.neg.default:
+            self._replace(node, aten.mul.Tensor, (*node.args, -1))
         elif node.target in (aten.clamp.default, aten.clamp.Tensor):
             self._split_clamp(node)
         if node.target is aten.mul.Tensor:
             self._merge_factors(node)
+            self._move_factors_out(node)
 
     def _simplify_power(self, node: Node) -> None:
         """Replace a square by a product, and a power with a scalar tensor as exponent by one with a scalar."""
@@ -201,6 +209,28 @@ class _Contraction:
         if inner is not None and same_meta(node, inner):
             self._replace(node, aten.mul.Tensor, (inner, self._times(factor, inner_factor, node)))
 
+    def _move_factors_out(self, node: Node) -> None:
+        """Replace (a / x) y and (a x) y by a (y / x) and a (x y), for a scalar a and lists x and y."""
+        operands: Any = node.args
+        for scaled, other in (operands, operands[::-1]):
+            if not (is_list(scaled) and is_list(other) and _can_absorb(scaled, node)):
+                continue
+            factor, inner = _factor_of(scaled)
+            target, lists = aten.mul.Tensor, (inner, other)
+            if scaled.target is aten.div.Tensor and is_number(scaled.args[0]):
+                factor, inner = scaled.args
+                target, lists = aten.div.Tensor, (other, inner)
+            if inner is None or not same_meta(node, inner, other):
+                continue
+            with self._graph.inserting_before(node):
+                unscaled = self._graph.call_function(target, lists)
+            unscaled.meta = dict(node.meta)
+            self._replace(node, aten.mul.Tensor, (unscaled, factor))
+            self._graph.erase_node(scaled)
+            self._move_factors_out(unscaled)
+            self._merge_factors(node)
+            return
+
     # Sums.
 
     def join(self, node: Node) -> None:
@@ -217,7 +247,9 @@ class _Contraction:
         best: tuple[Node, _Product] | None = None
         for rest, term in candidates:
             product = self._product(term, node)
-            if product is not None and (best is None or product.saved > best[1].saved):
+            if product is None or _scales_in_place(node, rest, product):
+                continue
+            if best is None or product.saved > best[1].saved:
                 best = rest, product
         if best is not None:
             self._absorb(node, *best)
@@ -346,6 +378,18 @@ def _can_absorb(node: Any, user: Node) -> bool:
 
 def _is_product_for(node: Node, user: Node) -> bool:
     return node.target is aten.mul.Tensor and _can_absorb(node, user)
+
+
+def _scales_in_place(node: Node, rest: Node, product: _Product) -> bool:
+    """Whether a sum may overwrite its scaled term, an argument such as a momentum, but not the rest, a gradient.
+
+    Scaling and adding in place then takes as many operations as a fused sum and a copy, and no temporary.
+    """
+    argument = product.a
+    if product.b is not None or rest.op != "placeholder" or argument.op != "placeholder":
+        return False
+    written = [writer.args[1] for writer in writers(argument)]
+    return written == [node] and len(argument.users) == 2  # the product, and the copy
 
 
 def _is_complement(weight: Any, rest: Any) -> bool:

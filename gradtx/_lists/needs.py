@@ -13,7 +13,7 @@ import torch
 from torch.fx import Graph, Node
 
 from gradtx import _torch
-from gradtx._lists.contract import argument_like, is_list, is_number, same_meta
+from gradtx._lists.contract import argument_like, is_list, is_number, same_meta, writers
 
 aten = torch.ops.aten
 
@@ -79,7 +79,7 @@ def is_selection(node: Node) -> bool:
     """Whether `where` with one condition for all leaves may return one of its operands without a copy.
 
     One operand may be a scalar if a leaf's argument has the shape to fill. If the result is written into an argument,
-    no operand may be another argument, which may have been overwritten.
+    no operand may be another argument that is also written, since it may have been overwritten.
     """
     if node.target is not aten.where.self or not is_number(node.args[0]):
         return False
@@ -100,6 +100,8 @@ def _may_be_written(operands: Sequence[Any], argument: Any) -> bool:
 def _is_unchanged(operand: Any, argument: Any) -> bool:
     """Whether an operand of a selection is still unchanged when the result is written into an argument."""
     if operand is argument or is_number(operand) or is_computed(operand):
+        return True
+    if operand.op == "placeholder" and not writers(operand):  # such as a gradient
         return True
     return is_selection(operand) and all(_is_unchanged(branch, argument) for branch in operand.args[1:])
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch.fx import Graph, Node
 
-from gradtx._lists.contract import argument_like, is_list, same_meta
+from gradtx._lists.contract import argument_like, is_list, same_meta, writers
 from gradtx._lists.needs import FILLING
 from gradtx._lists.record import META
 
@@ -28,6 +28,10 @@ def simplify(graph: Graph) -> None:
         elif node.target in FILLING:
             _take_shape_of_argument(node)
         elif node.target is aten.copy_.default:
+            _copy_directly(node)
+            if node.args[0] is node.args[1]:  # such as a slot that is set only in the first step
+                graph.erase_node(node)
+                continue
             _convert_by_writing(node)
         same = _same(node, flags)
         if same is not None:
@@ -54,6 +58,24 @@ def _take_shape_of_argument(node: Node) -> None:
     argument = argument_like(node) if is_list(node) else None
     if argument is not None:
         node.args = (argument, *node.args[1:])
+
+
+def _copy_directly(node: Node) -> None:
+    """Copy an argument instead of its clone; if the argument is written before, copy it before that, if possible."""
+    target, source = node.args[:2]
+    if not isinstance(source, Node) or source.target is not aten.clone.default:
+        return
+    cloned: Any = source.args[0]
+    if cloned.op != "placeholder":
+        return
+    written_before = [writer for writer in writers(cloned) if writer < node]
+    if len(written_before) > 1:
+        return
+    for writer in written_before:
+        if any(not (user < writer or node <= user) for user in target.users):  # type: ignore[union-attr]
+            return  # it reads the target, which must not change earlier
+        writer.prepend(node)
+    node.args = (target, cloned)
 
 
 def _convert_by_writing(node: Node) -> None:
