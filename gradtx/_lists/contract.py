@@ -120,7 +120,7 @@ class _Contraction:
         elif node.target is aten.div.Tensor:
             self._multiply_instead(node)
         elif node.target is aten.neg.default:
-            self._replace(node, aten.mul.Tensor, (*node.args, -1))
+            self._negate_factor(node)
         elif node.target in (aten.clamp.default, aten.clamp.Tensor):
             self._split_clamp(node)
         if node.target is aten.mul.Tensor:
@@ -183,6 +183,13 @@ class _Contraction:
         self._replace(divisor, aten.add.Tensor, (b, self._number(aten.mul.Tensor, (shift, root), divisor)))
         return root
 
+    def _negate_factor(self, node: Node) -> None:
+        """Replace -(a x) by (-a) x for a scalar a."""
+        scaled: Any = node.args[0]
+        factor, inner = _factor_of(scaled)
+        if inner is not None and _can_absorb(scaled, node) and same_meta(node, inner):
+            self._replace(node, aten.mul.Tensor, (inner, self._negative(factor, node)))
+
     def _split_clamp(self, node: Node) -> None:
         """Replace `clamp` with scalar bounds by `clamp_min` and `clamp_max`."""
         x, *bounds = node.args
@@ -213,7 +220,7 @@ class _Contraction:
         """Replace (a / x) y and (a x) y by a (y / x) and a (x y), for a scalar a and lists x and y."""
         operands: Any = node.args
         for scaled, other in (operands, operands[::-1]):
-            if not (is_list(scaled) and is_list(other) and _can_absorb(scaled, node)):
+            if scaled is other or not (is_list(scaled) and is_list(other) and _can_absorb(scaled, node)):
                 continue
             factor, inner = _factor_of(scaled)
             target, lists = aten.mul.Tensor, (inner, other)
@@ -276,6 +283,8 @@ class _Contraction:
             return None
         if _divides_lists(term):
             return self._quotient(None, term, 1)
+        if term.target is aten.neg.default:
+            return _Product(-1, term.args[0], None, False, 1)  # type: ignore[arg-type]
         if term.target is not aten.mul.Tensor:
             return None
         factor, inner = _factor_of(term)
@@ -383,10 +392,12 @@ def _is_product_for(node: Node, user: Node) -> bool:
 def _scales_in_place(node: Node, rest: Node, product: _Product) -> bool:
     """Whether a sum may overwrite its scaled term, an argument such as a momentum, but not the rest, a gradient.
 
-    Scaling and adding in place then takes as many operations as a fused sum and a copy, and no temporary.
+    Scaling and adding in place then takes as many operations as a fused sum and a copy, and no temporary. A negative
+    gradient is treated like a gradient, so that `maximize` changes no other bit.
     """
     argument = product.a
-    if product.b is not None or rest.op != "placeholder" or argument.op != "placeholder":
+    unsigned: Any = rest.args[0] if rest.target is aten.neg.default else rest
+    if product.b is not None or unsigned.op != "placeholder" or argument.op != "placeholder":
         return False
     written = [writer.args[1] for writer in writers(argument)]
     return written == [node] and len(argument.users) == 2  # the product, and the copy

@@ -51,7 +51,7 @@ def _scale_by_learners(
     def leave(update, state, param, ctx) -> Iterator[Any]:
         origin, gradient = state["param_init"], state["gradient"]
         scale = scale_of(state)
-        way = quotient(param - origin, scale + eps)
+        way = quotient(param - origin, scale + eps, floor=eps)
         sums = yield {
             "gradient": gradient.square().sum(),
             "param": param.square().sum(),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gradtx._arguments import Scalar
+from gradtx._arguments import Scalar, is_off
 from gradtx.core import chain
 from gradtx.factories import alias
 from gradtx.transforms.asgd import scale_by_asgd
@@ -141,7 +141,7 @@ def sgds(
 
     Source: Xie et al. 2020, arXiv:2011.11152. Departures: a default for `lr`, which the authors require.
     """
-    decay = weight_decay * (1 - dampening) / (1 - momentum)
+    decay = 0.0 if is_off(weight_decay) else weight_decay * (1 - dampening) / (1 - momentum)
     return chain(
         trace(momentum, dampening, nesterov),
         add_decayed_weights(decay),

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from gradtx import _torch
+from gradtx._arguments import is_off
 from gradtx._exact import exact
 from gradtx._sharding import full_tensor
 
@@ -54,11 +55,31 @@ def filled_like(x: Tensor, value: Any) -> Tensor:
     return (torch.zeros_like(x) + value).to(x.dtype)
 
 
-def quotient(top: Any, bottom: Tensor, known: Tensor | None = None, otherwise: float = 0.0) -> Tensor:
-    """Return top / bottom where `known` (default: bottom != 0), and `otherwise` elsewhere, with safe gradients."""
+def quotient(
+    top: Any, bottom: Tensor, known: Tensor | None = None, otherwise: float = 0.0, *, floor: Any = 0.0
+) -> Tensor:
+    """Return top / bottom where `known` (default: bottom != 0), and `otherwise` elsewhere, with safe gradients.
+
+    `floor` is a lower bound of the bottom, such as an eps that it includes. If it is positive, no entry is checked.
+    """
+    tiny = torch.finfo(bottom.dtype).tiny
+    if isinstance(floor, float) and floor > tiny:
+        return top / bottom
     if known is None:
         known = bottom != 0
-    return torch.where(known, top / torch.where(known, bottom, 1.0), otherwise)
+    if is_off(floor):
+        return torch.where(known, top / torch.where(known, bottom, 1.0), otherwise)
+    is_positive = exact(floor, bottom.device) > tiny
+    result = top / torch.where(is_positive, bottom, torch.where(known, bottom, 1.0))
+    return torch.where(is_positive, result, torch.where(known, result, otherwise))
+
+
+def with_decay(direction: Tensor, weight_decay: Any, param: Tensor, rate: Any = None) -> Tensor:
+    """Return direction + rate * weight_decay * param, or the direction itself if the decay is the plain number 0."""
+    if is_off(weight_decay):
+        return direction
+    strength = weight_decay if rate is None else rate * weight_decay
+    return direction + strength * param
 
 
 def norm(x: Tensor) -> Tensor:

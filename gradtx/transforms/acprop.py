@@ -62,6 +62,6 @@ def scale_by_acprop(
         new = {"exp_avg": mean, "exp_avg_var": variance}
         if amsgrad:
             new["max_exp_avg_var"] = torch.maximum(state["max_exp_avg_var"], variance)
-        return torch.where(first, above, quotient(above, root)), new
+        return torch.where(first, above, quotient(above, root, floor=eps)), new
 
     return init, update

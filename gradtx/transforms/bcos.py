@@ -75,6 +75,6 @@ def scale_by_bcos(
         else:
             before = torch.where(first, ctx.grad.square(), state["exp_avg_sq"])
             square = new["exp_avg_sq"] = keep * before + (1 - keep) * direction.square()
-        return quotient(direction, safe_sqrt(square) + eps), new
+        return quotient(direction, safe_sqrt(square) + eps, floor=eps), new
 
     return init, update

@@ -150,7 +150,7 @@ def normalize_by_global_norm(eps: Scalar = 1e-6):
 
     def update(update, state, param, ctx):
         total = yield {"square": update.square().sum()}
-        yield quotient(update, safe_sqrt(total["square"]) + eps), state
+        yield quotient(update, safe_sqrt(total["square"]) + eps, floor=eps), state
 
     return update
 

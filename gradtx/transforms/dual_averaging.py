@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,14 +10,14 @@ from torch import Tensor
 from gradtx._arguments import Scalar, is_off
 from gradtx._exact import exact
 from gradtx.factories import per_tensor
-from gradtx.transforms._math import safe_pow
+from gradtx.transforms._math import quotient, safe_pow, with_decay
 
 __all__ = ["scale_by_madgrad"]
 
 
-def dual_averaging(start: Tensor, total: Tensor, denominator, momentum, param: Tensor) -> Tensor:
-    """Return the update of an averaged iterate, the fraction 1 - momentum of the way to start - total / denominator."""
-    return (1 - momentum) * (start - total / denominator - param)
+def dual_averaging(target: Tensor, momentum: Any, param: Tensor) -> Tensor:
+    """Return the update of an averaged iterate, the fraction 1 - momentum of the way to the target."""
+    return (1 - momentum) * (target - param)
 
 
 @per_tensor(
@@ -59,22 +59,21 @@ def scale_by_madgrad(lr: Scalar = 1e-2, momentum: Scalar = 0.9, eps: Scalar = 1e
         slots = {"grad_sum_sq": torch.zeros_like(param), "s": torch.zeros_like(param)}
         return slots if reconstructs else {**slots, "x0": param}
 
-    def denominator(grad_sum_sq):
-        root = safe_pow(grad_sum_sq, 1 / 3) + eps
-        return torch.where(root == 0, math.inf, root)
+    def moved(sums):
+        return quotient(sums["s"], safe_pow(sums["grad_sum_sq"], 1 / 3) + eps, floor=eps)
 
     def update(update, state, param, ctx):
         rate = exact(lr, update.device)
         rate = torch.where(rate == 0, 0.0, rate + eps)
         weight = rate * ctx.time.sqrt()
-        start = param + state["s"] / denominator(state["grad_sum_sq"]) if reconstructs else state["x0"]
+        start = param + moved(state) if reconstructs else state["x0"]
         new = {
             "grad_sum_sq": state["grad_sum_sq"] + weight * update.square(),
             "s": state["s"] + weight * update,
         }
-        step = dual_averaging(start, new["s"], denominator(new["grad_sum_sq"]), momentum, param)
+        step = dual_averaging(start - moved(new), momentum, param)
         if not reconstructs:
             new["x0"] = start
-        return step - (rate * weight_decay) * param, new
+        return with_decay(step, weight_decay, param, -rate), new
 
     return init, update

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradtx._arguments import Scalar, is_off
+from gradtx._arguments import Scalar
 from gradtx._rules import OfLeaf
 from gradtx.factories import per_tensor
-from gradtx.transforms._math import at_least, mean, safe_sqrt
+from gradtx.transforms._math import at_least, mean, safe_sqrt, with_decay
 
 __all__ = [
     "clip_by_block_rms",
@@ -275,7 +275,7 @@ def scale_by_adafactor(
         if beta1 is not None:
             step = beta1 * state["exp_avg"] + (1 - beta1) * step
             state = {"exp_avg": step}
-        yield -step if is_off(weight_decay) else -step - (rate * weight_decay) * param, state
+        yield with_decay(-step, weight_decay, param, -rate), state
 
     return update if beta1 is None else (init, update)
 
@@ -309,6 +309,6 @@ def scale_by_adafactor_torch(lr: Scalar = 1e-2, weight_decay: Scalar = 0.0):
 
     def update(update, state, param, ctx):
         step = -(ctx.time**-0.5).clamp(max=lr) * update
-        return step if is_off(weight_decay) else step - (lr * weight_decay) * param, state
+        return with_decay(step, weight_decay, param, -lr), state
 
     return update

@@ -196,7 +196,7 @@ def scale_by_momo_adam(
     def update(update, state, param, ctx):
         mean, square, new = average(update, state)
         root = corrected_root(square, ctx, beta2) + eps
-        direction = quotient(mean, root)
+        direction = quotient(mean, root, floor=eps)
         total = yield {
             "product": (update * param).sum(),
             "slope": (mean * param).sum(),

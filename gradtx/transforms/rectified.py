@@ -173,7 +173,7 @@ def scale_by_rectified_rms(beta2: Scalar = 0.999, eps: Scalar = 1e-8):
         square = beta2 * state["exp_avg_sq"] + (1 - beta2) * update.square()
         _, rectified = rectification(ctx, beta2, 4.0)
         root = corrected_root(square, ctx, beta2) + eps
-        return quotient(update, torch.where(rectified, root, 1.0)), {"exp_avg_sq": square}
+        return quotient(update, torch.where(rectified, root, 1.0), floor=eps), {"exp_avg_sq": square}
 
     return init, update
 

@@ -111,6 +111,6 @@ def scale_by_adatam(betas: Betas = (0.9, 0.999), decay_rate: Scalar = 0.9, eps: 
         damped, smooth = _damped(update, mean, state["s"], decay_rate, eps)
         mean = beta1 * mean + damped
         square = beta2 * state["exp_avg_sq"] + (1 - beta2) * update.square()
-        return quotient(mean, safe_sqrt(square) + eps), {"s": smooth, "exp_avg": mean, "exp_avg_sq": square}
+        return quotient(mean, safe_sqrt(square) + eps, floor=eps), {"s": smooth, "exp_avg": mean, "exp_avg_sq": square}
 
     return init, update

@@ -32,9 +32,9 @@ def test_names_and_defaults():
 
 
 def test_the_average_goes_a_share_of_the_way():
-    start, total, param = (torch.tensor([x]) for x in (5.0, 6.0, 1.0))
-    assert dual_averaging(start, total, 2.0, 0.0, param) == 1.0  # to 5 - 6 / 2
-    assert dual_averaging(start, total, 2.0, 0.75, param) == 0.25
+    target, param = torch.tensor([2.0]), torch.tensor([1.0])
+    assert dual_averaging(target, 0.0, param) == 1.0
+    assert dual_averaging(target, 0.75, param) == 0.25
 
 
 def test_a_rate_of_zero_leaves_sums_and_weights_although_eps_is_added_to_rates():
