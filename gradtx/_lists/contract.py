@@ -234,7 +234,7 @@ class _Contraction:
             unscaled.meta = dict(node.meta)
             self._replace(node, aten.mul.Tensor, (unscaled, factor))
             self._graph.erase_node(scaled)
-            self._move_factors_out(unscaled)
+            self.canonicalize(unscaled)
             self._merge_factors(node)
             return
 

@@ -169,6 +169,53 @@ def test_factors_in_a_row_are_multiplied_first_wherever_the_product_is_added():
     assert program.calls == 1, program.source
 
 
+def shifted(number, x, first, second, third):
+    """A queue, and a slot that does not change."""
+    return [], [(first, x.clone()), (second, first.clone()), (third, second.clone())]
+
+
+def scaled_in_place(number, x, average, param, other):
+    new = number * average + x
+    return [], [(average, new), (param, param - 0.1 * new), (other, other.clone())]
+
+
+def scaled_in_place_to_maximize(number, x, average, param, other):
+    return scaled_in_place(number, -x, average, param, other)
+
+
+def divided_number(number, x, average, param, other):
+    return [], [(param, param + number / (x.square() + 1) * -0.1 * average)]
+
+
+def negative(number, x, average, param, other):
+    return [], [(param, param + -(number * (x - average)))]
+
+
+@pytest.mark.parametrize(
+    ("function", "calls"),
+    [
+        (shifted, 3),
+        (scaled_in_place, 3),
+        (scaled_in_place_to_maximize, 3),
+        (divided_number, 3),
+        (negative, 2),
+    ],
+)
+def test_programs_have_no_temporaries_that_they_can_do_without(function, calls):
+    program = list_function(recorded(function, [(2, 3)] * 4), CPU)
+    columns = [lists(seed) for seed in range(4)]
+    expected = []
+    for tensors in zip(*columns, strict=True):
+        leaf = [tensor.clone() for tensor in tensors]
+        for target, value in function(torch.tensor(0.3, dtype=F64), *tensors)[1]:
+            leaf[[target is tensor for tensor in tensors].index(True)] = value
+        expected.append(leaf)
+    run(program, [0.3], *columns)
+    assert program.calls == calls, program.source
+    for i, leaf in enumerate(expected):
+        torch.testing.assert_close([column[i] for column in columns], leaf, rtol=1e-14, atol=1e-15)
+
+
 def test_operations_kept_as_written_are_not_joined_with_later_ones():
     def update(number, param, grad):
         with as_written():

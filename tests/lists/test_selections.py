@@ -31,9 +31,14 @@ class Drawn:
                 pool.append(self._operation(rng, first, x, y))
         if self._seed % 3 == 0:  # programs give results or write arguments
             return [rng.choice(pool) for _ in range(3)], []
-        return [], [self._write(rng, conditions, argument, pool[4:]) for argument in arguments]
+        written = [argument for argument in arguments if rng.random() < 0.8]  # others are read only, as gradients
+        rng.shuffle(written)
+        return [], [self._write(rng, conditions, argument, pool) for argument in written]
 
-    def _write(self, rng, conditions, argument, values):
+    def _write(self, rng, conditions, argument, pool):
+        if rng.random() < 0.2:
+            return argument, rng.choice(pool[:4]).clone()  # of an argument
+        values = pool[4:]
         if rng.random() < 0.3:
             return argument, rng.choice(values)
         return argument, self._selection(rng, conditions, rng.choice([argument, *values]), rng.choice(values), 2)
@@ -55,6 +60,9 @@ class Drawn:
             lambda: (1 - first) * x + first * y,
             lambda: x.abs().sqrt().clamp(0.1, 2.0),
             lambda: (x - y).detach(),
+            lambda: -x,
+            lambda: first / (x.abs() + 1) * y,
+            lambda: x * (first * y),
         ]
         return rng.choice(made)()
 
