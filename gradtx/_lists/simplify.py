@@ -68,10 +68,8 @@ def _copy_directly(node: Node) -> None:
     cloned: Any = source.args[0]
     if cloned.op != "placeholder":
         return
-    written_before = [writer for writer in writers(cloned) if writer < node]
-    if len(written_before) > 1:
-        return
-    for writer in written_before:
+    writer = next((writer for writer in writers(cloned) if writer < node), None)
+    if writer is not None:
         if any(not (user < writer or node <= user) for user in target.users):  # type: ignore[union-attr]
             return  # it reads the target, which must not change earlier
         writer.prepend(node)

@@ -187,6 +187,11 @@ def divided_number(number, x, average, param, other):
     return [], [(param, param + number / (x.square() + 1) * -0.1 * average)]
 
 
+def squared(number, x, average, param, other):
+    scaled = number * x
+    return [], [(param, param + scaled * scaled)]
+
+
 def negative(number, x, average, param, other):
     return [], [(param, param + -(number * (x - average)))]
 
@@ -198,6 +203,7 @@ def negative(number, x, average, param, other):
         (scaled_in_place, 3),
         (scaled_in_place_to_maximize, 3),
         (divided_number, 3),
+        (squared, 2),
         (negative, 2),
     ],
 )
