@@ -55,6 +55,8 @@ class Rule:
         whole: Whether the rule needs all of a sharded leaf; "shape" if it needs only the shape.
         owner_reads, wire: As in `Operation`.
         check: `(name, shape, extras) -> None`, which raises an error for extras that do not fit a leaf; or None.
+        lists: `shape -> bool`: whether programs over lists may run the rule for a leaf, although `compiles` is False;
+            or None.
     """
 
     name: str
@@ -78,6 +80,7 @@ class Rule:
     owner_reads: tuple[str, ...] = ()
     wire: torch.dtype | None = None
     check: Callable[[str, torch.Size, Mapping[str, Any]], None] | None = None
+    lists: Callable[[torch.Size], bool] | None = None
 
 
 class OfLeaf:
@@ -403,6 +406,12 @@ class RuleOperation(Operation):
 
     def compute_dtype(self, leaf: Leaf) -> torch.dtype:
         return self.stage.compute_dtype(leaf)
+
+    def has_list_program(self, leaf: Leaf, on_host: bool) -> bool:
+        if self.has_program(leaf):
+            return True
+        # Only if the host knows the count do these programs skip work that is not due.
+        return on_host and self.rule.lists is not None and self.rule.lists(leaf.shape)
 
     def check(self, leaf: Leaf) -> None:
         if self.rule.check is not None:

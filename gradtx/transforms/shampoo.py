@@ -33,9 +33,15 @@ def _decays(arguments: dict[str, Any]) -> tuple[str, ...]:
     return () if is_off(arguments["weight_decay"]) else ("param",)
 
 
+def _is_without_turns(arguments: dict[str, Any], shape: torch.Size) -> bool:
+    """Whether the phase of the roots does not depend on a leaf's name, which programs for many leaves do not know."""
+    return not arguments["stagger"]
+
+
 @per_tensor(
     needs=("params",),
     compiles=False,
+    lists=_is_without_turns,
     static=("stagger",),
     whole=_decays,
     ranges={"matrix_eps": "(0, inf)", "preconditioning_compute_steps": "[1, inf)", "momentum": "[0, 1)"},
@@ -146,6 +152,7 @@ SCALABLE_RANGES = {
 @per_tensor(
     needs=("params",),
     compiles=False,
+    lists=lambda arguments, shape: True,
     whole=_decays,
     ranges=SCALABLE_RANGES,
     example=BLOCKS,

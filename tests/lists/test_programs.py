@@ -84,6 +84,7 @@ def test_equal_programs_have_the_same_text_and_others_do_not():
 
     assert recorded(double, [(2, 3)]).text() == recorded(double, [(5,)]).text()
     assert recorded(by_size, [(2, 3)]).text() != recorded(by_size, [(5, 1)]).text()
+
     def transposed(number, x):
         return [x.mT * 2], []
 

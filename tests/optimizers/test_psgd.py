@@ -167,7 +167,7 @@ def test_annealed_steps_of_the_optimizer_are_those_of_the_pure_functions(monkeyp
 )
 def test_dimensions_are_merged_as_in_kron_torch(shape, expected):
     assert merged(shape, True) == expected
-    assert psgd.Sides(True, 100, 2, None).shape(torch.zeros(shape)) == expected
+    assert psgd.Sides(True, 100, 2, None).view(shape) == expected
 
 
 # PSGD-PRO.
