@@ -138,7 +138,8 @@ def owned(payload: Mapping[str, Tensor], operation: Any) -> Tensor:
 def as_one(function: Callable[[Tensor], tuple[Tensor, ...]], x: Tensor) -> tuple[Tensor, ...]:
     """Return `function(x)`; if it is being recorded, as one operation of a program, which may read values.
 
-    The function must belong to a module, because programs refer to it, and must return new tensors.
+    The function belongs to a module, because programs refer to it, and returns new tensors. It is also called with a
+    stand-in on the meta device, whose values it must not read.
     """
     return _RECORDERS[-1].call_as_one(function, x) if _RECORDERS else function(x)
 

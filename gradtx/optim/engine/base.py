@@ -91,7 +91,9 @@ class Engine:
         numbers: dict[Any, list[Any]] = {}
         for bundle in plan.bundles:
             member = bundle.members[0]
-            key = member.group, member.count, id(bundle.signature)
+            # Bundles whose equal slots had the same values when the plan was made may have other values by now.
+            shared = bundle if bundle.signature.equal else bundle.signature
+            key = member.group, member.count, id(shared)
             if key not in numbers:
                 numbers[key] = _numbers(member, bundle.signature, request)
             self._begin_bundle(bundle, numbers[key], request)
