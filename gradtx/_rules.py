@@ -410,8 +410,9 @@ class RuleOperation(Operation):
     def has_list_program(self, leaf: Leaf, on_host: bool) -> bool:
         if self.has_program(leaf):
             return True
-        # Only if the host knows the count do these programs skip work that is not due.
-        return on_host and self.rule.lists is not None and self.rule.lists(leaf.shape)
+        if self.rule.lists is None or not on_host or leaf.device.type != "cpu":
+            return False  # a program skips work that is not due only if no scalar is on an accelerator
+        return self.rule.lists(leaf.shape)
 
     def check(self, leaf: Leaf) -> None:
         if self.rule.check is not None:

@@ -38,14 +38,12 @@ def batch_of(nodes: Sequence[Node], has_list_form: Callable[[Node], bool]) -> li
     """Return the operations of a program to run on batches.
 
     These are all operations from the first to the last without a list form, if they include a product or a
-    factorization of matrices. A program with functions that read values (`as_one`) has no batch.
+    factorization of matrices.
     """
     operations: list[Node] = []
     without_form: list[int] = []
     of_matrices = False
     for node in nodes:
-        if node.meta.get("opaque"):
-            return []
         if node.op != "call_function" or not is_list(node) or _torch.writes(node.target):
             continue
         if not has_list_form(node):

@@ -47,11 +47,11 @@ def _outer(x: Tensor, i: int, factor: Tensor) -> Tensor:
     return x.square().sum(dim=[k for k in range(x.ndim) if k != i]) if x.ndim > 1 else x.square()
 
 
-def _products_of_others(numbers: Sequence[Tensor]) -> list[Tensor]:
+def _products_of_others(numbers: Sequence[Tensor]) -> list[Tensor | float]:
     """Return, for each number, the product of the others."""
-    products = []
+    products: list[Tensor | float] = []
     for i in range(len(numbers)):
-        product = torch.ones_like(numbers[0])
+        product = 1.0
         for k, number in enumerate(numbers):
             product = product if k == i else product * number
         products.append(product)

@@ -243,9 +243,8 @@ def recorded_halves(operation=None):
     return record(run, [F64], [(F64, (2, 3)), (F64, (2, 3))])
 
 
-@pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_a_function_that_reads_values_is_one_operation_of_each_leaf_and_precedes_all_writes(device):
-    function = list_function(recorded_halves(), torch.device(device))
+def test_a_function_that_reads_values_is_one_operation_of_each_leaf_and_precedes_all_writes():
+    function = list_function(recorded_halves(), torch.device("cpu"))
     columns = [[torch.randn(2, 3, dtype=F64) for _ in range(3)] for _ in range(2)]
     slots = [slot.clone() for slot in columns[1]]
     products, totals = function.run(function.prepare([3.0]), columns)
@@ -255,9 +254,8 @@ def test_a_function_that_reads_values_is_one_operation_of_each_leaf_and_precedes
         torch.testing.assert_close(total, expected)
     for slot, old in zip(columns[1], slots, strict=True):
         assert torch.equal(slot, old + 1)
-    assert "batched(" not in function.source
     lines = function.source.splitlines()
-    at = next(i for i, line in enumerate(lines) if "halves_" in line or "f_halves" in line)
+    at = next(i for i, line in enumerate(lines) if "f_halves" in line)
     assert not any("_(leaf" in line for line in lines[:at])
 
 
