@@ -553,8 +553,8 @@ class _Leaves:
             for each in passes:
                 each.function(self.device, on_host)
         sizes: list[int] = []
-        for of_leaf in zip(*self.columns, strict=True):
-            sizes.append(max(tensors[i].numel() for i in of_leaf))
+        for position in range(len(self.names)):
+            sizes.append(max(map(Tensor.numel, self.tensors_at(position, tensors))))
         self.chunks = list(_chunks(sizes, entries_of_a_call(self.device)))
 
 
