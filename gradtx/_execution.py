@@ -203,7 +203,7 @@ class Operation:
         elementwise: Whether the entries of a leaf are independent, except for sums over leaves.
         takes_complex: Whether it may process real views of complex leaves: it depends neither on rows nor on the
             number of dimensions.
-        compiles: Whether programs may run it for all leaves; see `has_program`.
+        compiles: Whether programs may run it for all leaves; see `has_program` and `has_list_program`.
         restarts_inner: Whether the operations after it may restart from their initial state.
         waits: Whether it needs all leaves at once: for a sum over leaves, or as a rule for whole trees.
         sums: Whether it needs nothing from other leaves but sums.
@@ -258,6 +258,10 @@ class Operation:
     def has_program(self, leaf: Leaf) -> bool:
         """Whether programs may run it for this leaf."""
         return self.compiles
+
+    def has_list_program(self, leaf: Leaf, on_host: bool) -> bool:
+        """Whether programs over lists may run it for this leaf; `on_host` is whether the host knows all scalars."""
+        return self.has_program(leaf)
 
     def check(self, leaf: Leaf) -> None:
         """Raise an error for extras that do not fit the leaf, before any computation."""

@@ -382,7 +382,7 @@ def _group_by_program(leaves: dict[str, Leaf], entries: list[Entry], tensors: li
     """Group the names of leaves that may share a program: those of one shape, or elementwise ones of any shape."""
     groups: dict[Any, list[str]] = {}
     for name, leaf in leaves.items():
-        if not all(operation.has_program(leaf) for operation in leaf.program):
+        if not all(operation.has_list_program(leaf, True) for operation in leaf.program):
             raise _UnsuitableError
         values = [tensor for tensor in leaf.inputs if tensor is not None]
         values.extend(tensors[entry.leaves[name]] for entry in entries if name in entry.leaves)
@@ -552,7 +552,9 @@ class _Leaves:
         with _planning():
             for each in passes:
                 each.function(self.device, on_host)
-        sizes = [tensors[i].numel() for i in self.columns[0]]
+        sizes: list[int] = []
+        for position in range(len(self.names)):
+            sizes.append(max(map(Tensor.numel, self.tensors_at(position, tensors))))
         self.chunks = list(_chunks(sizes, entries_of_a_call(self.device)))
 
 

@@ -55,6 +55,8 @@ class Rule:
         whole: Whether the rule needs all of a sharded leaf; "shape" if it needs only the shape.
         owner_reads, wire: As in `Operation`.
         check: `(name, shape, extras) -> None`, which raises an error for extras that do not fit a leaf; or None.
+        lists: `shape -> bool`: whether programs over lists may run the rule for a leaf, although `compiles` is False;
+            or None.
     """
 
     name: str
@@ -78,6 +80,7 @@ class Rule:
     owner_reads: tuple[str, ...] = ()
     wire: torch.dtype | None = None
     check: Callable[[str, torch.Size, Mapping[str, Any]], None] | None = None
+    lists: Callable[[torch.Size], bool] | None = None
 
 
 class OfLeaf:
@@ -403,6 +406,13 @@ class RuleOperation(Operation):
 
     def compute_dtype(self, leaf: Leaf) -> torch.dtype:
         return self.stage.compute_dtype(leaf)
+
+    def has_list_program(self, leaf: Leaf, on_host: bool) -> bool:
+        if self.has_program(leaf):
+            return True
+        if self.rule.lists is None or not on_host or leaf.device.type != "cpu":
+            return False  # a program skips work that is not due only if no scalar is on an accelerator
+        return self.rule.lists(leaf.shape)
 
     def check(self, leaf: Leaf) -> None:
         if self.rule.check is not None:

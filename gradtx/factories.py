@@ -67,6 +67,7 @@ class Options(TypedDict, total=False):
     dims: tuple[int, float] | Callable[[Bound], tuple[int, float] | None] | None
     determined: bool | Callable[[Bound], bool]
     compiles: bool
+    lists: Callable[[Bound, torch.Size], bool]
     random: bool | Callable[[Bound], bool]
     nonnegative: tuple[str, ...] | Callable[[Bound], Iterable[str]]
     kinds: Mapping[str, str]
@@ -128,6 +129,7 @@ class Spec:
         self._takes_complex = options.get("takes_complex", self.elementwise)
         self.random = options.get("random", False)
         self.compiles = options.get("compiles", not self.random)
+        self._lists = options.get("lists")
         self._dims = options.get("dims")
         self._determined = options.get("determined", True)
         self._sums_of_leaf = options.get("sums_of_leaf", False)
@@ -187,6 +189,7 @@ class Spec:
             owner_reads=self._owner_reads(whole, arguments),
             wire=self._wire(arguments),
             check=None if self.check is None else functools.partial(self.check, arguments),
+            lists=None if self._lists is None else functools.partial(self._lists, arguments),
         )
 
     def _takes_complex_leaves(self, arguments: Bound) -> bool:
@@ -733,6 +736,9 @@ def per_tensor(function: Any = None, /, **options: Any) -> Any:
         compiles: False for a rule that always runs in eager steps, which can skip work that is not due, even with the
             adapter's `compile=True`. Random rules default to False; with True, only `init` may draw, since noise
             depends on the leaf's name, which a program for many leaves does not know.
+        lists: For a rule with `compiles=False`, a function `(arguments, shape)` that returns whether programs over
+            lists may run it for leaves of this shape on the CPU. They skip work that is not due, but do not know names
+            (`ctx.turn`).
         dims: The minimum and maximum number of dimensions of a leaf, or a function of the arguments that returns such
             a pair; other leaves raise an error with their name.
         determined: False, or a function of the arguments that returns False, if results depend on a basis that
@@ -853,8 +859,8 @@ def combinator(function: Any = None, /, **options: Any) -> Any:
 
 _OPTIONS = {
     "rule": "elementwise takes_complex needs extras check shared agree ahead owns_lr before_owner follows_rate dims"
-    " determined compiles random nonnegative kinds averages summed sums_of_leaf whole wire ranges static any_length"
-    " example",
+    " determined compiles lists random nonnegative kinds averages summed sums_of_leaf whole wire ranges static"
+    " any_length example",
     "tree": "needs extras ranges static example",
     "alias": "class_name ranges static any_length example",
     "combinator": "needs extras owns_lr rounds determined ranges static any_length example",

@@ -9,20 +9,20 @@ from torch.fx import Node
 from gradtx import _torch
 from gradtx._lists.record import Recording
 
+EXACT = (torch.float64, torch.int64)  # the dtypes whose values Python scalars represent, with the same arithmetic
+
 
 def may_be_number(tensor: Tensor) -> bool:
-    """Whether a slot is a float64 scalar that the host can read without waiting for a device."""
-    return type(tensor) is Tensor and tensor.ndim == 0 and tensor.dtype == torch.float64 and tensor.device.type == "cpu"
+    """Whether a slot is a scalar of such a dtype that the host can read without waiting for a device."""
+    return type(tensor) is Tensor and tensor.ndim == 0 and tensor.dtype in EXACT and tensor.device.type == "cpu"
 
 
 def slots_from_numbers(recording: Recording) -> list[int]:
-    """Return the positions of float64 0-d arguments whose new values depend only on scalars and on each other.
+    """Return the positions of exact 0-d arguments whose new values depend only on scalars and on each other.
 
     Leaves with equal values of these arguments have equal values after every step.
     """
-    candidates = {
-        node for node in recording.leaves if node.meta["val"].ndim == 0 and node.meta["val"].dtype == torch.float64
-    }
+    candidates = {node for node in recording.leaves if node.meta["val"].ndim == 0 and node.meta["val"].dtype in EXACT}
     while True:
         varying = _varying(recording, candidates)
         remaining = {node for node in candidates if _is_written_without(node, varying)}

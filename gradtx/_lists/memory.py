@@ -36,6 +36,8 @@ class MemoryPlan:
         self._has_form_in_place = has_form_in_place
         self._needs = needs
         self._at = {node: i for i, node in enumerate(self._nodes)}
+        # The first node that may write arguments: if a function before it raises an exception, nothing has changed.
+        self._first_write = max((self._at[node] for node in self._nodes if node.meta.get("opaque")), default=0)
         self._roots: dict[Node, dict[Node, Case]] = {}
         self.last_use: dict[Node, int] = {}
         self.operand: dict[Node, Node] = {}
@@ -97,6 +99,8 @@ class MemoryPlan:
                 return
             operands = self._candidates(node)
             if argument in operands:
+                if self._at[node] < self._first_write:  # type: ignore[index]
+                    return
                 path.append((node, argument))  # type: ignore[arg-type]
                 break
             for operand in operands:

@@ -115,6 +115,8 @@ def is_computed(node: Any) -> bool:
 
 def may_alias(node: Node) -> bool:
     """Whether a result may share memory with an operand."""
+    if node.meta.get("opaque"):
+        return False
     schema = getattr(node.target, "_schema", None)
     if schema is None:
         return True

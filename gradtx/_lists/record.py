@@ -92,6 +92,8 @@ def record(
     try:
         with torch.inference_mode(False), torch.no_grad(), _torch.intercepting(recorder.call):
             result = function(arguments)
+            if result.operation is not None and recorder.opaque:
+                raise UnrecordableError(f"a sum over leaves follows {recorder.opaque[0].name}, which would run twice")
             recorder.may_write = True
             result.write()
     finally:
@@ -133,6 +135,15 @@ def owned(payload: Mapping[str, Tensor], operation: Any) -> Tensor:
     return _RECORDERS[-1].owner_computes(payload, operation)
 
 
+def as_one(function: Callable[[Tensor], tuple[Tensor, ...]], x: Tensor) -> tuple[Tensor, ...]:
+    """Return `function(x)`; if it is being recorded, as one operation of a program, which may read values.
+
+    The function belongs to a module, because programs refer to it, and returns new tensors. It is also called with a
+    stand-in on the meta device, whose values it must not read.
+    """
+    return _RECORDERS[-1].call_as_one(function, x) if _RECORDERS else function(x)
+
+
 _RECORDERS: list[Any] = []  # the active ones, innermost last
 
 
@@ -153,6 +164,8 @@ class _Recorder:
         self.as_written = False
         self.fuses = True
         self.owned: list[Node] = []
+        self.opaque: list[Node] = []  # the operations of `as_one`
+        self._is_inside = False  # whether one of them is being executed
 
     def argument(self, name: str, stand_in: Tensor) -> Node:
         node = self.graph.placeholder(name)
@@ -169,6 +182,8 @@ class _Recorder:
 
     def call(self, operator: Any, args: Any, kwargs: Any) -> Any:
         """Execute and record one operation."""
+        if self._is_inside:
+            return operator(*args, **kwargs)
         traits = _Traits.of(operator)
         if traits.reads_value:
             if args[0].device.type == "cpu":  # a constant: values computed from arguments are on the meta device
@@ -205,6 +220,19 @@ class _Recorder:
         self.owned.append(node)
         self._name(stand_in, node)
         return stand_in
+
+    def call_as_one(self, function: Callable[[Tensor], tuple[Tensor, ...]], x: Tensor) -> tuple[Tensor, ...]:
+        """Execute a function and record it as one operation."""
+        node = self.graph.call_function(function, (self.node_of(x),))
+        self._is_inside = True
+        try:
+            results = function(x)
+        finally:
+            self._is_inside = False
+        self._name(results, node)
+        node.meta["opaque"] = True
+        self.opaque.append(node)
+        return results
 
     def _constant(self, tensor: Tensor) -> Tensor:
         """Record a tensor that the function creates from Python scalars, such as `torch.tensor(1.0)`."""

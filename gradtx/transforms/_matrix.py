@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from gradtx import _torch
-from gradtx._lists.record import device_of
+from gradtx._lists.record import as_one, device_of
 from gradtx.transforms._math import at_least, differentiable, quotient, safe_sqrt
 
 # Tensors viewed as matrices.
@@ -145,12 +145,16 @@ def _is_finite(x: Tensor) -> bool:
     return bool(x.isfinite().all())  # a sum may overflow
 
 
+def _eigh(x: Tensor) -> tuple[Tensor, ...]:
+    return tuple(_factors(torch.linalg.eigh, x))
+
+
 def inverse_root(x: Tensor, exponent: float, floor: Any = 0.0, ridge: Any = None) -> Tensor:
     """Return (x + ridge max(top eigenvalue, 1e-16) I)^(-exponent) of a symmetric matrix with eigenvalues >= `floor`.
 
     Eigenvalues that rounding moved below the floor are raised to it. Cost: O(n^3).
     """
-    values, basis = _factors(torch.linalg.eigh, x.detach())
+    values, basis = as_one(_eigh, x.detach())
     values = at_least(values, floor.detach() if isinstance(floor, Tensor) else floor).to(x.dtype)
     change = _change(x, basis)
     if ridge is not None:

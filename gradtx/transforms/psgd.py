@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -47,11 +47,11 @@ def _outer(x: Tensor, i: int, factor: Tensor) -> Tensor:
     return x.square().sum(dim=[k for k in range(x.ndim) if k != i]) if x.ndim > 1 else x.square()
 
 
-def _products_of_others(numbers: Sequence[Tensor]) -> list[Tensor]:
+def _products_of_others(numbers: Sequence[Tensor]) -> list[Tensor | float]:
     """Return, for each number, the product of the others."""
-    products = []
+    products: list[Tensor | float] = []
     for i in range(len(numbers)):
-        product = torch.ones_like(numbers[0])
+        product = 1.0
         for k, number in enumerate(numbers):
             product = product if k == i else product * number
         products.append(product)
@@ -123,8 +123,13 @@ class Sides:
     least: int
     mode: str | None
 
-    def shape(self, x: Tensor) -> tuple[int, ...]:
-        shape = tuple(x.shape) or (1,)
+    def are_diagonal(self, shape: Sequence[int]) -> bool:
+        """Whether a leaf of this shape has only diagonal factors."""
+        return all(self._diagonal(self.view(shape)))
+
+    def view(self, of_leaf: Sequence[int]) -> tuple[int, ...]:
+        """Return the shape in which a leaf of this shape is viewed."""
+        shape = tuple(of_leaf) or (1,)
         if not self.merges or len(shape) <= 2:
             return shape
         leading, trailing = (math.prod(shape[:-1]), shape[-1]), (shape[0], math.prod(shape[1:]))
@@ -132,7 +137,7 @@ class Sides:
 
     def first(self, x: Tensor, scale: Any) -> list[Tensor]:
         """Return the initial factors."""
-        shape = self.shape(x)
+        shape = self.view(x.shape)
         scale = scale ** (1 / len(shape))
         factors = []
         for size, diagonal in zip(shape, self._diagonal(shape), strict=True):
@@ -197,10 +202,25 @@ def _lower_bound(x: Tensor) -> Tensor:
     return norm(x @ y) * size
 
 
+def _sides(arguments: Mapping[str, Any]) -> Sides:
+    return Sides(
+        arguments["merge_dims"],
+        arguments["max_size_triangular"],
+        arguments["min_ndim_triangular"],
+        arguments["memory_save_mode"],
+    )
+
+
+def _is_elementwise(arguments: Mapping[str, Any], shape: torch.Size) -> bool:
+    """Whether a leaf has only diagonal factors and no random probes."""
+    return arguments["probes"] == "expected" and _sides(arguments).are_diagonal(shape)
+
+
 @per_tensor(
     whole=True,
     random=lambda arguments: arguments["probes"] == "random",
     compiles=False,
+    lists=_is_elementwise,
     ranges={
         "b1": "[0, 1)",
         "precond_lr": "[0, inf)",
@@ -302,7 +322,7 @@ def scale_by_psgd_kron(
         if not update.numel():
             return update, dict(state)
         buffer = b1 * state["momentum_buffer"] + (1 - b1) * update
-        mean = (buffer / ctx.bias_correction(b1)).reshape(sides.shape(update))
+        mean = (buffer / ctx.bias_correction(b1)).reshape(sides.view(update.shape))
         x = mean if momentum_into_precond_update else update.reshape(mean.shape)
         new = {"momentum_buffer": buffer}
         if frequency is None:

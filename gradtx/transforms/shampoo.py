@@ -33,9 +33,15 @@ def _decays(arguments: dict[str, Any]) -> tuple[str, ...]:
     return () if is_off(arguments["weight_decay"]) else ("param",)
 
 
+def _is_without_turns(arguments: dict[str, Any], shape: torch.Size) -> bool:
+    """Whether the phase of the roots does not depend on a leaf's name, which programs for many leaves do not know."""
+    return not arguments["stagger"]
+
+
 @per_tensor(
     needs=("params",),
     compiles=False,
+    lists=_is_without_turns,
     static=("stagger",),
     whole=_decays,
     ranges={"matrix_eps": "(0, inf)", "preconditioning_compute_steps": "[1, inf)", "momentum": "[0, 1)"},
@@ -61,8 +67,9 @@ def scale_by_shampoo(
         momentum: $\mu$ in [0, 1).
         weight_decay: $\lambda \ge 0$, coupled; it is part of this link, because $b$ is its output.
         matrix_eps: $\epsilon > 0$, in the units of a squared gradient.
-        preconditioning_compute_steps: $n \ge 1$, steps between the roots. In pure use, a root is computed at every
-            step and selected; an optimizer from `as_optimizer` computes it only when it is due.
+        preconditioning_compute_steps: $n \ge 1$, steps between the roots. An optimizer from `as_optimizer` computes a
+            root only when it is due. So does pure use of plain tensors on the CPU without `stagger`; otherwise, it
+            computes roots at every step and selects.
         variant: "paper": $x = u$ and $e = 1/(2k)$. "moskomule": $x$ is $u$ after the previous dimensions, and
             $e = 1/k$.
         stagger: Compute the roots of each leaf at the first step, and then at its own step within the period, derived
@@ -146,6 +153,7 @@ SCALABLE_RANGES = {
 @per_tensor(
     needs=("params",),
     compiles=False,
+    lists=lambda arguments, shape: True,
     whole=_decays,
     ranges=SCALABLE_RANGES,
     example=BLOCKS,
@@ -185,8 +193,9 @@ def scale_by_scalable_shampoo(
         weight_decay: $\lambda \ge 0$, coupled: added to $s$ and to $u$ after grafting.
         inverse_exponent_override: $e > 0$, or 0 for twice the number of preconditioned dimensions.
         start_preconditioning_step: The first step with a preconditioned direction, >= 0.
-        preconditioning_compute_steps: Roots are computed where $t$ is a multiple of this, >= 1. In pure use, they are
-            computed at every step and selected; an optimizer from `as_optimizer` computes them only when they are due.
+        preconditioning_compute_steps: Roots are computed where $t$ is a multiple of this, >= 1. An optimizer from
+            `as_optimizer` computes them only when they are due. So does pure use of plain tensors on the CPU;
+            otherwise, it computes roots at every step and selects.
         statistics_compute_steps: Statistics are updated where $t$ is a multiple of this, >= 1.
         block_size: Largest side of a block, >= 1.
         skip_preconditioning_rank_lt: Leaves with fewer dimensions than this, >= 0, are not preconditioned.

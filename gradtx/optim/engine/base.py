@@ -91,7 +91,9 @@ class Engine:
         numbers: dict[Any, list[Any]] = {}
         for bundle in plan.bundles:
             member = bundle.members[0]
-            key = member.group, member.count, id(bundle.signature)
+            # Bundles whose equal slots had the same values when the plan was made may have other values by now.
+            shared = bundle if bundle.signature.equal else bundle.signature
+            key = member.group, member.count, id(shared)
             if key not in numbers:
                 numbers[key] = _numbers(member, bundle.signature, request)
             self._begin_bundle(bundle, numbers[key], request)
@@ -153,7 +155,7 @@ class Engine:
         reason = _reason_against(member, leaf, shares)
         if reason is not None:
             return self._refuse(leaf, reason)
-        if not self._supports(leaf):
+        if not self._supports(leaf, request):
             return None
         flat = _is_flat(member, leaf)
         if not flat and is_sharded(param):
@@ -176,12 +178,23 @@ class Engine:
             width=self._width(member, leaf, flat),
         )
 
-    def _supports(self, leaf: Leaf) -> bool:
+    def _supports(self, leaf: Leaf, request: StepRequest) -> bool:
         """Whether programs may run all operations of a leaf."""
-        stage = stage_without_program(leaf)
+        stage = self._stage_without_program(leaf, request)
         if stage is not None:
             self._refuse(leaf, f"{stage} has no program")
         return stage is None
+
+    def _stage_without_program(self, leaf: Leaf, request: StepRequest) -> str | None:
+        """Return the path of the first operation of a leaf that programs cannot run, if there is one."""
+        for operation in leaf.program:
+            if not self._has_program(operation, leaf, request):
+                return ".".join(operation.path)
+        return None
+
+    def _has_program(self, operation: Operation, leaf: Leaf, request: StepRequest) -> bool:
+        """Whether programs of this engine may run an operation for a leaf."""
+        return operation.has_program(leaf)
 
     def _refuse(self, leaf: Leaf, reason: str) -> None:
         self.reasons[leaf.name] = reason
@@ -222,7 +235,7 @@ def stand_ins(signature: Signature) -> list[Tensor]:
         dtypes += [torch.float64, torch.bool]
     dtypes += [torch.float64] * signature.numbers
     dtypes += signature.shared.values()
-    dtypes += [torch.float64] * len(signature.equal)
+    dtypes += signature.equal.values()
     dtypes += signature.scalars.values()
     return [torch.empty((), dtype=dtype) for dtype in dtypes]
 
@@ -234,14 +247,6 @@ def shared_programs(cache: SharedPrograms, tx: GradientTransformation, *options:
         if varies(entry.value):  # a shared program would keep a tensor, or the objects that a schedule refers to, alive
             return {}
     return {} if skeleton is None else cache.of((skeleton, *options))
-
-
-def stage_without_program(leaf: Leaf) -> str | None:
-    """Return the path of the first operation of a leaf that programs cannot run, if there is one."""
-    for operation in leaf.program:
-        if not operation.has_program(leaf):
-            return ".".join(operation.path)
-    return None
 
 
 def _has_usable_gradient(param: Tensor, leaf: Leaf) -> bool:

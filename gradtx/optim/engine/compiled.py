@@ -27,7 +27,6 @@ from gradtx.optim.engine.base import (
     UnsuitableError,
     shared_programs,
     slots_are_shaped_as,
-    stage_without_program,
     stand_ins,
 )
 from gradtx.optim.engine.bundle import Bundle, Prepared
@@ -153,7 +152,7 @@ class CompiledEngine(Engine):
             return tensors[0].numel() >= LARGE, *traits
         return False, *map(_traits_of, tensors)
 
-    def _supports(self, leaf: Leaf) -> bool:
+    def _supports(self, leaf: Leaf, request: StepRequest) -> bool:
         if leaf.key.ndim == 0:  # a 0-d slot cannot be distinguished from one shaped like the leaf
             self._refuse(leaf, "it has no dimensions")
             return False
@@ -163,11 +162,11 @@ class CompiledEngine(Engine):
         if has_regions(leaf.program):
             self._refuse(leaf, "a link is computed by owners, which requires list programs")
             return False
-        stage = stage_without_program(leaf)
+        stage = self._stage_without_program(leaf, request)
         if stage is not None and stage not in self._logged:
             self._logged.add(stage)
             logger.warning("%s is not compiled: leaves that pass through it step eagerly", stage)
-        return super()._supports(leaf)
+        return super()._supports(leaf, request)
 
     def _bundle(
         self,

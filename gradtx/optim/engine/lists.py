@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gradtx._complex import as_real
-from gradtx._execution import Leaf, LeafTerms
+from gradtx._execution import Leaf, LeafTerms, Operation
 from gradtx._lists import UnrecordableError
 from gradtx._lists.bundle import ListBundle, ListPass, entries_of_a_call, passes_of_shards
 from gradtx._lists.cache import SharedPrograms
@@ -49,7 +49,7 @@ class MemberBundle(ListBundle):
         self._results: list[dict[str, Any]] = []  # the owners' results, by leaf name
         self._leaves: dict[str, Leaf] = {}
         flat = splits and not signature.layout.codes  # codes are stored row by row, except in parts of leaves
-        chunks = _chunks_of(members, splits, signature.placed)
+        chunks = _chunks_of(members, splits, signature)
         self._chunks = [Chunk(pieces, signature, flat) for pieces in chunks]
         self._trees: Trees = {}
         self._consumes = False
@@ -196,18 +196,20 @@ def _is_plain(tensor: Any) -> bool:
     return type(tensor) is Tensor
 
 
-def _chunks_of(members: list[Member], splits: bool, equal: bool) -> list[list[Piece]]:
-    """Divide leaves into lists of bounded size; `equal` is whether the parts of a large leaf must be equal."""
+def _chunks_of(members: list[Member], splits: bool, signature: Signature) -> list[list[Piece]]:
+    """Divide leaves into lists of bounded size: of the leaves, and of their largest slots."""
     limit = entries_of_a_call(local(members[0].param).device)
     chunks: list[list[Piece]] = []
     room = 0
     for member in members:
         size = entries_of(member.param)
-        part = part_of(member, equal) if splits else None
+        part = part_of(member, signature.placed) if splits else None
         if part is not None:
             chunks.extend([(member, slice(start, min(start + part, size)))] for start in range(0, size, part))
             room = 0
             continue
+        for key in signature.slots_by_leaf:
+            size = max(size, entries_of(member.state[key]))
         if size > room or not chunks:
             chunks.append([])
             room = limit
@@ -231,6 +233,9 @@ class ListEngine(Engine):
 
     def _consequence(self) -> str:
         return "steps run leaf by leaf"
+
+    def _has_program(self, operation: Operation, leaf: Leaf, request: StepRequest) -> bool:
+        return operation.has_list_program(leaf, request.on_host)
 
     def _is_still_valid(self, plan: Plan) -> bool:
         bundles: list[Any] = plan.bundles
@@ -259,7 +264,8 @@ class ListEngine(Engine):
             return self._bundles_of_signature(kind, signature, pairs, request)
         bundles: list[MemberBundle] = []
         for equal_pairs in _grouped_by_values(pairs, equal):
-            with_numbers = dataclasses.replace(signature, equal=equal)
+            dtypes = {key: member.state[key].dtype for key in equal}
+            with_numbers = dataclasses.replace(signature, equal=dtypes)
             bundles.extend(self._bundles_of_signature(kind, with_numbers, equal_pairs, request))
         return bundles
 

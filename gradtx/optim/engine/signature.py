@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -62,7 +62,7 @@ class Signature:
         padded: Whether some leaves may be padding, so that each has a flag that marks it as real.
         placed: Whether leaves are parts of parameters, so that each has the index of its first entry.
         has_owners: Whether owners compute the operations that need whole leaves.
-        equal: The keys of 0-d slots that are equal in all leaves and are passed once.
+        equal: The dtype of each 0-d slot that is equal in all leaves and is passed once, by key.
     """
 
     layout: Layout
@@ -78,7 +78,7 @@ class Signature:
     padded: bool = True
     has_owners: bool = False
     placed: bool = False
-    equal: tuple[str, ...] = ()
+    equal: Mapping[str, torch.dtype] = field(default_factory=dict[str, torch.dtype])
 
     @classmethod
     def of(
@@ -128,7 +128,7 @@ class Signature:
             self.scaled,
             self.has_owners,
             self.placed,
-            self.equal,
+            tuple(self.equal.items()),
         )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ SMALLEST_PARTS = 64  # equal parts of a coded leaf may be this many times smalle
 WINDOW = 2**17
 
 
-def can_be_split(member: Member, leaf: Leaf, equal: Sequence[str] = ()) -> bool:
+def can_be_split(member: Member, leaf: Leaf, equal: Collection[str] = ()) -> bool:
     """Whether a leaf whose operations are elementwise may be updated in parts, one at a time.
 
     A slot that is 0-d rules this out because each part would update it again, unless it is constant or one of the

@@ -1,0 +1,323 @@
+"""Programs of rules that branch by the count, such as Shampoo: they equal steps leaf by leaf, bit for bit."""
+
+import pytest
+import torch
+
+import gradtx
+from gradtx._lists import UnrecordableError, bundle, list_function, record
+from gradtx._lists.cache import SharedPrograms
+from gradtx._lists.record import as_one
+from gradtx._passes import PassResult
+from gradtx._rules import RuleOperation
+from gradtx.optim.engine import lists
+
+F32, F64 = torch.float32, torch.float64
+SHAPES = {"matrix": (4, 3), "kernel": (2, 3, 2), "vector": (5,), "norm": (5,), "single": (1,), "empty": (0,), "0-d": ()}
+VECTORS = {name: shape for name, shape in SHAPES.items() if len(shape) < 2 and name != "empty"}
+
+EVERYWHERE = {
+    "shampoo": gradtx.shampoo(lr=0.1),
+    "shampoo with momentum": gradtx.shampoo(
+        lr=0.1, momentum=0.5, weight_decay=0.1, preconditioning_compute_steps=3, variant="moskomule"
+    ),
+    "scalable_shampoo": gradtx.scalable_shampoo(
+        lr=0.1, block_size=2, start_preconditioning_step=2, preconditioning_compute_steps=2, weight_decay=0.1
+    ),
+    "accumulate": gradtx.accumulate(gradtx.shampoo(lr=0.1, preconditioning_compute_steps=2), every=2),
+    "skip": gradtx.skip_nonfinite(gradtx.shampoo(lr=0.1)),
+    "diagonal psgd_kron": gradtx.psgd_kron(lr=0.1, memory_save_mode="all_diag", balance_every=2),
+}
+FOR_VECTORS = {
+    "psgd_kron": gradtx.psgd_kron(lr=0.1, weight_decay=0.1),
+    "psgd_kron every third step": gradtx.psgd_kron(lr=0.1, precondition_frequency=3, clip_rms=0.5),
+    "psgd_kron of gradients": gradtx.psgd_kron(lr=0.1, momentum_into_precond_update=False),
+}
+
+
+def noise(seed, dtype=F32):
+    generator = torch.Generator().manual_seed(seed)
+    return {name: torch.randn(shape, generator=generator, dtype=dtype) for name, shape in SHAPES.items()}
+
+
+def alone(monkeypatch):
+    """Have leaves step one at a time."""
+    monkeypatch.setattr(RuleOperation, "has_list_program", lambda operation, leaf, on_host: False)
+
+
+def trained(tx, steps=7, without=lambda step: (), **options):
+    """An optimizer after some steps, and its parameters."""
+    params = {name: torch.nn.Parameter(value) for name, value in noise(0).items()}
+    optimizer = gradtx.as_optimizer(tx, params.items(), **options)
+    for step in range(1, steps + 1):
+        for name, gradient in noise(step).items():
+            params[name].grad = None if name in without(step) else gradient
+        optimizer.step()
+    return optimizer, params
+
+
+def assert_identical(tx, monkeypatch, **options):
+    """Assert that programs take parameters and slots to the same bits; return how each leaf runs."""
+    optimizer, params = trained(tx, **options)
+    alone(monkeypatch)
+    other, expected = trained(tx, **options)
+    assert {way.way for way in other.explain() if way.name in VECTORS} == {"alone"}
+    for name, param in params.items():
+        assert torch.equal(param, expected[name]), name
+        for slot, value in other.state[expected[name]].items():
+            assert torch.equal(optimizer.state[param][slot], value), (name, slot)
+    return {way.name: way.way for way in optimizer.explain()}
+
+
+@pytest.mark.parametrize("name", EVERYWHERE)
+def test_all_leaves_run_in_programs_and_equal_those_alone_bit_for_bit(name, monkeypatch):
+    ways = assert_identical(EVERYWHERE[name], monkeypatch)
+    assert ways == dict.fromkeys(SHAPES, "lists")
+
+
+@pytest.mark.parametrize("name", FOR_VECTORS)
+def test_leaves_with_diagonal_factors_run_in_programs_and_equal_those_alone_bit_for_bit(name, monkeypatch):
+    ways = assert_identical(FOR_VECTORS[name], monkeypatch)
+    assert ways == {**dict.fromkeys(SHAPES, "lists"), "matrix": "alone", "kernel": "alone"}
+
+
+@pytest.mark.parametrize("name", ["shampoo with momentum", "diagonal psgd_kron"])
+def test_leaves_of_other_counts_equal_those_alone_bit_for_bit(name, monkeypatch):
+    def without(step):
+        return {2: ["vector"], 3: ["0-d", "matrix"], 4: ["vector"]}.get(step, [])
+
+    assert_identical(EVERYWHERE[name], monkeypatch, without=without)
+
+
+def test_annealed_updates_stay_those_of_leaves_alone_once_they_are_rare(monkeypatch):
+    assert_identical(FOR_VECTORS["psgd_kron"], monkeypatch, steps=520)  # from step 502 on, not every step
+
+
+@pytest.mark.parametrize("tx", [*EVERYWHERE.values(), *FOR_VECTORS.values()], ids=[*EVERYWHERE, *FOR_VECTORS])
+def test_pure_programs_equal_pure_updates_leaf_by_leaf(tx, monkeypatch):
+    def trained():
+        fresh = tx._replaced({}, checked=False)
+        params = noise(0, F64)
+        state = fresh.init(params)
+        for step in range(1, 6):
+            updates, state = fresh.update(noise(step, F64), state, params)
+            params = gradtx.apply_updates(params, updates)
+        return params, state
+
+    found = trained()
+    alone(monkeypatch)
+    monkeypatch.setattr("gradtx._pure_lists._SHARED", SharedPrograms())
+    # Leaf by leaf, Shampoo computes in the same order, but corrections are 0-d tensors, not Python numbers.
+    torch.testing.assert_close(found, trained(), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "tx",
+    [
+        gradtx.shampoo(lr=0.1, preconditioning_compute_steps=2, stagger=True),
+        gradtx.psgd_kron(lr=0.1, probes="random"),
+        gradtx.psgd_kron(lr=0.1, min_ndim_triangular=0),
+    ],
+    ids=["in turns", "random", "triangular"],
+)
+def test_leaves_run_alone_if_a_program_would_need_their_names_or_a_triangular_system(tx):
+    optimizer, _ = trained(tx, steps=2)
+    ways = {way.name: way for way in optimizer.explain()}
+    assert ways["vector"].way == "alone"
+    assert "has no program" in ways["vector"].reason
+
+
+def test_a_root_is_not_computed_twice_for_a_sum_that_follows(monkeypatch):
+    tx = gradtx.chain(gradtx.scale_by_shampoo(), gradtx.clip_by_global_norm(1.0), gradtx.scale(-0.1))
+    optimizer, _ = trained(tx, steps=2)
+    ways = {way.name: way for way in optimizer.explain()}
+    assert ways["vector"].way == "alone"
+    assert "would run twice" in ways["vector"].reason
+
+
+def test_under_a_scaler_whose_flag_the_host_does_not_read_leaves_run_alone():
+    param = torch.nn.Parameter(torch.ones(3))
+    optimizer = gradtx.optim.Shampoo([param], lr=0.1)
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    for way in ("alone", "lists"):
+        param.grad = torch.ones(3)
+        if way == "alone":
+            scaler.scale(torch.ones(()))  # creates the scale
+            scaler.step(optimizer)
+            scaler.update()
+        else:
+            optimizer.step()
+        assert [each.way for each in optimizer.explain()] == [way]
+
+
+@pytest.mark.parametrize("tx", [EVERYWHERE["shampoo"], FOR_VECTORS["psgd_kron"]], ids=["shampoo", "psgd_kron"])
+def test_compiling_engines_leave_these_rules_to_programs_over_lists(tx):
+    optimizer, _ = trained(tx, steps=2, compile=True)
+    assert {way.way for way in optimizer.explain() if way.name in VECTORS} == {"lists"}
+
+
+# Roots.
+
+
+@pytest.fixture
+def roots(monkeypatch):
+    """The dtypes of the matrices whose eigenvalues are computed; in float32, this fails while `fails` is set."""
+    seen = []
+    original = torch.linalg.eigh
+
+    def eigh(x):
+        if not x.is_meta:
+            seen.append(x.dtype)
+            if roots.fails and x.dtype == F32:
+                raise torch.linalg.LinAlgError("failed to converge")
+        return original(x)
+
+    def roots():
+        return seen
+
+    roots.fails = False
+    monkeypatch.setattr(torch.linalg, "eigh", eigh)
+    return roots
+
+
+def test_a_root_that_is_not_due_is_not_computed(roots):
+    vectors = len(VECTORS) - 1  # a 0-d leaf has no root
+    tx = gradtx.shampoo(lr=0.1, preconditioning_compute_steps=3)
+    params = {name: torch.nn.Parameter(noise(0)[name]) for name in VECTORS}
+    optimizer = gradtx.as_optimizer(tx, params.items())
+    counts = []
+    for step in range(1, 8):
+        for name, param in params.items():
+            param.grad = noise(step)[name]
+        before = len(roots())
+        optimizer.step()
+        counts.append(len(roots()) - before)
+    assert counts == [vectors if (step - 1) % 3 == 0 else 0 for step in range(1, 8)]
+
+
+def test_a_root_that_fails_in_single_precision_is_computed_in_double_precision(roots):
+    _, expected = trained(EVERYWHERE["shampoo"])
+    roots.fails = True
+    optimizer, params = trained(EVERYWHERE["shampoo"])
+    assert {way.way for way in optimizer.explain()} == {"lists"}
+    assert F64 in roots()
+    for name, param in params.items():
+        # The roots of the first statistics, which are nearly singular, are less accurate in single precision.
+        torch.testing.assert_close(param, expected[name], rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize(
+    "tx",
+    [gradtx.shampoo(momentum=0.5), gradtx.scalable_shampoo(block_size=3, preconditioning_compute_steps=1)],
+    ids=["shampoo", "scalable_shampoo"],
+)
+def test_a_root_that_fails_leaves_all_leaves_of_the_program_as_they_were(tx):
+    params = [torch.nn.Parameter(torch.randn(4, 3, generator=torch.Generator().manual_seed(i))) for i in range(3)]
+    optimizer = gradtx.as_optimizer(tx, params)
+    for _ in range(2):
+        for param in params:
+            param.grad = param.detach().sin()
+        optimizer.step()
+    before = [[tensor.clone() for tensor in (param.detach(), *optimizer.state[param].values())] for param in params]
+    params[1].grad = torch.full((4, 3), torch.nan)
+    with pytest.raises(torch.linalg.LinAlgError):
+        optimizer.step()
+    for param, tensors in zip(params, before, strict=True):
+        for value, old in zip((param, *optimizer.state[param].values()), tensors, strict=True):
+            assert torch.equal(value, old)
+
+
+# Functions recorded as one operation.
+
+
+def halves(x):
+    total = 0.0 if x.is_meta else x.sum().item()
+    return x / 2, total * torch.ones_like(x)
+
+
+def recorded_halves(operation=None):
+    def run(arguments):
+        number, x, slot = arguments
+        half, total = as_one(halves, x * number)
+        return PassResult([half @ half.mT, total], (), operation, lambda: slot.copy_(slot + 1))
+
+    return record(run, [F64], [(F64, (2, 3)), (F64, (2, 3))])
+
+
+def test_a_function_that_reads_values_is_one_operation_of_each_leaf_and_precedes_all_writes():
+    function = list_function(recorded_halves(), torch.device("cpu"))
+    columns = [[torch.randn(2, 3, dtype=F64) for _ in range(3)] for _ in range(2)]
+    slots = [slot.clone() for slot in columns[1]]
+    products, totals = function.run(function.prepare([3.0]), columns)
+    for x, product, total in zip(columns[0], products, totals, strict=True):
+        half, expected = halves(3.0 * x)
+        torch.testing.assert_close(product, half @ half.mT)
+        torch.testing.assert_close(total, expected)
+    for slot, old in zip(columns[1], slots, strict=True):
+        assert torch.equal(slot, old + 1)
+    lines = function.source.splitlines()
+    at = next(i for i, line in enumerate(lines) if "f_halves" in line)
+    assert not any("_(leaf" in line for line in lines[:at])
+
+
+def test_a_function_that_reads_values_may_not_precede_a_sum_over_leaves():
+    with pytest.raises(UnrecordableError, match="a sum over leaves follows halves, which would run twice"):
+        recorded_halves(operation=object())
+
+
+def test_outside_of_recordings_it_is_called():
+    x = torch.ones(2)
+    assert [value.tolist() for value in as_one(halves, x)] == [[0.5, 0.5], [2.0, 2.0]]
+
+
+# Lists.
+
+
+def test_counts_of_leaves_are_numbers_of_the_program(monkeypatch):
+    signatures = []
+    original = lists.MemberBundle.__init__
+
+    def noted(bundle, members, signature, passes, splits):
+        signatures.append(signature)
+        original(bundle, members, signature, passes, splits)
+
+    monkeypatch.setattr(lists.MemberBundle, "__init__", noted)
+    trained(FOR_VECTORS["psgd_kron"], steps=2)
+    equal = {key: dtype for signature in signatures for key, dtype in signature.equal.items()}
+    assert equal == {"since_update": torch.int64, "updates": torch.int64}
+
+
+def test_a_count_that_is_written_for_one_leaf_is_obeyed(monkeypatch):
+    def weights():
+        params = [torch.nn.Parameter(torch.full((4,), 0.5)) for _ in range(3)]
+        optimizer = gradtx.optim.PSGDKron(params, lr=0.1, balance_every=2)
+        for step in range(5):
+            for i, param in enumerate(params):
+                param.grad = torch.arange(4.0) + i
+            if step == 2:
+                optimizer.state[params[1]]["updates"].fill_(7)
+            optimizer.step()
+        return [optimizer.state[param]["updates"].item() for param in params], params
+
+    counts, params = weights()
+    alone(monkeypatch)
+    expected_counts, expected = weights()
+    assert counts == expected_counts == [5, 10, 5]
+    assert all(map(torch.equal, params, expected))
+
+
+def test_lists_are_bounded_by_the_entries_of_the_largest_slots(monkeypatch):
+    monkeypatch.setattr(bundle, "CHUNK", 200)
+    lengths = []
+    original = lists.Chunk.__init__
+
+    def noted(chunk, pieces, *arguments):
+        lengths.append(len(pieces))
+        original(chunk, pieces, *arguments)
+
+    monkeypatch.setattr(lists.Chunk, "__init__", noted)
+    params = [torch.nn.Parameter(torch.ones(10)) for _ in range(5)]  # with slots of 100 entries
+    optimizer = gradtx.optim.Shampoo(params, lr=0.1)
+    for param in params:
+        param.grad = torch.ones(10)
+    optimizer.step()
+    assert lengths == [2, 2, 1]
