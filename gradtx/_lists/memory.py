@@ -13,6 +13,9 @@ from gradtx._lists.needs import ALWAYS, Case, Needs, contradict, is_selection, m
 
 aten = torch.ops.aten
 
+# Operations that raise an exception if the values are not finite.
+FAILING = (aten._linalg_eigh.default, aten._linalg_svd.default)
+
 # Operations that may write into either operand; others write only into the first one.
 COMMUTES = (aten.mul.Tensor, aten.maximum.default, aten.minimum.default)
 
@@ -36,8 +39,8 @@ class MemoryPlan:
         self._has_form_in_place = has_form_in_place
         self._needs = needs
         self._at = {node: i for i, node in enumerate(self._nodes)}
-        # The first node that may write arguments: if a function before it raises an exception, nothing has changed.
-        self._first_write = max((self._at[node] for node in self._nodes if node.meta.get("opaque")), default=0)
+        # Nodes before this one write no argument, so that nothing has changed if they raise an exception.
+        self._first_write = max((self._at[node] for node in self._nodes if _may_fail(node)), default=0)
         self._roots: dict[Node, dict[Node, Case]] = {}
         self.last_use: dict[Node, int] = {}
         self.operand: dict[Node, Node] = {}
@@ -164,6 +167,10 @@ class MemoryPlan:
                 for user in node.users:
                     if user in self._needs and not _only_writes(user, node):
                         yield user, roots[root] | self._needs.of(user) | self._needs.reading(user, node)
+
+
+def _may_fail(node: Node) -> bool:
+    return node.target in FAILING or node.meta.get("opaque", False)
 
 
 def _only_writes(node: Node, argument: Node) -> bool:

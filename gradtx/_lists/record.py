@@ -327,10 +327,13 @@ _RESULT_DTYPES: dict[Any, torch.dtype] = {}  # keyed by an operator and everythi
 
 
 def _kind(argument: Any) -> Any:
-    """Return what the dtype of a result depends on; of numbers and lists, it is the type."""
+    """Return the properties of an argument that affect the dtype of a result."""
     if isinstance(argument, Tensor):
         return argument.dtype, argument.ndim == 0
-    return type(argument) if isinstance(argument, int | float | complex | list | tuple) else argument
+    return argument.__class__ if isinstance(argument, _EQUIVALENT) else argument
+
+
+_EQUIVALENT: tuple[Any, ...] = (int, float, complex, list, tuple)  # the dtype does not depend on their values
 
 
 def _plain_shape(operator: Any, args: Any) -> Sequence[int] | None:

@@ -207,8 +207,12 @@ def test_a_root_that_fails_in_single_precision_is_computed_in_double_precision(r
 
 @pytest.mark.parametrize(
     "tx",
-    [gradtx.shampoo(momentum=0.5), gradtx.scalable_shampoo(block_size=3, preconditioning_compute_steps=1)],
-    ids=["shampoo", "scalable_shampoo"],
+    [
+        gradtx.shampoo(momentum=0.5),
+        gradtx.scalable_shampoo(block_size=3, preconditioning_compute_steps=1),
+        gradtx.polargrad(lr=0.1, method="exact"),
+    ],
+    ids=["shampoo", "scalable_shampoo", "polargrad"],
 )
 def test_a_root_that_fails_leaves_all_leaves_of_the_program_as_they_were(tx):
     params = [torch.nn.Parameter(torch.randn(4, 3, generator=torch.Generator().manual_seed(i))) for i in range(3)]
