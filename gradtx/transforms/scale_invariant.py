@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from gradtx._arguments import Scalar
+from gradtx._arguments import Scalar, is_off
 from gradtx.factories import per_tensor
 from gradtx.transforms._math import quotient, safe_sqrt
 
@@ -46,7 +46,9 @@ def scale_by_kate(delta: Scalar = 0.0, eps: Scalar = 1e-8):
     def update(update, state, param, ctx):
         update_square = update.square()
         total = state["b_sq"] + update_square + eps
-        scale = state["m_sq"] + delta * update_square + quotient(update_square, total)
-        return quotient(safe_sqrt(scale) * update, total), {"b_sq": total, "m_sq": scale}
+        scale = state["m_sq"] + quotient(update_square, total, floor=eps)
+        if not is_off(delta):
+            scale = scale + delta * update_square
+        return quotient(safe_sqrt(scale) * update, total, floor=eps), {"b_sq": total, "m_sq": scale}
 
     return init, update
