@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -88,14 +89,14 @@ def record(
     for i, (dtype, shape) in enumerate(leaves):
         arguments.append(torch.empty(tuple(shape), dtype=dtype, device=META))
         leaf_nodes.append(recorder.argument(f"leaf{i}", arguments[-1]))
-    _RECORDERS.append(recorder)
+    _ACTIVE.recorders.append(recorder)
     try:
         with torch.inference_mode(False), torch.no_grad(), _torch.intercepting(recorder.call):
             result = function(arguments)
             recorder.may_write = True
             result.write()
     finally:
-        _RECORDERS.pop()
+        _ACTIVE.recorders.pop()
     outputs = [recorder.node_of(output) for output in result.outputs]
     if not recorder.fuses:
         for node in recorder.graph.nodes:
@@ -105,16 +106,16 @@ def record(
 
 def device_of(tensor: Tensor) -> torch.device:
     """Return the device of a tensor, or the leaves' device if it is a stand-in of a function being recorded."""
-    return _RECORDERS[-1].device if tensor.is_meta and _RECORDERS else tensor.device
+    return _ACTIVE.recorders[-1].device if tensor.is_meta and _ACTIVE.recorders else tensor.device
 
 
 @contextmanager
 def as_written() -> Generator[None, None, None]:
     """Exclude the operations inside from fusion, if they are being recorded."""
-    if not _RECORDERS:
+    if not _ACTIVE.recorders:
         yield
         return
-    recorder = _RECORDERS[-1]
+    recorder = _ACTIVE.recorders[-1]
     before, recorder.as_written = recorder.as_written, True
     try:
         yield
@@ -124,16 +125,23 @@ def as_written() -> Generator[None, None, None]:
 
 def record_as_written() -> None:
     """Exclude all operations of the function being recorded, if there is one, from fusion."""
-    if _RECORDERS:
-        _RECORDERS[-1].fuses = False
+    if _ACTIVE.recorders:
+        _ACTIVE.recorders[-1].fuses = False
 
 
 def owned(payload: Mapping[str, Tensor], operation: Any) -> Tensor:
     """Return the update after an operation that the owner of a leaf computes, in a function being recorded."""
-    return _RECORDERS[-1].owner_computes(payload, operation)
+    return _ACTIVE.recorders[-1].owner_computes(payload, operation)
 
 
-_RECORDERS: list[Any] = []  # the active ones, innermost last
+class _Active(threading.local):
+    """The recorders of a thread, innermost last."""
+
+    def __init__(self) -> None:
+        self.recorders: list[Any] = []
+
+
+_ACTIVE = _Active()
 
 
 def _computed_by_owner(*payload: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """Programs over lists: what is recorded, what is refused, what is contracted, and what may be overwritten."""
 
 import math
+import threading
 
 import pytest
 import torch
@@ -84,6 +85,7 @@ def test_equal_programs_have_the_same_text_and_others_do_not():
 
     assert recorded(double, [(2, 3)]).text() == recorded(double, [(5,)]).text()
     assert recorded(by_size, [(2, 3)]).text() != recorded(by_size, [(5, 1)]).text()
+
     def transposed(number, x):
         return [x.mT * 2], []
 
@@ -181,6 +183,34 @@ def test_operations_kept_as_written_are_not_joined_with_later_ones():
     for param, value in zip(params, expected, strict=True):
         torch.testing.assert_close(param, value, rtol=1e-15, atol=0.0)
     assert program.source.count("foreach_mul") + program.source.count("foreach_div") == 2  # both, one after the other
+
+
+def test_threads_record_at_the_same_time():
+    entered, done = threading.Event(), threading.Event()
+
+    def update(number, param, grad):
+        entered.set()
+        assert done.wait(60)
+        with as_written():
+            scaled = grad / 3.0 * 1.1
+        return [], [(param, param - number * scaled)]
+
+    recordings = []
+    thread = threading.Thread(target=lambda: recordings.append(recorded(update, [(2, 3)] * 2)))
+
+    def unlike(number, param, grad):
+        if not done.is_set():
+            thread.start()
+            assert entered.wait(60)
+        with as_written():
+            if not done.is_set():
+                done.set()
+                thread.join()
+        return [], [(param, param * number - grad / 3.0)]
+
+    meanwhile = recorded(unlike, [(2, 3)] * 2)
+    assert meanwhile.text() == recorded(unlike, [(2, 3)] * 2).text()
+    assert recordings[0].text() == recorded(update, [(2, 3)] * 2).text()
 
 
 def swapped(number, a, b, c):
