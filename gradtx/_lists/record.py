@@ -61,6 +61,7 @@ class Recording:
         return "\n".join(lines)
 
 
+@torch.inference_mode(False)  # operations of inference tensors would be recorded before torch decomposes them
 def record(
     function: Callable[[list[Tensor]], PassResult],
     numbers: Sequence[torch.dtype],
@@ -91,7 +92,7 @@ def record(
         leaf_nodes.append(recorder.argument(f"leaf{i}", arguments[-1]))
     _ACTIVE.recorders.append(recorder)
     try:
-        with torch.inference_mode(False), torch.no_grad(), _torch.intercepting(recorder.call):
+        with torch.no_grad(), _torch.intercepting(recorder.call):
             result = function(arguments)
             recorder.may_write = True
             result.write()

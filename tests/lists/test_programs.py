@@ -395,6 +395,22 @@ def test_a_new_number_a_scheduler_or_a_missing_gradient_records_nothing_again(mo
     step(1.0, 1.0)
 
 
+def test_pure_use_in_inference_mode():
+    tx = gradtx.chain(gradtx.clip_by_global_norm(1.0), gradtx.adamw(lr=gradtx.cosine_schedule(0.1, T_max=10)))
+    params = {"w": torch.ones(3)}
+
+    def trained(modes):
+        now, state = params, tx.init(params)
+        for inside in modes:
+            with torch.inference_mode(inside):
+                updates, state = tx.update(now, state, now)
+                now = gradtx.apply_updates(now, updates)
+        return now["w"].clone()
+
+    inside = trained([True, True, False, True])  # the first call records
+    torch.testing.assert_close(inside, trained([False] * 4), rtol=0.0, atol=0.0)
+
+
 def test_a_program_of_pure_use_keeps_no_tensor_alive():
     import gc
     import weakref
