@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import gradtx
-from gradtx import _pure_lists
+from gradtx import _pure, _pure_lists
 from gradtx._lists import UnrecordableError, bundle, cache, list_function, numbers, record
 from gradtx._lists.record import as_written
 from gradtx._passes import PassResult
@@ -424,6 +424,47 @@ def test_a_program_of_pure_use_keeps_no_tensor_alive():
     del params, updates, state
     gc.collect()
     assert [ref() for ref in kept] == [None, None]
+
+
+DELAYED = {
+    "old": lambda update, old, ctx: (old, update),
+    "product": lambda update, old, ctx: (2 * (update * old), old + update),
+    "quotient": lambda update, old, ctx: (update / old, update),
+    "square": lambda update, old, ctx: (old.square(), update),
+    "mean": lambda update, old, ctx: (0.9 * old + (1 - 0.9) * update, update),
+    "view": lambda update, old, ctx: (old.mT.mT, update),
+    "selected": lambda update, old, ctx: (torch.where(ctx.step > 2, old, update), update),
+}
+
+
+@pytest.mark.parametrize("elementwise", [False, True])
+@pytest.mark.parametrize("formula", DELAYED)
+def test_an_update_reads_an_old_slot_before_it_is_written(formula, elementwise):
+    @gradtx.per_tensor(elementwise=elementwise and formula != "view")
+    def delayed():
+        def update(update, state, param, ctx):
+            direction, new = DELAYED[formula](update, state["old"], ctx)
+            return direction, {"old": new}
+
+        return lambda param: {"old": torch.ones_like(param)}, update
+
+    for tx in (
+        gradtx.chain(delayed(), gradtx.scale_by_learning_rate(0.1)),
+        gradtx.chain(gradtx.scale(-0.1), delayed()),
+    ):
+        values = dict(zip("ab", lists(0)[0:1] * 2, strict=True))
+        params = {name: torch.nn.Parameter(value.clone()) for name, value in values.items()}
+        optimizer = gradtx.as_optimizer(tx, list(params.items()))
+        state = tx.init(values)
+        for i in range(4):
+            grads = {name: lists(i + 1)[0].clone() for name in values}
+            for name, param in params.items():
+                param.grad = grads[name].clone()
+            optimizer.step()
+            updates, state = _pure.update(tx, grads, state, values, {})
+            values = gradtx.apply_updates(values, updates)
+        for name, param in params.items():
+            torch.testing.assert_close(param.detach(), values[name], rtol=1e-12, atol=1e-12)
 
 
 def test_transformations_that_differ_in_numbers_share_programs_and_use_their_own_numbers():
