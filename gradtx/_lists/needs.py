@@ -92,16 +92,18 @@ def is_selection(node: Node) -> bool:
         return False
     if not all(_may_be_written(operands, user.args[0]) for user in node.users if user.target is aten.copy_.default):
         return False
-    return not _is_read_after_writing(node, set[Node]().union(*map(_arguments_of, lists)))
+    return not _is_read_after_writing(node, _arguments_of(*lists))
 
 
-def _arguments_of(node: Node) -> Set[Node]:
-    """Return the arguments with which a list may share memory."""
-    if node.op != "call_function":
-        return {node}
-    if _torch.makes_new_tensor(node.target) and node.target is not aten.where.self:
-        return set()
-    return set[Node]().union(*map(_arguments_of, node.all_input_nodes))
+def _arguments_of(*lists: Any) -> Set[Node]:
+    """Return the arguments with which lists may share memory."""
+    arguments: set[Node] = set()
+    for node in lists:
+        if node.op != "call_function":
+            arguments.add(node)
+        elif node.target is aten.where.self or not _torch.makes_new_tensor(node.target):
+            arguments |= _arguments_of(*node.all_input_nodes)
+    return arguments
 
 
 def _is_read_after_writing(node: Node, arguments: Set[Node]) -> bool:
