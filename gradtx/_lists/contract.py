@@ -5,6 +5,7 @@ Every operation on lists reads and writes whole tensors, so each operation saved
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,20 +73,25 @@ def remove_unused(graph: Graph) -> None:
 
 def contract(graph: Graph) -> None:
     """Fuse operations for which torch has a single one. All scalars must be Python scalars."""
-    contraction = _Contraction(graph)
-    for node in _free_to_join(graph):
+    for contraction, node in _free_to_join(graph):
         if node.op == "call_function" and any(map(is_list, node.all_input_nodes)):
             contraction.canonicalize(node)
     remove_unused(graph)  # a replaced operation no longer counts as a user of its operands
-    for node in _free_to_join(graph):
+    for contraction, node in _free_to_join(graph):
         if node.target in (aten.add.Tensor, aten.sub.Tensor, aten.add_.Tensor):
             contraction.join(node)
     remove_unused(graph)
 
 
-def _free_to_join(graph: Graph) -> list[Node]:
-    """Return the nodes of a graph that may be changed: those not recorded as written."""
-    return [node for node in graph.nodes if not node.meta.get("as_written")]
+def _free_to_join(graph: Graph) -> Iterator[tuple[_Contraction, Node]]:
+    """Yield the nodes of a graph that may be changed: those not recorded as written."""
+    written: set[Node] = set()
+    contraction = _Contraction(graph, written)
+    for node in list(graph.nodes):
+        if not node.meta.get("as_written"):
+            yield contraction, node
+        if node.op == "call_function" and _torch.writes(node.target):
+            written.add(node.args[0])  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -108,8 +114,25 @@ class _Product:
 
 
 class _Contraction:
-    def __init__(self, graph: Graph):
+    """Changes operations in the order of the graph.
+
+    Args:
+        graph: The graph.
+        written: The arguments that earlier operations write.
+    """
+
+    def __init__(self, graph: Graph, written: Set[Node]):
         self._graph = graph
+        self._written = written
+
+    def _is_unchanged(self, node: Node | None) -> bool:
+        """Whether a list still has its value here, so that an operation that reads it may move here."""
+        if node is None or not self._written:
+            return True
+        if node.op != "call_function":
+            return node not in self._written
+        has_memory = _torch.makes_new_tensor(node.target) and node.target is not aten.where.self  # which may select
+        return has_memory or all(map(self._is_unchanged, node.all_input_nodes))
 
     # Replacing single operations.
 
@@ -151,7 +174,7 @@ class _Contraction:
         dividend, divisor = operands
         factor = self._without_root(divisor, node)
         inner_factor, inner = _factor_of(dividend)
-        if inner is not None and _can_absorb(dividend, node) and same_meta(node, inner):
+        if inner is not None and _can_absorb(dividend, node) and same_meta(node, inner) and self._is_unchanged(inner):
             dividend = inner
             factor = self._times(factor, inner_factor, node)
         if factor is None:
@@ -187,7 +210,9 @@ class _Contraction:
         """Replace -(a x) by (-a) x for a scalar a."""
         scaled: Any = node.args[0]
         factor, inner = _factor_of(scaled)
-        if inner is not None and _can_absorb(scaled, node) and same_meta(node, inner):
+        if inner is None or not (_can_absorb(scaled, node) and same_meta(node, inner)):
+            return
+        if self._is_unchanged(inner):
             self._replace(node, aten.mul.Tensor, (inner, self._negative(factor, node)))
 
     def _split_clamp(self, node: Node) -> None:
@@ -213,7 +238,7 @@ class _Contraction:
         if scaled is None or not _can_absorb(scaled, node):
             return
         inner_factor, inner = _factor_of(scaled)
-        if inner is not None and same_meta(node, inner):
+        if inner is not None and same_meta(node, inner) and self._is_unchanged(inner):
             self._replace(node, aten.mul.Tensor, (inner, self._times(factor, inner_factor, node)))
 
     def _move_factors_out(self, node: Node) -> None:
@@ -227,7 +252,7 @@ class _Contraction:
             if scaled.target is aten.div.Tensor and is_number(scaled.args[0]):
                 factor, inner = scaled.args
                 target, lists = aten.div.Tensor, (other, inner)
-            if inner is None or not same_meta(node, inner, other):
+            if inner is None or not (same_meta(node, inner, other) and self._is_unchanged(inner)):
                 continue
             with self._graph.inserting_before(node):
                 unscaled = self._graph.call_function(target, lists)
@@ -256,6 +281,8 @@ class _Contraction:
             product = self._product(term, node)
             if product is None or _scales_in_place(node, rest, product):
                 continue
+            if not (self._is_unchanged(product.a) and self._is_unchanged(product.b)):
+                continue
             if best is None or product.saved > best[1].saved:
                 best = rest, product
         if best is not None:
@@ -269,6 +296,8 @@ class _Contraction:
             rest, a = _factor_of(start)
             weight, b = _factor_of(end)
             if a is None or b is None or not same_meta(node, a, b):
+                continue
+            if not (self._is_unchanged(a) and self._is_unchanged(b)):
                 continue
             if _is_product_for(a, start) or _is_product_for(b, end):
                 continue  # fusing it into the sum saves as many operations, and a temporary

@@ -6,7 +6,7 @@ other branch are then skipped, and a branch may write its result directly into t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from typing import Any
 
 import torch
@@ -79,7 +79,8 @@ def is_selection(node: Node) -> bool:
     """Whether `where` with one condition for all leaves may return one of its operands without a copy.
 
     One operand may be a scalar if a leaf's argument has the shape to fill. If the result is written into an argument,
-    no operand may be another argument that is also written, since it may have been overwritten.
+    no operand may be another argument that is also written, since it may have been overwritten; nor may an operand be
+    written before the result is read.
     """
     if node.target is not aten.where.self or not is_number(node.args[0]):
         return False
@@ -89,7 +90,38 @@ def is_selection(node: Node) -> bool:
         return False
     if len(lists) < len(operands) and (argument_like(node) is None or not any(map(is_number, operands))):
         return False
-    return all(_may_be_written(operands, user.args[0]) for user in node.users if user.target is aten.copy_.default)
+    if not all(_may_be_written(operands, user.args[0]) for user in node.users if user.target is aten.copy_.default):
+        return False
+    return not _is_read_after_writing(node, arguments_of(*lists))
+
+
+def arguments_of(*lists: Any) -> Set[Node]:
+    """Return the arguments with which lists may share memory."""
+    arguments: set[Node] = set()
+    for node in lists:
+        if node.op != "call_function":
+            arguments.add(node)
+        elif node.target is aten.where.self or not _torch.makes_new_tensor(node.target):
+            arguments |= arguments_of(*node.all_input_nodes)
+    return arguments
+
+
+def _is_read_after_writing(node: Node, arguments: Set[Node]) -> bool:
+    """Whether a result, or a list that may share its memory, is read after one of these arguments was written."""
+    readers = dict.fromkeys(node.users) if arguments else {}
+    is_written = False
+    item = node
+    while readers and item.op != "output":
+        item = item.next
+        if item in readers:
+            if is_written:
+                return True
+            del readers[item]
+            if item.target is aten.where.self or not _torch.makes_new_tensor(item.target):
+                readers.update(item.users)
+        if item.op == "call_function" and _torch.writes(item.target) and item.args[0] in arguments:
+            is_written = True
+    return False
 
 
 def _may_be_written(operands: Sequence[Any], argument: Any) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -60,6 +61,7 @@ class Recording:
         return "\n".join(lines)
 
 
+@torch.inference_mode(False)  # operations of inference tensors would be recorded before torch decomposes them
 def record(
     function: Callable[[list[Tensor]], PassResult],
     numbers: Sequence[torch.dtype],
@@ -88,16 +90,16 @@ def record(
     for i, (dtype, shape) in enumerate(leaves):
         arguments.append(torch.empty(tuple(shape), dtype=dtype, device=META))
         leaf_nodes.append(recorder.argument(f"leaf{i}", arguments[-1]))
-    _RECORDERS.append(recorder)
+    _ACTIVE.recorders.append(recorder)
     try:
-        with torch.inference_mode(False), torch.no_grad(), _torch.intercepting(recorder.call):
+        with torch.no_grad(), _torch.intercepting(recorder.call):
             result = function(arguments)
             if result.operation is not None and recorder.opaque:
                 raise UnrecordableError(f"a sum over leaves follows {recorder.opaque[0].name}, which would run twice")
             recorder.may_write = True
             result.write()
     finally:
-        _RECORDERS.pop()
+        _ACTIVE.recorders.pop()
     outputs = [recorder.node_of(output) for output in result.outputs]
     if not recorder.fuses:
         for node in recorder.graph.nodes:
@@ -107,16 +109,16 @@ def record(
 
 def device_of(tensor: Tensor) -> torch.device:
     """Return the device of a tensor, or the leaves' device if it is a stand-in of a function being recorded."""
-    return _RECORDERS[-1].device if tensor.is_meta and _RECORDERS else tensor.device
+    return _ACTIVE.recorders[-1].device if tensor.is_meta and _ACTIVE.recorders else tensor.device
 
 
 @contextmanager
 def as_written() -> Generator[None, None, None]:
     """Exclude the operations inside from fusion, if they are being recorded."""
-    if not _RECORDERS:
+    if not _ACTIVE.recorders:
         yield
         return
-    recorder = _RECORDERS[-1]
+    recorder = _ACTIVE.recorders[-1]
     before, recorder.as_written = recorder.as_written, True
     try:
         yield
@@ -126,13 +128,13 @@ def as_written() -> Generator[None, None, None]:
 
 def record_as_written() -> None:
     """Exclude all operations of the function being recorded, if there is one, from fusion."""
-    if _RECORDERS:
-        _RECORDERS[-1].fuses = False
+    if _ACTIVE.recorders:
+        _ACTIVE.recorders[-1].fuses = False
 
 
 def owned(payload: Mapping[str, Tensor], operation: Any) -> Tensor:
     """Return the update after an operation that the owner of a leaf computes, in a function being recorded."""
-    return _RECORDERS[-1].owner_computes(payload, operation)
+    return _ACTIVE.recorders[-1].owner_computes(payload, operation)
 
 
 def as_one(function: Callable[[Tensor], tuple[Tensor, ...]], x: Tensor) -> tuple[Tensor, ...]:
@@ -141,10 +143,17 @@ def as_one(function: Callable[[Tensor], tuple[Tensor, ...]], x: Tensor) -> tuple
     The function belongs to a module, because programs refer to it, and returns new tensors. It is also called with a
     stand-in on the meta device, whose values it must not read.
     """
-    return _RECORDERS[-1].call_as_one(function, x) if _RECORDERS else function(x)
+    return _ACTIVE.recorders[-1].call_as_one(function, x) if _ACTIVE.recorders else function(x)
 
 
-_RECORDERS: list[Any] = []  # the active ones, innermost last
+class _Active(threading.local):
+    """The recorders of a thread, innermost last."""
+
+    def __init__(self) -> None:
+        self.recorders: list[Any] = []
+
+
+_ACTIVE = _Active()
 
 
 def _computed_by_owner(*payload: Tensor) -> Tensor:

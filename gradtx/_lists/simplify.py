@@ -8,7 +8,7 @@ import torch
 from torch.fx import Graph, Node
 
 from gradtx._lists.contract import argument_like, is_list, same_meta, writers
-from gradtx._lists.needs import FILLING
+from gradtx._lists.needs import FILLING, arguments_of
 from gradtx._lists.record import META
 
 aten = torch.ops.aten
@@ -70,10 +70,20 @@ def _copy_directly(node: Node) -> None:
         return
     writer = next((writer for writer in writers(cloned) if writer < node), None)
     if writer is not None:
-        if any(not (user < writer or node <= user) for user in target.users):  # type: ignore[union-attr]
-            return  # it reads the target, which must not change earlier
+        if _is_read_between(writer, node, target):
+            return  # by an operation that must read the old value
         writer.prepend(node)
     node.args = (target, cloned)
+
+
+def _is_read_between(first: Node, end: Node, argument: Any) -> bool:
+    """Whether an argument, or a list that may share its memory, is read from `first` to before `end`."""
+    node = first
+    while node is not end:
+        if any(argument in arguments_of(item) for item in node.all_input_nodes if is_list(item)):
+            return True
+        node = node.next
+    return False
 
 
 def _convert_by_writing(node: Node) -> None:

@@ -418,7 +418,8 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         """Replace the parameters with the evaluation weights until `train` is called.
 
         Trainers call this before an evaluation, as for schedule-free optimizers. It has no effect without links that
-        average weights, or if it was already called.
+        average weights, or if it was already called. Weights that are loaded or written meanwhile are lost: `train`
+        restores those from before.
         """
         if self._workings.evaluation is None:
             self._workings.evaluation = Evaluation.start(self._weights_to_evaluate_with())

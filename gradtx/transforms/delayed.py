@@ -124,8 +124,8 @@ def scale_by_adashift(betas: Betas = (0.9, 0.999), keep_num: int = 10, eps: Scal
         *recent, oldest = state["grad"]
         window = [update, *recent]
         square = beta2 * state["exp_avg_sq"] + (1 - beta2) * phi(oldest.square())
-        mean = weight = 0.0
-        for grad in reversed(window):  # both sums over the window by Horner's rule
+        mean, weight = window[-1], 1.0
+        for grad in reversed(window[:-1]):  # both sums over the window by Horner's rule
             mean, weight = grad + beta1 * mean, 1 + beta1 * weight
         is_zero = square == 0  # includes the first n steps
         correction = ctx.bias_correction(beta2, (ctx.step - keep_num).clamp(min=1))

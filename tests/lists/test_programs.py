@@ -1,12 +1,13 @@
 """Programs over lists: what is recorded, what is refused, what is contracted, and what may be overwritten."""
 
 import math
+import threading
 
 import pytest
 import torch
 
 import gradtx
-from gradtx import _pure_lists
+from gradtx import _pure, _pure_lists
 from gradtx._lists import UnrecordableError, bundle, cache, list_function, numbers, record
 from gradtx._lists.record import as_written
 from gradtx._passes import PassResult
@@ -237,6 +238,34 @@ def test_operations_kept_as_written_are_not_joined_with_later_ones():
     assert program.source.count("foreach_mul") + program.source.count("foreach_div") == 2  # both, one after the other
 
 
+def test_threads_record_at_the_same_time():
+    entered, done = threading.Event(), threading.Event()
+
+    def update(number, param, grad):
+        entered.set()
+        assert done.wait(60)
+        with as_written():
+            scaled = grad / 3.0 * 1.1
+        return [], [(param, param - number * scaled)]
+
+    recordings = []
+    thread = threading.Thread(target=lambda: recordings.append(recorded(update, [(2, 3)] * 2)))
+
+    def unlike(number, param, grad):
+        if not done.is_set():
+            thread.start()
+            assert entered.wait(60)
+        with as_written():
+            if not done.is_set():
+                done.set()
+                thread.join()
+        return [], [(param, param * number - grad / 3.0)]
+
+    meanwhile = recorded(unlike, [(2, 3)] * 2)
+    assert meanwhile.text() == recorded(unlike, [(2, 3)] * 2).text()
+    assert recordings[0].text() == recorded(update, [(2, 3)] * 2).text()
+
+
 def swapped(number, a, b, c):
     return [], [(a, b + 0), (b, c.clone()), (c, a.clone())]
 
@@ -419,6 +448,22 @@ def test_a_new_number_a_scheduler_or_a_missing_gradient_records_nothing_again(mo
     step(1.0, 1.0)
 
 
+def test_pure_use_in_inference_mode():
+    tx = gradtx.chain(gradtx.clip_by_global_norm(1.0), gradtx.adamw(lr=gradtx.cosine_schedule(0.1, T_max=10)))
+    params = {"w": torch.ones(3)}
+
+    def trained(modes):
+        now, state = params, tx.init(params)
+        for inside in modes:
+            with torch.inference_mode(inside):
+                updates, state = tx.update(now, state, now)
+                now = gradtx.apply_updates(now, updates)
+        return now["w"].clone()
+
+    inside = trained([True, True, False, True])  # the first call records
+    torch.testing.assert_close(inside, trained([False] * 4), rtol=0.0, atol=0.0)
+
+
 def test_a_program_of_pure_use_keeps_no_tensor_alive():
     import gc
     import weakref
@@ -432,6 +477,47 @@ def test_a_program_of_pure_use_keeps_no_tensor_alive():
     del params, updates, state
     gc.collect()
     assert [ref() for ref in kept] == [None, None]
+
+
+DELAYED = {
+    "old": lambda update, old, ctx: (old, update),
+    "product": lambda update, old, ctx: (2 * (update * old), old + update),
+    "quotient": lambda update, old, ctx: (update / old, update),
+    "square": lambda update, old, ctx: (old.square(), update),
+    "mean": lambda update, old, ctx: (0.9 * old + (1 - 0.9) * update, update),
+    "view": lambda update, old, ctx: (old.mT.mT, update),
+    "selected": lambda update, old, ctx: (torch.where(ctx.step > 2, old, update), update),
+}
+
+
+@pytest.mark.parametrize("elementwise", [False, True])
+@pytest.mark.parametrize("formula", DELAYED)
+def test_an_update_reads_an_old_slot_before_it_is_written(formula, elementwise):
+    @gradtx.per_tensor(elementwise=elementwise and formula != "view")
+    def delayed():
+        def update(update, state, param, ctx):
+            direction, new = DELAYED[formula](update, state["old"], ctx)
+            return direction, {"old": new}
+
+        return lambda param: {"old": torch.ones_like(param)}, update
+
+    for tx in (
+        gradtx.chain(delayed(), gradtx.scale_by_learning_rate(0.1)),
+        gradtx.chain(gradtx.scale(-0.1), delayed()),
+    ):
+        values = dict(zip("ab", lists(0)[0:1] * 2, strict=True))
+        params = {name: torch.nn.Parameter(value.clone()) for name, value in values.items()}
+        optimizer = gradtx.as_optimizer(tx, list(params.items()))
+        state = tx.init(values)
+        for i in range(4):
+            grads = {name: lists(i + 1)[0].clone() for name in values}
+            for name, param in params.items():
+                param.grad = grads[name].clone()
+            optimizer.step()
+            updates, state = _pure.update(tx, grads, state, values, {})
+            values = gradtx.apply_updates(values, updates)
+        for name, param in params.items():
+            torch.testing.assert_close(param.detach(), values[name], rtol=1e-12, atol=1e-12)
 
 
 def test_transformations_that_differ_in_numbers_share_programs_and_use_their_own_numbers():
