@@ -105,10 +105,14 @@ OTHER_WORDS: dict[str, str] = {
     **dict.fromkeys(("weight_decouple", "decouple_weight_decay", "decouple"), "decoupled_weight_decay"),
     **dict.fromkeys(("learning_rate", "step_size"), "lr"),
     **dict.fromkeys(("b1", "b2", "beta1", "beta2"), "betas"),
+    "history_size": "history",
 }
 
-# Options of pytorch_optimizer that have another form here, such as a link, and the hint for each.
+# Options of torch.optim and pytorch_optimizer that have another form here, such as a link, and the hint for each.
 OTHER_PLACES = {
+    **dict.fromkeys(("max_iter", "max_eval"), "each call of step() is one iteration: call it in a loop"),
+    **dict.fromkeys(("tolerance_grad", "tolerance_change"), "steps do not stop on their own: end the loop instead"),
+    "line_search_fn": 'use line_search(lbfgs(), conditions="strong_wolfe")',
     "ams_bound": "this optimizer has no amsgrad",
     "adam_debias": "use gradtx.adamd, or scale_by_adam_hat(debias_first=False)",
     "fixed_decay": "add add_decayed_weights(weight_decay, fixed=True) after the optimizer, and pass no weight_decay "

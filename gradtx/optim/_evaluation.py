@@ -10,7 +10,9 @@ from torch import Tensor
 from gradtx._messages import describe
 from gradtx._narrowing import is_dict
 from gradtx._slots import kind_of
+from gradtx._torch import version_of
 from gradtx.optim._form import TRAINED, numbers_of
+from gradtx.optim._warnings import warn_user
 
 
 class Evaluation:
@@ -18,10 +20,15 @@ class Evaluation:
 
     Args:
         trained: The training weights, by parameter.
+        versions: The version of each parameter with the evaluation weights, if it is known.
     """
 
-    def __init__(self, trained: dict[Tensor, Tensor]):
+    def __init__(self, trained: dict[Tensor, Tensor], versions: dict[Tensor, int] | None = None):
         self._trained = trained
+        self._versions = versions or {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_versions": {}}  # a copy's parameters count their own versions
 
     @classmethod
     def start(cls, weights: dict[Tensor, Tensor]) -> Evaluation:
@@ -29,10 +36,18 @@ class Evaluation:
         trained = {param: param.detach().clone() for param in weights}
         for param, value in weights.items():
             param.copy_(value)
-        return cls(trained)
+        return cls(trained, {param: version_of(param) for param in weights})
 
     def end(self) -> None:
-        """Copy the training weights back into the parameters."""
+        """Copy the training weights back into the parameters; warn if this discards other values."""
+        written = [param for param, version in self._versions.items() if version_of(param) != version]
+        if written:
+            warn_user(
+                f"train: {len(written)} of {len(self._trained)} parameters were written after eval(), for example by "
+                "loading a checkpoint; these values are lost, because the training weights are restored: load weights "
+                "in training mode",
+                UserWarning,
+            )
         for param, value in self._trained.items():
             param.copy_(value)
 

@@ -419,7 +419,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
 
         Trainers call this before an evaluation, as for schedule-free optimizers. It has no effect without links that
         average weights, or if it was already called. Weights that are loaded or written meanwhile are lost: `train`
-        restores those from before.
+        restores those from before, and warns.
         """
         if self._workings.evaluation is None:
             self._workings.evaluation = Evaluation.start(self._weights_to_evaluate_with())

@@ -112,6 +112,14 @@ BUILDING = {
         TypeError,
         lambda: gradtx.adam(weight_decai=0.1),
     ),
+    "lbfgs: unknown argument 'line_search_fn'; use line_search(lbfgs(), conditions=\"strong_wolfe\")": (
+        TypeError,
+        lambda: gradtx.lbfgs(line_search_fn="strong_wolfe"),
+    ),
+    "lbfgs: unknown argument 'history_size'; did you mean 'history'?": (
+        TypeError,
+        lambda: gradtx.lbfgs(history_size=5),
+    ),
     "adam: unknown argument 'learning_rate'; did you mean 'lr'?": (
         TypeError,
         lambda: gradtx.adam(learning_rate=0.1),

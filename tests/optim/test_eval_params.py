@@ -1,5 +1,7 @@
 """Evaluation weights, for the duration of a block."""
 
+import pickle
+
 import pytest
 import torch
 
@@ -40,6 +42,21 @@ def test_the_block_has_the_weights_that_the_functional_loop_evaluates_with(name)
     with optimizer.eval_params():
         assert_close(params.values(), tx.eval_params(state, weights).values(), TOLERANCE)
     assert_equal(values(params), before)
+
+
+def test_weights_written_in_evaluation_mode_are_lost_with_a_warning():
+    optimizer, params = trained(TRACKING["average"])
+    before = values(params)
+    optimizer.eval()
+    with torch.no_grad():
+        params["body.weight"].fill_(7.0)
+    with pytest.warns(UserWarning, match=r"train: 1 of \d+ parameters were written after eval\(\).*in training mode"):
+        optimizer.train()
+    assert_equal(values(params), before)
+    optimizer.eval()
+    copied = pickle.loads(pickle.dumps(optimizer))  # its parameters have had no writes
+    copied.train()
+    optimizer.train()
 
 
 def test_half_precision_weights_are_put_back_bit_for_bit():
