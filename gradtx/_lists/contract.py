@@ -51,6 +51,17 @@ def writers(argument: Any) -> list[Node]:
     return [user for user in argument.users if _torch.writes(user.target) and user.args[0] is argument]
 
 
+def arguments_of(*lists: Any) -> Set[Node]:
+    """Return the arguments with which lists may share memory."""
+    arguments: set[Node] = set()
+    for node in lists:
+        if node.op != "call_function":
+            arguments.add(node)
+        elif node.target is aten.where.self or not _torch.makes_new_tensor(node.target):
+            arguments |= arguments_of(*node.all_input_nodes)
+    return arguments
+
+
 def merge_equal(graph: Graph) -> None:
     """Compute equal operations only once."""
     first: dict[str, Node] = {}
@@ -112,6 +123,9 @@ class _Product:
     divides: bool
     saved: int
 
+    def lists(self) -> list[Node]:
+        return [self.a] if self.b is None else [self.a, self.b]
+
 
 class _Contraction:
     """Changes operations in the order of the graph.
@@ -125,14 +139,9 @@ class _Contraction:
         self._graph = graph
         self._written = written
 
-    def _is_unchanged(self, node: Node | None) -> bool:
-        """Whether a list still has its value here, so that an operation that reads it may move here."""
-        if node is None or not self._written:
-            return True
-        if node.op != "call_function":
-            return node not in self._written
-        has_memory = _torch.makes_new_tensor(node.target) and node.target is not aten.where.self  # which may select
-        return has_memory or all(map(self._is_unchanged, node.all_input_nodes))
+    def _are_unchanged(self, *lists: Node) -> bool:
+        """Whether lists still have their values here, so that an operation that reads them may move here."""
+        return not self._written or self._written.isdisjoint(arguments_of(*lists))
 
     # Replacing single operations.
 
@@ -174,7 +183,7 @@ class _Contraction:
         dividend, divisor = operands
         factor = self._without_root(divisor, node)
         inner_factor, inner = _factor_of(dividend)
-        if inner is not None and _can_absorb(dividend, node) and same_meta(node, inner) and self._is_unchanged(inner):
+        if inner is not None and _can_absorb(dividend, node) and same_meta(node, inner) and self._are_unchanged(inner):
             dividend = inner
             factor = self._times(factor, inner_factor, node)
         if factor is None:
@@ -212,7 +221,7 @@ class _Contraction:
         factor, inner = _factor_of(scaled)
         if inner is None or not (_can_absorb(scaled, node) and same_meta(node, inner)):
             return
-        if self._is_unchanged(inner):
+        if self._are_unchanged(inner):
             self._replace(node, aten.mul.Tensor, (inner, self._negative(factor, node)))
 
     def _split_clamp(self, node: Node) -> None:
@@ -238,7 +247,7 @@ class _Contraction:
         if scaled is None or not _can_absorb(scaled, node):
             return
         inner_factor, inner = _factor_of(scaled)
-        if inner is not None and same_meta(node, inner) and self._is_unchanged(inner):
+        if inner is not None and same_meta(node, inner) and self._are_unchanged(inner):
             self._replace(node, aten.mul.Tensor, (inner, self._times(factor, inner_factor, node)))
 
     def _move_factors_out(self, node: Node) -> None:
@@ -252,7 +261,7 @@ class _Contraction:
             if scaled.target is aten.div.Tensor and is_number(scaled.args[0]):
                 factor, inner = scaled.args
                 target, lists = aten.div.Tensor, (other, inner)
-            if inner is None or not (same_meta(node, inner, other) and self._is_unchanged(inner)):
+            if inner is None or not (same_meta(node, inner, other) and self._are_unchanged(inner)):
                 continue
             with self._graph.inserting_before(node):
                 unscaled = self._graph.call_function(target, lists)
@@ -281,7 +290,7 @@ class _Contraction:
             product = self._product(term, node)
             if product is None or _scales_in_place(node, rest, product):
                 continue
-            if not (self._is_unchanged(product.a) and self._is_unchanged(product.b)):
+            if not self._are_unchanged(*product.lists()):
                 continue
             if best is None or product.saved > best[1].saved:
                 best = rest, product
@@ -297,7 +306,7 @@ class _Contraction:
             weight, b = _factor_of(end)
             if a is None or b is None or not same_meta(node, a, b):
                 continue
-            if not (self._is_unchanged(a) and self._is_unchanged(b)):
+            if not self._are_unchanged(a, b):
                 continue
             if _is_product_for(a, start) or _is_product_for(b, end):
                 continue  # fusing it into the sum saves as many operations, and a temporary

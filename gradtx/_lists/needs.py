@@ -13,7 +13,7 @@ import torch
 from torch.fx import Graph, Node
 
 from gradtx import _torch
-from gradtx._lists.contract import argument_like, is_list, is_number, same_meta, writers
+from gradtx._lists.contract import argument_like, arguments_of, is_list, is_number, same_meta, writers
 
 aten = torch.ops.aten
 
@@ -93,17 +93,6 @@ def is_selection(node: Node) -> bool:
     if not all(_may_be_written(operands, user.args[0]) for user in node.users if user.target is aten.copy_.default):
         return False
     return not _is_read_after_writing(node, arguments_of(*lists))
-
-
-def arguments_of(*lists: Any) -> Set[Node]:
-    """Return the arguments with which lists may share memory."""
-    arguments: set[Node] = set()
-    for node in lists:
-        if node.op != "call_function":
-            arguments.add(node)
-        elif node.target is aten.where.self or not _torch.makes_new_tensor(node.target):
-            arguments |= arguments_of(*node.all_input_nodes)
-    return arguments
 
 
 def _is_read_after_writing(node: Node, arguments: Set[Node]) -> bool:

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch.fx import Graph, Node
 
-from gradtx._lists.contract import argument_like, is_list, same_meta, writers
-from gradtx._lists.needs import FILLING, arguments_of
+from gradtx._lists.contract import argument_like, arguments_of, is_list, same_meta, writers
+from gradtx._lists.needs import FILLING
 from gradtx._lists.record import META
 
 aten = torch.ops.aten
