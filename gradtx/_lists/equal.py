@@ -9,7 +9,15 @@ from torch.fx import Node
 from gradtx import _torch
 from gradtx._lists.record import Recording
 
-EXACT = (torch.float64, torch.int64)  # the dtypes whose values Python scalars represent, with the same arithmetic
+aten = torch.ops.aten
+
+EXACT = (torch.float64, torch.int64)  # the dtypes whose values Python scalars represent
+# Operations on counts. Others, such as products in hashes, may exceed 64 bits, where Python does not wrap around.
+OF_COUNTS = {
+    *(aten.add.Tensor, aten.add.Scalar, aten.sub.Tensor, aten.sub.Scalar, aten.remainder.Scalar, aten.where.self),
+    *(aten.clone.default, aten.copy_.default, aten.detach.default, aten.maximum.default, aten.minimum.default),
+    aten._to_copy.default,
+}
 
 
 def may_be_number(tensor: Tensor) -> bool:
@@ -22,13 +30,28 @@ def slots_from_numbers(recording: Recording) -> list[int]:
 
     Leaves with equal values of these arguments have equal values after every step.
     """
-    candidates = {node for node in recording.leaves if node.meta["val"].ndim == 0 and node.meta["val"].dtype in EXACT}
+    candidates = set(filter(_may_be_number, recording.leaves))
     while True:
         varying = _varying(recording, candidates)
         remaining = {node for node in candidates if _is_written_without(node, varying)}
         if remaining == candidates:
             return [i for i, node in enumerate(recording.leaves) if node in candidates]
         candidates = remaining
+
+
+def _may_be_number(argument: Node) -> bool:
+    value: Tensor = argument.meta["val"]
+    return value.ndim == 0 and (value.dtype == torch.float64 or (value.dtype == torch.int64 and _only_counts(argument)))
+
+
+def _only_counts(node: Node) -> bool:
+    """Whether all integers computed from an integer are results of operations on counts."""
+    for user in node.users:
+        value = user.meta.get("val")
+        if isinstance(value, Tensor) and value.dtype == torch.int64:
+            if user.target not in OF_COUNTS or not _only_counts(user):
+                return False
+    return True
 
 
 def _varying(recording: Recording, candidates: set[Node]) -> set[Node]:
