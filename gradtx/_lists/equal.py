@@ -48,9 +48,9 @@ def _only_counts(node: Node) -> bool:
     """Whether all integers computed from an integer are results of operations on counts."""
     for user in node.users:
         value = user.meta.get("val")
-        if isinstance(value, Tensor) and value.dtype == torch.int64:
-            if user.target not in OF_COUNTS or not _only_counts(user):
-                return False
+        is_integer = isinstance(value, Tensor) and value.dtype == torch.int64
+        if is_integer and not (user.target in OF_COUNTS and _only_counts(user)):
+            return False
     return True
 
 
