@@ -105,6 +105,7 @@ def test_every_name_without_a_namesake_raises_an_error_with_advice_or_a_reason()
         assert str(error.value) == (advice if name in HERE else reason)
 
 
+@pytest.mark.nightly  # importing jax takes 10 s, and optax has new names only in new versions
 @needs_optax
 def test_the_table_has_every_public_name_of_optax_and_no_other():
     assert optax()["version"] in TABLE["INTRO"]
