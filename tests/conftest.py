@@ -6,8 +6,9 @@ import logging
 import pytest
 import torch
 
-from gradtx._lists import cache
-from gradtx.optim.engine import compiled, inductor
+from gradtx import _pure_lists
+from gradtx._lists import bundle, cache
+from gradtx.optim.engine import compiled, inductor, lists
 from tests.thinning import is_nightly
 from tests.tiers import is_slow, is_slow_path
 
@@ -59,6 +60,17 @@ def _nowhere(graph, options):
 def uncompiled(monkeypatch):
     """Programs are traced, but run as they were traced: all of the engine but torch's compiler, and quick."""
     monkeypatch.setattr(torch._inductor, "compile", lambda graph, arguments, options: graph)
+
+
+@pytest.fixture
+def forget_programs(monkeypatch):
+    """A function after which list programs are recorded and written anew, for tests that change how."""
+
+    def forget():
+        for module, name in ((bundle, "_FUNCTIONS"), (lists, "_SHARED"), (_pure_lists, "_SHARED")):
+            monkeypatch.setattr(module, name, cache.SharedPrograms())
+
+    return forget
 
 
 @pytest.fixture

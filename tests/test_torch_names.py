@@ -11,8 +11,7 @@ from torch.func import vmap
 
 import gradtx
 from gradtx import _torch
-from gradtx._lists import bundle, cache
-from gradtx.optim.engine import compiled, lists, trace
+from gradtx.optim.engine import compiled, trace
 from tests.optim.problems import assert_close, assert_equal, descend, parameters, set_gradients, values
 
 SHAPES = {"weight": (3, 4), "bias": (5,)}
@@ -206,12 +205,11 @@ def test_without_foreach_copies_counts_are_copied_one_by_one(graphs, monkeypatch
 
 
 @pytest.mark.parametrize("name", ["add", "addcdiv", "lerp", "mul", "sqrt", "copy"])
-def test_without_an_operation_on_lists_leaves_are_computed_one_by_one(name, monkeypatch):
+def test_without_an_operation_on_lists_leaves_are_computed_one_by_one(name, monkeypatch, forget_programs):
     _, expected = trained()
     monkeypatch.delattr(torch, f"_foreach_{name}", raising=False)
     monkeypatch.delattr(torch, f"_foreach_{name}_")
-    monkeypatch.setattr(bundle, "_FUNCTIONS", cache.SharedPrograms())
-    monkeypatch.setattr(lists, "_SHARED", cache.SharedPrograms())
+    forget_programs()
     _, params = trained()
     assert_close(params.values(), expected.values(), 1e-12)
 

@@ -51,13 +51,28 @@ def writers(argument: Any) -> list[Node]:
     return [user for user in argument.users if _torch.writes(user.target) and user.args[0] is argument]
 
 
+def is_view(node: Node) -> bool:
+    """Whether the operation of a node may return a view of an operand."""
+    if node.meta.get("opaque"):
+        return False
+    schema = getattr(node.target, "_schema", None)
+    if schema is None or node.target is aten._unsafe_view.default:
+        return True
+    return any(result.alias_info is not None for result in schema.returns)
+
+
+def may_be_operand(node: Node) -> bool:
+    """Whether a result may share memory with an operand, which `where` may select."""
+    return node.target is aten.where.self or is_view(node)
+
+
 def arguments_of(*lists: Any) -> Set[Node]:
     """Return the arguments with which lists may share memory."""
     arguments: set[Node] = set()
     for node in lists:
         if node.op != "call_function":
             arguments.add(node)
-        elif node.target is aten.where.self or not _torch.makes_new_tensor(node.target):
+        elif may_be_operand(node):
             arguments |= arguments_of(*node.all_input_nodes)
     return arguments
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from gradtx import _torch
+from gradtx._lists.contract import writers
 from gradtx._lists.record import Recording
 
 aten = torch.ops.aten
@@ -41,7 +41,8 @@ def slots_from_numbers(recording: Recording) -> list[int]:
 
 def _may_be_number(argument: Node) -> bool:
     value: Tensor = argument.meta["val"]
-    return value.ndim == 0 and (value.dtype == torch.float64 or (value.dtype == torch.int64 and _only_counts(argument)))
+    is_exact = value.ndim == 0 and value.dtype in EXACT
+    return is_exact and (value.dtype.is_floating_point or _only_counts(argument))
 
 
 def _only_counts(node: Node) -> bool:
@@ -66,5 +67,5 @@ def _varying(recording: Recording, candidates: set[Node]) -> set[Node]:
 
 def _is_written_without(argument: Node, varying: set[Node]) -> bool:
     """Whether an argument is written, and its new value is equal for all leaves."""
-    writes = [user for user in argument.users if _torch.writes(user.target) and user.args[0] is argument]
+    writes = writers(argument)
     return bool(writes) and varying.isdisjoint(writes)

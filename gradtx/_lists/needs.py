@@ -13,7 +13,16 @@ import torch
 from torch.fx import Graph, Node
 
 from gradtx import _torch
-from gradtx._lists.contract import argument_like, arguments_of, is_list, is_number, same_meta, writers
+from gradtx._lists.contract import (
+    argument_like,
+    arguments_of,
+    is_list,
+    is_number,
+    is_view,
+    may_be_operand,
+    same_meta,
+    writers,
+)
 
 aten = torch.ops.aten
 
@@ -106,7 +115,7 @@ def _is_read_after_writing(node: Node, arguments: Set[Node]) -> bool:
             if is_written:
                 return True
             del readers[item]
-            if item.target is aten.where.self or not _torch.makes_new_tensor(item.target):
+            if may_be_operand(item):
                 readers.update(item.users)
         if item.op == "call_function" and _torch.writes(item.target) and item.args[0] in arguments:
             is_written = True
@@ -136,14 +145,7 @@ def is_computed(node: Any) -> bool:
 
 def may_alias(node: Node) -> bool:
     """Whether a result may share memory with an operand."""
-    if node.meta.get("opaque"):
-        return False
-    schema = getattr(node.target, "_schema", None)
-    if schema is None:
-        return True
-    if node.target is aten._unsafe_view.default or any(result.alias_info is not None for result in schema.returns):
-        return True
-    return is_selection(node)
+    return is_view(node) or is_selection(node)
 
 
 # Writing.

@@ -74,7 +74,7 @@ def quotient(
     return torch.where(is_positive, result, torch.where(known, result, otherwise))
 
 
-def with_decay(direction: Tensor, weight_decay: Any, param: Tensor, rate: Any = None) -> Tensor:
+def plus_decay(direction: Tensor, weight_decay: Any, param: Tensor, rate: Any = None) -> Tensor:
     """Return direction + rate * weight_decay * param, or the direction itself if the decay is the plain number 0."""
     if is_off(weight_decay):
         return direction

@@ -6,7 +6,7 @@ import torch
 
 from gradtx._arguments import Betas, Scalar, is_off
 from gradtx.factories import per_tensor
-from gradtx.transforms._math import adam_moments, hat_rate, safe_sqrt, with_decay
+from gradtx.transforms._math import adam_moments, hat_rate, plus_decay, safe_sqrt
 from gradtx.transforms.decay import initial_lr
 
 __all__ = ["scale_by_adabound", "scale_by_adamod"]
@@ -123,7 +123,7 @@ def scale_by_adamod(
         rates = lr * hat_rate(safe_sqrt(square) + eps, ctx, betas)
         usual = beta3 * state["exp_avg_lr"] + (1 - beta3) * rates
         step = -torch.minimum(rates, usual) * mean
-        step = with_decay(step, weight_decay, param, -lr)
+        step = plus_decay(step, weight_decay, param, -lr)
         return step, new | {"exp_avg_lr": usual}
 
     return init, update

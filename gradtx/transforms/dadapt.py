@@ -16,7 +16,7 @@ from torch import Tensor
 from gradtx._arguments import Betas, Scalar, is_off
 from gradtx._exact import exact
 from gradtx.factories import per_tensor
-from gradtx.transforms._math import quotient, safe_sqrt, with_decay
+from gradtx.transforms._math import plus_decay, quotient, safe_sqrt
 from gradtx.transforms.dual_averaging import dual_averaging
 
 __all__ = [
@@ -214,7 +214,7 @@ def scale_by_dadapt_adam(
         s = keep * state["s"] + ((1 - keep) * rate) * update
         total = yield {"product": product, "size": s.abs().sum()}
         no_gradient, numerator, estimate = _correlation(state["numerator_weighted"], total, keep)
-        direction = with_decay(mean / (safe_sqrt(square) + eps), weight_decay, param, rate)
+        direction = plus_decay(mean / (safe_sqrt(square) + eps), weight_decay, param, rate)
         new = {"exp_avg": mean, "exp_avg_sq": square, "s": s, "numerator_weighted": numerator}
         yield torch.where(no_gradient, 0.0, direction), {**new, "d": grown(d, estimate, growth_rate)}
 
@@ -370,7 +370,7 @@ def scale_by_dadapt_adan(
         squares = beta3 * state["gsq_weighted"] + (1 - beta3) * total["square"]
         squares = torch.where(no_gradient, state["gsq_weighted"], squares)
         d = grown(d, quotient(total["weighted"] / (1 - beta3) - squares, total["size"]), growth_rate)
-        direction = with_decay((mean + beta2 * trend) / root, weight_decay, param, rate)
+        direction = plus_decay((mean + beta2 * trend) / root, weight_decay, param, rate)
         if not (no_prox or is_off(weight_decay)):
             direction = direction / (1 + rate * weight_decay)
         direction = torch.where(no_gradient, 0.0, direction)
@@ -431,7 +431,7 @@ def scale_by_dadapt_lion(lr: Scalar = 1.0, betas: Betas = (0.9, 0.99), weight_de
         s = keep * state["s"] + ((1 - keep) * rate) * sign
         total = yield {"product": rate * (sign * state["s"]).sum(), "size": s.abs().sum()}
         no_gradient, numerator, estimate = _correlation(state["numerator_weighted"], total, keep)
-        direction = torch.where(no_gradient, 0.0, rate * with_decay(sign, weight_decay, param))
+        direction = torch.where(no_gradient, 0.0, rate * plus_decay(sign, weight_decay, param))
         yield direction, {"exp_avg": mean, "s": s, "numerator_weighted": numerator, "d": torch.maximum(d, estimate)}
 
     return init, update

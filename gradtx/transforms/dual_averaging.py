@@ -10,7 +10,7 @@ from torch import Tensor
 from gradtx._arguments import Scalar, is_off
 from gradtx._exact import exact
 from gradtx.factories import per_tensor
-from gradtx.transforms._math import quotient, safe_pow, with_decay
+from gradtx.transforms._math import plus_decay, quotient, safe_pow
 
 __all__ = ["scale_by_madgrad"]
 
@@ -74,6 +74,6 @@ def scale_by_madgrad(lr: Scalar = 1e-2, momentum: Scalar = 0.9, eps: Scalar = 1e
         step = dual_averaging(start - moved(new), momentum, param)
         if not reconstructs:
             new["x0"] = start
-        return with_decay(step, weight_decay, param, -rate), new
+        return plus_decay(step, weight_decay, param, -rate), new
 
     return init, update

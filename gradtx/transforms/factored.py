@@ -10,7 +10,7 @@ from torch import Tensor
 from gradtx._arguments import Scalar
 from gradtx._rules import OfLeaf
 from gradtx.factories import per_tensor
-from gradtx.transforms._math import at_least, mean, safe_sqrt, with_decay
+from gradtx.transforms._math import at_least, mean, plus_decay, safe_sqrt
 
 __all__ = [
     "clip_by_block_rms",
@@ -275,7 +275,7 @@ def scale_by_adafactor(
         if beta1 is not None:
             step = beta1 * state["exp_avg"] + (1 - beta1) * step
             state = {"exp_avg": step}
-        yield with_decay(-step, weight_decay, param, -rate), state
+        yield plus_decay(-step, weight_decay, param, -rate), state
 
     return update if beta1 is None else (init, update)
 
@@ -309,6 +309,6 @@ def scale_by_adafactor_torch(lr: Scalar = 1e-2, weight_decay: Scalar = 0.0):
 
     def update(update, state, param, ctx):
         step = -(ctx.time**-0.5).clamp(max=lr) * update
-        return with_decay(step, weight_decay, param, -lr), state
+        return plus_decay(step, weight_decay, param, -lr), state
 
     return update

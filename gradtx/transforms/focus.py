@@ -6,7 +6,7 @@ import torch
 
 from gradtx._arguments import Betas, Scalar
 from gradtx.factories import per_tensor
-from gradtx.transforms._math import with_decay
+from gradtx.transforms._math import plus_decay
 
 __all__ = ["scale_by_focus"]
 
@@ -54,7 +54,7 @@ def scale_by_focus(betas: Betas = (0.9, 0.999), gamma: Scalar = 0.1, weight_deca
         place = beta2 * state["pbar"] + (1 - beta2) * param
         usual = place / ctx.bias_correction(beta2)
         pull = torch.where(ctx.step == 1, 0.0, (param - usual).sign())
-        direction = with_decay(mean.sign() + gamma * pull, weight_decay, usual)
+        direction = plus_decay(mean.sign() + gamma * pull, weight_decay, usual)
         return direction, {"exp_avg": mean, "pbar": place}
 
     return init, update

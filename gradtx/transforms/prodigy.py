@@ -10,7 +10,7 @@ from torch import Tensor
 from gradtx._arguments import Betas, Scalar
 from gradtx._exact import exact
 from gradtx.factories import per_tensor
-from gradtx.transforms._math import quotient, safe_sqrt, with_decay
+from gradtx.transforms._math import plus_decay, quotient, safe_sqrt
 from gradtx.transforms.dadapt import DADAPT_RANGES, corrected_rate, limited
 
 __all__ = ["scale_by_prodigy"]
@@ -113,7 +113,7 @@ def scale_by_prodigy(
         largest = torch.maximum(state["d_max"], estimate)
         base = torch.where(d == d0, torch.maximum(d, estimate), d)
         d = torch.where(no_gradient, d, limited(largest, base, growth_rate))
-        direction = with_decay(rate * mean / (safe_sqrt(square) + d * eps), weight_decay, param, rate)
+        direction = plus_decay(rate * mean / (safe_sqrt(square) + d * eps), weight_decay, param, rate)
         new = {"exp_avg": mean, "exp_avg_sq": square, "s": s, "p0": start}
         yield torch.where(no_gradient, 0.0, direction), {**new, "d": d, "d_max": largest, "d_numerator": numerator}
 

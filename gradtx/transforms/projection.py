@@ -7,7 +7,7 @@ import torch
 from gradtx._arguments import Scalar
 from gradtx._rules import OfLeaf
 from gradtx.factories import per_tensor
-from gradtx.transforms._math import at_least, norm, quotient, safe_sqrt, with_decay
+from gradtx.transforms._math import at_least, norm, plus_decay, quotient, safe_sqrt
 
 __all__ = ["orthogonalize_against_params", "project_scale_invariant"]
 
@@ -50,7 +50,7 @@ def project_scale_invariant(
 
     def update(update, state, param, ctx):
         if param.ndim <= 1 or param.numel() == 0:
-            yield with_decay(update, weight_decay, param), state
+            yield plus_decay(update, weight_decay, param), state
             return
         grad, inner = ctx.grad, tuple(range(1, param.ndim))
 
@@ -68,7 +68,7 @@ def project_scale_invariant(
         radial = torch.where(by_row, row_radial, torch.where(by_leaf, leaf_radial, 0.0))
         projected = (by_row | by_leaf).to(param.dtype)
         ratio = 1 - (1 - wd_ratio) * projected
-        yield with_decay(update - radial * param, weight_decay, param, ratio), state
+        yield plus_decay(update - radial * param, weight_decay, param, ratio), state
 
     return update
 

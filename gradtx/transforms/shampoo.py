@@ -11,7 +11,7 @@ from torch import Tensor
 from gradtx._arguments import Betas, Scalar, is_off
 from gradtx._exact import exact
 from gradtx.factories import per_tensor
-from gradtx.transforms._math import grafted, safe_sqrt, with_decay
+from gradtx.transforms._math import grafted, plus_decay, safe_sqrt
 from gradtx.transforms._matrix import blocks, gram, inverse_root, joined, merged, multiplied
 
 __all__ = ["scale_by_scalable_shampoo", "scale_by_shampoo"]
@@ -117,7 +117,7 @@ def scale_by_shampoo(
         def due(step):
             return (step == 1) | (step % preconditioning_compute_steps == phase % preconditioning_compute_steps)
 
-        direction = start = with_decay(start, weight_decay, param)
+        direction = start = plus_decay(start, weight_decay, param)
         statistics, roots = [], []
         for i in range(update.ndim):
             seen = start if variant == "paper" else direction
@@ -297,7 +297,7 @@ def scale_by_scalable_shampoo(
             direction, new["statistics"], new["preconditioners"] = preconditioned(update, state, shape, ctx)
         if graft_type != "none":
             direction = grafted(direction, simple, 1e-16)
-        direction, simple = with_decay(direction, weight_decay, param), with_decay(simple, weight_decay, param)
+        direction, simple = plus_decay(direction, weight_decay, param), plus_decay(simple, weight_decay, param)
         momentum = new["momentum"] = beta1 * state["momentum"] + share * direction
         simple_momentum = new["graft_momentum"] = beta1 * state["graft_momentum"] + share * simple
         if nesterov:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from gradtx._arguments import Betas, Scalar, is_off
 from gradtx.factories import per_tensor
-from gradtx.transforms._math import adam_moments, at_least, quotient, safe_sqrt, with_decay
+from gradtx.transforms._math import adam_moments, at_least, plus_decay, quotient, safe_sqrt
 
 __all__ = ["scale_by_stable_adam"]
 
@@ -50,7 +50,7 @@ def scale_by_stable_adam(betas: Betas = (0.9, 0.99), eps: Scalar = 1e-8, weight_
         mean, square, new = average(update, state)
         square = square / ctx.bias_correction(beta2)
         direction = mean / ctx.bias_correction(beta1) / (safe_sqrt(square) + eps)
-        direction = with_decay(direction, weight_decay, param)
+        direction = plus_decay(direction, weight_decay, param)
         ratio = quotient(update.square(), at_least(square, eps * eps), floor=eps * eps)
         excess = safe_sqrt(ratio.sum() / max(update.numel(), 1))
         return direction / at_least(excess, 1.0), new

@@ -8,7 +8,7 @@ from gradtx._arguments import Betas, Scalar
 from gradtx._exact import exact
 from gradtx._rules import OfLeaf
 from gradtx.factories import per_tensor
-from gradtx.transforms._math import quotient, safe_sqrt, with_decay
+from gradtx.transforms._math import plus_decay, quotient, safe_sqrt
 
 __all__ = ["scale_by_lamb", "scale_by_lars", "scale_by_trust_ratio"]
 
@@ -109,7 +109,7 @@ def scale_by_lars(
         ratio = quotient(trust_coefficient * weights, total, (weights > 0) & (size > 0), 1.0)
         if trust_clip:
             ratio = ratio / torch.maximum(ratio, exact(lr, param.device))  # min(ratio / lr, 1), valid at lr 0
-        yield ratio * with_decay(update, weight_decay, param), state
+        yield ratio * plus_decay(update, weight_decay, param), state
 
     return update
 

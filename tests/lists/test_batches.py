@@ -7,11 +7,8 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 import gradtx
-from gradtx import _pure_lists
-from gradtx._lists import batches, bundle, list_function, record
-from gradtx._lists.cache import SharedPrograms
+from gradtx._lists import batches, list_function, record
 from gradtx._passes import PassResult
-from gradtx.optim.engine import lists
 
 SHAPES = {
     "a": (5, 9), "b": (12, 4), "c": (5, 9), "d": (6, 6), "e": (12, 4), "f": (5, 9), "bias": (7,), "other": (7,)
@@ -70,14 +67,12 @@ def tensors(seed, dtype=torch.float64):
 
 
 @pytest.fixture
-def as_batches(monkeypatch):
+def as_batches(monkeypatch, forget_programs):
     """A function that has the programs written from now on compute batches, or loops."""
 
     def choose(together):
         monkeypatch.setattr(batches, "batches_on", lambda device: together)
-        monkeypatch.setattr(bundle, "_FUNCTIONS", SharedPrograms())
-        monkeypatch.setattr(lists, "_SHARED", SharedPrograms())
-        monkeypatch.setattr(_pure_lists, "_SHARED", SharedPrograms())
+        forget_programs()
 
     return choose
 

@@ -5,7 +5,6 @@ import torch
 
 import gradtx
 from gradtx._lists import UnrecordableError, bundle, list_function, record
-from gradtx._lists.cache import SharedPrograms
 from gradtx._lists.record import as_one
 from gradtx._passes import PassResult
 from gradtx._rules import RuleOperation
@@ -93,7 +92,7 @@ def test_annealed_updates_stay_those_of_leaves_alone_once_they_are_rare(monkeypa
 
 
 @pytest.mark.parametrize("tx", [*EVERYWHERE.values(), *FOR_VECTORS.values()], ids=[*EVERYWHERE, *FOR_VECTORS])
-def test_pure_programs_equal_pure_updates_leaf_by_leaf(tx, monkeypatch):
+def test_pure_programs_equal_pure_updates_leaf_by_leaf(tx, monkeypatch, forget_programs):
     def trained():
         fresh = tx._replaced({}, checked=False)
         params = noise(0, F64)
@@ -105,7 +104,7 @@ def test_pure_programs_equal_pure_updates_leaf_by_leaf(tx, monkeypatch):
 
     found = trained()
     alone(monkeypatch)
-    monkeypatch.setattr("gradtx._pure_lists._SHARED", SharedPrograms())
+    forget_programs()
     # Leaf by leaf, Shampoo computes in the same order, but corrections are 0-d tensors, not Python numbers.
     torch.testing.assert_close(found, trained(), rtol=1e-12, atol=1e-12)
 

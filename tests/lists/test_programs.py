@@ -8,7 +8,7 @@ import torch
 
 import gradtx
 from gradtx import _pure, _pure_lists
-from gradtx._lists import UnrecordableError, bundle, cache, list_function, numbers, record
+from gradtx._lists import UnrecordableError, bundle, list_function, numbers, record
 from gradtx._lists.record import as_written
 from gradtx._passes import PassResult
 from tests.conformance import noise
@@ -39,6 +39,19 @@ def run(program, given, *columns):
 def lists(seed, count=3, shape=(2, 3)):
     generator = torch.Generator().manual_seed(seed)
     return [torch.randn(shape, generator=generator, dtype=F64) for _ in range(count)]
+
+
+def expected_of(function, numbers, columns):
+    """Results and arguments after the writes, leaf by leaf."""
+    results, arguments = [], []
+    for tensors in zip(*columns, strict=True):
+        leaf = [tensor.clone() for tensor in tensors]
+        values, writes = function(*[torch.tensor(number, dtype=F64) for number in numbers], *leaf)
+        results.append([value.clone() for value in values])
+        for target, value in [(target, value.clone()) for target, value in writes]:
+            target.copy_(value)
+        arguments.append(leaf)
+    return results, arguments
 
 
 # Recording.
@@ -211,12 +224,7 @@ def negative(number, x, average, param, other):
 def test_programs_have_no_temporaries_that_they_can_do_without(function, calls):
     program = list_function(recorded(function, [(2, 3)] * 4), CPU)
     columns = [lists(seed) for seed in range(4)]
-    expected = []
-    for tensors in zip(*columns, strict=True):
-        leaf = [tensor.clone() for tensor in tensors]
-        for target, value in function(torch.tensor(0.3, dtype=F64), *tensors)[1]:
-            leaf[[target is tensor for tensor in tensors].index(True)] = value
-        expected.append(leaf)
+    _, expected = expected_of(function, [0.3], columns)
     run(program, [0.3], *columns)
     assert program.calls == calls, program.source
     for i, leaf in enumerate(expected):
@@ -289,13 +297,7 @@ def twice(number, a, b, c):
 def test_no_argument_is_overwritten_before_it_is_read(function, number):
     program = list_function(recorded(function, [(2, 3)] * 3), CPU)
     columns = [lists(seed) for seed in range(3)]
-    expected = []
-    for tensors in zip(*columns, strict=True):
-        own = [tensor.clone() for tensor in tensors]
-        _, writes = function(torch.tensor(number, dtype=F64), *own)
-        for target, value in [(target, value.clone()) for target, value in writes]:
-            target.copy_(value)
-        expected.append(own)
+    _, expected = expected_of(function, [number], columns)
     run(program, [number], *columns)
     for i, own in enumerate(expected):
         torch.testing.assert_close([column[i] for column in columns], own, rtol=1e-14, atol=0.0)
@@ -530,15 +532,14 @@ def test_transformations_that_differ_in_numbers_share_programs_and_use_their_own
     torch.testing.assert_close(second["w"], 5 * first["w"])
 
 
-def test_chains_with_equal_recordings_share_their_code(monkeypatch):
+def test_chains_with_equal_recordings_share_their_code(monkeypatch, forget_programs):
     generated = []
 
     def counted(*args):
         generated.append(args)
         return list_function(*args)
 
-    monkeypatch.setattr(bundle, "_FUNCTIONS", cache.SharedPrograms())
-    monkeypatch.setattr(_pure_lists, "_SHARED", cache.SharedPrograms())
+    forget_programs()
     monkeypatch.setattr(bundle, "list_function", counted)
     params = {"w": torch.ones(3)}
     results = []

@@ -7,7 +7,7 @@ import torch
 
 import gradtx
 from gradtx._lists import list_function
-from tests.lists.test_programs import CPU, F64, lists, recorded, run
+from tests.lists.test_programs import CPU, expected_of, lists, recorded, run
 from tests.optim.problems import assert_equal
 
 TRUTHS = [(x, y) for x in (-0.5, 0.5) for y in (-0.5, 0.5)]
@@ -65,19 +65,6 @@ class Drawn:
             lambda: x * (first * y),
         ]
         return rng.choice(made)()
-
-
-def expected_of(function, numbers, columns):
-    """Results and arguments after the writes, leaf by leaf."""
-    results, arguments = [], []
-    for tensors in zip(*columns, strict=True):
-        leaf = [tensor.clone() for tensor in tensors]
-        values, writes = function(*[torch.tensor(number, dtype=F64) for number in numbers], *leaf)
-        results.append([value.clone() for value in values])
-        for target, value in [(target, value.clone()) for target, value in writes]:
-            target.copy_(value)
-        arguments.append(leaf)
-    return results, arguments
 
 
 def assert_no_memory_is_shared(*columns):

@@ -5,10 +5,7 @@ import torch
 from torch import Tensor
 
 import gradtx
-from gradtx import _pure_lists
-from gradtx._lists.cache import SharedPrograms
 from gradtx._random import Stream
-from gradtx.optim.engine import lists
 from gradtx.transforms import psgd
 from tests.matrix_problem import SEEDS, apart, times, unfolded, weights
 from tests.optim.problems import assert_close, descend, gradient, parameters
@@ -158,11 +155,10 @@ def test_annealed_updates_are_due_at_every_step_at_first_and_later_rarely():
     assert table.updates(5000) == sum(counts)
 
 
-def test_annealed_steps_of_the_optimizer_are_those_of_the_pure_functions(monkeypatch):
+def test_annealed_steps_of_the_optimizer_are_those_of_the_pure_functions(monkeypatch, forget_programs):
     monkeypatch.setattr(psgd, "annealed_probability", lambda step: 0.4 + 0 * step)
     monkeypatch.setattr(psgd, "ANNEALED", psgd.Annealed())
-    monkeypatch.setattr(lists, "_SHARED", SharedPrograms())  # its programs would keep this probability
-    monkeypatch.setattr(_pure_lists, "_SHARED", SharedPrograms())
+    forget_programs()  # no later test may get one with this probability
     agree_in_both_ways(gradtx.psgd_kron(lr=0.1, balance_every=2))
 
 
