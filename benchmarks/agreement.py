@@ -43,10 +43,11 @@ OLD_PYTHON = {  # type parameters and `override` are new in Python 3.12
     r"^class (\w+)\[[^]]*\]": r"class \1",
     r", override$|^ *@override$|^from typing import override$": "",
 }
+# gradtx uses a lower bound instead.
 NO_EPS = {
     "keepdim=True) + 1e-7)": "keepdim=True))",
     "X.norm() + 1e-7)": "X.norm())",
-}  # gradtx uses a lower bound instead
+}
 SIGNED = {
     "full_matrices = False)": "full_matrices = False); U, Vh = SIGNED(U, Vh)",
     "full_matrices=False)": "full_matrices=False); U, Vh = SIGNED(U, Vh)",
@@ -104,7 +105,9 @@ class Draws:
     def __call__(self, like: Tensor) -> Tensor:
         step, leaf = divmod(self._count, len(self._names))
         self._count += 1
-        return Stream(torch.tensor(0), torch.tensor(step + 1), self._names[leaf]).normal(like)
+        return Stream(
+            torch.tensor(0), torch.tensor(step + 1), self._names[leaf]
+        ).normal(like)
 
 
 def imported(comparison: Comparison, folder: Path) -> Any:
@@ -128,7 +131,9 @@ def imported(comparison: Comparison, folder: Path) -> Any:
     sys.path.insert(0, str(place))
     for known in [known for known in sys.modules if known.partition(".")[0] == package]:
         del sys.modules[known]
-    module = importlib.import_module(f"{package}.{comparison.module or Path(comparison.files[-1]).stem}")
+    module = importlib.import_module(
+        f"{package}.{comparison.module or Path(comparison.files[-1]).stem}"
+    )
     for known in [known for known in sys.modules if known.partition(".")[0] == package]:
         sys.modules[known].SIGNED = signed  # type: ignore[attr-defined]
         sys.modules[known].DRAWS = Draws(list(comparison.shapes))  # type: ignore[attr-defined]
@@ -147,13 +152,19 @@ def edited(text: str, edits: Mapping[str, str]) -> str:
 def difference(comparison: Comparison, module: Any, seed: int) -> float:
     """Return the largest distance between the two versions' final weights, relative to the distance they moved."""
     generator = torch.Generator().manual_seed(seed)
-    start = {name: torch.randn(shape, generator=generator) for name, shape in comparison.shapes.items()}
+    start = {
+        name: torch.randn(shape, generator=generator)
+        for name, shape in comparison.shapes.items()
+    }
     theirs = {name: torch.nn.Parameter(value.clone()) for name, value in start.items()}
     ours = {name: torch.nn.Parameter(value.clone()) for name, value in start.items()}
     ours_optimizer = gradtx.as_optimizer(comparison.ours, ours.items())
     optimizer = comparison.theirs(module, theirs)
     for _ in range(STEPS):
-        noise = {name: torch.randn(value.shape, generator=generator) for name, value in start.items()}
+        noise = {
+            name: torch.randn(value.shape, generator=generator)
+            for name, value in start.items()
+        }
         for params in (theirs, ours):
             for name, param in params.items():
                 param.grad = noise[name] + 0.3 * param.detach().sin()
@@ -173,14 +184,18 @@ def give_start(optimizer: Any, params: Mapping[str, Tensor], ours: Any) -> None:
     """Start the authors' Dion from the random matrices of gradtx."""
     first = ours._tx.init(dict(params))["scale_by_dion"]["Q"]
     for name, param in params.items():
-        optimizer.state[param].update(momentum=torch.zeros_like(param), Q=first[name].clone())
+        optimizer.state[param].update(
+            momentum=torch.zeros_like(param), Q=first[name].clone()
+        )
 
 
 def matrices(params: Mapping[str, Tensor]) -> list[Tensor]:
     return list(params.values())
 
 
-def low_rank_group(**options: Any) -> Callable[[Mapping[str, Tensor]], list[dict[str, Any]]]:
+def low_rank_group(
+    **options: Any,
+) -> Callable[[Mapping[str, Tensor]], list[dict[str, Any]]]:
     return lambda params: [{"params": matrices(params), **options}]
 
 
@@ -192,12 +207,24 @@ def adamuon(module: Any, params: Mapping[str, Tensor]) -> Any:
         return types.SimpleNamespace(wait=lambda: None)
 
     module.dist = types.SimpleNamespace(all_gather_into_tensor=gathered)
-    return module.AdaMuon(matrices(params), lr=0.02, weight_decay=0.1, momentum=0.9, rank=0, world_size=1)
+    return module.AdaMuon(
+        matrices(params), lr=0.02, weight_decay=0.1, momentum=0.9, rank=0, world_size=1
+    )
 
 
 def scion(module: Any, params: Mapping[str, Tensor]) -> Any:
-    norms = {"wide": "Spectral", "tall": "Sign", "square": "ColNorm", "rows": "RowNorm", "conv": "Auto", "bias": "Auto"}
-    groups = [{"params": [param], "norm": norms[name], "scale": 3.0} for name, param in params.items()]
+    norms = {
+        "wide": "Spectral",
+        "tall": "Sign",
+        "square": "ColNorm",
+        "rows": "RowNorm",
+        "conv": "Auto",
+        "bias": "Auto",
+    }
+    groups = [
+        {"params": [param], "norm": norms[name], "scale": 3.0}
+        for name, param in params.items()
+    ]
     return module.Scion(groups, lr=0.02, momentum=0.1)
 
 
@@ -211,8 +238,17 @@ def dion2(module: Any, params: Mapping[str, Tensor]) -> Any:
     return module.Dion2(matrices(params), **options, newton_schulz_func=orthogonalized)
 
 
-TRANSFORMERS = {"from transformers.utils.versions import require_version": "require_version = str"}
-DION_PARTS = ("newton_schulz_triton", "polar_express", "opt_utils", "scalar_opts", "megabatch_base", "dion2")
+TRANSFORMERS = {
+    "from transformers.utils.versions import require_version": "require_version = str"
+}
+DION_PARTS = (
+    "newton_schulz_triton",
+    "polar_express",
+    "opt_utils",
+    "scalar_opts",
+    "megabatch_base",
+    "dion2",
+)
 LOW_RANK = {"rank": 3, "update_proj_gap": 5, "proj_type": "std"}
 SCION_SHAPES = {**SHAPES, "rows": (7, 3), "conv": (4, 3, 2, 2), "bias": (5,)}
 SCION_KINDS = {
@@ -232,7 +268,9 @@ COMPARISONS = [
         "857d1adc159e098212f828d927460782d3da59e9",
         ("muon.py",),
         "momentum 0.9, decay 0.1",
-        lambda module, params: module.SingleDeviceMuon(matrices(params), lr=0.02, weight_decay=0.1, momentum=0.9),
+        lambda module, params: module.SingleDeviceMuon(
+            matrices(params), lr=0.02, weight_decay=0.1, momentum=0.9
+        ),
         gradtx.muon(lr=0.02, weight_decay=0.1, momentum=0.9, ns_dtype=torch.float64),
         NO_EPS,
         "norm without + 1e-7",
@@ -282,7 +320,9 @@ COMPARISONS = [
         "0a059a4542e5aa74b40dcd1dce363836c7afcd48",
         ("dion/scalar_opts.py", "dion/dion_simple.py"),
         "rank 3, mu 0.9, decay 0.1",
-        lambda module, params: module.Dion(matrices(params), lr=0.02, mu=0.9, weight_decay=0.1, rank=3),
+        lambda module, params: module.Dion(
+            matrices(params), lr=0.02, mu=0.9, weight_decay=0.1, rank=3
+        ),
         gradtx.dion(lr=0.02, mu=0.9, weight_decay=0.1, rank=3),
         {},
         "our random start",
@@ -314,7 +354,13 @@ COMPARISONS = [
             weight_decay=0.1,
             precondition_frequency=4,
         ),
-        gradtx.soap(lr=0.02, betas=(0.9, 0.8), shampoo_beta=0.7, weight_decay=0.1, precondition_frequency=4),
+        gradtx.soap(
+            lr=0.02,
+            betas=(0.9, 0.8),
+            shampoo_beta=0.7,
+            weight_decay=0.1,
+            precondition_frequency=4,
+        ),
         {},
         "none",
         SHAPES,
@@ -326,9 +372,22 @@ COMPARISONS = [
         ("kron_torch/kron.py",),
         "b1 0.8, precond_lr 0.2, random probes, decay 0.1",
         lambda module, params: module.Kron(
-            matrices(params), lr=0.02, b1=0.8, weight_decay=0.1, precond_lr=0.2, precond_dtype=torch.float64
+            matrices(params),
+            lr=0.02,
+            b1=0.8,
+            weight_decay=0.1,
+            precond_lr=0.2,
+            precond_dtype=torch.float64,
         ),
-        gradtx.psgd_kron(lr=0.02, b1=0.8, weight_decay=0.1, precond_lr=0.2, probes="random", balance_every=7, seed=0),
+        gradtx.psgd_kron(
+            lr=0.02,
+            b1=0.8,
+            weight_decay=0.1,
+            precond_lr=0.2,
+            probes="random",
+            balance_every=7,
+            seed=0,
+        ),
         KRON_EDITS,
         "noise added out of place; our probes; balanced every 7 updates, not by chance",
         SHAPES,
@@ -340,7 +399,10 @@ COMPARISONS = [
         ("galore_torch/galore_projector.py", "galore_torch/adamw.py"),
         "rank 3, renewed every 5, decay 0.1",
         lambda module, params: module.AdamW(
-            low_rank_group(scale=0.5, **LOW_RANK)(params), lr=0.02, weight_decay=0.1, no_deprecation_warning=True
+            low_rank_group(scale=0.5, **LOW_RANK)(params),
+            lr=0.02,
+            weight_decay=0.1,
+            no_deprecation_warning=True,
         ),
         gradtx.galore(lr=0.02, weight_decay=0.1, rank=3, update_proj_gap=5, scale=0.5),
         {**SIGNED, **TRANSFORMERS, "from .galore_projector_tensor import": "#"},
@@ -351,12 +413,27 @@ COMPARISONS = [
         "APOLLO",
         "zhuhanqing/APOLLO",
         "76b34725abcbd45aa47d8fdf831c8b5ba6d34dde",
-        ("apollo_torch/svd_projector.py", "apollo_torch/random_projector.py", "apollo_torch/apollo.py"),
+        (
+            "apollo_torch/svd_projector.py",
+            "apollo_torch/random_projector.py",
+            "apollo_torch/apollo.py",
+        ),
         "svd, channel, rank 3, scale 0.5, renewed every 5, decay 0.1",
         lambda module, params: module.AdamW(
-            low_rank_group(proj="svd", scale_type="channel", scale=0.5, **LOW_RANK)(params), lr=0.02, weight_decay=0.1
+            low_rank_group(proj="svd", scale_type="channel", scale=0.5, **LOW_RANK)(
+                params
+            ),
+            lr=0.02,
+            weight_decay=0.1,
         ),
-        gradtx.apollo_low_rank(lr=0.02, weight_decay=0.1, rank=3, update_proj_gap=5, scale=0.5, projection="svd"),
+        gradtx.apollo_low_rank(
+            lr=0.02,
+            weight_decay=0.1,
+            rank=3,
+            update_proj_gap=5,
+            scale=0.5,
+            projection="svd",
+        ),
         {**SIGNED, **TRANSFORMERS},
         "our signs of singular vectors",
         SHAPES,
@@ -368,7 +445,10 @@ COMPARISONS = [
         ("optimizer_torch/gradient_projection.py", "optimizer_torch/fira_adamw.py"),
         "rank 3, alpha 0.5, renewed every 5, decay 0.1",
         lambda module, params: module.AdamW(
-            low_rank_group(alpha=0.5, **LOW_RANK)(params), lr=0.02, weight_decay=0.1, no_deprecation_warning=True
+            low_rank_group(alpha=0.5, **LOW_RANK)(params),
+            lr=0.02,
+            weight_decay=0.1,
+            no_deprecation_warning=True,
         ),
         gradtx.fira(lr=0.02, weight_decay=0.1, rank=3, update_proj_gap=5, scale=0.5),
         {**SIGNED, **TRANSFORMERS},
@@ -415,7 +495,9 @@ COMPARISONS = [
         "fd7729267109a8848709e9406bf19e53e970c3f4",
         ("emerging_optimizers",),
         "momentum 0.9, decay 0.1",
-        lambda module, params: module.PolarGrad(matrices(params), lr=0.02, momentum=0.9, weight_decay=0.1),
+        lambda module, params: module.PolarGrad(
+            matrices(params), lr=0.02, momentum=0.9, weight_decay=0.1
+        ),
         gradtx.polargrad(lr=0.02, momentum=0.9, weight_decay=0.1),
         {},
         "none",
@@ -430,7 +512,12 @@ COMPARISONS = [
         ("emerging_optimizers",),
         "momentum 0.9, betas 0.8, 0.9, decay 0.1",
         lambda module, params: module.Muown(
-            matrices(params), lr=0.02, momentum=0.9, weight_decay=0.1, betas=(0.8, 0.9), fp32_matmul_prec="highest"
+            matrices(params),
+            lr=0.02,
+            momentum=0.9,
+            weight_decay=0.1,
+            betas=(0.8, 0.9),
+            fp32_matmul_prec="highest",
         ),
         gradtx.muown(lr=0.02, momentum=0.9, weight_decay=0.1, betas=(0.8, 0.9)),
         {},
@@ -446,14 +533,20 @@ def main() -> None:
     folder = Path(sys.argv[1])
     torch.set_default_dtype(torch.float64)
     print(f"{STEPS} steps, torch {torch.__version__}\n")
-    print("| algorithm | code, commit | settings | replaced in their code | largest difference |")
+    print(
+        "| algorithm | code, commit | settings | replaced in their code | largest difference |"
+    )
     print("|---|---|---|---|---|")
     for comparison in COMPARISONS:
         largest = 0.0
         for seed in SEEDS:
-            largest = max(largest, difference(comparison, imported(comparison, folder), seed))
+            largest = max(
+                largest, difference(comparison, imported(comparison, folder), seed)
+            )
         code = f"{comparison.repository}, {comparison.commit[:7]}"
-        print(f"| {comparison.name} | {code} | {comparison.settings} | {comparison.changes} | {largest:.0e} |")
+        print(
+            f"| {comparison.name} | {code} | {comparison.settings} | {comparison.changes} | {largest:.0e} |"
+        )
 
 
 if __name__ == "__main__":

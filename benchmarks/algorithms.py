@@ -24,7 +24,8 @@ from typing import Any
 
 from common import gpt, interleaved, log_ticks, machine, parameters, ratio
 
-os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", tempfile.mkdtemp())  # start with an empty cache
+# Start with an empty cache.
+os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", tempfile.mkdtemp())
 
 import matplotlib.pyplot as plt
 import pytorch_optimizer
@@ -37,7 +38,17 @@ ROUNDS, WARM = 9, 8
 SHAPES = gpt()
 ELSEWHERE = {"SGDS": "SGD"}  # an option of the class there
 LEFT_OUT = (
-    *("Muon", "MuonAdamAtan2", "PolarAdamAtan2", "AdaMuon", "NorMuon", "Scion", "Shampoo", "ScalableShampoo", "SOAP"),
+    *(
+        "Muon",
+        "MuonAdamAtan2",
+        "PolarAdamAtan2",
+        "AdaMuon",
+        "NorMuon",
+        "Scion",
+        "Shampoo",
+        "ScalableShampoo",
+        "SOAP",
+    ),
     *("Conda", "SPlus", "Fira", "GaLore", "LBFGS", "AdaHessian", "SophiaH"),
 )
 
@@ -57,9 +68,20 @@ THEIRS = {
 def options(function: Any) -> dict[str, Any]:
     """Return values for required arguments and for momentum, which these methods are usually run with."""
     empty = inspect.Parameter.empty
-    others = {"lr": (empty, 1e-3), "num_iterations": (empty, 1000), "momentum": (0.0, 0.9)}
-    defaults = {name: parameter.default for name, parameter in inspect.signature(function).parameters.items()}
-    return {name: value for name, (default, value) in others.items() if name in defaults and defaults[name] == default}
+    others = {
+        "lr": (empty, 1e-3),
+        "num_iterations": (empty, 1000),
+        "momentum": (0.0, 0.9),
+    }
+    defaults = {
+        name: parameter.default
+        for name, parameter in inspect.signature(function).parameters.items()
+    }
+    return {
+        name: value
+        for name, (default, value) in others.items()
+        if name in defaults and defaults[name] == default
+    }
 
 
 def stepper(optimizer: Any) -> Any:
@@ -82,7 +104,11 @@ def bytes_moved(optimizer: Any) -> int:
     """Return the bytes of one read and one write of parameters and state, and one read of the gradients."""
     moved = 0
     for param in optimizer.param_groups[0]["params"]:
-        state = [value for value in optimizer.state[param].values() if value.ndim > 0 or param.ndim == 0]
+        state = [
+            value
+            for value in optimizer.state[param].values()
+            if value.ndim > 0 or param.ndim == 0
+        ]
         moved += 3 * param.nbytes + 2 * sum(value.nbytes for value in state)
     return moved
 
@@ -94,12 +120,19 @@ def their_class(name: str) -> Any:
 def measure(name: str) -> dict[str, Any]:
     cls = getattr(gradtx.optim, name)
     their = their_class(name)
-    default, compiled = (cls(parameters(SHAPES), compile=compile, **options(cls)) for compile in (False, True))
+    default, compiled = (
+        cls(parameters(SHAPES), compile=compile, **options(cls))
+        for compile in (False, True)
+    )
     fused = torch.optim.AdamW(parameters(SHAPES), fused=True)
     start = time.perf_counter()
     stepper(compiled)()
     cold = time.perf_counter() - start
-    steps = {"default": stepper(default), "compiled": stepper(compiled), "fused": fused.step}
+    steps = {
+        "default": stepper(default),
+        "compiled": stepper(compiled),
+        "fused": fused.step,
+    }
     if their is not None:
         steps["theirs"] = stepper(peer(their))
     times = interleaved(steps, ROUNDS, WARM)
@@ -109,8 +142,12 @@ def measure(name: str) -> dict[str, Any]:
         "name": name,
         "cold": cold,
         "compiled": 1e3 * statistics.median(times["compiled"]),
-        "default times": ratio(times["theirs"], times["default"]) if their else math.nan,
-        "compiled times": ratio(times["theirs"], times["compiled"]) if their else math.nan,
+        "default times": ratio(times["theirs"], times["default"])
+        if their
+        else math.nan,
+        "compiled times": ratio(times["theirs"], times["compiled"])
+        if their
+        else math.nan,
         "MB": bytes_moved(compiled) / 1e6,
         "share": rate / best,
     }
@@ -119,14 +156,20 @@ def measure(name: str) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "names", nargs="*", help="classes of gradtx.optim; by default all in pytorch_optimizer except matrix methods"
+        "names",
+        nargs="*",
+        help="classes of gradtx.optim; by default all in pytorch_optimizer except matrix methods",
     )
     names = parser.parse_args().names or [
-        name for name in gradtx.optim.__all__ if their_class(name) is not None and name not in LEFT_OUT
+        name
+        for name in gradtx.optim.__all__
+        if their_class(name) is not None and name not in LEFT_OUT
     ]
     warnings.filterwarnings("ignore")
     print(machine(), f"pytorch_optimizer {version('pytorch_optimizer')}", sep=", ")
-    print(f"{len(SHAPES)} tensors, {sum(map(math.prod, SHAPES)) / 1e6:.1f} million entries, {ROUNDS} rounds\n")
+    print(
+        f"{len(SHAPES)} tensors, {sum(map(math.prod, SHAPES)) / 1e6:.1f} million entries, {ROUNDS} rounds\n"
+    )
     print(
         "| algorithm | compiled, ms | default, speedup | compiled, speedup | MB moved | share of fused "
         "bandwidth | first step, s |\n|---|---|---|---|---|---|---|"
@@ -137,7 +180,9 @@ def main() -> None:
         rows.append(row)
         tqdm.write(
             f"| {name} | {row['compiled']:.1f} | {row['default times']:.1f} | {row['compiled times']:.1f} | "
-            f"{row['MB']:.0f} | {row['share']:.2f} | {row['cold']:.1f} |".replace("nan", "–")
+            f"{row['MB']:.0f} | {row['share']:.2f} | {row['cold']:.1f} |".replace(
+                "nan", "–"
+            )
         )
     compared = [row for row in rows if not math.isnan(row["compiled times"])]
     for which in ("default times", "compiled times"):
@@ -150,12 +195,30 @@ def main() -> None:
 
 def draw(rows: list[dict[str, Any]]) -> None:
     rows = sorted(rows, key=lambda row: row["compiled times"])
-    figure, axes = plt.subplots(figsize=(7, 0.15 * len(rows) + 1.2), layout="constrained")
+    figure, axes = plt.subplots(
+        figsize=(7, 0.15 * len(rows) + 1.2), layout="constrained"
+    )
     places = range(len(rows))
-    axes.barh(places, [row["compiled times"] for row in rows], color="tab:blue", label="compiled")
-    axes.plot([row["default times"] for row in rows], places, "o", color="black", markersize=3, label="default")
+    axes.barh(
+        places,
+        [row["compiled times"] for row in rows],
+        color="tab:blue",
+        label="compiled",
+    )
+    axes.plot(
+        [row["default times"] for row in rows],
+        places,
+        "o",
+        color="black",
+        markersize=3,
+        label="default",
+    )
     axes.axvline(1, color="gray", linewidth=0.8)
-    axes.set(xscale="log", xlabel="times as fast as pytorch_optimizer's class", ylim=(-0.7, len(rows) - 0.3))
+    axes.set(
+        xscale="log",
+        xlabel="times as fast as pytorch_optimizer's class",
+        ylim=(-0.7, len(rows) - 0.3),
+    )
     axes.set_yticks(places, [row["name"] for row in rows], fontsize=7)
     log_ticks(axes, [0.25, 0.5, 1, 2, 4, 8, 16])
     axes.legend(loc="lower right")

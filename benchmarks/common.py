@@ -30,7 +30,11 @@ def resnet50() -> Shapes:
     width = 64
     for planes, blocks in ((64, 3), (128, 4), (256, 6), (512, 3)):
         for block in range(blocks):
-            for out, inp, kernel in ((planes, width, 1), (planes, planes, 3), (planes * 4, planes, 1)):
+            for out, inp, kernel in (
+                (planes, width, 1),
+                (planes, planes, 3),
+                (planes * 4, planes, 1),
+            ):
                 shapes += [(out, inp, kernel, kernel), (out,), (out,)]
             if block == 0:
                 shapes += [(planes * 4, width, 1, 1), (planes * 4,), (planes * 4,)]
@@ -38,23 +42,36 @@ def resnet50() -> Shapes:
     return [*shapes, (1000, 2048), (1000,)]
 
 
-def gpt(width: int = 512, layers: int = 12, words: int = 8192, length: int = 256) -> Shapes:
+def gpt(
+    width: int = 512, layers: int = 12, words: int = 8192, length: int = 256
+) -> Shapes:
     """Return the shapes of a GPT without biases in its linear layers: 76 tensors, 42 million entries by default."""
     shapes: Shapes = [(words, width), (length, width)]
     for _ in range(layers):
-        shapes += [(width,), (3 * width, width), (width, width), (width,), (4 * width, width), (width, 4 * width)]
+        shapes += [
+            (width,),
+            (3 * width, width),
+            (width, width),
+            (width,),
+            (4 * width, width),
+            (width, 4 * width),
+        ]
     return [*shapes, (width,), (width,)]
 
 
 def parameters(shapes: Shapes) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(SEED)
-    params = [torch.randn(shape, generator=generator).requires_grad_() for shape in shapes]
+    params = [
+        torch.randn(shape, generator=generator).requires_grad_() for shape in shapes
+    ]
     for param in params:
         param.grad = torch.randn(param.shape, generator=generator)
     return params
 
 
-def interleaved(steps: Mapping[str, Callable[[], object]], rounds: int, warm: int = 3) -> dict[str, list[float]]:
+def interleaved(
+    steps: Mapping[str, Callable[[], object]], rounds: int, warm: int = 3
+) -> dict[str, list[float]]:
     """Return the seconds per round of each contestant. All step once per round, so noise affects all equally."""
     times: dict[str, list[float]] = {name: [] for name in steps}
     for round_ in tqdm(range(rounds + warm), desc="rounds", disable=None, leave=False):
@@ -68,7 +85,9 @@ def interleaved(steps: Mapping[str, Callable[[], object]], rounds: int, warm: in
 
 def ratio(times: list[float], reference: list[float]) -> float:
     """Return the median over rounds of the ratio of the time to the reference's time in the same round."""
-    return statistics.median(own / other for own, other in zip(times, reference, strict=True))
+    return statistics.median(
+        own / other for own, other in zip(times, reference, strict=True)
+    )
 
 
 def log_ticks(axes: Any, ticks: list[float]) -> None:

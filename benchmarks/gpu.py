@@ -29,15 +29,25 @@ MODELS: dict[str, Shapes] = {
 }
 Make = Callable[..., torch.optim.Optimizer]
 CONTESTANTS: dict[str, Make] = {
-    "torch AdamW, fused": lambda params, **options: torch.optim.AdamW(params, fused=True, **options),
-    "torch AdamW, foreach": lambda params, **options: torch.optim.AdamW(params, foreach=True, **options),
-    "torch AdamW, loop": lambda params, **options: torch.optim.AdamW(params, foreach=False, **options),
+    "torch AdamW, fused": lambda params, **options: torch.optim.AdamW(
+        params, fused=True, **options
+    ),
+    "torch AdamW, foreach": lambda params, **options: torch.optim.AdamW(
+        params, foreach=True, **options
+    ),
+    "torch AdamW, loop": lambda params, **options: torch.optim.AdamW(
+        params, foreach=False, **options
+    ),
     "gradtx AdamW": lambda params, **options: gradtx.optim.AdamW(params, **options),
-    "gradtx AdamW, compiled": lambda params, **options: gradtx.optim.AdamW(params, compile=True, **options),
+    "gradtx AdamW, compiled": lambda params, **options: gradtx.optim.AdamW(
+        params, compile=True, **options
+    ),
     "gradtx clip + AdamW": lambda params, **options: gradtx.as_optimizer(
         gradtx.chain(gradtx.clip_by_global_norm(1.0), gradtx.adamw()), params, **options
     ),
-    "gradtx Muon + AdamW": lambda params, **options: gradtx.optim.Muon(params, fallback=gradtx.adamw(), **options),
+    "gradtx Muon + AdamW": lambda params, **options: gradtx.optim.Muon(
+        params, fallback=gradtx.adamw(), **options
+    ),
 }
 
 
@@ -50,7 +60,9 @@ def on_device(shapes: Shapes, device: torch.device) -> list[torch.Tensor]:
     return params
 
 
-def synchronized(optimizer: torch.optim.Optimizer, device: torch.device) -> Callable[[], None]:
+def synchronized(
+    optimizer: torch.optim.Optimizer, device: torch.device
+) -> Callable[[], None]:
     def step() -> None:
         optimizer.step()
         if device.type == "cuda":

@@ -33,7 +33,12 @@ MUON: dict[str, Any] = {"lr": 0.02, "momentum": 0.95, "weight_decay": 0.1}
 ADAMW: dict[str, Any] = {"lr": 3e-4, "betas": (0.9, 0.95), "weight_decay": 0.0}
 TORCH_MUON = "torch Muon + AdamW, fused"
 FREQUENCY = 10  # steps between renewals of SOAP's bases
-SOAP: dict[str, Any] = {"lr": 3e-3, "betas": (0.95, 0.95), "weight_decay": 0.01, "precondition_frequency": FREQUENCY}
+SOAP: dict[str, Any] = {
+    "lr": 3e-3,
+    "betas": (0.95, 0.95),
+    "weight_decay": 0.01,
+    "precondition_frequency": FREQUENCY,
+}
 
 
 def is_hidden(shape: torch.Size) -> bool:
@@ -44,7 +49,10 @@ def is_hidden(shape: torch.Size) -> bool:
 def split(params: list[torch.Tensor]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     """Return the hidden matrices and all other parameters."""
     matrices = [param for param in params[2:] if is_hidden(param.shape)]
-    others = [*params[:2], *(param for param in params[2:] if not is_hidden(param.shape))]
+    others = [
+        *params[:2],
+        *(param for param in params[2:] if not is_hidden(param.shape)),
+    ]
     return matrices, others
 
 
@@ -73,26 +81,54 @@ def with_gradients(optimizer: Any, params: list[torch.Tensor]) -> Step:
 
 def torch_muon(params: list[torch.Tensor]) -> Step:
     matrices, others = split(params)
-    return both(torch.optim.Muon(matrices, **MUON).step, torch.optim.AdamW(others, fused=True, **ADAMW).step)
+    return both(
+        torch.optim.Muon(matrices, **MUON).step,
+        torch.optim.AdamW(others, fused=True, **ADAMW).step,
+    )
 
 
 def pytorch_optimizer_muon(params: list[torch.Tensor]) -> Step:
     matrices, others = split(params)
-    groups = [{"params": matrices, "use_muon": True}, {"params": others, "use_muon": False}]
-    return installed("pytorch_optimizer").Muon(groups, **MUON, adamw_betas=ADAMW["betas"]).step
+    groups = [
+        {"params": matrices, "use_muon": True},
+        {"params": others, "use_muon": False},
+    ]
+    return (
+        installed("pytorch_optimizer")
+        .Muon(groups, **MUON, adamw_betas=ADAMW["betas"])
+        .step
+    )
 
 
 def heavyball_muon(params: list[torch.Tensor]) -> Step:
     matrices, others = split(params)
     heavyball = installed("heavyball")
-    muon = heavyball.Muon(matrices, lr=MUON["lr"], betas=(0.95, 0.95), weight_decay=MUON["weight_decay"])
-    return both(with_gradients(muon, matrices), with_gradients(heavyball.AdamW(others, **ADAMW), others))
+    muon = heavyball.Muon(
+        matrices, lr=MUON["lr"], betas=(0.95, 0.95), weight_decay=MUON["weight_decay"]
+    )
+    return both(
+        with_gradients(muon, matrices),
+        with_gradients(heavyball.AdamW(others, **ADAMW), others),
+    )
 
 
 def dion_muon(params: list[torch.Tensor]) -> Step:
     matrices, others = split(params)
-    options = {"lr": MUON["lr"], "mu": MUON["momentum"], "weight_decay": MUON["weight_decay"], "nesterov": True}
-    groups = [{"params": matrices}, {"params": others, "algorithm": "adamw", "lr": ADAMW["lr"], "weight_decay": 0.0}]
+    options = {
+        "lr": MUON["lr"],
+        "mu": MUON["momentum"],
+        "weight_decay": MUON["weight_decay"],
+        "nesterov": True,
+    }
+    groups = [
+        {"params": matrices},
+        {
+            "params": others,
+            "algorithm": "adamw",
+            "lr": ADAMW["lr"],
+            "weight_decay": 0.0,
+        },
+    ]
     return installed("dion").Muon(groups, use_polar_express=False, **options).step
 
 
@@ -105,7 +141,10 @@ def gradtx_muon(**options: Any) -> Make:
         chosen = {id(param) for param in matrices}
         named = {f"p{i}": param for i, param in enumerate(params)}
         names = tuple(name for name, param in named.items() if id(param) in chosen)
-        branches = {"matrices": gradtx.muon(**MUON, **options), "rest": gradtx.adamw(**ADAMW)}
+        branches = {
+            "matrices": gradtx.muon(**MUON, **options),
+            "rest": gradtx.adamw(**ADAMW),
+        }
         tx = gradtx.partition(branches, {"matrices": names, "rest": "*"})
         return gradtx.as_optimizer(tx, list(named.items()), compile=compiled).step
 
@@ -120,7 +159,12 @@ def author_soap(params: list[torch.Tensor]) -> Step:
 
 
 def heavyball_soap(params: list[torch.Tensor]) -> Step:
-    options = {**SOAP, "use_precond_schedule": False, "merge_dims": False, "max_precond_dim": 10000}
+    options = {
+        **SOAP,
+        "use_precond_schedule": False,
+        "merge_dims": False,
+        "max_precond_dim": 10000,
+    }
     return with_gradients(installed("heavyball").SOAP(params, **options), params)
 
 
@@ -151,17 +195,22 @@ SOAPS: dict[str, Make] = {
 }
 
 
-def steps_of(contestants: dict[str, Make], shapes: Shapes) -> tuple[dict[str, Step], dict[str, float], list[str]]:
+def steps_of(
+    contestants: dict[str, Make], shapes: Shapes
+) -> tuple[dict[str, Step], dict[str, float], list[str]]:
     """Return the available contestants' steps, the seconds of their first steps, and why others are missing."""
     steps: dict[str, Step] = {}
     first: dict[str, float] = {}
     missing: list[str] = []
-    for name, make in tqdm(contestants.items(), desc="first steps", disable=None, leave=False):
+    for name, make in tqdm(
+        contestants.items(), desc="first steps", disable=None, leave=False
+    ):
         try:
             step = make(parameters(shapes))
             start = time.perf_counter()
             step()
-        except Exception as error:  # an error of another package becomes a line below the table
+        except Exception as error:
+            # An error of another package becomes a line below the table.
             reason = str(error).strip().splitlines() or [""]
             missing.append(f"{name}: {type(error).__name__}: {reason[0][:120]}")
             continue
@@ -170,10 +219,19 @@ def steps_of(contestants: dict[str, Make], shapes: Shapes) -> tuple[dict[str, St
     return steps, first, missing
 
 
-def table(title: str, contestants: dict[str, Make], shapes: Shapes, reference: str, rounds: int, per_round: int) -> str:
+def table(
+    title: str,
+    contestants: dict[str, Make],
+    shapes: Shapes,
+    reference: str,
+    rounds: int,
+    per_round: int,
+) -> str:
     """Return a Markdown table of each contestant's step time."""
     steps, first, missing = steps_of(contestants, shapes)
-    times = interleaved({name: repeated(step, per_round) for name, step in steps.items()}, rounds, 1)
+    times = interleaved(
+        {name: repeated(step, per_round) for name, step in steps.items()}, rounds, 1
+    )
     against = reference if reference in times else next(iter(times))
     lines = [
         f"{title}: {len(shapes)} tensors, {sum(map(math.prod, shapes)) / 1e6:.1f} million entries, float32.",
@@ -182,9 +240,13 @@ def table(title: str, contestants: dict[str, Make], shapes: Shapes, reference: s
         "|---|---|---|---|---|",
     ]
     for name, own in times.items():
-        median, least = (1e3 * value / per_round for value in (statistics.median(own), min(own)))
+        median, least = (
+            1e3 * value / per_round for value in (statistics.median(own), min(own))
+        )
         share = ratio(own, times[against])
-        lines.append(f"| {name} | {median:.1f} | {least:.1f} | {share:.2f} | {first[name]:.1f} |")
+        lines.append(
+            f"| {name} | {median:.1f} | {least:.1f} | {share:.2f} | {first[name]:.1f} |"
+        )
     lines += [f"\nLeft out: {reason}" for reason in missing]
     return "\n".join(lines)
 
@@ -199,13 +261,21 @@ def repeated(step: Step, count: int) -> Step:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--width", type=int, default=384, help="width of the GPT for Muon")
-    parser.add_argument("--soap-width", type=int, default=128, help="width of the GPT for SOAP")
+    parser.add_argument(
+        "--width", type=int, default=384, help="width of the GPT for Muon"
+    )
+    parser.add_argument(
+        "--soap-width", type=int, default=128, help="width of the GPT for SOAP"
+    )
     parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--peers", nargs="*", default=[], help="folders with further modules")
-    parser.add_argument("--only", choices=("muon", "soap"), help="print only this table")
+    parser.add_argument(
+        "--peers", nargs="*", default=[], help="folders with further modules"
+    )
+    parser.add_argument(
+        "--only", choices=("muon", "soap"), help="print only this table"
+    )
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore")
     sys.path.extend(arguments.peers)
@@ -218,7 +288,10 @@ def main() -> None:
         shapes = gpt(arguments.soap_width, arguments.layers, words=1024)
         size = f"{arguments.layers} layers, width {arguments.soap_width}"
         title = f"SOAP, a GPT of {size}, bases renewed every {FREQUENCY} steps"
-        print(table(title, SOAPS, shapes, AUTHOR_SOAP, arguments.rounds, FREQUENCY), flush=True)
+        print(
+            table(title, SOAPS, shapes, AUTHOR_SOAP, arguments.rounds, FREQUENCY),
+            flush=True,
+        )
     print(machine(), f"of which {arguments.threads} were used")
 
 

@@ -37,7 +37,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 import gradtx
-from gradtx import GradientTransformation, chain, compensate_rounding, round_stochastically, with_state_dtype
+from gradtx import (
+    GradientTransformation,
+    chain,
+    compensate_rounding,
+    round_stochastically,
+    with_state_dtype,
+)
 
 ROOT = Path(__file__).parent.parent
 DOCS, CACHE = ROOT / "docs", ROOT / "out" / "precision"
@@ -50,11 +56,15 @@ FLOAT32 = "float32"
 
 
 def falling(lr: float, steps: int) -> gradtx.Schedule:
-    return gradtx.warmup_cosine_schedule(steps, max_lr=lr, warmup_steps=max(steps // 10, 1))
+    return gradtx.warmup_cosine_schedule(
+        steps, max_lr=lr, warmup_steps=max(steps // 10, 1)
+    )
 
 
 def muon_and_adamw(steps: int) -> GradientTransformation:
-    return gradtx.muon(falling(5e-2, steps), ns_dtype=None, fallback=gradtx.adamw(falling(5e-3, steps)))
+    return gradtx.muon(
+        falling(5e-2, steps), ns_dtype=None, fallback=gradtx.adamw(falling(5e-3, steps))
+    )
 
 
 ALGORITHMS: dict[str, Callable[[int], GradientTransformation]] = {
@@ -120,12 +130,17 @@ class Result:
 
     def last(self) -> dict[int, float]:
         """The final loss of each run: the mean over the last steps."""
-        return {seed: statistics.fmean(of_run[-LAST:]) for seed, of_run in self.losses.items()}
+        return {
+            seed: statistics.fmean(of_run[-LAST:])
+            for seed, of_run in self.losses.items()
+        }
 
     def over(self, reference: Result) -> list[float]:
         """The ratios of the final losses to those of a reference with the same seeds."""
         others = reference.last()
-        return [loss / others[seed] for seed, loss in self.last().items() if seed in others]
+        return [
+            loss / others[seed] for seed, loss in self.last().items() if seed in others
+        ]
 
 
 class Narrow:
@@ -133,7 +148,10 @@ class Narrow:
 
     def __init__(self, model: Transformer):
         self._wide = dict(model.named_parameters())
-        self.params = {name: param.detach().bfloat16().requires_grad_() for name, param in self._wide.items()}
+        self.params = {
+            name: param.detach().bfloat16().requires_grad_()
+            for name, param in self._wide.items()
+        }
         self.show()
 
     @torch.no_grad()
@@ -145,7 +163,9 @@ class Narrow:
     def take(self) -> None:
         """Copy the gradients from the model."""
         for name, param in self._wide.items():
-            self.params[name].grad = None if param.grad is None else param.grad.bfloat16()
+            self.params[name].grad = (
+                None if param.grad is None else param.grad.bfloat16()
+            )
 
 
 def train(plan: Plan, text: Tensor) -> dict[str, Any]:
@@ -153,11 +173,18 @@ def train(plan: Plan, text: Tensor) -> dict[str, Any]:
     torch.manual_seed(plan.seed)
     model = Transformer()
     weights = Narrow(model) if plan.narrow else None
-    optimizer = plan.make(list(weights.params.items() if weights else model.named_parameters()))
+    optimizer = plan.make(
+        list(weights.params.items() if weights else model.named_parameters())
+    )
     batches = torch.Generator().manual_seed(plan.seed)
     losses: list[float] = []
     seconds: list[float] = []
-    for _ in tqdm(range(plan.steps), desc=f"{plan.algorithm}, {plan.mode}", leave=False, disable=None):
+    for _ in tqdm(
+        range(plan.steps),
+        desc=f"{plan.algorithm}, {plan.mode}",
+        leave=False,
+        disable=None,
+    ):
         model.zero_grad()
         loss = model.loss(windows_of(text, BATCH, batches))
         loss.backward()
@@ -214,7 +241,9 @@ def adapter(tx: GradientTransformation) -> Callable[[Any], torch.optim.Optimizer
 NUMBERS: dict[str, Any] = {"lr": 2e-3, "betas": (0.9, 0.95), "weight_decay": 0.01}
 
 
-def peer(module: str, name: str, **options: Any) -> Callable[[Any], torch.optim.Optimizer]:
+def peer(
+    module: str, name: str, **options: Any
+) -> Callable[[Any], torch.optim.Optimizer]:
     """Return a factory for another library's class, which is imported on the first call."""
 
     def make(params: Any) -> torch.optim.Optimizer:
@@ -224,7 +253,9 @@ def peer(module: str, name: str, **options: Any) -> Callable[[Any], torch.optim.
     return make
 
 
-def ours(code: Any = None, *links: GradientTransformation) -> Callable[[Any], torch.optim.Optimizer]:
+def ours(
+    code: Any = None, *links: GradientTransformation
+) -> Callable[[Any], torch.optim.Optimizer]:
     """Return a factory for the compiled AdamW of gradtx."""
     tx = chain(gradtx.adamw(**NUMBERS, state_dtype=code), *links)
     return lambda params: gradtx.as_optimizer(tx, params, compile=True)
@@ -232,9 +263,18 @@ def ours(code: Any = None, *links: GradientTransformation) -> Callable[[Any], to
 
 PEERS: dict[str, tuple[Callable[[Any], torch.optim.Optimizer], bool]] = {
     "bitsandbytes, AdamW8bit": (peer("bitsandbytes.optim", "AdamW8bit"), False),
-    "gradtx, bfloat16 weights, compensate_rounding(16)": (ours(None, compensate_rounding()), True),
-    "optimi, bfloat16 weights, kahan_sum": (peer("optimi", "AdamW", kahan_sum=True), True),
-    "gradtx, bfloat16 weights, compensate_rounding(8)": (ours(None, compensate_rounding(bits=8)), True),
+    "gradtx, bfloat16 weights, compensate_rounding(16)": (
+        ours(None, compensate_rounding()),
+        True,
+    ),
+    "optimi, bfloat16 weights, kahan_sum": (
+        peer("optimi", "AdamW", kahan_sum=True),
+        True,
+    ),
+    "gradtx, bfloat16 weights, compensate_rounding(8)": (
+        ours(None, compensate_rounding(bits=8)),
+        True,
+    ),
     "gradtx, float32": (ours(), False),
     'gradtx, "bfloat16+8"': (ours("bfloat16+8"), False),
     'gradtx, "int8"': (ours("int8"), False),
@@ -244,12 +284,18 @@ PEERS: dict[str, tuple[Callable[[Any], torch.optim.Optimizer], bool]] = {
     "torchao, AdamWFp8": (peer("torchao.optim", "AdamWFp8"), False),
     "torchao, AdamW4bit": (peer("torchao.optim", "AdamW4bit"), False),
     'heavyball, ecc="bf16+8"': (peer("heavyball", "AdamW", ecc="bf16+8"), False),
-    'heavyball, bfloat16 weights, param_ecc="bf16+8"': (peer("heavyball", "AdamW", param_ecc="bf16+8"), True),
+    'heavyball, bfloat16 weights, param_ecc="bf16+8"': (
+        peer("heavyball", "AdamW", param_ecc="bf16+8"),
+        True,
+    ),
 }
 
 
 def peer_plans(steps: int) -> list[Plan]:
-    return [Plan("peers", mode, make, narrow, 0, steps) for mode, (make, narrow) in PEERS.items()]
+    return [
+        Plan("peers", mode, make, narrow, 0, steps)
+        for mode, (make, narrow) in PEERS.items()
+    ]
 
 
 def peer_table(folder: Path, steps: int) -> list[str]:
@@ -259,11 +305,18 @@ def peer_table(folder: Path, steps: int) -> list[str]:
         path = plan.path(folder)
         if path.exists():
             results[plan.mode] = Result()
-            results[plan.mode].add(plan.seed, json.loads(path.read_text(encoding="utf-8")))
-    lines = ["| AdamW | bytes of state per entry | ms per step | loss |", "|---|---:|---:|---:|"]
+            results[plan.mode].add(
+                plan.seed, json.loads(path.read_text(encoding="utf-8"))
+            )
+    lines = [
+        "| AdamW | bytes of state per entry | ms per step | loss |",
+        "|---|---:|---:|---:|",
+    ]
     for mode in sorted(results, key=lambda mode: -results[mode].state):
         (milliseconds,) = results[mode].milliseconds.values()
-        lines.append(f"| {mode} | {results[mode].state:.2f} | {milliseconds:.1f} | {losses(results[mode])} |")
+        lines.append(
+            f"| {mode} | {results[mode].state:.2f} | {milliseconds:.1f} | {losses(results[mode])} |"
+        )
     return lines
 
 
@@ -278,7 +331,9 @@ def step_times(compile: bool, rounds: int = 60) -> dict[str, list[float]]:
         for code in (None, *CODES):
             param = torch.nn.Parameter(torch.randn(rows, 1024))
             param.grad = torch.randn_like(param)
-            optimizers[code or FLOAT32] = gradtx.optim.AdamW([param], lr=1e-3, compile=compile, state_dtype=code)
+            optimizers[code or FLOAT32] = gradtx.optim.AdamW(
+                [param], lr=1e-3, compile=compile, state_dtype=code
+            )
         best = dict.fromkeys(optimizers, math.inf)
         for _ in tqdm(range(rounds), desc=f"{rows} rows", leave=False, disable=None):
             for code, optimizer in optimizers.items():
@@ -293,7 +348,9 @@ def step_times(compile: bool, rounds: int = 60) -> dict[str, list[float]]:
 def page_of_times(path: Path) -> list[str]:
     if not path.exists():
         return []
-    times: dict[str, dict[str, list[float]]] = json.loads(path.read_text(encoding="utf-8"))
+    times: dict[str, dict[str, list[float]]] = json.loads(
+        path.read_text(encoding="utf-8")
+    )
     return [
         "## Step times on a CPU",
         "",
@@ -315,7 +372,10 @@ def page_of_times(path: Path) -> list[str]:
 
 
 def _table_of_times(times: dict[str, list[float]]) -> list[str]:
-    lines = [f"| state | {' | '.join(f'{rows} x 1024' for rows in ROWS)} |", "|---|" + "---:|" * len(ROWS)]
+    lines = [
+        f"| state | {' | '.join(f'{rows} x 1024' for rows in ROWS)} |",
+        "|---|" + "---:|" * len(ROWS),
+    ]
     for code, milliseconds in times.items():
         cells: list[str] = []
         for value, first in zip(milliseconds, times[FLOAT32], strict=True):
@@ -324,14 +384,21 @@ def _table_of_times(times: dict[str, list[float]]) -> list[str]:
     return lines
 
 
-def modes_of(name: str, steps: int) -> dict[str, tuple[Callable[[Any], torch.optim.Optimizer], bool]]:
+def modes_of(
+    name: str, steps: int
+) -> dict[str, tuple[Callable[[Any], torch.optim.Optimizer], bool]]:
     """Return the modes to train an algorithm in: how to build the optimizer, and whether weights are in bfloat16."""
     tx = ALGORITHMS[name](steps)
-    modes: dict[str, tuple[Callable[[Any], torch.optim.Optimizer], bool]] = {FLOAT32: (adapter(tx), False)}
+    modes: dict[str, tuple[Callable[[Any], torch.optim.Optimizer], bool]] = {
+        FLOAT32: (adapter(tx), False)
+    }
     for code in CODES:
         modes[f'state "{code}"'] = adapter(with_state_dtype(tx, code)), False
     for title, link in ROUNDINGS.items():
-        modes[f"bfloat16 weights, {title}"] = adapter(chain(with_state_dtype(tx, torch.float32), link)), True
+        modes[f"bfloat16 weights, {title}"] = (
+            adapter(chain(with_state_dtype(tx, torch.float32), link)),
+            True,
+        )
     return modes
 
 
@@ -341,12 +408,18 @@ def plans_of(names: list[str], steps: int, seeds: int) -> list[Plan]:
     for name in names:
         for mode, (make, narrow) in modes_of(name, steps).items():
             of_mode = seeds if _has_bar(name, mode) else 1
-            plans += [Plan(name, mode, make, narrow, seed, steps) for seed in range(of_mode)]
-    return sorted(plans, key=lambda plan: (not _has_bar(plan.algorithm, plan.mode), plan.seed))
+            plans += [
+                Plan(name, mode, make, narrow, seed, steps) for seed in range(of_mode)
+            ]
+    return sorted(
+        plans, key=lambda plan: (not _has_bar(plan.algorithm, plan.mode), plan.seed)
+    )
 
 
 def _has_bar(name: str, mode: str) -> bool:
-    return mode in (FLOAT32, 'state "int8"') or (name == "AdamW" and mode.startswith("bfloat16 weights"))
+    return mode in (FLOAT32, 'state "int8"') or (
+        name == "AdamW" and mode.startswith("bfloat16 weights")
+    )
 
 
 def cell(result: Result, reference: Result) -> str:
@@ -356,7 +429,9 @@ def cell(result: Result, reference: Result) -> str:
         return ""
     if len(ratios) == 1:
         return f"{ratios[0]:+.2f}%"
-    return f"{statistics.fmean(ratios):+.2f}% ({min(ratios):+.2f} to {max(ratios):+.2f})"
+    return (
+        f"{statistics.fmean(ratios):+.2f}% ({min(ratios):+.2f} to {max(ratios):+.2f})"
+    )
 
 
 def losses(result: Result) -> str:
@@ -388,7 +463,9 @@ def page(results: dict[str, dict[str, Result]], steps: int) -> list[str]:
         cells = [mode]
         for modes in results.values():
             reference = modes[FLOAT32]
-            cells.append(losses(reference) if mode == FLOAT32 else cell(modes[mode], reference))
+            cells.append(
+                losses(reference) if mode == FLOAT32 else cell(modes[mode], reference)
+            )
         lines.append(f"| {' | '.join(cells)} |")
     return [*lines, "", "![Training loss of AdamW in each mode](precision.png)", ""]
 
@@ -413,7 +490,9 @@ def page_of_peers(folder: Path, steps: int) -> list[str]:
 
 
 def _not_run(folder: Path, steps: int) -> list[str]:
-    missing = [plan.mode for plan in peer_plans(steps) if not plan.path(folder).exists()]
+    missing = [
+        plan.mode for plan in peer_plans(steps) if not plan.path(folder).exists()
+    ]
     return [f"Not run yet: {'; '.join(missing)}.", ""] if missing else []
 
 
@@ -440,7 +519,12 @@ def plot(modes: dict[str, Result], title: str) -> None:
             [reference.losses[seed] for seed in seeds]
         )
         smooth = ratios.mean(0).unfold(0, EVERY, EVERY).mean(1)
-        axes.plot(range(EVERY, EVERY * len(smooth) + 1, EVERY), 100 * (smooth - 1), label=mode, linewidth=1)
+        axes.plot(
+            range(EVERY, EVERY * len(smooth) + 1, EVERY),
+            100 * (smooth - 1),
+            label=mode,
+            linewidth=1,
+        )
     axes.axhline(0, color="black", linewidth=0.5)
     axes.set(xlabel="step", ylabel="training loss over that of float32, %", title=title)
     axes.legend(frameon=False, fontsize="small")
@@ -455,19 +539,38 @@ def report(plans: list[Plan], folder: Path, steps: int) -> dict[str, dict[str, R
     for plan in plans:
         path = plan.path(folder)
         if path.exists():
-            results[plan.algorithm][plan.mode].add(plan.seed, json.loads(path.read_text(encoding="utf-8")))
+            results[plan.algorithm][plan.mode].add(
+                plan.seed, json.loads(path.read_text(encoding="utf-8"))
+            )
     return results
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--only", nargs="+", choices=list(ALGORITHMS), default=list(ALGORITHMS))
-    parser.add_argument("--peers", type=int, metavar="STEPS", help="run other libraries' optimizers for so many steps")
-    parser.add_argument("--times", action="store_true", help="measure the time of coded steps instead")
-    parser.add_argument("--report", action="store_true", help="write the page from the runs that are through")
-    parser.add_argument("--cache", type=Path, default=CACHE, help="the folder that keeps finished runs")
+    parser.add_argument(
+        "--only", nargs="+", choices=list(ALGORITHMS), default=list(ALGORITHMS)
+    )
+    parser.add_argument(
+        "--peers",
+        type=int,
+        metavar="STEPS",
+        help="run other libraries' optimizers for so many steps",
+    )
+    parser.add_argument(
+        "--times", action="store_true", help="measure the time of coded steps instead"
+    )
+    parser.add_argument(
+        "--report",
+        action="store_true",
+        help="write the page from the runs that are through",
+    )
+    parser.add_argument(
+        "--cache", type=Path, default=CACHE, help="the folder that keeps finished runs"
+    )
     options = parser.parse_args()
     plans = plans_of(options.only, options.steps, options.seeds)
     options.cache.mkdir(parents=True, exist_ok=True)
@@ -479,14 +582,26 @@ def main() -> None:
     elif not options.report:
         torch.set_num_threads(1)  # more threads barely help for tensors this small
         text, _ = library()
-        for plan in tqdm(peer_plans(options.peers) if options.peers else plans, desc="runs", disable=None):
+        for plan in tqdm(
+            peer_plans(options.peers) if options.peers else plans,
+            desc="runs",
+            disable=None,
+        ):
             measured(plan, text, options.cache)
-    results = report(plans_of(list(ALGORITHMS), options.steps, options.seeds), options.cache, options.steps)
+    results = report(
+        plans_of(list(ALGORITHMS), options.steps, options.seeds),
+        options.cache,
+        options.steps,
+    )
     for name, modes in results.items():
         for mode, result in modes.items():
             if result.losses:
-                print(f"{name:14}{mode:44} loss {losses(result)}, {result.state:5.2f} bytes an entry")
-    lines = page(results, options.steps) + page_of_peers(options.cache, options.peers or PEER_STEPS)
+                print(
+                    f"{name:14}{mode:44} loss {losses(result)}, {result.state:5.2f} bytes an entry"
+                )
+    lines = page(results, options.steps) + page_of_peers(
+        options.cache, options.peers or PEER_STEPS
+    )
     lines += page_of_times(times)
     (DOCS / "precision.md").write_text("\n".join(lines), encoding="utf-8")
     plot(results["AdamW"], "AdamW")

@@ -17,15 +17,24 @@ from common import interleaved, machine
 import gradtx
 
 ROUNDS, REPEATS = 30, 10
-TREES = {"4 leaves of 16 x 16": (4, 16), "16 leaves of 64 x 64": (16, 64), "161 leaves of 64 x 64": (161, 64)}
+TREES = {
+    "4 leaves of 16 x 16": (4, 16),
+    "16 leaves of 64 x 64": (16, 64),
+    "161 leaves of 64 x 64": (161, 64),
+}
 
 
 def tree(count: int, size: int, seed: int) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    return {f"layers.{i}.weight": torch.randn(size, size, generator=generator) for i in range(count)}
+    return {
+        f"layers.{i}.weight": torch.randn(size, size, generator=generator)
+        for i in range(count)
+    }
 
 
-def ours(params: dict[str, torch.Tensor], gradients: dict[str, torch.Tensor]) -> Callable[[], object]:
+def ours(
+    params: dict[str, torch.Tensor], gradients: dict[str, torch.Tensor]
+) -> Callable[[], object]:
     tx = gradtx.adamw(lr=1e-3)
     state = tx.init(params)
 
@@ -37,7 +46,9 @@ def ours(params: dict[str, torch.Tensor], gradients: dict[str, torch.Tensor]) ->
     return step
 
 
-def theirs(params: dict[str, torch.Tensor], gradients: dict[str, torch.Tensor]) -> Callable[[], object]:
+def theirs(
+    params: dict[str, torch.Tensor], gradients: dict[str, torch.Tensor]
+) -> Callable[[], object]:
     tx: Any = torchopt.adamw(lr=1e-3)
     state = tx.init(params)
 
@@ -54,8 +65,13 @@ def main() -> None:
     print("\n| tree | gradtx, ms | TorchOpt, ms | ratio |\n|---|---|---|---|")
     for name, (count, size) in TREES.items():
         params, gradients = tree(count, size, 0), tree(count, size, 1)
-        times = interleaved({"gradtx": ours(params, gradients), "TorchOpt": theirs(params, gradients)}, ROUNDS)
-        own, other = (1e3 * statistics.median(each) / REPEATS for each in times.values())
+        times = interleaved(
+            {"gradtx": ours(params, gradients), "TorchOpt": theirs(params, gradients)},
+            ROUNDS,
+        )
+        own, other = (
+            1e3 * statistics.median(each) / REPEATS for each in times.values()
+        )
         print(f"| {name} | {own:.3f} | {other:.3f} | {own / other:.2f} |")
 
 

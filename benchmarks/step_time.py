@@ -20,7 +20,16 @@ from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any
 
-from common import Shapes, gpt, interleaved, log_ticks, machine, parameters, ratio, resnet50
+from common import (
+    Shapes,
+    gpt,
+    interleaved,
+    log_ticks,
+    machine,
+    parameters,
+    ratio,
+    resnet50,
+)
 
 os.environ.setdefault("TORCHINDUCTOR_FORCE_DISABLE_CACHES", "1")
 
@@ -52,7 +61,8 @@ def contestants() -> dict[str, Callable[[list[torch.Tensor]], Step]]:
         optimizer, gradients = heavyball.AdamW(params), [param.grad for param in params]
 
         def step() -> None:
-            for param, gradient in zip(params, gradients, strict=True):  # HeavyBall removes the gradients
+            # HeavyBall removes the gradients.
+            for param, gradient in zip(params, gradients, strict=True):
                 param.grad = gradient
             optimizer.step()
 
@@ -61,27 +71,41 @@ def contestants() -> dict[str, Callable[[list[torch.Tensor]], Step]]:
     clipped = gradtx.chain(gradtx.clip_by_global_norm(1.0), gradtx.adamw())
     return {
         REFERENCE: lambda params: torch.optim.AdamW(params, fused=True).step,
-        "torch AdamW, foreach": lambda params: torch.optim.AdamW(params, foreach=True).step,
+        "torch AdamW, foreach": lambda params: (
+            torch.optim.AdamW(params, foreach=True).step
+        ),
         LOOP: lambda params: torch.optim.AdamW(params, foreach=False).step,
         "pytorch_optimizer AdamW": lambda params: pytorch_optimizer.AdamW(params).step,
         "HeavyBall AdamW, compiled": heavyball_adamw,
-        "gradtx AdamW, compiled": lambda params: gradtx.optim.AdamW(params, compile=True).step,
+        "gradtx AdamW, compiled": lambda params: (
+            gradtx.optim.AdamW(params, compile=True).step
+        ),
         "gradtx AdamW": lambda params: gradtx.optim.AdamW(params).step,
-        "gradtx clip + AdamW, compiled": lambda params: gradtx.as_optimizer(clipped, params, compile=True).step,
+        "gradtx clip + AdamW, compiled": lambda params: (
+            gradtx.as_optimizer(clipped, params, compile=True).step
+        ),
         "adamp AdamP": lambda params: adamp.AdamP(params).step,
-        "gradtx AdamP, compiled": lambda params: gradtx.optim.AdamP(params, compile=True).step,
+        "gradtx AdamP, compiled": lambda params: (
+            gradtx.optim.AdamP(params, compile=True).step
+        ),
         "gradtx AdamP": lambda params: gradtx.optim.AdamP(params).step,
         "adam-atan2-pytorch": lambda params: adam_atan2_pytorch.AdamAtan2(params).step,
-        "gradtx AdamAtan2, compiled": lambda params: gradtx.optim.AdamAtan2(params, compile=True).step,
+        "gradtx AdamAtan2, compiled": lambda params: (
+            gradtx.optim.AdamAtan2(params, compile=True).step
+        ),
         "gradtx AdamAtan2": lambda params: gradtx.optim.AdamAtan2(params).step,
     }
 
 
 def compare(model: str, shapes: Shapes) -> dict[str, float]:
     """Print one model's table and return the ratios."""
-    print(f"\n{model}: {len(shapes)} tensors, {sum(map(math.prod, shapes)) / 1e6:.1f} million entries, float32\n")
+    print(
+        f"\n{model}: {len(shapes)} tensors, {sum(map(math.prod, shapes)) / 1e6:.1f} million entries, float32\n"
+    )
     steps, first, memory = {}, {}, {}
-    for name, make in tqdm(contestants().items(), desc="first steps", disable=None, leave=False):
+    for name, make in tqdm(
+        contestants().items(), desc="first steps", disable=None, leave=False
+    ):
         steps[name] = make(parameters(shapes))
         start = time.perf_counter()
         steps[name]()
@@ -108,12 +132,17 @@ def compare_small() -> None:
         "torch, foreach": lambda params: torch.optim.AdamW(params, foreach=True).step,
         "torch, loop": lambda params: torch.optim.AdamW(params, foreach=False).step,
         "gradtx": lambda params: gradtx.optim.AdamW(params).step,
-        "gradtx, compiled": lambda params: gradtx.optim.AdamW(params, compile=True).step,
+        "gradtx, compiled": lambda params: (
+            gradtx.optim.AdamW(params, compile=True).step
+        ),
     }
     print("\nAdamW on small tensors, ms per step (median)\n")
     print(f"| tensors | {' | '.join(contestants)} |\n|---|{'---|' * len(contestants)}")
     for name, shapes in SMALL.items():
-        steps = {title: repeated(make(parameters(shapes)), 20) for title, make in contestants.items()}
+        steps = {
+            title: repeated(make(parameters(shapes)), 20)
+            for title, make in contestants.items()
+        }
         times = interleaved(steps, ROUNDS, WARM)
         medians = [f"{1e3 * statistics.median(own) / 20:.3f}" for own in times.values()]
         print(f"| {name} | {' | '.join(medians)} |")
@@ -129,14 +158,21 @@ def repeated(step: Step, count: int) -> Step:
 
 def temporary(step: Step) -> int:
     """Return the peak number of bytes that a step allocates in addition to parameters, gradients and state."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        step()  # the profiler knows the size of replaced state only if it recorded the allocation
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as profile:
+        # The profiler knows the size of replaced state only if it recorded the allocation.
+        step()
         with torch.profiler.record_function("measured"):
             step()
     results: Any = profile.profiler.kineto_results  # type: ignore[union-attr]
     events = sorted(results.events(), key=lambda event: event.start_ns())
     begin = next(event.start_ns() for event in events if event.name() == "measured")
-    changes = [event.nbytes() for event in events if event.name() == "[memory]" and event.start_ns() >= begin]
+    changes = [
+        event.nbytes()
+        for event in events
+        if event.name() == "[memory]" and event.start_ns() >= begin
+    ]
     return max(itertools.accumulate(changes), default=0)
 
 
@@ -162,12 +198,16 @@ def compile_time(name: str, cache: str) -> float:
 def functional_step() -> tuple[float, float]:
     """Return the milliseconds of a whole functional training step, eager and under torch.compile."""
     torch.manual_seed(0)
-    model = torch.nn.Sequential(torch.nn.Linear(256, 512), torch.nn.Tanh(), torch.nn.Linear(512, 10))
+    model = torch.nn.Sequential(
+        torch.nn.Linear(256, 512), torch.nn.Tanh(), torch.nn.Linear(512, 10)
+    )
     params = {name: param.detach().clone() for name, param in model.named_parameters()}
     x, y, tx = torch.randn(64, 256), torch.randint(10, (64,)), gradtx.adamw()
 
     def loss(params: Any) -> torch.Tensor:
-        return torch.nn.functional.cross_entropy(torch.func.functional_call(model, params, (x,)), y)
+        return torch.nn.functional.cross_entropy(
+            torch.func.functional_call(model, params, (x,)), y
+        )
 
     def step(params: Any, state: Any) -> tuple[Any, Any]:
         updates, state = tx.update(torch.func.grad(loss)(params), state, params)
@@ -175,23 +215,36 @@ def functional_step() -> tuple[float, float]:
 
     compiled = torch.compile(step)
     state = tx.init(params)
-    times = interleaved({"eager": lambda: step(params, state), "compiled": lambda: compiled(params, state)}, ROUNDS)
-    return 1e3 * statistics.median(times["eager"]), 1e3 * statistics.median(times["compiled"])
+    times = interleaved(
+        {
+            "eager": lambda: step(params, state),
+            "compiled": lambda: compiled(params, state),
+        },
+        ROUNDS,
+    )
+    return 1e3 * statistics.median(times["eager"]), 1e3 * statistics.median(
+        times["compiled"]
+    )
 
 
 def main() -> None:
     warnings.filterwarnings("ignore")
     packages = ", ".join(
-        f"{name} {version(name)}" for name in ("adamp", "adam-atan2-pytorch", "heavyball", "pytorch_optimizer")
+        f"{name} {version(name)}"
+        for name in ("adamp", "adam-atan2-pytorch", "heavyball", "pytorch_optimizer")
     )
     print(machine(), packages, sep=", ")
     results = {model: compare(model, shapes) for model, shapes in MODELS.items()}
     draw(results)
     compare_small()
-    print("\nFirst step in a new process (ResNet-50), in seconds: with empty caches, and in a later process\n")
+    print(
+        "\nFirst step in a new process (ResNet-50), in seconds: with empty caches, and in a later process\n"
+    )
     for name in ("AdamW", "AdamP"):
         with tempfile.TemporaryDirectory() as cache:
-            print(f"- {name}: {compile_time(name, cache):.1f}, {compile_time(name, cache):.1f}")
+            print(
+                f"- {name}: {compile_time(name, cache):.1f}, {compile_time(name, cache):.1f}"
+            )
     eager, compiled = functional_step()
     print(
         f"\nA whole functional training step (two layers, AdamW): {eager:.2f} ms, under torch.compile {compiled:.2f} ms"
@@ -205,7 +258,9 @@ def draw(results: dict[str, dict[str, float]]) -> None:
         places = [place + 0.2 - 0.4 * i for place in range(len(names))]
         axes.barh(places, [ratios[name] for name in names], height=0.38, label=model)
     axes.axvline(1, color="gray", linewidth=0.8)
-    axes.set(xlabel="step time / that of torch's fused AdamW (logarithmic)", xscale="log")
+    axes.set(
+        xlabel="step time / that of torch's fused AdamW (logarithmic)", xscale="log"
+    )
     axes.set_yticks(range(len(names)), names, fontsize=8)
     log_ticks(axes, [1, 1.5, 2, 3, 5, 10])
     axes.legend()

@@ -19,7 +19,8 @@ PAGE = Path(__file__).with_suffix(".md")
 
 HISTORY = 10  # the default of L-BFGS
 RANK = 128  # the default of the low-rank methods
-ROWS, COLUMNS, ENTRIES = 48, 40, 29  # distinct, so that the size of a slot identifies its shape; one block for Shampoo
+# Distinct, so that the size of a slot identifies its shape; one block for Shampoo.
+ROWS, COLUMNS, ENTRIES = 48, 40, 29
 MATRIX = {
     ROWS * COLUMNS: "",
     ROWS: "row",
@@ -72,7 +73,11 @@ def first_sentence(factory: Any) -> str:
 
 def when(factory: Any) -> str:
     """Return the sentence of a docstring on when to use an optimizer."""
-    found = re.search(r"^When to use: (.*?)\n\n", inspect.getdoc(factory) or "", re.DOTALL | re.MULTILINE)
+    found = re.search(
+        r"^When to use: (.*?)\n\n",
+        inspect.getdoc(factory) or "",
+        re.DOTALL | re.MULTILINE,
+    )
     if not found:
         raise AssertionError(f"{factory.__name__}: its docstring lacks `When to use:`")
     text = " ".join(found[1].split())
@@ -81,11 +86,17 @@ def when(factory: Any) -> str:
 
 def paper(factory: Any) -> str:
     """Return the first sentence of `Source`, without its parts on single options, and with links to arXiv."""
-    found = re.search(r"Source: (.*?)(?:\n\n|\Z)", inspect.getdoc(factory) or "", re.DOTALL)
+    found = re.search(
+        r"Source: (.*?)(?:\n\n|\Z)", inspect.getdoc(factory) or "", re.DOTALL
+    )
     text = " ".join(found[1].split()) if found else ""
     text = re.split(r"(?<!et al)\.(?= [A-Z(]|$)", text)[0]
     text = re.split(r"; [^;:]*: ", text)[0]
-    return re.sub(r"([A-Z][\w. -]*? \d{4}), arXiv:(\d{4}\.\d{4,5})", r"[\1](https://arxiv.org/abs/\2)", text)
+    return re.sub(
+        r"([A-Z][\w. -]*? \d{4}), arXiv:(\d{4}\.\d{4,5})",
+        r"[\1](https://arxiv.org/abs/\2)",
+        text,
+    )
 
 
 # From states.
@@ -93,7 +104,11 @@ def paper(factory: Any) -> str:
 
 def required(factory: Any) -> dict[str, Any]:
     """Return example values for the arguments without a default."""
-    return {argument.name: factory.spec.example[argument.name] for argument in arguments(factory) if argument.required}
+    return {
+        argument.name: factory.spec.example[argument.name]
+        for argument in arguments(factory)
+        if argument.required
+    }
 
 
 def arguments(factory: Any) -> list[Any]:
@@ -107,8 +122,17 @@ def memory(factory: Any) -> str:
     for argument in arguments(factory):
         found = amount_with(factory, argument)
         if found not in (None, usual):
-            others[found].append(f"`{argument.name}=False`" if argument.default is True else f"`{argument.name}`")
-    text = "; ".join([usual, *(f"{found} with {' or '.join(names)}" for found, names in others.items())])
+            others[found].append(
+                f"`{argument.name}=False`"
+                if argument.default is True
+                else f"`{argument.name}`"
+            )
+    text = "; ".join(
+        [
+            usual,
+            *(f"{found} with {' or '.join(names)}" for found, names in others.items()),
+        ]
+    )
     try:
         vector = amount(tx, (ENTRIES,), VECTOR)
     except ValueError:
@@ -125,17 +149,30 @@ def amount_with(factory: Any, argument: Any) -> str | None:
     else:
         return None
     try:
-        return amount(factory(**required(factory), **{argument.name: value}), (ROWS, COLUMNS), MATRIX)
+        return amount(
+            factory(**required(factory), **{argument.name: value}),
+            (ROWS, COLUMNS),
+            MATRIX,
+        )
     except (TypeError, ValueError):  # options may exclude each other
         return None
 
 
-def amount(tx: gradtx.GradientTransformation, shape: tuple[int, ...], units: Mapping[int, str]) -> str:
-    counts = Counter(size for size in sizes(tx.init({"leaf": torch.ones(shape)})) if size > 1)
+def amount(
+    tx: gradtx.GradientTransformation, shape: tuple[int, ...], units: Mapping[int, str]
+) -> str:
+    counts = Counter(
+        size for size in sizes(tx.init({"leaf": torch.ones(shape)})) if size > 1
+    )
     if unknown := set(counts) - set(units):
         raise AssertionError(f"{tx}: no unit for slots of {sorted(unknown)} entries")
     terms = [(counts[size], unit) for size, unit in units.items() if counts[size]]
-    return " + ".join(unit if n == 1 and unit else f"{n} {unit}".strip() for n, unit in terms) or "0"
+    return (
+        " + ".join(
+            unit if n == 1 and unit else f"{n} {unit}".strip() for n, unit in terms
+        )
+        or "0"
+    )
 
 
 def sizes(state: Mapping[str, Any]) -> Iterator[int]:
@@ -229,7 +266,15 @@ def families() -> dict[str, str]:
 def optimizers() -> list[str]:
     """Return the table of optimizers. Each family begins with a title row, which has an anchor for links."""
     by_module, names = public(lambda kind: kind == "alias"), classes()
-    titles = ["function, class", "what it does, *when to use it*", "memory", "needs", "rate", "works on", "source"]
+    titles = [
+        "function, class",
+        "what it does, *when to use it*",
+        "memory",
+        "needs",
+        "rate",
+        "works on",
+        "source",
+    ]
     rows = []
     for family, title in families().items():
         rows.append([f'<a id="{family}"></a>**{title}**', *[""] * (len(titles) - 1)])

@@ -75,7 +75,9 @@ def stub(cls: Any) -> str:
 
 def page() -> str:
     """The whole stub file."""
-    classes = sorted(CLASSES.values(), key=lambda cls: (not cls.__name__.isupper(), cls.__name__))
+    classes = sorted(
+        CLASSES.values(), key=lambda cls: (not cls.__name__.isupper(), cls.__name__)
+    )
     names = "".join(f'    "{cls.__name__}",\n' for cls in classes)
     exported = f"__all__ = [\n{names}]\n\n"
     return HEAD + exported + "\n".join([BASE, *map(stub, classes)])

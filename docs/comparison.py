@@ -49,7 +49,10 @@ NOT_OF_TORCH = (
 
 # Optimizers of TorchOpt, and those of gradtx that take the same steps.
 OF_TORCHOPT: dict[str, tuple[dict[str, Any], Any]] = {
-    "sgd": ({"lr": 0.1, "momentum": 0.9, "nesterov": True}, gradtx.sgd(lr=0.1, momentum=0.9, nesterov=True)),
+    "sgd": (
+        {"lr": 0.1, "momentum": 0.9, "nesterov": True},
+        gradtx.sgd(lr=0.1, momentum=0.9, nesterov=True),
+    ),
     "adam": ({"lr": 0.1}, gradtx.adam(lr=0.1)),
     "adamw": ({"lr": 0.1, "weight_decay": 0.1}, gradtx.adamw(lr=0.1, weight_decay=0.1)),
     "adamax": ({"lr": 0.1}, gradtx.adamax(lr=0.1, eps=1e-6)),
@@ -78,7 +81,11 @@ def optimizer_classes(module: Any) -> list[type]:
     """Return the torch optimizers among the classes of a module, without torch's base class."""
     classes: list[type] = []
     for item in vars(module).values():
-        if isinstance(item, type) and issubclass(item, torch.optim.Optimizer) and item is not torch.optim.Optimizer:
+        if (
+            isinstance(item, type)
+            and issubclass(item, torch.optim.Optimizer)
+            and item is not torch.optim.Optimizer
+        ):
             classes.append(item)
     return classes
 
@@ -98,9 +105,13 @@ def step_of_class(make: Any, lr: Any) -> torch.Tensor:
     return weight.detach()
 
 
-def step_of_functions(tx: Any, apply: Callable[..., Any], **options: Any) -> torch.Tensor:
+def step_of_functions(
+    tx: Any, apply: Callable[..., Any], **options: Any
+) -> torch.Tensor:
     params = {"weight": start()}
-    updates, _ = tx.update({"weight": start()}, tx.init(params), params=params, **options)
+    updates, _ = tx.update(
+        {"weight": start()}, tx.init(params), params=params, **options
+    )
     return apply(params, updates, **options)["weight"]
 
 
@@ -116,20 +127,37 @@ def runs_under_vmap(step: Callable[[Any], torch.Tensor]) -> str:
 
 
 def kind(optimizer: Any) -> str:
-    return FUNCTIONS if hasattr(optimizer, "init") and hasattr(optimizer, "update") else CLASS
+    return (
+        FUNCTIONS
+        if hasattr(optimizer, "init") and hasattr(optimizer, "update")
+        else CLASS
+    )
 
 
 def of_gradtx(module: Any) -> tuple[str, ...]:
     classes = set(module.optim.__all__) - {"ChainOptimizer", "as_optimizer"}
-    optimizer = module.as_optimizer(module.chain(module.centralize(), module.sgd(lr=0.1)), [start().requires_grad_()])
+    optimizer = module.as_optimizer(
+        module.chain(module.centralize(), module.sgd(lr=0.1)),
+        [start().requires_grad_()],
+    )
     assert isinstance(optimizer, torch.optim.Optimizer)
-    vmapped = runs_under_vmap(lambda lr: step_of_functions(module.adamw(lr=lr), module.apply_updates))
-    return "torch tensors", kind(module.adamw()), f"any chain, and {len(classes)} classes", vmapped, ""
+    vmapped = runs_under_vmap(
+        lambda lr: step_of_functions(module.adamw(lr=lr), module.apply_updates)
+    )
+    return (
+        "torch tensors",
+        kind(module.adamw()),
+        f"any chain, and {len(classes)} classes",
+        vmapped,
+        "",
+    )
 
 
 def of_torchopt(module: Any) -> tuple[str, ...]:
     def step(lr: Any) -> torch.Tensor:
-        return step_of_functions(module.adamw(lr=lr), module.apply_updates, inplace=False)
+        return step_of_functions(
+            module.adamw(lr=lr), module.apply_updates, inplace=False
+        )
 
     same = [name for name in OF_TORCHOPT if takes_the_same_steps(module, name)]
     classes = optimizer_classes(module)
@@ -180,7 +208,13 @@ def of_pytorch_optimizer(module: Any) -> tuple[str, ...]:
     assert classes
     count = len(module.optimizer.OPTIMIZER_LIST)
     vmapped = runs_under_vmap(lambda lr: step_of_class(module.AdamP, lr))
-    return "torch tensors", kind(module.AdamP), f"{count} classes", vmapped, "its classes, with the exceptions stated"
+    return (
+        "torch tensors",
+        kind(module.AdamP),
+        f"{count} classes",
+        vmapped,
+        "its classes, with the exceptions stated",
+    )
 
 
 def of_torch(module: Any) -> tuple[str, ...]:
@@ -188,7 +222,13 @@ def of_torch(module: Any) -> tuple[str, ...]:
     both = [cls for cls in classes if cls.__name__ not in NOT_OF_TORCH]
     vmapped = runs_under_vmap(lambda lr: step_of_class(module.AdamW, lr))
     reproduced = f"{len(both)} of {len(classes)} classes"
-    return "torch tensors", kind(module.AdamW), f"{len(classes)} classes", vmapped, reproduced
+    return (
+        "torch tensors",
+        kind(module.AdamW),
+        f"{len(classes)} classes",
+        vmapped,
+        reproduced,
+    )
 
 
 MEASURES: dict[str, Callable[[Any], tuple[str, ...]]] = {
@@ -207,7 +247,9 @@ def column(name: str) -> dict[str, Any]:
         ImportError: If the library is not installed.
     """
     module = imported(name)
-    version = "" if name in ("gradtx", "torch.optim") else importlib.metadata.version(name)
+    version = (
+        "" if name in ("gradtx", "torch.optim") else importlib.metadata.version(name)
+    )
     return {"version": version, "cells": list(MEASURES[name](module))}
 
 
@@ -223,7 +265,10 @@ def measured(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def table(columns: dict[str, Any]) -> str:
-    titles = [f"{title} {columns[name]['version']}".strip() for name, title in LIBRARIES.items()]
+    titles = [
+        f"{title} {columns[name]['version']}".strip()
+        for name, title in LIBRARIES.items()
+    ]
     lines = [f"| | {' | '.join(titles)} |", "|---" * (len(titles) + 1) + "|"]
     for i, row in enumerate(ROWS):
         cells = " | ".join(columns[name]["cells"][i] for name in LIBRARIES)
@@ -234,12 +279,20 @@ def table(columns: dict[str, Any]) -> str:
 def page(columns: dict[str, Any]) -> str:
     """Return the README with this table."""
     text = README.read_text(encoding="utf-8")
-    return re.sub(r"\| \| gradtx \|.*?\n\n", lambda _: table(columns) + "\n\n", text, count=1, flags=re.DOTALL)
+    return re.sub(
+        r"\| \| gradtx \|.*?\n\n",
+        lambda _: table(columns) + "\n\n",
+        text,
+        count=1,
+        flags=re.DOTALL,
+    )
 
 
 def main() -> None:
     columns = measured(json.loads(RECORD.read_text(encoding="utf-8")))
-    RECORD.write_text(json.dumps(columns, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    RECORD.write_text(
+        json.dumps(columns, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
     README.write_text(page(columns), encoding="utf-8")
     print("wrote", RECORD, "and the table of", README)
 

@@ -7,7 +7,11 @@ import gradtx
 
 sys.path.insert(0, str(Path(__file__).parent))  # for the modules in this folder
 
-project, author, copyright = "gradtx", "the authors of gradtx", "2026, the authors of gradtx"
+project, author, copyright = (
+    "gradtx",
+    "the authors of gradtx",
+    "2026, the authors of gradtx",
+)
 version = release = gradtx.__version__
 
 extensions = ["myst_parser", "sphinx.ext.viewcode", "extension"]

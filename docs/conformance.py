@@ -63,13 +63,22 @@ def sentence(test: str) -> str:
 
 
 def table(titles: list[str], rows: Iterable[Iterable[str]]) -> list[str]:
-    return ["", *(f"| {' | '.join(cells)} |" for cells in (titles, ["---"] * len(titles), *rows))]
+    return [
+        "",
+        *(
+            f"| {' | '.join(cells)} |"
+            for cells in (titles, ["---"] * len(titles), *rows)
+        ),
+    ]
 
 
 def checks() -> list[str]:
     modules = (test_conformance, test_conformance_func)
     names = [name for module in modules for name in vars(module) if name in CHECKS]
-    return table(["property", "cases"], ([sentence(name), str(len(CHECKS[name]))] for name in names))
+    return table(
+        ["property", "cases"],
+        ([sentence(name), str(len(CHECKS[name]))] for name in names),
+    )
 
 
 def exempt(entry: Exemption) -> str:
@@ -84,19 +93,39 @@ def exemptions() -> list[str]:
 
 def factories() -> list[str]:
     counts = Counter(case.factory for case in ALL)
-    kinds = {"rule": "rule", "tree": "rule of trees", "alias": "alias", "combinator": "combinator"}
+    kinds = {
+        "rule": "rule",
+        "tree": "rule of trees",
+        "alias": "alias",
+        "combinator": "combinator",
+    }
 
     def row(case: Case) -> list[str]:
         floats = ", ".join(f"`{place}`" for place in case.floats())
-        return [f"`{case}`", kinds[case.factory.spec.kind], str(counts[case.factory]), floats]
+        return [
+            f"`{case}`",
+            kinds[case.factory.spec.kind],
+            str(counts[case.factory]),
+            floats,
+        ]
 
-    return table(["factory", "kind", "cases", "float hyperparameters"], map(row, plain_cases()))
+    return table(
+        ["factory", "kind", "cases", "float hyperparameters"], map(row, plain_cases())
+    )
 
 
 def page() -> str:
     """The whole page."""
     return "\n".join(
-        [INTRO.strip(), *checks(), DERIVATIVES.rstrip(), *exemptions(), FACTORIES.rstrip(), *factories(), ""]
+        [
+            INTRO.strip(),
+            *checks(),
+            DERIVATIVES.rstrip(),
+            *exemptions(),
+            FACTORIES.rstrip(),
+            *factories(),
+            "",
+        ]
     )
 
 

@@ -12,7 +12,12 @@ from matplotlib.axes import Axes
 from matplotlib.patches import FancyBboxPatch
 
 HERE = Path(__file__).parent
-COLOURS = {"user": "#dbe9f6", "core": "#e3f1de", "optim": "#fbe8d3", "engine": "#eadcf0"}
+COLOURS = {
+    "user": "#dbe9f6",
+    "core": "#e3f1de",
+    "optim": "#fbe8d3",
+    "engine": "#eadcf0",
+}
 
 # (name, second line, column, row, kind); arrows join names.
 UPDATE = {
@@ -73,15 +78,32 @@ def draw(flow: dict, title: str, path: Path) -> None:
     """Draw the boxes and arrows of a flow and save the figure."""
     figure, axes = plt.subplots(figsize=(11, 4.6))
     axes.set_title(title, loc="left", fontsize=12)
-    places = {name: (3.7 * column, -1.25 * row) for name, _, column, row, _ in flow["boxes"]}
+    places = {
+        name: (3.7 * column, -1.25 * row) for name, _, column, row, _ in flow["boxes"]
+    }
     for start, end in flow["arrows"]:
         _arrow(axes, places[start], places[end])
     for name, text, _, _, kind in flow["boxes"]:
         x, y = places[name]
         shape = "round,pad=0.02,rounding_size=0.12"
-        box = FancyBboxPatch((x - WIDTH / 2, y - HEIGHT / 2), WIDTH, HEIGHT, shape, facecolor=COLOURS[kind], lw=0.8)
+        box = FancyBboxPatch(
+            (x - WIDTH / 2, y - HEIGHT / 2),
+            WIDTH,
+            HEIGHT,
+            shape,
+            facecolor=COLOURS[kind],
+            lw=0.8,
+        )
         axes.add_patch(box)
-        axes.text(x, y + (0.14 if text else 0), name, ha="center", va="center", fontsize=11, weight="bold")
+        axes.text(
+            x,
+            y + (0.14 if text else 0),
+            name,
+            ha="center",
+            va="center",
+            fontsize=11,
+            weight="bold",
+        )
         axes.text(x, y - 0.18, text, ha="center", va="center", fontsize=8.5)
     axes.set_xlim(-1.8, 9.2)
     axes.set_ylim(-4.4, 0.6)
@@ -99,9 +121,15 @@ def _arrow(axes: Axes, start: tuple[float, float], end: tuple[float, float]) -> 
     else:
         edge = WIDTH / 2 if x1 > x0 else -WIDTH / 2
         begin, tip = (x0 + edge, y0), (x1 - edge, y1)
-    axes.annotate("", tip, begin, arrowprops={"arrowstyle": "-|>", "color": "#555555", "lw": 1.2})
+    axes.annotate(
+        "", tip, begin, arrowprops={"arrowstyle": "-|>", "color": "#555555", "lw": 1.2}
+    )
 
 
 if __name__ == "__main__":
-    draw(UPDATE, "Pure use: tx.update(updates, state, params)", HERE / "design-update.png")
+    draw(
+        UPDATE,
+        "Pure use: tx.update(updates, state, params)",
+        HERE / "design-update.png",
+    )
     draw(STEP, "A step of an optimizer, default and compiled", HERE / "design-step.png")

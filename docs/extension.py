@@ -59,7 +59,9 @@ def visit_math(inline: bool) -> Any:
 def names() -> dict[str, str]:
     """Map each name that may appear in backticks to its full name."""
     found = {f"optim.{name}": f"gradtx.optim.{name}" for name in gradtx.optim.__all__}
-    found |= {f"schedules.{name}": f"gradtx.{name}" for name in gradtx.schedules.__all__}
+    found |= {
+        f"schedules.{name}": f"gradtx.{name}" for name in gradtx.schedules.__all__
+    }
     found |= {name: f"gradtx.optim.{name}" for name in gradtx.optim.__all__}
     found |= {name: f"gradtx.{name}" for name in gradtx.__all__}
     return found | {f"gradtx.{name}": target for name, target in found.items()}
@@ -76,7 +78,12 @@ class LinkNames(SphinxTransform):
             target = self.known.get(literal.astext().partition("(")[0])
             if target and not shadowed(literal):
                 link = addnodes.pending_xref(
-                    "", refdomain="py", reftype="obj", reftarget=target, refwarn=True, refexplicit=True
+                    "",
+                    refdomain="py",
+                    reftype="obj",
+                    reftarget=target,
+                    refwarn=True,
+                    refexplicit=True,
                 )
                 link["py:module"] = link["py:class"] = None
                 literal.replace_self(link)
@@ -95,7 +102,8 @@ class TrimBlocks(SphinxTransform):
             block += nodes.Text(block.rawsource)
 
 
-WIDE = 800  # pixels; such plots have two or more panels, and their text would be too small at the width of a phone
+# Pixels; such plots have two or more panels, and their text would be too small at the width of a phone.
+WIDE = 800
 
 
 class MarkWidePictures(SphinxTransform):
@@ -126,7 +134,10 @@ def shadowed(literal: nodes.Node) -> bool:
             return True
         if isinstance(above, addnodes.desc):
             signature: Any = above[0]
-            taken = {parameter[0].astext() for parameter in signature.findall(addnodes.desc_parameter)}
+            taken = {
+                parameter[0].astext()
+                for parameter in signature.findall(addnodes.desc_parameter)
+            }
             return name in taken or name == signature.get("fullname")
         above = above.parent
     return False
@@ -148,8 +159,15 @@ def source_of(app: Any, module: str) -> tuple[str, dict[str, tuple[str, int, int
     for node in ast.parse(code).body:
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
             within = node.body if isinstance(node, ast.ClassDef) else ()
-            methods = {f"{node.name}.{item.name}": item for item in within if isinstance(item, ast.FunctionDef)}
-            found |= {name: extent(item) for name, item in {node.name: node, **methods}.items()}
+            methods = {
+                f"{node.name}.{item.name}": item
+                for item in within
+                if isinstance(item, ast.FunctionDef)
+            }
+            found |= {
+                name: extent(item)
+                for name, item in {node.name: node, **methods}.items()
+            }
     return code, found
 
 
@@ -161,7 +179,13 @@ def extent(node: Any) -> tuple[str, int, int]:
 
 def module_of(app: Any, module: str, name: str) -> str | None:
     """Return the module with the source of types without `__module__`, and of the names in `gradtx.optim`."""
-    return "gradtx.optim.adapter" if module == "gradtx.optim" else "gradtx.core" if name in reference.TYPES else None
+    return (
+        "gradtx.optim.adapter"
+        if module == "gradtx.optim"
+        else "gradtx.core"
+        if name in reference.TYPES
+        else None
+    )
 
 
 # Links.
@@ -180,7 +204,11 @@ def rewrite_links(app: Any, page: str, source: list[str]) -> None:
     up = "../" * page.count("/")
     source[0] = re.sub(r"\[(`\w+`)\]\((?:\.\./)+gradtx/[\w/]+\.py\)", r"\1", source[0])
     for file, target in OUTSIDE.items():
-        source[0] = re.sub(rf"\]\({re.escape(up)}\.\./{re.escape(file)}(?=[)#])", f"]({up}{target}", source[0])
+        source[0] = re.sub(
+            rf"\]\({re.escape(up)}\.\./{re.escape(file)}(?=[)#])",
+            f"]({up}{target}",
+            source[0],
+        )
 
 
 class Links(HTMLParser):
@@ -195,13 +223,20 @@ class Links(HTMLParser):
         for name, value in attrs:
             if name in ("id", "name") and value:
                 self.anchors.add(value)
-            elif name in ("href", "src") and value and not urlsplit(value).scheme and not value.startswith("//"):
+            elif (
+                name in ("href", "src")
+                and value
+                and not urlsplit(value).scheme
+                and not value.startswith("//")
+            ):
                 self.targets.add(value)
 
 
 def check_links(folder: Path) -> list[str]:
     """Return the dead links between the files of a site."""
-    found = {path: Links(path.read_text(encoding="utf-8")) for path in folder.rglob("*.html")}
+    found = {
+        path: Links(path.read_text(encoding="utf-8")) for path in folder.rglob("*.html")
+    }
     dead = []
     for path, page in found.items():
         for target in page.targets:
@@ -209,9 +244,17 @@ def check_links(folder: Path) -> list[str]:
             to = (path.parent / unquote(parts.path)).resolve() if parts.path else path
             to = to / "index.html" if to.is_dir() else to
             anchor = unquote(parts.fragment)
-            absent = anchor and "=" not in anchor and to in found and anchor not in found[to].anchors  # a=b: settings
+            # a=b: settings.
+            absent = (
+                anchor
+                and "=" not in anchor
+                and to in found
+                and anchor not in found[to].anchors
+            )
             if not to.exists() or absent:
-                dead.append(f"{path.relative_to(folder)} links to {target}, which is not there")
+                dead.append(
+                    f"{path.relative_to(folder)} links to {target}, which is not there"
+                )
     return sorted(dead)
 
 
@@ -227,14 +270,18 @@ def finish(app: Any, failure: Exception | None) -> None:
 
 
 def setup(app: Any) -> dict[str, bool]:
-    app.add_html_math_renderer("mathml", inline_renderers=visit_math(True), block_renderers=visit_math(False))
+    app.add_html_math_renderer(
+        "mathml", inline_renderers=visit_math(True), block_renderers=visit_math(False)
+    )
     app.add_transform(LinkNames)
     app.add_transform(TrimBlocks)
     app.add_transform(MarkWidePictures)
     # The index includes pages by glob patterns, which may match nothing. That warning has no type to suppress it by.
     tree = logging.getLogger("sphinx.directives.other").logger
     tree.addFilter(lambda record: getattr(record, "subtype", "") != "empty_glob")
-    app.connect("builder-inited", lambda app: reference.write(Path(app.srcdir) / "reference"))
+    app.connect(
+        "builder-inited", lambda app: reference.write(Path(app.srcdir) / "reference")
+    )
     app.connect("source-read", rewrite_links)
     app.connect("viewcode-find-source", source_of)
     app.connect("viewcode-follow-imported", module_of)

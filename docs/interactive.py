@@ -22,8 +22,10 @@ from gradtx._random import Stream
 PAGE = Path(__file__).with_suffix("")
 STEPS = 100
 RATES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
-FAR = 1e3  # a path ends where it leaves this square: none returns from there, and the page does not draw the rest
-LAST = 10  # the best rate has the lowest mean loss over this many final steps, because a single step is too noisy
+# A path ends where it leaves this square: none returns from there, and the page does not draw the rest.
+FAR = 1e3
+# The best rate has the lowest mean loss over this many final steps, because a single step is too noisy.
+LAST = 10
 
 
 class Surface(NamedTuple):
@@ -36,7 +38,8 @@ class Surface(NamedTuple):
     start: tuple[float, float]
     window: tuple[float, float, float, float]  # x from, x to, y from, y to
     minima: tuple[tuple[float, float], ...]
-    noise: float = 0.0  # standard deviation of each coordinate of the surface's shift, drawn again at each step
+    # Standard deviation of each coordinate of the surface's shift, drawn again at each step.
+    noise: float = 0.0
 
 
 SURFACES = {
@@ -67,7 +70,12 @@ SURFACES = {
         lambda x, y: (x**2 + y - 11) ** 2 + (x + y**2 - 7) ** 2,
         (-0.5, -0.5),
         (-6.0, 6.0, -6.0, 6.0),
-        ((3.0, 2.0), (-2.805118, 3.131313), (-3.779310, -3.283186), (3.584428, -1.848127)),
+        (
+            (3.0, 2.0),
+            (-2.805118, 3.131313),
+            (-3.779310, -3.283186),
+            (3.584428, -1.848127),
+        ),
     ),
     "saddle": Surface(
         "Saddle",
@@ -126,7 +134,9 @@ OPTIMIZERS: dict[str, dict[str, Callable[..., gradtx.GradientTransformation]]] =
     },
     "Diagonal of the Hessian": {
         "adahessian": lambda lr: gradtx.adahessian(lr),
-        "sophia": lambda lr: gradtx.sophia(lr, gamma=1.0, weight_decay=0.0, update_period=1),
+        "sophia": lambda lr: gradtx.sophia(
+            lr, gamma=1.0, weight_decay=0.0, update_period=1
+        ),
     },
     "Automatic learning rates": {
         "prodigy": lambda lr: gradtx.prodigy(lr),
@@ -156,7 +166,9 @@ def path(
         points = []
         for step in range(steps):
             # The noise is in the loss, not only in the gradient, so loss, Hessian and second gradient share a batch.
-            away = surface.noise * Stream(torch.tensor(0), torch.tensor(step), "away").normal(torch.zeros(2).double())
+            away = surface.noise * Stream(
+                torch.tensor(0), torch.tensor(step), "away"
+            ).normal(torch.zeros(2).double())
 
             def loss(params: dict[str, Tensor], away: Tensor = away) -> Tensor:
                 return surface.loss(*(params["w"][0] - away))
@@ -165,7 +177,9 @@ def path(
             extras: dict[str, Any] = {"value": value, "grad_fn": torch.func.grad(loss)}
             if "hessian_diag" in tx.needs:
                 hessian: Any = torch.func.jacrev(torch.func.grad(loss))(params)
-                extras["hessian_diag"] = {"w": hessian["w"]["w"].reshape(2, 2).diagonal().reshape(1, 2)}
+                extras["hessian_diag"] = {
+                    "w": hessian["w"]["w"].reshape(2, 2).diagonal().reshape(1, 2)
+                }
             known = {name: extra for name, extra in extras.items() if name in tx.needs}
             updates, state = tx.update(grads, state, params, **known)
             params = gradtx.apply_updates(params, updates)
@@ -177,15 +191,26 @@ def path(
 
 def paths(name: str, optimizer: str, steps: int = STEPS) -> list[Tensor]:
     """Return the paths of one optimizer on one surface: a tensor (steps, 2) per rate, shorter if it left the square."""
-    make = next(members[optimizer] for members in OPTIMIZERS.values() if optimizer in members)
-    points = torch.vmap(path(make, SURFACES[name], steps))(torch.tensor(RATES, dtype=torch.float64))
+    make = next(
+        members[optimizer] for members in OPTIMIZERS.values() if optimizer in members
+    )
+    points = torch.vmap(path(make, SURFACES[name], steps))(
+        torch.tensor(RATES, dtype=torch.float64)
+    )
     inside = (points.abs() < FAR).all(2).cumprod(1).sum(1)  # False for NaN
-    return [one[: int(count)].float() for one, count in zip(points, inside, strict=True)]
+    return [
+        one[: int(count)].float() for one, count in zip(points, inside, strict=True)
+    ]
 
 
 def best(surface: Surface, found: list[Tensor]) -> int:
     """Return the index of the rate with the lowest final loss."""
-    ends = [surface.loss(*one.double()[-LAST:].T).mean().item() if len(one) == STEPS else float("inf") for one in found]
+    ends = [
+        surface.loss(*one.double()[-LAST:].T).mean().item()
+        if len(one) == STEPS
+        else float("inf")
+        for one in found
+    ]
     return min(range(len(ends)), key=ends.__getitem__)
 
 
@@ -196,20 +221,34 @@ def encoded(points: Tensor) -> str:
 
 def head() -> dict[str, Any]:
     """Return the page's data except for the paths."""
-    surfaces = {name: {k: v for k, v in one._asdict().items() if k != "loss"} for name, one in SURFACES.items()}
+    surfaces = {
+        name: {k: v for k, v in one._asdict().items() if k != "loss"}
+        for name, one in SURFACES.items()
+    }
     optimizers = [
-        {"name": name, "family": family, "call": repr(make(0.5)).replace("lr=0.5", "lr=…")}
+        {
+            "name": name,
+            "family": family,
+            "call": repr(make(0.5)).replace("lr=0.5", "lr=…"),
+        }
         for family, members in OPTIMIZERS.items()
         for name, make in members.items()
     ]
-    return {"steps": STEPS, "rates": RATES, "surfaces": surfaces, "optimizers": optimizers}
+    return {
+        "steps": STEPS,
+        "rates": RATES,
+        "surfaces": surfaces,
+        "optimizers": optimizers,
+    }
 
 
 def data() -> dict[str, Any]:
     """Return the contents of data.js."""
     found: dict[str, dict[str, list[Tensor]]] = {name: {} for name in SURFACES}
     optimizers = [name for members in OPTIMIZERS.values() for name in members]
-    with tqdm(total=len(SURFACES) * len(optimizers), unit=" paths", leave=False, disable=None) as bar:
+    with tqdm(
+        total=len(SURFACES) * len(optimizers), unit=" paths", leave=False, disable=None
+    ) as bar:
         for name, lines in found.items():
             for optimizer in optimizers:
                 bar.set_description(f"{optimizer}, {name}")
@@ -217,8 +256,14 @@ def data() -> dict[str, Any]:
                 bar.update()
     return {
         **head(),
-        "best": {name: {k: best(SURFACES[name], v) for k, v in lines.items()} for name, lines in found.items()},
-        "paths": {name: {k: [*map(encoded, v)] for k, v in lines.items()} for name, lines in found.items()},
+        "best": {
+            name: {k: best(SURFACES[name], v) for k, v in lines.items()}
+            for name, lines in found.items()
+        },
+        "paths": {
+            name: {k: [*map(encoded, v)] for k, v in lines.items()}
+            for name, lines in found.items()
+        },
     }
 
 
@@ -227,5 +272,7 @@ if __name__ == "__main__":
     target = PAGE / "data.js"
     # A script instead of JSON, because a page opened as a file may not fetch data.
     text = json.dumps(data(), ensure_ascii=False, indent=0)
-    target.write_text(f"// Written by docs/interactive.py.\nconst DATA = {text};\n", encoding="utf-8")
+    target.write_text(
+        f"// Written by docs/interactive.py.\nconst DATA = {text};\n", encoding="utf-8"
+    )
     sys.stdout.write(f"wrote {target}\n")

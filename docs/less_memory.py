@@ -31,28 +31,48 @@ def measured(tx: GradientTransformation, dtype: torch.dtype) -> float:
     """Return the bytes of an optimizer's state per entry of the weights."""
     model = block().to(dtype)
     optimizer = gradtx.as_optimizer(tx, model.named_parameters())
-    tensors = {tensor.data_ptr(): tensor for state in optimizer.state.values() for tensor in state.values()}
+    tensors = {
+        tensor.data_ptr(): tensor
+        for state in optimizer.state.values()
+        for tensor in state.values()
+    }
     size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
     return size / sum(param.numel() for param in model.parameters())
 
 
-def row(title: str, dtype: torch.dtype, code: str | torch.dtype | None, compensated: bool) -> str:
+def row(
+    title: str, dtype: torch.dtype, code: str | torch.dtype | None, compensated: bool
+) -> str:
     cells = [title, str(dtype.itemsize), str(dtype.itemsize)]
     for tx in ALGORITHMS.values():
         stored = tx if code is None else with_state_dtype(tx, code)
-        size = measured(chain(stored, compensate_rounding(bits=8)) if compensated else stored, dtype)
+        size = measured(
+            chain(stored, compensate_rounding(bits=8)) if compensated else stored, dtype
+        )
         cells.append(f"{size:.1f}")
     return f"| {' | '.join(cells)} |"
 
 
 def table() -> str:
-    lines = [f"| mode | weights | gradients | {' | '.join(ALGORITHMS)} |", "|---|" + "---:|" * (2 + len(ALGORITHMS))]
+    lines = [
+        f"| mode | weights | gradients | {' | '.join(ALGORITHMS)} |",
+        "|---|" + "---:|" * (2 + len(ALGORITHMS)),
+    ]
     lines.append(row("float32", torch.float32, None, False))
     for code in CODES:
         lines.append(row(f'state "{code}"', torch.float32, code, False))
-    lines.append(row("bfloat16 weights, state float32", torch.bfloat16, torch.float32, False))
+    lines.append(
+        row("bfloat16 weights, state float32", torch.bfloat16, torch.float32, False)
+    )
     for code in ("int8", "int4"):
-        lines.append(row(f'bfloat16 weights, state "{code}", compensated', torch.bfloat16, code, True))
+        lines.append(
+            row(
+                f'bfloat16 weights, state "{code}", compensated',
+                torch.bfloat16,
+                code,
+                True,
+            )
+        )
     return "\n".join(lines) + "\n"
 
 

@@ -31,14 +31,23 @@ class Page:
     title: str
     modules: tuple[str, ...]
     intro: str = ""
-    shows: str = ""  # a module that also exports these names and is described on this page
+    # A module that also exports these names and is described on this page.
+    shows: str = ""
 
 
-OPTIMIZERS = [Page(family, title, (f"gradtx.optimizers.{family}",)) for family, title in algorithms.families().items()]
+OPTIMIZERS = [
+    Page(family, title, (f"gradtx.optimizers.{family}",))
+    for family, title in algorithms.families().items()
+]
 
 
 def pieces(file: str, title: str, modules: str, intro: str) -> Page:
-    return Page(f"pieces-{file}", title, tuple(f"gradtx.transforms.{module}" for module in modules.split()), intro)
+    return Page(
+        f"pieces-{file}",
+        title,
+        tuple(f"gradtx.transforms.{module}" for module in modules.split()),
+        intro,
+    )
 
 
 PIECES = [
@@ -93,8 +102,15 @@ PIECES = [
         "clipping norm_history spikes centralize projection radial hyperball",
         "Bounds and constraints.",
     ),
-    pieces("decay", "Weight decay", "decay", "Weight decay and related terms that pull on the weights."),
-    pieces("control", "Scaling and control", "scaling control noise *", "All other links."),
+    pieces(
+        "decay",
+        "Weight decay",
+        "decay",
+        "Weight decay and related terms that pull on the weights.",
+    ),
+    pieces(
+        "control", "Scaling and control", "scaling control noise *", "All other links."
+    ),
 ]
 
 
@@ -126,7 +142,12 @@ OTHERS = [
     Page(
         "rules",
         "Writing transformations",
-        ("gradtx.factories", "gradtx.context", "gradtx.combinators.frame", "gradtx.codes"),
+        (
+            "gradtx.factories",
+            "gradtx.context",
+            "gradtx.combinators.frame",
+            "gradtx.codes",
+        ),
         "The decorators. See also [a complete example](../contributing.md).",
     ),
     Page(
@@ -171,7 +192,9 @@ def homes() -> dict[str, list[str]]:
     found = defaultdict(list)
     for name in gradtx.__all__:
         if not inspect.ismodule(value := getattr(gradtx, name)):
-            found["gradtx._arguments" if name in TYPES else value.__module__].append(name)
+            found["gradtx._arguments" if name in TYPES else value.__module__].append(
+                name
+            )
     for name in gradtx.optim.__all__:
         value = getattr(gradtx.optim, name)
         if name not in gradtx.__all__ and not hasattr(value, "_alias"):
@@ -181,7 +204,9 @@ def homes() -> dict[str, list[str]]:
 
 def modules_of(page: Page) -> list[str]:
     """Return the modules of a page. A pattern matches only modules that no page lists."""
-    named = {module for other in (*OPTIMIZERS, *PIECES, *OTHERS) for module in other.modules}
+    named = {
+        module for other in (*OPTIMIZERS, *PIECES, *OTHERS) for module in other.modules
+    }
     modules = []
     for pattern in page.modules:
         if pattern.endswith("*"):
@@ -194,7 +219,9 @@ def modules_of(page: Page) -> list[str]:
 
 def names_on(page: Page) -> list[str]:
     names_of_module = homes()
-    return [name for module in modules_of(page) for name in names_of_module.get(module, [])]
+    return [
+        name for module in modules_of(page) for name in names_of_module.get(module, [])
+    ]
 
 
 def pages() -> dict[str, str]:
@@ -206,7 +233,9 @@ def pages() -> dict[str, str]:
         entries = [entry(name, page.shows) for name in names_on(page)]
         texts[page.file] = "\n\n".join([*head(page), *entries]) + "\n"
     if without_page:
-        raise AssertionError(f"no page of docs/reference.py has the modules {sorted(without_page)}; add them to one")
+        raise AssertionError(
+            f"no page of docs/reference.py has the modules {sorted(without_page)}; add them to one"
+        )
     texts["optimizers"] = overview(
         "Optimizers",
         "Optimizers by family. [One table of all](../algorithms.md) compares memory, required inputs and papers.",
@@ -222,7 +251,12 @@ def pages() -> dict[str, str]:
         algorithms.first_sentence,
     )
     texts["api"] = "\n\n".join(
-        ["# Chains, schedules, torch", "```{py:module} gradtx\n```", contents(OTHERS), *map(listed, OTHERS)]
+        [
+            "# Chains, schedules, torch",
+            "```{py:module} gradtx\n```",
+            contents(OTHERS),
+            *map(listed, OTHERS),
+        ]
     )
     return {f"{file}.md": text for file, text in texts.items()}
 
@@ -237,13 +271,18 @@ def overview(title: str, intro: str, column: str, those: list[Page], told: Any) 
     parts = [f"# {title}", intro, contents(those)]
     for page in those:
         rows = [[f"`{name}`", told(getattr(gradtx, name))] for name in names_on(page)]
-        parts += [f"## {page.title}", "\n".join(algorithms.table(["", column], rows)).strip()]
+        parts += [
+            f"## {page.title}",
+            "\n".join(algorithms.table(["", column], rows)).strip(),
+        ]
         parts += [f"[Equations, arguments, examples]({page.file}.md)"]
     return "\n\n".join(parts) + "\n"
 
 
 def contents(those: Iterable[Page]) -> str:
-    return "\n".join(["```{toctree}", ":hidden:", "", *(page.file for page in those), "```"])
+    return "\n".join(
+        ["```{toctree}", ":hidden:", "", *(page.file for page in those), "```"]
+    )
 
 
 def listed(page: Page) -> str:
@@ -260,8 +299,12 @@ def entry(name: str, also: str = "") -> str:
     inside, _, short = f"gradtx.{name}".rpartition(".")
     shown, text = f"{short}{signature(value)}", described(value)
     if inspect.isclass(value):
-        members = [member(value, item) for item in vars(value) if documented(value, item)]
-        return directive("py:class", shown, "\n\n".join([text, *members]), module=inside)
+        members = [
+            member(value, item) for item in vars(value) if documented(value, item)
+        ]
+        return directive(
+            "py:class", shown, "\n\n".join([text, *members]), module=inside
+        )
     canonical = {"canonical": f"{also}.{name}"} if also else {}
     made = directive("py:function", shown, text, **canonical)
     return f"{made}\n\n{optimizer(value)}" if kind(value) == "alias" else made
@@ -275,7 +318,9 @@ def optimizer(factory: Any) -> str:
     """Return the entry of an alias's class."""
     told = f"`{factory.__name__}` as a torch optimizer, with the same arguments, also in parameter groups."
     shown = f"{algorithms.classes()[factory]}(params, ..., compile=False, state_device=None)"
-    return directive("py:class", shown, told, **{"module": "gradtx.optim", "no-contents-entry": ""})
+    return directive(
+        "py:class", shown, told, **{"module": "gradtx.optim", "no-contents-entry": ""}
+    )
 
 
 def member(owner: Any, name: str) -> str:
@@ -283,26 +328,38 @@ def member(owner: Any, name: str) -> str:
     if isinstance(value, property):
         return directive("py:property", name, described(value), fence="::::")
     value = inspect.unwrap(value) if callable(value) else value.__func__
-    shown = stringify_signature(without_self(inspect.signature(value)), unqualified_typehints=True)
+    shown = stringify_signature(
+        without_self(inspect.signature(value)), unqualified_typehints=True
+    )
     return directive("py:method", f"{name}{shown}", described(value), fence="::::")
 
 
 def documented(owner: Any, name: str) -> bool:
     value = vars(owner)[name]
-    is_member = callable(value) or isinstance(value, property | classmethod | staticmethod)
+    is_member = callable(value) or isinstance(
+        value, property | classmethod | staticmethod
+    )
     return is_member and not name.startswith("_") and bool(value.__doc__)
 
 
 def without_self(signature: inspect.Signature) -> inspect.Signature:
-    return signature.replace(parameters=[p for p in signature.parameters.values() if p.name != "self"])
+    return signature.replace(
+        parameters=[p for p in signature.parameters.values() if p.name != "self"]
+    )
 
 
 def signature(value: Any) -> str:
-    return stringify_signature(inspect.signature(value), unqualified_typehints=True, show_annotation=True)
+    return stringify_signature(
+        inspect.signature(value), unqualified_typehints=True, show_annotation=True
+    )
 
 
-def directive(kind: str, argument: str, text: str, fence: str = ":::::", **options: str) -> str:
-    shown = "".join(f":{name}: {value}\n".replace(": \n", ":\n") for name, value in options.items())
+def directive(
+    kind: str, argument: str, text: str, fence: str = ":::::", **options: str
+) -> str:
+    shown = "".join(
+        f":{name}: {value}\n".replace(": \n", ":\n") for name, value in options.items()
+    )
     return f"{fence}{{{kind}}} {argument}\n{shown}\n{text}\n{fence}"
 
 
@@ -313,10 +370,14 @@ def facts(factory: Any) -> str:
         tx = factory(**algorithms.required(factory))
         works_on = algorithms.works_on(tx)
         found |= {
-            "Chain": ", ".join(f"`{link!r}`" for link in tx._links()) if kind(factory) == "alias" else "",
+            "Chain": ", ".join(f"`{link!r}`" for link in tx._links())
+            if kind(factory) == "alias"
+            else "",
             "[Memory](../algorithms.md)": algorithms.memory(factory),
             "Needs": ", ".join(f"`{need}`" for need in tx.needs),
-            "Rate": "owned" if any(link._lr_role == "owner" for link in tx._links()) else "",
+            "Rate": "owned"
+            if any(link._lr_role == "owner" for link in tx._links())
+            else "",
             "Works on": works_on,
         }
     return "\n".join(f"- **{name}:** {text}" for name, text in found.items() if text)
@@ -341,7 +402,9 @@ def many(names: list[str], most: int = 8) -> str:
 
 # A docstring as Markdown.
 
-SECTION = re.compile(r"^(When to use|Args|Returns|Raises|Example|Source):[ \n]", re.MULTILINE)
+SECTION = re.compile(
+    r"^(When to use|Args|Returns|Raises|Example|Source):[ \n]", re.MULTILINE
+)
 
 
 def sections(value: Any) -> dict[str, str]:
@@ -352,7 +415,11 @@ def sections(value: Any) -> dict[str, str]:
     for title, indented in zip(parts[1::2], parts[2::2], strict=True):
         part, behind = without_tail(indented)
         found[""] = "\n\n".join(filter(None, (found[""], behind)))
-        found[title] = (inspect.cleandoc("\n" + part) if title in ("Args", "Raises", "Example") else flat(part)).strip()
+        found[title] = (
+            inspect.cleandoc("\n" + part)
+            if title in ("Args", "Raises", "Example")
+            else flat(part)
+        ).strip()
     return found
 
 
@@ -373,16 +440,23 @@ def flat(text: str) -> str:
 
 def items(text: str) -> list[tuple[str, str]]:
     """Return the entries of `Args` and `Raises`, whose continuation lines are indented."""
-    found = re.findall(r"^([\w*]+(?:, [\w*]+)*): (.*(?:\n(?: .*)?)*)", text, re.MULTILINE)
+    found = re.findall(
+        r"^([\w*]+(?:, [\w*]+)*): (.*(?:\n(?: .*)?)*)", text, re.MULTILINE
+    )
     without_bullets = [(name, re.sub(r"\n\s+- ", "\n", told)) for name, told in found]
     return [(name, unmarked(flat(told))) for name, told in without_bullets]
 
 
 def described(value: Any) -> str:
     found = sections(value)
-    fields = [f":param {name.replace('*', chr(92) + '*')}: {told}" for name, told in items(found.get("Args", ""))]
+    fields = [
+        f":param {name.replace('*', chr(92) + '*')}: {told}"
+        for name, told in items(found.get("Args", ""))
+    ]
     fields += [f":returns: {found['Returns']}"] if "Returns" in found else []
-    fields += [f":raises {name}: {told}" for name, told in items(found.get("Raises", ""))]
+    fields += [
+        f":raises {name}: {told}" for name, told in items(found.get("Raises", ""))
+    ]
     parts = [
         found[""],
         f"**When to use:** {algorithms.when(value)}" if kind(value) == "alias" else "",
@@ -396,7 +470,9 @@ def described(value: Any) -> str:
 
 def cited(text: str) -> str:
     """Turn arXiv numbers into links."""
-    return re.sub(r"(?<![\d.])(\d{4}\.\d{4,5})(?!\d)", r"[\1](https://arxiv.org/abs/\1)", text)
+    return re.sub(
+        r"(?<![\d.])(\d{4}\.\d{4,5})(?!\d)", r"[\1](https://arxiv.org/abs/\1)", text
+    )
 
 
 def write(folder: Path) -> None:

@@ -32,9 +32,16 @@ LINKS = ("gradient", "clipped", "centralized", "atan2", "projected", "scaled")
 def digits() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return training images and labels, and test images and labels (a quarter of the data)."""
     images, labels = load_digits(return_X_y=True)
-    split = train_test_split(images / 16, labels, test_size=0.25, random_state=SEED, stratify=labels)
+    split = train_test_split(
+        images / 16, labels, test_size=0.25, random_state=SEED, stratify=labels
+    )
     train_x, test_x, train_y, test_y = map(torch.as_tensor, split)
-    return train_x.float().view(-1, 1, 8, 8), train_y, test_x.float().view(-1, 1, 8, 8), test_y
+    return (
+        train_x.float().view(-1, 1, 8, 8),
+        train_y,
+        test_x.float().view(-1, 1, 8, 8),
+        test_y,
+    )
 
 
 def network() -> nn.Module:
@@ -54,7 +61,9 @@ def network() -> nn.Module:
 
 def custom(steps: int) -> gradtx.GradientTransformation:
     """Return a custom chain, with a record after each link."""
-    schedule = gradtx.warmup_cosine_schedule(steps, max_lr=3e-3, warmup_steps=steps // 20)
+    schedule = gradtx.warmup_cosine_schedule(
+        steps, max_lr=3e-3, warmup_steps=steps // 20
+    )
     return gradtx.chain(
         gradtx.record(LINKS[0]),
         gradtx.clip_by_global_norm(1.0),
@@ -75,22 +84,37 @@ def batches(epochs: int, count: int) -> list[Tensor]:
     """Return the indices of every batch, which are the same for every optimizer."""
     generator = torch.Generator().manual_seed(SEED)
     whole = count - count % BATCH
-    return [i for _ in range(epochs) for i in torch.randperm(count, generator=generator)[:whole].split(BATCH)]
+    return [
+        i
+        for _ in range(epochs)
+        for i in torch.randperm(count, generator=generator)[:whole].split(BATCH)
+    ]
 
 
-def loss_of(model: nn.Module, params: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
+def loss_of(
+    model: nn.Module, params: dict[str, Tensor], x: Tensor, y: Tensor
+) -> Tensor:
     return nn.functional.cross_entropy(functional_call(model, params, (x,)), y)
 
 
-def accuracy(model: nn.Module, params: dict[str, Tensor], x: Tensor, y: Tensor) -> float:
+def accuracy(
+    model: nn.Module, params: dict[str, Tensor], x: Tensor, y: Tensor
+) -> float:
     with torch.no_grad():
-        return (functional_call(model, params, (x,)).argmax(1) == y).float().mean().item()
+        return (
+            (functional_call(model, params, (x,)).argmax(1) == y).float().mean().item()
+        )
 
 
 class Run:
     """A training run and its measurements."""
 
-    def __init__(self, name: str, data: tuple[Tensor, Tensor, Tensor, Tensor], steps: list[Tensor]):
+    def __init__(
+        self,
+        name: str,
+        data: tuple[Tensor, Tensor, Tensor, Tensor],
+        steps: list[Tensor],
+    ):
         self.name, self.data, self.steps = name, data, steps
         self.losses: list[float] = []
         self.accuracies: list[tuple[int, float]] = []
@@ -98,7 +122,9 @@ class Run:
         self.seconds, self.params = 0.0, {}
 
     def train(
-        self, step: Callable[[Tensor, Tensor], tuple[Tensor, dict[str, Any]]], evaluate: Callable[[], Any]
+        self,
+        step: Callable[[Tensor, Tensor], tuple[Tensor, dict[str, Any]]],
+        evaluate: Callable[[], Any],
     ) -> Run:
         """Call `step(x, y) -> (loss, norms by link)` for every batch; `evaluate()` returns the weights to test."""
         train_x, train_y, test_x, test_y = self.data
@@ -111,8 +137,13 @@ class Run:
                     self.norms[link].append(norm.item())
                 if i % MEASURE_EVERY == 0 or i == len(self.steps):
                     self.params = evaluate()
-                    self.accuracies.append((i, accuracy(model, self.params, test_x, test_y)))
-                    bar.set_postfix(loss=f"{self.losses[-1]:.4f}", accuracy=f"{self.accuracies[-1][1]:.1%}")
+                    self.accuracies.append(
+                        (i, accuracy(model, self.params, test_x, test_y))
+                    )
+                    bar.set_postfix(
+                        loss=f"{self.losses[-1]:.4f}",
+                        accuracy=f"{self.accuracies[-1][1]:.1%}",
+                    )
         self.seconds = time.perf_counter() - start
         return self
 
@@ -130,7 +161,9 @@ def train_as_optimizer(run: Run, make: Callable[[Any], torch.optim.Optimizer]) -
         shared = optimizer.state[next(model.parameters())]
         return loss.detach(), {link: shared[link] for link in LINKS if link in shared}
 
-    return run.train(step, lambda: {name: p.detach().clone() for name, p in model.named_parameters()})
+    return run.train(
+        step, lambda: {name: p.detach().clone() for name, p in model.named_parameters()}
+    )
 
 
 def train_functional(run: Run, tx: gradtx.GradientTransformation) -> Run:
@@ -145,25 +178,48 @@ def train_functional(run: Run, tx: gradtx.GradientTransformation) -> Run:
         grads, loss = gradients(params, x, y)
         updates, state = tx.update(grads, state, params)
         params = gradtx.apply_updates(params, updates)
-        records = [entry for stage, entry in state.items() if stage.startswith("record")]
+        records = [
+            entry for stage, entry in state.items() if stage.startswith("record")
+        ]
         return loss, {link: norm for entry in records for link, norm in entry.items()}
 
     return run.train(step, lambda: params)
 
 
 def plot(runs: list[Run], path: Path) -> None:
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(15, 4.5), layout="constrained")
+    figure, (left, middle, right) = plt.subplots(
+        1, 3, figsize=(15, 4.5), layout="constrained"
+    )
     for i, run in enumerate(runs):
         # Some runs nearly coincide. The later one is dashed, so that the earlier one remains visible.
-        style: dict[str, Any] = {"color": f"C{i}", "linestyle": (0, (4, 3)) if i in (1, 4) else "-", "alpha": 0.9}
+        style: dict[str, Any] = {
+            "color": f"C{i}",
+            "linestyle": (0, (4, 3)) if i in (1, 4) else "-",
+            "alpha": 0.9,
+        }
         window = torch.tensor(run.losses).unfold(0, MEASURE_EVERY, 1).mean(-1)
-        left.plot(range(MEASURE_EVERY, len(run.losses) + 1), window, label=run.name, **style)
+        left.plot(
+            range(MEASURE_EVERY, len(run.losses) + 1), window, label=run.name, **style
+        )
         middle.plot(*zip(*run.accuracies, strict=True), label=run.name, **style)
     for link, norms in runs[0].norms.items():
-        right.plot(range(1, len(norms) + 1), norms, label=link, linewidth=3.0 if link == "atan2" else 0.9)
-    left.set(title=f"Training loss (mean of {MEASURE_EVERY} steps)", xlabel="step", yscale="log")
+        right.plot(
+            range(1, len(norms) + 1),
+            norms,
+            label=link,
+            linewidth=3.0 if link == "atan2" else 0.9,
+        )
+    left.set(
+        title=f"Training loss (mean of {MEASURE_EVERY} steps)",
+        xlabel="step",
+        yscale="log",
+    )
     middle.set(title="Test accuracy", xlabel="step", ylim=(0.9, 1.0))
-    right.set(title="Norm of the update after each link of the chain", xlabel="step", yscale="log")
+    right.set(
+        title="Norm of the update after each link of the chain",
+        xlabel="step",
+        yscale="log",
+    )
     for axes in (left, middle, right):
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
@@ -180,29 +236,50 @@ def main() -> None:
     data = digits()
     steps = batches(options.epochs, len(data[0]))
     tx = custom(len(steps))
-    print(f"{len(data[0])} training images, {len(data[2])} test images, {len(steps)} steps of {BATCH}\n\n{tx}\n")
+    print(
+        f"{len(data[0])} training images, {len(data[2])} test images, {len(steps)} steps of {BATCH}\n\n{tx}\n"
+    )
 
     def run(name: str) -> Run:
         return Run(name, data, steps)
 
     runs = [
-        train_as_optimizer(run("custom chain"), lambda named: gradtx.as_optimizer(tx, named)),
+        train_as_optimizer(
+            run("custom chain"), lambda named: gradtx.as_optimizer(tx, named)
+        ),
         train_functional(run("custom chain, functional"), tx),
-        train_as_optimizer(run("AdamW"), lambda named: gradtx.optim.AdamW(named, lr=1e-3)),
-        train_as_optimizer(run("SGD"), lambda named: gradtx.optim.SGD(named, lr=0.05, momentum=0.9)),
-        train_as_optimizer(run("AdamP"), lambda named: gradtx.optim.AdamP(named, lr=1e-3, weight_decay=1e-2)),
-        train_as_optimizer(run("AdamAtan2"), lambda named: gradtx.optim.AdamAtan2(named, lr=1e-3)),
+        train_as_optimizer(
+            run("AdamW"), lambda named: gradtx.optim.AdamW(named, lr=1e-3)
+        ),
+        train_as_optimizer(
+            run("SGD"), lambda named: gradtx.optim.SGD(named, lr=0.05, momentum=0.9)
+        ),
+        train_as_optimizer(
+            run("AdamP"),
+            lambda named: gradtx.optim.AdamP(named, lr=1e-3, weight_decay=1e-2),
+        ),
+        train_as_optimizer(
+            run("AdamAtan2"), lambda named: gradtx.optim.AdamAtan2(named, lr=1e-3)
+        ),
     ]
     print(f"{'':26}{'loss':>8}{'test accuracy':>15}{'seconds':>9}")
     for each in runs:
         loss = sum(each.losses[-MEASURE_EVERY:]) / MEASURE_EVERY
-        print(f"{each.name:26}{loss:8.4f}{each.accuracies[-1][1]:15.2%}{each.seconds:9.1f}")
-    apart = max((runs[0].params[name] - w).abs().max().item() for name, w in runs[1].params.items())
+        print(
+            f"{each.name:26}{loss:8.4f}{each.accuracies[-1][1]:15.2%}{each.seconds:9.1f}"
+        )
+    apart = max(
+        (runs[0].params[name] - w).abs().max().item()
+        for name, w in runs[1].params.items()
+    )
     print(f"\nlargest difference of a weight between the first two: {apart:.1e}")
     plot(runs, options.plot)
     print(f"plot: {options.plot}")
-    if apart > 1e-5:  # float32: the two sum gradients in the same order, so they barely differ
-        raise SystemExit("the optimizer and the functional loop did not end at the same weights")
+    # float32: the two sum gradients in the same order, so they barely differ.
+    if apart > 1e-5:
+        raise SystemExit(
+            "the optimizer and the functional loop did not end at the same weights"
+        )
     if runs[0].accuracies[-1][1] < 0.97:
         raise SystemExit("the custom chain stayed below 97% test accuracy")
 

@@ -35,7 +35,8 @@ class Block(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.norm = nn.GroupNorm(1, WIDTH)  # no running averages, which `freeze` cannot keep
+        # No running averages, which `freeze` cannot keep.
+        self.norm = nn.GroupNorm(1, WIDTH)
         self.conv = nn.Conv2d(WIDTH, WIDTH, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -69,10 +70,13 @@ def adamw(rate: float, steps: int) -> gradtx.GradientTransformation:
 
 CHAINS: dict[str, Callable[[int], gradtx.GradientTransformation]] = {
     "head alone": lambda steps: gradtx.chain(gradtx.freeze(trunk), adamw(RATE, steps)),
-    "head and norms": lambda steps: gradtx.chain(gradtx.freeze(trunk_but_norms), adamw(RATE, steps)),
+    "head and norms": lambda steps: gradtx.chain(
+        gradtx.freeze(trunk_but_norms), adamw(RATE, steps)
+    ),
     "all, one rate": lambda steps: adamw(RATE, steps),
     "all, trunk at a tenth": lambda steps: gradtx.partition(
-        {"trunk": adamw(RATE / 10, steps), "head": adamw(RATE, steps)}, {"trunk": trunk, "head": "head.*"}
+        {"trunk": adamw(RATE / 10, steps), "head": adamw(RATE, steps)},
+        {"trunk": trunk, "head": "head.*"},
     ),
     "all, from scratch": lambda steps: adamw(RATE, steps),
 }
@@ -86,8 +90,13 @@ def digits(seed: int) -> tuple[Data, Data]:
     both = []
     for first, count in ((0, 100), (CLASSES, PER_CLASS)):
         of_class = [(labels == first + i).nonzero().flatten() for i in range(CLASSES)]
-        train, test = torch.cat([i[:count] for i in of_class]), torch.cat([i[100:] for i in of_class])
-        both.append((images[train], labels[train] - first, images[test], labels[test] - first))
+        train, test = (
+            torch.cat([i[:count] for i in of_class]),
+            torch.cat([i[100:] for i in of_class]),
+        )
+        both.append(
+            (images[train], labels[train] - first, images[test], labels[test] - first)
+        )
     return both[0], both[1]
 
 
@@ -96,7 +105,13 @@ def accuracy(model: nn.Module, x: Tensor, y: Tensor) -> float:
         return 100 * (model(x).argmax(1) == y).float().mean().item()
 
 
-def steps_of(model: nn.Module, optimizer: torch.optim.Optimizer, data: Data, batches: list[Tensor], bar: tqdm):
+def steps_of(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    data: Data,
+    batches: list[Tensor],
+    bar: tqdm,
+):
     """Train, and yield after every step."""
     for batch in batches:
         optimizer.zero_grad()
@@ -115,7 +130,9 @@ def pretrained(data: Data, steps: int, seed: int, bar: tqdm) -> Network:
     model = Network(seed)
     optimizer = gradtx.as_optimizer(adamw(RATE, steps), model.named_parameters())
     bar.set_description(f"0 to 4, seed {seed}")
-    for _ in steps_of(model, optimizer, data, batches_of(len(data[0]), 50, steps, seed), bar):
+    for _ in steps_of(
+        model, optimizer, data, batches_of(len(data[0]), 50, steps, seed), bar
+    ):
         pass
     return model
 
@@ -128,13 +145,21 @@ class Run:
         self.steps: list[int] = []
         self.accuracies: list[float] = []
 
-    def train(self, before: Network, old: Data, new: Data, steps: int, bar: tqdm) -> Run:
+    def train(
+        self, before: Network, old: Data, new: Data, steps: int, bar: tqdm
+    ) -> Run:
         model = Network(self.seed + 1000)  # provides the new head
         if self.name != "all, from scratch":
-            kept = {name: p for name, p in before.state_dict().items() if not name.startswith("head.")}
+            kept = {
+                name: p
+                for name, p in before.state_dict().items()
+                if not name.startswith("head.")
+            }
             model.load_state_dict(kept, strict=False)
         start = {name: p.detach().clone() for name, p in model.named_parameters()}
-        optimizer = gradtx.as_optimizer(CHAINS[self.name](steps), model.named_parameters())
+        optimizer = gradtx.as_optimizer(
+            CHAINS[self.name](steps), model.named_parameters()
+        )
         bar.set_description(f"{self.name}, seed {self.seed}")
         batches = batches_of(len(new[0]), 20, steps, self.seed)
         for i, _ in enumerate(steps_of(model, optimizer, new, batches, bar), 1):
@@ -142,9 +167,18 @@ class Run:
                 self.steps.append(i)
                 self.accuracies.append(accuracy(model, new[2], new[3]))
         self.weights = sum(p.numel() for p in model.parameters())
-        self.same = sum(p.numel() for name, p in model.named_parameters() if torch.equal(p, start[name]))
+        self.same = sum(
+            p.numel()
+            for name, p in model.named_parameters()
+            if torch.equal(p, start[name])
+        )
         # Step counts are excluded: each tensor has one, whether it is frozen or not.
-        slots = [slot for entry in optimizer.state.values() for name, slot in entry.items() if name != "step"]
+        slots = [
+            slot
+            for entry in optimizer.state.values()
+            for name, slot in entry.items()
+            if name != "step"
+        ]
         self.state_bytes = sum(slot.numel() * slot.element_size() for slot in slots)
         model.head.load_state_dict(before.head.state_dict())
         self.remembered = accuracy(model, old[2], old[3])
@@ -160,7 +194,9 @@ def mean(values: list[float]) -> float:
 
 
 def plot(runs: list[Run], before: float, path: Path) -> None:
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(14, 4.6), layout="constrained")
+    figure, (left, middle, right) = plt.subplots(
+        1, 3, figsize=(14, 4.6), layout="constrained"
+    )
     names = list(CHAINS)
     for i, name in enumerate(names):
         same = of(runs, name)
@@ -169,11 +205,17 @@ def plot(runs: list[Run], before: float, path: Path) -> None:
         middle.barh(i, mean([run.remembered for run in same]), color=f"C{i}")
         right.barh(i, same[0].state_bytes / 1024, color=f"C{i}")
     left.set(
-        title=f"5 to 9, from {PER_CLASS} images each", xlabel="step", ylabel="right answers on the test images (%)"
+        title=f"5 to 9, from {PER_CLASS} images each",
+        xlabel="step",
+        ylabel="right answers on the test images (%)",
     )
     left.legend(fontsize=8)
     middle.axvline(before, color="grey", linestyle=":", label="before fine-tuning")
-    middle.set(title="0 to 4, with the old head put back", xlabel="right answers on the test images (%)", xlim=(0, 105))
+    middle.set(
+        title="0 to 4, with the old head put back",
+        xlabel="right answers on the test images (%)",
+        xlim=(0, 105),
+    )
     middle.legend(fontsize=8, loc="lower right")
     right.set(title="Memory of the optimizer's state", xlabel="KiB")
     middle.set_yticks(range(len(names)), names)
@@ -202,9 +244,16 @@ def main(argv: list[str] | None = None) -> None:
             old, new = digits(seed)
             before = pretrained(old, pretraining, seed, bar)
             known.append(accuracy(before, old[2], old[3]))
-            runs += [Run(name, seed).train(before, old, new, options.steps, bar) for name in CHAINS]
-    print(f"0 to 4 before fine-tuning: {mean(known):.1f}%; mean of {options.seeds} seeds (range) after:\n")
-    print(f"{'':24}{'5 to 9 (range)':>22}{'0 to 4, old head':>18}{'bitwise the same':>18}{'state':>11}")
+            runs += [
+                Run(name, seed).train(before, old, new, options.steps, bar)
+                for name in CHAINS
+            ]
+    print(
+        f"0 to 4 before fine-tuning: {mean(known):.1f}%; mean of {options.seeds} seeds (range) after:\n"
+    )
+    print(
+        f"{'':24}{'5 to 9 (range)':>22}{'0 to 4, old head':>18}{'bitwise the same':>18}{'state':>11}"
+    )
     closing = []
     for name in CHAINS:
         same = of(runs, name)
@@ -212,7 +261,9 @@ def main(argv: list[str] | None = None) -> None:
         cell = f"{mean(last):.1f}% ({min(last):.1f}-{max(last):.1f}%)"
         kept = f"{same[0].same} of {same[0].weights}"
         remembered = mean([run.remembered for run in same])
-        print(f"{name:24}{cell:>22}{remembered:17.1f}%{kept:>18}{same[0].state_bytes / 1024:7.1f} KiB")
+        print(
+            f"{name:24}{cell:>22}{remembered:17.1f}%{kept:>18}{same[0].state_bytes / 1024:7.1f} KiB"
+        )
         closing.append(f"{name} {mean(last):.1f}%")
     plot(runs, mean(known), options.plot)
     print(f"\nplot: {options.plot}\naccuracy on 5 to 9: {'; '.join(closing)}")

@@ -53,10 +53,14 @@ class Digits:
 
     def held_out(self) -> tuple[Tensor, Tensor]:
         x = self.x[TRAIN:]
-        return x + NOISE * torch.randn(x.shape, generator=torch.Generator().manual_seed(0)), self.y[TRAIN:]
+        return x + NOISE * torch.randn(
+            x.shape, generator=torch.Generator().manual_seed(0)
+        ), self.y[TRAIN:]
 
 
-MODEL = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 64), nn.ReLU(), nn.Linear(64, 10))
+MODEL = nn.Sequential(
+    nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 64), nn.ReLU(), nn.Linear(64, 10)
+)
 
 
 def first_params() -> Params:
@@ -74,7 +78,10 @@ def loss_fn(params: Params, x: Tensor, y: Tensor) -> Tensor:
 
 
 def accuracy(params: Params, x: Tensor, y: Tensor) -> float:
-    return 100 * (functional_call(MODEL, params, (x,)).argmax(1) == y).float().mean().item()
+    return (
+        100
+        * (functional_call(MODEL, params, (x,)).argmax(1) == y).float().mean().item()
+    )
 
 
 def transformation(batches: int, careful: bool) -> gradtx.GradientTransformation:
@@ -83,7 +90,11 @@ def transformation(batches: int, careful: bool) -> gradtx.GradientTransformation
     tx = gradtx.accumulate(
         gradtx.chain(
             gradtx.clip_by_global_norm(1.0),
-            gradtx.adamw(lr=gradtx.warmup_cosine_schedule(updates, max_lr=LR, warmup_steps=updates // 10)),
+            gradtx.adamw(
+                lr=gradtx.warmup_cosine_schedule(
+                    updates, max_lr=LR, warmup_steps=updates // 10
+                )
+            ),
             gradtx.average(DECAY),
         ),
         every=EVERY,
@@ -105,15 +116,21 @@ class Run:
         step = gradtx.train_step(loss_fn, self.tx)
         held_out, total, counted = self.data.held_out(), 0.0, 0
         for number in range(start, stop):
-            self.params, self.state, loss = step(self.params, self.state, *self.data.batch(number))
+            self.params, self.state, loss = step(
+                self.params, self.state, *self.data.batch(number)
+            )
             if loss.isfinite():
                 total, counted = total + loss.item(), counted + 1
             bar.update()
-            if (number + 1) * MEASURES // self.batches > number * MEASURES // self.batches:
+            if (
+                number + 1
+            ) * MEASURES // self.batches > number * MEASURES // self.batches:
                 averaged = self.tx.eval_params(self.state, self.params)
                 right = accuracy(self.params, *held_out), accuracy(averaged, *held_out)
                 rate = gradtx.learning_rate(self.tx, self.state).item()
-                self.log.append((number + 1, total / counted if counted else math.nan, *right, rate))
+                self.log.append(
+                    (number + 1, total / counted if counted else math.nan, *right, rate)
+                )
                 total, counted = 0.0, 0
         return self
 
@@ -131,16 +148,47 @@ def plot(whole: Run, halves: tuple[Run, Run], careless: Run, path: Path) -> None
     first, second = halves
     for axes, i in ((panels[0], 1), (panels[1], 2)):
         axes.plot(whole.column(0), whole.column(i), color="C0", label="without a stop")
-        axes.plot(first.column(0), first.column(i), "o", color="C2", markersize=4, label="until the stop")
-        axes.plot(second.column(0), second.column(i), "o", color="C1", markersize=4, label="continued from the file")
-    panels[1].plot(whole.column(0), whole.column(3), color="C4", label="averaged weights")
-    panels[1].plot(careless.column(0), careless.column(2), color="C3", linestyle="--", label="no skip_nonfinite")
-    panels[2].plot(whole.column(0), whole.column(4), ".-", color="C0", label="next update")
+        axes.plot(
+            first.column(0),
+            first.column(i),
+            "o",
+            color="C2",
+            markersize=4,
+            label="until the stop",
+        )
+        axes.plot(
+            second.column(0),
+            second.column(i),
+            "o",
+            color="C1",
+            markersize=4,
+            label="continued from the file",
+        )
+    panels[1].plot(
+        whole.column(0), whole.column(3), color="C4", label="averaged weights"
+    )
+    panels[1].plot(
+        careless.column(0),
+        careless.column(2),
+        color="C3",
+        linestyle="--",
+        label="no skip_nonfinite",
+    )
+    panels[2].plot(
+        whole.column(0), whole.column(4), ".-", color="C0", label="next update"
+    )
     panels[0].set(title="Loss since the last point", ylabel="training loss (nats)")
     panels[1].set(title="Accuracy on held-out images", ylabel="right answers (%)")
-    panels[2].set(title="The rate that learning_rate(tx, state) tells", ylabel="learning rate")
+    panels[2].set(
+        title="The rate that learning_rate(tx, state) tells", ylabel="learning rate"
+    )
     for axes in panels:
-        axes.axvline(whole.data.broken, color="grey", linestyle=":", label="batch that is not finite")
+        axes.axvline(
+            whole.data.broken,
+            color="grey",
+            linestyle=":",
+            label="batch that is not finite",
+        )
         axes.set_xlabel("batches")
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
@@ -154,7 +202,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--plot", type=Path, default=Path("out/functional_loop.png"))
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)  # more threads do not help for tensors this small
-    batches, stop = options.batches, options.batches // 2 + 1  # in the middle of an accumulation
+    # In the middle of an accumulation.
+    batches, stop = options.batches, options.batches // 2 + 1
     data = Digits(broken=batches // 3)
     with tqdm(total=3 * batches, unit=" batches", leave=False, disable=None) as bar:
         whole = Run(data, batches).train(0, batches, bar)
@@ -168,15 +217,23 @@ def main(arguments: list[str] | None = None) -> None:
         second.train(stop, batches, bar)
         careless = Run(data, batches, careful=False).train(0, batches, bar)
     same = identical((second.params, second.state), (whole.params, whole.state))
-    skipped, updates = (gradtx.get(whole.state, name) for name in ("skipped", "accumulate.step"))
+    skipped, updates = (
+        gradtx.get(whole.state, name) for name in ("skipped", "accumulate.step")
+    )
     held_out = data.held_out()
     averaged = accuracy(whole.tx.eval_params(whole.state, whole.params), *held_out)
-    print(f"{batches} batches: {skipped} skipped, {updates} updates; checkpoint after {stop}: {size:.1f} MB\n")
+    print(
+        f"{batches} batches: {skipped} skipped, {updates} updates; checkpoint after {stop}: {size:.1f} MB\n"
+    )
     print(f"{'held-out accuracy':28}{'weights':>9}{'averaged':>10}")
-    print(f"{'with skip_nonfinite':28}{accuracy(whole.params, *held_out):8.1f}%{averaged:9.1f}%")
+    print(
+        f"{'with skip_nonfinite':28}{accuracy(whole.params, *held_out):8.1f}%{averaged:9.1f}%"
+    )
     print(f"{'without':28}{accuracy(careless.params, *held_out):8.1f}%")
     plot(whole, (first, second), careless, options.plot)
-    print(f"\nplot: {options.plot}\nthe resumed run ends {'bit for bit' if same else 'NOT'} where the other one does")
+    print(
+        f"\nplot: {options.plot}\nthe resumed run ends {'bit for bit' if same else 'NOT'} where the other one does"
+    )
 
 
 if __name__ == "__main__":

@@ -34,7 +34,11 @@ CLIP, ADAM, DECAY = (
 LINKS = {  # in the order of the chain
     "as it should be": {"clip": CLIP, "adam": ADAM, "decay": DECAY},
     "clip after Adam": {"adam": ADAM, "clip": CLIP, "decay": DECAY},
-    "decay too large": {"clip": CLIP, "adam": ADAM, "decay": gradtx.add_decayed_weights(30.0)},
+    "decay too large": {
+        "clip": CLIP,
+        "adam": ADAM,
+        "decay": gradtx.add_decayed_weights(30.0),
+    },
     "eps too large": {"clip": CLIP, "adam": ADAM.replace(eps=0.3), "decay": DECAY},
 }
 SIGNS = {  # ratios to check: 1, about 1 and 0 for a correct chain
@@ -46,9 +50,14 @@ SIGNS = {  # ratios to check: 1, about 1 and 0 for a correct chain
 
 def transformation(name: str, rate: float) -> gradtx.GradientTransformation:
     """Return a chain of the links with a record after each."""
-    recorded = [gradtx.chain(link, gradtx.record(place)) for place, link in LINKS[name].items()]
+    recorded = [
+        gradtx.chain(link, gradtx.record(place)) for place, link in LINKS[name].items()
+    ]
     return gradtx.chain(
-        gradtx.record("gradient"), *recorded, gradtx.scale_by_learning_rate(rate), gradtx.record("rate")
+        gradtx.record("gradient"),
+        *recorded,
+        gradtx.scale_by_learning_rate(rate),
+        gradtx.record("rate"),
     )
 
 
@@ -86,7 +95,9 @@ class Run:
         bar.set_description(self.name)
         for step in range(1, steps + 1):
             batch = torch.randint(TRAIN, (BATCH,), generator=generator)
-            updates, state = tx.update(gradients(params, train_x[batch], train_y[batch]), state, params)
+            updates, state = tx.update(
+                gradients(params, train_x[batch], train_y[batch]), state, params
+            )
             params = gradtx.apply_updates(params, updates)
             self.look(state, step, LINKS[self.name]["adam"].hyperparams["eps"])
             with torch.no_grad():
@@ -100,8 +111,11 @@ class Run:
         for place, norm in now.items():
             self.norms[place].append(norm)
         before = {place: now[self.places[i]] for i, place in enumerate(self.places[1:])}
-        squares = torch.cat([x.flatten() for x in gradtx.get(state, "exp_avg_sq").values()])
-        squares = squares[squares > 0]  # the pixels in the corners are black in all images
+        squares = torch.cat(
+            [x.flatten() for x in gradtx.get(state, "exp_avg_sq").values()]
+        )
+        # The pixels in the corners are black in all images.
+        squares = squares[squares > 0]
         roots = (squares / (1 - BETA2**step)).sqrt()
         self.signs["clip"].append(now["clip"] / before["clip"])
         self.signs["decay"].append(now["decay"] / before["decay"])
@@ -118,7 +132,11 @@ def plot(runs: list[Run], path: Path) -> None:
             dashes = (0, (4, 3)) if i % 2 else "-"
             label = place if place == "gradient" else f"after {place}"
             axes.plot(
-                range(1, len(norms) + 1, STRIDE), norms[::STRIDE], color=colors[place], linestyle=dashes, label=label
+                range(1, len(norms) + 1, STRIDE),
+                norms[::STRIDE],
+                color=colors[place],
+                linestyle=dashes,
+                label=label,
             )
         axes.set(title=run.name, yscale="log", ylabel="norm of the update")
     low = min(min(min(norms) for norms in run.norms.values()) for run in runs)
@@ -128,7 +146,11 @@ def plot(runs: list[Run], path: Path) -> None:
     for i, run in enumerate(runs):
         steps = range(1, len(run.accuracies) + 1, STRIDE)
         # Each line is thinner than the one before, so that coinciding lines remain visible.
-        style: dict[str, Any] = {"color": f"C{i + 5}", "label": run.name, "linewidth": (5.0, 3.2, 2.0, 1.0)[i]}
+        style: dict[str, Any] = {
+            "color": f"C{i + 5}",
+            "label": run.name,
+            "linewidth": (5.0, 3.2, 2.0, 1.0)[i],
+        }
         panels[4].plot(steps, run.accuracies[::STRIDE], **style)
         for (sign, values), axes in zip(run.signs.items(), panels[5:], strict=True):
             axes.plot(steps, values[::STRIDE], **style)
@@ -154,14 +176,22 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--plot", type=Path, default=Path("out/inspect_chain.png"))
     options = parser.parse_args(argv)
     torch.set_num_threads(1)  # more threads do not help for tensors this small
-    with tqdm(total=len(LINKS) * options.steps, unit=" steps", leave=False, disable=None) as bar:
+    with tqdm(
+        total=len(LINKS) * options.steps, unit=" steps", leave=False, disable=None
+    ) as bar:
         runs = [Run(name).train(options.steps, options.rate, bar) for name in LINKS]
     print(f"mean of {options.steps} steps; accuracy after them\n")
-    print(f"{'':18}{'test accuracy':>15}" + "".join(f"{told:>40}" for told in SIGNS.values()))
+    print(
+        f"{'':18}{'test accuracy':>15}"
+        + "".join(f"{told:>40}" for told in SIGNS.values())
+    )
     closing = []
     for run in runs:
         signs = [sum(values) / len(values) for values in run.signs.values()]
-        print(f"{run.name:18}{run.accuracies[-1]:14.1f}%" + "".join(f"{value:40.3f}" for value in signs))
+        print(
+            f"{run.name:18}{run.accuracies[-1]:14.1f}%"
+            + "".join(f"{value:40.3f}" for value in signs)
+        )
         closing.append(f"{run.name} {run.accuracies[-1]:.1f}%")
     plot(runs, options.plot)
     print(f"\nplot: {options.plot}\ntest accuracy: {'; '.join(closing)}")

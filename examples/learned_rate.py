@@ -50,7 +50,11 @@ def digits() -> Data:
     numbers, labels = map(torch.as_tensor, load_digits(return_X_y=True))
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
     images, labels = numbers[order].float() / 16, labels[order]
-    return Data(*zip(images.split([1000, 400, 397]), labels.split([1000, 400, 397]), strict=True))
+    return Data(
+        *zip(
+            images.split([1000, 400, 397]), labels.split([1000, 400, 397]), strict=True
+        )
+    )
 
 
 def network(seed: int) -> nn.Module:
@@ -67,12 +71,22 @@ def loss_fn(params: Params, x: Tensor, y: Tensor) -> Tensor:
 
 def begin(seeds: range, steps: int) -> tuple[Params, Tensor]:
     """Return the initial weights and the image indices of every batch, (seeds, steps, BATCH), of several seeds."""
-    starts = [{name: p.detach().clone() for name, p in network(seed).named_parameters()} for seed in seeds]
-    drawn = [torch.randint(1000, (steps, BATCH), generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+    starts = [
+        {name: p.detach().clone() for name, p in network(seed).named_parameters()}
+        for seed in seeds
+    ]
+    drawn = [
+        torch.randint(
+            1000, (steps, BATCH), generator=torch.Generator().manual_seed(seed)
+        )
+        for seed in seeds
+    ]
     return gradtx.stack(starts), torch.stack(drawn)
 
 
-def train(tx: gradtx.GradientTransformation, params: Params, batches: Tensor, data: Data) -> Params:
+def train(
+    tx: gradtx.GradientTransformation, params: Params, batches: Tensor, data: Data
+) -> Params:
     """Train one network: a pure function of its arguments, including the hyperparameters in `tx`."""
     step, state = gradtx.train_step(loss_fn, tx), tx.init(params)
     for batch in batches:
@@ -84,7 +98,9 @@ def train(tx: gradtx.GradientTransformation, params: Params, batches: Tensor, da
 
 
 def constant(learned: Params, steps: int) -> gradtx.GradientTransformation:
-    return gradtx.sgd(learned["log_lr"].exp(), momentum=learned["logit_momentum"].sigmoid())
+    return gradtx.sgd(
+        learned["log_lr"].exp(), momentum=learned["logit_momentum"].sigmoid()
+    )
 
 
 def scheduled(learned: Params, steps: int) -> gradtx.GradientTransformation:
@@ -95,29 +111,45 @@ def scheduled(learned: Params, steps: int) -> gradtx.GradientTransformation:
         near = (1 - (step * (KNOTS - 1) / (steps - 1) - knots).abs()).clamp(min=0)
         return (near * learned["log_lr"]).sum().exp()
 
-    return gradtx.sgd(gradtx.Schedule(rate), momentum=learned["logit_momentum"].sigmoid())
+    return gradtx.sgd(
+        gradtx.Schedule(rate), momentum=learned["logit_momentum"].sigmoid()
+    )
 
 
 Make = Callable[[Params, int], gradtx.GradientTransformation]
 
 
-def end_loss(learned: Params, make: Make, params: Params, batches: Tensor, data: Data, part: str) -> Tensor:
+def end_loss(
+    learned: Params, make: Make, params: Params, batches: Tensor, data: Data, part: str
+) -> Tensor:
     """Return the loss after training on one part of the data, averaged over seeds."""
     run = partial(train, make(learned, batches.shape[1]), data=data)
     at_end = torch.vmap(run)(params, batches)
-    return torch.vmap(loss_fn, in_dims=(0, None, None))(at_end, *getattr(data, part)).mean()
+    return torch.vmap(loss_fn, in_dims=(0, None, None))(
+        at_end, *getattr(data, part)
+    ).mean()
 
 
 def learn(
-    make: Make, learned: Params, lr: float, count: int, steps: int, data: Data, bar: tqdm
+    make: Make,
+    learned: Params,
+    lr: float,
+    count: int,
+    steps: int,
+    data: Data,
+    bar: tqdm,
 ) -> list[tuple[Params, Tensor]]:
     """Descend along the gradient through training, from several starts at once; return all points with their losses."""
     params, batches = begin(range(SEEDS), steps)
-    slope = torch.func.grad_and_value(lambda learned: end_loss(learned, make, params, batches, data, "choose"))
+    slope = torch.func.grad_and_value(
+        lambda learned: end_loss(learned, make, params, batches, data, "choose")
+    )
     # Clipping: beyond the largest stable rate, the gradient through training explodes, and one such value would
     # dominate Adam's average of squares.
     slower = gradtx.cosine_schedule(lr, T_max=count)
-    tx = gradtx.chain(gradtx.clip_by_global_norm(1.0), gradtx.adam(slower, betas=(0.8, 0.95)))
+    tx = gradtx.chain(
+        gradtx.clip_by_global_norm(1.0), gradtx.adam(slower, betas=(0.8, 0.95))
+    )
     state = torch.vmap(tx.init)(learned)
     path = []
     for _ in range(count):
@@ -144,27 +176,39 @@ def grid(momenta: Tensor, seeds: range, steps: int, data: Data, part: str) -> Te
         learned = {"log_lr": lr.log(), "logit_momentum": momentum.logit()}
         return end_loss(learned, constant, params, batches, data, part)
 
-    return torch.vmap(torch.vmap(loss, in_dims=(None, 0)), in_dims=(0, None))(GRID, momenta)
+    return torch.vmap(torch.vmap(loss, in_dims=(None, 0)), in_dims=(0, None))(
+        GRID, momenta
+    )
 
 
-RATE_TX = gradtx.adam(lr=0.05, betas=(0.9, 0.99))  # moves the logarithm of the rate, so about 5% per step at most
+# Moves the logarithm of the rate, so about 5% per step at most.
+RATE_TX = gradtx.adam(lr=0.05, betas=(0.9, 0.99))
 
 
-def online(lr: Tensor, params: Params, batches: Tensor, data: Data) -> tuple[Params, Tensor]:
+def online(
+    lr: Tensor, params: Params, batches: Tensor, data: Data
+) -> tuple[Params, Tensor]:
     """Train one network while learning its rate; return the final weights and the rate of every step."""
     rate = {"log_lr": lr.log()}
-    state, rate_state = gradtx.sgd(lr, momentum=MOMENTUM).init(params), RATE_TX.init(rate)
+    state, rate_state = (
+        gradtx.sgd(lr, momentum=MOMENTUM).init(params),
+        RATE_TX.init(rate),
+    )
     by_rate = {name: torch.zeros_like(p) for name, p in params.items()}
     rates = []
     for batch in batches:
         grads = torch.func.grad(loss_fn)(params, *(part[batch] for part in data.train))
         # This loss depends on the last rate through the last update.
-        slope = torch.stack([(grads[name] * moved).sum() for name, moved in by_rate.items()]).sum()
+        slope = torch.stack(
+            [(grads[name] * moved).sum() for name, moved in by_rate.items()]
+        ).sum()
         change, rate_state = RATE_TX.update({"log_lr": slope}, rate_state)
         rate = gradtx.apply_updates(rate, change)
         rates.append(rate["log_lr"].exp())
 
-        def update(log_lr: Tensor, grads: Params = grads, state: dict = state) -> tuple[Params, dict]:
+        def update(
+            log_lr: Tensor, grads: Params = grads, state: dict = state
+        ) -> tuple[Params, dict]:
             return gradtx.sgd(log_lr.exp(), momentum=MOMENTUM).update(grads, state)
 
         # Forward mode: the update and its derivative with respect to the rate, at the cost of two updates.
@@ -178,9 +222,14 @@ def online(lr: Tensor, params: Params, batches: Tensor, data: Data) -> tuple[Par
 def online_from_each(seeds: range, steps: int, data: Data) -> tuple[Tensor, Tensor]:
     """Return test losses, (rates,), and rates by step, (rates, steps), from every rate of GRID, averaged over seeds."""
     params, batches = begin(seeds, steps)
-    run = torch.vmap(torch.vmap(partial(online, data=data), in_dims=(None, 0, 0)), in_dims=(0, None, None))
+    run = torch.vmap(
+        torch.vmap(partial(online, data=data), in_dims=(None, 0, 0)),
+        in_dims=(0, None, None),
+    )
     at_end, rates = run(GRID, params, batches)
-    loss = torch.vmap(torch.vmap(loss_fn, in_dims=(0, None, None)), in_dims=(0, None, None))
+    loss = torch.vmap(
+        torch.vmap(loss_fn, in_dims=(0, None, None)), in_dims=(0, None, None)
+    )
     return loss(at_end, *data.test).mean(1), rates.log().mean(1).exp()
 
 
@@ -202,7 +251,10 @@ def from_grid(losses: Tensor, momenta: Tensor) -> Choice:
 def rates(choice: Choice, steps: int) -> list[float]:
     """Return the rate of every step."""
     lr: Any = choice.make(choice.learned, steps).hyperparams["lr"]
-    return [float(lr(torch.tensor(n)) if isinstance(lr, gradtx.Schedule) else lr) for n in range(steps)]
+    return [
+        float(lr(torch.tensor(n)) if isinstance(lr, gradtx.Schedule) else lr)
+        for n in range(steps)
+    ]
 
 
 def plot(
@@ -216,28 +268,71 @@ def plot(
 ) -> None:
     figure, panels = plt.subplots(2, 2, figsize=(12, 9), layout="constrained")
     (plane, schedule), (ends, courses) = panels
-    drawn = plane.contourf(GRID, 1 - MOMENTA, surface.clamp(max=10).log10().T, levels=20, cmap="viridis_r")
+    drawn = plane.contourf(
+        GRID, 1 - MOMENTA, surface.clamp(max=10).log10().T, levels=20, cmap="viridis_r"
+    )
     figure.colorbar(drawn, ax=plane, label="log10 of the loss (nats), at most 1")
     for i in range(len(STARTS)):
         x = [point["log_lr"][i].exp() for point, _ in path]
         y = [1 - point["logit_momentum"][i].sigmoid() for point, _ in path]
-        plane.plot(x, y, "o-", color=f"C{i + 1}", markersize=3, label=f"learned from {STARTS[i]:g}")
-    plane.set(title=f"Loss after {steps} steps, and ways down its gradient", ylabel="1 - momentum")
-    plane.set(xscale="log", yscale="log", xlabel="learning rate", xlim=(GRID[0].item(), GRID[-1].item()))
+        plane.plot(
+            x,
+            y,
+            "o-",
+            color=f"C{i + 1}",
+            markersize=3,
+            label=f"learned from {STARTS[i]:g}",
+        )
+    plane.set(
+        title=f"Loss after {steps} steps, and ways down its gradient",
+        ylabel="1 - momentum",
+    )
+    plane.set(
+        xscale="log",
+        yscale="log",
+        xlabel="learning rate",
+        xlim=(GRID[0].item(), GRID[-1].item()),
+    )
     for i, (name, choice) in enumerate(choices.items(), 1):
         label = f"{name} (momentum {choice.learned['logit_momentum'].sigmoid():.2f})"
-        schedule.plot(range(steps), rates(choice, steps), "--" if "grid" in name else "-", color=f"C{i}", label=label)
-    schedule.set(title="What was chosen", xlabel="step", ylabel="learning rate", yscale="log", ylim=(0.01, 3))
+        schedule.plot(
+            range(steps),
+            rates(choice, steps),
+            "--" if "grid" in name else "-",
+            color=f"C{i}",
+            label=label,
+        )
+    schedule.set(
+        title="What was chosen",
+        xlabel="step",
+        ylabel="learning rate",
+        yscale="log",
+        ylim=(0.01, 3),
+    )
     losses, course = moving
     ends.plot(GRID, fixed, color="grey", label="fixed rate")
     ends.plot(GRID, losses, color="C3", label="rate learned online")
-    ends.set(title=f"Test loss after {course.shape[1]} steps", xlabel="first learning rate", xscale="log", yscale="log")
+    ends.set(
+        title=f"Test loss after {course.shape[1]} steps",
+        xlabel="first learning rate",
+        xscale="log",
+        yscale="log",
+    )
     ends.set(ylabel="cross-entropy (nats)")
     for i in range(0, len(GRID), 4):
         courses.plot(course[i], color=f"C{i // 4}", label=f"from {GRID[i]:.2g}")
     best_rate = GRID[fixed.argmin()]
-    courses.axhline(best_rate, color="grey", linestyle=":", label=f"best fixed rate, {best_rate:.2g}")
-    courses.set(title="The rate learned online (geometric mean of seeds)", xlabel="step", ylabel="learning rate")
+    courses.axhline(
+        best_rate,
+        color="grey",
+        linestyle=":",
+        label=f"best fixed rate, {best_rate:.2g}",
+    )
+    courses.set(
+        title="The rate learned online (geometric mean of seeds)",
+        xlabel="step",
+        ylabel="learning rate",
+    )
     courses.set(yscale="log")
     for axes in panels.flat:
         axes.legend(fontsize=8)
@@ -249,14 +344,20 @@ def plot(
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=60, help="of a run that is differentiated")
-    parser.add_argument("--iterations", type=int, default=30, help="of learning through training")
+    parser.add_argument(
+        "--steps", type=int, default=60, help="of a run that is differentiated"
+    )
+    parser.add_argument(
+        "--iterations", type=int, default=30, help="of learning through training"
+    )
     parser.add_argument("--plot", type=Path, default=Path("out/learned_rate.png"))
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)  # more threads do not help for tensors this small
     data, steps, count = digits(), options.steps, options.iterations
     seen, unseen = range(SEEDS), range(SEEDS, 2 * SEEDS)
-    with tqdm(total=2 * count + 3, unit=" iterations", leave=False, disable=None) as bar:
+    with tqdm(
+        total=2 * count + 3, unit=" iterations", leave=False, disable=None
+    ) as bar:
         bar.set_description("grid")
         surface = grid(MOMENTA, seen, steps, data, "choose")
         bar.update()
@@ -265,18 +366,29 @@ def main(arguments: list[str] | None = None) -> None:
         path = learn(constant, start, 0.3, count, steps, data, bar)
         column = int((MOMENTA - MOMENTUM).abs().argmin())
         choices = {
-            f"learned from {rate:g}": Choice(*best(path, i), constant, f"{count} + gradients")
+            f"learned from {rate:g}": Choice(
+                *best(path, i), constant, f"{count} + gradients"
+            )
             for i, rate in enumerate(STARTS)
         }
-        choices[f"grid of rates, momentum {MOMENTUM:g}"] = from_grid(surface[:, [column]], MOMENTA[[column]])
+        choices[f"grid of rates, momentum {MOMENTUM:g}"] = from_grid(
+            surface[:, [column]], MOMENTA[[column]]
+        )
         choices["grid of rates and momenta"] = from_grid(surface, MOMENTA)
         coarse = choices["grid of rates and momenta"].learned
         bar.set_description(f"rates at {KNOTS} times and momentum")
-        start = {"log_lr": coarse["log_lr"].expand(1, KNOTS), "logit_momentum": coarse["logit_momentum"].expand(1)}
+        start = {
+            "log_lr": coarse["log_lr"].expand(1, KNOTS),
+            "logit_momentum": coarse["logit_momentum"].expand(1),
+        }
         path_of_many = learn(scheduled, start, 0.1, count, steps, data, bar)
-        choices["from there, a schedule"] = Choice(*best(path_of_many, 0), scheduled, f"{count} + gradients")
+        choices["from there, a schedule"] = Choice(
+            *best(path_of_many, 0), scheduled, f"{count} + gradients"
+        )
         test = {
-            name: end_loss(choice.learned, choice.make, *begin(unseen, steps), data, "test").item()
+            name: end_loss(
+                choice.learned, choice.make, *begin(unseen, steps), data, "test"
+            ).item()
             for name, choice in choices.items()
         }
         bar.set_description("online")
@@ -286,19 +398,36 @@ def main(arguments: list[str] | None = None) -> None:
         bar.update()
 
     print(f"{steps} steps; losses are means of {SEEDS} seeds\n")
-    print(f"{'':32}{'runs':>16}{'rates':>17}{'momentum':>10}{'loss':>9}{'test loss':>11}")
+    print(
+        f"{'':32}{'runs':>16}{'rates':>17}{'momentum':>10}{'loss':>9}{'test loss':>11}"
+    )
     for name, choice in choices.items():
         used = rates(choice, steps)
-        between = f"{min(used):.2g} to {max(used):.2g}" if choice.make is scheduled else f"{used[0]:.2g}"
+        between = (
+            f"{min(used):.2g} to {max(used):.2g}"
+            if choice.make is scheduled
+            else f"{used[0]:.2g}"
+        )
         momentum = choice.learned["logit_momentum"].sigmoid()
-        print(f"{name:32}{choice.runs:>16}{between:>17}{momentum:10.3f}{choice.loss:9.4f}{test[name]:11.4f}")
+        print(
+            f"{name:32}{choice.runs:>16}{between:>17}{momentum:10.3f}{choice.loss:9.4f}{test[name]:11.4f}"
+        )
     losses, course = moving
     print(f"\n{LONGER * steps} steps, momentum {MOMENTUM:g}, test loss\n")
     print(f"{'first rate':>10}{'fixed':>10}{'online':>10}{'last rate':>12}")
-    for row in zip(GRID.tolist(), fixed.tolist(), losses.tolist(), course[:, -1].tolist(), strict=True):
+    for row in zip(
+        GRID.tolist(),
+        fixed.tolist(),
+        losses.tolist(),
+        course[:, -1].tolist(),
+        strict=True,
+    ):
         print("{:10.2g}{:10.4f}{:10.4f}{:12.2g}".format(*row))
     plot(surface, path, choices, steps, fixed, moving, options.plot)
-    listed = ", ".join(f"{name} {test[name]:.4f}" for name in ("grid of rates and momenta", "from there, a schedule"))
+    listed = ", ".join(
+        f"{name} {test[name]:.4f}"
+        for name in ("grid of rates and momenta", "from there, a schedule")
+    )
     stable = GRID < 0.9
     spread = f"online from any rate up to {GRID[stable][-1]:.2g} {losses[stable].max():.4f} at most"
     print(f"\nplot: {options.plot}\ntest loss: {listed}; {spread}")

@@ -33,7 +33,8 @@ BYTES = 128  # ASCII
 CONTEXT, WIDTH, HEADS, BLOCKS, BATCH = 32, 32, 4, 2, 16
 JUDGED = 256  # windows for measuring a loss
 EVERY = 20
-LATER = torch.ones(CONTEXT, CONTEXT, dtype=torch.bool).triu(1)  # positions that attention must ignore
+# Positions that attention must ignore.
+LATER = torch.ones(CONTEXT, CONTEXT, dtype=torch.bool).triu(1)
 BETAS, DECAY = (0.9, 0.95), 0.1
 SWEEP_SEED, SEEDS = 100, (0, 1, 2)
 
@@ -52,7 +53,8 @@ def adamw(rate: gradtx.Scalar, steps: int) -> Transformation:
 def ademamix(rate: gradtx.Scalar, steps: int) -> Transformation:
     return gradtx.ademamix(
         falling(rate, steps),
-        betas=(*BETAS, 0.99),  # the default of 0.9999 averages over more steps than the run has
+        # The default of 0.9999 averages over more steps than the run has.
+        betas=(*BETAS, 0.99),
         weight_decay=DECAY,
         alpha_warmup=steps,
         beta3_warmup=steps,
@@ -61,7 +63,9 @@ def ademamix(rate: gradtx.Scalar, steps: int) -> Transformation:
 
 def mars(rate: gradtx.Scalar, steps: int) -> Transformation:
     """Return MARS with AdamW's betas, so that the gradient correction is the only difference."""
-    return gradtx.mars_adamw(falling(rate, steps), betas=BETAS, weight_decay=DECAY, weight_decay_1d=DECAY)
+    return gradtx.mars_adamw(
+        falling(rate, steps), betas=BETAS, weight_decay=DECAY, weight_decay_1d=DECAY
+    )
 
 
 def schedule_free(rate: gradtx.Scalar, steps: int) -> Transformation:
@@ -96,7 +100,9 @@ class Block(nn.Module):
         self.up, self.down = nn.Linear(WIDTH, 4 * WIDTH), nn.Linear(4 * WIDTH, WIDTH)
 
     def forward(self, x: Tensor) -> Tensor:
-        heads = self.inputs(self.norm1(x)).unflatten(-1, (3 * HEADS, -1)).transpose(1, 2)
+        heads = (
+            self.inputs(self.norm1(x)).unflatten(-1, (3 * HEADS, -1)).transpose(1, 2)
+        )
         query, key, value = heads.chunk(3, dim=1)
         # Explicit, because torch has no batching rule for scaled_dot_product_attention on a CPU.
         scores = query @ key.transpose(-1, -2) / (WIDTH // HEADS) ** 0.5
@@ -110,7 +116,10 @@ class Transformer(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.bytes, self.places = nn.Embedding(BYTES, WIDTH), nn.Embedding(CONTEXT, WIDTH)
+        self.bytes, self.places = (
+            nn.Embedding(BYTES, WIDTH),
+            nn.Embedding(CONTEXT, WIDTH),
+        )
         self.blocks = nn.Sequential(*(Block() for _ in range(BLOCKS)))
         self.norm, self.head = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, BYTES)
         for embedding in (self.bytes, self.places):
@@ -137,10 +146,16 @@ def loss_fn(params: Params, windows: Tensor) -> Tensor:
 def library() -> list[Tensor]:
     """Return the bytes of the standard library's modules for training, for choosing rates and for the final runs."""
     texts = [b"", b"", b""]
-    for i, file in enumerate(sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))):
+    for i, file in enumerate(
+        sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))
+    ):
         use = {4: 1, 9: 2}.get(i % 10, 0)
-        texts[use] += file.read_text(encoding="utf-8", errors="ignore").encode("ascii", "ignore")
-    return [torch.frombuffer(bytearray(text), dtype=torch.uint8).long() for text in texts]
+        texts[use] += file.read_text(encoding="utf-8", errors="ignore").encode(
+            "ascii", "ignore"
+        )
+    return [
+        torch.frombuffer(bytearray(text), dtype=torch.uint8).long() for text in texts
+    ]
 
 
 def windows_of(text: Tensor, count: int, generator: torch.Generator) -> Tensor:
@@ -151,11 +166,19 @@ def windows_of(text: Tensor, count: int, generator: torch.Generator) -> Tensor:
 class Ensemble:
     """Networks that one optimizer trains together, with a rate and a seed per member."""
 
-    def __init__(self, make: Callable[..., Transformation], rates: list[float], seeds: list[int], steps: int):
+    def __init__(
+        self,
+        make: Callable[..., Transformation],
+        rates: list[float],
+        seeds: list[int],
+        steps: int,
+    ):
         def init(rate: Tensor, params: Params) -> dict:
             return make(rate, steps).init(params)
 
-        def update(rate: Tensor, grads: Params, state: dict, params: Params) -> tuple[Params, dict]:
+        def update(
+            rate: Tensor, grads: Params, state: dict, params: Params
+        ) -> tuple[Params, dict]:
             updates, state = make(rate, steps).update(grads, state, params)
             return gradtx.apply_updates(params, updates), state
 
@@ -174,11 +197,15 @@ class Ensemble:
         self.losses: list[Tensor] = []  # per member, at each mark
 
     def step(self, text: Tensor) -> None:
-        windows = torch.stack([windows_of(text, BATCH, batches) for batches in self.batches])
+        windows = torch.stack(
+            [windows_of(text, BATCH, batches) for batches in self.batches]
+        )
         start = time.perf_counter()
         grads = self.grads_of(self.params, windows)
         middle = time.perf_counter()
-        self.params, self.state = self.update(self.rates, grads, self.state, self.params)
+        self.params, self.state = self.update(
+            self.rates, grads, self.state, self.params
+        )
         end = time.perf_counter()
         self.update_seconds.append(end - middle)
         self.step_seconds.append(end - start)
@@ -191,7 +218,13 @@ class Ensemble:
         return sum(leaf.nbytes for leaf in tree_leaves(self.state)) / weights
 
 
-def train(ensembles: dict[str, Ensemble], text: Tensor, judge: Tensor, marks: list[int], bar: tqdm) -> None:
+def train(
+    ensembles: dict[str, Ensemble],
+    text: Tensor,
+    judge: Tensor,
+    marks: list[int],
+    bar: tqdm,
+) -> None:
     """Train all ensembles in turn, step by step, so that noise of the machine affects all equally."""
     for step in range(1, marks[-1] + 1):
         for ensemble in ensembles.values():
@@ -216,9 +249,16 @@ def verdict(differences: Tensor) -> str:
     return "no difference: the sign depends on the seed"
 
 
-def plot(sweeps: dict[str, Ensemble], finals: dict[str, Ensemble], marks: list[int], path: Path) -> None:
+def plot(
+    sweeps: dict[str, Ensemble],
+    finals: dict[str, Ensemble],
+    marks: list[int],
+    path: Path,
+) -> None:
     plt.rcParams.update({"font.size": 11})
-    figure, (rates, curves, gaps) = plt.subplots(3, 1, figsize=(5, 11), layout="constrained")
+    figure, (rates, curves, gaps) = plt.subplots(
+        3, 1, figsize=(5, 11), layout="constrained"
+    )
     baseline = torch.stack(finals["AdamW"].losses)
     start = len(marks) // 5  # earlier losses would need a wider axis
     for i, (name, final) in enumerate(finals.items()):
@@ -229,11 +269,24 @@ def plot(sweeps: dict[str, Ensemble], finals: dict[str, Ensemble], marks: list[i
         for panel, values in ((curves, losses), (gaps, losses - baseline)):
             late = values[start:]
             panel.plot(marks[start:], late.mean(1), color=color, label=name)
-            panel.fill_between(marks[start:], late.amin(1), late.amax(1), color=color, alpha=0.2, linewidth=0)
-    labels = [f"{rate:g}\n×{factor:g}" for rate, factor in zip(RATES, FACTORS, strict=True)]
+            panel.fill_between(
+                marks[start:],
+                late.amin(1),
+                late.amax(1),
+                color=color,
+                alpha=0.2,
+                linewidth=0,
+            )
+    labels = [
+        f"{rate:g}\n×{factor:g}" for rate, factor in zip(RATES, FACTORS, strict=True)
+    ]
     rates.set_xticks(range(len(labels)), labels)
-    rates.set(title="Sweep: final loss by rate", xlabel="rate; ×: factor for Prodigy's rate")
-    curves.set(title=f"Held-out loss, {len(SEEDS)} seeds (mean and range)", xlabel="step")
+    rates.set(
+        title="Sweep: final loss by rate", xlabel="rate; ×: factor for Prodigy's rate"
+    )
+    curves.set(
+        title=f"Held-out loss, {len(SEEDS)} seeds (mean and range)", xlabel="step"
+    )
     gaps.set(title="The same, minus AdamW with that seed", xlabel="step")
     for panel in (rates, curves, gaps):
         panel.set_ylabel("nats per byte")
@@ -251,11 +304,17 @@ def main(arguments: list[str] | None = None) -> None:
     steps: int = options.steps
     torch.set_num_threads(1)  # more threads do not help for tensors this small
     text, *rest = library()
-    for_rates, unseen = (windows_of(each, JUDGED, torch.Generator().manual_seed(0)) for each in rest)
+    for_rates, unseen = (
+        windows_of(each, JUDGED, torch.Generator().manual_seed(0)) for each in rest
+    )
     marks = [*range(EVERY, steps, EVERY), steps]
-    print(f"{len(text):,} bytes to train with, of Python {platform.python_version()}; {steps} steps")
+    print(
+        f"{len(text):,} bytes to train with, of Python {platform.python_version()}; {steps} steps"
+    )
     sweeps, finals = {}, {}
-    with tqdm(total=2 * len(METHODS) * steps, unit=" steps", leave=False, disable=None) as bar:
+    with tqdm(
+        total=2 * len(METHODS) * steps, unit=" steps", leave=False, disable=None
+    ) as bar:
         bar.set_description("sweep of rates")
         for name, (make, grid) in METHODS.items():
             sweeps[name] = Ensemble(make, grid, [SWEEP_SEED] * len(grid), steps)
@@ -266,15 +325,26 @@ def main(arguments: list[str] | None = None) -> None:
             finals[name] = Ensemble(make, [best] * len(SEEDS), list(SEEDS), steps)
         train(finals, text, unseen, marks, bar)
 
-    print(f"\n{'':25}{'rate':>6}{'held-out loss (range)':>26}{'minus AdamW (range)':>29}", end="")
+    print(
+        f"\n{'':25}{'rate':>6}{'held-out loss (range)':>26}{'minus AdamW (range)':>29}",
+        end="",
+    )
     print(f"{'state B/weight':>16}{'step ms':>9}{'update ms':>11}")
     conclusions = []
     for name, final in finals.items():
         end = final.losses[-1]
         differences = end - finals["AdamW"].losses[-1]
-        milliseconds = [1000 * median(seconds) for seconds in (final.step_seconds, final.update_seconds)]
-        print(f"{name:25}{final.rates[0]:6g}{with_range(end):>26}{with_range(differences, '+'):>29}", end="")
-        print(f"{final.bytes_per_weight():16.1f}{milliseconds[0]:9.1f}{milliseconds[1]:11.1f}")
+        milliseconds = [
+            1000 * median(seconds)
+            for seconds in (final.step_seconds, final.update_seconds)
+        ]
+        print(
+            f"{name:25}{final.rates[0]:6g}{with_range(end):>26}{with_range(differences, '+'):>29}",
+            end="",
+        )
+        print(
+            f"{final.bytes_per_weight():16.1f}{milliseconds[0]:9.1f}{milliseconds[1]:11.1f}"
+        )
         if name != "AdamW":
             conclusions.append(f"{name} {verdict(differences)}")
     sizes = gradtx.get(finals["Prodigy in Schedule-Free"].state, "d")

@@ -31,7 +31,8 @@ DIFFUSIVITY, GUESS, NOISE = 0.05, 0.2, 0.02
 MEASURED, COLLOCATED, WIDTH, EVERY = 30, 100, 16, 10
 RATES = {"Adam": 1e-2, "Muon": 1e-2, "SOAP": 3e-3}
 WEIGHT = 0.03  # weight of the equation relative to the measurements
-BIAS_RATE, K_RATE = 1e-2, 5e-2  # Adam's rates; log k has to move by 1.4, which is more than a weight
+# Adam's rates; log k has to move by 1.4, which is more than a weight.
+BIAS_RATE, K_RATE = 1e-2, 5e-2
 
 Params = dict[str, Tensor]
 
@@ -49,7 +50,9 @@ def start(seed: int) -> Params:
     generator = torch.Generator().manual_seed(seed)
 
     def matrix(rows: int, columns: int) -> Tensor:
-        return torch.randn(rows, columns, generator=generator, dtype=torch.float64) / math.sqrt(columns)
+        return torch.randn(
+            rows, columns, generator=generator, dtype=torch.float64
+        ) / math.sqrt(columns)
 
     zeros = torch.zeros(WIDTH, dtype=torch.float64)
     return {
@@ -88,7 +91,9 @@ def transformation(name: str, steps: int) -> gradtx.GradientTransformation:
 
     matrices = {
         "Adam": lambda rate: gradtx.adam(falling(rate)),
-        "Muon": lambda rate: gradtx.muon(falling(rate), weight_decay=0.0, ns_dtype=None),
+        "Muon": lambda rate: gradtx.muon(
+            falling(rate), weight_decay=0.0, ns_dtype=None
+        ),
         "SOAP": lambda rate: gradtx.soap(falling(rate), weight_decay=0.0),
     }
     return gradtx.partition(
@@ -115,7 +120,9 @@ class Run:
         draw = torch.Generator().manual_seed(self.seeds[0])
         x, t = torch.rand(2, MEASURED, generator=draw, dtype=torch.float64)
         t = t / 2  # there are no measurements in the second half
-        noise = torch.randn(len(self.seeds), MEASURED, generator=draw, dtype=torch.float64)
+        noise = torch.randn(
+            len(self.seeds), MEASURED, generator=draw, dtype=torch.float64
+        )
         measured = solution(x, t) + NOISE * noise
         everywhere = torch.rand(2, COLLOCATED, generator=draw, dtype=torch.float64)
         axis = torch.linspace(0, 1, 41, dtype=torch.float64)
@@ -126,17 +133,23 @@ class Run:
             misfit = (network(params, x, t) - measured).square().mean()
             return misfit + WEIGHT * residual(params, *everywhere).square().mean()
 
-        def step(params: Params, state: Any, measured: Tensor) -> tuple[Params, Any, Tensor]:
+        def step(
+            params: Params, state: Any, measured: Tensor
+        ) -> tuple[Params, Any, Tensor]:
             grads, loss = grad_and_value(loss_of)(params, measured)
             updates, state = tx.update(grads, state, params)
             return gradtx.apply_updates(params, updates), state, loss
 
         def measure(params: Params) -> tuple[Tensor, Tensor]:
             error = (network(params, *grid) - solution(*grid)).square().mean().sqrt()
-            return error, residual(params, *(each.flatten() for each in grid)).square().mean().sqrt()
+            return error, residual(
+                params, *(each.flatten() for each in grid)
+            ).square().mean().sqrt()
 
         members = [start(seed) for seed in self.seeds]
-        params = {name: torch.stack([each[name] for each in members]) for name in members[0]}
+        params = {
+            name: torch.stack([each[name] for each in members]) for name in members[0]
+        }
         state = torch.vmap(tx.init)(params)
         bar.set_description(self.name)
         for i in range(1, steps + 1):
@@ -149,7 +162,10 @@ class Run:
                 self.found.append(params["physics.log_k"].exp())
             bar.update()
         self.x, self.t = x.numpy(), t.numpy()  # for matplotlib
-        self.picture = network({name: p[0] for name, p in params.items()}, *grid).T.numpy()  # one row per time
+        # One row per time.
+        self.picture = network(
+            {name: p[0] for name, p in params.items()}, *grid
+        ).T.numpy()
         return self
 
 
@@ -163,24 +179,49 @@ def plot(runs: list[Run], path: Path) -> None:
     figure, axes = plt.subplots(1, 4, figsize=(17, 4.4), layout="constrained")
     panels: list[Any] = list(axes)
     for i, run in enumerate(runs):
-        for panel, values in zip(panels, (run.residuals, run.errors, run.found), strict=False):
+        for panel, values in zip(
+            panels, (run.residuals, run.errors, run.found), strict=False
+        ):
             mean, low, high = gathered(values)
             panel.plot(run.steps, mean, color=f"C{i}", label=run.name)
-            panel.fill_between(run.steps, low, high, color=f"C{i}", alpha=0.15, linewidth=0)
-    panels[0].set(title="What is left of the equation", ylabel="root mean square of u_t - k u_xx", yscale="log")
-    panels[1].set(title="Distance to the solution", ylabel="root mean square of the error", yscale="log")
+            panel.fill_between(
+                run.steps, low, high, color=f"C{i}", alpha=0.15, linewidth=0
+            )
+    panels[0].set(
+        title="What is left of the equation",
+        ylabel="root mean square of u_t - k u_xx",
+        yscale="log",
+    )
+    panels[1].set(
+        title="Distance to the solution",
+        ylabel="root mean square of the error",
+        yscale="log",
+    )
     panels[2].axhline(DIFFUSIVITY, color="grey", linestyle=":", label="true")
     panels[2].set(title="The diffusivity k that was found", ylabel="k", yscale="log")
     for panel in panels[:3]:
         panel.set_xlabel("step")
         panel.grid(alpha=0.3)
         panel.legend(fontsize=8)
-    image = panels[3].imshow(runs[-1].picture, origin="lower", extent=(0, 1, 0, 1), aspect="auto", cmap="magma")
-    panels[3].scatter(runs[-1].x, runs[-1].t, s=14, color="white", edgecolor="black", label="measured")
-    panels[3].set(title=f"u(x, t) as found ({runs[-1].name}, first seed)", xlabel="x", ylabel="t")
+    image = panels[3].imshow(
+        runs[-1].picture,
+        origin="lower",
+        extent=(0, 1, 0, 1),
+        aspect="auto",
+        cmap="magma",
+    )
+    panels[3].scatter(
+        runs[-1].x, runs[-1].t, s=14, color="white", edgecolor="black", label="measured"
+    )
+    panels[3].set(
+        title=f"u(x, t) as found ({runs[-1].name}, first seed)", xlabel="x", ylabel="t"
+    )
     panels[3].legend(fontsize=8, loc="upper right")
     figure.colorbar(image, ax=panels[3], label="temperature")
-    figure.suptitle(f"Lines: geometric mean of {len(runs[0].seeds)} seeds; bands: least to greatest", fontsize=10)
+    figure.suptitle(
+        f"Lines: geometric mean of {len(runs[0].seeds)} seeds; bands: least to greatest",
+        fontsize=10,
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=80)
 
@@ -192,9 +233,15 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--plot", type=Path, default=Path("out/physics_fit.png"))
     options = parser.parse_args(argv)
     torch.set_num_threads(1)  # more threads do not help for tensors this small
-    with tqdm(total=len(RATES) * options.steps, unit=" steps", leave=False, disable=None) as bar:
-        runs = [Run(name, range(options.seeds)).train(options.steps, bar) for name in RATES]
-    print(f"after {options.steps} steps, {options.seeds} seeds: mean (range); k is {DIFFUSIVITY:g}\n")
+    with tqdm(
+        total=len(RATES) * options.steps, unit=" steps", leave=False, disable=None
+    ) as bar:
+        runs = [
+            Run(name, range(options.seeds)).train(options.steps, bar) for name in RATES
+        ]
+    print(
+        f"after {options.steps} steps, {options.seeds} seeds: mean (range); k is {DIFFUSIVITY:g}\n"
+    )
     print(f"{'':8}{'error of u':>30}{'left of the equation':>30}{'k':>28}")
     closing = []
     for run in runs:
@@ -203,7 +250,9 @@ def main(argv: list[str] | None = None) -> None:
             for mean, low, high in map(gathered, (run.errors, run.residuals))
         ]
         k, low, high = (each[-1].item() for each in gathered(run.found))
-        print(f"{run.name:8}{cells[0]:>30}{cells[1]:>30}{f'{k:.4f} ({low:.4f}-{high:.4f})':>28}")
+        print(
+            f"{run.name:8}{cells[0]:>30}{cells[1]:>30}{f'{k:.4f} ({low:.4f}-{high:.4f})':>28}"
+        )
         closing.append(f"{run.name} {gathered(run.errors)[0][-1]:.2g}")
     plot(runs, options.plot)
     print(f"\nplot: {options.plot}\nerror of u: {', '.join(closing)}")

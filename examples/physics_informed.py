@@ -46,7 +46,9 @@ def solution(x: Tensor, t: Tensor, nodes: int = 100) -> Tensor:
     places, vectors = torch.linalg.eigh(torch.diag(off, 1) + torch.diag(off, -1))
     moved = x[..., None] - 2 * torch.sqrt(VISCOSITY * t)[..., None] * places
     exponent = -torch.cos(math.pi * moved) / (2 * math.pi * VISCOSITY)
-    weights = vectors[0].square() * torch.exp(exponent - exponent.amax(-1, keepdim=True))
+    weights = vectors[0].square() * torch.exp(
+        exponent - exponent.amax(-1, keepdim=True)
+    )
     return -(weights * torch.sin(math.pi * moved)).sum(-1) / weights.sum(-1)
 
 
@@ -54,7 +56,9 @@ def start(seed: int) -> Params:
     generator = torch.Generator().manual_seed(seed)
 
     def matrix(rows: int, columns: int) -> Tensor:
-        return torch.randn(rows, columns, generator=generator, dtype=torch.float64) / math.sqrt(columns)
+        return torch.randn(
+            rows, columns, generator=generator, dtype=torch.float64
+        ) / math.sqrt(columns)
 
     return {
         "in.weight": 2 * matrix(WIDTH, 2),
@@ -92,7 +96,9 @@ def adam(params: Params, evaluations: int) -> torch.optim.Optimizer:
 
 
 def our_lbfgs(params: Params, evaluations: int) -> torch.optim.Optimizer:
-    tx = gradtx.line_search(gradtx.lbfgs(history=HISTORY), max_steps=TRIALS, conditions="strong_wolfe")
+    tx = gradtx.line_search(
+        gradtx.lbfgs(history=HISTORY), max_steps=TRIALS, conditions="strong_wolfe"
+    )
     return gradtx.as_optimizer(tx, params.items())
 
 
@@ -133,17 +139,24 @@ class Run:
         draw = torch.Generator().manual_seed(1000 + self.seed)
         x, t = torch.rand(2, COLLOCATED, generator=draw, dtype=torch.float64)
         points = 2 * x - 1, t
-        params = {name: torch.nn.Parameter(value) for name, value in start(self.seed).items()}
+        params = {
+            name: torch.nn.Parameter(value) for name, value in start(self.seed).items()
+        }
         optimizer = METHODS[self.name](params, self.evaluations)
 
-        last: tuple[list[Tensor], Tensor, list[Tensor | None]] | None = None  # weights, and their loss and gradients
+        # Weights, and their loss and gradients.
+        last: tuple[list[Tensor], Tensor, list[Tensor | None]] | None = None
 
         def closure() -> Tensor:
             nonlocal last
             weights = list(params.values())
             if last is None or not all(map(torch.equal, weights, last[0])):
                 loss = evaluated()
-                last = [weight.detach().clone() for weight in weights], loss, [weight.grad for weight in weights]
+                last = (
+                    [weight.detach().clone() for weight in weights],
+                    loss,
+                    [weight.grad for weight in weights],
+                )
             for weight, gradient in zip(weights, last[2], strict=True):
                 weight.grad = gradient
             return last[1]
@@ -167,7 +180,8 @@ class Run:
                 if len(self.losses) == before:  # torch's L-BFGS stops at its limits
                     break
         except SpentError:
-            pass  # gradtx restores the weights from before this step; the best ones are recorded
+            # gradtx restores the weights from before this step; the best ones are recorded.
+            pass
         self.seconds = time.perf_counter() - began
         bar.update(self.evaluations - len(self.losses))
         self.losses += [self.losses[-1]] * (self.evaluations - len(self.losses))
@@ -181,7 +195,10 @@ class Run:
 
     def on_grid(self, sides: int = 61) -> tuple[Tensor, Tensor]:
         """Return the values of the network and the exact values at (x, t)."""
-        axes = torch.linspace(-1, 1, sides, dtype=torch.float64), torch.linspace(0, 1, sides, dtype=torch.float64)
+        axes = (
+            torch.linspace(-1, 1, sides, dtype=torch.float64),
+            torch.linspace(0, 1, sides, dtype=torch.float64),
+        )
         x, t = torch.meshgrid(*axes, indexing="ij")
         with torch.no_grad():
             return network(self.best, x, t), solution(x, t)
@@ -196,14 +213,26 @@ def geometric_mean(values: list[float]) -> float:
 
 
 def plot(runs: dict[str, list[Run]], path: Path) -> None:
-    figure, (curves, lines, picture) = plt.subplots(1, 3, figsize=(13, 4.2), layout="constrained")
+    figure, (curves, lines, picture) = plt.subplots(
+        1, 3, figsize=(13, 4.2), layout="constrained"
+    )
     for i, (name, of_method) in enumerate(runs.items()):
         losses = torch.tensor([run.losses for run in of_method], dtype=torch.float64)
         evaluations = range(1, losses.shape[1] + 1)
         curves.plot(evaluations, losses.log().mean(0).exp(), color=f"C{i}", label=name)
-        curves.fill_between(evaluations, losses.amin(0), losses.amax(0), color=f"C{i}", alpha=0.15, linewidth=0)
+        curves.fill_between(
+            evaluations,
+            losses.amin(0),
+            losses.amax(0),
+            color=f"C{i}",
+            alpha=0.15,
+            linewidth=0,
+        )
     curves.set(
-        title="Loss", xlabel="evaluations of loss and gradient", ylabel="mean square of the residual", yscale="log"
+        title="Loss",
+        xlabel="evaluations of loss and gradient",
+        ylabel="mean square of the residual",
+        yscale="log",
     )
     curves.grid(alpha=0.3)
     curves.legend(fontsize=8)
@@ -213,14 +242,23 @@ def plot(runs: dict[str, list[Run]], path: Path) -> None:
     for i, column in enumerate((0, u.shape[1] // 3, u.shape[1] - 1)):
         time_shown = column / (u.shape[1] - 1)
         lines.plot(axis, u[:, column], color=f"C{i}", label=f"t = {time_shown:.2g}")
-        lines.plot(axis, exact[:, column], color="black", linestyle=":", label="exact" if i == 0 else None)
+        lines.plot(
+            axis,
+            exact[:, column],
+            color="black",
+            linestyle=":",
+            label="exact" if i == 0 else None,
+        )
     lines.set(title=f"u(x) at three times ({run.name})", xlabel="x", ylabel="u")
     lines.legend(fontsize=8)
-    image = picture.imshow(u.T.numpy(), origin="lower", extent=(-1, 1, 0, 1), aspect="auto", cmap="RdBu_r")
+    image = picture.imshow(
+        u.T.numpy(), origin="lower", extent=(-1, 1, 0, 1), aspect="auto", cmap="RdBu_r"
+    )
     picture.set(title=f"u(x, t) ({run.name}, first seed)", xlabel="x", ylabel="t")
     figure.colorbar(image, ax=picture)
     figure.suptitle(
-        f"Lines: geometric mean of {len(next(iter(runs.values())))} seeds; bands: least to greatest", fontsize=10
+        f"Lines: geometric mean of {len(next(iter(runs.values())))} seeds; bands: least to greatest",
+        fontsize=10,
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=80)
@@ -238,17 +276,29 @@ def main(argv: list[str] | None = None) -> None:
     with tqdm(total=total, unit=" evaluations", leave=False, disable=None) as bar:
         for name in METHODS:
             bar.set_description(name)
-            runs[name] = [Run(name, seed, options.evaluations).train(bar) for seed in range(options.seeds)]
-    print(f"after {options.evaluations} evaluations, {options.seeds} seeds: mean (range)\n")
+            runs[name] = [
+                Run(name, seed, options.evaluations).train(bar)
+                for seed in range(options.seeds)
+            ]
+    print(
+        f"after {options.evaluations} evaluations, {options.seeds} seeds: mean (range)\n"
+    )
     print(f"{'':16}{'loss':>30}{'error of u':>30}{'seconds':>10}")
     closing: list[str] = []
     for name, of_method in runs.items():
         cells: list[str] = []
-        for values in ([run.losses[-1] for run in of_method], [run.error() for run in of_method]):
-            cells.append(f"{geometric_mean(values):.2g} ({min(values):.2g}-{max(values):.2g})")
+        for values in (
+            [run.losses[-1] for run in of_method],
+            [run.error() for run in of_method],
+        ):
+            cells.append(
+                f"{geometric_mean(values):.2g} ({min(values):.2g}-{max(values):.2g})"
+            )
         seconds = sum(run.seconds for run in of_method) / options.seeds
         print(f"{name:16}{cells[0]:>30}{cells[1]:>30}{seconds:>10.1f}")
-        closing.append(f"{name} {geometric_mean([run.error() for run in of_method]):.2g}")
+        closing.append(
+            f"{name} {geometric_mean([run.error() for run in of_method]):.2g}"
+        )
     plot(runs, options.plot)
     print(f"\nplot: {options.plot}\nerror of u: {', '.join(closing)}")
 

@@ -29,7 +29,8 @@ import gradtx
 TRAIN, JUDGE, BATCH = 900, 400, 16
 NOISE = 0.5  # standard deviation of the pixel noise
 REPLACED = 0.25  # share of the members replaced in each round
-RATES, SLOWNESS = (1e-3, 1.0), (0.01, 0.5)  # initial learning rates and 1 - momentum, drawn log-uniformly
+# Initial learning rates and 1 - momentum, drawn log-uniformly.
+RATES, SLOWNESS = (1e-3, 1.0), (0.01, 0.5)
 
 MODEL = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
 
@@ -43,7 +44,9 @@ class Data:
 
     def noisy(self, chosen: Any) -> tuple[Tensor, Tensor]:
         x = self.x[chosen]
-        return x + NOISE * torch.randn(x.shape, generator=self.generator), self.y[chosen]
+        return x + NOISE * torch.randn(x.shape, generator=self.generator), self.y[
+            chosen
+        ]
 
     def batch(self) -> tuple[Tensor, Tensor]:
         return self.noisy(torch.randint(TRAIN, (BATCH,), generator=self.generator))
@@ -51,7 +54,9 @@ class Data:
 
 def member(generator: torch.Generator) -> dict[str, Tensor]:
     return {
-        name: torch.randn(p.shape, generator=generator) / p.shape[-1] ** 0.5 if p.ndim > 1 else torch.zeros_like(p)
+        name: torch.randn(p.shape, generator=generator) / p.shape[-1] ** 0.5
+        if p.ndim > 1
+        else torch.zeros_like(p)
         for name, p in MODEL.named_parameters()
     }
 
@@ -68,7 +73,9 @@ def transformation(lr: Any, slowness: Any) -> gradtx.GradientTransformation:
     return gradtx.sgd(lr=lr, momentum=1 - slowness)
 
 
-def step(params: Any, state: Any, hyper: dict[str, Tensor], x: Tensor, y: Tensor) -> tuple[Any, Any, Tensor]:
+def step(
+    params: Any, state: Any, hyper: dict[str, Tensor], x: Tensor, y: Tensor
+) -> tuple[Any, Any, Tensor]:
     return gradtx.train_step(loss_fn, transformation(**hyper))(params, state, x, y)
 
 
@@ -92,8 +99,15 @@ class Population:
             "lr": drawn(*RATES, members, generator),
             "slowness": drawn(*SLOWNESS, members, generator),
         }
-        self.state = torch.vmap(lambda params, hyper: transformation(**hyper).init(params))(self.params, self.hyper)
-        self.data, self.generator, self.evolves, self.length = Data(seed), generator, evolves, length
+        self.state = torch.vmap(
+            lambda params, hyper: transformation(**hyper).init(params)
+        )(self.params, self.hyper)
+        self.data, self.generator, self.evolves, self.length = (
+            Data(seed),
+            generator,
+            evolves,
+            length,
+        )
         self.judged = self.data.noisy(slice(TRAIN, TRAIN + JUDGE))
         self.tested = self.data.noisy(slice(TRAIN + JUDGE, None))
         self.looks: list[Look] = []
@@ -101,7 +115,9 @@ class Population:
     def train(self, rounds: int, bar: tqdm) -> Population:
         for i in range(rounds):
             for _ in range(self.length):
-                self.params, self.state, _ = steps(self.params, self.state, self.hyper, *self.data.batch())
+                self.params, self.state, _ = steps(
+                    self.params, self.state, self.hyper, *self.data.batch()
+                )
                 bar.update()
             found = losses(self.params, *self.judged).nan_to_num(torch.inf)
             source = torch.arange(len(found))
@@ -116,14 +132,21 @@ class Population:
     def follow(self, source: Tensor) -> None:
         """Continue each member from its source; a copied member gets changed hyperparameters."""
         # One index of the stacked trees selects the weights, momentum and count of a member.
-        self.params, self.state = tree_map(lambda leaf: leaf[source], (self.params, self.state))
+        self.params, self.state = tree_map(
+            lambda leaf: leaf[source], (self.params, self.state)
+        )
         copied = source != torch.arange(len(source))
 
         def tried(values: Tensor) -> Tensor:
-            factor = 1.5 ** (2 * torch.randint(0, 2, values.shape, generator=self.generator) - 1)
+            factor = 1.5 ** (
+                2 * torch.randint(0, 2, values.shape, generator=self.generator) - 1
+            )
             return torch.where(copied, values[source] * factor, values)
 
-        self.hyper = {"lr": tried(self.hyper["lr"]), "slowness": tried(self.hyper["slowness"]).clamp(max=1)}
+        self.hyper = {
+            "lr": tried(self.hyper["lr"]),
+            "slowness": tried(self.hyper["slowness"]).clamp(max=1),
+        }
 
     def best(self) -> int:
         return int(self.looks[-1].losses.argmin())
@@ -140,19 +163,40 @@ class Population:
     def accuracy(self) -> float:
         x, y = self.tested
         params = gradtx.unstack(self.params)[self.best()]
-        return 100 * (functional_call(MODEL, params, (x,)).argmax(1) == y).float().mean().item()
+        return (
+            100
+            * (functional_call(MODEL, params, (x,)).argmax(1) == y)
+            .float()
+            .mean()
+            .item()
+        )
 
 
 def plot(evolved: Population, fixed: Population, path: Path) -> None:
     figure, panels = plt.subplots(1, 3, figsize=(15, 4.8), layout="constrained")
     steps_done = [evolved.length * (i + 1) for i in range(len(evolved.looks))]
-    for population, color, name in ((fixed, "C1", "random search"), (evolved, "C0", "population")):
+    for population, color, name in (
+        (fixed, "C1", "random search"),
+        (evolved, "C0", "population"),
+    ):
         found = torch.stack([look.losses for look in population.looks])
         panels[0].plot(steps_done, found, color=color, alpha=0.2, linewidth=0.7)
-        panels[0].plot(steps_done, found.amin(1), color=color, linewidth=2, label=f"{name}: its best member")
-        panels[0].plot([], [], color=color, alpha=0.3, linewidth=0.7, label=f"{name}: all members")
+        panels[0].plot(
+            steps_done,
+            found.amin(1),
+            color=color,
+            linewidth=2,
+            label=f"{name}: its best member",
+        )
+        panels[0].plot(
+            [], [], color=color, alpha=0.3, linewidth=0.7, label=f"{name}: all members"
+        )
     low = min(look.losses.min().item() for look in evolved.looks)
-    panels[0].set(title="Loss on the images that judge", ylabel="loss (nats)", ylim=(0.9 * low, 2.5))
+    panels[0].set(
+        title="Loss on the images that judge",
+        ylabel="loss (nats)",
+        ylim=(0.9 * low, 2.5),
+    )
     for axes, name, title in (
         (panels[1], "lr", "Learning rate"),
         (panels[2], "slowness", "1 - momentum"),
@@ -161,11 +205,24 @@ def plot(evolved: Population, fixed: Population, path: Path) -> None:
         axes.plot(steps_done, values, ".", color="grey", alpha=0.4, markersize=3)
         axes.plot([], [], ".", color="grey", label="all members")
         used = evolved.lineage(name)
-        axes.step([0, *steps_done], [used[0], *used], color="C0", linewidth=2, label="what made the best one")
-        axes.axhline(
-            fixed.looks[0].hyper[name][fixed.best()], color="C1", linestyle="--", label="best of random search"
+        axes.step(
+            [0, *steps_done],
+            [used[0], *used],
+            color="C0",
+            linewidth=2,
+            label="what made the best one",
         )
-        axes.set(title=f"{title}: the schedule that was found", ylabel=title.lower(), yscale="log")
+        axes.axhline(
+            fixed.looks[0].hyper[name][fixed.best()],
+            color="C1",
+            linestyle="--",
+            label="best of random search",
+        )
+        axes.set(
+            title=f"{title}: the schedule that was found",
+            ylabel=title.lower(),
+            yscale="log",
+        )
     for axes in panels:
         axes.set_xlabel("steps")
         axes.grid(alpha=0.3)
@@ -185,12 +242,21 @@ def main(arguments: list[str] | None = None) -> None:
     torch.set_num_threads(1)  # more threads do not help for tensors this small
     runs: dict[bool, list[Population]] = {False: [], True: []}
     with tqdm(
-        total=2 * options.seeds * options.rounds * options.length, unit=" steps", leave=False, disable=None
+        total=2 * options.seeds * options.rounds * options.length,
+        unit=" steps",
+        leave=False,
+        disable=None,
     ) as bar:
         for seed in range(options.seeds):
             for evolves, found in runs.items():
-                bar.set_description(f"{'population' if evolves else 'random search'}, seed {seed}")
-                found.append(Population(options.members, seed, evolves, options.length).train(options.rounds, bar))
+                bar.set_description(
+                    f"{'population' if evolves else 'random search'}, seed {seed}"
+                )
+                found.append(
+                    Population(options.members, seed, evolves, options.length).train(
+                        options.rounds, bar
+                    )
+                )
     count = f"after {options.rounds * options.length} steps, mean of {options.seeds} seeds (range)"
     print(f"best of {options.members} members {count}\n")
     print(f"{'':16}{'judged loss':>24}{'test accuracy':>28}")
@@ -199,7 +265,9 @@ def main(arguments: list[str] | None = None) -> None:
         judged = [run.looks[-1].losses.min().item() for run in runs[evolves]]
         right = [run.accuracy() for run in runs[evolves]]
         loss = f"{sum(judged) / len(judged):.3f} ({min(judged):.3f}-{max(judged):.3f})"
-        accuracy = f"{sum(right) / len(right):.1f}% ({min(right):.1f}-{max(right):.1f}%)"
+        accuracy = (
+            f"{sum(right) / len(right):.1f}% ({min(right):.1f}-{max(right):.1f}%)"
+        )
         print(f"{name:16}{loss:>24}{accuracy:>28}")
         figures.append(f"{name} {sum(judged) / len(judged):.3f}")
     first = runs[True][0]

@@ -29,7 +29,8 @@ from tqdm import tqdm
 import gradtx
 
 TRAIN = 1347  # three quarters of the images
-MULTIPLIERS = (0.0, 2.0, 4.0, 8.0, 16.0, 32.0)  # noise relative to the clipping threshold
+# Noise relative to the clipping threshold.
+MULTIPLIERS = (0.0, 2.0, 4.0, 8.0, 16.0, 32.0)
 CLIP, DELTA = 1.0, 1e-5
 RATES = {"linear": 2.0, "perceptron": 1.0}
 
@@ -67,10 +68,13 @@ def epsilon(multiplier: float, steps: int, delta: float = DELTA) -> float:
     def normal_cdf(x: float) -> float:
         return math.erfc(-x / math.sqrt(2)) / 2
 
-    low, high = 0.0, mu * mu / 2 + mu * math.sqrt(2 * math.log(1 / delta))  # upper bound from concentrated privacy
+    # Upper bound from concentrated privacy.
+    low, high = 0.0, mu * mu / 2 + mu * math.sqrt(2 * math.log(1 / delta))
     for _ in range(60):
         middle = (low + high) / 2
-        spent = normal_cdf(mu / 2 - middle / mu) - math.exp(middle) * normal_cdf(-mu / 2 - middle / mu)
+        spent = normal_cdf(mu / 2 - middle / mu) - math.exp(middle) * normal_cdf(
+            -mu / 2 - middle / mu
+        )
         low, high = (middle, high) if spent > delta else (low, middle)
     return high
 
@@ -79,7 +83,8 @@ def digits(seed: int) -> Data:
     """Return training images and labels, and test images and labels."""
     images, labels = map(torch.as_tensor, load_digits(return_X_y=True))
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
-    images, labels = images[order].float() / 16, labels[order]  # 16 is the largest value of the format, not of the data
+    # 16 is the largest value of the format, not of the data.
+    images, labels = images[order].float() / 16, labels[order]
     return images[:TRAIN], labels[:TRAIN], images[TRAIN:], labels[TRAIN:]
 
 
@@ -95,14 +100,20 @@ def clipped_mean(model: nn.Module, params: Params, x: Tensor, y: Tensor) -> Para
     clip = gradtx.clip_by_global_norm(CLIP)
 
     def clipped(x: Tensor, y: Tensor) -> Params:
-        grads = grad(lambda params: nn.functional.cross_entropy(functional_call(model, params, (x,)), y))(params)
+        grads = grad(
+            lambda params: nn.functional.cross_entropy(
+                functional_call(model, params, (x,)), y
+            )
+        )(params)
         return clip.update(grads, clip.init(params))[0]
 
     # Division by a constant, not by a count: the number of images is also private.
     return {name: g.sum(0) / TRAIN for name, g in torch.vmap(clipped)(x, y).items()}
 
 
-def transformation(multiplier: Tensor, rate: float, seed: int) -> gradtx.GradientTransformation:
+def transformation(
+    multiplier: Tensor, rate: float, seed: int
+) -> gradtx.GradientTransformation:
     return gradtx.chain(
         gradtx.record("signal"),
         add_gaussian_noise(multiplier * CLIP / TRAIN, seed=seed),
@@ -128,14 +139,20 @@ class Run:
         def made(multiplier: Tensor) -> gradtx.GradientTransformation:
             return transformation(multiplier, RATES[self.name], self.seed)
 
-        def step(multiplier: Tensor, params: Params, state: dict[str, Any]) -> tuple[Params, dict[str, Any]]:
+        def step(
+            multiplier: Tensor, params: Params, state: dict[str, Any]
+        ) -> tuple[Params, dict[str, Any]]:
             grads = clipped_mean(self.model, params, train_x, train_y)
             updates, state = made(multiplier).update(grads, state, params)
             return gradtx.apply_updates(params, updates), state
 
         bar.set_description(f"{self.name}, seed {self.seed}")
-        params = {name: p.expand(len(MULTIPLIERS), *p.shape) for name, p in start.items()}
-        state = torch.vmap(lambda multiplier, params: made(multiplier).init(params))(multipliers, params)
+        params = {
+            name: p.expand(len(MULTIPLIERS), *p.shape) for name, p in start.items()
+        }
+        state = torch.vmap(lambda multiplier, params: made(multiplier).init(params))(
+            multipliers, params
+        )
         signals = []
         for _ in range(steps):
             params, state = torch.vmap(step)(multipliers, params, state)
@@ -143,7 +160,9 @@ class Run:
             bar.update()
         self.signal = torch.stack(signals).mean(0)
         self.noise = multipliers * CLIP / TRAIN * math.sqrt(self.size)
-        answers = torch.vmap(lambda params: functional_call(self.model, params, (test_x,)))(params).argmax(-1)
+        answers = torch.vmap(
+            lambda params: functional_call(self.model, params, (test_x,))
+        )(params).argmax(-1)
         self.accuracy = 100 * (answers == test_y).double().mean(-1)
         return self
 
@@ -160,12 +179,37 @@ def plot(runs: list[Run], steps: int, path: Path) -> None:
     for i, name in enumerate(RATES):
         same = [run for run in runs if run.name == name]
         mean, low, high = spread(runs, name)
-        left.plot(noisy, mean[1:], "o-", color=f"C{i}", label=f"{name}, {same[0].size} weights")
-        left.fill_between(noisy, low[1:], high[1:], color=f"C{i}", alpha=0.15, linewidth=0)
-        left.axhline(mean[0].item(), color=f"C{i}", linestyle=":", label=f"{name}, clipped, no noise")
+        left.plot(
+            noisy,
+            mean[1:],
+            "o-",
+            color=f"C{i}",
+            label=f"{name}, {same[0].size} weights",
+        )
+        left.fill_between(
+            noisy, low[1:], high[1:], color=f"C{i}", alpha=0.15, linewidth=0
+        )
+        left.axhline(
+            mean[0].item(),
+            color=f"C{i}",
+            linestyle=":",
+            label=f"{name}, clipped, no noise",
+        )
         signal = torch.stack([run.signal for run in same]).mean(0)
-        right.plot(noisy, signal[1:], "o-", color=f"C{i}", label=f"{name}: mean of clipped gradients")
-        right.plot(noisy, same[0].noise[1:], "--", color=f"C{i}", label=f"{name}: noise (expected)")
+        right.plot(
+            noisy,
+            signal[1:],
+            "o-",
+            color=f"C{i}",
+            label=f"{name}: mean of clipped gradients",
+        )
+        right.plot(
+            noisy,
+            same[0].noise[1:],
+            "--",
+            color=f"C{i}",
+            label=f"{name}: noise (expected)",
+        )
     left.set(title="What privacy costs", ylabel="right answers on the test images (%)")
     right.set(title="Why: signal and noise in a step", ylabel="norm", yscale="log")
     for axes in (left, right):
@@ -185,18 +229,40 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--plot", type=Path, default=Path("out/private_digits.png"))
     options = parser.parse_args(argv)
     torch.set_num_threads(1)  # more threads do not help for tensors this small
-    with tqdm(total=len(RATES) * options.seeds * options.steps, unit=" steps", leave=False, disable=None) as bar:
-        runs = [Run(name, seed).train(options.steps, bar) for name in RATES for seed in range(options.seeds)]
-    print(f"right answers on the test images after {options.steps} steps, mean of {options.seeds} seeds (range)\n")
+    with tqdm(
+        total=len(RATES) * options.seeds * options.steps,
+        unit=" steps",
+        leave=False,
+        disable=None,
+    ) as bar:
+        runs = [
+            Run(name, seed).train(options.steps, bar)
+            for name in RATES
+            for seed in range(options.seeds)
+        ]
+    print(
+        f"right answers on the test images after {options.steps} steps, mean of {options.seeds} seeds (range)\n"
+    )
     spent = [epsilon(multiplier, options.steps) for multiplier in MULTIPLIERS]
-    print(f"{'noise multiplier':26}" + "".join(f"{multiplier:19g}" for multiplier in MULTIPLIERS))
-    print(f"{f'epsilon at delta {DELTA:g}':26}" + "".join(f"{each:19.2f}" for each in spent))
+    print(
+        f"{'noise multiplier':26}"
+        + "".join(f"{multiplier:19g}" for multiplier in MULTIPLIERS)
+    )
+    print(
+        f"{f'epsilon at delta {DELTA:g}':26}"
+        + "".join(f"{each:19.2f}" for each in spent)
+    )
     closing = []
     for name in RATES:
         mean, low, high = (x.tolist() for x in spread(runs, name))
-        cells = [f"{m:.1f}% ({a:.1f}-{b:.1f}%)" for m, a, b in zip(mean, low, high, strict=True)]
+        cells = [
+            f"{m:.1f}% ({a:.1f}-{b:.1f}%)"
+            for m, a, b in zip(mean, low, high, strict=True)
+        ]
         print(f"{name:26}" + "".join(f"{cell:>19}" for cell in cells))
-        closing.append(f"{name} {mean[0]:.1f}% without noise, {mean[-1]:.1f}% at epsilon {spent[-1]:.2f}")
+        closing.append(
+            f"{name} {mean[0]:.1f}% without noise, {mean[-1]:.1f}% at epsilon {spent[-1]:.2f}"
+        )
     plot(runs, options.steps, options.plot)
     print(f"\nplot: {options.plot}\ntest accuracy: {'; '.join(closing)}")
 

@@ -25,7 +25,8 @@ from tqdm import tqdm
 import gradtx
 
 TRAIN, BATCH, NOISE = 400, 50, 0.3
-RHO, RADIUS = 0.4, 0.3  # distance of SAM's perturbation in training, and radius for measuring sharpness
+# Distance of SAM's perturbation in training, and radius for measuring sharpness.
+RHO, RADIUS = 0.4, 0.3
 MEASURES = 12  # measurements per run
 WHAT = ("test accuracy", "training labels", "rise of the loss", "curvature")
 
@@ -61,12 +62,23 @@ def digits(seed: int) -> Data:
     images, labels = numbers[order].float() / 16, labels[order]
     wrong = torch.rand(TRAIN, generator=generator) < NOISE
     other = (labels[:TRAIN] + torch.randint(1, 10, (TRAIN,), generator=generator)) % 10
-    return images[:TRAIN], torch.where(wrong, other, labels[:TRAIN]), images[TRAIN:], labels[TRAIN:]
+    return (
+        images[:TRAIN],
+        torch.where(wrong, other, labels[:TRAIN]),
+        images[TRAIN:],
+        labels[TRAIN:],
+    )
 
 
 def network(seed: int) -> nn.Module:
     torch.manual_seed(seed)
-    return nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU(), nn.Linear(128, 10))
+    return nn.Sequential(
+        nn.Linear(64, 128),
+        nn.ReLU(),
+        nn.Linear(128, 128),
+        nn.ReLU(),
+        nn.Linear(128, 10),
+    )
 
 
 def accuracy(model: nn.Module, x: Tensor, y: Tensor) -> float:
@@ -78,7 +90,9 @@ def size(tree: dict[str, Tensor]) -> Tensor:
     return torch.stack([x.square().sum() for x in tree.values()]).sum().sqrt()
 
 
-def sharpness(model: nn.Module, x: Tensor, y: Tensor, steps: int = 20) -> tuple[float, float]:
+def sharpness(
+    model: nn.Module, x: Tensor, y: Tensor, steps: int = 20
+) -> tuple[float, float]:
     """Return the rise of the training loss within RADIUS of the weights, and the largest eigenvalue of its Hessian.
 
     The first is a lower bound from gradient ascent; the second is computed by power iteration.
@@ -101,13 +115,18 @@ def sharpness(model: nn.Module, x: Tensor, y: Tensor, steps: int = 20) -> tuple[
     rise = max(losses) - losses[0]
 
     generator = torch.Generator().manual_seed(0)
-    direction = {name: torch.randn(p.shape, generator=generator) for name, p in params.items()}
-    product = torch.func.vjp(torch.func.grad(loss), params)[1]  # product with the Hessian, which is symmetric
+    direction = {
+        name: torch.randn(p.shape, generator=generator) for name, p in params.items()
+    }
+    # Product with the Hessian, which is symmetric.
+    product = torch.func.vjp(torch.func.grad(loss), params)[1]
     for _ in range(steps):
         length = size(direction)
         unit = {name: d / length for name, d in direction.items()}
         (direction,) = product(unit)
-    return rise.item(), sum((unit[name] * d).sum().item() for name, d in direction.items())
+    return rise.item(), sum(
+        (unit[name] * d).sum().item() for name, d in direction.items()
+    )
 
 
 class Run:
@@ -122,18 +141,24 @@ class Run:
         train_x, train_y, test_x, test_y = data
         steps *= self.method.longer
         model = network(self.seed)
-        sgd = gradtx.sgd(gradtx.cosine_schedule(self.method.lr, T_max=steps), momentum=0.9)
+        sgd = gradtx.sgd(
+            gradtx.cosine_schedule(self.method.lr, T_max=steps), momentum=0.9
+        )
         tx = gradtx.sam(sgd, rho=RHO) if self.method.sam else sgd
         optimizer = gradtx.as_optimizer(tx, model.named_parameters())
         generator = torch.Generator().manual_seed(self.seed)
         order: list[Tensor] = []
         bar.set_description(f"{self.name}, seed {self.seed}")
         for step in range(1, steps + 1):
-            order = order or list(torch.randperm(TRAIN, generator=generator).split(BATCH))
+            order = order or list(
+                torch.randperm(TRAIN, generator=generator).split(BATCH)
+            )
             batch = order.pop()
 
             # SGD calls this once per step; SAM calls it again at the perturbed point.
-            def closure(x: Tensor = train_x[batch], y: Tensor = train_y[batch]) -> Tensor:
+            def closure(
+                x: Tensor = train_x[batch], y: Tensor = train_y[batch]
+            ) -> Tensor:
                 optimizer.zero_grad()
                 loss = nn.functional.cross_entropy(model(x), y)
                 loss.backward()
@@ -143,8 +168,13 @@ class Run:
             optimizer.step(closure)
             if step * MEASURES // steps > (step - 1) * MEASURES // steps:
                 self.gradients.append(step * self.method.gradients)
-                right = 100 * accuracy(model, test_x, test_y), 100 * accuracy(model, train_x, train_y)
-                for what, value in zip(WHAT, (*right, *sharpness(model, train_x, train_y)), strict=True):
+                right = (
+                    100 * accuracy(model, test_x, test_y),
+                    100 * accuracy(model, train_x, train_y),
+                )
+                for what, value in zip(
+                    WHAT, (*right, *sharpness(model, train_x, train_y)), strict=True
+                ):
                     self.measured[what].append(value)
                 bar.set_postfix(test=f"{right[0]:.1f}%")
         return self
@@ -164,21 +194,37 @@ def plot(runs: list[Run], seeds: int, path: Path) -> None:
         for axes, what in zip(panels, WHAT, strict=True):
             mean, low, high = spread(runs, name, what)
             axes.plot(gradients, mean, color=f"C{i}", label=name)
-            axes.fill_between(gradients, low, high, color=f"C{i}", alpha=0.15, linewidth=0)
+            axes.fill_between(
+                gradients, low, high, color=f"C{i}", alpha=0.15, linewidth=0
+            )
     panels[0].set(title="Accuracy on the test images", ylabel="right answers (%)")
-    panels[1].set(title="Reproduction of the training labels, noise included", ylabel="labels reproduced (%)")
-    panels[1].axhline(100 * (1 - NOISE), color="grey", linestyle=":", label="labels that are right (expected)")
+    panels[1].set(
+        title="Reproduction of the training labels, noise included",
+        ylabel="labels reproduced (%)",
+    )
+    panels[1].axhline(
+        100 * (1 - NOISE),
+        color="grey",
+        linestyle=":",
+        label="labels that are right (expected)",
+    )
     panels[2].set(
         title=f"Sharpness: rise of the training loss within {RADIUS:g} of the weights",
         ylabel="rise (nats)",
         yscale="log",
     )
-    panels[3].set(title="Curvature of the training loss", ylabel="largest eigenvalue of the Hessian", yscale="log")
+    panels[3].set(
+        title="Curvature of the training loss",
+        ylabel="largest eigenvalue of the Hessian",
+        yscale="log",
+    )
     for axes in panels:
         axes.set_xlabel("gradients computed (batches)")
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
-    figure.suptitle(f"Lines: mean of {seeds} seeds; bands: least to greatest", fontsize=10)
+    figure.suptitle(
+        f"Lines: mean of {seeds} seeds; bands: least to greatest", fontsize=10
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
 
@@ -190,17 +236,25 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--plot", type=Path, default=Path("out/sam_digits.png"))
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)  # more threads do not help for tensors this small
-    total = options.seeds * options.steps * sum(method.longer * method.gradients for method in METHODS.values())
+    total = (
+        options.seeds
+        * options.steps
+        * sum(method.longer * method.gradients for method in METHODS.values())
+    )
     runs = []
     with tqdm(total=total, unit=" gradients", leave=False, disable=None) as bar:
         for seed in range(options.seeds):
             data = digits(seed)
-            runs += [Run(name, seed).train(data, options.steps, bar) for name in METHODS]
+            runs += [
+                Run(name, seed).train(data, options.steps, bar) for name in METHODS
+            ]
     print(f"at the end, mean of {options.seeds} seeds\n")
     print(f"{'':25}{WHAT[0] + ' (range)':>26}{WHAT[1]:>17}{WHAT[2]:>18}{WHAT[3]:>11}")
     figures = []
     for name in METHODS:
-        (test, low, high), *rest = ([x[-1].item() for x in spread(runs, name, what)] for what in WHAT)
+        (test, low, high), *rest = (
+            [x[-1].item() for x in spread(runs, name, what)] for what in WHAT
+        )
         train, rise, curvature = (mean for mean, _, _ in rest)
         accuracies = f"{test:.1f}% ({low:.1f}-{high:.1f}%)"
         print(f"{name:25}{accuracies:>26}{train:16.1f}%{rise:18.3f}{curvature:11.2f}")

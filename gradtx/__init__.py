@@ -41,9 +41,13 @@ def __getattr__(name: str) -> object:
     from gradtx.optim.classes import CLASSES
 
     if name in HERE:
-        raise AttributeError(f"gradtx has no {name!r}; {HERE[name]} (docs/optax-names.md)")
+        raise AttributeError(
+            f"gradtx has no {name!r}; {HERE[name]} (docs/optax-names.md)"
+        )
     if name in ABSENT:
-        raise AttributeError(f"gradtx has no counterpart of {name!r}: {ABSENT[name]} (docs/optax-names.md)")
+        raise AttributeError(
+            f"gradtx has no counterpart of {name!r}: {ABSENT[name]} (docs/optax-names.md)"
+        )
     if name in {cls.__name__ for cls in CLASSES.values()}:
         raise AttributeError(f"gradtx has no {name!r}; use gradtx.optim.{name}")
     use = counterpart(name)

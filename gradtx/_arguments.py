@@ -77,9 +77,17 @@ class Range:
 
     def nearest(self, x: float) -> float:
         """Return the nearest number in the interval if `x` is outside by no more than `ROUNDING`, else `x`."""
-        if math.isfinite(self._low) and not self._open_low and self._low - ROUNDING <= x < self._low:
+        if (
+            math.isfinite(self._low)
+            and not self._open_low
+            and self._low - ROUNDING <= x < self._low
+        ):
             return self._low
-        if math.isfinite(self._high) and not self._open_high and self._high < x <= self._high + ROUNDING:
+        if (
+            math.isfinite(self._high)
+            and not self._open_high
+            and self._high < x <= self._high + ROUNDING
+        ):
             return self._high
         return x
 
@@ -102,7 +110,10 @@ _NO_RANGE = Range("(-inf, inf)")
 
 # Argument names of pytorch_optimizer, qhoptim and timm, and their names here.
 OTHER_WORDS: dict[str, str] = {
-    **dict.fromkeys(("weight_decouple", "decouple_weight_decay", "decouple"), "decoupled_weight_decay"),
+    **dict.fromkeys(
+        ("weight_decouple", "decouple_weight_decay", "decouple"),
+        "decoupled_weight_decay",
+    ),
     **dict.fromkeys(("learning_rate", "step_size"), "lr"),
     **dict.fromkeys(("b1", "b2", "beta1", "beta2"), "betas"),
     "history_size": "history",
@@ -110,8 +121,14 @@ OTHER_WORDS: dict[str, str] = {
 
 # Options of torch.optim and pytorch_optimizer that have another form here, such as a link, and the hint for each.
 OTHER_PLACES = {
-    **dict.fromkeys(("max_iter", "max_eval"), "each call of step() is one iteration: call it in a loop"),
-    **dict.fromkeys(("tolerance_grad", "tolerance_change"), "steps do not stop on their own: end the loop instead"),
+    **dict.fromkeys(
+        ("max_iter", "max_eval"),
+        "each call of step() is one iteration: call it in a loop",
+    ),
+    **dict.fromkeys(
+        ("tolerance_grad", "tolerance_change"),
+        "steps do not stop on their own: end the loop instead",
+    ),
     "line_search_fn": 'use line_search(lbfgs(), conditions="strong_wolfe")',
     "ams_bound": "this optimizer has no amsgrad",
     "adam_debias": "use gradtx.adamd, or scale_by_adam_hat(debias_first=False)",
@@ -236,33 +253,50 @@ class Argument:
         """
         if is_sequence(value) and self.kind == "betas":
             ranges = self.entry_ranges or (self.range,) * len(value)
-            value = tuple(_as_number(item, interval) for item, interval in zip(value, ranges, strict=False))
+            value = tuple(
+                _as_number(item, interval)
+                for item, interval in zip(value, ranges, strict=False)
+            )
         elif self.kind == "scalar":
             value = _as_number(value, self.range)
         return self.check(value)
 
     def _in_range(self, value: Any, name: str, interval: Range) -> Any:
         if value not in interval:
-            raise ValueError(f"{self.owner}: {name} must be in {interval.text}, got {value!r}{self._remedy}")
+            raise ValueError(
+                f"{self.owner}: {name} must be in {interval.text}, got {value!r}{self._remedy}"
+            )
         return value
 
     def _instance(self, value: Any, kind: type) -> Any:
         if not isinstance(value, kind):
-            raise TypeError(f"{self.owner}: {self.name} must be a {self.kind}, got {describe(value)}")
+            raise TypeError(
+                f"{self.owner}: {self.name} must be a {self.kind}, got {describe(value)}"
+            )
         return value
 
     def _int(self, value: Any) -> int:
         # A bool is an int in Python, but a user who writes `every=True` means something else.
         if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-            raise TypeError(f"{self.owner}: {self.name} must be an int, got {describe(value)}")
+            raise TypeError(
+                f"{self.owner}: {self.name} must be an int, got {describe(value)}"
+            )
         return self._in_range(int(value), self.name, self.range)
 
     def _betas(self, value: Any) -> tuple[Any, ...]:
         """Check a tuple of numbers, each of which may be a tensor or a schedule."""
         if not is_sequence(value):
-            raise TypeError(f"{self.owner}: {self.name} must be a tuple of numbers, got {describe(value)}")
-        if not self.any_length and is_sequence(self.default) and len(value) != len(self.default):
-            raise ValueError(f"{self.owner}: {self.name} must have {len(self.default)} entries, got {len(value)}")
+            raise TypeError(
+                f"{self.owner}: {self.name} must be a tuple of numbers, got {describe(value)}"
+            )
+        if (
+            not self.any_length
+            and is_sequence(self.default)
+            and len(value) != len(self.default)
+        ):
+            raise ValueError(
+                f"{self.owner}: {self.name} must have {len(self.default)} entries, got {len(value)}"
+            )
         if not value:
             raise ValueError(f"{self.owner}: {self.name} must have at least one entry")
         ranges = self.entry_ranges or (self.range,) * len(value)
@@ -299,16 +333,22 @@ class Argument:
         """Check a tuple of plain numbers, none of which may be a tensor or a schedule."""
         count = len(self._entries)
         if not _is_plain(value) or len(value) != count:
-            raise TypeError(f"{self.owner}: {self.name} must be {count} plain numbers, got {describe(value)}")
+            raise TypeError(
+                f"{self.owner}: {self.name} must be {count} plain numbers, got {describe(value)}"
+            )
         entries: list[float] = []
         for i, entry in enumerate(value):
-            entries.append(self._in_range(float(entry), f"{self.name}[{i}]", self.range))
+            entries.append(
+                self._in_range(float(entry), f"{self.name}[{i}]", self.range)
+            )
         return tuple(entries)
 
     def _scalar(self, value: Any, name: str, interval: Range) -> Any:
         if isinstance(value, Schedule):
             return value
-        if isinstance(value, Tensor) and not (value.is_complex() or value.dtype == torch.bool):
+        if isinstance(value, Tensor) and not (
+            value.is_complex() or value.dtype == torch.bool
+        ):
             return self._zero_dimensional(value, name)
         if isinstance(value, bool) or not isinstance(value, numbers.Real):
             raise TypeError(
@@ -334,14 +374,19 @@ def _as_number(value: Any, interval: Range) -> Any:
 
 def _is_plain(value: Any) -> TypeGuard[tuple[Any, ...] | list[Any]]:
     """Whether a value is a sequence of plain numbers."""
-    return is_sequence(value) and all(isinstance(entry, numbers.Real) for entry in value)
+    return is_sequence(value) and all(
+        isinstance(entry, numbers.Real) for entry in value
+    )
 
 
 def _keyword(name: str, default: Any, annotation: str) -> inspect.Parameter:
-    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation
+    )
 
 
-_KNOWN_HINTS: dict[tuple[str, str], Any] = {}  # by module and text: the same few annotations recur in many signatures
+# By module and text: the same few annotations recur in many signatures.
+_KNOWN_HINTS: dict[tuple[str, str], Any] = {}
 
 
 def _is_users(function: Callable[..., Any]) -> bool:
@@ -353,7 +398,8 @@ def _hints_of(function: Callable[..., Any]) -> dict[str, Any]:
     """Return a function's evaluated annotations, cached for this package, since importing it evaluates 1,600."""
     module = sys.modules.get(function.__module__ or "")
     names = getattr(function, "__globals__", None)
-    if _is_users(function) or module is None or names is not vars(module):  # a doctest has its own globals
+    # A doctest has its own globals.
+    if _is_users(function) or module is None or names is not vars(module):
         return typing.get_type_hints(function)
     hints: dict[str, Any] = {}
     for name, annotation in function.__annotations__.items():
@@ -369,7 +415,9 @@ def _hints_of(function: Callable[..., Any]) -> dict[str, Any]:
     return hints
 
 
-def _check_annotations(name: str, parameters: Iterable[inspect.Parameter], hints: Mapping[str, Any]) -> None:
+def _check_annotations(
+    name: str, parameters: Iterable[inspect.Parameter], hints: Mapping[str, Any]
+) -> None:
     """Raise an error for a parameter of a factory without an annotation."""
     for parameter in parameters:
         if parameter.name not in hints:
@@ -383,14 +431,17 @@ def _remedy(key: str, ranges: Mapping[str, Any]) -> str:
     """Say how a user changes the range that a parameter has only because of its name; "" if it has no such range."""
     if key in ranges or key not in RANGES:
         return ""
-    return f"; for another range pass ranges={{{key!r}: '(-inf, inf)'}} to the decorator"
+    return (
+        f"; for another range pass ranges={{{key!r}: '(-inf, inf)'}} to the decorator"
+    )
 
 
 def _added_to_alias(signature: inspect.Signature) -> dict[inspect.Parameter, Any]:
     """Return the parameters that an alias has in addition to its function's, with their types."""
     added: dict[inspect.Parameter, Any] = {_keyword("maximize", False, "bool"): bool}
     if "weight_decay" in signature.parameters:
-        added[_keyword("mask", None, "Where | None")] = object  # a selector, which the decorator checks
+        # A selector, which the decorator checks.
+        added[_keyword("mask", None, "Where | None")] = object
     return added
 
 
@@ -412,7 +463,8 @@ class Arguments:
         _check_annotations(name, parameters, hints)
         self.name = name
         added = _added_to_alias(signature) if is_alias else {}
-        self.added = tuple(parameter.name for parameter in added)  # arguments that the body does not receive
+        # Arguments that the body does not receive.
+        self.added = tuple(parameter.name for parameter in added)
         for parameter, hint in added.items():
             parameters.append(parameter)
             hints[parameter.name] = hint
@@ -422,12 +474,24 @@ class Arguments:
             key = parameter.name
             remedy = _remedy(key, ranges) if users else ""
             interval = ranges.get(key, RANGES.get(key, _NO_RANGE))
-            argument = Argument(name, parameter, hints[key], interval, key in static, key in any_length, remedy)
+            argument = Argument(
+                name,
+                parameter,
+                hints[key],
+                interval,
+                key in static,
+                key in any_length,
+                remedy,
+            )
             arguments.append(argument)
         self.all = tuple(arguments)
         self.by_name = {argument.name: argument for argument in self.all}
-        self._positional = [argument for argument in self.all if not argument.keyword_only]
-        self._only_plain = all(argument.kind != "structure" for argument in self._positional)
+        self._positional = [
+            argument for argument in self.all if not argument.keyword_only
+        ]
+        self._only_plain = all(
+            argument.kind != "structure" for argument in self._positional
+        )
         if "state_dtype" not in hints:
             parameters.append(_keyword("state_dtype", None, "StateDtype | None"))
         self.signature = signature.replace(parameters=parameters)
@@ -445,17 +509,23 @@ class Arguments:
                 bound[argument.name] = argument.default
         return bound
 
-    def _values_by_name(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    def _values_by_name(
+        self, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> dict[str, Any]:
         """Return the unchecked values of a call by name."""
         self._check_values(args)
         if len(args) > len(self._positional):
-            raise TypeError(f"{self.name}: takes at most {len(self._positional)} positional arguments, got {len(args)}")
+            raise TypeError(
+                f"{self.name}: takes at most {len(self._positional)} positional arguments, got {len(args)}"
+            )
         values: dict[str, Any] = {}
         for argument, value in zip(self._positional, args, strict=False):
             values[argument.name] = value
         for key, value in kwargs.items():
             if key not in self.by_name:
-                raise TypeError(f"{self.name}: unknown argument {key!r}; {self._suggestion(key)}")
+                raise TypeError(
+                    f"{self.name}: unknown argument {key!r}; {self._suggestion(key)}"
+                )
             if key in values:
                 raise TypeError(f"{self.name}: got two values for {key!r}")
             values[key] = value
@@ -472,7 +542,9 @@ class Arguments:
         for value in args:
             if hasattr(value, "init") and hasattr(value, "update"):
                 both = f"chain({describe(value)}, {self.name}(...))"
-                raise TypeError(f"{self.name}: accepts numbers, not a transformation; to combine the two, write {both}")
+                raise TypeError(
+                    f"{self.name}: accepts numbers, not a transformation; to combine the two, write {both}"
+                )
 
     def _suggestion(self, key: str) -> str:
         """Suggest the intended argument, including for a name from another library."""

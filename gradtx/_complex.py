@@ -14,7 +14,8 @@ from torch import Tensor
 from gradtx._sharding import is_sharded
 
 REMEDY = "keep torch.view_as_real(tensor) as the parameter, and apply torch.view_as_complex in the model"
-PARTS = (torch.float32, torch.float64)  # dtypes of the parts of the complex tensors that torch can compute with
+# Dtypes of the parts of the complex tensors that torch can compute with.
+PARTS = (torch.float32, torch.float64)
 
 
 def as_real(tensor: Tensor) -> Tensor:
@@ -24,7 +25,10 @@ def as_real(tensor: Tensor) -> Tensor:
 
 def real_views(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return values by name, with complex tensors replaced by their real views."""
-    return {name: as_real(value) if isinstance(value, Tensor) else value for name, value in values.items()}
+    return {
+        name: as_real(value) if isinstance(value, Tensor) else value
+        for name, value in values.items()
+    }
 
 
 def as_complex(tensor: Tensor) -> Tensor:
@@ -42,9 +46,13 @@ def check_complex(name: str, leaf: Tensor, what: str) -> None:
         TypeError: If the leaf is in half precision, or is sharded.
     """
     if leaf.dtype == torch.complex32:
-        raise TypeError(f"{what}: leaf {name!r} has dtype {leaf.dtype}, needs torch.complex64 or torch.complex128")
+        raise TypeError(
+            f"{what}: leaf {name!r} has dtype {leaf.dtype}, needs torch.complex64 or torch.complex128"
+        )
     if is_sharded(leaf):
-        raise TypeError(f"{what}: leaf {name!r} is a complex DTensor, which has no real view; {REMEDY}")
+        raise TypeError(
+            f"{what}: leaf {name!r} is a complex DTensor, which has no real view; {REMEDY}"
+        )
 
 
 def check_real(name: str, leaf: Tensor | None, what: str) -> None:
@@ -54,4 +62,6 @@ def check_real(name: str, leaf: Tensor | None, what: str) -> None:
         TypeError: If the tensor is complex.
     """
     if leaf is not None and leaf.is_complex():
-        raise TypeError(f"{what}: leaf {name!r} has dtype {leaf.dtype}, needs real entries; {REMEDY}")
+        raise TypeError(
+            f"{what}: leaf {name!r} has dtype {leaf.dtype}, needs real entries; {REMEDY}"
+        )

@@ -18,7 +18,10 @@ SUFFIXES = (SCALE, KEY, "error")
 
 
 def converted(
-    saved: Mapping[str, Any], first: Mapping[str, Any], shape: torch.Size, codes: Mapping[str, Codec] | None = None
+    saved: Mapping[str, Any],
+    first: Mapping[str, Any],
+    shape: torch.Size,
+    codes: Mapping[str, Codec] | None = None,
 ) -> dict[str, Any]:
     """Return a saved entry in the form of `first`: values are encoded, codes are decoded, the rest is unchanged.
 
@@ -31,7 +34,11 @@ def converted(
     entry = dict(saved)
     for slot, like in first.items():
         value = saved.get(slot)
-        if not isinstance(value, Tensor) or not isinstance(like, Tensor) or not value.ndim:
+        if (
+            not isinstance(value, Tensor)
+            or not isinstance(like, Tensor)
+            or not value.ndim
+        ):
             continue
         code = (codes or {}).get(slot) or code_of(slot, first, shape)
         saved_code = code_of(slot, saved, shape)
@@ -49,15 +56,25 @@ def _decode(entry: dict[str, Any], slot: str, codec: Codec, shape: torch.Size) -
         del entry[f"{slot}.{suffix}"]
 
 
-def _coded(slot: str, codec: Codec, value: Tensor, first: Mapping[str, Tensor], shape: torch.Size) -> dict[str, Tensor]:
+def _coded(
+    slot: str,
+    codec: Codec,
+    value: Tensor,
+    first: Mapping[str, Tensor],
+    shape: torch.Size,
+) -> dict[str, Tensor]:
     """Return the tensors that encode a saved value; none if it does not fit the slot or already has its form."""
-    if value.shape != codec.shape_of(first[slot].shape, shape) or not value.is_floating_point():
+    if (
+        value.shape != codec.shape_of(first[slot].shape, shape)
+        or not value.is_floating_point()
+    ):
         return {}
     if not codec.suffixes and value.dtype == first[slot].dtype:
         return {}
     noise = None
     if codec.random:
-        noise = torch.full_like(local(value), 2**15, dtype=torch.int64)  # one half: rounds to nearest
+        # One half: rounds to nearest.
+        noise = torch.full_like(local(value), 2**15, dtype=torch.int64)
     tensors = packed(slot, codec, value.detach(), noise)
     if codec.random:
         tensors[f"{slot}.{KEY}"] = first[f"{slot}.{KEY}"]
@@ -66,7 +83,11 @@ def _coded(slot: str, codec: Codec, value: Tensor, first: Mapping[str, Tensor], 
 
 def code_of(slot: str, entry: Mapping[str, Any], shape: torch.Size) -> Codec | None:
     """Return the built-in codec of a slot, recognized by its tensors, or None if it is not coded."""
-    suffixes = [suffix for suffix in SUFFIXES if isinstance(entry.get(f"{slot}.{suffix}"), Tensor)]
+    suffixes = [
+        suffix
+        for suffix in SUFFIXES
+        if isinstance(entry.get(f"{slot}.{suffix}"), Tensor)
+    ]
     codes = entry[slot]
     if suffixes == ["error"]:
         return CODES["bfloat16+8"]

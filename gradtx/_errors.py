@@ -17,4 +17,6 @@ def lacking(path: Iterable[str], leaf: str | None = None) -> ValueError:
 
 def foreign(path: Iterable[str]) -> ValueError:
     """Return the error for a state with an entry that this chain does not keep."""
-    return ValueError(f"state has {'.'.join(path)!r}, which this chain does not use; {OWN_STATE}")
+    return ValueError(
+        f"state has {'.'.join(path)!r}, which this chain does not use; {OWN_STATE}"
+    )

@@ -59,5 +59,7 @@ def _scheduled(schedule: Schedule, count: Any) -> Tensor:
     # Pass a tensor, so that `torch.where` works, in float64, because int64 times a Python float would be float32.
     value = schedule(exact(count, device))
     if not isinstance(value, Tensor | numbers.Real):
-        raise TypeError(f"{schedule!r} returned {describe(value)}; a schedule must return a number or a 0-d tensor")
+        raise TypeError(
+            f"{schedule!r} returned {describe(value)}; a schedule must return a number or a 0-d tensor"
+        )
     return exact(value, device)

@@ -55,7 +55,14 @@ class Leaf:
     inputs: tuple[Any, Any]
 
     def __init__(
-        self, run: Run, name: str, update: Any, param: Any, extras: dict[str, Any], clock: Clock, like: Any = None
+        self,
+        run: Run,
+        name: str,
+        update: Any,
+        param: Any,
+        extras: dict[str, Any],
+        clock: Clock,
+        like: Any = None,
     ):
         self.run = run
         self.name = name
@@ -112,11 +119,16 @@ class Leaf:
             context = self._context = Context(self, self.clock, dtype)
         return context
 
-    def unless_skipped(self, new: dict[str, Tensor], old: dict[str, Tensor]) -> dict[str, Tensor]:
+    def unless_skipped(
+        self, new: dict[str, Tensor], old: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
         """Return the new slots, or the old ones if the leaf is skipped in this call."""
         if self.active is None:
             return new
-        return {slot: torch.where(self.active, value, old[slot]) for slot, value in new.items()}
+        return {
+            slot: torch.where(self.active, value, old[slot])
+            for slot, value in new.items()
+        }
 
     def stand_for(self, other: Leaf) -> None:
         """Copy the properties of a leaf that its tensors do not determine, to stand in for it with other tensors."""
@@ -144,9 +156,13 @@ class Leaf:
         if self.update is None:
             return None
         if self.active is not None:
-            self.update = torch.where(self.active, self.update, torch.zeros_like(self.update))
+            self.update = torch.where(
+                self.active, self.update, torch.zeros_like(self.update)
+            )
         update, param = self.inputs
-        return placed_as(self.update.to(self.compute_dtype), _first_not_none(param, update))
+        return placed_as(
+            self.update.to(self.compute_dtype), _first_not_none(param, update)
+        )
 
 
 def _check_pair(name: str, update: Tensor | None, stored: Tensor) -> None:
@@ -173,7 +189,9 @@ def _compute_dtype(stored_dtype: torch.dtype, input_dtype: torch.dtype) -> torch
     """Return the dtype that rules compute in, which is never half precision."""
     if stored_dtype is torch.float32 and input_dtype is torch.float32:
         return torch.float32
-    return functools.reduce(torch.promote_types, (stored_dtype, input_dtype, torch.float32))
+    return functools.reduce(
+        torch.promote_types, (stored_dtype, input_dtype, torch.float32)
+    )
 
 
 @dataclasses.dataclass
@@ -290,7 +308,9 @@ class Operation:
                 )
         total: dict[str, Any] = {}
         for key in sums:
-            total[key] = total_of([payload[key].to(first.device) for _, payload in waiting])
+            total[key] = total_of(
+                [payload[key].to(first.device) for _, payload in waiting]
+            )
         return total
 
     def evaluate(self, leaf: Leaf) -> Any:
@@ -360,7 +380,9 @@ class Block:
             longer: list[dict[Path, Any]] = []
             for label, block in operation.blocks.items():
                 for inner in block.routes():
-                    longer.extend({**route, operation.path: label, **inner} for route in routes)
+                    longer.extend(
+                        {**route, operation.path: label, **inner} for route in routes
+                    )
             routes = longer
         return routes
 
@@ -386,7 +408,9 @@ class Block:
         return pairs
 
     def is_frozen(self, leaf: Leaf) -> bool:
-        return any(leaf.run.choice(path, leaf, selector) for path, selector in self.frozen)
+        return any(
+            leaf.run.choice(path, leaf, selector) for path, selector in self.frozen
+        )
 
     def walk(self, choices: Mapping[Path, Any] | None = None) -> Iterator[Operation]:
         """Yield every operation, including those in branches; `choices` (path -> label) restricts the branches."""
@@ -464,7 +488,8 @@ class _EndAlias(Operation):
         self._begin = begin
 
     def start(self, leaf: Leaf) -> None:
-        if self._begin in leaf.saved:  # absent if a link inside created an update for a leaf without a gradient
+        # Absent if a link inside created an update for a leaf without a gradient.
+        if self._begin in leaf.saved:
             leaf.grad, leaf.negated = leaf.saved.pop(self._begin)
 
     def follow(self, position: Position) -> None:

@@ -26,12 +26,20 @@ def listed_params(owner: str, params: Any) -> Any:
     if isinstance(params, Tensor | set):
         return cast("Any", params)
     if is_mapping(params):
-        remedy = "put the group in a list" if "params" in params else "pass list(params.items())"
-        raise TypeError(f"{owner}: needs a list of parameters or of groups, got a dict; {remedy}")
+        remedy = (
+            "put the group in a list"
+            if "params" in params
+            else "pass list(params.items())"
+        )
+        raise TypeError(
+            f"{owner}: needs a list of parameters or of groups, got a dict; {remedy}"
+        )
     entries = _listed(owner, params)
     if not entries:
         used = (
-            "; a generator such as model.parameters() can be consumed only once" if isinstance(params, Iterator) else ""
+            "; a generator such as model.parameters() can be consumed only once"
+            if isinstance(params, Iterator)
+            else ""
         )
         raise ValueError(f"{owner}: got an empty parameter list{used}")
     if isinstance(entries[0], Mapping):
@@ -59,12 +67,16 @@ def listed_group(owner: str, group: Any) -> Any:
 def check_group(what: str, group: Any) -> None:
     """Raise an error for a group that is not a dict, has no parameters, or has a key that is not a string."""
     if not is_mapping(group):
-        raise TypeError(f"{what} is {shortly(group)}, needs a dict such as {{'params': [...]}}")
+        raise TypeError(
+            f"{what} is {shortly(group)}, needs a dict such as {{'params': [...]}}"
+        )
     if "params" not in group:
         raise KeyError(f"{what} has no 'params', only {shortly(tuple(group))}")
     for key in group:
         if not isinstance(key, str):
-            raise TypeError(f"{what} has the key {key!r}, needs names of hyperparameters")
+            raise TypeError(
+                f"{what} has the key {key!r}, needs names of hyperparameters"
+            )
 
 
 def check_groups(owner: str, groups: Iterable[Any]) -> None:
@@ -78,10 +90,14 @@ def check_groups(owner: str, groups: Iterable[Any]) -> None:
         check_group(what, group)
         params = group["params"]
         if not is_sequence(params):
-            raise TypeError(f"{what}['params'] is {shortly(params)}, needs a list of tensors")
+            raise TypeError(
+                f"{what}['params'] is {shortly(params)}, needs a list of tensors"
+            )
         for j, param in enumerate(params):
             if not isinstance(param, Tensor):
-                raise TypeError(f"{what}['params'][{j}] is {shortly(param)}, needs a tensor")
+                raise TypeError(
+                    f"{what}['params'][{j}] is {shortly(param)}, needs a tensor"
+                )
 
 
 def without_repeats(group: dict[str, Any]) -> dict[str, Any]:
@@ -99,9 +115,13 @@ def without_repeats(group: dict[str, Any]) -> dict[str, Any]:
 
 def _listed(owner: str, params: Any) -> list[Any]:
     if isinstance(params, Module) and not isinstance(params, ParameterList):
-        raise TypeError(f"{owner}: needs parameters, got a {type(params).__name__}; {FROM_MODEL}")
+        raise TypeError(
+            f"{owner}: needs parameters, got a {type(params).__name__}; {FROM_MODEL}"
+        )
     if isinstance(params, str) or not is_iterable(params):
-        raise TypeError(f"{owner}: needs parameters, got {shortly(params)}; {FROM_MODEL}")
+        raise TypeError(
+            f"{owner}: needs parameters, got {shortly(params)}; {FROM_MODEL}"
+        )
     return list(params)
 
 
@@ -113,7 +133,9 @@ def _check_entries(what: str, entries: list[Any]) -> None:
                 raise TypeError(f"{what}[{i}] is {shortly(entry)}, {NEEDED}")
             tensor = entry[1]
         if not isinstance(tensor, Tensor):
-            raise TypeError(f"{what}[{i}] is {shortly(entry)}, {NEEDED}{_remedy(tensor)}")
+            raise TypeError(
+                f"{what}[{i}] is {shortly(entry)}, {NEEDED}{_remedy(tensor)}"
+            )
 
 
 def _remedy(entry: Any) -> str:

@@ -24,7 +24,8 @@ def describe(value: Any) -> str:
     if is_mapping(value):
         entries = [f"{key!r}: {describe(item)}" for key, item in value.items()]
         return "{" + ", ".join(entries) + "}"
-    if isinstance(value, torch.nn.Module | LRScheduler):  # a module's repr has a line for every layer
+    # A module's repr has a line for every layer.
+    if isinstance(value, torch.nn.Module | LRScheduler):
         return f"{type(value).__name__}(...)"
     if callable(value) and hasattr(value, "__qualname__"):
         return _describe_function(value)
@@ -38,7 +39,9 @@ def shortly(value: Any) -> str:
     entries = list(value.values()) if is_dict(value) else value
     if len(entries) > 3 or any(isinstance(entry, list | dict) for entry in entries):
         return f"a {type(value).__name__} of {len(entries)}"
-    return describe(value) if is_dict(value) else f"[{', '.join(map(describe, entries))}]"
+    return (
+        describe(value) if is_dict(value) else f"[{', '.join(map(describe, entries))}]"
+    )
 
 
 def schedule_remedy(value: Any) -> str:
@@ -55,7 +58,10 @@ def schedule_remedy(value: Any) -> str:
 def _describe_function(function: Any) -> str:
     """Return the name of a function, for torch's own with the module, so that a `repr` can be evaluated."""
     name = function.__qualname__.rpartition("<locals>.")[2]
-    for module, path in ((torch, "torch"), (torch.nn.functional, "torch.nn.functional")):
+    for module, path in (
+        (torch, "torch"),
+        (torch.nn.functional, "torch.nn.functional"),
+    ):
         short = name.rpartition(".")[2]
         if getattr(module, short, None) is function:
             return f"{path}.{short}"
@@ -98,7 +104,9 @@ def nearest_dotted(name: Any, known: Iterable[str]) -> str:
             return _known_with_tail(tail, known)
         head = suggestion
     prefix = f"{head}." if head else ""
-    return nearest(prefix + tail, [prefix + last for last in tails_of_head.get(head, [])])
+    return nearest(
+        prefix + tail, [prefix + last for last in tails_of_head.get(head, [])]
+    )
 
 
 def _known_with_tail(tail: str, known: list[str]) -> str:
@@ -114,4 +122,6 @@ def check_state_device(owner: str, state_device: Any) -> None:
         ValueError: If the device is not the CPU.
     """
     if not isinstance(state_device, str | torch.device) or str(state_device) != "cpu":
-        raise ValueError(f'{owner}: state_device must be "cpu" or None, got {state_device!r}')
+        raise ValueError(
+            f'{owner}: state_device must be "cpu" or None, got {state_device!r}'
+        )

@@ -16,7 +16,9 @@ MODULES = {
     "gradtx.wrappers": ("gradtx.combinators.clocks",),
 }
 # Names that moved out of a module that still exists.
-NAMES = {("gradtx.transforms.averaging", "with_lookahead"): "gradtx.combinators.lookahead"}
+NAMES = {
+    ("gradtx.transforms.averaging", "with_lookahead"): "gradtx.combinators.lookahead"
+}
 # Factory -> (an argument added later, {argument: its default until then}). If a pickled call lacks the later argument,
 # its old defaults stand for today's.
 DEFAULTS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -30,7 +32,11 @@ def as_today(name: str, arguments: dict[str, Any]) -> dict[str, Any]:
     newer, before = DEFAULTS.get(name, ("", {}))
     if newer in arguments:
         return arguments
-    return {key: value for key, value in arguments.items() if key not in before or value != before[key]}
+    return {
+        key: value
+        for key, value in arguments.items()
+        if key not in before or value != before[key]
+    }
 
 
 class _Moved(ModuleType):
@@ -48,4 +54,8 @@ def install() -> None:
     for old in MODULES:
         sys.modules.setdefault(old, _Moved(old))
     for (module, name), target in NAMES.items():
-        setattr(importlib.import_module(module), name, getattr(importlib.import_module(target), name))
+        setattr(
+            importlib.import_module(module),
+            name,
+            getattr(importlib.import_module(target), name),
+        )

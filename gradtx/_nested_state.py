@@ -17,7 +17,9 @@ from gradtx._narrowing import is_dict
 
 Slots = list[tuple[str, dict[str, Tensor]]]
 # Slots that a stage kept itself in 0.1 -> the inner stage that keeps them now.
-MOVED = {"scale_by_soap": {"exp_avg": "scale_by_adam_hat", "exp_avg_sq": "scale_by_adam_hat"}}
+MOVED = {
+    "scale_by_soap": {"exp_avg": "scale_by_adam_hat", "exp_avg_sq": "scale_by_adam_hat"}
+}
 
 
 class NestedState:
@@ -41,7 +43,11 @@ class NestedState:
 
     def scalars(self, path: Path) -> dict[str, Tensor]:
         """Return the shared values of a stage."""
-        return {key: value for key, value in self._entry(path).items() if isinstance(value, Tensor)}
+        return {
+            key: value
+            for key, value in self._entry(path).items()
+            if isinstance(value, Tensor)
+        }
 
     def slots(self, path: Path) -> Slots:
         """Return the slots of a stage as (slot, tensors by leaf)."""
@@ -54,7 +60,9 @@ class NestedState:
 
     def slots_of(self, path: Path, leaf: str) -> dict[str, Tensor]:
         """Return the slots of one leaf at a stage."""
-        return {slot: values[leaf] for slot, values in self.slots(path) if leaf in values}
+        return {
+            slot: values[leaf] for slot, values in self.slots(path) if leaf in values
+        }
 
     def tree(self, path: Path) -> Any:
         """Return the state of a pair of plain functions, in the form that they returned."""
@@ -98,7 +106,10 @@ class NestedState:
                 _check_slot((*path, slot), values, names, may_be_complex)
 
     def rebuilt(
-        self, new: Callable[[Path, str, Any], Any], trees: Mapping[Path, Any], opaque: Collection[Path]
+        self,
+        new: Callable[[Path, str, Any], Any],
+        trees: Mapping[Path, Any],
+        opaque: Collection[Path],
     ) -> dict[str, Any]:
         """Return a state in the same order: `new` supplies slots and shared values, `trees` plain functions' states."""
 
@@ -132,7 +143,12 @@ def _check_key(path: Path, key: Any) -> None:
         raise foreign((*path, repr(key)))
 
 
-def _check_slot(path: Path, values: dict[str, Any], names: Collection[str], may_be_complex: Collection[str]) -> None:
+def _check_slot(
+    path: Path,
+    values: dict[str, Any],
+    names: Collection[str],
+    may_be_complex: Collection[str],
+) -> None:
     where = ".".join(path)
     for name, value in values.items():
         _check_key(path, name)
@@ -143,20 +159,28 @@ def _check_slot(path: Path, values: dict[str, Any], names: Collection[str], may_
                 f"updates lack leaf {name!r}, which the state has at {where!r}; pass None for a leaf without a gradient"
             )
         if not isinstance(value, Tensor):
-            raise ValueError(f"state at {where!r} must be a tensor for leaf {name!r}, got {value!r}; {OWN_STATE}")
+            raise ValueError(
+                f"state at {where!r} must be a tensor for leaf {name!r}, got {value!r}; {OWN_STATE}"
+            )
         if not is_plain(value) and not (value.is_complex() and name in may_be_complex):
-            raise ValueError(f"state at {where!r} must be a dense real tensor for leaf {name!r}; {OWN_STATE}")
+            raise ValueError(
+                f"state at {where!r} must be a dense real tensor for leaf {name!r}; {OWN_STATE}"
+            )
 
 
 def check_plain(path: Path, value: Tensor) -> None:
     """Raise an error unless a tensor can be a shared value."""
     if not is_plain(value):
-        raise ValueError(f"state at {'.'.join(path)!r} must be a dense real tensor; {OWN_STATE}")
+        raise ValueError(
+            f"state at {'.'.join(path)!r} must be a dense real tensor; {OWN_STATE}"
+        )
 
 
 def is_plain(value: Tensor) -> bool:
     """Whether a tensor can be a slot or a shared value."""
-    return value.layout is torch.strided and not value.is_nested and not value.is_complex()
+    return (
+        value.layout is torch.strided and not value.is_nested and not value.is_complex()
+    )
 
 
 def enter(state: dict[str, Any], path: Path) -> dict[str, Any]:

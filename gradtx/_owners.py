@@ -32,7 +32,8 @@ from gradtx._sharding import (
 )
 
 BUCKET = 2**26  # bytes of whole tensors per exchange
-FLAG = 1  # entries at the start of each message that report whether the sender has failed
+# Entries at the start of each message that report whether the sender has failed.
+FLAG = 1
 
 
 def cost(shape: Sequence[int]) -> float:
@@ -44,7 +45,9 @@ def cost(shape: Sequence[int]) -> float:
     return float(matrices * short * short * (2 * long + short))
 
 
-def assigned(shapes: Mapping[str, Sequence[int]], size: int, known: Mapping[str, int]) -> dict[str, int]:
+def assigned(
+    shapes: Mapping[str, Sequence[int]], size: int, known: Mapping[str, int]
+) -> dict[str, int]:
     """Assign each leaf to a rank: the costliest leaf first, to the rank with the least work; ties by name.
 
     Args:
@@ -96,7 +99,9 @@ def regions_of(program: list[Any], replicas: Team | None = None) -> list[Any]:
         end_of_shards = end
         while end_of_shards < len(program) and program[end_of_shards].needs_shape:
             end_of_shards += 1
-        grouped.append(OwnedRegion(program[i:end], program[end:end_of_shards], replicas))
+        grouped.append(
+            OwnedRegion(program[i:end], program[end:end_of_shards], replicas)
+        )
         i = end_of_shards
     return grouped
 
@@ -133,13 +138,17 @@ class OwnedRegion(Operation):
 
     of_leaf = True
 
-    def __init__(self, operations: list[Any], following: list[Any], replicas: Team | None = None):
+    def __init__(
+        self, operations: list[Any], following: list[Any], replicas: Team | None = None
+    ):
         self.operations = operations
         self.replicas = replicas
         self.path = operations[0].path
         self._following = following
         self.keeps_slots = any(operation.keeps_slots for operation in operations)
-        self.compiles = all(operation.compiles and not operation.random for operation in self.parts)
+        self.compiles = all(
+            operation.compiles and not operation.random for operation in self.parts
+        )
 
     @property
     def parts(self) -> list[Operation]:
@@ -156,7 +165,9 @@ class OwnedRegion(Operation):
     def _init_at_owner(self, leaf: Leaf) -> None:
         """Create the initial slots of the whole leaf; ranks other than the owner keep only their shapes."""
         param = leaf.inputs[1]
-        whole = Leaf(leaf.run, leaf.name, None, full_tensor(param), leaf.extras, leaf.clock)
+        whole = Leaf(
+            leaf.run, leaf.name, None, full_tensor(param), leaf.extras, leaf.clock
+        )
         for operation in self.operations:
             operation.init(whole)
         is_owner = team_for(param, self.replicas).rank == leaf.owner
@@ -174,7 +185,8 @@ class OwnedRegion(Operation):
         """Return the tensors that the owner needs: the update, and any others that the operations read."""
         for operation in self.operations:
             if operation.random:
-                operation.stage.stream(leaf)  # advances the counter of draws on every rank
+                # Advances the counter of draws on every rank.
+                operation.stage.stream(leaf)
         payload = {"update": leaf.update}
         if self._reads("param") and leaf.param is not None:
             payload["param"] = leaf.param
@@ -209,7 +221,9 @@ class OwnedRegion(Operation):
         for operation in leaf.program:
             if operation.path == self.path:
                 return operation
-        raise AssertionError(f"leaf {leaf.name!r} does not pass through {'.'.join(self.path)}")
+        raise AssertionError(
+            f"leaf {leaf.name!r} does not pass through {'.'.join(self.path)}"
+        )
 
     def resume(self, leaf: Leaf, total: dict[str, Any]) -> None:
         leaf.update = total[leaf.name]
@@ -240,7 +254,9 @@ class OwnedRegion(Operation):
     def computed(self, job: Job, whole_tensors: dict[str, Tensor]) -> Tensor:
         """Return a whole leaf's update after the region, and store its new slots in the leaf."""
         update = whole_tensors["update"].to(job.dtype)
-        whole = _whole_leaf(job.leaf, update, whole_tensors.get("param"), whole_tensors.get("grad"))
+        whole = _whole_leaf(
+            job.leaf, update, whole_tensors.get("param"), whole_tensors.get("grad")
+        )
         whole.program = self.operations
         execute([whole], _done)
         job.leaf.new.update(whole.new)
@@ -251,7 +267,9 @@ def _name_of_leaf(item: tuple[Leaf, Any]) -> str:
     return item[0].name
 
 
-def _whole_leaf(leaf: Leaf, update: Tensor, param: Tensor | None, grad: Tensor | None) -> Leaf:
+def _whole_leaf(
+    leaf: Leaf, update: Tensor, param: Tensor | None, grad: Tensor | None
+) -> Leaf:
     """Return the same leaf with whole tensors in place of shards."""
     whole = Leaf(leaf.run, leaf.name, update, param, leaf.extras, leaf.clock)
     whole.stand_for(leaf)
@@ -390,7 +408,9 @@ class Exchange:
                     sizes[rank] += piece.numel * len(job.parts)
         return Transfer(self._team, rows, sizes, bucket[0].wire, False)
 
-    def _results(self, bucket: list[Job], arrived: list[Tensor]) -> tuple[dict[str, Tensor], Exception | None]:
+    def _results(
+        self, bucket: list[Job], arrived: list[Tensor]
+    ) -> tuple[dict[str, Tensor], Exception | None]:
         """Return the whole results of the leaves that this rank owns, or the error of one of them."""
         results: dict[str, Tensor] = {}
         at = [0] * self._team.size
@@ -398,15 +418,20 @@ class Exchange:
             for job in self._owned(bucket, self._team.rank):
                 whole_tensors = self._assemble(job, arrived, at)
                 results[job.leaf.name] = job.region.computed(job, whole_tensors)
-        except Exception as error:  # the other ranks are waiting: report the failure to them, then let `run` raise it
+        except Exception as error:
+            # The other ranks are waiting: report the failure to them, then let `run` raise it.
             return {}, error
         return results, None
 
-    def _assemble(self, job: Job, arrived: list[Tensor], at: list[int]) -> dict[str, Tensor]:
+    def _assemble(
+        self, job: Job, arrived: list[Tensor], at: list[int]
+    ) -> dict[str, Tensor]:
         """Assemble whole tensors from the pieces of all ranks; `at` is the read position in each rank's message."""
         whole_tensors: dict[str, Tensor] = {}
         for name in job.parts:
-            whole_tensors[name] = torch.empty(job.template.shape, dtype=job.wire, device=job.device)
+            whole_tensors[name] = torch.empty(
+                job.template.shape, dtype=job.wire, device=job.device
+            )
         for rank, piece in enumerate(job.pieces):
             if not piece.sends:
                 continue
@@ -416,7 +441,9 @@ class Exchange:
                 at[rank] = end
         return whole_tensors
 
-    def _from_owners(self, bucket: list[Job], results: Mapping[str, Tensor], failed: bool) -> Transfer:
+    def _from_owners(
+        self, bucket: list[Job], results: Mapping[str, Tensor], failed: bool
+    ) -> Transfer:
         me = self._team.rank
         wire = bucket[0].wire_back
         rows: list[list[Tensor]] = []
@@ -442,7 +469,9 @@ class Exchange:
                 piece = job.pieces[self._team.rank]
                 end = start + piece.numel
                 # A copy, because a view would keep the whole message in memory as long as any of its leaves.
-                job.result = part[start:end].view(piece.shape).to(job.dtype_back, copy=True)
+                job.result = (
+                    part[start:end].view(piece.shape).to(job.dtype_back, copy=True)
+                )
                 start = end
 
 
@@ -452,17 +481,27 @@ class SharedWork(Exchange):
     def _to_owners(self, bucket: list[Job]) -> Any:
         return EmptyTransfer()
 
-    def _assemble(self, job: Job, arrived: list[Tensor], at: list[int]) -> dict[str, Tensor]:
+    def _assemble(
+        self, job: Job, arrived: list[Tensor], at: list[int]
+    ) -> dict[str, Tensor]:
         return job.parts
 
-    def _from_owners(self, bucket: list[Job], results: Mapping[str, Tensor], failed: bool) -> Transfer:
+    def _from_owners(
+        self, bucket: list[Job], results: Mapping[str, Tensor], failed: bool
+    ) -> Transfer:
         own_results: list[Tensor] = []
         for job in self._owned(bucket, self._team.rank):
-            result = torch.zeros(job.template.shape, device=job.template.device) if failed else results[job.leaf.name]
+            result = (
+                torch.zeros(job.template.shape, device=job.template.device)
+                if failed
+                else results[job.leaf.name]
+            )
             own_results.append(result.to(job.wire_back))
         sizes: list[int] = []
         for rank in range(self._team.size):
-            sizes.append(sum(job.leaf.shape.numel() for job in self._owned(bucket, rank)))
+            sizes.append(
+                sum(job.leaf.shape.numel() for job in self._owned(bucket, rank))
+            )
         return Gathering(self._team, own_results, sizes, bucket[0].wire_back, failed)
 
 
@@ -502,7 +541,14 @@ class Transfer:
         failed: Whether this rank has failed, which the message reports to all others.
     """
 
-    def __init__(self, team: Team, rows: list[list[Tensor]], sizes: list[int], dtype: torch.dtype, failed: bool):
+    def __init__(
+        self,
+        team: Team,
+        rows: list[list[Tensor]],
+        sizes: list[int],
+        dtype: torch.dtype,
+        failed: bool,
+    ):
         flag = torch.full((FLAG,), float(failed), dtype=dtype, device=team.device)
         flat: list[Tensor] = []
         counts: list[int] = []
@@ -516,7 +562,12 @@ class Transfer:
         self._received = torch.empty(sum(self._sizes), dtype=dtype, device=team.device)
         distributed: Any = torch.distributed  # its functions are not annotated
         self._collective = distributed.all_to_all_single(
-            self._received, self._sent, self._sizes, counts, group=team.group, async_op=True
+            self._received,
+            self._sent,
+            self._sizes,
+            counts,
+            group=team.group,
+            async_op=True,
         )
 
     def wait(self) -> None:
@@ -551,7 +602,14 @@ class Gathering(Transfer):
         failed: Whether this rank has failed, which the message reports to all others.
     """
 
-    def __init__(self, team: Team, mine: list[Tensor], sizes: list[int], dtype: torch.dtype, failed: bool):
+    def __init__(
+        self,
+        team: Team,
+        mine: list[Tensor],
+        sizes: list[int],
+        dtype: torch.dtype,
+        failed: bool,
+    ):
         self._team = team
         length = FLAG + max(sizes)
         row = torch.zeros(length, dtype=dtype, device=team.device)
@@ -562,4 +620,6 @@ class Gathering(Transfer):
         self._sizes = [length] * team.size
         self._received = row.new_empty(length * team.size)
         distributed: Any = torch.distributed  # its functions are not annotated
-        self._collective = distributed.all_gather_into_tensor(self._received, row, group=team.group, async_op=True)
+        self._collective = distributed.all_gather_into_tensor(
+            self._received, row, group=team.group, async_op=True
+        )

@@ -71,7 +71,9 @@ PassT = TypeVar("PassT", bound=Pass)
 
 def have_sums(passes: Sequence[Pass]) -> bool:
     """Whether a program sums over leaves, for its own step or for the next one."""
-    return len(passes) > 1 or any(isinstance(name, LateTerm) for name in passes[-1].names)
+    return len(passes) > 1 or any(
+        isinstance(name, LateTerm) for name in passes[-1].names
+    )
 
 
 def passes_of(
@@ -85,7 +87,9 @@ def passes_of(
     known: Names = ()
     totals: list[Tensor] = []
     while True:
-        next_pass = make_pass(functools.partial(_up_to_sum, function, known), [*common, *totals], leaves)
+        next_pass = make_pass(
+            functools.partial(_up_to_sum, function, known), [*common, *totals], leaves
+        )
         passes.append(next_pass)
         if next_pass.operation is None:
             return passes
@@ -95,6 +99,8 @@ def passes_of(
 
 
 def _up_to_sum(
-    function: Callable[[list[Tensor], Names], PassResult], known: Names, arguments: list[Tensor]
+    function: Callable[[list[Tensor], Names], PassResult],
+    known: Names,
+    arguments: list[Tensor],
 ) -> PassResult:
     return function(arguments, known)

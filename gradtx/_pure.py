@@ -15,7 +15,15 @@ from gradtx import _torch, _tree
 from gradtx._complex import check_real, real_views
 from gradtx._errors import OWN_STATE, Path, foreign, lacking
 from gradtx._exact import exact
-from gradtx._execution import FROZEN, Block, Leaf, check_extras_of, checks_extras, execute, initialize
+from gradtx._execution import (
+    FROZEN,
+    Block,
+    Leaf,
+    check_extras_of,
+    checks_extras,
+    execute,
+    initialize,
+)
 from gradtx._messages import nearest
 from gradtx._narrowing import is_dict, is_mapping
 from gradtx._nested_state import NestedState, check_plain, enter, is_plain
@@ -28,7 +36,8 @@ if TYPE_CHECKING:
     from gradtx.core import GradientTransformation
 
 
-FUNCTIONS = {"grad_fn": "gradients", "value_fn": "0-d tensor"}  # extras that are functions, and their results
+# Extras that are functions, and their results.
+FUNCTIONS = {"grad_fn": "gradients", "value_fn": "0-d tensor"}
 LEAF_STEPS = "leaf_steps"  # the state entry with the count of updates of each leaf
 
 
@@ -49,7 +58,13 @@ class TreeRun(Run):
     grad_fn: Any
     value_fn: Any
 
-    def __init__(self, tx: GradientTransformation, like: dict[str, Any], unflatten: Any, state: Any = None):
+    def __init__(
+        self,
+        tx: GradientTransformation,
+        like: dict[str, Any],
+        unflatten: Any,
+        state: Any = None,
+    ):
         super().__init__()
         self._unflatten = unflatten
         self._like = like
@@ -60,10 +75,14 @@ class TreeRun(Run):
         elif is_dict(state) and isinstance(state.get("step"), Tensor):
             self.old_step = _checked_count("step", state["step"])
         else:
-            raise ValueError(f"{tx._name}: state is not a dict with a 'step'; {OWN_STATE}")
+            raise ValueError(
+                f"{tx._name}: state is not a dict with a 'step'; {OWN_STATE}"
+            )
         self._old = NestedState(state or {}, self.stages)
         self.clock = Clock(self.old_step + 1)
-        self.leaf_steps = None if state is None else _checked_leaf_steps(state.get(LEAF_STEPS), like)
+        self.leaf_steps = (
+            None if state is None else _checked_leaf_steps(state.get(LEAF_STEPS), like)
+        )
         self.watch()
         self.block = Block.of(tx, self, self._schedule_count())
         self._old.move_slots()
@@ -77,12 +96,16 @@ class TreeRun(Run):
 
     def clock_of(self, name: str) -> Clock:
         """Return the outermost clock of a leaf."""
-        return self.clock if self.leaf_steps is None else Clock(self.leaf_steps[name] + 1)
+        return (
+            self.clock if self.leaf_steps is None else Clock(self.leaf_steps[name] + 1)
+        )
 
     def scalars(self, path: Path) -> dict[str, Tensor]:
         return self._old.scalars(path)
 
-    def shared(self, path: Path, start: Mapping[str, Callable[[], Tensor]]) -> dict[str, Tensor]:
+    def shared(
+        self, path: Path, start: Mapping[str, Callable[[], Tensor]]
+    ) -> dict[str, Tensor]:
         for name, value in self.scalars(path).items():
             check_plain((*path, name), value)
         values = super().shared(path, start)
@@ -113,25 +136,48 @@ class TreeRun(Run):
         return self._unflatten({name: values.get(name) for name in self._like})
 
     def by_name(self, tree: Any) -> dict[str, Any]:
-        return _tree.match(tree, self._like, "updates returned by a plain function", "the updates given to it")
+        return _tree.match(
+            tree,
+            self._like,
+            "updates returned by a plain function",
+            "the updates given to it",
+        )
 
     def gradients_at(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
-        moved = {name: value.to(self.params[name].dtype) for name, value in values.items()}
+        moved = {
+            name: value.to(self.params[name].dtype) for name, value in values.items()
+        }
         params = self.unflatten_params({**self.params, **moved})
-        gradients = _tree.match(self.grad_fn(params), self.params, "gradients from grad_fn", "params")
+        gradients = _tree.match(
+            self.grad_fn(params), self.params, "gradients from grad_fn", "params"
+        )
         at: dict[str, Tensor] = {}
         for name, value in values.items():
             gradient = gradients[name]
-            at[name] = torch.zeros_like(value) if gradient is None else gradient.to(value.dtype)
+            at[name] = (
+                torch.zeros_like(value)
+                if gradient is None
+                else gradient.to(value.dtype)
+            )
         return at
 
     def value_along(
-        self, origin: dict[str, Tensor], direction: dict[str, Tensor], length: Tensor, sloped: bool
+        self,
+        origin: dict[str, Tensor],
+        direction: dict[str, Tensor],
+        length: Tensor,
+        sloped: bool,
     ) -> tuple[Tensor, Tensor | None]:
         def value_at(length: Tensor) -> Tensor:
             values = moved_along(origin, direction, length)
-            moved = {name: value.to(self.params[name].dtype) for name, value in values.items()}
-            return as_number("the result of value_fn", self.value_fn(self.unflatten_params({**self.params, **moved})))
+            moved = {
+                name: value.to(self.params[name].dtype)
+                for name, value in values.items()
+            }
+            return as_number(
+                "the result of value_fn",
+                self.value_fn(self.unflatten_params({**self.params, **moved})),
+            )
 
         if not sloped:
             return value_at(length), None
@@ -157,7 +203,9 @@ class TreeRun(Run):
         # A predicate may depend on the parameter's current value, so the state records its answer as a mark.
         if not selector.by_name:
             *stage, slot = selector.mark(path, label)
-            leaf.new.setdefault(tuple(stage), {})[slot] = torch.empty(0, device=leaf.device)
+            leaf.new.setdefault(tuple(stage), {})[slot] = torch.empty(
+                0, device=leaf.device
+            )
         return label
 
     def template(self, name: str) -> Tensor | None:
@@ -169,19 +217,27 @@ class TreeRun(Run):
             if operation.template_slot is not None:
                 slots = self._old.slots_of(operation.path, name)
                 if operation.template_slot in slots:
-                    return self._template_of(operation.path, operation.template_slot, slots)
+                    return self._template_of(
+                        operation.path, operation.template_slot, slots
+                    )
         return None
 
     def _template_of(self, path: Path, slot: str, slots: dict[str, Tensor]) -> Tensor:
         """Return a slot, or a stand-in for it if it is coded."""
         codes = slots[slot]
-        if codes.is_complex() or (codes.dtype.is_floating_point and codes.element_size() > 1):
+        if codes.is_complex() or (
+            codes.dtype.is_floating_point and codes.element_size() > 1
+        ):
             return codes
         return self.stores[path].template(slot, slots)
 
     def check(self, names: dict[str, Any]) -> None:
         """Raise an error, before anything runs, unless this is a state of this chain for these leaves."""
-        may_be_complex = {name for name, leaf in self._like.items() if leaf is None or leaf.is_complex()}
+        may_be_complex = {
+            name
+            for name, leaf in self._like.items()
+            if leaf is None or leaf.is_complex()
+        }
         self._old.check(names, self.opaque, self._has_shared_value, may_be_complex)
 
     def _has_shared_value(self, path: Path, name: str) -> bool:
@@ -193,7 +249,10 @@ class TreeRun(Run):
 
         def new(path: Path, key: str, old: Any) -> Any:
             if path == () and key == LEAF_STEPS:
-                return {name: _count_after(leaves.get(name), count) for name, count in old.items()}
+                return {
+                    name: _count_after(leaves.get(name), count)
+                    for name, count in old.items()
+                }
             if not is_dict(old):
                 return self.new_shared.get(path, {}).get(key, old)
             values: dict[str, Tensor] = {}
@@ -201,16 +260,33 @@ class TreeRun(Run):
                 values[name] = _new_slot(leaves.get(name), path, key, tensor)
             return values
 
-        return {**self._old.rebuilt(new, self.new_trees, self.opaque), "step": self.clock.step}
+        return {
+            **self._old.rebuilt(new, self.new_trees, self.opaque),
+            "step": self.clock.step,
+        }
 
 
 def _checked_count(name: str, value: Any) -> Tensor:
     """Return a count from a state after checking that it is valid."""
-    fits = isinstance(value, Tensor) and value.ndim == 0 and is_plain(value) and kind_of(value.dtype) == "int"
+    fits = (
+        isinstance(value, Tensor)
+        and value.ndim == 0
+        and is_plain(value)
+        and kind_of(value.dtype) == "int"
+    )
     if not fits:
-        raise ValueError(f"state[{name!r}] must be a 0-d integer tensor, got {value!r}; {OWN_STATE}")
-    if value.device.type == "cpu" and _torch.readable(value) and not _torch.is_intercepted() and value < 0:
-        raise ValueError(f"state[{name!r}] must be at least 0, got {value.item()}; {OWN_STATE}")
+        raise ValueError(
+            f"state[{name!r}] must be a 0-d integer tensor, got {value!r}; {OWN_STATE}"
+        )
+    if (
+        value.device.type == "cpu"
+        and _torch.readable(value)
+        and not _torch.is_intercepted()
+        and value < 0
+    ):
+        raise ValueError(
+            f"state[{name!r}] must be at least 0, got {value.item()}; {OWN_STATE}"
+        )
     return value
 
 
@@ -218,14 +294,21 @@ def _checked_leaf_steps(counts: Any, names: Iterable[str]) -> dict[str, Tensor] 
     if counts is None:
         return None
     if not is_dict(counts):
-        raise ValueError(f"state[{LEAF_STEPS!r}] must be a dict of counts by leaf, got {counts!r}; {OWN_STATE}")
+        raise ValueError(
+            f"state[{LEAF_STEPS!r}] must be a dict of counts by leaf, got {counts!r}; {OWN_STATE}"
+        )
     for name in names:
         if name not in counts:
             raise lacking((LEAF_STEPS,), name)
-    return {name: _checked_count(f"{LEAF_STEPS}.{name}", count) for name, count in counts.items()}
+    return {
+        name: _checked_count(f"{LEAF_STEPS}.{name}", count)
+        for name, count in counts.items()
+    }
 
 
-def blame_state(tx: GradientTransformation, like: Any, state: Any, error: Exception) -> Exception:
+def blame_state(
+    tx: GradientTransformation, like: Any, state: Any, error: Exception
+) -> Exception:
     """Return the error for a failed call, which blames the state if it differs from `init`'s in shapes or dtypes."""
     try:
         expected = init(tx, like)
@@ -245,11 +328,15 @@ def _difference(expected: Any, state: Any, path: Path) -> str | None:
         return None
     if not (isinstance(expected, Tensor) and isinstance(state, Tensor)):
         return (
-            None if type(expected) is type(state) else f"state at {'.'.join(path)!r} has an unexpected value {state!r}"
+            None
+            if type(expected) is type(state)
+            else f"state at {'.'.join(path)!r} has an unexpected value {state!r}"
         )
     needs = (tuple(expected.shape), kind_of(expected.dtype), expected.device.type)
     has = (tuple(state.shape), kind_of(state.dtype), state.device.type)
-    return None if needs == has else f"state at {'.'.join(path)!r} is {has}, needs {needs}"
+    return (
+        None if needs == has else f"state at {'.'.join(path)!r} is {has}, needs {needs}"
+    )
 
 
 def _device_of(leaves: dict[str, Any]) -> torch.device:
@@ -272,13 +359,16 @@ def _new_slot(leaf: Leaf | None, path: Path, slot: str, old: Tensor) -> Tensor:
     new = leaf.new.get(path, {}).get(slot)
     if new is not None:
         return leaf.in_callers_form(new)
-    passed_by = leaf.inputs[0] is None  # only a combinator after this link processed the leaf
+    # Only a combinator after this link processed the leaf.
+    passed_by = leaf.inputs[0] is None
     if old.numel() and not passed_by:  # a selector's mark is empty and remains
         raise foreign((*path, slot))
     return old
 
 
-def init(tx: GradientTransformation, params: Any, counts: str = "calls") -> dict[str, Any]:
+def init(
+    tx: GradientTransformation, params: Any, counts: str = "calls"
+) -> dict[str, Any]:
     if counts not in ("calls", "leaves"):
         raise ValueError(f"init: counts must be 'calls' or 'leaves', got {counts!r}")
     leaves, unflatten = _tree.flatten(params, "params")
@@ -296,7 +386,10 @@ def init(tx: GradientTransformation, params: Any, counts: str = "calls") -> dict
         check_patterns(run.seen_slots)
     state = _first_state(run, cells)
     if counts == "leaves":
-        state[LEAF_STEPS] = {cell.name: torch.zeros((), dtype=torch.int64, device=cell.device) for cell in cells}
+        state[LEAF_STEPS] = {
+            cell.name: torch.zeros((), dtype=torch.int64, device=cell.device)
+            for cell in cells
+        }
     run.memory.register(_tree.tensors(params))
     state = _tree.map_tensors(run.memory.unshared, state)
     if not cells or not _torch.inside_transform():
@@ -325,7 +418,11 @@ def _first_state(run: TreeRun, cells: list[Leaf]) -> dict[str, Any]:
 
 
 def update(
-    tx: GradientTransformation, updates: Any, state: Any, params: Any, extras: dict[str, Any]
+    tx: GradientTransformation,
+    updates: Any,
+    state: Any,
+    params: Any,
+    extras: dict[str, Any],
 ) -> tuple[Any, dict[str, Any]]:
     try:
         return _update(tx, updates, state, params, extras)
@@ -337,7 +434,11 @@ def update(
 
 
 def _update(
-    tx: GradientTransformation, updates: Any, state: Any, params: Any, extras: dict[str, Any]
+    tx: GradientTransformation,
+    updates: Any,
+    state: Any,
+    params: Any,
+    extras: dict[str, Any],
 ) -> tuple[Any, dict[str, Any]]:
     grads, unflatten = _tree.flatten(updates, "updates")
     by_name: dict[str, Any] = {}
@@ -350,10 +451,14 @@ def _update(
     run.params, run.unflatten_params = by_name, unflatten_params
     run.grad_fn, run.value_fn = extras.get("grad_fn"), extras.get("value_fn")
     run.check(grads)
-    leaves = leaves_of(run, grads, by_name if params is not None else None, extras, kinds)
+    leaves = leaves_of(
+        run, grads, by_name if params is not None else None, extras, kinds
+    )
     execute(leaves.values(), _done)
     run.end()
-    outputs = {name: _output(leaves[name]) if name in leaves else None for name in grads}
+    outputs = {
+        name: _output(leaves[name]) if name in leaves else None for name in grads
+    }
     new_state = run.rebuilt(leaves)
     run.memory.register(_tree.tensors((updates, state, params, extras)))
     return _tree.map_tensors(run.memory.unshared, (unflatten(outputs), new_state))
@@ -369,7 +474,11 @@ def _done(leaf: Leaf) -> None:
 
 
 def leaves_of(
-    run: TreeRun, grads: dict[str, Any], params: dict[str, Any] | None, extras: dict[str, Any], kinds: dict[str, str]
+    run: TreeRun,
+    grads: dict[str, Any],
+    params: dict[str, Any] | None,
+    extras: dict[str, Any],
+    kinds: dict[str, str],
 ) -> dict[str, Leaf]:
     """Return the leaves that take part in this update, with their programs."""
     scalars, trees = split_extras(extras, kinds, grads)
@@ -384,7 +493,9 @@ def leaves_of(
                 continue
         if params is not None and grad is not None:
             _check_pair(name, grad, param)
-        leaf = leaves[name] = Leaf(run, name, grad, param, scalars, run.clock_of(name), like)
+        leaf = leaves[name] = Leaf(
+            run, name, grad, param, scalars, run.clock_of(name), like
+        )
         if trees:
             leaf.extras = _with_entries_of(leaf, scalars, trees)
     for leaf in leaves.values():
@@ -394,7 +505,9 @@ def leaves_of(
     return leaves
 
 
-def _with_entries_of(leaf: Leaf, scalars: dict[str, Any], trees: dict[str, Any]) -> dict[str, Any]:
+def _with_entries_of(
+    leaf: Leaf, scalars: dict[str, Any], trees: dict[str, Any]
+) -> dict[str, Any]:
     """Return the extras that the rules of a leaf receive: scalars, and the leaf's entries of trees."""
     extras = dict(scalars)
     for extra, values in trees.items():
@@ -422,18 +535,25 @@ def by_leaf(extra: str, value: Any, leaf: Leaf) -> Any:
     check_real(leaf.name, value, extra)
     shape = next(tensor.shape for tensor in leaf.inputs if tensor is not None)
     if value.shape != shape:
-        raise ValueError(f"{extra}: leaf {leaf.name!r} has shape {tuple(value.shape)}, needs {tuple(shape)}")
+        raise ValueError(
+            f"{extra}: leaf {leaf.name!r} has shape {tuple(value.shape)}, needs {tuple(shape)}"
+        )
     return value.to(leaf.compute_dtype)
 
 
 def check_extras(
-    tx: GradientTransformation, params: Any, extras: dict[str, Any], call: str = "update(updates, state, params"
+    tx: GradientTransformation,
+    params: Any,
+    extras: dict[str, Any],
+    call: str = "update(updates, state, params",
 ) -> dict[str, str]:
     """Check the extras of a call, and return the kinds of all extras that `tx` knows."""
     kinds, needs = tx._requirements()
     for name in extras:
         if name not in kinds:
-            raise TypeError(f"{tx._name}: unknown extra {name!r}; {nearest(name, kinds)}")
+            raise TypeError(
+                f"{tx._name}: unknown extra {name!r}; {nearest(name, kinds)}"
+            )
     for link, need in needs:
         if need == "params":
             if params is None:
@@ -460,7 +580,9 @@ def split_extras(
             trees[name] = _tree.match(value, names, name, "updates")
         elif name in FUNCTIONS:
             if not callable(value):
-                raise TypeError(f"{name} must be a function params -> {FUNCTIONS[name]}, got {value!r}")
+                raise TypeError(
+                    f"{name} must be a function params -> {FUNCTIONS[name]}, got {value!r}"
+                )
             scalars[name] = value
         elif kinds[name].startswith("tensors"):
             scalars[name] = _tensors(name, value)
@@ -471,14 +593,21 @@ def split_extras(
 
 def _tensors(name: str, value: Any) -> dict[str, Tensor]:
     """Check an extra that is a dict of tensors with its own names, which are not those of leaves."""
-    if not is_mapping(value) or not all(isinstance(tensor, Tensor) for tensor in value.values()):
+    if not is_mapping(value) or not all(
+        isinstance(tensor, Tensor) for tensor in value.values()
+    ):
         raise TypeError(f"{name} must be a dict of tensors, got {value!r}")
     return dict(value)
 
 
-def moved_along(origin: dict[str, Tensor], direction: dict[str, Tensor], length: Tensor) -> dict[str, Tensor]:
+def moved_along(
+    origin: dict[str, Tensor], direction: dict[str, Tensor], length: Tensor
+) -> dict[str, Tensor]:
     """Return the parameters after a step of this length along `direction`."""
-    return {name: origin[name] + length.to(step.device, step.dtype) * step for name, step in direction.items()}
+    return {
+        name: origin[name] + length.to(step.device, step.dtype) * step
+        for name, step in direction.items()
+    }
 
 
 def as_number(name: str, value: Any) -> Tensor:
@@ -488,7 +617,9 @@ def as_number(name: str, value: Any) -> Tensor:
     if number.is_complex():
         raise TypeError(f"{name} must be real, got {value!r}")
     if number.ndim:
-        raise ValueError(f"{name} must be 0-d, got a tensor of shape {tuple(number.shape)}")
+        raise ValueError(
+            f"{name} must be 0-d, got a tensor of shape {tuple(number.shape)}"
+        )
     return number.to(torch.promote_types(number.dtype, torch.float32))
 
 
@@ -546,6 +677,8 @@ def apply_updates(params: Any, updates: Any) -> Any:
             shapes = f"{tuple(step.shape)}, but its parameter has {tuple(param.shape)}"
             raise ValueError(f"apply_updates: leaf {name!r} has shape {shapes}")
         if step.is_complex() and not param.is_complex():
-            raise TypeError(f"apply_updates: leaf {name!r} has dtype {step.dtype}, but its parameter has {param.dtype}")
+            raise TypeError(
+                f"apply_updates: leaf {name!r} has dtype {step.dtype}, but its parameter has {param.dtype}"
+            )
         new[name] = (param + step).to(param.dtype)
     return unflatten(new)

@@ -41,9 +41,19 @@ class _UnsuitableError(Exception):
     """Raised for a call that no program can run."""
 
 
-def update(tx: GradientTransformation, updates: Any, state: Any, params: Any, extras: dict[str, Any]) -> Any:
+def update(
+    tx: GradientTransformation,
+    updates: Any,
+    state: Any,
+    params: Any,
+    extras: dict[str, Any],
+) -> Any:
     """Return the result of `_pure.update`, computed by a program; None if no program can run this call."""
-    if _torch.is_intercepted() or _torch.inside_transform() or _torch.forward_mode_active():
+    if (
+        _torch.is_intercepted()
+        or _torch.inside_transform()
+        or _torch.forward_mode_active()
+    ):
         return None
     tensors: list[Any] = []
     try:
@@ -64,7 +74,8 @@ def update(tx: GradientTransformation, updates: Any, state: Any, params: Any, ex
     for program in programs:
         if program.fits(tensors):
             return program(tensors, extras, numbers.values)
-    result = _pure.update(tx, updates, state, params, extras)  # raises an error if the call is invalid
+    # Raises an error if the call is invalid.
+    result = _pure.update(tx, updates, state, params, extras)
     try:
         with torch.no_grad():
             program = TreeProgram(tx, numbers, updates, state, params, extras, tensors)
@@ -91,7 +102,9 @@ def _records_gradients(tensors: Iterable[Tensor], numbers: Iterable[Any]) -> boo
     for tensor in tensors:
         if tensor.requires_grad:
             return True
-    return any(isinstance(number, Tensor) and number.requires_grad for number in numbers)
+    return any(
+        isinstance(number, Tensor) and number.requires_grad for number in numbers
+    )
 
 
 _SHARED = SharedPrograms()
@@ -106,7 +119,9 @@ def programs_of(tx: GradientTransformation) -> dict[Any, Any]:
         skeleton = tx._skeleton()
         numbers = Numbers.of(tx)
         has_tensors = any(isinstance(number, Tensor) for number in numbers.values)
-        is_private = skeleton is None or has_tensors or not _is_shareable(numbers.structure)
+        is_private = (
+            skeleton is None or has_tensors or not _is_shareable(numbers.structure)
+        )
         tx._set(_program_cache={} if is_private else _SHARED.of(skeleton))
     return tx._program_cache  # type: ignore[return-value]
 
@@ -133,7 +148,9 @@ def _structure(tree: Any, tensors: list[Any]) -> Any:
         tensors.append(tree)
         return None
     if kind is dict:
-        return tuple(tree), tuple([_structure(value, tensors) for value in tree.values()])
+        return tuple(tree), tuple(
+            [_structure(value, tensors) for value in tree.values()]
+        )
     if kind is tuple or kind is list:
         return kind, tuple([_structure(value, tensors) for value in tree])
     if tree is None:
@@ -172,7 +189,13 @@ def _filled(template: Any, tensors: list[Any]) -> Any:
 
 
 def _layout(tensor: Tensor) -> tuple[Any, ...]:
-    return tensor.dtype, tensor.device, tensor.shape, tensor.stride(), tensor.requires_grad
+    return (
+        tensor.dtype,
+        tensor.device,
+        tensor.shape,
+        tensor.stride(),
+        tensor.requires_grad,
+    )
 
 
 @dataclass(frozen=True)
@@ -202,10 +225,13 @@ class Numbers:
         for entry in tx._entries():
             off = entry.argument.range.off
             value = entry.value
-            if entry.argument.kind in ("floats", "named floats"):  # rules receive these unchanged
+            # Rules receive these unchanged.
+            if entry.argument.kind in ("floats", "named floats"):
                 structure.append((entry.place, value))
             elif _is_tuple(value):
-                structure.append((entry.place, tuple(self._take(item, off) for item in value)))
+                structure.append(
+                    (entry.place, tuple(self._take(item, off) for item in value))
+                )
             else:
                 structure.append((entry.place, self._take(value, off)))
         self.structure = tuple(structure)
@@ -223,12 +249,16 @@ class Numbers:
         self.values.append(item)
         return NUMBER
 
-    def chain_of(self, tx: GradientTransformation, tensors: Iterator[Tensor]) -> GradientTransformation:
+    def chain_of(
+        self, tx: GradientTransformation, tensors: Iterator[Tensor]
+    ) -> GradientTransformation:
         """Return the transformation with tensors in place of the numbers."""
         arguments: dict[Any, Any] = {}
         for place, value in self.structure:
             if _is_tuple(value):
-                arguments[place] = tuple(next(tensors) if item is NUMBER else item for item in value)
+                arguments[place] = tuple(
+                    next(tensors) if item is NUMBER else item for item in value
+                )
             else:
                 arguments[place] = next(tensors) if value is NUMBER else value
         return tx._replaced(arguments, checked=False)
@@ -252,7 +282,9 @@ class TreeProgram:
         tensors: list[Tensor],
     ):
         numbers_of_tensors = iter(range(len(tensors)))
-        self._updates, self._state, numbered_params = _numbered((updates, state, params), numbers_of_tensors)
+        self._updates, self._state, numbered_params = _numbered(
+            (updates, state, params), numbers_of_tensors
+        )
         self._count = len(tensors)
         self._have_same_layout: Callable[..., bool] = _torch.layout_check(tensors)
         self._layouts = list(map(_layout, tensors))
@@ -270,8 +302,12 @@ class TreeProgram:
         for names in _group_by_program(leaves, self._entries, tensors):
             slots = [entry for entry in self._entries if names[0] in entry.leaves]
             leaves_of_program = _Leaves(names, columns.of(names, slots), has_param)
-            function = _OneLeaf(tx, numbers, names[0], has_param, self._entries, slots, list(extras))
-            self._bundles.extend(_bundles(leaves_of_program, function, common_numbers, tensors))
+            function = _OneLeaf(
+                tx, numbers, names[0], has_param, self._entries, slots, list(extras)
+            )
+            self._bundles.extend(
+                _bundles(leaves_of_program, function, common_numbers, tensors)
+            )
 
     def _numbers_of_state(self) -> list[int]:
         """Return the indices of the state's tensors."""
@@ -287,16 +323,21 @@ class TreeProgram:
         """Whether tensors have the dtypes, devices, shapes and strides that the program was created for."""
         if self._have_same_layout(*tensors):
             return True
-        return list(map(_layout, tensors)) == self._layouts  # the quick check rejects a tensor that occurs twice
+        # The quick check rejects a tensor that occurs twice.
+        return list(map(_layout, tensors)) == self._layouts
 
     def _real(self, tensors: list[Tensor]) -> list[Tensor]:
         """Return the tensors as rules see them, with real views of complex ones."""
         return list(map(as_real, tensors)) if self._complex else tensors
 
     def _shared(self, tensors: list[Tensor]) -> list[Tensor]:
-        return [tensors[entry.shared] for entry in self._entries if entry.shared is not None]
+        return [
+            tensors[entry.shared] for entry in self._entries if entry.shared is not None
+        ]
 
-    def __call__(self, tensors: list[Tensor], extras: dict[str, Any], values: list[Any]) -> tuple[Any, dict[str, Any]]:
+    def __call__(
+        self, tensors: list[Tensor], extras: dict[str, Any], values: list[Any]
+    ) -> tuple[Any, dict[str, Any]]:
         """Return new `(updates, state)`."""
         tensors = self._real(tensors)
         results: list[Any] = [None] * self._count
@@ -307,7 +348,8 @@ class TreeProgram:
         with torch.no_grad():
             execute(calls, _ignore)  # type: ignore[arg-type]
         for i in self._kept:
-            if results[i] is None:  # a leaf without a gradient, or a stage that no leaf passes through
+            # A leaf without a gradient, or a stage that no leaf passes through.
+            if results[i] is None:
                 results[i] = tensors[i].clone()
         for i in self._complex:
             results[i] = None if results[i] is None else as_complex(results[i])
@@ -315,7 +357,11 @@ class TreeProgram:
 
 
 def _run_of(
-    tx: GradientTransformation, updates: Any, state: Any, params: Any, extras: dict[str, Any]
+    tx: GradientTransformation,
+    updates: Any,
+    state: Any,
+    params: Any,
+    extras: dict[str, Any],
 ) -> tuple[TreeRun, dict[str, Leaf]]:
     """Return the run of a call, and the leaves that have a gradient.
 
@@ -378,14 +424,20 @@ def _entries(state: Any, stages: Any, path: Path = ()) -> Iterator[Entry]:
             yield Entry(path, key, cast("dict[str, int]", value), None)
 
 
-def _group_by_program(leaves: dict[str, Leaf], entries: list[Entry], tensors: list[Tensor]) -> Iterable[list[str]]:
+def _group_by_program(
+    leaves: dict[str, Leaf], entries: list[Entry], tensors: list[Tensor]
+) -> Iterable[list[str]]:
     """Group the names of leaves that may share a program: those of one shape, or elementwise ones of any shape."""
     groups: dict[Any, list[str]] = {}
     for name, leaf in leaves.items():
-        if not all(operation.has_list_program(leaf, True) for operation in leaf.program):
+        if not all(
+            operation.has_list_program(leaf, True) for operation in leaf.program
+        ):
             raise _UnsuitableError
         values = [tensor for tensor in leaf.inputs if tensor is not None]
-        values.extend(tensors[entry.leaves[name]] for entry in entries if name in entry.leaves)
+        values.extend(
+            tensors[entry.leaves[name]] for entry in entries if name in entry.leaves
+        )
         program = tuple(map(id, leaf.program))
         slots = tuple(name in entry.leaves for entry in entries)
         groups.setdefault((program, slots, _traits(leaf, values)), []).append(name)
@@ -407,10 +459,14 @@ def _is_flat(leaf: Leaf, values: list[Tensor]) -> bool:
     shape = values[0].shape
     if any(tensor.shape not in (shape, ()) for tensor in values):
         return False
-    return all(operation.elementwise and not operation.positional for operation in leaf.program)
+    return all(
+        operation.elementwise and not operation.positional for operation in leaf.program
+    )
 
 
-def _stand_ins(numbers: Numbers, shared: list[Tensor], extras: dict[str, Any]) -> list[Tensor]:
+def _stand_ins(
+    numbers: Numbers, shared: list[Tensor], extras: dict[str, Any]
+) -> list[Tensor]:
     """Return 0-d tensors with the dtypes of all numbers that leaves share."""
     stand_ins = [torch.empty((), dtype=torch.float64) for _ in numbers.values]
     stand_ins.extend(shared)
@@ -463,7 +519,9 @@ class _OneLeaf:
         try:
             execute(leaves.values(), _ignore)
         except AwaitedSumError as awaited:
-            return PassResult(list(awaited.sums.values()), tuple(awaited.sums), awaited.operation)
+            return PassResult(
+                list(awaited.sums.values()), tuple(awaited.sums), awaited.operation
+            )
         if run.late_sums:
             raise UnrecordableError("a shared value is a sum over leaves")
         run.end()
@@ -546,7 +604,9 @@ class _Leaves:
         """Return the tensors of one leaf."""
         return [tensors[column[position]] for column in self.columns]
 
-    def set_passes(self, passes: list[ListPass], tensors: list[Tensor], on_host: bool) -> None:
+    def set_passes(
+        self, passes: list[ListPass], tensors: list[Tensor], on_host: bool
+    ) -> None:
         self.passes = passes
         self.device = tensors[self.columns[0][0]].device
         with _planning():
@@ -567,7 +627,12 @@ def _planning() -> Generator[None, None, None]:
         raise _UnsuitableError from error
 
 
-def _bundles(leaves: _Leaves, function: _OneLeaf, common_numbers: list[Tensor], tensors: list[Tensor]) -> list[_Leaves]:
+def _bundles(
+    leaves: _Leaves,
+    function: _OneLeaf,
+    common_numbers: list[Tensor],
+    tensors: list[Tensor],
+) -> list[_Leaves]:
     """Split leaves that may have the same program into bundles of those that do."""
     on_host = all(number.device.type == "cpu" for number in common_numbers)
     of_shape: dict[torch.Size, list[int]] = {}
@@ -622,7 +687,10 @@ class _Call(ListBundle):
 
     def columns(self) -> Iterator[list[list[Tensor]]]:
         for chunk in self._leaves.chunks:
-            yield [[self._tensors[i] for i in column[chunk]] for column in self._leaves.columns]
+            yield [
+                [self._tensors[i] for i in column[chunk]]
+                for column in self._leaves.columns
+            ]
 
     def leaf_names(self) -> Iterator[list[str]]:
         for chunk in self._leaves.chunks:
@@ -631,7 +699,9 @@ class _Call(ListBundle):
     def end(self, compiled: ListPass, results: list[list[Any]]) -> None:
         written = self._leaves.written
         for chunk, of_chunk in zip(self._leaves.chunks, results, strict=True):
-            for column, dtype, values in zip(written, compiled.dtypes, of_chunk, strict=False):
+            for column, dtype, values in zip(
+                written, compiled.dtypes, of_chunk, strict=False
+            ):
                 numbers = column[chunk]
                 if not differ_by_leaf(values):  # the same for all leaves
                     values = [self.as_tensor(values, dtype) for _ in numbers]
@@ -644,4 +714,6 @@ class _Call(ListBundle):
         for position in range(len(self._leaves.written), len(values)):
             number = compiled.names[position]
             if self._results[number] is None:
-                self._results[number] = self.as_tensor(values[position], compiled.dtypes[position])
+                self._results[number] = self.as_tensor(
+                    values[position], compiled.dtypes[position]
+                )

@@ -14,9 +14,19 @@ from torch import Tensor
 
 from gradtx import _torch
 from gradtx._exact import exact_dtype
-from gradtx._sharding import first_entries, from_local_like, is_sharded, local, placed_as
+from gradtx._sharding import (
+    first_entries,
+    from_local_like,
+    is_sharded,
+    local,
+    placed_as,
+)
 
-_GOLDEN, _MIX1, _MIX2 = 0x9E3779B97F4A7C15 - 2**64, 0xBF58476D1CE4E5B9 - 2**64, 0x94D049BB133111EB - 2**64
+_GOLDEN, _MIX1, _MIX2 = (
+    0x9E3779B97F4A7C15 - 2**64,
+    0xBF58476D1CE4E5B9 - 2**64,
+    0x94D049BB133111EB - 2**64,
+)
 
 
 def _shift(x: Tensor, bits: int) -> Tensor:
@@ -33,7 +43,9 @@ def _mix(x: Tensor) -> Tensor:
 @_torch.assume_constant
 def name_key(name: str) -> int:
     """Return the signed 64-bit number that represents a leaf's name in its stream."""
-    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little", signed=True)
+    return int.from_bytes(
+        hashlib.blake2b(name.encode(), digest_size=8).digest(), "little", signed=True
+    )
 
 
 class Stream:
@@ -52,9 +64,11 @@ class Stream:
 
     def _bits(self, like: Tensor) -> Tensor:
         self._draws += 1
-        index = torch.arange(like.numel(), device=like.device, dtype=torch.int64).reshape(like.shape)
+        index = torch.arange(like.numel(), device=like.device, dtype=torch.int64)
+        index = index.reshape(like.shape)
         # Only the local shard of a sharded leaf: torch 2.13 shifts the bits of DTensors incorrectly.
-        return _mix(_mix(self._key.to(like.device) + self._draws) + local(placed_as(index, like)))
+        key = _mix(self._key.to(like.device) + self._draws)
+        return _mix(key + local(placed_as(index, like)))
 
     def _uniform(self, like: Tensor) -> Tensor:
         # 53 bits, centered in their cells: never 0, whose logarithm is -inf, and never 1.
@@ -63,11 +77,15 @@ class Stream:
     def normal(self, like: Tensor) -> Tensor:
         """Return standard normal numbers with the shape of `like`."""
         radius = (-2 * self._uniform(like).log()).sqrt()
-        return from_local_like((radius * (2 * math.pi * self._uniform(like)).cos()).to(like.dtype), like)
+        return from_local_like(
+            (radius * (2 * math.pi * self._uniform(like)).cos()).to(like.dtype), like
+        )
 
     def rademacher(self, like: Tensor) -> Tensor:
         """Return -1 or 1 with equal probability, with the shape of `like`."""
-        return from_local_like((1 - 2 * _shift(self._bits(like), 63)).to(like.dtype), like)
+        return from_local_like(
+            (1 - 2 * _shift(self._bits(like), 63)).to(like.dtype), like
+        )
 
 
 # 16 random bits per entry for stochastic rounding: a function of a key, the step and the index in the whole tensor.
@@ -84,7 +102,9 @@ def indices(like: Tensor) -> Tensor:
     places = torch.zeros((), dtype=torch.int64, device=part.device)
     stride = 1
     for dim in reversed(range(like.ndim)):
-        along = (torch.arange(part.shape[dim], device=part.device) + firsts[dim]) * stride
+        along = (
+            torch.arange(part.shape[dim], device=part.device) + firsts[dim]
+        ) * stride
         places = places + along.reshape(-1, *[1] * (like.ndim - 1 - dim))
         stride *= like.shape[dim]
     return places.expand(part.shape)

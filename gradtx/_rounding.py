@@ -31,7 +31,9 @@ class Rounding(Operation):
     def start(self, leaf: Leaf) -> None:
         param = leaf.inputs[1]
         if param is None:
-            raise ValueError(f"{self.name} needs params: call update(updates, state, params)")
+            raise ValueError(
+                f"{self.name} needs params: call update(updates, state, params)"
+            )
         if param.dtype not in HALVES:
             return
         if _torch.has_derivative(leaf.update):
@@ -44,7 +46,10 @@ class Rounding(Operation):
         before = local(param).to(torch.float32)
         after, slots = self.rounded(leaf, before, local(update).to(torch.float32), old)
         leaf.update = from_local_like((after - before).to(leaf.update.dtype), update)
-        new = {slot: from_local_like(value, old[slot]) if value.ndim else value for slot, value in slots.items()}
+        new = {
+            slot: from_local_like(value, old[slot]) if value.ndim else value
+            for slot, value in slots.items()
+        }
         leaf.new[self.path] = leaf.unless_skipped(new, old)
 
     def first(self, leaf: Leaf, param: Tensor) -> dict[str, Tensor]:
@@ -76,7 +81,9 @@ class StochasticRounding(Rounding):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         stored = leaf.inputs[1]
         noise = bits16(local(old["key"]), leaf.moment().step, leaf.places(stored))
-        return stochastically_rounded(param + update, noise, stored.dtype), {"key": old["key"]}
+        return stochastically_rounded(param + update, noise, stored.dtype), {
+            "key": old["key"]
+        }
 
 
 class Compensation(Rounding):
@@ -88,7 +95,9 @@ class Compensation(Rounding):
 
     def first(self, leaf: Leaf, param: Tensor) -> dict[str, Tensor]:
         dtype = torch.int8 if self._bits == 8 else param.dtype
-        return {"compensation": torch.zeros_like(param, dtype=dtype, requires_grad=False)}
+        return {
+            "compensation": torch.zeros_like(param, dtype=dtype, requires_grad=False)
+        }
 
     def rounded(
         self, leaf: Leaf, param: Tensor, update: Tensor, old: dict[str, Tensor]
@@ -104,7 +113,9 @@ class Compensation(Rounding):
         return after, {"compensation": compensation}
 
 
-def _with_int8(param: Tensor, update: Tensor, error: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def _with_int8(
+    param: Tensor, update: Tensor, error: Tensor, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
     """Return the rounded new weight, and the rounding error as int8 fractions of half a unit in the last place."""
     if dtype == torch.bfloat16:
         codec = CODES["bfloat16+8"]
@@ -112,7 +123,9 @@ def _with_int8(param: Tensor, update: Tensor, error: Tensor, dtype: torch.dtype)
         return upper.to(torch.float32), error
     exact = param + (update + error.to(torch.float32) * (unit_of_half(param) / 254))
     after = rounded_to_nearest(exact, dtype)
-    return after, ((exact - after) * (254 / unit_of_half(after))).round().clamp(-127, 127).to(torch.int8)
+    return after, ((exact - after) * (254 / unit_of_half(after))).round().clamp(
+        -127, 127
+    ).to(torch.int8)
 
 
 def unit_of_half(values: Tensor) -> Tensor:

@@ -22,7 +22,14 @@ from gradtx._narrowing import is_dict, is_list, is_tuple
 from gradtx._random import Stream
 from gradtx._runs import LateTerm, Run, Scope
 from gradtx._sharding import full_tensor, is_sharded, placed_as, summed_over_ranks
-from gradtx._slots import WrongShapeError, check_slots, numbered, value_for, with_lists, wrong_shape
+from gradtx._slots import (
+    WrongShapeError,
+    check_slots,
+    numbered,
+    value_for,
+    with_lists,
+    wrong_shape,
+)
 from gradtx._storage import Store
 from gradtx._torch import readable
 from gradtx.context import ALWAYS_KNOWN, Context, StandInCalledError
@@ -74,7 +81,9 @@ class Rule:
     nonnegative: tuple[str, ...] = ()
     kinds: Mapping[str, str] = dataclasses.field(default_factory=_empty)
     averages: Mapping[str, Any] = dataclasses.field(default_factory=_empty)
-    summed: Mapping[str, Callable[[Tensor], Tensor]] = dataclasses.field(default_factory=_empty)
+    summed: Mapping[str, Callable[[Tensor], Tensor]] = dataclasses.field(
+        default_factory=_empty
+    )
     sums_of_leaf: bool = False
     whole: bool | str = False
     owner_reads: tuple[str, ...] = ()
@@ -123,7 +132,9 @@ class StageState:
         device = scope.run.device
         self.path = path
         self.shared: dict[str, Tensor] = {}
-        self.store = Store(path, rule.name, scope.state_dtype, rule.nonnegative, scope.run)
+        self.store = Store(
+            path, rule.name, scope.state_dtype, rule.nonnegative, scope.run
+        )
         self._rule = rule
         self._space = scope.space
         starts: dict[str, Callable[[], Tensor]] = {}
@@ -131,7 +142,9 @@ class StageState:
             starts[name] = _initial_value(value, device, self.store.shared_dtype(name))
         if rule.seed is not None:
             starts["seed"] = lambda: torch.tensor(rule.seed, device=device)
-            starts["counter"] = lambda: torch.zeros((), dtype=torch.int64, device=device)
+            starts["counter"] = lambda: torch.zeros(
+                (), dtype=torch.int64, device=device
+            )
         if starts:
             self.shared = scope.shared(path, starts)
 
@@ -146,7 +159,9 @@ class StageState:
 
     def _outside(self, leaf: Leaf, device: Any = None) -> Tensor:
         """Like `like`, but with the leaf's shape outside all combinators that change coordinates."""
-        update, param = (leaf.update, leaf.param) if self._space is None else leaf.inputs
+        update, param = (
+            (leaf.update, leaf.param) if self._space is None else leaf.inputs
+        )
         tensor = param if param is not None else update
         return tensor.to(device or leaf.device, self.compute_dtype(leaf))
 
@@ -161,7 +176,9 @@ class StageState:
         assert init is not None
         random: tuple[Any, ...] = ()
         if self._rule.seed is not None:
-            random = (Stream(self.shared["seed"], self.shared["counter"], leaf.stream_name),)
+            random = (
+                Stream(self.shared["seed"], self.shared["counter"], leaf.stream_name),
+            )
         try:
             return init(like, *random)
         except UnfitError as error:
@@ -171,18 +188,24 @@ class StageState:
                 raise
             return init(full_tensor(like), *random)
 
-    def first(self, leaf: Leaf, old: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+    def first(
+        self, leaf: Leaf, old: Mapping[str, Tensor] | None = None
+    ) -> dict[str, Tensor]:
         """Return the initial slots in stored form, with codes for the slots that are coded in `old`."""
         if self._rule.init is None:
             return {}
         return self.stored(self.init_slots(leaf), leaf, old)
 
-    def stored(self, slots: dict[str, Any], leaf: Leaf, old: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+    def stored(
+        self, slots: dict[str, Any], leaf: Leaf, old: Mapping[str, Tensor] | None = None
+    ) -> dict[str, Tensor]:
         """Convert slots that `init` returned to their stored form."""
         check_slots(slots, self._rule.name)
         twice = slots.keys() & self._rule.shared.keys()
         if twice:
-            raise TypeError(f"{self._rule.name}: {sorted(twice)} are both slots and shared values; rename one of them")
+            raise TypeError(
+                f"{self._rule.name}: {sorted(twice)} are both slots and shared values; rename one of them"
+            )
 
         def probe(like: Tensor) -> dict[str, Any]:
             return numbered(self._call_init(like, leaf))
@@ -190,21 +213,29 @@ class StageState:
         like = self._outside(leaf)
         flat = numbered(slots)
         if self._space is not None:
-            flat = {slot: self._space.first(self._rule, slot, value, leaf, like) for slot, value in flat.items()}
+            flat = {
+                slot: self._space.first(self._rule, slot, value, leaf, like)
+                for slot, value in flat.items()
+            }
         return self.store.first(flat, like, leaf, old, probe)
 
     def _flat(self, state: dict[str, Any]) -> dict[str, Any]:
         """Replace the lists in a rule's state with numbered slots."""
         return numbered(state)
 
-    def _as_rule_sees(self, leaf: Leaf, old: dict[str, Tensor], flat: dict[str, Tensor]) -> dict[str, Any]:
+    def _as_rule_sees(
+        self, leaf: Leaf, old: dict[str, Tensor], flat: dict[str, Tensor]
+    ) -> dict[str, Any]:
         """The reverse of `_flat`."""
         state = with_lists(flat)
-        if state is not flat and leaf.layout is None:  # with a layout, an optimizer's slots are already known
+        # With a layout, an optimizer's slots are already known.
+        if state is not flat and leaf.layout is None:
             self._check_lists(leaf, old)
         return state
 
-    def read(self, leaf: Leaf, compute_dtype: torch.dtype) -> tuple[dict[str, Tensor], RuleState]:
+    def read(
+        self, leaf: Leaf, compute_dtype: torch.dtype
+    ) -> tuple[dict[str, Tensor], RuleState]:
         """Return a leaf's slots in stored form, and the state to pass to the rule."""
         if self._rule.init is None:
             return {}, RuleState(self.shared, self, leaf)
@@ -215,7 +246,10 @@ class StageState:
             old = _with_restarts(leaf.restarts, self.first(leaf, old), old)
         flat = self.store.decode_slots(old, compute_dtype, leaf)
         if self._space is not None:
-            flat = {slot: self._space.read(self._rule, slot, value, leaf) for slot, value in flat.items()}
+            flat = {
+                slot: self._space.read(self._rule, slot, value, leaf)
+                for slot, value in flat.items()
+            }
         state = self._as_rule_sees(leaf, old, flat)
         return old, RuleState({**state, **self.shared}, self, leaf)
 
@@ -239,7 +273,9 @@ class StageState:
             f"{nearest(str(name), [*made, *self.shared])}"
         )
 
-    def write(self, leaf: Leaf, state: Mapping[str, Any], old: dict[str, Tensor]) -> None:
+    def write(
+        self, leaf: Leaf, state: Mapping[str, Any], old: dict[str, Tensor]
+    ) -> None:
         """Store the rule's new slots in the dtypes of the old state."""
         if not old and not state and not self.shared:
             return
@@ -252,10 +288,15 @@ class StageState:
             new = self._encode_slots(leaf, slots, old)
             leaf.new[self.path] = leaf.unless_skipped(new, old)
 
-    def _encode_slots(self, leaf: Leaf, slots: dict[str, Any], old: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _encode_slots(
+        self, leaf: Leaf, slots: dict[str, Any], old: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
         """Convert the rule's new slots to their stored form."""
         if self._space is not None:
-            slots = {slot: self._space.write(self._rule, slot, value, leaf) for slot, value in slots.items()}
+            slots = {
+                slot: self._space.write(self._rule, slot, value, leaf)
+                for slot, value in slots.items()
+            }
         try:
             return self.store.encode_slots(slots, old, leaf)
         except WrongShapeError as error:
@@ -270,14 +311,18 @@ class StageState:
             value = slots.pop(name, None)
             if isinstance(value, Tensor) and value.ndim:
                 shape = tuple(value.shape)
-                raise ValueError(f"{self._rule.name}: shared value {name!r} has shape {shape}, must be 0-d")
+                raise ValueError(
+                    f"{self._rule.name}: shared value {name!r} has shape {shape}, must be 0-d"
+                )
             if name in self._rule.summed:
                 late = LateTerm(self.path, name, self._rule.summed[name])
                 leaf.run.add_late(late, leaf.name, _term(value, leaf))
             else:
                 new.setdefault(name, value_for(value, old, self.path, name, leaf.name))
 
-    def _slots_error(self, leaf: Leaf, old: dict[str, Tensor], new: dict[str, Any]) -> ValueError:
+    def _slots_error(
+        self, leaf: Leaf, old: dict[str, Tensor], new: dict[str, Any]
+    ) -> ValueError:
         """Return the error for unexpected slots; it blames the rule if `init` makes the old ones, else the state."""
         if self.first(leaf, old).keys() != old.keys():
             return ValueError(
@@ -291,13 +336,23 @@ class StageState:
         if missing:
             faults.append(f"without the slot {missing[0]!r}, which its init creates")
         if unknown and self._rule.init is None:
-            faults.append(f"with the slot {unknown[0]!r}, but has no init to create it; return (init, update)")
+            faults.append(
+                f"with the slot {unknown[0]!r}, but has no init to create it; return (init, update)"
+            )
         elif unknown:
-            faults.append(f"with the slot {unknown[0]!r}, which its init does not create")
-        return ValueError(f"{self._rule.name}: the rule returns a state {', and '.join(faults)}")
+            faults.append(
+                f"with the slot {unknown[0]!r}, which its init does not create"
+            )
+        return ValueError(
+            f"{self._rule.name}: the rule returns a state {', and '.join(faults)}"
+        )
 
     def _shapes_error(
-        self, leaf: Leaf, old: dict[str, Tensor], new: dict[str, Any], otherwise: ValueError
+        self,
+        leaf: Leaf,
+        old: dict[str, Tensor],
+        new: dict[str, Any],
+        otherwise: ValueError,
     ) -> ValueError:
         """Return the error for unexpected shapes; `otherwise` is the error that blames the state."""
         initial = self.first(leaf, old)
@@ -315,7 +370,9 @@ class StageState:
         """Raise an error if the state's shapes do not match the leaf, a likely cause when a rule fails."""
         for slot, value in self.first(leaf, old).items():
             if slot in old and old[slot].shape != value.shape:
-                raise wrong_shape(self.path, slot, leaf.name, old[slot].shape, value.shape)
+                raise wrong_shape(
+                    self.path, slot, leaf.name, old[slot].shape, value.shape
+                )
 
     def stream(self, leaf: Leaf) -> Stream:
         """Return the random stream of this leaf at this step."""
@@ -334,14 +391,21 @@ def _term(value: Any, leaf: Leaf) -> Tensor:
     return torch.where(leaf.active, term, 0.0)  # not a product: 0 * inf is NaN
 
 
-def _with_restarts(restarts: bool | Tensor, first: dict[str, Tensor], old: dict[str, Tensor]) -> dict[str, Tensor]:
+def _with_restarts(
+    restarts: bool | Tensor, first: dict[str, Tensor], old: dict[str, Tensor]
+) -> dict[str, Tensor]:
     """Return initial slots where a combinator restarts its inner transformation, else the old slots."""
     if not isinstance(restarts, Tensor):
         return first if restarts else old
-    return {slot: torch.where(restarts, first.get(slot, value), value) for slot, value in old.items()}
+    return {
+        slot: torch.where(restarts, first.get(slot, value), value)
+        for slot, value in old.items()
+    }
 
 
-def _initial_value(value: Callable[[], Any], device: torch.device, dtype: torch.dtype | None) -> Callable[[], Tensor]:
+def _initial_value(
+    value: Callable[[], Any], device: torch.device, dtype: torch.dtype | None
+) -> Callable[[], Tensor]:
     return lambda: exact(value(), device).to(dtype)
 
 
@@ -402,7 +466,8 @@ class RuleOperation(Operation):
         self.stage = stage
         self.rule = rule
         self._function = rule.update
-        self._watched: set[int] | None = set() if run.watches else None  # numbers of dimensions already watched
+        # Numbers of dimensions already watched.
+        self._watched: set[int] | None = set() if run.watches else None
 
     def compute_dtype(self, leaf: Leaf) -> torch.dtype:
         return self.stage.compute_dtype(leaf)
@@ -411,7 +476,8 @@ class RuleOperation(Operation):
         if self.has_program(leaf):
             return True
         if self.rule.lists is None or not on_host or leaf.device.type != "cpu":
-            return False  # a program skips work that is not due only if no scalar is on an accelerator
+            # A program skips work that is not due only if no scalar is on an accelerator.
+            return False
         return self.rule.lists(leaf.shape)
 
     def check(self, leaf: Leaf) -> None:
@@ -443,7 +509,9 @@ class RuleOperation(Operation):
         with self._isolate_for_owners(leaf):
             return self._begin_rule(self._call(leaf))
 
-    def _isolate_for_owners(self, leaf: Leaf) -> contextlib.AbstractContextManager[None]:
+    def _isolate_for_owners(
+        self, leaf: Leaf
+    ) -> contextlib.AbstractContextManager[None]:
         """Prevent fusion with surrounding operations if, for sharded leaves, owner ranks run this rule separately."""
         if not self.at_owner:
             return _NO_CONTEXT
@@ -515,19 +583,27 @@ class RuleOperation(Operation):
         except RuntimeError as error:
             self.stage.check_shapes(call.leaf, call.old)
             has_totals = len(call.totals) > 1
-            if not is_sharded(call.update) or isinstance(error, _torch.NOT_OF_LAYOUT) or has_totals:
+            if (
+                not is_sharded(call.update)
+                or isinstance(error, _torch.NOT_OF_LAYOUT)
+                or has_totals
+            ):
                 raise
             # Some operations do not support DTensor. The failure is the same on every rank, so all ranks retry here.
             return self._rerun(call.with_full_tensors(), call)
 
     def _missing_input_error(self, call: Call, error: Exception) -> Exception | None:
         """Return the error for an input that the caller did not pass, if the rule gets past this point with it."""
-        if call.param is None and self._succeeds_with(call, torch.zeros_like(call.leaf.update), call.context):
+        if call.param is None and self._succeeds_with(
+            call, torch.zeros_like(call.leaf.update), call.context
+        ):
             return without_params(self.rule.name, error)
         if not isinstance(error, TypeError):
             return None
         for name in ALWAYS_KNOWN:
-            if name not in call.leaf.extras and self._succeeds_with(call, call.param, call.context.with_stand_in(name)):
+            if name not in call.leaf.extras and self._succeeds_with(
+                call, call.param, call.context.with_stand_in(name)
+            ):
                 return without_extra(self.rule.name, name, error)
         return None
 
@@ -566,7 +642,8 @@ class RuleOperation(Operation):
         self._watched.add(call.leaf.update.ndim)
         # A closure that computes gradients at other weights restores the old ones by writing in place.
         fixed = call.leaf.extras.get("grad_fn") is None
-        update = call.update if isinstance(call.update, Tensor) else None  # a combinator may receive a dict instead
+        # A combinator may receive a dict instead.
+        update = call.update if isinstance(call.update, Tensor) else None
         watched = {"update": update, "param": call.param if fixed else None}
         for slot, value in {**call.old, **self.stage.shared}.items():
             watched[f"state[{slot!r}]"] = value
@@ -588,13 +665,17 @@ class RuleOperation(Operation):
         for name, value in sums.items():
             term = _term(value, leaf)
             if term.ndim:
-                raise ValueError(f"{self.rule.name}: the sum {name!r} has shape {tuple(term.shape)}, needs 0-d")
+                raise ValueError(
+                    f"{self.rule.name}: the sum {name!r} has shape {tuple(term.shape)}, needs 0-d"
+                )
             payload[name] = term
         return payload
 
     def _finish(self, call: Call, out: Any) -> None:
         if not (is_tuple(out) and len(out) == 2 and is_dict(out[1])):
-            raise TypeError(f"{self.rule.name}: a rule must return (update, state), got {type(out).__name__}")
+            raise TypeError(
+                f"{self.rule.name}: a rule must return (update, state), got {type(out).__name__}"
+            )
         update, state = out
         self._set_update(call, update)
         self.stage.write(call.leaf, state, call.old)
@@ -603,7 +684,9 @@ class RuleOperation(Operation):
         """Check a new update and assign it to the leaf."""
         leaf = call.leaf
         if not isinstance(update, Tensor):
-            raise TypeError(f"{self.rule.name}: the update of leaf {leaf.name!r} must be a tensor, got {update!r}")
+            raise TypeError(
+                f"{self.rule.name}: the update of leaf {leaf.name!r} must be a tensor, got {update!r}"
+            )
         if update.shape != leaf.update.shape:
             raise ValueError(
                 f"{self.rule.name}: leaf {leaf.name!r} has shape {tuple(leaf.update.shape)}, "
@@ -633,7 +716,8 @@ class Watch:
     def __init__(self, given: Mapping[str, Tensor | None]):
         self._before: dict[str, tuple[Tensor, int]] = {}
         for name, tensor in given.items():
-            if tensor is not None and not tensor.is_inference():  # inference tensors have no version counter
+            # Inference tensors have no version counter.
+            if tensor is not None and not tensor.is_inference():
                 self._before[name] = (tensor, _torch.version_of(tensor))
 
     def check(self, owner: str, leaf: str) -> None:

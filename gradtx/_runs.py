@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from gradtx._storage import Storage, Store
     from gradtx.core import GradientTransformation
 
-Place = tuple[int, ...]  # the child indices on the path from a transformation to one of its nodes
+# The child indices on the path from a transformation to one of its nodes.
+Place = tuple[int, ...]
 Passed = tuple[tuple["GradientTransformation", Place], ...]
 
 
@@ -126,7 +127,9 @@ class Run:
 
     def watch(self) -> None:
         """Detect rules that write in place, unless dynamo is tracing or a transform is active."""
-        self.watches = not torch.compiler.is_compiling() and not _torch.inside_transform()
+        self.watches = (
+            not torch.compiler.is_compiling() and not _torch.inside_transform()
+        )
 
     # Subclasses look up the old state.
 
@@ -163,16 +166,24 @@ class Run:
         raise NotImplementedError
 
     def value_along(
-        self, origin: dict[str, Tensor], direction: dict[str, Tensor], length: Tensor, sloped: bool
+        self,
+        origin: dict[str, Tensor],
+        direction: dict[str, Tensor],
+        length: Tensor,
+        sloped: bool,
     ) -> tuple[Tensor, Tensor | None]:
         """Return the loss from the caller's `value_fn` with some leaves moved along a direction, and its slope."""
         raise NotImplementedError
 
-    def recorded_owner(self, operation: Operation, leaf: Leaf, payload: Mapping[str, Tensor]) -> Tensor | None:
+    def recorded_owner(
+        self, operation: Operation, leaf: Leaf, payload: Mapping[str, Tensor]
+    ) -> Tensor | None:
         """While recording a program, return a stand-in for the result that a leaf's owner computes from `payload`."""
         return None
 
-    def as_written(self, operation: Operation, leaf: Leaf) -> AbstractContextManager[None]:
+    def as_written(
+        self, operation: Operation, leaf: Leaf
+    ) -> AbstractContextManager[None]:
         """Return a context in which an operation that owners compute runs exactly as written, without fusion."""
         return nullcontext()
 
@@ -184,21 +195,29 @@ class Run:
 
     def add_late(self, place: LateTerm, leaf: str, term: Any) -> None:
         """Add the term of a leaf, or of part of a leaf, to a sum that is complete when all leaves have finished."""
-        terms = self.late_sums.setdefault((place.path, place.name), LateSum(place.finish)).terms
+        terms = self.late_sums.setdefault(
+            (place.path, place.name), LateSum(place.finish)
+        ).terms
         terms[leaf] = terms[leaf] + term if leaf in terms else term
 
     def end(self) -> None:
         """Complete the late sums, in name order, then let combinators accept or reject new shared values."""
         totals: dict[tuple[Path, str], Tensor] = {}
         for place, late in self.late_sums.items():
-            totals[place] = total_of([late.terms[leaf].to(self.device) for leaf in sorted(late.terms)])
+            totals[place] = total_of(
+                [late.terms[leaf].to(self.device) for leaf in sorted(late.terms)]
+            )
         for (path, name), total in self.late_totals(totals).items():
-            self.new_shared.setdefault(path, {})[name] = self.late_sums[path, name].finish(total)
+            value = self.late_sums[path, name].finish(total)
+            self.new_shared.setdefault(path, {})[name] = value
         for commit in reversed(self.commits):
             commit()
-        self.commits.clear()  # they refer to the run: a cycle would keep its tensors until Python's collector runs
+        # They refer to the run: a cycle would keep its tensors until Python's collector runs.
+        self.commits.clear()
 
-    def late_totals(self, totals: dict[tuple[Path, str], Tensor]) -> dict[tuple[Path, str], Tensor]:
+    def late_totals(
+        self, totals: dict[tuple[Path, str], Tensor]
+    ) -> dict[tuple[Path, str], Tensor]:
         """Return late sums over all leaves, given the sums over the leaves of this run."""
         return totals
 
@@ -206,7 +225,9 @@ class Run:
         """Return the total for the leaves that wait at an operation."""
         return operation.combine(waiting)
 
-    def shared(self, path: Path, start: Mapping[str, Callable[[], Tensor]]) -> dict[str, Tensor]:
+    def shared(
+        self, path: Path, start: Mapping[str, Callable[[], Tensor]]
+    ) -> dict[str, Tensor]:
         """Return a stage's old shared values; at init, create them with `start` and record them."""
         self.declared[path] = tuple(start)
         if self.initial:
@@ -218,13 +239,19 @@ class Run:
                 raise lacking((*path, name))
             if old[name].ndim:
                 shape = tuple(old[name].shape)
-                raise ValueError(f"state has {'.'.join([*path, name])!r} of shape {shape}, needs 0-d; {OWN_STATE}")
+                raise ValueError(
+                    f"state has {'.'.join([*path, name])!r} of shape {shape}, needs 0-d; {OWN_STATE}"
+                )
         return {name: old[name] for name in start}
 
 
 def as_flag(flag: bool | Tensor, like: Tensor) -> Tensor:
     """Return a decision as a bool tensor on the device of `like`."""
-    return flag.to(like.device) if isinstance(flag, Tensor) else torch.full_like(like, flag, dtype=torch.bool)
+    return (
+        flag.to(like.device)
+        if isinstance(flag, Tensor)
+        else torch.full_like(like, flag, dtype=torch.bool)
+    )
 
 
 def clock_at(place: Place, clock_paths: Mapping[Place, Path]) -> Path | None:
@@ -267,13 +294,16 @@ class Scope:
     space: SpaceRun | None = None
     passed: Passed = ()
 
-    def shared(self, path: Path, start: Mapping[str, Callable[[], Tensor]]) -> dict[str, Tensor]:
+    def shared(
+        self, path: Path, start: Mapping[str, Callable[[], Tensor]]
+    ) -> dict[str, Tensor]:
         """Return the shared values of a stage; initial values from `start` if an enclosing combinator restarts."""
         values = self.run.shared(path, start)
         if self.restarts is False or self.run.initial:
             return values
         return {
-            name: torch.where(as_flag(self.restarts, value), start[name](), value) for name, value in values.items()
+            name: torch.where(as_flag(self.restarts, value), start[name](), value)
+            for name, value in values.items()
         }
 
     def claim(self, name: str) -> Path:
@@ -355,7 +385,17 @@ class Scope:
     def _at(self, place: Place | None, changed: bool, storage: Storage | None) -> Scope:
         # Not dataclasses.replace: older versions of dynamo cannot trace it.
         names = self.names
-        scope = Scope(self.run, self.path, self.count, self.frozen, storage, place, changed, self.restarts, names)
+        scope = Scope(
+            self.run,
+            self.path,
+            self.count,
+            self.frozen,
+            storage,
+            place,
+            changed,
+            self.restarts,
+            names,
+        )
         scope.space = self.space
         scope.passed = self.passed
         return scope

@@ -55,7 +55,8 @@ class Selector:
         self.branches = branches
         self.by_name = isinstance(wheres, LabelTree)
         self._label_of: Predicate | None = None  # a function that returns the label
-        self._patterns: tuple[Patterns, ...] = ()  # of each label; empty if a predicate decides
+        # Of each label; empty if a predicate decides.
+        self._patterns: tuple[Patterns, ...] = ()
         self._predicates: dict[int, Predicate] = {}  # by the index of the label
         if isinstance(wheres, tuple):
             self._take(cast("tuple[Patterns | Predicate, ...]", wheres))
@@ -83,7 +84,9 @@ class Selector:
         """A key that is equal for selectors that choose alike, such as those of an alias that rebuilds its chain."""
         if self._label_of is not None:
             return self.labels, id(self._label_of)
-        predicates = tuple((i, id(predicate)) for i, predicate in self._predicates.items())
+        predicates = tuple(
+            (i, id(predicate)) for i, predicate in self._predicates.items()
+        )
         return self.labels, self._patterns, predicates
 
     @property
@@ -117,7 +120,11 @@ class Selector:
             return _first_match(name, self._patterns)
         for i, group in enumerate(self._patterns):
             predicate = self._predicates.get(i)
-            holds = _first_match(name, (group,)) == 0 if predicate is None else predicate(name, tensor)
+            holds = (
+                _first_match(name, (group,)) == 0
+                if predicate is None
+                else predicate(name, tensor)
+            )
             if holds:
                 return i
         return -1
@@ -143,7 +150,9 @@ class Selector:
         for group in self._patterns:
             for pattern in group:
                 if not any(fnmatch.fnmatchcase(name, pattern) for name in names):
-                    raise ValueError(f"{self.owner}: {pattern!r} matches no leaf; leaves: {listed(names)}")
+                    raise ValueError(
+                        f"{self.owner}: {pattern!r} matches no leaf; leaves: {listed(names)}"
+                    )
 
 
 class LabelTree:
@@ -160,7 +169,9 @@ class LabelTree:
         path = name
         while path not in self.labels:
             if not path:
-                raise ValueError(f"partition: leaf {name!r} has no label in the tree of labels: {listed(self.labels)}")
+                raise ValueError(
+                    f"partition: leaf {name!r} has no label in the tree of labels: {listed(self.labels)}"
+                )
             path = path.rpartition(".")[0]
         return self.labels[path]
 
@@ -179,7 +190,9 @@ def patterns(owner: str, where: Any) -> Patterns | Predicate:
         return where
     remedy = ""
     if isinstance(where, torch.nn.Module):
-        remedy = "; select a module's parameters by its name in the model, as in 'encoder.*'"
+        remedy = (
+            "; select a module's parameters by its name in the model, as in 'encoder.*'"
+        )
     raise TypeError(
         f"{owner}: select leaves with a name pattern, a tuple of patterns or a function (name, tensor) -> bool, "
         f"got {describe(where)}{remedy}"
@@ -196,7 +209,9 @@ def check_not_empty(owner: str, where: Any) -> None:
 
 def is_function(where: Any) -> TypeGuard[Predicate]:
     """Whether `where` is a function of a name and a tensor; modules and classes are callable but do not count."""
-    if not callable(where) or isinstance(where, type | torch.nn.Module | GradientTransformation):
+    if not callable(where) or isinstance(
+        where, type | torch.nn.Module | GradientTransformation
+    ):
         return False
     try:
         if not torch.compiler.is_compiling():  # dynamo cannot trace this

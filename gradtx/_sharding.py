@@ -55,7 +55,9 @@ def _dtensor(
     from torch.distributed.tensor import DTensor
 
     dtensor: Any = DTensor  # its methods have no types
-    return dtensor.from_local(part, mesh, placements, run_check=False, shape=shape, stride=stride)
+    return dtensor.from_local(
+        part, mesh, placements, run_check=False, shape=shape, stride=stride
+    )
 
 
 def gathered(tensor: Any, like: Any) -> Any:
@@ -98,14 +100,18 @@ def stacked(numbers: list[Any]) -> Tensor:
     """Stack 0-d tensors into one plain vector, with one collective for all tensors with the same placements."""
     places_of: dict[Any, list[int]] = {}
     for place, number in enumerate(numbers):
-        division = (number.device_mesh, number.placements) if is_sharded(number) else None
+        division = (
+            (number.device_mesh, number.placements) if is_sharded(number) else None
+        )
         places_of.setdefault(division, []).append(place)
     if list(places_of) == [None]:
         return torch.stack(numbers)
     vectors: list[Tensor] = []
     order: list[int] = []
     for places in places_of.values():
-        vectors.append(_stack_with_same_placements([numbers[place] for place in places]))
+        vectors.append(
+            _stack_with_same_placements([numbers[place] for place in places])
+        )
         order.extend(places)
     position_of_place = sorted(range(len(order)), key=order.__getitem__)
     return torch.cat(vectors)[position_of_place]
@@ -120,7 +126,9 @@ def _stack_with_same_placements(numbers: list[Tensor]) -> Tensor:
     return full_tensor(_dtensor(vector, like.device_mesh, like.placements))
 
 
-def summed_over_ranks(sums: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+def summed_over_ranks(
+    sums: Mapping[str, Mapping[str, Any]],
+) -> dict[str, dict[str, Any]]:
     """Complete the sums of many leaves on every rank; sums with the same layout share one message.
 
     Args:
@@ -132,7 +140,9 @@ def summed_over_ranks(sums: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[s
         complete[leaf] = dict(sums[leaf])
         for name, value in sums[leaf].items():
             if is_sharded(value):
-                differs = tuple(not placement.is_replicate() for placement in value.placements)
+                differs = tuple(
+                    not placement.is_replicate() for placement in value.placements
+                )
                 message = (value.device_mesh, differs, value.dtype)
                 messages.setdefault(message, []).append((leaf, name))
     for (mesh, differs, _), places in messages.items():
@@ -142,18 +152,25 @@ def summed_over_ranks(sums: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[s
             if has_differences:
                 parts = _added(parts, mesh.get_group(dim))
         for (leaf, name), value, part in zip(places, values, parts, strict=True):
-            complete[leaf][name] = from_local_shard(part, value, value.shape, _on_every_rank(mesh))
+            complete[leaf][name] = from_local_shard(
+                part, value, value.shape, _on_every_rank(mesh)
+            )
     return complete
 
 
 def _padded(value: DTensor) -> Tensor:
     """Return the local shard padded with zeros to the full shape; summed over the ranks, it is the full tensor."""
     part = local(value)
-    is_split = any(_sharded_dim(placement) is not None for placement in value.placements)
+    is_split = any(
+        _sharded_dim(placement) is not None for placement in value.placements
+    )
     if part.shape == value.shape and not is_split:
         return part
     mesh = value.device_mesh
-    as_if_summed = tuple(_replicated() if placement.is_partial() else placement for placement in value.placements)
+    as_if_summed = tuple(
+        _replicated() if placement.is_partial() else placement
+        for placement in value.placements
+    )
     piece = pieces_at(tuple(value.shape), mesh, as_if_summed)[team_of(mesh).rank]
     padded = part.new_zeros(value.shape)
     padded[piece.window] = part
@@ -171,7 +188,11 @@ def _added(parts: list[Tensor], group: Any) -> list[Tensor]:
 
 def joined(part: Tensor, like: Any, shape: Sequence[int]) -> Any:
     """Build a tensor of a given shape from its local shard, with the placements of `like`."""
-    return from_local_shard(part, like, shape, like.placements) if is_sharded(like) else part
+    return (
+        from_local_shard(part, like, shape, like.placements)
+        if is_sharded(like)
+        else part
+    )
 
 
 def first_entries(like: Any) -> list[int] | None:
@@ -275,13 +296,19 @@ def team_of_group(option: str, group: Any) -> Team:
         ValueError: If no process group is initialized, or if this rank is not in the group.
     """
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        raise ValueError(f"{option} needs processes: call torch.distributed.init_process_group first")
+        raise ValueError(
+            f"{option} needs processes: call torch.distributed.init_process_group first"
+        )
     if hasattr(group, "get_group"):
         group = group.get_group()
     if group is torch.distributed.GroupMember.NON_GROUP_MEMBER:
-        raise ValueError(f"{option}: this rank is not in the group; pass a group that contains it, or None")
+        raise ValueError(
+            f"{option}: this rank is not in the group; pass a group that contains it, or None"
+        )
     if not isinstance(group, torch.distributed.ProcessGroup):
-        raise TypeError(f"{option} must be a process group, or a mesh with one dimension, got {describe(group)}")
+        raise TypeError(
+            f"{option} must be a process group, or a mesh with one dimension, got {describe(group)}"
+        )
     if "gloo" in torch.distributed.get_backend(group):
         return _team(group, torch.device("cpu"))
     accelerator = torch.accelerator.current_accelerator()
@@ -293,7 +320,9 @@ def _team(group: Any, device: torch.device) -> Team:
     """Return the team of a group that exchanges tensors on a type of device."""
     distributed = torch.distributed
     if device.type != "cpu":
-        device = torch.device(device.type, torch.get_device_module(device).current_device())
+        device = torch.device(
+            device.type, torch.get_device_module(device).current_device()
+        )
     ranks = tuple(distributed.get_process_group_ranks(group))
     return Team(group, ranks, distributed.get_rank(group), device)
 
@@ -345,12 +374,19 @@ def whole_piece(shape: Sequence[int]) -> Piece:
 
 def can_be_owned(like: Any) -> bool:
     """Whether the pieces of a DTensor can be computed: every placement shards a dimension or replicates."""
-    return all(_sharded_dim(placement) is not None or placement.is_replicate() for placement in like.placements)
+    return all(
+        _sharded_dim(placement) is not None or placement.is_replicate()
+        for placement in like.placements
+    )
 
 
 def _sharded_dim(placement: Any) -> int | None:
     """Return the dimension that a placement shards, or None."""
-    return placement.dim if type(placement).__name__ in ("Shard", "_StridedShard") else None
+    return (
+        placement.dim
+        if type(placement).__name__ in ("Shard", "_StridedShard")
+        else None
+    )
 
 
 def _plainly_sharded_dim(placement: Any) -> int | None:
@@ -376,7 +412,9 @@ def placements_by_rows(like: Any, shape: Sequence[int]) -> Placements:
     return tuple(placements)
 
 
-def from_local_shard(part: Tensor, like: Any, shape: Sequence[int], placements: Placements) -> Any:
+def from_local_shard(
+    part: Tensor, like: Any, shape: Sequence[int], placements: Placements
+) -> Any:
     """Build a tensor with a shape and placements on the mesh of `like` from its local shard."""
     if not shape:
         return part
@@ -385,7 +423,9 @@ def from_local_shard(part: Tensor, like: Any, shape: Sequence[int], placements: 
 
 
 @functools.lru_cache(maxsize=4096)
-def pieces_at(shape: tuple[int, ...], mesh: DeviceMesh, placements: Placements) -> tuple[Piece, ...]:
+def pieces_at(
+    shape: tuple[int, ...], mesh: DeviceMesh, placements: Placements
+) -> tuple[Piece, ...]:
     """Return the piece of each rank of a tensor with these placements."""
     ranks = mesh.mesh
     piece_of_rank: dict[int, Piece] = {}
@@ -394,7 +434,12 @@ def pieces_at(shape: tuple[int, ...], mesh: DeviceMesh, placements: Placements) 
     return tuple(piece_of_rank[rank] for rank in team_of(mesh).ranks)
 
 
-def _piece_at(place: tuple[int, ...], shape: tuple[int, ...], mesh: DeviceMesh, placements: Placements) -> Piece:
+def _piece_at(
+    place: tuple[int, ...],
+    shape: tuple[int, ...],
+    mesh: DeviceMesh,
+    placements: Placements,
+) -> Piece:
     """Return the piece of the rank at a coordinate of the mesh."""
     starts = [0] * len(shape)
     sizes = list(shape)
@@ -420,5 +465,7 @@ def _order_of_cuts(placements: Placements) -> Iterable[int]:
     """Return the mesh dimensions in the order in which they shard a tensor."""
     order = range(len(placements))
     # FSDP shards the result of tensor parallelism, although its mesh dimension comes first.
-    is_strided = any(type(placement).__name__ == "_StridedShard" for placement in placements)
+    is_strided = any(
+        type(placement).__name__ == "_StridedShard" for placement in placements
+    )
     return reversed(order) if is_strided else order

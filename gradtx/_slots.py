@@ -20,16 +20,23 @@ from gradtx._sharding import full_tensor, gathered, placed_as
 
 
 def first_slots(
-    slots: dict[str, Any], like: Tensor, stored: torch.dtype | Mapping[str, torch.dtype], owner: str
+    slots: dict[str, Any],
+    like: Tensor,
+    stored: torch.dtype | Mapping[str, torch.dtype],
+    owner: str,
 ) -> dict[str, Tensor]:
     """Convert the slots that `init` returned to `stored`, except those for which the rule chose its own dtype."""
     converted: dict[str, Tensor] = {}
     for slot, value in slots.items():
         if not isinstance(value, Tensor):
-            raise TypeError(f"{owner}: init must return a dict of slot name -> tensor, got {value!r} for {slot!r}")
+            raise TypeError(
+                f"{owner}: init must return a dict of slot name -> tensor, got {value!r} for {slot!r}"
+            )
         scalar = value.ndim == 0 and like.ndim > 0 and value.dtype == exact_dtype(value)
         if value.dtype == like.dtype and not scalar:
-            value = value.to(stored if isinstance(stored, torch.dtype) else stored[slot])
+            value = value.to(
+                stored if isinstance(stored, torch.dtype) else stored[slot]
+            )
         if value.shape == like.shape:
             converted[slot] = placed_as(value, like)
         elif value.ndim:
@@ -42,11 +49,15 @@ def first_slots(
 def check_slots(slots: Any, owner: str, numbers: bool = False) -> None:
     """Raise an error unless `init` may return these slots; with `numbers`, names may end in a number."""
     if not isinstance(slots, dict):
-        raise TypeError(f"{owner}: init must return a dict of slot name -> tensor, got {shortly(slots)}")
+        raise TypeError(
+            f"{owner}: init must return a dict of slot name -> tensor, got {shortly(slots)}"
+        )
     names = cast("dict[Any, Any]", slots)
     for slot in names:
         if not isinstance(slot, str):
-            raise TypeError(f"{owner}: init must return a dict of slot name -> tensor, got {slots!r}")
+            raise TypeError(
+                f"{owner}: init must return a dict of slot name -> tensor, got {slots!r}"
+            )
         if not numbers and slot.rpartition("_")[2].isdigit():
             raise TypeError(
                 f"{owner}: slots {sorted(names)}: trailing numbers are reserved for the library; return a list in one "
@@ -73,7 +84,9 @@ def kind_of(dtype: torch.dtype) -> str:
 def value_for(value: Any, old: Tensor, path: Path, slot: str, leaf: str) -> Tensor:
     """Convert a new value of a slot to the dtype and layout of the old value."""
     if not isinstance(value, Tensor):
-        raise TypeError(f"{'.'.join([*path, slot])}: the new value of leaf {leaf!r} must be a tensor, got {value!r}")
+        raise TypeError(
+            f"{'.'.join([*path, slot])}: the new value of leaf {leaf!r} must be a tensor, got {value!r}"
+        )
     if value.shape != old.shape:
         raise wrong_shape(path, slot, leaf, old.shape, value.shape)
     if value.dtype != old.dtype:
@@ -85,7 +98,9 @@ class WrongShapeError(ValueError):
     """The shape of a slot's new value differs from the old shape."""
 
 
-def wrong_shape(path: Path, slot: str, leaf: str, old: torch.Size, new: torch.Size) -> WrongShapeError:
+def wrong_shape(
+    path: Path, slot: str, leaf: str, old: torch.Size, new: torch.Size
+) -> WrongShapeError:
     return WrongShapeError(
         f"{'.'.join([*path, slot])}: leaf {leaf!r} has a slot of shape {tuple(old)}, "
         f"but its new value has shape {tuple(new)}; {OWN_STATE}"

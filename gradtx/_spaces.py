@@ -119,7 +119,11 @@ class Space(Combinator):
 
     def _can_run_at_owner(self, inner: list[Any]) -> bool:
         """Whether the space may run on a single rank, with inner operations of which each may."""
-        return self.seed is None and not reads_by_leaf(self.inner) and not any(map(_is_space, inner))
+        return (
+            self.seed is None
+            and not reads_by_leaf(self.inner)
+            and not any(map(_is_space, inner))
+        )
 
 
 class SpaceRun:
@@ -131,8 +135,11 @@ class SpaceRun:
         self.name = name
         self.run = scope.run
         self.outer: SpaceRun | None = scope.space
-        self.reads_params = any("params" in link._needs for link in space.inner._links())
-        self.by_leaf = False  # whether inner operations have no sums over leaves and no shared values
+        self.reads_params = any(
+            "params" in link._needs for link in space.inner._links()
+        )
+        # Whether inner operations have no sums over leaves and no shared values.
+        self.by_leaf = False
         self.parts: list[bool | Tensor] = []  # whether each leaf took part
         self._clocks: dict[Clock, Clock] = {}
         if space.delayed and not self.run.initial:
@@ -149,7 +156,11 @@ class SpaceRun:
 
     def has_program(self, leaf: Leaf) -> bool:
         """Whether programs may run the space for a leaf: they compute no bases, and take no part in `_commit`."""
-        return self.by_leaf and self.space.seed is None and not self.space.changes(leaf.shape)
+        return (
+            self.by_leaf
+            and self.space.seed is None
+            and not self.space.changes(leaf.shape)
+        )
 
     def stand_in(self, leaf: Leaf, like: Tensor) -> Tensor:
         """Return a tensor in the inner coordinates before the first step, for a leaf like this one."""
@@ -163,7 +174,11 @@ class SpaceRun:
         self.kind(rule, slot, value, self.stand_in(leaf, like))
         if isinstance(value, Tensor):
             value = self.space.stored(value, self._like(leaf, like))
-        return value if self.outer is None else self.outer.first(rule, slot, value, leaf, like)
+        return (
+            value
+            if self.outer is None
+            else self.outer.first(rule, slot, value, leaf, like)
+        )
 
     def read(self, rule: Rule, slot: str, value: Tensor, leaf: Leaf) -> Tensor:
         """Return an inner slot as the rule sees it."""
@@ -172,10 +187,14 @@ class SpaceRun:
         view: View = leaf.saved[self]
         value = full_tensor(value)
         if slot in rule.averages and leaf.update is view.inside:
-            self._keep_average(rule, slot, view.average(value, rule.averages[slot]), leaf)
+            self._keep_average(
+                rule, slot, view.average(value, rule.averages[slot]), leaf
+            )
         return view.read(self.known_kind(rule, slot), value)
 
-    def _keep_average(self, rule: Rule, slot: str, average: Tensor | None, leaf: Leaf) -> None:
+    def _keep_average(
+        self, rule: Rule, slot: str, average: Tensor | None, leaf: Leaf
+    ) -> None:
         """Keep the new value of a slot for `write`."""
         if average is not None:
             leaf.saved[self, id(rule), slot] = average
@@ -184,8 +203,14 @@ class SpaceRun:
         """The reverse of `read`."""
         view: View = leaf.saved[self]
         average = leaf.saved.pop((self, id(rule), slot), None)
-        value = view.write(self.known_kind(rule, slot), value) if average is None else average
-        return value if self.outer is None else self.outer.write(rule, slot, value, leaf)
+        value = (
+            view.write(self.known_kind(rule, slot), value)
+            if average is None
+            else average
+        )
+        return (
+            value if self.outer is None else self.outer.write(rule, slot, value, leaf)
+        )
 
     def kind(self, rule: Rule, slot: str, value: Any, like: Tensor) -> str:
         """Return the kind of a slot; raise an error if it needs one and has none."""
@@ -211,7 +236,8 @@ class SpaceRun:
         if not self.space.delayed:
             return outside
         if outside not in self._clocks:
-            step = (outside.step - 1).clamp(min=1)  # the inner transformation never takes part in the first step
+            # The inner transformation never takes part in the first step.
+            step = (outside.step - 1).clamp(min=1)
             host = None if outside.host is None else max(outside.host - 1, 1)
             self._clocks[outside] = Clock(step, host)
         return self._clocks[outside]
@@ -251,15 +277,23 @@ def _check_links(name: str, operations: list[Any]) -> None:
             )
         if isinstance(operation, RuleOperation) and operation.rule.evaluate is not None:
             link = operation.rule.name
-            raise TypeError(f"{name}: {link} averages weights, which {name} transforms; move it outside {name}")
+            raise TypeError(
+                f"{name}: {link} averages weights, which {name} transforms; move it outside {name}"
+            )
 
 
 def can_run_at_owner(operation: Any) -> bool:
     """Whether an operation may run on a single rank: it has no sums over leaves, no shared values, no randomness."""
-    if not isinstance(operation, RuleOperation) or operation.waits or operation.sums_late:
+    if (
+        not isinstance(operation, RuleOperation)
+        or operation.waits
+        or operation.sums_late
+    ):
         return False
     rule = operation.rule
-    return not (rule.shared or rule.seed is not None or inspect.isgeneratorfunction(rule.update))
+    return not (
+        rule.shared or rule.seed is not None or inspect.isgeneratorfunction(rule.update)
+    )
 
 
 def run_at_owner(operations: list[Any], reads: tuple[str, ...]) -> None:
@@ -364,10 +398,14 @@ class EnterSpace(RuleOperation):
         call = self._call(leaf)
         whole = call.with_full_tensors() if is_sharded(call.update) else call
         view: View = self._guarded(whole)
-        leaf.saved[self] = OuterValues(call, leaf.update, leaf.grad, leaf.param, leaf.clock, leaf.active)
+        leaf.saved[self] = OuterValues(
+            call, leaf.update, leaf.grad, leaf.param, leaf.clock, leaf.active
+        )
         leaf.saved[self.space_run] = view
         update = view.enter(whole.update)
-        leaf.grad = update if leaf.grad is leaf.update else LazyInnerTensor(view, leaf.grad)
+        leaf.grad = (
+            update if leaf.grad is leaf.update else LazyInnerTensor(view, leaf.grad)
+        )
         leaf.update = update
         reads_param = self.space_run.reads_params and leaf.param is not None
         leaf.param = view.inward(whole.param) if reads_param else None
@@ -424,11 +462,17 @@ class LeaveSpace(RuleOperation):
         of_space = self._enter.compute_dtype(leaf)
         for operation in leaf.program:
             path = operation.path
-            if not (isinstance(operation, RuleOperation) and self._run.contains(path) and path in leaf.new):
+            if not (
+                isinstance(operation, RuleOperation)
+                and self._run.contains(path)
+                and path in leaf.new
+            ):
                 continue
             store = operation.stage.store
             old = leaf.new[path]
-            compute_dtype = torch.promote_types(operation.stage.compute_dtype(leaf), of_space)
+            compute_dtype = torch.promote_types(
+                operation.stage.compute_dtype(leaf), of_space
+            )
             slots: dict[str, Tensor] = {}
             for slot, value in store.decode_slots(old, compute_dtype, leaf).items():
                 kind = self._run.known_kind(operation.rule, slot)

@@ -22,10 +22,12 @@ if TYPE_CHECKING:
     from gradtx._execution import Leaf
     from gradtx._runs import Run
 
-MIN_SIZE = 4096  # in smaller leaves, codes save too little memory for the time that they cost
+# In smaller leaves, codes save too little memory for the time that they cost.
+MIN_SIZE = 4096
 
 Choice = torch.dtype | Codec
-Probe = Callable[[Tensor], Mapping[str, Tensor]]  # returns the slots that a rule creates for a tensor
+# Returns the slots that a rule creates for a tensor.
+Probe = Callable[[Tensor], Mapping[str, Tensor]]
 StateDtype = torch.dtype | str | Codec | Mapping[str, Any]
 
 
@@ -44,22 +46,33 @@ class Storage:
 
     def __init__(self, owner: str, given: Any, min_size: int = MIN_SIZE):
         if isinstance(given, Mapping) and not given:
-            raise ValueError(f"{owner}: state_dtype is empty; pass a dict slot -> dtype, such as {{'*': 'int8'}}")
+            raise ValueError(
+                f"{owner}: state_dtype is empty; pass a dict slot -> dtype, such as {{'*': 'int8'}}"
+            )
         if type(min_size) is not int or min_size < 0:
-            raise ValueError(f"{owner}: min_size must be a non-negative int, got {describe(min_size)}")
+            raise ValueError(
+                f"{owner}: min_size must be a non-negative int, got {describe(min_size)}"
+            )
         self.given: Any = given
         self.min_size = min_size
-        self._by_pattern: Mapping[Any, Any] = given if is_mapping(given) else {"*": given}
+        self._by_pattern: Mapping[Any, Any] = (
+            given if is_mapping(given) else {"*": given}
+        )
         self._choices: dict[str, Choice] = {}
         for pattern, value in self._by_pattern.items():
             if not isinstance(pattern, str):
-                raise TypeError(f"{owner}: state_dtype has the key {pattern!r}, needs a slot pattern such as 'exp_avg'")
+                raise TypeError(
+                    f"{owner}: state_dtype has the key {pattern!r}, needs a slot pattern such as 'exp_avg'"
+                )
             self._choices[pattern] = _choice_of(owner, value)
         self._by_slot: dict[tuple[Path, str], tuple[str, Choice] | None] = {}
         self._named_by_user = isinstance(given, Mapping)
 
     def __eq__(self, other: Any) -> bool:
-        return isinstance(other, Storage) and (self._key(), self.min_size) == (other._key(), other.min_size)
+        return isinstance(other, Storage) and (self._key(), self.min_size) == (
+            other._key(),
+            other.min_size,
+        )
 
     def __hash__(self) -> int:
         return hash(self.min_size)
@@ -77,7 +90,10 @@ class Storage:
     @property
     def draws(self) -> bool:
         """Whether a code rounds at random."""
-        return any(isinstance(choice, Codec) and choice.random for choice in self._choices.values())
+        return any(
+            isinstance(choice, Codec) and choice.random
+            for choice in self._choices.values()
+        )
 
     def compute_dtype(self, dtype: torch.dtype) -> torch.dtype:
         """Return the dtype that rules compute in, given the one that they would use without this storage."""
@@ -102,14 +118,19 @@ class Storage:
 
     def matches(self, pattern: str, slots: Iterable[tuple[Path, str]]) -> bool:
         for path, slot in slots:
-            if _name_matches(slot, pattern) or _name_matches(".".join([*path, slot]), pattern):
+            if _name_matches(slot, pattern) or _name_matches(
+                ".".join([*path, slot]), pattern
+            ):
                 return True
         return False
 
     @property
     def label(self) -> str:
         """A label that is the same for equal storages in other processes."""
-        kinds = [(pattern, getattr(choice, "name", str(choice))) for pattern, choice in self._choices.items()]
+        kinds = [
+            (pattern, getattr(choice, "name", str(choice)))
+            for pattern, choice in self._choices.items()
+        ]
         return f"{kinds} from {self.min_size}"
 
     def check_patterns(self, slots: set[tuple[Path, str]]) -> None:
@@ -119,7 +140,9 @@ class Storage:
         for pattern in self._choices:
             if not self.matches(pattern, slots):
                 known = ", ".join(sorted({slot for _, slot in slots})) or "none"
-                raise ValueError(f"state_dtype: pattern {pattern!r} matches no slot of the chain; its slots: {known}")
+                raise ValueError(
+                    f"state_dtype: pattern {pattern!r} matches no slot of the chain; its slots: {known}"
+                )
 
 
 @_torch.assume_constant
@@ -165,7 +188,14 @@ class Store:
         run: The call of `init` or `update`.
     """
 
-    def __init__(self, path: Path, owner: str, storage: Storage | None, nonnegative: tuple[str, ...], run: Run):
+    def __init__(
+        self,
+        path: Path,
+        owner: str,
+        storage: Storage | None,
+        nonnegative: tuple[str, ...],
+        run: Run,
+    ):
         self.path = path
         self.storage = storage
         self._owner = owner
@@ -181,7 +211,11 @@ class Store:
 
     def compute_dtype(self, leaf: Leaf) -> torch.dtype:
         """Return the dtype that the rule computes in."""
-        return leaf.compute_dtype if self.storage is None else self.storage.compute_dtype(leaf.compute_dtype)
+        return (
+            leaf.compute_dtype
+            if self.storage is None
+            else self.storage.compute_dtype(leaf.compute_dtype)
+        )
 
     def _codec(self, slot: str) -> Codec | None:
         """Return the code that `state_dtype` specifies for a slot, or None."""
@@ -189,7 +223,9 @@ class Store:
         rule = self.storage.rule_for(self.path, slot)
         if rule is None or not isinstance(rule[1], Codec):
             return None
-        return rule[1].for_sign(slot in self._nonnegative or _without_number(slot) in self._nonnegative)
+        return rule[1].for_sign(
+            slot in self._nonnegative or _without_number(slot) in self._nonnegative
+        )
 
     def codecs_of(self, stored: Mapping[str, Any], leaf: Leaf) -> Mapping[str, Codec]:
         """Return the code of each coded slot of a leaf."""
@@ -204,18 +240,36 @@ class Store:
                 codecs[slot] = codec
         return codecs
 
-    def _is_coded(self, slot: str, codec: Codec, tensor: Tensor, stored: Mapping[str, Any], leaf: Leaf) -> bool:
+    def _is_coded(
+        self,
+        slot: str,
+        codec: Codec,
+        tensor: Tensor,
+        stored: Mapping[str, Any],
+        leaf: Leaf,
+    ) -> bool:
         """Whether a slot of a nested state is coded, judged by its auxiliary tensors or else by its shape and dtype."""
         if codec.suffixes:
             return all(f"{slot}.{suffix}" in stored for suffix in codec.suffixes)
         assert self.storage is not None
-        is_large = tensor.shape == leaf.shape and tensor.numel() >= self.storage.min_size
-        return is_large and tensor.dtype not in (leaf.param_dtype, torch.int64, torch.bool)
+        is_large = (
+            tensor.shape == leaf.shape and tensor.numel() >= self.storage.min_size
+        )
+        return is_large and tensor.dtype not in (
+            leaf.param_dtype,
+            torch.int64,
+            torch.bool,
+        )
 
     # Initial slots.
 
     def first(
-        self, slots: dict[str, Any], like: Tensor, leaf: Leaf, old: Mapping[str, Any] | None, probe: Probe | None = None
+        self,
+        slots: dict[str, Any],
+        like: Tensor,
+        leaf: Leaf,
+        old: Mapping[str, Any] | None,
+        probe: Probe | None = None,
     ) -> dict[str, Any]:
         """Convert slots that `init` returned to their stored form.
 
@@ -229,14 +283,22 @@ class Store:
         storage = self.storage
         if storage is None:
             return first_slots(slots, like, leaf.param_dtype, self._owner)
-        codecs = self._codecs_for(slots, like, leaf, probe) if old is None else self.codecs_of(old, leaf)
+        codecs = (
+            self._codecs_for(slots, like, leaf, probe)
+            if old is None
+            else self.codecs_of(old, leaf)
+        )
         dtypes: dict[str, torch.dtype] = {}
         for slot, value in slots.items():
             dtypes[slot] = self._dtype(slot, value, like, leaf, slot in codecs)
         kept = first_slots(slots, like, dtypes, self._owner)
         if leaf.run.initial:
-            leaf.run.seen_slots.setdefault(storage, set()).update((self.path, slot) for slot in slots)
-            leaf.codecs.update({(self.path, slot): codec for slot, codec in codecs.items()})
+            leaf.run.seen_slots.setdefault(storage, set()).update(
+                (self.path, slot) for slot in slots
+            )
+            leaf.codecs.update(
+                {(self.path, slot): codec for slot, codec in codecs.items()}
+            )
         if not codecs:
             return kept
         stored: dict[str, Tensor] = {}
@@ -247,7 +309,9 @@ class Store:
                 stored[slot] = value
         return stored
 
-    def _dtype(self, slot: str, value: Any, like: Tensor, leaf: Leaf, coded: bool) -> torch.dtype:
+    def _dtype(
+        self, slot: str, value: Any, like: Tensor, leaf: Leaf, coded: bool
+    ) -> torch.dtype:
         """Return the dtype to store a slot in; for a slot that is coded afterward, its current dtype."""
         assert self.storage is not None
         if coded and isinstance(value, Tensor):
@@ -258,11 +322,14 @@ class Store:
         pattern, choice = rule
         if isinstance(choice, torch.dtype):
             return choice
-        if self._may_be_coded(slot, pattern, value, like, leaf):  # not coded, because sharding splits a block
+        # Not coded, because sharding splits a block.
+        if self._may_be_coded(slot, pattern, value, like, leaf):
             return torch.promote_types(leaf.param_dtype, torch.float32)
         return leaf.param_dtype
 
-    def _codecs_for(self, slots: dict[str, Any], like: Tensor, leaf: Leaf, probe: Probe | None) -> dict[str, Codec]:
+    def _codecs_for(
+        self, slots: dict[str, Any], like: Tensor, leaf: Leaf, probe: Probe | None
+    ) -> dict[str, Codec]:
         """Return the code of each slot to code."""
         assert self.storage is not None
         codecs: dict[str, Codec] = {}
@@ -271,7 +338,9 @@ class Store:
             if codec is None:
                 continue
             pattern = self._pattern(slot)
-            if self._may_be_coded(slot, pattern, value, like, leaf) and not splits_rows(like, codec.block):
+            if self._may_be_coded(slot, pattern, value, like, leaf) and not splits_rows(
+                like, codec.block
+            ):
                 codecs[slot] = codec
         if codecs and probe is not None and like.ndim > 1:
             for slot in self._factors(codecs, like, probe):
@@ -285,7 +354,9 @@ class Store:
         assert rule is not None
         return rule[0]
 
-    def _factors(self, codecs: Mapping[str, Codec], like: Tensor, probe: Probe) -> list[str]:
+    def _factors(
+        self, codecs: Mapping[str, Codec], like: Tensor, probe: Probe
+    ) -> list[str]:
         """Return the slots that only happen to have the parameter's shape: a longer parameter yields other shapes."""
         assert self.storage is not None
         longer = _with_other_sizes(like)
@@ -296,30 +367,44 @@ class Store:
         factors: list[str] = []
         for slot in codecs:
             pattern = self._pattern(slot)
-            if not is_named(pattern) and (slot not in slots or slots[slot].shape != longer.shape):
+            if not is_named(pattern) and (
+                slot not in slots or slots[slot].shape != longer.shape
+            ):
                 factors.append(slot)
         return factors
 
-    def _may_be_coded(self, slot: str, pattern: str, value: Any, like: Tensor, leaf: Leaf) -> bool:
+    def _may_be_coded(
+        self, slot: str, pattern: str, value: Any, like: Tensor, leaf: Leaf
+    ) -> bool:
         assert self.storage is not None
         if not isinstance(value, Tensor) or not value.is_floating_point():
             return False
         if is_named(pattern):
             return True
-        return value.ndim > 0 and value.shape == like.shape and like.numel() >= self.storage.min_size
+        return (
+            value.ndim > 0
+            and value.shape == like.shape
+            and like.numel() >= self.storage.min_size
+        )
 
     # Reading and writing.
 
-    def decode_slots(self, stored: dict[str, Tensor], compute_dtype: torch.dtype, leaf: Leaf) -> dict[str, Tensor]:
+    def decode_slots(
+        self, stored: dict[str, Tensor], compute_dtype: torch.dtype, leaf: Leaf
+    ) -> dict[str, Tensor]:
         """Return the slots as rules see them."""
         codecs = self.codecs_of(stored, leaf)
         if not codecs:
-            return {slot: widened(value, compute_dtype) for slot, value in stored.items()}
+            return {
+                slot: widened(value, compute_dtype) for slot, value in stored.items()
+            }
         auxiliary = auxiliary_tensors(codecs)
         values: dict[str, Tensor] = {}
         for slot, value in stored.items():
             if slot in codecs:
-                values[slot] = unpacked(slot, codecs[slot], stored, leaf.shape).to(compute_dtype)
+                values[slot] = unpacked(slot, codecs[slot], stored, leaf.shape).to(
+                    compute_dtype
+                )
             elif slot not in auxiliary:
                 values[slot] = widened(value, compute_dtype)
         return values
@@ -346,7 +431,9 @@ class Store:
             )
         return rule[1]
 
-    def encode_slots(self, values: Mapping[str, Any], old: dict[str, Tensor], leaf: Leaf) -> dict[str, Tensor]:
+    def encode_slots(
+        self, values: Mapping[str, Any], old: dict[str, Tensor], leaf: Leaf
+    ) -> dict[str, Tensor]:
         """Convert new values of the slots to the form in which the old ones are stored."""
         codecs = self.codecs_of(old, leaf)
         auxiliary = auxiliary_tensors(codecs)
@@ -355,11 +442,18 @@ class Store:
             if slot in codecs:
                 stored.update(self._packed(slot, codecs[slot], values[slot], old, leaf))
             elif slot not in auxiliary:
-                stored[slot] = value_for(values[slot], old_value, self.path, slot, leaf.name)
+                stored[slot] = value_for(
+                    values[slot], old_value, self.path, slot, leaf.name
+                )
         return stored
 
     def _packed(
-        self, slot: str, codec: Codec, value: Any, old: Mapping[str, Tensor] | None, leaf: Leaf
+        self,
+        slot: str,
+        codec: Codec,
+        value: Any,
+        old: Mapping[str, Tensor] | None,
+        leaf: Leaf,
     ) -> dict[str, Tensor]:
         """Return the tensors that store a value, with the old random key, or a new key for an initial value."""
         if not isinstance(value, Tensor):
@@ -369,13 +463,23 @@ class Store:
         if old is not None:
             shape = codec.shape_of(old[slot].shape, leaf.shape)
             if value.shape != shape:
-                raise wrong_shape(self.path, slot, leaf.name, torch.Size(shape), value.shape)
+                raise wrong_shape(
+                    self.path, slot, leaf.name, torch.Size(shape), value.shape
+                )
             value = placed_as(value, old[slot])
         self._check_no_derivative(slot, value)
         noise, key = None, None
         if codec.random:
-            key = old[f"{slot}.{KEY}"] if old is not None else self._first_key(slot, leaf, value)
-            step = leaf.moment().step if old is not None else torch.zeros((), dtype=torch.int64, device=value.device)
+            key = (
+                old[f"{slot}.{KEY}"]
+                if old is not None
+                else self._first_key(slot, leaf, value)
+            )
+            step = (
+                leaf.moment().step
+                if old is not None
+                else torch.zeros((), dtype=torch.int64, device=value.device)
+            )
             noise = bits16(local(key), step, leaf.places(value))
         tensors = packed(slot, codec, value, noise)
         if key is not None:
@@ -383,7 +487,11 @@ class Store:
         return tensors
 
     def _first_key(self, slot: str, leaf: Leaf, like: Tensor) -> Tensor:
-        return torch.full((), name_key(".".join([*self.path, slot, leaf.name])), device=local(like).device)
+        return torch.full(
+            (),
+            name_key(".".join([*self.path, slot, leaf.name])),
+            device=local(like).device,
+        )
 
     def _check_no_derivative(self, slot: str, value: Tensor) -> None:
         if _torch.has_derivative(value):
@@ -395,7 +503,9 @@ class Store:
     def value_of(self, slot: str, stored: Mapping[str, Tensor], leaf: Leaf) -> Tensor:
         """Return the value of one slot in its stored dtype, or in float32 if it is coded."""
         codec = self.codecs_of(stored, leaf).get(slot)
-        return stored[slot] if codec is None else unpacked(slot, codec, stored, leaf.shape)
+        return (
+            stored[slot] if codec is None else unpacked(slot, codec, stored, leaf.shape)
+        )
 
     def template(self, slot: str, stored: Mapping[str, Tensor]) -> Tensor:
         """Return an uninitialized float32 tensor with the shape of a coded slot."""
@@ -408,7 +518,9 @@ class Store:
             )
         return torch.empty(codes.shape, device=codes.device)
 
-    def changed(self, slot: str, value: Tensor, stored: dict[str, Tensor], leaf: Leaf) -> dict[str, Tensor]:
+    def changed(
+        self, slot: str, value: Tensor, stored: dict[str, Tensor], leaf: Leaf
+    ) -> dict[str, Tensor]:
         """Return the stored tensors of a leaf with a new value for one slot."""
         codec = self.codecs_of(stored, leaf).get(slot)
         if codec is None:
@@ -416,7 +528,9 @@ class Store:
         return {**stored, **self._packed(slot, codec, value, stored, leaf)}
 
 
-def packed(slot: str, codec: Codec, value: Tensor, noise: Tensor | None = None) -> dict[str, Tensor]:
+def packed(
+    slot: str, codec: Codec, value: Tensor, noise: Tensor | None = None
+) -> dict[str, Tensor]:
     """Encode the value of a slot: return its tensors by name, with the placements of the value."""
     tensors: dict[str, Tensor] = {}
     shapes = codec.shapes(value.shape)
@@ -426,7 +540,9 @@ def packed(slot: str, codec: Codec, value: Tensor, noise: Tensor | None = None) 
     return tensors
 
 
-def unpacked(slot: str, codec: Codec, stored: Mapping[str, Tensor], shape: torch.Size) -> Tensor:
+def unpacked(
+    slot: str, codec: Codec, stored: Mapping[str, Tensor], shape: torch.Size
+) -> Tensor:
     """Decode the tensors of a slot, for a leaf with the given shape."""
     codes = stored[slot]
     whole = codec.shape_of(codes.shape, shape)

@@ -86,7 +86,8 @@ def _errors_not_of_layout() -> tuple[type[RuntimeError], ...]:
     return tuple(errors)
 
 
-NOT_OF_LAYOUT = _errors_not_of_layout()  # RuntimeErrors that another layout of a sharded tensor would not prevent
+# RuntimeErrors that another layout of a sharded tensor would not prevent.
+NOT_OF_LAYOUT = _errors_not_of_layout()
 
 
 # Transforms: vmap, grad, and forward-mode derivatives.
@@ -119,7 +120,9 @@ def is_transformed(tensor: Tensor) -> bool:
 
 def readable(tensor: Tensor) -> bool:
     """Whether the host may read a tensor's value: it belongs to no transform and is not on the meta device."""
-    return not (torch.compiler.is_compiling() or is_transformed(tensor) or tensor.is_meta)
+    return not (
+        torch.compiler.is_compiling() or is_transformed(tensor) or tensor.is_meta
+    )
 
 
 def below_transforms(tensor: Tensor) -> Tensor:
@@ -233,10 +236,13 @@ def copy_each_(targets: list[Tensor], sources: list[Tensor]) -> None:
 
 def count_up_(targets: list[Tensor]) -> None:
     """Add 1 to each tensor; falls back to one addition per tensor."""
-    together = getattr(torch, "_foreach_add_", None)  # not `on_lists`: this runs in every step
+    # Not `on_lists`: this runs in every step.
+    together = getattr(torch, "_foreach_add_", None)
     if together is not None and targets:
         # A Python scalar would be converted to a tensor for each target, which takes longer than the addition.
-        together(targets, _one() if type(targets[0]) is Tensor else torch.ones(()), alpha=1.0)
+        together(
+            targets, _one() if type(targets[0]) is Tensor else torch.ones(()), alpha=1.0
+        )
         return
     for target in targets:
         target.add_(1)
@@ -293,18 +299,29 @@ def layout_check(tensors: Sequence[Tensor]) -> Callable[..., bool]:
         return lambda *others: list(map(_layout, others)) == expected
     sizes = [list(tensor.shape) for tensor in tensors]
     strides = [list(tensor.stride()) for tensor in tensors]
-    return guards(*tensors, dynamic_dims_sizes=sizes, dynamic_dims_strides=strides).check
+    return guards(
+        *tensors, dynamic_dims_sizes=sizes, dynamic_dims_strides=strides
+    ).check
 
 
 def _layout(tensor: Tensor) -> tuple[Any, ...]:
-    return type(tensor), tensor.dtype, tensor.device, tensor.shape, tensor.stride(), tensor.requires_grad
+    return (
+        type(tensor),
+        tensor.dtype,
+        tensor.device,
+        tensor.shape,
+        tensor.stride(),
+        tensor.requires_grad,
+    )
 
 
 # Tracing.
 
 
 @contextlib.contextmanager
-def intercepting(call: Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]) -> Generator[None, None, None]:
+def intercepting(
+    call: Callable[[Any, tuple[Any, ...], dict[str, Any]], Any],
+) -> Generator[None, None, None]:
     """Let `call(operator, args, kwargs)` execute every operation inside the block.
 
     Modes that were active before are disabled inside, so that nothing else observes these operations.
@@ -313,14 +330,18 @@ def intercepting(call: Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]) ->
         TracingUnavailableError: If this version of torch lacks one of the names. Steps then run leaf by leaf.
     """
     module = "torch.utils._python_dispatch"
-    mode_class, without_modes = _needed(module, "TorchDispatchMode"), _needed(module, "_disable_current_modes")
+    mode_class = _needed(module, "TorchDispatchMode")
+    without_modes = _needed(module, "_disable_current_modes")
 
     class Intercepting(mode_class):
         @classmethod
         def _should_skip_dynamo(cls) -> bool:
-            return False  # True would import dynamo only to report that there is nothing to trace
+            # True would import dynamo only to report that there is nothing to trace.
+            return False
 
-        def __torch_dispatch__(self, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        def __torch_dispatch__(
+            self, operator: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
             return call(operator, args, kwargs or {})
 
     with without_modes(), Intercepting():
@@ -382,10 +403,14 @@ class SymbolicTracer:
         """Create a stand-in for a tensor whose sizes may all change, except those that are 1."""
         dynamic: list[Any] = []
         for size in tensor.shape:
-            dynamic.append(self._dimension.STATIC if size == 1 else self._dimension.DYNAMIC)
+            dynamic.append(
+                self._dimension.STATIC if size == 1 else self._dimension.DYNAMIC
+            )
         context = self._symbolic_context(dynamic_sizes=dynamic)
         with _unattributed_sizes():
-            return self._mode.from_tensor(tensor, symbolic_context=context, source=self._source(name))
+            return self._mode.from_tensor(
+                tensor, symbolic_context=context, source=self._source(name)
+            )
 
     def sized_as(self, stand_in: Tensor, tensor: Tensor) -> Tensor:
         """Create a stand-in for a tensor that always has the same size as another."""
@@ -400,11 +425,15 @@ class SymbolicTracer:
     ) -> torch.fx.GraphModule:
         """Trace `function(*arguments)`; `replaced` contains decompositions in addition to those of inductor."""
         with self._mode, torch.no_grad(), _unattributed_sizes():
-            return self._make_graph(function, decomposition_table={**decompositions(), **replaced})(*arguments)
+            return self._make_graph(
+                function, decomposition_table={**decompositions(), **replaced}
+            )(*arguments)
 
     def matches(self, arguments: Sequence[Tensor], tensors: Sequence[Tensor]) -> bool:
         """Whether these tensors satisfy the assumptions made about the sizes of `arguments` while tracing."""
-        return self._sizes.evaluate_guards_for_args(arguments, tensors, ignore_static=False)
+        return self._sizes.evaluate_guards_for_args(
+            arguments, tensors, ignore_static=False
+        )
 
     @contextlib.contextmanager
     def compiling(self) -> Generator[None, None, None]:
@@ -442,7 +471,9 @@ def makes_new_tensor(operator: Any) -> bool:
     schema = getattr(operator, "_schema", None)
     if schema is None:
         return False
-    return all(value.alias_info is None for value in (*schema.arguments, *schema.returns))
+    return all(
+        value.alias_info is None for value in (*schema.arguments, *schema.returns)
+    )
 
 
 @functools.cache
@@ -464,8 +495,15 @@ def multiplies_in_bfloat16() -> bool:
 DOCUMENTED_MODES: dict[str, dict[str, Any]] = {
     "default": {},
     "reduce-overhead": {"triton.cudagraphs": True},
-    "max-autotune-no-cudagraphs": {"max_autotune": True, "coordinate_descent_tuning": True},
-    "max-autotune": {"max_autotune": True, "triton.cudagraphs": True, "coordinate_descent_tuning": True},
+    "max-autotune-no-cudagraphs": {
+        "max_autotune": True,
+        "coordinate_descent_tuning": True,
+    },
+    "max-autotune": {
+        "max_autotune": True,
+        "triton.cudagraphs": True,
+        "coordinate_descent_tuning": True,
+    },
 }
 
 
@@ -487,12 +525,15 @@ def compiler_option_names() -> Collection[str] | None:
 def compiles_at_once(graph: torch.fx.GraphModule, options: Mapping[str, Any]) -> bool:
     """Whether a graph goes directly to inductor's inner compiler, without AOTAutograd."""
     compiler = _found("torch._inductor", "compile")
-    if compiler is None or compiler.__module__ != "torch._inductor":  # a replacement expects to receive the graphs
+    # A replacement expects to receive the graphs.
+    if compiler is None or compiler.__module__ != "torch._inductor":
         return False
     return options.keys() <= OWN_OPTIONS and _is_ready_for_inductor(graph)
 
 
-def compile_graph(graph: Any, examples: Sequence[Any], options: Mapping[str, Any]) -> Callable[..., Any]:
+def compile_graph(
+    graph: Any, examples: Sequence[Any], options: Mapping[str, Any]
+) -> Callable[..., Any]:
     """Compile a traced graph with inductor; falls back to the public `torch.compile`, which traces it again."""
     compiler = _found("torch._inductor", "compile")
     if compiler is None:
@@ -515,13 +556,16 @@ def _is_ready_for_inductor(graph: torch.fx.GraphModule) -> bool:
         if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
             return False
         if writes(node.target) and (
-            node.target is not torch.ops.aten.copy_.default or node.args[0].op != "placeholder"
+            node.target is not torch.ops.aten.copy_.default
+            or node.args[0].op != "placeholder"
         ):
             return False
     return True
 
 
-def _compiled_at_once(graph: Any, examples: Sequence[Any], options: Mapping[str, Any]) -> Callable[..., Any] | None:
+def _compiled_at_once(
+    graph: Any, examples: Sequence[Any], options: Mapping[str, Any]
+) -> Callable[..., Any] | None:
     """Compile a graph with inductor's inner compiler; return None if this version of torch lacks a required name.
 
     The outer compiler has AOTAutograd trace the graph again, which takes a third of the compile time, and checks
@@ -536,10 +580,14 @@ def _compiled_at_once(graph: Any, examples: Sequence[Any], options: Mapping[str,
     copy = torch.fx.Graph()  # the compiler modifies its input, and may fail
     results = cast("Sequence[Any]", copy.graph_copy(graph.graph, {}))
     _keep_in_memory(copy)
-    copy.output(tuple(results)).meta["user_visible_output_idxs"] = list(range(len(results)))
+    copy.output(tuple(results)).meta["user_visible_output_idxs"] = list(
+        range(len(results))
+    )
     loaded = _loaded_programs()
     with settings(dict(options)), virtualized.set_fake_mode(mode):
-        compiled = compiler(torch.fx.GraphModule(graph, copy), examples, is_inference=True)
+        compiled = compiler(
+            torch.fx.GraphModule(graph, copy), examples, is_inference=True
+        )
     return CompiledAtOnce(compiled, is_loaded=_loaded_programs() != loaded)
 
 
@@ -591,9 +639,15 @@ CALLED_BY_KERNELS = {
     "empty_strided_cpu": "_empty_strided_cpu",
     "reinterpret_tensor": "_reinterpret_tensor",
 }
-USED_BY_KERNELS = {"torch", "clear", "size", "float64", "float32", "bfloat16", "float16"} | {
-    *("int64", "int32", "int16", "int8", "uint8", "bool", "float8_e4m3fn")
-}
+USED_BY_KERNELS = {
+    "torch",
+    "clear",
+    "size",
+    "float64",
+    "float32",
+    "bfloat16",
+    "float16",
+} | {*("int64", "int32", "int16", "int8", "uint8", "bool", "float8_e4m3fn")}
 METHOD = re.compile(r"^    def call\(self, args\):\n(?:        .*\n|\n)+", re.MULTILINE)
 
 
@@ -602,14 +656,18 @@ def kernels_of(function: Callable[..., Any]) -> Kernels | None:
     if not isinstance(function, CompiledAtOnce):
         return None
     method = METHOD.search(getattr(function.compiled, "source_code", None) or "")
-    call = getattr(getattr(function.compiled, "current_callable", None), "__func__", None)
+    call = getattr(
+        getattr(function.compiled, "current_callable", None), "__func__", None
+    )
     if method is None or call is None or getattr(function.compiled, "constants", True):
         return None
     libraries: dict[str, str] = {}
     for name in call.__code__.co_names:
         if name in USED_BY_KERNELS or name in CALLED_BY_KERNELS:
             continue
-        library = getattr(getattr(call.__globals__.get(name), "__self__", None), "__file__", None)
+        library = getattr(
+            getattr(call.__globals__.get(name), "__self__", None), "__file__", None
+        )
         if library is None:
             return None
         libraries[name] = library
@@ -626,7 +684,8 @@ def run_kernels(kernels: Kernels) -> Callable[..., Any]:
     """
     guards = _module_of_kernels()
     place = str(guards._torchinductor_pyobject_tensor_data_ptr)
-    os.environ["_TORCHINDUCTOR_PYOBJECT_TENSOR_DATA_PTR"] = place  # read by libraries when they are loaded
+    # Read by libraries when they are loaded.
+    os.environ["_TORCHINDUCTOR_PYOBJECT_TENSOR_DATA_PTR"] = place
     names: dict[str, Any] = {"torch": torch}
     for name, in_torch in CALLED_BY_KERNELS.items():
         if name in kernels.method:
@@ -673,7 +732,9 @@ class Assumptions:
         self._sizes: list[torch.SymInt] = []
         for example in examples:
             if isinstance(example, Tensor):
-                self._sizes += [size for size in example.shape if isinstance(size, torch.SymInt)]
+                self._sizes += [
+                    size for size in example.shape if isinstance(size, torch.SymInt)
+                ]
         first: Any = self._sizes[0] if self._sizes else None
         self._environment: Any = None if first is None else first.node.shape_env
         self._before = len(self._guards())
@@ -684,18 +745,27 @@ class Assumptions:
     def added(self) -> str:
         """Return the assumptions made since this object was created."""
         guards = self._guards()[self._before :]
-        return self._environment.produce_guards_expression(self._sizes, guards=guards) or "" if guards else ""
+        return (
+            self._environment.produce_guards_expression(self._sizes, guards=guards)
+            or ""
+            if guards
+            else ""
+        )
 
     def add(self, text: str) -> bool:
         """Add assumptions that `added` returned in another process; return whether they are true of the examples."""
-        return not text or bool(self._environment.evaluate_guards_expression(text, self._sizes))
+        return not text or bool(
+            self._environment.evaluate_guards_expression(text, self._sizes)
+        )
 
 
 def compiler_cache() -> Path | None:
     """Return inductor's cache folder; None if its caches are off, or this version of torch stores them elsewhere."""
     folder = _found("torch._inductor.runtime.cache_dir_utils", "cache_dir")
     config: Any = importlib.import_module("torch._inductor.config")
-    is_off = getattr(config, "force_disable_caches", True) or not getattr(config, "fx_graph_cache", False)
+    is_off = getattr(config, "force_disable_caches", True) or not getattr(
+        config, "fx_graph_cache", False
+    )
     return None if folder is None or is_off else Path(folder())
 
 
@@ -720,7 +790,8 @@ def _keep_in_memory(graph: torch.fx.Graph) -> None:
 
     Without the operator that requests this, nothing changes.
     """
-    if _found("torch._inductor.test_operators", "realize") is None:  # importing the module defines the operator
+    # Importing the module defines the operator.
+    if _found("torch._inductor.test_operators", "realize") is None:
         return
     operator = torch.ops._inductor_test.realize.default
     for node in list(graph.nodes):
@@ -742,7 +813,11 @@ def _readers_of_kept(node: torch.fx.Node) -> list[torch.fx.Node]:
     """
     users = list(node.users)
     if _is_pointwise(node) and _is_number_of_rows(node):
-        return [user for user in users if _is_pointwise(user) and not _is_number_of_rows(user)]
+        return [
+            user
+            for user in users
+            if _is_pointwise(user) and not _is_number_of_rows(user)
+        ]
     value = node.meta.get("val")
     if not isinstance(value, Tensor) or value.dtype not in (torch.int8, torch.uint8):
         return []
@@ -767,7 +842,9 @@ def decompositions() -> Mapping[Any, Any]:
     return {} if table is None else table()
 
 
-def compile_function(function: Callable[..., Any], options: Mapping[str, Any]) -> Callable[..., Any]:
+def compile_function(
+    function: Callable[..., Any], options: Mapping[str, Any]
+) -> Callable[..., Any]:
     """Compile a function for all sizes with the public `torch.compile`."""
     return torch.compile(function, dynamic=True, options=dict(options))  # pyright: ignore[reportUnknownMemberType]
 
@@ -826,7 +903,9 @@ def named_instructions() -> contextlib.AbstractContextManager[None]:
         for name, instruction_set in known.items():
             if name in named:
                 # Evaluating the truth value of a set would build the programs.
-                believed = type(instruction_set.__name__, (instruction_set,), {"__bool__": _always})
+                believed = type(
+                    instruction_set.__name__, (instruction_set,), {"__bool__": _always}
+                )
                 sets.append(believed())
     except Exception:  # only a shortcut: if it fails, torch runs its own tests
         logger.debug("the instruction sets are left to torch", exc_info=True)
@@ -835,7 +914,11 @@ def named_instructions() -> contextlib.AbstractContextManager[None]:
     def list_sets() -> list[Any]:
         return sets
 
-    return _patched(instructions, list_of_sets, list_sets) if sets else contextlib.nullcontext()
+    return (
+        _patched(instructions, list_of_sets, list_sets)
+        if sets
+        else contextlib.nullcontext()
+    )
 
 
 def separate_loops() -> contextlib.AbstractContextManager[None]:
@@ -843,7 +926,8 @@ def separate_loops() -> contextlib.AbstractContextManager[None]:
 
     https://github.com/pytorch/pytorch/issues/196570, open as of torch 2.14. Without the name nothing changes.
     """
-    scheduling, fusion = _found("torch._inductor.codegen.cpp", "CppScheduling"), "can_fuse_vertical_outer_loop"
+    scheduling = _found("torch._inductor.codegen.cpp", "CppScheduling")
+    fusion = "can_fuse_vertical_outer_loop"
     if not hasattr(scheduling, fusion):
         return contextlib.nullcontext()
     return _patched(scheduling, fusion, _never)

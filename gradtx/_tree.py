@@ -13,7 +13,9 @@ from torch.utils import _pytree
 from gradtx._complex import check_complex, check_real
 
 
-def flatten(tree: Any, what: str) -> tuple[dict[str, Any], Callable[[Mapping[str, Any]], Any]]:
+def flatten(
+    tree: Any, what: str
+) -> tuple[dict[str, Any], Callable[[Mapping[str, Any]], Any]]:
     """Return the leaves of `tree` by dotted name, in tree order, and a function that rebuilds the tree from them.
 
     `None` is a leaf. A bare tensor has the empty name.
@@ -28,7 +30,9 @@ def flatten(tree: Any, what: str) -> tuple[dict[str, Any], Callable[[Mapping[str
     return leaves, unflatten
 
 
-def flatten_real(tree: Any, what: str) -> tuple[dict[str, Any], Callable[[Mapping[str, Any]], Any]]:
+def flatten_real(
+    tree: Any, what: str
+) -> tuple[dict[str, Any], Callable[[Mapping[str, Any]], Any]]:
     """Like `flatten`, but raise an error for complex leaves."""
     leaves, unflatten = flatten(tree, what)
     for name, leaf in leaves.items():
@@ -36,7 +40,9 @@ def flatten_real(tree: Any, what: str) -> tuple[dict[str, Any], Callable[[Mappin
     return leaves, unflatten
 
 
-def flatten_any(tree: Any, what: str) -> tuple[dict[str, Any], Callable[[Mapping[str, Any]], Any]]:
+def flatten_any(
+    tree: Any, what: str
+) -> tuple[dict[str, Any], Callable[[Mapping[str, Any]], Any]]:
     """Like `flatten`, for tensors of any dtype."""
     paths, spec = _pytree.tree_flatten_with_path(tree)
     names = [".".join([_key(key) for key in path]) for path, _ in paths]
@@ -62,8 +68,12 @@ def _check_tensor(name: str, leaf: Any, what: str) -> None:
     if isinstance(leaf, Module | Iterator):
         remedy = "; pass a tree of tensors, such as "
         of_gradients = "{name: p.grad for name, p in model.named_parameters()}"
-        remedy += of_gradients if what == "updates" else "dict(model.named_parameters())"
-    raise TypeError(f"{what}: leaf {name!r} is a {kind}, needs a tensor or None{remedy}")
+        remedy += (
+            of_gradients if what == "updates" else "dict(model.named_parameters())"
+        )
+    raise TypeError(
+        f"{what}: leaf {name!r} is a {kind}, needs a tensor or None{remedy}"
+    )
 
 
 def check_leaf(name: str, leaf: Any, what: str) -> None:
@@ -71,8 +81,14 @@ def check_leaf(name: str, leaf: Any, what: str) -> None:
     if leaf is None:
         return
     if leaf.layout is not torch.strided:
-        kind = "sparse" if leaf.layout in (torch.sparse_coo, torch.sparse_csr) else str(leaf.layout)
-        raise TypeError(f"{what}: leaf {name!r} is a {kind} tensor, needs a dense one; call to_dense() on it")
+        kind = (
+            "sparse"
+            if leaf.layout in (torch.sparse_coo, torch.sparse_csr)
+            else str(leaf.layout)
+        )
+        raise TypeError(
+            f"{what}: leaf {name!r} is a {kind} tensor, needs a dense one; call to_dense() on it"
+        )
     if leaf.dtype.is_complex:
         check_complex(name, leaf, what)
     elif not leaf.dtype.is_floating_point:
@@ -94,15 +110,21 @@ def match(tree: Any, names: Iterable[str], what: str, of: str) -> dict[str, Any]
     return leaves
 
 
-def check_names(given: Iterable[str], expected: Iterable[str], what: str, of: str) -> None:
+def check_names(
+    given: Iterable[str], expected: Iterable[str], what: str, of: str
+) -> None:
     given, expected = list(given), list(expected)
     known, present = set(expected), set(given)
     for name in expected:
         if name not in present:
-            raise ValueError(f"{what}: leaf {name!r} is missing, but is in {of}; leaves are matched by name")
+            raise ValueError(
+                f"{what}: leaf {name!r} is missing, but is in {of}; leaves are matched by name"
+            )
     for name in given:
         if name not in known:
-            raise ValueError(f"{what}: leaf {name!r} is not in {of}; leaves are matched by name")
+            raise ValueError(
+                f"{what}: leaf {name!r} is not in {of}; leaves are matched by name"
+            )
 
 
 def named(tree: Any) -> dict[str, Any]:
@@ -123,7 +145,12 @@ def tensors(tree: Any) -> list[Tensor]:
 
 def map_tensors(function: Callable[..., Any], *trees: Any) -> Any:
     """Map `function` over the tensors of trees with the same structure, such as a user's state."""
-    return _pytree.tree_map(lambda *leaves: function(*leaves) if isinstance(leaves[0], Tensor) else leaves[0], *trees)
+    return _pytree.tree_map(
+        lambda *leaves: (
+            function(*leaves) if isinstance(leaves[0], Tensor) else leaves[0]
+        ),
+        *trees,
+    )
 
 
 def _key(key: Any) -> str:

@@ -21,7 +21,8 @@ from gradtx._storage import Store
 from gradtx.context import Clock, Context
 
 PLAIN_EXTRAS = ("value", "hessian_diag")  # the extras that plain functions may accept
-CALLED_EXTRAS = ("grad_fn", "value_fn")  # must be in `needs`: a step that calls them writes nothing before the call
+# Must be in `needs`: a step that calls them writes nothing before the call.
+CALLED_EXTRAS = ("grad_fn", "value_fn")
 
 
 class Functions(NamedTuple):
@@ -33,9 +34,15 @@ class Functions(NamedTuple):
 
     @classmethod
     def of(cls, returned: Any, name: str) -> Functions:
-        functions: tuple[Any, ...] = returned if is_tuple(returned) else (None, returned)
-        if not 2 <= len(functions) <= 3 or not all(callable(function) for function in functions[1:]):
-            raise TypeError(f"{name}: must return update, (init, update) or (init, update, evaluate), got {returned!r}")
+        functions: tuple[Any, ...] = (
+            returned if is_tuple(returned) else (None, returned)
+        )
+        if not 2 <= len(functions) <= 3 or not all(
+            callable(function) for function in functions[1:]
+        ):
+            raise TypeError(
+                f"{name}: must return update, (init, update) or (init, update, evaluate), got {returned!r}"
+            )
         return cls(*functions)
 
 
@@ -63,9 +70,18 @@ class TreeOperation(Operation):
     waits = True
     sums = False
 
-    def __init__(self, path: Path, scope: Scope, name: str, functions: Functions, agree: dict[str, Any] | None = None):
+    def __init__(
+        self,
+        path: Path,
+        scope: Scope,
+        name: str,
+        functions: Functions,
+        agree: dict[str, Any] | None = None,
+    ):
         if scope.restarts is not False:
-            raise TypeError(f"{name}: processes whole trees, whose state a restart cannot reset; move it outside")
+            raise TypeError(
+                f"{name}: processes whole trees, whose state a restart cannot reset; move it outside"
+            )
         if scope.space is not None:
             around = scope.space.name
             raise TypeError(
@@ -123,13 +139,19 @@ class TreeOperation(Operation):
         leaves = {leaf.name: leaf for leaf, _ in waiting}
         out = self._call_update(leaves)
         if not (is_tuple(out) and len(out) == 2):
-            raise TypeError(f"{self._name}: update must return (updates, state), got {type(out).__name__}")
+            raise TypeError(
+                f"{self._name}: update must return (updates, state), got {type(out).__name__}"
+            )
         updates, state = out
         self._store_new(state, leaves)
         update_of_leaf = self._by_name(updates)
         for name in leaves:
-            if not is_dict(update_of_leaf) or not isinstance(update_of_leaf.get(name), Tensor):
-                raise TypeError(f"{self._name}: update must return a tensor for each leaf, got none for {name!r}")
+            if not is_dict(update_of_leaf) or not isinstance(
+                update_of_leaf.get(name), Tensor
+            ):
+                raise TypeError(
+                    f"{self._name}: update must return a tensor for each leaf, got none for {name!r}"
+                )
         return update_of_leaf
 
     def _call_update(self, leaves: dict[str, Leaf]) -> Any:
@@ -142,7 +164,9 @@ class TreeOperation(Operation):
         try:
             return update(updates, state, None)
         except (AttributeError, TypeError) as error:
-            stand_ins = {name: torch.zeros_like(leaf.update) for name, leaf in leaves.items()}
+            stand_ins = {
+                name: torch.zeros_like(leaf.update) for name, leaf in leaves.items()
+            }
             if _works(update, updates, state, self._tree(stand_ins)):
                 raise self._without_params(error) from error
             raise
@@ -163,7 +187,9 @@ class TreeOperation(Operation):
         state: dict[str, Any] = dict(self._run.scalars(self.path))
         for name, leaf in leaves.items():
             stored = self._run.slots(self.path, leaf)
-            for slot, value in self._store.decode_slots(stored, leaf.compute_dtype, leaf).items():
+            for slot, value in self._store.decode_slots(
+                stored, leaf.compute_dtype, leaf
+            ).items():
                 state.setdefault(slot, {})[name] = value
         return state
 
@@ -270,7 +296,9 @@ def check_plain(update: Callable[..., Any]) -> None:
 def extras_of(update: Callable[..., Any]) -> tuple[str, ...]:
     """Return the extras that a plain function accepts, as parameters with their names or by `**extras`."""
     parameters = _parameters(update)
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+    if any(
+        parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()
+    ):
         return PLAIN_EXTRAS
     return tuple(name for name in PLAIN_EXTRAS if name in parameters)
 
@@ -321,7 +349,9 @@ class TreeContext(Context):
     def __init__(self, leaves: dict[str, Leaf]):
         self._first = next(iter(leaves.values()))
         self._leaves = leaves
-        super().__init__(self._first, _latest(leaves.values()), self._first.compute_dtype)
+        super().__init__(
+            self._first, _latest(leaves.values()), self._first.compute_dtype
+        )
 
     @property
     def grad(self) -> Any:
@@ -336,7 +366,11 @@ class TreeContext(Context):
         return gradients
 
     def value_along(
-        self, origin: dict[str, Tensor], direction: dict[str, Tensor], length: Tensor, sloped: bool = False
+        self,
+        origin: dict[str, Tensor],
+        direction: dict[str, Tensor],
+        length: Tensor,
+        sloped: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         """Return the loss at `origin` + length x direction (by leaf name; others stay), and if `sloped`, its slope."""
         value, slope = self._first.run.value_along(origin, direction, length, sloped)
@@ -350,7 +384,8 @@ class TreeContext(Context):
         return -value if value is not None and self._first.negated else value
 
     def __getattr__(self, name: str) -> Any:
-        attributes = self.__dict__  # while a context is being copied, its attributes are not set yet
+        # While a context is being copied, its attributes are not set yet.
+        attributes = self.__dict__
         if "_leaves" in attributes and name in self._first.run.leaf_extras:
             return {key: leaf.extras.get(name) for key, leaf in self._leaves.items()}
         return super().__getattr__(name)

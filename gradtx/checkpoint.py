@@ -77,7 +77,8 @@ def save(path: str | os.PathLike[str], params: Any, state: Any) -> None:
     try:
         safetensors.torch.save_file(tensors, unfinished, metadata={"format": "pt"})
         with open(unfinished, "rb+") as file:
-            os.fsync(file.fileno())  # the content must reach the disk before the new name does
+            # The content must reach the disk before the new name does.
+            os.fsync(file.fileno())
         os.replace(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)
@@ -112,10 +113,14 @@ def load(path: str | os.PathLike[str], params: Any, state: Any) -> tuple[Any, An
     try:
         saved = safetensors.torch.load_file(path)
     except safetensors.SafetensorError as error:
-        raise ValueError(f"load: {str(path)!r} is not a complete safetensors file ({error})") from error
+        raise ValueError(
+            f"load: {str(path)!r} is not a complete safetensors file ({error})"
+        ) from error
     saved = _in_codes_of(state, saved)
     _check(path, saved, expected)
-    tree = unflatten({name: _filled(like, saved[name]) for name, like in expected.items()})
+    tree = unflatten(
+        {name: _filled(like, saved[name]) for name, like in expected.items()}
+    )
     return tree["params"], tree["state"]
 
 
@@ -124,11 +129,15 @@ def _safetensors(caller: str) -> Any:
         import safetensors
         import safetensors.torch  # pyright: ignore[reportUnusedImport]
     except ImportError as error:
-        raise ImportError(f"{caller}: needs the package safetensors: pip install safetensors") from error
+        raise ImportError(
+            f"{caller}: needs the package safetensors: pip install safetensors"
+        ) from error
     return safetensors
 
 
-def _named(caller: str, params: Any, state: Any) -> tuple[dict[str, Tensor], Callable[[Mapping[str, Tensor]], Any]]:
+def _named(
+    caller: str, params: Any, state: Any
+) -> tuple[dict[str, Tensor], Callable[[Mapping[str, Tensor]], Any]]:
     """Return all tensors by entry name, and a function that rebuilds both trees from such a mapping."""
     leaves, unflatten = _tree.flatten_any({"params": params, "state": state}, caller)
     tensors = {name: leaf for name, leaf in leaves.items() if leaf is not None}
@@ -145,7 +154,11 @@ def _in_codes_of(state: Any, saved: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for stage, slots in _stages(state, "state"):
         leaves = {leaf for tensors in slots.values() for leaf in tensors}
         for leaf in leaves:
-            first = {slot: tensors[leaf] for slot, tensors in slots.items() if leaf in tensors}
+            first = {
+                slot: tensors[leaf]
+                for slot, tensors in slots.items()
+                if leaf in tensors
+            }
             saved_slots: dict[str, Tensor] = {}
             for slot in _with_suffixes(slots):
                 name = f"{stage}.{slot}.{leaf}"
@@ -182,7 +195,11 @@ def _stages(tree: Any, path: str) -> Iterator[tuple[str, dict[str, Slot]]]:
 
 
 def _is_slot(value: Any) -> TypeGuard[Slot]:
-    return is_dict(value) and bool(value) and all(isinstance(leaf, Tensor) for leaf in value.values())
+    return (
+        is_dict(value)
+        and bool(value)
+        and all(isinstance(leaf, Tensor) for leaf in value.values())
+    )
 
 
 def _shape_of(first: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> torch.Size:
@@ -191,7 +208,9 @@ def _shape_of(first: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> torch
     return max(shapes, key=torch.Size.numel)
 
 
-def _check(path: Path, saved: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+def _check(
+    path: Path, saved: Mapping[str, Tensor], expected: Mapping[str, Tensor]
+) -> None:
     """Raise one error for all problems."""
     problems: list[str] = []
     for kind, items in _problems(saved, expected).items():
@@ -204,7 +223,9 @@ def _check(path: Path, saved: Mapping[str, Tensor], expected: Mapping[str, Tenso
         )
 
 
-def _problems(saved: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, list[str]]:
+def _problems(
+    saved: Mapping[str, Tensor], expected: Mapping[str, Tensor]
+) -> dict[str, list[str]]:
     """Return the affected entries by kind of problem."""
     missing: list[str] = []
     different: list[str] = []

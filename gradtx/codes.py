@@ -16,7 +16,8 @@ from gradtx._narrowing import is_tuple
 __all__ = ["Codec"]
 
 Shape = tuple[int, ...]
-LEAST_SCALE = 2.0**-100  # below it, decoding would underflow in float32; negligible for every optimizer
+# Below it, decoding would underflow in float32; negligible for every optimizer.
+LEAST_SCALE = 2.0**-100
 SCALE = "scale"
 KEY = "key"
 
@@ -72,7 +73,9 @@ class Codec:
         for role in ("encode", "decode", "scale"):
             function = getattr(self, role)
             if not callable(function):
-                raise TypeError(f"Codec: {role} must be a function, got {describe(function)}")
+                raise TypeError(
+                    f"Codec: {role} must be a function, got {describe(function)}"
+                )
         if self.packs not in (1, 2):
             raise ValueError(f"Codec: packs must be 1 or 2, got {self.packs!r}")
         if self.block is not None and not _is_block(self.block):
@@ -99,9 +102,13 @@ class Codec:
         if block is None or block == code.block:
             return code
         if code.block is None:
-            raise ValueError(f"Codec: {name!r} has no scales, so it does not accept a block; omit block")
+            raise ValueError(
+                f"Codec: {name!r} has no scales, so it does not accept a block; omit block"
+            )
         if code.packs == 2 and block > code.block:
-            raise ValueError(f"Codec: block of {name!r} must be at most {code.block}, got {block!r}")
+            raise ValueError(
+                f"Codec: block of {name!r} must be at most {code.block}, got {block!r}"
+            )
         positive = code.nonnegative
         if positive is not None:
             positive = dataclasses.replace(positive, block=block)
@@ -130,14 +137,20 @@ class Codec:
 
     def for_sign(self, nonnegative: bool) -> Codec:
         """Return the code for slots that are never negative if `nonnegative` and there is one, else this code."""
-        return self.nonnegative if nonnegative and self.nonnegative is not None else self
+        return (
+            self.nonnegative if nonnegative and self.nonnegative is not None else self
+        )
 
     def pack(self, values: Tensor, noise: Tensor | None = None) -> dict[str, Tensor]:
         """Encode `values`: return the tensors that store them, by suffix; "" for the codes."""
         if self.block is None:
-            encoded = self.encode(values) if noise is None else self.encode(values, noise)
+            encoded = (
+                self.encode(values) if noise is None else self.encode(values, noise)
+            )
             return self._by_suffix(encoded, values)
-        blocks = _in_blocks(values, self.block, _blocks_of_row(values.shape, self.block))
+        blocks = _in_blocks(
+            values, self.block, _blocks_of_row(values.shape, self.block)
+        )
         largest = blocks.abs().amax(-1, keepdim=True)
         scale = self.scale(largest)
         encoded = self.encode(blocks, scale)
@@ -151,7 +164,9 @@ class Codec:
         suffixes = ("", *self.parts)
         packed: dict[str, Tensor] = {}
         for suffix, tensor in zip(suffixes, tensors, strict=True):
-            packed[suffix] = tensor if self.block is None else _out_of_blocks(tensor, values)
+            packed[suffix] = (
+                tensor if self.block is None else _out_of_blocks(tensor, values)
+            )
         if self.packs == 2 and values.ndim:
             packed[""] = _pairs(packed[""])
         return packed
@@ -232,7 +247,8 @@ def _out_of_blocks(blocks: Tensor, like: Tensor) -> Tensor:
     length = _row_length(like.shape)
     rows, count, block = blocks.shape
     values = blocks.reshape(rows, count * block)
-    if count * block != length:  # copy, so that the state does not keep the memory of the padding alive
+    # Copy, so that the state does not keep the memory of the padding alive.
+    if count * block != length:
         values = values[:, :length].clone(memory_format=torch.contiguous_format)
     return values.reshape(like.shape)
 
@@ -378,9 +394,25 @@ def _decode_bfloat16(codes: Tensor) -> Tensor:
 _UINT8 = Codec(_encode_uint8, _decode_uint8, block=64, name="uint8")
 _UINT4 = Codec(_encode_uint4, _decode_uint4, block=32, packs=2, name="uint4")
 CODES = {
-    "int8": Codec(_encode_int8, _decode_int8, block=64, nonnegative=_UINT8, name="int8"),
-    "int4": Codec(_encode_int4, _decode_int4, block=32, nonnegative=_UINT4, packs=2, name="int4"),
-    "float8": Codec(_encode_float8, _decode_float8, block=64, scale=_float8_scale, name="float8"),
-    "bfloat16+8": Codec(_encode_bfloat16_and_8, _decode_bfloat16_and_8, parts=("error",), name="bfloat16+8"),
-    "bfloat16:stochastic": Codec(_encode_stochastically, _decode_bfloat16, random=True, name="bfloat16:stochastic"),
+    "int8": Codec(
+        _encode_int8, _decode_int8, block=64, nonnegative=_UINT8, name="int8"
+    ),
+    "int4": Codec(
+        _encode_int4, _decode_int4, block=32, nonnegative=_UINT4, packs=2, name="int4"
+    ),
+    "float8": Codec(
+        _encode_float8, _decode_float8, block=64, scale=_float8_scale, name="float8"
+    ),
+    "bfloat16+8": Codec(
+        _encode_bfloat16_and_8,
+        _decode_bfloat16_and_8,
+        parts=("error",),
+        name="bfloat16+8",
+    ),
+    "bfloat16:stochastic": Codec(
+        _encode_stochastically,
+        _decode_bfloat16,
+        random=True,
+        name="bfloat16:stochastic",
+    ),
 }

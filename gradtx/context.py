@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["Context"]
 
 ALWAYS_KNOWN = ("value", "value_fn", "grad_fn", "hessian_diag")
+# Available in every rule's context.
 OWN = (
     "bias_correction",
     "every",
@@ -32,7 +33,7 @@ OWN = (
     "time",
     "turn",
     "when",
-)  # available in every rule's context
+)
 
 
 class Clock:
@@ -49,7 +50,11 @@ class Clock:
     def on(self, device: torch.device) -> Moment:
         if device not in self._moments:
             # Copying to a device would wait for all queued work; filling with a constant does not.
-            step = self.step.to(device) if self.host is None else torch.full_like(self.step, self.host, device=device)
+            step = (
+                self.step.to(device)
+                if self.host is None
+                else torch.full_like(self.step, self.host, device=device)
+            )
             self._moments[device] = Moment(step, self.host)
         return self._moments[device]
 
@@ -65,7 +70,9 @@ class Moment:
 
     def bias_correction(self, beta: Any) -> Tensor:
         for known, value in self._corrections:
-            if known is beta or (isinstance(beta, float) and isinstance(known, float) and known == beta):
+            if known is beta or (
+                isinstance(beta, float) and isinstance(known, float) and known == beta
+            ):
                 return value
         value = bias_correction(beta, self.time)
         self._corrections.append((beta, value))
@@ -122,7 +129,9 @@ class Context:
         """Return a copy with full tensors instead of shards."""
         whole = copy.copy(self)
         whole._grad = full_tensor(self._grad)
-        whole._extras = {name: full_tensor(value) for name, value in self._extras.items()}
+        whole._extras = {
+            name: full_tensor(value) for name, value in self._extras.items()
+        }
         return whole
 
     def with_stand_in(self, name: str) -> Context:
@@ -160,7 +169,9 @@ class Context:
             return self._moment.bias_correction(beta)
         return bias_correction(beta, exact(step, self._moment.time.device))
 
-    def every(self, k: int, phase: int, compute: Callable[[], Any], keep: Callable[[], Any]) -> Any:
+    def every(
+        self, k: int, phase: int, compute: Callable[[], Any], keep: Callable[[], Any]
+    ) -> Any:
         """Return `compute()` at steps with step % k == phase % k, else `keep()`: tensors or trees of equal structure.
 
         In pure use both functions run and `torch.where` selects; if the host knows the count, only one runs.
@@ -178,9 +189,18 @@ class Context:
     @property
     def is_first(self) -> bool | Tensor:
         """Whether this is step 1: a bool if the host knows the count, else a 0-d tensor."""
-        return self._moment.step == 1 if self._moment.host is None else self._moment.host == 1
+        return (
+            self._moment.step == 1
+            if self._moment.host is None
+            else self._moment.host == 1
+        )
 
-    def when(self, due: Callable[[Any], Any], compute: Callable[[], Any], keep: Callable[[], Any]) -> Any:
+    def when(
+        self,
+        due: Callable[[Any], Any],
+        compute: Callable[[], Any],
+        keep: Callable[[], Any],
+    ) -> Any:
         """Return `compute()` if `due(step)` is true, else `keep()`, as in `every`; `step` is an int or a 0-d tensor."""
         if self._moment.host is not None:
             return compute() if due(self._moment.host) else keep()
@@ -201,9 +221,15 @@ class Context:
         if name.startswith("__"):  # Python looks these up when it copies a context
             raise AttributeError(name)
         if name == "rng":
-            raise AttributeError("ctx.rng: only random rules have it; declare the rule @per_tensor(random=True)")
+            raise AttributeError(
+                "ctx.rng: only random rules have it; declare the rule @per_tensor(random=True)"
+            )
         meant = close(name, (*OWN, *ALWAYS_KNOWN, *known))
-        remedy = f"did you mean ctx.{meant}?" if meant else f"use extras={{{name!r}: 'leaf'}}"
+        remedy = (
+            f"did you mean ctx.{meant}?"
+            if meant
+            else f"use extras={{{name!r}: 'leaf'}}"
+        )
         raise AttributeError(f"ctx.{name}: no link declares it; {remedy}")
 
 
@@ -218,7 +244,13 @@ class FrameContext(Context):
     ticks: Tensor | None
     inner: dict[str, Tensor]
 
-    def __init__(self, leaf: Leaf, dtype: torch.dtype, ticks: Tensor | None, inner: dict[str, Tensor]):
+    def __init__(
+        self,
+        leaf: Leaf,
+        dtype: torch.dtype,
+        ticks: Tensor | None,
+        inner: dict[str, Tensor],
+    ):
         super().__init__(leaf, leaf.clock, dtype)
         self.ticks = ticks
         self.inner = inner

@@ -53,7 +53,9 @@ class GradientTransformation:
     def __init__(self, init: Callable[..., Any], update: Callable[..., Any]):
         for what, function in (("init", init), ("update", update)):
             if not callable(function):
-                raise TypeError(f"GradientTransformation: {what} must be a function, got {describe(function)}")
+                raise TypeError(
+                    f"GradientTransformation: {what} must be a function, got {describe(function)}"
+                )
         check_plain(update)
         self._set(_functions=Functions(init, update))
 
@@ -62,7 +64,9 @@ class GradientTransformation:
             object.__setattr__(self, name, value)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        raise AttributeError(f"{self._name}: a GradientTransformation is immutable; use replace({name}=...)")
+        raise AttributeError(
+            f"{self._name}: a GradientTransformation is immutable; use replace({name}=...)"
+        )
 
     def __delattr__(self, name: str) -> None:
         raise AttributeError(f"{self._name}: a GradientTransformation is immutable")
@@ -75,7 +79,9 @@ class GradientTransformation:
         yield self.update
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        pure = f"{self._name}.init(params) and {self._name}.update(updates, state, params)"
+        pure = (
+            f"{self._name}.init(params) and {self._name}.update(updates, state, params)"
+        )
         raise TypeError(
             f"{self._name}: a transformation is not callable; use {pure}, or "
             f"gradtx.as_optimizer({self._name}(...), params) for a torch optimizer"
@@ -84,16 +90,28 @@ class GradientTransformation:
     if not TYPE_CHECKING:  # type checkers report unknown attributes themselves
 
         def __getattr__(self, name: str) -> Any:
-            if name in ("step", "zero_grad", "param_groups", "state_dict", "load_state_dict", "add_param_group"):
+            if name in (
+                "step",
+                "zero_grad",
+                "param_groups",
+                "state_dict",
+                "load_state_dict",
+                "add_param_group",
+            ):
                 optimizer = f"gradtx.as_optimizer({self._name}(...), params)"
                 raise AttributeError(
                     f"{self._name}: a transformation has no {name!r}; {optimizer} creates a torch optimizer"
                 )
             if isinstance(getattr(type(self), name, None), property):
-                return object.__getattribute__(self, name)  # raise the property's own AttributeError again
+                # Raise the property's own AttributeError again.
+                return object.__getattribute__(self, name)
             if not name.startswith("_") and name in self.hyperparams:
-                raise AttributeError(f"{self._name}: a transformation has no {name!r}; read hyperparams[{name!r}]")
-            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+                raise AttributeError(
+                    f"{self._name}: a transformation has no {name!r}; read hyperparams[{name!r}]"
+                )
+            raise AttributeError(
+                f"{type(self).__name__!r} object has no attribute {name!r}"
+            )
 
     def __repr__(self) -> str:
         return f"GradientTransformation({describe(self._functions.init)}, {describe(self._functions.update)})"
@@ -133,7 +151,11 @@ class GradientTransformation:
                 state belongs to another chain.
         """
         result = _pure_lists.update(self, updates, state, params, extras)
-        return _pure.update(self, updates, state, params, extras) if result is None else result
+        return (
+            _pure.update(self, updates, state, params, extras)
+            if result is None
+            else result
+        )
 
     def eval_params(self, state: dict[str, Any], params: Any) -> Any:
         """Return the weights for evaluation, such as averages or lookahead's slow weights.
@@ -176,8 +198,12 @@ class GradientTransformation:
         places = self._places()
         for name in hyperparams:
             if name not in places:
-                raise TypeError(f"{self._name}: no hyperparameter {name!r}; {nearest_dotted(name, places)}")
-        return self._replaced({places[name].place: value for name, value in hyperparams.items()}, True)
+                raise TypeError(
+                    f"{self._name}: no hyperparameter {name!r}; {nearest_dotted(name, places)}"
+                )
+        return self._replaced(
+            {places[name].place: value for name, value in hyperparams.items()}, True
+        )
 
     def _skeleton(self) -> Any:
         """Return the structure without hyperparameter values; None if its programs cannot be shared."""
@@ -246,7 +272,9 @@ class GradientTransformation:
 
     def _expand(self, scope: Scope) -> list[Any]:
         """Return the operations that process a leaf in this run."""
-        return [PlainOperation(scope.claim(self._name), scope, self._name, self._functions)]
+        return [
+            PlainOperation(scope.claim(self._name), scope, self._name, self._functions)
+        ]
 
     def _owner(self) -> GradientTransformation:
         """Return the link that owns the learning rate, also inside combinators."""
@@ -256,7 +284,9 @@ class GradientTransformation:
         """Return the links of this transformation; aliases are expanded, a combinator counts as one link."""
         return [self]
 
-    def _entries(self, labels: Mapping[Any, str] | None = None, apart: bool = True) -> list[Entry]:
+    def _entries(
+        self, labels: Mapping[Any, str] | None = None, apart: bool = True
+    ) -> list[Entry]:
         """Return all hyperparameters with their public names.
 
         With `labels` (key of a partition's selector -> label), return them as leaves with these labels see them: names
@@ -289,7 +319,9 @@ class GradientTransformation:
             by_name.setdefault(entry.labelled, entry)
         return by_name
 
-    def _replaced(self, values: Mapping[tuple[Place, str], Any], checked: bool) -> GradientTransformation:
+    def _replaced(
+        self, values: Mapping[tuple[Place, str], Any], checked: bool
+    ) -> GradientTransformation:
         """Return a copy with other values at some places; validate them if `checked` (the adapter's are not)."""
         own_values: dict[str, Any] = {}
         values_of_children: dict[int, dict[tuple[Place, str], Any]] = {}
@@ -304,7 +336,10 @@ class GradientTransformation:
         return self._rebuilt(tuple(children), own_values, checked)
 
     def _rebuilt(
-        self, children: tuple[GradientTransformation, ...], arguments: dict[str, Any], checked: bool
+        self,
+        children: tuple[GradientTransformation, ...],
+        arguments: dict[str, Any],
+        checked: bool,
     ) -> GradientTransformation:
         return self
 
@@ -345,7 +380,12 @@ class _Names:
     The first optimizer (alias) that has a name keeps the bare name, else the first link; later ones add their owner.
     """
 
-    def __init__(self, labels: Mapping[Any, str] | None, apart: bool = True, optimizers_first: bool = True):
+    def __init__(
+        self,
+        labels: Mapping[Any, str] | None,
+        apart: bool = True,
+        optimizers_first: bool = True,
+    ):
         self._labels = labels
         self._apart = apart
         self._optimizers_first = optimizers_first
@@ -363,7 +403,13 @@ class _Names:
         else:
             self._visit_branches(node, branches, place, prefix)
 
-    def _visit_branches(self, node: GradientTransformation, branches: Branches, place: Place, prefix: str) -> None:
+    def _visit_branches(
+        self,
+        node: GradientTransformation,
+        branches: Branches,
+        place: Place,
+        prefix: str,
+    ) -> None:
         """Visit the branch that a leaf's label selects, or all branches, with their labels in the names."""
         label = None if self._labels is None else self._labels.get(branches.selector)
         if label is None or label in branches.own:
@@ -384,7 +430,11 @@ class _Names:
         owner = self._owner(node)
         for name, value, argument in entries:
             names = (name, f"{prefix}{name}", f"{prefix}{owner}.{name}")
-            self._found.append(_Hyperparameter(names, value, argument, (place, name), node._is_optimizer))
+            self._found.append(
+                _Hyperparameter(
+                    names, value, argument, (place, name), node._is_optimizer
+                )
+            )
 
     def _owner(self, node: GradientTransformation) -> str:
         """Return the unique owner name of a node; the second node with a name is `name_1`."""
@@ -405,7 +455,15 @@ class _Names:
             public[id(hyperparameter)] = name
         entries: list[Entry] = []
         for item in self._found:
-            entries.append(Entry(public[id(item)], item.names[-1], item.value, item.argument, item.place))
+            entries.append(
+                Entry(
+                    public[id(item)],
+                    item.names[-1],
+                    item.value,
+                    item.argument,
+                    item.place,
+                )
+            )
         return entries
 
 
@@ -439,7 +497,11 @@ class Hyperparams(dict[str, Any]):
 
     def __missing__(self, name: str) -> Any:
         places = self._tx._places()
-        shown = f"its name is {places[name].name!r}" if name in places else nearest_dotted(name, places)
+        shown = (
+            f"its name is {places[name].name!r}"
+            if name in places
+            else nearest_dotted(name, places)
+        )
         raise KeyError(f"{self._tx._name}: no hyperparameter {name!r}; {shown}")
 
     def __setitem__(self, name: str, value: Any) -> None:
@@ -447,11 +509,14 @@ class Hyperparams(dict[str, Any]):
             f"{self._tx._name}: hyperparams is a copy; replace({name}=...) returns a transformation with another value"
         )
 
-    def __reduce__(self) -> Any:  # not `dict`, which torch.load(weights_only=True) rejects as code
+    # Not `dict`, which torch.load(weights_only=True) rejects as code.
+    def __reduce__(self) -> Any:
         return OrderedDict, (), None, None, iter(self.items())
 
 
-def same(node: GradientTransformation, children: tuple[GradientTransformation, ...]) -> bool:
+def same(
+    node: GradientTransformation, children: tuple[GradientTransformation, ...]
+) -> bool:
     return all(a is b for a, b in zip(node._children(), children, strict=True))
 
 
@@ -492,7 +557,10 @@ class Chain(GradientTransformation):
         return None if None in skeletons else ("chain", skeletons)
 
     def _rebuilt(
-        self, children: tuple[GradientTransformation, ...], arguments: dict[str, Any], checked: bool
+        self,
+        children: tuple[GradientTransformation, ...],
+        arguments: dict[str, Any],
+        checked: bool,
     ) -> GradientTransformation:
         return self if same(self, children) else Chain(children, checked)
 
@@ -512,8 +580,12 @@ def chain(*txs: GradientTransformation) -> GradientTransformation:
         chain(clip_by_global_norm(1.0), adamw(lr=0.0001))
     """
     for i, tx in enumerate(txs):
-        check_transformation("chain", f"argument {i + 1}", tx, "unpack it: chain(*links)")
-    flat = tuple(link for tx in txs for link in (tx._txs if isinstance(tx, Chain) else (tx,)))
+        check_transformation(
+            "chain", f"argument {i + 1}", tx, "unpack it: chain(*links)"
+        )
+    flat = tuple(
+        link for tx in txs for link in (tx._txs if isinstance(tx, Chain) else (tx,))
+    )
     return flat[0] if len(flat) == 1 else Chain(flat)
 
 
@@ -533,7 +605,9 @@ def check_transformation(owner: str, what: str, tx: Any, of_list: str = "") -> N
         return
     remedy = _remedy(tx, of_list)
     end = f"; {remedy}" if remedy else ""
-    raise TypeError(f"{owner}: {what} must be a GradientTransformation, got {_given(tx)}{end}")
+    raise TypeError(
+        f"{owner}: {what} must be a GradientTransformation, got {_given(tx)}{end}"
+    )
 
 
 def _torch_optimizer(value: Any) -> type | None:
@@ -553,9 +627,21 @@ def _remedy(value: Any, of_list: str) -> str:
     if _torch_optimizer(value) is not None:
         return "pass the corresponding function, such as gradtx.adamw(...)"
     if is_sequence(value):
-        return of_list if value and all(isinstance(item, GradientTransformation) for item in value) else ""
-    is_factory = callable(value) and hasattr(value, "__name__") and not isinstance(value, Module | type)
-    return f"call it: {describe(value)}(...)" if is_factory and value.__name__ != "<lambda>" else ""
+        return (
+            of_list
+            if value and all(isinstance(item, GradientTransformation) for item in value)
+            else ""
+        )
+    is_factory = (
+        callable(value)
+        and hasattr(value, "__name__")
+        and not isinstance(value, Module | type)
+    )
+    return (
+        f"call it: {describe(value)}(...)"
+        if is_factory and value.__name__ != "<lambda>"
+        else ""
+    )
 
 
 def _check_owners(links: Iterable[GradientTransformation]) -> None:

@@ -33,7 +33,8 @@ __all__ = ["alias", "combinator", "per_tensor", "whole_tree"]
 class Combinator:
     """The value that the body of a combinator returns; it adds operations around those of inner transformations."""
 
-    selector: Any = None  # chooses between the inner transformations if they are alternatives
+    # Chooses between the inner transformations if they are alternatives.
+    selector: Any = None
 
     def expand(self, scope: Scope, name: str) -> list[Any]:
         raise NotImplementedError
@@ -45,7 +46,8 @@ EXTRA_KINDS = {"leaf", "scalar", "tensors", "leaf?", "scalar?", "tensors?"}
 Bound: TypeAlias = dict[str, Any]  # a call's arguments by name
 
 
-REAL_EXTRAS = frozenset(("hessian_diag", "grad_fn", "value_fn"))  # have the shapes of real leaves
+# Have the shapes of real leaves.
+REAL_EXTRAS = frozenset(("hessian_diag", "grad_fn", "value_fn"))
 
 
 class Options(TypedDict, total=False):
@@ -137,7 +139,9 @@ class Spec:
         self._wire = options.get("wire", _own_dtype)
         _check_declared(self, options)
         if self.random and "seed" not in self.arguments.by_name:
-            raise TypeError(f"{self.name}: a random rule needs the argument `seed: int`")
+            raise TypeError(
+                f"{self.name}: a random rule needs the argument `seed: int`"
+            )
 
     def needs_of(self, arguments: Bound) -> tuple[str, ...]:
         """Return the requirements of `update` with these arguments."""
@@ -151,7 +155,11 @@ class Spec:
 
     def determined(self, arguments: Bound) -> bool:
         """Whether results do not depend on choices that rounding determines."""
-        return self._determined(arguments) if callable(self._determined) else self._determined
+        return (
+            self._determined(arguments)
+            if callable(self._determined)
+            else self._determined
+        )
 
     def shared_of(self, arguments: Bound) -> Mapping[str, Any]:
         """Return the shared scalars: name -> initial value."""
@@ -159,7 +167,11 @@ class Spec:
 
     def nonnegative(self, arguments: Bound) -> tuple[str, ...]:
         """Return the slots whose values are never negative."""
-        return tuple(self._nonnegative(arguments) if callable(self._nonnegative) else self._nonnegative)
+        return tuple(
+            self._nonnegative(arguments)
+            if callable(self._nonnegative)
+            else self._nonnegative
+        )
 
     def rule(self, functions: Functions, arguments: Bound) -> Rule:
         """Return the rule for these argument values."""
@@ -173,7 +185,9 @@ class Spec:
             functions.init,
             functions.evaluate,
             shared,
-            elementwise=self.elementwise(arguments) if callable(self.elementwise) else self.elementwise,
+            elementwise=self.elementwise(arguments)
+            if callable(self.elementwise)
+            else self.elementwise,
             takes_complex=self._takes_complex_leaves(arguments),
             compiles=self.compiles and "grad_fn" not in self.needs,
             agree={name: arguments[name] for name in self.agree},
@@ -183,21 +197,33 @@ class Spec:
             nonnegative=self.nonnegative(arguments),
             kinds=self.kinds,
             averages=self.averages(arguments),
-            summed={name: finish for name, finish in self.summed.items() if name in shared},
+            summed={
+                name: finish for name, finish in self.summed.items() if name in shared
+            },
             sums_of_leaf=self._sums_of_leaf,
             whole=whole if isinstance(whole, bool | str) else True,
             owner_reads=self._owner_reads(whole, arguments),
             wire=self._wire(arguments),
-            check=None if self.check is None else functools.partial(self.check, arguments),
-            lists=None if self._lists is None else functools.partial(self._lists, arguments),
+            check=None
+            if self.check is None
+            else functools.partial(self.check, arguments),
+            lists=None
+            if self._lists is None
+            else functools.partial(self._lists, arguments),
         )
 
     def _takes_complex_leaves(self, arguments: Bound) -> bool:
         """Whether the rule can process real views of complex leaves."""
-        reads_by_leaf = any(not kind.startswith("scalar") for kind in self.extras.values())
+        reads_by_leaf = any(
+            not kind.startswith("scalar") for kind in self.extras.values()
+        )
         if reads_by_leaf or REAL_EXTRAS.intersection(self.needs_of(arguments)):
             return False
-        return bool(self._takes_complex(arguments) if callable(self._takes_complex) else self._takes_complex)
+        return bool(
+            self._takes_complex(arguments)
+            if callable(self._takes_complex)
+            else self._takes_complex
+        )
 
     def resolved(self, arguments: Bound, count: Any) -> Bound:
         """Return the argument values at `count` finished updates; those in `ahead` as a pair with the next value."""
@@ -206,11 +232,15 @@ class Spec:
             values[name] = (values[name], resolve(arguments[name], count + 1))
         return values
 
-    def _owner_reads(self, whole: bool | str | tuple[str, ...], arguments: Bound) -> tuple[str, ...]:
+    def _owner_reads(
+        self, whole: bool | str | tuple[str, ...], arguments: Bound
+    ) -> tuple[str, ...]:
         """Return the inputs that the owner of a leaf reads in addition to the update."""
         if isinstance(whole, tuple):
             return whole
-        return ("param",) if whole is True and "params" in self.needs_of(arguments) else ()
+        return (
+            ("param",) if whole is True and "params" in self.needs_of(arguments) else ()
+        )
 
     def _draws(self, arguments: Bound) -> bool:
         """Whether the rule draws random numbers with these arguments."""
@@ -222,12 +252,18 @@ class Spec:
 
     def body(self, arguments: Bound) -> Body:
         """Call the factory's function with these values, and return the result in the form of its kind."""
-        function_arguments = {name: value for name, value in arguments.items() if name not in self.arguments.added}
+        function_arguments = {
+            name: value
+            for name, value in arguments.items()
+            if name not in self.arguments.added
+        }
         returned = self.function(**function_arguments)
         if isinstance(returned, GradientTransformation | Combinator):
             return returned
         if self.kind in ("alias", "combinator"):
-            raise TypeError(f"{self.name}: must return a transformation, such as chain(...), got {describe(returned)}")
+            raise TypeError(
+                f"{self.name}: must return a transformation, such as chain(...), got {describe(returned)}"
+            )
         functions = Functions.of(returned, self.name)
         if self._whole not in (False, "shape"):
             self._check_runs_at_owner(functions)
@@ -245,7 +281,9 @@ class Spec:
         elif self._shared:
             fault = "share values"
         if fault is not None:
-            raise TypeError(f"{self.name}: a rule with whole=True runs only on the owner of a leaf and cannot {fault}")
+            raise TypeError(
+                f"{self.name}: a rule with whole=True runs only on the owner of a leaf and cannot {fault}"
+            )
 
 
 Body: TypeAlias = GradientTransformation | Combinator | Functions
@@ -255,12 +293,16 @@ def _capitalized(name: str) -> str:
     return "".join(word.capitalize() for word in name.split("_"))
 
 
-def _arguments_of(kind: str, function: Callable[..., Any], options: Options) -> Arguments:
+def _arguments_of(
+    kind: str, function: Callable[..., Any], options: Options
+) -> Arguments:
     """Return the signature of a factory."""
     ranges = {name: _range_of(text) for name, text in options.get("ranges", {}).items()}
     static = options.get("static", ())
     any_length = options.get("any_length", ())
-    return Arguments(function.__name__, function, ranges, static, kind == "alias", any_length)
+    return Arguments(
+        function.__name__, function, ranges, static, kind == "alias", any_length
+    )
 
 
 def _check_declared(spec: Spec, options: Options) -> None:
@@ -283,7 +325,9 @@ def _check_declared(spec: Spec, options: Options) -> None:
 
 def _names_in(spec: Spec, option: str, names: Any) -> Iterable[str]:
     if isinstance(names, str):
-        raise TypeError(f"{spec.name}: {option} must be a tuple of names, got {names!r}; write ({names!r},)")
+        raise TypeError(
+            f"{spec.name}: {option} must be a tuple of names, got {names!r}; write ({names!r},)"
+        )
     return names
 
 
@@ -320,7 +364,9 @@ def _no_averages(arguments: Bound) -> Mapping[str, Any]:
 def _checked_kinds(name: str, kinds: Mapping[str, str]) -> Mapping[str, str]:
     for slot, kind in kinds.items():
         if kind not in ("linear", "square", "scalar"):
-            raise ValueError(f"{name}: the kind of {slot!r} must be 'linear', 'square' or 'scalar', got {kind!r}")
+            raise ValueError(
+                f"{name}: the kind of {slot!r} must be 'linear', 'square' or 'scalar', got {kind!r}"
+            )
     return kinds
 
 
@@ -347,7 +393,9 @@ def _range_of(text: Any) -> Any:
     try:
         return Range(text)
     except ValueError:
-        raise ValueError(f"ranges: an interval is written as in '[0, 1)', got {text!r}") from None
+        raise ValueError(
+            f"ranges: an interval is written as in '[0, 1)', got {text!r}"
+        ) from None
 
 
 class FactoryCall(GradientTransformation):
@@ -359,7 +407,13 @@ class FactoryCall(GradientTransformation):
     _varies: bool
     _first: Body | None
 
-    def __init__(self, spec: Spec, arguments: Bound, storage: Storage | None = None, checked: bool = True):
+    def __init__(
+        self,
+        spec: Spec,
+        arguments: Bound,
+        storage: Storage | None = None,
+        checked: bool = True,
+    ):
         self._set(
             _name=spec.name,
             _spec=spec,
@@ -368,8 +422,15 @@ class FactoryCall(GradientTransformation):
             _varies=any(map(varies, arguments.values())),
             _first=None,
         )
-        if checked and storage is not None and isinstance(self._body, Functions) and self._body.init is None:
-            raise TypeError(f"{spec.name}: has no state with these options; omit state_dtype")
+        if (
+            checked
+            and storage is not None
+            and isinstance(self._body, Functions)
+            and self._body.init is None
+        ):
+            raise TypeError(
+                f"{spec.name}: has no state with these options; omit state_dtype"
+            )
 
     @property
     def _body(self) -> Body:
@@ -388,7 +449,11 @@ class FactoryCall(GradientTransformation):
         for argument in self._spec.arguments.all:
             value = self._arguments[argument.name]
             if argument.required:
-                shown.append(f"{argument.name}={describe(value)}" if argument.keyword_only else describe(value))
+                shown.append(
+                    f"{argument.name}={describe(value)}"
+                    if argument.keyword_only
+                    else describe(value)
+                )
             elif varies(value) or value != argument.default:
                 shown.append(f"{argument.name}={describe(value)}")
         if self._storage is not None:
@@ -397,9 +462,14 @@ class FactoryCall(GradientTransformation):
 
     def _skeleton(self) -> Any:
         is_ours = self._spec.function.__module__.startswith("gradtx.")
-        storage = None if self._storage is None else (self._storage.given, self._storage.min_size)
+        storage = (
+            None
+            if self._storage is None
+            else (self._storage.given, self._storage.min_size)
+        )
         if not is_ours or not _is_constant(storage):
-            return None  # a user's function may reference any object, which a shared program would keep alive
+            # A user's function may reference any object, which a shared program would keep alive.
+            return None
         parts: list[Any] = [self._spec, storage]
         for argument in self._spec.arguments.all:
             value = self._arguments[argument.name]
@@ -481,7 +551,11 @@ class FactoryCall(GradientTransformation):
     def _branches(self) -> Branches | None:
         body = self._body
         if isinstance(body, Combinator):
-            return None if body.selector is None else Branches(body.selector.key, body.selector.branches)
+            return (
+                None
+                if body.selector is None
+                else Branches(body.selector.key, body.selector.branches)
+            )
         if not isinstance(body, GradientTransformation):
             return None
         inner = body._branches()
@@ -500,7 +574,11 @@ class FactoryCall(GradientTransformation):
                 yield argument.name, self._arguments[argument.name], argument
 
     def _links(self) -> list[GradientTransformation]:
-        return self._body._links() if isinstance(self._body, GradientTransformation) else [self]
+        return (
+            self._body._links()
+            if isinstance(self._body, GradientTransformation)
+            else [self]
+        )
 
     def _expand(self, scope: Scope) -> list[Any]:
         spec = self._spec
@@ -519,7 +597,9 @@ class FactoryCall(GradientTransformation):
             return self._expand_chain(body, arguments, scope)
         return [self._operation(body, arguments, scope)]
 
-    def _operation(self, functions: Functions, arguments: Bound, scope: Scope) -> Operation:
+    def _operation(
+        self, functions: Functions, arguments: Bound, scope: Scope
+    ) -> Operation:
         """Create the operation of a rule."""
         spec = self._spec
         path = scope.claim(spec.name)
@@ -531,7 +611,9 @@ class FactoryCall(GradientTransformation):
             operation.hessian_period = arguments.get("update_period", 1)
         return operation
 
-    def _expand_chain(self, body: GradientTransformation, arguments: Bound, scope: Scope) -> list[Any]:
+    def _expand_chain(
+        self, body: GradientTransformation, arguments: Bound, scope: Scope
+    ) -> list[Any]:
         """Return the operations of an alias, or of a link that stands for a chain."""
         if self._spec.kind != "alias":
             scope.skip(self._spec.name)
@@ -555,10 +637,14 @@ class FactoryCall(GradientTransformation):
         for i, child in enumerate(self._children()):
             passed.append((child, (i,)))
             if isinstance(child, Chain):
-                passed.extend((link, (i, k)) for k, link in enumerate(child._children()))
+                passed.extend(
+                    (link, (i, k)) for k, link in enumerate(child._children())
+                )
         return tuple(passed)
 
-    def _optimizer(self, body: GradientTransformation, arguments: Bound, scope: Scope) -> list[Any]:
+    def _optimizer(
+        self, body: GradientTransformation, arguments: Bound, scope: Scope
+    ) -> list[Any]:
         """Return the operations of an alias that treats all leaves alike."""
         operations = body._expand(scope.alias(self._passed()))
         maximize = bool(arguments.get("maximize"))
@@ -567,7 +653,10 @@ class FactoryCall(GradientTransformation):
         return around_alias(operations) if maximize or scope.changed else operations
 
     def _rebuilt(
-        self, children: tuple[GradientTransformation, ...], arguments: Bound, checked: bool
+        self,
+        children: tuple[GradientTransformation, ...],
+        arguments: Bound,
+        checked: bool,
     ) -> GradientTransformation:
         if not arguments and same(self, children):
             return self
@@ -596,7 +685,8 @@ class FactoryCall(GradientTransformation):
         """
         spec = self._spec
         if spec.kind == "alias" and self._arguments.get("mask") is not None:
-            spec.selector(self._arguments["mask"])  # raises an error for an invalid selector
+            # Raises an error for an invalid selector.
+            spec.selector(self._arguments["mask"])
         try:
             self._links()
         except (TypeError, ValueError) as error:
@@ -615,7 +705,9 @@ def _is_constant(value: Any) -> bool:
 def _transformations(value: Any) -> list[GradientTransformation]:
     """Return the transformations in an argument: the value itself, or entries of a dict."""
     if is_mapping(value):
-        return [item for item in value.values() if isinstance(item, GradientTransformation)]
+        return [
+            item for item in value.values() if isinstance(item, GradientTransformation)
+        ]
     return [value] if isinstance(value, GradientTransformation) else []
 
 
@@ -654,7 +746,9 @@ class Factory(Protocol[P]):
     @overload
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> GradientTransformation: ...
     @overload
-    def __call__(self, *args: Any, state_dtype: StateDtype | None, **kwargs: Any) -> GradientTransformation: ...
+    def __call__(
+        self, *args: Any, state_dtype: StateDtype | None, **kwargs: Any
+    ) -> GradientTransformation: ...
 
 
 class Alias(Protocol[P]):
@@ -666,9 +760,13 @@ class Alias(Protocol[P]):
     @overload
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> GradientTransformation: ...
     @overload
-    def __call__(self, *args: Any, state_dtype: StateDtype | None, **kwargs: Any) -> GradientTransformation: ...
+    def __call__(
+        self, *args: Any, state_dtype: StateDtype | None, **kwargs: Any
+    ) -> GradientTransformation: ...
     @overload
-    def __call__(self, *args: Any, maximize: bool, **kwargs: Any) -> GradientTransformation: ...
+    def __call__(
+        self, *args: Any, maximize: bool, **kwargs: Any
+    ) -> GradientTransformation: ...
 
 
 def _factory(kind: str, function: Callable[..., Any], options: Options) -> Any:
@@ -679,7 +777,9 @@ def _factory(kind: str, function: Callable[..., Any], options: Options) -> Any:
         state_dtype = None
         if "state_dtype" not in spec.arguments.by_name:
             state_dtype = kwargs.pop("state_dtype", None)
-        node = FactoryCall(spec, spec.arguments.bind(args, kwargs), _storage_of(spec, state_dtype))
+        node = FactoryCall(
+            spec, spec.arguments.bind(args, kwargs), _storage_of(spec, state_dtype)
+        )
         node._check()
         return node
 
@@ -867,11 +967,15 @@ _OPTIONS = {
 }
 
 
-def _decorated(name: str, kind: str, function: Callable[..., Any] | None, options: dict[str, Any]) -> Any:
+def _decorated(
+    name: str, kind: str, function: Callable[..., Any] | None, options: dict[str, Any]
+) -> Any:
     known = _OPTIONS[kind].split()
     for option in options:
         if option not in known:
-            raise TypeError(f"{name}: unknown option {option!r}; {nearest(option, known)}")
+            raise TypeError(
+                f"{name}: unknown option {option!r}; {nearest(option, known)}"
+            )
     if options.pop("owns_lr", False):
         options["lr_role"] = "owner"
     if options.pop("before_owner", False):

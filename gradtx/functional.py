@@ -53,19 +53,35 @@ def train_step(
         (tensor(0.4000), tensor(4.))
     """
     if isinstance(loss_fn, GradientTransformation):
-        raise TypeError("train_step: the first argument must be the loss function: train_step(loss_fn, tx)")
+        raise TypeError(
+            "train_step: the first argument must be the loss function: train_step(loss_fn, tx)"
+        )
     if not callable(loss_fn):
-        raise TypeError(f"train_step: loss_fn must be a function (params, *batch) -> loss, got {describe(loss_fn)}")
+        raise TypeError(
+            f"train_step: loss_fn must be a function (params, *batch) -> loss, got {describe(loss_fn)}"
+        )
     check_transformation("train_step", "tx", tx)
-    expected = [need for need in tx.needs if need not in ("params", "value", "value_fn", "grad_fn")]
+    expected = [
+        need
+        for need in tx.needs
+        if need not in ("params", "value", "value_fn", "grad_fn")
+    ]
 
-    def step(params: Any, state: dict[str, Any], *batch: Any, **extras: Any) -> tuple[Any, dict[str, Any], Any]:
+    def step(
+        params: Any, state: dict[str, Any], *batch: Any, **extras: Any
+    ) -> tuple[Any, dict[str, Any], Any]:
         for need in expected:
             if need not in extras:
-                raise ValueError(f"train_step: {tx._name} needs {need}: call step(params, state, *batch, {need}=...)")
+                raise ValueError(
+                    f"train_step: {tx._name} needs {need}: call step(params, state, *batch, {need}=...)"
+                )
         loss_on_batch = _LossOnBatch(loss_fn, batch, has_aux)
         grads, (loss, aux) = loss_on_batch.gradients(params)
-        known: dict[str, Any] = {"value": loss, "value_fn": loss_on_batch.value_fn, "grad_fn": loss_on_batch.grad_fn}
+        known: dict[str, Any] = {
+            "value": loss,
+            "value_fn": loss_on_batch.value_fn,
+            "grad_fn": loss_on_batch.grad_fn,
+        }
         updates, state = tx.update(grads, state, params, **{**known, **extras})
         new_params = apply_updates(params, updates)
         return new_params, state, (loss, aux) if has_aux else loss
@@ -76,7 +92,9 @@ def train_step(
 class _LossOnBatch:
     """A loss on one batch, as a function of the parameters."""
 
-    def __init__(self, loss_fn: Callable[..., Any], batch: tuple[Any, ...], has_aux: bool):
+    def __init__(
+        self, loss_fn: Callable[..., Any], batch: tuple[Any, ...], has_aux: bool
+    ):
         self._loss_fn = loss_fn
         self._batch = batch
         self._has_aux = has_aux
@@ -108,11 +126,15 @@ def _loss_and_aux(returned: Any, has_aux: bool) -> tuple[Tensor, Any]:
     """Check the result of a loss function and split it."""
     if not has_aux:
         if isinstance(returned, tuple):
-            raise TypeError("train_step: loss_fn returned a tuple; pass has_aux=True if it is (loss, aux)")
+            raise TypeError(
+                "train_step: loss_fn returned a tuple; pass has_aux=True if it is (loss, aux)"
+            )
         _check_loss(returned)
         return returned, ()
     if not (is_tuple(returned) and len(returned) == 2):
-        raise TypeError(f"train_step: with has_aux, loss_fn must return (loss, aux), got {describe(returned)}")
+        raise TypeError(
+            f"train_step: with has_aux, loss_fn must return (loss, aux), got {describe(returned)}"
+        )
     loss, aux = returned
     _check_loss(loss)
     leaves, _ = _tree.flatten_any(aux, "train_step: aux")
@@ -124,11 +146,17 @@ def _loss_and_aux(returned: Any, has_aux: bool) -> tuple[Tensor, Any]:
 
 def _check_loss(loss: Any) -> None:
     if not isinstance(loss, Tensor):
-        raise TypeError(f"train_step: loss_fn must return a tensor, got {describe(loss)}")
+        raise TypeError(
+            f"train_step: loss_fn must return a tensor, got {describe(loss)}"
+        )
     if loss.ndim:
-        raise ValueError(f"train_step: the loss must be 0-d, got shape {tuple(loss.shape)}; take its mean or sum")
+        raise ValueError(
+            f"train_step: the loss must be 0-d, got shape {tuple(loss.shape)}; take its mean or sum"
+        )
     if not loss.dtype.is_floating_point:
-        raise TypeError(f"train_step: the loss must be a floating-point tensor, got {loss.dtype}")
+        raise TypeError(
+            f"train_step: the loss must be a floating-point tensor, got {loss.dtype}"
+        )
 
 
 def stack(trees: Iterable[Any]) -> Any:
@@ -163,11 +191,15 @@ def stack(trees: Iterable[Any]) -> Any:
             _check_alike(name, leaf, first[name], i)
     stacked: dict[str, Tensor | None] = {}
     for name, leaf in first.items():
-        stacked[name] = None if leaf is None else torch.stack([leaves[name] for leaves in members])
+        stacked[name] = (
+            None if leaf is None else torch.stack([leaves[name] for leaves in members])
+        )
     return unflatten(stacked)
 
 
-def _leaves_of_members(trees: Any) -> tuple[list[dict[str, Any]], Callable[[Mapping[str, Any]], Any]]:
+def _leaves_of_members(
+    trees: Any,
+) -> tuple[list[dict[str, Any]], Callable[[Mapping[str, Any]], Any]]:
     """Return the leaves of each tree by name, and a function that builds a tree like the first one."""
     if not _are_several(trees):
         raise TypeError(f"stack: needs a list of trees, got one {type(trees).__name__}")
@@ -190,16 +222,24 @@ def _are_several(trees: Any) -> TypeGuard[Iterable[Any]]:
 def _check_alike(name: str, leaf: Any, like: Any, i: int) -> None:
     if (leaf is None) != (like is None):
         none = i if leaf is None else 0
-        raise ValueError(f"stack: leaf {name!r} is None in tree {none} and a tensor in tree {i - none}")
+        raise ValueError(
+            f"stack: leaf {name!r} is None in tree {none} and a tensor in tree {i - none}"
+        )
     if leaf is None:
         return
     if leaf.shape != like.shape:
         shapes = f"{tuple(leaf.shape)} in tree {i}, {tuple(like.shape)} in tree 0"
-        raise ValueError(f"stack: leaf {name!r} has shape {shapes}; all members must have the same shapes")
+        raise ValueError(
+            f"stack: leaf {name!r} has shape {shapes}; all members must have the same shapes"
+        )
     if leaf.dtype != like.dtype:
-        raise TypeError(f"stack: leaf {name!r} has dtype {leaf.dtype} in tree {i}, {like.dtype} in tree 0")
+        raise TypeError(
+            f"stack: leaf {name!r} has dtype {leaf.dtype} in tree {i}, {like.dtype} in tree 0"
+        )
     if leaf.device != like.device:
-        raise ValueError(f"stack: leaf {name!r} is on {leaf.device} in tree {i}, on {like.device} in tree 0")
+        raise ValueError(
+            f"stack: leaf {name!r} is on {leaf.device} in tree {i}, on {like.device} in tree 0"
+        )
 
 
 def unstack(tree: Any) -> list[Any]:
@@ -238,11 +278,17 @@ def _count_of_members(leaves: Mapping[str, Tensor | None]) -> int:
         if leaf is None:
             continue
         if not leaf.ndim:
-            raise ValueError(f"unstack: leaf {name!r} is 0-d, needs a leading dimension of members")
+            raise ValueError(
+                f"unstack: leaf {name!r} is 0-d, needs a leading dimension of members"
+            )
         if count is not None and len(leaf) != count:
-            raise ValueError(f"unstack: leaf {name!r} has {len(leaf)} members, leaf {counted!r} has {count}")
+            raise ValueError(
+                f"unstack: leaf {name!r} has {len(leaf)} members, leaf {counted!r} has {count}"
+            )
         count = len(leaf)
         counted = name
     if count is None:
-        raise ValueError("unstack: the tree contains no tensors, so the number of members is unknown")
+        raise ValueError(
+            "unstack: the tree contains no tensors, so the number of members is unknown"
+        )
     return count

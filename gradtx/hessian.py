@@ -66,12 +66,17 @@ def hutchinson_hessian_diag(
 
     def gradients(values: dict[str, Tensor]) -> dict[str, Tensor]:
         tree = grad_fn(unflatten({**leaves, **values}))
-        return _differentiable(_tree.match(tree, leaves, "gradients from grad_fn", "params"), values)
+        return _differentiable(
+            _tree.match(tree, leaves, "gradients from grad_fn", "params"), values
+        )
 
     product = _hessian_product(gradients, at)
     diagonal = {name: torch.zeros_like(value) for name, value in at.items()}
     for i in range(n_samples):
-        z = {name: _random_vector(value, draws, distribution) for name, value in at.items()}
+        z = {
+            name: _random_vector(value, draws, distribution)
+            for name, value in at.items()
+        }
         columns = product(z, i + 1 < n_samples)
         for name in diagonal:
             diagonal[name] = diagonal[name] + z[name] * columns[name]
@@ -86,7 +91,9 @@ def _generator(generator: Any) -> torch.Generator:
     if isinstance(generator, int) and not isinstance(generator, bool):
         return torch.Generator().manual_seed(generator)
     if not isinstance(generator, torch.Generator):
-        raise TypeError(f"hutchinson_hessian_diag: generator must be a torch.Generator or a seed, got {generator!r}")
+        raise TypeError(
+            f"hutchinson_hessian_diag: generator must be a torch.Generator or a seed, got {generator!r}"
+        )
     return generator
 
 
@@ -96,10 +103,14 @@ def _check_options(distribution: str, n_samples: int) -> None:
             f"hutchinson_hessian_diag: distribution must be 'rademacher' or 'gaussian', got {distribution!r}"
         )
     if n_samples < 1:
-        raise ValueError(f"hutchinson_hessian_diag: n_samples must be in [1, inf), got {n_samples!r}")
+        raise ValueError(
+            f"hutchinson_hessian_diag: n_samples must be in [1, inf), got {n_samples!r}"
+        )
 
 
-def _differentiable(grads: dict[str, Any], values: dict[str, Tensor]) -> dict[str, Tensor]:
+def _differentiable(
+    grads: dict[str, Any], values: dict[str, Tensor]
+) -> dict[str, Tensor]:
     """Return the gradients with zeros for None, after checking that at least one of them has a graph."""
     dense: dict[str, Tensor] = {}
     for name, value in values.items():
@@ -109,7 +120,9 @@ def _differentiable(grads: dict[str, Any], values: dict[str, Tensor]) -> dict[st
     return dense
 
 
-def _hessian_product(gradients: Callable[[Any], dict[str, Tensor]], at: dict[str, Tensor]) -> Callable[..., Any]:
+def _hessian_product(
+    gradients: Callable[[Any], dict[str, Tensor]], at: dict[str, Tensor]
+) -> Callable[..., Any]:
     """Create a function `(z, again) -> H z`, where `again` tells whether another call follows."""
     # torch.autograd.grad does not work inside vmap, grad and compile; elsewhere it supports more functions.
     if torch.compiler.is_compiling() or _torch.inside_transform():
@@ -130,17 +143,27 @@ def _hessian_product(gradients: Callable[[Any], dict[str, Tensor]], at: dict[str
     def product(z: dict[str, Tensor], again: bool) -> dict[str, Tensor]:
         vectors = [z[name] for name in outputs]
         columns = torch.autograd.grad(
-            list(outputs.values()), list(at.values()), vectors, retain_graph=again, materialize_grads=True
+            list(outputs.values()),
+            list(at.values()),
+            vectors,
+            retain_graph=again,
+            materialize_grads=True,
         )
         return dict(zip(at, columns, strict=True))
 
     return product
 
 
-def _random_vector(like: Tensor, generator: torch.Generator, distribution: str) -> Tensor:
+def _random_vector(
+    like: Tensor, generator: torch.Generator, distribution: str
+) -> Tensor:
     # Drawn on the generator's device in float32, so that a seed yields the same vectors for all devices and dtypes.
     options: Any = {"generator": generator, "device": generator.device}
     shape = tuple(like.shape)
     gaussian = distribution == "gaussian"
-    z = torch.randn(shape, **options) if gaussian else 2 * torch.randint(0, 2, shape, **options) - 1
+    z = (
+        torch.randn(shape, **options)
+        if gaussian
+        else 2 * torch.randint(0, 2, shape, **options) - 1
+    )
     return z.to(like.device, like.dtype)

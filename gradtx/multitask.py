@@ -11,14 +11,24 @@ from torch.nn.utils import parametrizations
 
 from gradtx import _tree
 
-__all__ = ["RotoGrad", "pcgrad", "pcgrad_backward", "rotograd_rotation_loss", "rotograd_scale"]
+__all__ = [
+    "RotoGrad",
+    "pcgrad",
+    "pcgrad_backward",
+    "rotograd_rotation_loss",
+    "rotograd_scale",
+]
 
 Leaves = dict[str, Tensor]
 
 TINY = 1e-15  # smaller than any meaningful norm, as in the RotoGrad authors' code
 
 
-def pcgrad(grads: Sequence[Any], reduction: str = "mean", generator: torch.Generator | int | None = None) -> Any:
+def pcgrad(
+    grads: Sequence[Any],
+    reduction: str = "mean",
+    generator: torch.Generator | int | None = None,
+) -> Any:
     r"""Combine the gradients of several tasks after removing conflicting components from each (PCGrad).
 
     For each task i: $G \leftarrow g_i$; then, for the other tasks j in random order, if $\langle G, g_j \rangle < 0$:
@@ -47,7 +57,9 @@ def pcgrad(grads: Sequence[Any], reduction: str = "mean", generator: torch.Gener
     first, unflatten = _tree.flatten_real(grads[0], "gradients of task 0")
     tasks: list[dict[str, Tensor | None]] = []
     for i, tree in enumerate(grads):
-        tasks.append(_tree.match(tree, first, f"gradients of task {i}", "those of task 0"))
+        tasks.append(
+            _tree.match(tree, first, f"gradients of task {i}", "those of task 0")
+        )
     counts = _counts(tasks)
     total = _summed(_dense(tasks, list(counts)), generator)
     if reduction == "mean":
@@ -59,7 +71,9 @@ def pcgrad(grads: Sequence[Any], reduction: str = "mean", generator: torch.Gener
 
 def _check_tasks(grads: Sequence[Any], reduction: str) -> None:
     if reduction not in ("mean", "sum"):
-        raise ValueError(f"pcgrad: reduction must be 'mean' or 'sum', got {reduction!r}")
+        raise ValueError(
+            f"pcgrad: reduction must be 'mean' or 'sum', got {reduction!r}"
+        )
     if not grads:
         raise ValueError("pcgrad: needs the gradients of at least one task")
 
@@ -74,7 +88,9 @@ def _counts(tasks: Sequence[Mapping[str, Tensor | None]]) -> dict[str, int]:
     return counts
 
 
-def _dense(tasks: Sequence[Mapping[str, Tensor | None]], names: Sequence[str]) -> list[Leaves]:
+def _dense(
+    tasks: Sequence[Mapping[str, Tensor | None]], names: Sequence[str]
+) -> list[Leaves]:
     """Return each task's gradients of these leaves, with zeros instead of None."""
     zeros: Leaves = {}
     for name in names:
@@ -111,7 +127,9 @@ def _orders(count: int, generator: torch.Generator | int | None) -> Iterator[lis
         yield order.tolist()
 
 
-def _without_conflicts(i: int, order: Sequence[int], tasks: Sequence[Leaves], squares: Sequence[Tensor]) -> Leaves:
+def _without_conflicts(
+    i: int, order: Sequence[int], tasks: Sequence[Leaves], squares: Sequence[Tensor]
+) -> Leaves:
     """Return the gradient of task i without components that conflict with other tasks, processed in this order."""
     projected = tasks[i]
     for j in order:
@@ -177,7 +195,9 @@ def pcgrad_backward(
     grads: list[dict[int, Tensor | None]] = []
     for i, loss in enumerate(losses):
         is_last = i + 1 == len(losses)
-        leaves = torch.autograd.grad(loss, trained, retain_graph=not is_last, allow_unused=True)
+        leaves = torch.autograd.grad(
+            loss, trained, retain_graph=not is_last, allow_unused=True
+        )
         grads.append(dict(enumerate(leaves)))
     merged = pcgrad(grads, reduction, generator)
     for i, param in enumerate(trained):
@@ -190,7 +210,9 @@ def _trained(params: Iterable[Any]) -> list[Tensor]:
     for param in params:
         if not isinstance(param, Tensor):
             got = type(param).__name__
-            raise TypeError(f"pcgrad_backward: params must be tensors, such as model.parameters(), got a {got}")
+            raise TypeError(
+                f"pcgrad_backward: params must be tensors, such as model.parameters(), got a {got}"
+            )
         if param.requires_grad:
             trained.append(param)
     if not trained:
@@ -200,15 +222,23 @@ def _trained(params: Iterable[Any]) -> list[Tensor]:
 
 def _check_losses(losses: Any) -> None:
     if isinstance(losses, Tensor) and not losses.ndim:
-        raise TypeError("pcgrad_backward: losses must contain one loss per task, got a single tensor")
+        raise TypeError(
+            "pcgrad_backward: losses must contain one loss per task, got a single tensor"
+        )
     for i, loss in enumerate(losses):
         if loss.numel() != 1:
-            raise ValueError(f"pcgrad_backward: losses[{i}] must be 0-d, got shape {tuple(loss.shape)}")
+            raise ValueError(
+                f"pcgrad_backward: losses[{i}] must be 0-d, got shape {tuple(loss.shape)}"
+            )
         if not loss.requires_grad:
-            raise ValueError(f"pcgrad_backward: losses[{i}] has no graph; compute it with gradients enabled")
+            raise ValueError(
+                f"pcgrad_backward: losses[{i}] has no graph; compute it with gradients enabled"
+            )
 
 
-def rotograd_scale(grads: Sequence[Tensor], initial_norms: Sequence[Tensor] | Tensor) -> Tensor:
+def rotograd_scale(
+    grads: Sequence[Tensor], initial_norms: Sequence[Tensor] | Tensor
+) -> Tensor:
     r"""Sum the gradients of several tasks at equal norms; slowly converging tasks increase the norm (RotoGrad).
 
     $C \sum_k g_k / n_k$ with $n_k = \lVert g_k \rVert$, $r_k = n_k / n_k^0$ and $C = \sum_k r_k n_k / \sum_k r_k$.
@@ -228,14 +258,18 @@ def rotograd_scale(grads: Sequence[Tensor], initial_norms: Sequence[Tensor] | Te
     Source: Javaloy and Valera 2022, arXiv:2103.02631.
     """
     norms = _norms(grads)
-    ratios = norms / torch.as_tensor(initial_norms, dtype=norms.dtype, device=norms.device)
+    ratios = norms / torch.as_tensor(
+        initial_norms, dtype=norms.dtype, device=norms.device
+    )
     mean = (ratios * norms).sum() / ratios.sum().clamp(min=TINY)
     directions = [grad / norm for grad, norm in zip(grads, norms, strict=True)]
     return mean * torch.stack(directions).sum(dim=0)
 
 
 def rotograd_rotation_loss(
-    grads: Sequence[Tensor], rotated_grads: Sequence[Tensor], rotations: Sequence[Tensor]
+    grads: Sequence[Tensor],
+    rotated_grads: Sequence[Tensor],
+    rotations: Sequence[Tensor],
 ) -> list[Tensor]:
     r"""Measure how far each rotated mean gradient is from the task's gradient; RotoGrad's rotations minimize it.
 
@@ -367,9 +401,14 @@ class RotoGrad(nn.Module):
         turned = [z @ matrix.detach().T for matrix in self._matrices()]
         self._passed = None
         if self.training and torch.is_grad_enabled():
-            turned = [representation.detach().requires_grad_() for representation in turned]
+            turned = [
+                representation.detach().requires_grad_() for representation in turned
+            ]
             self._passed = (z, turned)
-        return [head(representation) for head, representation in zip(self.heads, turned, strict=True)]
+        return [
+            head(representation)
+            for head, representation in zip(self.heads, turned, strict=True)
+        ]
 
     def backward(self, losses: Sequence[Tensor]) -> None:
         """Add gradients to the `.grad` of all parameters; requires a forward pass in training mode.
@@ -378,9 +417,13 @@ class RotoGrad(nn.Module):
             losses: One 0-d loss per head, in their order.
         """
         if self._passed is None:
-            raise ValueError("RotoGrad: backward must follow a forward pass in training mode, with gradients enabled")
+            raise ValueError(
+                "RotoGrad: backward must follow a forward pass in training mode, with gradients enabled"
+            )
         if len(losses) != len(self.heads):
-            raise ValueError(f"RotoGrad: needs one loss per head, got {len(losses)} losses for {len(self.heads)} heads")
+            raise ValueError(
+                f"RotoGrad: needs one loss per head, got {len(losses)} losses for {len(self.heads)} heads"
+            )
         z, turned = self._passed
         self._passed = None
         is_start = (self.iteration == 0) | (self.iteration == self.burn_in_period)
@@ -388,20 +431,28 @@ class RotoGrad(nn.Module):
         self._keep_initial_losses(losses, is_start)
         rotated_grads = self._through_heads(losses, turned)
         matrices = self._matrices()
-        grads = [grad @ matrix.detach() for grad, matrix in zip(rotated_grads, matrices, strict=True)]
+        grads = [
+            grad @ matrix.detach()
+            for grad, matrix in zip(rotated_grads, matrices, strict=True)
+        ]
         norms = _norms(grads).to(self.initial_norms)
         self.initial_norms = torch.where(is_start, norms, self.initial_norms)
-        rotation_loss: Any = torch.stack(rotograd_rotation_loss(grads, rotated_grads, matrices)).sum()
+        rotation_loss: Any = torch.stack(
+            rotograd_rotation_loss(grads, rotated_grads, matrices)
+        ).sum()
         rotation_loss.backward()
         if z.requires_grad:
             z.backward(rotograd_scale(grads, self.initial_norms))
 
     def _keep_initial_losses(self, losses: Sequence[Tensor], is_start: Tensor) -> None:
         values = torch.stack([loss.detach() for loss in losses]).to(self.initial_losses)
-        values = torch.where(values == 0, 1.0, values)  # do not divide a loss whose initial value is 0
+        # Do not divide a loss whose initial value is 0.
+        values = torch.where(values == 0, 1.0, values)
         self.initial_losses = torch.where(is_start, values, self.initial_losses)
 
-    def _through_heads(self, losses: Sequence[Tensor], turned: Sequence[Tensor]) -> list[Tensor]:
+    def _through_heads(
+        self, losses: Sequence[Tensor], turned: Sequence[Tensor]
+    ) -> list[Tensor]:
         """Backpropagate each loss to the representation that its head received; return the gradients there."""
         grads: list[Tensor] = []
         for k, (loss, representation) in enumerate(zip(losses, turned, strict=True)):

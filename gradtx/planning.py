@@ -135,9 +135,19 @@ class Memory:
 
     def __repr__(self) -> str:
         lines = [("", "bytes", "per entry")]
-        sizes: dict[str, int | None] = {"weights": self.weights, "gradients": self.gradients, "state": self.state}
+        sizes: dict[str, int | None] = {
+            "weights": self.weights,
+            "gradients": self.gradients,
+            "state": self.state,
+        }
         sizes.update({f"  {name}": size for name, size in self.slots.items()})
-        sizes.update({"master": self.master, "temporaries": self.temporaries, "total": self.total})
+        sizes.update(
+            {
+                "master": self.master,
+                "temporaries": self.temporaries,
+                "total": self.total,
+            }
+        )
         if self.offloaded:
             sizes["on the host"] = self.host
         for name, size in sizes.items():
@@ -146,7 +156,10 @@ class Memory:
             else:
                 lines.append((name, f"{size:,}", f"{size / max(self.entries, 1):.2f}"))
         first, second = (max(len(line[i]) for line in lines) for i in range(2))
-        return "\n".join(f"{name:<{first}}  {size:>{second}}  {each:>9}".rstrip() for name, size, each in lines)
+        return "\n".join(
+            f"{name:<{first}}  {size:>{second}}  {each:>9}".rstrip()
+            for name, size, each in lines
+        )
 
 
 def memory(
@@ -204,7 +217,9 @@ def memory(
                 name=name,
                 shape=stand_in.shape,
                 weights=_bytes(stand_in),
-                slots={slot: size for slot, size in of_leaf.items() if slot != COMPENSATION},
+                slots={
+                    slot: size for slot, size in of_leaf.items() if slot != COMPENSATION
+                },
                 master=of_leaf.get(COMPENSATION, 0),
                 temporaries=temporaries.of(name, entries_of_a_call(where)),
             )
@@ -221,7 +236,9 @@ def _named(params: Any) -> dict[str, Tensor]:
     if isinstance(params, nn.Module):
         params = dict(params.named_parameters())
     if isinstance(params, Tensor | str) or not isinstance(params, Iterable):
-        raise TypeError(f"{WHO}: needs a model, a dict or a list of tensors, got {describe(params)}")
+        raise TypeError(
+            f"{WHO}: needs a model, a dict or a list of tensors, got {describe(params)}"
+        )
     if is_mapping(params):
         leaves, _ = _tree.flatten_real(dict(params), WHO)
     else:
@@ -231,7 +248,9 @@ def _named(params: Any) -> dict[str, Tensor]:
         if leaf is None:
             continue
         if is_lazy(leaf):
-            raise ValueError(f"{WHO}: {name!r} is lazy and has no shape yet; run the model once on an input")
+            raise ValueError(
+                f"{WHO}: {name!r} is lazy and has no shape yet; run the model once on an input"
+            )
         tensors[name] = leaf
     if not tensors:
         raise ValueError(f"{WHO}: got no parameters")
@@ -242,11 +261,15 @@ def _by_name(entries: Iterable[Any]) -> dict[str, Tensor]:
     """Return the parameters of a list, or of a list of groups, by name or position."""
     leaves: dict[str, Tensor] = {}
     for entry in entries:
-        params: Any = listed_group(WHO, dict(entry))["params"] if is_mapping(entry) else [entry]
+        params: Any = (
+            listed_group(WHO, dict(entry))["params"] if is_mapping(entry) else [entry]
+        )
         for param in [params] if isinstance(params, Tensor) else params:
             name, tensor = param if is_tuple(param) else (str(len(leaves)), param)
             if name in leaves:
-                raise ValueError(f"{WHO}: two parameters are named {name!r}; names must be unique")
+                raise ValueError(
+                    f"{WHO}: two parameters are named {name!r}; names must be unique"
+                )
             check_leaf(name, tensor, WHO)
             check_real(name, tensor, WHO)
             leaves[name] = tensor
@@ -259,21 +282,26 @@ def _device(given: Any) -> torch.device:
         return torch.device(given)
     except (RuntimeError, TypeError) as error:
         kind = ValueError if isinstance(given, str | int) else TypeError
-        raise kind(f"{WHO}: device must be one of torch's, such as 'cpu' or 'cuda', got {describe(given)}") from error
+        raise kind(
+            f"{WHO}: device must be one of torch's, such as 'cpu' or 'cuda', got {describe(given)}"
+        ) from error
 
 
 def _bytes(tensor: Tensor) -> int:
     return tensor.numel() * tensor.element_size()
 
 
-def _slots_of(state: Mapping[str, Any], run: TreeRun) -> tuple[dict[str, dict[str, int]], int]:
+def _slots_of(
+    state: Mapping[str, Any], run: TreeRun
+) -> tuple[dict[str, dict[str, int]], int]:
     """Return the bytes of each leaf's slots by name, with all tensors of a coded slot, and of shared values."""
     slots: dict[str, dict[str, int]] = {}
     shared = 0
     for path, stage in _stages(state, (), run):
         for name, values in stage.items():
             if isinstance(values, Tensor):
-                shared += _bytes(values) if path else 0  # the outermost count is part of each parameter's bytes, COUNT
+                # The outermost count is part of each parameter's bytes, COUNT.
+                shared += _bytes(values) if path else 0
                 continue
             slot = name.partition(".")[0]
             for leaf, tensor in values.items():
@@ -283,7 +311,9 @@ def _slots_of(state: Mapping[str, Any], run: TreeRun) -> tuple[dict[str, dict[st
     return slots, shared
 
 
-def _stages(state: Mapping[str, Any], path: tuple[str, ...], run: TreeRun) -> Iterator[tuple[tuple[str, ...], Any]]:
+def _stages(
+    state: Mapping[str, Any], path: tuple[str, ...], run: TreeRun
+) -> Iterator[tuple[tuple[str, ...], Any]]:
     """Yield the path and the direct entries of each stage."""
     entries: dict[str, Any] = {}
     for key, value in state.items():
@@ -306,17 +336,23 @@ class _Temporaries:
         stand_ins: The leaves, on the meta device.
     """
 
-    def __init__(self, tx: GradientTransformation, run: TreeRun, stand_ins: Mapping[str, Tensor]):
+    def __init__(
+        self, tx: GradientTransformation, run: TreeRun, stand_ins: Mapping[str, Tensor]
+    ):
         self._tx = tx
         self._leaves = leaves_of(run, dict(stand_ins), dict(stand_ins), {}, {})
         self._stand_ins = stand_ins
-        self._states: dict[int, tuple[dict[str, Tensor], Any]] = {}  # part size -> parts of leaves, and their state
+        # Part size -> parts of leaves, and their state.
+        self._states: dict[int, tuple[dict[str, Tensor], Any]] = {}
         self._known: dict[Any, int | None] = {}
 
     def of(self, name: str, most: int) -> int | None:
         """Return the peak bytes of a leaf's update, or of a part of `most` entries if a step processes parts."""
         if most not in self._states:
-            parts = {key: self._part(key, tensor, most) for key, tensor in self._stand_ins.items()}
+            parts = {
+                key: self._part(key, tensor, most)
+                for key, tensor in self._stand_ins.items()
+            }
             self._states[most] = parts, self._tx.init(parts)
         parts, state = self._states[most]
         part = parts[name]
@@ -354,7 +390,9 @@ def _finish(leaf: Leaf) -> None:
 
 def _goes_in_parts(leaf: Leaf) -> bool:
     """Whether a step may update a leaf in parts, one at a time."""
-    return all(operation.elementwise and operation.compiles for operation in leaf.program)
+    return all(
+        operation.elementwise and operation.compiles for operation in leaf.program
+    )
 
 
 class _Allocations:
@@ -370,7 +408,9 @@ class _Allocations:
         self._tensors: dict[int, int] = {}  # number of tensors that share each storage
 
     def counting(self) -> Any:
-        def call(function: Any, arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        def call(
+            function: Any, arguments: tuple[Any, ...], options: dict[str, Any]
+        ) -> Any:
             results: Any = function(*arguments, **options)
             for result in results if is_sequence(results) else (results,):
                 if isinstance(result, Tensor) and result.device.type == "meta":

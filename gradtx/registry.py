@@ -57,7 +57,12 @@ class _ScheduleFactory(Protocol):
 WD_BAN_LIST = ("bias", "*Norm", "*Norm?d", "*norm.weight", "*norm?.weight")
 
 # `proportion` requires another schedule, `join_schedules` a list of schedules; AdEMAMix's are not learning rates.
-_NO_RATES = ("ademamix_alpha_schedule", "half_life_schedule", "join_schedules", "proportion_schedule")
+_NO_RATES = (
+    "ademamix_alpha_schedule",
+    "half_life_schedule",
+    "join_schedules",
+    "proportion_schedule",
+)
 _SCHEDULES: dict[str, _ScheduleFactory] = {
     name.removesuffix("_schedule"): getattr(schedules, name)
     for name in schedules.__all__
@@ -86,20 +91,33 @@ _SCHEDULERS_ELSEWHERE = {
     "warmup_stable_decay": "wsd",
 }
 # Names that refer to torch's schedule here but to a warm-up in pytorch_optimizer, and the warm-up's specific options.
-_WARM_UPS_ELSEWHERE = {"cosine_schedule": "warmup_cosine", "linear_schedule": "warmup_linear"}
+_WARM_UPS_ELSEWHERE = {
+    "cosine_schedule": "warmup_cosine",
+    "linear_schedule": "warmup_linear",
+}
 _OPTIONS_OF_WARM_UPS = ("t_max", "max_lr", "init_lr", "warmup_steps")
 
 
-def _lookup(owner: str, what: str, name: Any, known: Mapping[str, Any], synonyms: Mapping[str, str]) -> Any:
+def _lookup(
+    owner: str,
+    what: str,
+    name: Any,
+    known: Mapping[str, Any],
+    synonyms: Mapping[str, str],
+) -> Any:
     """Return the entry of a name or a synonym; case, dashes and underscores are ignored."""
     if not isinstance(name, str):
-        raise TypeError(f"{owner}: the name of {what} must be a str, got {describe(name)}")
+        raise TypeError(
+            f"{owner}: the name of {what} must be a str, got {describe(name)}"
+        )
     name_of = {plain(synonym): target for synonym, target in synonyms.items()}
     for target in known:
         name_of[plain(target)] = target
     if plain(name) in name_of:
         return known[name_of[plain(name)]]
-    raise ValueError(f"{owner}: unknown {what} {name!r}; {_hint(what, name, name_of, known)}")
+    raise ValueError(
+        f"{owner}: unknown {what} {name!r}; {_hint(what, name, name_of, known)}"
+    )
 
 
 def class_hint(name: str) -> str:
@@ -109,10 +127,16 @@ def class_hint(name: str) -> str:
         class_of[plain(alias)] = cls.__name__
         class_of[plain(cls.__name__)] = cls.__name__
     meant = class_of.get(plain(name))
-    return f"did you mean {meant!r}?" if meant else _hint("optimizer", name, class_of, CLASSES)
+    return (
+        f"did you mean {meant!r}?"
+        if meant
+        else _hint("optimizer", name, class_of, CLASSES)
+    )
 
 
-def _hint(what: str, name: str, name_of: Mapping[str, str], known: Iterable[str]) -> str:
+def _hint(
+    what: str, name: str, name_of: Mapping[str, str], known: Iterable[str]
+) -> str:
     """Suggest the names that an unknown name may misspell, or how to list all names."""
     use = counterpart(name)
     if use is not None:
@@ -129,13 +153,22 @@ def _hint(what: str, name: str, name_of: Mapping[str, str], known: Iterable[str]
     return _how_to_list(what, name, name_of, known)
 
 
-def _how_to_list(what: str, name: str, name_of: Mapping[str, str], known: Iterable[str]) -> str:
+def _how_to_list(
+    what: str, name: str, name_of: Mapping[str, str], known: Iterable[str]
+) -> str:
     """Say how to list the names that begin as an unknown one does, or all names."""
-    lister = "get_supported_optimizers" if what == "optimizer" else "get_supported_lr_schedulers"
+    lister = (
+        "get_supported_optimizers"
+        if what == "optimizer"
+        else "get_supported_lr_schedulers"
+    )
     start = _longest_start(name, [plain(target) for target in known])
     if start:
         return f"gradtx.{lister}({f'{start}*'!r}) lists names with this prefix"
-    alike = [name_of[match] for match in difflib.get_close_matches(name, name_of, n=3, cutoff=0.4)]
+    alike = [
+        name_of[match]
+        for match in difflib.get_close_matches(name, name_of, n=3, cutoff=0.4)
+    ]
     nearest = f"closest matches: {', '.join(dict.fromkeys(alike))}; " if alike else ""
     return f"{nearest}gradtx.{lister}() lists all {len(list(known))}"
 
@@ -154,7 +187,10 @@ def _respelled(name: str, name_of: Mapping[str, str]) -> list[str]:
     """
     matches = difflib.get_close_matches(name, name_of, n=3, cutoff=0.8)
     misspelled = [plain for plain in matches if not _is_longer(name, plain)]
-    if not misspelled or difflib.SequenceMatcher(None, misspelled[0], name).ratio() <= 0.85:
+    if (
+        not misspelled
+        or difflib.SequenceMatcher(None, misspelled[0], name).ratio() <= 0.85
+    ):
         return []
     return list(dict.fromkeys(name_of[plain] for plain in misspelled))
 
@@ -188,7 +224,9 @@ def _is_longer(name: str, plain: str) -> bool:
     return name[:-1] == plain and name[-1] != name[-2]
 
 
-def _matching(owner: str, filters: Names, spellings: Mapping[str, Iterable[str]]) -> list[str]:
+def _matching(
+    owner: str, filters: Names, spellings: Mapping[str, Iterable[str]]
+) -> list[str]:
     """Return the names with a spelling that matches one of the wildcard patterns."""
     if filters is None:
         return sorted(spellings)
@@ -203,9 +241,13 @@ def _matching(owner: str, filters: Names, spellings: Mapping[str, Iterable[str]]
 def _patterns(owner: str, filters: Any) -> list[str]:
     patterns = [filters] if isinstance(filters, str) else filters
     if not _are_strings(patterns):
-        raise TypeError(f"{owner}: filters must be a pattern or a list of patterns, got {describe(filters)}")
+        raise TypeError(
+            f"{owner}: filters must be a pattern or a list of patterns, got {describe(filters)}"
+        )
     # A dash inside brackets denotes a range, so keep it.
-    return [pattern.lower() if "[" in pattern else plain(pattern) for pattern in patterns]
+    return [
+        pattern.lower() if "[" in pattern else plain(pattern) for pattern in patterns
+    ]
 
 
 def _are_strings(value: Any) -> TypeGuard[Sequence[str]]:
@@ -268,7 +310,9 @@ def get_supported_lr_schedulers(filters: Names = None) -> list[str]:
         >>> gradtx.get_supported_lr_schedulers("warmup*")
         ['warmup_cosine', 'warmup_linear', 'warmup_poly']
     """
-    return _matching("get_supported_lr_schedulers", filters, {name: [] for name in _SCHEDULES})
+    return _matching(
+        "get_supported_lr_schedulers", filters, {name: [] for name in _SCHEDULES}
+    )
 
 
 def load_lr_scheduler(lr_scheduler_name: str) -> Callable[..., LRScheduler]:
@@ -292,15 +336,23 @@ def load_lr_scheduler(lr_scheduler_name: str) -> Callable[..., LRScheduler]:
         [0.25]
     """
     factory: _ScheduleFactory = _lookup(
-        "load_lr_scheduler", "scheduler", lr_scheduler_name, _SCHEDULES, _SCHEDULERS_ELSEWHERE
+        "load_lr_scheduler",
+        "scheduler",
+        lr_scheduler_name,
+        _SCHEDULES,
+        _SCHEDULERS_ELSEWHERE,
     )
     has_rate = "lr" in factory.arguments.by_name
 
-    def scheduler(optimizer: Optimizer, *args: Any, last_epoch: int = -1, **options: Any) -> LRScheduler:
+    def scheduler(
+        optimizer: Optimizer, *args: Any, last_epoch: int = -1, **options: Any
+    ) -> LRScheduler:
         _check_optimizer(factory.__name__, optimizer)
         factory_arguments = _given_to(factory, args, options)
         if not has_rate or "lr" in factory_arguments:
-            return schedules.as_lr_scheduler(optimizer, factory(**factory_arguments), last_epoch)
+            return schedules.as_lr_scheduler(
+                optimizer, factory(**factory_arguments), last_epoch
+            )
         schedule_of_group: list[Schedule] = []
         for group in optimizer.param_groups:
             rate = float(group.get("initial_lr", group["lr"]))
@@ -314,15 +366,23 @@ def load_lr_scheduler(lr_scheduler_name: str) -> Callable[..., LRScheduler]:
 
 def _check_optimizer(owner: str, optimizer: Any) -> None:
     if not isinstance(optimizer, Optimizer):
-        raise TypeError(f"{owner}: the first argument must be the optimizer, got {describe(optimizer)}")
+        raise TypeError(
+            f"{owner}: the first argument must be the optimizer, got {describe(optimizer)}"
+        )
 
 
-def _given_to(factory: _ScheduleFactory, args: tuple[Any, ...], options: Mapping[str, Any]) -> dict[str, Any]:
+def _given_to(
+    factory: _ScheduleFactory, args: tuple[Any, ...], options: Mapping[str, Any]
+) -> dict[str, Any]:
     """Return the arguments for a schedule by name; `lr` is accepted only by keyword."""
     owner = factory.__name__
-    positional = [argument.name for argument in factory.arguments.all if argument.name != "lr"]
+    positional = [
+        argument.name for argument in factory.arguments.all if argument.name != "lr"
+    ]
     if len(args) > len(positional):
-        raise TypeError(f"{owner}: takes at most {len(positional)} arguments after the optimizer")
+        raise TypeError(
+            f"{owner}: takes at most {len(positional)} arguments after the optimizer"
+        )
     factory_arguments = in_its_words(factory.arguments, options)
     _check_meant(owner, factory_arguments)
     for name, value in zip(positional, args, strict=False):
@@ -337,7 +397,9 @@ def _check_meant(owner: str, options: Iterable[str]) -> None:
     for name in options:
         if owner in _WARM_UPS_ELSEWHERE and name in _OPTIONS_OF_WARM_UPS:
             meant = _WARM_UPS_ELSEWHERE[owner]
-            raise TypeError(f"{owner} is torch's schedule, without {name!r}; use load_lr_scheduler({meant!r})")
+            raise TypeError(
+                f"{owner} is torch's schedule, without {name!r}; use load_lr_scheduler({meant!r})"
+            )
 
 
 _WITH_LOOKAHEAD = ("ranger", "ranger21")
@@ -363,7 +425,12 @@ _RENAMED = {
     "warmup_epoch": ("warmup_steps",),
 }
 # Separate options in other libraries that are entries of a tuple here.
-_ENTRIES = {"eps1": ("eps", 0), "eps2": ("eps", 1), "gamma1": ("gammas", 0), "gamma2": ("gammas", 1)}
+_ENTRIES = {
+    "eps1": ("eps", 0),
+    "eps2": ("eps", 1),
+    "gamma1": ("gammas", 0),
+    "gamma2": ("gammas", 1),
+}
 # One option in other libraries that sets two options here.
 _SHARED = {"t_alpha_beta3": ("alpha_warmup", "beta3_warmup")}
 _DECOUPLED = frozenset(
@@ -386,7 +453,9 @@ _COUPLED = frozenset(
 )  # fmt: skip
 
 
-def _regrouped(arguments: Mapping[str, Argument], options: Mapping[str, Any]) -> dict[str, Any]:
+def _regrouped(
+    arguments: Mapping[str, Argument], options: Mapping[str, Any]
+) -> dict[str, Any]:
     """Combine separate options into the tuple that they form here, and split options that set two options here."""
     regrouped = dict(options)
     for name, (new_name, place) in _ENTRIES.items():
@@ -403,7 +472,9 @@ def _regrouped(arguments: Mapping[str, Argument], options: Mapping[str, Any]) ->
     return regrouped
 
 
-def _translated(alias: str, arguments: Iterable[str], options: Mapping[str, Any]) -> dict[str, Any]:
+def _translated(
+    alias: str, arguments: Iterable[str], options: Mapping[str, Any]
+) -> dict[str, Any]:
     """Translate options of other libraries, with a warning for each."""
     translated: dict[str, Any] = {}
     for name, value in options.items():
@@ -412,14 +483,18 @@ def _translated(alias: str, arguments: Iterable[str], options: Mapping[str, Any]
             translated[name] = value
         elif new_name is not None:
             if new_name in options:
-                raise TypeError(f"create_optimizer: {name!r} is an alias of {new_name!r}, but both are given; pass one")
+                raise TypeError(
+                    f"create_optimizer: {name!r} is an alias of {new_name!r}, but both are given; pass one"
+                )
             _warn(f"{name!r} is now {new_name!r}")
             translated[new_name] = value
         elif name == "weight_decouple":
             _check_decoupling(alias, value)
         elif name in OTHER_PLACES:
             if value:
-                raise TypeError(f"create_optimizer: {alias} does not accept {name!r}; {OTHER_PLACES[name]}")
+                raise TypeError(
+                    f"create_optimizer: {alias} does not accept {name!r}; {OTHER_PLACES[name]}"
+                )
             _warn(f"{alias} does not accept {name!r}; omit it")
         else:
             translated[name] = value  # the optimizer raises the error
@@ -444,7 +519,9 @@ def _check_decoupling(alias: str, value: Any) -> None:
         form = "is added to the gradient"
         accepted = False
     if value is not accepted:
-        raise TypeError(f"create_optimizer: the decay of {alias} {form}; omit 'weight_decouple'")
+        raise TypeError(
+            f"create_optimizer: the decay of {alias} {form}; omit 'weight_decouple'"
+        )
     _warn(f"the decay of {alias} always {form}; omit 'weight_decouple'", stacklevel=5)
 
 
@@ -456,11 +533,15 @@ def _warn(message: str, stacklevel: int = 4) -> None:
 def _parameters(model: Any, weight_decay: Any, ban_list: Sequence[str]) -> Any:
     """Return the parameters for the optimizer; if they have names, in groups with and without decay."""
     if isinstance(model, Tensor):
-        raise TypeError("create_optimizer: needs a model or a list of parameters, got one tensor")
+        raise TypeError(
+            "create_optimizer: needs a model or a list of parameters, got one tensor"
+        )
     if isinstance(model, torch.nn.Module):
         return _groups(_trained(model), _banned_of_model(model, ban_list), weight_decay)
     if not is_iterable(model):
-        raise TypeError(f"create_optimizer: needs a model or a list of parameters, got {describe(model)}")
+        raise TypeError(
+            f"create_optimizer: needs a model or a list of parameters, got {describe(model)}"
+        )
     items = list(model)
     if not _are_pairs(items):
         return items  # patterns require names; the user's groups stay unchanged
@@ -474,10 +555,16 @@ def _warn_of_embeddings(name: str, model: Any) -> None:
         return
     roles = label_by_role(model)
     named = [
-        leaf for leaf, param in model.named_parameters() if roles.get(leaf) in ("embedding", "head") and param.ndim == 2
+        leaf
+        for leaf, param in model.named_parameters()
+        if roles.get(leaf) in ("embedding", "head") and param.ndim == 2
     ]
     if named:
-        remedy = "muon_for(model)" if name == "muon" else "partition, by the roles of label_by_role(model),"
+        remedy = (
+            "muon_for(model)"
+            if name == "muon"
+            else "partition, by the roles of label_by_role(model),"
+        )
         warnings.warn(
             f"create_optimizer: {name} also steps embeddings and heads ({', '.join(named)}), since they are matrices; "
             f"gradtx.{remedy} sends them to AdamW",
@@ -490,7 +577,9 @@ def _are_pairs(items: list[Any]) -> TypeGuard[list[tuple[str, Any]]]:
     return all(is_tuple(item) and len(item) == 2 for item in items)
 
 
-def _groups(named: Sequence[tuple[str, Any]], banned: set[int], weight_decay: Any) -> Sequence[Any]:
+def _groups(
+    named: Sequence[tuple[str, Any]], banned: set[int], weight_decay: Any
+) -> Sequence[Any]:
     """Return a group with decay and one without, omitting empty groups."""
     if _is_zero(weight_decay):
         return named
@@ -510,9 +599,13 @@ def _groups(named: Sequence[tuple[str, Any]], banned: set[int], weight_decay: An
 
 
 def _trained(model: torch.nn.Module) -> list[tuple[str, torch.nn.Parameter]]:
-    named = [(name, param) for name, param in model.named_parameters() if param.requires_grad]
+    named = [
+        (name, param) for name, param in model.named_parameters() if param.requires_grad
+    ]
     if not named:
-        raise ValueError("create_optimizer: the model has no parameter that requires a gradient")
+        raise ValueError(
+            "create_optimizer: the model has no parameter that requires a gradient"
+        )
     return named
 
 
@@ -538,7 +631,9 @@ def _is_banned(patterns: Sequence[str], *names: str) -> bool:
     return False
 
 
-def _decay(name: str, arguments: Mapping[str, Argument], weight_decay: Any) -> dict[str, Any]:
+def _decay(
+    name: str, arguments: Mapping[str, Argument], weight_decay: Any
+) -> dict[str, Any]:
     """Return the weight decay as an option, if the optimizer has one."""
     if "weight_decay" in arguments:
         return {"weight_decay": weight_decay}
@@ -630,7 +725,11 @@ def create_optimizer(
         options["use_gc"] = use_gc
         use_gc = None
     before = _links_before(arguments, options, bool(use_gc), use_orthograd)
-    after = _options_of_links(("k", "alpha", "pullback_momentum"), arguments, options) if use_lookahead else None
+    after = (
+        _options_of_links(("k", "alpha", "pullback_momentum"), arguments, options)
+        if use_lookahead
+        else None
+    )
     numbers = {**_decay(name, arguments, weight_decay), **_rate(name, arguments, lr)}
     options = _regrouped(arguments, options)
     options = _translated(name, [*arguments, "state_dtype", "seed"], options)
@@ -638,7 +737,11 @@ def create_optimizer(
     if "fallback" in arguments:
         _add_fallback(options, name, model)
     params = _parameters(model, weight_decay, wd_ban_list)
-    engine_options: dict[str, Any] = {"compile": compile, "state_device": state_device, "capturable": capturable}
+    engine_options: dict[str, Any] = {
+        "compile": compile,
+        "state_device": state_device,
+        "capturable": capturable,
+    }
     if compile is True and compile_kwargs:
         engine_options["compile"] = _compile_argument(compile_kwargs)
     if not before and after is None:
@@ -650,18 +753,26 @@ def create_optimizer(
 
 
 def _without_engine_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    return {option: value for option, value in options.items() if option not in ENGINE_OPTIONS}
+    return {
+        option: value
+        for option, value in options.items()
+        if option not in ENGINE_OPTIONS
+    }
 
 
 def _add_fallback(options: dict[str, Any], name: str, model: Any) -> None:
     """Add the optimizer of parameters that are not matrices, unless the caller passed one."""
     if "fallback" not in options:
         _warn_of_embeddings(name, model)
-        options["fallback"] = adamw(lr=3e-4, betas=(0.9, 0.95), eps=1e-10, weight_decay=0.0)
+        options["fallback"] = adamw(
+            lr=3e-4, betas=(0.9, 0.95), eps=1e-10, weight_decay=0.0
+        )
 
 
 def _warn_of_second_lookahead(name: str) -> None:
-    message = f"create_optimizer: {name} already includes a lookahead; omit use_lookahead"
+    message = (
+        f"create_optimizer: {name} already includes a lookahead; omit use_lookahead"
+    )
     warnings.warn(message, UserWarning, stacklevel=3)
 
 
@@ -686,18 +797,32 @@ def _compile_argument(keywords: Mapping[str, Any]) -> str | dict[str, Any]:
 def _check_options(options: Mapping[str, Any], wd_ban_list: Any) -> None:
     check_differentiable(options)
     warn_of_engine_options("create_optimizer", options)
-    if isinstance(wd_ban_list, str) or not all(isinstance(pattern, str) for pattern in wd_ban_list):
-        raise TypeError(f"create_optimizer: wd_ban_list must be a list of patterns, got {describe(wd_ban_list)}")
+    if isinstance(wd_ban_list, str) or not all(
+        isinstance(pattern, str) for pattern in wd_ban_list
+    ):
+        raise TypeError(
+            f"create_optimizer: wd_ban_list must be a list of patterns, got {describe(wd_ban_list)}"
+        )
 
 
 def _links_before(
-    arguments: Mapping[str, Argument], options: dict[str, Any], use_gc: bool, use_orthograd: bool
+    arguments: Mapping[str, Argument],
+    options: dict[str, Any],
+    use_gc: bool,
+    use_orthograd: bool,
 ) -> list[GradientTransformation]:
     """Return the links before the optimizer, and remove their options from `options`."""
     links: list[GradientTransformation] = []
     if use_gc:
         of_link = _options_of_links(("gc_conv_only",), arguments, options)
-        links.append(centralize(**{option.removeprefix("gc_"): value for option, value in of_link.items()}))
+        links.append(
+            centralize(
+                **{
+                    option.removeprefix("gc_"): value
+                    for option, value in of_link.items()
+                }
+            )
+        )
     if use_orthograd:
         links.append(orthogonalize_against_params())
     return links
@@ -714,7 +839,9 @@ def _options_of_links(
     return link_options
 
 
-def _with_lookahead(tx: GradientTransformation, options: dict[str, Any] | None) -> GradientTransformation:
+def _with_lookahead(
+    tx: GradientTransformation, options: dict[str, Any] | None
+) -> GradientTransformation:
     if options is None:
         return tx
     if "pullback_momentum" in options:

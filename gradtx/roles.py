@@ -13,11 +13,25 @@ from gradtx._messages import describe
 
 __all__ = ["label_by_role"]
 
-PREFIXES = ("module", "_orig_mod", "_fsdp_wrapped_module")  # of DistributedDataParallel, torch.compile, FSDP
-EMBEDDING_WORDS = ("pos_emb", "position_embedding", "positional_embedding", "class_embedding", "position_bias_table")
-TOKEN_ENDINGS = ("_token", "_tokens")  # of class, mask, distillation and register tokens
+# Of DistributedDataParallel, torch.compile, FSDP.
+PREFIXES = ("module", "_orig_mod", "_fsdp_wrapped_module")
+EMBEDDING_WORDS = (
+    "pos_emb",
+    "position_embedding",
+    "positional_embedding",
+    "class_embedding",
+    "position_bias_table",
+)
+# Of class, mask, distillation and register tokens.
+TOKEN_ENDINGS = ("_token", "_tokens")
 HEAD_NAMES = ("lm_head", "head", "classifier", "fc_out", "score")
-NORMS = (*_torch.norms_of_batches(), nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm)
+NORMS = (
+    *_torch.norms_of_batches(),
+    nn.LayerNorm,
+    nn.GroupNorm,
+    nn.RMSNorm,
+    nn.LocalResponseNorm,
+)
 CONVOLUTIONS = _torch.convolutions()
 SCALE_NAMES = ("weight", "gamma", "scale")
 
@@ -81,9 +95,13 @@ def label_by_role(model: nn.Module, *, tied: str = "embedding") -> dict[str, str
 
 def _check_arguments(model: Any, tied: Any) -> None:
     if not isinstance(model, nn.Module):
-        raise TypeError(f"label_by_role: model must be a torch.nn.Module, got {describe(model)}")
+        raise TypeError(
+            f"label_by_role: model must be a torch.nn.Module, got {describe(model)}"
+        )
     if not isinstance(tied, str):
-        raise TypeError(f"label_by_role: tied must be the name of a role, got {describe(tied)}")
+        raise TypeError(
+            f"label_by_role: tied must be the name of a role, got {describe(tied)}"
+        )
 
 
 def without_prefixes(name: str) -> str:
@@ -100,8 +118,12 @@ def places_of(model: nn.Module) -> dict[Tensor, list[Place]]:
     """Return all places of each parameter; a tied parameter has several."""
     places: dict[Tensor, list[Place]] = {}
     for module_name, module in named_modules(model):
-        for name, param in module.named_parameters(recurse=False, remove_duplicate=False):
-            places.setdefault(param, []).append(Place(module, without_prefixes(module_name), name))
+        for name, param in module.named_parameters(
+            recurse=False, remove_duplicate=False
+        ):
+            places.setdefault(param, []).append(
+                Place(module, without_prefixes(module_name), name)
+            )
     return places
 
 
@@ -113,7 +135,11 @@ def _linears(model: nn.Module) -> Iterator[tuple[nn.Linear, Tensor]]:
 
 def _last_with_outputs_of_an_embedding(model: nn.Module) -> nn.Module | None:
     """Return the last linear layer with as many outputs as an embedding has entries, or None."""
-    sizes = {module.num_embeddings for module in model.modules() if isinstance(module, nn.Embedding | nn.EmbeddingBag)}
+    sizes = {
+        module.num_embeddings
+        for module in model.modules()
+        if isinstance(module, nn.Embedding | nn.EmbeddingBag)
+    }
     last = None
     for module, weight in _linears(model):
         if weight.shape[0] in sizes:
@@ -137,9 +163,14 @@ def _role(param: Tensor, places: list[Place], last: nn.Module | None, tied: str)
 
 
 def _is_embedding(place: Place) -> bool:
-    if isinstance(place.module, nn.Embedding | nn.EmbeddingBag) and place.name == "weight":
+    if (
+        isinstance(place.module, nn.Embedding | nn.EmbeddingBag)
+        and place.name == "weight"
+    ):
         return True
-    return place.name.endswith(TOKEN_ENDINGS) or any(word in place.path for word in EMBEDDING_WORDS)
+    return place.name.endswith(TOKEN_ENDINGS) or any(
+        word in place.path for word in EMBEDDING_WORDS
+    )
 
 
 def _is_head(place: Place, last: nn.Module | None) -> bool:
@@ -161,4 +192,8 @@ def _role_by_shape(param: Tensor, place: Place) -> str:
         return "bias"
     if param.ndim == 1:
         return "norm" if place.name in SCALE_NAMES else "bias"
-    return "conv" if isinstance(place.module, CONVOLUTIONS) and place.name == "weight" else "matrix"
+    return (
+        "conv"
+        if isinstance(place.module, CONVOLUTIONS) and place.name == "weight"
+        else "matrix"
+    )

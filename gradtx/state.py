@@ -78,10 +78,14 @@ def put(state: dict[str, Any], name: str, value: Any) -> dict[str, Any]:
         {'w': tensor([-2.])}
     """
     path = _find("put", state, name)
-    return _replaced(state, path, _fitting(f"put: {'.'.join(path)}", value, _at(state, path)))
+    return _replaced(
+        state, path, _fitting(f"put: {'.'.join(path)}", value, _at(state, path))
+    )
 
 
-def learning_rate(tx: GradientTransformation, state: dict[str, Any], name: str | None = None) -> Tensor:
+def learning_rate(
+    tx: GradientTransformation, state: dict[str, Any], name: str | None = None
+) -> Tensor:
     """Return the learning rate of the next update; for a schedule, its value at the count of its clock.
 
     The result excludes factors that a rule applies to its rate (an estimated distance, a decay).
@@ -141,7 +145,9 @@ def _entry(tx: GradientTransformation, name: str | None) -> Entry:
         rates = _named(tx, name, numbers, rates)
     if not rates:
         known = ", ".join(tx.hyperparams) or "none"
-        raise ValueError(f"learning_rate: {tx._name} has no learning rate; its hyperparameters: {known}")
+        raise ValueError(
+            f"learning_rate: {tx._name} has no learning rate; its hyperparameters: {known}"
+        )
     if len(rates) > 1:
         names = [entry.labelled for entry in rates]
         if len(set(names)) < len(names):
@@ -162,7 +168,9 @@ def _rates(numbers: list[Entry]) -> list[Entry]:
     return []
 
 
-def _named(tx: GradientTransformation, name: str, numbers: list[Entry], rates: list[Entry]) -> list[Entry]:
+def _named(
+    tx: GradientTransformation, name: str, numbers: list[Entry], rates: list[Entry]
+) -> list[Entry]:
     """Return the hyperparameters with this name; match names with a label only if there are no others."""
     named = [entry for entry in numbers if name in (entry.name, entry.full)]
     if not named:
@@ -203,17 +211,25 @@ def _parts(state: dict[str, Any], path: Path = ()) -> Iterator[Part]:
 def _find(caller: str, state: Any, name: Any) -> Path:
     """Return the path of the part to which the caller refers."""
     if not is_dict(state):
-        raise TypeError(f"{caller}: state must be a dict such as init returns, got {describe(state)}")
+        raise TypeError(
+            f"{caller}: state must be a dict such as init returns, got {describe(state)}"
+        )
     if not isinstance(name, str):
-        raise TypeError(f"{caller}: name must be a string such as 'exp_avg', got {describe(name)}")
+        raise TypeError(
+            f"{caller}: name must be a string such as 'exp_avg', got {describe(name)}"
+        )
     parts = list(_parts(state))
     for candidates in _candidates(parts, name):
         if len(candidates) == 1:
             return candidates[0].path
         if candidates:
             paths = ", ".join(part.dotted for part in candidates)
-            raise ValueError(f"{caller}: {name!r} is ambiguous: {paths}; pass one of these paths")
-    raise ValueError(f"{caller}: the state has no {name!r}; {nearest(name, _known(parts, name))}")
+            raise ValueError(
+                f"{caller}: {name!r} is ambiguous: {paths}; pass one of these paths"
+            )
+    raise ValueError(
+        f"{caller}: the state has no {name!r}; {nearest(name, _known(parts, name))}"
+    )
 
 
 def _candidates(parts: list[Part], name: str) -> Iterator[list[Part]]:
@@ -265,7 +281,9 @@ def _fitting(where: str, value: Any, old: Any) -> Any:
     if isinstance(old, Tensor) and not isinstance(value, Tensor):
         raise TypeError(f"{where} must be a tensor, got {describe(value)}")
     if isinstance(old, dict) and not isinstance(value, dict):
-        raise TypeError(f"{where} must be a dict, leaf name -> tensor, got {describe(value)}")
+        raise TypeError(
+            f"{where} must be a dict, leaf name -> tensor, got {describe(value)}"
+        )
     expected, unflatten = _tree.flatten_any(old, where)
     given, _ = _tree.flatten_any(value, where)
     _tree.check_names(given, expected, where, "the old value")
@@ -282,7 +300,9 @@ def _check_like(which: str, leaf: Tensor | None, like: Tensor | None) -> None:
     if leaf is None:
         raise TypeError(f"{which} must be a tensor, got None")
     if leaf.shape != like.shape:
-        raise ValueError(f"{which} has shape {tuple(leaf.shape)}, needs {tuple(like.shape)}")
+        raise ValueError(
+            f"{which} has shape {tuple(leaf.shape)}, needs {tuple(like.shape)}"
+        )
     if leaf.dtype != like.dtype:
         raise TypeError(f"{which} has dtype {leaf.dtype}, needs {like.dtype}")
     if leaf.device != like.device:

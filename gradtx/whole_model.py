@@ -18,7 +18,13 @@ from gradtx.core import GradientTransformation
 from gradtx.optim.adapter import ChainOptimizer
 from gradtx.optimizers.adam import adamw
 from gradtx.optimizers.matrix import muon
-from gradtx.roles import Place, label_by_role, named_modules, places_of, without_prefixes
+from gradtx.roles import (
+    Place,
+    label_by_role,
+    named_modules,
+    places_of,
+    without_prefixes,
+)
 
 __all__ = ["ModelOptimizer", "muon_for"]
 
@@ -27,8 +33,18 @@ KEY_HEADS = ("num_key_value_heads", "n_kv_heads", "num_kv_heads", "n_kv_head")
 QUERIES = ("q", "wq", "query", "q_proj", "to_q", "q_lin", "q_proj_weight")
 KEYS = ("k", "wk", "key", "k_proj", "to_k", "k_lin", "k_proj_weight")
 VALUES = ("v", "wv", "value", "v_proj", "to_v", "v_lin", "v_proj_weight")
-FUSED = ("qkv", "qkv_proj", "Wqkv", "wqkv", "in_proj", "in_proj_weight", "c_attn", "query_key_value")
-BRANCH = {"matrix": "muon", "conv": "muon_conv", "head": "adamw", "frozen": "frozen"}  # others: no decay
+FUSED = (
+    "qkv",
+    "qkv_proj",
+    "Wqkv",
+    "wqkv",
+    "in_proj",
+    "in_proj_weight",
+    "c_attn",
+    "query_key_value",
+)
+# Others: no decay.
+BRANCH = {"matrix": "muon", "conv": "muon_conv", "head": "adamw", "frozen": "frozen"}
 
 
 @dataclass(frozen=True)
@@ -69,7 +85,12 @@ class ModelOptimizer(ChainOptimizer):
     """
 
     def __init__(
-        self, tx: GradientTransformation, rows: list[Row], params: Any, compile: Any = False, process_group: Any = None
+        self,
+        tx: GradientTransformation,
+        rows: list[Row],
+        params: Any,
+        compile: Any = False,
+        process_group: Any = None,
     ):
         self.rows = rows
         super().__init__(tx, params, compile=compile, process_group=process_group)
@@ -148,7 +169,9 @@ def muon_for(
     _check_arguments(model, per_head, conv, tied, options)
     rows = list(_rows(model, per_head, conv, tied))
     if all(row.branch == "frozen" for row in rows):
-        raise ValueError("muon_for: the model has no parameters that require a gradient")
+        raise ValueError(
+            "muon_for: the model has no parameters that require a gradient"
+        )
     other = adamw(adamw_lr, betas, eps, adamw_weight_decay)
     branches = {
         "muon": _in_blocks(muon(lr, weight_decay, **options), rows),
@@ -162,7 +185,9 @@ def muon_for(
         names.setdefault(row.branch, []).append(row.name)
     labels = {label: tuple(names[label]) for label in branches if label in names}
     tx = partition({label: branches[label] for label in labels}, labels)
-    return ModelOptimizer(tx, rows, list(model.named_parameters()), compile, process_group)
+    return ModelOptimizer(
+        tx, rows, list(model.named_parameters()), compile, process_group
+    )
 
 
 # Rows.
@@ -182,7 +207,9 @@ class Heads:
         self.names.update(dict.fromkeys(FUSED, self.queries + 2 * self.keys))
 
 
-def _check_arguments(model: Any, per_head: Any, conv: str, tied: str, options: Mapping[str, Any]) -> None:
+def _check_arguments(
+    model: Any, per_head: Any, conv: str, tied: str, options: Mapping[str, Any]
+) -> None:
     if conv not in ("muon", "adamw"):
         raise ValueError(f"muon_for: conv must be 'muon' or 'adamw', got {conv!r}")
     if tied not in ("embedding", "head"):
@@ -190,10 +217,14 @@ def _check_arguments(model: Any, per_head: Any, conv: str, tied: str, options: M
     if not isinstance(per_head, bool):
         raise TypeError(f"muon_for: per_head must be a bool, got {describe(per_head)}")
     if not isinstance(model, nn.Module):
-        raise TypeError(f"muon_for: model must be a torch.nn.Module, got {describe(model)}")
+        raise TypeError(
+            f"muon_for: model must be a torch.nn.Module, got {describe(model)}"
+        )
     for name in ("fallback", "view", "flatten", "mask"):
         if name in options:
-            raise TypeError(f"muon_for: {name!r} is derived from the model; use partition and muon for another split")
+            raise TypeError(
+                f"muon_for: {name!r} is derived from the model; use partition and muon for another split"
+            )
 
 
 def _rows(model: nn.Module, per_head: bool, conv: str, tied: str) -> Iterator[Row]:
@@ -202,7 +233,9 @@ def _rows(model: nn.Module, per_head: bool, conv: str, tied: str) -> Iterator[Ro
     modules = {without_prefixes(name): module for name, module in named_modules(model)}
     for name, param in model.named_parameters():
         if is_lazy(param):
-            raise ValueError(f"muon_for: parameter {name!r} has no shape yet; run the model once on an input")
+            raise ValueError(
+                f"muon_for: parameter {name!r} has no shape yet; run the model once on an input"
+            )
         role = roles[without_prefixes(name)]
         branch = BRANCH.get(role, "adamw_no_decay")
         if role == "conv" and conv == "adamw":
@@ -217,9 +250,12 @@ def _rows(model: nn.Module, per_head: bool, conv: str, tied: str) -> Iterator[Ro
             yield Row(name, shape, role, branch, heads, dim)
 
 
-def _cut(param: Tensor, place: Place, modules: Mapping[str, nn.Module]) -> tuple[int, int]:
+def _cut(
+    param: Tensor, place: Place, modules: Mapping[str, nn.Module]
+) -> tuple[int, int]:
     """Return the number of blocks of a weight and the dimension to split; (1, 0) for no split."""
-    dim = 1 if type(place.module).__name__ == "Conv1D" else 0  # the GPT-2 layer of transformers, of shape (in, out)
+    # The GPT-2 layer of transformers, of shape (in, out).
+    dim = 1 if type(place.module).__name__ == "Conv1D" else 0
     for part, around in _around(place):
         heads = _heads_of(modules.get(around))
         if heads is not None:
@@ -266,17 +302,25 @@ def _in_blocks(tx: GradientTransformation, rows: list[Row]) -> GradientTransform
     names_of_division: dict[tuple[int, int, int], list[str]] = {}
     for row in rows:
         if row.branch == "muon" and (row.heads > 1 or row.batch):
-            names_of_division.setdefault((row.heads, row.dim, row.batch), []).append(row.name)
+            names_of_division.setdefault((row.heads, row.dim, row.batch), []).append(
+                row.name
+            )
     for (heads, dim, batch), names in names_of_division.items():
         where = tuple(names)
-        tx = blocks(tx, where, batch=batch) if batch else blocks(tx, where, heads=heads, dim=dim)
+        tx = (
+            blocks(tx, where, batch=batch)
+            if batch
+            else blocks(tx, where, heads=heads, dim=dim)
+        )
     return tx
 
 
 def table(rows: list[Row]) -> str:
     """Format the treatment of each parameter as a table."""
     cells = [("parameter", "shape", "role", "to", "blocks")]
-    cells += [(row.name, str(row.shape), row.role, row.branch, row.blocks) for row in rows]
+    cells += [
+        (row.name, str(row.shape), row.role, row.branch, row.blocks) for row in rows
+    ]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines: list[str] = []
     for line in cells:

@@ -34,7 +34,9 @@ def batches_on(device: torch.device) -> bool:
     return device.type not in ("cpu", "meta")
 
 
-def batch_of(nodes: Sequence[Node], has_list_form: Callable[[Node], bool]) -> list[Node]:
+def batch_of(
+    nodes: Sequence[Node], has_list_form: Callable[[Node], bool]
+) -> list[Node]:
     """Return the operations of a program to run on batches.
 
     These are all operations from the first to the last without a list form, if they include a product or a
@@ -44,7 +46,11 @@ def batch_of(nodes: Sequence[Node], has_list_form: Callable[[Node], bool]) -> li
     without_form: list[int] = []
     of_matrices = False
     for node in nodes:
-        if node.op != "call_function" or not is_list(node) or _torch.writes(node.target):
+        if (
+            node.op != "call_function"
+            or not is_list(node)
+            or _torch.writes(node.target)
+        ):
             continue
         if not has_list_form(node):
             without_form.append(len(operations))
@@ -55,7 +61,9 @@ def batch_of(nodes: Sequence[Node], has_list_form: Callable[[Node], bool]) -> li
     return operations[without_form[0] : without_form[-1] + 1]
 
 
-def batched(function: Callable[..., tuple[Tensor, ...]], *columns: Sequence[Tensor]) -> tuple[list[Tensor], ...]:
+def batched(
+    function: Callable[..., tuple[Tensor, ...]], *columns: Sequence[Tensor]
+) -> tuple[list[Tensor], ...]:
     """Call a function of one leaf for all leaves: once per group of equal shapes.
 
     Args:
@@ -72,7 +80,9 @@ def batched(function: Callable[..., tuple[Tensor, ...]], *columns: Sequence[Tens
     results: dict[int, tuple[Tensor, ...]] = {}
     for leaves in leaves_of_shapes.values():
         columns_of_shape = [[column[leaf] for leaf in leaves] for column in columns]
-        results.update(zip(leaves, _of_equal_shapes(function, columns_of_shape), strict=True))
+        results.update(
+            zip(leaves, _of_equal_shapes(function, columns_of_shape), strict=True)
+        )
     in_order = [results[leaf] for leaf in range(len(columns[0]))]
     return tuple(map(list, zip(*in_order, strict=True)))
 

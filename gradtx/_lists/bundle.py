@@ -20,7 +20,8 @@ CHUNK = 2**18
 CHUNK_OF_ACCELERATOR = 2**25
 PYTHON_NUMBERS = frozenset((float, int, bool))
 
-_FUNCTIONS = SharedPrograms()  # by the text of a recording: optimizers with other settings often repeat programs
+# By the text of a recording: optimizers with other settings often repeat programs.
+_FUNCTIONS = SharedPrograms()
 
 
 def entries_of_a_call(device: torch.device) -> int:
@@ -43,7 +44,12 @@ class ListPass:
 
     is_for_owners = False
 
-    def __init__(self, run: Callable[[list[Tensor]], PassResult], common: list[Tensor], leaves: list[Tensor]):
+    def __init__(
+        self,
+        run: Callable[[list[Tensor]], PassResult],
+        common: list[Tensor],
+        leaves: list[Tensor],
+    ):
         self._run = run
         self.common = [tensor.dtype for tensor in common]
         self._leaves = [(tensor.dtype, tensor.shape) for tensor in leaves]
@@ -85,7 +91,9 @@ class ListPass:
             self._functions[key] = functions[key]
         return self._functions[key]
 
-    def _written(self, recording: Recording, device: torch.device, on_host: bool) -> ListFunction:
+    def _written(
+        self, recording: Recording, device: torch.device, on_host: bool
+    ) -> ListFunction:
         return list_function(recording, device, on_host)
 
 
@@ -96,7 +104,9 @@ class PassOfShards(ListPass):
     arithmetic as whole leaves.
     """
 
-    def __init__(self, run: RunPass, common: list[Tensor], leaves: list[Tensor], part: int):
+    def __init__(
+        self, run: RunPass, common: list[Tensor], leaves: list[Tensor], part: int
+    ):
         self._part = part
         self.parts = 1
         super().__init__(run, common, leaves)
@@ -116,12 +126,16 @@ class PassOfShards(ListPass):
             self.dtypes = list(dtype_of.values())
         return recording
 
-    def _written(self, recording: Recording, device: torch.device, on_host: bool) -> ListFunction:
+    def _written(
+        self, recording: Recording, device: torch.device, on_host: bool
+    ) -> ListFunction:
         return list_function(recording, device, on_host, self._part)
 
 
 def passes_of_shards(
-    function: Callable[[list[Tensor], Names], PassResult], common: list[Tensor], leaves: list[Tensor]
+    function: Callable[[list[Tensor], Names], PassResult],
+    common: list[Tensor],
+    leaves: list[Tensor],
 ) -> list[ListPass]:
     """Return the parts of a program for shards."""
 
@@ -136,13 +150,18 @@ def passes_of_shards(
 
 
 def numbers_for(
-    given: Sequence[Any], dtypes: Sequence[torch.dtype], device: torch.device, on_host: bool
+    given: Sequence[Any],
+    dtypes: Sequence[torch.dtype],
+    device: torch.device,
+    on_host: bool,
 ) -> tuple[list[Any], bool]:
     """Return Python scalars if the host may read the given ones without synchronizing; otherwise 0-d tensors."""
     if on_host and PYTHON_NUMBERS.issuperset(map(type, given)):  # a shortcut
         return list(given), True
     if on_host and not any(map(_is_on_device, given)):
-        return [value.item() if isinstance(value, Tensor) else value for value in given], True
+        return [
+            value.item() if isinstance(value, Tensor) else value for value in given
+        ], True
     placed: list[Any] = []
     for value, dtype in zip(given, dtypes, strict=True):
         placed.append(_placed(value, dtype, device))
@@ -205,7 +224,9 @@ class ListBundle:
 
     def call(self, compiled: ListPass) -> list[list[Any]]:
         """Run a pass."""
-        numbers, on_host = numbers_for(self._numbers, compiled.common, self.device, self._on_host)
+        numbers, on_host = numbers_for(
+            self._numbers, compiled.common, self.device, self._on_host
+        )
         function = compiled.function(self.device, on_host)
         prepared = function.prepare(numbers)
         return [function.run(prepared, columns) for columns in self.columns()]
@@ -214,14 +235,21 @@ class ListBundle:
         """Return the terms of each leaf in a sum over leaves; those of the parts of a leaf are added."""
         terms_of_leaf: dict[str, dict[str, Tensor]] = {}
         for leaves, results_of_call in zip(self.leaf_names(), results, strict=True):
-            for key, dtype, values in zip(compiled.names, compiled.dtypes, results_of_call, strict=True):
-                for leaf, term in zip(leaves, self.by_leaf(values, dtype, len(leaves)), strict=True):
+            for key, dtype, values in zip(
+                compiled.names, compiled.dtypes, results_of_call, strict=True
+            ):
+                for leaf, term in zip(
+                    leaves, self.by_leaf(values, dtype, len(leaves)), strict=True
+                ):
                     terms = terms_of_leaf.setdefault(leaf, {})
                     if key not in terms:
                         terms[key] = term
                     elif differ_by_leaf(values):
                         terms[key] = terms[key] + term
-        return LeafTerms((NamedLeaf(leaf, self.device), terms) for leaf, terms in terms_of_leaf.items())
+        return LeafTerms(
+            (NamedLeaf(leaf, self.device), terms)
+            for leaf, terms in terms_of_leaf.items()
+        )
 
     def payloads(self, compiled: ListPass, results: list[list[Any]]) -> LeafTerms:
         """Return the values to send to the owner of each leaf."""

@@ -12,7 +12,9 @@ class SharedPrograms:
     """The programs of the most recently used structures."""
 
     def __init__(self) -> None:
-        self._by_skeleton: collections.OrderedDict[Any, dict[Any, Any]] = collections.OrderedDict()
+        self._by_skeleton: collections.OrderedDict[Any, dict[Any, Any]] = (
+            collections.OrderedDict()
+        )
 
     def of(self, skeleton: Any) -> dict[Any, Any]:
         """Return the programs of a structure, to which the caller may add."""

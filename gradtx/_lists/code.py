@@ -13,7 +13,14 @@ from torch.fx.node import map_aggregate
 
 from gradtx import _torch
 from gradtx._lists import batches, numbers
-from gradtx._lists.contract import argument_like, contract, is_list, is_number, merge_equal, remove_unused
+from gradtx._lists.contract import (
+    argument_like,
+    contract,
+    is_list,
+    is_number,
+    merge_equal,
+    remove_unused,
+)
 from gradtx._lists.memory import MemoryPlan
 from gradtx._lists.needs import ALWAYS, Case, Needs, is_selection, split_copies, text_of
 from gradtx._lists.record import META, Recording
@@ -24,8 +31,37 @@ aten = torch.ops.aten
 
 # Unary operations on lists, by torch's names of the operations on tensors.
 UNARY = (
-    *("abs", "acos", "asin", "atan", "ceil", "cos", "cosh", "erf", "erfc", "exp", "expm1", "floor", "frac", "lgamma"),
-    *("log", "log10", "log1p", "log2", "neg", "reciprocal", "round", "rsqrt", "sigmoid", "sign", "sin", "sinh", "sqrt"),
+    *(
+        "abs",
+        "acos",
+        "asin",
+        "atan",
+        "ceil",
+        "cos",
+        "cosh",
+        "erf",
+        "erfc",
+        "exp",
+        "expm1",
+        "floor",
+        "frac",
+        "lgamma",
+    ),
+    *(
+        "log",
+        "log10",
+        "log1p",
+        "log2",
+        "neg",
+        "reciprocal",
+        "round",
+        "rsqrt",
+        "sigmoid",
+        "sign",
+        "sin",
+        "sinh",
+        "sqrt",
+    ),
     *("tan", "tanh", "trunc"),
 )
 
@@ -40,12 +76,29 @@ OF_TWO: dict[Any, str] = {
     aten.minimum.default: "minimum",
 }
 OF_NUMBER: dict[Any, str] = {
-    **{aten.mul.Tensor: "mul", aten.mul.Scalar: "mul", aten.add.Scalar: "add", aten.add.Tensor: "add"},
-    **{aten.sub.Scalar: "sub", aten.sub.Tensor: "sub", aten.div.Scalar: "div", aten.div.Tensor: "div"},
-    **{aten.clamp_min.default: "clamp_min", aten.clamp_max.default: "clamp_max", aten.pow.Tensor_Scalar: "pow"},
+    **{
+        aten.mul.Tensor: "mul",
+        aten.mul.Scalar: "mul",
+        aten.add.Scalar: "add",
+        aten.add.Tensor: "add",
+    },
+    **{
+        aten.sub.Scalar: "sub",
+        aten.sub.Tensor: "sub",
+        aten.div.Scalar: "div",
+        aten.div.Tensor: "div",
+    },
+    **{
+        aten.clamp_min.default: "clamp_min",
+        aten.clamp_max.default: "clamp_max",
+        aten.pow.Tensor_Scalar: "pow",
+    },
 }
 SUMS: dict[Any, str] = {aten.add.Tensor: "add", aten.sub.Tensor: "sub"}
-PRODUCTS: dict[Any, str] = {aten.addcmul.default: "addcmul", aten.addcdiv.default: "addcdiv"}
+PRODUCTS: dict[Any, str] = {
+    aten.addcmul.default: "addcmul",
+    aten.addcdiv.default: "addcdiv",
+}
 IN_PLACE = {*OF_ONE, *OF_TWO, *OF_NUMBER, *SUMS, *PRODUCTS, aten.lerp.Scalar}
 WRITES: dict[Any, str] = {
     aten.add_.Tensor: "add",
@@ -76,7 +129,10 @@ class ListFunction:
 
 
 def list_function(
-    recording: Recording, device: torch.device, on_host: bool = True, part: int | None = None
+    recording: Recording,
+    device: torch.device,
+    on_host: bool = True,
+    part: int | None = None,
 ) -> ListFunction:
     """Generate the function of a recording. This modifies the recording, which cannot be used again.
 
@@ -94,7 +150,8 @@ def list_function(
     remove_unused(recording.graph)
     if on_host:
         contract(recording.graph)
-    if part is not None:  # after `contract`: whether a term can be fused depends on its other users
+    # After `contract`: whether a term can be fused depends on its other users.
+    if part is not None:
         _reduce_to_part(recording, part)
         remove_unused(recording.graph)
     return _Writer(recording, device, on_host).function()
@@ -139,12 +196,19 @@ class _Writer:
         self._device = device
         self._on_host = on_host
         self._nodes = list(recording.graph.nodes)
-        self._operands: dict[Node, Node] = {}  # for each operation that writes into an operand, that operand
+        # For each operation that writes into an operand, that operand.
+        self._operands: dict[Node, Node] = {}
         self._lines: list[str] = []  # of the function that is being generated
-        self._namespace: dict[str, Any] = {"torch": torch, "filled": _filled, "batched": batches.batched}
-        self._tensors: dict[Node, str] = {}  # the names of scalars that are needed as tensors
+        self._namespace: dict[str, Any] = {
+            "torch": torch,
+            "filled": _filled,
+            "batched": batches.batched,
+        }
+        # The names of scalars that are needed as tensors.
+        self._tensors: dict[Node, str] = {}
         self._calls = 0
-        self._block: tuple[Case, int] = (ALWAYS, 0)  # the case of the latest lines, and the number of lines after them
+        # The case of the latest lines, and the number of lines after them.
+        self._block: tuple[Case, int] = (ALWAYS, 0)
         self._batch: list[Node] = []  # operations that run on batches of leaves
         if batches.batches_on(device):
             self._batch = batches.batch_of(self._nodes, self._has_list_form)
@@ -160,14 +224,20 @@ class _Writer:
         return self._foreach_call(node) is not None
 
     def _has_form_in_place(self, node: Node) -> bool:
-        return node.target in IN_PLACE and node not in self._batch and self._has_list_form(node)
+        return (
+            node.target in IN_PLACE
+            and node not in self._batch
+            and self._has_list_form(node)
+        )
 
     def function(self) -> ListFunction:
         run = self._run()  # first, because it determines which scalars must be tensors
         prepare = self._prepare()
         source = f"{prepare}\n\n{run}"
         exec(compile(source, "<gradtx list program>", "exec"), self._namespace)
-        return ListFunction(self._namespace["prepare"], self._namespace["run"], source, self._calls)
+        return ListFunction(
+            self._namespace["prepare"], self._namespace["run"], source, self._calls
+        )
 
     def _prepare(self) -> str:
         """Generate the function that computes scalars."""
@@ -177,7 +247,9 @@ class _Writer:
             if node.op == "call_function" and is_number(node):
                 self._write(node)
         for number, name in self._tensors.items():
-            self._lines.append(f"{name} = torch.tensor({number.name}, dtype={number.meta['val'].dtype})")
+            self._lines.append(
+                f"{name} = torch.tensor({number.name}, dtype={number.meta['val'].dtype})"
+            )
         self._lines.append(f"return {_tuple_of(self._prepared())}")
         return _function("prepare(numbers)", self._lines)
 
@@ -185,7 +257,10 @@ class _Writer:
         """Return the names of the scalars that lists, shared tensors and the result need."""
         names: list[str] = []
         for node in self._nodes:
-            is_read = any(not is_number(user) for user in node.users) or node in self._needs.conditions
+            is_read = (
+                any(not is_number(user) for user in node.users)
+                or node in self._needs.conditions
+            )
             if is_number(node) and is_read:
                 names.append(node.name)
         return [*names, *self._tensors.values()]
@@ -216,7 +291,9 @@ class _Writer:
             text = self._text(result)
             if is_list(result):
                 roots = self._memory.roots(result)
-                text = _cloned(text, [case for root, case in roots.items() if root in taken])
+                text = _cloned(
+                    text, [case for root, case in roots.items() if root in taken]
+                )
                 taken |= roots.keys()
             elif not is_number(result):
                 text = f"{text}.clone()"
@@ -251,18 +328,25 @@ class _Writer:
         self._block = (case, len(self._lines))
 
     def _delete(self, nodes: Sequence[Node]) -> None:
-        temporaries = [node.name for node in nodes if node.op == "call_function" and is_list(node)]
+        temporaries = [
+            node.name for node in nodes if node.op == "call_function" and is_list(node)
+        ]
         if temporaries:
             self._lines.append(f"{' = '.join(temporaries)} = None")
 
     def _write(self, node: Node) -> None:
         if not is_list(node):
-            self._assign(node, self._number(node) if is_number(node) else self._shared(node))
+            self._assign(
+                node, self._number(node) if is_number(node) else self._shared(node)
+            )
             return
         self._calls += 1
         if is_conversion(node) and _torch.on_lists("copy_") is not None:
             self._namespace["converted"] = _converted
-            self._assign(node, f"converted({self._text(node.args[0])}, {self._text(node.kwargs['dtype'])})")
+            self._assign(
+                node,
+                f"converted({self._text(node.args[0])}, {self._text(node.kwargs['dtype'])})",
+            )
             return
         foreach_call = self._foreach_call(node)
         if foreach_call is None:
@@ -298,7 +382,8 @@ class _Writer:
 
     def _name_of(self, node: Node, function: Any) -> str:
         name = f"f_{node.name}"
-        if function is aten.view.default:  # stand-ins are contiguous, but leaves may not be
+        # stand-ins are contiguous, but leaves may not be.
+        if function is aten.view.default:
             function = aten.reshape.default
         self._namespace[name] = function
         return name
@@ -325,7 +410,11 @@ class _Writer:
         if target is aten.lerp.Scalar:
             return ["lerp", *map(self._text, args)]
         if target in PRODUCTS and all(map(is_list, args)):
-            return [PRODUCTS[target], *map(self._text, args), f"value={self._text(node.kwargs.get('value', 1))}"]
+            return [
+                PRODUCTS[target],
+                *map(self._text, args),
+                f"value={self._text(node.kwargs.get('value', 1))}",
+            ]
         if len(args) < 2:
             return None
         if all(map(is_list, args[:2])):
@@ -335,9 +424,18 @@ class _Writer:
     def _of_list_and_number(self, node: Node) -> list[str] | None:
         target = node.target
         first, second = node.args[:2]
-        if is_list(second) and target in (aten.mul.Tensor, aten.add.Tensor) and not node.kwargs:
+        if (
+            is_list(second)
+            and target in (aten.mul.Tensor, aten.add.Tensor)
+            and not node.kwargs
+        ):
             first, second = second, first
-        if not is_list(first) or not is_number(second) or node.kwargs or target not in OF_NUMBER:
+        if (
+            not is_list(first)
+            or not is_number(second)
+            or node.kwargs
+            or target not in OF_NUMBER
+        ):
             return None
         name = OF_NUMBER[target]
         is_tensor = isinstance(second, Node) and not self._on_host
@@ -353,20 +451,31 @@ class _Writer:
             alpha = node.kwargs.get("alpha", 1)
             if isinstance(alpha, Node) and not self._on_host:
                 return None
-            return [SUMS[node.target], self._text(first), self._text(second), f"alpha={self._text(alpha)}"]
+            return [
+                SUMS[node.target],
+                self._text(first),
+                self._text(second),
+                f"alpha={self._text(alpha)}",
+            ]
         return None
 
     def _ordered(self, node: Node) -> tuple[Any, Any]:
         """Return two operands, with the one that is written first."""
         first, second = node.args[:2]
-        return (second, first) if self._operands.get(node) is second else (first, second)
+        return (
+            (second, first) if self._operands.get(node) is second else (first, second)
+        )
 
     def _written(self, node: Node) -> list[str] | None:
         """Return the form of an operation that writes into an argument."""
         name, operands = WRITES[node.target], list(node.args)
-        if not all(map(is_list, operands)) or (any(map(_is_tensor, node.kwargs.values())) and not self._on_host):
+        if not all(map(is_list, operands)) or (
+            any(map(_is_tensor, node.kwargs.values())) and not self._on_host
+        ):
             return None
-        options = [f"{option}={self._text(value)}" for option, value in node.kwargs.items()]
+        options = [
+            f"{option}={self._text(value)}" for option, value in node.kwargs.items()
+        ]
         return [name, *map(self._text, operands), *options]
 
     def _loop_over_leaves(self, node: Node) -> str:
@@ -378,7 +487,8 @@ class _Writer:
         if self._on_host and is_selection(node):
             return self._selection(node)
         call = f"{self._name_of(node, node.target)}({self._arguments(node, lists)})"
-        names, columns = ", ".join(lists.values()), ", ".join(argument.name for argument in lists)
+        names = ", ".join(lists.values())
+        columns = ", ".join(argument.name for argument in lists)
         over = columns if len(lists) == 1 else f"zip({columns}, strict=True)"
         return f"[{call} for {names} in {over}]"
 
@@ -408,15 +518,25 @@ class _Writer:
         outside, self._lines = self._lines, []
         for node in self._batch:
             self._assign(node, self._of_one_leaf(node))
-            inputs.update((item.name, None) for item in node.all_input_nodes if is_list(item) and item not in batch)
+            inputs.update(
+                (item.name, None)
+                for item in node.all_input_nodes
+                if is_list(item) and item not in batch
+            )
             if not node.users.keys() <= batch:
                 outputs.append(node.name)
             dead = self._memory.freed_after(node)
             self._delete([item for item in dead if item in batch])
             dead_after_batch.extend(item for item in dead if item not in batch)
         body = [*self._lines, f"return {_tuple_of(outputs)}"]
-        self._lines = [*outside, f"def batch({', '.join(inputs)}):", *(f"    {line}" for line in body)]
-        self._lines.append(f"{_tuple_of(outputs)} = batched(batch, {', '.join(inputs)})")
+        self._lines = [
+            *outside,
+            f"def batch({', '.join(inputs)}):",
+            *(f"    {line}" for line in body),
+        ]
+        self._lines.append(
+            f"{_tuple_of(outputs)} = batched(batch, {', '.join(inputs)})"
+        )
         self._delete(dead_after_batch)
         self._calls += 1
 
@@ -425,7 +545,11 @@ class _Writer:
         if self._on_host and is_selection(node) and all(map(is_list, node.args[1:])):
             condition, x, y = map(self._text, node.args)
             return f"{x} if {condition} else {y}"
-        lists = {argument: argument.name for argument in node.all_input_nodes if is_list(argument)}
+        lists = {
+            argument: argument.name
+            for argument in node.all_input_nodes
+            if is_list(argument)
+        }
         return f"{self._name_of(node, node.target)}({self._arguments(node, lists)})"
 
     # Arguments.
@@ -439,8 +563,15 @@ class _Writer:
             texts.append(f"{name}={self._option(value)}")
         return ", ".join(texts)
 
-    def _argument(self, node: Node, i: int, argument: Any, lists: dict[Node, str]) -> str:
-        if isinstance(argument, Node) and is_number(argument) and self._on_host and _wants_tensor(node.target, i):
+    def _argument(
+        self, node: Node, i: int, argument: Any, lists: dict[Node, str]
+    ) -> str:
+        if (
+            isinstance(argument, Node)
+            and is_number(argument)
+            and self._on_host
+            and _wants_tensor(node.target, i)
+        ):
             return self._as_tensor(argument)
 
         def text_of(item: Any) -> Any:

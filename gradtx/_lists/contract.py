@@ -27,7 +27,7 @@ def is_number(node: Any) -> bool:
     return not isinstance(node, Node) or node.meta["kind"] == "number"
 
 
-def same_meta(*nodes: Node) -> bool:
+def same_meta(*nodes: Any) -> bool:
     """Whether a leaf's values of these nodes have the same shape and dtype."""
     first = nodes[0].meta["val"]
     for node in nodes[1:]:
@@ -40,7 +40,11 @@ def same_meta(*nodes: Node) -> bool:
 def argument_like(node: Node) -> Node | None:
     """Return an argument of a leaf with the shape, dtype and layout of a node, if there is one."""
     for argument in node.graph.nodes:
-        is_alike = argument.op == "placeholder" and is_list(argument) and same_meta(node, argument)
+        is_alike = (
+            argument.op == "placeholder"
+            and is_list(argument)
+            and same_meta(node, argument)
+        )
         if is_alike and argument.meta["val"].stride() == node.meta["val"].stride():
             return argument
     return None
@@ -48,7 +52,11 @@ def argument_like(node: Node) -> Node | None:
 
 def writers(argument: Any) -> list[Node]:
     """Return the operations that write into an argument."""
-    return [user for user in argument.users if _torch.writes(user.target) and user.args[0] is argument]
+    return [
+        user
+        for user in argument.users
+        if _torch.writes(user.target) and user.args[0] is argument
+    ]
 
 
 def is_view(node: Node) -> bool:
@@ -93,7 +101,11 @@ def merge_equal(graph: Graph) -> None:
 def remove_unused(graph: Graph) -> None:
     """Remove operations without users and effects; torch's own function checks the whole graph as well."""
     for node in reversed(graph.nodes):
-        if node.op == "call_function" and not node.users and not _torch.writes(node.target):
+        if (
+            node.op == "call_function"
+            and not node.users
+            and not _torch.writes(node.target)
+        ):
             graph.erase_node(node)
 
 
@@ -102,7 +114,8 @@ def contract(graph: Graph) -> None:
     for contraction, node in _free_to_join(graph):
         if node.op == "call_function" and any(map(is_list, node.all_input_nodes)):
             contraction.canonicalize(node)
-    remove_unused(graph)  # a replaced operation no longer counts as a user of its operands
+    # A replaced operation no longer counts as a user of its operands.
+    remove_unused(graph)
     for contraction, node in _free_to_join(graph):
         if node.target in (aten.add.Tensor, aten.sub.Tensor, aten.add_.Tensor):
             contraction.join(node)
@@ -180,7 +193,12 @@ class _Contraction:
         exponent = node.args[1]
         if exponent == 2 and node.target is aten.pow.Tensor_Scalar:
             self._replace(node, aten.mul.Tensor, (base, base))
-        elif node.target is aten.pow.Tensor_Tensor and is_list(base) and is_number(exponent) and same_meta(node, base):
+        elif (
+            node.target is aten.pow.Tensor_Tensor
+            and is_list(base)
+            and is_number(exponent)
+            and same_meta(node, base)
+        ):
             self._replace(node, aten.pow.Tensor_Scalar, node.args)
 
     def _multiply_instead(self, node: Node) -> None:
@@ -188,7 +206,9 @@ class _Contraction:
         operands: Any = node.args
         dividend, divisor = operands
         if is_list(dividend) and is_number(divisor):
-            self._replace(node, aten.mul.Tensor, (dividend, self._inverse(divisor, node)))
+            self._replace(
+                node, aten.mul.Tensor, (dividend, self._inverse(divisor, node))
+            )
         elif _divides_lists(node) and same_meta(node, dividend, divisor):
             self._scale_quotient(node)
 
@@ -198,7 +218,12 @@ class _Contraction:
         dividend, divisor = operands
         factor = self._without_root(divisor, node)
         inner_factor, inner = _factor_of(dividend)
-        if inner is not None and _can_absorb(dividend, node) and same_meta(node, inner) and self._are_unchanged(inner):
+        if (
+            inner is not None
+            and _can_absorb(dividend, node)
+            and same_meta(node, inner)
+            and self._are_unchanged(inner)
+        ):
             dividend = inner
             factor = self._times(factor, inner_factor, node)
         if factor is None:
@@ -216,18 +241,34 @@ class _Contraction:
         Returns:
             r, by which the quotient is to be multiplied; None if the divisor has another form.
         """
-        if divisor.target is not aten.add.Tensor or divisor.kwargs or not _can_absorb(divisor, quotient):
+        if (
+            divisor.target is not aten.add.Tensor
+            or divisor.kwargs
+            or not _can_absorb(divisor, quotient)
+        ):
             return None
         scaled, shift = divisor.args
         inverse, b = _factor_of(scaled)
-        if not is_number(shift) or b is None or not _can_absorb(scaled, divisor) or not same_meta(divisor, b):
+        if (
+            not is_number(shift)
+            or b is None
+            or not _can_absorb(scaled, divisor)
+            or not same_meta(divisor, b)
+        ):
             return None
-        if not isinstance(inverse, Node) or inverse.target is not aten.reciprocal.default:
+        if (
+            not isinstance(inverse, Node)
+            or inverse.target is not aten.reciprocal.default
+        ):
             return None
         root: Any = inverse.args[0]
         if not isinstance(root, Node) or root.target is not aten.sqrt.default:
             return None
-        self._replace(divisor, aten.add.Tensor, (b, self._number(aten.mul.Tensor, (shift, root), divisor)))
+        self._replace(
+            divisor,
+            aten.add.Tensor,
+            (b, self._number(aten.mul.Tensor, (shift, root), divisor)),
+        )
         return root
 
     def _negate_factor(self, node: Node) -> None:
@@ -242,7 +283,12 @@ class _Contraction:
     def _split_clamp(self, node: Node) -> None:
         """Replace `clamp` with scalar bounds by `clamp_min` and `clamp_max`."""
         x, *bounds = node.args
-        if node.kwargs or not is_list(x) or not all(map(is_number, bounds)) or not same_meta(node, x):  # type: ignore[arg-type]
+        if (
+            node.kwargs
+            or not is_list(x)
+            or not all(map(is_number, bounds))
+            or not same_meta(node, x)
+        ):
             return
         least, *rest = bounds
         most = rest[0] if rest else None
@@ -263,20 +309,26 @@ class _Contraction:
             return
         inner_factor, inner = _factor_of(scaled)
         if inner is not None and same_meta(node, inner) and self._are_unchanged(inner):
-            self._replace(node, aten.mul.Tensor, (inner, self._times(factor, inner_factor, node)))
+            self._replace(
+                node, aten.mul.Tensor, (inner, self._times(factor, inner_factor, node))
+            )
 
     def _move_factors_out(self, node: Node) -> None:
         """Replace (a / x) y and (a x) y by a (y / x) and a (x y), for a scalar a and lists x and y."""
         operands: Any = node.args
         for scaled, other in (operands, operands[::-1]):
-            if scaled is other or not (is_list(scaled) and is_list(other) and _can_absorb(scaled, node)):
+            if scaled is other or not (
+                is_list(scaled) and is_list(other) and _can_absorb(scaled, node)
+            ):
                 continue
             factor, inner = _factor_of(scaled)
             target, lists = aten.mul.Tensor, (inner, other)
             if scaled.target is aten.div.Tensor and is_number(scaled.args[0]):
                 factor, inner = scaled.args
                 target, lists = aten.div.Tensor, (other, inner)
-            if inner is None or not (same_meta(node, inner, other) and self._are_unchanged(inner)):
+            if inner is None or not (
+                same_meta(node, inner, other) and self._are_unchanged(inner)
+            ):
                 continue
             with self._graph.inserting_before(node):
                 unscaled = self._graph.call_function(target, lists)
@@ -324,7 +376,8 @@ class _Contraction:
             if not self._are_unchanged(a, b):
                 continue
             if _is_product_for(a, start) or _is_product_for(b, end):
-                continue  # fusing it into the sum saves as many operations, and a temporary
+                # Fusing it into the sum saves as many operations, and a temporary.
+                continue
             if _is_complement(weight, rest):
                 self._replace(node, aten.lerp.Scalar, (a, b, weight))
                 return True
@@ -396,7 +449,13 @@ class _Contraction:
         node.meta["kind"] = "number"
         return node
 
-    def _replace(self, node: Node, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> None:
+    def _replace(
+        self,
+        node: Node,
+        target: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any] | None = None,
+    ) -> None:
         node.target = target
         node.args = args
         node.kwargs = kwargs or {}
@@ -450,7 +509,11 @@ def _scales_in_place(node: Node, rest: Node, product: _Product) -> bool:
     """
     argument = product.a
     unsigned: Any = rest.args[0] if rest.target is aten.neg.default else rest
-    if product.b is not None or unsigned.op != "placeholder" or argument.op != "placeholder":
+    if (
+        product.b is not None
+        or unsigned.op != "placeholder"
+        or argument.op != "placeholder"
+    ):
         return False
     written = [writer.args[1] for writer in writers(argument)]
     return written == [node] and len(argument.users) == 2  # the product, and the copy

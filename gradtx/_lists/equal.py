@@ -14,15 +14,33 @@ aten = torch.ops.aten
 EXACT = (torch.float64, torch.int64)  # the dtypes whose values Python scalars represent
 # Operations on counts. Others, such as products in hashes, may exceed 64 bits, where Python does not wrap around.
 OF_COUNTS = {
-    *(aten.add.Tensor, aten.add.Scalar, aten.sub.Tensor, aten.sub.Scalar, aten.remainder.Scalar, aten.where.self),
-    *(aten.clone.default, aten.copy_.default, aten.detach.default, aten.maximum.default, aten.minimum.default),
+    *(
+        aten.add.Tensor,
+        aten.add.Scalar,
+        aten.sub.Tensor,
+        aten.sub.Scalar,
+        aten.remainder.Scalar,
+        aten.where.self,
+    ),
+    *(
+        aten.clone.default,
+        aten.copy_.default,
+        aten.detach.default,
+        aten.maximum.default,
+        aten.minimum.default,
+    ),
     aten._to_copy.default,
 }
 
 
 def may_be_number(tensor: Tensor) -> bool:
     """Whether a slot is a scalar of such a dtype that the host can read without waiting for a device."""
-    return type(tensor) is Tensor and tensor.ndim == 0 and tensor.dtype in EXACT and tensor.device.type == "cpu"
+    return (
+        type(tensor) is Tensor
+        and tensor.ndim == 0
+        and tensor.dtype in EXACT
+        and tensor.device.type == "cpu"
+    )
 
 
 def slots_from_numbers(recording: Recording) -> list[int]:

@@ -34,13 +34,17 @@ class MemoryPlan:
         last_use: The index of the last node that reads the memory of a node.
     """
 
-    def __init__(self, graph: Graph, has_form_in_place: Callable[[Node], bool], needs: Needs):
+    def __init__(
+        self, graph: Graph, has_form_in_place: Callable[[Node], bool], needs: Needs
+    ):
         self._nodes = list(graph.nodes)
         self._has_form_in_place = has_form_in_place
         self._needs = needs
         self._at = {node: i for i, node in enumerate(self._nodes)}
         # Nodes before this one write no argument, so that nothing has changed if they raise an exception.
-        self._first_write = max((self._at[node] for node in self._nodes if _may_fail(node)), default=0)
+        self._first_write = max(
+            (self._at[node] for node in self._nodes if _may_fail(node)), default=0
+        )
         self._roots: dict[Node, dict[Node, Case]] = {}
         self.last_use: dict[Node, int] = {}
         self.operand: dict[Node, Node] = {}
@@ -70,7 +74,9 @@ class MemoryPlan:
         """Return the nodes whose memory `node` is the last to read."""
         freed: list[Node] = []
         for argument in node.all_input_nodes:
-            if all(self.last_use[root] == self._at[node] for root in self._roots[argument]):
+            if all(
+                self.last_use[root] == self._at[node] for root in self._roots[argument]
+            ):
                 freed.append(argument)
         return freed
 
@@ -94,7 +100,11 @@ class MemoryPlan:
         path: list[tuple[Node, Node]] = []
         node: Any = source
         while True:
-            if not self._owns_memory(node) or not same_meta(node, argument) or node in self.operand:  # type: ignore[arg-type]
+            if (
+                not self._owns_memory(node)
+                or not same_meta(node, argument)
+                or node in self.operand
+            ):
                 return
             if not self._may_write_to_target(node, copy):
                 return
@@ -107,7 +117,10 @@ class MemoryPlan:
                 path.append((node, argument))  # type: ignore[arg-type]
                 break
             for operand in operands:
-                if self._owns_memory(operand) and self.last_use[operand] == self._at[node]:
+                if (
+                    self._owns_memory(operand)
+                    and self.last_use[operand] == self._at[node]
+                ):
                     path.append((node, operand))
                     node = operand
                     break
@@ -126,25 +139,42 @@ class MemoryPlan:
     def _is_read_after_copies(self, node: Node, copy: Node) -> bool:
         """Whether a node is read, other than by `copy`, after the argument may have been written in another case."""
         argument: Any = copy.args[0]
-        first = min(self._at[user] for user in argument.users if _only_writes(user, argument))
-        return any(user is not copy and self._at[user] > first for user, _ in self._readings(node))
+        first = min(
+            self._at[user] for user in argument.users if _only_writes(user, argument)
+        )
+        return any(
+            user is not copy and self._at[user] > first
+            for user, _ in self._readings(node)
+        )
 
     def _reuse(self, node: Node) -> None:
         """Write into a temporary if this operation is the last to read it."""
         for operand in self._candidates(node):
-            dies = self.last_use[operand] == self._at[node] if operand in self.last_use else False
+            dies = (
+                self.last_use[operand] == self._at[node]
+                if operand in self.last_use
+                else False
+            )
             if self._owns_memory(operand) and dies and operand.op == "call_function":
                 self.operand[node] = operand
                 return
 
     def _candidates(self, node: Node) -> list[Node]:
         """Return the operands that a node may write into."""
-        if node.op != "call_function" or not is_list(node) or not self._has_form_in_place(node):
+        if (
+            node.op != "call_function"
+            or not is_list(node)
+            or not self._has_form_in_place(node)
+        ):
             return []
         count = 2 if node.target in COMMUTES or _adds_plainly(node) else 1
         candidates: list[Node] = []
         for operand in node.args[:count]:
-            if is_list(operand) and same_meta(node, operand) and _have_one_layout(node, operand):  # type: ignore[arg-type]
+            if (
+                is_list(operand)
+                and same_meta(node, operand)
+                and _have_one_layout(node, operand)
+            ):
                 candidates.append(operand)  # type: ignore[arg-type]
         return candidates
 
@@ -156,7 +186,11 @@ class MemoryPlan:
         """Whether the old value of an argument is read after a node has run, other than by the final copy."""
         case = self._needs.of(node)
         for user, reading in self._readings(argument):
-            if user is not copy and self._at[user] > self._at[node] and not contradict(reading, case):
+            if (
+                user is not copy
+                and self._at[user] > self._at[node]
+                and not contradict(reading, case)
+            ):
                 return True
         return False
 
@@ -166,7 +200,12 @@ class MemoryPlan:
             if root in roots:
                 for user in node.users:
                     if user in self._needs and not _only_writes(user, node):
-                        yield user, roots[root] | self._needs.of(user) | self._needs.reading(user, node)
+                        yield (
+                            user,
+                            roots[root]
+                            | self._needs.of(user)
+                            | self._needs.reading(user, node),
+                        )
 
 
 def _may_fail(node: Node) -> bool:
@@ -175,13 +214,17 @@ def _may_fail(node: Node) -> bool:
 
 def _only_writes(node: Node, argument: Node) -> bool:
     """Whether a node writes an argument without reading it."""
-    return node.target is aten.copy_.default and node.args[0] is argument and node.args[1] is not argument
+    return (
+        node.target is aten.copy_.default
+        and node.args[0] is argument
+        and node.args[1] is not argument
+    )
 
 
 def _adds_plainly(node: Node) -> bool:
     return node.target is aten.add.Tensor and not node.kwargs
 
 
-def _have_one_layout(node: Node, operand: Node) -> bool:
+def _have_one_layout(node: Node, operand: Any) -> bool:
     """Whether entries have the same order in memory, which determines the order of summation."""
     return node.meta["val"].stride() == operand.meta["val"].stride()

@@ -27,7 +27,8 @@ from gradtx._lists.contract import (
 aten = torch.ops.aten
 
 FILLING = (aten.zeros_like.default, aten.ones_like.default, aten.full_like.default)
-Case = frozenset[tuple[Node, bool]]  # conditions with the values that they all have in this case
+# Conditions with the values that they all have in this case.
+Case = frozenset[tuple[Node, bool]]
 ALWAYS: Case = frozenset()
 
 
@@ -52,7 +53,9 @@ class Needs:
         self._cases: dict[Node, Case] = {}
         for node in reversed(graph.nodes):
             self._note(node)
-        self.conditions = {condition for case in self._cases.values() for condition, _ in case}
+        self.conditions = {
+            condition for case in self._cases.values() for condition, _ in case
+        }
 
     def _note(self, node: Node) -> None:
         if node.op == "output" or _torch.writes(node.target):
@@ -97,9 +100,15 @@ def is_selection(node: Node) -> bool:
     lists = [operand for operand in operands if is_list(operand)]
     if not lists or not same_meta(node, *lists):  # type: ignore[arg-type]
         return False
-    if len(lists) < len(operands) and (argument_like(node) is None or not any(map(is_number, operands))):
+    if len(lists) < len(operands) and (
+        argument_like(node) is None or not any(map(is_number, operands))
+    ):
         return False
-    if not all(_may_be_written(operands, user.args[0]) for user in node.users if user.target is aten.copy_.default):
+    if not all(
+        _may_be_written(operands, user.args[0])
+        for user in node.users
+        if user.target is aten.copy_.default
+    ):
         return False
     return not _is_read_after_writing(node, arguments_of(*lists))
 
@@ -117,7 +126,11 @@ def _is_read_after_writing(node: Node, arguments: Set[Node]) -> bool:
             del readers[item]
             if may_be_operand(item):
                 readers.update(item.users)
-        if item.op == "call_function" and _torch.writes(item.target) and item.args[0] in arguments:
+        if (
+            item.op == "call_function"
+            and _torch.writes(item.target)
+            and item.args[0] in arguments
+        ):
             is_written = True
     return False
 
@@ -133,14 +146,18 @@ def _is_unchanged(operand: Any, argument: Any) -> bool:
         return True
     if operand.op == "placeholder" and not writers(operand):  # such as a gradient
         return True
-    return is_selection(operand) and all(_is_unchanged(branch, argument) for branch in operand.args[1:])
+    return is_selection(operand) and all(
+        _is_unchanged(branch, argument) for branch in operand.args[1:]
+    )
 
 
 def is_computed(node: Any) -> bool:
     """Whether a node shares no memory with an argument."""
     if node.op != "call_function":
         return False
-    return not may_alias(node) or all(is_computed(argument) for argument in node.all_input_nodes if is_list(argument))
+    return not may_alias(node) or all(
+        is_computed(argument) for argument in node.all_input_nodes if is_list(argument)
+    )
 
 
 def may_alias(node: Node) -> bool:
@@ -164,7 +181,8 @@ def split_copies(graph: Graph) -> None:
             node.meta["covers"] = not _may_be_argument(node.args[1], node.args[0])
             _split(node)
     for node in reversed(graph.nodes):
-        if node.target is aten.where.self and is_list(node) and not node.users:  # a scalar may be a condition
+        # A scalar may be a condition.
+        if node.target is aten.where.self and is_list(node) and not node.users:
             graph.erase_node(node)
 
 
@@ -189,7 +207,11 @@ def _may_be_argument(source: Any, argument: Any) -> bool:
 
 def _split(copy: Node) -> None:
     argument, source = copy.args
-    if not isinstance(source, Node) or not is_list(source) or not same_meta(argument, source):  # type: ignore[arg-type]
+    if (
+        not isinstance(source, Node)
+        or not is_list(source)
+        or not same_meta(argument, source)
+    ):
         return
     if not is_selection(source):
         return
@@ -206,5 +228,8 @@ def _split(copy: Node) -> None:
 
 def text_of(case: Case) -> str:
     """Return a case as a Python expression."""
-    texts = [condition.name if truth else f"not {condition.name}" for condition, truth in case]
+    texts = [
+        condition.name if truth else f"not {condition.name}"
+        for condition, truth in case
+    ]
     return " and ".join(sorted(texts))

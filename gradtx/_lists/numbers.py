@@ -124,7 +124,12 @@ IN_PYTHON: dict[Any, Callable[..., Any]] = {
 }
 _ON_BOOLS = (aten.bitwise_and.Tensor, aten.bitwise_or.Tensor)
 _CONVERSIONS = (aten._to_copy.default, torch.ops.prims.convert_element_type.default)
-_FILLED = {aten.zeros_like.default: 0, aten.ones_like.default: 1, aten.zeros.default: 0, aten.ones.default: 1}
+_FILLED = {
+    aten.zeros_like.default: 0,
+    aten.ones_like.default: 1,
+    aten.zeros.default: 0,
+    aten.ones.default: 1,
+}
 
 
 def in_python(node: Node) -> tuple[Callable[..., Any], tuple[Any, ...]]:
@@ -139,10 +144,14 @@ def in_python(node: Node) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         return _as(dtype), node.args[:1]
     function = IN_PYTHON.get(target)
     bitwise = target in _ON_BOOLS and dtype is not torch.bool
-    by_tensors = functools.partial(_by_tensors, target, node.kwargs, tuple(map(_dtype_of, node.args)))
+    by_tensors = functools.partial(
+        _by_tensors, target, node.kwargs, tuple(map(_dtype_of, node.args))
+    )
     if function is None or bitwise or (node.kwargs and target not in _LIKE):
         return by_tensors, node.args
-    return (function if function in _NEVER_RAISE else _or_else(function, by_tensors)), node.args
+    return (
+        function if function in _NEVER_RAISE else _or_else(function, by_tensors)
+    ), node.args
 
 
 # Functions that never raise, as operator expressions, which take a third of the time of a call.
@@ -162,10 +171,21 @@ WRITTEN: dict[Callable[..., Any], str] = {
     _choice: "{1} if {0} else {2}",
     _same: "{}",
 }
-_LIKE = (aten.clone.default, aten.scalar_tensor.default)  # their options don't change the value
+# Their options don't change the value.
+_LIKE = (aten.clone.default, aten.scalar_tensor.default)
 _NEVER_RAISE = {
     *WRITTEN,
-    *(abs, math.isfinite, math.isnan, math.tanh, _larger, _smaller, _sign, _both, _either),
+    *(
+        abs,
+        math.isfinite,
+        math.isnan,
+        math.tanh,
+        _larger,
+        _smaller,
+        _sign,
+        _both,
+        _either,
+    ),
 }
 
 
@@ -176,7 +196,9 @@ def _as(dtype: torch.dtype) -> Callable[[Any], Any]:
     return float if dtype.is_floating_point else int
 
 
-def _or_else(function: Callable[..., Any], otherwise: Callable[..., Any]) -> Callable[..., Any]:
+def _or_else(
+    function: Callable[..., Any], otherwise: Callable[..., Any]
+) -> Callable[..., Any]:
     def computed(*args: Any) -> Any:
         try:
             return function(*args)
@@ -190,11 +212,16 @@ def _dtype_of(argument: Any) -> torch.dtype | None:
     return argument.meta["val"].dtype if isinstance(argument, Node) else None
 
 
-def _by_tensors(target: Any, kwargs: Any, dtypes: tuple[torch.dtype | None, ...], *args: Any) -> Any:
+def _by_tensors(
+    target: Any, kwargs: Any, dtypes: tuple[torch.dtype | None, ...], *args: Any
+) -> Any:
     """Return the result of torch's operation on 0-d tensors, as a Python scalar."""
     tensors: list[Any] = []
     for value, dtype in zip(args, dtypes, strict=True):
         tensors.append(value if dtype is None else torch.tensor(value, dtype=dtype))
-    placed = {name: torch.device("cpu") if name == "device" else value for name, value in kwargs.items()}
+    placed = {
+        name: torch.device("cpu") if name == "device" else value
+        for name, value in kwargs.items()
+    }
     result = target(*tensors, **placed)
     return result.item() if isinstance(result, Tensor) else result

@@ -49,7 +49,8 @@ class Recording:
     def text(self) -> str:
         """Return a text of operations and constants that is equal for recordings of the same program."""
         lines: list[str] = []
-        layouts: dict[Any, int] = {}  # equality of shapes and strides matters, not their values
+        # Equality of shapes and strides matters, not their values.
+        layouts: dict[Any, int] = {}
         for node in self.graph.nodes:
             value = node.meta.get("val")
             kind: Any = (type(value), node.meta.get("as_written"))
@@ -61,7 +62,8 @@ class Recording:
         return "\n".join(lines)
 
 
-@torch.inference_mode(False)  # operations of inference tensors would be recorded before torch decomposes them
+# Operations of inference tensors would be recorded before torch decomposes them.
+@torch.inference_mode(False)
 def record(
     function: Callable[[list[Tensor]], PassResult],
     numbers: Sequence[torch.dtype],
@@ -95,7 +97,9 @@ def record(
         with torch.no_grad(), _torch.intercepting(recorder.call):
             result = function(arguments)
             if result.operation is not None and recorder.opaque:
-                raise UnrecordableError(f"a sum over leaves follows {recorder.opaque[0].name}, which would run twice")
+                raise UnrecordableError(
+                    f"a sum over leaves follows {recorder.opaque[0].name}, which would run twice"
+                )
             recorder.may_write = True
             result.write()
     finally:
@@ -109,7 +113,11 @@ def record(
 
 def device_of(tensor: Tensor) -> torch.device:
     """Return the device of a tensor, or the leaves' device if it is a stand-in of a function being recorded."""
-    return _ACTIVE.recorders[-1].device if tensor.is_meta and _ACTIVE.recorders else tensor.device
+    return (
+        _ACTIVE.recorders[-1].device
+        if tensor.is_meta and _ACTIVE.recorders
+        else tensor.device
+    )
 
 
 @contextmanager
@@ -137,13 +145,19 @@ def owned(payload: Mapping[str, Tensor], operation: Any) -> Tensor:
     return _ACTIVE.recorders[-1].owner_computes(payload, operation)
 
 
-def as_one(function: Callable[[Tensor], tuple[Tensor, ...]], x: Tensor) -> tuple[Tensor, ...]:
+def as_one(
+    function: Callable[[Tensor], tuple[Tensor, ...]], x: Tensor
+) -> tuple[Tensor, ...]:
     """Return `function(x)`; if it is being recorded, as one operation of a program, which may read values.
 
     The function belongs to a module, because programs refer to it, and returns new tensors. It is also called with a
     stand-in on the meta device, whose values it must not read.
     """
-    return _ACTIVE.recorders[-1].call_as_one(function, x) if _ACTIVE.recorders else function(x)
+    return (
+        _ACTIVE.recorders[-1].call_as_one(function, x)
+        if _ACTIVE.recorders
+        else function(x)
+    )
 
 
 class _Active(threading.local):
@@ -167,7 +181,8 @@ class _Recorder:
     def __init__(self, device: torch.device) -> None:
         self.graph = Graph()
         self.device = device
-        self._nodes: dict[int, Node] = {}  # keyed by the id of the stand-in, which `meta` keeps alive
+        # Keyed by the id of the stand-in, which `meta` keeps alive.
+        self._nodes: dict[int, Node] = {}
         self._arguments: set[int] = set()
         self.may_write = False
         self.as_written = False
@@ -195,20 +210,25 @@ class _Recorder:
             return operator(*args, **kwargs)
         traits = _Traits.of(operator)
         if traits.reads_value:
-            if args[0].device.type == "cpu":  # a constant: values computed from arguments are on the meta device
+            # A constant: values computed from arguments are on the meta device.
+            if args[0].device.type == "cpu":
                 return operator(*args, **kwargs)
-            raise UnrecordableError(f"the rule reads the value of a tensor ({operator})")
+            raise UnrecordableError(
+                f"the rule reads the value of a tensor ({operator})"
+            )
         if traits.is_random:
             raise UnrecordableError(f"the rule draws random numbers ({operator})")
         if operator is aten.lift_fresh.default:
             return self._constant(args[0])
         if "device" in kwargs and operator is aten._to_copy.default:
-            kwargs = {**kwargs, "device": META}  # stands in for the leaf's device, where all values remain
+            # Stands in for the leaf's device, where all values remain.
+            kwargs = {**kwargs, "device": META}
         result = _result_of(operator, args, kwargs)
         if not _holds_tensors(result):
             return result  # such as the common dtype of two tensors
         node = self.graph.call_function(operator)
-        node.args = self._recorded(args)  # now, because `call_function` searches its arguments for symbolic sizes
+        # Now, because `call_function` searches its arguments for symbolic sizes.
+        node.args = self._recorded(args)
         if kwargs:
             node.kwargs = self._recorded(kwargs)
         node.meta["as_written"] = self.as_written
@@ -222,15 +242,21 @@ class _Recorder:
     def owner_computes(self, payload: Mapping[str, Tensor], operation: Any) -> Tensor:
         """Record the computation of a leaf's owner as one operation."""
         update = payload["update"]
-        node = self.graph.call_function(_computed_by_owner, tuple(map(self.node_of, payload.values())))
+        node = self.graph.call_function(
+            _computed_by_owner, tuple(map(self.node_of, payload.values()))
+        )
         node.meta["operation"] = operation
         node.meta["payload"] = {name: tensor.dtype for name, tensor in payload.items()}
-        stand_in = torch.empty_strided(update.shape, update.stride(), dtype=update.dtype, device=META)
+        stand_in = torch.empty_strided(
+            update.shape, update.stride(), dtype=update.dtype, device=META
+        )
         self.owned.append(node)
         self._name(stand_in, node)
         return stand_in
 
-    def call_as_one(self, function: Callable[[Tensor], tuple[Tensor, ...]], x: Tensor) -> tuple[Tensor, ...]:
+    def call_as_one(
+        self, function: Callable[[Tensor], tuple[Tensor, ...]], x: Tensor
+    ) -> tuple[Tensor, ...]:
         """Execute a function and record it as one operation."""
         node = self.graph.call_function(function, (self.node_of(x),))
         self._is_inside = True
@@ -252,7 +278,9 @@ class _Recorder:
 
     def _check_written(self, target: Any, operator: Any) -> None:
         if not self.may_write or id(target) not in self._arguments:
-            raise UnrecordableError(f"the rule writes to a tensor in place ({operator})")
+            raise UnrecordableError(
+                f"the rule writes to a tensor in place ({operator})"
+            )
 
     def _recorded(self, value: Any) -> Any:
         """Return the arguments of an operation with nodes in place of tensors."""
@@ -275,7 +303,12 @@ class _Recorder:
 
 
 # Operations that torch does not tag as pointwise, although their result has the shape of their tensors.
-SHAPED_AS_ARGUMENTS = (aten._to_copy.default, aten.ones_like.default, aten.zeros_like.default, aten.full_like.default)
+SHAPED_AS_ARGUMENTS = (
+    aten._to_copy.default,
+    aten.ones_like.default,
+    aten.zeros_like.default,
+    aten.full_like.default,
+)
 WITHOUT_DIMENSION = (aten.sum.default, aten.mean.default, aten.scalar_tensor.default)
 FACTORIES = (aten.full.default, aten.zeros.default, aten.ones.default)
 
@@ -327,12 +360,14 @@ def _result_of(operator: Any, args: Any, kwargs: Any) -> Any:
     if key not in _RESULT_DTYPES:
         try:
             _RESULT_DTYPES[key] = _of_single_entries(operator, args, kwargs).dtype
-        except RuntimeError:  # such as an operation that the CPU does not support for a dtype
+        except RuntimeError:
+            # Such as an operation that the CPU does not support for a dtype.
             return operator(*args, **kwargs)
     return torch.empty(shape, dtype=_RESULT_DTYPES[key], device=META)
 
 
-_RESULT_DTYPES: dict[Any, torch.dtype] = {}  # keyed by an operator and everything that determines its result's dtype
+# Keyed by an operator and everything that determines its result's dtype.
+_RESULT_DTYPES: dict[Any, torch.dtype] = {}
 
 
 def _kind(argument: Any) -> Any:
@@ -342,7 +377,8 @@ def _kind(argument: Any) -> Any:
     return argument.__class__ if isinstance(argument, _EQUIVALENT) else argument
 
 
-_EQUIVALENT: tuple[Any, ...] = (int, float, complex, list, tuple)  # the dtype does not depend on their values
+# The dtype does not depend on their values.
+_EQUIVALENT: tuple[Any, ...] = (int, float, complex, list, tuple)
 
 
 def _plain_shape(operator: Any, args: Any) -> Sequence[int] | None:
@@ -366,7 +402,9 @@ def _plain_shape(operator: Any, args: Any) -> Sequence[int] | None:
 def _of_single_entries(operator: Any, args: Any, kwargs: Any) -> Tensor:
     """Return the result of an operation on tensors with a single entry, on the CPU."""
     entries = map_aggregate(args, _single_entry)
-    options = {name: CPU if name == "device" else value for name, value in kwargs.items()}
+    options = {
+        name: CPU if name == "device" else value for name, value in kwargs.items()
+    }
     return operator(*entries, **options)  # type: ignore[misc]
 
 
@@ -382,7 +420,9 @@ def _ones(dtype: torch.dtype, dims: int) -> Tensor:
 
 def add_constant(graph: Graph, tensor: Tensor) -> Node:
     """Add a 0-d tensor to a graph as a constant on the device of the leaves."""
-    return graph.call_function(aten.full.default, ([], tensor.item()), {"dtype": tensor.dtype, "device": META})
+    return graph.call_function(
+        aten.full.default, ([], tensor.item()), {"dtype": tensor.dtype, "device": META}
+    )
 
 
 def _item(values: Any, i: int) -> Any:

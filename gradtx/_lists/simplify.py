@@ -7,14 +7,26 @@ from typing import Any
 import torch
 from torch.fx import Graph, Node
 
-from gradtx._lists.contract import argument_like, arguments_of, is_list, same_meta, writers
+from gradtx._lists.contract import (
+    argument_like,
+    arguments_of,
+    is_list,
+    same_meta,
+    writers,
+)
 from gradtx._lists.needs import FILLING
 from gradtx._lists.record import META
 
 aten = torch.ops.aten
 
 SAME = (aten.detach.default, aten.alias.default)
-VIEWS = (aten.view.default, aten.reshape.default, aten.squeeze.dim, aten.unsqueeze.default)  # with the same entries
+# With the same entries.
+VIEWS = (
+    aten.view.default,
+    aten.reshape.default,
+    aten.squeeze.dim,
+    aten.unsqueeze.default,
+)
 FLAGS: dict[Any, bool] = {aten.ones_like.default: True, aten.zeros_like.default: False}
 
 
@@ -29,7 +41,8 @@ def simplify(graph: Graph) -> None:
             _take_shape_of_argument(node)
         elif node.target is aten.copy_.default:
             _copy_directly(node)
-            if node.args[0] is node.args[1]:  # such as a slot that is set only in the first step
+            # Such as a slot that is set only in the first step.
+            if node.args[0] is node.args[1]:
                 graph.erase_node(node)
                 continue
             _convert_by_writing(node)
@@ -80,7 +93,11 @@ def _is_read_between(first: Node, end: Node, argument: Any) -> bool:
     """Whether an argument, or a list that may share its memory, is read from `first` to before `end`."""
     node = first
     while node is not end:
-        if any(argument in arguments_of(item) for item in node.all_input_nodes if is_list(item)):
+        if any(
+            argument in arguments_of(item)
+            for item in node.all_input_nodes
+            if is_list(item)
+        ):
             return True
         node = node.next
     return False
@@ -90,10 +107,16 @@ def _convert_by_writing(node: Node) -> None:
     """Remove a conversion that feeds a copy, because the copy converts as well."""
     views: list[Node] = []
     target, source = node.args[:2]
-    while isinstance(source, Node) and source.target in VIEWS and len(source.users) == 1:
+    while (
+        isinstance(source, Node) and source.target in VIEWS and len(source.users) == 1
+    ):
         views.append(source)
         source = source.args[0]
-    if not isinstance(source, Node) or not is_conversion(source) or len(source.users) != 1:
+    if (
+        not isinstance(source, Node)
+        or not is_conversion(source)
+        or len(source.users) != 1
+    ):
         return
     before: Any = source.args[0]
     is_computed = before.op == "call_function" and before.target not in VIEWS
@@ -152,5 +175,7 @@ def _same_as_selection(node: Node, flags: dict[Any, bool]) -> Any:
         return None
     chosen: Any = x if flags[condition] else y
     value = chosen.meta["val"]
-    is_same = value.shape == node.meta["val"].shape and value.dtype == node.meta["val"].dtype
+    is_same = (
+        value.shape == node.meta["val"].shape and value.dtype == node.meta["val"].dtype
+    )
     return chosen if is_same else None

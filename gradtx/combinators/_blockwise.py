@@ -18,7 +18,14 @@ from gradtx._errors import Path
 from gradtx._execution import Block, Leaf, Operation, Position, takes_none
 from gradtx._random import name_key
 from gradtx._runs import LateTerm, Run
-from gradtx._sharding import from_local_like, from_local_shard, full_tensor, local, placed_as, placements_by_rows
+from gradtx._sharding import (
+    from_local_like,
+    from_local_shard,
+    full_tensor,
+    local,
+    placed_as,
+    placements_by_rows,
+)
 from gradtx.combinators._division import Division, LocalBlocks, local_blocks
 
 Slots = dict[Path, dict[str, Tensor]]
@@ -44,7 +51,9 @@ class BlockRun(Run):
         return self._outer.scalars(path)
 
     def add_late(self, place: LateTerm, leaf: str, term: Any) -> None:
-        raise ValueError(f"{'.'.join(place.path)}: {place.name!r} cannot be summed over blocks; move it outside blocks")
+        raise ValueError(
+            f"{'.'.join(place.path)}: {place.name!r} cannot be summed over blocks; move it outside blocks"
+        )
 
 
 class BlockLeaf(Leaf):
@@ -79,7 +88,9 @@ class Choosing:
         self._division = division
 
     def choice(self, path: Path, leaf: Any, selector: Any) -> Any:
-        return self._leaf.run.choice(path, self._leaf, OfBlock(selector, self._division))
+        return self._leaf.run.choice(
+            path, self._leaf, OfBlock(selector, self._division)
+        )
 
 
 class OfBlock:
@@ -110,7 +121,14 @@ class DividedBlock(Block):
         reads_params: Whether operations read the parameter.
     """
 
-    def __init__(self, path: Path, operations: list[Any], division: Division, alone: bool, reads_params: bool):
+    def __init__(
+        self,
+        path: Path,
+        operations: list[Any],
+        division: Division,
+        alone: bool,
+        reads_params: bool,
+    ):
         super().__init__(operations, [])
         self._path = path
         self._division = division
@@ -124,7 +142,8 @@ class DividedBlock(Block):
         unite = Unite(divide)
         if self._alone:
             divide.local = local_blocks(self._division, _like(leaf))
-        if self._alone and divide.local is None:  # the owner of a sharded leaf computes all blocks
+        # The owner of a sharded leaf computes all blocks.
+        if self._alone and divide.local is None:
             divide.whole_until = unite
             divide.owner_reads = self._owner_reads
         return [divide, *each, unite]
@@ -264,13 +283,19 @@ class Pieces:
     def __init__(self, divide: Divide, leaf: Leaf, runs: bool = True):
         self._path = divide.path
         self._local = divide.local
-        self._division = divide.division if divide.local is None else divide.local.division
+        self._division = (
+            divide.division if divide.local is None else divide.local.division
+        )
         self._operations = divide.inner
         self._leaf = leaf
         self._like = self._tensor()
         self._groups = self._division.groups(self._like)
         self._batches = [Batch(numbers, {}) for numbers in self._groups]
-        self._paths = {operation.path: None for operation in self._operations if any(operation.path[-1:])}
+        self._paths = {
+            operation.path: None
+            for operation in self._operations
+            if any(operation.path[-1:])
+        }
         self._stack()
         if runs and not leaf.run.initial:
             for batch in self._batches:
@@ -293,7 +318,11 @@ class Pieces:
 
     def _placed(self, tensor: Tensor, like: Any) -> Any:
         """Invert `_plain`, for a tensor sharded like `like`."""
-        return placed_as(tensor, like) if self._local is None else from_local_like(tensor, like)
+        return (
+            placed_as(tensor, like)
+            if self._local is None
+            else from_local_like(tensor, like)
+        )
 
     # Inputs.
 
@@ -308,7 +337,11 @@ class Pieces:
                 tensors_of_leaf["extra", name] = value
         for key, value in tensors_of_leaf.items():
             if value is not None:
-                for batch, stacked in zip(self._batches, self._division.batches(self._plain(value)), strict=True):
+                for batch, stacked in zip(
+                    self._batches,
+                    self._division.batches(self._plain(value)),
+                    strict=True,
+                ):
                     batch.inputs[key] = stacked
         for path in self._paths:
             self._stack_slots(path)
@@ -332,11 +365,15 @@ class Pieces:
     def _stack_stream_keys(self) -> None:
         for batch in self._batches:
             if isinstance(self._leaf.stream_name, Tensor):  # a block of a block
-                keys = [self._leaf.stream_name ^ name_key(f"#{i}") for i in batch.numbers]
+                keys = [
+                    self._leaf.stream_name ^ name_key(f"#{i}") for i in batch.numbers
+                ]
                 batch.inputs["stream"] = torch.stack(keys)
             else:
                 names = [f"{self._leaf.name}#{i}" for i in batch.numbers]
-                batch.inputs["stream"] = torch.tensor(list(map(name_key, names)), device=self._leaf.device)
+                batch.inputs["stream"] = torch.tensor(
+                    list(map(name_key, names)), device=self._leaf.device
+                )
 
     def _is_one_batch(self) -> bool:
         return len(self._batches) == 1
@@ -348,7 +385,10 @@ class Pieces:
         waiting = [batch for batch in self._batches if batch.stop == position]
         if not waiting:
             return None
-        return {name: sum(batch.payload[name].sum() for batch in waiting) for name in waiting[0].payload}
+        return {
+            name: sum(batch.payload[name].sum() for batch in waiting)
+            for name in waiting[0].payload
+        }
 
     def resume(self, position: int, total: Any) -> None:
         """Continue with the blocks that wait for the sums of an operation."""
@@ -370,7 +410,9 @@ class Pieces:
         else:
             batch.payload = results
 
-    def _mapped(self, batch: Batch, function: Callable[[BlockLeaf], Mapping[Any, Tensor]]) -> dict[Any, Tensor]:
+    def _mapped(
+        self, batch: Batch, function: Callable[[BlockLeaf], Mapping[Any, Tensor]]
+    ) -> dict[Any, Tensor]:
         """Apply `function` to every block as a leaf; return its results, stacked."""
         keys: list[Any] = []
 
@@ -388,7 +430,8 @@ class Pieces:
 
         count = len(batch.numbers)
         inputs = list(batch.inputs.values())
-        if not count:  # vmap rejects empty dimensions: one block of zeros determines the results' keys and shapes
+        # Vmap rejects empty dimensions: one block of zeros determines the results' keys and shapes.
+        if not count:
             inputs = [value.new_zeros((1, *value.shape[1:])) for value in inputs]
         results = torch.vmap(apply_to_block)(inputs)
         return {key: result[:count] for key, result in zip(keys, results, strict=True)}
@@ -418,7 +461,9 @@ class Pieces:
                 _, path, name = key
                 leaf.run.new_shared.setdefault(path, {}).setdefault(name, value[0])
         if "active" in self._batches[0].outputs:
-            leaf.active = torch.cat([batch.outputs["active"] for batch in self._batches]).any()
+            leaf.active = torch.cat(
+                [batch.outputs["active"] for batch in self._batches]
+            ).any()
         if "update" in self._batches[0].outputs:
             self._set_update()
 
@@ -428,7 +473,8 @@ class Pieces:
         update = self._division.whole(updates, self._like)
         like = leaf.update if leaf.update is not None else leaf.param
         leaf.update = self._placed(update, like)
-        if leaf.grad is None:  # an inner combinator created an update for a leaf without a gradient
+        # An inner combinator created an update for a leaf without a gradient.
+        if leaf.grad is None:
             leaf.grad = torch.zeros_like(leaf.update)
 
     def _united_slots(self, old: Slots) -> Slots:
@@ -448,7 +494,11 @@ class Pieces:
         for path, slots in new.items():
             for slot, value in slots.items():
                 like = old.get(path, {}).get(slot)
-                slots[slot] = self._first_slot(value) if like is None else self._placed(value, like)
+                slots[slot] = (
+                    self._first_slot(value)
+                    if like is None
+                    else self._placed(value, like)
+                )
         return new
 
     def _first_slot(self, value: Tensor) -> Any:
@@ -469,11 +519,15 @@ class Pieces:
         results = [self._mapped(batch, weights) for batch in self._batches]
         if not results[0]:
             return None
-        whole = self._division.whole([result["weights"] for result in results], self._like)
+        whole = self._division.whole(
+            [result["weights"] for result in results], self._like
+        )
         return self._placed(whole, self._leaf.param)
 
 
-def _run(operations: Sequence[Any], block: Leaf, totals: Sequence[Any]) -> tuple[int | None, Any]:
+def _run(
+    operations: Sequence[Any], block: Leaf, totals: Sequence[Any]
+) -> tuple[int | None, Any]:
     """Run the operations on a block, with the sums known so far.
 
     Returns:
@@ -506,4 +560,8 @@ def _outputs(block: Leaf, whole: Leaf) -> dict[Any, Tensor]:
 
 
 def _new_slots(block: Leaf) -> dict[Any, Tensor]:
-    return {("slot", path, slot): value for path, slots in block.new.items() for slot, value in slots.items()}
+    return {
+        ("slot", path, slot): value
+        for path, slots in block.new.items()
+        for slot, value in slots.items()
+    }

@@ -22,7 +22,11 @@ class Sums(dict[str, Tensor]):
     def __missing__(self, name: str) -> Tensor:
         if self._measured and not self:  # no leaf had a gradient
             return torch.zeros((), dtype=torch.float64)
-        known = f"measure returns {sorted(self)}" if self._measured else "no measure= is given"
+        known = (
+            f"measure returns {sorted(self)}"
+            if self._measured
+            else "no measure= is given"
+        )
         raise ValueError(f"{self._owner}: ticks requests the sum {name!r}, but {known}")
 
 
@@ -30,27 +34,46 @@ def check_start(start: Mapping[str, Any]) -> None:
     """Raise an error unless these are valid initial values of a clock."""
     for name, value in start.items():
         if isinstance(value, bool) or not isinstance(value, int):
-            raise TypeError(f"InnerClock: start[{name!r}] must be an int, got {describe(value)}")
+            raise TypeError(
+                f"InnerClock: start[{name!r}] must be an int, got {describe(value)}"
+            )
         if name == "step":
-            raise ValueError("InnerClock: start: 'step' is reserved for the clock's count; use another name")
+            raise ValueError(
+                "InnerClock: start: 'step' is reserved for the clock's count; use another name"
+            )
 
 
 def check_inner_slots(names: Any) -> None:
     """Raise an error unless this is a tuple of slot names."""
     if not isinstance(names, tuple) or not all(isinstance(name, str) for name in names):
-        raise TypeError(f"Frame: inner_slots must be a tuple of slot names, got {describe(names)}")
+        raise TypeError(
+            f"Frame: inner_slots must be a tuple of slot names, got {describe(names)}"
+        )
 
 
-def checked_ticks(owner: str, result: Any, start: Iterable[str]) -> tuple[Tensor, dict[str, Tensor]]:
+def checked_ticks(
+    owner: str, result: Any, start: Iterable[str]
+) -> tuple[Tensor, dict[str, Tensor]]:
     """Return the checked result of a clock's `ticks`."""
-    if not (isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], Mapping)):
-        raise TypeError(f"{owner}: ticks must return (counts, values), got {describe(result)}")
+    if not (
+        isinstance(result, tuple)
+        and len(result) == 2
+        and isinstance(result[1], Mapping)
+    ):
+        raise TypeError(
+            f"{owner}: ticks must return (counts, values), got {describe(result)}"
+        )
     counts, values = result
     if not isinstance(counts, Tensor) or counts.dtype != torch.bool or counts.ndim:
-        raise TypeError(f"{owner}: ticks must return a 0-d bool tensor as its first value, got {describe(counts)}")
-    values = {name: value for name, value in values.items() if name != "step"}  # the library counts steps itself
+        raise TypeError(
+            f"{owner}: ticks must return a 0-d bool tensor as its first value, got {describe(counts)}"
+        )
+    # The library counts steps itself.
+    values = {name: value for name, value in values.items() if name != "step"}
     if set(values) != set(start):
-        raise ValueError(f"{owner}: ticks must return the values {sorted(start)} of start, got {sorted(values)}")
+        raise ValueError(
+            f"{owner}: ticks must return the values {sorted(start)} of start, got {sorted(values)}"
+        )
     for name, value in values.items():
         _check_integer(owner, name, value)
     return counts, values
@@ -58,16 +81,22 @@ def checked_ticks(owner: str, result: Any, start: Iterable[str]) -> tuple[Tensor
 
 def _check_integer(owner: str, name: str, value: Any) -> None:
     if not isinstance(value, Tensor) or value.ndim or value.dtype.is_floating_point:
-        raise TypeError(f"{owner}: ticks must return 0-d int64 tensors as values, got {describe(value)} for {name!r}")
+        raise TypeError(
+            f"{owner}: ticks must return 0-d int64 tensors as values, got {describe(value)} for {name!r}"
+        )
 
 
 def checked_sums(owner: str, sums: Any) -> dict[str, Tensor]:
     """Return the checked result of a clock's `measure` for one leaf."""
     if not isinstance(sums, Mapping):
-        raise TypeError(f"{owner}: measure must return a dict of 0-d tensors, got {describe(sums)}")
+        raise TypeError(
+            f"{owner}: measure must return a dict of 0-d tensors, got {describe(sums)}"
+        )
     for name, value in sums.items():
         if not isinstance(value, Tensor) or value.ndim:
-            raise TypeError(f"{owner}: measure must return 0-d tensors, got {describe(value)} for {name!r}")
+            raise TypeError(
+                f"{owner}: measure must return 0-d tensors, got {describe(value)} for {name!r}"
+            )
     return dict(sums)
 
 
@@ -75,14 +104,18 @@ def check_names(owner: str, slots: Iterable[str], shared: Iterable[str]) -> None
     """Raise an error for a name that is both a slot and a shared value."""
     both = sorted(set(slots) & set(shared))
     if both:
-        raise ValueError(f"{owner}: {both[0]!r} is both a slot and a shared value; rename one of them")
+        raise ValueError(
+            f"{owner}: {both[0]!r} is both a slot and a shared value; rename one of them"
+        )
 
 
 def check_inner(owner: str, new: Mapping[str, Any], old: Mapping[str, Tensor]) -> None:
     """Raise an error unless these values can replace inner slots."""
     for name, value in new.items():
         if name not in old:
-            raise ValueError(f"{owner}: leave returns {name!r}, which is not an inner slot; {nearest(name, old)}")
+            raise ValueError(
+                f"{owner}: leave returns {name!r}, which is not an inner slot; {nearest(name, old)}"
+            )
         if not isinstance(value, Tensor) or value.shape != old[name].shape:
             shape = tuple(old[name].shape)
             raise ValueError(

@@ -172,15 +172,25 @@ class View(ListedBlocks):
     join_function: Join
 
     def check(self, owner: str, name: str, shape: Sequence[int]) -> None:
-        index = torch.arange(math.prod(shape), dtype=torch.float64).reshape(tuple(shape))
+        index = torch.arange(math.prod(shape), dtype=torch.float64).reshape(
+            tuple(shape)
+        )
         blocks = self.split_function(index)
-        if not isinstance(blocks, list | tuple) or not blocks or not all(isinstance(b, Tensor) for b in blocks):
+        if (
+            not isinstance(blocks, list | tuple)
+            or not blocks
+            or not all(isinstance(b, Tensor) for b in blocks)
+        ):
             raise ValueError(
                 f"{owner}: view: split must return a non-empty list of tensors for leaf {name!r}, "
                 f"got {type(blocks).__name__}"
             )
         joined = self.join_function(blocks)
-        same = isinstance(joined, Tensor) and joined.shape == index.shape and torch.equal(joined, index)
+        same = (
+            isinstance(joined, Tensor)
+            and joined.shape == index.shape
+            and torch.equal(joined, index)
+        )
         entries = torch.cat([block.flatten() for block in blocks])
         if not same or not torch.equal(entries.sort().values, index.flatten()):
             raise ValueError(
@@ -198,7 +208,9 @@ class View(ListedBlocks):
 def _size(owner: str, name: str, shape: Sequence[int], dim: int) -> int:
     """Return the size of a dimension."""
     if not -len(shape) <= dim < len(shape):
-        raise ValueError(f"{owner}: leaf {name!r} has shape {tuple(shape)} and no dimension {dim}")
+        raise ValueError(
+            f"{owner}: leaf {name!r} has shape {tuple(shape)} and no dimension {dim}"
+        )
     return shape[dim]
 
 
@@ -227,10 +239,16 @@ def local_blocks(division: Division, like: Any) -> LocalBlocks | None:
         return None
     size = rows // division.heads
     shard = -(-rows // ranks)
-    return LocalBlocks(EqualRuns(size), division.heads) if size and shard % size == 0 else None
+    return (
+        LocalBlocks(EqualRuns(size), division.heads)
+        if size and shard % size == 0
+        else None
+    )
 
 
-def division(owner: str, heads: Any, sizes: Any, batch: Any, view: Any, dim: int) -> Division:
+def division(
+    owner: str, heads: Any, sizes: Any, batch: Any, view: Any, dim: int
+) -> Division:
     """Return the division specified by the arguments of `blocks`.
 
     Raises:
@@ -241,13 +259,21 @@ def division(owner: str, heads: Any, sizes: Any, batch: Any, view: Any, dim: int
     given = [name for name, value in choices.items() if value is not None]
     if given not in (["heads"], ["sizes"], ["batch"], ["view"], ["heads", "sizes"]):
         got = " and ".join(given) or "none"
-        raise ValueError(f"{owner}: pass exactly one of heads, sizes, batch and view, or heads with sizes; got {got}")
+        raise ValueError(
+            f"{owner}: pass exactly one of heads, sizes, batch and view, or heads with sizes; got {got}"
+        )
     if batch is not None:
         _check_counts(owner, "batch", (batch,))
         return LeadingIndices(batch)
     if view is not None:
-        if not (isinstance(view, list | tuple) and len(view) == 2 and all(map(callable, view))):
-            raise ValueError(f"{owner}: view must be two functions (split, join), got {view!r}")
+        if not (
+            isinstance(view, list | tuple)
+            and len(view) == 2
+            and all(map(callable, view))
+        ):
+            raise ValueError(
+                f"{owner}: view must be two functions (split, join), got {view!r}"
+            )
         return View(*view)
     if sizes is None:
         _check_counts(owner, "heads", (heads,))
@@ -258,14 +284,22 @@ def division(owner: str, heads: Any, sizes: Any, batch: Any, view: Any, dim: int
 def _runs(owner: str, sizes: Any, heads: Any, dim: int) -> Runs:
     """Return the division into runs of the given sizes, each with its number of heads."""
     _check_counts(owner, "sizes", sizes)
-    parts = tuple(heads) if isinstance(heads, list | tuple) else (1 if heads is None else heads,) * len(sizes)
+    parts = (
+        tuple(heads)
+        if isinstance(heads, list | tuple)
+        else (1 if heads is None else heads,) * len(sizes)
+    )
     _check_counts(owner, "heads", parts)
     if len(parts) != len(sizes):
-        raise ValueError(f"{owner}: heads must have one entry per entry of sizes, got {len(parts)} and {len(sizes)}")
+        raise ValueError(
+            f"{owner}: heads must have one entry per entry of sizes, got {len(parts)} and {len(sizes)}"
+        )
     return Runs(tuple(sizes), parts, dim)
 
 
 def _check_counts(owner: str, what: str, counts: Any) -> None:
-    numbers = isinstance(counts, list | tuple) and all(type(count) is int and count > 0 for count in counts)
+    numbers = isinstance(counts, list | tuple) and all(
+        type(count) is int and count > 0 for count in counts
+    )
     if not numbers or not counts:
         raise ValueError(f"{owner}: {what} must be positive integers, got {counts!r}")

@@ -37,12 +37,16 @@ class Blocks(Combinator):
         reads_params = any("params" in link._needs for link in links)
         alone = not reads_by_leaf(self._tx) and all(map(can_run_at_owner, operations))
         divided = DividedBlock(path, operations, self._parts, alone, reads_params)
-        return [Branch(path, self._where, {True: divided, False: Block(operations, [])})]
+        return [
+            Branch(path, self._where, {True: divided, False: Block(operations, [])})
+        ]
 
 
 def _check_space(scope: Scope, name: str, operations: list[Any]) -> None:
     """Raise an error if an enclosing combinator would have to rotate the slots of blocks."""
-    keeps_slots = any(operation.keeps_slots for operation in Block(operations, []).walk())
+    keeps_slots = any(
+        operation.keeps_slots for operation in Block(operations, []).walk()
+    )
     if scope.space is not None and keeps_slots:
         around = scope.space.name
         raise TypeError(
@@ -115,7 +119,11 @@ def blocks(
     for link in _links_of(tx):
         _check_link(link)
     check_not_empty("blocks: where", where)
-    return Blocks(tx, Selector.of("blocks", where), division("blocks", heads, sizes, batch, view, dim))
+    return Blocks(
+        tx,
+        Selector.of("blocks", where),
+        division("blocks", heads, sizes, batch, view, dim),
+    )
 
 
 def _links_of(tx: GradientTransformation) -> Iterator[GradientTransformation]:
@@ -129,4 +137,6 @@ def _links_of(tx: GradientTransformation) -> Iterator[GradientTransformation]:
 def _check_link(link: GradientTransformation) -> None:
     """Raise an error for a link that needs whole leaves."""
     if not link._takes_blocks:
-        raise TypeError(f"blocks: {link._name} processes whole trees or leaves; move it outside blocks")
+        raise TypeError(
+            f"blocks: {link._name} processes whole trees or leaves; move it outside blocks"
+        )

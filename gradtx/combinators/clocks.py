@@ -45,10 +45,15 @@ def accumulate(tx: GradientTransformation, every: int):
     def ticks(values, sums):
         calls = values["mini_step"] + 1
         complete = calls >= every
-        return complete, {"mini_step": torch.where(complete, torch.zeros_like(calls), calls)}
+        return complete, {
+            "mini_step": torch.where(complete, torch.zeros_like(calls), calls)
+        }
 
     def init(param):
-        return {"acc": torch.zeros_like(param), "seen": torch.zeros((), dtype=torch.bool, device=param.device)}
+        return {
+            "acc": torch.zeros_like(param),
+            "seen": torch.zeros((), dtype=torch.bool, device=param.device),
+        }
 
     def enter(update, state, param, ctx):
         total, seen = state["acc"], state["seen"]
@@ -63,7 +68,9 @@ def accumulate(tx: GradientTransformation, every: int):
         return update, {"acc": emptied, "seen": state["seen"] & ~ctx.ticks}
 
     clock = InnerClock(ticks, start={"mini_step": 0})
-    return Frame(tx, init, enter, leave, clock=clock, takes_none="acc", agree={"every": every})
+    return Frame(
+        tx, init, enter, leave, clock=clock, takes_none="acc", agree={"every": every}
+    )
 
 
 @combinator(example=lambda tx: {"tx": tx})
@@ -95,7 +102,9 @@ def skip_nonfinite(tx: GradientTransformation):
 
     def ticks(values, sums):
         finite = (sums["bad"] == 0).to(values["skipped"].device)
-        return finite, {"skipped": torch.where(finite, values["skipped"], values["skipped"] + 1)}
+        return finite, {
+            "skipped": torch.where(finite, values["skipped"], values["skipped"] + 1)
+        }
 
     def enter(update, state, param, ctx):
         # The inner rules run in any case; they get zeros, so that no NaN propagates through the gradient of `where`.

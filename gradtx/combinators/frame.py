@@ -33,7 +33,9 @@ from gradtx.factories import Combinator
 
 __all__ = ["Frame", "InnerClock"]
 
-Ticks = Callable[[dict[str, Tensor], Mapping[str, Tensor]], tuple[Tensor, dict[str, Tensor]]]
+Ticks = Callable[
+    [dict[str, Tensor], Mapping[str, Tensor]], tuple[Tensor, dict[str, Tensor]]
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,7 +153,8 @@ class FrameRun:
         self.run: Run = scope.run
         self.clock: Clock | None = None
         self.old_step: Any = None
-        self.ticks: Tensor | None = None  # whether the inner clock counts this call; None until this is known
+        # Whether the inner clock counts this call; None until this is known.
+        self.ticks: Tensor | None = None
         self._scope = scope
         self._new_shared: dict[str, Tensor] = {}
         if frame.clock is not None:
@@ -159,13 +162,18 @@ class FrameRun:
 
     def _start_clock(self, clock: InnerClock) -> None:
         starts = {"step": 0, **clock.start} if clock.counts else dict(clock.start)
-        makers = {name: _whole_number(start, self.run.device) for name, start in starts.items()}
+        makers = {
+            name: _whole_number(start, self.run.device)
+            for name, start in starts.items()
+        }
         self._old_shared = self._scope.shared(self.path, makers) if makers else {}
         if clock.counts:
             self.old_step = self._old_shared["step"]
             restarts = self._restarts_at(self._scope.count)
             if restarts is not False:
-                self.old_step = torch.where(as_flag(restarts, self.old_step), 0, self.old_step)
+                self.old_step = torch.where(
+                    as_flag(restarts, self.old_step), 0, self.old_step
+                )
             self.clock = Clock(self.old_step + 1)
             self.run.inner_counts[self.path] = self.old_step
         if not self.run.initial:
@@ -177,7 +185,9 @@ class FrameRun:
         """Determine whether the clock counts this call."""
         assert self.frame.clock is not None
         clock = self.frame.clock
-        result = clock.ticks(dict(self._old_shared), Sums(sums, self.name, clock.measure is not None))
+        result = clock.ticks(
+            dict(self._old_shared), Sums(sums, self.name, clock.measure is not None)
+        )
         self.ticks, self._new_shared = checked_ticks(self.name, result, clock.start)
         if self.clock is not None:
             step = torch.where(self.ticks, self.clock.step, self.old_step)
@@ -193,7 +203,8 @@ class FrameRun:
         if self.frame.restarts is None:
             return outer
         if self.run.initial:
-            return torch.tensor(False)  # not False: it may restart later, which some links don't support
+            # Not False: it may restart later, which some links don't support.
+            return torch.tensor(False)
         now = self.frame.restarts(count + 1)
         return now if outer is False else now | outer
 
@@ -209,7 +220,9 @@ class FrameRun:
 
     def _inner(self, tx: GradientTransformation, path: Path, i: int) -> list[Any]:
         scope = self._scope.inside(path, i, self.old_step)
-        scope.changed = scope.changed and self.frame.enter is None and self.frame.clock is None
+        scope.changed = (
+            scope.changed and self.frame.enter is None and self.frame.clock is None
+        )
         scope.restarts = self._restarts_at(self._scope.count)
         return tx._expand(scope)
 
@@ -226,11 +239,16 @@ class FrameRun:
     def _owner_reads(self) -> tuple[str, ...]:
         """Return the tensors of a leaf that its owner reads in addition to the update."""
         assert isinstance(self.frame.inner, GradientTransformation)
-        reads_params = any("params" in link._needs for link in self.frame.inner._links())
+        reads_params = any(
+            "params" in link._needs for link in self.frame.inner._links()
+        )
         return ("param", "grad") if reads_params else ("grad",)
 
     def _arms(self, txs: Mapping[str, GradientTransformation]) -> list[Any]:
-        programs = [self._inner(tx, (*self.path, arm), i) for i, (arm, tx) in enumerate(txs.items())]
+        programs = [
+            self._inner(tx, (*self.path, arm), i)
+            for i, (arm, tx) in enumerate(txs.items())
+        ]
         takes = any(takes_none(program) for program in programs)
         enter = Enter(self, self._scope, takes)
         operations: list[Any] = [enter]
@@ -262,14 +280,17 @@ class FrameRun:
             return {}
         values = {}
         for path, slot in self.inner_slots(leaf):
-            values[self._inner_name(path, slot)] = self.run.stores[path].value_of(slot, self._slots(path, leaf), leaf)
+            values[self._inner_name(path, slot)] = self.run.stores[path].value_of(
+                slot, self._slots(path, leaf), leaf
+            )
         return values
 
     def first_inner_values(self, leaf: Leaf) -> dict[str, Tensor]:
         """Return the values of these slots after a restart of the inner transformation."""
         new, leaf.new = leaf.new, {}
         for operation in leaf.program:
-            if self.contains(operation.path) and operation.path[-1]:  # skip the end of this frame or of an arm
+            # Skip the end of this frame or of an arm.
+            if self.contains(operation.path) and operation.path[-1]:
                 operation.init(leaf)
         values = self.inner_values(leaf)
         leaf.new = new
@@ -279,7 +300,9 @@ class FrameRun:
         for path, slot in list(self.inner_slots(leaf)):
             new = values.get(self._inner_name(path, slot))
             if new is not None:
-                leaf.new[path] = self.run.stores[path].changed(slot, new, self._slots(path, leaf), leaf)
+                leaf.new[path] = self.run.stores[path].changed(
+                    slot, new, self._slots(path, leaf), leaf
+                )
 
     def _inner_name(self, path: Path, slot: str) -> str:
         return ".".join([*path[len(self.path) :], slot])
@@ -290,7 +313,10 @@ class FrameRun:
             if self.contains(path):
                 old = leaf.run.slots(path, leaf)
                 new = leaf.new[path]
-                leaf.new[path] = {slot: torch.where(counts, value, old[slot]) for slot, value in new.items()}
+                leaf.new[path] = {
+                    slot: torch.where(counts, value, old[slot])
+                    for slot, value in new.items()
+                }
 
     def _commit(self) -> None:
         """Keep the old shared values of the inner transformation unless this call counts."""
@@ -303,7 +329,10 @@ class FrameRun:
             # A branch that none of these leaves enters has no old values.
             old = run.scalars(path) if self.contains(path) else None
             if old:
-                run.new_shared[path] = {name: torch.where(ticks, new, old[name]) for name, new in values.items()}
+                run.new_shared[path] = {
+                    name: torch.where(ticks, new, old[name])
+                    for name, new in values.items()
+                }
         for path, tree in run.new_trees.items():
             if self.contains(path):
                 run.new_trees[path] = run.select(ticks, tree, run.tree(path))
@@ -341,13 +370,17 @@ class FrameState(StageState):
             return super().init_slots(leaf, device)
         return init(self.like(leaf, device), self._frame_run.first_inner_values(leaf))
 
-    def stored(self, slots: dict[str, Any], leaf: Leaf, old: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+    def stored(
+        self, slots: dict[str, Any], leaf: Leaf, old: Mapping[str, Tensor] | None = None
+    ) -> dict[str, Tensor]:
         return self.store.first(slots, self.like(leaf), leaf, old)
 
     def _flat(self, state: dict[str, Any]) -> dict[str, Any]:
         return state
 
-    def _as_rule_sees(self, leaf: Leaf, old: dict[str, Tensor], flat: dict[str, Tensor]) -> dict[str, Any]:
+    def _as_rule_sees(
+        self, leaf: Leaf, old: dict[str, Tensor], flat: dict[str, Tensor]
+    ) -> dict[str, Any]:
         return flat
 
 
@@ -360,7 +393,9 @@ class Enter(RuleOperation):
             frame_run.name,
             frame.enter or _identity,
             init=frame.init,
-            shared={} if frame.clock else {name: _constant(value) for name, value in frame.shared.items()},
+            shared={}
+            if frame.clock
+            else {name: _constant(value) for name, value in frame.shared.items()},
             elementwise=frame.elementwise,
             takes_complex=frame.elementwise,
             agree=frame.agree,
@@ -377,7 +412,9 @@ class Enter(RuleOperation):
         """Do nothing: `Leave` creates the frame's slots, after the inner ones."""
 
     def start(self, leaf: Leaf) -> Any:
-        leaf.saved[self] = OuterValues(leaf.update, leaf.grad, leaf.clock, leaf.active, leaf.restarts)
+        leaf.saved[self] = OuterValues(
+            leaf.update, leaf.grad, leaf.clock, leaf.active, leaf.restarts
+        )
         clock = self._frame.clock
         if clock is None or clock.measure is None:
             with self._isolate_for_owners(leaf):
@@ -387,7 +424,10 @@ class Enter(RuleOperation):
         sums = checked_sums(self.rule.name, clock.measure(leaf.update))
         if leaf.active is None:
             return sums
-        return {name: torch.where(leaf.active, value, torch.zeros_like(value)) for name, value in sums.items()}
+        return {
+            name: torch.where(leaf.active, value, torch.zeros_like(value))
+            for name, value in sums.items()
+        }
 
     def combine(self, waiting: list[tuple[Leaf, Any]]) -> Any:
         measured = [(leaf, sums) for leaf, sums in waiting if sums]
@@ -399,7 +439,9 @@ class Enter(RuleOperation):
         return self._enter(leaf)
 
     def _enter(self, leaf: Leaf) -> None:
-        if self._frame.enter is not None and (leaf.update is not None or self._frame.takes_none is not None):
+        if self._frame.enter is not None and (
+            leaf.update is not None or self._frame.takes_none is not None
+        ):
             self._run_enter(leaf)
         if self._frame_run.clock is not None:
             leaf.clock = self._frame_run.clock
@@ -414,7 +456,11 @@ class Enter(RuleOperation):
         return now if outside.restarts is False else now | outside.restarts
 
     def _run_enter(self, leaf: Leaf) -> None:
-        update = None if leaf.update is None else leaf.update.to(self.stage.compute_dtype(leaf))
+        update = (
+            None
+            if leaf.update is None
+            else leaf.update.to(self.stage.compute_dtype(leaf))
+        )
         call = self._call_with(leaf, update)
         self._finish(call, self._guarded(call))
 
@@ -437,8 +483,12 @@ class Enter(RuleOperation):
     def _entered(self, out: Any) -> tuple[Tensor, dict[str, Tensor], Any]:
         """Return the results of `enter`: the update, the state, and whether the leaf takes part, or None."""
         if isinstance(out, types.GeneratorType):
-            raise TypeError(f"{self.rule.name}: enter cannot yield sums; yield them in leave")
-        *pair, active = out if isinstance(out, tuple) and len(out) == 3 else (*out, None)
+            raise TypeError(
+                f"{self.rule.name}: enter cannot yield sums; yield them in leave"
+            )
+        *pair, active = (
+            out if isinstance(out, tuple) and len(out) == 3 else (*out, None)
+        )
         return *_checked_pair(self.rule.name, pair), active
 
     def _finish(self, call: Call, out: Any) -> None:
@@ -464,9 +514,13 @@ class Enter(RuleOperation):
 
 def _checked_pair(name: str, pair: Any) -> tuple[Tensor, dict[str, Any]]:
     if len(pair) == 3:
-        raise TypeError(f"{name}: leave returned a third value (new inner slots); list these slots in inner_slots=")
+        raise TypeError(
+            f"{name}: leave returned a third value (new inner slots); list these slots in inner_slots="
+        )
     if len(pair) != 2 or not isinstance(pair[1], dict):
-        raise TypeError(f"{name}: a combinator's functions must return (update, state), got {shortly(pair)}")
+        raise TypeError(
+            f"{name}: a combinator's functions must return (update, state), got {shortly(pair)}"
+        )
     return pair[0], pair[1]
 
 
@@ -490,7 +544,11 @@ class NextArm(Operation):
     def start(self, leaf: Leaf) -> None:
         outside: OuterValues = leaf.saved[self._enter]
         outside.arms[self._arm] = leaf.update
-        leaf.update, leaf.grad, leaf.active = outside.update, outside.grad, outside.active
+        leaf.update, leaf.grad, leaf.active = (
+            outside.update,
+            outside.grad,
+            outside.active,
+        )
 
 
 class Leave(RuleOperation):
@@ -498,7 +556,9 @@ class Leave(RuleOperation):
 
     def __init__(self, frame_run: FrameRun, scope: Scope, enter: Enter):
         frame = frame_run.frame
-        rule = dataclasses.replace(enter.rule, update=frame.leave or _identity, evaluate=frame.evaluate)
+        rule = dataclasses.replace(
+            enter.rule, update=frame.leave or _identity, evaluate=frame.evaluate
+        )
         super().__init__(rule, enter.stage, scope.run)
         self.path = (*frame_run.path, "")
         self.takes_none = enter.takes_none
@@ -511,14 +571,22 @@ class Leave(RuleOperation):
         if init is None:
             return
         like = self.stage.like(leaf)
-        slots = init(like, self._frame_run.inner_values(leaf)) if self._frame.inner_slots else init(like)
+        slots = (
+            init(like, self._frame_run.inner_values(leaf))
+            if self._frame.inner_slots
+            else init(like)
+        )
         check_slots(slots, self.rule.name, numbers=True)
         check_names(self.rule.name, slots, self.rule.shared)
         leaf.new[self.stage.path] = self.stage.stored(slots, leaf)
 
     def start(self, leaf: Leaf) -> Any:
         outside: OuterValues = leaf.saved.pop(self._enter)
-        leaf.clock, leaf.restarts, leaf.grad = outside.clock, outside.restarts, outside.grad
+        leaf.clock, leaf.restarts, leaf.grad = (
+            outside.clock,
+            outside.restarts,
+            outside.grad,
+        )
         update = self._of_arms(outside.arms, leaf) if outside.arms else leaf.update
         if leaf.update is not None and outside.grad is None:
             # An inner combinator created an update for a leaf without a gradient.
@@ -543,7 +611,8 @@ class Leave(RuleOperation):
         present = [update for update in arms.values() if update is not None]
         if not present:
             return None
-        if len(present) < len(arms):  # no gradient, and not all inner transformations accumulate
+        # No gradient, and not all inner transformations accumulate.
+        if len(present) < len(arms):
             leaf.update = torch.zeros_like(present[0])
             return None
         leaf.update = present[0]
@@ -556,8 +625,12 @@ class Leave(RuleOperation):
         old, state = self._state(leaf, outside, compute_dtype)
         param = None if leaf.param is None else leaf.param.to(compute_dtype)
         inner = self._frame_run.inner_values(leaf)
-        context = FrameContext(leaf, compute_dtype, self._frame_run.ticks_for(leaf), inner)
-        return self._begin_rule(Call(leaf, update, state, param, context, compute_dtype, old))
+        context = FrameContext(
+            leaf, compute_dtype, self._frame_run.ticks_for(leaf), inner
+        )
+        return self._begin_rule(
+            Call(leaf, update, state, param, context, compute_dtype, old)
+        )
 
     def _state(
         self, leaf: Leaf, outside: OuterValues, compute_dtype: torch.dtype
@@ -573,12 +646,16 @@ class Leave(RuleOperation):
         leaf = call.leaf
         if isinstance(out, tuple) and len(out) == 3 and self._frame.inner_slots:
             *out, inner = out
-            check_inner(self.rule.name, inner, call.context.inner)  # type: ignore[attr-defined]
-            accepted = {name: call.context.keep(value, call.context.inner[name]) for name, value in inner.items()}  # type: ignore[attr-defined]
+            context = call.context
+            check_inner(self.rule.name, inner, context.inner)  # type: ignore[attr-defined]
+            accepted = {}
+            for name, value in inner.items():
+                accepted[name] = context.keep(value, context.inner[name])  # type: ignore[attr-defined]
             self._frame_run.replace_inner(leaf, accepted)
         update, state = _checked_pair(self.rule.name, out)
         self._set_update(call, update)
-        if self._frame.takes_none is not None:  # the frame's functions handle skipped leaves themselves
+        # The frame's functions handle skipped leaves themselves.
+        if self._frame.takes_none is not None:
             active, leaf.active = leaf.active, None
             self.stage.write(leaf, state, call.old)
             leaf.active = active
@@ -590,9 +667,13 @@ class Leave(RuleOperation):
             position.counts.pop()
 
 
-def _either(counts: Tensor, inside: Tensor | None, outside: Tensor | None) -> Tensor | None:
+def _either(
+    counts: Tensor, inside: Tensor | None, outside: Tensor | None
+) -> Tensor | None:
     """Return whether a leaf takes part after a clock: as inside the clock if the call counts, else as outside."""
     if inside is None and outside is None:
         return None
     yes = torch.ones_like(counts)
-    return torch.where(counts, yes if inside is None else inside, yes if outside is None else outside)
+    return torch.where(
+        counts, yes if inside is None else inside, yes if outside is None else outside
+    )

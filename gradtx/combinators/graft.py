@@ -12,7 +12,11 @@ __all__ = ["graft"]
 
 
 @combinator(example=lambda tx: {"direction": tx, "magnitude": tx})
-def graft(direction: GradientTransformation, magnitude: GradientTransformation, eps: Scalar = 1e-16):
+def graft(
+    direction: GradientTransformation,
+    magnitude: GradientTransformation,
+    eps: Scalar = 1e-16,
+):
     r"""Take the direction of one transformation and the length of another, leaf by leaf.
 
     Both receive the same update. With the result $d$ of the first and $m$ of the second, the update is
@@ -44,4 +48,6 @@ def graft(direction: GradientTransformation, magnitude: GradientTransformation, 
     def leave(updates, state, param, ctx):
         return grafted(updates["direction"], updates["magnitude"], eps), state
 
-    return Frame({"direction": direction, "magnitude": magnitude}, leave=leave, elementwise=False)
+    return Frame(
+        {"direction": direction, "magnitude": magnitude}, leave=leave, elementwise=False
+    )

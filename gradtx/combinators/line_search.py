@@ -18,7 +18,8 @@ from gradtx.factories import Combinator, combinator
 
 __all__ = ["line_search"]
 
-EDGE = 0.1  # minimum distance of a trial from the ends of a bracket, as a fraction of its width
+# Minimum distance of a trial from the ends of a bracket, as a fraction of its width.
+EDGE = 0.1
 
 
 @combinator(
@@ -90,10 +91,15 @@ def line_search(
     """
     check_transformation("line_search", "tx", tx)
     if conditions not in ("armijo", "strong_wolfe"):
-        raise ValueError(f"line_search: conditions must be 'armijo' or 'strong_wolfe', got {conditions!r}")
+        raise ValueError(
+            f"line_search: conditions must be 'armijo' or 'strong_wolfe', got {conditions!r}"
+        )
     if isinstance(c1, float) and isinstance(c2, float) and not c1 < c2:
         raise ValueError(f"line_search: c2 must be greater than c1, got {c2} and {c1}")
-    return Search(tx, Options(max_steps, shrink, c1, start, growth, conditions == "strong_wolfe", c2))
+    return Search(
+        tx,
+        Options(max_steps, shrink, c1, start, growth, conditions == "strong_wolfe", c2),
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,31 +126,51 @@ class Search(Combinator):
         path = scope.claim(name)
         inner = self.inner._expand(scope.inside(path, 0))
         agree = dict(vars(self.options))
-        return [*inner, TreeOperation(path, scope, name, Functions(self._init, self._update), agree)]
+        return [
+            *inner,
+            TreeOperation(
+                path, scope, name, Functions(self._init, self._update), agree
+            ),
+        ]
 
     def _init(self, params: dict[str, Tensor]) -> dict[str, Tensor]:
         device = next(iter(params.values())).device
         first = exact(self.options.start, device)
         zero = torch.zeros_like(first)
-        return {"step_size": zero} if self.options.growth is None else {"step_size": zero, "next_size": first}
+        return (
+            {"step_size": zero}
+            if self.options.growth is None
+            else {"step_size": zero, "next_size": first}
+        )
 
-    def _update(self, updates: Any, state: Any, params: Any, ctx: Any) -> tuple[Any, Any]:
+    def _update(
+        self, updates: Any, state: Any, params: Any, ctx: Any
+    ) -> tuple[Any, Any]:
         options = self.options
-        slope = total({name: ctx.grad[name] * update for name, update in updates.items()})
+        slope = total(
+            {name: ctx.grad[name] * update for name, update in updates.items()}
+        )
         value = ctx.known_value()
         if value is None:
             value, _ = ctx.value_along(params, updates, torch.zeros_like(slope))
         line = Line(params, updates, ctx, value.to(slope), slope)
-        first = (exact(options.start, slope.device) if options.growth is None else state["next_size"]).to(slope)
+        first = (
+            exact(options.start, slope.device)
+            if options.growth is None
+            else state["next_size"]
+        ).to(slope)
         length = (wolfe if options.wolfe else backtracked)(line, first, options)
         moves = length > 0
         scaled = {}
         for name, update in updates.items():
             moved = length.to(update.device, update.dtype) * update
-            scaled[name] = torch.where(moves.to(update.device), moved, 0.0)  # where, since 0 * inf is NaN
+            # Where, since 0 * inf is NaN.
+            scaled[name] = torch.where(moves.to(update.device), moved, 0.0)
         new = {"step_size": length}
         if options.growth is not None:
-            new["next_size"] = torch.where(moves, options.growth * length, options.shrink * first)
+            new["next_size"] = torch.where(
+                moves, options.growth * length, options.shrink * first
+            )
         return scaled, new
 
 
@@ -176,7 +202,8 @@ class Line:
 
 def backtracked(line: Line, first: Tensor, options: Options) -> Tensor:
     """Return the first of a decreasing sequence of lengths with sufficient decrease; 0 if there is none."""
-    accepted, is_found = torch.zeros_like(first), torch.zeros_like(first, dtype=torch.bool)
+    accepted = torch.zeros_like(first)
+    is_found = torch.zeros_like(first, dtype=torch.bool)
     length = first
     for _ in range(options.max_steps):
         value, _ = line.at(length)
@@ -220,7 +247,9 @@ def wolfe(line: Line, first: Tensor, options: Options) -> Tensor:
         enough = value <= line.value + options.c1 * length * line.slope
         too_far = ~enough | (value >= low.value)  # also true if the value is NaN
         flat = ~too_far & (slope.abs() <= options.c2 * line.slope.abs())
-        turns = ~too_far & (slope * torch.where(bracketed, high.length - low.length, 1.0) >= 0)
+        turns = ~too_far & (
+            slope * torch.where(bracketed, high.length - low.length, 1.0) >= 0
+        )
         new_high = trial.where(too_far, low.where(turns, high))
         new_low = low.where(too_far, trial)
         low, high = low.where(is_found, new_low), high.where(is_found, new_high)

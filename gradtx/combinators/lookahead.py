@@ -15,8 +15,17 @@ __all__ = ["with_lookahead"]
 MOMENTA = ("momentum_buffer", "exp_avg")
 
 
-@combinator(ranges={"k": "[1, inf)", "alpha": "[0, 1]"}, needs=("params",), example=lambda tx: {"tx": tx})
-def with_lookahead(tx: GradientTransformation, k: int = 5, alpha: Scalar = 0.5, pullback_momentum: str = "none"):
+@combinator(
+    ranges={"k": "[1, inf)", "alpha": "[0, 1]"},
+    needs=("params",),
+    example=lambda tx: {"tx": tx},
+)
+def with_lookahead(
+    tx: GradientTransformation,
+    k: int = 5,
+    alpha: Scalar = 0.5,
+    pullback_momentum: str = "none",
+):
     r"""Apply `lookahead` to a transformation, with a choice of what happens to its momentum at each synchronization.
 
     Args:
@@ -69,11 +78,19 @@ def with_lookahead(tx: GradientTransformation, k: int = 5, alpha: Scalar = 0.5, 
         for i, (name, momentum) in enumerate(ctx.inner.items()):
             start = torch.zeros_like(momentum)
             if pulls_back:
-                start = new[_slow(i)] = synchronized(now, state[_slow(i)], momentum, alpha)
+                start = new[_slow(i)] = synchronized(
+                    now, state[_slow(i)], momentum, alpha
+                )
             momenta[name] = torch.where(now, start, momentum)
         return update, new, momenta
 
-    return Frame(tx, init, leave=leave, evaluate=lambda state, param: state["slow"], inner_slots=MOMENTA)
+    return Frame(
+        tx,
+        init,
+        leave=leave,
+        evaluate=lambda state, param: state["slow"],
+        inner_slots=MOMENTA,
+    )
 
 
 def _slow(i: int) -> str:

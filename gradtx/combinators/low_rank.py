@@ -65,4 +65,6 @@ def low_rank(
     """
     check_transformation("low_rank", "tx", tx)
     check_choices("low_rank", projection=projection, side=side, carry=carry)
-    return Projection(rank, every, projection, side, carry, seed).space(tx, functools.partial(ScaledView, scale=scale))
+    return Projection(rank, every, projection, side, carry, seed).space(
+        tx, functools.partial(ScaledView, scale=scale)
+    )

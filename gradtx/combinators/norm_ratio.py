@@ -13,7 +13,10 @@ __all__ = ["scale_by_norm_ratio"]
 
 @combinator(example=lambda tx: {"tx": tx})
 def scale_by_norm_ratio(
-    tx: GradientTransformation, betas: Betas = (0.95, 0.95), eps: Scalar = 1e-8, correct_bias: bool = False
+    tx: GradientTransformation,
+    betas: Betas = (0.95, 0.95),
+    eps: Scalar = 1e-8,
+    correct_bias: bool = False,
 ):
     r"""Scale the direction of a transformation by the norm of its input, relative to that of the gradients.
 

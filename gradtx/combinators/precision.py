@@ -25,8 +25,13 @@ class Stored(Combinator):
         return self._tx._expand(scope.stored_inside(self._storage))
 
 
-@combinator(static=("state_dtype", "min_size"), example=lambda tx: {"tx": tx, "state_dtype": "int8"})
-def with_state_dtype(tx: GradientTransformation, state_dtype: StateDtype, min_size: int = MIN_SIZE):
+@combinator(
+    static=("state_dtype", "min_size"),
+    example=lambda tx: {"tx": tx, "state_dtype": "int8"},
+)
+def with_state_dtype(
+    tx: GradientTransformation, state_dtype: StateDtype, min_size: int = MIN_SIZE
+):
     """Store the state of a chain in fewer bits; every rule computes in at least float32.
 
     A slot `exp_avg` is stored as its codes, in the shape of the parameter, and `exp_avg.scale`, one float32 value per

@@ -29,7 +29,9 @@ ROLES = ("query", "key", "query_rotary", "key_rotary")
     ranges={"tau": "(0, inf)", "alpha": "[0, 1]"},
     example=lambda tx: {"roles": {"*": ("layer", "query")}},
 )
-def qk_clip(roles: Mapping[str, tuple[str, str]], tau: Scalar = 100.0, alpha: Scalar = 0.5):
+def qk_clip(
+    roles: Mapping[str, tuple[str, str]], tau: Scalar = 100.0, alpha: Scalar = 0.5
+):
     r"""Shrink the query and key heads whose largest attention logit was above a bound.
 
     Use it as the last link of a chain. With the largest logit $S_h$ of head $h$ and
@@ -67,28 +69,47 @@ def qk_clip(roles: Mapping[str, tuple[str, str]], tau: Scalar = 100.0, alpha: Sc
     Source: Kimi K2 2025, MuonClip, arXiv:2507.20534. Departures: none. Momentum is not clipped.
     """
     if not isinstance(roles, Mapping) or not roles:
-        raise TypeError(f"qk_clip: roles must be a dict of pattern -> (name, role), got {describe(roles)}")
+        raise TypeError(
+            f"qk_clip: roles must be a dict of pattern -> (name, role), got {describe(roles)}"
+        )
     powers = {"query": alpha, "key": 1 - alpha, "query_rotary": 1.0}
     branches: dict[Any, Any] = {False: chain()}
     for i, (pattern, value) in enumerate(roles.items()):
         check_not_empty("qk_clip: roles", pattern)
         logits, role = _checked(pattern, value)
-        branches[str(i)] = chain() if role == "key_rotary" else _shrink_heads(logits, tau, powers[role])
+        branches[str(i)] = (
+            chain()
+            if role == "key_rotary"
+            else _shrink_heads(logits, tau, powers[role])
+        )
     wheres = tuple(patterns("qk_clip", pattern) for pattern in roles)
-    return Fork(Selector("qk_clip", tuple(map(str, range(len(roles)))), wheres), branches)
+    return Fork(
+        Selector("qk_clip", tuple(map(str, range(len(roles)))), wheres), branches
+    )
 
 
 def _checked(pattern: str, value: Any) -> tuple[str, str]:
-    if not (isinstance(value, tuple | list) and len(value) == 2 and all(isinstance(item, str) for item in value)):
-        raise TypeError(f"qk_clip: roles[{pattern!r}] must be (name, role), got {describe(value)}")
+    if not (
+        isinstance(value, tuple | list)
+        and len(value) == 2
+        and all(isinstance(item, str) for item in value)
+    ):
+        raise TypeError(
+            f"qk_clip: roles[{pattern!r}] must be (name, role), got {describe(value)}"
+        )
     logits, role = value
     if role not in ROLES:
-        raise ValueError(f"qk_clip: roles[{pattern!r}] has the unknown role {role!r}; roles: {', '.join(ROLES)}")
+        raise ValueError(
+            f"qk_clip: roles[{pattern!r}] has the unknown role {role!r}; roles: {', '.join(ROLES)}"
+        )
     return logits, role
 
 
 def _check_heads(
-    arguments: Mapping[str, Any], name: str, shape: Sequence[int], extras: Mapping[str, Mapping[str, Tensor]]
+    arguments: Mapping[str, Any],
+    name: str,
+    shape: Sequence[int],
+    extras: Mapping[str, Mapping[str, Tensor]],
 ) -> None:
     """Check that the largest logits are real and finite, with one value per head of a leaf."""
     key, logits = arguments["logits"], extras["max_logits"]
@@ -97,16 +118,21 @@ def _check_heads(
     largest = logits[key]
     if largest.ndim != 1 or not len(largest):
         of_shape = f"of shape {tuple(largest.shape)}"
-        raise ValueError(f"qk_clip: max_logits[{key!r}] must be 1-D with one value per head, got a tensor {of_shape}")
+        raise ValueError(
+            f"qk_clip: max_logits[{key!r}] must be 1-D with one value per head, got a tensor {of_shape}"
+        )
     if largest.is_complex() or largest.dtype == torch.bool:
-        raise TypeError(f"qk_clip: max_logits[{key!r}] must be real numbers, got a tensor of {largest.dtype}")
+        raise TypeError(
+            f"qk_clip: max_logits[{key!r}] must be real numbers, got a tensor of {largest.dtype}"
+        )
     rows = shape[0] if shape else 1
     if rows % len(largest):
         raise ValueError(
             f"qk_clip: max_logits[{key!r}] has {len(largest)} heads, but the {rows} rows of leaf {name!r} of shape "
             f"{tuple(shape)} are not divisible by {len(largest)}"
         )
-    if largest.device.type == "cpu" and readable(largest):  # elsewhere, reading would synchronize with the device
+    # Elsewhere, reading would synchronize with the device.
+    if largest.device.type == "cpu" and readable(largest):
         _check_values(key, largest)
 
 
@@ -118,7 +144,12 @@ def _check_values(key: str, largest: Tensor) -> None:
             )
 
 
-@per_tensor(needs=("params",), extras={"max_logits": "tensors"}, check=_check_heads, compiles=False)
+@per_tensor(
+    needs=("params",),
+    extras={"max_logits": "tensors"},
+    check=_check_heads,
+    compiles=False,
+)
 def _shrink_heads(logits: str, tau: Scalar, power: Scalar):
     """Multiply each head by a power of its gamma."""
 

@@ -55,4 +55,9 @@ def restart(tx: GradientTransformation, every: int, keep_clock: bool = False):
     def ticks(values, sums):
         return torch.ones_like(values["step"], dtype=torch.bool), {}
 
-    return Frame(tx, clock=None if keep_clock else InnerClock(ticks), restarts=is_due, agree={"every": every})
+    return Frame(
+        tx,
+        clock=None if keep_clock else InnerClock(ticks),
+        restarts=is_due,
+        agree={"every": every},
+    )

@@ -17,7 +17,11 @@ _CHOICES = {
     "refresh": ("qr", "eigh", "svd"),
     "of": ("update", "grad"),
 }
-RANGES = {"beta": "[0, 1)", "precondition_frequency": "[1, inf)", "max_precondition_dim": "[1, inf)"}
+RANGES = {
+    "beta": "[0, 1)",
+    "precondition_frequency": "[1, inf)",
+    "max_precondition_dim": "[1, inf)",
+}
 
 
 def _full_rank(arguments):
@@ -107,11 +111,30 @@ def rotated(
     chain. If statistics are rank-deficient, part of a basis is arbitrary; see `scale_by_soap`.
     """
     check_transformation("rotated", "inner", inner)
-    chosen = {"statistics": statistics, "sides": sides, "start": start, "refresh": refresh, "of": of}
+    chosen = {
+        "statistics": statistics,
+        "sides": sides,
+        "start": start,
+        "refresh": refresh,
+        "of": of,
+    }
     for option, value in chosen.items():
         if value not in _CHOICES[option]:
             choices = ", ".join(map(repr, _CHOICES[option]))
-            raise ValueError(f"rotated: {option} must be one of {choices}, got {value!r}")
+            raise ValueError(
+                f"rotated: {option} must be one of {choices}, got {value!r}"
+            )
     factors = Factors(sides, max_precondition_dim, merge_dims, precondition_1d)
-    rotation = Rotation(factors, statistics, beta, precondition_frequency, start, refresh, offset, of, eps, stagger)
+    rotation = Rotation(
+        factors,
+        statistics,
+        beta,
+        precondition_frequency,
+        start,
+        refresh,
+        offset,
+        of,
+        eps,
+        stagger,
+    )
     return rotation.space(inner)

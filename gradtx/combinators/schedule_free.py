@@ -96,7 +96,11 @@ def schedule_free(
     def init(param):
         if averaging is not None:
             return {"z": param}
-        return {"z": param, "lr_max": exact(-1.0, param.device), "weight_sum": exact(0.0, param.device)}
+        return {
+            "z": param,
+            "lr_max": exact(-1.0, param.device),
+            "weight_sum": exact(0.0, param.device),
+        }
 
     def share_of(rate, state, ctx):
         """Return the share of the new point in the average, and the slots that determine the next share."""
@@ -105,7 +109,10 @@ def schedule_free(
         largest = torch.maximum(state["lr_max"], rate)
         weight = ctx.time**r * largest**weight_lr_power
         weight_sum = state["weight_sum"] + weight
-        return quotient(weight, weight_sum), {"lr_max": largest, "weight_sum": weight_sum}
+        return quotient(weight, weight_sum), {
+            "lr_max": largest,
+            "weight_sum": weight_sum,
+        }
 
     def leave(update, state, y, ctx):
         z = state["z"]
@@ -122,7 +129,8 @@ def schedule_free(
         x = state["z"] + (y - state["z"]) / beta
         if averaging is not None:
             return x
-        return torch.where(state["lr_max"] < 0, y, x)  # exactly the caller's parameters before the first step
+        # Exactly the caller's parameters before the first step.
+        return torch.where(state["lr_max"] < 0, y, x)
 
     return Frame(base, init, leave=leave, evaluate=evaluate)
 

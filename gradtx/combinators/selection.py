@@ -22,20 +22,29 @@ class Fork(Combinator):
     def __init__(self, selector: Selector, txs: Mapping[Any, GradientTransformation]):
         self._fork = selector
         self._txs = txs
-        self.selector = selector if selector.names_branches else None  # branch hyperparameters carry its labels
+        # Branch hyperparameters carry its labels.
+        self.selector = selector if selector.names_branches else None
 
     def expand(self, scope: Scope, name: str) -> list[Any]:
         path = scope.claim(name)
         scope.run.selectors.append(self._fork)
         blocks = {}
         for i, (label, tx) in enumerate(self._txs.items()):
-            inside = scope.branch((*path, label) if self._fork.names_branches else path, i)
+            inside = scope.branch(
+                (*path, label) if self._fork.names_branches else path, i
+            )
             blocks[label] = Block(tx._expand(inside), inside.frozen)
         return [Branch(path, self._fork, blocks)]
 
 
-@combinator(static=("labels",), example=lambda tx: {"transforms": {"a": tx}, "labels": {"a": "*"}})
-def partition(transforms: Mapping[str, GradientTransformation], labels: Mapping[str, Any] | Callable[..., str]):
+@combinator(
+    static=("labels",),
+    example=lambda tx: {"transforms": {"a": tx}, "labels": {"a": "*"}},
+)
+def partition(
+    transforms: Mapping[str, GradientTransformation],
+    labels: Mapping[str, Any] | Callable[..., str],
+):
     """Send every leaf through the transformation of its label.
 
     Sums over leaves inside a branch include only the leaves of that branch.
@@ -63,11 +72,15 @@ def partition(transforms: Mapping[str, GradientTransformation], labels: Mapping[
         {'head': {'w': tensor([-1., -1.])}, 'body': {'w': tensor([0., 0.])}}
     """
     if not isinstance(transforms, Mapping) or not transforms:
-        raise TypeError(f"partition: transforms must be a dict of label -> transformation, got {describe(transforms)}")
+        raise TypeError(
+            f"partition: transforms must be a dict of label -> transformation, got {describe(transforms)}"
+        )
     for label, tx in transforms.items():
         check_transformation("partition", f"transforms[{label!r}]", tx)
         if not isinstance(label, str) or "." in label:
-            raise ValueError(f"partition: label {label!r} must be a string without dots")
+            raise ValueError(
+                f"partition: label {label!r} must be a string without dots"
+            )
     return Fork(_selector_of(labels, tuple(transforms)), transforms)
 
 
@@ -81,10 +94,14 @@ def _selector_of(labels: Any, branches: tuple[str, ...]) -> Selector:
         return Selector("partition", branches, LabelTree(tree), branches=branches)
     if isinstance(labels, Mapping):
         keys = f"{listed(labels)} and {listed(branches)}"
-        raise ValueError(f"partition: labels and transforms must have the same keys, got {keys}")
+        raise ValueError(
+            f"partition: labels and transforms must have the same keys, got {keys}"
+        )
     if is_function(labels):
         return Selector("partition", branches, labels, branches=branches)
-    raise TypeError(f"partition: labels must be a dict or a function (name, tensor), got {describe(labels)}")
+    raise TypeError(
+        f"partition: labels must be a dict or a function (name, tensor), got {describe(labels)}"
+    )
 
 
 @combinator(static=("where",), example=lambda tx: {"tx": tx, "where": "*"})

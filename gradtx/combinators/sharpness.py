@@ -21,7 +21,9 @@ Tree = dict[str, Tensor]
 
 
 def _around(
-    base: GradientTransformation, function: Callable[[Tree, Tree, Callable[[Tree], Tree]], Tree], **agree: Any
+    base: GradientTransformation,
+    function: Callable[[Tree, Tree, Callable[[Tree], Tree]], Tree],
+    **agree: Any,
 ) -> Frame:
     """Run the base with the gradient that `function` computes from gradients, parameters and the gradient function."""
 
@@ -35,21 +37,38 @@ def _size(tree: Tree) -> Tensor:
     return safe_sqrt(total({name: x.square() for name, x in tree.items()}))
 
 
-def _perturbed_params(grads: Tree, params: Tree, weights: Mapping[str, Any], rho: Any, eps: Any) -> tuple[Tree, Tensor]:
+def _perturbed_params(
+    grads: Tree, params: Tree, weights: Mapping[str, Any], rho: Any, eps: Any
+) -> tuple[Tree, Tensor]:
     """Return the point p + rho T^2 g / (|T g| + eps), and |T g|; a T that is not in `weights` is 1."""
-    scaled = {name: weights[name] * g if name in weights else g for name, g in grads.items()}
+    scaled = {
+        name: weights[name] * g if name in weights else g for name, g in grads.items()
+    }
     size = _size(scaled)
     far = rho / (size + eps)
-    steps = {name: weights[name] * x if name in weights else x for name, x in scaled.items()}
-    return {name: params[name] + far.to(step.device) * step for name, step in steps.items()}, size
+    steps = {
+        name: weights[name] * x if name in weights else x for name, x in scaled.items()
+    }
+    return {
+        name: params[name] + far.to(step.device) * step for name, step in steps.items()
+    }, size
 
 
 def _magnitudes(params: Tree, adaptive: bool) -> Tree:
     return {name: p.abs() for name, p in params.items()} if adaptive else {}
 
 
-@combinator(needs=("grad_fn", "params"), ranges={"rho": "[0, inf)"}, example=lambda tx: {"base": tx})
-def sam(base: GradientTransformation, rho: Scalar = 0.05, adaptive: bool = False, eps: Scalar = 1e-12):
+@combinator(
+    needs=("grad_fn", "params"),
+    ranges={"rho": "[0, inf)"},
+    example=lambda tx: {"base": tx},
+)
+def sam(
+    base: GradientTransformation,
+    rho: Scalar = 0.05,
+    adaptive: bool = False,
+    eps: Scalar = 1e-12,
+):
     r"""Sharpness-aware minimization: pass the base the gradient at a point slightly uphill.
 
     $q = p + \rho T^2 g / (\lVert T g \rVert + \epsilon)$ with $T = 1$, or $|p|$ elementwise if adaptive, and the norm
@@ -84,7 +103,9 @@ def sam(base: GradientTransformation, rho: Scalar = 0.05, adaptive: bool = False
     check_transformation("sam", "base", base)
 
     def function(grads: Tree, params: Tree, grad_fn: Callable[[Tree], Tree]) -> Tree:
-        return grad_fn(_perturbed_params(grads, params, _magnitudes(params, adaptive), rho, eps)[0])
+        return grad_fn(
+            _perturbed_params(grads, params, _magnitudes(params, adaptive), rho, eps)[0]
+        )
 
     return _around(base, function, rho=rho, adaptive=adaptive, eps=eps)
 
@@ -135,7 +156,11 @@ def asam(
         raise TypeError(f"asam: mask must be a function of a leaf's name, got {mask!r}")
 
     def function(grads: Tree, params: Tree, grad_fn: Callable[[Tree], Tree]) -> Tree:
-        weights = {name: p.abs() + eta for name, p in params.items() if mask is None or mask(name)}
+        weights = {
+            name: p.abs() + eta
+            for name, p in params.items()
+            if mask is None or mask(name)
+        }
         return grad_fn(_perturbed_params(grads, params, weights, rho, eps)[0])
 
     return _around(base, function, rho=rho, eta=eta, eps=eps, mask=mask)
@@ -186,16 +211,20 @@ def gsam(
     check_transformation("gsam", "base", base)
 
     def function(grads: Tree, params: Tree, grad_fn: Callable[[Tree], Tree]) -> Tree:
-        perturbed_grads = grad_fn(_perturbed_params(grads, params, _magnitudes(params, adaptive), rho, eps)[0])
-        grad_size, perturbed_size = _size(grads), _size(perturbed_grads)
-        cosine = total({name: g * perturbed_grads[name] for name, g in grads.items()}) / (
-            grad_size * perturbed_size + eps
+        perturbed_grads = grad_fn(
+            _perturbed_params(grads, params, _magnitudes(params, adaptive), rho, eps)[0]
         )
+        grad_size, perturbed_size = _size(grads), _size(perturbed_grads)
+        cosine = total(
+            {name: g * perturbed_grads[name] for name, g in grads.items()}
+        ) / (grad_size * perturbed_size + eps)
         projection = cosine * grad_size / (perturbed_size + eps)
-        # g' - alpha (g - projection g')
-        return {
-            name: (1 + alpha * projection).to(g.device) * perturbed_grads[name] - alpha * g for name, g in grads.items()
-        }
+        factor = 1 + alpha * projection
+        result = {}
+        for name, g in grads.items():
+            # g' - alpha (g - projection g')
+            result[name] = factor.to(g.device) * perturbed_grads[name] - alpha * g
+        return result
 
     return _around(base, function, rho=rho, alpha=alpha, adaptive=adaptive, eps=eps)
 
@@ -245,8 +274,12 @@ def wsam(
     alpha = gamma / (1 - gamma)
 
     def function(grads: Tree, params: Tree, grad_fn: Callable[[Tree], Tree]) -> Tree:
-        perturbed_grads = grad_fn(_perturbed_params(grads, params, _magnitudes(params, adaptive), rho, eps)[0])
-        return {name: g + alpha * (perturbed_grads[name] - g) for name, g in grads.items()}
+        perturbed_grads = grad_fn(
+            _perturbed_params(grads, params, _magnitudes(params, adaptive), rho, eps)[0]
+        )
+        return {
+            name: g + alpha * (perturbed_grads[name] - g) for name, g in grads.items()
+        }
 
     return _around(base, function, rho=rho, gamma=gamma, adaptive=adaptive, eps=eps)
 
@@ -309,15 +342,27 @@ def looksam(
         size = _size(grads)
 
         def perturb() -> tuple[Tree, Tree]:
-            perturbed_grads = ctx.grad_fn(_perturbed_params(grads, params, _magnitudes(params, adaptive), rho, eps)[0])
-            product = total({name: g * perturbed_grads[name] for name, g in grads.items()})
+            perturbed_grads = ctx.grad_fn(
+                _perturbed_params(
+                    grads, params, _magnitudes(params, adaptive), rho, eps
+                )[0]
+            )
+            product = total(
+                {name: g * perturbed_grads[name] for name, g in grads.items()}
+            )
             share = quotient(product, size.square())
-            return perturbed_grads, {name: perturbed_grads[name] - share.to(g.device) * g for name, g in grads.items()}
+            return perturbed_grads, {
+                name: perturbed_grads[name] - share.to(g.device) * g
+                for name, g in grads.items()
+            }
 
         def reuse() -> tuple[Tree, Tree]:
             sharpness = state["sharpness"]
             length = alpha * quotient(size, _size(sharpness) + eps)
-            return {name: g + length.to(g.device) * sharpness[name] for name, g in grads.items()}, sharpness
+            return {
+                name: g + length.to(g.device) * sharpness[name]
+                for name, g in grads.items()
+            }, sharpness
 
         new, sharpness = ctx.every(k, 1, perturb, reuse)
         return new, {"sharpness": sharpness}
@@ -383,8 +428,18 @@ def friendly_sam(
             mean, now = state["exp_avg"][name], first.to(g.device)
             directions[name] = torch.where(now, g, g - sigma * mean)
             means[name] = torch.where(now, g, lmbda * mean + (1 - lmbda) * g)
-        perturbed_grads = ctx.grad_fn(_perturbed_params(directions, params, _magnitudes(params, adaptive), rho, eps)[0])
+        perturbed_grads = ctx.grad_fn(
+            _perturbed_params(
+                directions, params, _magnitudes(params, adaptive), rho, eps
+            )[0]
+        )
         return perturbed_grads, {"exp_avg": means}
 
-    numbers = {"rho": rho, "sigma": sigma, "lmbda": lmbda, "adaptive": adaptive, "eps": eps}
+    numbers = {
+        "rho": rho,
+        "sigma": sigma,
+        "lmbda": lmbda,
+        "adaptive": adaptive,
+        "eps": eps,
+    }
     return Frame(base, gradient=(init, update), agree=numbers)

@@ -40,7 +40,9 @@ def _scale_by_learners(
     The learners receive `product(sums, scale)`; `learner(beta, numbers, product)` returns the next values of one
     learner, whose initial values are `start`.
     """
-    shared = {f"{name}_{i}": value for i in range(len(betas)) for name, value in start.items()}
+    shared = {
+        f"{name}_{i}": value for i in range(len(betas)) for name, value in start.items()
+    }
 
     def scale_of(numbers):
         return torch.stack([numbers[f"s_{i}"] for i in range(len(betas))]).sum()
@@ -67,7 +69,14 @@ def _scale_by_learners(
         yield origin + scale * (way + update) - param, new
 
     numbers = {"eps": eps, **{f"betas[{i}]": beta for i, beta in enumerate(betas)}}
-    return Frame(tx, lambda param: {"param_init": param}, enter=enter, leave=leave, shared=shared, agree=numbers)
+    return Frame(
+        tx,
+        lambda param: {"param_init": param},
+        enter=enter,
+        leave=leave,
+        shared=shared,
+        agree=numbers,
+    )
 
 
 @combinator(
@@ -127,7 +136,8 @@ def mechanize(
     check_transformation("mechanize", "tx", tx)
 
     def product(sums, scale):
-        pull = s_decay * scale * safe_sqrt(sums["gradient"]) / (safe_sqrt(sums["param"]) + eps)
+        size = safe_sqrt(sums["param"]) + eps
+        pull = s_decay * scale * safe_sqrt(sums["gradient"]) / size
         return sums["way_gradient"] + pull * sums["way_param"]
 
     def learner(beta, old, h):
@@ -135,7 +145,12 @@ def mechanize(
         squares = beta**2 * old["sum_squared_products"] + h.square()
         reward = at_least(beta * old["reward"] - old["s"] * h, 0.0)
         s = (s_init / len(betas) * largest + reward) / (safe_sqrt(squares) + eps)
-        return {"s": s, "max_product": largest, "sum_squared_products": squares, "reward": reward}
+        return {
+            "s": s,
+            "max_product": largest,
+            "sum_squared_products": squares,
+            "reward": reward,
+        }
 
     start = {"s": 0.0, "max_product": 1e-6, "sum_squared_products": 0.0, "reward": 0.0}
     return _scale_by_learners(tx, betas, start, product, learner, eps)
@@ -148,7 +163,12 @@ def mechanize(
     any_length=("betas",),
     example=lambda tx: {"tx": chain(trace(0.9), scale_by_learning_rate(1.0))},
 )
-def trac(tx: GradientTransformation, betas: Betas = BETAS, s_prev: Scalar = 1e-8, eps: Scalar = 1e-8):
+def trac(
+    tx: GradientTransformation,
+    betas: Betas = BETAS,
+    s_prev: Scalar = 1e-8,
+    eps: Scalar = 1e-8,
+):
     r"""Scale the sum of an optimizer's updates by its success, and return to the initial parameters if it fails: TRAC.
 
     With the update $u$ of the optimizer, $S = \sum_i s_i$ and $\Delta = (p - p_0) / (S + \epsilon)$:
@@ -195,7 +215,9 @@ def trac(tx: GradientTransformation, betas: Betas = BETAS, s_prev: Scalar = 1e-8
         return {"s": s, "variance": squares, "sigma": gain}
 
     start = {"s": 0.0, "variance": 0.0, "sigma": 1e-8}
-    return _scale_by_learners(tx, betas, start, lambda sums, scale: sums["way_gradient"], learner, eps)
+    return _scale_by_learners(
+        tx, betas, start, lambda sums, scale: sums["way_gradient"], learner, eps
+    )
 
 
 ERFI_OF_ROOT_HALF = 0.9534382692512609  # erfi(1 / sqrt(2))

@@ -9,7 +9,11 @@ import torch
 
 from gradtx.core import GradientTransformation, check_transformation
 from gradtx.optim import classes
-from gradtx.optim._warnings import warn_of_ascent, warn_of_early_links, warn_of_flipped_signs
+from gradtx.optim._warnings import (
+    warn_of_ascent,
+    warn_of_early_links,
+    warn_of_flipped_signs,
+)
 from gradtx.optim.adapter import ChainOptimizer as ChainOptimizer
 from gradtx.optim.classes import *
 
@@ -85,7 +89,9 @@ def as_optimizer(
         (0.01, ['exp_avg', 'exp_avg_sq', 'step'])
     """
     if isinstance(params, GradientTransformation):
-        raise TypeError("as_optimizer: the first argument must be the transformation: as_optimizer(tx, params)")
+        raise TypeError(
+            "as_optimizer: the first argument must be the transformation: as_optimizer(tx, params)"
+        )
     check_transformation("as_optimizer", "tx", tx)
     optimizer = ChainOptimizer(
         tx,

@@ -14,7 +14,8 @@ from gradtx.optim._groups import GroupView
 from gradtx.optim._member import Member
 
 BITS = 62  # size of a digest: the digest and its negative both fit in int64
-FAILED = 2**BITS  # sent in place of a digest and of its negative; no plan has this digest
+# Sent in place of a digest and of its negative; no plan has this digest.
+FAILED = 2**BITS
 
 
 class Agreement:
@@ -31,7 +32,8 @@ class Agreement:
         self._compared: Any = None
         self._members: list[Member] | None = None
         self._are_divided = False
-        self._of_replicas: tuple[Any, list[int]] = (None, [])  # a plan, and its digest with its negative
+        # A plan, and its digest with its negative.
+        self._of_replicas: tuple[Any, list[int]] = (None, [])
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Agreement, ()
@@ -62,7 +64,12 @@ class Agreement:
         if replicas is None and not self._are_divided:
             return
         with_gradient = [member.param.grad is not None for member in members]
-        plan = (members, with_gradient, [member.layout for member in members], structures)
+        plan = (
+            members,
+            with_gradient,
+            [member.layout for member in members],
+            structures,
+        )
         if replicas is not None:
             self._check_replicas(owner, members, views, plan, replicas)
         if not self._are_divided or plan == self._compared:
@@ -76,7 +83,12 @@ class Agreement:
         self._compared = plan
 
     def _check_replicas(
-        self, owner: str, members: list[Member], views: list[GroupView], plan: Any, replicas: Team
+        self,
+        owner: str,
+        members: list[Member],
+        views: list[GroupView],
+        plan: Any,
+        replicas: Team,
     ) -> None:
         whole = [member for member in members if not is_sharded(member.param)]
         known, extremes = self._of_replicas
@@ -85,8 +97,11 @@ class Agreement:
             self._of_replicas = (plan, extremes)
         if _are_equal(replicas, extremes):
             return
-        self._of_replicas = (None, [])  # forces a new digest at the next attempt: group values may have changed
-        raise RuntimeError(f"{owner}: {_described_by_all(replicas, _lines(whole, views))}")
+        # Forces a new digest at the next attempt: group values may have changed.
+        self._of_replicas = (None, [])
+        raise RuntimeError(
+            f"{owner}: {_described_by_all(replicas, _lines(whole, views))}"
+        )
 
     def report_failure(self, members: Iterable[Member], replicas: Team | None) -> None:
         """Report to ranks that are about to compare plans that this rank does not step.
@@ -101,7 +116,8 @@ class Agreement:
         if self._compared is not None:  # the other ranks do not compare either
             return
         stepping = [member for member in members if member.param.grad is not None]
-        for mesh, _ in _by_mesh(stepping)[:1]:  # the other ranks raise an error at the first mesh
+        # The other ranks raise an error at the first mesh.
+        for mesh, _ in _by_mesh(stepping)[:1]:
             _difference(team_of(mesh), [FAILED, FAILED], None)
 
 
@@ -116,14 +132,20 @@ def _by_mesh(members: list[Member]) -> list[tuple[Any, list[Member]]]:
 
 def _lines(members: list[Member], views: list[GroupView]) -> list[str]:
     """Describe the properties of these parameters and their groups that must be equal on all ranks."""
-    lines = [_line(member) for member in sorted(members, key=lambda member: member.name)]
+    lines = [
+        _line(member) for member in sorted(members, key=lambda member: member.name)
+    ]
     return [*lines, *_lines_of_groups(members, views)]
 
 
 def _line(member: Member) -> str:
     """Describe the properties of a parameter that must be equal on all ranks."""
     param: Any = member.param
-    gradient = "no gradient" if param.grad is None else f"a gradient of dtype {param.grad.dtype}"
+    gradient = (
+        "no gradient"
+        if param.grad is None
+        else f"a gradient of dtype {param.grad.dtype}"
+    )
     keys = "" if member.layout is None else " ".join(sorted(member.layout.keys))
     owner = "" if member.owner is None else f", owner {member.owner}"
     placed = f", placed {param.placements}" if is_sharded(param) else ""
@@ -136,9 +158,14 @@ def _line(member: Member) -> str:
 def _lines_of_groups(members: list[Member], views: list[GroupView]) -> list[str]:
     lines: list[str] = []
     for i in sorted({member.group for member in members}):
-        numbers = {name: value for name, value in views[i].values().items() if not isinstance(value, torch.Tensor)}
+        numbers = {
+            name: value
+            for name, value in views[i].values().items()
+            if not isinstance(value, torch.Tensor)
+        }
         text = f"group {i} with {views[i].tx!r} and {numbers}"
-        lines.append(re.sub(r" at 0x[0-9a-f]+", "", text))  # the repr of a function contains its address
+        # The repr of a function contains its address.
+        lines.append(re.sub(r" at 0x[0-9a-f]+", "", text))
     return lines
 
 
@@ -150,7 +177,8 @@ def _difference(team: Team, extremes: list[int], lines: list[str] | None) -> str
 def _are_equal(team: Team, extremes: list[int]) -> bool:
     """Whether all ranks have the same digest."""
     of_all = torch.tensor(extremes, device=team.device)
-    torch.distributed.all_reduce(of_all, torch.distributed.ReduceOp.MAX, group=team.group)  # pyright: ignore[reportUnknownMemberType]
+    largest_of = torch.distributed.ReduceOp.MAX
+    torch.distributed.all_reduce(of_all, largest_of, group=team.group)  # pyright: ignore[reportUnknownMemberType]
     received = cast("list[int]", of_all.tolist())  # pyright: ignore[reportUnknownMemberType]
     largest, negative_of_smallest = received
     return largest == -negative_of_smallest
@@ -183,7 +211,9 @@ def _described(of_ranks: list[list[str] | None], ranks: tuple[int, ...]) -> str:
     return "ranks would step differently"
 
 
-def _first_difference(first_rank: int, first: list[str], rank: int, lines: list[str]) -> str:
+def _first_difference(
+    first_rank: int, first: list[str], rank: int, lines: list[str]
+) -> str:
     missing = [line for line in first if line not in lines]
     added = [line for line in lines if line not in first]
     if not missing and not added:

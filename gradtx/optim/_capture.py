@@ -22,7 +22,10 @@ def check_capturable(owner: str, workings: Workings) -> None:
     Raises:
         ValueError: If an option excludes `capturable`, if a link needs the host, or if there are several devices.
     """
-    for option, value in (("state_device", workings.offload), ("sum_over", workings.members.rank_sums)):
+    for option, value in (
+        ("state_device", workings.offload),
+        ("sum_over", workings.members.rank_sums),
+    ):
         if value is not None:
             raise ValueError(f"{owner}: capturable cannot be combined with {option}")
     if workings.hessian.link is not None:
@@ -32,9 +35,13 @@ def check_capturable(owner: str, workings: Workings) -> None:
     for operation in workings.members.block().walk():
         if not operation.compiles:
             link = ".".join(filter(None, operation.path))
-            raise ValueError(f"{owner}: capturable: {link} reads counts or values on the host; use another link")
+            raise ValueError(
+                f"{owner}: capturable: {link} reads counts or values on the host; use another link"
+            )
     if len({param.device for param in workings.members.by_param}) > 1:
-        raise ValueError(f"{owner}: capturable: the parameters are on several devices; create one optimizer per device")
+        raise ValueError(
+            f"{owner}: capturable: the parameters are on several devices; create one optimizer per device"
+        )
 
 
 def is_captured(device: torch.device) -> bool:
@@ -42,7 +49,9 @@ def is_captured(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
-def check_capture(owner: str, capturable: bool, stepping: Iterable[Member], others: Iterable[Member]) -> None:
+def check_capture(
+    owner: str, capturable: bool, stepping: Iterable[Member], others: Iterable[Member]
+) -> None:
     """Check that a graph may replay the step that is being captured.
 
     Args:
@@ -60,7 +69,9 @@ def check_capture(owner: str, capturable: bool, stepping: Iterable[Member], othe
         )
     counts = {member.count for member in stepping}
     waiting = {member.count for member in others}
-    if any(isinstance(count, int) for count in counts) or not counts.isdisjoint(waiting):
+    if any(isinstance(count, int) for count in counts) or not counts.isdisjoint(
+        waiting
+    ):
         raise RuntimeError(
             f"{owner}: the first step with these gradients creates state, which a CUDA graph cannot replay; call "
             "step() once before the capture"

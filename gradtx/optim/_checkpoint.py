@@ -23,7 +23,11 @@ from gradtx.optim._state import State, States
 from gradtx.optim._warnings import warn_user
 
 # The names of `decoupled_weight_decay` in qhoptim and pytorch_optimizer, each with the value that enables it.
-DECOUPLED = (("weight_decay_type", "direct"), ("decouple_weight_decay", True), ("weight_decouple", True))
+DECOUPLED = (
+    ("weight_decay_type", "direct"),
+    ("decouple_weight_decay", True),
+    ("weight_decouple", True),
+)
 
 
 Entries = dict[str, Any]  # a parameter's saved state
@@ -123,7 +127,8 @@ class Checkpoint:
         """Warn about keys that only an optimizer wrapper can have written, unless the present state has them too."""
         extra: set[str] = set()
         for param, state in loaded.states.items():
-            extra.update(state.keys() - loaded.layouts[param].keys - self._states.of(param).keys())
+            known = loaded.layouts[param].keys | self._states.of(param).keys()
+            extra |= state.keys() - known
         if extra:
             warn_user(
                 f"{self._members.owner}: the loaded state has {', '.join(map(repr, sorted(extra)))}, which no link "
@@ -140,16 +145,22 @@ class Checkpoint:
         rows: list[list[Member]] = []
         for view in views:
             blocks.append(Block.of(view.chain(view.values(), CPU), run, 0))
-            rows.append([self._members.by_param[param] for param in view.group["params"]])
+            rows.append(
+                [self._members.by_param[param] for param in view.group["params"]]
+            )
         check_agreement(blocks, rows)
 
     def _check_sizes(self) -> None:
         saved = [len(group["params"]) for group in self._groups]
         ours = [len(view.group["params"]) for view in self._members.views]
         if len(saved) != len(ours):
-            raise ValueError(f"loaded state dict has {len(saved)} parameter groups, the optimizer has {len(ours)}")
+            raise ValueError(
+                f"loaded state dict has {len(saved)} parameter groups, the optimizer has {len(ours)}"
+            )
         if saved != ours:
-            raise ValueError(f"loaded state dict has groups of {saved} parameters, the optimizer has groups of {ours}")
+            raise ValueError(
+                f"loaded state dict has groups of {saved} parameters, the optimizer has groups of {ours}"
+            )
         for i, group in enumerate(self._groups):
             names = group.get("param_names", group["params"])
             if len(names) != len(group["params"]):
@@ -194,7 +205,15 @@ class Checkpoint:
             name = self._members.by_param[param].name
             codes = first.layouts[param].coded_keys
             wrapper_keys = self._wrapper_keys(param)
-            states[param] = matched(name, param, loaded.entries[param], state, self._strict, codes, wrapper_keys)
+            states[param] = matched(
+                name,
+                param,
+                loaded.entries[param],
+                state,
+                self._strict,
+                codes,
+                wrapper_keys,
+            )
         loaded.views.append(new_view)
         loaded.states.update(states)
         loaded.layouts.update(first.layouts)
@@ -223,7 +242,9 @@ class Checkpoint:
     def _agree_on_shared(self, loaded: Loaded) -> None:
         """Check that the saved copies of each shared value are equal; parameters without an entry adopt them."""
         shared: dict[Any, Tensor] = {}
-        for param in sorted(loaded.layouts, key=lambda param: not loaded.entries[param]):
+        for param in sorted(
+            loaded.layouts, key=lambda param: not loaded.entries[param]
+        ):
             state = loaded.states[param]
             for path, names in loaded.layouts[param].shared.items():
                 for slot, key in names.items():
@@ -231,7 +252,9 @@ class Checkpoint:
                     first = shared.setdefault((path, slot), value)
                     if not loaded.entries[param]:
                         state[key] = first
-                    elif not torch.equal(first, value) and not (first.isnan() and value.isnan()):
+                    elif not torch.equal(first, value) and not (
+                        first.isnan() and value.isnan()
+                    ):
                         raise ValueError(
                             f"state of parameter {self._members.by_param[param].name!r}: {key!r} is "
                             f"{value.item():g} here and {first.item():g} for another parameter; all parameters share "
@@ -252,12 +275,20 @@ class Checkpoint:
 
     def _is_own_unused_state(self, param: Tensor, loaded: Mapping[str, Tensor]) -> bool:
         state = self._states.of(param)
-        if not self._members.by_param[param].is_unused(state) or state.keys() != loaded.keys():
+        if (
+            not self._members.by_param[param].is_unused(state)
+            or state.keys() != loaded.keys()
+        ):
             return False
         # Converted, because the parameter may have moved to another device since its state was created.
         layout = self._members.by_param[param].layout
-        owned: frozenset[str] = frozenset() if layout is None else layout.owned  # not compared: one rank has them
-        return all(torch.equal(value, state[key].to(value)) for key, value in loaded.items() if key not in owned)
+        # Not compared: one rank has them.
+        owned: frozenset[str] = frozenset() if layout is None else layout.owned
+        return all(
+            torch.equal(value, state[key].to(value))
+            for key, value in loaded.items()
+            if key not in owned
+        )
 
 
 def _with_our_keys(group: Group, own: set[str]) -> Group:

@@ -23,12 +23,15 @@ class Evaluation:
         versions: The version of each parameter with the evaluation weights, if it is known.
     """
 
-    def __init__(self, trained: dict[Tensor, Tensor], versions: dict[Tensor, int] | None = None):
+    def __init__(
+        self, trained: dict[Tensor, Tensor], versions: dict[Tensor, int] | None = None
+    ):
         self._trained = trained
         self._versions = versions or {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_versions": {}}  # a copy's parameters count their own versions
+        # A copy's parameters count their own versions.
+        return {**self.__dict__, "_versions": {}}
 
     @classmethod
     def start(cls, weights: dict[Tensor, Tensor]) -> Evaluation:
@@ -40,7 +43,11 @@ class Evaluation:
 
     def end(self) -> None:
         """Copy the training weights back into the parameters; warn if this discards other values."""
-        written = [param for param, version in self._versions.items() if version_of(param) != version]
+        written = [
+            param
+            for param, version in self._versions.items()
+            if version_of(param) != version
+        ]
         if written:
             warn_user(
                 f"train: {len(written)} of {len(self._trained)} parameters were written after eval(), for example by "
@@ -62,7 +69,9 @@ class Evaluation:
                 state_dict["state"][number] = {**entry, TRAINED: self._trained[param]}
 
     @classmethod
-    def take(cls, state_dict: dict[str, Any], names: dict[Tensor, str]) -> tuple[Evaluation | None, dict[str, Any]]:
+    def take(
+        cls, state_dict: dict[str, Any], names: dict[Tensor, str]
+    ) -> tuple[Evaluation | None, dict[str, Any]]:
         """Return the mode in which a state dict was saved, and the state dict without the training weights.
 
         Args:
@@ -74,10 +83,14 @@ class Evaluation:
         """
         entries = dict(state_dict["state"])
         trained: dict[Tensor, Tensor] = {}
-        for number, param in zip(numbers_of(state_dict["param_groups"]), names, strict=False):
+        for number, param in zip(
+            numbers_of(state_dict["param_groups"]), names, strict=False
+        ):
             entry = entries.get(number)
             if is_dict(entry) and TRAINED in entry:
-                entries[number] = {key: value for key, value in entry.items() if key != TRAINED}
+                entries[number] = {
+                    key: value for key, value in entry.items() if key != TRAINED
+                }
                 trained[param] = _weights(names[param], entry[TRAINED], param)
         if not trained:
             return None, state_dict
@@ -87,7 +100,11 @@ class Evaluation:
 def _weights(name: str, saved: Any, param: Tensor) -> Tensor:
     """Return a parameter's saved training weights, checked, on its device and in its dtype."""
     kind = "complex" if param.is_complex() else "floating-point"
-    if not isinstance(saved, Tensor) or saved.shape != param.shape or kind_of(saved.dtype) != kind_of(param.dtype):
+    if (
+        not isinstance(saved, Tensor)
+        or saved.shape != param.shape
+        or kind_of(saved.dtype) != kind_of(param.dtype)
+    ):
         raise ValueError(
             f"state of parameter {name!r}: {TRAINED!r} must be {kind} of shape {tuple(param.shape)}, "
             f"got {describe(saved)}"

@@ -34,7 +34,10 @@ class Explanation(list[Way]):
         names: dict[tuple[str, str], list[str]] = {}
         for item in self:
             names.setdefault((item.way, item.reason), []).append(item.name)
-        return "\n".join(_line(way, reason, names_of_way) for (way, reason), names_of_way in names.items())
+        return "\n".join(
+            _line(way, reason, names_of_way)
+            for (way, reason), names_of_way in names.items()
+        )
 
 
 def _line(way: str, reason: str, names: list[str]) -> str:
@@ -56,7 +59,9 @@ def explain(workings: Workings) -> Explanation:
         for plan in engine.plans():
             for bundle in plan.bundles:
                 for member in bundle.members:
-                    ways.setdefault(member.name, Way(member.name, way, reasons.get(member.name, "")))
+                    ways.setdefault(
+                        member.name, Way(member.name, way, reasons.get(member.name, ""))
+                    )
             for member in plan.rest:
                 reasons.setdefault(member.name, "")
     explanation = Explanation()
@@ -66,5 +71,11 @@ def explain(workings: Workings) -> Explanation:
         elif member.count_in(workings.states.of(member.param)) == 0:
             explanation.append(Way(member.name, NOT_YET, ""))
         else:
-            explanation.append(Way(member.name, ALONE, reasons.get(member.name, "it currently has no gradient")))
+            explanation.append(
+                Way(
+                    member.name,
+                    ALONE,
+                    reasons.get(member.name, "it currently has no gradient"),
+                )
+            )
     return explanation

@@ -17,13 +17,18 @@ from torch import Tensor
 
 from gradtx._narrowing import is_tuple
 
-OTHER_SLOTS = ("steps", "counter")  # another library's name for `step`; the slot of links that draw random numbers
+# Another library's name for `step`; the slot of links that draw random numbers.
+OTHER_SLOTS = ("steps", "counter")
 MODULES = ("gradtx.transforms", "gradtx.combinators", "torch.optim.")
 
 
 def extra_keys(unknown: Iterable[str]) -> list[str]:
     """Return the keys, among those unknown to a chain, that no other chain keeps either."""
-    return [key for key in unknown if "." not in key and key not in _words() and _stem(key) not in _words()]
+    return [
+        key
+        for key in unknown
+        if "." not in key and key not in _words() and _stem(key) not in _words()
+    ]
 
 
 def _stem(key: str) -> str:
@@ -65,7 +70,9 @@ def _add_constants(code: CodeType, words: set[str]) -> None:
             words.update(word for word in constant if isinstance(word, str))
 
 
-def kept(saved: Mapping[str, Any], keys: Iterable[str], param: Tensor) -> dict[str, Any]:
+def kept(
+    saved: Mapping[str, Any], keys: Iterable[str], param: Tensor
+) -> dict[str, Any]:
     """Return the values of extra keys as torch.optim loads them: on the parameter's device, in its dtype."""
     values: dict[str, Any] = {}
     for key in keys:

@@ -11,7 +11,8 @@ from torch import Tensor
 from gradtx._messages import describe
 from gradtx._narrowing import is_mapping, is_sequence
 
-TRAINED = "trained"  # the slot of the training weights in state dicts that were saved in evaluation mode
+# The slot of the training weights in state dicts that were saved in evaluation mode.
+TRAINED = "trained"
 
 
 def check_form(state_dict: Mapping[str, Any], names: list[str]) -> None:
@@ -30,9 +31,13 @@ def check_form(state_dict: Mapping[str, Any], names: list[str]) -> None:
             raise ValueError(f"loaded state dict lacks {key!r}")
     entries, groups = state_dict["state"], state_dict["param_groups"]
     if not isinstance(entries, Mapping):
-        raise TypeError(f"'state' of the loaded state dict must be a dict, got {describe(entries)}")
+        raise TypeError(
+            f"'state' of the loaded state dict must be a dict, got {describe(entries)}"
+        )
     if not is_sequence(groups):
-        raise TypeError(f"'param_groups' of the loaded state dict must be a list, got {describe(groups)}")
+        raise TypeError(
+            f"'param_groups' of the loaded state dict must be a list, got {describe(groups)}"
+        )
     _check_groups(groups)
     for i, number in enumerate(numbers_of(groups)):
         if number in entries:
@@ -51,7 +56,9 @@ def numbers_of(groups: Iterable[Mapping[str, Any]]) -> list[Any]:
 def check_mapping(state_dict: Any) -> None:
     """Raise an error unless the argument is a mapping."""
     if not isinstance(state_dict, Mapping):
-        raise TypeError(f"load_state_dict needs a state dict, got {describe(state_dict)}")
+        raise TypeError(
+            f"load_state_dict needs a state dict, got {describe(state_dict)}"
+        )
 
 
 def _check_groups(groups: Iterable[Any]) -> None:
@@ -61,9 +68,13 @@ def _check_groups(groups: Iterable[Any]) -> None:
         _check_group(f"loaded group {i} of 'param_groups'", group)
         for number in group["params"]:
             if not isinstance(number, Hashable) or isinstance(number, Tensor):
-                raise TypeError(f"'params' of loaded group {i} must be numbers, got {describe(number)}")
+                raise TypeError(
+                    f"'params' of loaded group {i} must be numbers, got {describe(number)}"
+                )
             if number in seen:
-                raise ValueError(f"'params' of loaded group {i} list {number!r} a second time")
+                raise ValueError(
+                    f"'params' of loaded group {i} list {number!r} a second time"
+                )
             seen.add(number)
 
 
@@ -76,23 +87,32 @@ def _check_group(where: str, group: Any) -> None:
     if "params" not in group:
         raise ValueError(f"{where} lacks 'params'")
     if not isinstance(group["params"], list | tuple):
-        raise TypeError(f"'params' of {where} must be a list, got {describe(group['params'])}")
+        raise TypeError(
+            f"'params' of {where} must be a list, got {describe(group['params'])}"
+        )
     if "param_names" in group:
         _check_names(where, group["param_names"])
 
 
 def _check_names(where: str, names: Any) -> None:
     if not is_sequence(names) or not all(isinstance(name, str) for name in names):
-        raise TypeError(f"'param_names' of {where} must be a list of strings, got {describe(names)}")
+        raise TypeError(
+            f"'param_names' of {where} must be a list of strings, got {describe(names)}"
+        )
 
 
 def _check_entry(name: str, entry: Any) -> None:
     if not is_mapping(entry):
-        raise TypeError(f"state of parameter {name!r} must be a dict of slots, got {describe(entry)}")
+        raise TypeError(
+            f"state of parameter {name!r} must be a dict of slots, got {describe(entry)}"
+        )
     for slot, value in entry.items():
         if not isinstance(slot, str):
-            raise TypeError(f"state of parameter {name!r} has the slot {slot!r}, but slots must be strings")
-        if value is not None:  # older versions of torch save None for a momentum that is off
+            raise TypeError(
+                f"state of parameter {name!r} has the slot {slot!r}, but slots must be strings"
+            )
+        # Older versions of torch save None for a momentum that is off.
+        if value is not None:
             check_slot(name, slot, value)
 
 
@@ -100,9 +120,15 @@ def check_slot(name: str, slot: str, value: Any) -> None:
     """Raise an error unless a value can be a slot: a dense tensor or a number."""
     if not isinstance(value, Tensor):
         if isinstance(value, bool) or not isinstance(value, numbers.Real):
-            raise TypeError(f"state of parameter {name!r}: {slot!r} must be a tensor, got {describe(value)}")
+            raise TypeError(
+                f"state of parameter {name!r}: {slot!r} must be a tensor, got {describe(value)}"
+            )
         return
     if value.is_nested or value.is_sparse or value.is_quantized:
-        raise TypeError(f"state of parameter {name!r}: {slot!r} must be a dense tensor, got a nested or sparse one")
+        raise TypeError(
+            f"state of parameter {name!r}: {slot!r} must be a dense tensor, got a nested or sparse one"
+        )
     if value.is_meta:
-        raise ValueError(f"state of parameter {name!r}: {slot!r} is on the meta device, which stores no values")
+        raise ValueError(
+            f"state of parameter {name!r}: {slot!r} is on the meta device, which stores no values"
+        )

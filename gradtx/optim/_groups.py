@@ -18,10 +18,12 @@ from gradtx._narrowing import is_list, is_tuple
 from gradtx.core import Entry, GradientTransformation
 
 SCHEDULER_KEYS = ("initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum")
-CYCLED = "base_momentum"  # torch's schedulers that cycle momentum write this key into every group
+# torch's schedulers that cycle momentum write this key into every group.
+CYCLED = "base_momentum"
 TAKE_CYCLES = ("momentum", "betas")
 NUMBER = "a number"  # placeholder for a number in a structure
-ENGINE_OPTIONS = ("foreach", "fused", "capturable", "differentiable")  # options of torch's implementations
+# Options of torch's implementations.
+ENGINE_OPTIONS = ("foreach", "fused", "capturable", "differentiable")
 
 
 def check_differentiable(options: Mapping[str, Any]) -> None:
@@ -53,7 +55,9 @@ class ChainOf:
         given = iter(tensors)
         arguments: dict[tuple[Any, str], Any] = {}
         for place, value in self.structure:
-            arguments[place] = _each(value, lambda item: next(given) if _is_placeholder(item) else item)
+            arguments[place] = _each(
+                value, lambda item: next(given) if _is_placeholder(item) else item
+            )
         return self.tx._replaced(arguments, checked=False)
 
 
@@ -91,16 +95,21 @@ class GroupView:
     shown: dict[str, Any]
     literal: dict[str, Any]
     first: dict[str, Any]
-    expects_scheduler = False  # whether to skip the warning about a scheduler that overrides a schedule
-    expects_cycle = False  # whether to skip the warning about a cycled momentum that no link reads
-    _places_of_0_1: Mapping[str, Any] = {}  # the place in the chain of each hyperparameter name of version 0.1
+    # Whether to skip the warning about a scheduler that overrides a schedule.
+    expects_scheduler = False
+    # Whether to skip the warning about a cycled momentum that no link reads.
+    expects_cycle = False
+    # The place in the chain of each hyperparameter name of version 0.1.
+    _places_of_0_1: Mapping[str, Any] = {}
     # Caches derived from the group's values. Old pickles do not contain them.
     _cached: tuple[Any, GradientTransformation] | None = None
-    _seen: Mapping[str, Any] = {}  # the group's contents when `_values` was last computed
+    # The group's contents when `_values` was last computed.
+    _seen: Mapping[str, Any] = {}
     _values: Mapping[str, Any] = {}
     _checked: Any = None  # the values last passed to `check`
     _settled: Any = None  # the values last passed to `settle`
-    _structure: tuple[Any, Any] | None = None  # the values and their structure, if they contain no schedule
+    # The values and their structure, if they contain no schedule.
+    _structure: tuple[Any, Any] | None = None
 
     def __init__(
         self,
@@ -117,12 +126,22 @@ class GroupView:
         self.sources = {}
         for name, entry in self.entries.items():
             # A tensor is not copied, as in torch: its owner and schedulers write to it in place.
-            self.sources[name] = entry.argument.check_written(group[name]) if name in group else entry.value
+            self.sources[name] = (
+                entry.argument.check_written(group[name])
+                if name in group
+                else entry.value
+            )
             group.setdefault(name, self.sources[name])
-        group.setdefault("lr", 0.0)  # torch's schedulers require this key, even if no link reads it
-        self.live = {name for name, source in self.sources.items() if _any(_is_schedule, source)}
+        # torch's schedulers require this key, even if no link reads it.
+        group.setdefault("lr", 0.0)
+        self.live = {
+            name for name, source in self.sources.items() if _any(_is_schedule, source)
+        }
         self.shown = {}
-        self.literal = {name: self._is_literal(name, source) for name, source in self.sources.items()}
+        self.literal = {
+            name: self._is_literal(name, source)
+            for name, source in self.sources.items()
+        }
         self.first = dict(self.sources)
         self._forget()
 
@@ -164,10 +183,14 @@ class GroupView:
                 present[name] = self._values[name]
             else:
                 present[name] = self._value(name, value)
-        if len(seen) == len(present) and all(map(operator.is_, present.values(), self._values.values())):
+        if len(seen) == len(present) and all(
+            map(operator.is_, present.values(), self._values.values())
+        ):
             return self._values
         self._values = present
-        self._seen = {name: group[name] for name in present if not _any(_may_change, group[name])}
+        self._seen = {
+            name: group[name] for name in present if not _any(_may_change, group[name])
+        }
         return present
 
     def _follow_cycle(self) -> None:
@@ -177,7 +200,11 @@ class GroupView:
         such as that of a fallback.
         """
         group = self.group
-        if CYCLED not in group or "momentum" in self.entries or "betas" not in self.entries:
+        if (
+            CYCLED not in group
+            or "momentum" in self.entries
+            or "betas" not in self.entries
+        ):
             return
         momentum, (first, *others) = group.get("momentum"), group["betas"]
         if momentum is not None and momentum != first:
@@ -186,7 +213,12 @@ class GroupView:
     def ignores_cycle(self) -> bool:
         """Whether OneCycleLR or CyclicLR has written a momentum that no link reads."""
         reads = self.entries.keys()
-        return CYCLED in self.group and "momentum" in self.group and bool(reads) and reads.isdisjoint(TAKE_CYCLES)
+        return (
+            CYCLED in self.group
+            and "momentum" in self.group
+            and bool(reads)
+            and reads.isdisjoint(TAKE_CYCLES)
+        )
 
     def _value(self, name: str, value: Any) -> Any:
         if is_list(value):  # JSON turns tuples into lists
@@ -210,10 +242,14 @@ class GroupView:
         self._settled = values
         changed = False
         for name, value in values.items():
-            if value is not self.sources[name] and (name in self.live or _any(_is_schedule, value)):
+            if value is not self.sources[name] and (
+                name in self.live or _any(_is_schedule, value)
+            ):
                 self._follow(name, value)
             literal = _both(self.literal[name], self._is_literal(name, value))
-            if literal != self.literal[name] or _differs_in_structure(value, self.first[name]):
+            if literal != self.literal[name] or _differs_in_structure(
+                value, self.first[name]
+            ):
                 changed = True
                 self.literal[name] = literal
                 self.first[name] = value
@@ -224,7 +260,8 @@ class GroupView:
         """Replace the source of a hyperparameter with a number or schedule that was written into the group."""
         self.live.discard(name)
         if _any(_is_schedule, value):
-            self.sources[name] = self.shown[name] = value  # `show` replaces it with its number
+            # `show` replaces it with its number.
+            self.sources[name] = self.shown[name] = value
             self.live.add(name)
 
     def start_with(self, values: Mapping[str, Any]) -> None:
@@ -238,7 +275,9 @@ class GroupView:
 
     # During a step.
 
-    def chain(self, values: Mapping[str, Any], device: torch.device) -> GradientTransformation:
+    def chain(
+        self, values: Mapping[str, Any], device: torch.device
+    ) -> GradientTransformation:
         """Return the transformation with these values, converted to the tensors that rules receive."""
         key = tuple(values.items())
         if self._cached is not None and is_same(self._cached[0], key):
@@ -249,13 +288,17 @@ class GroupView:
 
         arguments: dict[tuple[Any, str], Any] = {}
         for name, value in values.items():
-            arguments[self.entries[name].place] = self._map_numbers(name, value, as_tensor)
+            arguments[self.entries[name].place] = self._map_numbers(
+                name, value, as_tensor
+            )
         tx = self.tx._replaced(arguments, checked=False)
         has_tensors = any(_any(_is_tensor, value) for value in values.values())
         self._cached = None if has_tensors else (key, tx)
         return tx
 
-    def structure(self, values: Mapping[str, Any], count: Callable[[Entry], int | Tensor]) -> tuple[Any, list[Any]]:
+    def structure(
+        self, values: Mapping[str, Any], count: Callable[[Entry], int | Tensor]
+    ) -> tuple[Any, list[Any]]:
         """Return the structure of the values, which determines links and slots, and the numbers it leaves out."""
         if self._structure is not None and values is self._structure[0]:
             return self._structure[1]
@@ -267,7 +310,11 @@ class GroupView:
             def take(item: Any, entry: Entry = entry) -> str:
                 if isinstance(item, Schedule):
                     at = count(entry)
-                    item = resolve(item, at) if isinstance(at, Tensor) else next_value(item, at)
+                    item = (
+                        resolve(item, at)
+                        if isinstance(at, Tensor)
+                        else next_value(item, at)
+                    )
                 numbers.append(item)
                 return NUMBER
 
@@ -276,16 +323,25 @@ class GroupView:
             self._structure = values, (tuple(structure), numbers)
         return tuple(structure), numbers
 
-    def chain_of(self, structure: Any) -> Callable[[list[Tensor]], GradientTransformation]:
+    def chain_of(
+        self, structure: Any
+    ) -> Callable[[list[Tensor]], GradientTransformation]:
         """Invert `structure`: return a function that replaces the placeholders with 0-d tensors."""
-        return ChainOf(self.tx, structure)  # not a closure: shared programs must not keep the group alive
+        # Not a closure: shared programs must not keep the group alive.
+        return ChainOf(self.tx, structure)
 
-    def _map_numbers(self, name: str, value: Any, function: Callable[[Any], Any]) -> Any:
+    def _map_numbers(
+        self, name: str, value: Any, function: Callable[[Any], Any]
+    ) -> Any:
         """Apply `function` to a hyperparameter's numbers, except literals and lists of floats, which are kept."""
         if self.entries[name].argument.kind in ("floats", "named floats"):
             return value
         if not is_tuple(value):
-            return function(value) if _is_number(value) and not self.literal[name] else value
+            return (
+                function(value)
+                if _is_number(value) and not self.literal[name]
+                else value
+            )
         mapped: list[Any] = []
         for item, literal in zip(value, self.literal[name], strict=True):
             mapped.append(function(item) if _is_number(item) and not literal else item)
@@ -304,7 +360,9 @@ class GroupView:
         """Correct schedule values whose counts the host did not know; overwritten values are kept."""
         for name in self.live:
             if is_same(self.group[name], self.shown[name]):
-                self.shown[name] = self.group[name] = next_value(self.sources[name], count(self.entries[name]))
+                self.shown[name] = self.group[name] = next_value(
+                    self.sources[name], count(self.entries[name])
+                )
 
     def loaded(
         self,
@@ -347,7 +405,9 @@ class GroupView:
                 renamed[present[old[key]]] = value
         return renamed
 
-    def _complete(self, defaults: Mapping[str, Any], count: Callable[[Entry], int]) -> None:
+    def _complete(
+        self, defaults: Mapping[str, Any], count: Callable[[Entry], int]
+    ) -> None:
         """Add missing values to the group: schedule values at their counts, and defaults."""
         self.live = set()
         self.shown = {}
@@ -371,7 +431,11 @@ class GroupView:
             off = self._is_literal(name, value)
             self.literal[name] = off if literal else _both(old.literal[name], off)
             switched_off = literal and _any(bool, off)
-            if switched_off or _length(value) != _length(old.first[name]) or not _any(_is_number, value):
+            if (
+                switched_off
+                or _length(value) != _length(old.first[name])
+                or not _any(_is_number, value)
+            ):
                 self.first[name] = value
 
 
@@ -387,21 +451,26 @@ def names_in_group(entries: Iterable[Entry]) -> dict[str, Entry]:
     names: dict[str, Entry] = {}
     for entry in entries:
         name = entry.full if entry.name in SCHEDULER_KEYS else entry.name
-        corrects_decay = (entry.place[0], "corrected_by") in places  # then it bounds the rate of another link
+        # Then it bounds the rate of another link.
+        corrects_decay = (entry.place[0], "corrected_by") in places
         if entry.name == "max_lr" and not has_rate and not corrects_decay:
             name = "lr"
         names[name] = entry
     return names
 
 
-def in_names_of_branch(tx: GradientTransformation, group: dict[str, Any], labels: Mapping[Any, str]) -> None:
+def in_names_of_branch(
+    tx: GradientTransformation, group: dict[str, Any], labels: Mapping[Any, str]
+) -> None:
     """Rename a group's hyperparameters from the names of the whole optimizer to the names in the group's branch.
 
     The names differ in an alias's branch for other leaves (the fallback of Muon). Hyperparameters that the branch does
     not read are removed.
     """
     whole = {entry.name: entry.place for entry in tx._entries(labels, apart=False)}
-    names = {entry.place: name for name, entry in names_in_group(tx._entries(labels)).items()}
+    names = {
+        entry.place: name for name, entry in names_in_group(tx._entries(labels)).items()
+    }
     given = {name: group.pop(name) for name in whole if name in group}
     for name, value in given.items():
         place = whole[name]

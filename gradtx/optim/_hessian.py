@@ -193,19 +193,25 @@ class HessianStep:
             )
         z = self._random_vectors(params, names)
         vectors = [z[param].to(gradient.dtype) for param, gradient in gradients.items()]
-        columns: Any = torch.autograd.grad(list(gradients.values()), params, vectors, allow_unused=True)
+        columns: Any = torch.autograd.grad(
+            list(gradients.values()), params, vectors, allow_unused=True
+        )
         diagonal = {param: torch.zeros_like(param) for param in names}
         for param, column in zip(params, columns, strict=True):
             if column is not None:
                 diagonal[param] = z[param] * column
         return diagonal
 
-    def _random_vectors(self, params: list[Tensor], names: Mapping[Tensor, str]) -> dict[Tensor, Tensor]:
+    def _random_vectors(
+        self, params: list[Tensor], names: Mapping[Tensor, str]
+    ) -> dict[Tensor, Tensor]:
         counter = torch.tensor(self._workings.states.count())
         seeds = _seeds(self._workings.members, self._source)
         vectors: dict[Tensor, Tensor] = {}
         for param in params:
-            vectors[param] = Stream(seeds[param], counter, names[param]).rademacher(param.detach())
+            vectors[param] = Stream(seeds[param], counter, names[param]).rademacher(
+                param.detach()
+            )
         return vectors
 
     def _drop_graphs(self) -> None:
@@ -241,8 +247,11 @@ class _KeepGraph(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is not BACKWARD:
             return func(*args, **kwargs)
-        with warnings.catch_warnings():  # ignore the reference-cycle warning: `_drop_graphs` breaks the cycle
-            warnings.filterwarnings("ignore", r"Using backward\(\) with create_graph", UserWarning)
+        # Ignore the reference-cycle warning: `_drop_graphs` breaks the cycle.
+        with warnings.catch_warnings():
+            warnings.filterwarnings(
+                "ignore", r"Using backward\(\) with create_graph", UserWarning
+            )
             return func(*args, **{**kwargs, "create_graph": True})
 
 

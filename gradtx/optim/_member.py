@@ -27,7 +27,8 @@ class Layout(NamedTuple):
     shared: dict[Path, dict[str, str]]
     keys: frozenset[str]  # all keys, including "step"
     codes: Mapping[Path, Mapping[str, Codec]] = {}  # the code of each coded slot
-    owned: frozenset[str] = frozenset()  # the keys of slots that only the leaf's owner keeps
+    # The keys of slots that only the leaf's owner keeps.
+    owned: frozenset[str] = frozenset()
 
     @classmethod
     def of(cls, run: Run, leaf: Leaf) -> Layout:
@@ -46,7 +47,8 @@ class Layout(NamedTuple):
             values = run.new_shared.get(path, {}) if path in passed else {}
             for names, places in ((leaf.new.get(path, {}), slots), (values, shared)):
                 auxiliary = auxiliary_tensors(codes.get(path, {}))
-                for name in sorted(names, key=auxiliary.__contains__):  # a slot before its auxiliary tensors
+                # A slot before its auxiliary tensors.
+                for name in sorted(names, key=auxiliary.__contains__):
                     if name in auxiliary:
                         slot, _, suffix = name.rpartition(".")
                         key = f"{places[path][slot]}.{suffix}"
@@ -75,7 +77,11 @@ class Layout(NamedTuple):
     @property
     def coded_keys(self) -> dict[str, Codec]:
         """The key and code of each coded slot; the keys of its auxiliary tensors are `<key>.<suffix>`."""
-        return {self.slots[path][slot]: codec for path, codecs in self.codes.items() for slot, codec in codecs.items()}
+        return {
+            self.slots[path][slot]: codec
+            for path, codecs in self.codes.items()
+            for slot, codec in codecs.items()
+        }
 
     @property
     def coded_tensors(self) -> set[str]:
@@ -194,9 +200,14 @@ class Member:
 
     def __setstate__(self, state: tuple[None, dict[str, Any]]) -> None:
         """Restore a pickled member, including pickles with the names of version 0.1."""
-        renamed = {"made": "first_state", "waiting": "saved", "_counted": "device_count"}
+        renamed = {
+            "made": "first_state",
+            "waiting": "saved",
+            "_counted": "device_count",
+        }
         _, slots = state
-        self.__init__(slots["name"], slots["param"])  # sets attributes that older pickles lack
+        # Sets attributes that older pickles lack.
+        self.__init__(slots["name"], slots["param"])
         for name, value in slots.items():
             setattr(self, renamed.get(name, name), value)
 

@@ -28,7 +28,8 @@ from gradtx.optim._stages import RankSums, adds_up
 CPU = torch.device("cpu")
 INSTEAD = "use FSDP2 (fully_shard), or DistributedDataParallel alone"
 Group = dict[str, Any]
-Labels = tuple[tuple[Any, Any], ...]  # (selector, label) of every partition on a leaf's path through the chain
+# (selector, label) of every partition on a leaf's path through the chain.
+Labels = tuple[tuple[Any, Any], ...]
 
 
 @dataclass
@@ -61,16 +62,19 @@ class Members:
     """
 
     _rows: Sequence[list[Member]] = ()  # the members of each group
-    _row_params: list[Tensor] | None = None  # the parameters from which `_rows` was built
+    # The parameters from which `_rows` was built.
+    _row_params: list[Tensor] | None = None
     rank_sums: RankSums | None = None  # completes sums with the leaves of other ranks
-    replicas: Team | None = None  # the ranks that divide the work on whole parameters; missing in older pickles
+    # The ranks that divide the work on whole parameters; missing in older pickles.
+    replicas: Team | None = None
 
     def __init__(self, owner: str, tx: GradientTransformation):
         self.owner = owner
         self.tx = tx
         self.views: list[GroupView] = []
         self.by_param: dict[Tensor, Member] = {}
-        self._present: list[Tensor] = []  # the parameters in the order of the groups, at the last `follow`
+        # The parameters in the order of the groups, at the last `follow`.
+        self._present: list[Tensor] = []
         self._clock_paths: dict[Any, Path] = {}
 
     # Adding groups.
@@ -96,7 +100,9 @@ class Members:
             by_param[param] = Member(_unique(name, by_param.values()), param)
         run, block = self._expanded(by_param)
         if are_flat_pieces(params):
-            self._check_flattened(block, "these parameters are flat pieces of memory, as created by FSDP1")
+            self._check_flattened(
+                block, "these parameters are flat pieces of memory, as created by FSDP1"
+            )
         by_labels: dict[Labels, list[int]] = {}
         for i, param in enumerate(params):
             by_labels.setdefault(_labels(run, block, by_param[param]), []).append(i)
@@ -132,7 +138,9 @@ class Members:
             for param in view.group["params"]:
                 by_param[param].made_for = view
 
-    def _expanded(self, by_param: Mapping[Tensor, Member]) -> tuple[OptimizerRun, Block]:
+    def _expanded(
+        self, by_param: Mapping[Tensor, Member]
+    ) -> tuple[OptimizerRun, Block]:
         run = OptimizerRun({}, by_param, initial=True)
         return run, Block.of(self.tx, run, 0)
 
@@ -166,12 +174,18 @@ class Members:
                 selector.check_used(names)
             except ValueError as error:
                 named = "param_names" in self.views[0].group
-                hint = "" if named else "; these parameters have no names: pass model.named_parameters()"
+                hint = (
+                    ""
+                    if named
+                    else "; these parameters have no names: pass model.named_parameters()"
+                )
                 raise ValueError(f"{error}{hint}") from None
 
     # Changes made to the groups from outside.
 
-    def follow(self, groups: list[Group], count: Callable[[Entry], int]) -> list[Tensor]:
+    def follow(
+        self, groups: list[Group], count: Callable[[Entry], int]
+    ) -> list[Tensor]:
         """Update views and members to match the present groups.
 
         Args:
@@ -189,7 +203,9 @@ class Members:
             return []
         check_groups(self.owner, groups)
         replaced: list[Tensor] = []
-        if len(present) != len(self.by_param) or not all(map(self.by_param.__contains__, present)):
+        if len(present) != len(self.by_param) or not all(
+            map(self.by_param.__contains__, present)
+        ):
             replaced = self._follow_params(present)
         self._present = present
         return replaced
@@ -233,7 +249,9 @@ class Members:
             check_groups(self.owner, groups)
             raise
 
-    def _follow_groups(self, groups: list[Group], count: Callable[[Entry], int]) -> None:
+    def _follow_groups(
+        self, groups: list[Group], count: Callable[[Entry], int]
+    ) -> None:
         """Find each group's view by the identity of its dict or parameters, or create a view."""
         by_dict: dict[int, GroupView] = {}
         by_params: dict[tuple[int, ...], GroupView] = {}
@@ -271,12 +289,15 @@ class Members:
             reason = "flat pieces of memory have replaced the parameters, as with DeepSpeed's ZeRO"
             self._check_flattened(self.block(), reason)
         self.by_param = {}
-        for param, member in before.items():  # keeps the order, which extras passed as lists rely on
+        # Keeps the order, which extras passed as lists rely on.
+        for param, member in before.items():
             if param in here:
                 self.by_param[param] = member
             elif param in replacements and replacements[param] not in before:
                 replacement = replacements[param]
-                self.by_param[replacement] = Member(member.name, replacement, dict(member.choices))
+                self.by_param[replacement] = Member(
+                    member.name, replacement, dict(member.choices)
+                )
         for i, param in enumerate(present):
             if param not in self.by_param:
                 self._add(param, len(before) + i)
@@ -290,7 +311,9 @@ class Members:
     def _replacements(self, present: list[Tensor]) -> dict[Tensor, Tensor]:
         """Return the replacement of each replaced parameter."""
         replacements: dict[Tensor, Tensor] = {}
-        matcher = difflib.SequenceMatcher(None, _ids(self._present), _ids(present), autojunk=False)
+        matcher = difflib.SequenceMatcher(
+            None, _ids(self._present), _ids(present), autojunk=False
+        )
         for tag, old_start, old_end, new_start, new_end in matcher.get_opcodes():
             if tag == "replace" and old_end - old_start == new_end - new_start:
                 old = self._present[old_start:old_end]
@@ -337,7 +360,11 @@ def leaf_of(
 ) -> Leaf:
     """Create the leaf of a parameter for a run; a lazy parameter, which has no shape yet, becomes an empty leaf."""
     param = member.param
-    shown = torch.empty(0, dtype=param.dtype, device=CPU) if is_lazy(param) else param.detach()
+    shown = (
+        torch.empty(0, dtype=param.dtype, device=CPU)
+        if is_lazy(param)
+        else param.detach()
+    )
     update = None if gradient is None else gradient.detach()
     leaf = Leaf(run, member.name, update, shown, extras or {}, clock)
     leaf.key = param
@@ -349,7 +376,9 @@ def leaf_of(
 
 def never_trains(param: Tensor) -> bool:
     """Whether a parameter cannot have a gradient, such as the packed integer weights of a quantized model."""
-    return isinstance(param, Parameter) and not (param.is_floating_point() or param.is_complex())
+    return isinstance(param, Parameter) and not (
+        param.is_floating_point() or param.is_complex()
+    )
 
 
 def first_clock(device: torch.device) -> Clock:
@@ -385,7 +414,9 @@ def _by_selector(labels: Labels) -> dict[Any, str]:
     return {selector.key: label for selector, label in labels}
 
 
-def _keep_only(group: Group, params: list[Tensor], names: list[str], positions: list[int]) -> None:
+def _keep_only(
+    group: Group, params: list[Tensor], names: list[str], positions: list[int]
+) -> None:
     """Reduce a group to the parameters at some positions."""
     group["params"] = [params[i] for i in positions]
     if "param_names" in group:
@@ -410,7 +441,9 @@ def _params_of(groups: Iterable[Group]) -> list[Tensor]:
 
 def _are_flattened(before: Iterable[Tensor], present: Iterable[Tensor]) -> bool:
     """Whether parameters with dimensions have been replaced by vectors."""
-    return any(param.ndim > 1 for param in before) and all(param.ndim == 1 for param in present)
+    return any(param.ndim > 1 for param in before) and all(
+        param.ndim == 1 for param in present
+    )
 
 
 def _ids(values: Iterable[Any]) -> tuple[int, ...]:

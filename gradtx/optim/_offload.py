@@ -46,7 +46,9 @@ def wait_for(devices: Iterable[torch.device]) -> None:
 
 def host_like(tensor: Tensor) -> Tensor:
     """Allocate host memory for a copy of a tensor, pinned so that the device can access it directly."""
-    return torch.empty_like(tensor, device=HOST, pin_memory=tensor.device != HOST, requires_grad=False)
+    return torch.empty_like(
+        tensor, device=HOST, pin_memory=tensor.device != HOST, requires_grad=False
+    )
 
 
 @dataclass(eq=False)
@@ -108,7 +110,8 @@ class Offload:
 
     def __init__(self, owner: str):
         self._owner = owner
-        self._weights: dict[Tensor, Tensor] = {}  # memory for copies, reused across steps
+        # Memory for copies, reused across steps.
+        self._weights: dict[Tensor, Tensor] = {}
         self._gradients: dict[Tensor, Tensor] = {}
         self._visits: list[Visit] | None = None
         self._has_stepped = False
@@ -128,7 +131,9 @@ class Offload:
                     "fully_shard, which keeps the shards themselves on the host"
                 )
             if type(param.data) is not Tensor and not is_lazy(param):
-                raise ValueError(f"{self._owner}: state_device supports only plain tensors, got {describe(param.data)}")
+                raise ValueError(
+                    f"{self._owner}: state_device supports only plain tensors, got {describe(param.data)}"
+                )
         check_not_ddp("state_device", params, "loses its hooks when a parameter moves")
 
     def check_step(self, params: Iterable[Tensor]) -> None:
@@ -139,7 +144,12 @@ class Offload:
 
     @contextlib.contextmanager
     def on_host(
-        self, params: Iterable[Tensor], *, writes: bool, consumes: bool = False, unscales: bool = False
+        self,
+        params: Iterable[Tensor],
+        *,
+        writes: bool,
+        consumes: bool = False,
+        unscales: bool = False,
     ) -> Generator[None, None, None]:
         """Keep parameters on the host inside a `with` block.
 
@@ -188,7 +198,11 @@ class Offload:
         if gradient is not None and gradient.is_sparse:
             copied = gradient.to(HOST, copy=True)
         elif gradient is not None:
-            copied = _memory_for(gradient, self._gradients, param) if reuses else host_like(gradient)
+            copied = (
+                _memory_for(gradient, self._gradients, param)
+                if reuses
+                else host_like(gradient)
+            )
             to_host(gradient, copied)
         return Visit(param, weights, gradient, copy, copied)
 
@@ -227,7 +241,9 @@ def offload_for(owner: str, state_device: Any, tx: GradientTransformation) -> Of
     """
     check_state_device(owner, state_device)
     if "hessian_diag" in tx.needs:
-        raise ValueError(f"{owner}: state_device does not support chains that need 'hessian_diag'; omit state_device")
+        raise ValueError(
+            f"{owner}: state_device does not support chains that need 'hessian_diag'; omit state_device"
+        )
     return Offload(owner)
 
 

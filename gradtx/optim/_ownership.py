@@ -12,11 +12,21 @@ from torch import Tensor
 
 from gradtx._execution import Leaf
 from gradtx._owners import Gathering, Transfer, assigned, in_buckets, owned_paths
-from gradtx._sharding import Piece, Team, from_local_shard, is_sharded, pieces_at, placements_by_rows, team_for
+from gradtx._sharding import (
+    Piece,
+    Team,
+    from_local_shard,
+    is_sharded,
+    pieces_at,
+    placements_by_rows,
+    team_for,
+)
 from gradtx.optim._member import Member
 
 
-def assign_owners(leaves: list[Leaf], members: Mapping[Tensor, Member], replicas: Team | None) -> None:
+def assign_owners(
+    leaves: list[Leaf], members: Mapping[Tensor, Member], replicas: Team | None
+) -> None:
     """Assign an owner to each leaf that needs one and has none yet."""
     without: dict[Any, list[Leaf]] = {}
     for leaf in leaves:
@@ -69,7 +79,9 @@ class Slot:
 
 
 def states_of_owners(
-    members: Mapping[Tensor, Member], states: Mapping[Any, dict[str, Any]], replicas: Team | None
+    members: Mapping[Tensor, Member],
+    states: Mapping[Any, dict[str, Any]],
+    replicas: Team | None,
 ) -> dict[Any, Any]:
     """Return the states of parameters with an owner, in the form that all ranks save. All ranks must call it together.
 
@@ -104,7 +116,9 @@ def _gathered(bucket: list[Slot], team: Team) -> list[Any]:
     sizes = [0] * team.size
     for slot in bucket:
         sizes[slot.owner] += slot.value.numel()
-    mine = [slot.value.reshape(-1).view(wire) for slot in bucket if slot.owner == team.rank]
+    mine = [
+        slot.value.reshape(-1).view(wire) for slot in bucket if slot.owner == team.rank
+    ]
     received = Gathering(team, mine, sizes, wire, False).parts()
     return _split_received(received, bucket, [slot.value.shape for slot in bucket])
 
@@ -116,17 +130,30 @@ def _scattered(bucket: list[Slot], team: Team) -> list[Any]:
     sizes: list[int] = []
     for rank in range(team.size):
         mine = [slot for slot in bucket if slot.owner == team.rank]
-        rows.append([slot.value[slot.pieces[rank].window].reshape(-1).view(wire) for slot in mine])
-        sizes.append(sum(slot.pieces[team.rank].numel for slot in bucket if slot.owner == rank))
+        rows.append(
+            [
+                slot.value[slot.pieces[rank].window].reshape(-1).view(wire)
+                for slot in mine
+            ]
+        )
+        sizes.append(
+            sum(slot.pieces[team.rank].numel for slot in bucket if slot.owner == rank)
+        )
     received = Transfer(team, rows, sizes, wire, False).parts()
-    parts = _split_received(received, bucket, [slot.pieces[team.rank].shape for slot in bucket])
+    parts = _split_received(
+        received, bucket, [slot.pieces[team.rank].shape for slot in bucket]
+    )
     tensors: list[Any] = []
     for slot, part in zip(bucket, parts, strict=True):
-        tensors.append(from_local_shard(part, slot.member.param, slot.value.shape, slot.placements))
+        tensors.append(
+            from_local_shard(part, slot.member.param, slot.value.shape, slot.placements)
+        )
     return tensors
 
 
-def _split_received(received: list[Tensor], bucket: list[Slot], shapes: Sequence[Sequence[int]]) -> list[Tensor]:
+def _split_received(
+    received: list[Tensor], bucket: list[Slot], shapes: Sequence[Sequence[int]]
+) -> list[Tensor]:
     """Split the received buffers into slots of these shapes; the slots of one owner are contiguous."""
     at = [0] * len(received)
     parts: list[Tensor] = []

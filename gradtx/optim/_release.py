@@ -78,8 +78,13 @@ class OpenStep(Step):
 
     def _prepare(self, member: Member) -> None:
         self._check(member)
-        self._workings.states.prepare(self._views[member.group], [member], self._changed[member.group])
-        self._after.setdefault(member.count, member.count + 1 if isinstance(member.count, int) else member.count)
+        self._workings.states.prepare(
+            self._views[member.group], [member], self._changed[member.group]
+        )
+        self._after.setdefault(
+            member.count,
+            member.count + 1 if isinstance(member.count, int) else member.count,
+        )
 
     def run(self) -> None:
         """End the step: update the parameters whose hook has not run, and write new shared values."""
@@ -139,7 +144,8 @@ class ReleasedGradients:
             return
         for param in params:
             if param.requires_grad and param not in self._hooks and not is_lazy(param):
-                self._hooks[param] = param.register_post_accumulate_grad_hook(self._on_gradient)  # pyright: ignore[reportUnknownMemberType]
+                register = param.register_post_accumulate_grad_hook  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+                self._hooks[param] = register(self._on_gradient)
 
     def close(self) -> OpenStep | None:
         """Hand over the open step, which the caller must end; None if no gradient has arrived."""
@@ -166,7 +172,8 @@ class ReleasedGradients:
         if self._open is None:
             optimizer._check_training()
             workings = optimizer._up_to_date()
-            if not self._has_stepped:  # the module may have been wrapped after the optimizer was constructed
+            # The module may have been wrapped after the optimizer was constructed.
+            if not self._has_stepped:
                 check_not_ddp(WHO, [param], AVERAGES_LATE)
                 self._has_stepped = True
             member = workings.members.by_param.get(param)
@@ -200,7 +207,9 @@ def check_released(workings: Workings) -> None:
     for link in tx._links():
         needs = [need for need in link._needs if need != "params"]
         if needs:
-            raise ValueError(f"{WHO}: {link._name} needs {needs[0]!r}, which is known only after backward; {WAY_OUT}")
+            raise ValueError(
+                f"{WHO}: {link._name} needs {needs[0]!r}, which is known only after backward; {WAY_OUT}"
+            )
     for operation in workings.members.block().walk():
         if operation.waits or operation.hessian_period:
             raise ValueError(

@@ -49,4 +49,8 @@ class StepRequest:
 
     def tensor_scalars(self) -> dict[str, Tensor]:
         """Return the shared extras that are tensors."""
-        return {name: value for name, value in self.scalars.items() if isinstance(value, Tensor)}
+        return {
+            name: value
+            for name, value in self.scalars.items()
+            if isinstance(value, Tensor)
+        }

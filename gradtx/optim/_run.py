@@ -35,7 +35,12 @@ class OptimizerRun(Run):
     """
 
     grad_fn: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None
-    value_fn: Callable[[dict[str, Tensor], dict[str, Tensor] | None], tuple[Tensor, Tensor | None]] | None = None
+    value_fn: (
+        Callable[
+            [dict[str, Tensor], dict[str, Tensor] | None], tuple[Tensor, Tensor | None]
+        ]
+        | None
+    ) = None
     tick: int | Tensor = 1  # the increment that this step adds to counts
     rank_sums: RankSums | None = None  # completes sums with the leaves of other ranks
 
@@ -47,7 +52,8 @@ class OptimizerRun(Run):
     ):
         super().__init__()
         self.initial = initial
-        self.stand_ins: set[str] = set()  # the names of leaves that contribute zero to late sums
+        # The names of leaves that contribute zero to late sums.
+        self.stand_ins: set[str] = set()
         self.device = next(iter(members)).device if members else torch.device("cpu")
         self._state = state
         self._members = members
@@ -61,7 +67,9 @@ class OptimizerRun(Run):
                 return {name: state[key] for name, key in keys.items()}
         return {}
 
-    def shared(self, path: Path, start: Mapping[str, Callable[[], Tensor]]) -> dict[str, Tensor]:
+    def shared(
+        self, path: Path, start: Mapping[str, Callable[[], Tensor]]
+    ) -> dict[str, Tensor]:
         """Return the shared values of a stage; initial values for a branch without parameters, which has no state."""
         if self.initial or any(member.keeps(path) for member in self._members.values()):
             return super().shared(path, start)
@@ -91,9 +99,13 @@ class OptimizerRun(Run):
         return self.rank_sums.complete(operation.combine(without_stand_ins(waiting)))
 
     def add_late(self, place: LateTerm, leaf: str, term: Any) -> None:
-        super().add_late(place, leaf, torch.zeros_like(term) if leaf in self.stand_ins else term)
+        super().add_late(
+            place, leaf, torch.zeros_like(term) if leaf in self.stand_ins else term
+        )
 
-    def late_totals(self, totals: dict[tuple[Path, str], Tensor]) -> dict[tuple[Path, str], Tensor]:
+    def late_totals(
+        self, totals: dict[tuple[Path, str], Tensor]
+    ) -> dict[tuple[Path, str], Tensor]:
         return totals if self.rank_sums is None else self.rank_sums.complete(totals)
 
     def whole(self, values: dict[str, Any]) -> Any:
@@ -108,10 +120,16 @@ class OptimizerRun(Run):
         return self.grad_fn(values)
 
     def value_along(
-        self, origin: dict[str, Tensor], direction: dict[str, Tensor], length: Tensor, sloped: bool
+        self,
+        origin: dict[str, Tensor],
+        direction: dict[str, Tensor],
+        length: Tensor,
+        sloped: bool,
     ) -> tuple[Tensor, Tensor | None]:
         assert self.value_fn is not None
-        return self.value_fn(moved_along(origin, direction, length), direction if sloped else None)
+        return self.value_fn(
+            moved_along(origin, direction, length), direction if sloped else None
+        )
 
 
 class SingleRun(OptimizerRun):
@@ -121,7 +139,9 @@ class SingleRun(OptimizerRun):
         if operation.of_leaf:
             return operation.combine(waiting)
         stage = ".".join(operation.path)
-        raise RuntimeError(f"release_gradients: {stage} needs the gradients of all parameters; {WAY_OUT}")
+        raise RuntimeError(
+            f"release_gradients: {stage} needs the gradients of all parameters; {WAY_OUT}"
+        )
 
 
 # The remedy in error messages about links that need all gradients.
@@ -156,7 +176,8 @@ class ChainTraits:
         return cls(
             takes_none=takes_none(block.operations),
             agrees=any(operation.agree for operation in operations),
-            needs_host_counts=estimates_hessian or not all(operation.compiles for operation in operations),
+            needs_host_counts=estimates_hessian
+            or not all(operation.compiles for operation in operations),
             restarts=any(operation.restarts_inner for operation in operations),
             checks_extras=checks_extras(block.operations),
         )
@@ -182,10 +203,14 @@ def check_agreement(blocks: list[Block], rows: Sequence[list[Member]]) -> None:
                 expected = first.setdefault((operation.path, name), value)
                 if not _agree(expected, value):
                     stage = ".".join(operation.path)
-                    raise ValueError(f"{stage}: {name} must agree across groups, got {expected!r} and {value!r}")
+                    raise ValueError(
+                        f"{stage}: {name} must agree across groups, got {expected!r} and {value!r}"
+                    )
 
 
-def numbers_of_sums(blocks: list[Block], rows: Sequence[list[Member]]) -> dict[str, dict[str, Any]]:
+def numbers_of_sums(
+    blocks: list[Block], rows: Sequence[list[Member]]
+) -> dict[str, dict[str, Any]]:
     """Return the hyperparameters of each sum over leaves that must be equal; empty for a sum without a leaf."""
     numbers: dict[str, dict[str, Any]] = {}
     for operation in blocks[0].walk():
@@ -194,7 +219,9 @@ def numbers_of_sums(blocks: list[Block], rows: Sequence[list[Member]]) -> dict[s
     for block, row in zip(blocks, rows, strict=True):
         for operation in block.walk(_common_choices(row)):
             if row and adds_up(operation):
-                numbers[".".join(operation.path)] = {name: _as_numbers(n) for name, n in operation.agree.items()}
+                numbers[".".join(operation.path)] = {
+                    name: _as_numbers(n) for name, n in operation.agree.items()
+                }
     return numbers
 
 
@@ -204,7 +231,11 @@ def _common_choices(row: list[Member]) -> dict[Path, Any]:
     for member in row:
         for path, label in member.choices.items():
             labels.setdefault(path, set()).add(label)
-    return {path: next(iter(of_path)) for path, of_path in labels.items() if len(of_path) == 1}
+    return {
+        path: next(iter(of_path))
+        for path, of_path in labels.items()
+        if len(of_path) == 1
+    }
 
 
 def _as_numbers(value: Any) -> Any:
@@ -216,7 +247,9 @@ def _as_numbers(value: Any) -> Any:
 def _agree(a: Any, b: Any) -> bool:
     """Whether two values are equal, up to the rounding of a float32 tensor."""
     if is_tuple(a) and is_tuple(b):
-        return len(a) == len(b) and all(_agree(*pair) for pair in zip(a, b, strict=False))
+        return len(a) == len(b) and all(
+            _agree(*pair) for pair in zip(a, b, strict=False)
+        )
     if isinstance(a, float) and isinstance(b, float):
         return math.isclose(a, b, rel_tol=FLOAT32_EPS)
     return a is b or bool(a == b)

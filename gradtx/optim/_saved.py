@@ -19,7 +19,8 @@ from gradtx.optim._form import check_slot
 REMEDY = "load the state of an optimizer built from the same chain, or pass strict=False to keep fresh state"
 
 
-COUNTS = ("step", "mini_step", "skipped", "counter")  # slots that contain the counts of clocks and random rules
+# Slots that contain the counts of clocks and random rules.
+COUNTS = ("step", "mini_step", "skipped", "counter")
 
 
 def matched(
@@ -52,8 +53,18 @@ def matched(
     extra = {*extra_keys(unknown), *unknown.intersection(wrapper_keys)}
     slots = {key: value for key, value in saved.items() if key not in extra}
     if param.is_complex():
-        views = _matched(name, as_real(param.detach()), real_views(slots), real_views(first), strict, codes)
-        state = {key: as_complex(value) if first[key].is_complex() else value for key, value in views.items()}
+        views = _matched(
+            name,
+            as_real(param.detach()),
+            real_views(slots),
+            real_views(first),
+            strict,
+            codes,
+        )
+        state = {
+            key: as_complex(value) if first[key].is_complex() else value
+            for key, value in views.items()
+        }
     else:
         state = _matched(name, param, slots, first, strict, codes)
     return {**state, **kept(saved, extra, param)}
@@ -79,32 +90,44 @@ def _matched(
             state[key] = value
     unknown = sorted(saved.keys() - first.keys())
     if unknown and strict:
-        raise ValueError(f"state of parameter {name!r} has {unknown[0]!r}, which this chain does not use; {REMEDY}")
+        raise ValueError(
+            f"state of parameter {name!r} has {unknown[0]!r}, which this chain does not use; {REMEDY}"
+        )
     return state
 
 
-def _with_our_keys(saved: Mapping[str, Any], first: Mapping[str, Tensor]) -> dict[str, Any]:
+def _with_our_keys(
+    saved: Mapping[str, Any], first: Mapping[str, Tensor]
+) -> dict[str, Any]:
     """Return an entry without None values, with its count under "step"."""
     entry = {key: value for key, value in saved.items() if value is not None}
-    if "steps" in entry and "steps" not in first:  # adam-atan2-pytorch's name of the count
+    # adam-atan2-pytorch's name of the count.
+    if "steps" in entry and "steps" not in first:
         entry["step"] = entry.pop("steps")
-        if "initial_lr" in first:  # its rates are saved divided by the first learning rate
+        # Its rates are saved divided by the first learning rate.
+        if "initial_lr" in first:
             entry.setdefault("initial_lr", 1.0)
     for key in first.keys() - entry.keys():
         _rename_auxiliary(key, entry, first)
     if "step" not in entry and entry.keys() & first.keys() == {"momentum_buffer"}:
-        entry["step"] = 1.0  # torch's SGD keeps no count, but a buffer means that it has stepped
+        # torch's SGD keeps no count, but a buffer means that it has stepped.
+        entry["step"] = 1.0
     return entry
 
 
-def _rename_auxiliary(key: str, entry: dict[str, Any], first: Mapping[str, Tensor]) -> None:
+def _rename_auxiliary(
+    key: str, entry: dict[str, Any], first: Mapping[str, Tensor]
+) -> None:
     """Rename an auxiliary tensor of a coded slot that earlier versions saved without its slot's stage prefix."""
     slot, _, suffix = key.rpartition(".")
     bare = slot.rpartition(".")[2]
     old_key = f"{bare}.{suffix}"
     if old_key not in entry or old_key in first:
         return
-    if all(name in first and _dtype(entry.get(name)) == first[name].dtype for name in (slot, bare)):
+    if all(
+        name in first and _dtype(entry.get(name)) == first[name].dtype
+        for name in (slot, bare)
+    ):
         entry[key] = entry.pop(old_key)
 
 
@@ -121,25 +144,38 @@ def _as_slot(
 ) -> Tensor:
     check_slot(name, key, saved)
     value = torch.as_tensor(saved)
-    if not is_sharded(first):  # for example a slot kept by the leaf's owner, which is saved divided by rows
+    # For example a slot kept by the leaf's owner, which is saved divided by rows.
+    if not is_sharded(first):
         value = full_tensor(value)
     if value.shape != first.shape:
         shapes = f"{tuple(value.shape)}, needs {tuple(first.shape)}"
         raise ValueError(f"state of parameter {name!r}: {key!r} has shape {shapes}")
     if not _can_become(value, first.dtype):
-        raise ValueError(f"state of parameter {name!r}: {key!r} has dtype {value.dtype}, needs {first.dtype}")
+        raise ValueError(
+            f"state of parameter {name!r}: {key!r} has dtype {value.dtype}, needs {first.dtype}"
+        )
     _check_integer(name, key, value, first.dtype)
-    return value.detach().to(first.device if first.ndim == 0 or first.is_meta else device, first.dtype, copy=True)
+    return value.detach().to(
+        first.device if first.ndim == 0 or first.is_meta else device,
+        first.dtype,
+        copy=True,
+    )
 
 
 def _check_integer(name: str, key: str, value: Tensor, dtype: torch.dtype) -> None:
     """Raise an error if a slot that is a count, or has an integer dtype, has another value."""
     if key == "step" and not (value >= 0 and _is_whole(value)):
-        raise ValueError(f"state of parameter {name!r}: 'step' must be a non-negative integer, got {value.item():g}")
+        raise ValueError(
+            f"state of parameter {name!r}: 'step' must be a non-negative integer, got {value.item():g}"
+        )
     if kind_of(dtype) == "int" and not _is_whole(value):
-        raise ValueError(f"state of parameter {name!r}: {key!r} must be an integer, got {value.item():g}")
+        raise ValueError(
+            f"state of parameter {name!r}: {key!r} must be an integer, got {value.item():g}"
+        )
     if key.rpartition(".")[2] in COUNTS and (value < 0).any():
-        raise ValueError(f"state of parameter {name!r}: {key!r} must be a non-negative integer, got {value.item():g}")
+        raise ValueError(
+            f"state of parameter {name!r}: {key!r} must be a non-negative integer, got {value.item():g}"
+        )
 
 
 def _can_become(value: Tensor, dtype: torch.dtype) -> bool:
@@ -149,7 +185,9 @@ def _can_become(value: Tensor, dtype: torch.dtype) -> bool:
 
 
 def _is_whole(value: Tensor) -> bool:
-    return not value.is_floating_point() or bool(value.isfinite() & (value == value.round()))
+    return not value.is_floating_point() or bool(
+        value.isfinite() & (value == value.round())
+    )
 
 
 def is_count(saved: Any) -> bool:
@@ -157,4 +195,9 @@ def is_count(saved: Any) -> bool:
     if saved is None:
         return False
     value = torch.as_tensor(saved)
-    return value.ndim == 0 and not value.is_complex() and bool(value >= 0) and _is_whole(value)
+    return (
+        value.ndim == 0
+        and not value.is_complex()
+        and bool(value >= 0)
+        and _is_whole(value)
+    )

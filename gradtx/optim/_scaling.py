@@ -52,7 +52,8 @@ class Count:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.made = state["made"]
-        self.bound = state["bound"] if "bound" in state else state["_bound"]  # the name in version 0.1
+        # The name in version 0.1.
+        self.bound = state["bound"] if "bound" in state else state["_bound"]
 
 
 def on_device(number: int | Tensor, device: torch.device) -> Tensor:
@@ -88,7 +89,11 @@ class Scaling:
         if flag is None:
             return None
         flag = full_tensor(torch.as_tensor(flag)).reshape(())
-        scale = torch.ones((), device=flag.device) if scale is None else full_tensor(scale).to(flag.device)
+        scale = (
+            torch.ones((), device=flag.device)
+            if scale is None
+            else full_tensor(scale).to(flag.device)
+        )
         return cls(exact(scale, flag.device).reshape(()).reciprocal(), flag == 0)
 
     def on(self, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -103,7 +108,9 @@ class Scaling:
         for param in params:
             if param.grad is not None:
                 gradient = local(param.grad).detach()
-                groups.setdefault((gradient.device, gradient.dtype), []).append(gradient)
+                groups.setdefault((gradient.device, gradient.dtype), []).append(
+                    gradient
+                )
         for (device, _), gradients in groups.items():
             inverse, _ = self.on(device)
             _torch.unscale_(gradients, inverse.to(torch.float32))
@@ -141,13 +148,19 @@ def place_counts(members: Iterable[Member], device: torch.device | None) -> None
         member.set_count(moved[count])
 
 
-def keep_counts_in_place(members: Iterable[Member], after: Mapping[int | Count, int | Count]) -> None:
+def keep_counts_in_place(
+    members: Iterable[Member], after: Mapping[int | Count, int | Count]
+) -> None:
     """Write new counts into the tensors of the old counts, unless a parameter that did not step needs the old count."""
     members = list(members)
     waiting = {member.count for member in members}
     kept: dict[int | Count, Count] = {}
     for before, count in after.items():
-        if isinstance(before, Count) and isinstance(count, Count) and before not in waiting:
+        if (
+            isinstance(before, Count)
+            and isinstance(count, Count)
+            and before not in waiting
+        ):
             before.copy_from(count)
             kept[count] = before
     for member in members:

@@ -19,7 +19,8 @@ from gradtx.context import Clock
 from gradtx.optim._member import Member
 
 Key = TypeVar("Key", str, tuple[Path, str])
-Numbers = dict[str, dict[str, Any]]  # the hyperparameters of each sum, by the name of its stage
+# The hyperparameters of each sum, by the name of its stage.
+Numbers = dict[str, dict[str, Any]]
 OPTION = "sum_over"
 
 
@@ -38,7 +39,9 @@ class Seen:
     """
 
     names: list[str] = field(default_factory=list[str])
-    slots: dict[str, set[tuple[Path, str]]] = field(default_factory=dict[str, set[tuple[Path, str]]])
+    slots: dict[str, set[tuple[Path, str]]] = field(
+        default_factory=dict[str, set[tuple[Path, str]]]
+    )
     complete: bool = True
 
     def add(self, other: Seen) -> None:
@@ -63,12 +66,14 @@ class RankSums:
     def __init__(self, owner: str, group: Any):
         self._owner = owner
         self._team: Team = team_of_group(f"{owner}: {OPTION}", group)
-        self._flags = self._team.size if self._team.device.type == "cpu" else 0  # elsewhere they would synchronize
+        # Elsewhere they would synchronize.
+        self._flags = self._team.size if self._team.device.type == "cpu" else 0
         self._agrees = False
         self._sizes: list[int] = []  # the sizes of all messages of the previous step
         self._sent: list[int] = []  # the sizes of the messages sent in this step
         self._covered: Any = None  # the key for which `_routes` was computed
-        self._routes: list[dict[Path, Any]] = []  # the routes with sums and without a leaf on this rank
+        # The routes with sums and without a leaf on this rank.
+        self._routes: list[dict[Path, Any]] = []
 
     def seen_everywhere(self, seen: Seen) -> Seen:
         """Return the parameters and slots of all ranks, which must call this together, at construction.
@@ -133,12 +138,17 @@ class RankSums:
         if not keys:
             return {}
         values = [totals[key] for key in keys]
-        terms = torch.stack([value.to(self._team.device, exact_dtype(value)) for value in values])
+        terms = torch.stack(
+            [value.to(self._team.device, exact_dtype(value)) for value in values]
+        )
         message = torch.cat([terms, terms.new_zeros(self._flags)])
         self._sent.append(len(message))
         distributed.all_reduce(message, group=self._team.group)  # pyright: ignore[reportUnknownMemberType]
         self._check(message[len(keys) :])
-        return {key: message[i].to(value) for i, (key, value) in enumerate(zip(keys, values, strict=True))}
+        return {
+            key: message[i].to(value)
+            for i, (key, value) in enumerate(zip(keys, values, strict=True))
+        }
 
     def _check(self, flags: Tensor) -> None:
         if not flags.any():  # if there are no flags, this does not synchronize
@@ -160,7 +170,9 @@ class RankSums:
 
     # Sums without a leaf on this rank.
 
-    def routes(self, block: Block, leaves: Callable[[], list[Leaf]], key: Any) -> list[dict[Path, Any]]:
+    def routes(
+        self, block: Block, leaves: Callable[[], list[Leaf]], key: Any
+    ) -> list[dict[Path, Any]]:
         """Return the labels of each route through the chain that contains sums and has no leaf on this rank.
 
         Args:
@@ -191,9 +203,23 @@ class StandIn(Leaf):
         extras: The extras that are scalars.
     """
 
-    def __init__(self, run: Run, route: Mapping[Path, Any], dtype: torch.dtype, clock: Clock, extras: dict[str, Any]):
+    def __init__(
+        self,
+        run: Run,
+        route: Mapping[Path, Any],
+        dtype: torch.dtype,
+        clock: Clock,
+        extras: dict[str, Any],
+    ):
         zero = torch.zeros((1, 1), dtype=dtype, device=run.device)
-        super().__init__(run, f"on other ranks {sorted(route.items())}", zero, zero.clone(), extras, clock)
+        super().__init__(
+            run,
+            f"on other ranks {sorted(route.items())}",
+            zero,
+            zero.clone(),
+            extras,
+            clock,
+        )
         self.route = route
         self.first: dict[Path, dict[str, Tensor]] = {}
 
@@ -210,7 +236,9 @@ def without_stand_ins(waiting: Iterable[tuple[Leaf, Any]]) -> list[tuple[Leaf, A
     terms: list[tuple[Leaf, Any]] = []
     for leaf, sums in waiting:
         if isinstance(leaf, StandIn):
-            terms.append((leaf, {name: torch.zeros_like(term) for name, term in sums.items()}))
+            terms.append(
+                (leaf, {name: torch.zeros_like(term) for name, term in sums.items()})
+            )
         else:
             terms.append((leaf, sums))
     return terms
@@ -227,7 +255,8 @@ def _sums_on_route(program: Iterable[Operation]) -> tuple[Path, ...]:
 
 def _difference(ranks: Sequence[int], of_ranks: Sequence[Numbers | None]) -> str:
     """Describe the difference between the ranks' sums, or return an empty string; a failed rank passes None."""
-    first: dict[str, tuple[int, dict[str, Any]]] = {}  # the first rank with hyperparameters of each sum, and these
+    # The first rank with hyperparameters of each sum, and these.
+    first: dict[str, tuple[int, dict[str, Any]]] = {}
     of_first = of_ranks[0] or {}
     for rank, numbers in zip(ranks, of_ranks, strict=True):
         if numbers is None:

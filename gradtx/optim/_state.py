@@ -40,7 +40,9 @@ class FirstStates:
         """Return the first states of some of the parameters."""
         chosen = [param for param in params if param in self.states]
         layouts = {param: self.layouts[param] for param in chosen}
-        return FirstStates(self.view, layouts, {param: self.states[param] for param in chosen})
+        return FirstStates(
+            self.view, layouts, {param: self.states[param] for param in chosen}
+        )
 
 
 class States:
@@ -67,7 +69,9 @@ class States:
     @property
     def are_complete(self) -> bool:
         """Whether all parameters have state; lazy parameters do not."""
-        return all(member.layout is not None for member in self.members.by_param.values())
+        return all(
+            member.layout is not None for member in self.members.by_param.values()
+        )
 
     def check_late_patterns(self) -> None:
         """Check the patterns of `state_dtype` that could not be checked while parameters were lazy.
@@ -117,7 +121,9 @@ class States:
 
         If the device counts, a GradScaler may have skipped steps, and a CUDA graph may have replayed steps.
         """
-        if any(isinstance(member.count, Count) for member in self.members.by_param.values()):
+        if any(
+            isinstance(member.count, Count) for member in self.members.by_param.values()
+        ):
             for view in self.members.views:
                 view.show_exactly(self.exact_count)
 
@@ -125,7 +131,10 @@ class States:
         """Return the exact `count`, synchronizing if the device counts."""
         if self.members.clock_path(entry) is not None:
             return self.count(entry)
-        return max((int(self.of(param).get("step", 0)) for param in self.members.by_param), default=0)
+        return max(
+            (int(self.of(param).get("step", 0)) for param in self.members.by_param),
+            default=0,
+        )
 
     # First states.
 
@@ -157,12 +166,17 @@ class States:
         for param in params:
             if not (is_lazy(param) or param.is_meta or never_trains(param)):
                 leaf = self.leaf(run, members[param], clock)
-                leaf.program = with_regions(block.for_leaf(leaf), param, self.members.replicas)
+                leaf.program = with_regions(
+                    block.for_leaf(leaf), param, self.members.replicas
+                )
                 leaves.append(leaf)
         assign_owners(leaves, members, self.members.replicas)
         initialize(leaves)
-        for path, values in run.new_shared.items():  # copies: an initial value may be a hyperparameter's tensor
-            run.new_shared[path] = {name: value.clone() for name, value in values.items()}
+        # Copies: an initial value may be a hyperparameter's tensor.
+        for path, values in run.new_shared.items():
+            run.new_shared[path] = {
+                name: value.clone() for name, value in values.items()
+            }
         first = FirstStates(view, {}, {})
         for leaf in leaves:
             layout = Layout.of(run, leaf)
@@ -189,7 +203,9 @@ class States:
             member = self.members.by_param[param]
             self._accept_moved(view, member)
             state = self.of(param)
-            if member.is_unused(state) or (member.layout is None and not state and member.saved is None):
+            if member.is_unused(state) or (
+                member.layout is None and not state and member.saved is None
+            ):
                 unused.append(param)
         if unused:
             shares_none = self.are_unused(self.members.by_param.values())
@@ -238,7 +254,9 @@ class States:
             if member.has_state() and member.first_state is None:
                 member.shape = member.param.shape
 
-    def _incomplete(self, view: GroupView, row: list[Member], changed: bool) -> list[Tensor]:
+    def _incomplete(
+        self, view: GroupView, row: list[Member], changed: bool
+    ) -> list[Tensor]:
         """Return the parameters that lack slots, or whose slots may have changed."""
         params: list[Tensor] = []
         for member in row:
@@ -246,7 +264,9 @@ class States:
                 # The user may have moved the parameter from a group with other links.
                 incomplete = changed or member.made_for is not view
             else:
-                incomplete = member.param.grad is not None or (changed and member.layout is not None)
+                incomplete = member.param.grad is not None or (
+                    changed and member.layout is not None
+                )
             if incomplete:
                 params.append(member.param)
         return params
@@ -256,7 +276,9 @@ class States:
         old = self.of(member.param)
         old_keys = (member.layout or layout).owners()
         if member.saved is not None:
-            old = matched(member.name, member.param, member.saved, first, True, layout.coded_keys)
+            old = matched(
+                member.name, member.param, member.saved, first, True, layout.coded_keys
+            )
             member.saved = None
         state: dict[str, Any] = {"step": old.get("step", first["step"])}
         # Matched by stage, not by key: the slot of a newly enabled link may now have a key that another slot had.
@@ -288,7 +310,9 @@ class States:
 
     # Loading a checkpoint.
 
-    def replace(self, states: Mapping[Any, dict[str, Any]], layouts: Mapping[Tensor, Layout]) -> None:
+    def replace(
+        self, states: Mapping[Any, dict[str, Any]], layouts: Mapping[Tensor, Layout]
+    ) -> None:
         """Replace all states, of the current members and of other keys."""
         self.by_param.clear()
         self.by_param.update(states)
@@ -306,7 +330,13 @@ class States:
     def note_copies(self) -> None:
         """Record the tensors of unused states in a copy, because version counters restart there."""
         members = self.members.by_param
-        self.mark_unused([param for param, member in members.items() if member.first_state is not None])
+        self.mark_unused(
+            [
+                param
+                for param, member in members.items()
+                if member.first_state is not None
+            ]
+        )
 
     def mark_unused(self, params: Iterable[Tensor]) -> None:
         """Mark the current states of parameters as unused."""
@@ -320,7 +350,11 @@ def _unshared(run: OptimizerRun, values: State, old: State) -> State:
     new = {name: run.memory.unshared(value, taken) for name, value in values.items()}
     for name, tensor in old.items():  # now: no value shares memory with another old one
         value = new.get(name)
-        if value is not None and value.device == tensor.device and value.dtype == tensor.dtype:
+        if (
+            value is not None
+            and value.device == tensor.device
+            and value.dtype == tensor.dtype
+        ):
             new[name] = tensor.copy_(value)
     return new
 
@@ -337,7 +371,11 @@ def _set_shared(state: State, layout: Layout, new: Mapping[Path, State]) -> None
 def _are_prepared(members: list[Member], view: GroupView) -> bool:
     """Whether all these members have state that was created for their present group and is in use."""
     for member in members:
-        if not member.has_state() or member.first_state is not None or member.made_for is not view:
+        if (
+            not member.has_state()
+            or member.first_state is not None
+            or member.made_for is not view
+        ):
             return False
     return True
 
@@ -358,4 +396,7 @@ def _first_state(run: OptimizerRun, leaf: Leaf, layout: Layout, alone: bool) -> 
 
 
 def _step_dtype() -> torch.dtype:
-    return torch.float64 if torch.get_default_dtype() == torch.float64 else torch.float32  # as in torch.optim
+    # As in torch.optim.
+    return (
+        torch.float64 if torch.get_default_dtype() == torch.float64 else torch.float32
+    )

@@ -78,7 +78,8 @@ class Step:
         rows = self._rows = workings.members.rows(workings.states.by_param)
         self._values = self._checked_values(rows)
         self._check_capture(rows)
-        self._changed: list[bool] = []  # whether links or slots of a group may have changed
+        # Whether links or slots of a group may have changed.
+        self._changed: list[bool] = []
         for view, row, values in zip(self._views, rows, self._values, strict=True):
             changed = view.settle(values)
             if workings.states.are_unused(row):
@@ -97,7 +98,8 @@ class Step:
         self._blocks: list[Block] = []
         self._leaves: dict[int, Leaf] = {}
         self._clocks: dict[int | Count, Clock] = {}
-        self._agrees = len(self._views) == 1  # whether hyperparameters are known to agree across groups
+        # Whether hyperparameters are known to agree across groups.
+        self._agrees = len(self._views) == 1
         self._has_bundles = False
         if workings.traits.checks_extras:
             check_extras_of(self._outlines(self.members))
@@ -115,7 +117,9 @@ class Step:
     def _split_extras(self) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
         """Split the extras into 0-d values and trees by leaf."""
         run, extras = self._run, self._extras
-        kinds = run.known_extras = check_extras(self._workings.members.tx, True, extras, CALL)
+        kinds = run.known_extras = check_extras(
+            self._workings.members.tx, True, extras, CALL
+        )
         if not extras:
             return {}, {}
         names = self._workings.members.names()
@@ -144,9 +148,15 @@ class Step:
                 f"{self._owner}: parameter {member.name!r} has a sparse gradient, but rules require dense ones; "
                 "omit sparse=True in its nn.Embedding, or set param.grad = param.grad.to_dense() before step()"
             )
-        if member.state and layout is not None and not layout.keys <= member.state.keys():
+        if (
+            member.state
+            and layout is not None
+            and not layout.keys <= member.state.keys()
+        ):
             lacking = min(layout.keys - member.state.keys())
-            raise ValueError(f"{self._owner}: the state of parameter {member.name!r} lacks {lacking!r}")
+            raise ValueError(
+                f"{self._owner}: the state of parameter {member.name!r} lacks {lacking!r}"
+            )
 
     def _check_shapes(self, members: list[Member]) -> None:
         """Check that slots match the shapes of parameters. A valid plan implies this without reading shapes."""
@@ -166,11 +176,15 @@ class Step:
         stepping: list[Member] = []
         for row in rows:
             for member in row:
-                if member.layout is not None and (takes_none or member.param.grad is not None):
+                if member.layout is not None and (
+                    takes_none or member.param.grad is not None
+                ):
                     stepping.append(member)
         return stepping
 
-    def _counts_after(self, rows: Sequence[list[Member]]) -> dict[int | Count, int | Count]:
+    def _counts_after(
+        self, rows: Sequence[list[Member]]
+    ) -> dict[int | Count, int | Count]:
         """Move the counts to the device or the host, and return the new count for each present count."""
         members: list[Member] = []
         for row in rows:
@@ -180,7 +194,11 @@ class Step:
         for member in members:
             count = member.count
             if count not in after:
-                after[count] = count.after(self._run.tick) if isinstance(count, Count) else count + 1
+                after[count] = (
+                    count.after(self._run.tick)
+                    if isinstance(count, Count)
+                    else count + 1
+                )
         return after
 
     def _check_capture(self, rows: Sequence[list[Member]]) -> None:
@@ -220,7 +238,9 @@ class Step:
         if self._blocks:
             return
         for view, values in zip(self._views, self._values, strict=True):
-            block = Block.of(view.chain(values, CPU), self._run, self._count, self._unscale)
+            block = Block.of(
+                view.chain(values, CPU), self._run, self._count, self._unscale
+            )
             self._blocks.append(block)
 
     def _leaf(self, member: Member) -> Leaf:
@@ -228,13 +248,17 @@ class Step:
         clock = self._clocks.get(member.count)
         if clock is None:
             clock = self._clocks[member.count] = _clock_after(member.count)
-        leaf = self._workings.states.leaf(self._run, member, clock, member.param.grad, self._scalars)
+        leaf = self._workings.states.leaf(
+            self._run, member, clock, member.param.grad, self._scalars
+        )
         if self.trees:
             leaf.extras = dict(self._scalars)
             for name, tree in self.trees.items():
                 leaf.extras[name] = by_leaf(name, tree[leaf.name], leaf)
         program = self._blocks[member.group].for_leaf(leaf)
-        leaf.program = with_regions(program, member.param, self._workings.members.replicas)
+        leaf.program = with_regions(
+            program, member.param, self._workings.members.replicas
+        )
         return leaf
 
     # Computing.
@@ -303,7 +327,13 @@ class Step:
         """Compare the plan of the step with those of the other ranks."""
         members = self._workings.members
         agreement = self._workings.agreement
-        agreement.check(members.owner, self.members, self._views, request.structures, members.replicas)
+        agreement.check(
+            members.owner,
+            self.members,
+            self._views,
+            request.structures,
+            members.replicas,
+        )
 
     def _execute_then_write(self) -> None:
         """Execute all leaves, then write: no parameter may change before the last call of the closure."""
@@ -347,10 +377,15 @@ class Step:
                 if self._consumes:
                     member.param.grad = None
 
-        _count_up(bundles, self._after)  # at this point, because the states are in the processor's cache
+        # At this point, because the states are in the processor's cache.
+        _count_up(bundles, self._after)
         try:
-            execute(itertools.chain(bundles, self._eager_leaves(eager), self._stand_ins()), finish)
-        finally:  # if a leaf raises an error, bundles that were not written keep their old counts
+            execute(
+                itertools.chain(bundles, self._eager_leaves(eager), self._stand_ins()),
+                finish,
+            )
+        finally:
+            # If a leaf raises an error, bundles that were not written keep their old counts.
             _count_back(waiting)
 
     def _stand_ins(self) -> Iterator[Leaf]:
@@ -360,10 +395,13 @@ class Step:
             return
         stepping = [member for member in self.members if member.param.grad is not None]
         block, key = self._blocks[0], (stepping, [member.layout for member in stepping])
-        assert isinstance(self._count, int)  # a device would count only under a GradScaler, which is rejected
+        # A device would count only under a GradScaler, which is rejected.
+        assert isinstance(self._count, int)
         for route in rank_sums.routes(block, lambda: self._outlines(stepping), key):
             clock = _clock_after(self._count)
-            leaf = StandIn(self._run, route, dtype_of_sums(stepping), clock, self._scalars)
+            leaf = StandIn(
+                self._run, route, dtype_of_sums(stepping), clock, self._scalars
+            )
             self._run.stand_ins.add(leaf.name)
             yield leaf.set_route(block.on_route(route))
 
@@ -413,8 +451,11 @@ class Step:
         for path, slots in leaf.new.items():
             keys = leaf.layout.slots[path]
             for slot, value in slots.items():
-                if value is not leaf.state[keys[slot]]:  # the same tensor if, for example, a basis was not updated
-                    new[keys[slot]] = leaf.in_callers_form(leaf.run.memory.unshared(value, taken))
+                # The same tensor if, for example, a basis was not updated.
+                if value is not leaf.state[keys[slot]]:
+                    new[keys[slot]] = leaf.in_callers_form(
+                        leaf.run.memory.unshared(value, taken)
+                    )
         if self._stays:
             update = None if update is None else leaf.run.memory.unshared(update, taken)
             for key, value in new.items():
@@ -466,7 +507,9 @@ def _clock_after(count: int | Count) -> Clock:
     return Clock(torch.tensor(count + 1, device=CPU), count + 1)
 
 
-def _count_up(bundles: Iterable[Bundle], after: Mapping[int | Count, int | Count]) -> None:
+def _count_up(
+    bundles: Iterable[Bundle], after: Mapping[int | Count, int | Count]
+) -> None:
     """Write the counts after the step into the states of the members of bundles."""
     steps: list[Tensor] = []
     values: list[Tensor] = []
@@ -490,38 +533,59 @@ def _count_back(bundles: Iterable[Bundle]) -> None:
             member.state["step"].copy_(as_step(member.count))
 
 
-def _gradient_function(members: Members, extras: dict[str, Any]) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
+def _gradient_function(
+    members: Members, extras: dict[str, Any]
+) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
     """Return a function that computes gradients at other weights by calling the closure."""
 
     def gradients_at(values: dict[str, Tensor]) -> dict[str, Tensor]:
         with _moved(members, values) as params:
             extras["grad_fn"]()
-            return {name: _gradient_like(params[name], value) for name, value in values.items()}
+            return {
+                name: _gradient_like(params[name], value)
+                for name, value in values.items()
+            }
 
     return gradients_at
 
 
-def _value_function(members: Members, extras: dict[str, Any]) -> Callable[..., tuple[Tensor, Tensor | None]]:
+def _value_function(
+    members: Members, extras: dict[str, Any]
+) -> Callable[..., tuple[Tensor, Tensor | None]]:
     """Return a function that computes the loss, and its slope along a direction, by calling the closure."""
 
-    def value_at(values: dict[str, Tensor], direction: dict[str, Tensor] | None) -> tuple[Tensor, Tensor | None]:
+    def value_at(
+        values: dict[str, Tensor], direction: dict[str, Tensor] | None
+    ) -> tuple[Tensor, Tensor | None]:
         with _moved(members, values) as params:
             value = as_number("the result of value_fn", extras["value_fn"]()).detach()
             if direction is None:
                 return value, None
-            gradients = {name: _gradient_like(params[name], step) for name, step in direction.items()}
-            return value, total({name: gradients[name] * step for name, step in direction.items()})
+            gradients = {
+                name: _gradient_like(params[name], step)
+                for name, step in direction.items()
+            }
+            return value, total(
+                {name: gradients[name] * step for name, step in direction.items()}
+            )
 
     return value_at
 
 
 @contextlib.contextmanager
-def _moved(members: Members, values: dict[str, Tensor]) -> Generator[dict[str, Tensor], None, None]:
+def _moved(
+    members: Members, values: dict[str, Tensor]
+) -> Generator[dict[str, Tensor], None, None]:
     """Set parameters to other weights, without gradients, and restore both at the end."""
     params: dict[str, Tensor] = {}
     for param, member in members.by_param.items():
         params[member.name] = param
-    check_names(values, [name for name in params if name in values], "params", "the optimizer's parameters")
+    check_names(
+        values,
+        [name for name in params if name in values],
+        "params",
+        "the optimizer's parameters",
+    )
     saved = _Saved(params.values())
     try:
         for name, param in params.items():
@@ -536,7 +600,11 @@ def _moved(members: Members, values: dict[str, Tensor]) -> Generator[dict[str, T
 
 
 def _gradient_like(param: Tensor, value: Tensor) -> Tensor:
-    return torch.zeros_like(value) if param.grad is None else param.grad.detach().to(value.dtype)
+    return (
+        torch.zeros_like(value)
+        if param.grad is None
+        else param.grad.detach().to(value.dtype)
+    )
 
 
 class _Saved:

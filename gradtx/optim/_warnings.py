@@ -38,7 +38,10 @@ def warn_user(message: str, category: type[Warning]) -> None:
     """Warn at the line that called gradtx, at any depth of the call stack."""
     level = 1  # the frame of this function
     frame = inspect.currentframe()
-    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] in INNER_PACKAGES:
+    while (
+        frame is not None
+        and frame.f_globals.get("__name__", "").partition(".")[0] in INNER_PACKAGES
+    ):
         frame = frame.f_back
         level += 1
     warnings.warn(message, category, stacklevel=level)
@@ -60,7 +63,9 @@ def _makes_direction(tx: GradientTransformation) -> bool:
     """Whether a link changes gradients; a chain that only averages or records is not an optimizer."""
     for link in tx._links():
         inner = link._children()
-        if any(map(_makes_direction, inner)) or not (inner or link._name in WITHOUT_DIRECTION):
+        if any(map(_makes_direction, inner)) or not (
+            inner or link._name in WITHOUT_DIRECTION
+        ):
             return True
     return False
 
@@ -69,9 +74,15 @@ def _keeps_sign(tx: GradientTransformation) -> bool:
     """Whether every part of a transformation is known to keep the sign of its input."""
     if isinstance(tx, Chain):
         return all(map(_keeps_sign, tx._children()))
-    if not isinstance(tx, FactoryCall) or not (tx._spec.function.__module__ or "").startswith("gradtx."):
+    if not isinstance(tx, FactoryCall) or not (
+        tx._spec.function.__module__ or ""
+    ).startswith("gradtx."):
         return False  # a user function may flip the sign
-    if tx._name in (RATE, "scale", "freeze") or tx._lr_role == "owner" or tx._arguments.get("maximize"):
+    if (
+        tx._name in (RATE, "scale", "freeze")
+        or tx._lr_role == "owner"
+        or tx._arguments.get("maximize")
+    ):
         return False
     if isinstance(tx._body, GradientTransformation):
         return _keeps_sign(tx._body)
@@ -158,7 +169,9 @@ def _early_links(tx: GradientTransformation) -> Iterator[tuple[str, str]]:
             early = link
 
 
-def _misplaced_links(tx: GradientTransformation) -> Iterator[tuple[str, str, FactoryCall]]:
+def _misplaced_links(
+    tx: GradientTransformation,
+) -> Iterator[tuple[str, str, FactoryCall]]:
     """Yield (part of a chain with the first learning rate, later part, misplaced link in the later part)."""
     while isinstance(tx, FactoryCall) and isinstance(tx._body, GradientTransformation):
         tx = tx._body
@@ -210,7 +223,12 @@ def warn_of_misspelt(owner: str, keys: Iterable[Any], entries: Iterable[Entry]) 
     for entry in entries:
         known.update((entry.name, entry.full, entry.labelled, entry.argument.name))
     for key in keys:
-        if not isinstance(key, str) or key in known or key in FOREIGN_KEYS or _contains_name(key, known):
+        if (
+            not isinstance(key, str)
+            or key in known
+            or key in FOREIGN_KEYS
+            or _contains_name(key, known)
+        ):
             continue
         intended = OTHER_WORDS.get(key)
         if intended not in known:
@@ -228,8 +246,13 @@ def _contains_name(key: str, names: set[str]) -> bool:
 def warn_of_engine_options(owner: str, options: Mapping[str, Any]) -> None:
     """Warn about enabled options that choose between torch's implementations; disabled options have no effect."""
     if options.get("capturable"):
-        warn_user(f"{owner}: capturable=True has no effect in a group; pass it to {owner}, for all groups", UserWarning)
-    given = [f"{name}={options[name]}" for name in ("foreach", "fused") if options.get(name)]
+        warn_user(
+            f"{owner}: capturable=True has no effect in a group; pass it to {owner}, for all groups",
+            UserWarning,
+        )
+    given = [
+        f"{name}={options[name]}" for name in ("foreach", "fused") if options.get(name)
+    ]
     if given:
         verb = "chooses" if len(given) == 1 else "choose"
         warn_user(

@@ -68,13 +68,21 @@ class Workings:
             offload: Moves parameters to the host for each step, if requested.
         """
         members = Members(owner, tx)
-        return cls(members, States(members), HessianSource(owner, tx, seed), engine, offload=offload)
+        return cls(
+            members,
+            States(members),
+            HessianSource(owner, tx, seed),
+            engine,
+            offload=offload,
+        )
 
     def at_state(self, **changes: bool) -> contextlib.AbstractContextManager[None]:
         """Keep all parameters on their state's device inside a `with` block; `changes` as for `Offload.on_host`."""
         return self.with_state(self.members.by_param, **changes)
 
-    def with_state(self, params: Iterable[Tensor], **changes: bool) -> contextlib.AbstractContextManager[None]:
+    def with_state(
+        self, params: Iterable[Tensor], **changes: bool
+    ) -> contextlib.AbstractContextManager[None]:
         """Keep some parameters on their state's device inside a `with` block."""
         if self.offload is None:
             return contextlib.nullcontext()

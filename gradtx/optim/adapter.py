@@ -54,7 +54,8 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
     """A GradientTransformation as a torch optimizer; returned by `as_optimizer`, base of the `gradtx.optim` classes."""
 
     _released: ReleasedGradients | None = None
-    _made_defaults: Mapping[str, Any] | None = None  # a copy of the original `defaults`; None in old pickles
+    # A copy of the original `defaults`; None in old pickles.
+    _made_defaults: Mapping[str, Any] | None = None
 
     def __init__(
         self,
@@ -78,12 +79,16 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
             )
         check_transformation(owner, "tx", tx)
         offload = _offload_for(owner, state_device, tx)
-        self._workings = Workings.of(owner, self._copy_hyperparameters(tx), seed, _engine_for(compile), offload)
+        self._workings = Workings.of(
+            owner, self._copy_hyperparameters(tx), seed, _engine_for(compile), offload
+        )
         self._workings.capturable = capturable
         members = self._workings.members
         if process_group is not None:
             if state_device is not None:
-                raise ValueError(f"{owner}: state_device cannot be combined with process_group")
+                raise ValueError(
+                    f"{owner}: state_device cannot be combined with process_group"
+                )
             members.replicas = team_of_group(f"{owner}: process_group", process_group)
         if sum_over is not None:
             check_can_sum(owner, members.block(), tx.needs)
@@ -105,18 +110,28 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
     def _check_patterns(self) -> None:
         """Check that every pattern of the chain matches a parameter or a slot, on this or another rank."""
         members, states = self._workings.members, self._workings.states
-        slots_by_label = {storage.label: slots for storage, slots in states.seen_slots.items()}
+        slots_by_label = {
+            storage.label: slots for storage, slots in states.seen_slots.items()
+        }
         seen = Seen(members.names(), slots_by_label, states.are_complete)
         states.awaits_slots = members.rank_sums is None and not seen.complete
         if members.rank_sums is not None:
             seen = members.rank_sums.seen_everywhere(seen)
         members.check_selectors(seen.names)
         if seen.complete:
-            check_patterns({storage: seen.slots[storage.label] for storage in states.seen_slots})
+            check_patterns(
+                {storage: seen.slots[storage.label] for storage in states.seen_slots}
+            )
 
-    def _copy_hyperparameters(self, tx: GradientTransformation) -> GradientTransformation:
+    def _copy_hyperparameters(
+        self, tx: GradientTransformation
+    ) -> GradientTransformation:
         """Copy the transformation's hyperparameter tensors: schedulers write to them, and others may share them."""
-        tensors = {entry.place: _cloned(entry.value) for entry in tx._entries() if tensors_in(entry.value)}
+        tensors = {
+            entry.place: _cloned(entry.value)
+            for entry in tx._entries()
+            if tensors_in(entry.value)
+        }
         return tx._replaced(tensors, checked=False) if tensors else tx
 
     @property
@@ -134,7 +149,9 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         Parameters that still have state, from a group that was removed, keep it.
         """
         owner = type(self).__name__
-        group = without_repeats(self._checked_by_torch(listed_group(owner, param_group)))
+        group = without_repeats(
+            self._checked_by_torch(listed_group(owner, param_group))
+        )
         keys = list(group)
         workings = self._up_to_date()
         members, states = workings.members, workings.states
@@ -146,14 +163,20 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         with self._workings.with_state(joining.by_param, writes=False):
             for view in joining.views:
                 self._workings.hessian.mark(view.group)
-                first_states.append(states.first(view, view.group["params"], joining.by_param))
+                first_states.append(
+                    states.first(view, view.group["params"], joining.by_param)
+                )
         # Warn before anything changes, because warnings may be turned into errors.
         warn_of_misspelt(owner, keys, self._tx._entries())
         warn_of_engine_options(owner, group)
         members.admit(joining)
         for view, first in zip(joining.views, first_states, strict=True):
             self.param_groups.append(view.group)
-            states.keep(first.of(param for param in view.group["params"] if not self.state.get(param)))
+            states.keep(
+                first.of(
+                    param for param in view.group["params"] if not self.state.get(param)
+                )
+            )
         for view in joining.views:
             view.show(states.count)
         if self._released is not None:
@@ -165,7 +188,9 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         if made is None:
             return
         for name, value in self.defaults.items():
-            if name in ENGINE_OPTIONS or (name in made and (value is made[name] or is_same(value, made[name]))):
+            if name in ENGINE_OPTIONS or (
+                name in made and (value is made[name] or is_same(value, made[name]))
+            ):
                 continue
             group.setdefault(name, value)
 
@@ -192,7 +217,8 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         members, states = self._workings.members, self._workings.states
         states.by_param = self.state
         for param in members.follow(self.param_groups, states.count):
-            self.state.pop(param, None)  # left over when accelerate shards parameters; no step would use it again
+            # Left over when accelerate shards parameters; no step would use it again.
+            self.state.pop(param, None)
         if self._released is not None:
             self._released.follow(members.by_param)
         return self._workings
@@ -244,7 +270,9 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
                 "a CUDA graph keeps gradients"
             )
         if self._released is not None and self._released.active:
-            raise RuntimeError(f"{type(self).__name__}: gradients are already released; call handle.remove() first")
+            raise RuntimeError(
+                f"{type(self).__name__}: gradients are already released; call handle.remove() first"
+            )
         self._released = ReleasedGradients(self)
         return self._released
 
@@ -276,7 +304,11 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(  # type: ignore[override]
-        self, closure: Callable[[], Any] | None = None, *, consume_gradients: bool = False, **extras: Any
+        self,
+        closure: Callable[[], Any] | None = None,
+        *,
+        consume_gradients: bool = False,
+        **extras: Any,
     ) -> Any:
         """Update every parameter that has a gradient.
 
@@ -302,7 +334,12 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
             return self._step_untraced(closure, consume_gradients, extras)
         return self._step(closure, consume_gradients, extras)
 
-    def _step(self, closure: Callable[[], Any] | None, consume_gradients: bool, extras: dict[str, Any]) -> Any:
+    def _step(
+        self,
+        closure: Callable[[], Any] | None,
+        consume_gradients: bool,
+        extras: dict[str, Any],
+    ) -> Any:
         self._check_training()
         self._check_released(extras)
         workings = self._up_to_date()
@@ -325,13 +362,17 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         if workings.offload is not None:
             workings.offload.check_step(workings.members.by_param)
             workings.offload.extras_on_host(extras)
-        with workings.at_state(writes=True, consumes=consume_gradients, unscales=scaling is not None):
+        with workings.at_state(
+            writes=True, consumes=consume_gradients, unscales=scaling is not None
+        ):
             step = open_step or self._checked_step(extras, scaling, consume_gradients)
             hessian.supply(step)
             step.run()
         return loss
 
-    def _check_scaling(self, workings: Workings, closure: Callable[[], Any] | None) -> None:
+    def _check_scaling(
+        self, workings: Workings, closure: Callable[[], Any] | None
+    ) -> None:
         """Check that the options of this step are available under a GradScaler.
 
         Raises:
@@ -343,13 +384,23 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
                 "steps on some ranks of sum_over=; train in bfloat16"
             )
         if closure is not None:
-            remedy = "train in bfloat16, without a scaler" if self._calls_again() else "call step without a closure"
-            raise RuntimeError(f"closures are not supported under an enabled GradScaler: {remedy}")
+            remedy = (
+                "train in bfloat16, without a scaler"
+                if self._calls_again()
+                else "call step without a closure"
+            )
+            raise RuntimeError(
+                f"closures are not supported under an enabled GradScaler: {remedy}"
+            )
 
-    def _add_extras_of(self, closure: Callable[[], Any], loss: Any, extras: dict[str, Any]) -> None:
+    def _add_extras_of(
+        self, closure: Callable[[], Any], loss: Any, extras: dict[str, Any]
+    ) -> None:
         """Add the extras that a closure supplies, unless the caller passed them."""
         if _is_number(loss) or (loss is not None and "value" in self._tx.needs):
-            extras.setdefault("value", loss.detach().reshape(()) if _is_number_tensor(loss) else loss)
+            extras.setdefault(
+                "value", loss.detach().reshape(()) if _is_number_tensor(loss) else loss
+            )
         extras.setdefault("grad_fn", closure)
         extras.setdefault("value_fn", closure)
 
@@ -363,7 +414,9 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         Raises:
             RuntimeError: If no parameter has a gradient.
         """
-        if self._calls_again() and all(param.grad is None for param in workings.members.by_param):
+        if self._calls_again() and all(
+            param.grad is None for param in workings.members.by_param
+        ):
             raise RuntimeError(
                 f"{type(self).__name__}: the closure computed no gradients; it must call zero_grad() and backward(), "
                 "and return the loss"
@@ -371,7 +424,9 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
 
     _step_untraced = _torch.not_traced(_step)
 
-    def _checked_step(self, extras: dict[str, Any], scaling: Scaling | None, consumes: bool) -> Step:
+    def _checked_step(
+        self, extras: dict[str, Any], scaling: Scaling | None, consumes: bool
+    ) -> Step:
         """Create a step, which runs all checks; report a failure so that other ranks do not wait."""
         members = self._workings.members
         if members.rank_sums is not None:
@@ -379,14 +434,17 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         try:
             return Step(self._workings, extras, scaling, consumes)
         except Exception:
-            self._workings.agreement.report_failure(members.by_param.values(), members.replicas)
+            self._workings.agreement.report_failure(
+                members.by_param.values(), members.replicas
+            )
             if members.rank_sums is not None:
                 members.rank_sums.report_failure()
             raise
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
-        if name == "step" and "_workings" in self.__dict__:  # torch's schedulers wrap `step` in a counter
+        # torch's schedulers wrap `step` in a counter.
+        if name == "step" and "_workings" in self.__dict__:
             warn_of_two_schedules(type(self).__name__, self._workings.members.views)
 
     def expect_scheduler(self) -> None:
@@ -422,7 +480,9 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         restores those from before, and warns.
         """
         if self._workings.evaluation is None:
-            self._workings.evaluation = Evaluation.start(self._weights_to_evaluate_with())
+            self._workings.evaluation = Evaluation.start(
+                self._weights_to_evaluate_with()
+            )
 
     @torch.no_grad()
     def train(self) -> None:
@@ -487,11 +547,16 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
 
     def _state_dict_of_members(self) -> dict[str, Any]:
         """Return torch's state dict, without the state of parameters that were removed from the groups."""
-        members, everything = self._workings.members.by_param, cast("defaultdict[Any, Any]", self.state)
+        members = self._workings.members.by_param
+        everything = cast("defaultdict[Any, Any]", self.state)
         member_states = {
-            key: value for key, value in everything.items() if not isinstance(key, Tensor) or key in members
+            key: value
+            for key, value in everything.items()
+            if not isinstance(key, Tensor) or key in members
         }
-        owner_states = states_of_owners(members, member_states, self._workings.members.replicas)
+        owner_states = states_of_owners(
+            members, member_states, self._workings.members.replicas
+        )
         if len(member_states) == len(everything) and not owner_states:
             return super().state_dict()
         member_states.update(owner_states)
@@ -532,8 +597,10 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         workings.evaluation = evaluation
         if self._released is not None:
             self._released.close()
-        self.param_groups[:] = [view.group for view in workings.members.views]  # in place: wrappers share the list
-        if type(self).__setstate__ is not ChainOptimizer.__setstate__:  # subclasses complete old groups there
+        # In place: wrappers share the list.
+        self.param_groups[:] = [view.group for view in workings.members.views]
+        # Subclasses complete old groups there.
+        if type(self).__setstate__ is not ChainOptimizer.__setstate__:
             self.__setstate__({"state": self.state, "param_groups": self.param_groups})
         for hook in after:
             hook(self)
@@ -570,7 +637,9 @@ def _engine_for(compile: Any) -> Any:
     return CompiledEngine(compiler_options(compile))
 
 
-def _offload_for(owner: str, state_device: Any, tx: GradientTransformation) -> Offload | None:
+def _offload_for(
+    owner: str, state_device: Any, tx: GradientTransformation
+) -> Offload | None:
     """Create the offload of parameters to the host; its module is imported only here."""
     if state_device is None:
         return None
@@ -592,4 +661,6 @@ def _is_number_tensor(loss: Any) -> bool:
 
 def _is_number(loss: Any) -> bool:
     """Whether a closure's result is a loss; closures may return other objects if no link reads the loss."""
-    return _is_number_tensor(loss) or (not isinstance(loss, bool) and isinstance(loss, numbers.Real))
+    return _is_number_tensor(loss) or (
+        not isinstance(loss, bool) and isinstance(loss, numbers.Real)
+    )

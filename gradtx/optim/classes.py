@@ -40,7 +40,8 @@ class AliasOptimizer(ChainOptimizer):
     _alias: Callable[..., GradientTransformation]
     _arguments: inspect.Signature  # the signature of the alias
     _fixed_options: Mapping[str, Any] = types.MappingProxyType({})
-    _seeded = False  # whether `seed` is an argument of the optimizer; otherwise the alias may have a `seed`
+    # Whether `seed` is an argument of the optimizer; otherwise the alias may have a `seed`.
+    _seeded = False
 
     def __init_subclass__(cls, alias: Any = None, **kwargs: Any):
         super().__init_subclass__(**kwargs)
@@ -51,25 +52,54 @@ class AliasOptimizer(ChainOptimizer):
             return
         cls._alias = staticmethod(alias)
         cls._fixed_options = FIXED_OPTIONS.get(alias.__name__, {})
-        cls.__doc__ = (
-            f"`gradtx.{alias.__name__}` as a torch optimizer: `{cls.__name__}(params, ...)`.\n\n    {alias.__doc__}"
-        )
+        summary = f"`gradtx.{alias.__name__}` as a torch optimizer: `{cls.__name__}(params, ...)`."
+        cls.__doc__ = f"{summary}\n\n    {alias.__doc__}"
         own = cls._arguments = inspect.signature(alias)
         params = inspect.Parameter("params", inspect.Parameter.POSITIONAL_OR_KEYWORD)
         engine = [
-            inspect.Parameter("compile", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=COMPILE),
-            inspect.Parameter("process_group", inspect.Parameter.KEYWORD_ONLY, default=None, annotation="Any"),
-            inspect.Parameter("sum_over", inspect.Parameter.KEYWORD_ONLY, default=None, annotation="Any"),
-            inspect.Parameter("state_device", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=STATE_DEVICE),
-            inspect.Parameter("capturable", inspect.Parameter.KEYWORD_ONLY, default=False, annotation="bool"),
+            inspect.Parameter(
+                "compile",
+                inspect.Parameter.KEYWORD_ONLY,
+                default=False,
+                annotation=COMPILE,
+            ),
+            inspect.Parameter(
+                "process_group",
+                inspect.Parameter.KEYWORD_ONLY,
+                default=None,
+                annotation="Any",
+            ),
+            inspect.Parameter(
+                "sum_over",
+                inspect.Parameter.KEYWORD_ONLY,
+                default=None,
+                annotation="Any",
+            ),
+            inspect.Parameter(
+                "state_device",
+                inspect.Parameter.KEYWORD_ONLY,
+                default=None,
+                annotation=STATE_DEVICE,
+            ),
+            inspect.Parameter(
+                "capturable",
+                inspect.Parameter.KEYWORD_ONLY,
+                default=False,
+                annotation="bool",
+            ),
         ]
         example = alias.spec.example
         options: Any = example(chain()) if callable(example) else example
         if "hessian_diag" in alias(**options).needs:
             cls._seeded = True
-            engine.append(inspect.Parameter("seed", inspect.Parameter.KEYWORD_ONLY, default=0, annotation="int"))
+            engine.append(
+                inspect.Parameter(
+                    "seed", inspect.Parameter.KEYWORD_ONLY, default=0, annotation="int"
+                )
+            )
         cls.__signature__ = own.replace(  # type: ignore[attr-defined]
-            parameters=[params, *own.parameters.values(), *engine], return_annotation=own.empty
+            parameters=[params, *own.parameters.values(), *engine],
+            return_annotation=own.empty,
         )
 
     def __init__(
@@ -83,11 +113,16 @@ class AliasOptimizer(ChainOptimizer):
         capturable: bool = False,
         **kwargs: Any,
     ):
-        engine_options = {name: kwargs.pop(name) for name in ENGINE_OPTIONS if name in kwargs}
+        engine_options = {
+            name: kwargs.pop(name) for name in ENGINE_OPTIONS if name in kwargs
+        }
         check_differentiable(engine_options)
         warn_of_engine_options(type(self).__name__, engine_options)
         seed = kwargs.pop("seed", 0) if self._seeded else 0
-        numbers = {self._argument_named(name): _as_number(value) for name, value in kwargs.items()}
+        numbers = {
+            self._argument_named(name): _as_number(value)
+            for name, value in kwargs.items()
+        }
         tx = self._alias(*map(_as_number, args), **numbers)
         engine: dict[str, Any] = {
             "compile": compile,
@@ -95,9 +130,13 @@ class AliasOptimizer(ChainOptimizer):
             "state_device": state_device,
             "capturable": bool(capturable),
         }
-        super().__init__(tx, params, process_group=process_group, sum_over=sum_over, **engine)
+        super().__init__(
+            tx, params, process_group=process_group, sum_over=sum_over, **engine
+        )
         arguments = self._arguments.bind(*args, **numbers).arguments
-        arguments.update((name, value) for name, value in engine.items() if value != ENGINE[name])
+        arguments.update(
+            (name, value) for name, value in engine.items() if value != ENGINE[name]
+        )
         self.defaults = _defaults_of(self._tx, arguments)
         self._made_defaults = dict(self.defaults)
 
@@ -106,7 +145,8 @@ class AliasOptimizer(ChainOptimizer):
         arguments = self._arguments.parameters
         name = key.removeprefix(f"{self._alias.__name__}.")
         if name == "lr" and "lr" not in arguments:
-            name = "max_lr"  # which groups show as `lr` if there is no other learning rate
+            # Which groups show as `lr` if there is no other learning rate.
+            name = "max_lr"
         return name if name in arguments else key
 
     def _up_to_date(self) -> Workings:
@@ -127,23 +167,31 @@ class AliasOptimizer(ChainOptimizer):
         super().add_param_group(param_group)
         self._show_fixed_options()
 
-    def _check_fixed(self, what: str, group: dict[str, Any], option: str, remedy: str) -> None:
+    def _check_fixed(
+        self, what: str, group: dict[str, Any], option: str, remedy: str
+    ) -> None:
         """Reject another value of an option that this class fixes, if it would have an effect."""
         if group.get("weight_decay", 0.0) != 0.0:
             other = f"{option}={group[option]}"
-            raise ValueError(f"{type(self).__name__}: {what} has {other}, which this class does not support; {remedy}")
+            raise ValueError(
+                f"{type(self).__name__}: {what} has {other}, which this class does not support; {remedy}"
+            )
 
     def state_dict(self) -> dict[str, Any]:
         """Return a state dict as torch's class does, with numbers for options that are None only in gradtx."""
         state_dict = super().state_dict()
-        for group in state_dict.get("param_groups", ()):  # a hook may have replaced the whole dict
+        # A hook may have replaced the whole dict.
+        for group in state_dict.get("param_groups", ()):
             for name, number in NUMBERS_OF_TORCH.get(self._alias.__name__, {}).items():
                 if group.get(name, 0) is None:
                     group[name] = number(group)
         return state_dict
 
-    def _copy_hyperparameters(self, tx: GradientTransformation) -> GradientTransformation:
-        return tx  # created for this optimizer: tensors passed by the user are not copied, as in torch
+    def _copy_hyperparameters(
+        self, tx: GradientTransformation
+    ) -> GradientTransformation:
+        # Created for this optimizer: tensors passed by the user are not copied, as in torch.
+        return tx
 
     def _accepted(self, state_dict: dict[str, Any]) -> dict[str, Any]:
         fixed = self._fixed_options
@@ -153,7 +201,9 @@ class AliasOptimizer(ChainOptimizer):
         for option, value in fixed.items():
             for group in groups:
                 if group.get(option, value) != value:
-                    self._check_fixed("loaded group", group, option, "load it into Adam")
+                    self._check_fixed(
+                        "loaded group", group, option, "load it into Adam"
+                    )
         return {**state_dict, "param_groups": [{**group, **fixed} for group in groups]}
 
 
@@ -170,7 +220,9 @@ def _as_number(value: Any) -> Any:
     return value
 
 
-def _defaults_of(tx: GradientTransformation, arguments: Mapping[str, Any]) -> dict[str, Any]:
+def _defaults_of(
+    tx: GradientTransformation, arguments: Mapping[str, Any]
+) -> dict[str, Any]:
     """Return constructor arguments by their names in groups, so that `type(opt)(params, **opt.defaults)` works.
 
     Args:
@@ -197,10 +249,14 @@ def optimizer_class(alias: Any) -> type[AliasOptimizer]:
     def fill(namespace: dict[str, Any]) -> None:
         namespace["__module__"] = "gradtx.optim"
 
-    return types.new_class(alias.spec.class_name, (AliasOptimizer,), {"alias": alias}, fill)
+    return types.new_class(
+        alias.spec.class_name, (AliasOptimizer,), {"alias": alias}, fill
+    )
 
 
-CLASSES = {name: optimizer_class(getattr(optimizers, name)) for name in optimizers.__all__}
+CLASSES = {
+    name: optimizer_class(getattr(optimizers, name)) for name in optimizers.__all__
+}
 """The class of each alias, by the alias's name."""
 
 _CLASS_OF_NAME = {cls.__name__: cls for cls in CLASSES.values()}

@@ -79,7 +79,9 @@ def adafactor(
     return chain(
         scale_by_factored_rms(decay_rate, eps[0]),
         clip_by_block_rms(clip_threshold),
-        scale_by_adafactor(lr, eps[1], beta1, weight_decay, scale_parameter, relative_step, warmup_init),
+        scale_by_adafactor(
+            lr, eps[1], beta1, weight_decay, scale_parameter, relative_step, warmup_init
+        ),
     )
 
 

@@ -8,7 +8,12 @@ from gradtx._arguments import Betas, Scalar, is_off
 from gradtx.core import chain
 from gradtx.factories import alias
 from gradtx.transforms.adaptive import scale_by_adam, scale_by_adopt
-from gradtx.transforms.atan2 import ATAN2_RANGES, orthogonalize_against_ema, scale_by_adopt_atan2, scale_by_atan2
+from gradtx.transforms.atan2 import (
+    ATAN2_RANGES,
+    orthogonalize_against_ema,
+    scale_by_adopt_atan2,
+    scale_by_atan2,
+)
 from gradtx.transforms.clipping import soft_row_clip
 from gradtx.transforms.constraints import map_after_step
 from gradtx.transforms.control import hold_until
@@ -24,6 +29,11 @@ def decayed(direction, weight_decay, decoupled: bool):
     """Chain a direction with weight decay before it (coupled) or after it (decoupled)."""
     decay = add_decayed_weights(weight_decay)
     return chain(direction, decay) if decoupled else chain(decay, direction)
+
+
+def split_decay(weight_decay, decoupled: bool) -> tuple:
+    """Return the coupled and the decoupled weight decay, one of which is 0."""
+    return (0.0, weight_decay) if decoupled else (weight_decay, 0.0)
 
 
 def with_decay(direction, weight_decay, decoupled: bool, lr, fixed: bool = False):
@@ -76,7 +86,9 @@ def adam(
 
     Source: Kingma and Ba 2014, arXiv:1412.6980. Departures: none from torch.optim.Adam.
     """
-    return with_decay(scale_by_adam(betas, eps, amsgrad), weight_decay, decoupled_weight_decay, lr)
+    return with_decay(
+        scale_by_adam(betas, eps, amsgrad), weight_decay, decoupled_weight_decay, lr
+    )
 
 
 @alias(class_name="AdamW")
@@ -162,13 +174,16 @@ def adamp(
     """
     return chain(
         scale_by_adam(betas, eps, nesterov=nesterov),
-        project_scale_invariant(delta, wd_ratio, eps, weight_decay),  # applies the decay, too: only it knows r
+        # Applies the decay, too: only it knows r.
+        project_scale_invariant(delta, wd_ratio, eps, weight_decay),
         scale_by_learning_rate(lr),
     )
 
 
 @alias(
-    class_name="SGDP", ranges={"delta": "[0, inf)", "wd_ratio": "[0, inf)", "momentum": "[0, 1)"}, example={"lr": 0.1}
+    class_name="SGDP",
+    ranges={"delta": "[0, inf)", "wd_ratio": "[0, inf)", "momentum": "[0, 1)"},
+    example={"lr": 0.1},
 )
 def sgdp(
     lr: Scalar,
@@ -287,18 +302,33 @@ def adam_atan2(
     return chain(
         orthogonalize_against_ema(orig_grad_ema_beta) if orthog_grad else chain(),
         scale_by_atan2(betas, a, b, cautious_factor),
-        _decay_or_regenerate(weight_decay, regen_reg_rate, lr, decoupled_wd, cautious_wd, wasserstein_reg),
+        _decay_or_regenerate(
+            weight_decay, regen_reg_rate, lr, decoupled_wd, cautious_wd, wasserstein_reg
+        ),
         scale_by_learning_rate(lr),
-        map_after_step(functools.partial(soft_row_clip, max_norm=clip_to_grok_max_norm)) if clip_to_grok else chain(),
+        map_after_step(functools.partial(soft_row_clip, max_norm=clip_to_grok_max_norm))
+        if clip_to_grok
+        else chain(),
     )
 
 
-def _decay_or_regenerate(weight_decay, rate, lr, relative: bool, cautious: bool = False, wasserstein: bool = False):
+def _decay_or_regenerate(
+    weight_decay,
+    rate,
+    lr,
+    relative: bool,
+    cautious: bool = False,
+    wasserstein: bool = False,
+):
     if not (is_off(weight_decay) or is_off(rate)):
-        raise ValueError("weight_decay and regen_reg_rate are mutually exclusive; set one of them to 0.0")
+        raise ValueError(
+            "weight_decay and regen_reg_rate are mutually exclusive; set one of them to 0.0"
+        )
     relative_to = lr if relative else None
     if is_off(rate):
-        return add_decayed_weights(weight_decay, cautious=cautious, relative_to=relative_to)
+        return add_decayed_weights(
+            weight_decay, cautious=cautious, relative_to=relative_to
+        )
     return regenerate_towards_init(rate, wasserstein, relative_to=relative_to)
 
 
@@ -346,7 +376,12 @@ def adopt(
     `clip_lambda` is replaced by its exponent.
     """
     return chain(
-        with_decay(scale_by_adopt(betas, eps, clip_exponent), weight_decay, decoupled_weight_decay, lr),
+        with_decay(
+            scale_by_adopt(betas, eps, clip_exponent),
+            weight_decay,
+            decoupled_weight_decay,
+            lr,
+        ),
         hold_until(2),  # neither the update nor the decay acts in the first step
     )
 

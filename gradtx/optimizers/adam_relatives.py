@@ -6,8 +6,16 @@ from gradtx._arguments import Betas, Range, Scalar
 from gradtx.core import chain
 from gradtx.factories import alias
 from gradtx.optimizers.adam import with_decay
-from gradtx.transforms.adam_hat import scale_by_adam_hat, scale_by_diffgrad, scale_by_yogi
-from gradtx.transforms.rectified import hold_until_rectified, scale_by_belief, scale_by_radam
+from gradtx.transforms.adam_hat import (
+    scale_by_adam_hat,
+    scale_by_diffgrad,
+    scale_by_yogi,
+)
+from gradtx.transforms.rectified import (
+    hold_until_rectified,
+    scale_by_belief,
+    scale_by_radam,
+)
 from gradtx.transforms.scaling import scale_by_learning_rate
 from gradtx.transforms.stable_decay import scale_by_adam_stable_decay
 
@@ -108,14 +116,23 @@ def radam(
     options. pytorch_optimizer's RAdam decouples the decay and has `degenerated_to_sgd=False` by default.
     """
     radam = with_decay(
-        scale_by_radam(betas, eps, rho_threshold, degenerated_to_sgd), weight_decay, decoupled_weight_decay, lr
+        scale_by_radam(betas, eps, rho_threshold, degenerated_to_sgd),
+        weight_decay,
+        decoupled_weight_decay,
+        lr,
     )
-    return radam if degenerated_to_sgd else chain(radam, hold_until_rectified(betas[1], rho_threshold))
+    return (
+        radam
+        if degenerated_to_sgd
+        else chain(radam, hold_until_rectified(betas[1], rho_threshold))
+    )
 
 
 @alias(
-    ranges={"initial_accumulator_value": "[0, inf)"}, example={"initial_accumulator_value": 2**-20}
-)  # close to the default, and the same number in every dtype
+    ranges={"initial_accumulator_value": "[0, inf)"},
+    # Close to the default, and the same number in every dtype.
+    example={"initial_accumulator_value": 2**-20},
+)
 def yogi(
     lr: Scalar = 1e-2,
     betas: Betas = (0.9, 0.999),
@@ -197,7 +214,12 @@ def adamd(
 
     Source: St John 2021, arXiv:2110.10828. Departures: eps is added before the correction.
     """
-    return with_decay(scale_by_adam_hat(betas, eps, debias_first=False), weight_decay, decoupled_weight_decay, lr)
+    return with_decay(
+        scale_by_adam_hat(betas, eps, debias_first=False),
+        weight_decay,
+        decoupled_weight_decay,
+        lr,
+    )
 
 
 @alias(class_name="DiffGrad")
@@ -235,7 +257,9 @@ def diffgrad(
 
     Source: Dubey et al. 2019, arXiv:1909.11015. Departures: none from the authors' code.
     """
-    return with_decay(scale_by_diffgrad(betas, eps), weight_decay, decoupled_weight_decay, lr)
+    return with_decay(
+        scale_by_diffgrad(betas, eps), weight_decay, decoupled_weight_decay, lr
+    )
 
 
 @alias(ranges={"beta_softplus": "(0, inf)"})
@@ -365,4 +389,7 @@ def adams(
     Source: Xie et al. 2020, arXiv:2011.11152. Departures: no decay as long as all gradients are zero, where the
     authors' code divides by 0. pytorch_optimizer's AdamS adds eps to $\sqrt{\bar v_t}$.
     """
-    return chain(scale_by_adam_stable_decay(betas, eps, weight_decay, amsgrad), scale_by_learning_rate(lr))
+    return chain(
+        scale_by_adam_stable_decay(betas, eps, weight_decay, amsgrad),
+        scale_by_learning_rate(lr),
+    )

@@ -113,7 +113,9 @@ def adamod(
     """
     if decoupled_weight_decay:
         return scale_by_adamod(lr, betas, beta3, eps, weight_decay)
-    return chain(add_decayed_weights(weight_decay), scale_by_adamod(lr, betas, beta3, eps))
+    return chain(
+        add_decayed_weights(weight_decay), scale_by_adamod(lr, betas, beta3, eps)
+    )
 
 
 @alias(class_name="AdaNorm", ranges={"r": "[0, 1)"})
@@ -165,7 +167,10 @@ def adanorm(
     accumulates eps, and also divides it by the bias correction of $v$.
     """
     return with_decay(
-        scale_by_adanorm(betas, eps, r, amsgrad, accumulate_eps), weight_decay, decoupled_weight_decay, lr
+        scale_by_adanorm(betas, eps, r, amsgrad, accumulate_eps),
+        weight_decay,
+        decoupled_weight_decay,
+        lr,
     )
 
 
@@ -217,7 +222,12 @@ def avagrad(
     pytorch_optimizer's class correspond to `lagged_norm=True`.
     """
     return chain(
-        with_decay(scale_by_avagrad(betas, eps, lagged_norm), weight_decay, decoupled_weight_decay, lr),
+        with_decay(
+            scale_by_avagrad(betas, eps, lagged_norm),
+            weight_decay,
+            decoupled_weight_decay,
+            lr,
+        ),
         hold_until(2),  # neither the update nor the decay acts in the first step
     )
 
@@ -264,7 +274,9 @@ def adashift(
     Source: Zhou et al. 2018, arXiv:1810.00143. Departures: none from the paper; pytorch_optimizer takes a function
     instead, `reduce_func`.
     """
-    return chain(scale_by_adashift(betas, keep_num, eps, reduce), scale_by_learning_rate(lr))
+    return chain(
+        scale_by_adashift(betas, keep_num, eps, reduce), scale_by_learning_rate(lr)
+    )
 
 
 @alias(class_name="AdaSmooth", ranges={"reset_every": "[1, inf)"})
@@ -307,7 +319,12 @@ def adasmooth(
     Source: Lu 2022, arXiv:2204.00825. Departures: none from the paper. pytorch_optimizer's class adds eps to the length
     of the path, and counts the decoupled decay of the first step as earlier movement.
     """
-    return with_decay(scale_by_adasmooth(betas, eps, reset_every), weight_decay, decoupled_weight_decay, lr)
+    return with_decay(
+        scale_by_adasmooth(betas, eps, reset_every),
+        weight_decay,
+        decoupled_weight_decay,
+        lr,
+    )
 
 
 @alias(class_name="SWATS", ranges={"switch_tol": "[0, inf)"})
@@ -352,4 +369,7 @@ def swats(
     Source: Keskar and Socher 2017, arXiv:1712.07628. Departures: none from the paper, which treats all parameters as
     one vector and has an absolute tolerance; torch_optimizer's and pytorch_optimizer's classes do neither.
     """
-    return chain(add_decayed_weights(weight_decay), scale_by_swats(lr, betas, eps, amsgrad, switch_tol))
+    return chain(
+        add_decayed_weights(weight_decay),
+        scale_by_swats(lr, betas, eps, amsgrad, switch_tol),
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from gradtx._arguments import Scalar
 from gradtx.core import chain
 from gradtx.factories import alias
+from gradtx.optimizers.adam import split_decay
 from gradtx.transforms.decay import add_decayed_weights
 from gradtx.transforms.dual_averaging import scale_by_madgrad
 from gradtx.transforms.majorization import scale_by_srmm
@@ -50,12 +51,22 @@ def madgrad(
     Source: Defazio and Jelassi 2021, arXiv:2101.11075. Departures: none from the authors' code. As there, later steps
     undo decoupled decay with momentum, because $x_0$ never decays.
     """
-    coupled, decoupled = (0.0, weight_decay) if decoupled_weight_decay else (weight_decay, 0.0)
-    return chain(add_decayed_weights(coupled), scale_by_madgrad(lr, momentum, eps, decoupled))
+    coupled, decoupled = split_decay(weight_decay, decoupled_weight_decay)
+    return chain(
+        add_decayed_weights(coupled), scale_by_madgrad(lr, momentum, eps, decoupled)
+    )
 
 
-@alias(class_name="SRMM", ranges={"memory_length": "[1, inf)", "proximal": "[0, inf)", "beta": "[0, inf)"})
-def srmm(lr: Scalar = 0.01, beta: Scalar = 0.5, memory_length: int | None = 100, proximal: Scalar = 0.0):
+@alias(
+    class_name="SRMM",
+    ranges={"memory_length": "[1, inf)", "proximal": "[0, inf)", "beta": "[0, inf)"},
+)
+def srmm(
+    lr: Scalar = 0.01,
+    beta: Scalar = 0.5,
+    memory_length: int | None = 100,
+    proximal: Scalar = 0.0,
+):
     r"""SRMM: stochastic regularized majorization-minimization, a step from averaged weights along averaged gradients.
 
     With $w = (n+1)^{-\beta}$, $n = t \bmod$ `memory_length`: $\bar g \leftarrow (1-w) \bar g + w g$,

@@ -6,7 +6,11 @@ from gradtx._arguments import Betas, Scalar
 from gradtx.core import chain
 from gradtx.factories import alias
 from gradtx.optimizers.adam import decayed, with_decay
-from gradtx.transforms.accumulators import scale_by_adadelta, scale_by_adamax, scale_by_rss
+from gradtx.transforms.accumulators import (
+    scale_by_adadelta,
+    scale_by_adamax,
+    scale_by_rss,
+)
 from gradtx.transforms.adaptive import scale_by_rms
 from gradtx.transforms.momentum import trace
 from gradtx.transforms.nadam import scale_by_nadam
@@ -58,7 +62,11 @@ def adagrad(
     group can have its own `initial_accumulator_value`.
     """
     return chain(
-        decayed(scale_by_rss(eps, initial_accumulator_value), weight_decay, decoupled_weight_decay),
+        decayed(
+            scale_by_rss(eps, initial_accumulator_value),
+            weight_decay,
+            decoupled_weight_decay,
+        ),
         scale_by_inverse_time(lr_decay),
         scale_by_learning_rate(lr),
     )
@@ -101,10 +109,15 @@ def adadelta(
 
     Source: Zeiler 2012, arXiv:1212.5701. Departures: none from torch.optim.Adadelta.
     """
-    return with_decay(scale_by_adadelta(rho, eps), weight_decay, decoupled_weight_decay, lr)
+    return with_decay(
+        scale_by_adadelta(rho, eps), weight_decay, decoupled_weight_decay, lr
+    )
 
 
-@alias(class_name="RMSprop", ranges={"initial_accumulator_value": "[0, inf)", "alpha": "[0, inf)"})
+@alias(
+    class_name="RMSprop",
+    ranges={"initial_accumulator_value": "[0, inf)", "alpha": "[0, inf)"},
+)
 def rmsprop(
     lr: Scalar = 1e-2,
     alpha: Scalar = 0.99,
@@ -151,12 +164,17 @@ def rmsprop(
     Source: Tieleman and Hinton 2012, lecture 6.5; centered: Graves 2013, arXiv:1308.0850. Departures: none from
     torch.optim.RMSprop, except that the centered average cannot round to a negative value (NaN there).
     """
-    direction = chain(scale_by_rms(alpha, eps, eps_in_root, centered, initial_accumulator_value), trace(momentum))
+    direction = chain(
+        scale_by_rms(alpha, eps, eps_in_root, centered, initial_accumulator_value),
+        trace(momentum),
+    )
     return with_decay(direction, weight_decay, decoupled_weight_decay, lr)
 
 
 @alias(ranges={"step_sizes": "[0, inf)", "etas": ETAS})
-def rprop(lr: Scalar = 1e-2, etas: Betas = (0.5, 1.2), step_sizes: Betas = (1e-6, 50.0)):
+def rprop(
+    lr: Scalar = 1e-2, etas: Betas = (0.5, 1.2), step_sizes: Betas = (1e-6, 50.0)
+):
     r"""Rprop, equivalent to torch.optim.Rprop: steps from the signs of full gradients, not for mini-batches.
 
     $\Delta \leftarrow \Delta \cdot (\eta^+, 1, \eta^-)$ where the gradient and its predecessor have the same sign, one
@@ -221,7 +239,9 @@ def adamax(
 
     Source: Kingma and Ba 2014, arXiv:1412.6980, section 7.1. Departures: none from torch.optim.Adamax.
     """
-    return with_decay(scale_by_adamax(betas, eps), weight_decay, decoupled_weight_decay, lr)
+    return with_decay(
+        scale_by_adamax(betas, eps), weight_decay, decoupled_weight_decay, lr
+    )
 
 
 @alias(class_name="NAdam", ranges={"momentum_decay": "[0, inf)"})
@@ -263,4 +283,9 @@ def nadam(
     Source: Dozat 2016, "Incorporating Nesterov momentum into Adam". Departures: none from torch.optim.NAdam, except
     that the product is kept in float64 (float32 there, with a relative effect of 1e-9 on the weights).
     """
-    return with_decay(scale_by_nadam(betas, eps, momentum_decay), weight_decay, decoupled_weight_decay, lr)
+    return with_decay(
+        scale_by_nadam(betas, eps, momentum_decay),
+        weight_decay,
+        decoupled_weight_decay,
+        lr,
+    )

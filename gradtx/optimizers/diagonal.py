@@ -5,6 +5,7 @@ from __future__ import annotations
 from gradtx._arguments import Betas, Scalar
 from gradtx.core import chain
 from gradtx.factories import alias
+from gradtx.optimizers.adam import split_decay
 from gradtx.transforms.acprop import scale_by_acprop
 from gradtx.transforms.bcos import scale_by_bcos
 from gradtx.transforms.decay import add_decayed_weights
@@ -60,7 +61,7 @@ def acprop(
 
     Source: Zhuang et al. 2021, arXiv:2110.05454. Departures: see `scale_by_acprop`.
     """
-    coupled, decoupled = (0.0, weight_decay) if decoupled_weight_decay else (weight_decay, 0.0)
+    coupled, decoupled = split_decay(weight_decay, decoupled_weight_decay)
     return chain(
         add_decayed_weights(coupled),
         scale_by_acprop(betas, eps, amsgrad, momentum_update),
@@ -70,7 +71,12 @@ def acprop(
 
 
 @alias(ranges={"delta": "[0, inf)"})
-def kate(lr: Scalar = 1e-3, delta: Scalar = 0.0, eps: Scalar = 1e-8, weight_decay: Scalar = 0.0):
+def kate(
+    lr: Scalar = 1e-3,
+    delta: Scalar = 0.0,
+    eps: Scalar = 1e-8,
+    weight_decay: Scalar = 0.0,
+):
     r"""KATE: AdaGrad without the square root, with steps that do not depend on the scale of the data.
 
     $p \leftarrow p - \eta (m_t g_t / b_t^2 + \lambda p)$, $b_t^2 = \sum (g^2 + \epsilon)$,
@@ -97,7 +103,11 @@ def kate(lr: Scalar = 1e-3, delta: Scalar = 0.0, eps: Scalar = 1e-8, weight_deca
 
     Source: Choudhury et al. 2024, arXiv:2403.02648. Departures: see `scale_by_kate`.
     """
-    return chain(scale_by_kate(delta, eps), add_decayed_weights(weight_decay), scale_by_learning_rate(lr))
+    return chain(
+        scale_by_kate(delta, eps),
+        add_decayed_weights(weight_decay),
+        scale_by_learning_rate(lr),
+    )
 
 
 @alias(class_name="BCOS", ranges={"beta": "[0, 1)", "beta2": "[0, 1)"})
@@ -144,7 +154,7 @@ def bcos(
 
     Source: Jiang et al. 2025, arXiv:2507.08963. Departures: see `scale_by_bcos`.
     """
-    coupled, decoupled = (0.0, weight_decay) if decoupled_weight_decay else (weight_decay, 0.0)
+    coupled, decoupled = split_decay(weight_decay, decoupled_weight_decay)
     return chain(
         add_decayed_weights(coupled),
         scale_by_bcos(beta, beta2, eps, mode, simple_cond),
@@ -153,7 +163,9 @@ def bcos(
     )
 
 
-@alias(class_name="FAdam", ranges={"clip": "(0, inf]", "p": "[0, inf)", "eps2": "[0, inf)"})
+@alias(
+    class_name="FAdam", ranges={"clip": "(0, inf]", "p": "[0, inf)", "eps2": "[0, inf)"}
+)
 def fadam(
     lr: Scalar = 1e-3,
     betas: Betas = (0.9, 0.999),
@@ -195,4 +207,7 @@ def fadam(
     Source: Hwang 2024, arXiv:2405.12807. Departures: see `scale_by_fadam`. (pytorch_optimizer spells `eps2` as
     `eps_2`.)
     """
-    return chain(scale_by_fadam(betas, eps, weight_decay, clip, p, eps2), scale_by_learning_rate(lr))
+    return chain(
+        scale_by_fadam(betas, eps, weight_decay, clip, p, eps2),
+        scale_by_learning_rate(lr),
+    )

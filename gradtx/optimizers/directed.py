@@ -16,7 +16,12 @@ __all__ = ["adatam", "focus", "sgd_sai", "tam"]
 
 
 @alias(class_name="FOCUS", ranges={"gamma": "[0, inf)"})
-def focus(lr: Scalar = 1e-2, betas: Betas = (0.9, 0.999), gamma: Scalar = 0.1, weight_decay: Scalar = 0.0):
+def focus(
+    lr: Scalar = 1e-2,
+    betas: Betas = (0.9, 0.999),
+    gamma: Scalar = 0.1,
+    weight_decay: Scalar = 0.0,
+):
     r"""FOCUS: the sign of a momentum, plus an attraction to the average of the weights.
 
     $p \leftarrow p - \eta (\mathrm{sign}(m_t) + \gamma\, \mathrm{sign}(p - \hat p) + \lambda \hat p)$ with the average
@@ -90,7 +95,11 @@ def tam(
 
     Source: Malviya et al. 2024, arXiv:2412.18790. Departures: see `scale_by_tam`.
     """
-    return chain(scale_by_tam(momentum, decay_rate, eps), add_decayed_weights(weight_decay), scale_by_learning_rate(lr))
+    return chain(
+        scale_by_tam(momentum, decay_rate, eps),
+        add_decayed_weights(weight_decay),
+        scale_by_learning_rate(lr),
+    )
 
 
 @alias(class_name="AdaTAM", ranges={"decay_rate": "[0, 1)"})
@@ -129,11 +138,20 @@ def adatam(
 
     Source: Malviya et al. 2024, arXiv:2412.18790. Departures: see `scale_by_adatam`.
     """
-    return chain(scale_by_adatam(betas, decay_rate, eps), add_decayed_weights(weight_decay), scale_by_learning_rate(lr))
+    return chain(
+        scale_by_adatam(betas, decay_rate, eps),
+        add_decayed_weights(weight_decay),
+        scale_by_learning_rate(lr),
+    )
 
 
 @alias(class_name="SGDSaI", ranges={"momentum": "[0, 1)"})
-def sgd_sai(lr: Scalar = 1e-2, momentum: Scalar = 0.9, eps: Scalar = 1e-8, weight_decay: Scalar = 1e-2):
+def sgd_sai(
+    lr: Scalar = 1e-2,
+    momentum: Scalar = 0.9,
+    eps: Scalar = 1e-8,
+    weight_decay: Scalar = 1e-2,
+):
     r"""SGD-SaI: SGD with momentum and one rate per leaf, the signal-to-noise ratio of its first gradient.
 
     $p \leftarrow p - \eta (q m_t + \lambda p)$ with the average $m$ of the gradients and
@@ -164,4 +182,9 @@ def sgd_sai(lr: Scalar = 1e-2, momentum: Scalar = 0.9, eps: Scalar = 1e-8, weigh
 
     Source: Xu et al. 2024, arXiv:2412.11768. Departures: none from the authors' code.
     """
-    return chain(trace_ema(momentum), scale_by_gsnr(eps), add_decayed_weights(weight_decay), scale_by_learning_rate(lr))
+    return chain(
+        trace_ema(momentum),
+        scale_by_gsnr(eps),
+        add_decayed_weights(weight_decay),
+        scale_by_learning_rate(lr),
+    )

@@ -31,7 +31,11 @@ from gradtx.transforms.soap import EXAMPLE, adam_along_bases
 
 __all__ = ["conda", "kl_shampoo", "kl_soap", "soap_laprop", "soap_muon", "splus"]
 
-_RANGES = {"precondition_frequency": "[1, inf)", "max_precondition_dim": "[1, inf)", "shampoo_beta": "[0, 1)"}
+_RANGES = {
+    "precondition_frequency": "[1, inf)",
+    "max_precondition_dim": "[1, inf)",
+    "shampoo_beta": "[0, 1)",
+}
 _UNLIMITED = 2**62  # larger than any dimension: all are rotated
 
 
@@ -43,7 +47,9 @@ def _determined(arguments):
     return not arguments["merge_dims"]
 
 
-def _finished(direction: GradientTransformation, lr: Any, weight_decay: Any) -> GradientTransformation:
+def _finished(
+    direction: GradientTransformation, lr: Any, weight_decay: Any
+) -> GradientTransformation:
     """Chain a direction, its rate, decay after the step, and a first step that only initializes the bases."""
     decay_factor = 1 - lr * weight_decay
     return chain(
@@ -235,7 +241,13 @@ def kl_shampoo(
     Source: Lin et al. 2025, arXiv:2509.03378. Departures: the loop follows SOAP, and the momentum is bias-corrected.
     """
     direction = scale_by_kl_shampoo(
-        betas, eps, adam_eps, precondition_frequency, max_precondition_dim, merge_dims, stagger=stagger
+        betas,
+        eps,
+        adam_eps,
+        precondition_frequency,
+        max_precondition_dim,
+        merge_dims,
+        stagger=stagger,
     )
     return _finished(direction, lr, weight_decay)
 
@@ -326,7 +338,10 @@ def soap_muon(
     if fallback is None:
         return matrices
     check_transformation("soap_muon", "fallback", fallback)
-    return partition({"soap_muon": matrices, "fallback": fallback}, {"soap_muon": _is_matrix, "fallback": "*"})
+    return partition(
+        {"soap_muon": matrices, "fallback": fallback},
+        {"soap_muon": _is_matrix, "fallback": "*"},
+    )
 
 
 @alias(
@@ -403,15 +418,20 @@ def splus(
     )
 
     def decayed(weights):
-        return (1 - lr * mean_side_factor(weights.shape, nonstandard_constant, max_dim) * weight_decay) * weights
+        factor = mean_side_factor(weights.shape, nonstandard_constant, max_dim)
+        return (1 - lr * factor * weight_decay) * weights
 
     return chain(
         trace_ema(betas[0]),
-        partition({"matrix": signs, "rest": scale_by_sign()}, {"matrix": _is_matrix, "rest": "*"}),
+        partition(
+            {"matrix": signs, "rest": scale_by_sign()},
+            {"matrix": _is_matrix, "rest": "*"},
+        ),
         scale_by_mean_side(nonstandard_constant, max_dim),
         scale_by_learning_rate(lr),
         average(ema_rate, debias=True),
-        map_after_step(decayed),  # after the average, which takes the weights before this decay
+        # After the average, which takes the weights before this decay.
+        map_after_step(decayed),
     )
 
 
@@ -479,7 +499,10 @@ def conda(
     matrices = chain(trace_ema(betas[0]), along, _scaled(scale))
     decay_factor = 1 - lr * weight_decay
     return chain(
-        partition({"matrix": matrices, "rest": scale_by_adam_hat(betas, eps)}, {"matrix": _is_matrix, "rest": "*"}),
+        partition(
+            {"matrix": matrices, "rest": scale_by_adam_hat(betas, eps)},
+            {"matrix": _is_matrix, "rest": "*"},
+        ),
         scale_by_learning_rate(lr),
         map_after_step(lambda weights: decay_factor * weights),
     )

@@ -92,7 +92,9 @@ def adan(
     # The proximal step is a decoupled decay at a smaller rate: (p - lr u) / (1 + lr wd) = p - rate (u + wd p).
     rate = lr if no_prox else lr / (1 + lr * weight_decay)
     return chain(
-        chain() if is_off(max_grad_norm) else clip_by_global_norm(max_grad_norm, eps=eps),
+        chain()
+        if is_off(max_grad_norm)
+        else clip_by_global_norm(max_grad_norm, eps=eps),
         scale_by_adan(betas, eps),
         add_decayed_weights(weight_decay),
         scale_by_learning_rate(rate),
@@ -139,4 +141,6 @@ def adai(
     Source: Xie et al. 2020, arXiv:2006.15815; AdaiS: Xie et al. 2020, arXiv:2011.11152. Departures: none from the
     authors' code, except for a ratio of 0 where all gradients are 0.
     """
-    return with_decay(scale_by_adai(betas, eps, dampening), weight_decay, decoupled_weight_decay, lr)
+    return with_decay(
+        scale_by_adai(betas, eps, dampening), weight_decay, decoupled_weight_decay, lr
+    )

@@ -18,7 +18,11 @@ from gradtx.transforms.model_scale import scale_by_amos
 from gradtx.transforms.momentum import ema, trace
 from gradtx.transforms.neurons import project_neurons, scale_by_neuron_norm
 from gradtx.transforms.scaling import scale_by_learning_rate
-from gradtx.transforms.trust_ratio import scale_by_lamb, scale_by_lars, scale_by_trust_ratio
+from gradtx.transforms.trust_ratio import (
+    scale_by_lamb,
+    scale_by_lars,
+    scale_by_trust_ratio,
+)
 
 __all__ = ["amos", "fromage", "lamb", "lars", "nero", "novograd", "sm3"]
 
@@ -71,15 +75,20 @@ def lamb(
     weights by 10 and by default excludes the decay from the ratio.
     """
     return chain(
-        chain() if max_grad_norm is None else clip_by_global_norm(max_grad_norm, eps=0.0),
+        chain()
+        if max_grad_norm is None
+        else clip_by_global_norm(max_grad_norm, eps=0.0),
         scale_by_lamb(betas, eps, bias_correction, grad_averaging),
-        add_decayed_weights(weight_decay),  # before the ratio, which is computed from the whole direction
+        # Before the ratio, which is computed from the whole direction.
+        add_decayed_weights(weight_decay),
         scale_by_trust_ratio(trust_clip, weight_decay, always_adapt),
         scale_by_learning_rate(lr),
     )
 
 
-@alias(class_name="LARS", ranges={"trust_coefficient": "(0, inf)", "min_ndim": "[0, inf)"})
+@alias(
+    class_name="LARS", ranges={"trust_coefficient": "(0, inf)", "min_ndim": "[0, inf)"}
+)
 def lars(
     lr: Scalar = 1.0,
     momentum: Scalar = 0.9,
@@ -262,8 +271,12 @@ def fromage(lr: Scalar = 0.01, p_bound: Scalar | None = None):
     )
 
 
-@alias(class_name="SM3", ranges={"beta": "[0, 1)", "momentum": "[0, 1)", "eps": "(0, inf)"})
-def sm3(lr: Scalar = 0.1, momentum: Scalar = 0.0, beta: Scalar = 0.0, eps: Scalar = 1e-30):
+@alias(
+    class_name="SM3", ranges={"beta": "[0, 1)", "momentum": "[0, 1)", "eps": "(0, inf)"}
+)
+def sm3(
+    lr: Scalar = 0.1, momentum: Scalar = 0.0, beta: Scalar = 0.0, eps: Scalar = 1e-30
+):
     r"""SM3: Adagrad whose state is one vector per dimension instead of one number per weight.
 
     $p \leftarrow p - \eta m$ with $m$ the average of $g / \sqrt{c + \epsilon}$, where $c$ is the smallest of the sums

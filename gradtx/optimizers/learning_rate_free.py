@@ -7,6 +7,7 @@ import math
 from gradtx._arguments import Betas, Scalar, is_off
 from gradtx.core import chain
 from gradtx.factories import alias
+from gradtx.optimizers.adam import split_decay
 from gradtx.transforms.dadapt import (
     DADAPT_RANGES,
     scale_by_dadapt_adagrad,
@@ -21,10 +22,21 @@ from gradtx.transforms.polyak import project_l2_ball, scale_by_polyak
 from gradtx.transforms.prodigy import scale_by_prodigy
 from gradtx.transforms.scaling import descend
 
-__all__ = ["alig", "dadapt_adagrad", "dadapt_adam", "dadapt_adan", "dadapt_lion", "dadapt_sgd", "prodigy"]
+__all__ = [
+    "alig",
+    "dadapt_adagrad",
+    "dadapt_adam",
+    "dadapt_adan",
+    "dadapt_lion",
+    "dadapt_sgd",
+    "prodigy",
+]
 
 
-@alias(class_name="AliG", ranges={"max_norm": "(0, inf]", "max_lr": "[0, inf]", "momentum": "[0, 1)"})
+@alias(
+    class_name="AliG",
+    ranges={"max_norm": "(0, inf]", "max_lr": "[0, inf]", "momentum": "[0, 1)"},
+)
 def alig(
     max_lr: Scalar | None = None,
     momentum: Scalar = 0.0,
@@ -116,11 +128,17 @@ def dadapt_adagrad(
     Source: Defazio and Mishchenko 2023, arXiv:2301.07733. Departures: see `scale_by_dadapt_adagrad`.
     """
     return chain(
-        add_decayed_weights(weight_decay), scale_by_dadapt_adagrad(lr, momentum, eps, d0, growth_rate), descend()
+        add_decayed_weights(weight_decay),
+        scale_by_dadapt_adagrad(lr, momentum, eps, d0, growth_rate),
+        descend(),
     )
 
 
-@alias(class_name="DAdaptAdam", ranges={**DADAPT_RANGES, "eps": "(0, inf)"}, example={"lr": 0.3})
+@alias(
+    class_name="DAdaptAdam",
+    ranges={**DADAPT_RANGES, "eps": "(0, inf)"},
+    example={"lr": 0.3},
+)
 def dadapt_adam(
     lr: Scalar = 1.0,
     betas: Betas = (0.9, 0.999),
@@ -165,10 +183,12 @@ def dadapt_adam(
 
     Source: Defazio and Mishchenko 2023, arXiv:2301.07733. Departures: see `scale_by_dadapt_adam`.
     """
-    coupled, decoupled = (0.0, weight_decay) if decoupled_weight_decay else (weight_decay, 0.0)
+    coupled, decoupled = split_decay(weight_decay, decoupled_weight_decay)
     return chain(
         add_decayed_weights(coupled),
-        scale_by_dadapt_adam(lr, betas, eps, decoupled, use_bias_correction, d0, growth_rate),
+        scale_by_dadapt_adam(
+            lr, betas, eps, decoupled, use_bias_correction, d0, growth_rate
+        ),
         descend(),
     )
 
@@ -218,7 +238,11 @@ def dadapt_sgd(
 
     Source: Defazio and Mishchenko 2023, arXiv:2301.07733. Departures: see `scale_by_dadapt_sgd`.
     """
-    return chain(add_decayed_weights(weight_decay), scale_by_dadapt_sgd(lr, momentum, d0, growth_rate), descend())
+    return chain(
+        add_decayed_weights(weight_decay),
+        scale_by_dadapt_sgd(lr, momentum, d0, growth_rate),
+        descend(),
+    )
 
 
 @alias(class_name="DAdaptAdan", ranges={**DADAPT_RANGES, "eps": "(0, inf)"})
@@ -266,11 +290,19 @@ def dadapt_adan(
     Source: Defazio and Mishchenko 2023, arXiv:2301.07733, with Xie et al. 2022, arXiv:2208.06677. Departures: see
     `scale_by_dadapt_adan`. (pytorch_optimizer's class of that name is a different method.)
     """
-    return chain(scale_by_dadapt_adan(lr, betas, eps, weight_decay, no_prox, d0, growth_rate), descend())
+    return chain(
+        scale_by_dadapt_adan(lr, betas, eps, weight_decay, no_prox, d0, growth_rate),
+        descend(),
+    )
 
 
 @alias(class_name="DAdaptLion", ranges={"d0": "(0, inf)"})
-def dadapt_lion(lr: Scalar = 1.0, betas: Betas = (0.9, 0.99), weight_decay: Scalar = 0.0, d0: Scalar = 1e-6):
+def dadapt_lion(
+    lr: Scalar = 1.0,
+    betas: Betas = (0.9, 0.99),
+    weight_decay: Scalar = 0.0,
+    d0: Scalar = 1e-6,
+):
     r"""D-Adapt Lion: Lion with an automatic learning rate.
 
     $\delta = d \eta$, $y = \mathrm{sign}(\beta_1 m + (1-\beta_1) g)$, $p \leftarrow (1 - \delta\lambda) p - \delta y$,
@@ -304,7 +336,15 @@ def dadapt_lion(lr: Scalar = 1.0, betas: Betas = (0.9, 0.99), weight_decay: Scal
     return chain(scale_by_dadapt_lion(lr, betas, weight_decay, d0), descend())
 
 
-@alias(ranges={**DADAPT_RANGES, "d_coef": "(0, inf)", "slice_p": "[1, inf)", "beta3": "[0, 1)", "eps": "(0, inf)"})
+@alias(
+    ranges={
+        **DADAPT_RANGES,
+        "d_coef": "(0, inf)",
+        "slice_p": "[1, inf)",
+        "beta3": "[0, 1)",
+        "eps": "(0, inf)",
+    }
+)
 def prodigy(
     lr: Scalar = 1.0,
     betas: Betas = (0.9, 0.999),
@@ -361,11 +401,21 @@ def prodigy(
     Source: Mishchenko and Defazio 2023, arXiv:2306.06101. Departures: see `scale_by_prodigy`. (pytorch_optimizer's
     class has no `slice_p`, and its coupled decay differs.)
     """
-    coupled, decoupled = (0.0, weight_decay) if decoupled_weight_decay else (weight_decay, 0.0)
+    coupled, decoupled = split_decay(weight_decay, decoupled_weight_decay)
     return chain(
         add_decayed_weights(coupled),
         scale_by_prodigy(
-            lr, betas, beta3, eps, decoupled, use_bias_correction, safeguard_warmup, d0, d_coef, growth_rate, slice_p
+            lr,
+            betas,
+            beta3,
+            eps,
+            decoupled,
+            use_bias_correction,
+            safeguard_warmup,
+            d0,
+            d_coef,
+            growth_rate,
+            slice_p,
         ),
         descend(),
     )

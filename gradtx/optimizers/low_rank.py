@@ -16,7 +16,12 @@ from gradtx.transforms.adam_hat import scale_by_adam_hat
 from gradtx.transforms.constraints import map_after_step
 from gradtx.transforms.decay import add_decayed_weights
 from gradtx.transforms.dion import orthogonalize_slices, scale_by_dion
-from gradtx.transforms.low_rank import EXAMPLE, RANGES, scale_by_apollo_low_rank, scale_by_fira
+from gradtx.transforms.low_rank import (
+    EXAMPLE,
+    RANGES,
+    scale_by_apollo_low_rank,
+    scale_by_fira,
+)
 from gradtx.transforms.orthogonalize import scale_by_shape
 from gradtx.transforms.scaling import scale_by_learning_rate
 
@@ -27,11 +32,15 @@ def _is_matrix(name: str, tensor: Any) -> bool:
     return tensor.ndim == 2
 
 
-def _with_fallback(owner: str, matrices: GradientTransformation, fallback: Any) -> GradientTransformation:
+def _with_fallback(
+    owner: str, matrices: GradientTransformation, fallback: Any
+) -> GradientTransformation:
     if fallback is None:
         return matrices
     check_transformation(owner, "fallback", fallback)
-    return partition({owner: matrices, "fallback": fallback}, {owner: _is_matrix, "fallback": "*"})
+    return partition(
+        {owner: matrices, "fallback": fallback}, {owner: _is_matrix, "fallback": "*"}
+    )
 
 
 @alias(
@@ -151,7 +160,16 @@ def dion2(
     Source: Ahn et al. 2025, arXiv:2512.16928. Departures: none from the version for one device.
     """
     matrices = chain(
-        orthogonalize_slices(fraction, ef_decay, select, beta2, neuron_eps, ns_coefficients, ns_steps, ns_dtype),
+        orthogonalize_slices(
+            fraction,
+            ef_decay,
+            select,
+            beta2,
+            neuron_eps,
+            ns_coefficients,
+            ns_steps,
+            ns_dtype,
+        ),
         scale_by_shape(adjust_lr_fn),
         add_decayed_weights(weight_decay),
         scale_by_learning_rate(lr),
@@ -159,10 +177,16 @@ def dion2(
     return _with_fallback("dion2", matrices, fallback)
 
 
-def _decayed(direction: GradientTransformation, lr: Any, weight_decay: Any) -> GradientTransformation:
+def _decayed(
+    direction: GradientTransformation, lr: Any, weight_decay: Any
+) -> GradientTransformation:
     """Chain a direction, its rate, and decay after the step."""
     decay_factor = 1 - lr * weight_decay
-    return chain(direction, scale_by_learning_rate(lr), map_after_step(lambda weights: decay_factor * weights))
+    return chain(
+        direction,
+        scale_by_learning_rate(lr),
+        map_after_step(lambda weights: decay_factor * weights),
+    )
 
 
 @alias(class_name="GaLore", ranges=RANGES, example=EXAMPLE)
@@ -212,7 +236,15 @@ def galore(
 
     Source: Zhao et al. 2024, arXiv:2403.03507. Departures: the sign convention of `low_rank`.
     """
-    direction = low_rank(scale_by_adam_hat(betas, eps), rank, update_proj_gap, projection, side, scale, carry)
+    direction = low_rank(
+        scale_by_adam_hat(betas, eps),
+        rank,
+        update_proj_gap,
+        projection,
+        side,
+        scale,
+        carry,
+    )
     return _decayed(direction, lr, weight_decay)
 
 
@@ -263,7 +295,9 @@ def fira(
 
     Source: Chen et al. 2024, arXiv:2410.01623. Departures: see `scale_by_fira`.
     """
-    direction = scale_by_fira(betas, eps, rank, update_proj_gap, scale, side, projection, carry, limit)
+    direction = scale_by_fira(
+        betas, eps, rank, update_proj_gap, scale, side, projection, carry, limit
+    )
     return _decayed(direction, lr, weight_decay)
 
 
@@ -323,6 +357,16 @@ def apollo_low_rank(
     is a different method, ApolloDQN.
     """
     direction = scale_by_apollo_low_rank(
-        betas, eps, rank, update_proj_gap, scale, side, projection, scale_type, scale_front, limit, seed
+        betas,
+        eps,
+        rank,
+        update_proj_gap,
+        scale,
+        side,
+        projection,
+        scale_type,
+        scale_front,
+        limit,
+        seed,
     )
     return _decayed(direction, lr, weight_decay)

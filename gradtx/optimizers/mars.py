@@ -22,12 +22,20 @@ def _for_matrices(mars, vectors):
     def is_matrix(name: str, tensor: Any) -> bool:
         return tensor.ndim >= 2
 
-    return partition({"mars": mars, "vectors": vectors}, {"mars": is_matrix, "vectors": "*"})
+    return partition(
+        {"mars": mars, "vectors": vectors}, {"mars": is_matrix, "vectors": "*"}
+    )
 
 
-@alias(class_name="MARS", ranges={
-    "gamma": "[0, inf)", "lr_1d": "[0, inf)", "betas_1d": "[0, 1)", "weight_decay_1d": "[0, inf)",
-})  # fmt: skip
+@alias(
+    class_name="MARS",
+    ranges={
+        "gamma": "[0, inf)",
+        "lr_1d": "[0, inf)",
+        "betas_1d": "[0, 1)",
+        "weight_decay_1d": "[0, inf)",
+    },
+)
 def mars_adamw(
     lr: Scalar = 3e-3,
     betas: Betas = (0.95, 0.99),
@@ -85,13 +93,22 @@ def mars_adamw(
     if optimize_1d:
         return chain(correction, mars)
     rate = lr if lr_1d is None else lr_1d
-    vectors = with_decay(scale_by_adam(betas_1d, eps, amsgrad), weight_decay_1d, True, rate)
+    vectors = with_decay(
+        scale_by_adam(betas_1d, eps, amsgrad), weight_decay_1d, True, rate
+    )
     return chain(correction, _for_matrices(mars, vectors))
 
 
-@alias(class_name="MARSLion", ranges={
-    "beta": "[0, 1)", "gamma": "[0, inf)", "lr_1d": "[0, inf)", "betas_1d": "[0, 1)", "weight_decay_1d": "[0, inf)",
-})  # fmt: skip
+@alias(
+    class_name="MARSLion",
+    ranges={
+        "beta": "[0, 1)",
+        "gamma": "[0, inf)",
+        "lr_1d": "[0, inf)",
+        "betas_1d": "[0, 1)",
+        "weight_decay_1d": "[0, inf)",
+    },
+)
 def mars_lion(
     lr: Scalar = 3e-3,
     beta: Scalar = 0.95,

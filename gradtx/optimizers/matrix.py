@@ -11,19 +11,36 @@ from gradtx._arguments import Betas, Scalar
 from gradtx.combinators.selection import partition
 from gradtx.core import GradientTransformation, chain, check_transformation
 from gradtx.factories import alias
-from gradtx.optimizers.adam import adam_atan2
+from gradtx.optimizers.adam import adam_atan2, split_decay
 from gradtx.transforms._polynomials import NEWTON_SCHULZ, POLAR_EXPRESS, Coefficients
 from gradtx.transforms.atan2 import ATAN2_RANGES, scale_by_caution
 from gradtx.transforms.constraints import map_after_step
 from gradtx.transforms.control import hold_until
 from gradtx.transforms.decay import add_decayed_weights
 from gradtx.transforms.momentum import trace_ema
-from gradtx.transforms.orthogonalize import normalize_neurons, orthogonalize, scale_by_shape
+from gradtx.transforms.orthogonalize import (
+    normalize_neurons,
+    orthogonalize,
+    scale_by_shape,
+)
 from gradtx.transforms.scaling import scale_by_learning_rate
-from gradtx.transforms.shampoo import BLOCKS, ROOTS, SCALABLE_RANGES, scale_by_scalable_shampoo, scale_by_shampoo
+from gradtx.transforms.shampoo import (
+    BLOCKS,
+    ROOTS,
+    SCALABLE_RANGES,
+    scale_by_scalable_shampoo,
+    scale_by_shampoo,
+)
 from gradtx.transforms.soap import EXAMPLE, scale_by_soap
 
-__all__ = ["muon", "muon_adam_atan2", "polar_adam_atan2", "scalable_shampoo", "shampoo", "soap"]
+__all__ = [
+    "muon",
+    "muon_adam_atan2",
+    "polar_adam_atan2",
+    "scalable_shampoo",
+    "shampoo",
+    "soap",
+]
 
 
 @alias(
@@ -105,7 +122,9 @@ def muon(
         add_decayed_weights(weight_decay),
         scale_by_learning_rate(lr),
     )
-    return with_fallback("muon", matrices, fallback, is_matrix if view == "matrix" else has_a_matrix)
+    return with_fallback(
+        "muon", matrices, fallback, is_matrix if view == "matrix" else has_a_matrix
+    )
 
 
 # Module-level functions, not created at each call: a group identifies its branch by its selector.
@@ -127,10 +146,23 @@ def with_fallback(
     if fallback is None:
         return matrices
     check_transformation(name, "fallback", fallback)
-    return partition({name: matrices, "fallback": fallback}, {name: takes, "fallback": "*"})
+    return partition(
+        {name: matrices, "fallback": fallback}, {name: takes, "fallback": "*"}
+    )
 
 
-def _with_adam_atan2(matrix, lr, betas, weight_decay, decoupled_wd, cautious_factor, a, b, matrix_lr, matrix_ndims):
+def _with_adam_atan2(
+    matrix,
+    lr,
+    betas,
+    weight_decay,
+    decoupled_wd,
+    cautious_factor,
+    a,
+    b,
+    matrix_lr,
+    matrix_ndims,
+):
     """Complete a direction for matrices with decay and rate, and use Adam-atan2 for the other leaves."""
     rate = lr if matrix_lr is None else matrix_lr
     branch = chain(
@@ -139,17 +171,33 @@ def _with_adam_atan2(matrix, lr, betas, weight_decay, decoupled_wd, cautious_fac
         add_decayed_weights(weight_decay, relative_to=rate if decoupled_wd else None),
         scale_by_learning_rate(rate),
     )
-    rest = adam_atan2(lr, betas, weight_decay, 0.0, decoupled_wd, cautious_factor=cautious_factor, a=a, b=b)
+    rest = adam_atan2(
+        lr,
+        betas,
+        weight_decay,
+        0.0,
+        decoupled_wd,
+        cautious_factor=cautious_factor,
+        a=a,
+        b=b,
+    )
 
     def is_matrix(name: str, tensor: Any) -> bool:
         return tensor.ndim in matrix_ndims
 
-    return partition({"matrix": branch, "rest": rest}, {"matrix": is_matrix, "rest": "*"})
+    return partition(
+        {"matrix": branch, "rest": rest}, {"matrix": is_matrix, "rest": "*"}
+    )
 
 
 def _check_ndims(matrix_ndims: Any) -> None:
-    if not (isinstance(matrix_ndims, tuple) and all(isinstance(n, int) and n >= 2 for n in matrix_ndims)):
-        raise ValueError(f"matrix_ndims must be a tuple of integers >= 2, got {matrix_ndims!r}")
+    if not (
+        isinstance(matrix_ndims, tuple)
+        and all(isinstance(n, int) and n >= 2 for n in matrix_ndims)
+    ):
+        raise ValueError(
+            f"matrix_ndims must be a tuple of integers >= 2, got {matrix_ndims!r}"
+        )
 
 
 _MATRIX_RANGES = {
@@ -235,7 +283,18 @@ def muon_adam_atan2(
         normalize_neurons(muon_beta2, normuon_eps) if use_normuon else chain(),
         scale_by_shape("match_rms_adamw", muon_rms_factor, "batch"),
     )
-    return _with_adam_atan2(matrix, lr, betas, weight_decay, decoupled_wd, cautious_factor, a, b, muon_lr, matrix_ndims)
+    return _with_adam_atan2(
+        matrix,
+        lr,
+        betas,
+        weight_decay,
+        decoupled_wd,
+        cautious_factor,
+        a,
+        b,
+        muon_lr,
+        matrix_ndims,
+    )
 
 
 @alias(ranges=_MATRIX_RANGES)
@@ -301,13 +360,26 @@ def polar_adam_atan2(
         scale_by_shape("match_rms_adamw", polar_rms_factor, "batch"),
     )
     return _with_adam_atan2(
-        matrix, lr, betas, weight_decay, decoupled_wd, cautious_factor, a, b, polar_lr, matrix_ndims
+        matrix,
+        lr,
+        betas,
+        weight_decay,
+        decoupled_wd,
+        cautious_factor,
+        a,
+        b,
+        polar_lr,
+        matrix_ndims,
     )
 
 
 @alias(
     static=("stagger",),
-    ranges={"matrix_eps": "(0, inf)", "preconditioning_compute_steps": "[1, inf)", "momentum": "[0, 1)"},
+    ranges={
+        "matrix_eps": "(0, inf)",
+        "preconditioning_compute_steps": "[1, inf)",
+        "momentum": "[0, 1)",
+    },
     example=ROOTS,
 )
 def shampoo(
@@ -354,9 +426,16 @@ def shampoo(
 
     Source: Gupta et al. 2018, arXiv:1802.09568; momentum and "moskomule": moskomule/shampoo.pytorch. Departures: none.
     """
-    coupled, decoupled = (0.0, weight_decay) if decoupled_weight_decay else (weight_decay, 0.0)
+    coupled, decoupled = split_decay(weight_decay, decoupled_weight_decay)
     return chain(
-        scale_by_shampoo(momentum, coupled, matrix_eps, preconditioning_compute_steps, variant, stagger=stagger),
+        scale_by_shampoo(
+            momentum,
+            coupled,
+            matrix_eps,
+            preconditioning_compute_steps,
+            variant,
+            stagger=stagger,
+        ),
         add_decayed_weights(decoupled),
         scale_by_learning_rate(lr),
     )
@@ -428,7 +507,7 @@ def scalable_shampoo(
 
     Source: Anil et al. 2020, arXiv:2002.09018. Departures: exact roots from eigenvalues, where the authors iterate.
     """
-    coupled, decoupled = (0.0, weight_decay) if decoupled_weight_decay else (weight_decay, 0.0)
+    coupled, decoupled = split_decay(weight_decay, decoupled_weight_decay)
     return chain(
         scale_by_scalable_shampoo(
             betas,
@@ -456,7 +535,11 @@ def scalable_shampoo(
 @alias(
     static=("stagger",),
     class_name="SOAP",
-    ranges={"precondition_frequency": "[1, inf)", "max_precondition_dim": "[1, inf)", "shampoo_beta": "[0, 1)"},
+    ranges={
+        "precondition_frequency": "[1, inf)",
+        "max_precondition_dim": "[1, inf)",
+        "shampoo_beta": "[0, 1)",
+    },
     example=EXAMPLE,
 )
 def soap(

@@ -19,7 +19,16 @@ from gradtx.transforms.scaling import scale_by_learning_rate
 from gradtx.transforms.sign import take_signs_of_gradient
 from gradtx.transforms.stable_adam import scale_by_stable_adam
 
-__all__ = ["adagc", "adam_mini", "adamc", "came", "ftrl", "grams", "laprop", "stable_adamw"]
+__all__ = [
+    "adagc",
+    "adam_mini",
+    "adamc",
+    "came",
+    "ftrl",
+    "grams",
+    "laprop",
+    "stable_adamw",
+]
 
 
 @alias(class_name="LaProp")
@@ -68,11 +77,22 @@ def laprop(
     weights before the step. pytorch_optimizer also adds eps to the root, and with amsgrad and centered takes the
     maximum of $v$ from the first step on.
     """
-    return with_decay(scale_by_laprop(betas, eps, amsgrad, centered), weight_decay, True, lr, fixed_decay)
+    return with_decay(
+        scale_by_laprop(betas, eps, amsgrad, centered),
+        weight_decay,
+        True,
+        lr,
+        fixed_decay,
+    )
 
 
 @alias
-def grams(lr: Scalar = 1e-3, betas: Betas = (0.9, 0.999), eps: Scalar = 1e-6, weight_decay: Scalar = 0.0):
+def grams(
+    lr: Scalar = 1e-3,
+    betas: Betas = (0.9, 0.999),
+    eps: Scalar = 1e-6,
+    weight_decay: Scalar = 0.0,
+):
     r"""Grams: steps as long as Adam's, in the direction of the gradient's signs.
 
     $p \leftarrow p (1 - \eta \lambda) - \eta \, \mathrm{sign}(g) |\hat m| \sqrt{1-\beta_2^t} / (\sqrt v + \epsilon)$.
@@ -108,7 +128,12 @@ def grams(lr: Scalar = 1e-3, betas: Betas = (0.9, 0.999), eps: Scalar = 1e-6, we
 
 
 @alias(class_name="StableAdamW")
-def stable_adamw(lr: Scalar = 1e-3, betas: Betas = (0.9, 0.99), eps: Scalar = 1e-8, weight_decay: Scalar = 1e-2):
+def stable_adamw(
+    lr: Scalar = 1e-3,
+    betas: Betas = (0.9, 0.99),
+    eps: Scalar = 1e-8,
+    weight_decay: Scalar = 1e-2,
+):
     r"""StableAdamW: AdamW with shorter steps where its second moment lags behind the gradient.
 
     $p \leftarrow p - \frac{\eta}{\max(1, r)} (\hat m / (\sqrt{\hat v} + \epsilon) + \lambda p)$ with
@@ -138,7 +163,9 @@ def stable_adamw(lr: Scalar = 1e-3, betas: Betas = (0.9, 0.99), eps: Scalar = 1e
 
     Source: Wortsman et al. 2023, arXiv:2304.13013. Departures: none from torch-optimi, whose default eps is 1e-6.
     """
-    return chain(scale_by_stable_adam(betas, eps, weight_decay), scale_by_learning_rate(lr))
+    return chain(
+        scale_by_stable_adam(betas, eps, weight_decay), scale_by_learning_rate(lr)
+    )
 
 
 @alias(class_name="AdamC", ranges={"max_lr": "(0, inf)"})
@@ -287,7 +314,12 @@ def adam_mini(
 
 @alias(
     class_name="AdaGC",
-    ranges={"beta": "[0, 1)", "lambda_abs": "(0, inf)", "lambda_rel": "(0, inf)", "warmup_steps": "[0, inf)"},
+    ranges={
+        "beta": "[0, 1)",
+        "lambda_abs": "(0, inf)",
+        "lambda_rel": "(0, inf)",
+        "warmup_steps": "[0, inf)",
+    },
 )
 def adagc(
     lr: Scalar = 1e-3,
@@ -330,7 +362,9 @@ def adagc(
     leaves in float32.
     """
     clipping = clip_to_history(lambda_rel, lambda_abs, beta, warmup_steps, eps)
-    return chain(clipping, with_decay(scale_by_adam(betas, eps), weight_decay, True, lr))
+    return chain(
+        clipping, with_decay(scale_by_adam(betas, eps), weight_decay, True, lr)
+    )
 
 
 @alias(class_name="FTRL", ranges=FTRL_RANGES)

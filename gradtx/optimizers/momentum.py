@@ -6,7 +6,12 @@ from gradtx._arguments import Betas, Scalar
 from gradtx.core import chain
 from gradtx.factories import alias
 from gradtx.optimizers.adam import with_decay
-from gradtx.transforms.accelerated import scale_by_accsgd, scale_by_aggmo, scale_by_gravity, scale_by_pid
+from gradtx.transforms.accelerated import (
+    scale_by_accsgd,
+    scale_by_aggmo,
+    scale_by_gravity,
+    scale_by_pid,
+)
 from gradtx.transforms.decay import add_decayed_weights
 from gradtx.transforms.quasi_hyperbolic import NUS, scale_by_qhadam, scale_by_qhm
 from gradtx.transforms.scaling import scale_by_learning_rate
@@ -15,7 +20,9 @@ __all__ = ["accsgd", "aggmo", "gravity", "pid", "qhadam", "qhm"]
 
 
 @alias(
-    class_name="AccSGD", ranges={"kappa": "[1, inf)", "xi": "[0, inf)", "small_const": "(0, 1]"}, example={"lr": 0.1}
+    class_name="AccSGD",
+    ranges={"kappa": "[1, inf)", "xi": "[0, inf)", "small_const": "(0, 1]"},
+    example={"lr": 0.1},
 )
 def accsgd(
     lr: Scalar,
@@ -56,7 +63,9 @@ def accsgd(
     steps are those of `qhm(lr * c * (1 + xi) / (1 + c), (kappa - c * c * xi) / (kappa + c * xi), (c * xi - 1) / (c *
     (1 + xi)))`.
     """
-    return chain(add_decayed_weights(weight_decay), scale_by_accsgd(lr, kappa, xi, small_const))
+    return chain(
+        add_decayed_weights(weight_decay), scale_by_accsgd(lr, kappa, xi, small_const)
+    )
 
 
 @alias(class_name="AggMo", any_length=("betas",), example={"lr": 0.1})
@@ -130,7 +139,9 @@ def qhm(
     Source: Ma and Yarats 2018, arXiv:1810.06801. Departures: the defaults of momentum and nu are the paper's rule of
     thumb.
     """
-    return with_decay(scale_by_qhm(momentum, nu), weight_decay, decoupled_weight_decay, lr)
+    return with_decay(
+        scale_by_qhm(momentum, nu), weight_decay, decoupled_weight_decay, lr
+    )
 
 
 @alias(class_name="QHAdam", ranges={"nus": NUS})
@@ -174,7 +185,9 @@ def qhadam(
 
     Source: Ma and Yarats 2018, arXiv:1810.06801. Departures: none.
     """
-    return with_decay(scale_by_qhadam(betas, nus, eps), weight_decay, decoupled_weight_decay, lr)
+    return with_decay(
+        scale_by_qhadam(betas, nus, eps), weight_decay, decoupled_weight_decay, lr
+    )
 
 
 @alias(class_name="PID", example={"lr": 0.1})
@@ -222,7 +235,9 @@ def pid(
     Source: An et al. 2018, "A PID controller approach for stochastic optimization of deep networks", CVPR. Departures:
     none from the paper; the authors' code starts $D$ from $g_2 - 0$. Their `nesterov` had no effect.
     """
-    return with_decay(scale_by_pid(momentum, dampening, integral, derivative), weight_decay, False, lr)
+    return with_decay(
+        scale_by_pid(momentum, dampening, integral, derivative), weight_decay, False, lr
+    )
 
 
 @alias(ranges={"beta": "[0, 1)", "alpha": "[0, inf)"})

@@ -21,13 +21,28 @@ from gradtx.transforms.decay import add_decayed_weights
 from gradtx.transforms.lmo import lmo
 from gradtx.transforms.momentum import trace_ema
 from gradtx.transforms.muown import scale_by_muown
-from gradtx.transforms.orthogonalize import normalize_entries, normalize_neurons, orthogonalize, scale_by_shape
+from gradtx.transforms.orthogonalize import (
+    normalize_entries,
+    normalize_neurons,
+    orthogonalize,
+    scale_by_shape,
+)
 from gradtx.transforms.polar import scale_by_nuclear_norm
 from gradtx.transforms.scaling import scale as multiply
 from gradtx.transforms.scaling import scale_by_learning_rate
 from gradtx.transforms.sign import scale_by_sign
 
-__all__ = ["adam_h", "adamuon", "contra_muon", "muon_h", "muown", "namo", "normuon", "polargrad", "scion"]
+__all__ = [
+    "adam_h",
+    "adamuon",
+    "contra_muon",
+    "muon_h",
+    "muown",
+    "namo",
+    "normuon",
+    "polargrad",
+    "scion",
+]
 
 _RANGES = {"momentum": "[0, 1)", "ns_steps": "[0, 100)"}
 
@@ -36,7 +51,11 @@ def _with_fallback(tx: GradientTransformation) -> dict[str, Any]:
     return {"fallback": tx}
 
 
-@alias(class_name="NorMuon", ranges={**_RANGES, "beta2": "[0, 1)", "rms": "[0, inf)"}, example=_with_fallback)
+@alias(
+    class_name="NorMuon",
+    ranges={**_RANGES, "beta2": "[0, 1)", "rms": "[0, inf)"},
+    example=_with_fallback,
+)
 def normuon(
     lr: Scalar = 1e-2,
     weight_decay: Scalar = 0.01,
@@ -230,7 +249,12 @@ def namo(
     beta1, _ = betas
     matrices = chain(
         trace_ema(beta1, nesterov),
-        scale_by_norm_ratio(orthogonalize(ns_coefficients, ns_steps, dtype=ns_dtype), betas, eps, correct_bias),
+        scale_by_norm_ratio(
+            orthogonalize(ns_coefficients, ns_steps, dtype=ns_dtype),
+            betas,
+            eps,
+            correct_bias,
+        ),
         scale_by_shape(adjust_lr_fn),
         add_decayed_weights(weight_decay),
         scale_by_learning_rate(lr),
@@ -297,7 +321,13 @@ def contra_muon(
     """
     matrices = chain(
         trace_ema(momentum, nesterov),
-        orthogonalize(ns_coefficients, ns_steps, dtype=ns_dtype, contra=contra, power_steps=power_steps),
+        orthogonalize(
+            ns_coefficients,
+            ns_steps,
+            dtype=ns_dtype,
+            contra=contra,
+            power_steps=power_steps,
+        ),
         scale_by_shape(adjust_lr_fn),
         add_decayed_weights(weight_decay),
         scale_by_learning_rate(lr),
@@ -355,11 +385,25 @@ def muown(
 
     Source: Muown, arXiv:2605.10797. Departures: none.
     """
-    matrices = scale_by_muown(lr, momentum, weight_decay, betas, eps, ns_coefficients, ns_steps, adjust_lr_fn, ns_dtype)
+    matrices = scale_by_muown(
+        lr,
+        momentum,
+        weight_decay,
+        betas,
+        eps,
+        ns_coefficients,
+        ns_steps,
+        adjust_lr_fn,
+        ns_dtype,
+    )
     return with_fallback("muown", matrices, fallback)
 
 
-@alias(class_name="PolarGrad", ranges={**_RANGES, "alpha": "[0, inf)"}, example=_with_fallback)
+@alias(
+    class_name="PolarGrad",
+    ranges={**_RANGES, "alpha": "[0, inf)"},
+    example=_with_fallback,
+)
 def polargrad(
     lr: Scalar = 3e-4,
     momentum: Scalar = 0.95,
@@ -412,14 +456,18 @@ def polargrad(
     """
     matrices = chain(
         trace_ema(momentum, nesterov),
-        scale_by_nuclear_norm(method, alpha, center_rows, ns_coefficients, ns_steps, ns_dtype),
+        scale_by_nuclear_norm(
+            method, alpha, center_rows, ns_coefficients, ns_steps, ns_dtype
+        ),
         add_decayed_weights(weight_decay),
         scale_by_learning_rate(lr),
     )
     return with_fallback("polargrad", matrices, fallback)
 
 
-@alias(ranges={"momentum": Range("[0, 1]", 1.0), "scale": "[0, inf)"}, static=("kinds",))
+@alias(
+    ranges={"momentum": Range("[0, 1]", 1.0), "scale": "[0, inf)"}, static=("kinds",)
+)
 def scion(
     lr: Scalar = 1e-3,
     momentum: Scalar = 0.1,
@@ -473,19 +521,30 @@ def _oracles(kinds: Mapping[str, Any]) -> GradientTransformation:
     """Build the transformation that applies the oracle of every leaf."""
     oracles: dict[str, GradientTransformation] = {}
     if not (isinstance(kinds, Mapping) and kinds):
-        raise TypeError(f"scion: kinds must be a dict of name pattern -> kind, such as {{'*': 'auto'}}, got {kinds!r}")
+        raise TypeError(
+            f"scion: kinds must be a dict of name pattern -> kind, such as {{'*': 'auto'}}, got {kinds!r}"
+        )
     for pattern, kind in kinds.items():
         if not isinstance(kind, str | GradientTransformation):
-            raise TypeError(f"scion: kinds[{pattern!r}] must be a kind of lmo or an lmo(...), got {describe(kind)}")
+            raise TypeError(
+                f"scion: kinds[{pattern!r}] must be a kind of lmo or an lmo(...), got {describe(kind)}"
+            )
         oracles[pattern] = lmo(kind) if isinstance(kind, str) else kind
     if list(oracles) == ["*"]:
         return oracles["*"]
     labels = {f"lmo_{i}": pattern for i, pattern in enumerate(oracles)}
-    return partition({label: oracles[pattern] for label, pattern in labels.items()}, labels)
+    return partition(
+        {label: oracles[pattern] for label, pattern in labels.items()}, labels
+    )
 
 
 @alias(class_name="AdamH")
-def adam_h(lr: Scalar = 1e-2, betas: Betas = (0.9, 0.95), eps: Scalar = 1e-8, weight_decay: Scalar = 0.0):
+def adam_h(
+    lr: Scalar = 1e-2,
+    betas: Betas = (0.9, 0.95),
+    eps: Scalar = 1e-8,
+    weight_decay: Scalar = 0.0,
+):
     r"""AdamH: Adam's direction in relative steps, with weights kept on their initial sphere.
 
     $p \leftarrow R\, N(p - \eta R\, N(u + \lambda p))$ with Adam's direction $u$, $R = \lVert p_0 \rVert$ and
@@ -516,7 +575,9 @@ def adam_h(lr: Scalar = 1e-2, betas: Betas = (0.9, 0.95), eps: Scalar = 1e-8, we
 
     Source: Hyperball, blog of K. Wen 2025; HeavyBall. Departures: none.
     """
-    return hyperball(chain(scale_by_adam(betas, eps), add_decayed_weights(weight_decay)), lr)
+    return hyperball(
+        chain(scale_by_adam(betas, eps), add_decayed_weights(weight_decay)), lr
+    )
 
 
 @alias(class_name="MuonH", ranges=_RANGES, example=_with_fallback)
@@ -561,5 +622,8 @@ def muon_h(
 
     Source: Hyperball, blog of K. Wen 2025; NVIDIA Emerging-Optimizers. Departures: every leaf has its own radius.
     """
-    matrices = hyperball(chain(trace_ema(momentum, nesterov), orthogonalize(ns_coefficients, ns_steps)), lr)
+    matrices = hyperball(
+        chain(trace_ema(momentum, nesterov), orthogonalize(ns_coefficients, ns_steps)),
+        lr,
+    )
     return with_fallback("muon_h", matrices, fallback)

@@ -11,7 +11,11 @@ from gradtx.transforms.scaling import scale_by_learning_rate
 __all__ = ["noisy_sgd"]
 
 
-@alias(class_name="NoisySGD", ranges={"eta": "[0, inf)", "gamma": "[0, inf)"}, example={"lr": 0.1})
+@alias(
+    class_name="NoisySGD",
+    ranges={"eta": "[0, inf)", "gamma": "[0, inf)"},
+    example={"lr": 0.1},
+)
 def noisy_sgd(lr: Scalar, eta: Scalar = 0.01, gamma: Scalar = 0.55, seed: int = 0):
     r"""Noisy SGD: gradients with Gaussian noise that decays over time.
 

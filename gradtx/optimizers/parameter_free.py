@@ -54,7 +54,11 @@ def dog(
 
     Source: Ivgi, Hinder and Carmon 2023, arXiv:2302.12022. Departures: see `scale_by_dog`.
     """
-    return chain(add_decayed_weights(weight_decay), scale_by_dog(reps_rel, eps, init_eta), scale_by_learning_rate(lr))
+    return chain(
+        add_decayed_weights(weight_decay),
+        scale_by_dog(reps_rel, eps, init_eta),
+        scale_by_learning_rate(lr),
+    )
 
 
 @alias(class_name="LDoG", ranges=DOG_RANGES)
@@ -94,11 +98,20 @@ def ldog(
 
     Source: Ivgi, Hinder and Carmon 2023, arXiv:2302.12022. Departures: see `scale_by_ldog`.
     """
-    return chain(add_decayed_weights(weight_decay), scale_by_ldog(reps_rel, eps, init_eta), scale_by_learning_rate(lr))
+    return chain(
+        add_decayed_weights(weight_decay),
+        scale_by_ldog(reps_rel, eps, init_eta),
+        scale_by_learning_rate(lr),
+    )
 
 
 @alias(class_name="DoWG", ranges={"eps": "(0, inf)", "init_estim_sq_dist": "(0, inf)"})
-def dowg(lr: Scalar = 1.0, eps: Scalar = 1e-4, init_estim_sq_dist: Scalar | None = None, weight_decay: Scalar = 0.0):
+def dowg(
+    lr: Scalar = 1.0,
+    eps: Scalar = 1e-4,
+    init_estim_sq_dist: Scalar | None = None,
+    weight_decay: Scalar = 0.0,
+):
     r"""DoWG: SGD whose rate is the squared distance from the initial weights over a weighted norm of gradients.
 
     $p \leftarrow p - \eta g r^2 / (\sqrt w + \epsilon)$ with the largest distance $r$ from the initial weights and
@@ -128,7 +141,11 @@ def dowg(lr: Scalar = 1.0, eps: Scalar = 1e-4, init_estim_sq_dist: Scalar | None
     Source: Khaled, Mishchenko and Jin 2023, arXiv:2305.16284. Departures: none. (The package `dowg` is a different
     method.)
     """
-    return chain(add_decayed_weights(weight_decay), scale_by_dowg(eps, init_estim_sq_dist), scale_by_learning_rate(lr))
+    return chain(
+        add_decayed_weights(weight_decay),
+        scale_by_dowg(eps, init_estim_sq_dist),
+        scale_by_learning_rate(lr),
+    )
 
 
 @alias(class_name="COCOB", ranges={"alpha": "[0, inf)"})
@@ -261,4 +278,6 @@ def momo_adam(
 
     Source: Schaipp et al. 2023, arXiv:2305.07583. Departures: see `scale_by_momo_adam`.
     """
-    return scale_by_momo_adam(lr, betas, eps, weight_decay, lb, proximal_decay, use_fstar)
+    return scale_by_momo_adam(
+        lr, betas, eps, weight_decay, lb, proximal_decay, use_fstar
+    )

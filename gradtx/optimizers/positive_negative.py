@@ -93,4 +93,6 @@ def adapnm(
     Source: Xie et al. 2021, arXiv:2103.17182. Departures: none from the authors' code. (pytorch_optimizer's class
     divides eps by $\sqrt{1-\beta_2^t}$.)
     """
-    return with_decay(scale_by_adapnm(betas, eps, amsgrad), weight_decay, decoupled_weight_decay, lr)
+    return with_decay(
+        scale_by_adapnm(betas, eps, amsgrad), weight_decay, decoupled_weight_decay, lr
+    )

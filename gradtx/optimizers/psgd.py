@@ -111,7 +111,9 @@ def psgd_kron(
         merge_dims,
         clip_rms,
     )
-    return chain(direction, add_decayed_matrices(weight_decay), scale_by_learning_rate(lr))
+    return chain(
+        direction, add_decayed_matrices(weight_decay), scale_by_learning_rate(lr)
+    )
 
 
 @alias(
@@ -188,4 +190,6 @@ def psgd_pro(
         max_update_rms,
         max_precondition_dim,
     )
-    return chain(direction, add_decayed_weights(weight_decay), scale_by_learning_rate(lr))
+    return chain(
+        direction, add_decayed_weights(weight_decay), scale_by_learning_rate(lr)
+    )

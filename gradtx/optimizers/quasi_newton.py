@@ -16,7 +16,12 @@ __all__ = ["apollo", "lbfgs"]
 
 @alias(
     class_name="ApolloDQN",
-    ranges={"beta": "[0, 1)", "eps": "(0, inf)", "warmup": "[0, inf)", "init_lr": "[0, inf)"},
+    ranges={
+        "beta": "[0, 1)",
+        "eps": "(0, inf)",
+        "warmup": "[0, inf)",
+        "init_lr": "[0, inf)",
+    },
     example={"rebound": "belief", "warmup": 3},
 )
 def apollo(
@@ -70,12 +75,16 @@ def apollo(
     """
     kind = weight_decay_type or ("L2" if rebound == "constant" else "decoupled")
     if kind not in ("L2", "decoupled", "stable"):
-        raise ValueError(f"weight_decay_type must be 'L2', 'decoupled' or 'stable', got {weight_decay_type!r}")
+        raise ValueError(
+            f"weight_decay_type must be 'L2', 'decoupled' or 'stable', got {weight_decay_type!r}"
+        )
     first = lr / 1000 if init_lr is None else init_lr
     # The cosine part, from lr to lr, is constant.
     rate = warmup_cosine_schedule(warmup, lr, lr, first, warmup) if warmup else lr
     if kind == "L2":
-        direction = chain(add_decayed_weights(weight_decay), scale_by_apollo(beta, eps, rebound))
+        direction = chain(
+            add_decayed_weights(weight_decay), scale_by_apollo(beta, eps, rebound)
+        )
     else:
         direction = scale_by_apollo(beta, eps, rebound, weight_decay, kind)
     return chain(direction, scale_by_learning_rate(rate))

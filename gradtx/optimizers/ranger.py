@@ -177,7 +177,15 @@ def ranger21(
         centralize() if centralize_gradients else chain(),
         normalize_by_std() if normalize_gradients else chain(),
         scale_by_ranger21(
-            rate, beta0, betas, eps, use_softplus, beta_softplus, weight_decay, norm_loss_factor, amsgrad
+            rate,
+            beta0,
+            betas,
+            eps,
+            use_softplus,
+            beta_softplus,
+            weight_decay,
+            norm_loss_factor,
+            amsgrad,
         ),
         lookahead(lookahead_merge_time, lookahead_blending_alpha),
     )

@@ -11,12 +11,22 @@ from gradtx.transforms.adaptive import scale_by_adam
 from gradtx.transforms.decay import add_decayed_weights
 from gradtx.transforms.rectified import scale_by_rectified_rms
 
-__all__ = ["gpa_adamw", "schedule_free_adamw", "schedule_free_radam", "schedule_free_sgd"]
+__all__ = [
+    "gpa_adamw",
+    "schedule_free_adamw",
+    "schedule_free_radam",
+    "schedule_free_sgd",
+]
 
 
 @alias(
     class_name="ScheduleFreeSGD",
-    ranges={"weight_lr_power": "[0, inf)", "momentum": "(0, 1)", "warmup_steps": "[0, inf)", "r": "[0, inf)"},
+    ranges={
+        "weight_lr_power": "[0, inf)",
+        "momentum": "(0, 1)",
+        "warmup_steps": "[0, inf)",
+        "r": "[0, inf)",
+    },
 )
 def schedule_free_sgd(
     lr: Scalar = 1.0,
@@ -56,12 +66,24 @@ def schedule_free_sgd(
 
     Source: Defazio et al. 2024, arXiv:2405.15682. Departures: none from the authors' released optimizer.
     """
-    return schedule_free(add_decayed_weights(weight_decay), lr, momentum, warmup_steps, r, weight_lr_power)
+    return schedule_free(
+        add_decayed_weights(weight_decay),
+        lr,
+        momentum,
+        warmup_steps,
+        r,
+        weight_lr_power,
+    )
 
 
 @alias(
     class_name="ScheduleFreeAdamW",
-    ranges={"weight_lr_power": "[0, inf)", "betas": ("(0, 1)", "[0, 1)"), "warmup_steps": "[0, inf)", "r": "[0, inf)"},
+    ranges={
+        "weight_lr_power": "[0, inf)",
+        "betas": ("(0, 1)", "[0, 1)"),
+        "warmup_steps": "[0, inf)",
+        "r": "[0, inf)",
+    },
 )
 def schedule_free_adamw(
     lr: Scalar = 0.0025,
@@ -115,7 +137,11 @@ def schedule_free_adamw(
 
 @alias(
     class_name="ScheduleFreeRAdam",
-    ranges={"betas": ("(0, 1)", "[0, 1)"), "r": "[0, inf)", "weight_lr_power": "[0, inf)"},
+    ranges={
+        "betas": ("(0, 1)", "[0, 1)"),
+        "r": "[0, inf)",
+        "weight_lr_power": "[0, inf)",
+    },
 )
 def schedule_free_radam(
     lr: Scalar = 0.0025,

@@ -10,7 +10,10 @@ from gradtx.transforms.second_order import scale_by_hessian, scale_by_sophia
 __all__ = ["adahessian", "sophia"]
 
 
-@alias(class_name="AdaHessian", ranges={"update_period": "[1, inf)", "hessian_power": "[0, 1]"})
+@alias(
+    class_name="AdaHessian",
+    ranges={"update_period": "[1, inf)", "hessian_power": "[0, 1]"},
+)
 def adahessian(
     lr: Scalar = 0.15,
     betas: Betas = (0.9, 0.999),
@@ -56,7 +59,9 @@ def adahessian(
     Source: Yao et al. 2020, arXiv:2006.00719. Departures: those of `scale_by_hessian`; the decay is decoupled, as in
     the authors' code.
     """
-    direction = scale_by_hessian(betas, eps, hessian_power, update_period, spatial_average)
+    direction = scale_by_hessian(
+        betas, eps, hessian_power, update_period, spatial_average
+    )
     return with_decay(direction, weight_decay, True, lr)
 
 
@@ -103,4 +108,6 @@ def sophia(
     Source: Liu et al. 2023, arXiv:2305.14342. Departures: none from its last version; the authors' code contains only
     Sophia-G.
     """
-    return with_decay(scale_by_sophia(betas, gamma, eps, update_period), weight_decay, True, lr)
+    return with_decay(
+        scale_by_sophia(betas, gamma, eps, update_period), weight_decay, True, lr
+    )

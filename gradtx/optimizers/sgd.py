@@ -97,7 +97,8 @@ def sgdw(
     """
     return chain(
         trace(momentum, dampening, nesterov),
-        add_decayed_weights(weight_decay),  # after the momentum, before the rate: lr * weight_decay
+        # After the momentum, before the rate: lr * weight_decay.
+        add_decayed_weights(weight_decay),
         scale_by_learning_rate(lr),
     )
 
@@ -141,7 +142,9 @@ def sgds(
 
     Source: Xie et al. 2020, arXiv:2011.11152. Departures: a default for `lr`, which the authors require.
     """
-    decay = 0.0 if is_off(weight_decay) else weight_decay * (1 - dampening) / (1 - momentum)
+    decay = (
+        0.0 if is_off(weight_decay) else weight_decay * (1 - dampening) / (1 - momentum)
+    )
     return chain(
         trace(momentum, dampening, nesterov),
         add_decayed_weights(decay),
@@ -149,7 +152,10 @@ def sgds(
     )
 
 
-@alias(class_name="ASGD", ranges={"t0": "[0, inf)", "lambd": "[0, inf)", "alpha": "[0, inf)"})
+@alias(
+    class_name="ASGD",
+    ranges={"t0": "[0, inf)", "lambd": "[0, inf)", "alpha": "[0, inf)"},
+)
 def asgd(
     lr: Scalar = 1e-2,
     lambd: Scalar = 1e-4,
@@ -195,7 +201,10 @@ def asgd(
     return chain(add_decayed_weights(weight_decay), scale_by_asgd(lr, lambd, alpha, t0))
 
 
-@alias(class_name="AdaptiveGD", ranges={"amplifier": "[0, inf)", "damping": "(0, inf)", "theta": "(0, inf]"})
+@alias(
+    class_name="AdaptiveGD",
+    ranges={"amplifier": "[0, inf)", "damping": "(0, inf)", "theta": "(0, inf]"},
+)
 def adaptive_gd(
     lr: Scalar = 0.2,
     amplifier: Scalar = 0.02,

@@ -11,7 +11,9 @@ __all__ = ["signsgd", "signum", "tiger"]
 
 
 @alias(class_name="SignSGD")
-def signsgd(lr: Scalar = 1e-3, weight_decay: Scalar = 0.0, decoupled_weight_decay: bool = True):
+def signsgd(
+    lr: Scalar = 1e-3, weight_decay: Scalar = 0.0, decoupled_weight_decay: bool = True
+):
     r"""signSGD: every weight moves by the learning rate against its gradient.
 
     $p \leftarrow p (1 - \eta \lambda) - \eta \, \mathrm{sign}(g)$.
@@ -36,11 +38,18 @@ def signsgd(lr: Scalar = 1e-3, weight_decay: Scalar = 0.0, decoupled_weight_deca
 
     Source: Bernstein et al. 2018, arXiv:1802.04434. Departures: none.
     """
-    return with_decay(scale_by_lion((0.0, 0.0)), weight_decay, decoupled_weight_decay, lr)
+    return with_decay(
+        scale_by_lion((0.0, 0.0)), weight_decay, decoupled_weight_decay, lr
+    )
 
 
 @alias(ranges={"momentum": "[0, 1)"})
-def signum(lr: Scalar = 1e-3, momentum: Scalar = 0.9, weight_decay: Scalar = 0.0, decoupled_weight_decay: bool = True):
+def signum(
+    lr: Scalar = 1e-3,
+    momentum: Scalar = 0.9,
+    weight_decay: Scalar = 0.0,
+    decoupled_weight_decay: bool = True,
+):
     r"""Signum: every weight moves by the learning rate against its momentum.
 
     $m \leftarrow \mu m + (1-\mu) g$, $p \leftarrow p (1 - \eta \lambda) - \eta \, \mathrm{sign}(m)$.
@@ -70,7 +79,9 @@ def signum(lr: Scalar = 1e-3, momentum: Scalar = 0.9, weight_decay: Scalar = 0.0
     Source: Bernstein et al. 2018, arXiv:1802.04434. Departures: a factor of $1-\mu$ before $g$, which does not change
     the signs.
     """
-    return with_decay(scale_by_lion((momentum, momentum)), weight_decay, decoupled_weight_decay, lr)
+    return with_decay(
+        scale_by_lion((momentum, momentum)), weight_decay, decoupled_weight_decay, lr
+    )
 
 
 @alias(ranges={"beta": "[0, 1)"})

@@ -8,13 +8,23 @@ from gradtx.factories import alias
 from gradtx.optimizers.adam import with_decay
 from gradtx.schedules.half_life import ademamix_alpha_schedule, half_life_schedule
 from gradtx.transforms.adaptive import scale_by_adam
-from gradtx.transforms.slow_average import scale_by_ademamix, scale_by_simplified_ademamix
+from gradtx.transforms.slow_average import (
+    scale_by_ademamix,
+    scale_by_simplified_ademamix,
+)
 from gradtx.transforms.slow_gradients import amplify_slow_gradients
 
 __all__ = ["ademamix", "grokfast_adamw", "simplified_ademamix"]
 
 
-@alias(class_name="AdEMAMix", ranges={"alpha": "[0, inf)", "alpha_warmup": "[0, inf)", "beta3_warmup": "[0, inf)"})
+@alias(
+    class_name="AdEMAMix",
+    ranges={
+        "alpha": "[0, inf)",
+        "alpha_warmup": "[0, inf)",
+        "beta3_warmup": "[0, inf)",
+    },
+)
 def ademamix(
     lr: Scalar = 1e-3,
     betas: Betas = (0.9, 0.999, 0.9999),
@@ -65,10 +75,15 @@ def ademamix(
         alpha = ademamix_alpha_schedule(alpha, alpha_warmup)
     if beta3_warmup is not None:
         beta3 = half_life_schedule(beta3, beta3_warmup, beta1)
-    return with_decay(scale_by_ademamix((beta1, beta2, beta3), alpha, eps), weight_decay, True, lr)
+    return with_decay(
+        scale_by_ademamix((beta1, beta2, beta3), alpha, eps), weight_decay, True, lr
+    )
 
 
-@alias(class_name="SimplifiedAdEMAMix", ranges={"alpha": "[0, inf)", "min_beta1": "[0, 1)", "beta1_warmup": "[0, inf)"})
+@alias(
+    class_name="SimplifiedAdEMAMix",
+    ranges={"alpha": "[0, inf)", "min_beta1": "[0, 1)", "beta1_warmup": "[0, inf)"},
+)
 def simplified_ademamix(
     lr: Scalar = 1e-3,
     betas: Betas = (0.99, 0.95),
@@ -116,7 +131,9 @@ def simplified_ademamix(
     beta1, beta2 = betas
     if beta1_warmup is not None:
         beta1 = half_life_schedule(beta1, beta1_warmup, min_beta1)
-    direction = scale_by_simplified_ademamix((beta1, beta2), alpha, eps, bias_correction1, bias_correction2)
+    direction = scale_by_simplified_ademamix(
+        (beta1, beta2), alpha, eps, bias_correction1, bias_correction2
+    )
     return with_decay(direction, weight_decay, True, lr)
 
 
@@ -160,4 +177,7 @@ def grokfast_adamw(
     Source: Lee et al. 2024, arXiv:2405.20233. Departures: none from the authors' filter before AdamW.
     pytorch_optimizer's GrokFastAdamW divides the rate by $1 + \lambda$.
     """
-    return chain(amplify_slow_gradients(alpha, lamb), with_decay(scale_by_adam(betas, eps), weight_decay, True, lr))
+    return chain(
+        amplify_slow_gradients(alpha, lamb),
+        with_decay(scale_by_adam(betas, eps), weight_decay, True, lr),
+    )

@@ -68,14 +68,29 @@ def spam(
     all entries are trained (no `density`). pytorch_optimizer's warm-up is one step ahead, and wrong from the second
     restart on.
     """
-    direction = restart(scale_by_spam(betas, eps, threshold, clip_after, every), every, keep_clock=True)
+    direction = restart(
+        scale_by_spam(betas, eps, threshold, clip_after, every), every, keep_clock=True
+    )
     warmup = scale(restart_warmup_schedule(1.0, every, warmup_steps))
     return with_decay(chain(direction, warmup), weight_decay, True, lr)
 
 
-@per_tensor(ranges={"beta1": "[0, 1)", "beta2": "[0, 1)", "gamma1": "[0, 1)", "every": "[1, inf)"})
+@per_tensor(
+    ranges={
+        "beta1": "[0, 1)",
+        "beta2": "[0, 1)",
+        "gamma1": "[0, 1)",
+        "every": "[1, inf)",
+    }
+)
 def stable_spam_direction(
-    beta1: Scalar, gamma1: Scalar, beta2: Scalar, gamma2: Scalar, eps: Scalar, theta: Scalar, every: int
+    beta1: Scalar,
+    gamma1: Scalar,
+    beta2: Scalar,
+    gamma2: Scalar,
+    eps: Scalar,
+    theta: Scalar,
+    every: int,
 ):
     """Chain Stable-SPAM's links, with `beta1` and `gamma1` of the step of the whole run, even inside the restart."""
     return chain(
@@ -85,9 +100,16 @@ def stable_spam_direction(
     )
 
 
-@alias(class_name="StableSPAM", ranges={
-    "gammas": "[0, 1)", "theta": "[0, 1)", "every": "[1, inf)", "total_steps": "[1, inf)", "eta_min": "[0, 1]",
-})  # fmt: skip
+@alias(
+    class_name="StableSPAM",
+    ranges={
+        "gammas": "[0, 1)",
+        "theta": "[0, 1)",
+        "every": "[1, inf)",
+        "total_steps": "[1, inf)",
+        "eta_min": "[0, 1]",
+    },
+)
 def stable_spam(
     lr: Scalar = 1e-3,
     betas: Betas = (0.9, 0.999),

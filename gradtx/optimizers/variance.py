@@ -43,8 +43,13 @@ def msvag(lr: Scalar, beta: Scalar = 0.9):
     return chain(scale_by_msvag(beta), scale_by_learning_rate(lr))
 
 
-@alias(class_name="A2Grad", ranges={"beta": "[0, inf)", "lips": "(0, inf)", "rho": "[0, 1)"})
-def a2grad(variant: str = "uni", beta: Scalar = 10.0, lips: Scalar = 10.0, rho: Scalar = 0.5):
+@alias(
+    class_name="A2Grad",
+    ranges={"beta": "[0, inf)", "lips": "(0, inf)", "rho": "[0, 1)"},
+)
+def a2grad(
+    variant: str = "uni", beta: Scalar = 10.0, lips: Scalar = 10.0, rho: Scalar = 0.5
+):
     r"""A2Grad: Nesterov's accelerated gradient with steps damped by the deviation of gradients from their mean.
 
     Equivalent to `scale_by_a2grad`.

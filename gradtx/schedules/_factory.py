@@ -32,7 +32,9 @@ class _Made(Schedule):
         self._factory, self._arguments = factory, arguments
         self._plain = _is_plain(arguments.values())
         # Run the body's own checks at construction.
-        factory.function(**self._exact(torch.zeros((), dtype=torch.float64, device="cpu")))
+        factory.function(
+            **self._exact(torch.zeros((), dtype=torch.float64, device="cpu"))
+        )
         super().__init__(self._value)
 
     def _exact(self, step: Tensor) -> dict[str, Any]:
@@ -42,7 +44,9 @@ class _Made(Schedule):
         replaced by their values.
         """
         return {
-            name: self._number(value, step) if self._factory.arguments.by_name[name].kind == "scalar" else value
+            name: self._number(value, step)
+            if self._factory.arguments.by_name[name].kind == "scalar"
+            else value
             for name, value in self._arguments.items()
         }
 
@@ -52,9 +56,15 @@ class _Made(Schedule):
         return None if value is None else exact(value, step.device)
 
     def _value(self, step: Any) -> Any:
-        tensor = exact(step, step.device if isinstance(step, Tensor) else torch.device("cpu"))
+        tensor = exact(
+            step, step.device if isinstance(step, Tensor) else torch.device("cpu")
+        )
         value = self._factory.function(**self._exact(tensor))(tensor)
-        return value if isinstance(step, Tensor) or not (self._plain and readable(value)) else value.item()
+        return (
+            value
+            if isinstance(step, Tensor) or not (self._plain and readable(value))
+            else value.item()
+        )
 
     def __reduce__(self) -> tuple:
         return _Made, (self._factory, self._arguments)
@@ -62,7 +72,8 @@ class _Made(Schedule):
     def __repr__(self) -> str:
         shown = []
         for argument in self._factory.arguments.all:
-            value = self._arguments.get(argument.name, argument.default)  # older pickles lack newer arguments
+            # Older pickles lack newer arguments.
+            value = self._arguments.get(argument.name, argument.default)
             if argument.required:
                 shown.append(describe(value))
             elif isinstance(value, Tensor) or value != argument.default:
@@ -87,18 +98,29 @@ def in_its_words(arguments: Arguments, options: Mapping[str, Any]) -> dict[str, 
     for name, value in options.items():
         word = name
         if name not in arguments.by_name:
-            word = next((own for own in COMMON_WORDS.get(name, ()) if own in arguments.by_name), name)
+            word = next(
+                (own for own in COMMON_WORDS.get(name, ()) if own in arguments.by_name),
+                name,
+            )
         if word in renamed or (word != name and word in options):
             raise TypeError(f"{arguments.name}: got two values for {word!r}")
         renamed[word] = value
     return renamed
 
 
-def schedule(**ranges: str) -> Callable[[Callable[P, Callable[[Tensor], Tensor]]], Callable[P, Schedule]]:
+def schedule(
+    **ranges: str,
+) -> Callable[[Callable[P, Callable[[Tensor], Tensor]]], Callable[P, Schedule]]:
     """Create a schedule's factory from a function that returns `value(step)`, written for float64 tensors."""
 
     def decorated(function: Any) -> Any:
-        arguments = Arguments(function.__name__, function, {n: Range(r) for n, r in ranges.items()}, (), False)
+        arguments = Arguments(
+            function.__name__,
+            function,
+            {n: Range(r) for n, r in ranges.items()},
+            (),
+            False,
+        )
 
         @functools.wraps(function)
         def factory(*args: Any, **kwargs: Any) -> Schedule:

@@ -19,12 +19,15 @@ __all__ = ["as_lr_scheduler"]
 class ScheduleLR(LRScheduler):
     """Set each group's learning rate to the value of its schedule; created by `as_lr_scheduler`."""
 
-    def __init__(self, optimizer: Optimizer, schedules: Sequence[Schedule], last_epoch: int = -1):
+    def __init__(
+        self, optimizer: Optimizer, schedules: Sequence[Schedule], last_epoch: int = -1
+    ):
         self.schedules = tuple(schedules)
         seen: set[int] = set()
         for group in optimizer.param_groups:
             if isinstance(group["lr"], Tensor):
-                if id(group["lr"]) in seen:  # torch writes to the tensors in place, and groups may share one
+                # torch writes to the tensors in place, and groups may share one.
+                if id(group["lr"]) in seen:
                     group["lr"] = group["lr"].clone()
                 seen.add(id(group["lr"]))
             # torch requires this entry to resume; a schedule needs only the step.
@@ -32,7 +35,8 @@ class ScheduleLR(LRScheduler):
         wrapped: Any = optimizer
         while hasattr(wrapped, "optimizer"):  # accelerate wraps optimizers
             wrapped = wrapped.optimizer
-        if hasattr(wrapped, "expect_scheduler"):  # a gradtx optimizer: these rates may override a schedule in its chain
+        # A gradtx optimizer: these rates may override a schedule in its chain.
+        if hasattr(wrapped, "expect_scheduler"):
             wrapped.expect_scheduler()
         super().__init__(optimizer, last_epoch)
 
@@ -49,10 +53,16 @@ class ScheduleLR(LRScheduler):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the count and the last rates without the schedules, as torch's LambdaLR does."""
-        return {name: value for name, value in super().state_dict().items() if name != "schedules"}
+        return {
+            name: value
+            for name, value in super().state_dict().items()
+            if name != "schedules"
+        }
 
 
-def as_lr_scheduler(optimizer: Optimizer, schedule: Schedule | Sequence[Schedule], last_epoch: int = -1) -> LRScheduler:
+def as_lr_scheduler(
+    optimizer: Optimizer, schedule: Schedule | Sequence[Schedule], last_epoch: int = -1
+) -> LRScheduler:
     """Return a torch scheduler that sets `group["lr"] = schedule(step)`, for any torch optimizer.
 
     Call its `step()` after `optimizer.step()`, as with torch's schedulers. The previous rate of a group is ignored: a
@@ -83,14 +93,20 @@ def as_lr_scheduler(optimizer: Optimizer, schedule: Schedule | Sequence[Schedule
         [1.0]
     """
     if not isinstance(optimizer, Optimizer):
-        raise TypeError(f"as_lr_scheduler: optimizer must be a torch.optim.Optimizer, got {describe(optimizer)}")
+        raise TypeError(
+            f"as_lr_scheduler: optimizer must be a torch.optim.Optimizer, got {describe(optimizer)}"
+        )
     several = isinstance(schedule, list | tuple)
-    schedules: tuple[Any, ...] = tuple(schedule) if isinstance(schedule, list | tuple) else (schedule,)
+    schedules: tuple[Any, ...] = (
+        tuple(schedule) if isinstance(schedule, list | tuple) else (schedule,)
+    )
     for i, one in enumerate(schedules):
         if not isinstance(one, Schedule):
             what = f"schedule[{i}]" if several else "schedule"
             remedy = schedule_remedy(one)
-            raise TypeError(f"as_lr_scheduler: {what} must be a gradtx.Schedule, got {describe(one)}{remedy}")
+            raise TypeError(
+                f"as_lr_scheduler: {what} must be a gradtx.Schedule, got {describe(one)}{remedy}"
+            )
     groups = len(optimizer.param_groups)
     if several and len(schedules) != groups:
         raise ValueError(

@@ -48,7 +48,12 @@ def constant_schedule(lr: Scalar, factor: Scalar = 1.0, total_iters: int = 0):
 
 
 @schedule(start_factor="[0, 1]", end_factor="[0, 1]", total_iters="[1, inf)")
-def linear_schedule(lr: Scalar, start_factor: Scalar = 1 / 3, end_factor: Scalar = 1.0, total_iters: int = 5):
+def linear_schedule(
+    lr: Scalar,
+    start_factor: Scalar = 1 / 3,
+    end_factor: Scalar = 1.0,
+    total_iters: int = 5,
+):
     r"""Change linearly from `lr * start_factor` to `lr * end_factor`, like torch's LinearLR.
 
     $\eta (a + (b - a) \min(s, n)/n)$.
@@ -64,7 +69,13 @@ def linear_schedule(lr: Scalar, start_factor: Scalar = 1 / 3, end_factor: Scalar
         >>> [s(i) for i in range(4)]
         [0.5, 0.75, 1.0, 1.0]
     """
-    return lambda step: lr * (start_factor + (end_factor - start_factor) * step.clamp(max=total_iters) / total_iters)
+
+    def value(step: Tensor) -> Tensor:
+        steps = step.clamp(max=total_iters)
+        factor = start_factor + (end_factor - start_factor) * steps / total_iters
+        return lr * factor
+
+    return value
 
 
 @schedule(total_iters="[1, inf)", power="[0, inf)")
@@ -140,15 +151,22 @@ def multistep_schedule(lr: Scalar, milestones: Sequence[int], gamma: Scalar = 0.
         [1.0, 0.5, 0.5, 0.125, 0.125]
     """
     if not isinstance(milestones, list | tuple):
-        raise TypeError(f"multistep_schedule: milestones must be a list of ints, got {describe(milestones)}")
+        raise TypeError(
+            f"multistep_schedule: milestones must be a list of ints, got {describe(milestones)}"
+        )
     for i, milestone in enumerate(milestones):
         if isinstance(milestone, bool) or not isinstance(milestone, numbers.Integral):
-            raise TypeError(f"multistep_schedule: milestones[{i}] must be an int, got {describe(milestone)}")
+            raise TypeError(
+                f"multistep_schedule: milestones[{i}] must be an int, got {describe(milestone)}"
+            )
         if milestone < 0:  # pyright: ignore[reportOperatorIssue]
-            raise ValueError(f"multistep_schedule: milestones[{i}] must be in [0, inf), got {milestone}")
+            raise ValueError(
+                f"multistep_schedule: milestones[{i}] must be in [0, inf), got {milestone}"
+            )
 
     def value(step: Tensor) -> Tensor:
-        reached = (torch.tensor(milestones, dtype=step.dtype, device=step.device) <= step).sum()
+        steps = torch.tensor(milestones, dtype=step.dtype, device=step.device)
+        reached = (steps <= step).sum()
         return lr * gamma ** reached.to(step.dtype)
 
     return value
@@ -172,11 +190,15 @@ def cosine_schedule(lr: Scalar, T_max: int, eta_min: Scalar = 0.0):
 
     Source: Loshchilov and Hutter 2016, arXiv:1608.03983.
     """
-    return lambda step: eta_min + (lr - eta_min) * (1 + (math.pi * step / T_max).cos()) / 2
+    return lambda step: (
+        eta_min + (lr - eta_min) * (1 + (math.pi * step / T_max).cos()) / 2
+    )
 
 
 @schedule(T_0="[1, inf)", T_mult="[1, inf)", eta_min="[0, inf)")
-def cosine_warm_restarts_schedule(lr: Scalar, T_0: int, T_mult: int = 1, eta_min: Scalar = 0.0):
+def cosine_warm_restarts_schedule(
+    lr: Scalar, T_0: int, T_mult: int = 1, eta_min: Scalar = 0.0
+):
     r"""Repeat a half cosine from `lr` to `eta_min`, like torch's CosineAnnealingWarmRestarts.
 
     $\eta_{min} + (\eta - \eta_{min})(1 + \cos(\pi i/T))/2$ at step $i$ of a cycle of $T$ steps. The first cycle has
@@ -205,7 +227,8 @@ def cosine_warm_restarts_schedule(lr: Scalar, T_0: int, T_mult: int = 1, eta_min
             reached = torch.tensor(starts, dtype=step.dtype, device=step.device)
             start = torch.where(reached <= step, reached, 0.0).amax()
         length = start * (T_mult - 1) + T_0
-        return eta_min + (lr - eta_min) * (1 + (math.pi * (step - start) / length).cos()) / 2
+        angle = math.pi * (step - start) / length
+        return eta_min + (lr - eta_min) * (1 + angle.cos()) / 2
 
     return value
 
@@ -264,7 +287,9 @@ def one_cycle_schedule(
     Source: Smith and Topin 2017, arXiv:1708.07120. Departures: torch raises after `total_steps`.
     """
     if anneal_strategy not in ("cos", "linear"):
-        raise ValueError(f"one_cycle_schedule: anneal_strategy must be 'cos' or 'linear', got {anneal_strategy!r}")
+        raise ValueError(
+            f"one_cycle_schedule: anneal_strategy must be 'cos' or 'linear', got {anneal_strategy!r}"
+        )
     end, peak = total_steps - 1, cast("Tensor", max_lr)  # numbers are passed as tensors
     rise = pct_start * total_steps - 1
     if warmup_steps is not None:
@@ -284,7 +309,8 @@ def one_cycle_schedule(
         now = floor * torch.ones_like(step)
         for first, last, start, goal in reversed(phases):
             length = last - first
-            share = torch.where(length > 0, (step - first) / torch.where(length > 0, length, 1.0), 1.0).clamp(0, 1)
+            share = (step - first) / torch.where(length > 0, length, 1.0)
+            share = torch.where(length > 0, share, 1.0).clamp(0, 1)
             if anneal_strategy == "cos":
                 share = (1 - (math.pi * share).cos()) / 2
             now = torch.where(step <= last, start + (goal - start) * share, now)
@@ -296,7 +322,9 @@ def one_cycle_schedule(
 def _check_instead(name: str, other: str, value: Scalar, default: float) -> None:
     """Raise an error if both of two alternative arguments were given."""
     if value != default:
-        raise TypeError(f"one_cycle_schedule: got both {name} and {other}, which are alternatives; pass one")
+        raise TypeError(
+            f"one_cycle_schedule: got both {name} and {other}, which are alternatives; pass one"
+        )
 
 
 def _check_peak(warmup_steps: int, end: int, three_phase: bool) -> None:
@@ -308,7 +336,13 @@ def _check_peak(warmup_steps: int, end: int, three_phase: bool) -> None:
         )
 
 
-@schedule(base_lr="[0, inf)", max_lr="[0, inf)", step_size_up="[1, inf)", step_size_down="[1, inf)", gamma="[0, inf)")
+@schedule(
+    base_lr="[0, inf)",
+    max_lr="[0, inf)",
+    step_size_up="[1, inf)",
+    step_size_down="[1, inf)",
+    gamma="[0, inf)",
+)
 def cyclic_schedule(
     base_lr: Scalar,
     max_lr: Scalar,
@@ -341,13 +375,19 @@ def cyclic_schedule(
     Source: Smith 2015, arXiv:1506.01186.
     """
     if mode not in ("triangular", "triangular2", "exp_range"):
-        raise ValueError(f"cyclic_schedule: mode must be 'triangular', 'triangular2' or 'exp_range', got {mode!r}")
+        raise ValueError(
+            f"cyclic_schedule: mode must be 'triangular', 'triangular2' or 'exp_range', got {mode!r}"
+        )
     up, down = step_size_up, step_size_up if step_size_down is None else step_size_down
 
     def value(step: Tensor) -> Tensor:
         place = step % (up + down)
         height = torch.where(place <= up, place / up, (up + down - place) / down)
-        scale = {"triangular": 1.0, "triangular2": 0.5 ** (step // (up + down)), "exp_range": gamma**step}[mode]
+        scale = {
+            "triangular": 1.0,
+            "triangular2": 0.5 ** (step // (up + down)),
+            "exp_range": gamma**step,
+        }[mode]
         return base_lr + (max_lr - base_lr) * height * scale
 
     return value
@@ -382,13 +422,19 @@ def join_schedules(schedules: Sequence[Schedule], milestones: Sequence[int]):
         raise ValueError(
             f"join_schedules: {len(schedules)} schedules need {len(schedules) - 1} milestones, got {len(milestones)}"
         )
-    if any(late <= early for early, late in zip([0, *milestones], milestones, strict=False)):
-        raise ValueError(f"join_schedules: milestones must be positive and increasing, got {list(milestones)}")
+    if any(
+        late <= early for early, late in zip([0, *milestones], milestones, strict=False)
+    ):
+        raise ValueError(
+            f"join_schedules: milestones must be positive and increasing, got {list(milestones)}"
+        )
 
     def value(step: Tensor) -> Tensor:
         now = exact(schedules[0](step), step.device)
         for start, part in zip(milestones, schedules[1:], strict=True):
-            now = torch.where(step < start, now, exact(part((step - start).clamp(min=0)), step.device))
+            now = torch.where(
+                step < start, now, exact(part((step - start).clamp(min=0)), step.device)
+            )
         return now
 
     return value

@@ -31,12 +31,19 @@ def _inverse(node: Any, small_m: Any, big_m: Any) -> Any:
 
 def _factor_at(place: Tensor, number: int, small_m: Any, big_m: Any) -> Tensor:
     """Return the inverse node at an index, clamped to the first and the last one."""
-    factors = _inverse(torch.tensor(_cosines(number), dtype=place.dtype, device=place.device), small_m, big_m)
+    factors = _inverse(
+        torch.tensor(_cosines(number), dtype=place.dtype, device=place.device),
+        small_m,
+        big_m,
+    )
     # A sum instead of an index, which vmap does not support.
-    return (factors * (torch.arange(number, device=place.device) == place.clamp(0, number - 1))).sum()
+    is_due = torch.arange(number, device=place.device) == place.clamp(0, number - 1)
+    return (factors * is_due).sum()
 
 
-def get_chebyshev_schedule(num_epochs: int, small_m: float = 0.1, big_m: float = 1.0) -> list[float]:
+def get_chebyshev_schedule(
+    num_epochs: int, small_m: float = 0.1, big_m: float = 1.0
+) -> list[float]:
     r"""Return the inverses of the Chebyshev nodes on [small_m, big_m] in fractal order, for all but two epochs.
 
     With $T$ = `num_epochs` - 2: $\gamma_i = 1/((M + m)/2 - (M - m)/2 \cos(\pi (i + 1/2)/T))$. These are step sizes for
@@ -59,16 +66,24 @@ def get_chebyshev_schedule(num_epochs: int, small_m: float = 0.1, big_m: float =
     two plus 2.
     """
     if isinstance(num_epochs, bool) or not isinstance(num_epochs, int):
-        raise TypeError(f"get_chebyshev_schedule: num_epochs must be an int, got {num_epochs!r}")
+        raise TypeError(
+            f"get_chebyshev_schedule: num_epochs must be an int, got {num_epochs!r}"
+        )
     if num_epochs < 3:
-        raise ValueError(f"get_chebyshev_schedule: num_epochs must be in [3, inf), got {num_epochs}")
+        raise ValueError(
+            f"get_chebyshev_schedule: num_epochs must be in [3, inf), got {num_epochs}"
+        )
     if not 0 < small_m <= big_m < math.inf:
-        raise ValueError(f"get_chebyshev_schedule: needs 0 < small_m <= big_m, got {small_m} and {big_m}")
+        raise ValueError(
+            f"get_chebyshev_schedule: needs 0 < small_m <= big_m, got {small_m} and {big_m}"
+        )
     return [_inverse(node, small_m, big_m) for node in _cosines(num_epochs - 2)]
 
 
 @schedule(num_epochs="[3, inf)", small_m="(0, inf)", big_m="(0, inf)")
-def chebyshev_schedule(lr: Scalar, num_epochs: int, small_m: Scalar = 0.1, big_m: Scalar = 1.0):
+def chebyshev_schedule(
+    lr: Scalar, num_epochs: int, small_m: Scalar = 0.1, big_m: Scalar = 1.0
+):
     r"""Multiply the rate of each epoch by a factor of `get_chebyshev_schedule`.
 
     $\eta \gamma_i$ with $i = e - 1$ for epoch $e$ (a step here is an epoch). The first and the last factor each apply
@@ -135,8 +150,14 @@ def ranger21_schedule(
     """
     total, epochs = num_iterations, chebyshev_epochs
     if epochs is not None and epochs > total:
-        raise ValueError(f"ranger21_schedule: chebyshev_epochs must be at most num_iterations = {total}, got {epochs}")
-    down = total - int(0.72 * total) if num_warm_down_iterations is None else num_warm_down_iterations
+        raise ValueError(
+            f"ranger21_schedule: chebyshev_epochs must be at most num_iterations = {total}, got {epochs}"
+        )
+    down = (
+        total - int(0.72 * total)
+        if num_warm_down_iterations is None
+        else num_warm_down_iterations
+    )
     start = total - down
 
     def value(step: Tensor) -> Tensor:
@@ -148,9 +169,17 @@ def ranger21_schedule(
         up = exact(up, step.device)
         now = lr * torch.ones_like(step)
         if epochs is not None:
-            now = now * _factor_at(t // (total // epochs) - 1, epochs - 2, exact(0.1, step.device), 1.0)
+            now = now * _factor_at(
+                t // (total // epochs) - 1, epochs - 2, exact(0.1, step.device), 1.0
+            )
         now = torch.where(t <= up, lr * t / up.clamp(min=1), now)
-        falling = lr - (lr - warm_down_min_lr) * ((t + 1 - start) / (down + 1)).clamp(max=1)
-        return torch.where(t >= start, torch.maximum(falling, exact(warm_down_min_lr, step.device)), now)
+        falling = lr - (lr - warm_down_min_lr) * ((t + 1 - start) / (down + 1)).clamp(
+            max=1
+        )
+        return torch.where(
+            t >= start,
+            torch.maximum(falling, exact(warm_down_min_lr, step.device)),
+            now,
+        )
 
     return value

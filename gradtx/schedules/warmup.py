@@ -35,21 +35,42 @@ __all__ = [
 Decay = Callable[[Tensor], Tensor]
 
 
-def _after_warmup(owner: str, t_max: int, max_lr: Scalar, init_lr: Scalar, warmup_steps: int, decay: Decay) -> Decay:
+def _after_warmup(
+    owner: str,
+    t_max: int,
+    max_lr: Scalar,
+    init_lr: Scalar,
+    warmup_steps: int,
+    decay: Decay,
+) -> Decay:
     """Create a linear rise from `init_lr`, followed by `decay` of the steps since."""
     if warmup_steps > t_max:
-        raise ValueError(f"{owner}: warmup_steps must be at most t_max = {t_max}, got {warmup_steps}")
+        raise ValueError(
+            f"{owner}: warmup_steps must be at most t_max = {t_max}, got {warmup_steps}"
+        )
 
     def value(step: Tensor) -> Tensor:
         rising = init_lr + (max_lr - init_lr) * step / max(warmup_steps, 1)
-        return torch.where(step < warmup_steps, rising, decay((step - warmup_steps).clamp(min=0)))
+        return torch.where(
+            step < warmup_steps, rising, decay((step - warmup_steps).clamp(min=0))
+        )
 
     return value
 
 
-@schedule(t_max="[1, inf)", max_lr="[0, inf)", min_lr="[0, inf)", init_lr="[0, inf)", warmup_steps="[0, inf)")
+@schedule(
+    t_max="[1, inf)",
+    max_lr="[0, inf)",
+    min_lr="[0, inf)",
+    init_lr="[0, inf)",
+    warmup_steps="[0, inf)",
+)
 def warmup_linear_schedule(
-    t_max: int, max_lr: Scalar, min_lr: Scalar = 0.0, init_lr: Scalar = 0.0, warmup_steps: int = 0
+    t_max: int,
+    max_lr: Scalar,
+    min_lr: Scalar = 0.0,
+    init_lr: Scalar = 0.0,
+    warmup_steps: int = 0,
 ):
     r"""Rise linearly from `init_lr` to `max_lr`, then fall linearly to `min_lr` at `t_max` and stay there.
 
@@ -75,14 +96,27 @@ def warmup_linear_schedule(
     """
 
     def decay(since: Tensor) -> Tensor:
-        return max_lr + (min_lr - max_lr) * (since / max(t_max - warmup_steps, 1)).clamp(max=1)
+        share = (since / max(t_max - warmup_steps, 1)).clamp(max=1)
+        return max_lr + (min_lr - max_lr) * share
 
-    return _after_warmup("warmup_linear_schedule", t_max, max_lr, init_lr, warmup_steps, decay)
+    return _after_warmup(
+        "warmup_linear_schedule", t_max, max_lr, init_lr, warmup_steps, decay
+    )
 
 
-@schedule(t_max="[1, inf)", max_lr="[0, inf)", min_lr="[0, inf)", init_lr="[0, inf)", warmup_steps="[0, inf)")
+@schedule(
+    t_max="[1, inf)",
+    max_lr="[0, inf)",
+    min_lr="[0, inf)",
+    init_lr="[0, inf)",
+    warmup_steps="[0, inf)",
+)
 def warmup_cosine_schedule(
-    t_max: int, max_lr: Scalar, min_lr: Scalar = 0.0, init_lr: Scalar = 0.0, warmup_steps: int = 0
+    t_max: int,
+    max_lr: Scalar,
+    min_lr: Scalar = 0.0,
+    init_lr: Scalar = 0.0,
+    warmup_steps: int = 0,
 ):
     r"""Rise linearly from `init_lr` to `max_lr`, then fall along a half cosine to `min_lr` at `t_max` and stay there.
 
@@ -111,10 +145,18 @@ def warmup_cosine_schedule(
         share = (since / max(t_max - warmup_steps, 1)).clamp(max=1)
         return min_lr + (max_lr - min_lr) * (1 + (math.pi * share).cos()) / 2
 
-    return _after_warmup("warmup_cosine_schedule", t_max, max_lr, init_lr, warmup_steps, decay)
+    return _after_warmup(
+        "warmup_cosine_schedule", t_max, max_lr, init_lr, warmup_steps, decay
+    )
 
 
-@schedule(t_max="[1, inf)", max_lr="[0, inf)", min_lr="[0, inf)", init_lr="[0, inf)", warmup_steps="[0, inf)")
+@schedule(
+    t_max="[1, inf)",
+    max_lr="[0, inf)",
+    min_lr="[0, inf)",
+    init_lr="[0, inf)",
+    warmup_steps="[0, inf)",
+)
 def warmup_poly_schedule(
     t_max: int,
     max_lr: Scalar,
@@ -150,9 +192,12 @@ def warmup_poly_schedule(
 
     def decay(since: Tensor) -> Tensor:
         # Clamp 0 to 1 step, so that negative powers are finite.
-        return min_lr + (max_lr - min_lr) * since.clamp(1, max(t_max - warmup_steps, 1)) ** poly_order
+        steps = since.clamp(1, max(t_max - warmup_steps, 1))
+        return min_lr + (max_lr - min_lr) * steps**poly_order
 
-    return _after_warmup("warmup_poly_schedule", t_max, max_lr, init_lr, warmup_steps, decay)
+    return _after_warmup(
+        "warmup_poly_schedule", t_max, max_lr, init_lr, warmup_steps, decay
+    )
 
 
 @functools.cache
@@ -229,17 +274,27 @@ def cosine_warmup_restarts_schedule(
         )
 
     def value(step: Tensor) -> Tensor:
-        starts, last_length = _cycles(first_cycle_steps - warmup_steps, float(cycle_mult), warmup_steps)
+        starts, last_length = _cycles(
+            first_cycle_steps - warmup_steps, float(cycle_mult), warmup_steps
+        )
         firsts = torch.tensor(starts, dtype=step.dtype, device=step.device)
-        lengths = torch.cat([firsts[1:] - firsts[:-1], exact(last_length, step.device)[None]])
-        here = (torch.arange(len(starts), device=step.device) == (firsts <= step).sum() - 1).to(step.dtype)
+        lengths = torch.cat(
+            [firsts[1:] - firsts[:-1], exact(last_length, step.device)[None]]
+        )
+        here = (
+            torch.arange(len(starts), device=step.device) == (firsts <= step).sum() - 1
+        ).to(step.dtype)
         place, length = step - (firsts * here).sum(), (lengths * here).sum()
-        again = place // length  # nonzero only in the last row, whose cycles repeat indefinitely
+        # Nonzero only in the last row, whose cycles repeat indefinitely.
+        again = place // length
         top = max_lr * gamma ** ((firsts <= step).sum() - 1 + again)
         place = place - again * length
         rising = place / max(warmup_steps, 1)
-        falling = (1 + (math.pi * (place - warmup_steps) / (length - warmup_steps)).cos()) / 2
-        return min_lr + (top - min_lr) * torch.where(place < warmup_steps, rising, falling)
+        angle = math.pi * (place - warmup_steps) / (length - warmup_steps)
+        falling = (1 + angle.cos()) / 2
+        return min_lr + (top - min_lr) * torch.where(
+            place < warmup_steps, rising, falling
+        )
 
     return value
 
@@ -249,7 +304,11 @@ def cosine_warmup_restarts_schedule(
     min_lr="[0, inf)",
 )
 def proportion_schedule(
-    lr_schedule: Schedule, max_lr: Scalar, min_lr: Scalar = 0.0, max_value: Scalar = 2.0, min_value: Scalar = 2.0
+    lr_schedule: Schedule,
+    max_lr: Scalar,
+    min_lr: Scalar = 0.0,
+    max_value: Scalar = 2.0,
+    min_value: Scalar = 2.0,
 ):
     r"""Vary another hyperparameter in proportion to a learning rate, such as GSAM's radius.
 
@@ -284,14 +343,23 @@ def proportion_schedule(
     def value(step: Tensor) -> Tensor:
         span: Any = max_lr - min_lr
         most: Any = max_value
-        share = (exact(lr_schedule(step), step.device) - min_lr) / torch.where(span > 0, span, 1.0)
+        share = (exact(lr_schedule(step), step.device) - min_lr) / torch.where(
+            span > 0, span, 1.0
+        )
         return torch.where(span > 0, min_value + (max_value - min_value) * share, most)
 
     return value
 
 
-@schedule(peak_lr="[0, inf)", warmup_steps="[0, inf)", explore_steps="[0, inf)", total_steps="[0, inf)")
-def explore_exploit_schedule(peak_lr: Scalar, warmup_steps: int = 0, explore_steps: int = 0, total_steps: int = 0):
+@schedule(
+    peak_lr="[0, inf)",
+    warmup_steps="[0, inf)",
+    explore_steps="[0, inf)",
+    total_steps="[0, inf)",
+)
+def explore_exploit_schedule(
+    peak_lr: Scalar, warmup_steps: int = 0, explore_steps: int = 0, total_steps: int = 0
+):
     r"""Rise linearly, stay at the peak to find wide minima, then fall linearly to 0: the knee schedule.
 
     With $t = s + 1$, $w$ and $e$ the steps of warm-up and exploration, and $N$ the total: $\eta t/w$ for $t \le w$,
@@ -389,13 +457,19 @@ def wsd_schedule(
     """
     if cooldown_type not in _COOLDOWNS:
         known = ", ".join(map(repr, _COOLDOWNS))
-        raise ValueError(f"wsd_schedule: cooldown_type must be one of {known}, got {cooldown_type!r}")
-    stable, decaying = _stable_and_decaying(num_warmup_steps, num_stable_steps, num_decay_steps, total_steps)
+        raise ValueError(
+            f"wsd_schedule: cooldown_type must be one of {known}, got {cooldown_type!r}"
+        )
+    stable, decaying = _stable_and_decaying(
+        num_warmup_steps, num_stable_steps, num_decay_steps, total_steps
+    )
     flat = num_warmup_steps + stable
     floor = lr * min_lr_ratio
     if min_lr is not None:
         if min_lr_ratio != 0.0:
-            raise TypeError("wsd_schedule: got both min_lr and min_lr_ratio, which are alternatives; pass one")
+            raise TypeError(
+                "wsd_schedule: got both min_lr and min_lr_ratio, which are alternatives; pass one"
+            )
         floor = min_lr
 
     def shape(x: Tensor) -> Tensor:
@@ -404,15 +478,23 @@ def wsd_schedule(
         return 1 - x ** {"1-sqrt": 0.5, "linear": 1, "1-square": 2}[cooldown_type]
 
     def value(step: Tensor) -> Tensor:
-        rising = (step / num_warmup_steps).clamp(max=1) if num_warmup_steps else torch.ones_like(step)
+        rising = (
+            (step / num_warmup_steps).clamp(max=1)
+            if num_warmup_steps
+            else torch.ones_like(step)
+        )
         share = ((step - flat) / max(decaying, 1)).clamp(0, 1)
-        falling = floor + (lr - floor) * torch.where(step < flat + decaying, shape(share), 0.0)
+        falling = floor + (lr - floor) * torch.where(
+            step < flat + decaying, shape(share), 0.0
+        )
         return torch.where(step < flat, lr * rising, falling)
 
     return value
 
 
-def _stable_and_decaying(warmup: int, stable: int | None, decaying: int | None, total: int | None) -> tuple[int, int]:
+def _stable_and_decaying(
+    warmup: int, stable: int | None, decaying: int | None, total: int | None
+) -> tuple[int, int]:
     """Return the steps of the last two phases, one of which may be derived from the total."""
     if [stable, decaying, total].count(None) != 1:
         raise TypeError(
@@ -426,7 +508,9 @@ def _stable_and_decaying(warmup: int, stable: int | None, decaying: int | None, 
     assert stable is not None
     assert decaying is not None
     if min(stable, decaying) < 0:
-        raise ValueError(f"wsd_schedule: total_steps={total} is less than the total of the phases")
+        raise ValueError(
+            f"wsd_schedule: total_steps={total} is less than the total of the phases"
+        )
     return stable, decaying
 
 
@@ -496,7 +580,9 @@ def rectification_schedule(lr: Scalar, beta2: Scalar = 0.999, silent: bool = Tru
 
     def value(step: Tensor) -> Tensor:
         time = step + 1
-        factor, rectified = rectification_at(time, bias_correction(beta2, time), beta2, 4.0)
+        factor, rectified = rectification_at(
+            time, bias_correction(beta2, time), beta2, 4.0
+        )
         return lr * torch.where(rectified, factor, 0.0 if silent else 1.0)
 
     return value

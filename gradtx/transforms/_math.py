@@ -31,7 +31,9 @@ def safe_pow(x: Tensor, exponent: Any) -> Tensor:
     if not differentiable():
         return x**exponent
     zero = x == 0
-    return torch.where(zero, 1.0 * (exponent == 0), torch.where(zero, 1.0, x) ** exponent)
+    return torch.where(
+        zero, 1.0 * (exponent == 0), torch.where(zero, 1.0, x) ** exponent
+    )
 
 
 def at_least(x: Tensor, bound: Any) -> Tensor:
@@ -56,7 +58,12 @@ def filled_like(x: Tensor, value: Any) -> Tensor:
 
 
 def quotient(
-    top: Any, bottom: Tensor, known: Tensor | None = None, otherwise: float = 0.0, *, floor: Any = 0.0
+    top: Any,
+    bottom: Tensor,
+    known: Tensor | None = None,
+    otherwise: float = 0.0,
+    *,
+    floor: Any = 0.0,
 ) -> Tensor:
     """Return top / bottom where `known` (default: bottom != 0), and `otherwise` elsewhere, with safe gradients.
 
@@ -74,7 +81,9 @@ def quotient(
     return torch.where(is_positive, result, torch.where(known, result, otherwise))
 
 
-def plus_decay(direction: Tensor, weight_decay: Any, param: Tensor, rate: Any = None) -> Tensor:
+def plus_decay(
+    direction: Tensor, weight_decay: Any, param: Tensor, rate: Any = None
+) -> Tensor:
     """Return direction + rate * weight_decay * param, or the direction itself if the decay is the plain number 0."""
     if is_off(weight_decay):
         return direction
@@ -120,7 +129,9 @@ def blended(old: Tensor, new: Tensor, weight: Any) -> Tensor:
     The weight is rounded to the dtype of the tensors. That is accurate enough for a small weight but not for one near
     1: pass 1 - beta, never a beta near 1.
     """
-    return torch.lerp(old, new, weight.to(old.dtype) if isinstance(weight, Tensor) else weight)
+    return torch.lerp(
+        old, new, weight.to(old.dtype) if isinstance(weight, Tensor) else weight
+    )
 
 
 def adam_moments(betas: Any, amsgrad: bool = False) -> tuple[Any, Any]:
@@ -129,7 +140,11 @@ def adam_moments(betas: Any, amsgrad: bool = False) -> tuple[Any, Any]:
     rest1, rest2 = 1 - beta1, 1 - beta2
 
     def init(param):
-        slots = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq") if amsgrad else ("exp_avg", "exp_avg_sq")
+        slots = (
+            ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
+            if amsgrad
+            else ("exp_avg", "exp_avg_sq")
+        )
         return {slot: torch.zeros_like(param) for slot in slots}
 
     def average(update, state):
@@ -137,7 +152,9 @@ def adam_moments(betas: Any, amsgrad: bool = False) -> tuple[Any, Any]:
         square = beta2 * state["exp_avg_sq"] + rest2 * update.square()
         new = {"exp_avg": mean, "exp_avg_sq": square}
         if amsgrad:
-            square = new["max_exp_avg_sq"] = torch.maximum(state["max_exp_avg_sq"], square)
+            square = new["max_exp_avg_sq"] = torch.maximum(
+                state["max_exp_avg_sq"], square
+            )
         return mean, square, new
 
     return init, average
@@ -159,14 +176,18 @@ def rectification(ctx: Any, beta2: Any, threshold: Any) -> tuple[Tensor, Tensor]
     return rectification_at(ctx.time, ctx.bias_correction(beta2), beta2, threshold)
 
 
-def rectification_at(time: Tensor, correction: Tensor, beta2: Any, threshold: Any) -> tuple[Tensor, Tensor]:
+def rectification_at(
+    time: Tensor, correction: Tensor, beta2: Any, threshold: Any
+) -> tuple[Tensor, Tensor]:
     r"""Return the result of `rectification` at a given time, where the bias correction is $1 - \beta_2^t$."""
     limit = exact(2 / (1 - beta2) - 1, correction.device)
     rho = limit - 2 * time * (1 - correction) / correction
     rectified = rho > threshold
     # Until then the root may be of a negative number, or of 0/0 at beta2 = 0.6, so substitute an arbitrary value.
     rho, limit = (torch.where(rectified, x, 5.0) for x in (rho, limit))
-    return ((rho - 4) * (rho - 2) * limit / ((limit - 4) * (limit - 2) * rho)).sqrt(), rectified
+    return (
+        (rho - 4) * (rho - 2) * limit / ((limit - 4) * (limit - 2) * rho)
+    ).sqrt(), rectified
 
 
 def softplus(x: Tensor, beta: Any) -> Tensor:
@@ -177,7 +198,8 @@ def softplus(x: Tensor, beta: Any) -> Tensor:
 
 def caution(direction: Tensor, gradient: Tensor, factor: Any) -> Tensor:
     """Return weights, 1 where direction and gradient have equal signs and `factor` elsewhere, over their leaf mean."""
-    agree = (direction.sign() * gradient.sign() > 0).to(direction.dtype)  # signs, because the product can underflow
+    # Signs, because the product can underflow.
+    agree = (direction.sign() * gradient.sign() > 0).to(direction.dtype)
     weights = agree + factor * (1 - agree)
     return weights / weights.mean().clamp(min=1e-5) if weights.numel() else weights
 

@@ -33,17 +33,24 @@ def gram(x: Tensor, i: int) -> Tensor:
 # result costs the square of the rows.
 LEAST_ROWS = 512
 LEAST_ENTRIES = 2**19
-STRIPS = 4  # 0.625 of the multiplications; eight strips need 0.56 but are too thin to be fast
+# 0.625 of the multiplications; eight strips need 0.56 but are too thin to be fast.
+STRIPS = 4
 
 
-def added_product(plus: Tensor, x: Tensor, y: Tensor, beta: float, alpha: float = 1.0) -> Tensor:
+def added_product(
+    plus: Tensor, x: Tensor, y: Tensor, beta: float, alpha: float = 1.0
+) -> Tensor:
     """Return `beta plus + alpha x y` with the operations of torch.optim.Muon, which round once in bfloat16."""
     fused = torch.addmm if x.ndim == 2 else torch.baddbmm
     return fused(plus, x, y, beta=beta, alpha=alpha)
 
 
 def symmetric_product(
-    x: Tensor, y: Tensor, plus: Tensor | None = None, beta: float = 1.0, alpha: float = 1.0
+    x: Tensor,
+    y: Tensor,
+    plus: Tensor | None = None,
+    beta: float = 1.0,
+    alpha: float = 1.0,
 ) -> Tensor:
     """Return `x y`, or `beta plus + alpha x y`, given that the result is symmetric.
 
@@ -60,7 +67,9 @@ def symmetric_product(
         if plus is None:
             strips.append(left @ right)
         else:
-            strips.append(added_product(plus[..., start:end, :end], left, right, beta, alpha))
+            strips.append(
+                added_product(plus[..., start:end, :end], left, right, beta, alpha)
+            )
     return _mirrored(strips, cuts)
 
 
@@ -69,7 +78,8 @@ def _pays_in_strips(x: Tensor) -> bool:
     if x.dtype not in (torch.float32, torch.float64) or device_of(x).type != "cpu":
         return False
     rows, columns = x.shape[-2:]
-    if not isinstance(rows, int):  # symbolic, in a compiled program: the mirroring kernels take 10 s to compile
+    # Symbolic, in a compiled program: the mirroring kernels take 10 s to compile.
+    if not isinstance(rows, int):
         return False
     return LEAST_ROWS <= rows <= columns and rows * columns >= LEAST_ENTRIES
 
@@ -87,7 +97,8 @@ def multiplied(x: Tensor, matrix: Tensor, i: int) -> Tensor:
     """Multiply dimension i of `x` by a matrix: y_{..a..} = sum_b matrix_{ab} x_{..b..}."""
     if x.ndim == 2:
         return x @ matrix.mT if i % 2 else matrix @ x
-    return torch.tensordot(matrix, x.movedim(i, 0), dims=1).movedim(0, i).contiguous()  # preserve the state's strides
+    # Preserve the state's strides.
+    return torch.tensordot(matrix, x.movedim(i, 0), dims=1).movedim(0, i).contiguous()
 
 
 def merged(shape: Sequence[int], limit: int) -> tuple[int, ...]:
@@ -118,20 +129,26 @@ def joined(pieces: list[Tensor], shape: Sequence[int], size: int) -> Tensor:
     """Reverse `blocks`."""
     for i in reversed(range(len(shape))):
         count = -(-shape[i] // size)
-        pieces = [torch.cat(pieces[k : k + count], dim=i) for k in range(0, len(pieces), count)]
+        pieces = [
+            torch.cat(pieces[k : k + count], dim=i)
+            for k in range(0, len(pieces), count)
+        ]
     return pieces[0]
 
 
 # Factorizations of symmetric matrices.
 
 
-def _factors(factorize: Callable[[Tensor], tuple[Tensor, ...]], x: Tensor) -> list[Tensor]:
+def _factors(
+    factorize: Callable[[Tensor], tuple[Tensor, ...]], x: Tensor
+) -> list[Tensor]:
     """Factorize a matrix, again in float64 if that fails or returns values that are not finite."""
     if x.dtype == torch.float64 or torch.compiler.is_compiling():
         return list(factorize(x))
     try:
         factors = list(factorize(x))
-    except torch.linalg.LinAlgError:  # highly repeated eigenvalues, as in statistics of low rank
+    except torch.linalg.LinAlgError:
+        # Highly repeated eigenvalues, as in statistics of low rank.
         factors = []
     if factors and all(map(_is_finite, factors)):
         return factors
@@ -149,18 +166,26 @@ def _eigh(x: Tensor) -> tuple[Tensor, ...]:
     return tuple(_factors(torch.linalg.eigh, x))
 
 
-def inverse_root(x: Tensor, exponent: float, floor: Any = 0.0, ridge: Any = None) -> Tensor:
+def inverse_root(
+    x: Tensor, exponent: float, floor: Any = 0.0, ridge: Any = None
+) -> Tensor:
     """Return (x + ridge max(top eigenvalue, 1e-16) I)^(-exponent) of a symmetric matrix with eigenvalues >= `floor`.
 
     Eigenvalues that rounding moved below the floor are raised to it. Cost: O(n^3).
     """
     values, basis = as_one(_eigh, x.detach())
-    values = at_least(values, floor.detach() if isinstance(floor, Tensor) else floor).to(x.dtype)
+    values = at_least(
+        values, floor.detach() if isinstance(floor, Tensor) else floor
+    ).to(x.dtype)
     change = _change(x, basis)
     if ridge is not None:
-        lift = ridge * at_least(values[-1] if change is None else values[-1] + change[-1, -1], 1e-16)
+        lift = ridge * at_least(
+            values[-1] if change is None else values[-1] + change[-1, -1], 1e-16
+        )
         if change is not None:
-            change = change + (lift - lift.detach()) * torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
+            change = change + (lift - lift.detach()) * torch.eye(
+                x.shape[-1], dtype=x.dtype, device=x.device
+            )
         values = values + lift.detach()
     root = symmetric_product(basis * values**-exponent, basis.mT)
     if change is None:
@@ -170,7 +195,8 @@ def inverse_root(x: Tensor, exponent: float, floor: Any = 0.0, ridge: Any = None
     equal = gap == 0
     ratio = torch.expm1(-exponent * gap) / torch.expm1(torch.where(equal, 1.0, gap))
     slope = torch.where(equal, -exponent, ratio) * (values ** (-exponent - 1))[:, None]
-    slope = slope.clamp(min=-torch.finfo(x.dtype).max)  # inf times the 0 of `change` would be NaN
+    # Inf times the 0 of `change` would be NaN.
+    slope = slope.clamp(min=-torch.finfo(x.dtype).max)
     return root + basis @ (slope * change) @ basis.mT
 
 
@@ -189,7 +215,9 @@ def left_basis(x: Tensor) -> Tensor:
     They are the eigenvectors of X X^T and have the same derivative.
     """
     basis, values, _ = _factors(_left_svd, x.detach())
-    squares = torch.nn.functional.pad(values.square(), (0, x.shape[-2] - values.shape[-1]))
+    squares = torch.nn.functional.pad(
+        values.square(), (0, x.shape[-2] - values.shape[-1])
+    )
     return _following(symmetric_product(x, x.mT), squares, basis.contiguous())
 
 
@@ -203,7 +231,11 @@ def _following(x: Tensor, values: Tensor, basis: Tensor) -> Tensor:
     if change is None:
         return basis
     gap = values[None, :] - values[:, None]
-    equal = gap.abs() <= x.shape[-1] * torch.finfo(x.dtype).eps * values.abs().amax() if values.numel() else gap == 0
+    equal = (
+        gap.abs() <= x.shape[-1] * torch.finfo(x.dtype).eps * values.abs().amax()
+        if values.numel()
+        else gap == 0
+    )
     limit = torch.finfo(x.dtype).max  # inf times the 0 of `change` would be NaN
     return basis + basis @ (quotient(1.0, gap, ~equal).clamp(-limit, limit) * change)
 
@@ -216,20 +248,26 @@ def orthonormal(x: Tensor) -> Tensor:
     basis, upper = _factors(torch.linalg.qr, x.detach())
     basis = basis.contiguous()
     diagonal = upper.diagonal()
-    small = diagonal.abs() <= x.shape[-1] * torch.finfo(x.dtype).eps * (upper.abs().amax() if upper.numel() else 0.0)
+    small = diagonal.abs() <= x.shape[-1] * torch.finfo(x.dtype).eps * (
+        upper.abs().amax() if upper.numel() else 0.0
+    )
     regular = upper + torch.diag(torch.where(small, 1.0 - diagonal, 0.0))
-    moved = torch.linalg.solve_triangular(regular, x - x.detach(), upper=True, left=False)
+    moved = torch.linalg.solve_triangular(
+        regular, x - x.detach(), upper=True, left=False
+    )
     moved = torch.where(small[None, :], 0.0, moved)
     change = basis.mT @ moved
     below = change.tril(-1)
     inside = basis @ (below - below.mT)
-    outside = moved - basis @ change  # the part outside the column space, 0 for a square matrix
+    # The part outside the column space, 0 for a square matrix.
+    outside = moved - basis @ change
     return basis + inside + (outside if x.shape[-2] > x.shape[-1] else 0.0)
 
 
 def _orthonormal_factor(x: Tensor) -> tuple[Tensor]:
     """Compute only Q with the steps of `torch.linalg.qr`, which would also copy the triangle of R."""
-    if not _torch.readable(x):  # torch cannot infer the shapes of these steps while tracing
+    # torch cannot infer the shapes of these steps while tracing.
+    if not _torch.readable(x):
         return (torch.linalg.qr(x).Q,)
     reflectors, factors = torch.geqrf(x)
     return (torch.linalg.householder_product(reflectors, factors),)
@@ -249,13 +287,19 @@ def polar_factor(x: Tensor) -> Tensor:
         return polar_factor(x.mT).mT
     square = symmetric_product(x, x.mT)
     values, basis = torch.linalg.eigh(square.detach())
-    cutoff = values[-1] * square.shape[-1] * torch.finfo(x.dtype).eps if values.numel() else 0.0
+    cutoff = (
+        values[-1] * square.shape[-1] * torch.finfo(x.dtype).eps
+        if values.numel()
+        else 0.0
+    )
     known = values > cutoff
     inverse = torch.where(known, torch.where(known, values, 1.0) ** -0.5, 0.0)
     root = symmetric_product(basis * inverse, basis.mT)
     change = _change(square, basis)
     if change is not None:
-        root = root + basis @ (_slope_of_inverse_root(values, inverse) * change) @ basis.mT
+        root = (
+            root + basis @ (_slope_of_inverse_root(values, inverse) * change) @ basis.mT
+        )
     return root @ x
 
 
@@ -275,7 +319,9 @@ def _slope_of_inverse_root(values: Tensor, inverse: Tensor) -> Tensor:
 STARTS = ("fro", "schatten4", "aol")
 
 
-def newton_schulz(x: Tensor, polynomials: Sequence[Sequence[float]], eps: Any, start: str = "fro") -> Tensor:
+def newton_schulz(
+    x: Tensor, polynomials: Sequence[Sequence[float]], eps: Any, start: str = "fro"
+) -> Tensor:
     r"""Bring the singular values of a matrix (or a batch of them) near 1 with odd polynomials of degree 5.
 
     Starting from $X / \max(\lVert X \rVert_F, \epsilon)$, divided further as specified by `start`, iterate
@@ -286,7 +332,9 @@ def newton_schulz(x: Tensor, polynomials: Sequence[Sequence[float]], eps: Any, s
     if x.ndim > 3:
         x = x.flatten(0, -3)
     x = x.mT if tall else x
-    x = x / at_least(torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True), eps).to(x.dtype)
+    x = x / at_least(torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True), eps).to(
+        x.dtype
+    )
     x = _started(x, eps, start)
     dtype = x.dtype
     if _is_emulated(x):
@@ -300,7 +348,11 @@ def newton_schulz(x: Tensor, polynomials: Sequence[Sequence[float]], eps: Any, s
 
 def _is_emulated(x: Tensor) -> bool:
     """Whether products of such matrices are faster in float32 with one rounding each, by a factor of 3 to 5."""
-    return x.dtype == torch.bfloat16 and device_of(x).type == "cpu" and not _torch.multiplies_in_bfloat16()
+    return (
+        x.dtype == torch.bfloat16
+        and device_of(x).type == "cpu"
+        and not _torch.multiplies_in_bfloat16()
+    )
 
 
 def _rounded(x: Tensor, dtype: torch.dtype) -> Tensor:

@@ -11,7 +11,9 @@ import torch
 from gradtx._messages import describe
 
 Triple: TypeAlias = tuple[float, float, float]
-Coefficients: TypeAlias = str | tuple[float, float, float] | tuple[tuple[float, float, float], ...]
+Coefficients: TypeAlias = (
+    str | tuple[float, float, float] | tuple[tuple[float, float, float], ...]
+)
 
 NEWTON_SCHULZ: Triple = (3.4445, -4.7750, 2.0315)
 
@@ -78,7 +80,8 @@ SETS = {
             (3.2866, -2.4647, 0.5074),
             (2.2737, -1.6447, 0.4162),
         ),
-        least_bits=24,  # the polynomial is 8e57 at a singular value of 1.004, which 1 can become in bfloat16
+        # The polynomial is 8e57 at a singular value of 1.004, which 1 can become in bfloat16.
+        least_bits=24,
     ),
     "deepseekv4": CoefficientSet((*8 * [NEWTON_SCHULZ], (2.0, -1.5, 0.5)), steps=10),
     "cubic5": CoefficientSet(
@@ -100,7 +103,9 @@ def default_steps(coefs: Any) -> int:
     return SETS[coefs].steps if isinstance(coefs, str) and coefs in SETS else 5
 
 
-def polynomials(owner: str, coefs: Any, steps: int | None, dtype: torch.dtype | None) -> list[Triple]:
+def polynomials(
+    owner: str, coefs: Any, steps: int | None, dtype: torch.dtype | None
+) -> list[Triple]:
     """Return one polynomial per step; the last of a list is repeated.
 
     Raises:
@@ -108,31 +113,57 @@ def polynomials(owner: str, coefs: Any, steps: int | None, dtype: torch.dtype | 
         ValueError: If a name is unknown, if the coefficients are not triples of finite numbers, or if a named set does
             not support the steps or the dtype.
     """
-    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-        raise TypeError(f"{owner}: dtype must be a floating-point torch.dtype or None, got {describe(dtype)}")
-    triples = _named(owner, coefs, steps, dtype).triples if isinstance(coefs, str) else _listed(owner, coefs)
+    if dtype is not None and not (
+        isinstance(dtype, torch.dtype) and dtype.is_floating_point
+    ):
+        raise TypeError(
+            f"{owner}: dtype must be a floating-point torch.dtype or None, got {describe(dtype)}"
+        )
+    triples = (
+        _named(owner, coefs, steps, dtype).triples
+        if isinstance(coefs, str)
+        else _listed(owner, coefs)
+    )
     count = default_steps(coefs) if steps is None else steps
     return [triples[min(i, len(triples) - 1)] for i in range(count)]
 
 
-def _named(owner: str, name: str, steps: int | None, dtype: torch.dtype | None) -> CoefficientSet:
+def _named(
+    owner: str, name: str, steps: int | None, dtype: torch.dtype | None
+) -> CoefficientSet:
     if name not in SETS:
-        raise ValueError(f"{owner}: coefs must be one of {', '.join(SETS)}, or triples of numbers, got {name!r}")
+        raise ValueError(
+            f"{owner}: coefs must be one of {', '.join(SETS)}, or triples of numbers, got {name!r}"
+        )
     chosen = SETS[name]
     if chosen.fixed and steps not in (None, chosen.steps):
-        raise ValueError(f"{owner}: coefs={name!r} requires steps={chosen.steps}, got {steps}")
-    bits = 64 if dtype is None else 1 - round(torch.tensor(torch.finfo(dtype).eps).log2().item())
+        raise ValueError(
+            f"{owner}: coefs={name!r} requires steps={chosen.steps}, got {steps}"
+        )
+    bits = (
+        64
+        if dtype is None
+        else 1 - round(torch.tensor(torch.finfo(dtype).eps).log2().item())
+    )
     if bits < chosen.least_bits:
-        raise ValueError(f"{owner}: coefs={name!r} overflows in {dtype}; iterate in float32")
+        raise ValueError(
+            f"{owner}: coefs={name!r} overflows in {dtype}; iterate in float32"
+        )
     return chosen
 
 
 def _listed(owner: str, coefs: Any) -> Sequence[Triple]:
     """Validate explicit coefficients and return them as triples."""
-    many = isinstance(coefs, tuple | list) and coefs and all(isinstance(item, tuple | list) for item in coefs)
+    many = (
+        isinstance(coefs, tuple | list)
+        and coefs
+        and all(isinstance(item, tuple | list) for item in coefs)
+    )
     triples: list[Triple] = []
     for item in coefs if many else [coefs]:
-        numbers = isinstance(item, tuple | list) and all(isinstance(entry, float | int) for entry in item)
+        numbers = isinstance(item, tuple | list) and all(
+            isinstance(entry, float | int) for entry in item
+        )
         if not numbers or len(item) != 3:
             raise ValueError(
                 f"{owner}: coefs must be three plain numbers, a tuple of such triples, or a name, got {describe(coefs)}"

@@ -24,7 +24,9 @@ def check_choices(owner: str, **chosen: str) -> None:
     for option, value in chosen.items():
         if value not in CHOICES[option]:
             choices = ", ".join(map(repr, CHOICES[option]))
-            raise ValueError(f"{owner}: {option} must be one of {choices}, got {value!r}")
+            raise ValueError(
+                f"{owner}: {option} must be one of {choices}, got {value!r}"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,10 +40,17 @@ class Projection:
     carry: str
     seed: int
 
-    def space(self, inner: GradientTransformation, view: Any, slots: Any = None, hidden: bool = False) -> Space:
+    def space(
+        self,
+        inner: GradientTransformation,
+        view: Any,
+        slots: Any = None,
+        hidden: bool = False,
+    ) -> Space:
         """Return the body of a combinator; `view` creates the view of a matrix, `slots` its additional slots."""
 
-        def init(param: Tensor, *random: Any) -> dict[str, Any]:  # `random` serves only the later bases
+        # `random` serves only the later bases.
+        def init(param: Tensor, *random: Any) -> dict[str, Any]:
             if param.ndim != 2:
                 return {}
             basis = param.new_zeros((self.dimension(param), self.width(param)))
@@ -87,7 +96,9 @@ class Projection:
 
     def basis(self, x: Tensor, old: Tensor, ctx: Any) -> Tensor:
         """Return the basis of this step."""
-        return ctx.every(self.every, 1, lambda: self._computed(x, old, ctx), lambda: old)
+        return ctx.every(
+            self.every, 1, lambda: self._computed(x, old, ctx), lambda: old
+        )
 
     def _computed(self, x: Tensor, old: Tensor, ctx: Any) -> Tensor:
         if self.kind == "random":
@@ -122,7 +133,9 @@ class WholeView(View):
 class LowRankView(View):
     """Project a matrix to a low rank for one call."""
 
-    def __init__(self, projection: Projection, update: Tensor, state: dict[str, Any], ctx: Any):
+    def __init__(
+        self, projection: Projection, update: Tensor, state: dict[str, Any], ctx: Any
+    ):
         self.ctx = ctx
         self.right = projection.is_right(update)
         self.update = update
@@ -130,7 +143,8 @@ class LowRankView(View):
         self.basis = projection.basis(update, state["Q"], ctx)
         self._carry = projection.carry
         self._renews = projection.is_due(ctx) & (ctx.step > 1)
-        self._kept = self.basis is state["Q"]  # the host already knows that no refresh is due
+        # The host already knows that no refresh is due.
+        self._kept = self.basis is state["Q"]
 
     def inward(self, x: Tensor) -> Tensor:
         return x @ self.basis if self.right else self.basis.mT @ x
@@ -146,7 +160,9 @@ class LowRankView(View):
         if kind != "linear":
             return value
         turn = self.basis.mT @ self.state["Q"]
-        return torch.where(self._renews, value @ turn.mT if self.right else turn @ value, value)
+        return torch.where(
+            self._renews, value @ turn.mT if self.right else turn @ value, value
+        )
 
     def leave(self, update: Tensor) -> tuple[Tensor, dict[str, Any]]:
         return self.outward(update), {"Q": self.basis}
@@ -155,7 +171,14 @@ class LowRankView(View):
 class ScaledView(LowRankView):
     """Multiply updates by a factor after projecting them back."""
 
-    def __init__(self, projection: Projection, update: Tensor, state: dict[str, Any], ctx: Any, scale: Any):
+    def __init__(
+        self,
+        projection: Projection,
+        update: Tensor,
+        state: dict[str, Any],
+        ctx: Any,
+        scale: Any,
+    ):
         super().__init__(projection, update, state, ctx)
         self._scale = scale
 

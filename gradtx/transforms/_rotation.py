@@ -11,7 +11,14 @@ from torch import Tensor
 from gradtx._spaces import Space, View
 from gradtx.core import GradientTransformation
 from gradtx.transforms._math import at_least, blended
-from gradtx.transforms._matrix import eigenbasis, gram, left_basis, merged, multiplied, orthonormal
+from gradtx.transforms._matrix import (
+    eigenbasis,
+    gram,
+    left_basis,
+    merged,
+    multiplied,
+    orthonormal,
+)
 
 SIDES = ("both", "left", "right", "short")
 
@@ -34,7 +41,11 @@ class Factors:
 
     def shape(self, of_leaf: torch.Size) -> tuple[int, ...]:
         """Return the shape of a leaf after the merge."""
-        return merged(of_leaf, self.limit) if self.merges and len(of_leaf) > 1 else tuple(of_leaf)
+        return (
+            merged(of_leaf, self.limit)
+            if self.merges and len(of_leaf) > 1
+            else tuple(of_leaf)
+        )
 
     def dims(self, of_leaf: torch.Size) -> list[int]:
         """Return the dimensions that have a factor."""
@@ -56,14 +67,18 @@ class Factors:
         return [x.new_zeros((size, size)) for size in self._sizes(x)]
 
     def identities(self, x: Tensor) -> list[Tensor]:
-        return [torch.eye(size, dtype=x.dtype, device=x.device) for size in self._sizes(x)]
+        return [
+            torch.eye(size, dtype=x.dtype, device=x.device) for size in self._sizes(x)
+        ]
 
     def _sizes(self, x: Tensor) -> list[int]:
         shape = self.shape(x.shape)
         return [shape[i] for i in self.dims(x.shape)]
 
 
-def change_basis(x: Tensor, dims: list[int], bases: list[Tensor], back: bool = False) -> Tensor:
+def change_basis(
+    x: Tensor, dims: list[int], bases: list[Tensor], back: bool = False
+) -> Tensor:
     """Transform a tensor into the coordinates of bases, or back."""
     for i, basis in zip(dims, bases, strict=True):
         x = multiplied(x, basis if back else basis.mT, i)
@@ -75,7 +90,13 @@ def spectrum(statistics: Tensor, basis: Tensor, floor: Any) -> Tensor:
     return at_least((basis * (statistics @ basis)).sum(dim=0), floor)
 
 
-def whitened(x: Tensor, dims: list[int], bases: list[Tensor], scales: list[Tensor], skipped: int = -1) -> Tensor:
+def whitened(
+    x: Tensor,
+    dims: list[int],
+    bases: list[Tensor],
+    scales: list[Tensor],
+    skipped: int = -1,
+) -> Tensor:
     """Transform a tensor into bases and divide by the root of the scales; one dimension may be skipped."""
     for i, basis, scale in zip(dims, bases, scales, strict=True):
         if i != skipped:
@@ -83,7 +104,9 @@ def whitened(x: Tensor, dims: list[int], bases: list[Tensor], scales: list[Tenso
     return x
 
 
-def kl_statistics(x: Tensor, dims: list[int], bases: list[Tensor], scales: list[Tensor]) -> list[Tensor]:
+def kl_statistics(
+    x: Tensor, dims: list[int], bases: list[Tensor], scales: list[Tensor]
+) -> list[Tensor]:
     """Return the Gram matrix of every dimension, whitened along all other dimensions and divided by their size."""
     statistics = []
     for i in dims:
@@ -92,7 +115,9 @@ def kl_statistics(x: Tensor, dims: list[int], bases: list[Tensor], scales: list[
     return statistics
 
 
-def kl_scales(statistics: list[Tensor], bases: list[Tensor], floor: Any, ctx: Any) -> list[Tensor]:
+def kl_scales(
+    statistics: list[Tensor], bases: list[Tensor], floor: Any, ctx: Any
+) -> list[Tensor]:
     """Return the eigenvalues used for whitening: those before this step, or 1 at the first step."""
     known = ctx.step > 1
     pairs = zip(statistics, bases, strict=True)
@@ -141,7 +166,9 @@ class Rotation:
             init=self.init,
             view=self.view,
             inside=lambda x: x.reshape(self.factors.shape(x.shape)),
-            stored=lambda value, like: value.reshape(like.shape) if value.numel() == like.numel() else value,
+            stored=lambda value, like: (
+                value.reshape(like.shape) if value.numel() == like.numel() else value
+            ),
             delayed=self.start == "skip",
             changes=lambda shape: bool(self.factors.dims(shape)),
             hidden=hidden,
@@ -151,12 +178,20 @@ class Rotation:
     def init(self, param: Tensor) -> dict[str, Any]:
         # A leaf whose first gradient arrives later starts from the identity.
         bases = {"Q": self.factors.identities(param)}
-        return bases if self.refresh == "svd" else {"GG": self.factors.zeros(param), **bases}
+        return (
+            bases
+            if self.refresh == "svd"
+            else {"GG": self.factors.zeros(param), **bases}
+        )
 
-    def view(self, update: Tensor, state: dict[str, Any], param: Any, ctx: Any) -> RotatedView:
+    def view(
+        self, update: Tensor, state: dict[str, Any], param: Any, ctx: Any
+    ) -> RotatedView:
         return RotatedView(self, update, state, ctx)
 
-    def bases(self, x: Tensor, dims: list[int], old: list[Tensor], ctx: Any) -> list[Tensor]:
+    def bases(
+        self, x: Tensor, dims: list[int], old: list[Tensor], ctx: Any
+    ) -> list[Tensor]:
         """Return the bases of this step, computed from the update itself."""
 
         def computed() -> list[Tensor]:
@@ -171,14 +206,26 @@ class Rotation:
         """Return the remainder, modulo the frequency, of the steps that refresh this leaf's bases."""
         return self.offset + ctx.turn(self.frequency) if self.staggers else self.offset
 
-    def next_statistics(self, x: Tensor, dims: list[int], state: dict[str, Any], ctx: Any) -> list[Tensor]:
+    def next_statistics(
+        self, x: Tensor, dims: list[int], state: dict[str, Any], ctx: Any
+    ) -> list[Tensor]:
         old, bases = state["GG"], state["Q"]
         if self.statistics == "shampoo":
-            return [blended(statistics, gram(x, i), 1 - self.beta) for statistics, i in zip(old, dims, strict=True)]
-        weight = (1 - self.beta) / ctx.bias_correction(self.beta)  # unbiased, because the scale of the factors matters
-        return averaged(old, kl_statistics(x, dims, bases, kl_scales(old, bases, self.eps, ctx)), weight)
+            return [
+                blended(statistics, gram(x, i), 1 - self.beta)
+                for statistics, i in zip(old, dims, strict=True)
+            ]
+        # Unbiased, because the scale of the factors matters.
+        weight = (1 - self.beta) / ctx.bias_correction(self.beta)
+        return averaged(
+            old,
+            kl_statistics(x, dims, bases, kl_scales(old, bases, self.eps, ctx)),
+            weight,
+        )
 
-    def next_bases(self, new: list[Tensor], old: list[Tensor], ctx: Any) -> tuple[list[Tensor], Any]:
+    def next_bases(
+        self, new: list[Tensor], old: list[Tensor], ctx: Any
+    ) -> tuple[list[Tensor], Any]:
         """Return the bases after this step, and the new column order, or None if the order certainly did not change."""
         same = [torch.arange(len(x), device=x.device) for x in old]
         kept = (old, same)
@@ -202,7 +249,9 @@ class Rotation:
 class RotatedView(View):
     """View a leaf along the eigenvectors of its factors for one call."""
 
-    def __init__(self, rotation: Rotation, update: Tensor, state: dict[str, Any], ctx: Any):
+    def __init__(
+        self, rotation: Rotation, update: Tensor, state: dict[str, Any], ctx: Any
+    ):
         factors = rotation.factors
         self._rotation = rotation
         self._ctx = ctx
@@ -216,9 +265,13 @@ class RotatedView(View):
         self._orders: list[Tensor] | None = None
         self._bases = state["Q"] if self._dims else []
         if rotation.refresh == "svd":
-            self._bases = rotation.bases(update.reshape(self._shape), self._dims, self._bases, ctx)
+            self._bases = rotation.bases(
+                update.reshape(self._shape), self._dims, self._bases, ctx
+            )
         if rotation.start == "skip":
-            self.takes_part = not ctx.is_first if isinstance(ctx.is_first, bool) else ~ctx.is_first
+            self.takes_part = (
+                not ctx.is_first if isinstance(ctx.is_first, bool) else ~ctx.is_first
+            )
 
     def average(self, value: Tensor, decay: Any) -> Tensor | None:
         return blended(value, self._update, 1 - decay) if self._dims else None
@@ -240,7 +293,8 @@ class RotatedView(View):
         return value.reshape(self._whole) if value.shape == self._shape else value
 
     def renewed(self, kind: str, value: Tensor) -> Tensor:
-        if kind != "square" or self._orders is None or value.ndim == 0:  # a single mean has no order
+        # A single mean has no order.
+        if kind != "square" or self._orders is None or value.ndim == 0:
             return value
         inside = value.reshape(self._shape) if value.shape == self._whole else value
         return permuted(inside, self._dims, self._orders).reshape(value.shape)
@@ -251,7 +305,9 @@ class RotatedView(View):
             return update, {}
         if self._rotation.refresh == "svd":
             return update, {"Q": self._bases}
-        new = self._rotation.next_statistics(self._gradient, self._dims, self._state, self._ctx)
+        new = self._rotation.next_statistics(
+            self._gradient, self._dims, self._state, self._ctx
+        )
         bases, self._orders = self._rotation.next_bases(new, self._bases, self._ctx)
         self.renews = self._orders is not None
         return update, {"GG": new, "Q": bases}

@@ -25,7 +25,9 @@ __all__ = ["scale_by_accsgd", "scale_by_aggmo", "scale_by_gravity", "scale_by_pi
     owns_lr=True,
     example={"lr": 0.1},
 )
-def scale_by_accsgd(lr: Scalar, kappa: Scalar = 1000.0, xi: Scalar = 10.0, small_const: Scalar = 0.7):
+def scale_by_accsgd(
+    lr: Scalar, kappa: Scalar = 1000.0, xi: Scalar = 10.0, small_const: Scalar = 0.7
+):
     r"""Combine a short step with an average of long steps: accelerated SGD.
 
     With $\alpha = 1 - c^2 \xi / \kappa$, $\zeta = c / (c + 1 - \alpha)$: $\bar p \leftarrow \alpha \bar p + (1-\alpha)
@@ -56,7 +58,9 @@ def scale_by_accsgd(lr: Scalar, kappa: Scalar = 1000.0, xi: Scalar = 10.0, small
     authors divide by $1 - \alpha$, which fails at $\xi = 0$.
     """
     if isinstance(kappa, float) and isinstance(xi, float) and xi > math.sqrt(kappa):
-        raise ValueError(f"scale_by_accsgd: xi must be at most sqrt(kappa) = {math.sqrt(kappa):g}, got {xi!r}")
+        raise ValueError(
+            f"scale_by_accsgd: xi must be at most sqrt(kappa) = {math.sqrt(kappa):g}, got {xi!r}"
+        )
     rest = small_const * small_const * xi / kappa  # 1 - alpha
     zeta = small_const / (small_const + rest)
     long_lr = lr * kappa / small_const
@@ -103,14 +107,24 @@ def scale_by_aggmo(betas: Betas = (0.0, 0.9, 0.99)):
         return {"momentum_buffer": [torch.zeros_like(param) for _ in betas]}
 
     def update(update, state, param, ctx):
-        buffers = [beta * old + update for beta, old in zip(betas, state["momentum_buffer"], strict=True)]
+        buffers = [
+            beta * old + update
+            for beta, old in zip(betas, state["momentum_buffer"], strict=True)
+        ]
         return sum(buffers[1:], buffers[0]) / len(buffers), {"momentum_buffer": buffers}
 
     return init, update
 
 
-@per_tensor(elementwise=True, example={"momentum": 0.9, "dampening": 0.1, "derivative": 0.5})
-def scale_by_pid(momentum: Scalar, dampening: Scalar = 0.0, integral: Scalar = 5.0, derivative: Scalar = 10.0):
+@per_tensor(
+    elementwise=True, example={"momentum": 0.9, "dampening": 0.1, "derivative": 0.5}
+)
+def scale_by_pid(
+    momentum: Scalar,
+    dampening: Scalar = 0.0,
+    integral: Scalar = 5.0,
+    derivative: Scalar = 10.0,
+):
     r"""Combine the gradient, its sum and its change: a PID controller.
 
     $I_1 = g_1$, $D_1 = 0$; then $I_t = \mu I_{t-1} + (1-\tau) g_t$, $D_t = \mu D_{t-1} + (1-\mu)(g_t - g_{t-1})$;
@@ -146,7 +160,10 @@ def scale_by_pid(momentum: Scalar, dampening: Scalar = 0.0, integral: Scalar = 5
         return chain()
 
     def init(param):
-        return {slot: torch.zeros_like(param) for slot in ("momentum_buffer", "d_buffer", "previous_grad")}
+        return {
+            slot: torch.zeros_like(param)
+            for slot in ("momentum_buffer", "d_buffer", "previous_grad")
+        }
 
     def update(update, state, param, ctx):
         total = accumulated(state["momentum_buffer"], update, momentum, dampening, ctx)
@@ -158,8 +175,15 @@ def scale_by_pid(momentum: Scalar, dampening: Scalar = 0.0, integral: Scalar = 5
     return init, update
 
 
-@per_tensor(random=True, compiles=True, ranges={"beta": "[0, 1)", "alpha": "[0, inf)"}, example={"lr": 0.1})
-def scale_by_gravity(lr: Scalar, alpha: Scalar = 0.01, beta: Scalar = 0.9, seed: int = 0):
+@per_tensor(
+    random=True,
+    compiles=True,
+    ranges={"beta": "[0, 1)", "alpha": "[0, inf)"},
+    example={"lr": 0.1},
+)
+def scale_by_gravity(
+    lr: Scalar, alpha: Scalar = 0.01, beta: Scalar = 0.9, seed: int = 0
+):
     r"""Average gradients after damping their large entries toward zero: Gravity's direction.
 
     $v_0 \sim N(0, (\alpha / \eta)^2)$, $\hat\beta = \frac{\beta t + 1}{t + 2}$,
@@ -191,9 +215,16 @@ def scale_by_gravity(lr: Scalar, alpha: Scalar = 0.01, beta: Scalar = 0.9, seed:
     def init(param, rng):
         rate, spread = exact(lr, param.device), exact(alpha, param.device)
         if readable(spread) and spread != 0:
-            check_initial_lr("scale_by_gravity", rate, "alpha", "use an initial value above 0, or set alpha to 0")
+            check_initial_lr(
+                "scale_by_gravity",
+                rate,
+                "alpha",
+                "use an initial value above 0, or set alpha to 0",
+            )
         still = spread == 0
-        size = torch.where(still, spread, spread / torch.where(still, torch.ones_like(rate), rate))
+        size = torch.where(
+            still, spread, spread / torch.where(still, torch.ones_like(rate), rate)
+        )
         return {"v": (size * rng.normal(param)).to(param.dtype)}
 
     def update(update, state, param, ctx):

@@ -11,7 +11,11 @@ from gradtx.transforms._math import filled_like, safe_sqrt
 __all__ = ["scale_by_adadelta", "scale_by_adamax", "scale_by_rss"]
 
 
-@per_tensor(ranges={"initial_accumulator_value": "[0, inf)"}, elementwise=True, nonnegative=("sum",))
+@per_tensor(
+    ranges={"initial_accumulator_value": "[0, inf)"},
+    elementwise=True,
+    nonnegative=("sum",),
+)
 def scale_by_rss(eps: Scalar = 1e-10, initial_accumulator_value: Scalar = 0.0):
     r"""Divide by the root of the sum of all squared gradients so far: Adagrad's direction.
 
@@ -49,7 +53,9 @@ def scale_by_rss(eps: Scalar = 1e-10, initial_accumulator_value: Scalar = 0.0):
     return init, update
 
 
-@per_tensor(elementwise=True, ranges={"rho": "[0, 1]"}, nonnegative=("square_avg", "acc_delta"))
+@per_tensor(
+    elementwise=True, ranges={"rho": "[0, 1]"}, nonnegative=("square_avg", "acc_delta")
+)
 def scale_by_adadelta(rho: Scalar = 0.9, eps: Scalar = 1e-6):
     r"""Rescale gradients to the size of earlier steps: Adadelta's direction, in the units of a weight.
 
@@ -80,12 +86,18 @@ def scale_by_adadelta(rho: Scalar = 0.9, eps: Scalar = 1e-6):
     """
 
     def init(param):
-        return {"square_avg": torch.zeros_like(param), "acc_delta": torch.zeros_like(param)}
+        return {
+            "square_avg": torch.zeros_like(param),
+            "acc_delta": torch.zeros_like(param),
+        }
 
     def update(update, state, param, ctx):
         square = rho * state["square_avg"] + (1 - rho) * update.square()
         delta = safe_sqrt((state["acc_delta"] + eps) / (square + eps)) * update
-        return delta, {"square_avg": square, "acc_delta": rho * state["acc_delta"] + (1 - rho) * delta.square()}
+        return delta, {
+            "square_avg": square,
+            "acc_delta": rho * state["acc_delta"] + (1 - rho) * delta.square(),
+        }
 
     return init, update
 
@@ -130,6 +142,9 @@ def scale_by_adamax(betas: Betas = (0.9, 0.999), eps: Scalar = 1e-8):
     def update(update, state, param, ctx):
         mean = beta1 * state["exp_avg"] + rest1 * update
         largest = torch.maximum(beta2 * state["exp_inf"], update.abs() + eps)
-        return mean / (ctx.bias_correction(beta1) * largest), {"exp_avg": mean, "exp_inf": largest}
+        return mean / (ctx.bias_correction(beta1) * largest), {
+            "exp_avg": mean,
+            "exp_inf": largest,
+        }
 
     return init, update

@@ -13,7 +13,10 @@ __all__ = ["scale_by_acprop"]
 
 @per_tensor(elementwise=True, nonnegative=("exp_avg_var", "max_exp_avg_var"))
 def scale_by_acprop(
-    betas: Betas = (0.9, 0.999), eps: Scalar = 1e-16, amsgrad: bool = False, momentum_update: bool = False
+    betas: Betas = (0.9, 0.999),
+    eps: Scalar = 1e-16,
+    amsgrad: bool = False,
+    momentum_update: bool = False,
 ):
     r"""Divide the gradient by the deviation of earlier gradients from their mean: ACProp's direction.
 
@@ -49,7 +52,11 @@ def scale_by_acprop(
     beta1, beta2 = betas
 
     def init(param):
-        slots = ("exp_avg", "exp_avg_var", "max_exp_avg_var") if amsgrad else ("exp_avg", "exp_avg_var")
+        slots = (
+            ("exp_avg", "exp_avg_var", "max_exp_avg_var")
+            if amsgrad
+            else ("exp_avg", "exp_avg_var")
+        )
         return {slot: torch.zeros_like(param) for slot in slots}
 
     def update(update, state, param, ctx):
@@ -57,8 +64,11 @@ def scale_by_acprop(
         mean = beta1 * state["exp_avg"] + (1 - beta1) * update
         above = mean / ctx.bias_correction(beta1) if momentum_update else update
         correction = torch.where(first, 1.0, ctx.bias_correction(beta2, ctx.step - 1))
-        root = safe_sqrt(state["max_exp_avg_var" if amsgrad else "exp_avg_var"] / correction) + eps
-        variance = beta2 * state["exp_avg_var"] + (1 - beta2) * (update - mean).square() + eps
+        old = state["max_exp_avg_var" if amsgrad else "exp_avg_var"]
+        root = safe_sqrt(old / correction) + eps
+        variance = (
+            beta2 * state["exp_avg_var"] + (1 - beta2) * (update - mean).square() + eps
+        )
         new = {"exp_avg": mean, "exp_avg_var": variance}
         if amsgrad:
             new["max_exp_avg_var"] = torch.maximum(state["max_exp_avg_var"], variance)

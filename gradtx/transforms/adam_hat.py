@@ -78,10 +78,15 @@ def scale_by_adam_hat(
 @per_tensor(
     ranges={"initial_accumulator_value": "[0, inf)"},
     elementwise=True,
+    # A value that every dtype represents exactly.
     example={"initial_accumulator_value": 2**-20},
     nonnegative=("exp_avg_sq",),
-)  # a value that every dtype represents exactly
-def scale_by_yogi(betas: Betas = (0.9, 0.999), eps: Scalar = 1e-3, initial_accumulator_value: Scalar = 1e-6):
+)
+def scale_by_yogi(
+    betas: Betas = (0.9, 0.999),
+    eps: Scalar = 1e-3,
+    initial_accumulator_value: Scalar = 1e-6,
+):
     r"""Divide the mean gradient by a root mean square whose change is bounded by the new square: Yogi's direction.
 
     $m_t = \beta_1 m_{t-1} + (1-\beta_1) g_t$,
@@ -122,7 +127,10 @@ def scale_by_yogi(betas: Betas = (0.9, 0.999), eps: Scalar = 1e-3, initial_accum
         mean = beta1 * state["exp_avg"] + rest1 * update
         square, update_square = state["exp_avg_sq"], update.square()
         square = square - rest2 * (square - update_square).sign() * update_square
-        return hat_rate(safe_sqrt(square) + eps, ctx, betas) * mean, {"exp_avg": mean, "exp_avg_sq": square}
+        return hat_rate(safe_sqrt(square) + eps, ctx, betas) * mean, {
+            "exp_avg": mean,
+            "exp_avg_sq": square,
+        }
 
     return init, update
 

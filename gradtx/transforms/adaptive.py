@@ -6,7 +6,13 @@ import torch
 
 from gradtx._arguments import Betas, Scalar
 from gradtx.factories import per_tensor
-from gradtx.transforms._math import adam_moments, at_least, corrected_root, filled_like, safe_sqrt
+from gradtx.transforms._math import (
+    adam_moments,
+    at_least,
+    corrected_root,
+    filled_like,
+    safe_sqrt,
+)
 
 __all__ = ["scale_by_adam", "scale_by_adopt", "scale_by_rms"]
 
@@ -16,7 +22,12 @@ __all__ = ["scale_by_adam", "scale_by_adopt", "scale_by_rms"]
     nonnegative=("exp_avg_sq", "max_exp_avg_sq"),
     averages=lambda arguments: {"exp_avg": arguments["betas"][0]},
 )
-def scale_by_adam(betas: Betas = (0.9, 0.999), eps: Scalar = 1e-8, amsgrad: bool = False, nesterov: bool = False):
+def scale_by_adam(
+    betas: Betas = (0.9, 0.999),
+    eps: Scalar = 1e-8,
+    amsgrad: bool = False,
+    nesterov: bool = False,
+):
     r"""Divide the mean gradient by its root mean square: Adam's direction.
 
     $m_t = \beta_1 m_{t-1} + (1-\beta_1) g_t$, $v_t = \beta_2 v_{t-1} + (1-\beta_2) g_t^2$, direction
@@ -57,7 +68,9 @@ def scale_by_adam(betas: Betas = (0.9, 0.999), eps: Scalar = 1e-8, amsgrad: bool
 
 
 @per_tensor(
-    elementwise=True, ranges={"initial_accumulator_value": "[0, inf)", "alpha": "[0, inf)"}, nonnegative=("square_avg",)
+    elementwise=True,
+    ranges={"initial_accumulator_value": "[0, inf)", "alpha": "[0, inf)"},
+    nonnegative=("square_avg",),
 )
 def scale_by_rms(
     alpha: Scalar = 0.99,
@@ -102,15 +115,22 @@ def scale_by_rms(
         new, variance = {"square_avg": square}, square
         if centered:
             mean = new["grad_avg"] = alpha * state["grad_avg"] + (1 - alpha) * update
-            variance = (square - mean.square()).clamp(min=0)  # rounding can make the difference negative
+            # Rounding can make the difference negative.
+            variance = (square - mean.square()).clamp(min=0)
         root = safe_sqrt(variance + eps) if eps_in_root else safe_sqrt(variance) + eps
         return update / root, new
 
     return init, update
 
 
-@per_tensor(ranges={"clip_exponent": "[0, inf)"}, elementwise=True, nonnegative=("exp_avg_sq",))
-def scale_by_adopt(betas: Betas = (0.9, 0.9999), eps: Scalar = 1e-6, clip_exponent: Scalar | None = 0.25):
+@per_tensor(
+    ranges={"clip_exponent": "[0, inf)"}, elementwise=True, nonnegative=("exp_avg_sq",)
+)
+def scale_by_adopt(
+    betas: Betas = (0.9, 0.9999),
+    eps: Scalar = 1e-6,
+    clip_exponent: Scalar | None = 0.25,
+):
     r"""Average gradients that are divided by the size of earlier gradients: ADOPT's direction.
 
     $n_t = g_t / \max(\sqrt{v_{t-1}}, \epsilon)$ clamped to $\pm (t-1)^{c}$, $m_t = \beta_1 m_{t-1} + (1-\beta_1) n_t$,
@@ -138,7 +158,10 @@ def scale_by_adopt(betas: Betas = (0.9, 0.9999), eps: Scalar = 1e-6, clip_expone
     beta1, beta2 = betas
 
     def init(param):
-        return {"exp_avg": torch.zeros_like(param), "exp_avg_sq": torch.zeros_like(param)}
+        return {
+            "exp_avg": torch.zeros_like(param),
+            "exp_avg_sq": torch.zeros_like(param),
+        }
 
     def update(update, state, param, ctx):
         mean, square = state["exp_avg"], state["exp_avg_sq"]
@@ -151,7 +174,9 @@ def scale_by_adopt(betas: Betas = (0.9, 0.9999), eps: Scalar = 1e-6, clip_expone
         update_square = update.square()
         return mean, {
             "exp_avg": mean,
-            "exp_avg_sq": torch.where(first, update_square, beta2 * square + (1 - beta2) * update_square),
+            "exp_avg_sq": torch.where(
+                first, update_square, beta2 * square + (1 - beta2) * update_square
+            ),
         }
 
     return init, update

@@ -17,7 +17,9 @@ __all__ = ["scale_by_asgd"]
     owns_lr=True,
     ranges={"t0": "[0, inf)", "lambd": "[0, inf)", "alpha": "[0, inf)"},
 )
-def scale_by_asgd(lr: Scalar = 1e-2, lambd: Scalar = 1e-4, alpha: Scalar = 0.75, t0: Scalar = 1e6):
+def scale_by_asgd(
+    lr: Scalar = 1e-2, lambd: Scalar = 1e-4, alpha: Scalar = 0.75, t0: Scalar = 1e6
+):
     r"""Descend with a decaying rate and a small weight decay, and average the weights from a given step on.
 
     $p_t = p_{t-1} (1 - \lambda \eta_t) - \eta_t g_t$, $a_t = a_{t-1} + \mu_t (p_t - a_{t-1})$; then
@@ -58,10 +60,13 @@ def scale_by_asgd(lr: Scalar = 1e-2, lambd: Scalar = 1e-4, alpha: Scalar = 0.75,
 
     def update(update, state, param, ctx):
         # torch creates its state at the first step, so a rate written after `init` must take effect there as well.
-        rate, weight = torch.where(ctx.step == 1, exact(lr, param.device), state["eta"]), state["mu"]
+        rate = torch.where(ctx.step == 1, exact(lr, param.device), state["eta"])
+        weight = state["mu"]
         step = -rate * update - (lambd * rate) * param
         moved = param + step
-        mean = torch.where(weight == 1, moved, state["ax"] + weight * (moved - state["ax"]))
+        mean = torch.where(
+            weight == 1, moved, state["ax"] + weight * (moved - state["ax"])
+        )
         rate = lr / (1 + lambd * lr * ctx.time) ** alpha
         return step, {"ax": mean, "eta": rate, "mu": 1 / (ctx.time - t0).clamp(min=1)}
 

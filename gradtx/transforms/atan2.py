@@ -7,11 +7,27 @@ import torch
 from gradtx._arguments import Betas, Range, Scalar, is_off
 from gradtx.core import chain
 from gradtx.factories import per_tensor
-from gradtx.transforms._math import adam_moments, atan2, caution, corrected_root, norm, safe_sqrt
+from gradtx.transforms._math import (
+    adam_moments,
+    atan2,
+    caution,
+    corrected_root,
+    norm,
+    safe_sqrt,
+)
 
-__all__ = ["orthogonalize_against_ema", "scale_by_adopt_atan2", "scale_by_atan2", "scale_by_caution"]
+__all__ = [
+    "orthogonalize_against_ema",
+    "scale_by_adopt_atan2",
+    "scale_by_atan2",
+    "scale_by_caution",
+]
 
-ATAN2_RANGES = {"a": "(0, inf)", "b": "(0, inf)", "cautious_factor": Range("[0, 1]", off=1.0)}
+ATAN2_RANGES = {
+    "a": "(0, inf)",
+    "b": "(0, inf)",
+    "cautious_factor": Range("[0, 1]", off=1.0),
+}
 
 
 def _no_caution(arguments):
@@ -19,7 +35,12 @@ def _no_caution(arguments):
 
 
 @per_tensor(ranges=ATAN2_RANGES, elementwise=_no_caution, nonnegative=("exp_avg_sq",))
-def scale_by_atan2(betas: Betas = (0.9, 0.99), a: Scalar = 1.27, b: Scalar = 1.0, cautious_factor: Scalar = 1.0):
+def scale_by_atan2(
+    betas: Betas = (0.9, 0.99),
+    a: Scalar = 1.27,
+    b: Scalar = 1.0,
+    cautious_factor: Scalar = 1.0,
+):
     r"""Combine Adam's two moments with the arc tangent, which needs no eps and is scale-invariant.
 
     $u_t = a \, \mathrm{atan2}(\hat m_t, b \sqrt{\hat v_t})$, with Adam's $\hat m_t$ and $\hat v_t$. With caution,
@@ -61,7 +82,12 @@ def scale_by_atan2(betas: Betas = (0.9, 0.99), a: Scalar = 1.27, b: Scalar = 1.0
 
 
 @per_tensor(ranges=ATAN2_RANGES, elementwise=_no_caution, nonnegative=("exp_avg_sq",))
-def scale_by_adopt_atan2(betas: Betas = (0.9, 0.99), a: Scalar = 1.27, b: Scalar = 1.0, cautious_factor: Scalar = 1.0):
+def scale_by_adopt_atan2(
+    betas: Betas = (0.9, 0.99),
+    a: Scalar = 1.27,
+    b: Scalar = 1.0,
+    cautious_factor: Scalar = 1.0,
+):
     r"""Replace the division and clamp of ADOPT's direction by the arc tangent.
 
     $m_t = \beta_1 m_{t-1} + (1-\beta_1) \mathrm{atan2}(g_t, b \sqrt{v_{t-1}})$, $u_t = a m_t$, then
@@ -95,15 +121,26 @@ def scale_by_adopt_atan2(betas: Betas = (0.9, 0.99), a: Scalar = 1.27, b: Scalar
     beta1, beta2 = betas
 
     def init(param):
-        return {"exp_avg": torch.zeros_like(param), "exp_avg_sq": torch.zeros_like(param)}
+        return {
+            "exp_avg": torch.zeros_like(param),
+            "exp_avg_sq": torch.zeros_like(param),
+        }
 
     def update(update, state, param, ctx):
         old, square = state["exp_avg"], state["exp_avg_sq"]
         first = ctx.step == 1
-        mean = torch.where(first, old, beta1 * old + (1 - beta1) * atan2(update, b * safe_sqrt(square)))
-        direction = mean if is_off(cautious_factor, 1.0) else mean * caution(old, update, cautious_factor)
+        mean = torch.where(
+            first, old, beta1 * old + (1 - beta1) * atan2(update, b * safe_sqrt(square))
+        )
+        direction = (
+            mean
+            if is_off(cautious_factor, 1.0)
+            else mean * caution(old, update, cautious_factor)
+        )
         update_square = update.square()
-        square = torch.where(first, update_square, beta2 * square + (1 - beta2) * update_square)
+        square = torch.where(
+            first, update_square, beta2 * square + (1 - beta2) * update_square
+        )
         return a * direction, {"exp_avg": mean, "exp_avg_sq": square}
 
     return init, update
@@ -179,6 +216,8 @@ def orthogonalize_against_ema(beta: Scalar = 0.9):
         old, exact = state["grad_ema"], update.to(ctx.time.dtype)
         unit = old.to(exact.dtype)
         unit = unit / norm(unit).clamp(min=1e-12)
-        return exact - (exact * unit).sum() * unit, {"grad_ema": beta * old + (1 - beta) * update}
+        return exact - (exact * unit).sum() * unit, {
+            "grad_ema": beta * old + (1 - beta) * update
+        }
 
     return init, update

@@ -13,7 +13,12 @@ from gradtx.factories import per_tensor
 __all__ = ["average", "lookahead"]
 
 
-@per_tensor(ranges={"k": "[1, inf)", "alpha": "[0, 1]"}, elementwise=True, needs=("params",), follows_rate=True)
+@per_tensor(
+    ranges={"k": "[1, inf)", "alpha": "[0, 1]"},
+    elementwise=True,
+    needs=("params",),
+    follows_rate=True,
+)
 def lookahead(k: int = 5, alpha: Scalar = 0.5):
     r"""Move slow weights part of the way to the fast ones at every k-th step and restart from there.
 
@@ -63,7 +68,12 @@ def synchronized(now: Tensor, slow: Tensor, fast: Tensor, alpha: Any) -> Tensor:
     return torch.where(now, slow + alpha * (fast - slow), slow)
 
 
-@per_tensor(ranges={"decay": "[0, 1)", "start": "[0, inf)"}, elementwise=True, needs=("params",), follows_rate=True)
+@per_tensor(
+    ranges={"decay": "[0, 1)", "start": "[0, inf)"},
+    elementwise=True,
+    needs=("params",),
+    follows_rate=True,
+)
 def average(decay: Scalar | None = None, start: int = 0, debias: bool = False):
     r"""Keep an average of the weights for evaluation; updates pass unchanged.
 

@@ -13,9 +13,17 @@ __all__ = ["scale_by_bcos"]
 MODES = ("c", "m", "g")
 
 
-@per_tensor(elementwise=True, ranges={"beta": "[0, 1)", "beta2": "[0, 1)"}, nonnegative=("exp_avg_sq",))
+@per_tensor(
+    elementwise=True,
+    ranges={"beta": "[0, 1)", "beta2": "[0, 1)"},
+    nonnegative=("exp_avg_sq",),
+)
 def scale_by_bcos(
-    beta: Scalar = 0.9, beta2: Scalar | None = None, eps: Scalar = 1e-6, mode: str = "c", simple_cond: bool = False
+    beta: Scalar = 0.9,
+    beta2: Scalar | None = None,
+    eps: Scalar = 1e-6,
+    mode: str = "c",
+    simple_cond: bool = False,
 ):
     r"""Divide a momentum by the root of its mean square without an additional slot: BCOS.
 
@@ -51,16 +59,21 @@ def scale_by_bcos(
     uses $m_t$ instead of $m_{t-1}$ in mode "c".)
     """
     if mode not in MODES:
-        raise ValueError(f"scale_by_bcos: mode must be one of {', '.join(map(repr, MODES))}, got {mode!r}")
+        raise ValueError(
+            f"scale_by_bcos: mode must be one of {', '.join(map(repr, MODES))}, got {mode!r}"
+        )
     rest = 1 - beta
     keep = (1 - rest * rest if mode == "c" else beta) if beta2 is None else beta2
-    slots = {"c": ("exp_avg",), "m": ("exp_avg", "exp_avg_sq"), "g": ("exp_avg_sq",)}[mode]
+    by_mode = {"c": ("exp_avg",), "m": ("exp_avg", "exp_avg_sq"), "g": ("exp_avg_sq",)}
+    slots = by_mode[mode]
 
     def conditional(mean, update):
         if simple_cond:
             return keep * mean.square() + (1 - keep) * update.square()
         cross = 2 * beta * rest**2 * mean * update
-        return beta**2 * (3 - 2 * beta) * mean.square() + rest**2 * update.square() + cross
+        return (
+            beta**2 * (3 - 2 * beta) * mean.square() + rest**2 * update.square() + cross
+        )
 
     def init(param):
         return {slot: torch.zeros_like(param) for slot in slots}

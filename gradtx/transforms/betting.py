@@ -48,7 +48,9 @@ def scale_by_cocob(alpha: Scalar = 100.0, eps: Scalar = 1e-8):
     """
 
     def init(param):
-        zeros = {slot: torch.zeros_like(param) for slot in ("abs_sum", "reward", "grad_sum")}
+        zeros = {
+            slot: torch.zeros_like(param) for slot in ("abs_sum", "reward", "grad_sum")
+        }
         return {"param_init": param, "scale": filled_like(param, eps), **zeros}
 
     def update(update, state, param, ctx):
@@ -58,7 +60,13 @@ def scale_by_cocob(alpha: Scalar = 100.0, eps: Scalar = 1e-8):
         reward = at_least(state["reward"] - update * (param - start), 0.0)
         total = state["grad_sum"] - update
         bet = quotient(size + reward, size * torch.maximum(path + size, alpha * size))
-        new = {"param_init": start, "scale": size, "abs_sum": path, "reward": reward, "grad_sum": total}
+        new = {
+            "param_init": start,
+            "scale": size,
+            "abs_sum": path,
+            "reward": reward,
+            "grad_sum": total,
+        }
         return start + bet * total - param, new
 
     return init, update

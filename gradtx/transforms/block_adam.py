@@ -44,7 +44,9 @@ def _spread(values: Tensor, like: Tensor) -> Tensor:
 
 
 @per_tensor
-def scale_by_block_adam(betas: Betas = (0.9, 0.999), eps: Scalar = 1e-8, block: str | int = "row"):
+def scale_by_block_adam(
+    betas: Betas = (0.9, 0.999), eps: Scalar = 1e-8, block: str | int = "row"
+):
     r"""Divide the mean gradient by one root mean square per block of weights: Adam-mini's direction.
 
     Adam's $m_t$ and, for every block $b$, $v_b \leftarrow \beta_2 v_b + (1-\beta_2) \, \mathrm{mean}_b(g_t^2)$;
@@ -77,17 +79,26 @@ def scale_by_block_adam(betas: Betas = (0.9, 0.999), eps: Scalar = 1e-8, block: 
     the authors' code uses module names. Row blocks apply to leaves of any rank.
     """
     if isinstance(block, bool) or not isinstance(block, str | int):
-        raise TypeError(f"scale_by_block_adam: block must be 'row', 'tensor' or a positive int, got {block!r}")
+        raise TypeError(
+            f"scale_by_block_adam: block must be 'row', 'tensor' or a positive int, got {block!r}"
+        )
     if block not in ("row", "tensor") and not (isinstance(block, int) and block >= 1):
-        raise ValueError(f"scale_by_block_adam: block must be 'row', 'tensor' or a positive int, got {block!r}")
+        raise ValueError(
+            f"scale_by_block_adam: block must be 'row', 'tensor' or a positive int, got {block!r}"
+        )
     beta1, beta2 = betas
 
     def init(param):
-        return {"exp_avg": torch.zeros_like(param), "vmean": param.new_zeros((_blocks(param, block),))}
+        return {
+            "exp_avg": torch.zeros_like(param),
+            "vmean": param.new_zeros((_blocks(param, block),)),
+        }
 
     def update(update, state, param, ctx):
         mean = beta1 * state["exp_avg"] + (1 - beta1) * update
-        square = beta2 * state["vmean"] + (1 - beta2) * _means(update.square(), _blocks(update, block))
+        square = beta2 * state["vmean"] + (1 - beta2) * _means(
+            update.square(), _blocks(update, block)
+        )
         root = corrected_root(square, ctx, beta2) + eps
         direction = mean / ctx.bias_correction(beta1) / _spread(root, update)
         return direction, {"exp_avg": mean, "vmean": square}

@@ -59,7 +59,9 @@ def scale_by_adabound(
     moments, average = adam_moments(betas, amsgrad)
 
     def init(param):
-        return moments(param) | initial_lr("scale_by_adabound", lr, param, "final_lr", "use an initial value above 0")
+        return moments(param) | initial_lr(
+            "scale_by_adabound", lr, param, "final_lr", "use an initial value above 0"
+        )
 
     def update(update, state, param, ctx):
         mean, square, new = average(update, state)

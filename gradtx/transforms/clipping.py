@@ -21,7 +21,9 @@ __all__ = [
 ]
 
 
-@per_tensor(ranges={"max_value": "(0, inf]"}, elementwise=True, example={"max_value": 0.5})
+@per_tensor(
+    ranges={"max_value": "(0, inf]"}, elementwise=True, example={"max_value": 0.5}
+)
 def clip_by_value(max_value: Scalar):
     """Clamp every entry to [-max_value, max_value].
 
@@ -46,7 +48,9 @@ def clip_by_value(max_value: Scalar):
     return update
 
 
-@per_tensor(takes_complex=True, ranges={"max_norm": "(0, inf]"}, example={"max_norm": 1.0})
+@per_tensor(
+    takes_complex=True, ranges={"max_norm": "(0, inf]"}, example={"max_norm": 1.0}
+)
 def clip_by_norm(max_norm: Scalar):
     r"""Scale each leaf separately to a norm of at most `max_norm`: $u \min(1, c / \lVert u \rVert)$.
 
@@ -119,7 +123,9 @@ def clip_by_global_norm(max_norm: Scalar, eps: Scalar = 1e-6, stale: bool = Fals
         yield update * shrink(safe_sqrt(total["square"]) + eps, max_norm), state
 
     def update_by_norm_of_before(update, state, param, ctx):
-        return update * shrink(state["norm"] + eps, max_norm), {"norm": update.square().sum()}
+        return update * shrink(state["norm"] + eps, max_norm), {
+            "norm": update.square().sum()
+        }
 
     return update_by_norm_of_before if stale else update
 
@@ -189,12 +195,19 @@ def clip_adaptive(clipping: Scalar = 0.01, eps: Scalar = 1e-3):
 
     def update(update, state, param, ctx):
         size, limit = unit_norm(update), clipping * at_least(unit_norm(param), eps)
-        return torch.where(size > limit, update * (limit / size.clamp(min=1e-6)), update), state
+        return torch.where(
+            size > limit, update * (limit / size.clamp(min=1e-6)), update
+        ), state
 
     return update
 
 
-@per_tensor(takes_complex=True, needs=("params",), ranges={"p_bound": "(0, inf)"}, example={"p_bound": 1.5})
+@per_tensor(
+    takes_complex=True,
+    needs=("params",),
+    ranges={"p_bound": "(0, inf)"},
+    example={"p_bound": 1.5},
+)
 def bound_norm(p_bound: Scalar):
     r"""Keep the norm of each leaf of weights below a multiple of its initial norm.
 

@@ -13,7 +13,9 @@ __all__ = ["scale_by_confidence"]
 
 
 @per_tensor(ranges={"beta1": "[0, 1)", "beta3": "[0, 1)", "eps": "(0, inf)"})
-def scale_by_confidence(beta1: Scalar = 0.9, beta3: Scalar = 0.9999, eps: Scalar = 1e-16):
+def scale_by_confidence(
+    beta1: Scalar = 0.9, beta3: Scalar = 0.9999, eps: Scalar = 1e-16
+):
     r"""Average updates and divide by their deviation from the average: CAME's confidence.
 
     $m_t = \beta_1 m_{t-1} + (1-\beta_1) u_t$, $s = (u_t - m_t)^2 + \epsilon$. The state averages the row means,
@@ -51,7 +53,9 @@ def scale_by_confidence(beta1: Scalar = 0.9, beta3: Scalar = 0.9999, eps: Scalar
         slots = {"exp_avg": torch.zeros_like(param)}
         if param.ndim >= 2:
             slots["exp_avg_res_row"] = param.new_zeros(param.shape[:-1])
-            slots["exp_avg_res_col"] = param.new_zeros((*param.shape[:-2], param.shape[-1]))
+            slots["exp_avg_res_col"] = param.new_zeros(
+                (*param.shape[:-2], param.shape[-1])
+            )
         return slots
 
     def update(update, state, param, ctx):

@@ -13,7 +13,9 @@ from gradtx.factories import per_tensor
 __all__ = ["map_after_step"]
 
 
-@per_tensor(needs=("params",), static=("fn",), follows_rate=True, example={"fn": torch.tanh})
+@per_tensor(
+    needs=("params",), static=("fn",), follows_rate=True, example={"fn": torch.tanh}
+)
 def map_after_step(fn: Callable[[Tensor], Tensor], before: bool = False):
     r"""Apply a function to the parameter after the step: constraints, projections, proximal steps.
 
@@ -38,7 +40,9 @@ def map_after_step(fn: Callable[[Tensor], Tensor], before: bool = False):
         tensor([0., 1.])
     """
     if not callable(fn):
-        raise TypeError(f"map_after_step: fn must be a function of a tensor, got {describe(fn)}")
+        raise TypeError(
+            f"map_after_step: fn must be a function of a tensor, got {describe(fn)}"
+        )
 
     def update(update, state, param, ctx):
         start = fn(param) if before else param

@@ -36,7 +36,9 @@ def hold_until(t0: int):
     """
 
     def update(update, state, param, ctx):
-        direction = ctx.when(lambda step: step < t0, lambda: torch.zeros_like(update), lambda: update)
+        direction = ctx.when(
+            lambda step: step < t0, lambda: torch.zeros_like(update), lambda: update
+        )
         return direction, state
 
     return update

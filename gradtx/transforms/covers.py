@@ -44,16 +44,22 @@ def scale_by_sm3(beta: Scalar = 0.0, eps: Scalar = 1e-30):
     old_weight = beta + (beta == 0)  # 1 at beta 0
 
     def init(param):
-        shapes = [[1] * i + [size] + [1] * (param.ndim - i - 1) for i, size in enumerate(param.shape)] or [[]]
+        shapes = [
+            [1] * i + [size] + [1] * (param.ndim - i - 1)
+            for i, size in enumerate(param.shape)
+        ] or [[]]
         return {"accumulator": [param.new_zeros(shape) for shape in shapes]}
 
     def update(update, state, param, ctx):
         if update.numel() == 0:
             return update, state
         old = state["accumulator"]
-        cover = old_weight * functools.reduce(torch.minimum, old) + (1 - beta) * update.square()
+        least = functools.reduce(torch.minimum, old)
+        cover = old_weight * least + (1 - beta) * update.square()
         return update / (cover + eps).sqrt(), {
-            "accumulator": [torch.maximum(maxima, _maxima(cover, i)) for i, maxima in enumerate(old)]
+            "accumulator": [
+                torch.maximum(maxima, _maxima(cover, i)) for i, maxima in enumerate(old)
+            ]
         }
 
     return init, update

@@ -40,7 +40,11 @@ def limited(estimate: Tensor, d: Tensor, growth_rate: Any) -> Tensor:
     """Return the estimate, limited to `growth_rate` times d."""
     growth = exact(growth_rate, d.device)
     endless = growth == math.inf  # inf * d would have a NaN derivative
-    return torch.where(endless, estimate, torch.minimum(estimate, d * torch.where(endless, 1.0, growth)))
+    return torch.where(
+        endless,
+        estimate,
+        torch.minimum(estimate, d * torch.where(endless, 1.0, growth)),
+    )
 
 
 def grown(d: Tensor, estimate: Tensor, growth_rate: Any) -> Tensor:
@@ -48,17 +52,24 @@ def grown(d: Tensor, estimate: Tensor, growth_rate: Any) -> Tensor:
     return torch.maximum(d, limited(estimate, d, growth_rate))
 
 
-def corrected_rate(d: Tensor, lr: Any, betas: Any, use_bias_correction: bool, ctx: Any) -> Tensor:
+def corrected_rate(
+    d: Tensor, lr: Any, betas: Any, use_bias_correction: bool, ctx: Any
+) -> Tensor:
     """Return the rate of a step: d times lr, optionally with Adam's bias correction."""
     if not use_bias_correction:
         return d * lr
-    return d * lr * safe_sqrt(ctx.bias_correction(betas[1])) / ctx.bias_correction(betas[0])
+    root = safe_sqrt(ctx.bias_correction(betas[1]))
+    return d * lr * root / ctx.bias_correction(betas[0])
 
 
-def _correlation(numerator: Tensor, total: dict[str, Tensor], keep: Any) -> tuple[Tensor, Tensor, Tensor]:
+def _correlation(
+    numerator: Tensor, total: dict[str, Tensor], keep: Any
+) -> tuple[Tensor, Tensor, Tensor]:
     """Return whether the step is held, the new average of <direction, s>, and the estimate, for Adam and Lion."""
     no_gradient = total["size"] == 0
-    numerator = torch.where(no_gradient, numerator, keep * numerator + (1 - keep) * total["product"])
+    numerator = torch.where(
+        no_gradient, numerator, keep * numerator + (1 - keep) * total["product"]
+    )
     return no_gradient, numerator, quotient(numerator, (1 - keep) * total["size"])
 
 
@@ -70,7 +81,11 @@ def _correlation(numerator: Tensor, total: dict[str, Tensor], keep: Any) -> tupl
     nonnegative=("alphak",),
 )
 def scale_by_dadapt_adagrad(
-    lr: Scalar = 1.0, momentum: Scalar = 0.0, eps: Scalar = 1e-6, d0: Scalar = 1e-6, growth_rate: Scalar = math.inf
+    lr: Scalar = 1.0,
+    momentum: Scalar = 0.0,
+    eps: Scalar = 1e-6,
+    d0: Scalar = 1e-6,
+    growth_rate: Scalar = math.inf,
 ):
     r"""Run dual averaging over AdaGrad's denominator with an automatic rate: D-Adapt AdaGrad.
 
@@ -115,7 +130,11 @@ def scale_by_dadapt_adagrad(
     """
 
     def init(param):
-        return {"alphak": torch.full_like(param, 1e-6), "sk": torch.zeros_like(param), "x0": param}
+        return {
+            "alphak": torch.full_like(param, 1e-6),
+            "sk": torch.zeros_like(param),
+            "x0": param,
+        }
 
     def update(update, state, param, ctx):
         d, start = state["d"], state["x0"]
@@ -128,7 +147,9 @@ def scale_by_dadapt_adagrad(
             "size": s.abs().sum(),
         }
         no_gradient = total["size"] == 0
-        squares = torch.where(no_gradient, state["gsq_weighted"], state["gsq_weighted"] + total["square"])
+        squares = torch.where(
+            no_gradient, state["gsq_weighted"], state["gsq_weighted"] + total["square"]
+        )
         if is_off(momentum):
             before = safe_sqrt(state["alphak"]) + eps
             direction = s / root - state["sk"] / before
@@ -137,7 +158,13 @@ def scale_by_dadapt_adagrad(
         d = grown(d, quotient(total["weighted"] - squares, total["size"]), growth_rate)
         yield (
             torch.where(no_gradient, 0.0, direction),
-            {"alphak": accumulated, "sk": s, "x0": start, "d": d, "gsq_weighted": squares},
+            {
+                "alphak": accumulated,
+                "sk": s,
+                "x0": start,
+                "d": d,
+                "gsq_weighted": squares,
+            },
         )
 
     return init, update
@@ -203,31 +230,54 @@ def scale_by_dadapt_adam(
     keep = beta2**0.5
 
     def init(param):
-        return {slot: torch.zeros_like(param) for slot in ("exp_avg", "exp_avg_sq", "s")}
+        return {
+            slot: torch.zeros_like(param) for slot in ("exp_avg", "exp_avg_sq", "s")
+        }
 
     def update(update, state, param, ctx):
         d = state["d"]
         rate = corrected_rate(d, lr, betas, use_bias_correction, ctx)
-        product = rate * (update * (state["s"] / (safe_sqrt(state["exp_avg_sq"]) + eps))).sum()
+        scaled = state["s"] / (safe_sqrt(state["exp_avg_sq"]) + eps)
+        product = rate * (update * scaled).sum()
         mean = beta1 * state["exp_avg"] + ((1 - beta1) * rate) * update
         square = beta2 * state["exp_avg_sq"] + (1 - beta2) * update.square()
         s = keep * state["s"] + ((1 - keep) * rate) * update
         total = yield {"product": product, "size": s.abs().sum()}
-        no_gradient, numerator, estimate = _correlation(state["numerator_weighted"], total, keep)
-        direction = plus_decay(mean / (safe_sqrt(square) + eps), weight_decay, param, rate)
-        new = {"exp_avg": mean, "exp_avg_sq": square, "s": s, "numerator_weighted": numerator}
-        yield torch.where(no_gradient, 0.0, direction), {**new, "d": grown(d, estimate, growth_rate)}
+        no_gradient, numerator, estimate = _correlation(
+            state["numerator_weighted"], total, keep
+        )
+        direction = plus_decay(
+            mean / (safe_sqrt(square) + eps), weight_decay, param, rate
+        )
+        new = {
+            "exp_avg": mean,
+            "exp_avg_sq": square,
+            "s": s,
+            "numerator_weighted": numerator,
+        }
+        yield (
+            torch.where(no_gradient, 0.0, direction),
+            {**new, "d": grown(d, estimate, growth_rate)},
+        )
 
     return init, update
 
 
 @per_tensor(
     **OWN,
-    shared=lambda arguments: {**started("numerator_weighted")(arguments), "g0_norm": 0.0},
+    shared=lambda arguments: {
+        **started("numerator_weighted")(arguments),
+        "g0_norm": 0.0,
+    },
     agree=("d0", "growth_rate"),
     ranges={**DADAPT_RANGES, "momentum": "[0, 1)"},
 )
-def scale_by_dadapt_sgd(lr: Scalar = 1.0, momentum: Scalar = 0.0, d0: Scalar = 1e-6, growth_rate: Scalar = math.inf):
+def scale_by_dadapt_sgd(
+    lr: Scalar = 1.0,
+    momentum: Scalar = 0.0,
+    d0: Scalar = 1e-6,
+    growth_rate: Scalar = math.inf,
+):
     r"""Run SGD with an automatic rate, relative to the norm of the first gradient: D-Adapt SGD.
 
     $G_0 = \lVert g_1 \rVert$ of the gradient before any link, $\delta = d \eta / G_0$,
@@ -276,15 +326,26 @@ def scale_by_dadapt_sgd(lr: Scalar = 1.0, momentum: Scalar = 0.0, d0: Scalar = 1
             "product": rate * (update * state["s"]).sum(),
             "square": s.square().sum(),
         }
-        is_first_move = known == 0  # s has not moved yet: make its first move at the rate that is now known
+        # S has not moved yet: make its first move at the rate that is now known.
+        is_first_move = known == 0
         norm = torch.where(is_first_move, safe_sqrt(total["first"]), known)
         s = torch.where(is_first_move, state["s"] + quotient(d * lr, norm) * update, s)
         numerator = state["numerator_weighted"] + total["product"]
         d = grown(d, quotient(2 * numerator, safe_sqrt(total["square"])), growth_rate)
-        direction = s - state["s"] if is_off(momentum) else -dual_averaging(start - s, momentum, param)
+        direction = (
+            s - state["s"]
+            if is_off(momentum)
+            else -dual_averaging(start - s, momentum, param)
+        )
         yield (
             torch.where(norm == 0, 0.0, direction),
-            {"s": s, "x0": start, "d": d, "numerator_weighted": numerator, "g0_norm": norm},
+            {
+                "s": s,
+                "x0": start,
+                "d": d,
+                "numerator_weighted": numerator,
+                "g0_norm": norm,
+            },
         )
 
     return init, update
@@ -358,7 +419,8 @@ def scale_by_dadapt_adan(
         change = torch.where(ctx.step == 1, 0.0, update - state["previous_grad"])
         mean = beta1 * state["exp_avg"] + ((1 - beta1) * rate) * update
         trend = beta2 * state["exp_avg_diff"] + ((1 - beta2) * rate) * change
-        square = beta3 * state["exp_avg_sq"] + (1 - beta3) * (update + beta2 * change).square()
+        moved = update + beta2 * change
+        square = beta3 * state["exp_avg_sq"] + (1 - beta3) * moved.square()
         s = beta3 * state["s"] + ((1 - beta3) * rate) * update
         root = safe_sqrt(square) + eps
         total = yield {
@@ -369,19 +431,39 @@ def scale_by_dadapt_adan(
         no_gradient = total["size"] == 0
         squares = beta3 * state["gsq_weighted"] + (1 - beta3) * total["square"]
         squares = torch.where(no_gradient, state["gsq_weighted"], squares)
-        d = grown(d, quotient(total["weighted"] / (1 - beta3) - squares, total["size"]), growth_rate)
+        d = grown(
+            d,
+            quotient(total["weighted"] / (1 - beta3) - squares, total["size"]),
+            growth_rate,
+        )
         direction = plus_decay((mean + beta2 * trend) / root, weight_decay, param, rate)
         if not (no_prox or is_off(weight_decay)):
             direction = direction / (1 + rate * weight_decay)
         direction = torch.where(no_gradient, 0.0, direction)
-        new = {"exp_avg": mean, "exp_avg_diff": trend, "exp_avg_sq": square, "s": s, "previous_grad": update}
+        new = {
+            "exp_avg": mean,
+            "exp_avg_diff": trend,
+            "exp_avg_sq": square,
+            "s": s,
+            "previous_grad": update,
+        }
         yield direction, {**new, "d": d, "gsq_weighted": squares}
 
     return init, update
 
 
-@per_tensor(ranges={"d0": "(0, inf)"}, **OWN, shared=started("numerator_weighted"), agree=("betas", "d0"))
-def scale_by_dadapt_lion(lr: Scalar = 1.0, betas: Betas = (0.9, 0.99), weight_decay: Scalar = 0.0, d0: Scalar = 1e-6):
+@per_tensor(
+    ranges={"d0": "(0, inf)"},
+    **OWN,
+    shared=started("numerator_weighted"),
+    agree=("betas", "d0"),
+)
+def scale_by_dadapt_lion(
+    lr: Scalar = 1.0,
+    betas: Betas = (0.9, 0.99),
+    weight_decay: Scalar = 0.0,
+    d0: Scalar = 1e-6,
+):
     r"""Run Lion with an automatic rate: D-Adapt Lion.
 
     $\delta = d \eta$, $c = \sqrt{\beta_2}$, $y = \mathrm{sign}(\beta_1 m + (1-\beta_1) g)$,
@@ -429,9 +511,24 @@ def scale_by_dadapt_lion(lr: Scalar = 1.0, betas: Betas = (0.9, 0.99), weight_de
         sign = (beta1 * state["exp_avg"] + (1 - beta1) * update).sign()
         mean = beta2 * state["exp_avg"] + ((1 - beta2) * rate) * update
         s = keep * state["s"] + ((1 - keep) * rate) * sign
-        total = yield {"product": rate * (sign * state["s"]).sum(), "size": s.abs().sum()}
-        no_gradient, numerator, estimate = _correlation(state["numerator_weighted"], total, keep)
-        direction = torch.where(no_gradient, 0.0, rate * plus_decay(sign, weight_decay, param))
-        yield direction, {"exp_avg": mean, "s": s, "numerator_weighted": numerator, "d": torch.maximum(d, estimate)}
+        total = yield {
+            "product": rate * (sign * state["s"]).sum(),
+            "size": s.abs().sum(),
+        }
+        no_gradient, numerator, estimate = _correlation(
+            state["numerator_weighted"], total, keep
+        )
+        direction = torch.where(
+            no_gradient, 0.0, rate * plus_decay(sign, weight_decay, param)
+        )
+        yield (
+            direction,
+            {
+                "exp_avg": mean,
+                "s": s,
+                "numerator_weighted": numerator,
+                "d": torch.maximum(d, estimate),
+            },
+        )
 
     return init, update

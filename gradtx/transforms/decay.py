@@ -70,9 +70,13 @@ def add_decayed_weights(
             "after the learning rate"
         )
     if relative_to is not None and corrected_by is not None:
-        raise ValueError("add_decayed_weights: relative_to and corrected_by cannot be combined; pass only one")
+        raise ValueError(
+            "add_decayed_weights: relative_to and corrected_by cannot be combined; pass only one"
+        )
     if max_lr is not None and corrected_by is None:
-        raise ValueError("add_decayed_weights: max_lr is the divisor of corrected_by; pass corrected_by as well")
+        raise ValueError(
+            "add_decayed_weights: max_lr is the divisor of corrected_by; pass corrected_by as well"
+        )
     if is_off(weight_decay):
         return chain()
     strength = -weight_decay if fixed else weight_decay
@@ -111,7 +115,9 @@ def add_decayed_weights(
     ranges={"rate": "[0, inf)"},
     example={"rate": 0.1},
 )
-def regenerate_towards_init(rate: Scalar, wasserstein: bool = False, *, relative_to: Scalar | None = None):
+def regenerate_towards_init(
+    rate: Scalar, wasserstein: bool = False, *, relative_to: Scalar | None = None
+):
     r"""Pull weights toward their initial values (regenerative regularization): add $\rho (p - p_0)$.
 
     Args:
@@ -142,7 +148,10 @@ def regenerate_towards_init(rate: Scalar, wasserstein: bool = False, *, relative
 
     def init(param):
         start = param.flatten().sort().values.view_as(param) if wasserstein else param
-        return {"param_init": start, **initial_lr("regenerate_towards_init", relative_to, param)}
+        return {
+            "param_init": start,
+            **initial_lr("regenerate_towards_init", relative_to, param),
+        }
 
     def update(update, state, param, ctx):
         target = state["param_init"]
@@ -173,7 +182,9 @@ def initial_lr(
 def check_initial_lr(owner: str, lr: Tensor, divided: str, remedy: str) -> None:
     """Raise an error if a value would be divided by an initial learning rate of 0."""
     if readable(lr) and lr == 0:
-        raise ValueError(f"{owner}: {divided} is divided by the initial learning rate, which is 0; {remedy}")
+        raise ValueError(
+            f"{owner}: {divided} is divided by the initial learning rate, which is 0; {remedy}"
+        )
 
 
 @per_tensor(needs=("params",), ranges={"factor": "[0, inf)"})

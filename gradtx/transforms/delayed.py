@@ -18,7 +18,9 @@ __all__ = ["scale_by_adashift", "scale_by_avagrad"]
     agree=("lagged_norm",),
     nonnegative=("exp_avg_sq",),
 )
-def scale_by_avagrad(betas: Betas = (0.9, 0.999), eps: Scalar = 0.1, lagged_norm: bool = False):
+def scale_by_avagrad(
+    betas: Betas = (0.9, 0.999), eps: Scalar = 0.1, lagged_norm: bool = False
+):
     r"""Divide the mean gradient by the size of earlier gradients, rescaled to a fixed overall scale: AvaGrad.
 
     With Adam's $m_t$, $v_t$: $\eta_t = 1/(\sqrt{v_{t-1}/(1-\beta_2^{t-1})} + \epsilon)$ and
@@ -56,12 +58,18 @@ def scale_by_avagrad(betas: Betas = (0.9, 0.999), eps: Scalar = 0.1, lagged_norm
 
     def update(update, state, param, ctx):
         mean, _, new = average(update, state)
-        first = (ctx.step == 1).to(ctx.time.dtype)  # v and its correction are then 0: replace both by arbitrary values
+        # V and its correction are then 0: replace both by arbitrary values.
+        first = (ctx.step == 1).to(ctx.time.dtype)
         earlier = state["exp_avg_sq"]
-        eta = 1 / (safe_sqrt(earlier / (ctx.bias_correction(beta2, ctx.step - 1) + first)) + (eps + first))
+        correction = ctx.bias_correction(beta2, ctx.step - 1) + first
+        eta = 1 / (safe_sqrt(earlier / correction) + (eps + first))
         late = 1 / (corrected_root(earlier, ctx, beta2) + eps) if lagged_norm else eta
-        left_out = 0.0 if lagged_norm else first  # a leaf has no size to contribute at its first step
-        total = yield {"square": (1 - left_out) * late.square().sum(), "count": (1 - left_out) * late.numel()}
+        # A leaf has no size to contribute at its first step.
+        left_out = 0.0 if lagged_norm else first
+        total = yield {
+            "square": (1 - left_out) * late.square().sum(),
+            "count": (1 - left_out) * late.numel(),
+        }
         gamma = ((total["count"] + left_out) / (total["square"] + left_out)).sqrt()
         if lagged_norm:
             gamma, new = state["gamma"], new | {"gamma": gamma}
@@ -70,7 +78,11 @@ def scale_by_avagrad(betas: Betas = (0.9, 0.999), eps: Scalar = 0.1, lagged_norm
     return init, update
 
 
-_REDUCTIONS = {"max": largest, "mean": lambda x: x.sum() / max(x.numel(), 1), "none": lambda x: x}
+_REDUCTIONS = {
+    "max": largest,
+    "mean": lambda x: x.sum() / max(x.numel(), 1),
+    "none": lambda x: x,
+}
 
 
 @per_tensor(
@@ -78,7 +90,12 @@ _REDUCTIONS = {"max": largest, "mean": lambda x: x.sum() / max(x.numel(), 1), "n
     ranges={"keep_num": "[1, inf)"},
     nonnegative=("exp_avg_sq",),
 )
-def scale_by_adashift(betas: Betas = (0.9, 0.999), keep_num: int = 10, eps: Scalar = 1e-10, reduce: str = "max"):
+def scale_by_adashift(
+    betas: Betas = (0.9, 0.999),
+    keep_num: int = 10,
+    eps: Scalar = 1e-10,
+    reduce: str = "max",
+):
     r"""Divide the mean of the last $n$ gradients by the size of the gradients before them: AdaShift.
 
     $v_t = \beta_2 v_{t-1} + (1-\beta_2) \phi(g_{t-n}^2)$ from 0,
@@ -112,13 +129,18 @@ def scale_by_adashift(betas: Betas = (0.9, 0.999), keep_num: int = 10, eps: Scal
     repository starts $m$ only after the first $n$ steps.
     """
     if reduce not in _REDUCTIONS:
-        raise ValueError(f"scale_by_adashift: reduce must be 'max', 'mean' or 'none', got {reduce!r}")
+        raise ValueError(
+            f"scale_by_adashift: reduce must be 'max', 'mean' or 'none', got {reduce!r}"
+        )
     (beta1, beta2), phi = betas, _REDUCTIONS[reduce]
 
     def init(param):
         whole = param.new_zeros((), dtype=exact_dtype(param))
         square = torch.zeros_like(param) if reduce == "none" else whole
-        return {"grad": [torch.zeros_like(param) for _ in range(keep_num)], "exp_avg_sq": square}
+        return {
+            "grad": [torch.zeros_like(param) for _ in range(keep_num)],
+            "exp_avg_sq": square,
+        }
 
     def update(update, state, param, ctx):
         *recent, oldest = state["grad"]
@@ -130,6 +152,9 @@ def scale_by_adashift(betas: Betas = (0.9, 0.999), keep_num: int = 10, eps: Scal
         is_zero = square == 0  # includes the first n steps
         correction = ctx.bias_correction(beta2, (ctx.step - keep_num).clamp(min=1))
         size = safe_sqrt(torch.where(is_zero, 1.0, square) / correction) + eps
-        return torch.where(is_zero, 0.0, mean / (weight * size)), {"grad": window, "exp_avg_sq": square}
+        return torch.where(is_zero, 0.0, mean / (weight * size)), {
+            "grad": window,
+            "exp_avg_sq": square,
+        }
 
     return init, update

@@ -25,7 +25,13 @@ __all__ = ["orthogonalize_slices", "scale_by_dion"]
     ranges={"mu": "[0, 1)"},
     example={"rank": 2},
 )
-def scale_by_dion(mu: Scalar = 0.95, rank: float | int = 1.0, eps: Scalar = 1e-8, init: str = "random", seed: int = 0):
+def scale_by_dion(
+    mu: Scalar = 0.95,
+    rank: float | int = 1.0,
+    eps: Scalar = 1e-8,
+    init: str = "random",
+    seed: int = 0,
+):
     r"""Replace the momentum of a matrix by a low-rank orthogonal matrix, and keep the remainder: Dion.
 
     $M \leftarrow M + g$, $P = \mathrm{QR}(M Q).Q$, $R = M^\top P$, $M \leftarrow M - (1-\mu) P R^\top$,
@@ -56,7 +62,9 @@ def scale_by_dion(mu: Scalar = 0.95, rank: float | int = 1.0, eps: Scalar = 1e-8
     """
     _check_number("scale_by_dion", "rank", rank)
     if not (rank > 0 and (isinstance(rank, int) or rank <= 1)):
-        raise ValueError(f"scale_by_dion: rank must be a positive int or a fraction in (0, 1], got {rank!r}")
+        raise ValueError(
+            f"scale_by_dion: rank must be a positive int or a fraction in (0, 1], got {rank!r}"
+        )
     if init not in ("random", "eye"):
         raise ValueError(f"scale_by_dion: init must be 'random' or 'eye', got {init!r}")
 
@@ -64,7 +72,11 @@ def scale_by_dion(mu: Scalar = 0.95, rank: float | int = 1.0, eps: Scalar = 1e-8
         rows, columns = param.shape
         count = rank if isinstance(rank, int) else math.ceil(rank * min(rows, columns))
         basis = param.new_zeros((columns, min(max(1, count), rows, columns)))
-        basis = rng.normal(basis) if init == "random" else torch.eye(*basis.shape, dtype=basis.dtype).to(basis)
+        basis = (
+            rng.normal(basis)
+            if init == "random"
+            else torch.eye(*basis.shape, dtype=basis.dtype).to(basis)
+        )
         return {"momentum": torch.zeros_like(param), "Q": basis}
 
     def update(update, state, param, ctx):
@@ -72,9 +84,13 @@ def scale_by_dion(mu: Scalar = 0.95, rank: float | int = 1.0, eps: Scalar = 1e-8
         left = orthonormal(momentum @ state["Q"])
         right = momentum.mT @ left
         lengths = safe_sqrt(right.square().sum(dim=0, keepdim=True))
-        basis = right / (lengths + eps + (lengths == 0))  # a zero column stays 0, even with eps 0
+        # A zero column stays 0, even with eps 0.
+        basis = right / (lengths + eps + (lengths == 0))
         new_basis = torch.where(lengths == 0, state["Q"], basis)
-        return left @ basis.mT, {"momentum": momentum - (1 - mu) * (left @ right.mT), "Q": new_basis}
+        return left @ basis.mT, {
+            "momentum": momentum - (1 - mu) * (left @ right.mT),
+            "Q": new_basis,
+        }
 
     return first, update
 
@@ -82,7 +98,12 @@ def scale_by_dion(mu: Scalar = 0.95, rank: float | int = 1.0, eps: Scalar = 1e-8
 @per_tensor(
     whole=True,
     dims=(2, 2),
-    ranges={"ef_decay": "[0, 1)", "beta2": "[0, 1)", "neuron_eps": "[0, inf)", "steps": "[0, 100)"},
+    ranges={
+        "ef_decay": "[0, 1)",
+        "beta2": "[0, 1)",
+        "neuron_eps": "[0, inf)",
+        "steps": "[0, 100)",
+    },
     nonnegative=("exp_avg_sq",),
     compiles=False,
 )
@@ -130,9 +151,13 @@ def orthogonalize_slices(
     """
     _check_number("orthogonalize_slices", "fraction", fraction)
     if not 0 < fraction <= 1:
-        raise ValueError(f"orthogonalize_slices: fraction must be in (0, 1], got {fraction!r}")
+        raise ValueError(
+            f"orthogonalize_slices: fraction must be in (0, 1], got {fraction!r}"
+        )
     if select not in ("rows", "columns", "short"):
-        raise ValueError(f"orthogonalize_slices: select must be 'rows', 'columns' or 'short', got {select!r}")
+        raise ValueError(
+            f"orthogonalize_slices: select must be 'rows', 'columns' or 'short', got {select!r}"
+        )
     iteration = polynomials("orthogonalize_slices", coefs, steps, dtype)
 
     def init(param):
@@ -146,17 +171,23 @@ def orthogonalize_slices(
         dim = _sliced_dim(update, select)
         chosen = _largest_slices(momentum, dim, fraction)
         part = momentum.index_select(dim, chosen)
-        direction = newton_schulz(part if dtype is None else part.to(dtype), iteration, 1e-7).to(part.dtype)
+        direction = newton_schulz(
+            part if dtype is None else part.to(dtype), iteration, 1e-7
+        ).to(part.dtype)
         new = {}
         if beta2 is not None:
-            direction, new["exp_avg_sq"] = _normalized(direction, state["exp_avg_sq"], chosen, dim, beta2)
+            direction, new["exp_avg_sq"] = _normalized(
+                direction, state["exp_avg_sq"], chosen, dim, beta2
+            )
         new["momentum"] = momentum.index_copy(dim, chosen, ef_decay * part)
         return torch.zeros_like(update).index_copy(dim, chosen, direction), new
 
     def _normalized(direction, squares, chosen, dim, beta2):
         """Equalize the rows' root mean square over time, and return the moments of all rows as well."""
         old = squares.index_select(0, chosen) if dim == 0 else squares
-        square = beta2 * old + (1 - beta2) * direction.square().mean(dim=1, keepdim=True)
+        square = beta2 * old + (1 - beta2) * direction.square().mean(
+            dim=1, keepdim=True
+        )
         scaled = direction / (safe_sqrt(square) + neuron_eps)
         direction = scaled * (norm(direction) / at_least(norm(scaled), neuron_eps))
         return direction, squares.index_copy(0, chosen, square) if dim == 0 else square
@@ -173,7 +204,9 @@ def _sliced_dim(x: Tensor, select: str) -> int:
 def _check_number(owner: str, name: str, value: Any) -> None:
     # In Python a bool is an int, but `rank=True` is certainly a mistake.
     if isinstance(value, bool) or not isinstance(value, float | int):
-        raise TypeError(f"{owner}: {name} must be a plain number, got {describe(value)}")
+        raise TypeError(
+            f"{owner}: {name} must be a plain number, got {describe(value)}"
+        )
 
 
 def _largest_slices(x: Tensor, dim: int, fraction: float) -> Tensor:

@@ -27,7 +27,9 @@ def _ratio(distance, squares, init_eta):
     agree=("reps_rel", "eps", "init_eta"),
     ranges=DOG_RANGES,
 )
-def scale_by_dog(reps_rel: Scalar = 1e-6, eps: Scalar = 1e-8, init_eta: Scalar | None = None):
+def scale_by_dog(
+    reps_rel: Scalar = 1e-6, eps: Scalar = 1e-8, init_eta: Scalar | None = None
+):
     r"""Multiply the gradient by the distance from the start over the norm of all gradients so far: DoG.
 
     $r \leftarrow \max(r, \lVert p - p_0 \rVert)$ from $r = c (1 + \lVert p_0 \rVert)$,
@@ -77,16 +79,23 @@ def scale_by_dog(reps_rel: Scalar = 1e-6, eps: Scalar = 1e-8, init_eta: Scalar |
         distance = torch.maximum(state["max_dist"], safe_sqrt(total["moved"]))
         if init_eta is None:
             least = reps_rel * (1 + safe_sqrt(total["start"]))
-            distance = torch.where(state["max_dist"] == 0, torch.maximum(distance, least), distance)
+            distance = torch.where(
+                state["max_dist"] == 0, torch.maximum(distance, least), distance
+            )
         squares = state["sum_sq"] + total["square"]
         rate = _ratio(distance, squares, init_eta)
-        yield rate * update, {"param_init": start, "max_dist": distance, "sum_sq": squares}
+        yield (
+            rate * update,
+            {"param_init": start, "max_dist": distance, "sum_sq": squares},
+        )
 
     return init, update
 
 
 @per_tensor(takes_complex=True, needs=("params",), ranges=DOG_RANGES)
-def scale_by_ldog(reps_rel: Scalar = 1e-6, eps: Scalar = 1e-8, init_eta: Scalar | None = None):
+def scale_by_ldog(
+    reps_rel: Scalar = 1e-6, eps: Scalar = 1e-8, init_eta: Scalar | None = None
+):
     r"""Multiply the gradient by the distance from the start over the norm of its gradients, leaf by leaf: L-DoG.
 
     $r \leftarrow \max(r, \lVert p - p_0 \rVert)$ from $r = c (1 + \lVert p_0 \rVert)$,
@@ -116,8 +125,16 @@ def scale_by_ldog(reps_rel: Scalar = 1e-6, eps: Scalar = 1e-8, init_eta: Scalar 
     """
 
     def init(param):
-        least = 0.0 if init_eta is not None else exact(reps_rel, param.device) * (1 + norm(param))
-        return {"param_init": param, "max_dist": exact(least, param.device), "sum_sq": exact(eps, param.device)}
+        least = (
+            0.0
+            if init_eta is not None
+            else exact(reps_rel, param.device) * (1 + norm(param))
+        )
+        return {
+            "param_init": param,
+            "max_dist": exact(least, param.device),
+            "sum_sq": exact(eps, param.device),
+        }
 
     def update(update, state, param, ctx):
         start = state["param_init"]
@@ -137,7 +154,10 @@ def _first_square(arguments):
 @per_tensor(
     elementwise=True,
     needs=("params",),
-    shared=lambda arguments: {"estim_sq_dist": _first_square(arguments), "weighted_sq_norm": 0.0},
+    shared=lambda arguments: {
+        "estim_sq_dist": _first_square(arguments),
+        "weighted_sq_norm": 0.0,
+    },
     agree=("eps", "init_estim_sq_dist"),
     ranges={"eps": "(0, inf)", "init_estim_sq_dist": "(0, inf)"},
 )
@@ -174,10 +194,20 @@ def scale_by_dowg(eps: Scalar = 1e-4, init_estim_sq_dist: Scalar | None = None):
 
     def update(update, state, param, ctx):
         start = state["param_init"]
-        total = yield {"moved": (param - start).square().sum(), "square": update.square().sum()}
+        total = yield {
+            "moved": (param - start).square().sum(),
+            "square": update.square().sum(),
+        }
         distance = torch.maximum(state["estim_sq_dist"], total["moved"])
         weighted = state["weighted_sq_norm"] + distance * total["square"]
         rate = distance / (safe_sqrt(weighted) + eps)
-        yield rate * update, {"param_init": start, "estim_sq_dist": distance, "weighted_sq_norm": weighted}
+        yield (
+            rate * update,
+            {
+                "param_init": start,
+                "estim_sq_dist": distance,
+                "weighted_sq_norm": weighted,
+            },
+        )
 
     return init, update

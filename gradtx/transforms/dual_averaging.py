@@ -21,9 +21,18 @@ def dual_averaging(target: Tensor, momentum: Any, param: Tensor) -> Tensor:
 
 
 @per_tensor(
-    elementwise=True, needs=("params",), owns_lr=True, ranges={"momentum": "[0, 1)"}, nonnegative=("grad_sum_sq",)
+    elementwise=True,
+    needs=("params",),
+    owns_lr=True,
+    ranges={"momentum": "[0, 1)"},
+    nonnegative=("grad_sum_sq",),
 )
-def scale_by_madgrad(lr: Scalar = 1e-2, momentum: Scalar = 0.9, eps: Scalar = 1e-6, weight_decay: Scalar = 0.0):
+def scale_by_madgrad(
+    lr: Scalar = 1e-2,
+    momentum: Scalar = 0.9,
+    eps: Scalar = 1e-6,
+    weight_decay: Scalar = 0.0,
+):
     r"""Step from the starting point along the weighted sum of gradients, divided by a cube root: MADGRAD.
 
     With $\lambda_t = r \sqrt t$, $r = \eta + \epsilon$ (0 where $\eta = 0$): $s_t = s_{t-1} + \lambda_t g_t$,
@@ -60,7 +69,9 @@ def scale_by_madgrad(lr: Scalar = 1e-2, momentum: Scalar = 0.9, eps: Scalar = 1e
         return slots if reconstructs else {**slots, "x0": param}
 
     def moved(sums):
-        return quotient(sums["s"], safe_pow(sums["grad_sum_sq"], 1 / 3) + eps, floor=eps)
+        return quotient(
+            sums["s"], safe_pow(sums["grad_sum_sq"], 1 / 3) + eps, floor=eps
+        )
 
     def update(update, state, param, ctx):
         rate = exact(lr, update.device)

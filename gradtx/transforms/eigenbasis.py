@@ -18,14 +18,23 @@ from gradtx.transforms._rotation import (
     whitened,
 )
 
-__all__ = ["scale_by_gradient_rms", "scale_by_kl_shampoo", "scale_by_late_rms", "scale_by_mean_side"]
+__all__ = [
+    "scale_by_gradient_rms",
+    "scale_by_kl_shampoo",
+    "scale_by_late_rms",
+    "scale_by_mean_side",
+]
 
 
 @per_tensor(
     determined=lambda arguments: not arguments["merge_dims"],
     compiles=False,
     static=("stagger",),
-    ranges={"precondition_frequency": "[1, inf)", "max_precondition_dim": "[1, inf)", "adam_eps": "[0, inf)"},
+    ranges={
+        "precondition_frequency": "[1, inf)",
+        "max_precondition_dim": "[1, inf)",
+        "adam_eps": "[0, inf)",
+    },
     example={"precondition_frequency": 2, "eps": 0.1, "adam_eps": 0.1},
     nonnegative=("exp_avg_sq",),
 )
@@ -82,7 +91,11 @@ def scale_by_kl_shampoo(
     def init(param):
         if not factors.dims(param.shape):
             return init_adam(param)
-        return {"exp_avg": torch.zeros_like(param), "GG": factors.zeros(param), "Q": factors.identities(param)}
+        return {
+            "exp_avg": torch.zeros_like(param),
+            "GG": factors.zeros(param),
+            "Q": factors.identities(param),
+        }
 
     def update(update, state, param, ctx):
         count = (ctx.time - 1).clamp(min=1)  # the first step returns 0 in any case
@@ -90,18 +103,38 @@ def scale_by_kl_shampoo(
         dims, shape = factors.dims(update.shape), factors.shape(update.shape)
         if not dims:
             mean, square, new = average(update, state)
-            new = {slot: torch.where(first, state[slot], value) for slot, value in new.items()}
-            rate = ctx.bias_correction(beta2, count).sqrt() / ctx.bias_correction(beta1, count)
-            return torch.where(first, 0.0, rate * mean / (safe_sqrt(square) + adam_eps)), new
-        mean = torch.where(first, state["exp_avg"], beta1 * state["exp_avg"] + (1 - beta1) * update)
+            new = {
+                slot: torch.where(first, state[slot], value)
+                for slot, value in new.items()
+            }
+            rate = ctx.bias_correction(beta2, count).sqrt() / ctx.bias_correction(
+                beta1, count
+            )
+            return torch.where(
+                first, 0.0, rate * mean / (safe_sqrt(square) + adam_eps)
+            ), new
+        mean = torch.where(
+            first, state["exp_avg"], beta1 * state["exp_avg"] + (1 - beta1) * update
+        )
         scales = kl_scales(state["GG"], state["Q"], eps, ctx)
-        direction = change_basis(whitened(mean.reshape(shape), dims, state["Q"], scales), dims, state["Q"], back=True)
+        direction = change_basis(
+            whitened(mean.reshape(shape), dims, state["Q"], scales),
+            dims,
+            state["Q"],
+            back=True,
+        )
         direction = direction.reshape(update.shape) / ctx.bias_correction(beta1, count)
         new_statistics = kl_statistics(update.reshape(shape), dims, state["Q"], scales)
-        statistics = averaged(state["GG"], new_statistics, (1 - beta2) / ctx.bias_correction(beta2))
+        statistics = averaged(
+            state["GG"], new_statistics, (1 - beta2) / ctx.bias_correction(beta2)
+        )
         phase = 1 + ctx.turn(precondition_frequency) if stagger else 1
         bases = _next_bases(statistics, state["Q"], precondition_frequency, phase, ctx)
-        return torch.where(first, 0.0, direction), {"exp_avg": mean, "GG": statistics, "Q": bases}
+        return torch.where(first, 0.0, direction), {
+            "exp_avg": mean,
+            "GG": statistics,
+            "Q": bases,
+        }
 
     return init, update
 
@@ -110,7 +143,9 @@ def _next_bases(statistics, bases, frequency, phase, ctx):
     """Return the eigenvectors at the first step, and later one step of power iteration when it is due."""
 
     def iterate():
-        return [iterated(x, basis)[0] for x, basis in zip(statistics, bases, strict=True)]
+        return [
+            iterated(x, basis)[0] for x, basis in zip(statistics, bases, strict=True)
+        ]
 
     def later():
         return ctx.every(frequency, phase, iterate, lambda: bases)
@@ -155,7 +190,9 @@ def scale_by_late_rms(beta: Scalar = 0.9, eps: Scalar = 1e-8):
         old = state["exp_avg_sq"]
         square = torch.where(first, old, beta * old + (1 - beta) * update.square())
         root = safe_sqrt(at_least(square, eps**2))
-        return torch.where(first, update, update / torch.where(first, 1.0, root)), {"exp_avg_sq": square}
+        return torch.where(first, update, update / torch.where(first, 1.0, root)), {
+            "exp_avg_sq": square
+        }
 
     return init, update
 
@@ -195,7 +232,9 @@ def scale_by_gradient_rms(betas: Betas = (0.9, 0.999), eps: Scalar = 1e-8):
 
     def update(update, state, param, ctx):
         square = beta2 * state["exp_avg_sq"] + (1 - beta2) * ctx.grad.square()
-        return hat_rate(safe_sqrt(square) + eps, ctx, betas) * update, {"exp_avg_sq": square}
+        return hat_rate(safe_sqrt(square) + eps, ctx, betas) * update, {
+            "exp_avg_sq": square
+        }
 
     return init, update
 

@@ -17,7 +17,12 @@ __all__ = ["ema_nesterov"]
     ahead=("step_size",),
     ranges={"decay": "[0, 1)", "start": "[0, inf)", "stop": "[0, inf)"},
 )
-def ema_nesterov(decay: Scalar = 0.99, step_size: Scalar = 0.3, start: int = 0, stop: int | None = None):
+def ema_nesterov(
+    decay: Scalar = 0.99,
+    step_size: Scalar = 0.3,
+    start: int = 0,
+    stop: int | None = None,
+):
     r"""Keep the parameters ahead of the weights, along an average of the weights' steps.
 
     Last link of a chain. The parameters are $y = x + b_t e$ with the weights $x$, where $b_t$ = `step_size` at steps

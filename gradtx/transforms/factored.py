@@ -27,7 +27,9 @@ __all__ = [
     ranges={"decay_rate": "(-inf, 0]", "eps": "(0, inf)", "beta": "[0, 1)"},
     nonnegative=("exp_avg_sq", "exp_avg_sq_row", "exp_avg_sq_col"),
 )
-def scale_by_factored_rms(decay_rate: Scalar = -0.8, eps: Scalar = 1e-30, beta: Scalar | None = None):
+def scale_by_factored_rms(
+    decay_rate: Scalar = -0.8, eps: Scalar = 1e-30, beta: Scalar | None = None
+):
     r"""Divide by the root of a second moment of which only row and column means are stored.
 
     With $s = g_t^2 + \epsilon$ and $\beta = 1 - t^{c}$: $R_t = \beta R_{t-1} + (1-\beta)\, \mathrm{mean}_{-1}(s)$,
@@ -76,9 +78,16 @@ def scale_by_factored_rms(decay_rate: Scalar = -0.8, eps: Scalar = 1e-30, beta: 
             yield update / average.sqrt(), {"exp_avg_sq": average}
             return
         sums = yield OfLeaf(rows=square.sum(dim=-1), columns=square.sum(dim=-2))
-        rows = (1 - rest) * state["exp_avg_sq_row"] + rest * (sums["rows"] / max(update.shape[-1], 1))
-        columns = (1 - rest) * state["exp_avg_sq_col"] + rest * (sums["columns"] / max(update.shape[-2], 1))
-        yield over_root(update, rows, columns), {"exp_avg_sq_row": rows, "exp_avg_sq_col": columns}
+        rows = (1 - rest) * state["exp_avg_sq_row"] + rest * (
+            sums["rows"] / max(update.shape[-1], 1)
+        )
+        columns = (1 - rest) * state["exp_avg_sq_col"] + rest * (
+            sums["columns"] / max(update.shape[-2], 1)
+        )
+        yield (
+            over_root(update, rows, columns),
+            {"exp_avg_sq_row": rows, "exp_avg_sq_col": columns},
+        )
 
     return init, update
 
@@ -95,7 +104,11 @@ def over_root(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     return x / share.unsqueeze(-1) / columns.sqrt().unsqueeze(-2)
 
 
-@per_tensor(sums_of_leaf=True, ranges={"beta2_decay": "(-inf, 0]"}, nonnegative=("variance", "row_var", "col_var"))
+@per_tensor(
+    sums_of_leaf=True,
+    ranges={"beta2_decay": "(-inf, 0]"},
+    nonnegative=("variance", "row_var", "col_var"),
+)
 def scale_by_factored_rms_torch(beta2_decay: Scalar = -0.8, eps: Scalar | None = None):
     r"""Divide by the root of a factored second moment, with the bounds and slots of torch.optim.Adafactor.
 
@@ -137,9 +150,16 @@ def scale_by_factored_rms_torch(beta2_decay: Scalar = -0.8, eps: Scalar | None =
             variance = (1 - rest) * state["variance"] + rest * square
             new = {"variance": variance}
         else:
-            sums = yield OfLeaf(rows=square.sum(dim=-1, keepdim=True), columns=square.sum(dim=-2, keepdim=True))
-            rows = (1 - rest) * state["row_var"] + rest * (sums["rows"] / max(update.shape[-1], 1))
-            columns = (1 - rest) * state["col_var"] + rest * (sums["columns"] / max(update.shape[-2], 1))
+            sums = yield OfLeaf(
+                rows=square.sum(dim=-1, keepdim=True),
+                columns=square.sum(dim=-2, keepdim=True),
+            )
+            rows = (1 - rest) * state["row_var"] + rest * (
+                sums["rows"] / max(update.shape[-1], 1)
+            )
+            columns = (1 - rest) * state["col_var"] + rest * (
+                sums["columns"] / max(update.shape[-2], 1)
+            )
             variance = rows * columns / at_least(mean(rows, -2, keepdim=True), bound)
             new = {"row_var": rows, "col_var": columns}
         yield update / at_least(variance, bound * bound).sqrt(), new
@@ -253,7 +273,9 @@ def scale_by_adafactor(
     where `scale_parameter` is on and `relative_step` off.
     """
     if relative_step and lr is not None:
-        raise ValueError("scale_by_adafactor: relative_step sets the rate itself; omit lr, or pass relative_step=False")
+        raise ValueError(
+            "scale_by_adafactor: relative_step sets the rate itself; omit lr, or pass relative_step=False"
+        )
     if not relative_step and lr is None:
         raise ValueError("scale_by_adafactor: needs lr, or relative_step=True")
     if warmup_init and not relative_step:
@@ -267,7 +289,10 @@ def scale_by_adafactor(
     def update(update, state, param, ctx):
         rate: Any = lr
         if relative_step:
-            rate = torch.minimum(1e-6 * ctx.time if warmup_init else 0.01 * torch.ones_like(ctx.time), ctx.time**-0.5)
+            rate = torch.minimum(
+                1e-6 * ctx.time if warmup_init else 0.01 * torch.ones_like(ctx.time),
+                ctx.time**-0.5,
+            )
         if scale_parameter:
             sums = yield OfLeaf(square=param.square().sum())
             rate = rate * at_least(_rms(sums, param), eps)

@@ -65,13 +65,17 @@ def scale_by_fadam(
         return {"momentum": torch.zeros_like(param), "fim": torch.zeros_like(param)}
 
     def update(update, state, param, ctx):
-        share = (1 - beta2) / ctx.bias_correction(beta2)  # 1 at t = 1: the stored average is unbiased
+        # 1 at t = 1: the stored average is unbiased.
+        share = (1 - beta2) / ctx.bias_correction(beta2)
         fisher = (1 - share) * state["fim"] + share * update.square()
         size = rms(update)
         floor = torch.minimum(exact(eps, update.device), eps2 * size)
         floor = torch.where(size == 0, exact(eps, update.device), floor)
         base = safe_pow(fisher, p) + safe_pow(floor, 2 * p)
         mean = beta1 * state["momentum"] + (1 - beta1) * clipped(quotient(update, base))
-        return mean + weight_decay * clipped(quotient(param, base)), {"momentum": mean, "fim": fisher}
+        return mean + weight_decay * clipped(quotient(param, base)), {
+            "momentum": mean,
+            "fim": fisher,
+        }
 
     return init, update

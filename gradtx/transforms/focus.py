@@ -12,7 +12,9 @@ __all__ = ["scale_by_focus"]
 
 
 @per_tensor(elementwise=True, needs=("params",), ranges={"gamma": "[0, inf)"})
-def scale_by_focus(betas: Betas = (0.9, 0.999), gamma: Scalar = 0.1, weight_decay: Scalar = 0.0):
+def scale_by_focus(
+    betas: Betas = (0.9, 0.999), gamma: Scalar = 0.1, weight_decay: Scalar = 0.0
+):
     r"""Step along the sign of the momentum and back toward the average of the weights: FOCUS's direction.
 
     $m_t = \beta_1 m_{t-1} + (1-\beta_1) g_t$, $\bar p_t = \beta_2 \bar p_{t-1} + (1-\beta_2) p$,

@@ -74,10 +74,13 @@ def scale_by_ftrl(
     def update(update, state, param, ctx):
         squares = state["n"] + update.square()
         size = safe_pow(squares, power)
-        gradients = state["z"] + update - (size - safe_pow(state["n"], power)) / lr * param
+        gradients = (
+            state["z"] + update - (size - safe_pow(state["n"], power)) / lr * param
+        )
         pull = gradients.sign() * l1 - gradients
         curvature = (beta + size) / lr + l2
-        moved = (gradients.abs() > l1) & (curvature != 0)  # the curvature is 0 if the squares underflow
+        # The curvature is 0 if the squares underflow.
+        moved = (gradients.abs() > l1) & (curvature != 0)
         weight = quotient(pull, curvature, moved)
         return weight - param, {"z": gradients, "n": squares}
 

@@ -54,7 +54,9 @@ def scale_by_gsnr(eps: Scalar = 1e-8):
         return {"gsnr": param.new_zeros((), dtype=exact_dtype(param))}
 
     def update(update, state, param, ctx):
-        ratio_now = ctx.first(lambda: ratio(ctx.grad).to(state["gsnr"].dtype), lambda: state["gsnr"])
+        ratio_now = ctx.first(
+            lambda: ratio(ctx.grad).to(state["gsnr"].dtype), lambda: state["gsnr"]
+        )
         return ratio_now * update, {"gsnr": ratio_now}
 
     return init, update

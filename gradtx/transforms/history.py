@@ -7,12 +7,22 @@ import torch
 from gradtx._arguments import Betas, Scalar
 from gradtx._exact import exact_dtype
 from gradtx.factories import per_tensor
-from gradtx.transforms._math import adam_moments, corrected_root, norm, quotient, safe_sqrt
+from gradtx.transforms._math import (
+    adam_moments,
+    corrected_root,
+    norm,
+    quotient,
+    safe_sqrt,
+)
 
 __all__ = ["scale_by_adanorm", "scale_by_adasmooth"]
 
 
-@per_tensor(takes_complex=True, ranges={"r": "[0, 1)"}, nonnegative=("exp_avg_sq", "max_exp_avg_sq"))
+@per_tensor(
+    takes_complex=True,
+    ranges={"r": "[0, 1)"},
+    nonnegative=("exp_avg_sq", "max_exp_avg_sq"),
+)
 def scale_by_adanorm(
     betas: Betas = (0.9, 0.999),
     eps: Scalar = 1e-8,
@@ -56,7 +66,9 @@ def scale_by_adanorm(
     moments, _ = adam_moments(betas, amsgrad)  # only `init`; the update differs
 
     def init(param):
-        return moments(param) | {"exp_grad_norm": param.new_zeros((), dtype=exact_dtype(param))}
+        return moments(param) | {
+            "exp_grad_norm": param.new_zeros((), dtype=exact_dtype(param))
+        }
 
     def update(update, state, param, ctx):
         length = norm(update)
@@ -69,7 +81,9 @@ def scale_by_adanorm(
             square = square + eps
         new = {"exp_avg": mean, "exp_avg_sq": square, "exp_grad_norm": usual}
         if amsgrad:
-            square = new["max_exp_avg_sq"] = torch.maximum(state["max_exp_avg_sq"], square)
+            square = new["max_exp_avg_sq"] = torch.maximum(
+                state["max_exp_avg_sq"], square
+            )
         root = corrected_root(square, ctx, beta2)
         return mean / ctx.bias_correction(beta1) / (root + eps), new
 
@@ -77,9 +91,14 @@ def scale_by_adanorm(
 
 
 @per_tensor(
-    elementwise=True, needs=("params",), ranges={"reset_every": "[1, inf)"}, nonnegative=("abs_sum", "exp_avg_sq")
+    elementwise=True,
+    needs=("params",),
+    ranges={"reset_every": "[1, inf)"},
+    nonnegative=("abs_sum", "exp_avg_sq"),
 )
-def scale_by_adasmooth(betas: Betas = (0.5, 0.99), eps: Scalar = 1e-6, reset_every: int | None = None):
+def scale_by_adasmooth(
+    betas: Betas = (0.5, 0.99), eps: Scalar = 1e-6, reset_every: int | None = None
+):
     r"""Divide by a root mean square with a short memory for straight paths and a long one for oscillation: AdaSmooth.
 
     With $\Delta_t = p_t - p_{t-1}$, the change of the weight since the previous call (0 at the first):
@@ -112,11 +131,16 @@ def scale_by_adasmooth(betas: Betas = (0.5, 0.99), eps: Scalar = 1e-6, reset_eve
     """
     fast, slow = betas
     if isinstance(fast, float) and isinstance(slow, float) and fast >= slow:
-        raise ValueError(f"scale_by_adasmooth: betas must be increasing (fast decay first), got ({fast!r}, {slow!r})")
+        raise ValueError(
+            f"scale_by_adasmooth: betas must be increasing (fast decay first), got ({fast!r}, {slow!r})"
+        )
 
     def init(param):
         slots = ("exp_avg_sq", "sum", "abs_sum")
-        return {"prev_param": param, **{slot: torch.zeros_like(param) for slot in slots}}
+        return {
+            "prev_param": param,
+            **{slot: torch.zeros_like(param) for slot in slots},
+        }
 
     def update(update, state, param, ctx):
         moved = torch.where(ctx.step == 1, 0.0, param - state["prev_param"])
@@ -126,7 +150,9 @@ def scale_by_adasmooth(betas: Betas = (0.5, 0.99), eps: Scalar = 1e-6, reset_eve
             total, path = torch.where(again, 0.0, total), torch.where(again, 0.0, path)
         straightness = quotient(total.abs(), path)
         squared_rate = ((slow - fast) * straightness + (1 - slow)).square()
-        square = squared_rate * update.square() + (1 - squared_rate) * state["exp_avg_sq"]
+        square = (
+            squared_rate * update.square() + (1 - squared_rate) * state["exp_avg_sq"]
+        )
         new = {"exp_avg_sq": square, "prev_param": param, "sum": total, "abs_sum": path}
         return update / safe_sqrt(square + eps), new
 

@@ -11,8 +11,14 @@ from gradtx.transforms._math import quotient
 __all__ = ["scale_by_adai"]
 
 
-@per_tensor(elementwise=True, ranges={"dampening": "[0, 1]", "eps": "(0, 1)"}, nonnegative=("exp_avg_sq", "beta1_prod"))
-def scale_by_adai(betas: Betas = (0.1, 0.99), eps: Scalar = 1e-3, dampening: Scalar = 1.0):
+@per_tensor(
+    elementwise=True,
+    ranges={"dampening": "[0, 1]", "eps": "(0, 1)"},
+    nonnegative=("exp_avg_sq", "beta1_prod"),
+)
+def scale_by_adai(
+    betas: Betas = (0.1, 0.99), eps: Scalar = 1e-3, dampening: Scalar = 1.0
+):
     r"""Average gradients with a separate inertia per entry, lower where gradients are large: Adai.
 
     $v_t = \beta_2 v_{t-1} + (1-\beta_2) g_t^2$, $\hat v_t = v_t / (1 - \beta_2^t)$, $M$ the mean of $\hat v_t$ over all
@@ -53,12 +59,17 @@ def scale_by_adai(betas: Betas = (0.1, 0.99), eps: Scalar = 1e-3, dampening: Sca
         square = beta2 * state["exp_avg_sq"] + (1 - beta2) * update.square()
         unbiased = square / ctx.bias_correction(beta2)
         total = yield {"square": unbiased.sum(), "entries": update.numel()}
-        share = unbiased * quotient(total["entries"], total["square"], total["square"] > 0)
+        share = unbiased * quotient(
+            total["entries"], total["square"], total["square"] > 0
+        )
         none = share == 0  # a power has no finite derivative there
         share = torch.where(none, 0.0, torch.where(none, 1.0, share) ** exponent)
         inertia = (1 - beta0 * share).clamp(min=0).clamp(max=1 - eps)
         product = state["beta1_prod"] * inertia
         mean = inertia * state["exp_avg"] + (1 - inertia) ** dampening * update
-        yield factor * mean / (1 - product), {"exp_avg": mean, "exp_avg_sq": square, "beta1_prod": product}
+        yield (
+            factor * mean / (1 - product),
+            {"exp_avg": mean, "exp_avg_sq": square, "beta1_prod": product},
+        )
 
     return init, update

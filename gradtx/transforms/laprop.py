@@ -10,11 +10,17 @@ from gradtx.transforms._math import at_least, corrected_root
 
 __all__ = ["scale_by_laprop"]
 
-CENTERED_AFTER = 10  # steps; until then the mean in the authors' code is too noisy to be subtracted
+# Steps; until then the mean in the authors' code is too noisy to be subtracted.
+CENTERED_AFTER = 10
 
 
 @per_tensor(elementwise=True, nonnegative=("exp_avg_sq", "max_exp_avg_sq"))
-def scale_by_laprop(betas: Betas = (0.9, 0.999), eps: Scalar = 1e-15, amsgrad: bool = False, centered: bool = False):
+def scale_by_laprop(
+    betas: Betas = (0.9, 0.999),
+    eps: Scalar = 1e-15,
+    amsgrad: bool = False,
+    centered: bool = False,
+):
     r"""Average gradients that are divided by their root mean square: LaProp's direction.
 
     $v_t = \beta_2 v_{t-1} + (1-\beta_2) g_t^2$,
@@ -62,10 +68,14 @@ def scale_by_laprop(betas: Betas = (0.9, 0.999), eps: Scalar = 1e-15, amsgrad: b
         # Without `centered`, the first phase, which collects no maximum, has no steps.
         late = ctx.step > (CENTERED_AFTER if centered else 0)
         if centered:
-            mean = new["exp_mean_avg_beta2"] = beta2 * state["exp_mean_avg_beta2"] + (1 - beta2) * update
+            mean = new["exp_mean_avg_beta2"] = (
+                beta2 * state["exp_mean_avg_beta2"] + (1 - beta2) * update
+            )
             square = torch.where(late, at_least(square - mean.square(), 0.0), square)
         if amsgrad:
-            largest = new["max_exp_avg_sq"] = torch.where(late, torch.maximum(state["max_exp_avg_sq"], square), 0.0)
+            largest = new["max_exp_avg_sq"] = torch.where(
+                late, torch.maximum(state["max_exp_avg_sq"], square), 0.0
+            )
             square = torch.where(late, largest, square)
         normalized = update / (corrected_root(square, ctx, beta2) + eps)
         average = new["exp_avg"] = beta1 * state["exp_avg"] + (1 - beta1) * normalized

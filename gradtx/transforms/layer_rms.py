@@ -47,10 +47,14 @@ def scale_by_layer_rms(beta: Scalar = 0.98, eps: Scalar = 1e-8, amsgrad: bool = 
 
     def update(update, state, param, ctx):
         old, squared_norm = state["exp_avg_sq"], update.square().sum()
-        square = torch.where(old == 0, squared_norm, beta * old + (1 - beta) * squared_norm)
+        square = torch.where(
+            old == 0, squared_norm, beta * old + (1 - beta) * squared_norm
+        )
         new = {"exp_avg_sq": square}
         if amsgrad:
-            square = new["max_exp_avg_sq"] = torch.maximum(state["max_exp_avg_sq"], square)
+            square = new["max_exp_avg_sq"] = torch.maximum(
+                state["max_exp_avg_sq"], square
+            )
         return update / (safe_sqrt(square) + eps), new
 
     return init, update

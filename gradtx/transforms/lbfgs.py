@@ -83,8 +83,12 @@ def scale_by_lbfgs(history: int = 10, curvature: Scalar = 1e-10, first: str = "l
         totals = yield _products(update, step, change, state)
         accepted = (totals["sy_new"] > curvature) & (ctx.step > 1)
         pairs = _Pairs(state, accepted, totals, history)
-        gamma = torch.where(accepted, totals["sy_new"] / _or_one(totals["yy_new"]), state["gamma"])
-        direction = pairs.direction(update, gamma, pairs.kept(step, "s"), pairs.kept(change, "y"))
+        gamma = torch.where(
+            accepted, totals["sy_new"] / _or_one(totals["yy_new"]), state["gamma"]
+        )
+        direction = pairs.direction(
+            update, gamma, pairs.kept(step, "s"), pairs.kept(change, "y")
+        )
         initial = update * _first_factor(totals["size"]) if first == "l1" else update
         yield (
             torch.where(ctx.step == 1, initial, direction),
@@ -95,7 +99,9 @@ def scale_by_lbfgs(history: int = 10, curvature: Scalar = 1e-10, first: str = "l
                 "y": pairs.kept(change, "y"),
                 "products_s": pairs.products_s,
                 "products_y": pairs.products_y,
-                "count": torch.where(accepted, (state["count"] + 1).clamp(max=history), state["count"]),
+                "count": torch.where(
+                    accepted, (state["count"] + 1).clamp(max=history), state["count"]
+                ),
                 "gamma": gamma,
             },
         )
@@ -112,7 +118,9 @@ def _first_factor(size: Tensor) -> Tensor:
     return 1 / size.clamp(min=1.0)
 
 
-def _products(update: Tensor, step: Tensor, change: Tensor, state: Any) -> dict[str, Tensor]:
+def _products(
+    update: Tensor, step: Tensor, change: Tensor, state: Any
+) -> dict[str, Tensor]:
     """Return one leaf's terms of all inner products that are new in this step, and of the gradient's 1-norm."""
     rows = {"s": [*state["s"], step], "y": [*state["y"], change]}
     columns = _flat([change, update])
@@ -121,7 +129,9 @@ def _products(update: Tensor, step: Tensor, change: Tensor, state: Any) -> dict[
         products = full_tensor(_flat(tensors) @ columns.mT)
         products = products.to(exact_dtype(products))
         labels = [*range(len(tensors) - 1), "new"]
-        for label, (with_change, with_gradient) in zip(labels, products.unbind(), strict=True):
+        for label, (with_change, with_gradient) in zip(
+            labels, products.unbind(), strict=True
+        ):
             terms[f"{name}y_{label}"] = with_change
             terms[f"{name}g_{label}"] = with_gradient
     return terms
@@ -140,12 +150,18 @@ class _Pairs:
         products_y: Inner products of each y with each y.
     """
 
-    def __init__(self, state: Any, accepted: Tensor, totals: dict[str, Tensor], history: int):
+    def __init__(
+        self, state: Any, accepted: Tensor, totals: dict[str, Tensor], history: int
+    ):
         self._state = state
         self._accepted = accepted
         self._history = history
-        self.products_s = self._grown(state["products_s"], [totals[f"sy_{i}"] for i in self._labels()])
-        self.products_y = self._grown(state["products_y"], [totals[f"yy_{i}"] for i in self._labels()])
+        self.products_s = self._grown(
+            state["products_s"], [totals[f"sy_{i}"] for i in self._labels()]
+        )
+        self.products_y = self._grown(
+            state["products_y"], [totals[f"yy_{i}"] for i in self._labels()]
+        )
         self._with_gradient = {}
         for name in ("s", "y"):
             old = torch.stack([totals[f"{name}g_{i}"] for i in range(history)])
@@ -165,18 +181,29 @@ class _Pairs:
     def kept(self, new: Tensor, name: str) -> list[Tensor]:
         """Return the vectors of a history after this step."""
         old = self._state[name]
-        return [torch.where(self._accepted, b, a) for a, b in zip(old, [*old[1:], new], strict=True)]
+        return [
+            torch.where(self._accepted, b, a)
+            for a, b in zip(old, [*old[1:], new], strict=True)
+        ]
 
-    def direction(self, gradient: Tensor, gamma: Tensor, steps: list[Tensor], changes: list[Tensor]) -> Tensor:
+    def direction(
+        self,
+        gradient: Tensor,
+        gamma: Tensor,
+        steps: list[Tensor],
+        changes: list[Tensor],
+    ) -> Tensor:
         """Return gamma g + S c - gamma Y u with R u = S^T g and R^T c = (D + gamma Y^T Y) u - gamma Y^T g.
 
         R is the upper triangle of S^T Y and D its diagonal; pairs that do not exist yet have a 1 in R.
         """
         present = self.products_s.diagonal() != 0
         triangle = self.products_s.triu() + torch.diag((~present).to(gamma.dtype))
-        u = torch.linalg.solve_triangular(triangle, self._with_gradient["s"][:, None], upper=True)
+        along_steps = self._with_gradient["s"][:, None]
+        along_changes = self._with_gradient["y"][:, None]
+        u = torch.linalg.solve_triangular(triangle, along_steps, upper=True)
         diagonal = torch.diag(self.products_s.diagonal())
-        right = (diagonal + gamma * self.products_y) @ u - gamma * self._with_gradient["y"][:, None]
+        right = (diagonal + gamma * self.products_y) @ u - gamma * along_changes
         c = torch.linalg.solve_triangular(triangle.mT, right, upper=False)
         weights = torch.cat([c, -gamma * u]).squeeze(1).to(gradient.dtype)
         direction = gamma * gradient

@@ -20,7 +20,12 @@ from gradtx.transforms._polynomials import polynomials
 __all__ = ["init_for_lmo", "lmo"]
 
 KINDS = ("auto", "spectral", "conv", "sign", "column", "row", "bias")
-_DIMS = {"spectral": (2, 2), "conv": (3, math.inf), "column": (2, math.inf), "row": (2, math.inf)}
+_DIMS = {
+    "spectral": (2, 2),
+    "conv": (3, math.inf),
+    "column": (2, math.inf),
+    "row": (2, math.inf),
+}
 
 
 def _dims(arguments: dict[str, Any]) -> Any:
@@ -32,7 +37,9 @@ def _mixes_rows(arguments: dict[str, Any]) -> bool:
     return arguments["kind"] not in ("sign", "row", "column")
 
 
-@per_tensor(whole=_mixes_rows, dims=_dims, ranges={"steps": "[0, 100)"}, static=("coefs",))
+@per_tensor(
+    whole=_mixes_rows, dims=_dims, ranges={"steps": "[0, 100)"}, static=("coefs",)
+)
 def lmo(
     kind: str = "auto",
     *,
@@ -85,7 +92,9 @@ def lmo(
     if kind not in KINDS:
         raise ValueError(f"lmo: kind must be one of {', '.join(KINDS)}, got {kind!r}")
     iteration = polynomials("lmo", coefs, steps, None)
-    oracle = Oracle(normalized, transpose, maximum, eps, lambda x: newton_schulz(x, iteration, eps))
+    oracle = Oracle(
+        normalized, transpose, maximum, eps, lambda x: newton_schulz(x, iteration, eps)
+    )
 
     def update(update, state, param, ctx):
         return oracle.of(kind, update), state
@@ -134,22 +143,30 @@ def init_for_lmo(
     if kind == "bias":
         return torch.zeros_like(param)
     noise = torch.randn(param.shape, generator=generator, dtype=torch.float64)
-    start = scale * Oracle(normalized, transpose, maximum, 0.0, polar_factor).of(kind, noise)
+    start = scale * Oracle(normalized, transpose, maximum, 0.0, polar_factor).of(
+        kind, noise
+    )
     return start.to(param.device, param.dtype)
 
 
 def _check_start(param: Any, kind: Any, scale: Any) -> None:
     if not (isinstance(param, Tensor) and param.is_floating_point()):
-        raise TypeError(f"init_for_lmo: param must be a tensor of a floating-point dtype, got {describe(param)}")
+        raise TypeError(
+            f"init_for_lmo: param must be a tensor of a floating-point dtype, got {describe(param)}"
+        )
     if kind not in KINDS:
-        raise ValueError(f"init_for_lmo: kind must be one of {', '.join(KINDS)}, got {kind!r}")
+        raise ValueError(
+            f"init_for_lmo: kind must be one of {', '.join(KINDS)}, got {kind!r}"
+        )
     if isinstance(scale, bool) or not isinstance(scale, float | int):
         raise TypeError(f"init_for_lmo: scale must be a number, got {describe(scale)}")
     if not 0 <= scale < math.inf:
         raise ValueError(f"init_for_lmo: scale must be in [0, inf), got {scale!r}")
     if param.ndim < 2 and kind not in ("auto", "bias", "sign"):
         shape = tuple(param.shape)
-        raise ValueError(f"init_for_lmo: kind {kind!r} needs at least 2 dimensions, got a tensor of shape {shape}")
+        raise ValueError(
+            f"init_for_lmo: kind {kind!r} needs at least 2 dimensions, got a tensor of shape {shape}"
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,7 +193,9 @@ class Oracle:
     def by_spectral(self, x: Tensor) -> Tensor:
         outputs, inputs = x.shape[:2]
         result = self.orthogonal(x.flatten(1)).reshape(x.shape)
-        size = math.sqrt(outputs if self.normalized is False else outputs / max(inputs, 1))
+        size = math.sqrt(
+            outputs if self.normalized is False else outputs / max(inputs, 1)
+        )
         return max(1.0, size) * result if self.maximum else size * result
 
     def by_conv(self, x: Tensor) -> Tensor:
@@ -192,7 +211,9 @@ class Oracle:
 
     def by_row(self, x: Tensor) -> Tensor:
         size = safe_sqrt(x.square().sum(dim=-1, keepdim=True))
-        return x / ((size if self.normalized is False else size * math.sqrt(x.shape[-1])) + self.eps)
+        if self.normalized is not False:
+            size = size * math.sqrt(x.shape[-1])
+        return x / (size + self.eps)
 
     def by_bias(self, x: Tensor) -> Tensor:
         return x / (rms(x) + self.eps)

@@ -27,7 +27,10 @@ def _first_step_size(arguments):
     elementwise=True,
     needs=("params",),
     extras={"prev_grad": "leaf?"},
-    shared={"step_size": _first_step_size, "theta": lambda arguments: arguments["theta"]},
+    shared={
+        "step_size": _first_step_size,
+        "theta": lambda arguments: arguments["theta"],
+    },
     agree=("lr", "amplifier", "damping", "theta", "eps"),
     owns_lr=True,
     ranges={"amplifier": "[0, inf)", "damping": "(0, inf)", "theta": "(0, inf]"},
@@ -87,14 +90,18 @@ def scale_by_local_smoothness(
         before = state["previous_grad"] if ctx.prev_grad is None else ctx.prev_grad
         first = ctx.step == 1
         total = yield {
-            "moved": torch.where(first, 0.0, (param - state["prev_param"]).square().sum()),
+            "moved": torch.where(
+                first, 0.0, (param - state["prev_param"]).square().sum()
+            ),
             "changed": torch.where(first, 0.0, (ctx.grad - before).square().sum()),
         }
         old, growth = state["step_size"], state["theta"]
         free = growth.isinf()
         grown = old * (1 + amplifier * torch.where(free, 0.0, growth)).sqrt()
         known = (total["moved"] > 0) & (total["changed"] > 0)
-        measured = quotient(safe_sqrt(total["moved"]), damping * safe_sqrt(total["changed"]), known)
+        measured = quotient(
+            safe_sqrt(total["moved"]), damping * safe_sqrt(total["changed"]), known
+        )
         limited = torch.where(free, measured, torch.minimum(grown, measured)) + eps
         size = torch.where(known, limited, grown)
         yield (

@@ -18,7 +18,12 @@ from gradtx.transforms.adam_hat import scale_by_adam_hat
 __all__ = ["scale_by_apollo_low_rank", "scale_by_fira"]
 
 TINY = 1e-8  # added to norms in denominators, as in the authors' code of both methods
-RANGES = {"rank": "[1, inf)", "update_proj_gap": "[1, inf)", "scale": "[0, inf)", "limit": "[1, inf)"}
+RANGES = {
+    "rank": "[1, inf)",
+    "update_proj_gap": "[1, inf)",
+    "scale": "[0, inf)",
+    "limit": "[1, inf)",
+}
 EXAMPLE = {"rank": 2, "update_proj_gap": 2, "eps": 0.1}
 
 
@@ -36,7 +41,14 @@ class Options:
 class LimitedView(LowRankView):
     """Project a matrix with Adam inside, and limit the growth of a full-rank direction."""
 
-    def __init__(self, projection: Projection, update: Tensor, state: dict[str, Any], ctx: Any, options: Options):
+    def __init__(
+        self,
+        projection: Projection,
+        update: Tensor,
+        state: dict[str, Any],
+        ctx: Any,
+        options: Options,
+    ):
         super().__init__(projection, update, state, ctx)
         self.options = options
 
@@ -51,7 +63,8 @@ class LimitedView(LowRankView):
         if not self.options.by_channel:
             return norm(direction) / (norm(low) + TINY)
         dim = 1 if self.right else 0
-        top, bottom = (safe_sqrt(x.square().sum(dim=dim, keepdim=True)) for x in (direction, low))
+        top = safe_sqrt(direction.square().sum(dim=dim, keepdim=True))
+        bottom = safe_sqrt(low.square().sum(dim=dim, keepdim=True))
         return top / (bottom + TINY)
 
     def limited(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -67,15 +80,23 @@ class FiraView(LimitedView):
         scale, correction = self.options.scale, self.correction()
         rest = self.update - scale * self.outward(self.inward(self.update))
         residual, length = self.limited(rest * self.factors(update / correction))
-        return scale * self.outward(update) + correction * residual, {"Q": self.basis, "last_norm": length}
+        return scale * self.outward(update) + correction * residual, {
+            "Q": self.basis,
+            "last_norm": length,
+        }
 
 
 class ApolloView(LimitedView):
     def leave(self, update: Tensor) -> tuple[Tensor, dict[str, Any]]:
         correction, root = self.correction(), self.options.scale**0.5
-        scale_before, scale_after = (root, 1.0) if self.options.scales_first else (1.0, root)
-        limited, length = self.limited(scale_before * self.update * self.factors(update / correction))
-        return correction * scale_after * limited, {"Q": self.basis, "last_norm": length}
+        scales_first = self.options.scales_first
+        scale_before, scale_after = (root, 1.0) if scales_first else (1.0, root)
+        factors = self.factors(update / correction)
+        limited, length = self.limited(scale_before * self.update * factors)
+        return correction * scale_after * limited, {
+            "Q": self.basis,
+            "last_norm": length,
+        }
 
 
 def _last_norm(param: Tensor) -> dict[str, Tensor]:
@@ -193,7 +214,9 @@ def scale_by_apollo_low_rank(
     """
     check_choices("scale_by_apollo_low_rank", projection=projection, side=side)
     if scale_type not in ("channel", "tensor"):
-        raise ValueError(f"scale_by_apollo_low_rank: scale_type must be 'channel' or 'tensor', got {scale_type!r}")
+        raise ValueError(
+            f"scale_by_apollo_low_rank: scale_type must be 'channel' or 'tensor', got {scale_type!r}"
+        )
 
     space = Projection(rank, update_proj_gap, projection, side, "keep", seed)
     options = Options(betas, limit, scale, scale_type == "channel", scale_front)

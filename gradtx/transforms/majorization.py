@@ -16,7 +16,12 @@ __all__ = ["scale_by_srmm"]
     owns_lr=True,
     ranges={"memory_length": "[1, inf)", "proximal": "[0, inf)", "beta": "[0, inf)"},
 )
-def scale_by_srmm(lr: Scalar = 0.01, beta: Scalar = 0.5, memory_length: int | None = 100, proximal: Scalar = 0.0):
+def scale_by_srmm(
+    lr: Scalar = 0.01,
+    beta: Scalar = 0.5,
+    memory_length: int | None = 100,
+    proximal: Scalar = 0.0,
+):
     r"""Step from an average of the weights along an average of the gradients computed there: SRMM.
 
     With $w = (n+1)^{-\beta}$, $n = t \bmod$ `memory_length`: $\bar g \leftarrow (1-w) \bar g + w g$,

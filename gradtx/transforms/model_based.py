@@ -10,7 +10,13 @@ from torch import Tensor
 from gradtx._arguments import Betas, Scalar
 from gradtx._exact import exact
 from gradtx.factories import per_tensor
-from gradtx.transforms._math import adam_moments, at_least, at_most, corrected_root, quotient
+from gradtx.transforms._math import (
+    adam_moments,
+    at_least,
+    at_most,
+    corrected_root,
+    quotient,
+)
 
 __all__ = ["scale_by_momo", "scale_by_momo_adam"]
 
@@ -34,7 +40,9 @@ class Model(NamedTuple):
 
     def step(self, lr: Any, bound: Any) -> Tensor:
         """Return tau, the step at which the model reaches the lower bound, limited by the rate."""
-        height = self.shrinkage * (self.loss - self.rho * bound - self.product) + self.slope
+        height = (
+            self.shrinkage * (self.loss - self.rho * bound - self.product) + self.slope
+        )
         return at_most(quotient(at_least(height, 0.0), self.square), lr / self.rho)
 
     def estimate(self, step: Tensor) -> Tensor:
@@ -42,7 +50,9 @@ class Model(NamedTuple):
         decrease = self.loss + self.slope - self.product - step * self.square / 2
         return at_least(decrease / self.rho, self.least)
 
-    def followed(self, lr: Any, state: dict[str, Tensor], use_fstar: bool) -> tuple[Tensor, dict[str, Tensor]]:
+    def followed(
+        self, lr: Any, state: dict[str, Tensor], use_fstar: bool
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the step size and the next shared values."""
         shared = {"loss_avg": self.loss, "dot_avg": self.product}
         if not use_fstar:
@@ -57,10 +67,14 @@ def _shared(arguments: dict[str, Any]) -> dict[str, Any]:
     return {**averages, "lb": arguments["lb"]} if arguments["use_fstar"] else averages
 
 
-def _averaged(state: dict, ctx: Any, product: Tensor, beta: Any) -> tuple[Tensor, Tensor]:
+def _averaged(
+    state: dict, ctx: Any, product: Tensor, beta: Any
+) -> tuple[Tensor, Tensor]:
     """Return the averages of the loss and of <g, p>."""
     value = exact(ctx.value, product.device)
-    return beta * state["loss_avg"] + (1 - beta) * value, beta * state["dot_avg"] + (1 - beta) * product
+    return beta * state["loss_avg"] + (1 - beta) * value, beta * state["dot_avg"] + (
+        1 - beta
+    ) * product
 
 
 @per_tensor(
@@ -120,7 +134,11 @@ def scale_by_momo(
         return {"exp_avg": torch.zeros_like(param)}
 
     def update(update, state, param, ctx):
-        keep = beta if bias_correction else torch.where(ctx.step == 1, 0.0, exact(beta, update.device))
+        keep = (
+            beta
+            if bias_correction
+            else torch.where(ctx.step == 1, 0.0, exact(beta, update.device))
+        )
         rho = ctx.bias_correction(beta) if bias_correction else 1.0
         mean = keep * state["exp_avg"] + (1 - keep) * update
         total = yield {
@@ -129,9 +147,14 @@ def scale_by_momo(
             "square": mean.square().sum(),
         }
         averages = _averaged(state, ctx, total["product"], keep)
-        model = Model(*averages, total["slope"], total["square"], rho, 1 + lr * weight_decay, lb)
+        model = Model(
+            *averages, total["slope"], total["square"], rho, 1 + lr * weight_decay, lb
+        )
         step, shared = model.followed(lr, state, use_fstar)
-        yield -(step * mean + lr * weight_decay * param) / model.shrinkage, {"exp_avg": mean, **shared}
+        yield (
+            -(step * mean + lr * weight_decay * param) / model.shrinkage,
+            {"exp_avg": mean, **shared},
+        )
 
     return init, update
 
@@ -204,7 +227,9 @@ def scale_by_momo_adam(
         }
         averages = _averaged(state, ctx, total["product"], beta1)
         rho = ctx.bias_correction(beta1)
-        model = Model(*averages, total["slope"], total["square"], rho, 1 + lr * weight_decay, lb)
+        model = Model(
+            *averages, total["slope"], total["square"], rho, 1 + lr * weight_decay, lb
+        )
         step, shared = model.followed(lr, state, use_fstar)
         moved = -(step * direction + lr * weight_decay * param)
         yield moved / model.shrinkage if proximal_decay else moved, {**new, **shared}

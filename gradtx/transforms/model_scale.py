@@ -19,7 +19,9 @@ __all__ = ["scale_by_amos"]
 
 
 def _entrywise(arguments):
-    return arguments["slot"] == "full" and isinstance(arguments["eta"], float | int | Tensor)
+    return arguments["slot"] == "full" and isinstance(
+        arguments["eta"], float | int | Tensor
+    )
 
 
 @per_tensor(
@@ -82,7 +84,9 @@ def scale_by_amos(
     is "full".
     """
     if slot not in ("scalar", "rows", "full"):
-        raise ValueError(f"scale_by_amos: slot must be 'scalar', 'rows' or 'full', got {slot!r}")
+        raise ValueError(
+            f"scale_by_amos: slot must be 'scalar', 'rows' or 'full', got {slot!r}"
+        )
     if isinstance(eta, float | int) and not 0 < eta < math.inf:
         raise ValueError(f"scale_by_amos: eta must be in (0, inf), got {eta!r}")
 
@@ -92,10 +96,15 @@ def scale_by_amos(
             return full_tensor(x.sum(dtype=exact_dtype(x))) / max(x.numel(), 1)
         if slot == "full" or x.ndim < 2:
             return x
-        return x.sum(dim=tuple(range(1, x.ndim)), keepdim=True) / max(math.prod(x.shape[1:]), 1)
+        return x.sum(dim=tuple(range(1, x.ndim)), keepdim=True) / max(
+            math.prod(x.shape[1:]), 1
+        )
 
     def init(param):
-        return {"exp_avg_sq": mean(torch.zeros_like(param)), "decay": mean(torch.zeros_like(param))}
+        return {
+            "exp_avg_sq": mean(torch.zeros_like(param)),
+            "decay": mean(torch.zeros_like(param)),
+        }
 
     def update(update, state, param, ctx):
         rate = exact(lr, param.device)
@@ -103,9 +112,13 @@ def scale_by_amos(
         mean_square, total = mean(update.square()), state["decay"]
         square = beta * state["exp_avg_sq"] + (1 - beta) * mean_square
         inverse = ctx.bias_correction(beta) / at_least(square, eps)
-        shrink = rate.square() * inverse * mean_square * (1 + c_coef * root * total).rsqrt()
+        shrink = (
+            rate.square() * inverse * mean_square * (1 + c_coef * root * total).rsqrt()
+        )
         damp = 1 / (1 + d_coef * root * scale**0.5 * total)
-        step = (damp * rate * scale * inverse.sqrt()) * update + (damp * (shrink / 2 + extra_l2)) * param
+        step = (damp * rate * scale * inverse.sqrt()) * update + (
+            damp * (shrink / 2 + extra_l2)
+        ) * param
         return -step, {"exp_avg_sq": square, "decay": total + shrink * (1 + total)}
 
     return init, update
@@ -116,4 +129,8 @@ def _expected_scale(eta: Any, shape: torch.Size) -> Any:
         return eta(shape)
     if eta is not None:
         return eta
-    return 0.5 if len(shape) < 2 else math.sqrt((2 if len(shape) == 2 else 1) / max(shape[1], 1))
+    return (
+        0.5
+        if len(shape) < 2
+        else math.sqrt((2 if len(shape) == 2 else 1) / max(shape[1], 1))
+    )

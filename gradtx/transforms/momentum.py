@@ -13,7 +13,12 @@ __all__ = ["ema", "trace", "trace_ema"]
 
 
 @per_tensor(elementwise=True, example={"momentum": 0.9, "dampening": 0.1})
-def trace(momentum: Scalar, dampening: Scalar = 0.0, nesterov: bool = False, dampen_first: bool = False):
+def trace(
+    momentum: Scalar,
+    dampening: Scalar = 0.0,
+    nesterov: bool = False,
+    dampen_first: bool = False,
+):
     r"""Accumulate earlier updates with geometric weights: the momentum of torch.optim.SGD.
 
     $b_t = \mu b_{t-1} + (1 - \tau) g_t$ with $b_1 = g_1$; returns $b_t$, or $g_t + \mu b_t$ with `nesterov`.
@@ -46,7 +51,9 @@ def trace(momentum: Scalar, dampening: Scalar = 0.0, nesterov: bool = False, dam
     # Only a plain number can be checked at construction; tensors and schedules are not checked.
     dampened = isinstance(dampening, float) and not is_off(dampening)
     if nesterov and (is_off(momentum) or (dampened and not dampen_first)):
-        raise ValueError("trace: nesterov needs a momentum above 0 and a dampening of 0")
+        raise ValueError(
+            "trace: nesterov needs a momentum above 0 and a dampening of 0"
+        )
     if is_off(momentum):
         return chain()
 
@@ -54,13 +61,19 @@ def trace(momentum: Scalar, dampening: Scalar = 0.0, nesterov: bool = False, dam
         return {"momentum_buffer": torch.zeros_like(param)}
 
     def update(update, state, param, ctx):
-        buffer = accumulated(state["momentum_buffer"], update, momentum, dampening, ctx, dampen_first)
-        return update + momentum * buffer if nesterov else buffer, {"momentum_buffer": buffer}
+        buffer = accumulated(
+            state["momentum_buffer"], update, momentum, dampening, ctx, dampen_first
+        )
+        return update + momentum * buffer if nesterov else buffer, {
+            "momentum_buffer": buffer
+        }
 
     return init, update
 
 
-def accumulated(buffer: Tensor, update: Tensor, momentum, dampening, ctx, dampen_first: bool = False) -> Tensor:
+def accumulated(
+    buffer: Tensor, update: Tensor, momentum, dampening, ctx, dampen_first: bool = False
+) -> Tensor:
     """Return the next momentum buffer of torch.optim.SGD, in which the first update is undampened."""
     if is_off(dampening):
         return momentum * buffer + update
@@ -108,7 +121,9 @@ def trace_ema(beta: Scalar, nesterov: bool = False):
     def update(update, state, param, ctx):
         increment = (1 - beta) * update
         buffer = beta * state["momentum_buffer"] + increment
-        return beta * buffer + increment if nesterov else buffer, {"momentum_buffer": buffer}
+        return beta * buffer + increment if nesterov else buffer, {
+            "momentum_buffer": buffer
+        }
 
     return init, update
 

@@ -91,17 +91,22 @@ def scale_by_muown(
 
     def update(grad, state, param, ctx):
         magnitude = state["magnitude"]
-        length = at_least(state["length"], LEAST)  # half precision rounds this bound to 0
+        # Half precision rounds this bound to 0.
+        length = at_least(state["length"], LEAST)
         unit = quotient(param, magnitude)
         along = (grad * unit).sum(dim=1, keepdim=True)
         across = magnitude / length * (grad - unit * along)
         average = momentum * state["momentum_buffer"] + (1 - momentum) * across
-        step = newton_schulz(average if ns_dtype is None else average.to(ns_dtype), iteration, 1e-7).to(grad.dtype)
+        step = newton_schulz(
+            average if ns_dtype is None else average.to(ns_dtype), iteration, 1e-7
+        ).to(grad.dtype)
         direction = unit * length - lr * shape_factor(adjust_lr_fn, *grad.shape) * step
         mean = beta1 * state["exp_avg"] + (1 - beta1) * along
         square = beta2 * state["exp_avg_sq"] + (1 - beta2) * along.square()
         corrected = corrected_root(square, ctx, beta2) + eps
-        magnitude = (magnitude - lr * mean / ctx.bias_correction(beta1) / corrected) * (1 - lr * weight_decay)
+        magnitude = (magnitude - lr * mean / ctx.bias_correction(beta1) / corrected) * (
+            1 - lr * weight_decay
+        )
         length = at_least(_row_norms(direction), LEAST)
         new = {
             "momentum_buffer": average,

@@ -10,8 +10,12 @@ from gradtx.transforms._math import adam_moments, corrected_root
 __all__ = ["scale_by_nadam"]
 
 
-@per_tensor(ranges={"momentum_decay": "[0, inf)"}, elementwise=True, nonnegative=("exp_avg_sq",))
-def scale_by_nadam(betas: Betas = (0.9, 0.999), eps: Scalar = 1e-8, momentum_decay: Scalar = 4e-3):
+@per_tensor(
+    ranges={"momentum_decay": "[0, inf)"}, elementwise=True, nonnegative=("exp_avg_sq",)
+)
+def scale_by_nadam(
+    betas: Betas = (0.9, 0.999), eps: Scalar = 1e-8, momentum_decay: Scalar = 4e-3
+):
     r"""Divide a gradient extrapolated by one step of momentum by its root mean square: NAdam's direction.
 
     $\mu_t = \beta_1 (1 - \frac12 \cdot 0.96^{t \psi})$, $P_t = \prod_{i \le t} \mu_i$, $m$ and $\hat v$ as in Adam;
@@ -43,13 +47,19 @@ def scale_by_nadam(betas: Betas = (0.9, 0.999), eps: Scalar = 1e-8, momentum_dec
     moments, average = adam_moments(betas)
 
     def init(param):
-        return {"mu_product": param.new_ones((), dtype=exact_dtype(param)), **moments(param)}
+        return {
+            "mu_product": param.new_ones((), dtype=exact_dtype(param)),
+            **moments(param),
+        }
 
     def update(update, state, param, ctx):
-        mu, ahead = (beta1 * (1 - 0.5 * 0.96 ** (t * momentum_decay)) for t in (ctx.time, ctx.time + 1))
+        mu = beta1 * (1 - 0.5 * 0.96 ** (ctx.time * momentum_decay))
+        ahead = beta1 * (1 - 0.5 * 0.96 ** ((ctx.time + 1) * momentum_decay))
         product = state["mu_product"] * mu
         mean, square, new = average(update, state)
-        nesterov_mean = ((1 - mu) / (1 - product)) * update + (ahead / (1 - product * ahead)) * mean
+        of_update = (1 - mu) / (1 - product)
+        of_mean = ahead / (1 - product * ahead)
+        nesterov_mean = of_update * update + of_mean * mean
         root = corrected_root(square, ctx, beta2)
         return nesterov_mean / (root + eps), {"mu_product": product, **new}
 

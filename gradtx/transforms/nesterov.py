@@ -44,16 +44,26 @@ def scale_by_adan(betas: Betas = (0.98, 0.92, 0.99), eps: Scalar = 1e-8):
     beta1, beta2, beta3 = betas
 
     def init(param):
-        return {slot: torch.zeros_like(param) for slot in ("exp_avg", "exp_avg_diff", "exp_avg_sq", "previous_grad")}
+        return {
+            slot: torch.zeros_like(param)
+            for slot in ("exp_avg", "exp_avg_diff", "exp_avg_sq", "previous_grad")
+        }
 
     def update(update, state, param, ctx):
         change = torch.where(ctx.step == 1, 0.0, update - state["previous_grad"])
         mean = beta1 * state["exp_avg"] + (1 - beta1) * update
         mean_change = beta2 * state["exp_avg_diff"] + (1 - beta2) * change
-        square = beta3 * state["exp_avg_sq"] + (1 - beta3) * (update + beta2 * change).square()
-        ahead = mean / ctx.bias_correction(beta1) + (beta2 / ctx.bias_correction(beta2)) * mean_change
+        moved = update + beta2 * change
+        square = beta3 * state["exp_avg_sq"] + (1 - beta3) * moved.square()
+        share = beta2 / ctx.bias_correction(beta2)
+        ahead = mean / ctx.bias_correction(beta1) + share * mean_change
         root = corrected_root(square, ctx, beta3)
-        new = {"exp_avg": mean, "exp_avg_diff": mean_change, "exp_avg_sq": square, "previous_grad": update}
+        new = {
+            "exp_avg": mean,
+            "exp_avg_diff": mean_change,
+            "exp_avg_sq": square,
+            "previous_grad": update,
+        }
         return ahead / (root + eps), new
 
     return init, update

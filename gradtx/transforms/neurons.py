@@ -93,11 +93,17 @@ def scale_by_neuron_norm(beta: Scalar = 0.999, constraints: bool = True):
     def init(param):
         sizes = _neuron_norm(_projected(param) if constraints else param)
         mean = sizes.sum(dtype=exact_dtype(param)) / max(sizes.numel(), 1)
-        return {"exp_avg_sq": torch.zeros_like(sizes), "scale": torch.where(mean == 0, 0.01, mean)}
+        return {
+            "exp_avg_sq": torch.zeros_like(sizes),
+            "scale": torch.where(mean == 0, 0.01, mean),
+        }
 
     def update(update, state, param, ctx):
         square = beta * state["exp_avg_sq"] + (1 - beta) * _neuron_norm(update).square()
         size = corrected_root(square, ctx, beta)
-        return update * quotient(state["scale"], size, size > 0), {"exp_avg_sq": square, "scale": state["scale"]}
+        return update * quotient(state["scale"], size, size > 0), {
+            "exp_avg_sq": square,
+            "scale": state["scale"],
+        }
 
     return init, update

@@ -10,15 +10,28 @@ from gradtx._arguments import Betas, Scalar
 from gradtx._exact import exact, exact_dtype
 from gradtx._sharding import full_tensor
 from gradtx.factories import per_tensor
-from gradtx.transforms._math import at_least, at_most, corrected_root, norm, quotient, safe_sqrt
+from gradtx.transforms._math import (
+    at_least,
+    at_most,
+    corrected_root,
+    norm,
+    quotient,
+    safe_sqrt,
+)
 from gradtx.transforms.clipping import shrink
 
 __all__ = ["clip_by_zscore", "clip_to_history", "normalize_by_norm_history"]
 
 
-@per_tensor(takes_complex=True, ranges={
-    "lambda_rel": "(0, inf)", "lambda_abs": "(0, inf)", "beta": "[0, 1)", "warmup_steps": "[0, inf)",
-})  # fmt: skip
+@per_tensor(
+    takes_complex=True,
+    ranges={
+        "lambda_rel": "(0, inf)",
+        "lambda_abs": "(0, inf)",
+        "beta": "[0, 1)",
+        "warmup_steps": "[0, inf)",
+    },
+)
 def clip_to_history(
     lambda_rel: Scalar = 1.05,
     lambda_abs: Scalar = 1.0,
@@ -66,7 +79,8 @@ def clip_to_history(
         size = full_tensor(norm(update))
         total = yield {"square": size.square()}
         early = (ctx.step == 1) | (ctx.step < warmup_steps)
-        usual = torch.where(early, 1.0, state["gamma"])  # keep infinities out of the average
+        # Keep infinities out of the average.
+        usual = torch.where(early, 1.0, state["gamma"])
         whole = safe_sqrt(total["square"]) + eps
         measured, bound = at_least(size, eps), lambda_rel * at_least(usual, eps)
         factor = torch.where(early, shrink(whole, lambda_abs), shrink(measured, bound))
@@ -85,7 +99,12 @@ _STATISTICS = ("mean", "var", "count")
     elementwise=True,
     shared=dict.fromkeys(_STATISTICS, 0.0),
     agree=("z_thresh", "alpha", "warmup_steps", "max_norm", "eps", "mode", "clip_to"),
-    ranges={"z_thresh": "(0, inf)", "alpha": "[0, 1)", "warmup_steps": "[1, inf)", "max_norm": "(0, inf]"},
+    ranges={
+        "z_thresh": "(0, inf)",
+        "alpha": "[0, 1)",
+        "warmup_steps": "[1, inf)",
+        "max_norm": "(0, inf]",
+    },
 )
 def clip_by_zscore(
     z_thresh: Scalar = 2.5,
@@ -136,16 +155,26 @@ def clip_by_zscore(
     updated incrementally.
     """
     if mode not in ("zscore", "percentile"):
-        raise ValueError(f"clip_by_zscore: mode must be 'zscore' or 'percentile', got {mode!r}")
+        raise ValueError(
+            f"clip_by_zscore: mode must be 'zscore' or 'percentile', got {mode!r}"
+        )
     if clip_to not in ("scaled", "mean"):
-        raise ValueError(f"clip_by_zscore: clip_to must be 'scaled' or 'mean', got {clip_to!r}")
+        raise ValueError(
+            f"clip_by_zscore: clip_to must be 'scaled' or 'mean', got {clip_to!r}"
+        )
 
     def level_of(size, mean, deviation):
         if mode == "percentile":
             return torch.minimum(size, mean + z_thresh * deviation)
-        score = (size - mean) / at_least(deviation + eps, torch.finfo(deviation.dtype).tiny)
+        score = (size - mean) / at_least(
+            deviation + eps, torch.finfo(deviation.dtype).tiny
+        )
         outlier = score > z_thresh
-        calm = mean if clip_to == "mean" else mean + z_thresh**2 * deviation / torch.where(outlier, score, 1.0)
+        calm = (
+            mean
+            if clip_to == "mean"
+            else mean + z_thresh**2 * deviation / torch.where(outlier, score, 1.0)
+        )
         return torch.where(outlier, calm, size)
 
     def statistics_after(level, state, count, collecting):

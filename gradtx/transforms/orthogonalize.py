@@ -25,7 +25,9 @@ def _dims(arguments: dict[str, Any]) -> tuple[int, float]:
 
 def _check_view(owner: str, view: str) -> None:
     if view not in _VIEWS:
-        raise ValueError(f"{owner}: view must be 'matrix', 'batch' or 'flatten', got {view!r}")
+        raise ValueError(
+            f"{owner}: view must be 'matrix', 'batch' or 'flatten', got {view!r}"
+        )
 
 
 def _wire(arguments: dict[str, Any]) -> torch.dtype | None:
@@ -106,12 +108,16 @@ def orthogonalize(
     """
     _check_view("orthogonalize", view)
     if start not in STARTS:
-        raise ValueError(f"orthogonalize: start must be one of {', '.join(STARTS)}, got {start!r}")
+        raise ValueError(
+            f"orthogonalize: start must be one of {', '.join(STARTS)}, got {start!r}"
+        )
     iteration = polynomials("orthogonalize", coefs, steps, dtype)
 
     def update(update, state, param, ctx):
         x = update.flatten(1) if view == "flatten" else update
-        result = newton_schulz(x if dtype is None else x.to(dtype), iteration, eps, start).to(update.dtype)
+        result = newton_schulz(
+            x if dtype is None else x.to(dtype), iteration, eps, start
+        ).to(update.dtype)
         if not is_off(contra):
             result = _without_largest(result, x, contra, power_steps)
         return result.reshape(update.shape), state
@@ -120,9 +126,14 @@ def orthogonalize(
 
 
 @per_tensor(
-    whole="shape", dims=_dims, ranges={"factor": "[0, inf)"}, example={"adjust": "match_rms_adamw", "view": "batch"}
+    whole="shape",
+    dims=_dims,
+    ranges={"factor": "[0, inf)"},
+    example={"adjust": "match_rms_adamw", "view": "batch"},
 )
-def scale_by_shape(adjust: str | None = None, factor: Scalar = 0.2, view: str = "matrix"):
+def scale_by_shape(
+    adjust: str | None = None, factor: Scalar = 0.2, view: str = "matrix"
+):
     r"""Scale the update of a matrix by a function of its number of rows $r$ and columns $c$.
 
     | adjust | factor |
@@ -171,7 +182,9 @@ ADJUSTMENTS = ("original", "spectral", "max_dim", "match_rms_adamw", "none")
 def check_adjustment(owner: str, argument: str, adjust: Any) -> None:
     if adjust not in (None, *ADJUSTMENTS):
         known = ", ".join(map(repr, ADJUSTMENTS[1:]))
-        raise ValueError(f"{owner}: {argument} must be None, 'original' or {known}, got {adjust!r}")
+        raise ValueError(
+            f"{owner}: {argument} must be None, 'original' or {known}, got {adjust!r}"
+        )
 
 
 def shape_factor(adjust: str | None, rows: int, columns: int) -> float:
@@ -186,7 +199,9 @@ def shape_factor(adjust: str | None, rows: int, columns: int) -> float:
 
 def _without_largest(x: Tensor, matrix: Tensor, share: Any, power_steps: int) -> Tensor:
     """Subtract `share / 2` times the matrix divided by its largest singular value, and restore the norm of `x`."""
-    right = matrix.new_ones((*matrix.shape[:-2], matrix.shape[-1], 1)) / math.sqrt(max(matrix.shape[-1], 1))
+    right = matrix.new_ones((*matrix.shape[:-2], matrix.shape[-1], 1)) / math.sqrt(
+        max(matrix.shape[-1], 1)
+    )
     for _ in range(power_steps):
         left = _unit(matrix @ right)
         right = _unit(matrix.mT @ left)
@@ -201,12 +216,21 @@ def _unit(vectors: Tensor) -> Tensor:
 
 
 def _matrix_shape(x: Tensor, view: str) -> tuple[int, int]:
-    rows, columns = (x.shape[0], math.prod(x.shape[1:])) if view == "flatten" else x.shape[-2:]
+    rows, columns = (
+        (x.shape[0], math.prod(x.shape[1:])) if view == "flatten" else x.shape[-2:]
+    )
     return rows, columns
 
 
-@per_tensor(whole=True, ranges={"beta": "[0, 1)", "rms": "[0, inf)"}, dims=(2, math.inf))
-def normalize_neurons(beta: Scalar = 0.95, eps: Scalar = 1e-10, axis: str = "rows", rms: Scalar | None = None):
+@per_tensor(
+    whole=True, ranges={"beta": "[0, 1)", "rms": "[0, inf)"}, dims=(2, math.inf)
+)
+def normalize_neurons(
+    beta: Scalar = 0.95,
+    eps: Scalar = 1e-10,
+    axis: str = "rows",
+    rms: Scalar | None = None,
+):
     r"""Divide each row of a matrix by its running root mean square, preserving the norm of the matrix.
 
     $q_t = \beta q_{t-1} + (1-\beta)\, \mathrm{mean}_{-1}(u^2)$ from 0, $\tilde u = u / (\sqrt{q_t} + \epsilon)$, result
@@ -236,7 +260,9 @@ def normalize_neurons(beta: Scalar = 0.95, eps: Scalar = 1e-10, axis: str = "row
     the latter.
     """
     if axis not in ("rows", "long"):
-        raise ValueError(f"normalize_neurons: axis must be 'rows' or 'long', got {axis!r}")
+        raise ValueError(
+            f"normalize_neurons: axis must be 'rows' or 'long', got {axis!r}"
+        )
 
     def averaged(x):
         """Return the dimension over which the mean square is computed."""
@@ -248,9 +274,15 @@ def normalize_neurons(beta: Scalar = 0.95, eps: Scalar = 1e-10, axis: str = "row
         return {"exp_avg_sq": param.new_zeros(shape)}
 
     def update(update, state, param, ctx):
-        square = beta * state["exp_avg_sq"] + (1 - beta) * mean(update.square(), averaged(update), keepdim=True)
+        square = beta * state["exp_avg_sq"] + (1 - beta) * mean(
+            update.square(), averaged(update), keepdim=True
+        )
         scaled = update / (safe_sqrt(square) + eps)
-        size = _norms(update) if rms is None else rms * math.sqrt(math.prod(update.shape[-2:]))
+        size = (
+            _norms(update)
+            if rms is None
+            else rms * math.sqrt(math.prod(update.shape[-2:]))
+        )
         return scaled * (size / at_least(_norms(scaled), eps)), {"exp_avg_sq": square}
 
     return init, update
@@ -258,7 +290,10 @@ def normalize_neurons(beta: Scalar = 0.95, eps: Scalar = 1e-10, axis: str = "row
 
 @per_tensor(whole=True, ranges={"beta": "[0, 1)"}, dims=(2, math.inf))
 def normalize_entries(
-    beta: Scalar = 0.999, eps: Scalar = 1e-8, correct_bias: bool = True, rescale: str | None = "sqrt_min"
+    beta: Scalar = 0.999,
+    eps: Scalar = 1e-8,
+    correct_bias: bool = True,
+    rescale: str | None = "sqrt_min",
 ):
     r"""Divide each entry of a matrix by its running root mean square, and set the norm of the matrix.
 
@@ -289,7 +324,9 @@ def normalize_entries(
     Source: Si et al. 2025, AdaMuon, arXiv:2507.11005, and the authors' code. Departures: none.
     """
     if rescale not in (None, "sqrt_min", "rms"):
-        raise ValueError(f"normalize_entries: rescale must be None, 'sqrt_min' or 'rms', got {rescale!r}")
+        raise ValueError(
+            f"normalize_entries: rescale must be None, 'sqrt_min' or 'rms', got {rescale!r}"
+        )
 
     def init(param):
         return {"exp_avg_sq": torch.zeros_like(param)}
@@ -302,7 +339,11 @@ def normalize_entries(
         if rescale is None:
             return scaled, new
         rows, columns = update.shape[-2:]
-        size = math.sqrt(min(rows, columns)) if rescale == "sqrt_min" else 0.2 * math.sqrt(rows * columns)
+        size = (
+            math.sqrt(min(rows, columns))
+            if rescale == "sqrt_min"
+            else 0.2 * math.sqrt(rows * columns)
+        )
         return scaled * (size / (_norms(scaled) + eps)), new
 
     return init, update

@@ -15,7 +15,9 @@ __all__ = ["scale_by_nuclear_norm"]
 METHODS = ("newton_schulz", "exact")
 
 
-@per_tensor(whole=True, dims=(2, 2), ranges={"ns_steps": "[0, 100)", "alpha": "[0, inf)"})
+@per_tensor(
+    whole=True, dims=(2, 2), ranges={"ns_steps": "[0, 100)", "alpha": "[0, inf)"}
+)
 def scale_by_nuclear_norm(
     method: str = "newton_schulz",
     alpha: Scalar = 1.0,
@@ -54,13 +56,19 @@ def scale_by_nuclear_norm(
     contribute to the nuclear norm.
     """
     if method not in METHODS:
-        raise ValueError(f"scale_by_nuclear_norm: method must be 'newton_schulz' or 'exact', got {method!r}")
-    iteration = polynomials("scale_by_nuclear_norm", ns_coefficients, ns_steps, ns_dtype)
+        raise ValueError(
+            f"scale_by_nuclear_norm: method must be 'newton_schulz' or 'exact', got {method!r}"
+        )
+    iteration = polynomials(
+        "scale_by_nuclear_norm", ns_coefficients, ns_steps, ns_dtype
+    )
 
     def factor(x):
         if method == "exact":
             return polar_factor(x)
-        return newton_schulz(x if ns_dtype is None else x.to(ns_dtype), iteration, 1e-7).to(x.dtype)
+        return newton_schulz(
+            x if ns_dtype is None else x.to(ns_dtype), iteration, 1e-7
+        ).to(x.dtype)
 
     def update(update, state, param, ctx):
         x = _centered(update) if center_rows else update

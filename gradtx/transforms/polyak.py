@@ -13,7 +13,13 @@ from gradtx.transforms.clipping import shrink
 __all__ = ["project_l2_ball", "scale_by_polyak"]
 
 
-@per_tensor(elementwise=True, needs=("value",), owns_lr=True, agree=("eps",), ranges={"max_lr": "[0, inf]"})
+@per_tensor(
+    elementwise=True,
+    needs=("value",),
+    owns_lr=True,
+    agree=("eps",),
+    ranges={"max_lr": "[0, inf]"},
+)
 def scale_by_polyak(max_lr: Scalar | None = None, eps: Scalar = 1e-5):
     r"""Step to the point where the loss would be 0 if its slope were constant: Polyak's step size.
 
@@ -53,7 +59,11 @@ def scale_by_polyak(max_lr: Scalar | None = None, eps: Scalar = 1e-5):
 
 
 @per_tensor(
-    ranges={"max_norm": "(0, inf]"}, elementwise=True, needs=("params",), agree=("max_norm",), example={"max_norm": 1.0}
+    ranges={"max_norm": "(0, inf]"},
+    elementwise=True,
+    needs=("params",),
+    agree=("max_norm",),
+    example={"max_norm": 1.0},
 )
 def project_l2_ball(max_norm: Scalar):
     r"""Constrain all weights together to a ball: after the step, $p \leftarrow p \min(1, r / \lVert p \rVert)$.
@@ -85,6 +95,13 @@ def project_l2_ball(max_norm: Scalar):
         moved = param + update
         total = yield {"square": moved.square().sum()}
         size = safe_sqrt(total["square"])
-        yield torch.where(size > exact(max_norm, size.device), shrink(size, max_norm) * moved - param, update), state
+        yield (
+            torch.where(
+                size > exact(max_norm, size.device),
+                shrink(size, max_norm) * moved - param,
+                update,
+            ),
+            state,
+        )
 
     return update

@@ -12,7 +12,9 @@ from gradtx.transforms._math import corrected_root
 __all__ = ["scale_by_adapnm", "scale_by_pnm"]
 
 
-def positive_negative(positive: Tensor, negative: Tensor, gradient: Tensor, beta, weight) -> tuple[Tensor, Tensor]:
+def positive_negative(
+    positive: Tensor, negative: Tensor, gradient: Tensor, beta, weight
+) -> tuple[Tensor, Tensor]:
     """Return the direction and the positive momentum updated with the gradient; the negative one is unchanged.
 
     The decay is the square of beta, because each momentum is written at every second step. The direction is normalized
@@ -55,20 +57,29 @@ def scale_by_pnm(betas: Betas = (0.9, 1.0)):
     beta1, beta2 = betas
 
     def init(param):
-        return {"pos_momentum": torch.zeros_like(param), "neg_momentum": torch.zeros_like(param)}
+        return {
+            "pos_momentum": torch.zeros_like(param),
+            "neg_momentum": torch.zeros_like(param),
+        }
 
     def update(update, state, param, ctx):
         negative = state["neg_momentum"]
-        direction, positive = positive_negative(state["pos_momentum"], negative, update, beta1, beta2)
+        direction, positive = positive_negative(
+            state["pos_momentum"], negative, update, beta1, beta2
+        )
         return direction, {"pos_momentum": negative, "neg_momentum": positive}
 
     return init, update
 
 
 @per_tensor(
-    elementwise=True, ranges={"betas": ("[0, 1)", "[0, 1)", "[0, 1]")}, nonnegative=("exp_avg_sq", "max_exp_avg_sq")
+    elementwise=True,
+    ranges={"betas": ("[0, 1)", "[0, 1)", "[0, 1]")},
+    nonnegative=("exp_avg_sq", "max_exp_avg_sq"),
 )
-def scale_by_adapnm(betas: Betas = (0.9, 0.999, 1.0), eps: Scalar = 1e-8, amsgrad: bool = True):
+def scale_by_adapnm(
+    betas: Betas = (0.9, 0.999, 1.0), eps: Scalar = 1e-8, amsgrad: bool = True
+):
     r"""Divide positive-negative momentum by the root mean square of the gradient: AdaPNM's direction.
 
     With $n_t$ the direction of `scale_by_pnm` for $(\beta_1, \beta_3)$ and
@@ -101,16 +112,25 @@ def scale_by_adapnm(betas: Betas = (0.9, 0.999, 1.0), eps: Scalar = 1e-8, amsgra
     rest2 = 1 - beta2
 
     def init(param):
-        slots = ("exp_avg", "neg_exp_avg", "exp_avg_sq", *(("max_exp_avg_sq",) if amsgrad else ()))
+        slots = (
+            "exp_avg",
+            "neg_exp_avg",
+            "exp_avg_sq",
+            *(("max_exp_avg_sq",) if amsgrad else ()),
+        )
         return {slot: torch.zeros_like(param) for slot in slots}
 
     def update(update, state, param, ctx):
         negative = state["neg_exp_avg"]
-        direction, positive = positive_negative(state["exp_avg"], negative, update, beta1, beta3)
+        direction, positive = positive_negative(
+            state["exp_avg"], negative, update, beta1, beta3
+        )
         square = beta2 * state["exp_avg_sq"] + rest2 * update.square()
         new = {"exp_avg": negative, "neg_exp_avg": positive, "exp_avg_sq": square}
         if amsgrad:
-            square = new["max_exp_avg_sq"] = torch.maximum(state["max_exp_avg_sq"], square)
+            square = new["max_exp_avg_sq"] = torch.maximum(
+                state["max_exp_avg_sq"], square
+            )
         root = corrected_root(square, ctx, beta2)
         return direction / ctx.bias_correction(beta1) / (root + eps), new
 

@@ -20,9 +20,19 @@ __all__ = ["scale_by_prodigy"]
     elementwise=lambda arguments: arguments["slice_p"] == 1,
     needs=("params",),
     before_owner=True,
-    shared=lambda arguments: {"d": arguments["d0"], "d_max": arguments["d0"], "d_numerator": 0.0},
+    shared=lambda arguments: {
+        "d": arguments["d0"],
+        "d_max": arguments["d0"],
+        "d_numerator": 0.0,
+    },
     agree=("betas", "beta3", "d0", "d_coef", "growth_rate"),
-    ranges={**DADAPT_RANGES, "d_coef": "(0, inf)", "slice_p": "[1, inf)", "beta3": "[0, 1)", "eps": "(0, inf)"},
+    ranges={
+        **DADAPT_RANGES,
+        "d_coef": "(0, inf)",
+        "slice_p": "[1, inf)",
+        "beta3": "[0, 1)",
+        "eps": "(0, inf)",
+    },
     nonnegative=("exp_avg_sq",),
 )
 def scale_by_prodigy(
@@ -94,27 +104,45 @@ def scale_by_prodigy(
         return x if slice_p == 1 else x.flatten()[::slice_p]
 
     def init(param):
-        zeros = {"exp_avg": torch.zeros_like(param), "exp_avg_sq": torch.zeros_like(param)}
+        zeros = {
+            "exp_avg": torch.zeros_like(param),
+            "exp_avg_sq": torch.zeros_like(param),
+        }
         return {**zeros, "s": torch.zeros_like(part(param)), "p0": part(param)}
 
     def update(update, state, param, ctx):
         d, start = state["d"], state["p0"]
         rate, growth = corrected_rate(d, lr, betas, use_bias_correction, ctx), d / d0
         # A group with lr 0 must not contribute, regardless of the weights in s.
-        weight = torch.where(exact(lr, update.device) == 0, 0.0, d) if safeguard_warmup else rate
+        weight = (
+            torch.where(exact(lr, update.device) == 0, 0.0, d)
+            if safeguard_warmup
+            else rate
+        )
         product = growth * rate * (part(update) * (start - part(param))).sum()
         mean = beta1 * state["exp_avg"] + ((1 - beta1) * d) * update
-        square = beta2 * state["exp_avg_sq"] + ((1 - beta2) * d.square()) * update.square()
+        square = (
+            beta2 * state["exp_avg_sq"] + ((1 - beta2) * d.square()) * update.square()
+        )
         s = keep * state["s"] + (growth * weight) * part(update)
         total = yield {"product": product, "size": s.abs().sum()}
         no_gradient = total["size"] == 0
-        numerator = torch.where(no_gradient, state["d_numerator"], keep * state["d_numerator"] + total["product"])
+        numerator = torch.where(
+            no_gradient,
+            state["d_numerator"],
+            keep * state["d_numerator"] + total["product"],
+        )
         estimate = d_coef * quotient(numerator, total["size"])
         largest = torch.maximum(state["d_max"], estimate)
         base = torch.where(d == d0, torch.maximum(d, estimate), d)
         d = torch.where(no_gradient, d, limited(largest, base, growth_rate))
-        direction = plus_decay(rate * mean / (safe_sqrt(square) + d * eps), weight_decay, param, rate)
+        direction = plus_decay(
+            rate * mean / (safe_sqrt(square) + d * eps), weight_decay, param, rate
+        )
         new = {"exp_avg": mean, "exp_avg_sq": square, "s": s, "p0": start}
-        yield torch.where(no_gradient, 0.0, direction), {**new, "d": d, "d_max": largest, "d_numerator": numerator}
+        yield (
+            torch.where(no_gradient, 0.0, direction),
+            {**new, "d": d, "d_max": largest, "d_numerator": numerator},
+        )
 
     return init, update

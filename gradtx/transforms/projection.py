@@ -12,9 +12,16 @@ from gradtx.transforms._math import at_least, norm, plus_decay, quotient, safe_s
 __all__ = ["orthogonalize_against_params", "project_scale_invariant"]
 
 
-@per_tensor(sums_of_leaf=True, ranges={"delta": "[0, inf)", "wd_ratio": "[0, inf)"}, needs=("params",))
+@per_tensor(
+    sums_of_leaf=True,
+    ranges={"delta": "[0, inf)", "wd_ratio": "[0, inf)"},
+    needs=("params",),
+)
 def project_scale_invariant(
-    delta: Scalar = 0.1, wd_ratio: Scalar = 0.1, eps: Scalar = 1e-8, weight_decay: Scalar = 0.0
+    delta: Scalar = 0.1,
+    wd_ratio: Scalar = 0.1,
+    eps: Scalar = 1e-8,
+    weight_decay: Scalar = 0.0,
 ):
     r"""Remove the radial part of updates of weights that appear to be scale-invariant, and decay those less.
 
@@ -58,12 +65,22 @@ def project_scale_invariant(
             return (x * y).sum(dim=inner, keepdim=True)
 
         # Four sums per row determine everything; those of the whole leaf are their sums.
-        sums = [rows(grad, param), rows(grad, grad), rows(param, param), rows(update, param)]
+        sums = [
+            rows(grad, param),
+            rows(grad, grad),
+            rows(param, param),
+            rows(update, param),
+        ]
         aligned, row_radial = _view(sums, param.shape[1:].numel(), delta, eps)
         of_leaf = [x.sum() for x in sums]
-        totals = yield OfLeaf(aligned=aligned.to(param.dtype).sum(), **dict(zip(_SUMS, of_leaf, strict=True)))
+        totals = yield OfLeaf(
+            aligned=aligned.to(param.dtype).sum(),
+            **dict(zip(_SUMS, of_leaf, strict=True)),
+        )
         by_row = totals["aligned"] == 0
-        aligned, leaf_radial = _view([totals[name] for name in _SUMS], param.numel(), delta, eps)
+        aligned, leaf_radial = _view(
+            [totals[name] for name in _SUMS], param.numel(), delta, eps
+        )
         by_leaf = ~aligned
         radial = torch.where(by_row, row_radial, torch.where(by_leaf, leaf_radial, 0.0))
         projected = (by_row | by_leaf).to(param.dtype)
@@ -80,7 +97,9 @@ def _view(sums, length, delta, eps):
     """Return which rows of a view are not orthogonal enough to p, and their radial part as a multiple of p."""
     grad_param, grad_grad, param_param, update_param = sums
     param_norm = safe_sqrt(param_param)
-    cosine = grad_param.abs() / (at_least(safe_sqrt(grad_grad), eps) * at_least(param_norm, eps))
+    cosine = grad_param.abs() / (
+        at_least(safe_sqrt(grad_grad), eps) * at_least(param_norm, eps)
+    )
     return ~(cosine < delta / length**0.5), update_param / (param_norm + eps).square()
 
 

@@ -17,7 +17,8 @@ from gradtx.transforms._matrix import gram, multiplied, symmetric_product
 
 __all__ = ["scale_by_psgd_kron", "scale_by_psgd_pro"]
 
-DAMPING = 2.0**-23  # squared noise relative to the mean gradient: float32's eps, as in the authors' code
+# Squared noise relative to the mean gradient: float32's eps, as in the authors' code.
+DAMPING = 2.0**-23
 MODES = (None, "one_diag", "smart_one_diag", "all_diag")
 
 
@@ -44,7 +45,11 @@ def _outer(x: Tensor, i: int, factor: Tensor) -> Tensor:
     """Return mat_i(x) mat_i(x)^T, or its diagonal for a diagonal factor."""
     if factor.ndim == 2:
         return gram(x, i)
-    return x.square().sum(dim=[k for k in range(x.ndim) if k != i]) if x.ndim > 1 else x.square()
+    return (
+        x.square().sum(dim=[k for k in range(x.ndim) if k != i])
+        if x.ndim > 1
+        else x.square()
+    )
 
 
 def _products_of_others(numbers: Sequence[Tensor]) -> list[Tensor | float]:
@@ -64,7 +69,10 @@ def rebalanced(factors: Sequence[Tensor]) -> list[Tensor]:
         return list(factors)
     sizes = torch.stack([factor.abs().amax() for factor in factors])
     mean = sizes.log().mean().exp()
-    return [factor * (mean / size) for factor, size in zip(factors, sizes.unbind(), strict=True)]
+    return [
+        factor * (mean / size)
+        for factor, size in zip(factors, sizes.unbind(), strict=True)
+    ]
 
 
 def _above_zero(x: Tensor) -> Tensor:
@@ -132,8 +140,10 @@ class Sides:
         shape = tuple(of_leaf) or (1,)
         if not self.merges or len(shape) <= 2:
             return shape
-        leading, trailing = (math.prod(shape[:-1]), shape[-1]), (shape[0], math.prod(shape[1:]))
-        return leading if leading[1] - leading[0] <= trailing[1] - trailing[0] else trailing
+        leading = (math.prod(shape[:-1]), shape[-1])
+        trailing = (shape[0], math.prod(shape[1:]))
+        is_leading = leading[1] - leading[0] <= trailing[1] - trailing[0]
+        return leading if is_leading else trailing
 
     def first(self, x: Tensor, scale: Any) -> list[Tensor]:
         """Return the initial factors."""
@@ -150,31 +160,48 @@ class Sides:
             return [True] * len(shape)
         flags = [size == 1 or size > self.limit for size in shape]
         largest = max(shape)
-        if self.mode == "one_diag" or (self.mode == "smart_one_diag" and shape.count(largest) == 1):
+        if self.mode == "one_diag" or (
+            self.mode == "smart_one_diag" and shape.count(largest) == 1
+        ):
             flags[shape.index(largest)] = True
         return flags
 
 
-def expected_terms(x: Tensor, factors: Sequence[Tensor], damping: Tensor) -> list[tuple[Tensor, Tensor]]:
+def expected_terms(
+    x: Tensor, factors: Sequence[Tensor], damping: Tensor
+) -> list[tuple[Tensor, Tensor]]:
     """Return the two terms of each factor's gradient, averaged analytically over the random probe."""
     whole = applied(x, factors)
     inverses = [_inverse(factor) for factor in factors]
     sizes = _products_of_others([factor.square().sum() for factor in factors])
-    inverse_sizes = _products_of_others([inverse.square().sum() for inverse in inverses])
+    inverse_sizes = _products_of_others(
+        [inverse.square().sum() for inverse in inverses]
+    )
     terms = []
     for i, (factor, inverse) in enumerate(zip(factors, inverses, strict=True)):
-        noise = factor.square() if factor.ndim == 1 else symmetric_product(factor, factor.mT)
+        noise = (
+            factor.square()
+            if factor.ndim == 1
+            else symmetric_product(factor, factor.mT)
+        )
         first = _outer(whole, i, factor) + damping.square() * sizes[i] * noise
         terms.append((first, inverse_sizes[i] * _squares(inverse)))
     return terms
 
 
-def random_terms(x: Tensor, factors: Sequence[Tensor], damping: Tensor, probe: Tensor) -> list[tuple[Tensor, Tensor]]:
+def random_terms(
+    x: Tensor, factors: Sequence[Tensor], damping: Tensor, probe: Tensor
+) -> list[tuple[Tensor, Tensor]]:
     """Return the two terms of each factor's gradient for a random probe."""
     whole = applied(x + damping * probe, factors)
     inverses = [_inverse(factor) for factor in factors]
-    other = applied(probe, [inverse if inverse.ndim == 1 else inverse.mT for inverse in inverses])
-    return [(_outer(whole, i, factor), _outer(other, i, factor)) for i, factor in enumerate(factors)]
+    other = applied(
+        probe, [inverse if inverse.ndim == 1 else inverse.mT for inverse in inverses]
+    )
+    return [
+        (_outer(whole, i, factor), _outer(other, i, factor))
+        for i, factor in enumerate(factors)
+    ]
 
 
 def _inverse(factor: Tensor) -> Tensor:
@@ -187,7 +214,8 @@ def _inverse(factor: Tensor) -> Tensor:
 def descended(factor: Tensor, first: Tensor, second: Tensor, rate: Any) -> Tensor:
     """Return a factor after one step of gradient descent."""
     if factor.ndim == 1:
-        return factor - rate * (first - second) / _above_zero((first + second).abs().amax()) * factor
+        size = _above_zero((first + second).abs().amax())
+        return factor - rate * (first - second) / size * factor
     bound = _above_zero(_lower_bound(first + second))
     return factor - rate * (first - second).triu() / bound @ factor
 
@@ -292,11 +320,17 @@ def scale_by_psgd_kron(
     "expected"; rescaling at fixed intervals instead of at random; the noise does not enter the direction.
     """
     if memory_save_mode not in MODES:
-        raise ValueError(f"scale_by_psgd_kron: memory_save_mode must be one of {MODES}, got {memory_save_mode!r}")
+        raise ValueError(
+            f"scale_by_psgd_kron: memory_save_mode must be one of {MODES}, got {memory_save_mode!r}"
+        )
     if probes not in ("expected", "random"):
-        raise ValueError(f"scale_by_psgd_kron: probes must be 'expected' or 'random', got {probes!r}")
+        raise ValueError(
+            f"scale_by_psgd_kron: probes must be 'expected' or 'random', got {probes!r}"
+        )
     frequency = _checked_frequency(precondition_frequency)
-    sides = Sides(merge_dims, max_size_triangular, min_ndim_triangular, memory_save_mode)
+    sides = Sides(
+        merge_dims, max_size_triangular, min_ndim_triangular, memory_save_mode
+    )
 
     def init(param, *random):
         slots: dict[str, Any] = {"momentum_buffer": torch.zeros_like(param)}
@@ -309,14 +343,19 @@ def scale_by_psgd_kron(
     def fitted(x, factors, updates, ctx):
         """Return the factors after the update whose number is `updates(step)`."""
         factors = ctx.when(
-            lambda step: updates(step) % balance_every == 0, lambda: rebalanced(factors), lambda: factors
+            lambda step: updates(step) % balance_every == 0,
+            lambda: rebalanced(factors),
+            lambda: factors,
         )
         damping = DAMPING**0.5 * x.abs().mean()
         if probes == "random":
             terms = random_terms(x, factors, damping, ctx.rng.normal(x))
         else:
             terms = expected_terms(x, factors, damping)
-        return [descended(factor, *each, precond_lr) for factor, each in zip(factors, terms, strict=True)]
+        return [
+            descended(factor, *each, precond_lr)
+            for factor, each in zip(factors, terms, strict=True)
+        ]
 
     def update(update, state, param, ctx):
         if not update.numel():
@@ -324,13 +363,14 @@ def scale_by_psgd_kron(
         buffer = b1 * state["momentum_buffer"] + (1 - b1) * update
         mean = (buffer / ctx.bias_correction(b1)).reshape(sides.view(update.shape))
         x = mean if momentum_into_precond_update else update.reshape(mean.shape)
-        new = {"momentum_buffer": buffer}
         if frequency is None:
             is_due, updates, counts = _annealed(state, ctx)
-            new |= counts
         else:
-            is_due, updates = (lambda step: step % frequency == 0), (lambda step: step // frequency)
-        new["Q"] = ctx.when(is_due, lambda: fitted(x, state["Q"], updates, ctx), lambda: state["Q"])
+            is_due, updates, counts = _periodic(frequency)
+        new = {"momentum_buffer": buffer, **counts}
+        new["Q"] = ctx.when(
+            is_due, lambda: fitted(x, state["Q"], updates, ctx), lambda: state["Q"]
+        )
         direction = applied(mean, [_squares(factor) for factor in new["Q"]])
         direction = direction * at_most(clip_rms / (rms(direction) + 1e-12), 1.0)
         return direction.reshape(update.shape), new
@@ -361,7 +401,20 @@ def _annealed(state: Any, ctx: Any) -> tuple[Any, Any, dict[str, Tensor]]:
     def updates(step):
         return ANNEALED.updates(step) if isinstance(step, int) else update_count
 
-    return is_due, updates, {"since_update": torch.where(due, 0, count), "updates": update_count}
+    counts = {"since_update": torch.where(due, 0, count), "updates": update_count}
+    return is_due, updates, counts
+
+
+def _periodic(frequency: int) -> tuple[Any, Any, dict[str, Tensor]]:
+    """Return the same for updates at fixed intervals, which need no counts."""
+
+    def is_due(step):
+        return step % frequency == 0
+
+    def updates(step):
+        return step // frequency
+
+    return is_due, updates, {}
 
 
 # PSGD with Procrustes steps.
@@ -438,7 +491,11 @@ def scale_by_psgd_pro(
         factors = []
         for size in shape:
             ones = param.new_ones((size,)) * scale
-            factors.append(ones if size > max_precondition_dim or not param.ndim else torch.diag(ones))
+            factors.append(
+                ones
+                if size > max_precondition_dim or not param.ndim
+                else torch.diag(ones)
+            )
         return factors
 
     def init(param):
@@ -451,12 +508,20 @@ def scale_by_psgd_pro(
             return update, dict(state)
         mean = momentum * state["exp_avg"] + (1 - momentum) * update
         x = mean.reshape(tuple(mean.shape) or (1,))
-        rate = at_least(precond_lr / (1 + (ctx.time - 1) / warmup_steps).sqrt(), min_precond_lr)
+        rate = at_least(
+            precond_lr / (1 + (ctx.time - 1) / warmup_steps).sqrt(), min_precond_lr
+        )
         factors, bounds = fitted(x, state["Q"], state["lipschitz"], rate)
         direction = applied(x, [_squares(factor) for factor in factors])
         if not (isinstance(max_update_rms, float) and max_update_rms == 0):
-            direction = direction * at_most(max_update_rms / (rms(direction) + 1e-7), 1.0)
-        return direction.reshape(update.shape), {"exp_avg": mean, "Q": factors, "lipschitz": bounds}
+            direction = direction * at_most(
+                max_update_rms / (rms(direction) + 1e-7), 1.0
+            )
+        return direction.reshape(update.shape), {
+            "exp_avg": mean,
+            "Q": factors,
+            "lipschitz": bounds,
+        }
 
     def fitted(x, factors, bounds, rate):
         squares = [_squares(factor) for factor in factors]
@@ -464,14 +529,24 @@ def scale_by_psgd_pro(
         sizes = _products_of_others([square.square().sum() for square in squares])
         new, new_bounds = [], []
         for i, factor in enumerate(factors):
-            square = squares[i].square() if factor.ndim == 1 else squares[i] @ squares[i]
-            statistics = _outer(whole, i, factor) + damping_noise_scale**2 * sizes[i] * square
+            square = (
+                squares[i].square() if factor.ndim == 1 else squares[i] @ squares[i]
+            )
+            statistics = (
+                _outer(whole, i, factor) + damping_noise_scale**2 * sizes[i] * square
+            )
             others = x.numel() / x.shape[i]
-            length = others + (statistics.amax() if factor.ndim == 1 else _spd_bound(statistics))
-            bound = torch.maximum(beta_lip * bounds[i] + (1 - beta_lip) * length, length)
+            length = others + (
+                statistics.amax() if factor.ndim == 1 else _spd_bound(statistics)
+            )
+            bound = torch.maximum(
+                beta_lip * bounds[i] + (1 - beta_lip) * length, length
+            )
             pushed = statistics * factor if factor.ndim == 1 else statistics @ factor
             factor = factor - rate / bound * (pushed - others * factor)
-            new.append((factor if factor.ndim == 1 else symmetrized(factor)).to(x.dtype))
+            new.append(
+                (factor if factor.ndim == 1 else symmetrized(factor)).to(x.dtype)
+            )
             new_bounds.append(bound)
         return rebalanced(new), new_bounds
 
@@ -500,5 +575,7 @@ def symmetrized(factor: Tensor) -> Tensor:
     first_order = skew @ factor
     second_order = skew @ first_order
     slope, curvature = first_order.diagonal().sum(), second_order.diagonal().sum()
-    step = torch.where(curvature < 0, quotient(-slope, curvature).clamp(0, 0.125), 0.125)
+    step = torch.where(
+        curvature < 0, quotient(-slope, curvature).clamp(0, 0.125), 0.125
+    )
     return factor + step * (first_order + step / 2 * second_order)

@@ -49,7 +49,9 @@ def scale_by_qhm(momentum: Scalar = 0.999, nu: Scalar = 0.7):
 
 
 @per_tensor(elementwise=True, ranges={"nus": NUS}, nonnegative=("exp_avg_sq",))
-def scale_by_qhadam(betas: Betas = (0.9, 0.999), nus: Betas = (1.0, 1.0), eps: Scalar = 1e-8):
+def scale_by_qhadam(
+    betas: Betas = (0.9, 0.999), nus: Betas = (1.0, 1.0), eps: Scalar = 1e-8
+):
     r"""Mix both of Adam's averages with the gradient and its square: QHAdam's direction.
 
     $\frac{(1-\nu_1) g_t + \nu_1 \hat m_t}{\sqrt{(1-\nu_2) g_t^2 + \nu_2 \hat v_t} + \epsilon}$ with Adam's
@@ -78,14 +80,19 @@ def scale_by_qhadam(betas: Betas = (0.9, 0.999), nus: Betas = (1.0, 1.0), eps: S
     rest1, rest2 = 1 - beta1, 1 - beta2
 
     def init(param):
-        return {"exp_avg": torch.zeros_like(param), "exp_avg_sq": torch.zeros_like(param)}
+        return {
+            "exp_avg": torch.zeros_like(param),
+            "exp_avg_sq": torch.zeros_like(param),
+        }
 
     def update(update, state, param, ctx):
         update_square = update.square()
         mean = beta1 * state["exp_avg"] + rest1 * update
         square = beta2 * state["exp_avg_sq"] + rest2 * update_square
         top = (1 - nu1) * update + (nu1 / ctx.bias_correction(beta1)) * mean
-        root = safe_sqrt((1 - nu2) * update_square + (nu2 / ctx.bias_correction(beta2)) * square)
+        root = safe_sqrt(
+            (1 - nu2) * update_square + (nu2 / ctx.bias_correction(beta2)) * square
+        )
         return top / (root + eps), {"exp_avg": mean, "exp_avg_sq": square}
 
     return init, update

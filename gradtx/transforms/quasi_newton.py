@@ -11,7 +11,11 @@ from gradtx.transforms._math import at_least, largest, safe_sqrt
 __all__ = ["scale_by_apollo"]
 
 
-@per_tensor(needs=("params",), ranges={"beta": "[0, 1)", "eps": "(0, inf)"}, example={"rebound": "belief", "eps": 0.1})
+@per_tensor(
+    needs=("params",),
+    ranges={"beta": "[0, 1)", "eps": "(0, inf)"},
+    example={"rebound": "belief", "eps": 0.1},
+)
 def scale_by_apollo(
     beta: Scalar = 0.9,
     eps: Scalar = 1e-4,
@@ -58,7 +62,9 @@ def scale_by_apollo(
     earlier version with $\sigma = 1$. Not the low-rank APOLLO of arXiv:2412.05270.
     """
     if rebound not in ("constant", "belief"):
-        raise ValueError(f"scale_by_apollo: rebound must be 'constant' or 'belief', got {rebound!r}")
+        raise ValueError(
+            f"scale_by_apollo: rebound must be 'constant' or 'belief', got {rebound!r}"
+        )
     if weight_decay_type not in ("decoupled", "stable"):
         raise ValueError(
             f"scale_by_apollo: weight_decay_type must be 'decoupled' or 'stable', got {weight_decay_type!r}; "
@@ -67,7 +73,10 @@ def scale_by_apollo(
     belief, stable = rebound == "belief", weight_decay_type == "stable"
 
     def init(param):
-        return {slot: torch.zeros_like(param) for slot in ("exp_avg_grad", "approx_hessian", "update")}
+        return {
+            slot: torch.zeros_like(param)
+            for slot in ("exp_avg_grad", "approx_hessian", "update")
+        }
 
     def update(update, state, param, ctx):
         share = (1 - beta) / ctx.bias_correction(beta)
@@ -75,7 +84,9 @@ def scale_by_apollo(
         mean = state["exp_avg_grad"] + share * change
         last, curvature = state["update"], state["approx_hessian"]
         # The 4-norm as two roots, which are safe to differentiate at 0.
-        length = safe_sqrt(safe_sqrt(last.square().square().sum())) + (eps if belief else eps / 0.01)
+        length = safe_sqrt(safe_sqrt(last.square().square().sum())) + (
+            eps if belief else eps / 0.01
+        )
         along = last / length
         squares = along.square()
         misfit = share / length * (change * along).sum() + (curvature * squares).sum()
@@ -86,7 +97,12 @@ def scale_by_apollo(
             size = size + eps / share
         direction = mean / size
         if not is_off(weight_decay):
-            direction = direction + (weight_decay / size.mean() if stable else weight_decay) * param
-        return direction, {"exp_avg_grad": mean, "approx_hessian": curvature, "update": direction}
+            decay = weight_decay / size.mean() if stable else weight_decay
+            direction = direction + decay * param
+        return direction, {
+            "exp_avg_grad": mean,
+            "approx_hessian": curvature,
+            "update": direction,
+        }
 
     return init, update

@@ -14,7 +14,9 @@ __all__ = ["floor_relative_update", "radial_brake"]
 
 
 @per_tensor(ranges={"floor": "[0, inf)", "power": "[0, inf)"}, needs=("params",))
-def floor_relative_update(floor: Scalar = 0.35, per: str = "leaf", power: Scalar = 1.0, eps: Scalar = 1e-8):
+def floor_relative_update(
+    floor: Scalar = 0.35, per: str = "leaf", power: Scalar = 1.0, eps: Scalar = 1e-8
+):
     r"""Enlarge updates that are small relative to their weights: $u \max(f \lVert p \rVert / \lVert u \rVert, 1)^k$.
 
     Place it before the learning rate. Updates that are mostly noise are enlarged as well, and a decaying momentum no
@@ -41,7 +43,9 @@ def floor_relative_update(floor: Scalar = 0.35, per: str = "leaf", power: Scalar
     Source: modded-nanogpt, track 3, u/w floor. Departures: none.
     """
     if per not in ("leaf", "row"):
-        raise ValueError(f"floor_relative_update: per must be 'leaf' or 'row', got {per!r}")
+        raise ValueError(
+            f"floor_relative_update: per must be 'leaf' or 'row', got {per!r}"
+        )
     size = norm if per == "leaf" else unit_norm
 
     def update(update, state, param, ctx):
@@ -52,7 +56,12 @@ def floor_relative_update(floor: Scalar = 0.35, per: str = "leaf", power: Scalar
 
 
 @per_tensor(needs=("params",))
-def radial_brake(outward: Scalar = 0.5, inward: Scalar = 1.0, form: str = "direction", eps: Scalar = 1e-8):
+def radial_brake(
+    outward: Scalar = 0.5,
+    inward: Scalar = 1.0,
+    form: str = "direction",
+    eps: Scalar = 1e-8,
+):
     r"""Slow down changes of the norm of the weights.
 
     Place it after the learning rate. With $q = p + u$ and $s$ = `outward` where the norm grows, otherwise `inward`:
@@ -84,10 +93,14 @@ def radial_brake(outward: Scalar = 0.5, inward: Scalar = 1.0, form: str = "direc
     Source: modded-nanogpt, track 3 ("direction"); NVIDIA Emerging-Optimizers ("norm"). Departures: none.
     """
     if form not in ("direction", "norm"):
-        raise ValueError(f"radial_brake: form must be 'direction' or 'norm', got {form!r}")
+        raise ValueError(
+            f"radial_brake: form must be 'direction' or 'norm', got {form!r}"
+        )
 
     def factor(grows: Tensor) -> Tensor:
-        return torch.where(grows, exact(outward, grows.device), exact(inward, grows.device))
+        return torch.where(
+            grows, exact(outward, grows.device), exact(inward, grows.device)
+        )
 
     def by_norm(update, state, param, ctx):
         before, moved = norm(param), param + update

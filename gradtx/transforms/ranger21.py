@@ -16,7 +16,11 @@ __all__ = ["scale_by_ranger21"]
 @per_tensor(
     needs=("params",),
     owns_lr=True,
-    ranges={"beta0": "[0, 1]", "beta_softplus": "(0, inf)", "norm_loss_factor": "[0, inf)"},
+    ranges={
+        "beta0": "[0, 1]",
+        "beta_softplus": "(0, inf)",
+        "norm_loss_factor": "[0, inf)",
+    },
     example={"lr": 0.1},
     nonnegative=("exp_avg_sq", "max_exp_avg_sq"),
 )
@@ -73,7 +77,12 @@ def scale_by_ranger21(
     rest2 = 1 - beta2
 
     def init(param):
-        slots = ("grad_ma", "neg_grad_ma", "exp_avg_sq", *(("max_exp_avg_sq",) if amsgrad else ()))
+        slots = (
+            "grad_ma",
+            "neg_grad_ma",
+            "exp_avg_sq",
+            *(("max_exp_avg_sq",) if amsgrad else ()),
+        )
         return {slot: torch.zeros_like(param) for slot in slots}
 
     def update(update, state, param, ctx):
@@ -87,10 +96,14 @@ def scale_by_ranger21(
         decay = stable + pull - stable * pull
 
         negative = state["neg_grad_ma"]
-        direction, positive = positive_negative(state["grad_ma"], negative, update, beta1, beta0)
+        direction, positive = positive_negative(
+            state["grad_ma"], negative, update, beta1, beta0
+        )
         new = {"grad_ma": negative, "neg_grad_ma": positive, "exp_avg_sq": square}
         if amsgrad:
-            square = new["max_exp_avg_sq"] = torch.maximum(state["max_exp_avg_sq"], square)
+            square = new["max_exp_avg_sq"] = torch.maximum(
+                state["max_exp_avg_sq"], square
+            )
         root = safe_sqrt(square / correction) + eps
         if use_softplus:
             root = softplus(root, beta_softplus)

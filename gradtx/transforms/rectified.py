@@ -6,23 +6,42 @@ import torch
 
 from gradtx._arguments import Betas, Scalar
 from gradtx.factories import per_tensor
-from gradtx.transforms._math import adam_moments, corrected_root, quotient, rectification, safe_sqrt
+from gradtx.transforms._math import (
+    adam_moments,
+    corrected_root,
+    quotient,
+    rectification,
+    safe_sqrt,
+)
 
-__all__ = ["hold_until_rectified", "scale_by_belief", "scale_by_radam", "scale_by_rectified_rms"]
+__all__ = [
+    "hold_until_rectified",
+    "scale_by_belief",
+    "scale_by_radam",
+    "scale_by_rectified_rms",
+]
 
 
 def _rectified(mean, square, ctx, betas, eps, threshold, degenerated_to_sgd: bool):
     """Return r (m/c1) sqrt(c2) / (sqrt(v) + eps) where rectified; before that, m/c1 or 0."""
     beta1, beta2 = betas
     factor, rectified = rectification(ctx, beta2, threshold)
-    rate = torch.where(rectified, factor * ctx.bias_correction(beta2).sqrt(), float(degenerated_to_sgd))
+    rate = torch.where(
+        rectified, factor * ctx.bias_correction(beta2).sqrt(), float(degenerated_to_sgd)
+    )
     # One quotient serves both phases; only the divisor changes.
-    return rate / ctx.bias_correction(beta1) * mean / torch.where(rectified, safe_sqrt(square) + eps, 1.0)
+    divisor = torch.where(rectified, safe_sqrt(square) + eps, 1.0)
+    return rate / ctx.bias_correction(beta1) * mean / divisor
 
 
-@per_tensor(ranges={"rho_threshold": "[4, inf)"}, elementwise=True, nonnegative=("exp_avg_sq",))
+@per_tensor(
+    ranges={"rho_threshold": "[4, inf)"}, elementwise=True, nonnegative=("exp_avg_sq",)
+)
 def scale_by_radam(
-    betas: Betas = (0.9, 0.999), eps: Scalar = 1e-8, rho_threshold: Scalar = 5.0, degenerated_to_sgd: bool = True
+    betas: Betas = (0.9, 0.999),
+    eps: Scalar = 1e-8,
+    rho_threshold: Scalar = 5.0,
+    degenerated_to_sgd: bool = True,
 ):
     r"""Weight Adam's direction by a factor that limits the variance of its step size: RAdam's direction.
 
@@ -66,7 +85,9 @@ def scale_by_radam(
 
     def update(update, state, param, ctx):
         mean, square, new = average(update, state)
-        return _rectified(mean, square, ctx, betas, eps, rho_threshold, degenerated_to_sgd), new
+        return _rectified(
+            mean, square, ctx, betas, eps, rho_threshold, degenerated_to_sgd
+        ), new
 
     return init, update
 
@@ -115,7 +136,11 @@ def scale_by_belief(
     rest1, rest2 = 1 - beta1, 1 - beta2
 
     def init(param):
-        slots = ("exp_avg", "exp_avg_var", "max_exp_avg_var") if amsgrad else ("exp_avg", "exp_avg_var")
+        slots = (
+            ("exp_avg", "exp_avg_var", "max_exp_avg_var")
+            if amsgrad
+            else ("exp_avg", "exp_avg_var")
+        )
         return {slot: torch.zeros_like(param) for slot in slots}
 
     def update(update, state, param, ctx):
@@ -123,9 +148,13 @@ def scale_by_belief(
         variance = beta2 * state["exp_avg_var"] + rest2 * (update - mean).square() + eps
         new = {"exp_avg": mean, "exp_avg_var": variance}
         if amsgrad:
-            variance = new["max_exp_avg_var"] = torch.maximum(state["max_exp_avg_var"], variance)
+            variance = new["max_exp_avg_var"] = torch.maximum(
+                state["max_exp_avg_var"], variance
+            )
         if rectify:
-            return _rectified(mean, variance, ctx, betas, eps, 5.0, degenerated_to_sgd), new
+            return _rectified(
+                mean, variance, ctx, betas, eps, 5.0, degenerated_to_sgd
+            ), new
         root = corrected_root(variance, ctx, beta2)
         return mean / ctx.bias_correction(beta1) / (root + eps), new
 
@@ -173,7 +202,9 @@ def scale_by_rectified_rms(beta2: Scalar = 0.999, eps: Scalar = 1e-8):
         square = beta2 * state["exp_avg_sq"] + (1 - beta2) * update.square()
         _, rectified = rectification(ctx, beta2, 4.0)
         root = corrected_root(square, ctx, beta2) + eps
-        return quotient(update, torch.where(rectified, root, 1.0), floor=eps), {"exp_avg_sq": square}
+        return quotient(update, torch.where(rectified, root, 1.0), floor=eps), {
+            "exp_avg_sq": square
+        }
 
     return init, update
 

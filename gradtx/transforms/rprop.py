@@ -20,7 +20,9 @@ ETAS = ("(0, 1)", "(1, inf)")
     example={"lr": 0.15},
     nonnegative=("step_size",),
 )
-def scale_by_rprop(lr: Scalar, etas: Betas = (0.5, 1.2), step_sizes: Betas = (1e-6, 50.0)):
+def scale_by_rprop(
+    lr: Scalar, etas: Betas = (0.5, 1.2), step_sizes: Betas = (1e-6, 50.0)
+):
     r"""Use a step size per weight that grows while the gradient keeps its sign and shrinks when it flips: Rprop.
 
     With $a = \mathrm{sign}(g_t g_{t-1})$: $\Delta_t = \Delta_{t-1} \cdot (\eta^+, 1, \eta^-)$ for $a = 1, 0, -1$,
@@ -66,7 +68,9 @@ def scale_by_rprop(lr: Scalar, etas: Betas = (0.5, 1.2), step_sizes: Betas = (1e
         old = state["step_size"]
         size = torch.where(ctx.step == 1, filled_like(old, lr), old)
         agreement = update.sign() * state["prev"].sign()
-        size = torch.where(agreement > 0, grow * size, torch.where(agreement < 0, shrink * size, size))
+        size = torch.where(
+            agreement > 0, grow * size, torch.where(agreement < 0, shrink * size, size)
+        )
         size = at_most(at_least(size, smallest), largest)
         masked_grad = torch.where(agreement < 0, 0.0, update)
         return -masked_grad.sign() * size, {"prev": masked_grad, "step_size": size}

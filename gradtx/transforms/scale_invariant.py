@@ -11,7 +11,9 @@ from gradtx.transforms._math import quotient, safe_sqrt
 __all__ = ["scale_by_kate"]
 
 
-@per_tensor(elementwise=True, ranges={"delta": "[0, inf)"}, nonnegative=("b_sq", "m_sq"))
+@per_tensor(
+    elementwise=True, ranges={"delta": "[0, inf)"}, nonnegative=("b_sq", "m_sq")
+)
 def scale_by_kate(delta: Scalar = 0.0, eps: Scalar = 1e-8):
     r"""Divide by the sum of squared gradients, not by its root, and correct for the difference: KATE.
 
@@ -49,6 +51,9 @@ def scale_by_kate(delta: Scalar = 0.0, eps: Scalar = 1e-8):
         scale = state["m_sq"] + quotient(update_square, total, floor=eps)
         if not is_off(delta):
             scale = scale + delta * update_square
-        return quotient(safe_sqrt(scale) * update, total, floor=eps), {"b_sq": total, "m_sq": scale}
+        return quotient(safe_sqrt(scale) * update, total, floor=eps), {
+            "b_sq": total,
+            "m_sq": scale,
+        }
 
     return init, update

@@ -84,7 +84,9 @@ def descend():
     return update
 
 
-@per_tensor(ranges={"lr_decay": "[0, inf)"}, elementwise=True, example={"lr_decay": 0.1})
+@per_tensor(
+    ranges={"lr_decay": "[0, inf)"}, elementwise=True, example={"lr_decay": 0.1}
+)
 def scale_by_inverse_time(lr_decay: Scalar):
     r"""Decrease the learning rate with time: $u \mapsto u / (1 + (t-1) \kappa)$.
 

@@ -57,7 +57,11 @@ def scale_by_hessian(
     image code; $v$ is averaged at every step, even where $D$ is reused, to match its bias correction.
     """
     beta1, beta2 = betas
-    slots = ("exp_avg", "exp_hessian_diag_sq", *(("hessian_diag",) if update_period > 1 else ()))
+    slots = (
+        "exp_avg",
+        "exp_hessian_diag_sq",
+        *(("hessian_diag",) if update_period > 1 else ()),
+    )
 
     def init(param):
         return {slot: torch.zeros_like(param) for slot in slots}
@@ -72,19 +76,34 @@ def scale_by_hessian(
         else:
             last, new_diagonal = state["hessian_diag"], ctx.hessian_diag
             diag = (
-                last if new_diagonal is None else ctx.every(update_period, 1, lambda: size(new_diagonal), lambda: last)
+                last
+                if new_diagonal is None
+                else ctx.every(
+                    update_period, 1, lambda: size(new_diagonal), lambda: last
+                )
             )
             new["hessian_diag"] = diag
         mean = new["exp_avg"] = beta1 * state["exp_avg"] + (1 - beta1) * update
-        square = new["exp_hessian_diag_sq"] = beta2 * state["exp_hessian_diag_sq"] + (1 - beta2) * diag.square()
+        square = new["exp_hessian_diag_sq"] = (
+            beta2 * state["exp_hessian_diag_sq"] + (1 - beta2) * diag.square()
+        )
         root = safe_pow(square / ctx.bias_correction(beta2), hessian_power / 2)
         return mean / ctx.bias_correction(beta1) / (root + eps), new
 
     return init, update
 
 
-@per_tensor(elementwise=True, needs=("hessian_diag",), ranges={"update_period": "[1, inf)", "gamma": "[0, inf)"})
-def scale_by_sophia(betas: Betas = (0.96, 0.99), gamma: Scalar = 0.01, eps: Scalar = 1e-12, update_period: int = 10):
+@per_tensor(
+    elementwise=True,
+    needs=("hessian_diag",),
+    ranges={"update_period": "[1, inf)", "gamma": "[0, inf)"},
+)
+def scale_by_sophia(
+    betas: Betas = (0.96, 0.99),
+    gamma: Scalar = 0.01,
+    eps: Scalar = 1e-12,
+    update_period: int = 10,
+):
     r"""Divide the mean gradient by the mean of the Hessian's diagonal, and clip each entry to $\pm 1$: Sophia.
 
     $m_t = \beta_1 m_{t-1} + (1-\beta_1) g_t$; where $(t-1) \bmod$ `update_period` $= 0$,
@@ -127,9 +146,17 @@ def scale_by_sophia(betas: Betas = (0.96, 0.99), gamma: Scalar = 0.01, eps: Scal
             new_diagonal = _require_diagonal("scale_by_sophia", new_diagonal)
         if new_diagonal is not None:
             old = hessian
-            hessian = ctx.every(update_period, 1, lambda: beta2 * old + (1 - beta2) * new_diagonal, lambda: old)
+            hessian = ctx.every(
+                update_period,
+                1,
+                lambda: beta2 * old + (1 - beta2) * new_diagonal,
+                lambda: old,
+            )
         mean = beta1 * state["exp_avg"] + (1 - beta1) * update
-        return (mean / at_least(gamma * hessian, eps)).clamp(-1, 1), {"exp_avg": mean, "hessian": hessian}
+        return (mean / at_least(gamma * hessian, eps)).clamp(-1, 1), {
+            "exp_avg": mean,
+            "hessian": hessian,
+        }
 
     return init, update
 

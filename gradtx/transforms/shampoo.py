@@ -12,7 +12,14 @@ from gradtx._arguments import Betas, Scalar, is_off
 from gradtx._exact import exact
 from gradtx.factories import per_tensor
 from gradtx.transforms._math import grafted, plus_decay, safe_sqrt
-from gradtx.transforms._matrix import blocks, gram, inverse_root, joined, merged, multiplied
+from gradtx.transforms._matrix import (
+    blocks,
+    gram,
+    inverse_root,
+    joined,
+    merged,
+    multiplied,
+)
 
 __all__ = ["scale_by_scalable_shampoo", "scale_by_shampoo"]
 
@@ -44,7 +51,11 @@ def _is_without_turns(arguments: dict[str, Any], shape: torch.Size) -> bool:
     lists=_is_without_turns,
     static=("stagger",),
     whole=_decays,
-    ranges={"matrix_eps": "(0, inf)", "preconditioning_compute_steps": "[1, inf)", "momentum": "[0, 1)"},
+    ranges={
+        "matrix_eps": "(0, inf)",
+        "preconditioning_compute_steps": "[1, inf)",
+        "momentum": "[0, 1)",
+    },
     example=ROOTS,
 )
 def scale_by_shampoo(
@@ -95,13 +106,18 @@ def scale_by_shampoo(
     available.
     """
     if variant not in ("paper", "moskomule"):
-        raise ValueError(f"scale_by_shampoo: variant must be 'paper' or 'moskomule', got {variant!r}")
+        raise ValueError(
+            f"scale_by_shampoo: variant must be 'paper' or 'moskomule', got {variant!r}"
+        )
 
     def exponent(tensor: Tensor) -> float:
         return 1 / (2 * tensor.ndim) if variant == "paper" else 1 / tensor.ndim
 
     def init(param):
-        eyes = [torch.eye(size, dtype=param.dtype, device=param.device) for size in param.shape]
+        eyes = [
+            torch.eye(size, dtype=param.dtype, device=param.device)
+            for size in param.shape
+        ]
         return {
             "momentum_buffer": torch.zeros_like(param),
             "pre_cond": [matrix_eps * eye for eye in eyes],
@@ -115,14 +131,19 @@ def scale_by_shampoo(
         phase = 1 + ctx.turn(preconditioning_compute_steps) if stagger else 1
 
         def due(step):
-            return (step == 1) | (step % preconditioning_compute_steps == phase % preconditioning_compute_steps)
+            return (step == 1) | (
+                step % preconditioning_compute_steps
+                == phase % preconditioning_compute_steps
+            )
 
         direction = start = plus_decay(start, weight_decay, param)
         statistics, roots = [], []
         for i in range(update.ndim):
             seen = start if variant == "paper" else direction
             statistics.append(state["pre_cond"][i] + gram(seen, i))
-            root = functools.partial(inverse_root, statistics[i], exponent(update), floor=matrix_eps)
+            root = functools.partial(
+                inverse_root, statistics[i], exponent(update), floor=matrix_eps
+            )
             old = state["inv_pre_cond"][i]
             roots.append(ctx.when(due, root, lambda old=old: old))
             direction = multiplied(direction, roots[i], i)
@@ -229,7 +250,9 @@ def scale_by_scalable_shampoo(
     derivatives are not available.
     """
     if graft_type not in _GRAFTS:
-        raise ValueError(f"scale_by_scalable_shampoo: graft_type must be one of {_GRAFTS}, got {graft_type!r}")
+        raise ValueError(
+            f"scale_by_scalable_shampoo: graft_type must be one of {_GRAFTS}, got {graft_type!r}"
+        )
     if pre_conditioner_type not in _DIMENSIONS:
         known = tuple(_DIMENSIONS)
         raise ValueError(
@@ -241,8 +264,14 @@ def scale_by_scalable_shampoo(
     def shape_of(x: Tensor) -> tuple[int, ...]:
         """Return the shape in which a leaf is preconditioned, or () if it is not."""
         shape = merged(x.shape, block_size) if shape_interpretation else tuple(x.shape)
-        small = x.numel() == 0 or len(shape) < 2 or x.ndim < skip_preconditioning_rank_lt
-        return () if small or max(x.shape) > no_preconditioning_for_layers_with_dim_gt else shape
+        small = (
+            x.numel() == 0 or len(shape) < 2 or x.ndim < skip_preconditioning_rank_lt
+        )
+        return (
+            ()
+            if small or max(x.shape) > no_preconditioning_for_layers_with_dim_gt
+            else shape
+        )
 
     def dimensions(shape: tuple[int, ...]) -> list[int]:
         return list(range(len(shape)))[_DIMENSIONS[pre_conditioner_type]]
@@ -251,7 +280,9 @@ def scale_by_scalable_shampoo(
         shape = shape_of(param)
         pieces = blocks(param.reshape(shape), block_size) if shape else []
         sizes = [piece.shape[i] for piece in pieces for i in dimensions(shape)]
-        eyes = [torch.eye(size, dtype=param.dtype, device=param.device) for size in sizes]
+        eyes = [
+            torch.eye(size, dtype=param.dtype, device=param.device) for size in sizes
+        ]
         momenta = ["momentum", "graft_momentum"]
         if graft_type in ("adagrad", "rmsprop"):
             momenta.append("graft_statistics")
@@ -269,42 +300,63 @@ def scale_by_scalable_shampoo(
         for piece in pieces:
             direction = piece
             for i in dims:
-                old, old_root = state["statistics"][len(roots)], state["preconditioners"][len(roots)]
+                old = state["statistics"][len(roots)]
+                old_root = state["preconditioners"][len(roots)]
                 seen = functools.partial(averaged, old, gram(piece, i), ctx)
-                statistics.append(ctx.every(statistics_compute_steps, 0, seen, lambda old=old: old))
-                root = functools.partial(inverse_root, statistics[-1], exponent, ridge=matrix_eps)
-                roots.append(ctx.every(preconditioning_compute_steps, 0, root, lambda old=old_root: old))
+                statistics.append(
+                    ctx.every(statistics_compute_steps, 0, seen, lambda old=old: old)
+                )
+                root = functools.partial(
+                    inverse_root, statistics[-1], exponent, ridge=matrix_eps
+                )
+                roots.append(
+                    ctx.every(
+                        preconditioning_compute_steps, 0, root, lambda old=old_root: old
+                    )
+                )
                 direction = multiplied(direction, roots[-1], i)
             directions.append(direction)
-        return joined(directions, shape, block_size).reshape(update.shape), statistics, roots
+        return (
+            joined(directions, shape, block_size).reshape(update.shape),
+            statistics,
+            roots,
+        )
 
     def averaged(old, fresh, ctx):
         decay = exact(beta2, ctx.time.device)
-        return beta2 * old + torch.where(decay == 1, 1.0, 1 - decay) * fresh  # a decay of 1 computes a sum
+        # A decay of 1 computes a sum.
+        return beta2 * old + torch.where(decay == 1, 1.0, 1 - decay) * fresh
 
     def update(update, state, param, ctx):
         new, simple = {}, update
         if graft_type in ("adagrad", "rmsprop"):
             square = update.square()
             old = state["graft_statistics"]
-            seen = old + square if graft_type == "adagrad" else averaged(old, square, ctx)
+            seen = (
+                old + square if graft_type == "adagrad" else averaged(old, square, ctx)
+            )
             new["graft_statistics"] = seen
             simple = update / (safe_sqrt(seen) + diagonal_eps)
         elif graft_type == "sqrtn":
             simple = update.sign()
         shape, direction = shape_of(update), simple
         if shape:
-            direction, new["statistics"], new["preconditioners"] = preconditioned(update, state, shape, ctx)
+            direction, new["statistics"], new["preconditioners"] = preconditioned(
+                update, state, shape, ctx
+            )
         if graft_type != "none":
             direction = grafted(direction, simple, 1e-16)
-        direction, simple = plus_decay(direction, weight_decay, param), plus_decay(simple, weight_decay, param)
+        direction = plus_decay(direction, weight_decay, param)
+        simple = plus_decay(simple, weight_decay, param)
         momentum = new["momentum"] = beta1 * state["momentum"] + share * direction
-        simple_momentum = new["graft_momentum"] = beta1 * state["graft_momentum"] + share * simple
+        simple_momentum = new["graft_momentum"] = (
+            beta1 * state["graft_momentum"] + share * simple
+        )
         if nesterov:
-            momentum, simple_momentum = (
-                beta1 * momentum + share * direction,
-                beta1 * simple_momentum + share * simple,
-            )
-        return torch.where(ctx.step >= start_preconditioning_step, momentum, simple_momentum), new
+            momentum = beta1 * momentum + share * direction
+            simple_momentum = beta1 * simple_momentum + share * simple
+        return torch.where(
+            ctx.step >= start_preconditioning_step, momentum, simple_momentum
+        ), new
 
     return init, update

@@ -13,7 +13,9 @@ __all__ = ["scale_by_ademamix", "scale_by_simplified_ademamix"]
 
 
 @per_tensor(elementwise=True, ranges={"alpha": "[0, inf)"}, nonnegative=("exp_avg_sq",))
-def scale_by_ademamix(betas: Betas = (0.9, 0.999, 0.9999), alpha: Scalar = 2.0, eps: Scalar = 1e-8):
+def scale_by_ademamix(
+    betas: Betas = (0.9, 0.999, 0.9999), alpha: Scalar = 2.0, eps: Scalar = 1e-8
+):
     r"""Add a slow average of gradients to Adam's mean: AdEMAMix's direction.
 
     Adam's $m_t$, $v_t$ and $l_t = \beta_3 l_{t-1} + (1-\beta_3) g_t$, which is not bias-corrected; direction
@@ -54,7 +56,10 @@ def scale_by_ademamix(betas: Betas = (0.9, 0.999, 0.9999), alpha: Scalar = 2.0, 
         mean, square, new = average(update, state)
         slow = beta3 * state["exp_avg_slow"] + (1 - beta3) * update
         root = corrected_root(square, ctx, beta2) + eps
-        return (mean / ctx.bias_correction(beta1) + alpha * slow) / root, {**new, "exp_avg_slow": slow}
+        return (mean / ctx.bias_correction(beta1) + alpha * slow) / root, {
+            **new,
+            "exp_avg_slow": slow,
+        }
 
     return init, update
 
@@ -105,7 +110,11 @@ def scale_by_simplified_ademamix(
 
     def init(param):
         zeros = torch.zeros_like(param)
-        return {"exp_avg": zeros, "exp_avg_sq": zeros, "num_sum": param.new_zeros((), dtype=exact_dtype(param))}
+        return {
+            "exp_avg": zeros,
+            "exp_avg_sq": zeros,
+            "num_sum": param.new_zeros((), dtype=exact_dtype(param)),
+        }
 
     def update(update, state, param, ctx):
         total = beta1 * state["exp_avg"] + update

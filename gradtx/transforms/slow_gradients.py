@@ -56,7 +56,10 @@ def amplify_slow_gradients(alpha: Scalar = 0.98, lamb: Scalar = 2.0):
     example={"window_size": 2},  # the default stores a hundred gradients
 )
 def amplify_slow_gradients_window(
-    window_size: int = 100, lamb: Scalar = 5.0, filter_type: str = "mean", warmup: bool = True
+    window_size: int = 100,
+    lamb: Scalar = 5.0,
+    filter_type: str = "mean",
+    warmup: bool = True,
 ):
     r"""Add a multiple of the mean of the last gradients to each gradient: Grokfast's filter with a window.
 
@@ -89,7 +92,9 @@ def amplify_slow_gradients_window(
     Source: Lee et al. 2024, arXiv:2405.20233. Departures: none.
     """
     if filter_type not in ("mean", "sum"):
-        raise ValueError(f"amplify_slow_gradients_window: filter_type must be 'mean' or 'sum', got {filter_type!r}")
+        raise ValueError(
+            f"amplify_slow_gradients_window: filter_type must be 'mean' or 'sum', got {filter_type!r}"
+        )
 
     def init(param):
         return {"grad": [torch.zeros_like(param) for _ in range(window_size)]}

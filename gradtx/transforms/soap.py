@@ -24,7 +24,11 @@ def _full_rank(arguments):
     determined=_full_rank,
     compiles=False,
     static=("stagger",),
-    ranges={"precondition_frequency": "[1, inf)", "max_precondition_dim": "[1, inf)", "shampoo_beta": "[0, 1)"},
+    ranges={
+        "precondition_frequency": "[1, inf)",
+        "max_precondition_dim": "[1, inf)",
+        "shampoo_beta": "[0, 1)",
+    },
     example=EXAMPLE,
     nonnegative=("exp_avg_sq",),
 )
@@ -91,14 +95,33 @@ def scale_by_soap(
     """
     beta = betas[1] if shampoo_beta is None else shampoo_beta
     factors = Factors("both", max_precondition_dim, merge_dims, precondition_1d)
-    rotation = Rotation(factors, "shampoo", beta, precondition_frequency, "skip", "qr", 1, "update", 0.0, stagger)
-    return rotation.space(adam_along_bases(betas, eps, correct_bias, normalize_gradient), hidden=True)
+    rotation = Rotation(
+        factors,
+        "shampoo",
+        beta,
+        precondition_frequency,
+        "skip",
+        "qr",
+        1,
+        "update",
+        0.0,
+        stagger,
+    )
+    return rotation.space(
+        adam_along_bases(betas, eps, correct_bias, normalize_gradient), hidden=True
+    )
 
 
-def adam_along_bases(betas: Betas, eps: Scalar, corrects: bool, normalizes: bool = False) -> GradientTransformation:
+def adam_along_bases(
+    betas: Betas, eps: Scalar, corrects: bool, normalizes: bool = False
+) -> GradientTransformation:
     """Return Adam's direction, optionally without its bias correction or normalized before it."""
     adam = scale_by_adam_hat(betas, eps)
-    return adam if corrects and not normalizes else chain(adam, corrected_later(betas, normalizes, corrects))
+    return (
+        adam
+        if corrects and not normalizes
+        else chain(adam, corrected_later(betas, normalizes, corrects))
+    )
 
 
 @per_tensor

@@ -17,7 +17,14 @@ __all__ = ["clip_spikes", "clip_to_peak_history", "scale_by_spam"]
 SPIKE_RANGES = {"threshold": "(0, inf)", "clip_after": "[0, inf)", "every": "[1, inf)"}
 
 
-def _cut(update: Tensor, square: Tensor, ctx: Any, threshold: Any, clip_after: int, every: int) -> Tensor:
+def _cut(
+    update: Tensor,
+    square: Tensor,
+    ctx: Any,
+    threshold: Any,
+    clip_after: int,
+    every: int,
+) -> Tensor:
     """Clip entries whose square exceeds the threshold times its average, except shortly after a restart."""
     due = (ctx.step >= clip_after) & (ctx.step % every >= clip_after)
     spike = due & (update.square() > threshold * square)
@@ -30,7 +37,12 @@ def _cut(update: Tensor, square: Tensor, ctx: Any, threshold: Any, clip_after: i
     example={"every": 5, "clip_after": 1},
     nonnegative=("exp_avg_sq",),
 )
-def clip_spikes(threshold: Scalar = 5000.0, beta2: Scalar = 0.999, clip_after: int = 20, every: int = 500):
+def clip_spikes(
+    threshold: Scalar = 5000.0,
+    beta2: Scalar = 0.999,
+    clip_after: int = 20,
+    every: int = 500,
+):
     r"""Clip entries whose square is many times its average: SPAM's clipping.
 
     With $v$ the average of squares before this step, from 0 and without bias correction: where $g^2 > \theta v$, $g$
@@ -74,7 +86,12 @@ def clip_spikes(threshold: Scalar = 5000.0, beta2: Scalar = 0.999, clip_after: i
     return init, update
 
 
-@per_tensor(elementwise=True, ranges=SPIKE_RANGES, example={"every": 5, "clip_after": 1}, nonnegative=("exp_avg_sq",))
+@per_tensor(
+    elementwise=True,
+    ranges=SPIKE_RANGES,
+    example={"every": 5, "clip_after": 1},
+    nonnegative=("exp_avg_sq",),
+)
 def scale_by_spam(
     betas: Betas = (0.9, 0.999),
     eps: Scalar = 1e-6,

@@ -4,15 +4,24 @@ from __future__ import annotations
 
 from gradtx._arguments import Betas, Scalar, is_off
 from gradtx.factories import per_tensor
-from gradtx.transforms._math import adam_moments, at_least, plus_decay, quotient, safe_sqrt
+from gradtx.transforms._math import (
+    adam_moments,
+    at_least,
+    plus_decay,
+    quotient,
+    safe_sqrt,
+)
 
 __all__ = ["scale_by_stable_adam"]
 
 
 @per_tensor(
-    needs=lambda arguments: () if is_off(arguments["weight_decay"]) else ("params",), nonnegative=("exp_avg_sq",)
+    needs=lambda arguments: () if is_off(arguments["weight_decay"]) else ("params",),
+    nonnegative=("exp_avg_sq",),
 )
-def scale_by_stable_adam(betas: Betas = (0.9, 0.99), eps: Scalar = 1e-8, weight_decay: Scalar = 0.0):
+def scale_by_stable_adam(
+    betas: Betas = (0.9, 0.99), eps: Scalar = 1e-8, weight_decay: Scalar = 0.0
+):
     r"""Shorten Adam's direction, including its decay, where gradients outgrow $v$: StableAdamW's direction.
 
     With Adam's $\hat m_t$, $\hat v_t$ and $r_t = \sqrt{\mathrm{mean}(g_t^2 / \max(\hat v_t, \epsilon^2))}$ over the

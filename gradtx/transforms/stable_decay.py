@@ -11,12 +11,19 @@ __all__ = ["scale_by_adam_stable_decay"]
 
 def stable_decay(weight_decay, total):
     """Return the decay over the root of a mean over all leaves, from its sums `square` and `count`, or 0 if it is 0."""
-    return weight_decay * safe_sqrt(quotient(total["count"], total["square"], total["square"] > 0))
+    return weight_decay * safe_sqrt(
+        quotient(total["count"], total["square"], total["square"] > 0)
+    )
 
 
-@per_tensor(elementwise=True, needs=("params",), nonnegative=("exp_avg_sq", "max_exp_avg_sq"))
+@per_tensor(
+    elementwise=True, needs=("params",), nonnegative=("exp_avg_sq", "max_exp_avg_sq")
+)
 def scale_by_adam_stable_decay(
-    betas: Betas = (0.9, 0.999), eps: Scalar = 1e-8, weight_decay: Scalar = 1e-4, amsgrad: bool = False
+    betas: Betas = (0.9, 0.999),
+    eps: Scalar = 1e-8,
+    weight_decay: Scalar = 1e-4,
+    amsgrad: bool = False,
 ):
     r"""Add to Adam's direction a decay in proportion to the average adaptive rate: AdamS's direction.
 

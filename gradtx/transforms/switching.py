@@ -77,15 +77,32 @@ def scale_by_swats(
 
         # The step count shared by all leaves, because a leaf may have had its first gradient later.
         count, sgd, slope = state["count"] + 1, state["switched"] > 0, total["slope"]
-        seen = (slope != 0) & ~sgd  # this step has an estimate, and the estimate is still needed
+        # This step has an estimate, and the estimate is still needed.
+        seen = (slope != 0) & ~sgd
         estimate = total["square"] / -torch.where(seen, slope, -1.0)
-        rate_avg = torch.where(seen, beta2 * state["rate_avg"] + (1 - beta2) * estimate, state["rate_avg"])
-        sgd_rate = torch.where(seen, rate_avg / ctx.bias_correction(beta2, count), state["sgd_rate"])
-        has_settled = seen & (count > 1) & (sgd_rate > 0) & ((sgd_rate - estimate).abs() < tolerance)
+        rate_avg = torch.where(
+            seen, beta2 * state["rate_avg"] + (1 - beta2) * estimate, state["rate_avg"]
+        )
+        sgd_rate = torch.where(
+            seen, rate_avg / ctx.bias_correction(beta2, count), state["sgd_rate"]
+        )
+        has_settled = (
+            seen
+            & (count > 1)
+            & (sgd_rate > 0)
+            & ((sgd_rate - estimate).abs() < tolerance)
+        )
 
         buffer = torch.where(sgd, beta1 * state["momentum_buffer"] + update, 0.0)
-        new = {slot: torch.where(sgd, state[slot], value) for slot, value in new.items()}
-        new |= {"momentum_buffer": buffer, "count": count, "rate_avg": rate_avg, "sgd_rate": sgd_rate}
+        new = {
+            slot: torch.where(sgd, state[slot], value) for slot, value in new.items()
+        }
+        new |= {
+            "momentum_buffer": buffer,
+            "count": count,
+            "rate_avg": rate_avg,
+            "sgd_rate": sgd_rate,
+        }
         new["switched"] = (sgd | has_settled).to(rate_avg.dtype)
         yield torch.where(sgd, -(1 - beta1) * state["sgd_rate"] * buffer, step), new
 

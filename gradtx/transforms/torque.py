@@ -20,9 +20,13 @@ def _directed(x: Tensor) -> Tensor:
     return x / at_least(safe_sqrt(square), 1e-12)
 
 
-def _damped(update: Tensor, momentum: Tensor, smooth: Tensor, decay_rate, eps) -> tuple[Tensor, Tensor]:
+def _damped(
+    update: Tensor, momentum: Tensor, smooth: Tensor, decay_rate, eps
+) -> tuple[Tensor, Tensor]:
     """Return the gradient weighted by its agreement with the momentum, and the average of that agreement."""
-    smooth = decay_rate * smooth + (1 - decay_rate) * _directed(momentum) * _directed(update)
+    smooth = decay_rate * smooth + (1 - decay_rate) * _directed(momentum) * _directed(
+        update
+    )
     return ((1 + smooth) / 2 + eps) * update, smooth
 
 
@@ -60,7 +64,10 @@ def scale_by_tam(momentum: Scalar = 0.9, decay_rate: Scalar = 0.9, eps: Scalar =
     """
 
     def init(param):
-        return {"s": torch.zeros_like(param), "momentum_buffer": torch.zeros_like(param)}
+        return {
+            "s": torch.zeros_like(param),
+            "momentum_buffer": torch.zeros_like(param),
+        }
 
     def update(update, state, param, ctx):
         buffer = state["momentum_buffer"]
@@ -72,7 +79,9 @@ def scale_by_tam(momentum: Scalar = 0.9, decay_rate: Scalar = 0.9, eps: Scalar =
 
 
 @per_tensor(ranges=RANGES, nonnegative=("exp_avg_sq",))
-def scale_by_adatam(betas: Betas = (0.9, 0.999), decay_rate: Scalar = 0.9, eps: Scalar = 1e-8):
+def scale_by_adatam(
+    betas: Betas = (0.9, 0.999), decay_rate: Scalar = 0.9, eps: Scalar = 1e-8
+):
     r"""Divide a torque-aware momentum by the root mean square of the gradients: AdaTAM's direction.
 
     $s_t$ as in `scale_by_tam`, $m_t = \beta_1 m_{t-1} + (\frac{1 + s_t}{2} + \epsilon) g_t$,
@@ -104,13 +113,19 @@ def scale_by_adatam(betas: Betas = (0.9, 0.999), decay_rate: Scalar = 0.9, eps: 
     beta1, beta2 = betas
 
     def init(param):
-        return {slot: torch.zeros_like(param) for slot in ("s", "exp_avg", "exp_avg_sq")}
+        return {
+            slot: torch.zeros_like(param) for slot in ("s", "exp_avg", "exp_avg_sq")
+        }
 
     def update(update, state, param, ctx):
         mean = state["exp_avg"]
         damped, smooth = _damped(update, mean, state["s"], decay_rate, eps)
         mean = beta1 * mean + damped
         square = beta2 * state["exp_avg_sq"] + (1 - beta2) * update.square()
-        return quotient(mean, safe_sqrt(square) + eps, floor=eps), {"s": smooth, "exp_avg": mean, "exp_avg_sq": square}
+        return quotient(mean, safe_sqrt(square) + eps, floor=eps), {
+            "s": smooth,
+            "exp_avg": mean,
+            "exp_avg_sq": square,
+        }
 
     return init, update

@@ -14,7 +14,9 @@ __all__ = ["scale_by_lamb", "scale_by_lars", "scale_by_trust_ratio"]
 
 
 @per_tensor(sums_of_leaf=True, takes_complex=True, needs=("params",))
-def scale_by_trust_ratio(clip: bool = False, weight_decay: Scalar = 0.0, always_adapt: bool = True):
+def scale_by_trust_ratio(
+    clip: bool = False, weight_decay: Scalar = 0.0, always_adapt: bool = True
+):
     r"""Rescale each update to the norm of its leaf's weights: $u \mapsto u \lVert p \rVert / \lVert u \rVert$.
 
     The ratio is 1 where either norm is 0.
@@ -97,7 +99,9 @@ def scale_by_lars(
     Source: You et al. 2017, arXiv:1708.03888; trust_clip: NVIDIA's apex LARC. Departures: the paper has no eps.
     """
     if trust_clip and lr is None:
-        raise ValueError("scale_by_lars: trust_clip needs lr; pass the rate used by scale_by_learning_rate")
+        raise ValueError(
+            "scale_by_lars: trust_clip needs lr; pass the rate used by scale_by_learning_rate"
+        )
 
     def update(update, state, param, ctx):
         if param.ndim < min_ndim:
@@ -106,9 +110,12 @@ def scale_by_lars(
         sums = yield OfLeaf(weights=param.square().sum(), size=update.square().sum())
         weights, size = safe_sqrt(sums["weights"]), safe_sqrt(sums["size"])
         total = size + weight_decay * weights + eps
-        ratio = quotient(trust_coefficient * weights, total, (weights > 0) & (size > 0), 1.0)
+        ratio = quotient(
+            trust_coefficient * weights, total, (weights > 0) & (size > 0), 1.0
+        )
         if trust_clip:
-            ratio = ratio / torch.maximum(ratio, exact(lr, param.device))  # min(ratio / lr, 1), valid at lr 0
+            # min(ratio / lr, 1), valid at lr 0.
+            ratio = ratio / torch.maximum(ratio, exact(lr, param.device))
         yield ratio * plus_decay(update, weight_decay, param), state
 
     return update
@@ -116,7 +123,10 @@ def scale_by_lars(
 
 @per_tensor(elementwise=True, nonnegative=("exp_avg_sq",))
 def scale_by_lamb(
-    betas: Betas = (0.9, 0.999), eps: Scalar = 1e-6, bias_correction: bool = True, grad_averaging: bool = True
+    betas: Betas = (0.9, 0.999),
+    eps: Scalar = 1e-6,
+    bias_correction: bool = True,
+    grad_averaging: bool = True,
 ):
     r"""Divide the mean gradient by its root mean square as in Adam, with optional corrections: LAMB's direction.
 
@@ -146,14 +156,18 @@ def scale_by_lamb(
     share = 1 - beta1 if grad_averaging else 1.0
 
     def init(param):
-        return {"exp_avg": torch.zeros_like(param), "exp_avg_sq": torch.zeros_like(param)}
+        return {
+            "exp_avg": torch.zeros_like(param),
+            "exp_avg_sq": torch.zeros_like(param),
+        }
 
     def update(update, state, param, ctx):
         mean = beta1 * state["exp_avg"] + share * update
         square = beta2 * state["exp_avg_sq"] + (1 - beta2) * update.square()
         new = {"exp_avg": mean, "exp_avg_sq": square}
         if bias_correction:
-            mean, square = mean / ctx.bias_correction(beta1), square / ctx.bias_correction(beta2)
+            mean = mean / ctx.bias_correction(beta1)
+            square = square / ctx.bias_correction(beta2)
         return mean / (safe_sqrt(square) + eps), new
 
     return init, update

@@ -62,7 +62,9 @@ def scale_by_msvag(beta: Scalar = 0.9):
     ranges={"beta": "[0, inf)", "lips": "(0, inf)", "rho": "[0, 1)"},
     nonnegative=("v",),
 )
-def scale_by_a2grad(variant: str = "uni", beta: Scalar = 10.0, lips: Scalar = 10.0, rho: Scalar = 0.5):
+def scale_by_a2grad(
+    variant: str = "uni", beta: Scalar = 10.0, lips: Scalar = 10.0, rho: Scalar = 0.5
+):
     r"""Damp accelerated gradient descent by the deviation of gradients from their mean: A2Grad.
 
     With $k = t - 1$ and $\bar g_k$ the mean of all gradients so far, $\delta_k = g_k - \bar g_k$,
@@ -100,7 +102,9 @@ def scale_by_a2grad(variant: str = "uni", beta: Scalar = 10.0, lips: Scalar = 10
     instead of a vector.
     """
     if variant not in ("uni", "inc", "exp"):
-        raise ValueError(f"scale_by_a2grad: variant must be 'uni', 'inc' or 'exp', got {variant!r}")
+        raise ValueError(
+            f"scale_by_a2grad: variant must be 'uni', 'inc' or 'exp', got {variant!r}"
+        )
 
     def init(param):
         slots = ("avg_grad", "v", "v_tilde") if variant == "exp" else ("avg_grad", "v")
@@ -115,7 +119,8 @@ def scale_by_a2grad(variant: str = "uni", beta: Scalar = 10.0, lips: Scalar = 10
             new["v_tilde"] = rho * state["v_tilde"] + (1 - rho) * stray
             new["v"] = torch.maximum(state["v"], new["v_tilde"])
         else:
-            new["v"] = (((t - 1) / t).square() if variant == "inc" else 1.0) * state["v"] + stray
+            keep = ((t - 1) / t).square() if variant == "inc" else 1.0
+            new["v"] = keep * state["v"] + stray
         damping = safe_sqrt(t * new["v"] if variant == "exp" else new["v"])
         step = update / (2 * lips / t + beta * damping)
         new["x"] = state["x"] - step

@@ -20,7 +20,10 @@ def _corrected(grad: Tensor, last: Tensor, gamma: Any, beta: Any) -> Tensor:
     return change / at_least(norm(change), 1.0)
 
 
-@whole_tree(needs=("params", "grad_fn"), ranges={"gamma": "[0, inf)", "beta": "[0, 1)", "min_ndim": "[0, inf)"})
+@whole_tree(
+    needs=("params", "grad_fn"),
+    ranges={"gamma": "[0, inf)", "beta": "[0, 1)", "min_ndim": "[0, inf)"},
+)
 def correct_variance_exactly(gamma: Scalar, beta: Scalar, min_ndim: int):
     """Apply `correct_variance` with the gradient of the current batch at the previous parameters."""
 
@@ -32,14 +35,20 @@ def correct_variance_exactly(gamma: Scalar, beta: Scalar, min_ndim: int):
         last = ctx.grad_fn(state["prev_param"])
         corrected = {}
         for name, grad in updates.items():
-            corrected[name] = grad if grad.ndim < min_ndim else _corrected(grad, last[name], gamma, beta)
+            corrected[name] = (
+                grad
+                if grad.ndim < min_ndim
+                else _corrected(grad, last[name], gamma, beta)
+            )
         return corrected, {"prev_param": params}
 
     return init, update
 
 
 @per_tensor(ranges={"gamma": "[0, inf)", "beta": "[0, 1)", "min_ndim": "[0, inf)"})
-def correct_variance(gamma: Scalar = 0.025, beta: Scalar = 0.95, exact: bool = False, min_ndim: int = 0):
+def correct_variance(
+    gamma: Scalar = 0.025, beta: Scalar = 0.95, exact: bool = False, min_ndim: int = 0
+):
     r"""Add a fraction of the gradient's last change to reduce its variance: MARS's correction.
 
     $c_t = g_t + \gamma \frac{\beta}{1-\beta} (g_t - g')$, then $c_t / \max(1, \lVert c_t \rVert)$, leaf by leaf, with
@@ -81,6 +90,8 @@ def correct_variance(gamma: Scalar = 0.025, beta: Scalar = 0.95, exact: bool = F
     def update(update, state, param, ctx):
         if update.ndim < min_ndim:
             return update, state
-        return _corrected(update, state["last_grad"], gamma, beta), {"last_grad": update}
+        return _corrected(update, state["last_grad"], gamma, beta), {
+            "last_grad": update
+        }
 
     return init, update

@@ -26,7 +26,9 @@ from gradtx.optim.engine.inductor import compile_with_inductor
 from gradtx.optim.engine.trace import BundleProgram
 
 logger = logging.getLogger("gradtx")
-CHILD = "import gradtx.optim.engine.background as background; background.compile_orders()"
+CHILD = (
+    "import gradtx.optim.engine.background as background; background.compile_orders()"
+)
 
 
 class BackgroundEngine(CompiledEngine):
@@ -40,18 +42,25 @@ class BackgroundEngine(CompiledEngine):
         backend: The function that compiles graphs.
     """
 
-    def __init__(self, options: Mapping[str, Any], backend: Backend = compile_with_inductor):
+    def __init__(
+        self, options: Mapping[str, Any], backend: Backend = compile_with_inductor
+    ):
         super().__init__(options, backend)
-        self._orders: dict[int, Order] = {}  # keyed by the id of the list that the program is added to
-        self._has_finished: Callable[[], bool] | None = None  # polls the child process, if there is one
-        self._is_loading = False  # whether this step builds programs from the cache that the child has filled
+        # Keyed by the id of the list that the program is added to.
+        self._orders: dict[int, Order] = {}
+        # Polls the child process, if there is one.
+        self._has_finished: Callable[[], bool] | None = None
+        # Whether this step builds programs from the cache that the child has filled.
+        self._is_loading = False
 
     def wait(self) -> None:
         """Wait for the child process to finish. The next step then loads the compiled programs."""
         while self._has_finished is not None and not self._has_finished():
             time.sleep(0.01)
 
-    def bundles(self, request: StepRequest, members: list[Member]) -> tuple[list[Any], list[Member]]:
+    def bundles(
+        self, request: StepRequest, members: list[Member]
+    ) -> tuple[list[Any], list[Member]]:
         self._is_loading = self._has_finished is not None and self._has_finished()
         if self._is_loading:
             self._has_finished = None
@@ -64,7 +73,9 @@ class BackgroundEngine(CompiledEngine):
             self._has_finished = self._compile_elsewhere()
         return result
 
-    def _make_program(self, order: Order, programs: list[BundleProgram]) -> BundleProgram | str:
+    def _make_program(
+        self, order: Order, programs: list[BundleProgram]
+    ) -> BundleProgram | str:
         key = id(programs)
         if self._is_loading and key in self._orders:
             return super()._make_program(order, programs)
@@ -80,7 +91,10 @@ class BackgroundEngine(CompiledEngine):
         try:
             payload = pickle.dumps((type(self), *self.__reduce__()[1], orders))
         except Exception as error:  # such as a user function that has no name
-            logger.info("compile='background': the next step compiles, because the chain cannot be pickled: %s", error)
+            logger.info(
+                "compile='background': the next step compiles, because the chain cannot be pickled: %s",
+                error,
+            )
             return lambda: True
         with tempfile.TemporaryFile() as file:
             file.write(payload)

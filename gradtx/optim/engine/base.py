@@ -50,34 +50,47 @@ class Engine:
         self.failed = False
         self.reasons: dict[str, str] = {}
 
-    def bundles(self, request: StepRequest, members: list[Member]) -> tuple[list[Any], list[Member]]:
+    def bundles(
+        self, request: StepRequest, members: list[Member]
+    ) -> tuple[list[Any], list[Member]]:
         """Return the bundles of a step, ready to run, and the members that are not in them."""
         if self.failed or not members:
             return [], members
         fingerprint = fingerprint_of(request, members)
         plan = self.plan
-        known = plan is not None and plan.matches(fingerprint) and self._is_still_valid(plan)
-        leaves = [] if known else request.leaves_of(members)  # raises for invalid steps, as without an engine
+        known = (
+            plan is not None
+            and plan.matches(fingerprint)
+            and self._is_still_valid(plan)
+        )
+        # Raises for invalid steps, as without an engine.
+        leaves = [] if known else request.leaves_of(members)
         try:
             if plan is None or not known:
-                plan = self.plan = self._make_plan(fingerprint, members, leaves, request)
+                plan = self.plan = self._make_plan(
+                    fingerprint, members, leaves, request
+                )
             self._begin(plan, request)
         except UnsuitableError as error:
             self._give_up(error.__cause__ or error, logging.DEBUG)
             return [], members
-        except Exception as error:  # a bug in gradtx: training continues, but the traceback is logged
+        except Exception as error:
+            # A bug in gradtx: training continues, but the traceback is logged.
             self._give_up(error, logging.ERROR)
             return [], members
         return plan.bundles, plan.rest
 
-    def bundles_of_one(self, request: StepRequest, member: Member) -> tuple[list[Any], list[Member]]:
+    def bundles_of_one(
+        self, request: StepRequest, member: Member
+    ) -> tuple[list[Any], list[Member]]:
         """Return the same for a single member, whose plan is kept separately from that of whole steps."""
         of_all, self.plan = self.plan, self.alone.pop(member, None)
         reasons = self.reasons
         bundles, rest = self.bundles(request, [member])
         if self.plan is not None:
             self.alone[member] = self.plan
-        if self.reasons is not reasons:  # `bundles` has replaced them with those of this member
+        # `bundles` has replaced them with those of this member.
+        if self.reasons is not reasons:
             self.reasons = {**reasons, **self.reasons}
         self.plan = of_all
         return bundles, rest
@@ -103,7 +116,9 @@ class Engine:
         self.plan = None
         logger.log(level, self._consequence(), exc_info=error)
         reason = next(iter(str(error).strip().splitlines()), "")
-        warn_user(f"{self._consequence()}: {type(error).__name__}: {reason}", RuntimeWarning)
+        warn_user(
+            f"{self._consequence()}: {type(error).__name__}: {reason}", RuntimeWarning
+        )
 
     # Methods that subclasses implement.
 
@@ -115,7 +130,9 @@ class Engine:
         """Whether the values of slots are as a plan assumes."""
         return True
 
-    def _begin_bundle(self, bundle: Any, numbers: list[Any], request: StepRequest) -> None:
+    def _begin_bundle(
+        self, bundle: Any, numbers: list[Any], request: StepRequest
+    ) -> None:
         """Pass a bundle its arguments for this step."""
         raise NotImplementedError
 
@@ -127,20 +144,30 @@ class Engine:
         """Return the number of leaves that a program processes."""
         raise NotImplementedError
 
-    def _traits_of_written(self, tensors: list[Tensor], flat: bool) -> tuple[Any, ...] | None:
+    def _traits_of_written(
+        self, tensors: list[Tensor], flat: bool
+    ) -> tuple[Any, ...] | None:
         """Return the properties shared by the parameters and slots of a program; None if a program cannot use these."""
         raise NotImplementedError
 
     # Planning.
 
-    def _make_plan(self, fingerprint: Any, members: list[Member], leaves: list[Leaf], request: StepRequest) -> Plan:
+    def _make_plan(
+        self,
+        fingerprint: Any,
+        members: list[Member],
+        leaves: list[Leaf],
+        request: StepRequest,
+    ) -> Plan:
         pairs_of_kind: dict[Any, Pairs] = {}
         self.reasons = {}
         shared = overlapping(members)
         for member, leaf in zip(members, leaves, strict=True):
             kind = self._kind(member, leaf, request, id(member) in shared)
             if kind is not None:
-                pairs_of_kind.setdefault((member.group, member.count, kind), []).append((member, leaf))
+                pairs_of_kind.setdefault((member.group, member.count, kind), []).append(
+                    (member, leaf)
+                )
         bundles: list[Any] = []
         for (_, _, kind), pairs in pairs_of_kind.items():
             bundles.extend(self._bundled(kind, pairs, request))
@@ -148,7 +175,9 @@ class Engine:
         rest = [member for member in members if id(member) not in in_bundles]
         return Plan(fingerprint, members, bundles, rest)
 
-    def _kind(self, member: Member, leaf: Leaf, request: StepRequest, shares: bool) -> LeafKind | None:
+    def _kind(
+        self, member: Member, leaf: Leaf, request: StepRequest, shares: bool
+    ) -> LeafKind | None:
         """Return the kind of a leaf; None if this engine does not run the leaf."""
         param, layout = member.param, member.layout
         assert layout is not None
@@ -160,14 +189,20 @@ class Engine:
         flat = _is_flat(member, leaf)
         if not flat and is_sharded(param):
             return self._refuse(
-                leaf, "it is sharded, and a reduction over a shard differs from one over the whole tensor"
+                leaf,
+                "it is sharded, and a reduction over a shard differs from one over the whole tensor",
             )
         tensors = _aliases(member, flat)
         written = None if tensors is None else self._traits_of_written(tensors, flat)
         if written is None:
             return self._refuse(leaf, "its size or layout is not supported")
-        by_leaf = [name for name, tree in request.trees.items() if tree[leaf.name] is not None]
-        read: list[Any] = [param.grad, *(request.trees[name][leaf.name] for name in by_leaf)]
+        by_leaf = [
+            name for name, tree in request.trees.items() if tree[leaf.name] is not None
+        ]
+        read: list[Any] = [
+            param.grad,
+            *(request.trees[name][leaf.name] for name in by_leaf),
+        ]
         return LeafKind(
             flat=flat,
             written=written,
@@ -192,7 +227,9 @@ class Engine:
                 return ".".join(operation.path)
         return None
 
-    def _has_program(self, operation: Operation, leaf: Leaf, request: StepRequest) -> bool:
+    def _has_program(
+        self, operation: Operation, leaf: Leaf, request: StepRequest
+    ) -> bool:
         """Whether programs of this engine may run an operation for a leaf."""
         return operation.has_program(leaf)
 
@@ -218,12 +255,16 @@ def _reason_against(member: Member, leaf: Leaf, shares: bool) -> str | None:
 def _numbers(member: Member, signature: Signature, request: StepRequest) -> list[Any]:
     """Return the scalars that the leaves of a bundle share, in the order of `Signature`."""
     count = member.count
-    numbers: list[Any] = [count.made + 1 if isinstance(count, Count) else count + 1, request.count]
+    numbers: list[Any] = [
+        count.made + 1 if isinstance(count, Count) else count + 1,
+        request.count,
+    ]
     if request.scaling is not None:
         numbers.extend(request.scaling.on(local(member.param).device))
     numbers.extend(request.numbers[member.group])
     numbers.extend(request.run.scalars(path)[name] for path, name in signature.shared)
-    numbers.extend(member.state[key].item() for key in signature.equal)  # now: a bundle writes them at its end
+    # Now: a bundle writes them at its end.
+    numbers.extend(member.state[key].item() for key in signature.equal)
     numbers.extend(request.scalars[name] for name in signature.scalars)
     return numbers
 
@@ -240,18 +281,25 @@ def stand_ins(signature: Signature) -> list[Tensor]:
     return [torch.empty((), dtype=dtype) for dtype in dtypes]
 
 
-def shared_programs(cache: SharedPrograms, tx: GradientTransformation, *options: Any) -> dict[Any, Any]:
+def shared_programs(
+    cache: SharedPrograms, tx: GradientTransformation, *options: Any
+) -> dict[Any, Any]:
     """Return the programs of a chain, shared by optimizers with equal options whose chains differ only in scalars."""
     skeleton = tx._skeleton()
     for entry in tx._entries():
-        if varies(entry.value):  # a shared program would keep a tensor, or the objects that a schedule refers to, alive
+        # A shared program would keep a tensor, or the objects that a schedule refers to, alive.
+        if varies(entry.value):
             return {}
     return {} if skeleton is None else cache.of((skeleton, *options))
 
 
 def _has_usable_gradient(param: Tensor, leaf: Leaf) -> bool:
     """Whether a leaf is updated by a gradient of its shape."""
-    return param.grad is not None and param.grad.shape == param.shape and FROZEN not in leaf.program
+    return (
+        param.grad is not None
+        and param.grad.shape == param.shape
+        and FROZEN not in leaf.program
+    )
 
 
 def _sums_over_shards(operation: Operation) -> bool:
@@ -276,9 +324,13 @@ def slots_are_shaped_as(member: Member) -> bool:
     coded: set[str] = set()
     if layout.codes:
         if not layout.is_flat(local(member.param).shape):
-            return False  # even if a scale has the parameter's shape, since blocks are incomplete
+            # Even if a scale has the parameter's shape, since blocks are incomplete.
+            return False
         coded = layout.coded_tensors
-    return all(key in coded or member.state[key].shape in (member.param.shape, ()) for key in layout.program_keys)
+    return all(
+        key in coded or member.state[key].shape in (member.param.shape, ())
+        for key in layout.program_keys
+    )
 
 
 def _aliases(member: Member, flat: bool) -> list[Tensor] | None:

@@ -15,7 +15,13 @@ from gradtx._sharding import local
 from gradtx.optim._member import Member
 from gradtx.optim._request import Trees
 from gradtx.optim._run import OptimizerRun
-from gradtx.optim.engine.alias import PLAIN, alias, alias_or_copy, entries_of, lengths_like
+from gradtx.optim.engine.alias import (
+    PLAIN,
+    alias,
+    alias_or_copy,
+    entries_of,
+    lengths_like,
+)
 from gradtx.optim.engine.signature import Signature
 from gradtx.optim.engine.trace import BundleProgram, ProgramPass
 from gradtx.optim.engine.windows import windows
@@ -74,27 +80,39 @@ class Bundle:
         self.program: list[Any] = []
         self._flat = flat
         self._window = window
-        self._template: list[Tensor | None] = []  # the leaves' arguments; None for those that change in each step
-        self._written_windows: list[list[Tensor]] = []  # for each window, its parts of the other arguments
+        # The leaves' arguments; None for those that change in each step.
+        self._template: list[Tensor | None] = []
+        # For each window, its parts of the other arguments.
+        self._written_windows: list[list[Tensor]] = []
         self._read_per_leaf = 1 + len(signature.by_leaf)
         self._per_leaf = 2 + len(signature.slots) + self._read_per_leaf
         self._are_usual = [flat and _is_usual(member.param) for member in members]
 
     @torch.inference_mode(False)  # later steps write into padding as well
     @torch.no_grad()
-    def create_arguments(self, flag: Callable[[torch.device, bool], Tensor], trees: Trees) -> None:
+    def create_arguments(
+        self, flag: Callable[[torch.device, bool], Tensor], trees: Trees
+    ) -> None:
         """Create the aliases of parameters and slots, and padding if the bundle is not full."""
         for member in self.members:
             self._template.append(flag(self.device, True))
             self._template.append(alias(member.param, member.param, self._flat))
             for key in self.signature.slots:
-                self._template.append(alias(member.state[key], member.param, self._flat))
+                self._template.append(
+                    alias(member.state[key], member.param, self._flat)
+                )
             self._template.extend([None] * self._read_per_leaf)
         like = self.arguments(trees)[1 : self._per_leaf]
         for i in range(len(self.members), self.signature.width):
             self._template.append(flag(self.device, False))
-            for tensor, length in zip(like, lengths_like(like, like[0], 5 + i), strict=True):
-                padding = torch.zeros_like(tensor) if tensor.ndim == 0 else tensor.new_zeros(length)
+            for tensor, length in zip(
+                like, lengths_like(like, like[0], 5 + i), strict=True
+            ):
+                padding = (
+                    torch.zeros_like(tensor)
+                    if tensor.ndim == 0
+                    else tensor.new_zeros(length)
+                )
                 self._template.append(padding)
 
     def arguments(self, trees: Trees) -> list[Tensor]:
@@ -106,35 +124,57 @@ class Bundle:
         for key in self.signature.by_leaf:
             position += 1
             tree = trees[key]
-            arguments[position : end : self._per_leaf] = [self._read(tree[m.name], m) for m in self.members]
+            arguments[position : end : self._per_leaf] = [
+                self._read(tree[m.name], m) for m in self.members
+            ]
         return arguments
 
     def _gradients(self) -> list[Tensor]:
         gradients: list[Any] = []
         for member, is_usual in zip(self.members, self._are_usual, strict=True):
             gradient: Any = member.param.grad
-            if is_usual and type(gradient) is Tensor and not gradient.requires_grad and gradient.is_contiguous():
-                gradients.append(gradient.view(-1))  # a shortcut: the alias would be the same
+            if (
+                is_usual
+                and type(gradient) is Tensor
+                and not gradient.requires_grad
+                and gradient.is_contiguous()
+            ):
+                # A shortcut: the alias would be the same.
+                gradients.append(gradient.view(-1))
             else:
                 gradients.append(self._read(gradient, member))
         return gradients
 
     def _read(self, tensor: Any, member: Member) -> Tensor:
         """Return an alias of a tensor, or of a copy if its layout differs."""
-        if tensor.ndim == 1 and type(tensor) is Tensor and not tensor.requires_grad and _is_usual(tensor):
+        if (
+            tensor.ndim == 1
+            and type(tensor) is Tensor
+            and not tensor.requires_grad
+            and _is_usual(tensor)
+        ):
             return tensor  # a shortcut: the alias would be the same
         return alias_or_copy(tensor, member.param, self._flat)
 
     def calls(self, arguments: list[Tensor]) -> Iterable[list[Tensor]]:
         """Return the arguments of each call of a program."""
-        return [arguments] if self._window is None else self._windows_of(arguments, self._window)
+        return (
+            [arguments]
+            if self._window is None
+            else self._windows_of(arguments, self._window)
+        )
 
-    def _windows_of(self, arguments: list[Tensor], window: int) -> Iterator[list[Tensor]]:
+    def _windows_of(
+        self, arguments: list[Tensor], window: int
+    ) -> Iterator[list[Tensor]]:
         """Yield the arguments of each window in turn. The read-only ones are new in each step."""
-        size, read = entries_of(self.members[0].param), self._per_leaf - self._read_per_leaf
+        size = entries_of(self.members[0].param)
+        read = self._per_leaf - self._read_per_leaf
         if not self._written_windows:
             self._written_windows = list(windows(arguments[:read], window, size))
-        for written, of_step in zip(self._written_windows, windows(arguments[read:], window, size), strict=True):
+        for written, of_step in zip(
+            self._written_windows, windows(arguments[read:], window, size), strict=True
+        ):
             yield written + of_step
 
     def compile_for(self, program: BundleProgram) -> None:
@@ -153,14 +193,20 @@ class Bundle:
     ) -> None:
         """Receive the arguments of the current step."""
         self.at = -1
-        self._present = BundleStep(run, numbers, on_host, self.arguments(trees), prepared)
+        self._present = BundleStep(
+            run, numbers, on_host, self.arguments(trees), prepared
+        )
 
     def call(self, compiled: ProgramPass) -> list[dict[Any, Tensor]]:
         """Run a pass; return the sums or new shared values of each call by name."""
         step = self._in_step()
-        key = (id(compiled), *map(id, step.numbers))  # bundles of a group and count share these scalars
+        # Bundles of a group and count share these scalars.
+        key = (id(compiled), *map(id, step.numbers))
         if key not in step.prepared:
-            step.prepared[key] = step.numbers, compiled.prepare(step.numbers, self.device, step.on_host)
+            step.prepared[key] = (
+                step.numbers,
+                compiled.prepare(step.numbers, self.device, step.on_host),
+            )
         _, prepared = step.prepared[key]
         results: list[dict[Any, Tensor]] = []
         for arguments in self.calls(step.of_leaves):
@@ -216,7 +262,11 @@ class PassOperation(Operation):
         results = bundle.call(self._compiled)
         if self._awaited is None:
             return bundle.end(results)
-        return results[0] if len(results) == 1 else self.combine([(bundle, sums) for sums in results])
+        return (
+            results[0]
+            if len(results) == 1
+            else self.combine([(bundle, sums) for sums in results])
+        )
 
     def combine(self, waiting: list[tuple[Any, Any]]) -> Any:
         assert self._awaited is not None

@@ -40,7 +40,8 @@ from gradtx.optim.engine.windows import can_be_split, is_positional, window_of
 logger = logging.getLogger("gradtx")
 
 WIDTH = 8  # leaves in a flat bundle: wider ones cost more compile time than they save
-LARGE = 2**15  # minimum entries of a flat leaf for more than one thread, as in torch's own kernels
+# Minimum entries of a flat leaf for more than one thread, as in torch's own kernels.
+LARGE = 2**15
 PATIENCE = 3.0  # seconds of compile time after which a message is logged
 COMPILING = threading.RLock()  # torch's tracer patches global names while it runs
 
@@ -84,18 +85,22 @@ class CompiledEngine(Engine):
         backend: The function that compiles graphs.
     """
 
-    def __init__(self, options: Mapping[str, Any], backend: Backend = compile_with_inductor):
+    def __init__(
+        self, options: Mapping[str, Any], backend: Backend = compile_with_inductor
+    ):
         super().__init__()
         self._options = dict(options)
         self._backend = backend
         self._programs: dict[Any, list[BundleProgram]] | None = None
-        self._with_sums_over_shards: set[int] = set()  # ids of program lists that remain empty
+        # Ids of program lists that remain empty.
+        self._with_sums_over_shards: set[int] = set()
         self._prepared: Prepared = {}
         self._flags: dict[tuple[torch.device, bool], Tensor] = {}
         self._logged: set[str] = set()  # stages that have been logged
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self._options, self._backend)  # programs are compiled again when they are needed
+        # Programs are compiled again when they are needed.
+        return type(self), (self._options, self._backend)
 
     @property
     def programs(self) -> list[BundleProgram]:
@@ -111,8 +116,12 @@ class CompiledEngine(Engine):
         self._prepared = {}
         super()._begin(plan, request)
 
-    def _begin_bundle(self, bundle: Any, numbers: list[Any], request: StepRequest) -> None:
-        bundle.begin(request.run, numbers, request.on_host, request.trees, self._prepared)
+    def _begin_bundle(
+        self, bundle: Any, numbers: list[Any], request: StepRequest
+    ) -> None:
+        bundle.begin(
+            request.run, numbers, request.on_host, request.trees, self._prepared
+        )
 
     def _flag(self, device: torch.device, real: bool) -> Tensor:
         """Return the flag for real leaves or for padding, one tensor for all leaves."""
@@ -126,7 +135,8 @@ class CompiledEngine(Engine):
         return "compile=True has no effect, steps run eagerly"
 
     def _bundled(self, kind: LeafKind, pairs: Pairs, request: StepRequest) -> list[Any]:
-        pairs.sort(key=_largest_first)  # compilers specialize on the first sizes they see
+        # Compilers specialize on the first sizes they see.
+        pairs.sort(key=_largest_first)
         signature = Signature.of(*pairs[0], kind, request)
         bundles: list[Bundle] = []
         for start in range(0, len(pairs), kind.width):
@@ -144,28 +154,39 @@ class CompiledEngine(Engine):
             return 1
         return WIDTH if flat or _can_be_padded(member, leaf) else 1
 
-    def _traits_of_written(self, tensors: list[Tensor], flat: bool) -> tuple[Any, ...] | None:
+    def _traits_of_written(
+        self, tensors: list[Tensor], flat: bool
+    ) -> tuple[Any, ...] | None:
         if tensors[0].numel() < (1 if flat else 2):
-            return None  # compilers specialize on sizes 0 and 1, unless all operations are elementwise
+            # Compilers specialize on sizes 0 and 1, unless all operations are elementwise.
+            return None
         if flat:
             traits = [(tensor.dtype, tensor.device, tensor.ndim) for tensor in tensors]
             return tensors[0].numel() >= LARGE, *traits
         return False, *map(_traits_of, tensors)
 
     def _supports(self, leaf: Leaf, request: StepRequest) -> bool:
-        if leaf.key.ndim == 0:  # a 0-d slot cannot be distinguished from one shaped like the leaf
+        # A 0-d slot cannot be distinguished from one shaped like the leaf.
+        if leaf.key.ndim == 0:
             self._refuse(leaf, "it has no dimensions")
             return False
         if is_positional(leaf) and not local(leaf.key).is_contiguous():
-            self._refuse(leaf, "a link needs the positions of its entries, which a flat alias reorders")
+            self._refuse(
+                leaf,
+                "a link needs the positions of its entries, which a flat alias reorders",
+            )
             return False
         if has_regions(leaf.program):
-            self._refuse(leaf, "a link is computed by owners, which requires list programs")
+            self._refuse(
+                leaf, "a link is computed by owners, which requires list programs"
+            )
             return False
         stage = self._stage_without_program(leaf, request)
         if stage is not None and stage not in self._logged:
             self._logged.add(stage)
-            logger.warning("%s is not compiled: leaves that pass through it step eagerly", stage)
+            logger.warning(
+                "%s is not compiled: leaves that pass through it step eagerly", stage
+            )
         return super()._supports(leaf, request)
 
     def _bundle(
@@ -187,7 +208,8 @@ class CompiledEngine(Engine):
             return SUM_OVER_SHARDS
         program = next((program for program in programs if program.fits(tensors)), None)
         if program is None:
-            view, structure = request.views[first.group], request.structures[first.group]
+            view = request.views[first.group]
+            structure = request.structures[first.group]
             order = Order(
                 function=BundleFunction(signature, view.chain_of(structure)),
                 common=[tensor.to(bundle.device) for tensor in stand_ins(signature)],
@@ -200,7 +222,8 @@ class CompiledEngine(Engine):
             program = self._make_program(order, programs)
         if isinstance(program, str):
             return program
-        if others and not program.fits(list(map(torch.empty_like, others[-1]))):  # a storage offset never fits
+        # A storage offset never fits.
+        if others and not program.fits(list(map(torch.empty_like, others[-1]))):
             return "a rule depends on its length"
         bundle.compile_for(program)
         return bundle
@@ -211,11 +234,15 @@ class CompiledEngine(Engine):
         """Return the programs of this structure, one for each pattern of sizes."""
         if self._programs is None:
             options = repr(sorted(self._options.items()))
-            self._programs = shared_programs(_SHARED, request.views[0].tx, self._backend, options)
+            self._programs = shared_programs(
+                _SHARED, request.views[0].tx, self._backend, options
+            )
         key = request.structures[member.group], kind, *signature.key()
         return self._programs.setdefault(key, [])
 
-    def _make_program(self, order: Order, programs: list[BundleProgram]) -> BundleProgram | str:
+    def _make_program(
+        self, order: Order, programs: list[BundleProgram]
+    ) -> BundleProgram | str:
         """Compile a program and add it to the list of similar ones; or return the reason why there is none yet.
 
         Raises:
@@ -224,7 +251,8 @@ class CompiledEngine(Engine):
         with COMPILING:
             for program in programs:
                 if program.fits(order.examples[-1]):
-                    return program  # another thread has compiled it while this one waited
+                    # Another thread has compiled it while this one waited.
+                    return program
             program = self._compiled(order)
         if program is None:
             self._with_sums_over_shards.add(id(programs))
@@ -242,16 +270,25 @@ class CompiledEngine(Engine):
         threads = {} if order.large else {"cpp.threads": 1}
         compiler = Compiler(self._backend, {**threads, **self._options})
         try:
-            program = BundleProgram(order.function, order.common, order.examples[0], order.flat)
+            program = BundleProgram(
+                order.function, order.common, order.examples[0], order.flat
+            )
             if not program.fits(order.examples[-1]):  # a rule reads the length
-                program = BundleProgram(order.function, order.common, order.examples[-1], order.flat)
+                program = BundleProgram(
+                    order.function, order.common, order.examples[-1], order.flat
+                )
             if order.sharded and have_sums(program.passes):
                 return None
             program.compile(compiler)
-        except Exception as error:  # a user's rule and torch's compiler may raise any exception
+        except Exception as error:
+            # A user's rule and torch's compiler may raise any exception.
             raise CompilationError(order.name) from error
         if time.monotonic() - start > PATIENCE:
-            logger.info("compiled a program for %s in %.1f s", order.name, time.monotonic() - start)
+            logger.info(
+                "compiled a program for %s in %.1f s",
+                order.name,
+                time.monotonic() - start,
+            )
         return program
 
 

@@ -9,7 +9,9 @@ from typing import Any, TypeAlias
 # A back end creates a callable from a traced graph, example arguments and the user's options. The callable accepts
 # tensors like the examples (their symbolic sizes may differ), writes in place to the same arguments as the graph, and
 # returns the graph's results.
-Backend: TypeAlias = Callable[[Any, Sequence[Any], Mapping[str, Any]], Callable[..., Any]]
+Backend: TypeAlias = Callable[
+    [Any, Sequence[Any], Mapping[str, Any]], Callable[..., Any]
+]
 
 
 @dataclass

@@ -38,9 +38,16 @@ def _in_single(function: Any) -> Any:
 
     def product(*arguments: Any, **options: Any) -> Any:
         first: Tensor = arguments[0]
-        if first.dtype != torch.bfloat16 or first.device.type != "cpu" or _torch.multiplies_in_bfloat16():
+        if (
+            first.dtype != torch.bfloat16
+            or first.device.type != "cpu"
+            or _torch.multiplies_in_bfloat16()
+        ):
             return NotImplemented
-        wide = [argument.float() if isinstance(argument, Tensor) else argument for argument in arguments]
+        wide = [
+            argument.float() if isinstance(argument, Tensor) else argument
+            for argument in arguments
+        ]
         return function(*wide, **options).to(torch.bfloat16)
 
     return product
@@ -48,7 +55,10 @@ def _in_single(function: Any) -> Any:
 
 aten = torch.ops.aten
 PRODUCTS = (aten.mm.default, aten.addmm.default, aten.bmm.default, aten.baddbmm.default)
-REPLACED = {aten.atan.default: _atan, **{product: _in_single(product) for product in PRODUCTS}}
+REPLACED = {
+    aten.atan.default: _atan,
+    **{product: _in_single(product) for product in PRODUCTS},
+}
 
 
 def is_number(node: Node) -> bool:
@@ -83,8 +93,12 @@ def narrow(module: GraphModule) -> None:
         users = [user for user in number.users if _computes_in_single(user)]
         if not users:
             continue
-        with graph.inserting_after(last_argument if number.op == "placeholder" else number):
-            rounded = graph.call_function(torch.ops.prims.convert_element_type.default, (number, torch.float32))
+        with graph.inserting_after(
+            last_argument if number.op == "placeholder" else number
+        ):
+            rounded = graph.call_function(
+                torch.ops.prims.convert_element_type.default, (number, torch.float32)
+            )
         rounded.meta = {"val": number.meta["val"].to(torch.float32)}
         for user in users:
             user.replace_input_with(number, rounded)
@@ -116,7 +130,9 @@ class Numbers:
         return GraphModule(owner, self.graph)
 
 
-def hoist(module: GraphModule, sources: list[Node], before: Node) -> tuple[Numbers, list[Node]]:
+def hoist(
+    module: GraphModule, sources: list[Node], before: Node
+) -> tuple[Numbers, list[Node]]:
     """Extract from a graph all scalars that can be computed from the arguments `sources`.
 
     Returns:
@@ -128,7 +144,11 @@ def hoist(module: GraphModule, sources: list[Node], before: Node) -> tuple[Numbe
     computable = _numbers_from(graph, sources)
     needed: list[Node] = []
     for node, follows in computable.items():
-        if follows and node not in sources and not computable.keys() >= node.users.keys():
+        if (
+            follows
+            and node not in sources
+            and not computable.keys() >= node.users.keys()
+        ):
             needed.append(node)
     numbers = _graph_of(graph, computable, sources, needed)
     arguments: list[Node] = []
@@ -145,7 +165,9 @@ def hoist(module: GraphModule, sources: list[Node], before: Node) -> tuple[Numbe
 
 def _computes_number(node: Node) -> bool:
     """Whether a node computes a scalar or is a constant scalar, and writes nothing."""
-    inner = node.op == "get_attr" or (node.op == "call_function" and not _torch.writes(node.target))
+    inner = node.op == "get_attr" or (
+        node.op == "call_function" and not _torch.writes(node.target)
+    )
     return inner and is_number(node)
 
 
@@ -154,7 +176,9 @@ def _merge_equal_numbers(graph: Graph, sources: list[Node]) -> None:
     computable = set(sources)
     first: dict[str, Node] = {}
     for node in graph.nodes:
-        if not _computes_number(node) or not computable.issuperset(node.all_input_nodes):
+        if not _computes_number(node) or not computable.issuperset(
+            node.all_input_nodes
+        ):
             continue
         equal = first.setdefault(f"{node.target} {node.args} {node.kwargs}", node)
         if equal is node:
@@ -171,7 +195,11 @@ def _numbers_from(graph: Graph, sources: list[Node]) -> dict[Node, bool]:
     """
     depends = dict.fromkeys(sources, True)
     for node in graph.nodes:
-        if node not in depends and _computes_number(node) and depends.keys() >= set(node.all_input_nodes):
+        if (
+            node not in depends
+            and _computes_number(node)
+            and depends.keys() >= set(node.all_input_nodes)
+        ):
             depends[node] = any(depends[argument] for argument in node.all_input_nodes)
     return depends
 
@@ -191,4 +219,8 @@ def _graph_of(
     for node in graph.nodes:
         if node in computable and node not in copies:
             copies[node] = numbers.node_copy(node, copies.__getitem__)
-    return Numbers(numbers, [copies[source] for source in sources], [copies[node] for node in needed])
+    return Numbers(
+        numbers,
+        [copies[source] for source in sources],
+        [copies[node] for node in needed],
+    )

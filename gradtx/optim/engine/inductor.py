@@ -12,7 +12,9 @@ from gradtx._narrowing import is_mapping
 from gradtx.optim.engine.kept import keep, kept_program, place_of
 
 
-def compile_with_inductor(graph: Any, examples: Sequence[Any], options: Mapping[str, Any]) -> Callable[..., Any]:
+def compile_with_inductor(
+    graph: Any, examples: Sequence[Any], options: Mapping[str, Any]
+) -> Callable[..., Any]:
     """Compile a graph, or load the program that an earlier process has saved."""
     if not _torch.asserts_bind_sizes():
         options = {"size_asserts": False, **options}
@@ -27,7 +29,9 @@ def compile_with_inductor(graph: Any, examples: Sequence[Any], options: Mapping[
     return program
 
 
-def _compiled_to_keep(graph: Any, examples: Sequence[Any], options: Mapping[str, Any]) -> Callable[..., Any]:
+def _compiled_to_keep(
+    graph: Any, examples: Sequence[Any], options: Mapping[str, Any]
+) -> Callable[..., Any]:
     """Compile a graph; if it came from inductor's cache, which omits the assumptions about sizes, compile it again.
 
     Leaves of other sizes have the same graph in that cache. Programs that cannot be saved are loaded from it.
@@ -39,10 +43,13 @@ def _compiled_to_keep(graph: Any, examples: Sequence[Any], options: Mapping[str,
     return program
 
 
-def _compiled(graph: Any, examples: Sequence[Any], options: Mapping[str, Any]) -> Callable[..., Any]:
+def _compiled(
+    graph: Any, examples: Sequence[Any], options: Mapping[str, Any]
+) -> Callable[..., Any]:
     """Compile a graph; if that fails, try again without fusing unlike loops."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the compiler, such as a deprecation warning at its first import
+        # Of the compiler, such as a deprecation warning at its first import.
+        warnings.simplefilter("ignore")
         try:
             with _torch.named_instructions():
                 return _torch.compile_graph(graph, examples, options)
@@ -68,7 +75,9 @@ def compiler_options(compile: Any) -> dict[str, Any]:
     if isinstance(compile, str):
         modes = _torch.compiler_modes()
         if compile not in modes:
-            raise ValueError(f"compile: unknown mode {compile!r}; modes: {', '.join(modes)}, background")
+            raise ValueError(
+                f"compile: unknown mode {compile!r}; modes: {', '.join(modes)}, background"
+            )
         return dict(modes[compile])
     raise TypeError(
         f'compile must be True, False, "background", a mode of torch.compile or a dict of its options, got {compile!r}'
@@ -80,7 +89,8 @@ def _checked_options(options: Mapping[Any, Any]) -> dict[str, Any]:
     for name in options:
         if not isinstance(name, str):
             raise TypeError(f"compile: option names must be strings, got {name!r}")
-        if known is not None and name.replace("-", "_") not in known:  # as torch.compile reads them
+        # As torch.compile reads them.
+        if known is not None and name.replace("-", "_") not in known:
             meant = close(name, known)
             hint = "" if meant is None else f"; did you mean {meant!r}?"
             raise ValueError(f"compile: torch's compiler has no option {name!r}{hint}")

@@ -26,28 +26,50 @@ logger = logging.getLogger("gradtx")
 FOLDER = "gradtx"
 
 
-def kept_program(place: Path, assumptions: _torch.Assumptions) -> Callable[..., Any] | None:
+def kept_program(
+    place: Path, assumptions: _torch.Assumptions
+) -> Callable[..., Any] | None:
     """Return the program saved in a file, if an earlier process has written one that can be used."""
     try:
         content = json.loads(place.read_text(encoding="utf-8"))
-        program = _torch.run_kernels(_torch.Kernels(content["method"], content["libraries"]))
+        program = _torch.run_kernels(
+            _torch.Kernels(content["method"], content["libraries"])
+        )
         return program if assumptions.add(content["assumptions"]) else None
-    except (OSError, ImportError, AttributeError, LookupError, TypeError, ValueError, SyntaxError):
-        logger.debug("no program in %s", place, exc_info=True)  # inductor compiles it again
+    except (
+        OSError,
+        ImportError,
+        AttributeError,
+        LookupError,
+        TypeError,
+        ValueError,
+        SyntaxError,
+    ):
+        # inductor compiles it again.
+        logger.debug("no program in %s", place, exc_info=True)
         return None
 
 
-def keep(place: Path, program: Callable[..., Any], assumptions: _torch.Assumptions) -> None:
+def keep(
+    place: Path, program: Callable[..., Any], assumptions: _torch.Assumptions
+) -> None:
     """Save a program that was compiled under assumptions about sizes, if it is simple enough."""
     kernels = _torch.kernels_of(program)
     if kernels is None or _torch.was_loaded(program):
         return
     try:
-        content = {"method": kernels.method, "libraries": kernels.libraries, "assumptions": assumptions.added()}
+        content = {
+            "method": kernels.method,
+            "libraries": kernels.libraries,
+            "assumptions": assumptions.added(),
+        }
         place.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=place.parent, delete=False, encoding="utf-8") as file:
+        with tempfile.NamedTemporaryFile(
+            "w", dir=place.parent, delete=False, encoding="utf-8"
+        ) as file:
             json.dump(content, file)
-        os.replace(file.name, place)  # atomically, since other processes may be reading it
+        # Atomically, since other processes may be reading it.
+        os.replace(file.name, place)
     except (OSError, AttributeError):
         logger.debug("the program could not be saved in %s", place, exc_info=True)
 
@@ -55,11 +77,20 @@ def keep(place: Path, program: Callable[..., Any], assumptions: _torch.Assumptio
 def place_of(graph: GraphModule, options: Mapping[str, Any]) -> Path | None:
     """Return the file of a graph's program, named by a digest of all it depends on; None if it must not be saved."""
     folder, settings = _torch.compiler_cache(), _torch.compiler_settings()
-    if folder is None or settings is None or not _torch.compiles_at_once(graph, options):
+    if (
+        folder is None
+        or settings is None
+        or not _torch.compiles_at_once(graph, options)
+    ):
         return None
     if graph.graph.find_nodes(op="get_attr"):  # constants, which have no text form
         return None
-    facts = [_surroundings(), settings, repr(sorted(options.items())), str(torch.get_num_threads())]
+    facts = [
+        _surroundings(),
+        settings,
+        repr(sorted(options.items())),
+        str(torch.get_num_threads()),
+    ]
     facts += [_text_of(node) for node in graph.graph.nodes]
     digest = hashlib.sha256("\n".join(facts).encode())
     return folder / FOLDER / f"{digest.hexdigest()}.json"
@@ -93,8 +124,21 @@ def _surroundings() -> str:
     """Return the versions, environment variables and processor that programs depend on."""
     modules = (Path(_torch.__file__), Path(__file__))
     codes = [hashlib.sha256(module.read_bytes()).hexdigest() for module in modules]
-    environment = sorted(item for item in os.environ.items() if item[0].startswith(("TORCH", "CXX", "CPLUS")))
-    return repr([torch.__version__, torch.version.git_version, *codes, environment, platform.machine(), _processor()])
+    environment = sorted(
+        item
+        for item in os.environ.items()
+        if item[0].startswith(("TORCH", "CXX", "CPLUS"))
+    )
+    return repr(
+        [
+            torch.__version__,
+            torch.version.git_version,
+            *codes,
+            environment,
+            platform.machine(),
+            _processor(),
+        ]
+    )
 
 
 def _processor() -> str:

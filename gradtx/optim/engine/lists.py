@@ -12,7 +12,12 @@ from torch import Tensor
 from gradtx._complex import as_real
 from gradtx._execution import Leaf, LeafTerms, Operation
 from gradtx._lists import UnrecordableError
-from gradtx._lists.bundle import ListBundle, ListPass, entries_of_a_call, passes_of_shards
+from gradtx._lists.bundle import (
+    ListBundle,
+    ListPass,
+    entries_of_a_call,
+    passes_of_shards,
+)
 from gradtx._lists.cache import SharedPrograms
 from gradtx._lists.equal import may_be_number, slots_from_numbers
 from gradtx._owners import has_regions
@@ -24,7 +29,13 @@ from gradtx.optim._groups import GroupView
 from gradtx.optim._member import Member
 from gradtx.optim._request import StepRequest, Trees
 from gradtx.optim.engine.alias import PLAIN, alias, alias_or_copy, entries_of
-from gradtx.optim.engine.base import SUM_OVER_SHARDS, Engine, Pairs, shared_programs, stand_ins
+from gradtx.optim.engine.base import (
+    SUM_OVER_SHARDS,
+    Engine,
+    Pairs,
+    shared_programs,
+    stand_ins,
+)
 from gradtx.optim.engine.plan import Plan
 from gradtx.optim.engine.signature import LeafKind, Signature
 from gradtx.optim.engine.trace import BundleFunction, EqualSlot
@@ -41,23 +52,34 @@ class MemberBundle(ListBundle):
         splits: Whether large leaves may be updated in parts.
     """
 
-    def __init__(self, members: list[Member], signature: Signature, passes: list[ListPass], splits: bool):
+    def __init__(
+        self,
+        members: list[Member],
+        signature: Signature,
+        passes: list[ListPass],
+        splits: bool,
+    ):
         device = local(members[0].param).device
         super().__init__(members[0].name, device, passes)
         self.members = members
         self.signature = signature
         self._results: list[dict[str, Any]] = []  # the owners' results, by leaf name
         self._leaves: dict[str, Leaf] = {}
-        flat = splits and not signature.layout.codes  # codes are stored row by row, except in parts of leaves
+        # Codes are stored row by row, except in parts of leaves.
+        flat = splits and not signature.layout.codes
         chunks = _chunks_of(members, splits, signature)
         self._chunks = [Chunk(pieces, signature, flat) for pieces in chunks]
         self._trees: Trees = {}
         self._consumes = False
-        self._equal = {key: [member.state[key] for member in members] for key in signature.equal}
+        self._equal = {
+            key: [member.state[key] for member in members] for key in signature.equal
+        }
 
     def slots_are_still_equal(self) -> bool:
         """Whether the values of all equal slots are still equal."""
-        return all(len(set(map(Tensor.item, slots))) == 1 for slots in self._equal.values())
+        return all(
+            len(set(map(Tensor.item, slots))) == 1 for slots in self._equal.values()
+        )
 
     def read_from(self, trees: Trees, consumes: bool) -> None:
         """Receive the per-leaf extras of the current step; `consumes` is whether to free gradients after use."""
@@ -84,7 +106,12 @@ class MemberBundle(ListBundle):
         terms = LeafTerms()
         for chunk, columns in zip(self._chunks, results, strict=True):
             for name, *tensors in zip(chunk.names, *columns, strict=True):
-                terms.append((self._leaves[name], dict(zip(compiled.names, tensors, strict=True))))
+                terms.append(
+                    (
+                        self._leaves[name],
+                        dict(zip(compiled.names, tensors, strict=True)),
+                    )
+                )
         return terms
 
     def add_results(self, results: dict[str, Any]) -> None:
@@ -101,7 +128,9 @@ class MemberBundle(ListBundle):
 
     def end(self, compiled: ListPass, results: list[list[Any]]) -> None:
         """Hand over the new shared values."""
-        for i, (place, dtype) in enumerate(zip(compiled.names, compiled.dtypes, strict=True)):
+        for i, (place, dtype) in enumerate(
+            zip(compiled.names, compiled.dtypes, strict=True)
+        ):
             if isinstance(place, LateTerm):
                 self._add_late(place, dtype, [of_call[i] for of_call in results])
                 continue
@@ -110,22 +139,29 @@ class MemberBundle(ListBundle):
                 copy_each_(slots, [self.as_tensor(results[0][i], dtype)] * len(slots))
                 continue
             path, name = place
-            self.run.new_shared.setdefault(path, {}).setdefault(name, self.as_tensor(results[0][i], dtype))
+            self.run.new_shared.setdefault(path, {}).setdefault(
+                name, self.as_tensor(results[0][i], dtype)
+            )
         self._trees = {}
         self._results = []
         self._leaves = {}
         self.release_tensors()
 
-    def _add_late(self, place: LateTerm, dtype: torch.dtype, results: list[Any]) -> None:
+    def _add_late(
+        self, place: LateTerm, dtype: torch.dtype, results: list[Any]
+    ) -> None:
         """Hand over the terms of a sum, as one list per call."""
         for names, of_call in zip(self.leaf_names(), results, strict=True):
-            for name, term in zip(names, self.by_leaf(of_call, dtype, len(names)), strict=True):
+            for name, term in zip(
+                names, self.by_leaf(of_call, dtype, len(names)), strict=True
+            ):
                 self.run.add_late(place, name, term)
 
 
 # Chunks.
 
-Piece = tuple[Member, slice | None]  # a range of entries of a parameter's flat alias, or None for the whole parameter
+# A range of entries of a parameter's flat alias, or None for the whole parameter.
+Piece = tuple[Member, slice | None]
 
 
 class Chunk:
@@ -143,20 +179,36 @@ class Chunk:
     def __init__(self, pieces: list[Piece], signature: Signature, splits: bool):
         self._pieces = pieces
         self._splits = splits
-        self._whole = all(window is None and not member.param.is_complex() for member, window in pieces)
+        self._whole = all(
+            window is None and not member.param.is_complex()
+            for member, window in pieces
+        )
         self._params = [member.param for member, _ in pieces]
         self.names = [member.name for member, _ in pieces]
-        self._columns = [[self._written_part(param, piece) for param, piece in zip(self._params, pieces, strict=True)]]
+        self._columns = [
+            [
+                self._written_part(param, piece)
+                for param, piece in zip(self._params, pieces, strict=True)
+            ]
+        ]
         for key in signature.slots_by_leaf:
-            self._columns.append([self._written_part(piece[0].state[key], piece) for piece in pieces])
-        self._first_entries = [_first_entry(*piece) for piece in pieces] if signature.placed else None
+            self._columns.append(
+                [self._written_part(piece[0].state[key], piece) for piece in pieces]
+            )
+        self._first_entries = (
+            [_first_entry(*piece) for piece in pieces] if signature.placed else None
+        )
 
     def _written_part(self, tensor: Tensor, piece: Piece) -> Tensor:
         """Return a tensor that programs write: a parameter or a slot."""
         member, window = piece
         if window is None:
             plain = type(tensor) in PLAIN
-            return as_real(tensor.detach()) if plain else alias(tensor, member.param, self._splits)
+            return (
+                as_real(tensor.detach())
+                if plain
+                else alias(tensor, member.param, self._splits)
+            )
         return cut(alias(tensor, member.param, True), window, entries_of(member.param))
 
     def columns(self, by_leaf: Sequence[str], trees: Trees) -> list[list[Tensor]]:
@@ -166,7 +218,12 @@ class Chunk:
             gradients = list(map(self._read, gradients, self._pieces))
         columns = [*self._columns, gradients]
         for name in by_leaf:
-            columns.append([self._read(trees[name][member.name], (member, window)) for member, window in self._pieces])
+            columns.append(
+                [
+                    self._read(trees[name][member.name], (member, window))
+                    for member, window in self._pieces
+                ]
+            )
         if self._first_entries is not None:
             columns.append(self._first_entries)
         return columns
@@ -182,7 +239,9 @@ class Chunk:
         member, window = piece
         if window is None and _is_plain(tensor):
             return as_real(tensor)
-        aliased = alias_or_copy(tensor, member.param, self._splits or window is not None)
+        aliased = alias_or_copy(
+            tensor, member.param, self._splits or window is not None
+        )
         return aliased if window is None else aliased[window]
 
 
@@ -196,7 +255,9 @@ def _is_plain(tensor: Any) -> bool:
     return type(tensor) is Tensor
 
 
-def _chunks_of(members: list[Member], splits: bool, signature: Signature) -> list[list[Piece]]:
+def _chunks_of(
+    members: list[Member], splits: bool, signature: Signature
+) -> list[list[Piece]]:
     """Divide leaves into lists of bounded size: of the leaves, and of their largest slots."""
     limit = entries_of_a_call(local(members[0].param).device)
     chunks: list[list[Piece]] = []
@@ -205,7 +266,10 @@ def _chunks_of(members: list[Member], splits: bool, signature: Signature) -> lis
         size = entries_of(member.param)
         part = part_of(member, signature.placed) if splits else None
         if part is not None:
-            chunks.extend([(member, slice(start, min(start + part, size)))] for start in range(0, size, part))
+            chunks.extend(
+                [(member, slice(start, min(start + part, size)))]
+                for start in range(0, size, part)
+            )
             room = 0
             continue
         for key in signature.slots_by_leaf:
@@ -234,14 +298,18 @@ class ListEngine(Engine):
     def _consequence(self) -> str:
         return "steps run leaf by leaf"
 
-    def _has_program(self, operation: Operation, leaf: Leaf, request: StepRequest) -> bool:
+    def _has_program(
+        self, operation: Operation, leaf: Leaf, request: StepRequest
+    ) -> bool:
         return operation.has_list_program(leaf, request.on_host)
 
     def _is_still_valid(self, plan: Plan) -> bool:
         bundles: list[Any] = plan.bundles
         return all(bundle.slots_are_still_equal() for bundle in bundles)
 
-    def _begin_bundle(self, bundle: Any, numbers: list[Any], request: StepRequest) -> None:
+    def _begin_bundle(
+        self, bundle: Any, numbers: list[Any], request: StepRequest
+    ) -> None:
         bundle.begin(request.run, numbers, request.on_host)
         bundle.read_from(request.trees, request.consumes)
         if bundle.signature.has_owners:
@@ -252,13 +320,19 @@ class ListEngine(Engine):
     def _width(self, member: Member, leaf: Leaf, flat: bool) -> int:
         return 1
 
-    def _traits_of_written(self, tensors: list[Tensor], flat: bool) -> tuple[Any, ...] | None:
+    def _traits_of_written(
+        self, tensors: list[Tensor], flat: bool
+    ) -> tuple[Any, ...] | None:
         return tuple((tensor.dtype, tensor.device) for tensor in tensors)
 
-    def _bundled(self, kind: LeafKind, pairs: Pairs, request: StepRequest) -> list[MemberBundle]:
+    def _bundled(
+        self, kind: LeafKind, pairs: Pairs, request: StepRequest
+    ) -> list[MemberBundle]:
         member, leaf = pairs[0]
         of_kind = Signature.of(member, leaf, kind, request)
-        signature = dataclasses.replace(of_kind, width=1, padded=False, has_owners=has_regions(leaf.program))
+        signature = dataclasses.replace(
+            of_kind, width=1, padded=False, has_owners=has_regions(leaf.program)
+        )
         equal = self._equal_slots(kind, signature, pairs, request)
         if not equal:
             return self._bundles_of_signature(kind, signature, pairs, request)
@@ -266,10 +340,14 @@ class ListEngine(Engine):
         for equal_pairs in _grouped_by_values(pairs, equal):
             dtypes = {key: member.state[key].dtype for key in equal}
             with_numbers = dataclasses.replace(signature, equal=dtypes)
-            bundles.extend(self._bundles_of_signature(kind, with_numbers, equal_pairs, request))
+            bundles.extend(
+                self._bundles_of_signature(kind, with_numbers, equal_pairs, request)
+            )
         return bundles
 
-    def _equal_slots(self, kind: LeafKind, signature: Signature, pairs: Pairs, request: StepRequest) -> tuple[str, ...]:
+    def _equal_slots(
+        self, kind: LeafKind, signature: Signature, pairs: Pairs, request: StepRequest
+    ) -> tuple[str, ...]:
         """Return the keys of 0-d slots that remain equal across the leaves of a program once they are equal."""
         if not request.on_host or signature.has_owners:
             return ()
@@ -278,10 +356,17 @@ class ListEngine(Engine):
             candidates = {key for key in candidates if may_be_number(member.state[key])}
         if not candidates:
             return ()
-        return self._slots_from_numbers(kind, signature, pairs, request, frozenset(candidates))
+        return self._slots_from_numbers(
+            kind, signature, pairs, request, frozenset(candidates)
+        )
 
     def _slots_from_numbers(
-        self, kind: LeafKind, signature: Signature, pairs: Pairs, request: StepRequest, candidates: frozenset[str]
+        self,
+        kind: LeafKind,
+        signature: Signature,
+        pairs: Pairs,
+        request: StepRequest,
+        candidates: frozenset[str],
     ) -> tuple[str, ...]:
         """Return the candidates whose new values depend only on scalars and on each other."""
         member, leaf = max(pairs, key=_size)  # all slots of a 0-d leaf may be 0-d
@@ -297,7 +382,8 @@ class ListEngine(Engine):
             except Exception:  # `_program` meets the same error, and reports it
                 return ()
             indices = slots_from_numbers(last.recording)
-            slots = [signature.slots[i - 1] for i in indices]  # the parameter is the first argument
+            # The parameter is the first argument.
+            slots = [signature.slots[i - 1] for i in indices]
             programs[key] = tuple(slot for slot in slots if slot in candidates)
         return programs[key]
 
@@ -306,7 +392,11 @@ class ListEngine(Engine):
     ) -> list[MemberBundle]:
         """Return bundles of leaves of one signature; parts of leaves that need their positions have another one."""
         member, leaf = pairs[0]
-        splits = kind.flat and not signature.has_owners and can_be_split(member, leaf, signature.equal)
+        splits = (
+            kind.flat
+            and not signature.has_owners
+            and can_be_split(member, leaf, signature.equal)
+        )
         if not splits or not is_positional(leaf):
             return self._bundles(kind, signature, pairs, request, splits)
         whole: Pairs = []
@@ -322,7 +412,12 @@ class ListEngine(Engine):
         ]
 
     def _bundles(
-        self, kind: LeafKind, signature: Signature, pairs: Pairs, request: StepRequest, splits: bool
+        self,
+        kind: LeafKind,
+        signature: Signature,
+        pairs: Pairs,
+        request: StepRequest,
+        splits: bool,
     ) -> list[MemberBundle]:
         """Return bundles of leaves of one kind, each with its program."""
         if not pairs:
@@ -334,13 +429,22 @@ class ListEngine(Engine):
         function = BundleFunction(signature, view.chain_of(structure))
         members_of_program: dict[int, tuple[list[ListPass], list[Member]]] = {}
         self._programs_of(view)
-        common = self._common_program(key, function, pairs, request, splits) if kind.flat else None
+        common = (
+            self._common_program(key, function, pairs, request, splits)
+            if kind.flat
+            else None
+        )
         for member, leaf in pairs:
-            program = common or self._program(key, function, member, leaf, request, splits)
+            program = common or self._program(
+                key, function, member, leaf, request, splits
+            )
             if program is not None:
                 _, members = members_of_program.setdefault(id(program), (program, []))
                 members.append(member)
-        return [MemberBundle(members, signature, program, splits) for program, members in members_of_program.values()]
+        return [
+            MemberBundle(members, signature, program, splits)
+            for program, members in members_of_program.values()
+        ]
 
     def _programs_of(self, view: GroupView) -> dict[Any, Any]:
         if self._programs is None:
@@ -348,7 +452,12 @@ class ListEngine(Engine):
         return self._programs
 
     def _common_program(
-        self, key: Any, function: BundleFunction, pairs: Pairs, request: StepRequest, splits: bool
+        self,
+        key: Any,
+        function: BundleFunction,
+        pairs: Pairs,
+        request: StepRequest,
+        splits: bool,
     ) -> list[ListPass] | None:
         """Return the program of the smallest and of the largest of these elementwise leaves, if it is the same."""
         by_size = sorted(pairs, key=_size)
@@ -357,18 +466,30 @@ class ListEngine(Engine):
         return largest if smallest is largest else None
 
     def _program(
-        self, key: Any, function: BundleFunction, member: Member, leaf: Leaf, request: StepRequest, splits: bool
+        self,
+        key: Any,
+        function: BundleFunction,
+        member: Member,
+        leaf: Leaf,
+        request: StepRequest,
+        splits: bool,
     ) -> list[ListPass] | None:
         """Return the program of a leaf or of its parts; None if its operations cannot be recorded."""
         tensors = _arguments(member, function.signature, request, leaf, splits)
         assert self._programs is not None
         of_shapes = (key, tuple(tensor.shape for tensor in tensors))
         if of_shapes not in self._programs:
-            self._programs[of_shapes] = self._new_program(key, function, tensors, request.on_host)
+            self._programs[of_shapes] = self._new_program(
+                key, function, tensors, request.on_host
+            )
         program = self._programs[of_shapes]
         if isinstance(program, str):
             return self._refuse(leaf, program)
-        if is_sharded(member.param) and not function.signature.has_owners and have_sums(program):
+        if (
+            is_sharded(member.param)
+            and not function.signature.has_owners
+            and have_sums(program)
+        ):
             return self._refuse(leaf, SUM_OVER_SHARDS)
         return program
 
@@ -381,7 +502,8 @@ class ListEngine(Engine):
             program = _passes(function, stand_ins(function.signature), tensors)
         except (UnrecordableError, TracingUnavailableError) as error:
             return str(error)
-        except Exception as error:  # a user's rule may raise any exception; eager execution shows it
+        except Exception as error:
+            # A user's rule may raise any exception; eager execution shows it.
             return f"{type(error).__name__}: {error}"
         text = tuple(each.text for each in program)
         known = self._programs.get((key, text))
@@ -393,7 +515,9 @@ class ListEngine(Engine):
         return program
 
 
-def _passes(function: BundleFunction, common: list[Tensor], leaves: list[Tensor]) -> list[ListPass]:
+def _passes(
+    function: BundleFunction, common: list[Tensor], leaves: list[Tensor]
+) -> list[ListPass]:
     if function.signature.has_owners:
         return passes_of_shards(function, common, leaves)
     return passes_of(function, common, leaves, ListPass)
@@ -414,7 +538,9 @@ def _size(pair: tuple[Member, Leaf]) -> tuple[bool, int]:
     return len(shape) > 0, shape.numel()
 
 
-def _arguments(member: Member, signature: Signature, request: StepRequest, leaf: Leaf, splits: bool) -> list[Tensor]:
+def _arguments(
+    member: Member, signature: Signature, request: StepRequest, leaf: Leaf, splits: bool
+) -> list[Tensor]:
     """Return the arguments of a program for a leaf, or for its first part if its parts have other programs."""
     tensors = _tensors_of(member, signature, request, leaf)
     has_own_parts = signature.placed or signature.layout.codes
@@ -428,8 +554,18 @@ def _arguments(member: Member, signature: Signature, request: StepRequest, leaf:
     return tensors
 
 
-def _tensors_of(member: Member, signature: Signature, request: StepRequest, leaf: Leaf) -> list[Tensor]:
+def _tensors_of(
+    member: Member, signature: Signature, request: StepRequest, leaf: Leaf
+) -> list[Tensor]:
     """Return the arguments of a leaf, of which only dtypes and shapes matter."""
-    tensors: list[Any] = [member.param, *(member.state[key] for key in signature.slots_by_leaf), member.param.grad]
-    tensors.extend(tree[leaf.name] for tree in request.trees.values() if tree[leaf.name] is not None)
+    tensors: list[Any] = [
+        member.param,
+        *(member.state[key] for key in signature.slots_by_leaf),
+        member.param.grad,
+    ]
+    tensors.extend(
+        tree[leaf.name]
+        for tree in request.trees.values()
+        if tree[leaf.name] is not None
+    )
     return [as_real(local(tensor)) for tensor in tensors]

@@ -33,7 +33,9 @@ class StepNumbers:
         self._functions: dict[tuple[torch.device, bool], ListFunction] = {}
         _write_constants(self._graph, owner)
 
-    def compute(self, given: Sequence[Any], device: torch.device, on_host: bool) -> list[Tensor]:
+    def compute(
+        self, given: Sequence[Any], device: torch.device, on_host: bool
+    ) -> list[Tensor]:
         """Return the kernel's scalars as 0-d tensors; `on_host` is whether the host may read the given ones."""
         numbers, on_host = numbers_for(given, self._argument_dtypes, device, on_host)
         values = self._function(device, on_host).prepare(numbers)

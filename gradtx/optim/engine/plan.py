@@ -53,7 +53,10 @@ class Plan:
         self._have_same_layout = _torch.layout_check(self._tensors)
 
     def _present_tensors(self) -> list[Tensor]:
-        return [*self._params, *map(operator.getitem, self._slot_states, self._slot_keys)]
+        return [
+            *self._params,
+            *map(operator.getitem, self._slot_states, self._slot_keys),
+        ]
 
     def matches(self, fingerprint: Any) -> bool:
         """Whether the request is the same, and all parameters and slots have the same memory, sizes and strides."""
@@ -120,7 +123,10 @@ def _spans(members: Iterable[Member]) -> list[Span]:
     spans: list[Span] = []
     for member in members:
         assert member.layout is not None
-        for tensor in (member.param, *map(member.state.__getitem__, member.layout.slot_keys)):
+        for tensor in (
+            member.param,
+            *map(member.state.__getitem__, member.layout.slot_keys),
+        ):
             tensor = local(tensor)
             if not tensor.numel() or tensor.is_meta:
                 continue

@@ -101,7 +101,9 @@ class Signature:
             choices=member.choices,
             numbers=len(request.numbers[member.group]),
             shared=shared,
-            scalars={name: value.dtype for name, value in request.tensor_scalars().items()},
+            scalars={
+                name: value.dtype for name, value in request.tensor_scalars().items()
+            },
             by_leaf=kind.by_leaf,
             absent=tuple(name for name, value in leaf.extras.items() if value is None),
             known_extras=request.run.known_extras,

@@ -66,7 +66,9 @@ class TracedRun(Run):
     def scalars(self, path: Path) -> dict[str, Tensor]:
         return self.old.get(path, {})
 
-    def shared(self, path: Path, start: Mapping[str, Callable[[], Tensor]]) -> dict[str, Tensor]:
+    def shared(
+        self, path: Path, start: Mapping[str, Callable[[], Tensor]]
+    ) -> dict[str, Tensor]:
         """Return shared values; a branch that these leaves do not take gets initial values, which nothing uses."""
         if path in self.old:
             return super().shared(path, dict(start))
@@ -85,19 +87,28 @@ class TracedRun(Run):
             return value.clone()
         return torch.where(self.real[leaf.name], value, value.new_zeros(()))
 
-    def recorded_owner(self, operation: Any, leaf: Leaf, payload: Mapping[str, Tensor]) -> Tensor | None:
+    def recorded_owner(
+        self, operation: Any, leaf: Leaf, payload: Mapping[str, Tensor]
+    ) -> Tensor | None:
         if operation.keeps_slots and self._is_decided(leaf):
-            raise UnrecordableError("a combinator decides whether slots stored by an owner change")
+            raise UnrecordableError(
+                "a combinator decides whether slots stored by an owner change"
+            )
         return owned(payload, operation)
 
     def as_written(self, operation: Any, leaf: Leaf) -> AbstractContextManager[None]:
         if not operation.compiles or (operation.keeps_slots and self._is_decided(leaf)):
-            record_as_written()  # no program runs a sharded leaf, which must not round differently before or after
+            # No program runs a sharded leaf, which must not round differently before or after.
+            record_as_written()
         return as_written()
 
     def _is_decided(self, leaf: Leaf) -> bool:
         """Whether a combinator decides if slots change, or when."""
-        return leaf.active is not None or leaf.restarts is not False or leaf.clock is not self.clock
+        return (
+            leaf.active is not None
+            or leaf.restarts is not False
+            or leaf.clock is not self.clock
+        )
 
     def fusion_barrier(self, update: Tensor) -> Tensor:
         return torch.ops.aten.alias.default(update)
@@ -108,7 +119,9 @@ class TracedRun(Run):
         real_terms: list[tuple[Leaf, dict[str, Tensor]]] = []
         for leaf, terms in waiting if self.real else ():
             real = self.real[leaf.name]
-            of_leaf = {name: torch.where(real, term, 0.0) for name, term in terms.items()}
+            of_leaf = {
+                name: torch.where(real, term, 0.0) for name, term in terms.items()
+            }
             real_terms.append((leaf, of_leaf))
         raise AwaitedSumError(operation, operation.combine(real_terms or waiting))
 
@@ -137,7 +150,9 @@ class BundleFunction:
         try:
             execute(leaves, _ignore)
         except AwaitedSumError as awaited:
-            return PassResult(list(awaited.sums.values()), tuple(awaited.sums), awaited.operation)
+            return PassResult(
+                list(awaited.sums.values()), tuple(awaited.sums), awaited.operation
+            )
         late: dict[Any, Tensor] = {}
         for (path, name), of_leaves in run.late_sums.items():
             for leaf, term in of_leaves.terms.items():
@@ -157,12 +172,20 @@ class BundleFunction:
         """Create leaves from the arguments, with their programs."""
         signature = self.signature
         step, count = next(arguments_left), next(arguments_left)
-        scaling = Scaling(next(arguments_left), next(arguments_left)) if signature.scaled else None
-        chain = self._make_chain([next(arguments_left) for _ in range(signature.numbers)])
+        scaling = (
+            Scaling(next(arguments_left), next(arguments_left))
+            if signature.scaled
+            else None
+        )
+        chain = self._make_chain(
+            [next(arguments_left) for _ in range(signature.numbers)]
+        )
         for path, name in signature.shared:
             run.old.setdefault(path, {})[name] = next(arguments_left)
         run.equal = {key: next(arguments_left) for key in signature.equal}
-        scalars: dict[str, Any] = {name: next(arguments_left) for name in signature.scalars}
+        scalars: dict[str, Any] = {
+            name: next(arguments_left) for name in signature.scalars
+        }
         scalars.update(dict.fromkeys(signature.absent))
         for names in known:
             run.totals.append({name: next(arguments_left) for name in names})
@@ -227,7 +250,9 @@ def _ignore(leaf: Leaf) -> None:
     """Do nothing with a finished leaf: results are written when all leaves have finished."""
 
 
-def _write(run: TracedRun, leaves: list[Leaf], taken: set[Any], returned: Collection[str]) -> None:
+def _write(
+    run: TracedRun, leaves: list[Leaf], taken: set[Any], returned: Collection[str]
+) -> None:
     """Write new slots, except the returned ones, and parameters in place, after all of them have been computed."""
     new_slots: list[list[tuple[Tensor, Tensor]]] = []
     for leaf in leaves:
@@ -244,7 +269,9 @@ def _write(run: TracedRun, leaves: list[Leaf], taken: set[Any], returned: Collec
     for leaf in leaves:
         update = leaf.result()
         assert update is not None
-        updates.append(run.copied(leaf, update) if memory_of(update) in taken else update)
+        updates.append(
+            run.copied(leaf, update) if memory_of(update) in taken else update
+        )
     for leaf, slots, update in zip(leaves, new_slots, updates, strict=True):
         for old, value in slots:
             old.copy_(value)
@@ -273,7 +300,9 @@ class ProgramPass(Protocol):
         """Compile the pass, so that it can be called."""
         ...
 
-    def prepare(self, numbers: Sequence[Any], device: torch.device, on_host: bool) -> list[Tensor]:
+    def prepare(
+        self, numbers: Sequence[Any], device: torch.device, on_host: bool
+    ) -> list[Tensor]:
         """Compute `prepared` of `call` from the scalars of a step; `on_host` is whether the host may read them."""
         ...
 
@@ -289,7 +318,9 @@ class TracedPass:
     names: tuple[Any, ...]
     operation: Operation | None
 
-    def __init__(self, run: RunPass, common: list[Tensor], leaves: list[Tensor], flat: bool):
+    def __init__(
+        self, run: RunPass, common: list[Tensor], leaves: list[Tensor], flat: bool
+    ):
         self._tracer = _torch.SymbolicTracer()
         self._flat = flat
         self._common: list[Tensor] = []
@@ -305,8 +336,11 @@ class TracedPass:
             self.sums = result.outputs if result.operation is not None else []
             return result.outputs
 
-        self._graph: Any = self._tracer.graph(traced, [*self._common, *self._leaves], REPLACED)
-        self._number_slots: list[int] = []  # the positions of 0-d arguments among the leaves' arguments
+        self._graph: Any = self._tracer.graph(
+            traced, [*self._common, *self._leaves], REPLACED
+        )
+        # The positions of 0-d arguments among the leaves' arguments.
+        self._number_slots: list[int] = []
         self._of_bundle: Any = None
         self._kernel: Any = None
 
@@ -326,8 +360,12 @@ class TracedPass:
         return stand_ins
 
     def fits(self, leaves: list[Tensor]) -> bool:
-        if self._flat:  # every size is a length, and loops over one entry equal those over two
-            leaves = [tensor.new_empty(2) if tensor.shape == (1,) else tensor for tensor in leaves]
+        # Every size is a length, and loops over one entry equal those over two.
+        if self._flat:
+            leaves = [
+                tensor.new_empty(2) if tensor.shape == (1,) else tensor
+                for tensor in leaves
+            ]
         return self._tracer.matches(self._leaves, leaves)
 
     def compile(self, compiler: Compiler) -> None:
@@ -344,7 +382,11 @@ class TracedPass:
         arguments = graph.find_nodes(op="placeholder")
         common, leaves = arguments[: len(self._common)], arguments[len(self._common) :]
         of_step, step_arguments = hoist(self._graph, common, leaves[0])
-        kept = [copy for node, copy in zip(common, of_step.arguments, strict=True) if node.users]
+        kept = [
+            copy
+            for node, copy in zip(common, of_step.arguments, strict=True)
+            if node.users
+        ]
         self._numbers = StepNumbers(of_step, kept, self._graph)
         prepared: list[Any] = []
         for node in common:
@@ -356,7 +398,9 @@ class TracedPass:
         self._compile_kernel(compiler, prepared, leaves)
         del self._graph
 
-    def _compile_kernel(self, compiler: Compiler, prepared: list[Any], leaves: list[Any]) -> None:
+    def _compile_kernel(
+        self, compiler: Compiler, prepared: list[Any], leaves: list[Any]
+    ) -> None:
         """Compile the functions that depend on leaves; `prepared` contains the nodes of the leading arguments."""
         slots: list[Any] = []
         for i, node in enumerate(leaves):
@@ -367,11 +411,15 @@ class TracedPass:
         with self._tracer.compiling():
             if bundle_arguments:
                 examples: list[Any] = [node.meta["val"] for node in (*prepared, *slots)]
-                self._of_bundle = compiler.compiled(of_bundle.module(self._graph), examples)
+                self._of_bundle = compiler.compiled(
+                    of_bundle.module(self._graph), examples
+                )
             examples = [node.meta["val"] for node in (*prepared, *bundle_arguments)]
             self._kernel = compiler.compiled(self._graph, [*examples, *self._leaves])
 
-    def prepare(self, numbers: Sequence[Any], device: torch.device, on_host: bool) -> list[Tensor]:
+    def prepare(
+        self, numbers: Sequence[Any], device: torch.device, on_host: bool
+    ) -> list[Tensor]:
         return self._numbers.compute(numbers, device, on_host)
 
     def call(self, prepared: list[Tensor], leaves: list[Tensor]) -> Sequence[Tensor]:
@@ -393,7 +441,8 @@ class DynamoPass:
         self._run = run
         self._common = [tensor.dtype for tensor in common]
         self._examples = [*common, *leaves]
-        result = run(self._copies())  # an eager call determines the structure of the result
+        # An eager call determines the structure of the result.
+        result = run(self._copies())
         result.write()
         self.names = result.names
         self.operation = result.operation
@@ -422,7 +471,9 @@ class DynamoPass:
             self._compiled(self._copies())
         self._examples = []
 
-    def prepare(self, numbers: Sequence[Any], device: torch.device, on_host: bool) -> list[Tensor]:
+    def prepare(
+        self, numbers: Sequence[Any], device: torch.device, on_host: bool
+    ) -> list[Tensor]:
         tensors, _ = numbers_for(numbers, self._common, device, on_host=False)
         return tensors
 
@@ -448,7 +499,9 @@ class BundleProgram:
         leaves: list[Tensor],
         flat: bool,
     ):
-        self.passes = passes_of(function, common, leaves, functools.partial(_make_pass, flat=flat))
+        self.passes = passes_of(
+            function, common, leaves, functools.partial(_make_pass, flat=flat)
+        )
         self._known_to_fit: dict[tuple[torch.Size, ...], bool] = {}
 
     def fits(self, leaves: list[Tensor]) -> bool:
@@ -463,7 +516,9 @@ class BundleProgram:
             each.compile(compiler)
 
 
-def _make_pass(run: RunPass, common: list[Tensor], leaves: list[Tensor], flat: bool) -> ProgramPass:
+def _make_pass(
+    run: RunPass, common: list[Tensor], leaves: list[Tensor], flat: bool
+) -> ProgramPass:
     try:
         return TracedPass(run, common, leaves, flat)
     except _torch.TracingUnavailableError:

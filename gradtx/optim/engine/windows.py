@@ -14,7 +14,8 @@ from gradtx.codes import KEY
 from gradtx.optim._member import Member
 from gradtx.optim.engine.alias import entries_of
 
-SMALLEST_PARTS = 64  # equal parts of a coded leaf may be this many times smaller than a call's lists
+# Equal parts of a coded leaf may be this many times smaller than a call's lists.
+SMALLEST_PARTS = 64
 
 # Entries of a window per CPU thread: compiled programs write decoded slots to memory, which then remain in the cache.
 # Measured for AdamW with "int8" on one thread: 2^16 takes 2 to 6% longer, 2^18 3 to 12%.
@@ -29,12 +30,16 @@ def can_be_split(member: Member, leaf: Leaf, equal: Collection[str] = ()) -> boo
     """
     layout = member.layout
     assert layout is not None
-    constants = {f"{key}.{KEY}" for key, codec in layout.coded_keys.items() if codec.random}
+    constants = {
+        f"{key}.{KEY}" for key, codec in layout.coded_keys.items() if codec.random
+    }
     constants.update(equal)
     for operation in leaf.program:
         keys = layout.slots.get(operation.path, {})
         constants.update(keys[slot] for slot in operation.constants if slot in keys)
-    return not any(member.state[key].ndim == 0 for key in layout.slot_keys if key not in constants)
+    return not any(
+        member.state[key].ndim == 0 for key in layout.slot_keys if key not in constants
+    )
 
 
 def is_positional(leaf: Leaf) -> bool:
@@ -51,7 +56,9 @@ def cut(vector: Tensor, window: slice, size: int) -> Tensor:
         return vector
     if vector.numel() == size:
         return vector[window]
-    return vector[window.start * vector.numel() // size : window.stop * vector.numel() // size]
+    start = window.start * vector.numel() // size
+    stop = window.stop * vector.numel() // size
+    return vector[start:stop]
 
 
 def part_of(member: Member, equal: bool = False) -> int | None:
@@ -79,7 +86,11 @@ def window_of(member: Member) -> int | None:
     if unit is None:
         return None
     device = local(member.param).device
-    most = WINDOW * torch.get_num_threads() if device.type == "cpu" else entries_of_a_call(device)
+    most = (
+        WINDOW * torch.get_num_threads()
+        if device.type == "cpu"
+        else entries_of_a_call(device)
+    )
     return max(most // unit, 1) * unit
 
 
@@ -88,7 +99,11 @@ def windows(arguments: list[Tensor], window: int, size: int) -> Iterator[list[Te
     count = -(-size // window)
     columns: list[Sequence[Tensor]] = []
     for tensor in arguments:
-        parts = torch.split(tensor, window * tensor.numel() // size) if tensor.ndim else [tensor] * count
+        parts = (
+            torch.split(tensor, window * tensor.numel() // size)
+            if tensor.ndim
+            else [tensor] * count
+        )
         columns.append(parts)
     return map(list, zip(*columns, strict=True))
 
