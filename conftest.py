@@ -6,17 +6,13 @@ import torch
 import gradtx
 
 torch.set_num_threads(1)
-collect_ignore = [
-    "docs/conf.py",
-    "docs/extension.py",
-    "docs/reference.py",
-]  # Sphinx imports them, which may be absent
+# Sphinx imports them, which may be absent.
+collect_ignore = ["docs/conf.py", "docs/extension.py", "docs/reference.py"]
 
 
 @pytest.fixture(autouse=True)
 def _names(request, doctest_namespace):
     doctest_namespace.clear()
-    if (
-        request.path.suffix == ".py"
-    ):  # pages import what they use: readers copy their blocks
+    # Pages import what they use: readers copy their blocks.
+    if request.path.suffix == ".py":
         doctest_namespace.update(torch=torch, gradtx=gradtx)

@@ -182,7 +182,8 @@ class Float(NamedTuple):
         return self.name if self.index is None else f"{self.name}[{self.index}]"
 
 
-FLOAT_SETS: dict[tuple[Any, str], list[list[Float]]] = {}  # of a factory's cases by name
+EXAMPLES: dict[tuple[Any, str], gradtx.GradientTransformation] = {}  # of a factory's cases by name
+FLOAT_SETS: dict[tuple[Any, str], list[list[Float]]] = {}
 
 
 class Case(NamedTuple):
@@ -195,6 +196,14 @@ class Case(NamedTuple):
     def __str__(self) -> str:
         return f"{self.factory.__name__}{self.label and '-' + self.label}"
 
+    @property
+    def example(self) -> gradtx.GradientTransformation:
+        """One transformation for all who ask what it is; to step, make one."""
+        key = self.factory, str(self)
+        if key not in EXAMPLES:
+            EXAMPLES[key] = self.make()
+        return EXAMPLES[key]
+
     def make(self, changes: Mapping[Float, Any] | None = None, **options: Any) -> gradtx.GradientTransformation:
         """The transformation, some of its float hyperparameters changed."""
         arguments, inner = {**self.arguments, **options}, {}
@@ -204,7 +213,7 @@ class Case(NamedTuple):
             if place.index is None:
                 into[place.name] = value
             else:
-                default = own[place.name].default if place.name in own else self.make().hyperparams[place.name]
+                default = own[place.name].default if place.name in own else self.example.hyperparams[place.name]
                 entries = list(into.get(place.name, default))
                 entries[place.index] = value
                 into[place.name] = tuple(entries)
@@ -219,14 +228,14 @@ class Case(NamedTuple):
         scale: float = 1.0,
     ) -> dict[str, Tensor]:
         """`noise` of the leaves that the case takes."""
-        rules = [link for link in self.make()._links() if link._spec.kind == "rule"]
+        rules = [link for link in self.example._links() if link._spec.kind == "rule"]
         bounds = [link._spec.dims(link._arguments) or (0, math.inf) for link in rules]
         least, most = max((a for a, _ in bounds), default=0), min((b for _, b in bounds), default=math.inf)
         return noise(seed, {name: shape for name, shape in shapes.items() if least <= len(shape) <= most}, dtype, scale)
 
     def is_determined(self) -> bool:
         """Whether all rules that it comes down to are."""
-        waiting = list(self.make()._links())
+        waiting = list(self.example._links())
         for link in waiting:
             waiting.extend(link._inner_links())
         return all(link._spec.determined(link._arguments) for link in waiting)
@@ -234,7 +243,7 @@ class Case(NamedTuple):
     def floats(self) -> list[Float]:
         """Its float hyperparameters, and those of transformations among its arguments, where they can be changed."""
         choices: list[list[Float]] = []
-        for name, _, value, argument, _ in self.make()._entries():
+        for name, _, value, argument, _ in self.example._entries():
             for i, number in _numbers(argument.kind, value):
                 choices.append([Float(name, i, near) for near in _near(number)])
         firsts = [near[0] for near in choices]
@@ -458,7 +467,7 @@ def composed_cases() -> list[Case]:
 
 def _names_of_links(case: Case) -> set[str]:
     """The names of the links that a case comes down to, those of branches too."""
-    links = list(case.make()._links())
+    links = list(case.example._links())
     for link in links:
         links.extend(link._inner_links())
     return {link._name for link in links}

@@ -95,7 +95,7 @@ def test_updates_and_slots_keep_shapes_and_dtypes(case, dtype):
 # A link that asks for the gradient elsewhere gets it at weights in bf16, of another value than in float32. A link that
 # rounds weights does nothing in float32.
 @some_of_all
-@each_case([case for case in LEAN if "grad_fn" not in case.make().needs and not case.make()._rounds])
+@each_case([case for case in LEAN if "grad_fn" not in case.example.needs and not case.example._rounds])
 def test_a_bf16_update_is_the_float32_one(case):
     tx = case.make()
     params, grads = case.noise(1, dtype=torch.bfloat16), case.noise(2, dtype=torch.bfloat16)
@@ -111,7 +111,7 @@ def test_a_bf16_update_is_the_float32_one(case):
 
 
 @plain_links_first
-@each_case([case for case in ALL if not case.make()._rounds])
+@each_case([case for case in ALL if not case.example._rounds])
 def test_state_dtype_decides_what_slots_are_kept_in(case):
     params = case.noise(1, dtype=torch.bfloat16)
     if not has_slots(case) and case.factory.spec.kind == "rule":
@@ -216,7 +216,7 @@ def _objective(params):
 
 
 def _is_zero(case, place):
-    value = case.make().hyperparams[place.name]
+    value = case.example.hyperparams[place.name]
     return (value if place.index is None else value[place.index]) == 0.0
 
 

@@ -226,8 +226,9 @@ class _Recorder:
         result = _result_of(operator, args, kwargs)
         if not _holds_tensors(result):
             return result  # such as the common dtype of two tensors
-        node = self.graph.call_function(operator)
-        # Now, because `call_function` searches its arguments for symbolic sizes.
+        # With its name, which torch would derive each time.
+        node = self.graph.create_node("call_function", operator, name=traits.name)
+        # Now, because `create_node` searches its arguments for symbolic sizes.
         node.args = self._recorded(args)
         if kwargs:
             node.kwargs = self._recorded(kwargs)
@@ -322,12 +323,14 @@ class _Traits:
         is_random: Whether it draws random numbers.
         writes: Whether it writes into an argument.
         keeps_shape: Whether its result is a new tensor with the shape of its tensors.
+        name: The name of its node.
     """
 
     reads_value: bool
     is_random: bool
     writes: bool
     keeps_shape: bool
+    name: str
 
     @staticmethod
     @functools.cache
@@ -339,6 +342,7 @@ class _Traits:
             is_random=torch.Tag.nondeterministic_seeded in tags,
             writes=_torch.writes(operator),
             keeps_shape=is_pointwise or operator in SHAPED_AS_ARGUMENTS,
+            name=operator.overloadpacket.__name__,
         )
 
 

@@ -109,7 +109,7 @@ def test_programs_leave_no_trace_of_infinite_steps(name, uncompiled):
 
 
 @thinned(3)
-@pytest.mark.parametrize("case", [case for case in plain_cases() if "grad_fn" not in case.make().needs], ids=str)
+@pytest.mark.parametrize("case", [case for case in plain_cases() if "grad_fn" not in case.example.needs], ids=str)
 def test_every_transformation_skips_infinite_steps(case):
     start = {name: torch.nn.Parameter(value) for name, value in case.noise(3, {"matrix": (3, 4)}).items()}
     (expected, theirs), (optimizer, params) = made(case.make(), twins(start)), made(case.make(), twins(start))
