@@ -582,10 +582,11 @@ class Leave(RuleOperation):
         if init is None:
             return
         like = self.stage.like(leaf)
-        if self._frame.inner_slots:
-            slots = init(like, self._frame_run.inner_values(leaf))
-        else:
-            slots = init(like)
+        slots = (
+            init(like, self._frame_run.inner_values(leaf))
+            if self._frame.inner_slots
+            else init(like)
+        )
         check_slots(slots, self.rule.name, numbers=True)
         check_names(self.rule.name, slots, self.rule.shared)
         leaf.new[self.stage.path] = self.stage.stored(slots, leaf)
