@@ -47,8 +47,8 @@ def accumulate(tx: GradientTransformation, every: int):
     def ticks(values: Values, sums: Values) -> Result:
         calls = values["mini_step"] + 1
         complete = calls >= every
-        left = torch.where(complete, torch.zeros_like(calls), calls)
-        return complete, {"mini_step": left}
+        mini_step = torch.where(complete, torch.zeros_like(calls), calls)
+        return complete, {"mini_step": mini_step}
 
     def init(param: Tensor) -> Values:
         return {

@@ -185,9 +185,8 @@ class FrameRun:
             self.old_step = self._old_shared["step"]
             restarts = self._restarts_at(self._scope.count)
             if restarts is not False:
-                self.old_step = torch.where(
-                    as_flag(restarts, self.old_step), 0, self.old_step
-                )
+                is_restart = as_flag(restarts, self.old_step)
+                self.old_step = torch.where(is_restart, 0, self.old_step)
             self.clock = Clock(self.old_step + 1)
             self.run.inner_counts[self.path] = self.old_step
         if not self.run.initial:
@@ -402,13 +401,15 @@ class Enter(RuleOperation):
 
     def __init__(self, frame_run: FrameRun, scope: Scope, takes_none: bool):
         frame = frame_run.frame
+        shared: dict[str, Callable[[], Any]] = {}
+        if not frame.clock:
+            for name, value in frame.shared.items():
+                shared[name] = _constant(value)
         rule = Rule(
             frame_run.name,
             frame.enter or _identity,
             init=frame.init,
-            shared={}
-            if frame.clock
-            else {name: _constant(value) for name, value in frame.shared.items()},
+            shared=shared,
             elementwise=frame.elementwise,
             takes_complex=frame.elementwise,
             agree=frame.agree,
@@ -469,11 +470,9 @@ class Enter(RuleOperation):
         return now if outside.restarts is False else now | outside.restarts
 
     def _run_enter(self, leaf: Leaf) -> None:
-        update = (
-            None
-            if leaf.update is None
-            else leaf.update.to(self.stage.compute_dtype(leaf))
-        )
+        update = leaf.update
+        if update is not None:
+            update = update.to(self.stage.compute_dtype(leaf))
         call = self._call_with(leaf, update)
         self._finish(call, self._guarded(call))
 
@@ -634,12 +633,10 @@ class Leave(RuleOperation):
         old, state = self._state(leaf, outside, compute_dtype)
         param = None if leaf.param is None else leaf.param.to(compute_dtype)
         inner = self._frame_run.inner_values(leaf)
-        context = FrameContext(
-            leaf, compute_dtype, self._frame_run.ticks_for(leaf), inner
-        )
-        return self._begin_rule(
-            Call(leaf, update, state, param, context, compute_dtype, old)
-        )
+        ticks = self._frame_run.ticks_for(leaf)
+        context = FrameContext(leaf, compute_dtype, ticks, inner)
+        call = Call(leaf, update, state, param, context, compute_dtype, old)
+        return self._begin_rule(call)
 
     def _state(
         self, leaf: Leaf, outside: OuterValues, compute_dtype: torch.dtype
