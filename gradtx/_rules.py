@@ -35,7 +35,8 @@ from gradtx._torch import readable
 from gradtx.context import ALWAYS_KNOWN, Context, StandInCalledError
 
 
-def _empty() -> dict[str, Any]:
+def empty_dict() -> dict[str, Any]:
+    """Return an empty dict; as the default of a field, dynamo accepts this function, but not `dict[str, Any]`."""
     return {}
 
 
@@ -70,19 +71,21 @@ class Rule:
     update: Callable[..., Any]
     init: Callable[..., Any] | None = None
     evaluate: Callable[..., Any] | None = None
-    shared: Mapping[str, Callable[[], Any]] = dataclasses.field(default_factory=_empty)
+    shared: Mapping[str, Callable[[], Any]] = dataclasses.field(
+        default_factory=empty_dict
+    )
     elementwise: bool = False
     takes_complex: bool = False
     compiles: bool = True
-    agree: Mapping[str, Any] = dataclasses.field(default_factory=_empty)
+    agree: Mapping[str, Any] = dataclasses.field(default_factory=empty_dict)
     dims: tuple[int, float] | None = None
     seed: int | None = None
     readable: bool = True
     nonnegative: tuple[str, ...] = ()
-    kinds: Mapping[str, str] = dataclasses.field(default_factory=_empty)
-    averages: Mapping[str, Any] = dataclasses.field(default_factory=_empty)
+    kinds: Mapping[str, str] = dataclasses.field(default_factory=empty_dict)
+    averages: Mapping[str, Any] = dataclasses.field(default_factory=empty_dict)
     summed: Mapping[str, Callable[[Tensor], Tensor]] = dataclasses.field(
-        default_factory=_empty
+        default_factory=empty_dict
     )
     sums_of_leaf: bool = False
     whole: bool | str = False

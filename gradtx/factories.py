@@ -44,6 +44,8 @@ INPUTS = ("params", *ALWAYS_KNOWN)  # the names allowed in `needs`
 EXTRA_KINDS = {"leaf", "scalar", "tensors", "leaf?", "scalar?", "tensors?"}
 
 Bound: TypeAlias = dict[str, Any]  # a call's arguments by name
+# Returns arguments of a combinator around this transformation.
+Example: TypeAlias = Callable[[GradientTransformation], Bound]
 
 
 # Have the shapes of real leaves.
@@ -925,7 +927,9 @@ def alias(function: Any = None, /, **options: Any) -> Any:
 @overload
 def combinator(function: Callable[P, Any], /) -> Factory[P]: ...
 @overload
-def combinator(**options: Any) -> Callable[[Callable[P, Any]], Factory[P]]: ...
+def combinator(
+    *, example: Example = ..., **options: Any
+) -> Callable[[Callable[P, Any]], Factory[P]]: ...
 def combinator(function: Any = None, /, **options: Any) -> Any:
     """Create a combinator: a factory with transformations among its arguments, whose function returns a `Frame`.
 

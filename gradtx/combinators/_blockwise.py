@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from torch.nn.parameter import is_lazy
 from gradtx._errors import Path
 from gradtx._execution import Block, Leaf, Operation, Position, takes_none
 from gradtx._random import name_key
+from gradtx._rules import empty_dict
 from gradtx._runs import LateTerm, Run
 from gradtx._sharding import (
     from_local_like,
@@ -28,7 +29,7 @@ from gradtx._sharding import (
 )
 from gradtx.combinators._division import Division, LocalBlocks, local_blocks
 
-Slots = dict[Path, dict[str, Tensor]]
+Slots: TypeAlias = dict[Path, dict[str, Tensor]]
 
 
 class BlockRun(Run):
@@ -250,6 +251,10 @@ class Unite(Operation):
         leaf.saved.pop(self._divide).finish()
 
 
+def _empty_list() -> list[Any]:
+    return []
+
+
 @dataclasses.dataclass
 class Batch:
     """Blocks of one shape, and their progress through the inner operations.
@@ -265,10 +270,10 @@ class Batch:
 
     numbers: list[int]
     inputs: dict[Any, Tensor]
-    totals: list[Any] = dataclasses.field(default_factory=list)
+    totals: list[Any] = dataclasses.field(default_factory=_empty_list)
     stop: int | None = None
-    payload: dict[Any, Tensor] = dataclasses.field(default_factory=dict)
-    outputs: dict[Any, Tensor] = dataclasses.field(default_factory=dict)
+    payload: dict[Any, Tensor] = dataclasses.field(default_factory=empty_dict)
+    outputs: dict[Any, Tensor] = dataclasses.field(default_factory=empty_dict)
 
 
 class Pieces:
@@ -336,13 +341,11 @@ class Pieces:
             if isinstance(value, Tensor) and value.shape == self._like.shape:
                 tensors_of_leaf["extra", name] = value
         for key, value in tensors_of_leaf.items():
-            if value is not None:
-                for batch, stacked in zip(
-                    self._batches,
-                    self._division.batches(self._plain(value)),
-                    strict=True,
-                ):
-                    batch.inputs[key] = stacked
+            if value is None:
+                continue
+            stacks = self._division.batches(self._plain(value))
+            for batch, stacked in zip(self._batches, stacks, strict=True):
+                batch.inputs[key] = stacked
         for path in self._paths:
             self._stack_slots(path)
         if any(operation.random for operation in self._operations):
@@ -363,17 +366,15 @@ class Pieces:
                 batch.inputs["slot", path, name] = torch.stack(values)
 
     def _stack_stream_keys(self) -> None:
+        leaf = self._leaf
+        stream = leaf.stream_name
         for batch in self._batches:
-            if isinstance(self._leaf.stream_name, Tensor):  # a block of a block
-                keys = [
-                    self._leaf.stream_name ^ name_key(f"#{i}") for i in batch.numbers
-                ]
+            if isinstance(stream, Tensor):  # a block of a block
+                keys = [stream ^ name_key(f"#{i}") for i in batch.numbers]
                 batch.inputs["stream"] = torch.stack(keys)
             else:
-                names = [f"{self._leaf.name}#{i}" for i in batch.numbers]
-                batch.inputs["stream"] = torch.tensor(
-                    list(map(name_key, names)), device=self._leaf.device
-                )
+                numbers = [name_key(f"{leaf.name}#{i}") for i in batch.numbers]
+                batch.inputs["stream"] = torch.tensor(numbers, device=leaf.device)
 
     def _is_one_batch(self) -> bool:
         return len(self._batches) == 1

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gradtx._messages import describe, nearest
+from gradtx._narrowing import is_mapping, is_tuple
 
 
 class Sums(dict[str, Tensor]):
@@ -45,7 +46,7 @@ def check_start(start: Mapping[str, Any]) -> None:
 
 def check_inner_slots(names: Any) -> None:
     """Raise an error unless this is a tuple of slot names."""
-    if not isinstance(names, tuple) or not all(isinstance(name, str) for name in names):
+    if not is_tuple(names) or not all(isinstance(name, str) for name in names):
         raise TypeError(
             f"Frame: inner_slots must be a tuple of slot names, got {describe(names)}"
         )
@@ -55,21 +56,17 @@ def checked_ticks(
     owner: str, result: Any, start: Iterable[str]
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Return the checked result of a clock's `ticks`."""
-    if not (
-        isinstance(result, tuple)
-        and len(result) == 2
-        and isinstance(result[1], Mapping)
-    ):
+    if not is_tuple(result) or len(result) != 2 or not is_mapping(result[1]):
         raise TypeError(
             f"{owner}: ticks must return (counts, values), got {describe(result)}"
         )
-    counts, values = result
+    counts, new = result
     if not isinstance(counts, Tensor) or counts.dtype != torch.bool or counts.ndim:
         raise TypeError(
             f"{owner}: ticks must return a 0-d bool tensor as its first value, got {describe(counts)}"
         )
     # The library counts steps itself.
-    values = {name: value for name, value in values.items() if name != "step"}
+    values = {name: value for name, value in new.items() if name != "step"}
     if set(values) != set(start):
         raise ValueError(
             f"{owner}: ticks must return the values {sorted(start)} of start, got {sorted(values)}"
@@ -88,7 +85,7 @@ def _check_integer(owner: str, name: str, value: Any) -> None:
 
 def checked_sums(owner: str, sums: Any) -> dict[str, Tensor]:
     """Return the checked result of a clock's `measure` for one leaf."""
-    if not isinstance(sums, Mapping):
+    if not is_mapping(sums):
         raise TypeError(
             f"{owner}: measure must return a dict of 0-d tensors, got {describe(sums)}"
         )

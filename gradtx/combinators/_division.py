@@ -5,15 +5,17 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeAlias, cast
 
 import torch
 from torch import Tensor
 
+from gradtx._narrowing import is_sequence
 from gradtx._sharding import ranks_along_rows
 
-Split = Callable[[Tensor], Sequence[Tensor]]
-Join = Callable[[Sequence[Tensor]], Tensor]
+# User functions; `View.check` checks what they return.
+Split: TypeAlias = Callable[[Tensor], Any]
+Join: TypeAlias = Callable[[Sequence[Tensor]], Any]
 
 
 class Division:
@@ -59,7 +61,8 @@ class EvenParts(Division):
         return [list(range(self.heads))]
 
     def batches(self, x: Tensor) -> list[Tensor]:
-        parts = x.unflatten(self.dim, (self.heads, x.shape[self.dim] // self.heads))
+        shape = (self.heads, x.shape[self.dim] // self.heads)
+        parts = cast("Tensor", x.unflatten(self.dim, shape))
         return [parts.movedim(self.dim % x.ndim, 0)]
 
     def whole(self, batches: list[Tensor], like: Tensor) -> Tensor:
@@ -158,7 +161,7 @@ class Runs(ListedBlocks):
         lengths: list[int] = []
         for run, parts in zip(self.sizes, self.heads, strict=True):
             lengths += parts * [run // parts]
-        return x.split(lengths, dim=self.dim)
+        return torch.split(x, lengths, dim=self.dim)
 
     def join(self, blocks: Sequence[Tensor]) -> Tensor:
         return torch.cat(list(blocks), dim=self.dim)
@@ -172,14 +175,13 @@ class View(ListedBlocks):
     join_function: Join
 
     def check(self, owner: str, name: str, shape: Sequence[int]) -> None:
-        index = torch.arange(math.prod(shape), dtype=torch.float64).reshape(
-            tuple(shape)
-        )
+        indices = torch.arange(math.prod(shape), dtype=torch.float64)
+        index = indices.reshape(tuple(shape))
         blocks = self.split_function(index)
         if (
-            not isinstance(blocks, list | tuple)
+            not is_sequence(blocks)
             or not blocks
-            or not all(isinstance(b, Tensor) for b in blocks)
+            or not all(isinstance(block, Tensor) for block in blocks)
         ):
             raise ValueError(
                 f"{owner}: view: split must return a non-empty list of tensors for leaf {name!r}, "
@@ -192,7 +194,7 @@ class View(ListedBlocks):
             and torch.equal(joined, index)
         )
         entries = torch.cat([block.flatten() for block in blocks])
-        if not same or not torch.equal(entries.sort().values, index.flatten()):
+        if not same or not torch.equal(entries.sort().values, indices):
             raise ValueError(
                 f"{owner}: view: join(split(x)) does not equal x for leaf {name!r} of shape {tuple(shape)}; "
                 "split must assign every entry to exactly one block, and join must invert it"
@@ -239,11 +241,9 @@ def local_blocks(division: Division, like: Any) -> LocalBlocks | None:
         return None
     size = rows // division.heads
     shard = -(-rows // ranks)
-    return (
-        LocalBlocks(EqualRuns(size), division.heads)
-        if size and shard % size == 0
-        else None
-    )
+    if not size or shard % size:
+        return None
+    return LocalBlocks(EqualRuns(size), division.heads)
 
 
 def division(
@@ -266,11 +266,7 @@ def division(
         _check_counts(owner, "batch", (batch,))
         return LeadingIndices(batch)
     if view is not None:
-        if not (
-            isinstance(view, list | tuple)
-            and len(view) == 2
-            and all(map(callable, view))
-        ):
+        if not (is_sequence(view) and len(view) == 2 and all(map(callable, view))):
             raise ValueError(
                 f"{owner}: view must be two functions (split, join), got {view!r}"
             )
@@ -284,11 +280,8 @@ def division(
 def _runs(owner: str, sizes: Any, heads: Any, dim: int) -> Runs:
     """Return the division into runs of the given sizes, each with its number of heads."""
     _check_counts(owner, "sizes", sizes)
-    parts = (
-        tuple(heads)
-        if isinstance(heads, list | tuple)
-        else (1 if heads is None else heads,) * len(sizes)
-    )
+    parts_per_run = 1 if heads is None else heads
+    parts = tuple(heads) if is_sequence(heads) else (parts_per_run,) * len(sizes)
     _check_counts(owner, "heads", parts)
     if len(parts) != len(sizes):
         raise ValueError(
@@ -298,7 +291,7 @@ def _runs(owner: str, sizes: Any, heads: Any, dim: int) -> Runs:
 
 
 def _check_counts(owner: str, what: str, counts: Any) -> None:
-    numbers = isinstance(counts, list | tuple) and all(
+    numbers = is_sequence(counts) and all(
         type(count) is int and count > 0 for count in counts
     )
     if not numbers or not counts:

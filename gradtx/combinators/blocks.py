@@ -1,5 +1,7 @@
 """Apply a transformation to logical blocks of a leaf: heads, fused projections, experts."""
 
+# pyright: reportPrivateUsage=false
+
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence

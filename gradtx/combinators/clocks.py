@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
-from gradtx.combinators.frame import Frame, InnerClock
+from gradtx.combinators.frame import Frame, InnerClock, Result, Values
+from gradtx.context import FrameContext
 from gradtx.core import GradientTransformation, check_transformation
 from gradtx.factories import combinator
 
@@ -42,27 +44,31 @@ def accumulate(tx: GradientTransformation, every: int):
     """
     check_transformation("accumulate", "tx", tx)
 
-    def ticks(values, sums):
+    def ticks(values: Values, sums: Values) -> Result:
         calls = values["mini_step"] + 1
         complete = calls >= every
-        return complete, {
-            "mini_step": torch.where(complete, torch.zeros_like(calls), calls)
-        }
+        mini_step = torch.where(complete, torch.zeros_like(calls), calls)
+        return complete, {"mini_step": mini_step}
 
-    def init(param):
+    def init(param: Tensor) -> Values:
         return {
             "acc": torch.zeros_like(param),
             "seen": torch.zeros((), dtype=torch.bool, device=param.device),
         }
 
-    def enter(update, state, param, ctx):
+    def enter(
+        update: Tensor | None, state: Values, param: Tensor | None, ctx: FrameContext
+    ) -> tuple[Tensor, Values, Tensor]:
         total, seen = state["acc"], state["seen"]
         if update is not None:
             total = ctx.keep(total + update, total)
             seen = ctx.keep(torch.ones_like(seen), seen)
         return total / every, {"acc": total, "seen": seen}, seen
 
-    def leave(update, state, param, ctx):
+    def leave(
+        update: Tensor, state: Values, param: Tensor | None, ctx: FrameContext
+    ) -> Result:
+        assert ctx.ticks is not None
         total = state["acc"]
         emptied = torch.where(ctx.ticks, torch.zeros_like(total), total)
         return update, {"acc": emptied, "seen": state["seen"] & ~ctx.ticks}
@@ -97,16 +103,18 @@ def skip_nonfinite(tx: GradientTransformation):
     """
     check_transformation("skip_nonfinite", "tx", tx)
 
-    def measure(update):
+    def measure(update: Tensor) -> Values:
         return {"bad": (~update.isfinite()).sum().to(torch.float64)}
 
-    def ticks(values, sums):
-        finite = (sums["bad"] == 0).to(values["skipped"].device)
-        return finite, {
-            "skipped": torch.where(finite, values["skipped"], values["skipped"] + 1)
-        }
+    def ticks(values: Values, sums: Values) -> Result:
+        skipped = values["skipped"]
+        finite = (sums["bad"] == 0).to(skipped.device)
+        return finite, {"skipped": torch.where(finite, skipped, skipped + 1)}
 
-    def enter(update, state, param, ctx):
+    def enter(
+        update: Tensor, state: Values, param: Tensor | None, ctx: FrameContext
+    ) -> Result:
+        assert ctx.ticks is not None
         # The inner rules run in any case; they get zeros, so that no NaN propagates through the gradient of `where`.
         return torch.where(ctx.ticks, update, torch.zeros_like(update)), state
 

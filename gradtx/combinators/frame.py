@@ -1,11 +1,13 @@
 """`Frame`, the body of every combinator: functions around the inner transformation, and a clock."""
 
+# pyright: reportPrivateUsage=false
+
 from __future__ import annotations
 
 import dataclasses
 import types
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -13,7 +15,15 @@ from torch import Tensor
 from gradtx._errors import Path
 from gradtx._execution import Leaf, Operation, Position, takes_none
 from gradtx._messages import shortly
-from gradtx._rules import Call, Rule, RuleOperation, RuleState, StageState
+from gradtx._narrowing import is_tuple
+from gradtx._rules import (
+    Call,
+    Rule,
+    RuleOperation,
+    RuleState,
+    StageState,
+    empty_dict,
+)
 from gradtx._runs import Run, Scope, as_flag
 from gradtx._slots import check_slots
 from gradtx._spaces import can_run_at_owner, run_at_owner
@@ -33,9 +43,11 @@ from gradtx.factories import Combinator
 
 __all__ = ["Frame", "InnerClock"]
 
-Ticks = Callable[
-    [dict[str, Tensor], Mapping[str, Tensor]], tuple[Tensor, dict[str, Tensor]]
-]
+# By name: slots and shared values, the values of a clock, or sums.
+Values: TypeAlias = dict[str, Tensor]
+# What `enter`, `leave` and `ticks` return.
+Result: TypeAlias = tuple[Tensor, Values]
+Ticks: TypeAlias = Callable[[Values, Values], Result]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,8 +68,8 @@ class InnerClock:
     """
 
     ticks: Ticks
-    start: Mapping[str, int] = dataclasses.field(default_factory=dict)
-    measure: Callable[[Tensor], dict[str, Tensor]] | None = None
+    start: Mapping[str, int] = dataclasses.field(default_factory=empty_dict)
+    measure: Callable[[Tensor], Values] | None = None
     counts: bool = True
 
     def __post_init__(self) -> None:
@@ -115,10 +127,10 @@ class Frame(Combinator):
     clock: InnerClock | None = None
     gradient: Any = None
     restarts: Callable[[Any], Any] | None = None
-    shared: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    shared: Mapping[str, float] = dataclasses.field(default_factory=empty_dict)
     inner_slots: tuple[str, ...] = ()
     takes_none: str | None = None
-    agree: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    agree: Mapping[str, Any] = dataclasses.field(default_factory=empty_dict)
     elementwise: bool = True
     whole: bool = False
 
@@ -156,7 +168,8 @@ class FrameRun:
         # Whether the inner clock counts this call; None until this is known.
         self.ticks: Tensor | None = None
         self._scope = scope
-        self._new_shared: dict[str, Tensor] = {}
+        self._old_shared: Values = {}
+        self._new_shared: Values = {}
         if frame.clock is not None:
             self._start_clock(frame.clock)
 
@@ -166,14 +179,14 @@ class FrameRun:
             name: _whole_number(start, self.run.device)
             for name, start in starts.items()
         }
-        self._old_shared = self._scope.shared(self.path, makers) if makers else {}
+        if makers:
+            self._old_shared = self._scope.shared(self.path, makers)
         if clock.counts:
             self.old_step = self._old_shared["step"]
             restarts = self._restarts_at(self._scope.count)
             if restarts is not False:
-                self.old_step = torch.where(
-                    as_flag(restarts, self.old_step), 0, self.old_step
-                )
+                is_restart = as_flag(restarts, self.old_step)
+                self.old_step = torch.where(is_restart, 0, self.old_step)
             self.clock = Clock(self.old_step + 1)
             self.run.inner_counts[self.path] = self.old_step
         if not self.run.initial:
@@ -185,9 +198,8 @@ class FrameRun:
         """Determine whether the clock counts this call."""
         assert self.frame.clock is not None
         clock = self.frame.clock
-        result = clock.ticks(
-            dict(self._old_shared), Sums(sums, self.name, clock.measure is not None)
-        )
+        checked = Sums(sums, self.name, clock.measure is not None)
+        result = clock.ticks(dict(self._old_shared), checked)
         self.ticks, self._new_shared = checked_ticks(self.name, result, clock.start)
         if self.clock is not None:
             step = torch.where(self.ticks, self.clock.step, self.old_step)
@@ -278,11 +290,11 @@ class FrameRun:
         """Return the values of these slots by "stage.slot"."""
         if not self.frame.inner_slots:
             return {}
-        values = {}
+        values: Values = {}
         for path, slot in self.inner_slots(leaf):
-            values[self._inner_name(path, slot)] = self.run.stores[path].value_of(
-                slot, self._slots(path, leaf), leaf
-            )
+            slots = self._slots(path, leaf)
+            value = self.run.stores[path].value_of(slot, slots, leaf)
+            values[self._inner_name(path, slot)] = value
         return values
 
     def first_inner_values(self, leaf: Leaf) -> dict[str, Tensor]:
@@ -354,7 +366,7 @@ class OuterValues:
     active: Tensor | None
     restarts: Any
     state: RuleState | None = None
-    arms: dict[str, Any] = dataclasses.field(default_factory=dict)
+    arms: dict[str, Any] = dataclasses.field(default_factory=empty_dict)
 
 
 class FrameState(StageState):
@@ -389,13 +401,15 @@ class Enter(RuleOperation):
 
     def __init__(self, frame_run: FrameRun, scope: Scope, takes_none: bool):
         frame = frame_run.frame
+        shared: dict[str, Callable[[], Any]] = {}
+        if not frame.clock:
+            for name, value in frame.shared.items():
+                shared[name] = _constant(value)
         rule = Rule(
             frame_run.name,
             frame.enter or _identity,
             init=frame.init,
-            shared={}
-            if frame.clock
-            else {name: _constant(value) for name, value in frame.shared.items()},
+            shared=shared,
             elementwise=frame.elementwise,
             takes_complex=frame.elementwise,
             agree=frame.agree,
@@ -456,11 +470,9 @@ class Enter(RuleOperation):
         return now if outside.restarts is False else now | outside.restarts
 
     def _run_enter(self, leaf: Leaf) -> None:
-        update = (
-            None
-            if leaf.update is None
-            else leaf.update.to(self.stage.compute_dtype(leaf))
-        )
+        update = leaf.update
+        if update is not None:
+            update = update.to(self.stage.compute_dtype(leaf))
         call = self._call_with(leaf, update)
         self._finish(call, self._guarded(call))
 
@@ -480,16 +492,16 @@ class Enter(RuleOperation):
         _, entered, _ = self._entered(self._guarded(call))
         return RuleState(entered, self.stage, leaf)
 
-    def _entered(self, out: Any) -> tuple[Tensor, dict[str, Tensor], Any]:
+    def _entered(self, out: Any) -> tuple[Tensor, Values, Any]:
         """Return the results of `enter`: the update, the state, and whether the leaf takes part, or None."""
         if isinstance(out, types.GeneratorType):
             raise TypeError(
                 f"{self.rule.name}: enter cannot yield sums; yield them in leave"
             )
-        *pair, active = (
-            out if isinstance(out, tuple) and len(out) == 3 else (*out, None)
-        )
-        return *_checked_pair(self.rule.name, pair), active
+        values = [*out]
+        active = values.pop() if is_tuple(out) and len(values) == 3 else None
+        update, state = _checked_pair(self.rule.name, values)
+        return update, state, active
 
     def _finish(self, call: Call, out: Any) -> None:
         leaf = call.leaf
@@ -544,11 +556,9 @@ class NextArm(Operation):
     def start(self, leaf: Leaf) -> None:
         outside: OuterValues = leaf.saved[self._enter]
         outside.arms[self._arm] = leaf.update
-        leaf.update, leaf.grad, leaf.active = (
-            outside.update,
-            outside.grad,
-            outside.active,
-        )
+        leaf.update = outside.update
+        leaf.grad = outside.grad
+        leaf.active = outside.active
 
 
 class Leave(RuleOperation):
@@ -582,11 +592,9 @@ class Leave(RuleOperation):
 
     def start(self, leaf: Leaf) -> Any:
         outside: OuterValues = leaf.saved.pop(self._enter)
-        leaf.clock, leaf.restarts, leaf.grad = (
-            outside.clock,
-            outside.restarts,
-            outside.grad,
-        )
+        leaf.clock = outside.clock
+        leaf.restarts = outside.restarts
+        leaf.grad = outside.grad
         update = self._of_arms(outside.arms, leaf) if outside.arms else leaf.update
         if leaf.update is not None and outside.grad is None:
             # An inner combinator created an update for a leaf without a gradient.
@@ -625,12 +633,10 @@ class Leave(RuleOperation):
         old, state = self._state(leaf, outside, compute_dtype)
         param = None if leaf.param is None else leaf.param.to(compute_dtype)
         inner = self._frame_run.inner_values(leaf)
-        context = FrameContext(
-            leaf, compute_dtype, self._frame_run.ticks_for(leaf), inner
-        )
-        return self._begin_rule(
-            Call(leaf, update, state, param, context, compute_dtype, old)
-        )
+        ticks = self._frame_run.ticks_for(leaf)
+        context = FrameContext(leaf, compute_dtype, ticks, inner)
+        call = Call(leaf, update, state, param, context, compute_dtype, old)
+        return self._begin_rule(call)
 
     def _state(
         self, leaf: Leaf, outside: OuterValues, compute_dtype: torch.dtype
@@ -644,14 +650,9 @@ class Leave(RuleOperation):
 
     def _finish(self, call: Call, out: Any) -> None:
         leaf = call.leaf
-        if isinstance(out, tuple) and len(out) == 3 and self._frame.inner_slots:
-            *out, inner = out
-            context = call.context
-            check_inner(self.rule.name, inner, context.inner)  # type: ignore[attr-defined]
-            accepted = {}
-            for name, value in inner.items():
-                accepted[name] = context.keep(value, context.inner[name])  # type: ignore[attr-defined]
-            self._frame_run.replace_inner(leaf, accepted)
+        if is_tuple(out) and len(out) == 3 and self._frame.inner_slots:
+            *out, new_inner = out
+            self._finish_inner(call, new_inner)
         update, state = _checked_pair(self.rule.name, out)
         self._set_update(call, update)
         # The frame's functions handle skipped leaves themselves.
@@ -661,6 +662,16 @@ class Leave(RuleOperation):
             leaf.active = active
         else:
             self.stage.write(leaf, state, call.old)
+
+    def _finish_inner(self, call: Call, new: Mapping[str, Any]) -> None:
+        """Store the inner slots that `leave` returned, unless the leaf is skipped."""
+        context = call.context
+        assert isinstance(context, FrameContext)
+        check_inner(self.rule.name, new, context.inner)
+        accepted: Values = {}
+        for name, value in new.items():
+            accepted[name] = context.keep(value, context.inner[name])
+        self._frame_run.replace_inner(call.leaf, accepted)
 
     def follow(self, position: Position) -> None:
         if self._frame.clock is not None and self._frame.clock.counts:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from torch import Tensor
+
 from gradtx._arguments import Scalar
-from gradtx.combinators.frame import Frame
+from gradtx.combinators.frame import Frame, Result, Values
+from gradtx.context import FrameContext
 from gradtx.core import GradientTransformation, check_transformation
 from gradtx.factories import combinator
 from gradtx.transforms._math import grafted
@@ -45,7 +48,9 @@ def graft(
     check_transformation("graft", "direction", direction)
     check_transformation("graft", "magnitude", magnitude)
 
-    def leave(updates, state, param, ctx):
+    def leave(
+        updates: Values, state: Values, param: Tensor | None, ctx: FrameContext
+    ) -> Result:
         return grafted(updates["direction"], updates["magnitude"], eps), state
 
     return Frame(

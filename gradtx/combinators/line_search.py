@@ -1,5 +1,7 @@
 """Choose step lengths by evaluating the loss again: backtracking, and the strong Wolfe conditions."""
 
+# pyright: reportPrivateUsage=false
+
 from __future__ import annotations
 
 import dataclasses
@@ -125,23 +127,17 @@ class Search(Combinator):
     def expand(self, scope: Scope, name: str) -> list[Any]:
         path = scope.claim(name)
         inner = self.inner._expand(scope.inside(path, 0))
+        functions = Functions(self._init, self._update)
         agree = dict(vars(self.options))
-        return [
-            *inner,
-            TreeOperation(
-                path, scope, name, Functions(self._init, self._update), agree
-            ),
-        ]
+        return [*inner, TreeOperation(path, scope, name, functions, agree)]
 
     def _init(self, params: dict[str, Tensor]) -> dict[str, Tensor]:
         device = next(iter(params.values())).device
         first = exact(self.options.start, device)
         zero = torch.zeros_like(first)
-        return (
-            {"step_size": zero}
-            if self.options.growth is None
-            else {"step_size": zero, "next_size": first}
-        )
+        if self.options.growth is None:
+            return {"step_size": zero}
+        return {"step_size": zero, "next_size": first}
 
     def _update(
         self, updates: Any, state: Any, params: Any, ctx: Any
@@ -159,9 +155,10 @@ class Search(Combinator):
             if options.growth is None
             else state["next_size"]
         ).to(slope)
-        length = (wolfe if options.wolfe else backtracked)(line, first, options)
+        search = wolfe if options.wolfe else backtracked
+        length = search(line, first, options)
         moves = length > 0
-        scaled = {}
+        scaled: dict[str, Tensor] = {}
         for name, update in updates.items():
             moved = length.to(update.device, update.dtype) * update
             # Where, since 0 * inf is NaN.

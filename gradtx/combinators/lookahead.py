@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+from torch import Tensor
 
 from gradtx._arguments import Scalar
-from gradtx.combinators.frame import Frame
+from gradtx.combinators.frame import Frame, Values
+from gradtx.context import FrameContext
 from gradtx.core import GradientTransformation, check_transformation
 from gradtx.factories import combinator
 from gradtx.transforms.averaging import synchronized
@@ -61,36 +65,34 @@ def with_lookahead(
         )
     pulls_back = pullback_momentum == "pullback"
 
-    def init(param, momenta):
+    def init(param: Tensor, momenta: Values) -> Values:
         slots = {"slow": param}
         if pulls_back:
             for i, momentum in enumerate(momenta.values()):
                 slots[_slow(i)] = torch.zeros_like(momentum)
         return slots
 
-    def leave(update, state, param, ctx):
+    def leave(
+        update: Tensor, state: Values, param: Tensor, ctx: FrameContext
+    ) -> tuple[Any, ...]:
         now = ctx.step % k == 0
         new = {"slow": synchronized(now, state["slow"], param + update, alpha)}
         update = ctx.keep(torch.where(now, new["slow"] - param, update), update)
         if pullback_momentum == "none":
             return update, new
-        momenta = {}
+        momenta: Values = {}
         for i, (name, momentum) in enumerate(ctx.inner.items()):
             start = torch.zeros_like(momentum)
             if pulls_back:
-                start = new[_slow(i)] = synchronized(
-                    now, state[_slow(i)], momentum, alpha
-                )
+                slow = _slow(i)
+                start = new[slow] = synchronized(now, state[slow], momentum, alpha)
             momenta[name] = torch.where(now, start, momentum)
         return update, new, momenta
 
-    return Frame(
-        tx,
-        init,
-        leave=leave,
-        evaluate=lambda state, param: state["slow"],
-        inner_slots=MOMENTA,
-    )
+    def evaluate(state: Values, param: Tensor) -> Tensor:
+        return state["slow"]
+
+    return Frame(tx, init, leave=leave, evaluate=evaluate, inner_slots=MOMENTA)
 
 
 def _slow(i: int) -> str:

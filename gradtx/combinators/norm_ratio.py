@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from torch import Tensor
+
 from gradtx._arguments import Betas, Scalar
-from gradtx.combinators.frame import Frame
+from gradtx.combinators.frame import Frame, Result, Values
+from gradtx.context import FrameContext
 from gradtx.core import GradientTransformation, check_transformation
 from gradtx.factories import combinator
 from gradtx.transforms._math import norm, safe_sqrt
@@ -49,14 +52,18 @@ def scale_by_norm_ratio(
     check_transformation("scale_by_norm_ratio", "tx", tx)
     beta1, beta2 = betas
 
-    def init(param):
+    def init(param: Tensor) -> Values:
         return {"exp_avg_sq": param.new_zeros(())}
 
-    def enter(update, state, param, ctx):
+    def enter(
+        update: Tensor, state: Values, param: Tensor | None, ctx: FrameContext
+    ) -> Result:
         square = beta2 * state["exp_avg_sq"] + (1 - beta2) * ctx.grad.square().sum()
         return update, {"exp_avg_sq": square, "size": norm(update)}
 
-    def leave(update, state, param, ctx):
+    def leave(
+        update: Tensor, state: Values, param: Tensor | None, ctx: FrameContext
+    ) -> Result:
         size, square = state["size"], state["exp_avg_sq"]
         if correct_bias:
             size = size / ctx.bias_correction(beta1)

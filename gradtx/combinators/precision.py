@@ -1,5 +1,7 @@
 """The precision of state and of weights: `with_state_dtype`, `round_stochastically`, `compensate_rounding`."""
 
+# pyright: reportPrivateUsage=false
+
 from __future__ import annotations
 
 from collections.abc import Callable

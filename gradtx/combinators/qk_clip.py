@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from gradtx._arguments import Scalar
 from gradtx._messages import describe
+from gradtx._narrowing import is_mapping, is_sequence
 from gradtx._selectors import Selector, check_not_empty, patterns
 from gradtx._torch import readable
+from gradtx.combinators.frame import Result, Values
 from gradtx.combinators.selection import Fork
+from gradtx.context import Context
 from gradtx.core import chain
 from gradtx.factories import combinator, per_tensor
 
@@ -68,29 +71,31 @@ def qk_clip(
 
     Source: Kimi K2 2025, MuonClip, arXiv:2507.20534. Departures: none. Momentum is not clipped.
     """
-    if not isinstance(roles, Mapping) or not roles:
-        raise TypeError(
-            f"qk_clip: roles must be a dict of pattern -> (name, role), got {describe(roles)}"
-        )
+    _check_roles(roles)
     powers = {"query": alpha, "key": 1 - alpha, "query_rotary": 1.0}
     branches: dict[Any, Any] = {False: chain()}
     for i, (pattern, value) in enumerate(roles.items()):
         check_not_empty("qk_clip: roles", pattern)
         logits, role = _checked(pattern, value)
-        branches[str(i)] = (
-            chain()
-            if role == "key_rotary"
-            else _shrink_heads(logits, tau, powers[role])
-        )
+        if role == "key_rotary":
+            branches[str(i)] = chain()
+        else:
+            branches[str(i)] = _shrink_heads(logits, tau, powers[role])
+    labels = tuple(map(str, range(len(roles))))
     wheres = tuple(patterns("qk_clip", pattern) for pattern in roles)
-    return Fork(
-        Selector("qk_clip", tuple(map(str, range(len(roles)))), wheres), branches
-    )
+    return Fork(Selector("qk_clip", labels, wheres), branches)
+
+
+def _check_roles(roles: Any) -> None:
+    if not is_mapping(roles) or not roles:
+        raise TypeError(
+            f"qk_clip: roles must be a dict of pattern -> (name, role), got {describe(roles)}"
+        )
 
 
 def _checked(pattern: str, value: Any) -> tuple[str, str]:
     if not (
-        isinstance(value, tuple | list)
+        is_sequence(value)
         and len(value) == 2
         and all(isinstance(item, str) for item in value)
     ):
@@ -137,7 +142,8 @@ def _check_heads(
 
 
 def _check_values(key: str, largest: Tensor) -> None:
-    for head, value in enumerate(largest.tolist()):
+    values = cast("list[float]", largest.tolist())  # pyright: ignore[reportUnknownMemberType]
+    for head, value in enumerate(values):
         if math.isnan(value) or value == math.inf:
             raise ValueError(
                 f"qk_clip: max_logits[{key!r}] has {value} for head {head}; skip steps whose forward pass overflowed"
@@ -153,7 +159,7 @@ def _check_values(key: str, largest: Tensor) -> None:
 def _shrink_heads(logits: str, tau: Scalar, power: Scalar):
     """Multiply each head by a power of its gamma."""
 
-    def update(update, state, param, ctx):
+    def update(update: Tensor, state: Values, param: Tensor, ctx: Context) -> Result:
         if logits not in ctx.max_logits:
             return update, state
         largest = ctx.max_logits[logits].to(update.device, torch.float64)

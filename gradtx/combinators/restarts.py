@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
-from gradtx.combinators.frame import Frame, InnerClock
+from gradtx.combinators.frame import Frame, InnerClock, Result, Values
 from gradtx.core import GradientTransformation, check_transformation
 from gradtx.factories import combinator
 
@@ -49,10 +51,10 @@ def restart(tx: GradientTransformation, every: int, keep_clock: bool = False):
     """
     check_transformation("restart", "tx", tx)
 
-    def is_due(step):
+    def is_due(step: Any) -> Any:
         return step % every == 0
 
-    def ticks(values, sums):
+    def ticks(values: Values, sums: Values) -> Result:
         return torch.ones_like(values["step"], dtype=torch.bool), {}
 
     return Frame(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from gradtx._arguments import Scalar
 from gradtx.core import GradientTransformation, check_transformation
 from gradtx.factories import combinator
@@ -24,7 +27,7 @@ RANGES = {
 }
 
 
-def _full_rank(arguments):
+def _full_rank(arguments: Mapping[str, Any]) -> bool:
     """Whether leaves that reduce to one long dimension, whose statistics initially have rank 1, are not rotated."""
     return not (arguments["merge_dims"] or arguments["precondition_1d"])
 

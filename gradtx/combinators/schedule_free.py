@@ -1,12 +1,16 @@
 """Average the weights instead of scheduling the learning rate: Schedule-Free."""
 
+# pyright: reportPrivateUsage=false
+
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from gradtx._arguments import Scalar
 from gradtx._exact import exact
-from gradtx.combinators.frame import Frame
+from gradtx.combinators.frame import Frame, Result, Values
+from gradtx.context import FrameContext
 from gradtx.core import GradientTransformation, check_transformation
 from gradtx.factories import combinator
 from gradtx.transforms._math import quotient
@@ -93,7 +97,7 @@ def schedule_free(
 
     sign = -1.0 if _descends(base) else 1.0
 
-    def init(param):
+    def init(param: Tensor) -> Values:
         if averaging is not None:
             return {"z": param}
         return {
@@ -102,19 +106,19 @@ def schedule_free(
             "weight_sum": exact(0.0, param.device),
         }
 
-    def share_of(rate, state, ctx):
+    def share_of(
+        rate: Tensor, state: Values, ctx: FrameContext
+    ) -> tuple[Scalar, Values]:
         """Return the share of the new point in the average, and the slots that determine the next share."""
         if averaging is not None:
             return averaging, {}
         largest = torch.maximum(state["lr_max"], rate)
         weight = ctx.time**r * largest**weight_lr_power
         weight_sum = state["weight_sum"] + weight
-        return quotient(weight, weight_sum), {
-            "lr_max": largest,
-            "weight_sum": weight_sum,
-        }
+        numbers = {"lr_max": largest, "weight_sum": weight_sum}
+        return quotient(weight, weight_sum), numbers
 
-    def leave(update, state, y, ctx):
+    def leave(update: Tensor, state: Values, y: Tensor, ctx: FrameContext) -> Result:
         z = state["z"]
         rate = exact(lr, y.device)
         if warmup_steps:
@@ -125,7 +129,7 @@ def schedule_free(
         step = share * (z - y) - (rate * (1 - beta * (1 - share))) * direction
         return step, {"z": z - rate * direction, **numbers}
 
-    def evaluate(state, y):
+    def evaluate(state: Values, y: Tensor) -> Tensor:
         x = state["z"] + (y - state["z"]) / beta
         if averaging is not None:
             return x

@@ -1,5 +1,7 @@
 """Combinators that select leaves: `partition`, `masked`, `freeze`."""
 
+# pyright: reportPrivateUsage=false
+
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
@@ -8,6 +10,7 @@ from typing import Any
 from gradtx import _tree
 from gradtx._execution import Block, Branch
 from gradtx._messages import describe
+from gradtx._narrowing import is_mapping
 from gradtx._runs import Scope
 from gradtx._selectors import LabelTree, Selector, Where, is_function, listed, patterns
 from gradtx.core import GradientTransformation, chain, check_transformation
@@ -28,11 +31,10 @@ class Fork(Combinator):
     def expand(self, scope: Scope, name: str) -> list[Any]:
         path = scope.claim(name)
         scope.run.selectors.append(self._fork)
-        blocks = {}
+        blocks: dict[Any, Block] = {}
         for i, (label, tx) in enumerate(self._txs.items()):
-            inside = scope.branch(
-                (*path, label) if self._fork.names_branches else path, i
-            )
+            branch_path = (*path, label) if self._fork.names_branches else path
+            inside = scope.branch(branch_path, i)
             blocks[label] = Block(tx._expand(inside), inside.frozen)
         return [Branch(path, self._fork, blocks)]
 
@@ -71,7 +73,13 @@ def partition(
         >>> tx.update(grads, tx.init(grads))[0]
         {'head': {'w': tensor([-1., -1.])}, 'body': {'w': tensor([0., 0.])}}
     """
-    if not isinstance(transforms, Mapping) or not transforms:
+    _check_transforms(transforms)
+    return Fork(_selector_of(labels, tuple(transforms)), transforms)
+
+
+def _check_transforms(transforms: Any) -> None:
+    """Raise an error unless this is a dict of label -> transformation."""
+    if not is_mapping(transforms) or not transforms:
         raise TypeError(
             f"partition: transforms must be a dict of label -> transformation, got {describe(transforms)}"
         )
@@ -81,18 +89,17 @@ def partition(
             raise ValueError(
                 f"partition: label {label!r} must be a string without dots"
             )
-    return Fork(_selector_of(labels, tuple(transforms)), transforms)
 
 
 def _selector_of(labels: Any, branches: tuple[str, ...]) -> Selector:
     """Return the selector for the `labels` of `partition`: a tree of labels, a dict of selectors or a function."""
-    if isinstance(labels, Mapping) and set(labels) == set(branches):
+    if is_mapping(labels) and set(labels) == set(branches):
         wheres = tuple(patterns("partition", where) for where in labels.values())
         return Selector("partition", tuple(labels), wheres, branches=branches)
     tree = {} if isinstance(labels, str) else _tree.strings(labels)
     if tree and set(tree.values()) <= set(branches):
         return Selector("partition", branches, LabelTree(tree), branches=branches)
-    if isinstance(labels, Mapping):
+    if is_mapping(labels):
         keys = f"{listed(labels)} and {listed(branches)}"
         raise ValueError(
             f"partition: labels and transforms must have the same keys, got {keys}"

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -17,12 +17,13 @@ from gradtx.transforms._math import quotient, safe_sqrt
 
 __all__ = ["asam", "friendly_sam", "gsam", "looksam", "sam", "wsam"]
 
-Tree = dict[str, Tensor]
+Tree: TypeAlias = dict[str, Tensor]  # by leaf name
+GradFn: TypeAlias = Callable[[Tree], Tree]
 
 
 def _around(
     base: GradientTransformation,
-    function: Callable[[Tree, Tree, Callable[[Tree], Tree]], Tree],
+    function: Callable[[Tree, Tree, GradFn], Tree],
     **agree: Any,
 ) -> Frame:
     """Run the base with the gradient that `function` computes from gradients, parameters and the gradient function."""
@@ -37,21 +38,26 @@ def _size(tree: Tree) -> Tensor:
     return safe_sqrt(total({name: x.square() for name, x in tree.items()}))
 
 
+def _product(tree: Tree, other: Tree) -> Tensor:
+    return total({name: x * other[name] for name, x in tree.items()})
+
+
 def _perturbed_params(
-    grads: Tree, params: Tree, weights: Mapping[str, Any], rho: Any, eps: Any
-) -> tuple[Tree, Tensor]:
-    """Return the point p + rho T^2 g / (|T g| + eps), and |T g|; a T that is not in `weights` is 1."""
-    scaled = {
-        name: weights[name] * g if name in weights else g for name, g in grads.items()
-    }
-    size = _size(scaled)
-    far = rho / (size + eps)
-    steps = {
-        name: weights[name] * x if name in weights else x for name, x in scaled.items()
-    }
+    grads: Tree, params: Tree, weights: Tree, rho: Any, eps: Any
+) -> Tree:
+    """Return the point p + rho T^2 g / (|T g| + eps); a T that is not in `weights` is 1."""
+    scaled = _weighted(grads, weights)
+    far = rho / (_size(scaled) + eps)
+    points: Tree = {}
+    for name, step in _weighted(scaled, weights).items():
+        points[name] = params[name] + far.to(step.device) * step
+    return points
+
+
+def _weighted(tree: Tree, weights: Tree) -> Tree:
     return {
-        name: params[name] + far.to(step.device) * step for name, step in steps.items()
-    }, size
+        name: weights[name] * x if name in weights else x for name, x in tree.items()
+    }
 
 
 def _magnitudes(params: Tree, adaptive: bool) -> Tree:
@@ -102,10 +108,9 @@ def sam(
     """
     check_transformation("sam", "base", base)
 
-    def function(grads: Tree, params: Tree, grad_fn: Callable[[Tree], Tree]) -> Tree:
-        return grad_fn(
-            _perturbed_params(grads, params, _magnitudes(params, adaptive), rho, eps)[0]
-        )
+    def function(grads: Tree, params: Tree, grad_fn: GradFn) -> Tree:
+        weights = _magnitudes(params, adaptive)
+        return grad_fn(_perturbed_params(grads, params, weights, rho, eps))
 
     return _around(base, function, rho=rho, adaptive=adaptive, eps=eps)
 
@@ -155,13 +160,12 @@ def asam(
     if mask is not None and not callable(mask):
         raise TypeError(f"asam: mask must be a function of a leaf's name, got {mask!r}")
 
-    def function(grads: Tree, params: Tree, grad_fn: Callable[[Tree], Tree]) -> Tree:
-        weights = {
-            name: p.abs() + eta
-            for name, p in params.items()
-            if mask is None or mask(name)
-        }
-        return grad_fn(_perturbed_params(grads, params, weights, rho, eps)[0])
+    def function(grads: Tree, params: Tree, grad_fn: GradFn) -> Tree:
+        weights: Tree = {}
+        for name, p in params.items():
+            if mask is None or mask(name):
+                weights[name] = p.abs() + eta
+        return grad_fn(_perturbed_params(grads, params, weights, rho, eps))
 
     return _around(base, function, rho=rho, eta=eta, eps=eps, mask=mask)
 
@@ -210,17 +214,15 @@ def gsam(
     """
     check_transformation("gsam", "base", base)
 
-    def function(grads: Tree, params: Tree, grad_fn: Callable[[Tree], Tree]) -> Tree:
-        perturbed_grads = grad_fn(
-            _perturbed_params(grads, params, _magnitudes(params, adaptive), rho, eps)[0]
-        )
+    def function(grads: Tree, params: Tree, grad_fn: GradFn) -> Tree:
+        weights = _magnitudes(params, adaptive)
+        perturbed_grads = grad_fn(_perturbed_params(grads, params, weights, rho, eps))
         grad_size, perturbed_size = _size(grads), _size(perturbed_grads)
-        cosine = total(
-            {name: g * perturbed_grads[name] for name, g in grads.items()}
-        ) / (grad_size * perturbed_size + eps)
+        product = _product(grads, perturbed_grads)
+        cosine = product / (grad_size * perturbed_size + eps)
         projection = cosine * grad_size / (perturbed_size + eps)
         factor = 1 + alpha * projection
-        result = {}
+        result: Tree = {}
         for name, g in grads.items():
             # g' - alpha (g - projection g')
             result[name] = factor.to(g.device) * perturbed_grads[name] - alpha * g
@@ -273,13 +275,13 @@ def wsam(
     check_transformation("wsam", "base", base)
     alpha = gamma / (1 - gamma)
 
-    def function(grads: Tree, params: Tree, grad_fn: Callable[[Tree], Tree]) -> Tree:
-        perturbed_grads = grad_fn(
-            _perturbed_params(grads, params, _magnitudes(params, adaptive), rho, eps)[0]
-        )
-        return {
-            name: g + alpha * (perturbed_grads[name] - g) for name, g in grads.items()
-        }
+    def function(grads: Tree, params: Tree, grad_fn: GradFn) -> Tree:
+        weights = _magnitudes(params, adaptive)
+        perturbed_grads = grad_fn(_perturbed_params(grads, params, weights, rho, eps))
+        result: Tree = {}
+        for name, g in grads.items():
+            result[name] = g + alpha * (perturbed_grads[name] - g)
+        return result
 
     return _around(base, function, rho=rho, gamma=gamma, adaptive=adaptive, eps=eps)
 
@@ -342,27 +344,22 @@ def looksam(
         size = _size(grads)
 
         def perturb() -> tuple[Tree, Tree]:
-            perturbed_grads = ctx.grad_fn(
-                _perturbed_params(
-                    grads, params, _magnitudes(params, adaptive), rho, eps
-                )[0]
-            )
-            product = total(
-                {name: g * perturbed_grads[name] for name, g in grads.items()}
-            )
-            share = quotient(product, size.square())
-            return perturbed_grads, {
-                name: perturbed_grads[name] - share.to(g.device) * g
-                for name, g in grads.items()
-            }
+            weights = _magnitudes(params, adaptive)
+            points = _perturbed_params(grads, params, weights, rho, eps)
+            perturbed_grads = ctx.grad_fn(points)
+            share = quotient(_product(grads, perturbed_grads), size.square())
+            sharpness: Tree = {}
+            for name, g in grads.items():
+                sharpness[name] = perturbed_grads[name] - share.to(g.device) * g
+            return perturbed_grads, sharpness
 
         def reuse() -> tuple[Tree, Tree]:
             sharpness = state["sharpness"]
             length = alpha * quotient(size, _size(sharpness) + eps)
-            return {
-                name: g + length.to(g.device) * sharpness[name]
-                for name, g in grads.items()
-            }, sharpness
+            result: Tree = {}
+            for name, g in grads.items():
+                result[name] = g + length.to(g.device) * sharpness[name]
+            return result, sharpness
 
         new, sharpness = ctx.every(k, 1, perturb, reuse)
         return new, {"sharpness": sharpness}
@@ -423,17 +420,16 @@ def friendly_sam(
         return {"exp_avg": {name: torch.zeros_like(p) for name, p in params.items()}}
 
     def update(grads: Tree, state: Any, params: Tree, ctx: Any) -> tuple[Tree, Any]:
-        first, directions, means = ctx.step == 1, {}, {}
+        first = ctx.step == 1
+        directions: Tree = {}
+        means: Tree = {}
         for name, g in grads.items():
             mean, now = state["exp_avg"][name], first.to(g.device)
             directions[name] = torch.where(now, g, g - sigma * mean)
             means[name] = torch.where(now, g, lmbda * mean + (1 - lmbda) * g)
-        perturbed_grads = ctx.grad_fn(
-            _perturbed_params(
-                directions, params, _magnitudes(params, adaptive), rho, eps
-            )[0]
-        )
-        return perturbed_grads, {"exp_avg": means}
+        weights = _magnitudes(params, adaptive)
+        points = _perturbed_params(directions, params, weights, rho, eps)
+        return ctx.grad_fn(points), {"exp_avg": means}
 
     numbers = {
         "rho": rho,

@@ -7,14 +7,15 @@ optimizer's updates. S is the sum of the scales of several learners, which forge
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Generator
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from gradtx._arguments import Betas, Scalar
-from gradtx.combinators.frame import Frame
+from gradtx.combinators.frame import Frame, Result, Values
+from gradtx.context import FrameContext
 from gradtx.core import GradientTransformation, chain, check_transformation
 from gradtx.factories import combinator
 from gradtx.transforms._math import at_least, quotient, safe_sqrt
@@ -24,33 +25,41 @@ from gradtx.transforms.scaling import scale_by_learning_rate
 __all__ = ["mechanize", "trac"]
 
 BETAS = (0.9, 0.99, 0.999, 0.9999, 0.99999, 0.999999)
-Learner = Callable[[Any, dict[str, Tensor], Tensor], dict[str, Tensor]]
+Learner: TypeAlias = Callable[[Any, Values, Tensor], Values]
 
 
 def _scale_by_learners(
     tx: GradientTransformation,
-    betas: Any,
+    betas: Betas,
     start: dict[str, float],
-    product: Callable[[dict[str, Tensor], Tensor], Tensor],
+    product: Callable[[Values, Tensor], Tensor],
     learner: Learner,
-    eps: Any,
+    eps: Scalar,
 ) -> Frame:
     """Return a frame that scales the sum of all updates of `tx` by the sum of the learners' scales `s`.
 
     The learners receive `product(sums, scale)`; `learner(beta, numbers, product)` returns the next values of one
     learner, whose initial values are `start`.
     """
-    shared = {
-        f"{name}_{i}": value for i in range(len(betas)) for name, value in start.items()
-    }
+    shared: dict[str, float] = {}
+    for i in range(len(betas)):
+        for name, value in start.items():
+            shared[f"{name}_{i}"] = value
 
-    def scale_of(numbers):
+    def scale_of(numbers: Values) -> Tensor:
         return torch.stack([numbers[f"s_{i}"] for i in range(len(betas))]).sum()
 
-    def enter(update, state, param, ctx):
+    def init(param: Tensor) -> Values:
+        return {"param_init": param}
+
+    def enter(
+        update: Tensor, state: Values, param: Tensor, ctx: FrameContext
+    ) -> Result:
         return update, {**state, "gradient": update}
 
-    def leave(update, state, param, ctx) -> Iterator[Any]:
+    def leave(
+        update: Tensor, state: Values, param: Tensor, ctx: FrameContext
+    ) -> Generator[Values | Result, Values, None]:
         origin, gradient = state["param_init"], state["gradient"]
         scale = scale_of(state)
         way = quotient(param - origin, scale + eps, floor=eps)
@@ -63,20 +72,14 @@ def _scale_by_learners(
         now = product(sums, scale)
         new = {"param_init": origin}
         for i, beta in enumerate(betas):
-            numbers = learner(beta, {name: state[f"{name}_{i}"] for name in start}, now)
-            new.update({f"{name}_{i}": value for name, value in numbers.items()})
+            old = {name: state[f"{name}_{i}"] for name in start}
+            for name, value in learner(beta, old, now).items():
+                new[f"{name}_{i}"] = value
         scale = at_least(scale_of(new), 0.0)
         yield origin + scale * (way + update) - param, new
 
     numbers = {"eps": eps, **{f"betas[{i}]": beta for i, beta in enumerate(betas)}}
-    return Frame(
-        tx,
-        lambda param: {"param_init": param},
-        enter=enter,
-        leave=leave,
-        shared=shared,
-        agree=numbers,
-    )
+    return Frame(tx, init, enter, leave, shared=shared, agree=numbers)
 
 
 @combinator(
@@ -135,12 +138,12 @@ def mechanize(
     """
     check_transformation("mechanize", "tx", tx)
 
-    def product(sums, scale):
+    def product(sums: Values, scale: Tensor) -> Tensor:
         size = safe_sqrt(sums["param"]) + eps
         pull = s_decay * scale * safe_sqrt(sums["gradient"]) / size
         return sums["way_gradient"] + pull * sums["way_param"]
 
-    def learner(beta, old, h):
+    def learner(beta: Scalar, old: Values, h: Tensor) -> Values:
         largest = torch.maximum(beta * old["max_product"], h.abs())
         squares = beta**2 * old["sum_squared_products"] + h.square()
         reward = at_least(beta * old["reward"] - old["s"] * h, 0.0)
@@ -208,16 +211,17 @@ def trac(
     check_transformation("trac", "tx", tx)
     unit = s_prev / ERFI_OF_ROOT_HALF
 
-    def learner(beta, old, h):
+    def product(sums: Values, scale: Tensor) -> Tensor:
+        return sums["way_gradient"]
+
+    def learner(beta: Scalar, old: Values, h: Tensor) -> Values:
         squares = beta**2 * old["variance"] + h.square()
         gain = beta * old["sigma"] - h
         s = unit * erfi(gain / (safe_sqrt(2 * squares) + eps))
         return {"s": s, "variance": squares, "sigma": gain}
 
     start = {"s": 0.0, "variance": 0.0, "sigma": 1e-8}
-    return _scale_by_learners(
-        tx, betas, start, lambda sums, scale: sums["way_gradient"], learner, eps
-    )
+    return _scale_by_learners(tx, betas, start, product, learner, eps)
 
 
 ERFI_OF_ROOT_HALF = 0.9534382692512609  # erfi(1 / sqrt(2))

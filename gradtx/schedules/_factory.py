@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ParamSpec
 
 import torch
@@ -11,7 +11,8 @@ from torch import Tensor
 
 from gradtx._arguments import Arguments, Range, Schedule
 from gradtx._exact import exact
-from gradtx._messages import describe
+from gradtx._messages import describe, schedule_remedy
+from gradtx._narrowing import is_sequence
 from gradtx._torch import readable
 
 P = ParamSpec("P")
@@ -29,12 +30,12 @@ class _Made(Schedule):
     """A call of a schedule's factory, which it prints, pickles and copies as."""
 
     def __init__(self, factory: Any, arguments: dict[str, Any]):
-        self._factory, self._arguments = factory, arguments
-        self._plain = _is_plain(arguments.values())
+        self.is_plain = all(map(_is_plain, arguments.values()))
+        self._factory = factory
+        self._arguments = arguments
         # Run the body's own checks at construction.
-        factory.function(
-            **self._exact(torch.zeros((), dtype=torch.float64, device="cpu"))
-        )
+        step = torch.zeros((), dtype=torch.float64, device="cpu")
+        factory.function(**self._exact(step))
         super().__init__(self._value)
 
     def _exact(self, step: Tensor) -> dict[str, Any]:
@@ -43,12 +44,11 @@ class _Made(Schedule):
         Numbers become float64 tensors, since `torch.where` of two Python numbers would return float32; schedules are
         replaced by their values.
         """
-        return {
-            name: self._number(value, step)
-            if self._factory.arguments.by_name[name].kind == "scalar"
-            else value
-            for name, value in self._arguments.items()
-        }
+        values: dict[str, Any] = {}
+        for name, value in self._arguments.items():
+            is_number = self._factory.arguments.by_name[name].kind == "scalar"
+            values[name] = self._number(value, step) if is_number else value
+        return values
 
     @staticmethod
     def _number(value: Any, step: Tensor) -> Any:
@@ -56,21 +56,18 @@ class _Made(Schedule):
         return None if value is None else exact(value, step.device)
 
     def _value(self, step: Any) -> Any:
-        tensor = exact(
-            step, step.device if isinstance(step, Tensor) else torch.device("cpu")
-        )
+        device = step.device if isinstance(step, Tensor) else torch.device("cpu")
+        tensor = exact(step, device)
         value = self._factory.function(**self._exact(tensor))(tensor)
-        return (
-            value
-            if isinstance(step, Tensor) or not (self._plain and readable(value))
-            else value.item()
-        )
+        if isinstance(step, Tensor) or not (self.is_plain and readable(value)):
+            return value
+        return value.item()
 
-    def __reduce__(self) -> tuple:
+    def __reduce__(self) -> tuple[Any, ...]:
         return _Made, (self._factory, self._arguments)
 
     def __repr__(self) -> str:
-        shown = []
+        shown: list[str] = []
         for argument in self._factory.arguments.all:
             # Older pickles lack newer arguments.
             value = self._arguments.get(argument.name, argument.default)
@@ -81,15 +78,21 @@ class _Made(Schedule):
         return f"{self._factory.__name__}({', '.join(shown)})"
 
 
-def _is_plain(values: Iterable[Any]) -> bool:
-    """Whether the values contain no tensors, including within nested schedules."""
-    for value in values:
-        inner = value if isinstance(value, list | tuple) else ()
-        if isinstance(value, _Made):
-            inner = value._arguments.values()
-        if isinstance(value, Tensor) or not _is_plain(inner):
-            return False
-    return True
+def _is_plain(value: Any) -> bool:
+    """Whether a value contains no tensors, including within nested schedules."""
+    if isinstance(value, _Made):
+        return value.is_plain
+    if is_sequence(value):
+        return all(map(_is_plain, value))
+    return not isinstance(value, Tensor)
+
+
+def check_schedule(what: str, value: Any) -> None:
+    """Raise an error unless this is a Schedule."""
+    if not isinstance(value, Schedule):
+        raise TypeError(
+            f"{what} must be a gradtx.Schedule, got {describe(value)}{schedule_remedy(value)}"
+        )
 
 
 def in_its_words(arguments: Arguments, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -114,19 +117,16 @@ def schedule(
     """Create a schedule's factory from a function that returns `value(step)`, written for float64 tensors."""
 
     def decorated(function: Any) -> Any:
-        arguments = Arguments(
-            function.__name__,
-            function,
-            {n: Range(r) for n, r in ranges.items()},
-            (),
-            False,
-        )
+        range_of = {name: Range(text) for name, text in ranges.items()}
+        arguments = Arguments(function.__name__, function, range_of, (), False)
 
         @functools.wraps(function)
-        def factory(*args: Any, **kwargs: Any) -> Schedule:
+        def call(*args: Any, **kwargs: Any) -> Schedule:
             return _Made(factory, arguments.bind(args, in_its_words(arguments, kwargs)))
 
-        factory.function, factory.arguments = function, arguments  # type: ignore[attr-defined]
+        factory: Any = call
+        factory.function = function
+        factory.arguments = arguments
         return factory
 
     return decorated

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from gradtx._arguments import Schedule
-from gradtx._messages import describe, schedule_remedy
+from gradtx._messages import describe
+from gradtx._narrowing import is_sequence
+from gradtx.schedules._factory import check_schedule
 
 __all__ = ["as_lr_scheduler"]
 
@@ -41,14 +43,11 @@ class ScheduleLR(LRScheduler):
         super().__init__(optimizer, last_epoch)
 
     def get_lr(self) -> list[Any]:
-        groups, schedules = len(self.optimizer.param_groups), self.schedules
+        groups = len(self.optimizer.param_groups)
+        schedules = self.schedules
         if len(schedules) == 1:
             schedules = schedules * groups
-        if len(schedules) != groups:
-            raise ValueError(
-                f"as_lr_scheduler: the number of schedules must equal the number of parameter groups, "
-                f"got {len(schedules)} and {groups}"
-            )
+        _check_number(len(schedules), groups)
         return [float(schedule(self.last_epoch)) for schedule in schedules]
 
     def state_dict(self) -> dict[str, Any]:
@@ -92,25 +91,26 @@ def as_lr_scheduler(
         [0.75]
         [1.0]
     """
+    _check_optimizer(optimizer)
+    if not is_sequence(schedule):
+        check_schedule("as_lr_scheduler: schedule", schedule)
+        return ScheduleLR(optimizer, [cast("Schedule", schedule)], last_epoch)
+    for i, schedule_of_group in enumerate(schedule):
+        check_schedule(f"as_lr_scheduler: schedule[{i}]", schedule_of_group)
+    _check_number(len(schedule), len(optimizer.param_groups))
+    return ScheduleLR(optimizer, schedule, last_epoch)
+
+
+def _check_optimizer(optimizer: Any) -> None:
     if not isinstance(optimizer, Optimizer):
         raise TypeError(
             f"as_lr_scheduler: optimizer must be a torch.optim.Optimizer, got {describe(optimizer)}"
         )
-    several = isinstance(schedule, list | tuple)
-    schedules: tuple[Any, ...] = (
-        tuple(schedule) if isinstance(schedule, list | tuple) else (schedule,)
-    )
-    for i, one in enumerate(schedules):
-        if not isinstance(one, Schedule):
-            what = f"schedule[{i}]" if several else "schedule"
-            remedy = schedule_remedy(one)
-            raise TypeError(
-                f"as_lr_scheduler: {what} must be a gradtx.Schedule, got {describe(one)}{remedy}"
-            )
-    groups = len(optimizer.param_groups)
-    if several and len(schedules) != groups:
+
+
+def _check_number(schedules: int, groups: int) -> None:
+    if schedules != groups:
         raise ValueError(
             f"as_lr_scheduler: the number of schedules must equal the number of parameter groups, "
-            f"got {len(schedules)} and {groups}"
+            f"got {schedules} and {groups}"
         )
-    return ScheduleLR(optimizer, schedules, last_epoch)

@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 import numbers
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from gradtx._arguments import Scalar, Schedule
 from gradtx._exact import exact
-from gradtx._messages import describe, schedule_remedy
-from gradtx.schedules._factory import schedule
+from gradtx._messages import describe
+from gradtx._narrowing import is_sequence
+from gradtx.schedules._factory import check_schedule, schedule
 
 __all__ = [
     "constant_schedule",
@@ -44,7 +45,11 @@ def constant_schedule(lr: Scalar, factor: Scalar = 1.0, total_iters: int = 0):
         >>> [s(i) for i in range(4)]
         [0.05, 0.05, 0.1, 0.1]
     """
-    return lambda step: lr * factor ** (step < total_iters).to(step.dtype)
+
+    def value(step: Tensor) -> Tensor:
+        return lr * factor ** (step < total_iters).to(step.dtype)
+
+    return value
 
 
 @schedule(start_factor="[0, 1]", end_factor="[0, 1]", total_iters="[1, inf)")
@@ -94,7 +99,11 @@ def polynomial_schedule(lr: Scalar, total_iters: int = 5, power: Scalar = 1.0):
         >>> [s(i) for i in range(6)]
         [1.0, 0.5625, 0.25, 0.0625, 0.0, 0.0]
     """
-    return lambda step: lr * (1 - step.clamp(max=total_iters) / total_iters) ** power
+
+    def value(step: Tensor) -> Tensor:
+        return lr * (1 - step.clamp(max=total_iters) / total_iters) ** power
+
+    return value
 
 
 @schedule(gamma="[0, inf)")
@@ -110,7 +119,11 @@ def exponential_schedule(lr: Scalar, gamma: Scalar):
         >>> [s(i) for i in range(4)]
         [1.0, 0.5, 0.25, 0.125]
     """
-    return lambda step: lr * gamma**step
+
+    def value(step: Tensor) -> Tensor:
+        return lr * gamma**step
+
+    return value
 
 
 @schedule(step_size="[1, inf)", gamma="[0, inf)")
@@ -127,7 +140,11 @@ def step_schedule(lr: Scalar, step_size: int, gamma: Scalar = 0.1):
         >>> [s(i) for i in range(5)]
         [1.0, 1.0, 0.5, 0.5, 0.25]
     """
-    return lambda step: lr * gamma ** (step // step_size)
+
+    def value(step: Tensor) -> Tensor:
+        return lr * gamma ** (step // step_size)
+
+    return value
 
 
 @schedule(gamma="[0, inf)")
@@ -150,7 +167,19 @@ def multistep_schedule(lr: Scalar, milestones: Sequence[int], gamma: Scalar = 0.
         >>> [s(i) for i in range(5)]
         [1.0, 0.5, 0.5, 0.125, 0.125]
     """
-    if not isinstance(milestones, list | tuple):
+    _check_milestones(milestones)
+
+    def value(step: Tensor) -> Tensor:
+        steps = torch.tensor(milestones, dtype=step.dtype, device=step.device)
+        reached = (steps <= step).sum()
+        return lr * gamma ** reached.to(step.dtype)
+
+    return value
+
+
+def _check_milestones(milestones: Any) -> None:
+    """Raise an error unless this is a list of ints >= 0."""
+    if not is_sequence(milestones):
         raise TypeError(
             f"multistep_schedule: milestones must be a list of ints, got {describe(milestones)}"
         )
@@ -159,17 +188,10 @@ def multistep_schedule(lr: Scalar, milestones: Sequence[int], gamma: Scalar = 0.
             raise TypeError(
                 f"multistep_schedule: milestones[{i}] must be an int, got {describe(milestone)}"
             )
-        if milestone < 0:  # pyright: ignore[reportOperatorIssue]
+        if int(milestone) < 0:
             raise ValueError(
                 f"multistep_schedule: milestones[{i}] must be in [0, inf), got {milestone}"
             )
-
-    def value(step: Tensor) -> Tensor:
-        steps = torch.tensor(milestones, dtype=step.dtype, device=step.device)
-        reached = (steps <= step).sum()
-        return lr * gamma ** reached.to(step.dtype)
-
-    return value
 
 
 @schedule(T_max="[1, inf)", eta_min="[0, inf)")
@@ -190,9 +212,12 @@ def cosine_schedule(lr: Scalar, T_max: int, eta_min: Scalar = 0.0):
 
     Source: Loshchilov and Hutter 2016, arXiv:1608.03983.
     """
-    return lambda step: (
-        eta_min + (lr - eta_min) * (1 + (math.pi * step / T_max).cos()) / 2
-    )
+
+    def value(step: Tensor) -> Tensor:
+        angle = math.pi * step / T_max
+        return eta_min + (lr - eta_min) * (1 + angle.cos()) / 2
+
+    return value
 
 
 @schedule(T_0="[1, inf)", T_mult="[1, inf)", eta_min="[0, inf)")
@@ -290,7 +315,8 @@ def one_cycle_schedule(
         raise ValueError(
             f"one_cycle_schedule: anneal_strategy must be 'cos' or 'linear', got {anneal_strategy!r}"
         )
-    end, peak = total_steps - 1, cast("Tensor", max_lr)  # numbers are passed as tensors
+    end = total_steps - 1
+    peak = cast("Tensor", max_lr)  # numbers are passed as tensors
     rise = pct_start * total_steps - 1
     if warmup_steps is not None:
         _check_instead("warmup_steps", "pct_start", pct_start, 0.3)
@@ -301,9 +327,12 @@ def one_cycle_schedule(
     if min_lr is not None:
         _check_instead("min_lr", "final_div_factor", final_div_factor, 1e4)
         floor = cast("Tensor", min_lr)
-    phases = [(0, rise, low, peak), (rise, end, peak, floor)]
+    # First and last step, first and last value.
+    phases: list[tuple[Any, Any, Tensor, Tensor]] = [(0, rise, low, peak)]
     if three_phase:
-        phases[1:] = [(rise, 2 * rise, peak, low), (2 * rise, end, low, floor)]
+        phases += [(rise, 2 * rise, peak, low), (2 * rise, end, low, floor)]
+    else:
+        phases += [(rise, end, peak, floor)]
 
     def value(step: Tensor) -> Tensor:
         now = floor * torch.ones_like(step)
@@ -378,14 +407,16 @@ def cyclic_schedule(
         raise ValueError(
             f"cyclic_schedule: mode must be 'triangular', 'triangular2' or 'exp_range', got {mode!r}"
         )
-    up, down = step_size_up, step_size_up if step_size_down is None else step_size_down
+    up = step_size_up
+    down = up if step_size_down is None else step_size_down
+    period = up + down
 
     def value(step: Tensor) -> Tensor:
-        place = step % (up + down)
-        height = torch.where(place <= up, place / up, (up + down - place) / down)
+        place = step % period
+        height = torch.where(place <= up, place / up, (period - place) / down)
         scale = {
             "triangular": 1.0,
-            "triangular2": 0.5 ** (step // (up + down)),
+            "triangular2": 0.5 ** (step // period),
             "exp_range": gamma**step,
         }[mode]
         return base_lr + (max_lr - base_lr) * height * scale
@@ -414,10 +445,7 @@ def join_schedules(schedules: Sequence[Schedule], milestones: Sequence[int]):
     if not schedules:
         raise ValueError("join_schedules: needs at least one schedule")
     for i, part in enumerate(schedules):
-        if not isinstance(part, Schedule):
-            raise TypeError(
-                f"join_schedules: schedules[{i}] must be a gradtx.Schedule, got {describe(part)}{schedule_remedy(part)}"
-            )
+        check_schedule(f"join_schedules: schedules[{i}]", part)
     if len(milestones) != len(schedules) - 1:
         raise ValueError(
             f"join_schedules: {len(schedules)} schedules need {len(schedules) - 1} milestones, got {len(milestones)}"
@@ -432,9 +460,9 @@ def join_schedules(schedules: Sequence[Schedule], milestones: Sequence[int]):
     def value(step: Tensor) -> Tensor:
         now = exact(schedules[0](step), step.device)
         for start, part in zip(milestones, schedules[1:], strict=True):
-            now = torch.where(
-                step < start, now, exact(part((step - start).clamp(min=0)), step.device)
-            )
+            since = (step - start).clamp(min=0)
+            later = exact(part(since), step.device)
+            now = torch.where(step < start, now, later)
         return now
 
     return value

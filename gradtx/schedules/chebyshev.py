@@ -20,7 +20,10 @@ def _cosines(number: int) -> list[float]:
     order = [0]
     while len(order) < number:
         last = 2 * len(order) - 1
-        order = [x for i in order for x in (i, last - i)]
+        doubled: list[int] = []
+        for i in order:
+            doubled += [i, last - i]
+        order = doubled
     return [math.cos(math.pi * (i + 0.5) / number) for i in order if i < number]
 
 
@@ -31,11 +34,8 @@ def _inverse(node: Any, small_m: Any, big_m: Any) -> Any:
 
 def _factor_at(place: Tensor, number: int, small_m: Any, big_m: Any) -> Tensor:
     """Return the inverse node at an index, clamped to the first and the last one."""
-    factors = _inverse(
-        torch.tensor(_cosines(number), dtype=place.dtype, device=place.device),
-        small_m,
-        big_m,
-    )
+    nodes = torch.tensor(_cosines(number), dtype=place.dtype, device=place.device)
+    factors = _inverse(nodes, small_m, big_m)
     # A sum instead of an index, which vmap does not support.
     is_due = torch.arange(number, device=place.device) == place.clamp(0, number - 1)
     return (factors * is_due).sum()
@@ -65,6 +65,15 @@ def get_chebyshev_schedule(
     Source: Agarwal et al. 2021, arXiv:2103.01338. Departures: any number of epochs; published code requires a power of
     two plus 2.
     """
+    _check_epochs(num_epochs)
+    if not 0 < small_m <= big_m < math.inf:
+        raise ValueError(
+            f"get_chebyshev_schedule: needs 0 < small_m <= big_m, got {small_m} and {big_m}"
+        )
+    return [_inverse(node, small_m, big_m) for node in _cosines(num_epochs - 2)]
+
+
+def _check_epochs(num_epochs: Any) -> None:
     if isinstance(num_epochs, bool) or not isinstance(num_epochs, int):
         raise TypeError(
             f"get_chebyshev_schedule: num_epochs must be an int, got {num_epochs!r}"
@@ -73,11 +82,6 @@ def get_chebyshev_schedule(
         raise ValueError(
             f"get_chebyshev_schedule: num_epochs must be in [3, inf), got {num_epochs}"
         )
-    if not 0 < small_m <= big_m < math.inf:
-        raise ValueError(
-            f"get_chebyshev_schedule: needs 0 < small_m <= big_m, got {small_m} and {big_m}"
-        )
-    return [_inverse(node, small_m, big_m) for node in _cosines(num_epochs - 2)]
 
 
 @schedule(num_epochs="[3, inf)", small_m="(0, inf)", big_m="(0, inf)")
@@ -102,7 +106,11 @@ def chebyshev_schedule(
 
     Source: Agarwal et al. 2021, arXiv:2103.01338.
     """
-    return lambda step: lr * _factor_at(step - 1, num_epochs - 2, small_m, big_m)
+
+    def value(step: Tensor) -> Tensor:
+        return lr * _factor_at(step - 1, num_epochs - 2, small_m, big_m)
+
+    return value
 
 
 @schedule(
@@ -169,17 +177,13 @@ def ranger21_schedule(
         up = exact(up, step.device)
         now = lr * torch.ones_like(step)
         if epochs is not None:
-            now = now * _factor_at(
-                t // (total // epochs) - 1, epochs - 2, exact(0.1, step.device), 1.0
-            )
+            epoch = t // (total // epochs)
+            least = exact(0.1, step.device)
+            now = now * _factor_at(epoch - 1, epochs - 2, least, 1.0)
         now = torch.where(t <= up, lr * t / up.clamp(min=1), now)
-        falling = lr - (lr - warm_down_min_lr) * ((t + 1 - start) / (down + 1)).clamp(
-            max=1
-        )
-        return torch.where(
-            t >= start,
-            torch.maximum(falling, exact(warm_down_min_lr, step.device)),
-            now,
-        )
+        share = ((t + 1 - start) / (down + 1)).clamp(max=1)
+        falling = lr - (lr - warm_down_min_lr) * share
+        floor = exact(warm_down_min_lr, step.device)
+        return torch.where(t >= start, torch.maximum(falling, floor), now)
 
     return value

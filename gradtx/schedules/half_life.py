@@ -72,7 +72,8 @@ def half_life_schedule(end: Scalar, warmup_steps: int | None, start: Scalar):
         if not warmup_steps:
             return constant + 0 * step
         share = ((step + 1) / warmup_steps).clamp(max=1)
-        rising = 0.5 ** (1 / ((1 - share) * steps(start) + share * steps(end) + 1))
+        h = (1 - share) * steps(start) + share * steps(end)
+        rising = 0.5 ** (1 / (h + 1))
         return torch.where(step + 1 < warmup_steps, rising, constant)
 
     return value

@@ -40,8 +40,7 @@ def restart_warmup_schedule(lr: Scalar, every: int, warmup_steps: int):
     def value(step: Tensor) -> Tensor:
         since = (step + 1) % every
         rising = 1 - 0.99 * (1 + (math.pi * since / (warmup_steps + 1)).cos()) / 2
-        return lr * torch.where(
-            (step + 1 >= every) & (since < warmup_steps), rising, 1.0
-        )
+        is_rising = (step + 1 >= every) & (since < warmup_steps)
+        return lr * torch.where(is_rising, rising, 1.0)
 
     return value

@@ -6,7 +6,7 @@ import functools
 import math
 import numbers
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -14,9 +14,9 @@ from torch import Tensor
 from gradtx import _torch
 from gradtx._arguments import Scalar, Schedule
 from gradtx._exact import exact
-from gradtx._messages import describe, schedule_remedy
+from gradtx._messages import describe
 from gradtx.context import bias_correction
-from gradtx.schedules._factory import schedule
+from gradtx.schedules._factory import check_schedule, schedule
 from gradtx.transforms._math import rectification_at
 
 __all__ = [
@@ -32,7 +32,7 @@ __all__ = [
     "wsd_schedule",
 ]
 
-Decay = Callable[[Tensor], Tensor]
+Decay: TypeAlias = Callable[[Tensor], Tensor]
 
 
 def _after_warmup(
@@ -51,9 +51,8 @@ def _after_warmup(
 
     def value(step: Tensor) -> Tensor:
         rising = init_lr + (max_lr - init_lr) * step / max(warmup_steps, 1)
-        return torch.where(
-            step < warmup_steps, rising, decay((step - warmup_steps).clamp(min=0))
-        )
+        falling = decay((step - warmup_steps).clamp(min=0))
+        return torch.where(step < warmup_steps, rising, falling)
 
     return value
 
@@ -278,23 +277,22 @@ def cosine_warmup_restarts_schedule(
             first_cycle_steps - warmup_steps, float(cycle_mult), warmup_steps
         )
         firsts = torch.tensor(starts, dtype=step.dtype, device=step.device)
-        lengths = torch.cat(
-            [firsts[1:] - firsts[:-1], exact(last_length, step.device)[None]]
-        )
-        here = (
-            torch.arange(len(starts), device=step.device) == (firsts <= step).sum() - 1
-        ).to(step.dtype)
-        place, length = step - (firsts * here).sum(), (lengths * here).sum()
+        last = exact(last_length, step.device)[None]
+        lengths = torch.cat([firsts[1:] - firsts[:-1], last])
+        cycle = (firsts <= step).sum() - 1
+        # A sum instead of an index, which vmap does not support.
+        here = (torch.arange(len(starts), device=step.device) == cycle).to(step.dtype)
+        place = step - (firsts * here).sum()
+        length = (lengths * here).sum()
         # Nonzero only in the last row, whose cycles repeat indefinitely.
         again = place // length
-        top = max_lr * gamma ** ((firsts <= step).sum() - 1 + again)
+        top = max_lr * gamma ** (cycle + again)
         place = place - again * length
         rising = place / max(warmup_steps, 1)
         angle = math.pi * (place - warmup_steps) / (length - warmup_steps)
         falling = (1 + angle.cos()) / 2
-        return min_lr + (top - min_lr) * torch.where(
-            place < warmup_steps, rising, falling
-        )
+        height = torch.where(place < warmup_steps, rising, falling)
+        return min_lr + (top - min_lr) * height
 
     return value
 
@@ -334,18 +332,13 @@ def proportion_schedule(
 
     Source: Zhuang et al. 2022, arXiv:2203.08065; juntang-zhuang/GSAM, ProportionScheduler.
     """
-    if not isinstance(lr_schedule, Schedule):
-        raise TypeError(
-            f"proportion_schedule: lr_schedule must be a gradtx.Schedule, got {describe(lr_schedule)}"
-            f"{schedule_remedy(lr_schedule)}"
-        )
+    check_schedule("proportion_schedule: lr_schedule", lr_schedule)
 
     def value(step: Tensor) -> Tensor:
         span: Any = max_lr - min_lr
         most: Any = max_value
-        share = (exact(lr_schedule(step), step.device) - min_lr) / torch.where(
-            span > 0, span, 1.0
-        )
+        above = exact(lr_schedule(step), step.device) - min_lr
+        share = above / torch.where(span > 0, span, 1.0)
         return torch.where(span > 0, min_value + (max_value - min_value) * share, most)
 
     return value
@@ -475,7 +468,8 @@ def wsd_schedule(
     def shape(x: Tensor) -> Tensor:
         if cooldown_type == "cosine":
             return (1 + (2 * math.pi * num_cycles * x).cos()) / 2
-        return 1 - x ** {"1-sqrt": 0.5, "linear": 1, "1-square": 2}[cooldown_type]
+        exponents = {"1-sqrt": 0.5, "linear": 1, "1-square": 2}
+        return 1 - x ** exponents[cooldown_type]
 
     def value(step: Tensor) -> Tensor:
         rising = (
@@ -484,9 +478,8 @@ def wsd_schedule(
             else torch.ones_like(step)
         )
         share = ((step - flat) / max(decaying, 1)).clamp(0, 1)
-        falling = floor + (lr - floor) * torch.where(
-            step < flat + decaying, shape(share), 0.0
-        )
+        height = torch.where(step < flat + decaying, shape(share), 0.0)
+        falling = floor + (lr - floor) * height
         return torch.where(step < flat, lr * rising, falling)
 
     return value
@@ -531,7 +524,12 @@ def untuned_linear_warmup(lr: Scalar = 1.0, beta2: Scalar = 0.999):
 
     Source: Ma and Yarats 2019, arXiv:1910.04209. The period $2/(1-\beta_2)$ is not rounded.
     """
-    return lambda step: lr * ((step + 1) * (1 - beta2) / 2).clamp(max=1)
+
+    def value(step: Tensor) -> Tensor:
+        share = (step + 1) * (1 - beta2) / 2
+        return lr * share.clamp(max=1)
+
+    return value
 
 
 @schedule(beta2="[0, 1)")
@@ -551,7 +549,11 @@ def untuned_exponential_warmup(lr: Scalar = 1.0, beta2: Scalar = 0.999):
 
     Source: Ma and Yarats 2019, arXiv:1910.04209.
     """
-    return lambda step: lr * -torch.expm1((step + 1) * (beta2 - 1))
+
+    def value(step: Tensor) -> Tensor:
+        return lr * -torch.expm1((step + 1) * (beta2 - 1))
+
+    return value
 
 
 @schedule(lr="[0, inf)", beta2="[0, 1)")
