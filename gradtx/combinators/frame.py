@@ -15,7 +15,7 @@ from torch import Tensor
 from gradtx._errors import Path
 from gradtx._execution import Leaf, Operation, Position, takes_none
 from gradtx._messages import shortly
-from gradtx._narrowing import is_tuple
+from gradtx._narrowing import is_dict, is_sequence, is_tuple
 from gradtx._rules import (
     Call,
     Rule,
@@ -99,7 +99,8 @@ class Frame(Combinator):
             compute the gradient for the inner transformation. `ctx.grad_fn` computes gradients at other parameters.
         restarts: `step -> bool`, also for a tensor: whether the inner transformation restarts, with the state of
             `init` at the current parameters, before this step of the outer clock. A `clock` restarts as well.
-        shared: 0-d values of the whole combinator, name -> start; `leave` reads and returns them like slots.
+        shared: 0-d values of the whole combinator, name -> start; `leave` reads and returns them like slots. A frame
+            with a clock has those of the clock instead.
         inner_slots: The names of inner slots that `init` and `leave` read, in `ctx.inner`.
         takes_none: A slot shaped like the parameter. If set, leaves without a gradient also enter: `enter` receives
             None as their update, and the functions must apply `ctx.keep` to their slots.
@@ -139,6 +140,10 @@ class Frame(Combinator):
         inner = self.inner.values() if isinstance(self.inner, Mapping) else [self.inner]
         for tx in inner:
             check_transformation("Frame", "inner", tx)
+        if self.shared and self.clock is not None:
+            raise TypeError(
+                "Frame: shared cannot be combined with clock; the values of a clock are in InnerClock(start=...)"
+            )
 
     def expand(self, scope: Scope, name: str) -> list[Any]:
         path = scope.claim(name)
@@ -402,9 +407,8 @@ class Enter(RuleOperation):
     def __init__(self, frame_run: FrameRun, scope: Scope, takes_none: bool):
         frame = frame_run.frame
         shared: dict[str, Callable[[], Any]] = {}
-        if not frame.clock:
-            for name, value in frame.shared.items():
-                shared[name] = _constant(value)
+        for name, value in frame.shared.items():
+            shared[name] = _constant(value)
         rule = Rule(
             frame_run.name,
             frame.enter or _identity,
@@ -498,10 +502,18 @@ class Enter(RuleOperation):
             raise TypeError(
                 f"{self.rule.name}: enter cannot yield sums; yield them in leave"
             )
-        values = [*out]
-        active = values.pop() if is_tuple(out) and len(values) == 3 else None
-        update, state = _checked_pair(self.rule.name, values)
+        active = None
+        if is_tuple(out) and len(out) == 3:
+            *out, active = out
+            self._check_active(active)
+        update, state = _checked_pair(self.rule.name, "enter", out)
         return update, state, active
+
+    def _check_active(self, active: Any) -> None:
+        if active is not None and (not isinstance(active, Tensor) or active.ndim):
+            raise TypeError(
+                f"{self.rule.name}: the third value of enter must be a 0-d bool tensor, got {shortly(active)}"
+            )
 
     def _finish(self, call: Call, out: Any) -> None:
         leaf = call.leaf
@@ -524,16 +536,19 @@ class Enter(RuleOperation):
         position.counts.append(int(self._frame_run.old_step) if counts else None)
 
 
-def _checked_pair(name: str, pair: Any) -> tuple[Tensor, dict[str, Any]]:
-    if len(pair) == 3:
+def _checked_pair(name: str, function: str, pair: Any) -> tuple[Tensor, Values]:
+    """Return the update and the state that a function of the frame has returned."""
+    values = [*pair] if is_sequence(pair) else []
+    if function == "leave" and len(values) == 3:
         raise TypeError(
             f"{name}: leave returned a third value (new inner slots); list these slots in inner_slots="
         )
-    if len(pair) != 2 or not isinstance(pair[1], dict):
+    if len(values) != 2 or not is_dict(values[1]):
         raise TypeError(
-            f"{name}: a combinator's functions must return (update, state), got {shortly(pair)}"
+            f"{name}: {function} must return (update, state), got {shortly(pair)}"
         )
-    return pair[0], pair[1]
+    update, state = values
+    return update, state
 
 
 def _constant(value: Any) -> Callable[[], Any]:
@@ -653,7 +668,7 @@ class Leave(RuleOperation):
         if is_tuple(out) and len(out) == 3 and self._frame.inner_slots:
             *out, new_inner = out
             self._finish_inner(call, new_inner)
-        update, state = _checked_pair(self.rule.name, out)
+        update, state = _checked_pair(self.rule.name, "leave", out)
         self._set_update(call, update)
         # The frame's functions handle skipped leaves themselves.
         if self._frame.takes_none is not None:

@@ -121,6 +121,7 @@ class Checkpoint:
         self._agree_on_shared(loaded)
         self._check_agreement(loaded.views)
         self._warn_of_extra_keys(loaded)
+        self._warn_of_other_order()
         return loaded
 
     def _warn_of_extra_keys(self, loaded: Loaded) -> None:
@@ -133,6 +134,23 @@ class Checkpoint:
             warn_user(
                 f"{self._members.owner}: the loaded state has {', '.join(map(repr, sorted(extra)))}, which no link "
                 "uses; it is kept in optimizer.state for wrappers",
+                UserWarning,
+            )
+
+    def _warn_of_other_order(self) -> None:
+        """Warn if state would move to a parameter with another name; numbers match it by position, as in torch."""
+        pairs: list[tuple[str, str]] = []
+        for view, group in zip(self._members.views, self._groups, strict=True):
+            if "param_names" in view.group and "param_names" in group:
+                names = view.group["param_names"]
+                pairs.extend(zip(group["param_names"], names, strict=True))
+        ours = {name for _, name in pairs}
+        moved = [(old, new) for old, new in pairs if old != new and old in ours]
+        if moved:
+            old, new = moved[0]
+            warn_user(
+                f"{self._members.owner}: the checkpoint has {old!r} where this optimizer has {new!r}; state is "
+                "loaded by position, as in torch.optim: pass the parameters in the order of the checkpoint",
                 UserWarning,
             )
 

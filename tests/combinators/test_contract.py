@@ -100,6 +100,30 @@ BROKEN = {
         lambda: combined(leave=lambda u, s, p, ctx: (u, s, {})),
         r"mine: leave returned a third value \(new inner slots\); list these slots in inner_slots=",
     ),
+    "an enter that returns nothing": (
+        lambda: combined(enter=lambda u, s, p, ctx: None),
+        r"mine: enter must return \(update, state\), got None",
+    ),
+    "an enter that returns the update alone": (
+        lambda: combined(enter=lambda u, s, p, ctx: u),
+        r"mine: enter must return \(update, state\), got tensor",
+    ),
+    "an enter whose third value is no flag": (
+        lambda: combined(enter=lambda u, s, p, ctx: (u, s, {})),
+        r"mine: the third value of enter must be a 0-d bool tensor, got \{\}",
+    ),
+    "a leave that returns nothing": (
+        lambda: combined(leave=lambda u, s, p, ctx: None),
+        r"mine: leave must return \(update, state\), got None",
+    ),
+    "a leave that returns the update alone": (
+        lambda: combined(leave=lambda u, s, p, ctx: u),
+        r"mine: leave must return \(update, state\), got tensor",
+    ),
+    "shared values beside a clock": (
+        lambda: combined(clock=InnerClock(lambda values, sums: (YES, values)), shared={"a": 0.0}),
+        r"Frame: shared cannot be combined with clock; the values of a clock are in InnerClock\(start=...\)",
+    ),
     "a string of inner slots": (
         lambda: combined(inner_slots="momentum_buffer"),
         "Frame: inner_slots must be a tuple of slot names, got 'momentum_buffer'",

@@ -189,3 +189,36 @@ def test_the_state_of_a_lazy_parameter_waits_for_it():
     lazy(torch.ones(1, 3)).sum().backward()
     again.step()
     assert again.state[lazy.weight]["step"].item() == 2
+
+
+def named(names, steps):
+    params = [(name, torch.nn.Parameter(torch.ones(3))) for name in names]
+    optimizer = gradtx.optim.AdamW(params)
+    for i in range(steps):
+        for k, (_, param) in enumerate(params):
+            param.grad = torch.full((3,), 1.0 + i + k)
+        optimizer.step()
+    return optimizer
+
+
+def test_names_in_another_order_than_in_the_checkpoint_warn_since_state_goes_by_position():
+    saved = named(["a", "b", "c"], 2).state_dict()
+    loaded = named(["a", "c", "b"], 0)
+    message = (
+        "^AdamW: the checkpoint has 'b' where this optimizer has 'c'; state is loaded by position, as in torch.optim"
+    )
+    with pytest.warns(UserWarning, match=message):
+        loaded.load_state_dict(saved)
+
+
+@pytest.mark.parametrize("names", [["a", "b", "c"], ["x.a", "x.b", "x.c"], None], ids=["same", "prefixed", "unnamed"])
+def test_names_in_the_order_of_the_checkpoint_or_other_names_load_without_a_word(names):
+    saved = named(["a", "b", "c"], 2).state_dict()
+    if names is None:
+        del saved["param_groups"][0]["param_names"]
+    loaded = named(names or ["c", "b", "a"], 0)
+    loaded.load_state_dict(saved)  # warnings are errors
+    assert_equal(
+        [entry["exp_avg"] for entry in loaded.state_dict()["state"].values()],
+        [entry["exp_avg"] for entry in saved["state"].values()],
+    )
