@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -139,25 +139,33 @@ def joined(pieces: list[Tensor], shape: Sequence[int], size: int) -> Tensor:
 # Factorizations of symmetric matrices.
 
 
-def _factors(
-    factorize: Callable[[Tensor], tuple[Tensor, ...]], x: Tensor
-) -> list[Tensor]:
-    """Factorize a matrix, again in float64 if that fails or returns values that are not finite."""
-    if x.dtype == torch.float64 or torch.compiler.is_compiling():
-        return list(factorize(x))
+Factorization: TypeAlias = Callable[[Tensor], tuple[Tensor, ...]]
+
+
+def _factors(factorize: Factorization, x: Tensor) -> list[Tensor]:
+    """Factorize a matrix, again in float64 if that fails; the factors of a matrix that is not finite are NaN.
+
+    torch raises an error for some of these, which would end a step after other leaves have been stepped.
+    """
+    if torch.compiler.is_compiling() or not _torch.readable(x):
+        is_finite = x.isfinite().all()
+        factors = factorize(torch.where(is_finite, x, 0.0))
+        return [torch.where(is_finite, factor, torch.nan) for factor in factors]
     try:
-        factors = list(factorize(x))
+        factors = factorize(x)
     except torch.linalg.LinAlgError:
-        # Highly repeated eigenvalues, as in statistics of low rank.
-        factors = []
-    if factors and all(map(_is_finite, factors)):
-        return factors
+        # Highly repeated eigenvalues, as in statistics of low rank, or NaN.
+        factors = ()
+    if factors and (x.dtype == torch.float64 or all(map(_is_finite, factors))):
+        return list(factors)
+    if not _is_finite(x):
+        like = factorize(torch.zeros_like(x))
+        return [torch.full_like(factor, torch.nan) for factor in like]
     return [factor.to(x.dtype) for factor in factorize(x.to(torch.float64))]
 
 
 def _is_finite(x: Tensor) -> bool:
-    """Whether all entries are finite; True if the host cannot read them."""
-    if not _torch.readable(x) or bool(x.sum().isfinite()):
+    if bool(x.sum().isfinite()):
         return True
     return bool(x.isfinite().all())  # a sum may overflow
 
@@ -286,7 +294,7 @@ def polar_factor(x: Tensor) -> Tensor:
     if x.shape[-2] > x.shape[-1]:
         return polar_factor(x.mT).mT
     square = symmetric_product(x, x.mT)
-    values, basis = torch.linalg.eigh(square.detach())
+    values, basis = _factors(torch.linalg.eigh, square.detach())
     cutoff = (
         values[-1] * square.shape[-1] * torch.finfo(x.dtype).eps
         if values.numel()

@@ -9,6 +9,7 @@ from gradtx._lists.record import as_one
 from gradtx._passes import PassResult
 from gradtx._rules import RuleOperation
 from gradtx.optim.engine import lists
+from tests.optim.problems import assert_equal
 
 F32, F64 = torch.float32, torch.float64
 SHAPES = {"matrix": (4, 3), "kernel": (2, 3, 2), "vector": (5,), "norm": (5,), "single": (1,), "empty": (0,), "0-d": ()}
@@ -204,29 +205,58 @@ def test_a_root_that_fails_in_single_precision_is_computed_in_double_precision(r
         torch.testing.assert_close(param, expected[name], rtol=2e-2, atol=2e-2)
 
 
-@pytest.mark.parametrize(
-    "tx",
-    [
-        gradtx.shampoo(momentum=0.5),
-        gradtx.scalable_shampoo(block_size=3, preconditioning_compute_steps=1),
-        gradtx.polargrad(lr=0.1, method="exact"),
-    ],
-    ids=["shampoo", "scalable_shampoo", "polargrad"],
-)
-def test_a_root_that_fails_leaves_all_leaves_of_the_program_as_they_were(tx):
-    params = [torch.nn.Parameter(torch.randn(4, 3, generator=torch.Generator().manual_seed(i))) for i in range(3)]
+ROOTS = {
+    "shampoo": gradtx.shampoo(momentum=0.5),
+    "scalable_shampoo": gradtx.scalable_shampoo(block_size=3, preconditioning_compute_steps=1),
+}
+
+
+def with_gradients(tx, shapes):
+    """An optimizer after two steps, and its parameters."""
+    params = []
+    for i, shape in enumerate(shapes):
+        params.append(torch.nn.Parameter(torch.randn(shape, generator=torch.Generator().manual_seed(i))))
     optimizer = gradtx.as_optimizer(tx, params)
     for _ in range(2):
         for param in params:
             param.grad = param.detach().sin()
         optimizer.step()
-    before = [[tensor.clone() for tensor in (param.detach(), *optimizer.state[param].values())] for param in params]
-    params[1].grad = torch.full((4, 3), torch.nan)
+    return optimizer, params
+
+
+def tensors_of(optimizer, param):
+    return [tensor.clone() for tensor in (param.detach(), *optimizer.state[param].values())]
+
+
+@pytest.mark.parametrize("tx", ROOTS.values(), ids=ROOTS)
+def test_a_root_that_fails_leaves_all_leaves_of_the_program_as_they_were(tx, roots, monkeypatch):
+    optimizer, params = with_gradients(tx, [(4, 3)] * 3)
+    before = [tensors_of(optimizer, param) for param in params]
+    calls = len(roots())
+
+    def fails_at_the_second_leaf(x):
+        if len(roots()) > calls + 1 and not x.is_meta:
+            raise torch.linalg.LinAlgError("failed to converge")
+        return eigh(x)
+
+    eigh = torch.linalg.eigh
+    monkeypatch.setattr(torch.linalg, "eigh", fails_at_the_second_leaf)
     with pytest.raises(torch.linalg.LinAlgError):
         optimizer.step()
-    for param, tensors in zip(params, before, strict=True):
-        for value, old in zip((param, *optimizer.state[param].values()), tensors, strict=True):
-            assert torch.equal(value, old)
+    assert_equal([tensors_of(optimizer, param) for param in params], before)
+
+
+@pytest.mark.parametrize("tx", [*ROOTS.values(), gradtx.polargrad(lr=0.1, method="exact")], ids=[*ROOTS, "polargrad"])
+def test_a_gradient_of_nan_makes_its_own_leaf_nan_and_the_others_step(tx):
+    shapes = [(4, 3), (5, 5), (4, 3), (2, 6)]
+    optimizer, params = with_gradients(tx, shapes)
+    other, expected = with_gradients(tx, shapes)
+    params[2].grad = torch.full((4, 3), torch.nan)
+    optimizer.step()
+    other.step()
+    assert params[2].isnan().all()
+    for i in (0, 1, 3):
+        assert_equal(tensors_of(optimizer, params[i]), tensors_of(other, expected[i]))
 
 
 # Functions recorded as one operation.

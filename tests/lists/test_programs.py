@@ -12,6 +12,7 @@ from gradtx._lists import UnrecordableError, bundle, list_function, numbers, rec
 from gradtx._lists.record import as_written
 from gradtx._passes import PassResult
 from tests.conformance import noise
+from tests.optim.problems import assert_equal
 
 CPU = torch.device("cpu")
 F64 = torch.float64
@@ -301,6 +302,21 @@ def test_no_argument_is_overwritten_before_it_is_read(function, number):
     run(program, [number], *columns)
     for i, own in enumerate(expected):
         torch.testing.assert_close([column[i] for column in columns], own, rtol=1e-14, atol=0.0)
+
+
+def eigenvalues_after_an_average(number, x, average, other):
+    values, _ = torch.linalg.eigh(x)
+    return [], [(average, average * number), (other, other + values)]
+
+
+def test_a_factorization_that_raises_precedes_all_writes():
+    program = list_function(recorded(eigenvalues_after_an_average, [(3, 3), (3, 3), (3,)]), CPU)
+    columns = [lists(0, 2, (3, 3)), lists(1, 2, (3, 3)), lists(2, 2, (3,))]
+    columns[0][1].fill_(torch.nan)
+    before = [[tensor.clone() for tensor in column] for column in columns[1:]]
+    with pytest.raises(torch.linalg.LinAlgError):
+        run(program, [0.5], *columns)
+    assert_equal(columns[1:], before)
 
 
 def test_results_share_no_memory_with_arguments_or_one_another():
