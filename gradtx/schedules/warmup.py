@@ -32,6 +32,14 @@ __all__ = [
     "wsd_schedule",
 ]
 
+# Of the schedules with one decay after the warm-up.
+RANGES = {
+    "t_max": "[1, inf)",
+    "max_lr": "[0, inf)",
+    "min_lr": "[0, inf)",
+    "init_lr": "[0, inf)",
+    "warmup_steps": "[0, inf)",
+}
 Decay: TypeAlias = Callable[[Tensor], Tensor]
 
 
@@ -57,13 +65,7 @@ def _after_warmup(
     return value
 
 
-@schedule(
-    t_max="[1, inf)",
-    max_lr="[0, inf)",
-    min_lr="[0, inf)",
-    init_lr="[0, inf)",
-    warmup_steps="[0, inf)",
-)
+@schedule(**RANGES)
 def warmup_linear_schedule(
     t_max: int,
     max_lr: Scalar,
@@ -103,13 +105,7 @@ def warmup_linear_schedule(
     )
 
 
-@schedule(
-    t_max="[1, inf)",
-    max_lr="[0, inf)",
-    min_lr="[0, inf)",
-    init_lr="[0, inf)",
-    warmup_steps="[0, inf)",
-)
+@schedule(**RANGES)
 def warmup_cosine_schedule(
     t_max: int,
     max_lr: Scalar,
@@ -149,13 +145,7 @@ def warmup_cosine_schedule(
     )
 
 
-@schedule(
-    t_max="[1, inf)",
-    max_lr="[0, inf)",
-    min_lr="[0, inf)",
-    init_lr="[0, inf)",
-    warmup_steps="[0, inf)",
-)
+@schedule(**RANGES)
 def warmup_poly_schedule(
     t_max: int,
     max_lr: Scalar,
