@@ -639,15 +639,11 @@ CALLED_BY_KERNELS = {
     "empty_strided_cpu": "_empty_strided_cpu",
     "reinterpret_tensor": "_reinterpret_tensor",
 }
-USED_BY_KERNELS = {
-    "torch",
-    "clear",
-    "size",
-    "float64",
-    "float32",
-    "bfloat16",
-    "float16",
-} | {*("int64", "int32", "int16", "int8", "uint8", "bool", "float8_e4m3fn")}
+DTYPES_OF_KERNELS = (
+    *("float64", "float32", "bfloat16", "float16", "float8_e4m3fn"),
+    *("int64", "int32", "int16", "int8", "uint8", "bool"),
+)
+USED_BY_KERNELS = {"torch", "clear", "size", *DTYPES_OF_KERNELS}
 METHOD = re.compile(r"^    def call\(self, args\):\n(?:        .*\n|\n)+", re.MULTILINE)
 
 

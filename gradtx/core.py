@@ -23,6 +23,16 @@ from gradtx.context import ALWAYS_KNOWN
 __all__ = ["GradientTransformation", "apply_updates", "chain"]
 
 
+OF_OPTIMIZERS = (
+    "step",
+    "zero_grad",
+    "param_groups",
+    "state_dict",
+    "load_state_dict",
+    "add_param_group",
+)
+
+
 class GradientTransformation:
     """A pair of pure functions over trees of tensors, `init` and `update`.
 
@@ -90,14 +100,7 @@ class GradientTransformation:
     if not TYPE_CHECKING:  # type checkers report unknown attributes themselves
 
         def __getattr__(self, name: str) -> Any:
-            if name in (
-                "step",
-                "zero_grad",
-                "param_groups",
-                "state_dict",
-                "load_state_dict",
-                "add_param_group",
-            ):
+            if name in OF_OPTIMIZERS:
                 optimizer = f"gradtx.as_optimizer({self._name}(...), params)"
                 raise AttributeError(
                     f"{self._name}: a transformation has no {name!r}; {optimizer} creates a torch optimizer"

@@ -75,13 +75,11 @@ def scale_by_hessian(
             diag = size(_require_diagonal("scale_by_hessian", ctx.hessian_diag))
         else:
             last, new_diagonal = state["hessian_diag"], ctx.hessian_diag
-            diag = (
-                last
-                if new_diagonal is None
-                else ctx.every(
+            diag = last
+            if new_diagonal is not None:
+                diag = ctx.every(
                     update_period, 1, lambda: size(new_diagonal), lambda: last
                 )
-            )
             new["hessian_diag"] = diag
         mean = new["exp_avg"] = beta1 * state["exp_avg"] + (1 - beta1) * update
         square = new["exp_hessian_diag_sq"] = (
