@@ -225,6 +225,10 @@ class Run:
         """Return the total for the leaves that wait at an operation."""
         return operation.combine(waiting)
 
+    def sums_of_programs(self, path: Path) -> Mapping[str, Tensor]:
+        """Return the sums over leaves at a stage if only programs have reached it, else an empty mapping."""
+        return {}
+
     def shared(
         self, path: Path, start: Mapping[str, Callable[[], Tensor]]
     ) -> dict[str, Tensor]:

@@ -321,8 +321,8 @@ class FrameRun:
     def _commit(self) -> None:
         """Keep the old shared values of the inner transformation unless this call counts."""
         run = self.run
-        if self.ticks is None:  # no leaf had a gradient
-            self.decide({})
+        if self.ticks is None:  # no leaf had a gradient, or programs ran all that had
+            self.decide(run.sums_of_programs(self.path))
         assert self.ticks is not None
         ticks = self.ticks.to(run.device)
         for path, values in run.new_shared.items():
