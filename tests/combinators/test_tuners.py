@@ -140,6 +140,7 @@ def test_the_gradient_is_what_arrives_at_the_combinator(make):
         params = gradtx.apply_updates(params, updates)
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")  # torch.func.jvp's
 @pytest.mark.parametrize(("make", "first_scale"), [(gradtx.mechanize, "s_init"), (gradtx.trac, "s_prev")])
 @pytest.mark.parametrize("options", [{}, {"betas": FEW}])
 def test_the_derivative_of_a_run_by_its_first_weights_is_the_same_in_both_modes(make, first_scale, options):
