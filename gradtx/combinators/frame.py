@@ -322,6 +322,8 @@ class FrameRun:
         """Keep the old shared values of the inner transformation unless this call counts."""
         run = self.run
         if self.ticks is None:  # no leaf had a gradient, or programs ran all that had
+            if run.has_one_leaf:  # others decide
+                return
             self.decide(run.sums_of_programs(self.path))
         assert self.ticks is not None
         ticks = self.ticks.to(run.device)
@@ -404,6 +406,7 @@ class Enter(RuleOperation):
         self.takes_none = takes_none
         self.template_slot = frame.takes_none
         self.restarts_inner = frame.restarts is not None
+        self.has_clock = frame.clock is not None
         self.waits = frame.clock is not None and frame.clock.measure is not None
         self._frame_run = frame_run
         self._frame = frame

@@ -173,6 +173,7 @@ class ChainTraits:
         needs_host_counts: Whether the host must know the step counts: rules that branch on the count, and user
             functions, already synchronize with the host.
         restarts: Whether an inner clock may restart.
+        clocks: The paths of inner clocks.
         checks_extras: Whether a rule checks extras against leaves.
     """
 
@@ -180,6 +181,7 @@ class ChainTraits:
     agrees: bool
     needs_host_counts: bool
     restarts: bool
+    clocks: frozenset[Path]
     checks_extras: bool
 
     @classmethod
@@ -191,6 +193,9 @@ class ChainTraits:
             needs_host_counts=estimates_hessian
             or not all(operation.compiles for operation in operations),
             restarts=any(operation.restarts_inner for operation in operations),
+            clocks=frozenset(
+                operation.path for operation in operations if operation.has_clock
+            ),
             checks_extras=checks_extras(block.operations),
         )
 

@@ -141,6 +141,20 @@ def test_skip_nonfinite_counts_also_in_steps_that_plan_anew(where, compile, with
         assert_close([params["a"]], [weight], TOLERANCE)
 
 
+@pytest.mark.parametrize("compile", [False, True])
+def test_a_step_without_any_gradient_in_a_branch_counts_for_its_clock_with_old_and_new_plans(compile):
+    params = {name: torch.nn.Parameter(torch.ones(2)) for name in ("a", "b")}
+    tx = gradtx.partition(
+        {"x": gradtx.skip_nonfinite(gradtx.adam(lr=0.1)), "y": gradtx.sgd(lr=0.1)}, {"x": "a", "y": "b"}
+    )
+    optimizer = gradtx.as_optimizer(tx, list(params.items()), compile=compile)
+    for t, present in enumerate(["ab", "b", "b", "b", "ab", "", "", "b"]):
+        for name, param in params.items():
+            param.grad = torch.ones(2) if name in present else None
+        optimizer.step()
+        assert optimizer.state[params["a"]]["partition.x.skip_nonfinite.step"] == t + 1
+
+
 def test_parameters_that_are_not_contiguous_move_as_contiguous_ones():
     tx = gradtx.chain(gradtx.clip_by_global_norm(1.0), gradtx.adamp(lr=0.1), gradtx.lookahead(k=2))
     matrix, image = torch.randn(6, 4, dtype=torch.float64), torch.randn(2, 3, 2, 2, dtype=torch.float64)
