@@ -322,7 +322,9 @@ class FrameRun:
         """Keep the old shared values of the inner transformation unless this call counts."""
         run = self.run
         if self.ticks is None:  # no leaf had a gradient, or programs ran all that had
-            if run.has_one_leaf:  # others decide
+            if run.has_one_leaf:  # others decide, also about the clocks inside
+                for path in filter(self.contains, list(run.new_shared)):
+                    del run.new_shared[path]
                 return
             self.decide(run.sums_of_programs(self.path))
         assert self.ticks is not None
