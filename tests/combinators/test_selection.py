@@ -549,7 +549,7 @@ def test_skip_beside_a_frozen_leaf_drops_the_bad_call_from_a_cycle_inside():
 
 
 @pytest.mark.parametrize("present", SHAPES)
-def test_a_call_without_any_gradient_in_one_of_two_branches_counts_for_both_clocks(idle):
+def test_a_call_without_any_gradient_in_one_of_two_branches_counts_for_both_clocks(present):
     slots = gradtx.schedule_free(gradtx.scale_by_adam(), lr=0.1, beta=0.9)
     tx = partition({"head": skip_nonfinite(slots), "body": skip_nonfinite(gradtx.nadam(lr=0.1))}, HEAD)
     without = dict.fromkeys(SHAPES) | {present: full(1.0)[present]}
