@@ -223,6 +223,7 @@ class Operation:
             number of dimensions.
         compiles: Whether programs may run it for all leaves; see `has_program` and `has_list_program`.
         restarts_inner: Whether the operations after it may restart from their initial state.
+        has_clock: Whether it starts an inner clock, whose values are stored at its path.
         waits: Whether it needs all leaves at once: for a sum over leaves, or as a rule for whole trees.
         sums: Whether it needs nothing from other leaves but sums.
         sums_late: Whether it sums over all leaves for its next step, without waiting in the current one.
@@ -249,6 +250,7 @@ class Operation:
     takes_complex = True
     compiles = True
     restarts_inner = False
+    has_clock = False
     waits = False
     sums = True
     sums_late = False

@@ -308,6 +308,19 @@ class TreeProgram:
             self._bundles.extend(
                 _bundles(leaves_of_program, function, common_numbers, tensors)
             )
+        self._check_clocks(run)
+
+    def _check_clocks(self, run: TreeRun) -> None:
+        """Check that some program advances each inner clock: without leaves, a clock counts the call nevertheless."""
+        advanced: set[Any] = set()
+        for bundle in self._bundles:
+            # The shared values follow the results of leaves.
+            advanced.update(bundle.passes[-1].names[len(bundle.written) :])
+        for operation in run.block.walk():
+            for entry in self._entries if operation.has_clock else ():
+                is_value = entry.path == operation.path and entry.shared is not None
+                if is_value and entry.shared not in advanced:
+                    raise _UnsuitableError
 
     def _numbers_of_state(self) -> list[int]:
         """Return the indices of the state's tensors."""
@@ -561,6 +574,7 @@ def _at(state: Any, entry: Entry) -> Any:
 class _RecordedRun(TreeRun):
     """A run on stand-ins, up to the first sum whose total is not known yet."""
 
+    has_one_leaf = True
     totals: list[dict[str, Tensor]]
 
     def combined(self, operation: Operation, waiting: list[tuple[Leaf, Any]]) -> Any:

@@ -83,6 +83,7 @@ class Run:
     Attributes:
         initial: Whether this is a call of `init`.
         watches: Whether rules that write in place are detected.
+        has_one_leaf: Whether the call is recorded for one of several leaves, of which others may reach other stages.
         keeps_trees: Whether a pair of plain functions may keep any tree as state.
         device: The device of shared values.
         known_extras: The names of the extras that any link of the chain declares.
@@ -104,6 +105,7 @@ class Run:
 
     initial = False
     watches = False
+    has_one_leaf = False
     keeps_trees = False
     device = torch.device("cpu")
     known_extras: Container[str] = ()
@@ -224,6 +226,10 @@ class Run:
     def combined(self, operation: Operation, waiting: list[tuple[Leaf, Any]]) -> Any:
         """Return the total for the leaves that wait at an operation."""
         return operation.combine(waiting)
+
+    def sums_of_programs(self, path: Path) -> Mapping[str, Tensor]:
+        """Return the sums over leaves at a stage if only programs have reached it, else an empty mapping."""
+        return {}
 
     def shared(
         self, path: Path, start: Mapping[str, Callable[[], Tensor]]

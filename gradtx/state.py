@@ -121,7 +121,7 @@ def learning_rate(
     _check_single(state)
     run = TreeRun(tx, {}, None, state)
     path = clock_at(entry.place[0], run.clock_paths)
-    count = run.old_step if path is None else run.scalars(path)["step"]
+    count = run.old_step if path is None else run.inner_counts[path]
     return exact(resolve(entry.value, count), count.device)
 
 

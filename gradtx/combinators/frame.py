@@ -338,8 +338,12 @@ class FrameRun:
     def _commit(self) -> None:
         """Keep the old shared values of the inner transformation unless this call counts."""
         run = self.run
-        if self.ticks is None:  # no leaf had a gradient
-            self.decide({})
+        if self.ticks is None:  # no leaf had a gradient, or programs ran all that had
+            if run.has_one_leaf:  # others decide, also about the clocks inside
+                for path in filter(self.contains, list(run.new_shared)):
+                    del run.new_shared[path]
+                return
+            self.decide(run.sums_of_programs(self.path))
         assert self.ticks is not None
         ticks = self.ticks.to(run.device)
         for path, values in run.new_shared.items():
@@ -422,6 +426,7 @@ class Enter(RuleOperation):
         self.takes_none = takes_none
         self.template_slot = frame.takes_none
         self.restarts_inner = frame.restarts is not None
+        self.has_clock = frame.clock is not None
         self.waits = frame.clock is not None and frame.clock.measure is not None
         self._frame_run = frame_run
         self._frame = frame

@@ -62,7 +62,9 @@ def _scale_by_learners(
     ) -> Generator[Values | Result, Values, None]:
         origin, gradient = state["param_init"], state["gradient"]
         scale = scale_of(state)
+        # At scale 0 the parameters are the origin. Cotangents of 1 / eps for both would cancel only up to rounding.
         way = quotient(param - origin, scale + eps, floor=eps)
+        way = torch.where(scale > 0, way, 0.0)
         sums = yield {
             "gradient": gradient.square().sum(),
             "param": param.square().sum(),

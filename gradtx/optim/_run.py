@@ -57,6 +57,7 @@ class OptimizerRun(Run):
         self.device = next(iter(members)).device if members else torch.device("cpu")
         self._state = state
         self._members = members
+        self._sums: dict[Path, Mapping[str, Tensor]] = {}
         self.watch()
 
     def scalars(self, path: Path) -> dict[str, Tensor]:
@@ -94,9 +95,20 @@ class OptimizerRun(Run):
         return choices[path]
 
     def combined(self, operation: Operation, waiting: list[tuple[Leaf, Any]]) -> Any:
-        if self.rank_sums is None or operation.of_leaf:
+        if operation.of_leaf:
             return super().combined(operation, waiting)
-        return self.rank_sums.complete(operation.combine(without_stand_ins(waiting)))
+        if self.rank_sums is None:
+            total = super().combined(operation, waiting)
+        else:
+            total = self.rank_sums.complete(
+                operation.combine(without_stand_ins(waiting))
+            )
+        if operation.sums:
+            self._sums[operation.path] = total
+        return total
+
+    def sums_of_programs(self, path: Path) -> Mapping[str, Tensor]:
+        return self._sums.get(path, {})
 
     def add_late(self, place: LateTerm, leaf: str, term: Any) -> None:
         super().add_late(
@@ -161,6 +173,7 @@ class ChainTraits:
         needs_host_counts: Whether the host must know the step counts: rules that branch on the count, and user
             functions, already synchronize with the host.
         restarts: Whether an inner clock may restart.
+        clocks: The paths of inner clocks.
         checks_extras: Whether a rule checks extras against leaves.
     """
 
@@ -168,6 +181,7 @@ class ChainTraits:
     agrees: bool
     needs_host_counts: bool
     restarts: bool
+    clocks: frozenset[Path]
     checks_extras: bool
 
     @classmethod
@@ -179,6 +193,9 @@ class ChainTraits:
             needs_host_counts=estimates_hessian
             or not all(operation.compiles for operation in operations),
             restarts=any(operation.restarts_inner for operation in operations),
+            clocks=frozenset(
+                operation.path for operation in operations if operation.has_clock
+            ),
             checks_extras=checks_extras(block.operations),
         )
 

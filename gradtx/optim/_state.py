@@ -243,6 +243,7 @@ class States:
             return
         stepping = [member for member in row if member.param.grad is not None]
         self.refresh(view, [member.param for member in stepping])
+        self.keep(self.first(view, self._reset(row)))
         first = self.first(view, self._incomplete(view, row, changed))
         for param, state in first.states.items():
             self._complete(self.members.by_param[param], first.layouts[param], state)
@@ -253,6 +254,17 @@ class States:
             member.look_up(self.of(member.param))
             if member.has_state() and member.first_state is None:
                 member.shape = member.param.shape
+
+    def _reset(self, row: list[Member]) -> list[Tensor]:
+        """Return the parameters without a gradient whose state the user removed: they keep shared values, too."""
+        return [
+            member.param
+            for member in row
+            if member.layout is not None
+            and member.param.grad is None
+            and member.saved is None
+            and not self.of(member.param)
+        ]
 
     def _incomplete(
         self, view: GroupView, row: list[Member], changed: bool

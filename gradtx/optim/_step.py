@@ -287,8 +287,10 @@ class Step:
         else:
             self._execute()
         run = self._run
-        if run.late_sums:
-            self._expand()  # combinators decide whether the sums take effect
+        has_idle_clock = not self._workings.traits.clocks <= run.new_shared.keys()
+        if run.late_sums or has_idle_clock:
+            # Combinators decide whether the sums take effect, and count steps without any of their leaves.
+            self._expand()
         run.end()
         self._workings.states.write_shared(run, self._stays)
         if self.scaling is not None:

@@ -134,3 +134,17 @@ def test_rules_for_whole_trees_inside_are_refused_at_init():
         tx.init({"w": torch.ones(2)})
     with pytest.raises(TypeError, match="line_search: processes whole trees, whose state a restart cannot reset"):
         gradtx.as_optimizer(tx, [torch.nn.Parameter(torch.ones(2))])
+
+
+@pytest.mark.parametrize("keep_clock", [False, True])
+@pytest.mark.parametrize("around", [lambda tx: tx, lambda tx: gradtx.accumulate(tx, every=1)])
+def test_the_rate_of_the_next_update_is_the_first_of_a_schedule_that_restarts(around, keep_clock):
+    rate = gradtx.Schedule(lambda step: 0.1 * 0.5**step)
+    tx, params = around(gradtx.restart(gradtx.sgd(lr=rate), 3, keep_clock=keep_clock)), {"w": torch.ones(1)}
+    state, rates = tx.init(params), []
+    for _ in range(6):
+        rates.append(gradtx.learning_rate(tx, state).item())
+        updates, state = tx.update(params, state)
+        assert updates["w"].item() == pytest.approx(-rates[-1])
+    counts = range(6) if keep_clock else [0, 1, 0, 1, 2, 0]
+    assert rates == [0.1 * 0.5**count for count in counts]

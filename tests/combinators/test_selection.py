@@ -523,6 +523,48 @@ def test_skip_in_a_branch_looks_at_that_branch_only():
     assert float(updates["body.bias"]) == -1.0
 
 
+@pytest.mark.parametrize("skipping", ["body.*", "head.*"])
+@pytest.mark.parametrize("counts", ["calls", "leaves"])
+def test_skip_in_a_branch_counts_its_own_steps_whatever_program_runs_first(skipping, counts):
+    tx = partition({"x": skip_nonfinite(gradtx.adam(lr=0.1)), "rest": gradtx.sgd(lr=1.0)}, {"x": skipping, "rest": "*"})
+    state = tx.init(PARAMS, **({} if counts == "calls" else {"counts": counts}))
+    for value, count, skipped in [(math.nan, 0, 1), (1.0, 1, 1), (math.inf, 1, 2), (1.0, 2, 2)]:
+        _, state = tx.update(full(value), state, PARAMS)
+        inner = state["partition"]["x"]["skip_nonfinite"]
+        assert (inner["step"], inner["skipped"]) == (count, skipped)
+
+
+def test_skip_beside_a_frozen_leaf_counts_what_it_skips():
+    tx = chain(freeze("body.*"), skip_nonfinite(gradtx.adam(lr=0.1)))
+    _, state = run(tx, [full(math.nan), full(1.0), full(math.nan)])
+    assert (state["skip_nonfinite"]["step"], state["skip_nonfinite"]["skipped"]) == (1, 2)
+
+
+def test_skip_beside_a_frozen_leaf_drops_the_bad_call_from_a_cycle_inside():
+    tx = chain(freeze("body.*"), skip_nonfinite(accumulate(see("grad"), every=2)))
+    found, state = run(tx, [full(1.0), full(math.nan), full(3.0), full(5.0)])
+    assert [float(u["head.bias"][0]) for u in found] == [0, 0, 2.0, 0]
+    inner = state["skip_nonfinite"]["accumulate"]
+    assert (inner["step"], inner["mini_step"], state["skip_nonfinite"]["skipped"]) == (1, 1, 1)
+
+
+@pytest.mark.parametrize("present", SHAPES)
+def test_a_call_without_any_gradient_in_one_of_two_branches_counts_for_both_clocks(present):
+    slots = gradtx.schedule_free(gradtx.scale_by_adam(), lr=0.1, beta=0.9)
+    tx = partition({"head": skip_nonfinite(slots), "body": skip_nonfinite(gradtx.nadam(lr=0.1))}, HEAD)
+    without = dict.fromkeys(SHAPES) | {present: full(1.0)[present]}
+    _, state = run(tx, [full(1.0), without, without, full(1.0)], PARAMS)
+    for branch in ("head", "body"):
+        assert state["partition"][branch]["skip_nonfinite"]["step"] == 4
+
+
+def test_a_call_without_any_gradient_in_a_branch_counts_for_its_clock():
+    tx = partition({"head": skip_nonfinite(gradtx.adam(lr=0.1)), "body": gradtx.sgd(lr=1.0)}, HEAD)
+    without = full(1.0) | {"head.weight": None, "head.bias": None}
+    _, state = run(tx, [full(1.0), without, without, full(1.0)])
+    assert state["partition"]["head"]["skip_nonfinite"]["step"] == 4
+
+
 def test_the_gradient_of_a_skipped_step_is_zero_not_nan():
     lr = torch.tensor(0.1, dtype=torch.float64, requires_grad=True)
     tx = skip_nonfinite(gradtx.adamw(lr=lr))

@@ -140,6 +140,26 @@ def test_the_gradient_is_what_arrives_at_the_combinator(make):
         params = gradtx.apply_updates(params, updates)
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")  # torch.func.jvp's
+@pytest.mark.parametrize(("make", "first_scale"), [(gradtx.mechanize, "s_init"), (gradtx.trac, "s_prev")])
+@pytest.mark.parametrize("options", [{}, {"betas": FEW}])
+def test_the_derivative_of_a_run_by_its_first_weights_is_the_same_in_both_modes(make, first_scale, options):
+    """Forward mode is exact: the tangents of the weights and of their initial values start out equal."""
+    tx, start = make(gradtx.sgd(lr=0.5), **options, **{first_scale: 0.01}), problem()
+
+    def final(distance):
+        params = {name: p + distance * (1 + p.sin()) for name, p in start.items()}
+        state = tx.init(params)
+        for t in range(1, 6):
+            updates, state = tx.update({name: (t * p).sin() for name, p in params.items()}, state, params)
+            params = gradtx.apply_updates(params, updates)
+        return sum(p.square().sum() for p in params.values())
+
+    zero = torch.zeros((), dtype=torch.float64)
+    _, forward = torch.func.jvp(final, (zero,), (torch.ones_like(zero),))
+    torch.testing.assert_close(torch.func.grad(final)(zero), forward, rtol=1e-12, atol=0)
+
+
 @pytest.mark.parametrize("make", [gradtx.mechanize, gradtx.trac], ids=named)
 def test_nothing_may_follow_and_params_are_needed(make):
     name = make.__name__

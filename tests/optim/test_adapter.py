@@ -107,6 +107,54 @@ def test_skip_nonfinite_leaves_parameters_and_inner_state_bit_identical(bad):
     assert (state["skipped"].item(), state["skip_nonfinite.step"].item()) == (1, 3)
 
 
+AROUND_SKIP = {
+    "alone": lambda tx: tx,
+    "a frozen leaf": lambda tx: gradtx.chain(tx, gradtx.freeze("b")),
+    "a leaf without a program": lambda tx: gradtx.partition(
+        {"skipping": tx, "eager": gradtx.soap(lr=0.1)}, {"skipping": "a", "eager": "b"}
+    ),
+}
+
+
+@pytest.mark.parametrize("where", AROUND_SKIP)
+@pytest.mark.parametrize("compile", [False, True])
+@pytest.mark.parametrize("without", [(), (0, 3)], ids=["all gradients", "some gradients"])
+def test_skip_nonfinite_counts_also_in_steps_that_plan_anew(where, compile, without):
+    """A step plans anew if it is the first, or if other parameters have gradients than in the last one."""
+    bad = (0, 2, 4)
+    start = torch.tensor([1.0, -2.0], dtype=torch.float64)
+    params = {name: torch.nn.Parameter(start.clone()) for name in ("a", "b")}
+    tx = AROUND_SKIP[where](gradtx.skip_nonfinite(gradtx.adam(lr=0.1, betas=(0.8, 0.9))))
+    optimizer = gradtx.as_optimizer(tx, list(params.items()), compile=compile)
+    weight, mean, square, count = start.clone(), torch.zeros(2), torch.zeros(2), 0
+    for t in range(7):
+        gradient = torch.tensor([0.5 + t, 2.0 - t], dtype=torch.float64)
+        params["a"].grad = torch.full_like(gradient, float("nan")) if t in bad else gradient.clone()
+        params["b"].grad = None if t in without else gradient.clone()
+        optimizer.step()
+        if t not in bad:
+            count += 1
+            mean = 0.8 * mean + 0.2 * gradient
+            square = 0.9 * square + 0.1 * gradient**2
+            weight = weight - 0.1 * (mean / (1 - 0.8**count)) / ((square / (1 - 0.9**count)).sqrt() + 1e-8)
+        assert optimizer.state[params["a"]]["skipped"].item() == t + 1 - count
+        assert_close([params["a"]], [weight], TOLERANCE)
+
+
+@pytest.mark.parametrize("compile", [False, True])
+def test_a_step_without_any_gradient_in_a_branch_counts_for_its_clock_with_old_and_new_plans(compile):
+    params = {name: torch.nn.Parameter(torch.ones(2)) for name in ("a", "b")}
+    tx = gradtx.partition(
+        {"x": gradtx.skip_nonfinite(gradtx.adam(lr=0.1)), "y": gradtx.sgd(lr=0.1)}, {"x": "a", "y": "b"}
+    )
+    optimizer = gradtx.as_optimizer(tx, list(params.items()), compile=compile)
+    for t, present in enumerate(["ab", "b", "b", "b", "ab", "", "", "b"]):
+        for name, param in params.items():
+            param.grad = torch.ones(2) if name in present else None
+        optimizer.step()
+        assert optimizer.state[params["a"]]["partition.x.skip_nonfinite.step"] == t + 1
+
+
 def test_parameters_that_are_not_contiguous_move_as_contiguous_ones():
     tx = gradtx.chain(gradtx.clip_by_global_norm(1.0), gradtx.adamp(lr=0.1), gradtx.lookahead(k=2))
     matrix, image = torch.randn(6, 4, dtype=torch.float64), torch.randn(2, 3, 2, 2, dtype=torch.float64)

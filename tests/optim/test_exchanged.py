@@ -227,6 +227,34 @@ def test_state_thrown_away_is_made_afresh_as_in_torch(reset):
     assert_close(*both(run), tolerance=TOLERANCE)
 
 
+SHARING = {
+    "a restart": lambda: gradtx.restart(gradtx.adamw(lr=0.1), every=2),
+    "an accumulation": lambda: gradtx.accumulate(gradtx.adamw(lr=0.1), every=2),
+    "a skip": lambda: gradtx.skip_nonfinite(gradtx.adamw(lr=0.1)),
+    "an estimate": lambda: gradtx.prodigy(d0=1e-2),
+    "a norm": lambda: gradtx.chain(gradtx.clip_by_global_norm(1.0, stale=True), gradtx.adamw(lr=0.1)),
+}
+
+
+@pytest.mark.parametrize("compile", [False, True])
+@pytest.mark.parametrize("tx", SHARING.values(), ids=SHARING)
+def test_state_with_shared_values_thrown_away_before_a_step_without_some_gradients_is_that_of_a_fresh_optimizer(
+    tx, compile
+):
+    def later(name, t):
+        return name == "body.bias" and t < 5
+
+    params = parameters()
+    optimizer = gradtx.as_optimizer(tx(), list(params.items()), compile=compile)
+    descend(optimizer, params, 3)
+    optimizer.state.clear()
+    others = {name: torch.nn.Parameter(param.detach().clone()) for name, param in params.items()}
+    fresh = gradtx.as_optimizer(tx(), list(others.items()), compile=compile)
+    for each, of_each in ((optimizer, params), (fresh, others)):
+        descend(each, of_each, 4, start=3, skip=later)
+    assert_close(params.values(), others.values(), TOLERANCE)
+
+
 def test_state_of_one_parameter_reset_in_place_is_obeyed_as_in_torch():
     def run(module):
         params = parameters()
