@@ -12,8 +12,8 @@ from tqdm import tqdm
 
 from tests.fuzz import chains, states, wide
 
-KINDS = {"chains": chains.run, "states": states.run, "wide": wide.run}
-CASES = {"chains": chains.drawn_case, "wide": wide.drawn_case}
+KINDS = {"chains": chains.run, "poisoned": chains.run_poisoned, "states": states.run, "wide": wide.run}
+CASES = {"chains": chains.drawn_case, "poisoned": chains.poisoned_case, "wide": wide.drawn_case}
 
 
 def main() -> int:

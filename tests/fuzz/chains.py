@@ -1,14 +1,18 @@
 """Random chains on odd trees: pure use, the adapter, checkpoints, copies, vmap and programs agree.
 
+Poisoned cases have gradients that are not finite, and skip these calls.
+
 A case is its seed: chain, tree, gradients and dtype follow from it.
 """
 
 from __future__ import annotations
 
 import copy
+import math
 import random
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +21,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 import gradtx
-from gradtx import GradientTransformation, _tree, chain
+from gradtx import GradientTransformation, _pure_lists, _tree, chain
 from tests.optim.problems import assert_equal, saved_and_loaded, whole
 
 STEPS = 9
@@ -229,6 +233,29 @@ def drawn_case(seed: int, rate: Any = None) -> Case:
     return Case(tx, params, gradients, dtype, takes_closure)
 
 
+def poisoned_case(seed: int) -> Case:
+    """The case of a seed with gradients that are not finite, perhaps behind a frozen leaf or in one of two branches."""
+    case = drawn_case(seed)
+    rng = random.Random(f"poison {seed}")
+    for step in case.gradients:
+        present = [name for name, gradient in step.items() if gradient is not None and gradient.numel()]
+        if present and rng.random() < 0.35:
+            name = rng.choice(present)
+            poisoned = step[name].clone()
+            poisoned.view(-1)[rng.randrange(poisoned.numel())] = rng.choice([math.nan, math.inf])
+            step[name] = poisoned
+    other = rng.choice(list(case.params))
+    tx = gradtx.skip_nonfinite(case.tx)
+    where = rng.choice(["all", "frozen", "branch"])
+    if where == "frozen" and len(case.params) > 1:
+        tx = chain(gradtx.freeze(other), tx)
+    elif where == "branch":
+        finite = chain(gradtx.zero_nans(), gradtx.clip_by_value(1.0), gradtx.skip_nonfinite(gradtx.nadam(lr=0.05)))
+        tx = gradtx.partition({"a": tx, "b": finite}, lambda name, param: "b" if name == other else "a")
+    case.tx = tx
+    return case
+
+
 def drawn_chain(seed: int, names: list[str], rate: Any) -> GradientTransformation:
     """The chain of a seed with another rate."""
     choices = random.Random(f"chain {seed}")
@@ -244,10 +271,10 @@ def gradient_of(params: Any) -> Any:
     return {name: 0.5 * param + torch.sin(3 * param) for name, param in params.items()}
 
 
-def functional(case: Case, tx: GradientTransformation | None = None) -> dict[str, Tensor]:
+def functional(case: Case, tx: GradientTransformation | None = None, counts: str = "leaves") -> dict[str, Tensor]:
     """Final parameters by pure functions, in which every leaf counts its steps."""
     tx, params = tx or case.tx, dict(case.params)
-    state = tx.init(params, counts="leaves")
+    state = tx.init(params, counts=counts)
     for step in case.gradients:
         if case.takes_closure:
             updates, state = tx.update(gradient_of(params), state, params, grad_fn=gradient_of)
@@ -297,6 +324,23 @@ def check_adapter(case: Case) -> dict[str, Tensor]:
     adapted = Adapted(case).steps()
     assert_near(adapted, pure, case.tolerance, "adapter against pure use")
     return pure
+
+
+@contextmanager
+def leaf_by_leaf() -> Iterator[None]:
+    """Pure updates without list programs."""
+    original, _pure_lists.update = _pure_lists.update, lambda *call: None
+    try:
+        yield
+    finally:
+        _pure_lists.update = original
+
+
+def check_pure_programs(case: Case) -> None:
+    by_lists = functional(case, counts="calls")
+    with leaf_by_leaf():
+        alone = functional(case, counts="calls")
+    assert_near(by_lists, alone, case.tolerance, "pure programs against pure use leaf by leaf")
 
 
 def check_same(actual: torch.optim.Optimizer, expected: torch.optim.Optimizer, how: str, grads: bool = False) -> None:
@@ -358,7 +402,25 @@ def run(seed: int) -> str:
         except ValueError:
             return "refused"
         check_adapter(case)
+        check_pure_programs(case)
         check_resumed(Adapted(case), Adapted(case))
         if seed % 4 == 0:
             check_vmap(seed)
+    return "passed"
+
+
+def run_poisoned(seed: int) -> str:
+    """Some of these ways, with gradients that are not finite; 'refused' also if the closure makes the gradients."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            case = poisoned_case(seed)
+            case.tx.init(case.params)
+        except ValueError:
+            return "refused"
+        if case.takes_closure:
+            return "refused"
+        check_adapter(case)
+        check_pure_programs(case)
+        check_resumed(Adapted(case), Adapted(case))
     return "passed"

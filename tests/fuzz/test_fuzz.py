@@ -16,6 +16,13 @@ def test_random_chains_agree_in_all_ways_to_run_them(first):
 
 
 @thinned(8)
+@pytest.mark.parametrize("first", range(0, 120, 15))
+def test_random_chains_skip_gradients_that_are_not_finite_in_all_ways_to_run_them(first):
+    for seed in range(first, first + 15):
+        chains.run_poisoned(seed)
+
+
+@thinned(8)
 @pytest.mark.parametrize("first", range(0, 40, 5))
 def test_random_chains_of_all_combinators_agree_in_all_ways_to_run_them(first):
     for seed in range(first, first + 5):
