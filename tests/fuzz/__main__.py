@@ -12,8 +12,19 @@ from tqdm import tqdm
 
 from tests.fuzz import chains, states, wide
 
-KINDS = {"chains": chains.run, "poisoned": chains.run_poisoned, "states": states.run, "wide": wide.run}
-CASES = {"chains": chains.drawn_case, "poisoned": chains.poisoned_case, "wide": wide.drawn_case}
+KINDS = {
+    "chains": chains.run,
+    "poisoned chains": chains.run_poisoned,
+    "states": states.run,
+    "wide": wide.run,
+    "poisoned wide": wide.run_poisoned,
+}
+CASES = {
+    "chains": chains.drawn_case,
+    "poisoned chains": chains.poisoned_case,
+    "wide": wide.drawn_case,
+    "poisoned wide": wide.poisoned_case,
+}
 
 
 def main() -> int:

@@ -8,12 +8,12 @@ A case is its seed: chain, tree, gradients and dtype follow from it.
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 import random
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -37,7 +37,7 @@ TREES: list[Callable[[], Any]] = [
 ]
 
 
-@dataclass
+@dataclasses.dataclass
 class Case:
     """A chain with its parameters and gradients."""
 
@@ -234,26 +234,31 @@ def drawn_case(seed: int, rate: Any = None) -> Case:
 
 
 def poisoned_case(seed: int) -> Case:
-    """The case of a seed with gradients that are not finite, perhaps behind a frozen leaf or in one of two branches."""
-    case = drawn_case(seed)
+    """The case of a seed with gradients that are not finite."""
+    return poisoned(drawn_case(seed), seed)
+
+
+def poisoned(case: Any, seed: int) -> Any:
+    """A case that skips gradients that are not finite, perhaps behind a frozen leaf or in one of two branches."""
     rng = random.Random(f"poison {seed}")
+    gradients: Gradients = []
     for step in case.gradients:
+        poisoned = dict(step)
         present = [name for name, gradient in step.items() if gradient is not None and gradient.numel()]
         if present and rng.random() < 0.35:
             name = rng.choice(present)
-            poisoned = step[name].clone()
-            poisoned.view(-1)[rng.randrange(poisoned.numel())] = rng.choice([math.nan, math.inf])
-            step[name] = poisoned
-    other = rng.choice(list(case.params))
+            poisoned[name] = step[name].clone()
+            poisoned[name].view(-1)[rng.randrange(step[name].numel())] = rng.choice([math.nan, math.inf])
+        gradients.append(poisoned)
     tx = gradtx.skip_nonfinite(case.tx)
+    other = rng.choice(list(case.params))
     where = rng.choice(["all", "frozen", "branch"])
     if where == "frozen" and len(case.params) > 1:
         tx = chain(gradtx.freeze(other), tx)
     elif where == "branch":
         finite = chain(gradtx.zero_nans(), gradtx.clip_by_value(1.0), gradtx.skip_nonfinite(gradtx.nadam(lr=0.05)))
         tx = gradtx.partition({"a": tx, "b": finite}, lambda name, param: "b" if name == other else "a")
-    case.tx = tx
-    return case
+    return dataclasses.replace(case, tx=tx, gradients=gradients)
 
 
 def drawn_chain(seed: int, names: list[str], rate: Any) -> GradientTransformation:

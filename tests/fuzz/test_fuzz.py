@@ -29,6 +29,13 @@ def test_random_chains_of_all_combinators_agree_in_all_ways_to_run_them(first):
         wide.run(seed)
 
 
+@thinned(8)
+@pytest.mark.parametrize("first", range(0, 24, 3))
+def test_random_chains_of_all_combinators_skip_gradients_that_are_not_finite(first):
+    for seed in range(first, first + 3):
+        wide.run_poisoned(seed)
+
+
 @pytest.mark.parametrize(("share", "is_fault"), [(0.5, False), (20.0, True)])
 def test_rounding_that_a_chain_magnifies_is_no_fault_and_anything_more_is_one(share, is_fault):
     tx = gradtx.chain(gradtx.centralize(), gradtx.lion(lr=0.1))  # the sign of what equal entries leave

@@ -207,14 +207,16 @@ def present(step: dict[str, Tensor | None]) -> set[str]:
     return {name for name, gradient in step.items() if gradient is not None}
 
 
-def functional(case: Case, nudge: Callable[[Tensor], Tensor] = lambda gradient: gradient) -> dict[str, Tensor]:
+def functional(
+    case: Case, nudge: Callable[[Tensor], Tensor] = lambda gradient: gradient, counts: str = "leaves"
+) -> dict[str, Tensor]:
     """Final parameters by pure functions, in which every leaf counts its steps; `nudge` changes each gradient."""
 
     def nudged(gradients: dict[str, Tensor | None]) -> dict[str, Tensor | None]:
         return {name: None if gradient is None else nudge(gradient) for name, gradient in gradients.items()}
 
     tx, params = case.tx, dict(case.params)
-    state = tx.init(params, counts="leaves")
+    state = tx.init(params, counts=counts)
     for step, extras in zip(case.gradients, case.extras, strict=True):
         names, grads, extras = present(step), nudged(step), dict(extras)
         if case.takes_closure:
@@ -290,9 +292,10 @@ class Adapted(chains.Adapted):
 class Sensitivity:
     """How far the result of a case moves if the last bits of its gradients change."""
 
-    def __init__(self, case: Case, expected: dict[str, Tensor]):
+    def __init__(self, case: Case, expected: dict[str, Tensor], counts: str = "leaves"):
         self._case = case
         self._expected = expected
+        self._counts = counts
         self._largest: float | None = None
 
     def largest(self) -> float:
@@ -306,7 +309,7 @@ class Sensitivity:
                     signs = torch.randn(gradient.shape, dtype=torch.float64, generator=generator).sign()
                     return (gradient.double() * (1 + eps * signs)).to(gradient.dtype)
 
-                moved = functional(self._case, nudge)
+                moved = functional(self._case, nudge, self._counts)
                 self._largest = max(self._largest, distance(moved, self._expected))
         return self._largest
 
@@ -342,10 +345,19 @@ def check_ways(case: Case) -> bool:
     with LeafByLeaf():
         near = sensitivity.check(functional(case), "pure use leaf by leaf") and near
         near = sensitivity.check(Adapted(case).steps(), "adapter leaf by leaf against pure use") and near
+    near = check_pure_programs(case) and near
     consumed = Adapted(case)
     consumed.steps(consume_gradients=True)
     check_same(consumed.optimizer, adapted.optimizer, "consuming gradients")
     return near
+
+
+def check_pure_programs(case: Case) -> bool:
+    """Pure use over lists, for which one count of all leaves is needed, against pure use leaf by leaf."""
+    with LeafByLeaf():
+        alone = functional(case, counts="calls")
+    sensitivity = Sensitivity(case, alone, "calls")
+    return sensitivity.check(functional(case, counts="calls"), "pure programs against pure use leaf by leaf")
 
 
 def check_released(case: Case) -> None:
@@ -424,12 +436,17 @@ def check_resumed_purely(case: Case) -> None:
     assert_equal(ends[1], ends[0])
 
 
-def run(seed: int) -> str:
+def poisoned_case(seed: int) -> Case:
+    """The case of a seed with gradients that are not finite."""
+    return chains.poisoned(drawn_case(seed), seed)
+
+
+def run(seed: int, draw_case: Callable[[int], Case] = drawn_case) -> str:
     """All ways of one case; 'refused' if its chain does not fit, 'sensitive' if rounding decides its result."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            case = drawn_case(seed)
+            case = draw_case(seed)
             case.tx.init(case.params)
         except (ValueError, TypeError):
             return "refused"
@@ -439,3 +456,15 @@ def run(seed: int) -> str:
         check_released(case)
         near = check_captured(case) and near
     return "passed" if near else "sensitive"
+
+
+def run_poisoned(seed: int) -> str:
+    """A poisoned case; 'refused' also if a closure makes the gradients."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            if drawn_case(seed).takes_closure:
+                return "refused"
+        except (ValueError, TypeError):
+            return "refused"
+    return run(seed, poisoned_case)
