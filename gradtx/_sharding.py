@@ -34,7 +34,17 @@ def local(tensor: Any) -> Tensor:
 
 def full_tensor(tensor: Any) -> Tensor:
     """Return the full tensor as a plain tensor."""
-    return tensor.full_tensor() if is_sharded(tensor) else tensor
+    if not is_sharded(tensor):
+        return tensor
+    dtype = tensor.dtype
+    if not (dtype.is_floating_point and dtype.itemsize == 1):
+        return tensor.full_tensor()
+    # As bytes, because some back ends cannot send eight-bit floats.
+    return (
+        from_local_like(local(tensor).view(torch.uint8), tensor)
+        .full_tensor()
+        .view(dtype)
+    )
 
 
 def from_local_like(part: Tensor, like: Any) -> Any:
