@@ -477,7 +477,9 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
 
         Trainers call this before an evaluation, as for schedule-free optimizers. It has no effect without links that
         average weights, or if it was already called. Weights that are loaded or written meanwhile are lost: `train`
-        restores those from before, and warns.
+        restores those from before, and warns. FSDP2 modules that still hold gathered parameters after a forward pass
+        without backward, such as the root, do not see the new weights before `module.reshard()`; this also applies to
+        `train`.
         """
         if self._workings.evaluation is None:
             self._workings.evaluation = Evaluation.start(

@@ -105,3 +105,28 @@ def touched_state_is_kept():
 
 def test_state_whose_local_part_was_touched_is_not_made_again(two):
     two.run(touched_state_is_kept)
+
+
+def evaluated_between_steps(model, end=lambda: None):
+    """Losses of training steps and of evaluations between them."""
+    optimizer = made(gradtx.schedule_free_adamw(lr=1e-2), model)
+    losses = []
+    for t in range(3):
+        losses += train(model, optimizer, steps=1, start=t)
+        optimizer.eval()
+        with torch.no_grad():
+            losses.append(loss_of(model, batch(9)).item())
+        end()
+        optimizer.train()
+    return losses
+
+
+def sharded_evaluations():
+    model = sharded()
+    return evaluated_between_steps(model, model.reshard)
+
+
+def test_modules_that_are_resharded_see_the_weights_to_evaluate_with_and_to_train_with(two):
+    expected = evaluated_between_steps(Model())
+    for losses in two.run(sharded_evaluations):
+        assert_close(losses, expected)
