@@ -9,6 +9,7 @@ from torch import Tensor
 
 from gradtx._messages import describe
 from gradtx._narrowing import is_dict
+from gradtx._sharding import is_sharded
 from gradtx._slots import kind_of
 from gradtx._torch import version_of
 from gradtx.optim._form import TRAINED, numbers_of
@@ -63,6 +64,12 @@ class Evaluation:
 
     def save(self, state_dict: dict[str, Any], params: Iterable[Tensor]) -> None:
         """Add the training weights to a state dict, whose entries are numbered in the order of `params`."""
+        if any(map(is_sharded, self._trained)):
+            warn_user(
+                "state_dict: saved between eval() and train(); torch.distributed.checkpoint loads only the entries of a "
+                "new optimizer, so it loses the training weights: call train() before saving",
+                UserWarning,
+            )
         for number, param in enumerate(params):
             if param in self._trained:
                 entry = state_dict["state"].get(number, {})

@@ -1,5 +1,7 @@
 """FSDP2: parameters are DTensors, of which some processes have nothing."""
 
+import warnings
+
 import pytest
 import torch
 from torch import distributed
@@ -130,3 +132,21 @@ def test_modules_that_are_resharded_see_the_weights_to_evaluate_with_and_to_trai
     expected = evaluated_between_steps(Model())
     for losses in two.run(sharded_evaluations):
         assert_close(losses, expected)
+
+
+def warnings_of_a_state_dict_in_evaluation_mode():
+    model = sharded()
+    optimizer = made(gradtx.schedule_free_adamw(lr=1e-2), model)
+    train(model, optimizer, steps=1)
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        optimizer.state_dict()
+        optimizer.eval()
+        optimizer.state_dict()
+    return [str(warning.message) for warning in seen]
+
+
+def test_a_state_dict_of_shards_warns_in_evaluation_mode_that_training_weights_may_get_lost(two):
+    for messages in two.run(warnings_of_a_state_dict_in_evaluation_mode):
+        assert len(messages) == 1
+        assert messages[0].startswith("state_dict: saved between eval() and train()")
