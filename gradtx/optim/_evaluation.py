@@ -66,8 +66,8 @@ class Evaluation:
         """Add the training weights to a state dict, whose entries are numbered in the order of `params`."""
         if any(map(is_sharded, self._trained)):
             warn_user(
-                "state_dict: saved between eval() and train(); torch.distributed.checkpoint loads only the entries of a "
-                "new optimizer, so it loses the training weights: call train() before saving",
+                "state_dict: saved between eval() and train(); torch.distributed.checkpoint loads only the entries of "
+                "a new optimizer, so it loses the training weights: call train() before saving",
                 UserWarning,
             )
         for number, param in enumerate(params):
