@@ -379,7 +379,7 @@ def _is_plain(value: Any) -> TypeGuard[tuple[Any, ...] | list[Any]]:
     )
 
 
-def _keyword(name: str, default: Any, annotation: str) -> inspect.Parameter:
+def keyword_parameter(name: str, default: Any, annotation: str) -> inspect.Parameter:
     return inspect.Parameter(
         name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation
     )
@@ -438,10 +438,12 @@ def _remedy(key: str, ranges: Mapping[str, Any]) -> str:
 
 def _added_to_alias(signature: inspect.Signature) -> dict[inspect.Parameter, Any]:
     """Return the parameters that an alias has in addition to its function's, with their types."""
-    added: dict[inspect.Parameter, Any] = {_keyword("maximize", False, "bool"): bool}
+    added: dict[inspect.Parameter, Any] = {
+        keyword_parameter("maximize", False, "bool"): bool
+    }
     if "weight_decay" in signature.parameters:
         # A selector, which the decorator checks.
-        added[_keyword("mask", None, "Where | None")] = object
+        added[keyword_parameter("mask", None, "Where | None")] = object
     return added
 
 
@@ -493,7 +495,9 @@ class Arguments:
             argument.kind != "structure" for argument in self._positional
         )
         if "state_dtype" not in hints:
-            parameters.append(_keyword("state_dtype", None, "StateDtype | None"))
+            parameters.append(
+                keyword_parameter("state_dtype", None, "StateDtype | None")
+            )
         self.signature = signature.replace(parameters=parameters)
 
     def bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from gradtx import optimizers
+from gradtx._arguments import keyword_parameter
 from gradtx._narrowing import is_list, is_sequence
 from gradtx.core import GradientTransformation, chain
 from gradtx.optim._groups import ENGINE_OPTIONS, check_differentiable, names_in_group
@@ -30,8 +31,14 @@ NUMBERS_OF_TORCH: dict[str, dict[str, Callable[[dict[str, Any]], Any]]] = {
 # Constructor arguments in addition to those of the alias, with their defaults. Process groups are not included, since
 # they cannot be in `defaults`, which are copied and pickled.
 ENGINE = {"compile": False, "seed": 0, "state_device": None, "capturable": False}
-COMPILE = "bool | str | Mapping[str, Any]"
-STATE_DEVICE = "torch.device | str | None"
+# What all constructors accept in addition to the arguments of their alias: (default, annotation).
+KEYWORDS: dict[str, tuple[Any, str]] = {
+    "compile": (False, "bool | str | Mapping[str, Any]"),
+    "process_group": (None, "Any"),
+    "sum_over": (None, "Any"),
+    "state_device": (None, "torch.device | str | None"),
+    "capturable": (False, "bool"),
+}
 
 
 class AliasOptimizer(ChainOptimizer):
@@ -56,49 +63,15 @@ class AliasOptimizer(ChainOptimizer):
         cls.__doc__ = f"{summary}\n\n    {alias.__doc__}"
         own = cls._arguments = inspect.signature(alias)
         params = inspect.Parameter("params", inspect.Parameter.POSITIONAL_OR_KEYWORD)
-        engine = [
-            inspect.Parameter(
-                "compile",
-                inspect.Parameter.KEYWORD_ONLY,
-                default=False,
-                annotation=COMPILE,
-            ),
-            inspect.Parameter(
-                "process_group",
-                inspect.Parameter.KEYWORD_ONLY,
-                default=None,
-                annotation="Any",
-            ),
-            inspect.Parameter(
-                "sum_over",
-                inspect.Parameter.KEYWORD_ONLY,
-                default=None,
-                annotation="Any",
-            ),
-            inspect.Parameter(
-                "state_device",
-                inspect.Parameter.KEYWORD_ONLY,
-                default=None,
-                annotation=STATE_DEVICE,
-            ),
-            inspect.Parameter(
-                "capturable",
-                inspect.Parameter.KEYWORD_ONLY,
-                default=False,
-                annotation="bool",
-            ),
-        ]
+        engine = dict(KEYWORDS)
         example = alias.spec.example
         options: Any = example(chain()) if callable(example) else example
         if "hessian_diag" in alias(**options).needs:
             cls._seeded = True
-            engine.append(
-                inspect.Parameter(
-                    "seed", inspect.Parameter.KEYWORD_ONLY, default=0, annotation="int"
-                )
-            )
+            engine["seed"] = (0, "int")
+        keywords = [keyword_parameter(name, *option) for name, option in engine.items()]
         cls.__signature__ = own.replace(  # type: ignore[attr-defined]
-            parameters=[params, *own.parameters.values(), *engine],
+            parameters=[params, *own.parameters.values(), *keywords],
             return_annotation=own.empty,
         )
 
