@@ -166,6 +166,28 @@ def _is_dual(tensor: Tensor) -> bool:
         return False
 
 
+# Surroundings.
+
+
+def autocast_possible() -> bool:
+    """Whether any device's autocast may be enabled; without the name, and while dynamo traces, the result is True."""
+    if torch.compiler.is_compiling():
+        return True
+    is_any_enabled = getattr(torch._C, "_is_any_autocast_enabled", None)  # pyright: ignore[reportPrivateUsage]
+    return True if is_any_enabled is None else is_any_enabled()
+
+
+def default_device() -> torch.device:
+    """Return the default device, without the 5 us of torch's own function if no function mode sets one.
+
+    Without the private name, torch's own function is always called.
+    """
+    count_modes = getattr(torch._C, "_len_torch_function_stack", None)  # pyright: ignore[reportPrivateUsage]
+    if count_modes is not None and count_modes() == 0:
+        return torch.device("cpu")
+    return torch.get_default_device()
+
+
 # Dynamo, without importing it.
 
 

@@ -17,6 +17,7 @@ from gradtx._arguments import Argument
 from gradtx._messages import describe, nearest_dotted, shortly
 from gradtx._narrowing import is_sequence
 from gradtx._runs import Place, Scope
+from gradtx._surroundings import surroundings
 from gradtx._tree_rules import Functions, PlainOperation, check_plain
 from gradtx.context import ALWAYS_KNOWN
 
@@ -134,7 +135,10 @@ class GradientTransformation:
             TypeError: If a leaf is neither a floating-point or complex tensor nor None.
             ValueError: If `counts` is unknown, if a selector matches no leaf, or if a leaf has no label.
         """
-        return _pure.init(self, params, counts)
+        around = surroundings()
+        if around is None:
+            return _pure.init(self, params, counts)
+        return around.suspend(_pure.init, self, params, counts)
 
     def update(
         self, updates: Any, state: dict[str, Any], params: Any = None, **extras: Any
@@ -153,6 +157,15 @@ class GradientTransformation:
             ValueError: If `params` or a required extra is missing, if the trees do not match each other, or if the
                 state belongs to another chain.
         """
+        around = surroundings()
+        if around is None:
+            return self._updated(updates, state, params, extras)
+        extras = around.around_all(extras)
+        return around.suspend(self._updated, updates, state, params, extras)
+
+    def _updated(
+        self, updates: Any, state: dict[str, Any], params: Any, extras: dict[str, Any]
+    ) -> tuple[Any, dict[str, Any]]:
         result = _pure_lists.update(self, updates, state, params, extras)
         return (
             _pure.update(self, updates, state, params, extras)
@@ -165,7 +178,10 @@ class GradientTransformation:
 
         For each leaf, the last link that defines evaluation weights applies; other leaves are those of `params`.
         """
-        return _pure.eval_params(self, state, params)
+        around = surroundings()
+        if around is None:
+            return _pure.eval_params(self, state, params)
+        return around.suspend(_pure.eval_params, self, state, params)
 
     @property
     def hyperparams(self) -> dict[str, Any]:

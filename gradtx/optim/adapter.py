@@ -21,6 +21,7 @@ from gradtx._narrowing import is_tuple
 from gradtx._pure import evaluation_weights
 from gradtx._sharding import team_of_group
 from gradtx._storage import check_patterns
+from gradtx._surroundings import surroundings
 from gradtx.context import Clock
 from gradtx.core import GradientTransformation, check_transformation
 from gradtx.optim._capture import check_capturable
@@ -332,7 +333,20 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         """
         if torch.compiler.is_compiling():  # a graph break: a step runs its own programs
             return self._step_untraced(closure, consume_gradients, extras)
-        return self._step(closure, consume_gradients, extras)
+        return self._plain_step(closure, consume_gradients, extras)
+
+    def _plain_step(
+        self,
+        closure: Callable[[], Any] | None,
+        consume_gradients: bool,
+        extras: dict[str, Any],
+    ) -> Any:
+        """Step without the caller's autocast and default device, in which only closures and other extras run."""
+        around = surroundings()
+        if around is None:
+            return self._step(closure, consume_gradients, extras)
+        closure, extras = around.around(closure), around.around_all(extras)
+        return around.suspend(self._step, closure, consume_gradients, extras)
 
     def _step(
         self,
@@ -422,7 +436,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
                 "and return the loss"
             )
 
-    _step_untraced = _torch.not_traced(_step)
+    _step_untraced = _torch.not_traced(_plain_step)
 
     def _checked_step(
         self, extras: dict[str, Any], scaling: Scaling | None, consumes: bool

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import gradtx
+from tests.conformance import assert_same
 from tests.optim.chains import CHAINS
 from tests.optim.problems import (
     assert_close,
@@ -139,6 +140,72 @@ def test_a_step_under_autocast_is_a_plain_step():
         descend(gradtx.as_optimizer(tx, list(params.items())), params, 3)
     descend(gradtx.as_optimizer(tx, list(others.items())), others, 3)
     assert_equal(values(params), values(others))
+
+
+SENSITIVE = {  # to the precision of products, or to where 0-d tensors are made
+    "soap": lambda: gradtx.soap(lr=0.1, precondition_frequency=2),
+    "psgd": lambda: gradtx.psgd_kron(lr=0.1),
+    "lbfgs": lambda: gradtx.lbfgs(lr=0.1),
+    "graft": lambda: gradtx.chain(gradtx.graft(gradtx.scale_by_adam(), gradtx.trace(0.9)), gradtx.scale(-0.1)),
+    "trac": lambda: gradtx.trac(gradtx.adamw(lr=0.1)),
+    "skip": lambda: gradtx.skip_nonfinite(gradtx.accumulate(gradtx.adamw(lr=0.1), 2)),
+    "sam": lambda: gradtx.sam(gradtx.soap(lr=0.1, precondition_frequency=2), rho=0.1),
+}
+SURROUNDINGS = {
+    "autocast": lambda: torch.autocast("cpu", dtype=torch.bfloat16),
+    "default device": lambda: torch.device("meta"),
+}
+
+
+@pytest.mark.parametrize("around", list(SURROUNDINGS.values()), ids=SURROUNDINGS)
+@pytest.mark.parametrize("make", list(SENSITIVE.values()), ids=SENSITIVE)
+def test_autocast_and_a_default_device_change_nothing_but_the_callers_own_functions(make, around):
+    seen = []
+
+    def grad_fn(params):
+        seen.append(((x @ x).dtype, torch.empty(0).device.type))
+        return {name: p.sin() for name, p in params.items()}
+
+    def advance(tx, params, state):
+        extras = {"grad_fn": grad_fn} if "grad_fn" in tx.needs else {}
+        gradients = {name: p.sin() for name, p in params.items()}
+        updates, state = tx.update(gradients, state, params, **extras)
+        return gradtx.apply_updates(params, updates), state
+
+    x, tx = torch.ones(2, 2), make()
+    plain = start = {"w": torch.linspace(-1, 1, 12).reshape(4, 3), "b": torch.linspace(0.5, 1, 3)}
+    stepped = {name: torch.nn.Parameter(p.clone()) for name, p in start.items()}
+    optimizer = gradtx.as_optimizer(tx, list(stepped.items()))
+
+    def closure():
+        seen.append(((x @ x).dtype, torch.empty(0).device.type))
+        for p in stepped.values():
+            p.grad = p.detach().sin()
+
+    plain_state = tx.init(plain)
+    for _ in range(3):
+        plain, plain_state = advance(tx, plain, plain_state)
+    seen.clear()
+    with around():
+        params, state = start, tx.init(start)
+        for _ in range(3):
+            params, state = advance(tx, params, state)
+            optimizer.step(closure)
+        inside = ((x @ x).dtype, torch.empty(0).device.type)
+    assert_same((params, state), (plain, plain_state))
+    assert_close(stepped.values(), plain.values(), 1e-5)  # sums of float32 in another order
+    assert set(seen) == {inside}
+
+
+def test_a_compiled_update_under_autocast_is_the_plain_one():
+    torch._dynamo.reset()
+    tx, params = SENSITIVE["soap"](), {"w": torch.linspace(-1, 1, 12).reshape(4, 3)}
+    state = tx.init(params)
+    compiled = torch.compile(tx.update, backend="aot_eager", fullgraph=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = compiled(params, state, params)
+    expected = tx.update(params, state, params)
+    assert_close(found[0].values(), expected[0].values(), 1e-6)  # float32
 
 
 def test_a_step_with_gradients_enabled_or_in_inference_mode_records_nothing():
