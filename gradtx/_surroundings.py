@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 
@@ -14,6 +14,7 @@ from gradtx import _torch
 # The device types whose autocast torch enables separately.
 AUTOCAST_TYPES = ("cpu", "cuda", "mps", "xpu")
 Autocasts = tuple[tuple[str, torch.dtype], ...]
+Method = TypeVar("Method", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True)
@@ -79,3 +80,16 @@ def surroundings() -> Surroundings | None:
     if not autocasts and default_device is None:
         return None
     return Surroundings(tuple(autocasts), default_device)
+
+
+def unaffected_by_surroundings(method: Method) -> Method:
+    """Make a method ignore the caller's autocast and default device."""
+
+    @functools.wraps(method)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        around = surroundings()
+        if around is None:
+            return method(*args, **kwargs)
+        return around.suspend(functools.partial(method, **kwargs), *args)
+
+    return cast("Method", call)

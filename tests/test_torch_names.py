@@ -91,6 +91,21 @@ def test_without_a_name_of_functorch_steps_are_the_same(name, monkeypatch):
     assert_equal(values(params), values(expected))
 
 
+@pytest.mark.parametrize("name", ["_is_any_autocast_enabled", "_len_torch_function_stack"])
+def test_without_a_shortcut_to_the_surroundings_steps_are_plain_ones_all_the_same(name, monkeypatch):
+    tx = gradtx.chain(gradtx.graft(gradtx.scale_by_adam(), gradtx.trace(0.9)), gradtx.scale(-0.1))
+    _, expected = trained(tx=tx)
+    monkeypatch.delattr(torch._C, name)
+    for around in (torch.autocast("cpu", dtype=torch.bfloat16), torch.device("meta"), torch.device("cpu")):
+        params = parameters(shapes=SHAPES)
+        optimizer = gradtx.as_optimizer(tx, list(params.items()))
+        for step in range(3):
+            set_gradients(params, step)
+            with around:
+                optimizer.step()
+        assert_equal(values(params), values(expected))
+
+
 def test_without_a_question_for_wrapped_tensors_the_storage_answers(monkeypatch):
     monkeypatch.delattr(torch._C._functorch, "is_functorch_wrapped_tensor")
     answers = []

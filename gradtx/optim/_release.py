@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.parameter import is_lazy
 
 from gradtx._execution import Operation
+from gradtx._surroundings import unaffected_by_surroundings
 from gradtx.optim._member import Member
 from gradtx.optim._run import WAY_OUT, OptimizerRun, SingleRun
 from gradtx.optim._step import Step
@@ -165,6 +166,7 @@ class ReleasedGradients:
                 self._open = None
                 raise
 
+    @unaffected_by_surroundings
     def _step(self, optimizer: ChainOptimizer, param: Tensor) -> None:
         member = optimizer._workings.members.by_param.get(param)
         if self._open is not None and member is not None and self._open.has(member):

@@ -21,7 +21,7 @@ from gradtx._narrowing import is_tuple
 from gradtx._pure import evaluation_weights
 from gradtx._sharding import team_of_group
 from gradtx._storage import check_patterns
-from gradtx._surroundings import surroundings
+from gradtx._surroundings import surroundings, unaffected_by_surroundings
 from gradtx.context import Clock
 from gradtx.core import GradientTransformation, check_transformation
 from gradtx.optim._capture import check_capturable
@@ -58,6 +58,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
     # A copy of the original `defaults`; None in old pickles.
     _made_defaults: Mapping[str, Any] | None = None
 
+    @unaffected_by_surroundings
     def __init__(
         self,
         tx: GradientTransformation,
@@ -143,6 +144,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
     def _engine(self) -> Any:
         return self._workings.engine
 
+    @unaffected_by_surroundings
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of parameters, with defaults for hyperparameters that the group does not specify.
 
@@ -224,6 +226,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
             self._released.follow(members.by_param)
         return self._workings
 
+    @unaffected_by_surroundings
     def release_gradients(self) -> ReleasedGradients:
         """Step during backward: each parameter is updated as soon as its gradient is complete, and `.grad` set to None.
 
@@ -466,6 +469,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         for view in self._up_to_date().members.views:
             view.expects_scheduler = True
 
+    @unaffected_by_surroundings
     def explain(self) -> Explanation:
         """Report how each parameter was updated in the last step, and why not in a faster way, as `Way` objects.
 
@@ -486,6 +490,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
     # Evaluation weights.
 
     @torch.no_grad()
+    @unaffected_by_surroundings
     def eval(self) -> None:
         """Replace the parameters with the evaluation weights until `train` is called.
 
@@ -501,6 +506,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
             )
 
     @torch.no_grad()
+    @unaffected_by_surroundings
     def train(self) -> None:
         """Restore the training weights after `eval`."""
         evaluation = self._workings.evaluation
@@ -544,6 +550,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         run.commits.clear()  # breaks a reference cycle with the run
         return weights
 
+    @unaffected_by_surroundings
     def state_dict(self) -> dict[str, Any]:
         """Return a state dict in torch's format; state that no step has used is rebuilt from the current parameters.
 
@@ -583,6 +590,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
             self.state = everything
 
     @_torch.not_traced
+    @unaffected_by_surroundings
     def load_state_dict(self, state_dict: dict[str, Any], strict: bool = True) -> None:  # type: ignore[override]
         """Load a state dict of this optimizer, or of the torch.optim class with the same slots.
 

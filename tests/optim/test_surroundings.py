@@ -1,5 +1,6 @@
 """Optimizers alongside each other, over many steps, and under other dtypes, devices and modes."""
 
+import contextlib
 import copy
 import gc
 import threading
@@ -20,6 +21,7 @@ from tests.optim.problems import (
     set_gradients,
     twins,
     values,
+    whole,
 )
 from tests.thinning import thinned
 
@@ -195,6 +197,45 @@ def test_autocast_and_a_default_device_change_nothing_but_the_callers_own_functi
     assert_same((params, state), (plain, plain_state))
     assert_close(stepped.values(), plain.values(), 1e-5)  # sums of float32 in another order
     assert set(seen) == {inside}
+
+
+def lived(tx, around):
+    """An optimizer that is made, grows, steps in both ways, is saved and loaded inside these surroundings."""
+    params = parameters()
+    named = list(params.items())
+    with around():
+        first = gradtx.as_optimizer(tx, named[:-1])
+        first.add_param_group({"params": named[-1:]})
+        first.state_dict()
+    descend(first, params, 2)
+    with around():
+        second = gradtx.as_optimizer(tx, named[:-1])
+        second.add_param_group({"params": named[-1:]})
+        second.load_state_dict(first.state_dict())
+        handle = second.release_gradients()
+    loss = sum((param * (1 + param.detach())).sum() for param in params.values())
+    with around():
+        loss.backward()
+        second.step()
+        handle.remove()
+        second.eval()
+        second.train()
+        second.state_dict()
+    return whole(second)
+
+
+LIVES = {
+    "schedule in restart": gradtx.restart(gradtx.adamw(lr=gradtx.cosine_schedule(0.1, T_max=9)), 2),
+    "soap": gradtx.soap(lr=0.1, precondition_frequency=1),
+    "schedule_free": gradtx.schedule_free_adamw(lr=0.1),
+    "int8": gradtx.adamw(lr=0.1, state_dtype="int8"),
+}
+
+
+@pytest.mark.parametrize("around", list(SURROUNDINGS.values()), ids=SURROUNDINGS)
+@pytest.mark.parametrize("tx", list(LIVES.values()), ids=LIVES)
+def test_no_part_of_an_optimizers_life_depends_on_autocast_or_a_default_device(tx, around):
+    assert_equal(lived(tx, around), lived(tx, contextlib.nullcontext))
 
 
 def test_a_compiled_update_under_autocast_is_the_plain_one():
