@@ -129,7 +129,7 @@ def _without_bases(state):
 # Derivatives.
 
 
-@thinned(3)
+@thinned(4)
 @torchs_own_deprecation
 @each_set(COSTLY)
 def test_reverse_and_forward_derivatives_by_every_float_and_by_the_first_weights_are_difference_quotients(case, places):

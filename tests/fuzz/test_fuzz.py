@@ -8,7 +8,7 @@ from tests.fuzz import chains, states, wide
 from tests.thinning import thinned
 
 
-@thinned(5)
+@thinned(10)
 @pytest.mark.parametrize("first", range(0, 150, 15))
 def test_random_chains_agree_in_all_ways_to_run_them(first):
     for seed in range(first, first + 15):

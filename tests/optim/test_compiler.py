@@ -62,6 +62,7 @@ def test_instruction_sets_are_believed_while_we_compile_and_not_later(
     assert asked
 
 
+@pytest.mark.nightly  # compiles twice, which takes 20 s
 def test_what_fails_to_compile_is_tried_once_more_with_care(compiled_equals_eager, monkeypatch):
     real, fuses, careful = torch._inductor.compile, CppScheduling.can_fuse_vertical_outer_loop, []
 

@@ -8,6 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import gradtx
 from tests.optim.chains import CHAINS, ON_HOST
 from tests.optim.problems import SHAPES, assert_close, assert_equal, parameters, values
+from tests.thinning import thinned
 
 # To show the value of a schedule on a wrapper's clock in the group, the optimizer reads that clock.
 READ = {"accumulate", "accumulate a partition", "skip", "skip an accumulation", "accumulate around skip"}
@@ -37,8 +38,9 @@ class Traffic(TorchDispatchMode):
         return out
 
 
+@thinned(2)
 @pytest.mark.parametrize("capturable", [False, True])
-@pytest.mark.parametrize("name", QUIET)
+@pytest.mark.parametrize("name", list(QUIET))
 def test_a_step_neither_sends_to_the_device_nor_reads_from_it(name, capturable, monkeypatch):
     """Meta tensors stand for those of a device, because reading their values is an error."""
     monkeypatch.setattr(torch.nn.Parameter, "is_meta", False)  # ours wait until they have left the meta device

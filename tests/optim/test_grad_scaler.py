@@ -98,7 +98,7 @@ def test_infinite_steps_leave_no_trace_in_parameters_state_counts_or_groups(name
     assert_same(optimizer, expected, 1e-13)
 
 
-@thinned(3)
+@thinned(5)
 @pytest.mark.parametrize("name", CHAINS)
 def test_programs_leave_no_trace_of_infinite_steps(name, uncompiled):
     (expected, theirs), (optimizer, params) = made(CHAINS[name]), compiled(CHAINS[name])

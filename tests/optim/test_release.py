@@ -160,7 +160,7 @@ def sums_over_leaves(tx, values):
 CASES = [*plain_cases(), *composed_cases()]
 
 
-@thinned(3)
+@thinned(5)
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_a_chain_is_refused_if_and_only_if_it_needs_all_gradients(case):
     tx = case.make()
