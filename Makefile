@@ -5,8 +5,9 @@ RUN := $(VENV)/bin/python
 # Python compiles what it imports; pip would compile everything, which takes half of the time. Images for containers
 # often keep Python from storing the result, and then each process spends seconds to compile torch again.
 export PYTHONDONTWRITEBYTECODE :=
-# Setuptools warns of every editable installation, and the newest pip repeats it.
-PIP := PYTHONWARNINGS=ignore $(RUN) -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
+# Setuptools warns of every editable installation, and the newest pip repeats it. That pip also warns of each package
+# that a second index does not have; errors are still shown.
+PIP := PYTHONWARNINGS=ignore $(RUN) -m pip install --quiet --quiet --disable-pip-version-check --no-compile -c constraints.txt
 
 # One more than cores: tests that start processes wait for them.
 JOBS := $(shell echo $$(($$(getconf _NPROCESSORS_ONLN) + 1)))
