@@ -424,6 +424,10 @@ class Block:
                 if choices is None or choices.get(operation.path, label) == label:
                     yield from block.walk(choices)
 
+    def clock_paths(self) -> frozenset[Path]:
+        """Return the paths of inner clocks."""
+        return frozenset(each.path for each in self.walk() if each.has_clock)
+
 
 def _check_takes_complex(leaf: Leaf, program: Iterable[Operation]) -> None:
     """Raise an error if an operation cannot process a complex leaf."""

@@ -316,11 +316,11 @@ class TreeProgram:
         for bundle in self._bundles:
             # The shared values follow the results of leaves.
             advanced.update(bundle.passes[-1].names[len(bundle.written) :])
-        for operation in run.block.walk():
-            for entry in self._entries if operation.has_clock else ():
-                is_value = entry.path == operation.path and entry.shared is not None
-                if is_value and entry.shared not in advanced:
-                    raise _UnsuitableError
+        clocks = run.block.clock_paths()
+        for entry in self._entries:
+            is_value = entry.path in clocks and entry.shared is not None
+            if is_value and entry.shared not in advanced:
+                raise _UnsuitableError
 
     def _numbers_of_state(self) -> list[int]:
         """Return the indices of the state's tensors."""

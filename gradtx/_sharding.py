@@ -40,11 +40,8 @@ def full_tensor(tensor: Any) -> Tensor:
     if not (dtype.is_floating_point and dtype.itemsize == 1):
         return tensor.full_tensor()
     # As bytes, because some back ends cannot send eight-bit floats.
-    return (
-        from_local_like(local(tensor).view(torch.uint8), tensor)
-        .full_tensor()
-        .view(dtype)
-    )
+    as_bytes = from_local_like(local(tensor).view(torch.uint8), tensor)
+    return as_bytes.full_tensor().view(dtype)
 
 
 def from_local_like(part: Tensor, like: Any) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar, cast
+from typing import Any, TypeAlias, TypeVar, cast
 
 import torch
 
@@ -13,7 +13,7 @@ from gradtx import _torch
 
 # The device types whose autocast torch enables separately.
 AUTOCAST_TYPES = ("cpu", "cuda", "mps", "xpu")
-Autocasts = tuple[tuple[str, torch.dtype], ...]
+Autocasts: TypeAlias = tuple[tuple[str, torch.dtype], ...]
 Method = TypeVar("Method", bound=Callable[..., Any])
 
 

@@ -17,7 +17,7 @@ from gradtx._arguments import Argument
 from gradtx._messages import describe, nearest_dotted, shortly
 from gradtx._narrowing import is_sequence
 from gradtx._runs import Place, Scope
-from gradtx._surroundings import surroundings
+from gradtx._surroundings import surroundings, unaffected_by_surroundings
 from gradtx._tree_rules import Functions, PlainOperation, check_plain
 from gradtx.context import ALWAYS_KNOWN
 
@@ -122,6 +122,7 @@ class GradientTransformation:
 
     # Public methods.
 
+    @unaffected_by_surroundings
     def init(self, params: Any, *, counts: str = "calls") -> dict[str, Any]:
         """Return the initial state for a tree of parameters: nested dicts of tensors by leaf name.
 
@@ -135,10 +136,7 @@ class GradientTransformation:
             TypeError: If a leaf is neither a floating-point or complex tensor nor None.
             ValueError: If `counts` is unknown, if a selector matches no leaf, or if a leaf has no label.
         """
-        around = surroundings()
-        if around is None:
-            return _pure.init(self, params, counts)
-        return around.suspend(_pure.init, self, params, counts)
+        return _pure.init(self, params, counts)
 
     def update(
         self, updates: Any, state: dict[str, Any], params: Any = None, **extras: Any
@@ -173,15 +171,13 @@ class GradientTransformation:
             else result
         )
 
+    @unaffected_by_surroundings
     def eval_params(self, state: dict[str, Any], params: Any) -> Any:
         """Return the weights for evaluation, such as averages or lookahead's slow weights.
 
         For each leaf, the last link that defines evaluation weights applies; other leaves are those of `params`.
         """
-        around = surroundings()
-        if around is None:
-            return _pure.eval_params(self, state, params)
-        return around.suspend(_pure.eval_params, self, state, params)
+        return _pure.eval_params(self, state, params)
 
     @property
     def hyperparams(self) -> dict[str, Any]:

@@ -64,7 +64,7 @@ def uncompiled(monkeypatch):
 
 @pytest.fixture
 def forget_programs(monkeypatch):
-    """A function after which list programs are recorded and written anew, for tests that change how."""
+    """A function after which list programs are recorded and written again, for tests that change how."""
 
     def forget():
         for module, name in ((bundle, "_FUNCTIONS"), (lists, "_SHARED"), (_pure_lists, "_SHARED")):

@@ -14,21 +14,17 @@ aten = torch.ops.aten
 EXACT = (torch.float64, torch.int64)  # the dtypes whose values Python scalars represent
 # Operations on counts. Others, such as products in hashes, may exceed 64 bits, where Python does not wrap around.
 OF_COUNTS = {
-    *(
-        aten.add.Tensor,
-        aten.add.Scalar,
-        aten.sub.Tensor,
-        aten.sub.Scalar,
-        aten.remainder.Scalar,
-        aten.where.self,
-    ),
-    *(
-        aten.clone.default,
-        aten.copy_.default,
-        aten.detach.default,
-        aten.maximum.default,
-        aten.minimum.default,
-    ),
+    aten.add.Tensor,
+    aten.add.Scalar,
+    aten.sub.Tensor,
+    aten.sub.Scalar,
+    aten.remainder.Scalar,
+    aten.maximum.default,
+    aten.minimum.default,
+    aten.where.self,
+    aten.clone.default,
+    aten.copy_.default,
+    aten.detach.default,
     aten._to_copy.default,
 }
 

@@ -193,9 +193,7 @@ class ChainTraits:
             needs_host_counts=estimates_hessian
             or not all(operation.compiles for operation in operations),
             restarts=any(operation.restarts_inner for operation in operations),
-            clocks=frozenset(
-                operation.path for operation in operations if operation.has_clock
-            ),
+            clocks=block.clock_paths(),
             checks_extras=checks_extras(block.operations),
         )
 

@@ -95,6 +95,12 @@ def check_schedule(what: str, value: Any) -> None:
         )
 
 
+def entry_at(values: Tensor, index: Tensor) -> Tensor:
+    """Return an entry of a vector as a sum, because vmap does not support an index that is a tensor."""
+    is_here = torch.arange(len(values), device=values.device) == index
+    return (values * is_here).sum()
+
+
 def in_its_words(arguments: Arguments, options: Mapping[str, Any]) -> dict[str, Any]:
     """Rename the common keywords in `options` to this schedule's own names."""
     renamed: dict[str, Any] = {}

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gradtx._arguments import Scalar
 from gradtx._exact import exact
-from gradtx.schedules._factory import schedule
+from gradtx.schedules._factory import entry_at, schedule
 
 __all__ = ["chebyshev_schedule", "get_chebyshev_schedule", "ranger21_schedule"]
 
@@ -36,9 +36,7 @@ def _factor_at(place: Tensor, number: int, small_m: Any, big_m: Any) -> Tensor:
     """Return the inverse node at an index, clamped to the first and the last one."""
     nodes = torch.tensor(_cosines(number), dtype=place.dtype, device=place.device)
     factors = _inverse(nodes, small_m, big_m)
-    # A sum instead of an index, which vmap does not support.
-    is_due = torch.arange(number, device=place.device) == place.clamp(0, number - 1)
-    return (factors * is_due).sum()
+    return entry_at(factors, place.clamp(0, number - 1))
 
 
 def get_chebyshev_schedule(

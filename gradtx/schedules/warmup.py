@@ -16,7 +16,7 @@ from gradtx._arguments import Scalar, Schedule
 from gradtx._exact import exact
 from gradtx._messages import describe
 from gradtx.context import bias_correction
-from gradtx.schedules._factory import check_schedule, schedule
+from gradtx.schedules._factory import check_schedule, entry_at, schedule
 from gradtx.transforms._math import rectification_at
 
 __all__ = [
@@ -270,10 +270,8 @@ def cosine_warmup_restarts_schedule(
         last = exact(last_length, step.device)[None]
         lengths = torch.cat([firsts[1:] - firsts[:-1], last])
         cycle = (firsts <= step).sum() - 1
-        # A sum instead of an index, which vmap does not support.
-        here = (torch.arange(len(starts), device=step.device) == cycle).to(step.dtype)
-        place = step - (firsts * here).sum()
-        length = (lengths * here).sum()
+        place = step - entry_at(firsts, cycle)
+        length = entry_at(lengths, cycle)
         # Nonzero only in the last row, whose cycles repeat indefinitely.
         again = place // length
         top = max_lr * gamma ** (cycle + again)

@@ -397,6 +397,13 @@ def check_compiled(seed: int) -> None:
     assert_near(compiled, eager, 1e-5 if case.dtype == torch.float32 else 1e-10, "compiled against eager")
 
 
+def check(case: Case) -> None:
+    """Ways that need neither a compiler nor other rates."""
+    check_adapter(case)
+    check_pure_programs(case)
+    check_resumed(Adapted(case), Adapted(case))
+
+
 def run(seed: int) -> str:
     """All ways of one case that need no compiler; 'refused' if its chain says that it does not fit the tree."""
     with warnings.catch_warnings():
@@ -406,16 +413,14 @@ def run(seed: int) -> str:
             case.tx.init(case.params)
         except ValueError:
             return "refused"
-        check_adapter(case)
-        check_pure_programs(case)
-        check_resumed(Adapted(case), Adapted(case))
+        check(case)
         if seed % 4 == 0:
             check_vmap(seed)
     return "passed"
 
 
 def run_poisoned(seed: int) -> str:
-    """Some of these ways, with gradients that are not finite; 'refused' also if the closure makes the gradients."""
+    """These ways but vmap, with gradients that are not finite; 'refused' also if the closure makes the gradients."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -425,7 +430,5 @@ def run_poisoned(seed: int) -> str:
             return "refused"
         if case.takes_closure:
             return "refused"
-        check_adapter(case)
-        check_pure_programs(case)
-        check_resumed(Adapted(case), Adapted(case))
+        check(case)
     return "passed"

@@ -122,8 +122,8 @@ AROUND_SKIP = {
 @pytest.mark.parametrize("where", AROUND_SKIP)
 @pytest.mark.parametrize("compile", [False, True])
 @pytest.mark.parametrize("without", [(), (0, 3)], ids=["all gradients", "some gradients"])
-def test_skip_nonfinite_counts_also_in_steps_that_plan_anew(where, compile, without):
-    """A step plans anew if it is the first, or if other parameters have gradients than in the last one."""
+def test_skip_nonfinite_counts_also_in_steps_that_plan_again(where, compile, without):
+    """A step plans again if it is the first, or if other parameters have gradients than in the last one."""
     bad = (0, 2, 4)
     start = torch.tensor([1.0, -2.0], dtype=torch.float64)
     params = {name: torch.nn.Parameter(start.clone()) for name in ("a", "b")}
