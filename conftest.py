@@ -1,11 +1,15 @@
 """What docstrings may use without importing it, and one thread a test process: `make test` runs a process a core."""
 
+import gc
+
 import pytest
 import torch
 
 import gradtx
 
 torch.set_num_threads(1)
+# Python looks for cycles less often: each time it goes through all tests and programs.
+gc.set_threshold(50_000, 50, 50)
 # Sphinx imports them, which may be absent.
 collect_ignore = ["docs/conf.py", "docs/extension.py", "docs/reference.py"]
 

@@ -401,7 +401,9 @@ def is_plain_link_in_half(case: Case, dtype: torch.dtype, **_: Any) -> bool:
 
 
 half_links_first = thinned(12, always=is_plain_link_in_half)
-some_of_all = thinned(4)  # for tests of what one place in the library does for all links
+# For tests of what one place in the library does for all links.
+some_of_all = thinned(4)
+few_of_all = thinned(8)
 
 
 Pack = tuple[Case, ...]  # cases that stand in one chain

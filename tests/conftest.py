@@ -1,6 +1,5 @@
 """Fixtures that several folders share."""
 
-import gc
 import logging
 
 import pytest
@@ -29,11 +28,6 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.slow)
         if is_nightly(item):
             item.add_marker(pytest.mark.nightly)
-
-
-def pytest_collection_finish():
-    """Python looks for cycles less often: each time it goes through all tests and programs."""
-    gc.set_threshold(50_000, 50, 50)
 
 
 @pytest.fixture(autouse=True)

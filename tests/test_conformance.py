@@ -21,6 +21,7 @@ from tests.conformance import (
     example,
     extras,
     factories,
+    few_of_all,
     field,
     first_state,
     half_links_first,
@@ -110,7 +111,7 @@ def test_a_bf16_update_is_the_float32_one(case):
         assert torch.equal(slot, tensors(wide_state)[path].to(slot.dtype)), path
 
 
-@plain_links_first
+@few_of_all
 @each_case([case for case in ALL if not case.example._rounds])
 def test_state_dtype_decides_what_slots_are_kept_in(case):
     params = case.noise(1, dtype=torch.bfloat16)
@@ -151,7 +152,7 @@ def test_no_memory_is_shared_between_inputs_and_outputs(case):
         state = new
 
 
-@plain_links_first
+@few_of_all
 @each_case(LEAN)
 def test_a_leaf_without_gradient_stays_as_it_is(case):
     params, tx = case.noise(1), case.make()
@@ -220,7 +221,7 @@ def _is_zero(case, place):
     return (value if place.index is None else value[place.index]) == 0.0
 
 
-@aliases_thinned
+@plain_links_first
 @each("what", ["zero_gradient", "both"])  # zero parameters alone found nothing more when every safe root was plain
 @each_case(LEAN)
 def test_derivatives_at_zero_are_finite(case, what):
@@ -263,7 +264,7 @@ def test_zero_gradients_and_leaves_of_all_ranks_stay_finite(case, dtype):
 # States as files, transformations as text.
 
 
-@plain_links_first
+@few_of_all
 @each_case(LEAN)
 def test_a_saved_and_reloaded_state_continues_bit_for_bit(case):
     params, grads, tx = case.noise(1), case.noise(2), case.make()
@@ -301,7 +302,7 @@ def _text_says_all(value) -> bool:
     return isinstance(value, gradtx.GradientTransformation) or not callable(value)
 
 
-@plain_links_first
+@few_of_all
 @each_case([case for case in LEAN if all(map(_text_says_all, case.arguments.values()))])
 def test_the_repr_evaluates_to_the_same_transformation(case):
     tx = case.make()
@@ -370,7 +371,7 @@ def test_params_are_read_only_where_needs_says_so(case):
     assert_same(state, before)
 
 
-@aliases_thinned
+@some_of_all
 @each_case([case for case in COSTLY if not case.label])
 def test_leaves_are_matched_by_name_in_any_order(case):
     tx, params, grads = case.make(), case.noise(1), case.noise(2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,7 @@ QUICK_CONFORMANCE = (
 )
 
 
+@functools.cache  # which a file's tests share
 def is_slow_path(path: Path) -> bool:
     """Whether the quick tier leaves out a whole folder or file, which it then need not import."""
     if not path.is_relative_to(TESTS):
@@ -51,12 +53,17 @@ def is_slow_path(path: Path) -> bool:
     return path.as_posix() in (*SLOW_FOLDERS, *SLOW_FILES) or (bool(path.parts) and path.parts[0] in SLOW_FOLDERS)
 
 
+@functools.cache
+def is_ours(path: Path) -> bool:
+    return path.is_relative_to(TESTS)
+
+
 def is_slow(item: pytest.Item) -> bool:
     """Whether the quick tier leaves a test out."""
-    if not item.path.is_relative_to(TESTS):
-        return False  # a doctest of the package
     if is_slow_path(item.path):
         return True
+    if not is_ours(item.path):
+        return False  # a doctest of the package
     name = getattr(item, "originalname", None) or item.name
     if any(fixture in SLOW_FIXTURES for fixture in getattr(item, "fixturenames", ())):
         return True

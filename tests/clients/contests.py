@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -55,3 +56,13 @@ def counting_steps(optimizer: torch.optim.Optimizer) -> Any:
 
     optimizer.register_step_post_hook(count)
     return optimizer
+
+
+class Lazily:
+    """A module that is imported when it is used: a client takes seconds, and every worker collects its tests."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __getattr__(self, attribute: str) -> Any:
+        return getattr(importlib.import_module(self._name), attribute)

@@ -1,13 +1,13 @@
 """Hugging Face accelerate."""
 
-import accelerate
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState
 
 import gradtx
-from tests.clients.contests import CLIP, CONTESTS, DECAY, RATE, TOLERANCE, counting_steps, decaying
+from tests.clients.contests import CLIP, CONTESTS, DECAY, RATE, TOLERANCE, Lazily, counting_steps, decaying
 from tests.optim.problems import assert_close, assert_equal, values
+
+accelerate = Lazily("accelerate")
 
 BATCHES, EVERY = 12, 2
 
@@ -15,8 +15,12 @@ BATCHES, EVERY = 12, 2
 @pytest.fixture(autouse=True)
 def _alone():
     yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
+    forget_accelerators()
+
+
+def forget_accelerators():
+    accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
+    accelerate.state.GradientState._reset_state()
 
 
 def network():
@@ -125,8 +129,7 @@ def test_a_schedule_as_accelerates_scheduler_equals_the_schedule_in_the_chain(mo
     optimizer = gradtx.optim.AdamW(inside.parameters(), lr=SCHEDULE)
     accelerator, _, _, batches, _ = prepared(lambda model: gradtx.optim.AdamW(model.parameters(), lr=RATE))
     run(accelerator.prepare(optimizer), batches, accelerator, inside)
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
+    forget_accelerators()
     monkeypatch.setitem(globals(), "decaying", lambda optimizer: gradtx.as_lr_scheduler(optimizer, SCHEDULE))
     ours, outside = trained(lambda model: gradtx.optim.AdamW(model.parameters(), lr=RATE), clip=None)
     assert_close(ours, values(inside.parameters()), TOLERANCE)
@@ -156,8 +159,7 @@ def test_accelerate_resumes_in_the_mode_in_which_it_saved(mode, tmp_path):
     accelerator.save_state(str(tmp_path))
     optimizer.train()
     run(optimizer, batches, accelerator, model)
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
+    forget_accelerators()
     accelerator, other, optimizer, batches, _ = prepared(schedule_free)
     accelerator.load_state(str(tmp_path))
     optimizer.train()

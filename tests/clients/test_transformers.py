@@ -2,11 +2,12 @@
 
 import pytest
 import torch
-import transformers
 
 import gradtx
-from tests.clients.contests import CLIP, CONTESTS, DECAY, RATE, TOLERANCE, counting_steps, decaying
+from tests.clients.contests import CLIP, CONTESTS, DECAY, RATE, TOLERANCE, Lazily, counting_steps, decaying
 from tests.optim.problems import assert_close, assert_equal, values
+
+transformers = Lazily("transformers")
 
 STEPS = 6
 
