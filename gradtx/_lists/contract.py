@@ -120,6 +120,10 @@ def contract(graph: Graph) -> None:
         if node.target in (aten.add.Tensor, aten.sub.Tensor, aten.add_.Tensor):
             contraction.join(node)
     remove_unused(graph)
+    for contraction, node in _free_to_join(graph):
+        if node.target is aten.add.Tensor:
+            contraction.add_decay_first(node)
+    remove_unused(graph)
 
 
 def _free_to_join(graph: Graph) -> Iterator[tuple[_Contraction, Node]]:
@@ -429,6 +433,33 @@ class _Contraction:
         target = _FUSED[product.divides, in_place]
         self._replace(node, target, (rest, product.a, product.b), {"value": factor})
 
+    def add_decay_first(self, node: Node) -> None:
+        """Turn a weight p + s (c p + y) into (p + (s c) p) + s y, which is one operation less in place.
+
+        y is a list, or a product or quotient of two. Not (1 + s c) p: a small s c would be lost in the rounding of 1.
+        """
+        operands: Any = node.args
+        weight, update = operands
+        if not (_is_next_of(weight, node) and is_list(update)):
+            return
+        if not _can_absorb(update, node):
+            return
+        if not same_meta(node, weight, update):
+            return
+        decayed = _split_decay(update, weight)
+        if decayed is None or not self._are_unchanged(weight, *decayed.lists):
+            return
+        step = node.kwargs.get("alpha", 1)
+        factor = self._number(aten.mul.Tensor, (step, decayed.decay), node)
+        scale = self._number(aten.mul.Tensor, (step, decayed.scale), node)
+        with self._graph.inserting_before(node):
+            start = self._graph.call_function(
+                aten.add.Tensor, (weight, weight), {"alpha": factor}
+            )
+        start.meta = dict(update.meta)
+        keyword = _SCALES[decayed.target]
+        self._replace(node, decayed.target, (start, *decayed.lists), {keyword: scale})
+
     # Numbers.
 
     def _times(self, x: Any, y: Any, user: Node) -> Any:
@@ -459,6 +490,55 @@ class _Contraction:
         node.target = target
         node.args = args
         node.kwargs = kwargs or {}
+
+
+@dataclass(frozen=True)
+class _Decayed:
+    """An update `decay * weight + scale * y`, where y is a list, or a product or quotient of two.
+
+    Attributes:
+        decay: A scalar.
+        target: The operation that adds y to a list.
+        lists: The operands of y.
+        scale: A scalar.
+    """
+
+    decay: Any
+    target: Any
+    lists: list[Node]
+    scale: Any
+
+
+def _is_next_of(argument: Any, node: Node) -> bool:
+    """Whether a sum is the next value of its first operand, and is not used otherwise."""
+    users = list(node.users)
+    return (
+        len(users) == 1
+        and users[0].target is aten.copy_.default
+        and users[0].args[0] is argument
+    )
+
+
+# The argument by which operations scale what they add.
+_SCALES = {
+    aten.add.Tensor: "alpha",
+    aten.addcmul.default: "value",
+    aten.addcdiv.default: "value",
+}
+
+
+def _split_decay(update: Node, weight: Node) -> _Decayed | None:
+    """Split a contracted update into the decay of a weight and the rest; None if it has another form."""
+    start, *rest = lists = list(update.args)
+    if update.target not in _SCALES or not all(map(is_list, lists)):
+        return None
+    scale = update.kwargs.get(_SCALES[update.target], 1)
+    if rest == [weight]:  # y + c p
+        return _Decayed(scale, update.target, [start], 1)  # type: ignore[list-item]
+    decay, decayed = _factor_of(start)
+    if decayed is not weight or not _can_absorb(start, update):
+        return None
+    return _Decayed(decay, update.target, rest, scale)  # type: ignore[arg-type]
 
 
 # Keys: whether the product is a quotient, and whether the sum writes into its first operand.

@@ -211,6 +211,15 @@ def negative(number, x, average, param, other):
     return [], [(param, param + -(number * (x - average)))]
 
 
+def decayed_list(number, x, average, param, other):
+    return [], [(param, param - number * (x + 0.1 * param))]
+
+
+def decayed_quotient(number, x, average, param, other):
+    new = 0.9 * average + 0.1 * x
+    return [], [(average, new), (param, param - number * (0.1 * param + new / (other.square() + 1)))]
+
+
 @pytest.mark.parametrize(
     ("function", "calls"),
     [
@@ -220,6 +229,8 @@ def negative(number, x, average, param, other):
         (divided_number, 3),
         (squared, 2),
         (negative, 2),
+        (decayed_list, 2),
+        (decayed_quotient, 6),
     ],
 )
 def test_programs_have_no_temporaries_that_they_can_do_without(function, calls):
@@ -293,7 +304,22 @@ def twice(number, a, b, c):
     return [], [(a, new), (b, new), (c, c + new)]
 
 
-@pytest.mark.parametrize("function", [swapped, selected, read_later, twice])
+def decayed_and_read(number, a, b, c):
+    return [], [(a, a - number * (b * c + 0.1 * a)), (b, b + a)]
+
+
+def decayed_by_itself(number, a, b, c):
+    return [], [(a, a - number * (b / a + 0.1 * a)), (c, c - number * (c + 0.1 * c))]
+
+
+def decayed_after_writing(number, a, b, c):
+    return [], [(b, c.clone()), (a, a - number * (b.view(3, 2).view(2, 3) + 0.1 * a))]
+
+
+DECAYED = [decayed_and_read, decayed_by_itself, decayed_after_writing]
+
+
+@pytest.mark.parametrize("function", [swapped, selected, read_later, twice, *DECAYED])
 @pytest.mark.parametrize("number", [0.5, -0.5])
 def test_no_argument_is_overwritten_before_it_is_read(function, number):
     program = list_function(recorded(function, [(2, 3)] * 3), CPU)
