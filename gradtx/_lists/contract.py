@@ -121,8 +121,8 @@ def contract(graph: Graph) -> None:
             contraction.join(node)
     remove_unused(graph)
     for contraction, node in _free_to_join(graph):
-        if node.target is aten.add.Tensor:
-            contraction.add_decay_first(node)
+        if len(node.users) == 1 and is_list(node):
+            contraction.move_weight_first(node)
     remove_unused(graph)
 
 
@@ -433,32 +433,45 @@ class _Contraction:
         target = _FUSED[product.divides, in_place]
         self._replace(node, target, (rest, product.a, product.b), {"value": factor})
 
-    def add_decay_first(self, node: Node) -> None:
-        """Turn a weight p + s (c p + y) into (p + (s c) p) + s y, which is one operation less in place.
+    def move_weight_first(self, update: Node) -> None:
+        """Save an operation of a step p + s u whose update u pulls the weight p.
 
-        y is a list, or a product or quotient of two. Not (1 + s c) p: a small s c would be lost in the rounding of 1.
+        With u = c p + y, the weight p + (s c) p takes s y in place; with u = c (x - p) + y, `lerp(p, x, s c)` does. y
+        is a list, or a product or quotient of two. Not (1 + s c) p: a small s c would be lost in the rounding of 1.
         """
-        operands: Any = node.args
-        weight, update = operands
-        if not (_is_next_of(weight, node) and is_list(update)):
+        step = next(iter(update.users))
+        weight = _weight_of(step, update)
+        parts = None if weight is None else _parts_of(update, weight)
+        if weight is None or parts is None or not self._are_unchanged(weight):
             return
-        if not _can_absorb(update, node):
-            return
-        if not same_meta(node, weight, update):
-            return
-        decayed = _split_decay(update, weight)
-        if decayed is None or not self._are_unchanged(weight, *decayed.lists):
-            return
-        step = node.kwargs.get("alpha", 1)
-        factor = self._number(aten.mul.Tensor, (step, decayed.decay), node)
-        scale = self._number(aten.mul.Tensor, (step, decayed.scale), node)
-        with self._graph.inserting_before(node):
-            start = self._graph.call_function(
-                aten.add.Tensor, (weight, weight), {"alpha": factor}
+        size = step.kwargs.get("alpha", 1)
+        self._move_before(update, size)
+        factor = self._number(aten.mul.Tensor, (size, parts.pull.factor), update)
+        args, kwargs = (weight, weight), {"alpha": factor}
+        target = aten.add.Tensor
+        if parts.pull.goal is not None:
+            target, args, kwargs = (
+                aten.lerp.Scalar,
+                (weight, parts.pull.goal, factor),
+                {},
             )
-        start.meta = dict(update.meta)
-        keyword = _SCALES[decayed.target]
-        self._replace(node, decayed.target, (start, *decayed.lists), {keyword: scale})
+        if parts.rest is not None:
+            with self._graph.inserting_before(update):
+                moved = self._graph.call_function(target, args, kwargs)
+            moved.meta = dict(update.meta)
+            scale = self._number(aten.mul.Tensor, (size, parts.scale), update)
+            target, args = parts.target, (moved, *parts.rest)
+            kwargs = {_SCALES[target]: scale}
+        self._replace(update, target, args, kwargs)
+        step.replace_all_uses_with(update)
+        self._graph.erase_node(step)
+
+    def _move_before(self, node: Node, number: Any) -> None:
+        """Move a scalar, and those that it is computed from, before a node."""
+        if isinstance(number, Node) and number.op == "call_function" and node < number:
+            node.prepend(number)
+            for argument in number.all_input_nodes:
+                self._move_before(number, argument)
 
     # Numbers.
 
@@ -493,30 +506,33 @@ class _Contraction:
 
 
 @dataclass(frozen=True)
-class _Decayed:
-    """An update `decay * weight + scale * y`, where y is a list, or a product or quotient of two.
+class _Pull:
+    """A term `factor * p` of the update of a weight p, or `factor * (goal - p)`.
 
     Attributes:
-        decay: A scalar.
-        target: The operation that adds y to a list.
-        lists: The operands of y.
-        scale: A scalar.
+        factor: A scalar.
+        goal: A list or None.
     """
 
-    decay: Any
-    target: Any
-    lists: list[Node]
-    scale: Any
+    factor: Any
+    goal: Node | None
 
 
-def _is_next_of(argument: Any, node: Node) -> bool:
-    """Whether a sum is the next value of its first operand, and is not used otherwise."""
-    users = list(node.users)
-    return (
-        len(users) == 1
-        and users[0].target is aten.copy_.default
-        and users[0].args[0] is argument
-    )
+@dataclass(frozen=True)
+class _Parts:
+    """The update of a weight: a pull, and a rest that `target` adds to a list.
+
+    Attributes:
+        pull: The term that depends on the weight.
+        target: The operation that adds the rest.
+        rest: The operands of the rest; None without a rest.
+        scale: A scalar by which the rest is multiplied.
+    """
+
+    pull: _Pull
+    target: Any = None
+    rest: list[Node] | None = None
+    scale: Any = 1
 
 
 # The argument by which operations scale what they add.
@@ -527,18 +543,50 @@ _SCALES = {
 }
 
 
-def _split_decay(update: Node, weight: Node) -> _Decayed | None:
-    """Split a contracted update into the decay of a weight and the rest; None if it has another form."""
-    start, *rest = lists = list(update.args)
-    if update.target not in _SCALES or not all(map(is_list, lists)):
+def _weight_of(step: Node, update: Node) -> Node | None:
+    """Return the weight p if a node is the step p + s u, with an update u, and only written into p."""
+    if step.target is not aten.add.Tensor or step.meta.get("as_written"):
         return None
+    weight: Any = step.args[0]
+    users = list(step.users)
+    if step.args[1] is not update or not is_list(weight) or len(users) != 1:
+        return None
+    is_next = users[0].target is aten.copy_.default and users[0].args[0] is weight
+    return weight if is_next and same_meta(step, weight, update) else None
+
+
+def _parts_of(update: Node, weight: Node) -> _Parts | None:
+    """Split a contracted update of a weight; None if it has another form."""
+    operands: Any = update.args
+    pull = _pull_of(update, weight)
+    if pull is not None:
+        return _Parts(pull)
+    if update.target not in _SCALES or not all(map(is_list, operands)):
+        return None
+    first, *rest = operands
     scale = update.kwargs.get(_SCALES[update.target], 1)
-    if rest == [weight]:  # y + c p
-        return _Decayed(scale, update.target, [start], 1)  # type: ignore[list-item]
-    decay, decayed = _factor_of(start)
-    if decayed is not weight or not _can_absorb(start, update):
+    pull = _pull_of(first, weight) if _can_absorb(first, update) else None
+    if pull is not None:
+        return _Parts(pull, update.target, rest, scale)
+    if update.target is aten.add.Tensor and rest == [weight]:  # y + c p
+        return _Parts(_Pull(scale, None), update.target, [first])
+    return None
+
+
+def _pull_of(term: Node, weight: Node) -> _Pull | None:
+    """Return a term of a weight's update as a pull, if it is one."""
+    factor, inner = _factor_of(term)
+    if inner is weight:
+        return _Pull(factor, None)
+    if inner is None:
+        factor, inner = 1, term
+    elif not _can_absorb(inner, term):
         return None
-    return _Decayed(decay, update.target, rest, scale)  # type: ignore[arg-type]
+    operands: Any = inner.args
+    if inner.target is not aten.sub.Tensor or inner.kwargs or operands[1] is not weight:
+        return None
+    goal = operands[0]
+    return _Pull(factor, goal) if is_list(goal) and same_meta(inner, goal) else None
 
 
 # Keys: whether the product is a quotient, and whether the sum writes into its first operand.

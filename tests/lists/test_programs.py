@@ -220,6 +220,15 @@ def decayed_quotient(number, x, average, param, other):
     return [], [(average, new), (param, param - number * (0.1 * param + new / (other.square() + 1)))]
 
 
+def pulled(number, x, average, param, other):
+    update = number * (average - param) - 0.2 * x
+    return [], [(average, average - 0.1 * x), (param, param + update)]
+
+
+def pulled_alone(number, x, average, param, other):
+    return [], [(param, param - number * (x - param))]
+
+
 @pytest.mark.parametrize(
     ("function", "calls"),
     [
@@ -231,6 +240,8 @@ def decayed_quotient(number, x, average, param, other):
         (negative, 2),
         (decayed_list, 2),
         (decayed_quotient, 6),
+        (pulled, 3),
+        (pulled_alone, 1),
     ],
 )
 def test_programs_have_no_temporaries_that_they_can_do_without(function, calls):
@@ -316,10 +327,19 @@ def decayed_after_writing(number, a, b, c):
     return [], [(b, c.clone()), (a, a - number * (b.view(3, 2).view(2, 3) + 0.1 * a))]
 
 
+def pulled_by_what_is_written(number, a, b, c):
+    return [], [(b, b - c), (a, a + number * (b - a) + 0.1 * c), (c, c + number * (a - c))]
+
+
+def pulled_after_writing(number, a, b, c):
+    return [], [(b, c.clone()), (a, a + number * (b.view(3, 2).view(2, 3) - a))]
+
+
 DECAYED = [decayed_and_read, decayed_by_itself, decayed_after_writing]
+PULLED = [pulled_by_what_is_written, pulled_after_writing]
 
 
-@pytest.mark.parametrize("function", [swapped, selected, read_later, twice, *DECAYED])
+@pytest.mark.parametrize("function", [swapped, selected, read_later, twice, *DECAYED, *PULLED])
 @pytest.mark.parametrize("number", [0.5, -0.5])
 def test_no_argument_is_overwritten_before_it_is_read(function, number):
     program = list_function(recorded(function, [(2, 3)] * 3), CPU)
@@ -327,7 +347,7 @@ def test_no_argument_is_overwritten_before_it_is_read(function, number):
     _, expected = expected_of(function, [number], columns)
     run(program, [number], *columns)
     for i, own in enumerate(expected):
-        torch.testing.assert_close([column[i] for column in columns], own, rtol=1e-14, atol=0.0)
+        torch.testing.assert_close([column[i] for column in columns], own, rtol=1e-14, atol=1e-15)
 
 
 def eigenvalues_after_an_average(number, x, average, other):
