@@ -382,6 +382,9 @@ class _Contraction:
             if _is_product_for(a, start) or _is_product_for(b, end):
                 # Fusing it into the sum saves as many operations, and a temporary.
                 continue
+            if _overflows(a) or _overflows(b):
+                # lerp computes a + w (b - a), which is not a number once a is infinite; the sum is infinite.
+                continue
             if _is_complement(weight, rest):
                 self._replace(node, aten.lerp.Scalar, (a, b, weight))
                 return True
@@ -597,6 +600,14 @@ _FUSED = {
     (True, True): aten.addcdiv_.default,
 }
 
+# Operations whose result may be infinite if an operand is.
+_KEEP_INFINITE = {
+    *(aten.add.Tensor, aten.add.Scalar, aten.sub.Tensor, aten.mul.Tensor),
+    *(aten.clamp_min.default, aten.clamp_max.default, aten.where.self),
+    *(aten.sum.default, aten.sum.dim_IntList, aten.mean.default, aten.mean.dim),
+    *(aten.amax.default, aten.max.default, aten.maximum.default),
+}
+
 
 def _factor_of(node: Any) -> tuple[Any, Any]:
     """Return `(scalar, list)` if a node is their product, else `(None, None)`."""
@@ -627,6 +638,14 @@ def _can_absorb(node: Any, user: Node) -> bool:
 
 def _is_product_for(node: Node, user: Node) -> bool:
     return node.target is aten.mul.Tensor and _can_absorb(node, user)
+
+
+def _overflows(node: Node) -> bool:
+    """Whether a list may be infinite for finite gradients, because it is or contains a square."""
+    if node.target is aten.mul.Tensor and node.args[0] is node.args[1]:
+        return True
+    keeps_infinite = node.target in _KEEP_INFINITE or is_view(node)
+    return keeps_infinite and any(map(_overflows, node.all_input_nodes))
 
 
 def _scales_in_place(node: Node, rest: Node, product: _Product) -> bool:

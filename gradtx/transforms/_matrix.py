@@ -3,6 +3,7 @@
 The derivatives of the factorizations are implemented by hand. The factors are computed from a detached matrix, then a
 function of `x - x.detach()`, which is 0 but has the derivative of `x`, is added. The derivatives therefore stay finite
 where eigenvalues are equal, unlike torch's own. They are exact for a root; for a basis they omit the arbitrary part.
+Second derivatives are exact for a basis, and not for a root.
 """
 
 from __future__ import annotations
@@ -223,10 +224,14 @@ def left_basis(x: Tensor) -> Tensor:
     They are the eigenvectors of X X^T and have the same derivative.
     """
     basis, values, _ = _factors(_left_svd, x.detach())
+    if not differentiable():
+        return basis.contiguous()
+    size = _size(values)  # the squares of small singular values would underflow
     squares = torch.nn.functional.pad(
-        values.square(), (0, x.shape[-2] - values.shape[-1])
+        (values / size).square(), (0, x.shape[-2] - values.shape[-1])
     )
-    return _following(symmetric_product(x, x.mT), squares, basis.contiguous())
+    scaled = x / size
+    return _following(symmetric_product(scaled, scaled.mT), squares, basis.contiguous())
 
 
 def _left_svd(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -235,17 +240,34 @@ def _left_svd(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def _following(x: Tensor, values: Tensor, basis: Tensor) -> Tensor:
     """Attach the derivative of `x` to its eigenvectors `basis`, which were computed from a detached matrix."""
-    change = _change(x, basis)
-    if change is None:
+    if not differentiable():
         return basis
+    size = _size(values)
+    x, values = x / size, values / size
     gap = values[None, :] - values[:, None]
-    equal = (
-        gap.abs() <= x.shape[-1] * torch.finfo(x.dtype).eps * values.abs().amax()
-        if values.numel()
-        else gap == 0
-    )
-    limit = torch.finfo(x.dtype).max  # inf times the 0 of `change` would be NaN
-    return basis + basis @ (quotient(1.0, gap, ~equal).clamp(-limit, limit) * change)
+    differ = gap.abs() > x.shape[-1] * torch.finfo(x.dtype).eps
+    change = basis.mT @ _half_moved(x) @ basis
+    halfway = basis + basis @ (quotient(1.0, gap, differ) * change)
+    values = values + change.diagonal()
+    gap = values[None, :] - values[:, None]
+    change = halfway.mT @ (x - x.detach()) @ halfway
+    return basis + halfway @ (quotient(1.0, gap, differ) * change)
+
+
+def _size(values: Tensor) -> Tensor:
+    """Return the largest size of a matrix's values, or 1 for a zero matrix; a basis is that of a multiple, too."""
+    if not values.numel():
+        return values.new_ones(())
+    largest = values.abs().amax()
+    return torch.where(largest > 0, largest, 1.0)
+
+
+def _half_moved(x: Tensor) -> Tensor:
+    """Return 0 with half the derivative of x, for the coefficients of a term that is linear in `x - x.detach()`.
+
+    The derivative of a product counts such a coefficient twice, so that the second derivative becomes exact.
+    """
+    return 0.5 * (x - x.detach())
 
 
 def orthonormal(x: Tensor) -> Tensor:
@@ -260,16 +282,25 @@ def orthonormal(x: Tensor) -> Tensor:
         upper.abs().amax() if upper.numel() else 0.0
     )
     regular = upper + torch.diag(torch.where(small, 1.0 - diagonal, 0.0))
-    moved = torch.linalg.solve_triangular(
-        regular, x - x.detach(), upper=True, left=False
-    )
+    turn, outside, change = _orthonormal_change(basis, regular, small, _half_moved(x))
+    halfway = basis + basis @ turn + outside
+    regular = regular + (change - turn) @ regular
+    turn, outside, _ = _orthonormal_change(halfway, regular, small, x - x.detach())
+    return basis + halfway @ turn + outside
+
+
+def _orthonormal_change(
+    basis: Tensor, upper: Tensor, small: Tensor, change: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the first-order change of Q for a `change` of Q R: the rotation, the part outside, and Q^T dX R^-1."""
+    moved = torch.linalg.solve_triangular(upper, change, upper=True, left=False)
     moved = torch.where(small[None, :], 0.0, moved)
-    change = basis.mT @ moved
-    below = change.tril(-1)
-    inside = basis @ (below - below.mT)
+    inside = basis.mT @ moved
+    below = inside.tril(-1)
     # The part outside the column space, 0 for a square matrix.
-    outside = moved - basis @ change
-    return basis + inside + (outside if x.shape[-2] > x.shape[-1] else 0.0)
+    is_tall = basis.shape[-2] > basis.shape[-1]
+    outside = moved - basis @ inside if is_tall else torch.zeros_like(moved)
+    return below - below.mT, outside, inside
 
 
 def _orthonormal_factor(x: Tensor) -> tuple[Tensor]:

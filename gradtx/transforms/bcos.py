@@ -70,9 +70,10 @@ def scale_by_bcos(
     def conditional(mean, update):
         if simple_cond:
             return keep * mean.square() + (1 - keep) * update.square()
-        cross = 2 * beta * rest**2 * mean * update
+        # The docstring's three terms as two squares: rounded, their sum could be negative.
         return (
-            beta**2 * (3 - 2 * beta) * mean.square() + rest**2 * update.square() + cross
+            beta**2 * (2 - beta**2) * mean.square()
+            + rest**2 * (update + beta * mean).square()
         )
 
     def init(param):

@@ -169,9 +169,7 @@ def scale_by_shape(
 
     def update(update, state, param, ctx):
         rows, columns = _matrix_shape(update, view)
-        if adjust == "match_rms_adamw":
-            return (factor * math.sqrt(max(rows, columns))) * update, state
-        return shape_factor(adjust, rows, columns) * update, state
+        return shape_factor(adjust, rows, columns, factor) * update, state
 
     return update
 
@@ -187,10 +185,12 @@ def check_adjustment(owner: str, argument: str, adjust: Any) -> None:
         )
 
 
-def shape_factor(adjust: str | None, rows: int, columns: int) -> float:
-    """Return the factor of `scale_by_shape`, apart from the user's `factor`."""
+def shape_factor(adjust: str | None, rows: int, columns: int, factor: Any = 0.2) -> Any:
+    """Return the factor of `scale_by_shape`, a tensor if the user's `factor` is one and counts."""
     if adjust == "none":
         return 1.0
+    if adjust == "match_rms_adamw":
+        return factor * math.sqrt(max(rows, columns))
     if adjust == "max_dim":
         return math.sqrt(max(rows, columns))
     ratio = rows / max(columns, 1)

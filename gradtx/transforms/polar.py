@@ -53,7 +53,7 @@ def scale_by_nuclear_norm(
                 [ 0., -5.]])
 
     Source: Lau et al. 2025, PolarGrad, arXiv:2505.21799. Departures: eigenvalues at the level of rounding do not
-    contribute to the nuclear norm.
+    contribute to the nuclear norm. Second derivatives of the exact method lack terms; first derivatives are exact.
     """
     if method not in METHODS:
         raise ValueError(

@@ -102,8 +102,8 @@ def scale_by_shampoo(
                 [ 0.0000, -1.0000]])
 
     Source: Gupta et al. 2018, arXiv:1802.09568, Algorithm 2; momentum and "moskomule": moskomule/shampoo.pytorch.
-    Departures: none. Derivatives through the roots are exact, even at equal eigenvalues; second derivatives are not
-    available.
+    Departures: none. Derivatives through the roots are exact, even at equal eigenvalues; second derivatives are not:
+    they lack terms.
     """
     if variant not in ("paper", "moskomule"):
         raise ValueError(

@@ -152,6 +152,20 @@ def test_a_program_gives_what_the_function_gives(on_host):
         torch.testing.assert_close(params[i], param, rtol=1e-14, atol=1e-15)
 
 
+def shared_square(number, average, grad):
+    square = grad**2
+    return [square], [(average, number * average + (1 - number) * square)]
+
+
+def test_an_average_of_squares_that_overflowed_stays_infinite():
+    program = list_function(recorded(shared_square, [(2, 3)] * 2), CPU)
+    assert "lerp" not in program.source  # inf + w (x - inf) is not a number
+    averages, grads = lists(0), [torch.full_like(tensor, 1e200) for tensor in lists(1)]
+    for grad in (grads, lists(1)):
+        run(program, [0.3], averages, grad)
+        assert all(average.isinf().all() for average in averages)
+
+
 def corrected(number, param, average, square, grad):
     """A step of Adam at a count, with both corrections."""
     denominator = square.sqrt() / number.sqrt() + 0.1

@@ -189,6 +189,14 @@ def test_zero_gradients_give_finite_updates(alias, eps):
     assert finite_without_gradient(alias(eps=eps))
 
 
+def test_bcos_has_finite_updates_where_squares_underflow():
+    tx, param = gradtx.bcos(weight_decay=0.0), torch.tensor(0.5)
+    state = tx.init(param)
+    for grad in (1e-30, -1e-30, 1e-30):
+        update, state = tx.update(torch.tensor(grad), state, param)
+        assert abs(update) < 1e-20
+
+
 def test_the_first_step_of_acprop_is_one_of_sgd():
     assert first_update(gradtx.acprop(lr=0.5), [3.0, -0.2]) == [-1.5, 0.1]
 

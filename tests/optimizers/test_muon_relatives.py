@@ -216,6 +216,7 @@ CASES = [
     (gradtx.muown, muown, {}),
     (gradtx.muown, muown, {"lr": RATE, "momentum": 0.7, "weight_decay": 0.4, "betas": (0.7, 0.8), "eps": 1e-3}),
     (gradtx.muown, muown, {"lr": 0.02, "ns_coefficients": "simple", "ns_steps": 3, "adjust_lr_fn": "spectral"}),
+    (gradtx.muown, muown, {"lr": 0.02, "adjust_lr_fn": "match_rms_adamw"}),
     (gradtx.polargrad, polargrad, {"lr": 0.01}),
     (gradtx.polargrad, polargrad, {"lr": RATE, "method": "exact", "momentum": 0.5, "nesterov": True, "alpha": 0.6}),
     (gradtx.polargrad, polargrad, {"lr": 0.03, "method": "exact", "center_rows": True, "weight_decay": 0.3}),

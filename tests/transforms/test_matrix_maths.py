@@ -104,6 +104,38 @@ def test_the_derivative_of_a_basis_is_the_difference_quotient(function):
     torch.testing.assert_close(torch.func.grad(f)(zero), quotient, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")  # torch.func.jvp's
+@pytest.mark.parametrize("shape", [(4, 4), (5, 3)], ids=["square", "tall"])
+@pytest.mark.parametrize("function", [_matrix.left_basis, _matrix.eigenbasis, _matrix.orthonormal])
+def test_the_second_derivative_of_a_basis_is_the_difference_quotient_of_the_first(function, shape):
+    x, direction, weights, h = rand(*shape), rand(*shape, seed=1), rand(*shape, seed=2), 1e-5
+
+    def f(s):
+        moved = x + s * direction
+        basis = function(moved @ moved.T if function is _matrix.eigenbasis else moved)
+        return (weights * basis[:, : shape[1]]).sum()
+
+    slope = torch.func.grad(f)
+    zero = torch.zeros((), dtype=torch.float64)
+    quotient = (slope(zero + h) - slope(zero - h)) / (2 * h)
+    for second in (torch.func.jacfwd(slope), torch.func.jacrev(slope), torch.func.jacfwd(torch.func.jacfwd(f))):
+        torch.testing.assert_close(second(zero), quotient, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")  # torch.func.jvp's
+@pytest.mark.parametrize("scale", [1.0, 1e-20, 1e-30])
+@pytest.mark.parametrize("x", [torch.diag(torch.tensor([1.0, 2.0, 2.0, 5.0])), torch.zeros(3, 3), torch.ones(3, 3)])
+@pytest.mark.parametrize("function", [_matrix.left_basis, _matrix.eigenbasis, _matrix.orthonormal])
+def test_two_derivatives_of_bases_of_small_and_singular_matrices_are_finite(function, x, scale):
+    weights = rand(*x.shape).float()
+    f = lambda s: (function(scale * x * s) * weights).sum()  # noqa: E731
+    one = torch.ones(())
+    assert torch.func.grad(f)(one).isfinite()
+    assert torch.func.jvp(f, (one,), (one,))[1].isfinite()
+    if scale == 1:
+        assert torch.func.hessian(f)(one).isfinite()
+
+
 @pytest.mark.parametrize("x", [torch.zeros(3, 3), torch.eye(3), torch.ones(3, 3), torch.zeros(0, 0)], ids=str)
 def test_derivatives_of_singular_matrices_are_finite(x):
     scale = torch.ones((), requires_grad=True)
