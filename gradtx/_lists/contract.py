@@ -642,10 +642,16 @@ def _is_product_for(node: Node, user: Node) -> bool:
 
 def _overflows(node: Node) -> bool:
     """Whether a list may be infinite for finite gradients, because it is or contains a square."""
-    if node.target is aten.mul.Tensor and node.args[0] is node.args[1]:
-        return True
-    keeps_infinite = node.target in _KEEP_INFINITE or is_view(node)
-    return keeps_infinite and any(map(_overflows, node.all_input_nodes))
+    waiting, seen = [node], {node}
+    while waiting:
+        item = waiting.pop()
+        if item.target is aten.mul.Tensor and item.args[0] is item.args[1]:
+            return True
+        if item.target in _KEEP_INFINITE or is_view(item):
+            operands = set(item.all_input_nodes) - seen
+            waiting.extend(operands)
+            seen |= operands
+    return False
 
 
 def _scales_in_place(node: Node, rest: Node, product: _Product) -> bool:
