@@ -74,17 +74,25 @@ def _with_one(tensor: Tensor, leading: int) -> Tensor:
 
 
 def _decode(entry: dict[str, Any], slot: str, codec: Codec, shape: torch.Size) -> None:
-    """Replace the tensors that encode a slot by its values."""
+    """Replace the tensors that encode a slot by its values, unless they do not fit: errors then name them."""
     leading = _leading(entry, slot)
-    flat = _with_one(torch.empty(shape, device="meta"), min(leading, len(shape)))
+    if min(len(shape), entry[slot].ndim) < leading:
+        return
+    flat = _with_one(torch.empty(shape, device="meta"), leading).shape
+    keys = {suffix: _key(slot, suffix, entry) for suffix in codec.suffixes}
     stored = {slot: _with_one(entry[slot], leading)}
-    for suffix in codec.suffixes:
-        tensor = entry.pop(_key(slot, suffix, entry))
+    for suffix, key in keys.items():
+        tensor = entry[key]
         stored[f"{slot}.{suffix}"] = (
-            _with_one(tensor, leading) if tensor.ndim > 1 else tensor
+            _with_one(tensor, leading) if tensor.ndim > leading else tensor
         )
-    values = unpacked(slot, codec, stored, flat.shape)
-    entry[slot] = values.reshape(shape) if values.shape == flat.shape else values
+    for suffix, size in codec.shapes(flat).items():
+        name = f"{slot}.{suffix}" if suffix else slot
+        if stored[name].shape != torch.Size(size):
+            return
+    entry[slot] = unpacked(slot, codec, stored, flat).reshape(shape)
+    for key in keys.values():
+        del entry[key]
 
 
 def _coded(
@@ -94,6 +102,7 @@ def _coded(
     if (
         value.shape != codec.shape_of(first[slot].shape, value.shape)
         or not value.is_floating_point()
+        or value.element_size() == 1  # codes without their scale
     ):
         return {}
     if not codec.suffixes and value.dtype == first[slot].dtype:
@@ -140,7 +149,9 @@ def code_of(slot: str, entry: Mapping[str, Any], shape: torch.Size) -> Codec | N
     row = codec.shape_of(codes.shape, shape)
     leading = _leading(entry, slot)
     length = math.prod(row if len(row) < 2 else row[leading:])
-    count = entry[_key(slot, SCALE, entry)].shape[-1]
+    count = entry[_key(slot, SCALE, entry)].shape[-1:].numel()
+    if length and not count:
+        return None
     return dataclasses.replace(codec, block=_block(length, count))
 
 

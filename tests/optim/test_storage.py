@@ -190,6 +190,27 @@ def test_a_checkpoint_of_another_code_is_the_usual_error():
         made("bfloat16+8")[1].load_state_dict(int8.state_dict())
 
 
+@pytest.mark.parametrize("cut", [{}, {"heads": 2}, {"sizes": (2, 6)}], ids=str)
+@pytest.mark.parametrize("code", ["int8", "int4", "float8"])
+def test_codes_and_scales_that_do_not_fit_are_errors_that_name_the_parameter(code, cut):
+    tx = gradtx.trace(0.9)
+    tx = chain(gradtx.blocks(tx, **cut) if cut else tx, gradtx.scale(-1.0))
+    param = torch.nn.Parameter(torch.ones(8, 6))
+    optimizers = [gradtx.as_optimizer(each, [param]) for each in (tx, with_state_dtype(tx, code, min_size=0))]
+    damages = [lambda x: x.reshape(-1)[:1], lambda x: x.reshape(-1)[:0], lambda x: x[None], lambda x: x.new_zeros(())]
+    if code != "float8":  # whose codes alone could be values in float8
+        damages.append(lambda x: None)
+    saved = optimizers[1].state_dict()
+    for key, damage in itertools.product(list(saved["state"][0])[1:], damages):
+        damaged = copy.deepcopy(saved)
+        damaged["state"][0][key] = damage(damaged["state"][0][key])
+        for optimizer in optimizers:
+            before = copy.deepcopy(optimizer.state_dict())
+            with pytest.raises(ValueError, match="state of parameter '0'"):
+                optimizer.load_state_dict(damaged)
+            assert_equal(optimizer.state_dict(), before)
+
+
 def test_a_slot_of_another_shape_is_the_usual_error():
     _, plain = made(None)
     saved = plain.state_dict()
