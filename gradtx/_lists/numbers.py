@@ -143,7 +143,7 @@ def in_python(node: Node) -> tuple[Callable[..., Any], tuple[Any, ...]]:
     if target in _CONVERSIONS:
         return _as(dtype), node.args[:1]
     function = IN_PYTHON.get(target)
-    if function in _MAY_OVERFLOW and _is_integer(dtype):
+    if function is not None and function in _MAY_OVERFLOW and _is_integer(dtype):
         function = functools.partial(_wrapped, function, dtype)
     bitwise = target in _ON_BOOLS and dtype is not torch.bool
     by_tensors = functools.partial(
