@@ -20,7 +20,6 @@ SUFFIXES = (SCALE, KEY, "error")
 def converted(
     saved: Mapping[str, Any],
     first: Mapping[str, Any],
-    shape: torch.Size,
     codes: Mapping[str, Codec] | None = None,
 ) -> dict[str, Any]:
     """Return a saved entry in the form of `first`: values are encoded, codes are decoded, the rest is unchanged.
@@ -28,7 +27,6 @@ def converted(
     Args:
         saved: The tensors of a leaf by slot, from a run with any `state_dtype`.
         first: The initial tensors of the same leaf in this run.
-        shape: The shape of the leaf.
         codes: The codecs of this run's slots, where known; built-in ones are recognized by their tensors.
     """
     entry = dict(saved)
@@ -40,53 +38,103 @@ def converted(
             or not value.ndim
         ):
             continue
-        code = (codes or {}).get(slot) or code_of(slot, first, shape)
-        saved_code = code_of(slot, saved, shape)
+        code = (codes or {}).get(slot) or code_of(slot, first, value.shape)
+        saved_code = code_of(slot, saved, like.shape)
         if code is not None and saved_code is None:
-            entry.update(_coded(slot, code, value, first, shape))
+            entry.update(_coded(slot, code, value, first))
         elif saved_code is not None and code is None and like.is_floating_point():
-            _decode(entry, slot, saved_code, shape)
+            _decode(entry, slot, saved_code, like.shape)
     return entry
 
 
+def auxiliary_keys(slot: str, suffix: str) -> list[str]:
+    """Return the possible names of an auxiliary tensor; the second one is that of a numbered block of a leaf."""
+    name, _, number = slot.rpartition("_")
+    keys = [f"{slot}.{suffix}"]
+    return [*keys, f"{name}.{suffix}_{number}"] if number.isdigit() else keys
+
+
+def _key(slot: str, suffix: str, entry: Mapping[str, Any]) -> str:
+    """Return the name of an auxiliary tensor in an entry."""
+    keys = auxiliary_keys(slot, suffix)
+    return next((key for key in keys if key in entry), keys[0])
+
+
+def _leading(entry: Mapping[str, Any], slot: str) -> int:
+    """Return the number of leading dimensions that index rows; more than one if the slots of blocks are stacked.
+
+    A code divides rows, so those of all blocks are coded as the rows of one tensor.
+    """
+    scale = entry.get(_key(slot, SCALE, entry))
+    return max(scale.ndim - 1, 1) if isinstance(scale, Tensor) else 1
+
+
+def _with_one(tensor: Tensor, leading: int) -> Tensor:
+    return tensor.flatten(0, leading - 1) if leading > 1 else tensor
+
+
 def _decode(entry: dict[str, Any], slot: str, codec: Codec, shape: torch.Size) -> None:
-    """Replace the tensors that encode a slot by its values."""
-    entry[slot] = unpacked(slot, codec, entry, shape)
-    for suffix in codec.suffixes:
-        del entry[f"{slot}.{suffix}"]
+    """Replace the tensors that encode a slot by its values, unless they do not fit: errors then name them."""
+    leading = _leading(entry, slot)
+    if min(len(shape), entry[slot].ndim) < leading:
+        return
+    flat = _with_one(torch.empty(shape, device="meta"), leading).shape
+    keys = {suffix: _key(slot, suffix, entry) for suffix in codec.suffixes}
+    stored = {slot: _with_one(entry[slot], leading)}
+    for suffix, key in keys.items():
+        tensor = entry[key]
+        stored[f"{slot}.{suffix}"] = (
+            _with_one(tensor, leading) if tensor.ndim > leading else tensor
+        )
+    for suffix, size in codec.shapes(flat).items():
+        name = f"{slot}.{suffix}" if suffix else slot
+        if stored[name].shape != torch.Size(size):
+            return
+    entry[slot] = unpacked(slot, codec, stored, flat).reshape(shape)
+    for key in keys.values():
+        del entry[key]
 
 
 def _coded(
-    slot: str,
-    codec: Codec,
-    value: Tensor,
-    first: Mapping[str, Tensor],
-    shape: torch.Size,
+    slot: str, codec: Codec, value: Tensor, first: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
     """Return the tensors that encode a saved value; none if it does not fit the slot or already has its form."""
     if (
-        value.shape != codec.shape_of(first[slot].shape, shape)
+        value.shape != codec.shape_of(first[slot].shape, value.shape)
         or not value.is_floating_point()
+        or value.element_size() == 1  # codes without their scale
     ):
         return {}
     if not codec.suffixes and value.dtype == first[slot].dtype:
         return {}
     noise = None
+    leading = _leading(first, slot)
+    flat = _with_one(value.detach(), leading)
     if codec.random:
         # One half: rounds to nearest.
-        noise = torch.full_like(local(value), 2**15, dtype=torch.int64)
-    tensors = packed(slot, codec, value.detach(), noise)
+        noise = torch.full_like(local(flat), 2**15, dtype=torch.int64)
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in packed(slot, codec, flat, noise).items():
+        key = slot if name == slot else _key(slot, name.rpartition(".")[2], first)
+        tensors[key] = tensor.reshape(first[key].shape) if leading > 1 else tensor
     if codec.random:
-        tensors[f"{slot}.{KEY}"] = first[f"{slot}.{KEY}"]
+        key = _key(slot, KEY, first)
+        tensors[key] = first[key]
     return tensors
 
 
 def code_of(slot: str, entry: Mapping[str, Any], shape: torch.Size) -> Codec | None:
-    """Return the built-in codec of a slot, recognized by its tensors, or None if it is not coded."""
+    """Return the built-in codec of a slot, recognized by its tensors, or None if it is not coded.
+
+    Args:
+        slot: The slot.
+        entry: The tensors of its leaf.
+        shape: The shape of the slot's values.
+    """
     suffixes = [
         suffix
         for suffix in SUFFIXES
-        if isinstance(entry.get(f"{slot}.{suffix}"), Tensor)
+        if isinstance(entry.get(_key(slot, suffix, entry)), Tensor)
     ]
     codes = entry[slot]
     if suffixes == ["error"]:
@@ -99,8 +147,11 @@ def code_of(slot: str, entry: Mapping[str, Any], shape: torch.Size) -> Codec | N
     if codec is None:
         return None
     row = codec.shape_of(codes.shape, shape)
-    length = math.prod(row if len(row) < 2 else row[1:])
-    count = entry[f"{slot}.{SCALE}"].shape[-1]
+    leading = _leading(entry, slot)
+    length = math.prod(row if len(row) < 2 else row[leading:])
+    count = entry[_key(slot, SCALE, entry)].shape[-1:].numel()
+    if length and not count:
+        return None
     return dataclasses.replace(codec, block=_block(length, count))
 
 

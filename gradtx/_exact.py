@@ -24,6 +24,8 @@ def exact(value: Any, device: torch.device) -> Tensor:
         return torch.full((), value, dtype=exact_dtype(device), device=device)
     if value.device.type == "cpu" and device.type != "cpu" and value.ndim == 0:
         return torch.zeros((), dtype=exact_dtype(device), device=device) + value
+    if value.is_meta:  # has no value to copy, for example where `memory` plans a run
+        device = value.device
     return value.to(device, exact_dtype(device))
 
 

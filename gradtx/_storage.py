@@ -304,7 +304,9 @@ class Store:
         stored: dict[str, Tensor] = {}
         for slot, value in kept.items():
             if slot in codecs:
-                stored.update(self._packed(slot, codecs[slot], value, None, leaf))
+                stored.update(
+                    self._packed(slot, codecs[slot], value, old, leaf, initial=True)
+                )
             else:
                 stored[slot] = value
         return stored
@@ -454,13 +456,26 @@ class Store:
         value: Any,
         old: Mapping[str, Tensor] | None,
         leaf: Leaf,
+        initial: bool = False,
     ) -> dict[str, Tensor]:
-        """Return the tensors that store a value, with the old random key, or a new key for an initial value."""
+        """Return the tensors that store a value, with the old random key if there is one.
+
+        The key depends on the leaf's name only, so a restart keeps it: a program that several leaves share cannot
+        contain a new one.
+
+        Args:
+            slot: The slot.
+            codec: Its code.
+            value: The value.
+            old: The tensors that store the old value, if any.
+            leaf: The leaf.
+            initial: Whether the value is the initial one, which replaces the old one at a restart.
+        """
         if not isinstance(value, Tensor):
             raise TypeError(
                 f"{'.'.join([*self.path, slot])}: the new value of leaf {leaf.name!r} must be a tensor, got {value!r}"
             )
-        if old is not None:
+        if old is not None and not initial:
             shape = codec.shape_of(old[slot].shape, leaf.shape)
             if value.shape != shape:
                 raise wrong_shape(
@@ -470,15 +485,13 @@ class Store:
         self._check_no_derivative(slot, value)
         noise, key = None, None
         if codec.random:
-            key = (
-                old[f"{slot}.{KEY}"]
-                if old is not None
-                else self._first_key(slot, leaf, value)
-            )
+            key = None if old is None else old.get(f"{slot}.{KEY}")
+            if key is None:
+                key = self._first_key(slot, leaf, value)
             step = (
-                leaf.moment().step
-                if old is not None
-                else torch.zeros((), dtype=torch.int64, device=value.device)
+                torch.zeros((), dtype=torch.int64, device=value.device)
+                if initial
+                else leaf.moment().step
             )
             noise = bits16(local(key), step, leaf.places(value))
         tensors = packed(slot, codec, value, noise)

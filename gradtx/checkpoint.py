@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from gradtx import _tree
-from gradtx._conversion import SUFFIXES, converted
+from gradtx._conversion import SUFFIXES, auxiliary_keys, converted
 from gradtx._narrowing import is_dict
 from gradtx._runs import Memory
 from gradtx._sharding import is_sharded
@@ -165,8 +165,7 @@ def _in_codes_of(state: Any, saved: Mapping[str, Tensor]) -> dict[str, Tensor]:
                 if name in saved:
                     saved_slots[slot] = saved[name]
                     del entries[name]
-            shape = _shape_of(first, saved_slots)
-            for slot, tensor in converted(saved_slots, first, shape).items():
+            for slot, tensor in converted(saved_slots, first).items():
                 entries[f"{stage}.{slot}.{leaf}"] = tensor
     return entries
 
@@ -176,7 +175,8 @@ def _with_suffixes(slots: Iterable[str]) -> list[str]:
     names: list[str] = []
     for slot in slots:
         names.append(slot)
-        names += [f"{slot}.{suffix}" for suffix in SUFFIXES]
+        for suffix in SUFFIXES:
+            names += auxiliary_keys(slot, suffix)
     return list(dict.fromkeys(names))
 
 
@@ -200,12 +200,6 @@ def _is_slot(value: Any) -> TypeGuard[Slot]:
         and bool(value)
         and all(isinstance(leaf, Tensor) for leaf in value.values())
     )
-
-
-def _shape_of(first: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> torch.Size:
-    """Infer the shape of a leaf from its slots: the shape of the largest one."""
-    shapes = [tensor.shape for tensor in (*first.values(), *saved.values())]
-    return max(shapes, key=torch.Size.numel)
 
 
 def _check(

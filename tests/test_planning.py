@@ -23,6 +23,7 @@ TRANSFORMATIONS = {
     "muon": gradtx.muon(fallback=gradtx.adamw()),
     "soap": gradtx.soap(),
     "accumulate": gradtx.accumulate(gradtx.adamw(), 2),
+    "schedule": gradtx.skip_nonfinite(gradtx.schedule_free_radam(lr=gradtx.linear_schedule(0.1))),
     "stale": chain(gradtx.clip_by_global_norm(1.0, stale=True), gradtx.adamw()),
 }
 

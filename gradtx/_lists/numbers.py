@@ -143,6 +143,8 @@ def in_python(node: Node) -> tuple[Callable[..., Any], tuple[Any, ...]]:
     if target in _CONVERSIONS:
         return _as(dtype), node.args[:1]
     function = IN_PYTHON.get(target)
+    if function is not None and function in _MAY_OVERFLOW and _is_integer(dtype):
+        function = functools.partial(_wrapped, function, dtype)
     bitwise = target in _ON_BOOLS and dtype is not torch.bool
     by_tensors = functools.partial(
         _by_tensors, target, node.kwargs, tuple(map(_dtype_of, node.args))
@@ -171,6 +173,15 @@ WRITTEN: dict[Callable[..., Any], str] = {
     _choice: "{1} if {0} else {2}",
     _same: "{}",
 }
+_MAY_OVERFLOW = (
+    operator.add,
+    operator.sub,
+    operator.mul,
+    operator.neg,
+    abs,
+    _power,
+    _reversed_difference,
+)
 # Their options don't change the value.
 _LIKE = (aten.clone.default, aten.scalar_tensor.default)
 _NEVER_RAISE = {
@@ -191,9 +202,19 @@ _NEVER_RAISE = {
 
 def _as(dtype: torch.dtype) -> Callable[[Any], Any]:
     """Return the conversion of a scalar to the Python type of a dtype."""
-    if dtype is torch.bool:
-        return bool
-    return float if dtype.is_floating_point else int
+    if _is_integer(dtype):
+        return functools.partial(_wrapped, int, dtype)
+    return bool if dtype is torch.bool else float
+
+
+def _is_integer(dtype: torch.dtype) -> bool:
+    return not (dtype.is_floating_point or dtype.is_complex or dtype is torch.bool)
+
+
+def _wrapped(function: Callable[..., Any], dtype: torch.dtype, *args: Any) -> Any:
+    """Return an integer result in the range of its dtype: torch's integers wrap, Python's grow."""
+    info = torch.iinfo(dtype)
+    return (function(*args) - info.min) % 2**info.bits + info.min
 
 
 def _or_else(

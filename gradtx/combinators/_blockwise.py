@@ -357,13 +357,13 @@ class Pieces:
             for slot, value in slots.items():
                 self._batches[0].inputs["slot", path, slot] = self._plain(value)
             return
-        for slot in slots:
-            name, _, number = slot.rpartition("_")
-            if number != "0":
-                continue
-            for batch in self._batches:
-                values = [full_tensor(slots[f"{name}_{i}"]) for i in batch.numbers]
-                batch.inputs["slot", path, name] = torch.stack(values)
+        # Batches may differ in slots: `min_size` of `state_dtype` may lie between the sizes of their blocks.
+        for batch in self._batches:
+            for slot in slots:
+                name, _, number = slot.rpartition("_")
+                if number == str(batch.numbers[0]):
+                    values = [full_tensor(slots[f"{name}_{i}"]) for i in batch.numbers]
+                    batch.inputs["slot", path, name] = torch.stack(values)
 
     def _stack_stream_keys(self) -> None:
         leaf = self._leaf

@@ -197,22 +197,24 @@ class Checkpoint:
             )
 
     def _load_group(self, view: GroupView, group: Group, loaded: Loaded) -> None:
-        """Match a group: hyperparameters that are off keep their present form, or if that fails, are literally off."""
-        try:
-            self._match_group(view, dict(group), False, loaded)
-        except ValueError:
+        """Match a group: hyperparameters that are off keep their present form, or else are all literally off, or none.
+
+        They are not literally off where 0 was written over another number: their slots remain.
+        """
+        errors: list[ValueError] = []
+        for literal in (None, True, False):
             try:
-                self._match_group(view, dict(group), True, loaded)
+                self._match_group(view, dict(group), literal, loaded)
                 return
-            except ValueError:
-                pass
-            raise
+            except ValueError as error:
+                errors.append(error)
+        raise errors[0]
 
     def _match_group(
         self,
         view: GroupView,
         group: Group,
-        literal: bool,
+        literal: bool | None,
         loaded: Loaded,
     ) -> None:
         new_view = view.loaded(group, literal, self._count)

@@ -246,15 +246,26 @@ class GroupView:
                 name in self.live or _any(_is_schedule, value)
             ):
                 self._follow(name, value)
-            literal = _both(self.literal[name], self._is_literal(name, value))
-            if literal != self.literal[name] or _differs_in_structure(
-                value, self.first[name]
-            ):
+            if self._is_switched(name, value):
                 changed = True
-                self.literal[name] = literal
+                self.literal[name] = self._still_literal(name, value)
                 self.first[name] = value
                 self._cached = None
         return changed
+
+    def is_switched(self, values: Mapping[str, Any]) -> bool:
+        """Whether links or slots may have changed, without recording it."""
+        return values is not self._settled and any(
+            self._is_switched(name, value) for name, value in values.items()
+        )
+
+    def _is_switched(self, name: str, value: Any) -> bool:
+        return self._still_literal(name, value) != self.literal[
+            name
+        ] or _differs_in_structure(value, self.first[name])
+
+    def _still_literal(self, name: str, value: Any) -> Any:
+        return _both(self.literal[name], self._is_literal(name, value))
 
     def _follow(self, name: str, value: Any) -> None:
         """Replace the source of a hyperparameter with a number or schedule that was written into the group."""
@@ -367,15 +378,15 @@ class GroupView:
     def loaded(
         self,
         group: dict[str, Any],
-        literal: bool,
+        literal: bool | None,
         count: Callable[[Entry], int],
     ) -> GroupView:
         """Return the view of a group from a checkpoint.
 
         Args:
             group: The saved group.
-            literal: Whether every saved number that is off is literally off; otherwise only those that already are
-                literally off in this view.
+            literal: Whether every saved number that is off is literally off (True), none of them (False), or only those
+                that already are literally off in this view (None).
             count: Returns the saved count of the clock that a hyperparameter follows.
         """
         view = GroupView.__new__(GroupView)
@@ -422,14 +433,17 @@ class GroupView:
         self,
         values: Mapping[str, Any],
         old: GroupView,
-        literal: bool,
+        literal: bool | None,
     ) -> None:
         """Set the values that determine links and slots, based on the view before loading."""
         self.literal = {}
         self.first = dict(old.first)
         for name, value in values.items():
             off = self._is_literal(name, value)
-            self.literal[name] = off if literal else _both(old.literal[name], off)
+            if literal is None:
+                self.literal[name] = _both(old.literal[name], off)
+            else:
+                self.literal[name] = _each(off, lambda item: item and literal)
             switched_off = literal and _any(bool, off)
             if (
                 switched_off

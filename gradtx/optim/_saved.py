@@ -79,7 +79,7 @@ def _matched(
     codes: Mapping[str, Codec],
 ) -> dict[str, Tensor]:
     """Implement `matched` for a real parameter and an entry without extra keys."""
-    saved = converted(_with_our_keys(saved, first), first, param.shape, codes)
+    saved = converted(_with_our_keys(saved, first), first, codes)
     state: dict[str, Tensor] = {}
     for key, value in first.items():
         if key in saved:

@@ -244,16 +244,39 @@ class States:
         stepping = [member for member in row if member.param.grad is not None]
         self.refresh(view, [member.param for member in stepping])
         self.keep(self.first(view, self._reset(row)))
-        first = self.first(view, self._incomplete(view, row, changed))
-        for param, state in first.states.items():
-            self._complete(self.members.by_param[param], first.layouts[param], state)
-            self.members.by_param[param].made_for = view
+        self._match(view, self._incomplete(view, row, changed))
         for member in stepping:
             member.first_state = None
         for member in row:
             member.look_up(self.of(member.param))
             if member.has_state() and member.first_state is None:
                 member.shape = member.param.shape
+
+    def match_groups(self) -> None:
+        """Add the slots of links that a value written to a group has switched on; otherwise the next step adds them."""
+        rows = self.members.rows(self.by_param)
+        for view, row in zip(self.members.views, rows, strict=True):
+            try:
+                values = view.values()
+            except (TypeError, ValueError):
+                continue  # the next step raises the error
+            if view.is_switched(values):
+                view.settle(values)
+                used = [
+                    member.param
+                    for member in row
+                    if member.layout is not None
+                    and member.state
+                    and not member.is_unused(member.state)
+                ]
+                self._match(view, used)
+
+    def _match(self, view: GroupView, params: list[Tensor]) -> None:
+        """Match the slots of parameters to the links of their group."""
+        first = self.first(view, params)
+        for param, state in first.states.items():
+            self._complete(self.members.by_param[param], first.layouts[param], state)
+            self.members.by_param[param].made_for = view
 
     def _reset(self, row: list[Member]) -> list[Tensor]:
         """Return the parameters without a gradient whose state the user removed: they keep shared values, too."""

@@ -561,6 +561,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         evaluation = workings.evaluation
         if evaluation is None:
             with workings.at_state(writes=False):
+                workings.states.match_groups()
                 workings.states.refresh_all()
         workings.states.show_exactly()
         state_dict = self._state_dict_of_members()

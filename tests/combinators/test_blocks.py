@@ -168,6 +168,26 @@ def test_equal_blocks_have_stacked_slots_and_unequal_ones_numbered_slots():
     assert shapes == {"z_0": (6, 3), "z_1": (2, 3), "lr_max_0": (), "lr_max_1": ()}
 
 
+@pytest.mark.parametrize("code", ["int8", "int4", "bfloat16+8", "bfloat16:stochastic"])
+@pytest.mark.parametrize("sizes", [(4, 1, 1), (1, 4, 1)])
+def test_blocks_below_min_size_keep_their_slots_beside_coded_ones(sizes, code):
+    def state_dtype(min_size):
+        return gradtx.with_state_dtype(gradtx.blocks(gradtx.trace(0.9), sizes=sizes), code, min_size=min_size)
+
+    params, generator = {"w": torch.zeros(6, 5)}, torch.Generator().manual_seed(0)
+    steps = [{"w": torch.randn(6, 5, generator=generator)} for _ in range(3)]
+
+    def updates(tx):
+        state = tx.init(params)
+        for grads in steps:
+            update, state = tx.update(grads, state, params)
+        return update["w"].split(sizes)
+
+    mixed, plain, coded = updates(state_dtype(10)), updates(state_dtype(100)), updates(state_dtype(0))
+    for i, size in enumerate(sizes):
+        assert torch.equal(mixed[i], coded[i] if size == 4 else plain[i])
+
+
 def test_other_leaves_go_through_whole():
     tx = gradtx.blocks(gradtx.scale_by_trust_ratio(), "q.*", heads=2)
     params = {"q": {"w": torch.tensor([3.0, 4.0])}, "o": {"w": torch.tensor([3.0, 4.0])}}

@@ -106,6 +106,26 @@ def test_a_torch_optimizer_restarts_too(keep_clock):
         torch.testing.assert_close(weights[name].detach(), p, rtol=1e-12, atol=1e-14)
 
 
+def test_stochastic_rounding_of_slots_starts_again_with_the_key_of_each_leaf():
+    tx = gradtx.restart(gradtx.trace(0.9), 3)
+    tx = gradtx.chain(gradtx.with_state_dtype(tx, "bfloat16:stochastic", min_size=0), gradtx.scale(-0.1))
+    params = {name: torch.nn.Parameter(torch.zeros(40)) for name in "ab"}
+    optimizer = gradtx.as_optimizer(tx, params.items())
+    alone = {name: {name: torch.zeros(40)} for name in "ab"}
+    states = {name: tx.init(alone[name]) for name in "ab"}
+    for i in range(7):
+        grad = torch.randn(40, generator=torch.Generator().manual_seed(i))
+        for param in params.values():
+            param.grad = grad.clone()
+        optimizer.step()
+        for name, param in params.items():
+            _, states[name] = tx.update({name: grad}, states[name], alone[name])
+            for slot, value in states[name]["restart"]["trace"].items():
+                assert torch.equal(optimizer.state[param][slot], value[name])
+    keys = [optimizer.state[param]["momentum_buffer.key"] for param in params.values()]
+    assert keys[0] != keys[1]
+
+
 def test_every_step_may_be_a_restart():
     assert difference(gradtx.restart(gradtx.trace(0.9), 1), gradtx.chain(), rate=-0.02) < TOLERANCE
 

@@ -403,6 +403,10 @@ OPERATIONS = [
     lambda x: (x > 0).to(F64) + (~(x > 0)).to(F64) * 2,
     lambda x: x.clamp(0.1, 0.2) + x.floor(),
     lambda x: x.clamp(-9, 9).to(torch.int64).to(F64) % 3,
+    # Integers wrap.
+    lambda x: (((x.clamp(-9, 9).to(torch.int64) + 2**63 - 2) * (2**62 + 12345) ^ 5) >> 3).to(F64),
+    lambda x: ((x.clamp(-9, 9).to(torch.int64) * (2**33 + 2**31 + 7)).to(torch.int32) - 2**31).to(F64),
+    lambda x: (3 - x.clamp(-9, 9).to(torch.int64) ** 40).to(F64),
 ]
 
 

@@ -137,6 +137,39 @@ def test_a_momentum_that_was_written_over_0_or_with_0_resumes():
         assert_equal(values(own), values(params))
 
 
+@pytest.mark.parametrize("name", ["SGD", "RMSprop"])
+def test_a_run_whose_momentum_was_written_over_with_0_resumes_where_it_is_off(name):
+    params = parameters()
+    optimizer = getattr(gradtx.optim, name)(params.values(), lr=0.1, momentum=0.9)
+    descend(optimizer, params, 3)
+    optimizer.param_groups[0]["momentum"] = 0.0
+    descend(optimizer, params, 2, start=3)
+    own = twins(params)
+    again = getattr(gradtx.optim, name)(own.values())
+    again.load_state_dict(saved_and_loaded(optimizer.state_dict()))
+    for start, momentum in ((5, 0.0), (7, 0.5)):
+        for which, tensors in ((optimizer, params), (again, own)):
+            which.param_groups[0]["momentum"] = momentum
+            descend(which, tensors, 2, start=start)
+    assert_equal(values(own), values(params))
+
+
+@pytest.mark.parametrize("steps", [0, 3])
+@pytest.mark.parametrize("name", ["SGD", "RMSprop"])
+def test_a_momentum_that_was_written_since_the_last_step_is_saved_with_its_buffers(name, steps):
+    params = parameters()
+    optimizer = getattr(gradtx.optim, name)(params.values(), lr=0.1)
+    descend(optimizer, params, steps)
+    torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, 10)  # writes a momentum
+    saved = saved_and_loaded(optimizer.state_dict())
+    own = twins(params)
+    again = getattr(gradtx.optim, name)(own.values(), lr=0.1)
+    again.load_state_dict(saved)
+    descend(optimizer, params, 3, start=steps)
+    descend(again, own, 3, start=steps)
+    assert_equal(values(own), values(params))
+
+
 def test_a_parameter_without_any_entry_keeps_fresh_state():
     optimizer, _ = trained(gradtx.adam(lr=0.1))
     saved = copy.deepcopy(optimizer.state_dict())
