@@ -544,6 +544,9 @@ class Arguments:
         if not self._only_plain:
             return
         for value in args:
+            # Numbers first: dynamo cannot call hasattr on a float that it treats as dynamic.
+            if isinstance(value, int | float):
+                continue
             if hasattr(value, "init") and hasattr(value, "update"):
                 both = f"chain({describe(value)}, {self.name}(...))"
                 raise TypeError(

@@ -28,6 +28,7 @@ from gradtx._messages import nearest
 from gradtx._narrowing import is_dict, is_mapping
 from gradtx._nested_state import NestedState, check_plain, enter, is_plain
 from gradtx._runs import Run
+from gradtx._sharding import completed
 from gradtx._slots import kind_of
 from gradtx._storage import check_patterns
 from gradtx.context import Clock
@@ -485,6 +486,7 @@ def leaves_of(
     run.known_extras, run.leaf_extras = kinds, trees
     leaves: dict[str, Leaf] = {}
     for name, grad in grads.items():
+        grad = completed(grad)
         param = None if params is None else params[name]
         like = None
         if grad is None and param is None:

@@ -92,7 +92,7 @@ def _forget_oldest(programs: list[Any], programs_by_key: dict[Any, Any]) -> None
     del programs[:-MOST_SHAPES]
     if len(programs_by_key) > MOST_STRUCTURES:
         oldest = next(iter(programs_by_key))
-        del programs_by_key[oldest]
+        programs_by_key.pop(oldest, None)  # another thread may have dropped it
 
 
 def _records_gradients(tensors: Iterable[Tensor], numbers: Iterable[Any]) -> bool:

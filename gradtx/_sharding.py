@@ -97,6 +97,34 @@ def placed_as(tensor: Any, like: Any) -> Any:
     return sharded.redistribute(placements=like.placements)
 
 
+def gradient_like(gradient: Any, param: Any) -> Any:
+    """Return a gradient with the placements of its parameter.
+
+    Autograd leaves pending sums, such as those of a norm's weight under sequence parallelism, and other placements.
+    """
+    if not (is_sharded(gradient) and is_sharded(param)):
+        return gradient
+    return placed_as(gradient, param)
+
+
+def completed(tensor: Any) -> Any:
+    """Return a tensor without pending sums over ranks."""
+    if not is_sharded(tensor):
+        return tensor
+    placements = _without_pending_sums(tensor.placements)
+    if placements == tensor.placements:
+        return tensor
+    return tensor.redistribute(placements=placements)
+
+
+def _without_pending_sums(placements: Placements) -> Placements:
+    """Return the placements with pending sums replaced by their results on every rank."""
+    return tuple(
+        _replicated() if placement.is_partial() else placement
+        for placement in placements
+    )
+
+
 def total_of(terms: list[Any]) -> Tensor:
     """Return the sum of 0-d tensors as a plain tensor."""
     single = len(terms) == 1 and not is_sharded(terms[0])
@@ -174,10 +202,7 @@ def _padded(value: DTensor) -> Tensor:
     if part.shape == value.shape and not is_split:
         return part
     mesh = value.device_mesh
-    as_if_summed = tuple(
-        _replicated() if placement.is_partial() else placement
-        for placement in value.placements
-    )
+    as_if_summed = _without_pending_sums(value.placements)
     piece = pieces_at(tuple(value.shape), mesh, as_if_summed)[team_of(mesh).rank]
     padded = part.new_zeros(value.shape)
     padded[piece.window] = part

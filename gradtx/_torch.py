@@ -498,13 +498,18 @@ def makes_new_tensor(operator: Any) -> bool:
     )
 
 
-@functools.cache
+@assume_constant
 def multiplies_in_bfloat16() -> bool:
     """Whether the processor has tiles for bfloat16 matrix products; True without the name.
 
     AVX-512 instructions for bfloat16 do not count: with them, products of 64 x 64 to 768 x 768 take 1.1 to 1.9 times as
     long as in float32 with conversions, and their bits depend on the other matrices of a batch.
     """
+    return _has_bfloat16_tiles()
+
+
+@functools.cache
+def _has_bfloat16_tiles() -> bool:
     by_tiles = _found("torch.cpu", "_is_amx_tile_supported")
     if by_tiles is None or platform.machine() not in ("x86_64", "AMD64"):
         return True

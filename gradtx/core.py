@@ -268,14 +268,16 @@ class GradientTransformation:
 
     def _requirements(self) -> tuple[dict[str, str], list[tuple[str, str]]]:
         """Return the kind of each known extra, and the requirements of the links as (link name, requirement)."""
-        if self._required is not None:
+        # Dynamo would guard a cache that it reads, and compile again once an eager call has filled it.
+        caches = not torch.compiler.is_compiling()
+        if caches and self._required is not None:
             return self._required
         kinds = dict.fromkeys(ALWAYS_KNOWN, "scalar") | {"hessian_diag": "leaf"}
         needs: list[tuple[str, str]] = []
         for link in self._links():
             kinds.update(link._extras)
             needs.extend((link._name, need) for need in link._needs)
-        if not torch.compiler.is_compiling():
+        if caches:
             self._set(_required=(kinds, needs))
         return kinds, needs
 

@@ -225,6 +225,32 @@ def test_a_compiled_training_step_is_one_graph_for_twenty_steps_of_new_numbers(p
     assert counter.frame_count == 1
 
 
+# Bodies with constant arguments run only at construction, so dynamo sees their closures from outside.
+CONSTANTS = {
+    "bfloat16": lambda: gradtx.muon(),
+    "oracles": lambda: gradtx.scion(),
+    "factors": lambda: gradtx.kl_shampoo(),
+    "sides": lambda: gradtx.psgd_kron(),
+    "schedule": lambda: gradtx.sgd(lr=gradtx.cosine_schedule(0.1, 5), momentum=0.9),
+}
+
+
+@pytest.mark.parametrize("name", CONSTANTS)
+def test_a_compiled_update_in_single_precision_with_constants_is_one_graph(name):
+    torch._dynamo.reset()
+    counter, tx = CompileCounter(), CONSTANTS[name]()
+    # With dynamic=True, dynamo treats floats as symbols.
+    compiled = torch.compile(lambda *trees: tx.update(*trees), backend=counter, fullgraph=True, dynamic=True)
+    params = noise(1, {"matrix": (3, 4)}, torch.float32)
+    state = tx.init(params)
+    for i in range(2):
+        at = (noise(2 + i, {"matrix": (3, 4)}, torch.float32), state, params)
+        found = compiled(*at)
+        assert_close(found, tx.update(*at), rtol=1e-5, atol=1e-6)  # sums in another order
+        state = found[1]
+    assert counter.frame_count == 1
+
+
 def step_of_members(pack):
     """A training step with its own numbers, and two members for it; of one leaf, so that it compiles fast."""
     places = floats_of(pack)

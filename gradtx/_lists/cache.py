@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import threading
 from typing import Any
 
 MOST = 128  # the number of structures whose programs are cached
@@ -15,11 +16,14 @@ class SharedPrograms:
         self._by_skeleton: collections.OrderedDict[Any, dict[Any, Any]] = (
             collections.OrderedDict()
         )
+        self._lock = threading.RLock()
 
     def of(self, skeleton: Any) -> dict[Any, Any]:
         """Return the programs of a structure, to which the caller may add."""
-        programs = self._by_skeleton.setdefault(skeleton, {})
-        self._by_skeleton.move_to_end(skeleton)
-        if len(self._by_skeleton) > MOST:
-            self._by_skeleton.popitem(last=False)
+        # Another thread must not drop the structure before it has moved to the end.
+        with self._lock:
+            programs = self._by_skeleton.setdefault(skeleton, {})
+            self._by_skeleton.move_to_end(skeleton)
+            if len(self._by_skeleton) > MOST:
+                self._by_skeleton.popitem(last=False)
         return programs

@@ -26,12 +26,15 @@ class Agreement:
 
     One message of 16 bytes contains a digest. If the digests differ, the ranks exchange the full plans, and every rank
     raises the same error. When all ranks compare, a rank that has already failed reports this in its message.
+
+    Attributes:
+        are_divided: Whether any parameter of the last step is sharded.
     """
 
     def __init__(self) -> None:
         self._compared: Any = None
         self._members: list[Member] | None = None
-        self._are_divided = False
+        self.are_divided = False
         # A plan, and its digest with its negative.
         self._of_replicas: tuple[Any, list[int]] = (None, [])
 
@@ -60,8 +63,8 @@ class Agreement:
         """
         if members != self._members:
             self._members = members
-            self._are_divided = any(is_sharded(member.param) for member in members)
-        if replicas is None and not self._are_divided:
+            self.are_divided = any(is_sharded(member.param) for member in members)
+        if replicas is None and not self.are_divided:
             return
         with_gradient = [member.param.grad is not None for member in members]
         plan = (
@@ -72,7 +75,7 @@ class Agreement:
         )
         if replicas is not None:
             self._check_replicas(owner, members, views, plan, replicas)
-        if not self._are_divided or plan == self._compared:
+        if not self.are_divided or plan == self._compared:
             return
         self._compared = None  # if the ranks differ, the next attempt compares again
         for mesh, divided in _by_mesh(members):

@@ -20,6 +20,7 @@ from torch.overrides import TorchFunctionMode
 from gradtx._execution import Block, Leaf, Position
 from gradtx._messages import describe
 from gradtx._random import Stream
+from gradtx._sharding import gradient_like
 from gradtx.context import Clock
 from gradtx.core import GradientTransformation
 
@@ -199,7 +200,7 @@ class HessianStep:
         diagonal = {param: torch.zeros_like(param) for param in names}
         for param, column in zip(params, columns, strict=True):
             if column is not None:
-                diagonal[param] = z[param] * column
+                diagonal[param] = gradient_like(z[param] * column, param)
         return diagonal
 
     def _random_vectors(

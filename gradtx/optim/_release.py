@@ -79,6 +79,7 @@ class OpenStep(Step):
 
     def _prepare(self, member: Member) -> None:
         self._check(member)
+        self._place_gradients([member])
         self._workings.states.prepare(
             self._views[member.group], [member], self._changed[member.group]
         )

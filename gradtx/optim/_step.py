@@ -17,7 +17,7 @@ from gradtx._narrowing import is_sequence
 from gradtx._owners import with_regions
 from gradtx._pure import FUNCTIONS, as_number, by_leaf, check_extras, split_extras
 from gradtx._runs import memory_of
-from gradtx._sharding import placed_as, total
+from gradtx._sharding import gradient_like, placed_as, total
 from gradtx._tree import check_names, tensors
 from gradtx.context import Clock
 from gradtx.core import Entry
@@ -248,8 +248,9 @@ class Step:
         clock = self._clocks.get(member.count)
         if clock is None:
             clock = self._clocks[member.count] = _clock_after(member.count)
+        gradient = gradient_like(member.param.grad, member.param)
         leaf = self._workings.states.leaf(
-            self._run, member, clock, member.param.grad, self._scalars
+            self._run, member, clock, gradient, self._scalars
         )
         if self.trees:
             leaf.extras = dict(self._scalars)
@@ -326,7 +327,7 @@ class Step:
                 yield leaf
 
     def _agree(self, request: StepRequest) -> None:
-        """Compare the plan of the step with those of the other ranks."""
+        """Compare the plan of the step with those of the other ranks, and place the gradients of shards."""
         members = self._workings.members
         agreement = self._workings.agreement
         agreement.check(
@@ -336,6 +337,16 @@ class Step:
             request.structures,
             members.replicas,
         )
+        # After the comparison, because ranks communicate here.
+        if agreement.are_divided:
+            self._place_gradients(self.members)
+
+    def _place_gradients(self, members: Iterable[Member]) -> None:
+        """Give gradients the placements of their parameters, which programs assume."""
+        for member in members:
+            param: Any = member.param
+            if param.grad is not None:
+                param.grad = gradient_like(param.grad, param)
 
     def _execute_then_write(self) -> None:
         """Execute all leaves, then write: no parameter may change before the last call of the closure."""
@@ -602,11 +613,9 @@ def _moved(
 
 
 def _gradient_like(param: Tensor, value: Tensor) -> Tensor:
-    return (
-        torch.zeros_like(value)
-        if param.grad is None
-        else param.grad.detach().to(value.dtype)
-    )
+    if param.grad is None:
+        return torch.zeros_like(value)
+    return gradient_like(param.grad.detach(), param).to(value.dtype)
 
 
 class _Saved:

@@ -92,11 +92,13 @@ def lmo(
     if kind not in KINDS:
         raise ValueError(f"lmo: kind must be one of {', '.join(KINDS)}, got {kind!r}")
     iteration = polynomials("lmo", coefs, steps, None)
-    oracle = Oracle(
-        normalized, transpose, maximum, eps, lambda x: newton_schulz(x, iteration, eps)
-    )
+
+    def orthogonal(x):
+        return newton_schulz(x, iteration, eps)
 
     def update(update, state, param, ctx):
+        # Created here, because dynamo cannot trace a closure over a dataclass.
+        oracle = Oracle(normalized, transpose, maximum, eps, orthogonal)
         return oracle.of(kind, update), state
 
     return update

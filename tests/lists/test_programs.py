@@ -8,7 +8,7 @@ import torch
 
 import gradtx
 from gradtx import _pure, _pure_lists
-from gradtx._lists import UnrecordableError, bundle, list_function, numbers, record
+from gradtx._lists import UnrecordableError, bundle, cache, list_function, numbers, record
 from gradtx._lists.record import as_written
 from gradtx._passes import PassResult
 from tests.conformance import noise
@@ -680,3 +680,30 @@ def test_the_bits_of_leaves_without_dimensions_do_not_depend_on_other_leaves(oth
             optimizer.step()
             ways[-1].append([params[name].item() for name in numbers])
     assert ways[0] == ways[1]
+
+
+class Slow:
+    """A structure that gives another thread time to add one at its `at`-th hash."""
+
+    def __init__(self, meanwhile):
+        self.meanwhile = meanwhile
+        self.hashes = self.at = 0
+
+    def __hash__(self):
+        self.hashes += 1
+        if self.hashes == self.at:
+            thread = threading.Thread(target=self.meanwhile)
+            thread.start()
+            thread.join(0.05)
+        return 1
+
+
+def test_a_structure_is_not_dropped_while_a_thread_looks_it_up(monkeypatch):
+    monkeypatch.setattr(cache, "MOST", 1)
+    programs = cache.SharedPrograms()
+    structure = Slow(lambda: programs.of("other"))
+    first = programs.of(structure)
+    before = structure.hashes
+    programs.of(structure)
+    structure.at = 2 * structure.hashes - before  # after it was found, before it is moved to the end
+    assert programs.of(structure) is first

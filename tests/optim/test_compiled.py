@@ -256,6 +256,64 @@ def test_a_failure_in_the_background_is_one_warning_and_steps_go_on(gate, monkey
     assert_equal(eager, compiled, 0.0)
 
 
+@pytest.fixture(name="compiled_here")
+def _compiled_here(monkeypatch):
+    """Record the names of the leaves for which this process compiles programs."""
+    names, compile = [], CompiledEngine._compiled
+
+    def noted(self, order):
+        names.append(order.name)
+        return compile(self, order)
+
+    monkeypatch.setattr(CompiledEngine, "_compiled", noted)
+    return names
+
+
+@pytest.mark.parametrize("when", ["while it compiles", "when it has finished"])
+def test_programs_that_become_necessary_during_compilation_are_compiled_by_the_next_child(when, gate, compiled_here):
+    first, second = torch.nn.Parameter(torch.ones(3, 4)), torch.nn.Parameter(torch.ones(3, 4, dtype=torch.float64))
+    optimizer = gradtx.optim.SGD([first, second], lr=0.1, compile="background")
+
+    def step(*params):
+        for param in (first, second):
+            param.grad = torch.ones_like(param) if any(param is each for each in params) else None
+        optimizer.step()
+
+    step(first)
+    if when == "while it compiles":
+        step(first, second)
+    gate.set()
+    step(first, second)
+    assert compiled_here == ["0"]  # this process loads only what the child has compiled
+    assert {way.name: way.way for way in optimizer.explain()} == {"0": "compiled", "1": "lists"}
+    step(first, second)
+    assert compiled_here == ["0", "1"]
+    assert {way.way for way in optimizer.explain()} == {"compiled"}
+
+
+def test_released_gradients_change_over_to_programs_of_all_kinds(gate, compiled_here):
+    params = [torch.nn.Parameter(torch.ones(3, 4, dtype=dtype)) for dtype in (torch.float32, torch.float64)]
+    optimizer = gradtx.optim.SGD(params, lr=0.1, compile="background")
+    optimizer.release_gradients()
+    for i in range(3):
+        if i == 1:
+            gate.set()
+        sum(param.sum() for param in params).backward()
+        optimizer.step()
+        assert len(compiled_here) == (2 if i else 0)
+    assert {way.way for way in optimizer.explain()} == {"compiled"}
+
+
+def test_orders_for_the_background_do_not_keep_gradients(gate):
+    param = torch.nn.Parameter(torch.ones(7))
+    optimizer = gradtx.optim.SGD([param], lr=0.1, compile="background")
+    param.grad = torch.ones(7)
+    gone = weakref.ref(param.grad.untyped_storage())
+    optimizer.step()
+    optimizer.zero_grad()
+    assert gone() is None
+
+
 def test_a_copy_compiles_in_the_background_too(gate):
     params, optimizer = optimizers(lambda: gradtx.adamw(lr=0.1), options="background")[1]
     walk(params, optimizer, 1)

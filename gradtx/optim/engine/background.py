@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import os
@@ -46,12 +47,13 @@ class BackgroundEngine(CompiledEngine):
         self, options: Mapping[str, Any], backend: Backend = compile_with_inductor
     ):
         super().__init__(options, backend)
-        # Keyed by the id of the list that the program is added to.
-        self._orders: dict[int, Order] = {}
+        # The orders that wait for a child process, by the id of the list that the program is added to.
+        self._orders: dict[int, dict[Any, Order]] = {}
+        # The keys of the orders that a child process compiles, and of those that one has compiled.
+        self._being_compiled: set[Any] = set()
+        self._compiled_elsewhere: set[Any] = set()
         # Polls the child process, if there is one.
         self._has_finished: Callable[[], bool] | None = None
-        # Whether this step builds programs from the cache that the child has filled.
-        self._is_loading = False
 
     def wait(self) -> None:
         """Wait for the child process to finish. The next step then loads the compiled programs."""
@@ -61,25 +63,37 @@ class BackgroundEngine(CompiledEngine):
     def bundles(
         self, request: StepRequest, members: list[Member]
     ) -> tuple[list[Any], list[Member]]:
-        self._is_loading = self._has_finished is not None and self._has_finished()
-        if self._is_loading:
-            self._has_finished = None
-            self.plan = None
-            self.alone.clear()
         result = super().bundles(request, members)
-        if self._is_loading:
-            self._orders.clear()
-        elif self._orders and self._has_finished is None:
+        # Not for single members: the end of their step calls this method with orders for all of them.
+        if self._orders and self._has_finished is None and not self.failed:
             self._has_finished = self._compile_elsewhere()
+            for position, orders in self._orders.items():
+                self._being_compiled.update((position, key) for key in orders)
+            self._orders.clear()
         return result
+
+    def _begin_step(self) -> None:
+        if self._has_finished is None or not self._has_finished():
+            return
+        self._has_finished = None
+        self._compiled_elsewhere |= self._being_compiled
+        self._being_compiled.clear()
+        # They have no programs for the leaves of these orders.
+        self.plan = None
+        self.alone.clear()
 
     def _make_program(
         self, order: Order, programs: list[BundleProgram]
     ) -> BundleProgram | str:
-        key = id(programs)
-        if self._is_loading and key in self._orders:
+        position = id(programs)
+        # An example holds gradients, which must be freed.
+        order_without_values = _without_values(order)
+        key = tuple(order_without_values.examples[0])
+        if (position, key) in self._compiled_elsewhere:
             return super()._make_program(order, programs)
-        self._orders.setdefault(key, order)
+        if (position, key) not in self._being_compiled:
+            orders = self._orders.setdefault(position, {})
+            orders.setdefault(key, order_without_values)
         return "its program is being compiled"
 
     def _compile_elsewhere(self) -> Callable[[], bool]:
@@ -87,7 +101,7 @@ class BackgroundEngine(CompiledEngine):
 
         Errors in the child are ignored: the same error occurs again in this process, which reports it.
         """
-        orders = [_without_values(order) for order in self._orders.values()]
+        orders = [list(of_list.values()) for of_list in self._orders.values()]
         try:
             payload = pickle.dumps((type(self), *self.__reduce__()[1], orders))
         except Exception as error:  # such as a user function that has no name
@@ -131,11 +145,14 @@ def _without_values(order: Order) -> Order:
 
 def compile_orders() -> None:
     """Compile, in a child process, the orders that the parent has written to standard input."""
-    kind, options, backend, orders = pickle.load(sys.stdin.buffer)
-    engine: BackgroundEngine = kind(options, backend)
-    for order in orders:
-        examples = [list(map(StandIn.tensor, example)) for example in order.examples]
-        try:
-            engine._compiled(dataclasses.replace(order, examples=examples))
-        except CompilationError:
-            continue
+    kind, options, backend, orders_of_lists = pickle.load(sys.stdin.buffer)
+    engine: CompiledEngine = kind(options, backend)
+    for orders in orders_of_lists:
+        programs: list[BundleProgram] = []
+        for order in orders:
+            examples = [
+                list(map(StandIn.tensor, example)) for example in order.examples
+            ]
+            order_with_values = dataclasses.replace(order, examples=examples)
+            with contextlib.suppress(CompilationError):
+                CompiledEngine._make_program(engine, order_with_values, programs)

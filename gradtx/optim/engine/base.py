@@ -54,6 +54,15 @@ class Engine:
         self, request: StepRequest, members: list[Member]
     ) -> tuple[list[Any], list[Member]]:
         """Return the bundles of a step, ready to run, and the members that are not in them."""
+        self._begin_step()
+        return self._bundles_of(request, members)
+
+    def _begin_step(self) -> None:
+        """Drop plans that have become outdated since the last step."""
+
+    def _bundles_of(
+        self, request: StepRequest, members: list[Member]
+    ) -> tuple[list[Any], list[Member]]:
         if self.failed or not members:
             return [], members
         fingerprint = fingerprint_of(request, members)
@@ -84,12 +93,13 @@ class Engine:
         self, request: StepRequest, member: Member
     ) -> tuple[list[Any], list[Member]]:
         """Return the same for a single member, whose plan is kept separately from that of whole steps."""
+        self._begin_step()
         of_all, self.plan = self.plan, self.alone.pop(member, None)
         reasons = self.reasons
-        bundles, rest = self.bundles(request, [member])
+        bundles, rest = self._bundles_of(request, [member])
         if self.plan is not None:
             self.alone[member] = self.plan
-        # `bundles` has replaced them with those of this member.
+        # `_bundles_of` has replaced them with those of this member.
         if self.reasons is not reasons:
             self.reasons = {**reasons, **self.reasons}
         self.plan = of_all
