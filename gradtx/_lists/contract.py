@@ -16,6 +16,8 @@ from gradtx import _torch
 
 aten = torch.ops.aten
 
+_Call = tuple[Any, tuple[Any, ...], dict[str, Any]]
+
 
 def is_list(node: Any) -> bool:
     """Whether each leaf has its own value of a node."""
@@ -449,25 +451,24 @@ class _Contraction:
             return
         size = step.kwargs.get("alpha", 1)
         self._move_before(update, size)
-        factor = self._number(aten.mul.Tensor, (size, parts.pull.factor), update)
-        args, kwargs = (weight, weight), {"alpha": factor}
-        target = aten.add.Tensor
-        if parts.pull.goal is not None:
-            target, args, kwargs = (
-                aten.lerp.Scalar,
-                (weight, parts.pull.goal, factor),
-                {},
-            )
+        target, args, kwargs = self._pulled(weight, parts.pull, size, update)
         if parts.rest is not None:
             with self._graph.inserting_before(update):
-                moved = self._graph.call_function(target, args, kwargs)
-            moved.meta = dict(update.meta)
+                pulled = self._graph.call_function(target, args, kwargs)
+            pulled.meta = dict(update.meta)
+            target, args = parts.target, (pulled, *parts.rest)
             scale = self._number(aten.mul.Tensor, (size, parts.scale), update)
-            target, args = parts.target, (moved, *parts.rest)
             kwargs = {_SCALES[target]: scale}
         self._replace(update, target, args, kwargs)
         step.replace_all_uses_with(update)
         self._graph.erase_node(step)
+
+    def _pulled(self, weight: Node, pull: _Pull, size: Any, user: Node) -> _Call:
+        """Return the call that adds a pull, times a scalar, to a weight."""
+        factor = self._number(aten.mul.Tensor, (size, pull.factor), user)
+        if pull.goal is None:
+            return aten.add.Tensor, (weight, weight), {"alpha": factor}
+        return aten.lerp.Scalar, (weight, pull.goal, factor), {}
 
     def _move_before(self, node: Node, number: Any) -> None:
         """Move a scalar, and those that it is computed from, before a node."""
@@ -564,15 +565,16 @@ def _parts_of(update: Node, weight: Node) -> _Parts | None:
     pull = _pull_of(update, weight)
     if pull is not None:
         return _Parts(pull)
-    if update.target not in _SCALES or not all(map(is_list, operands)):
+    target: Any = update.target
+    if target not in _SCALES or not all(map(is_list, operands)):
         return None
     first, *rest = operands
-    scale = update.kwargs.get(_SCALES[update.target], 1)
+    scale = update.kwargs.get(_SCALES[target], 1)
     pull = _pull_of(first, weight) if _can_absorb(first, update) else None
     if pull is not None:
-        return _Parts(pull, update.target, rest, scale)
-    if update.target is aten.add.Tensor and rest == [weight]:  # y + c p
-        return _Parts(_Pull(scale, None), update.target, [first])
+        return _Parts(pull, target, rest, scale)
+    if target is aten.add.Tensor and rest == [weight]:  # y + c p
+        return _Parts(_Pull(scale, None), target, [first])
     return None
 
 
