@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 from gradtx._execution import Block, Leaf, Position
 from gradtx._messages import describe
 from gradtx._random import Stream
-from gradtx._sharding import gradient_like
+from gradtx._sharding import gradient_like, is_sharded
 from gradtx.context import Clock
 from gradtx.core import GradientTransformation
 
@@ -187,11 +187,7 @@ class HessianStep:
             if gradient is not None and gradient.requires_grad:
                 gradients[param] = gradient
         if not gradients:
-            raise ValueError(
-                f"{self._source.link} needs hessian_diag: call step(closure, hessian_diag=...); or omit it, and "
-                "call loss.backward(create_graph=True) before step(), or step(closure) with a closure that calls "
-                "loss.backward()"
-            )
+            raise ValueError(self._missing_graph(params))
         z = self._random_vectors(params, names)
         vectors = [z[param].to(gradient.dtype) for param, gradient in gradients.items()]
         columns: Any = torch.autograd.grad(
@@ -202,6 +198,17 @@ class HessianStep:
             if column is not None:
                 diagonal[param] = gradient_like(z[param] * column, param)
         return diagonal
+
+    def _missing_graph(self, params: list[Tensor]) -> str:
+        """Return the error for gradients that cannot be differentiated."""
+        error = (
+            f"{self._source.link} needs hessian_diag: call step(closure, hessian_diag=...); or omit it, and "
+            "call loss.backward(create_graph=True) before step(), or step(closure) with a closure that calls "
+            "loss.backward()"
+        )
+        if any(map(is_sharded, params)):
+            error += "; under FSDP2, pass it, because its gradients never have a graph"
+        return error
 
     def _random_vectors(
         self, params: list[Tensor], names: Mapping[Tensor, str]

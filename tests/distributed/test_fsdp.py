@@ -150,3 +150,19 @@ def test_a_state_dict_of_shards_warns_in_evaluation_mode_that_training_weights_m
     for messages in two.run(warnings_of_a_state_dict_in_evaluation_mode):
         assert len(messages) == 1
         assert messages[0].startswith("state_dict: saved between eval() and train()")
+
+
+def error_of_an_estimate():
+    model = sharded()
+    optimizer = made(gradtx.adahessian(lr=1e-2), model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's, of cycles of references
+        loss_of(model, batch(0)).backward(create_graph=True)
+    with pytest.raises(ValueError, match="needs hessian_diag") as error:
+        optimizer.step()
+    return str(error.value)
+
+
+def test_an_estimate_of_the_hessian_says_that_gradients_of_fsdp_have_no_graph(two):
+    for error in two.run(error_of_an_estimate):
+        assert error.endswith("under FSDP2, pass it, because its gradients never have a graph")
