@@ -88,6 +88,7 @@ def test_leaves_of_other_counts_equal_those_alone_bit_for_bit(name, monkeypatch)
     assert_identical(EVERYWHERE[name], monkeypatch, without=without)
 
 
+@pytest.mark.nightly  # 4 s
 def test_annealed_updates_stay_those_of_leaves_alone_once_they_are_rare(monkeypatch):
     assert_identical(FOR_VECTORS["psgd_kron"], monkeypatch, steps=520)  # from step 502 on, not every step
 

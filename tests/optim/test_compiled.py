@@ -489,6 +489,7 @@ def test_without_a_compiler_there_is_one_warning_and_eager_steps(monkeypatch):
     assert_equal(eager, compiled, 0.0)
 
 
+@pytest.mark.nightly  # starts a process that imports the compiler
 def test_without_gpp_torchs_own_message_is_the_reason():
     script = (
         "import torch, gradtx\n"
