@@ -235,6 +235,7 @@ CONSTANTS = {
 }
 
 
+@thinned(2)
 @pytest.mark.parametrize("name", CONSTANTS)
 def test_a_compiled_update_in_single_precision_with_constants_is_one_graph(name):
     torch._dynamo.reset()
