@@ -70,6 +70,7 @@ def _leading(entry: Mapping[str, Any], slot: str) -> int:
 
 
 def _with_one(tensor: Tensor, leading: int) -> Tensor:
+    """Return a tensor whose leading dimensions are one."""
     return tensor.flatten(0, leading - 1) if leading > 1 else tensor
 
 
@@ -78,7 +79,7 @@ def _decode(entry: dict[str, Any], slot: str, codec: Codec, shape: torch.Size) -
     leading = _leading(entry, slot)
     if min(len(shape), entry[slot].ndim) < leading:
         return
-    flat = _with_one(torch.empty(shape, device="meta"), leading).shape
+    flat = torch.Size((math.prod(shape[:leading]), *shape[leading:]))
     keys = {suffix: _key(slot, suffix, entry) for suffix in codec.suffixes}
     stored = {slot: _with_one(entry[slot], leading)}
     for suffix, key in keys.items():

@@ -248,6 +248,7 @@ class Step:
         clock = self._clocks.get(member.count)
         if clock is None:
             clock = self._clocks[member.count] = _clock_after(member.count)
+        # Not written to the parameter: its gradient may have a graph, from which the Hessian is estimated.
         gradient = gradient_like(member.param.grad, member.param)
         leaf = self._workings.states.leaf(
             self._run, member, clock, gradient, self._scalars

@@ -244,14 +244,18 @@ def _following(x: Tensor, values: Tensor, basis: Tensor) -> Tensor:
         return basis
     size = _size(values)
     x, values = x / size, values / size
-    gap = values[None, :] - values[:, None]
-    differ = gap.abs() > x.shape[-1] * torch.finfo(x.dtype).eps
-    change = basis.mT @ _half_moved(x) @ basis
-    halfway = basis + basis @ (quotient(1.0, gap, differ) * change)
-    values = values + change.diagonal()
-    gap = values[None, :] - values[:, None]
-    change = halfway.mT @ (x - x.detach()) @ halfway
-    return basis + halfway @ (quotient(1.0, gap, differ) * change)
+    gaps = _gaps(values)
+    differ = gaps.abs() > x.shape[-1] * torch.finfo(x.dtype).eps
+    change = basis.mT @ (0.5 * _moved(x)) @ basis
+    halfway = basis + basis @ (quotient(1.0, gaps, differ) * change)
+    gaps = _gaps(values + change.diagonal())
+    change = halfway.mT @ _moved(x) @ halfway
+    return basis + halfway @ (quotient(1.0, gaps, differ) * change)
+
+
+def _gaps(values: Tensor) -> Tensor:
+    """Return the differences of all pairs of values."""
+    return values[None, :] - values[:, None]
 
 
 def _size(values: Tensor) -> Tensor:
@@ -262,12 +266,13 @@ def _size(values: Tensor) -> Tensor:
     return torch.where(largest > 0, largest, 1.0)
 
 
-def _half_moved(x: Tensor) -> Tensor:
-    """Return 0 with half the derivative of x, for the coefficients of a term that is linear in `x - x.detach()`.
+def _moved(x: Tensor) -> Tensor:
+    """Return 0 with the derivative of x.
 
-    The derivative of a product counts such a coefficient twice, so that the second derivative becomes exact.
+    The derivative of a term that is linear in it counts the term's coefficient twice. If the coefficient moves by half
+    of it, the second derivative of the term becomes exact.
     """
-    return 0.5 * (x - x.detach())
+    return x - x.detach()
 
 
 def orthonormal(x: Tensor) -> Tensor:
@@ -282,10 +287,10 @@ def orthonormal(x: Tensor) -> Tensor:
         upper.abs().amax() if upper.numel() else 0.0
     )
     regular = upper + torch.diag(torch.where(small, 1.0 - diagonal, 0.0))
-    turn, outside, change = _orthonormal_change(basis, regular, small, _half_moved(x))
+    turn, outside, change = _orthonormal_change(basis, regular, small, 0.5 * _moved(x))
     halfway = basis + basis @ turn + outside
     regular = regular + (change - turn) @ regular
-    turn, outside, _ = _orthonormal_change(halfway, regular, small, x - x.detach())
+    turn, outside, _ = _orthonormal_change(halfway, regular, small, _moved(x))
     return basis + halfway @ turn + outside
 
 
@@ -313,8 +318,8 @@ def _orthonormal_factor(x: Tensor) -> tuple[Tensor]:
 
 
 def _change(x: Tensor, basis: Tensor) -> Tensor | None:
-    """Return `x - x.detach()`, 0 with the derivative of x, in a basis; None if no derivative can be requested."""
-    return basis.mT @ (x - x.detach()) @ basis if differentiable() else None
+    """Return 0 with the derivative of x, in a basis; None if no derivative can be requested."""
+    return basis.mT @ _moved(x) @ basis if differentiable() else None
 
 
 # The nearest orthogonal matrix.

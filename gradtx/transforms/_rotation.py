@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,8 +23,8 @@ from gradtx.transforms._matrix import (
 SIDES = ("both", "left", "right", "short")
 
 
-@dataclasses.dataclass(frozen=True)
-class Factors:
+# A named tuple, because dynamo cannot trace a closure over a dataclass.
+class Factors(NamedTuple):
     """Select which dimensions of a leaf have a factor, after an optional merge of dimensions.
 
     Attributes:

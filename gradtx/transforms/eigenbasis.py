@@ -85,14 +85,10 @@ def scale_by_kl_shampoo(
     on rounding where statistics are rank-deficient.
     """
     beta1, beta2 = betas
+    factors = Factors("both", max_precondition_dim, merge_dims)
     init_adam, average = adam_moments(betas)
 
-    def factors_of_leaves():
-        # Created in each call, because dynamo cannot trace a closure over a dataclass.
-        return Factors("both", max_precondition_dim, merge_dims)
-
     def init(param):
-        factors = factors_of_leaves()
         if not factors.dims(param.shape):
             return init_adam(param)
         return {
@@ -104,7 +100,6 @@ def scale_by_kl_shampoo(
     def update(update, state, param, ctx):
         count = (ctx.time - 1).clamp(min=1)  # the first step returns 0 in any case
         first = ctx.step == 1
-        factors = factors_of_leaves()
         dims, shape = factors.dims(update.shape), factors.shape(update.shape)
         if not dims:
             mean, square, new = average(update, state)

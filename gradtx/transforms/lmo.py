@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -92,13 +91,11 @@ def lmo(
     if kind not in KINDS:
         raise ValueError(f"lmo: kind must be one of {', '.join(KINDS)}, got {kind!r}")
     iteration = polynomials("lmo", coefs, steps, None)
-
-    def orthogonal(x):
-        return newton_schulz(x, iteration, eps)
+    oracle = Oracle(
+        normalized, transpose, maximum, eps, lambda x: newton_schulz(x, iteration, eps)
+    )
 
     def update(update, state, param, ctx):
-        # Created here, because dynamo cannot trace a closure over a dataclass.
-        oracle = Oracle(normalized, transpose, maximum, eps, orthogonal)
         return oracle.of(kind, update), state
 
     return update
@@ -171,8 +168,8 @@ def _check_start(param: Any, kind: Any, scale: Any) -> None:
         )
 
 
-@dataclasses.dataclass(frozen=True)
-class Oracle:
+# A named tuple, because dynamo cannot trace a closure over a dataclass.
+class Oracle(NamedTuple):
     """Compute the oracles of all kinds with the given options.
 
     Attributes:

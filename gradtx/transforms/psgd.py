@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -115,8 +114,8 @@ def annealed_probability(step: Any) -> Any:
     return max(0.03, min(1.0, math.exp(exponent)))
 
 
-@dataclasses.dataclass(frozen=True)
-class Sides:
+# A named tuple, because dynamo cannot trace a closure over a dataclass.
+class Sides(NamedTuple):
     """Define how a leaf is viewed as a tensor with one factor per dimension.
 
     Attributes:
@@ -328,16 +327,13 @@ def scale_by_psgd_kron(
             f"scale_by_psgd_kron: probes must be 'expected' or 'random', got {probes!r}"
         )
     frequency = _checked_frequency(precondition_frequency)
-
-    def sides():
-        # Created in each call, because dynamo cannot trace a closure over a dataclass.
-        return Sides(
-            merge_dims, max_size_triangular, min_ndim_triangular, memory_save_mode
-        )
+    sides = Sides(
+        merge_dims, max_size_triangular, min_ndim_triangular, memory_save_mode
+    )
 
     def init(param, *random):
         slots: dict[str, Any] = {"momentum_buffer": torch.zeros_like(param)}
-        slots["Q"] = sides().first(param, precond_init_scale)
+        slots["Q"] = sides.first(param, precond_init_scale)
         if frequency is None:
             zero = torch.zeros((), dtype=torch.int64, device=param.device)
             slots |= {"since_update": zero, "updates": zero}
@@ -364,7 +360,7 @@ def scale_by_psgd_kron(
         if not update.numel():
             return update, dict(state)
         buffer = b1 * state["momentum_buffer"] + (1 - b1) * update
-        mean = (buffer / ctx.bias_correction(b1)).reshape(sides().view(update.shape))
+        mean = (buffer / ctx.bias_correction(b1)).reshape(sides.view(update.shape))
         x = mean if momentum_into_precond_update else update.reshape(mean.shape)
         if frequency is None:
             is_due, updates, counts = _annealed(state, ctx)

@@ -84,9 +84,13 @@ def is_coupled_or_wraps(case):
     return spec.kind == "combinator" or spec.elementwise is not True
 
 
+COUPLED = [case for case in CASES if is_coupled_or_wraps(case)]
+FIRST_OF_TWO = frozenset(COUPLED[::2])
+
+
 def is_first_of_two(case):
-    """Every second of them, from the first."""
-    return case in [case for case in CASES if is_coupled_or_wraps(case)][::2]
+    """Whether a case is every second one of those, from the first."""
+    return case in FIRST_OF_TWO
 
 
 def steps_of(case, place):
