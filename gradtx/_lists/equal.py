@@ -9,24 +9,7 @@ from torch.fx import Node
 from gradtx._lists.contract import writers
 from gradtx._lists.record import Recording
 
-aten = torch.ops.aten
-
 EXACT = (torch.float64, torch.int64)  # the dtypes whose values Python scalars represent
-# Operations on counts. Others, such as products in hashes, may exceed 64 bits, where Python does not wrap around.
-OF_COUNTS = {
-    aten.add.Tensor,
-    aten.add.Scalar,
-    aten.sub.Tensor,
-    aten.sub.Scalar,
-    aten.remainder.Scalar,
-    aten.maximum.default,
-    aten.minimum.default,
-    aten.where.self,
-    aten.clone.default,
-    aten.copy_.default,
-    aten.detach.default,
-    aten._to_copy.default,
-}
 
 
 def may_be_number(tensor: Tensor) -> bool:
@@ -55,18 +38,7 @@ def slots_from_numbers(recording: Recording) -> list[int]:
 
 def _may_be_number(argument: Node) -> bool:
     value: Tensor = argument.meta["val"]
-    is_exact = value.ndim == 0 and value.dtype in EXACT
-    return is_exact and (value.dtype.is_floating_point or _only_counts(argument))
-
-
-def _only_counts(node: Node) -> bool:
-    """Whether all integers computed from an integer are results of operations on counts."""
-    for user in node.users:
-        value = user.meta.get("val")
-        is_integer = isinstance(value, Tensor) and value.dtype == torch.int64
-        if is_integer and not (user.target in OF_COUNTS and _only_counts(user)):
-            return False
-    return True
+    return value.ndim == 0 and value.dtype in EXACT
 
 
 def _varying(recording: Recording, candidates: set[Node]) -> set[Node]:
