@@ -451,11 +451,18 @@ class SymbolicTracer:
                 function, decomposition_table={**decompositions(), **replaced}
             )(*arguments)
 
-    def matches(self, arguments: Sequence[Tensor], tensors: Sequence[Tensor]) -> bool:
-        """Whether these tensors satisfy the assumptions made about the sizes of `arguments` while tracing."""
-        return self._sizes.evaluate_guards_for_args(
-            arguments, tensors, ignore_static=False
-        )
+    def assumptions(
+        self, arguments: Sequence[Tensor]
+    ) -> Callable[[Sequence[Tensor]], bool]:
+        """Return whether tensors satisfy the assumptions made so far about the sizes of `arguments`, as a function."""
+        text = self._sizes.produce_guards_expression(arguments, ignore_static=False)
+
+        def satisfy(tensors: Sequence[Tensor]) -> bool:
+            if not text:
+                return True
+            return self._sizes.evaluate_guards_expression(text, tensors)
+
+        return satisfy
 
     @contextlib.contextmanager
     def compiling(self) -> Generator[None, None, None]:

@@ -7,8 +7,10 @@ have to be stored. All passes but the last compute only their sums.
 
 from __future__ import annotations
 
+import collections
 import functools
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
@@ -29,6 +31,7 @@ from gradtx.optim._scaling import Scaling, unscaling
 from gradtx.optim.engine.compiler import Compiler
 from gradtx.optim.engine.hoist import REPLACED, hoist, is_number, multiply, narrow
 from gradtx.optim.engine.numbers import StepNumbers
+from gradtx.optim.engine.replicate import replicated
 from gradtx.optim.engine.signature import Signature
 
 MakeChain: TypeAlias = Callable[[list[Tensor]], GradientTransformation]
@@ -127,7 +130,7 @@ class TracedRun(Run):
 
 
 class BundleFunction:
-    """The step of a bundle's leaves as a function of flat arguments, in the order of `Signature`.
+    """The step of leaves as a function of flat arguments, in the order of `Signature`, for any number of leaves.
 
     Args:
         signature: The arguments.
@@ -140,7 +143,7 @@ class BundleFunction:
 
     def __call__(self, arguments: list[Tensor], known: Names) -> PassResult:
         """Run up to the first sum whose total is not an argument; `known` contains the names of the totals that are."""
-        arguments_left = iter(arguments)
+        arguments_left = collections.deque(arguments)
         run = TracedRun(self.signature, arguments[-1].device)
         leaves = self._leaves(run, arguments_left, known)
         taken: set[Any] = set()
@@ -166,35 +169,36 @@ class BundleFunction:
     def _leaves(
         self,
         run: TracedRun,
-        arguments_left: Iterator[Tensor],
+        arguments_left: collections.deque[Tensor],
         known: Names,
     ) -> list[Leaf]:
         """Create leaves from the arguments, with their programs."""
         signature = self.signature
-        step, count = next(arguments_left), next(arguments_left)
+        step, count = arguments_left.popleft(), arguments_left.popleft()
         scaling = (
-            Scaling(next(arguments_left), next(arguments_left))
+            Scaling(arguments_left.popleft(), arguments_left.popleft())
             if signature.scaled
             else None
         )
         chain = self._make_chain(
-            [next(arguments_left) for _ in range(signature.numbers)]
+            [arguments_left.popleft() for _ in range(signature.numbers)]
         )
         for path, name in signature.shared:
-            run.old.setdefault(path, {})[name] = next(arguments_left)
-        run.equal = {key: next(arguments_left) for key in signature.equal}
+            run.old.setdefault(path, {})[name] = arguments_left.popleft()
+        run.equal = {key: arguments_left.popleft() for key in signature.equal}
         scalars: dict[str, Any] = {
-            name: next(arguments_left) for name in signature.scalars
+            name: arguments_left.popleft() for name in signature.scalars
         }
         scalars.update(dict.fromkeys(signature.absent))
         for names in known:
-            run.totals.append({name: next(arguments_left) for name in names})
+            run.totals.append({name: arguments_left.popleft() for name in names})
         unscale = None if scaling is None else unscaling(run, scaling)
         block = Block.of(chain, run, count, unscale)
         clock = run.clock = Clock(step)
         leaves: list[Leaf] = []
-        for i in range(signature.width):
-            leaf = self._leaf(run, str(i), clock, scalars, arguments_left)
+        while arguments_left:
+            name = str(len(leaves))
+            leaf = self._leaf(run, name, clock, scalars, arguments_left)
             leaf.program = block.for_leaf(leaf)
             if signature.has_owners:
                 leaf.program = regions_of(leaf.program)
@@ -207,23 +211,23 @@ class BundleFunction:
         name: str,
         clock: Clock,
         scalars: dict[str, Any],
-        arguments_left: Iterator[Tensor],
+        arguments_left: collections.deque[Tensor],
     ) -> Leaf:
         signature = self.signature
         if signature.padded:
-            run.real[name] = next(arguments_left)
-        param = next(arguments_left)
-        state = {key: next(arguments_left) for key in signature.slots_by_leaf}
+            run.real[name] = arguments_left.popleft()
+        param = arguments_left.popleft()
+        state = {key: arguments_left.popleft() for key in signature.slots_by_leaf}
         state.update(run.equal)
-        gradient = next(arguments_left)
+        gradient = arguments_left.popleft()
         leaf = Leaf(run, name, gradient, param, scalars, clock)
         leaf.layout = signature.layout
         leaf.state = state
         leaf.extras = dict(scalars)
         for extra in signature.by_leaf:
-            leaf.extras[extra] = next(arguments_left).to(leaf.compute_dtype)
+            leaf.extras[extra] = arguments_left.popleft().to(leaf.compute_dtype)
         if signature.placed:
-            leaf.first_entry = next(arguments_left)
+            leaf.first_entry = arguments_left.popleft()
         return leaf
 
     def _new_shared(self, run: TracedRun) -> dict[tuple[Path, str], Tensor]:
@@ -319,36 +323,32 @@ class TracedPass:
     operation: Operation | None
 
     def __init__(
-        self, run: RunPass, common: list[Tensor], leaves: list[Tensor], flat: bool
+        self,
+        run: RunPass,
+        common: list[Tensor],
+        leaves: list[list[Tensor]],
+        flat: bool,
     ):
         self._tracer = _torch.SymbolicTracer()
         self._flat = flat
         self._common: list[Tensor] = []
         for tensor in common:
             self._common.append(self._tracer.fixed(_distinct(tensor)))
-        self._leaves = self._stand_ins(leaves)
-
-        def traced(*arguments: Tensor) -> list[Tensor]:
-            result = run(list(arguments))
-            result.write()
-            self.names = result.names
-            self.operation = result.operation
-            self.sums = result.outputs if result.operation is not None else []
-            return result.outputs
-
-        self._graph: Any = self._tracer.graph(
-            traced, [*self._common, *self._leaves], REPLACED
-        )
+        self._leaves = [self._stand_ins(of_leaf) for of_leaf in leaves]
+        self._trace(run, self._leaves[0])
+        if self.operation is not None and len(leaves) > 1:
+            # The program also adds the terms of its leaves.
+            self._trace(run, _concatenated(self._leaves))
         # The positions of 0-d arguments among the leaves' arguments.
         self._number_slots: list[int] = []
         self._of_bundle: Any = None
         self._kernel: Any = None
 
-    def _stand_ins(self, leaves: list[Tensor]) -> list[Tensor]:
-        """Create stand-ins; equally long tensors of flat leaves share one size: compilation takes a quarter as long."""
+    def _stand_ins(self, leaf: list[Tensor]) -> list[Tensor]:
+        """Create stand-ins; equally long tensors of a flat leaf share one size: compilation takes a quarter as long."""
         stand_ins: list[Tensor] = []
         by_length: dict[int, Tensor] = {}
-        for i, tensor in enumerate(leaves):
+        for i, tensor in enumerate(leaf):
             if not tensor.ndim:
                 stand_in = self._tracer.fixed(_distinct(tensor))
             elif self._flat and len(tensor) in by_length:
@@ -359,6 +359,23 @@ class TracedPass:
             stand_ins.append(stand_in)
         return stand_ins
 
+    def _trace(self, run: RunPass, leaves: list[Tensor]) -> None:
+        """Trace the step of one leaf or of all, and note the assumptions about their sizes."""
+
+        def traced(*arguments: Tensor) -> list[Tensor]:
+            result = run(list(arguments))
+            result.write()
+            self.names = result.names
+            self.operation = result.operation
+            self.sums = result.outputs if result.operation is not None else []
+            return result.outputs
+
+        self._graph: Any = self._tracer.graph(
+            traced, [*self._common, *leaves], REPLACED
+        )
+        self._traced = len(leaves)
+        self._may_be = self._tracer.assumptions(leaves)
+
     def fits(self, leaves: list[Tensor]) -> bool:
         # Every size is a length, and loops over one entry equal those over two.
         if self._flat:
@@ -366,7 +383,22 @@ class TracedPass:
                 tensor.new_empty(2) if tensor.shape == (1,) else tensor
                 for tensor in leaves
             ]
-        return self._tracer.matches(self._leaves, leaves)
+        for start in range(0, len(leaves), self._traced):
+            if not self._may_be(leaves[start : start + self._traced]):
+                return False
+        # What the compiler has assumed since.
+        return self._tracer.assumptions(_concatenated(self._leaves))(leaves)
+
+    def _repeat(self) -> None:
+        """Repeat the graph for all leaves if it is that of one."""
+        leaves = _concatenated(self._leaves)
+        if self._traced == len(leaves):
+            return
+        of_leaves = [isinstance(name, LateTerm) for name in self.names]
+        self._graph = replicated(self._graph, self._leaves, of_leaves)
+        late = [name for name in self.names if isinstance(name, LateTerm)]
+        for i in range(1, len(self._leaves)):
+            self.names += tuple(name._replace(leaf=str(i)) for name in late)
 
     def compile(self, compiler: Compiler) -> None:
         """Compile the graph as three functions.
@@ -375,10 +407,11 @@ class TracedPass:
         without a compiler. The second computes scalars that also depend on 0-d slots, such as a product over steps,
         once per bundle. The kernel computes all entries.
         """
-        graph = self._graph.graph
-        graph.eliminate_dead_code()
+        self._graph.graph.eliminate_dead_code()
         multiply(self._graph)
         narrow(self._graph)
+        self._repeat()
+        graph = self._graph.graph
         arguments = graph.find_nodes(op="placeholder")
         common, leaves = arguments[: len(self._common)], arguments[len(self._common) :]
         of_step, step_arguments = hoist(self._graph, common, leaves[0])
@@ -415,7 +448,9 @@ class TracedPass:
                     of_bundle.module(self._graph), examples
                 )
             examples = [node.meta["val"] for node in (*prepared, *bundle_arguments)]
-            self._kernel = compiler.compiled(self._graph, [*examples, *self._leaves])
+            self._kernel = compiler.compiled(
+                self._graph, [*examples, *_concatenated(self._leaves)]
+            )
 
     def prepare(
         self, numbers: Sequence[Any], device: torch.device, on_host: bool
@@ -427,6 +462,10 @@ class TracedPass:
             return self._kernel(*prepared, *leaves)
         slots = [leaves[i] for i in self._number_slots]
         return self._kernel(*prepared, *self._of_bundle(*prepared, *slots), *leaves)
+
+
+def _concatenated(lists: list[list[Tensor]]) -> list[Tensor]:
+    return list(itertools.chain.from_iterable(lists))
 
 
 def _distinct(tensor: Tensor) -> Tensor:
@@ -500,7 +539,10 @@ class BundleProgram:
         flat: bool,
     ):
         self.passes = passes_of(
-            function, common, leaves, functools.partial(_make_pass, flat=flat)
+            function,
+            common,
+            leaves,
+            functools.partial(_make_pass, width=function.signature.width, flat=flat),
         )
         self._known_to_fit: dict[tuple[torch.Size, ...], bool] = {}
 
@@ -517,10 +559,12 @@ class BundleProgram:
 
 
 def _make_pass(
-    run: RunPass, common: list[Tensor], leaves: list[Tensor], flat: bool
+    run: RunPass, common: list[Tensor], leaves: list[Tensor], width: int, flat: bool
 ) -> ProgramPass:
+    per_leaf = len(leaves) // width
+    by_leaf = [leaves[i * per_leaf : (i + 1) * per_leaf] for i in range(width)]
     try:
-        return TracedPass(run, common, leaves, flat)
+        return TracedPass(run, common, by_leaf, flat)
     except _torch.TracingUnavailableError:
         with torch.no_grad():
             return DynamoPass(run, common, leaves)
