@@ -348,6 +348,32 @@ def test_a_child_process_fills_the_cache_on_disk(tmp_path, monkeypatch):
 # In-place writes, for all kinds of tensors.
 
 
+@pytest.mark.parametrize("width", [2, 8])
+def test_a_rule_is_traced_for_one_leaf_of_a_program_unless_the_program_adds_terms_of_all(
+    width, uncompiled, monkeypatch
+):
+    monkeypatch.setattr(engine, "WIDTH", width)
+    traced = []
+
+    @gradtx.per_tensor(elementwise=True)
+    def doubled():
+        def update(update, state, param, ctx):
+            traced.append(param.shape)
+            return 2 * update, state
+
+        return update
+
+    def calls_for_two_steps(*links):
+        params = {str(i): torch.nn.Parameter(torch.ones(3 + i)) for i in range(8)}
+        tx = gradtx.chain(doubled(), *links, gradtx.sgd(lr=0.1))
+        traced.clear()
+        walk(params, gradtx.as_optimizer(tx, params.items(), compile=True), 2)
+        return len(traced)
+
+    assert calls_for_two_steps() == 1
+    assert calls_for_two_steps(gradtx.clip_by_global_norm(0.5)) == 1 + width + 1
+
+
 def test_parameters_and_state_stay_where_they_are_and_gradients_are_let_go(uncompiled):
     param = torch.nn.Parameter(torch.randn(7))
     optimizer = gradtx.optim.AdamW([param], compile=True)
