@@ -129,7 +129,7 @@ def _without_bases(state):
 # Derivatives.
 
 
-@thinned(4)
+@thinned(6)
 @torchs_own_deprecation
 @each_set(COSTLY)
 def test_reverse_and_forward_derivatives_by_every_float_and_by_the_first_weights_are_difference_quotients(case, places):
@@ -156,7 +156,7 @@ def test_reverse_and_forward_derivatives_by_every_float_and_by_the_first_weights
         assert not wrong.any(), [(names[i], slopes[i], quotients[i]) for i in wrong.nonzero().flatten()]
 
 
-@thinned(3)
+@thinned(6)
 @each_set([case for case in COSTLY if not case.label])
 def test_grad_of_a_vmapped_run_and_vmap_of_grad_equal_the_grad_of_each_member(case, places):
     def result(numbers, params):
@@ -172,7 +172,7 @@ def test_grad_of_a_vmapped_run_and_vmap_of_grad_equal_the_grad_of_each_member(ca
             assert_close(member(found, i), slopes(*at), rtol=1e-9, atol=1e-11)
 
 
-@thinned(3)
+@thinned(6)
 @torchs_own_deprecation
 @each_case(PIECES)
 def test_forward_derivatives_are_the_same_under_no_grad(case):

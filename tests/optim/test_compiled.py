@@ -90,7 +90,7 @@ def assert_equal(eager, compiled, tolerance):
             torch.testing.assert_close(other[key], state[key], rtol=10 * tolerance, atol=10 * tolerance)
 
 
-@thinned(4)
+@thinned(8)
 @each("case", composed_cases())
 def test_every_transformation_steps_as_eagerly_however_its_leaves_are_bundled(case, uncompiled):
     eager, compiled = optimizers(case.make, shapes={name: SHAPES[name] for name in case.noise(3, SHAPES)})
