@@ -343,6 +343,8 @@ class TracedPass:
         self._number_slots: list[int] = []
         self._of_bundle: Any = None
         self._kernel: Any = None
+        # Whether sizes satisfy the compiler's assumptions; None before it has run.
+        self._suits_kernel: Callable[[Sequence[Tensor]], bool] | None = None
 
     def _stand_ins(self, leaf: list[Tensor]) -> list[Tensor]:
         """Create stand-ins; equally long tensors of a flat leaf share one size: compilation takes a quarter as long."""
@@ -374,7 +376,7 @@ class TracedPass:
             traced, [*self._common, *leaves], REPLACED
         )
         self._traced = len(leaves)
-        self._may_be = self._tracer.assumptions(leaves)
+        self._suits_trace = self._tracer.assumptions(leaves)
 
     def fits(self, leaves: list[Tensor]) -> bool:
         # Every size is a length, and loops over one entry equal those over two.
@@ -384,10 +386,9 @@ class TracedPass:
                 for tensor in leaves
             ]
         for start in range(0, len(leaves), self._traced):
-            if not self._may_be(leaves[start : start + self._traced]):
+            if not self._suits_trace(leaves[start : start + self._traced]):
                 return False
-        # What the compiler has assumed since.
-        return self._tracer.assumptions(_concatenated(self._leaves))(leaves)
+        return self._suits_kernel is None or self._suits_kernel(leaves)
 
     def _repeat(self) -> None:
         """Repeat the graph for all leaves if it is that of one."""
@@ -448,9 +449,9 @@ class TracedPass:
                     of_bundle.module(self._graph), examples
                 )
             examples = [node.meta["val"] for node in (*prepared, *bundle_arguments)]
-            self._kernel = compiler.compiled(
-                self._graph, [*examples, *_concatenated(self._leaves)]
-            )
+            leaves_of_all = _concatenated(self._leaves)
+            self._kernel = compiler.compiled(self._graph, [*examples, *leaves_of_all])
+        self._suits_kernel = self._tracer.assumptions(leaves_of_all)
 
     def prepare(
         self, numbers: Sequence[Any], device: torch.device, on_host: bool
@@ -556,6 +557,7 @@ class BundleProgram:
     def compile(self, compiler: Compiler) -> None:
         for each in self.passes:
             each.compile(compiler)
+        self._known_to_fit.clear()  # the compiler may have assumed more
 
 
 def _make_pass(
