@@ -32,11 +32,13 @@ class View:
     Attributes:
         takes_part: Whether the inner transformation takes part in this call; a tensor if the host does not know.
         renews: Whether `renewed` changes inner slots after the inner transformation.
+        restarts: Whether inner slots start again from their initial values; a tensor if the host does not know.
         inside: The update that the inner transformation receives.
     """
 
     takes_part: bool | Tensor = True
     renews = False
+    restarts: bool | Tensor = False
     inside: Tensor | None = None
 
     def enter(self, update: Tensor) -> Tensor:
@@ -363,6 +365,7 @@ class OuterValues:
     param: Any
     clock: Clock
     active: Tensor | None
+    restarts: bool | Tensor
 
 
 class EnterSpace(RuleOperation):
@@ -399,7 +402,13 @@ class EnterSpace(RuleOperation):
         whole = call.with_full_tensors() if is_sharded(call.update) else call
         view: View = self._guarded(whole)
         leaf.saved[self] = OuterValues(
-            call, leaf.update, leaf.grad, leaf.param, leaf.clock, leaf.active
+            call,
+            leaf.update,
+            leaf.grad,
+            leaf.param,
+            leaf.clock,
+            leaf.active,
+            leaf.restarts,
         )
         leaf.saved[self.space_run] = view
         update = view.enter(whole.update)
@@ -410,6 +419,8 @@ class EnterSpace(RuleOperation):
         reads_param = self.space_run.reads_params and leaf.param is not None
         leaf.param = view.inward(whole.param) if reads_param else None
         leaf.clock = self.space_run.clock(leaf.clock)
+        if view.restarts is not False:
+            leaf.restarts = view.restarts | leaf.restarts
         self._set_active(leaf, view)
 
     def _set_active(self, leaf: Leaf, view: View) -> None:
@@ -446,6 +457,7 @@ class LeaveSpace(RuleOperation):
         leaf.grad = outside.grad
         leaf.param = outside.param
         leaf.clock = outside.clock
+        leaf.restarts = outside.restarts
         if view.takes_part is not True:
             part = torch.as_tensor(view.takes_part, device=leaf.device)
             update = torch.where(part, update, torch.zeros_like(update))

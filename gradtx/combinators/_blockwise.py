@@ -425,6 +425,7 @@ class Pieces:
                     _, path, slot = key
                     slots.setdefault(path, {})[slot] = value
             block = BlockLeaf(self._leaf, BlockRun(self._leaf.run, slots), values)
+            block.program = self._operations
             results = function(block)
             keys[:] = results
             return list(results.values())
@@ -443,7 +444,6 @@ class Pieces:
         """Return the initial slots of all inner stages."""
 
         def initialized(block: BlockLeaf) -> dict[Any, Tensor]:
-            block.program = self._operations
             for operation in self._operations:
                 operation.init(block)
             return _new_slots(block)

@@ -41,8 +41,8 @@ def low_rank(
             identity), "random" for normal random numbers divided by $\sqrt{\mathrm{rank}}$, not orthogonal.
         side: "short" projects the smaller dimension (the last of a square), "long" the other one; "left", "right".
         scale: $a \ge 0$.
-        carry: The treatment of inner slots when the basis changes: "keep", "reset" to 0, or "rotate": "linear" slots
-            (see `rotated`) are multiplied by $Q^\top Q_{old}$, others are kept.
+        carry: The treatment of inner slots when the basis changes: "keep", "reset" to their initial values, or
+            "rotate": "linear" slots (see `rotated`) are multiplied by $Q^\top Q_{old}$, others are kept.
         seed: Seed of random bases.
 
     Returns:

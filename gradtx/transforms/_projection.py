@@ -145,6 +145,8 @@ class LowRankView(View):
         self._renews = projection.is_due(ctx) & (ctx.step > 1)
         # The host already knows that no refresh is due.
         self._kept = self.basis is state["Q"]
+        if self._carry == "reset" and not self._kept:
+            self.restarts = self._renews
 
     def inward(self, x: Tensor) -> Tensor:
         return x @ self.basis if self.right else self.basis.mT @ x
@@ -153,11 +155,7 @@ class LowRankView(View):
         return x @ self.basis.mT if self.right else self.basis @ x
 
     def read(self, kind: str, value: Tensor) -> Tensor:
-        if self._kept or self._carry == "keep":
-            return value
-        if self._carry == "reset":
-            return torch.where(self._renews, torch.zeros_like(value), value)
-        if kind != "linear":
+        if self._kept or self._carry != "rotate" or kind != "linear":
             return value
         turn = self.basis.mT @ self.state["Q"]
         return torch.where(

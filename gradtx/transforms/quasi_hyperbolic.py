@@ -86,12 +86,12 @@ def scale_by_qhadam(
         }
 
     def update(update, state, param, ctx):
-        update_square = update.square()
         mean = beta1 * state["exp_avg"] + rest1 * update
-        square = beta2 * state["exp_avg_sq"] + rest2 * update_square
+        square = beta2 * state["exp_avg_sq"] + rest2 * update.square()
         top = (1 - nu1) * update + (nu1 / ctx.bias_correction(beta1)) * mean
+        # The product from the left, so that an infinite square with the weight 0 is not NaN.
         root = safe_sqrt(
-            (1 - nu2) * update_square + (nu2 / ctx.bias_correction(beta2)) * square
+            (1 - nu2) * update * update + (nu2 / ctx.bias_correction(beta2)) * square
         )
         return top / (root + eps), {"exp_avg": mean, "exp_avg_sq": square}
 

@@ -107,6 +107,20 @@ def test_it_equals_separate_parameters(cut, tx):
         torch.testing.assert_close(evaluated, cut.whole(tx.eval_params(others, separate[-1])), **SAME)
 
 
+@pytest.mark.parametrize("sizes", [(1, 1), (2, 1)])
+def test_slots_in_a_rotated_basis_follow_the_columns_that_change_places(sizes):
+    tx = gradtx.rotated(gradtx.scale_by_adam_hat((0.9, 0.9)), beta=0.5, precondition_frequency=1)
+    params = {"w": torch.zeros(sum(sizes), 4, 3, dtype=torch.float64)}
+    inner = gradtx.blocks(tx, sizes=sizes)
+    state, separate = inner.init(params), tx.init(dict(enumerate(params["w"].split(sizes))))
+    for t in range(6):
+        # The largest column is another one in every step.
+        gradient = normal(sum(sizes), 4, 3, seed=t) * torch.ones(3).index_fill(0, torch.tensor(t % 3), 10.0)
+        updates, state = inner.update({"w": gradient}, state)
+        expected, separate = tx.update(dict(enumerate(gradient.split(sizes))), separate)
+        torch.testing.assert_close(updates["w"], torch.cat(list(expected.values())), **SAME)
+
+
 @thinned(2)
 @pytest.mark.parametrize("engine", ["eager", "traced", pytest.param("compiled", marks=pytest.mark.nightly)])
 @pytest.mark.parametrize(

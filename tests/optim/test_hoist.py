@@ -115,6 +115,26 @@ def test_products_in_bfloat16_go_through_float32_where_the_processor_has_none(ha
 
 
 @pytest.mark.parametrize("on_host", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_numbers_of_a_step_that_simplify_to_arguments_stay_in_their_places(on_host, dtype):
+    def function(a, b, c, x):
+        return x * (1 - a) + b, x * (b * 1.0), x * (c * 1.0)
+
+    arguments = (number(0.25), number(-2.0), number(3.0), torch.randn(4, dtype=dtype))
+    expected = function(*arguments)
+    module, (a, b, c, x) = traced(function, *arguments)
+    narrow(module)
+    numbers, _ = hoist(module, [a, b, c], x)
+    kept = [copy for node, copy in zip((a, b, c), numbers.arguments, strict=True) if node.users]
+    given = StepNumbers(numbers, kept, module).compute([0.25, -2.0, 3.0], torch.device("cpu"), on_host)
+    for node in (a, b, c):
+        if not node.users:
+            module.graph.erase_node(node)
+    module.recompile()
+    torch.testing.assert_close(module(*given, arguments[-1]), expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("on_host", [True, False])
 def test_numbers_of_a_step_are_the_same_computed_in_python_and_on_a_device(on_host):
     def function(a, n, b, x):
         return x * (1 - a**n) + b, torch.where(n > 3, a, b) * x

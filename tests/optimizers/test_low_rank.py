@@ -325,6 +325,25 @@ def test_any_chain_runs_at_low_rank_with_projected_parameters():
     torch.testing.assert_close(seen["param"], seen["grad"])
 
 
+def test_a_reset_restores_initial_values_other_than_0():
+    @gradtx.per_tensor()
+    def double():
+        def init(param):
+            return {"size": torch.ones_like(param)}
+
+        def update(update, state, param, ctx):
+            return update, {"size": 2 * state["size"]}
+
+        return init, update
+
+    step = Transformed(gradtx.low_rank(double(), rank=2, every=3, carry="reset"))
+    params, sizes = start(0, ("tall",)), []
+    for _ in range(7):
+        step(params, params)
+        sizes.append(step.state["low_rank"]["double"]["size"]["tall"].unique().item())
+    assert sizes == [2, 4, 8, 2, 4, 8, 2]
+
+
 def test_it_nests_with_rotations():
     inner = gradtx.rotated(gradtx.scale_by_adam_hat(eps=0.1), precondition_frequency=2)
     tx = gradtx.chain(gradtx.low_rank(inner, rank=2, every=3), gradtx.scale_by_learning_rate(0.1))

@@ -38,9 +38,11 @@ class StepNumbers:
     ) -> list[Tensor]:
         """Return the kernel's scalars as 0-d tensors; `on_host` is whether the host may read the given ones."""
         numbers, on_host = numbers_for(given, self._argument_dtypes, device, on_host)
-        values = self._function(device, on_host).prepare(numbers)
+        function = self._function(device, on_host)
+        # `prepare` alone orders its values by the graph, and returns two equal results once.
+        values = function.run(function.prepare(numbers), ())
         if not on_host:
-            return list(values)
+            return values
         tensors: list[Tensor] = []
         for value, dtype in zip(values, self._dtypes, strict=True):
             tensors.append(torch.full((), value, dtype=dtype, device=device))
