@@ -1,4 +1,4 @@
-"""Conversion of saved slots between plain values and codes, for a run that stores them differently."""
+"""Conversion of saved slots between plain values and codes, or two codes, for a run that stores them differently."""
 
 from __future__ import annotations
 
@@ -38,13 +38,67 @@ def converted(
             or not value.ndim
         ):
             continue
-        code = (codes or {}).get(slot) or code_of(slot, first, value.shape)
-        saved_code = code_of(slot, saved, like.shape)
+        code = (codes or {}).get(slot)
+        shape = _shape_of_values(value, like, code)
+        if code is None:
+            code = code_of(slot, first, shape)
+        saved_code = code_of(slot, saved, shape)
         if code is not None and saved_code is None:
             entry.update(_coded(slot, code, value, first))
         elif saved_code is not None and code is None and like.is_floating_point():
             _decode(entry, slot, saved_code, like.shape)
+        elif (
+            saved_code is not None
+            and code is not None
+            # Integers of one shape may hold one or two entries each, which only the caller knows.
+            and (
+                slot in (codes or {})
+                or value.is_floating_point()
+                or _form(value) != _form(like)
+            )
+        ):
+            _recode(entry, slot, saved_code, code, first, shape)
     return entry
+
+
+def _shape_of_values(value: Tensor, like: Tensor, code: Codec | None) -> torch.Size:
+    """Return the shape of a slot's values, of which two or one may be stored per entry, in the run and where saved.
+
+    Args:
+        value: The saved tensor.
+        like: The tensor of this run.
+        code: The code of this run, if known.
+    """
+    if value.shape == like.shape and code is not None:
+        return torch.Size(code.shape_of(like.shape, ()))
+    return max(value.shape, like.shape, key=torch.Size.numel)
+
+
+def _recode(
+    entry: dict[str, Any],
+    slot: str,
+    saved_code: Codec,
+    code: Codec,
+    first: Mapping[str, Any],
+    shape: torch.Size,
+) -> None:
+    """Replace the tensors that encode a slot by those of another code, unless they have its form already."""
+    keys = [slot, *(_key(slot, suffix, first) for suffix in code.suffixes)]
+    if all(_form(entry.get(key)) == _form(first[key]) for key in keys):
+        return
+    if (
+        saved_code.packs > 1
+        and code.packs > 1
+        and len(shape) > 1 + _leading(first, slot)
+    ):
+        return  # only the last dimension, which may be odd, shows where the blocks of rows end
+    _decode(entry, slot, saved_code, shape)
+    if code_of(slot, entry, shape) is None:
+        entry.update(_coded(slot, code, entry[slot], first))
+
+
+def _form(tensor: Any) -> tuple[torch.Size, torch.dtype] | None:
+    return (tensor.shape, tensor.dtype) if isinstance(tensor, Tensor) else None
 
 
 def auxiliary_keys(slot: str, suffix: str) -> list[str]:
