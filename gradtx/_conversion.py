@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradtx._sharding import local
+from gradtx._sharding import full_tensor, local, placed_as
 from gradtx._storage import packed, unpacked
 from gradtx.codes import CODES, KEY, SCALE, Codec
 
@@ -124,8 +124,8 @@ def _leading(entry: Mapping[str, Any], slot: str) -> int:
 
 
 def _with_one(tensor: Tensor, leading: int) -> Tensor:
-    """Return a tensor whose leading dimensions are one."""
-    return tensor.flatten(0, leading - 1) if leading > 1 else tensor
+    """Return a tensor whose leading dimensions are one; a whole one, because uneven shards cannot be flattened."""
+    return full_tensor(tensor).flatten(0, leading - 1) if leading > 1 else tensor
 
 
 def _decode(entry: dict[str, Any], slot: str, codec: Codec, shape: torch.Size) -> None:
@@ -145,7 +145,8 @@ def _decode(entry: dict[str, Any], slot: str, codec: Codec, shape: torch.Size) -
         name = f"{slot}.{suffix}" if suffix else slot
         if stored[name].shape != torch.Size(size):
             return
-    entry[slot] = unpacked(slot, codec, stored, flat).reshape(shape)
+    values = unpacked(slot, codec, stored, flat).reshape(shape)
+    entry[slot] = placed_as(values, entry[slot])
     for key in keys.values():
         del entry[key]
 
@@ -171,7 +172,9 @@ def _coded(
     tensors: dict[str, Tensor] = {}
     for name, tensor in packed(slot, codec, flat, noise).items():
         key = slot if name == slot else _key(slot, name.rpartition(".")[2], first)
-        tensors[key] = tensor.reshape(first[key].shape) if leading > 1 else tensor
+        if leading > 1:
+            tensor = placed_as(tensor.reshape(first[key].shape), first[key])
+        tensors[key] = tensor
     if codec.random:
         key = _key(slot, KEY, first)
         tensors[key] = first[key]
