@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradtx._sharding import full_tensor, local, placed_as
+from gradtx._sharding import full_tensor, is_sharded, local, placed_as
 from gradtx._storage import packed, unpacked
 from gradtx.codes import CODES, KEY, SCALE, Codec
 
@@ -29,6 +29,7 @@ def converted(
         first: The initial tensors of the same leaf in this run.
         codes: The codecs of this run's slots, where known; built-in ones are recognized by their tensors.
     """
+    saved = _whole_where_kept_whole(saved, first)
     entry = dict(saved)
     for slot, like in first.items():
         value = saved.get(slot)
@@ -58,6 +59,22 @@ def converted(
             )
         ):
             _recode(entry, slot, saved_code, code, first, shape)
+    return entry
+
+
+def _whole_where_kept_whole(
+    saved: Mapping[str, Any], first: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Gather slots that this run keeps whole: saved by rows, codes and scales are divided at different entries."""
+    entry = dict(saved)
+    for slot, like in first.items():
+        if isinstance(like, Tensor) and not is_sharded(like) and slot in entry:
+            suffixed = [
+                key for suffix in SUFFIXES for key in auxiliary_keys(slot, suffix)
+            ]
+            for key in (slot, *suffixed):
+                if key in entry:
+                    entry[key] = full_tensor(entry[key])
     return entry
 
 
