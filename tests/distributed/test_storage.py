@@ -187,3 +187,27 @@ def stacked_blocks_are_converted(code):
 @pytest.mark.parametrize("code", ["int8", "bfloat16+8"])
 def test_stacked_slots_that_are_divided_unevenly_are_converted(code, two):
     two.run(stacked_blocks_are_converted, code)
+
+
+def vectors_of_owners_are_converted():
+    """A vector's codes are saved two per process, its only scale on the first."""
+    mesh = init_device_mesh("cpu", (distributed.get_world_size(),))
+    tx, results = gradtx.soap(lr=0.1), []
+    for divided in (True, False):
+        values = torch.arange(4.0, dtype=torch.float64)
+        placed = distribute_tensor(values, mesh, [Shard(0)]) if divided else values
+        param = torch.nn.Parameter(placed)
+        coded = gradtx.as_optimizer(gradtx.with_state_dtype(tx, "int8", min_size=0), [param])
+        for _ in range(3):
+            param.grad = placed.detach() + 1
+            coded.step()
+        plain = gradtx.as_optimizer(tx, [param])
+        plain.load_state_dict(coded.state_dict())
+        saved = plain.state_dict()["state"][0]["exp_avg"]
+        results.append(saved.full_tensor() if isinstance(saved, DTensor) else saved)
+    assert results[1].all()
+    torch.testing.assert_close(*results, rtol=1e-10, atol=0)
+
+
+def test_vectors_that_one_rank_keeps_are_converted(two):
+    two.run(vectors_of_owners_are_converted)
