@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradtx._sharding import local
+from gradtx._sharding import full_tensor, is_sharded, local, placed_as
 from gradtx._storage import packed, unpacked
 from gradtx.codes import CODES, KEY, SCALE, Codec
 
@@ -29,6 +29,7 @@ def converted(
         first: The initial tensors of the same leaf in this run.
         codes: The codecs of this run's slots, where known; built-in ones are recognized by their tensors.
     """
+    saved = _whole_where_kept_whole(saved, first)
     entry = dict(saved)
     for slot, like in first.items():
         value = saved.get(slot)
@@ -38,13 +39,74 @@ def converted(
             or not value.ndim
         ):
             continue
-        code = (codes or {}).get(slot) or code_of(slot, first, value.shape)
-        saved_code = code_of(slot, saved, like.shape)
+        code = (codes or {}).get(slot)
+        shape = _shape_of_values(value, like, code)
+        if code is None:
+            code = code_of(slot, first, shape)
+        saved_code = code_of(slot, saved, shape)
         if code is not None and saved_code is None:
             entry.update(_coded(slot, code, value, first))
         elif saved_code is not None and code is None and like.is_floating_point():
             _decode(entry, slot, saved_code, like.shape)
     return entry
+
+
+def _whole_where_kept_whole(
+    saved: Mapping[str, Any], first: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Gather slots that this run keeps whole: saved by rows, codes and scales are divided at different entries."""
+    entry = dict(saved)
+    for slot, like in first.items():
+        if isinstance(like, Tensor) and not is_sharded(like) and slot in entry:
+            suffixed = [
+                key for suffix in SUFFIXES for key in auxiliary_keys(slot, suffix)
+            ]
+            for key in (slot, *suffixed):
+                if key in entry:
+                    entry[key] = full_tensor(entry[key])
+    return entry
+
+
+def _shape_of_values(value: Tensor, like: Tensor, code: Codec | None) -> torch.Size:
+    """Return the shape of a slot's values, of which two or one may be stored per entry, in the run and where saved.
+
+    Args:
+        value: The saved tensor.
+        like: The tensor of this run.
+        code: The code of this run, if known.
+    """
+    if value.shape == like.shape and code is not None:
+        return torch.Size(code.shape_of(like.shape, ()))
+    return max(value.shape, like.shape, key=torch.Size.numel)
+
+
+def slot_in_another_code(
+    saved: Mapping[str, Any],
+    first: Mapping[str, Any],
+    codes: Mapping[str, Codec],
+) -> str | None:
+    """Return the first slot that a saved entry encodes in another code than this run; None if there is none.
+
+    The arguments are those of `converted`.
+    """
+    for slot, like in first.items():
+        value, code = saved.get(slot), codes.get(slot)
+        if not isinstance(value, Tensor) or not value.ndim:
+            continue
+        shape = _shape_of_values(value, like, code)
+        code = code or code_of(slot, first, shape)
+        saved_code = code_of(slot, saved, shape)
+        if code is None or saved_code is None or saved_code.name == code.name:
+            continue
+        # A codec of the user may have the form of a built-in one.
+        keys = [slot, *(_key(slot, suffix, first) for suffix in code.suffixes)]
+        if any(_form(saved.get(key)) != _form(first[key]) for key in keys):
+            return slot
+    return None
+
+
+def _form(tensor: Any) -> tuple[torch.Size, torch.dtype] | None:
+    return (tensor.shape, tensor.dtype) if isinstance(tensor, Tensor) else None
 
 
 def auxiliary_keys(slot: str, suffix: str) -> list[str]:
@@ -70,8 +132,8 @@ def _leading(entry: Mapping[str, Any], slot: str) -> int:
 
 
 def _with_one(tensor: Tensor, leading: int) -> Tensor:
-    """Return a tensor whose leading dimensions are one."""
-    return tensor.flatten(0, leading - 1) if leading > 1 else tensor
+    """Return a tensor whose leading dimensions are one; a whole one, because uneven shards cannot be flattened."""
+    return full_tensor(tensor).flatten(0, leading - 1) if leading > 1 else tensor
 
 
 def _decode(entry: dict[str, Any], slot: str, codec: Codec, shape: torch.Size) -> None:
@@ -91,7 +153,8 @@ def _decode(entry: dict[str, Any], slot: str, codec: Codec, shape: torch.Size) -
         name = f"{slot}.{suffix}" if suffix else slot
         if stored[name].shape != torch.Size(size):
             return
-    entry[slot] = unpacked(slot, codec, stored, flat).reshape(shape)
+    values = unpacked(slot, codec, stored, flat).reshape(shape)
+    entry[slot] = placed_as(values, entry[slot])
     for key in keys.values():
         del entry[key]
 
@@ -117,7 +180,9 @@ def _coded(
     tensors: dict[str, Tensor] = {}
     for name, tensor in packed(slot, codec, flat, noise).items():
         key = slot if name == slot else _key(slot, name.rpartition(".")[2], first)
-        tensors[key] = tensor.reshape(first[key].shape) if leading > 1 else tensor
+        if leading > 1:
+            tensor = placed_as(tensor.reshape(first[key].shape), first[key])
+        tensors[key] = tensor
     if codec.random:
         key = _key(slot, KEY, first)
         tensors[key] = first[key]

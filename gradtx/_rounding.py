@@ -43,6 +43,11 @@ class Rounding(Operation):
             )
         update = placed_as(leaf.update, param)
         old = leaf.run.slots(self.path, leaf)
+        if not old:
+            raise ValueError(
+                f"{self.name}: leaf {leaf.name!r} has dtype {param.dtype}, but had one that is not rounded when its "
+                "state was created; create the optimizer or the state again after changing dtypes"
+            )
         before = local(param).to(torch.float32)
         after, slots = self.rounded(leaf, before, local(update).to(torch.float32), old)
         leaf.update = from_local_like((after - before).to(leaf.update.dtype), update)

@@ -971,6 +971,18 @@ def without_cached_graphs() -> contextlib.AbstractContextManager[None]:
     return _patched(config, "fx_graph_cache", False)
 
 
+def joins_uneven_inputs(module: Any) -> bool:
+    """Whether a DistributedDataParallel module is inside `join()`, where some ranks may have no inputs left.
+
+    Not if all ranks raise an error as soon as one has none left. Without the name the result is False.
+    """
+    config = getattr(module, "_join_config", None)
+    return bool(
+        getattr(config, "enable", False)
+        and not getattr(config, "throw_on_early_termination", False)
+    )
+
+
 def zero_redundancy_calls() -> bool:
     """Whether a `ZeroRedundancyOptimizer` is creating this optimizer for the parameters of one rank."""
     module = sys.modules.get("torch.distributed.optim.zero_redundancy_optimizer")

@@ -60,6 +60,10 @@ def test_without_the_base_of_convolutions_those_that_torch_exports_are_known(mon
     assert not isinstance(nn.Linear(2, 2), known)
 
 
+def test_without_the_record_of_join_no_module_counts_as_joining():
+    assert not _torch.joins_uneven_inputs(torch.nn.Linear(2, 2))
+
+
 # Eager steps.
 
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import re
+import weakref
 from collections.abc import Iterable
 from typing import Any, cast
 
 import torch
+from torch.nn.parallel import DistributedDataParallel
 
 from gradtx._sharding import Team, is_sharded, team_of
+from gradtx.optim._ddp import check_not_joining, wrappers_of
 from gradtx.optim._groups import GroupView
 from gradtx.optim._member import Member
 
@@ -37,6 +40,8 @@ class Agreement:
         self.are_divided = False
         # A plan, and its digest with its negative.
         self._of_replicas: tuple[Any, list[int]] = (None, [])
+        # The DistributedDataParallel modules around replicas; None before the first step.
+        self._wrappers: list[weakref.ref[DistributedDataParallel]] | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Agreement, ()
@@ -94,6 +99,11 @@ class Agreement:
         replicas: Team,
     ) -> None:
         whole = [member for member in members if not is_sharded(member.param)]
+        if self._wrappers is None:
+            params = [member.param for member in members]
+            self._wrappers = list(map(weakref.ref, wrappers_of(params)))
+        wrappers = [ref() for ref in self._wrappers]
+        check_not_joining(owner, [module for module in wrappers if module is not None])
         known, extremes = self._of_replicas
         if plan != known:
             extremes = _extremes(_lines(whole, views))

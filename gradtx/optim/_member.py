@@ -210,6 +210,8 @@ class Member:
         self.__init__(slots["name"], slots["param"])
         for name, value in slots.items():
             setattr(self, renamed.get(name, name), value)
+        # The copied tensor counts its writes from 0, and would later have the recorded version with another value.
+        self.device_count = None
 
 
 def version(tensor: Tensor) -> int:

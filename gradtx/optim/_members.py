@@ -325,6 +325,12 @@ class Members:
     def names(self) -> list[str]:
         return [member.name for member in self.by_param.values()]
 
+    def drop_gradients(self) -> None:
+        """Set the gradient of every parameter to None."""
+        for param in self.by_param:
+            if not is_lazy(param):
+                param.grad = None
+
     def rows(self, state: Mapping[Tensor, dict[str, Any]]) -> Sequence[list[Member]]:
         """Return the members of each group, with their present group and state."""
         sizes = [len(view.group["params"]) for view in self.views]

@@ -17,7 +17,7 @@ from gradtx._narrowing import is_dict, is_sequence
 from gradtx._pure import FUNCTIONS
 from gradtx._sharding import is_sharded
 from gradtx.core import GradientTransformation
-from gradtx.optim._release import check_not_ddp
+from gradtx.optim._ddp import check_not_ddp
 
 HOST = torch.device("cpu")
 

@@ -4,19 +4,18 @@
 
 from __future__ import annotations
 
-import gc
 import threading
 import weakref
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, distributed
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from gradtx._execution import Operation
 from gradtx._surroundings import unaffected_by_surroundings
+from gradtx.optim._ddp import check_not_ddp
 from gradtx.optim._member import Member
 from gradtx.optim._run import WAY_OUT, OptimizerRun, SingleRun
 from gradtx.optim._step import Step
@@ -228,21 +227,3 @@ def _way_out(operation: Operation) -> str:
     if "clip_by_global_norm" in operation.path:
         return "pass stale=True to clip by the norm of the previous step, or " + WAY_OUT
     return WAY_OUT
-
-
-def check_not_ddp(who: str, params: Iterable[Tensor], reason: str) -> None:
-    """Raise an error if DistributedDataParallel wraps a parameter; only the wrapping module reveals this.
-
-    Args:
-        who: The option that cannot be combined with it.
-        params: The parameters.
-        reason: The reason, as a predicate of the subject "DistributedDataParallel".
-    """
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return
-    ids = set(map(id, params))
-    for candidate in gc.get_objects():
-        if not issubclass(type(candidate), DistributedDataParallel):
-            continue
-        if any(id(param) in ids for param in candidate.parameters()):
-            raise RuntimeError(f"{who}: DistributedDataParallel {reason}")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gradtx._complex import as_complex, as_real, real_views
-from gradtx._conversion import converted
+from gradtx._conversion import converted, slot_in_another_code
 from gradtx._sharding import full_tensor, is_sharded
 from gradtx._slots import kind_of
 from gradtx.codes import Codec
@@ -47,7 +47,7 @@ def matched(
         The state, including the extra keys of wrappers.
 
     Raises:
-        ValueError: If a slot is missing, is unknown, belongs to another chain, or has another shape or kind.
+        ValueError: If a slot is missing, is unknown, belongs to another chain, or has another shape, kind or code.
     """
     unknown = saved.keys() - first.keys()
     extra = {*extra_keys(unknown), *unknown.intersection(wrapper_keys)}
@@ -79,7 +79,14 @@ def _matched(
     codes: Mapping[str, Codec],
 ) -> dict[str, Tensor]:
     """Implement `matched` for a real parameter and an entry without extra keys."""
-    saved = converted(_with_our_keys(saved, first), first, codes)
+    saved = _with_our_keys(saved, first)
+    slot = slot_in_another_code(saved, first, codes)
+    if slot is not None:
+        raise ValueError(
+            f"state of parameter {name!r}: {slot!r} is stored in another code than in this run; load it into an "
+            "optimizer without codes, and pass the state dict of that one"
+        )
+    saved = converted(saved, first, codes)
     state: dict[str, Tensor] = {}
     for key, value in first.items():
         if key in saved:

@@ -319,7 +319,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         Args:
             closure: Computes the loss and its gradients and returns the loss; links may call it again.
             consume_gradients: Whether to set each `.grad` to None as soon as it is used, so that temporary tensors can
-                reuse its memory.
+                reuse its memory. After the step all are None, also if a GradScaler skipped it.
             **extras: Inputs of links other than gradients. Extras by leaf are lists in parameter order or dicts by
                 name. If `hessian_diag` is omitted, it is estimated at the steps that use it, from the gradients of
                 `loss.backward(create_graph=True)` or with a closure that calls `loss.backward()`.
@@ -367,6 +367,8 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
             self._check_scaling(workings, closure)
             if workings.counts_on_host() and not scaling.proceed:
                 scaling.unscale(workings.members.by_param)
+                if consume_gradients:
+                    workings.members.drop_gradients()
                 return None
         loss, hessian = None, HessianStep(workings, extras)
         if closure is not None:
@@ -385,6 +387,8 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
             step = open_step or self._checked_step(extras, scaling, consume_gradients)
             hessian.supply(step)
             step.run()
+        if consume_gradients:
+            workings.members.drop_gradients()  # those of frozen leaves are left
         return loss
 
     def _check_scaling(

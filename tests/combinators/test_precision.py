@@ -253,3 +253,15 @@ def test_errors():
     halves = {"w": torch.ones(3, dtype=torch.bfloat16)}
     with pytest.raises(ValueError, match="cannot differentiate through the rounding of leaf 'w'"):
         torch.func.grad(new)(torch.tensor(1.0))
+
+
+@pytest.mark.parametrize("link", [gradtx.compensate_rounding(), gradtx.round_stochastically()], ids=str)
+def test_a_parameter_that_was_converted_after_its_state_was_created_is_named(link):
+    param = torch.nn.Parameter(torch.ones(3))
+    optimizer = gradtx.as_optimizer(gradtx.chain(gradtx.sgd(lr=0.1), link), [("w", param)])
+    param.data = param.data.bfloat16()
+    optimizer.state[param]["step"] = torch.tensor(1.0)  # the state has been used
+    param.grad = torch.ones_like(param)
+    with pytest.raises(ValueError, match=r"leaf 'w' has dtype torch\.bfloat16, but had one that is not rounded when"):
+        optimizer.step()
+    assert torch.equal(param.float(), torch.ones(3))

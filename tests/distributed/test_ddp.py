@@ -106,3 +106,38 @@ SAID_OF = {
 @pytest.mark.parametrize("case", SAID_OF)
 def test_zero_redundancy_refuses_sums_over_all_parameters_and_partitions(case, two):
     two.run(refused_by_zero_redundancy, case)
+
+
+def uneven_inputs(throws):
+    """The error of the only step inside of `join()`, and whether it left the parameters as they were."""
+    model = Model()
+    replicated = DistributedDataParallel(model)
+    optimizer = gradtx.as_optimizer(
+        gradtx.muon(lr=1e-2, fallback=gradtx.adamw()),
+        list(model.named_parameters()),
+        process_group=distributed.group.WORLD,
+    )
+    before, steps = weights(model), []
+
+    def train_to_the_end():
+        with replicated.join(throw_on_early_termination=throws):
+            for t in range(1 + distributed.get_rank()):
+                train(replicated, optimizer, 1, t)
+                steps.append(t)
+
+    with pytest.raises(RuntimeError) as caught:
+        train_to_the_end()
+    return str(caught.value), len(steps), all(map(torch.equal, weights(model), before))
+
+
+def test_work_is_not_divided_among_ranks_some_of_which_have_no_inputs_left(two):
+    for message, steps, unchanged in two.run(uneven_inputs, False):
+        assert (steps, unchanged) == (0, True)
+        assert "cannot be combined with DistributedDataParallel.join()" in message
+        assert "throw_on_early_termination=True" in message
+
+
+def test_work_is_divided_inside_of_join_if_all_ranks_end_together(two):
+    for message, steps, unchanged in two.run(uneven_inputs, True):
+        assert (steps, unchanged) == (1, False)
+        assert "exhausted" in message

@@ -177,6 +177,19 @@ def test_runs_under_a_scaler_go_on_after_copies_and_checkpoints(again):
     assert_same(optimizer, expected, 1e-13)
 
 
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda both: pickle.loads(pickle.dumps(both))])
+def test_copies_do_not_take_an_old_count_for_the_present_one(copied):
+    """In a copy, `step` tensors count writes from 0, and reach the version recorded in the original after one step."""
+    expected, theirs = made(gradtx.adam(lr=0.1))
+    run(expected, theirs, scaled=False, steps=[1, 2, 5, 6, 8, 9])
+    optimizer, params = made(gradtx.adam(lr=0.1))
+    run(optimizer, params, scaled=True, steps=[1, 2])
+    optimizer, params = copied((optimizer, params))
+    run(optimizer, params, scaled=False, steps=[5, 6])
+    run(optimizer, params, scaled=True, steps=[8, 9])
+    assert_same(optimizer, expected, 1e-13)
+
+
 def reloaded(optimizer, params):
     fresh, own = made(CHAINS["design"], twins(params))
     fresh.load_state_dict(saved_and_loaded(optimizer.state_dict()))
@@ -216,6 +229,17 @@ def test_gradients_are_left_unscaled_as_by_every_other_optimizer(name, infinite)
     with scaler(optimizer, infinite):
         optimizer.step()
     assert_equal([param.grad for param in params.values()], wanted)
+
+
+@pytest.mark.parametrize("name", ["design", "random"])  # skips on the device, and on the host
+@pytest.mark.parametrize("infinite", [False, True])
+def test_consumed_gradients_are_gone_whether_or_not_the_step_is_skipped(name, infinite):
+    """Otherwise, a loop without `zero_grad` would add to infinite gradients, and skip all further steps."""
+    optimizer, params = made(CHAINS[name])
+    set_gradients(params)
+    with scaler(optimizer, infinite):
+        optimizer.step(consume_gradients=True)
+    assert all(param.grad is None for param in params.values())
 
 
 def test_gradients_in_half_precision_are_unscaled_before_they_are_rounded():

@@ -451,6 +451,14 @@ def test_a_step_that_consumes_gradients_equals_one_that_does_not(name, compile, 
     assert_same_bits(*runs)
 
 
+@pytest.mark.parametrize("tx", [chain(gradtx.freeze("0.*"), gradtx.adamw()), gradtx.sam(gradtx.sgd(lr=0.1))])
+def test_a_step_also_consumes_the_gradients_of_frozen_leaves_and_of_closures(tx):
+    net = model()
+    optimizer = gradtx.as_optimizer(tx, net.named_parameters())
+    optimizer.step(lambda: backward(net, 0), consume_gradients=True)
+    assert all(param.grad is None for param in net.parameters())
+
+
 @pytest.mark.parametrize("norm", [False, True])
 def test_a_gradient_is_freed_as_soon_as_its_chunk_is_through(norm, monkeypatch):
     monkeypatch.setattr(bundle, "CHUNK", 64)
