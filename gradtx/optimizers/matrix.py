@@ -151,42 +151,24 @@ def with_fallback(
     )
 
 
-def _with_adam_atan2(
-    matrix,
-    lr,
-    betas,
-    weight_decay,
-    decoupled_wd,
-    cautious_factor,
-    a,
-    b,
-    matrix_lr,
-    matrix_ndims,
-):
-    """Complete a direction for matrices with decay and rate, and use Adam-atan2 for the other leaves."""
-    rate = lr if matrix_lr is None else matrix_lr
-    branch = chain(
+def _with_decay(matrix, rate, weight_decay, decoupled_wd, cautious_factor):
+    """Complete a direction for matrices with caution, decay and rate."""
+    return chain(
         matrix,
         scale_by_caution(cautious_factor),
         add_decayed_weights(weight_decay, relative_to=rate if decoupled_wd else None),
         scale_by_learning_rate(rate),
     )
-    rest = adam_atan2(
-        lr,
-        betas,
-        weight_decay,
-        0.0,
-        decoupled_wd,
-        cautious_factor=cautious_factor,
-        a=a,
-        b=b,
-    )
+
+
+def _by_ndim(matrix, rest, matrix_ndims):
+    """Use one transformation for leaves with these numbers of dimensions, and another one for the rest."""
 
     def is_matrix(name: str, tensor: Any) -> bool:
         return tensor.ndim in matrix_ndims
 
     return partition(
-        {"matrix": branch, "rest": rest}, {"matrix": is_matrix, "rest": "*"}
+        {"matrix": matrix, "rest": rest}, {"matrix": is_matrix, "rest": "*"}
     )
 
 
@@ -283,18 +265,19 @@ def muon_adam_atan2(
         normalize_neurons(muon_beta2, normuon_eps) if use_normuon else chain(),
         scale_by_shape("match_rms_adamw", muon_rms_factor, "batch"),
     )
-    return _with_adam_atan2(
-        matrix,
+    rate = lr if muon_lr is None else muon_lr
+    rest = adam_atan2(
         lr,
         betas,
         weight_decay,
+        0.0,
         decoupled_wd,
-        cautious_factor,
-        a,
-        b,
-        muon_lr,
-        matrix_ndims,
+        cautious_factor=cautious_factor,
+        a=a,
+        b=b,
     )
+    branch = _with_decay(matrix, rate, weight_decay, decoupled_wd, cautious_factor)
+    return _by_ndim(branch, rest, matrix_ndims)
 
 
 @alias(ranges=_MATRIX_RANGES)
@@ -359,18 +342,19 @@ def polar_adam_atan2(
         orthogonalize(POLAR_EXPRESS, polar_steps, view="batch"),
         scale_by_shape("match_rms_adamw", polar_rms_factor, "batch"),
     )
-    return _with_adam_atan2(
-        matrix,
+    rate = lr if polar_lr is None else polar_lr
+    rest = adam_atan2(
         lr,
         betas,
         weight_decay,
+        0.0,
         decoupled_wd,
-        cautious_factor,
-        a,
-        b,
-        polar_lr,
-        matrix_ndims,
+        cautious_factor=cautious_factor,
+        a=a,
+        b=b,
     )
+    branch = _with_decay(matrix, rate, weight_decay, decoupled_wd, cautious_factor)
+    return _by_ndim(branch, rest, matrix_ndims)
 
 
 @alias(
