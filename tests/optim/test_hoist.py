@@ -1,9 +1,11 @@
 """Scalar computations hoisted out of traced programs, on small programs traced here."""
 
+import functools
 import math
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import gradtx
@@ -152,6 +154,20 @@ def test_numbers_of_a_step_are_the_same_computed_in_python_and_on_a_device(on_ho
         by_node[node] = number(math.nan)  # never read
     order = [by_node.get(node, arguments[-1]) for node in module.graph.find_nodes(op="placeholder")]
     torch.testing.assert_close(module(*order), expected, rtol=1e-15, atol=0)
+
+
+def test_only_numbers_with_other_values_than_in_the_previous_step_are_created():
+    module, (a, b, x) = traced(lambda a, b, x: x * (1 - a) + b, number(0.25), number(-2.0), torch.randn(4))
+    numbers, _ = hoist(module, [a, b], x)
+    kept = [copy for node, copy in zip((a, b), numbers.arguments, strict=True) if node.users]
+    compute = functools.partial(StepNumbers(numbers, kept, module).compute, device=torch.device("cpu"), on_host=True)
+    runs = [compute([0.25, 3.0]), compute([0.25, 4.0]), compute([0.25, 0.0]), compute([0.25, -0.0])]
+    assert [[value.item() for value in run] for run in runs] == [[3, 0.75], [4, 0.75], [0, 0.75], [-0.0, 0.75]]
+    assert len({id(run[1]) for run in runs}) == 1
+    assert math.copysign(1, runs[3][0]) == -1
+    with FakeTensorMode():
+        assert type(compute([0.5, 5.0])[1]) is FakeTensor
+    assert type(compute([0.5, 5.0])[1]) is torch.Tensor
 
 
 @pytest.mark.parametrize("name", ["adamw", "nadam", "radam", "prodigy", "schedule_free_adamw"])

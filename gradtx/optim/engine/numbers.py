@@ -31,6 +31,8 @@ class StepNumbers:
         self._argument_dtypes = [node.meta["val"].dtype for node in self._arguments]
         self._dtypes = [node.meta["val"].dtype for node in self._results]
         self._functions: dict[tuple[torch.device, bool], ListFunction] = {}
+        # The values and tensors of the previous step.
+        self._previous: dict[torch.device, list[tuple[Any, Any]]] = {}
         _write_constants(self._graph, owner)
 
     def compute(
@@ -43,10 +45,21 @@ class StepNumbers:
         values = function.run(function.prepare(numbers), ())
         if not on_host:
             return values
-        tensors: list[Tensor] = []
-        for value, dtype in zip(values, self._dtypes, strict=True):
-            tensors.append(torch.full((), value, dtype=dtype, device=device))
-        return tensors
+        return self._tensors(values, device)
+
+    def _tensors(self, values: Sequence[Any], device: torch.device) -> list[Tensor]:
+        """Return 0-d tensors, those of the previous step where values are the same: creating them takes longer."""
+        before = self._previous.get(device) or [(None, None)] * len(values)
+        present: list[tuple[Any, Any]] = []
+        for pair, value, dtype in zip(before, values, self._dtypes, strict=True):
+            # A zero may have another sign.
+            if value != pair[0] or value == 0:
+                tensor = torch.full((), value, dtype=dtype, device=device)
+                is_plain = type(tensor) is Tensor  # not a fake one of a trace
+                pair = value if is_plain else None, tensor
+            present.append(pair)
+        self._previous[device] = present
+        return [tensor for _, tensor in present]
 
     def _function(self, device: torch.device, on_host: bool) -> ListFunction:
         key = device, on_host
