@@ -203,7 +203,7 @@ def training_step(tx):
 
 
 # Every rule stands in a pack, and aliases are chains of these. Tracing takes a time for each leaf.
-@thinned(24)
+@thinned(48)
 @pytest.mark.parametrize("shapes", [MATRIX, VECTOR], ids=["matrix", "vector"])
 @each_pack([*packs_of_rules(), *ALONE, *((case,) for case in chosen_aliases()[::6])])
 def test_a_compiled_training_step_is_one_graph_for_twenty_steps_of_new_numbers(pack, shapes):
@@ -270,7 +270,7 @@ def step_of_members(pack):
     return advance, stacked(members)
 
 
-@thinned(12)
+@thinned(24)
 @each_pack([*packs_of_rules()[::8], *ALONE[::2]])
 def test_a_compiled_step_of_members_with_their_own_numbers_is_one_graph(pack):
     torch._dynamo.reset()
@@ -304,7 +304,7 @@ STRESS = {
 
 
 @torchs_own_deprecation
-@thinned(2)
+@thinned(4)
 @pytest.mark.parametrize("make", list(STRESS.values()), ids=STRESS)
 def test_a_whole_step_through_inductor_equals_eager(make):
     torch._dynamo.reset()

@@ -158,6 +158,7 @@ def test_a_compiled_step_is_one_graph_for_all_steps(chain):
     assert counter.frame_count == 1
 
 
+@pytest.mark.nightly
 def test_a_compiled_step_of_many_members_is_one_graph_for_all_steps():
     tx = CHAINS["clocks"]()
     step, counter = compiled(torch.vmap(gradtx.train_step(loss_fn, tx), in_dims=(0, 0, None, None)))

@@ -13,7 +13,6 @@ import gradtx
 from gradtx import _torch
 from gradtx.optim.engine import compiled, trace
 from tests.optim.problems import assert_close, assert_equal, descend, parameters, set_gradients, values
-from tests.thinning import thinned
 
 SHAPES = {"weight": (3, 4), "bias": (5,)}
 
@@ -266,7 +265,7 @@ def test_without_a_name_for_tracing_the_tracer_says_which(module, name, monkeypa
         _torch.SymbolicTracer()
 
 
-@thinned(2)
+@pytest.mark.nightly  # dynamo takes 8 s
 @pytest.mark.filterwarnings("ignore")  # dynamo's
 @pytest.mark.parametrize(
     "tx", [gradtx.adamw(lr=0.1), gradtx.chain(gradtx.clip_by_global_norm(0.5), gradtx.sgd(lr=0.1))]

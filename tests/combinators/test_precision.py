@@ -37,6 +37,7 @@ def pure(tx, params, steps, state=None):
     return params, state
 
 
+@thinned(2)
 @pytest.mark.parametrize("dtype", HALVES)
 def test_small_steps_arrive_where_nearest_stands_still(dtype):
     step = 1e-4
