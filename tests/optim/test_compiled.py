@@ -390,7 +390,7 @@ def _tripled_if_long():
 def test_leaves_that_the_program_of_the_first_does_not_fit_are_all_traced(tx, uncompiled):
     weights = []
     for compiles in (False, True):
-        params = [torch.nn.Parameter(torch.ones(n)) for n in (64, 3, 16, 5)]
+        params = [torch.nn.Parameter(torch.ones(n)) for n in (64, 3, 16, 12)]
         optimizer = gradtx.as_optimizer(gradtx.chain(tx, gradtx.sgd(lr=0.1)), params, compile=compiles)
         for param in params:
             param.grad = torch.linspace(-1, 1, len(param))
