@@ -38,6 +38,7 @@ class Leaf:
         active: A 0-d bool tensor, whether the leaf takes part in this call; None if it certainly does.
         restarts: Whether a combinator around the current link restarts its inner transformation.
         new: The new slots, by stage.
+        starts: The initial slots of stages that may restart in this call, by stage.
         codecs: The codec of each slot that `init` has encoded.
         saved: Values that a combinator keeps between `enter` and `leave`.
         key, state, layout: The adapter's parameter, its flat state, and the location of each stage's slots in it.
@@ -87,6 +88,7 @@ class Leaf:
         self.active: Tensor | None = None
         self.restarts: bool | Tensor = False
         self.new: dict[Path, dict[str, Tensor]] = {}
+        self.starts: dict[Path, dict[str, Tensor]] = {}
         self.codecs: dict[tuple[Path, str], Codec] = {}
         self.saved: dict[Any, Any] = {}
         self.key: Any = None
@@ -139,6 +141,17 @@ class Leaf:
         self.active = other.active
         self.restarts = other.restarts
 
+    def kept_slots(self, path: Path, restarts: bool | Tensor) -> dict[str, Tensor]:
+        """Return the old slots of a stage whose new ones are discarded: the initial ones where it restarts."""
+        old = self.run.slots(path, self)
+        first = self.starts.get(path, {})
+        if not isinstance(restarts, Tensor):
+            return {**old, **first} if restarts else old
+        return {
+            slot: torch.where(restarts, first.get(slot, value), value)
+            for slot, value in old.items()
+        }
+
     def in_callers_form(self, value: Tensor) -> Tensor:
         """Return a slot, an update or weights in the caller's form: complex if shaped like a complex leaf."""
         if self.is_complex and value.shape == self.shape and value.dtype in PARTS:
@@ -149,7 +162,7 @@ class Leaf:
         """Drop all values once results are written, which limits temporary memory to that of one leaf."""
         self.update = self.grad = self.param = self._context = None
         self.inputs = (None, None)
-        self.new, self.saved = {}, {}
+        self.new, self.starts, self.saved = {}, {}, {}
 
     def result(self) -> Tensor | None:
         """Return the update after the last link, in at least float32: it is rounded when it is added."""

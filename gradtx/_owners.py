@@ -260,6 +260,7 @@ class OwnedRegion(Operation):
         whole.program = self.operations
         execute([whole], _done)
         job.leaf.new.update(whole.new)
+        job.leaf.starts.update(whole.starts)
         return whole.update
 
 

@@ -246,7 +246,8 @@ class StageState:
         if not old and self.first(leaf):
             raise lacking(self.path, leaf.name)
         if leaf.restarts is not False:
-            old = _with_restarts(leaf.restarts, self.first(leaf, old), old)
+            leaf.starts[self.path] = self.first(leaf, old)
+            old = leaf.kept_slots(self.path, leaf.restarts)
         flat = self.store.decode_slots(old, compute_dtype, leaf)
         if self._space is not None:
             flat = {
@@ -392,18 +393,6 @@ def _term(value: Any, leaf: Leaf) -> Tensor:
     if leaf.active is None:
         return term
     return torch.where(leaf.active, term, 0.0)  # not a product: 0 * inf is NaN
-
-
-def _with_restarts(
-    restarts: bool | Tensor, first: dict[str, Tensor], old: dict[str, Tensor]
-) -> dict[str, Tensor]:
-    """Return initial slots where a combinator restarts its inner transformation, else the old slots."""
-    if not isinstance(restarts, Tensor):
-        return first if restarts else old
-    return {
-        slot: torch.where(restarts, first.get(slot, value), value)
-        for slot, value in old.items()
-    }
 
 
 def _initial_value(

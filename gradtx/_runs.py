@@ -89,6 +89,7 @@ class Run:
         known_extras: The names of the extras that any link of the chain declares.
         leaf_extras: The extras that have a separate value for each leaf.
         new_shared: The new 0-d values of each stage.
+        starts: The initial 0-d values of stages that may restart in this call.
         late_sums: The sums of each stage that are complete only when all leaves have finished.
         new_trees: The new state of each pair of plain functions.
         stages: The name of each stage, in the order of the chain.
@@ -113,6 +114,7 @@ class Run:
 
     def __init__(self) -> None:
         self.new_shared: dict[Path, dict[str, Any]] = {}
+        self.starts: dict[Path, dict[str, Tensor]] = {}
         self.late_sums: dict[tuple[Path, str], LateSum] = {}
         self.new_trees: dict[Path, Any] = {}
         self.stages: dict[Path, str] = {}
@@ -146,6 +148,17 @@ class Run:
     def tree(self, path: Path) -> Any:
         """Return the old state of a pair of plain functions."""
         raise NotImplementedError
+
+    def kept_shared(self, path: Path, restarts: Any) -> dict[str, Tensor]:
+        """Return the old shared values of a stage whose new ones are discarded: the initial ones if it restarts."""
+        old = self.scalars(path)
+        if restarts is False:
+            return old
+        starts = self.starts.get(path, {})
+        return {
+            name: torch.where(as_flag(restarts, value), starts.get(name, value), value)
+            for name, value in old.items()
+        }
 
     def choice(self, path: Path, leaf: Leaf, selector: Any) -> Any:
         """Return the decision that a selector made for a leaf at init."""
@@ -284,6 +297,7 @@ class Scope:
         restarts: Whether an enclosing combinator restarts its inner transformation in this call.
         names: How often each stage name has been claimed at this path.
         space: The innermost enclosing combinator that changes coordinates, if any.
+        lag: How many steps the clock of the leaves is behind `count`.
         passed: The transformations that the enclosing alias, or link that stands for a chain, received, with their
             places, which they keep inside.
     """
@@ -299,6 +313,14 @@ class Scope:
     names: dict[str, int] = dataclasses.field(default_factory=dict)  # pyright: ignore[reportUnknownVariableType]  # dynamo takes no dict[...]()
     space: SpaceRun | None = None
     passed: Passed = ()
+    lag: int = 0
+
+    def finished_updates(self) -> Any:
+        """Return the number of finished updates on the clock of the leaves."""
+        if not self.lag:
+            return self.count
+        updates = self.count - self.lag
+        return updates.clamp(min=0) if isinstance(updates, Tensor) else max(updates, 0)
 
     def shared(
         self, path: Path, start: Mapping[str, Callable[[], Tensor]]
@@ -307,8 +329,10 @@ class Scope:
         values = self.run.shared(path, start)
         if self.restarts is False or self.run.initial:
             return values
+        first = {name: start[name]() for name in values}
+        self.run.starts[path] = first
         return {
-            name: torch.where(as_flag(self.restarts, value), start[name](), value)
+            name: torch.where(as_flag(self.restarts, value), first[name], value)
             for name, value in values.items()
         }
 
@@ -380,6 +404,7 @@ class Scope:
         scope.names = {}
         if count is not None:
             scope.count = count
+            scope.lag = 0
         return scope
 
     def branch(self, path: Path, i: int) -> Scope:
@@ -403,6 +428,7 @@ class Scope:
             names,
         )
         scope.space = self.space
+        scope.lag = self.lag
         scope.passed = self.passed
         return scope
 

@@ -106,6 +106,7 @@ class Space(Combinator):
         run = SpaceRun(self, scope, path, name)
         inside = scope.inside(path, 0)
         inside.space = run
+        inside.lag += self.delayed
         if self.hidden:
             inside.place = None
         enter = EnterSpace(run, scope)
@@ -143,6 +144,7 @@ class SpaceRun:
         # Whether inner operations have no sums over leaves and no shared values.
         self.by_leaf = False
         self.parts: list[bool | Tensor] = []  # whether each leaf took part
+        self._restarts = scope.restarts
         self._clocks: dict[Clock, Clock] = {}
         if space.delayed and not self.run.initial:
             self.run.commits.append(self._commit)
@@ -253,7 +255,11 @@ class SpaceRun:
         """Keep the old shared values of the inner transformation if no leaf took part."""
         takes_part = self._any_takes_part()
         for path, values in self.run.new_shared.items():
-            old = self.run.scalars(path) if self.contains(path) else {}
+            old = (
+                self.run.kept_shared(path, self._restarts)
+                if self.contains(path)
+                else {}
+            )
             if not old:
                 continue
             committed: dict[str, Tensor] = {}

@@ -457,6 +457,7 @@ class Pieces:
         leaf = self._leaf
         old = {path: leaf.run.slots(path, leaf) for path in self._paths}
         leaf.new.update(self._united_slots(old))
+        leaf.starts.update(self._united_slots(old, "start"))
         for key, value in self._batches[0].outputs.items():
             if key[0] == "shared":
                 _, path, name = key
@@ -478,12 +479,12 @@ class Pieces:
         if leaf.grad is None:
             leaf.grad = torch.zeros_like(leaf.update)
 
-    def _united_slots(self, old: Slots) -> Slots:
+    def _united_slots(self, old: Slots, kind: str = "slot") -> Slots:
         """Return the slots of the leaf: those of its blocks, stacked, or numbered if blocks differ in shape."""
         new: Slots = {}
         for batch in self._batches:
             for key, value in batch.outputs.items():
-                if key[0] != "slot":
+                if key[0] != kind:
                     continue
                 _, path, slot = key
                 slots = new.setdefault(path, {})
@@ -549,6 +550,9 @@ def _run(
 def _outputs(block: Leaf, whole: Leaf) -> dict[Any, Tensor]:
     """Return the results of a block."""
     outputs = _new_slots(block)
+    for path, slots in block.starts.items():
+        for slot, value in slots.items():
+            outputs["start", path, slot] = value
     for path, values in block.run.new_shared.items():
         for name, value in values.items():
             outputs["shared", path, name] = value

@@ -188,7 +188,7 @@ class FrameRun:
             self._old_shared = self._scope.shared(self.path, makers)
         if clock.counts:
             self.old_step = self._old_shared["step"]
-            restarts = self._restarts_at(self._scope.count)
+            restarts = self._restarts()
             if restarts is not False:
                 is_restart = as_flag(restarts, self.old_step)
                 self.old_step = torch.where(is_restart, 0, self.old_step)
@@ -214,15 +214,15 @@ class FrameRun:
         """Return whether the inner clock counts this call, on the leaf's device."""
         return None if self.ticks is None else self.ticks.to(leaf.device)
 
-    def _restarts_at(self, count: Any) -> Any:
-        """Return whether the inner transformation restarts after `count` updates of the outer clock."""
+    def _restarts(self) -> Any:
+        """Return whether the inner transformation restarts in this call."""
         outer = self._scope.restarts
         if self.frame.restarts is None:
             return outer
         if self.run.initial:
             # Not False: it may restart later, which some links don't support.
             return torch.tensor(False)
-        now = self.frame.restarts(count + 1)
+        now = self.frame.restarts(self._scope.finished_updates() + 1)
         return now if outer is False else now | outer
 
     # Operations.
@@ -240,7 +240,7 @@ class FrameRun:
         scope.changed = (
             scope.changed and self.frame.enter is None and self.frame.clock is None
         )
-        scope.restarts = self._restarts_at(self._scope.count)
+        scope.restarts = self._restarts()
         return tx._expand(scope)
 
     def between(self, inner: list[Any]) -> list[Any]:
@@ -324,11 +324,11 @@ class FrameRun:
     def _inner_name(self, path: Path, slot: str) -> str:
         return ".".join([*path[len(self.path) :], slot])
 
-    def keep_inner(self, leaf: Leaf, counts: Tensor) -> None:
-        """Keep the old inner slots of a leaf unless this call counts."""
+    def keep_inner(self, leaf: Leaf, counts: Tensor, restarts: bool | Tensor) -> None:
+        """Unless this call counts, keep the inner slots of a leaf, which may restart nevertheless."""
         for path in leaf.new:
             if self.contains(path):
-                old = leaf.run.slots(path, leaf)
+                old = leaf.kept_slots(path, restarts)
                 new = leaf.new[path]
                 leaf.new[path] = {
                     slot: torch.where(counts, value, old[slot])
@@ -336,7 +336,7 @@ class FrameRun:
                 }
 
     def _commit(self) -> None:
-        """Keep the old shared values of the inner transformation unless this call counts."""
+        """Unless this call counts, keep the inner shared values, which may restart nevertheless."""
         run = self.run
         if self.ticks is None:  # no leaf had a gradient, or programs ran all that had
             if run.has_one_leaf:  # others decide, also about the clocks inside
@@ -346,9 +346,10 @@ class FrameRun:
             self.decide(run.sums_of_programs(self.path))
         assert self.ticks is not None
         ticks = self.ticks.to(run.device)
+        restarts = self._restarts()
         for path, values in run.new_shared.items():
             # A branch that none of these leaves enters has no old values.
-            old = run.scalars(path) if self.contains(path) else None
+            old = run.kept_shared(path, restarts) if self.contains(path) else None
             if old:
                 run.new_shared[path] = {
                     name: torch.where(ticks, new, old[name])
@@ -374,6 +375,7 @@ class OuterValues:
     clock: Clock
     active: Tensor | None
     restarts: Any
+    inner_restarts: Any = False
     state: RuleState | None = None
     arms: dict[str, Any] = dataclasses.field(default_factory=empty_dict)
 
@@ -470,6 +472,7 @@ class Enter(RuleOperation):
             leaf.clock = self._frame_run.clock
         if self._frame.restarts is not None:
             leaf.restarts = self._restarts(leaf)
+        leaf.saved[self].inner_restarts = leaf.restarts
 
     def _restarts(self, leaf: Leaf) -> Any:
         outside: OuterValues = leaf.saved[self]
@@ -632,7 +635,7 @@ class Leave(RuleOperation):
         assert ticks is not None
         accept = ticks if leaf.active is None else ticks & leaf.active
         leaf.update = torch.where(accept, leaf.update, torch.zeros_like(leaf.update))
-        self._frame_run.keep_inner(leaf, ticks)
+        self._frame_run.keep_inner(leaf, ticks, outside.inner_restarts)
         leaf.active = _either(ticks, leaf.active, outside.active)
 
     def _of_arms(self, arms: dict[str, Any], leaf: Leaf) -> Any:

@@ -19,7 +19,7 @@ def restart(tx: GradientTransformation, every: int, keep_clock: bool = False):
 
     All slots and shared values are reset (those that depend on the parameters use the current parameters), and so is
     the inner clock: after a restart, bias corrections are those of t = 1, and inner schedules start again. The first
-    period has $N - 1$ steps.
+    period has $N - 1$ steps. A leaf without a gradient at step t is skipped, and its slots are not reset.
 
     Args:
         tx: The transformation to restart.

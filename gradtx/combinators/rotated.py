@@ -81,7 +81,8 @@ def rotated(
         max_precondition_dim: Dimensions larger than this, >= 1, are not rotated.
         merge_dims: Merge neighboring dimensions, left to right, while their product does not exceed that limit.
         precondition_1d: Also rotate leaves with one dimension.
-        start: "skip": the first step only collects statistics and returns 0, so the inner clock is one step behind.
+        start: "skip": the first step only collects statistics and returns 0, so the inner clock is one step behind;
+            inner schedules follow the outer count.
             "identity": the first step runs unrotated.
         refresh: "qr": columns in the order of $\mathrm{diag}(Q^\top S Q)$, then $Q \leftarrow \mathrm{QR}(S Q)$.
             "eigh": eigenvectors of S. "svd": the left singular vectors of $\mathrm{mat}_i(u)$, computed before the

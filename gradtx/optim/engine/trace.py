@@ -335,16 +335,17 @@ class TracedPass:
         for tensor in common:
             self._common.append(self._tracer.fixed(_distinct(tensor)))
         self._leaves = [self._stand_ins(of_leaf) for of_leaf in leaves]
-        self._trace(run, self._leaves[0])
-        if self.operation is not None and len(leaves) > 1:
-            # The program also adds the terms of its leaves.
-            self._trace(run, _concatenated(self._leaves))
         # The positions of 0-d arguments among the leaves' arguments.
         self._number_slots: list[int] = []
         self._of_bundle: Any = None
         self._kernel: Any = None
         # Whether sizes satisfy the compiler's assumptions; None before it has run.
         self._suits_kernel: Callable[[Sequence[Tensor]], bool] | None = None
+        self._trace(run, self._leaves[0])
+        # A program with sums also adds the terms of its leaves. Rules may depend on lengths, which may differ.
+        adds_terms = self.operation is not None and len(leaves) > 1
+        if adds_terms or not self.fits(_concatenated(leaves)):
+            self._trace(run, _concatenated(self._leaves))
 
     def _stand_ins(self, leaf: list[Tensor]) -> list[Tensor]:
         """Create stand-ins; equally long tensors of a flat leaf share one size: compilation takes a quarter as long."""
