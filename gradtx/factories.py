@@ -165,7 +165,12 @@ class Spec:
 
     def shared_of(self, arguments: Bound) -> Mapping[str, Any]:
         """Return the shared scalars: name -> initial value."""
-        return self._shared(arguments) if callable(self._shared) else self._shared
+        # isinstance, not callable(): dynamo does not trace callable() of a dict
+        return (
+            self._shared
+            if isinstance(self._shared, Mapping)
+            else self._shared(arguments)
+        )
 
     def nonnegative(self, arguments: Bound) -> tuple[str, ...]:
         """Return the slots whose values are never negative."""
