@@ -165,7 +165,9 @@ class Spec:
 
     def shared_of(self, arguments: Bound) -> Mapping[str, Any]:
         """Return the shared scalars: name -> initial value."""
-        return self._shared(arguments) if callable(self._shared) else self._shared
+        shared: Any = self._shared
+        # Not `callable`, which dynamo does not trace for a dict.
+        return shared if is_mapping(shared) else shared(arguments)
 
     def nonnegative(self, arguments: Bound) -> tuple[str, ...]:
         """Return the slots whose values are never negative."""

@@ -231,6 +231,7 @@ CONSTANTS = {
     "oracles": lambda: gradtx.scion(),
     "factors": lambda: gradtx.kl_shampoo(),
     "sides": lambda: gradtx.psgd_kron(),
+    "shared values": lambda: gradtx.lbfgs(),
     "schedule": lambda: gradtx.sgd(lr=gradtx.cosine_schedule(0.1, 5), momentum=0.9),
 }
 
