@@ -76,6 +76,7 @@ def test_a_module_without_a_page_is_named(monkeypatch):
         reference.pages()
 
 
+@pytest.mark.nightly  # a second build of the site
 def test_dead_links_and_unknown_symbols_stop_the_build(tmp_path):
     (tmp_path / "index.md").write_text(PAGE, encoding="utf-8")
     command = [sys.executable, "-m", "sphinx", "--fail-on-warning", "--keep-going", "--nitpicky", "--quiet"]

@@ -58,7 +58,7 @@ def sharded_run(name, compile):
     return found
 
 
-@thinned(2)
+@thinned(4)
 @each_engine
 @pytest.mark.parametrize("name", [*CHAINS, *WITH_CLOSURES])
 def test_a_sharded_run_equals_that_of_one_process(name, compile, two):

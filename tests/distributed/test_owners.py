@@ -139,7 +139,7 @@ def weights_and_traffic(name, kind):
     return weights, traffic.messages
 
 
-@thinned(5)
+@thinned(8)
 @pytest.mark.parametrize("ranks", [2, 4])
 @pytest.mark.parametrize("kind", ["fsdp", "hsdp", "rows and columns"])
 @pytest.mark.parametrize("name", CHAINS)
@@ -156,7 +156,7 @@ def weights_with_sums(name, kind):
     return trained(WITH_SUMS[name], placement(kind))[1]
 
 
-@thinned(3)
+@thinned(6)
 @pytest.mark.parametrize("kind", ["fsdp", "hsdp", "rows and columns"])
 @pytest.mark.parametrize("name", WITH_SUMS)
 def test_links_that_sum_over_shards_stand_in_front_of_owners_and_behind(name, kind, four):

@@ -49,7 +49,7 @@ def released_equals_ordinary(name, compile):
     assert_equal(trained(name, True, compile), trained(name, False, compile))
 
 
-@thinned(2)
+@thinned(4)
 @pytest.mark.parametrize("name", TRANSFORMATIONS)
 def test_sharded_parameters_step_during_backward_bit_for_bit(name, two):
     two.run(released_equals_ordinary, name, False)

@@ -89,6 +89,7 @@ def assert_same(optimizer, expected, tolerance):
     assert found["groups"] == wanted["groups"]
 
 
+@thinned(2)
 @pytest.mark.parametrize("name", CHAINS)
 def test_infinite_steps_leave_no_trace_in_parameters_state_counts_or_groups(name):
     (expected, theirs), (optimizer, params) = made(CHAINS[name]), made(CHAINS[name])

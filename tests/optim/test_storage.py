@@ -262,7 +262,7 @@ def test_chains_of_all_kinds_step_with_codes(wrap, compile):
         assert not torch.equal(param, other) or param.numel() < 4096
 
 
-@thinned(4)
+@thinned(8)
 @pytest.mark.filterwarnings("error:compile=True has no effect")
 @pytest.mark.parametrize("shape", [(1,), (5, 1), (64, 1), (4, 1, 1), (1, 5), (0, 5), ()], ids=str)
 @pytest.mark.parametrize("code", ["int8", "int4"])
@@ -329,7 +329,7 @@ WINDOWED = {  # keyed by the link before AdamW: sums over leaves are computed ov
 }
 
 
-@thinned(2)
+@thinned(4)
 @pytest.mark.parametrize("compile", ["traced"], indirect=True)
 @pytest.mark.parametrize("link", WINDOWED)
 @pytest.mark.parametrize("code", ["int8", "int4", "float8", "bfloat16+8"])

@@ -10,6 +10,7 @@ from torch.optim import lr_scheduler
 
 import gradtx
 from tests.references import TOLERANCE, WeightsLoop, difference, first_update, named, rates_left_by
+from tests.thinning import thinned
 
 LR = 0.3
 SCHEDULES = [  # factory, its numbers, the rest
@@ -324,6 +325,7 @@ def test_the_derivative_with_respect_to_a_number_is_that_of_the_formula():
     assert torch.func.grad(value)(torch.tensor(0.3, dtype=torch.float64)).item() == pytest.approx(0.5)
 
 
+@thinned(2)
 @pytest.mark.parametrize("schedule", MADE, ids=str)
 def test_one_compiled_graph_serves_every_step(schedule):
     graphs = []
