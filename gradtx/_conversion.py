@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -31,19 +31,9 @@ def converted(
     """
     saved = _whole_where_kept_whole(saved, first)
     entry = dict(saved)
-    for slot, like in first.items():
-        value = saved.get(slot)
-        if (
-            not isinstance(value, Tensor)
-            or not isinstance(like, Tensor)
-            or not value.ndim
-        ):
-            continue
-        code = (codes or {}).get(slot)
-        shape = _shape_of_values(value, like, code)
-        if code is None:
-            code = code_of(slot, first, shape)
-        saved_code = code_of(slot, saved, shape)
+    for slot in _with_dimensions(saved, first):
+        value, like = saved[slot], first[slot]
+        code, saved_code = _codes_of(slot, saved, first, codes or {})
         if code is not None and saved_code is None:
             entry.update(_coded(slot, code, value, first))
         elif saved_code is not None and code is None and like.is_floating_point():
@@ -51,20 +41,62 @@ def converted(
     return entry
 
 
+def slot_in_another_code(
+    saved: Mapping[str, Any],
+    first: Mapping[str, Any],
+    codes: Mapping[str, Codec],
+) -> str | None:
+    """Return the first slot that a saved entry encodes in another code than this run; None if there is none.
+
+    The arguments are those of `converted`.
+    """
+    for slot in _with_dimensions(saved, first):
+        code, saved_code = _codes_of(slot, saved, first, codes)
+        if code is None or saved_code is None or saved_code.name == code.name:
+            continue
+        # A codec of the user may have the form of a built-in one.
+        keys = [slot, *(_key(slot, suffix, first) for suffix in code.suffixes)]
+        if any(_form(saved.get(key)) != _form(first[key]) for key in keys):
+            return slot
+    return None
+
+
 def _whole_where_kept_whole(
     saved: Mapping[str, Any], first: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Gather slots that this run keeps whole: saved by rows, codes and scales are divided at different entries."""
+    """Gather slots that this run keeps whole: an owner's are saved divided by rows, codes and scales differently."""
     entry = dict(saved)
     for slot, like in first.items():
-        if isinstance(like, Tensor) and not is_sharded(like) and slot in entry:
-            suffixed = [
-                key for suffix in SUFFIXES for key in auxiliary_keys(slot, suffix)
-            ]
-            for key in (slot, *suffixed):
-                if key in entry:
-                    entry[key] = full_tensor(entry[key])
+        if is_sharded(like):
+            continue
+        for key in possible_keys(slot):
+            if key in entry:
+                entry[key] = full_tensor(entry[key])
     return entry
+
+
+def _with_dimensions(
+    saved: Mapping[str, Any], first: Mapping[str, Any]
+) -> Iterator[str]:
+    """Yield the saved slots of this run that are tensors with dimensions, which alone may be coded."""
+    for slot, like in first.items():
+        value = saved.get(slot)
+        if isinstance(value, Tensor) and isinstance(like, Tensor) and value.ndim:
+            yield slot
+
+
+def _codes_of(
+    slot: str,
+    saved: Mapping[str, Any],
+    first: Mapping[str, Any],
+    codes: Mapping[str, Codec],
+) -> tuple[Codec | None, Codec | None]:
+    """Return the code of a slot in this run and where it was saved; None for plain values."""
+    code = codes.get(slot)
+    shape = _shape_of_values(saved[slot], first[slot], code)
+    if code is None:
+        code = code_of(slot, first, shape)
+    return code, code_of(slot, saved, shape)
 
 
 def _shape_of_values(value: Tensor, like: Tensor, code: Codec | None) -> torch.Size:
@@ -80,33 +112,16 @@ def _shape_of_values(value: Tensor, like: Tensor, code: Codec | None) -> torch.S
     return max(value.shape, like.shape, key=torch.Size.numel)
 
 
-def slot_in_another_code(
-    saved: Mapping[str, Any],
-    first: Mapping[str, Any],
-    codes: Mapping[str, Codec],
-) -> str | None:
-    """Return the first slot that a saved entry encodes in another code than this run; None if there is none.
-
-    The arguments are those of `converted`.
-    """
-    for slot, like in first.items():
-        value, code = saved.get(slot), codes.get(slot)
-        if not isinstance(value, Tensor) or not value.ndim:
-            continue
-        shape = _shape_of_values(value, like, code)
-        code = code or code_of(slot, first, shape)
-        saved_code = code_of(slot, saved, shape)
-        if code is None or saved_code is None or saved_code.name == code.name:
-            continue
-        # A codec of the user may have the form of a built-in one.
-        keys = [slot, *(_key(slot, suffix, first) for suffix in code.suffixes)]
-        if any(_form(saved.get(key)) != _form(first[key]) for key in keys):
-            return slot
-    return None
-
-
 def _form(tensor: Any) -> tuple[torch.Size, torch.dtype] | None:
     return (tensor.shape, tensor.dtype) if isinstance(tensor, Tensor) else None
+
+
+def possible_keys(slot: str) -> list[str]:
+    """Return a slot and the possible names of all auxiliary tensors of its code."""
+    keys = [slot]
+    for suffix in SUFFIXES:
+        keys += auxiliary_keys(slot, suffix)
+    return keys
 
 
 def auxiliary_keys(slot: str, suffix: str) -> list[str]:

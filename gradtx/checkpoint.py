@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from gradtx import _tree
-from gradtx._conversion import SUFFIXES, auxiliary_keys, converted
+from gradtx._conversion import converted, possible_keys
 from gradtx._narrowing import is_dict
 from gradtx._runs import Memory
 from gradtx._sharding import is_sharded
@@ -160,7 +160,7 @@ def _in_codes_of(state: Any, saved: Mapping[str, Tensor]) -> dict[str, Tensor]:
                 if leaf in tensors
             }
             saved_slots: dict[str, Tensor] = {}
-            for slot in _with_suffixes(slots):
+            for slot in _with_auxiliary(slots):
                 name = f"{stage}.{slot}.{leaf}"
                 if name in saved:
                     saved_slots[slot] = saved[name]
@@ -170,13 +170,11 @@ def _in_codes_of(state: Any, saved: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return entries
 
 
-def _with_suffixes(slots: Iterable[str]) -> list[str]:
+def _with_auxiliary(slots: Iterable[str]) -> list[str]:
     """Return the slots and all tensors that may belong to their codes, without duplicates."""
     names: list[str] = []
     for slot in slots:
-        names.append(slot)
-        for suffix in SUFFIXES:
-            names += auxiliary_keys(slot, suffix)
+        names += possible_keys(slot)
     return list(dict.fromkeys(names))
 
 

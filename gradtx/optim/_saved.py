@@ -10,7 +10,6 @@ from torch import Tensor
 
 from gradtx._complex import as_complex, as_real, real_views
 from gradtx._conversion import converted, slot_in_another_code
-from gradtx._sharding import full_tensor, is_sharded
 from gradtx._slots import kind_of
 from gradtx.codes import Codec
 from gradtx.optim._extra_keys import extra_keys, kept
@@ -151,9 +150,6 @@ def _as_slot(
 ) -> Tensor:
     check_slot(name, key, saved)
     value = torch.as_tensor(saved)
-    # For example a slot kept by the leaf's owner, which is saved divided by rows.
-    if not is_sharded(first):
-        value = full_tensor(value)
     if value.shape != first.shape:
         shapes = f"{tuple(value.shape)}, needs {tuple(first.shape)}"
         raise ValueError(f"state of parameter {name!r}: {key!r} has shape {shapes}")
