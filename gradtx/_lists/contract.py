@@ -5,7 +5,7 @@ Every operation on lists reads and writes whole tensors, so each operation saved
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Set
+from collections.abc import Iterable, Iterator, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,6 +59,15 @@ def writers(argument: Any) -> list[Node]:
         for user in argument.users
         if _torch.writes(user.target) and user.args[0] is argument
     ]
+
+
+def following(graph: Graph, arguments: Iterable[Node]) -> set[Node]:
+    """Return these arguments and all nodes that depend on any of them."""
+    reached = set(arguments)
+    for node in graph.nodes:
+        if not reached.isdisjoint(node.all_input_nodes):
+            reached.add(node)
+    return reached
 
 
 def is_view(node: Node) -> bool:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from gradtx._lists.contract import writers
+from gradtx._lists.contract import following, writers
 from gradtx._lists.record import Recording
 
 EXACT = (torch.float64, torch.int64)  # the dtypes whose values Python scalars represent
@@ -43,12 +43,8 @@ def _may_be_number(argument: Node) -> bool:
 
 def _varying(recording: Recording, candidates: set[Node]) -> set[Node]:
     """Return the nodes whose values may differ between leaves with equal candidates."""
-    varying: set[Node] = set()
-    for node in recording.graph.nodes:
-        is_argument = node in recording.leaves and node not in candidates
-        if is_argument or not varying.isdisjoint(node.all_input_nodes):
-            varying.add(node)
-    return varying
+    others = [node for node in recording.leaves if node not in candidates]
+    return following(recording.graph, others)
 
 
 def _is_written_without(argument: Node, varying: set[Node]) -> bool:

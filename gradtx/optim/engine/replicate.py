@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 
+from gradtx._lists.contract import following
+
 
 def replicated(
     module: GraphModule, leaves: Sequence[Sequence[Tensor]], of_leaves: Sequence[bool]
@@ -26,7 +28,7 @@ def replicated(
     arguments = module.graph.find_nodes(op="placeholder")
     of_leaf = arguments[len(arguments) - len(leaves[0]) :]
     (output,) = module.graph.find_nodes(op="output")
-    repeated = _following(module.graph, of_leaf)
+    repeated = following(module.graph, of_leaf).difference(of_leaf)
     graph = Graph()
     copies: dict[Node, Node] = {}
     for argument in arguments[: -len(of_leaf)]:
@@ -38,23 +40,15 @@ def replicated(
     for column in columns:
         copies.update(zip(of_leaf, column, strict=True))
         for node in module.graph.nodes:
-            is_new = node not in copies and node is not output
-            if is_new or node in repeated:
+            if node is output:
+                continue
+            if node in repeated or node not in copies:
                 copies[node] = graph.node_copy(node, copies.__getitem__)
         for result, is_of_leaf in zip(output.args[0], of_leaves, strict=True):
             if is_of_leaf or column is columns[0]:
                 results.append(copies[result])
     graph.output(results)
     return GraphModule(module, graph)
-
-
-def _following(graph: Graph, arguments: Sequence[Node]) -> set[Node]:
-    """Return the nodes, other than the output, that depend on some of these arguments."""
-    reached = set(arguments)
-    for node in graph.nodes:
-        if node.op != "output" and not reached.isdisjoint(node.all_input_nodes):
-            reached.add(node)
-    return reached.difference(arguments)
 
 
 def _arguments(
