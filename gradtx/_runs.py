@@ -154,11 +154,7 @@ class Run:
         old = self.scalars(path)
         if restarts is False:
             return old
-        starts = self.starts.get(path, {})
-        return {
-            name: torch.where(as_flag(restarts, value), starts.get(name, value), value)
-            for name, value in old.items()
-        }
+        return _restarted(old, self.starts.get(path, {}), restarts)
 
     def choice(self, path: Path, leaf: Leaf, selector: Any) -> Any:
         """Return the decision that a selector made for a leaf at init."""
@@ -273,6 +269,16 @@ def as_flag(flag: bool | Tensor, like: Tensor) -> Tensor:
     )
 
 
+def _restarted(
+    values: Mapping[str, Tensor], first: Mapping[str, Tensor], restarts: bool | Tensor
+) -> dict[str, Tensor]:
+    """Return the initial shared values if their stage restarts, else the present ones."""
+    return {
+        name: torch.where(as_flag(restarts, value), first.get(name, value), value)
+        for name, value in values.items()
+    }
+
+
 def clock_at(place: Place, clock_paths: Mapping[Place, Path]) -> Path | None:
     """Return the path of the clock that a node at this place follows; None for the outermost clock."""
     for length in range(len(place), -1, -1):
@@ -329,12 +335,8 @@ class Scope:
         values = self.run.shared(path, start)
         if self.restarts is False or self.run.initial:
             return values
-        first = {name: start[name]() for name in values}
-        self.run.starts[path] = first
-        return {
-            name: torch.where(as_flag(self.restarts, value), first[name], value)
-            for name, value in values.items()
-        }
+        first = self.run.starts[path] = {name: start[name]() for name in values}
+        return _restarted(values, first, self.restarts)
 
     def claim(self, name: str) -> Path:
         """Return the path of the next stage called `name`; the second such stage is `name_1`."""
