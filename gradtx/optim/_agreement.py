@@ -41,7 +41,7 @@ class Agreement:
         # A plan, and its digest with its negative.
         self._of_replicas: tuple[Any, list[int]] = (None, [])
         # The DistributedDataParallel modules around replicas; None before the first step.
-        self._wrappers: list[weakref.ref[DistributedDataParallel]] | None = None
+        self._wrappers: weakref.WeakSet[DistributedDataParallel] | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Agreement, ()
@@ -101,9 +101,8 @@ class Agreement:
         whole = [member for member in members if not is_sharded(member.param)]
         if self._wrappers is None:
             params = [member.param for member in members]
-            self._wrappers = list(map(weakref.ref, wrappers_of(params)))
-        wrappers = [ref() for ref in self._wrappers]
-        check_not_joining(owner, [module for module in wrappers if module is not None])
+            self._wrappers = weakref.WeakSet(wrappers_of(params))
+        check_not_joining(owner, self._wrappers)
         known, extremes = self._of_replicas
         if plan != known:
             extremes = _extremes(_lines(whole, views))
