@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,6 +13,22 @@ from gradtx._lists.bundle import numbers_for
 from gradtx._lists.code import ListFunction, list_function
 from gradtx._lists.record import Recording, add_constant
 from gradtx.optim.engine.hoist import Numbers
+
+
+class KnownScalar(NamedTuple):
+    """A scalar of the previous step; a pair that is replaced as one, because threads share programs.
+
+    Attributes:
+        value: Its value.
+        tensor: The same as a tensor; None before the first step.
+    """
+
+    value: Any = None
+    tensor: Tensor | None = None
+
+    def tensor_of(self, value: Any) -> Tensor | None:
+        """Return the tensor if it has this value, else None, as for zeros, whose signs may differ."""
+        return self.tensor if value == self.value and value != 0 else None
 
 
 class StepNumbers:
@@ -31,8 +47,7 @@ class StepNumbers:
         self._argument_dtypes = [node.meta["val"].dtype for node in self._arguments]
         self._dtypes = [node.meta["val"].dtype for node in self._results]
         self._functions: dict[tuple[torch.device, bool], ListFunction] = {}
-        # The values and tensors of the previous step.
-        self._previous: dict[torch.device, list[tuple[Any, Any]]] = {}
+        self._known: dict[torch.device, list[KnownScalar]] = {}
         _write_constants(self._graph, owner)
 
     def compute(
@@ -49,17 +64,17 @@ class StepNumbers:
 
     def _tensors(self, values: Sequence[Any], device: torch.device) -> list[Tensor]:
         """Return 0-d tensors, those of the previous step where values are the same: creating them takes longer."""
-        before = self._previous.get(device) or [(None, None)] * len(values)
-        present: list[tuple[Any, Any]] = []
-        for pair, value, dtype in zip(before, values, self._dtypes, strict=True):
-            # A zero may have another sign.
-            if value != pair[0] or value == 0:
+        known = self._known.setdefault(device, [KnownScalar()] * len(values))
+        tensors: list[Tensor] = []
+        for i, (value, dtype) in enumerate(zip(values, self._dtypes, strict=True)):
+            tensor = known[i].tensor_of(value)
+            if tensor is None:
                 tensor = torch.full((), value, dtype=dtype, device=device)
-                is_plain = type(tensor) is Tensor  # not a fake one of a trace
-                pair = value if is_plain else None, tensor
-            present.append(pair)
-        self._previous[device] = present
-        return [tensor for _, tensor in present]
+                # Tensors of a trace may be fake.
+                if type(tensor) is Tensor:
+                    known[i] = KnownScalar(value, tensor)
+            tensors.append(tensor)
+        return tensors
 
     def _function(self, device: torch.device, on_host: bool) -> ListFunction:
         key = device, on_host
