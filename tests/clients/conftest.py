@@ -4,6 +4,8 @@ import os
 
 import pytest
 
+collect_ignore = ["regressions.py"]  # it imports Lightning, which takes seconds in each process of tests
+
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported
 
 
