@@ -507,7 +507,8 @@ class RuleOperation(Operation):
         """Prevent fusion with surrounding operations if, for sharded leaves, owner ranks run this rule separately."""
         if not self.at_owner:
             return _NO_CONTEXT
-        leaf.update = leaf.run.fusion_barrier(leaf.update)
+        if self.whole_until is not None:
+            leaf.update = leaf.run.fusion_barrier(leaf.update)
         return leaf.run.as_written(self, leaf)
 
     def _call(self, leaf: Leaf) -> Call:

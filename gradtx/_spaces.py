@@ -85,6 +85,7 @@ class Space(Combinator):
         needs_kinds: Whether inner slots need a kind.
         seed: The seed if the view draws random numbers, else None.
         changes: `shape -> bool`: whether the inner coordinates of a leaf differ from its own.
+        by_name: Whether the view depends on the leaf's name, which programs for many leaves do not know.
         hidden: Whether `inner` is an implementation detail without a place among the chain's links.
         reads_grad: Whether the view or inner links may read `ctx.grad`.
     """
@@ -98,6 +99,7 @@ class Space(Combinator):
     needs_kinds: bool = True
     seed: int | None = None
     changes: Callable[[torch.Size], bool] = lambda shape: True
+    by_name: bool = False
     hidden: bool = False
     reads_grad: bool = True
 
@@ -160,11 +162,18 @@ class SpaceRun:
 
     def has_program(self, leaf: Leaf) -> bool:
         """Whether programs may run the space for a leaf: they compute no bases, and take no part in `_commit`."""
-        return (
-            self.by_leaf
-            and self.space.seed is None
-            and not self.space.changes(leaf.shape)
-        )
+        return self._is_by_leaf() and not self.space.changes(leaf.shape)
+
+    def has_list_program(self, leaf: Leaf, on_host: bool) -> bool:
+        """Whether programs over lists may run the space for a leaf; they compute bases only where they are due."""
+        if self.has_program(leaf):
+            return True
+        skips = on_host and leaf.device.type == "cpu"
+        return skips and self._is_by_leaf() and not self.space.by_name
+
+    def _is_by_leaf(self) -> bool:
+        """Whether nothing in the space depends on other leaves or is random."""
+        return self.by_leaf and self.space.seed is None
 
     def stand_in(self, leaf: Leaf, like: Tensor) -> Tensor:
         """Return a tensor in the inner coordinates before the first step, for a leaf like this one."""
@@ -309,10 +318,11 @@ def run_at_owner(operations: list[Any], reads: tuple[str, ...]) -> None:
 
     The owner runs them as written, so programs for other leaves do not fuse them: both must round alike.
     """
-    operations[0].whole_until = operations[-1]
-    operations[0].owner_reads = reads
     for operation in operations:
         operation.at_owner = True
+        operation.whole_until = None
+    operations[0].whole_until = operations[-1]
+    operations[0].owner_reads = reads
 
 
 def _is_space(operation: Any) -> bool:
@@ -387,6 +397,9 @@ class EnterSpace(RuleOperation):
     def has_program(self, leaf: Leaf) -> bool:
         return self.space_run.has_program(leaf)
 
+    def has_list_program(self, leaf: Leaf, on_host: bool) -> bool:
+        return self.space_run.has_list_program(leaf, on_host)
+
     def compute_dtype(self, leaf: Leaf) -> torch.dtype:
         """Return the widest dtype that any inner link computes in, since the view converts all their values."""
         dtype = super().compute_dtype(leaf)
@@ -448,6 +461,9 @@ class LeaveSpace(RuleOperation):
 
     def has_program(self, leaf: Leaf) -> bool:
         return self._run.has_program(leaf)
+
+    def has_list_program(self, leaf: Leaf, on_host: bool) -> bool:
+        return self._run.has_list_program(leaf, on_host)
 
     def init(self, leaf: Leaf) -> None:
         """Do nothing: `EnterSpace` initializes the slots."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Container
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from gradtx._exact import exact, exact_dtype, log_or_zero
 from gradtx._messages import close
 from gradtx._random import name_key
 from gradtx._sharding import full_tensor
+from gradtx._torch import readable
 
 if TYPE_CHECKING:
     from gradtx._execution import Leaf
@@ -74,9 +76,21 @@ class Moment:
                 isinstance(beta, float) and isinstance(known, float) and known == beta
             ):
                 return value
-        value = bias_correction(beta, self.time)
+        value = self.correction_at(self.time, beta)
         self._corrections.append((beta, value))
         return value
+
+    def correction_at(self, time: Tensor, beta: Any) -> Tensor:
+        """Return the bias correction at another time, computed as list programs do if the host knows the count.
+
+        torch's expm1 may round differently, and the results of ranks must not differ from those of one process.
+        """
+        if self.host is None:
+            return bias_correction(beta, time)
+        known_time, known_beta = _on_host(time), _on_host(beta)
+        if known_time is None or known_beta is None:
+            return bias_correction(beta, time)
+        return torch.full_like(time, -math.expm1(known_time * math.log(known_beta)))
 
 
 def bias_correction(beta: Any, time: Any) -> Tensor:
@@ -85,6 +99,15 @@ def bias_correction(beta: Any, time: Any) -> Tensor:
         return started
     value = -torch.expm1(time * log_or_zero(beta))
     return torch.where(beta == 0, started, value) if isinstance(beta, Tensor) else value
+
+
+def _on_host(value: Any) -> float | None:
+    """Return a positive number; None if it is 0, or if the host cannot read it without waiting."""
+    if isinstance(value, Tensor):
+        if value.device.type != "cpu" or value.requires_grad or not readable(value):
+            return None
+        value = value.item()
+    return value or None
 
 
 class StandInCalledError(Exception):
@@ -167,7 +190,8 @@ class Context:
         """Return 1 - beta**step in float64, safe at beta 0 and step 0; computed once for leaves with equal counts."""
         if step is None:
             return self._moment.bias_correction(beta)
-        return bias_correction(beta, exact(step, self._moment.time.device))
+        time = exact(step, self._moment.time.device)
+        return self._moment.correction_at(time, beta)
 
     def every(
         self, k: int, phase: int, compute: Callable[[], Any], keep: Callable[[], Any]

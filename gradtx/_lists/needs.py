@@ -116,12 +116,13 @@ def is_selection(node: Node) -> bool:
 def _is_read_after_writing(node: Node, arguments: Set[Node]) -> bool:
     """Whether a result, or a list that may share its memory, is read after one of these arguments was written."""
     readers = dict.fromkeys(node.users) if arguments else {}
-    is_written = False
+    writings: list[Case] = []
     item = node
     while readers and item.op != "output":
         item = item.next
+        case: Case = item.meta.get("case", ALWAYS)
         if item in readers:
-            if is_written:
+            if not all(contradict(case, writing) for writing in writings):
                 return True
             del readers[item]
             if may_be_operand(item):
@@ -131,7 +132,7 @@ def _is_read_after_writing(node: Node, arguments: Set[Node]) -> bool:
             and _torch.writes(item.target)
             and item.args[0] in arguments
         ):
-            is_written = True
+            writings.append(case)
     return False
 
 

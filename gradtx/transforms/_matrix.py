@@ -214,8 +214,13 @@ def eigenbasis(x: Tensor) -> Tensor:
 
     The derivative omits rotations among eigenvectors of equal eigenvalues, whose basis is arbitrary.
     """
-    values, basis = _factors(torch.linalg.eigh, x.detach())
-    return _following(x, values.flip(-1), basis.flip(-1).contiguous())
+    values, basis = as_one(_descending_eigh, x.detach())
+    return _following(x, values, basis)
+
+
+def _descending_eigh(x: Tensor) -> tuple[Tensor, ...]:
+    values, basis = _eigh(x)
+    return values.flip(-1), basis.flip(-1).contiguous()
 
 
 def left_basis(x: Tensor) -> Tensor:
@@ -223,15 +228,20 @@ def left_basis(x: Tensor) -> Tensor:
 
     They are the eigenvectors of X X^T and have the same derivative.
     """
-    basis, values, _ = _factors(_left_svd, x.detach())
+    basis, values = as_one(_left_vectors, x.detach())
     if not differentiable():
-        return basis.contiguous()
+        return basis
     size = _size(values)  # the squares of small singular values would underflow
     squares = torch.nn.functional.pad(
         (values / size).square(), (0, x.shape[-2] - values.shape[-1])
     )
     scaled = x / size
-    return _following(symmetric_product(scaled, scaled.mT), squares, basis.contiguous())
+    return _following(symmetric_product(scaled, scaled.mT), squares, basis)
+
+
+def _left_vectors(x: Tensor) -> tuple[Tensor, ...]:
+    basis, values, _ = _factors(_left_svd, x)
+    return basis.contiguous(), values
 
 
 def _left_svd(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -278,8 +288,8 @@ def _moved(x: Tensor) -> Tensor:
 def orthonormal(x: Tensor) -> Tensor:
     """Return Q of the QR decomposition of a matrix that is not wide; dependent columns have no derivative."""
     if not differentiable():
-        (basis,) = _factors(_orthonormal_factor, x)
-        return basis.contiguous()
+        (basis,) = as_one(_orthonormal_basis, x)
+        return basis
     basis, upper = _factors(torch.linalg.qr, x.detach())
     basis = basis.contiguous()
     diagonal = upper.diagonal()
@@ -306,6 +316,11 @@ def _orthonormal_change(
     is_tall = basis.shape[-2] > basis.shape[-1]
     outside = moved - basis @ inside if is_tall else torch.zeros_like(moved)
     return below - below.mT, outside, inside
+
+
+def _orthonormal_basis(x: Tensor) -> tuple[Tensor, ...]:
+    (basis,) = _factors(_orthonormal_factor, x)
+    return (basis.contiguous(),)
 
 
 def _orthonormal_factor(x: Tensor) -> tuple[Tensor]:

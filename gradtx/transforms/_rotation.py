@@ -171,6 +171,7 @@ class Rotation:
             ),
             delayed=self.start == "skip",
             changes=lambda shape: bool(self.factors.dims(shape)),
+            by_name=self.staggers,
             hidden=hidden,
             reads_grad=not hidden or self.of == "grad",
         )
@@ -197,10 +198,7 @@ class Rotation:
         def computed() -> list[Tensor]:
             return [left_basis(x.movedim(i, 0).flatten(1)) for i in dims]
 
-        def renewed() -> list[Tensor]:
-            return ctx.every(self.frequency, self._phase(ctx), computed, lambda: old)
-
-        return ctx.first(computed, renewed)
+        return ctx.first(computed, lambda: self._if_due(ctx, computed, lambda: old))
 
     def _phase(self, ctx: Any) -> int:
         """Return the remainder, modulo the frequency, of the steps that refresh this leaf's bases."""
@@ -225,25 +223,39 @@ class Rotation:
 
     def next_bases(
         self, new: list[Tensor], old: list[Tensor], ctx: Any
-    ) -> tuple[list[Tensor], Any]:
-        """Return the bases after this step, and the new column order, or None if the order certainly did not change."""
-        same = [torch.arange(len(x), device=x.device) for x in old]
-        kept = (old, same)
+    ) -> tuple[list[Tensor], list[Tensor] | None]:
+        """Return the bases after this step, and the order of their columns; None if it certainly did not change."""
+        orders: list[Tensor] = []
 
-        def initial() -> Any:
-            return [eigenbasis(x) for x in new], same
+        def initial() -> list[Tensor]:
+            return [eigenbasis(x) for x in new]
 
-        def refreshed() -> Any:
+        def refreshed() -> list[Tensor]:
             if self.refresh == "eigh":
                 return initial()
             steps = [iterated(x, basis) for x, basis in zip(new, old, strict=True)]
-            return [basis for basis, _ in steps], [order for _, order in steps]
+            orders.extend(order for _, order in steps)
+            return [basis for basis, _ in steps]
 
-        def later() -> Any:
-            return ctx.every(self.frequency, self._phase(ctx), refreshed, lambda: kept)
+        bases = ctx.first(initial, lambda: self._if_due(ctx, refreshed, lambda: old))
+        return bases, orders or None
 
-        bases, orders = ctx.first(initial, later)
-        return bases, None if orders is same else orders
+    def reordered(
+        self, value: Tensor, dims: list[int], orders: list[Tensor], ctx: Any
+    ) -> Tensor:
+        """Return the entries of a slot in the order of the columns if bases were refreshed in this step."""
+
+        def permute() -> Tensor:
+            return permuted(value, dims, orders)
+
+        def keep() -> Tensor:
+            return value
+
+        return ctx.first(keep, lambda: self._if_due(ctx, permute, keep))
+
+    def _if_due(self, ctx: Any, compute: Any, keep: Any) -> Any:
+        """Return `compute()` at steps that refresh this leaf's bases, else `keep()`; it does not apply to the first."""
+        return ctx.every(self.frequency, self._phase(ctx), compute, keep)
 
 
 class RotatedView(View):
@@ -297,7 +309,8 @@ class RotatedView(View):
         if kind != "square" or self._orders is None or value.ndim == 0:
             return value
         inside = value.reshape(self._shape) if value.shape == self._whole else value
-        return permuted(inside, self._dims, self._orders).reshape(value.shape)
+        ordered = self._rotation.reordered(inside, self._dims, self._orders, self._ctx)
+        return ordered.reshape(value.shape)
 
     def leave(self, update: Tensor) -> tuple[Tensor, dict[str, Any]]:
         update = self._outward(update)

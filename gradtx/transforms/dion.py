@@ -22,6 +22,7 @@ __all__ = ["orthogonalize_slices", "scale_by_dion"]
     whole=True,
     dims=(2, 2),
     random=True,
+    lists=lambda arguments, shape: True,  # only `init` draws
     ranges={"mu": "[0, 1)"},
     example={"rank": 2},
 )
@@ -106,6 +107,7 @@ def scale_by_dion(
     },
     nonnegative=("exp_avg_sq",),
     compiles=False,
+    lists=lambda arguments, shape: True,
 )
 def orthogonalize_slices(
     fraction: float | int = 0.25,

@@ -130,10 +130,6 @@ class Sides(NamedTuple):
     least: int
     mode: str | None
 
-    def are_diagonal(self, shape: Sequence[int]) -> bool:
-        """Whether a leaf of this shape has only diagonal factors."""
-        return all(self._diagonal(self.view(shape)))
-
     def view(self, of_leaf: Sequence[int]) -> tuple[int, ...]:
         """Return the shape in which a leaf of this shape is viewed."""
         shape = tuple(of_leaf) or (1,)
@@ -229,25 +225,16 @@ def _lower_bound(x: Tensor) -> Tensor:
     return norm(x @ y) * size
 
 
-def _sides(arguments: Mapping[str, Any]) -> Sides:
-    return Sides(
-        arguments["merge_dims"],
-        arguments["max_size_triangular"],
-        arguments["min_ndim_triangular"],
-        arguments["memory_save_mode"],
-    )
-
-
-def _is_elementwise(arguments: Mapping[str, Any], shape: torch.Size) -> bool:
-    """Whether a leaf has only diagonal factors and no random probes."""
-    return arguments["probes"] == "expected" and _sides(arguments).are_diagonal(shape)
+def _is_without_noise(arguments: Mapping[str, Any], shape: torch.Size) -> bool:
+    """Whether no probe depends on a leaf's name, which programs for many leaves do not know."""
+    return arguments["probes"] == "expected"
 
 
 @per_tensor(
     whole=True,
     random=lambda arguments: arguments["probes"] == "random",
     compiles=False,
-    lists=_is_elementwise,
+    lists=_is_without_noise,
     ranges={
         "b1": "[0, 1)",
         "precond_lr": "[0, inf)",

@@ -40,6 +40,7 @@ STATEFUL = {
     "soap": gradtx.soap(**SOAP),
     "soap with a decay of weights": gradtx.chain(gradtx.clip_by_value(0.5), gradtx.soap(weight_decay=0.1, **SOAP)),
     "kl_soap": gradtx.kl_soap(**SOAP),
+    "kl_shampoo": gradtx.kl_shampoo(lr=1e-3, precondition_frequency=2),
     "shampoo": gradtx.shampoo(lr=0.02, momentum=0.5, weight_decay=0.1, preconditioning_compute_steps=2),
     "scalable_shampoo": gradtx.scalable_shampoo(
         lr=0.02, block_size=8, start_preconditioning_step=2, preconditioning_compute_steps=2, weight_decay=0.0

@@ -27,7 +27,33 @@ EVERYWHERE = {
     "skip": gradtx.skip_nonfinite(gradtx.shampoo(lr=0.1)),
     "diagonal psgd_kron": gradtx.psgd_kron(lr=0.1, memory_save_mode="all_diag", balance_every=2),
 }
-FOR_VECTORS = {
+EVERY = {"precondition_frequency": 2}
+EVERYWHERE |= {
+    "soap": gradtx.soap(lr=0.1, **EVERY),
+    "soap of merged dimensions": gradtx.soap(lr=0.1, merge_dims=True, precondition_1d=True, weight_decay=0.1, **EVERY),
+    "soap, normalized": gradtx.soap(lr=0.1, normalize_gradient=True, correct_bias=False, max_precondition_dim=3),
+    "kl_soap": gradtx.kl_soap(lr=0.1, **EVERY),
+    "kl_shampoo": gradtx.kl_shampoo(lr=0.1, **EVERY),
+    "soap_laprop": gradtx.soap_laprop(lr=0.1, **EVERY),
+    "two-sided eigh of gradients": gradtx.chain(
+        gradtx.trace(0.9),
+        gradtx.rotated(gradtx.scale_by_adam(), start="identity", refresh="eigh", of="grad", offset=0, **EVERY),
+        gradtx.scale(-0.1),
+    ),
+    "one-sided in 8 bits": gradtx.with_state_dtype(
+        gradtx.chain(gradtx.rotated(gradtx.scale_by_adam_hat(), sides="short", **EVERY), gradtx.scale(-0.1)),
+        "int8",
+        min_size=1,
+    ),
+    "galore": gradtx.galore(lr=0.1, rank=2, update_proj_gap=2),
+    "fira": gradtx.fira(lr=0.1, rank=2, update_proj_gap=3),
+    "apollo_low_rank": gradtx.apollo_low_rank(lr=0.1, rank=2, update_proj_gap=3, projection="svd"),
+    "low_rank by power": gradtx.low_rank(gradtx.adamw(lr=0.1), rank=2, every=2, projection="power", carry="rotate"),
+    "low_rank from the start": gradtx.low_rank(gradtx.adamw(lr=0.1), rank=2, every=3, carry="reset", side="long"),
+    "low_rank in accumulate": gradtx.accumulate(gradtx.low_rank(gradtx.adamw(lr=0.1), rank=2, every=2), every=2),
+    "soap in skip_nonfinite": gradtx.skip_nonfinite(gradtx.soap(lr=0.1, **EVERY)),
+}
+EVERYWHERE |= {
     "psgd_kron": gradtx.psgd_kron(lr=0.1, weight_decay=0.1),
     "psgd_kron every third step": gradtx.psgd_kron(lr=0.1, precondition_frequency=3, clip_rms=0.5),
     "psgd_kron of gradients": gradtx.psgd_kron(lr=0.1, momentum_into_precond_update=False),
@@ -74,12 +100,6 @@ def test_all_leaves_run_in_programs_and_equal_those_alone_bit_for_bit(name, monk
     assert ways == dict.fromkeys(SHAPES, "lists")
 
 
-@pytest.mark.parametrize("name", FOR_VECTORS)
-def test_leaves_with_diagonal_factors_run_in_programs_and_equal_those_alone_bit_for_bit(name, monkeypatch):
-    ways = assert_identical(FOR_VECTORS[name], monkeypatch)
-    assert ways == {**dict.fromkeys(SHAPES, "lists"), "matrix": "alone", "kernel": "alone"}
-
-
 @pytest.mark.parametrize("name", ["shampoo with momentum", "diagonal psgd_kron"])
 def test_leaves_of_other_counts_equal_those_alone_bit_for_bit(name, monkeypatch):
     def without(step):
@@ -90,10 +110,10 @@ def test_leaves_of_other_counts_equal_those_alone_bit_for_bit(name, monkeypatch)
 
 @pytest.mark.nightly  # 4 s
 def test_annealed_updates_stay_those_of_leaves_alone_once_they_are_rare(monkeypatch):
-    assert_identical(FOR_VECTORS["psgd_kron"], monkeypatch, steps=520)  # from step 502 on, not every step
+    assert_identical(EVERYWHERE["psgd_kron"], monkeypatch, steps=520)  # from step 502 on, not every step
 
 
-@pytest.mark.parametrize("tx", [*EVERYWHERE.values(), *FOR_VECTORS.values()], ids=[*EVERYWHERE, *FOR_VECTORS])
+@pytest.mark.parametrize("tx", EVERYWHERE.values(), ids=EVERYWHERE)
 def test_pure_programs_equal_pure_updates_leaf_by_leaf(tx, monkeypatch, forget_programs):
     def trained():
         fresh = tx._replaced({}, checked=False)
@@ -116,15 +136,16 @@ def test_pure_programs_equal_pure_updates_leaf_by_leaf(tx, monkeypatch, forget_p
     [
         gradtx.shampoo(lr=0.1, preconditioning_compute_steps=2, stagger=True),
         gradtx.psgd_kron(lr=0.1, probes="random"),
-        gradtx.psgd_kron(lr=0.1, min_ndim_triangular=0),
+        gradtx.soap(lr=0.1, precondition_1d=True, stagger=True),
+        gradtx.low_rank(gradtx.adamw(), rank=2, projection="random"),
     ],
-    ids=["in turns", "random", "triangular"],
+    ids=["in turns", "random", "space in turns", "random space"],
 )
-def test_leaves_run_alone_if_a_program_would_need_their_names_or_a_triangular_system(tx):
+def test_leaves_run_alone_if_a_program_would_need_their_names(tx):
     optimizer, _ = trained(tx, steps=2)
     ways = {way.name: way for way in optimizer.explain()}
-    assert ways["vector"].way == "alone"
-    assert "has no program" in ways["vector"].reason
+    assert ways["matrix"].way == "alone"
+    assert "has no program" in ways["matrix"].reason
 
 
 def test_a_root_is_not_computed_twice_for_a_sum_that_follows(monkeypatch):
@@ -150,7 +171,7 @@ def test_under_a_scaler_whose_flag_the_host_does_not_read_leaves_run_alone():
         assert [each.way for each in optimizer.explain()] == [way]
 
 
-@pytest.mark.parametrize("tx", [EVERYWHERE["shampoo"], FOR_VECTORS["psgd_kron"]], ids=["shampoo", "psgd_kron"])
+@pytest.mark.parametrize("tx", [EVERYWHERE["shampoo"], EVERYWHERE["psgd_kron"]], ids=["shampoo", "psgd_kron"])
 def test_compiling_engines_leave_these_rules_to_programs_over_lists(tx):
     optimizer, _ = trained(tx, steps=2, compile=True)
     assert {way.way for way in optimizer.explain() if way.name in VECTORS} == {"lists"}
@@ -315,7 +336,7 @@ def test_counts_of_leaves_are_numbers_of_the_program(monkeypatch):
         original(bundle, members, signature, passes, splits)
 
     monkeypatch.setattr(lists.MemberBundle, "__init__", noted)
-    trained(FOR_VECTORS["psgd_kron"], steps=2)
+    trained(EVERYWHERE["psgd_kron"], steps=2)
     equal = {key: dtype for signature in signatures for key, dtype in signature.equal.items()}
     assert equal == {"since_update": torch.int64, "updates": torch.int64}
 
