@@ -586,7 +586,7 @@ class _Writer:
         return lists[argument] if argument in lists else self._text(argument)
 
     def _as_tensor(self, number: Node) -> str:
-        return self._tensors.setdefault(number, f"{number.name}_tensor")
+        return self._tensors.setdefault(number, f"{number.name}_as_0d")
 
     def _option(self, value: Any) -> str:
         if value == META:
