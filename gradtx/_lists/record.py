@@ -146,18 +146,18 @@ def owned(payload: Mapping[str, Tensor], operation: Any) -> Tensor:
 
 
 def as_one(
-    function: Callable[[Tensor], tuple[Tensor, ...]], x: Tensor
+    function: Callable[[Tensor], tuple[Tensor, ...]],
+    x: Tensor,
+    shapes: Sequence[Sequence[int]],
 ) -> tuple[Tensor, ...]:
     """Return `function(x)`; if it is being recorded, as one operation of a program, which may read values.
 
-    The function belongs to a module, because programs refer to it, and returns new tensors. It is also called with a
-    stand-in on the meta device, whose values it must not read.
+    The function belongs to a module, because programs refer to it. It returns new tensors with the dtype of `x` and
+    these shapes.
     """
-    return (
-        _ACTIVE.recorders[-1].call_as_one(function, x)
-        if _ACTIVE.recorders
-        else function(x)
-    )
+    if not _ACTIVE.recorders:
+        return function(x)
+    return _ACTIVE.recorders[-1].call_as_one(function, x, shapes)
 
 
 class _Active(threading.local):
@@ -189,7 +189,8 @@ class _Recorder:
         self.fuses = True
         self.owned: list[Node] = []
         self.opaque: list[Node] = []  # the operations of `as_one`
-        self._is_inside = False  # whether one of them is being executed
+        self._unchanged: list[Tensor] = []  # keeps their ids unique
+        self._is_paused = False  # while stand-ins are created
 
     def argument(self, name: str, stand_in: Tensor) -> Node:
         node = self.graph.placeholder(name)
@@ -206,7 +207,7 @@ class _Recorder:
 
     def call(self, operator: Any, args: Any, kwargs: Any) -> Any:
         """Execute and record one operation."""
-        if self._is_inside:
+        if self._is_paused:
             return operator(*args, **kwargs)
         traits = _Traits.of(operator)
         if traits.reads_value:
@@ -226,6 +227,11 @@ class _Recorder:
         result = _result_of(operator, args, kwargs)
         if not _holds_tensors(result):
             return result  # such as the common dtype of two tensors
+        if operator in SHAPING and _has_same_layout(result, args[0]):
+            # Without an operation, programs of leaves with other shapes remain equal.
+            self._nodes[id(result)] = self.node_of(args[0])
+            self._unchanged.append(result)
+            return result
         # With its name, which torch would derive each time.
         node = self.graph.create_node("call_function", operator, name=traits.name)
         # Now, because `create_node` searches its arguments for symbolic sizes.
@@ -248,23 +254,28 @@ class _Recorder:
         )
         node.meta["operation"] = operation
         node.meta["payload"] = {name: tensor.dtype for name, tensor in payload.items()}
+        self._is_paused = True
         stand_in = torch.empty_strided(
             update.shape, update.stride(), dtype=update.dtype, device=META
         )
+        self._is_paused = False
         self.owned.append(node)
         self._name(stand_in, node)
         return stand_in
 
     def call_as_one(
-        self, function: Callable[[Tensor], tuple[Tensor, ...]], x: Tensor
+        self,
+        function: Callable[[Tensor], tuple[Tensor, ...]],
+        x: Tensor,
+        shapes: Sequence[Sequence[int]],
     ) -> tuple[Tensor, ...]:
-        """Execute a function and record it as one operation."""
+        """Record a function as one operation."""
         node = self.graph.call_function(function, (self.node_of(x),))
-        self._is_inside = True
-        try:
-            results = function(x)
-        finally:
-            self._is_inside = False
+        self._is_paused = True
+        results = tuple(
+            torch.empty(tuple(shape), dtype=x.dtype, device=META) for shape in shapes
+        )
+        self._is_paused = False
         self._name(results, node)
         node.meta["opaque"] = True
         self.opaque.append(node)
@@ -344,6 +355,20 @@ class _Traits:
             keeps_shape=is_pointwise or operator in SHAPED_AS_ARGUMENTS,
             name=operator.overloadpacket.__name__,
         )
+
+
+# Operations that often return the tensor unchanged.
+SHAPING = (
+    aten.view.default,
+    aten._unsafe_view.default,
+    aten.expand.default,
+    aten.permute.default,
+    aten.slice.Tensor,
+)
+
+
+def _has_same_layout(result: Tensor, tensor: Tensor) -> bool:
+    return result.shape == tensor.shape and result.stride() == tensor.stride()
 
 
 def _holds_tensors(result: Any) -> bool:

@@ -182,7 +182,7 @@ def inverse_root(
 
     Eigenvalues that rounding moved below the floor are raised to it. Cost: O(n^3).
     """
-    values, basis = as_one(_eigh, x.detach())
+    values, basis = as_one(_eigh, x.detach(), (x.shape[:1], x.shape))
     values = at_least(
         values, floor.detach() if isinstance(floor, Tensor) else floor
     ).to(x.dtype)
@@ -214,7 +214,7 @@ def eigenbasis(x: Tensor) -> Tensor:
 
     The derivative omits rotations among eigenvectors of equal eigenvalues, whose basis is arbitrary.
     """
-    values, basis = as_one(_descending_eigh, x.detach())
+    values, basis = as_one(_descending_eigh, x.detach(), (x.shape[:1], x.shape))
     return _following(x, values, basis)
 
 
@@ -228,7 +228,9 @@ def left_basis(x: Tensor) -> Tensor:
 
     They are the eigenvectors of X X^T and have the same derivative.
     """
-    basis, values = as_one(_left_vectors, x.detach())
+    rows, columns = x.shape
+    shapes = (rows, rows), (min(rows, columns),)
+    basis, values = as_one(_left_vectors, x.detach(), shapes)
     if not differentiable():
         return basis
     size = _size(values)  # the squares of small singular values would underflow
@@ -288,7 +290,7 @@ def _moved(x: Tensor) -> Tensor:
 def orthonormal(x: Tensor) -> Tensor:
     """Return Q of the QR decomposition of a matrix that is not wide; dependent columns have no derivative."""
     if not differentiable():
-        (basis,) = as_one(_orthonormal_basis, x)
+        (basis,) = as_one(_orthonormal_basis, x, (x.shape,))
         return basis
     basis, upper = _factors(torch.linalg.qr, x.detach())
     basis = basis.contiguous()

@@ -59,8 +59,9 @@ def scale_by_soap(
         betas: $(\beta_1, \beta_2)$, each in [0, 1).
         shampoo_beta: $\beta_s$ in [0, 1); None for $\beta_2$.
         eps: $\epsilon \ge 0$, added to the root before its bias correction.
-        precondition_frequency: $n \ge 1$. In pure use, bases are computed at every step and selected; an optimizer from
-            `as_optimizer` computes them only when they are due.
+        precondition_frequency: $n \ge 1$. An optimizer from `as_optimizer` computes bases only when they are due, and
+            so does pure use of plain tensors on the CPU without `stagger`; otherwise, it computes bases at every step
+            and selects.
         max_precondition_dim: Dimensions larger than this, >= 1, are not rotated.
         merge_dims: Merge neighboring dimensions, left to right, while their product is at most that limit.
         precondition_1d: Whether to rotate 1-d leaves as well.

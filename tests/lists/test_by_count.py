@@ -216,6 +216,34 @@ def test_a_root_that_is_not_due_is_not_computed(roots):
     assert counts == [vectors if (step - 1) % 3 == 0 else 0 for step in range(1, 8)]
 
 
+def test_a_basis_that_is_not_due_is_not_computed(monkeypatch):
+    factorized = []
+    original = torch.geqrf
+
+    def geqrf(x):
+        factorized.append(x.shape)
+        return original(x)
+
+    monkeypatch.setattr(torch, "geqrf", geqrf)
+    tx = gradtx.soap(lr=0.1, precondition_frequency=3)
+    weight = torch.nn.Parameter(torch.ones(4, 3))
+    optimizer = gradtx.as_optimizer(tx, [("matrix", weight)])
+    params = {"matrix": torch.ones(4, 3)}
+    state = tx.init(params)
+    counts = []
+    for step in range(1, 8):
+        gradient = noise(step)["matrix"]
+        weight.grad = gradient
+        optimizer.step()
+        after_step = len(factorized)
+        _, state = tx.update({"matrix": gradient}, state, params)
+        counts.append((after_step, len(factorized) - after_step))
+        factorized.clear()
+    assert [way.way for way in optimizer.explain()] == ["lists"]
+    expected = {4: (2, 2), 7: (2, 2)}  # one for each side; the first bases are eigenvectors
+    assert counts[1:] == [expected.get(step, (0, 0)) for step in range(2, 8)]
+
+
 def test_a_root_that_fails_in_single_precision_is_computed_in_double_precision(roots):
     _, expected = trained(EVERYWHERE["shampoo"])
     roots.fails = True
@@ -292,7 +320,7 @@ def halves(x):
 def recorded_halves(operation=None):
     def run(arguments):
         number, x, slot = arguments
-        half, total = as_one(halves, x * number)
+        half, total = as_one(halves, x * number, (x.shape, ()))
         return PassResult([half @ half.mT, total], (), operation, lambda: slot.copy_(slot + 1))
 
     return record(run, [F64], [(F64, (2, 3)), (F64, (2, 3))])
@@ -321,7 +349,7 @@ def test_a_function_that_reads_values_may_not_precede_a_sum_over_leaves():
 
 def test_outside_of_recordings_it_is_called():
     x = torch.ones(2)
-    assert [value.tolist() for value in as_one(halves, x)] == [[0.5, 0.5], [2.0, 2.0]]
+    assert [value.tolist() for value in as_one(halves, x, (x.shape, ()))] == [[0.5, 0.5], [2.0, 2.0]]
 
 
 # Lists.
