@@ -1,8 +1,8 @@
-"""Compare step times of matrix methods (Muon + AdamW, SOAP) with other packages on the tensors of a GPT, in one run.
+"""Compare step times of matrix methods (Muon + AdamW, SOAP, PSGD) with other packages on the tensors of a GPT.
 
 `python benchmarks/matrices.py` prints the tables of docs/performance-matrices.md. Packages that are not installed are
-left out. `--peers` names folders with modules that are on no package index: `dion` (microsoft/dion) and `soap`
-(nikhilvyas/SOAP).
+left out. `--peers` names folders with modules that are on no package index: `dion` (microsoft/dion), `soap`
+(nikhilvyas/SOAP) and `kron_torch` (evanatyourservice/kron_torch).
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ MUON: dict[str, Any] = {"lr": 0.02, "momentum": 0.95, "weight_decay": 0.1}
 ADAMW: dict[str, Any] = {"lr": 3e-4, "betas": (0.9, 0.95), "weight_decay": 0.0}
 TORCH_MUON = "torch Muon + AdamW, fused"
 FREQUENCY = 10  # steps between renewals of SOAP's bases
+KRON: dict[str, Any] = {"lr": 3e-4, "weight_decay": 0.01}
 SOAP: dict[str, Any] = {
     "lr": 3e-3,
     "betas": (0.95, 0.95),
@@ -172,6 +173,25 @@ def gradtx_soap(compile: bool) -> Make:
     return lambda params: gradtx.optim.SOAP(params, **SOAP, compile=compile).step
 
 
+# PSGD Kron for all parameters, whose factors are updated in each of the first 500 steps.
+
+
+def author_kron(params: list[torch.Tensor]) -> Step:
+    return installed("kron_torch").Kron(params, **KRON).step
+
+
+def pytorch_optimizer_kron(params: list[torch.Tensor]) -> Step:
+    return installed("pytorch_optimizer").Kron(params, **KRON).step
+
+
+def heavyball_kron(params: list[torch.Tensor]) -> Step:
+    return with_gradients(installed("heavyball").PSGDKron(params, **KRON), params)
+
+
+def gradtx_kron(probes: str) -> Make:
+    return lambda params: gradtx.optim.PSGDKron(params, **KRON, probes=probes).step
+
+
 def installed(name: str) -> Any:
     return importlib.import_module(name)
 
@@ -192,6 +212,14 @@ SOAPS: dict[str, Make] = {
     "HeavyBall SOAP, compiled": heavyball_soap,
     "gradtx SOAP": gradtx_soap(False),
     "gradtx SOAP, compiled": gradtx_soap(True),
+}
+AUTHOR_KRON = "kron_torch"
+KRONS: dict[str, Make] = {
+    AUTHOR_KRON: author_kron,
+    "pytorch_optimizer Kron": pytorch_optimizer_kron,
+    "HeavyBall PSGDKron, compiled": heavyball_kron,
+    "gradtx PSGDKron": gradtx_kron("expected"),
+    "gradtx PSGDKron, random probes": gradtx_kron("random"),
 }
 
 
@@ -265,7 +293,7 @@ def main() -> None:
         "--width", type=int, default=384, help="width of the GPT for Muon"
     )
     parser.add_argument(
-        "--soap-width", type=int, default=128, help="width of the GPT for SOAP"
+        "--soap-width", type=int, default=128, help="width of the GPT for SOAP, PSGD"
     )
     parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--rounds", type=int, default=7)
@@ -274,24 +302,27 @@ def main() -> None:
         "--peers", nargs="*", default=[], help="folders with further modules"
     )
     parser.add_argument(
-        "--only", choices=("muon", "soap"), help="print only this table"
+        "--only", choices=("muon", "soap", "psgd"), help="print only this table"
     )
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore")
     sys.path.extend(arguments.peers)
     torch.set_num_threads(arguments.threads)
-    if arguments.only != "soap":
+    if arguments.only in (None, "muon"):
         shapes = gpt(arguments.width, arguments.layers)
         title = f"Muon, a GPT of {arguments.layers} layers, width {arguments.width}"
         print(table(title, MUONS, shapes, TORCH_MUON, arguments.rounds, 1), flush=True)
-    if arguments.only != "muon":
-        shapes = gpt(arguments.soap_width, arguments.layers, words=1024)
-        size = f"{arguments.layers} layers, width {arguments.soap_width}"
+    shapes = gpt(arguments.soap_width, arguments.layers, words=1024)
+    size = f"{arguments.layers} layers, width {arguments.soap_width}"
+    if arguments.only in (None, "soap"):
         title = f"SOAP, a GPT of {size}, bases renewed every {FREQUENCY} steps"
         print(
             table(title, SOAPS, shapes, AUTHOR_SOAP, arguments.rounds, FREQUENCY),
             flush=True,
         )
+    if arguments.only in (None, "psgd"):
+        title = f"PSGD Kron, a GPT of {size}, factors updated in every step"
+        print(table(title, KRONS, shapes, AUTHOR_KRON, arguments.rounds, 1), flush=True)
     print(machine(), f"of which {arguments.threads} were used")
 
 

@@ -164,12 +164,9 @@ class SpaceRun:
         """Whether programs may run the space for a leaf: they compute no bases, and take no part in `_commit`."""
         return self._is_by_leaf() and not self.space.changes(leaf.shape)
 
-    def has_list_program(self, leaf: Leaf, on_host: bool) -> bool:
-        """Whether programs over lists may run the space for a leaf; they compute bases only where they are due."""
-        if self.has_program(leaf):
-            return True
-        skips = on_host and leaf.device.type == "cpu"
-        return skips and self._is_by_leaf() and not self.space.by_name
+    def has_list_programs(self, shape: torch.Size) -> bool:
+        """Whether programs over lists may run the space for leaves of this shape, if the host knows what is due."""
+        return self._is_by_leaf() and not self.space.by_name
 
     def _is_by_leaf(self) -> bool:
         """Whether nothing in the space depends on other leaves or is random."""
@@ -389,16 +386,20 @@ class EnterSpace(RuleOperation):
 
     def __init__(self, run: SpaceRun, scope: Scope):
         space = run.space
-        rule = Rule(run.name, space.view, space.init, compiles=False, seed=space.seed)
+        rule = Rule(
+            run.name,
+            space.view,
+            space.init,
+            compiles=False,
+            lists=run.has_list_programs,
+            seed=space.seed,
+        )
         super().__init__(rule, StageState(run.path, scope, rule), scope.run)
         self.space_run = run
         self.inner = Block([], [])
 
     def has_program(self, leaf: Leaf) -> bool:
         return self.space_run.has_program(leaf)
-
-    def has_list_program(self, leaf: Leaf, on_host: bool) -> bool:
-        return self.space_run.has_list_program(leaf, on_host)
 
     def compute_dtype(self, leaf: Leaf) -> torch.dtype:
         """Return the widest dtype that any inner link computes in, since the view converts all their values."""
@@ -461,9 +462,6 @@ class LeaveSpace(RuleOperation):
 
     def has_program(self, leaf: Leaf) -> bool:
         return self._run.has_program(leaf)
-
-    def has_list_program(self, leaf: Leaf, on_host: bool) -> bool:
-        return self._run.has_list_program(leaf, on_host)
 
     def init(self, leaf: Leaf) -> None:
         """Do nothing: `EnterSpace` initializes the slots."""
