@@ -476,9 +476,10 @@ class Step:
                 leaf.state[key].copy_(value)
         else:
             leaf.state.update(new)
-        if leaf.inputs[0] is not None:
+        if (
+            update is not None
+        ):  # also without a gradient, if a combinator takes part for it
             self._count_step(leaf)
-        if update is not None:
             leaf.inputs[1].add_(update)
         if self._consumes:
             leaf.key.grad = None
