@@ -130,7 +130,8 @@ class GradientTransformation:
             params: The parameters.
             counts: "calls": one count of updates for all leaves, so that a compiled step has a single count. "leaves":
                 each leaf counts the updates in which it had a gradient (or in which `accumulate` takes a missing one
-                for zero), as in torch's optimizers; the state then has `leaf_steps`. If some gradients are occasionally missing, bias corrections differ between the two.
+                for zero), as in torch's optimizers; the state then has
+                `leaf_steps`. If some gradients are occasionally missing, bias corrections differ between the two.
 
         Raises:
             TypeError: If a leaf is neither a floating-point or complex tensor nor None.
