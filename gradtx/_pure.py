@@ -348,8 +348,8 @@ def _device_of(leaves: dict[str, Any]) -> torch.device:
 
 
 def _count_after(leaf: Leaf | None, count: Tensor) -> Tensor:
-    """Return a leaf's count after the update, which counts if the leaf had a gradient and is not frozen."""
-    if leaf is None or leaf.inputs[0] is None or leaf.program == [FROZEN]:
+    """Return a leaf's count after the update, which counts if the leaf took part and is not frozen."""
+    if leaf is None or leaf.update is None or leaf.program == [FROZEN]:
         return count
     return count + 1
 

@@ -145,7 +145,8 @@ class SpaceRun:
         )
         # Whether inner operations have no sums over leaves and no shared values.
         self.by_leaf = False
-        self.parts: list[bool | Tensor] = []  # whether each leaf took part
+        # Whether each leaf took part; a chain is expanded for each group of an optimizer, but has one state.
+        self.parts: list[bool | Tensor] = self.run.parts_of_spaces.setdefault(path, [])
         self._restarts = scope.restarts
         self._clocks: dict[Clock, Clock] = {}
         if space.delayed and not self.run.initial:

@@ -500,11 +500,11 @@ class Store:
         return tensors
 
     def _first_key(self, slot: str, leaf: Leaf, like: Tensor) -> Tensor:
-        return torch.full(
-            (),
-            name_key(".".join([*self.path, slot, leaf.name])),
-            device=local(like).device,
-        )
+        name, stream = [*self.path, slot], leaf.stream_name
+        if isinstance(stream, Tensor):  # a block: its place tells it from others
+            return stream.to(local(like).device) ^ name_key(".".join(name))
+        key = name_key(".".join([*name, stream]))
+        return torch.full((), key, device=local(like).device)
 
     def _check_no_derivative(self, slot: str, value: Tensor) -> None:
         if _torch.has_derivative(value):

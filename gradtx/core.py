@@ -129,8 +129,9 @@ class GradientTransformation:
         Args:
             params: The parameters.
             counts: "calls": one count of updates for all leaves, so that a compiled step has a single count. "leaves":
-                each leaf counts the updates in which it had a gradient, as in torch's optimizers; the state then has
-                `leaf_steps`. If some gradients are occasionally missing, bias corrections differ between the two.
+                each leaf counts the updates in which it had a gradient, as in torch's optimizers, or in which
+                `accumulate` took a missing one for zero; the state then has `leaf_steps`. If some gradients are
+                occasionally missing, bias corrections differ between the two.
 
         Raises:
             TypeError: If a leaf is neither a floating-point or complex tensor nor None.

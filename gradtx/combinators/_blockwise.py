@@ -348,7 +348,9 @@ class Pieces:
                 batch.inputs[key] = stacked
         for path in self._paths:
             self._stack_slots(path)
-        if any(operation.random for operation in self._operations):
+        # At init also for the keys of codes that round at random.
+        is_first = self._leaf.run.initial
+        if is_first or any(operation.random for operation in self._operations):
             self._stack_stream_keys()
 
     def _stack_slots(self, path: Path) -> None:

@@ -476,9 +476,9 @@ class Step:
                 leaf.state[key].copy_(value)
         else:
             leaf.state.update(new)
-        if leaf.inputs[0] is not None:
-            self._count_step(leaf)
+        # Combinators may return one without a gradient.
         if update is not None:
+            self._count_step(leaf)
             leaf.inputs[1].add_(update)
         if self._consumes:
             leaf.key.grad = None

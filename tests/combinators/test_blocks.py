@@ -1,6 +1,7 @@
 """`blocks`: the result is that of separate parameters, one for each block."""
 
 import functools
+import itertools
 
 import pytest
 import torch
@@ -200,6 +201,17 @@ def test_blocks_below_min_size_keep_their_slots_beside_coded_ones(sizes, code):
     mixed, plain, coded = updates(state_dtype(10)), updates(state_dtype(100)), updates(state_dtype(0))
     for i, size in enumerate(sizes):
         assert torch.equal(mixed[i], coded[i] if size == 4 else plain[i])
+
+
+def test_blocks_round_the_same_state_at_random_each_in_another_way():
+    inner = gradtx.with_state_dtype(gradtx.trace(0.9), "bfloat16:stochastic", min_size=0)
+    tx = gradtx.blocks(gradtx.blocks(inner, "w", heads=2), "w", batch=1)
+    params = {"w": torch.zeros(2, 40, 5)}
+    middle = 1 + 2**-8  # of two neighbors in bfloat16
+    _, state = tx.update({"w": torch.full_like(params["w"], middle)}, tx.init(params))
+    moments = state["blocks"]["blocks"]["trace"]["momentum_buffer"]["w"].reshape(4, 100)
+    for one, other in itertools.combinations(moments, 2):
+        assert 30 < (one != other).sum() < 70  # 4 standard deviations from 50
 
 
 def test_other_leaves_go_through_whole():

@@ -244,6 +244,31 @@ def test_shared_values_of_the_inner_chain_stay_at_the_first_step():
     torch.testing.assert_close(state["rotated"]["record"]["norm"], torch.tensor(6.0, dtype=torch.float64).sqrt())
 
 
+BY_ROLE = {
+    "groups": ((1, 1), lambda tx: tx),
+    "branches": ((2,), lambda tx: gradtx.partition({"a": tx, "b": tx}, {"a": "a", "b": "*"})),
+}
+
+
+@pytest.mark.parametrize(("sizes", "around"), BY_ROLE.values(), ids=BY_ROLE)
+def test_shared_values_move_although_a_group_or_branch_has_no_gradient(sizes, around):
+    tx = around(gradtx.rotated(gradtx.add_noise(eta=1.0, gamma=0.0, seed=0)))
+    params = {name: torch.zeros(2, 2, dtype=torch.float64) for name in ("a", "b")}
+    weights = {name: torch.nn.Parameter(param.clone()) for name, param in params.items()}
+    named = iter(weights.items())
+    optimizer = gradtx.as_optimizer(tx, [{"params": [next(named) for _ in range(size)]} for size in sizes])
+    state = tx.init(params, counts="leaves")
+    for t in range(5):
+        grads = {"a": torch.eye(2, dtype=torch.float64), "b": None if t > 1 else torch.ones(2, 2, dtype=torch.float64)}
+        updates, state = tx.update(grads, state, params)
+        params = gradtx.apply_updates(params, updates)
+        for name, weight in weights.items():
+            weight.grad = grads[name]
+        optimizer.step()
+    assert_close(weights.values(), params.values(), 1e-12)  # additions in another order
+    assert optimizer.state[weights["a"]]["counter"] == 4
+
+
 def test_it_nests_in_other_combinators():
     tx = gradtx.accumulate(gradtx.with_lookahead(ours(precondition_frequency=2), k=2), every=2)
     params = parameters()

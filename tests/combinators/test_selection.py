@@ -401,6 +401,27 @@ def test_links_outside_accumulate_count_calls():
     assert state["accumulate"]["step"] == 2
 
 
+def test_a_leaf_counts_calls_in_which_accumulate_takes_its_missing_gradient_for_zero():
+    tx = chain(accumulate(gradtx.sgd(lr=1.0), every=2), gradtx.average())
+    gradients = [full(1.0) | {"head.bias": None} if i % 2 else full(1.0) for i in range(6)]
+    state = tx.init(PARAMS, counts="leaves")
+    params, weights = PARAMS, []
+    for grads in gradients:
+        updates, state = tx.update(grads, state, params)
+        params = gradtx.apply_updates(params, updates)
+        weights.append(params["head.bias"])
+    assert int(state["leaf_steps"]["head.bias"]) == 6
+    mean = torch.stack(weights).mean(dim=0)
+    assert_close(state["average"]["average"]["head.bias"], mean, rtol=1e-12, atol=1e-12)  # sums of 6 in another order
+    bias = torch.nn.Parameter(PARAMS["head.bias"].clone())
+    optimizer = gradtx.as_optimizer(tx, [("head.bias", bias)])
+    for grads in gradients:
+        bias.grad = grads["head.bias"]
+        optimizer.step()
+    assert int(optimizer.state[bias]["step"]) == 6
+    assert_close(optimizer.state[bias]["average"], mean, rtol=1e-12, atol=1e-12)  # as above
+
+
 def test_between_emissions_updates_are_zero_and_only_the_sum_moves():
     tx = accumulate(chain(NORM, gradtx.adam()), every=3)
     (_, _, third), state = run(tx, [grads_of(i) for i in (1, 2, 3)])

@@ -290,12 +290,14 @@ def functional(case: Case, tx: GradientTransformation | None = None, counts: str
 
 
 class Adapted:
-    """A case by the adapter."""
+    """A case by the adapter, with its parameters in a number of groups."""
 
-    def __init__(self, case: Any, **options: Any):
+    def __init__(self, case: Any, groups: int = 1, **options: Any):
         self.case = case
         self.named = {name: Parameter(param.clone()) for name, param in case.params.items()}
-        self.optimizer = gradtx.as_optimizer(case.tx, list(self.named.items()), **options)
+        named = list(self.named.items())
+        rows = [{"params": named[i::groups]} for i in range(min(groups, len(named)))]
+        self.optimizer = gradtx.as_optimizer(case.tx, rows, **options)
 
     def values(self) -> dict[str, Tensor]:
         return {name: param.detach().clone() for name, param in self.named.items()}

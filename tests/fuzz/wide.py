@@ -76,6 +76,11 @@ class WideMaker(Maker):
         self._params = params
         self._matrices = [name for name, param in params.items() if param.ndim > 1] or list(params)
 
+    def link(self) -> GradientTransformation:
+        if self._rng.random() < 0.1:
+            return gradtx.add_noise(eta=0.01, gamma=0.5, seed=self._rng.randrange(2))
+        return super().link()
+
     def alias(self) -> GradientTransformation:
         if self._rng.random() < 0.5:
             return super().alias()
@@ -123,7 +128,7 @@ class WideMaker(Maker):
                 projection=rng.choice(["svd", "power", "random"]),
                 carry=rng.choice(["keep", "reset"]),
             ),
-            lambda: chain(gradtx.rotated(self.chain(depth), precondition_frequency=2), gradtx.scale(0.5)),
+            lambda: self.rotated(depth),
             lambda: gradtx.hyperball(self.chain(depth), lr=0.05),
             lambda: gradtx.trac(self.chain(depth), s_prev=1e-2),
             lambda: gradtx.mechanize(self.chain(depth), s_init=1e-2),
@@ -132,6 +137,12 @@ class WideMaker(Maker):
             lambda: gradtx.restart(self.chain(depth), 4, keep_clock=rng.random() < 0.5),
         ]
         return rng.choice(makers)()
+
+    def rotated(self, depth: int) -> GradientTransformation:
+        inner = self.chain(depth)
+        if self._rng.random() < 0.5:  # a shared value, the count of the noise
+            inner = chain(gradtx.add_noise(eta=0.01, gamma=0.5, seed=0), inner)
+        return chain(gradtx.rotated(inner, precondition_frequency=2), gradtx.scale(0.5))
 
     def blocks(self, depth: int) -> GradientTransformation:
         rng = self._rng
@@ -342,6 +353,7 @@ def check_ways(case: Case) -> bool:
     sensitivity = Sensitivity(case, pure)
     adapted = Adapted(case)
     near = sensitivity.check(adapted.steps(), "adapter against pure use")
+    near = sensitivity.check(Adapted(case, groups=2).steps(), "two groups against pure use") and near
     with LeafByLeaf():
         near = sensitivity.check(functional(case), "pure use leaf by leaf") and near
         near = sensitivity.check(Adapted(case).steps(), "adapter leaf by leaf against pure use") and near
