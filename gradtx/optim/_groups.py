@@ -99,6 +99,8 @@ class GroupView:
     expects_scheduler = False
     # Whether to skip the warning about a cycled momentum that no link reads.
     expects_cycle = False
+    # The cycled momentum that was last copied to the betas.
+    _followed: Any = None
     # The place in the chain of each hyperparameter name of version 0.1.
     _places_of_0_1: Mapping[str, Any] = {}
     # Caches derived from the group's values. Old pickles do not contain them.
@@ -206,8 +208,10 @@ class GroupView:
             or "betas" not in self.entries
         ):
             return
-        momentum, (first, *others) = group.get("momentum"), group["betas"]
-        if momentum is not None and momentum != first:
+        momentum, (_, *others) = group.get("momentum"), group["betas"]
+        # Only once: betas that were written since then take precedence.
+        if momentum is not None and momentum != self._followed:
+            self._followed = momentum
             group["betas"] = (momentum, *others)
 
     def ignores_cycle(self) -> bool:
@@ -392,6 +396,8 @@ class GroupView:
         view = GroupView.__new__(GroupView)
         view.__dict__.update(self.__dict__)
         view.group = group
+        # The saved betas contain it.
+        view._followed = group.get("momentum")
         view._forget()
         view._complete(self.group, count)
         values = view.values()
@@ -405,7 +411,10 @@ class GroupView:
     def in_present_names(self, group: dict[str, Any]) -> dict[str, Any]:
         """Return a saved group with present hyperparameter names, renaming those of version 0.1."""
         old = self._places_of_0_1
-        if all(name in self.entries for name in old if name in group):
+        # Only names with an owner prove the version: users and schedulers may add any other key to a present group.
+        if not any(
+            "." in name and name not in self.entries for name in old if name in group
+        ):
             return group
         present = {entry.place: name for name, entry in self.entries.items()}
         renamed: dict[str, Any] = {}
@@ -451,6 +460,20 @@ class GroupView:
                 or not _any(_is_number, value)
             ):
                 self.first[name] = value
+
+
+def cycled_alike(views: list[GroupView]) -> dict[str, Any]:
+    """Return the first group's defaults, with the key that schedulers may cycle in all groups.
+
+    OneCycleLR and CyclicLR read `betas` of every group if the defaults contain them, and otherwise write `momentum`.
+    If the groups of a partition differ, the defaults contain `momentum`, which groups with betas follow.
+    """
+    defaults = views[0].defaults()
+    cycled = [name for view in views for name in TAKE_CYCLES if name in view.entries]
+    if cycled and not all("betas" in view.entries for view in views):
+        betas = defaults.pop("betas", None)
+        defaults.setdefault("momentum", betas[0] if betas else 0.0)
+    return defaults
 
 
 def names_in_group(entries: Iterable[Entry]) -> dict[str, Entry]:

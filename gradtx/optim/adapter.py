@@ -29,7 +29,7 @@ from gradtx.optim._checkpoint import Checkpoint
 from gradtx.optim._evaluation import Evaluation
 from gradtx.optim._explain import Explanation, explain
 from gradtx.optim._form import check_form, check_mapping
-from gradtx.optim._groups import ENGINE_OPTIONS, is_same
+from gradtx.optim._groups import ENGINE_OPTIONS, cycled_alike, is_same
 from gradtx.optim._hessian import HessianStep
 from gradtx.optim._members import CPU
 from gradtx.optim._ownership import states_of_owners
@@ -106,7 +106,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         if capturable:
             check_capturable(owner, self._workings)
         self._check_patterns()
-        self.defaults = members.views[0].defaults()
+        self.defaults = cycled_alike(members.views)
         self._made_defaults = dict(self.defaults)
 
     def _check_patterns(self) -> None:
