@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -498,21 +498,67 @@ def names_in_group(entries: Iterable[Entry]) -> dict[str, Entry]:
 
 def in_names_of_branch(
     tx: GradientTransformation, group: dict[str, Any], labels: Mapping[Any, str]
-) -> None:
+) -> set[str]:
     """Rename a group's hyperparameters from the names of the whole optimizer to the names in the group's branch.
 
-    The names differ in an alias's branch for other leaves (the fallback of Muon). Hyperparameters that the branch does
-    not read are removed.
+    The names differ in an alias's branch for other leaves (the fallback of Muon). Names with an owner or a label are
+    accepted in all groups. Hyperparameters that the branch does not read are removed.
+
+    Returns:
+        The old names of the hyperparameters that the branch reads.
     """
     whole = {entry.name: entry.place for entry in tx._entries(labels, apart=False)}
+    for entry in tx._entries():
+        for name in (entry.full, entry.labelled):
+            if "." in name:
+                whole.setdefault(name, entry.place)
     names = {
         entry.place: name for name, entry in names_in_group(tx._entries(labels)).items()
     }
-    given = {name: group.pop(name) for name in whole if name in group}
-    for name, value in given.items():
+    moved = {
+        name: group.pop(name)
+        for name, place in whole.items()
+        if name in group and names.get(place) != name
+    }
+    read = {name for name in whole if name in group}
+    for name, value in moved.items():
         place = whole[name]
         if place in names:
             group[names[place]] = value
+            read.add(name)
+    return read
+
+
+def unread(
+    tx: GradientTransformation,
+    given: Mapping[str, Any],
+    read: Collection[str],
+    view: GroupView,
+    labels: Mapping[Any, str],
+) -> dict[str, str]:
+    """Return keys of a user's group that another branch or no group reads, with the names that this group reads.
+
+    Args:
+        tx: The optimizer's transformation.
+        given: The user's group.
+        read: The keys that were read.
+        view: The resulting group.
+        labels: Its labels, by the keys of their selectors.
+    """
+    names: dict[Any, str] = {}
+    known: set[str] = set()
+    for entry in tx._entries(labels, apart=False):
+        names[entry.place] = entry.name
+        known.update((entry.name, entry.full, entry.labelled))
+    meant: dict[str, str] = {}
+    for name, entry in view.entries.items():
+        argument = entry.argument.name
+        others = {*known, *(f"{label}.{argument}" for label in labels.values())}
+        for key in given.keys() & others - {*read, *SCHEDULER_KEYS}:
+            is_argument = key.rpartition(".")[2] == argument
+            if is_argument and not is_same(given[key], view.group[name]):
+                meant[key] = names[entry.place]
+    return meant
 
 
 def next_value(value: Any, count: int) -> Any:

@@ -42,6 +42,7 @@ from gradtx.optim._warnings import (
     warn_of_engine_options,
     warn_of_misspelt,
     warn_of_two_schedules,
+    warn_of_unread,
     warn_of_unread_cycles,
 )
 from gradtx.optim._workings import Workings
@@ -171,6 +172,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
                 )
         # Warn before anything changes, because warnings may be turned into errors.
         warn_of_misspelt(owner, keys, self._tx._entries())
+        warn_of_unread(owner, joining.unread)
         warn_of_engine_options(owner, group)
         members.admit(joining)
         for view, first in zip(joining.views, first_states, strict=True):
