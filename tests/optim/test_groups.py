@@ -138,8 +138,9 @@ def test_a_near_miss_is_warned_of_once_for_all_labels_and_a_key_of_another_label
 def test_a_value_that_only_another_branch_reads_is_a_warning_that_names_the_key():
     matrix, vector = torch.nn.Parameter(torch.eye(3)), torch.nn.Parameter(torch.ones(3))
 
-    def rates(group, fallback=gradtx.adamw(lr=1e-3)):
-        optimizer = gradtx.optim.Muon([{"params": [matrix]}, {"params": [vector], **group}], lr=0.02, fallback=fallback)
+    def rates(group):
+        groups = [{"params": [matrix]}, {"params": [vector], **group}]
+        optimizer = gradtx.optim.Muon(groups, lr=0.02, fallback=gradtx.adamw(lr=1e-3))
         return [group["lr"] for group in optimizer.param_groups]
 
     for key in ("lr", "fallback.lr"):
