@@ -69,7 +69,7 @@ SECTIONS: dict[str, list[Row]] = {
         same(
             "adabelief(lr)",
             "adabelief(lr, rectify=False)",
-            "rectified by default here, as in the authors' 0.2",
+            "rectified by default here, as in the authors' 0.2; `eps` is also their `eps_root`",
         ),
         same(
             "adadelta(lr)",
@@ -236,8 +236,16 @@ SECTIONS: dict[str, list[Row]] = {
             "sam(sgd(lr), rho=0.05)",
             "any base; the second gradient comes from the closure or `grad_fn`",
         ),
-        same("contrib.schedule_free_adamw(lr)", "schedule_free_adamw(lr)"),
-        same("contrib.schedule_free_sgd(lr)", "schedule_free_sgd(lr)"),
+        same(
+            "contrib.schedule_free_adamw(lr)",
+            "schedule_free_adamw(lr)",
+            "the first rate of a warm-up is lr / warmup_steps here, as in the authors' code, and 0 there",
+        ),
+        same(
+            "contrib.schedule_free_sgd(lr)",
+            "schedule_free_sgd(lr)",
+            "the first rate of a warm-up is lr / warmup_steps here, as in the authors' code, and 0 there",
+        ),
         alike(
             "contrib.sophia",
             "sophia(lr)",

@@ -28,6 +28,7 @@ from gradtx.optim.classes import CLASSES, AliasOptimizer
 from gradtx.optimizers.adam import adamw
 from gradtx.roles import label_by_role, named_modules
 from gradtx.schedules._factory import in_its_words
+from gradtx.schedules.adapter import ScheduleLR
 from gradtx.transforms.averaging import lookahead
 from gradtx.transforms.centralize import centralize
 from gradtx.transforms.projection import orthogonalize_against_params
@@ -350,9 +351,7 @@ def load_lr_scheduler(lr_scheduler_name: str) -> Callable[..., LRScheduler]:
         _check_optimizer(factory.__name__, optimizer)
         factory_arguments = _given_to(factory, args, options)
         if not has_rate or "lr" in factory_arguments:
-            return schedules.as_lr_scheduler(
-                optimizer, factory(**factory_arguments), last_epoch
-            )
+            return ScheduleLR(optimizer, [factory(**factory_arguments)], last_epoch)
         schedule_of_group: list[Schedule] = []
         for group in optimizer.param_groups:
             rate = float(group.get("initial_lr", group["lr"]))

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,6 +99,8 @@ class GroupView:
     expects_scheduler = False
     # Whether to skip the warning about a cycled momentum that no link reads.
     expects_cycle = False
+    # The cycled momentum that was last copied to the betas.
+    _followed: Any = None
     # The place in the chain of each hyperparameter name of version 0.1.
     _places_of_0_1: Mapping[str, Any] = {}
     # Caches derived from the group's values. Old pickles do not contain them.
@@ -206,8 +208,10 @@ class GroupView:
             or "betas" not in self.entries
         ):
             return
-        momentum, (first, *others) = group.get("momentum"), group["betas"]
-        if momentum is not None and momentum != first:
+        momentum, (_, *others) = group.get("momentum"), group["betas"]
+        # Only once: betas that were written since then take precedence.
+        if momentum is not None and momentum != self._followed:
+            self._followed = momentum
             group["betas"] = (momentum, *others)
 
     def ignores_cycle(self) -> bool:
@@ -392,6 +396,8 @@ class GroupView:
         view = GroupView.__new__(GroupView)
         view.__dict__.update(self.__dict__)
         view.group = group
+        # The saved betas contain it.
+        view._followed = group.get("momentum")
         view._forget()
         view._complete(self.group, count)
         values = view.values()
@@ -405,7 +411,10 @@ class GroupView:
     def in_present_names(self, group: dict[str, Any]) -> dict[str, Any]:
         """Return a saved group with present hyperparameter names, renaming those of version 0.1."""
         old = self._places_of_0_1
-        if all(name in self.entries for name in old if name in group):
+        # Only names with an owner prove the version: users and schedulers may add any other key to a present group.
+        if not any(
+            "." in name and name not in self.entries for name in old if name in group
+        ):
             return group
         present = {entry.place: name for name, entry in self.entries.items()}
         renamed: dict[str, Any] = {}
@@ -453,6 +462,20 @@ class GroupView:
                 self.first[name] = value
 
 
+def cycled_alike(views: list[GroupView]) -> dict[str, Any]:
+    """Return the first group's defaults, with the key that schedulers may cycle in all groups.
+
+    OneCycleLR and CyclicLR read `betas` of every group if the defaults contain them, and otherwise write `momentum`.
+    If the groups of a partition differ, the defaults contain `momentum`, which groups with betas follow.
+    """
+    defaults = views[0].defaults()
+    cycled = [name for view in views for name in TAKE_CYCLES if name in view.entries]
+    if cycled and not all("betas" in view.entries for view in views):
+        betas = defaults.pop("betas", None)
+        defaults.setdefault("momentum", betas[0] if betas else 0.0)
+    return defaults
+
+
 def names_in_group(entries: Iterable[Entry]) -> dict[str, Entry]:
     """Return hyperparameters by their names in a group.
 
@@ -475,21 +498,67 @@ def names_in_group(entries: Iterable[Entry]) -> dict[str, Entry]:
 
 def in_names_of_branch(
     tx: GradientTransformation, group: dict[str, Any], labels: Mapping[Any, str]
-) -> None:
+) -> set[str]:
     """Rename a group's hyperparameters from the names of the whole optimizer to the names in the group's branch.
 
-    The names differ in an alias's branch for other leaves (the fallback of Muon). Hyperparameters that the branch does
-    not read are removed.
+    The names differ in an alias's branch for other leaves (the fallback of Muon). Names with an owner or a label are
+    accepted in all groups. Hyperparameters that the branch does not read are removed.
+
+    Returns:
+        The old names of the hyperparameters that the branch reads.
     """
     whole = {entry.name: entry.place for entry in tx._entries(labels, apart=False)}
+    for entry in tx._entries():
+        for name in (entry.full, entry.labelled):
+            if "." in name:
+                whole.setdefault(name, entry.place)
     names = {
         entry.place: name for name, entry in names_in_group(tx._entries(labels)).items()
     }
-    given = {name: group.pop(name) for name in whole if name in group}
-    for name, value in given.items():
+    moved = {
+        name: group.pop(name)
+        for name, place in whole.items()
+        if name in group and names.get(place) != name
+    }
+    read = {name for name in whole if name in group}
+    for name, value in moved.items():
         place = whole[name]
         if place in names:
             group[names[place]] = value
+            read.add(name)
+    return read
+
+
+def unread(
+    tx: GradientTransformation,
+    given: Mapping[str, Any],
+    read: Collection[str],
+    view: GroupView,
+    labels: Mapping[Any, str],
+) -> dict[str, str]:
+    """Return keys of a user's group that another branch or no group reads, with the names that this group reads.
+
+    Args:
+        tx: The optimizer's transformation.
+        given: The user's group.
+        read: The keys that were read.
+        view: The resulting group.
+        labels: Its labels, by the keys of their selectors.
+    """
+    names: dict[Any, str] = {}
+    known: set[str] = set()
+    for entry in tx._entries(labels, apart=False):
+        names[entry.place] = entry.name
+        known.update((entry.name, entry.full, entry.labelled))
+    meant: dict[str, str] = {}
+    for name, entry in view.entries.items():
+        argument = entry.argument.name
+        others = {*known, *(f"{label}.{argument}" for label in labels.values())}
+        for key in given.keys() & others - {*read, *SCHEDULER_KEYS}:
+            is_argument = key.rpartition(".")[2] == argument
+            if is_argument and not is_same(given[key], view.group[name]):
+                meant[key] = names[entry.place]
+    return meant
 
 
 def next_value(value: Any, count: int) -> Any:

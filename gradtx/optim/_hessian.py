@@ -190,9 +190,18 @@ class HessianStep:
             raise ValueError(self._missing_graph(params))
         z = self._random_vectors(params, names)
         vectors = [z[param].to(gradient.dtype) for param, gradient in gradients.items()]
-        columns: Any = torch.autograd.grad(
-            list(gradients.values()), params, vectors, allow_unused=True
-        )
+        try:
+            columns: Any = torch.autograd.grad(
+                list(gradients.values()), params, vectors, allow_unused=True
+            )
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            raise RuntimeError(
+                f"{self._source.link}: hessian_diag cannot be estimated, because a part of the model has no second "
+                f"derivative ({error}); call step(closure, hessian_diag=...), or replace this part: a model under "
+                "torch.compile by the plain module, fused attention by SDPBackend.MATH"
+            ) from error
         diagonal = {param: torch.zeros_like(param) for param in names}
         for param, column in zip(params, columns, strict=True):
             if column is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from gradtx._sharding import Team
 from gradtx._tree import check_leaf
 from gradtx.context import Clock
 from gradtx.core import Entry, GradientTransformation
-from gradtx.optim._groups import GroupView, in_names_of_branch
+from gradtx.optim._groups import GroupView, in_names_of_branch, unread
 from gradtx.optim._member import Member
 from gradtx.optim._run import OptimizerRun
 from gradtx.optim._stages import RankSums, adds_up
@@ -40,11 +40,13 @@ class Joining:
         views: Views of their groups, one for each label of a partition.
         by_param: All members, including the new ones.
         clock_paths: The path of each combinator with a clock, by its place in the chain.
+        unread: Keys of the user's group that no link of its branches reads, with the names that they read.
     """
 
     views: list[GroupView]
     by_param: dict[Tensor, Member]
     clock_paths: dict[Any, Path]
+    unread: dict[str, str] = field(default_factory=dict[str, str])
 
 
 class Members:
@@ -109,15 +111,20 @@ class Members:
         if not params:
             by_labels[()] = []
         views: list[GroupView] = []
+        given, read = dict(group), set[str]()
         for labels in sorted(by_labels, key=_rank):
             # A group that is not split keeps the user's dict, as in torch.
             part = group if len(by_labels) == 1 else dict(group)
             _keep_only(part, params, names, by_labels[labels])
             if labels:
                 part["label"] = ".".join(label for _, label in labels)
-                in_names_of_branch(self.tx, part, _by_selector(labels))
+            read |= in_names_of_branch(self.tx, part, _by_selector(labels))
             views.append(self._view(part, labels, _zero))
-        return Joining(views, by_param, run.clock_paths)
+        joining = Joining(views, by_param, run.clock_paths)
+        for labels, view in zip(sorted(by_labels, key=_rank), views, strict=True):
+            keys = unread(self.tx, given, read, view, _by_selector(labels))
+            joining.unread.update(keys)
+        return joining
 
     def admit(self, joining: Joining) -> None:
         """Add the joining parameters and their groups."""

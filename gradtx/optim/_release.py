@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
+from gradtx import _torch
 from gradtx._execution import Operation
 from gradtx._surroundings import unaffected_by_surroundings
 from gradtx.optim._ddp import check_not_ddp
@@ -155,6 +156,13 @@ class ReleasedGradients:
 
     def _on_gradient(self, param: Tensor) -> None:
         """Update a parameter whose gradient is complete."""
+        # Compiled autograd traces hooks.
+        if torch.compiler.is_compiling():
+            self._update_untraced(param)
+        else:
+            self._update(param)
+
+    def _update(self, param: Tensor) -> None:
         optimizer = self._optimizer()
         if optimizer is None:
             self.remove()
@@ -165,6 +173,8 @@ class ReleasedGradients:
             except BaseException:
                 self._open = None
                 raise
+
+    _update_untraced = _torch.not_traced(_update)
 
     @unaffected_by_surroundings
     def _step(self, optimizer: ChainOptimizer, param: Tensor) -> None:

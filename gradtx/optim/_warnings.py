@@ -238,6 +238,15 @@ def warn_of_misspelt(owner: str, keys: Iterable[Any], entries: Iterable[Entry]) 
             warn_user(message, UserWarning)
 
 
+def warn_of_unread(owner: str, unread: Mapping[str, str]) -> None:
+    """Warn about hyperparameters that the parameters of a group do not read, because they take another branch."""
+    for key, name in unread.items():
+        warn_user(
+            f"{owner}: the parameters of this group do not read its {key!r}; pass {name!r}",
+            UserWarning,
+        )
+
+
 def _contains_name(key: str, names: set[str]) -> bool:
     """Whether a key contains a whole name, as in `lr_scale`: then it is a different key, not a misspelled name."""
     return any(f"_{name}_" in f"_{key}_" for name in (*names, "lr"))

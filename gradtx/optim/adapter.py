@@ -29,7 +29,7 @@ from gradtx.optim._checkpoint import Checkpoint
 from gradtx.optim._evaluation import Evaluation
 from gradtx.optim._explain import Explanation, explain
 from gradtx.optim._form import check_form, check_mapping
-from gradtx.optim._groups import ENGINE_OPTIONS, is_same
+from gradtx.optim._groups import ENGINE_OPTIONS, cycled_alike, is_same
 from gradtx.optim._hessian import HessianStep
 from gradtx.optim._members import CPU
 from gradtx.optim._ownership import states_of_owners
@@ -42,6 +42,7 @@ from gradtx.optim._warnings import (
     warn_of_engine_options,
     warn_of_misspelt,
     warn_of_two_schedules,
+    warn_of_unread,
     warn_of_unread_cycles,
 )
 from gradtx.optim._workings import Workings
@@ -106,7 +107,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         if capturable:
             check_capturable(owner, self._workings)
         self._check_patterns()
-        self.defaults = members.views[0].defaults()
+        self.defaults = cycled_alike(members.views)
         self._made_defaults = dict(self.defaults)
 
     def _check_patterns(self) -> None:
@@ -171,6 +172,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
                 )
         # Warn before anything changes, because warnings may be turned into errors.
         warn_of_misspelt(owner, keys, self._tx._entries())
+        warn_of_unread(owner, joining.unread)
         warn_of_engine_options(owner, group)
         members.admit(joining)
         for view, first in zip(joining.views, first_states, strict=True):

@@ -69,7 +69,8 @@ def as_lr_scheduler(
 
     Args:
         optimizer: A torch.optim.Optimizer.
-        schedule: One schedule for all groups, including groups added later, or a list with one schedule per group.
+        schedule: One schedule for all groups, including groups added later, or a list with one schedule per group. A
+            warning reports that one schedule replaces different rates.
         last_epoch: The last finished step, to resume; -1 to start. The next update uses `schedule(last_epoch + 1)`.
 
     Returns:
@@ -94,6 +95,7 @@ def as_lr_scheduler(
     _check_optimizer(optimizer)
     if not is_sequence(schedule):
         check_schedule("as_lr_scheduler: schedule", schedule)
+        _warn_of_different_rates(optimizer)
         return ScheduleLR(optimizer, [cast("Schedule", schedule)], last_epoch)
     for i, schedule_of_group in enumerate(schedule):
         check_schedule(f"as_lr_scheduler: schedule[{i}]", schedule_of_group)
@@ -105,6 +107,25 @@ def _check_optimizer(optimizer: Any) -> None:
     if not isinstance(optimizer, Optimizer):
         raise TypeError(
             f"as_lr_scheduler: optimizer must be a torch.optim.Optimizer, got {describe(optimizer)}"
+        )
+
+
+def _warn_of_different_rates(optimizer: Optimizer) -> None:
+    """Warn if one schedule is about to replace the rates of groups that differ, such as those of a fallback."""
+    rates: list[float] = []
+    for group in optimizer.param_groups:
+        rate = float(group["lr"])
+        # 0.0 is a placeholder in groups whose chain has no rate.
+        if rate and rate not in rates:
+            rates.append(rate)
+    if len(rates) > 1:
+        from gradtx.optim._warnings import warn_user
+
+        given = ", ".join(f"{rate:g}" for rate in rates)
+        warn_user(
+            f"as_lr_scheduler: the groups have different learning rates ({given}), and one schedule gives all of them "
+            "the same; pass a list with one schedule per group",
+            UserWarning,
         )
 
 

@@ -135,6 +135,36 @@ def test_a_near_miss_is_warned_of_once_for_all_labels_and_a_key_of_another_label
     assert len(found) == 1
 
 
+def test_a_value_that_only_another_branch_reads_is_a_warning_that_names_the_key():
+    matrix, vector = torch.nn.Parameter(torch.eye(3)), torch.nn.Parameter(torch.ones(3))
+
+    def rates(group):
+        groups = [{"params": [matrix]}, {"params": [vector], **group}]
+        optimizer = gradtx.optim.Muon(groups, lr=0.02, fallback=gradtx.adamw(lr=1e-3))
+        return [group["lr"] for group in optimizer.param_groups]
+
+    for key in ("lr", "fallback.lr"):
+        message = f"^Muon: the parameters of this group do not read its '{key}'; pass 'adamw.lr'$"
+        with pytest.warns(UserWarning, match=message):
+            assert rates({key: 1e-5}) == [0.02, 1e-3]
+    assert rates({"adamw.lr": 1e-5}) == [0.02, 1e-5]  # warnings are errors in these tests
+    assert rates({"lr": 1e-3}) == [0.02, 1e-3]
+    both = {"params": [matrix, vector], "lr": 0.1}
+    optimizer = gradtx.optim.Muon([both], lr=0.02, fallback=gradtx.adamw(lr=1e-3))
+    assert [group["lr"] for group in optimizer.param_groups] == [0.1, 1e-3]
+
+
+def test_names_with_an_owner_or_a_label_set_the_values_of_a_group():
+    params = [torch.nn.Parameter(torch.eye(2)), torch.nn.Parameter(torch.ones(2))]
+    tx = gradtx.partition({"a": gradtx.sgd(), "b": gradtx.adamw()}, {"a": lambda name, p: p.ndim == 1, "b": "*"})
+    optimizer = gradtx.as_optimizer(tx, [{"params": params, "a.lr": 0.1, "b.adamw.lr": 0.2}])
+    assert {group["label"]: group["lr"] for group in optimizer.param_groups} == {"a": 0.1, "b": 0.2}
+    tx = gradtx.chain(gradtx.clip_by_global_norm(1.0), gradtx.adamw())
+    optimizer = gradtx.as_optimizer(tx, [{"params": params, "adamw.lr": 0.3, "clip_by_global_norm.eps": 0.1}])
+    group = optimizer.param_groups[0]
+    assert (group["lr"], group["clip_by_global_norm.eps"], "adamw.lr" in group) == (0.3, 0.1, False)
+
+
 def test_a_warning_that_is_an_error_adds_no_group():
     params = list(parameters().values())
     optimizer = gradtx.optim.AdamW(params[:1])

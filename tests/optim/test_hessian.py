@@ -313,6 +313,41 @@ def test_a_seed_that_is_no_int_is_an_error(seed):
 # Diagonals passed by the caller.
 
 
+def test_a_model_without_second_derivatives_is_an_error_that_names_the_ways_out():
+    class Once(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, gradient):
+            return gradient.clone()
+
+        @staticmethod
+        def backward(ctx, vector):
+            raise RuntimeError("derivative is not implemented")
+
+    class Identity(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, gradient):
+            return Once.apply(gradient)
+
+    param = torch.nn.Parameter(torch.ones(3))
+    optimizer = gradtx.as_optimizer(gradtx.sophia(lr=0.1), [param])
+
+    def closure():
+        optimizer.zero_grad()
+        loss = Identity.apply(param).square().sum()
+        loss.backward()
+        return loss
+
+    message = r"^scale_by_sophia: hessian_diag cannot be estimated.*derivative is not implemented.*hessian_diag=\.\.\."
+    with pytest.raises(RuntimeError, match=message):
+        optimizer.step(closure)
+    assert_equal(param.detach(), torch.ones(3))
+    optimizer.step(closure, hessian_diag=[torch.ones(3)])
+
+
 def test_an_explicit_diagonal_is_taken_and_nothing_estimated(estimates):
     optimizer, params = made(gradtx.adahessian(lr=0.1))
     other, twins = made(gradtx.adahessian(lr=0.1))

@@ -78,6 +78,19 @@ def test_one_schedule_is_for_all_groups_and_for_those_that_come_later():
     assert rates(optimizer) == scheduler.get_last_lr() == [RATE(3)] * 3
 
 
+def test_one_schedule_for_groups_of_different_rates_is_a_warning():
+    params = [torch.nn.Parameter(torch.eye(2)), weight()]
+    message = r"^as_lr_scheduler: the groups have different learning rates \(0\.02, 0\.001\).*one schedule per group$"
+    optimizer = gradtx.optim.Muon(params, lr=0.02, fallback=gradtx.adamw(lr=1e-3))
+    with pytest.warns(UserWarning, match=message):
+        gradtx.as_lr_scheduler(optimizer, RATE)
+    optimizer = gradtx.optim.Muon(params, lr=0.02, fallback=gradtx.adamw(lr=1e-3))
+    gradtx.as_lr_scheduler(optimizer, [RATE, gradtx.constant_schedule(1e-3)])  # warnings are errors in these tests
+    # A group whose chain has no rate shows 0.0.
+    tx = gradtx.partition({"a": gradtx.cocob(), "b": gradtx.sgd(lr=0.1)}, {"a": "a", "b": "b"})
+    gradtx.as_lr_scheduler(gradtx.as_optimizer(tx, [("a", weight()), ("b", weight())]), RATE)
+
+
 def test_a_list_that_no_longer_fits_is_an_error_at_the_next_step():
     optimizer = torch.optim.SGD([weight()], lr=0.1)
     scheduler = gradtx.as_lr_scheduler(optimizer, [RATE, RATE][:1])
