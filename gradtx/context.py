@@ -16,7 +16,7 @@ from gradtx._exact import exact, exact_dtype, log_or_zero
 from gradtx._messages import close
 from gradtx._random import name_key
 from gradtx._sharding import full_tensor
-from gradtx._torch import readable
+from gradtx._torch import is_intercepted, readable
 
 if TYPE_CHECKING:
     from gradtx._execution import Leaf
@@ -85,7 +85,7 @@ class Moment:
 
         torch's expm1 may round differently, and the results of ranks must not differ from those of one process.
         """
-        if self.host is None:
+        if self.host is None or is_intercepted():  # a tracer cannot read values
             return bias_correction(beta, time)
         known_time, known_beta = _on_host(time), _on_host(beta)
         if known_time is None or known_beta is None:

@@ -40,6 +40,18 @@ def _squares(factor: Tensor) -> Tensor:
     return factor.square() if factor.ndim == 1 else symmetric_product(factor.mT, factor)
 
 
+def preconditioned(x: Tensor, factors: Sequence[Tensor]) -> Tensor:
+    """Multiply a tensor along each dimension by Q^T Q."""
+    for i, factor in enumerate(factors):
+        if factor.ndim == 2 and factor.numel() > x.numel():
+            # Two products with the tensor are cheaper than one of two factors.
+            x = multiplied(multiplied(x, factor, i), factor.mT, i)
+        else:
+            square = _squares(factor)
+            x = _scaled(x, square, i) if square.ndim == 1 else multiplied(x, square, i)
+    return x
+
+
 def _outer(x: Tensor, i: int, factor: Tensor) -> Tensor:
     """Return mat_i(x) mat_i(x)^T, or its diagonal for a diagonal factor."""
     if factor.ndim == 2:
@@ -357,7 +369,7 @@ def scale_by_psgd_kron(
         new["Q"] = ctx.when(
             is_due, lambda: fitted(x, state["Q"], updates, ctx), lambda: state["Q"]
         )
-        direction = applied(mean, [_squares(factor) for factor in new["Q"]])
+        direction = preconditioned(mean, new["Q"])
         direction = direction * at_most(clip_rms / (rms(direction) + 1e-12), 1.0)
         return direction.reshape(update.shape), new
 
@@ -498,7 +510,7 @@ def scale_by_psgd_pro(
             precond_lr / (1 + (ctx.time - 1) / warmup_steps).sqrt(), min_precond_lr
         )
         factors, bounds = fitted(x, state["Q"], state["lipschitz"], rate)
-        direction = applied(x, [_squares(factor) for factor in factors])
+        direction = preconditioned(x, factors)
         if not (isinstance(max_update_rms, float) and max_update_rms == 0):
             direction = direction * at_most(
                 max_update_rms / (rms(direction) + 1e-7), 1.0

@@ -172,7 +172,8 @@ def test_a_scheduler_drives_the_rate_of_the_fallback_too_each_from_its_own(rate)
 def test_in_groups_of_the_user_bare_names_are_muons_and_the_fallbacks_have_its_name():
     params = list(parameters().values())
     groups = [{"params": params[:3], "lr": 0.5, "adamw.lr": 0.25, "eps": 1e-3}, {"params": params[3:], "lr": 0.125}]
-    optimizer = gradtx.optim.Muon(groups, fallback=gradtx.adamw(lr=0.03))
+    with pytest.warns(UserWarning, match="do not read its 'lr'; pass 'adamw.lr'"):  # the second group has no matrix
+        optimizer = gradtx.optim.Muon(groups, fallback=gradtx.adamw(lr=0.03))
     rates = {(group["label"], group["lr"]) for group in optimizer.param_groups}
     assert rates <= {("muon", 0.5), ("fallback", 0.25), ("muon", 0.125), ("fallback", 0.03)}
     assert {group["eps"] for group in optimizer.param_groups if group["label"] == "fallback"} == {1e-8}
