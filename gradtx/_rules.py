@@ -507,6 +507,7 @@ class RuleOperation(Operation):
         """Prevent fusion with surrounding operations if, for sharded leaves, owner ranks run this rule separately."""
         if not self.at_owner:
             return _NO_CONTEXT
+        # Nothing is fused inside a region, and a space compares the update there by identity.
         if self.whole_until is not None:
             leaf.update = leaf.run.fusion_barrier(leaf.update)
         return leaf.run.as_written(self, leaf)
