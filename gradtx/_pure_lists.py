@@ -575,6 +575,7 @@ class _RecordedRun(TreeRun):
     """A run on stand-ins, up to the first sum whose total is not known yet."""
 
     has_one_leaf = True
+    has_names = False
     totals: list[dict[str, Tensor]]
 
     def combined(self, operation: Operation, waiting: list[tuple[Leaf, Any]]) -> Any:

@@ -85,7 +85,6 @@ class Space(Combinator):
         needs_kinds: Whether inner slots need a kind.
         seed: The seed if the view draws random numbers, else None.
         changes: `shape -> bool`: whether the inner coordinates of a leaf differ from its own.
-        by_name: Whether the view depends on the leaf's name, which programs for many leaves do not know.
         hidden: Whether `inner` is an implementation detail without a place among the chain's links.
         reads_grad: Whether the view or inner links may read `ctx.grad`.
     """
@@ -99,7 +98,6 @@ class Space(Combinator):
     needs_kinds: bool = True
     seed: int | None = None
     changes: Callable[[torch.Size], bool] = lambda shape: True
-    by_name: bool = False
     hidden: bool = False
     reads_grad: bool = True
 
@@ -163,14 +161,11 @@ class SpaceRun:
 
     def has_program(self, leaf: Leaf) -> bool:
         """Whether programs may run the space for a leaf: they compute no bases, and take no part in `_commit`."""
-        return self._is_by_leaf() and not self.space.changes(leaf.shape)
+        shape = leaf.shape
+        return self.has_list_programs(shape) and not self.space.changes(shape)
 
     def has_list_programs(self, shape: torch.Size) -> bool:
-        """Whether programs over lists may run the space for leaves of this shape, if the host knows what is due."""
-        return self._is_by_leaf() and not self.space.by_name
-
-    def _is_by_leaf(self) -> bool:
-        """Whether nothing in the space depends on other leaves or is random."""
+        """Whether programs over lists may run the space for leaves of a shape, if the host knows what is due."""
         return self.by_leaf and self.space.seed is None
 
     def stand_in(self, leaf: Leaf, like: Tensor) -> Tensor:

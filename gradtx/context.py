@@ -76,19 +76,19 @@ class Moment:
                 isinstance(beta, float) and isinstance(known, float) and known == beta
             ):
                 return value
-        value = self.correction_at(self.time, beta)
+        value = self.correction_at(beta, self.time)
         self._corrections.append((beta, value))
         return value
 
-    def correction_at(self, time: Tensor, beta: Any) -> Tensor:
+    def correction_at(self, beta: Any, time: Tensor) -> Tensor:
         """Return the bias correction at another time, computed as list programs do if the host knows the count.
 
         torch's expm1 may round differently, and the results of ranks must not differ from those of one process.
         """
         if self.host is None or is_intercepted():  # a tracer cannot read values
             return bias_correction(beta, time)
-        known_time, known_beta = _on_host(time), _on_host(beta)
-        if known_time is None or known_beta is None:
+        known_beta, known_time = _on_host(beta), _on_host(time)
+        if known_beta is None or known_time is None:
             return bias_correction(beta, time)
         return torch.full_like(time, -math.expm1(known_time * math.log(known_beta)))
 
@@ -108,6 +108,10 @@ def _on_host(value: Any) -> float | None:
             return None
         value = value.item()
     return value or None
+
+
+class NamelessLeafError(Exception):
+    """A rule reads a leaf's name in a program, which runs for many leaves; other ways of running it know the name."""
 
 
 class StandInCalledError(Exception):
@@ -139,7 +143,7 @@ class Context:
     def __init__(self, leaf: Leaf, clock: Clock, dtype: torch.dtype, rng: Any = None):
         # Do not store the leaf itself: a reference cycle would keep its tensors until the garbage collector runs.
         self._extras: dict[str, Any] = leaf.extras
-        self._name = leaf.name
+        self._name = leaf.name if leaf.run.has_names else None
         self._known: Container[str] = leaf.run.known_extras
         self._clock = clock
         self._dtype = dtype
@@ -191,7 +195,7 @@ class Context:
         if step is None:
             return self._moment.bias_correction(beta)
         time = exact(step, self._moment.time.device)
-        return self._moment.correction_at(time, beta)
+        return self._moment.correction_at(beta, time)
 
     def every(
         self, k: int, phase: int, compute: Callable[[], Any], keep: Callable[[], Any]
@@ -204,6 +208,8 @@ class Context:
 
     def turn(self, k: int) -> int:
         """Return an integer in [0, k) derived from the leaf's name: a phase that spreads periodic work over steps."""
+        if self._name is None:
+            raise NamelessLeafError("a rule that depends on leaf names has no program")
         return name_key(self._name) % k
 
     def first(self, compute: Callable[[], Any], keep: Callable[[], Any]) -> Any:

@@ -190,7 +190,7 @@ class _Recorder:
         self.owned: list[Node] = []
         self.opaque: list[Node] = []  # the operations of `as_one`
         self._unchanged: list[Tensor] = []  # keeps their ids unique
-        self._is_paused = False  # while stand-ins are created
+        self._is_paused = False
 
     def argument(self, name: str, stand_in: Tensor) -> Node:
         node = self.graph.placeholder(name)
@@ -254,11 +254,10 @@ class _Recorder:
         )
         node.meta["operation"] = operation
         node.meta["payload"] = {name: tensor.dtype for name, tensor in payload.items()}
-        self._is_paused = True
-        stand_in = torch.empty_strided(
-            update.shape, update.stride(), dtype=update.dtype, device=META
-        )
-        self._is_paused = False
+        with self._paused():
+            stand_in = torch.empty_strided(
+                update.shape, update.stride(), dtype=update.dtype, device=META
+            )
         self.owned.append(node)
         self._name(stand_in, node)
         return stand_in
@@ -271,15 +270,24 @@ class _Recorder:
     ) -> tuple[Tensor, ...]:
         """Record a function as one operation."""
         node = self.graph.call_function(function, (self.node_of(x),))
-        self._is_paused = True
-        results = tuple(
-            torch.empty(tuple(shape), dtype=x.dtype, device=META) for shape in shapes
-        )
-        self._is_paused = False
+        with self._paused():
+            results = tuple(
+                torch.empty(tuple(shape), dtype=x.dtype, device=META)
+                for shape in shapes
+            )
         self._name(results, node)
         node.meta["opaque"] = True
         self.opaque.append(node)
         return results
+
+    @contextmanager
+    def _paused(self) -> Generator[None, None, None]:
+        """Do not record the operations that create stand-ins."""
+        self._is_paused = True
+        try:
+            yield
+        finally:
+            self._is_paused = False
 
     def _constant(self, tensor: Tensor) -> Tensor:
         """Record a tensor that the function creates from Python scalars, such as `torch.tensor(1.0)`."""

@@ -112,7 +112,8 @@ class Members:
             by_labels[()] = []
         views: list[GroupView] = []
         given, read = dict(group), set[str]()
-        for labels in sorted(by_labels, key=_rank):
+        in_order = sorted(by_labels, key=_rank)
+        for labels in in_order:
             # A group that is not split keeps the user's dict, as in torch.
             part = group if len(by_labels) == 1 else dict(group)
             _keep_only(part, params, names, by_labels[labels])
@@ -121,7 +122,7 @@ class Members:
             read |= in_names_of_branch(self.tx, part, _by_selector(labels))
             views.append(self._view(part, labels, _zero))
         joining = Joining(views, by_param, run.clock_paths)
-        for labels, view in zip(sorted(by_labels, key=_rank), views, strict=True):
+        for labels, view in zip(in_order, views, strict=True):
             keys = unread(self.tx, given, read, view, _by_selector(labels))
             joining.unread.update(keys)
         return joining

@@ -171,7 +171,6 @@ class Rotation:
             ),
             delayed=self.start == "skip",
             changes=lambda shape: bool(self.factors.dims(shape)),
-            by_name=self.staggers,
             hidden=hidden,
             reads_grad=not hidden or self.of == "grad",
         )

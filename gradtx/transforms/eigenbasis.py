@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 
 from gradtx._arguments import Betas, Scalar
@@ -29,16 +26,11 @@ __all__ = [
 ]
 
 
-def _is_without_turns(arguments: Mapping[str, Any], shape: torch.Size) -> bool:
-    """Whether the phase of the bases does not depend on a leaf's name, which programs for many leaves do not know."""
-    return not arguments["stagger"]
-
-
 @per_tensor(
     whole=True,
     determined=lambda arguments: not arguments["merge_dims"],
     compiles=False,
-    lists=_is_without_turns,
+    lists=lambda arguments, shape: True,
     static=("stagger",),
     ranges={
         "precondition_frequency": "[1, inf)",

@@ -40,15 +40,10 @@ def _decays(arguments: dict[str, Any]) -> tuple[str, ...]:
     return () if is_off(arguments["weight_decay"]) else ("param",)
 
 
-def _is_without_turns(arguments: dict[str, Any], shape: torch.Size) -> bool:
-    """Whether the phase of the roots does not depend on a leaf's name, which programs for many leaves do not know."""
-    return not arguments["stagger"]
-
-
 @per_tensor(
     needs=("params",),
     compiles=False,
-    lists=_is_without_turns,
+    lists=lambda arguments, shape: True,
     static=("stagger",),
     whole=_decays,
     ranges={

@@ -39,6 +39,7 @@ SOAP = {"lr": 0.02, "precondition_frequency": 2}
 STATEFUL = {
     "soap": gradtx.soap(**SOAP),
     "soap with a decay of weights": gradtx.chain(gradtx.clip_by_value(0.5), gradtx.soap(weight_decay=0.1, **SOAP)),
+    "soap in turns": gradtx.soap(weight_decay=0.1, stagger=True, **SOAP),
     "kl_soap": gradtx.kl_soap(**SOAP),
     "kl_shampoo": gradtx.kl_shampoo(lr=1e-3, precondition_frequency=2),
     "shampoo": gradtx.shampoo(lr=0.02, momentum=0.5, weight_decay=0.1, preconditioning_compute_steps=2),

@@ -17,6 +17,7 @@ from gradtx._lists.cache import SharedPrograms
 from gradtx._owners import has_regions
 from gradtx._passes import have_sums
 from gradtx._sharding import is_sharded, local
+from gradtx.context import NamelessLeafError
 from gradtx.optim._member import Member
 from gradtx.optim._request import StepRequest
 from gradtx.optim.engine.alias import entries_of, lengths_like
@@ -92,8 +93,8 @@ class CompiledEngine(Engine):
         self._options = dict(options)
         self._backend = backend
         self._programs: dict[Any, list[BundleProgram]] | None = None
-        # Ids of program lists that remain empty.
-        self._with_sums_over_shards: set[int] = set()
+        # Why program lists remain empty, by their ids.
+        self._unsuitable: dict[int, str] = {}
         self._prepared: Prepared = {}
         self._flags: dict[tuple[torch.device, bool], Tensor] = {}
         self._logged: set[str] = set()  # stages that have been logged
@@ -204,8 +205,8 @@ class CompiledEngine(Engine):
         bundle.create_arguments(self._flag, request.trees)
         tensors, *others = bundle.calls(bundle.arguments(request.trees))
         programs = self._programs_like(first, kind, signature, request)
-        if id(programs) in self._with_sums_over_shards:
-            return SUM_OVER_SHARDS
+        if id(programs) in self._unsuitable:
+            return self._unsuitable[id(programs)]
         program = next((program for program in programs if program.fits(tensors)), None)
         if program is None:
             view = request.views[first.group]
@@ -254,16 +255,16 @@ class CompiledEngine(Engine):
                     # Another thread has compiled it while this one waited.
                     return program
             program = self._compiled(order)
-        if program is None:
-            self._with_sums_over_shards.add(id(programs))
-            return SUM_OVER_SHARDS
-        programs.append(program)
+        if isinstance(program, str):
+            self._unsuitable[id(programs)] = program
+        else:
+            programs.append(program)
         return program
 
-    def _compiled(self, order: Order) -> BundleProgram | None:
+    def _compiled(self, order: Order) -> BundleProgram | str:
         """Return a program traced with the first of the examples that leads to one that fits the last example.
 
-        Return None if it sums over a sharded leaf: a sum over this process's shard is not the sum over the whole leaf.
+        Return the reason if there is none, for example because it would sum over this process's shard of a leaf.
         """
         start = time.monotonic()
         # This is an option because the key of the compiler's cache does not include the lengths of the examples.
@@ -278,8 +279,10 @@ class CompiledEngine(Engine):
                     order.function, order.common, order.examples[-1], order.flat
                 )
             if order.sharded and have_sums(program.passes):
-                return None
+                return SUM_OVER_SHARDS
             program.compile(compiler)
+        except NamelessLeafError as error:
+            return str(error)
         except Exception as error:
             # A user's rule and torch's compiler may raise any exception.
             raise CompilationError(order.name) from error

@@ -25,6 +25,7 @@ from gradtx._passes import have_sums, passes_of
 from gradtx._runs import LateTerm
 from gradtx._sharding import is_sharded, local
 from gradtx._torch import TracingUnavailableError, copy_each_
+from gradtx.context import NamelessLeafError
 from gradtx.optim._groups import GroupView
 from gradtx.optim._member import Member
 from gradtx.optim._request import StepRequest, Trees
@@ -500,7 +501,11 @@ class ListEngine(Engine):
         assert self._programs is not None
         try:
             program = _passes(function, stand_ins(function.signature), tensors)
-        except (UnrecordableError, TracingUnavailableError) as error:
+        except (
+            NamelessLeafError,
+            TracingUnavailableError,
+            UnrecordableError,
+        ) as error:
             return str(error)
         except Exception as error:
             # A user's rule may raise any exception; eager execution shows it.

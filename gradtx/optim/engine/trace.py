@@ -54,6 +54,8 @@ class TracedRun(Run):
         real: Whether each leaf is real, a 0-d bool; padding adds nothing to sums. Empty if there is no padding.
     """
 
+    has_names = False
+
     def __init__(self, signature: Signature, device: torch.device):
         super().__init__()
         self.device = device
