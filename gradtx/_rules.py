@@ -467,8 +467,8 @@ class RuleOperation(Operation):
     def has_list_program(self, leaf: Leaf, on_host: bool) -> bool:
         if self.has_program(leaf):
             return True
-        if self.rule.lists is None or not on_host or leaf.device.type != "cpu":
-            # A program skips work that is not due only if no scalar is on an accelerator.
+        if self.rule.lists is None or not on_host:
+            # A program skips work that is not due only if the host knows the counts.
             return False
         return self.rule.lists(leaf.shape)
 

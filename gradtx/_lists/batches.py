@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from gradtx import _torch
 from gradtx._lists.contract import is_list
+from gradtx._lists.needs import Case
 
 aten = torch.ops.aten
 
@@ -34,31 +34,44 @@ def batches_on(device: torch.device) -> bool:
     return device.type not in ("cpu", "meta")
 
 
-def batch_of(
-    nodes: Sequence[Node], has_list_form: Callable[[Node], bool]
-) -> list[Node]:
-    """Return the operations of a program to run on batches.
+def batches_of(
+    nodes: Sequence[Node],
+    has_list_form: Callable[[Node], bool],
+    case_of: Callable[[Node], Case | None],
+) -> list[list[Node]]:
+    """Return the operations of a program to run on batches; those of one batch are consecutive.
 
-    These are all operations from the first to the last without a list form, if they include a product or a
-    factorization of matrices.
+    If a program includes a product or a factorization of matrices, a batch extends from the first to the last operation
+    without a list form among consecutive operations of one case.
+
+    Args:
+        nodes: The program.
+        has_list_form: Whether one call runs an operation for a list of leaves.
+        case_of: The case in which an operation runs; None if it cannot be part of a batch.
     """
-    operations: list[Node] = []
-    without_form: list[int] = []
-    of_matrices = False
+    batches: list[list[Node]] = []
+    case: Case | None = None
     for node in nodes:
-        if (
-            node.op != "call_function"
-            or not is_list(node)
-            or _torch.writes(node.target)
-        ):
+        if node.op != "call_function" or not is_list(node):
             continue
-        if not has_list_form(node):
-            without_form.append(len(operations))
-        of_matrices = of_matrices or node.target in OF_MATRICES
-        operations.append(node)
-    if not of_matrices:
+        last_case, case = case, case_of(node)
+        if case is None:
+            continue
+        if case != last_case:
+            batches.append([])
+        batches[-1].append(node)
+    if not any(node.target in OF_MATRICES for batch in batches for node in batch):
         return []
-    return operations[without_form[0] : without_form[-1] + 1]
+    trimmed = [_trimmed(batch, has_list_form) for batch in batches]
+    return [batch for batch in trimmed if batch]
+
+
+def _trimmed(nodes: list[Node], has_list_form: Callable[[Node], bool]) -> list[Node]:
+    """Return the operations from the first to the last without a list form."""
+    without_form = [i for i, node in enumerate(nodes) if not has_list_form(node)]
+    if not without_form:
+        return []
+    return nodes[without_form[0] : without_form[-1] + 1]
 
 
 def batched(

@@ -158,7 +158,7 @@ def numbers_for(
     """Return Python scalars if the host may read the given ones without synchronizing; otherwise 0-d tensors."""
     if on_host and PYTHON_NUMBERS.issuperset(map(type, given)):  # a shortcut
         return list(given), True
-    if on_host and not any(map(_is_on_device, given)):
+    if on_host and not any(map(is_on_accelerator, given)):
         return [
             value.item() if isinstance(value, Tensor) else value for value in given
         ], True
@@ -311,7 +311,7 @@ def differ_by_leaf(values: Any) -> TypeGuard[list[Any] | tuple[Any, ...]]:
     return isinstance(values, list | tuple)
 
 
-def _is_on_device(value: Any) -> bool:
+def is_on_accelerator(value: Any) -> bool:
     """Whether the host would have to synchronize to read a scalar."""
     return isinstance(value, Tensor) and value.device.type != "cpu"
 

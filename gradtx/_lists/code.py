@@ -209,14 +209,14 @@ class _Writer:
         self._calls = 0
         # The case of the latest lines, and the number of lines after them.
         self._block: tuple[Case, int] = (ALWAYS, 0)
-        self._batch: list[Node] = []  # operations that run on batches of leaves
-        if batches.batches_on(device):
-            self._batch = batches.batch_of(self._nodes, self._has_list_form)
-        decides = on_host and not self._batch
-        if decides:
+        if on_host:
             split_copies(recording.graph)
             self._nodes = list(recording.graph.nodes)
-        self._needs = Needs(recording.graph, decides)
+        self._needs = Needs(recording.graph, decides=on_host)
+        # For each operation that runs on batches of leaves, all operations of its batch.
+        self._batches: dict[Node, list[Node]] = {}
+        if batches.batches_on(device):
+            self._choose_batches()
         self._memory = MemoryPlan(recording.graph, self._has_form_in_place, self._needs)
         self._operands = self._memory.operand
 
@@ -226,9 +226,23 @@ class _Writer:
     def _has_form_in_place(self, node: Node) -> bool:
         return (
             node.target in IN_PLACE
-            and node not in self._batch
+            and node not in self._batches
             and self._has_list_form(node)
         )
+
+    def _choose_batches(self) -> None:
+        for batch in batches.batches_of(
+            self._nodes, self._has_list_form, self._case_in_batch
+        ):
+            self._batches.update(dict.fromkeys(batch, batch))
+
+    def _case_in_batch(self, node: Node) -> Case | None:
+        """Return the case of an operation; None for those that batches exclude."""
+        if node not in self._needs or _torch.writes(node.target):
+            return None
+        if self._on_host and is_selection(node):
+            return None  # one operand may not have been computed
+        return self._needs.of(node)
 
     def function(self) -> ListFunction:
         run = self._run()  # first, because it determines which scalars must be tensors
@@ -274,10 +288,11 @@ class _Writer:
             if not is_list(node) and not is_number(node):
                 self._write(node)
         for node in calls:
-            if node in self._batch[:1]:
-                self._write_batch()
-            elif is_list(node) and node not in self._batch:
-                self._write_conditionally(node)
+            if node not in self._batches:
+                if is_list(node):
+                    self._write_conditionally(node)
+            elif node is self._batches[node][0]:
+                self._write_batch(self._batches[node])
         results = ", ".join(self._results())
         self._lines.append(f"return [{results}]")
         unpacked = f"{_tuple_of(self._prepared())} = prepared"
@@ -509,42 +524,35 @@ class _Writer:
 
     # Batches.
 
-    def _write_batch(self) -> None:
-        """Generate a function of one leaf and the call that applies it to all leaves."""
-        batch = set(self._batch)
+    def _write_batch(self, batch: list[Node]) -> None:
+        """Generate a function of one leaf and the call that applies it to all leaves, if they are needed."""
         inputs: dict[str, None] = {}
         outputs: list[str] = []
         dead_after_batch: list[Node] = []  # lists that are not needed after the batch
         outside, self._lines = self._lines, []
-        for node in self._batch:
+        for node in batch:
             self._assign(node, self._of_one_leaf(node))
-            inputs.update(
-                (item.name, None)
-                for item in node.all_input_nodes
-                if is_list(item) and item not in batch
-            )
-            if not node.users.keys() <= batch:
+            for item in node.all_input_nodes:
+                if is_list(item) and item not in batch:
+                    inputs[item.name] = None
+            if not node.users.keys() <= set(batch):
                 outputs.append(node.name)
             dead = self._memory.freed_after(node)
             self._delete([item for item in dead if item in batch])
             dead_after_batch.extend(item for item in dead if item not in batch)
-        body = [*self._lines, f"return {_tuple_of(outputs)}"]
-        self._lines = [
-            *outside,
+        body, self._lines = self._lines, outside
+        lines = [
             f"def batch({', '.join(inputs)}):",
             *(f"    {line}" for line in body),
+            f"    return {_tuple_of(outputs)}",
+            f"{_tuple_of(outputs)} = batched(batch, {', '.join(inputs)})",
         ]
-        self._lines.append(
-            f"{_tuple_of(outputs)} = batched(batch, {', '.join(inputs)})"
-        )
+        self._add(lines, self._needs.of(batch[0]))
         self._delete(dead_after_batch)
         self._calls += 1
 
     def _of_one_leaf(self, node: Node) -> str:
         """Return the code of an operation on one leaf."""
-        if self._on_host and is_selection(node) and all(map(is_list, node.args[1:])):
-            condition, x, y = map(self._text, node.args)
-            return f"{x} if {condition} else {y}"
         lists = {
             argument: argument.name
             for argument in node.all_input_nodes

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain
 from typing import Any
 
 from torch import Tensor
 
 from gradtx._execution import Leaf
+from gradtx._lists.bundle import is_on_accelerator
 from gradtx.optim._groups import GroupView
 from gradtx.optim._member import Member
 from gradtx.optim._run import OptimizerRun
@@ -46,6 +49,12 @@ class StepRequest:
     scaling: Scaling | None
     on_host: bool
     consumes: bool
+
+    @cached_property
+    def host_knows_scalars(self) -> bool:
+        """Whether counts, numbers and shared extras are all on the host, and it may read them."""
+        scalars = chain(*self.numbers, self.scalars.values())
+        return self.on_host and not any(map(is_on_accelerator, scalars))
 
     def tensor_scalars(self) -> dict[str, Tensor]:
         """Return the shared extras that are tensors."""

@@ -60,6 +60,22 @@ CHAINS = {
     ),
 }  # fmt: skip
 
+# Rules that compute bases or factors only when they are due.
+BY_COUNT = {
+    "soap": gradtx.soap(lr=0.02, precondition_frequency=2, merge_dims=True),
+    "soap in skip_nonfinite": gradtx.skip_nonfinite(gradtx.soap(lr=0.02, precondition_frequency=2)),
+    "soap in accumulate": gradtx.accumulate(gradtx.soap(lr=0.02, precondition_frequency=2), every=2),
+    "kl_soap": gradtx.kl_soap(lr=0.02, precondition_frequency=2),
+    "kl_shampoo": gradtx.kl_shampoo(lr=0.02, precondition_frequency=2),
+    "shampoo": gradtx.shampoo(lr=0.02, preconditioning_compute_steps=2),
+    "galore": gradtx.galore(lr=0.02, rank=2, update_proj_gap=2),
+    "fira": gradtx.fira(lr=0.02, rank=2, update_proj_gap=3),
+    "psgd_kron": gradtx.psgd_kron(lr=0.02, precondition_frequency=2),
+    "dion": gradtx.dion(lr=0.02, rank=2, fallback=ADAMW),
+    "dion2": gradtx.dion2(lr=0.02, fallback=ADAMW),
+}
+CHAINS |= BY_COUNT
+
 
 def tensors(seed, dtype=torch.float64):
     generator = torch.Generator().manual_seed(seed)
@@ -94,7 +110,24 @@ def test_batches_give_what_loops_over_leaves_give(name, as_batches):
     as_batches(False)
     expected = stepped(CHAINS[name])
     as_batches(True)
-    torch.testing.assert_close(stepped(CHAINS[name]), expected, rtol=1e-12, atol=1e-12)
+    # Divisions by the small eigenvalues of first statistics, whose rank is not full, amplify rounding.
+    tolerance = 1e-8 if name.startswith("kl") else 1e-12
+    torch.testing.assert_close(stepped(CHAINS[name]), expected, rtol=tolerance, atol=tolerance)
+
+
+def test_batches_compute_bases_only_when_they_are_due(as_batches):
+    as_batches(True)
+    params = {name: torch.nn.Parameter(value) for name, value in tensors(0).items()}
+    optimizer = gradtx.as_optimizer(gradtx.soap(lr=0.02, precondition_frequency=3), params.items())
+    decompositions = []
+    for step in range(1, 9):
+        for name, gradient in tensors(step).items():
+            params[name].grad = gradient
+        with profile(activities=[ProfilerActivity.CPU]) as events:
+            optimizer.step()
+        decompositions.append(sum(event.name == "aten::linalg_qr" for event in events.events()))
+    both_sides = 2 * sum(1 for count in GROUPS.values() if count > 1)  # a single matrix takes other calls
+    assert decompositions == [0, 0, 0, both_sides, 0, 0, both_sides, 0]
 
 
 def test_in_half_precision_state_and_iteration(as_batches):

@@ -302,7 +302,7 @@ class ListEngine(Engine):
     def _has_program(
         self, operation: Operation, leaf: Leaf, request: StepRequest
     ) -> bool:
-        return operation.has_list_program(leaf, request.on_host)
+        return operation.has_list_program(leaf, request.host_knows_scalars)
 
     def _is_still_valid(self, plan: Plan) -> bool:
         bundles: list[Any] = plan.bundles
