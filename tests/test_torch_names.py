@@ -63,6 +63,34 @@ def test_without_the_record_of_join_no_module_counts_as_joining():
     assert not _torch.joins_uneven_inputs(torch.nn.Linear(2, 2))
 
 
+@pytest.fixture
+def processor(monkeypatch):
+    """A function that describes the processor; None stands for a version of torch that does not."""
+
+    def describe(**capabilities):
+        found = _torch._found
+        answer = (lambda: capabilities) if capabilities else None
+        monkeypatch.setattr(
+            _torch, "_found", lambda *place: answer if place == ("torch.cpu", "get_capabilities") else found(*place)
+        )
+        _torch._has_fast_bfloat16.cache_clear()
+        return _torch.multiplies_in_bfloat16()
+
+    yield describe
+    monkeypatch.undo()
+    _torch._has_fast_bfloat16.cache_clear()
+
+
+def test_products_are_in_bfloat16_with_tiles_and_with_amds_vectors(processor):
+    x86 = {"architecture": "x86_64", "avx512_bf16": True, "amx_bf16": False}
+    assert processor()
+    assert processor(architecture="aarch64")
+    assert processor(**x86, cpu_name="AMD EPYC")
+    assert not processor(**x86, cpu_name="Intel Xeon")
+    assert processor(**x86 | {"amx_bf16": True}, cpu_name="Intel Xeon")
+    assert not processor(**x86 | {"avx512_bf16": False}, cpu_name="AMD Ryzen 5")
+
+
 # Eager steps.
 
 
@@ -379,6 +407,13 @@ def test_without_a_name_of_instruction_sets_torch_asks_by_itself(name, graphs, m
     monkeypatch.delattr(importlib.import_module("torch._inductor.cpu_vec_isa"), name)
     with _torch.named_instructions():
         pass
+    assert_compiled_steps_are_the_same()
+    assert graphs
+
+
+def test_without_the_choice_of_vectors_the_compiler_chooses(graphs, monkeypatch):
+    monkeypatch.setattr(_torch, "_found", without("torch._inductor.cpu_vec_isa", "pick_vec_isa"))
+    assert _torch._vector_width() == {}
     assert_compiled_steps_are_the_same()
     assert graphs
 

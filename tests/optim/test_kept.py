@@ -46,8 +46,9 @@ print(digest.hexdigest(), "torch._inductor.compile_fx" in sys.modules)
 """
 
 
-def run(texts, folder):
+def run(texts, folder, **variables):
     environment = {name: value for name, value in os.environ.items() if not name.startswith("TORCH")}
+    environment |= variables
     environment["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
     command = [sys.executable, "-W", "error::RuntimeWarning", "-c", SCRIPT, *texts]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
@@ -75,6 +76,15 @@ def test_what_calls_torchs_kernels_is_compiled_again(tmp_path):
     digest, imported = run([CHAINS["products"]], tmp_path)
     assert imported
     assert run([CHAINS["products"]], tmp_path)[0] == digest
+
+
+@pytest.mark.nightly
+@pytest.mark.skipif(not torch.cpu.get_capabilities().get("avx512_f"), reason="needs a processor with AVX-512")
+def test_processors_with_other_vectors_may_share_the_cache(tmp_path):
+    chain = CHAINS["products"]  # kept by the compiler alone, whose key does not name the processor
+    run([chain], tmp_path / "shared", ATEN_CPU_CAPABILITY="avx512")
+    digest, _ = run([chain], tmp_path / "own", ATEN_CPU_CAPABILITY="avx2")
+    assert run([chain], tmp_path / "shared", ATEN_CPU_CAPABILITY="avx2")[0] == digest
 
 
 # Within one process.

@@ -34,7 +34,7 @@ def _atan(x: Tensor) -> Any:
 
 
 def _in_single(function: Any) -> Any:
-    """Compute a bfloat16 product in float32, rounded once: 3 to 5 times faster on a CPU without AMX."""
+    """Compute a bfloat16 product in float32, rounded once, where that is faster."""
 
     def product(*arguments: Any, **options: Any) -> Any:
         first: Tensor = arguments[0]

@@ -127,7 +127,7 @@ def _surroundings() -> str:
     environment = sorted(
         item
         for item in os.environ.items()
-        if item[0].startswith(("TORCH", "CXX", "CPLUS"))
+        if item[0].startswith(("ATEN", "TORCH", "CXX", "CPLUS"))
     )
     return repr(
         [
