@@ -1,6 +1,11 @@
 """What docstrings may use without importing it, and one thread a test process: `make test` runs a process a core."""
 
 import gc
+import os
+
+# Products of equal matrices then have equal bits wherever they lie in memory, which tests of shards assume: on some
+# processors MKL otherwise chooses an order of summation by alignment. MKL reads this at its first call.
+os.environ.setdefault("MKL_CBWR", "AUTO")
 
 import pytest
 import torch
