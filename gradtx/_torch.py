@@ -508,7 +508,7 @@ def makes_new_tensor(operator: Any) -> bool:
 def multiplies_in_bfloat16() -> bool:
     """Whether matrix products in bfloat16 are faster than in float32 on this processor; True without the name.
 
-    They are with AMX tiles. AVX-512 instructions for bfloat16 count on AMD's processors, where MKL multiplies in float32
+    They are with AMX tiles. AVX-512 instructions for bfloat16 count on AMD's processors, where MKL multiplies float32
     with AVX2: on Zen 5, float32 takes 2 to 4.5 times as long from 128 columns on. On Intel's, float32 with conversions
     is 1.1 to 1.9 times faster than these instructions.
     """
