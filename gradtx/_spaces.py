@@ -273,8 +273,13 @@ class SpaceRun:
         """Whether any leaf took part."""
         if not self.parts:
             return torch.tensor(False)
-        flags = [torch.as_tensor(part).to(self.run.device) for part in self.parts]
-        return torch.stack(flags).any()
+        return torch.stack([self._on_device(part) for part in self.parts]).any()
+
+    def _on_device(self, flag: bool | Tensor) -> Tensor:
+        """Return a flag as a tensor; a bool is written on the device, not sent to it."""
+        if isinstance(flag, Tensor):
+            return flag.to(self.run.device)
+        return torch.full((), flag, device=self.run.device)
 
 
 def _check_links(name: str, operations: list[Any]) -> None:

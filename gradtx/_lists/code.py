@@ -502,6 +502,10 @@ class _Writer:
         if self._on_host and is_selection(node):
             return self._selection(node)
         call = f"{self._name_of(node, node.target)}({self._arguments(node, lists)})"
+        if self._on_host and _fills(node):
+            # A copy of a 0-d tensor would send it to the device.
+            leaf, number = node.args
+            call = f"{lists[leaf]}.fill_({self._text(number)})"  # type: ignore[index]
         names = ", ".join(lists.values())
         columns = ", ".join(argument.name for argument in lists)
         over = columns if len(lists) == 1 else f"zip({columns}, strict=True)"
@@ -639,6 +643,18 @@ def _is_plain(value: float) -> bool:
 
 def _is_tensor(value: Any) -> bool:
     return isinstance(value, Node)
+
+
+def _fills(node: Node) -> bool:
+    """Whether an operation writes a scalar of the same dtype into a slot."""
+    if node.target is not aten.copy_.default or not is_number(node.args[1]):
+        return False
+    slot, number = node.args
+    return (
+        isinstance(number, Node)
+        and is_list(slot)
+        and number.meta["val"].dtype == slot.meta["val"].dtype  # type: ignore[union-attr]
+    )
 
 
 def _keeps_dtype(node: Node, operand: Any) -> bool:

@@ -6,6 +6,8 @@ from torch.utils import _pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import gradtx
+from gradtx import _torch
+from gradtx._lists import batches
 from tests.optim.chains import CHAINS, ON_HOST
 from tests.optim.problems import SHAPES, assert_close, assert_equal, parameters, values
 from tests.thinning import thinned
@@ -38,37 +40,97 @@ class Traffic(TorchDispatchMode):
         return out
 
 
-@thinned(2)
-@pytest.mark.parametrize("capturable", [False, True])
-@pytest.mark.parametrize("name", list(QUIET))
-def test_a_step_neither_sends_to_the_device_nor_reads_from_it(name, capturable, monkeypatch):
-    """Meta tensors stand for those of a device, because reading their values is an error."""
+def by_lists(name):
+    """An operation on lists, also for a factor on the meta device, which torch would read there."""
+    together = LISTS(name)
+    if together is None or name.rstrip("_") not in ("add", "mul", "div"):
+        return together
+
+    def called(tensors, other, **options):
+        if not isinstance(other, torch.Tensor):
+            return together(tensors, other, **options)
+        return [getattr(tensor, name)(other, **options) for tensor in tensors]
+
+    return called
+
+
+LISTS = _torch.on_lists
+
+
+@pytest.fixture(params=["lists", "alone"])
+def way(request, monkeypatch):
+    """How leaves on the meta device run. Where a mode intercepts operations, as `Traffic` does, they would run alone."""
     monkeypatch.setattr(torch.nn.Parameter, "is_meta", False)  # ours wait until they have left the meta device
-    params = {key: torch.nn.Parameter(torch.empty(shape, device="meta")) for key, shape in SHAPES.items()}
-    if capturable and name in ON_HOST:
-        pytest.skip("refused: it reads values or counts on the host")
-    optimizer = gradtx.as_optimizer(QUIET[name], list(params.items()), capturable=capturable)
+    monkeypatch.setattr(batches, "batches_on", lambda device: device.type != "cpu")
+    if request.param == "lists":
+        monkeypatch.setattr(_torch, "is_intercepted", lambda: False)
+        monkeypatch.setattr(_torch, "on_lists", by_lists)
+    return request.param
+
+
+def on_meta(shapes):
+    return {name: torch.nn.Parameter(torch.empty(shape, device="meta")) for name, shape in shapes.items()}
+
+
+def assert_quiet_steps(optimizer, params, way, **extras):
+    """Assert that steps send nothing to the device and read nothing from it; reading a meta tensor is an error."""
     for t in range(4):
         for param in params.values():
-            param.grad = torch.empty_like(param)
+            param.grad = torch.empty(param.shape, device="meta")
         with Traffic() as traffic:
-            optimizer.step()
+            optimizer.step(**extras)
         assert t == 0 or traffic.seen == []  # the first step creates state, possibly from numbers
+    ways = {item.way for item in optimizer.explain() if item.name in params}
+    assert way in ways
+
+
+@thinned(4)
+@pytest.mark.parametrize("capturable", [False, True])
+@pytest.mark.parametrize("name", list(QUIET))
+def test_a_step_neither_sends_to_the_device_nor_reads_from_it(name, capturable, way):
+    if capturable and name in ON_HOST:
+        pytest.skip("refused: it reads values or counts on the host")
+    params = on_meta(SHAPES)
+    optimizer = gradtx.as_optimizer(QUIET[name], list(params.items()), capturable=capturable)
+    assert_quiet_steps(optimizer, params, "alone" if name in ON_HOST else way)
+
+
+MATRICES = {"matrix": (4, 3), "other": (4, 3), "square": (3, 3)}
+NO_RATE = (
+    "accsgd", "adai", "aggmo", "msvag", "noisy_sgd", "optimistic_gradient_descent", "pid", "pnm", "qhm", "sgdp"
+)  # fmt: skip
+OPTIONS = {"ranger21": {"num_iterations": 10}, **dict.fromkeys(NO_RATE, {"lr": 0.1})}
+LOSSES = ("alig", "momo", "momo_adam")
+ALONE = ("apollo_low_rank", "lbfgs", "noisy_sgd")  # random numbers in every step, and a rule of the whole tree
+CURVATURE = ("adahessian", "sophia")
+
+
+@thinned(6)
+@pytest.mark.parametrize("name", [name for name in gradtx.get_supported_optimizers() if name not in CURVATURE])
+@pytest.mark.parametrize("way", ["lists"], indirect=True)
+def test_a_step_of_each_class_neither_sends_to_the_device_nor_reads_from_it(name, way):
+    params = on_meta(MATRICES)
+    optimizer = gradtx.load_optimizer(name)(list(params.items()), **OPTIONS.get(name, {}))
+    extras = {"value": torch.empty((), device="meta")} if name in LOSSES else {}
+    assert_quiet_steps(optimizer, params, "alone" if name in ALONE else way, **extras)
+
+
+@pytest.mark.parametrize("way", ["lists"], indirect=True)
+def test_bases_are_not_computed_in_every_step_where_the_host_does_not_know_what_is_due(way):
+    params = on_meta(MATRICES)
+    rate = torch.empty((), device="meta")  # with it, the host knows none of the scalars of a program
+    optimizer = gradtx.as_optimizer(gradtx.soap(lr=rate), params.items())
+    assert_quiet_steps(optimizer, params, "alone")
 
 
 @pytest.mark.parametrize("name", SCALED)
-def test_a_step_under_a_grad_scaler_waits_for_nothing(name, monkeypatch):
+@pytest.mark.parametrize("way", ["lists"], indirect=True)
+def test_a_step_under_a_grad_scaler_waits_for_nothing(name, way):
     """The scaler's flag also determines counts, so these are on the device from the first such step on."""
-    monkeypatch.setattr(torch.nn.Parameter, "is_meta", False)
-    params = {key: torch.nn.Parameter(torch.empty(shape, device="meta")) for key, shape in SHAPES.items()}
+    params = on_meta(SHAPES)
     optimizer = gradtx.as_optimizer(QUIET[name], list(params.items()))
     optimizer.found_inf, optimizer.grad_scale = torch.empty(2, device="meta")
-    for t in range(4):
-        for param in params.values():
-            param.grad = torch.empty_like(param)
-        with Traffic() as traffic:
-            optimizer.step()
-        assert t == 0 or traffic.seen == []
+    assert_quiet_steps(optimizer, params, way)
     assert {optimizer.state[param]["step"].device.type for param in params.values()} == {"meta"}
 
 

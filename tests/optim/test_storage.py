@@ -81,9 +81,9 @@ def test_an_optimizer_equals_pure_use(name, compile):
         for slot in ("exp_avg", "exp_avg_sq"):
             ours, theirs = optimizer.state[param][slot], state["scale_by_adam"][slot][str(i)]
             assert (ours.dtype, ours.shape, ours.stride()) == (theirs.dtype, theirs.shape, theirs.stride())
-            # A program may round a tie in the other direction, which yields an adjacent code.
+            # A program may round a tie in the other direction, which yields an adjacent code: of one entry in 1000.
             differ = ~torch.isclose(ours.float(), theirs.float(), rtol=3e-7, atol=0.0)
-            assert differ.double().mean() <= 1e-3
+            assert differ.sum() <= max(1, 1e-3 * differ.numel())
 
 
 def of_entries(of_codes, shape):

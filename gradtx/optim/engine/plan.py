@@ -128,7 +128,7 @@ def _spans(members: Iterable[Member]) -> list[Span]:
             *map(member.state.__getitem__, member.layout.slot_keys),
         ):
             tensor = local(tensor)
-            if not tensor.numel() or tensor.is_meta:
+            if not tensor.numel() or tensor.device.type == "meta":
                 continue
             last = 0
             for size, stride in zip(tensor.shape, tensor.stride(), strict=True):
