@@ -59,7 +59,7 @@ LISTS = _torch.on_lists
 
 @pytest.fixture(params=["lists", "alone"])
 def way(request, monkeypatch):
-    """How leaves on the meta device run. Where a mode intercepts operations, as `Traffic` does, they would run alone."""
+    """How leaves on the meta device run. A mode that intercepts operations, as `Traffic` does, has them run alone."""
     monkeypatch.setattr(torch.nn.Parameter, "is_meta", False)  # ours wait until they have left the meta device
     monkeypatch.setattr(batches, "batches_on", lambda device: device.type != "cpu")
     if request.param == "lists":
@@ -99,7 +99,7 @@ MATRICES = {"matrix": (4, 3), "other": (4, 3), "square": (3, 3)}
 NO_RATE = (
     "accsgd", "adai", "aggmo", "msvag", "noisy_sgd", "optimistic_gradient_descent", "pid", "pnm", "qhm", "sgdp"
 )  # fmt: skip
-OPTIONS = {"ranger21": {"num_iterations": 10}, **dict.fromkeys(NO_RATE, {"lr": 0.1})}
+OPTIONS = {"ranger21": {"num_iterations": 10}, **{name: {"lr": 0.1} for name in NO_RATE}}
 LOSSES = ("alig", "momo", "momo_adam")
 ALONE = ("apollo_low_rank", "lbfgs", "noisy_sgd")  # random numbers in every step, and a rule of the whole tree
 CURVATURE = ("adahessian", "sophia")
