@@ -53,8 +53,9 @@ def scale_by_kl_shampoo(
 ):
     r"""Whiten the momentum with Kronecker factors that minimize a Kullback-Leibler divergence: KL-Shampoo.
 
-    The first gradient that is not 0 initializes the factors; until then the result is 0. Then, with $s = t - 1$: $m \leftarrow \beta_1 m + (1-\beta_1)
-    g$, direction $m \times_i Q_i\, \mathrm{diag}(\lambda_i^{-1/2})\, Q_i^\top / (1-\beta_1^s)$ with
+    The first gradient that is not 0 initializes the factors; until then the result is 0. Then, with $s = t - 1$:
+    $m \leftarrow \beta_1 m + (1-\beta_1) g$, direction
+    $m \times_i Q_i\, \mathrm{diag}(\lambda_i^{-1/2})\, Q_i^\top / (1-\beta_1^s)$ with
     $\lambda_i = \max(\mathrm{diag}(Q_i^\top S_i Q_i), \epsilon)$. The factors $S_i$ and their bases are then updated as
     in `rotated` with "kl", $\beta$ = $\beta_2$ and "qr". Leaves without factors use `scale_by_adam_hat`.
 
