@@ -337,16 +337,15 @@ def _decode_uint4(codes: Tensor, scale: Tensor) -> Tensor:
 
 # Floating-point codes.
 
-NAN_BITS = 0x7FC00000
-
 
 def bits_to_round(values: Tensor) -> Tensor:
     """Return the bits of float32 values, to which less than 2^16 may be added; all NaNs have the same bits.
 
     The sum would turn other NaNs into 0: their bits may all be ones, as in results of NVIDIA's GPUs (0x7fffffff).
     """
-    bits = values.to(torch.float32).view(torch.int32)
-    return torch.where(values.isnan(), NAN_BITS, bits)
+    # A tenth of the time of isnan and where.
+    values = values.to(torch.float32).nan_to_num(math.nan, math.inf, -math.inf)
+    return values.view(torch.int32)
 
 
 FLOAT8_MOST = 448.0
