@@ -10,7 +10,7 @@ from gradtx._execution import Leaf, Operation
 from gradtx._random import bits16, name_key
 from gradtx._runs import Scope
 from gradtx._sharding import from_local_like, local, placed_as
-from gradtx.codes import CODES
+from gradtx.codes import CODES, bits_to_round
 
 HALVES = (torch.bfloat16, torch.float16)
 
@@ -142,7 +142,7 @@ def unit_of_half(values: Tensor) -> Tensor:
 def rounded_to_nearest(values: Tensor, dtype: torch.dtype) -> Tensor:
     """Round float32 values to a 16-bit dtype. Inductor would remove a cast and the cast back, so this avoids casts."""
     if dtype == torch.bfloat16:
-        bits = values.view(torch.int32)
+        bits = bits_to_round(values)
         return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16 << 16).view(torch.float32)
     unit = unit_of_half(values)
     return (values / unit).round() * unit
@@ -157,7 +157,7 @@ def stochastically_rounded(values: Tensor, noise: Tensor, dtype: torch.dtype) ->
         dtype: bfloat16 or float16.
     """
     if dtype == torch.bfloat16:
-        bits = values.view(torch.int32) + noise.to(torch.int32)
+        bits = bits_to_round(values) + noise.to(torch.int32)
         return (bits >> 16 << 16).view(torch.float32)
     unit = unit_of_half(values)
     return (values / unit + noise.to(torch.float32) * 2.0**-16).floor() * unit

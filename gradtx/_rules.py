@@ -186,6 +186,12 @@ class StageState:
             return init(like, *random)
         except UnfitError as error:
             raise ValueError(f"{self._rule.name}: leaf {leaf.name!r} {error}") from None
+        except TypeError:
+            if not random or _accepts(init, like, *random):
+                raise
+            raise TypeError(
+                f"{self._rule.name}: init of a random rule receives a parameter and rng; write `def init(param, rng)`"
+            ) from None
         except RuntimeError as error:
             if not is_sharded(like) or isinstance(error, _torch.NOT_OF_LAYOUT):
                 raise
@@ -385,6 +391,17 @@ class StageState:
         new_shared = leaf.run.new_shared.setdefault(self.path, {})
         new_shared.update(seed=seed, counter=counter)
         return Stream(seed, counter, leaf.stream_name)
+
+
+def _accepts(function: Callable[..., Any], *arguments: Any) -> bool:
+    """Whether a user's function can be called with some arguments, as far as its signature tells."""
+    try:
+        inspect.signature(function).bind(*arguments)
+    except TypeError:
+        return False
+    except ValueError:
+        pass  # a C function without a signature
+    return True
 
 
 def _term(value: Any, leaf: Leaf) -> Tensor:

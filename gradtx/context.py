@@ -41,12 +41,14 @@ OWN = (
 class Clock:
     """A count of updates: `step` is the 1-based number of the current update, a 0-d int64 tensor.
 
-    `host` is the same number as a Python int if the caller (the adapter) knows it, else None.
+    `host` is the same number as a Python int if the caller (the adapter) knows it, else None. `shared` tells whether
+    leaves follow the clock together, so that it may count updates in which a leaf did not take part.
     """
 
-    def __init__(self, step: Tensor, host: int | None = None):
+    def __init__(self, step: Tensor, host: int | None = None, shared: bool = False):
         self.step = step
         self.host = host
+        self.shared = shared
         self._moments: dict[torch.device, Moment] = {}
 
     def on(self, device: torch.device) -> Moment:
@@ -212,8 +214,20 @@ class Context:
             raise NamelessLeafError("a rule that depends on leaf names has no program")
         return name_key(self._name) % k
 
-    def first(self, compute: Callable[[], Any], keep: Callable[[], Any]) -> Any:
-        """Return `compute()` at step 1, else `keep()`; selection works as in `every`."""
+    def first(
+        self,
+        compute: Callable[[], Any],
+        keep: Callable[[], Any],
+        unseen: Tensor | None = None,
+    ) -> Any:
+        """Return `compute()` at step 1, else `keep()`; selection works as in `every`.
+
+        With `unseen`, a 0-d bool tensor that tells whether the leaf's state is still the initial one, `compute()` at
+        the leaf's first update: a clock that leaves share (pure use, `accumulate`, `skip_nonfinite`) may be past step 1
+        when a leaf's first gradient arrives.
+        """
+        if unseen is not None and self._clock.shared:
+            return self.when(lambda step: unseen, compute, keep)
         return self.when(lambda step: step == 1, compute, keep)
 
     @property

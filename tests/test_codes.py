@@ -139,6 +139,15 @@ def test_a_value_that_is_not_finite_is_never_hidden(name):
         assert not codec.unpack(codec.pack(x), x.shape)[0, 3].isfinite()
 
 
+@pytest.mark.parametrize("name", CODES)
+@pytest.mark.parametrize("bits", [0x7FFFFFFF, -1])  # the first is the NaN of CUDA
+def test_a_nan_of_any_bits_is_not_hidden(name, bits):
+    x = torch.full((1, 64), bits, dtype=torch.int32).view(torch.float32)
+    codec = CODES[name]
+    packed = codec.pack(x, torch.arange(64)) if codec.random else codec.pack(x)
+    assert codec.unpack(packed, x.shape).isnan().all()
+
+
 def test_the_bytes_of_a_megabyte_of_entries():
     for name, most in (("int8", 1.1), ("int4", 0.65), ("float8", 1.1), ("bfloat16+8", 3.05)):
         packed = CODES[name].pack(torch.rand(1024, 1024))

@@ -19,7 +19,8 @@ def accumulate(tx: GradientTransformation, every: int):
 
     Calls in between return zero updates. The inner transformation has its own clock, which counts actual updates;
     inner schedules follow this clock, and `ctx.grad` is the averaged gradient. A None gradient counts as zero; a leaf
-    without any gradient in a cycle is skipped.
+    without any gradient in a cycle is skipped. Extras (`value`, `hessian_diag`) are not averaged: `tx` receives those
+    of the last call of a cycle, so pass a mean loss there to rules that read it.
 
     Args:
         tx: The transformation of the averaged gradient.

@@ -192,7 +192,7 @@ class FrameRun:
             if restarts is not False:
                 is_restart = as_flag(restarts, self.old_step)
                 self.old_step = torch.where(is_restart, 0, self.old_step)
-            self.clock = Clock(self.old_step + 1)
+            self.clock = Clock(self.old_step + 1, shared=True)
             self.run.inner_counts[self.path] = self.old_step
         if not self.run.initial:
             if clock.measure is None:

@@ -53,7 +53,13 @@ class Projection:
         def init(param: Tensor, *random: Any) -> dict[str, Any]:
             if param.ndim != 2:
                 return {}
-            basis = param.new_zeros((self.dimension(param), self.width(param)))
+            # A leaf whose first gradient arrives later starts from the first columns of the identity.
+            basis = torch.eye(
+                self.dimension(param),
+                self.width(param),
+                dtype=param.dtype,
+                device=param.device,
+            )
             return {"Q": basis, **(slots(param) if slots else {})}
 
         def viewed(update: Tensor, state: dict[str, Any], param: Any, ctx: Any) -> View:
@@ -106,8 +112,6 @@ class Projection:
         rows = x.mT if self.is_right(x) else x
         if self.kind == "svd":
             return signed(left_basis(rows)[:, : old.shape[1]])
-        start = torch.eye(*old.shape, dtype=old.dtype, device=old.device)
-        old = torch.where(ctx.step == 1, start, old)
         return signed(orthonormal(rows @ (rows.mT @ old)))
 
 

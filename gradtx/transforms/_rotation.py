@@ -116,12 +116,18 @@ def kl_statistics(
 
 
 def kl_scales(
-    statistics: list[Tensor], bases: list[Tensor], floor: Any, ctx: Any
+    statistics: list[Tensor], bases: list[Tensor], floor: Any
 ) -> list[Tensor]:
-    """Return the eigenvalues used for whitening: those before this step, or 1 at the first step."""
-    known = ctx.step > 1
-    pairs = zip(statistics, bases, strict=True)
-    return [torch.where(known, spectrum(x, basis, floor), 1.0) for x, basis in pairs]
+    """Return the eigenvalues used for whitening: those before this step, or 1 before the first gradient."""
+    scales: list[Tensor] = []
+    for x, basis in zip(statistics, bases, strict=True):
+        scales.append(torch.where(is_empty(x), 1.0, spectrum(x, basis, floor)))
+    return scales
+
+
+def is_empty(statistics: Tensor) -> Tensor:
+    """Return whether no gradient has entered the statistics; the clock cannot tell, as leaves may share it."""
+    return (statistics == 0).all()
 
 
 def averaged(old: list[Tensor], new: list[Tensor], weight: Any) -> list[Tensor]:
@@ -216,7 +222,7 @@ class Rotation:
         weight = (1 - self.beta) / ctx.bias_correction(self.beta)
         return averaged(
             old,
-            kl_statistics(x, dims, bases, kl_scales(old, bases, self.eps, ctx)),
+            kl_statistics(x, dims, bases, kl_scales(old, bases, self.eps)),
             weight,
         )
 

@@ -60,10 +60,13 @@ def scale_by_acprop(
         return {slot: torch.zeros_like(param) for slot in slots}
 
     def update(update, state, param, ctx):
-        first = ctx.step == 1
+        # Not ctx.step == 1: a leaf's first gradient may arrive later.
+        first = (state["exp_avg"] == 0) & (state["exp_avg_var"] == 0)
         mean = beta1 * state["exp_avg"] + (1 - beta1) * update
         above = mean / ctx.bias_correction(beta1) if momentum_update else update
-        correction = torch.where(first, 1.0, ctx.bias_correction(beta2, ctx.step - 1))
+        correction = torch.where(
+            ctx.step == 1, 1.0, ctx.bias_correction(beta2, ctx.step - 1)
+        )
         old = state["max_exp_avg_var" if amsgrad else "exp_avg_var"]
         root = safe_sqrt(old / correction) + eps
         variance = (

@@ -12,6 +12,7 @@ from gradtx.transforms._rotation import (
     Factors,
     averaged,
     change_basis,
+    is_empty,
     iterated,
     kl_scales,
     kl_statistics,
@@ -52,8 +53,9 @@ def scale_by_kl_shampoo(
 ):
     r"""Whiten the momentum with Kronecker factors that minimize a Kullback-Leibler divergence: KL-Shampoo.
 
-    The first step returns 0 and initializes the factors. Then, with $s = t - 1$: $m \leftarrow \beta_1 m + (1-\beta_1)
-    g$, direction $m \times_i Q_i\, \mathrm{diag}(\lambda_i^{-1/2})\, Q_i^\top / (1-\beta_1^s)$ with
+    The first gradient that is not 0 initializes the factors; until then the result is 0. Then, with $s = t - 1$:
+    $m \leftarrow \beta_1 m + (1-\beta_1) g$, direction
+    $m \times_i Q_i\, \mathrm{diag}(\lambda_i^{-1/2})\, Q_i^\top / (1-\beta_1^s)$ with
     $\lambda_i = \max(\mathrm{diag}(Q_i^\top S_i Q_i), \epsilon)$. The factors $S_i$ and their bases are then updated as
     in `rotated` with "kl", $\beta$ = $\beta_2$ and "qr". Leaves without factors use `scale_by_adam_hat`.
 
@@ -101,9 +103,9 @@ def scale_by_kl_shampoo(
 
     def update(update, state, param, ctx):
         count = (ctx.time - 1).clamp(min=1)  # the first step returns 0 in any case
-        first = ctx.step == 1
         dims, shape = factors.dims(update.shape), factors.shape(update.shape)
         if not dims:
+            first = ctx.step == 1
             mean, square, new = average(update, state)
             new = {
                 slot: torch.where(first, state[slot], value)
@@ -115,10 +117,11 @@ def scale_by_kl_shampoo(
             return torch.where(
                 first, 0.0, rate * mean / (safe_sqrt(square) + adam_eps)
             ), new
+        first = is_empty(state["GG"][0])
         mean = torch.where(
             first, state["exp_avg"], beta1 * state["exp_avg"] + (1 - beta1) * update
         )
-        scales = kl_scales(state["GG"], state["Q"], eps, ctx)
+        scales = kl_scales(state["GG"], state["Q"], eps)
         direction = change_basis(
             whitened(mean.reshape(shape), dims, state["Q"], scales),
             dims,

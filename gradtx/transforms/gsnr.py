@@ -25,7 +25,8 @@ def scale_by_gsnr(eps: Scalar = 1e-8):
         eps: $\epsilon \ge 0$, in the units of a gradient.
 
     Returns:
-        A transformation that keeps shapes and dtypes. State: `gsnr` ($q$), 0-d float64 for each leaf.
+        A transformation that keeps shapes and dtypes. State: `gsnr` ($q$; -1 before the first gradient), 0-d float64
+        for each leaf.
 
     Raises:
         ValueError: If `eps` is negative.
@@ -51,11 +52,12 @@ def scale_by_gsnr(eps: Scalar = 1e-8):
         return torch.where(even, size, size / torch.where(even, 1.0, deviation + eps))
 
     def init(param):
-        return {"gsnr": param.new_zeros((), dtype=exact_dtype(param))}
+        return {"gsnr": param.new_full((), -1.0, dtype=exact_dtype(param))}
 
     def update(update, state, param, ctx):
+        old = state["gsnr"]
         ratio_now = ctx.first(
-            lambda: ratio(ctx.grad).to(state["gsnr"].dtype), lambda: state["gsnr"]
+            lambda: ratio(ctx.grad).to(old.dtype), lambda: old, unseen=old < 0
         )
         return ratio_now * update, {"gsnr": ratio_now}
 

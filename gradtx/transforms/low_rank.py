@@ -68,10 +68,10 @@ class LimitedView(LowRankView):
         return top / (bottom + TINY)
 
     def limited(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Limit the growth of a direction to `limit` per step, and return it with its norm."""
+        """Limit the growth of a direction to `limit` per step, except from 0, and return it with its norm."""
         length, last, limit = norm(x), self.state["last_norm"], self.options.limit
         growth = at_least(length / (last + TINY), limit) / limit
-        growth = torch.where(self.ctx.step == 1, 1.0, growth)
+        growth = torch.where(last == 0, 1.0, growth)
         return x / growth, length / growth
 
 
@@ -121,8 +121,8 @@ def scale_by_fira(
     With the basis $Q$ of `low_rank`, $\hat g = g Q$ and Adam's direction $d$ for it without the factor
     $c = \sqrt{1-\beta_2^t} / (1-\beta_1^t)$: $r = (g - a\, \hat g Q^\top)\, \phi$ with
     $\phi = \lVert d \rVert / (\lVert \hat g \rVert + 10^{-8})$ row by row (columns with a basis on the left),
-    $r \leftarrow r / (\max(\lVert r \rVert / (n + 10^{-8}), l) / l)$ from the second step on, where $n$ is the norm of
-    the previous $r$; direction $c\, (a\, d Q^\top + r)$. Leaves that are not matrices use `scale_by_adam_hat`.
+    $r \leftarrow r / (\max(\lVert r \rVert / (n + 10^{-8}), l) / l)$ where the norm $n$ of the previous $r$ is
+    not 0; direction $c\, (a\, d Q^\top + r)$. Leaves that are not matrices use `scale_by_adam_hat`.
 
     Args:
         betas: $(\beta_1, \beta_2)$, each in [0, 1).
@@ -152,7 +152,8 @@ def scale_by_fira(
                 [0.0000, 0.0000]])
 
     Source: Chen et al. 2024, arXiv:2410.01623. Departures: the sign rule of `low_rank`. As in the authors' code, the
-    projection inside the residual is scaled as well.
+    projection inside the residual is scaled as well. The growth from 0 is not limited, so that a leaf moves after a
+    gradient of zeros.
     """
     check_choices("scale_by_fira", projection=projection, side=side, carry=carry)
 
@@ -180,8 +181,8 @@ def scale_by_apollo_low_rank(
     With the basis $Q$ of `low_rank`, $\hat g = g Q$ and Adam's direction $d$ for it without the factor
     $c = \sqrt{1-\beta_2^t} / (1-\beta_1^t)$: $u = g\, \phi$ with
     $\phi = \lVert d \rVert / (\lVert \hat g \rVert + 10^{-8})$, row by row (columns with a basis on the left) or over
-    the whole leaf, $u \leftarrow u / (\max(\lVert u \rVert / (n + 10^{-8}), l) / l)$ from the second step on, where $n$
-    is the norm of the previous $u$; direction $c \sqrt a\, u$. Leaves that are not matrices use `scale_by_adam_hat`.
+    the whole leaf, $u \leftarrow u / (\max(\lVert u \rVert / (n + 10^{-8}), l) / l)$ where the norm $n$ of
+    the previous $u$ is not 0; direction $c \sqrt a\, u$. Leaves that are not matrices use `scale_by_adam_hat`.
 
     Args:
         betas: $(\beta_1, \beta_2)$, each in [0, 1).
@@ -210,7 +211,8 @@ def scale_by_apollo_low_rank(
         tensor([1.0000, 1.0000])
 
     Source: Zhu et al. 2024, arXiv:2412.05270. Departures: random bases come from the library's random stream; the
-    channels of a projected leaf follow the side of its basis.
+    channels of a projected leaf follow the side of its basis; growth from 0 is not limited, so that a leaf moves after
+    a gradient of zeros.
     """
     check_choices("scale_by_apollo_low_rank", projection=projection, side=side)
     if scale_type not in ("channel", "tensor"):

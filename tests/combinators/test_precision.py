@@ -203,6 +203,18 @@ def test_noise_is_the_hash_of_key_step_and_place():
         assert found.tolist() == [bits_of_16(key, step, place) for place in places.tolist()]
 
 
+@pytest.mark.parametrize("name", LINKS)
+def test_a_nan_of_any_bits_stays_a_nan(name):
+    bits = torch.tensor([0x7FFFFFFF, 0x7FC00000, 0x7F800001, -1], dtype=torch.int32)  # the first is that of CUDA
+    params = {"w": torch.ones(4, dtype=torch.bfloat16)}
+    tx = chain(gradtx.scale(1.0), LINKS[name])
+    updates, state = tx.update({"w": bits.view(torch.float32)}, tx.init(params), params)
+    params = gradtx.apply_updates(params, updates)
+    assert params["w"].isnan().all()
+    updates, _ = tx.update({"w": torch.zeros(4)}, state, params)
+    assert gradtx.apply_updates(params, updates)["w"].isnan().all()
+
+
 def test_compiled_kernels_round_as_eager_ones():
     for link in LINKS.values():
         results = []

@@ -181,6 +181,15 @@ def test_random_numbers_of_a_rule_that_declared_none_say_how_to_declare_them():
     )
 
 
+def test_an_init_of_a_random_rule_without_rng_is_told_its_arguments():
+    @gradtx.per_tensor(random=True)
+    def noisy(seed: int = 0):
+        return (lambda param: {"x": param}), (lambda u, s, p, c: (u, s))
+
+    with pytest.raises(TypeError, match="noisy: init of a random rule receives a parameter and rng"):
+        noisy().init(params())
+
+
 def summed(update, state, param, ctx):
     yield {"n": param.square().sum()}
     yield update, state
