@@ -137,9 +137,9 @@ class Codec:
 
     def for_sign(self, nonnegative: bool) -> Codec:
         """Return the code for slots that are never negative if `nonnegative` and there is one, else this code."""
-        return (
-            self.nonnegative if nonnegative and self.nonnegative is not None else self
-        )
+        if nonnegative and self.nonnegative is not None:
+            return self.nonnegative
+        return self
 
     def pack(self, values: Tensor, noise: Tensor | None = None) -> dict[str, Tensor]:
         """Encode `values`: return the tensors that store them, by suffix; "" for the codes."""
