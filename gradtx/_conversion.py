@@ -55,10 +55,19 @@ def slot_in_another_code(
         if code is None or saved_code is None or saved_code.name == code.name:
             continue
         # A codec of the user may have the form of a built-in one.
-        keys = [slot, *(_key(slot, suffix, first) for suffix in code.suffixes)]
-        if any(_form(saved.get(key)) != _form(first[key]) for key in keys):
+        if not _has_same_form(slot, code, saved, first):
             return slot
     return None
+
+
+def _has_same_form(
+    slot: str, code: Codec, saved: Mapping[str, Any], first: Mapping[str, Any]
+) -> bool:
+    """Whether the saved tensors of a coded slot have the shapes and dtypes of this run's."""
+    keys = [slot]
+    for suffix in code.suffixes:
+        keys.append(_key(slot, suffix, first))
+    return all(_form(saved.get(key)) == _form(first[key]) for key in keys)
 
 
 def _whole_where_kept_whole(
@@ -113,7 +122,10 @@ def _shape_of_values(value: Tensor, like: Tensor, code: Codec | None) -> torch.S
 
 
 def _form(tensor: Any) -> tuple[torch.Size, torch.dtype] | None:
-    return (tensor.shape, tensor.dtype) if isinstance(tensor, Tensor) else None
+    """Return the shape and the dtype of a tensor; None for other objects."""
+    if not isinstance(tensor, Tensor):
+        return None
+    return tensor.shape, tensor.dtype
 
 
 def possible_keys(slot: str) -> list[str]:
@@ -126,49 +138,59 @@ def possible_keys(slot: str) -> list[str]:
 
 def auxiliary_keys(slot: str, suffix: str) -> list[str]:
     """Return the possible names of an auxiliary tensor; the second one is that of a numbered block of a leaf."""
-    name, _, number = slot.rpartition("_")
     keys = [f"{slot}.{suffix}"]
-    return [*keys, f"{name}.{suffix}_{number}"] if number.isdigit() else keys
+    name, _, number = slot.rpartition("_")
+    if number.isdigit():
+        keys.append(f"{name}.{suffix}_{number}")
+    return keys
 
 
 def _key(slot: str, suffix: str, entry: Mapping[str, Any]) -> str:
-    """Return the name of an auxiliary tensor in an entry."""
+    """Return the name of an auxiliary tensor in an entry; if it has none, the name for an unnumbered slot."""
     keys = auxiliary_keys(slot, suffix)
-    return next((key for key in keys if key in entry), keys[0])
+    for key in keys:
+        if key in entry:
+            return key
+    return keys[0]
 
 
-def _leading(entry: Mapping[str, Any], slot: str) -> int:
+def _dims_of_rows(entry: Mapping[str, Any], slot: str) -> int:
     """Return the number of leading dimensions that index rows; more than one if the slots of blocks are stacked.
 
     A code divides rows, so those of all blocks are coded as the rows of one tensor.
     """
     scale = entry.get(_key(slot, SCALE, entry))
-    return max(scale.ndim - 1, 1) if isinstance(scale, Tensor) else 1
+    if not isinstance(scale, Tensor):
+        return 1
+    return max(scale.ndim - 1, 1)
 
 
-def _with_one(tensor: Tensor, leading: int) -> Tensor:
-    """Return a tensor whose leading dimensions are one; a whole one, because uneven shards cannot be flattened."""
-    return full_tensor(tensor).flatten(0, leading - 1) if leading > 1 else tensor
+def _with_one_dim_of_rows(tensor: Tensor, dims_of_rows: int) -> Tensor:
+    """Merge the dimensions that index rows; of the whole tensor, because uneven shards cannot be flattened."""
+    if dims_of_rows == 1:
+        return tensor
+    return full_tensor(tensor).flatten(0, dims_of_rows - 1)
 
 
 def _decode(entry: dict[str, Any], slot: str, codec: Codec, shape: torch.Size) -> None:
     """Replace the tensors that encode a slot by its values, unless they do not fit: errors then name them."""
-    leading = _leading(entry, slot)
-    if min(len(shape), entry[slot].ndim) < leading:
+    dims_of_rows = _dims_of_rows(entry, slot)
+    if min(len(shape), entry[slot].ndim) < dims_of_rows:
         return
-    flat = torch.Size((math.prod(shape[:leading]), *shape[leading:]))
+    rows = math.prod(shape[:dims_of_rows])
+    shape_in_rows = torch.Size((rows, *shape[dims_of_rows:]))
     keys = {suffix: _key(slot, suffix, entry) for suffix in codec.suffixes}
-    stored = {slot: _with_one(entry[slot], leading)}
+    stored = {slot: _with_one_dim_of_rows(entry[slot], dims_of_rows)}
     for suffix, key in keys.items():
         tensor = entry[key]
-        stored[f"{slot}.{suffix}"] = (
-            _with_one(tensor, leading) if tensor.ndim > leading else tensor
-        )
-    for suffix, size in codec.shapes(flat).items():
+        if tensor.ndim > dims_of_rows:
+            tensor = _with_one_dim_of_rows(tensor, dims_of_rows)
+        stored[f"{slot}.{suffix}"] = tensor
+    for suffix, expected_shape in codec.shapes(shape_in_rows).items():
         name = f"{slot}.{suffix}" if suffix else slot
-        if stored[name].shape != torch.Size(size):
+        if stored[name].shape != torch.Size(expected_shape):
             return
-    values = unpacked(slot, codec, stored, flat).reshape(shape)
+    values = unpacked(slot, codec, stored, shape_in_rows).reshape(shape)
     entry[slot] = placed_as(values, entry[slot])
     for key in keys.values():
         del entry[key]
@@ -178,24 +200,27 @@ def _coded(
     slot: str, codec: Codec, value: Tensor, first: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
     """Return the tensors that encode a saved value; none if it does not fit the slot or already has its form."""
-    if (
-        value.shape != codec.shape_of(first[slot].shape, value.shape)
-        or not value.is_floating_point()
-        or value.element_size() == 1  # codes without their scale
-    ):
+    like = first[slot]
+    if value.shape != codec.shape_of(like.shape, value.shape):
         return {}
-    if not codec.suffixes and value.dtype == first[slot].dtype:
+    if not value.is_floating_point():
         return {}
+    # Eight-bit floats are codes without their scale.
+    if value.element_size() == 1:
+        return {}
+    if not codec.suffixes and value.dtype == like.dtype:
+        return {}
+    dims_of_rows = _dims_of_rows(first, slot)
+    value_in_rows = _with_one_dim_of_rows(value.detach(), dims_of_rows)
     noise = None
-    leading = _leading(first, slot)
-    flat = _with_one(value.detach(), leading)
     if codec.random:
         # One half: rounds to nearest.
-        noise = torch.full_like(local(flat), 2**15, dtype=torch.int64)
+        noise = torch.full_like(local(value_in_rows), 2**15, dtype=torch.int64)
     tensors: dict[str, Tensor] = {}
-    for name, tensor in packed(slot, codec, flat, noise).items():
-        key = slot if name == slot else _key(slot, name.rpartition(".")[2], first)
-        if leading > 1:
+    for name, tensor in packed(slot, codec, value_in_rows, noise).items():
+        suffix = name.rpartition(".")[2]
+        key = slot if name == slot else _key(slot, suffix, first)
+        if dims_of_rows > 1:
             tensor = placed_as(tensor.reshape(first[key].shape), first[key])
         tensors[key] = tensor
     if codec.random:
@@ -212,31 +237,29 @@ def code_of(slot: str, entry: Mapping[str, Any], shape: torch.Size) -> Codec | N
         entry: The tensors of its leaf.
         shape: The shape of the slot's values.
     """
-    suffixes = [
-        suffix
-        for suffix in SUFFIXES
-        if isinstance(entry.get(_key(slot, suffix, entry)), Tensor)
-    ]
-    codes = entry[slot]
+    suffixes: list[str] = []
+    for suffix in SUFFIXES:
+        if isinstance(entry.get(_key(slot, suffix, entry)), Tensor):
+            suffixes.append(suffix)
     if suffixes == ["error"]:
         return CODES["bfloat16+8"]
     if suffixes == [KEY]:
         return CODES["bfloat16:stochastic"]
     if suffixes != [SCALE]:
         return None
-    codec = _code_with_scale(codes, shape)
+    codec = _code_with_scale(entry[slot], shape)
     if codec is None:
         return None
-    row = codec.shape_of(codes.shape, shape)
-    leading = _leading(entry, slot)
-    length = math.prod(row if len(row) < 2 else row[leading:])
-    count = entry[_key(slot, SCALE, entry)].shape[-1:].numel()
-    if length and not count:
+    length = _row_length(slot, codec, entry, shape)
+    scale = entry[_key(slot, SCALE, entry)]
+    blocks_per_row = scale.shape[-1] if scale.ndim else 1
+    if length and not blocks_per_row:
         return None
-    return dataclasses.replace(codec, block=_block(length, count))
+    return dataclasses.replace(codec, block=_block(length, blocks_per_row))
 
 
 def _code_with_scale(codes: Tensor, shape: torch.Size) -> Codec | None:
+    """Return the built-in codec, with its default block, that stores values of a shape in codes and a scale."""
     if codes.dtype == torch.float8_e4m3fn:
         return CODES["float8"]
     if codes.dtype not in (torch.int8, torch.uint8):
@@ -245,9 +268,20 @@ def _code_with_scale(codes: Tensor, shape: torch.Size) -> Codec | None:
     return CODES[name].for_sign(codes.dtype == torch.uint8)
 
 
-def _block(length: int, count: int) -> int:
-    """Return the smallest power of two that divides a row of `length` entries into at most `count` blocks."""
+def _row_length(
+    slot: str, codec: Codec, entry: Mapping[str, Any], shape: torch.Size
+) -> int:
+    """Return the number of values per row; a vector is one row."""
+    shape_of_values = codec.shape_of(entry[slot].shape, shape)
+    if len(shape_of_values) < 2:
+        return math.prod(shape_of_values)
+    dims_of_rows = _dims_of_rows(entry, slot)
+    return math.prod(shape_of_values[dims_of_rows:])
+
+
+def _block(length: int, most_blocks: int) -> int:
+    """Return the smallest power of two that divides a row of `length` entries into at most `most_blocks` blocks."""
     block = 2
-    while -(-length // block) > count:
+    while -(-length // block) > most_blocks:  # rounded up
         block *= 2
     return block

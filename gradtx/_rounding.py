@@ -41,20 +41,21 @@ class Rounding(Operation):
                 f"{self.name}: cannot differentiate through the rounding of leaf {leaf.name!r}; train in float32, "
                 "or detach the input"
             )
-        update = placed_as(leaf.update, param)
         old = leaf.run.slots(self.path, leaf)
         if not old:
             raise ValueError(
                 f"{self.name}: leaf {leaf.name!r} has dtype {param.dtype}, but had one that is not rounded when its "
                 "state was created; create the optimizer or the state again after changing dtypes"
             )
-        before = local(param).to(torch.float32)
-        after, slots = self.rounded(leaf, before, local(update).to(torch.float32), old)
-        leaf.update = from_local_like((after - before).to(leaf.update.dtype), update)
-        new = {
-            slot: from_local_like(value, old[slot]) if value.ndim else value
-            for slot, value in slots.items()
-        }
+        update = placed_as(leaf.update, param)
+        old_weights = local(param).to(torch.float32)
+        change = local(update).to(torch.float32)
+        new_weights, slots = self.rounded(leaf, old_weights, change, old)
+        change = (new_weights - old_weights).to(leaf.update.dtype)
+        leaf.update = from_local_like(change, update)
+        new: dict[str, Tensor] = {}
+        for slot, value in slots.items():
+            new[slot] = from_local_like(value, old[slot]) if value.ndim else value
         leaf.new[self.path] = leaf.unless_skipped(new, old)
 
     def first(self, leaf: Leaf, param: Tensor) -> dict[str, Tensor]:
@@ -69,6 +70,8 @@ class Rounding(Operation):
 
 
 class StochasticRounding(Rounding):
+    """Round to one of the two neighbors at random, with noise that follows from a key, the step and the place."""
+
     name = "round_stochastically"
     positional = True
     constants = ("key",)
@@ -85,13 +88,15 @@ class StochasticRounding(Rounding):
         self, leaf: Leaf, param: Tensor, update: Tensor, old: dict[str, Tensor]
     ) -> tuple[Tensor, dict[str, Tensor]]:
         stored = leaf.inputs[1]
-        noise = bits16(local(old["key"]), leaf.moment().step, leaf.places(stored))
-        return stochastically_rounded(param + update, noise, stored.dtype), {
-            "key": old["key"]
-        }
+        key = old["key"]
+        noise = bits16(local(key), leaf.moment().step, leaf.places(stored))
+        new_weights = stochastically_rounded(param + update, noise, stored.dtype)
+        return new_weights, {"key": key}
 
 
 class Compensation(Rounding):
+    """Round to nearest, and add the rounding error of a step to the next update."""
+
     name = "compensate_rounding"
 
     def __init__(self, scope: Scope, bits: int):
@@ -100,42 +105,59 @@ class Compensation(Rounding):
 
     def first(self, leaf: Leaf, param: Tensor) -> dict[str, Tensor]:
         dtype = torch.int8 if self._bits == 8 else param.dtype
-        return {
-            "compensation": torch.zeros_like(param, dtype=dtype, requires_grad=False)
-        }
+        zeros = torch.zeros_like(param, dtype=dtype, requires_grad=False)
+        return {"compensation": zeros}
 
     def rounded(
         self, leaf: Leaf, param: Tensor, update: Tensor, old: dict[str, Tensor]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        stored = leaf.inputs[1].dtype
-        compensation = local(old["compensation"])
-        if self._bits == 8:
-            after, compensation = _with_int8(param, update, compensation, stored)
+        dtype = leaf.inputs[1].dtype
+        error = local(old["compensation"])
+        if self._bits == 16:
+            new_weights, error = _with_error_in_dtype(param, update, error, dtype)
+        elif dtype == torch.bfloat16:
+            new_weights, error = _bfloat16_with_int8(param, update, error)
         else:
-            exact = param + (update + compensation.to(torch.float32))
-            after = rounded_to_nearest(exact, stored)
-            compensation = (exact - after).to(stored)
-        return after, {"compensation": compensation}
+            new_weights, error = _float16_with_int8(param, update, error)
+        return new_weights, {"compensation": error}
 
 
-def _with_int8(
+# Each returns the rounded new weights, in float32, and the rounding error.
+
+
+def _with_error_in_dtype(
     param: Tensor, update: Tensor, error: Tensor, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """Return the rounded new weight, and the rounding error as int8 fractions of half a unit in the last place."""
-    if dtype == torch.bfloat16:
-        codec = CODES["bfloat16+8"]
-        upper, error = codec.encode(codec.decode(param.to(dtype), error) + update)
-        return upper.to(torch.float32), error
+    """Store the error in the weights' dtype: Kahan summation."""
+    exact = param + (update + error.to(torch.float32))
+    rounded = rounded_to_nearest(exact, dtype)
+    return rounded, (exact - rounded).to(dtype)
+
+
+def _bfloat16_with_int8(
+    param: Tensor, update: Tensor, error: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Store the error as the lower 8 of the upper 24 bits of a float32."""
+    codec = CODES["bfloat16+8"]
+    exact = codec.decode(param.to(torch.bfloat16), error) + update
+    rounded, error = codec.encode(exact)
+    return rounded.to(torch.float32), error
+
+
+def _float16_with_int8(
+    param: Tensor, update: Tensor, error: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Store the error in 1/127 of half a unit in the last place."""
     exact = param + (update + error.to(torch.float32) * (unit_of_half(param) / 254))
-    after = rounded_to_nearest(exact, dtype)
-    return after, ((exact - after) * (254 / unit_of_half(after))).round().clamp(
-        -127, 127
-    ).to(torch.int8)
+    rounded = rounded_to_nearest(exact, torch.float16)
+    error = (exact - rounded) * (254 / unit_of_half(rounded))
+    return rounded, error.round().clamp(-127, 127).to(torch.int8)
 
 
 def unit_of_half(values: Tensor) -> Tensor:
     """Return the float16 unit in the last place of float32 values, a power of two."""
-    power = (values.view(torch.int32) & 0x7F800000).view(torch.float32)
+    exponent_bits = values.view(torch.int32) & 0x7F800000
+    power = exponent_bits.view(torch.float32)
     return (power * 2.0**-10).clamp(min=2.0**-24)
 
 
@@ -143,7 +165,9 @@ def rounded_to_nearest(values: Tensor, dtype: torch.dtype) -> Tensor:
     """Round float32 values to a 16-bit dtype. Inductor would remove a cast and the cast back, so this avoids casts."""
     if dtype == torch.bfloat16:
         bits = bits_to_round(values)
-        return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16 << 16).view(torch.float32)
+        is_odd = (bits >> 16) & 1  # the last kept bit: ties round to even
+        upper = (bits + 0x7FFF + is_odd) >> 16 << 16
+        return upper.view(torch.float32)
     unit = unit_of_half(values)
     return (values / unit).round() * unit
 
@@ -160,4 +184,5 @@ def stochastically_rounded(values: Tensor, noise: Tensor, dtype: torch.dtype) ->
         bits = bits_to_round(values) + noise.to(torch.int32)
         return (bits >> 16 << 16).view(torch.float32)
     unit = unit_of_half(values)
-    return (values / unit + noise.to(torch.float32) * 2.0**-16).floor() * unit
+    fraction = noise.to(torch.float32) * 2.0**-16
+    return (values / unit + fraction).floor() * unit

@@ -137,20 +137,17 @@ class Codec:
 
     def for_sign(self, nonnegative: bool) -> Codec:
         """Return the code for slots that are never negative if `nonnegative` and there is one, else this code."""
-        return (
-            self.nonnegative if nonnegative and self.nonnegative is not None else self
-        )
+        if nonnegative and self.nonnegative is not None:
+            return self.nonnegative
+        return self
 
     def pack(self, values: Tensor, noise: Tensor | None = None) -> dict[str, Tensor]:
         """Encode `values`: return the tensors that store them, by suffix; "" for the codes."""
         if self.block is None:
-            encoded = (
-                self.encode(values) if noise is None else self.encode(values, noise)
-            )
-            return self._by_suffix(encoded, values)
-        blocks = _in_blocks(
-            values, self.block, _blocks_of_row(values.shape, self.block)
-        )
+            arguments = (values,) if noise is None else (values, noise)
+            return self._by_suffix(self.encode(*arguments), values)
+        count = _blocks_of_row(values.shape, self.block)
+        blocks = _in_blocks(values, self.block, count)
         largest = blocks.abs().amax(-1, keepdim=True)
         scale = self.scale(largest)
         encoded = self.encode(blocks, scale)
@@ -160,13 +157,14 @@ class Codec:
         return packed
 
     def _by_suffix(self, encoded: Any, values: Tensor) -> dict[str, Tensor]:
+        """Return what `encode` returned as the tensors to store, except the scale: shaped like `values`, packed."""
         tensors = encoded if is_tuple(encoded) else (encoded,)
         suffixes = ("", *self.parts)
         packed: dict[str, Tensor] = {}
         for suffix, tensor in zip(suffixes, tensors, strict=True):
-            packed[suffix] = (
-                tensor if self.block is None else _out_of_blocks(tensor, values)
-            )
+            if self.block is not None:
+                tensor = _out_of_blocks(tensor, values)
+            packed[suffix] = tensor
         if self.packs == 2 and values.ndim:
             packed[""] = _pairs(packed[""])
         return packed
@@ -176,14 +174,17 @@ class Codec:
         codes = packed[""]
         if self.packs == 2 and codes.ndim:
             codes = _halves(codes, shape)
-        tensors = [codes, *(packed[part] for part in self.parts)]
+        tensors = [codes]
+        for part in self.parts:
+            tensors.append(packed[part])
         if self.block is None:
             return self.decode(*tensors)
         scale = packed[SCALE]
         count = scale.shape[-1]
         blocks = [_in_blocks(tensor, self.block, count) for tensor in tensors]
-        scale = scale.reshape(blocks[0].shape[0], count, 1)
-        return _out_of_blocks(self.decode(*blocks, scale), codes)
+        rows = blocks[0].shape[0]
+        values = self.decode(*blocks, scale.reshape(rows, count, 1))
+        return _out_of_blocks(values, codes)
 
     def shape_of(self, codes: Shape, like: Shape) -> Shape:
         """Return the shape of the values, given the shapes of the codes and of the leaf."""

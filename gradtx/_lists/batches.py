@@ -49,21 +49,38 @@ def batches_of(
         has_list_form: Whether one call runs an operation for a list of leaves.
         case_of: The case in which an operation runs; None if it cannot be part of a batch.
     """
+    runs = _runs_of_one_case(nodes, case_of)
+    if not any(_includes_matrices(run) for run in runs):
+        return []
     batches: list[list[Node]] = []
-    case: Case | None = None
+    for run in runs:
+        batch = _trimmed(run, has_list_form)
+        if batch:
+            batches.append(batch)
+    return batches
+
+
+def _runs_of_one_case(
+    nodes: Sequence[Node], case_of: Callable[[Node], Case | None]
+) -> list[list[Node]]:
+    """Return the consecutive operations on lists that run in the same case."""
+    runs: list[list[Node]] = []
+    last_case: Case | None = None
     for node in nodes:
         if node.op != "call_function" or not is_list(node):
             continue
-        last_case, case = case, case_of(node)
-        if case is None:
-            continue
-        if case != last_case:
-            batches.append([])
-        batches[-1].append(node)
-    if not any(node.target in OF_MATRICES for batch in batches for node in batch):
-        return []
-    trimmed = [_trimmed(batch, has_list_form) for batch in batches]
-    return [batch for batch in trimmed if batch]
+        case = case_of(node)
+        if case is not None:
+            if case != last_case:
+                runs.append([])
+            runs[-1].append(node)
+        last_case = case
+    return runs
+
+
+def _includes_matrices(nodes: Sequence[Node]) -> bool:
+    """Whether a product or a factorization of matrices is among the operations."""
+    return any(node.target in OF_MATRICES for node in nodes)
 
 
 def _trimmed(nodes: list[Node], has_list_form: Callable[[Node], bool]) -> list[Node]:
@@ -86,18 +103,27 @@ def batched(
     Returns:
         One list per result.
     """
+    number_of_leaves = len(columns[0])
+    results_of_leaf: dict[int, tuple[Tensor, ...]] = {}
+    for leaves in _leaves_of_equal_shapes(columns):
+        columns_of_shape = [_selected(column, leaves) for column in columns]
+        results = _of_equal_shapes(function, columns_of_shape)
+        results_of_leaf.update(zip(leaves, results, strict=True))
+    rows = [results_of_leaf[leaf] for leaf in range(number_of_leaves)]
+    return tuple(map(list, zip(*rows, strict=True)))
+
+
+def _leaves_of_equal_shapes(columns: Sequence[Sequence[Tensor]]) -> list[list[int]]:
+    """Group the indices of leaves by the shapes of their tensors."""
     leaves_of_shapes: dict[tuple[torch.Size, ...], list[int]] = {}
     for leaf, tensors in enumerate(zip(*columns, strict=True)):
         shapes = tuple([tensor.shape for tensor in tensors])
         leaves_of_shapes.setdefault(shapes, []).append(leaf)
-    results: dict[int, tuple[Tensor, ...]] = {}
-    for leaves in leaves_of_shapes.values():
-        columns_of_shape = [[column[leaf] for leaf in leaves] for column in columns]
-        results.update(
-            zip(leaves, _of_equal_shapes(function, columns_of_shape), strict=True)
-        )
-    in_order = [results[leaf] for leaf in range(len(columns[0]))]
-    return tuple(map(list, zip(*in_order, strict=True)))
+    return list(leaves_of_shapes.values())
+
+
+def _selected(column: Sequence[Tensor], leaves: Sequence[int]) -> list[Tensor]:
+    return [column[leaf] for leaf in leaves]
 
 
 def _of_equal_shapes(
@@ -105,6 +131,9 @@ def _of_equal_shapes(
 ) -> list[tuple[Tensor, ...]]:
     """Return the results of each leaf, for leaves of equal shapes."""
     if len(columns[0]) == 1:
-        return [function(*[tensors[0] for tensors in columns])]
-    batches = torch.vmap(function)(*map(torch.stack, columns))
-    return list(zip(*[batch.unbind() for batch in batches], strict=True))
+        arguments = [tensors[0] for tensors in columns]
+        return [function(*arguments)]
+    stacked_columns = [torch.stack(tensors) for tensors in columns]
+    stacked_results = torch.vmap(function)(*stacked_columns)
+    results = [stacked.unbind() for stacked in stacked_results]
+    return list(zip(*results, strict=True))

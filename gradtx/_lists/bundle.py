@@ -159,9 +159,7 @@ def numbers_for(
     if on_host and PYTHON_NUMBERS.issuperset(map(type, given)):  # a shortcut
         return list(given), True
     if on_host and not any(map(is_on_accelerator, given)):
-        return [
-            value.item() if isinstance(value, Tensor) else value for value in given
-        ], True
+        return list(map(_in_python, given)), True
     placed: list[Any] = []
     for value, dtype in zip(given, dtypes, strict=True):
         placed.append(_placed(value, dtype, device))
@@ -235,12 +233,10 @@ class ListBundle:
         """Return the terms of each leaf in a sum over leaves; those of the parts of a leaf are added."""
         terms_of_leaf: dict[str, dict[str, Tensor]] = {}
         for leaves, results_of_call in zip(self.leaf_names(), results, strict=True):
-            for key, dtype, values in zip(
-                compiled.names, compiled.dtypes, results_of_call, strict=True
-            ):
-                for leaf, term in zip(
-                    leaves, self.by_leaf(values, dtype, len(leaves)), strict=True
-                ):
+            outputs = zip(compiled.names, compiled.dtypes, results_of_call, strict=True)
+            for key, dtype, values in outputs:
+                terms_of_call = self.by_leaf(values, dtype, len(leaves))
+                for leaf, term in zip(leaves, terms_of_call, strict=True):
                     terms = terms_of_leaf.setdefault(leaf, {})
                     if key not in terms:
                         terms[key] = term
@@ -314,6 +310,10 @@ def differ_by_leaf(values: Any) -> TypeGuard[list[Any] | tuple[Any, ...]]:
 def is_on_accelerator(value: Any) -> bool:
     """Whether the host would have to synchronize to read a scalar."""
     return isinstance(value, Tensor) and value.device.type != "cpu"
+
+
+def _in_python(value: Any) -> Any:
+    return value.item() if isinstance(value, Tensor) else value
 
 
 def _placed(value: Any, dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -112,11 +112,9 @@ def merge_equal(graph: Graph) -> None:
 def remove_unused(graph: Graph) -> None:
     """Remove operations without users and effects; torch's own function checks the whole graph as well."""
     for node in reversed(graph.nodes):
-        if (
-            node.op == "call_function"
-            and not node.users
-            and not _torch.writes(node.target)
-        ):
+        if node.op != "call_function" or node.users:
+            continue
+        if not _torch.writes(node.target):
             graph.erase_node(node)
 
 
@@ -208,12 +206,10 @@ class _Contraction:
         exponent = node.args[1]
         if exponent == 2 and node.target is aten.pow.Tensor_Scalar:
             self._replace(node, aten.mul.Tensor, (base, base))
-        elif (
-            node.target is aten.pow.Tensor_Tensor
-            and is_list(base)
-            and is_number(exponent)
-            and same_meta(node, base)
-        ):
+            return
+        if node.target is not aten.pow.Tensor_Tensor:
+            return
+        if is_list(base) and is_number(exponent) and same_meta(node, base):
             self._replace(node, aten.pow.Tensor_Scalar, node.args)
 
     def _multiply_instead(self, node: Node) -> None:
@@ -221,9 +217,8 @@ class _Contraction:
         operands: Any = node.args
         dividend, divisor = operands
         if is_list(dividend) and is_number(divisor):
-            self._replace(
-                node, aten.mul.Tensor, (dividend, self._inverse(divisor, node))
-            )
+            inverse = self._inverse(divisor, node)
+            self._replace(node, aten.mul.Tensor, (dividend, inverse))
         elif _divides_lists(node) and same_meta(node, dividend, divisor):
             self._scale_quotient(node)
 
@@ -232,20 +227,13 @@ class _Contraction:
         operands: Any = node.args
         dividend, divisor = operands
         factor = self._without_root(divisor, node)
-        inner_factor, inner = _factor_of(dividend)
-        if (
-            inner is not None
-            and _can_absorb(dividend, node)
-            and same_meta(node, inner)
-            and self._are_unchanged(inner)
-        ):
+        inner_factor, inner = self._absorbable_factor_of(dividend, node)
+        if inner is not None:
             dividend = inner
             factor = self._times(factor, inner_factor, node)
         if factor is None:
             return
-        with self._graph.inserting_before(node):
-            quotient = self._graph.call_function(aten.div.Tensor, (dividend, divisor))
-        quotient.meta = dict(node.meta)
+        quotient = self._list(aten.div.Tensor, (dividend, divisor), node)
         self._replace(node, aten.mul.Tensor, (quotient, factor))
 
     def _without_root(self, divisor: Node, quotient: Node) -> Any:
@@ -256,54 +244,36 @@ class _Contraction:
         Returns:
             r, by which the quotient is to be multiplied; None if the divisor has another form.
         """
-        if (
-            divisor.target is not aten.add.Tensor
-            or divisor.kwargs
-            or not _can_absorb(divisor, quotient)
-        ):
+        if divisor.target is not aten.add.Tensor or divisor.kwargs:
+            return None
+        if not _can_absorb(divisor, quotient):
             return None
         scaled, shift = divisor.args
         inverse, b = _factor_of(scaled)
-        if (
-            not is_number(shift)
-            or b is None
-            or not _can_absorb(scaled, divisor)
-            or not same_meta(divisor, b)
-        ):
+        if b is None or not is_number(shift):
             return None
-        if (
-            not isinstance(inverse, Node)
-            or inverse.target is not aten.reciprocal.default
-        ):
+        if not _can_absorb(scaled, divisor) or not same_meta(divisor, b):
             return None
-        root: Any = inverse.args[0]
-        if not isinstance(root, Node) or root.target is not aten.sqrt.default:
+        root = _root_inverted_by(inverse)
+        if root is None:
             return None
-        self._replace(
-            divisor,
-            aten.add.Tensor,
-            (b, self._number(aten.mul.Tensor, (shift, root), divisor)),
-        )
+        scaled_shift = self._number(aten.mul.Tensor, (shift, root), divisor)
+        self._replace(divisor, aten.add.Tensor, (b, scaled_shift))
         return root
 
     def _negate_factor(self, node: Node) -> None:
         """Replace -(a x) by (-a) x for a scalar a."""
-        scaled: Any = node.args[0]
-        factor, inner = _factor_of(scaled)
-        if inner is None or not (_can_absorb(scaled, node) and same_meta(node, inner)):
-            return
-        if self._are_unchanged(inner):
-            self._replace(node, aten.mul.Tensor, (inner, self._negative(factor, node)))
+        factor, inner = self._absorbable_factor_of(node.args[0], node)
+        if inner is not None:
+            negative_factor = self._negative(factor, node)
+            self._replace(node, aten.mul.Tensor, (inner, negative_factor))
 
     def _split_clamp(self, node: Node) -> None:
         """Replace `clamp` with scalar bounds by `clamp_min` and `clamp_max`."""
         x, *bounds = node.args
-        if (
-            node.kwargs
-            or not is_list(x)
-            or not all(map(is_number, bounds))
-            or not same_meta(node, x)
-        ):
+        if node.kwargs or not all(map(is_number, bounds)):
+            return
+        if not is_list(x) or not same_meta(node, x):
             return
         least, *rest = bounds
         most = rest[0] if rest else None
@@ -311,48 +281,60 @@ class _Contraction:
             self._replace(node, aten.clamp_min.default, (x, least))
             return
         if least is not None:
-            with self._graph.inserting_before(node):
-                bounded = self._graph.call_function(aten.clamp_min.default, (x, least))  # type: ignore[arg-type]
-            bounded.meta = dict(node.meta)
-            x = bounded
+            x = self._list(aten.clamp_min.default, (x, least), node)
         self._replace(node, aten.clamp_max.default, (x, most))
 
     def _merge_factors(self, node: Node) -> None:
         """Replace a * (b * x) by (a * b) * x for scalars a and b."""
         factor, scaled = _factor_of(node)
-        if scaled is None or not _can_absorb(scaled, node):
-            return
-        inner_factor, inner = _factor_of(scaled)
-        if inner is not None and same_meta(node, inner) and self._are_unchanged(inner):
-            self._replace(
-                node, aten.mul.Tensor, (inner, self._times(factor, inner_factor, node))
-            )
+        inner_factor, inner = self._absorbable_factor_of(scaled, node)
+        if inner is not None:
+            both_factors = self._times(factor, inner_factor, node)
+            self._replace(node, aten.mul.Tensor, (inner, both_factors))
+
+    def _absorbable_factor_of(self, scaled: Any, user: Node) -> tuple[Any, Any]:
+        """Return `(scalar, list)` if an operand is their product and its user may read the list instead.
+
+        Else return `(None, None)`.
+        """
+        factor, inner = _factor_of(scaled)
+        if inner is None or not _can_absorb(scaled, user):
+            return None, None
+        if not same_meta(user, inner) or not self._are_unchanged(inner):
+            return None, None
+        return factor, inner
 
     def _move_factors_out(self, node: Node) -> None:
         """Replace (a / x) y and (a x) y by a (y / x) and a (x y), for a scalar a and lists x and y."""
         operands: Any = node.args
-        for scaled, other in (operands, operands[::-1]):
-            if scaled is other or not (
-                is_list(scaled) and is_list(other) and _can_absorb(scaled, node)
-            ):
-                continue
+        x, y = operands
+        if x is y or not is_list(x) or not is_list(y):
+            return
+        for scaled, other in ((x, y), (y, x)):
+            if self._move_factor_out(node, scaled, other):
+                return
+
+    def _move_factor_out(self, node: Node, scaled: Node, other: Node) -> bool:
+        """Take the factor out of one operand of a product; return whether it has one."""
+        if not _can_absorb(scaled, node):
+            return False
+        if scaled.target is aten.div.Tensor and is_number(scaled.args[0]):
+            operands: Any = scaled.args
+            factor, inner = operands
+            target, lists = aten.div.Tensor, (other, inner)
+        else:
             factor, inner = _factor_of(scaled)
             target, lists = aten.mul.Tensor, (inner, other)
-            if scaled.target is aten.div.Tensor and is_number(scaled.args[0]):
-                factor, inner = scaled.args
-                target, lists = aten.div.Tensor, (other, inner)
-            if inner is None or not (
-                same_meta(node, inner, other) and self._are_unchanged(inner)
-            ):
-                continue
-            with self._graph.inserting_before(node):
-                unscaled = self._graph.call_function(target, lists)
-            unscaled.meta = dict(node.meta)
-            self._replace(node, aten.mul.Tensor, (unscaled, factor))
-            self._graph.erase_node(scaled)
-            self.canonicalize(unscaled)
-            self._merge_factors(node)
-            return
+        if inner is None:
+            return False
+        if not same_meta(node, inner, other) or not self._are_unchanged(inner):
+            return False
+        unscaled = self._list(target, lists, node)
+        self._replace(node, aten.mul.Tensor, (unscaled, factor))
+        self._graph.erase_node(scaled)
+        self.canonicalize(unscaled)
+        self._merge_factors(node)
+        return True
 
     # Sums.
 
@@ -360,13 +342,17 @@ class _Contraction:
         """Fuse a term of a sum into the operation that adds it."""
         operands: Any = node.args[:2]
         x, y = operands
-        if not (is_list(x) and is_list(y)) or node.kwargs or not same_meta(node, x, y):
+        if node.kwargs or not is_list(x) or not is_list(y):
             return
-        candidates = [(x, y)]
-        if node.target is aten.add.Tensor:
-            if self._interpolates(node, x, y):
-                return
-            candidates.append((y, x))
+        if not same_meta(node, x, y):
+            return
+        if node.target is not aten.add.Tensor:
+            self._join_best(node, [(x, y)])
+        elif not self._interpolates(node, x, y):
+            self._join_best(node, [(x, y), (y, x)])
+
+    def _join_best(self, node: Node, candidates: list[tuple[Node, Node]]) -> None:
+        """Fuse the term that saves most operations, if any; `candidates` are pairs of the rest of a sum and a term."""
         best: tuple[Node, _Product] | None = None
         for rest, term in candidates:
             product = self._product(term, node)
@@ -386,17 +372,11 @@ class _Contraction:
                 continue
             rest, a = _factor_of(start)
             weight, b = _factor_of(end)
-            if a is None or b is None or not same_meta(node, a, b):
+            if a is None or b is None or not _is_complement(weight, rest):
                 continue
-            if not self._are_unchanged(a, b):
+            if not same_meta(node, a, b) or not self._are_unchanged(a, b):
                 continue
-            if _is_product_for(a, start) or _is_product_for(b, end):
-                # Fusing it into the sum saves as many operations, and a temporary.
-                continue
-            if _overflows(a) or _overflows(b):
-                # lerp computes a + w (b - a), which is not a number once a is infinite; the sum is infinite.
-                continue
-            if _is_complement(weight, rest):
+            if not _should_stay_a_sum(start, a, end, b):
                 self._replace(node, aten.lerp.Scalar, (a, b, weight))
                 return True
         return False
@@ -462,9 +442,7 @@ class _Contraction:
         self._move_before(update, size)
         target, args, kwargs = self._pulled(weight, parts.pull, size, update)
         if parts.rest is not None:
-            with self._graph.inserting_before(update):
-                pulled = self._graph.call_function(target, args, kwargs)
-            pulled.meta = dict(update.meta)
+            pulled = self._list(target, args, update, kwargs)
             target, args = parts.target, (pulled, *parts.rest)
             scale = self._number(aten.mul.Tensor, (size, parts.scale), update)
             kwargs = {_SCALES[target]: scale}
@@ -489,6 +467,7 @@ class _Contraction:
     # Numbers.
 
     def _times(self, x: Any, y: Any, user: Node) -> Any:
+        """Return the product of two scalars, the first of which may be None for 1."""
         if x is None:
             return y
         return self._number(aten.mul.Tensor, (x, y), user)
@@ -500,10 +479,26 @@ class _Contraction:
         return self._number(aten.neg.default, (number,), user)
 
     def _number(self, target: Any, args: tuple[Any, ...], user: Node) -> Node:
+        """Insert an operation on scalars before a node."""
         with self._graph.inserting_before(user):
             node = self._graph.call_function(target, args)
         node.meta["val"] = torch.empty((), dtype=torch.float64, device="meta")
         node.meta["kind"] = "number"
+        return node
+
+    # Nodes.
+
+    def _list(
+        self,
+        target: Any,
+        args: tuple[Any, ...],
+        user: Node,
+        kwargs: dict[str, Any] | None = None,
+    ) -> Node:
+        """Insert an operation on lists before a node whose result has the same shape and dtype."""
+        with self._graph.inserting_before(user):
+            node = self._graph.call_function(target, args, kwargs)
+        node.meta = dict(user.meta)
         return node
 
     def _replace(
@@ -632,6 +627,16 @@ def _factor_of(node: Any) -> tuple[Any, Any]:
     return None, None
 
 
+def _root_inverted_by(number: Any) -> Any:
+    """Return r if a scalar is 1 / r, where r is the root of a scalar; else None."""
+    if not isinstance(number, Node) or number.target is not aten.reciprocal.default:
+        return None
+    root: Any = number.args[0]
+    if not isinstance(root, Node) or root.target is not aten.sqrt.default:
+        return None
+    return root
+
+
 def _divides_lists(node: Node) -> bool:
     return node.target is aten.div.Tensor and all(map(is_list, node.args))
 
@@ -651,16 +656,27 @@ def _is_product_for(node: Node, user: Node) -> bool:
     return node.target is aten.mul.Tensor and _can_absorb(node, user)
 
 
+def _should_stay_a_sum(start: Node, a: Node, end: Node, b: Node) -> bool:
+    """Whether `start + end`, multiples of `a` and `b`, must not become `lerp`, or need not."""
+    # Fusing a product into the sum saves as many operations, and a temporary.
+    if _is_product_for(a, start) or _is_product_for(b, end):
+        return True
+    # lerp computes a + w (b - a), which is not a number once a is infinite; the sum is infinite.
+    return _overflows(a) or _overflows(b)
+
+
 def _overflows(node: Node) -> bool:
     """Whether a list may be infinite for finite gradients, because it is or contains a square."""
-    waiting, seen = [node], {node}
-    while waiting:
-        item = waiting.pop()
-        if item.target is aten.mul.Tensor and item.args[0] is item.args[1]:
+    unvisited = [node]
+    seen = {node}
+    while unvisited:
+        visited = unvisited.pop()
+        is_product = visited.target is aten.mul.Tensor
+        if is_product and visited.args[0] is visited.args[1]:
             return True
-        if item.target in _KEEP_INFINITE or is_view(item):
-            operands = set(item.all_input_nodes) - seen
-            waiting.extend(operands)
+        if visited.target in _KEEP_INFINITE or is_view(visited):
+            operands = set(visited.all_input_nodes) - seen
+            unvisited.extend(operands)
             seen |= operands
     return False
 
@@ -671,13 +687,11 @@ def _scales_in_place(node: Node, rest: Node, product: _Product) -> bool:
     Scaling and adding in place then takes as many operations as a fused sum and a copy, and no temporary. A negative
     gradient is treated like a gradient, so that `maximize` changes no other bit.
     """
+    if product.b is not None:
+        return False
     argument = product.a
     unsigned: Any = rest.args[0] if rest.target is aten.neg.default else rest
-    if (
-        product.b is not None
-        or unsigned.op != "placeholder"
-        or argument.op != "placeholder"
-    ):
+    if unsigned.op != "placeholder" or argument.op != "placeholder":
         return False
     written = [writer.args[1] for writer in writers(argument)]
     return written == [node] and len(argument.users) == 2  # the product, and the copy

@@ -42,9 +42,8 @@ class MemoryPlan:
         self._needs = needs
         self._at = {node: i for i, node in enumerate(self._nodes)}
         # Nodes before this one write no argument, so that nothing has changed if they raise an exception.
-        self._first_write = max(
-            (self._at[node] for node in self._nodes if _may_fail(node)), default=0
-        )
+        failing = [self._at[node] for node in self._nodes if _may_fail(node)]
+        self._first_write = max(failing, default=0)
         self._roots: dict[Node, dict[Node, Case]] = {}
         self.last_use: dict[Node, int] = {}
         self.operand: dict[Node, Node] = {}
@@ -96,39 +95,52 @@ class MemoryPlan:
 
     def _elide_copy(self, copy: Node) -> None:
         """Compute the source of a copy directly in the target argument, if nothing reads the old value later."""
-        argument, source = copy.args[:2]
-        path: list[tuple[Node, Node]] = []
-        node: Any = source
-        while True:
-            if (
-                not self._owns_memory(node)
-                or not same_meta(node, argument)
-                or node in self.operand
-            ):
-                return
-            if not self._may_write_to_target(node, copy):
-                return
-            if self._reads_after(argument, node, copy):
-                return
-            operands = self._candidates(node)
-            if argument in operands:
-                if self._at[node] < self._first_write:  # type: ignore[index]
-                    return
-                path.append((node, argument))  # type: ignore[arg-type]
-                break
-            for operand in operands:
-                if (
-                    self._owns_memory(operand)
-                    and self.last_use[operand] == self._at[node]
-                ):
-                    path.append((node, operand))
-                    node = operand
-                    break
-            else:
-                return
+        path = self._path_to_target(copy)
+        if path is None:
+            return
+        operands: Any = copy.args
+        argument, source = operands[:2]
         self.operand.update(path)
         self.elided_copies.add(copy)
-        self.last_use[argument] = max(self.last_use[argument], self.last_use[source])  # type: ignore[index]
+        last_use = max(self.last_use[argument], self.last_use[source])
+        self.last_use[argument] = last_use
+
+    def _path_to_target(self, copy: Node) -> list[tuple[Node, Node]] | None:
+        """Return the operations, last first, that can compute the source of a copy in the target's memory.
+
+        Each comes with the operand into whose memory it writes: the result of the next one, or at the end the target.
+        None if there are no such operations.
+        """
+        operands: Any = copy.args
+        argument, node = operands[:2]
+        path: list[tuple[Node, Node]] = []
+        while self._may_be_computed_in_target(node, copy):
+            candidates = self._candidates(node)
+            if argument in candidates:
+                path.append((node, argument))
+                return path if self._at[node] >= self._first_write else None
+            operand = self._last_read_by(node, candidates)
+            if operand is None:
+                return None
+            path.append((node, operand))
+            node = operand
+        return None
+
+    def _last_read_by(self, node: Node, operands: list[Node]) -> Node | None:
+        """Return the first of these operands with memory of its own that nothing reads after `node`."""
+        for operand in operands:
+            if self._owns_memory(operand) and self.last_use[operand] == self._at[node]:
+                return operand
+        return None
+
+    def _may_be_computed_in_target(self, node: Node, copy: Node) -> bool:
+        """Whether the result of a node could be in the memory of a copy's target."""
+        argument: Any = copy.args[0]
+        if not self._owns_memory(node) or node in self.operand:
+            return False
+        if not same_meta(node, argument) or not self._may_write_to_target(node, copy):
+            return False
+        return not self._reads_after(argument, node, copy)
 
     def _may_write_to_target(self, node: Node, copy: Node) -> bool:
         """Whether a node may write to a copy's target: it runs in no other case, or all cases overwrite the target."""

@@ -100,38 +100,40 @@ def is_selection(node: Node) -> bool:
     lists = [operand for operand in operands if is_list(operand)]
     if not lists or not same_meta(node, *lists):  # type: ignore[arg-type]
         return False
-    if len(lists) < len(operands) and (
-        argument_like(node) is None or not any(map(is_number, operands))
-    ):
+    if len(lists) < len(operands) and not _fills_with_scalar(node):
         return False
-    if not all(
-        _may_be_written(operands, user.args[0])
-        for user in node.users
-        if user.target is aten.copy_.default
-    ):
-        return False
+    for user in node.users:
+        is_copy = user.target is aten.copy_.default
+        if is_copy and not _may_be_written(operands, user.args[0]):
+            return False
     return not _is_read_after_writing(node, arguments_of(*lists))
+
+
+def _fills_with_scalar(selection: Node) -> bool:
+    """Whether an operand of `where` is a scalar, and a leaf's argument has the shape to fill with it."""
+    if argument_like(selection) is None:
+        return False
+    return any(map(is_number, selection.args[1:]))
 
 
 def _is_read_after_writing(node: Node, arguments: Set[Node]) -> bool:
     """Whether a result, or a list that may share its memory, is read after one of these arguments was written."""
-    readers = dict.fromkeys(node.users) if arguments else {}
+    if not arguments:
+        return False
+    readers = dict.fromkeys(node.users)
     writings: list[Case] = []
-    item = node
-    while readers and item.op != "output":
-        item = item.next
-        case: Case = item.meta.get("case", ALWAYS)
-        if item in readers:
+    later = node
+    while readers and later.op != "output":
+        later = later.next
+        case: Case = later.meta.get("case", ALWAYS)
+        if later in readers:
             if not all(contradict(case, writing) for writing in writings):
                 return True
-            del readers[item]
-            if may_be_operand(item):
-                readers.update(item.users)
-        if (
-            item.op == "call_function"
-            and _torch.writes(item.target)
-            and item.args[0] in arguments
-        ):
+            del readers[later]
+            if may_be_operand(later):
+                readers.update(later.users)
+        is_writing = later.op == "call_function" and _torch.writes(later.target)
+        if is_writing and later.args[0] in arguments:
             writings.append(case)
     return False
 

@@ -124,6 +124,7 @@ IN_PYTHON: dict[Any, Callable[..., Any]] = {
 }
 _ON_BOOLS = (aten.bitwise_and.Tensor, aten.bitwise_or.Tensor)
 _CONVERSIONS = (aten._to_copy.default, torch.ops.prims.convert_element_type.default)
+_FULL = (aten.full.default, aten.full_like.default)
 _FILLED = {
     aten.zeros_like.default: 0,
     aten.ones_like.default: 1,
@@ -137,23 +138,32 @@ def in_python(node: Node) -> tuple[Callable[..., Any], tuple[Any, ...]]:
     dtype = node.meta["val"].dtype
     target: Any = node.target
     if target in _FILLED:
-        return _same, (_as(dtype)(_FILLED[target]),)
-    if target is aten.full.default or target is aten.full_like.default:
+        value = _as(dtype)(_FILLED[target])
+        return _same, (value,)
+    if target in _FULL:
         return _as(dtype), (node.args[1],)
     if target in _CONVERSIONS:
         return _as(dtype), node.args[:1]
+    return _function_of(node, dtype), node.args
+
+
+def _function_of(node: Node, dtype: torch.dtype) -> Callable[..., Any]:
+    """Return the function of an operation that computes its result from its arguments."""
+    target: Any = node.target
+    dtypes = tuple(map(_dtype_of, node.args))
+    by_tensors = functools.partial(_by_tensors, target, node.kwargs, dtypes)
     function = IN_PYTHON.get(target)
-    if function is not None and function in _MAY_OVERFLOW and _is_integer(dtype):
+    if function is None:
+        return by_tensors
+    if target in _ON_BOOLS and dtype is not torch.bool:
+        return by_tensors
+    if node.kwargs and target not in _LIKE:
+        return by_tensors
+    if function in _MAY_OVERFLOW and _is_integer(dtype):
         function = functools.partial(_wrapped, function, dtype)
-    bitwise = target in _ON_BOOLS and dtype is not torch.bool
-    by_tensors = functools.partial(
-        _by_tensors, target, node.kwargs, tuple(map(_dtype_of, node.args))
-    )
-    if function is None or bitwise or (node.kwargs and target not in _LIKE):
-        return by_tensors, node.args
-    return (
-        function if function in _NEVER_RAISE else _or_else(function, by_tensors)
-    ), node.args
+    if function in _NEVER_RAISE:
+        return function
+    return _or_else(function, by_tensors)
 
 
 # Functions that never raise, as operator expressions, which take a third of the time of a call.
@@ -237,12 +247,13 @@ def _by_tensors(
     target: Any, kwargs: Any, dtypes: tuple[torch.dtype | None, ...], *args: Any
 ) -> Any:
     """Return the result of torch's operation on 0-d tensors, as a Python scalar."""
-    tensors: list[Any] = []
+    arguments: list[Any] = []
     for value, dtype in zip(args, dtypes, strict=True):
-        tensors.append(value if dtype is None else torch.tensor(value, dtype=dtype))
-    placed = {
-        name: torch.device("cpu") if name == "device" else value
-        for name, value in kwargs.items()
-    }
-    result = target(*tensors, **placed)
+        if dtype is not None:
+            value = torch.tensor(value, dtype=dtype)
+        arguments.append(value)
+    options = dict(kwargs)
+    if "device" in options:
+        options["device"] = torch.device("cpu")
+    result = target(*arguments, **options)
     return result.item() if isinstance(result, Tensor) else result

@@ -211,12 +211,12 @@ class _Recorder:
             return operator(*args, **kwargs)
         traits = _Traits.of(operator)
         if traits.reads_value:
-            # A constant: values computed from arguments are on the meta device.
-            if args[0].device.type == "cpu":
-                return operator(*args, **kwargs)
-            raise UnrecordableError(
-                f"the rule reads the value of a tensor ({operator})"
-            )
+            # Values computed from arguments are on the meta device, constants are not.
+            if args[0].device.type != "cpu":
+                raise UnrecordableError(
+                    f"the rule reads the value of a tensor ({operator})"
+                )
+            return operator(*args, **kwargs)
         if traits.is_random:
             raise UnrecordableError(f"the rule draws random numbers ({operator})")
         if operator is aten.lift_fresh.default:
@@ -232,19 +232,23 @@ class _Recorder:
             self._nodes[id(result)] = self.node_of(args[0])
             self._unchanged.append(result)
             return result
-        # With its name, which torch would derive each time.
-        node = self.graph.create_node("call_function", operator, name=traits.name)
-        # Now, because `create_node` searches its arguments for symbolic sizes.
+        node = self._node_for(operator, traits.name, args, kwargs)
+        if traits.writes:
+            self._check_written(args[0], operator)
+            node.meta["val"] = result
+        else:
+            self._name(result, node)
+        return result
+
+    def _node_for(self, operator: Any, name: str, args: Any, kwargs: Any) -> Node:
+        """Create the node of an operation, with a name that torch would otherwise derive each time."""
+        node = self.graph.create_node("call_function", operator, name=name)
+        # Set here, because `create_node` searches its arguments for symbolic sizes.
         node.args = self._recorded(args)
         if kwargs:
             node.kwargs = self._recorded(kwargs)
         node.meta["as_written"] = self.as_written
-        if traits.writes:
-            self._check_written(args[0], operator)
-            node.meta["val"] = result
-            return result
-        self._name(result, node)
-        return result
+        return node
 
     def owner_computes(self, payload: Mapping[str, Tensor], operation: Any) -> Tensor:
         """Record the computation of a leaf's owner as one operation."""
@@ -270,11 +274,11 @@ class _Recorder:
     ) -> tuple[Tensor, ...]:
         """Record a function as one operation."""
         node = self.graph.call_function(function, (self.node_of(x),))
+        stand_ins: list[Tensor] = []
         with self._paused():
-            results = tuple(
-                torch.empty(tuple(shape), dtype=x.dtype, device=META)
-                for shape in shapes
-            )
+            for shape in shapes:
+                stand_ins.append(torch.empty(tuple(shape), dtype=x.dtype, device=META))
+        results = tuple(stand_ins)
         self._name(results, node)
         node.meta["opaque"] = True
         self.opaque.append(node)

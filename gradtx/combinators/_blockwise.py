@@ -61,7 +61,8 @@ class BlockLeaf(Leaf):
     """A block of a leaf, treated as a leaf."""
 
     def __init__(self, whole: Leaf, run: BlockRun, tensors: Mapping[Any, Tensor]):
-        update, param = tensors.get("update"), tensors.get("param")
+        update = tensors.get("update")
+        param = tensors.get("param")
         extras = dict(whole.extras)
         for name in whole.extras:
             extras[name] = tensors.get(("extra", name), extras[name])
@@ -89,9 +90,8 @@ class Choosing:
         self._division = division
 
     def choice(self, path: Path, leaf: Any, selector: Any) -> Any:
-        return self._leaf.run.choice(
-            path, self._leaf, OfBlock(selector, self._division)
-        )
+        selector_of_block = OfBlock(selector, self._division)
+        return self._leaf.run.choice(path, self._leaf, selector_of_block)
 
 
 class OfBlock:
@@ -139,7 +139,9 @@ class DividedBlock(Block):
     def for_leaf(self, leaf: Any) -> list[Any]:
         inner = super().for_leaf(Choosing(leaf, self._division))  # type: ignore[arg-type]
         divide = Divide(self._path, inner, self._division)
-        each = [InBlocks(operation, i, divide) for i, operation in enumerate(inner)]
+        in_blocks: list[Operation] = []
+        for position, operation in enumerate(inner):
+            in_blocks.append(InBlocks(operation, position, divide))
         unite = Unite(divide)
         if self._alone:
             divide.local = local_blocks(self._division, _like(leaf))
@@ -147,7 +149,7 @@ class DividedBlock(Block):
         if self._alone and divide.local is None:
             divide.whole_until = unite
             divide.owner_reads = self._owner_reads
-        return [divide, *each, unite]
+        return [divide, *in_blocks, unite]
 
     def labels(self, leaf: Any) -> list[tuple[Any, Any]]:
         return super().labels(Choosing(leaf, self._division))  # type: ignore[arg-type]
@@ -288,19 +290,20 @@ class Pieces:
     def __init__(self, divide: Divide, leaf: Leaf, runs: bool = True):
         self._path = divide.path
         self._local = divide.local
-        self._division = (
-            divide.division if divide.local is None else divide.local.division
-        )
+        self._division = divide.division
+        if divide.local is not None:
+            self._division = divide.local.division
         self._operations = divide.inner
         self._leaf = leaf
         self._like = self._tensor()
         self._groups = self._division.groups(self._like)
         self._batches = [Batch(numbers, {}) for numbers in self._groups]
-        self._paths = {
-            operation.path: None
-            for operation in self._operations
-            if any(operation.path[-1:])
-        }
+        # A dict, because a set has no order.
+        self._paths: dict[Path, None] = {}
+        for operation in self._operations:
+            # Not the end of a combinator, whose path ends in an empty name.
+            if any(operation.path[-1:]):
+                self._paths[operation.path] = None
         self._stack()
         if runs and not leaf.run.initial:
             for batch in self._batches:
@@ -323,27 +326,16 @@ class Pieces:
 
     def _placed(self, tensor: Tensor, like: Any) -> Any:
         """Invert `_plain`, for a tensor sharded like `like`."""
-        return (
-            placed_as(tensor, like)
-            if self._local is None
-            else from_local_like(tensor, like)
-        )
+        if self._local is None:
+            return placed_as(tensor, like)
+        return from_local_like(tensor, like)
 
     # Inputs.
 
     def _stack(self) -> None:
         """Stack the tensors of the blocks."""
-        leaf = self._leaf
-        tensors_of_leaf: dict[Any, Any] = {"update": leaf.update, "param": leaf.param}
-        if leaf.grad is not leaf.update:
-            tensors_of_leaf["grad"] = leaf.grad
-        for name, value in leaf.extras.items():
-            if isinstance(value, Tensor) and value.shape == self._like.shape:
-                tensors_of_leaf["extra", name] = value
-        for key, value in tensors_of_leaf.items():
-            if value is None:
-                continue
-            stacks = self._division.batches(self._plain(value))
+        for key, tensor in self._tensors_to_divide().items():
+            stacks = self._division.batches(self._plain(tensor))
             for batch, stacked in zip(self._batches, stacks, strict=True):
                 batch.inputs[key] = stacked
         for path in self._paths:
@@ -353,7 +345,19 @@ class Pieces:
         if is_first or any(operation.random for operation in self._operations):
             self._stack_stream_keys()
 
+    def _tensors_to_divide(self) -> dict[Any, Tensor]:
+        """Return the tensors of the leaf that blocks have parts of, keyed like the inputs of a batch."""
+        leaf = self._leaf
+        tensors: dict[Any, Any] = {"update": leaf.update, "param": leaf.param}
+        if leaf.grad is not leaf.update:
+            tensors["grad"] = leaf.grad
+        for name, value in leaf.extras.items():
+            if isinstance(value, Tensor) and value.shape == self._like.shape:
+                tensors["extra", name] = value
+        return {key: tensor for key, tensor in tensors.items() if tensor is not None}
+
     def _stack_slots(self, path: Path) -> None:
+        """Stack the slots of a stage; those of a single batch are stored that way."""
         slots = self._leaf.run.slots(path, self._leaf)
         if self._is_one_batch():
             for slot, value in slots.items():
@@ -361,13 +365,15 @@ class Pieces:
             return
         # Batches may differ in slots: `min_size` of `state_dtype` may lie between the sizes of their blocks.
         for batch in self._batches:
+            first = str(batch.numbers[0])
             for slot in slots:
                 name, _, number = slot.rpartition("_")
-                if number == str(batch.numbers[0]):
+                if number == first:
                     values = [full_tensor(slots[f"{name}_{i}"]) for i in batch.numbers]
                     batch.inputs["slot", path, name] = torch.stack(values)
 
     def _stack_stream_keys(self) -> None:
+        """Give each block its own stream of random numbers."""
         leaf = self._leaf
         stream = leaf.stream_name
         for batch in self._batches:
@@ -388,10 +394,10 @@ class Pieces:
         waiting = [batch for batch in self._batches if batch.stop == position]
         if not waiting:
             return None
-        return {
-            name: sum(batch.payload[name].sum() for batch in waiting)
-            for name in waiting[0].payload
-        }
+        terms: dict[Any, Any] = {}
+        for name in waiting[0].payload:
+            terms[name] = sum(batch.payload[name].sum() for batch in waiting)
+        return terms
 
     def resume(self, position: int, total: Any) -> None:
         """Continue with the blocks that wait for the sums of an operation."""
@@ -426,7 +432,8 @@ class Pieces:
                 if key[0] == "slot":
                     _, path, slot = key
                     slots.setdefault(path, {})[slot] = value
-            block = BlockLeaf(self._leaf, BlockRun(self._leaf.run, slots), values)
+            run = BlockRun(self._leaf.run, slots)
+            block = BlockLeaf(self._leaf, run, values)
             block.program = self._operations
             results = function(block)
             keys[:] = results
@@ -465,9 +472,8 @@ class Pieces:
                 _, path, name = key
                 leaf.run.new_shared.setdefault(path, {}).setdefault(name, value[0])
         if "active" in self._batches[0].outputs:
-            leaf.active = torch.cat(
-                [batch.outputs["active"] for batch in self._batches]
-            ).any()
+            active = [batch.outputs["active"] for batch in self._batches]
+            leaf.active = torch.cat(active).any()
         if "update" in self._batches[0].outputs:
             self._set_update()
 
@@ -498,11 +504,10 @@ class Pieces:
         for path, slots in new.items():
             for slot, value in slots.items():
                 like = old.get(path, {}).get(slot)
-                slots[slot] = (
-                    self._first_slot(value)
-                    if like is None
-                    else self._placed(value, like)
-                )
+                if like is None:
+                    slots[slot] = self._first_slot(value)
+                else:
+                    slots[slot] = self._placed(value, like)
         return new
 
     def _first_slot(self, value: Tensor) -> Any:
@@ -523,9 +528,8 @@ class Pieces:
         results = [self._mapped(batch, weights) for batch in self._batches]
         if not results[0]:
             return None
-        whole = self._division.whole(
-            [result["weights"] for result in results], self._like
-        )
+        weights_of_batches = [result["weights"] for result in results]
+        whole = self._division.whole(weights_of_batches, self._like)
         return self._placed(whole, self._leaf.param)
 
 
@@ -567,8 +571,9 @@ def _outputs(block: Leaf, whole: Leaf) -> dict[Any, Tensor]:
 
 
 def _new_slots(block: Leaf) -> dict[Any, Tensor]:
-    return {
-        ("slot", path, slot): value
-        for path, slots in block.new.items()
-        for slot, value in slots.items()
-    }
+    """Return the new slots of a block, keyed like the outputs of a batch."""
+    new: dict[Any, Tensor] = {}
+    for path, slots in block.new.items():
+        for slot, value in slots.items():
+            new["slot", path, slot] = value
+    return new

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias, TypeGuard, cast
 
 import torch
 from torch import Tensor
@@ -61,9 +61,11 @@ class EvenParts(Division):
         return [list(range(self.heads))]
 
     def batches(self, x: Tensor) -> list[Tensor]:
-        shape = (self.heads, x.shape[self.dim] // self.heads)
+        size_of_part = x.shape[self.dim] // self.heads
+        shape = (self.heads, size_of_part)
         parts = cast("Tensor", x.unflatten(self.dim, shape))
-        return [parts.movedim(self.dim % x.ndim, 0)]
+        dim = self.dim % x.ndim
+        return [parts.movedim(dim, 0)]
 
     def whole(self, batches: list[Tensor], like: Tensor) -> Tensor:
         dim = self.dim % like.ndim
@@ -84,10 +86,14 @@ class LeadingIndices(Division):
             )
 
     def groups(self, x: Tensor) -> list[list[int]]:
-        return [list(range(math.prod(x.shape[: self.batch])))]
+        return [list(range(self._count(x)))]
 
     def batches(self, x: Tensor) -> list[Tensor]:
-        return [x.reshape(math.prod(x.shape[: self.batch]), *x.shape[self.batch :])]
+        shape_of_block = x.shape[self.batch :]
+        return [x.reshape(self._count(x), *shape_of_block)]
+
+    def _count(self, x: Tensor) -> int:
+        return math.prod(x.shape[: self.batch])
 
     def whole(self, batches: list[Tensor], like: Tensor) -> Tensor:
         return batches[0].reshape(like.shape)
@@ -100,10 +106,13 @@ class EqualRuns(Division):
     size: int
 
     def groups(self, x: Tensor) -> list[list[int]]:
-        return [list(range(x.shape[0] // self.size))]
+        return [list(range(self._count(x)))]
 
     def batches(self, x: Tensor) -> list[Tensor]:
-        return [x.reshape(x.shape[0] // self.size, self.size, *x.shape[1:])]
+        return [x.reshape(self._count(x), self.size, *x.shape[1:])]
+
+    def _count(self, x: Tensor) -> int:
+        return x.shape[0] // self.size
 
     def whole(self, batches: list[Tensor], like: Tensor) -> Tensor:
         return batches[0].reshape(like.shape)
@@ -126,13 +135,17 @@ class ListedBlocks(Division):
 
     def batches(self, x: Tensor) -> list[Tensor]:
         blocks = self.split(x)
-        return [torch.stack([blocks[i] for i in group]) for group in self.groups(x)]
+        batches: list[Tensor] = []
+        for group in self.groups(x):
+            blocks_of_group = [blocks[i] for i in group]
+            batches.append(torch.stack(blocks_of_group))
+        return batches
 
     def whole(self, batches: list[Tensor], like: Tensor) -> Tensor:
-        blocks: dict[int, Tensor] = {}
+        block_of_index: dict[int, Tensor] = {}
         for group, batch in zip(self.groups(like), batches, strict=True):
-            blocks.update(zip(group, batch.unbind(), strict=True))
-        return self.join([blocks[i] for i in range(len(blocks))])
+            block_of_index.update(zip(group, batch.unbind(), strict=True))
+        return self.join([block_of_index[i] for i in range(len(block_of_index))])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,23 +191,15 @@ class View(ListedBlocks):
         indices = torch.arange(math.prod(shape), dtype=torch.float64)
         index = indices.reshape(tuple(shape))
         blocks = self.split_function(index)
-        if (
-            not is_sequence(blocks)
-            or not blocks
-            or not all(isinstance(block, Tensor) for block in blocks)
-        ):
+        if not _is_list_of_tensors(blocks):
             raise ValueError(
                 f"{owner}: view: split must return a non-empty list of tensors for leaf {name!r}, "
                 f"got {type(blocks).__name__}"
             )
         joined = self.join_function(blocks)
-        same = (
-            isinstance(joined, Tensor)
-            and joined.shape == index.shape
-            and torch.equal(joined, index)
-        )
         entries = torch.cat([block.flatten() for block in blocks])
-        if not same or not torch.equal(entries.sort().values, indices):
+        covers_all_entries_once = torch.equal(entries.sort().values, indices)
+        if not covers_all_entries_once or not _is_equal(joined, index):
             raise ValueError(
                 f"{owner}: view: join(split(x)) does not equal x for leaf {name!r} of shape {tuple(shape)}; "
                 "split must assign every entry to exactly one block, and join must invert it"
@@ -205,6 +210,20 @@ class View(ListedBlocks):
 
     def join(self, blocks: Sequence[Tensor]) -> Tensor:
         return self.join_function(blocks)
+
+
+def _is_list_of_tensors(blocks: Any) -> TypeGuard[Sequence[Tensor]]:
+    """Whether `blocks` is a non-empty sequence of tensors."""
+    if not is_sequence(blocks) or not blocks:
+        return False
+    return all(isinstance(block, Tensor) for block in blocks)
+
+
+def _is_equal(joined: Any, index: Tensor) -> bool:
+    """Whether the result of a user's `join` has the shape and the entries of the divided tensor."""
+    if not isinstance(joined, Tensor):
+        return False
+    return joined.shape == index.shape and torch.equal(joined, index)
 
 
 def _size(owner: str, name: str, shape: Sequence[int], dim: int) -> int:
@@ -239,11 +258,11 @@ def local_blocks(division: Division, like: Any) -> LocalBlocks | None:
         return LocalBlocks(division, rows)
     if not isinstance(division, EvenParts) or division.dim % like.ndim:
         return None
-    size = rows // division.heads
-    shard = -(-rows // ranks)
-    if not size or shard % size:
+    rows_of_block = rows // division.heads
+    rows_of_shard = -(-rows // ranks)  # rounded up
+    if not rows_of_block or rows_of_shard % rows_of_block:
         return None
-    return LocalBlocks(EqualRuns(size), division.heads)
+    return LocalBlocks(EqualRuns(rows_of_block), division.heads)
 
 
 def division(
@@ -257,7 +276,7 @@ def division(
     """
     choices = {"heads": heads, "sizes": sizes, "batch": batch, "view": view}
     given = [name for name, value in choices.items() if value is not None]
-    if given not in (["heads"], ["sizes"], ["batch"], ["view"], ["heads", "sizes"]):
+    if len(given) != 1 and given != ["heads", "sizes"]:
         got = " and ".join(given) or "none"
         raise ValueError(
             f"{owner}: pass exactly one of heads, sizes, batch and view, or heads with sizes; got {got}"
@@ -266,10 +285,7 @@ def division(
         _check_counts(owner, "batch", (batch,))
         return LeadingIndices(batch)
     if view is not None:
-        if not (is_sequence(view) and len(view) == 2 and all(map(callable, view))):
-            raise ValueError(
-                f"{owner}: view must be two functions (split, join), got {view!r}"
-            )
+        _check_view(owner, view)
         return View(*view)
     if sizes is None:
         _check_counts(owner, "heads", (heads,))
@@ -280,8 +296,11 @@ def division(
 def _runs(owner: str, sizes: Any, heads: Any, dim: int) -> Runs:
     """Return the division into runs of the given sizes, each with its number of heads."""
     _check_counts(owner, "sizes", sizes)
-    parts_per_run = 1 if heads is None else heads
-    parts = tuple(heads) if is_sequence(heads) else (parts_per_run,) * len(sizes)
+    if is_sequence(heads):
+        parts = tuple(heads)
+    else:
+        parts_per_run = 1 if heads is None else heads
+        parts = (parts_per_run,) * len(sizes)
     _check_counts(owner, "heads", parts)
     if len(parts) != len(sizes):
         raise ValueError(
@@ -290,9 +309,21 @@ def _runs(owner: str, sizes: Any, heads: Any, dim: int) -> Runs:
     return Runs(tuple(sizes), parts, dim)
 
 
+def _check_view(owner: str, view: Any) -> None:
+    """Raise an error unless `view` is a pair of functions."""
+    is_pair = is_sequence(view) and len(view) == 2
+    if not is_pair or not all(map(callable, view)):
+        raise ValueError(
+            f"{owner}: view must be two functions (split, join), got {view!r}"
+        )
+
+
 def _check_counts(owner: str, what: str, counts: Any) -> None:
-    numbers = is_sequence(counts) and all(
-        type(count) is int and count > 0 for count in counts
-    )
-    if not numbers or not counts:
-        raise ValueError(f"{owner}: {what} must be positive integers, got {counts!r}")
+    """Raise an error unless `counts` is a non-empty sequence of positive integers."""
+    if is_sequence(counts) and counts and all(map(_is_positive_int, counts)):
+        return
+    raise ValueError(f"{owner}: {what} must be positive integers, got {counts!r}")
+
+
+def _is_positive_int(count: Any) -> bool:
+    return type(count) is int and count > 0

@@ -179,25 +179,30 @@ class FrameRun:
             self._start_clock(frame.clock)
 
     def _start_clock(self, clock: InnerClock) -> None:
-        starts = {"step": 0, **clock.start} if clock.counts else dict(clock.start)
-        makers = {
-            name: _whole_number(start, self.run.device)
-            for name, start in starts.items()
-        }
-        if makers:
-            self._old_shared = self._scope.shared(self.path, makers)
+        device = self.run.device
+        first_values: dict[str, Callable[[], Tensor]] = {}
         if clock.counts:
-            self.old_step = self._old_shared["step"]
-            restarts = self._restarts()
-            if restarts is not False:
-                is_restart = as_flag(restarts, self.old_step)
-                self.old_step = torch.where(is_restart, 0, self.old_step)
-            self.clock = Clock(self.old_step + 1, shared=True)
-            self.run.inner_counts[self.path] = self.old_step
+            first_values["step"] = _whole_number(0, device)
+        for name, start in clock.start.items():
+            first_values[name] = _whole_number(start, device)
+        if first_values:
+            self._old_shared = self._scope.shared(self.path, first_values)
+        if clock.counts:
+            self._start_count()
         if not self.run.initial:
             if clock.measure is None:
                 self.decide({})
             self.run.commits.append(self._commit)
+
+    def _start_count(self) -> None:
+        """Create the clock of the inner transformation, which starts again where that restarts."""
+        self.old_step = self._old_shared["step"]
+        restarts = self._restarts()
+        if restarts is not False:
+            is_restart = as_flag(restarts, self.old_step)
+            self.old_step = torch.where(is_restart, 0, self.old_step)
+        self.clock = Clock(self.old_step + 1, shared=True)
+        self.run.inner_counts[self.path] = self.old_step
 
     def decide(self, sums: Mapping[str, Tensor]) -> None:
         """Determine whether the clock counts this call."""
@@ -236,10 +241,10 @@ class FrameRun:
         return self.between(self._inner(self.frame.inner, self.path, 0))
 
     def _inner(self, tx: GradientTransformation, path: Path, i: int) -> list[Any]:
+        """Return the operations of an inner transformation, which is the `i`th, at a path."""
         scope = self._scope.inside(path, i, self.old_step)
-        scope.changed = (
-            scope.changed and self.frame.enter is None and self.frame.clock is None
-        )
+        if self.frame.enter is not None or self.frame.clock is not None:
+            scope.changed = False
         scope.restarts = self._restarts()
         return tx._expand(scope)
 
@@ -255,17 +260,16 @@ class FrameRun:
 
     def _owner_reads(self) -> tuple[str, ...]:
         """Return the tensors of a leaf that its owner reads in addition to the update."""
-        assert isinstance(self.frame.inner, GradientTransformation)
-        reads_params = any(
-            "params" in link._needs for link in self.frame.inner._links()
-        )
+        inner = self.frame.inner
+        assert isinstance(inner, GradientTransformation)
+        reads_params = any("params" in link._needs for link in inner._links())
         return ("param", "grad") if reads_params else ("grad",)
 
     def _arms(self, txs: Mapping[str, GradientTransformation]) -> list[Any]:
-        programs = [
-            self._inner(tx, (*self.path, arm), i)
-            for i, (arm, tx) in enumerate(txs.items())
-        ]
+        """Return the operations of the frame around several inner transformations."""
+        programs: list[list[Any]] = []
+        for i, (arm, tx) in enumerate(txs.items()):
+            programs.append(self._inner(tx, (*self.path, arm), i))
         takes = any(takes_none(program) for program in programs)
         enter = Enter(self, self._scope, takes)
         operations: list[Any] = [enter]
@@ -314,56 +318,72 @@ class FrameRun:
         return values
 
     def replace_inner(self, leaf: Leaf, values: Mapping[str, Tensor]) -> None:
+        """Replace the inner slots that are among `values`."""
         for path, slot in list(self.inner_slots(leaf)):
-            new = values.get(self._inner_name(path, slot))
-            if new is not None:
-                leaf.new[path] = self.run.stores[path].changed(
-                    slot, new, self._slots(path, leaf), leaf
-                )
+            value = values.get(self._inner_name(path, slot))
+            if value is None:
+                continue
+            store = self.run.stores[path]
+            slots = self._slots(path, leaf)
+            leaf.new[path] = store.changed(slot, value, slots, leaf)
 
     def _inner_name(self, path: Path, slot: str) -> str:
         return ".".join([*path[len(self.path) :], slot])
 
     def keep_inner(self, leaf: Leaf, counts: Tensor, restarts: bool | Tensor) -> None:
         """Unless this call counts, keep the inner slots of a leaf, which may restart nevertheless."""
-        for path in leaf.new:
+        for path, new in leaf.new.items():
             if self.contains(path):
                 old = leaf.kept_slots(path, restarts)
-                new = leaf.new[path]
-                leaf.new[path] = {
-                    slot: torch.where(counts, value, old[slot])
-                    for slot, value in new.items()
-                }
+                leaf.new[path] = _selected(counts, new, old)
 
     def _commit(self) -> None:
-        """Unless this call counts, keep the inner shared values, which may restart nevertheless."""
+        """Keep or replace the shared values and trees inside, and write those of the clock."""
         run = self.run
-        if self.ticks is None:  # no leaf had a gradient, or programs ran all that had
-            if run.has_one_leaf:  # others decide, also about the clocks inside
-                for path in filter(self.contains, list(run.new_shared)):
-                    del run.new_shared[path]
+        # No leaf had a gradient, or programs ran all that had.
+        if self.ticks is None:
+            if run.has_one_leaf:
+                self._leave_decision_to_others()
                 return
             self.decide(run.sums_of_programs(self.path))
         assert self.ticks is not None
-        ticks = self.ticks.to(run.device)
-        restarts = self._restarts()
-        for path, values in run.new_shared.items():
-            # A branch that none of these leaves enters has no old values.
-            old = run.kept_shared(path, restarts) if self.contains(path) else None
-            if old:
-                run.new_shared[path] = {
-                    name: torch.where(ticks, new, old[name])
-                    for name, new in values.items()
-                }
-        for path, tree in run.new_trees.items():
-            if self.contains(path):
-                run.new_trees[path] = run.select(ticks, tree, run.tree(path))
+        self._keep_inner_values(self.ticks.to(run.device))
         if self._new_shared:
             run.new_shared[self.path] = self._new_shared
 
+    def _leave_decision_to_others(self) -> None:
+        """Discard the inner shared values: other leaves decide about them, also about the clocks inside."""
+        new_shared = self.run.new_shared
+        for path in list(new_shared):
+            if self.contains(path):
+                del new_shared[path]
+
+    def _keep_inner_values(self, ticks: Tensor) -> None:
+        """Unless this call counts, keep the inner shared values, which may restart nevertheless, and trees."""
+        run = self.run
+        restarts = self._restarts()
+        for path, values in run.new_shared.items():
+            if not self.contains(path):
+                continue
+            old = run.kept_shared(path, restarts)
+            # A branch that none of these leaves enters has no old values.
+            if old:
+                run.new_shared[path] = _selected(ticks, values, old)
+        for path, tree in run.new_trees.items():
+            if self.contains(path):
+                run.new_trees[path] = run.select(ticks, tree, run.tree(path))
+
 
 def _whole_number(start: int, device: torch.device) -> Callable[[], Tensor]:
+    """Return a function that creates the initial value of a clock."""
     return lambda: torch.full((), start, dtype=torch.int64, device=device)
+
+
+def _selected(
+    condition: Tensor, new: Mapping[str, Tensor], old: Mapping[str, Tensor]
+) -> Values:
+    """Return the new values where a 0-d condition holds, else the old ones."""
+    return {name: torch.where(condition, new[name], old[name]) for name in new}
 
 
 @dataclasses.dataclass
@@ -388,10 +408,11 @@ class FrameState(StageState):
         self._frame_run = frame_run
 
     def init_slots(self, leaf: Leaf, device: Any = None) -> dict[str, Any]:
-        init = self._frame_run.frame.init
-        if init is None or not self._frame_run.frame.inner_slots:
+        frame = self._frame_run.frame
+        if frame.init is None or not frame.inner_slots:
             return super().init_slots(leaf, device)
-        return init(self.like(leaf, device), self._frame_run.first_inner_values(leaf))
+        like = self.like(leaf, device)
+        return frame.init(like, self._frame_run.first_inner_values(leaf))
 
     def stored(
         self, slots: dict[str, Any], leaf: Leaf, old: Mapping[str, Tensor] | None = None
@@ -444,18 +465,20 @@ class Enter(RuleOperation):
         if clock is None or clock.measure is None:
             with self._isolate_for_owners(leaf):
                 return self._enter(leaf)
-        if leaf.update is None:  # an inner combinator accepts it
+        # An inner combinator accepts a leaf without a gradient.
+        if leaf.update is None:
             return {}
-        sums = checked_sums(self.rule.name, clock.measure(leaf.update))
+        terms = checked_sums(self.rule.name, clock.measure(leaf.update))
         if leaf.active is None:
-            return sums
-        return {
-            name: torch.where(leaf.active, value, torch.zeros_like(value))
-            for name, value in sums.items()
-        }
+            return terms
+        terms_if_active: Values = {}
+        for name, term in terms.items():
+            zero = torch.zeros_like(term)
+            terms_if_active[name] = torch.where(leaf.active, term, zero)
+        return terms_if_active
 
     def combine(self, waiting: list[tuple[Leaf, Any]]) -> Any:
-        measured = [(leaf, sums) for leaf, sums in waiting if sums]
+        measured = [(leaf, terms) for leaf, terms in waiting if terms]
         return super().combine(measured) if measured else {}
 
     def resume(self, leaf: Leaf, total: Any) -> Any:
@@ -464,9 +487,8 @@ class Enter(RuleOperation):
         return self._enter(leaf)
 
     def _enter(self, leaf: Leaf) -> None:
-        if self._frame.enter is not None and (
-            leaf.update is not None or self._frame.takes_none is not None
-        ):
+        accepts_leaf = leaf.update is not None or self._frame.takes_none is not None
+        if self._frame.enter is not None and accepts_leaf:
             self._run_enter(leaf)
         if self._frame_run.clock is not None:
             leaf.clock = self._frame_run.clock
@@ -475,10 +497,12 @@ class Enter(RuleOperation):
         leaf.saved[self].inner_restarts = leaf.restarts
 
     def _restarts(self, leaf: Leaf) -> Any:
+        """Return whether the inner transformation restarts in this call, for a leaf."""
         outside: OuterValues = leaf.saved[self]
         moment = outside.clock.on(leaf.device)
+        step = moment.step if moment.host is None else moment.host
         assert self._frame.restarts is not None
-        now = self._frame.restarts(moment.step if moment.host is None else moment.host)
+        now = self._frame.restarts(step)
         return now if outside.restarts is False else now | outside.restarts
 
     def _run_enter(self, leaf: Leaf) -> None:
@@ -493,7 +517,8 @@ class Enter(RuleOperation):
         compute_dtype = self.stage.compute_dtype(leaf)
         old, state = self.stage.read(leaf, compute_dtype)
         param = None if leaf.param is None else leaf.param.to(compute_dtype)
-        context = FrameContext(leaf, compute_dtype, self._frame_run.ticks_for(leaf), {})
+        ticks = self._frame_run.ticks_for(leaf)
+        context = FrameContext(leaf, compute_dtype, ticks, inner={})
         return Call(leaf, update, state, param, context, compute_dtype, old)
 
     def late_state(self, leaf: Leaf) -> RuleState:
@@ -518,7 +543,9 @@ class Enter(RuleOperation):
         return update, state, active
 
     def _check_active(self, active: Any) -> None:
-        if active is not None and (not isinstance(active, Tensor) or active.ndim):
+        if active is None:
+            return
+        if not isinstance(active, Tensor) or active.ndim:
             raise TypeError(
                 f"{self.rule.name}: the third value of enter must be a 0-d bool tensor, got {shortly(active)}"
             )
@@ -539,14 +566,15 @@ class Enter(RuleOperation):
         if clock is None or not clock.counts:
             return
         counts = position.counts[-1] is not None
-        if clock.measure is None:  # with sums over leaves, the call is assumed to count
+        # With sums over leaves, the call is assumed to count.
+        if clock.measure is None:
             counts = counts and bool(self._frame_run.ticks)
         position.counts.append(int(self._frame_run.old_step) if counts else None)
 
 
 def _checked_pair(name: str, function: str, pair: Any) -> tuple[Tensor, Values]:
     """Return the update and the state that a function of the frame has returned."""
-    values = [*pair] if is_sequence(pair) else []
+    values = list(pair) if is_sequence(pair) else []
     if function == "leave" and len(values) == 3:
         raise TypeError(
             f"{name}: leave returned a third value (new inner slots); list these slots in inner_slots="
@@ -604,11 +632,10 @@ class Leave(RuleOperation):
         if init is None:
             return
         like = self.stage.like(leaf)
-        slots = (
-            init(like, self._frame_run.inner_values(leaf))
-            if self._frame.inner_slots
-            else init(like)
-        )
+        inner: list[Values] = []
+        if self._frame.inner_slots:
+            inner.append(self._frame_run.inner_values(leaf))
+        slots = init(like, *inner)
         check_slots(slots, self.rule.name, numbers=True)
         check_names(self.rule.name, slots, self.rule.shared)
         leaf.new[self.stage.path] = self.stage.stored(slots, leaf)
@@ -639,14 +666,15 @@ class Leave(RuleOperation):
         leaf.active = _either(ticks, leaf.active, outside.active)
 
     def _of_arms(self, arms: dict[str, Any], leaf: Leaf) -> Any:
-        present = [update for update in arms.values() if update is not None]
-        if not present:
+        """Return the updates of all inner transformations; None unless all have one."""
+        updates = [update for update in arms.values() if update is not None]
+        if not updates:
             return None
         # No gradient, and not all inner transformations accumulate.
-        if len(present) < len(arms):
-            leaf.update = torch.zeros_like(present[0])
+        if len(updates) < len(arms):
+            leaf.update = torch.zeros_like(updates[0])
             return None
-        leaf.update = present[0]
+        leaf.update = updates[0]
         return arms
 
     def _leave(self, leaf: Leaf, outside: OuterValues, update: Any) -> Any:
@@ -678,13 +706,12 @@ class Leave(RuleOperation):
             self._finish_inner(call, new_inner)
         update, state = _checked_pair(self.rule.name, "leave", out)
         self._set_update(call, update)
-        # The frame's functions handle skipped leaves themselves.
+        active = leaf.active
+        # The functions of such a frame handle skipped leaves themselves.
         if self._frame.takes_none is not None:
-            active, leaf.active = leaf.active, None
-            self.stage.write(leaf, state, call.old)
-            leaf.active = active
-        else:
-            self.stage.write(leaf, state, call.old)
+            leaf.active = None
+        self.stage.write(leaf, state, call.old)
+        leaf.active = active
 
     def _finish_inner(self, call: Call, new: Mapping[str, Any]) -> None:
         """Store the inner slots that `leave` returned, unless the leaf is skipped."""
@@ -708,6 +735,8 @@ def _either(
     if inside is None and outside is None:
         return None
     yes = torch.ones_like(counts)
-    return torch.where(
-        counts, yes if inside is None else inside, yes if outside is None else outside
-    )
+    if inside is None:
+        inside = yes
+    if outside is None:
+        outside = yes
+    return torch.where(counts, inside, outside)

@@ -96,9 +96,10 @@ def _selector_of(labels: Any, branches: tuple[str, ...]) -> Selector:
     if is_mapping(labels) and set(labels) == set(branches):
         wheres = tuple(patterns("partition", where) for where in labels.values())
         return Selector("partition", tuple(labels), wheres, branches=branches)
-    tree = {} if isinstance(labels, str) else _tree.strings(labels)
-    if tree and set(tree.values()) <= set(branches):
-        return Selector("partition", branches, LabelTree(tree), branches=branches)
+    label_of_leaf = {} if isinstance(labels, str) else _tree.strings(labels)
+    if label_of_leaf and set(label_of_leaf.values()) <= set(branches):
+        tree = LabelTree(label_of_leaf)
+        return Selector("partition", branches, tree, branches=branches)
     if is_mapping(labels):
         keys = f"{listed(labels)} and {listed(branches)}"
         raise ValueError(
@@ -143,8 +144,9 @@ class Frozen(Combinator):
         self._where = where
 
     def expand(self, scope: Scope, name: str) -> list[Any]:
+        path = scope.claim(name)
         scope.run.selectors.append(self._where)
-        scope.frozen.append((scope.claim(name), self._where))
+        scope.frozen.append((path, self._where))
         return []
 
 

@@ -34,34 +34,44 @@ def _around(
     return Frame(base, gradient=update, agree=agree)
 
 
-def _size(tree: Tree) -> Tensor:
-    return safe_sqrt(total({name: x.square() for name, x in tree.items()}))
+def _norm(tree: Tree) -> Tensor:
+    """Return the norm of all leaves together."""
+    squares = {name: x.square() for name, x in tree.items()}
+    return safe_sqrt(total(squares))
 
 
 def _product(tree: Tree, other: Tree) -> Tensor:
-    return total({name: x * other[name] for name, x in tree.items()})
+    """Return the inner product of all leaves together."""
+    products = {name: x * other[name] for name, x in tree.items()}
+    return total(products)
 
 
 def _perturbed_params(
     grads: Tree, params: Tree, weights: Tree, rho: Any, eps: Any
 ) -> Tree:
     """Return the point p + rho T^2 g / (|T g| + eps); a T that is not in `weights` is 1."""
-    scaled = _weighted(grads, weights)
-    far = rho / (_size(scaled) + eps)
+    scaled = _weighted(grads, weights)  # T g
+    length = rho / (_norm(scaled) + eps)
+    directions = _weighted(scaled, weights)  # T^2 g
     points: Tree = {}
-    for name, step in _weighted(scaled, weights).items():
-        points[name] = params[name] + far.to(step.device) * step
+    for name, direction in directions.items():
+        points[name] = params[name] + length.to(direction.device) * direction
     return points
 
 
 def _weighted(tree: Tree, weights: Tree) -> Tree:
-    return {
-        name: weights[name] * x if name in weights else x for name, x in tree.items()
-    }
+    """Return T x for each leaf x; a T that is not in `weights` is 1."""
+    weighted: Tree = {}
+    for name, x in tree.items():
+        weighted[name] = weights[name] * x if name in weights else x
+    return weighted
 
 
 def _magnitudes(params: Tree, adaptive: bool) -> Tree:
-    return {name: p.abs() for name, p in params.items()} if adaptive else {}
+    """Return the weights T of `sam`."""
+    if not adaptive:
+        return {}
+    return {name: p.abs() for name, p in params.items()}
 
 
 @combinator(
@@ -217,10 +227,10 @@ def gsam(
     def function(grads: Tree, params: Tree, grad_fn: GradFn) -> Tree:
         weights = _magnitudes(params, adaptive)
         perturbed_grads = grad_fn(_perturbed_params(grads, params, weights, rho, eps))
-        grad_size, perturbed_size = _size(grads), _size(perturbed_grads)
+        grad_norm, perturbed_norm = _norm(grads), _norm(perturbed_grads)
         product = _product(grads, perturbed_grads)
-        cosine = product / (grad_size * perturbed_size + eps)
-        projection = cosine * grad_size / (perturbed_size + eps)
+        cosine = product / (grad_norm * perturbed_norm + eps)
+        projection = cosine * grad_norm / (perturbed_norm + eps)
         factor = 1 + alpha * projection
         result: Tree = {}
         for name, g in grads.items():
@@ -341,13 +351,13 @@ def looksam(
         return {"sharpness": {name: torch.zeros_like(p) for name, p in params.items()}}
 
     def update(grads: Tree, state: Any, params: Tree, ctx: Any) -> tuple[Tree, Any]:
-        size = _size(grads)
+        norm = _norm(grads)
 
         def perturb() -> tuple[Tree, Tree]:
             weights = _magnitudes(params, adaptive)
             points = _perturbed_params(grads, params, weights, rho, eps)
             perturbed_grads = ctx.grad_fn(points)
-            share = quotient(_product(grads, perturbed_grads), size.square())
+            share = quotient(_product(grads, perturbed_grads), norm.square())
             sharpness: Tree = {}
             for name, g in grads.items():
                 sharpness[name] = perturbed_grads[name] - share.to(g.device) * g
@@ -355,7 +365,7 @@ def looksam(
 
         def reuse() -> tuple[Tree, Tree]:
             sharpness = state["sharpness"]
-            length = alpha * quotient(size, _size(sharpness) + eps)
+            length = alpha * quotient(norm, _norm(sharpness) + eps)
             result: Tree = {}
             for name, g in grads.items():
                 result[name] = g + length.to(g.device) * sharpness[name]

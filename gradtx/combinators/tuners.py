@@ -38,16 +38,17 @@ def _scale_by_learners(
 ) -> Frame:
     """Return a frame that scales the sum of all updates of `tx` by the sum of the learners' scales `s`.
 
-    The learners receive `product(sums, scale)`; `learner(beta, numbers, product)` returns the next values of one
-    learner, whose initial values are `start`.
+    The learners receive `product(sums, scale)`; `learner(beta, old, product)` returns the next values of one learner,
+    whose initial values are `start`.
     """
     shared: dict[str, float] = {}
     for i in range(len(betas)):
         for name, value in start.items():
             shared[f"{name}_{i}"] = value
 
-    def scale_of(numbers: Values) -> Tensor:
-        return torch.stack([numbers[f"s_{i}"] for i in range(len(betas))]).sum()
+    def scale_of(values: Values) -> Tensor:
+        scales = [values[f"s_{i}"] for i in range(len(betas))]
+        return torch.stack(scales).sum()
 
     def init(param: Tensor) -> Values:
         return {"param_init": param}
@@ -60,7 +61,8 @@ def _scale_by_learners(
     def leave(
         update: Tensor, state: Values, param: Tensor, ctx: FrameContext
     ) -> Generator[Values | Result, Values, None]:
-        origin, gradient = state["param_init"], state["gradient"]
+        origin = state["param_init"]
+        gradient = state["gradient"]
         scale = scale_of(state)
         # At scale 0 the parameters are the origin. Cotangents of 1 / eps for both would cancel only up to rounding.
         way = quotient(param - origin, scale + eps, floor=eps)
@@ -71,17 +73,20 @@ def _scale_by_learners(
             "way_gradient": (way * gradient).sum(),
             "way_param": (way * param).sum(),
         }
-        now = product(sums, scale)
-        new = {"param_init": origin}
+        product_of_step = product(sums, scale)
+        new_state = {"param_init": origin}
         for i, beta in enumerate(betas):
             old = {name: state[f"{name}_{i}"] for name in start}
-            for name, value in learner(beta, old, now).items():
-                new[f"{name}_{i}"] = value
-        scale = at_least(scale_of(new), 0.0)
-        yield origin + scale * (way + update) - param, new
+            new = learner(beta, old, product_of_step)
+            for name, value in new.items():
+                new_state[f"{name}_{i}"] = value
+        scale = at_least(scale_of(new_state), 0.0)
+        yield origin + scale * (way + update) - param, new_state
 
-    numbers = {"eps": eps, **{f"betas[{i}]": beta for i, beta in enumerate(betas)}}
-    return Frame(tx, init, enter, leave, shared=shared, agree=numbers)
+    agree: dict[str, Scalar] = {"eps": eps}
+    for i, beta in enumerate(betas):
+        agree[f"betas[{i}]"] = beta
+    return Frame(tx, init, enter, leave, shared=shared, agree=agree)
 
 
 @combinator(
@@ -239,6 +244,7 @@ def erfi(x: Tensor) -> Tensor:
     count = 68  # terms are largest where n h = x: up to 26.6, and 7 more
     odd = 2 * torch.arange(count, device=x.device, dtype=x.dtype) + 1
     size = x.abs()
-    # e^(-a^2) sinh(2 a x), without intermediate overflow
-    terms = (odd * h * (2 * size - odd * h)).exp() * -(-4 * odd * h * size).expm1() / 2
+    # e^(-a^2) sinh(2 a x) = e^(a (2 x - a)) (1 - e^(-4 a x)) / 2 with a = n h, without intermediate overflow
+    growth = (odd * h * (2 * size - odd * h)).exp()
+    terms = growth * -(-4 * odd * h * size).expm1() / 2
     return x.sign() * (4 / math.pi) * (terms / odd).sum()

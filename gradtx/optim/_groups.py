@@ -512,19 +512,23 @@ def in_names_of_branch(
         for name in (entry.full, entry.labelled):
             if "." in name:
                 whole.setdefault(name, entry.place)
-    names = {
-        entry.place: name for name, entry in names_in_group(tx._entries(labels)).items()
-    }
-    moved = {
-        name: group.pop(name)
-        for name, place in whole.items()
-        if name in group and names.get(place) != name
-    }
-    read = {name for name in whole if name in group}
+    names_of_branch: dict[Any, str] = {}
+    for name, entry in names_in_group(tx._entries(labels)).items():
+        names_of_branch[entry.place] = name
+    read: set[str] = set()
+    moved: dict[str, Any] = {}
+    for name, place in whole.items():
+        if name not in group:
+            continue
+        if names_of_branch.get(place) == name:
+            read.add(name)
+        else:
+            moved[name] = group.pop(name)
+    # Only now, because a new name may be the old name of another hyperparameter.
     for name, value in moved.items():
         place = whole[name]
-        if place in names:
-            group[names[place]] = value
+        if place in names_of_branch:
+            group[names_of_branch[place]] = value
             read.add(name)
     return read
 

@@ -92,31 +92,27 @@ class Members:
     def joining(self, group: Group) -> Joining:
         """Name the parameters of a new group and split it by label, without changing this object."""
         params: list[Tensor] = group["params"]
-        names = group.get("param_names")
-        if not names:
-            names = [str(len(self.by_param) + i) for i in range(len(params))]
-        by_param = dict(self.by_param)
-        for name, param in zip(names, params, strict=True):
-            if not never_trains(param):
-                self._check_param(name, param)
-            by_param[param] = Member(_unique(name, by_param.values()), param)
+        names = self._names_in(group)
+        by_param = self._with_new_members(names, params)
         run, block = self._expanded(by_param)
         if are_flat_pieces(params):
             self._check_flattened(
                 block, "these parameters are flat pieces of memory, as created by FSDP1"
             )
-        by_labels: dict[Labels, list[int]] = {}
+        positions_of_labels: dict[Labels, list[int]] = {}
         for i, param in enumerate(params):
-            by_labels.setdefault(_labels(run, block, by_param[param]), []).append(i)
+            labels = _labels(run, block, by_param[param])
+            positions_of_labels.setdefault(labels, []).append(i)
         if not params:
-            by_labels[()] = []
+            positions_of_labels[()] = []
         views: list[GroupView] = []
-        given, read = dict(group), set[str]()
-        in_order = sorted(by_labels, key=_rank)
+        given = dict(group)
+        read: set[str] = set()
+        in_order = sorted(positions_of_labels, key=_rank)
         for labels in in_order:
             # A group that is not split keeps the user's dict, as in torch.
-            part = group if len(by_labels) == 1 else dict(group)
-            _keep_only(part, params, names, by_labels[labels])
+            part = group if len(in_order) == 1 else dict(group)
+            _keep_only(part, params, names, positions_of_labels[labels])
             if labels:
                 part["label"] = ".".join(label for _, label in labels)
             read |= in_names_of_branch(self.tx, part, _by_selector(labels))
@@ -126,6 +122,25 @@ class Members:
             keys = unread(self.tx, given, read, view, _by_selector(labels))
             joining.unread.update(keys)
         return joining
+
+    def _names_in(self, group: Group) -> list[str]:
+        """Return the names of a group's parameters, or numbers if it has none."""
+        names = group.get("param_names")
+        if names:
+            return names
+        first = len(self.by_param)
+        return [str(first + i) for i in range(len(group["params"]))]
+
+    def _with_new_members(
+        self, names: list[str], params: list[Tensor]
+    ) -> dict[Tensor, Member]:
+        """Return all members by parameter, including new ones for these parameters."""
+        by_param = dict(self.by_param)
+        for name, param in zip(names, params, strict=True):
+            if not never_trains(param):
+                self._check_param(name, param)
+            by_param[param] = Member(_unique(name, by_param.values()), param)
+        return by_param
 
     def admit(self, joining: Joining) -> None:
         """Add the joining parameters and their groups."""

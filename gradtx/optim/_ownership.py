@@ -28,20 +28,22 @@ def assign_owners(
     leaves: list[Leaf], members: Mapping[Tensor, Member], replicas: Team | None
 ) -> None:
     """Assign an owner to each leaf that needs one and has none yet."""
-    without: dict[Any, list[Leaf]] = {}
+    leaves_of_team: dict[Team, list[Leaf]] = {}
     for leaf in leaves:
         if leaf.owner is None and owned_paths(leaf.program):
-            without.setdefault(team_for(leaf.key, replicas), []).append(leaf)
-    for team, of_mesh in without.items():
-        shapes = {leaf.name: leaf.shape for leaf in of_mesh}
-        known: dict[str, int] = {}
+            team = team_for(leaf.key, replicas)
+            leaves_of_team.setdefault(team, []).append(leaf)
+    for team, leaves_without_owner in leaves_of_team.items():
+        shapes = {leaf.name: leaf.shape for leaf in leaves_without_owner}
+        known_owners: dict[str, int] = {}
         for member in members.values():
             if member.owner is not None and team_for(member.param, replicas) == team:
-                known[member.name] = member.owner
+                known_owners[member.name] = member.owner
                 shapes[member.name] = member.param.shape
-        owners = assigned(shapes, team.size, known)
-        for leaf in of_mesh:
-            leaf.owner = members[leaf.key].owner = owners[leaf.name]
+        owners = assigned(shapes, team.size, known_owners)
+        for leaf in leaves_without_owner:
+            leaf.owner = owners[leaf.name]
+            members[leaf.key].owner = leaf.owner
 
 
 class Slot:
@@ -63,7 +65,8 @@ class Slot:
     @property
     def mesh(self) -> Any:
         """The mesh of a sharded parameter; None if every rank has the whole parameter."""
-        return self.member.param.device_mesh if is_sharded(self.member.param) else None  # type: ignore[attr-defined]
+        param: Any = self.member.param
+        return param.device_mesh if is_sharded(param) else None
 
     @functools.cached_property
     def placements(self) -> Any:
@@ -90,16 +93,20 @@ def states_of_owners(
     slots_of_kind: dict[Any, list[Slot]] = {}
     saved: dict[Any, Any] = {}
     for param, member in members.items():
-        if param in states and member.layout is not None and member.layout.owned:
-            saved[param] = dict(states[param])
-            for key in sorted(member.layout.owned):
-                slot = Slot(member, key, states[param][key])
-                slots_of_kind.setdefault((slot.mesh, slot.value.dtype), []).append(slot)
+        if param not in states or member.layout is None or not member.layout.owned:
+            continue
+        state = states[param]
+        saved[param] = dict(state)
+        for key in sorted(member.layout.owned):
+            slot = Slot(member, key, state[key])
+            kind = slot.mesh, slot.value.dtype
+            slots_of_kind.setdefault(kind, []).append(slot)
     for (mesh, _), slots in slots_of_kind.items():
         team = team_for(slots[0].member.param, replicas)
         send = _gathered if mesh is None else _scattered
         for bucket in in_buckets(slots, Slot.bytes):
-            for slot, value in zip(bucket, send(bucket, team), strict=True):
+            values = send(bucket, team)
+            for slot, value in zip(bucket, values, strict=True):
                 saved[slot.member.param][slot.key] = value
     return saved
 
@@ -114,40 +121,40 @@ def _gathered(bucket: list[Slot], team: Team) -> list[Any]:
     """Return whole slots on every rank, with one message."""
     wire = _wire(bucket)
     sizes = [0] * team.size
+    sent: list[Tensor] = []
     for slot in bucket:
         sizes[slot.owner] += slot.value.numel()
-    mine = [
-        slot.value.reshape(-1).view(wire) for slot in bucket if slot.owner == team.rank
-    ]
-    received = Gathering(team, mine, sizes, wire, False).parts()
-    return _split_received(received, bucket, [slot.value.shape for slot in bucket])
+        if slot.owner == team.rank:
+            sent.append(slot.value.reshape(-1).view(wire))
+    received = Gathering(team, sent, sizes, wire, False).parts()
+    shapes = [slot.value.shape for slot in bucket]
+    return _split_received(received, bucket, shapes)
 
 
 def _scattered(bucket: list[Slot], team: Team) -> list[Any]:
     """Return slots divided by rows among the ranks, with one message."""
     wire = _wire(bucket)
-    rows: list[list[Tensor]] = []
-    sizes: list[int] = []
+    owned = [slot for slot in bucket if slot.owner == team.rank]
+    rows_for_ranks: list[list[Tensor]] = []
     for rank in range(team.size):
-        mine = [slot for slot in bucket if slot.owner == team.rank]
-        rows.append(
-            [
-                slot.value[slot.pieces[rank].window].reshape(-1).view(wire)
-                for slot in mine
-            ]
-        )
-        sizes.append(
-            sum(slot.pieces[team.rank].numel for slot in bucket if slot.owner == rank)
-        )
-    received = Transfer(team, rows, sizes, wire, False).parts()
-    parts = _split_received(
-        received, bucket, [slot.pieces[team.rank].shape for slot in bucket]
-    )
+        rows: list[Tensor] = []
+        for slot in owned:
+            window = slot.pieces[rank].window
+            rows.append(slot.value[window].reshape(-1).view(wire))
+        rows_for_ranks.append(rows)
+    shapes: list[Sequence[int]] = []
+    sizes_from_ranks = [0] * team.size
+    for slot in bucket:
+        piece = slot.pieces[team.rank]
+        shapes.append(piece.shape)
+        sizes_from_ranks[slot.owner] += piece.numel
+    received = Transfer(team, rows_for_ranks, sizes_from_ranks, wire, False).parts()
+    parts = _split_received(received, bucket, shapes)
     tensors: list[Any] = []
     for slot, part in zip(bucket, parts, strict=True):
-        tensors.append(
-            from_local_shard(part, slot.member.param, slot.value.shape, slot.placements)
-        )
+        param = slot.member.param
+        shape = slot.value.shape
+        tensors.append(from_local_shard(part, param, shape, slot.placements))
     return tensors
 
 
@@ -155,11 +162,12 @@ def _split_received(
     received: list[Tensor], bucket: list[Slot], shapes: Sequence[Sequence[int]]
 ) -> list[Tensor]:
     """Split the received buffers into slots of these shapes; the slots of one owner are contiguous."""
-    at = [0] * len(received)
+    starts = [0] * len(received)  # of the next slot in each owner's buffer
     parts: list[Tensor] = []
     for slot, shape in zip(bucket, shapes, strict=True):
-        start, size = at[slot.owner], math.prod(shape)
-        entries = received[slot.owner][start : start + size]
-        parts.append(entries.clone().view(slot.value.dtype).view(tuple(shape)))
-        at[slot.owner] += size
+        start = starts[slot.owner]
+        end = start + math.prod(shape)
+        entries = received[slot.owner][start:end].clone()
+        parts.append(entries.view(slot.value.dtype).view(tuple(shape)))
+        starts[slot.owner] = end
     return parts

@@ -65,10 +65,16 @@ def on_device(number: int | Tensor, device: torch.device) -> Tensor:
 
 def highest(counts: Collection[int | Count]) -> int | Tensor:
     """Return the largest count: a tensor if the counts are on the device, an int if they are on the host."""
-    on_devices = [count.made for count in counts if isinstance(count, Count)]
-    if on_devices:
-        return torch.stack(on_devices).amax()
-    return max((count for count in counts if isinstance(count, int)), default=0)
+    counts_on_device: list[Tensor] = []
+    counts_on_host: list[int] = []
+    for count in counts:
+        if isinstance(count, Count):
+            counts_on_device.append(count.made)
+        else:
+            counts_on_host.append(count)
+    if counts_on_device:
+        return torch.stack(counts_on_device).amax()
+    return max(counts_on_host, default=0)
 
 
 @dataclass(eq=False)
@@ -84,17 +90,17 @@ class Scaling:
     @classmethod
     def requested_by(cls, optimizer: torch.optim.Optimizer) -> Scaling | None:
         """Return the request that a scaler has set on the optimizer, if any."""
-        flag: Any = getattr(optimizer, "found_inf", None)
+        found_inf: Any = getattr(optimizer, "found_inf", None)
         scale: Any = getattr(optimizer, "grad_scale", None)
-        if flag is None:
+        if found_inf is None:
             return None
-        flag = full_tensor(torch.as_tensor(flag)).reshape(())
-        scale = (
-            torch.ones((), device=flag.device)
-            if scale is None
-            else full_tensor(scale).to(flag.device)
-        )
-        return cls(exact(scale, flag.device).reshape(()).reciprocal(), flag == 0)
+        found_inf = full_tensor(torch.as_tensor(found_inf)).reshape(())
+        device = found_inf.device
+        if scale is None:
+            scale = torch.ones((), device=device)
+        scale = full_tensor(scale).to(device)
+        inverse = exact(scale, device).reshape(()).reciprocal()
+        return cls(inverse, proceed=found_inf == 0)
 
     def on(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Return `inverse` and `proceed` on a device."""
@@ -104,14 +110,15 @@ class Scaling:
 
     def unscale(self, params: Iterable[Tensor]) -> None:
         """Unscale the gradients of parameters in place, because users of a scaler expect that."""
-        groups: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
+        # torch unscales a list of tensors of one device and dtype at once.
+        gradients_of_kind: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
         for param in params:
-            if param.grad is not None:
-                gradient = local(param.grad).detach()
-                groups.setdefault((gradient.device, gradient.dtype), []).append(
-                    gradient
-                )
-        for (device, _), gradients in groups.items():
+            if param.grad is None:
+                continue
+            gradient = local(param.grad).detach()
+            kind = gradient.device, gradient.dtype
+            gradients_of_kind.setdefault(kind, []).append(gradient)
+        for (device, _), gradients in gradients_of_kind.items():
             inverse, _ = self.on(device)
             _torch.unscale_(gradients, inverse.to(torch.float32))
 
@@ -133,19 +140,22 @@ def unscaling(run: Run, scaling: Scaling) -> FrameRun:
 
 def place_counts(members: Iterable[Member], device: torch.device | None) -> None:
     """Move the counts of parameters to a device or, if that is None, to the host, synchronizing where necessary."""
-    moved: dict[int | Count, int | Count] = {}
+    moved_counts: dict[int | Count, int | Count] = {}
     for member in members:
         count = member.count
-        if not member.state or isinstance(count, Count) == (device is not None):
+        is_on_device = isinstance(count, Count)
+        belongs_on_device = device is not None
+        if not member.state or is_on_device == belongs_on_device:
             continue
-        if count not in moved:
+        if count not in moved_counts:
             if isinstance(count, Count):
-                moved[count] = int(count.made)
+                moved_counts[count] = int(count.made)
             elif device is not None:
-                moved[count] = Count(on_device(count, device), count)
+                moved_counts[count] = Count(on_device(count, device), count)
+        moved_count = moved_counts[count]
         step = member.state["step"]
-        member.state["step"] = as_step(moved[count], step.dtype)
-        member.set_count(moved[count])
+        member.state["step"] = as_step(moved_count, step.dtype)
+        member.set_count(moved_count)
 
 
 def keep_counts_in_place(
@@ -153,19 +163,17 @@ def keep_counts_in_place(
 ) -> None:
     """Write new counts into the tensors of the old counts, unless a parameter that did not step needs the old count."""
     members = list(members)
-    waiting = {member.count for member in members}
-    kept: dict[int | Count, Count] = {}
-    for before, count in after.items():
-        if (
-            isinstance(before, Count)
-            and isinstance(count, Count)
-            and before not in waiting
-        ):
-            before.copy_from(count)
-            kept[count] = before
+    counts_in_use = {member.count for member in members}
+    kept_counts: dict[int | Count, Count] = {}
+    for old, new in after.items():
+        if not (isinstance(old, Count) and isinstance(new, Count)):
+            continue
+        if old not in counts_in_use:
+            old.copy_from(new)
+            kept_counts[new] = old
     for member in members:
-        if member.count in kept:
-            member.set_count(kept[member.count])
+        if member.count in kept_counts:
+            member.set_count(kept_counts[member.count])
 
 
 def as_step(count: int | Count, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -52,16 +52,19 @@ class _Made(Schedule):
 
     @staticmethod
     def _number(value: Any, step: Tensor) -> Any:
-        value = value(step) if isinstance(value, Schedule) else value
+        """Return a numeric argument at a step as a float64 tensor; None remains None."""
+        if isinstance(value, Schedule):
+            value = value(step)
         return None if value is None else exact(value, step.device)
 
     def _value(self, step: Any) -> Any:
+        """Return the value at a step: a number at a Python number, unless it depends on tensors."""
         device = step.device if isinstance(step, Tensor) else torch.device("cpu")
-        tensor = exact(step, device)
-        value = self._factory.function(**self._exact(tensor))(tensor)
-        if isinstance(step, Tensor) or not (self.is_plain and readable(value)):
-            return value
-        return value.item()
+        exact_step = exact(step, device)
+        value_at = self._factory.function(**self._exact(exact_step))
+        value = value_at(exact_step)
+        is_number = not isinstance(step, Tensor) and self.is_plain
+        return value.item() if is_number and readable(value) else value
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _Made, (self._factory, self._arguments)
@@ -105,16 +108,22 @@ def in_its_words(arguments: Arguments, options: Mapping[str, Any]) -> dict[str, 
     """Rename the common keywords in `options` to this schedule's own names."""
     renamed: dict[str, Any] = {}
     for name, value in options.items():
-        word = name
-        if name not in arguments.by_name:
-            word = next(
-                (own for own in COMMON_WORDS.get(name, ()) if own in arguments.by_name),
-                name,
-            )
-        if word in renamed or (word != name and word in options):
+        word = _word_for(name, arguments)
+        is_given_twice = word != name and word in options
+        if is_given_twice or word in renamed:
             raise TypeError(f"{arguments.name}: got two values for {word!r}")
         renamed[word] = value
     return renamed
+
+
+def _word_for(name: str, arguments: Arguments) -> str:
+    """Return a schedule's own name for a common keyword; other names are unchanged."""
+    if name in arguments.by_name:
+        return name
+    for word in COMMON_WORDS.get(name, ()):
+        if word in arguments.by_name:
+            return word
+    return name
 
 
 def schedule(
@@ -128,7 +137,8 @@ def schedule(
 
         @functools.wraps(function)
         def call(*args: Any, **kwargs: Any) -> Schedule:
-            return _Made(factory, arguments.bind(args, in_its_words(arguments, kwargs)))
+            options = in_its_words(arguments, kwargs)
+            return _Made(factory, arguments.bind(args, options))
 
         factory: Any = call
         factory.function = function

@@ -23,7 +23,8 @@ def safe_sqrt(x: Tensor) -> Tensor:
     if not differentiable():
         return x.sqrt()
     zero = x == 0
-    return torch.where(zero, 0.0, torch.where(zero, 1.0, x).sqrt())
+    root = torch.where(zero, 1.0, x).sqrt()
+    return torch.where(zero, 0.0, root)
 
 
 def safe_pow(x: Tensor, exponent: Any) -> Tensor:
@@ -31,9 +32,9 @@ def safe_pow(x: Tensor, exponent: Any) -> Tensor:
     if not differentiable():
         return x**exponent
     zero = x == 0
-    return torch.where(
-        zero, 1.0 * (exponent == 0), torch.where(zero, 1.0, x) ** exponent
-    )
+    power_of_zero = 1.0 * (exponent == 0)
+    power = torch.where(zero, 1.0, x) ** exponent
+    return torch.where(zero, power_of_zero, power)
 
 
 def at_least(x: Tensor, bound: Any) -> Tensor:
@@ -75,10 +76,14 @@ def quotient(
     if known is None:
         known = bottom != 0
     if is_off(floor):
-        return torch.where(known, top / torch.where(known, bottom, 1.0), otherwise)
+        result = top / torch.where(known, bottom, 1.0)
+        return torch.where(known, result, otherwise)
+    # Whether the floor is positive is known on the device only, so both cases are computed.
     is_positive = exact(floor, bottom.device) > tiny
-    result = top / torch.where(is_positive, bottom, torch.where(known, bottom, 1.0))
-    return torch.where(is_positive, result, torch.where(known, result, otherwise))
+    bottom_or_one = torch.where(known, bottom, 1.0)
+    result = top / torch.where(is_positive, bottom, bottom_or_one)
+    result_where_known = torch.where(known, result, otherwise)
+    return torch.where(is_positive, result, result_where_known)
 
 
 def plus_decay(
@@ -129,33 +134,34 @@ def blended(old: Tensor, new: Tensor, weight: Any) -> Tensor:
     The weight is rounded to the dtype of the tensors. That is accurate enough for a small weight but not for one near
     1: pass 1 - beta, never a beta near 1.
     """
-    return torch.lerp(
-        old, new, weight.to(old.dtype) if isinstance(weight, Tensor) else weight
-    )
+    if isinstance(weight, Tensor):
+        weight = weight.to(old.dtype)
+    return torch.lerp(old, new, weight)
 
 
 def adam_moments(betas: Any, amsgrad: bool = False) -> tuple[Any, Any]:
     """Return Adam's `init(param)` and `average(update, state) -> (m, v, new state)`; v is the maximum with amsgrad."""
     beta1, beta2 = betas
-    rest1, rest2 = 1 - beta1, 1 - beta2
+    rest1 = 1 - beta1
+    rest2 = 1 - beta2
 
     def init(param):
-        slots = (
-            ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
-            if amsgrad
-            else ("exp_avg", "exp_avg_sq")
-        )
-        return {slot: torch.zeros_like(param) for slot in slots}
+        state = {
+            "exp_avg": torch.zeros_like(param),
+            "exp_avg_sq": torch.zeros_like(param),
+        }
+        if amsgrad:
+            state["max_exp_avg_sq"] = torch.zeros_like(param)
+        return state
 
     def average(update, state):
         mean = beta1 * state["exp_avg"] + rest1 * update
         square = beta2 * state["exp_avg_sq"] + rest2 * update.square()
-        new = {"exp_avg": mean, "exp_avg_sq": square}
+        new_state = {"exp_avg": mean, "exp_avg_sq": square}
         if amsgrad:
-            square = new["max_exp_avg_sq"] = torch.maximum(
-                state["max_exp_avg_sq"], square
-            )
-        return mean, square, new
+            square = torch.maximum(state["max_exp_avg_sq"], square)
+            new_state["max_exp_avg_sq"] = square
+        return mean, square, new_state
 
     return init, average
 
@@ -179,21 +185,27 @@ def rectification(ctx: Any, beta2: Any, threshold: Any) -> tuple[Tensor, Tensor]
 def rectification_at(
     time: Tensor, correction: Tensor, beta2: Any, threshold: Any
 ) -> tuple[Tensor, Tensor]:
-    r"""Return the result of `rectification` at a given time, where the bias correction is $1 - \beta_2^t$."""
+    r"""Return the result of `rectification` at a given time, where the bias correction is $1 - \beta_2^t$.
+
+    $\rho_\infty = 2 / (1 - \beta_2) - 1$, $\rho_t = \rho_\infty - 2 t \beta_2^t / (1 - \beta_2^t)$ and
+    $r_t^2 = (\rho_t - 4)(\rho_t - 2) \rho_\infty / ((\rho_\infty - 4)(\rho_\infty - 2) \rho_t)$.
+    """
     limit = exact(2 / (1 - beta2) - 1, correction.device)
     rho = limit - 2 * time * (1 - correction) / correction
     rectified = rho > threshold
     # Until then the root may be of a negative number, or of 0/0 at beta2 = 0.6, so substitute an arbitrary value.
-    rho, limit = (torch.where(rectified, x, 5.0) for x in (rho, limit))
-    return (
-        (rho - 4) * (rho - 2) * limit / ((limit - 4) * (limit - 2) * rho)
-    ).sqrt(), rectified
+    rho = torch.where(rectified, rho, 5.0)
+    limit = torch.where(rectified, limit, 5.0)
+    square = (rho - 4) * (rho - 2) * limit / ((limit - 4) * (limit - 2) * rho)
+    return square.sqrt(), rectified
 
 
 def softplus(x: Tensor, beta: Any) -> Tensor:
     """Return log(1 + exp(beta x)) / beta, or x where beta x > 20, as torch does; beta may be a tensor."""
     scaled = beta * x
-    return torch.where(scaled > 20, x, scaled.clamp(max=20).exp().log1p() / beta)
+    is_linear = scaled > 20
+    logarithm = scaled.clamp(max=20).exp().log1p()
+    return torch.where(is_linear, x, logarithm / beta)
 
 
 def caution(direction: Tensor, gradient: Tensor, factor: Any) -> Tensor:
@@ -201,7 +213,9 @@ def caution(direction: Tensor, gradient: Tensor, factor: Any) -> Tensor:
     # Signs, because the product can underflow.
     agree = (direction.sign() * gradient.sign() > 0).to(direction.dtype)
     weights = agree + factor * (1 - agree)
-    return weights / weights.mean().clamp(min=1e-5) if weights.numel() else weights
+    if not weights.numel():
+        return weights
+    return weights / weights.mean().clamp(min=1e-5)
 
 
 def atan2(y: Tensor, x: Tensor) -> Tensor:

@@ -25,8 +25,10 @@ from gradtx.transforms._math import at_least, differentiable, quotient, safe_sqr
 
 def gram(x: Tensor, i: int) -> Tensor:
     """Return mat_i(x) mat_i(x)^T, where mat_i moves dimension i to the front and flattens the others."""
-    rows = x.movedim(i, 0).reshape(x.shape[i], x.numel() // max(x.shape[i], 1))
-    return symmetric_product(rows, rows.mT)
+    size = x.shape[i]
+    others = x.numel() // max(size, 1)
+    matrix = x.movedim(i, 0).reshape(size, others)
+    return symmetric_product(matrix, matrix.mT)
 
 
 # From these sizes, strips take less time than the full product with one thread and with two, unless the matrix has
@@ -74,19 +76,22 @@ def symmetric_product(
     cuts = [rows * i // STRIPS for i in range(STRIPS + 1)]
     strips: list[Tensor] = []
     for start, end in itertools.pairwise(cuts):
-        left, right = x[..., start:end, :], y[..., :end]
+        left = x[..., start:end, :]
+        right = y[..., :end]
         if plus is None:
-            strips.append(left @ right)
+            strip = left @ right
         else:
-            strips.append(
-                added_product(plus[..., start:end, :end], left, right, beta, alpha)
-            )
+            strip_of_plus = plus[..., start:end, :end]
+            strip = added_product(strip_of_plus, left, right, beta, alpha)
+        strips.append(strip)
     return _mirrored(strips, cuts)
 
 
 def _pays_in_strips(x: Tensor) -> bool:
     """Whether strips are faster for a symmetric product with this left factor."""
-    if x.dtype not in (torch.float32, torch.float64) or device_of(x).type != "cpu":
+    if x.dtype not in (torch.float32, torch.float64):
+        return False
+    if device_of(x).type != "cpu":
         return False
     rows, columns = x.shape[-2:]
     # Symbolic, in a compiled program: the mirroring kernels take 10 s to compile.
@@ -99,8 +104,12 @@ def _mirrored(strips: list[Tensor], cuts: list[int]) -> Tensor:
     """Assemble a symmetric matrix from strips of rows that start at `cuts` and end with their diagonal block."""
     rows: list[Tensor] = []
     for i, strip in enumerate(strips):
-        above = [later[..., cuts[i] : cuts[i + 1]].mT for later in strips[i + 1 :]]
-        rows.append(torch.cat([strip, *above], dim=-1))
+        start, end = cuts[i], cuts[i + 1]
+        parts = [strip]
+        for later_strip in strips[i + 1 :]:
+            below_diagonal = later_strip[..., start:end]
+            parts.append(below_diagonal.mT)
+        rows.append(torch.cat(parts, dim=-1))
     return torch.cat(rows, dim=-2)
 
 
@@ -108,8 +117,9 @@ def multiplied(x: Tensor, matrix: Tensor, i: int) -> Tensor:
     """Multiply dimension i of `x` by a matrix: y_{..a..} = sum_b matrix_{ab} x_{..b..}."""
     if x.ndim == 2:
         return x @ matrix.mT if i % 2 else matrix @ x
-    # Preserve the state's strides.
-    return torch.tensordot(matrix, x.movedim(i, 0), dims=1).movedim(0, i).contiguous()
+    product = torch.tensordot(matrix, x.movedim(i, 0), dims=1)
+    # Contiguous, to preserve the state's strides.
+    return product.movedim(0, i).contiguous()
 
 
 def merged(shape: Sequence[int], limit: int) -> tuple[int, ...]:
@@ -119,31 +129,37 @@ def merged(shape: Sequence[int], limit: int) -> tuple[int, ...]:
     """
     if math.prod(shape) == 0:
         return tuple(shape)
-    sizes_before, product = [], 1
+    merged_sizes: list[int] = []
+    product = 1
     for size in shape:
         if product * size > limit:
-            sizes_before.append(product)
+            merged_sizes.append(product)
             product = 1
         product *= size
-    return tuple(size for size in (*sizes_before, product) if size > 1)
+    merged_sizes.append(product)
+    return tuple(size for size in merged_sizes if size > 1)
 
 
 def blocks(x: Tensor, size: int) -> list[Tensor]:
     """Split every dimension into pieces of `size` entries; the last dimension varies fastest."""
     pieces = [x]
     for i in range(x.ndim):
-        pieces = [part for piece in pieces for part in piece.split(size, dim=i)]
+        smaller_pieces: list[Tensor] = []
+        for piece in pieces:
+            smaller_pieces.extend(piece.split(size, dim=i))
+        pieces = smaller_pieces
     return pieces
 
 
 def joined(pieces: list[Tensor], shape: Sequence[int], size: int) -> Tensor:
     """Reverse `blocks`."""
     for i in reversed(range(len(shape))):
-        count = -(-shape[i] // size)
-        pieces = [
-            torch.cat(pieces[k : k + count], dim=i)
-            for k in range(0, len(pieces), count)
-        ]
+        count = -(-shape[i] // size)  # rounded up
+        larger_pieces: list[Tensor] = []
+        for start in range(0, len(pieces), count):
+            neighbors = pieces[start : start + count]
+            larger_pieces.append(torch.cat(neighbors, dim=i))
+        pieces = larger_pieces
     return pieces[0]
 
 
@@ -159,20 +175,31 @@ def _factors(factorize: Factorization, x: Tensor) -> list[Tensor]:
     torch raises an error for some of these, which would end a step after other leaves have been stepped.
     """
     if torch.compiler.is_compiling() or not _torch.readable(x):
-        is_finite = x.isfinite().all()
-        factors = factorize(torch.where(is_finite, x, 0.0))
-        return [torch.where(is_finite, factor, torch.nan) for factor in factors]
+        return _factors_without_reading(factorize, x)
     try:
         factors = factorize(x)
     except torch.linalg.LinAlgError:
         # Highly repeated eigenvalues, as in statistics of low rank, or NaN.
-        factors = ()
-    if factors and (x.dtype == torch.float64 or all(map(_is_finite, factors))):
+        factors = None
+    if factors is not None and _is_usable(factors, x.dtype):
         return list(factors)
     if not _is_finite(x):
-        like = factorize(torch.zeros_like(x))
-        return [torch.full_like(factor, torch.nan) for factor in like]
-    return [factor.to(x.dtype) for factor in factorize(x.to(torch.float64))]
+        factors_of_zeros = factorize(torch.zeros_like(x))
+        return [torch.full_like(factor, torch.nan) for factor in factors_of_zeros]
+    factors_in_float64 = factorize(x.to(torch.float64))
+    return [factor.to(x.dtype) for factor in factors_in_float64]
+
+
+def _factors_without_reading(factorize: Factorization, x: Tensor) -> list[Tensor]:
+    """Factorize a matrix once, without branching on its values."""
+    is_finite = x.isfinite().all()
+    factors = factorize(torch.where(is_finite, x, 0.0))
+    return [torch.where(is_finite, factor, torch.nan) for factor in factors]
+
+
+def _is_usable(factors: Sequence[Tensor], dtype: torch.dtype) -> bool:
+    """Whether a second attempt in float64 is unnecessary."""
+    return dtype == torch.float64 or all(map(_is_finite, factors))
 
 
 def _is_finite(x: Tensor) -> bool:
@@ -192,31 +219,48 @@ def inverse_root(
 
     Eigenvalues that rounding moved below the floor are raised to it. Cost: O(n^3).
     """
-    values, basis = as_one(_eigh, x.detach(), (x.shape[:1], x.shape))
-    values = at_least(
-        values, floor.detach() if isinstance(floor, Tensor) else floor
-    ).to(x.dtype)
+    shapes = (x.shape[:1], x.shape)
+    values, basis = as_one(_eigh, x.detach(), shapes)
+    constant_floor = floor.detach() if isinstance(floor, Tensor) else floor
+    values = at_least(values, constant_floor).to(x.dtype)
     change = _change(x, basis)
     if ridge is not None:
-        lift = ridge * at_least(
-            values[-1] if change is None else values[-1] + change[-1, -1], 1e-16
-        )
-        if change is not None:
-            change = change + (lift - lift.detach()) * torch.eye(
-                x.shape[-1], dtype=x.dtype, device=x.device
-            )
-        values = values + lift.detach()
+        values, change = _ridged(values, change, ridge)
     root = symmetric_product(basis * values**-exponent, basis.mT)
     if change is None:
         return root
-    # Derivative of a root in its eigenbasis: entries times (f(b) - f(a)) / (b - a), in a form accurate near b = a.
-    gap = values.log()[None, :] - values.log()[:, None]
+    slope = _slope_of_root(values, exponent)
+    return root + basis @ (slope * change) @ basis.mT
+
+
+def _ridged(
+    values: Tensor, change: Tensor | None, ridge: Any
+) -> tuple[Tensor, Tensor | None]:
+    """Add ridge * max(top eigenvalue, 1e-16) to the eigenvalues, and its derivative to the matrix `change`."""
+    top = values[-1] if change is None else values[-1] + change[-1, -1]
+    lift = ridge * at_least(top, 1e-16)
+    if change is not None:
+        change_of_lift = _zero_with_derivative_of(lift)
+        size = change.shape[-1]
+        identity = torch.eye(size, dtype=change.dtype, device=change.device)
+        change = change + change_of_lift * identity
+    return values + lift.detach(), change
+
+
+def _slope_of_root(values: Tensor, exponent: float) -> Tensor:
+    """Return (f(b) - f(a)) / (b - a) for each pair of eigenvalues, where f(a) = a^(-exponent).
+
+    The factors of the derivative of a root in its eigenbasis. With g = log b - log a, the quotient equals
+    a^(-exponent - 1) (e^(-exponent g) - 1) / (e^g - 1), which is accurate near b = a.
+    """
+    logs = values.log()
+    gap = _differences(logs)
     equal = gap == 0
     ratio = torch.expm1(-exponent * gap) / torch.expm1(torch.where(equal, 1.0, gap))
-    slope = torch.where(equal, -exponent, ratio) * (values ** (-exponent - 1))[:, None]
-    # Inf times the 0 of `change` would be NaN.
-    slope = slope.clamp(min=-torch.finfo(x.dtype).max)
-    return root + basis @ (slope * change) @ basis.mT
+    ratio = torch.where(equal, -exponent, ratio)
+    slope = ratio * (values ** (-exponent - 1))[:, None]
+    # Inf times the 0 of a change would be NaN.
+    return slope.clamp(min=-torch.finfo(values.dtype).max)
 
 
 def eigenbasis(x: Tensor) -> Tensor:
@@ -224,8 +268,9 @@ def eigenbasis(x: Tensor) -> Tensor:
 
     The derivative omits rotations among eigenvectors of equal eigenvalues, whose basis is arbitrary.
     """
-    values, basis = as_one(_descending_eigh, x.detach(), (x.shape[:1], x.shape))
-    return _following(x, values, basis)
+    shapes = (x.shape[:1], x.shape)
+    values, basis = as_one(_descending_eigh, x.detach(), shapes)
+    return _with_derivative(x, values, basis)
 
 
 def _descending_eigh(x: Tensor) -> tuple[Tensor, ...]:
@@ -243,12 +288,13 @@ def left_basis(x: Tensor) -> Tensor:
     basis, values = as_one(_left_vectors, x.detach(), shapes)
     if not differentiable():
         return basis
-    size = _size(values)  # the squares of small singular values would underflow
-    squares = torch.nn.functional.pad(
-        (values / size).square(), (0, x.shape[-2] - values.shape[-1])
-    )
-    scaled = x / size
-    return _following(symmetric_product(scaled, scaled.mT), squares, basis)
+    largest = _largest_or_one(values)
+    squares = (values / largest).square()  # unscaled squares could underflow
+    missing = rows - values.shape[-1]
+    eigenvalues = torch.nn.functional.pad(squares, (0, missing))
+    scaled = x / largest
+    square = symmetric_product(scaled, scaled.mT)
+    return _with_derivative(square, eigenvalues, basis)
 
 
 def _left_vectors(x: Tensor) -> tuple[Tensor, ...]:
@@ -260,35 +306,43 @@ def _left_svd(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return torch.linalg.svd(x, full_matrices=x.shape[-2] > x.shape[-1])
 
 
-def _following(x: Tensor, values: Tensor, basis: Tensor) -> Tensor:
-    """Attach the derivative of `x` to its eigenvectors `basis`, which were computed from a detached matrix."""
+def _with_derivative(x: Tensor, values: Tensor, basis: Tensor) -> Tensor:
+    """Attach the derivative of `x` to its eigenvectors `basis`, which were computed from a detached matrix.
+
+    To first order, a change C of the matrix in its eigenbasis turns the basis V into V + V (C_ij / (v_j - v_i)). The
+    step is taken at the midpoint of the change, which makes the second derivative exact, too.
+    """
     if not differentiable():
         return basis
-    size = _size(values)
-    x, values = x / size, values / size
-    gaps = _gaps(values)
+    largest = _largest_or_one(values)
+    x = x / largest
+    values = values / largest
+    gaps = _differences(values)
     differ = gaps.abs() > x.shape[-1] * torch.finfo(x.dtype).eps
-    change = basis.mT @ (0.5 * _moved(x)) @ basis
-    halfway = basis + basis @ (quotient(1.0, gaps, differ) * change)
-    gaps = _gaps(values + change.diagonal())
-    change = halfway.mT @ _moved(x) @ halfway
-    return basis + halfway @ (quotient(1.0, gaps, differ) * change)
+    half_change = basis.mT @ (0.5 * _zero_with_derivative_of(x)) @ basis
+    midway = basis + basis @ (quotient(1.0, gaps, differ) * half_change)
+    gaps = _differences(values + half_change.diagonal())
+    change = midway.mT @ _zero_with_derivative_of(x) @ midway
+    return basis + midway @ (quotient(1.0, gaps, differ) * change)
 
 
-def _gaps(values: Tensor) -> Tensor:
-    """Return the differences of all pairs of values."""
+def _differences(values: Tensor) -> Tensor:
+    """Return the matrix of the differences of all pairs of values, v_j - v_i in row i and column j."""
     return values[None, :] - values[:, None]
 
 
-def _size(values: Tensor) -> Tensor:
-    """Return the largest size of a matrix's values, or 1 for a zero matrix; a basis is that of a multiple, too."""
+def _largest_or_one(values: Tensor) -> Tensor:
+    """Return the largest magnitude of a matrix's eigenvalues, or 1 for a zero matrix.
+
+    A multiple of the matrix has the same basis, so the matrix may be divided by it.
+    """
     if not values.numel():
         return values.new_ones(())
     largest = values.abs().amax()
     return torch.where(largest > 0, largest, 1.0)
 
 
-def _moved(x: Tensor) -> Tensor:
+def _zero_with_derivative_of(x: Tensor) -> Tensor:
     """Return 0 with the derivative of x.
 
     The derivative of a term that is linear in it counts the term's coefficient twice. If the coefficient moves by half
@@ -305,28 +359,38 @@ def orthonormal(x: Tensor) -> Tensor:
     basis, upper = _factors(torch.linalg.qr, x.detach())
     basis = basis.contiguous()
     diagonal = upper.diagonal()
-    small = diagonal.abs() <= x.shape[-1] * torch.finfo(x.dtype).eps * (
-        upper.abs().amax() if upper.numel() else 0.0
-    )
-    regular = upper + torch.diag(torch.where(small, 1.0 - diagonal, 0.0))
-    turn, outside, change = _orthonormal_change(basis, regular, small, 0.5 * _moved(x))
-    halfway = basis + basis @ turn + outside
-    regular = regular + (change - turn) @ regular
-    turn, outside, _ = _orthonormal_change(halfway, regular, small, _moved(x))
-    return basis + halfway @ turn + outside
+    largest = upper.abs().amax() if upper.numel() else 0.0
+    cutoff = x.shape[-1] * torch.finfo(x.dtype).eps * largest
+    dependent = diagonal.abs() <= cutoff
+    invertible = upper + torch.diag(torch.where(dependent, 1.0 - diagonal, 0.0))
+    # As in `_with_derivative`, a step at the midpoint of the change makes the second derivative exact.
+    half_change = 0.5 * _zero_with_derivative_of(x)
+    turn, outside, inside = _change_of_q(basis, invertible, dependent, half_change)
+    midway = basis + basis @ turn + outside
+    upper_midway = invertible + (inside - turn) @ invertible
+    change = _zero_with_derivative_of(x)
+    turn, outside, _ = _change_of_q(midway, upper_midway, dependent, change)
+    return basis + midway @ turn + outside
 
 
-def _orthonormal_change(
-    basis: Tensor, upper: Tensor, small: Tensor, change: Tensor
+def _change_of_q(
+    q: Tensor, r: Tensor, dependent: Tensor, change: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the first-order change of Q for a `change` of Q R: the rotation, the part outside, and Q^T dX R^-1."""
-    moved = torch.linalg.solve_triangular(upper, change, upper=True, left=False)
-    moved = torch.where(small[None, :], 0.0, moved)
-    inside = basis.mT @ moved
+    """Return the first-order change of Q for a `change` dX of X = Q R.
+
+    With M = dX R^-1, split into its parts inside and outside the column space of Q:
+    dQ = Q (L - L^T) + (M - Q Q^T M), where L is the part of Q^T M below the diagonal.
+
+    Returns:
+        The rotation L - L^T; the part outside, M - Q Q^T M; the part inside, Q^T M.
+    """
+    moved = torch.linalg.solve_triangular(r, change, upper=True, left=False)
+    moved = torch.where(dependent[None, :], 0.0, moved)
+    inside = q.mT @ moved
     below = inside.tril(-1)
-    # The part outside the column space, 0 for a square matrix.
-    is_tall = basis.shape[-2] > basis.shape[-1]
-    outside = moved - basis @ inside if is_tall else torch.zeros_like(moved)
+    is_tall = q.shape[-2] > q.shape[-1]
+    # The columns of a square Q span everything.
+    outside = moved - q @ inside if is_tall else torch.zeros_like(moved)
     return below - below.mT, outside, inside
 
 
@@ -346,7 +410,9 @@ def _orthonormal_factor(x: Tensor) -> tuple[Tensor]:
 
 def _change(x: Tensor, basis: Tensor) -> Tensor | None:
     """Return 0 with the derivative of x, in a basis; None if no derivative can be requested."""
-    return basis.mT @ _moved(x) @ basis if differentiable() else None
+    if not differentiable():
+        return None
+    return basis.mT @ _zero_with_derivative_of(x) @ basis
 
 
 # The nearest orthogonal matrix.
@@ -358,19 +424,16 @@ def polar_factor(x: Tensor) -> Tensor:
         return polar_factor(x.mT).mT
     square = symmetric_product(x, x.mT)
     values, basis = _factors(torch.linalg.eigh, square.detach())
-    cutoff = (
-        values[-1] * square.shape[-1] * torch.finfo(x.dtype).eps
-        if values.numel()
-        else 0.0
-    )
+    cutoff = 0.0
+    if values.numel():
+        cutoff = values[-1] * square.shape[-1] * torch.finfo(x.dtype).eps
     known = values > cutoff
     inverse = torch.where(known, torch.where(known, values, 1.0) ** -0.5, 0.0)
     root = symmetric_product(basis * inverse, basis.mT)
     change = _change(square, basis)
     if change is not None:
-        root = (
-            root + basis @ (_slope_of_inverse_root(values, inverse) * change) @ basis.mT
-        )
+        slope = _slope_of_inverse_root(values, inverse)
+        root = root + basis @ (slope * change) @ basis.mT
     return root @ x
 
 
@@ -379,12 +442,13 @@ def _slope_of_inverse_root(values: Tensor, inverse: Tensor) -> Tensor:
 
     Equals -f(a)^2 f(b)^2 / (f(a) + f(b)). f is 0 for eigenvalues that are treated as 0.
     """
-    first, second = inverse[:, None], inverse[None, :]
+    first = inverse[:, None]
+    second = inverse[None, :]
     total = first + second
-    both = (first * second) ** 2 / torch.where(total == 0, 1.0, total)
-    gap = values[None, :] - values[:, None]
-    single = (first == 0) ^ (second == 0)
-    return torch.where(single, quotient(second - first, gap), -both)
+    slope = (first * second) ** 2 / torch.where(total == 0, 1.0, total)
+    gap = _differences(values)
+    one_is_zero = (first == 0) ^ (second == 0)
+    return torch.where(one_is_zero, quotient(second - first, gap), -slope)
 
 
 STARTS = ("fro", "schatten4", "aol")
@@ -398,26 +462,29 @@ def newton_schulz(
     Starting from $X / \max(\lVert X \rVert_F, \epsilon)$, divided further as specified by `start`, iterate
     $X \leftarrow a X + (b A + c A^2) X$ with $A = X X^\top$. A tall matrix is transposed to make $A$ smaller.
     """
-    tall = x.shape[-2] > x.shape[-1]
+    is_tall = x.shape[-2] > x.shape[-1]
     shape = x.shape
+    dtype = x.dtype
     if x.ndim > 3:
         x = x.flatten(0, -3)
-    x = x.mT if tall else x
-    x = x / at_least(torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True), eps).to(
-        x.dtype
-    )
-    x = _started(x, eps, start)
-    dtype = x.dtype
-    if _is_emulated(x):
+    if is_tall:
+        x = x.mT
+    norm = torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True)
+    x = x / at_least(norm, eps).to(dtype)
+    x = _divided_by_bound(x, eps, start)
+    if _is_faster_in_float32(x):
         x = x.float()
     for a, b, c in polynomials:
-        square = _rounded(symmetric_product(x, x.mT), dtype)
-        step = _rounded(symmetric_product(square, square, square, b, c), dtype)
-        x = _rounded(added_product(x, step, x, a), dtype)
-    return (x.mT if tall else x).reshape(shape).to(dtype)
+        square = _rounded(symmetric_product(x, x.mT), dtype)  # A
+        step = symmetric_product(square, square, square, b, c)  # b A + c A^2
+        step = _rounded(step, dtype)
+        x = _rounded(added_product(x, step, x, a), dtype)  # a X + step X
+    if is_tall:
+        x = x.mT
+    return x.reshape(shape).to(dtype)
 
 
-def _is_emulated(x: Tensor) -> bool:
+def _is_faster_in_float32(x: Tensor) -> bool:
     """Whether products of such matrices are faster in float32 with one rounding each, by a factor of 3 to 5."""
     return (
         x.dtype == torch.bfloat16
@@ -431,13 +498,19 @@ def _rounded(x: Tensor, dtype: torch.dtype) -> Tensor:
     return x if x.dtype == dtype else x.to(dtype).to(x.dtype)
 
 
-def _started(x: Tensor, eps: Any, start: str) -> Tensor:
-    """Divide a matrix of norm 1 by a tighter bound on its largest singular value."""
+def _divided_by_bound(x: Tensor, eps: Any, start: str) -> Tensor:
+    """Divide a matrix of norm 1 by a tighter bound on its largest singular value.
+
+    "schatten4" is the fourth root of the sum of the fourth powers of the singular values; "aol" divides each row by the
+    root of the sum of |A| over it, with A = X X^T.
+    """
     if start == "fro":
         return x
     square = symmetric_product(x, x.mT)
     if start == "schatten4":
-        bound = safe_sqrt(safe_sqrt(square.square().sum(dim=(-2, -1), keepdim=True)))
+        sum_of_fourth_powers = square.square().sum(dim=(-2, -1), keepdim=True)
+        bound = safe_sqrt(safe_sqrt(sum_of_fourth_powers))
     else:
-        bound = safe_sqrt(square.abs().sum(dim=-1, keepdim=True))
+        sum_of_row = square.abs().sum(dim=-1, keepdim=True)
+        bound = safe_sqrt(sum_of_row)
     return x / at_least(bound, eps).to(x.dtype)

@@ -60,10 +60,15 @@ class Projection:
                 dtype=param.dtype,
                 device=param.device,
             )
-            return {"Q": basis, **(slots(param) if slots else {})}
+            state = {"Q": basis}
+            if slots is not None:
+                state.update(slots(param))
+            return state
 
         def viewed(update: Tensor, state: dict[str, Any], param: Any, ctx: Any) -> View:
-            return view(self, update, state, ctx) if update.ndim == 2 else WholeView()
+            if update.ndim != 2:
+                return WholeView()
+            return view(self, update, state, ctx)
 
         return Space(
             inner,
@@ -81,12 +86,15 @@ class Projection:
         rows, columns = x.shape
         if self.side in ("left", "right"):
             return self.side == "right"
-        return (rows >= columns) == (self.side == "short")
+        right_is_short = rows >= columns
+        return right_is_short == (self.side == "short")
 
     def dimension(self, x: Tensor) -> int:
+        """Return the size of the dimension of a matrix that the basis projects."""
         return x.shape[1] if self.is_right(x) else x.shape[0]
 
     def width(self, x: Tensor) -> int:
+        """Return the number of columns of the basis."""
         return self.rank if self.kind == "random" else min(self.rank, *x.shape)
 
     def inside(self, x: Tensor) -> Tensor:
@@ -94,33 +102,43 @@ class Projection:
         if x.ndim != 2:
             return x
         rows, columns = x.shape
-        shape = (rows, self.width(x)) if self.is_right(x) else (self.width(x), columns)
+        width = self.width(x)
+        shape = (rows, width) if self.is_right(x) else (width, columns)
         return x.new_zeros(shape)
 
     def is_due(self, ctx: Any) -> Any:
+        """Return whether this step computes a new basis."""
         return (ctx.step - 1) % self.every == 0
 
     def basis(self, x: Tensor, old: Tensor, ctx: Any) -> Tensor:
         """Return the basis of this step."""
-        return ctx.every(
-            self.every, 1, lambda: self._computed(x, old, ctx), lambda: old
-        )
+
+        def compute() -> Tensor:
+            return self._computed(x, old, ctx)
+
+        def keep() -> Tensor:
+            return old
+
+        return ctx.every(self.every, 1, compute, keep)
 
     def _computed(self, x: Tensor, old: Tensor, ctx: Any) -> Tensor:
+        """Compute a basis: at random, from the singular vectors of `x`, or by one step of power iteration."""
         if self.kind == "random":
             return ctx.rng.normal(old) / self.rank**0.5
-        rows = x.mT if self.is_right(x) else x
+        matrix = x.mT if self.is_right(x) else x
         if self.kind == "svd":
-            return signed(left_basis(rows)[:, : old.shape[1]])
-        return signed(orthonormal(rows @ (rows.mT @ old)))
+            width = old.shape[1]
+            return signed(left_basis(matrix)[:, :width])
+        return signed(orthonormal(matrix @ (matrix.mT @ old)))
 
 
 def signed(basis: Tensor) -> Tensor:
     """Make the entry of largest magnitude in each column positive, so that moments stay valid across refreshes."""
     if not basis.numel():
         return basis
-    largest = basis.detach().abs().argmax(dim=0, keepdim=True)
-    signs = basis.detach().take_along_dim(largest, dim=0).sign()
+    row_of_largest = basis.detach().abs().argmax(dim=0, keepdim=True)
+    largest = basis.detach().take_along_dim(row_of_largest, dim=0)
+    signs = largest.sign()
     return basis * torch.where(signs == 0, 1.0, signs)
 
 
@@ -161,10 +179,9 @@ class LowRankView(View):
     def read(self, kind: str, value: Tensor) -> Tensor:
         if self._kept or self._carry != "rotate" or kind != "linear":
             return value
-        turn = self.basis.mT @ self.state["Q"]
-        return torch.where(
-            self._renews, value @ turn.mT if self.right else turn @ value, value
-        )
+        rotation = self.basis.mT @ self.state["Q"]
+        rotated = value @ rotation.mT if self.right else rotation @ value
+        return torch.where(self._renews, rotated, value)
 
     def leave(self, update: Tensor) -> tuple[Tensor, dict[str, Any]]:
         return self.outward(update), {"Q": self.basis}

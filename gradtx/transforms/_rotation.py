@@ -41,11 +41,9 @@ class Factors(NamedTuple):
 
     def shape(self, of_leaf: torch.Size) -> tuple[int, ...]:
         """Return the shape of a leaf after the merge."""
-        return (
-            merged(of_leaf, self.limit)
-            if self.merges and len(of_leaf) > 1
-            else tuple(of_leaf)
-        )
+        if self.merges and len(of_leaf) > 1:
+            return merged(of_leaf, self.limit)
+        return tuple(of_leaf)
 
     def dims(self, of_leaf: torch.Size) -> list[int]:
         """Return the dimensions that have a factor."""
@@ -55,21 +53,23 @@ class Factors(NamedTuple):
         return [i for i in self._candidates(shape) if shape[i] <= self.limit]
 
     def _candidates(self, shape: tuple[int, ...]) -> list[int]:
+        """Return the dimensions that `sides` selects, whatever their size."""
         if self.sides == "both":
             return list(range(len(shape)))
         if len(shape) != 2:
             return []
-        short = 0 if shape[0] < shape[1] else 1
-        return [{"left": 0, "right": 1, "short": short}[self.sides]]
+        if self.sides == "short":
+            return [0] if shape[0] < shape[1] else [1]
+        return [0] if self.sides == "left" else [1]
 
     def zeros(self, x: Tensor) -> list[Tensor]:
         """Return a square matrix of zeros for each factor."""
         return [x.new_zeros((size, size)) for size in self._sizes(x)]
 
     def identities(self, x: Tensor) -> list[Tensor]:
-        return [
-            torch.eye(size, dtype=x.dtype, device=x.device) for size in self._sizes(x)
-        ]
+        """Return an identity matrix for each factor."""
+        sizes = self._sizes(x)
+        return [torch.eye(size, dtype=x.dtype, device=x.device) for size in sizes]
 
     def _sizes(self, x: Tensor) -> list[int]:
         shape = self.shape(x.shape)
@@ -86,8 +86,9 @@ def change_basis(
 
 
 def spectrum(statistics: Tensor, basis: Tensor, floor: Any) -> Tensor:
-    """Return the diagonal of a matrix in a basis, clamped to at least `floor`."""
-    return at_least((basis * (statistics @ basis)).sum(dim=0), floor)
+    """Return the diagonal of a matrix in a basis, diag(Q^T S Q), clamped to at least `floor`."""
+    diagonal = (basis * (statistics @ basis)).sum(dim=0)
+    return at_least(diagonal, floor)
 
 
 def whitened(
@@ -100,7 +101,8 @@ def whitened(
     """Transform a tensor into bases and divide by the root of the scales; one dimension may be skipped."""
     for i, basis, scale in zip(dims, bases, scales, strict=True):
         if i != skipped:
-            x = multiplied(x, scale.rsqrt()[:, None] * basis.mT, i)
+            whitening = scale.rsqrt()[:, None] * basis.mT
+            x = multiplied(x, whitening, i)
     return x
 
 
@@ -108,10 +110,11 @@ def kl_statistics(
     x: Tensor, dims: list[int], bases: list[Tensor], scales: list[Tensor]
 ) -> list[Tensor]:
     """Return the Gram matrix of every dimension, whitened along all other dimensions and divided by their size."""
-    statistics = []
+    statistics: list[Tensor] = []
     for i in dims:
-        others = max(x.numel(), 1) / max(x.shape[i], 1)
-        statistics.append(gram(whitened(x, dims, bases, scales, i), i) / others)
+        size_of_others = max(x.numel(), 1) / max(x.shape[i], 1)
+        white = whitened(x, dims, bases, scales, skipped=i)
+        statistics.append(gram(white, i) / size_of_others)
     return statistics
 
 
@@ -120,8 +123,9 @@ def kl_scales(
 ) -> list[Tensor]:
     """Return the eigenvalues used for whitening: those before this step, or 1 before the first gradient."""
     scales: list[Tensor] = []
-    for x, basis in zip(statistics, bases, strict=True):
-        scales.append(torch.where(is_empty(x), 1.0, spectrum(x, basis, floor)))
+    for matrix, basis in zip(statistics, bases, strict=True):
+        eigenvalues = spectrum(matrix, basis, floor)
+        scales.append(torch.where(is_empty(matrix), 1.0, eigenvalues))
     return scales
 
 
@@ -138,8 +142,10 @@ def averaged(old: list[Tensor], new: list[Tensor], weight: Any) -> list[Tensor]:
 def iterated(statistics: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
     """Run one step of power iteration; return the basis and its column order, largest eigenvalue first."""
     product = statistics @ basis
-    order = (basis * product).sum(dim=0).argsort(descending=True)
-    return orthonormal(product.index_select(1, order)), order
+    eigenvalues = (basis * product).sum(dim=0)  # diag(Q^T S Q)
+    order = eigenvalues.argsort(descending=True)
+    basis = orthonormal(product.index_select(1, order))
+    return basis, order
 
 
 def permuted(x: Tensor, dims: list[int], orders: list[Tensor]) -> Tensor:
@@ -171,24 +177,26 @@ class Rotation:
             inner,
             init=self.init,
             view=self.view,
-            inside=lambda x: x.reshape(self.factors.shape(x.shape)),
-            stored=lambda value, like: (
-                value.reshape(like.shape) if value.numel() == like.numel() else value
-            ),
+            inside=self._merged,
+            stored=_in_shape_of,
             delayed=self.start == "skip",
-            changes=lambda shape: bool(self.factors.dims(shape)),
+            changes=self._has_factors,
             hidden=hidden,
             reads_grad=not hidden or self.of == "grad",
         )
 
+    def _merged(self, x: Tensor) -> Tensor:
+        return x.reshape(self.factors.shape(x.shape))
+
+    def _has_factors(self, shape: torch.Size) -> bool:
+        return bool(self.factors.dims(shape))
+
     def init(self, param: Tensor) -> dict[str, Any]:
         # A leaf whose first gradient arrives later starts from the identity.
-        bases = {"Q": self.factors.identities(param)}
-        return (
-            bases
-            if self.refresh == "svd"
-            else {"GG": self.factors.zeros(param), **bases}
-        )
+        bases = self.factors.identities(param)
+        if self.refresh == "svd":
+            return {"Q": bases}
+        return {"GG": self.factors.zeros(param), "Q": bases}
 
     def view(
         self, update: Tensor, state: dict[str, Any], param: Any, ctx: Any
@@ -212,19 +220,18 @@ class Rotation:
     def next_statistics(
         self, x: Tensor, dims: list[int], state: dict[str, Any], ctx: Any
     ) -> list[Tensor]:
-        old, bases = state["GG"], state["Q"]
+        """Return the averages of the statistics after this step."""
+        old = state["GG"]
         if self.statistics == "shampoo":
-            return [
-                blended(statistics, gram(x, i), 1 - self.beta)
-                for statistics, i in zip(old, dims, strict=True)
-            ]
+            averages: list[Tensor] = []
+            for statistics, i in zip(old, dims, strict=True):
+                averages.append(blended(statistics, gram(x, i), 1 - self.beta))
+            return averages
+        bases = state["Q"]
         # Unbiased, because the scale of the factors matters.
         weight = (1 - self.beta) / ctx.bias_correction(self.beta)
-        return averaged(
-            old,
-            kl_statistics(x, dims, bases, kl_scales(old, bases, self.eps)),
-            weight,
-        )
+        scales = kl_scales(old, bases, self.eps)
+        return averaged(old, kl_statistics(x, dims, bases, scales), weight)
 
     def next_bases(
         self, new: list[Tensor], old: list[Tensor], ctx: Any
@@ -233,14 +240,17 @@ class Rotation:
         orders: list[Tensor] = []
 
         def initial() -> list[Tensor]:
-            return [eigenbasis(x) for x in new]
+            return [eigenbasis(statistics) for statistics in new]
 
         def refreshed() -> list[Tensor]:
             if self.refresh == "eigh":
                 return initial()
-            steps = [iterated(x, basis) for x, basis in zip(new, old, strict=True)]
-            orders.extend(order for _, order in steps)
-            return [basis for basis, _ in steps]
+            bases: list[Tensor] = []
+            for statistics, old_basis in zip(new, old, strict=True):
+                basis, order = iterated(statistics, old_basis)
+                bases.append(basis)
+                orders.append(order)
+            return bases
 
         bases = ctx.first(initial, lambda: self._if_due(ctx, refreshed, lambda: old))
         return bases, orders or None
@@ -263,6 +273,11 @@ class Rotation:
         return ctx.every(self.frequency, self._phase(ctx), compute, keep)
 
 
+def _in_shape_of(value: Tensor, like: Tensor) -> Tensor:
+    """Reshape a slot with one value per entry; others, such as a single mean, are unchanged."""
+    return value.reshape(like.shape) if value.numel() == like.numel() else value
+
+
 class RotatedView(View):
     """View a leaf along the eigenvectors of its factors for one call."""
 
@@ -272,49 +287,57 @@ class RotatedView(View):
         factors = rotation.factors
         self._rotation = rotation
         self._ctx = ctx
-        self._shape = factors.shape(update.shape)
-        self._whole = update.shape
-        self._dims = factors.dims(update.shape)
         self._state = state
-        gradient = ctx.grad if rotation.of == "grad" else update
-        self._gradient = gradient.reshape(self._shape)
         self._update = update
+        self._shape = update.shape
+        self._merged_shape = factors.shape(update.shape)
+        self._dims = factors.dims(update.shape)
+        gradient = ctx.grad if rotation.of == "grad" else update
+        self._gradient = gradient.reshape(self._merged_shape)
+        self._bases: list[Tensor] = state["Q"] if self._dims else []
+        # The order of the columns if the bases may have been refreshed; `leave` sets it.
         self._orders: list[Tensor] | None = None
-        self._bases = state["Q"] if self._dims else []
         if rotation.refresh == "svd":
-            self._bases = rotation.bases(
-                update.reshape(self._shape), self._dims, self._bases, ctx
-            )
+            merged_update = update.reshape(self._merged_shape)
+            self._bases = rotation.bases(merged_update, self._dims, self._bases, ctx)
         if rotation.start == "skip":
-            self.takes_part = (
-                not ctx.is_first if isinstance(ctx.is_first, bool) else ~ctx.is_first
-            )
+            is_first = ctx.is_first
+            self.takes_part = not is_first if isinstance(is_first, bool) else ~is_first
 
     def average(self, value: Tensor, decay: Any) -> Tensor | None:
         return blended(value, self._update, 1 - decay) if self._dims else None
 
     def inward(self, x: Tensor) -> Tensor:
-        return change_basis(x.reshape(self._shape), self._dims, self._bases)
+        return change_basis(x.reshape(self._merged_shape), self._dims, self._bases)
 
     def _outward(self, x: Tensor) -> Tensor:
-        return change_basis(x, self._dims, self._bases, back=True).reshape(self._whole)
+        in_original_basis = change_basis(x, self._dims, self._bases, back=True)
+        return in_original_basis.reshape(self._shape)
 
     def read(self, kind: str, value: Tensor) -> Tensor:
         if kind == "linear":
             return self.inward(value)
-        return value.reshape(self._shape) if value.shape == self._whole else value
+        return self._with_merged_dims(value)
+
+    def _with_merged_dims(self, value: Tensor) -> Tensor:
+        """Reshape a slot that is shaped as the leaf."""
+        is_of_leaf = value.shape == self._shape
+        return value.reshape(self._merged_shape) if is_of_leaf else value
 
     def write(self, kind: str, value: Tensor) -> Tensor:
         if kind == "linear":
             return self._outward(value)
-        return value.reshape(self._whole) if value.shape == self._shape else value
+        is_of_leaf = value.shape == self._merged_shape
+        return value.reshape(self._shape) if is_of_leaf else value
 
     def renewed(self, kind: str, value: Tensor) -> Tensor:
         # A single mean has no order.
         if kind != "square" or self._orders is None or value.ndim == 0:
             return value
-        inside = value.reshape(self._shape) if value.shape == self._whole else value
-        ordered = self._rotation.reordered(inside, self._dims, self._orders, self._ctx)
+        merged_value = self._with_merged_dims(value)
+        ordered = self._rotation.reordered(
+            merged_value, self._dims, self._orders, self._ctx
+        )
         return ordered.reshape(value.shape)
 
     def leave(self, update: Tensor) -> tuple[Tensor, dict[str, Any]]:
@@ -323,9 +346,11 @@ class RotatedView(View):
             return update, {}
         if self._rotation.refresh == "svd":
             return update, {"Q": self._bases}
-        new = self._rotation.next_statistics(
+        statistics = self._rotation.next_statistics(
             self._gradient, self._dims, self._state, self._ctx
         )
-        bases, self._orders = self._rotation.next_bases(new, self._bases, self._ctx)
+        bases, self._orders = self._rotation.next_bases(
+            statistics, self._bases, self._ctx
+        )
         self.renews = self._orders is not None
-        return update, {"GG": new, "Q": bases}
+        return update, {"GG": statistics, "Q": bases}

@@ -79,32 +79,32 @@ def scale_by_lbfgs(history: int = 10, curvature: Scalar = 1e-10, first: str = "l
         }
 
     def update(update, state, param, ctx):
-        step, change = param - state["prev_param"], update - state["previous_grad"]
+        step = param - state["prev_param"]  # s
+        change = update - state["previous_grad"]  # y
         totals = yield _products(update, step, change, state)
-        accepted = (totals["sy_new"] > curvature) & (ctx.step > 1)
+        product = totals["sy_new"]
+        accepted = (product > curvature) & (ctx.step > 1)
         pairs = _Pairs(state, accepted, totals, history)
-        gamma = torch.where(
-            accepted, totals["sy_new"] / _or_one(totals["yy_new"]), state["gamma"]
-        )
-        direction = pairs.direction(
-            update, gamma, pairs.kept(step, "s"), pairs.kept(change, "y")
-        )
-        initial = update * _first_factor(totals["size"]) if first == "l1" else update
-        yield (
-            torch.where(ctx.step == 1, initial, direction),
-            {
-                "prev_param": param,
-                "previous_grad": update,
-                "s": pairs.kept(step, "s"),
-                "y": pairs.kept(change, "y"),
-                "products_s": pairs.products_s,
-                "products_y": pairs.products_y,
-                "count": torch.where(
-                    accepted, (state["count"] + 1).clamp(max=history), state["count"]
-                ),
-                "gamma": gamma,
-            },
-        )
+        steps = pairs.kept(step, "s")
+        changes = pairs.kept(change, "y")
+        new_gamma = product / _or_one(totals["yy_new"])
+        gamma = torch.where(accepted, new_gamma, state["gamma"])
+        direction = pairs.direction(update, gamma, steps, changes)
+        first_direction = update
+        if first == "l1":
+            first_direction = update * _first_factor(totals["size"])
+        one_more = (state["count"] + 1).clamp(max=history)
+        new_state = {
+            "prev_param": param,
+            "previous_grad": update,
+            "s": steps,
+            "y": changes,
+            "products_s": pairs.products_s,
+            "products_y": pairs.products_y,
+            "count": torch.where(accepted, one_more, state["count"]),
+            "gamma": gamma,
+        }
+        yield torch.where(ctx.step == 1, first_direction, direction), new_state
 
     return init, update
 
@@ -122,22 +122,21 @@ def _products(
     update: Tensor, step: Tensor, change: Tensor, state: Any
 ) -> dict[str, Tensor]:
     """Return one leaf's terms of all inner products that are new in this step, and of the gradient's 1-norm."""
-    rows = {"s": [*state["s"], step], "y": [*state["y"], change]}
-    columns = _flat([change, update])
+    vectors_of_name = {"s": [*state["s"], step], "y": [*state["y"], change]}
+    columns = _as_rows([change, update])
     terms = {"size": update.abs().sum()}
-    for name, tensors in rows.items():
-        products = full_tensor(_flat(tensors) @ columns.mT)
+    for name, vectors in vectors_of_name.items():
+        products = full_tensor(_as_rows(vectors) @ columns.mT)
         products = products.to(exact_dtype(products))
-        labels = [*range(len(tensors) - 1), "new"]
-        for label, (with_change, with_gradient) in zip(
-            labels, products.unbind(), strict=True
-        ):
+        labels = [*range(len(vectors) - 1), "new"]
+        for label, row in zip(labels, products.unbind(), strict=True):
+            with_change, with_gradient = row
             terms[f"{name}y_{label}"] = with_change
             terms[f"{name}g_{label}"] = with_gradient
     return terms
 
 
-def _flat(tensors: list[Tensor]) -> Tensor:
+def _as_rows(tensors: list[Tensor]) -> Tensor:
     """Stack tensors as the rows of a matrix."""
     return torch.stack([tensor.reshape(-1) for tensor in tensors])
 
@@ -156,35 +155,38 @@ class _Pairs:
         self._state = state
         self._accepted = accepted
         self._history = history
-        self.products_s = self._grown(
-            state["products_s"], [totals[f"sy_{i}"] for i in self._labels()]
+        self.products_s = self._with_newest(
+            state["products_s"], self._with_change(totals, "s")
         )
-        self.products_y = self._grown(
-            state["products_y"], [totals[f"yy_{i}"] for i in self._labels()]
+        self.products_y = self._with_newest(
+            state["products_y"], self._with_change(totals, "y")
         )
-        self._with_gradient = {}
+        self._with_gradient: dict[str, Tensor] = {}
         for name in ("s", "y"):
             old = torch.stack([totals[f"{name}g_{i}"] for i in range(history)])
             new = torch.cat([old[1:], totals[f"{name}g_new"][None]])
             self._with_gradient[name] = torch.where(accepted, new, old)
 
-    def _labels(self) -> list[Any]:
-        return [*range(1, self._history), "new"]
+    def _with_change(self, totals: dict[str, Tensor], name: str) -> Tensor:
+        """Return the inner products of the newest y with all vectors of a history but the oldest, newest last."""
+        labels = [*range(1, self._history), "new"]
+        return torch.stack([totals[f"{name}y_{label}"] for label in labels])
 
-    def _grown(self, old: Tensor, new: list[Tensor]) -> Tensor:
-        """Drop the oldest pair and append a row and a column for the newest, if it was accepted."""
-        edge = torch.stack(new)
+    def _with_newest(self, old: Tensor, edge: Tensor) -> Tensor:
+        """Drop the oldest pair and append `edge` as a row and a column for the newest, if it was accepted."""
         old = full_tensor(old).to(edge.dtype)
-        rest = torch.cat([old[1:, 1:], edge[:-1, None]], dim=1)
-        return torch.where(self._accepted, torch.cat([rest, edge[None, :]]), old)
+        upper = torch.cat([old[1:, 1:], edge[:-1, None]], dim=1)
+        new = torch.cat([upper, edge[None, :]])
+        return torch.where(self._accepted, new, old)
 
-    def kept(self, new: Tensor, name: str) -> list[Tensor]:
+    def kept(self, newest: Tensor, name: str) -> list[Tensor]:
         """Return the vectors of a history after this step."""
         old = self._state[name]
-        return [
-            torch.where(self._accepted, b, a)
-            for a, b in zip(old, [*old[1:], new], strict=True)
-        ]
+        shifted = [*old[1:], newest]
+        kept: list[Tensor] = []
+        for old_vector, new_vector in zip(old, shifted, strict=True):
+            kept.append(torch.where(self._accepted, new_vector, old_vector))
+        return kept
 
     def direction(
         self,

@@ -44,8 +44,8 @@ class StepNumbers:
         self._graph = numbers.graph
         self._arguments = numbers.arguments
         self._results = [*kept, *numbers.results]
-        self._argument_dtypes = [node.meta["val"].dtype for node in self._arguments]
-        self._dtypes = [node.meta["val"].dtype for node in self._results]
+        self._argument_dtypes = _dtypes_of(self._arguments)
+        self._dtypes = _dtypes_of(self._results)
         self._functions: dict[tuple[torch.device, bool], ListFunction] = {}
         self._known: dict[torch.device, list[KnownScalar]] = {}
         _write_constants(self._graph, owner)
@@ -57,7 +57,8 @@ class StepNumbers:
         numbers, on_host = numbers_for(given, self._argument_dtypes, device, on_host)
         function = self._function(device, on_host)
         # `prepare` alone orders its values by the graph, and returns two equal results once.
-        values = function.run(function.prepare(numbers), ())
+        prepared = function.prepare(numbers)
+        values = function.run(prepared, ())
         if not on_host:
             return values
         return self._tensors(values, device)
@@ -77,16 +78,25 @@ class StepNumbers:
         return tensors
 
     def _function(self, device: torch.device, on_host: bool) -> ListFunction:
+        """Return the function for a device and for Python scalars or tensors, created at the first call."""
         key = device, on_host
         if key not in self._functions:
-            copies: dict[Node, Node] = {}
-            graph = Graph()
-            graph.graph_copy(self._graph, copies)
-            arguments = [copies[node] for node in self._arguments]
-            results = [copies[node] for node in self._results]
-            recording = Recording(graph, arguments, [], results, owned=[])
+            recording = self._recording()
             self._functions[key] = list_function(recording, device, on_host)
         return self._functions[key]
+
+    def _recording(self) -> Recording:
+        """Return a recording of a copy of the graph, which `list_function` may change."""
+        graph = Graph()
+        copy_of: dict[Node, Node] = {}
+        graph.graph_copy(self._graph, copy_of)
+        arguments = [copy_of[node] for node in self._arguments]
+        results = [copy_of[node] for node in self._results]
+        return Recording(graph, arguments, [], results, owned=[])
+
+
+def _dtypes_of(nodes: Sequence[Node]) -> list[torch.dtype]:
+    return [node.meta["val"].dtype for node in nodes]
 
 
 def _write_constants(graph: Graph, owner: GraphModule) -> None:

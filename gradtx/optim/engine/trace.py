@@ -102,7 +102,8 @@ class TracedRun(Run):
         return owned(payload, operation)
 
     def as_written(self, operation: Any, leaf: Leaf) -> AbstractContextManager[None]:
-        if not operation.compiles or (operation.keeps_slots and self._is_decided(leaf)):
+        is_decided = operation.keeps_slots and self._is_decided(leaf)
+        if is_decided or not operation.compiles:
             # No program runs a sharded leaf, which must not round differently before or after.
             record_as_written()
         return as_written()
@@ -121,14 +122,14 @@ class TracedRun(Run):
     def combined(self, operation: Operation, waiting: list[tuple[Leaf, Any]]) -> Any:
         if self.totals:
             return self.totals.pop(0)
-        real_terms: list[tuple[Leaf, dict[str, Tensor]]] = []
-        for leaf, terms in waiting if self.real else ():
-            real = self.real[leaf.name]
-            of_leaf = {
-                name: torch.where(real, term, 0.0) for name, term in terms.items()
-            }
-            real_terms.append((leaf, of_leaf))
-        raise AwaitedSumError(operation, operation.combine(real_terms or waiting))
+        if self.real:
+            waiting = [(leaf, self._real_terms(leaf, terms)) for leaf, terms in waiting]
+        raise AwaitedSumError(operation, operation.combine(waiting))
+
+    def _real_terms(self, leaf: Leaf, terms: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the terms of a leaf, or zeros if it is padding."""
+        real = self.real[leaf.name]
+        return {name: torch.where(real, term, 0.0) for name, term in terms.items()}
 
 
 class BundleFunction:
@@ -148,25 +149,32 @@ class BundleFunction:
         arguments_left = collections.deque(arguments)
         run = TracedRun(self.signature, arguments[-1].device)
         leaves = self._leaves(run, arguments_left, known)
-        taken: set[Any] = set()
-        for leaf in leaves:
-            extras = [leaf.extras[name] for name in self.signature.by_leaf]
-            taken.update(map(memory_of, (*leaf.inputs, *leaf.state.values(), *extras)))
+        memory_of_arguments = self._memory_of(leaves)
         try:
             execute(leaves, _ignore)
         except AwaitedSumError as awaited:
-            return PassResult(
-                list(awaited.sums.values()), tuple(awaited.sums), awaited.operation
-            )
-        late: dict[Any, Tensor] = {}
-        for (path, name), of_leaves in run.late_sums.items():
-            for leaf, term in of_leaves.terms.items():
-                late[LateTerm(path, name, of_leaves.finish, leaf)] = term.clone()
+            sums = awaited.sums
+            return PassResult(list(sums.values()), tuple(sums), awaited.operation)
+        late_terms = _late_terms(run)
         run.late_sums.clear()  # the step completes these sums
         run.end()
-        shared = {**self._new_shared(run), **self._new_equal(leaves), **late}
-        write = functools.partial(_write, run, leaves, taken, self.signature.equal)
-        return PassResult(list(shared.values()), tuple(shared), None, write)
+        outputs: dict[Any, Tensor] = {}
+        outputs.update(self._new_shared(run))
+        outputs.update(self._new_equal(leaves))
+        outputs.update(late_terms)
+        write = functools.partial(
+            _write, run, leaves, memory_of_arguments, self.signature.equal
+        )
+        return PassResult(list(outputs.values()), tuple(outputs), None, write)
+
+    def _memory_of(self, leaves: list[Leaf]) -> set[Any]:
+        """Return the memory of the leaves' arguments, which results must not share when they are written."""
+        memory: set[Any] = set()
+        for leaf in leaves:
+            extras = [leaf.extras[name] for name in self.signature.by_leaf]
+            for tensor in (*leaf.inputs, *leaf.state.values(), *extras):
+                memory.add(memory_of(tensor))
+        return memory
 
     def _leaves(
         self,
@@ -176,25 +184,23 @@ class BundleFunction:
     ) -> list[Leaf]:
         """Create leaves from the arguments, with their programs."""
         signature = self.signature
-        step, count = arguments_left.popleft(), arguments_left.popleft()
-        scaling = (
-            Scaling(arguments_left.popleft(), arguments_left.popleft())
-            if signature.scaled
-            else None
-        )
-        chain = self._make_chain(
-            [arguments_left.popleft() for _ in range(signature.numbers)]
-        )
+        step = arguments_left.popleft()
+        count = arguments_left.popleft()
+        unscale = None
+        if signature.scaled:
+            inverse = arguments_left.popleft()
+            proceed = arguments_left.popleft()
+            unscale = unscaling(run, Scaling(inverse, proceed))
+        numbers = [arguments_left.popleft() for _ in range(signature.numbers)]
+        chain = self._make_chain(numbers)
         for path, name in signature.shared:
             run.old.setdefault(path, {})[name] = arguments_left.popleft()
-        run.equal = {key: arguments_left.popleft() for key in signature.equal}
-        scalars: dict[str, Any] = {
-            name: arguments_left.popleft() for name in signature.scalars
-        }
+        run.equal = _next_by_name(signature.equal, arguments_left)
+        scalars: dict[str, Any] = {}
+        scalars.update(_next_by_name(signature.scalars, arguments_left))
         scalars.update(dict.fromkeys(signature.absent))
         for names in known:
-            run.totals.append({name: arguments_left.popleft() for name in names})
-        unscale = None if scaling is None else unscaling(run, scaling)
+            run.totals.append(_next_by_name(names, arguments_left))
         block = Block.of(chain, run, count, unscale)
         clock = run.clock = Clock(step)
         leaves: list[Leaf] = []
@@ -215,11 +221,12 @@ class BundleFunction:
         scalars: dict[str, Any],
         arguments_left: collections.deque[Tensor],
     ) -> Leaf:
+        """Create a leaf from its arguments, the next ones."""
         signature = self.signature
         if signature.padded:
             run.real[name] = arguments_left.popleft()
         param = arguments_left.popleft()
-        state = {key: arguments_left.popleft() for key in signature.slots_by_leaf}
+        state = _next_by_name(signature.slots_by_leaf, arguments_left)
         state.update(run.equal)
         gradient = arguments_left.popleft()
         leaf = Leaf(run, name, gradient, param, scalars, clock)
@@ -252,37 +259,68 @@ class BundleFunction:
         return equal
 
 
+def _next_by_name(
+    names: Collection[str], arguments_left: collections.deque[Tensor]
+) -> dict[str, Tensor]:
+    """Take one argument for each name."""
+    return {name: arguments_left.popleft() for name in names}
+
+
 def _ignore(leaf: Leaf) -> None:
     """Do nothing with a finished leaf: results are written when all leaves have finished."""
+
+
+def _late_terms(run: TracedRun) -> dict[LateTerm, Tensor]:
+    """Return the leaves' terms of the sums that this step does not read."""
+    late_terms: dict[LateTerm, Tensor] = {}
+    for (path, name), late_sum in run.late_sums.items():
+        for leaf, term in late_sum.terms.items():
+            key = LateTerm(path, name, late_sum.finish, leaf)
+            late_terms[key] = term.clone()
+    return late_terms
 
 
 def _write(
     run: TracedRun, leaves: list[Leaf], taken: set[Any], returned: Collection[str]
 ) -> None:
-    """Write new slots, except the returned ones, and parameters in place, after all of them have been computed."""
-    new_slots: list[list[tuple[Tensor, Tensor]]] = []
-    for leaf in leaves:
-        of_leaf: list[tuple[Tensor, Tensor]] = []
-        for path, slots in leaf.new.items():
-            keys = leaf.layout.slots[path]
-            for slot, value in slots.items():
-                if keys[slot] in returned:
-                    continue
-                apart = run.copied(leaf, value) if memory_of(value) in taken else value
-                of_leaf.append((leaf.state[keys[slot]], apart))
-        new_slots.append(of_leaf)
+    """Write new slots, except the returned ones, and parameters in place, after all of them have been computed.
+
+    Args:
+        run: The run that has computed them.
+        leaves: The leaves, with their results.
+        taken: The memory of the arguments. Values there are copied first, or writing could change them.
+        returned: The keys of the slots that the program returns.
+    """
+    new_slots = [_new_slots(run, leaf, taken, returned) for leaf in leaves]
     updates: list[Tensor] = []
     for leaf in leaves:
         update = leaf.result()
         assert update is not None
-        updates.append(
-            run.copied(leaf, update) if memory_of(update) in taken else update
-        )
+        updates.append(_outside(taken, run, leaf, update))
     for leaf, slots, update in zip(leaves, new_slots, updates, strict=True):
         for old, value in slots:
             old.copy_(value)
         param = leaf.inputs[1]
         param.copy_(param + update)
+
+
+def _new_slots(
+    run: TracedRun, leaf: Leaf, taken: set[Any], returned: Collection[str]
+) -> list[tuple[Tensor, Tensor]]:
+    """Return the pairs of old and new slots to be written."""
+    pairs: list[tuple[Tensor, Tensor]] = []
+    for path, slots in leaf.new.items():
+        keys = leaf.layout.slots[path]
+        for slot, value in slots.items():
+            key = keys[slot]
+            if key not in returned:
+                pairs.append((leaf.state[key], _outside(taken, run, leaf, value)))
+    return pairs
+
+
+def _outside(taken: set[Any], run: TracedRun, leaf: Leaf, value: Tensor) -> Tensor:
+    """Return a value outside of the taken memory: itself, or a copy."""
+    return run.copied(leaf, value) if memory_of(value) in taken else value
 
 
 class ProgramPass(Protocol):
@@ -382,12 +420,8 @@ class TracedPass:
         self._suits_trace = self._tracer.assumptions(leaves)
 
     def fits(self, leaves: list[Tensor]) -> bool:
-        # Every size is a length, and loops over one entry equal those over two.
         if self._flat:
-            leaves = [
-                tensor.new_empty(2) if tensor.shape == (1,) else tensor
-                for tensor in leaves
-            ]
+            leaves = _with_two_entries_for_one(leaves)
         for start in range(0, len(leaves), self._traced):
             if not self._suits_trace(leaves[start : start + self._traced]):
                 return False
@@ -398,11 +432,14 @@ class TracedPass:
         leaves = _concatenated(self._leaves)
         if self._traced == len(leaves):
             return
-        of_leaves = [isinstance(name, LateTerm) for name in self.names]
-        self._graph = replicated(self._graph, self._leaves, of_leaves)
-        late = [name for name in self.names if isinstance(name, LateTerm)]
+        are_by_leaf = [isinstance(name, LateTerm) for name in self.names]
+        self._graph = replicated(self._graph, self._leaves, are_by_leaf)
+        names = list(self.names)
+        late_terms = [name for name in names if isinstance(name, LateTerm)]
         for i in range(1, len(self._leaves)):
-            self.names += tuple(name._replace(leaf=str(i)) for name in late)
+            for name in late_terms:
+                names.append(name._replace(leaf=str(i)))
+        self.names = tuple(names)
 
     def compile(self, compiler: Compiler) -> None:
         """Compile the graph as three functions.
@@ -417,20 +454,23 @@ class TracedPass:
         self._repeat()
         graph = self._graph.graph
         arguments = graph.find_nodes(op="placeholder")
-        common, leaves = arguments[: len(self._common)], arguments[len(self._common) :]
+        count = len(self._common)
+        common = arguments[:count]
+        leaves = arguments[count:]
         of_step, step_arguments = hoist(self._graph, common, leaves[0])
-        kept = [
-            copy
-            for node, copy in zip(common, of_step.arguments, strict=True)
-            if node.users
-        ]
-        self._numbers = StepNumbers(of_step, kept, self._graph)
+        # The kernel receives only those scalars of the step that it still uses.
         prepared: list[Any] = []
-        for node in common:
+        prepared_copies: list[Any] = []
+        unused: list[Any] = []
+        for node, copy in zip(common, of_step.arguments, strict=True):
             if node.users:
                 prepared.append(node)
+                prepared_copies.append(copy)
             else:
-                graph.erase_node(node)
+                unused.append(node)
+        self._numbers = StepNumbers(of_step, prepared_copies, self._graph)
+        for node in unused:
+            graph.erase_node(node)
         prepared += step_arguments
         self._compile_kernel(compiler, prepared, leaves)
         del self._graph
@@ -439,20 +479,19 @@ class TracedPass:
         self, compiler: Compiler, prepared: list[Any], leaves: list[Any]
     ) -> None:
         """Compile the functions that depend on leaves; `prepared` contains the nodes of the leading arguments."""
-        slots: list[Any] = []
+        number_slots: list[Any] = []
         for i, node in enumerate(leaves):
             if is_number(node):
                 self._number_slots.append(i)
-                slots.append(node)
-        of_bundle, bundle_arguments = hoist(self._graph, [*prepared, *slots], leaves[0])
+                number_slots.append(node)
+        arguments = [*prepared, *number_slots]
+        of_bundle, bundle_arguments = hoist(self._graph, arguments, leaves[0])
+        leaves_of_all = _concatenated(self._leaves)
         with self._tracer.compiling():
             if bundle_arguments:
-                examples: list[Any] = [node.meta["val"] for node in (*prepared, *slots)]
-                self._of_bundle = compiler.compiled(
-                    of_bundle.module(self._graph), examples
-                )
-            examples = [node.meta["val"] for node in (*prepared, *bundle_arguments)]
-            leaves_of_all = _concatenated(self._leaves)
+                module = of_bundle.module(self._graph)
+                self._of_bundle = compiler.compiled(module, _examples(arguments))
+            examples = _examples([*prepared, *bundle_arguments])
             self._kernel = compiler.compiled(self._graph, [*examples, *leaves_of_all])
         self._suits_kernel = self._tracer.assumptions(leaves_of_all)
 
@@ -464,8 +503,24 @@ class TracedPass:
     def call(self, prepared: list[Tensor], leaves: list[Tensor]) -> Sequence[Tensor]:
         if self._of_bundle is None:
             return self._kernel(*prepared, *leaves)
-        slots = [leaves[i] for i in self._number_slots]
-        return self._kernel(*prepared, *self._of_bundle(*prepared, *slots), *leaves)
+        number_slots = [leaves[i] for i in self._number_slots]
+        numbers_of_bundle = self._of_bundle(*prepared, *number_slots)
+        return self._kernel(*prepared, *numbers_of_bundle, *leaves)
+
+
+def _examples(nodes: list[Any]) -> list[Any]:
+    """Return the stand-ins that nodes were traced with."""
+    return [node.meta["val"] for node in nodes]
+
+
+def _with_two_entries_for_one(leaves: list[Tensor]) -> list[Tensor]:
+    """Replace vectors with one entry: every size of a flat leaf is a length, and its loop suits one entry as well."""
+    replaced: list[Tensor] = []
+    for tensor in leaves:
+        if tensor.shape == (1,):
+            tensor = tensor.new_empty(2)
+        replaced.append(tensor)
+    return replaced
 
 
 def _concatenated(lists: list[list[Tensor]]) -> list[Tensor]:
@@ -542,12 +597,9 @@ class BundleProgram:
         leaves: list[Tensor],
         flat: bool,
     ):
-        self.passes = passes_of(
-            function,
-            common,
-            leaves,
-            functools.partial(_make_pass, width=function.signature.width, flat=flat),
-        )
+        width = function.signature.width
+        make_pass = functools.partial(_make_pass, width=width, flat=flat)
+        self.passes = passes_of(function, common, leaves, make_pass)
         self._known_to_fit: dict[tuple[torch.Size, ...], bool] = {}
 
     def fits(self, leaves: list[Tensor]) -> bool:
@@ -566,8 +618,12 @@ class BundleProgram:
 def _make_pass(
     run: RunPass, common: list[Tensor], leaves: list[Tensor], width: int, flat: bool
 ) -> ProgramPass:
+    """Create a pass for a bundle of `width` leaves, whose arguments follow one another in `leaves`."""
     per_leaf = len(leaves) // width
-    by_leaf = [leaves[i * per_leaf : (i + 1) * per_leaf] for i in range(width)]
+    by_leaf: list[list[Tensor]] = []
+    for i in range(width):
+        start = i * per_leaf
+        by_leaf.append(leaves[start : start + per_leaf])
     try:
         return TracedPass(run, common, by_leaf, flat)
     except _torch.TracingUnavailableError:
