@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 TESTS = Path(__file__).parent
-SLOW_FOLDERS = ("clients", "distributed", "optimizers")
+SLOW_FOLDERS = ("clients", "distributed", "fuzz", "optimizers")
 SLOW_FILES = (
     "test_comparison.py",
     "test_conformance_func.py",
@@ -18,18 +18,39 @@ SLOW_FILES = (
     "test_optax_names.py",
     "test_package.py",
     "test_properties.py",
+    "test_registry.py",
     "test_site.py",
+    "test_storage.py",
     "test_torch_names.py",
+    "combinators/test_blocks.py",
+    "combinators/test_precision.py",
+    "combinators/test_qk_clip.py",
+    "combinators/test_rotated.py",
+    "combinators/test_selection.py",
     "combinators/test_sharpness.py",
+    "combinators/test_tuners.py",
+    "lists/test_batches.py",
+    "lists/test_by_count.py",
+    "optim/test_capture.py",
+    "optim/test_checkpoints.py",
     "optim/test_compiled.py",
     "optim/test_compiled_rough.py",
     "optim/test_compiler.py",
+    "optim/test_complex.py",
+    "optim/test_copies.py",
     "optim/test_devices.py",
     "optim/test_ecosystem.py",
+    "optim/test_exchanged.py",
     "optim/test_foreign_checkpoints.py",
     "optim/test_grad_scaler.py",
     "optim/test_hoist.py",
+    "optim/test_kept.py",
+    "optim/test_large_leaves.py",
+    "optim/test_release.py",
+    "optim/test_storage.py",
     "optim/test_surroundings.py",
+    "transforms/test_dadapt.py",
+    "transforms/test_stagger.py",
 )
 SLOW_FIXTURES = ("uncompiled",)  # traces programs
 SLOW_WORDS = ("compile", "graph_for", "subprocess")  # in the name of a test
@@ -40,7 +61,6 @@ QUICK_CONFORMANCE = (
     "test_no_memory_is_shared_between_inputs_and_outputs",
     "test_a_leaf_without_gradient_stays_as_it_is",
     "test_params_are_read_only_where_needs_says_so",
-    "test_zero_gradients_and_leaves_of_all_ranks_stay_finite",
 )
 
 
