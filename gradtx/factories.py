@@ -841,7 +841,8 @@ def per_tensor(function: Any = None, /, **options: Any) -> Any:
             adapter's `compile=True`. Random rules default to False; with True, only `init` may draw, since noise
             depends on the leaf's name, which a program for many leaves does not know.
         lists: For a rule with `compiles=False`, a function `(arguments, shape)` that returns whether programs over
-            lists may run it for leaves of this shape on the CPU. They skip work that is not due.
+            lists may run it for leaves of this shape. They skip work that is not due, and are used only if the host
+            knows all scalars.
         dims: The minimum and maximum number of dimensions of a leaf, or a function of the arguments that returns such
             a pair; other leaves raise an error with their name.
         determined: False, or a function of the arguments that returns False, if results depend on a basis that

@@ -102,10 +102,10 @@ def orthogonalize(
                 [ 0., -1.]])
 
     Source: Jordan et al. 2024, Muon; Bernstein and Newhouse 2024, arXiv:2409.20325; "aol": Prach and Lampert 2022,
-    arXiv:2208.03160. Departures: none from torch.optim.Muon, with dtype=torch.bfloat16. On a CPU
-    without fast bfloat16 products (Intel's AMX, AMD's AVX-512), products are computed in float32 and rounded to
-    bfloat16; entries near the middle between two numbers may then be rounded differently from torch, one in 10,000
-    beyond 128 columns, because sums run in another order.
+    arXiv:2208.03160. Departures: none from torch.optim.Muon, with dtype=torch.bfloat16. On a CPU without fast bfloat16
+    products (Intel's AMX, AMD's AVX-512), products are computed in float32 and rounded to bfloat16; entries near the
+    middle between two numbers may then be rounded differently from torch, one in 10,000 beyond 128 columns, because
+    sums run in another order.
     """
     _check_view("orthogonalize", view)
     if start not in STARTS:
