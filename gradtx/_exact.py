@@ -35,6 +35,11 @@ def exact_dtype(like: Any) -> torch.dtype:
     return torch.float32 if getattr(device, "type", "cpu") == "mps" else torch.float64
 
 
+def python_scalar(value: Any) -> Any:
+    """Return the value of a 0-d tensor as a Python scalar, and other values unchanged."""
+    return value.item() if isinstance(value, Tensor) else value
+
+
 def log_or_zero(beta: Any) -> Any:
     """Return log(beta), or 0 in place of -inf at beta = 0; a Python number keeps its full precision."""
     if isinstance(beta, Tensor):

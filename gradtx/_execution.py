@@ -17,7 +17,7 @@ from torch import Tensor
 from gradtx._complex import PARTS, REMEDY, as_complex, as_real
 from gradtx._errors import Path
 from gradtx._random import indices
-from gradtx._runs import Run, Scope
+from gradtx._runs import Run, Scope, selected
 from gradtx._sharding import placed_as, total_of
 from gradtx.codes import Codec
 from gradtx.context import Clock, Context, Moment
@@ -127,10 +127,7 @@ class Leaf:
         """Return the new slots, or the old ones if the leaf is skipped in this call."""
         if self.active is None:
             return new
-        return {
-            slot: torch.where(self.active, value, old[slot])
-            for slot, value in new.items()
-        }
+        return selected(self.active, new, old)
 
     def stand_for(self, other: Leaf) -> None:
         """Copy the properties of a leaf that its tensors do not determine, to stand in for it with other tensors."""

@@ -273,6 +273,13 @@ def as_flag(flag: bool | Tensor, like: Tensor) -> Tensor:
     )
 
 
+def selected(
+    condition: Tensor, new: Mapping[str, Tensor], old: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Return the new values where a 0-d condition holds, else the old ones."""
+    return {name: torch.where(condition, new[name], old[name]) for name in new}
+
+
 def _restarted(
     values: Mapping[str, Tensor], first: Mapping[str, Tensor], restarts: bool | Tensor
 ) -> dict[str, Tensor]:

@@ -19,7 +19,7 @@ from torch import Tensor
 from gradtx._errors import Path
 from gradtx._execution import Block, Leaf
 from gradtx._rules import Call, Rule, RuleOperation, StageState
-from gradtx._runs import Scope
+from gradtx._runs import Scope, as_flag, selected
 from gradtx._sharding import full_tensor, is_sharded
 from gradtx.context import Clock
 from gradtx.core import GradientTransformation
@@ -255,31 +255,22 @@ class SpaceRun:
 
     def _commit(self) -> None:
         """Keep the old shared values of the inner transformation if no leaf took part."""
+        new_shared = self.run.new_shared
+        inside = [path for path in new_shared if self.contains(path)]
+        if not inside:
+            return
         takes_part = self._any_takes_part()
-        for path, values in self.run.new_shared.items():
-            old = (
-                self.run.kept_shared(path, self._restarts)
-                if self.contains(path)
-                else {}
-            )
-            if not old:
-                continue
-            committed: dict[str, Tensor] = {}
-            for name, new in values.items():
-                committed[name] = torch.where(takes_part, new, old[name])
-            self.run.new_shared[path] = committed
+        for path in inside:
+            old = self.run.kept_shared(path, self._restarts)
+            if old:
+                new_shared[path] = selected(takes_part, new_shared[path], old)
 
     def _any_takes_part(self) -> Tensor:
         """Whether any leaf took part."""
         if not self.parts:
             return torch.tensor(False)
-        return torch.stack([self._on_device(part) for part in self.parts]).any()
-
-    def _on_device(self, flag: bool | Tensor) -> Tensor:
-        """Return a flag as a tensor; a bool is written on the device, not sent to it."""
-        if isinstance(flag, Tensor):
-            return flag.to(self.run.device)
-        return torch.full((), flag, device=self.run.device)
+        like = torch.empty((), device=self.run.device)
+        return torch.stack([as_flag(part, like) for part in self.parts]).any()
 
 
 def _check_links(name: str, operations: list[Any]) -> None:

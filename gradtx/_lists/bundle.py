@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, TypeGuard
 import torch
 from torch import Tensor
 
+from gradtx._exact import python_scalar
 from gradtx._execution import LeafTerms, Operation
 from gradtx._lists.cache import SharedPrograms
 from gradtx._lists.code import ListFunction, list_function
@@ -159,7 +160,7 @@ def numbers_for(
     if on_host and PYTHON_NUMBERS.issuperset(map(type, given)):  # a shortcut
         return list(given), True
     if on_host and not any(map(is_on_accelerator, given)):
-        return list(map(_in_python, given)), True
+        return list(map(python_scalar, given)), True
     placed: list[Any] = []
     for value, dtype in zip(given, dtypes, strict=True):
         placed.append(_placed(value, dtype, device))
@@ -310,10 +311,6 @@ def differ_by_leaf(values: Any) -> TypeGuard[list[Any] | tuple[Any, ...]]:
 def is_on_accelerator(value: Any) -> bool:
     """Whether the host would have to synchronize to read a scalar."""
     return isinstance(value, Tensor) and value.device.type != "cpu"
-
-
-def _in_python(value: Any) -> Any:
-    return value.item() if isinstance(value, Tensor) else value
 
 
 def _placed(value: Any, dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -530,6 +530,7 @@ class _Writer:
 
     def _write_batch(self, batch: list[Node]) -> None:
         """Generate a function of one leaf and the call that applies it to all leaves, if they are needed."""
+        members = set(batch)
         inputs: dict[str, None] = {}
         outputs: list[str] = []
         dead_after_batch: list[Node] = []  # lists that are not needed after the batch
@@ -537,13 +538,13 @@ class _Writer:
         for node in batch:
             self._assign(node, self._of_one_leaf(node))
             for item in node.all_input_nodes:
-                if is_list(item) and item not in batch:
+                if is_list(item) and item not in members:
                     inputs[item.name] = None
-            if not node.users.keys() <= set(batch):
+            if not node.users.keys() <= members:
                 outputs.append(node.name)
             dead = self._memory.freed_after(node)
-            self._delete([item for item in dead if item in batch])
-            dead_after_batch.extend(item for item in dead if item not in batch)
+            self._delete([item for item in dead if item in members])
+            dead_after_batch.extend(item for item in dead if item not in members)
         body, self._lines = self._lines, outside
         lines = [
             f"def batch({', '.join(inputs)}):",

@@ -13,8 +13,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.fx import Node
+
+from gradtx._exact import python_scalar
 
 aten = torch.ops.aten
 
@@ -256,4 +257,4 @@ def _by_tensors(
     if "device" in options:
         options["device"] = torch.device("cpu")
     result = target(*arguments, **options)
-    return result.item() if isinstance(result, Tensor) else result
+    return python_scalar(result)

@@ -24,7 +24,7 @@ from gradtx._rules import (
     StageState,
     empty_dict,
 )
-from gradtx._runs import Run, Scope, as_flag
+from gradtx._runs import Run, Scope, as_flag, selected
 from gradtx._slots import check_slots
 from gradtx._spaces import can_run_at_owner, run_at_owner
 from gradtx._tree_rules import Functions, GradientOperation
@@ -335,7 +335,7 @@ class FrameRun:
         for path, new in leaf.new.items():
             if self.contains(path):
                 old = leaf.kept_slots(path, restarts)
-                leaf.new[path] = _selected(counts, new, old)
+                leaf.new[path] = selected(counts, new, old)
 
     def _commit(self) -> None:
         """Keep or replace the shared values and trees inside, and write those of the clock."""
@@ -368,7 +368,7 @@ class FrameRun:
             old = run.kept_shared(path, restarts)
             # A branch that none of these leaves enters has no old values.
             if old:
-                run.new_shared[path] = _selected(ticks, values, old)
+                run.new_shared[path] = selected(ticks, values, old)
         for path, tree in run.new_trees.items():
             if self.contains(path):
                 run.new_trees[path] = run.select(ticks, tree, run.tree(path))
@@ -377,13 +377,6 @@ class FrameRun:
 def _whole_number(start: int, device: torch.device) -> Callable[[], Tensor]:
     """Return a function that creates the initial value of a clock."""
     return lambda: torch.full((), start, dtype=torch.int64, device=device)
-
-
-def _selected(
-    condition: Tensor, new: Mapping[str, Tensor], old: Mapping[str, Tensor]
-) -> Values:
-    """Return the new values where a 0-d condition holds, else the old ones."""
-    return {name: torch.where(condition, new[name], old[name]) for name in new}
 
 
 @dataclasses.dataclass

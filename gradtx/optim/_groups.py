@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from gradtx._arguments import Schedule, is_off
-from gradtx._exact import exact, resolve
+from gradtx._exact import exact, python_scalar, resolve
 from gradtx._narrowing import is_list, is_tuple
 from gradtx.core import Entry, GradientTransformation
 
@@ -571,7 +571,7 @@ def next_value(value: Any, count: int) -> Any:
     def as_number(item: Any) -> Any:
         if isinstance(item, Schedule):
             item = resolve(item, count)
-        return item.item() if isinstance(item, Tensor) else item
+        return python_scalar(item)
 
     return _each(value, as_number)
 

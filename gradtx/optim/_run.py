@@ -13,6 +13,7 @@ from torch import Tensor
 from gradtx import _tree
 from gradtx._complex import real_views
 from gradtx._errors import Path
+from gradtx._exact import python_scalar
 from gradtx._execution import Block, Leaf, Operation, checks_extras, takes_none
 from gradtx._narrowing import is_tuple
 from gradtx._pure import moved_along
@@ -256,7 +257,7 @@ def _common_choices(row: list[Member]) -> dict[Path, Any]:
 def _as_numbers(value: Any) -> Any:
     if is_tuple(value):
         return tuple(map(_as_numbers, value))
-    return value.item() if isinstance(value, Tensor) else value
+    return python_scalar(value)
 
 
 def _agree(a: Any, b: Any) -> bool:
