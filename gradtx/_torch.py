@@ -420,12 +420,13 @@ class SymbolicTracer:
         """Create a stand-in for a tensor whose shape never changes."""
         return self._mode.from_tensor(tensor, static_shapes=True)
 
-    def resizable(self, tensor: Tensor, name: str) -> Tensor:
-        """Create a stand-in for a tensor whose sizes may all change, except those that are 1."""
+    def resizable(self, tensor: Tensor, name: str, only_length: bool) -> Tensor:
+        """Create a stand-in for a tensor whose sizes, or only the first one, may change, except those that are 1."""
         dynamic: list[Any] = []
-        for size in tensor.shape:
+        for dim, size in enumerate(tensor.shape):
+            is_fixed = size == 1 or (only_length and dim > 0)
             dynamic.append(
-                self._dimension.STATIC if size == 1 else self._dimension.DYNAMIC
+                self._dimension.STATIC if is_fixed else self._dimension.DYNAMIC
             )
         context = self._symbolic_context(dynamic_sizes=dynamic)
         with _unattributed_sizes():
@@ -434,9 +435,10 @@ class SymbolicTracer:
             )
 
     def sized_as(self, stand_in: Tensor, tensor: Tensor) -> Tensor:
-        """Create a stand-in for a tensor that always has the same size as another."""
+        """Create a stand-in for a tensor that always has the same length as another."""
+        shape = (stand_in.shape[0], *tensor.shape[1:])
         with self._mode:
-            return torch.empty(stand_in.shape, dtype=tensor.dtype, device=tensor.device)
+            return torch.empty(shape, dtype=tensor.dtype, device=tensor.device)
 
     def graph(
         self,
@@ -546,7 +548,8 @@ DOCUMENTED_MODES: dict[str, dict[str, Any]] = {
 }
 
 
-OWN_OPTIONS = {"size_asserts", "cpp.threads"}  # set by the engine itself
+# Options that the engine itself sets.
+OWN_OPTIONS = {"size_asserts", "cpp.threads", "realize_reads_threshold"}
 
 
 def compiler_modes() -> Mapping[str, dict[str, Any]]:

@@ -280,7 +280,7 @@ def _halves(pairs: Tensor, shape: Shape) -> Tensor:
 
 
 def _signed_codes(values: Tensor, scale: Tensor, most: int) -> Tensor:
-    """Softsign: x = s y / (2 - |y|), y = q / most, so |y| = 2 |x| / (s + |x|)."""
+    """Softsign: x = s y / (2 - |y|) with y = q / most, so |q| = 2 most |x| / (s + |x|)."""
     size = values.abs()
     codes = size / (scale + size) * (2 * most)
     codes = codes.round().clamp(min=1)
@@ -288,8 +288,8 @@ def _signed_codes(values: Tensor, scale: Tensor, most: int) -> Tensor:
 
 
 def _signed_values(codes: Tensor, scale: Tensor, most: int) -> Tensor:
-    y = codes.to(scale.dtype) * (1 / most)
-    return scale * (y / (2 - y.abs()))
+    q = codes.to(scale.dtype)
+    return scale * (q / (2 * most - q.abs()))
 
 
 def _positive_codes(values: Tensor, scale: Tensor, most: int) -> Tensor:
@@ -363,7 +363,7 @@ def _float8_scale(largest: Tensor) -> Tensor:
 
 def _encode_float8(values: Tensor, scale: Tensor) -> Tensor:
     size = (values.abs() / scale).clamp(FLOAT8_LEAST, FLOAT8_MOST)
-    signed = torch.where(values < 0, -size, size)
+    signed = torch.copysign(size, values)
     return torch.where(values == 0, 0.0, signed).to(torch.float8_e4m3fn)
 
 

@@ -103,6 +103,25 @@ def test_the_arc_tangent_in_single_precision_is_right_to_rounding():
     assert torch.equal(double(x.double()), x.double().atan())
 
 
+def test_codes_are_stored_and_nan_is_found_by_operations_that_vectors_have():
+    def function(x):
+        return x.to(torch.int8), x.abs().to(torch.uint8), x.isnan(), x.nan_to_num(math.nan, math.inf, -math.inf)
+
+    x = torch.tensor([-127.0, -0.0, 3.0, 127.0, 0.0, 1.0])
+    module = make_fx(function, decomposition_table={**_torch.decompositions(), **REPLACED})(x)
+    targets = [node.target for node in module.graph.nodes if node.op == "call_function"]
+    assert torch.ops.aten.isnan.default not in targets
+    assert targets.count(torch.ops.prims.convert_element_type.default) == 4  # by way of int32
+    for found, expected in zip(module(x), function(x), strict=True):
+        assert found.dtype == expected.dtype
+        assert torch.equal(found, expected)
+    x = torch.tensor([math.nan, -math.nan, math.inf, -math.inf, 1.0])
+    *_, found, filled = module(x)
+    assert found.tolist() == [True, True, False, False, False]
+    # NVIDIA's GPUs produce other bits.
+    assert torch.equal(filled.view(torch.int32), function(x)[-1].view(torch.int32))
+
+
 @pytest.mark.parametrize("has_units", [True, False])
 def test_products_in_bfloat16_go_through_float32_where_the_processor_has_none(has_units, monkeypatch):
     monkeypatch.setattr(_torch, "multiplies_in_bfloat16", lambda: has_units)

@@ -348,7 +348,7 @@ def test_compiled_windows_of_a_large_coded_leaf_have_the_same_numbers(code, link
         assert not optimizer._engine.failed
         assert not optimizer._engine.plan.rest
         calls = [len(list(bundle.calls(bundle.arguments({})))) for bundle in optimizer._engine.plan.bundles]
-        assert sorted(calls) == ([1, 4, 4] if entries == 2048 else [1, 1, 1])
+        assert sorted(calls) == ([1, 4, 4] if entries == 2048 else [1, 1])  # the two large leaves share one
         slots = [optimizer.state[param][key] for param in params for key in optimizer.state[param]]
         runs.append([*params, *(slots if link == "alone" else [])])  # otherwise codes may be adjacent
     for part, whole in zip(*runs, strict=True):
@@ -402,8 +402,7 @@ def test_temporaries_of_a_compiled_coded_step_are_those_of_a_window():
     assert not optimizer._engine.plan.rest
     window = windows.WINDOW * torch.get_num_threads()
     peak = most_bytes_of(optimizer.step)
-    assert 0 < peak <= 12 * window  # two moments in float32, and scales
-    assert peak < param.nbytes
+    assert 0 < peak <= window  # scales; decoded moments would need 8 bytes per entry
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -50,18 +48,15 @@ def entries_of(param: Tensor) -> int:
     return 2 * param.numel() if param.is_complex() else param.numel()
 
 
-def lengths_like(tensors: Sequence[Tensor], param: Tensor, length: int) -> list[int]:
-    """Return the lengths of the flat tensors of another leaf whose parameter has about `length` entries.
+def in_rows(vector: Tensor, rows: int) -> Tensor:
+    """Return a flat alias as a matrix with this number of rows; a 0-d tensor as it is."""
+    return vector.view(rows, -1) if vector.ndim else vector
 
-    All tensors are as long as the parameter, except those of coded slots: several codes may share a byte, and a block
-    has one scale. In that case the parameter gets `length` times the number of entries in the longest block.
-    """
-    vectors = [tensor for tensor in tensors if tensor.ndim]
-    shortest = min(vectors, key=torch.numel)
-    if shortest.numel() == param.numel():
-        return [length] * len(tensors)
-    entries = length * (param.numel() // shortest.numel())
-    return [entries * tensor.numel() // param.numel() for tensor in tensors]
+
+def resized(tensor: Tensor, length: int) -> Tensor:
+    """Return an uninitialized tensor like another, but of this length; 0-d like a 0-d one."""
+    shape = (length, *tensor.shape[1:]) if tensor.ndim else ()
+    return tensor.new_empty(shape)
 
 
 def _plain(tensor: Tensor) -> Tensor:

@@ -20,7 +20,8 @@ from gradtx.optim.engine.alias import (
     alias,
     alias_or_copy,
     entries_of,
-    lengths_like,
+    in_rows,
+    resized,
 )
 from gradtx.optim.engine.signature import Signature
 from gradtx.optim.engine.trace import BundleProgram, ProgramPass
@@ -58,7 +59,8 @@ class Bundle:
         signature: The arguments of the program.
         flat: Whether leaves are passed as flat aliases.
         name: The name of a leaf, which determines the bundle's position in sums.
-        window: The number of entries of the bundle's only leaf that the program processes at a time; None for all.
+        row: For coded leaves, the number of entries per row of their aliases, which are matrices; None for vectors.
+        window: The number of rows of the bundle's only leaf that the program processes at a time; None for all.
     """
 
     update = True  # `execute` runs all operations only on leaves with an update
@@ -71,6 +73,7 @@ class Bundle:
         signature: Signature,
         flat: bool,
         name: str,
+        row: int | None = None,
         window: int | None = None,
     ):
         self.members = members
@@ -79,6 +82,7 @@ class Bundle:
         self.device = local(members[0].param).device
         self.program: list[Any] = []
         self._flat = flat
+        self._row = row
         self._window = window
         # The leaves' arguments; None for those that change in each step.
         self._template: list[Tensor | None] = []
@@ -96,24 +100,22 @@ class Bundle:
         """Create the aliases of parameters and slots, and padding if the bundle is not full."""
         for member in self.members:
             self._template.append(flag(self.device, True))
-            self._template.append(alias(member.param, member.param, self._flat))
-            for key in self.signature.slots:
-                self._template.append(
-                    alias(member.state[key], member.param, self._flat)
-                )
+            self._template.extend(self._written_by(member))
             self._template.extend([None] * self._read_per_leaf)
         like = self.arguments(trees)[1 : self._per_leaf]
         for i in range(len(self.members), self.signature.width):
             self._template.append(flag(self.device, False))
-            for tensor, length in zip(
-                like, lengths_like(like, like[0], 5 + i), strict=True
-            ):
-                padding = (
-                    torch.zeros_like(tensor)
-                    if tensor.ndim == 0
-                    else tensor.new_zeros(length)
-                )
-                self._template.append(padding)
+            self._template.extend(resized(tensor, 5 + i).zero_() for tensor in like)
+
+    def _written_by(self, member: Member) -> list[Tensor]:
+        """Return aliases of the parameter and its slots."""
+        tensors: list[Tensor] = [member.param]
+        tensors.extend(member.state[key] for key in self.signature.slots)
+        written = [alias(tensor, member.param, self._flat) for tensor in tensors]
+        if self._row is None:
+            return written
+        rows = entries_of(member.param) // self._row
+        return [in_rows(vector, rows) for vector in written]
 
     def arguments(self, trees: Trees) -> list[Tensor]:
         """Return the leaves' arguments: aliases that programs write, then read-only gradients and extras."""
@@ -124,10 +126,15 @@ class Bundle:
         for key in self.signature.by_leaf:
             position += 1
             tree = trees[key]
-            arguments[position : end : self._per_leaf] = [
-                self._read(tree[m.name], m) for m in self.members
-            ]
+            arguments[position : end : self._per_leaf] = self._in_rows(
+                [self._read(tree[m.name], m) for m in self.members]
+            )
         return arguments
+
+    def _in_rows(self, read: list[Tensor]) -> list[Tensor]:
+        """Return read-only tensors, which are as long as the parameters, in the same form as the written ones."""
+        row = self._row
+        return read if row is None else [vector.view(-1, row) for vector in read]
 
     def _gradients(self) -> list[Tensor]:
         gradients: list[Any] = []
@@ -143,7 +150,7 @@ class Bundle:
                 gradients.append(gradient.view(-1))
             else:
                 gradients.append(self._read(gradient, member))
-        return gradients
+        return self._in_rows(gradients)
 
     def _read(self, tensor: Any, member: Member) -> Tensor:
         """Return an alias of a tensor, or of a copy if its layout differs."""
@@ -168,12 +175,11 @@ class Bundle:
         self, arguments: list[Tensor], window: int
     ) -> Iterator[list[Tensor]]:
         """Yield the arguments of each window in turn. The read-only ones are new in each step."""
-        size = entries_of(self.members[0].param)
         read = self._per_leaf - self._read_per_leaf
         if not self._written_windows:
-            self._written_windows = list(windows(arguments[:read], window, size))
+            self._written_windows = list(windows(arguments[:read], window))
         for written, of_step in zip(
-            self._written_windows, windows(arguments[read:], window, size), strict=True
+            self._written_windows, windows(arguments[read:], window), strict=True
         ):
             yield written + of_step
 

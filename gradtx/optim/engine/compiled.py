@@ -20,7 +20,7 @@ from gradtx._sharding import is_sharded, local
 from gradtx.context import NamelessLeafError
 from gradtx.optim._member import Member
 from gradtx.optim._request import StepRequest
-from gradtx.optim.engine.alias import entries_of, lengths_like
+from gradtx.optim.engine.alias import entries_of, resized
 from gradtx.optim.engine.base import (
     SUM_OVER_SHARDS,
     Engine,
@@ -36,13 +36,19 @@ from gradtx.optim.engine.inductor import compile_with_inductor
 from gradtx.optim.engine.plan import Plan
 from gradtx.optim.engine.signature import LeafKind, Signature
 from gradtx.optim.engine.trace import BundleFunction, BundleProgram
-from gradtx.optim.engine.windows import can_be_split, is_positional, window_of
+from gradtx.optim.engine.windows import (
+    can_be_split,
+    is_positional,
+    row_of,
+    window_of,
+)
 
 logger = logging.getLogger("gradtx")
 
 WIDTH = 8  # leaves in a flat bundle: wider ones cost more compile time than they save
 # Minimum entries of a flat leaf for more than one thread, as in torch's own kernels.
 LARGE = 2**15
+READS = 8  # tensors that a value of a coded leaf may depend on to be computed again where it is needed
 PATIENCE = 3.0  # seconds of compile time after which a message is logged
 COMPILING = threading.RLock()  # torch's tracer patches global names while it runs
 
@@ -151,7 +157,8 @@ class CompiledEngine(Engine):
         return bundles
 
     def _width(self, member: Member, leaf: Leaf, flat: bool) -> int:
-        if flat and _window(member, leaf) is not None:
+        row = row_of(member) if flat else None
+        if row is not None and _window(member, leaf, row) is not None:
             return 1
         return WIDTH if flat or _can_be_padded(member, leaf) else 1
 
@@ -200,8 +207,9 @@ class CompiledEngine(Engine):
     ) -> Bundle | str:
         """Return a bundle with its program, or the reason why this engine does not run its leaves."""
         first = members[0]
-        window = _window(first, leaf) if kind.flat else None
-        bundle = Bundle(members, signature, kind.flat, leaf.name, window)
+        row = row_of(first) if kind.flat else None
+        window = None if row is None else _window(first, leaf, row)
+        bundle = Bundle(members, signature, kind.flat, leaf.name, row, window)
         bundle.create_arguments(self._flag, request.trees)
         tensors, *others = bundle.calls(bundle.arguments(request.trees))
         programs = self._programs_like(first, kind, signature, request)
@@ -267,9 +275,7 @@ class CompiledEngine(Engine):
         Return the reason if there is none, for example because it would sum over this process's shard of a leaf.
         """
         start = time.monotonic()
-        # This is an option because the key of the compiler's cache does not include the lengths of the examples.
-        threads = {} if order.large else {"cpp.threads": 1}
-        compiler = Compiler(self._backend, {**threads, **self._options})
+        compiler = Compiler(self._backend, {**_options_for(order), **self._options})
         try:
             program = BundleProgram(
                 order.function, order.common, order.examples[0], order.flat
@@ -295,20 +301,33 @@ class CompiledEngine(Engine):
         return program
 
 
+def _options_for(order: Order) -> dict[str, Any]:
+    """Return the options that suit the leaves of an order."""
+    options: dict[str, Any] = {}
+    if not order.large:
+        # This is an option because the key of the compiler's cache does not include the lengths of the examples.
+        options["cpp.threads"] = 1
+    if order.function.signature.layout.codes:
+        # Decode slots again after the scales are known, rather than write their values to memory in between.
+        options["realize_reads_threshold"] = READS
+    return options
+
+
 def _largest_first(pair: tuple[Member, Leaf]) -> int:
     return -entries_of(pair[0].param)
 
 
-def _window(member: Member, leaf: Leaf) -> int | None:
-    """Return the number of entries in each window of a flat leaf; None if one call processes the whole leaf."""
-    is_large = local(member.param).numel() >= LARGE
+def _window(member: Member, leaf: Leaf, row: int) -> int | None:
+    """Return the number of rows in each window of a coded leaf; None if one call processes the whole leaf."""
+    window = window_of(local(member.param).device, row)
     splits = can_be_split(member, leaf) and not is_positional(leaf)
-    return window_of(member) if is_large and splits else None
+    return window if splits and entries_of(member.param) > window * row else None
 
 
 def _can_be_padded(member: Member, leaf: Leaf) -> bool:
     """Whether leaves that are not flat aliases can share a bundle: vectors whose slots have the same length."""
-    return len(leaf.shape) <= 1 and slots_are_shaped_as(member)
+    is_coded = row_of(member) is not None
+    return len(leaf.shape) <= 1 and not is_coded and slots_are_shaped_as(member)
 
 
 def _traits_of(tensor: Tensor) -> tuple[Any, ...]:
@@ -325,8 +344,6 @@ def _examples(tensors: list[Tensor], kind: LeafKind) -> list[Tensor]:
     length = 4 * LARGE if is_large else 64
     examples: list[Tensor] = []
     for start in range(0, len(tensors), per_leaf):
-        of_leaf = tensors[start : start + per_leaf]
-        lengths = lengths_like(of_leaf, of_leaf[1], length + start // per_leaf)
-        for tensor, entries in zip(of_leaf, lengths, strict=True):
-            examples.append(tensor if tensor.ndim == 0 else tensor.new_empty(entries))
+        for tensor in tensors[start : start + per_leaf]:
+            examples.append(resized(tensor, length + start // per_leaf))
     return examples

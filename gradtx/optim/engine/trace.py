@@ -28,6 +28,7 @@ from gradtx._runs import LateTerm, Run, memory_of
 from gradtx.context import Clock
 from gradtx.core import GradientTransformation
 from gradtx.optim._scaling import Scaling, unscaling
+from gradtx.optim.engine.alias import resized
 from gradtx.optim.engine.compiler import Compiler
 from gradtx.optim.engine.hoist import REPLACED, hoist, is_number, multiply, narrow
 from gradtx.optim.engine.numbers import StepNumbers
@@ -397,7 +398,8 @@ class TracedPass:
             elif self._flat and len(tensor) in by_length:
                 stand_in = self._tracer.sized_as(by_length[len(tensor)], tensor)
             else:
-                stand_in = self._tracer.resizable(tensor, f"leaf{i}")
+                resizable = self._tracer.resizable
+                stand_in = resizable(tensor, f"leaf{i}", only_length=self._flat)
                 by_length[len(tensor)] = stand_in
             stand_ins.append(stand_in)
         return stand_ins
@@ -514,12 +516,10 @@ def _examples(nodes: list[Any]) -> list[Any]:
 
 
 def _with_two_entries_for_one(leaves: list[Tensor]) -> list[Tensor]:
-    """Replace vectors with one entry: every size of a flat leaf is a length, and its loop suits one entry as well."""
+    """Replace tensors of length 1: every variable size of a flat leaf is a length, and its loop suits 1 as well."""
     replaced: list[Tensor] = []
     for tensor in leaves:
-        if tensor.shape == (1,):
-            tensor = tensor.new_empty(2)
-        replaced.append(tensor)
+        replaced.append(resized(tensor, 2) if tensor.shape[:1] == (1,) else tensor)
     return replaced
 
 
@@ -587,7 +587,7 @@ class BundleProgram:
         function: The step of a bundle.
         common: Examples of the arguments that all leaves share.
         leaves: Examples of the leaves' arguments.
-        flat: Whether leaves are vectors of different lengths, whose operations are elementwise.
+        flat: Whether operations are elementwise, so that only the lengths of leaves differ: their first dimension.
     """
 
     def __init__(

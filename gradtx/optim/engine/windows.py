@@ -17,9 +17,8 @@ from gradtx.optim.engine.alias import entries_of
 # Equal parts of a coded leaf may be this many times smaller than a call's lists.
 SMALLEST_PARTS = 64
 
-# Entries of a window per CPU thread: compiled programs write decoded slots to memory, which then remain in the cache.
-# Measured for AdamW with "int8" on one thread: 2^16 takes 2 to 6% longer, 2^18 3 to 12%.
-WINDOW = 2**17
+# Entries of a window per CPU thread, so that the temporaries of compiled programs are small.
+WINDOW = 2**18
 
 
 def can_be_split(member: Member, leaf: Leaf, equal: Collection[str] = ()) -> bool:
@@ -70,7 +69,7 @@ def part_of(member: Member, equal: bool = False) -> int | None:
     size, most = entries_of(member.param), entries_of_a_call(local(member.param).device)
     if size <= most:
         return None
-    unit = _unit(member) or (1 if equal else None)
+    unit = row_of(member) or (1 if equal else None)
     if unit is None:
         return most
     units = size // unit
@@ -80,35 +79,28 @@ def part_of(member: Member, equal: bool = False) -> int | None:
     return None
 
 
-def window_of(member: Member) -> int | None:
-    """Return the entries per window (except the last) of a coded leaf for compiled programs; None without codes."""
-    unit = _unit(member)
-    if unit is None:
-        return None
-    device = local(member.param).device
+def window_of(device: torch.device, row: int) -> int:
+    """Return the rows per window, except the last, of a coded leaf with `row` entries per row (compiled programs)."""
     most = (
         WINDOW * torch.get_num_threads()
         if device.type == "cpu"
         else entries_of_a_call(device)
     )
-    return max(most // unit, 1) * unit
+    return max(most // row, 1)
 
 
-def windows(arguments: list[Tensor], window: int, size: int) -> Iterator[list[Tensor]]:
-    """Yield the flat arguments of a leaf of `size` entries for each window in turn; 0-d ones belong to all windows."""
-    count = -(-size // window)
+def windows(arguments: list[Tensor], window: int) -> Iterator[list[Tensor]]:
+    """Yield the arguments of a leaf for each window of rows in turn; 0-d ones belong to all windows."""
+    rows = next(len(tensor) for tensor in arguments if tensor.ndim)
+    count = -(-rows // window)
     columns: list[Sequence[Tensor]] = []
     for tensor in arguments:
-        parts = (
-            torch.split(tensor, window * tensor.numel() // size)
-            if tensor.ndim
-            else [tensor] * count
-        )
+        parts = torch.split(tensor, window) if tensor.ndim else [tensor] * count
         columns.append(parts)
     return map(list, zip(*columns, strict=True))
 
 
-def _unit(member: Member) -> int | None:
+def row_of(member: Member) -> int | None:
     """Return the fewest entries that contain whole blocks of all coded slots; None if there are no coded slots."""
     assert member.layout is not None
     blocks = [codec.block or codec.packs for codec in member.layout.coded_keys.values()]
