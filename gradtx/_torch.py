@@ -722,6 +722,37 @@ def kernels_of(function: Callable[..., Any]) -> Kernels | None:
     return Kernels(method[0], libraries)
 
 
+def reads_only_memory(function: Callable[..., Any], sized: Collection[str]) -> bool:
+    """Whether a compiled graph passes its arguments to kernels as addresses, and reads the sizes of only some of them.
+
+    Args:
+        function: The compiled graph.
+        sized: The names of the arguments whose sizes it may read.
+    """
+    kernels = (
+        function.kernels if isinstance(function, RunKernels) else kernels_of(function)
+    )
+    if kernels is None or "assert_size_stride" in kernels.method:
+        return False
+    return set(re.findall(r"(\w+)\.size\(\)", kernels.method)) <= set(sized)
+
+
+class RunKernels:
+    """A graph compiled by an earlier process, as a function of its arguments.
+
+    Args:
+        kernels: The graph as text.
+        call: The method in that text.
+    """
+
+    def __init__(self, kernels: Kernels, call: Callable[..., Any]):
+        self.kernels = kernels
+        self._call = call
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self._call(None, list(arguments))
+
+
 def run_kernels(kernels: Kernels) -> Callable[..., Any]:
     """Build a compiled graph from its text, without inductor.
 
@@ -741,12 +772,7 @@ def run_kernels(kernels: Kernels) -> Callable[..., Any]:
     for name, library in kernels.libraries.items():
         names[name] = _library(library).kernel
     exec(textwrap.dedent(kernels.method), names)
-    call: Callable[..., Any] = names["call"]
-
-    def function(*arguments: Any) -> Any:
-        return call(None, list(arguments))
-
-    return function
+    return RunKernels(kernels, names["call"])
 
 
 def _module_of_kernels() -> Any:

@@ -78,7 +78,7 @@ class OpenStep(Step):
         member.param.grad = None
 
     def _prepare(self, member: Member) -> None:
-        self._check(member)
+        self._check_members([member])
         self._place_gradients([member])
         self._workings.states.prepare(
             self._views[member.group], [member], self._changed[member.group]

@@ -136,27 +136,25 @@ class Step:
         values = [view.values() for view in self._views]
         for view, row, present in zip(self._views, rows, values, strict=True):
             view.check(present)
+            self._check_members(row)
             for member in row:
-                self._check(member)
                 member.count = member.count_in(member.state)
         return values
 
-    def _check(self, member: Member) -> None:
-        gradient, layout = member.param.grad, member.layout
-        if gradient is not None and gradient.is_sparse:
-            raise RuntimeError(
-                f"{self._owner}: parameter {member.name!r} has a sparse gradient, but rules require dense ones; "
-                "omit sparse=True in its nn.Embedding, or set param.grad = param.grad.to_dense() before step()"
-            )
-        if (
-            member.state
-            and layout is not None
-            and not layout.keys <= member.state.keys()
-        ):
-            lacking = min(layout.keys - member.state.keys())
-            raise ValueError(
-                f"{self._owner}: the state of parameter {member.name!r} lacks {lacking!r}"
-            )
+    def _check_members(self, members: list[Member]) -> None:
+        for member in members:
+            gradient = member.param.grad
+            if gradient is not None and gradient.is_sparse:
+                raise RuntimeError(
+                    f"{self._owner}: parameter {member.name!r} has a sparse gradient, but rules require dense ones; "
+                    "omit sparse=True in its nn.Embedding, or set param.grad = param.grad.to_dense() before step()"
+                )
+            state, layout = member.state, member.layout
+            if state and layout is not None and not layout.keys <= state.keys():
+                lacking = min(layout.keys - state.keys())
+                raise ValueError(
+                    f"{self._owner}: the state of parameter {member.name!r} lacks {lacking!r}"
+                )
 
     def _check_shapes(self, members: list[Member]) -> None:
         """Check that slots match the shapes of parameters. A valid plan implies this without reading shapes."""
@@ -191,14 +189,10 @@ class Step:
             members.extend(row)
         place_counts(members, self._run.device if self._counts_on_device else None)
         after: dict[int | Count, int | Count] = {}
-        for member in members:
-            count = member.count
-            if count not in after:
-                after[count] = (
-                    count.after(self._run.tick)
-                    if isinstance(count, Count)
-                    else count + 1
-                )
+        for count in {member.count for member in members}:
+            after[count] = (
+                count.after(self._run.tick) if isinstance(count, Count) else count + 1
+            )
         return after
 
     def _check_capture(self, rows: Sequence[list[Member]]) -> None:

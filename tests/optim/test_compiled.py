@@ -15,6 +15,7 @@ import pytest
 import torch
 
 import gradtx
+from gradtx import _torch
 from gradtx.optim.engine import compiled as engine
 from gradtx.optim.engine import trace
 from gradtx.optim.engine.background import BackgroundEngine
@@ -445,6 +446,47 @@ def test_tensors_in_any_layout_step_as_eagerly(name, make, uncompiled):
             param.grad = torch.linspace(-1, 1, param.numel()).view(param.shape).contiguous() * (i + 1)
             optimizer.step()
     torch.testing.assert_close(params[1], params[0])
+
+
+LAYOUTS = {
+    "rows": lambda gradient: gradient,
+    "columns": lambda gradient: gradient.t().contiguous().t(),
+    "a part": lambda gradient: torch.stack((gradient, gradient), -1)[..., 0],
+    "with a graph": lambda gradient: gradient.requires_grad_(),
+}
+
+
+@pytest.mark.parametrize("first", LAYOUTS)
+def test_gradients_may_change_their_layout_in_each_step(first):
+    """Kernels read the memory of gradients that are laid out as their parameters, whatever their shape."""
+    results = []
+    for compile in (False, True):
+        torch.manual_seed(0)
+        params = [torch.nn.Parameter(torch.randn(6, 8)) for _ in range(2)]
+        optimizer = gradtx.optim.AdamW(params, lr=0.1, compile=compile)
+        for name in (first, *LAYOUTS, first, *reversed(LAYOUTS)):
+            for param in params:
+                param.grad = LAYOUTS[name](torch.randn(6, 8))
+            optimizer.step()
+        results.append(params)
+    (bundle,) = optimizer._engine.plan.bundles
+    assert bundle._takes_any_shape
+    for compiled, expected in zip(*reversed(results), strict=True):
+        torch.testing.assert_close(compiled, expected)
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("s0 = param.size()[0]", True),
+        ("s0 = gradient.size()[0]", False),
+        ("assert_size_stride(param, (s0,), (1,))", False),
+    ],
+)
+def test_shapes_matter_if_a_graph_reads_or_checks_them(line, expected):
+    kernels = _torch.Kernels(f"    def call(self, args):\n        {line}\n", {})
+    assert _torch.reads_only_memory(_torch.RunKernels(kernels, print), {"param"}) == expected
+    assert not _torch.reads_only_memory(print, {"param"})
 
 
 def test_an_exchanged_memory_is_noticed(uncompiled):

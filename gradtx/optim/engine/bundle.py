@@ -90,7 +90,13 @@ class Bundle:
         self._written_windows: list[list[Tensor]] = []
         self._read_per_leaf = 1 + len(signature.by_leaf)
         self._per_leaf = 2 + len(signature.slots) + self._read_per_leaf
-        self._are_usual = [flat and _is_usual(member.param) for member in members]
+        self._has_usual_params = flat and all(
+            _is_usual(member.param) for member in members
+        )
+        # Whether this was true of the gradients for which the bundle was planned; see `_have_usual_gradients`.
+        self._was_planned_for_usual = False
+        # Whether gradients may have any shape, since the program reads their memory only.
+        self._takes_any_shape = False
 
     @torch.inference_mode(False)  # later steps write into padding as well
     @torch.no_grad()
@@ -98,6 +104,7 @@ class Bundle:
         self, flag: Callable[[torch.device, bool], Tensor], trees: Trees
     ) -> None:
         """Create the aliases of parameters and slots, and padding if the bundle is not full."""
+        self._was_planned_for_usual = self._have_usual_gradients()
         for member in self.members:
             self._template.append(flag(self.device, True))
             self._template.extend(self._written_by(member))
@@ -117,12 +124,15 @@ class Bundle:
         rows = entries_of(member.param) // self._row
         return [in_rows(vector, rows) for vector in written]
 
-    def arguments(self, trees: Trees) -> list[Tensor]:
-        """Return the leaves' arguments: aliases that programs write, then read-only gradients and extras."""
+    def arguments(self, trees: Trees, are_as_planned: bool = False) -> list[Tensor]:
+        """Return the leaves' arguments: aliases that programs write, then read-only gradients and extras.
+
+        `are_as_planned` specifies whether the gradients have the types and layouts for which the bundle was planned.
+        """
         arguments: list[Any] = self._template.copy()
         end = self._per_leaf * len(self.members)
         position = self._per_leaf - self._read_per_leaf
-        arguments[position : end : self._per_leaf] = self._gradients()
+        arguments[position : end : self._per_leaf] = self._gradients(are_as_planned)
         for key in self.signature.by_leaf:
             position += 1
             tree = trees[key]
@@ -136,30 +146,28 @@ class Bundle:
         row = self._row
         return read if row is None else [vector.view(-1, row) for vector in read]
 
-    def _gradients(self) -> list[Tensor]:
-        gradients: list[Any] = []
-        for member, is_usual in zip(self.members, self._are_usual, strict=True):
-            gradient: Any = member.param.grad
-            if (
-                is_usual
-                and type(gradient) is Tensor
-                and not gradient.requires_grad
-                and gradient.is_contiguous()
-            ):
-                # A shortcut: the alias would be the same.
-                gradients.append(gradient.view(-1))
-            else:
-                gradients.append(self._read(gradient, member))
-        return self._in_rows(gradients)
+    def _gradients(self, are_as_planned: bool) -> list[Tensor]:
+        gradients: list[Any] = [member.param.grad for member in self.members]
+        are_usual = (
+            self._was_planned_for_usual
+            if are_as_planned
+            else self._have_usual_gradients()
+        )
+        if not are_usual:
+            return self._in_rows(list(map(self._read, gradients, self.members)))
+        if self._takes_any_shape:  # creating views takes longer than all checks
+            return gradients
+        return self._in_rows([gradient.view(-1) for gradient in gradients])
+
+    def _have_usual_gradients(self) -> bool:
+        """Whether all parameters and gradients are plain, real and contiguous, so that views are their aliases."""
+        return self._has_usual_params and all(
+            _is_usual_gradient(member.param.grad) for member in self.members
+        )
 
     def _read(self, tensor: Any, member: Member) -> Tensor:
         """Return an alias of a tensor, or of a copy if its layout differs."""
-        if (
-            tensor.ndim == 1
-            and type(tensor) is Tensor
-            and not tensor.requires_grad
-            and _is_usual(tensor)
-        ):
+        if tensor.ndim == 1 and _is_usual_gradient(tensor):
             return tensor  # a shortcut: the alias would be the same
         return alias_or_copy(tensor, member.param, self._flat)
 
@@ -186,6 +194,9 @@ class Bundle:
     def compile_for(self, program: BundleProgram) -> None:
         """Use this program from now on."""
         self.program = [PassOperation(each) for each in program.passes]
+        self._takes_any_shape = self._window is None and all(
+            each.reads_only_memory for each in program.passes
+        )
 
     # During a step.
 
@@ -196,12 +207,12 @@ class Bundle:
         on_host: bool,
         trees: Trees,
         prepared: Prepared,
+        are_as_planned: bool,
     ) -> None:
         """Receive the arguments of the current step."""
         self.at = -1
-        self._present = BundleStep(
-            run, numbers, on_host, self.arguments(trees), prepared
-        )
+        arguments = self.arguments(trees, are_as_planned)
+        self._present = BundleStep(run, numbers, on_host, arguments, prepared)
 
     def call(self, compiled: ProgramPass) -> list[dict[Any, Tensor]]:
         """Run a pass; return the sums or new shared values of each call by name."""
@@ -248,6 +259,16 @@ class Bundle:
     def _in_step(self) -> BundleStep:
         assert self._present is not None
         return self._present
+
+
+def _is_usual_gradient(gradient: Any) -> bool:
+    """Whether a gradient is a plain contiguous tensor without a graph."""
+    return (
+        type(gradient) is Tensor
+        and not gradient.requires_grad
+        and not gradient.is_complex()
+        and gradient.is_contiguous()
+    )
 
 
 def _is_usual(tensor: Tensor) -> bool:

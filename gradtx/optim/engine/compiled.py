@@ -102,6 +102,7 @@ class CompiledEngine(Engine):
         # Why program lists remain empty, by their ids.
         self._unsuitable: dict[int, str] = {}
         self._prepared: Prepared = {}
+        self._gradients_are_as_planned = False
         self._flags: dict[tuple[torch.device, bool], Tensor] = {}
         self._logged: set[str] = set()  # stages that have been logged
 
@@ -121,13 +122,19 @@ class CompiledEngine(Engine):
 
     def _begin(self, plan: Plan, request: StepRequest) -> None:
         self._prepared = {}
+        self._gradients_are_as_planned = plan.gradients_are_as_planned
         super()._begin(plan, request)
 
     def _begin_bundle(
         self, bundle: Any, numbers: list[Any], request: StepRequest
     ) -> None:
         bundle.begin(
-            request.run, numbers, request.on_host, request.trees, self._prepared
+            request.run,
+            numbers,
+            request.on_host,
+            request.trees,
+            self._prepared,
+            self._gradients_are_as_planned,
         )
 
     def _flag(self, device: torch.device, real: bool) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import operator
 from collections.abc import Iterable
 from typing import Any, NamedTuple
@@ -25,6 +26,10 @@ class Plan:
         members: The parameters that step.
         bundles: Those that programs run.
         rest: The others.
+
+    Attributes:
+        gradients_are_as_planned: Whether the gradients of the present step have the types and layouts of those for
+            which the plan was made; otherwise only the same dtypes and shapes.
     """
 
     def __init__(
@@ -37,7 +42,14 @@ class Plan:
         self.fingerprint = fingerprint
         self.bundles = bundles
         self.rest = rest
+        self.gradients_are_as_planned = True
         self._members = members
+        gradients: list[Any] = [member.param.grad for member in members]
+        self._gradient_traits = list(map(dtype_and_shape, gradients))
+        # Links that process parameters without a gradient accept None, which the check does not.
+        self._gradients_have_same_layout = (
+            _never if _any_is_none(gradients) else _torch.layout_check(gradients)
+        )
         self._states = [member.state for member in members]
         self._params = [member.param for member in members]
         # The slots that programs write; eager steps replace theirs.
@@ -60,7 +72,7 @@ class Plan:
 
     def matches(self, fingerprint: Any) -> bool:
         """Whether the request is the same, and all parameters and slots have the same memory, sizes and strides."""
-        if fingerprint != self.fingerprint:
+        if fingerprint != self.fingerprint or not self._accepts_gradients():
             return False
         states = map(operator.attrgetter("state"), self._members)
         if not all(map(operator.is_, states, self._states)):
@@ -72,9 +84,28 @@ class Plan:
             and self._have_same_layout(*present)
         )
 
+    def _accepts_gradients(self) -> bool:
+        """Whether the gradients have the same dtypes and shapes as those for which the plan was made."""
+        gradients: list[Any] = [member.param.grad for member in self._members]
+        self.gradients_are_as_planned = not _any_is_none(
+            gradients
+        ) and self._gradients_have_same_layout(*gradients)
+        return (
+            self.gradients_are_as_planned
+            or list(map(dtype_and_shape, gradients)) == self._gradient_traits
+        )
+
+
+def _any_is_none(gradients: list[Any]) -> bool:
+    return any(map(operator.is_, gradients, itertools.repeat(None)))
+
+
+def _never(*gradients: Any) -> bool:
+    return False
+
 
 def fingerprint_of(request: StepRequest, members: list[Member]) -> tuple[Any, ...]:
-    """Return everything that a plan depends on, except the addresses of tensors.
+    """Return everything that a plan depends on, except gradients and the addresses of tensors.
 
     For counts, this is only which members have equal ones.
     """
@@ -88,7 +119,6 @@ def fingerprint_of(request: StepRequest, members: list[Member]) -> tuple[Any, ..
         [member.group for member in members],
         [ranks[count] for count in counts],
         [member.layout for member in members],
-        [dtype_and_shape(member.param.grad) for member in members],
         request.structures,
         {name: value.dtype for name, value in request.tensor_scalars().items()},
         trees,

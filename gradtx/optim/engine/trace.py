@@ -331,11 +331,13 @@ class ProgramPass(Protocol):
         sums: Examples of the sums that it returns; empty for the last pass.
         names: The names of its outputs.
         operation: The operation that waits for the sums; None for the last pass.
+        reads_only_memory: Whether the shapes of a leaf's tensors after its parameter do not matter, only their memory.
     """
 
     sums: list[Tensor]
     names: tuple[Any, ...]
     operation: Operation | None
+    reads_only_memory: bool
 
     def fits(self, leaves: list[Tensor]) -> bool:
         """Whether the sizes of these tensors satisfy the assumptions made while tracing."""
@@ -362,6 +364,7 @@ class TracedPass:
     sums: list[Tensor]
     names: tuple[Any, ...]
     operation: Operation | None
+    reads_only_memory = False
 
     def __init__(
         self,
@@ -496,6 +499,22 @@ class TracedPass:
             examples = _examples([*prepared, *bundle_arguments])
             self._kernel = compiler.compiled(self._graph, [*examples, *leaves_of_all])
         self._suits_kernel = self._tracer.assumptions(leaves_of_all)
+        self.reads_only_memory = _torch.reads_only_memory(
+            self._kernel, self._names_of_params(leaves)
+        )
+
+    def _names_of_params(self, leaves: list[Any]) -> set[str]:
+        """Return the names of the arguments from which kernels read sizes: the first vector of each leaf."""
+        names: set[str] = set()
+        per_leaf = len(leaves) // len(self._leaves)
+        for start in range(0, len(leaves), per_leaf):
+            of_leaf = leaves[start : start + per_leaf]
+            names.update(
+                itertools.islice(
+                    (node.name for node in of_leaf if not is_number(node)), 1
+                )
+            )
+        return names
 
     def prepare(
         self, numbers: Sequence[Any], device: torch.device, on_host: bool
@@ -534,6 +553,8 @@ def _distinct(tensor: Tensor) -> Tensor:
 
 class DynamoPass:
     """A pass that `torch.compile` traces, for versions of torch without the names that tracing needs."""
+
+    reads_only_memory = False
 
     def __init__(self, run: RunPass, common: list[Tensor], leaves: list[Tensor]):
         self._run = run
