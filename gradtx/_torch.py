@@ -729,16 +729,15 @@ def reads_only_memory(function: Callable[..., Any], sized: Collection[str]) -> b
         function: The compiled graph.
         sized: The names of the arguments whose sizes it may read.
     """
-    kernels = (
-        function.kernels if isinstance(function, RunKernels) else kernels_of(function)
-    )
-    if kernels is None or "assert_size_stride" in kernels.method:
+    if not isinstance(function, RunKernels):
         return False
-    return set(re.findall(r"(\w+)\.size\(\)", kernels.method)) <= set(sized)
+    method = function.kernels.method
+    read = set(re.findall(r"(\w+)\.size\(\)", method))
+    return "assert_size_stride" not in method and read <= set(sized)
 
 
 class RunKernels:
-    """A graph compiled by an earlier process, as a function of its arguments.
+    """A compiled graph that only calls kernels, as a function of its arguments.
 
     Args:
         kernels: The graph as text.
@@ -751,6 +750,14 @@ class RunKernels:
 
     def __call__(self, *arguments: Any) -> Any:
         return self._call(None, list(arguments))
+
+
+def as_kernels(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a compiled graph without what inductor does around each call; the graph itself if it is too complex."""
+    kernels = kernels_of(function)
+    if kernels is None or not isinstance(function, CompiledAtOnce):
+        return function
+    return RunKernels(kernels, function.compiled.current_callable.__func__)
 
 
 def run_kernels(kernels: Kernels) -> Callable[..., Any]:

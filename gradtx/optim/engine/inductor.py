@@ -20,13 +20,13 @@ def compile_with_inductor(
         options = {"size_asserts": False, **options}
     place = place_of(graph, options)
     if place is None:
-        return _compiled(graph, examples, options)
+        return _torch.as_kernels(_compiled(graph, examples, options))
     assumptions = _torch.Assumptions(examples)
     program = kept_program(place, assumptions)
     if program is None:
         program = _compiled_to_keep(graph, examples, options)
         keep(place, program, assumptions)
-    return program
+    return _torch.as_kernels(program)
 
 
 def _compiled_to_keep(
