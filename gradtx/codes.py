@@ -363,8 +363,7 @@ def _float8_scale(largest: Tensor) -> Tensor:
 
 def _encode_float8(values: Tensor, scale: Tensor) -> Tensor:
     size = (values.abs() / scale).clamp(FLOAT8_LEAST, FLOAT8_MOST)
-    signed = torch.copysign(size, values)
-    return torch.where(values == 0, 0.0, signed).to(torch.float8_e4m3fn)
+    return (size * values.sign()).to(torch.float8_e4m3fn)
 
 
 def _decode_float8(codes: Tensor, scale: Tensor) -> Tensor:
