@@ -194,6 +194,10 @@ class Codec:
             return like
         return (*codes[:-1], 2 * codes[-1])
 
+    def restores(self, shape: Shape, like: Shape) -> bool:
+        """Whether `shape_of` recovers a slot's shape: not if it packs an odd dimension that the leaf does not have."""
+        return self.shape_of(self.shapes(shape)[""], like) == shape
+
     def shapes(self, shape: Shape) -> dict[str, Shape]:
         """Return the shapes of the tensors that store values of a given shape, by suffix."""
         shapes = {"": shape, **dict.fromkeys(self.parts, shape)}
