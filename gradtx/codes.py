@@ -360,8 +360,7 @@ FLOAT8_LEAST = 2.0**-9
 def _float8_scale(largest: Tensor) -> Tensor:
     """Return the largest magnitude / 448, rounded to 20 bits. 448 times it is then exact, so re-encoding returns it."""
     scale = largest.to(torch.float32).mul(1 / FLOAT8_MOST).clamp(min=LEAST_SCALE)
-    bits = scale.view(torch.int32)
-    rounded = (bits + 8) & ~15
+    rounded = (bits_to_round(scale) + 8) & ~15
     return rounded.view(torch.float32)
 
 
