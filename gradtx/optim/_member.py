@@ -91,7 +91,7 @@ class Layout(NamedTuple):
 
     @property
     def label(self) -> str:
-        """A label that is the same for the equal layouts of a chain, whose codes depend on path and slot only."""
+        """A label; layouts of one chain with the same label are equal, because path and slot determine a code."""
         parts = (self.slots, self.shared, sorted(self.coded_keys), sorted(self.owned))
         return repr(parts)
 

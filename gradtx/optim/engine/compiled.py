@@ -349,7 +349,7 @@ def _examples(tensors: list[Tensor], kind: LeafKind, row: int | None) -> list[Te
         return tensors
     per_leaf = len(tensors) // kind.width
     is_large, *_ = kind.written
-    # Of their rows only: a block may be as long as a leaf, and eight examples of it take memory.
+    # As many entries, not rows: blocks may be long, and the examples of eight leaves occupy memory.
     length = max(4 * LARGE // (row or 1), 64) if is_large else 64
     examples: list[Tensor] = []
     for start in range(0, len(tensors), per_leaf):
