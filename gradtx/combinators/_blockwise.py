@@ -376,13 +376,13 @@ class Pieces:
         """Give each block its own stream of random numbers."""
         leaf = self._leaf
         stream = leaf.stream_name
+        is_nested = isinstance(stream, Tensor)  # a block of a block
+        prefix = "" if is_nested else leaf.name
         for batch in self._batches:
-            if isinstance(stream, Tensor):  # a block of a block
-                keys = [stream ^ name_key(f"#{i}") for i in batch.numbers]
-                batch.inputs["stream"] = torch.stack(keys)
-            else:
-                numbers = [name_key(f"{leaf.name}#{i}") for i in batch.numbers]
-                batch.inputs["stream"] = torch.tensor(numbers, device=leaf.device)
+            numbers = [name_key(f"{prefix}#{i}") for i in batch.numbers]
+            # Not float32, even without blocks.
+            keys = torch.tensor(numbers, dtype=torch.int64, device=leaf.device)
+            batch.inputs["stream"] = stream ^ keys if is_nested else keys
 
     def _is_one_batch(self) -> bool:
         return len(self._batches) == 1
@@ -445,7 +445,11 @@ class Pieces:
         if not count:
             inputs = [value.new_zeros((1, *value.shape[1:])) for value in inputs]
         results = torch.vmap(apply_to_block)(inputs)
-        return {key: result[:count] for key, result in zip(keys, results, strict=True)}
+        stacked: dict[Any, Tensor] = {}
+        for key, result in zip(keys, results, strict=True):
+            # Shared values do not depend on the block, so those of the block of zeros are valid.
+            stacked[key] = result if key[0] == "shared" else result[:count]
+        return stacked
 
     # Results.
 
