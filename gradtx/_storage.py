@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import math
 from collections.abc import Callable, Iterable, Mapping, Set
 from typing import TYPE_CHECKING, Any
 
@@ -251,15 +252,13 @@ class Store:
         """Whether a slot of a nested state is coded, judged by its auxiliary tensors or else by its shape and dtype."""
         if codec.suffixes:
             return all(f"{slot}.{suffix}" in stored for suffix in codec.suffixes)
+        if tensor.dtype in (leaf.param_dtype, torch.int64, torch.bool):
+            return False
+        if is_named(self._pattern(slot)):
+            return True
         assert self.storage is not None
-        is_large = (
-            tensor.shape == leaf.shape and tensor.numel() >= self.storage.min_size
-        )
-        return is_large and tensor.dtype not in (
-            leaf.param_dtype,
-            torch.int64,
-            torch.bool,
-        )
+        is_large = math.prod(leaf.shape) >= self.storage.min_size
+        return is_large and tensor.shape == codec.shapes(leaf.shape)[""]
 
     # Initial slots.
 
@@ -324,7 +323,7 @@ class Store:
         pattern, choice = rule
         if isinstance(choice, torch.dtype):
             return choice
-        # Not coded, because sharding splits a block.
+        # Not coded, because sharding splits a block, or because codes would not determine the slot's shape.
         if self._may_be_coded(slot, pattern, value, like, leaf):
             return torch.promote_types(leaf.param_dtype, torch.float32)
         return leaf.param_dtype
@@ -340,8 +339,10 @@ class Store:
             if codec is None:
                 continue
             pattern = self._pattern(slot)
-            if self._may_be_coded(slot, pattern, value, like, leaf) and not splits_rows(
-                like, codec.block
+            if not self._may_be_coded(slot, pattern, value, like, leaf):
+                continue
+            if not splits_rows(like, codec.block) and codec.restores(
+                value.shape, like.shape
             ):
                 codecs[slot] = codec
         if codecs and probe is not None and like.ndim > 1:

@@ -194,6 +194,10 @@ class Codec:
             return like
         return (*codes[:-1], 2 * codes[-1])
 
+    def restores(self, shape: Shape, like: Shape) -> bool:
+        """Whether `shape_of` recovers a slot's shape: not if it packs an odd dimension that the leaf does not have."""
+        return self.shape_of(self.shapes(shape)[""], like) == shape
+
     def shapes(self, shape: Shape) -> dict[str, Shape]:
         """Return the shapes of the tensors that store values of a given shape, by suffix."""
         shapes = {"": shape, **dict.fromkeys(self.parts, shape)}
@@ -356,8 +360,7 @@ FLOAT8_LEAST = 2.0**-9
 def _float8_scale(largest: Tensor) -> Tensor:
     """Return the largest magnitude / 448, rounded to 20 bits. 448 times it is then exact, so re-encoding returns it."""
     scale = largest.to(torch.float32).mul(1 / FLOAT8_MOST).clamp(min=LEAST_SCALE)
-    bits = scale.view(torch.int32)
-    rounded = (bits + 8) & ~15
+    rounded = (bits_to_round(scale) + 8) & ~15
     return rounded.view(torch.float32)
 
 

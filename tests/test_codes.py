@@ -146,6 +146,7 @@ def test_a_nan_of_any_bits_is_not_hidden(name, bits):
     codec = CODES[name]
     packed = codec.pack(x, torch.arange(64)) if codec.random else codec.pack(x)
     assert codec.unpack(packed, x.shape).isnan().all()
+    assert codec.block is None or codec.scale(x).isnan().all()  # a scale of 0 would hide the rest of the block
 
 
 def test_the_bytes_of_a_megabyte_of_entries():

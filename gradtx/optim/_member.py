@@ -89,6 +89,12 @@ class Layout(NamedTuple):
         coded = self.coded_keys
         return coded.keys() | auxiliary_tensors(coded)
 
+    @property
+    def label(self) -> str:
+        """A label; layouts of one chain with the same label are equal, because path and slot determine a code."""
+        parts = (self.slots, self.shared, sorted(self.coded_keys), sorted(self.owned))
+        return repr(parts)
+
     def is_flat(self, shape: torch.Size) -> bool:
         """Whether coding the concatenated rows of a parameter as one long row has the same result."""
         return all(codec.fills_rows(shape) for codec in self.coded_keys.values())

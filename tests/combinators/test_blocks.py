@@ -233,6 +233,20 @@ def test_blocks_of_blocks_are_blocks():
     assert state["blocks"]["blocks"]["scale_by_lamb"]["exp_avg"]["w"].shape == (2, 3, 2, 3)
 
 
+@pytest.mark.parametrize("shape", [(0, 3, 2), (2, 0, 3)])
+@pytest.mark.parametrize("depth", [1, 2])
+def test_random_links_accept_leaves_without_blocks(shape, depth):
+    tx = gradtx.add_noise(1.0, 0.0, seed=1)
+    for _ in range(depth):
+        tx = gradtx.blocks(tx, batch=1)
+    params = {"a": torch.zeros(shape), "w": torch.zeros(2, 3, 4)}
+    updates, state = tx.update(params, tx.init(params), params)
+    expected, expected_state = tx.update({"w": params["w"]}, tx.init({"w": params["w"]}), {"w": params["w"]})
+    assert updates["a"].shape == shape
+    assert torch.equal(updates["w"], expected["w"])
+    torch.testing.assert_close(state, expected_state)
+
+
 def test_blocks_of_blocks_have_random_numbers_of_their_own():
     tx = gradtx.blocks(gradtx.blocks(gradtx.add_noise(1.0, 0.0, seed=1), heads=3), batch=1)
     zeros = {"w": torch.zeros(2, 6, 3)}

@@ -115,6 +115,11 @@ def test_codes_are_stored_and_nan_is_found_by_operations_that_vectors_have():
     for found, expected in zip(module(x), function(x), strict=True):
         assert found.dtype == expected.dtype
         assert torch.equal(found, expected)
+    integers = torch.arange(3)
+    module_of_integers = make_fx(lambda x: x.nan_to_num(0.0, math.inf, -math.inf), decomposition_table=REPLACED)(
+        integers
+    )
+    assert module_of_integers(integers).dtype == torch.int64
     x = torch.tensor([math.nan, -math.nan, math.inf, -math.inf, 1.0])
     *_, found, filled = module(x)
     assert found.tolist() == [True, True, False, False, False]

@@ -356,6 +356,70 @@ def test_compiled_windows_of_a_large_coded_leaf_have_the_same_numbers(code, link
         torch.testing.assert_close(part, whole, rtol=0.0, atol=0.0 if link == "alone" else 1e-4)
 
 
+def compared(tx, shapes, dtype=torch.float32):
+    """Run three compiled and three default steps; return the parameters and the state of each."""
+    runs = []
+    for compile in (True, False):
+        params = [torch.nn.Parameter(noise(i, (*shape, 2))) for i, shape in enumerate(shapes)]
+        for param in params:
+            param.data = torch.view_as_complex(param.data) if dtype.is_complex else param.data[..., 0].contiguous()
+        optimizer = gradtx.as_optimizer(tx, params, compile=compile)
+        for step in range(3):
+            for i, param in enumerate(params):
+                param.grad = noise(10 * step + i, (*param.shape, 2))[..., 0].to(dtype)
+            optimizer.step()
+        assert not compile or optimizer._engine.plan.rest == []
+        runs.append((params, [optimizer.state[param] for param in params]))
+    return runs
+
+
+@pytest.mark.parametrize("compile", ["traced"], indirect=True)
+def test_blocks_of_a_compiled_complex_vector_are_those_of_its_real_view(compile):
+    (params, slots), (by_default, default_slots) = compared(
+        with_state_dtype(gradtx.adamw(lr=1e-2), "int8"), [(4096,), (64, 64)], torch.complex64
+    )
+    assert slots[0]["exp_avg.scale"].shape == (4096, 1)  # a row is a real and an imaginary part
+    for one, other in zip(slots, default_slots, strict=True):
+        difference = one["exp_avg"].int() - other["exp_avg"].int()
+        assert difference.abs().max() <= 1
+    for one, other in zip(params, by_default, strict=True):
+        torch.testing.assert_close(one, other, rtol=0.0, atol=1e-4)  # of 3 steps of 1e-2; codes may be adjacent
+
+
+@pytest.mark.parametrize("compile", ["traced"], indirect=True)
+def test_numbers_with_blocks_are_compiled(compile):
+    tx = gradtx.nadam(lr=1e-2, state_dtype={"mu_product": "int8", "*": "int8"})
+    (params, _), (by_default, _) = compared(tx, [(64, 128)])
+    torch.testing.assert_close(params, by_default, rtol=0.0, atol=1e-4)
+
+
+@pytest.mark.parametrize("compile", ["traced"], indirect=True)
+def test_coded_and_small_leaves_of_one_dtype_are_compiled_separately(compile):
+    roots = gradtx.Codec(lambda values: values.sign() * values.abs().sqrt(), lambda codes: codes * codes.abs())
+    (params, slots), (by_default, default_slots) = compared(
+        with_state_dtype(gradtx.ema(0.9), roots), [(64, 128), (5, 3), (7,)]
+    )
+    torch.testing.assert_close(params, by_default)
+    torch.testing.assert_close(slots, default_slots)
+
+
+@pytest.mark.parametrize("compile", ["traced"], indirect=True)
+def test_programs_for_long_blocks_are_traced_with_few_rows(compile, monkeypatch):
+    sizes = []
+    examples_of = planning._examples
+
+    def measured(*arguments):
+        examples = examples_of(*arguments)
+        sizes.append(sum(tensor.nbytes for tensor in examples))
+        return examples
+
+    monkeypatch.setattr(planning, "_examples", measured)
+    code = gradtx.Codec.named("int8", block=2**14)
+    compared(with_state_dtype(gradtx.sgd(lr=1e-2, momentum=0.9), code), [(2, 2**14)])
+    assert sizes
+    assert max(sizes) < 2**25  # with as many rows as a vector has entries: 2^35
+
+
 @gradtx.per_tensor(elementwise=True)
 def exchange():
     """Exchange slots, both unchanged and modified."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from gradtx._arguments import varies
+from gradtx._complex import as_real
 from gradtx._execution import FROZEN, Leaf, Operation
 from gradtx._lists.cache import SharedPrograms
 from gradtx._owners import OwnedRegion
@@ -219,7 +220,7 @@ class Engine:
             read=tuple(map(_traits_of_read, read)),
             by_leaf=tuple(by_leaf),
             choices=tuple(sorted(member.choices.items())),
-            layout=repr((layout.slots, layout.shared, sorted(layout.owned))),
+            layout=layout.label,
             width=self._width(member, leaf, flat),
         )
 
@@ -333,9 +334,13 @@ def slots_are_shaped_as(member: Member) -> bool:
     assert layout is not None
     coded: set[str] = set()
     if layout.codes:
-        if not layout.is_flat(local(member.param).shape):
+        if not layout.is_flat(as_real(local(member.param)).shape):
             # Even if a scale has the parameter's shape, since blocks are incomplete.
             return False
+        shape = as_real(member.param).shape
+        for key, codec in layout.coded_keys.items():
+            if member.state[key].shape != codec.shapes(shape)[""]:
+                return False
         coded = layout.coded_tensors
     return all(
         key in coded or member.state[key].shape in (member.param.shape, ())

@@ -229,7 +229,9 @@ class CompiledEngine(Engine):
             order = Order(
                 function=BundleFunction(signature, view.chain_of(structure)),
                 common=[tensor.to(bundle.device) for tensor in stand_ins(signature)],
-                examples=[tensors] if programs else [_examples(tensors, kind), tensors],
+                examples=[tensors]
+                if programs
+                else [_examples(tensors, kind, row), tensors],
                 flat=kind.flat,
                 large=entries_of(first.param) >= LARGE,
                 sharded=is_sharded(first.param),
@@ -342,13 +344,20 @@ def _traits_of(tensor: Tensor) -> tuple[Any, ...]:
     return tensor.dtype, tensor.device, tuple(size == 1 for size in tensor.shape)
 
 
-def _examples(tensors: list[Tensor], kind: LeafKind) -> list[Tensor]:
-    """Return arguments of leaves, with lengths that let the compiler decide whether threads are worthwhile."""
+def _examples(tensors: list[Tensor], kind: LeafKind, row: int | None) -> list[Tensor]:
+    """Return arguments of leaves, with lengths that let the compiler decide whether threads are worthwhile.
+
+    Args:
+        tensors: The arguments of a bundle.
+        kind: The kind of its leaves.
+        row: For coded leaves, the number of entries per row.
+    """
     if not kind.flat:
         return tensors
     per_leaf = len(tensors) // kind.width
     is_large, *_ = kind.written
-    length = 4 * LARGE if is_large else 64
+    # As many entries, not rows: blocks may be long, and the examples of eight leaves occupy memory.
+    length = max(4 * LARGE // (row or 1), 64) if is_large else 64
     examples: list[Tensor] = []
     for start in range(0, len(tensors), per_leaf):
         for tensor in tensors[start : start + per_leaf]:

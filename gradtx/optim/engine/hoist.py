@@ -74,8 +74,10 @@ def _nan_to_num(
     neginf: float | None = None,
 ) -> Any:
     """Replace NaN in one operation if infinities remain."""
+    if x.device.type != "cpu" or not x.is_floating_point():
+        return NotImplemented
     keeps_infinities = posinf == math.inf and neginf == -math.inf
-    if x.device.type != "cpu" or nan is None or not keeps_infinities:
+    if nan is None or not keeps_infinities:
         return NotImplemented
     return torch.where(x.isnan(), nan, x)
 
