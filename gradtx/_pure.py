@@ -80,7 +80,7 @@ class TreeRun(Run):
                 f"{tx._name}: state is not a dict with a 'step'; {OWN_STATE}"
             )
         self._old = NestedState(state or {}, self.stages)
-        self.clock = Clock(self.old_step + 1, shared=True)
+        self.clock = Clock(self.old_step + 1, leads=True)
         self.leaf_steps = (
             None if state is None else _checked_leaf_steps(state.get(LEAF_STEPS), like)
         )

@@ -41,14 +41,15 @@ OWN = (
 class Clock:
     """A count of updates: `step` is the 1-based number of the current update, a 0-d int64 tensor.
 
-    `host` is the same number as a Python int if the caller (the adapter) knows it, else None. `shared` tells whether
-    leaves follow the clock together, so that it may count updates in which a leaf did not take part.
+    `host` is the same number as a Python int if the caller (the adapter) knows it, else None. `leads` tells whether the
+    clock may be past step 1 when a leaf's state is still the initial one: leaves follow the clock together, so that it
+    may count updates in which a leaf did not take part, or a restart resets the state but not the clock.
     """
 
-    def __init__(self, step: Tensor, host: int | None = None, shared: bool = False):
+    def __init__(self, step: Tensor, host: int | None = None, leads: bool = False):
         self.step = step
         self.host = host
-        self.shared = shared
+        self.leads = leads
         self._moments: dict[torch.device, Moment] = {}
 
     def on(self, device: torch.device) -> Moment:
@@ -224,10 +225,10 @@ class Context:
 
         With `unseen`, a 0-d bool tensor that tells whether the leaf's state is still the initial one, `compute()` at
         the leaf's first update: a clock that leaves share (pure use, `accumulate`, `skip_nonfinite`) may be past step 1
-        when a leaf's first gradient arrives.
+        when a leaf's first gradient arrives, and so may the clock of `restart` with `keep_clock` when it resets a leaf.
         """
-        if unseen is not None and self._clock.shared:
-            return self.when(lambda step: unseen, compute, keep)
+        if unseen is not None and self._clock.leads:
+            return _selected(unseen, compute(), keep())
         return self.when(lambda step: step == 1, compute, keep)
 
     @property
@@ -248,12 +249,7 @@ class Context:
         """Return `compute()` if `due(step)` is true, else `keep()`, as in `every`; `step` is an int or a 0-d tensor."""
         if self._moment.host is not None:
             return compute() if due(self._moment.host) else keep()
-        now = due(self._moment.step)
-
-        def chosen(new: Tensor, old: Tensor) -> Tensor:
-            return torch.where(now, new, old)
-
-        return _tree.map_tensors(chosen, compute(), keep())
+        return _selected(due(self._moment.step), compute(), keep())
 
     def __getattr__(self, name: str) -> Any:
         own = self.__dict__
@@ -275,6 +271,15 @@ class Context:
             else f"use extras={{{name!r}: 'leaf'}}"
         )
         raise AttributeError(f"ctx.{name}: no link declares it; {remedy}")
+
+
+def _selected(condition: Tensor, new: Any, old: Any) -> Any:
+    """Return one of two trees of tensors."""
+
+    def chosen(new: Tensor, old: Tensor) -> Tensor:
+        return torch.where(condition, new, old)
+
+    return _tree.map_tensors(chosen, new, old)
 
 
 class FrameContext(Context):

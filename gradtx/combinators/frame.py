@@ -175,6 +175,7 @@ class FrameRun:
         self._scope = scope
         self._old_shared: Values = {}
         self._new_shared: Values = {}
+        self._leading: dict[Clock, Clock] = {}
         if frame.clock is not None:
             self._start_clock(frame.clock)
 
@@ -201,7 +202,7 @@ class FrameRun:
         if restarts is not False:
             is_restart = as_flag(restarts, self.old_step)
             self.old_step = torch.where(is_restart, 0, self.old_step)
-        self.clock = Clock(self.old_step + 1, shared=True)
+        self.clock = Clock(self.old_step + 1, leads=True)
         self.run.inner_counts[self.path] = self.old_step
 
     def decide(self, sums: Mapping[str, Tensor]) -> None:
@@ -214,6 +215,12 @@ class FrameRun:
         if self.clock is not None:
             step = torch.where(self.ticks, self.clock.step, self.old_step)
             self._new_shared["step"] = step
+
+    def leading(self, clock: Clock) -> Clock:
+        """Return an outer clock for inner operations whose state restarts while the clock goes on."""
+        if clock not in self._leading:
+            self._leading[clock] = Clock(clock.step, clock.host, leads=True)
+        return self._leading[clock]
 
     def ticks_for(self, leaf: Leaf) -> Tensor | None:
         """Return whether the inner clock counts this call, on the leaf's device."""
@@ -485,6 +492,8 @@ class Enter(RuleOperation):
             self._run_enter(leaf)
         if self._frame_run.clock is not None:
             leaf.clock = self._frame_run.clock
+        elif self._frame.restarts is not None:
+            leaf.clock = self._frame_run.leading(leaf.clock)
         if self._frame.restarts is not None:
             leaf.restarts = self._restarts(leaf)
         leaf.saved[self].inner_restarts = leaf.restarts

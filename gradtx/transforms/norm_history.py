@@ -41,8 +41,8 @@ def clip_to_history(
 ):
     r"""Clip each leaf slightly above its usual norm: AdaGC's clipping.
 
-    While $t < T$, and at t = 1, $\hat g = g \min(1, \lambda_{abs} / (G + \epsilon))$, where $G$ is the norm over all
-    leaves, and $\gamma \leftarrow \min(\gamma, \lVert \hat g \rVert)$ for each leaf. Afterwards
+    While $t < T$, and at a leaf's first gradient, $\hat g = g \min(1, \lambda_{abs} / (G + \epsilon))$, where $G$ is
+    the norm over all leaves, and $\gamma \leftarrow \min(\gamma, \lVert \hat g \rVert)$ for each leaf. Afterwards
     $\hat g = g \min(1, \lambda_{rel} \max(\gamma, \epsilon) / \max(\lVert g \rVert, \epsilon))$ and
     $\gamma \leftarrow \beta \gamma + (1-\beta) \lVert \hat g \rVert$.
 
@@ -78,7 +78,7 @@ def clip_to_history(
     def update(update, state, param, ctx):
         size = full_tensor(norm(update))
         total = yield {"square": size.square()}
-        early = (ctx.step == 1) | (ctx.step < warmup_steps)
+        early = state["gamma"].isinf() | (ctx.step < warmup_steps)
         # Keep infinities out of the average.
         usual = torch.where(early, 1.0, state["gamma"])
         whole = safe_sqrt(total["square"]) + eps
