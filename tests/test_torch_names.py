@@ -449,7 +449,7 @@ def test_without_schemas_operators_that_write_are_known_by_name():
 
 
 def test_a_fault_of_the_engine_itself_is_logged_with_its_traceback(graphs, monkeypatch, logged):
-    monkeypatch.setattr(compiled, "_examples", lambda tensors, kind: 1 / 0)
+    monkeypatch.setattr(compiled, "_examples", lambda *arguments: 1 / 0)
     with pytest.warns(RuntimeWarning, match="steps run eagerly: ZeroDivisionError"):
         optimizer, params = trained(compile=True)
     assert optimizer._engine.failed

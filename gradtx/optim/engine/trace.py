@@ -509,11 +509,8 @@ class TracedPass:
         per_leaf = len(leaves) // len(self._leaves)
         for start in range(0, len(leaves), per_leaf):
             of_leaf = leaves[start : start + per_leaf]
-            names.update(
-                itertools.islice(
-                    (node.name for node in of_leaf if not is_number(node)), 1
-                )
-            )
+            vectors = [node.name for node in of_leaf if not is_number(node)]
+            names.update(vectors[:1])
         return names
 
     def prepare(
