@@ -13,6 +13,7 @@ from gradtx._execution import LeafTerms, Operation
 from gradtx._lists.cache import SharedPrograms
 from gradtx._lists.code import ListFunction, list_function
 from gradtx._lists.record import META, Recording, UnrecordableError, record
+from gradtx._lists.terms import parts_add_up, terms_of
 from gradtx._passes import Names, PassResult, RunPass
 
 # Entries in the lists of one call. On the CPU, temporaries then remain in the cache. Accelerators need long lists;
@@ -80,6 +81,12 @@ class ListPass:
             return result
 
         return record(function, self.common, self._leaves, self._device)
+
+    def parts_add_up(self) -> bool:
+        """Whether the terms of a leaf's parts, apart from constants, add up to its terms."""
+        recording = self.recording
+        terms = terms_of(self.names, recording.outputs, self.operation is not None)
+        return parts_add_up(recording.graph, recording.leaves, terms, True)
 
     def function(self, device: torch.device, on_host: bool) -> ListFunction:
         """Return the function for lists of leaves on a device, with Python scalars or with 0-d tensors."""

@@ -475,6 +475,36 @@ def test_gradients_may_change_their_layout_in_each_step(first):
         torch.testing.assert_close(compiled, expected)
 
 
+@gradtx.per_tensor(elementwise=True, shared={"leaves": 0.0}, summed={"leaves": lambda total: total})
+def divide_by_number_of_leaves():
+    def update(update, state, param, ctx):
+        return update / (1.0 + state["leaves"]), {"leaves": torch.ones_like(state["leaves"])}
+
+    return update
+
+
+SUMS = {
+    "now": gradtx.prodigy,
+    "late": lambda: gradtx.chain(gradtx.clip_by_global_norm(0.5, stale=True), gradtx.sgd(0.1)),
+    "constant": lambda: gradtx.chain(divide_by_number_of_leaves(), gradtx.sgd(0.1)),
+}
+
+
+@pytest.mark.parametrize(("most", "bundles"), [(2**20, 1), (200, 2)])
+@each("name", SUMS)
+def test_many_small_leaves_share_a_bundle_and_its_sums(name, most, bundles, monkeypatch):
+    """Programs process two leaves at a time, or one (Prodigy), and the last one also padding."""
+    monkeypatch.setattr(engine, "BUNDLED", most)
+    eager, compiled = optimizers(SUMS[name], shapes={f"leaf{i}": (i + 3,) for i in range(19)})
+    for pair in (eager, compiled):
+        walk(*pair, steps=3)
+    assert len(compiled[1]._engine.plan.bundles) == bundles
+    assert_equal(eager, compiled, 1e-12)
+    for pair in (eager, compiled):
+        walk(*pair, steps=3, missing=(1, "leaf5"))
+    assert_equal(eager, compiled, 1e-12)
+
+
 @pytest.mark.parametrize(
     ("line", "expected"),
     [

@@ -54,6 +54,8 @@ class BundleStep:
 class Bundle:
     """Leaves of one group and count that one program processes; the bundle stands in for them in `execute`.
 
+    The program processes `signature.width` leaves at a time, or a window of the only leaf.
+
     Args:
         members: The parameters.
         signature: The arguments of the program.
@@ -81,12 +83,14 @@ class Bundle:
         self.name = name
         self.device = local(members[0].param).device
         self.program: list[Any] = []
+        self._passes: list[ProgramPass] = []
+        self._entries = sum(entries_of(member.param) for member in members)
         self._flat = flat
         self._row = row
         self._window = window
         # The leaves' arguments; None for those that change in each step.
         self._template: list[Tensor | None] = []
-        # For each window, its parts of the other arguments.
+        # For each window, its parts of the arguments that it writes.
         self._written_windows: list[list[Tensor]] = []
         self._read_per_leaf = 1 + len(signature.by_leaf)
         self._per_leaf = 2 + len(signature.slots) + self._read_per_leaf
@@ -109,7 +113,7 @@ class Bundle:
             self._template.append(flag(self.device, True))
             self._template.extend(self._written_by(member))
             self._template.extend([None] * self._read_per_leaf)
-        like = self.arguments(trees)[1 : self._per_leaf]
+        like = self.whole_arguments(trees)[1 : self._per_leaf]
         for i in range(len(self.members), self.signature.width):
             self._template.append(flag(self.device, False))
             self._template.extend(resized(tensor, 5 + i).zero_() for tensor in like)
@@ -124,8 +128,28 @@ class Bundle:
         rows = entries_of(member.param) // self._row
         return [in_rows(vector, rows) for vector in written]
 
-    def arguments(self, trees: Trees, are_as_planned: bool = False) -> list[Tensor]:
-        """Return the leaves' arguments: aliases that programs write, then read-only gradients and extras.
+    def may_absorb(self, other: Bundle, most: int) -> bool:
+        """Whether both bundles run the same program without windows, and have at most this many entries together."""
+        if self._passes is not other._passes or self._window is not None:
+            return False
+        return self._entries + other._entries <= most
+
+    def absorb(self, other: Bundle) -> None:
+        """Take over the leaves of another bundle, which may be padded."""
+        self.members += other.members
+        self._entries += other._entries
+        self._template += other._template
+        self._has_usual_params &= other._has_usual_params
+        self._was_planned_for_usual &= other._was_planned_for_usual
+
+    def arguments(self, trees: Trees) -> list[list[Tensor]]:
+        """Return the arguments of each call of the program."""
+        return list(self._calls(self.whole_arguments(trees)))
+
+    def whole_arguments(
+        self, trees: Trees, are_as_planned: bool = False
+    ) -> list[Tensor]:
+        """Return the arguments of all leaves: aliases that programs write, then read-only gradients and extras.
 
         `are_as_planned` specifies whether the gradients have the types and layouts for which the bundle was planned.
         """
@@ -171,13 +195,13 @@ class Bundle:
             return tensor  # a shortcut: the alias would be the same
         return alias_or_copy(tensor, member.param, self._flat)
 
-    def calls(self, arguments: list[Tensor]) -> Iterable[list[Tensor]]:
-        """Return the arguments of each call of a program."""
-        return (
-            [arguments]
-            if self._window is None
-            else self._windows_of(arguments, self._window)
-        )
+    def _calls(self, arguments: list[Tensor]) -> Iterable[list[Tensor]]:
+        """Split the arguments of the leaves into those of each call."""
+        if self._window is not None:
+            return self._windows_of(arguments, self._window)
+        length = self.signature.width * self._per_leaf
+        starts = range(0, len(arguments), length)
+        return [arguments[start : start + length] for start in starts]
 
     def _windows_of(
         self, arguments: list[Tensor], window: int
@@ -193,9 +217,10 @@ class Bundle:
 
     def compile_for(self, program: BundleProgram) -> None:
         """Use this program from now on."""
-        self.program = [PassOperation(each) for each in program.passes]
+        self._passes = program.passes
+        self.program = [PassOperation(each) for each in self._passes]
         self._takes_any_shape = self._window is None and all(
-            each.reads_only_memory for each in program.passes
+            each.reads_only_memory for each in self._passes
         )
 
     # During a step.
@@ -211,7 +236,7 @@ class Bundle:
     ) -> None:
         """Receive the arguments of the current step."""
         self.at = -1
-        arguments = self.arguments(trees, are_as_planned)
+        arguments = self.whole_arguments(trees, are_as_planned)
         self._present = BundleStep(run, numbers, on_host, arguments, prepared)
 
     def call(self, compiled: ProgramPass) -> list[dict[Any, Tensor]]:
@@ -226,7 +251,7 @@ class Bundle:
             )
         _, prepared = step.prepared[key]
         results: list[dict[Any, Tensor]] = []
-        for arguments in self.calls(step.of_leaves):
+        for arguments in self._calls(step.of_leaves):
             of_call = compiled.call(prepared, arguments)
             results.append(dict(zip(compiled.names, of_call, strict=True)))
         return results
@@ -238,18 +263,24 @@ class Bundle:
 
     def end(self, results: list[dict[Any, Tensor]]) -> None:
         """Hand over the new shared values and release the step's tensors."""
+        first = 0
         for of_call in results:
-            self._hand_over(of_call)
+            self._hand_over(of_call, first)
+            if self._window is None:
+                first += self.signature.width
         self._present = None
 
-    def _hand_over(self, shared: Mapping[Any, Tensor]) -> None:
+    def _hand_over(self, shared: Mapping[Any, Tensor], first: int) -> None:
+        """Hand over the new shared values of a call; `first` is the index of its first leaf."""
         run = self._in_step().run
         for place, value in shared.items():
             if not isinstance(place, LateTerm):
                 path, name = place
                 run.new_shared.setdefault(path, {}).setdefault(name, value)
-            elif int(place.leaf) < len(self.members):  # the others are padding
-                run.add_late(place, self.members[int(place.leaf)].name, value)
+                continue
+            leaf = first + int(place.leaf)
+            if leaf < len(self.members):  # the others are padding
+                run.add_late(place, self.members[leaf].name, value)
 
     @property
     def run(self) -> OptimizerRun:

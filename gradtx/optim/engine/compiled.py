@@ -1,4 +1,4 @@
-"""The engine that compiles: build bundles of a fixed number of leaves, and look up or compile their programs."""
+"""The engine that compiles: build bundles of leaves, and look up or compile their programs."""
 
 from __future__ import annotations
 
@@ -45,7 +45,11 @@ from gradtx.optim.engine.windows import (
 
 logger = logging.getLogger("gradtx")
 
-WIDTH = 8  # leaves in a flat bundle: wider ones cost more compile time than they save
+WIDTH = (
+    8  # flat leaves per call of a program: more cost more compile time than they save
+)
+# Entries of a bundle of several calls. A step frees gradients that it consumes bundle by bundle.
+BUNDLED = 2**20
 # Minimum entries of a flat leaf for more than one thread, as in torch's own kernels.
 LARGE = 2**15
 READS = 8  # tensors that a value of a coded leaf may depend on to be computed again where it is needed
@@ -156,11 +160,13 @@ class CompiledEngine(Engine):
         for start in range(0, len(pairs), kind.width):
             members = [member for member, _ in pairs[start : start + kind.width]]
             bundle = self._bundle(members, pairs[start][1], kind, signature, request)
-            if isinstance(bundle, Bundle):
+            if isinstance(bundle, str):
+                for member in members:
+                    self.reasons[member.name] = bundle
+            elif bundles and bundles[-1].may_absorb(bundle, BUNDLED):
+                bundles[-1].absorb(bundle)
+            else:
                 bundles.append(bundle)
-                continue
-            for member in members:
-                self.reasons[member.name] = bundle
         return bundles
 
     def _width(self, member: Member, leaf: Leaf, flat: bool) -> int:
@@ -211,14 +217,18 @@ class CompiledEngine(Engine):
         kind: LeafKind,
         signature: Signature,
         request: StepRequest,
+        splits: bool = True,
     ) -> Bundle | str:
-        """Return a bundle with its program, or the reason why this engine does not run its leaves."""
+        """Return a bundle with its program, or the reason why this engine does not run its leaves.
+
+        `splits` is whether large coded leaves may be updated in windows.
+        """
         first = members[0]
         row = row_of(first) if kind.flat else None
-        window = None if row is None else _window(first, leaf, row)
+        window = _window(first, leaf, row) if row is not None and splits else None
         bundle = Bundle(members, signature, kind.flat, leaf.name, row, window)
         bundle.create_arguments(self._flag, request.trees)
-        tensors, *others = bundle.calls(bundle.arguments(request.trees))
+        tensors, *others = bundle.arguments(request.trees)
         programs = self._programs_like(first, kind, signature, request)
         if id(programs) in self._unsuitable:
             return self._unsuitable[id(programs)]
@@ -240,11 +250,19 @@ class CompiledEngine(Engine):
             program = self._make_program(order, programs)
         if isinstance(program, str):
             return program
-        # A storage offset never fits.
-        if others and not program.fits(list(map(torch.empty_like, others[-1]))):
-            return "a rule depends on its length"
+        if others and not self._runs_in_windows(program, bundle, request):
+            return self._bundle(members, leaf, kind, signature, request, splits=False)
         bundle.compile_for(program)
         return bundle
+
+    def _runs_in_windows(
+        self, program: BundleProgram, bundle: Bundle, request: StepRequest
+    ) -> bool:
+        """Whether a program may process the windows of a bundle, whatever their length."""
+        whole = bundle.whole_arguments(request.trees)
+        *_, last = bundle.arguments(request.trees)
+        last = list(map(torch.empty_like, last))  # a storage offset never fits
+        return program.runs_in_parts and program.fits(last) and program.fits(whole)
 
     def _programs_like(
         self, member: Member, kind: LeafKind, signature: Signature, request: StepRequest
@@ -327,10 +345,16 @@ def _largest_first(pair: tuple[Member, Leaf]) -> int:
 
 
 def _window(member: Member, leaf: Leaf, row: int) -> int | None:
-    """Return the number of rows in each window of a coded leaf; None if one call processes the whole leaf."""
-    window = window_of(local(member.param).device, row)
-    splits = can_be_split(member, leaf) and not is_positional(leaf)
-    return window if splits and entries_of(member.param) > window * row else None
+    """Return the number of rows in each window of a coded leaf; None if one call processes the whole leaf.
+
+    The last window is about as long as the others: programs may not fit one that is much shorter.
+    """
+    most = window_of(local(member.param).device, row)
+    rows = entries_of(member.param) // row
+    if rows <= most or is_positional(leaf) or not can_be_split(member, leaf):
+        return None
+    windows = -(-rows // most)
+    return -(-rows // windows)
 
 
 def _can_be_padded(member: Member, leaf: Leaf) -> bool:

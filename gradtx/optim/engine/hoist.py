@@ -82,12 +82,21 @@ def _nan_to_num(
     return torch.where(x.isnan(), nan, x)
 
 
+def _where(condition: Tensor, x: Tensor, other: Tensor) -> Tensor:
+    """Select among 8-bit floats as float32, which represents them exactly: the compiler has no other form of it."""
+    if x.dtype is not other.dtype or x.dtype not in EIGHT_BITS:
+        return NotImplemented
+    return torch.where(condition, x.float(), other.float()).to(x.dtype)
+
+
 aten = torch.ops.aten
+EIGHT_BITS = (torch.float8_e4m3fn, torch.float8_e5m2)
 PRODUCTS = (aten.mm.default, aten.addmm.default, aten.bmm.default, aten.baddbmm.default)
 REPLACED = {
     aten.atan.default: _atan,
     aten.isnan.default: _isnan,
     aten.nan_to_num.default: _nan_to_num,
+    aten.where.self: _where,
     torch.ops.prims.convert_element_type.default: _in_two_steps,
     **{product: _in_single(product) for product in PRODUCTS},
 }

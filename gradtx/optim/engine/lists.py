@@ -15,11 +15,13 @@ from gradtx._lists import UnrecordableError
 from gradtx._lists.bundle import (
     ListBundle,
     ListPass,
+    differ_by_leaf,
     entries_of_a_call,
     passes_of_shards,
 )
 from gradtx._lists.cache import SharedPrograms
 from gradtx._lists.equal import may_be_number, slots_from_numbers
+from gradtx._lists.terms import numbers_in
 from gradtx._owners import has_regions
 from gradtx._passes import have_sums, passes_of
 from gradtx._runs import LateTerm
@@ -151,12 +153,14 @@ class MemberBundle(ListBundle):
     def _add_late(
         self, place: LateTerm, dtype: torch.dtype, results: list[Any]
     ) -> None:
-        """Hand over the terms of a sum, as one list per call."""
+        """Hand over the terms of a sum, as one list per call; terms that all parts of a leaf share, only once."""
+        added: set[str] = set()
         for names, of_call in zip(self.leaf_names(), results, strict=True):
-            for name, term in zip(
-                names, self.by_leaf(of_call, dtype, len(names)), strict=True
-            ):
-                self.run.add_late(place, name, term)
+            terms = self.by_leaf(of_call, dtype, len(names))
+            for name, term in zip(names, terms, strict=True):
+                if differ_by_leaf(of_call) or name not in added:
+                    self.run.add_late(place, name, term)
+            added.update(names)
 
 
 # Chunks.
@@ -370,22 +374,46 @@ class ListEngine(Engine):
         candidates: frozenset[str],
     ) -> tuple[str, ...]:
         """Return the candidates whose new values depend only on scalars and on each other."""
-        member, leaf = max(pairs, key=_size)  # all slots of a 0-d leaf may be 0-d
+        member, _ = pairs[0]
+        programs = self._programs_of(request.views[member.group])
         structure = request.structures[member.group]
-        view = request.views[member.group]
-        programs = self._programs_of(view)
         key = ("equal slots", structure, kind, candidates, *signature.key())
         if key not in programs:
-            function = BundleFunction(signature, view.chain_of(structure))
-            tensors = _tensors_of(member, signature, request, leaf)
-            try:
-                *_, last = passes_of(function, stand_ins(signature), tensors, ListPass)
-            except Exception:  # `_program` meets the same error, and reports it
+            # All slots of a 0-d leaf may be 0-d.
+            largest, leaf = max(pairs, key=_size)
+            tensors = _tensors_of(largest, signature, request, leaf)
+            passes = _recorded(signature, member, request, tensors)
+            if not passes:
                 return ()
-            indices = slots_from_numbers(last.recording)
+            indices = slots_from_numbers(passes[-1].recording)
             # The parameter is the first argument.
             slots = [signature.slots[i - 1] for i in indices]
             programs[key] = tuple(slot for slot in slots if slot in candidates)
+        return programs[key]
+
+    def _runs_in_parts(
+        self, kind: LeafKind, signature: Signature, pairs: Pairs, request: StepRequest
+    ) -> bool:
+        """Whether the program may process large leaves in parts."""
+        member, leaf = max(pairs, key=_size)
+        part, is_coded = part_of(member), bool(signature.layout.codes)
+        has_sums = any(each.waits or each.sums_late for each in leaf.program)
+        if part is None or not (has_sums or is_coded):
+            return True
+        programs = self._programs_of(request.views[member.group])
+        structure = request.structures[member.group]
+        key = ("in parts", structure, kind, *signature.key())
+        if key not in programs:
+            tensors = _tensors_of(member, signature, request, leaf)
+            of_leaf, of_part = (
+                _recorded(signature, member, request, _part(tensors, entries))
+                for entries in (entries_of(member.param), part)
+            )
+            adds_up = all(each.parts_add_up() for each in of_leaf)
+            # The programs of coded leaves are recorded for a part.
+            programs[key] = adds_up and (
+                not is_coded or _numbers(of_leaf) == _numbers(of_part)
+            )
         return programs[key]
 
     def _bundles_of_signature(
@@ -397,6 +425,7 @@ class ListEngine(Engine):
             kind.flat
             and not signature.has_owners
             and can_be_split(member, leaf, signature.equal)
+            and self._runs_in_parts(kind, signature, pairs, request)
         )
         if not splits or not is_positional(leaf):
             return self._bundles(kind, signature, pairs, request, splits)
@@ -528,6 +557,23 @@ def _passes(
     return passes_of(function, common, leaves, ListPass)
 
 
+def _recorded(
+    signature: Signature, member: Member, request: StepRequest, tensors: list[Tensor]
+) -> list[ListPass]:
+    """Record the program for these arguments; return an empty list if that is impossible, as `_program` reports."""
+    structure = request.structures[member.group]
+    make_chain = request.views[member.group].chain_of(structure)
+    function = BundleFunction(signature, make_chain)
+    try:
+        return passes_of(function, stand_ins(signature), tensors, ListPass)
+    except Exception:
+        return []
+
+
+def _numbers(passes: list[ListPass]) -> list[Any]:
+    return [numbers_in(each.recording.graph) for each in passes]
+
+
 def _grouped_by_values(pairs: Pairs, keys: Sequence[str]) -> list[Pairs]:
     """Group leaves by the values of their slots."""
     pairs_of_values: dict[Any, Pairs] = {}
@@ -551,12 +597,17 @@ def _arguments(
     has_own_parts = signature.placed or signature.layout.codes
     part = part_of(member, signature.placed) if splits and has_own_parts else None
     if part is not None:
-        size = tensors[0].numel()
-        flat = [tensor.reshape(-1) if tensor.ndim else tensor for tensor in tensors]
-        tensors = [cut(tensor, slice(0, part), size) for tensor in flat]
+        tensors = _part(tensors, part)
     if signature.placed:
         tensors.append(torch.zeros((), dtype=torch.int64, device=tensors[0].device))
     return tensors
+
+
+def _part(tensors: list[Tensor], part: int) -> list[Tensor]:
+    """Return the arguments for the first entries of a leaf."""
+    size = tensors[0].numel()
+    flat = [tensor.reshape(-1) if tensor.ndim else tensor for tensor in tensors]
+    return [cut(tensor, slice(0, part), size) for tensor in flat]
 
 
 def _tensors_of(

@@ -22,6 +22,7 @@ from gradtx._errors import Path
 from gradtx._execution import Block, Leaf, Operation, execute
 from gradtx._lists.bundle import numbers_for
 from gradtx._lists.record import UnrecordableError, as_written, owned, record_as_written
+from gradtx._lists.terms import parts_add_up, reads_sizes, terms_of
 from gradtx._owners import regions_of
 from gradtx._passes import AwaitedSumError, Names, PassResult, RunPass, passes_of
 from gradtx._runs import LateTerm, Run, memory_of
@@ -332,12 +333,14 @@ class ProgramPass(Protocol):
         names: The names of its outputs.
         operation: The operation that waits for the sums; None for the last pass.
         reads_only_memory: Whether the shapes of a leaf's tensors after its parameter do not matter, only their memory.
+        runs_in_parts: Whether it may process a leaf in parts; see `gradtx._lists.terms`.
     """
 
     sums: list[Tensor]
     names: tuple[Any, ...]
     operation: Operation | None
     reads_only_memory: bool
+    runs_in_parts: bool
 
     def fits(self, leaves: list[Tensor]) -> bool:
         """Whether the sizes of these tensors satisfy the assumptions made while tracing."""
@@ -422,7 +425,17 @@ class TracedPass:
             traced, [*self._common, *leaves], REPLACED
         )
         self._traced = len(leaves)
+        self.runs_in_parts = self._may_run_in_parts()
         self._suits_trace = self._tracer.assumptions(leaves)
+
+    def _may_run_in_parts(self) -> bool:
+        graph = self._graph.graph
+        if reads_sizes(graph):
+            return False
+        arguments = graph.find_nodes(op="placeholder")[len(self._common) :]
+        (outputs,) = graph.output_node().args
+        terms = terms_of(self.names, outputs, self.operation is not None)
+        return parts_add_up(graph, arguments, terms, with_constants=False)
 
     def fits(self, leaves: list[Tensor]) -> bool:
         if self._flat:
@@ -564,6 +577,8 @@ class DynamoPass:
         self.operation = result.operation
         self.sums = result.outputs if result.operation is not None else []
         self._compiled: Any = None
+        has_late_terms = any(isinstance(name, LateTerm) for name in self.names)
+        self.runs_in_parts = not (self.sums or has_late_terms)
 
     def _copies(self) -> list[Tensor]:
         """Copy the examples; one that occurs twice is copied once, or dynamo would compile again in a step."""
@@ -626,6 +641,11 @@ class BundleProgram:
         if sizes not in self._known_to_fit:
             self._known_to_fit[sizes] = all(each.fits(leaves) for each in self.passes)
         return self._known_to_fit[sizes]
+
+    @property
+    def runs_in_parts(self) -> bool:
+        """Whether the program may process a leaf in parts."""
+        return all(each.runs_in_parts for each in self.passes)
 
     def compile(self, compiler: Compiler) -> None:
         for each in self.passes:

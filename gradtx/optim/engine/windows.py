@@ -80,7 +80,7 @@ def part_of(member: Member, equal: bool = False) -> int | None:
 
 
 def window_of(device: torch.device, row: int) -> int:
-    """Return the rows per window, except the last, of a coded leaf with `row` entries per row (compiled programs)."""
+    """Return the most rows per window of a coded leaf with `row` entries per row (compiled programs)."""
     most = (
         WINDOW * torch.get_num_threads()
         if device.type == "cpu"
