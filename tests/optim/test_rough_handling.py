@@ -50,6 +50,33 @@ def test_parameters_whose_requires_grad_changes_step_whenever_they_have_a_gradie
     assert_close(*both(run), tolerance=TOLERANCE)
 
 
+class OwnParameter(torch.nn.Parameter):
+    """A parameter with attributes of a framework."""
+
+
+class OwnTensor(torch.Tensor):
+    """A tensor with methods of a framework."""
+
+
+@pytest.mark.parametrize("compile", [False, True])
+@pytest.mark.parametrize("kind", [torch.nn.Parameter, OwnParameter, lambda value: value.as_subclass(OwnTensor)])
+@pytest.mark.parametrize("place", ["parameter", "gradient", "slot"])
+def test_tensors_of_another_class_step_as_plain_ones(place, kind, compile, uncompiled):
+    param, twin = (next(iter(parameters().values())) for _ in range(2))
+    if place == "parameter":
+        param = kind(param.detach()).requires_grad_()
+    ours = gradtx.optim.SGD([param], lr=0.1, momentum=0.5, compile=compile)
+    theirs = torch.optim.SGD([twin], lr=0.1, momentum=0.5)
+    for t in range(4):
+        twin.grad = gradient(twin, t)
+        param.grad = kind(twin.grad.clone()) if place == "gradient" and t != 1 else twin.grad.clone()
+        if place == "slot" and t == 2:
+            ours.state[param]["momentum_buffer"] = kind(ours.state[param]["momentum_buffer"].clone())
+        ours.step()
+        theirs.step()
+        assert_close([param.detach().as_subclass(torch.Tensor)], [twin.detach()], TOLERANCE)
+
+
 @pytest.mark.parametrize("compile", [False, True])
 def test_packed_weights_of_a_quantized_model_are_carried_along_as_in_torch(compile, uncompiled):
     def run(module):

@@ -21,7 +21,7 @@ def alias(tensor: Tensor, like: Tensor, flat: bool) -> Tensor:
     Raises:
         OddTensorError: If the entries have another layout than those of `like`, or are not contiguous.
     """
-    tensor, like = _plain(tensor), as_real(like)
+    tensor, like = plain(tensor), as_real(like)
     if not flat or (tensor.ndim == 0 and like.ndim > 0):
         if tensor.is_contiguous():
             return tensor
@@ -38,8 +38,27 @@ def alias_or_copy(tensor: Tensor, like: Tensor, flat: bool) -> Tensor:
     try:
         return alias(tensor, like, flat)
     except OddTensorError:
-        copy = torch.empty_like(like, dtype=tensor.dtype).copy_(tensor)
-        return alias(copy, like, flat)
+        return alias(_copy(tensor, like), like, flat)
+
+
+def plain_or_copy(tensor: Tensor, like: Tensor) -> Tensor:
+    """Return a read-only tensor as `plain` does, or a copy of it if no program accepts it."""
+    try:
+        return plain(tensor)
+    except OddTensorError:
+        return plain(_copy(tensor, like))
+
+
+def _copy(tensor: Tensor, like: Tensor) -> Tensor:
+    """Return the same values with the layout of `like`."""
+    copy = torch.empty_like(like, dtype=tensor.dtype)
+    copy.copy_(tensor)  # its result would have the class of a subclass
+    return copy
+
+
+def holds_its_values(tensor: Tensor) -> bool:
+    """Whether a tensor's memory holds its values, rather than negated or conjugate ones, as for `z.conj().imag`."""
+    return not (tensor.is_neg() or tensor.is_conj())
 
 
 def entries_of(param: Tensor) -> int:
@@ -59,12 +78,18 @@ def resized(tensor: Tensor, length: int) -> Tensor:
     return tensor.new_empty(shape)
 
 
-def _plain(tensor: Tensor) -> Tensor:
-    """Return the tensor, its real view, or the local shard of a DTensor, detached."""
+def plain(tensor: Tensor) -> Tensor:
+    """Return the tensor, its real view, or the local shard of a DTensor, detached.
+
+    Raises:
+        OddTensorError: If it belongs to another class, or its memory holds negated or conjugate values.
+    """
     if type(tensor) is not Tensor:
         tensor = local(tensor).detach()
         if type(tensor) is not Tensor:
             raise OddTensorError
+    if not holds_its_values(tensor):
+        raise OddTensorError
     return as_real(tensor.detach() if tensor.requires_grad else tensor)
 
 

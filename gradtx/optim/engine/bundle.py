@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 from gradtx._execution import Operation
 from gradtx._runs import LateTerm
@@ -20,6 +21,7 @@ from gradtx.optim.engine.alias import (
     alias,
     alias_or_copy,
     entries_of,
+    holds_its_values,
     in_rows,
     resized,
 )
@@ -92,6 +94,7 @@ class Bundle:
         self._template: list[Tensor | None] = []
         # For each window, its parts of the arguments that it writes.
         self._written_windows: list[list[Tensor]] = []
+        self._params = [member.param for member in members]
         self._read_per_leaf = 1 + len(signature.by_leaf)
         self._per_leaf = 2 + len(signature.slots) + self._read_per_leaf
         self._has_usual_params = flat and all(
@@ -139,6 +142,7 @@ class Bundle:
         self.members += other.members
         self._entries += other._entries
         self._template += other._template
+        self._params += other._params
         self._has_usual_params &= other._has_usual_params
         self._was_planned_for_usual &= other._was_planned_for_usual
 
@@ -268,6 +272,8 @@ class Bundle:
             self._hand_over(of_call, first)
             if self._window is None:
                 first += self.signature.width
+        # Kernels write memory without counting versions, so autograd would accept graphs that saved the old weights.
+        increment_version(self._params)
         self._present = None
 
     def _hand_over(self, shared: Mapping[Any, Tensor], first: int) -> None:
@@ -299,6 +305,7 @@ def _is_usual_gradient(gradient: Any) -> bool:
         and not gradient.requires_grad
         and not gradient.is_complex()
         and gradient.is_contiguous()
+        and holds_its_values(gradient)
     )
 
 

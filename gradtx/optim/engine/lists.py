@@ -31,7 +31,13 @@ from gradtx.context import NamelessLeafError
 from gradtx.optim._groups import GroupView
 from gradtx.optim._member import Member
 from gradtx.optim._request import StepRequest, Trees
-from gradtx.optim.engine.alias import PLAIN, alias, alias_or_copy, entries_of
+from gradtx.optim.engine.alias import (
+    alias,
+    alias_or_copy,
+    entries_of,
+    plain,
+    plain_or_copy,
+)
 from gradtx.optim.engine.base import (
     SUM_OVER_SHARDS,
     Engine,
@@ -68,10 +74,8 @@ class MemberBundle(ListBundle):
         self.signature = signature
         self._results: list[dict[str, Any]] = []  # the owners' results, by leaf name
         self._leaves: dict[str, Leaf] = {}
-        # Codes are stored row by row, except in parts of leaves.
-        flat = splits and not signature.layout.codes
         chunks = _chunks_of(members, splits, signature)
-        self._chunks = [Chunk(pieces, signature, flat) for pieces in chunks]
+        self._chunks = [Chunk(pieces, signature) for pieces in chunks]
         self._trees: Trees = {}
         self._consumes = False
         self._equal = {
@@ -175,15 +179,13 @@ class Chunk:
     Args:
         pieces: The leaves or parts of leaves.
         signature: The arguments of the program.
-        splits: Whether all operations are elementwise, so that layouts may differ.
 
     Attributes:
         names: The name of each leaf.
     """
 
-    def __init__(self, pieces: list[Piece], signature: Signature, splits: bool):
+    def __init__(self, pieces: list[Piece], signature: Signature):
         self._pieces = pieces
-        self._splits = splits
         self._whole = all(
             window is None and not member.param.is_complex()
             for member, window in pieces
@@ -208,12 +210,7 @@ class Chunk:
         """Return a tensor that programs write: a parameter or a slot."""
         member, window = piece
         if window is None:
-            plain = type(tensor) in PLAIN
-            return (
-                as_real(tensor.detach())
-                if plain
-                else alias(tensor, member.param, self._splits)
-            )
+            return plain(tensor)
         return cut(alias(tensor, member.param, True), window, entries_of(member.param))
 
     def columns(self, by_leaf: Sequence[str], trees: Trees) -> list[list[Tensor]]:
@@ -242,12 +239,9 @@ class Chunk:
     def _read(self, tensor: Tensor, piece: Piece) -> Tensor:
         """Return a read-only tensor with the parameter's layout."""
         member, window = piece
-        if window is None and _is_plain(tensor):
-            return as_real(tensor)
-        aliased = alias_or_copy(
-            tensor, member.param, self._splits or window is not None
-        )
-        return aliased if window is None else aliased[window]
+        if window is None:
+            return plain_or_copy(tensor, member.param)
+        return alias_or_copy(tensor, member.param, True)[window]
 
 
 def _first_entry(member: Member, window: slice | None) -> Tensor:
