@@ -25,6 +25,7 @@ from gradtx._execution import Leaf, Operation, checks_extras, execute, takes_non
 from gradtx._lists import UnrecordableError
 from gradtx._lists.bundle import ListBundle, ListPass, differ_by_leaf, entries_of_a_call
 from gradtx._lists.cache import SharedPrograms
+from gradtx._lists.probes import probes, representatives
 from gradtx._passes import AwaitedSumError, Names, PassResult, passes_of
 from gradtx._pure import LEAF_STEPS, TreeRun, check_extras, leaves_of
 
@@ -660,11 +661,15 @@ def _bundles(
         with _planning():
             return passes_of(function, common_numbers, of_leaf, ListPass)
 
-    shapes = sorted(of_shape, key=torch.Size.numel)
-    of_smallest = program(shapes[0])
-    of_largest = program(shapes[-1])
-    if [each.text for each in of_smallest] == [each.text for each in of_largest]:
-        leaves.set_passes(of_largest, tensors, on_host)
+    recorded = [program(shape) for shape in of_shape] if len(of_shape) == 1 else []
+    for shape in representatives(of_shape) if len(of_shape) > 1 else ():
+        recorded.append(program(shape))
+        of_leaf = leaves.tensors_at(of_shape[shape][0], tensors)
+        with _planning():
+            for probe in probes(of_leaf):
+                recorded.append(passes_of(function, common_numbers, probe, ListPass))
+    if len({_text(passes) for passes in recorded}) == 1:
+        leaves.set_passes(recorded[0], tensors, on_host)
         return [leaves]
     bundles: list[_Leaves] = []
     for shape, positions in of_shape.items():
@@ -672,6 +677,10 @@ def _bundles(
         bundle.set_passes(program(shape), tensors, on_host)
         bundles.append(bundle)
     return bundles
+
+
+def _text(passes: list[ListPass]) -> tuple[str, ...]:
+    return tuple(each.text for each in passes)
 
 
 def _chunks(sizes: Sequence[int], limit: int) -> Iterator[slice]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, Node
 
-from gradtx._lists.contract import following
+from gradtx._lists.contract import following, is_view
 from gradtx._runs import LateTerm
 
 aten = torch.ops.aten
@@ -91,11 +91,14 @@ def _is_symbolic(argument: Any) -> bool:
 
 
 def numbers_in(graph: Graph) -> list[Any]:
-    """Return the operations of a recording with their Python scalars, but without the sizes in their arguments."""
+    """Return the operations of a recording with their Python scalars, but without views and sizes."""
     numbers: list[Any] = []
     for node in graph.nodes:
+        # `is_view` is also true of arguments; positions follow from the size.
+        if is_view(node) or node.target is aten.arange.default:
+            continue
         scalars = [argument for argument in node.args if isinstance(argument, SCALARS)]
-        numbers.append((node.target, scalars))
+        numbers.append((node.target, str(scalars)))  # NaN does not equal itself
     return numbers
 
 

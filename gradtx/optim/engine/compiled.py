@@ -34,6 +34,7 @@ from gradtx.optim.engine.bundle import Bundle, Prepared
 from gradtx.optim.engine.compiler import Backend, Compiler
 from gradtx.optim.engine.inductor import compile_with_inductor
 from gradtx.optim.engine.plan import Plan
+from gradtx.optim.engine.recording import reads_shape
 from gradtx.optim.engine.signature import LeafKind, Signature
 from gradtx.optim.engine.trace import BundleFunction, BundleProgram
 from gradtx.optim.engine.windows import (
@@ -86,6 +87,7 @@ class Order:
 
 
 _SHARED = SharedPrograms()
+_READERS = SharedPrograms()  # whether rules read the shape of their leaf
 
 
 class CompiledEngine(Engine):
@@ -103,6 +105,7 @@ class CompiledEngine(Engine):
         self._options = dict(options)
         self._backend = backend
         self._programs: dict[Any, list[BundleProgram]] | None = None
+        self._readers: dict[Any, bool] | None = None
         # Why program lists remain empty, by their ids.
         self._unsuitable: dict[int, str] = {}
         self._prepared: Prepared = {}
@@ -156,6 +159,8 @@ class CompiledEngine(Engine):
         # Compilers specialize on the first sizes they see.
         pairs.sort(key=_largest_first)
         signature = Signature.of(*pairs[0], kind, request)
+        if kind.flat:
+            pairs = self._independent_of_shape(kind, signature, pairs, request)
         bundles: list[Bundle] = []
         for start in range(0, len(pairs), kind.width):
             members = [member for member, _ in pairs[start : start + kind.width]]
@@ -168,6 +173,28 @@ class CompiledEngine(Engine):
             else:
                 bundles.append(bundle)
         return bundles
+
+    def _independent_of_shape(
+        self, kind: LeafKind, signature: Signature, pairs: Pairs, request: StepRequest
+    ) -> Pairs:
+        """Refuse the leaves whose rules read their shape, and return the others."""
+        if self._readers is None:
+            self._readers = shared_programs(_READERS, request.views[0].tx)
+        kept: Pairs = []
+        for member, leaf in pairs:
+            # Coded leaves have no examples in other shapes.
+            shape = leaf.shape if signature.layout.codes else len(leaf.shape)
+            structure = request.structures[member.group]
+            key = structure, kind, shape, *signature.key()
+            if key not in self._readers:
+                self._readers[key] = len(leaf.shape) > 1 and reads_shape(
+                    member, signature, request, leaf
+                )
+            if self._readers[key]:
+                self._refuse(leaf, "a rule reads the shape of its leaf")
+            else:
+                kept.append((member, leaf))
+        return kept
 
     def _width(self, member: Member, leaf: Leaf, flat: bool) -> int:
         row = row_of(member) if flat else None

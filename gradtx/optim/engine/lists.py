@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradtx._complex import as_real
 from gradtx._execution import Leaf, LeafTerms, Operation
 from gradtx._lists import UnrecordableError
 from gradtx._lists.bundle import (
@@ -21,7 +20,7 @@ from gradtx._lists.bundle import (
 )
 from gradtx._lists.cache import SharedPrograms
 from gradtx._lists.equal import may_be_number, slots_from_numbers
-from gradtx._lists.terms import numbers_in
+from gradtx._lists.probes import probes, representatives
 from gradtx._owners import has_regions
 from gradtx._passes import have_sums, passes_of
 from gradtx._runs import LateTerm
@@ -46,6 +45,12 @@ from gradtx.optim.engine.base import (
     stand_ins,
 )
 from gradtx.optim.engine.plan import Plan
+from gradtx.optim.engine.recording import (
+    arguments_of,
+    first_entries,
+    numbers_of,
+    recorded,
+)
 from gradtx.optim.engine.signature import LeafKind, Signature
 from gradtx.optim.engine.trace import BundleFunction, EqualSlot
 from gradtx.optim.engine.windows import can_be_split, cut, is_positional, part_of
@@ -375,8 +380,8 @@ class ListEngine(Engine):
         if key not in programs:
             # All slots of a 0-d leaf may be 0-d.
             largest, leaf = max(pairs, key=_size)
-            tensors = _tensors_of(largest, signature, request, leaf)
-            passes = _recorded(signature, member, request, tensors)
+            tensors = arguments_of(largest, signature, request, leaf)
+            passes = recorded(signature, member, request, tensors)
             if not passes:
                 return ()
             indices = slots_from_numbers(passes[-1].recording)
@@ -398,15 +403,15 @@ class ListEngine(Engine):
         structure = request.structures[member.group]
         key = ("in parts", structure, kind, *signature.key())
         if key not in programs:
-            tensors = _tensors_of(member, signature, request, leaf)
+            tensors = arguments_of(member, signature, request, leaf)
             of_leaf, of_part = (
-                _recorded(signature, member, request, _part(tensors, entries))
+                recorded(signature, member, request, first_entries(tensors, entries))
                 for entries in (entries_of(member.param), part)
             )
             adds_up = all(each.parts_add_up() for each in of_leaf)
             # The programs of coded leaves are recorded for a part.
             programs[key] = adds_up and (
-                not is_coded or _numbers(of_leaf) == _numbers(of_part)
+                not is_coded or numbers_of(of_leaf) == numbers_of(of_part)
             )
         return programs[key]
 
@@ -455,7 +460,7 @@ class ListEngine(Engine):
         self._programs_of(view)
         common = (
             self._common_program(key, function, pairs, request, splits)
-            if kind.flat
+            if kind.flat and not signature.layout.codes
             else None
         )
         for member, leaf in pairs:
@@ -483,11 +488,19 @@ class ListEngine(Engine):
         request: StepRequest,
         splits: bool,
     ) -> list[ListPass] | None:
-        """Return the program of the smallest and of the largest of these elementwise leaves, if it is the same."""
-        by_size = sorted(pairs, key=_size)
-        smallest = self._program(key, function, *by_size[0], request, splits)
-        largest = self._program(key, function, *by_size[-1], request, splits)
-        return largest if smallest is largest else None
+        """Return the program of these elementwise leaves, if it is the same for all shapes."""
+        pair_of_shape = {leaf.shape: (member, leaf) for member, leaf in pairs}
+        if len(pair_of_shape) == 1:
+            return self._program(key, function, *pairs[0], request, splits)
+        programs: list[Any] = []
+        for shape in representatives(pair_of_shape):
+            member, leaf = pair_of_shape[shape]
+            tensors = _arguments(member, function.signature, request, leaf, splits)
+            programs.append(self._program(key, function, member, leaf, request, splits))
+            for probe in probes(tensors):
+                programs.append(self._program_for(key, function, probe, request))
+        first = programs[0]
+        return first if all(program is first for program in programs) else None
 
     def _program(
         self,
@@ -500,13 +513,7 @@ class ListEngine(Engine):
     ) -> list[ListPass] | None:
         """Return the program of a leaf or of its parts; None if its operations cannot be recorded."""
         tensors = _arguments(member, function.signature, request, leaf, splits)
-        assert self._programs is not None
-        of_shapes = (key, tuple(tensor.shape for tensor in tensors))
-        if of_shapes not in self._programs:
-            self._programs[of_shapes] = self._new_program(
-                key, function, tensors, request.on_host
-            )
-        program = self._programs[of_shapes]
+        program = self._program_for(key, function, tensors, request)
         if isinstance(program, str):
             return self._refuse(leaf, program)
         if (
@@ -516,6 +523,22 @@ class ListEngine(Engine):
         ):
             return self._refuse(leaf, SUM_OVER_SHARDS)
         return program
+
+    def _program_for(
+        self,
+        key: Any,
+        function: BundleFunction,
+        tensors: list[Tensor],
+        request: StepRequest,
+    ) -> list[ListPass] | str:
+        """Return the program for arguments of these shapes, or the reason why it cannot be recorded."""
+        assert self._programs is not None
+        of_shapes = (key, tuple(tensor.shape for tensor in tensors))
+        if of_shapes not in self._programs:
+            self._programs[of_shapes] = self._new_program(
+                key, function, tensors, request.on_host
+            )
+        return self._programs[of_shapes]
 
     def _new_program(
         self, key: Any, function: BundleFunction, tensors: list[Tensor], on_host: bool
@@ -551,23 +574,6 @@ def _passes(
     return passes_of(function, common, leaves, ListPass)
 
 
-def _recorded(
-    signature: Signature, member: Member, request: StepRequest, tensors: list[Tensor]
-) -> list[ListPass]:
-    """Record the program for these arguments; return an empty list if that is impossible, as `_program` reports."""
-    structure = request.structures[member.group]
-    make_chain = request.views[member.group].chain_of(structure)
-    function = BundleFunction(signature, make_chain)
-    try:
-        return passes_of(function, stand_ins(signature), tensors, ListPass)
-    except Exception:
-        return []
-
-
-def _numbers(passes: list[ListPass]) -> list[Any]:
-    return [numbers_in(each.recording.graph) for each in passes]
-
-
 def _grouped_by_values(pairs: Pairs, keys: Sequence[str]) -> list[Pairs]:
     """Group leaves by the values of their slots."""
     pairs_of_values: dict[Any, Pairs] = {}
@@ -587,35 +593,11 @@ def _arguments(
     member: Member, signature: Signature, request: StepRequest, leaf: Leaf, splits: bool
 ) -> list[Tensor]:
     """Return the arguments of a program for a leaf, or for its first part if its parts have other programs."""
-    tensors = _tensors_of(member, signature, request, leaf)
+    tensors = arguments_of(member, signature, request, leaf)
     has_own_parts = signature.placed or signature.layout.codes
     part = part_of(member, signature.placed) if splits and has_own_parts else None
     if part is not None:
-        tensors = _part(tensors, part)
+        tensors = first_entries(tensors, part)
     if signature.placed:
         tensors.append(torch.zeros((), dtype=torch.int64, device=tensors[0].device))
     return tensors
-
-
-def _part(tensors: list[Tensor], part: int) -> list[Tensor]:
-    """Return the arguments for the first entries of a leaf."""
-    size = tensors[0].numel()
-    flat = [tensor.reshape(-1) if tensor.ndim else tensor for tensor in tensors]
-    return [cut(tensor, slice(0, part), size) for tensor in flat]
-
-
-def _tensors_of(
-    member: Member, signature: Signature, request: StepRequest, leaf: Leaf
-) -> list[Tensor]:
-    """Return the arguments of a leaf, of which only dtypes and shapes matter."""
-    tensors: list[Any] = [
-        member.param,
-        *(member.state[key] for key in signature.slots_by_leaf),
-        member.param.grad,
-    ]
-    tensors.extend(
-        tree[leaf.name]
-        for tree in request.trees.values()
-        if tree[leaf.name] is not None
-    )
-    return [as_real(local(tensor)) for tensor in tensors]

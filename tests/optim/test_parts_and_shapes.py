@@ -1,11 +1,11 @@
-"""Sums over leaves whose terms are not sums over entries: large leaves are then not updated in parts."""
+"""Elementwise rules that read more than entries: a mean or a norm for a sum over leaves, the size, the shape."""
 
 import pytest
 import torch
 
 import gradtx
 from gradtx._lists import bundle
-from gradtx.optim.engine import lists, windows
+from gradtx.optim.engine import compiled, lists, windows
 from tests.conformance import plain_cases, step_extras
 
 TERMS = {
@@ -122,7 +122,7 @@ def test_large_leaves_of_the_library_s_own_chains_are_updated_in_parts(code, who
 
     monkeypatch.setattr(lists.ListEngine, "_runs_in_parts", noted)
     for case in plain_cases():
-        if case.factory.spec.kind != "alias":
+        if case.factory.spec.kind != "alias" or case.factory is gradtx.scalable_shampoo:  # of hundreds of blocks here
             continue
         param = torch.nn.Parameter(noise(3, (64, 128)))
         param.grad = noise(4, (64, 128))
@@ -151,3 +151,78 @@ def test_a_rule_reads_the_number_of_entries_of_the_leaf(read, compile, uncompile
         param.grad = torch.ones(64, 128)
         optimizer.step()
     torch.testing.assert_close(param.detach(), torch.full((64, 128), -2.5 / read(param)), rtol=1e-4, atol=0.0)
+
+
+SHAPES = [(2, 2), (50,), (100, 100), (7, 3), (30, 1), (3, 4, 5)]
+READS = {
+    "dimensions": lambda leaf: 2.0 if leaf.ndim > 1 else 1.0,
+    "many dimensions": lambda leaf: 2.0 if leaf.ndim > 2 else 1.0,
+    "rows": lambda leaf: float(len(leaf)),
+    "ratio": lambda leaf: max(1.0, leaf.shape[0] ** 2 / leaf.numel()),
+    "size": lambda leaf: 2.0 if leaf.numel() > 60 else 1.0,
+    "nothing": lambda leaf: 3.0,
+}
+
+
+@pytest.mark.parametrize("mode", ["default", "compiled", "pure"])
+@pytest.mark.parametrize("name", READS)
+def test_a_rule_reads_the_shape_of_its_leaf(name, mode, uncompiled):
+    """The smallest and the largest leaf have two dimensions and equal ratios; others do not."""
+
+    @gradtx.per_tensor(elementwise=True)
+    def multiply():
+        return lambda update, state, param, ctx: (update * READS[name](update), state)
+
+    tx = gradtx.chain(multiply(), gradtx.sgd(1.0, momentum=0.5))
+    params = {str(i): torch.nn.Parameter(noise(i, shape)) for i, shape in enumerate(SHAPES)}
+    gradients = {leaf: noise(10 + int(leaf), param.shape) for leaf, param in params.items()}
+    expected = {leaf: param.detach() - 2.5 * READS[name](param) * gradients[leaf] for leaf, param in params.items()}
+    if mode == "pure":
+        params = {leaf: param.detach() for leaf, param in params.items()}
+        state = tx.init(params)
+        for _ in range(2):
+            updates, state = tx.update(gradients, state, params)
+            params = gradtx.apply_updates(params, updates)
+    else:
+        optimizer = gradtx.as_optimizer(tx, list(params.items()), compile=mode == "compiled")
+        for _ in range(2):
+            for leaf, param in params.items():
+                param.grad = gradients[leaf].clone()
+            optimizer.step()
+        if mode == "compiled":
+            reads = "a rule reads the shape of its leaf"
+            assert (reads in optimizer._engine.reasons.values()) == (name not in {"nothing", "size"})
+    for leaf, param in params.items():
+        torch.testing.assert_close(param.detach(), expected[leaf])
+
+
+@pytest.mark.parametrize("code", [None, "int8"])
+def test_no_elementwise_chain_of_the_library_reads_the_shape(code, monkeypatch):
+    """Otherwise compiled optimizers would not compile it."""
+    monkeypatch.setattr(compiled.CompiledEngine, "_bundle", lambda *arguments: "not compiled in this test")
+    for case in plain_cases():
+        if case.factory.spec.kind != "alias" or case.factory is gradtx.scalable_shampoo:
+            continue
+        tx = case.make() if code is None else gradtx.with_state_dtype(case.make(), code)
+        if not {"grad_fn", "value_fn"}.isdisjoint(tx.needs):
+            continue
+        params = {str(i): torch.nn.Parameter(noise(i, shape)) for i, shape in enumerate([(64, 128), (8, 64, 20)])}
+        for param in params.values():
+            param.grad = noise(4, param.shape)
+        optimizer = gradtx.as_optimizer(tx, list(params.items()), compile=True)
+        optimizer.step(**step_extras(optimizer._tx, params))
+        assert "a rule reads the shape of its leaf" not in optimizer._engine.reasons.values(), case
+
+
+@pytest.mark.parametrize("compile", [False, True])
+def test_coded_leaves_of_equal_size_may_have_different_shapes(compile, uncompiled):
+    together = [torch.nn.Parameter(noise(i, shape)) for i, shape in enumerate([(64, 128), (32, 256), (64, 128)])]
+    alone = [torch.nn.Parameter(param.detach().clone()) for param in together]
+    optimizers = [gradtx.optim.AdamW(group, state_dtype="int8", compile=compile) for group in (together, *zip(alone))]
+    for step in range(3):
+        for i in range(3):
+            together[i].grad = noise(10 * step + i, together[i].shape)
+            alone[i].grad = together[i].grad.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+    torch.testing.assert_close(together, alone)

@@ -1,0 +1,82 @@
+"""Recordings with which engines plan: of a leaf, of its first entries, and of the leaf as a vector."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from torch import Tensor
+
+from gradtx._complex import as_real
+from gradtx._execution import Leaf
+from gradtx._lists.bundle import ListPass
+from gradtx._lists.probes import probes
+from gradtx._lists.terms import numbers_in
+from gradtx._passes import passes_of
+from gradtx._sharding import local
+from gradtx.optim._member import Member
+from gradtx.optim._request import StepRequest
+from gradtx.optim.engine.base import stand_ins
+from gradtx.optim.engine.signature import Signature
+from gradtx.optim.engine.trace import BundleFunction
+from gradtx.optim.engine.windows import cut
+
+
+def arguments_of(
+    member: Member, signature: Signature, request: StepRequest, leaf: Leaf
+) -> list[Tensor]:
+    """Return the arguments of a leaf, of which only dtypes and shapes matter."""
+    tensors: list[Any] = [
+        member.param,
+        *(member.state[key] for key in signature.slots_by_leaf),
+        member.param.grad,
+    ]
+    tensors.extend(
+        tree[leaf.name]
+        for tree in request.trees.values()
+        if tree[leaf.name] is not None
+    )
+    return [as_real(local(tensor)) for tensor in tensors]
+
+
+def first_entries(tensors: list[Tensor], count: int) -> list[Tensor]:
+    """Return the arguments for the first entries of a leaf, as vectors."""
+    size = tensors[0].numel()
+    flat = [tensor.reshape(-1) if tensor.ndim else tensor for tensor in tensors]
+    return [cut(tensor, slice(0, count), size) for tensor in flat]
+
+
+def recorded(
+    signature: Signature, member: Member, request: StepRequest, tensors: list[Tensor]
+) -> list[ListPass]:
+    """Record the program for these arguments; return an empty list if that is impossible."""
+    structure = request.structures[member.group]
+    make_chain = request.views[member.group].chain_of(structure)
+    function = BundleFunction(signature, make_chain)
+    try:
+        return passes_of(function, stand_ins(signature), tensors, ListPass)
+    except (
+        Exception
+    ):  # where a program is required, recording it again raises the error
+        return []
+
+
+def numbers_of(passes: list[ListPass]) -> list[Any]:
+    """Return the operations of a program with their Python scalars; see `numbers_in`."""
+    return [numbers_in(each.recording.graph) for each in passes]
+
+
+def reads_shape(
+    member: Member, signature: Signature, request: StepRequest, leaf: Leaf
+) -> bool:
+    """Whether the program of an elementwise leaf differs from that of the same leaf as a vector."""
+    one = dataclasses.replace(signature, width=1, padded=False)
+    tensors = arguments_of(member, one, request, leaf)
+    # The slots of coded leaves have several shapes.
+    examples = [tensors] if signature.layout.codes else probes(tensors)
+    for example in examples:
+        vectors = first_entries(example, example[0].numel())
+        shaped = numbers_of(recorded(one, member, request, example))
+        if shaped != numbers_of(recorded(one, member, request, vectors)):
+            return True
+    return False
