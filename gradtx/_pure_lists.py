@@ -661,8 +661,11 @@ def _bundles(
         with _planning():
             return passes_of(function, common_numbers, of_leaf, ListPass)
 
-    recorded = [program(shape) for shape in of_shape] if len(of_shape) == 1 else []
-    for shape in representatives(of_shape) if len(of_shape) > 1 else ():
+    if len(of_shape) == 1:
+        leaves.set_passes(program(*of_shape), tensors, on_host)
+        return [leaves]
+    recorded: list[list[ListPass]] = []
+    for shape in representatives(of_shape):
         recorded.append(program(shape))
         of_leaf = leaves.tensors_at(of_shape[shape][0], tensors)
         with _planning():

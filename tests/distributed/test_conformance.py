@@ -149,6 +149,25 @@ def test_programs_update_what_a_process_has_and_leave_the_rest_to_eager_steps(na
     assert tuple(two.run(programs_equal_whole, name)) == IN_THE_ENGINE[name][1]
 
 
+@gradtx.per_tensor(elementwise=True)
+def divide_by_size():
+    return lambda update, state, param, ctx: (update / update.numel() * len(update), state)
+
+
+def sizes_are_those_of_whole_tensors(compile):
+    tx = gradtx.chain(divide_by_size(), gradtx.sgd(lr=0.1, momentum=0.5))
+    with engine("traced") as traced:
+        found, optimizer = run(tx, divided, compile and traced, DIVIDED)
+    assert_close(found, run(tx, undivided, names=DIVIDED)[0])
+    return optimizer.explain().summary() if hasattr(optimizer.explain(), "summary") else str(optimizer.explain())
+
+
+@pytest.mark.parametrize("compile", [False, True])
+def test_an_elementwise_rule_reads_the_size_of_the_whole_tensor(compile, two):
+    for explanation in two.run(sizes_are_those_of_whole_tensors, compile):
+        assert "a rule reads the shape of its leaf" in explanation
+
+
 def pure_functions_agree():
     tx = gradtx.chain(gradtx.clip_by_global_norm(0.5), gradtx.adamp(lr=0.1), gradtx.lookahead(k=2))
     results = []

@@ -27,6 +27,7 @@ from gradtx.optim.engine.signature import LeafKind, Signature
 from gradtx.optim.engine.windows import is_positional
 
 logger = logging.getLogger("gradtx")
+READS_SHAPE = "a rule reads the shape of its leaf"
 SUM_OVER_SHARDS = "it is sharded, and a sum over leaves must include all shards"
 Pairs = list[tuple[Member, Leaf]]
 

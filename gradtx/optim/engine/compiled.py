@@ -22,6 +22,7 @@ from gradtx.optim._member import Member
 from gradtx.optim._request import StepRequest
 from gradtx.optim.engine.alias import entries_of, resized
 from gradtx.optim.engine.base import (
+    READS_SHAPE,
     SUM_OVER_SHARDS,
     Engine,
     Pairs,
@@ -46,9 +47,8 @@ from gradtx.optim.engine.windows import (
 
 logger = logging.getLogger("gradtx")
 
-WIDTH = (
-    8  # flat leaves per call of a program: more cost more compile time than they save
-)
+# Flat leaves per call of a program: more of them cost more compile time than they save.
+WIDTH = 8
 # Entries of a bundle of several calls. A step frees gradients that it consumes bundle by bundle.
 BUNDLED = 2**20
 # Minimum entries of a flat leaf for more than one thread, as in torch's own kernels.
@@ -182,16 +182,14 @@ class CompiledEngine(Engine):
             self._readers = shared_programs(_READERS, request.views[0].tx)
         kept: Pairs = []
         for member, leaf in pairs:
-            # Coded leaves have no examples in other shapes.
-            shape = leaf.shape if signature.layout.codes else len(leaf.shape)
+            is_special = bool(signature.layout.codes) or is_sharded(member.param)
+            shape = leaf.shape if is_special else len(leaf.shape)
             structure = request.structures[member.group]
             key = structure, kind, shape, *signature.key()
             if key not in self._readers:
-                self._readers[key] = len(leaf.shape) > 1 and reads_shape(
-                    member, signature, request, leaf
-                )
+                self._readers[key] = reads_shape(member, signature, request, leaf)
             if self._readers[key]:
-                self._refuse(leaf, "a rule reads the shape of its leaf")
+                self._refuse(leaf, READS_SHAPE)
             else:
                 kept.append((member, leaf))
         return kept

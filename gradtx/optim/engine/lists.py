@@ -38,6 +38,7 @@ from gradtx.optim.engine.alias import (
     plain_or_copy,
 )
 from gradtx.optim.engine.base import (
+    READS_SHAPE,
     SUM_OVER_SHARDS,
     Engine,
     Pairs,
@@ -394,7 +395,8 @@ class ListEngine(Engine):
         self, kind: LeafKind, signature: Signature, pairs: Pairs, request: StepRequest
     ) -> bool:
         """Whether the program may process large leaves in parts."""
-        member, leaf = max(pairs, key=_size)
+        large = [pair for pair in pairs if part_of(pair[0]) is not None]
+        member, leaf = max(large or pairs, key=_size)
         part, is_coded = part_of(member), bool(signature.layout.codes)
         has_sums = any(each.waits or each.sums_late for each in leaf.program)
         if part is None or not (has_sums or is_coded):
@@ -467,6 +469,10 @@ class ListEngine(Engine):
             program = common or self._program(
                 key, function, member, leaf, request, splits
             )
+            if program is not None and self._reads_shard(
+                key, function, member, leaf, request, kind.flat
+            ):
+                program = self._refuse(leaf, READS_SHAPE)
             if program is not None:
                 _, members = members_of_program.setdefault(id(program), (program, []))
                 members.append(member)
@@ -501,6 +507,25 @@ class ListEngine(Engine):
                 programs.append(self._program_for(key, function, probe, request))
         first = programs[0]
         return first if all(program is first for program in programs) else None
+
+    def _reads_shard(
+        self,
+        key: Any,
+        function: BundleFunction,
+        member: Member,
+        leaf: Leaf,
+        request: StepRequest,
+        flat: bool,
+    ) -> bool:
+        """Whether an elementwise rule would read the shape of a shard instead of that of the whole leaf."""
+        signature = function.signature
+        if not flat or signature.layout.codes or not is_sharded(member.param):
+            return False
+        tensors = arguments_of(member, signature, request, leaf)
+        programs: list[Any] = []
+        for example in (tensors, *probes(tensors)):
+            programs.append(self._program_for(key, function, example, request))
+        return any(program is not programs[0] for program in programs)
 
     def _program(
         self,

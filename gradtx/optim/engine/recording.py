@@ -13,7 +13,7 @@ from gradtx._lists.bundle import ListPass
 from gradtx._lists.probes import probes
 from gradtx._lists.terms import numbers_in
 from gradtx._passes import passes_of
-from gradtx._sharding import local
+from gradtx._sharding import is_sharded, local
 from gradtx.optim._member import Member
 from gradtx.optim._request import StepRequest
 from gradtx.optim.engine.base import stand_ins
@@ -69,14 +69,21 @@ def numbers_of(passes: list[ListPass]) -> list[Any]:
 def reads_shape(
     member: Member, signature: Signature, request: StepRequest, leaf: Leaf
 ) -> bool:
-    """Whether the program of an elementwise leaf differs from that of the same leaf as a vector."""
+    """Whether the program of an elementwise leaf depends on its shape beyond the number of entries.
+
+    The program of a shard must not depend on that number either, since it is not that of the whole leaf.
+    """
     one = dataclasses.replace(signature, width=1, padded=False)
     tensors = arguments_of(member, one, request, leaf)
-    # The slots of coded leaves have several shapes.
-    examples = [tensors] if signature.layout.codes else probes(tensors)
+    # The slots of coded leaves have several shapes, so there are no examples in other shapes.
+    examples = [tensors] if signature.layout.codes else list(probes(tensors))
+    compared: list[tuple[list[Tensor], list[Tensor]]] = []
     for example in examples:
-        vectors = first_entries(example, example[0].numel())
-        shaped = numbers_of(recorded(one, member, request, example))
-        if shaped != numbers_of(recorded(one, member, request, vectors)):
+        compared.append((example, first_entries(example, example[0].numel())))
+    if is_sharded(member.param):
+        compared.append((tensors, examples[-1]))
+    for pair in compared:
+        one_way, other_way = (recorded(one, member, request, each) for each in pair)
+        if numbers_of(one_way) != numbers_of(other_way):
             return True
     return False
