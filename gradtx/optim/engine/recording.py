@@ -78,7 +78,7 @@ def reads_shape(
     # The slots of coded leaves have several shapes, so there are no examples in other shapes.
     examples = [tensors] if signature.layout.codes else list(probes(tensors))
     compared: list[tuple[list[Tensor], list[Tensor]]] = []
-    for example in examples:
+    for example in examples if tensors[0].ndim > 1 else ():
         compared.append((example, first_entries(example, example[0].numel())))
     if is_sharded(member.param):
         compared.append((tensors, examples[-1]))
