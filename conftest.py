@@ -20,6 +20,12 @@ collect_ignore = ["docs/conf.py", "docs/extension.py", "docs/reference.py"]
 
 
 @pytest.fixture(autouse=True)
+def _own_classes(monkeypatch):
+    """No test finds the optimizers of another by name."""
+    monkeypatch.setattr(gradtx.registry, "_OWN_CLASSES", {})
+
+
+@pytest.fixture(autouse=True)
 def _names(request, doctest_namespace):
     doctest_namespace.clear()
     # Pages import what they use: readers copy their blocks.

@@ -7,7 +7,7 @@ under `torch.func` transforms and `torch.compile`, and through `as_optimizer` as
 from gradtx import optim as optim
 from gradtx import schedules as schedules
 from gradtx._arguments import *
-from gradtx._moved import install as _install_moved
+from gradtx._eager import *
 from gradtx._names import public_names as _public_names
 from gradtx.checkpoint import *
 from gradtx.codes import *
@@ -27,8 +27,6 @@ from gradtx.schedules import *
 from gradtx.state import *
 from gradtx.transforms import *
 from gradtx.whole_model import *
-
-_install_moved()
 
 __version__ = "0.1.0"
 
@@ -59,4 +57,4 @@ def __getattr__(name: str) -> object:
 
 
 # Type checkers infer the public names from the imports above.
-__all__ = sorted([*_public_names(globals()), "optim", "schedules"])  # pyright: ignore[reportUnsupportedDunderAll]
+__all__ = sorted([*_public_names(globals()), "optim", "schedules"])

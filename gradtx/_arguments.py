@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
 import torch
 from torch import Tensor
 
-from gradtx._messages import describe, nearest, schedule_remedy
-from gradtx._narrowing import is_sequence, is_tuple
+from gradtx._given import are_parameters
+from gradtx._messages import describe, nearest, schedule_remedy, shortly
 
 __all__ = ["Betas", "Scalar", "Schedule", "is_off"]
 
@@ -251,7 +251,7 @@ class Argument:
 
         Unlike `check`, this corrects rounding errors, and accepts one-entry tensors of any shape as numbers.
         """
-        if is_sequence(value) and self.kind == "betas":
+        if isinstance(value, tuple | list) and self.kind == "betas":
             ranges = self.entry_ranges or (self.range,) * len(value)
             value = tuple(
                 _as_number(item, interval)
@@ -285,13 +285,13 @@ class Argument:
 
     def _betas(self, value: Any) -> tuple[Any, ...]:
         """Check a tuple of numbers, each of which may be a tensor or a schedule."""
-        if not is_sequence(value):
+        if not isinstance(value, tuple | list):
             raise TypeError(
                 f"{self.owner}: {self.name} must be a tuple of numbers, got {describe(value)}"
             )
         if (
             not self.any_length
-            and is_sequence(self.default)
+            and isinstance(self.default, tuple | list)
             and len(value) != len(self.default)
         ):
             raise ValueError(
@@ -316,8 +316,9 @@ class Argument:
         """Check a name, three plain numbers, or a tuple of such triples."""
         if isinstance(value, str):
             return value
-        if is_sequence(value) and value and all(map(is_sequence, value)):
-            return tuple(self._triple(item, value) for item in value)
+        items = value if isinstance(value, tuple | list) else ()
+        if items and all(isinstance(item, tuple | list) for item in items):
+            return tuple(self._triple(item, value) for item in items)
         return self._triple(value, value)
 
     def _triple(self, item: Any, value: Any) -> tuple[float, ...]:
@@ -374,7 +375,7 @@ def _as_number(value: Any, interval: Range) -> Any:
 
 def _is_plain(value: Any) -> TypeGuard[tuple[Any, ...] | list[Any]]:
     """Whether a value is a sequence of plain numbers."""
-    return is_sequence(value) and all(
+    return isinstance(value, tuple | list) and all(
         isinstance(entry, numbers.Real) for entry in value
     )
 
@@ -419,6 +420,13 @@ def _check_annotations(
     name: str, parameters: Iterable[inspect.Parameter], hints: Mapping[str, Any]
 ) -> None:
     """Raise an error for a parameter of a factory without an annotation."""
+    parameters = list(parameters)
+    required = [p for p in parameters if p.default is p.empty]
+    if len(required) == 4 and not hints:
+        raise TypeError(
+            f"{name}: this function is an update, but the decorator needs a factory that returns one: "
+            f"def {name}(): ...; return update"
+        )
     for parameter in parameters:
         if parameter.name not in hints:
             raise TypeError(
@@ -491,6 +499,8 @@ class Arguments:
         self._positional = [
             argument for argument in self.all if not argument.keyword_only
         ]
+        first = self._positional[0].kind if self._positional else ""
+        self._never_starts_with_parameters = is_alias or first != "structure"
         self._only_plain = all(
             argument.kind != "structure" for argument in self._positional
         )
@@ -518,6 +528,10 @@ class Arguments:
     ) -> dict[str, Any]:
         """Return the unchecked values of a call by name."""
         self._check_values(args)
+        if args and self._never_starts_with_parameters and are_parameters(args[0]):
+            raise TypeError(
+                f"{self.name}: takes hyperparameters, got {shortly(args[0])}; {self._use_with_parameters()}"
+            )
         if len(args) > len(self._positional):
             raise TypeError(
                 f"{self.name}: takes at most {len(self._positional)} positional arguments, got {len(args)}"
@@ -553,8 +567,20 @@ class Arguments:
                     f"{self.name}: accepts numbers, not a transformation; to combine the two, write {both}"
                 )
 
+    def _use_with_parameters(self) -> str:
+        """Say how to make an optimizer."""
+        from gradtx.optim.classes import CLASSES
+
+        cls: Any = CLASSES.get(self.name)
+        wrapped = f"gradtx.as_optimizer({self.name}(...), params)"
+        if cls is None or cls._alias.spec.arguments is not self:
+            return f"use {wrapped}"
+        return f"use gradtx.optim.{cls.__name__}(params, ...), or {wrapped}"
+
     def _suggestion(self, key: str) -> str:
         """Suggest the intended argument, including for a name from another library."""
+        if key in ("params", "model", "parameters"):
+            return self._use_with_parameters()
         if key in OTHER_PLACES:
             return OTHER_PLACES[key]
         ours = OTHER_WORDS.get(key)
@@ -567,12 +593,12 @@ class Arguments:
 
 def varies(value: Any) -> bool:
     """Whether the value that a body receives may change between steps: a tensor (written in place) or a schedule."""
-    if is_tuple(value):
+    if isinstance(value, tuple):
         return any(varies(item) for item in value)
     return isinstance(value, Tensor | Schedule)
 
 
 def tensors_in(value: Any) -> list[Tensor]:
     """Return the tensors in an argument's value."""
-    items = value if is_tuple(value) else (value,)
+    items = value if isinstance(value, tuple) else (value,)
     return [item for item in items if isinstance(item, Tensor)]

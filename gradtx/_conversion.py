@@ -31,7 +31,7 @@ def converted(
     """
     saved = _whole_where_kept_whole(saved, first)
     entry = dict(saved)
-    for slot in _with_dimensions(saved, first):
+    for slot in _tensors_of_both(saved, first):
         value, like = saved[slot], first[slot]
         code, saved_code = _codes_of(slot, saved, first, codes or {})
         if code is not None and saved_code is None:
@@ -50,7 +50,7 @@ def slot_in_another_code(
 
     The arguments are those of `converted`.
     """
-    for slot in _with_dimensions(saved, first):
+    for slot in _tensors_of_both(saved, first):
         code, saved_code = _codes_of(slot, saved, first, codes)
         if code is None or saved_code is None or saved_code.name == code.name:
             continue
@@ -84,13 +84,12 @@ def _whole_where_kept_whole(
     return entry
 
 
-def _with_dimensions(
+def _tensors_of_both(
     saved: Mapping[str, Any], first: Mapping[str, Any]
 ) -> Iterator[str]:
-    """Yield the saved slots of this run that are tensors with dimensions, which alone may be coded."""
+    """Yield the saved slots of this run that are tensors, which alone may be coded."""
     for slot, like in first.items():
-        value = saved.get(slot)
-        if isinstance(value, Tensor) and isinstance(like, Tensor) and value.ndim:
+        if isinstance(saved.get(slot), Tensor) and isinstance(like, Tensor):
             yield slot
 
 
@@ -118,7 +117,7 @@ def _shape_of_values(value: Tensor, like: Tensor, code: Codec | None) -> torch.S
     """
     if value.shape == like.shape and code is not None:
         return torch.Size(code.shape_of(like.shape, ()))
-    return max(value.shape, like.shape, key=torch.Size.numel)
+    return max(value.shape, like.shape, key=tuple)
 
 
 def _form(tensor: Any) -> tuple[torch.Size, torch.dtype] | None:
@@ -167,18 +166,20 @@ def _dims_of_rows(entry: Mapping[str, Any], slot: str) -> int:
 
 def _with_one_dim_of_rows(tensor: Tensor, dims_of_rows: int) -> Tensor:
     """Merge the dimensions that index rows; of the whole tensor, because uneven shards cannot be flattened."""
-    if dims_of_rows == 1:
+    if dims_of_rows <= 1:
         return tensor
     return full_tensor(tensor).flatten(0, dims_of_rows - 1)
 
 
 def _decode(entry: dict[str, Any], slot: str, codec: Codec, shape: torch.Size) -> None:
     """Replace the tensors that encode a slot by its values, unless they do not fit: errors then name them."""
-    dims_of_rows = _dims_of_rows(entry, slot)
+    dims_of_rows = _dims_of_rows(entry, slot) if shape else 0
     if min(len(shape), entry[slot].ndim) < dims_of_rows:
         return
-    rows = math.prod(shape[:dims_of_rows])
-    shape_in_rows = torch.Size((rows, *shape[dims_of_rows:]))
+    shape_in_rows = shape
+    if dims_of_rows > 1:
+        rows = math.prod(shape[:dims_of_rows])
+        shape_in_rows = torch.Size((rows, *shape[dims_of_rows:]))
     keys = {suffix: _key(slot, suffix, entry) for suffix in codec.suffixes}
     stored = {slot: _with_one_dim_of_rows(entry[slot], dims_of_rows)}
     for suffix, key in keys.items():
@@ -264,7 +265,10 @@ def _code_with_scale(codes: Tensor, shape: torch.Size) -> Codec | None:
         return CODES["float8"]
     if codes.dtype not in (torch.int8, torch.uint8):
         return None
-    name = "int8" if codes.shape == shape else "int4"
+    # The code of a single entry is 0 or the largest one.
+    is_number_of_4_bits = not shape and -8 < int(codes) < 16
+    has_4_bits = codes.shape != shape or is_number_of_4_bits
+    name = "int4" if has_4_bits else "int8"
     return CODES[name].for_sign(codes.dtype == torch.uint8)
 
 

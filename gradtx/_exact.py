@@ -11,7 +11,6 @@ from torch import Tensor
 
 from gradtx._arguments import Schedule
 from gradtx._messages import describe
-from gradtx._narrowing import is_tuple
 
 
 def exact(value: Any, device: torch.device) -> Tensor:
@@ -52,7 +51,7 @@ def resolve(value: Any, count: Any) -> Any:
 
     Tensors and the values of schedules become float64, because 1 - 0.999 in float32 is off by 1e-5.
     """
-    if is_tuple(value):
+    if isinstance(value, tuple):
         return tuple(resolve(item, count) for item in value)
     if isinstance(value, Schedule):
         return _scheduled(value, count)

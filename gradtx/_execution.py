@@ -80,6 +80,7 @@ class Leaf:
         self.param_dtype: torch.dtype = stored.dtype
         self.compute_dtype = _compute_dtype(stored.dtype, first_input.dtype)
         self.inputs = (update, param)
+        self.has_gradient = update is not None
         self.shape: torch.Size = stored.shape
         self.update = None if update is None else update.to(self.compute_dtype)
         self.param = None if param is None else param.to(self.compute_dtype)
@@ -134,6 +135,7 @@ class Leaf:
         self.dtype = other.dtype
         self.param_dtype = other.param_dtype
         self.compute_dtype = other.compute_dtype
+        self.has_gradient = other.has_gradient
         self.negated = other.negated
         self.active = other.active
         self.restarts = other.restarts
@@ -379,31 +381,6 @@ class Block:
             if isinstance(operation, Branch):
                 label = leaf.run.choice(operation.path, leaf, operation.selector)
                 program.extend(operation.blocks[label].for_leaf(leaf))
-            else:
-                program.append(operation)
-        return program
-
-    def routes(self) -> list[dict[Path, Any]]:
-        """Return the labels (path -> label) of every route through the branches."""
-        routes: list[dict[Path, Any]] = [{}]
-        for operation in self.operations:
-            if not isinstance(operation, Branch):
-                continue
-            longer: list[dict[Path, Any]] = []
-            for label, block in operation.blocks.items():
-                for inner in block.routes():
-                    longer.extend(
-                        {**route, operation.path: label, **inner} for route in routes
-                    )
-            routes = longer
-        return routes
-
-    def on_route(self, route: Mapping[Path, Any]) -> list[Operation]:
-        """Return the program of a leaf with these labels that is not frozen."""
-        program: list[Operation] = []
-        for operation in self.operations:
-            if isinstance(operation, Branch):
-                program.extend(operation.blocks[route[operation.path]].on_route(route))
             else:
                 program.append(operation)
         return program

@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 from torch import Tensor
-from torch.nn import Module, ParameterList
+from torch.nn import Module, Parameter, ParameterList
 
 from gradtx._messages import shortly
-from gradtx._narrowing import is_dict, is_iterable, is_mapping, is_sequence, is_tuple
+
+# Not a union of iterables, from which mypy cannot infer the type of a list of groups.
+Params: TypeAlias = Iterable[Tensor | dict[str, Any] | tuple[str, Tensor]]
 
 FROM_MODEL = "pass model.parameters() or model.named_parameters()"
 NEEDED = "needs a tensor or a pair (name, tensor)"
+
+
+def are_parameters(value: Any) -> bool:
+    """Whether a value is what an optimizer takes first: parameters, with names or in groups, or a model."""
+    if isinstance(value, Tensor):
+        return isinstance(value, Parameter) and value.ndim > 0
+    if isinstance(value, tuple | list) and value:
+        last = value[-1]  # of a pair, the tensor
+        return are_parameters(last) or (isinstance(last, Tensor) and last.ndim > 0)
+    return isinstance(value, Module | Iterator | Mapping)
 
 
 def listed_params(owner: str, params: Any) -> Any:
@@ -25,7 +37,7 @@ def listed_params(owner: str, params: Any) -> Any:
     """
     if isinstance(params, Tensor | set):
         return cast("Any", params)
-    if is_mapping(params):
+    if isinstance(params, Mapping):
         remedy = (
             "put the group in a list"
             if "params" in params
@@ -52,7 +64,7 @@ def listed_params(owner: str, params: Any) -> Any:
 
 def listed_group(owner: str, group: Any) -> Any:
     """Check a group and return it with its parameters as a list."""
-    if not is_dict(group):
+    if not isinstance(group, dict):
         return group  # torch rejects it
     check_group(f"{owner}: a group", group)
     params = group["params"]
@@ -64,9 +76,17 @@ def listed_group(owner: str, group: Any) -> Any:
     return group
 
 
+def tensors_of_group(group: Any) -> Iterator[Tensor]:
+    """Yield the parameters of a group, with or without names; none if torch will reject the group."""
+    if not isinstance(group, dict) or not isinstance(group["params"], list):
+        return
+    for entry in cast("list[Any]", group["params"]):
+        yield entry[1] if isinstance(entry, tuple) else entry
+
+
 def check_group(what: str, group: Any) -> None:
     """Raise an error for a group that is not a dict, has no parameters, or has a key that is not a string."""
-    if not is_mapping(group):
+    if not isinstance(group, Mapping):
         raise TypeError(
             f"{what} is {shortly(group)}, needs a dict such as {{'params': [...]}}"
         )
@@ -89,7 +109,7 @@ def check_groups(owner: str, groups: Iterable[Any]) -> None:
         what = f"{owner}: param_groups[{i}]"
         check_group(what, group)
         params = group["params"]
-        if not is_sequence(params):
+        if not isinstance(params, tuple | list):
             raise TypeError(
                 f"{what}['params'] is {shortly(params)}, needs a list of tensors"
             )
@@ -118,7 +138,7 @@ def _listed(owner: str, params: Any) -> list[Any]:
         raise TypeError(
             f"{owner}: needs parameters, got a {type(params).__name__}; {FROM_MODEL}"
         )
-    if isinstance(params, str) or not is_iterable(params):
+    if isinstance(params, str) or not isinstance(params, Iterable):
         raise TypeError(
             f"{owner}: needs parameters, got {shortly(params)}; {FROM_MODEL}"
         )
@@ -128,13 +148,18 @@ def _listed(owner: str, params: Any) -> list[Any]:
 def _check_entries(what: str, entries: list[Any]) -> None:
     for i, entry in enumerate(entries):
         tensor = entry
-        if is_tuple(entry):
+        if isinstance(entry, tuple):
             if len(entry) != 2 or not isinstance(entry[0], str):
                 raise TypeError(f"{what}[{i}] is {shortly(entry)}, {NEEDED}")
             tensor = entry[1]
         if not isinstance(tensor, Tensor):
             raise TypeError(
                 f"{what}[{i}] is {shortly(entry)}, {NEEDED}{_remedy(tensor)}"
+            )
+        if not (tensor.is_leaf or tensor.retains_grad):
+            raise ValueError(
+                f"{what}[{i}] is {shortly(entry)}, a non-leaf tensor, which an operation computed from others; pass "
+                "the parameters themselves, or result.detach().requires_grad_()"
             )
 
 

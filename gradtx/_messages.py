@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import inspect
+import warnings
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
-from gradtx._narrowing import is_dict, is_list, is_mapping, is_tuple
 from gradtx._torch import readable
+
+# Packages whose lines a warning passes over, to show the line that called gradtx.
+INNER_PACKAGES = ("gradtx", "torch", "contextlib", "functools")
 
 
 def describe(value: Any) -> str:
     """Format `value` as a user would type it, as far as possible."""
     if isinstance(value, Tensor):
         return _describe_tensor(value)
-    if is_tuple(value):
+    if isinstance(value, tuple):
         entries = ", ".join(map(describe, value))
         return f"({entries},)" if len(value) == 1 else f"({entries})"
-    if is_mapping(value):
+    if isinstance(value, list):
+        return f"[{', '.join(map(describe, value))}]"
+    if isinstance(value, Mapping):
         entries = [f"{key!r}: {describe(item)}" for key, item in value.items()]
         return "{" + ", ".join(entries) + "}"
     # A module's repr has a line for every layer.
@@ -34,14 +40,12 @@ def describe(value: Any) -> str:
 
 def shortly(value: Any) -> str:
     """Format `value` for an error message, where a long list or dict is abbreviated to its type and length."""
-    if not (is_list(value) or is_dict(value)):
+    if not isinstance(value, list | dict):
         return describe(value)
-    entries = list(value.values()) if is_dict(value) else value
+    entries = list(value.values()) if isinstance(value, dict) else value
     if len(entries) > 3 or any(isinstance(entry, list | dict) for entry in entries):
         return f"a {type(value).__name__} of {len(entries)}"
-    return (
-        describe(value) if is_dict(value) else f"[{', '.join(map(describe, entries))}]"
-    )
+    return describe(value)
 
 
 def schedule_remedy(value: Any) -> str:
@@ -125,3 +129,16 @@ def check_state_device(owner: str, state_device: Any) -> None:
         raise ValueError(
             f'{owner}: state_device must be "cpu" or None, got {state_device!r}'
         )
+
+
+def warn_user(message: str, category: type[Warning]) -> None:
+    """Warn at the line that called gradtx, at any depth of the call stack."""
+    level = 1  # the frame of this function
+    frame = inspect.currentframe()
+    while (
+        frame is not None
+        and frame.f_globals.get("__name__", "").partition(".")[0] in INNER_PACKAGES
+    ):
+        frame = frame.f_back
+        level += 1
+    warnings.warn(message, category, stacklevel=level)

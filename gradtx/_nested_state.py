@@ -13,13 +13,9 @@ import torch
 from torch import Tensor
 
 from gradtx._errors import OWN_STATE, Path, foreign, lacking
-from gradtx._narrowing import is_dict
 
 Slots = list[tuple[str, dict[str, Tensor]]]
 # Slots that a stage kept itself in 0.1 -> the inner stage that keeps them now.
-MOVED = {
-    "scale_by_soap": {"exp_avg": "scale_by_adam_hat", "exp_avg_sq": "scale_by_adam_hat"}
-}
 
 
 class NestedState:
@@ -34,13 +30,6 @@ class NestedState:
         self._state = state
         self._slots: dict[Path, Slots] = {}
 
-    def move_slots(self) -> None:
-        """Convert a state from 0.1 to the current layout, once the paths of the chain are known."""
-        for path, name in self.stages.items():
-            for slot, inside in MOVED.get(name, {}).items():
-                if slot in self._entry(path) and (*path, slot) not in self.stages:
-                    self._state = _moved(self._state, path, slot, inside)
-
     def scalars(self, path: Path) -> dict[str, Tensor]:
         """Return the shared values of a stage."""
         return {
@@ -54,7 +43,7 @@ class NestedState:
         if path not in self._slots:
             self._slots[path] = []
             for key, value in self._entry(path).items():
-                if is_dict(value) and (*path, key) not in self.stages:
+                if isinstance(value, dict) and (*path, key) not in self.stages:
                     self._slots[path].append((key, value))
         return self._slots[path]
 
@@ -68,7 +57,7 @@ class NestedState:
         """Return the state of a pair of plain functions, in the form that they returned."""
         entry: Any = self._state
         for key in path:
-            if not is_dict(entry) or key not in entry:
+            if not isinstance(entry, dict) or key not in entry:
                 raise lacking(path)
             entry = entry[key]
         return entry
@@ -80,8 +69,8 @@ class NestedState:
     def _entry(self, path: Path) -> dict[str, Any]:
         entry: Any = self._state
         for key in path:
-            entry = entry.get(key) if is_dict(entry) else None
-        return entry if is_dict(entry) else {}
+            entry = entry.get(key) if isinstance(entry, dict) else None
+        return entry if isinstance(entry, dict) else {}
 
     def check(
         self,
@@ -126,15 +115,6 @@ class NestedState:
             return result
 
         return rebuild(self._state, ())
-
-
-def _moved(state: dict[str, Any], path: Path, slot: str, inside: str) -> dict[str, Any]:
-    """Return a copy of a state in which a slot at a path is one level deeper, in the stage `inside`."""
-    if path:
-        key = path[0]
-        return {**state, key: _moved(state[key], path[1:], slot, inside)}
-    rest = {key: value for key, value in state.items() if key not in (slot, inside)}
-    return {**rest, inside: {**state.get(inside, {}), slot: state[slot]}}
 
 
 def _check_key(path: Path, key: Any) -> None:

@@ -1,11 +1,9 @@
 """Functional use: trees in, trees out. There is a single group, whose state is one nested dict."""
 
-# pyright: reportPrivateUsage=false
-
 from __future__ import annotations
 
 import numbers
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,8 +22,7 @@ from gradtx._execution import (
     execute,
     initialize,
 )
-from gradtx._messages import nearest
-from gradtx._narrowing import is_dict, is_mapping
+from gradtx._messages import nearest, warn_user
 from gradtx._nested_state import NestedState, check_plain, enter, is_plain
 from gradtx._runs import Run
 from gradtx._sharding import completed
@@ -39,6 +36,7 @@ if TYPE_CHECKING:
 
 # Extras that are functions, and their results.
 FUNCTIONS = {"grad_fn": "gradients", "value_fn": "0-d tensor"}
+LONG = 100  # updates of one graph, after which a loop is warned
 LEAF_STEPS = "leaf_steps"  # the state entry with the count of updates of each leaf
 
 
@@ -73,7 +71,7 @@ class TreeRun(Run):
         self.device = _device_of(like)
         if state is None:
             self.old_step = torch.zeros((), dtype=torch.int64, device=self.device)
-        elif is_dict(state) and isinstance(state.get("step"), Tensor):
+        elif isinstance(state, dict) and isinstance(state.get("step"), Tensor):
             self.old_step = _checked_count("step", state["step"])
         else:
             raise ValueError(
@@ -82,11 +80,10 @@ class TreeRun(Run):
         self._old = NestedState(state or {}, self.stages)
         self.clock = Clock(self.old_step + 1, leads=True)
         self.leaf_steps = (
-            None if state is None else _checked_leaf_steps(state.get(LEAF_STEPS), like)
+            None if state is None else _checked_leaf_steps(state.get(LEAF_STEPS))
         )
         self.watch()
         self.block = Block.of(tx, self, self._schedule_count())
-        self._old.move_slots()
 
     def _schedule_count(self) -> Tensor:
         """Return the count that schedules follow: that of the leaf with the most updates, as in an optimizer."""
@@ -97,9 +94,11 @@ class TreeRun(Run):
 
     def clock_of(self, name: str) -> Clock:
         """Return the outermost clock of a leaf."""
-        return (
-            self.clock if self.leaf_steps is None else Clock(self.leaf_steps[name] + 1)
-        )
+        if self.leaf_steps is None:
+            return self.clock
+        if name not in self.leaf_steps:
+            raise lacking((LEAF_STEPS,), name)
+        return Clock(self.leaf_steps[name] + 1)
 
     def scalars(self, path: Path) -> dict[str, Tensor]:
         return self._old.scalars(path)
@@ -254,7 +253,7 @@ class TreeRun(Run):
                     name: _count_after(leaves.get(name), count)
                     for name, count in old.items()
                 }
-            if not is_dict(old):
+            if not isinstance(old, dict):
                 return self.new_shared.get(path, {}).get(key, old)
             values: dict[str, Tensor] = {}
             for name, tensor in old.items():
@@ -291,16 +290,13 @@ def _checked_count(name: str, value: Any) -> Tensor:
     return value
 
 
-def _checked_leaf_steps(counts: Any, names: Iterable[str]) -> dict[str, Tensor] | None:
+def _checked_leaf_steps(counts: Any) -> dict[str, Tensor] | None:
     if counts is None:
         return None
-    if not is_dict(counts):
+    if not isinstance(counts, dict):
         raise ValueError(
             f"state[{LEAF_STEPS!r}] must be a dict of counts by leaf, got {counts!r}; {OWN_STATE}"
         )
-    for name in names:
-        if name not in counts:
-            raise lacking((LEAF_STEPS,), name)
     return {
         name: _checked_count(f"{LEAF_STEPS}.{name}", count)
         for name, count in counts.items()
@@ -321,7 +317,7 @@ def blame_state(
 
 def _difference(expected: Any, state: Any, path: Path) -> str | None:
     """Describe the first difference in shape, kind of dtype or device; None if there is none."""
-    if is_dict(expected) and is_dict(state):
+    if isinstance(expected, dict) and isinstance(state, dict):
         for key in expected.keys() & state.keys():
             fault = _difference(expected[key], state[key], (*path, key))
             if fault is not None:
@@ -425,6 +421,7 @@ def update(
     params: Any,
     extras: dict[str, Any],
 ) -> tuple[Any, dict[str, Any]]:
+    _warn_of_long_graph(state, params)
     try:
         return _update(tx, updates, state, params, extras)
     except (RuntimeError, IndexError) as error:
@@ -432,6 +429,30 @@ def update(
         if fault is error:
             raise
         raise fault from error
+
+
+def _warn_of_long_graph(state: Any, params: Any) -> None:
+    """Warn once in a loop whose parameters require gradients: autograd keeps the graph of all its updates."""
+    if (
+        not torch.is_grad_enabled()
+        or _torch.inside_transform()
+        or _torch.is_intercepted()  # make_fx cannot read the count
+    ):
+        return
+    if _torch.is_intercepted() or not isinstance(state, dict):
+        return
+    if not any(leaf.grad_fn is not None for leaf in _tree.tensors(params)):
+        return
+    count = state.get("step")
+    if not isinstance(count, Tensor) or count.device.type != "cpu" or count.ndim:
+        return
+    if count.item() == LONG:
+        warn_user(
+            f"update: the graph of {LONG} updates is kept, and each step needs more memory, because the parameters "
+            "require gradients; detach them before the loop: {name: p.detach() for name, p in params.items()}. "
+            "Ignore this warning if you differentiate through training",
+            UserWarning,
+        )
 
 
 def _update(
@@ -448,7 +469,8 @@ def _update(
         by_name, unflatten_params = _tree.flatten(params, "params")
         _tree.check_names(by_name, grads, "params", "updates")
     kinds = check_extras(tx, params, extras)
-    run = TreeRun(tx, by_name or grads, unflatten, state)
+    # A run without a state would be one of `init`.
+    run = TreeRun(tx, by_name or grads, unflatten, {} if state is None else state)
     run.params, run.unflatten_params = by_name, unflatten_params
     run.grad_fn, run.value_fn = extras.get("grad_fn"), extras.get("value_fn")
     run.check(grads)
@@ -530,17 +552,40 @@ def by_leaf(extra: str, value: Any, leaf: Leaf) -> Any:
     """Return a leaf's entry of an extra, in the dtype that rules compute in."""
     if value is None:
         return None
-    if leaf.is_complex:
+    like = next(tensor for tensor in leaf.inputs if tensor is not None)
+    _check_entry(extra, leaf.name, value, like.shape, leaf.is_complex)
+    return value.to(leaf.compute_dtype)
+
+
+def _check_entry(
+    extra: str, name: str, value: Tensor, shape: torch.Size, is_complex: bool
+) -> None:
+    """Check a leaf's entry of an extra."""
+    if is_complex:
         raise TypeError(
-            f"{extra}: leaf {leaf.name!r} is complex, but per-leaf extras support only real leaves; pass None"
+            f"{extra}: leaf {name!r} is complex, but per-leaf extras support only real leaves; pass None"
         )
-    check_real(leaf.name, value, extra)
-    shape = next(tensor.shape for tensor in leaf.inputs if tensor is not None)
+    check_real(name, value, extra)
     if value.shape != shape:
         raise ValueError(
-            f"{extra}: leaf {leaf.name!r} has shape {tuple(value.shape)}, needs {tuple(shape)}"
+            f"{extra}: leaf {name!r} has shape {tuple(value.shape)}, needs {tuple(shape)}"
         )
-    return value.to(leaf.compute_dtype)
+
+
+def check_unread(
+    tx: GradientTransformation, updates: Any, params: Any, extras: dict[str, Any]
+) -> None:
+    """Check the extras of a call in which no rule reads them, as a call that reads them does."""
+    kinds = check_extras(tx, params, extras)
+    likes: dict[str, Any] = {}
+    if any(kinds[name].startswith("leaf") for name in extras):
+        likes = _tree.named(updates if params is None else params)
+    _, trees = split_extras(extras, kinds, likes)
+    for extra, values in trees.items():
+        for name, value in values.items():
+            like = likes[name]
+            if value is not None and like is not None:
+                _check_entry(extra, name, value, like.shape, like.is_complex())
 
 
 def check_extras(
@@ -595,7 +640,7 @@ def split_extras(
 
 def _tensors(name: str, value: Any) -> dict[str, Tensor]:
     """Check an extra that is a dict of tensors with its own names, which are not those of leaves."""
-    if not is_mapping(value) or not all(
+    if not isinstance(value, Mapping) or not all(
         isinstance(tensor, Tensor) for tensor in value.values()
     ):
         raise TypeError(f"{name} must be a dict of tensors, got {value!r}")

@@ -4,8 +4,6 @@ A program is recorded from `_pure.update` itself, for a tree with one leaf, and 
 by the structure of the trees, the dtypes and the shapes; they hold no tensor of the caller.
 """
 
-# pyright: reportPrivateUsage=false
-
 from __future__ import annotations
 
 import contextlib
@@ -18,9 +16,11 @@ import torch
 from torch import Tensor
 
 from gradtx import _pure, _torch, _tree
-from gradtx._arguments import is_off
+from gradtx._arguments import Schedule, is_off
 from gradtx._complex import as_complex, as_real
+from gradtx._eager import add_note, runs_eagerly
 from gradtx._errors import Path
+from gradtx._exact import resolve
 from gradtx._execution import Leaf, Operation, checks_extras, execute, takes_none
 from gradtx._lists import UnrecordableError
 from gradtx._lists.bundle import ListBundle, ListPass, differ_by_leaf, entries_of_a_call
@@ -28,6 +28,8 @@ from gradtx._lists.cache import SharedPrograms
 from gradtx._lists.probes import probes, representatives
 from gradtx._passes import AwaitedSumError, Names, PassResult, passes_of
 from gradtx._pure import LEAF_STEPS, TreeRun, check_extras, leaves_of
+from gradtx._runs import Place, clock_at
+from gradtx.context import UNREAD
 
 if TYPE_CHECKING:
     from gradtx.core import GradientTransformation
@@ -51,7 +53,8 @@ def update(
 ) -> Any:
     """Return the result of `_pure.update`, computed by a program; None if no program can run this call."""
     if (
-        _torch.is_intercepted()
+        runs_eagerly()
+        or _torch.is_intercepted()
         or _torch.inside_transform()
         or _torch.forward_mode_active()
     ):
@@ -61,10 +64,12 @@ def update(
         structure = _structure((updates, state, params), tensors)
     except _UnsuitableError:
         return None
-    if not all(map(_is_number, extras.values())):
-        return None
+    known: dict[str, Any] = {}
+    unread: dict[str, Any] = {}  # unless recording finds that a rule reads them
+    for name, value in extras.items():
+        (known if _is_number(value) else unread)[name] = value
     numbers = Numbers.of(tx)
-    key = structure, tuple(extras), numbers.structure
+    key = structure, tuple(known), tuple(unread), numbers.structure
     programs_by_key = programs_of(tx)
     try:
         programs = programs_by_key.setdefault(key, [])
@@ -72,20 +77,35 @@ def update(
         return None
     if programs is None or _records_gradients(tensors, numbers.values):
         return None
+    program = _fitting(programs, tensors)
+    if program is not None:
+        if unread:
+            _pure.check_unread(tx, updates, params, extras)
+    else:
+        # Raises an error if the call is invalid.
+        result = _pure.update(tx, updates, state, params, extras)
+        try:
+            with torch.no_grad():
+                arguments = _Extras(known, tuple(unread))
+                program = TreeProgram(
+                    tx, numbers, updates, state, params, arguments, tensors
+                )
+        except _UnsuitableError:
+            programs_by_key[key] = None
+            return result
+        programs.append(program)
+        _forget_oldest(programs, programs_by_key)
+    values = program.resolved(numbers.values, tensors)
+    if _records_gradients((), values):  # a schedule depends on a learned tensor
+        return None
+    return program(tensors, known, values)
+
+
+def _fitting(programs: Iterable[TreeProgram], tensors: list[Any]) -> TreeProgram | None:
     for program in programs:
         if program.fits(tensors):
-            return program(tensors, extras, numbers.values)
-    # Raises an error if the call is invalid.
-    result = _pure.update(tx, updates, state, params, extras)
-    try:
-        with torch.no_grad():
-            program = TreeProgram(tx, numbers, updates, state, params, extras, tensors)
-    except _UnsuitableError:
-        programs_by_key[key] = None
-        return result
-    programs.append(program)
-    _forget_oldest(programs, programs_by_key)
-    return program(tensors, extras, numbers.values)
+            return program
+    return None
 
 
 def _forget_oldest(programs: list[Any], programs_by_key: dict[Any, Any]) -> None:
@@ -159,6 +179,26 @@ def _structure(tree: Any, tensors: list[Any]) -> Any:
     raise _UnsuitableError
 
 
+@dataclass(frozen=True)
+class _Extras:
+    """The extras of a call.
+
+    Attributes:
+        numbers: Those that are arguments of the program.
+        unread: The names of the others, which no rule may read.
+    """
+
+    numbers: dict[str, Any]
+    unread: tuple[str, ...]
+
+    def check(self, tx: GradientTransformation, params: Any) -> dict[str, str]:
+        """Check that no extra is missing, and return the kinds of all extras."""
+        return check_extras(tx, params, {**self.numbers, **self.stand_ins()})
+
+    def stand_ins(self) -> dict[str, Any]:
+        return dict.fromkeys(self.unread, UNREAD)
+
+
 def _is_number(value: Any) -> bool:
     if type(value) is Tensor:
         return value.ndim == 0 and not value.requires_grad
@@ -217,11 +257,13 @@ class Numbers:
 
     Attributes:
         structure: All values, with `NUMBER` in place of each number.
-        values: The numbers.
+        values: The numbers: floats, tensors and schedules.
+        places: The place in the chain of the node to which each number belongs.
     """
 
     def __init__(self, tx: GradientTransformation):
         self.values: list[Any] = []
+        self.places: list[Place] = []
         structure: list[Any] = []
         for entry in tx._entries():
             off = entry.argument.range.off
@@ -230,11 +272,10 @@ class Numbers:
             if entry.argument.kind in ("floats", "named floats"):
                 structure.append((entry.place, value))
             elif _is_tuple(value):
-                structure.append(
-                    (entry.place, tuple(self._take(item, off) for item in value))
-                )
+                taken = tuple(self._take(item, off, entry.place) for item in value)
+                structure.append((entry.place, taken))
             else:
-                structure.append((entry.place, self._take(value, off)))
+                structure.append((entry.place, self._take(value, off, entry.place)))
         self.structure = tuple(structure)
 
     @classmethod
@@ -243,11 +284,12 @@ class Numbers:
             tx._set(_numbers=cls(tx))
         return tx._numbers  # type: ignore[return-value]
 
-    def _take(self, item: Any, off: Any) -> Any:
+    def _take(self, item: Any, off: Any, place: Any) -> Any:
         is_number = type(item) is float and not is_off(item, off)
-        if not is_number and not isinstance(item, Tensor):
+        if not is_number and not isinstance(item, Tensor | Schedule):
             return item
         self.values.append(item)
+        self.places.append(place[0])
         return NUMBER
 
     def chain_of(
@@ -279,7 +321,7 @@ class TreeProgram:
         updates: Any,
         state: Any,
         params: Any,
-        extras: dict[str, Any],
+        extras: _Extras,
         tensors: list[Tensor],
     ):
         numbers_of_tensors = iter(range(len(tensors)))
@@ -295,8 +337,9 @@ class TreeProgram:
         tensors = self._real(tensors)
         run, leaves = _run_of(tx, updates, state, params, extras)
         self._entries = list(_entries(self._state, run.stages))
+        self._counts = self._counts_for(numbers, run)
         self._kept = self._numbers_of_state()
-        common_numbers = _stand_ins(numbers, self._shared(tensors), extras)
+        common_numbers = _stand_ins(numbers, self._shared(tensors), extras.numbers)
         columns = _Columns(self._updates, numbered_params)
         has_param = params is not None
         self._bundles: list[_Leaves] = []
@@ -304,12 +347,39 @@ class TreeProgram:
             slots = [entry for entry in self._entries if names[0] in entry.leaves]
             leaves_of_program = _Leaves(names, columns.of(names, slots), has_param)
             function = _OneLeaf(
-                tx, numbers, names[0], has_param, self._entries, slots, list(extras)
+                tx, numbers, names[0], has_param, self._entries, slots, extras
             )
             self._bundles.extend(
                 _bundles(leaves_of_program, function, common_numbers, tensors)
             )
         self._check_clocks(run)
+
+    def _counts_for(self, numbers: Numbers, run: TreeRun) -> list[int]:
+        """Return the index of the count that a schedule in place of each number would follow.
+
+        Raises:
+            _UnsuitableError: If a schedule follows a clock that a combinator may restart within a call.
+        """
+        indices = {
+            entry.path: entry.shared
+            for entry in self._entries
+            if entry.name == "step" and entry.shared is not None
+        }
+        restarts = any(each.restarts_inner for each in run.block.walk())
+        counts: list[int] = []
+        for value, place in zip(numbers.values, numbers.places, strict=True):
+            path = clock_at(place, run.clock_paths)
+            if isinstance(value, Schedule) and path is not None and restarts:
+                raise _UnsuitableError
+            counts.append(indices[path or ()])
+        return counts
+
+    def resolved(self, values: list[Any], tensors: list[Tensor]) -> list[Any]:
+        """Return the numbers of a call: schedules are called at every update, because they may change."""
+        return [
+            resolve(value, tensors[count]) if isinstance(value, Schedule) else value
+            for value, count in zip(values, self._counts, strict=True)
+        ]
 
     def _check_clocks(self, run: TreeRun) -> None:
         """Check that some program advances each inner clock: without leaves, a clock counts the call nevertheless."""
@@ -359,8 +429,12 @@ class TreeProgram:
         calls = [_Call(bundle, tensors, results) for bundle in self._bundles]
         for call in calls:
             call.begin(call, numbers, True)
-        with torch.no_grad():
-            execute(calls, _ignore)  # type: ignore[arg-type]
+        try:
+            with torch.no_grad():
+                execute(calls, _ignore)  # type: ignore[arg-type]
+        except Exception as error:
+            add_note(error)
+            raise
         for i in self._kept:
             # A leaf without a gradient, or a stage that no leaf passes through.
             if results[i] is None:
@@ -375,24 +449,24 @@ def _run_of(
     updates: Any,
     state: Any,
     params: Any,
-    extras: dict[str, Any],
+    extras: _Extras,
 ) -> tuple[TreeRun, dict[str, Leaf]]:
     """Return the run of a call, and the leaves that have a gradient.
 
     Raises:
-        _UnsuitableError: If no program can process the leaves or the extras of this call.
+        _UnsuitableError: If no program can process the leaves, or if a rule checks extras.
     """
     gradients, _ = _tree.flatten(updates, "updates")
     values: dict[str, Any] = {}
     if params is not None:
         values, _ = _tree.flatten(params, "params")
-    kinds = check_extras(tx, params, extras)
+    kinds = extras.check(tx, params)
     run = TreeRun(tx, values or gradients, None, state)
     run.check(gradients)
-    by_leaf = any(kinds[name].startswith("leaf") for name in extras)
-    if run.opaque or by_leaf or (extras and checks_extras(run.block.operations)):
+    has_extras = bool(extras.numbers or extras.unread)
+    if run.opaque or (has_extras and checks_extras(run.block.operations)):
         raise _UnsuitableError
-    leaves = leaves_of(run, gradients, values or None, extras, kinds)
+    leaves = leaves_of(run, gradients, values or None, extras.numbers, kinds)
     present = _with_gradient(leaves)
     has_missing = len(present) < len(gradients)
     if not present or (has_missing and takes_none(run.block.operations)):
@@ -504,7 +578,7 @@ class _OneLeaf:
         has_param: bool,
         entries: list[Entry],
         slots: list[Entry],
-        extras: list[str],
+        extras: _Extras,
     ):
         self._tx = tx
         self.numbers = numbers
@@ -520,7 +594,7 @@ class _OneLeaf:
         state: dict[str, Any] = {}
         for entry in self._entries:
             _place(state, entry, next(remaining) if entry.shared is not None else {})
-        extras: dict[str, Any] = {name: next(remaining) for name in self._extras}
+        extras = {name: next(remaining) for name in self._extras.numbers}
         totals = [{name: next(remaining) for name in names} for names in known]
         update = {self._name: next(remaining)}
         params = {self._name: next(remaining)} if self.has_param else None
@@ -528,8 +602,10 @@ class _OneLeaf:
             _place(state, entry, {self._name: next(remaining)})
         run = _RecordedRun(tx, params or update, _same, state)
         run.totals = totals
-        kinds = check_extras(tx, params, extras)
+        kinds = self._extras.check(tx, params)
         leaves = leaves_of(run, update, params, extras, kinds)
+        for leaf in leaves.values():
+            leaf.extras.update(self._extras.stand_ins())
         try:
             execute(leaves.values(), _ignore)
         except AwaitedSumError as awaited:
@@ -731,7 +807,7 @@ class _Call(ListBundle):
             ):
                 numbers = column[chunk]
                 if not differ_by_leaf(values):  # the same for all leaves
-                    values = [self.as_tensor(values, dtype) for _ in numbers]
+                    values = [self.as_tensor(values, dtype).clone() for _ in numbers]
                 for i, value in zip(numbers, values, strict=True):
                     self._results[i] = value
         self._store_shared(compiled, results[0])

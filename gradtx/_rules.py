@@ -18,7 +18,6 @@ from gradtx._errors import OWN_STATE, Path, lacking
 from gradtx._exact import exact
 from gradtx._execution import Leaf, Operation
 from gradtx._messages import nearest, shortly
-from gradtx._narrowing import is_dict, is_list, is_tuple
 from gradtx._random import Stream
 from gradtx._runs import LateTerm, Run, Scope
 from gradtx._sharding import full_tensor, is_sharded, placed_as, summed_over_ranks
@@ -32,7 +31,7 @@ from gradtx._slots import (
 )
 from gradtx._storage import Store
 from gradtx._torch import readable
-from gradtx.context import ALWAYS_KNOWN, Context, StandInCalledError
+from gradtx.context import Context
 
 
 def empty_dict() -> dict[str, Any]:
@@ -121,7 +120,7 @@ class RuleState(dict[str, Any]):
         """Return a copy with `function` applied to every tensor."""
         values: dict[str, Any] = {}
         for name, value in self.items():
-            if is_list(value):
+            if isinstance(value, list):
                 values[name] = [function(item) for item in value]
             else:
                 values[name] = function(value)
@@ -475,6 +474,7 @@ class RuleOperation(Operation):
         self.stage = stage
         self.rule = rule
         self._function = rule.update
+        self._is_users = not rule.update.__module__.startswith("gradtx.")
         # Numbers of dimensions already watched.
         self._watched: set[int] | None = set() if run.watches else None
 
@@ -604,18 +604,13 @@ class RuleOperation(Operation):
             return self._rerun(call.with_full_tensors(), call)
 
     def _missing_input_error(self, call: Call, error: Exception) -> Exception | None:
-        """Return the error for an input that the caller did not pass, if the rule gets past this point with it."""
-        if call.param is None and self._succeeds_with(
-            call, torch.zeros_like(call.leaf.update), call.context
-        ):
-            return without_params(self.rule.name, error)
-        if not isinstance(error, TypeError):
+        """Return the error that names the input that the caller did not pass; None if the rule fails otherwise."""
+        if "NoneType" not in str(error):
             return None
-        for name in ALWAYS_KNOWN:
-            if name not in call.leaf.extras and self._succeeds_with(
-                call, call.param, call.context.with_stand_in(name)
-            ):
-                return without_extra(self.rule.name, name, error)
+        if isinstance(error, TypeError) and call.context.absent is not None:
+            return without_extra(self.rule.name, call.context.absent, error)
+        if call.param is None:
+            return without_params(self.rule.name, error)
         return None
 
     def _rerun(self, whole: Call, call: Call) -> Any:
@@ -634,18 +629,6 @@ class RuleOperation(Operation):
                 f"{self.rule.name}: a rule that yields sums must end with `yield update, state`, not with return"
             ) from stop
 
-    def _succeeds_with(self, call: Call, param: Any, context: Context) -> bool:
-        """Whether the rule gets past this point with this parameter and this context."""
-        try:
-            out = self._function(call.update, call.state, param, context)
-            for total in call.totals:
-                out.send(total)
-        except StandInCalledError:
-            return True
-        except Exception:
-            return False
-        return True
-
     def _watch(self, call: Call) -> Watch | None:
         """Watch only one leaf of each number of dimensions, to keep the cost low."""
         if self._watched is None or call.leaf.update.ndim in self._watched:
@@ -658,7 +641,7 @@ class RuleOperation(Operation):
         watched = {"update": update, "param": call.param if fixed else None}
         for slot, value in {**call.old, **self.stage.shared}.items():
             watched[f"state[{slot!r}]"] = value
-        return Watch(watched)
+        return Watch(watched, self._is_users)
 
     def _waiting(self, call: Call, sums: Any) -> Any:
         """Check the sums that the rule yields, and return this leaf's terms."""
@@ -666,7 +649,7 @@ class RuleOperation(Operation):
         if call.sums_of_leaf:
             call.leaf.pending = call
             return sums
-        if not is_dict(sums):
+        if not isinstance(sums, dict):
             raise TypeError(
                 f"{self.rule.name}: a rule must yield a dict of 0-d sums before the result, got {shortly(sums)}"
             )
@@ -683,9 +666,9 @@ class RuleOperation(Operation):
         return payload
 
     def _finish(self, call: Call, out: Any) -> None:
-        if not (is_tuple(out) and len(out) == 2 and is_dict(out[1])):
+        if not (isinstance(out, tuple) and len(out) == 2 and isinstance(out[1], dict)):
             raise TypeError(
-                f"{self.rule.name}: a rule must return (update, state), got {type(out).__name__}"
+                f"{self.rule.name}: a rule must return (update, state), got {shortly(out)}"
             )
         update, state = out
         self._set_update(call, update)
@@ -722,18 +705,30 @@ def _is_generator(value: Any) -> TypeGuard[Generator[Any, Any, Any]]:
 
 
 class Watch:
-    """Detect a rule that writes to its inputs in place, from the tensors' version counters."""
+    """Detect a rule that writes to its inputs in place, from the tensors' version counters.
 
-    def __init__(self, given: Mapping[str, Tensor | None]):
+    Args:
+        given: The inputs, by name.
+        restores: Whether to copy the inputs, so that what the rule has written can be undone.
+    """
+
+    def __init__(self, given: Mapping[str, Tensor | None], restores: bool):
         self._before: dict[str, tuple[Tensor, int]] = {}
+        self._copies: dict[str, Tensor] = {}
         for name, tensor in given.items():
             # Inference tensors have no version counter.
-            if tensor is not None and not tensor.is_inference():
-                self._before[name] = (tensor, _torch.version_of(tensor))
+            if tensor is None or tensor.is_inference():
+                continue
+            self._before[name] = (tensor, _torch.version_of(tensor))
+            if restores:
+                self._copies[name] = tensor.detach().clone()
 
     def check(self, owner: str, leaf: str) -> None:
         for name, (tensor, version) in self._before.items():
             if _torch.version_of(tensor) != version:
+                with torch.no_grad():
+                    for written, copy in self._copies.items():
+                        self._before[written][0].copy_(copy)
                 raise ValueError(
                     f"{owner}: the rule writes to {name} of leaf {leaf!r}; "
                     "return new tensors, without methods that end in an underscore"
@@ -743,7 +738,7 @@ class Watch:
 def without_extra(owner: str, name: str, error: Exception) -> TypeError:
     """Return the error for a rule that failed because the caller did not pass an extra."""
     return TypeError(
-        f"{owner}: ctx.{name} was not passed, and the rule fails without it ({error}): pass {name}= to update or step; "
+        f"{owner}: ctx.{name} was not passed, and the rule fails ({error}): pass {name}= to update or step; "
         f"if the rule always reads it, declare needs=({name!r},)"
     )
 

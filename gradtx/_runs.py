@@ -74,7 +74,9 @@ class LateSum:
     """The terms of a late sum, by leaf."""
 
     finish: Callable[[Tensor], Tensor]
-    terms: dict[str, Any] = dataclasses.field(default_factory=dict)  # pyright: ignore[reportUnknownVariableType]  # dynamo takes no dict[...]()
+    terms: dict[str, Any] = dataclasses.field(
+        default_factory=dict
+    )  # dynamo takes no dict[...]()
 
 
 class Run:
@@ -327,7 +329,9 @@ class Scope:
     place: Place | None = ()
     changed: bool = False
     restarts: bool | Tensor = False
-    names: dict[str, int] = dataclasses.field(default_factory=dict)  # pyright: ignore[reportUnknownVariableType]  # dynamo takes no dict[...]()
+    names: dict[str, int] = dataclasses.field(
+        default_factory=dict
+    )  # dynamo takes no dict[...]()
     space: SpaceRun | None = None
     passed: Passed = ()
     lag: int = 0

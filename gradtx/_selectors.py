@@ -1,10 +1,10 @@
-"""Selectors: name patterns and predicates that choose leaves."""
+"""Selectors: name patterns and predicates that choose leaves, and the names that they see."""
 
 from __future__ import annotations
 
 import fnmatch
 import inspect
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from typing import Any, TypeAlias, TypeGuard, cast
 
 import torch
@@ -12,18 +12,74 @@ from torch import Tensor
 
 from gradtx import _torch
 from gradtx._errors import Path
-from gradtx._messages import describe
-from gradtx._narrowing import is_sequence
+from gradtx._messages import describe, shortly
 from gradtx.core import GradientTransformation
 
-Where = str | tuple[str, ...] | Callable[[str, Tensor], bool]
+Where = str | tuple[str, ...] | list[str] | Callable[[str, Tensor], bool]
 Patterns: TypeAlias = tuple[str, ...]
 Predicate: TypeAlias = Callable[[str, Any], Any]
+
+
+# Of torch.compile, FSDP1 and activation checkpoints: parts that these insert anywhere in a name.
+WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+
+
+def without_wrappers(name: str) -> str:
+    """Return a parameter's name without the parts that wrappers of modules insert, except DistributedDataParallel."""
+    return ".".join(part for part in name.split(".") if part not in WRAPPERS)
+
+
+def in_model(names: Iterable[str]) -> list[str]:
+    """Return the names that a model's parameters have without wrappers of modules.
+
+    DistributedDataParallel puts `module.` before all names. Elsewhere it is a child of that name.
+    """
+    bare = list(map(without_wrappers, names))
+    while bare and all(name.startswith("module.") for name in bare):
+        bare = [name.removeprefix("module.") for name in bare]
+    return bare
+
+
+class NumberedName(str):
+    """The number of a parameter that was passed without a name, in place of its name."""
+
+
+class MissingName:
+    """What a function receives as the name of a parameter without one; reading it raises an error.
+
+    Not a string: regular expressions and other functions in C would read that without a trace.
+    """
+
+    def _read(self, *_: Any) -> Any:
+        name = type(self).__name__
+        raise TypeError(f"{name} was read: pass model.named_parameters()")
+
+    __str__ = __repr__ = __hash__ = __eq__ = __ne__ = __bool__ = _read
+
+
+def answer(owner: str, function: Callable[..., Any], name: str, *others: Any) -> Any:
+    """Call a user's function of a leaf's name.
+
+    Raises:
+        ValueError: If it reads the name of a leaf without one.
+    """
+    if not isinstance(name, NumberedName):
+        return function(without_wrappers(name), *others)
+    try:
+        return function(MissingName(), *others)
+    except (TypeError, AttributeError) as error:
+        if MissingName.__name__ not in str(error):
+            raise
+        raise ValueError(
+            f"{owner}: {describe(function)} reads the names of parameters, which were passed without names; pass "
+            "model.named_parameters()"
+        ) from error
 
 
 @_torch.assume_constant
 def _first_match(name: str, groups: tuple[Patterns, ...]) -> int:
     """Return the index of the first group of patterns that the name matches, or -1."""
+    name = without_wrappers(name)
     for i, group in enumerate(groups):
         for pattern in group:
             if fnmatch.fnmatchcase(name, pattern):
@@ -66,7 +122,7 @@ class Selector:
     def _take(self, wheres: tuple[Patterns | Predicate, ...]) -> None:
         groups: list[Patterns] = []
         for i, where in enumerate(wheres):
-            if is_sequence(where):
+            if isinstance(where, tuple | list):
                 groups.append(tuple(where))
             else:
                 groups.append(())
@@ -96,7 +152,12 @@ class Selector:
 
     def choose(self, name: str, tensor: Any) -> Any:
         if self._label_of is not None:
-            return self._checked(name, self._label_of(name, tensor))
+            label = (
+                self._label_of(name, tensor)
+                if self.by_name
+                else answer(self.owner, self._label_of, name, tensor)
+            )
+            return self._checked(name, label)
         index = self._first_where(name, tensor)
         if index >= 0:
             return self.labels[index]
@@ -123,7 +184,7 @@ class Selector:
             holds = (
                 _first_match(name, (group,)) == 0
                 if predicate is None
-                else predicate(name, tensor)
+                else answer(self.owner, predicate, name, tensor)
             )
             if holds:
                 return i
@@ -147,6 +208,7 @@ class Selector:
         """Raise an error for a pattern that matches no leaf."""
         if not names:
             return
+        names = list(map(without_wrappers, names))
         for group in self._patterns:
             for pattern in group:
                 if not any(fnmatch.fnmatchcase(name, pattern) for name in names):
@@ -184,24 +246,23 @@ def patterns(owner: str, where: Any) -> Patterns | Predicate:
     """
     if isinstance(where, str):
         return (where,)
-    if is_sequence(where) and all(isinstance(item, str) for item in where):
+    if isinstance(where, tuple | list) and all(isinstance(item, str) for item in where):
         return tuple(where)
     if is_function(where):
         return where
     remedy = ""
-    if isinstance(where, torch.nn.Module):
-        remedy = (
-            "; select a module's parameters by its name in the model, as in 'encoder.*'"
-        )
+    entries = where if isinstance(where, tuple | list) else [where]
+    if any(isinstance(entry, Tensor | torch.nn.Module | Iterator) for entry in entries):
+        remedy = "; select parameters by their names in the model, as in 'encoder.*'"
     raise TypeError(
         f"{owner}: select leaves with a name pattern, a tuple of patterns or a function (name, tensor) -> bool, "
-        f"got {describe(where)}{remedy}"
+        f"got {shortly(where)}{remedy}"
     )
 
 
 def check_not_empty(owner: str, where: Any) -> None:
     """Raise an error for an empty selection, for links that are useless without leaves."""
-    if is_sequence(where) and not where:
+    if isinstance(where, tuple | list) and not where:
         raise ValueError(
             f"{owner}: {where!r} selects no leaves; pass a name pattern, such as '*' for all leaves, or omit it"
         )

@@ -15,7 +15,6 @@ from torch import Tensor
 from gradtx._errors import OWN_STATE, Path
 from gradtx._exact import exact_dtype
 from gradtx._messages import shortly
-from gradtx._narrowing import is_list
 from gradtx._sharding import full_tensor, gathered, placed_as
 
 
@@ -111,7 +110,7 @@ def numbered(slots: dict[str, Any]) -> dict[str, Any]:
     """Replace each list with numbered slots: `{"x": [a, b]}` becomes `{"x_0": a, "x_1": b}`."""
     flat: dict[str, Any] = {}
     for slot, value in slots.items():
-        if is_list(value):
+        if isinstance(value, list):
             for i, item in enumerate(value):
                 flat[f"{slot}_{i}"] = item
         else:

@@ -4,8 +4,6 @@ A `Frame` does not change the form of a leaf. A space rotates or projects it: th
 entry, the update on exit, and the inner slots between their stored form and the form that rules see.
 """
 
-# pyright: reportPrivateUsage=false
-
 from __future__ import annotations
 
 import dataclasses
@@ -113,12 +111,14 @@ class Space(Combinator):
         inner = self.inner._expand(inside)
         run.by_leaf = all(map(can_run_at_owner, inner))
         enter.inner = Block(inner, [])
-        _check_links(name, inner)
         leave = LeaveSpace(run, scope, enter)
         operations = [enter, *inner, leave]
         if run.by_leaf and self._can_run_at_owner(inner):
             run_at_owner(operations, run.owner_reads())
         return operations
+
+    def rejects(self) -> tuple[str, ...]:
+        return ("rounds", "averages", "takes None")
 
     def _can_run_at_owner(self, inner: list[Any]) -> bool:
         """Whether the space may run on a single rank, with inner operations of which each may."""
@@ -271,21 +271,6 @@ class SpaceRun:
             return torch.tensor(False)
         like = torch.empty((), device=self.run.device)
         return torch.stack([as_flag(part, like) for part in self.parts]).any()
-
-
-def _check_links(name: str, operations: list[Any]) -> None:
-    for operation in Block(operations, []).walk():
-        if operation.takes_none:
-            link = ".".join(operation.path)
-            raise TypeError(
-                f"{name}: {link!r} also processes leaves without a gradient, which {name} cannot transform; move it "
-                f"outside, as in accumulate({name}(...), every)"
-            )
-        if isinstance(operation, RuleOperation) and operation.rule.evaluate is not None:
-            link = operation.rule.name
-            raise TypeError(
-                f"{name}: {link} averages weights, which {name} transforms; move it outside {name}"
-            )
 
 
 def can_run_at_owner(operation: Any) -> bool:

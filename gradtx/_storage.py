@@ -13,7 +13,6 @@ from torch import Tensor
 from gradtx import _torch
 from gradtx._errors import Path
 from gradtx._messages import close, describe
-from gradtx._narrowing import is_mapping
 from gradtx._random import bits16, name_key
 from gradtx._sharding import is_sharded, joined, local, placed_as, splits_rows
 from gradtx._slots import first_slots, value_for, widened, wrong_shape
@@ -57,7 +56,7 @@ class Storage:
         self.given: Any = given
         self.min_size = min_size
         self._by_pattern: Mapping[Any, Any] = (
-            given if is_mapping(given) else {"*": given}
+            given if isinstance(given, Mapping) else {"*": given}
         )
         self._choices: dict[str, Choice] = {}
         for pattern, value in self._by_pattern.items():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -45,7 +45,7 @@ def flatten_any(
 ) -> tuple[dict[str, Any], Callable[[Mapping[str, Any]], Any]]:
     """Like `flatten`, for tensors of any dtype."""
     paths, spec = _pytree.tree_flatten_with_path(tree)
-    names = [".".join([_key(key) for key in path]) for path, _ in paths]
+    names = [_dotted(path) for path, _ in paths]
     leaves = {name: leaf for name, (_, leaf) in zip(names, paths, strict=True)}
     if len(leaves) != len(names):
         twice = next(name for i, name in enumerate(names) if name in names[:i])
@@ -65,7 +65,8 @@ def _check_tensor(name: str, leaf: Any, what: str) -> None:
     if leaf is None or isinstance(leaf, Tensor):
         return
     kind, remedy = type(leaf).__name__, ""
-    if isinstance(leaf, Module | Iterator):
+    # A list of pairs (name, tensor) is not a tree of tensors either.
+    if isinstance(leaf, Module | Iterator) or (isinstance(leaf, str) and name == "0.0"):
         remedy = "; pass a tree of tensors, such as "
         of_gradients = "{name: p.grad for name, p in model.named_parameters()}"
         remedy += (
@@ -92,6 +93,10 @@ def check_leaf(name: str, leaf: Any, what: str) -> None:
     if leaf.dtype.is_complex:
         check_complex(name, leaf, what)
     elif not leaf.dtype.is_floating_point:
+        if name == "1.step" and leaf.dtype == torch.int64:
+            raise TypeError(
+                f"{what}: this is the pair that update returns; unpack it: updates, state = tx.update(...)"
+            )
         if name == "step" and leaf.dtype == torch.int64:
             raise TypeError(
                 f"{what}: this is a state, since it has a 'step'; the signature is update(updates, state, params) "
@@ -115,6 +120,12 @@ def check_names(
 ) -> None:
     given, expected = list(given), list(expected)
     known, present = set(expected), set(given)
+    of_a_step = given and expected and {what, of} == {"params", "updates"}
+    if of_a_step and known.isdisjoint(present):
+        raise ValueError(
+            f"{what} have leaves such as {given[0]!r}, but {of} such as {expected[0]!r}; leaves are matched by name: "
+            "pass trees of the same form, such as dict(zip(params, grads))"
+        )
     for name in expected:
         if name not in present:
             raise ValueError(
@@ -153,8 +164,15 @@ def map_tensors(function: Callable[..., Any], *trees: Any) -> Any:
     )
 
 
+def _dotted(path: Sequence[Any]) -> str:
+    """Return the name of a leaf; a single key that is a string stays the same object."""
+    keys = list(map(_key, path))
+    return keys[0] if len(keys) == 1 else ".".join(keys)
+
+
 def _key(key: Any) -> str:
     for attribute in ("key", "idx", "name"):
         if hasattr(key, attribute):
-            return str(getattr(key, attribute))
+            value = getattr(key, attribute)
+            return value if isinstance(value, str) else str(value)
     raise TypeError(f"unknown kind of tree key: {key!r}")

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from gradtx import _tree
 from gradtx._conversion import converted, possible_keys
-from gradtx._narrowing import is_dict
 from gradtx._runs import Memory
 from gradtx._sharding import is_sharded
 from gradtx._torch import readable
@@ -127,7 +126,7 @@ def load(path: str | os.PathLike[str], params: Any, state: Any) -> tuple[Any, An
 def _safetensors(caller: str) -> Any:
     try:
         import safetensors
-        import safetensors.torch  # pyright: ignore[reportUnusedImport]
+        import safetensors.torch
     except ImportError as error:
         raise ImportError(
             f"{caller}: needs the package safetensors: pip install safetensors"
@@ -180,7 +179,7 @@ def _with_auxiliary(slots: Iterable[str]) -> list[str]:
 
 def _stages(tree: Any, path: str) -> Iterator[tuple[str, dict[str, Slot]]]:
     """Yield the dotted path and the slots of every part of a state that has slots."""
-    if not is_dict(tree):
+    if not isinstance(tree, dict):
         return
     slots: dict[str, Slot] = {}
     for key, value in tree.items():
@@ -194,7 +193,7 @@ def _stages(tree: Any, path: str) -> Iterator[tuple[str, dict[str, Slot]]]:
 
 def _is_slot(value: Any) -> TypeGuard[Slot]:
     return (
-        is_dict(value)
+        isinstance(value, dict)
         and bool(value)
         and all(isinstance(leaf, Tensor) for leaf in value.values())
     )

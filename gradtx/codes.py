@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from gradtx._messages import describe, nearest
-from gradtx._narrowing import is_tuple
 
 __all__ = ["Codec"]
 
@@ -53,7 +52,9 @@ class Codec:
         ValueError: If `block` is not a power of two, or `packs` is neither 1 nor 2.
 
     Example:
-        >>> halves = gradtx.Codec(lambda values: values.half(), lambda codes: codes.float(), name="float16")
+        >>> halves = gradtx.Codec(
+        ...     lambda values: values.half(), lambda codes: codes.float(), name="float16"
+        ... )
         >>> state = gradtx.adam(state_dtype=halves).init({"w": torch.zeros(64, 64)})
         >>> state["scale_by_adam"]["exp_avg"]["w"].dtype
         torch.float16
@@ -158,7 +159,7 @@ class Codec:
 
     def _by_suffix(self, encoded: Any, values: Tensor) -> dict[str, Tensor]:
         """Return what `encode` returned as the tensors to store, except the scale: shaped like `values`, packed."""
-        tensors = encoded if is_tuple(encoded) else (encoded,)
+        tensors = encoded if isinstance(encoded, tuple) else (encoded,)
         suffixes = ("", *self.parts)
         packed: dict[str, Tensor] = {}
         for suffix, tensor in zip(suffixes, tensors, strict=True):
@@ -195,8 +196,15 @@ class Codec:
         return (*codes[:-1], 2 * codes[-1])
 
     def restores(self, shape: Shape, like: Shape) -> bool:
-        """Whether `shape_of` recovers a slot's shape: not if it packs an odd dimension that the leaf does not have."""
-        return self.shape_of(self.shapes(shape)[""], like) == shape
+        """Whether codes determine a slot's shape and their own kind.
+
+        If they are packed, an odd dimension that the leaf does not have is lost, and codes of a dimension of 1 look
+        like those of 8 bits.
+        """
+        codes = self.shapes(shape)[""]
+        if self.packs == 2 and shape and codes == shape:
+            return False
+        return self.shape_of(codes, like) == shape
 
     def shapes(self, shape: Shape) -> dict[str, Shape]:
         """Return the shapes of the tensors that store values of a given shape, by suffix."""

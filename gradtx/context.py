@@ -30,6 +30,7 @@ OWN = (
     "every",
     "first",
     "grad",
+    "has_gradient",
     "is_first",
     "step",
     "time",
@@ -113,16 +114,12 @@ def _on_host(value: Any) -> float | None:
     return value or None
 
 
-class NamelessLeafError(Exception):
-    """A rule reads a leaf's name in a program, which runs for many leaves; other ways of running it know the name."""
+class UnknownInProgramError(Exception):
+    """A rule reads what a program does not know, such as a leaf's name; other ways of running it know it."""
 
 
-class StandInCalledError(Exception):
-    """A rule reached a call of a function that the caller did not pass."""
-
-
-def _stand_in_function(*args: Any) -> Any:
-    raise StandInCalledError
+# In a program, stands for an extra that is not among its arguments.
+UNREAD: Any = object()
 
 
 class Context:
@@ -130,6 +127,7 @@ class Context:
 
     In addition to the attributes below, a rule reads each extra that it declares (`needs=`, `extras=`) by name, such as
     `ctx.value`, and `ctx.rng` if it is declared `random=True`. An optional extra that the caller did not pass is None.
+    `ctx.has_gradient` is whether this call has a gradient of the leaf; `accumulate` may close a cycle without one.
 
     Raises:
         AttributeError: If no link declares the name.
@@ -142,6 +140,8 @@ class Context:
     """
 
     rng: Any
+    absent: str | None = None  # the last extra read that was not passed
+    has_gradient: bool
 
     def __init__(self, leaf: Leaf, clock: Clock, dtype: torch.dtype, rng: Any = None):
         # Do not store the leaf itself: a reference cycle would keep its tensors until the garbage collector runs.
@@ -151,6 +151,7 @@ class Context:
         self._clock = clock
         self._dtype = dtype
         self._grad = leaf.grad
+        self.has_gradient = leaf.has_gradient
         self._moment = clock.on(leaf.device)
         if rng is not None:
             self.rng = rng
@@ -163,17 +164,6 @@ class Context:
             name: full_tensor(value) for name, value in self._extras.items()
         }
         return whole
-
-    def with_stand_in(self, name: str) -> Context:
-        """Return a copy with a stand-in for an extra that was not passed, to learn whether a rule needs it."""
-        other = copy.copy(self)
-        value: Any = _stand_in_function
-        if name == "value":
-            value = torch.ones((), dtype=self._dtype, device=self._grad.device)
-        elif name == "hessian_diag":
-            value = torch.ones_like(self._grad)
-        other._extras = {**self._extras, name: value}
-        return other
 
     def is_valid_for(self, clock: Clock, grad: Any, dtype: torch.dtype) -> bool:
         return self._clock is clock and self._grad is grad and self._dtype == dtype
@@ -212,7 +202,9 @@ class Context:
     def turn(self, k: int) -> int:
         """Return an integer in [0, k) derived from the leaf's name: a phase that spreads periodic work over steps."""
         if self._name is None:
-            raise NamelessLeafError("a rule that depends on leaf names has no program")
+            raise UnknownInProgramError(
+                "a rule that depends on leaf names has no program"
+            )
         return name_key(self._name) % k
 
     def first(
@@ -254,9 +246,13 @@ class Context:
     def __getattr__(self, name: str) -> Any:
         own = self.__dict__
         if name in own.get("_extras", ()):
-            return own["_extras"][name]
+            value = own["_extras"][name]
+            if value is UNREAD:
+                raise UnknownInProgramError(f"the program has no argument {name!r}")
+            return value
         known = own.get("_known", ())
         if name in ALWAYS_KNOWN or name in known:
+            self.absent = name
             return None
         if name.startswith("__"):  # Python looks these up when it copies a context
             raise AttributeError(name)

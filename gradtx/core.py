@@ -1,7 +1,5 @@
 """The central type, `GradientTransformation`, and `chain`."""
 
-# pyright: reportPrivateUsage=false
-
 from __future__ import annotations
 
 from collections import OrderedDict
@@ -13,9 +11,8 @@ from torch.nn import Module
 from torch.optim import Optimizer
 
 from gradtx import _pure, _pure_lists
-from gradtx._arguments import Argument
+from gradtx._arguments import Argument, Schedule
 from gradtx._messages import describe, nearest_dotted, shortly
-from gradtx._narrowing import is_sequence
 from gradtx._runs import Place, Scope
 from gradtx._surroundings import surroundings, unaffected_by_surroundings
 from gradtx._tree_rules import Functions, PlainOperation, check_plain
@@ -51,9 +48,13 @@ class GradientTransformation:
             only `@whole_tree` rules receive.
 
     Example:
-        >>> halve = GradientTransformation(lambda params: {}, lambda u, s, p: ({k: v / 2 for k, v in u.items()}, s))
+        >>> halve = GradientTransformation(
+        ...     lambda params: {}, lambda u, s, p: ({k: v / 2 for k, v in u.items()}, s)
+        ... )
         >>> tx = gradtx.chain(halve, gradtx.scale(-1.0))
-        >>> updates, state = tx.update({"w": torch.tensor([2.0, 4.0])}, tx.init({"w": torch.zeros(2)}))
+        >>> updates, state = tx.update(
+        ...     {"w": torch.tensor([2.0, 4.0])}, tx.init({"w": torch.zeros(2)})
+        ... )
         >>> updates["w"]
         tensor([-1., -2.])
     """
@@ -253,9 +254,9 @@ class GradientTransformation:
         return False
 
     @property
-    def _takes_blocks(self) -> bool:
-        """Whether it may process blocks of a leaf as if they were leaves."""
-        return False
+    def _traits(self) -> set[str]:
+        """Its properties for which some combinators reject it; see `gradtx._nesting`."""
+        return {"whole"}
 
     @property
     def _lr_role(self) -> str | None:
@@ -312,12 +313,6 @@ class GradientTransformation:
         branches.
         """
         names = _Names(labels, apart)
-        names.visit(self, (), "")
-        return names.entries()
-
-    def _entries_of_0_1(self, labels: Mapping[Any, str] | None = None) -> list[Entry]:
-        """Like `_entries`, with the names of version 0.1, which its checkpoints contain."""
-        names = _Names(labels, apart=False, optimizers_first=False)
         names.visit(self, (), "")
         return names.entries()
 
@@ -402,11 +397,9 @@ class _Names:
         self,
         labels: Mapping[Any, str] | None,
         apart: bool = True,
-        optimizers_first: bool = True,
     ):
         self._labels = labels
         self._apart = apart
-        self._optimizers_first = optimizers_first
         self._found: list[_Hyperparameter] = []
         self._owners: dict[str, int] = {}
 
@@ -461,13 +454,10 @@ class _Names:
         return node._name if occurrence == 0 else f"{node._name}_{occurrence}"
 
     def entries(self) -> list[Entry]:
-        """Return all hyperparameters in chain order, in which version 0.1 also assigned bare names."""
+        """Return all hyperparameters in chain order."""
         public: dict[int, str] = {}
         taken: set[str] = set()
-        order = list(self._found)
-        if self._optimizers_first:
-            order.sort(key=_rank)
-        for hyperparameter in order:
+        for hyperparameter in sorted(self._found, key=_rank):
             name = _first_free(hyperparameter.names, taken)
             taken.add(name)
             public[id(hyperparameter)] = name
@@ -644,7 +634,9 @@ def _remedy(value: Any, of_list: str) -> str:
     """Return a suggestion for what to pass instead of a value that is not a transformation."""
     if _torch_optimizer(value) is not None:
         return "pass the corresponding function, such as gradtx.adamw(...)"
-    if is_sequence(value):
+    if isinstance(value, Schedule):
+        return f"pass it as a learning rate: scale_by_learning_rate({describe(value)})"
+    if isinstance(value, tuple | list):
         return (
             of_list
             if value and all(isinstance(item, GradientTransformation) for item in value)
@@ -690,7 +682,10 @@ def apply_updates(params: Any, updates: Any) -> Any:
     """Return `params + updates`, rounded once to the dtypes of `params`; a None update keeps the parameter.
 
     Example:
-        >>> gradtx.apply_updates({"w": torch.ones(2), "b": torch.ones(1)}, {"w": torch.tensor([1.0, 2.0]), "b": None})
+        >>> gradtx.apply_updates(
+        ...     {"w": torch.ones(2), "b": torch.ones(1)},
+        ...     {"w": torch.tensor([1.0, 2.0]), "b": None},
+        ... )
         {'w': tensor([2., 3.]), 'b': tensor([1.])}
     """
     return _pure.apply_updates(params, updates)

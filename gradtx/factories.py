@@ -1,7 +1,5 @@
 """Decorators that create transformation factories from single-tensor rules, functions of trees, or chains."""
 
-# pyright: reportPrivateUsage=false
-
 from __future__ import annotations
 
 import functools
@@ -13,14 +11,14 @@ import torch
 from torch import Tensor
 
 from gradtx._arguments import Argument, Arguments, Range, tensors_in, varies
+from gradtx._docstrings import with_arguments
 from gradtx._exact import resolve
 from gradtx._execution import NEGATE, Block, Branch, Operation, around_alias
 from gradtx._messages import describe, nearest
-from gradtx._moved import as_today
-from gradtx._narrowing import is_mapping, is_tuple
+from gradtx._nesting import check_inner
 from gradtx._rules import Rule, RuleOperation, StageState
 from gradtx._runs import Passed, Place, Scope
-from gradtx._selectors import Selector
+from gradtx._selectors import Selector, Where
 from gradtx._storage import StateDtype, Storage
 from gradtx._torch import readable
 from gradtx._tree_rules import Functions, TreeOperation
@@ -36,6 +34,14 @@ class Combinator:
     # Chooses between the inner transformations if they are alternatives.
     selector: Any = None
 
+    def rejects(self) -> tuple[str, ...]:
+        """Return the traits of links that do not work inside; see `gradtx._nesting`."""
+        return ("rounds",)  # because updates may change when they leave
+
+    def traits(self) -> set[str]:
+        """Return its own traits."""
+        return set()
+
     def expand(self, scope: Scope, name: str) -> list[Any]:
         raise NotImplementedError
 
@@ -44,6 +50,8 @@ INPUTS = ("params", *ALWAYS_KNOWN)  # the names allowed in `needs`
 EXTRA_KINDS = {"leaf", "scalar", "tensors", "leaf?", "scalar?", "tensors?"}
 
 Bound: TypeAlias = dict[str, Any]  # a call's arguments by name
+# The number of dimensions of a leaf, or the minimum and maximum.
+Dims: TypeAlias = int | tuple[int, float] | None
 # Returns arguments of a combinator around this transformation.
 Example: TypeAlias = Callable[[GradientTransformation], Bound]
 
@@ -68,9 +76,9 @@ class Options(TypedDict, total=False):
     lr_role: str
     follows_rate: bool
     rounds: bool
-    dims: tuple[int, float] | Callable[[Bound], tuple[int, float] | None] | None
+    dims: Dims | Callable[[Bound], Dims]
     determined: bool | Callable[[Bound], bool]
-    compiles: bool
+    compiles: bool | Callable[[Bound], bool]
     lists: Callable[[Bound, torch.Size], bool]
     random: bool | Callable[[Bound], bool]
     nonnegative: tuple[str, ...] | Callable[[Bound], Iterable[str]]
@@ -132,7 +140,7 @@ class Spec:
         self.elementwise = options.get("elementwise", False)
         self._takes_complex = options.get("takes_complex", self.elementwise)
         self.random = options.get("random", False)
-        self.compiles = options.get("compiles", not self.random)
+        self._compiles = options.get("compiles", not self.random)
         self._lists = options.get("lists")
         self._dims = options.get("dims")
         self._determined = options.get("determined", True)
@@ -153,7 +161,8 @@ class Spec:
 
     def dims(self, arguments: Bound) -> tuple[int, float] | None:
         """Return the minimum and maximum number of dimensions of a leaf; None for no limits."""
-        return self._dims(arguments) if callable(self._dims) else self._dims
+        dims = self._dims(arguments) if callable(self._dims) else self._dims
+        return (dims, dims) if isinstance(dims, int) else dims
 
     def determined(self, arguments: Bound) -> bool:
         """Whether results do not depend on choices that rounding determines."""
@@ -163,11 +172,15 @@ class Spec:
             else self._determined
         )
 
+    def compiles(self, arguments: Bound) -> bool:
+        """Whether compiled programs may run the rule."""
+        return self._compiles(arguments) if callable(self._compiles) else self._compiles
+
     def shared_of(self, arguments: Bound) -> Mapping[str, Any]:
         """Return the shared scalars: name -> initial value."""
         shared: Any = self._shared
         # Not `callable`, which dynamo does not trace for a dict.
-        return shared if is_mapping(shared) else shared(arguments)
+        return shared if isinstance(shared, Mapping) else shared(arguments)
 
     def nonnegative(self, arguments: Bound) -> tuple[str, ...]:
         """Return the slots whose values are never negative."""
@@ -193,7 +206,7 @@ class Spec:
             if callable(self.elementwise)
             else self.elementwise,
             takes_complex=self._takes_complex_leaves(arguments),
-            compiles=self.compiles and "grad_fn" not in self.needs,
+            compiles=self.compiles(arguments) and "grad_fn" not in self.needs,
             agree={name: arguments[name] for name in self.agree},
             dims=self.dims(arguments),
             seed=arguments["seed"] if self._draws(arguments) else None,
@@ -343,7 +356,7 @@ def _check_argument(spec: Spec, option: str, name: str) -> None:
 
 
 def _checked_extras(name: str, extras: Any) -> dict[str, str]:
-    if not is_mapping(extras) or not set(extras.values()) <= EXTRA_KINDS:
+    if not isinstance(extras, Mapping) or not set(extras.values()) <= EXTRA_KINDS:
         raise TypeError(
             f"{name}: extras must be a dict of name -> 'leaf', 'scalar' or 'tensors', with '?' appended if "
             f"optional, got {describe(extras)}"
@@ -390,7 +403,7 @@ def _are_readable(arguments: Bound) -> bool:
 
 
 def _range_of(text: Any) -> Any:
-    if is_tuple(text):
+    if isinstance(text, tuple):
         return tuple(map(_range_of, text))
     if not isinstance(text, str):
         return text
@@ -543,14 +556,25 @@ class FactoryCall(GradientTransformation):
         return self._spec.kind == "alias"
 
     @property
-    def _takes_blocks(self) -> bool:
+    def _traits(self) -> set[str]:
+        body = self._body
+        traits = body.traits() if isinstance(body, Combinator) else set[str]()
+        if isinstance(body, Functions) and body.evaluate is not None:
+            traits.add("averages")
+        if self._spec.rounds:
+            traits.add("rounds")
+        if self._needs_whole_leaves():
+            traits.add("whole")
+        return traits
+
+    def _needs_whole_leaves(self) -> bool:
         spec = self._spec
         if spec.kind == "tree" or spec.check is not None:
-            return False
+            return True
         if "tensors" in spec.extras.values():  # their names refer to the whole model
-            return False
+            return True
         needs = spec.needs_of(self._arguments)
-        return "grad_fn" not in needs and "value_fn" not in needs
+        return "grad_fn" in needs or "value_fn" in needs
 
     def _branches(self) -> Branches | None:
         body = self._body
@@ -693,6 +717,8 @@ class FactoryCall(GradientTransformation):
             spec.selector(self._arguments["mask"])
         try:
             self._links()
+            if isinstance(self._body, Combinator):
+                check_inner(spec.name, self._body.rejects(), self._children())
         except (TypeError, ValueError) as error:
             if spec.kind != "alias" or str(error).startswith(f"{spec.name}:"):
                 raise
@@ -701,14 +727,14 @@ class FactoryCall(GradientTransformation):
 
 def _is_constant(value: Any) -> bool:
     """Whether a value is a plain constant, so that equal values imply equal programs."""
-    if is_tuple(value):
+    if isinstance(value, tuple):
         return all(map(_is_constant, value))
     return value is None or isinstance(value, bool | int | float | str | torch.dtype)
 
 
 def _transformations(value: Any) -> list[GradientTransformation]:
     """Return the transformations in an argument: the value itself, or entries of a dict."""
-    if is_mapping(value):
+    if isinstance(value, Mapping):
         return [
             item for item in value.values() if isinstance(item, GradientTransformation)
         ]
@@ -717,7 +743,7 @@ def _transformations(value: Any) -> list[GradientTransformation]:
 
 def _with_transformations(value: Any, new: Iterator[GradientTransformation]) -> Any:
     """Return the value of an argument with its transformations replaced."""
-    if not is_mapping(value):
+    if not isinstance(value, Mapping):
         return next(new)
     entries: dict[Any, Any] = {}
     for label, item in value.items():
@@ -726,12 +752,8 @@ def _with_transformations(value: Any, new: Iterator[GradientTransformation]) -> 
 
 
 def _remade(factory: Any, arguments: Bound, state_dtype: Any) -> FactoryCall:
-    """Rebuild a pickled call; arguments that are newer than the pickle get their defaults."""
-    complete: Bound = {}
-    arguments = as_today(factory.spec.name, arguments)
-    for argument in factory.spec.arguments.all:
-        complete[argument.name] = arguments.get(argument.name, argument.default)
-    return FactoryCall(factory.spec, complete, _storage_of(factory.spec, state_dtype))
+    """Rebuild a pickled call."""
+    return FactoryCall(factory.spec, arguments, _storage_of(factory.spec, state_dtype))
 
 
 def _storage_of(spec: Spec, state_dtype: Any) -> Storage | None:
@@ -756,7 +778,7 @@ class Factory(Protocol[P]):
 
 
 class Alias(Protocol[P]):
-    """A decorated alias. It accepts the arguments of its function, `state_dtype` and `maximize`."""
+    """A decorated alias. It accepts the arguments of its function, `mask`, `maximize` and `state_dtype`."""
 
     spec: Spec
     __name__: str
@@ -771,6 +793,31 @@ class Alias(Protocol[P]):
     def __call__(
         self, *args: Any, maximize: bool, **kwargs: Any
     ) -> GradientTransformation: ...
+    @overload
+    def __call__(
+        self, *args: Any, mask: Where | None, **kwargs: Any
+    ) -> GradientTransformation: ...
+
+
+# What docstrings say of the arguments that decorators add.
+ADDED = {
+    "maximize": "Whether to maximize: the gradient is negated before any link.",
+    "mask": "The parameters to which `weight_decay` applies: a name pattern, a tuple of patterns, or a function "
+    "`(name, parameter) -> bool`; None for all. To select by name in an optimizer, pass it `named_parameters()`.",
+    "state_dtype": "The dtype or code of the state, as for `with_state_dtype`; None for the dtype of each parameter.",
+}
+WITHOUT_STATE = " A link without state raises an error."
+
+
+def _documented(spec: Spec) -> str | None:
+    """Return the docstring of a factory, with entries for the arguments that its function lacks."""
+    added = list(spec.arguments.added)
+    if "state_dtype" not in spec.arguments.by_name:
+        added.append("state_dtype")
+    entries = {name: ADDED[name] for name in added}
+    if spec.kind == "rule" and "state_dtype" in entries:
+        entries["state_dtype"] += WITHOUT_STATE
+    return with_arguments(spec.function.__doc__, entries)
 
 
 def _factory(kind: str, function: Callable[..., Any], options: Options) -> Any:
@@ -790,6 +837,7 @@ def _factory(kind: str, function: Callable[..., Any], options: Options) -> Any:
     factory: Any = call
     factory.spec = spec
     factory.__signature__ = spec.arguments.signature
+    factory.__doc__ = _documented(spec)
     spec.factory = factory
     return factory
 
@@ -839,13 +887,14 @@ def per_tensor(function: Any = None, /, **options: Any) -> Any:
         before_owner: The link must not follow a link that owns the learning rate.
         follows_rate: The link processes the final step: `as_optimizer` warns if a learning rate or decay follows it.
         compiles: False for a rule that always runs in eager steps, which can skip work that is not due, even with the
-            adapter's `compile=True`. Random rules default to False; with True, only `init` may draw, since noise
-            depends on the leaf's name, which a program for many leaves does not know.
+            adapter's `compile=True`; or a function of the arguments that returns this. Random rules default to False;
+            with True, only `init` may draw, since noise depends on the leaf's name, which a program for many leaves
+            does not know.
         lists: For a rule with `compiles=False`, a function `(arguments, shape)` that returns whether programs over
             lists may run it for leaves of this shape. They skip work that is not due, and are used only if the host
             knows all scalars.
-        dims: The minimum and maximum number of dimensions of a leaf, or a function of the arguments that returns such
-            a pair; other leaves raise an error with their name.
+        dims: The number of dimensions of a leaf, or a pair of the minimum and maximum, or a function of the arguments
+            that returns either; other leaves raise an error with their name.
         determined: False, or a function of the arguments that returns False, if results depend on a basis that
             rounding determines (eigenvectors of equal eigenvalues). The conformance tests then compare neither batched
             runs nor difference quotients.
@@ -883,7 +932,9 @@ def per_tensor(function: Any = None, /, **options: Any) -> Any:
         ...     def update(update, state, param, ctx):
         ...         return factor * update.sign(), state
         ...     return update
-        >>> updates, _ = scale_by_sign(2.0).update({"w": torch.tensor([3.0, -0.1])}, scale_by_sign().init({}))
+        >>> updates, _ = scale_by_sign(2.0).update(
+        ...     {"w": torch.tensor([3.0, -0.1])}, scale_by_sign().init({})
+        ... )
         >>> updates["w"]
         tensor([ 2., -2.])
     """
@@ -956,7 +1007,9 @@ def combinator(function: Any = None, /, **options: Any) -> Any:
     Example:
         >>> @gradtx.combinator(example=lambda tx: {"tx": tx})
         ... def amplified(tx: gradtx.GradientTransformation, factor: gradtx.Scalar = 2.0):
-        ...     return gradtx.Frame(tx, leave=lambda update, state, param, ctx: (factor * update, state))
+        ...     return gradtx.Frame(
+        ...         tx, leave=lambda update, state, param, ctx: (factor * update, state)
+        ...     )
         >>> tx = amplified(gradtx.sgd(lr=1.0), factor=3.0)
         >>> tx.update({"w": torch.ones(1)}, tx.init({"w": torch.ones(1)}))[0]["w"]
         tensor([-3.])
@@ -990,6 +1043,10 @@ def _decorated(
     declared = cast("Options", options)
 
     def decorate(function: Callable[..., Any]) -> Any:
+        if not hasattr(function, "__name__"):
+            raise TypeError(
+                f"{name}: needs a function that returns the {kind}, got {describe(function)}"
+            )
         return _factory(kind, function, declared)
 
     return decorate if function is None else decorate(function)

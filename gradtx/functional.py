@@ -1,7 +1,5 @@
 """Functional training loops: a complete training step, and trees with a leading dimension of ensemble members."""
 
-# pyright: reportPrivateUsage=false
-
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
@@ -12,7 +10,6 @@ from torch import Tensor
 
 from gradtx import _tree
 from gradtx._messages import describe
-from gradtx._narrowing import is_tuple
 from gradtx.core import GradientTransformation, apply_updates, check_transformation
 
 __all__ = ["stack", "train_step", "unstack"]
@@ -34,8 +31,8 @@ def train_step(
     Returns:
         `step(params, state, *batch, **extras)`, which returns `(params, state, loss)`, or with `has_aux`
         `(params, state, (loss, aux))`. The loss is that of the input parameters. `step` passes `extras` to `tx.update`:
-        `hessian_diag` and others that a link declares. If the parameters require gradients, the graph spans all steps:
-        detach them, unless you differentiate through training.
+        `hessian_diag` and others that a link declares. If the parameters require gradients, autograd keeps the graph of
+        all steps, and memory grows with each: detach them before the loop, unless you differentiate through training.
 
     Raises:
         TypeError: If `loss_fn` is not a function or `tx` is not a transformation; from `step`, if the loss is not a
@@ -48,7 +45,9 @@ def train_step(
         >>> tx = gradtx.sgd(lr=0.1)
         >>> step = gradtx.train_step(loss_fn, tx)
         >>> params = {"w": torch.tensor(0.0)}
-        >>> params, state, loss = step(params, tx.init(params), torch.ones(4), torch.full((4,), 2.0))
+        >>> params, state, loss = step(
+        ...     params, tx.init(params), torch.ones(4), torch.full((4,), 2.0)
+        ... )
         >>> params["w"], loss
         (tensor(0.4000), tensor(4.))
     """
@@ -131,7 +130,7 @@ def _loss_and_aux(returned: Any, has_aux: bool) -> tuple[Tensor, Any]:
             )
         _check_loss(returned)
         return returned, ()
-    if not (is_tuple(returned) and len(returned) == 2):
+    if not (isinstance(returned, tuple) and len(returned) == 2):
         raise TypeError(
             f"train_step: with has_aux, loss_fn must return (loss, aux), got {describe(returned)}"
         )

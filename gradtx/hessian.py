@@ -52,7 +52,9 @@ def hutchinson_hessian_diag(
 
     Example:
         >>> loss = lambda params: (params["w"] ** 3).sum()
-        >>> gradtx.hutchinson_hessian_diag(torch.func.grad(loss), {"w": torch.tensor([1.0, -2.0])}, 0)["w"]
+        >>> gradtx.hutchinson_hessian_diag(
+        ...     torch.func.grad(loss), {"w": torch.tensor([1.0, -2.0])}, 0
+        ... )["w"]
         tensor([  6., -12.])
 
     Source: Bekas et al. 2007; Yao et al. 2020, arXiv:2006.00719.

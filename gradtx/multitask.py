@@ -252,7 +252,8 @@ def rotograd_scale(
 
     Example:
         >>> grads = [torch.tensor([2.0, 0.0]), torch.tensor([0.0, 4.0])]
-        >>> gradtx.rotograd_scale(grads, torch.tensor([2.0, 4.0]))  # both at their initial norms: C = 3
+        >>> # both at their initial norms: C = 3
+        >>> gradtx.rotograd_scale(grads, torch.tensor([2.0, 4.0]))
         tensor([3., 3.])
 
     Source: Javaloy and Valera 2022, arXiv:2103.02631.
@@ -286,7 +287,10 @@ def rotograd_rotation_loss(
 
     Example:
         >>> g, turn = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, -1.0], [1.0, 0.0]])
-        >>> gradtx.rotograd_rotation_loss([g], [g], [torch.eye(2)]), gradtx.rotograd_rotation_loss([g], [g], [turn])
+        >>> (
+        ...     gradtx.rotograd_rotation_loss([g], [g], [torch.eye(2)]),
+        ...     gradtx.rotograd_rotation_loss([g], [g], [turn]),
+        ... )
         ([tensor(0.)], [tensor(2.)])
 
     Source: Javaloy and Valera 2022, arXiv:2103.02631.
@@ -344,7 +348,9 @@ class RotoGrad(nn.Module):
             called without a forward pass in training mode.
 
     Example:
-        >>> model = gradtx.RotoGrad(torch.nn.Linear(3, 4), [torch.nn.Linear(4, 1), torch.nn.Linear(4, 2)], 4)
+        >>> model = gradtx.RotoGrad(
+        ...     torch.nn.Linear(3, 4), [torch.nn.Linear(4, 1), torch.nn.Linear(4, 2)], 4
+        ... )
         >>> optimizer = gradtx.optim.AdamW(model.model_parameters(), lr=1e-3)
         >>> rotations = gradtx.optim.AdamW(model.rotation_parameters(), lr=1e-4)  # slower
         >>> one, other = model(torch.ones(8, 3))

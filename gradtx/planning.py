@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import math
-import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from gradtx import _torch, _tree
+from gradtx import _tree
 from gradtx._complex import check_real
-from gradtx._execution import Leaf, execute
 from gradtx._given import listed_group, listed_params
-from gradtx._lists.bundle import entries_of_a_call
 from gradtx._messages import check_state_device, describe
-from gradtx._narrowing import is_mapping, is_sequence, is_tuple
-from gradtx._pure import TreeRun, leaves_of
+from gradtx._pure import TreeRun
+from gradtx._selectors import NumberedName
 from gradtx._sharding import local
 from gradtx._tree import check_leaf
 from gradtx.core import GradientTransformation, check_transformation
@@ -39,23 +35,23 @@ class MemoryRow:
     Attributes:
         name: The name of the parameter.
         shape: Its shape; for a sharded parameter, that of the local shard.
-        weights: Bytes of the weights; the gradient needs the same amount.
+        weights: Bytes of the weights.
+        gradient: Bytes of the gradient; 0 for a parameter that requires none, which has no state either.
         slots: Bytes of each slot of its state, by name; for a coded slot the sum over its tensors.
         master: Bytes that store the rounding errors of 16-bit weights, in place of a float32 copy.
-        temporaries: Peak bytes of temporary tensors in its update; None if this depends on values.
     """
 
     name: str
     shape: torch.Size
     weights: int
+    gradient: int
     slots: Mapping[str, int]
     master: int
-    temporaries: int | None
 
     @property
     def state(self) -> int:
         """Bytes of its state, excluding `master`."""
-        return COUNT + sum(self.slots.values())
+        return COUNT + sum(self.slots.values()) if self.gradient else 0
 
 
 @dataclass(frozen=True)
@@ -85,12 +81,12 @@ class Memory:
     @property
     def gradients(self) -> int:
         """Bytes of all gradients, as an ordinary step requires."""
-        return self.weights
+        return sum(row.gradient for row in self.rows)
 
     @property
     def largest_gradient(self) -> int:
         """Bytes of the largest gradient, which replaces `gradients` if you use `release_gradients`."""
-        return max((row.weights for row in self.rows), default=0)
+        return max((row.gradient for row in self.rows), default=0)
 
     @property
     def state(self) -> int:
@@ -103,26 +99,20 @@ class Memory:
         return sum(row.master for row in self.rows)
 
     @property
-    def temporaries(self) -> int | None:
-        """Peak bytes of temporary tensors in a default step; None if this depends on values."""
-        of_rows = [row.temporaries for row in self.rows]
-        return None if None in of_rows else max(cast("list[int]", of_rows), default=0)
-
-    @property
     def total(self) -> int:
-        """Bytes on the parameters' device: weights, gradients, state, and temporaries if known."""
+        """Bytes on the parameters' device: weights, gradients and state, without the temporaries of a step."""
         used = self.weights + self.gradients
         return used if self.offloaded else used + self._by_steps
 
     @property
     def host(self) -> int:
-        """Bytes on the host if state is offloaded: state, temporaries, and copies of weights and gradients."""
+        """Bytes on the host if state is offloaded: state, and copies of weights and gradients."""
         return self.weights + self.gradients + self._by_steps if self.offloaded else 0
 
     @property
     def _by_steps(self) -> int:
-        """Bytes that steps use in addition to weights and gradients, with temporaries if known."""
-        return self.state + self.master + (self.temporaries or 0)
+        """Bytes that steps use in addition to weights and gradients."""
+        return self.state + self.master
 
     @property
     def slots(self) -> dict[str, int]:
@@ -134,27 +124,20 @@ class Memory:
         return slots
 
     def __repr__(self) -> str:
-        lines = [("", "bytes", "per entry")]
-        sizes: dict[str, int | None] = {
+        sizes = {
             "weights": self.weights,
             "gradients": self.gradients,
             "state": self.state,
         }
-        sizes.update({f"  {name}": size for name, size in self.slots.items()})
-        sizes.update(
-            {
-                "master": self.master,
-                "temporaries": self.temporaries,
-                "total": self.total,
-            }
-        )
+        for name, size in self.slots.items():
+            sizes[f"  {name}"] = size
+        sizes["master"] = self.master
+        sizes["total"] = self.total
         if self.offloaded:
             sizes["on the host"] = self.host
+        lines = [("", "bytes", "per entry")]
         for name, size in sizes.items():
-            if size is None:
-                lines.append((name, "unknown", ""))
-            else:
-                lines.append((name, f"{size:,}", f"{size / max(self.entries, 1):.2f}"))
+            lines.append((name, f"{size:,}", f"{size / max(self.entries, 1):.2f}"))
         first, second = (max(len(line[i]) for line in lines) for i in range(2))
         return "\n".join(
             f"{name:<{first}}  {size:>{second}}  {each:>9}".rstrip()
@@ -165,7 +148,7 @@ class Memory:
 def memory(
     tx: GradientTransformation,
     params: Any,
-    device: torch.device | str | None = None,
+    *,
     state_device: torch.device | str | None = None,
 ) -> Memory:
     """Compute the memory of a training run without allocating any; parameters may be on the meta device.
@@ -174,23 +157,21 @@ def memory(
         tx: The transformation.
         params: A model, a tree of tensors in a dict, or the first argument of an optimizer: tensors, pairs
             (name, tensor) or groups, whose hyperparameters are ignored. For sharded tensors, the local shard counts.
-        device: The device for training, which determines how many entries a step processes at once. The default is the
-            device of the parameters; for the meta device, an accelerator.
+            Parameters that require no gradient have neither gradient nor state.
         state_device: As for `as_optimizer`: "cpu" to keep the state on the host.
 
     Returns:
-        A `Memory` with the bytes of weights, gradients, state, master copies and temporaries, also by slot and by
-        parameter. Temporaries are an upper bound for the default step.
+        A `Memory` with the bytes of weights, gradients, state and master copies, also by slot and by parameter.
 
     Raises:
         TypeError: If `tx` is not a transformation, or if `params` are not tensors.
-        ValueError: If there are no parameters, if two have the same name, if one is lazy, if `device` is unknown, or if
-            `state_device` is not "cpu".
+        ValueError: If there are no parameters, if two have the same name, if one is lazy, or if `state_device` is not
+            "cpu".
 
     Example:
         >>> with torch.device("meta"):
         ...     model = torch.nn.Linear(1024, 1024, bias=False)
-        >>> plan = gradtx.memory(gradtx.adamw(lr=1e-3, state_dtype="int8"), model, device="cpu")
+        >>> plan = gradtx.memory(gradtx.adamw(lr=1e-3, state_dtype="int8"), model)
         >>> plan.state / plan.entries < 2.2
         True
         >>> plan.slots
@@ -199,7 +180,6 @@ def memory(
     check_transformation(WHO, "tx", tx)
     if state_device is not None:
         check_state_device(WHO, state_device)
-    place = None if device is None else _device(device)
     tensors = _named(params)
     stand_ins: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
@@ -207,21 +187,22 @@ def memory(
     state = tx.init(stand_ins)
     run = TreeRun(tx, stand_ins, None, state)
     slots, shared = _slots_of(state, run)
-    temporaries = _Temporaries(tx, run, stand_ins)
     rows: list[MemoryRow] = []
     for name, stand_in in stand_ins.items():
-        where = torch.device(state_device or place or tensors[name].device)
-        of_leaf = slots.get(name, {})
+        is_frozen = isinstance(tensors[name], nn.Parameter) and not (
+            tensors[name].requires_grad
+        )
+        of_leaf = {} if is_frozen else slots.get(name, {})
         rows.append(
             MemoryRow(
                 name=name,
                 shape=stand_in.shape,
                 weights=_bytes(stand_in),
+                gradient=0 if is_frozen else _bytes(stand_in),
                 slots={
                     slot: size for slot, size in of_leaf.items() if slot != COMPENSATION
                 },
                 master=of_leaf.get(COMPENSATION, 0),
-                temporaries=temporaries.of(name, entries_of_a_call(where)),
             )
         )
     return Memory(rows, shared, offloaded=state_device is not None)
@@ -239,7 +220,7 @@ def _named(params: Any) -> dict[str, Tensor]:
         raise TypeError(
             f"{WHO}: needs a model, a dict or a list of tensors, got {describe(params)}"
         )
-    if is_mapping(params):
+    if isinstance(params, Mapping):
         leaves, _ = _tree.flatten_real(dict(params), WHO)
     else:
         leaves = _by_name(listed_params(WHO, params))
@@ -262,10 +243,16 @@ def _by_name(entries: Iterable[Any]) -> dict[str, Tensor]:
     leaves: dict[str, Tensor] = {}
     for entry in entries:
         params: Any = (
-            listed_group(WHO, dict(entry))["params"] if is_mapping(entry) else [entry]
+            listed_group(WHO, dict(entry))["params"]
+            if isinstance(entry, Mapping)
+            else [entry]
         )
         for param in [params] if isinstance(params, Tensor) else params:
-            name, tensor = param if is_tuple(param) else (str(len(leaves)), param)
+            name, tensor = (
+                param
+                if isinstance(param, tuple)
+                else (NumberedName(len(leaves)), param)
+            )
             if name in leaves:
                 raise ValueError(
                     f"{WHO}: two parameters are named {name!r}; names must be unique"
@@ -274,17 +261,6 @@ def _by_name(entries: Iterable[Any]) -> dict[str, Tensor]:
             check_real(name, tensor, WHO)
             leaves[name] = tensor
     return leaves
-
-
-def _device(given: Any) -> torch.device:
-    """Return a `torch.device`, or raise an error for an unknown one."""
-    try:
-        return torch.device(given)
-    except (RuntimeError, TypeError) as error:
-        kind = ValueError if isinstance(given, str | int) else TypeError
-        raise kind(
-            f"{WHO}: device must be one of torch's, such as 'cpu' or 'cuda', got {describe(given)}"
-        ) from error
 
 
 def _bytes(tensor: Tensor) -> int:
@@ -322,114 +298,3 @@ def _stages(
         else:
             entries[key] = value
     yield path, entries
-
-
-# Temporaries.
-
-
-class _Temporaries:
-    """Run the update of single leaves on the meta device and measure its allocations.
-
-    Args:
-        tx: The transformation.
-        run: A run for all leaves.
-        stand_ins: The leaves, on the meta device.
-    """
-
-    def __init__(
-        self, tx: GradientTransformation, run: TreeRun, stand_ins: Mapping[str, Tensor]
-    ):
-        self._tx = tx
-        self._leaves = leaves_of(run, dict(stand_ins), dict(stand_ins), {}, {})
-        self._stand_ins = stand_ins
-        # Part size -> parts of leaves, and their state.
-        self._states: dict[int, tuple[dict[str, Tensor], Any]] = {}
-        self._known: dict[Any, int | None] = {}
-
-    def of(self, name: str, most: int) -> int | None:
-        """Return the peak bytes of a leaf's update, or of a part of `most` entries if a step processes parts."""
-        if most not in self._states:
-            parts = {
-                key: self._part(key, tensor, most)
-                for key, tensor in self._stand_ins.items()
-            }
-            self._states[most] = parts, self._tx.init(parts)
-        parts, state = self._states[most]
-        part = parts[name]
-        kind = part.shape, part.dtype, tuple(map(id, self._leaves[name].program))
-        if kind not in self._known:
-            self._known[kind] = self._peak(name, parts, state)
-        return self._known[kind]
-
-    def _part(self, name: str, tensor: Tensor, most: int) -> Tensor:
-        if not _goes_in_parts(self._leaves[name]):
-            return tensor
-        sizes = list(tensor.shape)
-        for dim, size in enumerate(sizes):
-            inside = math.prod(sizes[dim + 1 :])
-            sizes[dim] = min(size, max(1, most // max(inside, 1)))
-        return tensor.new_empty(sizes)
-
-    def _peak(self, name: str, parts: dict[str, Tensor], state: Any) -> int | None:
-        counter = _Allocations()
-        run = TreeRun(self._tx, parts, None, state)
-        gradient = {name: torch.empty_like(parts[name])}
-        try:
-            leaves = leaves_of(run, gradient, {name: parts[name]}, {}, {})
-            with torch.no_grad(), counter.counting():
-                execute(leaves.values(), _finish)
-        except Exception:  # a rule reads values, or requires extras
-            return None
-        return counter.most
-
-
-def _finish(leaf: Leaf) -> None:
-    """Compute the result, as a step does."""
-    leaf.result()
-
-
-def _goes_in_parts(leaf: Leaf) -> bool:
-    """Whether a step may update a leaf in parts, one at a time."""
-    return all(
-        operation.elementwise and operation.compiles for operation in leaf.program
-    )
-
-
-class _Allocations:
-    """Track the bytes of live tensors and their peak.
-
-    Attributes:
-        most: The peak number of bytes alive at once.
-    """
-
-    def __init__(self) -> None:
-        self.most = 0
-        self._present = 0
-        self._tensors: dict[int, int] = {}  # number of tensors that share each storage
-
-    def counting(self) -> Any:
-        def call(
-            function: Any, arguments: tuple[Any, ...], options: dict[str, Any]
-        ) -> Any:
-            results: Any = function(*arguments, **options)
-            for result in results if is_sequence(results) else (results,):
-                if isinstance(result, Tensor) and result.device.type == "meta":
-                    self._add(result)
-            return results
-
-        return _torch.intercepting(call)
-
-    def _add(self, tensor: Tensor) -> None:
-        storage = tensor.untyped_storage()
-        key, size = _torch.storage_id(tensor), storage.nbytes()
-        self._tensors[key] = self._tensors.get(key, 0) + 1
-        if self._tensors[key] == 1:
-            self._present += size
-            self.most = max(self.most, self._present)
-        weakref.finalize(tensor, self._remove, key, size)
-
-    def _remove(self, key: int, size: int) -> None:
-        self._tensors[key] -= 1
-        if not self._tensors[key]:
-            del self._tensors[key]
-            self._present -= size

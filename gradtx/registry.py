@@ -17,16 +17,15 @@ from gradtx import combinators, schedules, transforms
 from gradtx._arguments import OTHER_PLACES, Argument, Arguments, Scalar, Schedule
 from gradtx._counterparts import counterpart, plain
 from gradtx._messages import describe
-from gradtx._narrowing import is_iterable, is_sequence, is_tuple
 from gradtx.combinators.lookahead import with_lookahead
 from gradtx.core import GradientTransformation, chain
 from gradtx.factories import Alias
 from gradtx.optim import ChainOptimizer, as_optimizer
 from gradtx.optim._groups import ENGINE_OPTIONS, check_differentiable
 from gradtx.optim._warnings import warn_of_engine_options
-from gradtx.optim.classes import CLASSES, AliasOptimizer
+from gradtx.optim.classes import CLASSES, AliasOptimizer, class_of
 from gradtx.optimizers.adam import adamw
-from gradtx.roles import label_by_role, named_modules
+from gradtx.roles import label_by_role, named_in_model, named_modules
 from gradtx.schedules._factory import in_its_words
 from gradtx.schedules.adapter import ScheduleLR
 from gradtx.transforms.averaging import lookahead
@@ -39,6 +38,7 @@ __all__ = [
     "get_supported_optimizers",
     "load_lr_scheduler",
     "load_optimizer",
+    "optimizer_class",
 ]
 
 Names = str | Sequence[str] | None
@@ -106,11 +106,14 @@ def _lookup(
     known: Mapping[str, Any],
     synonyms: Mapping[str, str],
 ) -> Any:
-    """Return the entry of a name or a synonym; case, dashes and underscores are ignored."""
+    """Return the entry of a name or a synonym; if none has this spelling, of one that differs in case, - or _."""
     if not isinstance(name, str):
         raise TypeError(
             f"{owner}: the name of {what} must be a str, got {describe(name)}"
         )
+    target = synonyms.get(name, name)
+    if target in known:
+        return known[target]
     name_of = {plain(synonym): target for synonym, target in synonyms.items()}
     for target in known:
         name_of[plain(target)] = target
@@ -252,18 +255,88 @@ def _patterns(owner: str, filters: Any) -> list[str]:
 
 
 def _are_strings(value: Any) -> TypeGuard[Sequence[str]]:
-    return is_sequence(value) and all(isinstance(item, str) for item in value)
+    return isinstance(value, tuple | list) and all(
+        isinstance(item, str) for item in value
+    )
 
 
 def _matches(spelling: str, patterns: Iterable[str]) -> bool:
     return any(fnmatch.fnmatchcase(plain(spelling), pattern) for pattern in patterns)
 
 
+# The classes of users' aliases, by the alias's name.
+_OWN_CLASSES: dict[str, type[AliasOptimizer]] = {}
+
+
+def _classes() -> dict[str, type[AliasOptimizer]]:
+    return {**CLASSES, **_OWN_CLASSES}
+
+
+def optimizer_class(
+    alias: Callable[..., GradientTransformation],
+) -> type[AliasOptimizer]:
+    """Create the optimizer class of your own alias, as `gradtx.optim` has one for each of its aliases.
+
+    From then on, `create_optimizer`, `load_optimizer` and `get_supported_optimizers` know the alias and the class by
+    their names. To pickle its optimizers, assign the class to a variable of its name at the top level of the module
+    that defines the alias.
+
+    Args:
+        alias: A function decorated with `gradtx.alias`. Arguments without a default must be in its `example`.
+
+    Returns:
+        A class that accepts `params`, the arguments of the alias and those of `as_optimizer`. Its name is the alias's
+        in CamelCase, or its `class_name`. For an alias of gradtx, the class in `gradtx.optim`.
+
+    Raises:
+        TypeError: If `alias` is not an alias, or if its `example` lacks an argument.
+        ValueError: If gradtx has another optimizer of this name.
+
+    Example:
+        >>> @gradtx.alias
+        ... def centralized_sgd(lr: gradtx.Scalar = 1e-3):
+        ...     return gradtx.chain(gradtx.centralize(), gradtx.scale_by_learning_rate(lr))
+        >>> CentralizedSgd = gradtx.optimizer_class(centralized_sgd)
+        >>> gradtx.create_optimizer(
+        ...     torch.nn.Linear(2, 2), "centralized_sgd", lr=0.1
+        ... ).param_groups[0]["lr"]
+        0.1
+        >>> gradtx.load_optimizer("CentralizedSgd") is CentralizedSgd
+        True
+    """
+    spec = getattr(alias, "spec", None)
+    if spec is None or spec.kind != "alias":
+        raise TypeError(
+            f"optimizer_class: needs an alias, got {describe(alias)}; decorate a function that returns a chain with "
+            "@gradtx.alias"
+        )
+    ours = CLASSES.get(spec.name)
+    if ours is not None and ours._alias is alias:
+        return ours
+    example: Any = {} if callable(spec.example) else spec.example
+    for argument in spec.arguments.all:
+        if argument.required and argument.name not in example:
+            raise TypeError(
+                f"optimizer_class: {spec.name} requires {argument.name!r}: give it a default, or pass "
+                f"example={{{argument.name!r}: ...}} to @gradtx.alias"
+            )
+    names_of_ours = {plain(name) for name in CLASSES}
+    names_of_ours.update(plain(cls.__name__) for cls in CLASSES.values())
+    for name in (spec.name, spec.class_name):
+        if plain(name) in names_of_ours:
+            raise ValueError(
+                f"optimizer_class: gradtx has an optimizer {name!r}; rename the alias, or its class by "
+                "@gradtx.alias(class_name=...)"
+            )
+    _OWN_CLASSES[spec.name] = class_of(alias, alias.__module__)
+    return _OWN_CLASSES[spec.name]
+
+
 def load_optimizer(optimizer: str) -> type[AliasOptimizer]:
     """Return the class of an optimizer: `load_optimizer("adamp")` is `gradtx.optim.AdamP`.
 
     Args:
-        optimizer: The name of an alias or a class; case, dashes and underscores are ignored.
+        optimizer: The name of an alias or a class. If none has this spelling, case, dashes and underscores are ignored.
 
     Raises:
         TypeError: If the name is not a str.
@@ -277,8 +350,9 @@ def load_optimizer(optimizer: str) -> type[AliasOptimizer]:
 
 
 def _class(owner: str, name: Any) -> type[AliasOptimizer]:
-    alias_of_class = {cls.__name__: alias for alias, cls in CLASSES.items()}
-    return _lookup(owner, "optimizer", name, CLASSES, alias_of_class)
+    classes = _classes()
+    alias_of_class = {cls.__name__: alias for alias, cls in classes.items()}
+    return _lookup(owner, "optimizer", name, classes, alias_of_class)
 
 
 def get_supported_optimizers(filters: Names = None) -> list[str]:
@@ -294,7 +368,7 @@ def get_supported_optimizers(filters: Names = None) -> list[str]:
         >>> gradtx.get_supported_optimizers(["lion", "schedule*"])
         ['lion', 'schedule_free_adamw', 'schedule_free_radam', 'schedule_free_sgd']
     """
-    spellings = {alias: [cls.__name__] for alias, cls in CLASSES.items()}
+    spellings = {alias: [cls.__name__] for alias, cls in _classes().items()}
     return _matching("get_supported_optimizers", filters, spellings)
 
 
@@ -537,7 +611,7 @@ def _parameters(model: Any, weight_decay: Any, ban_list: Sequence[str]) -> Any:
         )
     if isinstance(model, torch.nn.Module):
         return _groups(_trained(model), _banned_of_model(model, ban_list), weight_decay)
-    if not is_iterable(model):
+    if not isinstance(model, Iterable):
         raise TypeError(
             f"create_optimizer: needs a model or a list of parameters, got {describe(model)}"
         )
@@ -555,8 +629,8 @@ def _warn_of_embeddings(name: str, model: Any) -> None:
     roles = label_by_role(model)
     named = [
         leaf
-        for leaf, param in model.named_parameters()
-        if roles.get(leaf) in ("embedding", "head") and param.ndim == 2
+        for leaf, param in named_in_model(model)
+        if roles[leaf] in ("embedding", "head") and param.ndim == 2
     ]
     if named:
         remedy = (
@@ -573,7 +647,7 @@ def _warn_of_embeddings(name: str, model: Any) -> None:
 
 
 def _are_pairs(items: list[Any]) -> TypeGuard[list[tuple[str, Any]]]:
-    return all(is_tuple(item) and len(item) == 2 for item in items)
+    return all(isinstance(item, tuple) and len(item) == 2 for item in items)
 
 
 def _groups(
@@ -707,7 +781,9 @@ def create_optimizer(
 
     Example:
         >>> model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.LayerNorm(2))
-        >>> optimizer = gradtx.create_optimizer(model, "adamp", lr=1e-3, weight_decay=1e-2, use_gc=True)
+        >>> optimizer = gradtx.create_optimizer(
+        ...     model, "adamp", lr=1e-3, weight_decay=1e-2, use_gc=True
+        ... )
         >>> [(group["weight_decay"], group["param_names"]) for group in optimizer.param_groups]
         [(0.01, ['0.weight']), (0.0, ['0.bias', '1.weight', '1.bias'])]
     """

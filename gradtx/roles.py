@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, cast
 
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+from torch.nn.utils.parametrize import ParametrizationList
 
 from gradtx import _torch
 from gradtx._messages import describe
+from gradtx._selectors import in_model, without_wrappers
 
 __all__ = ["label_by_role"]
 
-# Of DistributedDataParallel, torch.compile, FSDP.
-PREFIXES = ("module", "_orig_mod", "_fsdp_wrapped_module")
 EMBEDDING_WORDS = (
     "pos_emb",
     "position_embedding",
@@ -61,16 +61,20 @@ def label_by_role(model: nn.Module, *, tied: str = "embedding") -> dict[str, str
     | "head" | the weight of an output layer (see below) |
     | "norm", "bias" | the weight and bias of a norm: torch's classes, and modules whose class name ends in Norm |
     | "scalar" | has a single entry |
+    | "norm" | the magnitudes of `weight_norm` |
     | "bias" | its name ends in "bias", or it has one dimension ("norm" if its name is weight, gamma or scale) |
     | "conv" | the weight of a convolution |
     | "matrix" | all others |
+
+    Dimensions of size 1 count only in tensors named weight. What a parametrization (`weight_norm`, `spectral_norm`)
+    computes a weight from has the role of the weight.
 
     An output layer is the last `Linear` with as many outputs as an embedding has entries, or a `Linear` named lm_head,
     head, classifier, fc_out or score.
 
     Args:
-        model: The model. Names are those of `named_parameters()`, without the prefixes that
-            `DistributedDataParallel`, `torch.compile` and FSDP add.
+        model: The model. Names are those of `named_parameters()` without what `DistributedDataParallel`,
+            `torch.compile` and FSDP insert, as selectors see them.
         tied: The role of a weight that is both an embedding and a head.
 
     Returns:
@@ -80,7 +84,9 @@ def label_by_role(model: nn.Module, *, tied: str = "embedding") -> dict[str, str
         TypeError: If `model` is not a module, or if `tied` is not a string.
 
     Example:
-        >>> model = torch.nn.Sequential(torch.nn.Embedding(9, 4), torch.nn.LayerNorm(4), torch.nn.Linear(4, 4))
+        >>> model = torch.nn.Sequential(
+        ...     torch.nn.Embedding(9, 4), torch.nn.LayerNorm(4), torch.nn.Linear(4, 4)
+        ... )
         >>> gradtx.label_by_role(model)
         {'0.weight': 'embedding', '1.weight': 'norm', '1.bias': 'bias', '2.weight': 'matrix', '2.bias': 'bias'}
     """
@@ -88,8 +94,8 @@ def label_by_role(model: nn.Module, *, tied: str = "embedding") -> dict[str, str
     places = places_of(model)
     last = _last_with_outputs_of_an_embedding(model)
     roles: dict[str, str] = {}
-    for name, param in model.named_parameters():
-        roles[without_prefixes(name)] = _role(param, places[param], last, tied)
+    for name, param in named_in_model(model):
+        roles[name] = _role(param, places[param], last, tied)
     return roles
 
 
@@ -104,9 +110,10 @@ def _check_arguments(model: Any, tied: Any) -> None:
         )
 
 
-def without_prefixes(name: str) -> str:
-    """Return a parameter's name without the parts that wrappers insert."""
-    return ".".join(part for part in name.split(".") if part not in PREFIXES)
+def named_in_model(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """Return the parameters with their names in the model without wrappers."""
+    named = dict(model.named_parameters())
+    return list(zip(in_model(named), named.values(), strict=True))
 
 
 def named_modules(model: nn.Module) -> Iterable[tuple[str, nn.Module]]:
@@ -117,14 +124,37 @@ def named_modules(model: nn.Module) -> Iterable[tuple[str, nn.Module]]:
 def places_of(model: nn.Module) -> dict[Tensor, list[Place]]:
     """Return all places of each parameter; a tied parameter has several."""
     places: dict[Tensor, list[Place]] = {}
+    modules = {without_wrappers(name): module for name, module in named_modules(model)}
     for module_name, module in named_modules(model):
         for name, param in module.named_parameters(
             recurse=False, remove_duplicate=False
         ):
-            places.setdefault(param, []).append(
-                Place(module, without_prefixes(module_name), name)
-            )
+            place = Place(module, without_wrappers(module_name), name)
+            if not _is_magnitude(place, param):
+                place = _of_weight(place, modules)
+            places.setdefault(param, []).append(place)
     return places
+
+
+def _is_magnitude(place: Place, param: Tensor) -> bool:
+    """Whether a parameter has the norms of a weight's rows or columns, as in `weight_norm`, also in its old form."""
+    if is_lazy(param) or param.numel() != max(param.shape, default=1):
+        return False
+    if isinstance(place.module, ParametrizationList):
+        return place.name == "original0" and hasattr(place.module, "original1")
+    return place.name.endswith("_g") and hasattr(place.module, f"{place.name[:-1]}v")
+
+
+def _of_weight(place: Place, modules: Mapping[str, nn.Module]) -> Place:
+    """Return the place of the weight that is computed from a parameter: `fc.weight` for `fc.weight_v`."""
+    if isinstance(place.module, ParametrizationList):
+        parametrizations, _, weight = place.module_name.rpartition(".")
+        owner = parametrizations.rpartition(".")[0]
+        return Place(modules[owner], owner, weight)
+    weight = place.name.removesuffix("_v")
+    if hasattr(place.module, f"{weight}_g"):
+        return place._replace(name=weight)
+    return place
 
 
 def _linears(model: nn.Module) -> Iterator[tuple[nn.Linear, Tensor]]:
@@ -188,9 +218,12 @@ def _role_by_shape(param: Tensor, place: Place) -> str:
         return "bias" if place.name.endswith("bias") else "matrix"
     if param.numel() == 1:
         return "scalar"
+    if _is_magnitude(place, param):
+        return "norm"
     if place.name.endswith("bias"):
         return "bias"
-    if param.ndim == 1:
+    is_vector = param.ndim == 1 or param.numel() == max(param.shape)
+    if param.ndim == 1 or (is_vector and place.name != "weight"):
         return "norm" if place.name in SCALE_NAMES else "bias"
     return (
         "conv"

@@ -1,7 +1,5 @@
 """Read and replace parts of a state by name, and compute the current learning rate."""
 
-# pyright: reportPrivateUsage=false
-
 from __future__ import annotations
 
 import numbers
@@ -17,7 +15,6 @@ from gradtx import _tree
 from gradtx._errors import Path
 from gradtx._exact import exact, resolve
 from gradtx._messages import describe, nearest, nearest_dotted
-from gradtx._narrowing import is_dict
 from gradtx._pure import TreeRun
 from gradtx._runs import clock_at
 from gradtx.core import Entry, GradientTransformation, check_transformation
@@ -73,7 +70,8 @@ def put(state: dict[str, Any], name: str, value: Any) -> dict[str, Any]:
         >>> tx = gradtx.sgd(lr=1.0, momentum=0.9)
         >>> params = {"w": torch.tensor([2.0])}
         >>> _, state = tx.update(params, tx.init(params))
-        >>> state = gradtx.put(state, "momentum_buffer", {"w": torch.zeros(1)})  # forget the past
+        >>> # forget the past
+        >>> state = gradtx.put(state, "momentum_buffer", {"w": torch.zeros(1)})
         >>> tx.update(params, state)[0]
         {'w': tensor([-2.])}
     """
@@ -105,7 +103,9 @@ def learning_rate(
             if the state is stacked or belongs to another chain.
 
     Example:
-        >>> tx = gradtx.accumulate(gradtx.sgd(lr=gradtx.linear_schedule(1.0, 0.1, 1.0, total_iters=9)), every=2)
+        >>> tx = gradtx.accumulate(
+        ...     gradtx.sgd(lr=gradtx.linear_schedule(1.0, 0.1, 1.0, total_iters=9)), every=2
+        ... )
         >>> params = {"w": torch.ones(1)}
         >>> state = tx.init(params)
         >>> for _ in range(4):  # the schedule counts updates, not calls
@@ -126,7 +126,7 @@ def learning_rate(
 
 
 def _check_single(state: Any) -> None:
-    step = state.get("step") if is_dict(state) else None
+    step = state.get("step") if isinstance(state, dict) else None
     if isinstance(step, Tensor) and step.ndim:
         raise ValueError(
             "learning_rate: this is a stack of states; "
@@ -204,13 +204,17 @@ def _parts(state: dict[str, Any], path: Path = ()) -> Iterator[Part]:
     may_be_leaf = bool(path) and only_tensors
     for key, value in state.items():
         yield Part((*path, key), may_be_leaf)
-        if is_dict(value):
+        if isinstance(value, dict):
             yield from _parts(value, (*path, key))
 
 
 def _find(caller: str, state: Any, name: Any) -> Path:
     """Return the path of the part to which the caller refers."""
-    if not is_dict(state):
+    if isinstance(state, dict) and "param_groups" in state:
+        raise TypeError(
+            f"{caller}: this is the state dict of an optimizer; read optimizer.state[param][{name!r}]"
+        )
+    if not isinstance(state, dict):
         raise TypeError(
             f"{caller}: state must be a dict such as init returns, got {describe(state)}"
         )

@@ -12,6 +12,7 @@ from torch.nn.parameter import is_lazy
 
 from gradtx._arguments import Betas, Scalar
 from gradtx._messages import describe
+from gradtx._selectors import without_wrappers
 from gradtx.combinators.blocks import blocks
 from gradtx.combinators.selection import freeze, partition
 from gradtx.core import GradientTransformation
@@ -21,9 +22,9 @@ from gradtx.optimizers.matrix import muon
 from gradtx.roles import (
     Place,
     label_by_role,
+    named_in_model,
     named_modules,
     places_of,
-    without_prefixes,
 )
 
 __all__ = ["ModelOptimizer", "muon_for"]
@@ -230,13 +231,13 @@ def _check_arguments(
 def _rows(model: nn.Module, per_head: bool, conv: str, tied: str) -> Iterator[Row]:
     roles = label_by_role(model, tied=tied)
     places = places_of(model)
-    modules = {without_prefixes(name): module for name, module in named_modules(model)}
-    for name, param in model.named_parameters():
+    modules = {without_wrappers(name): module for name, module in named_modules(model)}
+    for name, param in named_in_model(model):
         if is_lazy(param):
             raise ValueError(
                 f"muon_for: parameter {name!r} has no shape yet; run the model once on an input"
             )
-        role = roles[without_prefixes(name)]
+        role = roles[name]
         branch = BRANCH.get(role, "adamw_no_decay")
         if role == "conv" and conv == "adamw":
             branch = "adamw"

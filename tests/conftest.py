@@ -7,7 +7,7 @@ import torch
 
 from gradtx import _pure_lists
 from gradtx._lists import bundle, cache
-from gradtx.optim.engine import compiled, inductor, lists
+from gradtx.optim.engine import compiled, lists
 from tests.thinning import is_nightly
 from tests.tiers import is_slow, is_slow_path
 
@@ -34,7 +34,6 @@ def pytest_collection_modifyitems(items):
 def _own_programs(monkeypatch):
     """No test finds the compiled programs of another, some of which are not really compiled."""
     monkeypatch.setattr(compiled, "_SHARED", cache.SharedPrograms())
-    monkeypatch.setattr(inductor, "place_of", _nowhere)
 
 
 @pytest.fixture(autouse=True)
@@ -44,10 +43,6 @@ def _narrow_programs(monkeypatch):
     Programs in processes that tests start are for as many leaves as those of users.
     """
     monkeypatch.setattr(compiled, "WIDTH", 2)
-
-
-def _nowhere(graph, options):
-    return None
 
 
 @pytest.fixture

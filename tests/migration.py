@@ -18,8 +18,12 @@ have the same signatures as in pytorch_optimizer. Names ignore case, dashes and 
 ```python
 >>> import torch, gradtx
 >>> model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.LayerNorm(4))
->>> optimizer = gradtx.create_optimizer(model, "AdamP", lr=1e-3, weight_decay=1e-3, use_gc=True, use_lookahead=True)
->>> scheduler = gradtx.load_lr_scheduler("warmup_cosine")(optimizer, t_max=100, max_lr=1e-3, warmup_steps=10)
+>>> optimizer = gradtx.create_optimizer(
+...     model, "AdamP", lr=1e-3, weight_decay=1e-3, use_gc=True, use_lookahead=True
+... )
+>>> scheduler = gradtx.load_lr_scheduler("warmup_cosine")(
+...     optimizer, t_max=100, max_lr=1e-3, warmup_steps=10
+... )
 >>> gradtx.get_supported_optimizers("schedule*")
 ['schedule_free_adamw', 'schedule_free_radam', 'schedule_free_sgd']
 
@@ -163,8 +167,6 @@ def counterpart(library, name):
     """Return the class of gradtx, or None."""
     if library == "pytorch_optimizer" and name in SAME_NAME_ONLY:
         name = SAME_NAME_ONLY[name]
-    if library == "torch.optim" and name == "Adafactor":
-        name = "adafactor_torch"
     try:
         return None if name is None else gradtx.load_optimizer(name)
     except ValueError:

@@ -31,9 +31,11 @@ def slots(state):
             yield re.sub(r"_\d+$", "", name)
 
 
-def test_the_types_of_the_classes_are_up_to_date():
-    stubs = runpy.run_path(str(DOCS / "class_stubs.py"))
-    assert stubs["STUB"].read_text(encoding="utf-8") == stubs["page"](), "run `make docs-tables`"
+def test_the_type_stubs_are_up_to_date():
+    stubs = runpy.run_path(str(DOCS / "stubs.py"))["stubs"]()
+    assert set(stubs) == set((DOCS.parent / "gradtx").rglob("*.pyi"))
+    for path, text in stubs.items():
+        assert path.read_text(encoding="utf-8") == text, f"{path}: run `make docs-tables`"
 
 
 @pytest.mark.parametrize("name", ["algorithms", "conformance"])
@@ -74,6 +76,15 @@ def test_a_page_links_to_what_is_there_without_building_the_site(page):
             assert not anchor or anchor in anchors(path), (target, anchor)
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_the_code_of_a_page_fits_into_a_window_of_1366_pixels(page):
+    blocks = re.findall(r"^```(?:python|sh)\n(.*?)^```$", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    for block in blocks:
+        for line in block.splitlines():
+            is_output = ">>> " in block and not line.startswith((">>>", "..."))
+            assert is_output or len(line) <= 88, line
+
+
 def test_every_exemption_is_from_a_test_and_of_cases_that_it_has():
     runpy.run_path(str(DOCS / "conformance.py"))  # loads the tests, whatever runs beside this one
     for entry in EXEMPTIONS:
@@ -89,7 +100,7 @@ def test_every_class_and_every_factory_is_on_the_page():
 
 @pytest.mark.parametrize("factory", factories(), ids=lambda factory: factory.__name__)
 def test_a_docstring_has_all_sections_and_names_all_arguments_in_order(factory):
-    arguments = list(inspect.signature(factory.spec.function).parameters)
+    arguments = list(inspect.signature(factory).parameters)
     assert re.findall(r"^(\w+): ", section(factory, "Args"), re.MULTILINE) == arguments
     assert section(factory, "Returns")
     assert ("\nWhen to use: " in inspect.getdoc(factory)) == (factory.spec.kind == "alias")

@@ -34,6 +34,14 @@ def test_every_public_name_has_an_entry():
     assert public == found
 
 
+def test_the_code_of_an_entry_fits_into_a_window_of_1366_pixels():
+    import reference
+
+    for text in reference.pages().values():
+        for line in text.splitlines():
+            assert not line.startswith((">>> ", "... ")) or len(line) <= 88, line
+
+
 def rendered(text):
     """What the parser of the site makes of the description of an entry."""
     import conf
@@ -96,6 +104,12 @@ def test_an_index_of_an_accented_letter_stands_at_its_side():
 
 WIDE_PAGE = """# A page wider than a phone
 
+```python
+>>> 1 + 1
+2
+
+```
+
 ![A panel](small.png) ![Three panels](wide.png)
 
 | a | b |
@@ -142,6 +156,10 @@ def test_tables_and_wide_pictures_scroll_in_their_own_box(tmp_path):
     assert all("table-wrapper" in around for around in page.tables)
     assert "wide" in page.pictures["wide.png"]
     assert "wide" not in page.pictures["small.png"]
+    button = (tmp_path / "out" / "_static" / "copybutton.js").read_text(encoding="utf-8")
+    assert (
+        r"'>>> |\\.\\.\\. ', true, true, true" in button
+    )  # a pattern; copies only lines with prompts, and removes these
 
 
 SIDEBARS, PADDING, SCROLLBAR, ROOT = 30, 6, 15, 16  # em of both menus and of the text's two sides; pixels

@@ -325,7 +325,44 @@ class Tokens(nn.Module):
         self.patch_embed, self.token_mixer = nn.Conv2d(3, 8, 2, 2), nn.Linear(4, 4, bias=False)
 
 
+class Parametrized(nn.Module):
+    """Weights that are computed from other parameters, of a layer of each role."""
+
+    def __init__(self):
+        super().__init__()
+        made = nn.utils.parametrizations
+        self.embed = made.weight_norm(nn.Embedding(9, 8))
+        self.fc, self.conv = (
+            made.weight_norm(nn.Linear(8, 6, bias=False)),
+            made.weight_norm(nn.Conv2d(3, 8, 2, bias=False)),
+        )
+        self.spectral, self.orthogonal = (
+            made.spectral_norm(nn.Conv2d(3, 8, 2, bias=False)),
+            made.orthogonal(nn.Linear(8, 8, bias=False)),
+        )
+        self.lm_head = made.weight_norm(nn.Linear(8, 9, bias=False), dim=1)
+
+
+class Vectors(nn.Module):
+    """Scales and shifts with dimensions of size 1, and layers with one output."""
+
+    def __init__(self):
+        super().__init__()
+        for name, shape in {"layer_scale": (8, 1, 1), "gamma": (1, 8), "shift": (1, 8, 1), "w_g": (8, 8)}.items():
+            self.register_parameter(name, nn.Parameter(torch.ones(shape)))
+        self.critic = nn.Linear(8, 1, bias=False)
+
+
+OF_WEIGHT = "parametrizations.weight"
 FAMILIES = {
+    Parametrized: {
+        f"embed.{OF_WEIGHT}.original0": "norm", f"embed.{OF_WEIGHT}.original1": "embedding",
+        f"fc.{OF_WEIGHT}.original0": "norm", f"fc.{OF_WEIGHT}.original1": "matrix",
+        f"conv.{OF_WEIGHT}.original0": "norm", f"conv.{OF_WEIGHT}.original1": "conv",
+        f"spectral.{OF_WEIGHT}.original": "conv", f"orthogonal.{OF_WEIGHT}.original": "matrix",
+        f"lm_head.{OF_WEIGHT}.original0": "norm", f"lm_head.{OF_WEIGHT}.original1": "head",
+    },
+    Vectors: {"layer_scale": "bias", "gamma": "norm", "shift": "bias", "w_g": "matrix", "critic.weight": "matrix"},
     Fused: {
         "tok_embeddings.weight": "embedding", "query_key_value.weight": "matrix", "query_key_value.bias": "bias",
         "wqkv.weight": "matrix", "wo.weight": "matrix", "q_norm.weight": "norm", "output.weight": "head",
@@ -348,6 +385,21 @@ FAMILIES = {
 @pytest.mark.parametrize("family", FAMILIES)
 def test_roles_in_families_that_fuse_weights_or_learn_tokens(family):
     assert gradtx.label_by_role(family()) == FAMILIES[family]
+
+
+@pytest.mark.filterwarnings("ignore:.torch.nn.utils.weight_norm. is deprecated:FutureWarning")
+def test_roles_of_the_old_weight_norm():
+    net = nn.Sequential(nn.utils.weight_norm(nn.Linear(8, 8)), nn.utils.weight_norm(nn.Conv2d(3, 8, 3)))
+    assert [gradtx.label_by_role(net)[name] for name in ("0.weight_g", "0.weight_v", "1.weight_g", "1.weight_v")] == [
+        *("norm", "matrix", "norm", "conv"),
+    ]
+
+
+def test_muon_steps_the_directions_of_weight_norm_and_adamw_their_magnitudes():
+    net = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(8, 8)), nn.Linear(8, 8))
+    branches = {row.name: row.branch for row in gradtx.muon_for(net).rows}
+    assert branches["0.parametrizations.weight.original0"] == "adamw_no_decay"
+    assert branches["0.parametrizations.weight.original1"] == branches["1.weight"] == "muon"
 
 
 def test_prefixes_of_wrappers_are_left_out():

@@ -22,6 +22,7 @@ SLOW_FILES = (
     "test_site.py",
     "test_storage.py",
     "test_torch_names.py",
+    "test_typed.py",
     "combinators/test_blocks.py",
     "combinators/test_precision.py",
     "combinators/test_qk_clip.py",
@@ -44,13 +45,14 @@ SLOW_FILES = (
     "optim/test_foreign_checkpoints.py",
     "optim/test_grad_scaler.py",
     "optim/test_hoist.py",
-    "optim/test_kept.py",
     "optim/test_large_leaves.py",
     "optim/test_release.py",
     "optim/test_storage.py",
     "optim/test_surroundings.py",
     "transforms/test_dadapt.py",
     "transforms/test_stagger.py",
+    "users/test_language_models.py",
+    "users/test_optimizer_research.py",
 )
 SLOW_FIXTURES = ("uncompiled",)  # traces programs
 SLOW_WORDS = ("compile", "graph_for", "subprocess")  # in the name of a test

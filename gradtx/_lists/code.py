@@ -25,7 +25,6 @@ from gradtx._lists.memory import MemoryPlan
 from gradtx._lists.needs import ALWAYS, Case, Needs, is_selection, split_copies, text_of
 from gradtx._lists.record import META, Recording
 from gradtx._lists.simplify import is_conversion, simplify
-from gradtx._narrowing import is_sequence
 
 aten = torch.ops.aten
 
@@ -594,7 +593,7 @@ class _Writer:
                 return _Text(self._as_tensor(item))
             return _Text(lists.get(item, item.name))
 
-        if is_sequence(argument):
+        if isinstance(argument, tuple | list):
             return repr(map_aggregate(argument, text_of))
         return lists[argument] if argument in lists else self._text(argument)
 

@@ -76,8 +76,8 @@ IN_PYTHON: dict[Any, Callable[..., Any]] = {
     aten.rsub.Tensor: _reversed_difference,
     aten.mul.Tensor: operator.mul,
     aten.mul.Scalar: operator.mul,
-    aten.div.Tensor: operator.truediv,  # pyright: ignore[reportUnknownMemberType]
-    aten.div.Scalar: operator.truediv,  # pyright: ignore[reportUnknownMemberType]
+    aten.div.Tensor: operator.truediv,
+    aten.div.Scalar: operator.truediv,
     aten.remainder.Scalar: operator.mod,
     aten.remainder.Tensor: operator.mod,
     aten.neg.default: operator.neg,

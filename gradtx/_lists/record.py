@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import functools
+import linecache
 import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +17,7 @@ from torch.fx import Graph, Node
 from torch.fx.node import map_aggregate
 
 from gradtx import _torch
+from gradtx._messages import INNER_PACKAGES
 from gradtx._passes import PassResult
 
 aten = torch.ops.aten
@@ -25,6 +28,53 @@ USUAL_FORMATS = (None, torch.preserve_format, torch.contiguous_format)
 
 class UnrecordableError(Exception):
     """A function does something that a recording cannot repeat; the message names it."""
+
+
+class ImpureError(UnrecordableError):
+    """A function reads a value on the host, or writes in place: a program would repeat it with the wrong tensors."""
+
+
+def reason_of(error: Exception) -> str:
+    """Return why a rule cannot be recorded, with the line of the rule if a user has written it."""
+    reason = str(error)
+    if not isinstance(error, UnrecordableError):
+        reason = f"{type(error).__name__}: {error}"
+    return f"{reason}{line_of_rule(error)}"
+
+
+def _read_error(operator: Any) -> ImpureError:
+    return ImpureError(f"the rule reads the value of a tensor ({operator})")
+
+
+def _write_error(operator: Any) -> ImpureError:
+    return ImpureError(f"the rule writes to a tensor in place ({operator})")
+
+
+def check_traced(operator: Any, args: tuple[Any, ...]) -> None:
+    """Check an operation of a rule that is traced: the trace would use the values of its examples, and write to them.
+
+    Raises:
+        ImpureError: If the operation reads a value or writes in place.
+    """
+    traits = _Traits.of(operator)
+    if traits.reads_value and getattr(args[0], "constant", None) is None:
+        raise _read_error(operator)
+    if traits.writes:
+        raise _write_error(operator)
+
+
+def line_of_rule(error: Exception) -> str:
+    """Return the innermost line of the user's code that an error comes from; empty if there is none."""
+    where = ""
+    traceback = error.__traceback__
+    while traceback is not None:
+        code, number = traceback.tb_frame.f_code, traceback.tb_lineno
+        module = traceback.tb_frame.f_globals.get("__name__", "")
+        if module.partition(".")[0] not in INNER_PACKAGES:
+            line = linecache.getline(code.co_filename, number).strip()
+            where = f", {Path(code.co_filename).name}:{number}: {line}"
+        traceback = traceback.tb_next
+    return where
 
 
 @dataclass
@@ -213,9 +263,7 @@ class _Recorder:
         if traits.reads_value:
             # Values computed from arguments are on the meta device, constants are not.
             if args[0].device.type != "cpu":
-                raise UnrecordableError(
-                    f"the rule reads the value of a tensor ({operator})"
-                )
+                raise _read_error(operator)
             return operator(*args, **kwargs)
         if traits.is_random:
             raise UnrecordableError(f"the rule draws random numbers ({operator})")
@@ -302,9 +350,7 @@ class _Recorder:
 
     def _check_written(self, target: Any, operator: Any) -> None:
         if not self.may_write or id(target) not in self._arguments:
-            raise UnrecordableError(
-                f"the rule writes to a tensor in place ({operator})"
-            )
+            raise _write_error(operator)
 
     def _recorded(self, value: Any) -> Any:
         """Return the arguments of an operation with nodes in place of tensors."""

@@ -20,4 +20,4 @@ from gradtx.combinators.sharpness import *
 from gradtx.combinators.tuners import *
 
 # Type checkers read the names from the imports above.
-__all__ = _public_names(globals())  # pyright: ignore[reportUnsupportedDunderAll]
+__all__ = _public_names(globals())

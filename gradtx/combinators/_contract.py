@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from gradtx._messages import describe, nearest
-from gradtx._narrowing import is_mapping, is_tuple
 
 
 class Sums(dict[str, Tensor]):
@@ -46,7 +45,7 @@ def check_start(start: Mapping[str, Any]) -> None:
 
 def check_inner_slots(names: Any) -> None:
     """Raise an error unless this is a tuple of slot names."""
-    if not is_tuple(names) or not all(isinstance(name, str) for name in names):
+    if not isinstance(names, tuple) or not all(isinstance(name, str) for name in names):
         raise TypeError(
             f"Frame: inner_slots must be a tuple of slot names, got {describe(names)}"
         )
@@ -56,7 +55,11 @@ def checked_ticks(
     owner: str, result: Any, start: Iterable[str]
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Return the checked result of a clock's `ticks`."""
-    if not is_tuple(result) or len(result) != 2 or not is_mapping(result[1]):
+    if (
+        not isinstance(result, tuple)
+        or len(result) != 2
+        or not isinstance(result[1], Mapping)
+    ):
         raise TypeError(
             f"{owner}: ticks must return (counts, values), got {describe(result)}"
         )
@@ -85,7 +88,7 @@ def _check_integer(owner: str, name: str, value: Any) -> None:
 
 def checked_sums(owner: str, sums: Any) -> dict[str, Tensor]:
     """Return the checked result of a clock's `measure` for one leaf."""
-    if not is_mapping(sums):
+    if not isinstance(sums, Mapping):
         raise TypeError(
             f"{owner}: measure must return a dict of 0-d tensors, got {describe(sums)}"
         )

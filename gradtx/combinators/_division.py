@@ -10,7 +10,6 @@ from typing import Any, TypeAlias, TypeGuard, cast
 import torch
 from torch import Tensor
 
-from gradtx._narrowing import is_sequence
 from gradtx._sharding import ranks_along_rows
 
 # User functions; `View.check` checks what they return.
@@ -214,7 +213,7 @@ class View(ListedBlocks):
 
 def _is_list_of_tensors(blocks: Any) -> TypeGuard[Sequence[Tensor]]:
     """Whether `blocks` is a non-empty sequence of tensors."""
-    if not is_sequence(blocks) or not blocks:
+    if not isinstance(blocks, tuple | list) or not blocks:
         return False
     return all(isinstance(block, Tensor) for block in blocks)
 
@@ -296,7 +295,7 @@ def division(
 def _runs(owner: str, sizes: Any, heads: Any, dim: int) -> Runs:
     """Return the division into runs of the given sizes, each with its number of heads."""
     _check_counts(owner, "sizes", sizes)
-    if is_sequence(heads):
+    if isinstance(heads, tuple | list):
         parts = tuple(heads)
     else:
         parts_per_run = 1 if heads is None else heads
@@ -311,7 +310,7 @@ def _runs(owner: str, sizes: Any, heads: Any, dim: int) -> Runs:
 
 def _check_view(owner: str, view: Any) -> None:
     """Raise an error unless `view` is a pair of functions."""
-    is_pair = is_sequence(view) and len(view) == 2
+    is_pair = isinstance(view, tuple | list) and len(view) == 2
     if not is_pair or not all(map(callable, view)):
         raise ValueError(
             f"{owner}: view must be two functions (split, join), got {view!r}"
@@ -320,7 +319,11 @@ def _check_view(owner: str, view: Any) -> None:
 
 def _check_counts(owner: str, what: str, counts: Any) -> None:
     """Raise an error unless `counts` is a non-empty sequence of positive integers."""
-    if is_sequence(counts) and counts and all(map(_is_positive_int, counts)):
+    if (
+        isinstance(counts, tuple | list)
+        and counts
+        and all(map(_is_positive_int, counts))
+    ):
         return
     raise ValueError(f"{owner}: {what} must be positive integers, got {counts!r}")
 

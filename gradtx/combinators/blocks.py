@@ -1,10 +1,8 @@
 """Apply a transformation to logical blocks of a leaf: heads, fused projections, experts."""
 
-# pyright: reportPrivateUsage=false
-
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -35,13 +33,15 @@ class Blocks(Combinator):
         scope.run.selectors.append(self._where)
         operations = self._tx._expand(scope.inside(path))
         _check_space(scope, name, operations)
-        links = list(_links_of(self._tx))
-        reads_params = any("params" in link._needs for link in links)
+        reads_params = "params" in self._tx.needs
         alone = not reads_by_leaf(self._tx) and all(map(can_run_at_owner, operations))
         divided = DividedBlock(path, operations, self._parts, alone, reads_params)
         return [
             Branch(path, self._where, {True: divided, False: Block(operations, [])})
         ]
+
+    def rejects(self) -> tuple[str, ...]:
+        return ("whole", "rounds")
 
 
 def _check_space(scope: Scope, name: str, operations: list[Any]) -> None:
@@ -111,34 +111,19 @@ def blocks(
     Example:
         >>> tx = gradtx.blocks(gradtx.scale_by_trust_ratio(), heads=2)
         >>> params = {"w": torch.tensor([3.0, 4.0, 0.0, 1.0])}  # two heads, of norm 5 and 1
-        >>> tx.update({"w": torch.tensor([1.0, 0.0, 2.0, 0.0])}, tx.init(params), params)[0]["w"]
+        >>> updates, _ = tx.update(
+        ...     {"w": torch.tensor([1.0, 0.0, 2.0, 0.0])}, tx.init(params), params
+        ... )
+        >>> updates["w"]
         tensor([5., 0., 1., 0.])
 
     Source: per-head Muon, as in microsoft/dion and NVIDIA Emerging-Optimizers. Departures: a block is a leaf for all
     links, not only for the orthogonalization.
     """
     check_transformation("blocks", "tx", tx)
-    for link in _links_of(tx):
-        _check_link(link)
     check_not_empty("blocks: where", where)
     return Blocks(
         tx,
         Selector.of("blocks", where),
         division("blocks", heads, sizes, batch, view, dim),
     )
-
-
-def _links_of(tx: GradientTransformation) -> Iterator[GradientTransformation]:
-    """Yield all links of a transformation, including those inside combinators."""
-    for link in tx._links():
-        yield link
-        for inner in link._children():
-            yield from _links_of(inner)
-
-
-def _check_link(link: GradientTransformation) -> None:
-    """Raise an error for a link that needs whole leaves."""
-    if not link._takes_blocks:
-        raise TypeError(
-            f"blocks: {link._name} processes whole trees or leaves; move it outside blocks"
-        )

@@ -64,20 +64,12 @@ def accumulate(tx: GradientTransformation, every: int):
         if update is not None:
             total = ctx.keep(total + update, total)
             seen = ctx.keep(torch.ones_like(seen), seen)
-        return total / every, {"acc": total, "seen": seen}, seen
-
-    def leave(
-        update: Tensor, state: Values, param: Tensor | None, ctx: FrameContext
-    ) -> Result:
         assert ctx.ticks is not None
-        total = state["acc"]
         emptied = torch.where(ctx.ticks, torch.zeros_like(total), total)
-        return update, {"acc": emptied, "seen": state["seen"] & ~ctx.ticks}
+        return total / every, {"acc": emptied, "seen": seen & ~ctx.ticks}, seen
 
     clock = InnerClock(ticks, start={"mini_step": 0})
-    return Frame(
-        tx, init, enter, leave, clock=clock, takes_none="acc", agree={"every": every}
-    )
+    return Frame(tx, init, enter, clock=clock, takes_none="acc", agree={"every": every})
 
 
 @combinator(example=lambda tx: {"tx": tx})
@@ -98,7 +90,9 @@ def skip_nonfinite(tx: GradientTransformation):
 
     Example:
         >>> tx = gradtx.skip_nonfinite(gradtx.sgd(lr=1.0))
-        >>> updates, state = tx.update({"w": torch.tensor([float("nan")])}, tx.init({"w": torch.zeros(1)}))
+        >>> updates, state = tx.update(
+        ...     {"w": torch.tensor([float("nan")])}, tx.init({"w": torch.zeros(1)})
+        ... )
         >>> updates["w"], state["skip_nonfinite"]["skipped"]
         (tensor([0.]), tensor(1))
     """

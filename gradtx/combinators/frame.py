@@ -1,7 +1,5 @@
 """`Frame`, the body of every combinator: functions around the inner transformation, and a clock."""
 
-# pyright: reportPrivateUsage=false
-
 from __future__ import annotations
 
 import dataclasses
@@ -15,7 +13,6 @@ from torch import Tensor
 from gradtx._errors import Path
 from gradtx._execution import Leaf, Operation, Position, takes_none
 from gradtx._messages import shortly
-from gradtx._narrowing import is_dict, is_sequence, is_tuple
 from gradtx._rules import (
     Call,
     Rule,
@@ -101,7 +98,8 @@ class Frame(Combinator):
             `init` at the current parameters, before this step of the outer clock. A `clock` restarts as well.
         shared: 0-d values of the whole combinator, name -> start; `leave` reads and returns them like slots. A frame
             with a clock has those of the clock instead.
-        inner_slots: The names of inner slots that `init` and `leave` read, in `ctx.inner`.
+        inner_slots: The names of inner slots that `init` and `leave` read, in `ctx.inner`; those of rules for whole
+            trees are not among them.
         takes_none: A slot shaped like the parameter. If set, leaves without a gradient also enter: `enter` receives
             None as their update, and the functions must apply `ctx.keep` to their slots.
         agree: Hyperparameters that must agree across the groups of an optimizer.
@@ -144,6 +142,18 @@ class Frame(Combinator):
             raise TypeError(
                 "Frame: shared cannot be combined with clock; the values of a clock are in InnerClock(start=...)"
             )
+
+    def rejects(self) -> tuple[str, ...]:
+        keeps_updates = self.leave is None and not isinstance(self.inner, Mapping)
+        return () if keeps_updates else ("rounds",)
+
+    def traits(self) -> set[str]:
+        traits: set[str] = set()
+        if self.evaluate is not None:
+            traits.add("averages")
+        if self.takes_none is not None:
+            traits.add("takes None")
+        return traits
 
     def expand(self, scope: Scope, name: str) -> list[Any]:
         path = scope.claim(name)
@@ -291,9 +301,12 @@ class FrameRun:
         return len(path) > len(self.path) and path[: len(self.path)] == self.path
 
     def inner_slots(self, leaf: Leaf) -> Iterator[tuple[Path, str]]:
-        """Yield (path, slot) of the inner slots that the frame reads, in the order of the chain."""
+        """Yield (path, slot) of the inner slots that the frame reads, in the order of the chain.
+
+        Slots of rules for whole trees are excluded: at init, they do not exist yet when the frame creates its own.
+        """
         for path in self.run.stages:
-            if self.contains(path):
+            if self.contains(path) and path not in self.run.free:
                 for slot in self._slots(path, leaf):
                     if slot in self.frame.inner_slots:
                         yield path, slot
@@ -538,7 +551,7 @@ class Enter(RuleOperation):
                 f"{self.rule.name}: enter cannot yield sums; yield them in leave"
             )
         active = None
-        if is_tuple(out) and len(out) == 3:
+        if isinstance(out, tuple) and len(out) == 3:
             *out, active = out
             self._check_active(active)
         update, state = _checked_pair(self.rule.name, "enter", out)
@@ -576,12 +589,12 @@ class Enter(RuleOperation):
 
 def _checked_pair(name: str, function: str, pair: Any) -> tuple[Tensor, Values]:
     """Return the update and the state that a function of the frame has returned."""
-    values = list(pair) if is_sequence(pair) else []
+    values = list(pair) if isinstance(pair, tuple | list) else []
     if function == "leave" and len(values) == 3:
         raise TypeError(
             f"{name}: leave returned a third value (new inner slots); list these slots in inner_slots="
         )
-    if len(values) != 2 or not is_dict(values[1]):
+    if len(values) != 2 or not isinstance(values[1], dict):
         raise TypeError(
             f"{name}: {function} must return (update, state), got {shortly(pair)}"
         )
@@ -703,7 +716,7 @@ class Leave(RuleOperation):
 
     def _finish(self, call: Call, out: Any) -> None:
         leaf = call.leaf
-        if is_tuple(out) and len(out) == 3 and self._frame.inner_slots:
+        if isinstance(out, tuple) and len(out) == 3 and self._frame.inner_slots:
             *out, new_inner = out
             self._finish_inner(call, new_inner)
         update, state = _checked_pair(self.rule.name, "leave", out)

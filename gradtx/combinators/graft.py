@@ -40,7 +40,8 @@ def graft(
 
     Example:
         >>> tx = gradtx.graft(gradtx.scale(1.0), gradtx.clip_by_value(0.5))
-        >>> tx.update({"w": torch.tensor([3.0, 4.0])}, tx.init({}))[0]["w"]  # 5 long -> as long as (0.5, 0.5)
+        >>> # 5 long -> as long as (0.5, 0.5)
+        >>> tx.update({"w": torch.tensor([3.0, 4.0])}, tx.init({}))[0]["w"]
         tensor([0.4243, 0.5657])
 
     Source: Agarwal et al. 2020, arXiv:2002.11803. Departures: none.

@@ -1,7 +1,5 @@
 """Choose step lengths by evaluating the loss again: backtracking, and the strong Wolfe conditions."""
 
-# pyright: reportPrivateUsage=false
-
 from __future__ import annotations
 
 import dataclasses
@@ -83,8 +81,11 @@ def line_search(
         >>> loss = lambda p: p["w"].pow(4).sum()
         >>> tx = gradtx.line_search(gradtx.sgd(lr=1.0))
         >>> params = {"w": torch.tensor([2.0])}
-        >>> updates, state = tx.update(torch.func.grad(loss)(params), tx.init(params), params, value_fn=loss)
-        >>> updates["w"], state["line_search"]["step_size"]  # the gradient is 32, which would overshoot
+        >>> updates, state = tx.update(
+        ...     torch.func.grad(loss)(params), tx.init(params), params, value_fn=loss
+        ... )
+        >>> # the gradient is 32, which would overshoot
+        >>> updates["w"], state["line_search"]["step_size"]
         (tensor([-2.]), tensor(0.0625, dtype=torch.float64))
 
     Source: Armijo 1966; Wolfe 1969; Nocedal and Wright 2006, algorithms 3.5 and 3.6. Departures: a single loop of

@@ -38,7 +38,8 @@ def with_lookahead(
         alpha: $\alpha$ in [0, 1].
         pullback_momentum: "none" leaves the inner momentum (`momentum_buffer`, `exp_avg`) unchanged, "reset" sets it to
             0, "pullback" treats it like the weights: $s_m \leftarrow s_m + \alpha (m - s_m)$, $m \leftarrow s_m$, from
-            $s_m = 0$. Second moments and counts are never changed.
+            $s_m = 0$. Second moments, counts and slots of rules for whole trees (the mean of `friendly_sam`) are never
+            changed.
 
     Returns:
         A transformation with the state `slow`, with "pullback" also `slow_momentum` (`slow_momentum_1` for a second
@@ -49,7 +50,9 @@ def with_lookahead(
         ValueError: If an argument is out of range, if `pullback_momentum` is unknown, or if `params` is missing.
 
     Example:
-        >>> tx = gradtx.with_lookahead(gradtx.sgd(lr=1.0, momentum=0.9), k=1, pullback_momentum="reset")
+        >>> tx = gradtx.with_lookahead(
+        ...     gradtx.sgd(lr=1.0, momentum=0.9), k=1, pullback_momentum="reset"
+        ... )
         >>> params = {"w": torch.zeros(1)}
         >>> _, state = tx.update({"w": torch.ones(1)}, tx.init(params), params)
         >>> state["with_lookahead"]["trace"]["momentum_buffer"]["w"]

@@ -44,7 +44,8 @@ def scale_by_norm_ratio(
 
     Example:
         >>> tx = gradtx.scale_by_norm_ratio(gradtx.scale_by_sign(), betas=(0.0, 0.75))
-        >>> tx.update({"w": torch.tensor([3.0, -4.0])}, tx.init({"w": torch.zeros(2)}))[0]["w"]  # 5 / sqrt(25 / 4)
+        >>> # 5 / sqrt(25 / 4)
+        >>> tx.update({"w": torch.tensor([3.0, -4.0])}, tx.init({"w": torch.zeros(2)}))[0]["w"]
         tensor([ 2., -2.])
 
     Source: NAMO, arXiv:2602.17080. Departures: none.

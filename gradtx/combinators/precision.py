@@ -1,7 +1,5 @@
 """The precision of state and of weights: `with_state_dtype`, `round_stochastically`, `compensate_rounding`."""
 
-# pyright: reportPrivateUsage=false
-
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -26,6 +24,9 @@ class Stored(Combinator):
     def expand(self, scope: Scope, name: str) -> list[Any]:
         return self._tx._expand(scope.stored_inside(self._storage))
 
+    def rejects(self) -> tuple[str, ...]:
+        return ()
+
 
 @combinator(
     static=("state_dtype", "min_size"),
@@ -38,7 +39,8 @@ def with_state_dtype(
 
     A slot `exp_avg` is stored as its codes, in the shape of the parameter, and `exp_avg.scale`, one float32 value per
     block of entries. Some slots are not coded: those of leaves with fewer than `min_size` entries, those not shaped
-    like their parameter, and 0-d ones. A pattern without a wildcard codes its slot in any case.
+    like their parameter, and 0-d ones. A pattern without a wildcard codes its slot in any case. "int4" stores two
+    entries of the last dimension in a byte, and does not code a slot in which that dimension has fewer.
 
     Args:
         tx: The transformation.
@@ -60,7 +62,9 @@ def with_state_dtype(
             pattern matches no slot.
 
     Example:
-        >>> tx = gradtx.with_state_dtype(gradtx.adam(), {"exp_avg": "int8", "exp_avg_sq": torch.bfloat16})
+        >>> tx = gradtx.with_state_dtype(
+        ...     gradtx.adam(), {"exp_avg": "int8", "exp_avg_sq": torch.bfloat16}
+        ... )
         >>> state = tx.init({"w": torch.zeros(64, 64)})
         >>> {slot: values["w"].dtype for slot, values in state["scale_by_adam"].items()}
         {'exp_avg': torch.int8, 'exp_avg.scale': torch.float32, 'exp_avg_sq': torch.bfloat16}
@@ -100,13 +104,16 @@ def round_stochastically(seed: int = 0):
         for each 16-bit leaf.
 
     Raises:
+        TypeError: If it is inside a combinator whose updates change when they leave, such as `with_lookahead`.
         ValueError: If `params` is missing in `update`, if a link other than `record` follows in the same chain, or if a
             derivative is taken through the rounding.
 
     Example:
         >>> tx = gradtx.chain(gradtx.sgd(lr=1e-3), gradtx.round_stochastically())
         >>> params = {"w": torch.ones(10_000, dtype=torch.bfloat16)}
-        >>> updates, _ = tx.update({"w": torch.full_like(params["w"], -1.0)}, tx.init(params), params)
+        >>> updates, _ = tx.update(
+        ...     {"w": torch.full_like(params["w"], -1.0)}, tx.init(params), params
+        ... )
         >>> sorted(set(updates["w"].tolist())), round(updates["w"].mean().item(), 4)
         ([0.0, 0.0078125], 0.001)
 
@@ -131,6 +138,7 @@ def compensate_rounding(bits: int = 16):
         the shape of each 16-bit leaf. `eval_params` returns the weights without it.
 
     Raises:
+        TypeError: If it is inside a combinator whose updates change when they leave, such as `with_lookahead`.
         ValueError: If `bits` is neither 8 nor 16, if `params` is missing in `update`, if a link other than `record`
             follows in the same chain, or if a derivative is taken through the rounding.
 
@@ -139,7 +147,9 @@ def compensate_rounding(bits: int = 16):
         >>> params = {"w": torch.ones(1, dtype=torch.bfloat16)}
         >>> state = tx.init(params)
         >>> for _ in range(100):
-        ...     updates, state = tx.update({"w": torch.full_like(params["w"], -1.0)}, state, params)
+        ...     updates, state = tx.update(
+        ...         {"w": torch.full_like(params["w"], -1.0)}, state, params
+        ...     )
         ...     params = gradtx.apply_updates(params, updates)
         >>> params["w"].item()
         1.1015625

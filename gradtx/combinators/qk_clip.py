@@ -11,7 +11,6 @@ from torch import Tensor
 
 from gradtx._arguments import Scalar
 from gradtx._messages import describe
-from gradtx._narrowing import is_mapping, is_sequence
 from gradtx._selectors import Selector, check_not_empty, patterns
 from gradtx._torch import readable
 from gradtx.combinators.frame import Result, Values
@@ -62,7 +61,8 @@ def qk_clip(
 
     Example:
         >>> tx = gradtx.qk_clip({"q": ("layer", "query"), "k": ("layer", "key")}, tau=25.0)
-        >>> params = {"q": torch.tensor([[4.0], [4.0]]), "k": torch.tensor([[2.0], [2.0]])}  # two heads
+        >>> # two heads
+        >>> params = {"q": torch.tensor([[4.0], [4.0]]), "k": torch.tensor([[2.0], [2.0]])}
         >>> zeros = {"q": torch.zeros(2, 1), "k": torch.zeros(2, 1)}
         >>> logits = {"layer": torch.tensor([100.0, 8.0])}
         >>> updates, _ = tx.update(zeros, tx.init(params), params, max_logits=logits)
@@ -87,7 +87,7 @@ def qk_clip(
 
 
 def _check_roles(roles: Any) -> None:
-    if not is_mapping(roles) or not roles:
+    if not isinstance(roles, Mapping) or not roles:
         raise TypeError(
             f"qk_clip: roles must be a dict of pattern -> (name, role), got {describe(roles)}"
         )
@@ -95,7 +95,7 @@ def _check_roles(roles: Any) -> None:
 
 def _checked(pattern: str, value: Any) -> tuple[str, str]:
     if not (
-        is_sequence(value)
+        isinstance(value, tuple | list)
         and len(value) == 2
         and all(isinstance(item, str) for item in value)
     ):
@@ -142,7 +142,7 @@ def _check_heads(
 
 
 def _check_values(key: str, largest: Tensor) -> None:
-    values = cast("list[float]", largest.tolist())  # pyright: ignore[reportUnknownMemberType]
+    values = cast("list[float]", largest.tolist())
     for head, value in enumerate(values):
         if math.isnan(value) or value == math.inf:
             raise ValueError(

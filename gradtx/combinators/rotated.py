@@ -107,7 +107,8 @@ def rotated(
         >>> state = tx.init({"w": torch.zeros(2, 2)})
         >>> for _ in range(2):
         ...     updates, state = tx.update({"w": torch.tensor([[3.0, 0.0], [4.0, 0.0]])}, state)
-        >>> updates["w"]  # its singular value 5 is clipped to 1; unrotated, the entries 3 and 4 would be
+        >>> # its singular value 5 is clipped to 1; unrotated, the entries 3 and 4 would be
+        >>> updates["w"]
         tensor([[0.6000, 0.0000],
                 [0.8000, 0.0000]])
 

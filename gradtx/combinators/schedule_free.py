@@ -1,7 +1,5 @@
 """Average the weights instead of scheduling the learning rate: Schedule-Free."""
 
-# pyright: reportPrivateUsage=false
-
 from __future__ import annotations
 
 import torch

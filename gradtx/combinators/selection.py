@@ -1,16 +1,15 @@
 """Combinators that select leaves: `partition`, `masked`, `freeze`."""
 
-# pyright: reportPrivateUsage=false
-
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from torch import Tensor
+
 from gradtx import _tree
 from gradtx._execution import Block, Branch
 from gradtx._messages import describe
-from gradtx._narrowing import is_mapping
 from gradtx._runs import Scope
 from gradtx._selectors import LabelTree, Selector, Where, is_function, listed, patterns
 from gradtx.core import GradientTransformation, chain, check_transformation
@@ -38,6 +37,9 @@ class Fork(Combinator):
             blocks[label] = Block(tx._expand(inside), inside.frozen)
         return [Branch(path, self._fork, blocks)]
 
+    def rejects(self) -> tuple[str, ...]:
+        return ()
+
 
 @combinator(
     static=("labels",),
@@ -45,7 +47,7 @@ class Fork(Combinator):
 )
 def partition(
     transforms: Mapping[str, GradientTransformation],
-    labels: Mapping[str, Any] | Callable[..., str],
+    labels: Mapping[str, Any] | Callable[[str, Tensor], str],
 ):
     """Send every leaf through the transformation of its label.
 
@@ -56,7 +58,8 @@ def partition(
         labels: label -> selector, tried in order (`"*"` for the rest); a function `(name, tensor) -> label`; or, as in
             optax, a tree of labels with the structure of the parameters or of a prefix of it.
             A selector is a name pattern (`fnmatch` on the dotted leaf name, where `*` matches dots), a tuple of
-            patterns, or a function `(name, tensor) -> bool`, which receives the parameter at init.
+            patterns, or a function `(name, tensor) -> bool`, which receives the parameter at init. Names are those of
+            the model without the parts that `torch.compile`, DistributedDataParallel and FSDP insert.
 
     Returns:
         A transformation whose state has one entry per label, with the entries of its transformation.
@@ -64,7 +67,8 @@ def partition(
     Raises:
         TypeError: If an item is not a transformation or not a selector.
         ValueError: If a label is not a string without dots, if the two sets of labels differ, if a leaf has no label,
-            or if a pattern matches no leaf at init.
+            if a pattern matches no leaf at init, or if a function reads the name of a parameter that an optimizer
+            received without a name.
 
     Example:
         >>> transforms = {"head": gradtx.sgd(lr=1.0), "rest": gradtx.freeze("*")}
@@ -79,7 +83,7 @@ def partition(
 
 def _check_transforms(transforms: Any) -> None:
     """Raise an error unless this is a dict of label -> transformation."""
-    if not is_mapping(transforms) or not transforms:
+    if not isinstance(transforms, Mapping) or not transforms:
         raise TypeError(
             f"partition: transforms must be a dict of label -> transformation, got {describe(transforms)}"
         )
@@ -93,14 +97,14 @@ def _check_transforms(transforms: Any) -> None:
 
 def _selector_of(labels: Any, branches: tuple[str, ...]) -> Selector:
     """Return the selector for the `labels` of `partition`: a tree of labels, a dict of selectors or a function."""
-    if is_mapping(labels) and set(labels) == set(branches):
+    if isinstance(labels, Mapping) and set(labels) == set(branches):
         wheres = tuple(patterns("partition", where) for where in labels.values())
         return Selector("partition", tuple(labels), wheres, branches=branches)
     label_of_leaf = {} if isinstance(labels, str) else _tree.strings(labels)
     if label_of_leaf and set(label_of_leaf.values()) <= set(branches):
         tree = LabelTree(label_of_leaf)
         return Selector("partition", branches, tree, branches=branches)
-    if is_mapping(labels):
+    if isinstance(labels, Mapping):
         keys = f"{listed(labels)} and {listed(branches)}"
         raise ValueError(
             f"partition: labels and transforms must have the same keys, got {keys}"

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gradtx._arguments import Scalar
+from gradtx._selectors import answer
 from gradtx._sharding import total
 from gradtx.combinators.frame import Frame
 from gradtx.core import GradientTransformation, check_transformation
@@ -110,8 +111,10 @@ def sam(
 
     Example:
         >>> tx = gradtx.sam(gradtx.sgd(lr=1.0), rho=0.5)
-        >>> params, grad_fn = {"w": torch.tensor([3.0])}, torch.func.grad(lambda p: p["w"].square().sum())
-        >>> tx.update(grad_fn(params), tx.init(params), params, grad_fn=grad_fn)[0]["w"]  # the gradient at 3.5
+        >>> params = {"w": torch.tensor([3.0])}
+        >>> grad_fn = torch.func.grad(lambda p: p["w"].square().sum())
+        >>> # the gradient at 3.5
+        >>> tx.update(grad_fn(params), tx.init(params), params, grad_fn=grad_fn)[0]["w"]
         tensor([-7.])
 
     Source: Foret et al. 2020, arXiv:2010.01412. Departures: none.
@@ -155,12 +158,15 @@ def asam(
 
     Raises:
         TypeError: If `base` is not a transformation, or if `mask` is not a function.
-        ValueError: If an argument is out of range, or if `grad_fn` or `params` is missing.
+        ValueError: If an argument is out of range, if `grad_fn` or `params` is missing, or if `mask` reads the name of
+            a parameter that an optimizer received without a name.
 
     Example:
         >>> tx = gradtx.asam(gradtx.sgd(lr=1.0), rho=0.1, eta=0.0)
-        >>> params, grad_fn = {"w": torch.tensor([10.0])}, torch.func.grad(lambda p: p["w"].square().sum())
-        >>> tx.update(grad_fn(params), tx.init(params), params, grad_fn=grad_fn)[0]["w"]  # at 10 + 0.1 * 10
+        >>> params = {"w": torch.tensor([10.0])}
+        >>> grad_fn = torch.func.grad(lambda p: p["w"].square().sum())
+        >>> # at 10 + 0.1 * 10
+        >>> tx.update(grad_fn(params), tx.init(params), params, grad_fn=grad_fn)[0]["w"]
         tensor([-22.])
 
     Source: Kwon et al. 2021, arXiv:2102.11600. Departures: the authors' code uses $T = 1$ for leaves without "weight"
@@ -173,7 +179,7 @@ def asam(
     def function(grads: Tree, params: Tree, grad_fn: GradFn) -> Tree:
         weights: Tree = {}
         for name, p in params.items():
-            if mask is None or mask(name):
+            if mask is None or answer("asam: mask", mask, name):
                 weights[name] = p.abs() + eta
         return grad_fn(_perturbed_params(grads, params, weights, rho, eps))
 
@@ -215,8 +221,10 @@ def gsam(
     Example:
         >>> tx = gradtx.gsam(gradtx.sgd(lr=1.0), rho=1.0, alpha=0.5)
         >>> params = {"w": torch.tensor([0.0, 0.0])}
-        >>> grads, grad_fn = {"w": torch.tensor([3.0, 4.0])}, lambda at: {"w": torch.tensor([5.0, 0.0])}
-        >>> tx.update(grads, tx.init(params), params, grad_fn=grad_fn)[0]["w"]  # g' - 0.5 (0, 4), negated
+        >>> grads = {"w": torch.tensor([3.0, 4.0])}
+        >>> grad_fn = lambda at: {"w": torch.tensor([5.0, 0.0])}
+        >>> # g' - 0.5 (0, 4), negated
+        >>> tx.update(grads, tx.init(params), params, grad_fn=grad_fn)[0]["w"]
         tensor([-5.,  2.])
 
     Source: Zhuang et al. 2022, arXiv:2203.08065. Departures: none. With several machines, average the final gradient,
@@ -275,8 +283,10 @@ def wsam(
 
     Example:
         >>> tx = gradtx.wsam(gradtx.sgd(lr=1.0), rho=0.5, gamma=0.75)
-        >>> params, grad_fn = {"w": torch.tensor([3.0])}, torch.func.grad(lambda p: p["w"].square().sum())
-        >>> tx.update(grad_fn(params), tx.init(params), params, grad_fn=grad_fn)[0]["w"]  # 6 + 3 (7 - 6)
+        >>> params = {"w": torch.tensor([3.0])}
+        >>> grad_fn = torch.func.grad(lambda p: p["w"].square().sum())
+        >>> # 6 + 3 (7 - 6)
+        >>> tx.update(grad_fn(params), tx.init(params), params, grad_fn=grad_fn)[0]["w"]
         tensor([-9.])
 
     Source: Yue et al. 2023, arXiv:2305.15817. Departures: the coupled form; the authors' default applies the sharpness
@@ -336,7 +346,8 @@ def looksam(
         >>> tx = gradtx.looksam(gradtx.sgd(lr=1.0), k=2, alpha=0.5)
         >>> params, grads = {"w": torch.zeros(2)}, {"w": torch.tensor([4.0, 0.0])}
         >>> uphill, state = {"w": torch.tensor([4.0, 1.0])}, tx.init(params)
-        >>> for _ in range(2):  # the gradient uphill; then g and, half as long, the direction that was new there
+        >>> # the gradient uphill; then g and, half as long, the direction that was new there
+        >>> for _ in range(2):
         ...     updates, state = tx.update(grads, state, params, grad_fn=lambda at: uphill)
         ...     print(updates["w"])
         tensor([-4., -1.])
@@ -414,9 +425,11 @@ def friendly_sam(
 
     Example:
         >>> tx = gradtx.friendly_sam(gradtx.sgd(lr=1.0), rho=0.5)
-        >>> params, grad_fn = {"w": torch.tensor([3.0])}, torch.func.grad(lambda p: p["w"].square().sum())
+        >>> params = {"w": torch.tensor([3.0])}
+        >>> grad_fn = torch.func.grad(lambda p: p["w"].square().sum())
         >>> state = tx.init(params)
-        >>> for _ in range(2):  # the same gradient again is no noise: the second step is taken here
+        >>> # the same gradient again is no noise: the second step is taken here
+        >>> for _ in range(2):
         ...     updates, state = tx.update(grad_fn(params), state, params, grad_fn=grad_fn)
         ...     print(updates["w"])
         tensor([-7.])

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from gradtx._given import Params
 from gradtx.core import GradientTransformation, check_transformation
 from gradtx.optim import classes
 from gradtx.optim._warnings import (
@@ -23,12 +24,11 @@ __all__ += classes.__all__
 
 def as_optimizer(
     tx: GradientTransformation,
-    params: Any,
+    params: Params,
     *,
     compile: bool | str | Mapping[str, Any] = False,
     seed: int = 0,
     process_group: Any = None,
-    sum_over: Any = None,
     state_device: torch.device | str | None = None,
     capturable: bool = False,
 ) -> ChainOptimizer:
@@ -43,9 +43,7 @@ def as_optimizer(
             with "params" and its own hyperparameters.
         compile: True compiles steps with torch's compiler; they run in place, at the speed of fused kernels. The first
             step waits for compilation: 5 to 10 s for elementwise chains, up to 30 s for chains that work on rows.
-            Later processes find most of the result in torch's on-disk cache. "background" compiles in a child process:
-            steps run over lists of tensors, as by default, until it has finished, and one step then loads the programs.
-            Rounding differs from that step on, so runs are not bitwise reproducible. A mode of `torch.compile`
+            Later processes find most of the result in torch's on-disk cache. A mode of `torch.compile`
             ("max-autotune") or a dict of its options is passed on. Without a working compiler, the optimizer warns
             once and steps run as by default.
         seed: Seed of the random vectors with which the optimizer estimates `hessian_diag` for links that need it.
@@ -55,11 +53,6 @@ def as_optimizer(
             matrix methods: each matrix is computed by one rank, which keeps its slots, and one all_gather sends the
             results to all ranks. All ranks must then call `step` and `state_dict` together. Sharded parameters need
             no group.
-        sum_over: Ranks with other parameters of the same model, such as the stages of a pipeline (a process group, or
-            a one-dimensional mesh). Sums over all leaves, such as a global norm, then include the leaves of all these
-            ranks, with one message per sum. All ranks must construct the optimizer and call `step` together, with the
-            same chain. A parameter present on several ranks is counted once per rank. Cannot be combined with rules
-            for whole trees, closures that are called again, a GradScaler or `release_gradients`.
         state_device: "cpu" keeps state, and computes steps, on the host for parameters on another device. Each step
             copies weights and gradients to the host and the weights back, through pinned memory. State has the same
             dtypes as on the parameter's device, so results and checkpoints equal those of training on the host. Cannot
@@ -68,7 +61,7 @@ def as_optimizer(
         capturable: Whether `torch.cuda.graph` may capture steps, as in torch: step counts are kept on the parameters'
             device, and all state keeps its memory. Run one step before the capture. Replays use the group values of
             the capture, except tensors on that device; schedules in the chain advance. Cannot be combined with links
-            that read values or counts on the host, `state_device`, `sum_over` or `release_gradients`.
+            that read values or counts on the host, `state_device` or `release_gradients`.
 
     Warns about links that would flip the sign twice (a learning rate or a decay after a learning rate), about links
     that expect the finished step but precede a learning rate (`average`, `lookahead`, `map_after_step`), and about
@@ -99,7 +92,6 @@ def as_optimizer(
         compile=compile,
         seed=seed,
         process_group=process_group,
-        sum_over=sum_over,
         state_device=state_device,
         capturable=capturable,
     )

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import re
-import weakref
 from collections.abc import Iterable
 from typing import Any, cast
 
 import torch
-from torch.nn.parallel import DistributedDataParallel
 
 from gradtx._sharding import Team, is_sharded, team_of
-from gradtx.optim._ddp import check_not_joining, wrappers_of
 from gradtx.optim._groups import GroupView
 from gradtx.optim._member import Member
 
@@ -41,7 +38,6 @@ class Agreement:
         # A plan, and its digest with its negative.
         self._of_replicas: tuple[Any, list[int]] = (None, [])
         # The DistributedDataParallel modules around replicas; None before the first step.
-        self._wrappers: weakref.WeakSet[DistributedDataParallel] | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Agreement, ()
@@ -99,10 +95,6 @@ class Agreement:
         replicas: Team,
     ) -> None:
         whole = [member for member in members if not is_sharded(member.param)]
-        if self._wrappers is None:
-            params = [member.param for member in members]
-            self._wrappers = weakref.WeakSet(wrappers_of(params))
-        check_not_joining(owner, self._wrappers)
         known, extremes = self._of_replicas
         if plan != known:
             extremes = _extremes(_lines(whole, views))
@@ -190,8 +182,8 @@ def _are_equal(team: Team, extremes: list[int]) -> bool:
     """Whether all ranks have the same digest."""
     of_all = torch.tensor(extremes, device=team.device)
     largest_of = torch.distributed.ReduceOp.MAX
-    torch.distributed.all_reduce(of_all, largest_of, group=team.group)  # pyright: ignore[reportUnknownMemberType]
-    received = cast("list[int]", of_all.tolist())  # pyright: ignore[reportUnknownMemberType]
+    torch.distributed.all_reduce(of_all, largest_of, group=team.group)
+    received = cast("list[int]", of_all.tolist())
     largest, negative_of_smallest = received
     return largest == -negative_of_smallest
 
@@ -199,7 +191,7 @@ def _are_equal(team: Team, extremes: list[int]) -> bool:
 def _described_by_all(team: Team, lines: list[str] | None) -> str:
     """Describe the difference between the ranks' plans."""
     of_ranks: list[Any] = [None] * team.size
-    torch.distributed.all_gather_object(of_ranks, lines, group=team.group)  # pyright: ignore[reportUnknownMemberType]
+    torch.distributed.all_gather_object(of_ranks, lines, group=team.group)
     return _described(of_ranks, team.ranks)
 
 

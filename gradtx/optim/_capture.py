@@ -22,12 +22,8 @@ def check_capturable(owner: str, workings: Workings) -> None:
     Raises:
         ValueError: If an option excludes `capturable`, if a link needs the host, or if there are several devices.
     """
-    for option, value in (
-        ("state_device", workings.offload),
-        ("sum_over", workings.members.rank_sums),
-    ):
-        if value is not None:
-            raise ValueError(f"{owner}: capturable cannot be combined with {option}")
+    if workings.offload is not None:
+        raise ValueError(f"{owner}: capturable cannot be combined with state_device")
     if workings.hessian.link is not None:
         raise ValueError(
             f"{owner}: capturable: hessian_diag is estimated at counts read on the host; pass hessian_diag to step()"

@@ -12,6 +12,8 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from gradtx._execution import Block
+from gradtx._messages import describe, warn_user
+from gradtx._selectors import in_model
 from gradtx.core import Entry
 from gradtx.optim._form import numbers_of
 from gradtx.optim._groups import ENGINE_OPTIONS, GroupView
@@ -20,7 +22,6 @@ from gradtx.optim._members import CPU, Group
 from gradtx.optim._run import OptimizerRun, check_agreement
 from gradtx.optim._saved import is_count, matched
 from gradtx.optim._state import State, States
-from gradtx.optim._warnings import warn_user
 
 # The names of `decoupled_weight_decay` in qhoptim and pytorch_optimizer, each with the value that enables it.
 DECOUPLED = (
@@ -41,6 +42,7 @@ class Loaded:
         views: The new groups.
         states: The new state of each parameter.
         layouts: The layout of each new state.
+        first: The first state of each parameter.
         entries: The saved entry of each parameter, empty if there is none.
         foreign: Saved state that belongs to no parameter.
     """
@@ -48,6 +50,7 @@ class Loaded:
     views: list[GroupView] = field(default_factory=list[GroupView])
     states: dict[Tensor, State] = field(default_factory=dict[Tensor, State])
     layouts: dict[Tensor, Layout] = field(default_factory=dict[Tensor, Layout])
+    first: dict[Tensor, State] = field(default_factory=dict[Tensor, State])
     entries: dict[Tensor, Entries] = field(default_factory=dict[Tensor, Entries])
     foreign: dict[Any, Any] = field(default_factory=dict[Any, Any])
 
@@ -98,7 +101,7 @@ class Checkpoint:
         loaded = Loaded()
         numbered: set[Any] = set()
         for view, saved in zip(self._members.views, self._groups, strict=True):
-            group = view.in_present_names(saved)
+            group = dict(saved)
             numbers = group["params"]
             numbered.update(numbers)
             group["params"] = view.group["params"]
@@ -122,7 +125,19 @@ class Checkpoint:
         self._check_agreement(loaded.views)
         self._warn_of_extra_keys(loaded)
         self._warn_of_other_order()
+        self._warn_of_schedules(loaded)
         return loaded
+
+    def _warn_of_schedules(self, loaded: Loaded) -> None:
+        """Warn about saved numbers that a schedule replaces, unless the checkpoint says that they followed another."""
+        for i, view in enumerate(loaded.views):
+            for name, value in view.unused.items():
+                warn_user(
+                    f"{self._members.owner}: {name} follows {describe(view.sources[name])} and is now "
+                    f"{view.shown[name]}; the checkpoint's {value} is not used. To use it, write "
+                    f"optimizer.param_groups[{i}][{name!r}] = {value}",
+                    UserWarning,
+                )
 
     def _warn_of_extra_keys(self, loaded: Loaded) -> None:
         """Warn about keys that only an optimizer wrapper can have written, unless the present state has them too."""
@@ -142,8 +157,8 @@ class Checkpoint:
         pairs: list[tuple[str, str]] = []
         for view, group in zip(self._members.views, self._groups, strict=True):
             if "param_names" in view.group and "param_names" in group:
-                names = view.group["param_names"]
-                pairs.extend(zip(group["param_names"], names, strict=True))
+                names = in_model(view.group["param_names"])
+                pairs.extend(zip(in_model(group["param_names"]), names, strict=True))
         ours = {name for _, name in pairs}
         moved = [(old, new) for old, new in pairs if old != new and old in ours]
         if moved:
@@ -237,6 +252,7 @@ class Checkpoint:
         loaded.views.append(new_view)
         loaded.states.update(states)
         loaded.layouts.update(first.layouts)
+        loaded.first.update(first.states)
 
     def _wrapper_keys(self, param: Tensor) -> set[str]:
         """Return the keys that a wrapper has written into a parameter's present state."""
@@ -246,18 +262,29 @@ class Checkpoint:
     def _count(self, entry: Entry) -> int:
         """Return the saved count of the clock that a hyperparameter follows."""
         path = self._members.clock_path(entry)
-        key = "step"
-        for member in self._members.by_param.values():
-            if member.layout is not None and path in member.layout.shared:
-                key = member.layout.shared[path]["step"]
-                break
         largest = 0.0
         for number in self._numbers:
             saved = self._entries.get(number, {})
-            count = saved.get(key, saved.get("steps", 0))
+            count = saved.get("step", saved.get("steps", 0))
             if is_count(count):  # an invalid count is rejected when its slot is matched
                 largest = max(largest, float(count))
-        return int(largest)
+        if path is None:
+            return int(largest)
+        return self._members.inner_count(path, self._shared_by_all(), int(largest))
+
+    def _shared_by_all(self) -> dict[Tensor, Entries]:
+        """Return the saved entries with all shared values, such as the counts of inner clocks."""
+        params: list[Tensor] = []
+        for view in self._members.views:
+            params.extend(view.group["params"])
+        complete: dict[Tensor, Entries] = {}
+        for number, param in zip(self._numbers, params, strict=False):
+            entry = self._entries.get(number, {})
+            layout = self._members.by_param[param].layout
+            keys = [] if layout is None else layout.shared_keys
+            if keys and all(isinstance(entry.get(key), Tensor) for key in keys):
+                complete[param] = entry
+        return complete
 
     def _agree_on_shared(self, loaded: Loaded) -> None:
         """Check that the saved copies of each shared value are equal; parameters without an entry adopt them."""
@@ -282,33 +309,26 @@ class Checkpoint:
                         )
 
     def _unused(self, loaded: Loaded) -> list[Tensor]:
-        """Return the parameters whose state is to be rebuilt from the weights at the first step.
+        """Return the parameters whose state is created again at their first gradient, from the weights at that time.
 
-        These are parameters without an entry, and parameters whose entry equals their own unused state: accelerate's
-        `prepare` loads an optimizer's state back into the same optimizer.
+        These are parameters without an entry, whose slots are removed, and those whose entry no step has changed:
+        accelerate's `prepare` loads an optimizer's state back into the same optimizer.
         """
         unused: list[Tensor] = []
-        for param, state in loaded.states.items():
-            if not loaded.entries[param] or self._is_own_unused_state(param, state):
+        for param, state in list(loaded.states.items()):
+            layout = loaded.layouts[param]
+            if loaded.entries[param]:
+                # One rank has the slots of owners.
+                keys = layout.keys - layout.owned
+                first = loaded.first[param]
+                if all(torch.equal(state[key], first[key]) for key in keys):
+                    unused.append(param)
+            elif param.requires_grad:
+                loaded.states[param] = layout.without_slots(state)
                 unused.append(param)
+            else:
+                del loaded.states[param]
         return unused
-
-    def _is_own_unused_state(self, param: Tensor, loaded: Mapping[str, Tensor]) -> bool:
-        state = self._states.of(param)
-        if (
-            not self._members.by_param[param].is_unused(state)
-            or state.keys() != loaded.keys()
-        ):
-            return False
-        # Converted, because the parameter may have moved to another device since its state was created.
-        layout = self._members.by_param[param].layout
-        # Not compared: one rank has them.
-        owned: frozenset[str] = frozenset() if layout is None else layout.owned
-        return all(
-            torch.equal(value, state[key].to(value))
-            for key, value in loaded.items()
-            if key not in owned
-        )
 
 
 def _with_our_keys(group: Group, own: set[str]) -> Group:

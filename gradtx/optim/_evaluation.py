@@ -7,13 +7,11 @@ from typing import Any
 
 from torch import Tensor
 
-from gradtx._messages import describe
-from gradtx._narrowing import is_dict
+from gradtx._messages import describe, warn_user
 from gradtx._sharding import is_sharded
 from gradtx._slots import kind_of
 from gradtx._torch import version_of
 from gradtx.optim._form import TRAINED, numbers_of
-from gradtx.optim._warnings import warn_user
 
 
 class Evaluation:
@@ -94,7 +92,7 @@ class Evaluation:
             numbers_of(state_dict["param_groups"]), names, strict=False
         ):
             entry = entries.get(number)
-            if is_dict(entry) and TRAINED in entry:
+            if isinstance(entry, dict) and TRAINED in entry:
                 entries[number] = {
                     key: value for key, value in entry.items() if key != TRAINED
                 }

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from gradtx._eager import runs_eagerly
+
 if TYPE_CHECKING:
     from gradtx.optim._workings import Workings
 
@@ -49,6 +51,9 @@ def _line(way: str, reason: str, names: list[str]) -> str:
 
 def explain(workings: Workings) -> Explanation:
     """Report how each parameter was updated in the last step."""
+    if runs_eagerly():
+        names = workings.members.names()
+        return Explanation(Way(name, ALONE, "gradtx.eagerly() is on") for name in names)
     ways: dict[str, Way] = {}
     reasons: dict[str, str] = {}
     engines = [(LISTS, workings.lists)]

@@ -9,7 +9,6 @@ from typing import Any
 from torch import Tensor
 
 from gradtx._messages import describe
-from gradtx._narrowing import is_mapping, is_sequence
 
 # The slot of the training weights in state dicts that were saved in evaluation mode.
 TRAINED = "trained"
@@ -28,13 +27,13 @@ def check_form(state_dict: Mapping[str, Any], names: list[str]) -> None:
     """
     for key in ("state", "param_groups"):
         if key not in state_dict:
-            raise ValueError(f"loaded state dict lacks {key!r}")
+            raise ValueError(f"loaded state dict lacks {key!r}; {_remedy(state_dict)}")
     entries, groups = state_dict["state"], state_dict["param_groups"]
     if not isinstance(entries, Mapping):
         raise TypeError(
             f"'state' of the loaded state dict must be a dict, got {describe(entries)}"
         )
-    if not is_sequence(groups):
+    if not isinstance(groups, tuple | list):
         raise TypeError(
             f"'param_groups' of the loaded state dict must be a list, got {describe(groups)}"
         )
@@ -43,6 +42,14 @@ def check_form(state_dict: Mapping[str, Any], names: list[str]) -> None:
         if number in entries:
             name = names[i] if i < len(names) else str(number)
             _check_entry(name, entries[number])
+
+
+def _remedy(checkpoint: Mapping[str, Any]) -> str:
+    """Say what to pass instead of a mapping that is not an optimizer's state dict, but may contain one."""
+    for key, value in checkpoint.items():
+        if isinstance(value, Mapping) and "param_groups" in value:
+            return f"pass its entry {key!r}"
+    return "pass what optimizer.state_dict() returned"
 
 
 def numbers_of(groups: Iterable[Mapping[str, Any]]) -> list[Any]:
@@ -79,7 +86,7 @@ def _check_groups(groups: Iterable[Any]) -> None:
 
 
 def _check_group(where: str, group: Any) -> None:
-    if not is_mapping(group):
+    if not isinstance(group, Mapping):
         raise TypeError(f"{where} must be a dict, got {describe(group)}")
     for key in group:
         if not isinstance(key, str):
@@ -95,14 +102,16 @@ def _check_group(where: str, group: Any) -> None:
 
 
 def _check_names(where: str, names: Any) -> None:
-    if not is_sequence(names) or not all(isinstance(name, str) for name in names):
+    if not isinstance(names, tuple | list) or not all(
+        isinstance(name, str) for name in names
+    ):
         raise TypeError(
             f"'param_names' of {where} must be a list of strings, got {describe(names)}"
         )
 
 
 def _check_entry(name: str, entry: Any) -> None:
-    if not is_mapping(entry):
+    if not isinstance(entry, Mapping):
         raise TypeError(
             f"state of parameter {name!r} must be a dict of slots, got {describe(entry)}"
         )

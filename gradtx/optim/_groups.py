@@ -1,7 +1,5 @@
 """Parameter groups: hyperparameter values that users and schedulers may overwrite, and the chain built from them."""
 
-# pyright: reportPrivateUsage=false
-
 from __future__ import annotations
 
 import operator
@@ -14,7 +12,6 @@ from torch import Tensor
 
 from gradtx._arguments import Schedule, is_off
 from gradtx._exact import exact, python_scalar, resolve
-from gradtx._narrowing import is_list, is_tuple
 from gradtx.core import Entry, GradientTransformation
 
 SCHEDULER_KEYS = ("initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum")
@@ -22,6 +19,8 @@ SCHEDULER_KEYS = ("initial_lr", "max_lr", "min_lr", "base_momentum", "max_moment
 CYCLED = "base_momentum"
 TAKE_CYCLES = ("momentum", "betas")
 NUMBER = "a number"  # placeholder for a number in a structure
+# The key in a saved group of the names whose number was written over a schedule.
+OVERRIDDEN = "overridden"
 # Options of torch's implementations.
 ENGINE_OPTIONS = ("foreach", "fused", "capturable", "differentiable")
 
@@ -85,6 +84,7 @@ class GroupView:
         shown: The number that each schedule shows in the group.
         literal: Whether each number was literally off, in the shape of the value (a bool or a tuple of bools).
         first: The values with which slots are created.
+        unused: Numbers of a checkpoint that this group's schedules have replaced, by name.
     """
 
     tx: GradientTransformation
@@ -95,14 +95,13 @@ class GroupView:
     shown: dict[str, Any]
     literal: dict[str, Any]
     first: dict[str, Any]
+    unused: Mapping[str, Any] = {}
     # Whether to skip the warning about a scheduler that overrides a schedule.
     expects_scheduler = False
     # Whether to skip the warning about a cycled momentum that no link reads.
     expects_cycle = False
     # The cycled momentum that was last copied to the betas.
     _followed: Any = None
-    # The place in the chain of each hyperparameter name of version 0.1.
-    _places_of_0_1: Mapping[str, Any] = {}
     # Caches derived from the group's values. Old pickles do not contain them.
     _cached: tuple[Any, GradientTransformation] | None = None
     # The group's contents when `_values` was last computed.
@@ -120,8 +119,6 @@ class GroupView:
         labels: Mapping[Any, str],
     ):
         self.tx = tx
-        old_names = names_in_group(tx._entries_of_0_1(labels))
-        self._places_of_0_1 = {name: entry.place for name, entry in old_names.items()}
         self.group = group
         self.entries = names_in_group(tx._entries(labels))
         check_differentiable(group)
@@ -225,7 +222,7 @@ class GroupView:
         )
 
     def _value(self, name: str, value: Any) -> Any:
-        if is_list(value):  # JSON turns tuples into lists
+        if isinstance(value, list):  # JSON turns tuples into lists
             value = tuple(value)
         if name in self.live and is_same(value, self.shown[name]):
             return self.sources[name]
@@ -351,7 +348,7 @@ class GroupView:
         """Apply `function` to a hyperparameter's numbers, except literals and lists of floats, which are kept."""
         if self.entries[name].argument.kind in ("floats", "named floats"):
             return value
-        if not is_tuple(value):
+        if not isinstance(value, tuple):
             return (
                 function(value)
                 if _is_number(value) and not self.literal[name]
@@ -395,11 +392,13 @@ class GroupView:
         """
         view = GroupView.__new__(GroupView)
         view.__dict__.update(self.__dict__)
+        overridden = group.pop(OVERRIDDEN, None)
         view.group = group
         # The saved betas contain it.
         view._followed = group.get("momentum")
         view._forget()
         view._complete(self.group, count)
+        view._follow_schedules(overridden)
         values = view.values()
         view.live = {name for name in view.live if values[name] is self.sources[name]}
         for name, value in values.items():
@@ -408,22 +407,37 @@ class GroupView:
         view._take_structure(values, self, literal)
         return view
 
-    def in_present_names(self, group: dict[str, Any]) -> dict[str, Any]:
-        """Return a saved group with present hyperparameter names, renaming those of version 0.1."""
-        old = self._places_of_0_1
-        # Only names with an owner prove the version: users and schedulers may add any other key to a present group.
-        if not any(
-            "." in name and name not in self.entries for name in old if name in group
-        ):
-            return group
-        present = {entry.place: name for name, entry in self.entries.items()}
-        renamed: dict[str, Any] = {}
-        for key, value in group.items():
-            if key not in old:
-                renamed[key] = value
-            elif old[key] in present:  # otherwise only another branch reads it
-                renamed[present[old[key]]] = value
-        return renamed
+    def overridden(self) -> list[str] | None:
+        """Return the names whose number was written over a schedule; None if the group has no schedules."""
+        with_schedule: list[str] = []
+        for name, source in self.sources.items():
+            if _any(_is_schedule, source):
+                with_schedule.append(name)
+        if not with_schedule:
+            return None
+        return [
+            name
+            for name in with_schedule
+            if name not in self.live or not is_same(self.group[name], self.shown[name])
+        ]
+
+    def _follow_schedules(self, overridden: Collection[str] | None) -> None:
+        """Replace loaded numbers by the values of this group's schedules, unless they had overridden a schedule.
+
+        Args:
+            overridden: The names whose loaded number had overridden a schedule; None if the checkpoint does not say.
+        """
+        unused: dict[str, Any] = {}
+        for name in self.live:
+            loaded, shown = self.group[name], self.shown[name]
+            if name in (overridden or ()) or is_same(loaded, shown):
+                continue
+            if not _differs_by_schedules(self.sources[name], loaded):
+                continue
+            self.group[name] = shown
+            if overridden is None:
+                unused[name] = loaded
+        self.unused = unused
 
     def _complete(
         self, defaults: Mapping[str, Any], count: Callable[[Entry], int]
@@ -583,9 +597,21 @@ def is_same(a: Any, b: Any) -> bool:
     """Whether two values are equal, where tensors are compared by identity."""
     if isinstance(a, Tensor) or isinstance(b, Tensor):
         return a is b
-    if is_tuple(a) and is_tuple(b):
+    if isinstance(a, tuple) and isinstance(b, tuple):
         return len(a) == len(b) and all(map(is_same, a, b))
     return bool(a == b)
+
+
+def _differs_by_schedules(source: Any, loaded: Any) -> bool:
+    """Whether a loaded value has the numbers of the present one wherever that is not a schedule."""
+    if not isinstance(source, tuple):
+        return True
+    if not isinstance(loaded, tuple | list) or len(loaded) != len(source):
+        return False
+    return all(
+        _is_schedule(ours) or is_same(ours, theirs)
+        for ours, theirs in zip(source, loaded, strict=True)
+    )
 
 
 def _is_schedule(value: Any) -> bool:
@@ -607,17 +633,17 @@ def _is_number(value: Any) -> bool:
 
 def _each(value: Any, function: Callable[[Any], Any]) -> Any:
     """Apply `function` to a value, or to each item of a tuple."""
-    return tuple(map(function, value)) if is_tuple(value) else function(value)
+    return tuple(map(function, value)) if isinstance(value, tuple) else function(value)
 
 
 def _any(test: Callable[[Any], bool], value: Any) -> bool:
     """Whether a value, or any item of a tuple, passes a test."""
-    return any(map(test, value)) if is_tuple(value) else test(value)
+    return any(map(test, value)) if isinstance(value, tuple) else test(value)
 
 
 def _length(value: Any) -> int | None:
     """Return the number of items of a tuple, 1 for a single value, None for None."""
-    if is_tuple(value):
+    if isinstance(value, tuple):
         return len(value)
     return None if value is None else 1
 
@@ -631,7 +657,7 @@ def _differs_in_structure(value: Any, other: Any) -> bool:
 
 def _both(a: Any, b: Any) -> Any:
     """Return `a and b`, item by item for tuples; `b` if their lengths differ."""
-    if not is_tuple(a):
+    if not isinstance(a, tuple):
         return a and b
     if len(a) != len(b):
         return b

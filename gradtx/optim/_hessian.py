@@ -5,8 +5,6 @@ The vector is determined by the seed in the parameter groups and the step count.
 resumed run is bitwise identical.
 """
 
-# pyright: reportPrivateUsage=false
-
 from __future__ import annotations
 
 import warnings
@@ -136,7 +134,7 @@ class HessianStep:
             sign = sign_of_use(leaf)
             if sign is not None:
                 signs[leaf.name] = sign
-            if sign:
+            if sign and leaf.has_gradient:
                 due[leaf.key] = leaf.name
         diagonal = self._diagonal(due, step)
         for leaf in leaves:
@@ -169,6 +167,8 @@ class HessianStep:
             signed = diagonal[leaf.key].to(leaf.compute_dtype) * sign
             _set_diagonal(leaf, signed)
         elif leaf.extras.get("hessian_diag") is None:
+            if sign and not leaf.has_gradient:
+                return  # None: it keeps the last one
             if sign:
                 raise ValueError(
                     f"{self._source.link}: hessian_diag of parameter {leaf.name!r} is None at a step that requires "

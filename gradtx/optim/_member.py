@@ -69,6 +69,23 @@ class Layout(NamedTuple):
             keys.extend(names.values())
         return keys
 
+    def slots_in(self, state: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the slots of a state."""
+        return {key: state[key] for key in self.slot_keys if key in state}
+
+    def without_slots(self, state: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the count and the shared values of a state."""
+        slots = set(self.slot_keys)
+        return {key: value for key, value in state.items() if key not in slots}
+
+    @property
+    def shared_keys(self) -> list[str]:
+        """The keys of all shared values."""
+        keys: list[str] = []
+        for names in self.shared.values():
+            keys.extend(names.values())
+        return keys
+
     @property
     def program_keys(self) -> list[str]:
         """The keys of the slots that programs read: all except those that only the leaf's owner keeps."""
@@ -109,8 +126,28 @@ class Layout(NamedTuple):
         return keys
 
 
+class ParameterKind(NamedTuple):
+    """The properties of a parameter that its slots depend on."""
+
+    shape: torch.Size
+    dtype: torch.dtype
+    device: torch.device
+
+    @classmethod
+    def of(cls, param: Tensor) -> ParameterKind:
+        return cls(param.shape, param.dtype, param.device)
+
+    def suits(self, param: Tensor) -> bool:
+        """Whether slots for this kind can serve a parameter: their dtype may be wider than the parameter's."""
+        return (
+            self.shape == param.shape
+            and self.device == param.device
+            and torch.promote_types(self.dtype, param.dtype) == self.dtype
+        )
+
+
 class FirstState:
-    """The tensors of a state as the library created them, with their versions."""
+    """The tensors of a state as the library created them, with their versions; its slots may be still to come."""
 
     def __init__(self, state: Mapping[str, Tensor]):
         self._tensors = dict(state)
@@ -137,12 +174,13 @@ class Member:
         layout: The layout of its state; None before the state is created.
         made_for: The view of the group for which the state was created.
         first_state: Its state as the library created it; None after its first use.
+        waits: Whether its slots are created with its first gradient.
         owner: The rank that keeps the slots of rules that need the whole parameter, if it is divided; see `Leaf`.
         saved: Its entry of a checkpoint, if the parameter is lazy and has no shape yet.
         state: Its state, looked up for the current step.
         count: The number of steps it has made, looked up for the current step.
         group: The index of its group, looked up for the current step.
-        shape: The parameter's shape when its slots were first used; None before.
+        made_on: The kind of the parameter when its slots were created or loaded; None if the user moved them here.
         device_count: A tensor `step` whose value is known to be `count` without a read, and that tensor's version.
     """
 
@@ -152,13 +190,14 @@ class Member:
     layout: Layout | None = None
     made_for: Any = None
     first_state: FirstState | None = None
+    waits: bool = False
     saved: dict[str, Any] | None = None
     owner: int | None = None
     state: dict[str, Any] = field(default_factory=dict[str, Any])
     count: int | Count = 0
     group: int = 0
     device_count: tuple[Tensor, int] | None = None
-    shape: torch.Size | None = None
+    made_on: ParameterKind | None = None
 
     def look_up(self, state: dict[str, Any]) -> None:
         """Set the state and the count for the current step."""
@@ -205,17 +244,9 @@ class Member:
         return self.layout is not None and bool(self.state)
 
     def __setstate__(self, state: tuple[None, dict[str, Any]]) -> None:
-        """Restore a pickled member, including pickles with the names of version 0.1."""
-        renamed = {
-            "made": "first_state",
-            "waiting": "saved",
-            "_counted": "device_count",
-        }
         _, slots = state
-        # Sets attributes that older pickles lack.
-        self.__init__(slots["name"], slots["param"])
         for name, value in slots.items():
-            setattr(self, renamed.get(name, name), value)
+            setattr(self, name, value)
         # The copied tensor counts its writes from 0, and would later have the recorded version with another value.
         self.device_count = None
 

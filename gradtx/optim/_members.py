@@ -16,6 +16,7 @@ from gradtx._errors import Path
 from gradtx._execution import Block, Leaf
 from gradtx._given import check_groups
 from gradtx._runs import clock_at
+from gradtx._selectors import NumberedName, in_model
 from gradtx._sharding import Team
 from gradtx._tree import check_leaf
 from gradtx.context import Clock
@@ -23,7 +24,6 @@ from gradtx.core import Entry, GradientTransformation
 from gradtx.optim._groups import GroupView, in_names_of_branch, unread
 from gradtx.optim._member import Member
 from gradtx.optim._run import OptimizerRun
-from gradtx.optim._stages import RankSums, adds_up
 
 CPU = torch.device("cpu")
 INSTEAD = "use FSDP2 (fully_shard), or DistributedDataParallel alone"
@@ -40,12 +40,14 @@ class Joining:
         views: Views of their groups, one for each label of a partition.
         by_param: All members, including the new ones.
         clock_paths: The path of each combinator with a clock, by its place in the chain.
+        restarts: Whether an inner clock may restart.
         unread: Keys of the user's group that no link of its branches reads, with the names that they read.
     """
 
     views: list[GroupView]
     by_param: dict[Tensor, Member]
     clock_paths: dict[Any, Path]
+    restarts: bool = False
     unread: dict[str, str] = field(default_factory=dict[str, str])
 
 
@@ -61,13 +63,14 @@ class Members:
         tx: The optimizer's transformation.
         views: One view per group.
         by_param: The members, in the order in which they joined.
+        restarts: Whether an inner clock may restart.
     """
 
+    restarts = False  # also in older pickles
     _rows: Sequence[list[Member]] = ()  # the members of each group
     # The parameters from which `_rows` was built.
     _row_params: list[Tensor] | None = None
-    rank_sums: RankSums | None = None  # completes sums with the leaves of other ranks
-    # The ranks that divide the work on whole parameters; missing in older pickles.
+    # The ranks that divide the work on whole parameters.
     replicas: Team | None = None
 
     def __init__(self, owner: str, tx: GradientTransformation):
@@ -112,24 +115,25 @@ class Members:
         for labels in in_order:
             # A group that is not split keeps the user's dict, as in torch.
             part = group if len(in_order) == 1 else dict(group)
-            _keep_only(part, params, names, positions_of_labels[labels])
+            _keep_only(part, given, positions_of_labels[labels])
             if labels:
                 part["label"] = ".".join(label for _, label in labels)
             read |= in_names_of_branch(self.tx, part, _by_selector(labels))
             views.append(self._view(part, labels, _zero))
-        joining = Joining(views, by_param, run.clock_paths)
+        restarts = any(operation.restarts_inner for operation in block.walk())
+        joining = Joining(views, by_param, run.clock_paths, restarts)
         for labels, view in zip(in_order, views, strict=True):
             keys = unread(self.tx, given, read, view, _by_selector(labels))
             joining.unread.update(keys)
         return joining
 
     def _names_in(self, group: Group) -> list[str]:
-        """Return the names of a group's parameters, or numbers if it has none."""
+        """Return the names of a group's parameters in the model, or numbers if it has none."""
         names = group.get("param_names")
         if names:
-            return names
+            return in_model(names)
         first = len(self.by_param)
-        return [str(first + i) for i in range(len(group["params"]))]
+        return [NumberedName(first + i) for i in range(len(group["params"]))]
 
     def _with_new_members(
         self, names: list[str], params: list[Tensor]
@@ -147,19 +151,8 @@ class Members:
         self.views.extend(joining.views)
         self.by_param = joining.by_param
         self._clock_paths = joining.clock_paths
+        self.restarts = joining.restarts
         self._present = _params_of([view.group for view in self.views])
-
-    def restore(
-        self,
-        views: list[GroupView],
-        by_param: dict[Tensor, Member],
-        clock_paths: dict[Any, Path],
-    ) -> None:
-        """Restore the members from a pickle of version 0.1."""
-        self.admit(Joining(views, by_param, clock_paths))
-        for view in views:
-            for param in view.group["params"]:
-                by_param[param].made_for = view
 
     def _expanded(
         self, by_param: Mapping[Tensor, Member]
@@ -233,23 +226,6 @@ class Members:
         self._present = present
         return replaced
 
-    def check_divided(self, divider: str) -> None:
-        """Reject a chain whose result would change silently under a wrapper that divides parameters among ranks.
-
-        Raises:
-            ValueError: If a link sums over all parameters, or if a partition creates groups unknown to the wrapper.
-        """
-        if any("label" in view.group for view in self.views):
-            raise ValueError(
-                f"{self.owner}: {divider} requires its own groups, but partition creates one for each label; {INSTEAD}"
-            )
-        for operation in self.block().walk():
-            if operation.waits or operation.sums_late:
-                raise ValueError(
-                    f"{self.owner}: {divider} assigns each rank some of the parameters, but "
-                    f"{'.'.join(operation.path)!r} sums over all of them; {INSTEAD}"
-                )
-
     def _check_flattened(self, block: Block, reason: str) -> None:
         """Reject flat pieces of memory in place of parameters, if a link depends on leaf shapes or sums over leaves.
 
@@ -257,8 +233,7 @@ class Members:
             ValueError: If a link depends on leaf shapes or sums over leaves.
         """
         for operation in block.walk():
-            sums_here = adds_up(operation) and self.rank_sums is None
-            if sums_here or not operation.elementwise:
+            if operation.waits or operation.sums_late or not operation.elementwise:
                 raise ValueError(
                     f"{self.owner}: {reason}, but {'.'.join(operation.path)!r} depends on their shapes or sums over "
                     f"them; {INSTEAD}"
@@ -328,7 +303,7 @@ class Members:
 
     def _add(self, param: Tensor, number: int) -> None:
         """Add an unnamed parameter."""
-        name = _unique(str(number), self.by_param.values())
+        name = _unique(NumberedName(number), self.by_param.values())
         self.by_param[param] = Member(name, param)
 
     def _replacements(self, present: list[Tensor]) -> dict[Tensor, Tensor]:
@@ -378,6 +353,23 @@ class Members:
         """Return the path of the clock that a hyperparameter's schedule follows; None for the outermost clock."""
         return None if entry is None else clock_at(entry.place[0], self._clock_paths)
 
+    def inner_count(
+        self, path: Path, state: Mapping[Tensor, dict[str, Any]], outer: int
+    ) -> int:
+        """Return the number of finished updates on a combinator's clock, after any restart in the next step.
+
+        Args:
+            path: The path of the combinator.
+            state: The state of the parameters.
+            outer: The number of finished steps.
+        """
+        run = OptimizerRun(state, self.by_param, initial=False)
+        if not self.restarts:
+            return int(run.scalars(path).get("step", 0))
+        Block.of(self.tx, run, outer)
+        run.commits.clear()  # breaks a reference cycle with the run
+        return int(run.inner_counts[path])
+
 
 def leaf_of(
     run: OptimizerRun,
@@ -386,14 +378,19 @@ def leaf_of(
     gradient: Tensor | None = None,
     extras: dict[str, Any] | None = None,
     state: dict[str, Any] | None = None,
+    shown: Tensor | None = None,
 ) -> Leaf:
-    """Create the leaf of a parameter for a run; a lazy parameter, which has no shape yet, becomes an empty leaf."""
+    """Create the leaf of a parameter for a run; `shown` replaces the parameter's values.
+
+    A lazy parameter, which has no shape yet, becomes an empty leaf.
+    """
     param = member.param
-    shown = (
-        torch.empty(0, dtype=param.dtype, device=CPU)
-        if is_lazy(param)
-        else param.detach()
-    )
+    if shown is None:
+        shown = (
+            torch.empty(0, dtype=param.dtype, device=CPU)
+            if is_lazy(param)
+            else param.detach()
+        )
     update = None if gradient is None else gradient.detach()
     leaf = Leaf(run, member.name, update, shown, extras or {}, clock)
     leaf.key = param
@@ -443,13 +440,11 @@ def _by_selector(labels: Labels) -> dict[Any, str]:
     return {selector.key: label for selector, label in labels}
 
 
-def _keep_only(
-    group: Group, params: list[Tensor], names: list[str], positions: list[int]
-) -> None:
-    """Reduce a group to the parameters at some positions."""
-    group["params"] = [params[i] for i in positions]
-    if "param_names" in group:
-        group["param_names"] = [names[i] for i in positions]
+def _keep_only(group: Group, given: Group, positions: list[int]) -> None:
+    """Reduce a group to some parameters of the group that was given, by their positions."""
+    for key in ("params", "param_names"):
+        if key in group:
+            group[key] = [given[key][i] for i in positions]
 
 
 def _rank(labels: Labels) -> list[int]:
@@ -489,5 +484,5 @@ def _unique(name: str, members: Iterable[Member]) -> str:
     unique, number = name, 0
     while unique in taken:
         number += 1
-        unique = f"{name}#{number}"
+        unique = type(name)(f"{name}#{number}")
     return unique

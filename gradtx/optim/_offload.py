@@ -13,11 +13,10 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from gradtx._messages import check_state_device, describe
-from gradtx._narrowing import is_dict, is_sequence
 from gradtx._pure import FUNCTIONS
 from gradtx._sharding import is_sharded
 from gradtx.core import GradientTransformation
-from gradtx.optim._ddp import check_not_ddp
+from gradtx.optim._warnings import warn_of_replicas
 
 HOST = torch.device("cpu")
 
@@ -114,14 +113,12 @@ class Offload:
         self._weights: dict[Tensor, Tensor] = {}
         self._gradients: dict[Tensor, Tensor] = {}
         self._visits: list[Visit] | None = None
-        self._has_stepped = False
 
     def check(self, params: Iterable[Tensor]) -> None:
         """Check that parameters can be moved.
 
         Raises:
             ValueError: If a parameter is sharded, or if its data is a tensor subclass.
-            RuntimeError: If DistributedDataParallel wraps a parameter.
         """
         params = list(params)
         for param in params:
@@ -134,13 +131,9 @@ class Offload:
                 raise ValueError(
                     f"{self._owner}: state_device supports only plain tensors, got {describe(param.data)}"
                 )
-        check_not_ddp("state_device", params, "loses its hooks when a parameter moves")
-
-    def check_step(self, params: Iterable[Tensor]) -> None:
-        """Check again at the first step: the module may have been wrapped after the optimizer was constructed."""
-        if not self._has_stepped:
-            self.check(params)
-            self._has_stepped = True
+        warn_of_replicas(
+            "state_device", params, "it loses its hooks when a parameter moves"
+        )
 
     @contextlib.contextmanager
     def on_host(
@@ -263,8 +256,8 @@ def _on_host(value: Any) -> Any:
     """Return a value with all its tensors on the host."""
     if isinstance(value, Tensor):
         return value.to(HOST)
-    if is_sequence(value):
+    if isinstance(value, tuple | list):
         return [_on_host(each) for each in value]
-    if is_dict(value):
+    if isinstance(value, dict):
         return {key: _on_host(each) for key, each in value.items()}
     return value

@@ -1,7 +1,5 @@
 """Steps during backward: each parameter is updated as soon as its gradient is complete, which is then freed."""
 
-# pyright: reportPrivateUsage=false
-
 from __future__ import annotations
 
 import threading
@@ -16,10 +14,10 @@ from torch.nn.parameter import is_lazy
 from gradtx import _torch
 from gradtx._execution import Operation
 from gradtx._surroundings import unaffected_by_surroundings
-from gradtx.optim._ddp import check_not_ddp
 from gradtx.optim._member import Member
 from gradtx.optim._run import WAY_OUT, OptimizerRun, SingleRun
 from gradtx.optim._step import Step
+from gradtx.optim._warnings import warn_of_replicas
 from gradtx.optim._workings import Workings
 
 if TYPE_CHECKING:
@@ -27,8 +25,8 @@ if TYPE_CHECKING:
 
 WHO = "release_gradients"
 AVERAGES_LATE = (
-    "averages gradients over processes after their hooks have run, so each process would step with its own "
-    "gradients; use fully_shard (FSDP2), or step(consume_gradients=True)"
+    "it averages gradients after their hooks have run, so each process would step with its own gradients; use "
+    "fully_shard (FSDP2), or step(consume_gradients=True)"
 )
 
 
@@ -81,7 +79,10 @@ class OpenStep(Step):
         self._check_members([member])
         self._place_gradients([member])
         self._workings.states.prepare(
-            self._views[member.group], [member], self._changed[member.group]
+            self._views[member.group],
+            [member],
+            self._changed[member.group],
+            self._workings.traits.takes_none,
         )
         self._after.setdefault(
             member.count,
@@ -110,18 +111,16 @@ class ReleasedGradients:
 
     Raises:
         ValueError: If a link needs the gradients of all parameters or a closure.
-        RuntimeError: If DistributedDataParallel wraps a parameter.
     """
 
     def __init__(self, optimizer: ChainOptimizer):
         workings = optimizer._up_to_date()
         check_released(workings)
-        check_not_ddp(WHO, workings.members.by_param, AVERAGES_LATE)
+        warn_of_replicas(WHO, workings.members.by_param, AVERAGES_LATE)
         self._optimizer = weakref.ref(optimizer)
         self._lock = threading.RLock()  # autograd runs one thread per device
         self._hooks: dict[Tensor, Any] = {}
         self._open: OpenStep | None = None
-        self._has_stepped = False
         self.active = True
         self.follow(workings.members.by_param)
 
@@ -146,7 +145,7 @@ class ReleasedGradients:
             return
         for param in params:
             if param.requires_grad and param not in self._hooks and not is_lazy(param):
-                register = param.register_post_accumulate_grad_hook  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+                register = param.register_post_accumulate_grad_hook
                 self._hooks[param] = register(self._on_gradient)
 
     def close(self) -> OpenStep | None:
@@ -184,10 +183,6 @@ class ReleasedGradients:
         if self._open is None:
             optimizer._check_training()
             workings = optimizer._up_to_date()
-            # The module may have been wrapped after the optimizer was constructed.
-            if not self._has_stepped:
-                check_not_ddp(WHO, [param], AVERAGES_LATE)
-                self._has_stepped = True
             member = workings.members.by_param.get(param)
             if member is not None:
                 self._open = OpenStep(workings)

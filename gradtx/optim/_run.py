@@ -15,15 +15,9 @@ from gradtx._complex import real_views
 from gradtx._errors import Path
 from gradtx._exact import python_scalar
 from gradtx._execution import Block, Leaf, Operation, checks_extras, takes_none
-from gradtx._narrowing import is_tuple
 from gradtx._pure import moved_along
-from gradtx._runs import LateTerm, Run
-from gradtx.optim._member import Layout, Member
-from gradtx.optim._stages import RankSums, StandIn, adds_up, without_stand_ins
-
-Record = Member  # the name in pickles of version 0.1
-
-__all__ = ["ChainTraits", "Layout", "OptimizerRun", "Record", "check_agreement"]
+from gradtx._runs import Run
+from gradtx.optim._member import Member
 
 
 class OptimizerRun(Run):
@@ -43,7 +37,6 @@ class OptimizerRun(Run):
         | None
     ) = None
     tick: int | Tensor = 1  # the increment that this step adds to counts
-    rank_sums: RankSums | None = None  # completes sums with the leaves of other ranks
 
     def __init__(
         self,
@@ -53,8 +46,6 @@ class OptimizerRun(Run):
     ):
         super().__init__()
         self.initial = initial
-        # The names of leaves that contribute zero to late sums.
-        self.stand_ins: set[str] = set()
         self.device = next(iter(members)).device if members else torch.device("cpu")
         self._state = state
         self._members = members
@@ -80,46 +71,25 @@ class OptimizerRun(Run):
     def slots(self, path: Path, leaf: Leaf) -> dict[str, Tensor]:
         if self.initial:
             return {}
-        if isinstance(leaf, StandIn):
-            return leaf.first.get(path, {})
         slots: dict[str, Tensor] = {}
         for slot, key in leaf.layout.slots.get(path, {}).items():
             slots[slot] = leaf.state[key]
         return real_views(slots) if leaf.is_complex else slots
 
     def choice(self, path: Path, leaf: Leaf, selector: Any) -> Any:
-        if isinstance(leaf, StandIn):
-            return leaf.route.get(path, False)
         choices = self._members[leaf.key].choices
         if path not in choices:
             choices[path] = selector.choose(leaf.name, leaf.key)
         return choices[path]
 
     def combined(self, operation: Operation, waiting: list[tuple[Leaf, Any]]) -> Any:
-        if operation.of_leaf:
-            return super().combined(operation, waiting)
-        if self.rank_sums is None:
-            total = super().combined(operation, waiting)
-        else:
-            total = self.rank_sums.complete(
-                operation.combine(without_stand_ins(waiting))
-            )
-        if operation.sums:
+        total = super().combined(operation, waiting)
+        if operation.sums and not operation.of_leaf:
             self._sums[operation.path] = total
         return total
 
     def sums_of_programs(self, path: Path) -> Mapping[str, Tensor]:
         return self._sums.get(path, {})
-
-    def add_late(self, place: LateTerm, leaf: str, term: Any) -> None:
-        super().add_late(
-            place, leaf, torch.zeros_like(term) if leaf in self.stand_ins else term
-        )
-
-    def late_totals(
-        self, totals: dict[tuple[Path, str], Tensor]
-    ) -> dict[tuple[Path, str], Tensor]:
-        return totals if self.rank_sums is None else self.rank_sums.complete(totals)
 
     def whole(self, values: dict[str, Any]) -> Any:
         return values
@@ -173,7 +143,6 @@ class ChainTraits:
         agrees: Whether hyperparameters of a link must be equal in all groups.
         needs_host_counts: Whether the host must know the step counts: rules that branch on the count, and user
             functions, already synchronize with the host.
-        restarts: Whether an inner clock may restart.
         clocks: The paths of inner clocks.
         checks_extras: Whether a rule checks extras against leaves.
     """
@@ -181,7 +150,6 @@ class ChainTraits:
     takes_none: bool
     agrees: bool
     needs_host_counts: bool
-    restarts: bool
     clocks: frozenset[Path]
     checks_extras: bool
 
@@ -193,7 +161,6 @@ class ChainTraits:
             agrees=any(operation.agree for operation in operations),
             needs_host_counts=estimates_hessian
             or not all(operation.compiles for operation in operations),
-            restarts=any(operation.restarts_inner for operation in operations),
             clocks=block.clock_paths(),
             checks_extras=checks_extras(block.operations),
         )
@@ -224,23 +191,6 @@ def check_agreement(blocks: list[Block], rows: Sequence[list[Member]]) -> None:
                     )
 
 
-def numbers_of_sums(
-    blocks: list[Block], rows: Sequence[list[Member]]
-) -> dict[str, dict[str, Any]]:
-    """Return the hyperparameters of each sum over leaves that must be equal; empty for a sum without a leaf."""
-    numbers: dict[str, dict[str, Any]] = {}
-    for operation in blocks[0].walk():
-        if adds_up(operation):
-            numbers[".".join(operation.path)] = {}
-    for block, row in zip(blocks, rows, strict=True):
-        for operation in block.walk(_common_choices(row)):
-            if row and adds_up(operation):
-                numbers[".".join(operation.path)] = {
-                    name: _as_numbers(n) for name, n in operation.agree.items()
-                }
-    return numbers
-
-
 def _common_choices(row: list[Member]) -> dict[Path, Any]:
     """Return the selectors' decisions that are the same for all members of a group."""
     labels: dict[Path, set[Any]] = {}
@@ -255,14 +205,14 @@ def _common_choices(row: list[Member]) -> dict[Path, Any]:
 
 
 def _as_numbers(value: Any) -> Any:
-    if is_tuple(value):
+    if isinstance(value, tuple):
         return tuple(map(_as_numbers, value))
     return python_scalar(value)
 
 
 def _agree(a: Any, b: Any) -> bool:
     """Whether two values are equal, up to the rounding of a float32 tensor."""
-    if is_tuple(a) and is_tuple(b):
+    if isinstance(a, tuple) and isinstance(b, tuple):
         return len(a) == len(b) and all(
             _agree(*pair) for pair in zip(a, b, strict=False)
         )

@@ -12,10 +12,12 @@ from gradtx._complex import as_complex, as_real, real_views
 from gradtx._conversion import converted, slot_in_another_code
 from gradtx._slots import kind_of
 from gradtx.codes import Codec
-from gradtx.optim._extra_keys import extra_keys, kept
 from gradtx.optim._form import check_slot
 
-REMEDY = "load the state of an optimizer built from the same chain, or pass strict=False to keep fresh state"
+REMEDY = (
+    "load the state of an optimizer built from the same chain, or pass strict=False, which keeps fresh state for what "
+    "is absent and carries unknown keys along"
+)
 
 
 # Slots that contain the counts of clocks and random rules.
@@ -38,35 +40,34 @@ def matched(
         param: The parameter.
         saved: The entry, also in the formats of torch.optim and adam-atan2-pytorch.
         first: The parameter's first state.
-        strict: Whether a missing or unknown slot is an error.
+        strict: Whether a missing or unknown slot is an error; otherwise unknown ones are kept unchanged.
         codes: The code of each coded slot.
         wrapper_keys: Keys that a wrapper has written into the present state.
 
     Returns:
-        The state, including the extra keys of wrappers.
+        The state, including the keys of wrappers.
 
     Raises:
         ValueError: If a slot is missing, is unknown, belongs to another chain, or has another shape, kind or code.
     """
-    unknown = saved.keys() - first.keys()
-    extra = {*extra_keys(unknown), *unknown.intersection(wrapper_keys)}
-    slots = {key: value for key, value in saved.items() if key not in extra}
-    if param.is_complex():
-        views = _matched(
-            name,
-            as_real(param.detach()),
-            real_views(slots),
-            real_views(first),
-            strict,
-            codes,
-        )
-        state = {
-            key: as_complex(value) if first[key].is_complex() else value
-            for key, value in views.items()
-        }
-    else:
-        state = _matched(name, param, slots, first, strict, codes)
-    return {**state, **kept(saved, extra, param)}
+    known = set(wrapper_keys) if strict else saved.keys()
+    if not param.is_complex():
+        return _matched(name, param, saved, first, strict, codes, known)
+    views = _matched(
+        name,
+        as_real(param.detach()),
+        real_views(saved),
+        real_views(first),
+        strict,
+        codes,
+        known,
+    )
+    state: dict[str, Tensor] = {}
+    for key, value in views.items():
+        like = first[key] if key in first else saved[key]
+        is_complex = isinstance(like, Tensor) and like.is_complex()
+        state[key] = as_complex(value) if is_complex else value
+    return state
 
 
 def _matched(
@@ -76,8 +77,9 @@ def _matched(
     first: Mapping[str, Tensor],
     strict: bool,
     codes: Mapping[str, Codec],
+    known: Collection[str],
 ) -> dict[str, Tensor]:
-    """Implement `matched` for a real parameter and an entry without extra keys."""
+    """Implement `matched` for a real parameter; keys in `known` are kept although no link uses them."""
     saved = _with_our_keys(saved, first)
     slot = slot_in_another_code(saved, first, codes)
     if slot is not None:
@@ -94,12 +96,23 @@ def _matched(
             raise ValueError(f"state of parameter {name!r} lacks {key!r}; {REMEDY}")
         else:
             state[key] = value
-    unknown = sorted(saved.keys() - first.keys())
-    if unknown and strict:
+    extra = saved.keys() - first.keys()
+    unknown = sorted(extra - set(known))
+    if unknown:
         raise ValueError(
             f"state of parameter {name!r} has {unknown[0]!r}, which this chain does not use; {REMEDY}"
         )
+    for key in extra:
+        state[key] = _as_extra(saved[key], param)
     return state
+
+
+def _as_extra(value: Any, param: Tensor) -> Any:
+    """Return a value that no link uses as torch.optim loads it: on the parameter's device, in its dtype."""
+    if not isinstance(value, Tensor):
+        return value
+    dtype = param.dtype if param.is_floating_point() else value.dtype
+    return value.detach().to(param.device, dtype, copy=True)
 
 
 def _with_our_keys(
@@ -113,32 +126,10 @@ def _with_our_keys(
         # Its rates are saved divided by the first learning rate.
         if "initial_lr" in first:
             entry.setdefault("initial_lr", 1.0)
-    for key in first.keys() - entry.keys():
-        _rename_auxiliary(key, entry, first)
     if "step" not in entry and entry.keys() & first.keys() == {"momentum_buffer"}:
         # torch's SGD keeps no count, but a buffer means that it has stepped.
         entry["step"] = 1.0
     return entry
-
-
-def _rename_auxiliary(
-    key: str, entry: dict[str, Any], first: Mapping[str, Tensor]
-) -> None:
-    """Rename an auxiliary tensor of a coded slot that earlier versions saved without its slot's stage prefix."""
-    slot, _, suffix = key.rpartition(".")
-    bare = slot.rpartition(".")[2]
-    old_key = f"{bare}.{suffix}"
-    if old_key not in entry or old_key in first:
-        return
-    if all(
-        name in first and _dtype(entry.get(name)) == first[name].dtype
-        for name in (slot, bare)
-    ):
-        entry[key] = entry.pop(old_key)
-
-
-def _dtype(value: Any) -> torch.dtype | None:
-    return value.dtype if isinstance(value, Tensor) else None
 
 
 def _as_slot(

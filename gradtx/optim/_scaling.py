@@ -50,11 +50,6 @@ class Count:
         self.made.copy_(other.made)
         self.bound = other.bound
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.made = state["made"]
-        # The name in version 0.1.
-        self.bound = state["bound"] if "bound" in state else state["_bound"]
-
 
 def on_device(number: int | Tensor, device: torch.device) -> Tensor:
     """Return an integer as a 0-d tensor on the device; a fill, unlike a copy from the host, does not synchronize."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, MutableMapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, MutableMapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from gradtx._storage import Storage, check_patterns
 from gradtx.context import Clock
 from gradtx.core import Entry
 from gradtx.optim._groups import GroupView
-from gradtx.optim._member import FirstState, Layout, Member
+from gradtx.optim._member import FirstState, Layout, Member, ParameterKind
 from gradtx.optim._members import CPU, Members, first_clock, leaf_of, never_trains
 from gradtx.optim._ownership import assign_owners
 from gradtx.optim._run import OptimizerRun
@@ -45,11 +45,30 @@ class FirstStates:
         )
 
 
+@dataclass
+class Creation:
+    """The creation of a parameter's slots for a step, which is undone if the step fails.
+
+    Attributes:
+        member: The parameter.
+        before: Its state before, without slots.
+        first_state: Its unused state before.
+        slots: The slots.
+    """
+
+    member: Member
+    before: dict[str, Any]
+    first_state: FirstState | None
+    slots: FirstState
+
+
 class States:
     """The states of an optimizer's parameters.
 
-    State is created together with the optimizer, so that errors are raised there, and checkpoints and other readers
-    find it. State that no step has used and no user has written is rebuilt from the weights at the start of training.
+    As in torch, the slots of a parameter come with its first gradient. Before, the state of a parameter that requires a
+    gradient has only a count and shared values; `state_dict` adds the slots, because a checkpoint is loaded into them.
+    The optimizer's constructor computes slots without memory, so that errors are raised there. State that no step has
+    used and no user has written is created again at the first gradient, from the weights at that time.
 
     Args:
         members: The optimizer's parameters.
@@ -65,10 +84,11 @@ class States:
         self.by_param: MutableMapping[Tensor, dict[str, Any]] = {}
         self.seen_slots: dict[Storage, set[tuple[Path, str]]] = {}
         self.awaits_slots = False
+        self._creations: list[Creation] = []
 
     @property
     def are_complete(self) -> bool:
-        """Whether all parameters have state; lazy parameters do not."""
+        """Whether the slots of all parameters are known; those of lazy parameters are not."""
         return all(
             member.layout is not None for member in self.members.by_param.values()
         )
@@ -109,7 +129,7 @@ class States:
         """
         path = self.members.clock_path(entry)
         if path is not None:
-            return int(self.run().scalars(path).get("step", 0))
+            return self.members.inner_count(path, self.by_param, self.count())
         largest = 0
         for param, member in self.members.by_param.items():
             count = member.count_in(self.of(param))
@@ -138,6 +158,32 @@ class States:
 
     # First states.
 
+    def outline(
+        self, view: GroupView, params: list[Tensor], members: Mapping[Tensor, Member]
+    ) -> FirstStates:
+        """Return first states without slots, for the parameters of a group that is about to join.
+
+        The slots are computed from stand-ins without memory, or from the parameters if an `init` reads values.
+        """
+        try:
+            first = self.first(view, params, members, shown=_without_memory)
+        except Exception:
+            return self._outline_of(self.first(view, params, members))
+        outline = self._outline_of(first)
+        for state in outline.states.values():
+            if any(value.is_meta for value in state.values()):
+                # A shared value depends on parameters.
+                return self._outline_of(self.first(view, params, members))
+        return outline
+
+    def _outline_of(self, first: FirstStates) -> FirstStates:
+        """Return first states without slots, for the parameters that require a gradient."""
+        states: dict[Tensor, State] = {}
+        for param, state in first.states.items():
+            if param.requires_grad:
+                states[param] = first.layouts[param].without_slots(state)
+        return replace(first, states=states)
+
     @torch.no_grad()
     def first(
         self,
@@ -145,6 +191,7 @@ class States:
         params: Iterable[Tensor],
         members: Mapping[Tensor, Member] | None = None,
         alone: bool = False,
+        shown: Callable[[Tensor], Tensor] = Tensor.detach,
     ) -> FirstStates:
         """Create the first states of parameters, with the hyperparameters with which their group was created.
 
@@ -154,6 +201,7 @@ class States:
                 parameters never do.
             members: All members, if some have not joined yet.
             alone: Whether shared values start over as well; otherwise new parameters adopt those of the others.
+            shown: Returns the tensor that stands for a parameter.
         """
         params = list(params)
         if not params:
@@ -165,7 +213,7 @@ class States:
         leaves: list[Leaf] = []
         for param in params:
             if not (is_lazy(param) or param.is_meta or never_trains(param)):
-                leaf = self.leaf(run, members[param], clock)
+                leaf = leaf_of(run, members[param], clock, shown=shown(param))
                 leaf.program = with_regions(
                     block.for_leaf(leaf), param, self.members.replicas
                 )
@@ -189,37 +237,62 @@ class States:
 
     def keep(self, first: FirstStates) -> None:
         """Install first states, marked as unused."""
-        for param, state in first.states.items():
+        for param, layout in first.layouts.items():
             member = self.members.by_param[param]
             member.made_for = first.view
-            member.layout = first.layouts[param]
-            member.first_state = FirstState(state)
+            member.layout = layout
+        for param, state in first.states.items():
             self.by_param[param] = state
+            member = self.members.by_param[param]
+            member.waits = _lacks_slots(first.layouts[param], state)
+            member.made_on = ParameterKind.of(param)
+        self.mark_unused(first.states)
 
-    def refresh(self, view: GroupView, params: Iterable[Tensor]) -> None:
-        """Rebuild unused state from the parameters' present values."""
+    def create(self, view: GroupView, params: Iterable[Tensor]) -> None:
+        """Create the state of parameters that have none, or only an unused one, from their present values."""
         unused: list[Tensor] = []
         for param in params:
             member = self.members.by_param[param]
-            self._accept_moved(view, member)
-            state = self.of(param)
-            if member.is_unused(state) or (
-                member.layout is None and not state and member.saved is None
-            ):
+            self.accept_moved(view, member)
+            if self.is_unused(member) and member.saved is None:
                 unused.append(param)
         if unused:
-            shares_none = self.are_unused(self.members.by_param.values())
-            self.keep(self.first(view, unused, alone=shares_none))
+            members = self.members.by_param.values()
+            is_first_step = all(map(self.is_unused, members))
+            first = self.first(view, unused, alone=is_first_step)
+            self.keep(first)
+            if is_first_step:
+                self._share(first)
 
-    def are_unused(self, members: Iterable[Member]) -> bool:
-        """Whether no step has used the state of any of these members."""
-        return all(member.is_unused(self.of(member.param)) for member in members)
+    def is_unused(self, member: Member) -> bool:
+        """Whether a member has no state, or one that no step has used and no user has written."""
+        state = self.of(member.param)
+        return not state or member.is_unused(state)
 
-    def refresh_all(self) -> None:
+    def _share(self, first: FirstStates) -> None:
+        """Give the shared values of a first step to the parameters whose first gradient comes later."""
+        shared: dict[Path, State] = {}
+        for param, layout in first.layouts.items():
+            for path, keys in layout.shared.items():
+                state = first.states[param]
+                shared[path] = {name: state[key] for name, key in keys.items()}
+        for param, member in self.members.by_param.items():
+            state = self.of(param)
+            if param not in first.states and state and member.layout is not None:
+                _set_shared(state, member.layout, shared)
+
+    def create_all(self) -> None:
+        """Create the slots of all parameters that require a gradient."""
         for view in self.members.views:
-            self.refresh(view, view.group["params"])
+            params = [param for param in view.group["params"] if param.requires_grad]
+            self.create(view, params)
+            self._match(view, [param for param in params if self._waits(param)])
 
-    def _accept_moved(self, view: GroupView, member: Member) -> None:
+    def _waits(self, param: Tensor) -> bool:
+        """Whether a parameter has a state without slots."""
+        return self.members.by_param[param].waits and bool(self.of(param))
+
+    def accept_moved(self, view: GroupView, member: Member) -> None:
         """Check and accept a state that the user moved from another parameter to this one."""
         state = self.of(member.param)
         if member.layout is not None or not state or member.saved is not None:
@@ -231,26 +304,55 @@ class States:
 
     # Before a step.
 
-    def prepare(self, view: GroupView, row: list[Member], changed: bool) -> None:
+    def prepare(
+        self, view: GroupView, row: list[Member], changed: bool, takes_none: bool
+    ) -> None:
         """Create or update the slots of the parameters that are about to step, to match their group's links.
 
         Args:
             view: The group.
             row: The group's members.
             changed: Whether links or slots may have changed since the last step.
+            takes_none: Whether a link also processes parameters without a gradient.
         """
-        if not changed and _are_prepared(row, view):
+        stepping: list[Member] = []
+        for member in row:
+            param = member.param
+            if param.grad is not None or (takes_none and param.requires_grad):
+                stepping.append(member)
+        if not changed and _are_prepared(stepping, view):
             return
-        stepping = [member for member in row if member.param.grad is not None]
-        self.refresh(view, [member.param for member in stepping])
-        self.keep(self.first(view, self._reset(row)))
-        self._match(view, self._incomplete(view, row, changed))
-        for member in stepping:
+        before = [(each, self.of(each.param), each.first_state) for each in stepping]
+        self.create(view, [member.param for member in stepping])
+        self._match(view, self._incomplete(view, row, stepping, changed))
+        for member, state, first_state in before:
+            if member.layout is not None and _lacks_slots(member.layout, state):
+                slots = FirstState(member.layout.slots_in(self.of(member.param)))
+                self._creations.append(Creation(member, state, first_state, slots))
             member.first_state = None
         for member in row:
             member.look_up(self.of(member.param))
-            if member.has_state() and member.first_state is None:
-                member.shape = member.param.shape
+
+    def accept_creations(self) -> None:
+        """Keep the slots that a step has created."""
+        self._creations.clear()
+
+    def undo_creations(self) -> None:
+        """Remove the slots that a failed step has created, unless it has written them."""
+        for creation in self._creations:
+            member, before = creation.member, creation.before
+            state, layout = self.of(member.param), member.layout
+            if layout is None or not creation.slots.is_unchanged(
+                layout.slots_in(state)
+            ):
+                continue
+            member.first_state = creation.first_state
+            member.waits = bool(before)
+            if before:
+                self.by_param[member.param] = before
+            else:
+                self.by_param.pop(member.param, None)
+        self._creations.clear()
 
     def match_groups(self) -> None:
         """Add the slots of links that a value written to a group has switched on; otherwise the next step adds them."""
@@ -266,8 +368,8 @@ class States:
                     member.param
                     for member in row
                     if member.layout is not None
-                    and member.state
-                    and not member.is_unused(member.state)
+                    and not member.waits
+                    and not self.is_unused(member)
                 ]
                 self._match(view, used)
 
@@ -278,31 +380,22 @@ class States:
             self._complete(self.members.by_param[param], first.layouts[param], state)
             self.members.by_param[param].made_for = view
 
-    def _reset(self, row: list[Member]) -> list[Tensor]:
-        """Return the parameters without a gradient whose state the user removed: they keep shared values, too."""
-        return [
-            member.param
-            for member in row
-            if member.layout is not None
-            and member.param.grad is None
-            and member.saved is None
-            and not self.of(member.param)
-        ]
-
     def _incomplete(
-        self, view: GroupView, row: list[Member], changed: bool
+        self,
+        view: GroupView,
+        row: list[Member],
+        stepping: list[Member],
+        changed: bool,
     ) -> list[Tensor]:
-        """Return the parameters that lack slots, or whose slots may have changed."""
+        """Return the parameters that lack slots although they step, or whose slots may have changed."""
         params: list[Tensor] = []
+        for member in stepping:
+            if member.waits or member.layout is None or not self.of(member.param):
+                params.append(member.param)
         for member in row:
-            if member.layout is not None and self.of(member.param):
-                # The user may have moved the parameter from a group with other links.
-                incomplete = changed or member.made_for is not view
-            else:
-                incomplete = member.param.grad is not None or (
-                    changed and member.layout is not None
-                )
-            if incomplete:
+            has_slots = member.has_state() and not member.waits
+            # The user may have moved the parameter from a group with other links.
+            if has_slots and (changed or member.made_for is not view):
                 params.append(member.param)
         return params
 
@@ -323,6 +416,8 @@ class States:
             state.setdefault(key, old[key])
         self.by_param[member.param] = state
         member.layout = layout
+        member.waits = False
+        member.made_on = ParameterKind.of(member.param)
 
     # After a step.
 
@@ -340,8 +435,9 @@ class States:
         if not new:
             return
         for param, member in self.members.by_param.items():
-            if member.layout is not None:
-                _set_shared(self.by_param[param], member.layout, new)
+            state = self.of(param)
+            if state and member.layout is not None:
+                _set_shared(state, member.layout, new)
 
     # Loading a checkpoint.
 
@@ -352,9 +448,10 @@ class States:
         self.by_param.clear()
         self.by_param.update(states)
         for param, member in self.members.by_param.items():
-            member.layout = layouts.get(param)
+            layout = member.layout = layouts.get(param)
             member.first_state = None
-            member.shape = None
+            member.waits = layout is not None and _lacks_slots(layout, self.of(param))
+            member.made_on = None if layout is None else ParameterKind.of(param)
 
     def forget_used(self) -> None:
         """Record which states are no longer as the library created them, before a copy is made."""
@@ -409,10 +506,22 @@ def _are_prepared(members: list[Member], view: GroupView) -> bool:
         if (
             not member.has_state()
             or member.first_state is not None
+            or member.waits
             or member.made_for is not view
         ):
             return False
     return True
+
+
+def _lacks_slots(layout: Layout, state: Mapping[str, Any]) -> bool:
+    return not layout.keys <= state.keys()
+
+
+def _without_memory(param: Tensor) -> Tensor:
+    """Return a tensor without memory in place of a parameter; the parameter itself if it is not a plain tensor."""
+    if type(param.data) is not Tensor:
+        return param.detach()
+    return torch.empty_like(param, device="meta", requires_grad=False)
 
 
 def _first_state(run: OptimizerRun, leaf: Leaf, layout: Layout, alone: bool) -> State:

@@ -12,11 +12,12 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from gradtx import _torch
+from gradtx._eager import add_note
 from gradtx._execution import FROZEN, Block, Leaf, check_extras_of, execute
-from gradtx._narrowing import is_sequence
 from gradtx._owners import with_regions
 from gradtx._pure import FUNCTIONS, as_number, by_leaf, check_extras, split_extras
 from gradtx._runs import memory_of
+from gradtx._selectors import in_model
 from gradtx._sharding import gradient_like, placed_as, total
 from gradtx._tree import check_names, tensors
 from gradtx.context import Clock
@@ -25,7 +26,7 @@ from gradtx.optim._capture import check_capture, is_captured
 from gradtx.optim._member import Member
 from gradtx.optim._members import CPU, Members
 from gradtx.optim._request import StepRequest
-from gradtx.optim._run import OptimizerRun, check_agreement, numbers_of_sums
+from gradtx.optim._run import OptimizerRun, check_agreement
 from gradtx.optim._scaling import (
     Count,
     Scaling,
@@ -35,7 +36,6 @@ from gradtx.optim._scaling import (
     place_counts,
     unscaling,
 )
-from gradtx.optim._stages import OtherRankError, StandIn, dtype_of_sums
 from gradtx.optim._workings import Workings
 
 if TYPE_CHECKING:
@@ -82,10 +82,11 @@ class Step:
         self._changed: list[bool] = []
         for view, row, values in zip(self._views, rows, self._values, strict=True):
             changed = view.settle(values)
-            if workings.states.are_unused(row):
+            if all(map(workings.states.is_unused, row)):
                 view.start_with(values)
             self._changed.append(changed)
-            workings.states.prepare(view, row, changed)
+            takes_none = workings.traits.takes_none
+            workings.states.prepare(view, row, changed, takes_none)
         workings.states.check_late_patterns()
         self.members = self._stepping(rows)
         self._counts_on_device = workings.counts_on_device(scaling is not None)
@@ -110,9 +111,7 @@ class Step:
         return self._workings.members.owner
 
     def _new_run(self) -> OptimizerRun:
-        run = self._workings.states.run()
-        run.rank_sums = self._workings.members.rank_sums
-        return run
+        return self._workings.states.run()
 
     def _split_extras(self) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
         """Split the extras into 0-d values and trees by leaf."""
@@ -124,7 +123,7 @@ class Step:
             return {}, {}
         names = self._workings.members.names()
         for key, value in extras.items():
-            if kinds[key].startswith("leaf") and is_sequence(value):
+            if kinds[key].startswith("leaf"):
                 extras[key] = _by_name(key, value, names)
         scalars, trees = split_extras(extras, kinds, dict.fromkeys(names))
         run.leaf_extras = trees
@@ -150,23 +149,32 @@ class Step:
                     "omit sparse=True in its nn.Embedding, or set param.grad = param.grad.to_dense() before step()"
                 )
             state, layout = member.state, member.layout
-            if state and layout is not None and not layout.keys <= state.keys():
+            if not state or layout is None or member.waits:
+                continue
+            if not layout.keys <= state.keys():
                 lacking = min(layout.keys - state.keys())
                 raise ValueError(
                     f"{self._owner}: the state of parameter {member.name!r} lacks {lacking!r}"
                 )
 
-    def _check_shapes(self, members: list[Member]) -> None:
-        """Check that slots match the shapes of parameters. A valid plan implies this without reading shapes."""
+    def _check_fits(self, members: list[Member]) -> None:
+        """Check that slots fit their parameters. A valid plan implies this without a look at them."""
         for member in members:
-            shape, layout = member.param.shape, member.layout
-            if layout is None or not layout.slots or not member.state:
+            param, made_for, layout = member.param, member.made_on, member.layout
+            if made_for is None or layout is None or not layout.slots:
                 continue
-            if member.shape is None or member.shape == shape:
+            if not member.state or made_for.suits(param):
                 continue
+            who = f"{self._owner}: parameter {member.name!r}"
+            if made_for.shape != param.shape:
+                raise ValueError(
+                    f"{who} has shape {tuple(param.shape)}, but its state was created for {tuple(made_for.shape)}; "
+                    "reset its state: optimizer.state.pop(param)"
+                )
             raise ValueError(
-                f"{self._owner}: parameter {member.name!r} has shape {tuple(shape)}, but its state was "
-                f"created for {tuple(member.shape)}; reset its state: optimizer.state.pop(param)"
+                f"{who} is {param.dtype} on {param.device}, but its state was created for {made_for.dtype} on "
+                f"{made_for.device}; move the model before the first step, or convert the state: "
+                "optimizer.load_state_dict(optimizer.state_dict())"
             )
 
     def _stepping(self, rows: Sequence[list[Member]]) -> list[Member]:
@@ -174,9 +182,8 @@ class Step:
         stepping: list[Member] = []
         for row in rows:
             for member in row:
-                if member.layout is not None and (
-                    takes_none or member.param.grad is not None
-                ):
+                has_slots = member.has_state() and not member.waits
+                if has_slots and (takes_none or member.param.grad is not None):
                     stepping.append(member)
         return stepping
 
@@ -217,7 +224,7 @@ class Step:
 
     def _outlines(self, members: list[Member]) -> list[Leaf]:
         """Return leaves without values, for planning: values could be float32 copies of all weights and gradients."""
-        self._check_shapes(members)
+        self._check_fits(members)
         outlines: list[Leaf] = []
         for member in members:
             leaf = self._leaves.get(id(member))
@@ -261,22 +268,6 @@ class Step:
 
     def run(self) -> None:
         """Compute the step and write its results."""
-        rank_sums = self._workings.members.rank_sums
-        if rank_sums is None:
-            self._run_alone()
-            return
-        try:
-            self._expand()
-            rank_sums.agree(lambda: numbers_of_sums(self._blocks, self._rows))
-            self._run_alone()
-        except OtherRankError:
-            raise
-        except Exception:
-            rank_sums.report_failure()
-            raise
-        rank_sums.end()
-
-    def _run_alone(self) -> None:
         functions = [name for name in FUNCTIONS if name in self._extras]
         if any(name in self._workings.members.tx.needs for name in functions):
             self._execute_then_write()
@@ -310,7 +301,7 @@ class Step:
 
     def _eager_leaves(self, members: list[Member]) -> Iterator[Leaf]:
         """Yield leaves that are in no bundle, each created when the previous leaves have finished or are suspended."""
-        self._check_shapes(members)
+        self._check_fits(members)
         if self.trees:
             self.leaves(members)  # checks the extras of all leaves first
         return self._each_leaf(members)
@@ -373,8 +364,6 @@ class Step:
         waiting = list(bundles)
 
         def finish(leaf: Any) -> None:
-            if isinstance(leaf, StandIn):
-                return
             if isinstance(leaf, Leaf):
                 self._write(leaf)
                 return
@@ -388,30 +377,14 @@ class Step:
         # At this point, because the states are in the processor's cache.
         _count_up(bundles, self._after)
         try:
-            execute(
-                itertools.chain(bundles, self._eager_leaves(eager), self._stand_ins()),
-                finish,
-            )
+            execute(itertools.chain(bundles, self._eager_leaves(eager)), finish)
+        except Exception as error:
+            if waiting:
+                add_note(error)
+            raise
         finally:
             # If a leaf raises an error, bundles that were not written keep their old counts.
             _count_back(waiting)
-
-    def _stand_ins(self) -> Iterator[Leaf]:
-        """Yield placeholders for leaves that only other ranks have, on routes with sums."""
-        rank_sums = self._workings.members.rank_sums
-        if rank_sums is None:
-            return
-        stepping = [member for member in self.members if member.param.grad is not None]
-        block, key = self._blocks[0], (stepping, [member.layout for member in stepping])
-        # A device would count only under a GradScaler, which is rejected.
-        assert isinstance(self._count, int)
-        for route in rank_sums.routes(block, lambda: self._outlines(stepping), key):
-            clock = _clock_after(self._count)
-            leaf = StandIn(
-                self._run, route, dtype_of_sums(stepping), clock, self._scalars
-            )
-            self._run.stand_ins.add(leaf.name)
-            yield leaf.set_route(block.on_route(route))
 
     def _request(self) -> StepRequest:
         structures: list[Any] = []
@@ -439,7 +412,7 @@ class Step:
         path = self._workings.members.clock_path(entry)
         if path is None:
             return self._count
-        if self._workings.traits.restarts:  # the count may restart in this step
+        if self._workings.members.restarts:  # the count may restart in this step
             self._expand()
             step = self._run.inner_counts[path]
         else:
@@ -499,13 +472,19 @@ def _memory_in_use(leaf: Leaf) -> set[Any]:
     return taken
 
 
-def _by_name(extra: str, values: Sequence[Any], names: list[str]) -> dict[str, Any]:
-    """Convert an extra that was passed as a list in parameter order to a dict by name."""
-    if len(values) != len(names):
-        raise ValueError(
-            f"{extra}: needs one tensor per parameter, got {len(values)} tensors for {len(names)} parameters"
-        )
-    return dict(zip(names, values, strict=True))
+def _by_name(extra: str, values: Any, names: list[str]) -> Any:
+    """Convert an extra to a dict by name: from a list in parameter order, or from names with those of wrappers."""
+    if isinstance(values, tuple | list):
+        if len(values) != len(names):
+            raise ValueError(
+                f"{extra}: needs one tensor per parameter, got {len(values)} tensors for {len(names)} parameters"
+            )
+        return dict(zip(names, values, strict=True))
+    if isinstance(values, dict):
+        bare = in_model(map(str, values))
+        if set(bare) == set(names):
+            return dict(zip(bare, values.values(), strict=True))
+    return values
 
 
 def _clock_after(count: int | Count) -> Clock:
@@ -541,6 +520,18 @@ def _count_back(bundles: Iterable[Bundle]) -> None:
             member.state["step"].copy_(as_step(member.count))
 
 
+def check_closure(owner: str, params: Iterable[Tensor]) -> None:
+    """Check that a closure that links call again has computed gradients.
+
+    Raises:
+        RuntimeError: If no parameter has a gradient.
+    """
+    if all(param.grad is None for param in params):
+        raise RuntimeError(
+            f"{owner}: the closure computed no gradients; it must call zero_grad() and backward(), and return the loss"
+        )
+
+
 def _gradient_function(
     members: Members, extras: dict[str, Any]
 ) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
@@ -549,6 +540,7 @@ def _gradient_function(
     def gradients_at(values: dict[str, Tensor]) -> dict[str, Tensor]:
         with _moved(members, values) as params:
             extras["grad_fn"]()
+            check_closure(members.owner, members.by_param)
             return {
                 name: _gradient_like(params[name], value)
                 for name, value in values.items()
@@ -569,6 +561,7 @@ def _value_function(
             value = as_number("the result of value_fn", extras["value_fn"]()).detach()
             if direction is None:
                 return value, None
+            check_closure(members.owner, members.by_param)
             gradients = {
                 name: _gradient_like(params[name], step)
                 for name, step in direction.items()

@@ -1,21 +1,29 @@
 """Warnings at the caller's line, for example about chains and groups that are valid but rarely intended."""
 
-# pyright: reportPrivateUsage=false
-
 from __future__ import annotations
 
-import inspect
-import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from torch import Tensor, distributed
+
 from gradtx._arguments import OTHER_WORDS, Schedule
-from gradtx._messages import close, describe
+from gradtx._messages import close, describe, warn_user
+from gradtx._sharding import is_sharded
 from gradtx.core import Chain, Entry, GradientTransformation
 from gradtx.factories import FactoryCall
-from gradtx.optim._groups import ENGINE_OPTIONS, SCHEDULER_KEYS, GroupView
+from gradtx.optim._groups import (
+    ENGINE_OPTIONS,
+    SCHEDULER_KEYS,
+    GroupView,
+    is_same,
+    next_value,
+)
 
+# After so many steps without a gradient there is a mistake; the first few may be a test of a schedule.
+IDLE_STEPS = 10
 RATE = "scale_by_learning_rate"
+SCHEDULED = "initial_lr"  # the key that torch's schedulers add to a group
 # Group keys written by torch and its schedulers, by trainers, and by this library.
 FOREIGN_KEYS = {
     *SCHEDULER_KEYS,
@@ -31,20 +39,6 @@ FOREIGN_KEYS = {
 }
 # Links of chains whose purpose may be to record or average weights, not to take steps.
 WITHOUT_DIRECTION = ("average", "freeze", "lookahead", "scale")
-INNER_PACKAGES = ("gradtx", "torch", "contextlib", "functools")
-
-
-def warn_user(message: str, category: type[Warning]) -> None:
-    """Warn at the line that called gradtx, at any depth of the call stack."""
-    level = 1  # the frame of this function
-    frame = inspect.currentframe()
-    while (
-        frame is not None
-        and frame.f_globals.get("__name__", "").partition(".")[0] in INNER_PACKAGES
-    ):
-        frame = frame.f_back
-        level += 1
-    warnings.warn(message, category, stacklevel=level)
 
 
 def warn_of_ascent(tx: GradientTransformation) -> None:
@@ -94,21 +88,48 @@ def _keeps_sign(tx: GradientTransformation) -> bool:
     return all(map(_keeps_sign, inner))
 
 
-def warn_of_two_schedules(owner: str, views: Iterable[GroupView]) -> None:
-    """Warn, once per group, about a torch scheduler on a group whose learning rate follows a schedule."""
+def check_two_schedules(owner: str, views: Iterable[GroupView]) -> None:
+    """Warn, once per group, about a torch scheduler on a group whose learning rate follows a schedule.
+
+    Raises:
+        ValueError: If the schedule starts at 0, which the scheduler multiplies.
+    """
     for view in views:
-        if "initial_lr" not in view.group or view.expects_scheduler:
+        if SCHEDULED in view.group and not view.expects_scheduler:
+            _check_schedule(owner, view)
+
+
+def check_written_schedules(owner: str, views: Iterable[GroupView]) -> None:
+    """Check the same before a step, for schedulers that do not wrap `step`, once they have written a rate."""
+    for view in views:
+        if SCHEDULED not in view.group or view.expects_scheduler:
             continue
-        view.expects_scheduler = True
-        source = view.sources.get("lr")
-        if isinstance(source, Schedule):
-            scheduler = f"gradtx.as_lr_scheduler(optimizer, {describe(source)})"
-            warn_user(
-                f"{owner}: the lr of a group follows {describe(source)}, and an LRScheduler now writes it as well: "
-                "it overrides the schedule with multiples of the schedule's first value. Pass a number as lr to the "
-                f"optimizer, and the schedule as a scheduler to the trainer: {scheduler}",
-                UserWarning,
-            )
+        if "lr" in view.live and not is_same(view.group["lr"], view.shown["lr"]):
+            _check_schedule(owner, view)
+
+
+def _check_schedule(owner: str, view: GroupView) -> None:
+    source = view.sources.get("lr")
+    if not isinstance(source, Schedule):
+        return
+    first = next_value(source, 0)
+    schedule = describe(source)
+    remedy = (
+        "pass a number as lr to the optimizer, and the schedule as a scheduler to the trainer: "
+        f"gradtx.as_lr_scheduler(optimizer, {schedule})"
+    )
+    if first == 0:
+        del view.group[SCHEDULED]
+        raise ValueError(
+            f"{owner}: the lr of a group follows {schedule}, which starts at 0, and an LRScheduler multiplies this "
+            f"first value, so the rate would stay 0 for the whole run; {remedy}"
+        )
+    view.expects_scheduler = True
+    warn_user(
+        f"{owner}: the lr of a group follows {schedule}, and an LRScheduler now writes it as well: it overrides the "
+        f"schedule with multiples of the schedule's first value, {first}; {remedy}",
+        UserWarning,
+    )
 
 
 def warn_of_unread_cycles(owner: str, views: Iterable[GroupView]) -> None:
@@ -252,6 +273,15 @@ def _contains_name(key: str, names: set[str]) -> bool:
     return any(f"_{name}_" in f"_{key}_" for name in (*names, "lr"))
 
 
+def warn_of_idle_steps(owner: str) -> None:
+    """Warn about an optimizer that has not seen a gradient since it was created."""
+    warn_user(
+        f"{owner}: no parameter had a gradient in the first {IDLE_STEPS} steps, so nothing was trained; call "
+        "loss.backward() before step(), and pass the parameters of the model that computes the loss",
+        UserWarning,
+    )
+
+
 def warn_of_engine_options(owner: str, options: Mapping[str, Any]) -> None:
     """Warn about enabled options that choose between torch's implementations; disabled options have no effect."""
     if options.get("capturable"):
@@ -267,5 +297,16 @@ def warn_of_engine_options(owner: str, options: Mapping[str, Any]) -> None:
         warn_user(
             f"{owner}: {' and '.join(given)} {verb} between implementations of torch, without effect here; "
             "omit it. A step runs over lists of tensors by default, and in compiled programs with compile=True",
+            UserWarning,
+        )
+
+
+def warn_of_replicas(feature: str, params: Iterable[Tensor], reason: str) -> None:
+    """Warn if several processes may hold the same plain parameters, under DistributedDataParallel."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return
+    if distributed.get_world_size() > 1 and not all(map(is_sharded, params)):
+        warn_user(
+            f"{feature}: do not wrap these parameters in DistributedDataParallel: {reason}",
             UserWarning,
         )

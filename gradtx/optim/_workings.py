@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from gradtx import _torch
+from gradtx._eager import runs_eagerly
 from gradtx.core import GradientTransformation
 from gradtx.optim._agreement import Agreement
 from gradtx.optim._evaluation import Evaluation
@@ -102,6 +103,8 @@ class Workings:
 
     def engines(self) -> list[Engine]:
         """Return the engines of a step; each processes the parameters that the previous engines did not."""
+        if runs_eagerly():
+            return []
         if _torch.is_intercepted():
             return [] if self.engine is None else [self.engine]
         return [self.lists] if self.engine is None else [self.engine, self.lists]

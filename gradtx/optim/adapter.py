@@ -1,7 +1,5 @@
 """`ChainOptimizer`, a torch.optim.Optimizer that runs any transformation."""
 
-# pyright: reportPrivateUsage=false
-
 from __future__ import annotations
 
 import contextlib
@@ -16,8 +14,13 @@ from torch import Tensor
 from gradtx import _torch
 from gradtx._arguments import tensors_in
 from gradtx._execution import Block
-from gradtx._given import listed_group, listed_params, without_repeats
-from gradtx._narrowing import is_tuple
+from gradtx._given import (
+    listed_group,
+    listed_params,
+    tensors_of_group,
+    without_repeats,
+)
+from gradtx._messages import describe
 from gradtx._pure import evaluation_weights
 from gradtx._sharding import team_of_group
 from gradtx._storage import check_patterns
@@ -29,19 +32,21 @@ from gradtx.optim._checkpoint import Checkpoint
 from gradtx.optim._evaluation import Evaluation
 from gradtx.optim._explain import Explanation, explain
 from gradtx.optim._form import check_form, check_mapping
-from gradtx.optim._groups import ENGINE_OPTIONS, cycled_alike, is_same
+from gradtx.optim._groups import ENGINE_OPTIONS, OVERRIDDEN, cycled_alike, is_same
 from gradtx.optim._hessian import HessianStep
 from gradtx.optim._members import CPU
 from gradtx.optim._ownership import states_of_owners
-from gradtx.optim._pickles import workings_of
+from gradtx.optim._pickles import check_loadable
 from gradtx.optim._scaling import Scaling
-from gradtx.optim._stages import RankSums, Seen, check_can_sum
 from gradtx.optim._state import FirstStates
-from gradtx.optim._step import Step
+from gradtx.optim._step import Step, check_closure
 from gradtx.optim._warnings import (
+    IDLE_STEPS,
+    check_two_schedules,
+    check_written_schedules,
     warn_of_engine_options,
+    warn_of_idle_steps,
     warn_of_misspelt,
-    warn_of_two_schedules,
     warn_of_unread,
     warn_of_unread_cycles,
 )
@@ -56,7 +61,9 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
     """A GradientTransformation as a torch optimizer; returned by `as_optimizer`, base of the `gradtx.optim` classes."""
 
     _released: ReleasedGradients | None = None
-    # A copy of the original `defaults`; None in old pickles.
+    # The number of steps so far, none of which had a gradient; None after the first gradient.
+    _idle_steps: int | None = 0
+    # A copy of the original `defaults`; None before the first group is complete.
     _made_defaults: Mapping[str, Any] | None = None
 
     @unaffected_by_surroundings
@@ -68,7 +75,6 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         compile: bool | str | Mapping[str, Any] = False,
         seed: int = 0,
         process_group: Any = None,
-        sum_over: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
         **numbers: Any,
@@ -93,17 +99,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
                     f"{owner}: state_device cannot be combined with process_group"
                 )
             members.replicas = team_of_group(f"{owner}: process_group", process_group)
-        if sum_over is not None:
-            check_can_sum(owner, members.block(), tx.needs)
-            members.rank_sums = RankSums(owner, sum_over)
-        try:
-            super().__init__(listed_params(owner, params), {})
-            if _torch.zero_redundancy_calls():
-                members.check_divided("ZeroRedundancyOptimizer")
-        except Exception:
-            if members.rank_sums is not None:
-                members.rank_sums.report_failure()
-            raise
+        super().__init__(listed_params(owner, params), {})
         if capturable:
             check_capturable(owner, self._workings)
         self._check_patterns()
@@ -111,20 +107,12 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         self._made_defaults = dict(self.defaults)
 
     def _check_patterns(self) -> None:
-        """Check that every pattern of the chain matches a parameter or a slot, on this or another rank."""
+        """Check that every pattern of the chain matches a parameter or a slot."""
         members, states = self._workings.members, self._workings.states
-        slots_by_label = {
-            storage.label: slots for storage, slots in states.seen_slots.items()
-        }
-        seen = Seen(members.names(), slots_by_label, states.are_complete)
-        states.awaits_slots = members.rank_sums is None and not seen.complete
-        if members.rank_sums is not None:
-            seen = members.rank_sums.seen_everywhere(seen)
-        members.check_selectors(seen.names)
-        if seen.complete:
-            check_patterns(
-                {storage: seen.slots[storage.label] for storage in states.seen_slots}
-            )
+        members.check_selectors(members.names())
+        states.awaits_slots = not states.are_complete
+        if states.are_complete:
+            check_patterns(states.seen_slots)
 
     def _copy_hyperparameters(
         self, tx: GradientTransformation
@@ -153,11 +141,11 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         Parameters that still have state, from a group that was removed, keep it.
         """
         owner = type(self).__name__
-        group = without_repeats(
-            self._checked_by_torch(listed_group(owner, param_group))
-        )
-        keys = list(group)
         workings = self._up_to_date()
+        group = listed_group(owner, param_group)
+        self._check_in_no_group(group)
+        group = without_repeats(self._checked_by_torch(group))
+        keys = list(group)
         members, states = workings.members, workings.states
         self._take_written_defaults(group)
         if self._workings.offload is not None:
@@ -168,7 +156,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
             for view in joining.views:
                 self._workings.hessian.mark(view.group)
                 first_states.append(
-                    states.first(view, view.group["params"], joining.by_param)
+                    states.outline(view, view.group["params"], joining.by_param)
                 )
         # Warn before anything changes, because warnings may be turned into errors.
         warn_of_misspelt(owner, keys, self._tx._entries())
@@ -186,6 +174,21 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
             view.show(states.count)
         if self._released is not None:
             self._released.follow(members.by_param)
+
+    def _check_in_no_group(self, group: Any) -> None:
+        """Check that no parameter of a new group is in another one, as torch does without naming the parameter.
+
+        Raises:
+            ValueError: If a parameter is.
+        """
+        members = self._workings.members.by_param
+        for param in tensors_of_group(group):
+            if param in members:
+                member = members[param]
+                raise ValueError(
+                    f"{type(self).__name__}: parameter {member.name!r} appears in more than one parameter group, here "
+                    f"and in param_groups[{member.group}]; remove it from one of them"
+                )
 
     def _take_written_defaults(self, group: dict[str, Any]) -> None:
         """Copy values that were written to `defaults` into a new group; other defaults come from the chain."""
@@ -243,10 +246,9 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         Raises:
             ValueError: If a link needs all gradients together (a sum over leaves, a closure, a rule for whole trees),
                 or an input that is known only after backward.
-            RuntimeError: If the optimizer has `state_device`, `sum_over` or `capturable`, if the parameters are wrapped
-                in DistributedDataParallel, which averages gradients later, or if gradients are released already; during
-                backward, if a parameter receives a second gradient without `step()`; in `step`, if a GradScaler is
-                used.
+            RuntimeError: If the optimizer has `state_device` or `capturable`, or if gradients are released already;
+                during backward, if a parameter receives a second gradient without `step()`; in `step`, if a GradScaler
+                is used.
 
         Example:
             >>> model = torch.nn.Linear(2, 1)
@@ -264,11 +266,6 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
             raise RuntimeError(
                 f"{type(self).__name__}: release_gradients cannot be combined with state_device, whose steps "
                 "copy all gradients together; use step(consume_gradients=True)"
-            )
-        if self._workings.members.rank_sums is not None:
-            raise RuntimeError(
-                f"{type(self).__name__}: release_gradients cannot be combined with sum_over; "
-                "use step(consume_gradients=True)"
             )
         if self._workings.capturable:
             raise RuntimeError(
@@ -331,8 +328,8 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
 
         Raises:
             RuntimeError: If a gradient is sparse, if the parameters hold evaluation weights, if a closure computes no
-                gradients although links call it again, or if a GradScaler is enabled and a closure is passed,
-                `sum_over` is set or `hessian_diag` has to be estimated.
+                gradients although links call it again, or if a GradScaler is enabled and a closure is passed or
+                `hessian_diag` has to be estimated.
             TypeError, ValueError: If an extra is unknown or missing, or if a hyperparameter is out of range. The
                 optimizer is then unchanged.
         """
@@ -347,6 +344,11 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         extras: dict[str, Any],
     ) -> Any:
         """Step without the caller's autocast and default device, in which only closures and other extras run."""
+        if closure is not None and not callable(closure):
+            raise TypeError(
+                f"{type(self).__name__}: closure must be a function that computes the loss and its gradients, got "
+                f"{describe(closure)}; pass a loss as step(value=loss)"
+            )
         around = surroundings()
         if around is None:
             return self._step(closure, consume_gradients, extras)
@@ -362,7 +364,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         self._check_training()
         self._check_released(extras)
         workings = self._up_to_date()
-        warn_of_two_schedules(type(self).__name__, workings.members.views)
+        check_written_schedules(type(self).__name__, workings.members.views)
         warn_of_unread_cycles(type(self).__name__, workings.members.views)
         scaling = Scaling.requested_by(self)
         if scaling is not None:
@@ -378,17 +380,26 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
                 loss = closure()
             self._add_extras_of(closure, loss, extras)
             workings = self._up_to_date()
-            self._check_gradients(workings)
+            if self._calls_again():
+                check_closure(type(self).__name__, workings.members.by_param)
+        if self._released is None:
+            self._count_idle_step(workings)
         open_step = None if self._released is None else self._released.close()
         if workings.offload is not None:
-            workings.offload.check_step(workings.members.by_param)
             workings.offload.extras_on_host(extras)
         with workings.at_state(
             writes=True, consumes=consume_gradients, unscales=scaling is not None
         ):
-            step = open_step or self._checked_step(extras, scaling, consume_gradients)
-            hessian.supply(step)
-            step.run()
+            try:
+                step = open_step or self._checked_step(
+                    extras, scaling, consume_gradients
+                )
+                hessian.supply(step)
+                step.run()
+            except Exception:
+                workings.states.undo_creations()
+                raise
+            workings.states.accept_creations()
         if consume_gradients:
             workings.members.drop_gradients()  # those of frozen leaves are left
         return loss
@@ -396,16 +407,11 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
     def _check_scaling(
         self, workings: Workings, closure: Callable[[], Any] | None
     ) -> None:
-        """Check that the options of this step are available under a GradScaler.
+        """Check that a step under a GradScaler has no closure.
 
         Raises:
-            RuntimeError: If `sum_over` is set, or if there is a closure.
+            RuntimeError: If there is one.
         """
-        if workings.members.rank_sums is not None:
-            raise RuntimeError(
-                f"{type(self).__name__}: a GradScaler reads only the gradients of its rank, and would skip "
-                "steps on some ranks of sum_over=; train in bfloat16"
-            )
         if closure is not None:
             remedy = (
                 "train in bfloat16, without a scaler"
@@ -431,19 +437,16 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         """Whether a link calls the closure at other weights."""
         return not {"grad_fn", "value_fn"}.isdisjoint(self._tx.needs)
 
-    def _check_gradients(self, workings: Workings) -> None:
-        """Check that the closure has computed gradients, if a link will call it again.
-
-        Raises:
-            RuntimeError: If no parameter has a gradient.
-        """
-        if self._calls_again() and all(
-            param.grad is None for param in workings.members.by_param
-        ):
-            raise RuntimeError(
-                f"{type(self).__name__}: the closure computed no gradients; it must call zero_grad() and backward(), "
-                "and return the loss"
-            )
+    def _count_idle_step(self, workings: Workings) -> None:
+        """Warn once if no parameter had a gradient in the first steps: then nothing is trained."""
+        if self._idle_steps is None:
+            return
+        self._idle_steps += 1
+        if any(param.grad is not None for param in workings.members.by_param):
+            self._idle_steps = None
+        elif self._idle_steps == IDLE_STEPS:
+            self._idle_steps = None
+            warn_of_idle_steps(type(self).__name__)
 
     _step_untraced = _torch.not_traced(_plain_step)
 
@@ -452,23 +455,19 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
     ) -> Step:
         """Create a step, which runs all checks; report a failure so that other ranks do not wait."""
         members = self._workings.members
-        if members.rank_sums is not None:
-            members.rank_sums.start()
         try:
             return Step(self._workings, extras, scaling, consumes)
         except Exception:
             self._workings.agreement.report_failure(
                 members.by_param.values(), members.replicas
             )
-            if members.rank_sums is not None:
-                members.rank_sums.report_failure()
             raise
 
     def __setattr__(self, name: str, value: Any) -> None:
-        super().__setattr__(name, value)
         # torch's schedulers wrap `step` in a counter.
         if name == "step" and "_workings" in self.__dict__:
-            warn_of_two_schedules(type(self).__name__, self._workings.members.views)
+            check_two_schedules(type(self).__name__, self._workings.members.views)
+        super().__setattr__(name, value)
 
     def expect_scheduler(self) -> None:
         """Allow the next scheduler to override schedules in the chain without a warning."""
@@ -540,7 +539,6 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
 
     def _evaluated(self, workings: Workings) -> dict[Tensor, Tensor]:
         members, states = workings.members, workings.states
-        states.refresh_all()
         run, count = states.run(), states.exact_count()
         clock = Clock(torch.tensor(count + 1, device=CPU))
         weights: dict[Tensor, Tensor] = {}
@@ -548,7 +546,8 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
             block = Block.of(view.chain(view.values(), CPU), run, count)
             for param in view.group["params"]:
                 member = members.by_param[param]
-                if member.layout is not None:
+                states.accept_moved(view, member)
+                if member.layout is not None and not states.is_unused(member):
                     leaf = states.leaf(run, member, clock)
                     value = evaluation_weights(leaf, block.for_leaf(leaf))
                     if value is not None:
@@ -558,19 +557,25 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
 
     @unaffected_by_surroundings
     def state_dict(self) -> dict[str, Any]:
-        """Return a state dict in torch's format; state that no step has used is rebuilt from the current parameters.
+        """Return a state dict in torch's format, with slots for every parameter that requires a gradient.
 
-        If parameters, or the work on them, are divided among ranks, all ranks must call it together. Slots that only
-        the owner of a matrix keeps are then saved whole, or divided by rows if the parameter is sharded.
+        Slots of a parameter without a gradient so far have their initial values. If parameters, or the work on them,
+        are divided among ranks, all ranks must call it together. Slots that only the owner of a matrix keeps are then
+        saved whole, or divided by rows if the parameter is sharded.
         """
         workings = self._up_to_date()
         evaluation = workings.evaluation
-        if evaluation is None:
-            with workings.at_state(writes=False):
+        with workings.at_state(writes=False):
+            if evaluation is None:
                 workings.states.match_groups()
-                workings.states.refresh_all()
+            workings.states.create_all()
         workings.states.show_exactly()
         state_dict = self._state_dict_of_members()
+        views = workings.members.views
+        for view, group in zip(views, state_dict["param_groups"], strict=True):
+            overridden = view.overridden()
+            if overridden is not None:
+                group[OVERRIDDEN] = overridden
         if evaluation is not None:
             evaluation.save(state_dict, self._params_in_order())
         return state_dict
@@ -606,7 +611,9 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         Args:
             state_dict: A state dict as returned by `state_dict()`.
             strict: Whether a missing or unknown slot in an entry is an error. Otherwise a missing slot keeps its
-                initial value. A parameter without an entry keeps its initial state in both cases.
+                initial value, and an unknown one is kept in the state, with a warning. Keys that a wrapper has written
+                into the present state are always loaded. A parameter without an entry keeps its initial state in both
+                cases.
 
         Raises:
             TypeError: If a state, group, entry or slot has another type.
@@ -641,6 +648,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         return state_dict
 
     def __getstate__(self) -> dict[str, Any]:
+        check_loadable(type(self).__name__, self.state.values())
         self._workings.states.forget_used()
         return {**super().__getstate__(), "_workings": self._workings}
 
@@ -648,8 +656,8 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         if hasattr(self, "_workings") and state.keys() <= {"state", "param_groups"}:
             super().__setstate__(state)  # the next call adapts to the changes
             return
-        workings = workings_of(state, type(self).__name__)
-        super().__setstate__({**state, "_workings": workings})
+        super().__setstate__(state)
+        workings = self._workings
         workings.states.by_param = self.state
         workings.states.note_copies()
 
@@ -658,10 +666,6 @@ def _engine_for(compile: Any) -> Any:
     """Create the compiled engine; its module, and the parts of torch that it needs, are imported only here."""
     if compile is False:
         return None
-    if compile == "background":
-        from gradtx.optim.engine.background import BackgroundEngine
-
-        return BackgroundEngine({})
     from gradtx.optim.engine.compiled import CompiledEngine
     from gradtx.optim.engine.inductor import compiler_options
 
@@ -681,7 +685,7 @@ def _offload_for(
 
 def _cloned(value: Any) -> Any:
     """Copy the tensors of a number or a tuple of numbers."""
-    if is_tuple(value):
+    if isinstance(value, tuple):
         return tuple(map(_cloned, value))
     return value.detach().clone() if isinstance(value, Tensor) else value
 

@@ -1,20 +1,19 @@
 """A torch optimizer class for each alias of `gradtx.optimizers`; the generated classes.pyi types their arguments."""
 
-# pyright: reportPrivateUsage=false
-
 from __future__ import annotations
 
 import inspect
 import types
 from collections.abc import Callable, Mapping
-from typing import Any, TypeGuard
+from typing import Any, NamedTuple, TypeGuard
 
 import torch
 from torch import Tensor
 
 from gradtx import optimizers
 from gradtx._arguments import keyword_parameter
-from gradtx._narrowing import is_list, is_sequence
+from gradtx._docstrings import with_arguments
+from gradtx._given import Params
 from gradtx.core import GradientTransformation, chain
 from gradtx.optim._groups import ENGINE_OPTIONS, check_differentiable, names_in_group
 from gradtx.optim._warnings import warn_of_engine_options
@@ -31,14 +30,42 @@ NUMBERS_OF_TORCH: dict[str, dict[str, Callable[[dict[str, Any]], Any]]] = {
 # Constructor arguments in addition to those of the alias, with their defaults. Process groups are not included, since
 # they cannot be in `defaults`, which are copied and pickled.
 ENGINE = {"compile": False, "seed": 0, "state_device": None, "capturable": False}
-# What all constructors accept in addition to the arguments of their alias: (default, annotation).
-KEYWORDS: dict[str, tuple[Any, str]] = {
-    "compile": (False, "bool | str | Mapping[str, Any]"),
-    "process_group": (None, "Any"),
-    "sum_over": (None, "Any"),
-    "state_device": (None, "torch.device | str | None"),
-    "capturable": (False, "bool"),
+
+
+class Option(NamedTuple):
+    """What a constructor accepts in addition to the arguments of its alias; `told` is for its docstring."""
+
+    default: Any
+    annotation: str
+    told: str
+
+
+KEYWORDS = {
+    "compile": Option(
+        False,
+        "bool | str | Mapping[str, Any]",
+        "True runs steps through torch's compiler, in place; a mode or a dict of options is passed on to it. This and "
+        "the following arguments are those of `as_optimizer`, whose docstring says more.",
+    ),
+    "process_group": Option(
+        None,
+        "Any",
+        "Ranks that have these parameters and equal gradients, as under DDP, and divide the work of matrix methods.",
+    ),
+    "state_device": Option(
+        None,
+        "torch.device | str | None",
+        '"cpu" keeps the state, and computes steps, on the host; None: on the device of each parameter.',
+    ),
+    "capturable": Option(
+        False,
+        "bool",
+        "Whether `torch.cuda.graph` may capture steps: counts are kept on the parameters' device.",
+    ),
 }
+SEED = Option(
+    0, "int", "Seed of the random vectors with which steps estimate `hessian_diag`."
+)
 
 
 class AliasOptimizer(ChainOptimizer):
@@ -59,29 +86,35 @@ class AliasOptimizer(ChainOptimizer):
             return
         cls._alias = staticmethod(alias)
         cls._fixed_options = FIXED_OPTIONS.get(alias.__name__, {})
-        summary = f"`gradtx.{alias.__name__}` as a torch optimizer: `{cls.__name__}(params, ...)`."
-        cls.__doc__ = f"{summary}\n\n    {alias.__doc__}"
         own = cls._arguments = inspect.signature(alias)
-        params = inspect.Parameter("params", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        params = inspect.Parameter(
+            "params", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation="Params"
+        )
         engine = dict(KEYWORDS)
         example = alias.spec.example
         options: Any = example(chain()) if callable(example) else example
         if "hessian_diag" in alias(**options).needs:
             cls._seeded = True
-            engine["seed"] = (0, "int")
-        keywords = [keyword_parameter(name, *option) for name, option in engine.items()]
+            engine["seed"] = SEED
+        keywords = [
+            keyword_parameter(name, option.default, option.annotation)
+            for name, option in engine.items()
+        ]
         cls.__signature__ = own.replace(  # type: ignore[attr-defined]
             parameters=[params, *own.parameters.values(), *keywords],
             return_annotation=own.empty,
         )
+        summary = f"`{alias.__name__}` as a torch optimizer: `{cls.__name__}(params, ...)`, as for `as_optimizer`."
+        told = {name: option.told for name, option in engine.items()}
+        docstring = with_arguments(inspect.getdoc(alias), told)
+        cls.__doc__ = f"{summary}\n\n{docstring}" if docstring else summary
 
     def __init__(
         self,
-        params: Any,
+        params: Params,
         *args: Any,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
-        sum_over: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
         **kwargs: Any,
@@ -103,9 +136,7 @@ class AliasOptimizer(ChainOptimizer):
             "state_device": state_device,
             "capturable": bool(capturable),
         }
-        super().__init__(
-            tx, params, process_group=process_group, sum_over=sum_over, **engine
-        )
+        super().__init__(tx, params, process_group=process_group, **engine)
         arguments = self._arguments.bind(*args, **numbers).arguments
         arguments.update(
             (name, value) for name, value in engine.items() if value != ENGINE[name]
@@ -181,12 +212,12 @@ class AliasOptimizer(ChainOptimizer):
 
 
 def _are_groups(groups: Any) -> TypeGuard[list[dict[str, Any]]]:
-    return is_list(groups) and all(isinstance(group, dict) for group in groups)
+    return isinstance(groups, list) and all(isinstance(group, dict) for group in groups)
 
 
 def _as_number(value: Any) -> Any:
     """Return a one-element tensor as a 0-d view, since torch's optimizers accept such tensors as numbers."""
-    if is_sequence(value):
+    if isinstance(value, tuple | list):
         return type(value)(map(_as_number, value))
     if isinstance(value, Tensor) and value.ndim and value.numel() == 1:
         return value.reshape(())
@@ -216,11 +247,11 @@ def _defaults_of(
     return defaults
 
 
-def optimizer_class(alias: Any) -> type[AliasOptimizer]:
-    """Create the class of an alias, under the name by which `gradtx.optim` exports it and pickle finds it."""
+def class_of(alias: Any, module: str) -> type[AliasOptimizer]:
+    """Create the class of an alias; pickle finds it by its name in the module."""
 
     def fill(namespace: dict[str, Any]) -> None:
-        namespace["__module__"] = "gradtx.optim"
+        namespace["__module__"] = module
 
     return types.new_class(
         alias.spec.class_name, (AliasOptimizer,), {"alias": alias}, fill
@@ -228,10 +259,11 @@ def optimizer_class(alias: Any) -> type[AliasOptimizer]:
 
 
 CLASSES = {
-    name: optimizer_class(getattr(optimizers, name)) for name in optimizers.__all__
+    name: class_of(getattr(optimizers, name), "gradtx.optim")
+    for name in optimizers.__all__
 }
 """The class of each alias, by the alias's name."""
 
 _CLASS_OF_NAME = {cls.__name__: cls for cls in CLASSES.values()}
 globals().update(_CLASS_OF_NAME)
-__all__ = list(_CLASS_OF_NAME)  # pyright: ignore[reportUnsupportedDunderAll]
+__all__ = list(_CLASS_OF_NAME)

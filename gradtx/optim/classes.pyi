@@ -1,11 +1,12 @@
-"""Types of the classes of aliases, written by docs/class_stubs.py: run `make docs-tables`."""
+"""Types of this module, written by docs/stubs.py: run `make docs-tables`."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Any
-
 import torch
-
-from gradtx._arguments import Betas, Scalar
+from gradtx._given import Params
+from gradtx._arguments import Betas
+from gradtx._arguments import Scalar
 from gradtx._selectors import Where
 from gradtx._storage import StateDtype
 from gradtx.core import GradientTransformation
@@ -13,35 +14,10 @@ from gradtx.optim.adapter import ChainOptimizer
 from gradtx.transforms._polynomials import Coefficients
 
 __all__ = [
-    "ADOPT",
-    "ASGD",
-    "BCOS",
-    "CAME",
-    "COCOB",
-    "FOCUS",
-    "FTRL",
-    "KLSOAP",
-    "LARS",
-    "LBFGS",
-    "MADGRAD",
-    "MARS",
-    "MSVAG",
-    "NAMO",
-    "PID",
-    "PNM",
-    "QHM",
-    "SGD",
-    "SGDP",
-    "SGDS",
-    "SGDW",
-    "SM3",
-    "SOAP",
-    "SPAM",
-    "SRMM",
-    "SWATS",
-    "TAM",
     "A2Grad",
     "ACProp",
+    "ADOPT",
+    "ASGD",
     "AccSGD",
     "AdEMAMix",
     "AdaBelief",
@@ -57,7 +33,7 @@ __all__ = [
     "AdaSmooth",
     "AdaTAM",
     "Adadelta",
-    "AdafactorTorch",
+    "Adafactor",
     "Adagrad",
     "Adai",
     "Adam",
@@ -79,6 +55,9 @@ __all__ = [
     "ApolloDQN",
     "ApolloLowRank",
     "AvaGrad",
+    "BCOS",
+    "CAME",
+    "COCOB",
     "Conda",
     "ContraMuon",
     "DAdaptAdaGrad",
@@ -92,6 +71,8 @@ __all__ = [
     "DoG",
     "DoWG",
     "FAdam",
+    "FOCUS",
+    "FTRL",
     "Fira",
     "Fromage",
     "GPAAdamW",
@@ -99,19 +80,26 @@ __all__ = [
     "Grams",
     "Gravity",
     "GrokFastAdamW",
+    "KLSOAP",
     "KLShampoo",
     "Kate",
+    "LARS",
+    "LBFGS",
     "LDoG",
     "LaProp",
     "Lamb",
     "Lion",
+    "MADGRAD",
+    "MARS",
     "MARSLion",
+    "MSVAG",
     "MoMo",
     "MoMoAdam",
     "Muon",
     "MuonAdamAtan2",
     "MuonH",
     "Muown",
+    "NAMO",
     "NAdam",
     "Nero",
     "NoisySGD",
@@ -120,21 +108,33 @@ __all__ = [
     "OptimisticAdam",
     "OptimisticGradientDescent",
     "PAdam",
+    "PID",
+    "PNM",
     "PSGDKron",
     "PSGDPro",
     "PolarAdamAtan2",
     "PolarGrad",
     "Prodigy",
     "QHAdam",
+    "QHM",
     "RAdam",
     "RMSprop",
     "Ranger",
     "Ranger21",
     "Rprop",
+    "SGD",
+    "SGDP",
+    "SGDS",
     "SGDSaI",
+    "SGDW",
+    "SM3",
+    "SOAP",
     "SOAPLaProp",
     "SOAPMuon",
+    "SPAM",
     "SPlus",
+    "SRMM",
+    "SWATS",
     "Sadam",
     "ScalableShampoo",
     "ScheduleFreeAdamW",
@@ -148,6 +148,7 @@ __all__ = [
     "SophiaH",
     "StableAdamW",
     "StableSPAM",
+    "TAM",
     "Tiger",
     "Yogi",
 ]
@@ -156,636 +157,18 @@ class AliasOptimizer(ChainOptimizer):
     _alias: Callable[..., GradientTransformation]
     _seeded: bool
 
+    def __init__(self, params: Params, *args: Any, **kwargs: Any) -> None: ...
+
 CLASSES: dict[str, type[AliasOptimizer]]
 
-class ADOPT(AliasOptimizer):
-    r"""ADOPT: Adam that divides by the size of earlier gradients only, and therefore converges with any $\beta_2$."""
-
-    def __init__(
-        self,
-        params: Any,
-        lr: Scalar = 0.001,
-        betas: Betas = (0.9, 0.9999),
-        eps: Scalar = 1e-06,
-        weight_decay: Scalar = 0.0,
-        decoupled_weight_decay: bool = False,
-        clip_exponent: Scalar | None = 0.25,
-        *,
-        maximize: bool = False,
-        mask: Where | None = None,
-        state_dtype: StateDtype | None = None,
-        compile: bool | str | Mapping[str, Any] = False,
-        process_group: Any = None,
-        sum_over: Any = None,
-        state_device: torch.device | str | None = None,
-        capturable: bool = False,
-    ) -> None: ...
-
-class ASGD(AliasOptimizer):
-    """ASGD, equivalent to torch.optim.ASGD: SGD with a decaying rate that also averages its weights."""
-
-    def __init__(
-        self,
-        params: Any,
-        lr: Scalar = 0.01,
-        lambd: Scalar = 0.0001,
-        alpha: Scalar = 0.75,
-        t0: Scalar = 1000000.0,
-        weight_decay: Scalar = 0.0,
-        *,
-        maximize: bool = False,
-        mask: Where | None = None,
-        state_dtype: StateDtype | None = None,
-        compile: bool | str | Mapping[str, Any] = False,
-        process_group: Any = None,
-        sum_over: Any = None,
-        state_device: torch.device | str | None = None,
-        capturable: bool = False,
-    ) -> None: ...
-
-class BCOS(AliasOptimizer):
-    """BCOS: a momentum divided by an estimate of its root mean square, with one slot less than Adam."""
-
-    def __init__(
-        self,
-        params: Any,
-        lr: Scalar = 0.001,
-        beta: Scalar = 0.9,
-        beta2: Scalar | None = None,
-        eps: Scalar = 1e-06,
-        weight_decay: Scalar = 0.1,
-        mode: str = "c",
-        simple_cond: bool = False,
-        decoupled_weight_decay: bool = True,
-        *,
-        maximize: bool = False,
-        mask: Where | None = None,
-        state_dtype: StateDtype | None = None,
-        compile: bool | str | Mapping[str, Any] = False,
-        process_group: Any = None,
-        sum_over: Any = None,
-        state_device: torch.device | str | None = None,
-        capturable: bool = False,
-    ) -> None: ...
-
-class CAME(AliasOptimizer):
-    """CAME: Adafactor with a momentum weighted by its agreement with updates."""
-
-    def __init__(
-        self,
-        params: Any,
-        lr: Scalar = 0.0002,
-        betas: Betas = (0.9, 0.999, 0.9999),
-        eps: Betas = (1e-30, 1e-16),
-        clip_threshold: Scalar = 1.0,
-        weight_decay: Scalar = 0.0,
-        *,
-        maximize: bool = False,
-        mask: Where | None = None,
-        state_dtype: StateDtype | None = None,
-        compile: bool | str | Mapping[str, Any] = False,
-        process_group: Any = None,
-        sum_over: Any = None,
-        state_device: torch.device | str | None = None,
-        capturable: bool = False,
-    ) -> None: ...
-
-class COCOB(AliasOptimizer):
-    """COCOB-Backprop: a step size per weight from bets on its gradients, without a learning rate."""
-
-    def __init__(
-        self,
-        params: Any,
-        alpha: Scalar = 100.0,
-        eps: Scalar = 1e-08,
-        weight_decay: Scalar = 0.0,
-        *,
-        maximize: bool = False,
-        mask: Where | None = None,
-        state_dtype: StateDtype | None = None,
-        compile: bool | str | Mapping[str, Any] = False,
-        process_group: Any = None,
-        sum_over: Any = None,
-        state_device: torch.device | str | None = None,
-        capturable: bool = False,
-    ) -> None: ...
-
-class FOCUS(AliasOptimizer):
-    """FOCUS: the sign of a momentum, plus an attraction to the average of the weights."""
-
-    def __init__(
-        self,
-        params: Any,
-        lr: Scalar = 0.01,
-        betas: Betas = (0.9, 0.999),
-        gamma: Scalar = 0.1,
-        weight_decay: Scalar = 0.0,
-        *,
-        maximize: bool = False,
-        mask: Where | None = None,
-        state_dtype: StateDtype | None = None,
-        compile: bool | str | Mapping[str, Any] = False,
-        process_group: Any = None,
-        sum_over: Any = None,
-        state_device: torch.device | str | None = None,
-        capturable: bool = False,
-    ) -> None: ...
-
-class FTRL(AliasOptimizer):
-    """FTRL-Proximal: one rate per weight, and weights that are exactly 0."""
-
-    def __init__(
-        self,
-        params: Any,
-        lr: Scalar = 0.001,
-        lr_power: Scalar = -0.5,
-        beta: Scalar = 0.0,
-        l1: Scalar = 0.0,
-        l2: Scalar = 0.0,
-        initial_accumulator_value: Scalar = 0.0,
-        *,
-        maximize: bool = False,
-        state_dtype: StateDtype | None = None,
-        compile: bool | str | Mapping[str, Any] = False,
-        process_group: Any = None,
-        sum_over: Any = None,
-        state_device: torch.device | str | None = None,
-        capturable: bool = False,
-    ) -> None: ...
-
-class KLSOAP(AliasOptimizer):
-    """KL-SOAP: SOAP with factors that minimize a Kullback-Leibler divergence."""
-
-    def __init__(
-        self,
-        params: Any,
-        lr: Scalar = 0.003,
-        betas: Betas = (0.95, 0.95),
-        shampoo_beta: Scalar | None = None,
-        eps: Scalar = 1e-08,
-        weight_decay: Scalar = 0.01,
-        precondition_frequency: int = 10,
-        max_precondition_dim: int = 10000,
-        merge_dims: bool = False,
-        correct_bias: bool = True,
-        *,
-        stagger: bool = False,
-        maximize: bool = False,
-        mask: Where | None = None,
-        state_dtype: StateDtype | None = None,
-        compile: bool | str | Mapping[str, Any] = False,
-        process_group: Any = None,
-        sum_over: Any = None,
-        state_device: torch.device | str | None = None,
-        capturable: bool = False,
-    ) -> None: ...
-
-class LARS(AliasOptimizer):
-    """LARS: SGD with momentum and one rate per leaf, from the norms of its weights and its gradient."""
-
-    def __init__(
-        self,
-        params: Any,
-        lr: Scalar = 1.0,
-        momentum: Scalar = 0.9,
-        dampening: Scalar = 0.0,
-        weight_decay: Scalar = 0.0,
-        nesterov: bool = False,
-        trust_coefficient: Scalar = 0.001,
-        eps: Scalar = 1e-08,
-        trust_clip: bool = False,
-        min_ndim: int = 0,
-        *,
-        maximize: bool = False,
-        mask: Where | None = None,
-        state_dtype: StateDtype | None = None,
-        compile: bool | str | Mapping[str, Any] = False,
-        process_group: Any = None,
-        sum_over: Any = None,
-        state_device: torch.device | str | None = None,
-        capturable: bool = False,
-    ) -> None: ...
-
-class LBFGS(AliasOptimizer):
-    """L-BFGS: the gradient multiplied by an inverse Hessian estimated from the last steps."""
-
-    def __init__(
-        self,
-        params: Any,
-        lr: Scalar = 1.0,
-        history: int = 10,
-        curvature: Scalar = 1e-10,
-        first: str = "l1",
-        weight_decay: Scalar = 0.0,
-        *,
-        maximize: bool = False,
-        mask: Where | None = None,
-        state_dtype: StateDtype | None = None,
-        compile: bool | str | Mapping[str, Any] = False,
-        process_group: Any = None,
-        sum_over: Any = None,
-        state_device: torch.device | str | None = None,
-        capturable: bool = False,
-    ) -> None: ...
-
-class MADGRAD(AliasOptimizer):
-    """MADGRAD: dual averaging from the initial weights, divided by the cube root of the sum of squares."""
-
-    def __init__(
-        self,
-        params: Any,
-        lr: Scalar = 0.01,
-        momentum: Scalar = 0.9,
-        eps: Scalar = 1e-06,
-        weight_decay: Scalar = 0.0,
-        decoupled_weight_decay: bool = False,
-        *,
-        maximize: bool = False,
-        mask: Where | None = None,
-        state_dtype: StateDtype | None = None,
-        compile: bool | str | Mapping[str, Any] = False,
-        process_group: Any = None,
-        sum_over: Any = None,
-        state_device: torch.device | str | None = None,
-        capturable: bool = False,
-    ) -> None: ...
-
-class MARS(AliasOptimizer):
-    """MARS-AdamW: AdamW on gradients corrected by their change since the last step."""
-
-    def __init__(
-        self,
-        params: Any,
-        lr: Scalar = 0.003,
-        betas: Betas = (0.95, 0.99),
-        eps: Scalar = 1e-08,
-        weight_decay: Scalar = 0.0,
-        gamma: Scalar = 0.025,
-        amsgrad: bool = False,
-        exact: bool = False,
-        optimize_1d: bool = False,
-        lr_1d: Scalar | None = None,
-        betas_1d: Betas = (0.9, 0.95),
-        weight_decay_1d: Scalar = 0.1,
-        *,
-        maximize: bool = False,
-        mask: Where | None = None,
-        state_dtype: StateDtype | None = None,
-        compile: bool | str | Mapping[str, Any] = False,
-        process_group: Any = None,
-        sum_over: Any = None,
-        state_device: torch.device | str | None = None,
-        capturable: bool = False,
-    ) -> None: ...
-
-class MSVAG(AliasOptimizer):
-    """M-SVAG: momentum SGD that shortens the step of each weight by the share of variance in its gradient."""
-
-    def __init__(
-        self,
-        params: Any,
-        lr: Scalar,
-        beta: Scalar = 0.9,
-        *,
-        maximize: bool = False,
-        state_dtype: StateDtype | None = None,
-        compile: bool | str | Mapping[str, Any] = False,
-        process_group: Any = None,
-        sum_over: Any = None,
-        state_device: torch.device | str | None = None,
-        capturable: bool = False,
-    ) -> None: ...
-
-class NAMO(AliasOptimizer):
-    """NAMO: Muon's direction with one adaptive step size for each matrix."""
-
-    def __init__(
-        self,
-        params: Any,
-        lr: Scalar = 0.0003,
-        weight_decay: Scalar = 0.01,
-        betas: Betas = (0.95, 0.95),
-        nesterov: bool = False,
-        eps: Scalar = 1e-08,
-        correct_bias: bool = False,
-        ns_coefficients: Coefficients = "quintic",
-        ns_steps: int | None = None,
-        adjust_lr_fn: str | None = "max_dim",
-        ns_dtype: torch.dtype | None = None,
-        fallback: GradientTransformation | None = None,
-        *,
-        maximize: bool = False,
-        mask: Where | None = None,
-        state_dtype: StateDtype | None = None,
-        compile: bool | str | Mapping[str, Any] = False,
-        process_group: Any = None,
-        sum_over: Any = None,
-        state_device: torch.device | str | None = None,
-        capturable: bool = False,
-    ) -> None: ...
-
-class PID(AliasOptimizer):
-    """PID: SGD as a PID controller, along the gradient, its sum with momentum, and its change."""
-
-    def __init__(
-        self,
-        params: Any,
-        lr: Scalar,
-        momentum: Scalar = 0.0,
-        dampening: Scalar = 0.0,
-        integral: Scalar = 5.0,
-        derivative: Scalar = 10.0,
-        weight_decay: Scalar = 0.0,
-        *,
-        maximize: bool = False,
-        mask: Where | None = None,
-        state_dtype: StateDtype | None = None,
-        compile: bool | str | Mapping[str, Any] = False,
-        process_group: Any = None,
-        sum_over: Any = None,
-        state_device: torch.device | str | None = None,
-        capturable: bool = False,
-    ) -> None: ...
-
-class PNM(AliasOptimizer):
-    """PNM, positive-negative momentum: SGD whose gradient noise is amplified by subtracting an older momentum."""
-
-    def __init__(
-        self,
-        params: Any,
-        lr: Scalar,
-        betas: Betas = (0.9, 1.0),
-        weight_decay: Scalar = 0.0,
-        decoupled_weight_decay: bool = True,
-        *,
-        maximize: bool = False,
-        mask: Where | None = None,
-        state_dtype: StateDtype | None = None,
-        compile: bool | str | Mapping[str, Any] = False,
-        process_group: Any = None,
-        sum_over: Any = None,
-        state_device: torch.device | str | None = None,
-        capturable: bool = False,
-    ) -> None: ...
-
-class QHM(AliasOptimizer):
-    """QHM, quasi-hyperbolic momentum: SGD with a mix of the gradient and its average."""
-
-    def __init__(
-        self,
-        params: Any,
-        lr: Scalar,
-        momentum: Scalar = 0.999,
-        nu: Scalar = 0.7,
-        weight_decay: Scalar = 0.0,
-        decoupled_weight_decay: bool = False,
-        *,
-        maximize: bool = False,
-        mask: Where | None = None,
-        state_dtype: StateDtype | None = None,
-        compile: bool | str | Mapping[str, Any] = False,
-        process_group: Any = None,
-        sum_over: Any = None,
-        state_device: torch.device | str | None = None,
-        capturable: bool = False,
-    ) -> None: ...
-
-class SGD(AliasOptimizer):
-    """SGD, equivalent to torch.optim.SGD: stochastic gradient descent with optional momentum."""
-
-    def __init__(
-        self,
-        params: Any,
-        lr: Scalar = 0.001,
-        momentum: Scalar = 0.0,
-        dampening: Scalar = 0.0,
-        weight_decay: Scalar = 0.0,
-        nesterov: bool = False,
-        *,
-        maximize: bool = False,
-        mask: Where | None = None,
-        state_dtype: StateDtype | None = None,
-        compile: bool | str | Mapping[str, Any] = False,
-        process_group: Any = None,
-        sum_over: Any = None,
-        state_device: torch.device | str | None = None,
-        capturable: bool = False,
-    ) -> None: ...
-
-class SGDP(AliasOptimizer):
-    """SGDP: SGD with momentum, without the radial part of its direction where weights appear scale-invariant."""
-
-    def __init__(
-        self,
-        params: Any,
-        lr: Scalar,
-        momentum: Scalar = 0.0,
-        dampening: Scalar = 0.0,
-        weight_decay: Scalar = 0.0,
-        nesterov: bool = False,
-        eps: Scalar = 1e-08,
-        delta: Scalar = 0.1,
-        wd_ratio: Scalar = 0.1,
-        *,
-        maximize: bool = False,
-        mask: Where | None = None,
-        state_dtype: StateDtype | None = None,
-        compile: bool | str | Mapping[str, Any] = False,
-        process_group: Any = None,
-        sum_over: Any = None,
-        state_device: torch.device | str | None = None,
-        capturable: bool = False,
-    ) -> None: ...
-
-class SGDS(AliasOptimizer):
-    """SGDS: SGD whose decoupled decay grows with the momentum, as its steps do (stable weight decay)."""
-
-    def __init__(
-        self,
-        params: Any,
-        lr: Scalar = 0.001,
-        momentum: Scalar = 0.0,
-        dampening: Scalar = 0.0,
-        weight_decay: Scalar = 0.0,
-        nesterov: bool = False,
-        *,
-        maximize: bool = False,
-        mask: Where | None = None,
-        state_dtype: StateDtype | None = None,
-        compile: bool | str | Mapping[str, Any] = False,
-        process_group: Any = None,
-        sum_over: Any = None,
-        state_device: torch.device | str | None = None,
-        capturable: bool = False,
-    ) -> None: ...
-
-class SGDW(AliasOptimizer):
-    """SGDW: SGD with decoupled weight decay."""
-
-    def __init__(
-        self,
-        params: Any,
-        lr: Scalar = 0.001,
-        momentum: Scalar = 0.0,
-        dampening: Scalar = 0.0,
-        weight_decay: Scalar = 0.0,
-        nesterov: bool = False,
-        *,
-        maximize: bool = False,
-        mask: Where | None = None,
-        state_dtype: StateDtype | None = None,
-        compile: bool | str | Mapping[str, Any] = False,
-        process_group: Any = None,
-        sum_over: Any = None,
-        state_device: torch.device | str | None = None,
-        capturable: bool = False,
-    ) -> None: ...
-
-class SM3(AliasOptimizer):
-    """SM3: Adagrad whose state is one vector per dimension instead of one number per weight."""
-
-    def __init__(
-        self,
-        params: Any,
-        lr: Scalar = 0.1,
-        momentum: Scalar = 0.0,
-        beta: Scalar = 0.0,
-        eps: Scalar = 1e-30,
-        *,
-        maximize: bool = False,
-        state_dtype: StateDtype | None = None,
-        compile: bool | str | Mapping[str, Any] = False,
-        process_group: Any = None,
-        sum_over: Any = None,
-        state_device: torch.device | str | None = None,
-        capturable: bool = False,
-    ) -> None: ...
-
-class SOAP(AliasOptimizer):
-    """SOAP: Adam in the eigenbasis of Shampoo's statistics."""
-
-    def __init__(
-        self,
-        params: Any,
-        lr: Scalar = 0.003,
-        betas: Betas = (0.95, 0.95),
-        shampoo_beta: Scalar | None = None,
-        eps: Scalar = 1e-08,
-        weight_decay: Scalar = 0.01,
-        precondition_frequency: int = 10,
-        max_precondition_dim: int = 10000,
-        merge_dims: bool = False,
-        precondition_1d: bool = False,
-        normalize_gradient: bool = False,
-        correct_bias: bool = True,
-        *,
-        stagger: bool = False,
-        maximize: bool = False,
-        mask: Where | None = None,
-        state_dtype: StateDtype | None = None,
-        compile: bool | str | Mapping[str, Any] = False,
-        process_group: Any = None,
-        sum_over: Any = None,
-        state_device: torch.device | str | None = None,
-        capturable: bool = False,
-    ) -> None: ...
-
-class SPAM(AliasOptimizer):
-    """SPAM: AdamW that clips spikes of the gradient and resets its averages periodically."""
-
-    def __init__(
-        self,
-        params: Any,
-        lr: Scalar = 0.001,
-        betas: Betas = (0.9, 0.999),
-        eps: Scalar = 1e-06,
-        weight_decay: Scalar = 0.0,
-        threshold: Scalar = 5000.0,
-        clip_after: int = 20,
-        every: int = 500,
-        warmup_steps: int = 150,
-        *,
-        maximize: bool = False,
-        mask: Where | None = None,
-        state_dtype: StateDtype | None = None,
-        compile: bool | str | Mapping[str, Any] = False,
-        process_group: Any = None,
-        sum_over: Any = None,
-        state_device: torch.device | str | None = None,
-        capturable: bool = False,
-    ) -> None: ...
-
-class SRMM(AliasOptimizer):
-    """SRMM: stochastic regularized majorization-minimization, a step from averaged weights along averaged gradients."""
-
-    def __init__(
-        self,
-        params: Any,
-        lr: Scalar = 0.01,
-        beta: Scalar = 0.5,
-        memory_length: int | None = 100,
-        proximal: Scalar = 0.0,
-        *,
-        maximize: bool = False,
-        state_dtype: StateDtype | None = None,
-        compile: bool | str | Mapping[str, Any] = False,
-        process_group: Any = None,
-        sum_over: Any = None,
-        state_device: torch.device | str | None = None,
-        capturable: bool = False,
-    ) -> None: ...
-
-class SWATS(AliasOptimizer):
-    """SWATS: Adam that switches to SGD with momentum once the equivalent SGD rate has settled."""
-
-    def __init__(
-        self,
-        params: Any,
-        lr: Scalar = 0.001,
-        betas: Betas = (0.9, 0.999),
-        eps: Scalar = 1e-09,
-        weight_decay: Scalar = 0.0,
-        amsgrad: bool = False,
-        switch_tol: Scalar | None = None,
-        *,
-        maximize: bool = False,
-        mask: Where | None = None,
-        state_dtype: StateDtype | None = None,
-        compile: bool | str | Mapping[str, Any] = False,
-        process_group: Any = None,
-        sum_over: Any = None,
-        state_device: torch.device | str | None = None,
-        capturable: bool = False,
-    ) -> None: ...
-
-class TAM(AliasOptimizer):
-    """TAM: SGD whose momentum gives less weight to gradients that point away from it."""
-
-    def __init__(
-        self,
-        params: Any,
-        lr: Scalar = 0.001,
-        momentum: Scalar = 0.9,
-        decay_rate: Scalar = 0.9,
-        eps: Scalar = 1e-08,
-        weight_decay: Scalar = 0.0,
-        *,
-        maximize: bool = False,
-        mask: Where | None = None,
-        state_dtype: StateDtype | None = None,
-        compile: bool | str | Mapping[str, Any] = False,
-        process_group: Any = None,
-        sum_over: Any = None,
-        state_device: torch.device | str | None = None,
-        capturable: bool = False,
-    ) -> None: ...
+def class_of(alias: Any, module: str) -> type[AliasOptimizer]: ...
 
 class A2Grad(AliasOptimizer):
     """A2Grad: Nesterov's accelerated gradient with steps damped by the deviation of gradients from their mean."""
 
     def __init__(
         self,
-        params: Any,
+        params: Params,
         variant: str = "uni",
         beta: Scalar = 10.0,
         lips: Scalar = 10.0,
@@ -795,7 +178,6 @@ class A2Grad(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
-        sum_over: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
     ) -> None: ...
@@ -805,7 +187,7 @@ class ACProp(AliasOptimizer):
 
     def __init__(
         self,
-        params: Any,
+        params: Params,
         lr: Scalar = 0.001,
         betas: Betas = (0.9, 0.999),
         eps: Scalar = 1e-16,
@@ -819,7 +201,49 @@ class ACProp(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
-        sum_over: Any = None,
+        state_device: torch.device | str | None = None,
+        capturable: bool = False,
+    ) -> None: ...
+
+class ADOPT(AliasOptimizer):
+    r"""ADOPT: Adam that divides by the size of earlier gradients only, and therefore converges with any $\beta_2$."""
+
+    def __init__(
+        self,
+        params: Params,
+        lr: Scalar = 0.001,
+        betas: Betas = (0.9, 0.9999),
+        eps: Scalar = 1e-06,
+        weight_decay: Scalar = 0.0,
+        decoupled_weight_decay: bool = False,
+        clip_exponent: Scalar | None = 0.25,
+        *,
+        maximize: bool = False,
+        mask: Where | None = None,
+        state_dtype: StateDtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
+        state_device: torch.device | str | None = None,
+        capturable: bool = False,
+    ) -> None: ...
+
+class ASGD(AliasOptimizer):
+    """ASGD, equivalent to torch.optim.ASGD: SGD with a decaying rate that also averages its weights."""
+
+    def __init__(
+        self,
+        params: Params,
+        lr: Scalar = 0.01,
+        lambd: Scalar = 0.0001,
+        alpha: Scalar = 0.75,
+        t0: Scalar = 1000000.0,
+        weight_decay: Scalar = 0.0,
+        *,
+        maximize: bool = False,
+        mask: Where | None = None,
+        state_dtype: StateDtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
     ) -> None: ...
@@ -829,7 +253,7 @@ class AccSGD(AliasOptimizer):
 
     def __init__(
         self,
-        params: Any,
+        params: Params,
         lr: Scalar,
         kappa: Scalar = 1000.0,
         xi: Scalar = 10.0,
@@ -841,7 +265,6 @@ class AccSGD(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
-        sum_over: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
     ) -> None: ...
@@ -851,7 +274,7 @@ class AdEMAMix(AliasOptimizer):
 
     def __init__(
         self,
-        params: Any,
+        params: Params,
         lr: Scalar = 0.001,
         betas: Betas = (0.9, 0.999, 0.9999),
         alpha: Scalar = 2.0,
@@ -865,7 +288,6 @@ class AdEMAMix(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
-        sum_over: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
     ) -> None: ...
@@ -875,7 +297,7 @@ class AdaBelief(AliasOptimizer):
 
     def __init__(
         self,
-        params: Any,
+        params: Params,
         lr: Scalar = 0.001,
         betas: Betas = (0.9, 0.999),
         eps: Scalar = 1e-16,
@@ -891,7 +313,6 @@ class AdaBelief(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
-        sum_over: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
     ) -> None: ...
@@ -901,7 +322,7 @@ class AdaBound(AliasOptimizer):
 
     def __init__(
         self,
-        params: Any,
+        params: Params,
         lr: Scalar = 0.001,
         betas: Betas = (0.9, 0.999),
         final_lr: Scalar = 0.1,
@@ -917,7 +338,6 @@ class AdaBound(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
-        sum_over: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
     ) -> None: ...
@@ -927,7 +347,7 @@ class AdaFactor(AliasOptimizer):
 
     def __init__(
         self,
-        params: Any,
+        params: Params,
         lr: Scalar | None = None,
         eps: Betas = (1e-30, 0.001),
         clip_threshold: Scalar = 1.0,
@@ -943,7 +363,6 @@ class AdaFactor(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
-        sum_over: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
     ) -> None: ...
@@ -953,7 +372,7 @@ class AdaGC(AliasOptimizer):
 
     def __init__(
         self,
-        params: Any,
+        params: Params,
         lr: Scalar = 0.001,
         betas: Betas = (0.9, 0.999),
         eps: Scalar = 1e-08,
@@ -968,7 +387,6 @@ class AdaGC(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
-        sum_over: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
     ) -> None: ...
@@ -978,7 +396,7 @@ class AdaHessian(AliasOptimizer):
 
     def __init__(
         self,
-        params: Any,
+        params: Params,
         lr: Scalar = 0.15,
         betas: Betas = (0.9, 0.999),
         eps: Scalar = 0.0001,
@@ -992,7 +410,6 @@ class AdaHessian(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
-        sum_over: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
         seed: int = 0,
@@ -1003,7 +420,7 @@ class AdaMod(AliasOptimizer):
 
     def __init__(
         self,
-        params: Any,
+        params: Params,
         lr: Scalar = 0.001,
         betas: Betas = (0.9, 0.999),
         beta3: Scalar = 0.999,
@@ -1016,7 +433,6 @@ class AdaMod(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
-        sum_over: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
     ) -> None: ...
@@ -1026,7 +442,7 @@ class AdaMuon(AliasOptimizer):
 
     def __init__(
         self,
-        params: Any,
+        params: Params,
         lr: Scalar = 0.02,
         weight_decay: Scalar = 0.01,
         betas: Betas = (0.95, 0.999),
@@ -1046,7 +462,6 @@ class AdaMuon(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
-        sum_over: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
     ) -> None: ...
@@ -1056,7 +471,7 @@ class AdaNorm(AliasOptimizer):
 
     def __init__(
         self,
-        params: Any,
+        params: Params,
         lr: Scalar = 0.001,
         betas: Betas = (0.9, 0.999),
         eps: Scalar = 1e-08,
@@ -1071,7 +486,6 @@ class AdaNorm(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
-        sum_over: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
     ) -> None: ...
@@ -1081,7 +495,7 @@ class AdaPNM(AliasOptimizer):
 
     def __init__(
         self,
-        params: Any,
+        params: Params,
         lr: Scalar = 0.001,
         betas: Betas = (0.9, 0.999, 1.0),
         eps: Scalar = 1e-08,
@@ -1094,7 +508,6 @@ class AdaPNM(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
-        sum_over: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
     ) -> None: ...
@@ -1104,7 +517,7 @@ class AdaShift(AliasOptimizer):
 
     def __init__(
         self,
-        params: Any,
+        params: Params,
         lr: Scalar = 0.001,
         betas: Betas = (0.9, 0.999),
         keep_num: int = 10,
@@ -1115,7 +528,6 @@ class AdaShift(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
-        sum_over: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
     ) -> None: ...
@@ -1125,7 +537,7 @@ class AdaSmooth(AliasOptimizer):
 
     def __init__(
         self,
-        params: Any,
+        params: Params,
         lr: Scalar = 0.001,
         betas: Betas = (0.5, 0.99),
         eps: Scalar = 1e-06,
@@ -1138,7 +550,6 @@ class AdaSmooth(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
-        sum_over: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
     ) -> None: ...
@@ -1148,7 +559,7 @@ class AdaTAM(AliasOptimizer):
 
     def __init__(
         self,
-        params: Any,
+        params: Params,
         lr: Scalar = 0.001,
         betas: Betas = (0.9, 0.999),
         decay_rate: Scalar = 0.9,
@@ -1160,7 +571,6 @@ class AdaTAM(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
-        sum_over: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
     ) -> None: ...
@@ -1170,7 +580,7 @@ class Adadelta(AliasOptimizer):
 
     def __init__(
         self,
-        params: Any,
+        params: Params,
         lr: Scalar = 1.0,
         rho: Scalar = 0.9,
         eps: Scalar = 1e-06,
@@ -1182,17 +592,16 @@ class Adadelta(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
-        sum_over: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
     ) -> None: ...
 
-class AdafactorTorch(AliasOptimizer):
+class Adafactor(AliasOptimizer):
     """Adafactor, equivalent to torch.optim.Adafactor: other bounds and slots, and a rate that caps the relative step."""
 
     def __init__(
         self,
-        params: Any,
+        params: Params,
         lr: Scalar = 0.01,
         beta2_decay: Scalar = -0.8,
         eps: tuple[Scalar | None, Scalar] = (None, 0.001),
@@ -1204,7 +613,6 @@ class AdafactorTorch(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
-        sum_over: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
     ) -> None: ...
@@ -1214,7 +622,7 @@ class Adagrad(AliasOptimizer):
 
     def __init__(
         self,
-        params: Any,
+        params: Params,
         lr: Scalar = 0.01,
         lr_decay: Scalar = 0.0,
         weight_decay: Scalar = 0.0,
@@ -1227,7 +635,6 @@ class Adagrad(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
-        sum_over: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
     ) -> None: ...
@@ -1237,7 +644,7 @@ class Adai(AliasOptimizer):
 
     def __init__(
         self,
-        params: Any,
+        params: Params,
         lr: Scalar,
         betas: Betas = (0.1, 0.99),
         eps: Scalar = 0.001,
@@ -1250,7 +657,6 @@ class Adai(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
-        sum_over: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
     ) -> None: ...
@@ -1260,7 +666,7 @@ class Adam(AliasOptimizer):
 
     def __init__(
         self,
-        params: Any,
+        params: Params,
         lr: Scalar = 0.001,
         betas: Betas = (0.9, 0.999),
         eps: Scalar = 1e-08,
@@ -1273,7 +679,6 @@ class Adam(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
-        sum_over: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
     ) -> None: ...
@@ -1283,7 +688,7 @@ class AdamAtan2(AliasOptimizer):
 
     def __init__(
         self,
-        params: Any,
+        params: Params,
         lr: Scalar = 0.0001,
         betas: Betas = (0.9, 0.99),
         weight_decay: Scalar = 0.0,
@@ -1304,7 +709,6 @@ class AdamAtan2(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
-        sum_over: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
     ) -> None: ...
@@ -1314,7 +718,7 @@ class AdamC(AliasOptimizer):
 
     def __init__(
         self,
-        params: Any,
+        params: Params,
         lr: Scalar = 0.001,
         betas: Betas = (0.9, 0.999),
         eps: Scalar = 1e-08,
@@ -1327,7 +731,6 @@ class AdamC(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
-        sum_over: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
     ) -> None: ...
@@ -1337,7 +740,7 @@ class AdamD(AliasOptimizer):
 
     def __init__(
         self,
-        params: Any,
+        params: Params,
         lr: Scalar = 0.001,
         betas: Betas = (0.9, 0.999),
         eps: Scalar = 1e-08,
@@ -1349,7 +752,6 @@ class AdamD(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
-        sum_over: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
     ) -> None: ...
@@ -1359,7 +761,7 @@ class AdamH(AliasOptimizer):
 
     def __init__(
         self,
-        params: Any,
+        params: Params,
         lr: Scalar = 0.01,
         betas: Betas = (0.9, 0.95),
         eps: Scalar = 1e-08,
@@ -1370,7 +772,6 @@ class AdamH(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
-        sum_over: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
     ) -> None: ...
@@ -1380,7 +781,7 @@ class AdamMini(AliasOptimizer):
 
     def __init__(
         self,
-        params: Any,
+        params: Params,
         lr: Scalar = 0.001,
         betas: Betas = (0.9, 0.999),
         eps: Scalar = 1e-08,
@@ -1392,7 +793,6 @@ class AdamMini(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
-        sum_over: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
     ) -> None: ...
@@ -1402,7 +802,7 @@ class AdamP(AliasOptimizer):
 
     def __init__(
         self,
-        params: Any,
+        params: Params,
         lr: Scalar = 0.001,
         betas: Betas = (0.9, 0.999),
         eps: Scalar = 1e-08,
@@ -1416,7 +816,6 @@ class AdamP(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
-        sum_over: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
     ) -> None: ...
@@ -1426,7 +825,7 @@ class AdamS(AliasOptimizer):
 
     def __init__(
         self,
-        params: Any,
+        params: Params,
         lr: Scalar = 0.001,
         betas: Betas = (0.9, 0.999),
         eps: Scalar = 1e-08,
@@ -1438,7 +837,6 @@ class AdamS(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
-        sum_over: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
     ) -> None: ...
@@ -1448,7 +846,7 @@ class AdamW(AliasOptimizer):
 
     def __init__(
         self,
-        params: Any,
+        params: Params,
         lr: Scalar = 0.001,
         betas: Betas = (0.9, 0.999),
         eps: Scalar = 1e-08,
@@ -1460,7 +858,6 @@ class AdamW(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
-        sum_over: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
     ) -> None: ...
@@ -1470,7 +867,7 @@ class Adamax(AliasOptimizer):
 
     def __init__(
         self,
-        params: Any,
+        params: Params,
         lr: Scalar = 0.002,
         betas: Betas = (0.9, 0.999),
         eps: Scalar = 1e-08,
@@ -1482,7 +879,6 @@ class Adamax(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
-        sum_over: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
     ) -> None: ...
@@ -1492,7 +888,7 @@ class Adan(AliasOptimizer):
 
     def __init__(
         self,
-        params: Any,
+        params: Params,
         lr: Scalar = 0.001,
         betas: Betas = (0.98, 0.92, 0.99),
         eps: Scalar = 1e-08,
@@ -1505,7 +901,6 @@ class Adan(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
-        sum_over: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
     ) -> None: ...
@@ -1515,7 +910,7 @@ class AdaptiveGD(AliasOptimizer):
 
     def __init__(
         self,
-        params: Any,
+        params: Params,
         lr: Scalar = 0.2,
         amplifier: Scalar = 0.02,
         damping: Scalar = 1.0,
@@ -1528,7 +923,6 @@ class AdaptiveGD(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
-        sum_over: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
     ) -> None: ...
@@ -1538,7 +932,7 @@ class AdoptAtan2(AliasOptimizer):
 
     def __init__(
         self,
-        params: Any,
+        params: Params,
         lr: Scalar = 0.0001,
         betas: Betas = (0.9, 0.99),
         weight_decay: Scalar = 0.0,
@@ -1553,7 +947,6 @@ class AdoptAtan2(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
-        sum_over: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
     ) -> None: ...
@@ -1563,7 +956,7 @@ class AggMo(AliasOptimizer):
 
     def __init__(
         self,
-        params: Any,
+        params: Params,
         lr: Scalar,
         betas: Betas = (0.0, 0.9, 0.99),
         weight_decay: Scalar = 0.0,
@@ -1573,7 +966,6 @@ class AggMo(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
-        sum_over: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
     ) -> None: ...
@@ -1583,7 +975,7 @@ class AliG(AliasOptimizer):
 
     def __init__(
         self,
-        params: Any,
+        params: Params,
         max_lr: Scalar | None = None,
         momentum: Scalar = 0.0,
         adjusted_momentum: bool = False,
@@ -1594,7 +986,6 @@ class AliG(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
-        sum_over: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
     ) -> None: ...
@@ -1604,7 +995,7 @@ class Amos(AliasOptimizer):
 
     def __init__(
         self,
-        params: Any,
+        params: Params,
         lr: Scalar = 0.001,
         beta: Scalar = 0.999,
         momentum: Scalar = 0.0,
@@ -1619,7 +1010,6 @@ class Amos(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
-        sum_over: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
     ) -> None: ...
@@ -1629,7 +1019,7 @@ class ApolloDQN(AliasOptimizer):
 
     def __init__(
         self,
-        params: Any,
+        params: Params,
         lr: Scalar = 0.01,
         beta: Scalar = 0.9,
         eps: Scalar = 0.0001,
@@ -1644,7 +1034,6 @@ class ApolloDQN(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
-        sum_over: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
     ) -> None: ...
@@ -1654,7 +1043,7 @@ class ApolloLowRank(AliasOptimizer):
 
     def __init__(
         self,
-        params: Any,
+        params: Params,
         lr: Scalar = 0.01,
         betas: Betas = (0.9, 0.999),
         eps: Scalar = 1e-06,
@@ -1674,7 +1063,6 @@ class ApolloLowRank(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
-        sum_over: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
     ) -> None: ...
@@ -1684,7 +1072,7 @@ class AvaGrad(AliasOptimizer):
 
     def __init__(
         self,
-        params: Any,
+        params: Params,
         lr: Scalar = 0.1,
         betas: Betas = (0.9, 0.999),
         eps: Scalar = 0.1,
@@ -1697,7 +1085,70 @@ class AvaGrad(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
-        sum_over: Any = None,
+        state_device: torch.device | str | None = None,
+        capturable: bool = False,
+    ) -> None: ...
+
+class BCOS(AliasOptimizer):
+    """BCOS: a momentum divided by an estimate of its root mean square, with one slot less than Adam."""
+
+    def __init__(
+        self,
+        params: Params,
+        lr: Scalar = 0.001,
+        beta: Scalar = 0.9,
+        beta2: Scalar | None = None,
+        eps: Scalar = 1e-06,
+        weight_decay: Scalar = 0.1,
+        mode: str = "c",
+        simple_cond: bool = False,
+        decoupled_weight_decay: bool = True,
+        *,
+        maximize: bool = False,
+        mask: Where | None = None,
+        state_dtype: StateDtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
+        state_device: torch.device | str | None = None,
+        capturable: bool = False,
+    ) -> None: ...
+
+class CAME(AliasOptimizer):
+    """CAME: Adafactor with a momentum weighted by its agreement with updates."""
+
+    def __init__(
+        self,
+        params: Params,
+        lr: Scalar = 0.0002,
+        betas: Betas = (0.9, 0.999, 0.9999),
+        eps: Betas = (1e-30, 1e-16),
+        clip_threshold: Scalar = 1.0,
+        weight_decay: Scalar = 0.0,
+        *,
+        maximize: bool = False,
+        mask: Where | None = None,
+        state_dtype: StateDtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
+        state_device: torch.device | str | None = None,
+        capturable: bool = False,
+    ) -> None: ...
+
+class COCOB(AliasOptimizer):
+    """COCOB-Backprop: a step size per weight from bets on its gradients, without a learning rate."""
+
+    def __init__(
+        self,
+        params: Params,
+        alpha: Scalar = 100.0,
+        eps: Scalar = 1e-08,
+        weight_decay: Scalar = 0.0,
+        *,
+        maximize: bool = False,
+        mask: Where | None = None,
+        state_dtype: StateDtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
     ) -> None: ...
@@ -1707,7 +1158,7 @@ class Conda(AliasOptimizer):
 
     def __init__(
         self,
-        params: Any,
+        params: Params,
         lr: Scalar = 0.001,
         betas: Betas = (0.9, 0.999),
         weight_decay: Scalar = 0.0,
@@ -1721,7 +1172,6 @@ class Conda(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
-        sum_over: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
     ) -> None: ...
@@ -1731,7 +1181,7 @@ class ContraMuon(AliasOptimizer):
 
     def __init__(
         self,
-        params: Any,
+        params: Params,
         lr: Scalar = 0.0375,
         weight_decay: Scalar = 0.0,
         momentum: Scalar = 0.95,
@@ -1749,7 +1199,6 @@ class ContraMuon(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
-        sum_over: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
     ) -> None: ...
@@ -1759,7 +1208,7 @@ class DAdaptAdaGrad(AliasOptimizer):
 
     def __init__(
         self,
-        params: Any,
+        params: Params,
         lr: Scalar = 1.0,
         momentum: Scalar = 0.0,
         weight_decay: Scalar = 0.0,
@@ -1772,7 +1221,6 @@ class DAdaptAdaGrad(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
-        sum_over: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
     ) -> None: ...
@@ -1782,7 +1230,7 @@ class DAdaptAdam(AliasOptimizer):
 
     def __init__(
         self,
-        params: Any,
+        params: Params,
         lr: Scalar = 1.0,
         betas: Betas = (0.9, 0.999),
         eps: Scalar = 1e-08,
@@ -1797,7 +1245,6 @@ class DAdaptAdam(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
-        sum_over: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
     ) -> None: ...
@@ -1807,7 +1254,7 @@ class DAdaptAdan(AliasOptimizer):
 
     def __init__(
         self,
-        params: Any,
+        params: Params,
         lr: Scalar = 1.0,
         betas: Betas = (0.98, 0.92, 0.99),
         eps: Scalar = 1e-08,
@@ -1821,7 +1268,6 @@ class DAdaptAdan(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
-        sum_over: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
     ) -> None: ...
@@ -1831,7 +1277,7 @@ class DAdaptLion(AliasOptimizer):
 
     def __init__(
         self,
-        params: Any,
+        params: Params,
         lr: Scalar = 1.0,
         betas: Betas = (0.9, 0.99),
         weight_decay: Scalar = 0.0,
@@ -1842,7 +1288,6 @@ class DAdaptLion(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
-        sum_over: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
     ) -> None: ...
@@ -1852,7 +1297,7 @@ class DAdaptSGD(AliasOptimizer):
 
     def __init__(
         self,
-        params: Any,
+        params: Params,
         lr: Scalar = 1.0,
         momentum: Scalar = 0.0,
         weight_decay: Scalar = 0.0,
@@ -1864,7 +1309,6 @@ class DAdaptSGD(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
-        sum_over: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
     ) -> None: ...
@@ -1874,7 +1318,7 @@ class DiffGrad(AliasOptimizer):
 
     def __init__(
         self,
-        params: Any,
+        params: Params,
         lr: Scalar = 0.001,
         betas: Betas = (0.9, 0.999),
         eps: Scalar = 1e-08,
@@ -1886,7 +1330,6 @@ class DiffGrad(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
-        sum_over: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
     ) -> None: ...
@@ -1896,7 +1339,7 @@ class Dion(AliasOptimizer):
 
     def __init__(
         self,
-        params: Any,
+        params: Params,
         lr: Scalar = 0.01,
         mu: Scalar = 0.95,
         rank: float | int = 1.0,
@@ -1912,7 +1355,6 @@ class Dion(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
-        sum_over: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
     ) -> None: ...
@@ -1922,7 +1364,7 @@ class Dion2(AliasOptimizer):
 
     def __init__(
         self,
-        params: Any,
+        params: Params,
         lr: Scalar = 0.01,
         fraction: float | int = 0.25,
         ef_decay: Scalar = 0.95,
@@ -1941,7 +1383,6 @@ class Dion2(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
-        sum_over: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
     ) -> None: ...
@@ -1951,7 +1392,7 @@ class DoG(AliasOptimizer):
 
     def __init__(
         self,
-        params: Any,
+        params: Params,
         lr: Scalar = 1.0,
         reps_rel: Scalar = 1e-06,
         eps: Scalar = 1e-08,
@@ -1963,7 +1404,6 @@ class DoG(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
-        sum_over: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
     ) -> None: ...
@@ -1973,7 +1413,7 @@ class DoWG(AliasOptimizer):
 
     def __init__(
         self,
-        params: Any,
+        params: Params,
         lr: Scalar = 1.0,
         eps: Scalar = 0.0001,
         init_estim_sq_dist: Scalar | None = None,
@@ -1984,7 +1424,6 @@ class DoWG(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
-        sum_over: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
     ) -> None: ...
@@ -1994,7 +1433,7 @@ class FAdam(AliasOptimizer):
 
     def __init__(
         self,
-        params: Any,
+        params: Params,
         lr: Scalar = 0.001,
         betas: Betas = (0.9, 0.999),
         eps: Scalar = 1e-08,
@@ -2008,7 +1447,47 @@ class FAdam(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
-        sum_over: Any = None,
+        state_device: torch.device | str | None = None,
+        capturable: bool = False,
+    ) -> None: ...
+
+class FOCUS(AliasOptimizer):
+    """FOCUS: the sign of a momentum, plus an attraction to the average of the weights."""
+
+    def __init__(
+        self,
+        params: Params,
+        lr: Scalar = 0.01,
+        betas: Betas = (0.9, 0.999),
+        gamma: Scalar = 0.1,
+        weight_decay: Scalar = 0.0,
+        *,
+        maximize: bool = False,
+        mask: Where | None = None,
+        state_dtype: StateDtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
+        state_device: torch.device | str | None = None,
+        capturable: bool = False,
+    ) -> None: ...
+
+class FTRL(AliasOptimizer):
+    """FTRL-Proximal: one rate per weight, and weights that are exactly 0."""
+
+    def __init__(
+        self,
+        params: Params,
+        lr: Scalar = 0.001,
+        lr_power: Scalar = -0.5,
+        beta: Scalar = 0.0,
+        l1: Scalar = 0.0,
+        l2: Scalar = 0.0,
+        initial_accumulator_value: Scalar = 0.0,
+        *,
+        maximize: bool = False,
+        state_dtype: StateDtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
     ) -> None: ...
@@ -2018,7 +1497,7 @@ class Fira(AliasOptimizer):
 
     def __init__(
         self,
-        params: Any,
+        params: Params,
         lr: Scalar = 0.001,
         betas: Betas = (0.9, 0.999),
         eps: Scalar = 1e-06,
@@ -2036,7 +1515,6 @@ class Fira(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
-        sum_over: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
     ) -> None: ...
@@ -2046,7 +1524,7 @@ class Fromage(AliasOptimizer):
 
     def __init__(
         self,
-        params: Any,
+        params: Params,
         lr: Scalar = 0.01,
         p_bound: Scalar | None = None,
         *,
@@ -2054,7 +1532,6 @@ class Fromage(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
-        sum_over: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
     ) -> None: ...
@@ -2064,7 +1541,7 @@ class GPAAdamW(AliasOptimizer):
 
     def __init__(
         self,
-        params: Any,
+        params: Params,
         lr: Scalar = 1.0,
         betas: Betas = (0.9, 0.999),
         eps: Scalar = 1e-08,
@@ -2077,7 +1554,6 @@ class GPAAdamW(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
-        sum_over: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
     ) -> None: ...
@@ -2087,7 +1563,7 @@ class GaLore(AliasOptimizer):
 
     def __init__(
         self,
-        params: Any,
+        params: Params,
         lr: Scalar = 0.001,
         betas: Betas = (0.9, 0.999),
         eps: Scalar = 1e-06,
@@ -2104,7 +1580,6 @@ class GaLore(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
-        sum_over: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
     ) -> None: ...
@@ -2114,7 +1589,7 @@ class Grams(AliasOptimizer):
 
     def __init__(
         self,
-        params: Any,
+        params: Params,
         lr: Scalar = 0.001,
         betas: Betas = (0.9, 0.999),
         eps: Scalar = 1e-06,
@@ -2125,7 +1600,6 @@ class Grams(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
-        sum_over: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
     ) -> None: ...
@@ -2135,7 +1609,7 @@ class Gravity(AliasOptimizer):
 
     def __init__(
         self,
-        params: Any,
+        params: Params,
         lr: Scalar = 0.1,
         alpha: Scalar = 0.01,
         beta: Scalar = 0.9,
@@ -2145,7 +1619,6 @@ class Gravity(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
-        sum_over: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
     ) -> None: ...
@@ -2155,7 +1628,7 @@ class GrokFastAdamW(AliasOptimizer):
 
     def __init__(
         self,
-        params: Any,
+        params: Params,
         lr: Scalar = 0.001,
         betas: Betas = (0.9, 0.999),
         eps: Scalar = 1e-08,
@@ -2168,7 +1641,32 @@ class GrokFastAdamW(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
-        sum_over: Any = None,
+        state_device: torch.device | str | None = None,
+        capturable: bool = False,
+    ) -> None: ...
+
+class KLSOAP(AliasOptimizer):
+    """KL-SOAP: SOAP with factors that minimize a Kullback-Leibler divergence."""
+
+    def __init__(
+        self,
+        params: Params,
+        lr: Scalar = 0.003,
+        betas: Betas = (0.95, 0.95),
+        shampoo_beta: Scalar | None = None,
+        eps: Scalar = 1e-08,
+        weight_decay: Scalar = 0.01,
+        precondition_frequency: int = 10,
+        max_precondition_dim: int = 10000,
+        merge_dims: bool = False,
+        correct_bias: bool = True,
+        *,
+        stagger: bool = False,
+        maximize: bool = False,
+        mask: Where | None = None,
+        state_dtype: StateDtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
     ) -> None: ...
@@ -2178,7 +1676,7 @@ class KLShampoo(AliasOptimizer):
 
     def __init__(
         self,
-        params: Any,
+        params: Params,
         lr: Scalar = 0.003,
         betas: Betas = (0.95, 0.95),
         eps: Scalar = 1e-08,
@@ -2194,7 +1692,6 @@ class KLShampoo(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
-        sum_over: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
     ) -> None: ...
@@ -2204,7 +1701,7 @@ class Kate(AliasOptimizer):
 
     def __init__(
         self,
-        params: Any,
+        params: Params,
         lr: Scalar = 0.001,
         delta: Scalar = 0.0,
         eps: Scalar = 1e-08,
@@ -2215,7 +1712,52 @@ class Kate(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
-        sum_over: Any = None,
+        state_device: torch.device | str | None = None,
+        capturable: bool = False,
+    ) -> None: ...
+
+class LARS(AliasOptimizer):
+    """LARS: SGD with momentum and one rate per leaf, from the norms of its weights and its gradient."""
+
+    def __init__(
+        self,
+        params: Params,
+        lr: Scalar = 1.0,
+        momentum: Scalar = 0.9,
+        dampening: Scalar = 0.0,
+        weight_decay: Scalar = 0.0,
+        nesterov: bool = False,
+        trust_coefficient: Scalar = 0.001,
+        eps: Scalar = 1e-08,
+        trust_clip: bool = False,
+        min_ndim: int = 0,
+        *,
+        maximize: bool = False,
+        mask: Where | None = None,
+        state_dtype: StateDtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
+        state_device: torch.device | str | None = None,
+        capturable: bool = False,
+    ) -> None: ...
+
+class LBFGS(AliasOptimizer):
+    """L-BFGS: the gradient multiplied by an inverse Hessian estimated from the last steps."""
+
+    def __init__(
+        self,
+        params: Params,
+        lr: Scalar = 1.0,
+        history: int = 10,
+        curvature: Scalar = 1e-10,
+        first: str = "l1",
+        weight_decay: Scalar = 0.0,
+        *,
+        maximize: bool = False,
+        mask: Where | None = None,
+        state_dtype: StateDtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
     ) -> None: ...
@@ -2225,7 +1767,7 @@ class LDoG(AliasOptimizer):
 
     def __init__(
         self,
-        params: Any,
+        params: Params,
         lr: Scalar = 1.0,
         reps_rel: Scalar = 1e-06,
         eps: Scalar = 1e-08,
@@ -2237,7 +1779,6 @@ class LDoG(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
-        sum_over: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
     ) -> None: ...
@@ -2247,7 +1788,7 @@ class LaProp(AliasOptimizer):
 
     def __init__(
         self,
-        params: Any,
+        params: Params,
         lr: Scalar = 0.0004,
         betas: Betas = (0.9, 0.999),
         eps: Scalar = 1e-15,
@@ -2261,7 +1802,6 @@ class LaProp(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
-        sum_over: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
     ) -> None: ...
@@ -2271,7 +1811,7 @@ class Lamb(AliasOptimizer):
 
     def __init__(
         self,
-        params: Any,
+        params: Params,
         lr: Scalar = 0.001,
         betas: Betas = (0.9, 0.999),
         eps: Scalar = 1e-06,
@@ -2287,7 +1827,6 @@ class Lamb(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
-        sum_over: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
     ) -> None: ...
@@ -2297,7 +1836,7 @@ class Lion(AliasOptimizer):
 
     def __init__(
         self,
-        params: Any,
+        params: Params,
         lr: Scalar = 0.0001,
         betas: Betas = (0.9, 0.99),
         weight_decay: Scalar = 0.0,
@@ -2307,7 +1846,54 @@ class Lion(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
-        sum_over: Any = None,
+        state_device: torch.device | str | None = None,
+        capturable: bool = False,
+    ) -> None: ...
+
+class MADGRAD(AliasOptimizer):
+    """MADGRAD: dual averaging from the initial weights, divided by the cube root of the sum of squares."""
+
+    def __init__(
+        self,
+        params: Params,
+        lr: Scalar = 0.01,
+        momentum: Scalar = 0.9,
+        eps: Scalar = 1e-06,
+        weight_decay: Scalar = 0.0,
+        decoupled_weight_decay: bool = False,
+        *,
+        maximize: bool = False,
+        mask: Where | None = None,
+        state_dtype: StateDtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
+        state_device: torch.device | str | None = None,
+        capturable: bool = False,
+    ) -> None: ...
+
+class MARS(AliasOptimizer):
+    """MARS-AdamW: AdamW on gradients corrected by their change since the last step."""
+
+    def __init__(
+        self,
+        params: Params,
+        lr: Scalar = 0.003,
+        betas: Betas = (0.95, 0.99),
+        eps: Scalar = 1e-08,
+        weight_decay: Scalar = 0.0,
+        gamma: Scalar = 0.025,
+        amsgrad: bool = False,
+        exact: bool = False,
+        optimize_1d: bool = False,
+        lr_1d: Scalar | None = None,
+        betas_1d: Betas = (0.9, 0.95),
+        weight_decay_1d: Scalar = 0.1,
+        *,
+        maximize: bool = False,
+        mask: Where | None = None,
+        state_dtype: StateDtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
     ) -> None: ...
@@ -2317,7 +1903,7 @@ class MARSLion(AliasOptimizer):
 
     def __init__(
         self,
-        params: Any,
+        params: Params,
         lr: Scalar = 0.003,
         beta: Scalar = 0.95,
         weight_decay: Scalar = 0.0,
@@ -2334,7 +1920,23 @@ class MARSLion(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
-        sum_over: Any = None,
+        state_device: torch.device | str | None = None,
+        capturable: bool = False,
+    ) -> None: ...
+
+class MSVAG(AliasOptimizer):
+    """M-SVAG: momentum SGD that shortens the step of each weight by the share of variance in its gradient."""
+
+    def __init__(
+        self,
+        params: Params,
+        lr: Scalar,
+        beta: Scalar = 0.9,
+        *,
+        maximize: bool = False,
+        state_dtype: StateDtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
     ) -> None: ...
@@ -2344,7 +1946,7 @@ class MoMo(AliasOptimizer):
 
     def __init__(
         self,
-        params: Any,
+        params: Params,
         lr: Scalar = 1.0,
         beta: Scalar = 0.9,
         weight_decay: Scalar = 0.0,
@@ -2357,7 +1959,6 @@ class MoMo(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
-        sum_over: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
     ) -> None: ...
@@ -2367,7 +1968,7 @@ class MoMoAdam(AliasOptimizer):
 
     def __init__(
         self,
-        params: Any,
+        params: Params,
         lr: Scalar = 0.01,
         betas: Betas = (0.9, 0.999),
         eps: Scalar = 1e-08,
@@ -2381,7 +1982,6 @@ class MoMoAdam(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
-        sum_over: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
     ) -> None: ...
@@ -2391,7 +1991,7 @@ class Muon(AliasOptimizer):
 
     def __init__(
         self,
-        params: Any,
+        params: Params,
         lr: Scalar = 0.001,
         weight_decay: Scalar = 0.1,
         momentum: Scalar = 0.95,
@@ -2410,7 +2010,6 @@ class Muon(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
-        sum_over: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
     ) -> None: ...
@@ -2420,7 +2019,7 @@ class MuonAdamAtan2(AliasOptimizer):
 
     def __init__(
         self,
-        params: Any,
+        params: Params,
         lr: Scalar = 0.0001,
         betas: Betas = (0.9, 0.99),
         muon_lr: Scalar | None = None,
@@ -2442,7 +2041,6 @@ class MuonAdamAtan2(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
-        sum_over: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
     ) -> None: ...
@@ -2452,7 +2050,7 @@ class MuonH(AliasOptimizer):
 
     def __init__(
         self,
-        params: Any,
+        params: Params,
         lr: Scalar = 0.01,
         momentum: Scalar = 0.95,
         nesterov: bool = True,
@@ -2464,7 +2062,6 @@ class MuonH(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
-        sum_over: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
     ) -> None: ...
@@ -2474,7 +2071,7 @@ class Muown(AliasOptimizer):
 
     def __init__(
         self,
-        params: Any,
+        params: Params,
         lr: Scalar = 0.0003,
         momentum: Scalar = 0.95,
         weight_decay: Scalar = 0.0,
@@ -2491,7 +2088,33 @@ class Muown(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
-        sum_over: Any = None,
+        state_device: torch.device | str | None = None,
+        capturable: bool = False,
+    ) -> None: ...
+
+class NAMO(AliasOptimizer):
+    """NAMO: Muon's direction with one adaptive step size for each matrix."""
+
+    def __init__(
+        self,
+        params: Params,
+        lr: Scalar = 0.0003,
+        weight_decay: Scalar = 0.01,
+        betas: Betas = (0.95, 0.95),
+        nesterov: bool = False,
+        eps: Scalar = 1e-08,
+        correct_bias: bool = False,
+        ns_coefficients: Coefficients = "quintic",
+        ns_steps: int | None = None,
+        adjust_lr_fn: str | None = "max_dim",
+        ns_dtype: torch.dtype | None = None,
+        fallback: GradientTransformation | None = None,
+        *,
+        maximize: bool = False,
+        mask: Where | None = None,
+        state_dtype: StateDtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
     ) -> None: ...
@@ -2501,7 +2124,7 @@ class NAdam(AliasOptimizer):
 
     def __init__(
         self,
-        params: Any,
+        params: Params,
         lr: Scalar = 0.002,
         betas: Betas = (0.9, 0.999),
         eps: Scalar = 1e-08,
@@ -2514,7 +2137,6 @@ class NAdam(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
-        sum_over: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
     ) -> None: ...
@@ -2524,7 +2146,7 @@ class Nero(AliasOptimizer):
 
     def __init__(
         self,
-        params: Any,
+        params: Params,
         lr: Scalar = 0.01,
         beta: Scalar = 0.999,
         constraints: bool = True,
@@ -2533,7 +2155,6 @@ class Nero(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
-        sum_over: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
     ) -> None: ...
@@ -2543,7 +2164,7 @@ class NoisySGD(AliasOptimizer):
 
     def __init__(
         self,
-        params: Any,
+        params: Params,
         lr: Scalar,
         eta: Scalar = 0.01,
         gamma: Scalar = 0.55,
@@ -2553,7 +2174,6 @@ class NoisySGD(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
-        sum_over: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
     ) -> None: ...
@@ -2563,7 +2183,7 @@ class NorMuon(AliasOptimizer):
 
     def __init__(
         self,
-        params: Any,
+        params: Params,
         lr: Scalar = 0.01,
         weight_decay: Scalar = 0.01,
         momentum: Scalar = 0.95,
@@ -2583,7 +2203,6 @@ class NorMuon(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
-        sum_over: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
     ) -> None: ...
@@ -2593,7 +2212,7 @@ class NovoGrad(AliasOptimizer):
 
     def __init__(
         self,
-        params: Any,
+        params: Params,
         lr: Scalar = 0.001,
         betas: Betas = (0.95, 0.98),
         eps: Scalar = 1e-08,
@@ -2606,7 +2225,6 @@ class NovoGrad(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
-        sum_over: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
     ) -> None: ...
@@ -2616,7 +2234,7 @@ class OptimisticAdam(AliasOptimizer):
 
     def __init__(
         self,
-        params: Any,
+        params: Params,
         lr: Scalar = 0.001,
         betas: Betas = (0.9, 0.999),
         eps: Scalar = 1e-08,
@@ -2629,7 +2247,6 @@ class OptimisticAdam(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
-        sum_over: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
     ) -> None: ...
@@ -2639,7 +2256,7 @@ class OptimisticGradientDescent(AliasOptimizer):
 
     def __init__(
         self,
-        params: Any,
+        params: Params,
         lr: Scalar,
         alpha: Scalar = 1.0,
         beta: Scalar = 1.0,
@@ -2648,7 +2265,6 @@ class OptimisticGradientDescent(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
-        sum_over: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
     ) -> None: ...
@@ -2658,7 +2274,7 @@ class PAdam(AliasOptimizer):
 
     def __init__(
         self,
-        params: Any,
+        params: Params,
         lr: Scalar = 0.1,
         betas: Betas = (0.9, 0.999),
         eps: Scalar = 1e-08,
@@ -2672,7 +2288,48 @@ class PAdam(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
-        sum_over: Any = None,
+        state_device: torch.device | str | None = None,
+        capturable: bool = False,
+    ) -> None: ...
+
+class PID(AliasOptimizer):
+    """PID: SGD as a PID controller, along the gradient, its sum with momentum, and its change."""
+
+    def __init__(
+        self,
+        params: Params,
+        lr: Scalar,
+        momentum: Scalar = 0.0,
+        dampening: Scalar = 0.0,
+        integral: Scalar = 5.0,
+        derivative: Scalar = 10.0,
+        weight_decay: Scalar = 0.0,
+        *,
+        maximize: bool = False,
+        mask: Where | None = None,
+        state_dtype: StateDtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
+        state_device: torch.device | str | None = None,
+        capturable: bool = False,
+    ) -> None: ...
+
+class PNM(AliasOptimizer):
+    """PNM, positive-negative momentum: SGD whose gradient noise is amplified by subtracting an older momentum."""
+
+    def __init__(
+        self,
+        params: Params,
+        lr: Scalar,
+        betas: Betas = (0.9, 1.0),
+        weight_decay: Scalar = 0.0,
+        decoupled_weight_decay: bool = True,
+        *,
+        maximize: bool = False,
+        mask: Where | None = None,
+        state_dtype: StateDtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
     ) -> None: ...
@@ -2682,7 +2339,7 @@ class PSGDKron(AliasOptimizer):
 
     def __init__(
         self,
-        params: Any,
+        params: Params,
         lr: Scalar = 0.0003,
         b1: Scalar = 0.9,
         weight_decay: Scalar = 0.0,
@@ -2704,7 +2361,6 @@ class PSGDKron(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
-        sum_over: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
     ) -> None: ...
@@ -2714,7 +2370,7 @@ class PSGDPro(AliasOptimizer):
 
     def __init__(
         self,
-        params: Any,
+        params: Params,
         lr: Scalar = 0.003,
         momentum: Scalar = 0.9,
         weight_decay: Scalar = 0.01,
@@ -2732,7 +2388,6 @@ class PSGDPro(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
-        sum_over: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
     ) -> None: ...
@@ -2742,7 +2397,7 @@ class PolarAdamAtan2(AliasOptimizer):
 
     def __init__(
         self,
-        params: Any,
+        params: Params,
         lr: Scalar = 0.0001,
         betas: Betas = (0.9, 0.99),
         polar_lr: Scalar | None = None,
@@ -2761,7 +2416,6 @@ class PolarAdamAtan2(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
-        sum_over: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
     ) -> None: ...
@@ -2771,7 +2425,7 @@ class PolarGrad(AliasOptimizer):
 
     def __init__(
         self,
-        params: Any,
+        params: Params,
         lr: Scalar = 0.0003,
         momentum: Scalar = 0.95,
         nesterov: bool = False,
@@ -2789,7 +2443,6 @@ class PolarGrad(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
-        sum_over: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
     ) -> None: ...
@@ -2799,7 +2452,7 @@ class Prodigy(AliasOptimizer):
 
     def __init__(
         self,
-        params: Any,
+        params: Params,
         lr: Scalar = 1.0,
         betas: Betas = (0.9, 0.999),
         beta3: Scalar | None = None,
@@ -2818,7 +2471,6 @@ class Prodigy(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
-        sum_over: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
     ) -> None: ...
@@ -2828,7 +2480,7 @@ class QHAdam(AliasOptimizer):
 
     def __init__(
         self,
-        params: Any,
+        params: Params,
         lr: Scalar = 0.001,
         betas: Betas = (0.9, 0.999),
         nus: Betas = (1.0, 1.0),
@@ -2841,7 +2493,27 @@ class QHAdam(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
-        sum_over: Any = None,
+        state_device: torch.device | str | None = None,
+        capturable: bool = False,
+    ) -> None: ...
+
+class QHM(AliasOptimizer):
+    """QHM, quasi-hyperbolic momentum: SGD with a mix of the gradient and its average."""
+
+    def __init__(
+        self,
+        params: Params,
+        lr: Scalar,
+        momentum: Scalar = 0.999,
+        nu: Scalar = 0.7,
+        weight_decay: Scalar = 0.0,
+        decoupled_weight_decay: bool = False,
+        *,
+        maximize: bool = False,
+        mask: Where | None = None,
+        state_dtype: StateDtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
     ) -> None: ...
@@ -2851,7 +2523,7 @@ class RAdam(AliasOptimizer):
 
     def __init__(
         self,
-        params: Any,
+        params: Params,
         lr: Scalar = 0.001,
         betas: Betas = (0.9, 0.999),
         eps: Scalar = 1e-08,
@@ -2865,7 +2537,6 @@ class RAdam(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
-        sum_over: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
     ) -> None: ...
@@ -2875,7 +2546,7 @@ class RMSprop(AliasOptimizer):
 
     def __init__(
         self,
-        params: Any,
+        params: Params,
         lr: Scalar = 0.01,
         alpha: Scalar = 0.99,
         eps: Scalar = 1e-08,
@@ -2891,7 +2562,6 @@ class RMSprop(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
-        sum_over: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
     ) -> None: ...
@@ -2901,7 +2571,7 @@ class Ranger(AliasOptimizer):
 
     def __init__(
         self,
-        params: Any,
+        params: Params,
         lr: Scalar = 0.001,
         betas: Betas = (0.95, 0.999),
         eps: Scalar = 1e-05,
@@ -2917,7 +2587,6 @@ class Ranger(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
-        sum_over: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
     ) -> None: ...
@@ -2927,7 +2596,7 @@ class Ranger21(AliasOptimizer):
 
     def __init__(
         self,
-        params: Any,
+        params: Params,
         num_iterations: int,
         lr: Scalar = 0.001,
         beta0: Scalar = 0.9,
@@ -2954,7 +2623,6 @@ class Ranger21(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
-        sum_over: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
     ) -> None: ...
@@ -2964,7 +2632,7 @@ class Rprop(AliasOptimizer):
 
     def __init__(
         self,
-        params: Any,
+        params: Params,
         lr: Scalar = 0.01,
         etas: Betas = (0.5, 1.2),
         step_sizes: Betas = (1e-06, 50.0),
@@ -2973,7 +2641,72 @@ class Rprop(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
-        sum_over: Any = None,
+        state_device: torch.device | str | None = None,
+        capturable: bool = False,
+    ) -> None: ...
+
+class SGD(AliasOptimizer):
+    """SGD, equivalent to torch.optim.SGD: stochastic gradient descent with optional momentum."""
+
+    def __init__(
+        self,
+        params: Params,
+        lr: Scalar = 0.001,
+        momentum: Scalar = 0.0,
+        dampening: Scalar = 0.0,
+        weight_decay: Scalar = 0.0,
+        nesterov: bool = False,
+        *,
+        maximize: bool = False,
+        mask: Where | None = None,
+        state_dtype: StateDtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
+        state_device: torch.device | str | None = None,
+        capturable: bool = False,
+    ) -> None: ...
+
+class SGDP(AliasOptimizer):
+    """SGDP: SGD with momentum, without the radial part of its direction where weights appear scale-invariant."""
+
+    def __init__(
+        self,
+        params: Params,
+        lr: Scalar,
+        momentum: Scalar = 0.0,
+        dampening: Scalar = 0.0,
+        weight_decay: Scalar = 0.0,
+        nesterov: bool = False,
+        eps: Scalar = 1e-08,
+        delta: Scalar = 0.1,
+        wd_ratio: Scalar = 0.1,
+        *,
+        maximize: bool = False,
+        mask: Where | None = None,
+        state_dtype: StateDtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
+        state_device: torch.device | str | None = None,
+        capturable: bool = False,
+    ) -> None: ...
+
+class SGDS(AliasOptimizer):
+    """SGDS: SGD whose decoupled decay grows with the momentum, as its steps do (stable weight decay)."""
+
+    def __init__(
+        self,
+        params: Params,
+        lr: Scalar = 0.001,
+        momentum: Scalar = 0.0,
+        dampening: Scalar = 0.0,
+        weight_decay: Scalar = 0.0,
+        nesterov: bool = False,
+        *,
+        maximize: bool = False,
+        mask: Where | None = None,
+        state_dtype: StateDtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
     ) -> None: ...
@@ -2983,7 +2716,7 @@ class SGDSaI(AliasOptimizer):
 
     def __init__(
         self,
-        params: Any,
+        params: Params,
         lr: Scalar = 0.01,
         momentum: Scalar = 0.9,
         eps: Scalar = 1e-08,
@@ -2994,7 +2727,74 @@ class SGDSaI(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
-        sum_over: Any = None,
+        state_device: torch.device | str | None = None,
+        capturable: bool = False,
+    ) -> None: ...
+
+class SGDW(AliasOptimizer):
+    """SGDW: SGD with decoupled weight decay."""
+
+    def __init__(
+        self,
+        params: Params,
+        lr: Scalar = 0.001,
+        momentum: Scalar = 0.0,
+        dampening: Scalar = 0.0,
+        weight_decay: Scalar = 0.0,
+        nesterov: bool = False,
+        *,
+        maximize: bool = False,
+        mask: Where | None = None,
+        state_dtype: StateDtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
+        state_device: torch.device | str | None = None,
+        capturable: bool = False,
+    ) -> None: ...
+
+class SM3(AliasOptimizer):
+    """SM3: Adagrad whose state is one vector per dimension instead of one number per weight."""
+
+    def __init__(
+        self,
+        params: Params,
+        lr: Scalar = 0.1,
+        momentum: Scalar = 0.0,
+        beta: Scalar = 0.0,
+        eps: Scalar = 1e-30,
+        *,
+        maximize: bool = False,
+        state_dtype: StateDtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
+        state_device: torch.device | str | None = None,
+        capturable: bool = False,
+    ) -> None: ...
+
+class SOAP(AliasOptimizer):
+    """SOAP: Adam in the eigenbasis of Shampoo's statistics."""
+
+    def __init__(
+        self,
+        params: Params,
+        lr: Scalar = 0.003,
+        betas: Betas = (0.95, 0.95),
+        shampoo_beta: Scalar | None = None,
+        eps: Scalar = 1e-08,
+        weight_decay: Scalar = 0.01,
+        precondition_frequency: int = 10,
+        max_precondition_dim: int = 10000,
+        merge_dims: bool = False,
+        precondition_1d: bool = False,
+        normalize_gradient: bool = False,
+        correct_bias: bool = True,
+        *,
+        stagger: bool = False,
+        maximize: bool = False,
+        mask: Where | None = None,
+        state_dtype: StateDtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
     ) -> None: ...
@@ -3004,7 +2804,7 @@ class SOAPLaProp(AliasOptimizer):
 
     def __init__(
         self,
-        params: Any,
+        params: Params,
         lr: Scalar = 0.003,
         betas: Betas = (0.95, 0.95),
         shampoo_beta: Scalar | None = None,
@@ -3020,7 +2820,6 @@ class SOAPLaProp(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
-        sum_over: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
     ) -> None: ...
@@ -3030,7 +2829,7 @@ class SOAPMuon(AliasOptimizer):
 
     def __init__(
         self,
-        params: Any,
+        params: Params,
         lr: Scalar = 0.02,
         weight_decay: Scalar = 0.0,
         momentum: Scalar = 0.95,
@@ -3050,7 +2849,30 @@ class SOAPMuon(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
-        sum_over: Any = None,
+        state_device: torch.device | str | None = None,
+        capturable: bool = False,
+    ) -> None: ...
+
+class SPAM(AliasOptimizer):
+    """SPAM: AdamW that clips spikes of the gradient and resets its averages periodically."""
+
+    def __init__(
+        self,
+        params: Params,
+        lr: Scalar = 0.001,
+        betas: Betas = (0.9, 0.999),
+        eps: Scalar = 1e-06,
+        weight_decay: Scalar = 0.0,
+        threshold: Scalar = 5000.0,
+        clip_after: int = 20,
+        every: int = 500,
+        warmup_steps: int = 150,
+        *,
+        maximize: bool = False,
+        mask: Where | None = None,
+        state_dtype: StateDtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
     ) -> None: ...
@@ -3060,7 +2882,7 @@ class SPlus(AliasOptimizer):
 
     def __init__(
         self,
-        params: Any,
+        params: Params,
         lr: Scalar = 0.1,
         betas: Betas = (0.9, 0.999),
         weight_decay: Scalar = 0.01,
@@ -3075,7 +2897,47 @@ class SPlus(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
-        sum_over: Any = None,
+        state_device: torch.device | str | None = None,
+        capturable: bool = False,
+    ) -> None: ...
+
+class SRMM(AliasOptimizer):
+    """SRMM: stochastic regularized majorization-minimization, a step from averaged weights along averaged gradients."""
+
+    def __init__(
+        self,
+        params: Params,
+        lr: Scalar = 0.01,
+        beta: Scalar = 0.5,
+        memory_length: int | None = 100,
+        proximal: Scalar = 0.0,
+        *,
+        maximize: bool = False,
+        state_dtype: StateDtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
+        state_device: torch.device | str | None = None,
+        capturable: bool = False,
+    ) -> None: ...
+
+class SWATS(AliasOptimizer):
+    """SWATS: Adam that switches to SGD with momentum once the equivalent SGD rate has settled."""
+
+    def __init__(
+        self,
+        params: Params,
+        lr: Scalar = 0.001,
+        betas: Betas = (0.9, 0.999),
+        eps: Scalar = 1e-09,
+        weight_decay: Scalar = 0.0,
+        amsgrad: bool = False,
+        switch_tol: Scalar | None = None,
+        *,
+        maximize: bool = False,
+        mask: Where | None = None,
+        state_dtype: StateDtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
     ) -> None: ...
@@ -3085,7 +2947,7 @@ class Sadam(AliasOptimizer):
 
     def __init__(
         self,
-        params: Any,
+        params: Params,
         lr: Scalar = 0.1,
         betas: Betas = (0.9, 0.999),
         beta_softplus: Scalar = 50.0,
@@ -3098,7 +2960,6 @@ class Sadam(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
-        sum_over: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
     ) -> None: ...
@@ -3108,7 +2969,7 @@ class ScalableShampoo(AliasOptimizer):
 
     def __init__(
         self,
-        params: Any,
+        params: Params,
         lr: Scalar = 0.001,
         betas: Betas = (0.9, 0.999),
         moving_average_for_momentum: bool = False,
@@ -3133,7 +2994,6 @@ class ScalableShampoo(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
-        sum_over: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
     ) -> None: ...
@@ -3143,7 +3003,7 @@ class ScheduleFreeAdamW(AliasOptimizer):
 
     def __init__(
         self,
-        params: Any,
+        params: Params,
         lr: Scalar = 0.0025,
         betas: Betas = (0.9, 0.999),
         eps: Scalar = 1e-08,
@@ -3157,7 +3017,6 @@ class ScheduleFreeAdamW(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
-        sum_over: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
     ) -> None: ...
@@ -3167,7 +3026,7 @@ class ScheduleFreeRAdam(AliasOptimizer):
 
     def __init__(
         self,
-        params: Any,
+        params: Params,
         lr: Scalar = 0.0025,
         betas: Betas = (0.9, 0.999),
         eps: Scalar = 1e-08,
@@ -3181,7 +3040,6 @@ class ScheduleFreeRAdam(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
-        sum_over: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
     ) -> None: ...
@@ -3191,7 +3049,7 @@ class ScheduleFreeSGD(AliasOptimizer):
 
     def __init__(
         self,
-        params: Any,
+        params: Params,
         lr: Scalar = 1.0,
         momentum: Scalar = 0.9,
         weight_decay: Scalar = 0.0,
@@ -3204,7 +3062,6 @@ class ScheduleFreeSGD(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
-        sum_over: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
     ) -> None: ...
@@ -3214,7 +3071,7 @@ class Scion(AliasOptimizer):
 
     def __init__(
         self,
-        params: Any,
+        params: Params,
         lr: Scalar = 0.001,
         momentum: Scalar = 0.1,
         scale: Scalar = 1.0,
@@ -3225,7 +3082,6 @@ class Scion(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
-        sum_over: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
     ) -> None: ...
@@ -3235,7 +3091,7 @@ class Shampoo(AliasOptimizer):
 
     def __init__(
         self,
-        params: Any,
+        params: Params,
         lr: Scalar = 0.1,
         momentum: Scalar = 0.0,
         weight_decay: Scalar = 0.0,
@@ -3250,7 +3106,6 @@ class Shampoo(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
-        sum_over: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
     ) -> None: ...
@@ -3260,7 +3115,7 @@ class SignSGD(AliasOptimizer):
 
     def __init__(
         self,
-        params: Any,
+        params: Params,
         lr: Scalar = 0.001,
         weight_decay: Scalar = 0.0,
         decoupled_weight_decay: bool = True,
@@ -3270,7 +3125,6 @@ class SignSGD(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
-        sum_over: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
     ) -> None: ...
@@ -3280,7 +3134,7 @@ class Signum(AliasOptimizer):
 
     def __init__(
         self,
-        params: Any,
+        params: Params,
         lr: Scalar = 0.001,
         momentum: Scalar = 0.9,
         weight_decay: Scalar = 0.0,
@@ -3291,7 +3145,6 @@ class Signum(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
-        sum_over: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
     ) -> None: ...
@@ -3301,7 +3154,7 @@ class SimplifiedAdEMAMix(AliasOptimizer):
 
     def __init__(
         self,
-        params: Any,
+        params: Params,
         lr: Scalar = 0.001,
         betas: Betas = (0.99, 0.95),
         alpha: Scalar = 0.0,
@@ -3317,7 +3170,6 @@ class SimplifiedAdEMAMix(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
-        sum_over: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
     ) -> None: ...
@@ -3327,7 +3179,7 @@ class SophiaH(AliasOptimizer):
 
     def __init__(
         self,
-        params: Any,
+        params: Params,
         lr: Scalar = 0.0006,
         betas: Betas = (0.96, 0.99),
         gamma: Scalar = 0.01,
@@ -3340,7 +3192,6 @@ class SophiaH(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
-        sum_over: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
         seed: int = 0,
@@ -3351,7 +3202,7 @@ class StableAdamW(AliasOptimizer):
 
     def __init__(
         self,
-        params: Any,
+        params: Params,
         lr: Scalar = 0.001,
         betas: Betas = (0.9, 0.99),
         eps: Scalar = 1e-08,
@@ -3362,7 +3213,6 @@ class StableAdamW(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
-        sum_over: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
     ) -> None: ...
@@ -3372,7 +3222,7 @@ class StableSPAM(AliasOptimizer):
 
     def __init__(
         self,
-        params: Any,
+        params: Params,
         lr: Scalar = 0.001,
         betas: Betas = (0.9, 0.999),
         eps: Scalar = 1e-08,
@@ -3388,7 +3238,27 @@ class StableSPAM(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
-        sum_over: Any = None,
+        state_device: torch.device | str | None = None,
+        capturable: bool = False,
+    ) -> None: ...
+
+class TAM(AliasOptimizer):
+    """TAM: SGD whose momentum gives less weight to gradients that point away from it."""
+
+    def __init__(
+        self,
+        params: Params,
+        lr: Scalar = 0.001,
+        momentum: Scalar = 0.9,
+        decay_rate: Scalar = 0.9,
+        eps: Scalar = 1e-08,
+        weight_decay: Scalar = 0.0,
+        *,
+        maximize: bool = False,
+        mask: Where | None = None,
+        state_dtype: StateDtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
     ) -> None: ...
@@ -3398,7 +3268,7 @@ class Tiger(AliasOptimizer):
 
     def __init__(
         self,
-        params: Any,
+        params: Params,
         lr: Scalar = 0.001,
         beta: Scalar = 0.965,
         weight_decay: Scalar = 0.01,
@@ -3408,7 +3278,6 @@ class Tiger(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
-        sum_over: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
     ) -> None: ...
@@ -3418,7 +3287,7 @@ class Yogi(AliasOptimizer):
 
     def __init__(
         self,
-        params: Any,
+        params: Params,
         lr: Scalar = 0.01,
         betas: Betas = (0.9, 0.999),
         eps: Scalar = 0.001,
@@ -3431,7 +3300,6 @@ class Yogi(AliasOptimizer):
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
-        sum_over: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
     ) -> None: ...

@@ -35,4 +35,4 @@ from gradtx.optimizers.sign import *
 from gradtx.optimizers.spam import *
 
 # Type checkers resolve the names through the imports above.
-__all__ = _public_names(globals())  # pyright: ignore[reportUnsupportedDunderAll]
+__all__ = _public_names(globals())

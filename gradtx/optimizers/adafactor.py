@@ -69,7 +69,8 @@ def adafactor(
     Example:
         >>> tx = gradtx.adafactor()
         >>> params = {"w": torch.full((2, 2), 3.0)}
-        >>> tx.update({"w": torch.full((2, 2), 1e-5)}, tx.init(params), params)[0]["w"]  # a hundredth of the weights
+        >>> # a hundredth of the weights
+        >>> tx.update({"w": torch.full((2, 2), 1e-5)}, tx.init(params), params)[0]["w"]
         tensor([[-0.0300, -0.0300],
                 [-0.0300, -0.0300]])
 
@@ -85,7 +86,10 @@ def adafactor(
     )
 
 
-@alias(ranges={"beta2_decay": "(-inf, 0]", "d": "[1, inf)"})
+@alias(
+    class_name="Adafactor",
+    ranges={"beta2_decay": "(-inf, 0]", "d": "[1, inf)"},
+)
 def adafactor_torch(
     lr: Scalar = 1e-2,
     beta2_decay: Scalar = -0.8,
@@ -119,7 +123,8 @@ def adafactor_torch(
     Example:
         >>> tx = gradtx.adafactor_torch(lr=0.5)
         >>> params = {"w": torch.full((2, 2), 3.0)}
-        >>> tx.update({"w": torch.ones(2, 2)}, tx.init(params), params)[0]["w"]  # half of the weights
+        >>> # half of the weights
+        >>> tx.update({"w": torch.ones(2, 2)}, tx.init(params), params)[0]["w"]
         tensor([[-1.5000, -1.5000],
                 [-1.5000, -1.5000]])
 

@@ -221,7 +221,8 @@ def sgdp(
     Example:
         >>> params = {"w": torch.tensor([[3.0, 4.0]])}
         >>> tx = gradtx.sgdp(lr=0.1, weight_decay=1.0)
-        >>> tx.update({"w": torch.tensor([[-0.4, 0.3]])}, tx.init(params), params)[0]["w"]  # a tenth of the decay
+        >>> # a tenth of the decay
+        >>> tx.update({"w": torch.tensor([[-0.4, 0.3]])}, tx.init(params), params)[0]["w"]
         tensor([[ 0.0100, -0.0700]])
 
     Source: Heo et al. 2021, arXiv:2006.08217. Departures: the momentum is not projected, as in the paper (without
@@ -292,7 +293,10 @@ def adam_atan2(
 
     Example:
         >>> tx = gradtx.adam_atan2(lr=0.1, a=4 / torch.pi)
-        >>> tx.update({"w": torch.tensor([1e-20, -3.0])}, tx.init({"w": torch.zeros(2)}))[0]["w"]
+        >>> updates, _ = tx.update(
+        ...     {"w": torch.tensor([1e-20, -3.0])}, tx.init({"w": torch.zeros(2)})
+        ... )
+        >>> updates["w"]
         tensor([-0.1000,  0.1000])
 
     Source: Everett et al. 2024, arXiv:2407.05872; options: arXiv 2308.11958, 2406.06811, 2411.16085, 2504.01961,

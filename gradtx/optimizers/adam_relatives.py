@@ -163,9 +163,13 @@ def yogi(
         ValueError: If a hyperparameter is out of range, or if `params` is missing and `weight_decay` is not 0.0.
 
     Example:
-        >>> for tx in (gradtx.adam(lr=0.1, betas=(0.0, 0.99)), gradtx.yogi(lr=0.1, betas=(0.0, 0.99))):
+        >>> for tx in (
+        ...     gradtx.adam(lr=0.1, betas=(0.0, 0.99)),
+        ...     gradtx.yogi(lr=0.1, betas=(0.0, 0.99)),
+        ... ):
         ...     state = tx.init({"w": torch.zeros(1)})
-        ...     for grad in [10.0, *200 * [0.1]]:  # one large gradient, which Adam forgets by the end
+        ...     # one large gradient, which Adam forgets by the end
+        ...     for grad in [10.0, *200 * [0.1]]:
         ...         updates, state = tx.update({"w": torch.tensor([grad])}, state)
         ...     print(updates["w"])
         tensor([-0.0247])
@@ -295,7 +299,10 @@ def sadam(
 
     Example:
         >>> tx = gradtx.sadam(lr=0.1)
-        >>> tx.update({"w": torch.tensor([1e-3, -400.0])}, tx.init({"w": torch.zeros(2)}))[0]["w"]
+        >>> updates, _ = tx.update(
+        ...     {"w": torch.tensor([1e-3, -400.0])}, tx.init({"w": torch.zeros(2)})
+        ... )
+        >>> updates["w"]
         tensor([-0.0002,  0.1000])
 
     Source: Tong et al. 2019, arXiv:1908.00700. Departures: none from the authors' code.

@@ -58,7 +58,8 @@ def adabound(
 
     Example:
         >>> tx = gradtx.adabound(lr=1e-3, final_lr=0.1, gamma=1e6)  # SGD from the start
-        >>> tx.update({"w": torch.tensor([1.0, -2.0])}, tx.init({"w": torch.zeros(2)}))[0]["w"]  # 0.1 (1 - beta1) g
+        >>> # 0.1 (1 - beta1) g
+        >>> tx.update({"w": torch.tensor([1.0, -2.0])}, tx.init({"w": torch.zeros(2)}))[0]["w"]
         tensor([-0.0100,  0.0200])
 
     Source: Luo et al. 2019, "Adaptive Gradient Methods with Dynamic Bound of Learning Rate" (ICLR). Departures: none.
@@ -313,7 +314,8 @@ def adasmooth(
     Example:
         >>> tx = gradtx.adasmooth(lr=1e-3)
         >>> params = {"w": torch.tensor([0.0])}
-        >>> tx.update({"w": torch.tensor([7.0])}, tx.init(params), params)[0]["w"]  # lr / (1 - 0.99)
+        >>> # lr / (1 - 0.99)
+        >>> tx.update({"w": torch.tensor([7.0])}, tx.init(params), params)[0]["w"]
         tensor([-0.1000])
 
     Source: Lu 2022, arXiv:2204.00825. Departures: none from the paper. pytorch_optimizer's class adds eps to the length
@@ -361,7 +363,8 @@ def swats(
     Example:
         >>> tx = gradtx.swats(lr=0.1, switch_tol=1e-3)
         >>> state = tx.init({"w": torch.zeros(1)})
-        >>> for _ in range(2):  # a constant gradient: Adam's steps of 0.1 equal SGD's at a rate of 0.025
+        >>> # a constant gradient: Adam's steps of 0.1 equal SGD's at a rate of 0.025
+        >>> for _ in range(2):
         ...     _, state = tx.update({"w": torch.tensor([4.0])}, state)
         >>> state["scale_by_swats"]["sgd_rate"], state["scale_by_swats"]["switched"]
         (tensor(0.0250, dtype=torch.float64), tensor(1., dtype=torch.float64))

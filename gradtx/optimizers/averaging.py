@@ -45,7 +45,8 @@ def madgrad(
     Example:
         >>> tx = gradtx.madgrad(lr=0.125, momentum=0.5, eps=0.0)
         >>> params = {"w": torch.tensor([1.0])}
-        >>> tx.update({"w": torch.tensor([8.0])}, tx.init(params), params)[0]["w"]  # half of 0.125 * 8 / cbrt(8)
+        >>> # half of 0.125 * 8 / cbrt(8)
+        >>> tx.update({"w": torch.tensor([8.0])}, tx.init(params), params)[0]["w"]
         tensor([-0.2500])
 
     Source: Defazio and Jelassi 2021, arXiv:2101.11075. Departures: none from the authors' code. As there, later steps

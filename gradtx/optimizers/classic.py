@@ -104,7 +104,8 @@ def adadelta(
 
     Example:
         >>> tx = gradtx.adadelta(rho=0.0)
-        >>> tx.update({"w": torch.tensor([1e3, -5.0])}, tx.init({"w": torch.zeros(2)}))[0]["w"]  # sqrt(eps)
+        >>> # sqrt(eps)
+        >>> tx.update({"w": torch.tensor([1e3, -5.0])}, tx.init({"w": torch.zeros(2)}))[0]["w"]
         tensor([-0.0010,  0.0010])
 
     Source: Zeiler 2012, arXiv:1212.5701. Departures: none from torch.optim.Adadelta.
@@ -276,7 +277,8 @@ def nadam(
         ValueError: If a hyperparameter is out of range, or if `params` is missing and `weight_decay` is not 0.0.
 
     Example:
-        >>> tx = gradtx.nadam(lr=0.1, betas=(0.0, 0.999))  # without momentum it is Adam without momentum
+        >>> # without momentum it is Adam without momentum
+        >>> tx = gradtx.nadam(lr=0.1, betas=(0.0, 0.999))
         >>> tx.update({"w": torch.tensor([1e-4, -7.0])}, tx.init({"w": torch.zeros(2)}))[0]["w"]
         tensor([-0.1000,  0.1000])
 

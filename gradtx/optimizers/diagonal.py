@@ -98,7 +98,8 @@ def kate(
 
     Example:
         >>> tx = gradtx.kate(lr=1.0)
-        >>> tx.update({"w": torch.tensor([0.5, 4.0])}, tx.init({"w": torch.zeros(2)}))[0]["w"]  # -1 / g
+        >>> # -1 / g
+        >>> tx.update({"w": torch.tensor([0.5, 4.0])}, tx.init({"w": torch.zeros(2)}))[0]["w"]
         tensor([-2.0000, -0.2500])
 
     Source: Choudhury et al. 2024, arXiv:2403.02648. Departures: see `scale_by_kate`.
@@ -148,7 +149,8 @@ def bcos(
             `weight_decay` is not 0.0.
 
     Example:
-        >>> tx = gradtx.bcos(lr=0.1, weight_decay=0.0)  # the first step is the sign of the gradient
+        >>> # the first step is the sign of the gradient
+        >>> tx = gradtx.bcos(lr=0.1, weight_decay=0.0)
         >>> tx.update({"w": torch.tensor([7.0, -0.2])}, tx.init({"w": torch.zeros(2)}))[0]["w"]
         tensor([-0.1000,  0.1000])
 

@@ -45,7 +45,8 @@ def focus(
     Example:
         >>> tx = gradtx.focus(lr=0.1, gamma=0.5)
         >>> state = tx.init({"w": torch.zeros(2)})
-        >>> for at in ([0.0, 0.0], [1.0, -1.0]):  # one weight is now above its average, the other below
+        >>> # one weight is now above its average, the other below
+        >>> for at in ([0.0, 0.0], [1.0, -1.0]):
         ...     updates, state = tx.update({"w": torch.ones(2)}, state, {"w": torch.tensor(at)})
         >>> updates["w"]
         tensor([-0.1500, -0.0500])
@@ -87,7 +88,8 @@ def tam(
     Example:
         >>> tx = gradtx.tam(lr=1.0, momentum=0.0, decay_rate=0.0)
         >>> state = tx.init({"w": torch.zeros(2)})
-        >>> for grads in ([1.0, 0.0], [0.0, 1.0]):  # no momentum yet, then a right angle: half of each
+        >>> # no momentum yet, then a right angle: half of each
+        >>> for grads in ([1.0, 0.0], [0.0, 1.0]):
         ...     updates, state = tx.update({"w": torch.tensor(grads)}, state)
         ...     print(updates["w"])
         tensor([-0.5000, -0.0000])
@@ -133,7 +135,8 @@ def adatam(
 
     Example:
         >>> tx = gradtx.adatam(lr=0.1, betas=(0.9, 0.0))
-        >>> tx.update({"w": torch.tensor([7.0, -0.2])}, tx.init({"w": torch.zeros(2)}))[0]["w"]  # half a sign
+        >>> # half a sign
+        >>> tx.update({"w": torch.tensor([7.0, -0.2])}, tx.init({"w": torch.zeros(2)}))[0]["w"]
         tensor([-0.0500,  0.0500])
 
     Source: Malviya et al. 2024, arXiv:2412.18790. Departures: see `scale_by_adatam`.
@@ -176,7 +179,12 @@ def sgd_sai(
     Example:
         >>> tx = gradtx.sgd_sai(lr=1.0, momentum=0.0, eps=0.0, weight_decay=0.0)
         >>> params = {"w": torch.zeros(2, 1), "b": torch.zeros(1)}
-        >>> tx.update({"w": torch.tensor([[4.0], [3.0]]), "b": torch.tensor([3.0])}, tx.init(params), params)[0]
+        >>> updates, _ = tx.update(
+        ...     {"w": torch.tensor([[4.0], [3.0]]), "b": torch.tensor([3.0])},
+        ...     tx.init(params),
+        ...     params,
+        ... )
+        >>> updates
         {'w': tensor([[-28.2843],
                 [-21.2132]]), 'b': tensor([-9.])}
 

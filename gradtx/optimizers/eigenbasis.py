@@ -106,7 +106,8 @@ def kl_soap(
         >>> tx = gradtx.kl_soap(lr=0.1)
         >>> params = {"w": torch.ones(2, 3)}
         >>> _, state = tx.update({"w": torch.eye(2, 3)}, tx.init(params), params)
-        >>> state["rotated"]["GG_0"]["w"]  # from the first gradient, divided by the 3 columns, without bias
+        >>> # from the first gradient, divided by the 3 columns, without bias
+        >>> state["rotated"]["GG_0"]["w"]
         tensor([[0.3333, 0.0000],
                 [0.0000, 0.3333]])
 
@@ -166,7 +167,8 @@ def soap_laprop(
 
     Example:
         >>> tx = gradtx.soap_laprop(lr=0.1, weight_decay=0.0)
-        >>> params, grads = {"w": torch.zeros(2, 2)}, {"w": torch.tensor([[3.0, 0.0], [0.0, 5.0]])}
+        >>> params = {"w": torch.zeros(2, 2)}
+        >>> grads = {"w": torch.tensor([[3.0, 0.0], [0.0, 5.0]])}
         >>> state = tx.init(params)
         >>> for _ in range(2):
         ...     updates, state = tx.update(grads, state, params)
@@ -234,8 +236,9 @@ def kl_shampoo(
 
     Example:
         >>> tx = gradtx.kl_shampoo()
-        >>> state = tx.init({"w": torch.zeros(3, 2), "b": torch.zeros(2)})["scale_by_kl_shampoo"]
-        >>> {slot: sorted(leaves) for slot, leaves in state.items()}
+        >>> state = tx.init({"w": torch.zeros(3, 2), "b": torch.zeros(2)})
+        >>> slots = state["scale_by_kl_shampoo"]
+        >>> {slot: sorted(leaves) for slot, leaves in slots.items()}
         {'exp_avg': ['b', 'w'], 'GG_0': ['w'], 'GG_1': ['w'], 'Q_0': ['w'], 'Q_1': ['w'], 'exp_avg_sq': ['b']}
 
     Source: Lin et al. 2025, arXiv:2509.03378. Departures: the loop follows SOAP, and the momentum is bias-corrected.

@@ -83,7 +83,8 @@ def adan(
     Example:
         >>> tx = gradtx.adan(lr=0.5, weight_decay=2.0)
         >>> params = {"w": torch.tensor([4.0])}
-        >>> tx.update({"w": torch.tensor([7.0])}, tx.init(params), params)[0]["w"]  # (4 - 0.5) / 2 - 4
+        >>> # (4 - 0.5) / 2 - 4
+        >>> tx.update({"w": torch.tensor([7.0])}, tx.init(params), params)[0]["w"]
         tensor([-2.2500])
 
     Source: Xie et al. 2022, arXiv:2208.06677. Departures: none from the authors' code, which stores the negated
@@ -135,7 +136,8 @@ def adai(
 
     Example:
         >>> tx = gradtx.adai(lr=0.1)
-        >>> tx.update({"w": torch.tensor([1.0, -3.0])}, tx.init({"w": torch.zeros(2)}))[0]["w"]  # like SGD
+        >>> # like SGD
+        >>> tx.update({"w": torch.tensor([1.0, -3.0])}, tx.init({"w": torch.zeros(2)}))[0]["w"]
         tensor([-0.1000,  0.3000])
 
     Source: Xie et al. 2020, arXiv:2006.15815; AdaiS: Xie et al. 2020, arXiv:2011.11152. Departures: none from the

@@ -128,7 +128,12 @@ def lars(
     Example:
         >>> tx = gradtx.lars(trust_coefficient=0.1, min_ndim=1)
         >>> params = {"w": torch.tensor([6.0, 8.0]), "scale": torch.tensor(2.0)}
-        >>> tx.update({"w": torch.tensor([30.0, 40.0]), "scale": torch.tensor(5.0)}, tx.init(params), params)[0]
+        >>> updates, _ = tx.update(
+        ...     {"w": torch.tensor([30.0, 40.0]), "scale": torch.tensor(5.0)},
+        ...     tx.init(params),
+        ...     params,
+        ... )
+        >>> updates
         {'w': tensor([-0.6000, -0.8000]), 'scale': tensor(-5.)}
 
     Source: You et al. 2017, arXiv:1708.03888. Departures: the paper has no eps, and multiplies by $\eta$ before the
@@ -218,7 +223,9 @@ def nero(lr: Scalar = 0.01, beta: Scalar = 0.999, constraints: bool = True):
     Example:
         >>> params = gradtx.project_neurons({"w": torch.tensor([[1.0, 3.0, 2.0]])})
         >>> tx = gradtx.nero(lr=0.1)
-        >>> updates, _ = tx.update({"w": torch.tensor([[5.0, 5.0, -5.0]])}, tx.init(params), params)
+        >>> updates, _ = tx.update(
+        ...     {"w": torch.tensor([[5.0, 5.0, -5.0]])}, tx.init(params), params
+        ... )
         >>> after = gradtx.apply_updates(params, updates)["w"]
         >>> f"{after.norm():.4f}", bool(after.mean().abs() < 1e-6)
         ('1.0000', True)
@@ -300,7 +307,10 @@ def sm3(
     Example:
         >>> tx = gradtx.sm3(lr=0.1, momentum=0.5)
         >>> state = tx.init({"w": torch.zeros(300, 200)})
-        >>> [tuple(state["scale_by_sm3"][slot]["w"].shape) for slot in ("accumulator_0", "accumulator_1")]
+        >>> [
+        ...     tuple(state["scale_by_sm3"][slot]["w"].shape)
+        ...     for slot in ("accumulator_0", "accumulator_1")
+        ... ]
         [(300, 1), (1, 200)]
 
     Source: Anil et al. 2019, arXiv:1901.11150. Departures: beta > 0 follows Enealor/PyTorch-SM3. The momentum is an

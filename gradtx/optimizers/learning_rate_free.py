@@ -69,7 +69,8 @@ def alig(
 
     Example:
         >>> tx = gradtx.alig(eps=0.0)
-        >>> params = {"w": torch.tensor([3.0, 4.0])}  # loss: half the square, which falls to a quarter in a step
+        >>> # loss: half the square, which falls to a quarter in a step
+        >>> params = {"w": torch.tensor([3.0, 4.0])}
         >>> updates, _ = tx.update({"w": params["w"]}, tx.init(params), value=12.5)
         >>> updates["w"]
         tensor([-1.5000, -2.0000])
@@ -122,7 +123,8 @@ def dadapt_adagrad(
         >>> for _ in range(200):  # the loss is |w - 7|, for which no rate was chosen
         ...     updates, state = tx.update({"w": (params["w"] - 7).sign()}, state, params)
         ...     params = gradtx.apply_updates(params, updates)
-        >>> f"{params['w'].item():.0f}, d = {state['scale_by_dadapt_adagrad']['d']:.1f}"  # 3 from the start
+        >>> # 3 from the start
+        >>> f"{params['w'].item():.0f}, d = {state['scale_by_dadapt_adagrad']['d']:.1f}"
         '7, d = 3.1'
 
     Source: Defazio and Mishchenko 2023, arXiv:2301.07733. Departures: see `scale_by_dadapt_adagrad`.
@@ -176,7 +178,8 @@ def dadapt_adam(
         ValueError: If a hyperparameter is out of range, or if `params` is missing.
 
     Example:
-        >>> tx = gradtx.dadapt_adam(d0=0.1, betas=(0.0, 0.99))  # a first step of d0 / sqrt(1 - beta2)
+        >>> # a first step of d0 / sqrt(1 - beta2)
+        >>> tx = gradtx.dadapt_adam(d0=0.1, betas=(0.0, 0.99))
         >>> params = {"w": torch.tensor([0.0, 0.0])}
         >>> tx.update({"w": torch.tensor([0.3, -7.0])}, tx.init(params), params)[0]["w"]
         tensor([-1.0000,  1.0000])
@@ -282,9 +285,12 @@ def dadapt_adan(
         ValueError: If a hyperparameter is out of range, or if `params` is missing.
 
     Example:
-        >>> tx = gradtx.dadapt_adan(d0=0.1, betas=(0.0, 0.0, 0.0), weight_decay=1.0, no_prox=True)
+        >>> tx = gradtx.dadapt_adan(
+        ...     d0=0.1, betas=(0.0, 0.0, 0.0), weight_decay=1.0, no_prox=True
+        ... )
         >>> params = {"w": torch.tensor([10.0])}
-        >>> tx.update({"w": torch.tensor([4.0])}, tx.init(params), params)[0]["w"]  # -d0 (sign + p)
+        >>> # -d0 (sign + p)
+        >>> tx.update({"w": torch.tensor([4.0])}, tx.init(params), params)[0]["w"]
         tensor([-1.1000])
 
     Source: Defazio and Mishchenko 2023, arXiv:2301.07733, with Xie et al. 2022, arXiv:2208.06677. Departures: see
@@ -327,7 +333,8 @@ def dadapt_lion(
     Example:
         >>> tx = gradtx.dadapt_lion(lr=0.5, d0=0.1, weight_decay=1.0)
         >>> params = {"w": torch.tensor([2.0, 2.0])}
-        >>> tx.update({"w": torch.tensor([9.0, -1e-5])}, tx.init(params), params)[0]["w"]  # -0.05 (sign + p)
+        >>> # -0.05 (sign + p)
+        >>> tx.update({"w": torch.tensor([9.0, -1e-5])}, tx.init(params), params)[0]["w"]
         tensor([-0.1500, -0.0500])
 
     Source: Defazio and Mishchenko 2023, arXiv:2301.07733, with Chen et al. 2023, arXiv:2302.06675. Departures: see

@@ -153,7 +153,9 @@ def dion2(
     Example:
         >>> tx = gradtx.dion2(lr=1.0, weight_decay=0.0, ns_coefficients="newton_schulz")
         >>> params = {"w": torch.zeros(4, 4)}
-        >>> updates, _ = tx.update({"w": torch.diag(torch.arange(4.0))}, tx.init(params), params)
+        >>> updates, _ = tx.update(
+        ...     {"w": torch.diag(torch.arange(4.0))}, tx.init(params), params
+        ... )
         >>> updates["w"].diagonal()  # the largest of four rows
         tensor([-0., -0., -0., -1.])
 
@@ -230,7 +232,10 @@ def galore(
     Example:
         >>> tx = gradtx.galore(lr=1.0, rank=1)
         >>> params = {"w": torch.zeros(2, 2)}
-        >>> tx.update({"w": torch.tensor([[3.0, 0.0], [0.0, 1.0]])}, tx.init(params), params)[0]["w"]
+        >>> updates, _ = tx.update(
+        ...     {"w": torch.tensor([[3.0, 0.0], [0.0, 1.0]])}, tx.init(params), params
+        ... )
+        >>> updates["w"]
         tensor([[-0.2500,  0.0000],
                 [ 0.0000,  0.0000]])
 
@@ -349,8 +354,11 @@ def apollo_low_rank(
     Example:
         >>> tx = gradtx.apollo_low_rank(lr=1.0, rank=1, scale_type="tensor")
         >>> params = {"w": torch.zeros(2, 2)}
-        >>> updates, _ = tx.update({"w": torch.tensor([[3.0, 0.0], [0.0, 3.0]])}, tx.init(params), params)
-        >>> updates["w"][0, 0] == updates["w"][1, 1], updates["w"][0, 1]  # the direction of the gradient
+        >>> updates, _ = tx.update(
+        ...     {"w": torch.tensor([[3.0, 0.0], [0.0, 3.0]])}, tx.init(params), params
+        ... )
+        >>> # the direction of the gradient
+        >>> updates["w"][0, 0] == updates["w"][1, 1], updates["w"][0, 1]
         (tensor(True), tensor(0.))
 
     Source: Zhu et al. 2024, arXiv:2412.05270. Departures: random bases come from gradtx's own random stream. `apollo`

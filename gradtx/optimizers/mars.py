@@ -82,7 +82,10 @@ def mars_adamw(
     Example:
         >>> tx = gradtx.mars_adamw(lr=0.1, lr_1d=0.2)
         >>> params = {"w": torch.zeros(1, 2), "b": torch.zeros(1)}
-        >>> tx.update({"w": torch.tensor([[1e-3, -4.0]]), "b": torch.ones(1)}, tx.init(params), params)[0]
+        >>> updates, _ = tx.update(
+        ...     {"w": torch.tensor([[1e-3, -4.0]]), "b": torch.ones(1)}, tx.init(params), params
+        ... )
+        >>> updates
         {'w': tensor([[-0.1000,  0.1000]]), 'b': tensor([-0.2000])}
 
     Source: Yuan et al. 2024, arXiv:2411.10438. Departures: leaves with three or more dimensions are corrected, too; if

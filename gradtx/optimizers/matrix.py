@@ -104,7 +104,10 @@ def muon(
     Example:
         >>> tx = gradtx.muon(lr=1.0, weight_decay=0.0, fallback=gradtx.sgd(lr=0.1))
         >>> params = {"w": torch.zeros(1, 2), "b": torch.zeros(1)}
-        >>> tx.update({"w": torch.tensor([[3e-4, 4e-4]]), "b": torch.ones(1)}, tx.init(params), params)[0]["b"]
+        >>> updates, _ = tx.update(
+        ...     {"w": torch.tensor([[3e-4, 4e-4]]), "b": torch.ones(1)}, tx.init(params), params
+        ... )
+        >>> updates["b"]
         tensor([-0.1000])
 
     Source: Jordan et al. 2024, Muon; Liu et al. 2025, arXiv:2502.16982. Departures: none from torch.optim.Muon;
@@ -329,7 +332,10 @@ def polar_adam_atan2(
     Example:
         >>> tx = gradtx.polar_adam_atan2(lr=0.1, polar_rms_factor=0.5**0.5, polar_steps=9)
         >>> params = {"w": torch.zeros(2, 2)}
-        >>> tx.update({"w": torch.tensor([[2.0, 0.0], [0.0, 1e-3]])}, tx.init(params), params)[0]["w"]
+        >>> updates, _ = tx.update(
+        ...     {"w": torch.tensor([[2.0, 0.0], [0.0, 1e-3]])}, tx.init(params), params
+        ... )
+        >>> updates["w"]
         tensor([[-0.1000, -0.0000],
                 [-0.0000, -0.1000]])
 
@@ -405,7 +411,8 @@ def shampoo(
     Example:
         >>> tx = gradtx.shampoo(lr=1.0, matrix_eps=1e-3)
         >>> params = {"w": torch.zeros(3)}
-        >>> tx.update({"w": torch.tensor([30.0, 0.0, -40.0])}, tx.init(params), params)[0]["w"]  # of norm 1
+        >>> # of norm 1
+        >>> tx.update({"w": torch.tensor([30.0, 0.0, -40.0])}, tx.init(params), params)[0]["w"]
         tensor([-0.6000, -0.0000,  0.8000])
 
     Source: Gupta et al. 2018, arXiv:1802.09568; momentum and "moskomule": moskomule/shampoo.pytorch. Departures: none.
@@ -486,7 +493,8 @@ def scalable_shampoo(
     Example:
         >>> tx = gradtx.scalable_shampoo(lr=1.0, betas=(0.0, 0.9))
         >>> params = {"w": torch.zeros(2)}
-        >>> tx.update({"w": torch.tensor([3.0, 4.0])}, tx.init(params), params)[0]["w"]  # a vector uses SGD
+        >>> # a vector uses SGD
+        >>> tx.update({"w": torch.tensor([3.0, 4.0])}, tx.init(params), params)[0]["w"]
         tensor([-3., -4.])
 
     Source: Anil et al. 2020, arXiv:2002.09018. Departures: exact roots from eigenvalues, where the authors iterate.
@@ -573,7 +581,8 @@ def soap(
     Example:
         >>> tx = gradtx.soap(lr=0.1, weight_decay=0.5)
         >>> params = {"w": torch.ones(2, 2)}
-        >>> tx.update({"w": torch.eye(2)}, tx.init(params), params)[0]["w"]  # nothing moves in the first step
+        >>> # nothing moves in the first step
+        >>> tx.update({"w": torch.eye(2)}, tx.init(params), params)[0]["w"]
         tensor([[0., 0.],
                 [0., 0.]])
 

@@ -202,7 +202,9 @@ def adamc(
         ValueError: If a hyperparameter is out of range, or if `params` is missing and `weight_decay` is not 0.0.
 
     Example:
-        >>> tx = gradtx.adamc(lr=gradtx.Schedule(lambda step: 0.1 * 0.5**step), weight_decay=1.0)
+        >>> tx = gradtx.adamc(
+        ...     lr=gradtx.Schedule(lambda step: 0.1 * 0.5**step), weight_decay=1.0
+        ... )
         >>> params = {"w": torch.ones(1)}
         >>> state = tx.init(params)
         >>> for _ in range(3):  # AdamW: 0.1, 0.05, 0.025
@@ -303,7 +305,11 @@ def adam_mini(
 
     Example:
         >>> tx = gradtx.adam_mini(lr=0.1)
-        >>> tx.update({"w": torch.tensor([[1.0, 7.0], [10.0, 70.0]])}, tx.init({"w": torch.zeros(2, 2)}))[0]["w"]
+        >>> updates, _ = tx.update(
+        ...     {"w": torch.tensor([[1.0, 7.0], [10.0, 70.0]])},
+        ...     tx.init({"w": torch.zeros(2, 2)}),
+        ... )
+        >>> updates["w"]
         tensor([[-0.0200, -0.1400],
                 [-0.0200, -0.1400]])
 
@@ -354,7 +360,8 @@ def adagc(
         ValueError: If a hyperparameter is out of range, or if `params` is missing and `weight_decay` is not 0.0.
 
     Example:
-        >>> tx = gradtx.adagc(lr=0.1, eps=1.0)  # the first gradient is shortened to 1 over 1 + eps
+        >>> # the first gradient is shortened to 1 over 1 + eps
+        >>> tx = gradtx.adagc(lr=0.1, eps=1.0)
         >>> tx.update({"w": torch.tensor([1e6])}, tx.init({"w": torch.zeros(1)}))[0]["w"]
         tensor([-0.0500])
 

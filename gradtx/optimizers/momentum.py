@@ -133,7 +133,8 @@ def qhm(
 
     Example:
         >>> tx = gradtx.qhm(lr=1.0, momentum=0.75, nu=0.5)
-        >>> tx.update({"w": torch.tensor([8.0])}, tx.init({"w": torch.zeros(1)}))[0]["w"]  # half of 8, half of 8 / 4
+        >>> # half of 8, half of 8 / 4
+        >>> tx.update({"w": torch.tensor([8.0])}, tx.init({"w": torch.zeros(1)}))[0]["w"]
         tensor([-5.])
 
     Source: Ma and Yarats 2018, arXiv:1810.06801. Departures: the defaults of momentum and nu are the paper's rule of
@@ -175,7 +176,8 @@ def qhadam(
         ValueError: If a hyperparameter is out of range, or if `params` is missing and `weight_decay` is not 0.0.
 
     Example:
-        >>> tx, state = gradtx.qhadam(lr=0.1, nus=(0.0, 1.0)), {}  # the gradient over Adam's root
+        >>> # the gradient over Adam's root
+        >>> tx, state = gradtx.qhadam(lr=0.1, nus=(0.0, 1.0)), {}
         >>> state = tx.init({"w": torch.zeros(1)})
         >>> for grad in (1.0, 0.0):
         ...     updates, state = tx.update({"w": torch.tensor([grad])}, state)

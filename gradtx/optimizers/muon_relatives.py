@@ -106,7 +106,10 @@ def normuon(
     Example:
         >>> tx = gradtx.normuon(lr=1.0, weight_decay=0.0, rms=0.5)
         >>> params = {"w": torch.zeros(2, 2)}
-        >>> tx.update({"w": torch.tensor([[3.0, 0.0], [0.0, 0.1]])}, tx.init(params), params)[0]["w"].norm()
+        >>> updates, _ = tx.update(
+        ...     {"w": torch.tensor([[3.0, 0.0], [0.0, 0.1]])}, tx.init(params), params
+        ... )
+        >>> updates["w"].norm()
         tensor(1.0000)
 
     Source: Li et al. 2025, arXiv:2510.05491; zichongli5/NorMuon, microsoft/dion. Departures: none; three rules have
@@ -174,7 +177,10 @@ def adamuon(
     Example:
         >>> tx = gradtx.adamuon(lr=1.0, weight_decay=0.0)
         >>> params = {"w": torch.zeros(2, 2)}
-        >>> tx.update({"w": torch.tensor([[3.0, 0.1], [-0.1, 2.0]])}, tx.init(params), params)[0]["w"]
+        >>> updates, _ = tx.update(
+        ...     {"w": torch.tensor([[3.0, 0.1], [-0.1, 2.0]])}, tx.init(params), params
+        ... )
+        >>> updates["w"]
         tensor([[-0.2000, -0.2000],
                 [ 0.2000, -0.2000]])
 
@@ -239,9 +245,12 @@ def namo(
             is no `fallback`.
 
     Example:
-        >>> tx = gradtx.namo(lr=1.0, weight_decay=0.0, betas=(0.0, 0.75), ns_coefficients="newton_schulz")
+        >>> tx = gradtx.namo(
+        ...     lr=1.0, weight_decay=0.0, betas=(0.0, 0.75), ns_coefficients="newton_schulz"
+        ... )
         >>> params = {"w": torch.zeros(1, 1)}
-        >>> tx.update({"w": torch.tensor([[3.0]])}, tx.init(params), params)[0]["w"]  # 3 / sqrt(9 / 4)
+        >>> # 3 / sqrt(9 / 4)
+        >>> tx.update({"w": torch.tensor([[3.0]])}, tx.init(params), params)[0]["w"]
         tensor([[-2.]])
 
     Source: NAMO, arXiv:2602.17080. Departures: none.
@@ -313,7 +322,10 @@ def contra_muon(
     Example:
         >>> tx = gradtx.contra_muon(lr=1.0, contra=1.0)
         >>> params = {"w": torch.zeros(2, 2)}
-        >>> tx.update({"w": torch.diag(torch.tensor([4.0, 2.0]))}, tx.init(params), params)[0]["w"].diag()
+        >>> updates, _ = tx.update(
+        ...     {"w": torch.diag(torch.tensor([4.0, 2.0]))}, tx.init(params), params
+        ... )
+        >>> updates["w"].diag()
         tensor([-0.7845, -1.1767])
 
     Source: nilin/contra-muon; modded-nanogpt, track 3. Departures: the norm of the direction is preserved, as in the
@@ -379,8 +391,11 @@ def muown(
     Example:
         >>> tx = gradtx.muown(lr=0.1)
         >>> params = {"w": torch.tensor([[3.0, 4.0]])}
-        >>> updates, state = tx.update({"w": torch.tensor([[-4.0, 3.0]])}, tx.init(params), params)
-        >>> gradtx.apply_updates(params, updates)["w"].norm()  # a gradient orthogonal to the row keeps its length
+        >>> updates, state = tx.update(
+        ...     {"w": torch.tensor([[-4.0, 3.0]])}, tx.init(params), params
+        ... )
+        >>> # a gradient orthogonal to the row keeps its length
+        >>> gradtx.apply_updates(params, updates)["w"].norm()
         tensor(5.)
 
     Source: Muown, arXiv:2605.10797. Departures: none.
@@ -449,7 +464,10 @@ def polargrad(
     Example:
         >>> tx = gradtx.polargrad(lr=0.1, momentum=0.0, weight_decay=0.0, method="exact")
         >>> params = {"w": torch.zeros(2, 2)}
-        >>> tx.update({"w": torch.diag(torch.tensor([3.0, 2.0]))}, tx.init(params), params)[0]["w"].diag()
+        >>> updates, _ = tx.update(
+        ...     {"w": torch.diag(torch.tensor([3.0, 2.0]))}, tx.init(params), params
+        ... )
+        >>> updates["w"].diag()
         tensor([-0.5000, -0.5000])
 
     Source: Lau et al. 2025, arXiv:2505.21799. Departures: none.
@@ -503,7 +521,8 @@ def scion(
     Example:
         >>> tx = gradtx.scion(lr=0.5, momentum=1.0, scale=4.0, kinds={"*": "sign"})
         >>> params = {"w": torch.tensor([[2.0, 2.0]])}
-        >>> tx.update({"w": torch.tensor([[3.0, -0.1]])}, tx.init(params), params)[0]["w"]  # toward -2 and 2
+        >>> # toward -2 and 2
+        >>> tx.update({"w": torch.tensor([[3.0, -0.1]])}, tx.init(params), params)[0]["w"]
         tensor([[-2., -0.]])
 
     Source: Pethick et al. 2025, arXiv:2502.07529; LIONS-EPFL/scion. Departures: see `lmo`.

@@ -79,7 +79,8 @@ def optimistic_adam(
         ValueError: If a hyperparameter is out of range, or if `params` is missing and `weight_decay` is not 0.0.
 
     Example:
-        >>> tx = gradtx.optimistic_adam(lr=1.0, betas=(0.0, 0.0))  # u is the sign of the gradient
+        >>> # u is the sign of the gradient
+        >>> tx = gradtx.optimistic_adam(lr=1.0, betas=(0.0, 0.0))
         >>> state = tx.init({"w": torch.zeros(1)})
         >>> for grad in (4.0, -3.0):  # -1 + (-1 - 1)
         ...     updates, state = tx.update({"w": torch.tensor([grad])}, state)

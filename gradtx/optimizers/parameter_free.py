@@ -49,7 +49,8 @@ def dog(
     Example:
         >>> tx = gradtx.dog(reps_rel=0.1)
         >>> params = {"w": torch.tensor([9.0, 0.0])}
-        >>> tx.update({"w": torch.tensor([0.3, -0.4])}, tx.init(params), params)[0]["w"]  # 0.1 (1 + 9) long
+        >>> # 0.1 (1 + 9) long
+        >>> tx.update({"w": torch.tensor([0.3, -0.4])}, tx.init(params), params)[0]["w"]
         tensor([-0.6000,  0.8000])
 
     Source: Ivgi, Hinder and Carmon 2023, arXiv:2302.12022. Departures: see `scale_by_dog`.
@@ -93,7 +94,10 @@ def ldog(
     Example:
         >>> tx = gradtx.ldog(reps_rel=0.1)
         >>> params = {"a": torch.tensor([9.0]), "b": torch.tensor([0.0])}
-        >>> tx.update({"a": torch.tensor([3.0]), "b": torch.tensor([-3.0])}, tx.init(params), params)[0]
+        >>> updates, _ = tx.update(
+        ...     {"a": torch.tensor([3.0]), "b": torch.tensor([-3.0])}, tx.init(params), params
+        ... )
+        >>> updates
         {'a': tensor([-1.]), 'b': tensor([0.1000])}
 
     Source: Ivgi, Hinder and Carmon 2023, arXiv:2302.12022. Departures: see `scale_by_ldog`.
@@ -223,7 +227,8 @@ def momo(
     Example:
         >>> tx = gradtx.momo(lr=100.0)
         >>> params = {"w": torch.tensor([8.0])}
-        >>> for lb in (0.0, 16.0):  # the loss is w^2: a rate of 0.25, and less for a higher bound
+        >>> # the loss is w^2: a rate of 0.25, and less for a higher bound
+        >>> for lb in (0.0, 16.0):
         ...     tx = gradtx.momo(lr=100.0, lb=lb)
         ...     tx.update({"w": 2 * params["w"]}, tx.init(params), params, value=64.0)[0]["w"]
         tensor([-4.])
@@ -273,7 +278,8 @@ def momo_adam(
     Example:
         >>> tx = gradtx.momo_adam(lr=100.0)
         >>> params = {"w": torch.tensor([8.0])}
-        >>> tx.update({"w": 2 * params["w"]}, tx.init(params), params, value=64.0)[0]["w"]  # the loss is w^2
+        >>> # the loss is w^2
+        >>> tx.update({"w": 2 * params["w"]}, tx.init(params), params, value=64.0)[0]["w"]
         tensor([-4.])
 
     Source: Schaipp et al. 2023, arXiv:2305.07583. Departures: see `scale_by_momo_adam`.

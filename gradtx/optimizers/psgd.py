@@ -155,7 +155,7 @@ def psgd_pro(
         weight_decay: $\lambda \ge 0$, decoupled.
         beta_lip: Decay rate of the bounds of the factors' statistics, in [0, 1).
         precond_lr: Initial learning rate of the factors, >= 0.
-        precond_init_scale: Initial value of the product of the factors, > 0.
+        precond_init_scale: Initial value of every factor, > 0, as a multiple of the identity.
         damping_noise_scale: Size of the noise that damps the factors, >= 0.
         min_precond_lr: Lower bound of the learning rate of the factors, >= 0.
         warmup_steps: Number of steps until the learning rate of the factors is divided by the square root of 2, > 0.

@@ -63,7 +63,8 @@ def apollo(
         >>> tx = gradtx.apollo(lr=0.1, warmup=2, init_lr=0.0)
         >>> params = {"w": torch.tensor([1.0])}
         >>> state = tx.init(params)
-        >>> for _ in range(3):  # the first three rates are 0, 0.05 and 0.1; the curvature stays at its bound
+        >>> # the first three rates are 0, 0.05 and 0.1; the curvature stays at its bound
+        >>> for _ in range(3):
         ...     updates, state = tx.update({"w": torch.tensor([1e-4])}, state, params)
         ...     print(updates["w"])
         tensor([-0.])
@@ -125,12 +126,18 @@ def lbfgs(
         ValueError: If a hyperparameter is out of range, if `first` is unknown, or if `params` is missing.
 
     Example:
-        >>> loss = lambda p: (1 - p["x"]) ** 2 + 100 * (p["y"] - p["x"] ** 2) ** 2  # Rosenbrock's
+        >>> # Rosenbrock's
+        >>> loss = lambda p: (1 - p["x"]) ** 2 + 100 * (p["y"] - p["x"] ** 2) ** 2
         >>> tx = gradtx.line_search(gradtx.lbfgs())
-        >>> params = {"x": torch.tensor(-1.2, dtype=torch.float64), "y": torch.tensor(1.0, dtype=torch.float64)}
+        >>> params = {
+        ...     "x": torch.tensor(-1.2, dtype=torch.float64),
+        ...     "y": torch.tensor(1.0, dtype=torch.float64),
+        ... }
         >>> state = tx.init(params)
         >>> for _ in range(60):
-        ...     updates, state = tx.update(torch.func.grad(loss)(params), state, params, value_fn=loss)
+        ...     updates, state = tx.update(
+        ...         torch.func.grad(loss)(params), state, params, value_fn=loss
+        ...     )
         ...     params = gradtx.apply_updates(params, updates)
         >>> loss(params) < 1e-20
         tensor(True)

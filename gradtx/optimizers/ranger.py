@@ -151,7 +151,9 @@ def ranger21(
         ValueError: If a hyperparameter is out of range, or if `params` is missing.
 
     Example:
-        >>> tx = gradtx.ranger21(num_iterations=100, lr=1.0, num_warm_up_iterations=10, weight_decay=0.0)
+        >>> tx = gradtx.ranger21(
+        ...     num_iterations=100, lr=1.0, num_warm_up_iterations=10, weight_decay=0.0
+        ... )
         >>> params = {"w": torch.ones(1)}
         >>> state, grads = tx.init(params), {"w": torch.ones(1)}
         >>> for _ in range(2):  # 0.1 and 0.2 of the rate

@@ -61,7 +61,8 @@ def schedule_free_sgd(
     Example:
         >>> tx = gradtx.schedule_free_sgd(lr=1.0, warmup_steps=4)
         >>> params = {"w": torch.tensor([8.0])}
-        >>> tx.update({"w": torch.tensor([2.0])}, tx.init(params), params)[0]["w"]  # at first x = y = z
+        >>> # at first x = y = z
+        >>> tx.update({"w": torch.tensor([2.0])}, tx.init(params), params)[0]["w"]
         tensor([-0.5000])
 
     Source: Defazio et al. 2024, arXiv:2405.15682. Departures: none from the authors' released optimizer.
@@ -125,7 +126,8 @@ def schedule_free_adamw(
         >>> for _ in range(2):
         ...     updates, state = tx.update({"w": torch.tensor([1e-4, -7.0])}, state, params)
         ...     params = gradtx.apply_updates(params, updates)
-        >>> tx.eval_params(state, params)["w"]  # the mean of two points, at 0.1 and 0.2 from the start
+        >>> # the mean of two points, at 0.1 and 0.2 from the start
+        >>> tx.eval_params(state, params)["w"]
         tensor([0.8500, 1.1500])
 
     Source: Defazio et al. 2024, arXiv:2405.15682. Departures: the bias of $v$ is corrected where it divides, as in the

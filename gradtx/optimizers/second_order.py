@@ -50,8 +50,10 @@ def adahessian(
 
     Example:
         >>> tx = gradtx.adahessian(lr=1.0, eps=0.0)
-        >>> params = {"w": torch.tensor([3.0, -1.0])}  # the loss 2 a^2 + 5 b^2, minimized in one step
-        >>> grads, diag = {"w": params["w"] * torch.tensor([4.0, 10.0])}, {"w": torch.tensor([4.0, 10.0])}
+        >>> # the loss 2 a^2 + 5 b^2, minimized in one step
+        >>> params = {"w": torch.tensor([3.0, -1.0])}
+        >>> grads = {"w": params["w"] * torch.tensor([4.0, 10.0])}
+        >>> diag = {"w": torch.tensor([4.0, 10.0])}
         >>> updates, _ = tx.update(grads, tx.init(params), params, hessian_diag=diag)
         >>> gradtx.apply_updates(params, updates)["w"].abs().max() < 1e-6
         tensor(True)
@@ -102,7 +104,10 @@ def sophia(
         >>> tx = gradtx.sophia(lr=0.1, weight_decay=0.0)
         >>> params = {"w": torch.zeros(2)}
         >>> diag = {"w": torch.tensor([1e6, -1.0])}  # steep, and a saddle
-        >>> tx.update({"w": torch.tensor([1.0, 1.0])}, tx.init(params), params, hessian_diag=diag)[0]["w"]
+        >>> updates, _ = tx.update(
+        ...     {"w": torch.tensor([1.0, 1.0])}, tx.init(params), params, hessian_diag=diag
+        ... )
+        >>> updates["w"]
         tensor([-4.0000e-05, -1.0000e-01])
 
     Source: Liu et al. 2023, arXiv:2305.14342. Departures: none from its last version; the authors' code contains only

@@ -239,7 +239,9 @@ def adaptive_gd(
         ValueError: If a hyperparameter is out of range, if the initial rate is 0, or if `params` is missing.
 
     Example:
-        >>> tx = gradtx.adaptive_gd(lr=0.001, amplifier=1.0, damping=2.0, theta=torch.inf, eps=0.0)
+        >>> tx = gradtx.adaptive_gd(
+        ...     lr=0.001, amplifier=1.0, damping=2.0, theta=torch.inf, eps=0.0
+        ... )
         >>> params = {"w": torch.tensor([1.0, -3.0])}
         >>> state = tx.init(params)
         >>> for _ in range(30):  # the loss is 5 / 2 |w|^2

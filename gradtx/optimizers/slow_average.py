@@ -63,7 +63,8 @@ def ademamix(
         ValueError: If a hyperparameter is out of range, or if `params` is missing and `weight_decay` is not 0.0.
 
     Example:
-        >>> tx = gradtx.ademamix(lr=0.1, betas=(0.9, 0.999, 0.5))  # the slow average holds half of the first gradient
+        >>> # the slow average holds half of the first gradient
+        >>> tx = gradtx.ademamix(lr=0.1, betas=(0.9, 0.999, 0.5))
         >>> tx.update({"w": torch.tensor([1e-3, -4.0])}, tx.init({"w": torch.zeros(2)}))[0]["w"]
         tensor([-0.2000,  0.2000])
 

@@ -56,7 +56,8 @@ def spam(
     Example:
         >>> tx = gradtx.spam(lr=0.1, every=3, warmup_steps=2)
         >>> state = tx.init({"w": torch.zeros(1)})
-        >>> for _ in range(4):  # at the third step the averages start again, at a hundredth of the rate
+        >>> # at the third step the averages start again, at a hundredth of the rate
+        >>> for _ in range(4):
         ...     updates, state = tx.update({"w": torch.ones(1)}, state)
         ...     print(updates["w"])
         tensor([-0.1000])

@@ -34,7 +34,9 @@ def msvag(lr: Scalar, beta: Scalar = 0.9):
         >>> tx = gradtx.msvag(lr=0.1)
         >>> state = tx.init({"w": torch.zeros(2, dtype=torch.float64)})
         >>> for grads in ([1.0, 1.0], [1.0, 0.0], [1.0, 2.0]):  # without and with variance
-        ...     updates, state = tx.update({"w": torch.tensor(grads, dtype=torch.float64)}, state)
+        ...     updates, state = tx.update(
+        ...         {"w": torch.tensor(grads, dtype=torch.float64)}, state
+        ...     )
         >>> updates["w"]
         tensor([-0.1000, -0.0780], dtype=torch.float64)
 

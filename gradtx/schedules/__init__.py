@@ -16,4 +16,4 @@ from gradtx.schedules.restarts import *
 from gradtx.schedules.warmup import *
 
 # Type checkers take the names from the imports above.
-__all__ = _public_names(globals())  # pyright: ignore[reportUnsupportedDunderAll]
+__all__ = _public_names(globals())

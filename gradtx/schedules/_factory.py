@@ -12,7 +12,6 @@ from torch import Tensor
 from gradtx._arguments import Arguments, Range, Schedule
 from gradtx._exact import exact
 from gradtx._messages import describe, schedule_remedy
-from gradtx._narrowing import is_sequence
 from gradtx._torch import readable
 
 P = ParamSpec("P")
@@ -85,7 +84,7 @@ def _is_plain(value: Any) -> bool:
     """Whether a value contains no tensors, including within nested schedules."""
     if isinstance(value, _Made):
         return value.is_plain
-    if is_sequence(value):
+    if isinstance(value, tuple | list):
         return all(map(_is_plain, value))
     return not isinstance(value, Tensor)
 
@@ -124,6 +123,16 @@ def _word_for(name: str, arguments: Arguments) -> str:
         if word in arguments.by_name:
             return word
     return name
+
+
+def common_words(arguments: Arguments) -> dict[str, tuple[str, ...]]:
+    """Return the common keywords that a schedule accepts in place of its own names, by own name."""
+    words: dict[str, tuple[str, ...]] = {}
+    for common in COMMON_WORDS:
+        own = _word_for(common, arguments)
+        if own != common:
+            words[own] = (*words.get(own, ()), common)
+    return words
 
 
 def schedule(

@@ -11,8 +11,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from gradtx._arguments import Schedule
-from gradtx._messages import describe
-from gradtx._narrowing import is_sequence
+from gradtx._messages import describe, warn_user
 from gradtx.schedules._factory import check_schedule
 
 __all__ = ["as_lr_scheduler"]
@@ -83,7 +82,9 @@ def as_lr_scheduler(
 
     Example:
         >>> optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
-        >>> scheduler = gradtx.as_lr_scheduler(optimizer, gradtx.linear_schedule(1.0, 0.5, total_iters=2))
+        >>> scheduler = gradtx.as_lr_scheduler(
+        ...     optimizer, gradtx.linear_schedule(1.0, 0.5, total_iters=2)
+        ... )
         >>> for _ in range(3):
         ...     print(scheduler.get_last_lr())
         ...     optimizer.step()
@@ -93,7 +94,7 @@ def as_lr_scheduler(
         [1.0]
     """
     _check_optimizer(optimizer)
-    if not is_sequence(schedule):
+    if not isinstance(schedule, tuple | list):
         check_schedule("as_lr_scheduler: schedule", schedule)
         _warn_of_different_rates(optimizer)
         return ScheduleLR(optimizer, [cast("Schedule", schedule)], last_epoch)
@@ -119,8 +120,6 @@ def _warn_of_different_rates(optimizer: Optimizer) -> None:
         if rate and rate not in rates:
             rates.append(rate)
     if len(rates) > 1:
-        from gradtx.optim._warnings import warn_user
-
         given = ", ".join(f"{rate:g}" for rate in rates)
         warn_user(
             f"as_lr_scheduler: the groups have different learning rates ({given}), and one schedule gives all of them "

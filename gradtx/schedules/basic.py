@@ -13,7 +13,6 @@ from torch import Tensor
 from gradtx._arguments import Scalar, Schedule
 from gradtx._exact import exact
 from gradtx._messages import describe
-from gradtx._narrowing import is_sequence
 from gradtx.schedules._factory import check_schedule, schedule
 
 __all__ = [
@@ -179,7 +178,7 @@ def multistep_schedule(lr: Scalar, milestones: Sequence[int], gamma: Scalar = 0.
 
 def _check_milestones(milestones: Any) -> None:
     """Raise an error unless this is a list of ints >= 0."""
-    if not is_sequence(milestones):
+    if not isinstance(milestones, tuple | list):
         raise TypeError(
             f"multistep_schedule: milestones must be a list of ints, got {describe(milestones)}"
         )
@@ -302,7 +301,9 @@ def one_cycle_schedule(
         ValueError: If an argument is out of range, if `anneal_strategy` is unknown, or if the warm-up is too long.
 
     Example:
-        >>> s = gradtx.one_cycle_schedule(1.0, 6, pct_start=0.5, anneal_strategy="linear", div_factor=5.0)
+        >>> s = gradtx.one_cycle_schedule(
+        ...     1.0, 6, pct_start=0.5, anneal_strategy="linear", div_factor=5.0
+        ... )
         >>> [round(s(i), 3) for i in range(8)]
         [0.2, 0.6, 1.0, 0.667, 0.333, 0.0, 0.0, 0.0]
         >>> s = gradtx.one_cycle_schedule(lr=1.0, total_steps=6, warmup_steps=3, min_lr=0.1)
@@ -397,7 +398,9 @@ def cyclic_schedule(
         ValueError: If an argument is out of range, or if `mode` is unknown.
 
     Example:
-        >>> s = gradtx.cyclic_schedule(0.0, 1.0, step_size_up=1, step_size_down=2, mode="triangular2")
+        >>> s = gradtx.cyclic_schedule(
+        ...     0.0, 1.0, step_size_up=1, step_size_down=2, mode="triangular2"
+        ... )
         >>> [s(i) for i in range(7)]
         [0.0, 1.0, 0.5, 0.0, 0.5, 0.25, 0.0]
 
@@ -438,7 +441,9 @@ def join_schedules(schedules: Sequence[Schedule], milestones: Sequence[int]):
             positive and increasing.
 
     Example:
-        >>> s = gradtx.join_schedules([gradtx.constant_schedule(0.1), gradtx.cosine_schedule(1.0, 2)], [2])
+        >>> s = gradtx.join_schedules(
+        ...     [gradtx.constant_schedule(0.1), gradtx.cosine_schedule(1.0, 2)], [2]
+        ... )
         >>> [round(s(i), 3) for i in range(5)]
         [0.1, 0.1, 1.0, 0.5, 0.0]
     """

@@ -148,7 +148,9 @@ def ranger21_schedule(
         ValueError: If an argument is out of range.
 
     Example:
-        >>> s = gradtx.ranger21_schedule(1.0, 8, num_warm_up_iterations=2, num_warm_down_iterations=3)
+        >>> s = gradtx.ranger21_schedule(
+        ...     1.0, 8, num_warm_up_iterations=2, num_warm_down_iterations=3
+        ... )
         >>> [round(s(i), 3) for i in range(8)]
         [0.5, 1.0, 1.0, 1.0, 0.75, 0.5, 0.25, 0.0]
 

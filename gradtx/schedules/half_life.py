@@ -57,7 +57,8 @@ def half_life_schedule(end: Scalar, warmup_steps: int | None, start: Scalar):
 
     Example:
         >>> s = gradtx.half_life_schedule(0.9999, 4, 0.9)
-        >>> [round(s(i), 4) for i in range(4)]  # half-lives of 7, 1737, 3469, 5200 and 6931 steps
+        >>> # half-lives of 7, 1737, 3469, 5200 and 6931 steps
+        >>> [round(s(i), 4) for i in range(4)]
         [0.9996, 0.9998, 0.9999, 0.9999]
 
     Source: Pagliardini et al. 2024, arXiv:2409.03137. Departures: none from the authors' code; the closed form in the

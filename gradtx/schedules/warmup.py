@@ -243,7 +243,9 @@ def cosine_warmup_restarts_schedule(
         ValueError: If an argument is out of range, or if `warmup_steps` is not less than `first_cycle_steps`.
 
     Example:
-        >>> s = gradtx.cosine_warmup_restarts_schedule(4, 1.0, max_lr=1.0, min_lr=0.0, warmup_steps=2, gamma=0.5)
+        >>> s = gradtx.cosine_warmup_restarts_schedule(
+        ...     4, 1.0, max_lr=1.0, min_lr=0.0, warmup_steps=2, gamma=0.5
+        ... )
         >>> [round(s(i), 3) for i in range(8)]
         [0.0, 0.5, 1.0, 0.5, 0.0, 0.25, 0.5, 0.25]
 
@@ -356,7 +358,9 @@ def explore_exploit_schedule(
         ValueError: If an argument is out of range, or if `warmup_steps + explore_steps` exceeds `total_steps`.
 
     Example:
-        >>> s = gradtx.explore_exploit_schedule(1.0, warmup_steps=2, explore_steps=1, total_steps=5)
+        >>> s = gradtx.explore_exploit_schedule(
+        ...     1.0, warmup_steps=2, explore_steps=1, total_steps=5
+        ... )
         >>> [s(i) for i in range(6)]
         [0.5, 1.0, 1.0, 0.5, 0.0, 0.0]
 
@@ -389,6 +393,7 @@ _COOLDOWNS = ("1-sqrt", "linear", "1-square", "cosine")
     num_cycles="[0, inf)",
     total_steps="[0, inf)",
     min_lr="[0, inf)",
+    init_lr="[0, inf)",
 )
 def wsd_schedule(
     lr: Scalar,
@@ -401,16 +406,17 @@ def wsd_schedule(
     *,
     total_steps: int | None = None,
     min_lr: Scalar | None = None,
+    init_lr: Scalar = 0.0,
 ):
     r"""Rise linearly, stay constant, and cool down: warm-up, stable phase, decay (WSD).
 
-    $\eta s/w$ in the warm-up, $\eta$ in the stable phase, $\eta (r + (1 - r) f(x))$ in the cooldown, where $x$ is the
-    completed fraction of the cooldown, then $\eta r$. $f(x)$ is $1 - \sqrt x$ ("1-sqrt"), $1 - x$ ("linear"),
-    $1 - x^2$ ("1-square") or $\max(0, (1 + \cos(2\pi k x))/2)$ ("cosine").
+    $\eta_0 + (\eta - \eta_0) s/w$ in the warm-up, $\eta$ in the stable phase, $\eta (r + (1 - r) f(x))$ in the
+    cooldown, where $x$ is the completed fraction of the cooldown, then $\eta r$. $f(x)$ is $1 - \sqrt x$ ("1-sqrt"),
+    $1 - x$ ("linear"), $1 - x^2$ ("1-square") or $\max(0, (1 + \cos(2\pi k x))/2)$ ("cosine").
 
     Args:
         lr: $\eta \ge 0$.
-        num_warmup_steps: $w \ge 0$; the first update of a warm-up uses 0.
+        num_warmup_steps: $w \ge 0$.
         num_stable_steps: >= 0.
         num_decay_steps: >= 0.
         min_lr_ratio: $r$ in [0, 1].
@@ -418,6 +424,7 @@ def wsd_schedule(
         cooldown_type: The form of the cooldown.
         total_steps: The total of the three phases, instead of `num_stable_steps` or `num_decay_steps`.
         min_lr: $\eta r$, >= 0, instead of `min_lr_ratio`.
+        init_lr: $\eta_0 \ge 0$, the value of the first update of a warm-up.
 
     Raises:
         TypeError: If the lengths of the phases are incomplete or overdetermined, or if both `min_lr` and `min_lr_ratio`
@@ -429,7 +436,9 @@ def wsd_schedule(
         >>> s = gradtx.wsd_schedule(1.0, 2, 1, 4, min_lr_ratio=0.2)
         >>> [round(s(i), 3) for i in range(8)]
         [0.0, 0.5, 1.0, 1.0, 0.6, 0.434, 0.307, 0.2]
-        >>> s = gradtx.wsd_schedule(lr=1.0, total_steps=7, warmup_steps=2, num_decay_steps=4, min_lr=0.2)
+        >>> s = gradtx.wsd_schedule(
+        ...     lr=1.0, total_steps=7, warmup_steps=2, num_decay_steps=4, min_lr=0.2
+        ... )
         >>> [round(s(i), 3) for i in range(8)]
         [0.0, 0.5, 1.0, 1.0, 0.6, 0.434, 0.307, 0.2]
 
@@ -460,15 +469,16 @@ def wsd_schedule(
         return 1 - x ** exponents[cooldown_type]
 
     def value(step: Tensor) -> Tensor:
-        rising = (
+        progress = (
             (step / num_warmup_steps).clamp(max=1)
             if num_warmup_steps
             else torch.ones_like(step)
         )
+        rising = init_lr + (lr - init_lr) * progress
         share = ((step - flat) / max(decaying, 1)).clamp(0, 1)
         height = torch.where(step < flat + decaying, shape(share), 0.0)
         falling = floor + (lr - floor) * height
-        return torch.where(step < flat, lr * rising, falling)
+        return torch.where(step < flat, rising, falling)
 
     return value
 
@@ -531,7 +541,9 @@ def untuned_exponential_warmup(lr: Scalar = 1.0, beta2: Scalar = 0.999):
         beta2: $\beta_2$ of the optimizer, in [0, 1).
 
     Example:
-        >>> s = gradtx.untuned_exponential_warmup(gradtx.exponential_schedule(1.0, 0.5), beta2=0.0)
+        >>> s = gradtx.untuned_exponential_warmup(
+        ...     gradtx.exponential_schedule(1.0, 0.5), beta2=0.0
+        ... )
         >>> [round(s(i), 3) for i in range(3)]
         [0.632, 0.432, 0.238]
 

@@ -83,4 +83,4 @@ from gradtx.transforms.variance import *
 from gradtx.transforms.variance_reduction import *
 
 # Type checkers take the names from the imports above.
-__all__ = _public_names(globals())  # pyright: ignore[reportUnsupportedDunderAll]
+__all__ = _public_names(globals())

@@ -219,10 +219,20 @@ def caution(direction: Tensor, gradient: Tensor, factor: Any) -> Tensor:
 
 
 def atan2(y: Tensor, x: Tensor) -> Tensor:
-    """Compute atan2 for x >= 0 as atan(y / x), because torch.atan2 compiles to scalar CPU code, 20 times slower.
+    """Compute atan2 for x >= 0, with derivative 0 at x = 0.
 
-    At x = 0 the derivative is 0; at (0, 0) the value is 0.
+    Kernels of a compiler, where `torch.atan2` is scalar code, compute the arc tangent of the quotient instead.
     """
+    if torch.compiler.is_compiling() or _torch.is_fake(x):
+        return _atan_of_quotient(y, x)
+    if not differentiable():
+        return torch.atan2(y, x)
+    # Only for its derivative: that of torch.atan2 is not finite where x^2 + y^2 underflows.
+    angle = _atan_of_quotient(y, x)
+    return torch.atan2(y.detach(), x.detach()) + (angle - angle.detach())
+
+
+def _atan_of_quotient(y: Tensor, x: Tensor) -> Tensor:
     if differentiable():
         y = torch.where(x == 0, y.detach(), y)
     return (y / x.clamp(min=torch.finfo(x.dtype).tiny)).atan()

@@ -23,11 +23,16 @@ from gradtx.transforms._math import at_least, differentiable, quotient, safe_sqr
 # Tensors viewed as matrices.
 
 
-def gram(x: Tensor, i: int) -> Tensor:
-    """Return mat_i(x) mat_i(x)^T, where mat_i moves dimension i to the front and flattens the others."""
+def unfolded(x: Tensor, i: int) -> Tensor:
+    """Return mat_i(x): dimension i as the rows, all others as the columns; a vector is a single column."""
     size = x.shape[i]
     others = x.numel() // max(size, 1)
-    matrix = x.movedim(i, 0).reshape(size, others)
+    return x.movedim(i, 0).reshape(size, others)
+
+
+def gram(x: Tensor, i: int) -> Tensor:
+    """Return mat_i(x) mat_i(x)^T."""
+    matrix = unfolded(x, i)
     return symmetric_product(matrix, matrix.mT)
 
 
@@ -423,7 +428,8 @@ def polar_factor(x: Tensor) -> Tensor:
     if x.shape[-2] > x.shape[-1]:
         return polar_factor(x.mT).mT
     square = symmetric_product(x, x.mT)
-    values, basis = _factors(torch.linalg.eigh, square.detach())
+    shapes = (square.shape[:1], square.shape)
+    values, basis = as_one(_eigh, square.detach(), shapes)
     cutoff = 0.0
     if values.numel():
         cutoff = values[-1] * square.shape[-1] * torch.finfo(x.dtype).eps

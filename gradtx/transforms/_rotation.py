@@ -18,6 +18,7 @@ from gradtx.transforms._matrix import (
     merged,
     multiplied,
     orthonormal,
+    unfolded,
 )
 
 SIDES = ("both", "left", "right", "short")
@@ -209,7 +210,7 @@ class Rotation:
         """Return the bases of this step, computed from the update itself."""
 
         def computed() -> list[Tensor]:
-            return [left_basis(x.movedim(i, 0).flatten(1)) for i in dims]
+            return [left_basis(unfolded(x, i)) for i in dims]
 
         return ctx.first(computed, lambda: self._if_due(ctx, computed, lambda: old))
 

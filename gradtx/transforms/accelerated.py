@@ -48,7 +48,8 @@ def scale_by_accsgd(
             or decays.
 
     Example:
-        >>> tx = gradtx.scale_by_accsgd(lr=0.1, kappa=4.0, xi=2.0, small_const=1.0)  # alpha = 1/2, zeta = 2/3
+        >>> # alpha = 1/2, zeta = 2/3
+        >>> tx = gradtx.scale_by_accsgd(lr=0.1, kappa=4.0, xi=2.0, small_const=1.0)
         >>> params = {"w": torch.tensor([1.0])}
         >>> updates, state = tx.update({"w": torch.tensor([1.0])}, tx.init(params), params)
         >>> updates["w"], state["scale_by_accsgd"]["avg"]["w"]  # -(0.1 * 2 + 0.2) / 3
@@ -96,7 +97,8 @@ def scale_by_aggmo(betas: Betas = (0.0, 0.9, 0.99)):
         >>> state = tx.init({"w": torch.zeros(1)})
         >>> for _ in range(2):
         ...     updates, state = tx.update({"w": torch.tensor([4.0])}, state)
-        >>> state["scale_by_aggmo"]["momentum_buffer_1"]["w"], updates["w"]  # the other one is 4
+        >>> # the other one is 4
+        >>> state["scale_by_aggmo"]["momentum_buffer_1"]["w"], updates["w"]
         (tensor([6.]), tensor([5.]))
 
     Source: Lucas et al. 2018, arXiv:1804.00325. Departures: buffers belong to positions, so equal betas have separate
@@ -204,8 +206,12 @@ def scale_by_gravity(
         ValueError: If an argument is out of range, or if `lr` is initially 0 and `alpha` is not.
 
     Example:
-        >>> tx = gradtx.scale_by_gravity(lr=0.1, alpha=0.0, beta=0.0)  # 2/3 of zeta at the first step
-        >>> tx.update({"w": torch.tensor([0.5, 1.0, 3.0])}, tx.init({"w": torch.zeros(3)}))[0]["w"]
+        >>> # 2/3 of zeta at the first step
+        >>> tx = gradtx.scale_by_gravity(lr=0.1, alpha=0.0, beta=0.0)
+        >>> updates, _ = tx.update(
+        ...     {"w": torch.tensor([0.5, 1.0, 3.0])}, tx.init({"w": torch.zeros(3)})
+        ... )
+        >>> updates["w"]
         tensor([0.1026, 0.0667, 0.0244])
 
     Source: Bahrami and Pouriyan Zadeh 2021, arXiv:2101.09192. Departures: none in value from the authors' PyTorch

@@ -74,7 +74,8 @@ def scale_by_adadelta(rho: Scalar = 0.9, eps: Scalar = 1e-6):
         ValueError: If `rho` is outside [0, 1] or `eps` is negative.
 
     Example:
-        >>> tx = gradtx.scale_by_adadelta(rho=0.0, eps=1e-6)  # steps of 0.001 at first, then the same size again
+        >>> # steps of 0.001 at first, then the same size again
+        >>> tx = gradtx.scale_by_adadelta(rho=0.0, eps=1e-6)
         >>> state = tx.init({"w": torch.zeros(1)})
         >>> for grad in (5.0, -300.0):
         ...     updates, state = tx.update({"w": torch.tensor([grad])}, state)

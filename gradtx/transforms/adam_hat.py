@@ -156,7 +156,8 @@ def scale_by_diffgrad(betas: Betas = (0.9, 0.999), eps: Scalar = 1e-8):
     Example:
         >>> tx = gradtx.scale_by_diffgrad()
         >>> state = tx.init({"w": torch.zeros(2)})
-        >>> for grads in ([1.0, 9.0], [1.0, 9.0]):  # a constant gradient: xi is 0.5 at the second step
+        >>> # a constant gradient: xi is 0.5 at the second step
+        >>> for grads in ([1.0, 9.0], [1.0, 9.0]):
         ...     updates, state = tx.update({"w": torch.tensor(grads)}, state)
         ...     print(updates["w"])
         tensor([0.7311, 0.9999])

@@ -99,7 +99,8 @@ def scale_by_rms(
 
     Example:
         >>> tx = gradtx.scale_by_rms(alpha=0.75)
-        >>> tx.update({"w": torch.tensor([3.0])}, tx.init({"w": torch.zeros(1)}))[0]["w"]  # 1 / sqrt(1 - alpha)
+        >>> # 1 / sqrt(1 - alpha)
+        >>> tx.update({"w": torch.tensor([3.0])}, tx.init({"w": torch.zeros(1)}))[0]["w"]
         tensor([2.])
 
     Source: Tieleman and Hinton 2012, lecture 6.5; centered: Graves 2013, arXiv:1308.0850. Departures: none from
@@ -149,7 +150,9 @@ def scale_by_adopt(
 
     Example:
         >>> tx = gradtx.scale_by_adopt()
-        >>> updates, state = tx.update({"w": torch.tensor([2.0])}, tx.init({"w": torch.zeros(1)}))
+        >>> updates, state = tx.update(
+        ...     {"w": torch.tensor([2.0])}, tx.init({"w": torch.zeros(1)})
+        ... )
         >>> updates["w"], state["scale_by_adopt"]["exp_avg_sq"]["w"]
         (tensor([0.]), tensor([4.]))
 

@@ -61,12 +61,15 @@ def scale_by_atan2(
 
     Example:
         >>> tx = gradtx.scale_by_atan2(a=4 / torch.pi)
-        >>> updates, _ = tx.update({"w": torch.tensor([1e-9, -5.0, 0.0])}, tx.init({"w": torch.zeros(3)}))
+        >>> updates, _ = tx.update(
+        ...     {"w": torch.tensor([1e-9, -5.0, 0.0])}, tx.init({"w": torch.zeros(3)})
+        ... )
         >>> updates["w"].round(decimals=4)
         tensor([ 1., -1.,  0.])
 
     Source: Everett et al. 2024, arXiv:2407.05872; caution: Liang et al. 2024, arXiv:2411.16085. Departures: none from
-    adam-atan2-pytorch 0.4.1, which also provides the defaults of `a` and `b`.
+    adam-atan2-pytorch 0.4.1, which also provides the defaults of `a` and `b`; where $m$ and $v$ are infinite, compiled
+    kernels return NaN instead of 45 degrees.
     """
     beta1, beta2 = betas
     init, average = adam_moments(betas)
@@ -74,7 +77,8 @@ def scale_by_atan2(
     def update(update, state, param, ctx):
         mean, square, new = average(update, state)
         root = corrected_root(square, ctx, beta2)
-        direction = atan2(mean / ctx.bias_correction(beta1), b * root)
+        # A common positive factor does not change the angle, so only one operand is rescaled.
+        direction = atan2(mean, b * ctx.bias_correction(beta1) * root)
         if not is_off(cautious_factor, 1.0):
             direction = direction * caution(direction, update, cautious_factor)
         return a * direction, new
@@ -167,7 +171,8 @@ def scale_by_caution(factor: Scalar = 0.0):
         >>> tx = gradtx.chain(gradtx.trace(0.9), gradtx.scale_by_caution())
         >>> state = tx.init({"w": torch.zeros(2)})
         >>> _, state = tx.update({"w": torch.tensor([10.0, 1.0])}, state)
-        >>> tx.update({"w": torch.tensor([-1.0, 1.0])}, state)[0]["w"]  # momentum still moves the first entry uphill
+        >>> # momentum still moves the first entry uphill
+        >>> tx.update({"w": torch.tensor([-1.0, 1.0])}, state)[0]["w"]
         tensor([0.0000, 3.8000])
 
     Source: Liang et al. 2024, arXiv:2411.16085. Departures: the factor and the lower bound of 1e-5 on the mean are from

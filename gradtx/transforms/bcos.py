@@ -50,7 +50,8 @@ def scale_by_bcos(
     Example:
         >>> tx = gradtx.scale_by_bcos(beta=0.5, eps=0.0)
         >>> state = tx.init({"w": torch.zeros(2)})
-        >>> for grads in ([1.0, 1.0], [1.0, -1.0]):  # a steady gradient, and one that changes sign
+        >>> # a steady gradient, and one that changes sign
+        >>> for grads in ([1.0, 1.0], [1.0, -1.0]):
         ...     updates, state = tx.update({"w": torch.tensor(grads)}, state)
         >>> updates["w"]
         tensor([1., 0.])
@@ -80,7 +81,7 @@ def scale_by_bcos(
         return {slot: torch.zeros_like(param) for slot in slots}
 
     def update(update, state, param, ctx):
-        new, direction, first = {}, update, ctx.step == 1
+        new, old, direction, first = {}, update, update, ctx.step == 1
         if mode != "g":
             old = torch.where(first, ctx.grad, state["exp_avg"])
             direction = new["exp_avg"] = beta * old + rest * update

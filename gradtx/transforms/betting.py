@@ -40,7 +40,8 @@ def scale_by_cocob(alpha: Scalar = 100.0, eps: Scalar = 1e-8):
     Example:
         >>> tx = gradtx.scale_by_cocob()
         >>> params = {"w": torch.tensor([5.0, 5.0])}
-        >>> tx.update({"w": torch.tensor([1e-3, -70.0])}, tx.init(params), params)[0]["w"]  # regardless of their size
+        >>> # regardless of their size
+        >>> tx.update({"w": torch.tensor([1e-3, -70.0])}, tx.init(params), params)[0]["w"]
         tensor([-0.0100,  0.0100])
 
     Source: Orabona and Tommasi 2017, arXiv:1705.07795. Departures: none; $R$ uses the weights at which the gradient was

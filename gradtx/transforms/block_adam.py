@@ -71,7 +71,8 @@ def scale_by_block_adam(
         >>> tx = gradtx.scale_by_block_adam(betas=(0.0, 0.999))
         >>> state = tx.init({"w": torch.zeros(2, 2)})
         >>> updates, state = tx.update({"w": torch.tensor([[1.0, 7.0], [10.0, 70.0]])}, state)
-        >>> updates["w"], state["scale_by_block_adam"]["vmean"]["w"].shape  # the rms of the first row is 5
+        >>> # the rms of the first row is 5
+        >>> updates["w"], state["scale_by_block_adam"]["vmean"]["w"].shape
         (tensor([[0.2000, 1.4000],
                 [0.2000, 1.4000]]), torch.Size([2]))
 

@@ -49,8 +49,10 @@ def scale_by_adabound(
         ValueError: If an argument is out of range, or if `lr` is initially 0.
 
     Example:
-        >>> tx = gradtx.scale_by_adabound(lr=0.01, final_lr=0.1, gamma=1e6)  # a narrow band from the start
-        >>> tx.update({"w": torch.tensor([0.5, -4.0])}, tx.init({"w": torch.zeros(2)}))[0]["w"]  # 10 m
+        >>> # a narrow band from the start
+        >>> tx = gradtx.scale_by_adabound(lr=0.01, final_lr=0.1, gamma=1e6)
+        >>> # 10 m
+        >>> tx.update({"w": torch.tensor([0.5, -4.0])}, tx.init({"w": torch.zeros(2)}))[0]["w"]
         tensor([ 0.5000, -4.0000])
 
     Source: Luo et al. 2019, "Adaptive Gradient Methods with Dynamic Bound of Learning Rate" (ICLR). Departures: none
@@ -110,7 +112,8 @@ def scale_by_adamod(
 
     Example:
         >>> tx = gradtx.scale_by_adamod(lr=0.1, beta3=0.75)
-        >>> tx.update({"w": torch.tensor([4.0])}, tx.init({"w": torch.zeros(1)}))[0]["w"]  # a quarter of Adam's step
+        >>> # a quarter of Adam's step
+        >>> tx.update({"w": torch.tensor([4.0])}, tx.init({"w": torch.zeros(1)}))[0]["w"]
         tensor([-0.0250])
 
     Source: Ding et al. 2019, arXiv:1910.12249. Departures: none from the authors' code.

@@ -89,12 +89,15 @@ def _norm_of_before(arguments):
     shared=_norm_of_before,
     summed={"norm": safe_sqrt},
     static=("stale",),
+    extras={"global_norm": "scalar?"},
     example={"max_norm": 1.0},
 )
 def clip_by_global_norm(max_norm: Scalar, eps: Scalar = 1e-6, stale: bool = False):
     r"""Scale the whole tree to a norm of at most `max_norm`, preserving its direction.
 
     $u \min(1, c / (G + \epsilon))$, where $G$ is the 2-norm over all leaves together, as in torch's `clip_grad_norm_`.
+    If other processes have more leaves of the model, as the stages of a pipeline do, pass the norm over all of them to
+    `update` or `step` as the extra `global_norm`.
 
     Args:
         max_norm: $c > 0$.
@@ -119,8 +122,11 @@ def clip_by_global_norm(max_norm: Scalar, eps: Scalar = 1e-6, stale: bool = Fals
     """
 
     def update(update, state, param, ctx):
-        total = yield {"square": update.square().sum()}
-        yield update * shrink(safe_sqrt(total["square"]) + eps, max_norm), state
+        norm = ctx.global_norm
+        if norm is None:
+            total = yield {"square": update.square().sum()}
+            norm = safe_sqrt(total["square"])
+        yield update * shrink(norm + eps, max_norm), state
 
     def update_by_norm_of_before(update, state, param, ctx):
         return update * shrink(state["norm"] + eps, max_norm), {
@@ -186,7 +192,10 @@ def clip_adaptive(clipping: Scalar = 0.01, eps: Scalar = 1e-3):
     Example:
         >>> tx = gradtx.clip_adaptive(0.5)
         >>> params = {"w": torch.tensor([[3.0, 4.0], [0.0, 10.0]])}
-        >>> tx.update({"w": torch.tensor([[0.0, 5.0], [1.0, 0.0]])}, tx.init(params), params)[0]["w"]
+        >>> updates, _ = tx.update(
+        ...     {"w": torch.tensor([[0.0, 5.0], [1.0, 0.0]])}, tx.init(params), params
+        ... )
+        >>> updates["w"]
         tensor([[0.0000, 2.5000],
                 [1.0000, 0.0000]])
 
@@ -243,7 +252,7 @@ def bound_norm(p_bound: Scalar):
     return init, update
 
 
-def soft_row_clip(x: Tensor, max_norm) -> Tensor:
+def soft_row_clip(x: Tensor, max_norm: Scalar) -> Tensor:
     r"""Divide each row (last axis) of a tensor with 2 or more dimensions by its softly clamped norm.
 
     $n' = h \tanh((n - c)/h) + c$ with $c = (M+1)/2$, $h = (M-1)/2$; the result is $x / \max(n', 10^{-5})$, so rows with

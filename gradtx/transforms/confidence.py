@@ -39,7 +39,8 @@ def scale_by_confidence(
     Example:
         >>> tx = gradtx.scale_by_confidence(beta1=0.5, beta3=0.0)
         >>> state = tx.init({"w": torch.zeros(2, 1)})
-        >>> for update in ([[1.0], [1.0]], [[1.0], [-1.0]]):  # the second row's updates disagree
+        >>> # the second row's updates disagree
+        >>> for update in ([[1.0], [1.0]], [[1.0], [-1.0]]):
         ...     updates, state = tx.update({"w": torch.tensor(update)}, state)
         ...     print(updates["w"].T)
         tensor([[1., 1.]])

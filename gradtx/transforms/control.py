@@ -89,8 +89,12 @@ def record(name: str):
         ValueError: If `name` is not an identifier or is "step".
 
     Example:
-        >>> tx = gradtx.chain(gradtx.record("before"), gradtx.clip_by_global_norm(1.0), gradtx.record("after"))
-        >>> _, state = tx.update({"w": torch.tensor([3.0, 4.0])}, tx.init({"w": torch.zeros(2)}))
+        >>> tx = gradtx.chain(
+        ...     gradtx.record("before"), gradtx.clip_by_global_norm(1.0), gradtx.record("after")
+        ... )
+        >>> _, state = tx.update(
+        ...     {"w": torch.tensor([3.0, 4.0])}, tx.init({"w": torch.zeros(2)})
+        ... )
         >>> f"{state['record']['before']:.3f}, {state['record_1']['after']:.3f}"
         '5.000, 1.000'
     """

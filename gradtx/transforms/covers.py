@@ -33,8 +33,13 @@ def scale_by_sm3(beta: Scalar = 0.0, eps: Scalar = 1e-30):
 
     Example:
         >>> tx = gradtx.scale_by_sm3()
-        >>> _, state = tx.update({"w": torch.tensor([[1.0, 2.0], [3.0, 0.0]])}, tx.init({"w": torch.zeros(2, 2)}))
-        >>> state["scale_by_sm3"]["accumulator_0"]["w"], state["scale_by_sm3"]["accumulator_1"]["w"]
+        >>> _, state = tx.update(
+        ...     {"w": torch.tensor([[1.0, 2.0], [3.0, 0.0]])}, tx.init({"w": torch.zeros(2, 2)})
+        ... )
+        >>> (
+        ...     state["scale_by_sm3"]["accumulator_0"]["w"],
+        ...     state["scale_by_sm3"]["accumulator_1"]["w"],
+        ... )
         (tensor([[4.],
                 [9.]]), tensor([[9., 4.]]))
 

@@ -55,7 +55,9 @@ def add_decayed_weights(
             initially 0, or if the link follows one that owns the learning rate.
 
     Example:
-        >>> tx = gradtx.chain(gradtx.add_decayed_weights(0.5), gradtx.scale_by_learning_rate(0.1))
+        >>> tx = gradtx.chain(
+        ...     gradtx.add_decayed_weights(0.5), gradtx.scale_by_learning_rate(0.1)
+        ... )
         >>> params = {"w": torch.tensor([2.0])}
         >>> tx.update({"w": torch.tensor([0.0])}, tx.init(params), params)[0]["w"]
         tensor([-0.1000])

@@ -119,7 +119,8 @@ def scale_by_adashift(
     Example:
         >>> tx = gradtx.scale_by_adashift(betas=(0.0, 0.9), keep_num=1)
         >>> state = tx.init({"w": torch.zeros(2)})
-        >>> for grad in ([2.0, -4.0], [3.0, 1.0]):  # the second is divided by the largest entry of the first
+        >>> # the second is divided by the largest entry of the first
+        >>> for grad in ([2.0, -4.0], [3.0, 1.0]):
         ...     updates, state = tx.update({"w": torch.tensor(grad)}, state)
         ...     print(updates["w"])
         tensor([0., 0.])

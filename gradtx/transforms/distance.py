@@ -118,7 +118,8 @@ def scale_by_ldog(
         >>> tx = gradtx.scale_by_ldog(reps_rel=0.01, eps=0.0)
         >>> params = {"a": torch.tensor([99.0]), "b": torch.tensor([9.0])}
         >>> grads = {"a": torch.tensor([1.0]), "b": torch.tensor([-1e3])}
-        >>> tx.update(grads, tx.init(params), params)[0]  # 0.01 (1 + |p|), regardless of the size of the gradient
+        >>> # 0.01 (1 + |p|), regardless of the size of the gradient
+        >>> tx.update(grads, tx.init(params), params)[0]
         {'a': tensor([1.]), 'b': tensor([-0.1000])}
 
     Source: Ivgi, Hinder and Carmon 2023, arXiv:2302.12022. Departures: as for `scale_by_dog`.
@@ -182,7 +183,8 @@ def scale_by_dowg(eps: Scalar = 1e-4, init_estim_sq_dist: Scalar | None = None):
     Example:
         >>> tx = gradtx.scale_by_dowg(eps=1.0)
         >>> params = {"w": torch.tensor([0.0, 0.0])}
-        >>> tx.update({"w": torch.tensor([3.0, 4.0])}, tx.init(params), params)[0]["w"]  # g / (5 + 1)
+        >>> # g / (5 + 1)
+        >>> tx.update({"w": torch.tensor([3.0, 4.0])}, tx.init(params), params)[0]["w"]
         tensor([0.5000, 0.6667])
 
     Source: Khaled, Mishchenko and Jin 2023, arXiv:2305.16284. Departures: none; as in the authors' code and optax,

@@ -56,7 +56,8 @@ def scale_by_madgrad(
     Example:
         >>> tx = gradtx.scale_by_madgrad(lr=0.125, momentum=0.0, eps=0.0)
         >>> params = {"w": torch.tensor([1.0, 1.0])}
-        >>> tx.update({"w": torch.tensor([8.0, 0.0])}, tx.init(params), params)[0]["w"]  # 0.125 * 8 / cbrt(8)
+        >>> # 0.125 * 8 / cbrt(8)
+        >>> tx.update({"w": torch.tensor([8.0, 0.0])}, tx.init(params), params)[0]["w"]
         tensor([-0.5000,  0.0000])
 
     Source: Defazio and Jelassi 2021, arXiv:2101.11075. Departures: none from the authors' code. With momentum, $x_0$

@@ -80,7 +80,9 @@ def scale_by_kl_shampoo(
         >>> tx = gradtx.scale_by_kl_shampoo(betas=(0.0, 0.0))
         >>> state = tx.init({"w": torch.zeros(2, 2)})
         >>> for _ in range(2):
-        ...     updates, state = tx.update({"w": torch.tensor([[2.0, 0.0], [0.0, 50.0]])}, state)
+        ...     updates, state = tx.update(
+        ...         {"w": torch.tensor([[2.0, 0.0], [0.0, 50.0]])}, state
+        ...     )
         >>> updates["w"]  # the factors' entries are half the squares of the singular values
         tensor([[1.0000, 0.0000],
                 [0.0000, 0.0400]])
@@ -221,10 +223,13 @@ def scale_by_gradient_rms(betas: Betas = (0.9, 0.999), eps: Scalar = 1e-8):
         ValueError: If a beta is outside [0, 1) or `eps` is negative.
 
     Example:
-        >>> halves = gradtx.chain(gradtx.trace_ema(0.9), gradtx.scale_by_gradient_rms((0.9, 0.999)))
+        >>> halves = gradtx.chain(
+        ...     gradtx.trace_ema(0.9), gradtx.scale_by_gradient_rms((0.9, 0.999))
+        ... )
         >>> for tx in (halves, gradtx.scale_by_adam_hat((0.9, 0.999))):
-        ...     update = tx.update({"w": torch.tensor([3.0])}, tx.init({"w": torch.zeros(1)}))[0]["w"]
-        ...     print(round(update.item(), 4))
+        ...     state = tx.init({"w": torch.zeros(1)})
+        ...     updates, _ = tx.update({"w": torch.tensor([3.0])}, state)
+        ...     print(round(updates["w"].item(), 4))
         1.0
         1.0
 

@@ -52,7 +52,10 @@ def scale_by_factored_rms(
     Example:
         >>> tx = gradtx.scale_by_factored_rms()
         >>> state = tx.init({"w": torch.zeros(2, 3)})
-        >>> {slot: tuple(by_leaf["w"].shape) for slot, by_leaf in state["scale_by_factored_rms"].items()}
+        >>> {
+        ...     slot: tuple(by_leaf["w"].shape)
+        ...     for slot, by_leaf in state["scale_by_factored_rms"].items()
+        ... }
         {'exp_avg_sq_row': (2,), 'exp_avg_sq_col': (3,)}
         >>> tx.update({"w": torch.tensor([[1.0, -2.0, 4.0], [3.0, 4.0, 6.0]])}, state)[0]["w"]
         tensor([[ 0.6249, -0.8837,  1.0961],
@@ -266,7 +269,8 @@ def scale_by_adafactor(
     Example:
         >>> tx = gradtx.scale_by_adafactor()
         >>> params = {"w": torch.tensor([2.0, -2.0])}
-        >>> tx.update({"w": torch.tensor([1.0, 0.5])}, tx.init(params), params)[0]["w"]  # 0.01 of rms 2
+        >>> # 0.01 of rms 2
+        >>> tx.update({"w": torch.tensor([1.0, 0.5])}, tx.init(params), params)[0]["w"]
         tensor([-0.0200, -0.0100])
 
     Source: Shazeer and Stern 2018, arXiv:1804.04235. Departures: none from tensor2tensor; fairseq compounds the rate

@@ -50,7 +50,8 @@ def scale_by_fadam(
 
     Example:
         >>> tx = gradtx.scale_by_fadam(betas=(0.0, 0.9), eps=0.0, weight_decay=0.5)
-        >>> params = {"w": torch.tensor([1.0, 3.0])}  # the decay is divided as well: by 1 and by 30
+        >>> # the decay is divided as well: by 1 and by 30
+        >>> params = {"w": torch.tensor([1.0, 3.0])}
         >>> tx.update({"w": torch.tensor([1.0, 30.0])}, tx.init(params), params)[0]["w"]
         tensor([1.5000, 1.0500])
 

@@ -36,8 +36,11 @@ def scale_by_focus(
     Example:
         >>> tx = gradtx.scale_by_focus(gamma=0.25)
         >>> state = tx.init({"w": torch.zeros(1)})
-        >>> for at in (0.0, 1.0, -1.0):  # the gradient is positive; the weight is above, then below its average
-        ...     updates, state = tx.update({"w": torch.ones(1)}, state, {"w": torch.tensor([at])})
+        >>> # the gradient is positive; the weight is above, then below its average
+        >>> for at in (0.0, 1.0, -1.0):
+        ...     updates, state = tx.update(
+        ...         {"w": torch.ones(1)}, state, {"w": torch.tensor([at])}
+        ...     )
         ...     print(updates["w"])
         tensor([1.])
         tensor([1.2500])

@@ -54,7 +54,8 @@ def scale_by_adanorm(
     Example:
         >>> tx = gradtx.scale_by_adanorm(betas=(0.0, 0.5), r=0.5)
         >>> state = tx.init({"w": torch.zeros(2)})
-        >>> for size in (4.0, 1.0):  # e = 2, then 1.5: the second gradient is lengthened by half
+        >>> # e = 2, then 1.5: the second gradient is lengthened by half
+        >>> for size in (4.0, 1.0):
         ...     _, state = tx.update({"w": torch.tensor([0.6, 0.8]) * size}, state)
         ...     print(state["scale_by_adanorm"]["exp_avg"]["w"])
         tensor([2.4000, 3.2000])
@@ -122,8 +123,11 @@ def scale_by_adasmooth(
         >>> tx = gradtx.scale_by_adasmooth()
         >>> params = {"w": torch.tensor([0.0, 0.0])}
         >>> state = tx.init(params)
-        >>> for moved in ([0.0, 0.0], [1.0, 1.0], [2.0, 0.0]):  # one weight moves straight, the other moves back
-        ...     updates, state = tx.update({"w": torch.ones(2)}, state, {"w": torch.tensor(moved)})
+        >>> # one weight moves straight, the other moves back
+        >>> for moved in ([0.0, 0.0], [1.0, 1.0], [2.0, 0.0]):
+        ...     updates, state = tx.update(
+        ...         {"w": torch.ones(2)}, state, {"w": torch.tensor(moved)}
+        ...     )
         >>> updates["w"]
         tensor([1.5118, 1.9994])
 

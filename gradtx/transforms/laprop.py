@@ -41,7 +41,8 @@ def scale_by_laprop(
         ValueError: If a beta is outside [0, 1) or `eps` is negative.
 
     Example:
-        >>> tx = gradtx.scale_by_laprop(betas=(0.5, 0.0))  # only the sign of each gradient counts
+        >>> # only the sign of each gradient counts
+        >>> tx = gradtx.scale_by_laprop(betas=(0.5, 0.0))
         >>> state = tx.init({"w": torch.zeros(1)})
         >>> for grad in (1.0, -100.0):  # Adam: 1.0, then -0.6633
         ...     updates, state = tx.update({"w": torch.tensor([grad])}, state)

@@ -33,7 +33,9 @@ def scale_by_layer_rms(beta: Scalar = 0.98, eps: Scalar = 1e-8, amsgrad: bool = 
 
     Example:
         >>> tx = gradtx.scale_by_layer_rms()
-        >>> updates, state = tx.update({"w": torch.tensor([3.0, 4.0])}, tx.init({"w": torch.zeros(2)}))
+        >>> updates, state = tx.update(
+        ...     {"w": torch.tensor([3.0, 4.0])}, tx.init({"w": torch.zeros(2)})
+        ... )
         >>> updates["w"], state["scale_by_layer_rms"]["exp_avg_sq"]["w"]
         (tensor([0.6000, 0.8000]), tensor(25., dtype=torch.float64))
 

@@ -55,7 +55,10 @@ def scale_by_lbfgs(history: int = 10, curvature: Scalar = 1e-10, first: str = "l
         ...     grads = {"w": curvatures * params["w"]}
         ...     u = tx.update(grads, state, params)[0]["w"]
         ...     _, state = tx.update(grads, state, params)
-        ...     params = {"w": params["w"] - (grads["w"] @ u) / (u @ (curvatures * u)).clamp(min=1e-30) * u}
+        ...     params = {
+        ...         "w": params["w"]
+        ...         - (grads["w"] @ u) / (u @ (curvatures * u)).clamp(min=1e-30) * u
+        ...     }
         >>> params["w"].abs().max() < 1e-5
         tensor(True)
 

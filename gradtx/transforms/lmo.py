@@ -131,7 +131,9 @@ def init_for_lmo(
             finite.
 
     Example:
-        >>> weight = gradtx.init_for_lmo(torch.empty(3, 3), scale=2.0, generator=torch.Generator().manual_seed(0))
+        >>> weight = gradtx.init_for_lmo(
+        ...     torch.empty(3, 3), scale=2.0, generator=torch.Generator().manual_seed(0)
+        ... )
         >>> torch.linalg.svdvals(weight)
         tensor([2.0000, 2.0000, 2.0000])
 

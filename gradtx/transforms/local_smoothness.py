@@ -70,7 +70,9 @@ def scale_by_local_smoothness(
             scales by a learning rate or decays.
 
     Example:
-        >>> tx = gradtx.scale_by_local_smoothness(lr=1e-6, amplifier=1.0, damping=2.0, theta=torch.inf, eps=0.0)
+        >>> tx = gradtx.scale_by_local_smoothness(
+        ...     lr=1e-6, amplifier=1.0, damping=2.0, theta=torch.inf, eps=0.0
+        ... )
         >>> params = {"w": torch.tensor([1.0, -3.0])}
         >>> state = tx.init(params)
         >>> for _ in range(2):  # the loss is 5 / 2 |w|^2, whose smoothness is 5

@@ -146,7 +146,8 @@ def scale_by_fira(
     Example:
         >>> tx = gradtx.scale_by_fira(rank=1, scale=1.0)
         >>> grads = {"w": torch.tensor([[3.0, 0.0], [0.0, 1.0], [0.0, 0.0]])}
-        >>> tx.update(grads, tx.init(grads))[0]["w"]  # the second row is orthogonal to the first singular vector
+        >>> # the second row is orthogonal to the first singular vector
+        >>> tx.update(grads, tx.init(grads))[0]["w"]
         tensor([[1.0000, 0.0000],
                 [0.0000, 0.0000],
                 [0.0000, 0.0000]])
@@ -207,7 +208,8 @@ def scale_by_apollo_low_rank(
     Example:
         >>> tx = gradtx.scale_by_apollo_low_rank(rank=1, projection="svd")
         >>> grads = {"w": torch.tensor([[3.0, 4.0], [6.0, 8.0]])}
-        >>> tx.update(grads, tx.init(grads))[0]["w"].norm(dim=1)  # Adam at rank 1 scales both rows to the same norm
+        >>> # Adam at rank 1 scales both rows to the same norm
+        >>> tx.update(grads, tx.init(grads))[0]["w"].norm(dim=1)
         tensor([1.0000, 1.0000])
 
     Source: Zhu et al. 2024, arXiv:2412.05270. Departures: random bases come from the library's random stream; the

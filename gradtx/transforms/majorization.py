@@ -45,7 +45,8 @@ def scale_by_srmm(
         >>> tx = gradtx.scale_by_srmm(lr=1.0, beta=1.0)
         >>> params = {"w": torch.tensor([0.0])}
         >>> state = tx.init(params)
-        >>> for _ in range(2):  # 1/2 of the gradient, then the mean of 1/2, 1/2 * 2/3 + 1/3, from the mean weight
+        >>> # 1/2 of the gradient, then the mean of 1/2, 1/2 * 2/3 + 1/3, from the mean weight
+        >>> for _ in range(2):
         ...     updates, state = tx.update({"w": torch.tensor([1.0])}, state, params)
         ...     params = gradtx.apply_updates(params, updates)
         ...     print(params["w"])

@@ -123,7 +123,8 @@ def scale_by_momo(
 
     Example:
         >>> tx = gradtx.scale_by_momo(lr=10.0)
-        >>> params = {"w": torch.tensor([3.0, 4.0])}  # the loss is the norm of w, and 0 is its lower bound
+        >>> # the loss is the norm of w, and 0 is its lower bound
+        >>> params = {"w": torch.tensor([3.0, 4.0])}
         >>> tx.update({"w": params["w"] / 5}, tx.init(params), params, value=5.0)[0]["w"]
         tensor([-3., -4.])
 

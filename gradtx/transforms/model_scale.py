@@ -77,7 +77,8 @@ def scale_by_amos(
     Example:
         >>> tx = gradtx.scale_by_amos(lr=0.01, beta=0.0, eta=2.0)
         >>> params = {"w": torch.tensor([0.0, 100.0])}
-        >>> tx.update({"w": torch.tensor([5.0, 5.0])}, tx.init(params), params)[0]["w"]  # -lr * eta, and a decay
+        >>> # -lr * eta, and a decay
+        >>> tx.update({"w": torch.tensor([5.0, 5.0])}, tx.init(params), params)[0]["w"]
         tensor([-0.0200, -0.0250])
 
     Source: Tian and Parikh 2022, arXiv:2210.11693. Departures: none from the authors' code, whose default for `slot`

@@ -69,7 +69,8 @@ def scale_by_muown(
         >>> tx = gradtx.scale_by_muown(lr=0.1)
         >>> params = {"w": torch.tensor([[3.0, 4.0]])}
         >>> updates, _ = tx.update({"w": torch.tensor([[3.0, 4.0]])}, tx.init(params), params)
-        >>> gradtx.apply_updates(params, updates)["w"].norm()  # a gradient along the row changes only its length
+        >>> # a gradient along the row changes only its length
+        >>> gradtx.apply_updates(params, updates)["w"].norm()
         tensor(4.9000)
 
     Source: Muown, arXiv:2605.10797. Departures: none.

@@ -35,9 +35,13 @@ def scale_by_nadam(
         ValueError: If a beta is outside [0, 1), or if another argument is negative.
 
     Example:
-        >>> tx = gradtx.scale_by_nadam(betas=(0.5, 0.999), momentum_decay=0.0)  # mu is 1/4 throughout
-        >>> updates, state = tx.update({"w": torch.tensor([2.0])}, tx.init({"w": torch.zeros(1)}))
-        >>> updates["w"], state["scale_by_nadam"]["mu_product"]["w"]  # 1 + 1/4 / (1 - 1/16) * 1/2
+        >>> # mu is 1/4 throughout
+        >>> tx = gradtx.scale_by_nadam(betas=(0.5, 0.999), momentum_decay=0.0)
+        >>> updates, state = tx.update(
+        ...     {"w": torch.tensor([2.0])}, tx.init({"w": torch.zeros(1)})
+        ... )
+        >>> # 1 + 1/4 / (1 - 1/16) * 1/2
+        >>> updates["w"], state["scale_by_nadam"]["mu_product"]["w"]
         (tensor([1.1333]), tensor(0.2500, dtype=torch.float64))
 
     Source: Dozat 2016, "Incorporating Nesterov momentum into Adam". Departures: $m$ is averaged with $\beta_1$, not

@@ -36,7 +36,8 @@ def scale_by_adan(betas: Betas = (0.98, 0.92, 0.99), eps: Scalar = 1e-8):
         >>> tx = gradtx.scale_by_adan(betas=(0.0, 0.5, 0.0))
         >>> state = tx.init({"w": torch.zeros(1)})
         >>> _, state = tx.update({"w": torch.tensor([1.0])}, state)
-        >>> tx.update({"w": torch.tensor([4.0])}, state)[0]["w"]  # (4 + 0.5 * (1.5 / 0.75)) / (4 + 0.5 * 3)
+        >>> # (4 + 0.5 * (1.5 / 0.75)) / (4 + 0.5 * 3)
+        >>> tx.update({"w": torch.tensor([4.0])}, state)[0]["w"]
         tensor([0.9091])
 
     Source: Xie et al. 2022, arXiv:2208.06677. Departures: bias corrections, as in the authors' code.

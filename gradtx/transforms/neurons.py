@@ -34,7 +34,9 @@ def project_neurons(params: Any) -> Any:
         ValueError: If a neuron has a single weight, which would become 0.
 
     Example:
-        >>> project_neurons({"weight": torch.tensor([[1.0, 3.0], [0.0, 8.0]]), "bias": torch.tensor([5.0])})
+        >>> project_neurons(
+        ...     {"weight": torch.tensor([[1.0, 3.0], [0.0, 8.0]]), "bias": torch.tensor([5.0])}
+        ... )
         {'weight': tensor([[-0.7071,  0.7071],
                 [-0.7071,  0.7071]]), 'bias': tensor([5.])}
 

@@ -25,10 +25,13 @@ def scale_by_optimistic_gradient(alpha: Scalar = 1.0, beta: Scalar = 1.0):
         the parameter.
 
     Example:
-        >>> tx = gradtx.chain(gradtx.scale_by_optimistic_gradient(), gradtx.scale_by_learning_rate(0.5))
+        >>> tx = gradtx.chain(
+        ...     gradtx.scale_by_optimistic_gradient(), gradtx.scale_by_learning_rate(0.5)
+        ... )
         >>> params = {"x": torch.tensor([1.0]), "y": torch.tensor([1.0])}
         >>> state = tx.init(params)
-        >>> for _ in range(30):  # the saddle x y: plain descent in x and ascent in y would spiral out
+        >>> # the saddle x y: plain descent in x and ascent in y would spiral out
+        >>> for _ in range(30):
         ...     grads = {"x": params["y"], "y": -params["x"]}
         ...     updates, state = tx.update(grads, state, params)
         ...     params = gradtx.apply_updates(params, updates)

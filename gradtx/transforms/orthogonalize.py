@@ -158,7 +158,10 @@ def scale_by_shape(
 
     Example:
         >>> tx = gradtx.scale_by_shape()
-        >>> tx.update({"tall": torch.ones(4, 1), "wide": torch.ones(1, 4)}, tx.init({}))[0]["tall"].T
+        >>> updates, _ = tx.update(
+        ...     {"tall": torch.ones(4, 1), "wide": torch.ones(1, 4)}, tx.init({})
+        ... )
+        >>> updates["tall"].T
         tensor([[2., 2., 2., 2.]])
 
     Source: Jordan et al. 2024, Muon; Liu et al. 2025, arXiv:2502.16982; "spectral": Pethick et al. 2025,
@@ -253,7 +256,8 @@ def normalize_neurons(
     Example:
         >>> tx = gradtx.normalize_neurons()
         >>> params = {"w": torch.zeros(2, 1)}
-        >>> tx.update({"w": torch.tensor([[3.0], [4.0]])}, tx.init(params))[0]["w"]  # equal rows, same norm 5
+        >>> # equal rows, same norm 5
+        >>> tx.update({"w": torch.tensor([[3.0], [4.0]])}, tx.init(params))[0]["w"]
         tensor([[3.5355],
                 [3.5355]])
 
@@ -318,7 +322,8 @@ def normalize_entries(
     Example:
         >>> tx = gradtx.normalize_entries()
         >>> params = {"w": torch.zeros(2, 2)}
-        >>> tx.update({"w": torch.tensor([[3.0, -4.0], [0.1, 8.0]])}, tx.init(params))[0]["w"]  # with norm sqrt(2)
+        >>> # with norm sqrt(2)
+        >>> tx.update({"w": torch.tensor([[3.0, -4.0], [0.1, 8.0]])}, tx.init(params))[0]["w"]
         tensor([[ 0.7071, -0.7071],
                 [ 0.7071,  0.7071]])
 

@@ -39,7 +39,8 @@ def scale_by_polyak(max_lr: Scalar | None = None, eps: Scalar = 1e-5):
 
     Example:
         >>> tx = gradtx.scale_by_polyak(eps=0.0)
-        >>> params = {"w": torch.tensor([3.0, 4.0])}  # loss: the norm of w, which becomes 0 in one step
+        >>> # loss: the norm of w, which becomes 0 in one step
+        >>> params = {"w": torch.tensor([3.0, 4.0])}
         >>> updates, _ = tx.update({"w": params["w"] / 5}, tx.init(params), value=5.0)
         >>> updates["w"]
         tensor([-3., -4.])
@@ -83,7 +84,9 @@ def project_l2_ball(max_norm: Scalar):
     Example:
         >>> tx = gradtx.chain(gradtx.scale(-1.0), gradtx.project_l2_ball(10.0))
         >>> params = {"a": torch.tensor([6.0]), "b": torch.tensor([16.0])}
-        >>> updates, _ = tx.update({"a": torch.tensor([-6.0]), "b": torch.tensor([0.0])}, tx.init(params), params)
+        >>> updates, _ = tx.update(
+        ...     {"a": torch.tensor([-6.0]), "b": torch.tensor([0.0])}, tx.init(params), params
+        ... )
         >>> gradtx.apply_updates(params, updates)  # the step leads to 12 and 16, of norm 20
         {'a': tensor([6.]), 'b': tensor([8.])}
 

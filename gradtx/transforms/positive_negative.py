@@ -102,7 +102,8 @@ def scale_by_adapnm(
 
     Example:
         >>> tx = gradtx.scale_by_adapnm((0.0, 0.9, 1.0))
-        >>> tx.update({"w": torch.tensor([1e-3, -4.0])}, tx.init({"w": torch.zeros(2)}))[0]["w"]  # 2 / sqrt(5)
+        >>> # 2 / sqrt(5)
+        >>> tx.update({"w": torch.tensor([1e-3, -4.0])}, tx.init({"w": torch.zeros(2)}))[0]["w"]
         tensor([ 0.8944, -0.8944])
 
     Source: Xie et al. 2021, arXiv:2103.17182. Departures: none from the authors' code, which corrects by

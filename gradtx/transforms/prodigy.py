@@ -88,7 +88,8 @@ def scale_by_prodigy(
         ...     updates, state = tx.update({"w": (params["w"] - 7).sign()}, state, params)
         ...     params = gradtx.apply_updates(params, updates)
         ...     if i % 5 == 0:
-        ...         print(f"{10 - params['w'].item():.1g}, d = {state['scale_by_prodigy']['d']:.1g}")
+        ...         d = gradtx.get(state, "scale_by_prodigy.d")
+        ...         print(f"{10 - params['w'].item():.1g}, d = {d:.1g}")
         3e-06, d = 1e-06
         0.0002, d = 8e-05
         0.02, d = 0.009

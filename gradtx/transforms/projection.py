@@ -49,7 +49,8 @@ def project_scale_invariant(
         >>> tx = gradtx.chain(gradtx.trace(0.9), gradtx.project_scale_invariant())
         >>> params = {"w": torch.tensor([[1.0, 0.0]])}
         >>> _, state = tx.update({"w": torch.tensor([[1.0, 1.0]])}, tx.init(params), params)
-        >>> tx.update({"w": torch.tensor([[0.0, 1.0]])}, state, params)[0]["w"]  # the momentum along w is gone
+        >>> # the momentum along w is gone
+        >>> tx.update({"w": torch.tensor([[0.0, 1.0]])}, state, params)[0]["w"]
         tensor([[0.0000, 1.9000]])
 
     Source: Heo et al. 2021, arXiv:2006.08217. Departures: none from the authors' adamp 0.3.0.

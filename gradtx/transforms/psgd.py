@@ -167,8 +167,9 @@ class Sides(NamedTuple):
             return [True] * len(shape)
         flags = [size == 1 or size > self.limit for size in shape]
         largest = max(shape)
+        is_smart = self.mode == "smart_one_diag"
         if self.mode == "one_diag" or (
-            self.mode == "smart_one_diag" and shape.count(largest) == 1
+            is_smart and len(shape) > 1 and shape.count(largest) == 1
         ):
             flags[shape.index(largest)] = True
         return flags
@@ -293,8 +294,8 @@ def scale_by_psgd_kron(
         momentum_into_precond_update: False uses the gradient itself as $h$.
         max_size_triangular: Dimensions larger than this, >= 0, have a diagonal factor.
         min_ndim_triangular: Leaves with fewer dimensions after merging have only diagonal factors.
-        memory_save_mode: "one_diag" makes the factor of the largest dimension diagonal, "smart_one_diag" only if it is
-            larger than all others, "all_diag" all factors.
+        memory_save_mode: "one_diag" makes the factor of the largest dimension diagonal, "smart_one_diag" only if there
+            are others, all of them smaller, "all_diag" all factors.
         merge_dims: View leaves with more than two dimensions as matrices.
         clip_rms: $c > 0$.
 
@@ -311,7 +312,8 @@ def scale_by_psgd_kron(
         >>> state = tx.init(grads)
         >>> for _ in range(200):
         ...     updates, state = tx.update(grads, state)
-        >>> updates["w"].diagonal() > 0.9  # whitened, although one entry of the gradient is 8 times the other
+        >>> # whitened, although one entry of the gradient is 8 times the other
+        >>> updates["w"].diagonal() > 0.9
         tensor([True, True])
 
     Source: Li 2015, arXiv:1512.04202; Pooladzandi and Li 2024, arXiv:2402.11858; kron-torch 0.3.3. Departures:
@@ -456,7 +458,7 @@ def scale_by_psgd_pro(
         momentum: $\beta$ in [0, 1).
         beta_lip: $\beta_L$ in [0, 1).
         precond_lr: $\mu = \max(\mathrm{this} / \sqrt{1 + (t-1)/\mathrm{warmup\_steps}}, \mathrm{min\_precond\_lr})$.
-        precond_init_scale: Initial product of the factors, > 0, as a multiple of the identity.
+        precond_init_scale: Initial value of every factor, > 0, as a multiple of the identity.
         damping_noise_scale: $\sigma \ge 0$.
         min_precond_lr: Lower bound of $\mu$, >= 0.
         warmup_steps: Steps until $\mu$ is divided by the root of 2, > 0.
@@ -484,16 +486,11 @@ def scale_by_psgd_pro(
     """
 
     def first(param):
-        shape = tuple(param.shape) or (1,)
-        scale = precond_init_scale ** (1 / len(shape))
         factors = []
-        for size in shape:
-            ones = param.new_ones((size,)) * scale
-            factors.append(
-                ones
-                if size > max_precondition_dim or not param.ndim
-                else torch.diag(ones)
-            )
+        for size in tuple(param.shape) or (1,):
+            diagonal = param.new_ones((size,)) * precond_init_scale
+            is_diagonal = size > max_precondition_dim or not param.ndim
+            factors.append(diagonal if is_diagonal else torch.diag(diagonal))
         return factors
 
     def init(param):

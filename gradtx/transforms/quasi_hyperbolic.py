@@ -32,7 +32,8 @@ def scale_by_qhm(momentum: Scalar = 0.999, nu: Scalar = 0.7):
 
     Example:
         >>> tx = gradtx.scale_by_qhm(momentum=0.75, nu=0.5)
-        >>> tx.update({"w": torch.tensor([8.0])}, tx.init({"w": torch.zeros(1)}))[0]["w"]  # half of 8, half of 8 / 4
+        >>> # half of 8, half of 8 / 4
+        >>> tx.update({"w": torch.tensor([8.0])}, tx.init({"w": torch.zeros(1)}))[0]["w"]
         tensor([5.])
 
     Source: Ma and Yarats 2018, arXiv:1810.06801. Departures: none.

@@ -52,7 +52,8 @@ def scale_by_apollo(
         >>> tx = gradtx.scale_by_apollo(beta=0.0, eps=1e-8)
         >>> params = {"w": torch.tensor([1.0])}
         >>> state = tx.init(params)
-        >>> for _ in range(3):  # the loss is 2 w**2; after two steps its curvature of 4 is known
+        >>> # the loss is 2 w**2; after two steps its curvature of 4 is known
+        >>> for _ in range(3):
         ...     updates, state = tx.update({"w": 4 * params["w"]}, state, params)
         ...     params = gradtx.apply_updates(params, {"w": -1e-3 * updates["w"]})
         >>> state["scale_by_apollo"]["approx_hessian"]["w"]

@@ -64,10 +64,13 @@ def scale_by_ranger21(
             or decays.
 
     Example:
-        >>> tx = gradtx.scale_by_ranger21(lr=0.1, beta0=0.0, use_softplus=False, weight_decay=1.0, norm_loss_factor=0.5)
+        >>> tx = gradtx.scale_by_ranger21(
+        ...     lr=0.1, beta0=0.0, use_softplus=False, weight_decay=1.0, norm_loss_factor=0.5
+        ... )
         >>> params = {"w": torch.tensor([2.0, 0.0])}
         >>> state = tx.init(params)
-        >>> tx.update({"w": torch.zeros(2)}, state, params)[0]["w"] + params["w"]  # a tenth of the way from norm 2 to 1
+        >>> # a tenth of the way from norm 2 to 1
+        >>> tx.update({"w": torch.zeros(2)}, state, params)[0]["w"] + params["w"]
         tensor([1.9000, 0.0000])
 
     Source: Wright and Demeure 2021, arXiv:2106.13731. Departures from the authors' code: the decay uses all leaves,

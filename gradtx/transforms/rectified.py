@@ -124,7 +124,8 @@ def scale_by_belief(
     Example:
         >>> tx = gradtx.scale_by_belief(betas=(0.5, 0.5), eps=0.0, rectify=False)
         >>> state = tx.init({"w": torch.zeros(2)})
-        >>> for grads in ([1.0, 1.0], [1.0, -1.0]):  # a steady gradient, and one that changes sign
+        >>> # a steady gradient, and one that changes sign
+        >>> for grads in ([1.0, 1.0], [1.0, -1.0]):
         ...     updates, state = tx.update({"w": torch.tensor(grads)}, state)
         >>> updates["w"]
         tensor([ 2.8284, -0.4924])

@@ -74,7 +74,8 @@ def descend():
     Example:
         >>> tx = gradtx.chain(gradtx.scale_by_prodigy(d0=0.5), gradtx.descend())
         >>> params = {"w": torch.tensor([3.0])}
-        >>> tx.update({"w": torch.tensor([7.0])}, tx.init(params), params)[0]["w"]  # 0.1 / sqrt(0.001) of d0
+        >>> # 0.1 / sqrt(0.001) of d0
+        >>> tx.update({"w": torch.tensor([7.0])}, tx.init(params), params)[0]["w"]
         tensor([-1.5811])
     """
 

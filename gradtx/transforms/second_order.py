@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -35,7 +37,8 @@ def scale_by_hessian(
         betas: $(\beta_1, \beta_2)$, each in [0, 1).
         eps: $\epsilon \ge 0$, outside the power.
         hessian_power: $k$ in [0, 1]; 0 divides by $1 + \epsilon$.
-        update_period: Steps between two Hessians, >= 1. Pass `hessian_diag` at every call; None keeps the last.
+        update_period: Steps between two Hessians, >= 1. Pass `hessian_diag` at every call; None keeps the last, also of
+            a leaf without a gradient in the call that ends a cycle of `accumulate`.
         spatial_average: Average $|D|$ over dimensions 2 and above of leaves that have them.
 
     Returns:
@@ -50,7 +53,10 @@ def scale_by_hessian(
         >>> tx = gradtx.scale_by_hessian(eps=0.0)
         >>> params = {"w": torch.zeros(2)}
         >>> diag = {"w": torch.tensor([2.0, -8.0])}
-        >>> tx.update({"w": torch.tensor([4.0, 4.0])}, tx.init(params), hessian_diag=diag)[0]["w"]
+        >>> updates, _ = tx.update(
+        ...     {"w": torch.tensor([4.0, 4.0])}, tx.init(params), hessian_diag=diag
+        ... )
+        >>> updates["w"]
         tensor([2.0000, 0.5000])
 
     Source: Yao et al. 2020, arXiv:2006.00719. Departures: 2-d weights are not averaged over rows, as in the authors'
@@ -66,27 +72,32 @@ def scale_by_hessian(
     def init(param):
         return {slot: torch.zeros_like(param) for slot in slots}
 
-    def update(update, state, param, ctx):
-        def size(diag):
-            return average_over_space(diag) if spatial_average else diag.abs()
+    def size(diag):
+        return average_over_space(diag) if spatial_average else diag.abs()
 
+    def update(update, state, param, ctx):
+        new_diagonal, square = ctx.hessian_diag, state["exp_hessian_diag_sq"]
         new = {}
-        if update_period == 1:
-            diag = size(_require_diagonal("scale_by_hessian", ctx.hessian_diag))
-        else:
-            last, new_diagonal = state["hessian_diag"], ctx.hessian_diag
-            diag = last
+        if update_period > 1:
+            diag = last = state["hessian_diag"]
             if new_diagonal is not None:
                 diag = ctx.every(
                     update_period, 1, lambda: size(new_diagonal), lambda: last
                 )
             new["hessian_diag"] = diag
-        mean = new["exp_avg"] = beta1 * state["exp_avg"] + (1 - beta1) * update
-        square = new["exp_hessian_diag_sq"] = (
-            beta2 * state["exp_hessian_diag_sq"] + (1 - beta2) * diag.square()
-        )
+        else:
+            _check_diagonal("scale_by_hessian", ctx)
+            diag = None if new_diagonal is None else size(new_diagonal)
+        if diag is not None:
+            square = beta2 * square + (1 - beta2) * diag.square()
+        mean = beta1 * state["exp_avg"] + (1 - beta1) * update
+        new |= {"exp_avg": mean, "exp_hessian_diag_sq": square}
         root = safe_pow(square / ctx.bias_correction(beta2), hessian_power / 2)
-        return mean / ctx.bias_correction(beta1) / (root + eps), new
+        direction = mean / ctx.bias_correction(beta1) / (root + eps)
+        if not ctx.has_gradient:
+            # Where no curvature is known yet, eps alone would be the divisor.
+            direction = torch.where(square == 0, 0.0, direction)
+        return direction, new
 
     return init, update
 
@@ -114,7 +125,8 @@ def scale_by_sophia(
         gamma: $\gamma \ge 0$; smaller values clip more entries.
         eps: $\epsilon \ge 0$, lower bound of the denominator; use a positive value if an entry may have no gradient and
             no Hessian.
-        update_period: Steps between two Hessians, >= 1. Pass `hessian_diag` at every call; None keeps the last.
+        update_period: Steps between two Hessians, >= 1. Pass `hessian_diag` at every call; None keeps the last, also of
+            a leaf without a gradient in the call that ends a cycle of `accumulate`.
 
     Returns:
         A transformation that keeps shapes and dtypes. State: `exp_avg`, `hessian`, shaped as the parameter.
@@ -127,7 +139,10 @@ def scale_by_sophia(
         >>> tx = gradtx.scale_by_sophia(betas=(0.0, 0.0), gamma=1.0)
         >>> params = {"w": torch.zeros(3)}
         >>> diag = {"w": torch.tensor([8.0, 0.1, -8.0])}
-        >>> tx.update({"w": torch.tensor([2.0, 2.0, 2.0])}, tx.init(params), hessian_diag=diag)[0]["w"]
+        >>> updates, _ = tx.update(
+        ...     {"w": torch.tensor([2.0, 2.0, 2.0])}, tx.init(params), hessian_diag=diag
+        ... )
+        >>> updates["w"]
         tensor([0.2500, 1.0000, 1.0000])
 
     Source: Liu et al. 2023, arXiv:2305.14342. Departures: none from its last version. In the first version, the
@@ -141,7 +156,7 @@ def scale_by_sophia(
     def update(update, state, param, ctx):
         hessian, new_diagonal = state["hessian"], ctx.hessian_diag
         if update_period == 1:
-            new_diagonal = _require_diagonal("scale_by_sophia", new_diagonal)
+            _check_diagonal("scale_by_sophia", ctx)
         if new_diagonal is not None:
             old = hessian
             hessian = ctx.every(
@@ -159,13 +174,13 @@ def scale_by_sophia(
     return init, update
 
 
-def _require_diagonal(owner: str, diag):
-    if diag is None:
+def _check_diagonal(owner: str, ctx: Any) -> None:
+    """Check that a leaf with a gradient has a new diagonal."""
+    if ctx.hessian_diag is None and ctx.has_gradient:
         raise ValueError(
             f"{owner}: hessian_diag is None, which keeps the last one, but update_period=1 requires a new one at "
             "every step; pass a tensor for each leaf with a gradient"
         )
-    return diag
 
 
 def average_over_space(diag: Tensor) -> Tensor:

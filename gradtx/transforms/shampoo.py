@@ -92,7 +92,11 @@ def scale_by_shampoo(
     Example:
         >>> tx = gradtx.scale_by_shampoo(matrix_eps=1e-8)
         >>> params = {"w": torch.zeros(2, 2)}
-        >>> tx.update({"w": torch.tensor([[3.0, 0.0], [0.0, -0.1]])}, tx.init(params), params)[0]["w"]  # orthogonal
+        >>> # orthogonal
+        >>> updates, _ = tx.update(
+        ...     {"w": torch.tensor([[3.0, 0.0], [0.0, -0.1]])}, tx.init(params), params
+        ... )
+        >>> updates["w"]
         tensor([[ 1.0000,  0.0000],
                 [ 0.0000, -1.0000]])
 

@@ -29,7 +29,10 @@ def scale_by_lion(betas: Betas = (0.9, 0.99)):
 
     Example:
         >>> tx = gradtx.scale_by_lion()
-        >>> tx.update({"w": torch.tensor([2e-9, 0.0, -5.0])}, tx.init({"w": torch.zeros(3)}))[0]["w"]
+        >>> updates, _ = tx.update(
+        ...     {"w": torch.tensor([2e-9, 0.0, -5.0])}, tx.init({"w": torch.zeros(3)})
+        ... )
+        >>> updates["w"]
         tensor([ 1.,  0., -1.])
 
     Source: Chen et al. 2023, arXiv:2302.06675. Departures: none.

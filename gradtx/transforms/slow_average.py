@@ -36,7 +36,8 @@ def scale_by_ademamix(
     Example:
         >>> tx = gradtx.scale_by_ademamix(betas=(0.0, 0.0, 0.5), alpha=1.0)
         >>> state = tx.init({"w": torch.zeros(1)})
-        >>> for grad in (1.0, 1.0, 1.0, -1.0):  # the slow average remembers the earlier direction
+        >>> # the slow average remembers the earlier direction
+        >>> for grad in (1.0, 1.0, 1.0, -1.0):
         ...     updates, state = tx.update({"w": torch.tensor([grad])}, state)
         ...     print(updates["w"])
         tensor([1.5000])

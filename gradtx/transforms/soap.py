@@ -83,7 +83,8 @@ def scale_by_soap(
         >>> state = tx.init({"w": torch.zeros(2, 2)})
         >>> for _ in range(2):
         ...     updates, state = tx.update({"w": torch.tensor([[1.0, 1.0], [2.0, 2.0]])}, state)
-        >>> updates["w"]  # along one pair of eigenvectors, whereas Adam's direction would be all ones
+        >>> # along one pair of eigenvectors, whereas Adam's direction would be all ones
+        >>> updates["w"]
         tensor([[0.3118, 0.3118],
                 [0.6236, 0.6236]])
 

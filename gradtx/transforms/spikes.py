@@ -157,7 +157,8 @@ def clip_to_peak_history(theta: Scalar = 0.999):
     Example:
         >>> tx = gradtx.clip_to_peak_history(theta=0.5)
         >>> state = tx.init({"w": torch.zeros(3)})
-        >>> for grad in ([1.0, 1.0, 1.0], [1.0, 6.0, 7.0]):  # the mean of the largest entries is 5
+        >>> # the mean of the largest entries is 5
+        >>> for grad in ([1.0, 1.0, 1.0], [1.0, 6.0, 7.0]):
         ...     updates, state = tx.update({"w": torch.tensor(grad)}, state)
         ...     print(updates["w"])
         tensor([1., 1., 1.])

@@ -47,7 +47,8 @@ def scale_by_adam_stable_decay(
         >>> tx = gradtx.scale_by_adam_stable_decay(weight_decay=1.0)
         >>> params = {"a": torch.tensor([2.0]), "b": torch.tensor([2.0])}
         >>> grads = {"a": torch.tensor([0.0]), "b": torch.tensor([10.0])}
-        >>> tx.update(grads, tx.init(params), params)[0]  # 2 / sqrt((0 + 100) / 2) each, and Adam's 1
+        >>> # 2 / sqrt((0 + 100) / 2) each, and Adam's 1
+        >>> tx.update(grads, tx.init(params), params)[0]
         {'a': tensor([0.2828]), 'b': tensor([1.2828])}
 
     Source: Xie et al. 2020, arXiv:2011.11152. Departures: none.

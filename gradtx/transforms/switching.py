@@ -53,7 +53,8 @@ def scale_by_swats(
     Example:
         >>> tx = gradtx.scale_by_swats(lr=0.1, betas=(0.5, 0.5), switch_tol=1e-3)
         >>> state = tx.init({"w": torch.zeros(1)})
-        >>> for grad in (2.0, 2.0, 4.0):  # Adam's steps of 0.1 match SGD's at 0.05 twice: then it switches to SGD
+        >>> # Adam's steps of 0.1 match SGD's at 0.05 twice: then it switches to SGD
+        >>> for grad in (2.0, 2.0, 4.0):
         ...     updates, state = tx.update({"w": torch.tensor([grad])}, state)
         ...     print(updates["w"])
         tensor([-0.1000])

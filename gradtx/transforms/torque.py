@@ -52,7 +52,8 @@ def scale_by_tam(momentum: Scalar = 0.9, decay_rate: Scalar = 0.9, eps: Scalar =
     Example:
         >>> tx = gradtx.scale_by_tam(momentum=0.5, decay_rate=0.0, eps=0.0)
         >>> state = tx.init({"w": torch.zeros(())})
-        >>> for grad in (2.0, 2.0, -8.0):  # half of the gradient at first, then all of it, then nothing
+        >>> # half of the gradient at first, then all of it, then nothing
+        >>> for grad in (2.0, 2.0, -8.0):
         ...     updates, state = tx.update({"w": torch.tensor(grad)}, state)
         ...     print(updates["w"])
         tensor(1.)

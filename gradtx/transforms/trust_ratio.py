@@ -35,7 +35,10 @@ def scale_by_trust_ratio(
     Example:
         >>> tx = gradtx.scale_by_trust_ratio()
         >>> params = {"w": torch.tensor([6.0, 8.0]), "b": torch.zeros(1)}
-        >>> tx.update({"w": torch.tensor([0.0, 1e-3]), "b": torch.ones(1)}, tx.init(params), params)[0]
+        >>> updates, _ = tx.update(
+        ...     {"w": torch.tensor([0.0, 1e-3]), "b": torch.ones(1)}, tx.init(params), params
+        ... )
+        >>> updates
         {'w': tensor([ 0., 10.]), 'b': tensor([1.])}
 
     Source: You et al. 2019, arXiv:1904.00962; without clip and decay: Bernstein et al. 2020, arXiv:2002.03432.
@@ -93,7 +96,12 @@ def scale_by_lars(
     Example:
         >>> tx = gradtx.scale_by_lars(trust_coefficient=0.1, eps=0.0, min_ndim=1)
         >>> params = {"w": torch.tensor([6.0, 8.0]), "scale": torch.tensor(2.0)}
-        >>> tx.update({"w": torch.tensor([0.0, 1e-3]), "scale": torch.tensor(5.0)}, tx.init(params), params)[0]
+        >>> updates, _ = tx.update(
+        ...     {"w": torch.tensor([0.0, 1e-3]), "scale": torch.tensor(5.0)},
+        ...     tx.init(params),
+        ...     params,
+        ... )
+        >>> updates
         {'w': tensor([0., 1.]), 'scale': tensor(5.)}
 
     Source: You et al. 2017, arXiv:1708.03888; trust_clip: NVIDIA's apex LARC. Departures: the paper has no eps.

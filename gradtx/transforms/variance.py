@@ -33,7 +33,9 @@ def scale_by_msvag(beta: Scalar = 0.9):
         >>> tx = gradtx.scale_by_msvag(beta=0.5)
         >>> state = tx.init({"w": torch.zeros(2, dtype=torch.float64)})
         >>> for grads in ([4.0, 1.0], [4.0, 7.0]):  # a steady gradient, and one with variance
-        ...     updates, state = tx.update({"w": torch.tensor(grads, dtype=torch.float64)}, state)
+        ...     updates, state = tx.update(
+        ...         {"w": torch.tensor(grads, dtype=torch.float64)}, state
+        ...     )
         >>> updates["w"]
         tensor([4.0000, 3.5714], dtype=torch.float64)
 
@@ -94,7 +96,8 @@ def scale_by_a2grad(
     Example:
         >>> tx = gradtx.scale_by_a2grad(lips=2.0)
         >>> params = {"w": torch.tensor([1.0])}
-        >>> tx.update({"w": torch.tensor([4.0])}, tx.init(params), params)[0]["w"]  # no deviation yet: 4 / (2 L)
+        >>> # no deviation yet: 4 / (2 L)
+        >>> tx.update({"w": torch.tensor([4.0])}, tx.init(params), params)[0]["w"]
         tensor([-1.])
 
     Source: Deng et al. 2018, arXiv:1810.00553, algorithms 4 to 7. Departures: none from the paper. Published

@@ -119,8 +119,8 @@ def schedule_free(model):
     return gradtx.optim.ScheduleFreeAdamW(model.parameters(), lr=RATE)
 
 
-def test_a_scheduler_under_accelerate_on_a_scheduled_rate_is_warned_of_by_name():
-    with pytest.warns(UserWarning, match=r"lr of a group follows warmup_cosine_schedule.*as_lr_scheduler"):
+def test_a_scheduler_under_accelerate_on_a_warmup_is_an_error_that_names_the_schedule():
+    with pytest.raises(ValueError, match=r"lr of a group follows warmup_cosine_schedule.*as_lr_scheduler"):
         trained(lambda model: gradtx.optim.AdamW(model.parameters(), lr=SCHEDULE))
 
 

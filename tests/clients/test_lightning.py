@@ -117,11 +117,11 @@ def test_lightning_resumes_what_it_saved_with_the_weights_to_evaluate_with(tmp_p
     assert_equal(regressions.weights(resumed), regressions.weights(whole))
 
 
-def test_a_scheduler_of_lightning_on_a_scheduled_rate_is_warned_of_by_name(tmp_path):
+def test_a_scheduler_of_lightning_on_a_warmup_is_an_error_that_names_the_schedule(tmp_path):
     def make(network):
         return gradtx.optim.AdamW(network.parameters(), lr=regressions.SCHEDULE)
 
-    with pytest.warns(UserWarning, match=r"lr of a group follows warmup_cosine_schedule.*as_lr_scheduler"):
+    with pytest.raises(ValueError, match=r"lr of a group follows warmup_cosine_schedule.*as_lr_scheduler"):
         regressions.trained(tmp_path, make)
 
 

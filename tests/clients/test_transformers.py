@@ -95,6 +95,20 @@ def test_a_trainer_makes_our_optimizer_from_class_and_arguments(tmp_path):
     assert_close(ours, theirs, TOLERANCE)
 
 
+@gradtx.alias
+def clipped_lion(lr: gradtx.Scalar = 1e-4, *, weight_decay: gradtx.Scalar = 0.0):
+    return gradtx.chain(gradtx.clip_by_global_norm(1.0), gradtx.lion(lr, weight_decay=weight_decay))
+
+
+def test_a_trainer_makes_the_optimizer_of_a_users_alias_and_that_of_a_whole_model(tmp_path):
+    made = gradtx.optimizer_class(clipped_lion), {"lr": RATE}
+    _, optimizer = trained(tmp_path / "alias", optimizer_cls_and_kwargs=made, clip=0.0)
+    assert type(optimizer).__name__ == "ClippedLion"
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.0]
+    _, optimizer = trained(tmp_path / "model", optimizer_cls_and_kwargs=(lambda: gradtx.muon_for, {"lr": RATE}))
+    assert {group["label"] for group in optimizer.param_groups} == {"muon", "adamw_no_decay"}
+
+
 def evaluating_trainer(folder, optimizer, model):
     arguments = transformers.TrainingArguments(
         output_dir=str(folder),
@@ -142,12 +156,12 @@ def test_a_trainer_resumes_in_the_mode_in_which_it_saved(tmp_path):
     assert_equal(values(resumed.parameters()), values(whole.parameters()))
 
 
-def test_a_trainer_that_makes_a_scheduler_for_a_scheduled_rate_warns_by_name(tmp_path):
+def test_a_trainer_that_makes_a_scheduler_for_a_warmup_is_an_error_that_names_the_schedule(tmp_path):
     model = language_model()
     schedule = gradtx.warmup_cosine_schedule(STEPS, max_lr=RATE, warmup_steps=2)
     optimizer = gradtx.optim.AdamW(model.parameters(), lr=schedule)
     trainer = evaluating_trainer(tmp_path, optimizer, model)
-    with pytest.warns(UserWarning, match=r"lr of a group follows warmup_cosine_schedule.*as_lr_scheduler"):
+    with pytest.raises(ValueError, match=r"lr of a group follows warmup_cosine_schedule.*as_lr_scheduler"):
         trainer.train()
 
 

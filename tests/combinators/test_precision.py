@@ -228,6 +228,63 @@ def test_compiled_kernels_round_as_eager_ones():
         assert torch.equal(*results)
 
 
+@gradtx.combinator(example=lambda tx: {"tx": tx})
+def halved(tx: gradtx.GradientTransformation):
+    def leave(update, state, param, ctx):
+        return update / 2, state
+
+    return gradtx.Frame(tx, leave=leave)
+
+
+# Combinators whose inner updates change when they leave, or whose inner leaves are others.
+CHANGING = {
+    "with_lookahead": gradtx.with_lookahead,
+    "graft": lambda tx: gradtx.graft(tx, gradtx.sgd()),
+    "scale_by_norm_ratio": gradtx.scale_by_norm_ratio,
+    "schedule_free": lambda tx: gradtx.schedule_free(gradtx.chain(gradtx.scale(2.0), tx), lr=0.1, beta=0.9),
+    "mechanize": gradtx.mechanize,
+    "trac": gradtx.trac,
+    "line_search": gradtx.line_search,
+    "blocks": lambda tx: gradtx.blocks(tx, heads=2),
+    "rotated": gradtx.rotated,
+    "low_rank": lambda tx: gradtx.low_rank(tx, 2),
+    "halved": halved,
+}
+KEEPING = {
+    "accumulate": lambda tx: gradtx.accumulate(tx, 2),
+    "skip_nonfinite": gradtx.skip_nonfinite,
+    "restart": lambda tx: gradtx.restart(tx, 50),
+    "masked": lambda tx: gradtx.masked(tx, "*"),
+    "partition": lambda tx: gradtx.partition({"all": tx}, {"all": "*"}),
+    "with_state_dtype": lambda tx: gradtx.with_state_dtype(tx, torch.bfloat16),
+    "sam": gradtx.sam,
+}
+
+
+@pytest.mark.parametrize("link", LINKS)
+@pytest.mark.parametrize("around", CHANGING)
+def test_they_do_not_stand_inside_combinators_that_change_updates(around, link):
+    rounds = rf"{LINKS[link]._name} rounds weights, but updates change when they leave"
+    for inner in (LINKS[link], gradtx.accumulate(LINKS[link], 2)):
+        with pytest.raises(TypeError, match=rf"^{around}: {rounds} {around}; move it after {around}$"):
+            CHANGING[around](inner)
+
+
+@pytest.mark.parametrize("link", LINKS)
+@pytest.mark.parametrize("around", KEEPING)
+def test_small_steps_add_up_inside_combinators_that_keep_updates(around, link):
+    tx = KEEPING[around](chain(gradtx.sgd(lr=1e-3), LINKS[link]))
+    extras = {"grad_fn": lambda params: {"w": torch.full_like(params["w"], -1.0)}} if "grad_fn" in tx.needs else {}
+    params = {"w": torch.ones(1000, dtype=torch.bfloat16)}
+    state = tx.init(params)
+    calls = 200 if around == "accumulate" else 100
+    for _ in range(calls):
+        updates, state = tx.update({"w": torch.full_like(params["w"], -1.0)}, state, params, **extras)
+        params = gradtx.apply_updates(params, updates)
+    # In float32, 1.1; the units of bfloat16 are 0.008 here.
+    assert params["w"].float().mean().item() == pytest.approx(1.1, abs=0.008)
+
+
 @pytest.mark.parametrize("name", LINKS)
 def test_they_stand_last(name):
     link = LINKS[name]

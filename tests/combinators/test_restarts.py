@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 
@@ -220,3 +222,37 @@ def test_inside_rotated_slots_and_shared_values_restart_in_the_same_step(keep_cl
         updates, state = tx.update(gradient, state)
         expected, expected_state = inner.update(gradient, expected_state)
         torch.testing.assert_close(updates, expected, rtol=1e-12, atol=1e-12)
+
+
+RISING = gradtx.Schedule(lambda step: 0.1 * (step + 1))
+SCHEDULED = {
+    "restart": lambda keep: gradtx.restart(gradtx.sgd(lr=RISING), 3, keep_clock=keep),
+    "in accumulate": lambda keep: gradtx.accumulate(gradtx.restart(gradtx.sgd(lr=RISING), 3, keep_clock=keep), 2),
+    "around accumulate": lambda keep: gradtx.restart(gradtx.accumulate(gradtx.sgd(lr=RISING), 2), 3, keep_clock=keep),
+    "in restart": lambda keep: gradtx.restart(gradtx.restart(gradtx.sgd(lr=RISING), 2), 5, keep_clock=keep),
+}
+
+
+@pytest.mark.parametrize("keep_clock", [False, True])
+@pytest.mark.parametrize("make", SCHEDULED.values(), ids=list(SCHEDULED))
+def test_a_group_shows_the_rate_of_the_next_step_also_after_resuming(make, keep_clock):
+    def steps(resume_at):
+        param = torch.nn.Parameter(torch.zeros(()))
+        optimizer = gradtx.as_optimizer(make(keep_clock), [param])
+        rates = []
+        for step in range(12):
+            if step == resume_at:
+                saved = copy.deepcopy(optimizer.state_dict())
+                optimizer = gradtx.as_optimizer(make(keep_clock), [param])
+                optimizer.load_state_dict(saved)
+            shown, before = optimizer.param_groups[0]["lr"], param.item()
+            param.grad = torch.ones(())
+            optimizer.step()
+            rates.append((shown, before - param.item()))
+        return rates
+
+    rates = steps(resume_at=None)
+    for shown, used in rates:
+        assert used == pytest.approx(shown, rel=1e-5) or used == 0  # a call that only accumulates
+    for resume_at in range(1, 7):
+        assert steps(resume_at) == rates

@@ -217,6 +217,7 @@ def gathers_what_cannot_be_divided():
     assert_close(run(tx, divided)[0], run(tx, undivided)[0])
     param = torch.nn.Parameter(divided(torch.ones(SHAPES["conv"], dtype=torch.float64)))
     optimizer = gradtx.as_optimizer(tx, [param])
+    optimizer.state_dict()  # creates slots
     for _ in range(2):
         state = optimizer.state[param]
         assert state["first"].placements == param.placements

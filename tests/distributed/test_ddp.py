@@ -1,7 +1,5 @@
 """DistributedDataParallel: every process has all parameters and a part of each batch."""
 
-import functools
-
 import pytest
 import torch
 from torch import distributed
@@ -73,71 +71,3 @@ def divided_states_equal_whole(kind):
 @pytest.mark.parametrize("kind", ["eager", "traced"])
 def test_states_divided_by_zero_redundancy_take_the_steps_of_whole_ones(kind, two):
     two.run(divided_states_equal_whole, kind)
-
-
-def refused_by_zero_redundancy(case):
-    from torch.distributed.optim import ZeroRedundancyOptimizer
-
-    make = {
-        "lamb": functools.partial(gradtx.optim.Lamb, max_grad_norm=1.0),
-        "chain": lambda params, **options: gradtx.as_optimizer(
-            gradtx.chain(gradtx.clip_by_global_norm(1.0), gradtx.adamw()), params
-        ),
-        "stale": lambda params, **options: gradtx.as_optimizer(
-            gradtx.chain(gradtx.clip_by_global_norm(1.0, stale=True), gradtx.adamw()), params
-        ),
-        "partition": lambda params, **options: gradtx.as_optimizer(
-            gradtx.partition({"a": gradtx.sgd(), "b": gradtx.adamw()}, {"a": lambda name, p: p.ndim > 1, "b": "*"}),
-            params,
-        ),
-    }[case]
-    with pytest.raises(ValueError, match=SAID_OF[case]):
-        ZeroRedundancyOptimizer(Model().parameters(), make)
-
-
-SAID_OF = {
-    "lamb": "Lamb: ZeroRedundancyOptimizer assigns each rank some of the parameters, but '.*' sums over all of them",
-    "chain": "ZeroRedundancyOptimizer assigns each rank some .* 'clip_by_global_norm' sums over all of them; use FSDP2",
-    "stale": "ZeroRedundancyOptimizer assigns each rank some .* 'clip_by_global_norm' sums over all of them; use FSDP2",
-    "partition": "ZeroRedundancyOptimizer requires its own groups, but partition creates one for each label",
-}
-
-
-@pytest.mark.parametrize("case", SAID_OF)
-def test_zero_redundancy_refuses_sums_over_all_parameters_and_partitions(case, two):
-    two.run(refused_by_zero_redundancy, case)
-
-
-def uneven_inputs(throws):
-    """The error of the only step inside of `join()`, and whether it left the parameters as they were."""
-    model = Model()
-    replicated = DistributedDataParallel(model)
-    optimizer = gradtx.as_optimizer(
-        gradtx.muon(lr=1e-2, fallback=gradtx.adamw()),
-        list(model.named_parameters()),
-        process_group=distributed.group.WORLD,
-    )
-    before, steps = weights(model), []
-
-    def train_to_the_end():
-        with replicated.join(throw_on_early_termination=throws):
-            for t in range(1 + distributed.get_rank()):
-                train(replicated, optimizer, 1, t)
-                steps.append(t)
-
-    with pytest.raises(RuntimeError) as caught:
-        train_to_the_end()
-    return str(caught.value), len(steps), all(map(torch.equal, weights(model), before))
-
-
-def test_work_is_not_divided_among_ranks_some_of_which_have_no_inputs_left(two):
-    for message, steps, unchanged in two.run(uneven_inputs, False):
-        assert (steps, unchanged) == (0, True)
-        assert "cannot be combined with DistributedDataParallel.join()" in message
-        assert "throw_on_early_termination=True" in message
-
-
-def test_work_is_divided_inside_of_join_if_all_ranks_end_together(two):
-    for message, steps, unchanged in two.run(uneven_inputs, True):
-        assert (steps, unchanged) == (1, False)
-        assert "exhausted" in message

@@ -95,6 +95,7 @@ def test_a_grad_scaler_skips_a_step_that_is_infinite_on_one_process(name, compil
 def touched_state_is_kept():
     model = sharded()
     optimizer = made(gradtx.adamw(), model)
+    optimizer.state_dict()  # creates slots
     for param in model.parameters():
         optimizer.state[param]["exp_avg"].to_local().fill_(1.0)
         param.grad = torch.zeros_like(param)

@@ -32,6 +32,7 @@ def declared(beta: gradtx.Scalar = 0.9):
 
 
 SELECT = "select leaves with a name pattern, a tuple of patterns or a function (name, tensor) -> bool"
+BY_NAMES = "; select parameters by their names in the model, as in 'encoder.*'"
 NUMBER = "must be a number, a 0-d tensor or a gradtx.Schedule"
 ADAM_NAMES = "amsgrad, betas, decoupled_weight_decay, eps, lr, mask, maximize, weight_decay"
 FOLLOWS = "owner owns the learning rate and returns the final update, so {} cannot follow it; "
@@ -229,15 +230,14 @@ BUILDING = {
         lambda: gradtx.partition({"a": gradtx.adam()}, torch.nn.Linear(1, 1)),
     ),
     **{
-        f"{name}: {SELECT}, got Linear(...); select a module's parameters by its name in the model, as in "
-        "'encoder.*'": (
+        f"{name}: {SELECT}, got Linear(...){BY_NAMES}": (
             TypeError,
             lambda make=make: make(torch.nn.Linear(1, 1)),
         )
         for name, make in {"freeze": gradtx.freeze, "masked": lambda where: gradtx.masked(gradtx.adam(), where)}.items()
     },
     f"freeze: {SELECT}, got Linear": (TypeError, lambda: gradtx.freeze(torch.nn.Linear)),
-    f"freeze: {SELECT}, got tensor(shape=(2,))": (TypeError, lambda: gradtx.freeze(torch.zeros(2))),
+    f"freeze: {SELECT}, got tensor(shape=(2,)){BY_NAMES}": (TypeError, lambda: gradtx.freeze(torch.zeros(2))),
     f"freeze: {SELECT}, got constant": (TypeError, lambda: gradtx.freeze(constant)),  # which takes no tensor
     f"freeze: {SELECT}, got adam()": (TypeError, lambda: gradtx.freeze(gradtx.adam())),
     f"masked: {SELECT}, got ['a', 2]": (TypeError, lambda: gradtx.masked(gradtx.adam(), ["a", 2])),

@@ -183,13 +183,6 @@ def test_memory_of_what_are_no_parameters_says_what_to_pass(message, kind, param
         gradtx.memory(ADAMW, params())
 
 
-@pytest.mark.parametrize(("device", "kind"), [("gpu", ValueError), (-1, ValueError), (["cpu"], TypeError)])
-def test_memory_on_no_device_is_named(device, kind):
-    message = f"memory: device must be one of torch's, such as 'cpu' or 'cuda', got {device!r}"
-    with pytest.raises(kind, match=matching(message)):
-        gradtx.memory(ADAMW, LINEAR, device=device)
-
-
 def test_memory_takes_groups_and_nested_trees():
     expected = gradtx.memory(ADAMW, [W, B]).state
     assert gradtx.memory(ADAMW, [{"params": [W], "lr": 0.1}, {"params": iter([B])}]).state == expected

@@ -26,7 +26,7 @@ INIT = {
         ADAM,
         torch.nn.Linear(1, 1).parameters(),
     ),
-    "params: leaf '0.0' is a str, needs a tensor or None": (
+    f"params: leaf '0.0' is a str, needs a tensor or None{NAMED}": (
         TypeError,
         ADAM,
         list(torch.nn.Linear(1, 1).named_parameters()),

@@ -31,10 +31,10 @@ def rule_of_trees(update):
 PAIR = "broken: a rule must return (update, state), got "
 RETURNS = "broken: the rule returns a state "
 RULES = {
-    "nothing": (PAIR + "NoneType", rule(lambda u, s, p, c: None)),
-    "the update alone": (PAIR + "Tensor", rule(lambda u, s, p, c: u)),
-    "three things": (PAIR + "tuple", rule(lambda u, s, p, c: (u, s, s))),
-    "no dict for a state": (PAIR + "tuple", rule(lambda u, s, p, c: (u, None))),
+    "nothing": (PAIR + "None", rule(lambda u, s, p, c: None)),
+    "the update alone": (PAIR + "tensor(shape=(2, 3))", rule(lambda u, s, p, c: u)),
+    "three things": (PAIR + "(tensor(shape=(2, 3)), {}, {})", rule(lambda u, s, p, c: (u, s, s))),
+    "no dict for a state": (PAIR + "(tensor(shape=(2, 3)), None)", rule(lambda u, s, p, c: (u, None))),
     "an update of another shape": (
         "broken: leaf 'w' has shape (2, 3), but its update has shape ()",
         rule(lambda u, s, p, c: (u.sum(), s)),
@@ -71,7 +71,7 @@ RULES = {
         "broken: the sum 'n' has shape (2, 3), needs 0-d",
         yields(lambda u: {"n": u}, lambda u: (u, {})),
     ),
-    "nonsense after a sum": (PAIR + "int", yields(lambda u: {"n": u.sum()}, 3)),
+    "nonsense after a sum": (PAIR + "3", yields(lambda u: {"n": u.sum()}, 3)),
     "None for the update": (
         "broken: the update of leaf 'w' must be a tensor, got None",
         rule(lambda u, s, p, c: (None, s)),

@@ -27,6 +27,7 @@ def uses_hessian():
 
 
 BY_NAME = "; leaves are matched by name"
+SAME_FORM = "pass trees of the same form, such as dict(zip(params, grads))"
 SWAPPED = "this is a state, since it has a 'step'; the signature is update(updates, state, params) -> (updates, state)"
 TREES = {
     f"params: leaf 'b' is not in updates{BY_NAME}": (ValueError, ADAM, {"updates": without("b")}),
@@ -37,12 +38,16 @@ TREES = {
     ),
     f"params: leaf 'b' is missing, but is in updates{BY_NAME}": (ValueError, ADAM, {"params": without("b")}),
     f"params: leaf 'c' is not in updates{BY_NAME}": (ValueError, ADAM, {"params": params(c=torch.ones(1))}),
-    f"params: leaf '0' is missing, but is in updates{BY_NAME}": (
+    f"params have leaves such as 'w', but updates such as '0'{BY_NAME}: {SAME_FORM}": (
         ValueError,
         ADAM,
         {"updates": list(params().values())},
     ),
-    f"params: leaf '' is missing, but is in updates{BY_NAME}": (ValueError, ADAM, {"updates": torch.ones(3)}),
+    f"params have leaves such as 'w', but updates such as ''{BY_NAME}: {SAME_FORM}": (
+        ValueError,
+        ADAM,
+        {"updates": torch.ones(3)},
+    ),
     "updates lack leaf 'b', which the state has at 'scale_by_adam.exp_avg'; pass None for a leaf without a gradient": (
         ValueError,
         ADAM,

@@ -692,3 +692,57 @@ def test_a_structure_is_not_dropped_while_a_thread_looks_it_up(monkeypatch):
     programs.of(structure)
     structure.at = 2 * structure.hashes - before  # after it was found, before it is moved to the end
     assert programs.of(structure) is first
+
+
+UNREAD = {
+    "per-leaf": {"hessian_diag": {"w": torch.ones(3), "b": None}},
+    "None": {"hessian_diag": None},
+    "functions": {"grad_fn": lambda params: params, "value_fn": lambda params: torch.tensor(1.0)},
+    "a loss with its graph": {"value": torch.tensor(1.0, requires_grad=True)},
+    "a whole number": {"value": 3},
+}
+
+
+@pytest.mark.parametrize("extras", UNREAD.values(), ids=list(UNREAD))
+@pytest.mark.parametrize("make", [gradtx.adamw, lambda: gradtx.chain(gradtx.clip_by_global_norm(1.0), gradtx.lion())])
+def test_an_extra_that_no_link_reads_changes_neither_the_program_nor_a_bit(make, extras, forget_programs):
+    forget_programs()
+    tx = make()
+    params = noise(0, {"w": (3,), "b": (2,)}, torch.float32)
+    state = tx.init(params)
+    expected = tx.update(params, state, params)
+    for _ in range(2):
+        assert_equal(tx.update(params, state, params, **extras), expected)
+    with_extras, without = _pure_lists.programs_of(tx).values()
+    texts = []
+    for programs in (with_extras, without):
+        texts.append([[each.text for each in leaves.passes] for leaves in programs[0]._bundles])
+    assert texts[0] == texts[1]
+
+
+def test_an_extra_that_no_link_reads_is_checked_at_every_call():
+    tx, params = gradtx.sgd(lr=1.0), {"w": torch.ones(3)}
+    state = tx.init(params)
+    tx.update(params, state, params, hessian_diag=params)  # records a program
+    with pytest.raises(ValueError, match=r"hessian_diag: leaf 'w' has shape \(4,\), needs \(3,\)"):
+        tx.update(params, state, params, hessian_diag={"w": torch.ones(4)})
+    with pytest.raises(ValueError, match="hessian_diag: leaf 'w' is missing"):
+        tx.update(params, state, params, hessian_diag={})
+
+
+@pytest.mark.parametrize("extra", ["hessian_diag", "value"])
+def test_a_link_may_read_an_extra_that_it_does_not_declare(extra):
+    @gradtx.per_tensor(elementwise=True)
+    def scale_by_extra():
+        def update(update, state, param, ctx):
+            factor = getattr(ctx, extra)
+            return update if factor is None else update * factor, state
+
+        return update
+
+    tx, ones = scale_by_extra(), {"w": torch.ones(3)}
+    state = tx.init(ones)
+    values = {"hessian_diag": {"w": torch.full((3,), 2.0)}, "value": torch.tensor(2.0, requires_grad=True)}
+    for _ in range(2):
+        assert_equal(tx.update(ones, state)[0], ones)
+        assert_equal(tx.update(ones, state, **{extra: values[extra]})[0], {"w": torch.full((3,), 2.0)})

@@ -170,12 +170,14 @@ def test_a_momentum_that_was_written_since_the_last_step_is_saved_with_its_buffe
     assert_equal(values(own), values(params))
 
 
-def test_a_parameter_without_any_entry_keeps_fresh_state():
+def test_a_parameter_without_any_entry_starts_again_with_its_next_gradient():
     optimizer, _ = trained(gradtx.adam(lr=0.1))
     saved = copy.deepcopy(optimizer.state_dict())
     del saved["state"][1]
     again, own = trained(gradtx.adam(lr=0.1), steps=2)
     again.load_state_dict(saved)
+    assert_equal(dict(again.state[own["body.bias"]]), {"step": torch.tensor(0.0)})
+    again.state_dict()
     state = again.state[own["body.bias"]]
     assert_equal(dict(state), {"step": torch.tensor(0.0), "exp_avg": torch.zeros(3), "exp_avg_sq": torch.zeros(3)})
     assert again.state[own["body.weight"]]["step"].item() == 7

@@ -2,11 +2,14 @@
 
 import inspect
 import itertools
+import pickle
+import re
 
 import pytest
 import torch
 
 import gradtx
+from gradtx._arguments import OTHER_PLACES, OTHER_WORDS
 from gradtx.optim._groups import ENGINE_OPTIONS
 from gradtx.optim.classes import CLASSES
 from tests.conformance import example
@@ -32,9 +35,15 @@ def test_a_class_has_the_signature_of_its_alias_after_params(name):
 
 
 @pytest.mark.parametrize("name", ALIASES)
-def test_a_class_has_the_docstring_of_its_alias_and_a_name_to_pickle_it_by(name):
+def test_a_class_documents_all_its_arguments_and_has_a_name_to_pickle_it_by(name):
     cls = getattr(gradtx.optim, name)
-    assert ALIASES[name].__doc__ in cls.__doc__
+    start, _, rest = inspect.getdoc(ALIASES[name]).partition("Args:")
+    assert start in cls.__doc__
+    assert rest.partition("Returns:")[2] in cls.__doc__
+    entries = cls.__doc__.partition("Args:")[2].partition("Returns:")[0]
+    documented = re.findall(r"^    (\w+): ", entries, re.MULTILINE)
+    _, *arguments = inspect.signature(cls).parameters
+    assert documented == arguments
     assert (cls.__name__, cls.__qualname__, cls.__module__) == (name, name, "gradtx.optim")
     assert issubclass(cls, torch.optim.Optimizer)
 
@@ -89,7 +98,8 @@ def test_arguments_may_come_by_position_or_by_name():
 def test_state_dtype_is_an_argument_of_the_classes():
     params = parameters(torch.bfloat16)
     optimizer = gradtx.optim.AdamW(params.values(), state_dtype=torch.float32)
-    assert {state["exp_avg"].dtype for state in optimizer.state.values()} == {torch.float32}
+    states = optimizer.state_dict()["state"].values()
+    assert {state["exp_avg"].dtype for state in states} == {torch.float32}
 
 
 def test_an_unknown_argument_is_an_error_with_a_suggestion():
@@ -294,3 +304,141 @@ def test_a_process_group_and_a_device_of_the_state_exclude_each_other(make):
     params = [torch.nn.Parameter(torch.ones(2, 2))]
     with pytest.raises(ValueError, match="state_device cannot be combined with process_group"):
         make(params, process_group=object(), state_device="cpu")
+
+
+# Mistakes of those who know torch.
+
+
+MODEL = torch.nn.Linear(2, 2)
+PARAMETERS = {
+    "parameters()": MODEL.parameters,
+    "named_parameters()": MODEL.named_parameters,
+    "a list of tensors": lambda: list(MODEL.parameters()),
+    "a list of plain tensors": lambda: [torch.zeros(2, requires_grad=True)],
+    "named tensors": lambda: list(MODEL.named_parameters()),
+    "groups": lambda: [{"params": list(MODEL.parameters())}],
+    "a generator": lambda: (p for p in MODEL.parameters()),
+    "a dict": lambda: dict(MODEL.named_parameters()),
+    "a parameter": lambda: MODEL.weight,
+    "a model": lambda: MODEL,
+}
+
+
+@thinned(8, always=lambda name, given: name == "AdamW")
+@pytest.mark.parametrize("given", PARAMETERS)
+@pytest.mark.parametrize("name", ALIASES)
+def test_parameters_passed_to_an_alias_are_an_error_that_names_its_class_and_as_optimizer(name, given):
+    alias = ALIASES[name]
+    remedy = rf"use gradtx.optim.{name}\(params, ...\), or gradtx.as_optimizer\({alias.__name__}\(...\), params\)"
+    with pytest.raises(TypeError, match=rf"{alias.__name__}: takes hyperparameters, got .*; {remedy}"):
+        alias(PARAMETERS[given](), lr=1e-3)
+
+
+def test_parameters_passed_to_an_alias_by_name_get_the_same_remedy():
+    with pytest.raises(TypeError, match=r"adamw: unknown argument 'params'; use gradtx.optim.AdamW\(params, ...\)"):
+        gradtx.adamw(params=MODEL.parameters(), lr=1e-3)
+
+
+def test_parameters_passed_to_a_link_or_an_alias_of_ones_own_get_as_optimizer_as_remedy():
+    for factory in (gradtx.scale_by_adam, gradtx.clip_by_global_norm, damped):
+        with pytest.raises(TypeError, match=rf"got .*; use gradtx.as_optimizer\({factory.__name__}\(...\), params\)"):
+            factory(MODEL.parameters())
+
+
+def test_numbers_in_tensors_are_no_parameters():
+    betas = [torch.nn.Parameter(torch.tensor(0.9)), torch.tensor(0.99)]
+    assert gradtx.scale_by_adam(betas).hyperparams["betas"][0] is betas[0]
+    assert gradtx.adamw(torch.nn.Parameter(torch.tensor(0.1))).hyperparams["lr"].ndim == 0
+
+
+# Classes of a user's aliases.
+
+
+@gradtx.alias
+def damped(lr: gradtx.Scalar = 1e-3, *, weight_decay: gradtx.Scalar = 0.0):
+    """Gradient descent.
+
+    Args:
+        lr: The rate.
+        weight_decay: The decay.
+    """
+    return gradtx.chain(gradtx.add_decayed_weights(weight_decay), gradtx.scale_by_learning_rate(lr))
+
+
+Damped = gradtx.optimizer_class(damped)
+
+
+@pytest.fixture
+def _registered(monkeypatch):
+    monkeypatch.setattr(gradtx.registry, "_OWN_CLASSES", {"damped": Damped})
+
+
+def test_a_class_of_ones_own_alias_steps_pickles_and_makes_another_like_it():
+    params = parameters()
+    own = parameters()
+    options = {"lr": 0.5, "weight_decay": 0.1, "mask": lambda name, p: p.ndim > 1}
+    optimizer = Damped(params.values(), **options)
+    descend(optimizer, params, 3)
+    descend(gradtx.optim.SGD(own.values(), **options), own, 3)
+    assert_close(params.values(), own.values(), 1e-12)
+    assert type(optimizer)(params.values(), **optimizer.defaults).defaults == optimizer.defaults
+    again = pickle.loads(pickle.dumps(Damped(params.values(), lr=0.5)))
+    assert type(again) is Damped
+    assert again.param_groups[0]["lr"] == 0.5
+
+
+@pytest.mark.usefixtures("_registered")
+def test_a_class_of_ones_own_alias_is_known_by_the_names_of_both():
+    for name in ("damped", "Damped", "DAMPED"):
+        assert gradtx.load_optimizer(name) is Damped
+    assert type(gradtx.create_optimizer(MODEL, "damped", lr=0.1, weight_decay=0.1)) is Damped
+    assert gradtx.get_supported_optimizers("damp*") == ["damped"]
+
+
+def test_a_class_of_ones_own_alias_documents_what_the_alias_and_the_optimizer_accept():
+    for name in ("lr", "weight_decay", "maximize", "mask", "state_dtype", "compile", "process_group", "capturable"):
+        assert f"\n    {name}: " in Damped.__doc__
+        assert name in inspect.signature(Damped).parameters
+
+
+def test_the_class_of_an_alias_of_gradtx_is_its_class_in_optim():
+    assert gradtx.optimizer_class(gradtx.adamw) is gradtx.optim.AdamW
+
+
+def test_what_is_no_alias_or_has_the_name_of_an_optimizer_gets_no_class():
+    with pytest.raises(TypeError, match=r"optimizer_class: needs an alias, got trace; decorate a function"):
+        gradtx.optimizer_class(gradtx.trace)
+
+    @gradtx.alias
+    def adam_w(lr: gradtx.Scalar = 1e-3):
+        return gradtx.sgd(lr)
+
+    with pytest.raises(ValueError, match="optimizer_class: gradtx has an optimizer 'adam_w'; rename the alias"):
+        gradtx.optimizer_class(adam_w)
+
+    @gradtx.alias
+    def needy(lr: gradtx.Scalar):
+        return gradtx.sgd(lr)
+
+    with pytest.raises(TypeError, match=r"optimizer_class: needy requires 'lr': give it a default, or pass example="):
+        gradtx.optimizer_class(needy)
+
+
+# torch's Adafactor and the paper's.
+
+
+def test_adafactor_is_torchs_class_and_ada_factor_the_papers():
+    assert gradtx.optim.Adafactor._alias is gradtx.adafactor_torch
+    assert gradtx.optim.AdaFactor._alias is gradtx.adafactor
+    assert gradtx.load_optimizer("Adafactor") is gradtx.optim.Adafactor
+    assert gradtx.load_optimizer("AdaFactor") is gradtx.optim.AdaFactor
+    assert gradtx.load_optimizer("adafactor") is gradtx.optim.AdaFactor
+    assert gradtx.load_optimizer("adafactor_torch") is gradtx.optim.Adafactor
+
+
+def test_every_class_named_as_in_torch_has_torchs_arguments():
+    for name in set(gradtx.optim.__all__) & set(vars(torch.optim)):
+        theirs = inspect.signature(getattr(torch.optim, name)).parameters
+        ours = inspect.signature(getattr(gradtx.optim, name)).parameters
+        elsewhere = {*ENGINE_OPTIONS, "foreach", "fused", "differentiable", "capturable", *OTHER_PLACES, *OTHER_WORDS}
+        assert set(theirs) - set(ours) <= elsewhere, name

@@ -8,17 +8,14 @@ import os
 import pickle
 import subprocess
 import sys
-import threading
 import weakref
 
 import pytest
 import torch
 
 import gradtx
-from gradtx import _torch
 from gradtx.optim.engine import compiled as engine
-from gradtx.optim.engine import trace
-from gradtx.optim.engine.background import BackgroundEngine
+from gradtx.optim.engine import torch_names, trace
 from gradtx.optim.engine.compiled import CompiledEngine
 from tests.conformance import composed_cases, noise, plain_cases, step_extras, tensors
 from tests.thinning import thinned
@@ -217,135 +214,6 @@ def test_leaves_of_one_entry_join_the_programs_of_others(programs):
     assert_equal(eager, compiled, 1e-12)
 
 
-# Compilation while steps continue.
-
-
-@pytest.fixture(name="gate")
-def _gate(monkeypatch, uncompiled):
-    """Return an event that stands for the end of the child process; programs are not actually compiled."""
-    gate = threading.Event()
-    monkeypatch.setattr(BackgroundEngine, "_compile_elsewhere", lambda engine: gate.is_set)
-    return gate
-
-
-def test_in_the_background_steps_run_over_lists_until_programs_are_ready(gate):
-    eager, compiled = optimizers(lambda: gradtx.adamw(lr=0.1), options="background")
-    walk(*eager, steps=3)
-    walk(*compiled, steps=3)
-    ways = compiled[1].explain()
-    assert {way.way for way in ways} == {"lists"}
-    assert "its program is being compiled" in repr(ways)
-    gate.set()
-    walk(*eager, steps=3)
-    walk(*compiled, steps=3)
-    assert {way.name for way in compiled[1].explain() if way.way != "compiled"} == {"scalar", "empty"}
-    assert_equal(eager, compiled, 1e-12)
-
-
-def test_a_failure_in_the_background_is_one_warning_and_steps_go_on(gate, monkeypatch):
-    def broken(graph, arguments, options):
-        raise RuntimeError("no C++ compiler here\nmore")
-
-    monkeypatch.setattr(torch._inductor, "compile", broken)
-    eager, compiled = optimizers(lambda: gradtx.adamw(lr=0.1), options="background")
-    walk(*eager, steps=5)
-    walk(*compiled, steps=1)
-    gate.set()
-    with pytest.warns(RuntimeWarning, match="compile=True has no effect, .*: RuntimeError: no C") as seen:
-        walk(*compiled, steps=4)
-    assert len(seen) == 1
-    assert_equal(eager, compiled, 0.0)
-
-
-@pytest.fixture(name="compiled_here")
-def _compiled_here(monkeypatch):
-    """Record the names of the leaves for which this process compiles programs."""
-    names, compile = [], CompiledEngine._compiled
-
-    def noted(self, order):
-        names.append(order.name)
-        return compile(self, order)
-
-    monkeypatch.setattr(CompiledEngine, "_compiled", noted)
-    return names
-
-
-@pytest.mark.parametrize("when", ["while it compiles", "when it has finished"])
-def test_programs_that_become_necessary_during_compilation_are_compiled_by_the_next_child(when, gate, compiled_here):
-    first, second = torch.nn.Parameter(torch.ones(3, 4)), torch.nn.Parameter(torch.ones(3, 4, dtype=torch.float64))
-    optimizer = gradtx.optim.SGD([first, second], lr=0.1, compile="background")
-
-    def step(*params):
-        for param in (first, second):
-            param.grad = torch.ones_like(param) if any(param is each for each in params) else None
-        optimizer.step()
-
-    step(first)
-    if when == "while it compiles":
-        step(first, second)
-    gate.set()
-    step(first, second)
-    assert compiled_here == ["0"]  # this process loads only what the child has compiled
-    assert {way.name: way.way for way in optimizer.explain()} == {"0": "compiled", "1": "lists"}
-    step(first, second)
-    assert compiled_here == ["0", "1"]
-    assert {way.way for way in optimizer.explain()} == {"compiled"}
-
-
-def test_released_gradients_change_over_to_programs_of_all_kinds(gate, compiled_here):
-    params = [torch.nn.Parameter(torch.ones(3, 4, dtype=dtype)) for dtype in (torch.float32, torch.float64)]
-    optimizer = gradtx.optim.SGD(params, lr=0.1, compile="background")
-    optimizer.release_gradients()
-    for i in range(3):
-        if i == 1:
-            gate.set()
-        sum(param.sum() for param in params).backward()
-        optimizer.step()
-        assert len(compiled_here) == (2 if i else 0)
-    assert {way.way for way in optimizer.explain()} == {"compiled"}
-
-
-def test_orders_for_the_background_do_not_keep_gradients(gate):
-    param = torch.nn.Parameter(torch.ones(7))
-    optimizer = gradtx.optim.SGD([param], lr=0.1, compile="background")
-    param.grad = torch.ones(7)
-    gone = weakref.ref(param.grad.untyped_storage())
-    optimizer.step()
-    optimizer.zero_grad()
-    assert gone() is None
-
-
-def test_a_copy_compiles_in_the_background_too(gate):
-    params, optimizer = optimizers(lambda: gradtx.adamw(lr=0.1), options="background")[1]
-    walk(params, optimizer, 1)
-    other = copy.deepcopy(optimizer)
-    assert type(other._engine) is BackgroundEngine
-
-
-def test_a_chain_that_cannot_be_pickled_compiles_at_the_second_step(uncompiled, logged):
-    make = functools.partial(gradtx.masked, gradtx.adamw(lr=0.1), lambda name, leaf: True)
-    eager, compiled = optimizers(make, shapes={"matrix": (3, 4)}, options="background")
-    walk(*compiled, steps=2)
-    walk(*eager, steps=2)
-    assert {way.way for way in compiled[1].explain()} == {"compiled"}
-    assert any("cannot be pickled" in record.getMessage() for record in logged)
-    assert_equal(eager, compiled, 1e-12)
-
-
-def test_a_child_process_fills_the_cache_on_disk(tmp_path, monkeypatch):
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
-    eager, compiled = optimizers(lambda: gradtx.sgd(lr=0.1), shapes={"matrix": (3, 4)}, options="background")
-    walk(*eager, steps=3)
-    walk(*compiled, steps=1)
-    compiled[1]._engine.wait()
-    libraries = set(tmp_path.rglob("*.so"))
-    assert libraries
-    walk(*compiled, steps=2)
-    assert {way.way for way in compiled[1].explain()} == {"compiled"}
-    assert set(tmp_path.rglob("*.so")) == libraries  # this process has compiled nothing
-    assert_equal(eager, compiled, 1e-12)
-
-
 # In-place writes, for all kinds of tensors.
 
 
@@ -514,9 +382,9 @@ def test_many_small_leaves_share_a_bundle_and_its_sums(name, most, bundles, monk
     ],
 )
 def test_shapes_matter_if_a_graph_reads_or_checks_them(line, expected):
-    kernels = _torch.Kernels(f"    def call(self, args):\n        {line}\n", {})
-    assert _torch.reads_only_memory(_torch.RunKernels(kernels, print), {"param"}) == expected
-    assert not _torch.reads_only_memory(print, {"param"})
+    kernels = torch_names.RunKernels(f"    def call(self, args):\n        {line}\n", print)
+    assert torch_names.reads_only_memory(kernels, {"param"}) == expected
+    assert not torch_names.reads_only_memory(print, {"param"})
 
 
 def test_an_exchanged_memory_is_noticed(uncompiled):

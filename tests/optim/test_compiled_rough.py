@@ -340,3 +340,39 @@ def test_what_was_written_before_an_eager_leaf_raised_is_counted():
         return optimizer
 
     assert_same(run)
+
+
+# Eigenvalues.
+
+
+EXACT = {
+    "polargrad": lambda: gradtx.polargrad(lr=0.1, method="exact", fallback=gradtx.adamw(lr=0.1)),
+    "scale_by_nuclear_norm": lambda: gradtx.partition(
+        {"m": gradtx.chain(gradtx.scale_by_nuclear_norm("exact"), gradtx.sgd(lr=0.1)), "v": gradtx.adamw(lr=0.1)},
+        lambda name, param: "m" if param.ndim == 2 else "v",
+    ),
+}
+
+
+@each("dtype", [torch.float32, F64])
+@each("make", EXACT.values(), ids=list(EXACT))
+@each("factor", [1.0, float("nan")])
+def test_the_exact_polar_factor_leaves_other_leaves_compiled_and_gives_nan_for_nan(make, dtype, factor):
+    def run(compile):
+        params = [parameter(8, 4, dtype=dtype), parameter(16, dtype=dtype), parameter(4, 8, dtype=dtype)]
+        optimizer = gradtx.as_optimizer(make(), params, compile=compile)
+        step(optimizer)
+        for param in params:
+            param.grad = param.detach().cos()
+        params[0].grad[0, 0] *= factor
+        optimizer.step()
+        if compile:
+            assert {way.name: way.way for way in optimizer.explain()} == {"0": "lists", "1": "compiled", "2": "lists"}
+        assert params[0].isnan().any() == (factor != 1.0)
+        assert not params[2].isnan().any()
+        return optimizer
+
+    eager, compiled = run(False), run(True)
+    for group, other in zip(eager.param_groups, compiled.param_groups, strict=True):
+        for param, twin in zip(group["params"], other["params"], strict=True):
+            torch.testing.assert_close(twin, param, equal_nan=True)

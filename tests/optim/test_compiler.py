@@ -10,8 +10,7 @@ from torch._inductor.exc import InductorError
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import gradtx
-from gradtx import _torch
-from gradtx.optim.engine import compiled, inductor
+from gradtx.optim.engine import compiled, inductor, torch_names
 from tests.optim.problems import assert_close, descend, parameters
 
 ASKED = [cpu_vec_isa.valid_vec_isa_list, cpu_vec_isa.VecISA._VecISA__bool__impl]
@@ -79,13 +78,13 @@ def test_what_fails_to_compile_is_tried_once_more_with_care(compiled_equals_eage
 
 
 def test_a_program_goes_to_the_inner_compiler_untraced(compiled_equals_eager, monkeypatch):
-    real, functions = _torch._compiled_at_once, []
+    real, functions = torch_names._compiled_at_once, []
 
     def counted(*arguments):
         functions.append(real(*arguments))
         return functions[-1]
 
-    monkeypatch.setattr(_torch, "_compiled_at_once", counted)
+    monkeypatch.setattr(torch_names, "_compiled_at_once", counted)
     monkeypatch.setattr("torch._functorch.aot_autograd.aot_module_simplified", None)
     compiled_equals_eager()
     assert functions
@@ -109,7 +108,7 @@ def takes_a_sum(x, y):
 )
 def test_the_inner_compiler_gets_programs_that_write_into_arguments_alone_and_draw_nothing(function, is_ready):
     graph = make_fx(function)(torch.ones(3), torch.ones(3))
-    assert _torch._is_ready_for_inductor(graph) is is_ready
+    assert torch_names._is_ready_for_inductor(graph) is is_ready
 
 
 def test_what_fails_twice_is_an_error(monkeypatch):

@@ -40,7 +40,7 @@ CASES = [
     ("Adam", {"weight_decay": 0.1, "decoupled_weight_decay": True}),
     *(("RAdam", options) for options in RADAM),
     # with more options in tests/optimizers/test_classic.py
-    *((name, {}) for name in ("Adagrad", "Adadelta", "RMSprop", "Rprop", "Adamax")),
+    *((name, {}) for name in ("Adafactor", "Adagrad", "Adadelta", "RMSprop", "Rprop", "Adamax")),
 ]
 
 

@@ -33,6 +33,7 @@ CASES = [
     ("AdamW", {"amsgrad": True}),
     ("RAdam", {}),
     ("RAdam", {"betas": (0.5, 0.9), "eps": 1e-3, "weight_decay": 0.1, "decoupled_weight_decay": True}),
+    ("Adafactor", {"d": 1.5, "weight_decay": 0.1}),
     ("Adagrad", {"lr_decay": 0.1, "weight_decay": 0.1}),
     ("Adagrad", {"initial_accumulator_value": 0.5, "eps": 0.01}),
     ("Adadelta", {"rho": 0.6, "eps": 1e-3, "weight_decay": 0.1}),

@@ -439,3 +439,60 @@ def test_a_network_learns_with_it():
         for _ in range(20):
             last = optimizer.step(closure).item()
         assert last < first
+
+
+def adahessian_of_cycles(grads, diagonals, lr=0.1, eps=1e-4, betas=(0.9, 0.999)):
+    """The weights after each cycle of two calls, from 1; no diagonal keeps the mean square of the old ones."""
+    p, m, v = torch.ones(2, dtype=torch.float64), 0.0, torch.zeros(2, dtype=torch.float64)
+    for t, (gradient, D) in enumerate(zip(grads, diagonals, strict=True), 1):
+        m = betas[0] * m + (1 - betas[0]) * gradient
+        v = v if D is None else betas[1] * v + (1 - betas[1]) * D**2
+        direction = (m / (1 - betas[0] ** t)) / ((v / (1 - betas[1] ** t)).sqrt() + eps)
+        p = p - lr * (torch.zeros_like(p) if D is None and (v == 0).all() else direction)
+        yield p
+
+
+# Of each cycle: its two gradients, and the diagonal in the second call.
+CYCLES = [(3.0, None, None), (1.0, 2.0, 5.0), (4.0, None, None), (None, 2.0, 7.0), (1.0, None, None)]
+
+
+@pytest.mark.parametrize("way", ["default", "compile", "pure", "blocks"])
+def test_a_leaf_without_gradient_at_the_end_of_a_cycle_keeps_its_mean_hessian(way, monkeypatch):
+    monkeypatch.setattr(torch._inductor, "compile", lambda graph, arguments, options: graph)
+    inner = gradtx.adahessian(lr=0.1)
+    tx = gradtx.accumulate(gradtx.blocks(inner, heads=2) if way == "blocks" else inner, 2)
+    params = {name: torch.ones(2, dtype=torch.float64).requires_grad_() for name in ("rare", "usual")}
+    optimizer = gradtx.as_optimizer(tx, params.items(), compile=way == "compile")
+    state = tx.init(params)
+    grads, diagonals = [], []
+    for first, second, D in CYCLES:
+        grads.append(((first or 0.0) + (second or 0.0)) / 2)
+        diagonals.append(D)
+    expected = adahessian_of_cycles(grads, diagonals)
+    weights = {name: param.detach().clone() for name, param in params.items()}
+    for first, second, D in CYCLES:
+        for gradient, hessian in ((first, 1e3), (second, D)):
+            given = {name: torch.full((2,), 1.0, dtype=torch.float64) for name in params}
+            diag = dict(given)
+            given["rare"] = None if gradient is None else gradient * given["rare"]
+            diag["rare"] = None if gradient is None else hessian * diag["rare"]
+            if way == "pure":
+                updates, state = tx.update(given, state, weights, hessian_diag=diag)
+                weights = gradtx.apply_updates(weights, updates)
+            else:
+                for name, param in params.items():
+                    param.grad = given[name]
+                optimizer.step(hessian_diag=diag)
+        rare = weights["rare"] if way == "pure" else params["rare"].detach()
+        torch.testing.assert_close(rare, next(expected), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("step", WAYS)
+def test_a_parameter_never_estimated_takes_no_step_by_one_over_eps(step):
+    optimizer, params = made(gradtx.accumulate(gradtx.adahessian(lr=0.1), every=2))
+    rare = next(iter(params))
+    for _ in range(3):
+        step(optimizer, params)
+        step(optimizer, {name: param for name, param in params.items() if name != rare})
+        assert all(param.abs().max() < 10 for param in params.values())
+    assert not optimizer.state[params[rare]]["exp_hessian_diag_sq"].any()

@@ -10,6 +10,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 import gradtx
 from gradtx import _torch
+from gradtx.optim.engine import torch_names
 from gradtx.optim.engine.hoist import REPLACED, hoist, is_number, multiply, narrow
 from gradtx.optim.engine.numbers import StepNumbers
 
@@ -108,7 +109,7 @@ def test_codes_are_stored_and_nan_is_found_by_operations_that_vectors_have():
         return x.to(torch.int8), x.abs().to(torch.uint8), x.isnan(), x.nan_to_num(math.nan, math.inf, -math.inf)
 
     x = torch.tensor([-127.0, -0.0, 3.0, 127.0, 0.0, 1.0])
-    module = make_fx(function, decomposition_table={**_torch.decompositions(), **REPLACED})(x)
+    module = make_fx(function, decomposition_table={**torch_names.decompositions(), **REPLACED})(x)
     targets = [node.target for node in module.graph.nodes if node.op == "call_function"]
     assert torch.ops.aten.isnan.default not in targets
     assert targets.count(torch.ops.prims.convert_element_type.default) == 4  # by way of int32

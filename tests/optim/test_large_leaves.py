@@ -84,6 +84,7 @@ def test_large_leaves_with_odd_strides_equal_plain_ones(strided, small_parts):
         start = start.t().contiguous().t() if odd and strided == "parameter" else start
         param = torch.nn.Parameter(start)
         optimizer = gradtx.as_optimizer(tx, [param])
+        optimizer.state_dict()  # creates slots
         state = optimizer.state[param]
         if odd and strided == "state":
             state["exp_avg"] = state["exp_avg"].t().contiguous().t()

@@ -122,11 +122,28 @@ def test_chains_that_turn_it_or_say_that_they_mean_it_are_not(tx):
 
 
 def test_a_scheduler_that_takes_a_group_with_a_schedule_is_warned_of_by_name():
-    schedule = gradtx.warmup_cosine_schedule(100, max_lr=1e-3, warmup_steps=10)
+    schedule = gradtx.cosine_schedule(1e-3, T_max=100)
     optimizer = gradtx.optim.AdamW([Parameter(ONES.clone())], lr=schedule)
-    with pytest.warns(UserWarning, match=r"lr of a group follows warmup_cosine_schedule.*as_lr_scheduler") as caught:
+    message = (
+        r"lr of a group follows cosine_schedule.*multiples of the schedule's first value, 0.001; .*as_lr_scheduler"
+    )
+    with pytest.warns(UserWarning, match=message) as caught:
         torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
     assert caught[0].filename == __file__
+
+
+def test_a_scheduler_that_would_multiply_the_0_of_a_warmup_is_an_error_and_leaves_the_optimizer_as_it_was():
+    schedule = gradtx.warmup_cosine_schedule(100, max_lr=1e-3, warmup_steps=10)
+    param = Parameter(ONES.clone())
+    optimizer = gradtx.optim.AdamW([param], lr=schedule)
+    message = "lr of a group follows warmup_cosine_schedule.*rate would stay 0 for the whole run.*as_lr_scheduler"
+    with pytest.raises(ValueError, match=message):
+        torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
+    assert "initial_lr" not in optimizer.param_groups[0]
+    param.grad = ONES.clone()
+    for _ in range(11):
+        optimizer.step()
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(schedule(11))
 
 
 def test_a_scheduler_on_a_number_is_not_warned_of():
@@ -598,13 +615,13 @@ def test_a_rule_that_fails_for_want_of_an_extra_says_which_was_not_passed(rule, 
         tx.update({"w": ONES}, tx.init({"w": ONES}), params)
 
 
-def test_a_fault_of_a_rule_that_no_extra_heals_stays_as_it_is():
+def test_a_fault_of_a_rule_that_read_no_extra_stays_as_it_is():
     @gradtx.per_tensor
     def broken():
-        return lambda update, state, param, ctx: (update * (ctx.value or 1.0) * None, state)
+        return lambda update, state, param, ctx: (update * None, state)
 
     with pytest.raises(TypeError, match=r"^unsupported operand"):
-        broken().update({"w": ONES}, broken().init({"w": ONES}))
+        broken().update({"w": ONES}, broken().init({"w": ONES}), {"w": ONES})
 
 
 # Decay of some leaves only.
@@ -714,6 +731,38 @@ def test_a_restart_starts_the_copies_of_pulled_back_momenta_again():
     params = {"w": torch.ones(2)}
     eager, _ = stepped(tx, params, [(ONES,)] * 9)
     torch.testing.assert_close(functional(tx, params, [(ONES,)] * 9), eager)
+
+
+@pytest.mark.parametrize("with_params", [True, False])
+def test_a_leaf_that_is_none_has_no_count_of_its_own(with_params):
+    tx = gradtx.adam(lr=0.1)
+    params = {"w": torch.ones(3), "frozen": None}
+    state = tx.init(params, counts="leaves")
+    for _ in range(2):
+        updates, state = tx.update(params, state, params if with_params else None)
+    assert updates["frozen"] is None
+    assert state["leaf_steps"] == {"w": torch.tensor(2)}
+    params["frozen"] = torch.ones(2)
+    with pytest.raises(ValueError, match=r"state lacks .* of leaf 'frozen'"):
+        tx.update(params, state, params)
+
+
+@pytest.mark.parametrize("pullback", ["reset", "pullback"])
+def test_lookahead_around_friendly_sam_changes_the_momentum_and_not_the_mean_gradient(pullback):
+    tx = gradtx.with_lookahead(gradtx.friendly_sam(gradtx.sgd(lr=0.1, momentum=0.9)), k=2, pullback_momentum=pullback)
+    gradient = torch.func.grad(lambda params: params["w"].square().sum())
+    params = {"w": torch.ones(3)}
+    state = tx.init(params)
+    means = []
+    for _ in range(4):
+        updates, state = tx.update(gradient(params), state, params, grad_fn=gradient)
+        params = gradtx.apply_updates(params, updates)
+        means.append(state["with_lookahead"]["friendly_sam"]["exp_avg"]["w"])
+    assert all(mean.abs().min() > 0 for mean in means)
+    slots = state["with_lookahead"]
+    momentum = slots["trace"]["momentum_buffer"]["w"]
+    expected = slots["slow_momentum"]["w"] if pullback == "pullback" else torch.zeros(3)
+    assert torch.equal(momentum, expected)
 
 
 def test_pullback_takes_momenta_that_a_leaf_without_gradient_passes_by():

@@ -144,7 +144,7 @@ def test_adafactor_is_the_one_of_pytorch_optimizer(beta1):
 @pytest.mark.parametrize("name", ["row_var", "col_var", "variance", "step"])
 def test_the_state_has_the_keys_shapes_and_dtypes_of_torch(name):
     params, others = parameters(torch.float32), parameters(torch.float32)
-    ours, theirs = gradtx.optim.AdafactorTorch(params.values()), torch.optim.Adafactor(others.values())
+    ours, theirs = gradtx.optim.Adafactor(params.values()), torch.optim.Adafactor(others.values())
     descend(ours, params, 3)
     descend(theirs, others, 3)
     for a, b in zip(params.values(), others.values(), strict=True):
@@ -161,7 +161,7 @@ CHECKPOINTS = [{}, {"lr": 0.3, "eps": (1e-3, 1e-2), "d": 1.5, "weight_decay": 0.
 @pytest.mark.parametrize("ours_first", [True, False])
 @pytest.mark.parametrize("options", CHECKPOINTS, ids=str)
 def test_checkpoints_continue_in_and_from_torch(options, ours_first):
-    makes = (gradtx.optim.AdafactorTorch, torch.optim.Adafactor)
+    makes = (gradtx.optim.Adafactor, torch.optim.Adafactor)
     make, remake = makes if ours_first else makes[::-1]
     params = parameters()
     optimizer = make(params.values(), **options)

@@ -179,23 +179,6 @@ def test_in_groups_of_the_user_bare_names_are_muons_and_the_fallbacks_have_its_n
     assert {group["eps"] for group in optimizer.param_groups if group["label"] == "fallback"} == {1e-8}
 
 
-def test_groups_with_a_fallback_that_0_1_saved_are_understood():
-    params = parameters()
-    optimizer = gradtx.optim.Muon(params.values(), lr=0.02, fallback=gradtx.adamw(lr=0.03))
-    descend(optimizer, params, 2)
-    saved = optimizer.state_dict()
-    muon, fallback = saved["param_groups"]
-    names = ("lr", "weight_decay", "momentum", "nesterov", "ns_coefficients", "eps", "ns_steps", "adjust_lr_fn")
-    of_muon = {name: muon[name] for name in names} | {"lr": 0.02 / 4}
-    of_adamw = {f"adamw.{name}": value for name, value in fallback.items() if name not in ("params", "label")}
-    old = [
-        {**group_names, **of_muon, **of_adamw, "adamw.lr": 0.03 / 4}
-        for group_names in ({key: group[key] for key in ("params", "label")} for group in (muon, fallback))
-    ]
-    optimizer.load_state_dict({**saved, "param_groups": old})
-    assert [group["lr"] for group in optimizer.param_groups] == [0.02 / 4, 0.03 / 4]
-
-
 @pytest.mark.parametrize("view", ["flatten", "batch"])
 def test_a_view_takes_kernels_too(view):
     chained = gradtx.chain(

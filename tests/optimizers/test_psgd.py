@@ -38,7 +38,7 @@ def diagonal_sides(shape, limit, least, mode):
     for i, n in enumerate(shape):
         first_largest = n == max(shape) and n not in shape[:i]
         chosen = mode == "one_diag" and first_largest
-        chosen = chosen or (mode == "smart_one_diag" and first_largest and shape.count(n) == 1)
+        chosen = chosen or (mode == "smart_one_diag" and len(shape) > 1 and first_largest and shape.count(n) == 1)
         flags.append(mode == "all_diag" or len(shape) < least or n == 1 or n > limit or chosen)
     return flags
 
@@ -113,6 +113,7 @@ KRON = [
     {"lr": 0.02, "precondition_frequency": 2, "probes": "random", "seed": 4, "balance_every": 1},
     {"lr": 0.02, "memory_save_mode": "one_diag", "clip_rms": 10.0, "precond_lr": 0.5},
     {"lr": 0.02, "memory_save_mode": "smart_one_diag", "max_size_triangular": 4, "probes": "random"},
+    {"lr": 0.02, "memory_save_mode": "smart_one_diag", "min_ndim_triangular": 1, "precondition_frequency": 1},
     {"lr": 0.02, "memory_save_mode": "all_diag", "balance_every": 3},
     {"lr": 0.02, "min_ndim_triangular": 1, "merge_dims": False, "max_size_triangular": 4},
     {"lr": RATE, "b1": BETA, "weight_decay": RATE, "precond_lr": RATE},
@@ -171,6 +172,15 @@ def test_dimensions_are_merged_as_in_kron_torch(shape, expected):
     assert psgd.Sides(True, 100, 2, None).view(shape) == expected
 
 
+@pytest.mark.parametrize(
+    ("mode", "shape"), [(None, (5, 5)), ("smart_one_diag", (5, 5)), ("one_diag", (5,)), ("all_diag", (5,))]
+)
+def test_only_one_diag_and_all_diag_make_the_factor_of_a_vector_diagonal(mode, shape):
+    tx = gradtx.scale_by_psgd_kron(memory_save_mode=mode, min_ndim_triangular=1)
+    state = tx.init({"w": torch.zeros(5)})["scale_by_psgd_kron"]
+    assert state["Q_0"]["w"].shape == shape
+
+
 # PSGD-PRO.
 
 
@@ -191,7 +201,7 @@ def psgd_pro(
     shape = tuple(p.shape) or (1,)
     diagonal = [n > max_precondition_dim or p.ndim == 0 for n in shape]
     if t == 1:
-        s.Q = [precond_init_scale ** (1 / len(shape)) * torch.eye(n, dtype=p.dtype) for n in shape]
+        s.Q = [precond_init_scale * torch.eye(n, dtype=p.dtype) for n in shape]
         s.L = [1.0] * len(shape)
     s.m = momentum * s.m + (1 - momentum) * g
     m = s.m.reshape(shape)
@@ -239,6 +249,12 @@ PRO = [
 @pytest.mark.parametrize("options", PRO, ids=named)
 def test_psgd_pro_follows_the_loop(options, seed):
     assert apart(gradtx.psgd_pro(**options), WeightsLoop(psgd_pro, **options), seed) < AGREEMENT
+
+
+def test_every_factor_of_psgd_pro_starts_at_the_given_scale():
+    state = gradtx.scale_by_psgd_pro(precond_init_scale=3.0).init({"w": torch.zeros(2, 4)})["scale_by_psgd_pro"]
+    for slot, size in (("Q_0", 2), ("Q_1", 4)):
+        assert torch.equal(state[slot]["w"], 3 * torch.eye(size))
 
 
 def test_both_lengths_of_a_rotation_occur():

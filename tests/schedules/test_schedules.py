@@ -604,3 +604,54 @@ def test_schedulers_by_name_take_the_vocabulary_too():
     assert scheduler.get_last_lr() == pytest.approx([0.04])
     decaying = gradtx.load_lr_scheduler("cosine")(optimizer, total_steps=10, min_lr=0.1)
     assert decaying.get_last_lr() == pytest.approx([0.5])
+
+
+# Where warm-ups start.
+
+
+def of_nanogpt(step, peak, least, warmup, decay):
+    """The rate of nanoGPT's train.py: a warm-up from 1/(n + 1), a cosine, a constant."""
+    if step < warmup:
+        return peak * (step + 1) / (warmup + 1)
+    if step > decay:
+        return least
+    share = (step - warmup) / (decay - warmup)
+    return least + 0.5 * (1 + math.cos(math.pi * share)) * (peak - least)
+
+
+def test_init_lr_gives_the_warm_up_of_nanogpt():
+    s = gradtx.warmup_cosine_schedule(40, max_lr=0.6, min_lr=0.06, init_lr=0.6 / 11, warmup_steps=10)
+    for step in range(45):
+        assert s(step) == pytest.approx(of_nanogpt(step, 0.6, 0.06, 10, 40), rel=1e-12)
+
+
+@pytest.mark.parametrize("init_lr", [0.0, 0.125, 0.5])
+def test_the_warm_up_of_wsd_starts_at_init_lr(init_lr):
+    s = gradtx.wsd_schedule(0.5, 3, 2, 2, init_lr=init_lr)
+    assert [s(step) for step in range(5)] == pytest.approx(
+        [init_lr + (0.5 - init_lr) * min(step / 3, 1) for step in range(5)], rel=1e-12
+    )
+    without = gradtx.wsd_schedule(0.5, 0, 2, 2, init_lr=init_lr)
+    assert without(0) == 0.5
+
+
+FIRST = {  # the rate of the first update, and the update that first uses the peak, as docs/howto/schedulers.md says
+    "warmup_linear": ({"t_max": 20, "max_lr": 1.0, "warmup_steps": 5}, 0.0, 6),
+    "warmup_cosine": ({"t_max": 20, "max_lr": 1.0, "warmup_steps": 5}, 0.0, 6),
+    "warmup_poly": ({"t_max": 20, "max_lr": 1.0, "warmup_steps": 5}, 0.0, 6),
+    "wsd": ({"lr": 1.0, "warmup_steps": 5, "num_stable_steps": 5, "num_decay_steps": 5}, 0.0, 6),
+    "cosine_warmup_restarts": ({"first_cycle_steps": 9, "max_lr": 1.0, "min_lr": 0.1, "warmup_steps": 5}, 0.1, 6),
+    "explore_exploit": ({"lr": 1.0, "warmup_steps": 5, "explore_steps": 2, "total_steps": 9}, 0.2, 5),
+    "ranger21": ({"lr": 1.0, "total_steps": 20, "warmup_steps": 5}, 0.2, 5),
+    "linear": ({"lr": 1.0, "total_steps": 5}, 1 / 3, 6),
+    "one_cycle": ({"lr": 1.0, "total_steps": 20}, 1 / 25, 6),
+}
+
+
+@pytest.mark.parametrize("name", FIRST)
+def test_a_warm_up_starts_and_ends_where_the_page_says(name):
+    options, first, peak = FIRST[name]
+    s = getattr(gradtx, f"{name}_schedule")(**options)
+    rates = [s(step) for step in range(10)]
+    assert rates[0] == pytest.approx(first)
+    assert 1 + next(step for step, rate in enumerate(rates) if rate == pytest.approx(1.0)) == peak

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import gradtx
+from gradtx.transforms._math import atan2 as atan2_of
 from tests.references import (
     TOLERANCE,
     Loop,
@@ -202,3 +203,30 @@ def test_rejects_a_caution_or_an_average_out_of_range():
         gradtx.scale_by_caution(-0.5)
     with pytest.raises(ValueError, match=r"^orthogonalize_against_ema: beta must be in \[0, 1\), got 1.0$"):
         gradtx.orthogonalize_against_ema(1.0)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")  # torch.func.jvp's
+@pytest.mark.parametrize("gradient", [0.0, 1e-30, 1e-40], ids=str)
+def test_derivatives_are_finite_at_zero_and_where_squares_underflow(gradient):
+    tx = gradtx.scale_by_atan2()
+    state = tx.init({"w": torch.zeros(())})
+
+    def direction(gradient):
+        return tx.update({"w": gradient}, state)[0]["w"]
+
+    at = torch.tensor(gradient)
+    assert torch.func.grad(direction)(at).isfinite()
+    _, tangent = torch.func.jvp(direction, (at,), (torch.ones(()),))
+    assert tangent.isfinite()
+
+
+def test_values_are_those_of_torch_atan2_whether_or_not_a_derivative_is_taken():
+    y, x = torch.randn(2, 1000, generator=torch.Generator().manual_seed(0)).pow(9)
+    x = torch.cat([x.abs(), torch.zeros(2)])
+    y = torch.cat([y, torch.tensor([1.0, 0.0])])
+    values = [atan2_of(y.clone().requires_grad_(), x)]
+    with torch.no_grad():
+        values.append(atan2_of(y, x))
+    assert values[0].requires_grad
+    for value in values:
+        assert torch.equal(value, torch.atan2(y, x))

@@ -302,3 +302,26 @@ def test_a_sum_that_its_own_step_does_not_read_is_no_part_of_blocks():
     params = {"w": torch.ones(4, 4)}
     with pytest.raises(ValueError, match="'norm' cannot be summed over blocks; move it outside blocks"):
         tx.update(params, tx.init(params), params)
+
+
+def test_a_norm_over_more_leaves_than_these_replaces_their_own():
+    tx = gradtx.clip_by_global_norm(1.0, eps=0.0)
+    grads = {"a": torch.tensor([3.0]), "b": torch.tensor([4.0])}
+    for total, factor in ((5.0, 0.2), (10.0, 0.1), (0.5, 1.0)):
+        updates, _ = tx.update(grads, tx.init(grads), global_norm=torch.tensor(total))
+        for name, update in updates.items():
+            torch.testing.assert_close(update, factor * grads[name])
+
+
+@pytest.mark.parametrize("compile", [False, True])
+def test_an_optimizer_clips_by_the_norm_passed_to_its_step(compile, uncompiled):
+    params = [torch.nn.Parameter(torch.zeros(2, 3)), torch.nn.Parameter(torch.zeros(5))]
+    tx = gradtx.chain(gradtx.clip_by_global_norm(1.0, eps=0.0), gradtx.sgd(lr=1.0))
+    optimizer = gradtx.as_optimizer(tx, params, compile=compile)
+    for total in (4.0, 8.0):
+        for param in params:
+            param.grad = torch.ones_like(param)
+        before = [param.detach().clone() for param in params]
+        optimizer.step(global_norm=torch.tensor(total))
+        for param, old in zip(params, before, strict=True):
+            torch.testing.assert_close(param.detach(), old - 1.0 / total)

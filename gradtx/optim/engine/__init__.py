@@ -11,7 +11,6 @@ gradient requires another program.
   arguments, `hoist` moves scalar computations out of the traced graphs, `numbers` runs them once per step, `compiler`
   is the interface to back ends, functions `(graph, examples, options) -> callable`, and `inductor` calls torch's
   compiler.
-- `background` compiles in a child process.
 """
 
 from gradtx.optim.engine.base import Engine

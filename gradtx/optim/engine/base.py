@@ -1,7 +1,5 @@
 """Sort the leaves of a step into bundles and reuse the plan as long as it is valid."""
 
-# pyright: reportPrivateUsage=false
-
 from __future__ import annotations
 
 import logging
@@ -14,13 +12,13 @@ from gradtx._arguments import varies
 from gradtx._complex import as_real
 from gradtx._execution import FROZEN, Leaf, Operation
 from gradtx._lists.cache import SharedPrograms
+from gradtx._messages import warn_user
 from gradtx._owners import OwnedRegion
 from gradtx._sharding import is_sharded, local
 from gradtx.core import GradientTransformation
 from gradtx.optim._member import Member
 from gradtx.optim._request import StepRequest
 from gradtx.optim._scaling import Count
-from gradtx.optim._warnings import warn_user
 from gradtx.optim.engine.alias import OddTensorError, alias
 from gradtx.optim.engine.plan import Plan, fingerprint_of, overlapping
 from gradtx.optim.engine.signature import LeafKind, Signature

@@ -26,7 +26,7 @@ from gradtx.optim.engine.alias import (
     resized,
 )
 from gradtx.optim.engine.signature import Signature
-from gradtx.optim.engine.trace import BundleProgram, ProgramPass
+from gradtx.optim.engine.trace import BundleProgram, TracedPass
 from gradtx.optim.engine.windows import windows
 
 # Maps the pass and the identities of the scalars to these scalars and the leading arguments of the pass computed from
@@ -85,7 +85,7 @@ class Bundle:
         self.name = name
         self.device = local(members[0].param).device
         self.program: list[Any] = []
-        self._passes: list[ProgramPass] = []
+        self._passes: list[TracedPass] = []
         self._entries = sum(entries_of(member.param) for member in members)
         self._flat = flat
         self._row = row
@@ -243,7 +243,7 @@ class Bundle:
         arguments = self.whole_arguments(trees, are_as_planned)
         self._present = BundleStep(run, numbers, on_host, arguments, prepared)
 
-    def call(self, compiled: ProgramPass) -> list[dict[Any, Tensor]]:
+    def call(self, compiled: TracedPass) -> list[dict[Any, Tensor]]:
         """Run a pass; return the sums or new shared values of each call by name."""
         step = self._in_step()
         # Bundles of a group and count share these scalars.
@@ -317,7 +317,7 @@ def _is_usual(tensor: Tensor) -> bool:
 class PassOperation(Operation):
     """One pass of a bundle as an operation, which ends at a sum over leaves or at the end of the step."""
 
-    def __init__(self, compiled: ProgramPass):
+    def __init__(self, compiled: TracedPass):
         self._compiled = compiled
         self._awaited = compiled.operation
         self.path = () if self._awaited is None else self._awaited.path

@@ -14,10 +14,11 @@ from torch import Tensor
 
 from gradtx._execution import Leaf
 from gradtx._lists.cache import SharedPrograms
+from gradtx._lists.record import ImpureError, line_of_rule, reason_of
 from gradtx._owners import has_regions
 from gradtx._passes import have_sums
 from gradtx._sharding import is_sharded, local
-from gradtx.context import NamelessLeafError
+from gradtx.context import UnknownInProgramError
 from gradtx.optim._member import Member
 from gradtx.optim._request import StepRequest
 from gradtx.optim.engine.alias import entries_of, resized
@@ -37,6 +38,7 @@ from gradtx.optim.engine.inductor import compile_with_inductor
 from gradtx.optim.engine.plan import Plan
 from gradtx.optim.engine.recording import reads_shape
 from gradtx.optim.engine.signature import LeafKind, Signature
+from gradtx.optim.engine.torch_names import missing_name
 from gradtx.optim.engine.trace import BundleFunction, BundleProgram
 from gradtx.optim.engine.windows import (
     can_be_split,
@@ -322,27 +324,20 @@ class CompiledEngine(Engine):
         return program
 
     def _compiled(self, order: Order) -> BundleProgram | str:
-        """Return a program traced with the first of the examples that leads to one that fits the last example.
-
-        Return the reason if there is none, for example because it would sum over this process's shard of a leaf.
-        """
+        """Return a program for the last of the examples; or the reason why there is none for these leaves."""
         start = time.monotonic()
+        missing = missing_name()
+        if missing is not None:
+            raise UnsuitableError(f"this version of torch lacks {missing}")
         compiler = Compiler(self._backend, {**_options_for(order), **self._options})
+        program = _traced(order)
+        if isinstance(program, str):
+            return program
+        if order.sharded and have_sums(program.passes):
+            return SUM_OVER_SHARDS
         try:
-            program = BundleProgram(
-                order.function, order.common, order.examples[0], order.flat
-            )
-            if not program.fits(order.examples[-1]):  # a rule reads the length
-                program = BundleProgram(
-                    order.function, order.common, order.examples[-1], order.flat
-                )
-            if order.sharded and have_sums(program.passes):
-                return SUM_OVER_SHARDS
             program.compile(compiler)
-        except NamelessLeafError as error:
-            return str(error)
         except Exception as error:
-            # A user's rule and torch's compiler may raise any exception.
             raise CompilationError(order.name) from error
         if time.monotonic() - start > PATIENCE:
             logger.info(
@@ -351,6 +346,28 @@ class CompiledEngine(Engine):
                 time.monotonic() - start,
             )
         return program
+
+
+def _traced(order: Order) -> BundleProgram | str:
+    """Return a program traced with the first of the examples that leads to one that fits the last example.
+
+    Return the reason if a rule cannot be traced.
+
+    Raises:
+        CompilationError: If torch cannot trace the rules of gradtx.
+    """
+    first, last = order.examples[0], order.examples[-1]
+    try:
+        program = BundleProgram(order.function, order.common, first, order.flat)
+        if not program.fits(last):  # a rule reads the length
+            program = BundleProgram(order.function, order.common, last, order.flat)
+    except UnknownInProgramError as error:
+        return str(error)
+    except Exception as error:
+        if isinstance(error, ImpureError) or line_of_rule(error):
+            return reason_of(error)
+        raise CompilationError(order.name) from error
+    return program
 
 
 def _options_for(order: Order) -> dict[str, Any]:

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from gradtx._execution import Leaf, LeafTerms, Operation
-from gradtx._lists import UnrecordableError
 from gradtx._lists.bundle import (
     ListBundle,
     ListPass,
@@ -21,12 +20,13 @@ from gradtx._lists.bundle import (
 from gradtx._lists.cache import SharedPrograms
 from gradtx._lists.equal import may_be_number, slots_from_numbers
 from gradtx._lists.probes import probes, representatives
+from gradtx._lists.record import reason_of
 from gradtx._owners import has_regions
 from gradtx._passes import have_sums, passes_of
 from gradtx._runs import LateTerm
 from gradtx._sharding import is_sharded, local
-from gradtx._torch import TracingUnavailableError, copy_each_
-from gradtx.context import NamelessLeafError
+from gradtx._torch import copy_each_
+from gradtx.context import UnknownInProgramError
 from gradtx.optim._groups import GroupView
 from gradtx.optim._member import Member
 from gradtx.optim._request import StepRequest, Trees
@@ -572,15 +572,11 @@ class ListEngine(Engine):
         assert self._programs is not None
         try:
             program = _passes(function, stand_ins(function.signature), tensors)
-        except (
-            NamelessLeafError,
-            TracingUnavailableError,
-            UnrecordableError,
-        ) as error:
+        except UnknownInProgramError as error:
             return str(error)
         except Exception as error:
             # A user's rule may raise any exception; eager execution shows it.
-            return f"{type(error).__name__}: {error}"
+            return reason_of(error)
         text = tuple(each.text for each in program)
         known = self._programs.get((key, text))
         if known is not None:

@@ -12,16 +12,20 @@ import functools
 import itertools
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
-from gradtx import _torch
 from gradtx._errors import Path
 from gradtx._execution import Block, Leaf, Operation, execute
-from gradtx._lists.bundle import numbers_for
-from gradtx._lists.record import UnrecordableError, as_written, owned, record_as_written
+from gradtx._lists.record import (
+    UnrecordableError,
+    as_written,
+    check_traced,
+    owned,
+    record_as_written,
+)
 from gradtx._lists.terms import parts_add_up, reads_sizes, terms_of
 from gradtx._owners import regions_of
 from gradtx._passes import AwaitedSumError, Names, PassResult, RunPass, passes_of
@@ -29,6 +33,7 @@ from gradtx._runs import LateTerm, Run, memory_of
 from gradtx.context import Clock
 from gradtx.core import GradientTransformation
 from gradtx.optim._scaling import Scaling, unscaling
+from gradtx.optim.engine import torch_names
 from gradtx.optim.engine.alias import resized
 from gradtx.optim.engine.compiler import Compiler
 from gradtx.optim.engine.hoist import REPLACED, hoist, is_number, multiply, narrow
@@ -325,8 +330,8 @@ def _outside(taken: set[Any], run: TracedRun, leaf: Leaf, value: Tensor) -> Tens
     return run.copied(leaf, value) if memory_of(value) in taken else value
 
 
-class ProgramPass(Protocol):
-    """One pass of a program.
+class TracedPass:
+    """A pass of a program, which is traced once for all sizes and compiled by a back end.
 
     Attributes:
         sums: Examples of the sums that it returns; empty for the last pass.
@@ -335,34 +340,6 @@ class ProgramPass(Protocol):
         reads_only_memory: Whether the shapes of a leaf's tensors after its parameter do not matter, only their memory.
         runs_in_parts: Whether it may process a leaf in parts; see `gradtx._lists.terms`.
     """
-
-    sums: list[Tensor]
-    names: tuple[Any, ...]
-    operation: Operation | None
-    reads_only_memory: bool
-    runs_in_parts: bool
-
-    def fits(self, leaves: list[Tensor]) -> bool:
-        """Whether the sizes of these tensors satisfy the assumptions made while tracing."""
-        ...
-
-    def compile(self, compiler: Compiler) -> None:
-        """Compile the pass, so that it can be called."""
-        ...
-
-    def prepare(
-        self, numbers: Sequence[Any], device: torch.device, on_host: bool
-    ) -> list[Tensor]:
-        """Compute `prepared` of `call` from the scalars of a step; `on_host` is whether the host may read them."""
-        ...
-
-    def call(self, prepared: list[Tensor], leaves: list[Tensor]) -> Sequence[Tensor]:
-        """Run for a bundle; `prepared` is a result of `prepare`."""
-        ...
-
-
-class TracedPass:
-    """A pass that is traced once for all sizes and compiled by a back end."""
 
     sums: list[Tensor]
     names: tuple[Any, ...]
@@ -376,7 +353,7 @@ class TracedPass:
         leaves: list[list[Tensor]],
         flat: bool,
     ):
-        self._tracer = _torch.SymbolicTracer()
+        self._tracer = torch_names.SymbolicTracer()
         self._flat = flat
         self._common: list[Tensor] = []
         for tensor in common:
@@ -414,7 +391,8 @@ class TracedPass:
         """Trace the step of one leaf or of all, and note the assumptions about their sizes."""
 
         def traced(*arguments: Tensor) -> list[Tensor]:
-            result = run(list(arguments))
+            with torch_names.observing(check_traced):
+                result = run(list(arguments))
             result.write()
             self.names = result.names
             self.operation = result.operation
@@ -438,6 +416,7 @@ class TracedPass:
         return parts_add_up(graph, arguments, terms, with_constants=False)
 
     def fits(self, leaves: list[Tensor]) -> bool:
+        """Whether the sizes of these tensors satisfy the assumptions made while tracing."""
         if self._flat:
             leaves = _with_two_entries_for_one(leaves)
         for start in range(0, len(leaves), self._traced):
@@ -512,7 +491,7 @@ class TracedPass:
             examples = _examples([*prepared, *bundle_arguments])
             self._kernel = compiler.compiled(self._graph, [*examples, *leaves_of_all])
         self._suits_kernel = self._tracer.assumptions(leaves_of_all)
-        self.reads_only_memory = _torch.reads_only_memory(
+        self.reads_only_memory = torch_names.reads_only_memory(
             self._kernel, self._names_of_params(leaves)
         )
 
@@ -529,9 +508,11 @@ class TracedPass:
     def prepare(
         self, numbers: Sequence[Any], device: torch.device, on_host: bool
     ) -> list[Tensor]:
+        """Compute `prepared` of `call` from the scalars of a step; `on_host` is whether the host may read them."""
         return self._numbers.compute(numbers, device, on_host)
 
     def call(self, prepared: list[Tensor], leaves: list[Tensor]) -> Sequence[Tensor]:
+        """Run for a bundle; `prepared` is a result of `prepare`."""
         if self._of_bundle is None:
             return self._kernel(*prepared, *leaves)
         number_slots = [leaves[i] for i in self._number_slots]
@@ -559,58 +540,6 @@ def _concatenated(lists: list[list[Tensor]]) -> list[Tensor]:
 def _distinct(tensor: Tensor) -> Tensor:
     """Return a 0-d tensor in other memory: stand-ins of the same tensor would be traced as one argument."""
     return tensor.clone() if tensor.ndim == 0 else tensor
-
-
-class DynamoPass:
-    """A pass that `torch.compile` traces, for versions of torch without the names that tracing needs."""
-
-    reads_only_memory = False
-
-    def __init__(self, run: RunPass, common: list[Tensor], leaves: list[Tensor]):
-        self._run = run
-        self._common = [tensor.dtype for tensor in common]
-        self._examples = [*common, *leaves]
-        # An eager call determines the structure of the result.
-        result = run(self._copies())
-        result.write()
-        self.names = result.names
-        self.operation = result.operation
-        self.sums = result.outputs if result.operation is not None else []
-        self._compiled: Any = None
-        has_late_terms = any(isinstance(name, LateTerm) for name in self.names)
-        self.runs_in_parts = not (self.sums or has_late_terms)
-
-    def _copies(self) -> list[Tensor]:
-        """Copy the examples; one that occurs twice is copied once, or dynamo would compile again in a step."""
-        copies = {id(tensor): tensor.clone() for tensor in self._examples}
-        return [copies[id(tensor)] for tensor in self._examples]
-
-    def fits(self, leaves: list[Tensor]) -> bool:
-        """Return True always: dynamo compiles again if a rule assumed other sizes."""
-        return True
-
-    def compile(self, compiler: Compiler) -> None:
-        """Compile by calling the function once; the back end is torch's, which accepts functions."""
-
-        def function(arguments: list[Tensor]) -> list[Tensor]:
-            result = self._run(arguments)
-            result.write()
-            return result.outputs
-
-        self._compiled = _torch.compile_function(function, compiler.options)
-        with torch.no_grad():
-            self._compiled(self._copies())
-        self._examples = []
-
-    def prepare(
-        self, numbers: Sequence[Any], device: torch.device, on_host: bool
-    ) -> list[Tensor]:
-        tensors, _ = numbers_for(numbers, self._common, device, on_host=False)
-        return tensors
-
-    def call(self, prepared: list[Tensor], leaves: list[Tensor]) -> Sequence[Tensor]:
-        with torch.no_grad():
-            return self._compiled([*prepared, *leaves])
 
 
 class BundleProgram:
@@ -655,15 +584,11 @@ class BundleProgram:
 
 def _make_pass(
     run: RunPass, common: list[Tensor], leaves: list[Tensor], width: int, flat: bool
-) -> ProgramPass:
+) -> TracedPass:
     """Create a pass for a bundle of `width` leaves, whose arguments follow one another in `leaves`."""
     per_leaf = len(leaves) // width
     by_leaf: list[list[Tensor]] = []
     for i in range(width):
         start = i * per_leaf
         by_leaf.append(leaves[start : start + per_leaf])
-    try:
-        return TracedPass(run, common, by_leaf, flat)
-    except _torch.TracingUnavailableError:
-        with torch.no_grad():
-            return DynamoPass(run, common, leaves)
+    return TracedPass(run, common, by_leaf, flat)

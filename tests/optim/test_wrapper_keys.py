@@ -6,8 +6,6 @@ import pytest
 import torch
 
 import gradtx
-from gradtx.optim._extra_keys import extra_keys
-from tests.conformance import plain_cases
 from tests.optim.problems import assert_close, descend, parameters, unchanged
 
 
@@ -48,7 +46,7 @@ def test_a_wrapper_that_keeps_tensors_in_the_state_resumes_as_around_torchs_opti
         if restarted and module is gradtx.optim:
             message = f"^{name}: the loaded state has 'lookahead_slow_buff', .* kept in optimizer.state for wrappers"
             with pytest.warns(UserWarning, match=message):
-                optimizer.load_state_dict(saved)
+                optimizer.load_state_dict(saved, strict=False)
         else:
             optimizer.load_state_dict(saved)  # warnings are errors in these tests
         Lookahead(optimizer).run(params, 7, start=7)
@@ -107,16 +105,6 @@ def test_a_checkpoint_of_another_class_is_refused_where_ours_keeps_nothing(name,
         optimizer.load_state_dict(saved)
 
 
-def test_no_slot_of_a_link_is_an_extra_key():
-    keys = set()
-    for case in plain_cases():
-        optimizer = gradtx.optim.ChainOptimizer(case.make(), [("w", torch.nn.Parameter(torch.ones(4, 4)))])
-        keys.update(*optimizer.state.values())
-    assert len(keys) > 100
-    assert extra_keys(keys - {"step"}) == []
-    assert extra_keys(["slow_buffer", "lookahead_slow_buff"]) == ["slow_buffer", "lookahead_slow_buff"]
-
-
 OTHERS = {
     "lion": gradtx.lion(),
     "prodigy": gradtx.prodigy(),
@@ -139,5 +127,9 @@ def test_the_state_of_links_that_are_not_in_the_chain_is_refused(name):
     saved["param_groups"] = optimizer.state_dict()["param_groups"]
     with unchanged(optimizer), pytest.raises(ValueError, match="which this chain does not use"):
         optimizer.load_state_dict(saved)
-    optimizer.load_state_dict(saved, strict=False)
-    assert {key for entry in optimizer.state.values() for key in entry} == {"step"}
+    with pytest.warns(UserWarning, match="which no link uses"):
+        optimizer.load_state_dict(saved, strict=False)
+    descend(optimizer, params, 2)
+    expected = parameters()
+    descend(gradtx.optim.SGD(expected.values()), expected, 2)
+    assert_close(params.values(), expected.values(), 0.0)

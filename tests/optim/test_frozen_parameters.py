@@ -1,0 +1,247 @@
+"""Parameters that require no gradient have no state; state follows a model that moves before the first step."""
+
+import copy
+
+import pytest
+import torch
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
+
+import gradtx
+from tests.optim.problems import assert_close, assert_equal, set_gradients
+
+MODULES = pytest.mark.parametrize("module", [gradtx.optim, torch.optim], ids=["gradtx", "torch"])
+TOLERANCE = 1e-12  # the same float64 sums in a different order
+
+
+class Adapted(torch.nn.Module):
+    """A large frozen layer, a frozen layer that may be unfrozen, and two adapters of low rank."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.large = torch.nn.Linear(64, 64)
+        self.middle = torch.nn.Linear(64, 64)
+        self.down = torch.nn.Linear(64, 2, bias=False)
+        self.up = torch.nn.Linear(2, 64, bias=False)
+        for layer in (self.large, self.middle):
+            layer.requires_grad_(False)
+        self.double()
+
+    def forward(self, x):
+        return self.middle(self.large(x) + self.up(self.down(x)))
+
+
+def train(model, optimizer, steps, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        batch = torch.randn(8, 64, generator=generator, dtype=model.up.weight.dtype)
+        model(batch).square().mean().backward()
+        optimizer.step()
+
+
+def bytes_of_state(optimizer):
+    tensors = [value for state in optimizer.state.values() for value in state.values()]
+    return sum(tensor.nbytes for tensor in tensors)
+
+
+def names_in(optimizer, model):
+    """The names of the parameters with an entry in the state dict, and the keys of each entry."""
+    params = [param for group in optimizer.param_groups for param in group["params"]]
+    name_of = {id(param): name for name, param in model.named_parameters()}
+    entries = optimizer.state_dict()["state"]
+    return {name_of[id(params[number])]: set(entry) for number, entry in entries.items()}
+
+
+@pytest.mark.parametrize("steps", [0, 1, 3])
+def test_the_state_of_a_model_with_adapters_is_as_large_as_torchs(steps):
+    sizes = []
+    for module in (gradtx.optim, torch.optim):
+        model = Adapted()
+        optimizer = module.AdamW(model.parameters())
+        train(model, optimizer, steps)
+        sizes.append(bytes_of_state(optimizer))
+    counts = 4 * 2  # the counts of the adapters are there from the start
+    assert sizes[1] <= sizes[0] <= sizes[1] + counts
+
+
+@pytest.mark.parametrize("name", ["SGD", "AdamW", "Adagrad", "RMSprop"])
+def test_frozen_parameters_have_no_entry_in_a_state_dict_until_they_step_as_in_torch(name):
+    entries, weights = [], []
+    for module in (gradtx.optim, torch.optim):
+        model = Adapted()
+        optimizer = getattr(module, name)(model.parameters(), lr=0.01)
+        train(model, optimizer, 2)
+        before = names_in(optimizer, model)
+        model.middle.requires_grad_(True)
+        train(model, optimizer, 2, seed=1)
+        model.middle.requires_grad_(False)
+        train(model, optimizer, 2, seed=2)
+        entries.append((before.keys(), names_in(optimizer, model).keys()))
+        weights.append(list(model.parameters()))
+    if name == "Adagrad":  # torch's alone has state from construction on
+        assert entries[0] == ({"down.weight", "up.weight"}, entries[1][1] - {"large.weight", "large.bias"})
+    elif name == "SGD":  # torch's has no entries without momentum
+        assert entries[0][0] == {"down.weight", "up.weight"}
+    else:
+        assert entries[0] == entries[1]
+    assert_close(weights[0], weights[1], TOLERANCE)
+
+
+def test_a_parameter_that_gets_a_gradient_although_it_requires_none_steps_as_in_torch():
+    results = []
+    for module in (gradtx.optim, torch.optim):
+        param = torch.nn.Parameter(torch.ones(3, dtype=torch.float64), requires_grad=False)
+        optimizer = module.AdamW([param], lr=0.1)
+        param.grad = torch.arange(3, dtype=torch.float64)
+        optimizer.step()
+        results.append(param)
+    assert_close([results[0]], [results[1]], TOLERANCE)
+
+
+def test_an_unfrozen_parameter_is_in_the_state_dict_before_its_first_gradient():
+    model = Adapted()
+    optimizer = gradtx.optim.AdamW(model.parameters())
+    train(model, optimizer, 1)
+    model.middle.requires_grad_(True)
+    assert names_in(optimizer, model)["middle.weight"] == {"step", "exp_avg", "exp_avg_sq"}
+
+
+@pytest.mark.parametrize("tx", [gradtx.prodigy(), gradtx.chain(gradtx.clip_by_global_norm(1.0), gradtx.lion())])
+def test_a_parameter_unfrozen_later_takes_over_what_the_others_share(tx):
+    model = Adapted()
+    optimizer = gradtx.as_optimizer(tx, model.named_parameters())
+    train(model, optimizer, 3)
+    model.middle.requires_grad_(True)
+    train(model, optimizer, 2)
+    shared = {"d", "d_numerator"} & optimizer.state[model.up.weight].keys()
+    for key in shared:
+        assert_equal(optimizer.state[model.middle.weight][key], optimizer.state[model.up.weight][key])
+    assert optimizer.state[model.middle.weight]["step"] == 2
+
+
+@MODULES
+@pytest.mark.parametrize("full", [False, True], ids=["without frozen entries", "with frozen entries"])
+def test_checkpoints_with_and_without_entries_of_frozen_parameters_continue(module, full):
+    source = Adapted()
+    if full:
+        source.requires_grad_(True)
+    theirs = module.AdamW(source.parameters(), lr=0.01)
+    train(source, theirs, 3)
+    source.large.requires_grad_(False), source.middle.requires_grad_(False)
+    model = copy.deepcopy(source)
+    ours = gradtx.optim.AdamW(model.parameters(), lr=0.01)
+    ours.load_state_dict(theirs.state_dict())
+    assert ("large.weight" in names_in(ours, model)) == full
+    train(model, ours, 3)
+    train(source, theirs, 3)
+    assert_close(list(model.parameters()), list(source.parameters()), TOLERANCE)
+
+
+@pytest.mark.parametrize("flat", [False, True], ids=["nested", "flattened"])
+def test_a_distributed_checkpoint_of_a_model_with_frozen_parameters_continues(flat):
+    options = StateDictOptions(flatten_optimizer_state_dict=flat)
+    source = Adapted()
+    first = gradtx.optim.AdamW(source.named_parameters(), lr=0.01)
+    train(source, first, 3)
+    saved = copy.deepcopy(get_optimizer_state_dict(source, first, options=options))
+    model = copy.deepcopy(source)
+    again = gradtx.optim.AdamW(model.named_parameters(), lr=0.01)
+    template = get_optimizer_state_dict(model, again, options=options)
+    assert template.keys() == saved.keys()
+    set_optimizer_state_dict(model, again, saved, options=options)
+    train(source, first, 2, seed=1)
+    train(model, again, 2, seed=1)
+    assert_equal(list(map(torch.Tensor.detach, model.parameters())), [p.detach() for p in source.parameters()])
+
+
+def test_memory_counts_only_parameters_that_require_a_gradient():
+    model = Adapted().float()
+    optimizer = gradtx.optim.AdamW(model.parameters())
+    train(model, optimizer, 1)
+    plan = gradtx.memory(gradtx.adamw(lr=1e-3), model)
+    assert plan.state == bytes_of_state(optimizer)
+    assert plan.gradients == sum(p.nbytes for p in model.parameters() if p.requires_grad)
+    assert plan.weights == sum(p.nbytes for p in model.parameters())
+
+
+def test_the_constructor_needs_no_memory_for_state_and_still_checks_every_parameter():
+    huge = torch.nn.Parameter(torch.empty(1).expand(2**20, 2**20), requires_grad=True)
+    optimizer = gradtx.optim.AdamW([huge])
+    assert bytes_of_state(optimizer) == 4
+    with pytest.raises(ValueError, match=r"orthogonalize: leaf '0' has shape"):
+        gradtx.optim.Muon([torch.nn.Parameter(torch.ones(3))])
+
+
+# Models that move.
+
+
+@pytest.mark.parametrize("compile", [False, "traced"])
+@pytest.mark.parametrize("tx", [gradtx.adamw(lr=0.1), gradtx.chain(gradtx.sgd(lr=0.1), gradtx.lookahead(k=2))])
+def test_state_follows_a_model_that_changes_its_dtype_before_the_first_step(tx, compile, uncompiled):
+    results = []
+    for early in (True, False):
+        model = Adapted().float()
+        if early:
+            model.double()
+        optimizer = gradtx.as_optimizer(tx, model.named_parameters(), compile=bool(compile))
+        model.double()
+        train(model, optimizer, 3)
+        results.append([param.detach() for param in model.parameters()])
+        for state in optimizer.state.values():
+            assert {value.dtype for key, value in state.items() if value.ndim} <= {torch.float64}
+    assert_equal(*results)
+
+
+def test_weights_loaded_after_a_state_dict_was_taken_still_count():
+    model = Adapted()
+    tx = gradtx.chain(gradtx.sgd(lr=0.1), gradtx.lookahead(k=1))
+    optimizer = gradtx.as_optimizer(tx, model.named_parameters())
+    optimizer.state_dict()
+    with torch.no_grad():
+        model.up.weight.fill_(2.0)
+    model.up.weight.grad = torch.zeros_like(model.up.weight)
+    optimizer.step()
+    assert_equal(optimizer.state[model.up.weight]["slow"], torch.full_like(model.up.weight, 2.0).detach())
+
+
+@pytest.mark.parametrize("compile", [False, True])
+def test_used_state_of_less_precision_is_an_error_that_names_parameter_and_remedy(compile, uncompiled):
+    model = Adapted().float()
+    optimizer = gradtx.optim.AdamW(model.named_parameters(), compile=compile)
+    train(model, optimizer, 2)
+    model.double()
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(
+        ValueError, match=r"'down.weight' is torch.float64 .*created for torch.float32 .*load_state_dict"
+    ):
+        train(model, optimizer, 1)
+    assert_equal(model.state_dict(), before)
+    optimizer.load_state_dict(optimizer.state_dict())  # as the error suggests
+    train(model, optimizer, 1)
+    assert optimizer.state[model.up.weight]["exp_avg"].dtype is torch.float64
+    assert optimizer.state[model.up.weight]["step"] == 3
+
+
+def test_an_error_in_the_first_step_leaves_no_state_behind():
+    @gradtx.per_tensor
+    def fail():
+        def init(param):
+            return {"slot": torch.zeros_like(param)}
+
+        def update(update, state, param, ctx):
+            raise KeyError("mine")
+
+        return init, update
+
+    param = torch.nn.Parameter(torch.ones(2))
+    optimizer = gradtx.as_optimizer(gradtx.chain(fail(), gradtx.sgd()), [param])
+    set_gradients({"w": param})
+    before = dict(optimizer.state[param])
+    with pytest.raises(KeyError, match="mine"):
+        optimizer.step()
+    assert_equal(dict(optimizer.state[param]), before)

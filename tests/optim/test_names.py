@@ -1,0 +1,259 @@
+"""What selectors see as the names of parameters: nothing that was made up, nothing that a wrapper inserted."""
+
+import copy
+import fnmatch
+import pickle
+import re
+
+import pytest
+import torch
+from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+
+import gradtx
+
+ROLES = {"0.weight": True}
+# Functions that read the name, each in another way.
+READERS = {
+    "in": lambda name, p: "bias" not in name,
+    "a method": lambda name, p: name.endswith("weight"),
+    "split": lambda name, p: int(name.split(".")[0]) > 0,
+    "re": lambda name, p: re.search("bias", name) is None,
+    "re and the tensor": lambda name, p: p.ndim > 1 and int(re.match(r"(\d)\.", name).group(1)) > 0,
+    "fnmatch": lambda name, p: fnmatch.fnmatch(name, "*.bias"),
+    "fnmatchcase": lambda name, p: fnmatch.fnmatchcase(name, "*.bias"),
+    "==": lambda name, p: name == "0.weight",
+    "== from the right": lambda name, p: "0.weight" == name,  # noqa: SIM300
+    "a list": lambda name, p: name in ["0.weight"],
+    "a set": lambda name, p: name in {"0.weight"},
+    "a dict": lambda name, p: ROLES[name],
+    "get": lambda name, p: ROLES.get(name, False),
+    "in another string": lambda name, p: name in "0.weight 1.weight",
+    "len": lambda name, p: len(name) > 3,
+    "an index": lambda name, p: name[0] == "0",
+    "iteration": lambda name, p: any(letter == "b" for letter in name),
+    "an f-string": lambda name, p: f"{name}" == "0.weight",
+    "%": lambda name, p: "model.%s" % name == "model.0.weight",  # noqa: UP031
+    "+": lambda name, p: "model." + name == "model.0.weight",
+    "join": lambda name, p: "".join([name]) == "0.weight",
+    "str": lambda name, p: str(name) == "0.weight",
+    "a method of str": lambda name, p: str.startswith(name, "0"),
+    "bool": lambda name, p: bool(name) and p.ndim > 1,
+}
+USES = {
+    "mask of a class": lambda where, params: gradtx.optim.AdamW(params, mask=where),
+    "mask of an alias": lambda where, params: gradtx.as_optimizer(gradtx.lion(weight_decay=0.1, mask=where), params),
+    "freeze": lambda where, params: gradtx.as_optimizer(gradtx.chain(gradtx.freeze(where), gradtx.sgd(0.1)), params),
+    "masked": lambda where, params: gradtx.as_optimizer(gradtx.masked(gradtx.sgd(0.1), where), params),
+    "blocks": lambda where, params: gradtx.as_optimizer(gradtx.blocks(gradtx.sgd(0.1), where, heads=2), params),
+    "labels of partition": lambda where, params: gradtx.as_optimizer(
+        gradtx.partition({"a": gradtx.sgd(0.1), "b": gradtx.adam()}, lambda name, p: "a" if where(name, p) else "b"),
+        params,
+    ),
+    "a selector of partition": lambda where, params: gradtx.as_optimizer(
+        gradtx.partition({"a": gradtx.sgd(0.1), "b": gradtx.adam()}, {"a": where, "b": "*"}), params
+    ),
+    "memory": lambda where, params: gradtx.memory(gradtx.adamw(mask=where), params),
+}
+
+
+def model():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+
+
+def backward(net):
+    """Set gradients without a call of the model, which may be compiled."""
+    for i, p in enumerate(net.parameters()):
+        p.grad = torch.linspace(-1, 1 + i, p.numel()).view_as(p)
+
+
+@pytest.mark.parametrize("use", USES)
+@pytest.mark.parametrize("reader", READERS)
+def test_a_function_that_reads_names_needs_named_parameters(reader, use):
+    for params in (model().parameters(), list(model().parameters()), [{"params": model().parameters()}]):
+        with pytest.raises(ValueError, match=r"reads the names of parameters, .* pass model.named_parameters\(\)"):
+            USES[use](READERS[reader], params)
+
+
+def test_the_error_names_who_asked_and_the_function():
+    def decays(name, p):
+        return "bias" not in name
+
+    with pytest.raises(ValueError, match=r"^adamw: mask: decays reads the names of parameters"):
+        gradtx.optim.AdamW(model().parameters(), mask=decays)
+
+
+def test_the_mask_of_asam_reads_names_too():
+    net = model()
+    optimizer = gradtx.as_optimizer(gradtx.asam(gradtx.sgd(0.1), mask=lambda name: "weight" in name), net.parameters())
+    with pytest.raises(ValueError, match=r"^asam: mask: <lambda> reads the names"):
+        optimizer.step(lambda: backward(net))
+
+
+@pytest.mark.parametrize("use", [use for use in USES if use != "blocks"])
+def test_a_function_that_reads_only_the_tensor_needs_no_names(use):
+    def is_matrix(name, p):
+        return p.ndim > 1
+
+    for params in (model().parameters(), model().named_parameters()):
+        USES[use](is_matrix, params)
+
+
+def test_an_error_of_the_function_itself_is_raised_as_it_is():
+    with pytest.raises(AttributeError, match="object has no attribute 'is_norm'"):
+        gradtx.optim.AdamW(model().parameters(), mask=lambda name, p: p.is_norm)
+    with pytest.raises(TypeError, match="can only concatenate tuple"):
+        gradtx.optim.AdamW(model().parameters(), mask=lambda name, p: p.shape + 1)
+
+
+def test_parameters_added_without_names_have_none_either():
+    net = model()
+    optimizer = gradtx.optim.SGD(
+        net[0].parameters(), weight_decay=0.1, mask=lambda name, p: p.ndim == 4 and "x" in name
+    )
+    with pytest.raises(ValueError, match="reads the names of parameters"):
+        optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(1, 1, 1, 1))]})
+
+
+def test_an_optimizer_without_names_is_copied_and_pickled():
+    optimizer = gradtx.optim.SGD(model().parameters(), lr=0.1)
+    for again in (copy.deepcopy(optimizer), pickle.loads(pickle.dumps(optimizer))):
+        assert [row.name for row in again.explain()] == ["0", "1", "2", "3"]
+
+
+def test_indices_of_a_list_and_keys_of_a_dict_are_names():
+    tx = gradtx.masked(gradtx.scale(2.0), lambda name, p: name in ("0", "2.w"))
+    grads = [torch.ones(1), torch.ones(1), {"w": torch.ones(1)}]
+    updates, _ = tx.update(grads, tx.init(grads))
+    assert [updates[0].item(), updates[1].item(), updates[2]["w"].item()] == [2.0, 1.0, 2.0]
+
+
+# Wrappers.
+
+
+def compiled_by_layer(net):
+    for i, layer in enumerate(net):
+        net[i] = torch.compile(layer, backend="eager")
+    return net
+
+
+WRAPPED = {
+    "torch.compile": lambda net: torch.compile(net, backend="eager"),
+    "torch.compile of each layer": compiled_by_layer,
+    "data parallel": nn.DataParallel,
+    "compiled data parallel": lambda net: torch.compile(nn.DataParallel(net), backend="eager"),
+    "data parallel around compiled layers": lambda net: nn.DataParallel(compiled_by_layer(net)),
+    "activation checkpoints": lambda net: nn.Sequential(*map(checkpoint_wrapper, net)),
+    "the average of torch": torch.optim.swa_utils.AveragedModel,
+}
+NAMES = ["0.weight", "0.bias", "1.weight", "1.bias"]
+
+
+def names_seen(named):
+    seen = []
+
+    def selected(name, p):
+        seen.append(name)
+        return True
+
+    gradtx.as_optimizer(gradtx.masked(gradtx.sgd(0.1), selected), named)
+    return seen
+
+
+@pytest.mark.parametrize("wrapper", WRAPPED)
+def test_selectors_see_the_names_that_the_model_has_without_wrappers(wrapper):
+    net = WRAPPED[wrapper](model())
+    given = [name for name, _ in net.named_parameters()]
+    assert given != NAMES
+    assert names_seen(net.named_parameters()) == NAMES
+    optimizer = gradtx.as_optimizer(gradtx.masked(gradtx.sgd(0.1), ("0.*", "1.bias")), net.named_parameters())
+    assert optimizer.param_groups[0]["param_names"] == given  # as in torch
+    assert list(gradtx.label_by_role(net)) == NAMES
+
+
+@pytest.mark.parametrize("wrapper", WRAPPED)
+def test_muon_for_treats_a_wrapped_model_as_the_model(wrapper):
+    ours, theirs = gradtx.muon_for(WRAPPED[wrapper](model())), gradtx.muon_for(model())
+    assert ours.rows == theirs.rows
+    assert [len(group["params"]) for group in ours.param_groups] == [
+        len(group["params"]) for group in theirs.param_groups
+    ]
+
+
+@pytest.mark.parametrize("wrapper", WRAPPED)
+def test_checkpoints_and_noise_do_not_depend_on_wrappers(wrapper):
+    def made(net):
+        tx = gradtx.chain(gradtx.add_noise(0.1, 0.55, seed=3), gradtx.adamw(lr=0.1, mask="*.weight"))
+        return gradtx.as_optimizer(tx, net.named_parameters())
+
+    plain = model()
+    wrapped = WRAPPED[wrapper](model())
+    wrapped.requires_grad_(True)
+    ours, theirs = made(plain), made(wrapped)
+    for _ in range(2):
+        backward(plain)
+        backward(wrapped)
+        ours.step()
+        theirs.step()
+    again = made(plain)
+    again.load_state_dict(theirs.state_dict())
+    theirs.load_state_dict(ours.state_dict())
+    backward(plain)
+    backward(wrapped)
+    again.step()
+    theirs.step()
+    for a, b in zip(plain.parameters(), wrapped.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+def test_a_checkpoint_in_another_order_warns_also_across_wrappers():
+    plain = nn.Sequential(nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False))
+    saved = gradtx.optim.SGD(plain.named_parameters(), lr=0.1, momentum=0.9).state_dict()
+    for net in (plain, torch.compile(plain, backend="eager")):
+        optimizer = gradtx.optim.SGD(list(net.named_parameters())[::-1], lr=0.1, momentum=0.9)
+        with pytest.warns(UserWarning, match="the checkpoint has '0.weight' where this optimizer has '1.weight'"):
+            optimizer.load_state_dict(saved)
+
+
+def test_a_child_named_module_keeps_its_name_beside_others():
+    class Parts(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.module, self.head = nn.Linear(2, 2), nn.Linear(2, 2)
+
+    names = ["module.weight", "module.bias", "head.weight", "head.bias"]
+    assert names_seen(Parts().named_parameters()) == names
+    assert names_seen(nn.DataParallel(Parts()).named_parameters()) == names
+    assert list(gradtx.label_by_role(Parts())) == names
+
+
+def test_extras_by_leaf_may_have_the_names_of_the_wrapped_model():
+    @gradtx.per_tensor(extras={"weights": "leaf"})
+    def scale_by_weights():
+        def update(update, state, param, ctx):
+            return update * ctx.weights, state
+
+        return update
+
+    net = torch.compile(model(), backend="eager")
+    tx = gradtx.chain(scale_by_weights(), gradtx.scale_by_learning_rate(1.0))
+    optimizer = gradtx.as_optimizer(tx, net.named_parameters())
+    for names in ([name for name, _ in net.named_parameters()], NAMES):
+        backward(net)
+        before = [p.detach().clone() for p in net.parameters()]
+        optimizer.step(weights=dict(zip(names, map(torch.zeros_like, before), strict=True)))
+        for a, b in zip(net.parameters(), before, strict=True):
+            assert torch.equal(a, b)
+
+
+def test_in_pure_use_selectors_see_the_names_of_the_compiled_model_and_the_state_has_the_keys_that_were_given():
+    net = torch.compile(model(), backend="eager")
+    params = {name: p.detach() for name, p in net.named_parameters()}
+    tx = gradtx.chain(gradtx.freeze("0.*"), gradtx.masked(gradtx.trace(0.9), lambda name, p: name.startswith("1")))
+    state = tx.init(params)
+    updates, state = tx.update(params, state, params)
+    assert list(updates) == list(params)
+    assert set(state["masked"]["trace"]["momentum_buffer"]) == {"_orig_mod.1.weight", "_orig_mod.1.bias"}
+    transformation = gradtx.muon_for(net).transformation
+    transformation.update(params, transformation.init(params), params)
