@@ -14,7 +14,7 @@ project, author, copyright = (
 )
 version = release = gradtx.__version__
 
-extensions = ["myst_parser", "sphinx.ext.viewcode", "extension"]
+extensions = ["myst_parser", "sphinx.ext.viewcode", "sphinx_copybutton", "extension"]
 exclude_patterns = ["_build", "interactive"]
 
 myst_enable_extensions = ["colon_fence", "dollarmath", "fieldlist"]
@@ -25,8 +25,8 @@ python_maximum_signature_line_length = 100
 toc_object_entries_show_parents = "hide"
 # Names of torch and type aliases. No inventory of another project is fetched.
 KNOWN = (
-    r"os\.PathLike|torch\..*|nn\..*|Tensor|Optimizer|LRScheduler|AliasOptimizer|StateDtype|Shape|Where|Names|P|Factory|"
-    "Leaf|Clock|Coefficients|Explanation|ReleasedGradients|Row"
+    r"os\.PathLike|torch\..*|nn\..*|Tensor|Optimizer|LRScheduler|AliasOptimizer|StateDtype|Params|Shape|Where|Names|P|"
+    "Factory|Leaf|Clock|Coefficients|Explanation|ReleasedGradients|Row"
 )
 nitpick_ignore_regex = [("py:class", KNOWN)]
 
@@ -37,3 +37,5 @@ html_math_renderer = "mathml"
 html_static_path = ["static"]
 html_css_files = ["site.css"]
 html_show_sphinx = False
+copybutton_prompt_text = r">>> |\.\.\. "  # copied without prompts and results
+copybutton_prompt_is_regexp = True

@@ -31,6 +31,7 @@ def measured(tx: GradientTransformation, dtype: torch.dtype) -> float:
     """Return the bytes of an optimizer's state per entry of the weights."""
     model = block().to(dtype)
     optimizer = gradtx.as_optimizer(tx, model.named_parameters())
+    optimizer.state_dict()  # creates the slots, which otherwise come with gradients
     tensors = {
         tensor.data_ptr(): tensor
         for state in optimizer.state.values()

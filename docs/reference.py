@@ -147,6 +147,7 @@ OTHERS = [
             "gradtx.context",
             "gradtx.combinators.frame",
             "gradtx.codes",
+            "gradtx._eager",
         ),
         "The decorators. See also [a complete example](../contributing.md).",
     ),

@@ -120,6 +120,7 @@ def sharpness(
     }
     # Product with the Hessian, which is symmetric.
     product = torch.func.vjp(torch.func.grad(loss), params)[1]
+    unit = direction
     for _ in range(steps):
         length = size(direction)
         unit = {name: d / length for name, d in direction.items()}
