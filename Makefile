@@ -57,7 +57,6 @@ docs-tables: $(VENV)/test $(VENV)/docs  # tests fail while the pages are out of 
 	@$(RUN) docs/less_memory.py
 	@$(RUN) docs/optax_names.py
 	@$(RUN) docs/stubs.py
-	@$(RUN) -m tests.migration > docs/from-pytorch-optimizer.md
 
 clean:
 	rm -rf $(VENV) docs/_build docs/reference

@@ -34,26 +34,20 @@ __version__ = "0.1.0"
 def __getattr__(name: str) -> object:
     """Raise an AttributeError that names the equivalent of another library's name, or the closest spelling."""
     from gradtx._counterparts import counterpart
-    from gradtx._elsewhere import ABSENT, HERE
     from gradtx._messages import close
     from gradtx.optim.classes import CLASSES
 
-    if name in HERE:
-        raise AttributeError(
-            f"gradtx has no {name!r}; {HERE[name]} (docs/optax-names.md)"
-        )
-    if name in ABSENT:
-        raise AttributeError(
-            f"gradtx has no counterpart of {name!r}: {ABSENT[name]} (docs/optax-names.md)"
-        )
+    hint = counterpart(name)
     if name in {cls.__name__ for cls in CLASSES.values()}:
-        raise AttributeError(f"gradtx has no {name!r}; use gradtx.optim.{name}")
-    use = counterpart(name)
-    if use is not None:
-        raise AttributeError(f"gradtx has no {name!r}; {use}")
-    meant = None if name.startswith("_") else close(name.lower(), __all__, 0.7)
-    suggestion = "" if meant is None else f"; did you mean {meant!r}?"
-    raise AttributeError(f"module 'gradtx' has no attribute {name!r}{suggestion}")
+        hint = f"use gradtx.optim.{name}"
+    if hint is None and not name.startswith("_"):
+        meant = close(name.lower(), __all__, 0.7)
+        hint = (
+            "see docs/optax-names.md" if meant is None else f"did you mean {meant!r}?"
+        )
+    raise AttributeError(
+        f"module 'gradtx' has no attribute {name!r}" + (f"; {hint}" if hint else "")
+    )
 
 
 # Type checkers infer the public names from the imports above.

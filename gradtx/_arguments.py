@@ -108,19 +108,10 @@ RANGES = {
 _NO_RANGE = Range("(-inf, inf)")
 
 
-# Argument names of pytorch_optimizer, qhoptim and timm, and their names here.
-OTHER_WORDS: dict[str, str] = {
-    **dict.fromkeys(
-        ("weight_decouple", "decouple_weight_decay", "decouple"),
-        "decoupled_weight_decay",
-    ),
-    **dict.fromkeys(("learning_rate", "step_size"), "lr"),
-    **dict.fromkeys(("b1", "b2", "beta1", "beta2"), "betas"),
-    "history_size": "history",
-}
-
-# Options of torch.optim and pytorch_optimizer that have another form here, such as a link, and the hint for each.
-OTHER_PLACES = {
+# Options of other libraries that have another name or form here, and the hint for each.
+_OTHER_OPTIONS = {
+    **dict.fromkeys(("learning_rate", "step_size"), "did you mean 'lr'?"),
+    **dict.fromkeys(("b1", "b2", "beta1", "beta2"), "did you mean 'betas'?"),
     **dict.fromkeys(
         ("max_iter", "max_eval"),
         "each call of step() is one iteration: call it in a loop",
@@ -129,21 +120,15 @@ OTHER_PLACES = {
         ("tolerance_grad", "tolerance_change"),
         "steps do not stop on their own: end the loop instead",
     ),
+    "history_size": "did you mean 'history'?",
     "line_search_fn": 'use line_search(lbfgs(), conditions="strong_wolfe")',
-    "ams_bound": "this optimizer has no amsgrad",
-    "adam_debias": "use gradtx.adamd, or scale_by_adam_hat(debias_first=False)",
-    "fixed_decay": "add add_decayed_weights(weight_decay, fixed=True) after the optimizer, and pass no weight_decay "
-    "to the optimizer itself",
-    "adanorm": "use gradtx.adanorm, or scale_by_adanorm",
-    "rectify": "use gradtx.radam, or scale_by_radam",
+    "weight_decouple": "an optimizer with two forms of weight decay has decoupled_weight_decay; omit it elsewhere",
+    "fixed_decay": "add add_decayed_weights(weight_decay, fixed=True) after the optimizer",
     "cautious": "add scale_by_caution(0.0) after the link that computes the direction",
     "kahan_sum": "add gradtx.compensate_rounding() as the last link",
-    "mars_type": "use gradtx.mars_adamw or gradtx.mars_lion",
-    "normalize_lr": "divide lr by 1 + lamb",
-    "use_gc": "add gradtx.centralize() before the optimizer, or pass the option to create_optimizer",
-    "use_lookahead": "add gradtx.lookahead() after the optimizer, or pass the option to create_optimizer",
-    "use_orthograd": "add gradtx.orthogonalize_against_params() before the optimizer, or pass the option to "
-    "create_optimizer",
+    "use_gc": "add gradtx.centralize() before the optimizer",
+    "use_lookahead": "add gradtx.lookahead() after the optimizer",
+    "use_orthograd": "add gradtx.orthogonalize_against_params() before the optimizer",
 }
 
 
@@ -581,14 +566,9 @@ class Arguments:
         """Suggest the intended argument, including for a name from another library."""
         if key in ("params", "model", "parameters"):
             return self._use_with_parameters()
-        if key in OTHER_PLACES:
-            return OTHER_PLACES[key]
-        ours = OTHER_WORDS.get(key)
-        if ours in self.by_name:
-            return f"did you mean {ours!r}?"
-        if ours != "decoupled_weight_decay":
-            return nearest(key, self.by_name)
-        return f"{self.name} has only one form of weight decay; known arguments: {', '.join(sorted(self.by_name))}"
+        if key in _OTHER_OPTIONS:
+            return _OTHER_OPTIONS[key]
+        return nearest(key, self.by_name)
 
 
 def varies(value: Any) -> bool:

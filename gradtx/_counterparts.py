@@ -1,55 +1,43 @@
-"""Names in other libraries that have no namesake here, and their replacements."""
+"""The names of other libraries that people type most, and what to use here; docs/optax-names.md has the rest."""
 
 from __future__ import annotations
 
-from torch.optim import lr_scheduler
-from torch.optim.lr_scheduler import LRScheduler
-
-_RELEASED = "and call its release_gradients() to free gradients during backward"
-_TORCH = "use torch's own, which works with gradtx optimizers: "
 _WARM_UP = "use gradtx.warmup_cosine_schedule(...) as lr, or as_lr_scheduler(optimizer, schedule)"
 
-# The keys are in the form that `plain` returns.
-USE: dict[str, str] = {
-    "lomo": f"use gradtx.optim.SGD {_RELEASED}",
-    "adalomo": f"use gradtx.optim.AdaFactor {_RELEASED}",
-    "distributedmuon": "use gradtx.optim.Muon, which divides its work among ranks with process_group= or on DTensors",
-    "muonclip": "use gradtx.chain(gradtx.muon(...), gradtx.qk_clip(...)), and pass max_logits to each step",
-    "flashadamw": 'use gradtx.optim.AdamW(params, state_dtype="int8")',
-    "scionlight": "use gradtx.optim.Scion",
-    "bsam": "the closest equivalent is gradtx.sam(gradtx.adamw(), ...)",
-    "cpuoffloadoptimizer": 'pass state_device="cpu" to any optimizer',
-    "deepspeedcpuadam": 'use gradtx.optim.AdamW(params, state_device="cpu")',
-    "fusedadam": "use gradtx.optim.AdamW(params, compile=True)",
-    "fusedlamb": "use gradtx.optim.Lamb(params, compile=True)",
-    "sparseadam": "use gradtx.optim.Adam with dense gradients: omit sparse=True in nn.Embedding",
-    "safefp16optimizer": "use torch.amp.GradScaler, which works with every optimizer",
-    "adamwschedulefree": "use gradtx.optim.ScheduleFreeAdamW",
-    "sgdschedulefree": "use gradtx.optim.ScheduleFreeSGD",
-    "radamschedulefree": "use gradtx.optim.ScheduleFreeRAdam",
-    "schedulefreewrapper": "use gradtx.schedule_free(...)",
-    "orthograd": "add gradtx.orthogonalize_against_params() before an optimizer",
-    "zeroredundancyoptimizer": f"{_TORCH}torch.distributed.optim.ZeroRedundancyOptimizer",
-    "averagedmodel": f"add gradtx.average(...) after an optimizer, or {_TORCH}torch.optim.swa_utils.AveragedModel",
-    "swalr": f"{_TORCH}torch.optim.swa_utils.SWALR",
-    "createoptimizerv2": "use gradtx.create_optimizer(model, name)",
-    "getoptimizer": "use gradtx.create_optimizer(model, name)",
-    "getcosineschedulewithwarmup": _WARM_UP,
-    "getlinearschedulewithwarmup": _WARM_UP.replace("cosine", "linear"),
-    "getpolynomialdecayschedulewithwarmup": _WARM_UP.replace("cosine", "poly"),
-    "getwsdschedule": "use gradtx.wsd_schedule(...) as lr, or as_lr_scheduler(optimizer, schedule)",
-    "getconstantschedulewithwarmup": _WARM_UP.replace("cosine", "linear"),
+COUNTERPARTS = {
+    "MultiSteps": "use accumulate(tx, every=...)",
+    "multi_transform": "use partition({label: tx, ...}, labels)",
+    "inject_hyperparams": "pass a schedule, such as adam(cosine_schedule(lr, 10))",
+    "apply_if_finite": "use skip_nonfinite(tx)",
+    "adaptive_grad_clip": "use clip_adaptive(...)",
+    "named_chain": "use chain(...)",
+    "scale_by_schedule": "use scale(schedule)",
+    "set_to_zero": "use scale(0.0)",
+    "global_norm": "use torch.nn.utils.get_total_norm",
+    "incremental_update": "use average(...)",
+    "warmup_cosine_decay_schedule": "use warmup_cosine_schedule(...)",
+    "cosine_decay_schedule": "use warmup_cosine_schedule(...) or cosine_schedule(...)",
+    "exponential_decay": "use exponential_schedule(...)",
+    "piecewise_constant_schedule": "use multistep_schedule(...)",
+    "tree_utils": "index the state, a dict: state[stage][slot][leaf]",
+    "FusedAdam": "use gradtx.optim.AdamW(params, compile=True)",
+    "SparseAdam": "use gradtx.optim.Adam with dense gradients: omit sparse=True in nn.Embedding",
+    "AdamWScheduleFree": "use gradtx.optim.ScheduleFreeAdamW",
+    "MuonClip": "use gradtx.chain(gradtx.muon(...), gradtx.qk_clip(...)), and pass max_logits to each step",
+    "AdamW8bit": 'pass state_dtype="int8" to any optimizer',
+    "ZeroRedundancyOptimizer": "use torch.distributed.optim.ZeroRedundancyOptimizer",
+    "AveragedModel": "add gradtx.average(...), or use torch.optim.swa_utils.AveragedModel",
+    "create_optimizer_v2": "use gradtx.create_optimizer(model, name)",
+    "get_cosine_schedule_with_warmup": _WARM_UP,
 }
-
-
-def counterpart(name: str) -> str | None:
-    """Return the replacement for a name in another library, or None if it is unknown."""
-    scheduler = getattr(lr_scheduler, name, None)
-    if isinstance(scheduler, type) and issubclass(scheduler, LRScheduler):
-        return f"{_TORCH}torch.optim.lr_scheduler.{name}"
-    return USE.get(plain(name))
 
 
 def plain(name: str) -> str:
     """Return a name in lowercase, without dashes and underscores."""
     return name.replace("-", "").replace("_", "").lower()
+
+
+def counterpart(name: str) -> str | None:
+    """Return the replacement for a name in another library, or None if it is unknown."""
+    found = {plain(known): use for known, use in COUNTERPARTS.items()}
+    return found.get(plain(name))

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, distributed
 
-from gradtx._arguments import OTHER_WORDS, Schedule
+from gradtx._arguments import Schedule
 from gradtx._messages import close, describe, warn_user
 from gradtx._sharding import is_sharded
 from gradtx.core import Chain, Entry, GradientTransformation
@@ -251,9 +251,7 @@ def warn_of_misspelt(owner: str, keys: Iterable[Any], entries: Iterable[Entry]) 
             or _contains_name(key, known)
         ):
             continue
-        intended = OTHER_WORDS.get(key)
-        if intended not in known:
-            intended = close(key, known, 0.8)
+        intended = close(key, known, 0.8)
         if intended is not None:
             message = f"{owner}: no link reads {key!r} of this parameter group; did you mean {intended!r}?"
             warn_user(message, UserWarning)
