@@ -118,7 +118,7 @@ OTHERS = [
     Page(
         "core",
         "Chains",
-        ("gradtx.core", "gradtx._arguments"),
+        ("gradtx.core", "gradtx._arguments", "gradtx._exact"),
         "`GradientTransformation`, `chain`, and the types of hyperparameters.",
     ),
     Page(
@@ -193,9 +193,7 @@ def homes() -> dict[str, list[str]]:
     found = defaultdict(list)
     for name in gradtx.__all__:
         if not inspect.ismodule(value := getattr(gradtx, name)):
-            found["gradtx._arguments" if name in TYPES else value.__module__].append(
-                name
-            )
+            found["gradtx._exact" if name in TYPES else value.__module__].append(name)
     for name in gradtx.optim.__all__:
         value = getattr(gradtx.optim, name)
         if name not in gradtx.__all__ and not hasattr(value, "_alias"):

@@ -8,6 +8,7 @@ from gradtx import optim as optim
 from gradtx import schedules as schedules
 from gradtx._arguments import *
 from gradtx._eager import *
+from gradtx._exact import *
 from gradtx._names import public_names as _public_names
 from gradtx.checkpoint import *
 from gradtx.codes import *
@@ -38,8 +39,9 @@ def __getattr__(name: str) -> object:
     from gradtx.optim.classes import CLASSES
 
     hint = counterpart(name)
-    if name in {cls.__name__ for cls in CLASSES.values()}:
-        hint = f"use gradtx.optim.{name}"
+    for cls in CLASSES.values():
+        if name[:1].isupper() and name.lower() == cls.__name__.lower():
+            hint = f"use gradtx.optim.{cls.__name__}"
     if hint is None and not name.startswith("_"):
         meant = close(name.lower(), __all__, 0.7)
         hint = (

@@ -5,13 +5,13 @@ from collections.abc import Mapping
 from typing import Any
 import torch
 from torch import Tensor
-from gradtx._arguments import Betas
-from gradtx._arguments import Scalar
+from gradtx._exact import Betas
+from gradtx._exact import Scalar
 from gradtx._selectors import Where
 from gradtx._storage import StateDtype
 from gradtx.core import GradientTransformation
 from gradtx.transforms._polynomials import Coefficients
-from gradtx._arguments import Betas as Betas
+from gradtx._exact import Betas as Betas
 from gradtx.codes import Codec as Codec
 from gradtx.context import Context as Context
 from gradtx.combinators.frame import Frame as Frame
@@ -21,8 +21,8 @@ from gradtx.planning import Memory as Memory
 from gradtx.planning import MemoryRow as MemoryRow
 from gradtx.whole_model import ModelOptimizer as ModelOptimizer
 from gradtx.multitask import RotoGrad as RotoGrad
-from gradtx._arguments import Scalar as Scalar
-from gradtx._arguments import Schedule as Schedule
+from gradtx._exact import Scalar as Scalar
+from gradtx._exact import Schedule as Schedule
 from gradtx.schedules import ademamix_alpha_schedule as ademamix_alpha_schedule
 from gradtx.factories import alias as alias
 from gradtx.core import apply_updates as apply_updates

@@ -9,58 +9,16 @@ import sys
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
 
+from gradtx._exact import Schedule
 from gradtx._given import are_parameters
 from gradtx._messages import describe, nearest, schedule_remedy, shortly
 
-__all__ = ["Betas", "Scalar", "Schedule", "is_off"]
-
-
-class Schedule:
-    """A hyperparameter that changes with the step: a pure function of the number of finished updates.
-
-    The first update uses `schedule(0)`, as with torch's schedulers.
-
-    Args:
-        function: Maps a step, a Python int or a 0-d tensor, to a number or a 0-d tensor. It must be defined for every
-            step >= 0 and must not read the tensor on the host (use `torch.where`, not `if`). Chains pass a whole
-            number in float64, so that arithmetic with Python floats stays exact.
-
-    Raises:
-        TypeError: If `function` is not callable.
-
-    Example:
-        >>> halve = Schedule(lambda step: 0.1 * 0.5**step)
-        >>> halve(0), halve(2)
-        (0.1, 0.025)
-    """
-
-    def __init__(self, function: Callable[[Any], Any]):
-        if not callable(function):
-            raise TypeError(f"Schedule: needs a function of the step, got {function!r}")
-        self._function = function
-
-    def __call__(self, step: Any) -> Any:
-        return self._function(step)
-
-    def __repr__(self) -> str:
-        return f"Schedule({describe(self._function)})"
-
-    if TYPE_CHECKING:  # factory bodies receive the schedule's value and compute with it
-
-        def _operator(self, other: Any) -> Any: ...
-        def __neg__(self) -> Any: ...
-
-        __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = _operator
-        __truediv__ = __rtruediv__ = __pow__ = __rpow__ = _operator
-
-
-Scalar: TypeAlias = float | Tensor | Schedule
-Betas: TypeAlias = tuple[Scalar, ...]
+__all__ = ["is_off"]
 
 
 ROUNDING = 1e-12  # torch's schedulers produce rates such as -1e-20 where 0 is meant
@@ -108,10 +66,15 @@ RANGES = {
 _NO_RANGE = Range("(-inf, inf)")
 
 
-# Options of other libraries that have another name or form here, and the hint for each.
+# Options of other libraries that have another name here.
+OTHER_WORDS = {
+    **dict.fromkeys(("learning_rate", "step_size"), "lr"),
+    **dict.fromkeys(("b1", "b2", "beta1", "beta2"), "betas"),
+    "weight_decouple": "decoupled_weight_decay",
+    "history_size": "history",
+}
+# Those that have another form here, such as a link, and the hint for each.
 _OTHER_OPTIONS = {
-    **dict.fromkeys(("learning_rate", "step_size"), "did you mean 'lr'?"),
-    **dict.fromkeys(("b1", "b2", "beta1", "beta2"), "did you mean 'betas'?"),
     **dict.fromkeys(
         ("max_iter", "max_eval"),
         "each call of step() is one iteration: call it in a loop",
@@ -120,9 +83,8 @@ _OTHER_OPTIONS = {
         ("tolerance_grad", "tolerance_change"),
         "steps do not stop on their own: end the loop instead",
     ),
-    "history_size": "did you mean 'history'?",
     "line_search_fn": 'use line_search(lbfgs(), conditions="strong_wolfe")',
-    "weight_decouple": "an optimizer with two forms of weight decay has decoupled_weight_decay; omit it elsewhere",
+    "weight_decouple": "this optimizer has only one form of weight decay; omit it",
     "fixed_decay": "add add_decayed_weights(weight_decay, fixed=True) after the optimizer",
     "cautious": "add scale_by_caution(0.0) after the link that computes the direction",
     "kahan_sum": "add gradtx.compensate_rounding() as the last link",
@@ -375,7 +337,7 @@ def keyword_parameter(name: str, default: Any, annotation: str) -> inspect.Param
 _KNOWN_HINTS: dict[tuple[str, str], Any] = {}
 
 
-def _is_users(function: Callable[..., Any]) -> bool:
+def is_users(function: Callable[..., Any]) -> bool:
     """Whether a factory was written by a user, not by this package."""
     return (function.__module__ or "").partition(".")[0] != __package__
 
@@ -385,7 +347,7 @@ def _hints_of(function: Callable[..., Any]) -> dict[str, Any]:
     module = sys.modules.get(function.__module__ or "")
     names = getattr(function, "__globals__", None)
     # A doctest has its own globals.
-    if _is_users(function) or module is None or names is not vars(module):
+    if is_users(function) or module is None or names is not vars(module):
         return typing.get_type_hints(function)
     hints: dict[str, Any] = {}
     for name, annotation in function.__annotations__.items():
@@ -457,13 +419,15 @@ class Arguments:
         parameters = list(signature.parameters.values())
         _check_annotations(name, parameters, hints)
         self.name = name
+        # The class in `gradtx.optim`, for errors.
+        self.class_name: str | None = None
         added = _added_to_alias(signature) if is_alias else {}
         # Arguments that the body does not receive.
         self.added = tuple(parameter.name for parameter in added)
         for parameter, hint in added.items():
             parameters.append(parameter)
             hints[parameter.name] = hint
-        users = _is_users(function)
+        users = is_users(function)
         arguments: list[Argument] = []
         for parameter in parameters:
             key = parameter.name
@@ -554,18 +518,17 @@ class Arguments:
 
     def _use_with_parameters(self) -> str:
         """Say how to make an optimizer."""
-        from gradtx.optim.classes import CLASSES
-
-        cls: Any = CLASSES.get(self.name)
         wrapped = f"gradtx.as_optimizer({self.name}(...), params)"
-        if cls is None or cls._alias.spec.arguments is not self:
+        if self.class_name is None:
             return f"use {wrapped}"
-        return f"use gradtx.optim.{cls.__name__}(params, ...), or {wrapped}"
+        return f"use gradtx.optim.{self.class_name}(params, ...), or {wrapped}"
 
     def _suggestion(self, key: str) -> str:
         """Suggest the intended argument, including for a name from another library."""
         if key in ("params", "model", "parameters"):
             return self._use_with_parameters()
+        if OTHER_WORDS.get(key) in self.by_name:
+            return f"did you mean {OTHER_WORDS[key]!r}?"
         if key in _OTHER_OPTIONS:
             return _OTHER_OPTIONS[key]
         return nearest(key, self.by_name)

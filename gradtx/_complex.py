@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradtx._sharding import is_sharded
+from gradtx._dtensor import is_sharded
 
 REMEDY = "keep torch.view_as_real(tensor) as the parameter, and apply torch.view_as_complex in the model"
 # Dtypes of the parts of the complex tensors that torch can compute with.

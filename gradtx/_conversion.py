@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradtx._sharding import full_tensor, is_sharded, local, placed_as
+from gradtx._dtensor import full_tensor, is_sharded, local, placed_as
 from gradtx._storage import packed, unpacked
 from gradtx.codes import CODES, KEY, SCALE, Codec
 

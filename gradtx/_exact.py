@@ -1,16 +1,61 @@
-"""Hyperparameters as exact numbers: 0-d float64 tensors, created without reading a value on the host."""
+"""Hyperparameters: schedules, and exact numbers, 0-d float64 tensors created without reading a value on the host."""
 
 from __future__ import annotations
 
 import math
 import numbers
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor
 
-from gradtx._arguments import Schedule
 from gradtx._messages import describe
+
+__all__ = ["Betas", "Scalar", "Schedule"]
+
+
+class Schedule:
+    """A hyperparameter that changes with the step: a pure function of the number of finished updates.
+
+    The first update uses `schedule(0)`, as with torch's schedulers.
+
+    Args:
+        function: Maps a step, a Python int or a 0-d tensor, to a number or a 0-d tensor. It must be defined for every
+            step >= 0 and must not read the tensor on the host (use `torch.where`, not `if`). Chains pass a whole
+            number in float64, so that arithmetic with Python floats stays exact.
+
+    Raises:
+        TypeError: If `function` is not callable.
+
+    Example:
+        >>> halve = Schedule(lambda step: 0.1 * 0.5**step)
+        >>> halve(0), halve(2)
+        (0.1, 0.025)
+    """
+
+    def __init__(self, function: Callable[[Any], Any]):
+        if not callable(function):
+            raise TypeError(f"Schedule: needs a function of the step, got {function!r}")
+        self._function = function
+
+    def __call__(self, step: Any) -> Any:
+        return self._function(step)
+
+    def __repr__(self) -> str:
+        return f"Schedule({describe(self._function)})"
+
+    if TYPE_CHECKING:  # factory bodies receive the schedule's value and compute with it
+
+        def _operator(self, other: Any) -> Any: ...
+        def __neg__(self) -> Any: ...
+
+        __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = _operator
+        __truediv__ = __rtruediv__ = __pow__ = __rpow__ = _operator
+
+
+Scalar: TypeAlias = float | Tensor | Schedule
+Betas: TypeAlias = tuple[Scalar, ...]
 
 
 def exact(value: Any, device: torch.device) -> Tensor:

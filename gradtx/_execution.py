@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from gradtx._complex import PARTS, REMEDY, as_complex, as_real
+from gradtx._dtensor import placed_as, total_of
 from gradtx._errors import Path
 from gradtx._random import indices
 from gradtx._runs import Run, Scope, selected
-from gradtx._sharding import placed_as, total_of
 from gradtx.codes import Codec
 from gradtx.context import Clock, Context, Moment
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from gradtx.core import GradientTransformation
+from gradtx._forward import Transformation
 
 # A trait of a link that some combinators reject -> what the link does, and what to do.
 FAULTS = {
@@ -19,7 +17,7 @@ FAULTS = {
 
 
 def check_inner(
-    outer: str, rejects: Iterable[str], inner: Iterable[GradientTransformation]
+    outer: str, rejects: Iterable[str], inner: Iterable[Transformation]
 ) -> None:
     """Check that a combinator works around these transformations.
 
@@ -39,7 +37,7 @@ def check_inner(
                     raise TypeError(f"{outer}: {link._name} {fault}")
 
 
-def _links_of(tx: GradientTransformation) -> Iterator[GradientTransformation]:
+def _links_of(tx: Transformation) -> Iterator[Transformation]:
     """Yield all links of a transformation, those inside a combinator before the combinator."""
     for link in tx._links():
         for inner in link._children():

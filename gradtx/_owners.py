@@ -15,21 +15,10 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from gradtx._dtensor import from_local_like, full_tensor, is_sharded, local, placed_as
 from gradtx._errors import Path
 from gradtx._execution import Leaf, Operation, Position, execute
-from gradtx._sharding import (
-    Piece,
-    Team,
-    can_be_owned,
-    from_local_like,
-    full_tensor,
-    is_sharded,
-    local,
-    pieces_of,
-    placed_as,
-    team_for,
-    whole_piece,
-)
+from gradtx._sharding import Piece, Team, can_be_owned, pieces_of, team_for, whole_piece
 
 BUCKET = 2**26  # bytes of whole tensors per exchange
 # Entries at the start of each message that report whether the sender has failed.

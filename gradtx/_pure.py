@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import numbers
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from gradtx import _torch, _tree
 from gradtx._complex import check_real, real_views
+from gradtx._dtensor import completed
 from gradtx._errors import OWN_STATE, Path, foreign, lacking
 from gradtx._exact import exact
 from gradtx._execution import (
@@ -22,17 +23,13 @@ from gradtx._execution import (
     execute,
     initialize,
 )
+from gradtx._forward import Transformation
 from gradtx._messages import nearest, warn_user
 from gradtx._nested_state import NestedState, check_plain, enter, is_plain
 from gradtx._runs import Run
-from gradtx._sharding import completed
 from gradtx._slots import kind_of
 from gradtx._storage import check_patterns
 from gradtx.context import Clock
-
-if TYPE_CHECKING:
-    from gradtx.core import GradientTransformation
-
 
 # Extras that are functions, and their results.
 FUNCTIONS = {"grad_fn": "gradients", "value_fn": "0-d tensor"}
@@ -59,7 +56,7 @@ class TreeRun(Run):
 
     def __init__(
         self,
-        tx: GradientTransformation,
+        tx: Transformation,
         like: dict[str, Any],
         unflatten: Any,
         state: Any = None,
@@ -304,7 +301,7 @@ def _checked_leaf_steps(counts: Any) -> dict[str, Tensor] | None:
 
 
 def blame_state(
-    tx: GradientTransformation, like: Any, state: Any, error: Exception
+    tx: Transformation, like: Any, state: Any, error: Exception
 ) -> Exception:
     """Return the error for a failed call, which blames the state if it differs from `init`'s in shapes or dtypes."""
     try:
@@ -363,9 +360,7 @@ def _new_slot(leaf: Leaf | None, path: Path, slot: str, old: Tensor) -> Tensor:
     return old
 
 
-def init(
-    tx: GradientTransformation, params: Any, counts: str = "calls"
-) -> dict[str, Any]:
+def init(tx: Transformation, params: Any, counts: str = "calls") -> dict[str, Any]:
     if counts not in ("calls", "leaves"):
         raise ValueError(f"init: counts must be 'calls' or 'leaves', got {counts!r}")
     leaves, unflatten = _tree.flatten(params, "params")
@@ -415,7 +410,7 @@ def _first_state(run: TreeRun, cells: list[Leaf]) -> dict[str, Any]:
 
 
 def update(
-    tx: GradientTransformation,
+    tx: Transformation,
     updates: Any,
     state: Any,
     params: Any,
@@ -456,7 +451,7 @@ def _warn_of_long_graph(state: Any, params: Any) -> None:
 
 
 def _update(
-    tx: GradientTransformation,
+    tx: Transformation,
     updates: Any,
     state: Any,
     params: Any,
@@ -573,7 +568,7 @@ def _check_entry(
 
 
 def check_unread(
-    tx: GradientTransformation, updates: Any, params: Any, extras: dict[str, Any]
+    tx: Transformation, updates: Any, params: Any, extras: dict[str, Any]
 ) -> None:
     """Check the extras of a call in which no rule reads them, as a call that reads them does."""
     kinds = check_extras(tx, params, extras)
@@ -589,7 +584,7 @@ def check_unread(
 
 
 def check_extras(
-    tx: GradientTransformation,
+    tx: Transformation,
     params: Any,
     extras: dict[str, Any],
     call: str = "update(updates, state, params",
@@ -670,7 +665,7 @@ def as_number(name: str, value: Any) -> Tensor:
     return number.to(torch.promote_types(number.dtype, torch.float32))
 
 
-def eval_params(tx: GradientTransformation, state: Any, params: Any) -> Any:
+def eval_params(tx: Transformation, state: Any, params: Any) -> Any:
     try:
         return _eval_params(tx, state, params)
     except (RuntimeError, IndexError) as error:
@@ -680,7 +675,7 @@ def eval_params(tx: GradientTransformation, state: Any, params: Any) -> Any:
         raise fault from error
 
 
-def _eval_params(tx: GradientTransformation, state: Any, params: Any) -> Any:
+def _eval_params(tx: Transformation, state: Any, params: Any) -> Any:
     by_name, unflatten = _tree.flatten(params, "params")
     run = TreeRun(tx, by_name, unflatten, state)
     run.check(by_name)

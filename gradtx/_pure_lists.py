@@ -10,18 +10,19 @@ import contextlib
 import functools
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeGuard, cast
+from typing import Any, TypeGuard, cast
 
 import torch
 from torch import Tensor
 
 from gradtx import _pure, _torch, _tree
-from gradtx._arguments import Schedule, is_off
+from gradtx._arguments import is_off
 from gradtx._complex import as_complex, as_real
 from gradtx._eager import add_note, runs_eagerly
 from gradtx._errors import Path
-from gradtx._exact import resolve
+from gradtx._exact import Schedule, resolve
 from gradtx._execution import Leaf, Operation, checks_extras, execute, takes_none
+from gradtx._forward import Transformation
 from gradtx._lists import UnrecordableError
 from gradtx._lists.bundle import ListBundle, ListPass, differ_by_leaf, entries_of_a_call
 from gradtx._lists.cache import SharedPrograms
@@ -30,9 +31,6 @@ from gradtx._passes import AwaitedSumError, Names, PassResult, passes_of
 from gradtx._pure import LEAF_STEPS, TreeRun, check_extras, leaves_of
 from gradtx._runs import Place, clock_at
 from gradtx.context import UNREAD
-
-if TYPE_CHECKING:
-    from gradtx.core import GradientTransformation
 
 # Limits of a transformation's cache: structures of trees and extras, and for each of them, layouts of tensors.
 MOST_STRUCTURES, MOST_SHAPES = 32, 8
@@ -45,7 +43,7 @@ class _UnsuitableError(Exception):
 
 
 def update(
-    tx: GradientTransformation,
+    tx: Transformation,
     updates: Any,
     state: Any,
     params: Any,
@@ -131,7 +129,7 @@ def _records_gradients(tensors: Iterable[Tensor], numbers: Iterable[Any]) -> boo
 _SHARED = SharedPrograms()
 
 
-def programs_of(tx: GradientTransformation) -> dict[Any, Any]:
+def programs_of(tx: Transformation) -> dict[Any, Any]:
     """Return the programs of a transformation, which it shares with others that differ only in numbers.
 
     Programs that hold functions or tensors of the user belong to one transformation, and are freed with it.
@@ -191,7 +189,7 @@ class _Extras:
     numbers: dict[str, Any]
     unread: tuple[str, ...]
 
-    def check(self, tx: GradientTransformation, params: Any) -> dict[str, str]:
+    def check(self, tx: Transformation, params: Any) -> dict[str, str]:
         """Check that no extra is missing, and return the kinds of all extras."""
         return check_extras(tx, params, {**self.numbers, **self.stand_ins()})
 
@@ -261,7 +259,7 @@ class Numbers:
         places: The place in the chain of the node to which each number belongs.
     """
 
-    def __init__(self, tx: GradientTransformation):
+    def __init__(self, tx: Transformation):
         self.values: list[Any] = []
         self.places: list[Place] = []
         structure: list[Any] = []
@@ -279,7 +277,7 @@ class Numbers:
         self.structure = tuple(structure)
 
     @classmethod
-    def of(cls, tx: GradientTransformation) -> Numbers:
+    def of(cls, tx: Transformation) -> Numbers:
         if tx._numbers is None:
             tx._set(_numbers=cls(tx))
         return tx._numbers  # type: ignore[return-value]
@@ -292,9 +290,7 @@ class Numbers:
         self.places.append(place[0])
         return NUMBER
 
-    def chain_of(
-        self, tx: GradientTransformation, tensors: Iterator[Tensor]
-    ) -> GradientTransformation:
+    def chain_of(self, tx: Transformation, tensors: Iterator[Tensor]) -> Transformation:
         """Return the transformation with tensors in place of the numbers."""
         arguments: dict[Any, Any] = {}
         for place, value in self.structure:
@@ -316,7 +312,7 @@ class TreeProgram:
 
     def __init__(
         self,
-        tx: GradientTransformation,
+        tx: Transformation,
         numbers: Numbers,
         updates: Any,
         state: Any,
@@ -445,7 +441,7 @@ class TreeProgram:
 
 
 def _run_of(
-    tx: GradientTransformation,
+    tx: Transformation,
     updates: Any,
     state: Any,
     params: Any,
@@ -572,7 +568,7 @@ class _OneLeaf:
 
     def __init__(
         self,
-        tx: GradientTransformation,
+        tx: Transformation,
         numbers: Numbers,
         name: str,
         has_param: bool,

@@ -13,14 +13,9 @@ import torch
 from torch import Tensor
 
 from gradtx import _torch
+from gradtx._dtensor import from_local_like, is_sharded, local, placed_as
 from gradtx._exact import exact_dtype
-from gradtx._sharding import (
-    first_entries,
-    from_local_like,
-    is_sharded,
-    local,
-    placed_as,
-)
+from gradtx._sharding import first_entries
 
 _GOLDEN = 0x9E3779B97F4A7C15 - 2**64
 _MIX1 = 0xBF58476D1CE4E5B9 - 2**64

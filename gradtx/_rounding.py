@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from gradtx import _torch
+from gradtx._dtensor import from_local_like, local, placed_as
 from gradtx._execution import Leaf, Operation
 from gradtx._random import bits16, name_key
 from gradtx._runs import Scope
-from gradtx._sharding import from_local_like, local, placed_as
 from gradtx.codes import CODES, bits_to_round
 
 HALVES = (torch.bfloat16, torch.float16)

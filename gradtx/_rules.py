@@ -14,13 +14,14 @@ from torch import Tensor
 
 from gradtx import _torch
 from gradtx._arguments import UnfitError
+from gradtx._dtensor import full_tensor, is_sharded, placed_as
 from gradtx._errors import OWN_STATE, Path, lacking
 from gradtx._exact import exact
 from gradtx._execution import Leaf, Operation
 from gradtx._messages import nearest, shortly
 from gradtx._random import Stream
 from gradtx._runs import LateTerm, Run, Scope
-from gradtx._sharding import full_tensor, is_sharded, placed_as, summed_over_ranks
+from gradtx._sharding import summed_over_ranks
 from gradtx._slots import (
     WrongShapeError,
     check_slots,

@@ -5,24 +5,20 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Container, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from gradtx import _torch
+from gradtx._dtensor import local, total_of
 from gradtx._errors import OWN_STATE, Path, lacking
-from gradtx._sharding import local, total_of
-
-if TYPE_CHECKING:
-    from gradtx._execution import Leaf, Operation
-    from gradtx._spaces import SpaceRun
-    from gradtx._storage import Storage, Store
-    from gradtx.core import GradientTransformation
+from gradtx._forward import Leaf, Operation, SpaceRun, Transformation
+from gradtx._storage import Storage, Store
 
 # The child indices on the path from a transformation to one of its nodes.
 Place = tuple[int, ...]
-Passed = tuple[tuple["GradientTransformation", Place], ...]
+Passed = tuple[tuple[Transformation, Place], ...]
 
 
 class Memory:
@@ -389,7 +385,7 @@ class Scope:
             scope.passed = tuple((tx, (*self.place, *place)) for tx, place in passed)
         return scope
 
-    def of(self, tx: GradientTransformation) -> Scope:
+    def of(self, tx: Transformation) -> Scope:
         """Return the position of `tx`, which has a place again if it was passed to an enclosing alias or link."""
         if self.place is None:
             for argument, place in self.passed:

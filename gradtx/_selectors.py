@@ -13,7 +13,6 @@ from torch import Tensor
 from gradtx import _torch
 from gradtx._errors import Path
 from gradtx._messages import describe, shortly
-from gradtx.core import GradientTransformation
 
 Where = str | tuple[str, ...] | list[str] | Callable[[str, Tensor], bool]
 Patterns: TypeAlias = tuple[str, ...]
@@ -269,10 +268,10 @@ def check_not_empty(owner: str, where: Any) -> None:
 
 
 def is_function(where: Any) -> TypeGuard[Predicate]:
-    """Whether `where` is a function of a name and a tensor; modules and classes are callable but do not count."""
-    if not callable(where) or isinstance(
-        where, type | torch.nn.Module | GradientTransformation
-    ):
+    """Whether `where` is a function of a name and a tensor; modules, classes and chains are callable but not one."""
+    if not callable(where) or isinstance(where, type | torch.nn.Module):
+        return False
+    if hasattr(where, "init") and hasattr(where, "update"):
         return False
     try:
         if not torch.compiler.is_compiling():  # dynamo cannot trace this

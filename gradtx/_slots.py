@@ -12,10 +12,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from gradtx._dtensor import full_tensor, gathered, placed_as
 from gradtx._errors import OWN_STATE, Path
 from gradtx._exact import exact_dtype
 from gradtx._messages import shortly
-from gradtx._sharding import full_tensor, gathered, placed_as
 
 
 def first_slots(

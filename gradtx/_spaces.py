@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gradtx._dtensor import full_tensor, is_sharded
 from gradtx._errors import Path
 from gradtx._execution import Block, Leaf
 from gradtx._rules import Call, Rule, RuleOperation, StageState
 from gradtx._runs import Scope, as_flag, selected
-from gradtx._sharding import full_tensor, is_sharded
 from gradtx.context import Clock
 from gradtx.core import GradientTransformation
 from gradtx.factories import Combinator

@@ -5,22 +5,20 @@ from __future__ import annotations
 import fnmatch
 import math
 from collections.abc import Callable, Iterable, Mapping, Set
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from gradtx import _torch
+from gradtx._dtensor import is_sharded, joined, local, placed_as
 from gradtx._errors import Path
+from gradtx._forward import Leaf, Run
 from gradtx._messages import close, describe
 from gradtx._random import bits16, name_key
-from gradtx._sharding import is_sharded, joined, local, placed_as, splits_rows
+from gradtx._sharding import splits_rows
 from gradtx._slots import first_slots, value_for, widened, wrong_shape
 from gradtx.codes import CODES, KEY, Codec
-
-if TYPE_CHECKING:
-    from gradtx._execution import Leaf
-    from gradtx._runs import Run
 
 # In smaller leaves, codes save too little memory for the time that they cost.
 MIN_SIZE = 4096

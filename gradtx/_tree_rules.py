@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from gradtx._dtensor import full_tensor
 from gradtx._errors import Path
 from gradtx._execution import Leaf, Operation
 from gradtx._rules import without_params
 from gradtx._runs import Run, Scope
-from gradtx._sharding import full_tensor
 from gradtx._slots import check_slots
 from gradtx._storage import Store
 from gradtx.context import Clock, Context

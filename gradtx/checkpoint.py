@@ -13,8 +13,8 @@ from torch import Tensor
 
 from gradtx import _tree
 from gradtx._conversion import converted, possible_keys
+from gradtx._dtensor import is_sharded
 from gradtx._runs import Memory
-from gradtx._sharding import is_sharded
 from gradtx._torch import readable
 
 __all__ = ["load", "save"]

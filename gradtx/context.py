@@ -5,21 +5,19 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Container
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from gradtx import _tree
 from gradtx._arguments import is_off
+from gradtx._dtensor import full_tensor
 from gradtx._exact import exact, exact_dtype, log_or_zero
+from gradtx._forward import Leaf
 from gradtx._messages import close
 from gradtx._random import name_key
-from gradtx._sharding import full_tensor
 from gradtx._torch import is_intercepted, readable
-
-if TYPE_CHECKING:
-    from gradtx._execution import Leaf
 
 __all__ = ["Context"]
 

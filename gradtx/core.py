@@ -11,7 +11,8 @@ from torch.nn import Module
 from torch.optim import Optimizer
 
 from gradtx import _pure, _pure_lists
-from gradtx._arguments import Argument, Schedule
+from gradtx._arguments import Argument
+from gradtx._exact import Schedule
 from gradtx._messages import describe, nearest_dotted, shortly
 from gradtx._runs import Place, Scope
 from gradtx._surroundings import surroundings, unaffected_by_surroundings

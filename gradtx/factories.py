@@ -10,7 +10,7 @@ from typing import Any, ParamSpec, Protocol, TypeAlias, TypedDict, cast, overloa
 import torch
 from torch import Tensor
 
-from gradtx._arguments import Argument, Arguments, Range, tensors_in, varies
+from gradtx._arguments import Argument, Arguments, Range, is_users, tensors_in, varies
 from gradtx._docstrings import with_arguments
 from gradtx._exact import resolve
 from gradtx._execution import NEGATE, Block, Branch, Operation, around_alias
@@ -117,6 +117,8 @@ class Spec:
         self.name = function.__name__
         self.class_name = options.get("class_name") or _capitalized(self.name)
         self.arguments = _arguments_of(kind, function, options)
+        if kind == "alias" and not is_users(function):
+            self.arguments.class_name = self.class_name
         self.example = options.get("example", {})
         self.lr_role = options.get("lr_role")
         self.rounds = options.get("rounds", False)

@@ -12,11 +12,11 @@ from torch.nn.parameter import is_lazy
 
 from gradtx import _tree
 from gradtx._complex import check_real
+from gradtx._dtensor import local
 from gradtx._given import listed_group, listed_params
 from gradtx._messages import check_state_device, describe
 from gradtx._pure import TreeRun
 from gradtx._selectors import NumberedName
-from gradtx._sharding import local
 from gradtx._tree import check_leaf
 from gradtx.core import GradientTransformation, check_transformation
 

@@ -13,14 +13,16 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from gradtx import schedules
-from gradtx._arguments import Argument, Arguments, Scalar, Schedule
-from gradtx._counterparts import counterpart, plain
-from gradtx._messages import close, describe
+from gradtx._arguments import Argument, Arguments
+from gradtx._counterparts import plain
+from gradtx._exact import Scalar, Schedule
+from gradtx._messages import describe, nearest
 from gradtx.combinators.lookahead import with_lookahead
 from gradtx.core import GradientTransformation, chain
 from gradtx.factories import Alias
 from gradtx.optim import ChainOptimizer, as_optimizer
 from gradtx.optim._groups import ENGINE_OPTIONS, check_differentiable
+from gradtx.optim._hints import optimizer_hint
 from gradtx.optim._warnings import warn_of_engine_options
 from gradtx.optim.classes import CLASSES, AliasOptimizer, class_of
 from gradtx.optimizers.adam import adamw
@@ -112,26 +114,10 @@ def _lookup(
         name_of[plain(target)] = target
     if plain(name) in name_of:
         return known[name_of[plain(name)]]
-    hint = counterpart(name) or _suggestion(what, name, name_of)
+    hint = nearest(plain(name), name_of)
+    if what == "optimizer":
+        hint = optimizer_hint(name, name_of)
     raise ValueError(f"{owner}: unknown {what} {name!r}; {hint}")
-
-
-def _suggestion(what: str, name: str, name_of: Mapping[str, str]) -> str:
-    """Suggest the known name that is most similar, or how to list all names."""
-    meant = close(plain(name), name_of, 0.8)
-    if meant is not None:
-        return f"did you mean {name_of[meant]!r}?"
-    kind = "optimizers" if what == "optimizer" else "lr_schedulers"
-    return f"gradtx.get_supported_{kind}() lists all names"
-
-
-def class_hint(name: str) -> str:
-    """Return a suggestion for a name that `gradtx.optim` does not have."""
-    class_of: dict[str, str] = {}
-    for alias, cls in CLASSES.items():
-        class_of[plain(alias)] = cls.__name__
-        class_of[plain(cls.__name__)] = cls.__name__
-    return counterpart(name) or _suggestion("optimizer", name, class_of)
 
 
 def _matching(

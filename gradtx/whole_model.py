@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from gradtx._arguments import Betas, Scalar
+from gradtx._exact import Betas, Scalar
 from gradtx._messages import describe
 from gradtx._selectors import without_wrappers
 from gradtx.combinators.blocks import blocks

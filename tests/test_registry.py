@@ -498,7 +498,7 @@ def test_a_wrong_model_is_an_error_that_says_so():
         (
             lambda: gradtx.create_optimizer(torch.nn.Linear(2, 2), "adamp", weight_decouple=True),
             TypeError,
-            "adamp: unknown argument 'weight_decouple'; an optimizer with two forms of weight decay has decoupled_",
+            "adamp: unknown argument 'weight_decouple'; this optimizer has only one form of weight decay; omit it",
         ),
         (
             lambda: gradtx.load_lr_scheduler("cosin"),

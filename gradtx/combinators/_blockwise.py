@@ -14,19 +14,19 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
-from gradtx._errors import Path
-from gradtx._execution import Block, Leaf, Operation, Position, takes_none
-from gradtx._random import name_key
-from gradtx._rules import empty_dict
-from gradtx._runs import LateTerm, Run
-from gradtx._sharding import (
+from gradtx._dtensor import (
     from_local_like,
     from_local_shard,
     full_tensor,
     local,
     placed_as,
-    placements_by_rows,
 )
+from gradtx._errors import Path
+from gradtx._execution import Block, Leaf, Operation, Position, takes_none
+from gradtx._random import name_key
+from gradtx._rules import empty_dict
+from gradtx._runs import LateTerm, Run
+from gradtx._sharding import placements_by_rows
 from gradtx.combinators._division import Division, LocalBlocks, local_blocks
 
 Slots: TypeAlias = dict[Path, dict[str, Tensor]]

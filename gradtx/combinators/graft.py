@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from gradtx._arguments import Scalar
+from gradtx._exact import Scalar
 from gradtx.combinators.frame import Frame, Result, Values
 from gradtx.context import FrameContext
 from gradtx.core import GradientTransformation, check_transformation

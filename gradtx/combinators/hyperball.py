@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gradtx._arguments import Scalar
+from gradtx._exact import Scalar
 from gradtx.core import GradientTransformation, chain, check_transformation
 from gradtx.factories import combinator
 from gradtx.transforms.hyperball import keep_norm, scale_to_radius

@@ -8,10 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradtx._arguments import Scalar
-from gradtx._exact import exact
+from gradtx._dtensor import total
+from gradtx._exact import Scalar, exact
 from gradtx._runs import Scope
-from gradtx._sharding import total
 from gradtx._tree_rules import Functions, TreeOperation
 from gradtx.core import GradientTransformation, check_transformation
 from gradtx.factories import Combinator, combinator

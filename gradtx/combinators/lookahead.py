@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradtx._arguments import Scalar
+from gradtx._exact import Scalar
 from gradtx.combinators.frame import Frame, Values
 from gradtx.context import FrameContext
 from gradtx.core import GradientTransformation, check_transformation

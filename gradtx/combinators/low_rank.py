@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 
-from gradtx._arguments import Scalar
+from gradtx._exact import Scalar
 from gradtx.core import GradientTransformation, check_transformation
 from gradtx.factories import combinator
 from gradtx.transforms._projection import Projection, ScaledView, check_choices

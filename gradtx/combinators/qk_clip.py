@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from gradtx._arguments import Scalar
+from gradtx._exact import Scalar
 from gradtx._messages import describe
 from gradtx._selectors import Selector, check_not_empty, patterns
 from gradtx._torch import readable

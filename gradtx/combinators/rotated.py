@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from gradtx._arguments import Scalar
+from gradtx._exact import Scalar
 from gradtx.core import GradientTransformation, check_transformation
 from gradtx.factories import combinator
 from gradtx.transforms._rotation import SIDES, Factors, Rotation

@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gradtx._arguments import Scalar
-from gradtx._exact import exact
+from gradtx._exact import Scalar, exact
 from gradtx.combinators.frame import Frame, Result, Values
 from gradtx.context import FrameContext
 from gradtx.core import GradientTransformation, check_transformation

@@ -8,9 +8,9 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from gradtx._arguments import Scalar
+from gradtx._dtensor import total
+from gradtx._exact import Scalar
 from gradtx._selectors import answer
-from gradtx._sharding import total
 from gradtx.combinators.frame import Frame
 from gradtx.core import GradientTransformation, check_transformation
 from gradtx.factories import combinator

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from gradtx._arguments import Betas, Scalar
+from gradtx._exact import Betas, Scalar
 from gradtx.combinators.frame import Frame, Result, Values
 from gradtx.context import FrameContext
 from gradtx.core import GradientTransformation, chain, check_transformation

@@ -10,6 +10,7 @@ import torch
 from gradtx._given import Params
 from gradtx.core import GradientTransformation, check_transformation
 from gradtx.optim import classes
+from gradtx.optim._hints import class_names, optimizer_hint
 from gradtx.optim._warnings import (
     warn_of_ascent,
     warn_of_early_links,
@@ -107,6 +108,6 @@ if not TYPE_CHECKING:  # type checkers report unknown names themselves
         """Raise an error that suggests the link or class corresponding to another library's name."""
         if name.startswith("_"):
             raise AttributeError(f"module 'gradtx.optim' has no attribute {name!r}")
-        from gradtx.registry import class_hint
-
-        raise AttributeError(f"gradtx.optim has no {name!r}; {class_hint(name)}")
+        raise AttributeError(
+            f"gradtx.optim has no {name!r}; {optimizer_hint(name, class_names())}"
+        )

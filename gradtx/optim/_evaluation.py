@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
+from gradtx._dtensor import is_sharded
 from gradtx._messages import describe, warn_user
-from gradtx._sharding import is_sharded
 from gradtx._slots import kind_of
 from gradtx._torch import version_of
 from gradtx.optim._form import TRAINED, numbers_of

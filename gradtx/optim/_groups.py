@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradtx._arguments import Schedule, is_off
-from gradtx._exact import exact, python_scalar, resolve
+from gradtx._arguments import is_off
+from gradtx._exact import Schedule, exact, python_scalar, resolve
+from gradtx._messages import describe
 from gradtx.core import Entry, GradientTransformation
 
 SCHEDULER_KEYS = ("initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum")
@@ -393,6 +394,10 @@ class GroupView:
         view = GroupView.__new__(GroupView)
         view.__dict__.update(self.__dict__)
         overridden = group.pop(OVERRIDDEN, None)
+        if not isinstance(overridden, list | None):
+            raise ValueError(
+                f"load_state_dict: {OVERRIDDEN!r} of a group is {describe(overridden)}, needs a list of names"
+            )
         view.group = group
         # The saved betas contain it.
         view._followed = group.get("momentum")

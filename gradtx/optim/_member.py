@@ -10,14 +10,40 @@ import torch
 from torch import Tensor
 
 from gradtx import _torch
+from gradtx._dtensor import local
 from gradtx._errors import Path
 from gradtx._execution import Leaf
 from gradtx._owners import owned_paths
 from gradtx._runs import Run
-from gradtx._sharding import local
 from gradtx._storage import auxiliary_tensors
 from gradtx.codes import Codec
-from gradtx.optim._scaling import Count
+
+
+@dataclass(eq=False)
+class Count:
+    """A step count on the device; parameters with the same count share one object.
+
+    Attributes:
+        made: The number of steps made, 0-d int64.
+        bound: An upper bound known to the host, which includes skipped steps.
+    """
+
+    made: Tensor
+    bound: int
+
+    @property
+    def most(self) -> int:
+        """The number of steps as far as the host knows it without synchronizing."""
+        return int(self.made) if self.made.device.type == "cpu" else self.bound
+
+    def after(self, tick: int | Tensor) -> Count:
+        """Return the count after a step that adds `tick`."""
+        return Count(self.made + tick, self.most + 1)
+
+    def copy_from(self, other: Count) -> None:
+        """Copy another count into this one's tensor."""
+        self.made.copy_(other.made)
+        self.bound = other.bound
 
 
 class Layout(NamedTuple):

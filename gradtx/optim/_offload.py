@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
+from gradtx._dtensor import is_sharded
 from gradtx._messages import check_state_device, describe
 from gradtx._pure import FUNCTIONS
-from gradtx._sharding import is_sharded
 from gradtx.core import GradientTransformation
 from gradtx.optim._warnings import warn_of_replicas
 

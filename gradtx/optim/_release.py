@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,9 +19,6 @@ from gradtx.optim._run import WAY_OUT, OptimizerRun, SingleRun
 from gradtx.optim._step import Step
 from gradtx.optim._warnings import warn_of_replicas
 from gradtx.optim._workings import Workings
-
-if TYPE_CHECKING:
-    from gradtx.optim.adapter import ChainOptimizer
 
 WHO = "release_gradients"
 AVERAGES_LATE = (
@@ -107,13 +104,13 @@ class ReleasedGradients:
     """The handle of `release_gradients`: parameters step during backward until `remove` is called.
 
     Args:
-        optimizer: The optimizer.
+        optimizer: The `ChainOptimizer`.
 
     Raises:
         ValueError: If a link needs the gradients of all parameters or a closure.
     """
 
-    def __init__(self, optimizer: ChainOptimizer):
+    def __init__(self, optimizer: Any):
         workings = optimizer._up_to_date()
         check_released(workings)
         warn_of_replicas(WHO, workings.members.by_param, AVERAGES_LATE)
@@ -176,7 +173,7 @@ class ReleasedGradients:
     _update_untraced = _torch.not_traced(_update)
 
     @unaffected_by_surroundings
-    def _step(self, optimizer: ChainOptimizer, param: Tensor) -> None:
+    def _step(self, optimizer: Any, param: Tensor) -> None:
         member = optimizer._workings.members.by_param.get(param)
         if self._open is not None and member is not None and self._open.has(member):
             self._end_call(member)

@@ -8,47 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from gradtx import _torch
+from gradtx._dtensor import full_tensor, local
 from gradtx._exact import exact
 from gradtx._runs import Run, Scope
-from gradtx._sharding import full_tensor, local
 from gradtx.combinators.frame import Frame, FrameRun, InnerClock
 from gradtx.core import chain
-
-if TYPE_CHECKING:
-    from gradtx.optim._member import Member
-
-
-@dataclass(eq=False)
-class Count:
-    """A step count on the device; parameters with the same count share one object.
-
-    Attributes:
-        made: The number of steps made, 0-d int64.
-        bound: An upper bound known to the host, which includes skipped steps.
-    """
-
-    made: Tensor
-    bound: int
-
-    @property
-    def most(self) -> int:
-        """The number of steps as far as the host knows it without synchronizing."""
-        return int(self.made) if self.made.device.type == "cpu" else self.bound
-
-    def after(self, tick: int | Tensor) -> Count:
-        """Return the count after a step that adds `tick`."""
-        return Count(self.made + tick, self.most + 1)
-
-    def copy_from(self, other: Count) -> None:
-        """Copy another count into this one's tensor."""
-        self.made.copy_(other.made)
-        self.bound = other.bound
+from gradtx.optim._member import Count, Member
 
 
 def on_device(number: int | Tensor, device: torch.device) -> Tensor:

@@ -18,12 +18,11 @@ from gradtx._storage import Storage, check_patterns
 from gradtx.context import Clock
 from gradtx.core import Entry
 from gradtx.optim._groups import GroupView
-from gradtx.optim._member import FirstState, Layout, Member, ParameterKind
+from gradtx.optim._member import Count, FirstState, Layout, Member, ParameterKind
 from gradtx.optim._members import CPU, Members, first_clock, leaf_of, never_trains
 from gradtx.optim._ownership import assign_owners
 from gradtx.optim._run import OptimizerRun
 from gradtx.optim._saved import matched
-from gradtx.optim._scaling import Count
 
 State = dict[str, Tensor]
 

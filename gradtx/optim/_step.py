@@ -12,13 +12,13 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from gradtx import _torch
+from gradtx._dtensor import gradient_like, placed_as, total
 from gradtx._eager import add_note
 from gradtx._execution import FROZEN, Block, Leaf, check_extras_of, execute
 from gradtx._owners import with_regions
 from gradtx._pure import FUNCTIONS, as_number, by_leaf, check_extras, split_extras
 from gradtx._runs import memory_of
 from gradtx._selectors import in_model
-from gradtx._sharding import gradient_like, placed_as, total
 from gradtx._tree import check_names, tensors
 from gradtx.context import Clock
 from gradtx.core import Entry

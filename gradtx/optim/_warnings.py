@@ -7,9 +7,10 @@ from typing import Any
 
 from torch import Tensor, distributed
 
-from gradtx._arguments import Schedule
+from gradtx._arguments import OTHER_WORDS
+from gradtx._dtensor import is_sharded
+from gradtx._exact import Schedule
 from gradtx._messages import close, describe, warn_user
-from gradtx._sharding import is_sharded
 from gradtx.core import Chain, Entry, GradientTransformation
 from gradtx.factories import FactoryCall
 from gradtx.optim._groups import (
@@ -251,7 +252,9 @@ def warn_of_misspelt(owner: str, keys: Iterable[Any], entries: Iterable[Entry]) 
             or _contains_name(key, known)
         ):
             continue
-        intended = close(key, known, 0.8)
+        intended = OTHER_WORDS.get(key)
+        if intended not in known:
+            intended = close(key, known, 0.8)
         if intended is not None:
             message = f"{owner}: no link reads {key!r} of this parameter group; did you mean {intended!r}?"
             warn_user(message, UserWarning)

@@ -15,7 +15,7 @@ from gradtx._eager import runs_eagerly
 from gradtx.core import GradientTransformation
 from gradtx.optim._agreement import Agreement
 from gradtx.optim._evaluation import Evaluation
-from gradtx.optim._hessian import HessianSource
+from gradtx.optim._hessian_source import HessianSource
 from gradtx.optim._members import Members
 from gradtx.optim._run import ChainTraits
 from gradtx.optim._state import States

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from typing import Any
 import torch
 from gradtx._given import Params
-from gradtx._arguments import Betas
-from gradtx._arguments import Scalar
+from gradtx._exact import Betas
+from gradtx._exact import Scalar
 from gradtx._selectors import Where
 from gradtx._storage import StateDtype
 from gradtx.core import GradientTransformation

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 
-from gradtx._arguments import Betas, Scalar, is_off
+from gradtx._arguments import is_off
+from gradtx._exact import Betas, Scalar
 from gradtx.core import chain
 from gradtx.factories import alias
 from gradtx.transforms.adaptive import scale_by_adam, scale_by_adopt

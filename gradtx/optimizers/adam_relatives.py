@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from gradtx._arguments import Betas, Range, Scalar
+from gradtx._arguments import Range
+from gradtx._exact import Betas, Scalar
 from gradtx.core import chain
 from gradtx.factories import alias
 from gradtx.optimizers.adam import with_decay

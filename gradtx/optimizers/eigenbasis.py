@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from gradtx._arguments import Betas, Scalar
+from gradtx._exact import Betas, Scalar
 from gradtx.combinators.rotated import rotated
 from gradtx.combinators.selection import partition
 from gradtx.core import GradientTransformation, chain, check_transformation

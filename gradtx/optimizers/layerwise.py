@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 import torch
 
-from gradtx._arguments import Betas, Scalar, is_off
+from gradtx._arguments import is_off
+from gradtx._exact import Betas, Scalar
 from gradtx.core import chain
 from gradtx.factories import alias
 from gradtx.transforms.clipping import bound_norm, clip_by_global_norm

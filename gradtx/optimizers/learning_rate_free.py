@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 
-from gradtx._arguments import Betas, Scalar, is_off
+from gradtx._arguments import is_off
+from gradtx._exact import Betas, Scalar
 from gradtx.core import chain
 from gradtx.factories import alias
 from gradtx.optimizers.adam import split_decay

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from gradtx._arguments import Betas, Scalar
+from gradtx._exact import Betas, Scalar
 from gradtx.combinators.selection import partition
 from gradtx.core import GradientTransformation, chain, check_transformation
 from gradtx.factories import alias

@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from gradtx._arguments import Betas, Range, Scalar, is_off
+from gradtx._arguments import Range, is_off
+from gradtx._exact import Betas, Scalar
 from gradtx._messages import describe
 from gradtx.combinators.hyperball import hyperball
 from gradtx.combinators.norm_ratio import scale_by_norm_ratio

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gradtx._arguments import Betas, Scalar
+from gradtx._exact import Betas, Scalar
 from gradtx.factories import alias
 from gradtx.optimizers.adam import with_decay
 from gradtx.transforms.positive_negative import scale_by_adapnm, scale_by_pnm

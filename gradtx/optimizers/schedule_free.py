@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gradtx._arguments import Betas, Scalar
+from gradtx._exact import Betas, Scalar
 from gradtx.combinators.schedule_free import schedule_free
 from gradtx.core import chain
 from gradtx.factories import alias

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from gradtx._arguments import Scalar, is_off
+from gradtx._arguments import is_off
+from gradtx._exact import Scalar
 from gradtx.core import chain
 from gradtx.factories import alias
 from gradtx.transforms.asgd import scale_by_asgd

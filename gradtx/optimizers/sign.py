@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gradtx._arguments import Scalar
+from gradtx._exact import Scalar
 from gradtx.factories import alias
 from gradtx.optimizers.adam import with_decay
 from gradtx.transforms.sign import scale_by_lion

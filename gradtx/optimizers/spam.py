@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gradtx._arguments import Betas, Scalar, Schedule
+from gradtx._exact import Betas, Scalar, Schedule
 from gradtx.combinators.restarts import restart
 from gradtx.core import chain
 from gradtx.factories import alias, per_tensor

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gradtx._arguments import Scalar
+from gradtx._exact import Scalar
 from gradtx.core import chain
 from gradtx.factories import alias
 from gradtx.transforms.scaling import scale_by_learning_rate

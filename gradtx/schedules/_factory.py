@@ -9,8 +9,8 @@ from typing import Any, ParamSpec
 import torch
 from torch import Tensor
 
-from gradtx._arguments import Arguments, Range, Schedule
-from gradtx._exact import exact
+from gradtx._arguments import Arguments, Range
+from gradtx._exact import Schedule, exact
 from gradtx._messages import describe, schedule_remedy
 from gradtx._torch import readable
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from gradtx._arguments import Schedule
+from gradtx._exact import Schedule
 from gradtx._messages import describe, warn_user
 from gradtx.schedules._factory import check_schedule
 

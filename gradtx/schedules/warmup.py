@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from gradtx import _torch
-from gradtx._arguments import Scalar, Schedule
-from gradtx._exact import exact
+from gradtx._exact import Scalar, Schedule, exact
 from gradtx._messages import describe
 from gradtx.context import bias_correction
 from gradtx.schedules._factory import check_schedule, entry_at, schedule

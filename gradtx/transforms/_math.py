@@ -9,8 +9,8 @@ from torch import Tensor
 
 from gradtx import _torch
 from gradtx._arguments import is_off
+from gradtx._dtensor import full_tensor
 from gradtx._exact import exact
-from gradtx._sharding import full_tensor
 
 
 def differentiable() -> bool:

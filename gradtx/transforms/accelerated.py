@@ -6,8 +6,8 @@ import math
 
 import torch
 
-from gradtx._arguments import Betas, Scalar, is_off
-from gradtx._exact import exact
+from gradtx._arguments import is_off
+from gradtx._exact import Betas, Scalar, exact
 from gradtx._torch import readable
 from gradtx.core import chain
 from gradtx.factories import per_tensor

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from gradtx._arguments import Scalar
-from gradtx._exact import exact
+from gradtx._exact import Scalar, exact
 from gradtx.factories import per_tensor
 
 __all__ = ["scale_by_asgd"]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from gradtx._arguments import Betas, Range, Scalar, is_off
+from gradtx._arguments import Range, is_off
+from gradtx._exact import Betas, Scalar
 from gradtx.core import chain
 from gradtx.factories import per_tensor
 from gradtx.transforms._math import (

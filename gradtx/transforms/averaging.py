@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradtx._arguments import Scalar
+from gradtx._exact import Scalar
 from gradtx.factories import per_tensor
 
 __all__ = ["average", "lookahead"]

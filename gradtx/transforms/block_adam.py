@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradtx._arguments import Betas, Scalar, UnfitError
+from gradtx._arguments import UnfitError
+from gradtx._exact import Betas, Scalar
 from gradtx.factories import per_tensor
 from gradtx.transforms._math import corrected_root
 

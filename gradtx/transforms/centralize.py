@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gradtx._arguments import Scalar
+from gradtx._exact import Scalar
 from gradtx.factories import per_tensor
 from gradtx.transforms._math import safe_sqrt, unit_centered
 

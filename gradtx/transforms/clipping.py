@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gradtx._arguments import Scalar
-from gradtx._exact import exact
+from gradtx._exact import Scalar, exact
 from gradtx.factories import per_tensor
 from gradtx.transforms._math import at_least, norm, quotient, safe_sqrt, unit_norm
 

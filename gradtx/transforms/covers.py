@@ -6,7 +6,7 @@ import functools
 
 import torch
 
-from gradtx._arguments import Scalar
+from gradtx._exact import Scalar
 from gradtx.factories import per_tensor
 
 __all__ = ["scale_by_sm3"]

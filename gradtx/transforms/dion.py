@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradtx._arguments import Scalar
+from gradtx._exact import Scalar
 from gradtx._messages import describe
 from gradtx.factories import per_tensor
 from gradtx.transforms._math import at_least, norm, safe_sqrt

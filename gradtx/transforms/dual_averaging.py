@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradtx._arguments import Scalar, is_off
-from gradtx._exact import exact
+from gradtx._arguments import is_off
+from gradtx._exact import Scalar, exact
 from gradtx.factories import per_tensor
 from gradtx.transforms._math import plus_decay, quotient, safe_pow
 

@@ -7,7 +7,8 @@ from typing import Any
 from torch import Tensor
 
 from gradtx import _torch
-from gradtx._arguments import Scalar, UnfitError
+from gradtx._arguments import UnfitError
+from gradtx._exact import Scalar
 from gradtx.factories import per_tensor
 from gradtx.transforms._math import at_least, norm
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from gradtx._arguments import Scalar
-from gradtx._exact import exact_dtype
+from gradtx._exact import Scalar, exact_dtype
 from gradtx.factories import per_tensor
 from gradtx.transforms._math import safe_sqrt
 

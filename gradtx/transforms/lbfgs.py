@@ -7,9 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradtx._arguments import Scalar
-from gradtx._exact import exact_dtype
-from gradtx._sharding import full_tensor
+from gradtx._dtensor import full_tensor
+from gradtx._exact import Scalar, exact_dtype
 from gradtx.factories import per_tensor
 
 __all__ = ["scale_by_lbfgs"]

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from gradtx._arguments import Scalar
+from gradtx._exact import Scalar
 from gradtx._messages import describe
 from gradtx.factories import per_tensor
 from gradtx.transforms._math import rms, safe_sqrt

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gradtx._arguments import Scalar
+from gradtx._exact import Scalar
 from gradtx._torch import readable
 from gradtx.factories import per_tensor
 from gradtx.transforms._math import quotient, safe_sqrt

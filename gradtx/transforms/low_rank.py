@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradtx._arguments import Betas, Scalar
+from gradtx._exact import Betas, Scalar
 from gradtx.factories import per_tensor
 from gradtx.transforms._math import at_least, norm, safe_sqrt
 from gradtx.transforms._projection import LowRankView, Projection, check_choices

@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradtx._arguments import Scalar
-from gradtx._exact import exact, exact_dtype
-from gradtx._sharding import full_tensor
+from gradtx._dtensor import full_tensor
+from gradtx._exact import Scalar, exact, exact_dtype
 from gradtx.factories import per_tensor
 from gradtx.transforms._math import at_least, safe_sqrt
 

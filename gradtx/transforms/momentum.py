@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gradtx._arguments import Scalar, is_off
+from gradtx._arguments import is_off
+from gradtx._exact import Scalar
 from gradtx.core import chain
 from gradtx.factories import per_tensor
 

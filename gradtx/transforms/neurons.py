@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from gradtx import _tree
-from gradtx._arguments import Scalar
-from gradtx._exact import exact_dtype
+from gradtx._exact import Scalar, exact_dtype
 from gradtx.factories import per_tensor
 from gradtx.transforms._math import corrected_root, quotient, unit_centered, unit_norm
 

@@ -6,9 +6,8 @@ import math
 
 import torch
 
-from gradtx._arguments import Betas, Scalar
-from gradtx._exact import exact, exact_dtype
-from gradtx._sharding import full_tensor
+from gradtx._dtensor import full_tensor
+from gradtx._exact import Betas, Scalar, exact, exact_dtype
 from gradtx.factories import per_tensor
 from gradtx.transforms._math import (
     at_least,

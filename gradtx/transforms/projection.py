@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from gradtx._arguments import Scalar
+from gradtx._exact import Scalar
 from gradtx._rules import OfLeaf
 from gradtx.factories import per_tensor
 from gradtx.transforms._math import at_least, norm, plus_decay, quotient, safe_sqrt

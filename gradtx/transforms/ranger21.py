@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from gradtx._arguments import Betas, Scalar
+from gradtx._exact import Betas, Scalar
 from gradtx.factories import per_tensor
 from gradtx.transforms._math import safe_sqrt, softplus, unit_norm
 from gradtx.transforms.positive_negative import positive_negative

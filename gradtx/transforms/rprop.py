@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from gradtx._arguments import Betas, Scalar
+from gradtx._exact import Betas, Scalar
 from gradtx.factories import per_tensor
 from gradtx.transforms._math import at_least, at_most, filled_like
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from gradtx._arguments import Scalar, is_off
+from gradtx._arguments import is_off
+from gradtx._exact import Scalar
 from gradtx.factories import per_tensor
 from gradtx.transforms._math import quotient, safe_sqrt
 

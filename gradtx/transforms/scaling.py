@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gradtx._arguments import Scalar
+from gradtx._exact import Scalar
 from gradtx.factories import per_tensor
 
 __all__ = ["descend", "scale", "scale_by_inverse_time", "scale_by_learning_rate"]

@@ -7,8 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradtx._arguments import Betas, Scalar
-from gradtx._exact import exact_dtype
+from gradtx._exact import Betas, Scalar, exact_dtype
 from gradtx.factories import per_tensor
 from gradtx.transforms._math import adam_moments, hat_rate, largest, quotient, safe_sqrt
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from gradtx._arguments import Betas, Scalar, is_off
+from gradtx._arguments import is_off
+from gradtx._exact import Betas, Scalar
 from gradtx.factories import per_tensor
 from gradtx.transforms._math import (
     adam_moments,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gradtx._arguments import Betas, Scalar
+from gradtx._exact import Betas, Scalar
 from gradtx.factories import per_tensor
 from gradtx.transforms._math import adam_moments, quotient, safe_sqrt
 

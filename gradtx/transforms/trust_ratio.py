@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from gradtx._arguments import Betas, Scalar
-from gradtx._exact import exact
+from gradtx._exact import Betas, Scalar, exact
 from gradtx._rules import OfLeaf
 from gradtx.factories import per_tensor
 from gradtx.transforms._math import plus_decay, quotient, safe_sqrt

@@ -14,7 +14,8 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 
 import gradtx
 from gradtx import _owners as owners_module
-from gradtx._sharding import from_local_like, pieces_of
+from gradtx._dtensor import from_local_like
+from gradtx._sharding import pieces_of
 from gradtx.transforms import _rotation as rotation_module
 from tests.distributed.problems import whole
 from tests.distributed.traffic import Traffic

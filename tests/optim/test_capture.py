@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import gradtx
 from gradtx.optim import _capture
-from gradtx.optim._scaling import Count
+from gradtx.optim._member import Count
 from gradtx.optim._workings import Workings
 from tests.optim.chains import CHAINS, ON_HOST
 from tests.optim.problems import assert_close, assert_equal, parameters, values

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from gradtx._complex import as_real
-from gradtx._sharding import local
+from gradtx._dtensor import local
 
 PLAIN = (Tensor, torch.nn.Parameter)
 

@@ -10,15 +10,14 @@ from torch import Tensor
 
 from gradtx._arguments import varies
 from gradtx._complex import as_real
+from gradtx._dtensor import is_sharded, local
 from gradtx._execution import FROZEN, Leaf, Operation
 from gradtx._lists.cache import SharedPrograms
 from gradtx._messages import warn_user
 from gradtx._owners import OwnedRegion
-from gradtx._sharding import is_sharded, local
 from gradtx.core import GradientTransformation
-from gradtx.optim._member import Member
+from gradtx.optim._member import Count, Member
 from gradtx.optim._request import StepRequest
-from gradtx.optim._scaling import Count
 from gradtx.optim.engine.alias import OddTensorError, alias
 from gradtx.optim.engine.plan import Plan, fingerprint_of, overlapping
 from gradtx.optim.engine.signature import LeafKind, Signature

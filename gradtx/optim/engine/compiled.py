@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gradtx._dtensor import is_sharded, local
 from gradtx._execution import Leaf
 from gradtx._lists.cache import SharedPrograms
 from gradtx._lists.record import ImpureError, line_of_rule, reason_of
 from gradtx._owners import has_regions
 from gradtx._passes import have_sums
-from gradtx._sharding import is_sharded, local
 from gradtx.context import UnknownInProgramError
 from gradtx.optim._member import Member
 from gradtx.optim._request import StepRequest

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gradtx._dtensor import is_sharded, local
 from gradtx._execution import Leaf, LeafTerms, Operation
 from gradtx._lists.bundle import (
     ListBundle,
@@ -24,7 +25,6 @@ from gradtx._lists.record import reason_of
 from gradtx._owners import has_regions
 from gradtx._passes import have_sums, passes_of
 from gradtx._runs import LateTerm
-from gradtx._sharding import is_sharded, local
 from gradtx._torch import copy_each_
 from gradtx.context import UnknownInProgramError
 from gradtx.optim._groups import GroupView

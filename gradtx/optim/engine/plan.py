@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from gradtx import _torch
-from gradtx._sharding import local
+from gradtx._dtensor import local
 from gradtx.optim._member import Member
 from gradtx.optim._request import StepRequest
 from gradtx.optim.engine.bundle import Bundle

@@ -8,12 +8,12 @@ from typing import Any
 from torch import Tensor
 
 from gradtx._complex import as_real
+from gradtx._dtensor import is_sharded, local
 from gradtx._execution import Leaf
 from gradtx._lists.bundle import ListPass
 from gradtx._lists.probes import probes
 from gradtx._lists.terms import numbers_in
 from gradtx._passes import passes_of
-from gradtx._sharding import is_sharded, local
 from gradtx.optim._member import Member
 from gradtx.optim._request import StepRequest
 from gradtx.optim.engine.base import stand_ins

@@ -7,9 +7,9 @@ from collections.abc import Collection, Iterator, Sequence
 import torch
 from torch import Tensor
 
+from gradtx._dtensor import local
 from gradtx._execution import Leaf
 from gradtx._lists.bundle import entries_of_a_call
-from gradtx._sharding import local
 from gradtx.codes import KEY
 from gradtx.optim._member import Member
 from gradtx.optim.engine.alias import entries_of
