@@ -130,7 +130,7 @@ OTHERS = [
     Page(
         "functional",
         "Functional loops",
-        ("gradtx.functional", "gradtx.state", "gradtx.checkpoint"),
+        ("gradtx.functional", "gradtx.checkpoint"),
         "Helpers for loops of pure functions with torch.func.",
     ),
     Page(
@@ -168,7 +168,7 @@ OTHERS = [
     Page(
         "models",
         "Whole models",
-        ("gradtx.whole_model", "gradtx.roles", "gradtx.planning"),
+        ("gradtx.models", "gradtx.planning"),
         "Functions for all parameters of a model: build its optimizer, label the parameters by role, and compute the "
         "memory that training needs.",
     ),

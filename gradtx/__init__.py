@@ -18,16 +18,14 @@ from gradtx.core import *
 from gradtx.factories import *
 from gradtx.functional import *
 from gradtx.hessian import *
+from gradtx.models import *
 from gradtx.multitask import *
 from gradtx.optim import as_optimizer as as_optimizer
 from gradtx.optimizers import *
 from gradtx.planning import *
 from gradtx.registry import *
-from gradtx.roles import *
 from gradtx.schedules import *
-from gradtx.state import *
 from gradtx.transforms import *
-from gradtx.whole_model import *
 
 __version__ = "0.1.0"
 

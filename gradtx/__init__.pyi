@@ -19,7 +19,7 @@ from gradtx.core import GradientTransformation as GradientTransformation
 from gradtx.combinators.frame import InnerClock as InnerClock
 from gradtx.planning import Memory as Memory
 from gradtx.planning import MemoryRow as MemoryRow
-from gradtx.whole_model import ModelOptimizer as ModelOptimizer
+from gradtx.models import ModelOptimizer as ModelOptimizer
 from gradtx.multitask import RotoGrad as RotoGrad
 from gradtx._exact import Scalar as Scalar
 from gradtx._exact import Schedule as Schedule
@@ -40,7 +40,7 @@ from gradtx.schedules import cyclic_schedule as cyclic_schedule
 from gradtx._eager import eagerly as eagerly
 from gradtx.schedules import explore_exploit_schedule as explore_exploit_schedule
 from gradtx.schedules import exponential_schedule as exponential_schedule
-from gradtx.state import get as get
+from gradtx.functional import get as get
 from gradtx.schedules import get_chebyshev_schedule as get_chebyshev_schedule
 from gradtx.registry import get_supported_lr_schedulers as get_supported_lr_schedulers
 from gradtx.registry import get_supported_optimizers as get_supported_optimizers
@@ -49,15 +49,15 @@ from gradtx.hessian import hutchinson_hessian_diag as hutchinson_hessian_diag
 from gradtx.transforms.lmo import init_for_lmo as init_for_lmo
 from gradtx._arguments import is_off as is_off
 from gradtx.schedules import join_schedules as join_schedules
-from gradtx.roles import label_by_role as label_by_role
-from gradtx.state import learning_rate as learning_rate
+from gradtx.models import label_by_role as label_by_role
+from gradtx.functional import learning_rate as learning_rate
 from gradtx.schedules import linear_schedule as linear_schedule
 from gradtx.checkpoint import load as load
 from gradtx.registry import load_lr_scheduler as load_lr_scheduler
 from gradtx.registry import load_optimizer as load_optimizer
 from gradtx.planning import memory as memory
 from gradtx.schedules import multistep_schedule as multistep_schedule
-from gradtx.whole_model import muon_for as muon_for
+from gradtx.models import muon_for as muon_for
 from gradtx.schedules import one_cycle_schedule as one_cycle_schedule
 from gradtx import optim as optim
 from gradtx.registry import optimizer_class as optimizer_class
@@ -67,7 +67,7 @@ from gradtx.factories import per_tensor as per_tensor
 from gradtx.schedules import polynomial_schedule as polynomial_schedule
 from gradtx.transforms.neurons import project_neurons as project_neurons
 from gradtx.schedules import proportion_schedule as proportion_schedule
-from gradtx.state import put as put
+from gradtx.functional import put as put
 from gradtx.schedules import ranger21_schedule as ranger21_schedule
 from gradtx.schedules import rectification_schedule as rectification_schedule
 from gradtx.schedules import restart_warmup_schedule as restart_warmup_schedule
