@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 import gradtx
-from gradtx._random import Stream
+from gradtx.state.random import Stream
 
 STEPS, SEEDS = 20, (0, 1)
 SHAPES = {"wide": (5, 9), "tall": (12, 4), "square": (6, 6)}

@@ -182,7 +182,7 @@ def module_of(app: Any, module: str, name: str) -> str | None:
     return (
         "gradtx.optim.adapter"
         if module == "gradtx.optim"
-        else "gradtx.core"
+        else "gradtx.transform"
         if name in reference.TYPES
         else None
     )

@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 import gradtx
-from gradtx._random import Stream
+from gradtx.state.random import Stream
 
 PAGE = Path(__file__).with_suffix("")
 STEPS = 100

@@ -118,7 +118,7 @@ OTHERS = [
     Page(
         "core",
         "Chains",
-        ("gradtx.core", "gradtx._arguments", "gradtx._exact"),
+        ("gradtx.transform", "gradtx.arguments", "gradtx.base.exact"),
         "`GradientTransformation`, `chain`, and the types of hyperparameters.",
     ),
     Page(
@@ -143,11 +143,11 @@ OTHERS = [
         "rules",
         "Writing transformations",
         (
-            "gradtx.factories",
-            "gradtx.context",
+            "gradtx.rules",
+            "gradtx.execution.context",
             "gradtx.combinators.frame",
-            "gradtx.codes",
-            "gradtx._eager",
+            "gradtx.state.codes",
+            "gradtx.base.eager",
         ),
         "The decorators. See also [a complete example](../contributing.md).",
     ),
@@ -168,7 +168,7 @@ OTHERS = [
     Page(
         "models",
         "Whole models",
-        ("gradtx.models", "gradtx.planning"),
+        ("gradtx.models", "gradtx.memory"),
         "Functions for all parameters of a model: build its optimizer, label the parameters by role, and compute the "
         "memory that training needs.",
     ),
@@ -193,7 +193,9 @@ def homes() -> dict[str, list[str]]:
     found = defaultdict(list)
     for name in gradtx.__all__:
         if not inspect.ismodule(value := getattr(gradtx, name)):
-            found["gradtx._exact" if name in TYPES else value.__module__].append(name)
+            found["gradtx.base.exact" if name in TYPES else value.__module__].append(
+                name
+            )
     for name in gradtx.optim.__all__:
         value = getattr(gradtx.optim, name)
         if name not in gradtx.__all__ and not hasattr(value, "_alias"):

@@ -6,25 +6,25 @@ under `torch.func` transforms and `torch.compile`, and through `as_optimizer` as
 
 from gradtx import optim as optim
 from gradtx import schedules as schedules
-from gradtx._arguments import *
-from gradtx._eager import *
-from gradtx._exact import *
-from gradtx._names import public_names as _public_names
+from gradtx.arguments import *
+from gradtx.base.eager import *
+from gradtx.base.exact import *
+from gradtx.base.names import public_names as _public_names
 from gradtx.checkpoint import *
-from gradtx.codes import *
 from gradtx.combinators import *
-from gradtx.context import *
-from gradtx.core import *
-from gradtx.factories import *
+from gradtx.execution.context import *
 from gradtx.functional import *
 from gradtx.hessian import *
+from gradtx.memory import *
 from gradtx.models import *
 from gradtx.multitask import *
 from gradtx.optim import as_optimizer as as_optimizer
 from gradtx.optimizers import *
-from gradtx.planning import *
 from gradtx.registry import *
+from gradtx.rules import *
 from gradtx.schedules import *
+from gradtx.state.codes import *
+from gradtx.transform import *
 from gradtx.transforms import *
 
 __version__ = "0.1.0"
@@ -32,8 +32,8 @@ __version__ = "0.1.0"
 
 def __getattr__(name: str) -> object:
     """Raise an AttributeError that names the equivalent of another library's name, or the closest spelling."""
-    from gradtx._counterparts import counterpart
-    from gradtx._messages import close
+    from gradtx.base.counterparts import counterpart
+    from gradtx.base.messages import close
     from gradtx.optim.classes import CLASSES
 
     hint = counterpart(name)

@@ -11,13 +11,13 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor
 
-from gradtx import _tree
-from gradtx._errors import Path
-from gradtx._exact import exact, resolve
-from gradtx._messages import describe, nearest, nearest_dotted
-from gradtx._pure import TreeRun
-from gradtx._runs import clock_at
-from gradtx.core import (
+from gradtx.base import tree as _tree
+from gradtx.base.errors import Path
+from gradtx.base.exact import exact, resolve
+from gradtx.base.messages import describe, nearest, nearest_dotted
+from gradtx.execution.pure import TreeRun
+from gradtx.execution.runs import clock_at
+from gradtx.transform import (
     Entry,
     GradientTransformation,
     apply_updates,

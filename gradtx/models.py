@@ -11,16 +11,16 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import ParametrizationList
 
-from gradtx import _torch
-from gradtx._exact import Betas, Scalar
-from gradtx._messages import describe
-from gradtx._selectors import in_model, without_wrappers
+from gradtx.base import torch_names as _torch
+from gradtx.base.exact import Betas, Scalar
+from gradtx.base.messages import describe
+from gradtx.base.selectors import in_model, without_wrappers
 from gradtx.combinators.blocks import blocks
 from gradtx.combinators.selection import freeze, partition
-from gradtx.core import GradientTransformation
 from gradtx.optim.adapter import ChainOptimizer
 from gradtx.optimizers.adam import adamw
 from gradtx.optimizers.matrix import muon
+from gradtx.transform import GradientTransformation
 
 __all__ = ["ModelOptimizer", "label_by_role", "muon_for"]
 

@@ -13,13 +13,11 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from gradtx import schedules
-from gradtx._arguments import Argument, Arguments
-from gradtx._counterparts import plain
-from gradtx._exact import Scalar, Schedule
-from gradtx._messages import describe, nearest
+from gradtx.arguments import Argument, Arguments
+from gradtx.base.counterparts import plain
+from gradtx.base.exact import Scalar, Schedule
+from gradtx.base.messages import describe, nearest
 from gradtx.combinators.lookahead import with_lookahead
-from gradtx.core import GradientTransformation, chain
-from gradtx.factories import Alias
 from gradtx.models import label_by_role, named_in_model, named_modules
 from gradtx.optim import ChainOptimizer, as_optimizer
 from gradtx.optim._groups import ENGINE_OPTIONS, check_differentiable
@@ -27,8 +25,10 @@ from gradtx.optim._hints import optimizer_hint
 from gradtx.optim._warnings import warn_of_engine_options
 from gradtx.optim.classes import CLASSES, AliasOptimizer, class_of
 from gradtx.optimizers.adam import adamw
+from gradtx.rules import Alias
 from gradtx.schedules._factory import in_its_words
 from gradtx.schedules.adapter import ScheduleLR
+from gradtx.transform import GradientTransformation, chain
 from gradtx.transforms.averaging import lookahead
 from gradtx.transforms.centralize import centralize
 from gradtx.transforms.projection import orthogonalize_against_params

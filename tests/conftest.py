@@ -5,9 +5,9 @@ import logging
 import pytest
 import torch
 
-from gradtx import _pure_lists
-from gradtx._lists import bundle, cache
 from gradtx.optim.engine import compiled, lists
+from gradtx.programs import bundle, cache
+from gradtx.programs import pure as _pure_lists
 from tests.thinning import is_nightly
 from tests.tiers import is_slow, is_slow_path
 

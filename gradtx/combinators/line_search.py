@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradtx._dtensor import total
-from gradtx._exact import Scalar, exact
-from gradtx._runs import Scope
-from gradtx._tree_rules import Functions, TreeOperation
-from gradtx.core import GradientTransformation, check_transformation
-from gradtx.factories import Combinator, combinator
+from gradtx.base.dtensor import total
+from gradtx.base.exact import Scalar, exact
+from gradtx.execution.runs import Scope
+from gradtx.execution.tree_rule import Functions, TreeOperation
+from gradtx.rules import Combinator, combinator
+from gradtx.transform import GradientTransformation, check_transformation
 
 __all__ = ["line_search"]
 

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from gradtx._given import Params
-from gradtx.core import GradientTransformation, check_transformation
+from gradtx.base.inputs import Params
 from gradtx.optim import classes
 from gradtx.optim._hints import class_names, optimizer_hint
 from gradtx.optim._warnings import (
@@ -18,6 +17,7 @@ from gradtx.optim._warnings import (
 )
 from gradtx.optim.adapter import ChainOptimizer as ChainOptimizer
 from gradtx.optim.classes import *
+from gradtx.transform import GradientTransformation, check_transformation
 
 __all__ = ["ChainOptimizer", "as_optimizer"]
 __all__ += classes.__all__

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from gradtx._eager import runs_eagerly
+from gradtx.base.eager import runs_eagerly
 
 if TYPE_CHECKING:
     from gradtx.optim._workings import Workings

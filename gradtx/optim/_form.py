@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from gradtx._messages import describe
+from gradtx.base.messages import describe
 
 # The slot of the training weights in state dicts that were saved in evaluation mode.
 TRAINED = "trained"

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradtx._arguments import is_off
-from gradtx._exact import Schedule, exact, python_scalar, resolve
-from gradtx._messages import describe
-from gradtx.core import Entry, GradientTransformation
+from gradtx.arguments import is_off
+from gradtx.base.exact import Schedule, exact, python_scalar, resolve
+from gradtx.base.messages import describe
+from gradtx.transform import Entry, GradientTransformation
 
 SCHEDULER_KEYS = ("initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum")
 # torch's schedulers that cycle momentum write this key into every group.

@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from gradtx._dtensor import gradient_like, is_sharded
-from gradtx._execution import Block, Leaf, Position
-from gradtx._random import Stream
-from gradtx.context import Clock
+from gradtx.base.dtensor import gradient_like, is_sharded
+from gradtx.execution.context import Clock
+from gradtx.execution.execute import Block, Leaf, Position
 from gradtx.optim._hessian_source import HessianSource
 from gradtx.optim._members import Members
 from gradtx.optim._step import Step
 from gradtx.optim._workings import Workings
+from gradtx.state.random import Stream
 
 CPU = torch.device("cpu")
 

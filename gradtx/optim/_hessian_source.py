@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from gradtx._messages import describe
-from gradtx.core import GradientTransformation
+from gradtx.base.messages import describe
+from gradtx.transform import GradientTransformation
 
 SEED = "hessian_seed"  # the seed's key in a group
 

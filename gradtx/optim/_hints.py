@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from gradtx import combinators, transforms
-from gradtx._counterparts import counterpart, plain
-from gradtx._messages import close
+from gradtx.base.counterparts import counterpart, plain
+from gradtx.base.messages import close
 from gradtx.optim.classes import CLASSES
 
 

@@ -9,14 +9,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from gradtx import _torch
-from gradtx._dtensor import local
-from gradtx._errors import Path
-from gradtx._execution import Leaf
-from gradtx._owners import owned_paths
-from gradtx._runs import Run
-from gradtx._storage import auxiliary_tensors
-from gradtx.codes import Codec
+from gradtx.base import torch_names as _torch
+from gradtx.base.dtensor import local
+from gradtx.base.errors import Path
+from gradtx.distributed.owners import owned_paths
+from gradtx.execution.execute import Leaf
+from gradtx.execution.runs import Run
+from gradtx.state.codes import Codec
+from gradtx.state.storage import auxiliary_tensors
 
 
 @dataclass(eq=False)

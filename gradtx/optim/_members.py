@@ -12,18 +12,18 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import Parameter, is_lazy
 
-from gradtx._errors import Path
-from gradtx._execution import Block, Leaf
-from gradtx._given import check_groups
-from gradtx._runs import clock_at
-from gradtx._selectors import NumberedName, in_model
-from gradtx._sharding import Team
-from gradtx._tree import check_leaf
-from gradtx.context import Clock
-from gradtx.core import Entry, GradientTransformation
+from gradtx.base.errors import Path
+from gradtx.base.inputs import check_groups
+from gradtx.base.selectors import NumberedName, in_model
+from gradtx.base.tree import check_leaf
+from gradtx.distributed.layouts import Team
+from gradtx.execution.context import Clock
+from gradtx.execution.execute import Block, Leaf
+from gradtx.execution.runs import clock_at
 from gradtx.optim._groups import GroupView, in_names_of_branch, unread
 from gradtx.optim._member import Member
 from gradtx.optim._run import OptimizerRun
+from gradtx.transform import Entry, GradientTransformation
 
 CPU = torch.device("cpu")
 INSTEAD = "use FSDP2 (fully_shard), or DistributedDataParallel alone"

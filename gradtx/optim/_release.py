@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
-from gradtx import _torch
-from gradtx._execution import Operation
-from gradtx._surroundings import unaffected_by_surroundings
+from gradtx.base import torch_names as _torch
+from gradtx.base.ambient import unaffected_by_surroundings
+from gradtx.execution.execute import Operation
 from gradtx.optim._member import Member
 from gradtx.optim._run import WAY_OUT, OptimizerRun, SingleRun
 from gradtx.optim._step import Step

@@ -10,12 +10,12 @@ from typing import Any
 
 from torch import Tensor
 
-from gradtx._execution import Leaf
-from gradtx._lists.bundle import is_on_accelerator
+from gradtx.execution.execute import Leaf
 from gradtx.optim._groups import GroupView
 from gradtx.optim._member import Member
 from gradtx.optim._run import OptimizerRun
 from gradtx.optim._scaling import Scaling
+from gradtx.programs.bundle import is_on_accelerator
 
 Trees = Mapping[str, Mapping[str, Any]]  # extras by leaf: name -> leaf name -> tensor
 

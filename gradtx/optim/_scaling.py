@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradtx import _torch
-from gradtx._dtensor import full_tensor, local
-from gradtx._exact import exact
-from gradtx._runs import Run, Scope
+from gradtx.base import torch_names as _torch
+from gradtx.base.dtensor import full_tensor, local
+from gradtx.base.exact import exact
 from gradtx.combinators.frame import Frame, FrameRun, InnerClock
-from gradtx.core import chain
+from gradtx.execution.runs import Run, Scope
 from gradtx.optim._member import Count, Member
+from gradtx.transform import chain
 
 
 def on_device(number: int | Tensor, device: torch.device) -> Tensor:

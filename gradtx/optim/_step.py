@@ -11,17 +11,22 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
-from gradtx import _torch
-from gradtx._dtensor import gradient_like, placed_as, total
-from gradtx._eager import add_note
-from gradtx._execution import FROZEN, Block, Leaf, check_extras_of, execute
-from gradtx._owners import with_regions
-from gradtx._pure import FUNCTIONS, as_number, by_leaf, check_extras, split_extras
-from gradtx._runs import memory_of
-from gradtx._selectors import in_model
-from gradtx._tree import check_names, tensors
-from gradtx.context import Clock
-from gradtx.core import Entry
+from gradtx.base import torch_names as _torch
+from gradtx.base.dtensor import gradient_like, placed_as, total
+from gradtx.base.eager import add_note
+from gradtx.base.selectors import in_model
+from gradtx.base.tree import check_names, tensors
+from gradtx.distributed.owners import with_regions
+from gradtx.execution.context import Clock
+from gradtx.execution.execute import FROZEN, Block, Leaf, check_extras_of, execute
+from gradtx.execution.pure import (
+    FUNCTIONS,
+    as_number,
+    by_leaf,
+    check_extras,
+    split_extras,
+)
+from gradtx.execution.runs import memory_of
 from gradtx.optim._capture import check_capture, is_captured
 from gradtx.optim._member import Member
 from gradtx.optim._members import CPU, Members
@@ -37,6 +42,7 @@ from gradtx.optim._scaling import (
     unscaling,
 )
 from gradtx.optim._workings import Workings
+from gradtx.transform import Entry
 
 if TYPE_CHECKING:
     from gradtx.optim.engine.bundle import Bundle

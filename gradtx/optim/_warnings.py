@@ -7,12 +7,10 @@ from typing import Any
 
 from torch import Tensor, distributed
 
-from gradtx._arguments import OTHER_WORDS
-from gradtx._dtensor import is_sharded
-from gradtx._exact import Schedule
-from gradtx._messages import close, describe, warn_user
-from gradtx.core import Chain, Entry, GradientTransformation
-from gradtx.factories import FactoryCall
+from gradtx.arguments import OTHER_WORDS
+from gradtx.base.dtensor import is_sharded
+from gradtx.base.exact import Schedule
+from gradtx.base.messages import close, describe, warn_user
 from gradtx.optim._groups import (
     ENGINE_OPTIONS,
     SCHEDULER_KEYS,
@@ -20,6 +18,8 @@ from gradtx.optim._groups import (
     is_same,
     next_value,
 )
+from gradtx.rules import FactoryCall
+from gradtx.transform import Chain, Entry, GradientTransformation
 
 # After so many steps without a gradient there is a mistake; the first few may be a test of a schedule.
 IDLE_STEPS = 10

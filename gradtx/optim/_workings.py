@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from gradtx import _torch
-from gradtx._eager import runs_eagerly
-from gradtx.core import GradientTransformation
+from gradtx.base import torch_names as _torch
+from gradtx.base.eager import runs_eagerly
 from gradtx.optim._agreement import Agreement
 from gradtx.optim._evaluation import Evaluation
 from gradtx.optim._hessian_source import HessianSource
 from gradtx.optim._members import Members
 from gradtx.optim._run import ChainTraits
 from gradtx.optim._state import States
+from gradtx.transform import GradientTransformation
 
 if TYPE_CHECKING:
     from gradtx.optim._offload import Offload

@@ -11,22 +11,20 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 
-from gradtx import _torch
-from gradtx._arguments import tensors_in
-from gradtx._execution import Block
-from gradtx._given import (
+from gradtx.arguments import tensors_in
+from gradtx.base import torch_names as _torch
+from gradtx.base.ambient import surroundings, unaffected_by_surroundings
+from gradtx.base.inputs import (
     listed_group,
     listed_params,
     tensors_of_group,
     without_repeats,
 )
-from gradtx._messages import describe
-from gradtx._pure import evaluation_weights
-from gradtx._sharding import team_of_group
-from gradtx._storage import check_patterns
-from gradtx._surroundings import surroundings, unaffected_by_surroundings
-from gradtx.context import Clock
-from gradtx.core import GradientTransformation, check_transformation
+from gradtx.base.messages import describe
+from gradtx.distributed.layouts import team_of_group
+from gradtx.execution.context import Clock
+from gradtx.execution.execute import Block
+from gradtx.execution.pure import evaluation_weights
 from gradtx.optim._capture import check_capturable
 from gradtx.optim._checkpoint import Checkpoint
 from gradtx.optim._evaluation import Evaluation
@@ -51,6 +49,8 @@ from gradtx.optim._warnings import (
     warn_of_unread_cycles,
 )
 from gradtx.optim._workings import Workings
+from gradtx.state.storage import check_patterns
+from gradtx.transform import GradientTransformation, check_transformation
 
 if TYPE_CHECKING:
     from gradtx.optim._offload import Offload

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from gradtx._exact import Scalar
-from gradtx.core import chain
-from gradtx.factories import alias
+from gradtx.base.exact import Scalar
+from gradtx.rules import alias
 from gradtx.schedules import warmup_cosine_schedule
+from gradtx.transform import chain
 from gradtx.transforms.decay import add_decayed_weights
 from gradtx.transforms.lbfgs import scale_by_lbfgs
 from gradtx.transforms.quasi_newton import scale_by_apollo

@@ -9,10 +9,10 @@ from typing import Any, ParamSpec
 import torch
 from torch import Tensor
 
-from gradtx._arguments import Arguments, Range
-from gradtx._exact import Schedule, exact
-from gradtx._messages import describe, schedule_remedy
-from gradtx._torch import readable
+from gradtx.arguments import Arguments, Range
+from gradtx.base.exact import Schedule, exact
+from gradtx.base.messages import describe, schedule_remedy
+from gradtx.base.torch_names import readable
 
 P = ParamSpec("P")
 

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradtx._dtensor import full_tensor
-from gradtx._exact import Scalar, exact, exact_dtype
-from gradtx.factories import per_tensor
+from gradtx.base.dtensor import full_tensor
+from gradtx.base.exact import Scalar, exact, exact_dtype
+from gradtx.rules import per_tensor
 from gradtx.transforms._math import at_least, safe_sqrt
 
 __all__ = ["scale_by_amos"]

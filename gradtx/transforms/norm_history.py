@@ -6,9 +6,9 @@ import math
 
 import torch
 
-from gradtx._dtensor import full_tensor
-from gradtx._exact import Betas, Scalar, exact, exact_dtype
-from gradtx.factories import per_tensor
+from gradtx.base.dtensor import full_tensor
+from gradtx.base.exact import Betas, Scalar, exact, exact_dtype
+from gradtx.rules import per_tensor
 from gradtx.transforms._math import (
     at_least,
     at_most,

@@ -8,7 +8,7 @@ from torch import distributed
 from torch.distributed.tensor import DTensor
 
 import gradtx
-from gradtx._dtensor import local
+from gradtx.base.dtensor import local
 from tests.distributed.problems import (
     CHAINS,
     WITH_CLOSURES,

@@ -15,7 +15,7 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.tensor import DTensor, Replicate, distribute_tensor
 
 import gradtx
-from gradtx._dtensor import local
+from gradtx.base.dtensor import local
 from tests.distributed.problems import Model, sharded, train, whole
 from tests.thinning import thinned
 

@@ -10,9 +10,9 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 import gradtx
-from gradtx._sharding import splits_rows
-from gradtx.codes import CODES
+from gradtx.distributed.layouts import splits_rows
 from gradtx.optim._workings import Workings
+from gradtx.state.codes import CODES
 from tests.distributed.problems import engine
 from tests.thinning import thinned
 

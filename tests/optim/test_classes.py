@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import gradtx
-from gradtx._arguments import _OTHER_OPTIONS, OTHER_WORDS
+from gradtx.arguments import _OTHER_OPTIONS, OTHER_WORDS
 from gradtx.optim._groups import ENGINE_OPTIONS
 from gradtx.optim.classes import CLASSES
 from tests.conformance import example

@@ -12,9 +12,9 @@ import torch
 
 import gradtx
 from gradtx import chain
-from gradtx._lists import bundle
 from gradtx.optim._run import OptimizerRun
 from gradtx.optim.engine import lists
+from gradtx.programs import bundle
 from tests.conformance import composed_cases, field, plain_cases
 from tests.optim.chains import CHAINS, add_noise
 from tests.thinning import thinned

@@ -10,13 +10,13 @@ import torch
 
 import gradtx
 from gradtx import chain, with_state_dtype
-from gradtx._lists import bundle
-from gradtx._lists.bundle import CHUNK
-from gradtx._lists.cache import SharedPrograms
-from gradtx.codes import CODES
 from gradtx.optim._workings import Workings
 from gradtx.optim.engine import compiled as planning
 from gradtx.optim.engine import windows
+from gradtx.programs import bundle
+from gradtx.programs.bundle import CHUNK
+from gradtx.programs.cache import SharedPrograms
+from gradtx.state.codes import CODES
 from tests.optim.problems import assert_equal
 from tests.thinning import thinned
 

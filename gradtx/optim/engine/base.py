@@ -8,20 +8,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradtx._arguments import varies
-from gradtx._complex import as_real
-from gradtx._dtensor import is_sharded, local
-from gradtx._execution import FROZEN, Leaf, Operation
-from gradtx._lists.cache import SharedPrograms
-from gradtx._messages import warn_user
-from gradtx._owners import OwnedRegion
-from gradtx.core import GradientTransformation
+from gradtx.arguments import varies
+from gradtx.base.complex_views import as_real
+from gradtx.base.dtensor import is_sharded, local
+from gradtx.base.messages import warn_user
+from gradtx.distributed.owners import OwnedRegion
+from gradtx.execution.execute import FROZEN, Leaf, Operation
 from gradtx.optim._member import Count, Member
 from gradtx.optim._request import StepRequest
 from gradtx.optim.engine.alias import OddTensorError, alias
 from gradtx.optim.engine.plan import Plan, fingerprint_of, overlapping
 from gradtx.optim.engine.signature import LeafKind, Signature
 from gradtx.optim.engine.windows import is_positional
+from gradtx.programs.cache import SharedPrograms
+from gradtx.transform import GradientTransformation
 
 logger = logging.getLogger("gradtx")
 READS_SHAPE = "a rule reads the shape of its leaf"

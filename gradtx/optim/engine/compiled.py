@@ -12,13 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradtx._dtensor import is_sharded, local
-from gradtx._execution import Leaf
-from gradtx._lists.cache import SharedPrograms
-from gradtx._lists.record import ImpureError, line_of_rule, reason_of
-from gradtx._owners import has_regions
-from gradtx._passes import have_sums
-from gradtx.context import UnknownInProgramError
+from gradtx.base.dtensor import is_sharded, local
+from gradtx.distributed.owners import has_regions
+from gradtx.execution.context import UnknownInProgramError
+from gradtx.execution.execute import Leaf
+from gradtx.execution.phases import have_sums
 from gradtx.optim._member import Member
 from gradtx.optim._request import StepRequest
 from gradtx.optim.engine.alias import entries_of, resized
@@ -46,6 +44,8 @@ from gradtx.optim.engine.windows import (
     row_of,
     window_of,
 )
+from gradtx.programs.cache import SharedPrograms
+from gradtx.programs.record import ImpureError, line_of_rule, reason_of
 
 logger = logging.getLogger("gradtx")
 

@@ -1,4 +1,4 @@
-"""The engine that needs no compiler: it runs programs over lists of leaves, with `gradtx._lists`."""
+"""The engine that needs no compiler: it runs programs over lists of leaves, with `gradtx.programs`."""
 
 from __future__ import annotations
 
@@ -9,24 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradtx._dtensor import is_sharded, local
-from gradtx._execution import Leaf, LeafTerms, Operation
-from gradtx._lists.bundle import (
-    ListBundle,
-    ListPass,
-    differ_by_leaf,
-    entries_of_a_call,
-    passes_of_shards,
-)
-from gradtx._lists.cache import SharedPrograms
-from gradtx._lists.equal import may_be_number, slots_from_numbers
-from gradtx._lists.probes import probes, representatives
-from gradtx._lists.record import reason_of
-from gradtx._owners import has_regions
-from gradtx._passes import have_sums, passes_of
-from gradtx._runs import LateTerm
-from gradtx._torch import copy_each_
-from gradtx.context import UnknownInProgramError
+from gradtx.base.dtensor import is_sharded, local
+from gradtx.base.torch_names import copy_each_
+from gradtx.distributed.owners import has_regions
+from gradtx.execution.context import UnknownInProgramError
+from gradtx.execution.execute import Leaf, LeafTerms, Operation
+from gradtx.execution.phases import have_sums, passes_of
+from gradtx.execution.runs import LateTerm
 from gradtx.optim._groups import GroupView
 from gradtx.optim._member import Member
 from gradtx.optim._request import StepRequest, Trees
@@ -55,6 +44,17 @@ from gradtx.optim.engine.recording import (
 from gradtx.optim.engine.signature import LeafKind, Signature
 from gradtx.optim.engine.trace import BundleFunction, EqualSlot
 from gradtx.optim.engine.windows import can_be_split, cut, is_positional, part_of
+from gradtx.programs.bundle import (
+    ListBundle,
+    ListPass,
+    differ_by_leaf,
+    entries_of_a_call,
+    passes_of_shards,
+)
+from gradtx.programs.cache import SharedPrograms
+from gradtx.programs.equal import may_be_number, slots_from_numbers
+from gradtx.programs.probes import probes, representatives
+from gradtx.programs.record import reason_of
 
 
 class MemberBundle(ListBundle):

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from gradtx import _torch
-from gradtx._dtensor import local
+from gradtx.base import torch_names as _torch
+from gradtx.base.dtensor import local
 from gradtx.optim._member import Member
 from gradtx.optim._request import StepRequest
 from gradtx.optim.engine.bundle import Bundle

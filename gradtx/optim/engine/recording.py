@@ -7,19 +7,19 @@ from typing import Any
 
 from torch import Tensor
 
-from gradtx._complex import as_real
-from gradtx._dtensor import is_sharded, local
-from gradtx._execution import Leaf
-from gradtx._lists.bundle import ListPass
-from gradtx._lists.probes import probes
-from gradtx._lists.terms import numbers_in
-from gradtx._passes import passes_of
+from gradtx.base.complex_views import as_real
+from gradtx.base.dtensor import is_sharded, local
+from gradtx.execution.execute import Leaf
+from gradtx.execution.phases import passes_of
 from gradtx.optim._member import Member
 from gradtx.optim._request import StepRequest
 from gradtx.optim.engine.base import stand_ins
 from gradtx.optim.engine.signature import Signature
 from gradtx.optim.engine.trace import BundleFunction
 from gradtx.optim.engine.windows import cut
+from gradtx.programs.bundle import ListPass
+from gradtx.programs.probes import probes
+from gradtx.programs.terms import numbers_in
 
 
 def arguments_of(

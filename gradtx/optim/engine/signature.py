@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradtx._errors import Path
-from gradtx._execution import Leaf
+from gradtx.base.errors import Path
+from gradtx.execution.execute import Leaf
 from gradtx.optim._member import Layout, Member
 from gradtx.optim._request import StepRequest
 
