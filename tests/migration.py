@@ -116,7 +116,11 @@ NOTES = {
     ("pytorch_optimizer", "SRMM"): "theirs overwrites the averaged weights, so it averages only gradients",
     ("pytorch_optimizer", "Yogi"): "theirs initializes the mean with 1e-6 and adds eps after the correction",
     ("torch.optim", "Adafactor"): "`adafactor` is the paper's",
-    ("torch.optim", "LBFGS"): 'one step per call; line search: `line_search(lbfgs(), conditions="strong_wolfe")`',
+    (
+        "torch.optim",
+        "LBFGS",
+    ): "one update per step, or `step(closure, max_iter=20)`; "
+    'line search: `line_search(lbfgs(), conditions="strong_wolfe")`',
     ("torch.optim", "Muon"): "for models with other leaves, pass a `fallback`",
 }
 SCHEDULER_NOTES = {
