@@ -77,7 +77,7 @@ OTHER_WORDS = {
 _OTHER_OPTIONS = {
     **dict.fromkeys(
         ("max_iter", "max_eval"),
-        "each call of step() is one iteration: call it in a loop",
+        "pass the number of iterations to the step: optimizer.step(closure, max_iter=20)",
     ),
     **dict.fromkeys(
         ("tolerance_grad", "tolerance_change"),

@@ -54,7 +54,8 @@ def line_search(
     An optimizer created by `as_optimizer` stops at the first accepted trial.
 
     The caller passes `value_fn`, a function of the parameters that returns the loss of this batch; a torch optimizer
-    calls its closure instead. All trials use the same batch. If `value` is also passed, it is used as $\varphi(0)$.
+    calls its closure instead, never twice at one point within `step(closure, max_iter=20)`. All trials use the same
+    batch. If `value` is also passed, it is used as $\varphi(0)$.
 
     Args:
         tx: The optimizer whose updates are scaled, such as `lbfgs()`.

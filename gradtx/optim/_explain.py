@@ -10,7 +10,8 @@ from gradtx.base.eager import runs_eagerly
 if TYPE_CHECKING:
     from gradtx.optim._workings import Workings
 
-COMPILED, LISTS, ALONE, NOT_YET = "compiled", "lists", "alone", "not yet"
+COMPILED, LISTS, ALONE = "compiled", "lists", "alone"
+FROZEN, NOT_YET = "frozen", "not yet"
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,8 @@ class Way:
     Attributes:
         name: The parameter's name.
         way: "compiled" (a program built by torch's compiler), "lists" (a program over lists of tensors), "alone" (its
-            rules ran for this parameter only), or "not yet" (it had no gradient, or there was no step).
+            rules ran for this parameter only), "frozen" (it requires no gradient, or a link freezes it), or "not yet"
+            (it had no gradient, or there was no step).
         reason: Why no faster program updates it; empty otherwise.
     """
 
@@ -74,7 +76,9 @@ def explain(workings: Workings) -> Explanation:
         if member.name in ways:
             explanation.append(ways[member.name])
         elif member.count_in(workings.states.of(member.param)) == 0:
-            explanation.append(Way(member.name, NOT_YET, ""))
+            # A step that left this one alone would have counted.
+            is_frozen = not member.param.requires_grad or member.name in reasons
+            explanation.append(Way(member.name, FROZEN if is_frozen else NOT_YET, ""))
         else:
             explanation.append(
                 Way(

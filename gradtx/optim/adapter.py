@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import numbers
 from collections import defaultdict
 from collections.abc import Callable, Generator, Mapping
@@ -37,7 +38,7 @@ from gradtx.optim._ownership import states_of_owners
 from gradtx.optim._pickles import check_loadable
 from gradtx.optim._scaling import Scaling
 from gradtx.optim._state import FirstStates
-from gradtx.optim._step import Step, check_closure
+from gradtx.optim._step import KnownClosure, Step, Weights, check_closure
 from gradtx.optim._warnings import (
     IDLE_STEPS,
     check_two_schedules,
@@ -310,6 +311,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         self,
         closure: Callable[[], Any] | None = None,
         *,
+        max_iter: int = 1,
         consume_gradients: bool = False,
         **extras: Any,
     ) -> Any:
@@ -317,6 +319,9 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
 
         Args:
             closure: Computes the loss and its gradients and returns the loss; links may call it again.
+            max_iter: Number of updates with this closure, which then must not change its data. Each update starts with
+                the loss and gradients that a line search has already computed there. Updates end early if one of them
+                moves no parameter.
             consume_gradients: Whether to set each `.grad` to None as soon as it is used, so that temporary tensors can
                 reuse its memory. After the step all are None, also if a GradScaler skipped it.
             **extras: Inputs of links other than gradients. Extras by leaf are lists in parameter order or dicts by
@@ -324,7 +329,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
                 `loss.backward(create_graph=True)` or with a closure that calls `loss.backward()`.
 
         Returns:
-            The closure's result.
+            The closure's first result.
 
         Raises:
             RuntimeError: If a gradient is sparse, if the parameters hold evaluation weights, if a closure computes no
@@ -334,12 +339,13 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
                 optimizer is then unchanged.
         """
         if torch.compiler.is_compiling():  # a graph break: a step runs its own programs
-            return self._step_untraced(closure, consume_gradients, extras)
-        return self._plain_step(closure, consume_gradients, extras)
+            return self._step_untraced(closure, max_iter, consume_gradients, extras)
+        return self._plain_step(closure, max_iter, consume_gradients, extras)
 
     def _plain_step(
         self,
         closure: Callable[[], Any] | None,
+        max_iter: int,
         consume_gradients: bool,
         extras: dict[str, Any],
     ) -> Any:
@@ -349,11 +355,37 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
                 f"{type(self).__name__}: closure must be a function that computes the loss and its gradients, got "
                 f"{describe(closure)}; pass a loss as step(value=loss)"
             )
+        step = (
+            self._step if max_iter == 1 else functools.partial(self._iterate, max_iter)
+        )
         around = surroundings()
         if around is None:
-            return self._step(closure, consume_gradients, extras)
+            return step(closure, consume_gradients, extras)
         closure, extras = around.around(closure), around.around_all(extras)
-        return around.suspend(self._step, closure, consume_gradients, extras)
+        return around.suspend(step, closure, consume_gradients, extras)
+
+    def _iterate(
+        self,
+        max_iter: int,
+        closure: Callable[[], Any] | None,
+        consume_gradients: bool,
+        extras: dict[str, Any],
+    ) -> Any:
+        """Step repeatedly with one closure, and return its first result."""
+        if closure is None or max_iter < 1:
+            raise ValueError(
+                f"{type(self).__name__}: max_iter={max_iter!r} must be at least 1, and needs a closure"
+            )
+        params = self._params_in_order()
+        known = KnownClosure(closure, params)
+        first = None
+        for iteration in range(max_iter):
+            before = Weights(params)
+            loss = self._step(known, consume_gradients, dict(extras))
+            first = loss if iteration == 0 else first
+            if before.are_present():
+                break
+        return first
 
     def _step(
         self,

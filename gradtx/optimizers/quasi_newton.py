@@ -142,8 +142,8 @@ def lbfgs(
         >>> loss(params) < 1e-20
         tensor(True)
 
-    Source: Liu and Nocedal 1989. Departures: see `scale_by_lbfgs`; torch.optim.LBFGS takes up to `max_iter` steps per
-    call, here a call is one step, and the line search is a separate transformation.
+    Source: Liu and Nocedal 1989. Departures: see `scale_by_lbfgs`; `max_iter` is an argument of
+    the optimizer's `step`, and the line search is a separate transformation.
     """
     return chain(
         scale_by_lbfgs(history, curvature, first),

@@ -456,6 +456,14 @@ def test_a_constant_term_counts_once_for_every_leaf_and_not_for_its_parts(chunk,
         torch.testing.assert_close(param.detach(), torch.full_like(param, -1 / 20), rtol=1e-6, atol=0.0)
 
 
+def test_explain_calls_frozen_what_a_link_freezes_or_requires_no_gradient():
+    params = {name: torch.nn.Parameter(torch.ones(2), name != "c") for name in "abc"}
+    optimizer = gradtx.as_optimizer(gradtx.chain(gradtx.sgd(lr=0.1), gradtx.freeze("b")), params.items())
+    (params["a"] + params["b"]).sum().backward()
+    optimizer.step()
+    assert [way.way for way in optimizer.explain()] == ["lists", "frozen", "frozen"]
+
+
 def test_explain_says_why_a_parameter_runs_alone():
     model = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Linear(3, 1))
     tx = gradtx.partition({"a": gradtx.soap(stagger=True), "b": gradtx.adamw()}, {"a": "*.weight", "b": "*"})
