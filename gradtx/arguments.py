@@ -109,7 +109,7 @@ def is_off(value: Any, off: float = 0.0) -> bool:
 
 _SCALAR = {float, Tensor, Schedule}
 _PLAIN_KINDS = {int: "int", bool: "bool", str: "str"}
-_HYPERPARAMETERS = ("scalar", "betas", "floats", "named floats", "int", "bool", "str")
+_HYPERPARAMETERS = ("scalar", "betas", "named floats", "int", "bool", "str")
 
 
 def _members(hint: Any) -> set[Any]:
@@ -132,8 +132,6 @@ def _kind(members: set[Any]) -> str:
 
 
 def _kind_of_tuple(entries: tuple[Any, ...]) -> str:
-    if set(entries) == {float}:
-        return "floats"
     for entry in entries:
         if entry is not Ellipsis and _members(entry) - {type(None)} != _SCALAR:
             return "structure"
@@ -142,8 +140,6 @@ def _kind_of_tuple(entries: tuple[Any, ...]) -> str:
 
 class Argument:
     """One parameter of a factory: the values it accepts, and their conversion to the value that the body receives."""
-
-    _remedy: str = ""  # arguments in optimizers pickled by 0.1 lack this attribute
 
     def __init__(
         self,
@@ -167,7 +163,7 @@ class Argument:
         members = _members(hint)
         self.optional = type(None) in members
         self.kind = _kind(members - {type(None)})
-        entries = typing.get_args(hint) if self.kind in ("betas", "floats") else ()
+        entries = typing.get_args(hint) if self.kind == "betas" else ()
         self._entries = [_members(entry) for entry in entries]
         self.is_hyperparameter = not static and self.kind in _HYPERPARAMETERS
         if not self.required:
@@ -181,8 +177,6 @@ class Argument:
             return self._scalar(value, self.name, self.range)
         if self.kind == "betas":
             return self._betas(value)
-        if self.kind == "floats":
-            return self._floats(value)
         if self.kind == "named floats":
             return self._named_floats(value)
         if self.kind == "int":
@@ -276,20 +270,6 @@ class Argument:
                 "a tuple of such triples or a name is also accepted"
             )
         return tuple(map(float, item))
-
-    def _floats(self, value: Any) -> tuple[float, ...]:
-        """Check a tuple of plain numbers, none of which may be a tensor or a schedule."""
-        count = len(self._entries)
-        if not _is_plain(value) or len(value) != count:
-            raise TypeError(
-                f"{self.owner}: {self.name} must be {count} plain numbers, got {describe(value)}"
-            )
-        entries: list[float] = []
-        for i, entry in enumerate(value):
-            entries.append(
-                self._in_range(float(entry), f"{self.name}[{i}]", self.range)
-            )
-        return tuple(entries)
 
     def _scalar(self, value: Any, name: str, interval: Range) -> Any:
         if isinstance(value, Schedule):

@@ -94,29 +94,13 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def nearest_dotted(name: Any, known: Iterable[str]) -> str:
-    """Suggest a known name for an unknown `owner.name`, as `nearest` does, but only among names of that owner."""
+    """Suggest a known name for an unknown `owner.name`, as `nearest` does, if possible among names of that owner."""
     known = list(known)
-    head, _, tail = str(name).rpartition(".")
-    tails_of_head: dict[str, list[str]] = {}
-    for candidate in known:
-        owner, _, last = candidate.rpartition(".")
-        tails_of_head.setdefault(owner, []).append(last)
-    if known and head not in tails_of_head:
-        owners = [owner for owner in tails_of_head if owner]
-        suggestion = close(head, owners)
-        if suggestion is None:
-            return _known_with_tail(tail, known)
-        head = suggestion
-    prefix = f"{head}." if head else ""
-    return nearest(
-        prefix + tail, [prefix + last for last in tails_of_head.get(head, [])]
-    )
-
-
-def _known_with_tail(tail: str, known: list[str]) -> str:
-    """List the known names that end in `tail`, or all if none does."""
-    alike = [name for name in known if name.rpartition(".")[2] == tail]
-    return f"known: {', '.join(sorted(alike or known))}"
+    owner = str(name).rpartition(".")[0]
+    of_owner = [
+        candidate for candidate in known if candidate.rpartition(".")[0] == owner
+    ]
+    return nearest(str(name), of_owner or known)
 
 
 def check_state_device(owner: str, state_device: Any) -> None:

@@ -103,7 +103,7 @@ class GroupView:
     expects_cycle = False
     # The cycled momentum that was last copied to the betas.
     _followed: Any = None
-    # Caches derived from the group's values. Old pickles do not contain them.
+    # Caches derived from the group's values.
     _cached: tuple[Any, GradientTransformation] | None = None
     # The group's contents when `_values` was last computed.
     _seen: Mapping[str, Any] = {}
@@ -347,7 +347,7 @@ class GroupView:
         self, name: str, value: Any, function: Callable[[Any], Any]
     ) -> Any:
         """Apply `function` to a hyperparameter's numbers, except literals and lists of floats, which are kept."""
-        if self.entries[name].argument.kind in ("floats", "named floats"):
+        if self.entries[name].argument.kind == "named floats":
             return value
         if not isinstance(value, tuple):
             return (

@@ -66,7 +66,7 @@ class Members:
         restarts: Whether an inner clock may restart.
     """
 
-    restarts = False  # also in older pickles
+    restarts = False
     _rows: Sequence[list[Member]] = ()  # the members of each group
     # The parameters from which `_rows` was built.
     _row_params: list[Tensor] | None = None

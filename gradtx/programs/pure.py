@@ -274,7 +274,7 @@ class Numbers:
             off = entry.argument.range.off
             value = entry.value
             # Rules receive these unchanged.
-            if entry.argument.kind in ("floats", "named floats"):
+            if entry.argument.kind == "named floats":
                 structure.append((entry.place, value))
             elif _is_tuple(value):
                 taken = tuple(self._take(item, off, entry.place) for item in value)

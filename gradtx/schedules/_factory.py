@@ -71,8 +71,7 @@ class _Made(Schedule):
     def __repr__(self) -> str:
         shown: list[str] = []
         for argument in self._factory.arguments.all:
-            # Older pickles lack newer arguments.
-            value = self._arguments.get(argument.name, argument.default)
+            value = self._arguments[argument.name]
             if argument.required:
                 shown.append(describe(value))
             elif isinstance(value, Tensor) or value != argument.default:

@@ -43,7 +43,7 @@ OTHER_NAMES = {
     "lrr": "did you mean 'lr'?",
     "a.lrr": "did you mean 'a.lr'?",
     "b.sdg.lr": "did you mean 'b.sgd.lr'?",
-    "c.lr": "known: a.adam.lr, a.lr, b.lr, b.sgd.lr, lr",
+    "c.lr": "did you mean 'b.lr'?",
     "a.momentum": "known: a.amsgrad, a.betas, a.decoupled_weight_decay, a.eps, a.lr, a.maximize, a.weight_decay",
 }
 
