@@ -47,7 +47,7 @@ UPDATE = {
 }
 STEP = {
     "boxes": [
-        ("optimizer.step", "optim/adapter.py", 0, 0, "user"),
+        ("optimizer.step", "optim/optimizer.py", 0, 0, "user"),
         ("follow groups", "optim/_members.py", 0, 1, "optim"),
         ("check, prepare state", "optim/_step.py, _state.py", 0, 2, "optim"),
         ("plan", "optim/engine/base.py", 1, 1, "engine"),

@@ -180,7 +180,7 @@ def extent(node: Any) -> tuple[str, int, int]:
 def module_of(app: Any, module: str, name: str) -> str | None:
     """Return the module with the source of types without `__module__`, and of the names in `gradtx.optim`."""
     return (
-        "gradtx.optim.adapter"
+        "gradtx.optim.optimizer"
         if module == "gradtx.optim"
         else "gradtx.transform"
         if name in reference.TYPES

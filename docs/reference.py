@@ -154,7 +154,7 @@ OTHERS = [
     Page(
         "optim",
         "Torch optimizers",
-        ("gradtx.optim", "gradtx.optim.adapter"),
+        ("gradtx.optim", "gradtx.optim.optimizer"),
         "Every optimizer's class is documented with its function, under [](optimizers.md).",
         "gradtx.optim",
     ),

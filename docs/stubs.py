@@ -41,7 +41,7 @@ IMPORTS = {
     "Where": "from gradtx.base.selectors import Where\n",
     "StateDtype": "from gradtx.state.storage import StateDtype\n",
     "GradientTransformation": "from gradtx.transform import GradientTransformation\n",
-    "ChainOptimizer": "from gradtx.optim.adapter import ChainOptimizer\n",
+    "ChainOptimizer": "from gradtx.optim.optimizer import ChainOptimizer\n",
     "Coefficients": "from gradtx.transforms._polynomials import Coefficients\n",
 }
 

@@ -17,7 +17,7 @@ from gradtx.base.messages import describe
 from gradtx.base.selectors import in_model, without_wrappers
 from gradtx.combinators.blocks import blocks
 from gradtx.combinators.selection import freeze, partition
-from gradtx.optim.adapter import ChainOptimizer
+from gradtx.optim.optimizer import ChainOptimizer
 from gradtx.optimizers.adam import adamw
 from gradtx.optimizers.matrix import muon
 from gradtx.transform import GradientTransformation

@@ -20,9 +20,9 @@ from gradtx.base.messages import describe, nearest
 from gradtx.combinators.lookahead import with_lookahead
 from gradtx.models import label_by_role, named_in_model, named_modules
 from gradtx.optim import ChainOptimizer, as_optimizer
+from gradtx.optim._chain_checks import warn_of_engine_options
 from gradtx.optim._groups import ENGINE_OPTIONS, check_differentiable
 from gradtx.optim._hints import optimizer_hint
-from gradtx.optim._warnings import warn_of_engine_options
 from gradtx.optim.classes import CLASSES, AliasOptimizer, class_of
 from gradtx.optimizers.adam import adamw
 from gradtx.rules import Alias

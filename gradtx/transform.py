@@ -11,7 +11,7 @@ from torch.nn import Module
 from torch.optim import Optimizer
 
 from gradtx.arguments import Argument
-from gradtx.base.ambient import surroundings, unaffected_by_surroundings
+from gradtx.base.ambient import ambient, without_ambient
 from gradtx.base.exact import Schedule
 from gradtx.base.messages import describe, nearest_dotted, shortly
 from gradtx.execution import pure as _pure
@@ -125,7 +125,7 @@ class GradientTransformation:
 
     # Public methods.
 
-    @unaffected_by_surroundings
+    @without_ambient
     def init(self, params: Any, *, counts: str = "calls") -> dict[str, Any]:
         """Return the initial state for a tree of parameters: nested dicts of tensors by leaf name.
 
@@ -159,7 +159,7 @@ class GradientTransformation:
             ValueError: If `params` or a required extra is missing, if the trees do not match each other, or if the
                 state belongs to another chain.
         """
-        around = surroundings()
+        around = ambient()
         if around is None:
             return self._updated(updates, state, params, extras)
         extras = around.around_all(extras)
@@ -175,7 +175,7 @@ class GradientTransformation:
             else result
         )
 
-    @unaffected_by_surroundings
+    @without_ambient
     def eval_params(self, state: dict[str, Any], params: Any) -> Any:
         """Return the weights for evaluation, such as averages or lookahead's slow weights.
 

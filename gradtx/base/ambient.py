@@ -18,7 +18,7 @@ Method = TypeVar("Method", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True)
-class Surroundings:
+class Ambient:
     """The caller's autocast and default device.
 
     Attributes:
@@ -66,7 +66,7 @@ def _within(
     return function(*args, **kwargs)
 
 
-def surroundings() -> Surroundings | None:
+def ambient() -> Ambient | None:
     """Return the caller's autocast and default device; None if there is nothing to suspend."""
     autocasts: list[tuple[str, torch.dtype]] = []
     for device_type in AUTOCAST_TYPES if _torch.autocast_possible() else ():
@@ -79,15 +79,15 @@ def surroundings() -> Surroundings | None:
             default_device = None
     if not autocasts and default_device is None:
         return None
-    return Surroundings(tuple(autocasts), default_device)
+    return Ambient(tuple(autocasts), default_device)
 
 
-def unaffected_by_surroundings(method: Method) -> Method:
+def without_ambient(method: Method) -> Method:
     """Make a method ignore the caller's autocast and default device."""
 
     @functools.wraps(method)
     def call(*args: Any, **kwargs: Any) -> Any:
-        around = surroundings()
+        around = ambient()
         if around is None:
             return method(*args, **kwargs)
         return around.suspend(functools.partial(method, **kwargs), *args)

@@ -116,7 +116,7 @@ def _is_dual(tensor: Tensor) -> bool:
         return False
 
 
-# Surroundings.
+# Ambient.
 
 
 def autocast_possible() -> bool:

@@ -89,7 +89,7 @@ class StochasticRounding(Rounding):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         stored = leaf.inputs[1]
         key = old["key"]
-        noise = bits16(local(key), leaf.moment().step, leaf.places(stored))
+        noise = bits16(local(key), leaf.clock_reading().step, leaf.places(stored))
         new_weights = stochastically_rounded(param + update, noise, stored.dtype)
         return new_weights, {"key": key}
 

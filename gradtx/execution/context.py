@@ -49,9 +49,9 @@ class Clock:
         self.step = step
         self.host = host
         self.leads = leads
-        self._moments: dict[torch.device, Moment] = {}
+        self._moments: dict[torch.device, ClockReading] = {}
 
-    def on(self, device: torch.device) -> Moment:
+    def on(self, device: torch.device) -> ClockReading:
         if device not in self._moments:
             # Copying to a device would wait for all queued work; filling with a constant does not.
             step = (
@@ -59,11 +59,11 @@ class Clock:
                 if self.host is None
                 else torch.full_like(self.step, self.host, device=device)
             )
-            self._moments[device] = Moment(step, self.host)
+            self._moments[device] = ClockReading(step, self.host)
         return self._moments[device]
 
 
-class Moment:
+class ClockReading:
     """A clock's step on one device, with values derived from it, computed once for all leaves."""
 
     def __init__(self, step: Tensor, host: int | None):

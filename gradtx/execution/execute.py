@@ -17,7 +17,7 @@ from torch import Tensor
 from gradtx.base.complex_views import PARTS, REMEDY, as_complex, as_real
 from gradtx.base.dtensor import placed_as, total_of
 from gradtx.base.errors import Path
-from gradtx.execution.context import Clock, Context, Moment
+from gradtx.execution.context import Clock, ClockReading, Context
 from gradtx.execution.runs import Run, Scope, selected
 from gradtx.state.codes import Codec
 from gradtx.state.random import indices
@@ -107,7 +107,7 @@ class Leaf:
         """The name that determines the leaf's random numbers, or its key (see `Stream`)."""
         return self.name
 
-    def moment(self) -> Moment:
+    def clock_reading(self) -> ClockReading:
         return self.clock.on(self.device)
 
     def places(self, like: Tensor) -> Tensor:

@@ -9,14 +9,14 @@ import torch
 
 from gradtx.base.inputs import Params
 from gradtx.optim import classes
-from gradtx.optim._hints import class_names, optimizer_hint
-from gradtx.optim._warnings import (
+from gradtx.optim._chain_checks import (
     warn_of_ascent,
     warn_of_early_links,
     warn_of_flipped_signs,
 )
-from gradtx.optim.adapter import ChainOptimizer as ChainOptimizer
+from gradtx.optim._hints import class_names, optimizer_hint
 from gradtx.optim.classes import *
+from gradtx.optim.optimizer import ChainOptimizer as ChainOptimizer
 from gradtx.transform import GradientTransformation, check_transformation
 
 __all__ = ["ChainOptimizer", "as_optimizer"]

@@ -17,7 +17,7 @@ from gradtx.execution.execute import Block
 from gradtx.optim._form import numbers_of
 from gradtx.optim._groups import ENGINE_OPTIONS, GroupView
 from gradtx.optim._member import Layout, Member
-from gradtx.optim._members import CPU, Group
+from gradtx.optim._parameters import CPU, Group
 from gradtx.optim._run import OptimizerRun, check_agreement
 from gradtx.optim._saved import is_count, matched
 from gradtx.optim._state import State, States

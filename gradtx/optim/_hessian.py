@@ -19,9 +19,9 @@ from gradtx.base.dtensor import gradient_like, is_sharded
 from gradtx.execution.context import Clock
 from gradtx.execution.execute import Block, Leaf, Position
 from gradtx.optim._hessian_source import HessianSource
-from gradtx.optim._members import Members
+from gradtx.optim._parameters import Members
+from gradtx.optim._parts import Parts
 from gradtx.optim._step import Step
-from gradtx.optim._workings import Workings
 from gradtx.state.random import Stream
 
 CPU = torch.device("cpu")
@@ -31,13 +31,13 @@ class HessianStep:
     """Supplies one step with `hessian_diag`; as a context manager around the closure, lets `backward` keep its graph.
 
     Args:
-        workings: The parts of the optimizer.
+        parts: The parts of the optimizer.
         extras: The caller's extras. A `hessian_diag` to be estimated is entered as None.
     """
 
-    def __init__(self, workings: Workings, extras: dict[str, Any]):
-        self._workings = workings
-        self._source = workings.hessian
+    def __init__(self, parts: Parts, extras: dict[str, Any]):
+        self._parts = parts
+        self._source = parts.hessian
         self._estimates = self._source.link is not None and "hessian_diag" not in extras
         self._mode: Any = None  # active around the closure if the graph is to be kept
         if self._estimates:
@@ -56,7 +56,7 @@ class HessianStep:
 
     def _may_be_due(self) -> bool:
         """Whether any parameter would use second derivatives if it received a gradient now."""
-        members, states = self._workings.members, self._workings.states
+        members, states = self._parts.members, self._parts.states
         for param, member in members.by_param.items():
             if param.requires_grad and (member.layout is None or not states.of(param)):
                 return True  # without state the answer is unknown
@@ -180,8 +180,8 @@ class HessianStep:
     def _random_vectors(
         self, params: list[Tensor], names: Mapping[Tensor, str]
     ) -> dict[Tensor, Tensor]:
-        counter = torch.tensor(self._workings.states.count())
-        seeds = _seeds(self._workings.members, self._source)
+        counter = torch.tensor(self._parts.states.count())
+        seeds = _seeds(self._parts.members, self._source)
         vectors: dict[Tensor, Tensor] = {}
         for param in params:
             vectors[param] = Stream(seeds[param], counter, names[param]).rademacher(
@@ -193,7 +193,7 @@ class HessianStep:
         """Detach gradients whose graph was kept only for the estimate."""
         if self._mode is None:
             return
-        for param in self._workings.members.by_param:
+        for param in self._parts.members.by_param:
             if param.grad is not None and param.grad.requires_grad:
                 param.grad = param.grad.detach()
 

@@ -17,8 +17,8 @@ from gradtx.execution.execute import Block, Leaf, initialize
 from gradtx.execution.runs import memory_of
 from gradtx.optim._groups import GroupView
 from gradtx.optim._member import Count, FirstState, Layout, Member, ParameterKind
-from gradtx.optim._members import CPU, Members, first_clock, leaf_of, never_trains
 from gradtx.optim._ownership import assign_owners
+from gradtx.optim._parameters import CPU, Members, first_clock, leaf_of, never_trains
 from gradtx.optim._run import OptimizerRun
 from gradtx.optim._saved import matched
 from gradtx.state.storage import Storage, check_patterns

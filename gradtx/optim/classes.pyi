@@ -10,7 +10,7 @@ from gradtx.base.exact import Scalar
 from gradtx.base.selectors import Where
 from gradtx.state.storage import StateDtype
 from gradtx.transform import GradientTransformation
-from gradtx.optim.adapter import ChainOptimizer
+from gradtx.optim.optimizer import ChainOptimizer
 from gradtx.transforms._polynomials import Coefficients
 
 __all__ = [

@@ -489,7 +489,7 @@ class Store:
             step = (
                 torch.zeros((), dtype=torch.int64, device=value.device)
                 if initial
-                else leaf.moment().step
+                else leaf.clock_reading().step
             )
             noise = bits16(local(key), step, leaf.places(value))
         tensors = packed(slot, codec, value, noise)

@@ -29,7 +29,7 @@ from gradtx.execution.phases import (
     passes_of,
 )
 from gradtx.execution.runs import LateTerm, Run, memory_of
-from gradtx.optim._scaling import Scaling, unscaling
+from gradtx.optim._device_counts import Scaling, unscaling
 from gradtx.optim.engine import torch_names
 from gradtx.optim.engine.alias import resized
 from gradtx.optim.engine.compiler import Compiler

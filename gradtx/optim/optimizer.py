@@ -14,7 +14,7 @@ from torch import Tensor
 
 from gradtx.arguments import tensors_in
 from gradtx.base import torch_names as _torch
-from gradtx.base.ambient import surroundings, unaffected_by_surroundings
+from gradtx.base.ambient import ambient, without_ambient
 from gradtx.base.inputs import (
     listed_group,
     listed_params,
@@ -27,19 +27,7 @@ from gradtx.execution.context import Clock
 from gradtx.execution.execute import Block
 from gradtx.execution.pure import evaluation_weights
 from gradtx.optim._capture import check_capturable
-from gradtx.optim._checkpoint import Checkpoint
-from gradtx.optim._evaluation import Evaluation
-from gradtx.optim._explain import Explanation, explain
-from gradtx.optim._form import check_form, check_mapping
-from gradtx.optim._groups import ENGINE_OPTIONS, OVERRIDDEN, cycled_alike, is_same
-from gradtx.optim._hessian import HessianStep
-from gradtx.optim._members import CPU
-from gradtx.optim._ownership import states_of_owners
-from gradtx.optim._pickles import check_loadable
-from gradtx.optim._scaling import Scaling
-from gradtx.optim._state import FirstStates
-from gradtx.optim._step import KnownClosure, Step, Weights, check_closure
-from gradtx.optim._warnings import (
+from gradtx.optim._chain_checks import (
     IDLE_STEPS,
     check_two_schedules,
     check_written_schedules,
@@ -49,7 +37,19 @@ from gradtx.optim._warnings import (
     warn_of_unread,
     warn_of_unread_cycles,
 )
-from gradtx.optim._workings import Workings
+from gradtx.optim._checkpoint import Checkpoint
+from gradtx.optim._device_counts import Scaling
+from gradtx.optim._evaluation import Evaluation
+from gradtx.optim._explain import Explanation, explain
+from gradtx.optim._form import check_form, check_mapping
+from gradtx.optim._groups import ENGINE_OPTIONS, OVERRIDDEN, cycled_alike, is_same
+from gradtx.optim._hessian import HessianStep
+from gradtx.optim._ownership import states_of_owners
+from gradtx.optim._parameters import CPU
+from gradtx.optim._parts import Parts
+from gradtx.optim._pickles import check_loadable
+from gradtx.optim._state import FirstStates
+from gradtx.optim._step import KnownClosure, Step, Weights, check_closure
 from gradtx.state.storage import check_patterns
 from gradtx.transform import GradientTransformation, check_transformation
 
@@ -67,7 +67,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
     # A copy of the original `defaults`; None before the first group is complete.
     _made_defaults: Mapping[str, Any] | None = None
 
-    @unaffected_by_surroundings
+    @without_ambient
     def __init__(
         self,
         tx: GradientTransformation,
@@ -89,11 +89,11 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
             )
         check_transformation(owner, "tx", tx)
         offload = _offload_for(owner, state_device, tx)
-        self._workings = Workings.of(
+        self._parts = Parts.of(
             owner, self._copy_hyperparameters(tx), seed, _engine_for(compile), offload
         )
-        self._workings.capturable = capturable
-        members = self._workings.members
+        self._parts.capturable = capturable
+        members = self._parts.members
         if process_group is not None:
             if state_device is not None:
                 raise ValueError(
@@ -102,14 +102,14 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
             members.replicas = team_of_group(f"{owner}: process_group", process_group)
         super().__init__(listed_params(owner, params), {})
         if capturable:
-            check_capturable(owner, self._workings)
+            check_capturable(owner, self._parts)
         self._check_patterns()
         self.defaults = cycled_alike(members.views)
         self._made_defaults = dict(self.defaults)
 
     def _check_patterns(self) -> None:
         """Check that every pattern of the chain matches a parameter or a slot."""
-        members, states = self._workings.members, self._workings.states
+        members, states = self._parts.members, self._parts.states
         members.check_selectors(members.names())
         states.awaits_slots = not states.are_complete
         if states.are_complete:
@@ -128,13 +128,13 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
 
     @property
     def _tx(self) -> GradientTransformation:
-        return self._workings.members.tx
+        return self._parts.members.tx
 
     @property
     def _engine(self) -> Any:
-        return self._workings.engine
+        return self._parts.engine
 
-    @unaffected_by_surroundings
+    @without_ambient
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of parameters, with defaults for hyperparameters that the group does not specify.
 
@@ -142,20 +142,20 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         Parameters that still have state, from a group that was removed, keep it.
         """
         owner = type(self).__name__
-        workings = self._up_to_date()
+        parts = self._up_to_date()
         group = listed_group(owner, param_group)
         self._check_in_no_group(group)
         group = without_repeats(self._checked_by_torch(group))
         keys = list(group)
-        members, states = workings.members, workings.states
+        members, states = parts.members, parts.states
         self._take_written_defaults(group)
-        if self._workings.offload is not None:
-            self._workings.offload.check(group["params"])
+        if self._parts.offload is not None:
+            self._parts.offload.check(group["params"])
         joining = members.joining(group)
         first_states: list[FirstStates] = []
-        with self._workings.with_state(joining.by_param, writes=False):
+        with self._parts.with_state(joining.by_param, writes=False):
             for view in joining.views:
-                self._workings.hessian.mark(view.group)
+                self._parts.hessian.mark(view.group)
                 first_states.append(
                     states.outline(view, view.group["params"], joining.by_param)
                 )
@@ -182,7 +182,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         Raises:
             ValueError: If a parameter is.
         """
-        members = self._workings.members.by_param
+        members = self._parts.members.by_param
         for param in tensors_of_group(group):
             if param in members:
                 member = members[param]
@@ -221,18 +221,18 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
             params.extend(group["params"])
         return params
 
-    def _up_to_date(self) -> Workings:
-        """Return the workings, updated for changes to groups and state from outside."""
-        members, states = self._workings.members, self._workings.states
+    def _up_to_date(self) -> Parts:
+        """Return the parts, updated for changes to groups and state from outside."""
+        members, states = self._parts.members, self._parts.states
         states.by_param = self.state
         for param in members.follow(self.param_groups, states.count):
             # Left over when accelerate shards parameters; no step would use it again.
             self.state.pop(param, None)
         if self._released is not None:
             self._released.follow(members.by_param)
-        return self._workings
+        return self._parts
 
-    @unaffected_by_surroundings
+    @without_ambient
     def release_gradients(self) -> ReleasedGradients:
         """Step during backward: each parameter is updated as soon as its gradient is complete, and `.grad` set to None.
 
@@ -263,12 +263,12 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         """
         from gradtx.optim._release import ReleasedGradients
 
-        if self._workings.offload is not None:
+        if self._parts.offload is not None:
             raise RuntimeError(
                 f"{type(self).__name__}: release_gradients cannot be combined with state_device, whose steps "
                 "copy all gradients together; use step(consume_gradients=True)"
             )
-        if self._workings.capturable:
+        if self._parts.capturable:
             raise RuntimeError(
                 f"{type(self).__name__}: release_gradients cannot be combined with capturable: "
                 "a CUDA graph keeps gradients"
@@ -282,7 +282,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
 
     def _check_training(self) -> None:
         """Check that the parameters contain the training weights."""
-        evaluation = self._workings.evaluation
+        evaluation = self._parts.evaluation
         if evaluation is not None and evaluation.changes_weights():
             raise RuntimeError(
                 f"{type(self).__name__}: the parameters contain the evaluation weights; call optimizer.train() "
@@ -358,7 +358,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         step = (
             self._step if max_iter == 1 else functools.partial(self._iterate, max_iter)
         )
-        around = surroundings()
+        around = ambient()
         if around is None:
             return step(closure, consume_gradients, extras)
         closure, extras = around.around(closure), around.around_all(extras)
@@ -395,31 +395,31 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
     ) -> Any:
         self._check_training()
         self._check_released(extras)
-        workings = self._up_to_date()
-        check_written_schedules(type(self).__name__, workings.members.views)
-        warn_of_unread_cycles(type(self).__name__, workings.members.views)
+        parts = self._up_to_date()
+        check_written_schedules(type(self).__name__, parts.members.views)
+        warn_of_unread_cycles(type(self).__name__, parts.members.views)
         scaling = Scaling.requested_by(self)
         if scaling is not None:
-            self._check_scaling(workings, closure)
-            if workings.counts_on_host() and not scaling.proceed:
-                scaling.unscale(workings.members.by_param)
+            self._check_scaling(parts, closure)
+            if parts.counts_on_host() and not scaling.proceed:
+                scaling.unscale(parts.members.by_param)
                 if consume_gradients:
-                    workings.members.drop_gradients()
+                    parts.members.drop_gradients()
                 return None
-        loss, hessian = None, HessianStep(workings, extras)
+        loss, hessian = None, HessianStep(parts, extras)
         if closure is not None:
             with torch.enable_grad(), hessian:
                 loss = closure()
             self._add_extras_of(closure, loss, extras)
-            workings = self._up_to_date()
+            parts = self._up_to_date()
             if self._calls_again():
-                check_closure(type(self).__name__, workings.members.by_param)
+                check_closure(type(self).__name__, parts.members.by_param)
         if self._released is None:
-            self._count_idle_step(workings)
+            self._count_idle_step(parts)
         open_step = None if self._released is None else self._released.close()
-        if workings.offload is not None:
-            workings.offload.extras_on_host(extras)
-        with workings.at_state(
+        if parts.offload is not None:
+            parts.offload.extras_on_host(extras)
+        with parts.at_state(
             writes=True, consumes=consume_gradients, unscales=scaling is not None
         ):
             try:
@@ -429,16 +429,14 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
                 hessian.supply(step)
                 step.run()
             except Exception:
-                workings.states.undo_creations()
+                parts.states.undo_creations()
                 raise
-            workings.states.accept_creations()
+            parts.states.accept_creations()
         if consume_gradients:
-            workings.members.drop_gradients()  # those of frozen leaves are left
+            parts.members.drop_gradients()  # those of frozen leaves are left
         return loss
 
-    def _check_scaling(
-        self, workings: Workings, closure: Callable[[], Any] | None
-    ) -> None:
+    def _check_scaling(self, parts: Parts, closure: Callable[[], Any] | None) -> None:
         """Check that a step under a GradScaler has no closure.
 
         Raises:
@@ -469,12 +467,12 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         """Whether a link calls the closure at other weights."""
         return not {"grad_fn", "value_fn"}.isdisjoint(self._tx.needs)
 
-    def _count_idle_step(self, workings: Workings) -> None:
+    def _count_idle_step(self, parts: Parts) -> None:
         """Warn once if no parameter had a gradient in the first steps: then nothing is trained."""
         if self._idle_steps is None:
             return
         self._idle_steps += 1
-        if any(param.grad is not None for param in workings.members.by_param):
+        if any(param.grad is not None for param in parts.members.by_param):
             self._idle_steps = None
         elif self._idle_steps == IDLE_STEPS:
             self._idle_steps = None
@@ -486,19 +484,19 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         self, extras: dict[str, Any], scaling: Scaling | None, consumes: bool
     ) -> Step:
         """Create a step, which runs all checks; report a failure so that other ranks do not wait."""
-        members = self._workings.members
+        members = self._parts.members
         try:
-            return Step(self._workings, extras, scaling, consumes)
+            return Step(self._parts, extras, scaling, consumes)
         except Exception:
-            self._workings.agreement.report_failure(
+            self._parts.agreement.report_failure(
                 members.by_param.values(), members.replicas
             )
             raise
 
     def __setattr__(self, name: str, value: Any) -> None:
         # torch's schedulers wrap `step` in a counter.
-        if name == "step" and "_workings" in self.__dict__:
-            check_two_schedules(type(self).__name__, self._workings.members.views)
+        if name == "step" and "_parts" in self.__dict__:
+            check_two_schedules(type(self).__name__, self._parts.members.views)
         super().__setattr__(name, value)
 
     def expect_scheduler(self) -> None:
@@ -506,7 +504,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         for view in self._up_to_date().members.views:
             view.expects_scheduler = True
 
-    @unaffected_by_surroundings
+    @without_ambient
     def explain(self) -> Explanation:
         """Report how each parameter was updated in the last step, and why not in a faster way, as `Way` objects.
 
@@ -527,7 +525,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
     # Evaluation weights.
 
     @torch.no_grad()
-    @unaffected_by_surroundings
+    @without_ambient
     def eval(self) -> None:
         """Replace the parameters with the evaluation weights until `train` is called.
 
@@ -537,24 +535,22 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         without backward, such as the root, do not see the new weights before `module.reshard()`; this also applies to
         `train`.
         """
-        if self._workings.evaluation is None:
-            self._workings.evaluation = Evaluation.start(
-                self._weights_to_evaluate_with()
-            )
+        if self._parts.evaluation is None:
+            self._parts.evaluation = Evaluation.start(self._weights_to_evaluate_with())
 
     @torch.no_grad()
-    @unaffected_by_surroundings
+    @without_ambient
     def train(self) -> None:
         """Restore the training weights after `eval`."""
-        evaluation = self._workings.evaluation
+        evaluation = self._parts.evaluation
         if evaluation is not None:
             evaluation.end()
-            self._workings.evaluation = None
+            self._parts.evaluation = None
 
     @contextlib.contextmanager
     def eval_params(self) -> Generator[None, None, None]:
         """Replace the parameters with the evaluation weights inside a `with` block."""
-        if self._workings.evaluation is not None:  # evaluation mode is already active
+        if self._parts.evaluation is not None:  # evaluation mode is already active
             yield
             return
         self.eval()
@@ -565,12 +561,12 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
 
     def _weights_to_evaluate_with(self) -> dict[Tensor, Tensor]:
         """Return the evaluation weights, by parameter, for leaves with a link that provides them."""
-        workings = self._up_to_date()
-        with workings.at_state(writes=False):
-            return self._evaluated(workings)
+        parts = self._up_to_date()
+        with parts.at_state(writes=False):
+            return self._evaluated(parts)
 
-    def _evaluated(self, workings: Workings) -> dict[Tensor, Tensor]:
-        members, states = workings.members, workings.states
+    def _evaluated(self, parts: Parts) -> dict[Tensor, Tensor]:
+        members, states = parts.members, parts.states
         run, count = states.run(), states.exact_count()
         clock = Clock(torch.tensor(count + 1, device=CPU))
         weights: dict[Tensor, Tensor] = {}
@@ -587,7 +583,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         run.commits.clear()  # breaks a reference cycle with the run
         return weights
 
-    @unaffected_by_surroundings
+    @without_ambient
     def state_dict(self) -> dict[str, Any]:
         """Return a state dict in torch's format, with slots for every parameter that requires a gradient.
 
@@ -595,15 +591,15 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         are divided among ranks, all ranks must call it together. Slots that only the owner of a matrix keeps are then
         saved whole, or divided by rows if the parameter is sharded.
         """
-        workings = self._up_to_date()
-        evaluation = workings.evaluation
-        with workings.at_state(writes=False):
+        parts = self._up_to_date()
+        evaluation = parts.evaluation
+        with parts.at_state(writes=False):
             if evaluation is None:
-                workings.states.match_groups()
-            workings.states.create_all()
-        workings.states.show_exactly()
+                parts.states.match_groups()
+            parts.states.create_all()
+        parts.states.show_exactly()
         state_dict = self._state_dict_of_members()
-        views = workings.members.views
+        views = parts.members.views
         for view, group in zip(views, state_dict["param_groups"], strict=True):
             overridden = view.overridden()
             if overridden is not None:
@@ -614,7 +610,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
 
     def _state_dict_of_members(self) -> dict[str, Any]:
         """Return torch's state dict, without the state of parameters that were removed from the groups."""
-        members = self._workings.members.by_param
+        members = self._parts.members.by_param
         everything = cast("defaultdict[Any, Any]", self.state)
         member_states = {
             key: value
@@ -622,7 +618,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
             if not isinstance(key, Tensor) or key in members
         }
         owner_states = states_of_owners(
-            members, member_states, self._workings.members.replicas
+            members, member_states, self._parts.members.replicas
         )
         if len(member_states) == len(everything) and not owner_states:
             return super().state_dict()
@@ -634,7 +630,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
             self.state = everything
 
     @_torch.not_traced
-    @unaffected_by_surroundings
+    @without_ambient
     def load_state_dict(self, state_dict: dict[str, Any], strict: bool = True) -> None:  # type: ignore[override]
         """Load a state dict of this optimizer, or of the torch.optim class with the same slots.
 
@@ -656,19 +652,19 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         state_dict = dict(state_dict)
         for hook in before:
             state_dict = hook(self, state_dict) or state_dict
-        workings = self._up_to_date()
-        by_param = workings.members.by_param
+        parts = self._up_to_date()
+        by_param = parts.members.by_param
         names = {param: by_param[param].name for param in self._params_in_order()}
         check_form(state_dict, list(names.values()))
         state_dict = self._accepted(state_dict)
         evaluation, state_dict = Evaluation.take(state_dict, names)
-        with workings.at_state(writes=False):
-            Checkpoint(state_dict, workings.states, strict).load()
-        workings.evaluation = evaluation
+        with parts.at_state(writes=False):
+            Checkpoint(state_dict, parts.states, strict).load()
+        parts.evaluation = evaluation
         if self._released is not None:
             self._released.close()
         # In place: wrappers share the list.
-        self.param_groups[:] = [view.group for view in workings.members.views]
+        self.param_groups[:] = [view.group for view in parts.members.views]
         # Subclasses complete old groups there.
         if type(self).__setstate__ is not ChainOptimizer.__setstate__:
             self.__setstate__({"state": self.state, "param_groups": self.param_groups})
@@ -681,17 +677,17 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         check_loadable(type(self).__name__, self.state.values())
-        self._workings.states.forget_used()
-        return {**super().__getstate__(), "_workings": self._workings}
+        self._parts.states.forget_used()
+        return {**super().__getstate__(), "_parts": self._parts}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        if hasattr(self, "_workings") and state.keys() <= {"state", "param_groups"}:
+        if hasattr(self, "_parts") and state.keys() <= {"state", "param_groups"}:
             super().__setstate__(state)  # the next call adapts to the changes
             return
         super().__setstate__(state)
-        workings = self._workings
-        workings.states.by_param = self.state
-        workings.states.note_copies()
+        parts = self._parts
+        parts.states.by_param = self.state
+        parts.states.note_copies()
 
 
 def _engine_for(compile: Any) -> Any:

@@ -11,17 +11,17 @@ from typing import Any
 from torch import Tensor
 
 from gradtx.execution.execute import Leaf
+from gradtx.optim._device_counts import Scaling
 from gradtx.optim._groups import GroupView
 from gradtx.optim._member import Member
 from gradtx.optim._run import OptimizerRun
-from gradtx.optim._scaling import Scaling
 from gradtx.programs.bundle import is_on_accelerator
 
 Trees = Mapping[str, Mapping[str, Any]]  # extras by leaf: name -> leaf name -> tensor
 
 
 @dataclass(eq=False)
-class StepRequest:
+class StepInput:
     """The data of one step that engines need.
 
     Attributes:
@@ -33,7 +33,7 @@ class StepRequest:
         numbers: The numbers of each group's hyperparameters, in the order of the structure.
         scalars: The extras that all leaves share.
         trees: The extras by leaf.
-        scaling: The request of a GradScaler.
+        scaling: What a GradScaler asks for.
         on_host: Whether the host may read counts and numbers.
         consumes: Whether each gradient is freed as soon as it is used.
     """

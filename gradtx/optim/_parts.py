@@ -15,7 +15,7 @@ from gradtx.base.eager import runs_eagerly
 from gradtx.optim._agreement import Agreement
 from gradtx.optim._evaluation import Evaluation
 from gradtx.optim._hessian_source import HessianSource
-from gradtx.optim._members import Members
+from gradtx.optim._parameters import Members
 from gradtx.optim._run import ChainTraits
 from gradtx.optim._state import States
 from gradtx.transform import GradientTransformation
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(eq=False)
-class Workings:
+class Parts:
     """The parts of an optimizer.
 
     Attributes:
@@ -58,7 +58,7 @@ class Workings:
         seed: Any,
         engine: CompiledEngine | None,
         offload: Offload | None = None,
-    ) -> Workings:
+    ) -> Parts:
         """Create the parts of an optimizer that has no parameters yet.
 
         Args:
