@@ -193,7 +193,6 @@ def module_of(app: Any, module: str, name: str) -> str | None:
 OUTSIDE = {
     "CHANGELOG.md": "changelog.md",
     "CONTRIBUTING.md": "contributing.md",
-    "README.md": "comparison.md",  # the only section that the site includes
     "gradtx/optimizers": "reference/optimizers.md",
     "gradtx/transforms": "reference/pieces.md",
 }
@@ -202,6 +201,10 @@ OUTSIDE = {
 def rewrite_links(app: Any, page: str, source: list[str]) -> None:
     """Replace links out of docs/ by links to pages of the site, and links to code by names that become links."""
     up = "../" * page.count("/")
+    if page == "index":  # the README, then the tables of contents
+        readme = (Path(app.srcdir).parent / "README.md").read_text(encoding="utf-8")
+        inside = readme.replace("](docs/", "](")
+        source[0] = re.sub(r"\]\((C\w+\.md)\)", r"](../\1)", inside) + source[0]
     source[0] = re.sub(r"\[(`\w+`)\]\((?:\.\./)+gradtx/[\w/]+\.py\)", r"\1", source[0])
     for file, target in OUTSIDE.items():
         source[0] = re.sub(

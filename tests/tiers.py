@@ -10,7 +10,6 @@ import pytest
 TESTS = Path(__file__).parent
 SLOW_FOLDERS = ("clients", "distributed", "fuzz", "optimizers")
 SLOW_FILES = (
-    "test_comparison.py",
     "test_conformance_func.py",
     "test_docs.py",
     "test_examples.py",
