@@ -6,7 +6,6 @@ import ast
 import importlib
 import inspect
 import re
-import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -262,13 +261,9 @@ def check_links(folder: Path) -> list[str]:
 
 
 def finish(app: Any, failure: Exception | None) -> None:
-    """Copy the interactive page, which Sphinx does not build, and check all links of the site."""
+    """Check all links of the site."""
     if failure is None:
-        folder = Path(app.outdir).resolve()
-        interactive = Path(app.srcdir) / "interactive"
-        if interactive.is_dir():
-            shutil.copytree(interactive, folder / "interactive", dirs_exist_ok=True)
-        for dead in check_links(folder):
+        for dead in check_links(Path(app.outdir).resolve()):
             log.warning(dead)
 
 

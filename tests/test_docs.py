@@ -44,11 +44,6 @@ def test_the_table_of_algorithms_is_up_to_date():
     assert (DOCS / "algorithms.md").read_text(encoding="utf-8") == page, "run `make docs-tables`"
 
 
-def test_the_table_of_bytes_is_up_to_date():
-    table = runpy.run_path(str(DOCS / "less_memory.py"))
-    assert table["PAGE"].read_text(encoding="utf-8") == table["page"](), "run `make docs-tables`"
-
-
 def test_the_rule_at_the_top_of_the_readme_is_lion_in_eight_lines():
     block = re.search(
         r"^```python\n(.*?)^```$", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE

@@ -14,8 +14,6 @@ from torch.optim import lr_scheduler
 import gradtx
 from gradtx import _counterparts
 from gradtx.optim.classes import CLASSES
-from tests import migration
-from tests.migration import NOTES, PAGE, REQUIRED, SCHEDULER_NOTES, SCHEDULERS, counterpart, page
 from tests.references import rates_left_by
 from tests.thinning import thinned
 
@@ -733,7 +731,7 @@ def test_coupled_decay_enters_what_is_remembered_of_gradients_and_decoupled_deca
     assert same == (name in gradtx.registry._DECOUPLED)
 
 
-# torch.hub, and the page for those who come from elsewhere.
+# torch.hub.
 
 
 def test_torch_hub_finds_the_class_of_every_optimizer():
@@ -751,122 +749,3 @@ def test_torch_hub_works_where_gradtx_is_not_installed(tmp_path):
     code = f"import torch; print(torch.hub.load({str(ROOT)!r}, 'lion', source='local').__module__)"
     run = subprocess.run([sys.executable, "-W", "ignore", "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert run.stdout.strip() == "gradtx.optim", run.stderr
-
-
-def test_the_page_says_what_the_signatures_say():
-    assert (ROOT / PAGE).read_text() == page(), f"run: python -m tests.migration > {PAGE}"
-
-
-# The page names every class whose steps, and every scheduler whose rates, differ at the options of pytorch_optimizer.
-
-PUBLISHED = {cls.__name__: cls for cls in pytorch_optimizer.optimizer.OPTIMIZER_LIST}
-# Required or other kinds of options: these rows have notes, or tests of their own.
-OF_ANOTHER_KIND = {
-    "AdaFactor",
-    "AdaMod",
-    "AdamMini",
-    "AdaMuon",
-    "AliG",
-    "ApolloDQN",
-    "FAdam",
-    "Muon",
-    "NorMuon",
-    "Ranger21",
-    "ScalableShampoo",
-}
-
-
-def same_options(theirs, rate):
-    """The defaults of a class of pytorch_optimizer that ours may take, at one rate for all."""
-    given = {
-        option: value for option, value in migration.options(theirs).items() if value is not None and value != REQUIRED
-    }
-    return {**given, "lr": rate} if "lr" in given else given
-
-
-def ours_like(params, theirs, rate):
-    """Our optimizer with as many of the options of theirs as it has."""
-    name = counterpart("pytorch_optimizer", theirs.__name__)._alias.__name__
-    given = same_options(theirs, rate)
-    while True:
-        try:
-            return gradtx.create_optimizer(params, name, **{"weight_decay": 0.0, **given})
-        except TypeError as error:
-            option = re.search(r"'(\w+)'", str(error)).group(1)
-            if option not in given:
-                raise
-            del given[option]
-
-
-def trained_by(make, steps):
-    generator = torch.Generator().manual_seed(0)
-
-    def random(*shape):
-        return torch.randn(*shape, generator=generator, dtype=torch.float64)
-
-    params = {"w": random(4, 3), "b": random(5), "c": random(2, 3, 2, 2)}
-    params = {name: torch.nn.Parameter(value) for name, value in params.items()}
-    optimizer = make(list(params.values()))
-    for _ in range(steps):
-        optimizer.zero_grad()
-        loss = sum((param - 0.3 * random(*param.shape)).square().sum() for param in params.values())
-        loss.backward(create_graph=type(optimizer).__name__ in ("SophiaH", "AdaHessian"))
-        optimizer.step()
-    return torch.cat([param.detach().flatten() for param in params.values()])
-
-
-@thinned(3)
-@pytest.mark.filterwarnings("ignore")  # of their optimizers, and names of options that are translated
-@pytest.mark.parametrize(
-    "name",
-    [
-        name
-        for name, cls in PUBLISHED.items()
-        if name not in OF_ANOTHER_KIND
-        and counterpart("pytorch_optimizer", name) is not None
-        and cls is not getattr(torch.optim, name, None)
-    ],
-)
-def test_the_page_names_the_classes_whose_steps_differ(name):
-    theirs = PUBLISHED[name]
-    rate = {"lr": 1e-2} if "lr" in migration.options(theirs) else {}
-    expected = trained_by(lambda params: theirs(params, **rate), steps=7)
-    found = trained_by(lambda params: ours_like(params, theirs, 1e-2), steps=7)
-    # 1e-5: eps inside or outside of a correction, sums in float32
-    if (expected - found).abs().max() > 1e-5:
-        assert ("pytorch_optimizer", name) in NOTES
-
-
-@pytest.mark.parametrize(
-    "arguments", [{"t_max": 12, "max_lr": 1.0, "warmup_steps": 3}, {"num_epochs": 10}, {}], ids=str
-)
-@pytest.mark.parametrize(("name", "ours"), [row[1:] for row in SCHEDULERS if row[1]])
-def test_the_page_names_the_schedulers_whose_rates_differ(name, ours, arguments):
-    wsd = {"num_warmup_steps": 3, "num_stable_steps": 3, "num_decay_steps": 5, "min_lr_ratio": 0.1}
-    arguments = arguments or (wsd if ours == "wsd" else {})
-    rates = []
-    for load, key in ((pytorch_optimizer.load_lr_scheduler, name), (gradtx.load_lr_scheduler, ours)):
-        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
-        try:
-            scheduler = load(key)(optimizer, **arguments)
-        except TypeError:
-            return  # it takes other arguments
-        rates.append([])
-        for _ in range(14):
-            rates[-1].append(float(optimizer.param_groups[0]["lr"]))
-            optimizer.step()
-            scheduler.step()
-    if rates[1] != pytest.approx(rates[0], abs=1e-12):
-        assert name in SCHEDULER_NOTES
-
-
-def test_the_page_shows_defaults_that_are_required_here():
-    lines = (ROOT / PAGE).read_text().splitlines()
-    for name, theirs in PUBLISHED.items():
-        cls = counterpart("pytorch_optimizer", name)
-        if cls is None or theirs is getattr(torch.optim, name, None):
-            continue
-        line = next(line for line in lines if line.startswith(f"| {name} | `{cls._alias.__name__}`"))
-        for option, value in migration.options(cls).items():
-            if value == REQUIRED and migration.options(theirs).get(option, REQUIRED) != REQUIRED:
-                assert f"`{option}` required (" in line

@@ -13,7 +13,7 @@ SLOW_FILES = (
     "test_conformance_func.py",
     "test_docs.py",
     "test_examples.py",
-    "test_interactive.py",
+    "test_from_pytorch_optimizer.py",
     "test_optax_names.py",
     "test_package.py",
     "test_properties.py",
