@@ -106,6 +106,12 @@ def test_the_code_of_a_page_fits_into_a_window_of_1366_pixels(page):
             assert is_output or len(line) <= 88, line
 
 
+def test_pictures_are_small():
+    sizes = {path.name: path.stat().st_size for path in DOCS.rglob("*.png")}
+    assert sizes
+    assert {name for name, size in sizes.items() if size > 50_000} == set(), "scale them to 1000 pixels, 96 colours"
+
+
 def test_every_exemption_is_from_a_test_and_of_cases_that_it_has():
     import tests.test_conformance
     import tests.test_conformance_func  # noqa: F401 (their decorators fill CHECKS, whatever runs in this process)
