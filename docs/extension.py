@@ -189,6 +189,8 @@ def module_of(app: Any, module: str, name: str) -> str | None:
 
 # Links.
 
+ROOT = Path(__file__).parent.parent
+README = "<!-- README.md -->"  # a page shows it here
 OUTSIDE = {
     "CHANGELOG.md": "changelog.md",
     "CONTRIBUTING.md": "contributing.md",
@@ -200,10 +202,12 @@ OUTSIDE = {
 def rewrite_links(app: Any, page: str, source: list[str]) -> None:
     """Replace links out of docs/ by links to pages of the site, and links to code by names that become links."""
     up = "../" * page.count("/")
-    if page == "index":  # the README, then the tables of contents
-        readme = (Path(app.srcdir).parent / "README.md").read_text(encoding="utf-8")
-        inside = readme.replace("](docs/", "](")
-        source[0] = re.sub(r"\]\((C\w+\.md)\)", r"](../\1)", inside) + source[0]
+    if README in source[0]:
+        text = (ROOT / "README.md").read_text(encoding="utf-8")
+        text = re.sub(
+            r"\]\((docs/)?(?!http)", lambda link: "](" if link[1] else "](../", text
+        )
+        source[0] = source[0].replace(README, text)
     source[0] = re.sub(r"\[(`\w+`)\]\((?:\.\./)+gradtx/[\w/]+\.py\)", r"\1", source[0])
     for file, target in OUTSIDE.items():
         source[0] = re.sub(
