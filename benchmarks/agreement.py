@@ -1,4 +1,4 @@
-"""Compare matrix methods with their authors' code, and print the table of docs/performance-matrices.md.
+"""Compare matrix methods with their authors' code, and print the table of docs/conformance.md.
 
 Usage: python benchmarks/agreement.py FOLDER, with a clone of each repository at FOLDER/owner+name. The files are read
 at the commits below and run in float64, after the replacements in `DOUBLE` and in a comparison's `edits`.

@@ -10,11 +10,10 @@ import pytest
 TESTS = Path(__file__).parent
 SLOW_FOLDERS = ("clients", "distributed", "fuzz", "optimizers")
 SLOW_FILES = (
-    "test_comparison.py",
     "test_conformance_func.py",
     "test_docs.py",
     "test_examples.py",
-    "test_interactive.py",
+    "test_from_pytorch_optimizer.py",
     "test_optax_names.py",
     "test_package.py",
     "test_properties.py",

@@ -301,6 +301,8 @@ def multiplies_in_bfloat16() -> bool:
 
 @functools.cache
 def _has_fast_bfloat16() -> bool:
+    if not hasattr(torch.cpu, "get_capabilities"):  # torch 2.10
+        return False
     capabilities = torch.cpu.get_capabilities()
     if capabilities.get("architecture") != "x86_64":
         return True
