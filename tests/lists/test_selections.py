@@ -105,7 +105,7 @@ def operations(tx, steps):
     for _ in range(steps):
         for param in params:
             param.grad = torch.ones_like(param)
-        with torch.profiler.profile() as profile:
+        with torch.profiler.profile(acc_events=True) as profile:
             optimizer.step()
         counts.append(sum(event.name.startswith("aten::_foreach") for event in profile.events()))
     return counts
