@@ -64,33 +64,70 @@ class Options(TypedDict, total=False):
     """The options of the decorators, documented in `per_tensor` etc.; functions receive a call's arguments."""
 
     elementwise: bool | Callable[[Bound], bool]
-    takes_complex: bool | Callable[[Bound], bool]
+    takes_complex: bool | Callable[[Bound], bool] | None
     needs: tuple[str, ...] | Callable[[Bound], Iterable[str]]
     extras: Mapping[str, str]
-    check: Callable[[Bound, str, torch.Size, Mapping[str, Any]], None]
+    check: Callable[[Bound, str, torch.Size, Mapping[str, Any]], None] | None
     shared: Mapping[str, Any] | Callable[[Bound], Mapping[str, Any]]
     summed: Mapping[str, Callable[[Tensor], Tensor]]
     sums_of_leaf: bool
     agree: tuple[str, ...]
     ahead: tuple[str, ...]
-    lr_role: str
+    lr_role: str | None
     follows_rate: bool
     rounds: bool
     dims: Dims | Callable[[Bound], Dims]
     determined: bool | Callable[[Bound], bool]
-    compiles: bool | Callable[[Bound], bool]
-    lists: Callable[[Bound, torch.Size], bool]
+    compiles: bool | Callable[[Bound], bool] | None
+    lists: Callable[[Bound, torch.Size], bool] | None
     random: bool | Callable[[Bound], bool]
     nonnegative: tuple[str, ...] | Callable[[Bound], Iterable[str]]
     kinds: Mapping[str, str]
     averages: Callable[[Bound], Mapping[str, Any]]
     whole: bool | str | Callable[[Bound], bool | tuple[str, ...]]
-    wire: Callable[[Bound], torch.dtype | None]
+    wire: Callable[[Bound], torch.dtype | None] | None
     ranges: Mapping[str, Any]
     static: Iterable[str]
     any_length: Iterable[str]
     example: Any
     class_name: str
+
+
+def _no_averages(arguments: Bound) -> Mapping[str, Any]:
+    """Return an empty mapping: no slot is known to be an average of updates."""
+    return {}
+
+
+_DEFAULTS: Options = {
+    "elementwise": False,
+    "takes_complex": None,
+    "needs": (),
+    "extras": {},
+    "check": None,
+    "shared": {},
+    "summed": {},
+    "sums_of_leaf": False,
+    "agree": (),
+    "ahead": (),
+    "lr_role": None,
+    "follows_rate": False,
+    "rounds": False,
+    "dims": None,
+    "determined": True,
+    "compiles": None,
+    "lists": None,
+    "random": False,
+    "nonnegative": (),
+    "kinds": {},
+    "averages": _no_averages,
+    "whole": False,
+    "wire": None,
+    "ranges": {},
+    "static": (),
+    "any_length": (),
+    "example": {},
+    "class_name": "",
+}
 
 
 class Spec:
@@ -115,134 +152,101 @@ class Spec:
         self.kind = kind
         self.function = function
         self.name = function.__name__
-        self.class_name = options.get("class_name") or _capitalized(self.name)
-        self.arguments = _arguments_of(kind, function, options)
+        self._options: dict[str, Any] = {**_DEFAULTS, **options}
+        self.class_name = self._options["class_name"] or _capitalized(self.name)
+        self.arguments = _arguments_of(kind, function, self._options)
         if kind == "alias" and not is_users(function):
             self.arguments.class_name = self.class_name
-        self.example = options.get("example", {})
-        self.lr_role = options.get("lr_role")
-        self.rounds = options.get("rounds", False)
-        self.follows_rate = options.get("follows_rate", False)
-        # Inputs.
-        needs = options.get("needs", ())
-        self.extras = _checked_extras(self.name, options.get("extras", {}))
-        self._needs_of = needs if callable(needs) else None
-        always_needed = () if callable(needs) else needs
-        self.needs = (*always_needed, *_required(self.extras))
-        self.check = options.get("check")
-        self.agree = options.get("agree", ())
-        self.ahead = options.get("ahead", ())
-        # State.
-        self._shared = options.get("shared", {})
-        self.summed = options.get("summed", {})
-        self.kinds = _checked_kinds(self.name, options.get("kinds", {}))
-        self.averages = options.get("averages", _no_averages)
-        self._nonnegative = options.get("nonnegative", ())
-        # Computation.
-        self.elementwise = options.get("elementwise", False)
-        self._takes_complex = options.get("takes_complex", self.elementwise)
-        self.random = options.get("random", False)
-        self._compiles = options.get("compiles", not self.random)
-        self._lists = options.get("lists")
-        self._dims = options.get("dims")
-        self._determined = options.get("determined", True)
-        self._sums_of_leaf = options.get("sums_of_leaf", False)
-        self._whole = options.get("whole", False)
-        self._wire = options.get("wire", _own_dtype)
-        _check_declared(self, options)
-        if self.random and "seed" not in self.arguments.by_name:
+        self.example = self._options["example"]
+        self.lr_role = self._options["lr_role"]
+        self.rounds = self._options["rounds"]
+        self.follows_rate = self._options["follows_rate"]
+        self.elementwise = self._options["elementwise"]
+        self.averages = self._options["averages"]
+        self.check = self._options["check"]
+        self.ahead = self._options["ahead"]
+        self.extras = _checked_extras(self.name, self._options["extras"])
+        needs = self._options["needs"]
+        self.needs = (*(() if callable(needs) else needs), *_required(self.extras))
+        _check_kinds(self.name, self._options["kinds"])
+        _check_declared(self, self._options)
+        if self._options["random"] and "seed" not in self.arguments.by_name:
             raise TypeError(
                 f"{self.name}: a random rule needs the argument `seed: int`"
             )
 
+    def option(self, name: str, arguments: Bound) -> Any:
+        """Return an option for these arguments, which it may depend on."""
+        value = self._options[name]
+        # A dict is asked first, because dynamo does not trace `callable` for it.
+        if isinstance(value, Mapping) or not callable(value):
+            return value
+        return value(arguments)
+
     def needs_of(self, arguments: Bound) -> tuple[str, ...]:
         """Return the requirements of `update` with these arguments."""
-        if self._needs_of is None:
-            return self.needs
-        return (*self.needs, *self._needs_of(arguments))
+        return (*self.option("needs", arguments), *_required(self.extras))
 
     def dims(self, arguments: Bound) -> tuple[int, float] | None:
         """Return the minimum and maximum number of dimensions of a leaf; None for no limits."""
-        dims = self._dims(arguments) if callable(self._dims) else self._dims
+        dims = self.option("dims", arguments)
         return (dims, dims) if isinstance(dims, int) else dims
 
     def determined(self, arguments: Bound) -> bool:
         """Whether results do not depend on choices that rounding determines."""
-        return (
-            self._determined(arguments)
-            if callable(self._determined)
-            else self._determined
-        )
-
-    def compiles(self, arguments: Bound) -> bool:
-        """Whether compiled programs may run the rule."""
-        return self._compiles(arguments) if callable(self._compiles) else self._compiles
-
-    def shared_of(self, arguments: Bound) -> Mapping[str, Any]:
-        """Return the shared scalars: name -> initial value."""
-        shared: Any = self._shared
-        # Not `callable`, which dynamo does not trace for a dict.
-        return shared if isinstance(shared, Mapping) else shared(arguments)
-
-    def nonnegative(self, arguments: Bound) -> tuple[str, ...]:
-        """Return the slots whose values are never negative."""
-        return tuple(
-            self._nonnegative(arguments)
-            if callable(self._nonnegative)
-            else self._nonnegative
-        )
+        return self.option("determined", arguments)
 
     def rule(self, functions: Functions, arguments: Bound) -> Rule:
         """Return the rule for these argument values."""
+        options = self._options
         shared: dict[str, Callable[[], Any]] = {}
-        for name, value in self.shared_of(arguments).items():
+        for name, value in self.option("shared", arguments).items():
             shared[name] = _start(value, arguments)
-        whole = self._whole(arguments) if callable(self._whole) else self._whole
+        summed: dict[str, Callable[[Tensor], Tensor]] = {}
+        for name in options["summed"]:
+            if name in shared:
+                summed[name] = options["summed"][name]
+        draws = self.option("random", arguments)
+        compiles = self.option("compiles", arguments)
+        if compiles is None:
+            compiles = not options["random"]
+        whole = self.option("whole", arguments)
         return Rule(
             self.name,
             functions.update,
             functions.init,
             functions.evaluate,
             shared,
-            elementwise=self.elementwise(arguments)
-            if callable(self.elementwise)
-            else self.elementwise,
-            takes_complex=self._takes_complex_leaves(arguments),
-            compiles=self.compiles(arguments) and "grad_fn" not in self.needs,
-            agree={name: arguments[name] for name in self.agree},
+            elementwise=self.option("elementwise", arguments),
+            takes_complex=self._takes_complex(arguments),
+            compiles=compiles and "grad_fn" not in self.needs,
+            agree={name: arguments[name] for name in options["agree"]},
             dims=self.dims(arguments),
-            seed=arguments["seed"] if self._draws(arguments) else None,
+            seed=arguments["seed"] if draws else None,
             readable=_are_readable(arguments),
-            nonnegative=self.nonnegative(arguments),
-            kinds=self.kinds,
+            nonnegative=tuple(self.option("nonnegative", arguments)),
+            kinds=options["kinds"],
             averages=self.averages(arguments),
-            summed={
-                name: finish for name, finish in self.summed.items() if name in shared
-            },
-            sums_of_leaf=self._sums_of_leaf,
+            summed=summed,
+            sums_of_leaf=options["sums_of_leaf"],
             whole=whole if isinstance(whole, bool | str) else True,
             owner_reads=self._owner_reads(whole, arguments),
-            wire=self._wire(arguments),
-            check=None
-            if self.check is None
-            else functools.partial(self.check, arguments),
-            lists=None
-            if self._lists is None
-            else functools.partial(self._lists, arguments),
+            wire=self.option("wire", arguments),
+            check=_with_arguments(self.check, arguments),
+            lists=_with_arguments(options["lists"], arguments),
         )
 
-    def _takes_complex_leaves(self, arguments: Bound) -> bool:
+    def _takes_complex(self, arguments: Bound) -> bool:
         """Whether the rule can process real views of complex leaves."""
-        reads_by_leaf = any(
-            not kind.startswith("scalar") for kind in self.extras.values()
-        )
-        if reads_by_leaf or REAL_EXTRAS.intersection(self.needs_of(arguments)):
+        for kind in self.extras.values():
+            if not kind.startswith("scalar"):  # is read by leaf
+                return False
+        if REAL_EXTRAS.intersection(self.needs_of(arguments)):
             return False
-        return bool(
-            self._takes_complex(arguments)
-            if callable(self._takes_complex)
-            else self._takes_complex
-        )
+        takes_complex = self.option("takes_complex", arguments)
+        if takes_complex is None:
+            takes_complex = self.option("elementwise", arguments)
+        return takes_complex
 
     def resolved(self, arguments: Bound, count: Any) -> Bound:
         """Return the argument values at `count` finished updates; those in `ahead` as a pair with the next value."""
@@ -260,10 +264,6 @@ class Spec:
         return (
             ("param",) if whole is True and "params" in self.needs_of(arguments) else ()
         )
-
-    def _draws(self, arguments: Bound) -> bool:
-        """Whether the rule draws random numbers with these arguments."""
-        return bool(self.random(arguments) if callable(self.random) else self.random)
 
     def selector(self, mask: Any) -> Selector:
         """Return the selector of the leaves to which an alias's `weight_decay` applies."""
@@ -284,7 +284,7 @@ class Spec:
                 f"{self.name}: must return a transformation, such as chain(...), got {describe(returned)}"
             )
         functions = Functions.of(returned, self.name)
-        if self._whole not in (False, "shape"):
+        if self._options["whole"] not in (False, "shape"):
             self._check_runs_at_owner(functions)
         return functions
 
@@ -297,7 +297,7 @@ class Spec:
         fault = None
         if inspect.isgeneratorfunction(functions.update):
             fault = "yield sums"
-        elif self._shared:
+        elif self._options["shared"]:
             fault = "share values"
         if fault is not None:
             raise TypeError(
@@ -313,24 +313,27 @@ def _capitalized(name: str) -> str:
 
 
 def _arguments_of(
-    kind: str, function: Callable[..., Any], options: Options
+    kind: str, function: Callable[..., Any], options: Mapping[str, Any]
 ) -> Arguments:
     """Return the signature of a factory."""
-    ranges = {name: _range_of(text) for name, text in options.get("ranges", {}).items()}
-    static = options.get("static", ())
-    any_length = options.get("any_length", ())
+    ranges = {name: _range_of(text) for name, text in options["ranges"].items()}
     return Arguments(
-        function.__name__, function, ranges, static, kind == "alias", any_length
+        function.__name__,
+        function,
+        ranges,
+        options["static"],
+        kind == "alias",
+        options["any_length"],
     )
 
 
-def _check_declared(spec: Spec, options: Options) -> None:
+def _check_declared(spec: Spec, options: Mapping[str, Any]) -> None:
     """Check the options that name inputs or arguments.
 
     Raises:
         TypeError: If an option has the wrong form, or names an unknown input or argument.
     """
-    needs = options.get("needs", ())
+    needs = options["needs"]
     for need in () if callable(needs) else _names_in(spec, "needs", needs):
         if need not in INPUTS:
             raise TypeError(
@@ -338,7 +341,7 @@ def _check_declared(spec: Spec, options: Options) -> None:
                 f"declare others by extras={{{need!r}: 'leaf'}}"
             )
     for option in ("agree", "ahead", "static", "any_length"):
-        for argument in _names_in(spec, option, options.get(option, ())):
+        for argument in _names_in(spec, option, options[option]):
             _check_argument(spec, option, argument)
 
 
@@ -371,22 +374,16 @@ def _required(extras: Mapping[str, str]) -> list[str]:
     return [name for name, kind in extras.items() if not kind.endswith("?")]
 
 
-def _own_dtype(arguments: Bound) -> None:
-    """Return None: collectives send updates in their own dtype."""
-
-
-def _no_averages(arguments: Bound) -> Mapping[str, Any]:
-    """Return an empty mapping: no slot is known to be an average of updates."""
-    return {}
-
-
-def _checked_kinds(name: str, kinds: Mapping[str, str]) -> Mapping[str, str]:
+def _check_kinds(name: str, kinds: Mapping[str, str]) -> None:
     for slot, kind in kinds.items():
         if kind not in ("linear", "square", "scalar"):
             raise ValueError(
                 f"{name}: the kind of {slot!r} must be 'linear', 'square' or 'scalar', got {kind!r}"
             )
-    return kinds
+
+
+def _with_arguments(function: Any, arguments: Bound) -> Any:
+    return None if function is None else functools.partial(function, arguments)
 
 
 def _start(value: Any, arguments: Bound) -> Callable[[], Any]:
