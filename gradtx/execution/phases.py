@@ -1,6 +1,6 @@
-"""Programs in passes: each pass but the last ends at a sum over leaves, whose total is an argument of the later ones.
+"""Programs in phases: each phase but the last ends at a sum over leaves, whose total is an argument of the later ones.
 
-Each pass starts over, so that no intermediate values are kept. All passes but the last compute only their sums.
+Each phase starts over, so that no intermediate values are kept. All phases but the last compute only their sums.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 from gradtx.execution.execute import Operation
 from gradtx.execution.runs import LateTerm
 
-Names: TypeAlias = tuple[tuple[str, ...], ...]  # of the totals of each earlier pass
+Names: TypeAlias = tuple[tuple[str, ...], ...]  # of the totals of each earlier phase
 
 
 def _write_nothing() -> None:
@@ -24,13 +24,13 @@ def _write_nothing() -> None:
 
 
 @dataclass
-class PassResult:
-    """The outcome of a pass.
+class PhaseResult:
+    """The outcome of a phase.
 
     Attributes:
-        outputs: The sums over the leaves of the bundle; in the last pass, new values, such as shared ones.
+        outputs: The sums over the leaves of the bundle; in the last phase, new values, such as shared ones.
         names: The name of each output.
-        operation: The operation that waits for the sums; None in the last pass.
+        operation: The operation that waits for the sums; None in the last phase.
         write: Writes the new values into the arguments, after everything is computed.
     """
 
@@ -40,11 +40,11 @@ class PassResult:
     write: Callable[[], None] = _write_nothing
 
 
-RunPass: TypeAlias = Callable[[list[Tensor]], PassResult]
+RunPhase: TypeAlias = Callable[[list[Tensor]], PhaseResult]
 
 
 class AwaitedSumError(Exception):
-    """Raised when a pass reaches a sum whose total is not known yet."""
+    """Raised when a phase reaches a sum whose total is not known yet."""
 
     def __init__(self, operation: Operation, sums: dict[str, Tensor]):
         super().__init__(operation.path)
@@ -52,13 +52,13 @@ class AwaitedSumError(Exception):
         self.sums = sums
 
 
-class Pass(Protocol):
+class Phase(Protocol):
     """One pass of a program.
 
     Attributes:
-        sums: Examples of the sums that it returns; empty for the last pass.
+        sums: Examples of the sums that it returns; empty for the last phase.
         names: The names of its outputs.
-        operation: The operation that waits for the sums; None for the last pass.
+        operation: The operation that waits for the sums; None for the last phase.
     """
 
     sums: list[Tensor]
@@ -66,41 +66,41 @@ class Pass(Protocol):
     operation: Operation | None
 
 
-PassT = TypeVar("PassT", bound=Pass)
+PhaseT = TypeVar("PhaseT", bound=Phase)
 
 
-def have_sums(passes: Sequence[Pass]) -> bool:
+def have_sums(phases: Sequence[Phase]) -> bool:
     """Whether a program sums over leaves, for its own step or for the next one."""
-    return len(passes) > 1 or any(
-        isinstance(name, LateTerm) for name in passes[-1].names
+    return len(phases) > 1 or any(
+        isinstance(name, LateTerm) for name in phases[-1].names
     )
 
 
-def passes_of(
-    function: Callable[[list[Tensor], Names], PassResult],
+def phases_of(
+    function: Callable[[list[Tensor], Names], PhaseResult],
     common: list[Tensor],
     leaves: list[Tensor],
-    make_pass: Callable[[RunPass, list[Tensor], list[Tensor]], PassT],
-) -> list[PassT]:
-    """Return the passes of a function: each but the last ends at sums, whose totals the later ones also receive."""
-    passes: list[PassT] = []
+    make_phase: Callable[[RunPhase, list[Tensor], list[Tensor]], PhaseT],
+) -> list[PhaseT]:
+    """Return the phases of a function: each but the last ends at sums, whose totals the later ones also receive."""
+    phases: list[PhaseT] = []
     known: Names = ()
     totals: list[Tensor] = []
     while True:
-        next_pass = make_pass(
+        next_phase = make_phase(
             functools.partial(_up_to_sum, function, known), [*common, *totals], leaves
         )
-        passes.append(next_pass)
-        if next_pass.operation is None:
-            return passes
-        known = (*known, next_pass.names)
-        for total in next_pass.sums:
+        phases.append(next_phase)
+        if next_phase.operation is None:
+            return phases
+        known = (*known, next_phase.names)
+        for total in next_phase.sums:
             totals.append(torch.zeros((), dtype=total.dtype, device=total.device))
 
 
 def _up_to_sum(
-    function: Callable[[list[Tensor], Names], PassResult],
+    function: Callable[[list[Tensor], Names], PhaseResult],
     known: Names,
     arguments: list[Tensor],
-) -> PassResult:
+) -> PhaseResult:
     return function(arguments, known)

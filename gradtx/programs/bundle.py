@@ -1,4 +1,4 @@
-"""Bundles of leaves that one list program processes, and the passes of such a program."""
+"""Bundles of leaves that one list program processes, and the phases of such a program."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gradtx.base.exact import python_scalar
 from gradtx.execution.execute import LeafTerms, Operation
-from gradtx.execution.phases import Names, PassResult, RunPass
+from gradtx.execution.phases import Names, PhaseResult, RunPhase
 from gradtx.programs.cache import SharedPrograms
 from gradtx.programs.code import ListFunction, list_function
 from gradtx.programs.record import META, Recording, UnrecordableError, record
@@ -31,15 +31,15 @@ def entries_of_a_call(device: torch.device) -> int:
     return CHUNK if device.type == "cpu" else CHUNK_OF_ACCELERATOR
 
 
-class ListPass:
+class ListPhase:
     """One pass of a program, which ends at a sum over leaves or at the end of the program.
 
     Attributes:
         common: The dtype of each scalar that all leaves share.
         names: The name of each result.
-        operation: The operation that waits for the sums; None for the last pass.
-        sums: Stand-ins of the sums; empty for the last pass.
-        is_for_owners: Whether the pass ends where owners compute; its results then go to the owner of each leaf.
+        operation: The operation that waits for the sums; None for the last phase.
+        sums: Stand-ins of the sums; empty for the last phase.
+        is_for_owners: Whether the phase ends where owners compute; its results then go to the owner of each leaf.
         dtypes: The dtype of each result.
         text: A text that identifies the program, so that leaves with equal programs can share one.
     """
@@ -48,7 +48,7 @@ class ListPass:
 
     def __init__(
         self,
-        run: Callable[[list[Tensor]], PassResult],
+        run: Callable[[list[Tensor]], PhaseResult],
         common: list[Tensor],
         leaves: list[Tensor],
     ):
@@ -72,7 +72,7 @@ class ListPass:
         return self._recording
 
     def _record(self) -> Recording:
-        def function(arguments: list[Tensor]) -> PassResult:
+        def function(arguments: list[Tensor]) -> PhaseResult:
             result = self._run(arguments)
             self.names = result.names
             self.operation = result.operation
@@ -105,7 +105,7 @@ class ListPass:
         return list_function(recording, device, on_host)
 
 
-class PassOfShards(ListPass):
+class PhaseOfShards(ListPhase):
     """One part of a program for shards, which ends where the owner of a leaf computes or at the end of the program.
 
     All parts are cut out of one recording after its operations were fused, so that shards go through the same
@@ -113,7 +113,7 @@ class PassOfShards(ListPass):
     """
 
     def __init__(
-        self, run: RunPass, common: list[Tensor], leaves: list[Tensor], part: int
+        self, run: RunPhase, common: list[Tensor], leaves: list[Tensor], part: int
     ):
         self._part = part
         self.parts = 1
@@ -140,21 +140,21 @@ class PassOfShards(ListPass):
         return list_function(recording, device, on_host, self._part)
 
 
-def passes_of_shards(
-    function: Callable[[list[Tensor], Names], PassResult],
+def phases_of_shards(
+    function: Callable[[list[Tensor], Names], PhaseResult],
     common: list[Tensor],
     leaves: list[Tensor],
-) -> list[ListPass]:
+) -> list[ListPhase]:
     """Return the parts of a program for shards."""
 
-    def run(arguments: list[Tensor]) -> PassResult:
+    def run(arguments: list[Tensor]) -> PhaseResult:
         return function(arguments, ())
 
-    first = PassOfShards(run, common, leaves, 0)
-    passes: list[ListPass] = [first]
+    first = PhaseOfShards(run, common, leaves, 0)
+    phases: list[ListPhase] = [first]
     for part in range(1, first.parts):
-        passes.append(PassOfShards(run, common, leaves, part))
-    return passes
+        phases.append(PhaseOfShards(run, common, leaves, part))
+    return phases
 
 
 def numbers_for(
@@ -187,7 +187,7 @@ class ListBundle:
     Args:
         name: The name of a leaf, which determines the bundle's position in sums.
         device: The device of the leaves.
-        passes: The program.
+        phases: The program.
 
     Attributes:
         run: The run of the current call; leaves have the same attribute.
@@ -197,10 +197,10 @@ class ListBundle:
     at = -1
     run: Any
 
-    def __init__(self, name: str, device: torch.device, passes: list[ListPass]):
+    def __init__(self, name: str, device: torch.device, phases: list[ListPhase]):
         self.name = name
         self.device = device
-        self.program: list[Any] = [ListPassOperation(each) for each in passes]
+        self.program: list[Any] = [ListPhaseOperation(each) for each in phases]
         self._numbers: list[Any] = []
         self._on_host = True
 
@@ -224,12 +224,12 @@ class ListBundle:
         """Return the names of the leaves in each item of `columns`."""
         raise NotImplementedError
 
-    def end(self, compiled: ListPass, results: list[list[Any]]) -> None:
-        """Receive the results of the last pass, one list for each item of `columns`."""
+    def end(self, compiled: ListPhase, results: list[list[Any]]) -> None:
+        """Receive the results of the last phase, one list for each item of `columns`."""
         raise NotImplementedError
 
-    def call(self, compiled: ListPass) -> list[list[Any]]:
-        """Run a pass."""
+    def call(self, compiled: ListPhase) -> list[list[Any]]:
+        """Run a phase."""
         numbers, on_host = numbers_for(
             self._numbers, compiled.common, self.device, self._on_host
         )
@@ -237,7 +237,7 @@ class ListBundle:
         prepared = function.prepare(numbers)
         return [function.run(prepared, columns) for columns in self.columns()]
 
-    def terms(self, compiled: ListPass, results: list[list[Any]]) -> LeafTerms:
+    def terms(self, compiled: ListPhase, results: list[list[Any]]) -> LeafTerms:
         """Return the terms of each leaf in a sum over leaves; those of the parts of a leaf are added."""
         terms_of_leaf: dict[str, dict[str, Tensor]] = {}
         for leaves, results_of_call in zip(self.leaf_names(), results, strict=True):
@@ -255,7 +255,7 @@ class ListBundle:
             for leaf, terms in terms_of_leaf.items()
         )
 
-    def payloads(self, compiled: ListPass, results: list[list[Any]]) -> LeafTerms:
+    def payloads(self, compiled: ListPhase, results: list[list[Any]]) -> LeafTerms:
         """Return the values to send to the owner of each leaf."""
         raise NotImplementedError
 
@@ -280,10 +280,10 @@ class ListBundle:
         self._numbers = [*self._numbers, *totals]
 
 
-class ListPassOperation(Operation):
+class ListPhaseOperation(Operation):
     """One pass of a bundle as an operation."""
 
-    def __init__(self, compiled: ListPass):
+    def __init__(self, compiled: ListPhase):
         self._compiled = compiled
         self._awaited = compiled.operation
         self.of_leaf = compiled.is_for_owners

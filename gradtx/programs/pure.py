@@ -26,13 +26,13 @@ from gradtx.base.forward import Transformation
 from gradtx.execution import pure as _pure
 from gradtx.execution.context import UNREAD
 from gradtx.execution.execute import Leaf, Operation, checks_extras, execute, takes_none
-from gradtx.execution.phases import AwaitedSumError, Names, PassResult, passes_of
+from gradtx.execution.phases import AwaitedSumError, Names, PhaseResult, phases_of
 from gradtx.execution.pure import LEAF_STEPS, TreeRun, check_extras, leaves_of
 from gradtx.execution.runs import Place, clock_at
 from gradtx.programs import UnrecordableError
 from gradtx.programs.bundle import (
     ListBundle,
-    ListPass,
+    ListPhase,
     differ_by_leaf,
     entries_of_a_call,
 )
@@ -389,7 +389,7 @@ class TreeProgram:
         advanced: set[Any] = set()
         for bundle in self._bundles:
             # The shared values follow the results of leaves.
-            advanced.update(bundle.passes[-1].names[len(bundle.written) :])
+            advanced.update(bundle.phases[-1].names[len(bundle.written) :])
         clocks = run.block.clock_paths()
         for entry in self._entries:
             is_value = entry.path in clocks and entry.shared is not None
@@ -570,7 +570,7 @@ def _stand_ins(
 class _OneLeaf:
     """The update of a tree with one leaf, as a function of flat arguments.
 
-    The arguments are hyperparameters, shared values, extras and totals of earlier passes, then the leaf's tensors.
+    The arguments are hyperparameters, shared values, extras and totals of earlier phases, then the leaf's tensors.
     """
 
     def __init__(
@@ -591,7 +591,7 @@ class _OneLeaf:
         self._slots = slots
         self._extras = extras
 
-    def __call__(self, arguments: list[Tensor], known: Names) -> PassResult:
+    def __call__(self, arguments: list[Tensor], known: Names) -> PhaseResult:
         remaining = iter(arguments)
         tx = self.numbers.chain_of(self._tx, remaining)
         state: dict[str, Any] = {}
@@ -612,7 +612,7 @@ class _OneLeaf:
         try:
             execute(leaves.values(), _ignore)
         except AwaitedSumError as awaited:
-            return PassResult(
+            return PhaseResult(
                 list(awaited.sums.values()), tuple(awaited.sums), awaited.operation
             )
         if run.late_sums:
@@ -620,7 +620,7 @@ class _OneLeaf:
         run.end()
         return self._result(run, leaves[self._name].result(), run.rebuilt(leaves))
 
-    def _result(self, run: TreeRun, update: Any, state: Any) -> PassResult:
+    def _result(self, run: TreeRun, update: Any, state: Any) -> PhaseResult:
         """Return the new update, the new slots, then the shared values that this leaf's links have updated."""
         outputs = [update]
         outputs.extend(_at(state, entry)[self._name] for entry in self._slots)
@@ -632,7 +632,7 @@ class _OneLeaf:
             if is_clock or entry.name in run.new_shared.get(entry.path, {}):
                 outputs.append(_at(state, entry))
                 names.append(entry.shared)
-        return PassResult(outputs, tuple(names), None)
+        return PhaseResult(outputs, tuple(names), None)
 
 
 def _same(values: Any) -> Any:
@@ -671,12 +671,12 @@ class _Leaves:
         names: The names of the leaves.
         columns: The indices of their updates, parameters if there are any, and slots.
         written: The columns of updates and slots.
-        passes: The program.
+        phases: The program.
         device: The device of the leaves.
         chunks: The range of leaves for each call.
     """
 
-    passes: list[ListPass]
+    phases: list[ListPhase]
     device: torch.device
     chunks: list[slice]
 
@@ -699,13 +699,13 @@ class _Leaves:
         """Return the tensors of one leaf."""
         return [tensors[column[position]] for column in self.columns]
 
-    def set_passes(
-        self, passes: list[ListPass], tensors: list[Tensor], on_host: bool
+    def set_phases(
+        self, phases: list[ListPhase], tensors: list[Tensor], on_host: bool
     ) -> None:
-        self.passes = passes
+        self.phases = phases
         self.device = tensors[self.columns[0][0]].device
         with _planning():
-            for each in passes:
+            for each in phases:
                 each.function(self.device, on_host)
         sizes: list[int] = []
         for position in range(len(self.names)):
@@ -735,34 +735,34 @@ def _bundles(
         of_shape.setdefault(tensors[number].shape, []).append(position)
 
     @functools.cache
-    def program(shape: torch.Size) -> list[ListPass]:
+    def program(shape: torch.Size) -> list[ListPhase]:
         of_leaf = leaves.tensors_at(of_shape[shape][0], tensors)
         with _planning():
-            return passes_of(function, common_numbers, of_leaf, ListPass)
+            return phases_of(function, common_numbers, of_leaf, ListPhase)
 
     if len(of_shape) == 1:
-        leaves.set_passes(program(*of_shape), tensors, on_host)
+        leaves.set_phases(program(*of_shape), tensors, on_host)
         return [leaves]
-    recorded: list[list[ListPass]] = []
+    recorded: list[list[ListPhase]] = []
     for shape in representatives(of_shape):
         recorded.append(program(shape))
         of_leaf = leaves.tensors_at(of_shape[shape][0], tensors)
         with _planning():
             for probe in probes(of_leaf):
-                recorded.append(passes_of(function, common_numbers, probe, ListPass))
-    if len({_text(passes) for passes in recorded}) == 1:
-        leaves.set_passes(recorded[0], tensors, on_host)
+                recorded.append(phases_of(function, common_numbers, probe, ListPhase))
+    if len({_text(phases) for phases in recorded}) == 1:
+        leaves.set_phases(recorded[0], tensors, on_host)
         return [leaves]
     bundles: list[_Leaves] = []
     for shape, positions in of_shape.items():
         bundle = leaves.select(positions)
-        bundle.set_passes(program(shape), tensors, on_host)
+        bundle.set_phases(program(shape), tensors, on_host)
         bundles.append(bundle)
     return bundles
 
 
-def _text(passes: list[ListPass]) -> tuple[str, ...]:
-    return tuple(each.text for each in passes)
+def _text(phases: list[ListPhase]) -> tuple[str, ...]:
+    return tuple(each.text for each in phases)
 
 
 def _chunks(sizes: Sequence[int], limit: int) -> Iterator[slice]:
@@ -782,7 +782,7 @@ class _Call(ListBundle):
     """One call of a program with the caller's tensors."""
 
     def __init__(self, leaves: _Leaves, tensors: list[Tensor], results: list[Any]):
-        super().__init__(leaves.names[0], leaves.device, leaves.passes)
+        super().__init__(leaves.names[0], leaves.device, leaves.phases)
         self._leaves = leaves
         self._tensors = tensors
         self._results = results
@@ -802,7 +802,7 @@ class _Call(ListBundle):
         for chunk in self._leaves.chunks:
             yield self._leaves.names[chunk]
 
-    def end(self, compiled: ListPass, results: list[list[Any]]) -> None:
+    def end(self, compiled: ListPhase, results: list[list[Any]]) -> None:
         written = self._leaves.written
         for chunk, of_chunk in zip(self._leaves.chunks, results, strict=True):
             for column, dtype, values in zip(
@@ -815,7 +815,7 @@ class _Call(ListBundle):
                     self._results[i] = value
         self._store_shared(compiled, results[0])
 
-    def _store_shared(self, compiled: ListPass, values: list[Any]) -> None:
+    def _store_shared(self, compiled: ListPhase, values: list[Any]) -> None:
         """Store the shared values, which follow the results of leaves and are the same in every call."""
         for position in range(len(self._leaves.written), len(values)):
             number = compiled.names[position]

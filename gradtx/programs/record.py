@@ -18,7 +18,7 @@ from torch.fx.node import map_aggregate
 
 from gradtx.base import torch_names as _torch
 from gradtx.base.messages import INNER_PACKAGES
-from gradtx.execution.phases import PassResult
+from gradtx.execution.phases import PhaseResult
 
 aten = torch.ops.aten
 CPU = torch.device("cpu")
@@ -115,7 +115,7 @@ class Recording:
 # Operations of inference tensors would be recorded before torch decomposes them.
 @torch.inference_mode(False)
 def record(
-    function: Callable[[list[Tensor]], PassResult],
+    function: Callable[[list[Tensor]], PhaseResult],
     numbers: Sequence[torch.dtype],
     leaves: Sequence[tuple[torch.dtype, Sequence[int]]],
     device: torch.device = META,

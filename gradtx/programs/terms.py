@@ -48,7 +48,7 @@ POSITIONS: dict[Any, int] = {aten.full.default: 1, aten.scalar_tensor.default: 0
 
 
 def terms_of(names: Sequence[Any], outputs: Sequence[Node], waits: bool) -> list[Node]:
-    """Return the outputs of a pass that are terms of sums: all if an operation waits for them, otherwise late ones."""
+    """Return the outputs of a phase that are terms of sums: all if an operation waits for them, otherwise late ones."""
     pairs = zip(names, outputs, strict=True)
     return [output for name, output in pairs if waits or isinstance(name, LateTerm)]
 

@@ -7,7 +7,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 import gradtx
-from gradtx.execution.phases import PassResult
+from gradtx.execution.phases import PhaseResult
 from gradtx.programs import batches, list_function, record
 
 SHAPES = {
@@ -229,7 +229,7 @@ def program_of_leaf(on_host):
         y = x / (number + x.square().sum().sqrt())
         product = torch.addmm(y, y @ y.T, y, beta=2.0)
         new = torch.where(number > 2, gram + product @ product.T, gram)
-        return PassResult([product.sum(), number * y], ("sum", "scaled"), None, lambda: gram.copy_(new))
+        return PhaseResult([product.sum(), number * y], ("sum", "scaled"), None, lambda: gram.copy_(new))
 
     recording = record(run, [torch.float64], [(torch.float64, (5, 9)), (torch.float64, (5, 5))])
     return list_function(recording, torch.device("cpu"), on_host)

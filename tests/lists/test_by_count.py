@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import gradtx
-from gradtx.execution.phases import PassResult
+from gradtx.execution.phases import PhaseResult
 from gradtx.execution.rule import RuleOperation
 from gradtx.optim.engine import lists
 from gradtx.programs import UnrecordableError, bundle, list_function, record
@@ -348,7 +348,7 @@ def recorded_halves(operation=None):
     def run(arguments):
         number, x, slot = arguments
         half, total = as_one(halves, x * number, (x.shape, ()))
-        return PassResult([half @ half.mT, total], (), operation, lambda: slot.copy_(slot + 1))
+        return PhaseResult([half @ half.mT, total], (), operation, lambda: slot.copy_(slot + 1))
 
     return record(run, [F64], [(F64, (2, 3)), (F64, (2, 3))])
 
@@ -386,9 +386,9 @@ def test_counts_of_leaves_are_numbers_of_the_program(monkeypatch):
     signatures = []
     original = lists.MemberBundle.__init__
 
-    def noted(bundle, members, signature, passes, splits):
+    def noted(bundle, members, signature, phases, splits):
         signatures.append(signature)
-        original(bundle, members, signature, passes, splits)
+        original(bundle, members, signature, phases, splits)
 
     monkeypatch.setattr(lists.MemberBundle, "__init__", noted)
     trained(EVERYWHERE["psgd_kron"], steps=2)

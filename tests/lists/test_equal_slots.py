@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import gradtx
-from gradtx.execution.phases import PassResult
+from gradtx.execution.phases import PhaseResult
 from gradtx.optim.engine import lists
 from gradtx.programs import record
 from gradtx.programs.equal import slots_from_numbers
@@ -25,7 +25,7 @@ def written_slots(function):
             if new_b is not None:
                 b.copy_(new_b)
 
-        return PassResult([], (), None, write)
+        return PhaseResult([], (), None, write)
 
     return slots_from_numbers(record(run, [F64], [(F64, (3,)), (F64, ()), (F64, ()), (F64, (3,))]))
 
@@ -118,9 +118,9 @@ def test_equal_numbers_are_no_columns_of_the_program(make, monkeypatch):
     signatures = []
     original = lists.MemberBundle.__init__
 
-    def noted(bundle, members, signature, passes, splits):
+    def noted(bundle, members, signature, phases, splits):
         signatures.append((signature, splits))
-        original(bundle, members, signature, passes, splits)
+        original(bundle, members, signature, phases, splits)
 
     monkeypatch.setattr(lists.MemberBundle, "__init__", noted)
     optimizer = make(parameters())

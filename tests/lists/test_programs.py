@@ -8,7 +8,7 @@ import torch
 
 import gradtx
 from gradtx.execution import pure as _pure
-from gradtx.execution.phases import PassResult
+from gradtx.execution.phases import PhaseResult
 from gradtx.programs import UnrecordableError, bundle, cache, list_function, numbers, record
 from gradtx.programs import pure as _pure_lists
 from gradtx.programs.record import as_written
@@ -29,7 +29,7 @@ def recorded(function, shapes, count=1, dtype=F64):
             for target, value in writes:
                 target.copy_(value)
 
-        return PassResult(results, tuple(range(len(results))), None, write)
+        return PhaseResult(results, tuple(range(len(results))), None, write)
 
     return record(run, [F64] * count, [(dtype, shape) for shape in shapes])
 
@@ -725,7 +725,7 @@ def test_an_extra_that_no_link_reads_changes_neither_the_program_nor_a_bit(make,
     with_extras, without = _pure_lists.programs_of(tx).values()
     texts = []
     for programs in (with_extras, without):
-        texts.append([[each.text for each in leaves.passes] for leaves in programs[0]._bundles])
+        texts.append([[each.text for each in leaves.phases] for leaves in programs[0]._bundles])
     assert texts[0] == texts[1]
 
 

@@ -26,10 +26,10 @@ from gradtx.optim.engine.alias import (
     resized,
 )
 from gradtx.optim.engine.signature import Signature
-from gradtx.optim.engine.trace import BundleProgram, TracedPass
+from gradtx.optim.engine.trace import BundleProgram, TracedPhase
 from gradtx.optim.engine.windows import windows
 
-# Maps the pass and the identities of the scalars to these scalars and the leading arguments of the pass computed from
+# Maps the phase and the identities of the scalars to these scalars and the leading arguments of the phase computed from
 # them; see `Bundle.call`.
 Prepared = dict[Any, tuple[list[Any], list[Tensor]]]
 
@@ -85,7 +85,7 @@ class Bundle:
         self.name = name
         self.device = local(members[0].param).device
         self.program: list[Any] = []
-        self._passes: list[TracedPass] = []
+        self._phases: list[TracedPhase] = []
         self._entries = sum(entries_of(member.param) for member in members)
         self._flat = flat
         self._row = row
@@ -133,7 +133,7 @@ class Bundle:
 
     def may_absorb(self, other: Bundle, most: int) -> bool:
         """Whether both bundles run the same program without windows, and have at most this many entries together."""
-        if self._passes is not other._passes or self._window is not None:
+        if self._phases is not other._phases or self._window is not None:
             return False
         return self._entries + other._entries <= most
 
@@ -221,10 +221,10 @@ class Bundle:
 
     def compile_for(self, program: BundleProgram) -> None:
         """Use this program from now on."""
-        self._passes = program.passes
-        self.program = [PassOperation(each) for each in self._passes]
+        self._phases = program.phases
+        self.program = [PhaseOperation(each) for each in self._phases]
         self._takes_any_shape = self._window is None and all(
-            each.reads_only_memory for each in self._passes
+            each.reads_only_memory for each in self._phases
         )
 
     # During a step.
@@ -243,8 +243,8 @@ class Bundle:
         arguments = self.whole_arguments(trees, are_as_planned)
         self._present = BundleStep(run, numbers, on_host, arguments, prepared)
 
-    def call(self, compiled: TracedPass) -> list[dict[Any, Tensor]]:
-        """Run a pass; return the sums or new shared values of each call by name."""
+    def call(self, compiled: TracedPhase) -> list[dict[Any, Tensor]]:
+        """Run a phase; return the sums or new shared values of each call by name."""
         step = self._in_step()
         # Bundles of a group and count share these scalars.
         key = (id(compiled), *map(id, step.numbers))
@@ -314,10 +314,10 @@ def _is_usual(tensor: Tensor) -> bool:
     return type(tensor) in PLAIN and tensor.is_contiguous() and not tensor.is_complex()
 
 
-class PassOperation(Operation):
+class PhaseOperation(Operation):
     """One pass of a bundle as an operation, which ends at a sum over leaves or at the end of the step."""
 
-    def __init__(self, compiled: TracedPass):
+    def __init__(self, compiled: TracedPhase):
         self._compiled = compiled
         self._awaited = compiled.operation
         self.path = () if self._awaited is None else self._awaited.path

@@ -235,7 +235,7 @@ class CompiledEngine(Engine):
         if stage is not None and stage not in self._logged:
             self._logged.add(stage)
             logger.warning(
-                "%s is not compiled: leaves that pass through it step eagerly", stage
+                "%s is not compiled: leaves that phase through it step eagerly", stage
             )
         return super()._supports(leaf, step_input)
 
@@ -341,7 +341,7 @@ class CompiledEngine(Engine):
         program = _traced(order)
         if isinstance(program, str):
             return program
-        if order.sharded and have_sums(program.passes):
+        if order.sharded and have_sums(program.phases):
             return SUM_OVER_SHARDS
         try:
             program.compile(compiler)

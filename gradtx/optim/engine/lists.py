@@ -14,7 +14,7 @@ from gradtx.base.torch_names import copy_each_
 from gradtx.distributed.owners import has_regions
 from gradtx.execution.context import UnknownInProgramError
 from gradtx.execution.execute import Leaf, LeafTerms, Operation
-from gradtx.execution.phases import have_sums, passes_of
+from gradtx.execution.phases import have_sums, phases_of
 from gradtx.execution.runs import LateTerm
 from gradtx.optim._groups import GroupView
 from gradtx.optim._member import Member
@@ -46,10 +46,10 @@ from gradtx.optim.engine.trace import BundleFunction, EqualSlot
 from gradtx.optim.engine.windows import can_be_split, cut, is_positional, part_of
 from gradtx.programs.bundle import (
     ListBundle,
-    ListPass,
+    ListPhase,
     differ_by_leaf,
     entries_of_a_call,
-    passes_of_shards,
+    phases_of_shards,
 )
 from gradtx.programs.cache import SharedPrograms
 from gradtx.programs.equal import may_be_number, slots_from_numbers
@@ -63,7 +63,7 @@ class MemberBundle(ListBundle):
     Args:
         members: The parameters.
         signature: The arguments of the program.
-        passes: The program.
+        phases: The program.
         splits: Whether large leaves may be updated in parts.
     """
 
@@ -71,11 +71,11 @@ class MemberBundle(ListBundle):
         self,
         members: list[Member],
         signature: Signature,
-        passes: list[ListPass],
+        phases: list[ListPhase],
         splits: bool,
     ):
         device = local(members[0].param).device
-        super().__init__(members[0].name, device, passes)
+        super().__init__(members[0].name, device, phases)
         self.members = members
         self.signature = signature
         self._results: list[dict[str, Any]] = []  # the owners' results, by leaf name
@@ -106,16 +106,16 @@ class MemberBundle(ListBundle):
         self._leaves = {leaf.name: leaf for leaf in leaves}
 
     def columns(self) -> Iterator[list[list[Tensor]]]:
-        in_last_pass = self.at == len(self.program) - 1
+        in_last_phase = self.at == len(self.program) - 1
         for chunk in self._chunks:
             columns = chunk.columns(self.signature.by_leaf, self._trees)
             for results in self._results:
                 columns.append([local(results[name]) for name in chunk.names])
             yield columns
-            if self._consumes and in_last_pass:
+            if self._consumes and in_last_phase:
                 chunk.free_gradients()
 
-    def payloads(self, compiled: ListPass, results: list[list[Any]]) -> LeafTerms:
+    def payloads(self, compiled: ListPhase, results: list[list[Any]]) -> LeafTerms:
         terms = LeafTerms()
         for chunk, columns in zip(self._chunks, results, strict=True):
             for name, *tensors in zip(chunk.names, *columns, strict=True):
@@ -139,7 +139,7 @@ class MemberBundle(ListBundle):
         for chunk in self._chunks:
             yield chunk.names
 
-    def end(self, compiled: ListPass, results: list[list[Any]]) -> None:
+    def end(self, compiled: ListPhase, results: list[list[Any]]) -> None:
         """Hand over the new shared values."""
         for i, (place, dtype) in enumerate(
             zip(compiled.names, compiled.dtypes, strict=True)
@@ -382,10 +382,10 @@ class ListEngine(Engine):
             # All slots of a 0-d leaf may be 0-d.
             largest, leaf = max(pairs, key=_size)
             tensors = arguments_of(largest, signature, step_input, leaf)
-            passes = recorded(signature, member, step_input, tensors)
-            if not passes:
+            phases = recorded(signature, member, step_input, tensors)
+            if not phases:
                 return ()
-            indices = slots_from_numbers(passes[-1].recording)
+            indices = slots_from_numbers(phases[-1].recording)
             # The parameter is the first argument.
             slots = [signature.slots[i - 1] for i in indices]
             programs[key] = tuple(slot for slot in slots if slot in candidates)
@@ -458,7 +458,7 @@ class ListEngine(Engine):
         key = (structure, kind, *signature.key())
         view = step_input.views[member.group]
         function = BundleFunction(signature, view.chain_of(structure))
-        members_of_program: dict[int, tuple[list[ListPass], list[Member]]] = {}
+        members_of_program: dict[int, tuple[list[ListPhase], list[Member]]] = {}
         self._programs_of(view)
         common = (
             self._common_program(key, function, pairs, step_input, splits)
@@ -493,7 +493,7 @@ class ListEngine(Engine):
         pairs: Pairs,
         step_input: StepInput,
         splits: bool,
-    ) -> list[ListPass] | None:
+    ) -> list[ListPhase] | None:
         """Return the program of these elementwise leaves, if it is the same for all shapes."""
         pair_of_shape = {leaf.shape: (member, leaf) for member, leaf in pairs}
         if len(pair_of_shape) == 1:
@@ -537,7 +537,7 @@ class ListEngine(Engine):
         leaf: Leaf,
         step_input: StepInput,
         splits: bool,
-    ) -> list[ListPass] | None:
+    ) -> list[ListPhase] | None:
         """Return the program of a leaf or of its parts; None if its operations cannot be recorded."""
         tensors = _arguments(member, function.signature, step_input, leaf, splits)
         program = self._program_for(key, function, tensors, step_input)
@@ -557,7 +557,7 @@ class ListEngine(Engine):
         function: BundleFunction,
         tensors: list[Tensor],
         step_input: StepInput,
-    ) -> list[ListPass] | str:
+    ) -> list[ListPhase] | str:
         """Return the program for arguments of these shapes, or the reason why it cannot be recorded."""
         assert self._programs is not None
         of_shapes = (key, tuple(tensor.shape for tensor in tensors))
@@ -569,11 +569,11 @@ class ListEngine(Engine):
 
     def _new_program(
         self, key: Any, function: BundleFunction, tensors: list[Tensor], on_host: bool
-    ) -> list[ListPass] | str:
+    ) -> list[ListPhase] | str:
         """Record a program, or return an equal one that exists; return the reason if it cannot be recorded."""
         assert self._programs is not None
         try:
-            program = _passes(function, stand_ins(function.signature), tensors)
+            program = _phases(function, stand_ins(function.signature), tensors)
         except UnknownInProgramError as error:
             return str(error)
         except Exception as error:
@@ -589,12 +589,12 @@ class ListEngine(Engine):
         return program
 
 
-def _passes(
+def _phases(
     function: BundleFunction, common: list[Tensor], leaves: list[Tensor]
-) -> list[ListPass]:
+) -> list[ListPhase]:
     if function.signature.has_owners:
-        return passes_of_shards(function, common, leaves)
-    return passes_of(function, common, leaves, ListPass)
+        return phases_of_shards(function, common, leaves)
+    return phases_of(function, common, leaves, ListPhase)
 
 
 def _grouped_by_values(pairs: Pairs, keys: Sequence[str]) -> list[Pairs]:

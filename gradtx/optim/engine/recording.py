@@ -10,14 +10,14 @@ from torch import Tensor
 from gradtx.base.complex_views import as_real
 from gradtx.base.dtensor import is_sharded, local
 from gradtx.execution.execute import Leaf
-from gradtx.execution.phases import passes_of
+from gradtx.execution.phases import phases_of
 from gradtx.optim._member import Member
 from gradtx.optim._step_input import StepInput
 from gradtx.optim.engine.base import stand_ins
 from gradtx.optim.engine.signature import Signature
 from gradtx.optim.engine.trace import BundleFunction
 from gradtx.optim.engine.windows import cut
-from gradtx.programs.bundle import ListPass
+from gradtx.programs.bundle import ListPhase
 from gradtx.programs.probes import probes
 from gradtx.programs.terms import numbers_in
 
@@ -48,22 +48,22 @@ def first_entries(tensors: list[Tensor], count: int) -> list[Tensor]:
 
 def recorded(
     signature: Signature, member: Member, step_input: StepInput, tensors: list[Tensor]
-) -> list[ListPass]:
+) -> list[ListPhase]:
     """Record the program for these arguments; return an empty list if that is impossible."""
     structure = step_input.structures[member.group]
     make_chain = step_input.views[member.group].chain_of(structure)
     function = BundleFunction(signature, make_chain)
     try:
-        return passes_of(function, stand_ins(signature), tensors, ListPass)
+        return phases_of(function, stand_ins(signature), tensors, ListPhase)
     except (
         Exception
     ):  # where a program is required, recording it again raises the error
         return []
 
 
-def numbers_of(passes: list[ListPass]) -> list[Any]:
+def numbers_of(phases: list[ListPhase]) -> list[Any]:
     """Return the operations of a program with their Python scalars; see `numbers_in`."""
-    return [numbers_in(each.recording.graph) for each in passes]
+    return [numbers_in(each.recording.graph) for each in phases]
 
 
 def reads_shape(

@@ -44,7 +44,7 @@ class Signature:
     """The arguments of a program, and the decisions of selectors for its leaves.
 
     The flat arguments are: the number of this step; the count passed to schedules; under a GradScaler, the inverse
-    scale and whether to proceed; hyperparameters; shared values; equal slots; 0-d extras; totals of earlier passes. For
+    scale and whether to proceed; hyperparameters; shared values; equal slots; 0-d extras; totals of earlier phases. For
     each leaf they continue with: whether it is real (if the last bundle is padded), parameter, slots, gradient, extras,
     and the index of its first entry.
 

@@ -1,8 +1,8 @@
 """Programs of the compiled engine: the links of a chain, traced for a bundle of leaves and compiled to work in place.
 
 Tracing runs the core itself on stand-ins with symbolic sizes; there is no second version of any rule. A sum over leaves
-ends a pass. The next pass starts again from the beginning with the total as an argument, so that no intermediate values
-have to be stored. All passes but the last compute only their sums.
+ends a phase. The next phase starts again from the beginning with the total as an argument, so that no intermediate
+values have to be stored. All phases but the last compute only their sums.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from gradtx.execution.execute import Block, Leaf, Operation, execute
 from gradtx.execution.phases import (
     AwaitedSumError,
     Names,
-    PassResult,
-    RunPass,
-    passes_of,
+    PhaseResult,
+    RunPhase,
+    phases_of,
 )
 from gradtx.execution.runs import LateTerm, Run, memory_of
 from gradtx.optim._device_counts import Scaling, unscaling
@@ -62,7 +62,7 @@ class TracedRun(Run):
     Attributes:
         old: The old shared values, by stage.
         equal: The old values of the slots that are equal in all leaves.
-        totals: The totals of earlier passes, in order.
+        totals: The totals of earlier phases, in order.
         clock: The clock outside of all combinators.
         real: Whether each leaf is real, a 0-d bool; padding adds nothing to sums. Empty if there is no padding.
     """
@@ -157,7 +157,7 @@ class BundleFunction:
         self.signature = signature
         self._make_chain = make_chain
 
-    def __call__(self, arguments: list[Tensor], known: Names) -> PassResult:
+    def __call__(self, arguments: list[Tensor], known: Names) -> PhaseResult:
         """Run up to the first sum whose total is not an argument; `known` contains the names of the totals that are."""
         arguments_left = collections.deque(arguments)
         run = TracedRun(self.signature, arguments[-1].device)
@@ -167,7 +167,7 @@ class BundleFunction:
             execute(leaves, _ignore)
         except AwaitedSumError as awaited:
             sums = awaited.sums
-            return PassResult(list(sums.values()), tuple(sums), awaited.operation)
+            return PhaseResult(list(sums.values()), tuple(sums), awaited.operation)
         late_terms = _late_terms(run)
         run.late_sums.clear()  # the step completes these sums
         run.end()
@@ -178,7 +178,7 @@ class BundleFunction:
         write = functools.partial(
             _write, run, leaves, memory_of_arguments, self.signature.equal
         )
-        return PassResult(list(outputs.values()), tuple(outputs), None, write)
+        return PhaseResult(list(outputs.values()), tuple(outputs), None, write)
 
     def _memory_of(self, leaves: list[Leaf]) -> set[Any]:
         """Return the memory of the leaves' arguments, which results must not share when they are written."""
@@ -336,13 +336,13 @@ def _outside(taken: set[Any], run: TracedRun, leaf: Leaf, value: Tensor) -> Tens
     return run.copied(leaf, value) if memory_of(value) in taken else value
 
 
-class TracedPass:
-    """A pass of a program, which is traced once for all sizes and compiled by a back end.
+class TracedPhase:
+    """A phase of a program, which is traced once for all sizes and compiled by a back end.
 
     Attributes:
-        sums: Examples of the sums that it returns; empty for the last pass.
+        sums: Examples of the sums that it returns; empty for the last phase.
         names: The names of its outputs.
-        operation: The operation that waits for the sums; None for the last pass.
+        operation: The operation that waits for the sums; None for the last phase.
         reads_only_memory: Whether the shapes of a leaf's tensors after its parameter do not matter, only their memory.
         runs_in_parts: Whether it may process a leaf in parts; see `gradtx.programs.terms`.
     """
@@ -354,7 +354,7 @@ class TracedPass:
 
     def __init__(
         self,
-        run: RunPass,
+        run: RunPhase,
         common: list[Tensor],
         leaves: list[list[Tensor]],
         flat: bool,
@@ -393,7 +393,7 @@ class TracedPass:
             stand_ins.append(stand_in)
         return stand_ins
 
-    def _trace(self, run: RunPass, leaves: list[Tensor]) -> None:
+    def _trace(self, run: RunPhase, leaves: list[Tensor]) -> None:
         """Trace the step of one leaf or of all, and note the assumptions about their sizes."""
 
         def traced(*arguments: Tensor) -> list[Tensor]:
@@ -549,7 +549,7 @@ def _distinct(tensor: Tensor) -> Tensor:
 
 
 class BundleProgram:
-    """The passes of one signature, for one pattern of sizes; traced at construction, compiled by `compile`.
+    """The phases of one signature, for one pattern of sizes; traced at construction, compiled by `compile`.
 
     Args:
         function: The step of a bundle.
@@ -566,35 +566,35 @@ class BundleProgram:
         flat: bool,
     ):
         width = function.signature.width
-        make_pass = functools.partial(_make_pass, width=width, flat=flat)
-        self.passes = passes_of(function, common, leaves, make_pass)
+        make_phase = functools.partial(_make_phase, width=width, flat=flat)
+        self.phases = phases_of(function, common, leaves, make_phase)
         self._known_to_fit: dict[tuple[torch.Size, ...], bool] = {}
 
     def fits(self, leaves: list[Tensor]) -> bool:
         """Whether the program accepts leaves of these sizes."""
         sizes = tuple(tensor.shape for tensor in leaves)
         if sizes not in self._known_to_fit:
-            self._known_to_fit[sizes] = all(each.fits(leaves) for each in self.passes)
+            self._known_to_fit[sizes] = all(each.fits(leaves) for each in self.phases)
         return self._known_to_fit[sizes]
 
     @property
     def runs_in_parts(self) -> bool:
         """Whether the program may process a leaf in parts."""
-        return all(each.runs_in_parts for each in self.passes)
+        return all(each.runs_in_parts for each in self.phases)
 
     def compile(self, compiler: Compiler) -> None:
-        for each in self.passes:
+        for each in self.phases:
             each.compile(compiler)
         self._known_to_fit.clear()  # the compiler may have assumed more
 
 
-def _make_pass(
-    run: RunPass, common: list[Tensor], leaves: list[Tensor], width: int, flat: bool
-) -> TracedPass:
-    """Create a pass for a bundle of `width` leaves, whose arguments follow one another in `leaves`."""
+def _make_phase(
+    run: RunPhase, common: list[Tensor], leaves: list[Tensor], width: int, flat: bool
+) -> TracedPhase:
+    """Create a phase for a bundle of `width` leaves, whose arguments follow one another in `leaves`."""
     per_leaf = len(leaves) // width
     by_leaf: list[list[Tensor]] = []
     for i in range(width):
         start = i * per_leaf
         by_leaf.append(leaves[start : start + per_leaf])
-    return TracedPass(run, common, by_leaf, flat)
+    return TracedPhase(run, common, by_leaf, flat)
