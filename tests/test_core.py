@@ -88,6 +88,7 @@ def test_hyperparams_is_a_dict_whose_copies_are_plain_ones():
     assert torch.load(file, weights_only=True) == plain
 
 
+@pytest.mark.slow
 def test_hyperparams_can_be_read_in_a_compiled_function():
     tx = gradtx.adam(lr=0.5)
     compiled = torch.compile(lambda x: x * tx.hyperparams["lr"], backend="eager", fullgraph=True)

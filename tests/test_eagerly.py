@@ -27,6 +27,7 @@ def watched(seen):
     return watch()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compile", [False, True])
 def test_rules_of_an_optimizer_run_for_each_leaf_and_step_with_values(compile, uncompiled):
     seen = []

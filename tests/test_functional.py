@@ -9,7 +9,7 @@ from torch._dynamo.testing import CompileCounter
 
 import gradtx
 from tests.conformance import assert_close, assert_own_memory, assert_same, tensors, untouched
-from tests.thinning import thinned
+from tests.daily import by_day
 
 GENERATOR = torch.Generator().manual_seed(0)
 
@@ -150,7 +150,8 @@ def compiled(step):
     return torch.compile(step, backend=counter, fullgraph=True), counter
 
 
-@thinned(2)
+@pytest.mark.slow
+@by_day("schedule", "loss")
 @pytest.mark.parametrize("chain", list(CHAINS))
 def test_a_compiled_step_is_one_graph_for_all_steps(chain):
     tx = CHAINS[chain]()
@@ -159,6 +160,7 @@ def test_a_compiled_step_is_one_graph_for_all_steps(chain):
     assert counter.frame_count == 1
 
 
+@pytest.mark.slow
 @pytest.mark.nightly
 def test_a_compiled_step_of_many_members_is_one_graph_for_all_steps():
     tx = CHAINS["clocks"]()

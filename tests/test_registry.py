@@ -15,9 +15,9 @@ import gradtx
 from gradtx import _counterparts
 from gradtx.optim.classes import CLASSES
 from tests import migration
+from tests.daily import by_day
 from tests.migration import NOTES, PAGE, REQUIRED, SCHEDULER_NOTES, SCHEDULERS, counterpart, page
 from tests.references import rates_left_by
-from tests.thinning import thinned
 
 ROOT = pathlib.Path(__file__).parents[1]
 ALIASES = [
@@ -180,7 +180,11 @@ def test_a_scheduler_by_name_resumes_from_the_last_step_at_the_rate_that_trainin
 # Making optimizers.
 
 
-@thinned(3)
+@by_day(
+    "a2grad", "adafactor", "adam", "adamd", "adan", "adatam", "amos", "came", "dadapt_adan", "dog", "ftrl", "kate",
+    "lbfgs", "momo", "muown", "novograd", "polar_adam_atan2", "qhm", "sadam", "sgd", "signsgd", "soap_muon",
+    "stable_spam",
+)  # fmt: skip
 @pytest.mark.parametrize("name", ALIASES)
 def test_every_optimizer_can_be_made_from_a_model_and_trains(name):
     options = {"num_iterations": 20} if name == "ranger21" else {"ns_dtype": None} if name == "muon" else {}
@@ -815,7 +819,6 @@ def trained_by(make, steps):
     return torch.cat([param.detach().flatten() for param in params.values()])
 
 
-@thinned(3)
 @pytest.mark.filterwarnings("ignore")  # of their optimizers, and names of options that are translated
 @pytest.mark.parametrize(
     "name",

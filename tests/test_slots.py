@@ -14,8 +14,8 @@ from tests.conformance import (
     noise,
     untouched,
 )
+from tests.daily import by_day
 from tests.rules import FLAT, HALVE, WRAPPINGS, made, normal, ones, run
-from tests.thinning import thinned
 
 # The layout of a state.
 
@@ -196,7 +196,8 @@ TRACED = [
 ]
 
 
-@thinned(2)
+@pytest.mark.slow
+@by_day("update as it came", "swapped slots", "totals as slots", "step as slot")
 @pytest.mark.parametrize("name", TRACED)
 def test_outputs_of_a_compiled_update_share_no_memory_either(name):
     torch._dynamo.reset()

@@ -296,6 +296,7 @@ def test_rates_of_an_ensemble_are_read_under_vmap():
     assert torch.vmap(lambda state: learning_rate(tx, state))(states).tolist() == [0.5, 0.5, 1.0, 1.0]
 
 
+@pytest.mark.slow
 def test_state_is_read_and_changed_inside_a_compiled_function():
     tx, counter = accumulate(gradtx.sgd(lr=ramp(0.5), momentum=0.9), every=2), CompileCounter()
 

@@ -10,7 +10,7 @@ import gradtx
 from gradtx import Codec, chain, with_state_dtype
 from gradtx.codes import CODES
 from tests.conformance import assert_same
-from tests.thinning import thinned
+from tests.daily import by_day
 
 NAMES = list(CODES)
 
@@ -258,7 +258,7 @@ def test_a_derivative_through_a_code_is_refused_with_slot_and_remedy(name, trans
         calls[transform]()
 
 
-@thinned(2)
+@by_day("int8", "float8", "bfloat16:stochastic")
 @pytest.mark.parametrize("name", NAMES)
 def test_a_step_compiles_as_one_graph(name):
     tx = gradtx.adam(lr=0.1, state_dtype=name)
@@ -275,7 +275,11 @@ def test_a_step_compiles_as_one_graph(name):
     torch.testing.assert_close(actual[0], expected[0])
 
 
-@thinned(2)
+@by_day(
+    "accumulate-int8", "accumulate-float8", "accumulate-bfloat16:stochastic", "skip_nonfinite-int4",
+    "skip_nonfinite-bfloat16+8", "lookahead-int8", "lookahead-float8", "lookahead-bfloat16:stochastic",
+    "partition-int4", "partition-bfloat16+8", "chain-int8", "chain-float8", "chain-bfloat16:stochastic",
+)  # fmt: skip
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(
     "wrap",

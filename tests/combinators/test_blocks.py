@@ -8,7 +8,7 @@ import torch
 
 import gradtx
 from tests.conformance import field
-from tests.thinning import thinned
+from tests.daily import by_day
 
 # Batched kernels may add in another order.
 SAME = {"rtol": 1e-12, "atol": 1e-12}
@@ -94,7 +94,15 @@ def start(cut, seed):
     return {"w": normal(*cut.shape, seed=seed), "b": normal(3, seed=seed + 1)}
 
 
-@thinned(4)
+@by_day(
+    "heads-lamb", "heads-two arms", "heads of dimension 1-muon with a fallback", "heads of dimension 1-inner slots",
+    "the last dimension-two sums", "the last dimension-a selector of whole names", "sizes-a norm of all leaves",
+    "sizes-random numbers", "equal sizes-lamb", "equal sizes-two arms", "sizes with heads-muon with a fallback",
+    "sizes with heads-inner slots", "sizes with as many heads each-two sums",
+    "sizes with as many heads each-a selector of whole names", "batch-a norm of all leaves", "batch-random numbers",
+    "two dimensions of a batch-lamb", "two dimensions of a batch-two arms", "view-muon with a fallback",
+    "view-inner slots",
+)  # fmt: skip
 @pytest.mark.parametrize("tx", INNER.values(), ids=INNER)
 @pytest.mark.parametrize("cut", CUTS.values(), ids=CUTS)
 def test_it_equals_separate_parameters(cut, tx):
@@ -122,7 +130,7 @@ def test_slots_in_a_rotated_basis_follow_the_columns_that_change_places(sizes):
         torch.testing.assert_close(updates["w"], torch.cat(list(expected.values())), **SAME)
 
 
-@thinned(2)
+@by_day("heads-eager", "heads-compiled", "sizes-traced", "batch-eager", "batch-compiled")
 @pytest.mark.parametrize("engine", ["eager", "traced", pytest.param("compiled", marks=pytest.mark.nightly)])
 @pytest.mark.parametrize(
     "cut", [CUTS["heads"], CUTS["sizes with heads"], CUTS["batch"]], ids=["heads", "sizes", "batch"]

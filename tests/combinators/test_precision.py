@@ -13,7 +13,7 @@ from gradtx._lists.bundle import CHUNK
 from gradtx._random import bits16
 from gradtx.codes import CODES
 from tests.conformance import assert_same
-from tests.thinning import thinned
+from tests.daily import by_day
 
 LINKS = {
     "stochastic": round_stochastically(seed=5),
@@ -37,7 +37,7 @@ def pure(tx, params, steps, state=None):
     return params, state
 
 
-@thinned(2)
+@by_day("dtype0")
 @pytest.mark.parametrize("dtype", HALVES)
 def test_small_steps_arrive_where_nearest_stands_still(dtype):
     step = 1e-4
@@ -138,7 +138,10 @@ def test_wide_leaves_pass_unchanged_without_slots(name, dtype):
     assert set(state) == {"step", "scale_by_adam"}
 
 
-@thinned(2)
+@by_day(
+    "stochastic-dtype0-traced", "stochastic-dtype1-False", "compensated 16-dtype0-False",
+    "compensated 16-dtype1-traced", "compensated 8-dtype0-traced", "compensated 8-dtype1-False",
+)  # fmt: skip
 @pytest.mark.parametrize("engine", [False, "traced"])
 @pytest.mark.parametrize("dtype", HALVES)
 @pytest.mark.parametrize("name", LINKS)

@@ -10,7 +10,7 @@ from torch._dynamo.testing import CompileCounter
 import gradtx
 from gradtx import Scalar, Schedule, accumulate, chain, freeze, masked, partition, per_tensor, skip_nonfinite
 from tests.conformance import assert_close, assert_own_memory, assert_same, noise, tensors, train, untouched
-from tests.thinning import thinned
+from tests.daily import by_day
 
 SHAPES = {"head.weight": (2, 3), "head.bias": (2,), "body.weight": (3, 3), "body.bias": ()}
 PARAMS = noise(0, SHAPES)
@@ -725,7 +725,7 @@ def test_wrappers_work_under_vmap_over_a_number_and_over_gradients(make):
             torch.testing.assert_close(tensors(member)[path], tensor, rtol=1e-12, atol=1e-13, equal_nan=True)
 
 
-@thinned(3)
+@by_day("by predicate")
 @pytest.mark.parametrize("name", ["by predicate", "nested", "plain functions"])  # the others: test_conformance.py
 def test_wrappers_compile_to_one_graph_for_all_phases(name):
     torch._dynamo.reset()

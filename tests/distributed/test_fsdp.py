@@ -9,6 +9,7 @@ from torch.distributed.tensor import DTensor
 
 import gradtx
 from gradtx._sharding import local
+from tests.daily import by_day
 from tests.distributed.problems import (
     CHAINS,
     WITH_CLOSURES,
@@ -21,7 +22,6 @@ from tests.distributed.problems import (
     train,
     weights,
 )
-from tests.thinning import thinned
 
 each_engine = pytest.mark.parametrize("compile", [False, True], ids=["eager", "compiled"])
 
@@ -58,7 +58,11 @@ def sharded_run(name, compile):
     return found
 
 
-@thinned(4)
+@by_day(
+    "clip and adamw-compiled", "sgd-eager", "normalize-compiled", "centralize-eager", "cautious-compiled",
+    "regenerate-eager", "accumulate-compiled", "skip-eager", "freeze-compiled", "lookahead-eager",
+    "whole tree-compiled", "plain functions-eager", "bounded-compiled", "divided otherwise-eager",
+)  # fmt: skip
 @each_engine
 @pytest.mark.parametrize("name", [*CHAINS, *WITH_CLOSURES])
 def test_a_sharded_run_equals_that_of_one_process(name, compile, two):

@@ -16,8 +16,8 @@ from torch.distributed.tensor import DTensor, Replicate, distribute_tensor
 
 import gradtx
 from gradtx._sharding import local
+from tests.daily import by_day
 from tests.distributed.problems import Model, sharded, train, whole
-from tests.thinning import thinned
 
 BEFORE, STEPS = 3, 6
 CHAINS = {
@@ -61,7 +61,7 @@ def load(folder, name):
     return loaded, slots(optimizer)
 
 
-@thinned(3)
+@by_day("shampoo-1-2", "soap in part-2-1", "soap in part-2-2", "soap in part-2-4")
 @pytest.mark.parametrize(("source", "target"), [(2, 1), (1, 2), (2, 2), (2, 4)])
 @pytest.mark.parametrize("name", CHAINS)
 def test_a_run_continues_in_another_world(name, source, target, one, two, four, tmp_path):

@@ -16,9 +16,9 @@ import gradtx
 from gradtx import _owners as owners_module
 from gradtx._sharding import from_local_like, pieces_of
 from gradtx.transforms import _rotation as rotation_module
+from tests.daily import by_day
 from tests.distributed.problems import whole
 from tests.distributed.traffic import Traffic
-from tests.thinning import thinned
 
 orthogonalize_module = sys.modules[gradtx.orthogonalize.__module__]
 STEPS = 4
@@ -141,7 +141,7 @@ def weights_and_traffic(name, kind):
     return weights, traffic.messages
 
 
-@thinned(8)
+@by_day("scion-rows and columns-4", "muon and adamw-hsdp-4", "muon and adamw-rows and columns-2")
 @pytest.mark.parametrize("ranks", [2, 4])
 @pytest.mark.parametrize("kind", ["fsdp", "hsdp", "rows and columns"])
 @pytest.mark.parametrize("name", CHAINS)
@@ -158,7 +158,7 @@ def weights_with_sums(name, kind):
     return trained(WITH_SUMS[name], placement(kind))[1]
 
 
-@thinned(6)
+@by_day("clip-fsdp")
 @pytest.mark.parametrize("kind", ["fsdp", "hsdp", "rows and columns"])
 @pytest.mark.parametrize("name", WITH_SUMS)
 def test_links_that_sum_over_shards_stand_in_front_of_owners_and_behind(name, kind, four):
@@ -229,7 +229,7 @@ def bytes_of_all(name, itemsize):
     return sent.item(), itemsize * (2 * entries + flags)
 
 
-@thinned(2)
+@by_day("muon-2-4", "muon in full precision-4-2", "soap for matrices-4-4")
 @pytest.mark.parametrize("ranks", [2, 4])
 @pytest.mark.parametrize(("name", "itemsize"), [("muon", 2), ("muon in full precision", 4), ("soap for matrices", 4)])
 def test_every_piece_travels_to_its_owner_and_back_but_for_those_that_are_there(name, itemsize, ranks, two, four):
@@ -401,7 +401,11 @@ def weights_states_and_traffic(name, kind):
     return weights, by_name(optimizer), traffic.messages
 
 
-@thinned(9)
+@by_day(
+    "soap-hsdp-4", "soap in turns-fsdp-2", "soap in turns-fsdp-4", "accumulate-rows and columns-4", "skip-hsdp-4",
+    "normuon in accumulate-fsdp-2", "normuon in accumulate-fsdp-4", "dion2-rows and columns-4", "psgd_kron-hsdp-4",
+    "psgd_pro-fsdp-2", "psgd_pro-fsdp-4",
+)  # fmt: skip
 @pytest.mark.parametrize(("kind", "ranks"), [("fsdp", 2), ("fsdp", 4), ("hsdp", 4), ("rows and columns", 4)])
 @pytest.mark.parametrize("name", STATEFUL)
 def test_slots_live_with_the_owner_and_steps_equal_those_of_one_process_bitwise(name, kind, ranks, two, four):
@@ -442,7 +446,7 @@ def trained_in_blocks_of_shards(name):
     return trained_in_blocks(name, placement("fsdp"))
 
 
-@thinned(2)
+@by_day("heads-4", "soap-2", "experts-4")
 @pytest.mark.parametrize("ranks", [2, 4])
 @pytest.mark.parametrize("name", WHOLE_BLOCKS)
 def test_blocks_that_shards_divide_need_no_exchange(name, ranks, two, four):
@@ -470,7 +474,7 @@ def shared_work(name, steps):
     return weights, by_name(optimizer), traffic.messages, iterated.count, kept
 
 
-@thinned(3)
+@by_day("muon-4", "scion-2", "normuon-4", "namo-2", "psgd_kron-4", "soap in blocks-2")
 @pytest.mark.parametrize("ranks", [2, 4])
 @pytest.mark.parametrize("name", ["muon", "scion", "soap", "normuon", "namo", "dion", "psgd_kron", "soap in blocks"])
 def test_replicas_divide_the_work_and_send_one_message_with_results(name, ranks, two, four):

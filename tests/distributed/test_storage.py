@@ -13,8 +13,8 @@ import gradtx
 from gradtx._sharding import splits_rows
 from gradtx.codes import CODES
 from gradtx.optim._workings import Workings
+from tests.daily import by_day
 from tests.distributed.problems import engine
-from tests.thinning import thinned
 
 SHAPES = {"matrix": (67, 128), "vector": (8192,), "cut": (4100,), "odd": (70, 101), "small": (5, 3)}
 
@@ -84,7 +84,7 @@ def run(code, kind, dims):
     return full(optimizer), same, rows, [m.name for m in plans.rest] if plans else []
 
 
-@thinned(2)
+@by_day("int8-traced", "int4-eager", "float8-traced", "bfloat16+8-eager", "bfloat16:stochastic-traced")
 @pytest.mark.parametrize("kind", ["eager", "traced"])
 @pytest.mark.parametrize("code", list(CODES))
 def test_a_divided_run_equals_that_of_one_process_and_resumes_bitwise(code, kind, two):

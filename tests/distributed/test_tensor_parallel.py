@@ -13,8 +13,8 @@ from torch.distributed.tensor.parallel import (
 )
 
 import gradtx
+from tests.daily import by_day
 from tests.distributed.problems import assert_close, engine, weights
-from tests.thinning import thinned
 
 CHAINS = {
     "adamw": gradtx.adamw(lr=1e-2),
@@ -83,7 +83,7 @@ def divided_equals_whole(name, kind):
     return [param.grad is None or param.grad.placements == param.placements for param in model.parameters()]
 
 
-@thinned(2)
+@by_day("clip-lists", "distance-lists", "hessian-lists")
 @pytest.mark.parametrize(
     ("name", "kind"), [*((name, "lists") for name in CHAINS), ("adamw", "traced"), ("adamw", "released")]
 )

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 import gradtx
+from tests.daily import by_day
 from tests.optim.chains import CHAINS, WARM_UP
 from tests.optim.problems import assert_close, assert_equal, descend, functional, parameters, values
-from tests.thinning import thinned
 
 # Hyperparameters are 0-d float64 tensors in the adapter and Python numbers in the loop: `log` and `1 - beta` may differ
 # in the last bit of float64, which thirty steps amplify to about 1e-14.
@@ -20,7 +20,11 @@ def trained(tx, steps=30, dtype=torch.float64, **options):
     return params, optimizer
 
 
-@thinned(2)
+@by_day(
+    "identity", "nested partition", "masked by predicate", "accumulate", "skip", "accumulate around skip",
+    "skip around a masked accumulation", "record", "plain functions", "slots that change places", "average", "twice",
+    "adopt", "regenerate", "dadapt_sgd", "schedule free",
+)  # fmt: skip
 @pytest.mark.parametrize("name", CHAINS)
 def test_thirty_steps_equal_the_functional_loop(name):
     params, _ = trained(CHAINS[name])
@@ -28,7 +32,11 @@ def test_thirty_steps_equal_the_functional_loop(name):
     assert_close(params.values(), expected.values(), TOLERANCE)
 
 
-@thinned(2)
+@by_day(
+    "identity", "nested partition", "masked by predicate", "accumulate", "skip", "accumulate around skip",
+    "skip around a masked accumulation", "record", "plain functions", "slots that change places", "average", "twice",
+    "adopt", "regenerate", "dadapt_sgd", "schedule free",
+)  # fmt: skip
 @pytest.mark.parametrize("name", CHAINS)
 def test_parameters_of_different_dtypes_equal_the_functional_loop(name):
     def mixed():

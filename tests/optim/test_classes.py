@@ -13,8 +13,8 @@ from gradtx._arguments import OTHER_PLACES, OTHER_WORDS
 from gradtx.optim._groups import ENGINE_OPTIONS
 from gradtx.optim.classes import CLASSES
 from tests.conformance import example
+from tests.daily import by_day
 from tests.optim.problems import assert_close, assert_equal, descend, loss_of, parameters, values
-from tests.thinning import thinned
 
 ALIASES = {cls.__name__: getattr(gradtx, alias) for alias, cls in CLASSES.items()}
 
@@ -60,7 +60,11 @@ def test_options_that_torch_takes_by_position_are_taken_by_position(name):
     assert [p.name for p in own if p.kind is p.POSITIONAL_OR_KEYWORD] == positional
 
 
-@thinned(3)
+@by_day(
+    "ASGD", "Adam", "QHM", "AdaTAM", "AdamW", "AdamS", "Adadelta", "AdaBound", "SWATS", "Kate", "LARS", "Muon",
+    "AdamH", "NorMuon", "SOAPLaProp", "Fira", "ApolloDQN", "DAdaptLion", "LDoG", "ScheduleFreeSGD", "MARS", "FTRL",
+    "Tiger",
+)  # fmt: skip
 @pytest.mark.parametrize("name", ALIASES)
 def test_a_class_takes_the_steps_of_as_optimizer(name):
     required, results = example(ALIASES[name]), []
@@ -324,9 +328,8 @@ PARAMETERS = {
 }
 
 
-@thinned(8, always=lambda name, given: name == "AdamW")
 @pytest.mark.parametrize("given", PARAMETERS)
-@pytest.mark.parametrize("name", ALIASES)
+@pytest.mark.parametrize("name", ["AdamW", "Muon"])
 def test_parameters_passed_to_an_alias_are_an_error_that_names_its_class_and_as_optimizer(name, given):
     alias = ALIASES[name]
     remedy = rf"use gradtx.optim.{name}\(params, ...\), or gradtx.as_optimizer\({alias.__name__}\(...\), params\)"

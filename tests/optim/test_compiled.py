@@ -18,7 +18,7 @@ from gradtx.optim.engine import compiled as engine
 from gradtx.optim.engine import torch_names, trace
 from gradtx.optim.engine.compiled import CompiledEngine
 from tests.conformance import composed_cases, noise, plain_cases, step_extras, tensors
-from tests.thinning import thinned
+from tests.daily import by_day
 
 SHAPES = {"conv": (2, 3, 2, 2), "matrix": (3, 4), "vector": (5,), "scalar": (), "ones": (3, 1, 2), "empty": (0, 2)}
 # One in six is actually compiled, because each takes seconds; `test_every_transformation_...` traces all of them.
@@ -88,7 +88,12 @@ def assert_equal(eager, compiled, tolerance):
             torch.testing.assert_close(other[key], state[key], rtol=10 * tolerance, atol=10 * tolerance)
 
 
-@thinned(8)
+@by_day(
+    "adamp", "amplify_slow_gradients_window", "clip_by_global_norm", "dion", "galore", "kl_soap", "mechanize",
+    "optimistic_gradient_descent", "qk_clip", "sadam", "scale_by_adam_stable_decay", "scale_by_aggmo",
+    "scale_by_cocob", "scale_by_dowg", "scale_by_kate", "scale_by_local_smoothness", "scale_by_nuclear_norm",
+    "scale_by_qhm", "scale_by_sign", "scale_by_trust_ratio", "spam", "yogi",
+)  # fmt: skip
 @each("case", composed_cases())
 def test_every_transformation_steps_as_eagerly_however_its_leaves_are_bundled(case, uncompiled):
     eager, compiled = optimizers(case.make, shapes={name: SHAPES[name] for name in case.noise(3, SHAPES)})
@@ -98,7 +103,7 @@ def test_every_transformation_steps_as_eagerly_however_its_leaves_are_bundled(ca
     assert_equal(eager, compiled, 1e-12)
 
 
-@thinned(4)
+@by_day("adam", "amos", "ftrl", "muown", "sadam", "stable_spam")
 @each("case", ALIASES)
 def test_every_alias_compiled_equals_eager(case, monkeypatch):
     monkeypatch.setattr(engine, "WIDTH", 1)  # small programs compile faster
@@ -109,7 +114,7 @@ def test_every_alias_compiled_equals_eager(case, monkeypatch):
     assert_equal(eager, compiled, 1e-12)
 
 
-@thinned(2)
+@by_day("adamp", "adam_atan2")
 @pytest.mark.parametrize("make", [gradtx.adamw, gradtx.adamp, gradtx.lamb, gradtx.adam_atan2, gradtx.adasmooth])
 def test_in_single_precision_compiled_equals_eager_to_rounding(make):
     eager, compiled = optimizers(make, torch.float32, {"matrix": (3, 4), "vector": (5,), "other": (7,)})
@@ -119,7 +124,7 @@ def test_in_single_precision_compiled_equals_eager_to_rounding(make):
     assert_equal(eager, compiled, 1e-6)
 
 
-@thinned(2)
+@by_day("two sums", "accumulated", "masked")
 @pytest.mark.parametrize("name", CHAINS)
 def test_every_kind_of_chain_compiled_equals_eager(name):
     eager, compiled = optimizers(CHAINS[name])

@@ -10,9 +10,8 @@ import torch
 
 import gradtx
 from gradtx._lists import bundle as lists
-from tests.conformance import Case, plain_cases
+from tests.conformance import Case, each_case, plain_cases, plain_links
 from tests.optim.problems import assert_close, assert_equal, saved_and_loaded
-from tests.thinning import thinned
 
 # The same operations in a different order.
 TOLERANCE = 1e-12
@@ -170,8 +169,7 @@ def steps_of(case, view):
 REFUSED = r"is complex, which this link does not support.* keep torch\.view_as_real\(tensor\) as the parameter"
 
 
-@thinned(2)
-@pytest.mark.parametrize("case", plain_cases(), ids=str)
+@each_case(plain_cases(), plain_links())
 def test_every_factory_steps_as_with_real_views_or_refuses_by_name(case: Case):
     try:
         weights = steps_of(case, view=False)

@@ -114,6 +114,7 @@ def shaped(params, shape):
     return tree
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compile", [False, True])
 @pytest.mark.parametrize("steps", [0, 1])
 @pytest.mark.parametrize(

@@ -180,6 +180,7 @@ def test_the_constructor_needs_no_memory_for_state_and_still_checks_every_parame
 # Models that move.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compile", [False, "traced"])
 @pytest.mark.parametrize("tx", [gradtx.adamw(lr=0.1), gradtx.chain(gradtx.sgd(lr=0.1), gradtx.lookahead(k=2))])
 def test_state_follows_a_model_that_changes_its_dtype_before_the_first_step(tx, compile, uncompiled):
@@ -209,6 +210,7 @@ def test_weights_loaded_after_a_state_dict_was_taken_still_count():
     assert_equal(optimizer.state[model.up.weight]["slow"], torch.full_like(model.up.weight, 2.0).detach())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compile", [False, True])
 def test_used_state_of_less_precision_is_an_error_that_names_parameter_and_remedy(compile, uncompiled):
     model = Adapted().float()

@@ -13,7 +13,8 @@ import torch
 
 import gradtx
 from gradtx.optim import _scaling
-from tests.conformance import plain_cases, step_extras
+from tests.conformance import each_case, of_each_kind, plain_cases, step_extras
+from tests.daily import by_day
 from tests.optim.chains import CHAINS
 from tests.optim.problems import (
     assert_close,
@@ -27,7 +28,6 @@ from tests.optim.problems import (
     values,
     whole,
 )
-from tests.thinning import thinned
 
 SCALE = 2.0**12  # a power of two, so that scaling does not round
 BAD = (0, 3, 4, 7)
@@ -89,7 +89,11 @@ def assert_same(optimizer, expected, tolerance):
     assert found["groups"] == wanted["groups"]
 
 
-@thinned(2)
+@by_day(
+    "design", "partition", "masked", "freeze", "accumulate a partition", "skip an accumulation",
+    "masked accumulation", "with lookahead", "whole tree", "two sums", "random", "map after step", "adamp",
+    "adam_atan2", "pnm", "prodigy",
+)  # fmt: skip
 @pytest.mark.parametrize("name", CHAINS)
 def test_infinite_steps_leave_no_trace_in_parameters_state_counts_or_groups(name):
     (expected, theirs), (optimizer, params) = made(CHAINS[name]), made(CHAINS[name])
@@ -99,7 +103,7 @@ def test_infinite_steps_leave_no_trace_in_parameters_state_counts_or_groups(name
     assert_same(optimizer, expected, 1e-13)
 
 
-@thinned(5)
+@by_day("nested partition", "accumulate a partition", "skip around a masked accumulation", "two sums", "twice", "pnm")
 @pytest.mark.parametrize("name", CHAINS)
 def test_programs_leave_no_trace_of_infinite_steps(name, uncompiled):
     (expected, theirs), (optimizer, params) = made(CHAINS[name]), compiled(CHAINS[name])
@@ -109,8 +113,7 @@ def test_programs_leave_no_trace_of_infinite_steps(name, uncompiled):
     assert_same(optimizer, expected, 1e-12)
 
 
-@thinned(3)
-@pytest.mark.parametrize("case", [case for case in plain_cases() if "grad_fn" not in case.example.needs], ids=str)
+@each_case([case for case in plain_cases() if "grad_fn" not in case.example.needs], of_each_kind())
 def test_every_transformation_skips_infinite_steps(case):
     start = {name: torch.nn.Parameter(value) for name, value in case.noise(3, {"matrix": (3, 4)}).items()}
     (expected, theirs), (optimizer, params) = made(case.make(), twins(start)), made(case.make(), twins(start))

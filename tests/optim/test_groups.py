@@ -223,6 +223,7 @@ def makers(option, value):
 WAYS = ["class", "group", "create_optimizer"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("option", ["foreach", "fused"])
 def test_an_option_that_chooses_between_torchs_implementations_is_accepted_with_one_warning_that_names_compile(

@@ -247,6 +247,7 @@ def test_extras_by_leaf_may_have_the_names_of_the_wrapped_model():
             assert torch.equal(a, b)
 
 
+@pytest.mark.slow
 def test_in_pure_use_selectors_see_the_names_of_the_compiled_model_and_the_state_has_the_keys_that_were_given():
     net = torch.compile(model(), backend="eager")
     params = {name: p.detach() for name, p in net.named_parameters()}

@@ -109,6 +109,7 @@ def test_steps_and_checkpoints_equal_those_on_the_host_bit_for_bit(name, dtype, 
     assert "to device" in elsewhere
 
 
+@pytest.mark.slow
 def test_compiled_steps_equal_those_on_the_host_bit_for_bit(elsewhere):
     (ours, optimizer), (plain, ordinary) = pair("adamw", compile=True)
     train(ours, optimizer, 3)

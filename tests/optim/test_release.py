@@ -15,9 +15,9 @@ from gradtx import chain
 from gradtx._lists import bundle
 from gradtx.optim._run import OptimizerRun
 from gradtx.optim.engine import lists
-from tests.conformance import composed_cases, field, plain_cases
+from tests.conformance import composed_cases, each_case, field, of_each_kind, plain_cases
+from tests.daily import by_day
 from tests.optim.chains import CHAINS, add_noise
-from tests.thinning import thinned
 
 STEPS = 5
 
@@ -93,7 +93,12 @@ RELEASABLE = {
 }
 
 
-@thinned(2)
+@by_day(
+    "sgd-torch.bfloat16", "adamw-torch.float64", "adamw8-torch.bfloat16", "lion-torch.float64", "lamb-torch.bfloat16",
+    "muon-torch.float64", "soap-torch.bfloat16", "schedule-torch.float64", "schedule_free-torch.bfloat16",
+    "stochastic-torch.float64", "compensated-torch.bfloat16", "lookahead-torch.float64", "accumulate-torch.bfloat16",
+    "stale-torch.float64", "accumulated stale-torch.bfloat16", "noise-torch.float64",
+)  # fmt: skip
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", RELEASABLE)
 def test_numbers_equal_those_of_ordinary_steps_bit_for_bit(name, dtype):
@@ -157,11 +162,7 @@ def sums_over_leaves(tx, values):
     return False
 
 
-CASES = [*plain_cases(), *composed_cases()]
-
-
-@thinned(5)
-@pytest.mark.parametrize("case", CASES, ids=str)
+@each_case([*plain_cases(), *composed_cases()], of_each_kind())
 def test_a_chain_is_refused_if_and_only_if_it_needs_all_gradients(case):
     tx = case.make()
     values = case.noise(3)
@@ -434,7 +435,7 @@ def test_later_steps_record_no_program_and_make_no_plan(monkeypatch):
 # Gradients consumed by a whole step.
 
 
-@thinned(2)
+@by_day("adamw-False", "muon-True", "soap-False", "accumulate-True")
 @pytest.mark.parametrize("compile", [False, True])
 @pytest.mark.parametrize("name", ["adamw", "muon", "soap", "accumulate"])
 def test_a_step_that_consumes_gradients_equals_one_that_does_not(name, compile, uncompiled):

@@ -58,6 +58,7 @@ class OwnTensor(torch.Tensor):
     """A tensor with methods of a framework."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compile", [False, True])
 @pytest.mark.parametrize("kind", [torch.nn.Parameter, OwnParameter, lambda value: value.as_subclass(OwnTensor)])
 @pytest.mark.parametrize("place", ["parameter", "gradient", "slot"])
@@ -77,6 +78,7 @@ def test_tensors_of_another_class_step_as_plain_ones(place, kind, compile, uncom
         assert_close([param.detach().as_subclass(torch.Tensor)], [twin.detach()], TOLERANCE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compile", [False, True])
 def test_packed_weights_of_a_quantized_model_are_carried_along_as_in_torch(compile, uncompiled):
     def run(module):

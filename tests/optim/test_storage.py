@@ -17,8 +17,8 @@ from gradtx.codes import CODES
 from gradtx.optim._workings import Workings
 from gradtx.optim.engine import compiled as planning
 from gradtx.optim.engine import windows
+from tests.daily import by_day
 from tests.optim.problems import assert_equal
-from tests.thinning import thinned
 
 NAMES = list(CODES)
 SHAPES = [(64, 128), (8192,), (32, 3, 7, 7), (10,), (CHUNK // 512 + 3, 1024), (64, 256), (5000,), (50, 101)]
@@ -54,7 +54,6 @@ def made(name, compile=False, **options):
     return params, gradtx.optim.AdamW(params, lr=1e-2, compile=compile, **chosen, **options)
 
 
-@thinned(6)
 @pytest.mark.filterwarnings("error:compile=True has no effect")
 @pytest.mark.parametrize("name", NAMES)
 def test_an_optimizer_equals_pure_use(name, compile):
@@ -93,7 +92,6 @@ def of_entries(of_codes, shape):
     return of_codes[..., : shape[-1]]
 
 
-@thinned(4)
 @pytest.mark.parametrize("name", NAMES)
 def test_resuming_is_bitwise(name, compile):
     params, optimizer = made(name, compile)
@@ -202,7 +200,16 @@ def test_slots_of_blocks_are_converted(shape, cut, min_size, code):
 PAIRS = list(itertools.permutations([*NAMES, gradtx.Codec.named("int8", block=2)], 2))
 
 
-@thinned(3)
+@by_day(
+    "int8-int4-{}-False", "int8-float8-{}-False", "int8-bfloat16+8-{}-False", "int8-bfloat16:stochastic-{}-False",
+    "int8-Codec.named('int8', block=2)-{}-False", "int4-int8-{'heads': 2}-False",
+    "int4-bfloat16+8-{'heads': 2}-False", "int4-Codec.named('int8', block=2)-{'heads': 2}-False",
+    "float8-int4-{}-True", "float8-bfloat16:stochastic-{}-True", "bfloat16+8-int8-{}-False",
+    "bfloat16+8-int4-{}-False", "bfloat16+8-float8-{}-False", "bfloat16+8-bfloat16:stochastic-{}-False",
+    "bfloat16+8-Codec.named('int8', block=2)-{}-False", "bfloat16:stochastic-int8-{'heads': 2}-False",
+    "bfloat16:stochastic-float8-{'heads': 2}-False", "bfloat16:stochastic-Codec.named('int8', block=2)-{*-False",
+    "Codec.named('int8', block=2)-int4-{}-True", "Codec.named('int8', block=2)-bfloat16+8-{}-True",
+)  # fmt: skip
 @pytest.mark.parametrize("strict", [True, False])
 @pytest.mark.parametrize("cut", [{}, {"heads": 2}], ids=str)
 @pytest.mark.parametrize(("there", "here"), PAIRS, ids=str)
@@ -259,7 +266,6 @@ def test_the_bytes_of_adamw():
         assert sum(t.nbytes for t in optimizer.state[param].values()) <= most * 2**20
 
 
-@thinned(5)
 @pytest.mark.parametrize("wrap", ["accumulate", "lookahead", "partition", "lamb"])
 def test_chains_of_all_kinds_step_with_codes(wrap, compile):
     params = parameters()[:5]
@@ -280,7 +286,11 @@ def test_chains_of_all_kinds_step_with_codes(wrap, compile):
         assert not torch.equal(param, other) or param.numel() < 4096
 
 
-@thinned(8)
+@by_day(
+    "eager-int8-(1,)", "eager-int8-(64, 1)", "eager-int8-(1, 5)", "eager-int8-()", "eager-int4-(5, 1)",
+    "eager-int4-(4, 1, 1)", "eager-int4-(0, 5)", "traced-int8-(1,)", "traced-int8-(64, 1)", "traced-int8-(1, 5)",
+    "traced-int8-()", "traced-int4-(5, 1)", "traced-int4-(4, 1, 1)", "traced-int4-(0, 5)",
+)  # fmt: skip
 @pytest.mark.filterwarnings("error:compile=True has no effect")
 @pytest.mark.parametrize("shape", [(1,), (5, 1), (64, 1), (4, 1, 1), (1, 5), (0, 5), ()], ids=str)
 @pytest.mark.parametrize("code", ["int8", "int4"])
@@ -347,7 +357,7 @@ WINDOWED = {  # keyed by the link before AdamW: sums over leaves are computed ov
 }
 
 
-@thinned(4)
+@by_day("int8-late sum-traced", "int4-sum-traced", "float8-alone-traced")
 @pytest.mark.parametrize("compile", ["traced"], indirect=True)
 @pytest.mark.parametrize("link", WINDOWED)
 @pytest.mark.parametrize("code", ["int8", "int4", "float8", "bfloat16+8"])

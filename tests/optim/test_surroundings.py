@@ -10,6 +10,7 @@ import torch
 
 import gradtx
 from tests.conformance import assert_same
+from tests.daily import by_day
 from tests.optim.chains import CHAINS
 from tests.optim.problems import (
     assert_close,
@@ -23,7 +24,6 @@ from tests.optim.problems import (
     values,
     whole,
 )
-from tests.thinning import thinned
 
 TOLERANCE = 1e-12  # the same float64 sums in a different order
 
@@ -96,7 +96,7 @@ def test_a_thousand_steps_keep_no_more_objects_than_ten():
     assert counts[1] - counts[0] < 100
 
 
-@thinned(2)
+@by_day("with lookahead", "adamp", "whole tree")
 @pytest.mark.parametrize("name", ["with lookahead", "record", "adamp", "skip", "whole tree", "accumulate"])
 def test_a_step_leaves_no_tensor_to_the_garbage_collector(name):
     # Tensors in reference cycles live until the garbage collector runs: one copy of the state per step, if it runs

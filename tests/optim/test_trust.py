@@ -412,6 +412,7 @@ def test_pullback_keeps_apart_the_copies_of_two_momenta_when_gradients_are_missi
             assert torch.equal(slow["slow_momentum_1"]["v"], slow["scale_by_adam"]["exp_avg"]["v"])
 
 
+@pytest.mark.slow
 def test_a_slot_that_is_a_fraction_of_its_leaf_compiles():
     params = [Parameter(torch.linspace(-1, 1, size)) for size in (64, 32)]
     with warnings.catch_warnings():

@@ -15,13 +15,10 @@ from tests.references import (
     RATE,
     Published,
     WeightsLoop,
-    arguments,
     caution_weights,
     difference,
     difference_of_weights,
-    finite_without_gradient,
     named,
-    negated,
     run,
 )
 
@@ -622,56 +619,6 @@ def test_soap_is_the_one_of_pytorch_optimizer(options):
 # All.
 
 
-@pytest.mark.parametrize(
-    ("alias", "rule"),
-    [
-        (gradtx.muon, muon),
-        (gradtx.shampoo, shampoo),
-        (gradtx.scalable_shampoo, scalable_shampoo),
-        (gradtx.soap, soap),
-    ],
-    ids=named,
-)
-def test_names_and_defaults_are_those_of_the_published_signature(alias, rule):
-    published = [argument for argument in arguments(alias) if argument != ("stagger", False)]
-    assert published == arguments(rule)
-
-
-EVERY = [
-    gradtx.muon(ns_dtype=None, fallback=gradtx.sgd(lr=0.1)),
-    gradtx.muon_adam_atan2(lr=0.02, use_normuon=True, cautious_factor=0.3, weight_decay=0.1),
-    gradtx.polar_adam_atan2(lr=0.02, decoupled_wd=True, weight_decay=0.1),
-    gradtx.shampoo(momentum=0.9),
-    gradtx.scalable_shampoo(**{**BLOCKS, "graft_type": "adagrad"}),
-    gradtx.soap(precondition_frequency=2),
-]
-
-
-@pytest.mark.parametrize("tx", EVERY, ids=named)
-def test_zero_gradients_give_finite_updates(tx):
-    assert finite_without_gradient(tx)
-
-
-@pytest.mark.nightly  # the conformance tests run every alias for three steps
-@pytest.mark.parametrize("tx", EVERY, ids=named)
-def test_maximizing_minus_the_loss_is_minimizing_the_loss(tx):
-    assert difference(negated(tx.replace(maximize=True)), tx) == 0
-
-
-@pytest.mark.parametrize("tx", EVERY, ids=named)
-def test_the_optimizer_takes_the_steps_of_the_pure_functions(tx):
-    # It computes roots and bases when they are due only.
-    params = parameters()
-    values = {name: param.detach().clone() for name, param in params.items()}
-    optimizer, state = gradtx.as_optimizer(tx, params.values()), tx.init(values)
-    for t in range(8):
-        grads = {name: gradient(value, t) for name, value in values.items()}
-        updates, state = tx.update(grads, state, values)
-        values = gradtx.apply_updates(values, updates)
-        descend(optimizer, params, 1, start=t)
-    assert_close(params.values(), values.values(), 1e-10)
-
-
 @pytest.mark.parametrize("make", [gradtx.shampoo, gradtx.scalable_shampoo, gradtx.soap], ids=named)
 def test_a_leaf_whose_first_gradient_comes_late_moves(make):
     options = {gradtx.shampoo: {"preconditioning_compute_steps": 100}}.get(make, {})
@@ -699,23 +646,14 @@ def test_gradients_through_training_are_finite_at_equal_eigenvalues(tx):
     ("alias", "options", "message"),
     [
         (gradtx.muon, {"adjust_lr_fn": "other"}, "scale_by_shape: adjust must be None, 'original' or .*, got 'other'"),
-        (gradtx.muon, {"momentum": 1.0}, r"momentum must be in \[0, 1\), got 1.0"),
-        (gradtx.muon, {"ns_steps": 100}, r"ns_steps must be in \[0, 100\), got 100"),
         (gradtx.muon, {"ns_coefficients": (1.0, 2.0)}, "ns_coefficients must be 3 plain numbers, got .*"),
         (gradtx.muon, {"ns_coefficients": torch.ones(3)}, "ns_coefficients must be 3 plain numbers, got .*"),
         (gradtx.muon, {"ns_dtype": torch.int64}, "orthogonalize: dtype must be a floating-point torch.dtype .*"),
         (gradtx.muon, {"fallback": gradtx.adamw}, "fallback must be a GradientTransformation, .*call it.*"),
         (gradtx.muon_adam_atan2, {"matrix_ndims": (1, 2)}, r"matrix_ndims must be .* >= 2, got \(1, 2\)"),
-        (gradtx.muon_adam_atan2, {"muon_beta2": 1.0}, r"muon_beta2 must be in \[0, 1\), got 1.0"),
-        (gradtx.polar_adam_atan2, {"polar_lr": -1.0}, r"polar_lr must be in \[0, inf\), got -1.0"),
         (gradtx.shampoo, {"variant": "other"}, "scale_by_shampoo: variant must be 'paper' or .*, got 'other'"),
-        (gradtx.shampoo, {"matrix_eps": 0.0}, r"matrix_eps must be in \(0, inf\), got 0.0"),
-        (gradtx.shampoo, {"preconditioning_compute_steps": 0}, r"preconditioning_compute_steps must be in \[1, .*"),
         (gradtx.scalable_shampoo, {"graft_type": "adam"}, "scale_by_.*: graft_type must be one of .*, got 'adam'"),
         (gradtx.scalable_shampoo, {"pre_conditioner_type": "x"}, "scale_by_.*: pre_conditioner_type must be one of .*"),
-        (gradtx.scalable_shampoo, {"block_size": 0}, r"block_size must be in \[1, inf\), got 0"),
-        (gradtx.soap, {"shampoo_beta": 1.0}, r"shampoo_beta must be in \[0, 1\), got 1.0"),
-        (gradtx.soap, {"precondition_frequency": 0}, r"precondition_frequency must be in \[1, inf\), got 0"),
     ],
     ids=named,
 )

@@ -14,13 +14,10 @@ from tests.references import (
     Published,
     WeightsLoop,
     adam_moments,
-    arguments,
     difference,
     difference_of_weights,
-    finite_without_gradient,
     first_update,
     named,
-    negated,
 )
 
 
@@ -102,17 +99,11 @@ OPTIONS = [
     (gradtx.gravity, gravity, {"lr": 0.3, "alpha": 0.1, "beta": 0.5, "seed": 7}),
     (gradtx.gravity, gravity, {"lr": RATE, "alpha": 0.0, "beta": BETA}),
 ]  # fmt: skip
-ALIASES = {alias: rule for alias, rule, _ in OPTIONS}
 
 
 @pytest.mark.parametrize(("alias", "rule", "options"), OPTIONS, ids=named)
 def test_the_weights_follow_the_loop(alias, rule, options):
     assert difference(alias(**options), WeightsLoop(rule, **options)) < TOLERANCE
-
-
-@pytest.mark.parametrize("alias", ALIASES, ids=named)
-def test_names_and_defaults_are_those_of_the_published_signature(alias):
-    assert arguments(alias) == arguments(ALIASES[alias])
 
 
 def renamed(optimizer, **names):
@@ -281,27 +272,6 @@ def test_a_checkpoint_of_other_betas_continues_in_an_aggmo_built_with_defaults(b
     assert_equal(list(own.values()), list(params.values()))
 
 
-EVERY_ALIAS = [
-    gradtx.accsgd(lr=0.1, weight_decay=0.1),
-    gradtx.aggmo(lr=0.1),
-    gradtx.qhm(lr=0.1),
-    gradtx.qhadam(nus=(0.7, 0.0)),
-    gradtx.pid(lr=0.1, momentum=0.9),
-    gradtx.gravity(),
-]
-
-
-@pytest.mark.parametrize("tx", EVERY_ALIAS, ids=str)
-def test_zero_gradients_give_finite_updates(tx):
-    assert finite_without_gradient(tx)
-
-
-@pytest.mark.nightly  # the conformance tests run every alias for three steps
-@pytest.mark.parametrize("alias", ALIASES, ids=named)
-def test_maximizing_minus_the_loss_is_minimizing_the_loss(alias):
-    assert difference(negated(alias(lr=0.01, maximize=True)), alias(lr=0.01)) == 0
-
-
 def test_the_learning_rate_of_gravity_may_change_after_the_start():
     params = parameters()
     optimizer = gradtx.optim.Gravity(params.values(), lr=0.2, alpha=0.1)
@@ -318,24 +288,15 @@ def test_the_learning_rate_of_gravity_may_change_after_the_start():
     ("alias", "options", "message"),
     [
         (gradtx.accsgd, {}, "missing argument 'lr'"),
-        (gradtx.accsgd, {"lr": 0.1, "kappa": 0.5}, r"kappa must be in \[1, inf\), got 0.5"),
         (
             gradtx.accsgd,
             {"lr": 0.1, "xi": 40.0},
             r"scale_by_accsgd: xi must be at most sqrt\(kappa\) = 31.6228, got 40.0",
         ),
-        (gradtx.accsgd, {"lr": 0.1, "small_const": 2.0}, r"small_const must be in \(0, 1\], got 2.0"),
         (gradtx.aggmo, {}, "missing argument 'lr'"),
-        (gradtx.aggmo, {"lr": 0.1, "betas": (0.5, 1.0)}, r"betas\[1\] must be in \[0, 1\), got 1.0"),
         (gradtx.aggmo, {"lr": 0.1, "betas": []}, "betas must have at least one entry"),
         (gradtx.qhm, {}, "missing argument 'lr'"),
-        (gradtx.qhm, {"lr": 0.1, "momentum": 1.0}, r"momentum must be in \[0, 1\), got 1.0"),
-        (gradtx.qhadam, {"nus": (1.0, -0.1)}, r"nus\[1\] must be in \[0, 1\], got -0.1"),
-        (gradtx.qhadam, {"nus": (1.0,)}, "nus must have 2 entries, got 1"),
         (gradtx.pid, {}, "missing argument 'lr'"),
-        (gradtx.pid, {"lr": 0.1, "momentum": -0.1}, r"momentum must be in \[0, inf\), got -0.1"),
-        (gradtx.gravity, {"beta": 1.0}, r"beta must be in \[0, 1\), got 1.0"),
-        (gradtx.gravity, {"alpha": -0.1}, r"alpha must be in \[0, inf\), got -0.1"),
     ],
     ids=named,
 )

@@ -15,11 +15,8 @@ from tests.references import (
     RATE,
     Published,
     WeightsLoop,
-    arguments,
     difference_of_weights,
-    finite_without_gradient,
     named,
-    negated,
 )
 from tests.transforms.test_orthogonalize import SETS
 
@@ -313,18 +310,6 @@ def test_weights_that_start_on_the_ball_are_what_the_oracle_gives_for_themselves
         gradtx.init_for_lmo(torch.ones(3), "l2")
 
 
-@pytest.mark.parametrize(
-    ("alias", "rule"),
-    [
-        (gradtx.normuon, normuon), (gradtx.adamuon, adamuon), (gradtx.namo, namo), (gradtx.contra_muon, contra_muon),
-        (gradtx.muown, muown), (gradtx.polargrad, polargrad), (gradtx.adam_h, adam_h), (gradtx.muon_h, muon_h),
-    ],
-    ids=named,
-)  # fmt: skip
-def test_names_and_defaults_are_those_of_the_published_signature(alias, rule):
-    assert arguments(alias) == arguments(rule)
-
-
 WITH_FALLBACK = [
     gradtx.normuon,
     gradtx.adamuon,
@@ -348,13 +333,6 @@ def test_other_leaves_go_to_the_fallback_or_are_an_error_that_names_them(alias):
         alias().init({"k": torch.ones(2, 2, 2)})
     with pytest.raises(TypeError, match=f"{alias.__name__}: fallback must be a GradientTransformation, got sgd; call"):
         alias(fallback=gradtx.sgd)
-
-
-@pytest.mark.parametrize("alias", WITH_FALLBACK, ids=named)
-def test_maximizing_and_zero_gradients(alias):
-    tx, other = (alias(lr=0.02, fallback=gradtx.sgd(lr=0.1), maximize=up) for up in (False, True))
-    assert difference_of_weights(tx, negated(other)) < PUBLISHED
-    assert finite_without_gradient(tx)
 
 
 # Published optimizers. Theirs iterates in bfloat16, so the iteration is put in.
@@ -411,16 +389,12 @@ def test_scion_is_pytorch_optimizers(norm, oracle, exact_iteration):
     ("make", "message"),
     [
         (lambda: gradtx.normuon(axis="columns"), "normalize_neurons: axis must be 'rows' or 'long', got 'columns'"),
-        (lambda: gradtx.normuon(beta2=1.0), r"normuon: beta2 must be in \[0, 1\), got 1.0"),
         (
             lambda: gradtx.adamuon(rescale="max"),
             "normalize_entries: rescale must be None, 'sqrt_min' or 'rms', got 'max'",
         ),
-        (lambda: gradtx.namo(betas=(0.9, 1.0)), r"namo: betas\[1\] must be in \[0, 1\), got 1.0"),
-        (lambda: gradtx.contra_muon(power_steps=0), r"power_steps must be in \[1, inf\), got 0"),
         (lambda: gradtx.polargrad(method="svd"), "method must be 'newton_schulz' or 'exact', got 'svd'"),
         (lambda: gradtx.muown(ns_coefficients="other"), "scale_by_muown: coefs must be one of simple, .*, got 'other'"),
-        (lambda: gradtx.scion(momentum=1.5), r"scion: momentum must be in \[0, 1\], got 1.5"),
         (lambda: gradtx.scion(kinds={"*": "l2"}), "lmo: kind must be one of auto, spectral, .*, got 'l2'"),
     ],
 )

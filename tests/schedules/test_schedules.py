@@ -9,8 +9,8 @@ import torch
 from torch.optim import lr_scheduler
 
 import gradtx
+from tests.daily import by_day
 from tests.references import TOLERANCE, WeightsLoop, difference, first_update, named, rates_left_by
-from tests.thinning import thinned
 
 LR = 0.3
 SCHEDULES = [  # factory, its numbers, the rest
@@ -325,7 +325,23 @@ def test_the_derivative_with_respect_to_a_number_is_that_of_the_formula():
     assert torch.func.grad(value)(torch.tensor(0.3, dtype=torch.float64)).item() == pytest.approx(0.5)
 
 
-@thinned(2)
+@pytest.mark.slow
+@by_day(
+    "constant_schedule(0.3, factor=0.2, total_iters=4)", "linear_schedule(0.3, start_factor=0.2, end_factor=*ers=7)",
+    "warmup_cosine_schedule(9, 0.3, min_lr=0.02, init_l*eps=3)",
+    "ranger21_schedule(0.3, 20, beta2=0.9, warm_down_min_lr=0.02)",
+    "polynomial_schedule(0.3, total_iters=7, power=1.5)", "step_schedule(0.3, 3, gamma=0.5)",
+    "multistep_schedule(0.3, ())", "cosine_warm_restarts_schedule(0.3, 3, eta_min=0.02)",
+    "one_cycle_schedule(0.3, 9, pct_start=0.4, div_fact*r=7.0)", "one_cycle_schedule(0.3, 11, three_phase=True)",
+    "cyclic_schedule(0.1, 0.3, step_size_up=3, mode='tr*lar2')",
+    "warmup_linear_schedule(9, 0.3, min_lr=0.02, init_l*eps=3)",
+    "cosine_warmup_restarts_schedule(4, cycle_mult=1.5,*a=0.8)",
+    "explore_exploit_schedule(0.3, warmup_steps=2, expl*eps=9)",
+    "wsd_schedule(0.3, 2, num_stable_steps=3, num_decay*near')",
+    "wsd_schedule(0.3, 2, num_stable_steps=3, num_decay*sine')", "untuned_exponential_warmup(lr=0.3, beta2=0.9)",
+    "half_life_schedule(0.99, 4, 0.5)", "rectification_schedule(0.3, beta2=0.9, silent=False)",
+    "join_schedules([[]constant_schedule(0.3, factor=0.*, 11])",
+)  # fmt: skip
 @pytest.mark.parametrize("schedule", MADE, ids=str)
 def test_one_compiled_graph_serves_every_step(schedule):
     graphs = []
@@ -396,31 +412,9 @@ def test_a_schedule_may_select_by_torch_where_from_the_construction_on():
 @pytest.mark.parametrize(
     ("factory", "arguments", "message"),
     [
-        (gradtx.constant_schedule, (-0.1,), r"lr must be in \[0, inf\), got -0.1"),
-        (gradtx.constant_schedule, (0.1, -1.0), r"factor must be in \[0, inf\), got -1.0"),
-        (gradtx.constant_schedule, (0.1, 1.0, -1), r"total_iters must be in \[0, inf\), got -1"),
-        (gradtx.linear_schedule, (-0.1,), r"lr must be in \[0, inf\), got -0.1"),
-        (gradtx.linear_schedule, (0.1, -0.1), r"start_factor must be in \[0, 1\], got -0.1"),
-        (gradtx.linear_schedule, (0.1, 0.5, 1.5), r"end_factor must be in \[0, 1\], got 1.5"),
-        (gradtx.linear_schedule, (0.1, 0.5, 1.0, 0), r"total_iters must be in \[1, inf\), got 0"),
-        (gradtx.cosine_schedule, (-0.1, 5), r"lr must be in \[0, inf\), got -0.1"),
-        (gradtx.cosine_schedule, (0.1, 0), r"T_max must be in \[1, inf\), got 0"),
-        (gradtx.cosine_schedule, (0.1, 5, -0.1), r"eta_min must be in \[0, inf\), got -0.1"),
-        (gradtx.warmup_cosine_schedule, (5, -0.1), r"max_lr must be in \[0, inf\), got -0.1"),
-        (gradtx.warmup_cosine_schedule, (0, 0.1), r"t_max must be in \[1, inf\), got 0"),
         (gradtx.warmup_cosine_schedule, (5, 0.1, 0.0, 0.0, 6), r"warmup_steps must be at most t_max = 5, got 6"),
-        (gradtx.polynomial_schedule, (0.1, 0), r"total_iters must be in \[1, inf\), got 0"),
-        (gradtx.polynomial_schedule, (0.1, 5, -1.0), r"power must be in \[0, inf\), got -1.0"),
-        (gradtx.exponential_schedule, (0.1, -0.5), r"gamma must be in \[0, inf\), got -0.5"),
-        (gradtx.step_schedule, (0.1, 0), r"step_size must be in \[1, inf\), got 0"),
         (gradtx.multistep_schedule, (0.1, [1, -2]), r"milestones\[1\] must be in \[0, inf\), got -2"),
-        (gradtx.cosine_warm_restarts_schedule, (0.1, 0), r"T_0 must be in \[1, inf\), got 0"),
-        (gradtx.cosine_warm_restarts_schedule, (0.1, 1, 0), r"T_mult must be in \[1, inf\), got 0"),
-        (gradtx.one_cycle_schedule, (0.1, 0), r"total_steps must be in \[1, inf\), got 0"),
-        (gradtx.one_cycle_schedule, (0.1, 5, 1.5), r"pct_start must be in \[0, 1\], got 1.5"),
         (gradtx.one_cycle_schedule, (0.1, 5, 0.5, "sin"), "anneal_strategy must be 'cos' or 'linear', got 'sin'"),
-        (gradtx.one_cycle_schedule, (0.1, 5, 0.5, "cos", 0.0), r"div_factor must be in \(0, inf\), got 0.0"),
-        (gradtx.cyclic_schedule, (0.1, 0.2, 0), r"step_size_up must be in \[1, inf\), got 0"),
         (
             gradtx.cyclic_schedule,
             (0.1, 0.2, 1, 1, "exp"),
@@ -434,7 +428,6 @@ def test_a_schedule_may_select_by_torch_where_from_the_construction_on():
             "warmup_steps must be below first_cycle_steps = 5, got 5",
         ),
         (gradtx.cosine_warmup_restarts_schedule, (5, 0.0), r"cycle_mult must be in \(0, inf\), got 0.0"),
-        (gradtx.proportion_schedule, (MADE[0], -0.1), r"max_lr must be in \[0, inf\), got -0.1"),
         (
             gradtx.explore_exploit_schedule,
             (0.1, 3, 2, 4),
@@ -445,9 +438,6 @@ def test_a_schedule_may_select_by_torch_where_from_the_construction_on():
             (0.1, 1, 1, 1, 0.0, 0.5, "sqrt"),
             "cooldown_type must be one of '1-sqrt', 'linear', '1-square', 'cosine', got 'sqrt'",
         ),
-        (gradtx.wsd_schedule, (0.1, 1, 1, 1, 1.5), r"min_lr_ratio must be in \[0, 1\], got 1.5"),
-        (gradtx.untuned_linear_warmup, (0.1, 1.0), r"beta2 must be in \[0, 1\), got 1.0"),
-        (gradtx.chebyshev_schedule, (0.1, 2), r"num_epochs must be in \[3, inf\), got 2"),
         (gradtx.get_chebyshev_schedule, (2,), r"num_epochs must be in \[3, inf\), got 2"),
         (gradtx.get_chebyshev_schedule, (5, 0.0), "needs 0 < small_m <= big_m, got 0.0 and 1.0"),
         (gradtx.join_schedules, (MADE[:2], []), "2 schedules need 1 milestones, got 0"),
@@ -581,7 +571,6 @@ def test_one_cycle_without_warmup_starts_at_its_peak():
         ({"min_lr": 0.1, "final_div_factor": 10.0}, TypeError, "got both min_lr and final_div_factor"),
         ({"warmup_steps": 10}, ValueError, "warmup_steps must be at most 9 with total_steps=10, got 10"),
         ({"warmup_steps": 5, "three_phase": True}, ValueError, "warmup_steps must be at most 4 with total_steps=10"),
-        ({"warmup_steps": -1}, ValueError, r"warmup_steps must be in \[0, inf\), got -1"),
     ],
 )
 def test_one_cycle_names_what_does_not_fit(options, error, text):

@@ -7,12 +7,9 @@ from tests.references import (
     Loop,
     Published,
     adam_moments,
-    arguments,
     difference,
     difference_of_weights,
-    finite_without_gradient,
     first_update,
-    named,
 )
 
 RISING = gradtx.linear_schedule(0.99, start_factor=0.5, total_iters=20)
@@ -149,51 +146,3 @@ def test_adopt_divides_by_the_square_of_earlier_gradients_only():
         updates.append(update["w"].item())
     # 8 / 2; then v = 0.75 * 4 + 0.25 * 64 = 19
     assert updates == pytest.approx([0.0, 4.0, 1 / 19**0.5])
-
-
-@pytest.mark.parametrize(
-    ("make", "rule"),
-    [(gradtx.scale_by_adam, adam), (gradtx.scale_by_rms, rms), (gradtx.scale_by_adopt, adopt)],
-    ids=named,
-)
-def test_names_and_defaults_are_those_of_the_published_signature(make, rule):
-    assert arguments(make) == arguments(rule)
-
-
-@pytest.mark.parametrize(
-    "tx",
-    [
-        gradtx.scale_by_adam(),
-        gradtx.scale_by_adam((0.0, 0.0), amsgrad=True, nesterov=True),
-        gradtx.scale_by_rms(centered=True),
-        gradtx.scale_by_rms(eps_in_root=True),
-        gradtx.scale_by_adopt(),
-    ],
-    ids=str,
-)
-def test_zero_gradients_give_finite_updates(tx):
-    assert finite_without_gradient(tx)
-
-
-@pytest.mark.parametrize("make", [gradtx.scale_by_adam, gradtx.scale_by_adopt], ids=named)
-def test_a_beta_outside_the_half_open_unit_interval_is_an_error(make):
-    with pytest.raises(ValueError, match=rf"^{make.__name__}: betas\[1\] must be in \[0, 1\), got 1.0$"):
-        make(betas=(0.9, 1.0))
-    with pytest.raises(ValueError, match=rf"^{make.__name__}: betas\[0\] must be in \[0, 1\), got -0.1$"):
-        make(betas=(-0.1, 0.9))
-
-
-@pytest.mark.parametrize(
-    ("make", "argument"),
-    [
-        (gradtx.scale_by_adam, "eps"),
-        (gradtx.scale_by_rms, "alpha"),
-        (gradtx.scale_by_rms, "eps"),
-        (gradtx.scale_by_rms, "initial_accumulator_value"),
-        (gradtx.scale_by_adopt, "eps"),
-        (gradtx.scale_by_adopt, "clip_exponent"),
-    ],
-)
-def test_rejects_a_negative_number(make, argument):
-    with pytest.raises(ValueError, match=rf"^{make.__name__}: {argument} must be in \[0, inf\), got -1.0$"):
-        make(**{argument: -1.0})

@@ -77,9 +77,3 @@ def test_an_entry_is_covered_by_its_row_and_its_column():
 def test_zero_gradients_give_zero_and_not_nan():
     assert first_update(gradtx.scale_by_sm3(), [[0.0, 0.0]]) == [[0.0, 0.0]]
     assert finite_without_gradient(gradtx.scale_by_sm3())
-
-
-@pytest.mark.parametrize(("argument", "value", "interval"), [("beta", 1.0, r"\[0, 1\)"), ("eps", 0.0, r"\(0, inf\)")])
-def test_a_number_out_of_range_is_an_error(argument, value, interval):
-    with pytest.raises(ValueError, match=f"^scale_by_sm3: {argument} must be in {interval}, got {value}$"):
-        gradtx.scale_by_sm3(**{argument: value})

@@ -5,7 +5,7 @@ import torch
 
 import gradtx
 from gradtx.transforms.dual_averaging import dual_averaging
-from tests.references import WeightsLoop, arguments, difference_of_weights
+from tests.references import WeightsLoop, difference_of_weights
 
 
 def madgrad(s, t, g, p, lr=1e-2, momentum=0.9, eps=1e-6, weight_decay=0.0):
@@ -25,10 +25,6 @@ def madgrad(s, t, g, p, lr=1e-2, momentum=0.9, eps=1e-6, weight_decay=0.0):
 )
 def test_scale_by_madgrad_follows_the_loop(options):
     assert difference_of_weights(gradtx.scale_by_madgrad(**options), WeightsLoop(madgrad, **options)) < 1e-12
-
-
-def test_names_and_defaults():
-    assert arguments(gradtx.scale_by_madgrad) == arguments(madgrad)
 
 
 def test_the_average_goes_a_share_of_the_way():
@@ -55,13 +51,3 @@ def test_without_eps_an_entry_moves_with_its_first_gradient_only():
             updates, state = tx.update({"w": torch.tensor(grad)}, state, params)
             assert updates["w"].isfinite().all()
             assert (updates["w"][0] == 0) == (grad[0] == 0)
-
-
-def test_a_learning_rate_may_not_follow_and_params_are_needed():
-    with pytest.raises(ValueError, match="scale_by_madgrad owns the learning rate"):
-        gradtx.chain(gradtx.scale_by_madgrad(), gradtx.scale_by_learning_rate(0.1))
-    params = {"w": torch.ones(1)}
-    with pytest.raises(ValueError, match="scale_by_madgrad needs params"):
-        gradtx.scale_by_madgrad().update(params, gradtx.scale_by_madgrad().init(params))
-    with pytest.raises(ValueError, match=r"^scale_by_madgrad: momentum must be in \[0, 1\), got 1.0$"):
-        gradtx.scale_by_madgrad(momentum=1.0)

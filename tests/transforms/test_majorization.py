@@ -2,7 +2,7 @@ import pytest
 import torch
 
 import gradtx
-from tests.references import WeightsLoop, arguments, difference_of_weights
+from tests.references import WeightsLoop, difference_of_weights
 
 
 def srmm(s, t, g, p, lr=0.01, beta=0.5, memory_length=100, proximal=0.0):
@@ -20,10 +20,6 @@ def srmm(s, t, g, p, lr=0.01, beta=0.5, memory_length=100, proximal=0.0):
 )
 def test_scale_by_srmm_follows_the_loop(options):
     assert difference_of_weights(gradtx.scale_by_srmm(**options), WeightsLoop(srmm, **options)) < 1e-12
-
-
-def test_names_and_defaults():
-    assert arguments(gradtx.scale_by_srmm) == arguments(srmm)
 
 
 def test_two_steps_equal_the_hand_computed_values():

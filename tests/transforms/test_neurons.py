@@ -103,8 +103,3 @@ def test_neurons_of_one_weight_are_an_error(shape):
         ValueError, match="have a single weight each, which would become 0; train them without constraints"
     ):
         gradtx.project_neurons(torch.ones(shape))
-
-
-def test_rejects_a_beta_of_one():
-    with pytest.raises(ValueError, match=r"^scale_by_neuron_norm: beta must be in \[0, 1\), got 1.0$"):
-        gradtx.scale_by_neuron_norm(beta=1.0)

@@ -6,9 +6,7 @@ from tests.references import (
     TOLERANCE,
     Loop,
     adam_moments,
-    arguments,
     difference,
-    finite_without_gradient,
     first_update,
     named,
 )
@@ -63,34 +61,6 @@ def test_the_ends_of_nu_are_the_gradient_and_its_average_and_beta_is_nesterov():
 )
 def test_two_steps_with_a_gradient_of_eight_equal_the_hand_computed_values(tx, updates):
     assert [first_update(tx, [8.0], steps=n)[0] for n in (1, 2)] == pytest.approx(updates, rel=1e-14)
-
-
-@pytest.mark.parametrize(("make", "rule"), {make: rule for make, rule, _ in CASES}.items(), ids=named)
-def test_names_and_defaults_are_those_of_the_published_signature(make, rule):
-    assert arguments(make) == arguments(rule)
-
-
-@pytest.mark.parametrize(
-    "tx", [gradtx.scale_by_qhm(), gradtx.scale_by_qhadam((0.0, 0.0), (0.0, 0.0)), gradtx.scale_by_qhadam()], ids=str
-)
-def test_zero_gradients_give_finite_updates(tx):
-    assert finite_without_gradient(tx)
-
-
-@pytest.mark.parametrize(
-    ("make", "options", "message"),
-    [
-        (gradtx.scale_by_qhm, {"momentum": 1.0}, r"momentum must be in \[0, 1\), got 1.0"),
-        (gradtx.scale_by_qhm, {"nu": float("nan")}, r"nu must be in \(-inf, inf\), got nan"),
-        (gradtx.scale_by_qhadam, {"betas": (0.9, 1.0)}, r"betas\[1\] must be in \[0, 1\), got 1.0"),
-        (gradtx.scale_by_qhadam, {"nus": (0.7, 1.5)}, r"nus\[1\] must be in \[0, 1\], got 1.5"),
-        (gradtx.scale_by_qhadam, {"eps": -1.0}, r"eps must be in \[0, inf\), got -1.0"),
-    ],
-    ids=named,
-)
-def test_rejects_a_number_out_of_range(make, options, message):
-    with pytest.raises(ValueError, match=f"^{make.__name__}: {message}$"):
-        make(**options)
 
 
 def test_a_gradient_whose_square_overflows_stops_its_entry_as_in_adam():

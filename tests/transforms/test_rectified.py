@@ -8,10 +8,8 @@ from tests.references import (
     TOLERANCE,
     Loop,
     adam_moments,
-    arguments,
     belief_moments,
     difference,
-    finite_without_gradient,
     first_update,
     named,
     rectified,
@@ -159,47 +157,3 @@ def test_belief_stays_finite_where_its_eps_is_0_in_the_dtype_of_its_state(dtype)
         updates, state = tx.update({"w": torch.tensor([0.0, 1e-7, -1.0], dtype=dtype)}, state, params)
     assert updates["w"].isfinite().all()
     assert updates["w"][0] == 0
-
-
-@pytest.mark.parametrize(
-    ("make", "rule"), [(gradtx.scale_by_radam, radam), (gradtx.scale_by_belief, belief)], ids=named
-)
-def test_names_and_defaults_are_those_of_the_published_signature(make, rule):
-    assert arguments(make) == arguments(rule)
-
-
-@pytest.mark.parametrize(
-    "tx",
-    [
-        gradtx.scale_by_radam(),
-        gradtx.scale_by_radam(eps=0.0, betas=(0.0, 0.0)),  # 0/0 in the phase that is not taken
-        gradtx.scale_by_belief(),
-        gradtx.scale_by_belief(amsgrad=True, rectify=False),
-        gradtx.chain(gradtx.trace(0.9), gradtx.hold_until_rectified()),
-    ],
-    ids=str,
-)
-def test_zero_gradients_give_finite_updates(tx):
-    assert finite_without_gradient(tx)
-
-
-@pytest.mark.parametrize("make", [gradtx.scale_by_radam, gradtx.scale_by_belief], ids=named)
-def test_a_beta_outside_the_half_open_unit_interval_is_an_error(make):
-    with pytest.raises(ValueError, match=rf"^{make.__name__}: betas\[1\] must be in \[0, 1\), got 1.0$"):
-        make(betas=(0.9, 1.0))
-
-
-@pytest.mark.parametrize(
-    ("make", "options", "message"),
-    [
-        (gradtx.scale_by_radam, {"eps": -1.0}, r"eps must be in \[0, inf\), got -1.0"),
-        (gradtx.scale_by_radam, {"rho_threshold": 3.9}, r"rho_threshold must be in \[4, inf\), got 3.9"),
-        (gradtx.scale_by_belief, {"eps": -1.0}, r"eps must be in \[0, inf\), got -1.0"),
-        (gradtx.hold_until_rectified, {"beta2": 1.0}, r"beta2 must be in \[0, 1\), got 1.0"),
-        (gradtx.hold_until_rectified, {"rho_threshold": 3.9}, r"rho_threshold must be in \[4, inf\), got 3.9"),
-    ],
-    ids=named,
-)
-def test_rejects_a_number_out_of_range(make, options, message):
-    with pytest.raises(ValueError, match=f"^{make.__name__}: {message}$"):
-        make(**options)

@@ -63,8 +63,3 @@ def test_the_direction_uses_the_old_momentum_and_its_own_beta():
 
 def test_no_gradient_and_no_momentum_give_zero():
     assert first_update(gradtx.scale_by_lion(), [0.0, -1e-30], steps=2) == [0.0, -1.0]
-
-
-def test_rejects_a_beta_outside_the_half_open_unit_interval():
-    with pytest.raises(ValueError, match=r"^scale_by_lion: betas\[1\] must be in \[0, 1\), got 1.0$"):
-        gradtx.scale_by_lion(betas=(0.9, 1.0))
