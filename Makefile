@@ -51,13 +51,7 @@ versions:  # other versions of Python and torch, each in a new environment; see 
 
 docs-tables: $(VENV)/test $(VENV)/docs  # tests fail while the pages are out of date
 	@$(RUN) docs/algorithms.py
-	@$(RUN) docs/comparison.py
-	@$(RUN) -m docs.conformance
-	@$(RUN) docs/interactive.py
-	@$(RUN) docs/less_memory.py
-	@$(RUN) docs/optax_names.py
 	@$(RUN) docs/stubs.py
-	@$(RUN) -m tests.migration > docs/from-pytorch-optimizer.md
 
 clean:
 	rm -rf $(VENV) docs/_build docs/reference

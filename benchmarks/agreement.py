@@ -1,4 +1,4 @@
-"""Compare matrix methods with their authors' code, and print the table of docs/performance-matrices.md.
+"""Compare matrix methods with their authors' code, and print the table of docs/conformance.md.
 
 Usage: python benchmarks/agreement.py FOLDER, with a clone of each repository at FOLDER/owner+name. The files are read
 at the commits below and run in float64, after the replacements in `DOUBLE` and in a comparison's `edits`.
@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 import gradtx
-from gradtx._random import Stream
+from gradtx.state.random import Stream
 
 STEPS, SEEDS = 20, (0, 1)
 SHAPES = {"wide": (5, 9), "tall": (12, 4), "square": (6, 6)}

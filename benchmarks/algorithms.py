@@ -5,7 +5,7 @@ compiled step has to move (parameters and state read and written once, gradients
 reaches as a share of that of torch's fused AdamW in the same rounds. Matrix methods are left out, because
 factorizations dominate their time.
 
-    python benchmarks/algorithms.py [names]     # prints a table, writes docs/algorithms-speed.png
+    python benchmarks/algorithms.py [names]     # prints a table, writes out/algorithms-speed.png
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import tempfile
 import time
 import warnings
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from common import gpt, interleaved, log_ticks, machine, parameters, ratio
@@ -222,7 +223,8 @@ def draw(rows: list[dict[str, Any]]) -> None:
     axes.set_yticks(places, [row["name"] for row in rows], fontsize=7)
     log_ticks(axes, [0.25, 0.5, 1, 2, 4, 8, 16])
     axes.legend(loc="lower right")
-    figure.savefig("docs/algorithms-speed.png", dpi=110)
+    Path("out").mkdir(exist_ok=True)
+    figure.savefig("out/algorithms-speed.png", dpi=110)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Compare step times of matrix methods (Muon + AdamW, SOAP, PSGD) with other packages on the tensors of a GPT.
 
-`python benchmarks/matrices.py` prints the tables of docs/performance-matrices.md. Packages that are not installed are
+`python benchmarks/matrices.py` prints the tables of docs/performance.md. Packages that are not installed are
 left out. `--peers` names folders with modules that are on no package index: `dion` (microsoft/dion), `soap`
 (nikhilvyas/SOAP) and `kron_torch` (evanatyourservice/kron_torch).
 """

@@ -6,9 +6,9 @@ weights, so that only the optimizer differs.
 
     python benchmarks/precision.py [--steps 1000] [--seeds 3] [--only AdamW Lion] [--peers 300] [--report]
 
-Each finished run is stored in a file under out/, so an interrupted study continues where it stopped. Writes
-docs/precision.md and docs/precision.png; with `--report` only from the runs already finished. `--peers 300` instead
-runs the AdamW of torchao, bitsandbytes, optimi and heavyball, which must be installed (`pip install --no-deps
+Each finished run is stored in a file under out/, so an interrupted study continues where it stopped. Prints the tables
+of docs/performance.md and writes out/precision.png; with `--report` only from the runs already finished. `--peers 300`
+instead runs the AdamW of torchao, bitsandbytes, optimi and heavyball, which must be installed (`pip install --no-deps
 --target`).
 """
 
@@ -45,7 +45,7 @@ from gradtx import (
 )
 
 ROOT = Path(__file__).parent.parent
-DOCS, CACHE = ROOT / "docs", ROOT / "out" / "precision"
+CACHE = ROOT / "out" / "precision"
 LAST = 50  # steps whose losses are averaged
 PEER_STEPS = 300
 ROWS = (256, 1024, 4096)
@@ -347,22 +347,14 @@ def step_times(compile: bool, rounds: int = 30) -> dict[str, list[float]]:
     return times
 
 
-def page_of_times(path: Path) -> list[str]:
+def tables_of_times(path: Path) -> list[str]:
+    """Return tables of the time of AdamW on six matrices with two threads, the median of 30 interleaved steps."""
     if not path.exists():
         return []
     times: dict[str, dict[str, list[float]]] = json.loads(
         path.read_text(encoding="utf-8")
     )
     return [
-        "## Step times on a CPU",
-        "",
-        "The tables give the time of AdamW on six matrices with two threads, the median of 30 interleaved steps, with "
-        "the ratio to float32 in parentheses. A coded step reads a leaf twice, because the scale of a block is known "
-        'only after all its entries, and computes more: an entry in "int8" costs four divisions and a root, an '
-        "entry in float32 one of each. In float32, memory limits large steps. The ratio is therefore largest where "
-        'all state fits into the cache or memory is fast: on one virtual machine, "int8" took 1.2 times as long as '
-        "float32 when float32 reached 60 GB/s, and 1.8 times at 97 GB/s. Packing of 4-bit codes is not vectorized.",
-        "",
         "Compiled:",
         "",
         *_table_of_times(times["compiled"]),
@@ -445,18 +437,8 @@ def losses(result: Result) -> str:
     return f"{statistics.fmean(last):.3f} ({min(last):.3f} to {max(last):.3f})"
 
 
-def page(results: dict[str, dict[str, Result]], steps: int) -> list[str]:
+def table_of_losses(results: dict[str, dict[str, Result]]) -> list[str]:
     lines = [
-        "# Accuracy of coded state and rounded weights",
-        "",
-        f"The table gives the training loss of the byte transformer of `examples/muon_chars.py` over the last {LAST} "
-        f"of {steps} steps, relative to float32 with the same seed. Cells with a range are means over several seeds; "
-        "the others are from one seed. The first row is the loss of float32 itself. As always, leaves with fewer than "
-        "4096 entries are not coded. For advice on what to choose, see "
-        "[Train in less memory](howto/less-memory.md).",
-        "",
-        f"Written by `benchmarks/precision.py`, torch {torch.__version__}, one thread, {time.strftime('%Y-%m-%d')}.",
-        "",
         f"| mode | {' | '.join(results)} |",
         "|---|" + "---:|" * len(results),
     ]
@@ -470,20 +452,14 @@ def page(results: dict[str, dict[str, Result]], steps: int) -> list[str]:
                 losses(reference) if mode == FLOAT32 else cell(modes[mode], reference)
             )
         lines.append(f"| {' | '.join(cells)} |")
-    return [*lines, "", "![Training loss of AdamW in each mode](precision.png)", ""]
+    return [*lines, ""]
 
 
-def page_of_peers(folder: Path, steps: int) -> list[str]:
+def table_of_peers(folder: Path, steps: int) -> list[str]:
     rows = peer_table(folder, steps)
     if len(rows) == 2:
         return []
     return [
-        "## Other libraries",
-        "",
-        f"The task is the same, with {steps} steps of AdamW at a constant learning rate, one seed and one thread, one "
-        "optimizer at a time. The steps of gradtx are compiled; torchao and heavyball compile theirs as well. State is "
-        f"in bfloat16 where the weights are. The loss is the mean over the last {LAST} steps.",
-        "",
         *rows,
         "",
         *_not_run(folder, steps),
@@ -531,7 +507,8 @@ def plot(modes: dict[str, Result], title: str) -> None:
     axes.axhline(0, color="black", linewidth=0.5)
     axes.set(xlabel="step", ylabel="training loss over that of float32, %", title=title)
     axes.legend(frameon=False, fontsize="small")
-    figure.savefig(DOCS / "precision.png", dpi=120)
+    CACHE.parent.mkdir(exist_ok=True)
+    figure.savefig(CACHE.parent / "precision.png", dpi=120)
 
 
 def report(plans: list[Plan], folder: Path, steps: int) -> dict[str, dict[str, Result]]:
@@ -569,7 +546,7 @@ def main() -> None:
     parser.add_argument(
         "--report",
         action="store_true",
-        help="write the page from the runs that are through",
+        help="print the tables of the runs that are through",
     )
     parser.add_argument(
         "--cache", type=Path, default=CACHE, help="the folder that keeps finished runs"
@@ -602,11 +579,11 @@ def main() -> None:
                 print(
                     f"{name:14}{mode:44} loss {losses(result)}, {result.state:5.2f} bytes an entry"
                 )
-    lines = page(results, options.steps) + page_of_peers(
+    lines = table_of_losses(results) + table_of_peers(
         options.cache, options.peers or PEER_STEPS
     )
-    lines += page_of_times(times)
-    (DOCS / "precision.md").write_text("\n".join(lines), encoding="utf-8")
+    lines += tables_of_times(times)
+    print("\n".join(lines))
     plot(results["AdamW"], "AdamW")
 
 

@@ -15,7 +15,7 @@ project, author, copyright = (
 version = release = gradtx.__version__
 
 extensions = ["myst_parser", "sphinx.ext.viewcode", "sphinx_copybutton", "extension"]
-exclude_patterns = ["_build", "interactive"]
+exclude_patterns = ["_build"]
 
 myst_enable_extensions = ["colon_fence", "dollarmath", "fieldlist"]
 myst_heading_anchors = 3

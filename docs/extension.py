@@ -6,7 +6,6 @@ import ast
 import importlib
 import inspect
 import re
-import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -180,9 +179,9 @@ def extent(node: Any) -> tuple[str, int, int]:
 def module_of(app: Any, module: str, name: str) -> str | None:
     """Return the module with the source of types without `__module__`, and of the names in `gradtx.optim`."""
     return (
-        "gradtx.optim.adapter"
+        "gradtx.optim.optimizer"
         if module == "gradtx.optim"
-        else "gradtx.core"
+        else "gradtx.transform"
         if name in reference.TYPES
         else None
     )
@@ -190,10 +189,11 @@ def module_of(app: Any, module: str, name: str) -> str | None:
 
 # Links.
 
+ROOT = Path(__file__).parent.parent
+README = "<!-- README.md -->"  # a page shows it here
 OUTSIDE = {
     "CHANGELOG.md": "changelog.md",
     "CONTRIBUTING.md": "contributing.md",
-    "README.md": "comparison.md",  # the only section that the site includes
     "gradtx/optimizers": "reference/optimizers.md",
     "gradtx/transforms": "reference/pieces.md",
 }
@@ -202,6 +202,12 @@ OUTSIDE = {
 def rewrite_links(app: Any, page: str, source: list[str]) -> None:
     """Replace links out of docs/ by links to pages of the site, and links to code by names that become links."""
     up = "../" * page.count("/")
+    if README in source[0]:
+        text = (ROOT / "README.md").read_text(encoding="utf-8")
+        text = re.sub(
+            r"\]\((docs/)?(?!http)", lambda link: "](" if link[1] else "](../", text
+        )
+        source[0] = source[0].replace(README, text)
     source[0] = re.sub(r"\[(`\w+`)\]\((?:\.\./)+gradtx/[\w/]+\.py\)", r"\1", source[0])
     for file, target in OUTSIDE.items():
         source[0] = re.sub(
@@ -259,13 +265,9 @@ def check_links(folder: Path) -> list[str]:
 
 
 def finish(app: Any, failure: Exception | None) -> None:
-    """Copy the interactive page, which Sphinx does not build, and check all links of the site."""
+    """Check all links of the site."""
     if failure is None:
-        folder = Path(app.outdir).resolve()
-        interactive = Path(app.srcdir) / "interactive"
-        if interactive.is_dir():
-            shutil.copytree(interactive, folder / "interactive", dirs_exist_ok=True)
-        for dead in check_links(folder):
+        for dead in check_links(Path(app.outdir).resolve()):
             log.warning(dead)
 
 

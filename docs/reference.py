@@ -118,7 +118,7 @@ OTHERS = [
     Page(
         "core",
         "Chains",
-        ("gradtx.core", "gradtx._arguments"),
+        ("gradtx.transform", "gradtx.arguments", "gradtx.base.exact"),
         "`GradientTransformation`, `chain`, and the types of hyperparameters.",
     ),
     Page(
@@ -130,7 +130,7 @@ OTHERS = [
     Page(
         "functional",
         "Functional loops",
-        ("gradtx.functional", "gradtx.state", "gradtx.checkpoint"),
+        ("gradtx.functional", "gradtx.checkpoint"),
         "Helpers for loops of pure functions with torch.func.",
     ),
     Page(
@@ -143,18 +143,18 @@ OTHERS = [
         "rules",
         "Writing transformations",
         (
-            "gradtx.factories",
-            "gradtx.context",
+            "gradtx.rules",
+            "gradtx.execution.context",
             "gradtx.combinators.frame",
-            "gradtx.codes",
-            "gradtx._eager",
+            "gradtx.state.codes",
+            "gradtx.base.eager",
         ),
         "The decorators. See also [a complete example](../contributing.md).",
     ),
     Page(
         "optim",
         "Torch optimizers",
-        ("gradtx.optim", "gradtx.optim.adapter"),
+        ("gradtx.optim", "gradtx.optim.optimizer"),
         "Every optimizer's class is documented with its function, under [](optimizers.md).",
         "gradtx.optim",
     ),
@@ -168,7 +168,7 @@ OTHERS = [
     Page(
         "models",
         "Whole models",
-        ("gradtx.whole_model", "gradtx.roles", "gradtx.planning"),
+        ("gradtx.models", "gradtx.memory"),
         "Functions for all parameters of a model: build its optimizer, label the parameters by role, and compute the "
         "memory that training needs.",
     ),
@@ -193,7 +193,7 @@ def homes() -> dict[str, list[str]]:
     found = defaultdict(list)
     for name in gradtx.__all__:
         if not inspect.ismodule(value := getattr(gradtx, name)):
-            found["gradtx._arguments" if name in TYPES else value.__module__].append(
+            found["gradtx.base.exact" if name in TYPES else value.__module__].append(
                 name
             )
     for name in gradtx.optim.__all__:

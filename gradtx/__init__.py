@@ -6,54 +6,48 @@ under `torch.func` transforms and `torch.compile`, and through `as_optimizer` as
 
 from gradtx import optim as optim
 from gradtx import schedules as schedules
-from gradtx._arguments import *
-from gradtx._eager import *
-from gradtx._names import public_names as _public_names
+from gradtx.arguments import *
+from gradtx.base.eager import *
+from gradtx.base.exact import *
+from gradtx.base.names import public_names as _public_names
 from gradtx.checkpoint import *
-from gradtx.codes import *
 from gradtx.combinators import *
-from gradtx.context import *
-from gradtx.core import *
-from gradtx.factories import *
+from gradtx.execution.context import *
 from gradtx.functional import *
 from gradtx.hessian import *
+from gradtx.memory import *
+from gradtx.models import *
 from gradtx.multitask import *
 from gradtx.optim import as_optimizer as as_optimizer
 from gradtx.optimizers import *
-from gradtx.planning import *
 from gradtx.registry import *
-from gradtx.roles import *
+from gradtx.rules import *
 from gradtx.schedules import *
-from gradtx.state import *
+from gradtx.state.codes import *
+from gradtx.transform import *
 from gradtx.transforms import *
-from gradtx.whole_model import *
 
 __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> object:
     """Raise an AttributeError that names the equivalent of another library's name, or the closest spelling."""
-    from gradtx._counterparts import counterpart
-    from gradtx._elsewhere import ABSENT, HERE
-    from gradtx._messages import close
+    from gradtx.base.counterparts import counterpart
+    from gradtx.base.messages import close
     from gradtx.optim.classes import CLASSES
 
-    if name in HERE:
-        raise AttributeError(
-            f"gradtx has no {name!r}; {HERE[name]} (docs/optax-names.md)"
+    hint = counterpart(name)
+    for cls in CLASSES.values():
+        if name[:1].isupper() and name.lower() == cls.__name__.lower():
+            hint = f"use gradtx.optim.{cls.__name__}"
+    if hint is None and not name.startswith("_"):
+        meant = close(name.lower(), __all__, 0.7)
+        hint = (
+            "see docs/optax-names.md" if meant is None else f"did you mean {meant!r}?"
         )
-    if name in ABSENT:
-        raise AttributeError(
-            f"gradtx has no counterpart of {name!r}: {ABSENT[name]} (docs/optax-names.md)"
-        )
-    if name in {cls.__name__ for cls in CLASSES.values()}:
-        raise AttributeError(f"gradtx has no {name!r}; use gradtx.optim.{name}")
-    use = counterpart(name)
-    if use is not None:
-        raise AttributeError(f"gradtx has no {name!r}; {use}")
-    meant = None if name.startswith("_") else close(name.lower(), __all__, 0.7)
-    suggestion = "" if meant is None else f"; did you mean {meant!r}?"
-    raise AttributeError(f"module 'gradtx' has no attribute {name!r}{suggestion}")
+    raise AttributeError(
+        f"module 'gradtx' has no attribute {name!r}" + (f"; {hint}" if hint else "")
+    )
 
 
 # Type checkers infer the public names from the imports above.

@@ -5,69 +5,69 @@ from collections.abc import Mapping
 from typing import Any
 import torch
 from torch import Tensor
-from gradtx._arguments import Betas
-from gradtx._arguments import Scalar
-from gradtx._selectors import Where
-from gradtx._storage import StateDtype
-from gradtx.core import GradientTransformation
+from gradtx.base.exact import Betas
+from gradtx.base.exact import Scalar
+from gradtx.base.selectors import Where
+from gradtx.state.storage import StateDtype
+from gradtx.transform import GradientTransformation
 from gradtx.transforms._polynomials import Coefficients
-from gradtx._arguments import Betas as Betas
-from gradtx.codes import Codec as Codec
-from gradtx.context import Context as Context
+from gradtx.base.exact import Betas as Betas
+from gradtx.state.codes import Codec as Codec
+from gradtx.execution.context import Context as Context
 from gradtx.combinators.frame import Frame as Frame
-from gradtx.core import GradientTransformation as GradientTransformation
+from gradtx.transform import GradientTransformation as GradientTransformation
 from gradtx.combinators.frame import InnerClock as InnerClock
-from gradtx.planning import Memory as Memory
-from gradtx.planning import MemoryRow as MemoryRow
-from gradtx.whole_model import ModelOptimizer as ModelOptimizer
+from gradtx.memory import Memory as Memory
+from gradtx.memory import MemoryRow as MemoryRow
+from gradtx.models import ModelOptimizer as ModelOptimizer
 from gradtx.multitask import RotoGrad as RotoGrad
-from gradtx._arguments import Scalar as Scalar
-from gradtx._arguments import Schedule as Schedule
+from gradtx.base.exact import Scalar as Scalar
+from gradtx.base.exact import Schedule as Schedule
 from gradtx.schedules import ademamix_alpha_schedule as ademamix_alpha_schedule
-from gradtx.factories import alias as alias
-from gradtx.core import apply_updates as apply_updates
+from gradtx.rules import alias as alias
+from gradtx.transform import apply_updates as apply_updates
 from gradtx.schedules import as_lr_scheduler as as_lr_scheduler
 from gradtx.optim import as_optimizer as as_optimizer
-from gradtx.core import chain as chain
+from gradtx.transform import chain as chain
 from gradtx.schedules import chebyshev_schedule as chebyshev_schedule
-from gradtx.factories import combinator as combinator
+from gradtx.rules import combinator as combinator
 from gradtx.schedules import constant_schedule as constant_schedule
 from gradtx.schedules import cosine_schedule as cosine_schedule
 from gradtx.schedules import cosine_warm_restarts_schedule as cosine_warm_restarts_schedule
 from gradtx.schedules import cosine_warmup_restarts_schedule as cosine_warmup_restarts_schedule
 from gradtx.registry import create_optimizer as create_optimizer
 from gradtx.schedules import cyclic_schedule as cyclic_schedule
-from gradtx._eager import eagerly as eagerly
+from gradtx.base.eager import eagerly as eagerly
 from gradtx.schedules import explore_exploit_schedule as explore_exploit_schedule
 from gradtx.schedules import exponential_schedule as exponential_schedule
-from gradtx.state import get as get
+from gradtx.functional import get as get
 from gradtx.schedules import get_chebyshev_schedule as get_chebyshev_schedule
 from gradtx.registry import get_supported_lr_schedulers as get_supported_lr_schedulers
 from gradtx.registry import get_supported_optimizers as get_supported_optimizers
 from gradtx.schedules import half_life_schedule as half_life_schedule
 from gradtx.hessian import hutchinson_hessian_diag as hutchinson_hessian_diag
 from gradtx.transforms.lmo import init_for_lmo as init_for_lmo
-from gradtx._arguments import is_off as is_off
+from gradtx.arguments import is_off as is_off
 from gradtx.schedules import join_schedules as join_schedules
-from gradtx.roles import label_by_role as label_by_role
-from gradtx.state import learning_rate as learning_rate
+from gradtx.models import label_by_role as label_by_role
+from gradtx.functional import learning_rate as learning_rate
 from gradtx.schedules import linear_schedule as linear_schedule
 from gradtx.checkpoint import load as load
 from gradtx.registry import load_lr_scheduler as load_lr_scheduler
 from gradtx.registry import load_optimizer as load_optimizer
-from gradtx.planning import memory as memory
+from gradtx.memory import memory as memory
 from gradtx.schedules import multistep_schedule as multistep_schedule
-from gradtx.whole_model import muon_for as muon_for
+from gradtx.models import muon_for as muon_for
 from gradtx.schedules import one_cycle_schedule as one_cycle_schedule
 from gradtx import optim as optim
 from gradtx.registry import optimizer_class as optimizer_class
 from gradtx.multitask import pcgrad as pcgrad
 from gradtx.multitask import pcgrad_backward as pcgrad_backward
-from gradtx.factories import per_tensor as per_tensor
+from gradtx.rules import per_tensor as per_tensor
 from gradtx.schedules import polynomial_schedule as polynomial_schedule
 from gradtx.transforms.neurons import project_neurons as project_neurons
 from gradtx.schedules import proportion_schedule as proportion_schedule
-from gradtx.state import put as put
+from gradtx.functional import put as put
 from gradtx.schedules import ranger21_schedule as ranger21_schedule
 from gradtx.schedules import rectification_schedule as rectification_schedule
 from gradtx.schedules import restart_warmup_schedule as restart_warmup_schedule
@@ -85,7 +85,7 @@ from gradtx.schedules import untuned_linear_warmup as untuned_linear_warmup
 from gradtx.schedules import warmup_cosine_schedule as warmup_cosine_schedule
 from gradtx.schedules import warmup_linear_schedule as warmup_linear_schedule
 from gradtx.schedules import warmup_poly_schedule as warmup_poly_schedule
-from gradtx.factories import whole_tree as whole_tree
+from gradtx.rules import whole_tree as whole_tree
 from gradtx.schedules import wsd_schedule as wsd_schedule
 
 __all__ = [

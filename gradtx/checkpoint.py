@@ -11,11 +11,11 @@ from typing import Any, TypeAlias, TypeGuard
 import torch
 from torch import Tensor
 
-from gradtx import _tree
-from gradtx._conversion import converted, possible_keys
-from gradtx._runs import Memory
-from gradtx._sharding import is_sharded
-from gradtx._torch import readable
+from gradtx.base import tree as _tree
+from gradtx.base.dtensor import is_sharded
+from gradtx.base.torch_names import readable
+from gradtx.execution.runs import Memory
+from gradtx.state.conversion import converted, possible_keys
 
 __all__ = ["load", "save"]
 

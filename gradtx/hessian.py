@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradtx import _torch, _tree
+from gradtx.base import torch_names as _torch
+from gradtx.base import tree as _tree
 from gradtx.transforms.second_order import average_over_space
 
 __all__ = ["hutchinson_hessian_diag"]

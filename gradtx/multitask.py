@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
-from gradtx import _tree
+from gradtx.base import tree as _tree
 
 __all__ = [
     "RotoGrad",

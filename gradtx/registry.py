@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import fnmatch
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -13,21 +12,23 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from gradtx import combinators, schedules, transforms
-from gradtx._arguments import OTHER_PLACES, Argument, Arguments, Scalar, Schedule
-from gradtx._counterparts import counterpart, plain
-from gradtx._messages import describe
+from gradtx import schedules
+from gradtx.arguments import Argument, Arguments
+from gradtx.base.counterparts import plain
+from gradtx.base.exact import Scalar, Schedule
+from gradtx.base.messages import describe, nearest
 from gradtx.combinators.lookahead import with_lookahead
-from gradtx.core import GradientTransformation, chain
-from gradtx.factories import Alias
+from gradtx.models import label_by_role, named_in_model, named_modules
 from gradtx.optim import ChainOptimizer, as_optimizer
+from gradtx.optim._chain_checks import warn_of_engine_options
 from gradtx.optim._groups import ENGINE_OPTIONS, check_differentiable
-from gradtx.optim._warnings import warn_of_engine_options
+from gradtx.optim._hints import optimizer_hint
 from gradtx.optim.classes import CLASSES, AliasOptimizer, class_of
 from gradtx.optimizers.adam import adamw
-from gradtx.roles import label_by_role, named_in_model, named_modules
+from gradtx.rules import Alias
 from gradtx.schedules._factory import in_its_words
 from gradtx.schedules.adapter import ScheduleLR
+from gradtx.transform import GradientTransformation, chain
 from gradtx.transforms.averaging import lookahead
 from gradtx.transforms.centralize import centralize
 from gradtx.transforms.projection import orthogonalize_against_params
@@ -91,12 +92,6 @@ _SCHEDULERS_ELSEWHERE = {
     "cosine_annealing_with_warmup": "cosine_warmup_restarts",
     "warmup_stable_decay": "wsd",
 }
-# Names that refer to torch's schedule here but to a warm-up in pytorch_optimizer, and the warm-up's specific options.
-_WARM_UPS_ELSEWHERE = {
-    "cosine_schedule": "warmup_cosine",
-    "linear_schedule": "warmup_linear",
-}
-_OPTIONS_OF_WARM_UPS = ("t_max", "max_lr", "init_lr", "warmup_steps")
 
 
 def _lookup(
@@ -119,113 +114,10 @@ def _lookup(
         name_of[plain(target)] = target
     if plain(name) in name_of:
         return known[name_of[plain(name)]]
-    raise ValueError(
-        f"{owner}: unknown {what} {name!r}; {_hint(what, name, name_of, known)}"
-    )
-
-
-def class_hint(name: str) -> str:
-    """Return a suggestion for a name that `gradtx.optim` does not have."""
-    class_of: dict[str, str] = {}
-    for alias, cls in CLASSES.items():
-        class_of[plain(alias)] = cls.__name__
-        class_of[plain(cls.__name__)] = cls.__name__
-    meant = class_of.get(plain(name))
-    return (
-        f"did you mean {meant!r}?"
-        if meant
-        else _hint("optimizer", name, class_of, CLASSES)
-    )
-
-
-def _hint(
-    what: str, name: str, name_of: Mapping[str, str], known: Iterable[str]
-) -> str:
-    """Suggest the names that an unknown name may misspell, or how to list all names."""
-    use = counterpart(name)
-    if use is not None:
-        return use
-    name = plain(name)
-    link = _link_named(name) if what == "optimizer" else None
-    if link is not None:
-        return f"gradtx.{link} is a link, not an optimizer: use it with one, as in {_use_of(link)}"
-    suggestions = _respelled(name, name_of) or _with_word(name, known)
-    if not suggestions and "8bit" in name:
-        return 'for 8-bit state, pass state_dtype="int8" to any optimizer'
-    if suggestions:
-        return f"did you mean {' or '.join(map(repr, suggestions))}?"
-    return _how_to_list(what, name, name_of, known)
-
-
-def _how_to_list(
-    what: str, name: str, name_of: Mapping[str, str], known: Iterable[str]
-) -> str:
-    """Say how to list the names that begin as an unknown one does, or all names."""
-    lister = (
-        "get_supported_optimizers"
-        if what == "optimizer"
-        else "get_supported_lr_schedulers"
-    )
-    start = _longest_start(name, [plain(target) for target in known])
-    if start:
-        return f"gradtx.{lister}({f'{start}*'!r}) lists names with this prefix"
-    alike = [
-        name_of[match]
-        for match in difflib.get_close_matches(name, name_of, n=3, cutoff=0.4)
-    ]
-    nearest = f"closest matches: {', '.join(dict.fromkeys(alike))}; " if alike else ""
-    return f"{nearest}gradtx.{lister}() lists all {len(list(known))}"
-
-
-def _link_named(name: str) -> str | None:
-    for link in (*combinators.__all__, *transforms.__all__):
-        if plain(link) == name:
-            return link
-    return None
-
-
-def _respelled(name: str, name_of: Mapping[str, str]) -> list[str]:
-    """Return the names that an unknown name may misspell.
-
-    Some algorithms have similar names (AdamC, FAdam and Adam; AdEMAMix and Adamax), which are not misspellings.
-    """
-    matches = difflib.get_close_matches(name, name_of, n=3, cutoff=0.8)
-    misspelled = [plain for plain in matches if not _is_longer(name, plain)]
-    if (
-        not misspelled
-        or difflib.SequenceMatcher(None, misspelled[0], name).ratio() <= 0.85
-    ):
-        return []
-    return list(dict.fromkeys(name_of[plain] for plain in misspelled))
-
-
-def _with_word(word: str, known: Iterable[str]) -> list[str]:
-    """Return the known names that contain a word, unless it is common, such as "adam"."""
-    names = [name for name in known if word in name.lower().split("_")]
-    return names if len(names) <= 2 else []
-
-
-def _longest_start(name: str, known: Sequence[str]) -> str:
-    """Return the longest prefix of a name, of at least two letters, that a known name shares; "" for none."""
-    for length in range(len(name), 1, -1):
-        start = name[:length]
-        if any(plain.startswith(start) for plain in known):
-            return start
-    return ""
-
-
-def _use_of(link: str) -> str:
-    """Return an example of how to use a link with an optimizer."""
-    if link in combinators.__all__:
-        return f"gradtx.{link}(gradtx.adamw(), ...)"
-    return f"gradtx.chain(gradtx.adamw(), gradtx.{link}(...))"
-
-
-def _is_longer(name: str, plain: str) -> bool:
-    """Whether `name` is `plain` plus one letter at either end; a doubled letter counts as a misspelling instead."""
-    if name[1:] == plain:
-        return name[0] != name[1]
-    return name[:-1] == plain and name[-1] != name[-2]
+    hint = nearest(plain(name), name_of)
+    if what == "optimizer":
+        hint = optimizer_hint(name, name_of)
+    raise ValueError(f"{owner}: unknown {what} {name!r}; {hint}")
 
 
 def _matching(
@@ -457,22 +349,11 @@ def _given_to(
             f"{owner}: takes at most {len(positional)} arguments after the optimizer"
         )
     factory_arguments = in_its_words(factory.arguments, options)
-    _check_meant(owner, factory_arguments)
     for name, value in zip(positional, args, strict=False):
         if name in factory_arguments:
             raise TypeError(f"{owner}: got two values for {name!r}")
         factory_arguments[name] = value
     return factory_arguments
-
-
-def _check_meant(owner: str, options: Iterable[str]) -> None:
-    """Reject options of a warm-up for the schedule of torch with the same name."""
-    for name in options:
-        if owner in _WARM_UPS_ELSEWHERE and name in _OPTIONS_OF_WARM_UPS:
-            meant = _WARM_UPS_ELSEWHERE[owner]
-            raise TypeError(
-                f"{owner} is torch's schedule, without {name!r}; use load_lr_scheduler({meant!r})"
-            )
 
 
 _WITH_LOOKAHEAD = ("ranger", "ranger21")
@@ -497,110 +378,30 @@ _RENAMED = {
     "update_proj_gap": ("every",),
     "warmup_epoch": ("warmup_steps",),
 }
-# Separate options in other libraries that are entries of a tuple here.
-_ENTRIES = {
-    "eps1": ("eps", 0),
-    "eps2": ("eps", 1),
-    "gamma1": ("gammas", 0),
-    "gamma2": ("gammas", 1),
-}
-# One option in other libraries that sets two options here.
-_SHARED = {"t_alpha_beta3": ("alpha_warmup", "beta3_warmup")}
-_DECOUPLED = frozenset(
-    {
-        "adafactor", "adafactor_torch", "adagc", "adahessian", "adam_atan2", "adam_h", "adam_mini", "adamc", "adamp",
-        "adams", "adamuon", "adamw", "adatam", "ademamix", "adopt_atan2", "apollo_low_rank", "came", "conda",
-        "contra_muon", "dadapt_lion", "dion", "dion2", "fadam", "fira", "focus", "galore", "grams", "grokfast_adamw",
-        "kate", "kl_shampoo", "kl_soap", "laprop", "lbfgs", "lion", "mars_adamw", "mars_lion", "muon",
-        "muon_adam_atan2", "namo",
-        "normuon", "optimistic_adam", "polar_adam_atan2", "polargrad", "psgd_kron", "psgd_pro", "ranger", "ranger21",
-        "sgd_sai", "sgdp", "sgds", "sgdw", "simplified_ademamix", "soap", "soap_laprop", "soap_muon", "sophia", "spam",
-        "splus", "stable_adamw", "stable_spam", "tam", "tiger",
-    }
-)  # fmt: skip
-_COUPLED = frozenset(
-    {
-        "accsgd", "aggmo", "asgd", "cocob", "dadapt_adagrad", "dadapt_sgd", "dog", "dowg", "ldog", "pid", "sgd",
-        "swats",
-    }
-)  # fmt: skip
 
 
-def _regrouped(
-    arguments: Mapping[str, Argument], options: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Combine separate options into the tuple that they form here, and split options that set two options here."""
-    regrouped = dict(options)
-    for name, (new_name, place) in _ENTRIES.items():
-        if name in options and name not in arguments and new_name in arguments:
-            entries = list(regrouped.get(new_name, arguments[new_name].default))
-            entries[place] = regrouped.pop(name)
-            regrouped[new_name] = tuple(entries)
-            _warn(f"{name!r} is now {new_name!r}, entry {place}")
-    for name, new_names in _SHARED.items():
-        if name in options and set(new_names) <= set(arguments):
-            value = regrouped.pop(name)
-            regrouped.update(dict.fromkeys(new_names, value))
-            _warn(f"{name!r} is now {' and '.join(map(repr, new_names))}")
-    return regrouped
-
-
-def _translated(
-    alias: str, arguments: Iterable[str], options: Mapping[str, Any]
-) -> dict[str, Any]:
+def _translated(arguments: Sequence[str], options: Mapping[str, Any]) -> dict[str, Any]:
     """Translate options of other libraries, with a warning for each."""
     translated: dict[str, Any] = {}
     for name, value in options.items():
-        new_name = _new_name(name, arguments)
-        if name in arguments:
-            translated[name] = value
-        elif new_name is not None:
+        new_name = name if name in arguments else _new_name(name, arguments)
+        if new_name != name:
             if new_name in options:
                 raise TypeError(
                     f"create_optimizer: {name!r} is an alias of {new_name!r}, but both are given; pass one"
                 )
-            _warn(f"{name!r} is now {new_name!r}")
-            translated[new_name] = value
-        elif name == "weight_decouple":
-            _check_decoupling(alias, value)
-        elif name in OTHER_PLACES:
-            if value:
-                raise TypeError(
-                    f"create_optimizer: {alias} does not accept {name!r}; {OTHER_PLACES[name]}"
-                )
-            _warn(f"{alias} does not accept {name!r}; omit it")
-        else:
-            translated[name] = value  # the optimizer raises the error
+            message = f"create_optimizer: {name!r} is now {new_name!r}"
+            warnings.warn(message, FutureWarning, stacklevel=3)
+        translated[new_name] = value
     return translated
 
 
-def _new_name(name: str, arguments: Iterable[str]) -> str | None:
+def _new_name(name: str, arguments: Sequence[str]) -> str:
+    """Return the optimizer's own name for an option; it raises the error for an unknown one."""
     for new_name in _RENAMED.get(name, ()):
         if new_name in arguments:
             return new_name
-    return None
-
-
-def _check_decoupling(alias: str, value: Any) -> None:
-    """Accept the only form of weight decay that an optimizer supports, with a warning; reject any other."""
-    form = "has its own form"
-    accepted = None
-    if alias in _DECOUPLED:
-        form = "is decoupled"
-        accepted = True
-    elif alias in _COUPLED:
-        form = "is added to the gradient"
-        accepted = False
-    if value is not accepted:
-        raise TypeError(
-            f"create_optimizer: the decay of {alias} {form}; omit 'weight_decouple'"
-        )
-    _warn(f"the decay of {alias} always {form}; omit 'weight_decouple'", stacklevel=5)
-
-
-def _warn(message: str, stacklevel: int = 4) -> None:
-    """Issue a warning that points to the line that calls `create_optimizer`."""
-    warnings.warn(f"create_optimizer: {message}", FutureWarning, stacklevel=stacklevel)
+    return name
 
 
 def _parameters(model: Any, weight_decay: Any, ban_list: Sequence[str]) -> Any:
@@ -806,8 +607,7 @@ def create_optimizer(
         else None
     )
     numbers = {**_decay(name, arguments, weight_decay), **_rate(name, arguments, lr)}
-    options = _regrouped(arguments, options)
-    options = _translated(name, [*arguments, "state_dtype", "seed"], options)
+    options = _translated([*arguments, "state_dtype", "seed"], options)
     options.update(numbers)
     if "fallback" in arguments:
         _add_fallback(options, name, model)

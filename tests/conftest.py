@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from gradtx import _pure_lists
-from gradtx._lists import bundle, cache
 from gradtx.optim.engine import compiled, lists
+from gradtx.programs import bundle, cache
+from gradtx.programs import pure as _pure_lists
 from tests import conformance
 from tests.daily import mark_nightly
 
@@ -19,7 +19,8 @@ TESTS = Path(__file__).parent
 # What compiles, starts processes, uses other libraries or reads the documentation: `make quick` does not import it.
 # Single slow tests in other files have the mark.
 SLOW = (
-    "clients", "distributed", "fuzz", "test_conformance_func.py", "test_docs.py", "test_examples.py", "test_package.py",
+    "clients", "distributed", "fuzz", "test_conformance_func.py", "test_docs.py", "test_examples.py",
+    "test_from_pytorch_optimizer.py", "test_optax_names.py", "test_package.py",
     "test_properties.py", "test_registry.py", "test_site.py", "test_storage.py", "test_torch_names.py", "test_typed.py",
     "combinators/test_blocks.py", "combinators/test_precision.py", "combinators/test_qk_clip.py",
     "combinators/test_rotated.py", "combinators/test_selection.py", "combinators/test_sharpness.py",

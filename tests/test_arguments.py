@@ -5,7 +5,7 @@ import torch
 
 import gradtx
 from gradtx import Betas, Scalar, Schedule
-from gradtx._arguments import RANGES
+from gradtx.arguments import RANGES
 from tests.conformance import (
     assert_close,
     noise,

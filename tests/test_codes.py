@@ -8,7 +8,7 @@ import torch
 
 import gradtx
 from gradtx import Codec
-from gradtx.codes import CODES
+from gradtx.state.codes import CODES
 
 SHAPES = [(64, 128), (7, 100), (5, 3, 3, 3), (4096,), (130,), (3, 7), (1, 1)]
 PLAIN = [name for name, codec in CODES.items() if not codec.random]

@@ -8,23 +8,17 @@ from pathlib import Path
 import pytest
 import torch
 
-import gradtx
-
 EXAMPLES = Path(__file__).parent.parent / "examples"
 TINY = {
     "ensemble_rates": (["--steps", "2", "--rates", "3", "--seeds", "2", "--rounds", "1"], "; best of the rates: "),
-    "learned_rate": (["--steps", "2", "--iterations", "2"], "test loss: grid of rates and momenta "),
     "maml_sine": (["--steps", "2"], "error after 1 and 10 steps: trained without inner steps "),
     "muon_chars": (["--steps", "2"], "held-out loss after 2 steps, nats per character: AdamW alone "),
     "sam_digits": (["--steps", "2", "--seeds", "1"], "test accuracy (sharpness): SGD "),
-    "population": (["--members", "4", "--rounds", "2", "--length", "1", "--seeds", "1"], "judged loss: random search "),
     "functional_loop": (["--batches", "12"], "the resumed run ends bit for bit where the other one does"),
     "pcgrad_digits": (["--steps", "3", "--seeds", "2"], "; PCGrad gains "),
     "private_digits": (["--steps", "2", "--seeds", "1"], "test accuracy: linear "),
-    "physics_fit": (["--steps", "3", "--seeds", "2"], "error of u: Adam "),
     "physics_informed": (["--evaluations", "12", "--seeds", "1"], "error of u: Adam "),
     "finetune_digits": (["--steps", "2", "--seeds", "1"], "accuracy on 5 to 9: head alone "),
-    "modern_chars": (["--steps", "2"], "against AdamW: AdEMAMix "),
     "inspect_chain": (["--steps", "3"], "test accuracy: as it should be "),
 }
 
@@ -74,28 +68,6 @@ def test_the_ensemble_times_only_what_ends_at_the_same_weights():
     assert 0 < apart(example["TorchLooped"](rates, params)) < 1e-12
     with pytest.raises(RuntimeError, match="another ends at other weights than the vmapped step"):
         apart(example["Looped"](rates * 1.001, params))
-
-
-def test_the_rate_learned_online_follows_the_loop_of_the_paper():
-    example = script("learned_rate")
-    data = example["digits"]()
-    stacked, (batches,) = example["begin"](range(1), 4)
-    (params,) = gradtx.unstack(stacked)
-    _, rates = example["online"](torch.tensor(0.1), params, batches, data)
-
-    weights = {name: p.clone().requires_grad_() for name, p in params.items()}
-    buffers = {name: torch.zeros_like(p) for name, p in params.items()}
-    log_lr = torch.tensor(0.1).log().requires_grad_()
-    adam = torch.optim.Adam([log_lr], lr=0.05, betas=(0.9, 0.99))
-    for i, batch in enumerate(batches):
-        loss = example["loss_fn"](weights, *(part[batch] for part in data.train))
-        grads = dict(zip(weights, torch.autograd.grad(loss, list(weights.values())), strict=True))
-        # the last update was -exp(log_lr) * buffer
-        log_lr.grad = -sum((grads[name] * buffer).sum() for name, buffer in buffers.items()) * log_lr.detach().exp()
-        adam.step()
-        torch.testing.assert_close(rates[i], log_lr.detach().exp())
-        buffers = {name: 0.9 * buffer + grads[name] for name, buffer in buffers.items()}
-        weights = {name: (w - log_lr.exp() * buffers[name]).detach().requires_grad_() for name, w in weights.items()}
 
 
 def test_maml_differentiates_through_the_inner_step():
@@ -164,26 +136,6 @@ def test_one_image_moves_the_clipped_sum_of_private_digits_by_the_threshold_at_m
     assert (torch.corrcoef(draws) - torch.eye(4)).abs().max() < 5 / math.sqrt(20_000)
 
 
-def test_the_residual_of_physics_fit_is_the_equation_by_differences_and_zero_for_the_solution():
-    names = script("physics_fit")
-    params, width = names["start"](0), 1e-4
-    x, t = torch.linspace(0.1, 0.9, 7, dtype=torch.float64), torch.linspace(0.8, 0.2, 7, dtype=torch.float64)
-
-    def differences(u, k):
-        u_t = (u(x, t + width) - u(x, t - width)) / (2 * width)
-        return u_t - k * (u(x + width, t) - 2 * u(x, t) + u(x - width, t)) / width**2
-
-    expected = differences(lambda x, t: names["network"](params, x, t), params["physics.log_k"].exp())
-    assert expected.abs().min() > 1e-2
-    torch.testing.assert_close(names["residual"](params, x, t), expected, rtol=0, atol=1e-5)  # error of differences
-    assert differences(names["solution"], names["DIFFUSIVITY"]).abs().max() < 1e-5
-    edges, times = (
-        torch.tensor([0.0, 1.0, 0.3], dtype=torch.float64),
-        torch.tensor([0.7, 0.2, 0.0], dtype=torch.float64),
-    )
-    torch.testing.assert_close(names["network"](params, edges, times), names["solution"](edges, times))
-
-
 def test_finetune_digits_keeps_all_frozen_weights_and_no_state_for_them():
     names = script("finetune_digits")
     old, new = names["digits"](0)
@@ -200,41 +152,6 @@ def test_finetune_digits_keeps_all_frozen_weights_and_no_state_for_them():
     assert moved["head alone"] == head
     assert moved["head and norms"] == head + norms
     assert all(moved[name] > head + norms for name in moved if name.startswith("all"))
-
-
-def test_each_member_of_modern_chars_ends_where_a_torch_optimizer_takes_it_alone():
-    names = script("modern_chars")
-    rates, seeds, steps = [0.5, 0.25], [3, 4], 4
-    text = torch.randint(names["BYTES"], (1000,), generator=torch.Generator().manual_seed(0))
-    kept = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)  # Adam's first steps magnify the rounding of small gradients
-    try:
-        for make, _ in names["METHODS"].values():
-            ensemble = names["Ensemble"](make, rates, seeds, steps)
-            for _ in range(steps):
-                ensemble.step(text)
-            for rate, seed, params in zip(rates, seeds, gradtx.unstack(ensemble.params), strict=True):
-                model = names["Transformer"]()
-                model.load_state_dict(names["first_weights"](seed))
-                optimizer = gradtx.as_optimizer(make(rate, steps), model.named_parameters())
-                batches = torch.Generator().manual_seed(seed)
-                for _ in range(steps):
-                    windows = names["windows_of"](text, names["BATCH"], batches)
-                    optimizer.zero_grad()
-                    names["loss_fn"](dict(model.named_parameters()), windows).backward()
-                    optimizer.step()
-                for name, param in model.named_parameters():
-                    torch.testing.assert_close(params[name], param.detach(), rtol=1e-6, atol=1e-9, msg=name)
-    finally:
-        torch.set_default_dtype(kept)
-
-
-def test_modern_chars_calls_a_difference_only_what_has_one_sign_for_all_seeds():
-    verdict = script("modern_chars")["verdict"]
-    assert verdict(torch.tensor([-0.1, -0.2])) == "lower for every seed"
-    assert verdict(torch.tensor([0.1, 0.2])) == "higher for every seed"
-    for mixed in ([-0.1, 0.2], [0.0, 0.2], [-0.2, 0.0]):
-        assert verdict(torch.tensor(mixed)).startswith("no difference")
 
 
 def test_the_residual_of_physics_informed_is_the_equation_by_differences_and_zero_for_the_solution():

@@ -9,7 +9,8 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 import gradtx
-from gradtx import _pure_lists, accumulate, chain, freeze, masked, partition, skip_nonfinite
+from gradtx import accumulate, chain, freeze, masked, partition, skip_nonfinite
+from gradtx.programs import pure as _pure_lists
 from tests.conformance import assert_close, assert_own_memory, assert_same, layout, snapshot, tensors, untouched
 
 examples = settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])

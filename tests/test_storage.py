@@ -8,7 +8,7 @@ import torch
 
 import gradtx
 from gradtx import Codec, chain, with_state_dtype
-from gradtx.codes import CODES
+from gradtx.state.codes import CODES
 from tests.conformance import assert_same
 from tests.daily import by_day
 

@@ -9,7 +9,7 @@ import torch
 import torch._inductor
 
 import gradtx
-from gradtx import _torch
+from gradtx.base import torch_names as _torch
 from gradtx.optim.engine import compiled, torch_names
 from gradtx.transforms._math import atan2
 from tests.optim.problems import assert_close, assert_equal, descend, parameters, values

@@ -1,6 +1,6 @@
 """Combinators: transformations that wrap other transformations."""
 
-from gradtx._names import public_names as _public_names
+from gradtx.base.names import public_names as _public_names
 from gradtx.combinators.blocks import *
 from gradtx.combinators.clocks import *
 from gradtx.combinators.frame import *

@@ -14,20 +14,20 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
-from gradtx._errors import Path
-from gradtx._execution import Block, Leaf, Operation, Position, takes_none
-from gradtx._random import name_key
-from gradtx._rules import empty_dict
-from gradtx._runs import LateTerm, Run
-from gradtx._sharding import (
+from gradtx.base.dtensor import (
     from_local_like,
     from_local_shard,
     full_tensor,
     local,
     placed_as,
-    placements_by_rows,
 )
+from gradtx.base.errors import Path
 from gradtx.combinators._division import Division, LocalBlocks, local_blocks
+from gradtx.distributed.layouts import placements_by_rows
+from gradtx.execution.execute import Block, Leaf, Operation, Position, takes_none
+from gradtx.execution.rule import empty_dict
+from gradtx.execution.runs import LateTerm, Run
+from gradtx.state.random import name_key
 
 Slots: TypeAlias = dict[Path, dict[str, Tensor]]
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradtx._messages import describe, nearest
+from gradtx.base.messages import describe, nearest
 
 
 class Sums(dict[str, Tensor]):

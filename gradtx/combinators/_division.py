@@ -10,7 +10,7 @@ from typing import Any, TypeAlias, TypeGuard, cast
 import torch
 from torch import Tensor
 
-from gradtx._sharding import ranks_along_rows
+from gradtx.distributed.layouts import ranks_along_rows
 
 # User functions; `View.check` checks what they return.
 Split: TypeAlias = Callable[[Tensor], Any]

@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradtx._execution import Block, Branch
-from gradtx._runs import Scope
-from gradtx._selectors import Selector, Where, check_not_empty
-from gradtx._spaces import can_run_at_owner, reads_by_leaf
+from gradtx.base.selectors import Selector, Where, check_not_empty
 from gradtx.combinators._blockwise import DividedBlock
 from gradtx.combinators._division import Division, division
-from gradtx.core import GradientTransformation, check_transformation
-from gradtx.factories import Combinator, combinator
+from gradtx.execution.execute import Block, Branch
+from gradtx.execution.runs import Scope
+from gradtx.rules import Combinator, combinator
+from gradtx.transform import GradientTransformation, check_transformation
+from gradtx.transforms._spaces import can_run_at_owner, reads_by_leaf
 
 __all__ = ["blocks"]
 

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from gradtx.combinators.frame import Frame, InnerClock, Result, Values
-from gradtx.context import FrameContext
-from gradtx.core import GradientTransformation, check_transformation
-from gradtx.factories import combinator
+from gradtx.execution.context import FrameContext
+from gradtx.rules import combinator
+from gradtx.transform import GradientTransformation, check_transformation
 
 __all__ = ["accumulate", "skip_nonfinite"]
 

@@ -10,21 +10,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from gradtx._errors import Path
-from gradtx._execution import Leaf, Operation, Position, takes_none
-from gradtx._messages import shortly
-from gradtx._rules import (
-    Call,
-    Rule,
-    RuleOperation,
-    RuleState,
-    StageState,
-    empty_dict,
-)
-from gradtx._runs import Run, Scope, as_flag, selected
-from gradtx._slots import check_slots
-from gradtx._spaces import can_run_at_owner, run_at_owner
-from gradtx._tree_rules import Functions, GradientOperation
+from gradtx.base.errors import Path
+from gradtx.base.messages import shortly
 from gradtx.combinators._contract import (
     Sums,
     check_inner,
@@ -34,9 +21,22 @@ from gradtx.combinators._contract import (
     checked_sums,
     checked_ticks,
 )
-from gradtx.context import Clock, FrameContext
-from gradtx.core import GradientTransformation, check_transformation
-from gradtx.factories import Combinator
+from gradtx.execution.context import Clock, FrameContext
+from gradtx.execution.execute import Leaf, Operation, Position, takes_none
+from gradtx.execution.rule import (
+    Call,
+    Rule,
+    RuleOperation,
+    RuleState,
+    StageState,
+    empty_dict,
+)
+from gradtx.execution.runs import Run, Scope, as_flag, selected
+from gradtx.execution.tree_rule import Functions, GradientOperation
+from gradtx.rules import Combinator
+from gradtx.state.slots import check_slots
+from gradtx.transform import GradientTransformation, check_transformation
+from gradtx.transforms._spaces import can_run_at_owner, run_at_owner
 
 __all__ = ["Frame", "InnerClock"]
 

@@ -8,13 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradtx._arguments import Scalar
-from gradtx._exact import exact
-from gradtx._runs import Scope
-from gradtx._sharding import total
-from gradtx._tree_rules import Functions, TreeOperation
-from gradtx.core import GradientTransformation, check_transformation
-from gradtx.factories import Combinator, combinator
+from gradtx.base.dtensor import total
+from gradtx.base.exact import Scalar, exact
+from gradtx.execution.runs import Scope
+from gradtx.execution.tree_rule import Functions, TreeOperation
+from gradtx.rules import Combinator, combinator
+from gradtx.transform import GradientTransformation, check_transformation
 
 __all__ = ["line_search"]
 
@@ -55,7 +54,8 @@ def line_search(
     An optimizer created by `as_optimizer` stops at the first accepted trial.
 
     The caller passes `value_fn`, a function of the parameters that returns the loss of this batch; a torch optimizer
-    calls its closure instead. All trials use the same batch. If `value` is also passed, it is used as $\varphi(0)$.
+    calls its closure instead, never twice at one point within `step(closure, max_iter=20)`. All trials use the same
+    batch. If `value` is also passed, it is used as $\varphi(0)$.
 
     Args:
         tx: The optimizer whose updates are scaled, such as `lbfgs()`.

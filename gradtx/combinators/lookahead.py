@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradtx._arguments import Scalar
+from gradtx.base.exact import Scalar
 from gradtx.combinators.frame import Frame, Values
-from gradtx.context import FrameContext
-from gradtx.core import GradientTransformation, check_transformation
-from gradtx.factories import combinator
+from gradtx.execution.context import FrameContext
+from gradtx.rules import combinator
+from gradtx.transform import GradientTransformation, check_transformation
 from gradtx.transforms.averaging import synchronized
 
 __all__ = ["with_lookahead"]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import functools
 
-from gradtx._arguments import Scalar
-from gradtx.core import GradientTransformation, check_transformation
-from gradtx.factories import combinator
+from gradtx.base.exact import Scalar
+from gradtx.rules import combinator
+from gradtx.transform import GradientTransformation, check_transformation
 from gradtx.transforms._projection import Projection, ScaledView, check_choices
 
 __all__ = ["low_rank"]

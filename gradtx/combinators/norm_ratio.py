@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from gradtx._arguments import Betas, Scalar
+from gradtx.base.exact import Betas, Scalar
 from gradtx.combinators.frame import Frame, Result, Values
-from gradtx.context import FrameContext
-from gradtx.core import GradientTransformation, check_transformation
-from gradtx.factories import combinator
+from gradtx.execution.context import FrameContext
+from gradtx.rules import combinator
+from gradtx.transform import GradientTransformation, check_transformation
 from gradtx.transforms._math import norm, safe_sqrt
 
 __all__ = ["scale_by_norm_ratio"]

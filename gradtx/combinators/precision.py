@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from gradtx._rounding import Compensation, Rounding, StochasticRounding
-from gradtx._runs import Scope
-from gradtx._storage import MIN_SIZE, StateDtype, Storage
-from gradtx.core import GradientTransformation, check_transformation
-from gradtx.factories import Combinator, combinator
+from gradtx.combinators._rounding import Compensation, Rounding, StochasticRounding
+from gradtx.execution.runs import Scope
+from gradtx.rules import Combinator, combinator
+from gradtx.state.storage import MIN_SIZE, StateDtype, Storage
+from gradtx.transform import GradientTransformation, check_transformation
 
 __all__ = ["compensate_rounding", "round_stochastically", "with_state_dtype"]
 

@@ -9,15 +9,15 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from gradtx._arguments import Scalar
-from gradtx._messages import describe
-from gradtx._selectors import Selector, check_not_empty, patterns
-from gradtx._torch import readable
+from gradtx.base.exact import Scalar
+from gradtx.base.messages import describe
+from gradtx.base.selectors import Selector, check_not_empty, patterns
+from gradtx.base.torch_names import readable
 from gradtx.combinators.frame import Result, Values
 from gradtx.combinators.selection import Fork
-from gradtx.context import Context
-from gradtx.core import chain
-from gradtx.factories import combinator, per_tensor
+from gradtx.execution.context import Context
+from gradtx.rules import combinator, per_tensor
+from gradtx.transform import chain
 
 __all__ = ["qk_clip"]
 

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 
 from gradtx.combinators.frame import Frame, InnerClock, Result, Values
-from gradtx.core import GradientTransformation, check_transformation
-from gradtx.factories import combinator
+from gradtx.rules import combinator
+from gradtx.transform import GradientTransformation, check_transformation
 
 __all__ = ["restart"]
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from gradtx._arguments import Scalar
-from gradtx.core import GradientTransformation, check_transformation
-from gradtx.factories import combinator
+from gradtx.base.exact import Scalar
+from gradtx.rules import combinator
+from gradtx.transform import GradientTransformation, check_transformation
 from gradtx.transforms._rotation import SIDES, Factors, Rotation
 
 __all__ = ["rotated"]

@@ -5,12 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gradtx._arguments import Scalar
-from gradtx._exact import exact
+from gradtx.base.exact import Scalar, exact
 from gradtx.combinators.frame import Frame, Result, Values
-from gradtx.context import FrameContext
-from gradtx.core import GradientTransformation, check_transformation
-from gradtx.factories import combinator
+from gradtx.execution.context import FrameContext
+from gradtx.rules import combinator
+from gradtx.transform import GradientTransformation, check_transformation
 from gradtx.transforms._math import quotient
 from gradtx.transforms.decay import add_decayed_weights
 from gradtx.transforms.scaling import descend

@@ -7,13 +7,20 @@ from typing import Any
 
 from torch import Tensor
 
-from gradtx import _tree
-from gradtx._execution import Block, Branch
-from gradtx._messages import describe
-from gradtx._runs import Scope
-from gradtx._selectors import LabelTree, Selector, Where, is_function, listed, patterns
-from gradtx.core import GradientTransformation, chain, check_transformation
-from gradtx.factories import Combinator, combinator
+from gradtx.base import tree as _tree
+from gradtx.base.messages import describe
+from gradtx.base.selectors import (
+    LabelTree,
+    Selector,
+    Where,
+    is_function,
+    listed,
+    patterns,
+)
+from gradtx.execution.execute import Block, Branch
+from gradtx.execution.runs import Scope
+from gradtx.rules import Combinator, combinator
+from gradtx.transform import GradientTransformation, chain, check_transformation
 
 __all__ = ["freeze", "masked", "partition"]
 

@@ -8,12 +8,12 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from gradtx._arguments import Scalar
-from gradtx._selectors import answer
-from gradtx._sharding import total
+from gradtx.base.dtensor import total
+from gradtx.base.exact import Scalar
+from gradtx.base.selectors import answer
 from gradtx.combinators.frame import Frame
-from gradtx.core import GradientTransformation, check_transformation
-from gradtx.factories import combinator
+from gradtx.rules import combinator
+from gradtx.transform import GradientTransformation, check_transformation
 from gradtx.transforms._math import quotient, safe_sqrt
 
 __all__ = ["asam", "friendly_sam", "gsam", "looksam", "sam", "wsam"]

@@ -13,11 +13,11 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from gradtx._arguments import Betas, Scalar
+from gradtx.base.exact import Betas, Scalar
 from gradtx.combinators.frame import Frame, Result, Values
-from gradtx.context import FrameContext
-from gradtx.core import GradientTransformation, chain, check_transformation
-from gradtx.factories import combinator
+from gradtx.execution.context import FrameContext
+from gradtx.rules import combinator
+from gradtx.transform import GradientTransformation, chain, check_transformation
 from gradtx.transforms._math import at_least, quotient, safe_sqrt
 from gradtx.transforms.momentum import trace
 from gradtx.transforms.scaling import scale_by_learning_rate

@@ -7,16 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from gradtx._given import Params
-from gradtx.core import GradientTransformation, check_transformation
+from gradtx.base.inputs import Params
 from gradtx.optim import classes
-from gradtx.optim._warnings import (
+from gradtx.optim._chain_checks import (
     warn_of_ascent,
     warn_of_early_links,
     warn_of_flipped_signs,
 )
-from gradtx.optim.adapter import ChainOptimizer as ChainOptimizer
+from gradtx.optim._hints import class_names, optimizer_hint
 from gradtx.optim.classes import *
+from gradtx.optim.optimizer import ChainOptimizer as ChainOptimizer
+from gradtx.transform import GradientTransformation, check_transformation
 
 __all__ = ["ChainOptimizer", "as_optimizer"]
 __all__ += classes.__all__
@@ -107,6 +108,6 @@ if not TYPE_CHECKING:  # type checkers report unknown names themselves
         """Raise an error that suggests the link or class corresponding to another library's name."""
         if name.startswith("_"):
             raise AttributeError(f"module 'gradtx.optim' has no attribute {name!r}")
-        from gradtx.registry import class_hint
-
-        raise AttributeError(f"gradtx.optim has no {name!r}; {class_hint(name)}")
+        raise AttributeError(
+            f"gradtx.optim has no {name!r}; {optimizer_hint(name, class_names())}"
+        )

@@ -9,7 +9,8 @@ from typing import Any, cast
 
 import torch
 
-from gradtx._sharding import Team, is_sharded, team_of
+from gradtx.base.dtensor import is_sharded
+from gradtx.distributed.layouts import Team, team_of
 from gradtx.optim._groups import GroupView
 from gradtx.optim._member import Member
 

@@ -13,28 +13,28 @@ import torch
 
 if TYPE_CHECKING:
     from gradtx.optim._member import Member
-    from gradtx.optim._workings import Workings
+    from gradtx.optim._parts import Parts
 
 
-def check_capturable(owner: str, workings: Workings) -> None:
+def check_capturable(owner: str, parts: Parts) -> None:
     """Check that steps of the chain can be captured.
 
     Raises:
         ValueError: If an option excludes `capturable`, if a link needs the host, or if there are several devices.
     """
-    if workings.offload is not None:
+    if parts.offload is not None:
         raise ValueError(f"{owner}: capturable cannot be combined with state_device")
-    if workings.hessian.link is not None:
+    if parts.hessian.link is not None:
         raise ValueError(
             f"{owner}: capturable: hessian_diag is estimated at counts read on the host; pass hessian_diag to step()"
         )
-    for operation in workings.members.block().walk():
+    for operation in parts.members.block().walk():
         if not operation.compiles:
             link = ".".join(filter(None, operation.path))
             raise ValueError(
                 f"{owner}: capturable: {link} reads counts or values on the host; use another link"
             )
-    if len({param.device for param in workings.members.by_param}) > 1:
+    if len({param.device for param in parts.members.by_param}) > 1:
         raise ValueError(
             f"{owner}: capturable: the parameters are on several devices; create one optimizer per device"
         )

@@ -11,17 +11,17 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
-from gradtx._execution import Block
-from gradtx._messages import describe, warn_user
-from gradtx._selectors import in_model
-from gradtx.core import Entry
+from gradtx.base.messages import describe, warn_user
+from gradtx.base.selectors import in_model
+from gradtx.execution.execute import Block
 from gradtx.optim._form import numbers_of
 from gradtx.optim._groups import ENGINE_OPTIONS, GroupView
 from gradtx.optim._member import Layout, Member
-from gradtx.optim._members import CPU, Group
+from gradtx.optim._parameters import CPU, Group
 from gradtx.optim._run import OptimizerRun, check_agreement
 from gradtx.optim._saved import is_count, matched
 from gradtx.optim._state import State, States
+from gradtx.transform import Entry
 
 # The names of `decoupled_weight_decay` in qhoptim and pytorch_optimizer, each with the value that enables it.
 DECOUPLED = (

@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from gradtx._eager import runs_eagerly
+from gradtx.base.eager import runs_eagerly
 
 if TYPE_CHECKING:
-    from gradtx.optim._workings import Workings
+    from gradtx.optim._parts import Parts
 
-COMPILED, LISTS, ALONE, NOT_YET = "compiled", "lists", "alone", "not yet"
+COMPILED, LISTS, ALONE = "compiled", "lists", "alone"
+FROZEN, NOT_YET = "frozen", "not yet"
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,8 @@ class Way:
     Attributes:
         name: The parameter's name.
         way: "compiled" (a program built by torch's compiler), "lists" (a program over lists of tensors), "alone" (its
-            rules ran for this parameter only), or "not yet" (it had no gradient, or there was no step).
+            rules ran for this parameter only), "frozen" (it requires no gradient, or a link freezes it), or "not yet"
+            (it had no gradient, or there was no step).
         reason: Why no faster program updates it; empty otherwise.
     """
 
@@ -49,16 +51,16 @@ def _line(way: str, reason: str, names: list[str]) -> str:
     return f"{way}: {len(names)} {parameters} ({shown}){because}"
 
 
-def explain(workings: Workings) -> Explanation:
+def explain(parts: Parts) -> Explanation:
     """Report how each parameter was updated in the last step."""
     if runs_eagerly():
-        names = workings.members.names()
+        names = parts.members.names()
         return Explanation(Way(name, ALONE, "gradtx.eagerly() is on") for name in names)
     ways: dict[str, Way] = {}
     reasons: dict[str, str] = {}
-    engines = [(LISTS, workings.lists)]
-    if workings.engine is not None:
-        engines.insert(0, (COMPILED, workings.engine))
+    engines = [(LISTS, parts.lists)]
+    if parts.engine is not None:
+        engines.insert(0, (COMPILED, parts.engine))
     for way, engine in engines:
         reasons.update(engine.reasons)
         for plan in engine.plans():
@@ -70,11 +72,13 @@ def explain(workings: Workings) -> Explanation:
             for member in plan.rest:
                 reasons.setdefault(member.name, "")
     explanation = Explanation()
-    for member in workings.members.by_param.values():
+    for member in parts.members.by_param.values():
         if member.name in ways:
             explanation.append(ways[member.name])
-        elif member.count_in(workings.states.of(member.param)) == 0:
-            explanation.append(Way(member.name, NOT_YET, ""))
+        elif member.count_in(parts.states.of(member.param)) == 0:
+            # A step that left this one alone would have counted.
+            is_frozen = not member.param.requires_grad or member.name in reasons
+            explanation.append(Way(member.name, FROZEN if is_frozen else NOT_YET, ""))
         else:
             explanation.append(
                 Way(

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from gradtx._messages import describe
+from gradtx.base.messages import describe
 
 # The slot of the training weights in state dicts that were saved in evaluation mode.
 TRAINED = "trained"
@@ -38,6 +38,11 @@ def check_form(state_dict: Mapping[str, Any], names: list[str]) -> None:
             f"'param_groups' of the loaded state dict must be a list, got {describe(groups)}"
         )
     _check_groups(groups)
+    if any(isinstance(key, str) and key.isdecimal() for key in entries):
+        raise ValueError(
+            "the keys of 'state' in the loaded state dict are strings such as '0', as after JSON; make them numbers: "
+            "int(key)"
+        )
     for i, number in enumerate(numbers_of(groups)):
         if number in entries:
             name = names[i] if i < len(names) else str(number)
@@ -130,7 +135,8 @@ def check_slot(name: str, slot: str, value: Any) -> None:
     if not isinstance(value, Tensor):
         if isinstance(value, bool) or not isinstance(value, numbers.Real):
             raise TypeError(
-                f"state of parameter {name!r}: {slot!r} must be a tensor, got {describe(value)}"
+                f"state of parameter {name!r}: {slot!r} must be a tensor, got a {type(value).__name__}; was the state "
+                "dict saved by another class of optimizers?"
             )
         return
     if value.is_nested or value.is_sparse or value.is_quantized:

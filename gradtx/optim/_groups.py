@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradtx._arguments import Schedule, is_off
-from gradtx._exact import exact, python_scalar, resolve
-from gradtx.core import Entry, GradientTransformation
+from gradtx.arguments import is_off
+from gradtx.base.exact import Schedule, exact, python_scalar, resolve
+from gradtx.base.messages import describe
+from gradtx.transform import Entry, GradientTransformation
 
 SCHEDULER_KEYS = ("initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum")
 # torch's schedulers that cycle momentum write this key into every group.
@@ -102,7 +103,7 @@ class GroupView:
     expects_cycle = False
     # The cycled momentum that was last copied to the betas.
     _followed: Any = None
-    # Caches derived from the group's values. Old pickles do not contain them.
+    # Caches derived from the group's values.
     _cached: tuple[Any, GradientTransformation] | None = None
     # The group's contents when `_values` was last computed.
     _seen: Mapping[str, Any] = {}
@@ -346,7 +347,7 @@ class GroupView:
         self, name: str, value: Any, function: Callable[[Any], Any]
     ) -> Any:
         """Apply `function` to a hyperparameter's numbers, except literals and lists of floats, which are kept."""
-        if self.entries[name].argument.kind in ("floats", "named floats"):
+        if self.entries[name].argument.kind == "named floats":
             return value
         if not isinstance(value, tuple):
             return (
@@ -393,6 +394,10 @@ class GroupView:
         view = GroupView.__new__(GroupView)
         view.__dict__.update(self.__dict__)
         overridden = group.pop(OVERRIDDEN, None)
+        if not isinstance(overridden, list | None):
+            raise ValueError(
+                f"load_state_dict: {OVERRIDDEN!r} of a group is {describe(overridden)}, needs a list of names"
+            )
         view.group = group
         # The saved betas contain it.
         view._followed = group.get("momentum")

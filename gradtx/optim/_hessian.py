@@ -9,77 +9,35 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from gradtx._execution import Block, Leaf, Position
-from gradtx._messages import describe
-from gradtx._random import Stream
-from gradtx._sharding import gradient_like, is_sharded
-from gradtx.context import Clock
-from gradtx.core import GradientTransformation
+from gradtx.base.dtensor import gradient_like, is_sharded
+from gradtx.execution.context import Clock
+from gradtx.execution.execute import Block, Leaf, Position
+from gradtx.optim._hessian_source import HessianSource
+from gradtx.optim._parameters import Members
+from gradtx.optim._parts import Parts
+from gradtx.optim._step import Step
+from gradtx.state.random import Stream
 
-if TYPE_CHECKING:
-    from gradtx.optim._members import Members
-    from gradtx.optim._step import Step
-    from gradtx.optim._workings import Workings
-
-SEED = "hessian_seed"  # the seed's key in a group
 CPU = torch.device("cpu")
-
-
-class HessianSource:
-    """Whether a chain needs second derivatives, and the seed for new groups.
-
-    Args:
-        owner: The optimizer's class, for error messages.
-        tx: The optimizer's transformation.
-        seed: The seed for new groups.
-
-    Attributes:
-        link: The name of the first link that needs `hessian_diag`; None if no link does.
-    """
-
-    def __init__(self, owner: str, tx: GradientTransformation, seed: Any):
-        self._owner = owner
-        self._seed: int = _checked_seed(f"{owner}: seed", seed)
-        self.link: str | None = None
-        for link in tx._links():
-            if "hessian_diag" in link._needs:
-                self.link = link._name
-                break
-
-    def mark(self, group: dict[str, Any]) -> None:
-        """Add the seed to a group that lacks it, if the chain needs second derivatives."""
-        if self.link is not None:
-            group.setdefault(SEED, self._seed)
-
-    def seed_of(self, group: Mapping[str, Any]) -> int:
-        return _checked_seed(f"{self._owner}: {SEED}", group.get(SEED, self._seed))
-
-
-def _checked_seed(what: str, seed: Any) -> int:
-    if isinstance(seed, bool) or not isinstance(seed, int):
-        raise TypeError(f"{what} must be an int, got {describe(seed)}")
-    if not -(2**63) <= seed < 2**63:
-        raise ValueError(f"{what} must fit in 64 bits, got {seed}")
-    return seed
 
 
 class HessianStep:
     """Supplies one step with `hessian_diag`; as a context manager around the closure, lets `backward` keep its graph.
 
     Args:
-        workings: The parts of the optimizer.
+        parts: The parts of the optimizer.
         extras: The caller's extras. A `hessian_diag` to be estimated is entered as None.
     """
 
-    def __init__(self, workings: Workings, extras: dict[str, Any]):
-        self._workings = workings
-        self._source = workings.hessian
+    def __init__(self, parts: Parts, extras: dict[str, Any]):
+        self._parts = parts
+        self._source = parts.hessian
         self._estimates = self._source.link is not None and "hessian_diag" not in extras
         self._mode: Any = None  # active around the closure if the graph is to be kept
         if self._estimates:
@@ -98,7 +56,7 @@ class HessianStep:
 
     def _may_be_due(self) -> bool:
         """Whether any parameter would use second derivatives if it received a gradient now."""
-        members, states = self._workings.members, self._workings.states
+        members, states = self._parts.members, self._parts.states
         for param, member in members.by_param.items():
             if param.requires_grad and (member.layout is None or not states.of(param)):
                 return True  # without state the answer is unknown
@@ -222,8 +180,8 @@ class HessianStep:
     def _random_vectors(
         self, params: list[Tensor], names: Mapping[Tensor, str]
     ) -> dict[Tensor, Tensor]:
-        counter = torch.tensor(self._workings.states.count())
-        seeds = _seeds(self._workings.members, self._source)
+        counter = torch.tensor(self._parts.states.count())
+        seeds = _seeds(self._parts.members, self._source)
         vectors: dict[Tensor, Tensor] = {}
         for param in params:
             vectors[param] = Stream(seeds[param], counter, names[param]).rademacher(
@@ -235,7 +193,7 @@ class HessianStep:
         """Detach gradients whose graph was kept only for the estimate."""
         if self._mode is None:
             return
-        for param in self._workings.members.by_param:
+        for param in self._parts.members.by_param:
             if param.grad is not None and param.grad.requires_grad:
                 param.grad = param.grad.detach()
 

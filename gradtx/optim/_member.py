@@ -9,15 +9,41 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from gradtx import _torch
-from gradtx._errors import Path
-from gradtx._execution import Leaf
-from gradtx._owners import owned_paths
-from gradtx._runs import Run
-from gradtx._sharding import local
-from gradtx._storage import auxiliary_tensors
-from gradtx.codes import Codec
-from gradtx.optim._scaling import Count
+from gradtx.base import torch_names as _torch
+from gradtx.base.dtensor import local
+from gradtx.base.errors import Path
+from gradtx.distributed.owners import owned_paths
+from gradtx.execution.execute import Leaf
+from gradtx.execution.runs import Run
+from gradtx.state.codes import Codec
+from gradtx.state.storage import auxiliary_tensors
+
+
+@dataclass(eq=False)
+class Count:
+    """A step count on the device; parameters with the same count share one object.
+
+    Attributes:
+        made: The number of steps made, 0-d int64.
+        bound: An upper bound known to the host, which includes skipped steps.
+    """
+
+    made: Tensor
+    bound: int
+
+    @property
+    def most(self) -> int:
+        """The number of steps as far as the host knows it without synchronizing."""
+        return int(self.made) if self.made.device.type == "cpu" else self.bound
+
+    def after(self, tick: int | Tensor) -> Count:
+        """Return the count after a step that adds `tick`."""
+        return Count(self.made + tick, self.most + 1)
+
+    def copy_from(self, other: Count) -> None:
+        """Copy another count into this one's tensor."""
+        self.made.copy_(other.made)
+        self.bound = other.bound
 
 
 class Layout(NamedTuple):

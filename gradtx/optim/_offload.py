@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
-from gradtx._messages import check_state_device, describe
-from gradtx._pure import FUNCTIONS
-from gradtx._sharding import is_sharded
-from gradtx.core import GradientTransformation
-from gradtx.optim._warnings import warn_of_replicas
+from gradtx.base.dtensor import is_sharded
+from gradtx.base.messages import check_state_device, describe
+from gradtx.execution.pure import FUNCTIONS
+from gradtx.optim._chain_checks import warn_of_replicas
+from gradtx.transform import GradientTransformation
 
 HOST = torch.device("cpu")
 

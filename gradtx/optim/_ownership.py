@@ -10,17 +10,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradtx._execution import Leaf
-from gradtx._owners import Gathering, Transfer, assigned, in_buckets, owned_paths
-from gradtx._sharding import (
+from gradtx.base.dtensor import from_local_shard, is_sharded
+from gradtx.distributed.layouts import (
     Piece,
     Team,
-    from_local_shard,
-    is_sharded,
     pieces_at,
     placements_by_rows,
     team_for,
 )
+from gradtx.distributed.owners import (
+    Gathering,
+    Transfer,
+    assigned,
+    in_buckets,
+    owned_paths,
+)
+from gradtx.execution.execute import Leaf
 from gradtx.optim._member import Member
 
 

@@ -5,23 +5,20 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
-from gradtx import _torch
-from gradtx._execution import Operation
-from gradtx._surroundings import unaffected_by_surroundings
+from gradtx.base import torch_names as _torch
+from gradtx.base.ambient import without_ambient
+from gradtx.execution.execute import Operation
+from gradtx.optim._chain_checks import warn_of_replicas
 from gradtx.optim._member import Member
+from gradtx.optim._parts import Parts
 from gradtx.optim._run import WAY_OUT, OptimizerRun, SingleRun
 from gradtx.optim._step import Step
-from gradtx.optim._warnings import warn_of_replicas
-from gradtx.optim._workings import Workings
-
-if TYPE_CHECKING:
-    from gradtx.optim.adapter import ChainOptimizer
 
 WHO = "release_gradients"
 AVERAGES_LATE = (
@@ -37,25 +34,25 @@ class OpenStep(Step):
     when the step ends.
 
     Args:
-        workings: The parts of the optimizer.
+        parts: The parts of the optimizer.
     """
 
-    def __init__(self, workings: Workings):
-        super().__init__(workings, {}, None, consumes=True)
+    def __init__(self, parts: Parts):
+        super().__init__(parts, {}, None, consumes=True)
         self._arrived: set[Member] = set()
-        self._request_of_all = self._request()
-        self._engines = workings.engines()
-        if workings.traits.agrees:
+        self._request_of_all = self._step_input()
+        self._engines = parts.engines()
+        if parts.traits.agrees:
             self._check_agreement()
 
     def _new_run(self) -> OptimizerRun:
-        states = self._workings.states
+        states = self._parts.states
         return SingleRun(states.by_param, states.members.by_param, initial=False)
 
     @property
     def counts_calls(self) -> bool:
         """Whether a link accumulates the gradients of several calls."""
-        return self._workings.traits.takes_none
+        return self._parts.traits.takes_none
 
     def has(self, member: Member) -> bool:
         """Whether this step has updated a parameter."""
@@ -78,11 +75,11 @@ class OpenStep(Step):
     def _prepare(self, member: Member) -> None:
         self._check_members([member])
         self._place_gradients([member])
-        self._workings.states.prepare(
+        self._parts.states.prepare(
             self._views[member.group],
             [member],
             self._changed[member.group],
-            self._workings.traits.takes_none,
+            self._parts.traits.takes_none,
         )
         self._after.setdefault(
             member.count,
@@ -107,22 +104,22 @@ class ReleasedGradients:
     """The handle of `release_gradients`: parameters step during backward until `remove` is called.
 
     Args:
-        optimizer: The optimizer.
+        optimizer: The `ChainOptimizer`.
 
     Raises:
         ValueError: If a link needs the gradients of all parameters or a closure.
     """
 
-    def __init__(self, optimizer: ChainOptimizer):
-        workings = optimizer._up_to_date()
-        check_released(workings)
-        warn_of_replicas(WHO, workings.members.by_param, AVERAGES_LATE)
+    def __init__(self, optimizer: Any):
+        parts = optimizer._up_to_date()
+        check_released(parts)
+        warn_of_replicas(WHO, parts.members.by_param, AVERAGES_LATE)
         self._optimizer = weakref.ref(optimizer)
         self._lock = threading.RLock()  # autograd runs one thread per device
         self._hooks: dict[Tensor, Any] = {}
         self._open: OpenStep | None = None
         self.active = True
-        self.follow(workings.members.by_param)
+        self.follow(parts.members.by_param)
 
     def __repr__(self) -> str:
         state = f"of {len(self._hooks)} parameters" if self.active else "removed"
@@ -136,7 +133,7 @@ class ReleasedGradients:
         self._hooks.clear()
         optimizer = self._optimizer()
         if optimizer is not None:
-            for engine in optimizer._workings.engines():
+            for engine in optimizer._parts.engines():
                 engine.alone.clear()
 
     def follow(self, params: Iterable[Tensor]) -> None:
@@ -175,17 +172,17 @@ class ReleasedGradients:
 
     _update_untraced = _torch.not_traced(_update)
 
-    @unaffected_by_surroundings
-    def _step(self, optimizer: ChainOptimizer, param: Tensor) -> None:
-        member = optimizer._workings.members.by_param.get(param)
+    @without_ambient
+    def _step(self, optimizer: Any, param: Tensor) -> None:
+        member = optimizer._parts.members.by_param.get(param)
         if self._open is not None and member is not None and self._open.has(member):
             self._end_call(member)
         if self._open is None:
             optimizer._check_training()
-            workings = optimizer._up_to_date()
-            member = workings.members.by_param.get(param)
+            parts = optimizer._up_to_date()
+            member = parts.members.by_param.get(param)
             if member is not None:
-                self._open = OpenStep(workings)
+                self._open = OpenStep(parts)
         if member is not None and self._open is not None:
             self._open.update(member)
 
@@ -204,20 +201,20 @@ class ReleasedGradients:
 # Checks.
 
 
-def check_released(workings: Workings) -> None:
+def check_released(parts: Parts) -> None:
     """Check that parameters may step one at a time.
 
     Raises:
         ValueError: If a link needs all gradients, or an input that is known only after backward.
     """
-    tx = workings.members.tx
+    tx = parts.members.tx
     for link in tx._links():
         needs = [need for need in link._needs if need != "params"]
         if needs:
             raise ValueError(
                 f"{WHO}: {link._name} needs {needs[0]!r}, which is known only after backward; {WAY_OUT}"
             )
-    for operation in workings.members.block().walk():
+    for operation in parts.members.block().walk():
         if operation.waits or operation.hessian_period:
             raise ValueError(
                 f"{WHO}: {_name_of(operation)} needs the gradients of all parameters; {_way_out(operation)}"

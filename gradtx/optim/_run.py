@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradtx import _tree
-from gradtx._complex import real_views
-from gradtx._errors import Path
-from gradtx._exact import python_scalar
-from gradtx._execution import Block, Leaf, Operation, checks_extras, takes_none
-from gradtx._pure import moved_along
-from gradtx._runs import Run
+from gradtx.base import tree as _tree
+from gradtx.base.complex_views import real_views
+from gradtx.base.errors import Path
+from gradtx.base.exact import python_scalar
+from gradtx.execution.execute import Block, Leaf, Operation, checks_extras, takes_none
+from gradtx.execution.pure import moved_along
+from gradtx.execution.runs import Run
 from gradtx.optim._member import Member
 
 

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradtx._complex import as_complex, as_real, real_views
-from gradtx._conversion import converted, slot_in_another_code
-from gradtx._slots import kind_of
-from gradtx.codes import Codec
+from gradtx.base.complex_views import as_complex, as_real, real_views
 from gradtx.optim._form import check_slot
+from gradtx.state.codes import Codec
+from gradtx.state.conversion import converted, slot_in_another_code
+from gradtx.state.slots import kind_of
 
 REMEDY = (
     "load the state of an optimizer built from the same chain, or pass strict=False, which keeps fresh state for what "

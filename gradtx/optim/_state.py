@@ -10,20 +10,19 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
-from gradtx._errors import Path
-from gradtx._execution import Block, Leaf, initialize
-from gradtx._owners import with_regions
-from gradtx._runs import memory_of
-from gradtx._storage import Storage, check_patterns
-from gradtx.context import Clock
-from gradtx.core import Entry
+from gradtx.base.errors import Path
+from gradtx.distributed.owners import with_regions
+from gradtx.execution.context import Clock
+from gradtx.execution.execute import Block, Leaf, initialize
+from gradtx.execution.runs import memory_of
 from gradtx.optim._groups import GroupView
-from gradtx.optim._member import FirstState, Layout, Member, ParameterKind
-from gradtx.optim._members import CPU, Members, first_clock, leaf_of, never_trains
+from gradtx.optim._member import Count, FirstState, Layout, Member, ParameterKind
 from gradtx.optim._ownership import assign_owners
+from gradtx.optim._parameters import CPU, Members, first_clock, leaf_of, never_trains
 from gradtx.optim._run import OptimizerRun
 from gradtx.optim._saved import matched
-from gradtx.optim._scaling import Count
+from gradtx.state.storage import Storage, check_patterns
+from gradtx.transform import Entry
 
 State = dict[str, Tensor]
 

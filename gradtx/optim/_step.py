@@ -11,23 +11,24 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
-from gradtx import _torch
-from gradtx._eager import add_note
-from gradtx._execution import FROZEN, Block, Leaf, check_extras_of, execute
-from gradtx._owners import with_regions
-from gradtx._pure import FUNCTIONS, as_number, by_leaf, check_extras, split_extras
-from gradtx._runs import memory_of
-from gradtx._selectors import in_model
-from gradtx._sharding import gradient_like, placed_as, total
-from gradtx._tree import check_names, tensors
-from gradtx.context import Clock
-from gradtx.core import Entry
+from gradtx.base import torch_names as _torch
+from gradtx.base.dtensor import gradient_like, placed_as, total
+from gradtx.base.eager import add_note
+from gradtx.base.selectors import in_model
+from gradtx.base.tree import check_names, tensors
+from gradtx.distributed.owners import with_regions
+from gradtx.execution.context import Clock
+from gradtx.execution.execute import FROZEN, Block, Leaf, check_extras_of, execute
+from gradtx.execution.pure import (
+    FUNCTIONS,
+    as_number,
+    by_leaf,
+    check_extras,
+    split_extras,
+)
+from gradtx.execution.runs import memory_of
 from gradtx.optim._capture import check_capture, is_captured
-from gradtx.optim._member import Member
-from gradtx.optim._members import CPU, Members
-from gradtx.optim._request import StepRequest
-from gradtx.optim._run import OptimizerRun, check_agreement
-from gradtx.optim._scaling import (
+from gradtx.optim._device_counts import (
     Count,
     Scaling,
     as_step,
@@ -36,7 +37,12 @@ from gradtx.optim._scaling import (
     place_counts,
     unscaling,
 )
-from gradtx.optim._workings import Workings
+from gradtx.optim._member import Member
+from gradtx.optim._parameters import CPU, Members
+from gradtx.optim._parts import Parts
+from gradtx.optim._run import OptimizerRun, check_agreement
+from gradtx.optim._step_input import StepInput
+from gradtx.transform import Entry
 
 if TYPE_CHECKING:
     from gradtx.optim.engine.bundle import Bundle
@@ -48,49 +54,49 @@ class Step:
     """One step. The constructor runs all checks and prepares the state; `run` computes and writes.
 
     Args:
-        workings: The parts of the optimizer.
+        parts: The parts of the optimizer.
         extras: The caller's inputs other than gradients.
-        scaling: The request of a GradScaler.
+        scaling: The step_input of a GradScaler.
         consumes: Whether each gradient is freed as soon as it is used.
 
     Attributes:
         members: The parameters that step.
         trees: The extras by leaf.
-        scaling: The request of a GradScaler.
+        scaling: The step_input of a GradScaler.
     """
 
     def __init__(
         self,
-        workings: Workings,
+        parts: Parts,
         extras: dict[str, Any],
         scaling: Scaling | None,
         consumes: bool = False,
     ):
         self.scaling = scaling
-        self._workings = workings
-        self._views = workings.members.views
+        self._parts = parts
+        self._views = parts.members.views
         self._extras = extras
         self._consumes = consumes
         self._run = self._new_run()
-        self._run.grad_fn = _gradient_function(workings.members, extras)
-        self._run.value_fn = _value_function(workings.members, extras)
+        self._run.grad_fn = _gradient_function(parts.members, extras)
+        self._run.value_fn = _value_function(parts.members, extras)
         self._scalars, self.trees = self._split_extras()
-        rows = self._rows = workings.members.rows(workings.states.by_param)
+        rows = self._rows = parts.members.rows(parts.states.by_param)
         self._values = self._checked_values(rows)
         self._check_capture(rows)
         # Whether links or slots of a group may have changed.
         self._changed: list[bool] = []
         for view, row, values in zip(self._views, rows, self._values, strict=True):
             changed = view.settle(values)
-            if all(map(workings.states.is_unused, row)):
+            if all(map(parts.states.is_unused, row)):
                 view.start_with(values)
             self._changed.append(changed)
-            takes_none = workings.traits.takes_none
-            workings.states.prepare(view, row, changed, takes_none)
-        workings.states.check_late_patterns()
+            takes_none = parts.traits.takes_none
+            parts.states.prepare(view, row, changed, takes_none)
+        parts.states.check_late_patterns()
         self.members = self._stepping(rows)
-        self._counts_on_device = workings.counts_on_device(scaling is not None)
-        self._stays = workings.capturable  # whether all state keeps its memory
+        self._counts_on_device = parts.counts_on_device(scaling is not None)
+        self._stays = parts.capturable  # whether all state keeps its memory
         if scaling is not None and self._counts_on_device:
             _, self._run.tick = scaling.on(self._run.device)
         self._after = self._counts_after(rows)
@@ -102,26 +108,26 @@ class Step:
         # Whether hyperparameters are known to agree across groups.
         self._agrees = len(self._views) == 1
         self._has_bundles = False
-        if workings.traits.checks_extras:
+        if parts.traits.checks_extras:
             check_extras_of(self._outlines(self.members))
 
     @property
     def _owner(self) -> str:
         """The optimizer's class, for error messages."""
-        return self._workings.members.owner
+        return self._parts.members.owner
 
     def _new_run(self) -> OptimizerRun:
-        return self._workings.states.run()
+        return self._parts.states.run()
 
     def _split_extras(self) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
         """Split the extras into 0-d values and trees by leaf."""
         run, extras = self._run, self._extras
         kinds = run.known_extras = check_extras(
-            self._workings.members.tx, True, extras, CALL
+            self._parts.members.tx, True, extras, CALL
         )
         if not extras:
             return {}, {}
-        names = self._workings.members.names()
+        names = self._parts.members.names()
         for key, value in extras.items():
             if kinds[key].startswith("leaf"):
                 extras[key] = _by_name(key, value, names)
@@ -178,7 +184,7 @@ class Step:
             )
 
     def _stepping(self, rows: Sequence[list[Member]]) -> list[Member]:
-        takes_none = self._workings.traits.takes_none
+        takes_none = self._parts.traits.takes_none
         stepping: list[Member] = []
         for row in rows:
             for member in row:
@@ -209,9 +215,9 @@ class Step:
         stepping: list[Member] = []
         others: list[Member] = []
         for member in itertools.chain.from_iterable(rows):
-            steps = self._workings.traits.takes_none or member.param.grad is not None
+            steps = self._parts.traits.takes_none or member.param.grad is not None
             (stepping if steps else others).append(member)
-        check_capture(self._owner, self._workings.capturable, stepping, others)
+        check_capture(self._owner, self._parts.capturable, stepping, others)
 
     # Leaves.
 
@@ -251,7 +257,7 @@ class Step:
             clock = self._clocks[member.count] = _clock_after(member.count)
         # Not written to the parameter: its gradient may have a graph, from which the Hessian is estimated.
         gradient = gradient_like(member.param.grad, member.param)
-        leaf = self._workings.states.leaf(
+        leaf = self._parts.states.leaf(
             self._run, member, clock, gradient, self._scalars
         )
         if self.trees:
@@ -259,9 +265,7 @@ class Step:
             for name, tree in self.trees.items():
                 leaf.extras[name] = by_leaf(name, tree[leaf.name], leaf)
         program = self._blocks[member.group].for_leaf(leaf)
-        leaf.program = with_regions(
-            program, member.param, self._workings.members.replicas
-        )
+        leaf.program = with_regions(program, member.param, self._parts.members.replicas)
         return leaf
 
     # Computing.
@@ -269,29 +273,29 @@ class Step:
     def run(self) -> None:
         """Compute the step and write its results."""
         functions = [name for name in FUNCTIONS if name in self._extras]
-        if any(name in self._workings.members.tx.needs for name in functions):
+        if any(name in self._parts.members.tx.needs for name in functions):
             self._execute_then_write()
         else:
             self._execute()
         run = self._run
-        has_idle_clock = not self._workings.traits.clocks <= run.new_shared.keys()
+        has_idle_clock = not self._parts.traits.clocks <= run.new_shared.keys()
         if run.late_sums or has_idle_clock:
             # Combinators decide whether the sums take effect, and count steps without any of their leaves.
             self._expand()
         run.end()
-        self._workings.states.write_shared(run, self._stays)
+        self._parts.states.write_shared(run, self._stays)
         if self.scaling is not None:
-            self.scaling.unscale(self._workings.members.by_param)
+            self.scaling.unscale(self._parts.members.by_param)
         if self._stays:
-            keep_counts_in_place(self._workings.members.by_param.values(), self._after)
+            keep_counts_in_place(self._parts.members.by_param.values(), self._after)
         for view in self._views:
             view.show(self._known_count)
 
     def _known_count(self, entry: Entry) -> int | None:
         """Return the count that a schedule follows; None if reading it would synchronize in a captured step."""
-        if self._stays and self._workings.members.clock_path(entry) is not None:
+        if self._stays and self._parts.members.clock_path(entry) is not None:
             return None
-        return self._workings.states.count(entry)
+        return self._parts.states.count(entry)
 
     def _check_agreement(self) -> None:
         if not self._agrees:
@@ -312,15 +316,15 @@ class Step:
             if leaf.program != [FROZEN]:
                 yield leaf
 
-    def _agree(self, request: StepRequest) -> None:
+    def _agree(self, step_input: StepInput) -> None:
         """Compare the plan of the step with those of the other ranks, and place the gradients of shards."""
-        members = self._workings.members
-        agreement = self._workings.agreement
+        members = self._parts.members
+        agreement = self._parts.agreement
         agreement.check(
             members.owner,
             self.members,
             self._views,
-            request.structures,
+            step_input.structures,
             members.replicas,
         )
         # After the comparison, because ranks communicate here.
@@ -337,7 +341,7 @@ class Step:
     def _execute_then_write(self) -> None:
         """Execute all leaves, then write: no parameter may change before the last call of the closure."""
         finished: list[Leaf] = []
-        self._agree(self._request())
+        self._agree(self._step_input())
         self._expand()
         self._check_agreement()
         execute(self._eager_leaves(self.members), finished.append)
@@ -347,13 +351,13 @@ class Step:
     def _execute(self) -> None:
         eager = self.members
         bundles: list[Any] = []
-        request = self._request()
-        self._agree(request)
-        for engine in self._workings.engines():
-            of_engine, eager = engine.bundles(request, eager)
+        step_input = self._step_input()
+        self._agree(step_input)
+        for engine in self._parts.engines():
+            of_engine, eager = engine.bundles(step_input, eager)
             bundles += of_engine
         self._has_bundles = self._has_bundles or bool(bundles)
-        if eager or self._workings.traits.agrees:
+        if eager or self._parts.traits.agrees:
             self._check_agreement()
         if eager or not self._has_bundles:
             self._expand()  # so that combinators with a clock count this step
@@ -386,14 +390,14 @@ class Step:
             # If a leaf raises an error, bundles that were not written keep their old counts.
             _count_back(waiting)
 
-    def _request(self) -> StepRequest:
+    def _step_input(self) -> StepInput:
         structures: list[Any] = []
         numbers: list[list[Any]] = []
         for view, values in zip(self._views, self._values, strict=True):
             structure, of_group = view.structure(values, self._schedule_count)
             structures.append(structure)
             numbers.append(of_group)
-        return StepRequest(
+        return StepInput(
             run=self._run,
             leaves_of=self._outlines,
             count=self._count,
@@ -409,10 +413,10 @@ class Step:
 
     def _schedule_count(self, entry: Entry) -> int | Tensor:
         """Return the count that a hyperparameter's schedule follows."""
-        path = self._workings.members.clock_path(entry)
+        path = self._parts.members.clock_path(entry)
         if path is None:
             return self._count
-        if self._workings.members.restarts:  # the count may restart in this step
+        if self._parts.members.restarts:  # the count may restart in this step
             self._expand()
             step = self._run.inner_counts[path]
         else:
@@ -457,7 +461,7 @@ class Step:
         else:
             leaf.state["step"] = leaf.state["step"] + self._run.tick
         if self._counts_on_device:
-            member = self._workings.members.by_param[leaf.key]
+            member = self._parts.members.by_param[leaf.key]
             member.set_count(self._after[member.count])
 
 
@@ -530,6 +534,47 @@ def check_closure(owner: str, params: Iterable[Tensor]) -> None:
         raise RuntimeError(
             f"{owner}: the closure computed no gradients; it must call zero_grad() and backward(), and return the loss"
         )
+
+
+class Weights:
+    """The weights of some parameters at one time."""
+
+    def __init__(self, params: Sequence[Tensor]):
+        self._params = [param for param in params if not is_lazy(param)]
+        self._values = [param.detach().clone() for param in self._params]
+
+    def are_present(self) -> bool:
+        """Whether the parameters have these weights."""
+        differences = {
+            str(place): param.detach() != value
+            for place, (param, value) in enumerate(
+                zip(self._params, self._values, strict=True)
+            )
+        }
+        return not total(differences)  # over all shards, so that all ranks decide alike
+
+
+class KnownClosure:
+    """A closure that is not called again at the weights of the lowest loss, where line searches end."""
+
+    def __init__(self, closure: Callable[[], Any], params: Sequence[Tensor]):
+        self._closure = closure
+        self._params = params
+        self._weights: Weights | None = None
+        self._loss: Any = None
+        self._gradients: list[Tensor | None] = []
+
+    def __call__(self) -> Any:
+        if self._weights is not None and self._weights.are_present():
+            for param, gradient in zip(self._params, self._gradients, strict=True):
+                param.grad = gradient
+            return self._loss
+        weights = Weights(self._params)
+        loss = self._closure()
+        if self._weights is None or loss < self._loss:
+            self._weights, self._loss = weights, loss
+            self._gradients = [param.grad for param in self._params]
+        return loss
 
 
 def _gradient_function(

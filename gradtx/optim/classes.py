@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from gradtx import optimizers
-from gradtx._arguments import keyword_parameter
-from gradtx._docstrings import with_arguments
-from gradtx._given import Params
-from gradtx.core import GradientTransformation, chain
+from gradtx.arguments import keyword_parameter
+from gradtx.base.docstrings import with_arguments
+from gradtx.base.inputs import Params
+from gradtx.optim._chain_checks import warn_of_engine_options
 from gradtx.optim._groups import ENGINE_OPTIONS, check_differentiable, names_in_group
-from gradtx.optim._warnings import warn_of_engine_options
-from gradtx.optim._workings import Workings
-from gradtx.optim.adapter import ChainOptimizer
+from gradtx.optim._parts import Parts
+from gradtx.optim.optimizer import ChainOptimizer
+from gradtx.transform import GradientTransformation, chain
 from gradtx.transforms._polynomials import default_steps
 
 # Options of torch's class that our class fixes. They are saved so that other classes interpret checkpoints correctly.
@@ -153,11 +153,11 @@ class AliasOptimizer(ChainOptimizer):
             name = "max_lr"
         return name if name in arguments else key
 
-    def _up_to_date(self) -> Workings:
-        workings = super()._up_to_date()
+    def _up_to_date(self) -> Parts:
+        parts = super()._up_to_date()
         if self._fixed_options:
             self._show_fixed_options()
-        return workings
+        return parts
 
     def _show_fixed_options(self) -> None:
         """Add the options that this class fixes to the groups, where torch's class has them."""

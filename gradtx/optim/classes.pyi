@@ -4,13 +4,13 @@ from collections.abc import Callable
 from collections.abc import Mapping
 from typing import Any
 import torch
-from gradtx._given import Params
-from gradtx._arguments import Betas
-from gradtx._arguments import Scalar
-from gradtx._selectors import Where
-from gradtx._storage import StateDtype
-from gradtx.core import GradientTransformation
-from gradtx.optim.adapter import ChainOptimizer
+from gradtx.base.inputs import Params
+from gradtx.base.exact import Betas
+from gradtx.base.exact import Scalar
+from gradtx.base.selectors import Where
+from gradtx.state.storage import StateDtype
+from gradtx.transform import GradientTransformation
+from gradtx.optim.optimizer import ChainOptimizer
 from gradtx.transforms._polynomials import Coefficients
 
 __all__ = [

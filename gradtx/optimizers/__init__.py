@@ -1,6 +1,6 @@
 """Named optimizers, each of them a chain: one module per family, in the order of the documentation."""
 
-from gradtx._names import public_names as _public_names
+from gradtx.base.names import public_names as _public_names
 from gradtx.optimizers.sgd import *
 from gradtx.optimizers.noisy import *
 from gradtx.optimizers.optimistic import *

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import functools
 
-from gradtx._arguments import Betas, Scalar, is_off
-from gradtx.core import chain
-from gradtx.factories import alias
+from gradtx.arguments import is_off
+from gradtx.base.exact import Betas, Scalar
+from gradtx.rules import alias
+from gradtx.transform import chain
 from gradtx.transforms.adaptive import scale_by_adam, scale_by_adopt
 from gradtx.transforms.atan2 import (
     ATAN2_RANGES,

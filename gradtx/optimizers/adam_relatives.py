@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from gradtx._arguments import Betas, Range, Scalar
-from gradtx.core import chain
-from gradtx.factories import alias
+from gradtx.arguments import Range
+from gradtx.base.exact import Betas, Scalar
 from gradtx.optimizers.adam import with_decay
+from gradtx.rules import alias
+from gradtx.transform import chain
 from gradtx.transforms.adam_hat import (
     scale_by_adam_hat,
     scale_by_diffgrad,

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from gradtx._arguments import Betas, Scalar
-from gradtx.core import chain
-from gradtx.factories import alias
+from gradtx.base.exact import Betas, Scalar
 from gradtx.optimizers.adam import with_decay
+from gradtx.rules import alias
+from gradtx.transform import chain
 from gradtx.transforms.bounded import scale_by_adabound, scale_by_adamod
 from gradtx.transforms.control import hold_until
 from gradtx.transforms.decay import add_decayed_weights

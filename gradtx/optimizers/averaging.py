@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from gradtx._arguments import Scalar
-from gradtx.core import chain
-from gradtx.factories import alias
+from gradtx.base.exact import Scalar
 from gradtx.optimizers.adam import split_decay
+from gradtx.rules import alias
+from gradtx.transform import chain
 from gradtx.transforms.decay import add_decayed_weights
 from gradtx.transforms.dual_averaging import scale_by_madgrad
 from gradtx.transforms.majorization import scale_by_srmm

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from gradtx._arguments import Betas, Scalar
-from gradtx.core import chain
-from gradtx.factories import alias
+from gradtx.base.exact import Betas, Scalar
 from gradtx.optimizers.adam import split_decay
+from gradtx.rules import alias
+from gradtx.transform import chain
 from gradtx.transforms.acprop import scale_by_acprop
 from gradtx.transforms.bcos import scale_by_bcos
 from gradtx.transforms.decay import add_decayed_weights

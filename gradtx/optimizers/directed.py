@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from gradtx._arguments import Betas, Scalar
-from gradtx.core import chain
-from gradtx.factories import alias
+from gradtx.base.exact import Betas, Scalar
+from gradtx.rules import alias
+from gradtx.transform import chain
 from gradtx.transforms.decay import add_decayed_weights
 from gradtx.transforms.focus import scale_by_focus
 from gradtx.transforms.gsnr import scale_by_gsnr

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from gradtx._arguments import Betas, Scalar, is_off
-from gradtx.core import chain
-from gradtx.factories import alias
+from gradtx.arguments import is_off
+from gradtx.base.exact import Betas, Scalar
 from gradtx.optimizers.adam import with_decay
+from gradtx.rules import alias
+from gradtx.transform import chain
 from gradtx.transforms.clipping import clip_by_global_norm
 from gradtx.transforms.decay import add_decayed_weights
 from gradtx.transforms.inertia import scale_by_adai

@@ -6,9 +6,10 @@ from collections.abc import Callable
 
 import torch
 
-from gradtx._arguments import Betas, Scalar, is_off
-from gradtx.core import chain
-from gradtx.factories import alias
+from gradtx.arguments import is_off
+from gradtx.base.exact import Betas, Scalar
+from gradtx.rules import alias
+from gradtx.transform import chain
 from gradtx.transforms.clipping import bound_norm, clip_by_global_norm
 from gradtx.transforms.constraints import map_after_step
 from gradtx.transforms.covers import scale_by_sm3

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 
-from gradtx._arguments import Betas, Scalar, is_off
-from gradtx.core import chain
-from gradtx.factories import alias
+from gradtx.arguments import is_off
+from gradtx.base.exact import Betas, Scalar
 from gradtx.optimizers.adam import split_decay
+from gradtx.rules import alias
+from gradtx.transform import chain
 from gradtx.transforms.dadapt import (
     DADAPT_RANGES,
     scale_by_dadapt_adagrad,

@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 
-from gradtx._arguments import Betas, Scalar
+from gradtx.base.exact import Betas, Scalar
 from gradtx.combinators.low_rank import low_rank
 from gradtx.combinators.selection import partition
-from gradtx.core import GradientTransformation, chain, check_transformation
-from gradtx.factories import alias
+from gradtx.rules import alias
+from gradtx.transform import GradientTransformation, chain, check_transformation
 from gradtx.transforms._polynomials import Coefficients
 from gradtx.transforms.adam_hat import scale_by_adam_hat
 from gradtx.transforms.constraints import map_after_step

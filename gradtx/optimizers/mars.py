@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from gradtx._arguments import Betas, Scalar
+from gradtx.base.exact import Betas, Scalar
 from gradtx.combinators.selection import partition
-from gradtx.core import chain
-from gradtx.factories import alias
 from gradtx.optimizers.adam import with_decay
+from gradtx.rules import alias
+from gradtx.transform import chain
 from gradtx.transforms.adaptive import scale_by_adam
 from gradtx.transforms.sign import scale_by_lion
 from gradtx.transforms.variance_reduction import correct_variance

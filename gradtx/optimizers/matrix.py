@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 
-from gradtx._arguments import Betas, Scalar
+from gradtx.base.exact import Betas, Scalar
 from gradtx.combinators.selection import partition
-from gradtx.core import GradientTransformation, chain, check_transformation
-from gradtx.factories import alias
 from gradtx.optimizers.adam import adam_atan2, split_decay
+from gradtx.rules import alias
+from gradtx.transform import GradientTransformation, chain, check_transformation
 from gradtx.transforms._polynomials import NEWTON_SCHULZ, POLAR_EXPRESS, Coefficients
 from gradtx.transforms.atan2 import ATAN2_RANGES, scale_by_caution
 from gradtx.transforms.constraints import map_after_step

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from gradtx._arguments import Betas, Scalar
-from gradtx.core import chain
-from gradtx.factories import alias
+from gradtx.base.exact import Betas, Scalar
 from gradtx.optimizers.adam import with_decay
+from gradtx.rules import alias
+from gradtx.transform import chain
 from gradtx.transforms.adam_hat import scale_by_adam_hat
 from gradtx.transforms.adaptive import scale_by_adam
 from gradtx.transforms.block_adam import scale_by_block_adam

@@ -7,14 +7,15 @@ from typing import Any
 
 import torch
 
-from gradtx._arguments import Betas, Range, Scalar, is_off
-from gradtx._messages import describe
+from gradtx.arguments import Range, is_off
+from gradtx.base.exact import Betas, Scalar
+from gradtx.base.messages import describe
 from gradtx.combinators.hyperball import hyperball
 from gradtx.combinators.norm_ratio import scale_by_norm_ratio
 from gradtx.combinators.selection import partition
-from gradtx.core import GradientTransformation, chain
-from gradtx.factories import alias
 from gradtx.optimizers.matrix import with_fallback
+from gradtx.rules import alias
+from gradtx.transform import GradientTransformation, chain
 from gradtx.transforms._polynomials import Coefficients
 from gradtx.transforms.adaptive import scale_by_adam
 from gradtx.transforms.decay import add_decayed_weights

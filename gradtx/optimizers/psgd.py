@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from gradtx._arguments import Scalar, is_off
-from gradtx.core import chain
-from gradtx.factories import alias, per_tensor
+from gradtx.arguments import is_off
+from gradtx.base.exact import Scalar
+from gradtx.rules import alias, per_tensor
+from gradtx.transform import chain
 from gradtx.transforms.decay import add_decayed_weights
 from gradtx.transforms.psgd import scale_by_psgd_kron, scale_by_psgd_pro
 from gradtx.transforms.scaling import scale_by_learning_rate

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from gradtx._arguments import Scalar
-from gradtx.core import chain
-from gradtx.factories import alias
+from gradtx.base.exact import Scalar
+from gradtx.rules import alias
 from gradtx.schedules import warmup_cosine_schedule
+from gradtx.transform import chain
 from gradtx.transforms.decay import add_decayed_weights
 from gradtx.transforms.lbfgs import scale_by_lbfgs
 from gradtx.transforms.quasi_newton import scale_by_apollo
@@ -142,8 +142,8 @@ def lbfgs(
         >>> loss(params) < 1e-20
         tensor(True)
 
-    Source: Liu and Nocedal 1989. Departures: see `scale_by_lbfgs`; torch.optim.LBFGS takes up to `max_iter` steps per
-    call, here a call is one step, and the line search is a separate transformation.
+    Source: Liu and Nocedal 1989. Departures: see `scale_by_lbfgs`; `max_iter` is an argument of
+    the optimizer's `step`, and the line search is a separate transformation.
     """
     return chain(
         scale_by_lbfgs(history, curvature, first),

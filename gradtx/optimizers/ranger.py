@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from gradtx._arguments import Betas, Scalar
-from gradtx.core import chain
-from gradtx.factories import alias
+from gradtx.base.exact import Betas, Scalar
 from gradtx.optimizers.adam import with_decay
+from gradtx.rules import alias
 from gradtx.schedules import ranger21_schedule
+from gradtx.transform import chain
 from gradtx.transforms.averaging import lookahead
 from gradtx.transforms.centralize import centralize, normalize_by_std
 from gradtx.transforms.clipping import clip_adaptive

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from gradtx._arguments import Betas, Scalar
+from gradtx.base.exact import Betas, Scalar
 from gradtx.combinators.schedule_free import schedule_free
-from gradtx.core import chain
-from gradtx.factories import alias
+from gradtx.rules import alias
 from gradtx.schedules.warmup import rectification_schedule
+from gradtx.transform import chain
 from gradtx.transforms.adaptive import scale_by_adam
 from gradtx.transforms.decay import add_decayed_weights
 from gradtx.transforms.rectified import scale_by_rectified_rms

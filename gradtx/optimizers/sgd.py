@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from gradtx._arguments import Scalar, is_off
-from gradtx.core import chain
-from gradtx.factories import alias
+from gradtx.arguments import is_off
+from gradtx.base.exact import Scalar
+from gradtx.rules import alias
+from gradtx.transform import chain
 from gradtx.transforms.asgd import scale_by_asgd
 from gradtx.transforms.decay import add_decayed_weights
 from gradtx.transforms.local_smoothness import scale_by_local_smoothness

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from gradtx._arguments import Scalar
-from gradtx.factories import alias
+from gradtx.base.exact import Scalar
 from gradtx.optimizers.adam import with_decay
+from gradtx.rules import alias
 from gradtx.transforms.sign import scale_by_lion
 
 __all__ = ["signsgd", "signum", "tiger"]

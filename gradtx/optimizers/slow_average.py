@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from gradtx._arguments import Betas, Scalar
-from gradtx.core import chain
-from gradtx.factories import alias
+from gradtx.base.exact import Betas, Scalar
 from gradtx.optimizers.adam import with_decay
+from gradtx.rules import alias
 from gradtx.schedules.half_life import ademamix_alpha_schedule, half_life_schedule
+from gradtx.transform import chain
 from gradtx.transforms.adaptive import scale_by_adam
 from gradtx.transforms.slow_average import (
     scale_by_ademamix,

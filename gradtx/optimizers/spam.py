@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from gradtx._arguments import Betas, Scalar, Schedule
+from gradtx.base.exact import Betas, Scalar, Schedule
 from gradtx.combinators.restarts import restart
-from gradtx.core import chain
-from gradtx.factories import alias, per_tensor
 from gradtx.optimizers.adam import with_decay
+from gradtx.rules import alias, per_tensor
 from gradtx.schedules.restarts import restart_warmup_schedule
 from gradtx.schedules.warmup import warmup_cosine_schedule
+from gradtx.transform import chain
 from gradtx.transforms.adaptive import scale_by_adam
 from gradtx.transforms.norm_history import normalize_by_norm_history
 from gradtx.transforms.scaling import scale

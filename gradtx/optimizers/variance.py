@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from gradtx._arguments import Scalar
-from gradtx.core import chain
-from gradtx.factories import alias
+from gradtx.base.exact import Scalar
+from gradtx.rules import alias
+from gradtx.transform import chain
 from gradtx.transforms.scaling import scale_by_learning_rate
 from gradtx.transforms.variance import scale_by_a2grad, scale_by_msvag
 

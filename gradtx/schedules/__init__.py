@@ -7,7 +7,7 @@ All schedules accept common keywords for the arguments that they have: `lr` (the
 `warmup_steps` and `min_lr`. The names in the signatures are those of torch and of the papers, such as `T_max`.
 """
 
-from gradtx._names import public_names as _public_names
+from gradtx.base.names import public_names as _public_names
 from gradtx.schedules.adapter import *
 from gradtx.schedules.basic import *
 from gradtx.schedules.chebyshev import *

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 from typing import overload
-from gradtx._arguments import Scalar
-from gradtx._arguments import Schedule
+from gradtx.base.exact import Scalar
+from gradtx.base.exact import Schedule
 from gradtx.schedules.adapter import as_lr_scheduler as as_lr_scheduler
 from gradtx.schedules.chebyshev import get_chebyshev_schedule as get_chebyshev_schedule
 

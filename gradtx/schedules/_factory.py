@@ -9,10 +9,10 @@ from typing import Any, ParamSpec
 import torch
 from torch import Tensor
 
-from gradtx._arguments import Arguments, Range, Schedule
-from gradtx._exact import exact
-from gradtx._messages import describe, schedule_remedy
-from gradtx._torch import readable
+from gradtx.arguments import Arguments, Range
+from gradtx.base.exact import Schedule, exact
+from gradtx.base.messages import describe, schedule_remedy
+from gradtx.base.torch_names import readable
 
 P = ParamSpec("P")
 
@@ -71,8 +71,7 @@ class _Made(Schedule):
     def __repr__(self) -> str:
         shown: list[str] = []
         for argument in self._factory.arguments.all:
-            # Older pickles lack newer arguments.
-            value = self._arguments.get(argument.name, argument.default)
+            value = self._arguments[argument.name]
             if argument.required:
                 shown.append(describe(value))
             elif isinstance(value, Tensor) or value != argument.default:

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from gradtx._arguments import Schedule
-from gradtx._messages import describe, warn_user
+from gradtx.base.exact import Schedule
+from gradtx.base.messages import describe, warn_user
 from gradtx.schedules._factory import check_schedule
 
 __all__ = ["as_lr_scheduler"]

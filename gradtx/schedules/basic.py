@@ -10,9 +10,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from gradtx._arguments import Scalar, Schedule
-from gradtx._exact import exact
-from gradtx._messages import describe
+from gradtx.base.exact import Scalar, Schedule, exact
+from gradtx.base.messages import describe
 from gradtx.schedules._factory import check_schedule, schedule
 
 __all__ = [

@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradtx._arguments import Scalar
-from gradtx._exact import exact
+from gradtx.base.exact import Scalar, exact
 from gradtx.schedules._factory import entry_at, schedule
 
 __all__ = ["chebyshev_schedule", "get_chebyshev_schedule", "ranger21_schedule"]

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradtx._arguments import Scalar
+from gradtx.base.exact import Scalar
 from gradtx.schedules._factory import schedule
 
 __all__ = ["ademamix_alpha_schedule", "half_life_schedule"]

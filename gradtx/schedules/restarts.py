@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from gradtx._arguments import Scalar
+from gradtx.base.exact import Scalar
 from gradtx.schedules._factory import schedule
 
 __all__ = ["restart_warmup_schedule"]

@@ -11,11 +11,10 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from gradtx import _torch
-from gradtx._arguments import Scalar, Schedule
-from gradtx._exact import exact
-from gradtx._messages import describe
-from gradtx.context import bias_correction
+from gradtx.base import torch_names as _torch
+from gradtx.base.exact import Scalar, Schedule, exact
+from gradtx.base.messages import describe
+from gradtx.execution.context import bias_correction
 from gradtx.schedules._factory import check_schedule, entry_at, schedule
 from gradtx.transforms._math import rectification_at
 

@@ -1,6 +1,6 @@
 """Transformations: one module per idea."""
 
-from gradtx._names import public_names as _public_names
+from gradtx.base.names import public_names as _public_names
 from gradtx.transforms.accelerated import *
 from gradtx.transforms.accumulators import *
 from gradtx.transforms.acprop import *

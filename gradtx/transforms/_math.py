@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradtx import _torch
-from gradtx._arguments import is_off
-from gradtx._exact import exact
-from gradtx._sharding import full_tensor
+from gradtx.arguments import is_off
+from gradtx.base import torch_names as _torch
+from gradtx.base.dtensor import full_tensor
+from gradtx.base.exact import exact
 
 
 def differentiable() -> bool:

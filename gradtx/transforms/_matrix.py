@@ -16,8 +16,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from gradtx import _torch
-from gradtx._lists.record import as_one, device_of
+from gradtx.base import torch_names as _torch
+from gradtx.programs.record import as_one, device_of
 from gradtx.transforms._math import at_least, differentiable, quotient, safe_sqrt
 
 # Tensors viewed as matrices.

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import torch
 
-from gradtx._messages import describe
+from gradtx.base.messages import describe
 
 Triple: TypeAlias = tuple[float, float, float]
 Coefficients: TypeAlias = (

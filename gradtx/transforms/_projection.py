@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradtx._spaces import Space, View
-from gradtx.core import GradientTransformation
+from gradtx.transform import GradientTransformation
 from gradtx.transforms._matrix import left_basis, orthonormal
+from gradtx.transforms._spaces import Space, View
 
 # Option -> permitted values.
 CHOICES = {

@@ -8,8 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from gradtx._spaces import Space, View
-from gradtx.core import GradientTransformation
+from gradtx.transform import GradientTransformation
 from gradtx.transforms._math import at_least, blended
 from gradtx.transforms._matrix import (
     eigenbasis,
@@ -20,6 +19,7 @@ from gradtx.transforms._matrix import (
     orthonormal,
     unfolded,
 )
+from gradtx.transforms._spaces import Space, View
 
 SIDES = ("both", "left", "right", "short")
 

@@ -6,11 +6,11 @@ import math
 
 import torch
 
-from gradtx._arguments import Betas, Scalar, is_off
-from gradtx._exact import exact
-from gradtx._torch import readable
-from gradtx.core import chain
-from gradtx.factories import per_tensor
+from gradtx.arguments import is_off
+from gradtx.base.exact import Betas, Scalar, exact
+from gradtx.base.torch_names import readable
+from gradtx.rules import per_tensor
+from gradtx.transform import chain
 from gradtx.transforms._math import largest
 from gradtx.transforms.decay import check_initial_lr
 from gradtx.transforms.momentum import accumulated

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from gradtx._arguments import Betas, Range, Scalar, is_off
-from gradtx.factories import per_tensor
+from gradtx.arguments import Range, is_off
+from gradtx.base.exact import Betas, Scalar
+from gradtx.rules import per_tensor
 from gradtx.transforms._math import adam_moments, hat_rate, safe_pow, safe_sqrt
 from gradtx.transforms._math import softplus as smooth
 

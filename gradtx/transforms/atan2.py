@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from gradtx._arguments import Betas, Range, Scalar, is_off
-from gradtx.core import chain
-from gradtx.factories import per_tensor
+from gradtx.arguments import Range, is_off
+from gradtx.base.exact import Betas, Scalar
+from gradtx.rules import per_tensor
+from gradtx.transform import chain
 from gradtx.transforms._math import (
     adam_moments,
     atan2,

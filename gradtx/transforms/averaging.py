@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradtx._arguments import Scalar
-from gradtx.factories import per_tensor
+from gradtx.base.exact import Scalar
+from gradtx.rules import per_tensor
 
 __all__ = ["average", "lookahead"]
 

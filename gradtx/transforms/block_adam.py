@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradtx._arguments import Betas, Scalar, UnfitError
-from gradtx.factories import per_tensor
+from gradtx.arguments import UnfitError
+from gradtx.base.exact import Betas, Scalar
+from gradtx.rules import per_tensor
 from gradtx.transforms._math import corrected_root
 
 __all__ = ["scale_by_block_adam"]

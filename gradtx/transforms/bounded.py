@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from gradtx._arguments import Betas, Scalar, is_off
-from gradtx.factories import per_tensor
+from gradtx.arguments import is_off
+from gradtx.base.exact import Betas, Scalar
+from gradtx.rules import per_tensor
 from gradtx.transforms._math import adam_moments, hat_rate, plus_decay, safe_sqrt
 from gradtx.transforms.decay import initial_lr
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from gradtx._arguments import Scalar
-from gradtx.factories import per_tensor
+from gradtx.base.exact import Scalar
+from gradtx.rules import per_tensor
 from gradtx.transforms._math import safe_sqrt, unit_centered
 
 __all__ = ["centralize", "normalize_by_std"]

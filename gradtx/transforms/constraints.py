@@ -7,8 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from gradtx._messages import describe
-from gradtx.factories import per_tensor
+from gradtx.base.messages import describe
+from gradtx.rules import per_tensor
 
 __all__ = ["map_after_step"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from gradtx.factories import per_tensor
+from gradtx.rules import per_tensor
 from gradtx.transforms._math import safe_sqrt
 
 __all__ = ["hold_until", "record", "zero_nans"]

@@ -6,8 +6,8 @@ import functools
 
 import torch
 
-from gradtx._arguments import Scalar
-from gradtx.factories import per_tensor
+from gradtx.base.exact import Scalar
+from gradtx.rules import per_tensor
 
 __all__ = ["scale_by_sm3"]
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gradtx._arguments import Scalar, is_off
-from gradtx._exact import exact
-from gradtx._torch import readable
-from gradtx.core import chain
-from gradtx.factories import per_tensor
+from gradtx.arguments import is_off
+from gradtx.base.exact import Scalar, exact
+from gradtx.base.torch_names import readable
+from gradtx.rules import per_tensor
+from gradtx.transform import chain
 from gradtx.transforms._math import quotient, unit_norm
 
 __all__ = ["add_decayed_weights", "add_norm_loss", "regenerate_towards_init"]

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradtx._arguments import Scalar, is_off
-from gradtx._exact import exact
-from gradtx.factories import per_tensor
+from gradtx.arguments import is_off
+from gradtx.base.exact import Scalar, exact
+from gradtx.rules import per_tensor
 from gradtx.transforms._math import plus_decay, quotient, safe_pow
 
 __all__ = ["scale_by_madgrad"]

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradtx._arguments import Scalar
-from gradtx._rules import OfLeaf
-from gradtx.factories import per_tensor
+from gradtx.base.exact import Scalar
+from gradtx.execution.rule import OfLeaf
+from gradtx.rules import per_tensor
 from gradtx.transforms._math import at_least, mean, plus_decay, safe_sqrt
 
 __all__ = [

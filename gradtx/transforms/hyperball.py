@@ -6,9 +6,10 @@ from typing import Any
 
 from torch import Tensor
 
-from gradtx import _torch
-from gradtx._arguments import Scalar, UnfitError
-from gradtx.factories import per_tensor
+from gradtx.arguments import UnfitError
+from gradtx.base import torch_names as _torch
+from gradtx.base.exact import Scalar
+from gradtx.rules import per_tensor
 from gradtx.transforms._math import at_least, norm
 
 __all__ = ["keep_norm", "scale_to_radius"]

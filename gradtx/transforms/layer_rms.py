@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from gradtx._arguments import Scalar
-from gradtx._exact import exact_dtype
-from gradtx.factories import per_tensor
+from gradtx.base.exact import Scalar, exact_dtype
+from gradtx.rules import per_tensor
 from gradtx.transforms._math import safe_sqrt
 
 __all__ = ["scale_by_layer_rms"]

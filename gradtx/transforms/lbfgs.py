@@ -7,10 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradtx._arguments import Scalar
-from gradtx._exact import exact_dtype
-from gradtx._sharding import full_tensor
-from gradtx.factories import per_tensor
+from gradtx.base.dtensor import full_tensor
+from gradtx.base.exact import Scalar, exact_dtype
+from gradtx.rules import per_tensor
 
 __all__ = ["scale_by_lbfgs"]
 

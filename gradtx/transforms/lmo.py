@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from gradtx._arguments import Scalar
-from gradtx._messages import describe
-from gradtx.factories import per_tensor
+from gradtx.base.exact import Scalar
+from gradtx.base.messages import describe
+from gradtx.rules import per_tensor
 from gradtx.transforms._math import rms, safe_sqrt
 from gradtx.transforms._matrix import newton_schulz, polar_factor
 from gradtx.transforms._polynomials import polynomials

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gradtx._arguments import Scalar
-from gradtx._torch import readable
-from gradtx.factories import per_tensor
+from gradtx.base.exact import Scalar
+from gradtx.base.torch_names import readable
+from gradtx.rules import per_tensor
 from gradtx.transforms._math import quotient, safe_sqrt
 
 __all__ = ["scale_by_local_smoothness"]

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradtx._arguments import Betas, Scalar
-from gradtx.factories import per_tensor
+from gradtx.base.exact import Betas, Scalar
+from gradtx.rules import per_tensor
 from gradtx.transforms._math import at_least, norm, safe_sqrt
 from gradtx.transforms._projection import LowRankView, Projection, check_choices
 from gradtx.transforms.adam_hat import scale_by_adam_hat

@@ -7,9 +7,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from gradtx._arguments import Betas, Scalar
-from gradtx._exact import exact
-from gradtx.factories import per_tensor
+from gradtx.base.exact import Betas, Scalar, exact
+from gradtx.rules import per_tensor
 from gradtx.transforms._math import (
     adam_moments,
     at_least,

@@ -9,10 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradtx._arguments import Scalar
-from gradtx._exact import exact, exact_dtype
-from gradtx._sharding import full_tensor
-from gradtx.factories import per_tensor
+from gradtx.base.dtensor import full_tensor
+from gradtx.base.exact import Scalar, exact, exact_dtype
+from gradtx.rules import per_tensor
 from gradtx.transforms._math import at_least, safe_sqrt
 
 __all__ = ["scale_by_amos"]

@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gradtx._arguments import Scalar, is_off
-from gradtx.core import chain
-from gradtx.factories import per_tensor
+from gradtx.arguments import is_off
+from gradtx.base.exact import Scalar
+from gradtx.rules import per_tensor
+from gradtx.transform import chain
 
 __all__ = ["ema", "trace", "trace_ema"]
 

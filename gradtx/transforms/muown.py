@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gradtx._arguments import Betas, Scalar
-from gradtx.factories import per_tensor
+from gradtx.base.exact import Betas, Scalar
+from gradtx.rules import per_tensor
 from gradtx.transforms._math import at_least, corrected_root, quotient, safe_sqrt
 from gradtx.transforms._matrix import newton_schulz
 from gradtx.transforms._polynomials import Coefficients, polynomials

@@ -8,10 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradtx import _tree
-from gradtx._arguments import Scalar
-from gradtx._exact import exact_dtype
-from gradtx.factories import per_tensor
+from gradtx.base import tree as _tree
+from gradtx.base.exact import Scalar, exact_dtype
+from gradtx.rules import per_tensor
 from gradtx.transforms._math import corrected_root, quotient, unit_centered, unit_norm
 
 __all__ = ["project_neurons", "scale_by_neuron_norm"]

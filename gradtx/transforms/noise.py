@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from gradtx._arguments import Scalar
-from gradtx._exact import exact
-from gradtx.factories import per_tensor
+from gradtx.base.exact import Scalar, exact
+from gradtx.rules import per_tensor
 from gradtx.transforms._math import safe_sqrt
 
 __all__ = ["add_noise"]

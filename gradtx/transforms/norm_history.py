@@ -6,10 +6,9 @@ import math
 
 import torch
 
-from gradtx._arguments import Betas, Scalar
-from gradtx._exact import exact, exact_dtype
-from gradtx._sharding import full_tensor
-from gradtx.factories import per_tensor
+from gradtx.base.dtensor import full_tensor
+from gradtx.base.exact import Betas, Scalar, exact, exact_dtype
+from gradtx.rules import per_tensor
 from gradtx.transforms._math import (
     at_least,
     at_most,

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradtx._arguments import Scalar, is_off
-from gradtx.factories import per_tensor
+from gradtx.arguments import is_off
+from gradtx.base.exact import Scalar
+from gradtx.rules import per_tensor
 from gradtx.transforms._math import at_least, mean, safe_sqrt
 from gradtx.transforms._matrix import STARTS, newton_schulz
 from gradtx.transforms._polynomials import NEWTON_SCHULZ, polynomials

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from gradtx._arguments import Scalar
-from gradtx.factories import per_tensor
+from gradtx.base.exact import Scalar
+from gradtx.rules import per_tensor
 from gradtx.transforms._math import safe_pow
 from gradtx.transforms._matrix import newton_schulz, polar_factor
 from gradtx.transforms._polynomials import Coefficients, polynomials

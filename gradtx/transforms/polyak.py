@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from gradtx._arguments import Scalar
-from gradtx._exact import exact
-from gradtx.factories import per_tensor
+from gradtx.base.exact import Scalar, exact
+from gradtx.rules import per_tensor
 from gradtx.transforms._math import quotient, safe_sqrt
 from gradtx.transforms.clipping import shrink
 

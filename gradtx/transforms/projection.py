@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from gradtx._arguments import Scalar
-from gradtx._rules import OfLeaf
-from gradtx.factories import per_tensor
+from gradtx.base.exact import Scalar
+from gradtx.execution.rule import OfLeaf
+from gradtx.rules import per_tensor
 from gradtx.transforms._math import at_least, norm, plus_decay, quotient, safe_sqrt
 
 __all__ = ["orthogonalize_against_params", "project_scale_invariant"]

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from gradtx._arguments import Scalar
-from gradtx.factories import per_tensor
+from gradtx.base.exact import Scalar
+from gradtx.rules import per_tensor
 from gradtx.transforms._math import at_least, at_most, norm, quotient, rms
 from gradtx.transforms._matrix import gram, multiplied, symmetric_product
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gradtx._arguments import Scalar
-from gradtx._exact import exact
-from gradtx.factories import per_tensor
+from gradtx.base.exact import Scalar, exact
+from gradtx.rules import per_tensor
 from gradtx.transforms._math import at_least, norm, quotient, safe_pow, unit_norm
 
 __all__ = ["floor_relative_update", "radial_brake"]

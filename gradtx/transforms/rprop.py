@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from gradtx._arguments import Betas, Scalar
-from gradtx.factories import per_tensor
+from gradtx.base.exact import Betas, Scalar
+from gradtx.rules import per_tensor
 from gradtx.transforms._math import at_least, at_most, filled_like
 
 __all__ = ["scale_by_rprop"]

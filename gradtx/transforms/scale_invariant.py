@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from gradtx._arguments import Scalar, is_off
-from gradtx.factories import per_tensor
+from gradtx.arguments import is_off
+from gradtx.base.exact import Scalar
+from gradtx.rules import per_tensor
 from gradtx.transforms._math import quotient, safe_sqrt
 
 __all__ = ["scale_by_kate"]

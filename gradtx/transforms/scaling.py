@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from gradtx._arguments import Scalar
-from gradtx.factories import per_tensor
+from gradtx.base.exact import Scalar
+from gradtx.rules import per_tensor
 
 __all__ = ["descend", "scale", "scale_by_inverse_time", "scale_by_learning_rate"]
 

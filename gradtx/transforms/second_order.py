@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradtx._arguments import Betas, Scalar
-from gradtx.factories import per_tensor
+from gradtx.base.exact import Betas, Scalar
+from gradtx.rules import per_tensor
 from gradtx.transforms._math import at_least, safe_pow
 
 __all__ = ["scale_by_hessian", "scale_by_sophia"]

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradtx._arguments import Betas, Scalar, is_off
-from gradtx._exact import exact
-from gradtx.factories import per_tensor
+from gradtx.arguments import is_off
+from gradtx.base.exact import Betas, Scalar, exact
+from gradtx.rules import per_tensor
 from gradtx.transforms._math import grafted, plus_decay, safe_sqrt
 from gradtx.transforms._matrix import (
     blocks,

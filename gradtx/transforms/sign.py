@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from gradtx._arguments import Betas, is_off
-from gradtx.factories import per_tensor
+from gradtx.arguments import is_off
+from gradtx.base.exact import Betas
+from gradtx.rules import per_tensor
 
 __all__ = ["scale_by_lion", "scale_by_sign", "take_signs_of_gradient"]
 

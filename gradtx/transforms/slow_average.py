@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from gradtx._arguments import Betas, Scalar
-from gradtx._exact import exact_dtype
-from gradtx.factories import per_tensor
+from gradtx.base.exact import Betas, Scalar, exact_dtype
+from gradtx.rules import per_tensor
 from gradtx.transforms._math import adam_moments, corrected_root, safe_sqrt
 
 __all__ = ["scale_by_ademamix", "scale_by_simplified_ademamix"]

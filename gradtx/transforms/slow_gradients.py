@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from gradtx._arguments import Scalar
-from gradtx.factories import per_tensor
+from gradtx.base.exact import Scalar
+from gradtx.rules import per_tensor
 
 __all__ = ["amplify_slow_gradients", "amplify_slow_gradients_window"]
 

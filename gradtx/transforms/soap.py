@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from gradtx._arguments import Betas, Scalar
-from gradtx.core import GradientTransformation, chain
-from gradtx.factories import per_tensor
+from gradtx.base.exact import Betas, Scalar
+from gradtx.rules import per_tensor
+from gradtx.transform import GradientTransformation, chain
 from gradtx.transforms._math import rms
 from gradtx.transforms._rotation import Factors, Rotation
 from gradtx.transforms.adam_hat import scale_by_adam_hat

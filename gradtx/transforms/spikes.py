@@ -7,9 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradtx._arguments import Betas, Scalar
-from gradtx._exact import exact_dtype
-from gradtx.factories import per_tensor
+from gradtx.base.exact import Betas, Scalar, exact_dtype
+from gradtx.rules import per_tensor
 from gradtx.transforms._math import adam_moments, hat_rate, largest, quotient, safe_sqrt
 
 __all__ = ["clip_spikes", "clip_to_peak_history", "scale_by_spam"]

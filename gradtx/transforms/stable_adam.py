@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from gradtx._arguments import Betas, Scalar, is_off
-from gradtx.factories import per_tensor
+from gradtx.arguments import is_off
+from gradtx.base.exact import Betas, Scalar
+from gradtx.rules import per_tensor
 from gradtx.transforms._math import (
     adam_moments,
     at_least,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from gradtx._arguments import Betas, Scalar
-from gradtx.factories import per_tensor
+from gradtx.base.exact import Betas, Scalar
+from gradtx.rules import per_tensor
 from gradtx.transforms._math import adam_moments, quotient, safe_sqrt
 
 __all__ = ["scale_by_adam_stable_decay"]

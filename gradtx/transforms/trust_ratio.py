@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from gradtx._arguments import Betas, Scalar
-from gradtx._exact import exact
-from gradtx._rules import OfLeaf
-from gradtx.factories import per_tensor
+from gradtx.base.exact import Betas, Scalar, exact
+from gradtx.execution.rule import OfLeaf
+from gradtx.rules import per_tensor
 from gradtx.transforms._math import plus_decay, quotient, safe_sqrt
 
 __all__ = ["scale_by_lamb", "scale_by_lars", "scale_by_trust_ratio"]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from gradtx._arguments import Scalar
-from gradtx.factories import per_tensor
+from gradtx.base.exact import Scalar
+from gradtx.rules import per_tensor
 from gradtx.transforms._math import adam_moments, quotient, safe_sqrt
 
 __all__ = ["scale_by_a2grad", "scale_by_msvag"]

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradtx._arguments import Scalar
-from gradtx.factories import per_tensor, whole_tree
+from gradtx.base.exact import Scalar
+from gradtx.rules import per_tensor, whole_tree
 from gradtx.transforms._math import at_least, norm
 
 __all__ = ["correct_variance"]

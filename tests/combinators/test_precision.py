@@ -9,9 +9,9 @@ import torch
 
 import gradtx
 from gradtx import chain, compensate_rounding, round_stochastically
-from gradtx._lists.bundle import CHUNK
-from gradtx._random import bits16
-from gradtx.codes import CODES
+from gradtx.programs.bundle import CHUNK
+from gradtx.state.codes import CODES
+from gradtx.state.random import bits16
 from tests.conformance import assert_same
 from tests.daily import by_day
 

@@ -17,7 +17,7 @@ from torch.distributed.tensor import DTensor, Shard
 
 import gradtx
 from gradtx import chain
-from gradtx._sharding import from_local_like, local
+from gradtx.base.dtensor import from_local_like, local
 from gradtx.optim.engine import compiled
 from tests.optim.chains import CHAINS as OF_ONE_PROCESS
 from tests.optim.chains import add_noise, gradient_ahead, scale_by_value

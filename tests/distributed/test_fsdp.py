@@ -8,7 +8,7 @@ from torch import distributed
 from torch.distributed.tensor import DTensor
 
 import gradtx
-from gradtx._sharding import local
+from gradtx.base.dtensor import local
 from tests.daily import by_day
 from tests.distributed.problems import (
     CHAINS,

@@ -15,7 +15,7 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.tensor import DTensor, Replicate, distribute_tensor
 
 import gradtx
-from gradtx._sharding import local
+from gradtx.base.dtensor import local
 from tests.daily import by_day
 from tests.distributed.problems import Model, sharded, train, whole
 

@@ -10,9 +10,9 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 import gradtx
-from gradtx._sharding import splits_rows
-from gradtx.codes import CODES
-from gradtx.optim._workings import Workings
+from gradtx.distributed.layouts import splits_rows
+from gradtx.optim._parts import Parts
+from gradtx.state.codes import CODES
 from tests.daily import by_day
 from tests.distributed.problems import engine
 
@@ -62,7 +62,7 @@ def alone(code, steps):
         if CODES[code].random:
             # Divided leaves with random codes step alone. Programs differ from that in the last bit, and a value on
             # the edge between two roundings would then show a whole unit of bfloat16.
-            patch.setattr(Workings, "engines", lambda workings: [])
+            patch.setattr(Parts, "engines", lambda parts: [])
         for i in range(steps):
             for name, param in params.items():
                 param.grad = whole(i + 1, name)

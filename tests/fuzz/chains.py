@@ -21,7 +21,9 @@ from torch import Tensor
 from torch.nn import Parameter
 
 import gradtx
-from gradtx import GradientTransformation, _pure_lists, _tree, chain
+from gradtx import GradientTransformation, chain
+from gradtx.base import tree as _tree
+from gradtx.programs import pure as _pure_lists
 from tests.optim.problems import assert_equal, saved_and_loaded, whole
 
 STEPS = 9

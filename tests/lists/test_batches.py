@@ -7,8 +7,8 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 import gradtx
-from gradtx._lists import batches, list_function, record
-from gradtx._passes import PassResult
+from gradtx.execution.phases import PassResult
+from gradtx.programs import batches, list_function, record
 
 SHAPES = {
     "a": (5, 9), "b": (12, 4), "c": (5, 9), "d": (6, 6), "e": (12, 4), "f": (5, 9), "bias": (7,), "other": (7,)

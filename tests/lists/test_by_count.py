@@ -4,12 +4,12 @@ import pytest
 import torch
 
 import gradtx
-from gradtx._lists import UnrecordableError, bundle, list_function, record
-from gradtx._lists.record import as_one
-from gradtx._passes import PassResult
-from gradtx._random import name_key
-from gradtx._rules import RuleOperation
+from gradtx.execution.phases import PassResult
+from gradtx.execution.rule import RuleOperation
 from gradtx.optim.engine import lists
+from gradtx.programs import UnrecordableError, bundle, list_function, record
+from gradtx.programs.record import as_one
+from gradtx.state.random import name_key
 from tests.optim.problems import assert_equal
 
 F32, F64 = torch.float32, torch.float64

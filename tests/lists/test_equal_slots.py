@@ -4,10 +4,10 @@ import pytest
 import torch
 
 import gradtx
-from gradtx._lists import record
-from gradtx._lists.equal import slots_from_numbers
-from gradtx._passes import PassResult
+from gradtx.execution.phases import PassResult
 from gradtx.optim.engine import lists
+from gradtx.programs import record
+from gradtx.programs.equal import slots_from_numbers
 
 F64 = torch.float64
 
@@ -104,7 +104,7 @@ def test_large_leaves_go_in_parts_and_their_numbers_move_once(make, monkeypatch)
     optimizer = make(whole)
     for _ in range(4):
         optimizer.step()
-    monkeypatch.setattr("gradtx._lists.bundle.CHUNK", 16)
+    monkeypatch.setattr("gradtx.programs.bundle.CHUNK", 16)
     in_parts = make(parts)
     for _ in range(4):
         in_parts.step()

@@ -7,10 +7,11 @@ import pytest
 import torch
 
 import gradtx
-from gradtx import _pure, _pure_lists
-from gradtx._lists import UnrecordableError, bundle, cache, list_function, numbers, record
-from gradtx._lists.record import as_written
-from gradtx._passes import PassResult
+from gradtx.execution import pure as _pure
+from gradtx.execution.phases import PassResult
+from gradtx.programs import UnrecordableError, bundle, cache, list_function, numbers, record
+from gradtx.programs import pure as _pure_lists
+from gradtx.programs.record import as_written
 from tests.conformance import noise
 from tests.optim.problems import assert_equal
 
@@ -444,7 +445,7 @@ def share_of_entries():
 
 @pytest.mark.parametrize("chunk", [2**18, 4])
 def test_a_constant_term_counts_once_for_every_leaf_and_not_for_its_parts(chunk, monkeypatch):
-    monkeypatch.setattr("gradtx._lists.bundle.CHUNK", chunk)
+    monkeypatch.setattr("gradtx.programs.bundle.CHUNK", chunk)
     params = [torch.nn.Parameter(torch.zeros(shape)) for shape in ((3, 3), (5,), (5,), ())]
     optimizer = gradtx.as_optimizer(share_of_entries(), params)
     for param in params:
@@ -453,6 +454,14 @@ def test_a_constant_term_counts_once_for_every_leaf_and_not_for_its_parts(chunk,
     assert {way.way for way in optimizer.explain()} == {"lists"}
     for param in params:
         torch.testing.assert_close(param.detach(), torch.full_like(param, -1 / 20), rtol=1e-6, atol=0.0)
+
+
+def test_explain_calls_frozen_what_a_link_freezes_or_requires_no_gradient():
+    params = {name: torch.nn.Parameter(torch.ones(2), name != "c") for name in "abc"}
+    optimizer = gradtx.as_optimizer(gradtx.chain(gradtx.sgd(lr=0.1), gradtx.freeze("b")), params.items())
+    (params["a"] + params["b"]).sum().backward()
+    optimizer.step()
+    assert [way.way for way in optimizer.explain()] == ["lists", "frozen", "frozen"]
 
 
 def test_explain_says_why_a_parameter_runs_alone():
@@ -507,7 +516,7 @@ def test_a_new_number_a_scheduler_or_a_missing_gradient_records_nothing_again(mo
         scheduler.step()
 
     step(1.0, 1.0)
-    monkeypatch.setattr("gradtx._lists.bundle.record", lambda *arguments: pytest.fail("recorded again"))
+    monkeypatch.setattr("gradtx.programs.bundle.record", lambda *arguments: pytest.fail("recorded again"))
     step(2.0, 1.0)
     step(None, 1.0)
     optimizer.param_groups[0]["weight_decay"] = 0.3

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import gradtx
-from gradtx._lists import list_function
+from gradtx.programs import list_function
 from tests.lists.test_programs import CPU, expected_of, lists, recorded, run
 from tests.optim.problems import assert_equal
 
@@ -105,7 +105,7 @@ def operations(tx, steps):
     for _ in range(steps):
         for param in params:
             param.grad = torch.ones_like(param)
-        with torch.profiler.profile() as profile:
+        with torch.profiler.profile(acc_events=True) as profile:
             optimizer.step()
         counts.append(sum(event.name.startswith("aten::_foreach") for event in profile.events()))
     return counts

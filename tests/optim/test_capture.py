@@ -9,8 +9,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import gradtx
 from gradtx.optim import _capture
-from gradtx.optim._scaling import Count
-from gradtx.optim._workings import Workings
+from gradtx.optim._member import Count
+from gradtx.optim._parts import Parts
 from tests.optim.chains import CHAINS, ON_HOST
 from tests.optim.problems import assert_close, assert_equal, parameters, values
 from tests.optim.tape import Tape
@@ -102,7 +102,7 @@ def test_shared_values_that_move_on_are_repeated_rightly(by_lists, device_counts
         return update
 
     if not by_lists:
-        monkeypatch.setattr(Workings, "engines", lambda workings: [])
+        monkeypatch.setattr(Parts, "engines", lambda parts: [])
     assert_repeats(scale_by_sum_before_the_last())
 
 
@@ -130,7 +130,7 @@ def test_a_rule_that_returns_its_old_slots_is_repeated_rightly(by_lists, device_
         return init, update
 
     if not by_lists:
-        monkeypatch.setattr(Workings, "engines", lambda workings: [])
+        monkeypatch.setattr(Parts, "engines", lambda parts: [])
     assert_repeats(exchange())
 
 

@@ -102,3 +102,24 @@ def test_labels_of_partitions_that_differ_are_an_error():
     optimizer = gradtx.as_optimizer(one, params)
     with unchanged(optimizer), pytest.raises(ValueError, match="label 'a', the optimizer's group has 'bias'"):
         optimizer.load_state_dict(gradtx.as_optimizer(other, params).state_dict())
+
+
+def test_keys_that_json_made_strings_are_an_error():
+    optimizer, _ = trained(gradtx.adam(lr=0.1))
+    saved = optimizer.state_dict()
+    saved["state"] = {str(number): entry for number, entry in saved["state"].items()}
+    with unchanged(optimizer), pytest.raises(ValueError, match="strings such as '0', as after JSON; make them numbers"):
+        optimizer.load_state_dict(saved)
+
+
+def test_the_state_of_torchs_lbfgs_is_one_sentence():
+    params = list(parameters().values())
+    theirs = torch.optim.LBFGS(params)
+    for param in params:
+        param.grad = torch.ones_like(param)
+    theirs.step(lambda: torch.tensor(1.0))
+    optimizer = gradtx.optim.LBFGS(params)
+    with unchanged(optimizer), pytest.raises(TypeError) as error:
+        optimizer.load_state_dict(theirs.state_dict())
+    assert "saved by another class" in str(error.value)
+    assert len(str(error.value)) < 150

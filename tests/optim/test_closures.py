@@ -208,3 +208,115 @@ def test_a_closure_without_backward_is_an_error_where_a_link_calls_it_again(tx):
         pytest.raises(RuntimeError, match="the closure computed no gradients; it must call zero_grad"),
     ):
         optimizer.step(lambda: loss_of(params))
+
+
+# Several updates with one closure.
+
+
+def search(module, params, iterations):
+    """Return L-BFGS with a line search, as a function from a closure to its first loss."""
+    if module is torch:
+        never = {"max_eval": 10**6, "tolerance_grad": 0.0, "tolerance_change": 0.0}
+        optimizer = torch.optim.LBFGS(
+            params, max_iter=iterations, history_size=10, line_search_fn="strong_wolfe", **never
+        )
+        return optimizer.step
+    tx = gradtx.line_search(gradtx.lbfgs(history=10), conditions="strong_wolfe")
+    optimizer = gradtx.as_optimizer(tx, params)
+    return lambda closure: optimizer.step(closure, max_iter=iterations)
+
+
+def rosenbrock(params):
+    p = params[0]
+    return (100 * (p[1:] - p[:-1].square()).square() + (1 - p[:-1]).square()).sum()
+
+
+def network(params):
+    x = torch.linspace(-2.0, 2.0, 40, dtype=torch.float64).unsqueeze(1)
+    hidden = (x * params[0] + params[1]).tanh()
+    return (hidden @ params[2] - x.square().squeeze(1)).square().mean()
+
+
+STARTS = {
+    rosenbrock: lambda: [torch.tensor([-1.2, 1.0, -0.5, 0.8], dtype=torch.float64)],
+    network: lambda: [torch.linspace(-1.0, 2.0, 8, dtype=torch.float64) * factor for factor in (1.0, -0.7, 0.3)],
+}
+
+
+def evaluated(module, loss, iterations, steps, scale=lambda step: 1.0):
+    """Take steps; return the points of all evaluations, the losses that steps returned, and the final loss."""
+    params = [torch.nn.Parameter(value) for value in STARTS[loss]()]
+    points, results = [], []
+    step = search(module, params, iterations)
+    for number in range(steps):
+
+        def closure():
+            points.append(torch.cat([param.detach().flatten() for param in params]))
+            for param in params:
+                param.grad = None
+            value = scale(number) * loss(params)  # noqa: B023  # called within this iteration
+            value.backward()
+            return value
+
+        results.append(step(closure).item())
+    return points, results, loss(params).item()
+
+
+@pytest.mark.parametrize(("iterations", "steps"), [(1, 20), (5, 4), (20, 1)])
+@pytest.mark.parametrize("loss", STARTS, ids=lambda loss: loss.__name__)
+def test_lbfgs_needs_about_as_many_evaluations_as_torchs_with_as_many_iterations_a_step(loss, iterations, steps):
+    theirs, _, their_end = evaluated(torch, loss, iterations, steps)
+    ours, _, our_end = evaluated(gradtx, loss, iterations, steps)
+    assert len(ours) <= 1.1 * len(theirs)
+    assert our_end <= 1.0001 * their_end
+
+
+@pytest.mark.parametrize("loss", STARTS, ids=lambda loss: loss.__name__)
+def test_one_step_evaluates_no_point_twice(loss):
+    points, _, _ = evaluated(gradtx, loss, 30, 1)
+    assert len({tuple(point.tolist()) for point in points}) == len(points)
+
+
+def test_a_new_step_evaluates_its_closure_because_the_data_may_be_new():
+    _, losses, _ = evaluated(gradtx, rosenbrock, 3, 2, scale=lambda step: 1.0 + step)
+    _, _, after_one = evaluated(gradtx, rosenbrock, 3, 1)
+    assert losses[1] == pytest.approx(2 * after_one)
+
+
+def test_updates_end_where_a_line_search_moves_nothing():
+    param = torch.nn.Parameter(torch.zeros(2, dtype=torch.float64))
+    calls = []
+    optimizer = gradtx.as_optimizer(gradtx.line_search(gradtx.sgd(lr=1.0), max_steps=3), [param])
+
+    def closure():
+        calls.append(1)
+        param.grad = torch.ones(2, dtype=torch.float64)  # no descent direction: the loss is constant
+        return torch.tensor(1.0)
+
+    optimizer.step(closure, max_iter=50)
+    assert len(calls) == 4
+
+
+def test_several_updates_without_a_line_search_are_several_steps():
+    results = []
+    for calls in ([{"max_iter": 3}], [{}, {}, {}]):
+        optimizer, params = made(gradtx.adam(lr=0.1))
+
+        def closure():
+            for param in params.values():  # noqa: B023
+                param.grad = None
+            loss = loss_of(params)  # noqa: B023
+            loss.backward()
+            return loss
+
+        for options in calls:
+            optimizer.step(closure, **options)
+        results.append(values(params))
+    assert_equal(*results)
+
+
+def test_several_updates_need_a_closure():
+    optimizer, params = made(gradtx.adam(lr=0.1))
+    set_gradients(params)
+    with unchanged(optimizer), pytest.raises(ValueError, match="max_iter=3 must be at least 1, and needs a closure"):
+        optimizer.step(max_iter=3)

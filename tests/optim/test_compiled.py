@@ -441,7 +441,7 @@ def test_a_backend_is_a_function_of_graph_examples_and_options():
         return graph
 
     eager, traced = optimizers(lambda: gradtx.adamw(lr=0.1))
-    traced[1]._workings.engine = CompiledEngine({"depth": 3}, backend=interpreted)
+    traced[1]._parts.engine = CompiledEngine({"depth": 3}, backend=interpreted)
     for pair in (eager, traced):
         walk(*pair, steps=3)
     assert not traced[1]._engine.failed

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import gradtx
-from gradtx._lists import bundle as lists
+from gradtx.programs import bundle as lists
 from tests.conformance import Case, each_case, plain_cases, plain_links
 from tests.optim.problems import assert_close, assert_equal, saved_and_loaded
 

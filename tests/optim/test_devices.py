@@ -6,8 +6,8 @@ from torch.utils import _pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import gradtx
-from gradtx import _torch
-from gradtx._lists import batches
+from gradtx.base import torch_names as _torch
+from gradtx.programs import batches
 from tests.daily import by_day
 from tests.optim.chains import CHAINS, ON_HOST
 from tests.optim.problems import SHAPES, assert_close, assert_equal, parameters, values

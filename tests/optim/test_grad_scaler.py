@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import gradtx
-from gradtx.optim import _scaling
+from gradtx.optim import _device_counts
 from tests.conformance import each_case, of_each_kind, plain_cases, step_extras
 from tests.daily import by_day
 from tests.optim.chains import CHAINS
@@ -201,7 +201,7 @@ def reloaded(optimizer, params):
 
 
 def test_counts_are_not_read_where_a_device_has_them(monkeypatch, uncompiled):
-    monkeypatch.setattr(_scaling.Count, "most", property(lambda count: count.bound))  # as on another device
+    monkeypatch.setattr(_device_counts.Count, "most", property(lambda count: count.bound))  # as on another device
     for optimizer, params in (made(gradtx.adamw()), compiled(gradtx.adamw())):
         scaled_step(optimizer, params, 1)
         with monkeypatch.context() as patch:
@@ -347,7 +347,7 @@ def test_a_grad_scaler_unscales_before_clipping():
 
 
 def test_a_schedule_goes_on_after_a_checkpoint_though_the_host_does_not_know_of_skipped_steps(monkeypatch):
-    monkeypatch.setattr(_scaling.Count, "most", property(lambda count: count.bound))  # as on another device
+    monkeypatch.setattr(_device_counts.Count, "most", property(lambda count: count.bound))  # as on another device
     tx = gradtx.sgd(lr=gradtx.linear_schedule(0.1, total_iters=9))
     param, twin = (torch.nn.Parameter(torch.ones(2, dtype=torch.float64)) for _ in range(2))
     optimizer, expected = gradtx.as_optimizer(tx, [param]), gradtx.as_optimizer(tx, [twin])

@@ -275,7 +275,7 @@ def test_capturable_is_an_option_of_all_groups_together():
     ):
         param.grad = torch.ones(2)
         optimizer.step()
-        assert optimizer._workings.capturable
+        assert optimizer._parts.capturable
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import gradtx
-from gradtx import _torch
+from gradtx.base import torch_names as _torch
 from gradtx.optim.engine import torch_names
 from gradtx.optim.engine.hoist import REPLACED, hoist, is_number, multiply, narrow
 from gradtx.optim.engine.numbers import StepNumbers

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 import gradtx
-from gradtx._lists import bundle
 from gradtx.optim.engine import compiled, lists, windows
+from gradtx.programs import bundle
 from tests.conformance import plain_cases, step_extras
 
 TERMS = {

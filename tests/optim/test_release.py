@@ -12,9 +12,9 @@ import torch
 
 import gradtx
 from gradtx import chain
-from gradtx._lists import bundle
 from gradtx.optim._run import OptimizerRun
 from gradtx.optim.engine import lists
+from gradtx.programs import bundle
 from tests.conformance import composed_cases, each_case, field, of_each_kind, plain_cases
 from tests.daily import by_day
 from tests.optim.chains import CHAINS, add_noise
@@ -424,7 +424,7 @@ def test_later_steps_record_no_program_and_make_no_plan(monkeypatch):
     optimizer.release_gradients()
     backward(net, 0)
     optimizer.step()
-    engine = optimizer._workings.lists
+    engine = optimizer._parts.lists
     monkeypatch.setattr(engine, "_make_plan", None)
     backward(net, 1)
     optimizer.step()

@@ -10,13 +10,13 @@ import torch
 
 import gradtx
 from gradtx import chain, with_state_dtype
-from gradtx._lists import bundle
-from gradtx._lists.bundle import CHUNK
-from gradtx._lists.cache import SharedPrograms
-from gradtx.codes import CODES
-from gradtx.optim._workings import Workings
+from gradtx.optim._parts import Parts
 from gradtx.optim.engine import compiled as planning
 from gradtx.optim.engine import windows
+from gradtx.programs import bundle
+from gradtx.programs.bundle import CHUNK
+from gradtx.programs.cache import SharedPrograms
+from gradtx.state.codes import CODES
 from tests.daily import by_day
 from tests.optim.problems import assert_equal
 
@@ -481,7 +481,7 @@ def test_conversions_are_left_to_copies_where_nothing_is_written_in_between(dtyp
     for by_lists in (True, False):
         with monkeypatch.context() as patch:
             if not by_lists:
-                patch.setattr(Workings, "engines", lambda workings: [])
+                patch.setattr(Parts, "engines", lambda parts: [])
             params = [torch.nn.Parameter(noise(i, (64, 64)).to(param_dtype)) for i in range(2)]
             optimizer = gradtx.as_optimizer(tx, params)
             for step in range(4):
@@ -544,7 +544,7 @@ def noise(seed, shape):
 
 
 def plan_of(optimizer):
-    return optimizer._workings.lists.plan.bundles
+    return optimizer._parts.lists.plan.bundles
 
 
 # A name used by several links, some of which are coded.

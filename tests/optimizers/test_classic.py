@@ -2,7 +2,7 @@ import pytest
 import torch
 
 import gradtx
-from tests.optim.problems import assert_close, assert_equal, descend, parameters, twins
+from tests.optim.problems import assert_close, descend, parameters, twins
 from tests.references import (
     BETA,
     DECAY,
@@ -176,9 +176,6 @@ def test_steps_of_the_class_without_some_gradients_equal_torch(alias, name, rule
 @pytest.mark.parametrize(("alias", "name", "rule", "options"), SHARED, ids=named)
 def test_the_state_has_the_keys_shapes_and_dtypes_of_torch(alias, name, rule, options):
     (ours, own), (theirs, other) = pair(name, lambda: parameters(torch.float32), **options)
-    if name == "Adagrad":  # makes its state with the optimizer
-        for a, b in zip(own.values(), other.values(), strict=True):
-            assert_equal(dict(sorted(ours.state[a].items())), dict(sorted(theirs.state[b].items())))
     descend(ours, own, 3)
     descend(theirs, other, 3)
     for a, b in zip(own.values(), other.values(), strict=True):
@@ -253,9 +250,11 @@ def test_decoupled_decay_of_adagrad_falls_with_its_rate():
 
 
 def test_a_literal_momentum_of_zero_keeps_no_buffer():
-    params = parameters()
-    assert "momentum_buffer" not in gradtx.optim.RMSprop(params.values()).state[params["body.bias"]]
-    assert "momentum_buffer" in gradtx.optim.RMSprop(params.values(), momentum=0.1).state[params["body.bias"]]
+    for momentum, kept in ((0.0, False), (0.1, True)):
+        params = parameters()
+        optimizer = gradtx.optim.RMSprop(params.values(), momentum=momentum)
+        descend(optimizer, params, 1)
+        assert ("momentum_buffer" in optimizer.state[params["body.bias"]]) == kept
 
 
 def test_a_group_is_checked_as_the_constructor_is():

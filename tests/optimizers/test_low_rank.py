@@ -5,7 +5,7 @@ import pytorch_optimizer
 import torch
 
 import gradtx
-from gradtx._random import Stream
+from gradtx.state.random import Stream
 from tests.matrix_problem import MATRICES, SEEDS, apart, newton_schulz, start, weights
 from tests.optimizers.test_matrix import polar
 from tests.references import (

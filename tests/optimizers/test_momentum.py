@@ -275,7 +275,8 @@ def test_a_checkpoint_of_other_betas_continues_in_an_aggmo_built_with_defaults(b
 def test_the_learning_rate_of_gravity_may_change_after_the_start():
     params = parameters()
     optimizer = gradtx.optim.Gravity(params.values(), lr=0.2, alpha=0.1)
-    start = optimizer.state[params["body.bias"]]["v"].clone()
+    names = list(params)
+    start = optimizer.state_dict()["state"][names.index("body.bias")]["v"].clone()
     optimizer.param_groups[0]["lr"] = 0.05
     before = params["body.bias"].detach().clone()
     for param in params.values():

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 import gradtx
-from gradtx._random import Stream
+from gradtx.state.random import Stream
 from gradtx.transforms import psgd
 from tests.matrix_problem import SEEDS, apart, times, unfolded, weights
 from tests.optim.problems import assert_close, descend, gradient, parameters

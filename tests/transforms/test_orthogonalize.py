@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import gradtx
-from gradtx import _torch
+from gradtx.base import torch_names as _torch
 from tests.references import Loop, difference, first_update, named
 
 WIDE = torch.randn(3, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)

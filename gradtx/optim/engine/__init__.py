@@ -6,7 +6,7 @@ gradient requires another program.
 
 - `base` sorts the leaves of a step into bundles and reuses the plan as long as it is valid.
 - `trace` expresses the core as a function of flat arguments, which engines trace.
-- `lists` runs programs over lists of leaves, with `gradtx._lists`. Optimizers use it by default.
+- `lists` runs programs over lists of leaves, with `gradtx.programs`. Optimizers use it by default.
 - `compiled` compiles programs for eight leaves per call if `compile=` requests it. Its parts: `bundle` stores the
   arguments, `hoist` moves scalar computations out of the traced graphs, `numbers` runs them once per step, `compiler`
   is the interface to back ends, functions `(graph, examples, options) -> callable`, and `inductor` calls torch's

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gradtx._complex import as_real
-from gradtx._sharding import local
+from gradtx.base.complex_views import as_real
+from gradtx.base.dtensor import local
 
 PLAIN = (Tensor, torch.nn.Parameter)
 

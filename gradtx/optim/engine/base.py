@@ -8,21 +8,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradtx._arguments import varies
-from gradtx._complex import as_real
-from gradtx._execution import FROZEN, Leaf, Operation
-from gradtx._lists.cache import SharedPrograms
-from gradtx._messages import warn_user
-from gradtx._owners import OwnedRegion
-from gradtx._sharding import is_sharded, local
-from gradtx.core import GradientTransformation
-from gradtx.optim._member import Member
-from gradtx.optim._request import StepRequest
-from gradtx.optim._scaling import Count
+from gradtx.arguments import varies
+from gradtx.base.complex_views import as_real
+from gradtx.base.dtensor import is_sharded, local
+from gradtx.base.messages import warn_user
+from gradtx.distributed.owners import OwnedRegion
+from gradtx.execution.execute import FROZEN, Leaf, Operation
+from gradtx.optim._member import Count, Member
+from gradtx.optim._step_input import StepInput
 from gradtx.optim.engine.alias import OddTensorError, alias
 from gradtx.optim.engine.plan import Plan, fingerprint_of, overlapping
 from gradtx.optim.engine.signature import LeafKind, Signature
 from gradtx.optim.engine.windows import is_positional
+from gradtx.programs.cache import SharedPrograms
+from gradtx.transform import GradientTransformation
 
 logger = logging.getLogger("gradtx")
 READS_SHAPE = "a rule reads the shape of its leaf"
@@ -51,21 +50,21 @@ class Engine:
         self.reasons: dict[str, str] = {}
 
     def bundles(
-        self, request: StepRequest, members: list[Member]
+        self, step_input: StepInput, members: list[Member]
     ) -> tuple[list[Any], list[Member]]:
         """Return the bundles of a step, ready to run, and the members that are not in them."""
         self._begin_step()
-        return self._bundles_of(request, members)
+        return self._bundles_of(step_input, members)
 
     def _begin_step(self) -> None:
         """Drop plans that have become outdated since the last step."""
 
     def _bundles_of(
-        self, request: StepRequest, members: list[Member]
+        self, step_input: StepInput, members: list[Member]
     ) -> tuple[list[Any], list[Member]]:
         if self.failed or not members:
             return [], members
-        fingerprint = fingerprint_of(request, members)
+        fingerprint = fingerprint_of(step_input, members)
         plan = self.plan
         known = (
             plan is not None
@@ -73,13 +72,13 @@ class Engine:
             and self._is_still_valid(plan)
         )
         # Raises for invalid steps, as without an engine.
-        leaves = [] if known else request.leaves_of(members)
+        leaves = [] if known else step_input.leaves_of(members)
         try:
             if plan is None or not known:
                 plan = self.plan = self._make_plan(
-                    fingerprint, members, leaves, request
+                    fingerprint, members, leaves, step_input
                 )
-            self._begin(plan, request)
+            self._begin(plan, step_input)
         except UnsuitableError as error:
             self._give_up(error.__cause__ or error, logging.DEBUG)
             return [], members
@@ -90,13 +89,13 @@ class Engine:
         return plan.bundles, plan.rest
 
     def bundles_of_one(
-        self, request: StepRequest, member: Member
+        self, step_input: StepInput, member: Member
     ) -> tuple[list[Any], list[Member]]:
         """Return the same for a single member, whose plan is kept separately from that of whole steps."""
         self._begin_step()
         of_all, self.plan = self.plan, self.alone.pop(member, None)
         reasons = self.reasons
-        bundles, rest = self._bundles_of(request, [member])
+        bundles, rest = self._bundles_of(step_input, [member])
         if self.plan is not None:
             self.alone[member] = self.plan
         # `_bundles_of` has replaced them with those of this member.
@@ -109,7 +108,7 @@ class Engine:
         """Return the plans of the last steps of all members."""
         return [*self.alone.values(), *([] if self.plan is None else [self.plan])]
 
-    def _begin(self, plan: Plan, request: StepRequest) -> None:
+    def _begin(self, plan: Plan, step_input: StepInput) -> None:
         """Pass each bundle its arguments for this step; bundles with the same scalars get the same list."""
         numbers: dict[Any, list[Any]] = {}
         for bundle in plan.bundles:
@@ -118,8 +117,8 @@ class Engine:
             shared = bundle if bundle.signature.equal else bundle.signature
             key = member.group, member.count, id(shared)
             if key not in numbers:
-                numbers[key] = _numbers(member, bundle.signature, request)
-            self._begin_bundle(bundle, numbers[key], request)
+                numbers[key] = _numbers(member, bundle.signature, step_input)
+            self._begin_bundle(bundle, numbers[key], step_input)
 
     def _give_up(self, error: BaseException, level: int) -> None:
         self.failed = True
@@ -141,12 +140,14 @@ class Engine:
         return True
 
     def _begin_bundle(
-        self, bundle: Any, numbers: list[Any], request: StepRequest
+        self, bundle: Any, numbers: list[Any], step_input: StepInput
     ) -> None:
         """Pass a bundle its arguments for this step."""
         raise NotImplementedError
 
-    def _bundled(self, kind: LeafKind, pairs: Pairs, request: StepRequest) -> list[Any]:
+    def _bundled(
+        self, kind: LeafKind, pairs: Pairs, step_input: StepInput
+    ) -> list[Any]:
         """Return bundles of leaves with one group, count and kind; it may leave out leaves."""
         raise NotImplementedError
 
@@ -167,26 +168,26 @@ class Engine:
         fingerprint: Any,
         members: list[Member],
         leaves: list[Leaf],
-        request: StepRequest,
+        step_input: StepInput,
     ) -> Plan:
         pairs_of_kind: dict[Any, Pairs] = {}
         self.reasons = {}
         shared = overlapping(members)
         for member, leaf in zip(members, leaves, strict=True):
-            kind = self._kind(member, leaf, request, id(member) in shared)
+            kind = self._kind(member, leaf, step_input, id(member) in shared)
             if kind is not None:
                 pairs_of_kind.setdefault((member.group, member.count, kind), []).append(
                     (member, leaf)
                 )
         bundles: list[Any] = []
         for (_, _, kind), pairs in pairs_of_kind.items():
-            bundles.extend(self._bundled(kind, pairs, request))
+            bundles.extend(self._bundled(kind, pairs, step_input))
         in_bundles = {id(member) for bundle in bundles for member in bundle.members}
         rest = [member for member in members if id(member) not in in_bundles]
         return Plan(fingerprint, members, bundles, rest)
 
     def _kind(
-        self, member: Member, leaf: Leaf, request: StepRequest, shares: bool
+        self, member: Member, leaf: Leaf, step_input: StepInput, shares: bool
     ) -> LeafKind | None:
         """Return the kind of a leaf; None if this engine does not run the leaf."""
         param, layout = member.param, member.layout
@@ -194,7 +195,7 @@ class Engine:
         reason = _reason_against(member, leaf, shares)
         if reason is not None:
             return self._refuse(leaf, reason)
-        if not self._supports(leaf, request):
+        if not self._supports(leaf, step_input):
             return None
         flat = _is_flat(member, leaf)
         if not flat and is_sharded(param):
@@ -207,11 +208,13 @@ class Engine:
         if written is None:
             return self._refuse(leaf, "its size or layout is not supported")
         by_leaf = [
-            name for name, tree in request.trees.items() if tree[leaf.name] is not None
+            name
+            for name, tree in step_input.trees.items()
+            if tree[leaf.name] is not None
         ]
         read: list[Any] = [
             param.grad,
-            *(request.trees[name][leaf.name] for name in by_leaf),
+            *(step_input.trees[name][leaf.name] for name in by_leaf),
         ]
         return LeafKind(
             flat=flat,
@@ -223,22 +226,22 @@ class Engine:
             width=self._width(member, leaf, flat),
         )
 
-    def _supports(self, leaf: Leaf, request: StepRequest) -> bool:
+    def _supports(self, leaf: Leaf, step_input: StepInput) -> bool:
         """Whether programs may run all operations of a leaf."""
-        stage = self._stage_without_program(leaf, request)
+        stage = self._stage_without_program(leaf, step_input)
         if stage is not None:
             self._refuse(leaf, f"{stage} has no program")
         return stage is None
 
-    def _stage_without_program(self, leaf: Leaf, request: StepRequest) -> str | None:
+    def _stage_without_program(self, leaf: Leaf, step_input: StepInput) -> str | None:
         """Return the path of the first operation of a leaf that programs cannot run, if there is one."""
         for operation in leaf.program:
-            if not self._has_program(operation, leaf, request):
+            if not self._has_program(operation, leaf, step_input):
                 return ".".join(operation.path)
         return None
 
     def _has_program(
-        self, operation: Operation, leaf: Leaf, request: StepRequest
+        self, operation: Operation, leaf: Leaf, step_input: StepInput
     ) -> bool:
         """Whether programs of this engine may run an operation for a leaf."""
         return operation.has_program(leaf)
@@ -262,20 +265,22 @@ def _reason_against(member: Member, leaf: Leaf, shares: bool) -> str | None:
     return None
 
 
-def _numbers(member: Member, signature: Signature, request: StepRequest) -> list[Any]:
+def _numbers(member: Member, signature: Signature, step_input: StepInput) -> list[Any]:
     """Return the scalars that the leaves of a bundle share, in the order of `Signature`."""
     count = member.count
     numbers: list[Any] = [
         count.made + 1 if isinstance(count, Count) else count + 1,
-        request.count,
+        step_input.count,
     ]
-    if request.scaling is not None:
-        numbers.extend(request.scaling.on(local(member.param).device))
-    numbers.extend(request.numbers[member.group])
-    numbers.extend(request.run.scalars(path)[name] for path, name in signature.shared)
+    if step_input.scaling is not None:
+        numbers.extend(step_input.scaling.on(local(member.param).device))
+    numbers.extend(step_input.numbers[member.group])
+    numbers.extend(
+        step_input.run.scalars(path)[name] for path, name in signature.shared
+    )
     # Now: a bundle writes them at its end.
     numbers.extend(member.state[key].item() for key in signature.equal)
-    numbers.extend(request.scalars[name] for name in signature.scalars)
+    numbers.extend(step_input.scalars[name] for name in signature.scalars)
     return numbers
 
 

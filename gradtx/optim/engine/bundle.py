@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
-from gradtx._execution import Operation
-from gradtx._runs import LateTerm
-from gradtx._sharding import local
+from gradtx.base.dtensor import local
+from gradtx.execution.execute import Operation
+from gradtx.execution.runs import LateTerm
 from gradtx.optim._member import Member
-from gradtx.optim._request import Trees
 from gradtx.optim._run import OptimizerRun
+from gradtx.optim._step_input import Trees
 from gradtx.optim.engine.alias import (
     PLAIN,
     alias,

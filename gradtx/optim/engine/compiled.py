@@ -12,15 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradtx._execution import Leaf
-from gradtx._lists.cache import SharedPrograms
-from gradtx._lists.record import ImpureError, line_of_rule, reason_of
-from gradtx._owners import has_regions
-from gradtx._passes import have_sums
-from gradtx._sharding import is_sharded, local
-from gradtx.context import UnknownInProgramError
+from gradtx.base.dtensor import is_sharded, local
+from gradtx.distributed.owners import has_regions
+from gradtx.execution.context import UnknownInProgramError
+from gradtx.execution.execute import Leaf
+from gradtx.execution.phases import have_sums
 from gradtx.optim._member import Member
-from gradtx.optim._request import StepRequest
+from gradtx.optim._step_input import StepInput
 from gradtx.optim.engine.alias import entries_of, resized
 from gradtx.optim.engine.base import (
     READS_SHAPE,
@@ -46,6 +44,8 @@ from gradtx.optim.engine.windows import (
     row_of,
     window_of,
 )
+from gradtx.programs.cache import SharedPrograms
+from gradtx.programs.record import ImpureError, line_of_rule, reason_of
 
 logger = logging.getLogger("gradtx")
 
@@ -66,7 +66,7 @@ class CompilationError(UnsuitableError):
 
 @dataclass
 class Order:
-    """A request to compile a program.
+    """A step_input to compile a program.
 
     Attributes:
         function: The step of a bundle.
@@ -129,19 +129,19 @@ class CompiledEngine(Engine):
 
     # The arguments of a step.
 
-    def _begin(self, plan: Plan, request: StepRequest) -> None:
+    def _begin(self, plan: Plan, step_input: StepInput) -> None:
         self._prepared = {}
         self._gradients_are_as_planned = plan.gradients_are_as_planned
-        super()._begin(plan, request)
+        super()._begin(plan, step_input)
 
     def _begin_bundle(
-        self, bundle: Any, numbers: list[Any], request: StepRequest
+        self, bundle: Any, numbers: list[Any], step_input: StepInput
     ) -> None:
         bundle.begin(
-            request.run,
+            step_input.run,
             numbers,
-            request.on_host,
-            request.trees,
+            step_input.on_host,
+            step_input.trees,
             self._prepared,
             self._gradients_are_as_planned,
         )
@@ -157,16 +157,18 @@ class CompiledEngine(Engine):
     def _consequence(self) -> str:
         return "compile=True has no effect, steps run eagerly"
 
-    def _bundled(self, kind: LeafKind, pairs: Pairs, request: StepRequest) -> list[Any]:
+    def _bundled(
+        self, kind: LeafKind, pairs: Pairs, step_input: StepInput
+    ) -> list[Any]:
         # Compilers specialize on the first sizes they see.
         pairs.sort(key=_largest_first)
-        signature = Signature.of(*pairs[0], kind, request)
+        signature = Signature.of(*pairs[0], kind, step_input)
         if kind.flat:
-            pairs = self._independent_of_shape(kind, signature, pairs, request)
+            pairs = self._independent_of_shape(kind, signature, pairs, step_input)
         bundles: list[Bundle] = []
         for start in range(0, len(pairs), kind.width):
             members = [member for member, _ in pairs[start : start + kind.width]]
-            bundle = self._bundle(members, pairs[start][1], kind, signature, request)
+            bundle = self._bundle(members, pairs[start][1], kind, signature, step_input)
             if isinstance(bundle, str):
                 for member in members:
                     self.reasons[member.name] = bundle
@@ -177,19 +179,19 @@ class CompiledEngine(Engine):
         return bundles
 
     def _independent_of_shape(
-        self, kind: LeafKind, signature: Signature, pairs: Pairs, request: StepRequest
+        self, kind: LeafKind, signature: Signature, pairs: Pairs, step_input: StepInput
     ) -> Pairs:
         """Refuse the leaves whose rules read their shape, and return the others."""
         if self._readers is None:
-            self._readers = shared_programs(_READERS, request.views[0].tx)
+            self._readers = shared_programs(_READERS, step_input.views[0].tx)
         kept: Pairs = []
         for member, leaf in pairs:
             is_special = bool(signature.layout.codes) or is_sharded(member.param)
             shape = leaf.shape if is_special else len(leaf.shape)
-            structure = request.structures[member.group]
+            structure = step_input.structures[member.group]
             key = structure, kind, shape, *signature.key()
             if key not in self._readers:
-                self._readers[key] = reads_shape(member, signature, request, leaf)
+                self._readers[key] = reads_shape(member, signature, step_input, leaf)
             if self._readers[key]:
                 self._refuse(leaf, READS_SHAPE)
             else:
@@ -213,7 +215,7 @@ class CompiledEngine(Engine):
             return tensors[0].numel() >= LARGE, *traits
         return False, *map(_traits_of, tensors)
 
-    def _supports(self, leaf: Leaf, request: StepRequest) -> bool:
+    def _supports(self, leaf: Leaf, step_input: StepInput) -> bool:
         # A 0-d slot cannot be distinguished from one shaped like the leaf.
         if leaf.key.ndim == 0:
             self._refuse(leaf, "it has no dimensions")
@@ -229,13 +231,13 @@ class CompiledEngine(Engine):
                 leaf, "a link is computed by owners, which requires list programs"
             )
             return False
-        stage = self._stage_without_program(leaf, request)
+        stage = self._stage_without_program(leaf, step_input)
         if stage is not None and stage not in self._logged:
             self._logged.add(stage)
             logger.warning(
                 "%s is not compiled: leaves that pass through it step eagerly", stage
             )
-        return super()._supports(leaf, request)
+        return super()._supports(leaf, step_input)
 
     def _bundle(
         self,
@@ -243,7 +245,7 @@ class CompiledEngine(Engine):
         leaf: Leaf,
         kind: LeafKind,
         signature: Signature,
-        request: StepRequest,
+        step_input: StepInput,
         splits: bool = True,
     ) -> Bundle | str:
         """Return a bundle with its program, or the reason why this engine does not run its leaves.
@@ -254,15 +256,15 @@ class CompiledEngine(Engine):
         row = row_of(first) if kind.flat else None
         window = _window(first, leaf, row) if row is not None and splits else None
         bundle = Bundle(members, signature, kind.flat, leaf.name, row, window)
-        bundle.create_arguments(self._flag, request.trees)
-        tensors, *others = bundle.arguments(request.trees)
-        programs = self._programs_like(first, kind, signature, request)
+        bundle.create_arguments(self._flag, step_input.trees)
+        tensors, *others = bundle.arguments(step_input.trees)
+        programs = self._programs_like(first, kind, signature, step_input)
         if id(programs) in self._unsuitable:
             return self._unsuitable[id(programs)]
         program = next((program for program in programs if program.fits(tensors)), None)
         if program is None:
-            view = request.views[first.group]
-            structure = request.structures[first.group]
+            view = step_input.views[first.group]
+            structure = step_input.structures[first.group]
             order = Order(
                 function=BundleFunction(signature, view.chain_of(structure)),
                 common=[tensor.to(bundle.device) for tensor in stand_ins(signature)],
@@ -277,30 +279,36 @@ class CompiledEngine(Engine):
             program = self._make_program(order, programs)
         if isinstance(program, str):
             return program
-        if others and not self._runs_in_windows(program, bundle, request):
-            return self._bundle(members, leaf, kind, signature, request, splits=False)
+        if others and not self._runs_in_windows(program, bundle, step_input):
+            return self._bundle(
+                members, leaf, kind, signature, step_input, splits=False
+            )
         bundle.compile_for(program)
         return bundle
 
     def _runs_in_windows(
-        self, program: BundleProgram, bundle: Bundle, request: StepRequest
+        self, program: BundleProgram, bundle: Bundle, step_input: StepInput
     ) -> bool:
         """Whether a program may process the windows of a bundle, whatever their length."""
-        whole = bundle.whole_arguments(request.trees)
-        *_, last = bundle.arguments(request.trees)
+        whole = bundle.whole_arguments(step_input.trees)
+        *_, last = bundle.arguments(step_input.trees)
         last = list(map(torch.empty_like, last))  # a storage offset never fits
         return program.runs_in_parts and program.fits(last) and program.fits(whole)
 
     def _programs_like(
-        self, member: Member, kind: LeafKind, signature: Signature, request: StepRequest
+        self,
+        member: Member,
+        kind: LeafKind,
+        signature: Signature,
+        step_input: StepInput,
     ) -> list[BundleProgram]:
         """Return the programs of this structure, one for each pattern of sizes."""
         if self._programs is None:
             options = repr(sorted(self._options.items()))
             self._programs = shared_programs(
-                _SHARED, request.views[0].tx, self._backend, options
+                _SHARED, step_input.views[0].tx, self._backend, options
             )
-        key = request.structures[member.group], kind, *signature.key()
+        key = step_input.structures[member.group], kind, *signature.key()
         return self._programs.setdefault(key, [])
 
     def _make_program(

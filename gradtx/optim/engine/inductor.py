@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from gradtx._messages import close
+from gradtx.base.messages import close
 from gradtx.optim.engine import torch_names
 
 

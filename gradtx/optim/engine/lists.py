@@ -1,4 +1,4 @@
-"""The engine that needs no compiler: it runs programs over lists of leaves, with `gradtx._lists`."""
+"""The engine that needs no compiler: it runs programs over lists of leaves, with `gradtx.programs`."""
 
 from __future__ import annotations
 
@@ -9,27 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradtx._execution import Leaf, LeafTerms, Operation
-from gradtx._lists.bundle import (
-    ListBundle,
-    ListPass,
-    differ_by_leaf,
-    entries_of_a_call,
-    passes_of_shards,
-)
-from gradtx._lists.cache import SharedPrograms
-from gradtx._lists.equal import may_be_number, slots_from_numbers
-from gradtx._lists.probes import probes, representatives
-from gradtx._lists.record import reason_of
-from gradtx._owners import has_regions
-from gradtx._passes import have_sums, passes_of
-from gradtx._runs import LateTerm
-from gradtx._sharding import is_sharded, local
-from gradtx._torch import copy_each_
-from gradtx.context import UnknownInProgramError
+from gradtx.base.dtensor import is_sharded, local
+from gradtx.base.torch_names import copy_each_
+from gradtx.distributed.owners import has_regions
+from gradtx.execution.context import UnknownInProgramError
+from gradtx.execution.execute import Leaf, LeafTerms, Operation
+from gradtx.execution.phases import have_sums, passes_of
+from gradtx.execution.runs import LateTerm
 from gradtx.optim._groups import GroupView
 from gradtx.optim._member import Member
-from gradtx.optim._request import StepRequest, Trees
+from gradtx.optim._step_input import StepInput, Trees
 from gradtx.optim.engine.alias import (
     alias,
     alias_or_copy,
@@ -55,6 +44,17 @@ from gradtx.optim.engine.recording import (
 from gradtx.optim.engine.signature import LeafKind, Signature
 from gradtx.optim.engine.trace import BundleFunction, EqualSlot
 from gradtx.optim.engine.windows import can_be_split, cut, is_positional, part_of
+from gradtx.programs.bundle import (
+    ListBundle,
+    ListPass,
+    differ_by_leaf,
+    entries_of_a_call,
+    passes_of_shards,
+)
+from gradtx.programs.cache import SharedPrograms
+from gradtx.programs.equal import may_be_number, slots_from_numbers
+from gradtx.programs.probes import probes, representatives
+from gradtx.programs.record import reason_of
 
 
 class MemberBundle(ListBundle):
@@ -304,21 +304,21 @@ class ListEngine(Engine):
         return "steps run leaf by leaf"
 
     def _has_program(
-        self, operation: Operation, leaf: Leaf, request: StepRequest
+        self, operation: Operation, leaf: Leaf, step_input: StepInput
     ) -> bool:
-        return operation.has_list_program(leaf, request.host_knows_scalars)
+        return operation.has_list_program(leaf, step_input.host_knows_scalars)
 
     def _is_still_valid(self, plan: Plan) -> bool:
         bundles: list[Any] = plan.bundles
         return all(bundle.slots_are_still_equal() for bundle in bundles)
 
     def _begin_bundle(
-        self, bundle: Any, numbers: list[Any], request: StepRequest
+        self, bundle: Any, numbers: list[Any], step_input: StepInput
     ) -> None:
-        bundle.begin(request.run, numbers, request.on_host)
-        bundle.read_from(request.trees, request.consumes)
+        bundle.begin(step_input.run, numbers, step_input.on_host)
+        bundle.read_from(step_input.trees, step_input.consumes)
         if bundle.signature.has_owners:
-            bundle.set_leaves(request.leaves_of(bundle.members))
+            bundle.set_leaves(step_input.leaves_of(bundle.members))
 
     # Planning.
 
@@ -331,30 +331,30 @@ class ListEngine(Engine):
         return tuple((tensor.dtype, tensor.device) for tensor in tensors)
 
     def _bundled(
-        self, kind: LeafKind, pairs: Pairs, request: StepRequest
+        self, kind: LeafKind, pairs: Pairs, step_input: StepInput
     ) -> list[MemberBundle]:
         member, leaf = pairs[0]
-        of_kind = Signature.of(member, leaf, kind, request)
+        of_kind = Signature.of(member, leaf, kind, step_input)
         signature = dataclasses.replace(
             of_kind, width=1, padded=False, has_owners=has_regions(leaf.program)
         )
-        equal = self._equal_slots(kind, signature, pairs, request)
+        equal = self._equal_slots(kind, signature, pairs, step_input)
         if not equal:
-            return self._bundles_of_signature(kind, signature, pairs, request)
+            return self._bundles_of_signature(kind, signature, pairs, step_input)
         bundles: list[MemberBundle] = []
         for equal_pairs in _grouped_by_values(pairs, equal):
             dtypes = {key: member.state[key].dtype for key in equal}
             with_numbers = dataclasses.replace(signature, equal=dtypes)
             bundles.extend(
-                self._bundles_of_signature(kind, with_numbers, equal_pairs, request)
+                self._bundles_of_signature(kind, with_numbers, equal_pairs, step_input)
             )
         return bundles
 
     def _equal_slots(
-        self, kind: LeafKind, signature: Signature, pairs: Pairs, request: StepRequest
+        self, kind: LeafKind, signature: Signature, pairs: Pairs, step_input: StepInput
     ) -> tuple[str, ...]:
         """Return the keys of 0-d slots that remain equal across the leaves of a program once they are equal."""
-        if not request.on_host or signature.has_owners:
+        if not step_input.on_host or signature.has_owners:
             return ()
         candidates: set[str] = set(signature.slots)
         for member, _ in pairs:
@@ -362,7 +362,7 @@ class ListEngine(Engine):
         if not candidates:
             return ()
         return self._slots_from_numbers(
-            kind, signature, pairs, request, frozenset(candidates)
+            kind, signature, pairs, step_input, frozenset(candidates)
         )
 
     def _slots_from_numbers(
@@ -370,19 +370,19 @@ class ListEngine(Engine):
         kind: LeafKind,
         signature: Signature,
         pairs: Pairs,
-        request: StepRequest,
+        step_input: StepInput,
         candidates: frozenset[str],
     ) -> tuple[str, ...]:
         """Return the candidates whose new values depend only on scalars and on each other."""
         member, _ = pairs[0]
-        programs = self._programs_of(request.views[member.group])
-        structure = request.structures[member.group]
+        programs = self._programs_of(step_input.views[member.group])
+        structure = step_input.structures[member.group]
         key = ("equal slots", structure, kind, candidates, *signature.key())
         if key not in programs:
             # All slots of a 0-d leaf may be 0-d.
             largest, leaf = max(pairs, key=_size)
-            tensors = arguments_of(largest, signature, request, leaf)
-            passes = recorded(signature, member, request, tensors)
+            tensors = arguments_of(largest, signature, step_input, leaf)
+            passes = recorded(signature, member, step_input, tensors)
             if not passes:
                 return ()
             indices = slots_from_numbers(passes[-1].recording)
@@ -392,7 +392,7 @@ class ListEngine(Engine):
         return programs[key]
 
     def _runs_in_parts(
-        self, kind: LeafKind, signature: Signature, pairs: Pairs, request: StepRequest
+        self, kind: LeafKind, signature: Signature, pairs: Pairs, step_input: StepInput
     ) -> bool:
         """Whether the program may process large leaves in parts."""
         large = [pair for pair in pairs if part_of(pair[0]) is not None]
@@ -401,13 +401,13 @@ class ListEngine(Engine):
         has_sums = any(each.waits or each.sums_late for each in leaf.program)
         if part is None or not (has_sums or is_coded):
             return True
-        programs = self._programs_of(request.views[member.group])
-        structure = request.structures[member.group]
+        programs = self._programs_of(step_input.views[member.group])
+        structure = step_input.structures[member.group]
         key = ("in parts", structure, kind, *signature.key())
         if key not in programs:
-            tensors = arguments_of(member, signature, request, leaf)
+            tensors = arguments_of(member, signature, step_input, leaf)
             of_leaf, of_part = (
-                recorded(signature, member, request, first_entries(tensors, entries))
+                recorded(signature, member, step_input, first_entries(tensors, entries))
                 for entries in (entries_of(member.param), part)
             )
             adds_up = all(each.parts_add_up() for each in of_leaf)
@@ -418,7 +418,7 @@ class ListEngine(Engine):
         return programs[key]
 
     def _bundles_of_signature(
-        self, kind: LeafKind, signature: Signature, pairs: Pairs, request: StepRequest
+        self, kind: LeafKind, signature: Signature, pairs: Pairs, step_input: StepInput
     ) -> list[MemberBundle]:
         """Return bundles of leaves of one signature; parts of leaves that need their positions have another one."""
         member, leaf = pairs[0]
@@ -426,10 +426,10 @@ class ListEngine(Engine):
             kind.flat
             and not signature.has_owners
             and can_be_split(member, leaf, signature.equal)
-            and self._runs_in_parts(kind, signature, pairs, request)
+            and self._runs_in_parts(kind, signature, pairs, step_input)
         )
         if not splits or not is_positional(leaf):
-            return self._bundles(kind, signature, pairs, request, splits)
+            return self._bundles(kind, signature, pairs, step_input, splits)
         whole: Pairs = []
         parts: Pairs = []
         for pair in pairs:
@@ -438,8 +438,8 @@ class ListEngine(Engine):
             (whole if is_whole else parts).append(pair)
         placed = dataclasses.replace(signature, placed=True)
         return [
-            *self._bundles(kind, signature, whole, request, False),
-            *self._bundles(kind, placed, parts, request, True),
+            *self._bundles(kind, signature, whole, step_input, False),
+            *self._bundles(kind, placed, parts, step_input, True),
         ]
 
     def _bundles(
@@ -447,30 +447,30 @@ class ListEngine(Engine):
         kind: LeafKind,
         signature: Signature,
         pairs: Pairs,
-        request: StepRequest,
+        step_input: StepInput,
         splits: bool,
     ) -> list[MemberBundle]:
         """Return bundles of leaves of one kind, each with its program."""
         if not pairs:
             return []
         member, _ = pairs[0]
-        structure = request.structures[member.group]
+        structure = step_input.structures[member.group]
         key = (structure, kind, *signature.key())
-        view = request.views[member.group]
+        view = step_input.views[member.group]
         function = BundleFunction(signature, view.chain_of(structure))
         members_of_program: dict[int, tuple[list[ListPass], list[Member]]] = {}
         self._programs_of(view)
         common = (
-            self._common_program(key, function, pairs, request, splits)
+            self._common_program(key, function, pairs, step_input, splits)
             if kind.flat and not signature.layout.codes
             else None
         )
         for member, leaf in pairs:
             program = common or self._program(
-                key, function, member, leaf, request, splits
+                key, function, member, leaf, step_input, splits
             )
             if program is not None and self._reads_shard(
-                key, function, member, leaf, request, kind.flat
+                key, function, member, leaf, step_input, kind.flat
             ):
                 program = self._refuse(leaf, READS_SHAPE)
             if program is not None:
@@ -491,20 +491,22 @@ class ListEngine(Engine):
         key: Any,
         function: BundleFunction,
         pairs: Pairs,
-        request: StepRequest,
+        step_input: StepInput,
         splits: bool,
     ) -> list[ListPass] | None:
         """Return the program of these elementwise leaves, if it is the same for all shapes."""
         pair_of_shape = {leaf.shape: (member, leaf) for member, leaf in pairs}
         if len(pair_of_shape) == 1:
-            return self._program(key, function, *pairs[0], request, splits)
+            return self._program(key, function, *pairs[0], step_input, splits)
         programs: list[Any] = []
         for shape in representatives(pair_of_shape):
             member, leaf = pair_of_shape[shape]
-            tensors = _arguments(member, function.signature, request, leaf, splits)
-            programs.append(self._program(key, function, member, leaf, request, splits))
+            tensors = _arguments(member, function.signature, step_input, leaf, splits)
+            programs.append(
+                self._program(key, function, member, leaf, step_input, splits)
+            )
             for probe in probes(tensors):
-                programs.append(self._program_for(key, function, probe, request))
+                programs.append(self._program_for(key, function, probe, step_input))
         first = programs[0]
         return first if all(program is first for program in programs) else None
 
@@ -514,17 +516,17 @@ class ListEngine(Engine):
         function: BundleFunction,
         member: Member,
         leaf: Leaf,
-        request: StepRequest,
+        step_input: StepInput,
         flat: bool,
     ) -> bool:
         """Whether an elementwise rule would read the shape of a shard instead of that of the whole leaf."""
         signature = function.signature
         if not flat or signature.layout.codes or not is_sharded(member.param):
             return False
-        tensors = arguments_of(member, signature, request, leaf)
+        tensors = arguments_of(member, signature, step_input, leaf)
         programs: list[Any] = []
         for example in (tensors, *probes(tensors)):
-            programs.append(self._program_for(key, function, example, request))
+            programs.append(self._program_for(key, function, example, step_input))
         return any(program is not programs[0] for program in programs)
 
     def _program(
@@ -533,12 +535,12 @@ class ListEngine(Engine):
         function: BundleFunction,
         member: Member,
         leaf: Leaf,
-        request: StepRequest,
+        step_input: StepInput,
         splits: bool,
     ) -> list[ListPass] | None:
         """Return the program of a leaf or of its parts; None if its operations cannot be recorded."""
-        tensors = _arguments(member, function.signature, request, leaf, splits)
-        program = self._program_for(key, function, tensors, request)
+        tensors = _arguments(member, function.signature, step_input, leaf, splits)
+        program = self._program_for(key, function, tensors, step_input)
         if isinstance(program, str):
             return self._refuse(leaf, program)
         if (
@@ -554,14 +556,14 @@ class ListEngine(Engine):
         key: Any,
         function: BundleFunction,
         tensors: list[Tensor],
-        request: StepRequest,
+        step_input: StepInput,
     ) -> list[ListPass] | str:
         """Return the program for arguments of these shapes, or the reason why it cannot be recorded."""
         assert self._programs is not None
         of_shapes = (key, tuple(tensor.shape for tensor in tensors))
         if of_shapes not in self._programs:
             self._programs[of_shapes] = self._new_program(
-                key, function, tensors, request.on_host
+                key, function, tensors, step_input.on_host
             )
         return self._programs[of_shapes]
 
@@ -611,10 +613,14 @@ def _size(pair: tuple[Member, Leaf]) -> tuple[bool, int]:
 
 
 def _arguments(
-    member: Member, signature: Signature, request: StepRequest, leaf: Leaf, splits: bool
+    member: Member,
+    signature: Signature,
+    step_input: StepInput,
+    leaf: Leaf,
+    splits: bool,
 ) -> list[Tensor]:
     """Return the arguments of a program for a leaf, or for its first part if its parts have other programs."""
-    tensors = arguments_of(member, signature, request, leaf)
+    tensors = arguments_of(member, signature, step_input, leaf)
     has_own_parts = signature.placed or signature.layout.codes
     part = part_of(member, signature.placed) if splits and has_own_parts else None
     if part is not None:

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 
-from gradtx._lists.bundle import numbers_for
-from gradtx._lists.code import ListFunction, list_function
-from gradtx._lists.record import Recording, add_constant
 from gradtx.optim.engine.hoist import Numbers
+from gradtx.programs.bundle import numbers_for
+from gradtx.programs.code import ListFunction, list_function
+from gradtx.programs.record import Recording, add_constant
 
 
 class KnownScalar(NamedTuple):

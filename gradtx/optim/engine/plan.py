@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from gradtx import _torch
-from gradtx._sharding import local
+from gradtx.base import torch_names as _torch
+from gradtx.base.dtensor import local
 from gradtx.optim._member import Member
-from gradtx.optim._request import StepRequest
+from gradtx.optim._step_input import StepInput
 from gradtx.optim.engine.bundle import Bundle
 from gradtx.optim.engine.signature import dtype_and_shape
 
@@ -71,7 +71,7 @@ class Plan:
         ]
 
     def matches(self, fingerprint: Any) -> bool:
-        """Whether the request is the same, and all parameters and slots have the same memory, sizes and strides."""
+        """Whether the step_input is the same, and all parameters and slots have the same memory, sizes and strides."""
         if fingerprint != self.fingerprint or not self._accepts_gradients():
             return False
         states = map(operator.attrgetter("state"), self._members)
@@ -104,7 +104,7 @@ def _never(*gradients: Any) -> bool:
     return False
 
 
-def fingerprint_of(request: StepRequest, members: list[Member]) -> tuple[Any, ...]:
+def fingerprint_of(step_input: StepInput, members: list[Member]) -> tuple[Any, ...]:
     """Return everything that a plan depends on, except gradients and the addresses of tensors.
 
     For counts, this is only which members have equal ones.
@@ -112,19 +112,19 @@ def fingerprint_of(request: StepRequest, members: list[Member]) -> tuple[Any, ..
     counts = [member.count for member in members]
     ranks = {count: rank for rank, count in enumerate(dict.fromkeys(counts))}
     trees: dict[str, Any] = {}
-    for name, tree in request.trees.items():
+    for name, tree in step_input.trees.items():
         trees[name] = {leaf: dtype_and_shape(value) for leaf, value in tree.items()}
     return (
         members,
         [member.group for member in members],
         [ranks[count] for count in counts],
         [member.layout for member in members],
-        request.structures,
-        {name: value.dtype for name, value in request.tensor_scalars().items()},
+        step_input.structures,
+        {name: value.dtype for name, value in step_input.tensor_scalars().items()},
         trees,
         torch.is_inference_mode_enabled(),
-        request.scaling is not None,
-        request.on_host,
+        step_input.scaling is not None,
+        step_input.on_host,
     )
 
 

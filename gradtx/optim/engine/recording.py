@@ -7,23 +7,23 @@ from typing import Any
 
 from torch import Tensor
 
-from gradtx._complex import as_real
-from gradtx._execution import Leaf
-from gradtx._lists.bundle import ListPass
-from gradtx._lists.probes import probes
-from gradtx._lists.terms import numbers_in
-from gradtx._passes import passes_of
-from gradtx._sharding import is_sharded, local
+from gradtx.base.complex_views import as_real
+from gradtx.base.dtensor import is_sharded, local
+from gradtx.execution.execute import Leaf
+from gradtx.execution.phases import passes_of
 from gradtx.optim._member import Member
-from gradtx.optim._request import StepRequest
+from gradtx.optim._step_input import StepInput
 from gradtx.optim.engine.base import stand_ins
 from gradtx.optim.engine.signature import Signature
 from gradtx.optim.engine.trace import BundleFunction
 from gradtx.optim.engine.windows import cut
+from gradtx.programs.bundle import ListPass
+from gradtx.programs.probes import probes
+from gradtx.programs.terms import numbers_in
 
 
 def arguments_of(
-    member: Member, signature: Signature, request: StepRequest, leaf: Leaf
+    member: Member, signature: Signature, step_input: StepInput, leaf: Leaf
 ) -> list[Tensor]:
     """Return the arguments of a leaf, of which only dtypes and shapes matter."""
     tensors: list[Any] = [
@@ -33,7 +33,7 @@ def arguments_of(
     ]
     tensors.extend(
         tree[leaf.name]
-        for tree in request.trees.values()
+        for tree in step_input.trees.values()
         if tree[leaf.name] is not None
     )
     return [as_real(local(tensor)) for tensor in tensors]
@@ -47,11 +47,11 @@ def first_entries(tensors: list[Tensor], count: int) -> list[Tensor]:
 
 
 def recorded(
-    signature: Signature, member: Member, request: StepRequest, tensors: list[Tensor]
+    signature: Signature, member: Member, step_input: StepInput, tensors: list[Tensor]
 ) -> list[ListPass]:
     """Record the program for these arguments; return an empty list if that is impossible."""
-    structure = request.structures[member.group]
-    make_chain = request.views[member.group].chain_of(structure)
+    structure = step_input.structures[member.group]
+    make_chain = step_input.views[member.group].chain_of(structure)
     function = BundleFunction(signature, make_chain)
     try:
         return passes_of(function, stand_ins(signature), tensors, ListPass)
@@ -67,14 +67,14 @@ def numbers_of(passes: list[ListPass]) -> list[Any]:
 
 
 def reads_shape(
-    member: Member, signature: Signature, request: StepRequest, leaf: Leaf
+    member: Member, signature: Signature, step_input: StepInput, leaf: Leaf
 ) -> bool:
     """Whether the program of an elementwise leaf depends on its shape beyond the number of entries.
 
     The program of a shard must not depend on that number either, since it is not that of the whole leaf.
     """
     one = dataclasses.replace(signature, width=1, padded=False)
-    tensors = arguments_of(member, one, request, leaf)
+    tensors = arguments_of(member, one, step_input, leaf)
     # The slots of coded leaves have several shapes, so there are no examples in other shapes.
     examples = [tensors] if signature.layout.codes else list(probes(tensors))
     compared: list[tuple[list[Tensor], list[Tensor]]] = []
@@ -83,7 +83,7 @@ def reads_shape(
     if is_sharded(member.param):
         compared.append((tensors, examples[-1]))
     for pair in compared:
-        one_way, other_way = (recorded(one, member, request, each) for each in pair)
+        one_way, other_way = (recorded(one, member, step_input, each) for each in pair)
         if numbers_of(one_way) != numbers_of(other_way):
             return True
     return False

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 
-from gradtx._lists.contract import following
+from gradtx.programs.contract import following
 
 
 def replicated(

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradtx._errors import Path
-from gradtx._execution import Leaf
+from gradtx.base.errors import Path
+from gradtx.execution.execute import Leaf
 from gradtx.optim._member import Layout, Member
-from gradtx.optim._request import StepRequest
+from gradtx.optim._step_input import StepInput
 
 
 @dataclass(frozen=True)
@@ -86,29 +86,29 @@ class Signature:
         member: Member,
         leaf: Leaf,
         kind: LeafKind,
-        request: StepRequest,
+        step_input: StepInput,
     ) -> Signature:
         """Return the signature of all leaves like this one."""
         layout = member.layout
         assert layout is not None
         shared: dict[tuple[Path, str], torch.dtype] = {}
         for path, names in layout.shared.items():
-            values = request.run.scalars(path)
+            values = step_input.run.scalars(path)
             for name in names:
                 shared[path, name] = values[name].dtype
         return cls(
             layout=layout,
             choices=member.choices,
-            numbers=len(request.numbers[member.group]),
+            numbers=len(step_input.numbers[member.group]),
             shared=shared,
             scalars={
-                name: value.dtype for name, value in request.tensor_scalars().items()
+                name: value.dtype for name, value in step_input.tensor_scalars().items()
             },
             by_leaf=kind.by_leaf,
             absent=tuple(name for name, value in leaf.extras.items() if value is None),
-            known_extras=request.run.known_extras,
+            known_extras=step_input.run.known_extras,
             width=kind.width,
-            scaled=request.scaling is not None,
+            scaled=step_input.scaling is not None,
         )
 
     @property

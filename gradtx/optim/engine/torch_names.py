@@ -17,7 +17,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from gradtx._torch import writes
+from gradtx.base.torch_names import writes
 
 logger = logging.getLogger("gradtx")
 

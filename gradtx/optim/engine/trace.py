@@ -17,22 +17,19 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from gradtx._errors import Path
-from gradtx._execution import Block, Leaf, Operation, execute
-from gradtx._lists.record import (
-    UnrecordableError,
-    as_written,
-    check_traced,
-    owned,
-    record_as_written,
+from gradtx.base.errors import Path
+from gradtx.distributed.owners import regions_of
+from gradtx.execution.context import Clock
+from gradtx.execution.execute import Block, Leaf, Operation, execute
+from gradtx.execution.phases import (
+    AwaitedSumError,
+    Names,
+    PassResult,
+    RunPass,
+    passes_of,
 )
-from gradtx._lists.terms import parts_add_up, reads_sizes, terms_of
-from gradtx._owners import regions_of
-from gradtx._passes import AwaitedSumError, Names, PassResult, RunPass, passes_of
-from gradtx._runs import LateTerm, Run, memory_of
-from gradtx.context import Clock
-from gradtx.core import GradientTransformation
-from gradtx.optim._scaling import Scaling, unscaling
+from gradtx.execution.runs import LateTerm, Run, memory_of
+from gradtx.optim._device_counts import Scaling, unscaling
 from gradtx.optim.engine import torch_names
 from gradtx.optim.engine.alias import resized
 from gradtx.optim.engine.compiler import Compiler
@@ -40,6 +37,15 @@ from gradtx.optim.engine.hoist import REPLACED, hoist, is_number, multiply, narr
 from gradtx.optim.engine.numbers import StepNumbers
 from gradtx.optim.engine.replicate import replicated
 from gradtx.optim.engine.signature import Signature
+from gradtx.programs.record import (
+    UnrecordableError,
+    as_written,
+    check_traced,
+    owned,
+    record_as_written,
+)
+from gradtx.programs.terms import parts_add_up, reads_sizes, terms_of
+from gradtx.transform import GradientTransformation
 
 MakeChain: TypeAlias = Callable[[list[Tensor]], GradientTransformation]
 
@@ -338,7 +344,7 @@ class TracedPass:
         names: The names of its outputs.
         operation: The operation that waits for the sums; None for the last pass.
         reads_only_memory: Whether the shapes of a leaf's tensors after its parameter do not matter, only their memory.
-        runs_in_parts: Whether it may process a leaf in parts; see `gradtx._lists.terms`.
+        runs_in_parts: Whether it may process a leaf in parts; see `gradtx.programs.terms`.
     """
 
     sums: list[Tensor]

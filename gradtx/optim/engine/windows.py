@@ -7,12 +7,12 @@ from collections.abc import Collection, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from gradtx._execution import Leaf
-from gradtx._lists.bundle import entries_of_a_call
-from gradtx._sharding import local
-from gradtx.codes import KEY
+from gradtx.base.dtensor import local
+from gradtx.execution.execute import Leaf
 from gradtx.optim._member import Member
 from gradtx.optim.engine.alias import entries_of
+from gradtx.programs.bundle import entries_of_a_call
+from gradtx.state.codes import KEY
 
 # Equal parts of a coded leaf may be this many times smaller than a call's lists.
 SMALLEST_PARTS = 64

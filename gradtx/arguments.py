@@ -1,0 +1,527 @@
+"""Factory arguments: their kinds, their ranges, and the validation of calls."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import numbers
+import sys
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeGuard
+
+import torch
+from torch import Tensor
+
+from gradtx.base.exact import Schedule
+from gradtx.base.inputs import are_parameters
+from gradtx.base.messages import describe, nearest, schedule_remedy, shortly
+
+__all__ = ["is_off"]
+
+
+ROUNDING = 1e-12  # torch's schedulers produce rates such as -1e-20 where 0 is meant
+
+
+class Range:
+    """An interval such as `[0, 1)`, and the value that means 'off' (see `is_off`)."""
+
+    def __init__(self, text: str, off: float = 0.0):
+        low, high = text[1:-1].split(",")
+        self.text, self.off = text, off
+        self._low, self._high = float(low), float(high)
+        self._open_low, self._open_high = text[0] == "(", text[-1] == ")"
+
+    def nearest(self, x: float) -> float:
+        """Return the nearest number in the interval if `x` is outside by no more than `ROUNDING`, else `x`."""
+        if (
+            math.isfinite(self._low)
+            and not self._open_low
+            and self._low - ROUNDING <= x < self._low
+        ):
+            return self._low
+        if (
+            math.isfinite(self._high)
+            and not self._open_high
+            and self._high < x <= self._high + ROUNDING
+        ):
+            return self._high
+        return x
+
+    def __contains__(self, x: float) -> bool:
+        above = x > self._low if self._open_low else x >= self._low
+        below = x < self._high if self._open_high else x <= self._high
+        return above and below  # a NaN is in no interval
+
+
+# Default ranges by argument name, since users know these names. A decorator's `ranges=` overrides them.
+RANGES = {
+    "betas": Range("[0, 1)"),
+    "eps": Range("[0, inf)"),
+    "lr": Range("[0, inf)"),
+    "momentum": Range("[0, inf)"),
+    "weight_decay": Range("[0, inf)"),
+}
+_NO_RANGE = Range("(-inf, inf)")
+
+
+# Options of other libraries that have another name here.
+OTHER_WORDS = {
+    **dict.fromkeys(("learning_rate", "step_size"), "lr"),
+    **dict.fromkeys(("b1", "b2", "beta1", "beta2"), "betas"),
+    "weight_decouple": "decoupled_weight_decay",
+    "history_size": "history",
+}
+# Those that have another form here, such as a link, and the hint for each.
+_OTHER_OPTIONS = {
+    **dict.fromkeys(
+        ("max_iter", "max_eval"),
+        "pass the number of iterations to the step: optimizer.step(closure, max_iter=20)",
+    ),
+    **dict.fromkeys(
+        ("tolerance_grad", "tolerance_change"),
+        "steps do not stop on their own: end the loop instead",
+    ),
+    "line_search_fn": 'use line_search(lbfgs(), conditions="strong_wolfe")',
+    "weight_decouple": "this optimizer has only one form of weight decay; omit it",
+    "fixed_decay": "add add_decayed_weights(weight_decay, fixed=True) after the optimizer",
+    "cautious": "add scale_by_caution(0.0) after the link that computes the direction",
+    "kahan_sum": "add gradtx.compensate_rounding() as the last link",
+    "use_gc": "add gradtx.centralize() before the optimizer",
+    "use_lookahead": "add gradtx.lookahead() after the optimizer",
+    "use_orthograd": "add gradtx.orthogonalize_against_params() before the optimizer",
+}
+
+
+class UnfitError(ValueError):
+    """Raised by a rule's `init` for an unsuitable leaf; the library prefixes the names of the rule and the leaf."""
+
+
+def is_off(value: Any, off: float = 0.0) -> bool:
+    """Whether `value` is a plain number equal to `off`: the only float value that may determine structure.
+
+    Tensors and schedules are never off, so that a value under `vmap`, `grad` or a scheduler uses the
+    general formula.
+    """
+    return isinstance(value, float) and value == off
+
+
+_SCALAR = {float, Tensor, Schedule}
+_PLAIN_KINDS = {int: "int", bool: "bool", str: "str"}
+_HYPERPARAMETERS = ("scalar", "betas", "named floats", "int", "bool", "str")
+
+
+def _members(hint: Any) -> set[Any]:
+    """Return the members of a union, or the annotation itself."""
+    return set(typing.get_args(hint)) if isinstance(hint, types.UnionType) else {hint}
+
+
+def _kind(members: set[Any]) -> str:
+    """Return the kind of an annotation, given its union members other than None."""
+    if members <= _SCALAR and float in members:
+        return "scalar"
+    if {str, tuple[float, float, float]} < members:
+        return "named floats"
+    if len(members) != 1:
+        return "structure"
+    (hint,) = members
+    if typing.get_origin(hint) is tuple:
+        return _kind_of_tuple(typing.get_args(hint))
+    return _PLAIN_KINDS.get(hint, "structure")
+
+
+def _kind_of_tuple(entries: tuple[Any, ...]) -> str:
+    for entry in entries:
+        if entry is not Ellipsis and _members(entry) - {type(None)} != _SCALAR:
+            return "structure"
+    return "betas" if entries else "structure"
+
+
+class Argument:
+    """One parameter of a factory: the values it accepts, and their conversion to the value that the body receives."""
+
+    def __init__(
+        self,
+        owner: str,
+        parameter: inspect.Parameter,
+        hint: Any,
+        ranges: Range | tuple[Range, ...],
+        static: bool,
+        any_length: bool,
+        remedy: str = "",
+    ):
+        self.owner = owner
+        self.name = parameter.name
+        self.default: Any = parameter.default
+        self.required = parameter.default is parameter.empty
+        self.keyword_only = parameter.kind is parameter.KEYWORD_ONLY
+        self.any_length = any_length
+        self.entry_ranges = ranges if isinstance(ranges, tuple) else None
+        self.range = ranges[0] if isinstance(ranges, tuple) else ranges
+        self._remedy = remedy
+        members = _members(hint)
+        self.optional = type(None) in members
+        self.kind = _kind(members - {type(None)})
+        entries = typing.get_args(hint) if self.kind == "betas" else ()
+        self._entries = [_members(entry) for entry in entries]
+        self.is_hyperparameter = not static and self.kind in _HYPERPARAMETERS
+        if not self.required:
+            self.default = self.check(parameter.default)
+
+    def check(self, value: Any) -> Any:
+        """Convert `value` to the argument's kind, or raise a TypeError or ValueError that names the argument."""
+        if value is None and self.optional:
+            return None
+        if self.kind == "scalar":
+            return self._scalar(value, self.name, self.range)
+        if self.kind == "betas":
+            return self._betas(value)
+        if self.kind == "named floats":
+            return self._named_floats(value)
+        if self.kind == "int":
+            return self._int(value)
+        if self.kind == "bool":
+            return self._instance(value, bool)
+        if self.kind == "str":
+            return self._instance(value, str)
+        return value
+
+    def check_written(self, value: Any) -> Any:
+        """Check a value that torch or its schedulers may have written.
+
+        Unlike `check`, this corrects rounding errors, and accepts one-entry tensors of any shape as numbers.
+        """
+        if isinstance(value, tuple | list) and self.kind == "betas":
+            ranges = self.entry_ranges or (self.range,) * len(value)
+            value = tuple(
+                _as_number(item, interval)
+                for item, interval in zip(value, ranges, strict=False)
+            )
+        elif self.kind == "scalar":
+            value = _as_number(value, self.range)
+        return self.check(value)
+
+    def _in_range(self, value: Any, name: str, interval: Range) -> Any:
+        if value not in interval:
+            raise ValueError(
+                f"{self.owner}: {name} must be in {interval.text}, got {value!r}{self._remedy}"
+            )
+        return value
+
+    def _instance(self, value: Any, kind: type) -> Any:
+        if not isinstance(value, kind):
+            raise TypeError(
+                f"{self.owner}: {self.name} must be a {self.kind}, got {describe(value)}"
+            )
+        return value
+
+    def _int(self, value: Any) -> int:
+        # A bool is an int in Python, but a user who writes `every=True` means something else.
+        if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+            raise TypeError(
+                f"{self.owner}: {self.name} must be an int, got {describe(value)}"
+            )
+        return self._in_range(int(value), self.name, self.range)
+
+    def _betas(self, value: Any) -> tuple[Any, ...]:
+        """Check a tuple of numbers, each of which may be a tensor or a schedule."""
+        if not isinstance(value, tuple | list):
+            raise TypeError(
+                f"{self.owner}: {self.name} must be a tuple of numbers, got {describe(value)}"
+            )
+        if (
+            not self.any_length
+            and isinstance(self.default, tuple | list)
+            and len(value) != len(self.default)
+        ):
+            raise ValueError(
+                f"{self.owner}: {self.name} must have {len(self.default)} entries, got {len(value)}"
+            )
+        if not value:
+            raise ValueError(f"{self.owner}: {self.name} must have at least one entry")
+        ranges = self.entry_ranges or (self.range,) * len(value)
+        entries: list[Any] = []
+        for i, (entry, interval) in enumerate(zip(value, ranges, strict=True)):
+            entries.append(self._entry(i, entry, interval))
+        return tuple(entries)
+
+    def _entry(self, i: int, value: Any, interval: Range) -> Any:
+        """Check an entry of a tuple; None is valid where the annotation is `tuple[Scalar | None, ...]`."""
+        last = len(self._entries) - 1
+        if value is None and type(None) in self._entries[min(i, last)]:
+            return None
+        return self._scalar(value, f"{self.name}[{i}]", interval)
+
+    def _named_floats(self, value: Any) -> Any:
+        """Check a name, three plain numbers, or a tuple of such triples."""
+        if isinstance(value, str):
+            return value
+        items = value if isinstance(value, tuple | list) else ()
+        if items and all(isinstance(item, tuple | list) for item in items):
+            return tuple(self._triple(item, value) for item in items)
+        return self._triple(value, value)
+
+    def _triple(self, item: Any, value: Any) -> tuple[float, ...]:
+        """Check three plain numbers; `value` is the whole argument, for the error message."""
+        if not _is_plain(item) or len(item) != 3:
+            raise TypeError(
+                f"{self.owner}: {self.name} must be 3 plain numbers, got {describe(value)}; "
+                "a tuple of such triples or a name is also accepted"
+            )
+        return tuple(map(float, item))
+
+    def _scalar(self, value: Any, name: str, interval: Range) -> Any:
+        if isinstance(value, Schedule):
+            return value
+        if isinstance(value, Tensor) and not (
+            value.is_complex() or value.dtype == torch.bool
+        ):
+            return self._zero_dimensional(value, name)
+        if isinstance(value, bool) or not isinstance(value, numbers.Real):
+            raise TypeError(
+                f"{self.owner}: {name} must be a number, a 0-d tensor or a gradtx.Schedule, "
+                f"got {describe(value)}{schedule_remedy(value)}"
+            )
+        return self._in_range(float(value), name, interval)
+
+    def _zero_dimensional(self, value: Tensor, name: str) -> Tensor:
+        if value.ndim:
+            raise ValueError(
+                f"{self.owner}: {name} must be 0-d, got a tensor of shape {tuple(value.shape)}; "
+                "use torch.vmap to run one member per value"
+            )
+        return value
+
+
+def _as_number(value: Any, interval: Range) -> Any:
+    if isinstance(value, Tensor):
+        return value.reshape(()) if value.numel() == 1 else value
+    return interval.nearest(value) if isinstance(value, float) else value
+
+
+def _is_plain(value: Any) -> TypeGuard[tuple[Any, ...] | list[Any]]:
+    """Whether a value is a sequence of plain numbers."""
+    return isinstance(value, tuple | list) and all(
+        isinstance(entry, numbers.Real) for entry in value
+    )
+
+
+def keyword_parameter(name: str, default: Any, annotation: str) -> inspect.Parameter:
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation
+    )
+
+
+# By module and text: the same few annotations recur in many signatures.
+_KNOWN_HINTS: dict[tuple[str, str], Any] = {}
+
+
+def is_users(function: Callable[..., Any]) -> bool:
+    """Whether a factory was written by a user, not by this package."""
+    return (function.__module__ or "").partition(".")[0] != __package__
+
+
+def _hints_of(function: Callable[..., Any]) -> dict[str, Any]:
+    """Return a function's evaluated annotations, cached for this package, since importing it evaluates 1,600."""
+    module = sys.modules.get(function.__module__ or "")
+    names = getattr(function, "__globals__", None)
+    # A doctest has its own globals.
+    if is_users(function) or module is None or names is not vars(module):
+        return typing.get_type_hints(function)
+    hints: dict[str, Any] = {}
+    for name, annotation in function.__annotations__.items():
+        if name == "return":
+            continue
+        if not isinstance(annotation, str):
+            hints[name] = annotation
+            continue
+        key = (function.__module__, annotation)
+        if key not in _KNOWN_HINTS:
+            _KNOWN_HINTS[key] = eval(annotation, names)
+        hints[name] = _KNOWN_HINTS[key]
+    return hints
+
+
+def _check_annotations(
+    name: str, parameters: Iterable[inspect.Parameter], hints: Mapping[str, Any]
+) -> None:
+    """Raise an error for a parameter of a factory without an annotation."""
+    parameters = list(parameters)
+    required = [p for p in parameters if p.default is p.empty]
+    if len(required) == 4 and not hints:
+        raise TypeError(
+            f"{name}: this function is an update, but the decorator needs a factory that returns one: "
+            f"def {name}(): ...; return update"
+        )
+    for parameter in parameters:
+        if parameter.name not in hints:
+            raise TypeError(
+                f"{name}: annotate {parameter.name!r}: gradtx.Scalar or gradtx.Betas for numbers, "
+                "gradtx.GradientTransformation for inner transformations"
+            )
+
+
+def _remedy(key: str, ranges: Mapping[str, Any]) -> str:
+    """Say how a user changes the range that a parameter has only because of its name; "" if it has no such range."""
+    if key in ranges or key not in RANGES:
+        return ""
+    return (
+        f"; for another range pass ranges={{{key!r}: '(-inf, inf)'}} to the decorator"
+    )
+
+
+def _added_to_alias(signature: inspect.Signature) -> dict[inspect.Parameter, Any]:
+    """Return the parameters that an alias has in addition to its function's, with their types."""
+    added: dict[inspect.Parameter, Any] = {
+        keyword_parameter("maximize", False, "bool"): bool
+    }
+    if "weight_decay" in signature.parameters:
+        # A selector, which the decorator checks.
+        added[keyword_parameter("mask", None, "Where | None")] = object
+    return added
+
+
+class Arguments:
+    """The signature of a factory, which binds calls to checked values."""
+
+    def __init__(
+        self,
+        name: str,
+        function: Callable[..., Any],
+        ranges: Mapping[str, Range | tuple[Range, ...]],
+        static: Iterable[str],
+        is_alias: bool,
+        any_length: Iterable[str] = (),
+    ):
+        hints = _hints_of(function)
+        signature = inspect.signature(function)
+        parameters = list(signature.parameters.values())
+        _check_annotations(name, parameters, hints)
+        self.name = name
+        # The class in `gradtx.optim`, for errors.
+        self.class_name: str | None = None
+        added = _added_to_alias(signature) if is_alias else {}
+        # Arguments that the body does not receive.
+        self.added = tuple(parameter.name for parameter in added)
+        for parameter, hint in added.items():
+            parameters.append(parameter)
+            hints[parameter.name] = hint
+        users = is_users(function)
+        arguments: list[Argument] = []
+        for parameter in parameters:
+            key = parameter.name
+            remedy = _remedy(key, ranges) if users else ""
+            interval = ranges.get(key, RANGES.get(key, _NO_RANGE))
+            argument = Argument(
+                name,
+                parameter,
+                hints[key],
+                interval,
+                key in static,
+                key in any_length,
+                remedy,
+            )
+            arguments.append(argument)
+        self.all = tuple(arguments)
+        self.by_name = {argument.name: argument for argument in self.all}
+        self._positional = [
+            argument for argument in self.all if not argument.keyword_only
+        ]
+        first = self._positional[0].kind if self._positional else ""
+        self._never_starts_with_parameters = is_alias or first != "structure"
+        self._only_plain = all(
+            argument.kind != "structure" for argument in self._positional
+        )
+        if "state_dtype" not in hints:
+            parameters.append(
+                keyword_parameter("state_dtype", None, "StateDtype | None")
+            )
+        self.signature = signature.replace(parameters=parameters)
+
+    def bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """Return every argument's checked value by name, including defaults, in plain loops that dynamo can trace."""
+        values = self._values_by_name(args, kwargs)
+        bound: dict[str, Any] = {}
+        for argument in self.all:
+            if argument.name in values:
+                bound[argument.name] = argument.check(values[argument.name])
+            elif argument.required:
+                raise TypeError(f"{self.name}: missing argument {argument.name!r}")
+            else:
+                bound[argument.name] = argument.default
+        return bound
+
+    def _values_by_name(
+        self, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """Return the unchecked values of a call by name."""
+        self._check_values(args)
+        if args and self._never_starts_with_parameters and are_parameters(args[0]):
+            raise TypeError(
+                f"{self.name}: takes hyperparameters, got {shortly(args[0])}; {self._use_with_parameters()}"
+            )
+        if len(args) > len(self._positional):
+            raise TypeError(
+                f"{self.name}: takes at most {len(self._positional)} positional arguments, got {len(args)}"
+            )
+        values: dict[str, Any] = {}
+        for argument, value in zip(self._positional, args, strict=False):
+            values[argument.name] = value
+        for key, value in kwargs.items():
+            if key not in self.by_name:
+                raise TypeError(
+                    f"{self.name}: unknown argument {key!r}; {self._suggestion(key)}"
+                )
+            if key in values:
+                raise TypeError(f"{self.name}: got two values for {key!r}")
+            values[key] = value
+        return values
+
+    def _check_values(self, args: Iterable[Any]) -> None:
+        """Reject transformations if all parameters are plain values: links are chained, not nested.
+
+        Raises:
+            TypeError: If an argument is a transformation.
+        """
+        if not self._only_plain:
+            return
+        for value in args:
+            # Numbers first: dynamo cannot call hasattr on a float that it treats as dynamic.
+            if isinstance(value, int | float):
+                continue
+            if hasattr(value, "init") and hasattr(value, "update"):
+                both = f"chain({describe(value)}, {self.name}(...))"
+                raise TypeError(
+                    f"{self.name}: accepts numbers, not a transformation; to combine the two, write {both}"
+                )
+
+    def _use_with_parameters(self) -> str:
+        """Say how to make an optimizer."""
+        wrapped = f"gradtx.as_optimizer({self.name}(...), params)"
+        if self.class_name is None:
+            return f"use {wrapped}"
+        return f"use gradtx.optim.{self.class_name}(params, ...), or {wrapped}"
+
+    def _suggestion(self, key: str) -> str:
+        """Suggest the intended argument, including for a name from another library."""
+        if key in ("params", "model", "parameters"):
+            return self._use_with_parameters()
+        if OTHER_WORDS.get(key) in self.by_name:
+            return f"did you mean {OTHER_WORDS[key]!r}?"
+        if key in _OTHER_OPTIONS:
+            return _OTHER_OPTIONS[key]
+        return nearest(key, self.by_name)
+
+
+def varies(value: Any) -> bool:
+    """Whether the value that a body receives may change between steps: a tensor (written in place) or a schedule."""
+    if isinstance(value, tuple):
+        return any(varies(item) for item in value)
+    return isinstance(value, Tensor | Schedule)
+
+
+def tensors_in(value: Any) -> list[Tensor]:
+    """Return the tensors in an argument's value."""
+    items = value if isinstance(value, tuple) else (value,)
+    return [item for item in items if isinstance(item, Tensor)]

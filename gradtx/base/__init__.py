@@ -1,0 +1,1 @@
+"""What every other room uses: trees, exact numbers, errors, torch's private names."""

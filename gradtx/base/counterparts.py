@@ -1,0 +1,43 @@
+"""The names of other libraries that people type most, and what to use here; docs/optax-names.md has the rest."""
+
+from __future__ import annotations
+
+_WARM_UP = "use gradtx.warmup_cosine_schedule(...) as lr, or as_lr_scheduler(optimizer, schedule)"
+
+COUNTERPARTS = {
+    "MultiSteps": "use accumulate(tx, every=...)",
+    "multi_transform": "use partition({label: tx, ...}, labels)",
+    "inject_hyperparams": "pass a schedule, such as adam(cosine_schedule(lr, 10))",
+    "apply_if_finite": "use skip_nonfinite(tx)",
+    "adaptive_grad_clip": "use clip_adaptive(...)",
+    "named_chain": "use chain(...)",
+    "scale_by_schedule": "use scale(schedule)",
+    "set_to_zero": "use scale(0.0)",
+    "global_norm": "use torch.nn.utils.get_total_norm",
+    "incremental_update": "use average(...)",
+    "warmup_cosine_decay_schedule": "use warmup_cosine_schedule(...)",
+    "cosine_decay_schedule": "use warmup_cosine_schedule(...) or cosine_schedule(...)",
+    "exponential_decay": "use exponential_schedule(...)",
+    "piecewise_constant_schedule": "use multistep_schedule(...)",
+    "tree_utils": "index the state, a dict: state[stage][slot][leaf]",
+    "FusedAdam": "use gradtx.optim.AdamW(params, compile=True)",
+    "SparseAdam": "use gradtx.optim.Adam with dense gradients: omit sparse=True in nn.Embedding",
+    "AdamWScheduleFree": "use gradtx.optim.ScheduleFreeAdamW",
+    "MuonClip": "use gradtx.chain(gradtx.muon(...), gradtx.qk_clip(...)), and pass max_logits to each step",
+    "AdamW8bit": 'pass state_dtype="int8" to any optimizer',
+    "ZeroRedundancyOptimizer": "use torch.distributed.optim.ZeroRedundancyOptimizer",
+    "AveragedModel": "add gradtx.average(...), or use torch.optim.swa_utils.AveragedModel",
+    "create_optimizer_v2": "use gradtx.create_optimizer(model, name)",
+    "get_cosine_schedule_with_warmup": _WARM_UP,
+}
+
+
+def plain(name: str) -> str:
+    """Return a name in lowercase, without dashes and underscores."""
+    return name.replace("-", "").replace("_", "").lower()
+
+
+def counterpart(name: str) -> str | None:
+    """Return the replacement for a name in another library, or None if it is unknown."""
+    found = {plain(known): use for known, use in COUNTERPARTS.items()}
+    return found.get(plain(name))

@@ -1,0 +1,185 @@
+"""Sharded tensors (DTensor), detected by their attributes, since most programs never import the class."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
+
+import torch
+from torch import Tensor
+
+from gradtx.base.exact import exact_dtype
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+    from torch.distributed.tensor import DTensor
+    from torch.distributed.tensor.placement_types import Placement
+
+Placements: TypeAlias = "tuple[Placement, ...]"
+
+
+def is_sharded(tensor: Any) -> TypeGuard[DTensor]:
+    return type(tensor) is not Tensor and hasattr(tensor, "placements")
+
+
+def local(tensor: Any) -> Tensor:
+    """Return this process's local shard."""
+    return tensor.to_local() if is_sharded(tensor) else tensor
+
+
+def full_tensor(tensor: Any) -> Tensor:
+    """Return the full tensor as a plain tensor."""
+    if not is_sharded(tensor):
+        return tensor
+    dtype = tensor.dtype
+    if not (dtype.is_floating_point and dtype.itemsize == 1):
+        return tensor.full_tensor()
+    # As bytes, because some back ends cannot send eight-bit floats.
+    as_bytes = from_local_like(local(tensor).view(torch.uint8), tensor)
+    return as_bytes.full_tensor().view(dtype)
+
+
+def from_local_like(part: Tensor, like: Any) -> Any:
+    """Rebuild a DTensor laid out like `like` from this process's local shard."""
+    if not is_sharded(like):
+        return part
+    return dtensor_of(
+        part, like.device_mesh, like.placements, like.shape, like.stride()
+    )
+
+
+def dtensor_of(
+    part: Tensor,
+    mesh: DeviceMesh,
+    placements: Placements,
+    shape: torch.Size | None = None,
+    stride: tuple[int, ...] | None = None,
+) -> DTensor:
+    """Build a DTensor from a local shard, without communication. Without a shape, all shards have equal shapes."""
+    from torch.distributed.tensor import DTensor
+
+    dtensor: Any = DTensor  # its methods have no types
+    return dtensor.from_local(
+        part, mesh, placements, run_check=False, shape=shape, stride=stride
+    )
+
+
+def gathered(tensor: Any, like: Any) -> Any:
+    """Return the tensor replicated on every rank of the mesh of `like`."""
+    if is_sharded(tensor):
+        return tensor.redistribute(placements=on_every_rank(tensor.device_mesh))
+    if not is_sharded(like):
+        return tensor
+    return dtensor_of(tensor, like.device_mesh, on_every_rank(like.device_mesh))
+
+
+def on_every_rank(mesh: DeviceMesh) -> Placements:
+    """Return the placements of a fully replicated tensor."""
+    return (replicated(),) * mesh.ndim
+
+
+def replicated() -> Placement:
+    from torch.distributed.tensor import Replicate
+
+    return Replicate()
+
+
+def placed_as(tensor: Any, like: Any) -> Any:
+    """Redistribute a tensor like `like`. Operations may return other placements, including partial sums."""
+    if not is_sharded(like):
+        return full_tensor(tensor)
+    sharded = tensor if is_sharded(tensor) else gathered(tensor, like)
+    if sharded.placements == like.placements:
+        return sharded
+    return sharded.redistribute(placements=like.placements)
+
+
+def gradient_like(gradient: Any, param: Any) -> Any:
+    """Return a gradient with the placements of its parameter.
+
+    Autograd leaves pending sums, such as those of a norm's weight under sequence parallelism, and other placements.
+    """
+    if not (is_sharded(gradient) and is_sharded(param)):
+        return gradient
+    return placed_as(gradient, param)
+
+
+def completed(tensor: Any) -> Any:
+    """Return a tensor without pending sums over ranks."""
+    if not is_sharded(tensor):
+        return tensor
+    placements = without_pending_sums(tensor.placements)
+    if placements == tensor.placements:
+        return tensor
+    return tensor.redistribute(placements=placements)
+
+
+def without_pending_sums(placements: Placements) -> Placements:
+    """Return the placements with pending sums replaced by their results on every rank."""
+    return tuple(
+        replicated() if placement.is_partial() else placement
+        for placement in placements
+    )
+
+
+def total_of(terms: list[Any]) -> Tensor:
+    """Return the sum of 0-d tensors as a plain tensor."""
+    single = len(terms) == 1 and not is_sharded(terms[0])
+    return terms[0] if single else stacked(terms).sum()
+
+
+def stacked(numbers: list[Any]) -> Tensor:
+    """Stack 0-d tensors into one plain vector, with one collective for all tensors with the same placements."""
+    places_of: dict[Any, list[int]] = {}
+    for place, number in enumerate(numbers):
+        division = (
+            (number.device_mesh, number.placements) if is_sharded(number) else None
+        )
+        places_of.setdefault(division, []).append(place)
+    if list(places_of) == [None]:
+        return torch.stack(numbers)
+    vectors: list[Tensor] = []
+    order: list[int] = []
+    for places in places_of.values():
+        vectors.append(
+            _stack_with_same_placements([numbers[place] for place in places])
+        )
+        order.extend(places)
+    position_of_place = sorted(range(len(order)), key=order.__getitem__)
+    return torch.cat(vectors)[position_of_place]
+
+
+def _stack_with_same_placements(numbers: list[Tensor]) -> Tensor:
+    """Stack 0-d tensors that have the same placements."""
+    vector = torch.stack([local(number) for number in numbers])
+    like = numbers[0]
+    if not is_sharded(like):
+        return vector
+    return full_tensor(dtensor_of(vector, like.device_mesh, like.placements))
+
+
+def joined(part: Tensor, like: Any, shape: Sequence[int]) -> Any:
+    """Build a tensor of a given shape from its local shard, with the placements of `like`."""
+    return (
+        from_local_shard(part, like, shape, like.placements)
+        if is_sharded(like)
+        else part
+    )
+
+
+def from_local_shard(
+    part: Tensor, like: Any, shape: Sequence[int], placements: Placements
+) -> Any:
+    """Build a tensor with a shape and placements on the mesh of `like` from its local shard."""
+    if not shape:
+        return part
+    stride = torch.empty(tuple(shape), device="meta").stride()
+    return dtensor_of(part, like.device_mesh, placements, torch.Size(shape), stride)
+
+
+def total(terms: Mapping[str, Tensor]) -> Tensor:
+    """Sum all entries of a tree: within each leaf, then over leaves in name order, in float64."""
+    sums = [terms[name].sum() for name in sorted(terms)]
+    device = sums[0].device
+    dtype = exact_dtype(sums[0])
+    return stacked([term.to(device, dtype) for term in sums]).sum()

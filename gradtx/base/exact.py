@@ -1,0 +1,116 @@
+"""Hyperparameters: schedules, and exact numbers, 0-d float64 tensors created without reading a value on the host."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from gradtx.base.messages import describe
+
+__all__ = ["Betas", "Scalar", "Schedule"]
+
+
+class Schedule:
+    """A hyperparameter that changes with the step: a pure function of the number of finished updates.
+
+    The first update uses `schedule(0)`, as with torch's schedulers.
+
+    Args:
+        function: Maps a step, a Python int or a 0-d tensor, to a number or a 0-d tensor. It must be defined for every
+            step >= 0 and must not read the tensor on the host (use `torch.where`, not `if`). Chains pass a whole
+            number in float64, so that arithmetic with Python floats stays exact.
+
+    Raises:
+        TypeError: If `function` is not callable.
+
+    Example:
+        >>> halve = Schedule(lambda step: 0.1 * 0.5**step)
+        >>> halve(0), halve(2)
+        (0.1, 0.025)
+    """
+
+    def __init__(self, function: Callable[[Any], Any]):
+        if not callable(function):
+            raise TypeError(f"Schedule: needs a function of the step, got {function!r}")
+        self._function = function
+
+    def __call__(self, step: Any) -> Any:
+        return self._function(step)
+
+    def __repr__(self) -> str:
+        return f"Schedule({describe(self._function)})"
+
+    if TYPE_CHECKING:  # factory bodies receive the schedule's value and compute with it
+
+        def _operator(self, other: Any) -> Any: ...
+        def __neg__(self) -> Any: ...
+
+        __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = _operator
+        __truediv__ = __rtruediv__ = __pow__ = __rpow__ = _operator
+
+
+Scalar: TypeAlias = float | Tensor | Schedule
+Betas: TypeAlias = tuple[Scalar, ...]
+
+
+def exact(value: Any, device: torch.device) -> Tensor:
+    """Convert a number or 0-d tensor to float64, which `torch.as_tensor` would not do for a Python float.
+
+    The value is filled in on the device, even from a 0-d tensor on the host: a transfer would wait for the device's
+    queue. A symbolic size stays symbolic, so that one traced program serves all sizes.
+    """
+    if not isinstance(value, Tensor):
+        return torch.full((), value, dtype=exact_dtype(device), device=device)
+    if value.device.type == "cpu" and device.type != "cpu" and value.ndim == 0:
+        return torch.zeros((), dtype=exact_dtype(device), device=device) + value
+    if value.is_meta:  # has no value to copy, for example where `memory` plans a run
+        device = value.device
+    return value.to(device, exact_dtype(device))
+
+
+def exact_dtype(like: Any) -> torch.dtype:
+    """Return float64, or float32 on a device without float64."""
+    device = like.device if isinstance(like, Tensor) else like
+    return torch.float32 if getattr(device, "type", "cpu") == "mps" else torch.float64
+
+
+def python_scalar(value: Any) -> Any:
+    """Return the value of a 0-d tensor as a Python scalar, and other values unchanged."""
+    return value.item() if isinstance(value, Tensor) else value
+
+
+def log_or_zero(beta: Any) -> Any:
+    """Return log(beta), or 0 in place of -inf at beta = 0; a Python number keeps its full precision."""
+    if isinstance(beta, Tensor):
+        return torch.where(beta == 0, torch.ones_like(beta), beta).log()
+    return math.log(beta) if beta else 0.0
+
+
+def resolve(value: Any, count: Any) -> Any:
+    """Return the value of an argument at `count` finished updates.
+
+    Tensors and the values of schedules become float64, because 1 - 0.999 in float32 is off by 1e-5.
+    """
+    if isinstance(value, tuple):
+        return tuple(resolve(item, count) for item in value)
+    if isinstance(value, Schedule):
+        return _scheduled(value, count)
+    if isinstance(value, Tensor):
+        return exact(value, value.device)
+    return value
+
+
+def _scheduled(schedule: Schedule, count: Any) -> Tensor:
+    device = count.device if isinstance(count, Tensor) else torch.device("cpu")
+    # Pass a tensor, so that `torch.where` works, in float64, because int64 times a Python float would be float32.
+    value = schedule(exact(count, device))
+    if not isinstance(value, Tensor | numbers.Real):
+        raise TypeError(
+            f"{schedule!r} returned {describe(value)}; a schedule must return a number or a 0-d tensor"
+        )
+    return exact(value, device)

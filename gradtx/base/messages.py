@@ -1,0 +1,128 @@
+"""Parts of error messages: values as a user would type them, and suggestions for unknown names."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import warnings
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.lr_scheduler import LRScheduler
+
+from gradtx.base.torch_names import readable
+
+# Packages whose lines a warning passes over, to show the line that called gradtx.
+INNER_PACKAGES = ("gradtx", "torch", "contextlib", "functools")
+
+
+def describe(value: Any) -> str:
+    """Format `value` as a user would type it, as far as possible."""
+    if isinstance(value, Tensor):
+        return _describe_tensor(value)
+    if isinstance(value, tuple):
+        entries = ", ".join(map(describe, value))
+        return f"({entries},)" if len(value) == 1 else f"({entries})"
+    if isinstance(value, list):
+        return f"[{', '.join(map(describe, value))}]"
+    if isinstance(value, Mapping):
+        entries = [f"{key!r}: {describe(item)}" for key, item in value.items()]
+        return "{" + ", ".join(entries) + "}"
+    # A module's repr has a line for every layer.
+    if isinstance(value, torch.nn.Module | LRScheduler):
+        return f"{type(value).__name__}(...)"
+    if callable(value) and hasattr(value, "__qualname__"):
+        return _describe_function(value)
+    return repr(value)
+
+
+def shortly(value: Any) -> str:
+    """Format `value` for an error message, where a long list or dict is abbreviated to its type and length."""
+    if not isinstance(value, list | dict):
+        return describe(value)
+    entries = list(value.values()) if isinstance(value, dict) else value
+    if len(entries) > 3 or any(isinstance(entry, list | dict) for entry in entries):
+        return f"a {type(value).__name__} of {len(entries)}"
+    return describe(value)
+
+
+def schedule_remedy(value: Any) -> str:
+    """Suggest a replacement for a function, or a torch scheduler, that was passed as a schedule."""
+    kind = value if isinstance(value, type) else type(value)
+    if issubclass(kind, LRScheduler):
+        return (
+            f"; torch schedulers write to param_groups: create the optimizer with a number, then "
+            f"{kind.__name__}(optimizer, ...), or pass a schedule such as gradtx.step_schedule(lr, step_size)"
+        )
+    return "; wrap it: gradtx.Schedule(...)" if callable(value) else ""
+
+
+def _describe_function(function: Any) -> str:
+    """Return the name of a function, for torch's own with the module, so that a `repr` can be evaluated."""
+    name = function.__qualname__.rpartition("<locals>.")[2]
+    for module, path in (
+        (torch, "torch"),
+        (torch.nn.functional, "torch.nn.functional"),
+    ):
+        short = name.rpartition(".")[2]
+        if getattr(module, short, None) is function:
+            return f"{path}.{short}"
+    return name
+
+
+def _describe_tensor(tensor: Tensor) -> str:
+    if tensor.ndim == 0 and readable(tensor):
+        return f"tensor({tensor.item():g})"
+    return f"tensor(shape={tuple(tensor.shape)})"
+
+
+def close(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
+    """Return the known name that is most similar to an unknown name, or None."""
+    matches = difflib.get_close_matches(name, sorted(known), n=1, cutoff=cutoff)
+    return matches[0] if matches else None
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Suggest a known name for an unknown one, or list all known names."""
+    known = sorted(known)
+    suggestion = close(name, known)
+    if suggestion is not None:
+        return f"did you mean {suggestion!r}?"
+    return f"known: {', '.join(known)}" if known else "there are none"
+
+
+def nearest_dotted(name: Any, known: Iterable[str]) -> str:
+    """Suggest a known name for an unknown `owner.name`, as `nearest` does, if possible among names of that owner."""
+    known = list(known)
+    owner = str(name).rpartition(".")[0]
+    of_owner = [
+        candidate for candidate in known if candidate.rpartition(".")[0] == owner
+    ]
+    return nearest(str(name), of_owner or known)
+
+
+def check_state_device(owner: str, state_device: Any) -> None:
+    """Check that the device for state is the CPU.
+
+    Raises:
+        ValueError: If the device is not the CPU.
+    """
+    if not isinstance(state_device, str | torch.device) or str(state_device) != "cpu":
+        raise ValueError(
+            f'{owner}: state_device must be "cpu" or None, got {state_device!r}'
+        )
+
+
+def warn_user(message: str, category: type[Warning]) -> None:
+    """Warn at the line that called gradtx, at any depth of the call stack."""
+    level = 1  # the frame of this function
+    frame = inspect.currentframe()
+    while (
+        frame is not None
+        and frame.f_globals.get("__name__", "").partition(".")[0] in INNER_PACKAGES
+    ):
+        frame = frame.f_back
+        level += 1
+    warnings.warn(message, category, stacklevel=level)

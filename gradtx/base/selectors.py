@@ -1,0 +1,289 @@
+"""Selectors: name patterns and predicates that choose leaves, and the names that they see."""
+
+from __future__ import annotations
+
+import fnmatch
+import inspect
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from typing import Any, TypeAlias, TypeGuard, cast
+
+import torch
+from torch import Tensor
+
+from gradtx.base import torch_names as _torch
+from gradtx.base.errors import Path
+from gradtx.base.messages import describe, shortly
+
+Where = str | tuple[str, ...] | list[str] | Callable[[str, Tensor], bool]
+Patterns: TypeAlias = tuple[str, ...]
+Predicate: TypeAlias = Callable[[str, Any], Any]
+
+
+# Of torch.compile, FSDP1 and activation checkpoints: parts that these insert anywhere in a name.
+WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+
+
+def without_wrappers(name: str) -> str:
+    """Return a parameter's name without the parts that wrappers of modules insert, except DistributedDataParallel."""
+    return ".".join(part for part in name.split(".") if part not in WRAPPERS)
+
+
+def in_model(names: Iterable[str]) -> list[str]:
+    """Return the names that a model's parameters have without wrappers of modules.
+
+    DistributedDataParallel puts `module.` before all names. Elsewhere it is a child of that name.
+    """
+    bare = list(map(without_wrappers, names))
+    while bare and all(name.startswith("module.") for name in bare):
+        bare = [name.removeprefix("module.") for name in bare]
+    return bare
+
+
+class NumberedName(str):
+    """The number of a parameter that was passed without a name, in place of its name."""
+
+
+class MissingName:
+    """What a function receives as the name of a parameter without one; reading it raises an error.
+
+    Not a string: regular expressions and other functions in C would read that without a trace.
+    """
+
+    def _read(self, *_: Any) -> Any:
+        name = type(self).__name__
+        raise TypeError(f"{name} was read: pass model.named_parameters()")
+
+    __str__ = __repr__ = __hash__ = __eq__ = __ne__ = __bool__ = _read
+
+
+def answer(owner: str, function: Callable[..., Any], name: str, *others: Any) -> Any:
+    """Call a user's function of a leaf's name.
+
+    Raises:
+        ValueError: If it reads the name of a leaf without one.
+    """
+    if not isinstance(name, NumberedName):
+        return function(without_wrappers(name), *others)
+    try:
+        return function(MissingName(), *others)
+    except (TypeError, AttributeError) as error:
+        if MissingName.__name__ not in str(error):
+            raise
+        raise ValueError(
+            f"{owner}: {describe(function)} reads the names of parameters, which were passed without names; pass "
+            "model.named_parameters()"
+        ) from error
+
+
+@_torch.assume_constant
+def _first_match(name: str, groups: tuple[Patterns, ...]) -> int:
+    """Return the index of the first group of patterns that the name matches, or -1."""
+    name = without_wrappers(name)
+    for i, group in enumerate(groups):
+        for pattern in group:
+            if fnmatch.fnmatchcase(name, pattern):
+                return i
+    return -1
+
+
+class Selector:
+    """Choose a label for a leaf: the first label whose pattern matches or whose predicate is true.
+
+    Patterns depend only on the name and are evaluated at any time. A predicate sees the parameter at init, and the
+    state stores its decision.
+
+    Attributes:
+        labels: The labels, in the order in which they are tried.
+        branches: The labels in the order of the branches; None if the choice is between True and False.
+        by_name: Whether the choice depends only on names.
+    """
+
+    def __init__(
+        self,
+        owner: str,
+        labels: tuple[Any, ...],
+        wheres: tuple[Patterns | Predicate, ...] | Predicate,
+        branches: tuple[str, ...] | None = None,
+    ):
+        self.owner = owner
+        self.labels = labels
+        self.branches = branches
+        self.by_name = isinstance(wheres, LabelTree)
+        self._label_of: Predicate | None = None  # a function that returns the label
+        # Of each label; empty if a predicate decides.
+        self._patterns: tuple[Patterns, ...] = ()
+        self._predicates: dict[int, Predicate] = {}  # by the index of the label
+        if isinstance(wheres, tuple):
+            self._take(cast("tuple[Patterns | Predicate, ...]", wheres))
+        else:
+            self._label_of = wheres
+
+    def _take(self, wheres: tuple[Patterns | Predicate, ...]) -> None:
+        groups: list[Patterns] = []
+        for i, where in enumerate(wheres):
+            if isinstance(where, tuple | list):
+                groups.append(tuple(where))
+            else:
+                groups.append(())
+                self._predicates[i] = cast("Predicate", where)
+        self._patterns = tuple(groups)
+        self.by_name = not self._predicates
+
+    @classmethod
+    def of(cls, owner: str, where: Any) -> Selector:
+        """Create a selector that chooses True where `where` matches, else False."""
+        return cls(owner, (True,), (patterns(owner, where),))
+
+    @property
+    def key(self) -> Hashable:
+        """A key that is equal for selectors that choose alike, such as those of an alias that rebuilds its chain."""
+        if self._label_of is not None:
+            return self.labels, id(self._label_of)
+        predicates = tuple(
+            (i, id(predicate)) for i, predicate in self._predicates.items()
+        )
+        return self.labels, self._patterns, predicates
+
+    @property
+    def names_branches(self) -> bool:
+        """Whether the labels are names of branches."""
+        return self.branches is not None
+
+    def choose(self, name: str, tensor: Any) -> Any:
+        if self._label_of is not None:
+            label = (
+                self._label_of(name, tensor)
+                if self.by_name
+                else answer(self.owner, self._label_of, name, tensor)
+            )
+            return self._checked(name, label)
+        index = self._first_where(name, tensor)
+        if index >= 0:
+            return self.labels[index]
+        if self.branches is None:
+            return False
+        raise ValueError(
+            f"{self.owner}: leaf {name!r} has no label; add a pattern that matches it, such as '*' for the rest"
+        )
+
+    def _checked(self, name: str, label: Any) -> Any:
+        """Check and return a label that a function returned."""
+        if label not in self.labels:
+            raise ValueError(
+                f"{self.owner}: leaf {name!r} has the unknown label {label!r}; labels: {listed(self.labels)}"
+            )
+        return label
+
+    def _first_where(self, name: str, tensor: Any) -> int:
+        """Return the index of the first label whose pattern matches or whose predicate is true, or -1."""
+        if self.by_name:
+            return _first_match(name, self._patterns)
+        for i, group in enumerate(self._patterns):
+            predicate = self._predicates.get(i)
+            holds = (
+                _first_match(name, (group,)) == 0
+                if predicate is None
+                else answer(self.owner, predicate, name, tensor)
+            )
+            if holds:
+                return i
+        return -1
+
+    def mark(self, path: Path, label: Any) -> Path:
+        """Return the path at which the state marks a leaf as having this label."""
+        if self.branches is None:
+            return (*path, "members" if label else "others")
+        return (*path, label, "members")
+
+    def recall(self, path: Path, marked: Callable[[Path], bool]) -> Any:
+        """Return the label that the state marks, or None."""
+        labels = (True, False) if self.branches is None else self.labels
+        for label in labels:
+            if marked(self.mark(path, label)):
+                return label
+        return None
+
+    def check_used(self, names: list[str]) -> None:
+        """Raise an error for a pattern that matches no leaf."""
+        if not names:
+            return
+        names = list(map(without_wrappers, names))
+        for group in self._patterns:
+            for pattern in group:
+                if not any(fnmatch.fnmatchcase(name, pattern) for name in names):
+                    raise ValueError(
+                        f"{self.owner}: {pattern!r} matches no leaf; leaves: {listed(names)}"
+                    )
+
+
+class LabelTree:
+    """Map a leaf's name to a label: the leaf's own, or that of the nearest enclosing subtree with a label.
+
+    Args:
+        labels: The labels by dotted path.
+    """
+
+    def __init__(self, labels: dict[str, str]):
+        self.labels = labels
+
+    def __call__(self, name: str, tensor: Any) -> str:
+        path = name
+        while path not in self.labels:
+            if not path:
+                raise ValueError(
+                    f"partition: leaf {name!r} has no label in the tree of labels: {listed(self.labels)}"
+                )
+            path = path.rpartition(".")[0]
+        return self.labels[path]
+
+
+def patterns(owner: str, where: Any) -> Patterns | Predicate:
+    """Return a selector as a tuple of patterns or as a predicate.
+
+    Raises:
+        TypeError: If `where` is neither patterns nor a function.
+    """
+    if isinstance(where, str):
+        return (where,)
+    if isinstance(where, tuple | list) and all(isinstance(item, str) for item in where):
+        return tuple(where)
+    if is_function(where):
+        return where
+    remedy = ""
+    entries = where if isinstance(where, tuple | list) else [where]
+    if any(isinstance(entry, Tensor | torch.nn.Module | Iterator) for entry in entries):
+        remedy = "; select parameters by their names in the model, as in 'encoder.*'"
+    raise TypeError(
+        f"{owner}: select leaves with a name pattern, a tuple of patterns or a function (name, tensor) -> bool, "
+        f"got {shortly(where)}{remedy}"
+    )
+
+
+def check_not_empty(owner: str, where: Any) -> None:
+    """Raise an error for an empty selection, for links that are useless without leaves."""
+    if isinstance(where, tuple | list) and not where:
+        raise ValueError(
+            f"{owner}: {where!r} selects no leaves; pass a name pattern, such as '*' for all leaves, or omit it"
+        )
+
+
+def is_function(where: Any) -> TypeGuard[Predicate]:
+    """Whether `where` is a function of a name and a tensor; modules, classes and chains are callable but not one."""
+    if not callable(where) or isinstance(where, type | torch.nn.Module):
+        return False
+    if hasattr(where, "init") and hasattr(where, "update"):
+        return False
+    try:
+        if not torch.compiler.is_compiling():  # dynamo cannot trace this
+            inspect.signature(where).bind("name", None)
+    except TypeError:
+        return False
+    except ValueError:
+        pass  # a C function without a signature
+    return True
+
+
+def listed(items: Iterable[Any], most: int = 8) -> str:
+    names = [str(item) for item in items]
+    shown = ", ".join(names[:most])
+    return shown if len(names) <= most else f"{shown}, ... ({len(names)} in all)"

@@ -1,0 +1,311 @@
+"""The names of torch that are private, or that may move, and that pure updates and default steps need.
+
+Names that only compiled steps need are in `gradtx.optim.engine.torch_names`; `_tree` uses `torch.utils._pytree`. All
+names are looked up on use, so that importing gradtx never fails because of them. Dynamo, inductor and sympy are not
+imported here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Generator, Sequence
+from typing import Any, TypeAlias, TypeVar
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+_C: Any = torch._C  # torch declares few of its private names
+
+
+# Tensors.
+
+
+def version_of(tensor: Tensor) -> int:
+    """Return the number of in-place writes to a tensor; 0 for inference tensors, which do not count them."""
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def base_of(tensor: Tensor) -> Tensor | None:
+    """Return the base tensor of a view; None for other tensors."""
+    return tensor._base
+
+
+def storage_id(tensor: Tensor) -> int:
+    """Identify a tensor's storage for as long as the storage lives, also inside vmap and grad.
+
+    If a transform cannot be unwrapped, the result identifies the tensor.
+    """
+    tensor = below_transforms(tensor)
+    try:
+        return tensor.untyped_storage()._cdata
+    except NotImplementedError:
+        return id(tensor)
+
+
+# RuntimeErrors that another layout of a sharded tensor would not prevent.
+NOT_OF_LAYOUT: tuple[type[RuntimeError], ...] = (
+    RecursionError,
+    torch.OutOfMemoryError,
+    torch.AcceleratorError,
+)
+if torch.distributed.is_available():
+    NOT_OF_LAYOUT = (*NOT_OF_LAYOUT, torch.distributed.DistError)
+
+
+# Transforms: vmap, grad, and forward-mode derivatives.
+
+
+def inside_transform() -> bool:
+    """Whether a transform of `torch.func` is active."""
+    return _C._functorch.peek_interpreter_stack() is not None
+
+
+def is_transformed(tensor: Tensor) -> bool:
+    """Whether a tensor represents values inside a transform."""
+    return _C._functorch.is_functorch_wrapped_tensor(tensor)
+
+
+def readable(tensor: Tensor) -> bool:
+    """Whether the host may read a tensor's value: it belongs to no transform and is not on the meta device."""
+    return not (
+        torch.compiler.is_compiling() or is_transformed(tensor) or tensor.is_meta
+    )
+
+
+def is_fake(tensor: Tensor) -> bool:
+    """Whether a tensor stands in for others while a program is traced for a compiler."""
+    # Importing the class would make every import of gradtx slower.
+    return type(tensor).__module__ == "torch._subclasses.fake_tensor"
+
+
+def below_transforms(tensor: Tensor) -> Tensor:
+    """Unwrap a transform's tensor."""
+    while is_transformed(tensor):
+        tensor = _C._functorch.get_unwrapped(tensor)
+    return tensor
+
+
+def forward_mode_active() -> bool:
+    """Whether forward-mode derivatives are being computed."""
+    return forward_ad._current_level >= 0
+
+
+def has_derivative(tensor: Tensor) -> bool:
+    """Whether any enclosing transform differentiates through a tensor; while dynamo traces, only backward counts."""
+    if torch.compiler.is_compiling():
+        return torch.is_grad_enabled() and tensor.requires_grad
+    if not (torch.is_grad_enabled() or forward_mode_active()):
+        return False
+    while True:
+        if tensor.requires_grad and torch.is_grad_enabled():
+            return True
+        if forward_mode_active() and _is_dual(tensor):
+            return True
+        if not is_transformed(tensor):
+            return False
+        tensor = _C._functorch.get_unwrapped(tensor)
+
+
+def _is_dual(tensor: Tensor) -> bool:
+    try:
+        return forward_ad.unpack_dual(tensor).tangent is not None
+    except RuntimeError:
+        return False
+
+
+# Ambient.
+
+
+def autocast_possible() -> bool:
+    """Whether any device's autocast may be enabled; while dynamo traces, the result is True."""
+    return torch.compiler.is_compiling() or _C._is_any_autocast_enabled()
+
+
+def default_device() -> torch.device:
+    """Return the default device, without the 5 us of torch's own function if no function mode sets one."""
+    if _C._len_torch_function_stack() == 0:
+        return torch.device("cpu")
+    return torch.get_default_device()
+
+
+# Dynamo, without importing it.
+
+
+def assume_constant(function: Function) -> Function:
+    """Make dynamo call a function while tracing, as `torch.compiler.assume_constant_result` does.
+
+    That function imports dynamo only to set this attribute. If dynamo stops reading it, tracing such a function
+    causes a graph break.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
+def not_traced(function: Function) -> Function:
+    """Exclude a function from tracing, like `torch.compiler.disable`, which would import dynamo immediately."""
+    disable: Any = torch._disable_dynamo
+    return disable(function)
+
+
+# Optimizers.
+
+Hooks: TypeAlias = list[Callable[..., Any]]
+
+
+class TakesScaledGradients:
+    """Indicate to `torch.amp.GradScaler` that `step` itself unscales gradients and skips steps."""
+
+    _step_supports_amp_scaling = True
+
+
+def load_hooks(optimizer: torch.optim.Optimizer) -> tuple[Hooks, Hooks]:
+    """Return the hooks registered to run before and after `load_state_dict`."""
+    before = optimizer._optimizer_load_state_dict_pre_hooks
+    after = optimizer._optimizer_load_state_dict_post_hooks
+    return list(before.values()), list(after.values())
+
+
+def unscale_(gradients: list[Tensor], inverse: Tensor) -> None:
+    """Multiply gradients by a 0-d float32 tensor in place."""
+    torch._amp_foreach_non_finite_check_and_unscale_(
+        gradients, torch.zeros_like(inverse), inverse
+    )
+
+
+def on_lists(name: str) -> Callable[..., Any] | None:
+    """Return an operation on lists of tensors, such as "add" or "add_"; None if torch has none of this name."""
+    return getattr(torch, f"_foreach_{name}", None)
+
+
+def copy_each_(targets: list[Tensor], sources: list[Tensor]) -> None:
+    """Copy each source into its target."""
+    torch._foreach_copy_(targets, sources)
+
+
+def count_up_(targets: list[Tensor]) -> None:
+    """Add 1 to each tensor."""
+    if targets:
+        # A Python scalar would be converted to a tensor for each target, which takes longer than the addition.
+        one = _one() if type(targets[0]) is Tensor else torch.ones(())
+        torch._foreach_add_(targets, one, alpha=1.0)
+
+
+@functools.cache
+def _one() -> Tensor:
+    with torch.inference_mode(False):
+        return torch.ones((), device="cpu")
+
+
+# Modules.
+
+
+Modules = tuple[type[torch.nn.Module], ...]
+
+
+def norms_of_batches() -> Modules:
+    """Return the classes of batch and instance norms."""
+    return (torch.nn.modules.batchnorm._NormBase,)
+
+
+def convolutions() -> Modules:
+    """Return the classes of convolutions."""
+    return (torch.nn.modules.conv._ConvNd,)
+
+
+# Recording.
+
+
+def layout_check(tensors: Sequence[Tensor]) -> Callable[..., bool]:
+    """Return a function that checks whether other tensors have the same dtypes, devices, shapes and strides as these.
+
+    Dynamo's guards compare them in C++.
+    """
+    sizes = [list(tensor.shape) for tensor in tensors]
+    strides = [list(tensor.stride()) for tensor in tensors]
+    guards = _C._dynamo.guards.TensorGuards(
+        *tensors, dynamic_dims_sizes=sizes, dynamic_dims_strides=strides
+    )
+    return guards.check
+
+
+@contextlib.contextmanager
+def intercepting(
+    call: Callable[[Any, tuple[Any, ...], dict[str, Any]], Any],
+) -> Generator[None, None, None]:
+    """Let `call(operator, args, kwargs)` execute every operation inside the block.
+
+    Modes that were active before are disabled inside, so that nothing else observes these operations.
+    """
+    from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+
+    class Intercepting(TorchDispatchMode):
+        @classmethod
+        def _should_skip_dynamo(cls) -> bool:
+            # True would import dynamo only to report that there is nothing to trace.
+            return False
+
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            return call(func, args, kwargs or {})
+
+    with _disable_current_modes(), Intercepting():
+        yield
+
+
+def is_intercepted() -> bool:
+    """Whether a dispatch mode or dynamo observes operations."""
+    if torch.compiler.is_compiling():
+        return True
+    return _dispatch_mode()() is not None
+
+
+@functools.cache
+def _dispatch_mode() -> Callable[[], Any]:
+    from torch.utils._python_dispatch import _get_current_dispatch_mode
+
+    return _get_current_dispatch_mode
+
+
+def writes(target: Any) -> bool:
+    """Whether an operator writes into an argument."""
+    schema = getattr(target, "_schema", None)
+    return schema is not None and schema.is_mutable
+
+
+@functools.cache
+def makes_new_tensor(operator: Any) -> bool:
+    """Whether results share no memory with arguments."""
+    schema = operator._schema
+    return all(
+        value.alias_info is None for value in (*schema.arguments, *schema.returns)
+    )
+
+
+# Processors.
+
+
+@assume_constant
+def multiplies_in_bfloat16() -> bool:
+    """Whether matrix products in bfloat16 are faster than in float32 on this processor.
+
+    They are with AMX tiles. AVX-512 instructions for bfloat16 count on AMD's processors, where MKL multiplies float32
+    with AVX2: on Zen 5, float32 takes 2 to 4.5 times as long from 128 columns on. On Intel's, float32 with conversions
+    is 1.1 to 1.9 times faster than these instructions.
+    """
+    return _has_fast_bfloat16()
+
+
+@functools.cache
+def _has_fast_bfloat16() -> bool:
+    if not hasattr(torch.cpu, "get_capabilities"):  # torch 2.10
+        return False
+    capabilities = torch.cpu.get_capabilities()
+    if capabilities.get("architecture") != "x86_64":
+        return True
+    is_by_amd = str(capabilities.get("cpu_name", "")).startswith("AMD")
+    by_vectors = is_by_amd and capabilities.get("avx512_bf16", False)
+    return by_vectors or capabilities.get("amx_bf16", False)

@@ -1,0 +1,178 @@
+"""Trees of tensors and the dotted names of their leaves. The only module that touches torch.utils._pytree."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+from torch.utils import _pytree
+
+from gradtx.base.complex_views import check_complex, check_real
+
+
+def flatten(
+    tree: Any, what: str
+) -> tuple[dict[str, Any], Callable[[Mapping[str, Any]], Any]]:
+    """Return the leaves of `tree` by dotted name, in tree order, and a function that rebuilds the tree from them.
+
+    `None` is a leaf. A bare tensor has the empty name.
+
+    Raises:
+        TypeError: If a leaf is neither a floating-point or complex tensor nor None.
+        ValueError: If two leaves have the same dotted name.
+    """
+    leaves, unflatten = flatten_any(tree, what)
+    for name, leaf in leaves.items():
+        check_leaf(name, leaf, what)
+    return leaves, unflatten
+
+
+def flatten_real(
+    tree: Any, what: str
+) -> tuple[dict[str, Any], Callable[[Mapping[str, Any]], Any]]:
+    """Like `flatten`, but raise an error for complex leaves."""
+    leaves, unflatten = flatten(tree, what)
+    for name, leaf in leaves.items():
+        check_real(name, leaf, what)
+    return leaves, unflatten
+
+
+def flatten_any(
+    tree: Any, what: str
+) -> tuple[dict[str, Any], Callable[[Mapping[str, Any]], Any]]:
+    """Like `flatten`, for tensors of any dtype."""
+    paths, spec = _pytree.tree_flatten_with_path(tree)
+    names = [_dotted(path) for path, _ in paths]
+    leaves = {name: leaf for name, (_, leaf) in zip(names, paths, strict=True)}
+    if len(leaves) != len(names):
+        twice = next(name for i, name in enumerate(names) if name in names[:i])
+        raise ValueError(
+            f"{what}: two leaves are both named {twice!r}; rename a key, because leaves are identified by dotted name"
+        )
+    for name, leaf in leaves.items():
+        _check_tensor(name, leaf, what)
+
+    def unflatten(values: Mapping[str, Any]) -> Any:
+        return _pytree.tree_unflatten([values[name] for name in names], spec)
+
+    return leaves, unflatten
+
+
+def _check_tensor(name: str, leaf: Any, what: str) -> None:
+    if leaf is None or isinstance(leaf, Tensor):
+        return
+    kind, remedy = type(leaf).__name__, ""
+    # A list of pairs (name, tensor) is not a tree of tensors either.
+    if isinstance(leaf, Module | Iterator) or (isinstance(leaf, str) and name == "0.0"):
+        remedy = "; pass a tree of tensors, such as "
+        of_gradients = "{name: p.grad for name, p in model.named_parameters()}"
+        remedy += (
+            of_gradients if what == "updates" else "dict(model.named_parameters())"
+        )
+    raise TypeError(
+        f"{what}: leaf {name!r} is a {kind}, needs a tensor or None{remedy}"
+    )
+
+
+def check_leaf(name: str, leaf: Any, what: str) -> None:
+    _check_tensor(name, leaf, what)
+    if leaf is None:
+        return
+    if leaf.layout is not torch.strided:
+        kind = (
+            "sparse"
+            if leaf.layout in (torch.sparse_coo, torch.sparse_csr)
+            else str(leaf.layout)
+        )
+        raise TypeError(
+            f"{what}: leaf {name!r} is a {kind} tensor, needs a dense one; call to_dense() on it"
+        )
+    if leaf.dtype.is_complex:
+        check_complex(name, leaf, what)
+    elif not leaf.dtype.is_floating_point:
+        if name == "1.step" and leaf.dtype == torch.int64:
+            raise TypeError(
+                f"{what}: this is the pair that update returns; unpack it: updates, state = tx.update(...)"
+            )
+        if name == "step" and leaf.dtype == torch.int64:
+            raise TypeError(
+                f"{what}: this is a state, since it has a 'step'; the signature is update(updates, state, params) "
+                "-> (updates, state)"
+            )
+        raise TypeError(
+            f"{what}: leaf {name!r} has dtype {leaf.dtype}, needs a floating-point one; "
+            "remove integer tensors from the tree"
+        )
+
+
+def match(tree: Any, names: Iterable[str], what: str, of: str) -> dict[str, Any]:
+    """Return the leaves of `tree` by name. The names must be exactly `names`, in any order, and the leaves real."""
+    leaves, _ = flatten_real(tree, what)
+    check_names(leaves, names, what, of)
+    return leaves
+
+
+def check_names(
+    given: Iterable[str], expected: Iterable[str], what: str, of: str
+) -> None:
+    given, expected = list(given), list(expected)
+    known, present = set(expected), set(given)
+    of_a_step = given and expected and {what, of} == {"params", "updates"}
+    if of_a_step and known.isdisjoint(present):
+        raise ValueError(
+            f"{what} have leaves such as {given[0]!r}, but {of} such as {expected[0]!r}; leaves are matched by name: "
+            "pass trees of the same form, such as dict(zip(params, grads))"
+        )
+    for name in expected:
+        if name not in present:
+            raise ValueError(
+                f"{what}: leaf {name!r} is missing, but is in {of}; leaves are matched by name"
+            )
+    for name in given:
+        if name not in known:
+            raise ValueError(
+                f"{what}: leaf {name!r} is not in {of}; leaves are matched by name"
+            )
+
+
+def named(tree: Any) -> dict[str, Any]:
+    """Return the leaves of a tree by dotted name, without checking their types."""
+    paths, _ = _pytree.tree_flatten_with_path(tree)
+    return {".".join([_key(key) for key in path]): leaf for path, leaf in paths}
+
+
+def strings(tree: Any) -> dict[str, str]:
+    """Return the leaves of a tree by dotted path if all of them are strings; else an empty dict."""
+    leaves = named(tree)
+    return leaves if all(isinstance(leaf, str) for leaf in leaves.values()) else {}
+
+
+def tensors(tree: Any) -> list[Tensor]:
+    return [leaf for leaf in _pytree.tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
+def map_tensors(function: Callable[..., Any], *trees: Any) -> Any:
+    """Map `function` over the tensors of trees with the same structure, such as a user's state."""
+    return _pytree.tree_map(
+        lambda *leaves: (
+            function(*leaves) if isinstance(leaves[0], Tensor) else leaves[0]
+        ),
+        *trees,
+    )
+
+
+def _dotted(path: Sequence[Any]) -> str:
+    """Return the name of a leaf; a single key that is a string stays the same object."""
+    keys = list(map(_key, path))
+    return keys[0] if len(keys) == 1 else ".".join(keys)
+
+
+def _key(key: Any) -> str:
+    for attribute in ("key", "idx", "name"):
+        if hasattr(key, attribute):
+            value = getattr(key, attribute)
+            return value if isinstance(value, str) else str(value)
+    raise TypeError(f"unknown kind of tree key: {key!r}")

@@ -1,0 +1,1 @@
+"""Layouts of shards, and ranks that own matrices."""

@@ -1,0 +1,344 @@
+"""Layouts of sharded tensors: which rank has which entries, for the library's own collectives."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from gradtx.base.dtensor import (
+    Placements,
+    from_local_shard,
+    is_sharded,
+    local,
+    on_every_rank,
+    replicated,
+    without_pending_sums,
+)
+from gradtx.base.messages import describe
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+    from torch.distributed.tensor import DTensor
+    from torch.distributed.tensor.placement_types import Placement
+
+
+def summed_over_ranks(
+    sums: Mapping[str, Mapping[str, Any]],
+) -> dict[str, dict[str, Any]]:
+    """Complete the sums of many leaves on every rank; sums with the same layout share one message.
+
+    Args:
+        sums: The sums of each leaf, by name; sharded tensors are passed as DTensors.
+    """
+    complete: dict[str, dict[str, Any]] = {}
+    messages: dict[Any, list[tuple[str, str]]] = {}
+    for leaf in sorted(sums):
+        complete[leaf] = dict(sums[leaf])
+        for name, value in sums[leaf].items():
+            if is_sharded(value):
+                differs = tuple(
+                    not placement.is_replicate() for placement in value.placements
+                )
+                message = (value.device_mesh, differs, value.dtype)
+                messages.setdefault(message, []).append((leaf, name))
+    for (mesh, differs, _), places in messages.items():
+        values = [sums[leaf][name] for leaf, name in places]
+        parts = list(map(_padded, values))
+        for dim, has_differences in enumerate(differs):
+            if has_differences:
+                parts = _added(parts, mesh.get_group(dim))
+        for (leaf, name), value, part in zip(places, values, parts, strict=True):
+            complete[leaf][name] = from_local_shard(
+                part, value, value.shape, on_every_rank(mesh)
+            )
+    return complete
+
+
+def _padded(value: DTensor) -> Tensor:
+    """Return the local shard padded with zeros to the full shape; summed over the ranks, it is the full tensor."""
+    part = local(value)
+    is_split = any(
+        _sharded_dim(placement) is not None for placement in value.placements
+    )
+    if part.shape == value.shape and not is_split:
+        return part
+    mesh = value.device_mesh
+    as_if_summed = without_pending_sums(value.placements)
+    piece = pieces_at(tuple(value.shape), mesh, as_if_summed)[team_of(mesh).rank]
+    padded = part.new_zeros(value.shape)
+    padded[piece.window] = part
+    return padded
+
+
+def _added(parts: list[Tensor], group: Any) -> list[Tensor]:
+    """Sum tensors over the ranks of a group with one all-reduce."""
+    vector = torch.cat([part.reshape(-1) for part in parts])
+    distributed: Any = torch.distributed  # its functions have no types
+    distributed.all_reduce(vector, group=group)
+    totals = torch.split(vector, [part.numel() for part in parts])
+    return [total.view(part.shape) for total, part in zip(totals, parts, strict=True)]
+
+
+def first_entries(like: Any) -> list[int] | None:
+    """Return the index of the first local entry in each dimension of a DTensor; None for unusual placements."""
+    for placement in like.placements:
+        if not placement.is_replicate() and _plainly_sharded_dim(placement) is None:
+            return None
+    mesh = like.device_mesh
+    place = tuple(mesh.get_coordinate())
+    piece = _piece_at(place, tuple(like.shape), mesh, like.placements)
+    return [window.start for window in piece.window]
+
+
+def splits_rows(like: Any, block: int | None) -> bool:
+    """Whether sharding splits a block of consecutive entries of a row.
+
+    A row is an index of dimension 0 with the other dimensions flattened; a vector is one row. The result is the same
+    on every rank.
+    """
+    if block is None or not is_sharded(like):
+        return False
+    along = 0 if like.ndim < 2 else 1  # the dimension that starts a row
+    chunk = like.shape[along] if like.ndim else 1
+    entries_after = like.shape[along + 1 :].numel()
+    for i, placement in enumerate(like.placements):
+        dim = _plainly_sharded_dim(placement)
+        if placement.is_replicate() or (dim is not None and dim < along):
+            continue
+        if dim != along:
+            return True
+        chunk = _chunk(chunk, like.device_mesh.size(i))
+        if chunk * entries_after % block:
+            return True
+    return False
+
+
+def _chunk(size: int, ranks: int) -> int:
+    """Return the number of entries of a dimension on each rank; the last ranks may have fewer."""
+    return -(-size // ranks)
+
+
+# Which rank has which entries, for the library's own collectives.
+
+
+@dataclass(frozen=True)
+class Team:
+    """The ranks of a mesh.
+
+    Attributes:
+        group: Their process group.
+        ranks: Their global ranks, in the order of the group.
+        rank: The index of this process in that order.
+        device: The device of the tensors that they exchange.
+    """
+
+    group: Any
+    ranks: tuple[int, ...]
+    rank: int
+    device: torch.device
+
+    @property
+    def size(self) -> int:
+        return len(self.ranks)
+
+    def __deepcopy__(self, memo: Any) -> Team:
+        return self  # a process group cannot be copied
+
+
+@functools.cache
+def team_of(mesh: DeviceMesh) -> Team:
+    """Return the ranks of a mesh as a team."""
+    distributed: Any = torch.distributed
+    rank_at_place: Any = mesh.mesh
+    ranks: list[int] = rank_at_place.flatten().tolist()
+    if len(ranks) == distributed.get_world_size():
+        group = distributed.group.WORLD
+    elif mesh.ndim == 1:
+        group = mesh.get_group()
+    else:
+        group = distributed.new_group(ranks, use_local_synchronization=True)
+    return _team(group, torch.device(mesh.device_type))
+
+
+def team_of_group(option: str, group: Any) -> Team:
+    """Return the ranks of a process group, or of a one-dimensional mesh, as a team.
+
+    Args:
+        option: The name of the argument, for errors.
+        group: The group.
+
+    Raises:
+        TypeError: If `group` is not a process group.
+        ValueError: If no process group is initialized, or if this rank is not in the group.
+    """
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        raise ValueError(
+            f"{option} needs processes: call torch.distributed.init_process_group first"
+        )
+    if hasattr(group, "get_group"):
+        group = group.get_group()
+    if group is torch.distributed.GroupMember.NON_GROUP_MEMBER:
+        raise ValueError(
+            f"{option}: this rank is not in the group; pass a group that contains it, or None"
+        )
+    if not isinstance(group, torch.distributed.ProcessGroup):
+        raise TypeError(
+            f"{option} must be a process group, or a mesh with one dimension, got {describe(group)}"
+        )
+    if "gloo" in torch.distributed.get_backend(group):
+        return _team(group, torch.device("cpu"))
+    accelerator = torch.accelerator.current_accelerator()
+    assert accelerator is not None
+    return _team(group, accelerator)
+
+
+def _team(group: Any, device: torch.device) -> Team:
+    """Return the team of a group that exchanges tensors on a type of device."""
+    distributed = torch.distributed
+    if device.type != "cpu":
+        device = torch.device(
+            device.type, torch.get_device_module(device).current_device()
+        )
+    ranks = tuple(distributed.get_process_group_ranks(group))
+    return Team(group, ranks, distributed.get_rank(group), device)
+
+
+def team_for(param: Any, replicas: Team | None) -> Team:
+    """Return the ranks that shard a parameter, or the `replicas` that share the work on a replicated parameter."""
+    if is_sharded(param):
+        return team_of(param.device_mesh)
+    assert replicas is not None
+    return replicas
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One rank's part of a sharded tensor.
+
+    Attributes:
+        window: The index range of the part in the full tensor.
+        shape: The shape of the part.
+        sends: Whether this is the first of several copies.
+    """
+
+    window: tuple[slice, ...]
+    shape: tuple[int, ...]
+    sends: bool
+
+    @property
+    def numel(self) -> int:
+        return math.prod(self.shape)
+
+
+def ranks_along_rows(like: Any) -> int | None:
+    """Return the number of ranks that shard dimension 0; None if it is not sharded, or if other dimensions are too."""
+    if not is_sharded(like):
+        return None
+    ranks: list[int] = []
+    for i, placement in enumerate(like.placements):
+        if _plainly_sharded_dim(placement) == 0:
+            ranks.append(like.device_mesh.size(i))
+        elif not placement.is_replicate():
+            return None
+    return ranks[0] if len(ranks) == 1 else None
+
+
+def whole_piece(shape: Sequence[int]) -> Piece:
+    """Return the piece that covers a whole tensor."""
+    return Piece(tuple(slice(0, size) for size in shape), tuple(shape), True)
+
+
+def can_be_owned(like: Any) -> bool:
+    """Whether the pieces of a DTensor can be computed: every placement shards a dimension or replicates."""
+    return all(
+        _sharded_dim(placement) is not None or placement.is_replicate()
+        for placement in like.placements
+    )
+
+
+def _sharded_dim(placement: Any) -> int | None:
+    """Return the dimension that a placement shards, or None."""
+    return (
+        placement.dim
+        if type(placement).__name__ in ("Shard", "_StridedShard")
+        else None
+    )
+
+
+def _plainly_sharded_dim(placement: Any) -> int | None:
+    """Return the dimension that a placement shards into one chunk per rank, in rank order, or None."""
+    return placement.dim if type(placement).__name__ == "Shard" else None
+
+
+def pieces_of(like: Any) -> tuple[Piece, ...]:
+    """Return the piece of each rank, in the order of `team_of`."""
+    return pieces_at(tuple(like.shape), like.device_mesh, tuple(like.placements))
+
+
+def placements_by_rows(like: Any, shape: Sequence[int]) -> Placements:
+    """Return the placements of a tensor that belongs to a DTensor: the same, sharded by rows, or replicated."""
+    from torch.distributed.tensor import Shard
+
+    if tuple(shape) == tuple(like.shape):
+        return tuple(like.placements)
+    placements: list[Placement] = []
+    for placement in like.placements:
+        is_split = _sharded_dim(placement) is not None
+        placements.append(Shard(0) if shape and is_split else replicated())
+    return tuple(placements)
+
+
+@functools.lru_cache(maxsize=4096)
+def pieces_at(
+    shape: tuple[int, ...], mesh: DeviceMesh, placements: Placements
+) -> tuple[Piece, ...]:
+    """Return the piece of each rank of a tensor with these placements."""
+    ranks = mesh.mesh
+    piece_of_rank: dict[int, Piece] = {}
+    for place in itertools.product(*map(range, ranks.shape)):
+        piece_of_rank[int(ranks[place])] = _piece_at(place, shape, mesh, placements)
+    return tuple(piece_of_rank[rank] for rank in team_of(mesh).ranks)
+
+
+def _piece_at(
+    place: tuple[int, ...],
+    shape: tuple[int, ...],
+    mesh: DeviceMesh,
+    placements: Placements,
+) -> Piece:
+    """Return the piece of the rank at a coordinate of the mesh."""
+    starts = [0] * len(shape)
+    sizes = list(shape)
+    for i in _order_of_cuts(placements):
+        dim = _sharded_dim(placements[i])
+        if dim is None:
+            continue
+        chunk = _chunk(sizes[dim], mesh.size(i))
+        first = min(chunk * place[i], sizes[dim])
+        starts[dim] += first
+        sizes[dim] = min(chunk, sizes[dim] - first)
+    window: list[slice] = []
+    for start, size in zip(starts, sizes, strict=True):
+        window.append(slice(start, start + size))
+    is_first_copy = True
+    for index, placement in zip(place, placements, strict=True):
+        if placement.is_replicate() and index > 0:
+            is_first_copy = False
+    return Piece(tuple(window), tuple(sizes), is_first_copy)
+
+
+def _order_of_cuts(placements: Placements) -> Iterable[int]:
+    """Return the mesh dimensions in the order in which they shard a tensor."""
+    order = range(len(placements))
+    # FSDP shards the result of tensor parallelism, although its mesh dimension comes first.
+    is_strided = any(
+        type(placement).__name__ == "_StridedShard" for placement in placements
+    )
+    return reversed(order) if is_strided else order

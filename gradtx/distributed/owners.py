@@ -1,0 +1,628 @@
+"""Owner computes: a rule that needs a whole matrix runs on one rank, which receives all shards and returns results.
+
+A sharded leaf waits before such rules, as it does at a sum over leaves. When all leaves have arrived, every rank sends
+its shards to the owners in one all_to_all per bucket of bounded size, the owners compute, and a second all_to_all
+returns the results. Results do not depend on the number of ranks.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from gradtx.base.dtensor import (
+    from_local_like,
+    full_tensor,
+    is_sharded,
+    local,
+    placed_as,
+)
+from gradtx.base.errors import Path
+from gradtx.distributed.layouts import (
+    Piece,
+    Team,
+    can_be_owned,
+    pieces_of,
+    team_for,
+    whole_piece,
+)
+from gradtx.execution.execute import Leaf, Operation, Position, execute
+
+BUCKET = 2**26  # bytes of whole tensors per exchange
+# Entries at the start of each message that report whether the sender has failed.
+FLAG = 1
+
+
+def cost(shape: Sequence[int]) -> float:
+    """Estimate the work of a matrix method such as Newton-Schulz: n^2 (2 m + n) for sides n <= m."""
+    if len(shape) < 2:
+        return float(max(torch.Size(shape).numel(), 1))
+    short, long = sorted(shape[-2:])
+    matrices = torch.Size(shape[:-2]).numel()
+    return float(matrices * short * short * (2 * long + short))
+
+
+def assigned(
+    shapes: Mapping[str, Sequence[int]], size: int, known: Mapping[str, int]
+) -> dict[str, int]:
+    """Assign each leaf to a rank: the costliest leaf first, to the rank with the least work; ties by name.
+
+    Args:
+        shapes: The shape of each leaf.
+        size: The number of ranks.
+        known: The owners of leaves that are already assigned, which do not change.
+    """
+    loads = [0.0] * size
+    owners = dict(known)
+    for name, owner in known.items():
+        loads[owner] += cost(shapes[name])
+
+    def costliest_first(name: str) -> tuple[float, str]:
+        return -cost(shapes[name]), name
+
+    for name in sorted(shapes.keys() - known.keys(), key=costliest_first):
+        owner = loads.index(min(loads))
+        loads[owner] += cost(shapes[name])
+        owners[name] = owner
+    return owners
+
+
+# Regions of programs.
+
+
+def with_regions(program: list[Any], like: Any, replicas: Team | None) -> list[Any]:
+    """Return a leaf's program, with its whole-tensor operations in regions if ranks divide the leaf or the work.
+
+    Args:
+        program: The operations.
+        template: The parameter.
+        replicas: The ranks that hold equal whole parameters and divide the work among them; None if there are none.
+    """
+    if is_sharded(like):
+        return regions_of(program) if can_be_owned(like) else program
+    return program if replicas is None else regions_of(program, replicas)
+
+
+def regions_of(program: list[Any], replicas: Team | None = None) -> list[Any]:
+    """Return a program in which adjacent operations that need a whole tensor form one region."""
+    grouped: list[Any] = []
+    i = 0
+    while i < len(program):
+        end = _end_of_region(program, i)
+        if end == i:
+            grouped.append(program[i])
+            i += 1
+            continue
+        end_of_shards = end
+        while end_of_shards < len(program) and program[end_of_shards].needs_shape:
+            end_of_shards += 1
+        grouped.append(
+            OwnedRegion(program[i:end], program[end:end_of_shards], replicas)
+        )
+        i = end_of_shards
+    return grouped
+
+
+def owned_paths(program: list[Any]) -> list[Path]:
+    """Return the stages whose slots are kept by the owner of a leaf."""
+    paths: list[Path] = []
+    for operation in program:
+        if isinstance(operation, OwnedRegion) and operation.keeps_slots:
+            paths.extend(part.path for part in operation.operations)
+    return paths
+
+
+def has_regions(program: list[Any]) -> bool:
+    return any(isinstance(operation, OwnedRegion) for operation in program)
+
+
+def _end_of_region(program: list[Any], start: int) -> int:
+    """Return the index after the operations, from `start` on, that need a whole tensor."""
+    end = start
+    while end < len(program) and program[end].whole_until is not None:
+        end = program.index(program[end].whole_until, end) + 1
+    return end
+
+
+class OwnedRegion(Operation):
+    """Operations that run on whole tensors, on the owner of each leaf.
+
+    Args:
+        operations: The operations that need whole tensors.
+        following: The operations after them that need only the shape of the whole tensor and run on shards.
+        replicas: The ranks, if each holds the whole leaf; else None.
+    """
+
+    of_leaf = True
+
+    def __init__(
+        self, operations: list[Any], following: list[Any], replicas: Team | None = None
+    ):
+        self.operations = operations
+        self.replicas = replicas
+        self.path = operations[0].path
+        self._following = following
+        self.keeps_slots = any(operation.keeps_slots for operation in operations)
+        self.compiles = all(
+            operation.compiles and not operation.random for operation in self.parts
+        )
+
+    @property
+    def parts(self) -> list[Operation]:
+        return [*self.operations, *self._following]
+
+    def init(self, leaf: Leaf) -> None:
+        operations = self.parts
+        if self.keeps_slots:
+            self._init_at_owner(leaf)
+            operations = self._following
+        for operation in operations:
+            operation.init(leaf)
+
+    def _init_at_owner(self, leaf: Leaf) -> None:
+        """Create the initial slots of the whole leaf; ranks other than the owner keep only their shapes."""
+        param = leaf.inputs[1]
+        whole = Leaf(
+            leaf.run, leaf.name, None, full_tensor(param), leaf.extras, leaf.clock
+        )
+        for operation in self.operations:
+            operation.init(whole)
+        is_owner = team_for(param, self.replicas).rank == leaf.owner
+        for path, slots in whole.new.items():
+            if not is_owner:
+                slots = {slot: value.to("meta") for slot, value in slots.items()}
+            leaf.new[path] = slots
+        leaf.codecs.update(whole.codecs)
+
+    def follow(self, position: Position) -> None:
+        for operation in self.parts:
+            operation.follow(position)
+
+    def start(self, leaf: Leaf) -> dict[str, Any] | None:
+        """Return the tensors that the owner needs: the update, and any others that the operations read."""
+        for operation in self.operations:
+            if operation.random:
+                # Advances the counter of draws on every rank.
+                operation.stage.stream(leaf)
+        payload = {"update": leaf.update}
+        if self._reads("param") and leaf.param is not None:
+            payload["param"] = leaf.param
+        if self._reads("grad") and leaf.grad is not leaf.update:
+            payload["grad"] = leaf.grad
+        recorded = leaf.run.recorded_owner(self, leaf, payload)
+        if recorded is None:
+            return payload
+        leaf.update = recorded
+        return None
+
+    def _reads(self, name: str) -> bool:
+        """Whether any operation reads this tensor of the leaf in addition to the update."""
+        return any(name in operation.owner_reads for operation in self.operations)
+
+    def combine(self, waiting: list[tuple[Leaf, dict[str, Any]]]) -> dict[str, Tensor]:
+        """Return the local part of every leaf's update after the region."""
+        jobs_of_kind: dict[Any, list[Job]] = {}
+        for leaf, payload in sorted(waiting, key=_name_of_leaf):
+            job = Job.of(leaf, self._region_of(leaf), payload)
+            jobs_of_kind.setdefault(job.kind(), []).append(job)
+        results: dict[str, Tensor] = {}
+        for jobs in jobs_of_kind.values():
+            exchange = Exchange if jobs[0].region.replicas is None else SharedWork
+            exchange(jobs).run()
+            for job in jobs:
+                results[job.leaf.name] = job.region.after(job)
+        return results
+
+    def _region_of(self, leaf: Leaf) -> OwnedRegion:
+        """Return the same region with the hyperparameters of the leaf's group."""
+        for operation in leaf.program:
+            if operation.path == self.path:
+                return operation
+        raise AssertionError(
+            f"leaf {leaf.name!r} does not pass through {'.'.join(self.path)}"
+        )
+
+    def resume(self, leaf: Leaf, total: dict[str, Any]) -> None:
+        leaf.update = total[leaf.name]
+
+    def after(self, job: Job) -> Any:
+        """Return a leaf's update after the operations that run on shards."""
+        leaf = job.leaf
+        update_of_region = leaf.update
+        leaf.update = from_local_like(job.result, job.template)
+        for operation in self._following:
+            operation.start(leaf)
+        result = leaf.update
+        leaf.update = update_of_region
+        return result
+
+    # Computation on the owner.
+
+    def wire_in(self, dtype: torch.dtype) -> torch.dtype:
+        """Return the dtype in which updates are sent to the owner."""
+        return _narrower_dtype(self.operations[0].wire, dtype)
+
+    def dtype_out(self, leaf: Leaf, dtype: torch.dtype) -> torch.dtype:
+        """Return the dtype of the update after the region."""
+        for operation in self.operations:
+            dtype = torch.promote_types(dtype, operation.compute_dtype(leaf))
+        return dtype
+
+    def computed(self, job: Job, whole_tensors: dict[str, Tensor]) -> Tensor:
+        """Return a whole leaf's update after the region, and store its new slots in the leaf."""
+        update = whole_tensors["update"].to(job.dtype)
+        whole = _whole_leaf(
+            job.leaf, update, whole_tensors.get("param"), whole_tensors.get("grad")
+        )
+        whole.program = self.operations
+        execute([whole], _done)
+        job.leaf.new.update(whole.new)
+        job.leaf.starts.update(whole.starts)
+        return whole.update
+
+
+def _name_of_leaf(item: tuple[Leaf, Any]) -> str:
+    return item[0].name
+
+
+def _whole_leaf(
+    leaf: Leaf, update: Tensor, param: Tensor | None, grad: Tensor | None
+) -> Leaf:
+    """Return the same leaf with whole tensors in place of shards."""
+    whole = Leaf(leaf.run, leaf.name, update, param, leaf.extras, leaf.clock)
+    whole.stand_for(leaf)
+    whole.grad = whole.update if grad is None else grad
+    whole.key = leaf.key
+    whole.state = leaf.state
+    whole.layout = leaf.layout
+    return whole
+
+
+def _narrower_dtype(wire: torch.dtype | None, dtype: torch.dtype) -> torch.dtype:
+    if wire is None or wire.itemsize >= dtype.itemsize:
+        return dtype
+    return wire
+
+
+def _done(leaf: Leaf) -> None:
+    """Do nothing: the result stays in the leaf."""
+
+
+# The exchange.
+
+
+@dataclass
+class Job:
+    """A leaf on its way to its owner and back.
+
+    Attributes:
+        leaf: The leaf.
+        region: The operations.
+        template: A tensor with the leaf's sharding.
+        parts: The local part of each tensor that the owner needs.
+        dtype, dtype_back: The dtypes of the update before and after the region.
+        wire, wire_back: The dtypes in which tensors are sent to the owner and back.
+        result: The local part of the result.
+    """
+
+    leaf: Leaf
+    region: OwnedRegion
+    template: Any
+    parts: dict[str, Tensor]
+    dtype: torch.dtype
+    wire: torch.dtype
+    wire_back: torch.dtype
+    dtype_back: torch.dtype
+    result: Any = None
+
+    @classmethod
+    def of(cls, leaf: Leaf, region: OwnedRegion, payload: Mapping[str, Any]) -> Job:
+        update, param = leaf.inputs
+        template = update if param is None else param
+        dtype = payload["update"].dtype
+        wire = region.wire_in(dtype)
+        parts: dict[str, Tensor] = {}
+        for name, tensor in payload.items():
+            if is_sharded(tensor):  # a program passes the local part itself
+                tensor = local(placed_as(tensor, template))
+            parts[name] = tensor.to(wire)
+        dtype_back = region.dtype_out(leaf, dtype)
+        wire_back = _narrower_dtype(region.operations[-1].wire, dtype_back)
+        return cls(leaf, region, template, parts, dtype, wire, wire_back, dtype_back)
+
+    def kind(self) -> tuple[Any, ...]:
+        """Return the kind of the job; jobs of one kind share their messages."""
+        return self.team, self.wire, self.wire_back, self.device
+
+    @property
+    def device(self) -> torch.device:
+        return self.parts["update"].device
+
+    @property
+    def team(self) -> Team:
+        """The ranks that divide the work."""
+        return team_for(self.template, self.region.replicas)
+
+    @functools.cached_property
+    def pieces(self) -> tuple[Piece, ...]:
+        if self.region.replicas is None:
+            return pieces_of(self.template)
+        return (whole_piece(self.template.shape),) * self.region.replicas.size
+
+    def bytes(self) -> int:
+        return self.leaf.shape.numel() * len(self.parts) * self.wire.itemsize
+
+
+class Exchange:
+    """Sends leaves of one kind to their owners, computes, and sends the results back."""
+
+    def __init__(self, jobs: list[Job]):
+        self._jobs = jobs
+        self._team: Team = jobs[0].team
+        shapes: dict[str, torch.Size] = {}
+        known: dict[str, int] = {}
+        for job in jobs:
+            shapes[job.leaf.name] = job.template.shape
+            if job.leaf.owner is not None:
+                known[job.leaf.name] = job.leaf.owner
+        self._owners = assigned(shapes, self._team.size, known)
+
+    def run(self) -> None:
+        """Process all buckets; while the owners compute one bucket, the next one is in transit."""
+        buckets = list(in_buckets(self._jobs, Job.bytes))
+        arriving = self._to_owners(buckets[0])
+        returning: Transfer | None = None
+        for i, bucket in enumerate(buckets):
+            arrived = arriving.parts()
+            if i + 1 < len(buckets):
+                arriving = self._to_owners(buckets[i + 1])
+            results, error = self._results(bucket, arrived)
+            sent = self._from_owners(bucket, results, error is not None)
+            if error is not None:
+                sent.wait()
+                raise error
+            if returning is not None:
+                self._receive(buckets[i - 1], returning)
+            returning = sent
+        assert returning is not None
+        self._receive(buckets[-1], returning)
+
+    def _owned(self, bucket: list[Job], rank: int) -> list[Job]:
+        return [job for job in bucket if self._owners[job.leaf.name] == rank]
+
+    def _to_owners(self, bucket: list[Job]) -> Transfer:
+        me = self._team.rank
+        rows: list[list[Tensor]] = []
+        for rank in range(self._team.size):
+            row: list[Tensor] = []
+            for job in self._owned(bucket, rank):
+                if job.pieces[me].sends:
+                    row.extend(job.parts.values())
+            rows.append(row)
+        sizes = [0] * self._team.size
+        for job in self._owned(bucket, me):
+            for rank, piece in enumerate(job.pieces):
+                if piece.sends:
+                    sizes[rank] += piece.numel * len(job.parts)
+        return Transfer(self._team, rows, sizes, bucket[0].wire, False)
+
+    def _results(
+        self, bucket: list[Job], arrived: list[Tensor]
+    ) -> tuple[dict[str, Tensor], Exception | None]:
+        """Return the whole results of the leaves that this rank owns, or the error of one of them."""
+        results: dict[str, Tensor] = {}
+        at = [0] * self._team.size
+        try:
+            for job in self._owned(bucket, self._team.rank):
+                whole_tensors = self._assemble(job, arrived, at)
+                results[job.leaf.name] = job.region.computed(job, whole_tensors)
+        except Exception as error:
+            # The other ranks are waiting: report the failure to them, then let `run` raise it.
+            return {}, error
+        return results, None
+
+    def _assemble(
+        self, job: Job, arrived: list[Tensor], at: list[int]
+    ) -> dict[str, Tensor]:
+        """Assemble whole tensors from the pieces of all ranks; `at` is the read position in each rank's message."""
+        whole_tensors: dict[str, Tensor] = {}
+        for name in job.parts:
+            whole_tensors[name] = torch.empty(
+                job.template.shape, dtype=job.wire, device=job.device
+            )
+        for rank, piece in enumerate(job.pieces):
+            if not piece.sends:
+                continue
+            for whole in whole_tensors.values():
+                end = at[rank] + piece.numel
+                whole[piece.window] = arrived[rank][at[rank] : end].view(piece.shape)
+                at[rank] = end
+        return whole_tensors
+
+    def _from_owners(
+        self, bucket: list[Job], results: Mapping[str, Tensor], failed: bool
+    ) -> Transfer:
+        me = self._team.rank
+        wire = bucket[0].wire_back
+        rows: list[list[Tensor]] = []
+        for rank in range(self._team.size):
+            row: list[Tensor] = []
+            for job in self._owned(bucket, me):
+                piece = job.pieces[rank]
+                if failed:
+                    row.append(torch.zeros(piece.numel, dtype=wire, device=job.device))
+                else:
+                    row.append(results[job.leaf.name][piece.window].to(wire))
+            rows.append(row)
+        sizes: list[int] = []
+        for rank in range(self._team.size):
+            sizes.append(sum(job.pieces[me].numel for job in self._owned(bucket, rank)))
+        return Transfer(self._team, rows, sizes, wire, failed)
+
+    def _receive(self, bucket: list[Job], transfer: Transfer) -> None:
+        parts = transfer.parts()
+        for rank, part in enumerate(parts):
+            start = 0
+            for job in self._owned(bucket, rank):
+                piece = job.pieces[self._team.rank]
+                end = start + piece.numel
+                # A copy, because a view would keep the whole message in memory as long as any of its leaves.
+                job.result = (
+                    part[start:end].view(piece.shape).to(job.dtype_back, copy=True)
+                )
+                start = end
+
+
+class SharedWork(Exchange):
+    """An exchange between ranks that hold whole leaves: owners need no message, and every rank receives all results."""
+
+    def _to_owners(self, bucket: list[Job]) -> Any:
+        return EmptyTransfer()
+
+    def _assemble(
+        self, job: Job, arrived: list[Tensor], at: list[int]
+    ) -> dict[str, Tensor]:
+        return job.parts
+
+    def _from_owners(
+        self, bucket: list[Job], results: Mapping[str, Tensor], failed: bool
+    ) -> Transfer:
+        own_results: list[Tensor] = []
+        for job in self._owned(bucket, self._team.rank):
+            result = (
+                torch.zeros(job.template.shape, device=job.template.device)
+                if failed
+                else results[job.leaf.name]
+            )
+            own_results.append(result.to(job.wire_back))
+        sizes: list[int] = []
+        for rank in range(self._team.size):
+            sizes.append(
+                sum(job.leaf.shape.numel() for job in self._owned(bucket, rank))
+            )
+        return Gathering(self._team, own_results, sizes, bucket[0].wire_back, failed)
+
+
+class EmptyTransfer:
+    """An empty transfer."""
+
+    def parts(self) -> list[Tensor]:
+        return []
+
+
+T = TypeVar("T")
+
+
+def in_buckets(items: Iterable[T], size_of: Callable[[T], int]) -> Iterable[list[T]]:
+    """Group consecutive items into buckets of at most `BUCKET` bytes, or of a single larger item."""
+    bucket: list[T] = []
+    filled = 0
+    for item in items:
+        size = size_of(item)
+        if bucket and filled + size > BUCKET:
+            yield bucket
+            bucket = []
+            filled = 0
+        bucket.append(item)
+        filled += size
+    yield bucket
+
+
+class Transfer:
+    """An all_to_all in progress.
+
+    Args:
+        team: The ranks.
+        rows: The tensors for each rank.
+        sizes: The number of entries that this rank receives from each rank.
+        dtype: The dtype of the entries.
+        failed: Whether this rank has failed, which the message reports to all others.
+    """
+
+    def __init__(
+        self,
+        team: Team,
+        rows: list[list[Tensor]],
+        sizes: list[int],
+        dtype: torch.dtype,
+        failed: bool,
+    ):
+        flag = torch.full((FLAG,), float(failed), dtype=dtype, device=team.device)
+        flat: list[Tensor] = []
+        counts: list[int] = []
+        for row in rows:
+            flat.append(flag)
+            flat.extend(tensor.reshape(-1) for tensor in row)
+            counts.append(FLAG + sum(map(torch.numel, row)))
+        self._team = team
+        self._sizes = [FLAG + size for size in sizes]
+        self._sent = torch.cat(flat)
+        self._received = torch.empty(sum(self._sizes), dtype=dtype, device=team.device)
+        distributed: Any = torch.distributed  # its functions are not annotated
+        self._collective = distributed.all_to_all_single(
+            self._received,
+            self._sent,
+            self._sizes,
+            counts,
+            group=team.group,
+            async_op=True,
+        )
+
+    def wait(self) -> None:
+        self._collective.wait()
+
+    def parts(self) -> list[Tensor]:
+        """Wait for the transfer, and return the entries from each rank.
+
+        Raises:
+            RuntimeError: If a rank has failed.
+        """
+        self.wait()
+        parts = torch.split(self._received, self._sizes)
+        flags = torch.stack([part[0] for part in parts])
+        nonzero: Any = flags.nonzero().flatten()
+        failed: list[int] = nonzero.tolist()
+        if failed:
+            raise RuntimeError(
+                f"rank {self._team.ranks[failed[0]]} failed in this step; see the error raised on that rank"
+            )
+        return [part[FLAG:] for part in parts]
+
+
+class Gathering(Transfer):
+    """An all_gather in progress: every rank receives the tensors of all, in rows padded to the longest.
+
+    Args:
+        team: The ranks.
+        mine: The tensors of this rank.
+        sizes: The number of entries that each rank sends.
+        dtype: The dtype of the entries.
+        failed: Whether this rank has failed, which the message reports to all others.
+    """
+
+    def __init__(
+        self,
+        team: Team,
+        mine: list[Tensor],
+        sizes: list[int],
+        dtype: torch.dtype,
+        failed: bool,
+    ):
+        self._team = team
+        length = FLAG + max(sizes)
+        row = torch.zeros(length, dtype=dtype, device=team.device)
+        row[0] = failed
+        if mine:
+            end = FLAG + sizes[team.rank]
+            row[FLAG:end] = torch.cat([tensor.reshape(-1) for tensor in mine])
+        self._sizes = [length] * team.size
+        self._received = row.new_empty(length * team.size)
+        distributed: Any = torch.distributed  # its functions are not annotated
+        self._collective = distributed.all_gather_into_tensor(
+            self._received, row, group=team.group, async_op=True
+        )

@@ -1,0 +1,1 @@
+"""How a chain runs: leaves, contexts, rules, calls."""

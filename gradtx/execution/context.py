@@ -1,0 +1,304 @@
+"""`Context`: a rule's clock, gradient and extras."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Container
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradtx.arguments import is_off
+from gradtx.base import tree as _tree
+from gradtx.base.dtensor import full_tensor
+from gradtx.base.exact import exact, exact_dtype, log_or_zero
+from gradtx.base.forward import Leaf
+from gradtx.base.messages import close
+from gradtx.base.torch_names import is_intercepted, readable
+from gradtx.state.random import name_key
+
+__all__ = ["Context"]
+
+ALWAYS_KNOWN = ("value", "value_fn", "grad_fn", "hessian_diag")
+# Available in every rule's context.
+OWN = (
+    "bias_correction",
+    "every",
+    "first",
+    "grad",
+    "has_gradient",
+    "is_first",
+    "step",
+    "time",
+    "turn",
+    "when",
+)
+
+
+class Clock:
+    """A count of updates: `step` is the 1-based number of the current update, a 0-d int64 tensor.
+
+    `host` is the same number as a Python int if the caller (the adapter) knows it, else None. `leads` tells whether the
+    clock may be past step 1 when a leaf's state is still the initial one: leaves follow the clock together, so that it
+    may count updates in which a leaf did not take part, or a restart resets the state but not the clock.
+    """
+
+    def __init__(self, step: Tensor, host: int | None = None, leads: bool = False):
+        self.step = step
+        self.host = host
+        self.leads = leads
+        self._moments: dict[torch.device, ClockReading] = {}
+
+    def on(self, device: torch.device) -> ClockReading:
+        if device not in self._moments:
+            # Copying to a device would wait for all queued work; filling with a constant does not.
+            step = (
+                self.step.to(device)
+                if self.host is None
+                else torch.full_like(self.step, self.host, device=device)
+            )
+            self._moments[device] = ClockReading(step, self.host)
+        return self._moments[device]
+
+
+class ClockReading:
+    """A clock's step on one device, with values derived from it, computed once for all leaves."""
+
+    def __init__(self, step: Tensor, host: int | None):
+        self.step = step
+        self.host = host
+        self.time = step.to(exact_dtype(step))
+        self._corrections: list[tuple[Any, Tensor]] = []
+
+    def bias_correction(self, beta: Any) -> Tensor:
+        for known, value in self._corrections:
+            if known is beta or (
+                isinstance(beta, float) and isinstance(known, float) and known == beta
+            ):
+                return value
+        value = self.correction_at(beta, self.time)
+        self._corrections.append((beta, value))
+        return value
+
+    def correction_at(self, beta: Any, time: Tensor) -> Tensor:
+        """Return the bias correction at another time, computed as list programs do if the host knows the count.
+
+        torch's expm1 may round differently, and the results of ranks must not differ from those of one process.
+        """
+        if self.host is None or is_intercepted():  # a tracer cannot read values
+            return bias_correction(beta, time)
+        known_beta, known_time = _on_host(beta), _on_host(time)
+        if known_beta is None or known_time is None:
+            return bias_correction(beta, time)
+        return torch.full_like(time, -math.expm1(known_time * math.log(known_beta)))
+
+
+def bias_correction(beta: Any, time: Any) -> Tensor:
+    started = (time > 0).to(time.dtype)
+    if is_off(beta):
+        return started
+    value = -torch.expm1(time * log_or_zero(beta))
+    return torch.where(beta == 0, started, value) if isinstance(beta, Tensor) else value
+
+
+def _on_host(value: Any) -> float | None:
+    """Return a positive number; None if it is 0, or if the host cannot read it without waiting."""
+    if isinstance(value, Tensor):
+        if value.device.type != "cpu" or value.requires_grad or not readable(value):
+            return None
+        value = value.item()
+    return value or None
+
+
+class UnknownInProgramError(Exception):
+    """A rule reads what a program does not know, such as a leaf's name; other ways of running it know it."""
+
+
+# In a program, stands for an extra that is not among its arguments.
+UNREAD: Any = object()
+
+
+class Context:
+    """The clock, the gradient and the extras that a rule may read. The library creates it; rules never write to it.
+
+    In addition to the attributes below, a rule reads each extra that it declares (`needs=`, `extras=`) by name, such as
+    `ctx.value`, and `ctx.rng` if it is declared `random=True`. An optional extra that the caller did not pass is None.
+    `ctx.has_gradient` is whether this call has a gradient of the leaf; `accumulate` may close a cycle without one.
+
+    Raises:
+        AttributeError: If no link declares the name.
+
+    Example:
+        >>> @gradtx.per_tensor(elementwise=True)
+        ... def scale_by_gradient_sign():
+        ...     return lambda update, state, param, ctx: (update.abs() * ctx.grad.sign(), state)
+        >>> tx = gradtx.chain(gradtx.trace(0.9), scale_by_gradient_sign())
+    """
+
+    rng: Any
+    absent: str | None = None  # the last extra read that was not passed
+    has_gradient: bool
+
+    def __init__(self, leaf: Leaf, clock: Clock, dtype: torch.dtype, rng: Any = None):
+        # Do not store the leaf itself: a reference cycle would keep its tensors until the garbage collector runs.
+        self._extras: dict[str, Any] = leaf.extras
+        self._name = leaf.name if leaf.run.has_names else None
+        self._known: Container[str] = leaf.run.known_extras
+        self._clock = clock
+        self._dtype = dtype
+        self._grad = leaf.grad
+        self.has_gradient = leaf.has_gradient
+        self._moment = clock.on(leaf.device)
+        if rng is not None:
+            self.rng = rng
+
+    def with_full_tensors(self) -> Context:
+        """Return a copy with full tensors instead of shards."""
+        whole = copy.copy(self)
+        whole._grad = full_tensor(self._grad)
+        whole._extras = {
+            name: full_tensor(value) for name, value in self._extras.items()
+        }
+        return whole
+
+    def is_valid_for(self, clock: Clock, grad: Any, dtype: torch.dtype) -> bool:
+        return self._clock is clock and self._grad is grad and self._dtype == dtype
+
+    @property
+    def step(self) -> Tensor:
+        """The 1-based number of this update on the rule's clock, 0-d int64."""
+        return self._moment.step
+
+    @property
+    def time(self) -> Tensor:
+        """`step` in float64, for arithmetic with t (`step.sqrt()` would be float32)."""
+        return self._moment.time
+
+    @property
+    def grad(self) -> Any:
+        """The gradient of this tensor, before any link: inside an alias its input, elsewhere as the clock saw it."""
+        return self._grad.to(self._dtype)
+
+    def bias_correction(self, beta: Any, step: Any = None) -> Tensor:
+        """Return 1 - beta**step in float64, safe at beta 0 and step 0; computed once for leaves with equal counts."""
+        if step is None:
+            return self._moment.bias_correction(beta)
+        time = exact(step, self._moment.time.device)
+        return self._moment.correction_at(beta, time)
+
+    def every(
+        self, k: int, phase: int, compute: Callable[[], Any], keep: Callable[[], Any]
+    ) -> Any:
+        """Return `compute()` at steps with step % k == phase % k, else `keep()`: tensors or trees of equal structure.
+
+        In pure use both functions run and `torch.where` selects; if the host knows the count, only one runs.
+        """
+        return self.when(lambda step: step % k == phase % k, compute, keep)
+
+    def turn(self, k: int) -> int:
+        """Return an integer in [0, k) derived from the leaf's name: a phase that spreads periodic work over steps."""
+        if self._name is None:
+            raise UnknownInProgramError(
+                "a rule that depends on leaf names has no program"
+            )
+        return name_key(self._name) % k
+
+    def first(
+        self,
+        compute: Callable[[], Any],
+        keep: Callable[[], Any],
+        unseen: Tensor | None = None,
+    ) -> Any:
+        """Return `compute()` at step 1, else `keep()`; selection works as in `every`.
+
+        With `unseen`, a 0-d bool tensor that tells whether the leaf's state is still the initial one, `compute()` at
+        the leaf's first update: a clock that leaves share (pure use, `accumulate`, `skip_nonfinite`) may be past step 1
+        when a leaf's first gradient arrives, and so may the clock of `restart` with `keep_clock` when it resets a leaf.
+        """
+        if unseen is not None and self._clock.leads:
+            return _selected(unseen, compute(), keep())
+        return self.when(lambda step: step == 1, compute, keep)
+
+    @property
+    def is_first(self) -> bool | Tensor:
+        """Whether this is step 1: a bool if the host knows the count, else a 0-d tensor."""
+        return (
+            self._moment.step == 1
+            if self._moment.host is None
+            else self._moment.host == 1
+        )
+
+    def when(
+        self,
+        due: Callable[[Any], Any],
+        compute: Callable[[], Any],
+        keep: Callable[[], Any],
+    ) -> Any:
+        """Return `compute()` if `due(step)` is true, else `keep()`, as in `every`; `step` is an int or a 0-d tensor."""
+        if self._moment.host is not None:
+            return compute() if due(self._moment.host) else keep()
+        return _selected(due(self._moment.step), compute(), keep())
+
+    def __getattr__(self, name: str) -> Any:
+        own = self.__dict__
+        if name in own.get("_extras", ()):
+            value = own["_extras"][name]
+            if value is UNREAD:
+                raise UnknownInProgramError(f"the program has no argument {name!r}")
+            return value
+        known = own.get("_known", ())
+        if name in ALWAYS_KNOWN or name in known:
+            self.absent = name
+            return None
+        if name.startswith("__"):  # Python looks these up when it copies a context
+            raise AttributeError(name)
+        if name == "rng":
+            raise AttributeError(
+                "ctx.rng: only random rules have it; declare the rule @per_tensor(random=True)"
+            )
+        meant = close(name, (*OWN, *ALWAYS_KNOWN, *known))
+        remedy = (
+            f"did you mean ctx.{meant}?"
+            if meant
+            else f"use extras={{{name!r}: 'leaf'}}"
+        )
+        raise AttributeError(f"ctx.{name}: no link declares it; {remedy}")
+
+
+def _selected(condition: Tensor, new: Any, old: Any) -> Any:
+    """Return one of two trees of tensors."""
+
+    def chosen(new: Tensor, old: Tensor) -> Tensor:
+        return torch.where(condition, new, old)
+
+    return _tree.map_tensors(chosen, new, old)
+
+
+class FrameContext(Context):
+    """The context of a combinator's `enter` and `leave`.
+
+    Attributes:
+        ticks: Whether the inner clock counts this call, 0-d bool; None for a combinator without a clock.
+        inner: The inner transformation's new slots that the combinator requested, by "stage.slot".
+    """
+
+    ticks: Tensor | None
+    inner: dict[str, Tensor]
+
+    def __init__(
+        self,
+        leaf: Leaf,
+        dtype: torch.dtype,
+        ticks: Tensor | None,
+        inner: dict[str, Tensor],
+    ):
+        super().__init__(leaf, leaf.clock, dtype)
+        self.ticks = ticks
+        self.inner = inner
+        self._active = leaf.active
+
+    def keep(self, new: Tensor, old: Tensor) -> Tensor:
+        """Return `new`, or `old` if this leaf is skipped in this call."""
+        return new if self._active is None else torch.where(self._active, new, old)

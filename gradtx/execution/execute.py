@@ -1,0 +1,572 @@
+"""Execution of chains: every leaf passes through a list of operations, and a sum over leaves is a barrier.
+
+Functional use and the optimizer adapter share this module: both create `Leaf` objects, expand a transformation into a
+`Block` of operations and call `execute`. Their `Run` objects provide the old state.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradtx.base.complex_views import PARTS, REMEDY, as_complex, as_real
+from gradtx.base.dtensor import placed_as, total_of
+from gradtx.base.errors import Path
+from gradtx.execution.context import Clock, ClockReading, Context
+from gradtx.execution.runs import Run, Scope, selected
+from gradtx.state.codes import Codec
+from gradtx.state.random import indices
+
+
+class Leaf:
+    """One tensor on its way through a chain.
+
+    Attributes:
+        update: The current update; None if the leaf has no gradient.
+        grad: The gradient as the clock saw it, or the input of the alias around the current link.
+        param: The parameter, in the dtype that rules compute in.
+        inputs: Update and parameter as the caller passed them, except that complex ones are real views.
+        is_complex: Whether the parameter is complex.
+        shape: The shape of the parameter, or of the part of it that this leaf represents.
+        compute_dtype: The dtype that rules compute in.
+        negated: Whether the gradient is that of the negative loss (`maximize`).
+        active: A 0-d bool tensor, whether the leaf takes part in this call; None if it certainly does.
+        restarts: Whether a combinator around the current link restarts its inner transformation.
+        new: The new slots, by stage.
+        starts: The initial slots of stages that may restart in this call, by stage.
+        codecs: The codec of each slot that `init` has encoded.
+        saved: Values that a combinator keeps between `enter` and `leave`.
+        key, state, layout: The adapter's parameter, its flat state, and the location of each stage's slots in it.
+        program: The operations that the leaf passes through.
+        at: The current index in the program.
+        pending: The suspended call of a rule while its leaf waits for a sum.
+        owner: The rank that keeps the slots of rules that need the whole leaf, as an index into the ranks of
+            `team_for`; None if there are no such slots.
+        first_entry: For a part of a parameter, the index of its first entry in the parameter, a 0-d int64 tensor.
+    """
+
+    update: Any
+    grad: Any
+    param: Any
+    inputs: tuple[Any, Any]
+
+    def __init__(
+        self,
+        run: Run,
+        name: str,
+        update: Any,
+        param: Any,
+        extras: dict[str, Any],
+        clock: Clock,
+        like: Any = None,
+    ):
+        self.run = run
+        self.name = name
+        self.extras = extras
+        self.clock = clock
+        stored = _first_not_none(param, like, update)
+        self.is_complex: bool = stored.is_complex()
+        if self.is_complex or (update is not None and update.is_complex()):
+            _check_pair(name, update, stored)
+            update, param, stored = map(_real_view, (update, param, stored))
+        first_input = _first_not_none(update, stored)
+        self.device: torch.device = stored.device
+        self.dtype: torch.dtype = first_input.dtype
+        self.param_dtype: torch.dtype = stored.dtype
+        self.compute_dtype = _compute_dtype(stored.dtype, first_input.dtype)
+        self.inputs = (update, param)
+        self.has_gradient = update is not None
+        self.shape: torch.Size = stored.shape
+        self.update = None if update is None else update.to(self.compute_dtype)
+        self.param = None if param is None else param.to(self.compute_dtype)
+        self.grad = self.update
+        self.negated = False
+        self.active: Tensor | None = None
+        self.restarts: bool | Tensor = False
+        self.new: dict[Path, dict[str, Tensor]] = {}
+        self.starts: dict[Path, dict[str, Tensor]] = {}
+        self.codecs: dict[tuple[Path, str], Codec] = {}
+        self.saved: dict[Any, Any] = {}
+        self.key: Any = None
+        self.state: dict[str, Any] = {}
+        self.layout: Any = None
+        self.program: list[Any] = []
+        self.at = 0
+        self.pending: Any = None
+        self.owner: int | None = None
+        self.first_entry: Tensor | None = None
+        self._context: Context | None = None
+
+    @property
+    def stream_name(self) -> str | Tensor:
+        """The name that determines the leaf's random numbers, or its key (see `Stream`)."""
+        return self.name
+
+    def clock_reading(self) -> ClockReading:
+        return self.clock.on(self.device)
+
+    def places(self, like: Tensor) -> Tensor:
+        """Return each entry's index in the whole parameter, for the local part of a tensor of the leaf's shape."""
+        places = indices(like)
+        return places if self.first_entry is None else places + self.first_entry
+
+    def context(self, dtype: torch.dtype) -> Context:
+        """Return the context of a rule; links with the same clock, gradient and dtype share one object."""
+        context = self._context
+        if context is None or not context.is_valid_for(self.clock, self.grad, dtype):
+            context = self._context = Context(self, self.clock, dtype)
+        return context
+
+    def unless_skipped(
+        self, new: dict[str, Tensor], old: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Return the new slots, or the old ones if the leaf is skipped in this call."""
+        if self.active is None:
+            return new
+        return selected(self.active, new, old)
+
+    def stand_for(self, other: Leaf) -> None:
+        """Copy the properties of a leaf that its tensors do not determine, to stand in for it with other tensors."""
+        self.dtype = other.dtype
+        self.param_dtype = other.param_dtype
+        self.compute_dtype = other.compute_dtype
+        self.has_gradient = other.has_gradient
+        self.negated = other.negated
+        self.active = other.active
+        self.restarts = other.restarts
+
+    def kept_slots(self, path: Path, restarts: bool | Tensor) -> dict[str, Tensor]:
+        """Return the old slots of a stage whose new ones are discarded: the initial ones where it restarts."""
+        old = self.run.slots(path, self)
+        first = self.starts.get(path, {})
+        if not isinstance(restarts, Tensor):
+            return {**old, **first} if restarts else old
+        return {
+            slot: torch.where(restarts, first.get(slot, value), value)
+            for slot, value in old.items()
+        }
+
+    def in_callers_form(self, value: Tensor) -> Tensor:
+        """Return a slot, an update or weights in the caller's form: complex if shaped like a complex leaf."""
+        if self.is_complex and value.shape == self.shape and value.dtype in PARTS:
+            return as_complex(value)
+        return value
+
+    def release(self) -> None:
+        """Drop all values once results are written, which limits temporary memory to that of one leaf."""
+        self.update = self.grad = self.param = self._context = None
+        self.inputs = (None, None)
+        self.new, self.starts, self.saved = {}, {}, {}
+
+    def result(self) -> Tensor | None:
+        """Return the update after the last link, in at least float32: it is rounded when it is added."""
+        if self.update is None:
+            return None
+        if self.active is not None:
+            self.update = torch.where(
+                self.active, self.update, torch.zeros_like(self.update)
+            )
+        update, param = self.inputs
+        return placed_as(
+            self.update.to(self.compute_dtype), _first_not_none(param, update)
+        )
+
+
+def _check_pair(name: str, update: Tensor | None, stored: Tensor) -> None:
+    """Raise an error unless update and parameter are both real or both complex."""
+    if update is not None and update.is_complex() != stored.is_complex():
+        raise TypeError(
+            f"leaf {name!r} has a gradient of dtype {update.dtype}, but its parameter has dtype {stored.dtype}; "
+            "both must be real or both complex"
+        )
+
+
+def _real_view(tensor: Any) -> Any:
+    return None if tensor is None else as_real(tensor)
+
+
+def _first_not_none(*values: Any) -> Any:
+    for value in values:
+        if value is not None:
+            return value
+    return None
+
+
+def _compute_dtype(stored_dtype: torch.dtype, input_dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype that rules compute in, which is never half precision."""
+    if stored_dtype is torch.float32 and input_dtype is torch.float32:
+        return torch.float32
+    return functools.reduce(
+        torch.promote_types, (stored_dtype, input_dtype, torch.float32)
+    )
+
+
+@dataclasses.dataclass
+class Position:
+    """The position of a walk over a program on the host, which tracks gradient signs and clock counts only.
+
+    Attributes:
+        signs: The sign of the gradient in each alias around the current operation.
+        counts: The finished updates of each clock around it; None for a clock that does not tick in this call.
+    """
+
+    signs: list[int]
+    counts: list[int | None]
+
+
+class Operation:
+    """One operation in a leaf's program.
+
+    `start` and `resume` process `leaf`. They return None when they have finished, or a payload if the leaf must wait
+    until all leaves with this operation have arrived. `combine` then reduces the payloads to a total for `resume`.
+
+    Attributes:
+        path: The stage's entry in the state.
+        takes_none: Whether it processes a leaf without a gradient; otherwise such a leaf skips it.
+        template_slot: A slot with the parameter's shape, if the operation itself needs leaves without a gradient.
+        agree: Hyperparameters that must be the same in all groups of an optimizer.
+        elementwise: Whether the entries of a leaf are independent, except for sums over leaves.
+        takes_complex: Whether it may process real views of complex leaves: it depends neither on rows nor on the
+            number of dimensions.
+        compiles: Whether programs may run it for all leaves; see `has_program` and `has_list_program`.
+        restarts_inner: Whether the operations after it may restart from their initial state.
+        has_clock: Whether it starts an inner clock, whose values are stored at its path.
+        waits: Whether it needs all leaves at once: for a sum over leaves, or as a rule for whole trees.
+        sums: Whether it needs nothing from other leaves but sums.
+        sums_late: Whether it sums over all leaves for its next step, without waiting in the current one.
+        of_leaf: Whether a sharded leaf waits at it for its own shards only, which ranks exchange without other leaves.
+        random: Whether it draws random numbers.
+        positional: Whether results depend on an entry's index in the whole tensor.
+        constants: The slots that no step changes.
+        hessian_period: The number of steps from one read of `hessian_diag` to the next, starting with the first step;
+            0 if it never reads it.
+        whole_until: The last of consecutive operations, starting with this one, that need the whole of a sharded leaf;
+            None if this one does not.
+        needs_shape: Whether entries are independent, but their results depend on the shape of the whole leaf.
+        owner_reads: The tensors of a leaf, "param" or "grad", that its owner needs in addition to the update.
+        keeps_slots: Whether it keeps slots.
+        wire: A dtype to which it converts its input first, and which represents its result exactly, if any.
+        checks_extras: Whether `check` may raise an error.
+    """
+
+    path: Path = ()
+    takes_none = False
+    template_slot: str | None = None
+    agree: Mapping[str, Any] = {}
+    elementwise = True
+    takes_complex = True
+    compiles = True
+    restarts_inner = False
+    has_clock = False
+    waits = False
+    sums = True
+    sums_late = False
+    of_leaf = False
+    random = False
+    positional = False
+    constants: tuple[str, ...] = ()
+    hessian_period = 0
+    whole_until: Operation | None = None
+    needs_shape = False
+    owner_reads: tuple[str, ...] = ()
+    keeps_slots = False
+    wire: torch.dtype | None = None
+    checks_extras = False
+
+    def compute_dtype(self, leaf: Leaf) -> torch.dtype:
+        """Return the dtype that it computes in."""
+        return leaf.compute_dtype
+
+    @property
+    def parts(self) -> list[Operation]:
+        """The operations that it represents in a program."""
+        return [self]
+
+    def has_program(self, leaf: Leaf) -> bool:
+        """Whether programs may run it for this leaf."""
+        return self.compiles
+
+    def has_list_program(self, leaf: Leaf, on_host: bool) -> bool:
+        """Whether programs over lists may run it for this leaf; `on_host` is whether the host knows all scalars."""
+        return self.has_program(leaf)
+
+    def check(self, leaf: Leaf) -> None:
+        """Raise an error for extras that do not fit the leaf, before any computation."""
+
+    def init(self, leaf: Leaf) -> None:
+        """Write the leaf's initial slots to `leaf.new`."""
+
+    def init_all(self) -> None:
+        """Finish initialization; called once, after `init` of all leaves."""
+
+    def start(self, leaf: Leaf) -> Any:
+        raise NotImplementedError
+
+    def resume(self, leaf: Leaf, total: Any) -> Any:
+        raise NotImplementedError
+
+    def combine(self, waiting: list[tuple[Leaf, dict[str, Any]]]) -> Any:
+        """Return the sums over leaves, added in name order."""
+        waiting = sorted(waiting, key=_name_of_leaf)
+        first, sums = waiting[0]
+        for leaf, payload in waiting:
+            if payload.keys() != sums.keys():
+                raise ValueError(
+                    f"{'.'.join(self.path)}: leaf {leaf.name!r} yields the sums {sorted(payload)}, "
+                    f"but leaf {first.name!r} yields {sorted(sums)}; all leaves must yield the same sums"
+                )
+        total: dict[str, Any] = {}
+        for key in sums:
+            total[key] = total_of(
+                [payload[key].to(first.device) for _, payload in waiting]
+            )
+        return total
+
+    def evaluate(self, leaf: Leaf) -> Any:
+        """Return the tensor to evaluate with in place of the parameter, or None."""
+        return None
+
+    def follow(self, position: Position) -> None:
+        """Advance a walk over the program past this operation."""
+
+
+def _name_of_leaf(item: tuple[Leaf, Any]) -> str:
+    return item[0].name
+
+
+class Branch:
+    """A fork in the program: every leaf continues with the block for its label."""
+
+    def __init__(self, path: Path, selector: Any, blocks: dict[Any, Block]):
+        self.path = path
+        self.selector = selector
+        self.blocks = blocks
+
+
+class Block:
+    """A sequence of operations, and the selectors of leaves that are frozen within it."""
+
+    def __init__(self, operations: list[Any], frozen: list[tuple[Path, Any]]):
+        self.operations = operations
+        self.frozen = frozen
+        self._forks = any(isinstance(operation, Branch) for operation in operations)
+
+    @classmethod
+    def of(cls, tx: Any, run: Run, count: Any, around: Any = None) -> Block:
+        """Expand a whole transformation for one run, optionally inside the frame `around` (see `between`)."""
+        frozen: list[Any] = []
+        operations = tx._expand(Scope(run, (), count, frozen))
+        if around is not None:
+            operations = around.between(operations)
+        return cls(operations, frozen)
+
+    def for_leaf(self, leaf: Leaf) -> list[Operation]:
+        """Return the program of a leaf."""
+        if self.is_frozen(leaf):
+            return [FROZEN]
+        program = self._operations_for(leaf) if self._forks else self.operations
+        if leaf.is_complex:
+            _check_takes_complex(leaf, program)
+        return program
+
+    def _operations_for(self, leaf: Leaf) -> list[Operation]:
+        """Return the operations on a leaf's route through the branches."""
+        program: list[Operation] = []
+        for operation in self.operations:
+            if isinstance(operation, Branch):
+                label = leaf.run.choice(operation.path, leaf, operation.selector)
+                program.extend(operation.blocks[label].for_leaf(leaf))
+            else:
+                program.append(operation)
+        return program
+
+    def labels(self, leaf: Leaf) -> list[tuple[Any, Any]]:
+        """Return (selector, label) for every partition with named branches that the leaf passes through."""
+        pairs: list[tuple[Any, Any]] = []
+        for operation in self.operations:
+            if isinstance(operation, Branch):
+                label = leaf.run.choice(operation.path, leaf, operation.selector)
+                if operation.selector.names_branches:
+                    pairs.append((operation.selector, label))
+                pairs.extend(operation.blocks[label].labels(leaf))
+        return pairs
+
+    def is_frozen(self, leaf: Leaf) -> bool:
+        return any(
+            leaf.run.choice(path, leaf, selector) for path, selector in self.frozen
+        )
+
+    def walk(self, choices: Mapping[Path, Any] | None = None) -> Iterator[Operation]:
+        """Yield every operation, including those in branches; `choices` (path -> label) restricts the branches."""
+        for operation in self.operations:
+            if not isinstance(operation, Branch):
+                yield operation
+                continue
+            for label, block in operation.blocks.items():
+                if choices is None or choices.get(operation.path, label) == label:
+                    yield from block.walk(choices)
+
+    def clock_paths(self) -> frozenset[Path]:
+        """Return the paths of inner clocks."""
+        return frozenset(each.path for each in self.walk() if each.has_clock)
+
+
+def _check_takes_complex(leaf: Leaf, program: Iterable[Operation]) -> None:
+    """Raise an error if an operation cannot process a complex leaf."""
+    for operation in program:
+        if not operation.takes_complex:
+            link = [part for part in operation.path if part][-1]
+            raise TypeError(
+                f"{link}: leaf {leaf.name!r} is complex, which this link does not support because it depends on more "
+                f"than entries and norms; {REMEDY}, or send the leaf to another transformation with partition(...)"
+            )
+
+
+def checks_extras(operations: list[Any]) -> bool:
+    """Whether any operation checks the extras of a leaf."""
+    return any(operation.checks_extras for operation in Block(operations, []).walk())
+
+
+def check_extras_of(leaves: Iterable[Leaf]) -> None:
+    """Raise an error for extras that do not fit a leaf."""
+    for leaf in leaves:
+        for operation in leaf.program:
+            for part in operation.parts:
+                part.check(leaf)
+
+
+def takes_none(operations: list[Any]) -> bool:
+    """Whether any operation also processes leaves without a gradient."""
+    return any(operation.takes_none for operation in Block(operations, []).walk())
+
+
+class _Frozen(Operation):
+    """The only operation of a frozen leaf, which sets its update to exactly zero."""
+
+    def start(self, leaf: Leaf) -> None:
+        leaf.update = torch.zeros_like(leaf.update)
+
+
+class _Negate(Operation):
+    """Negates the gradient for `maximize`, which minimizes the negated loss."""
+
+    def start(self, leaf: Leaf) -> None:
+        leaf.update, leaf.grad = -leaf.update, -leaf.grad
+        leaf.negated = not leaf.negated
+
+    def follow(self, position: Position) -> None:
+        position.signs[-1] = -position.signs[-1]
+
+
+class _BeginAlias(Operation):
+    """Sets the gradient of the links in an alias to the input of the alias."""
+
+    def start(self, leaf: Leaf) -> None:
+        leaf.saved[self] = (leaf.grad, leaf.negated)
+        leaf.grad = leaf.update
+
+    def follow(self, position: Position) -> None:
+        position.signs.append(position.signs[-1])
+
+
+class _EndAlias(Operation):
+    """Restores the outer gradient for the links after an alias."""
+
+    def __init__(self, begin: _BeginAlias):
+        self._begin = begin
+
+    def start(self, leaf: Leaf) -> None:
+        # Absent if a link inside created an update for a leaf without a gradient.
+        if self._begin in leaf.saved:
+            leaf.grad, leaf.negated = leaf.saved.pop(self._begin)
+
+    def follow(self, position: Position) -> None:
+        position.signs.pop()
+
+
+def around_alias(operations: list[Any]) -> list[Any]:
+    """Wrap the operations of an alias whose input is not the gradient that the clock saw."""
+    begin = _BeginAlias()
+    return [begin, *operations, _EndAlias(begin)]
+
+
+FROZEN, NEGATE = _Frozen(), _Negate()
+
+
+def execute(leaves: Iterable[Leaf], finish: Callable[[Leaf], None]) -> None:
+    """Run every leaf through its program, and call `finish` for each as soon as it is done."""
+    blocked: dict[Path, list[tuple[Leaf, Any]]] = {}
+
+    def advance(leaf: Leaf, payload: Any) -> None:
+        while payload is None:
+            leaf.at += 1
+            if leaf.at >= len(leaf.program):
+                finish(leaf)
+                return
+            operation = leaf.program[leaf.at]
+            if leaf.update is not None or operation.takes_none:
+                payload = operation.start(leaf)
+        blocked.setdefault(leaf.program[leaf.at].path, []).append((leaf, payload))
+
+    for leaf in leaves:
+        leaf.at = -1
+        advance(leaf, None)
+    while blocked:
+        path = _next_path(blocked)
+        waiting = blocked.pop(path)
+        first = waiting[0][0]
+        total = first.run.combined(first.program[first.at], _by_leaf(waiting))
+        for leaf, _ in waiting:
+            advance(leaf, leaf.program[leaf.at].resume(leaf, total))
+
+
+class LeafTerms(list[tuple[Any, Any]]):
+    """The payload of a bundle, which represents several leaves in `execute`: a (leaf, payload) pair for each."""
+
+
+def _by_leaf(waiting: list[tuple[Leaf, Any]]) -> list[tuple[Any, Any]]:
+    """Return a (leaf, payload) pair for each waiting leaf, with bundles split into their leaves."""
+    if not any(isinstance(payload, LeafTerms) for _, payload in waiting):
+        return waiting
+    by_leaf: list[tuple[Any, Any]] = []
+    for leaf, payload in waiting:
+        by_leaf.extend(payload if isinstance(payload, LeafTerms) else [(leaf, payload)])
+    return by_leaf
+
+
+def _next_path(blocked: dict[Path, list[tuple[Leaf, Any]]]) -> Path:
+    """Return the barrier to lift next, in path order, because leaves arrive in another order on other processes."""
+    paths = sorted(blocked)
+    if len(paths) == 1:
+        return paths[0]
+    for path in paths:
+        if not _is_still_expected(path, blocked):
+            return path
+    raise AssertionError("every barrier waits for a leaf that is blocked at another")
+
+
+def _is_still_expected(path: Path, blocked: dict[Path, list[tuple[Leaf, Any]]]) -> bool:
+    """Whether a leaf that waits at another barrier has yet to reach `path`."""
+    for other, waiting in blocked.items():
+        if other == path:
+            continue
+        for leaf, _ in waiting:
+            if any(operation.path == path for operation in leaf.program[leaf.at + 1 :]):
+                return True
+    return False
+
+
+def initialize(leaves: list[Leaf]) -> None:
+    """Create the initial slots for every leaf's program."""
+    operations: dict[int, Operation] = {}
+    for leaf in leaves:
+        for operation in leaf.program:
+            operation.init(leaf)
+            operations[id(operation)] = operation
+    for operation in operations.values():
+        operation.init_all()

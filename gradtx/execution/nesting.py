@@ -1,0 +1,45 @@
+"""Links that do not work inside some combinators: one table of traits, and one check."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from gradtx.base.forward import Transformation
+
+# A trait of a link that some combinators reject -> what the link does, and what to do.
+FAULTS = {
+    "rounds": "rounds weights, but updates change when they leave {outer}; move it after {outer}",
+    "whole": "processes whole trees or leaves; move it outside {outer}",
+    "averages": "averages weights, which {outer} transforms; move it outside {outer}",
+    "takes None": "also processes leaves without a gradient, which {outer} cannot transform; move it outside, as in "
+    "{link}({outer}(...))",
+}
+
+
+def check_inner(
+    outer: str, rejects: Iterable[str], inner: Iterable[Transformation]
+) -> None:
+    """Check that a combinator works around these transformations.
+
+    Args:
+        outer: The name of the combinator.
+        rejects: The traits of links that do not work inside.
+        inner: The inner transformations.
+
+    Raises:
+        TypeError: If a link inside has one of these traits.
+    """
+    for tx in inner:
+        for link in _links_of(tx):
+            for trait in rejects:
+                if trait in link._traits:
+                    fault = FAULTS[trait].format(outer=outer, link=link._name)
+                    raise TypeError(f"{outer}: {link._name} {fault}")
+
+
+def _links_of(tx: Transformation) -> Iterator[Transformation]:
+    """Yield all links of a transformation, those inside a combinator before the combinator."""
+    for link in tx._links():
+        for inner in link._children():
+            yield from _links_of(inner)
+        yield link

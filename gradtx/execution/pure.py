@@ -1,0 +1,727 @@
+"""Functional use: trees in, trees out. There is a single group, whose state is one nested dict."""
+
+from __future__ import annotations
+
+import numbers
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradtx.base import torch_names as _torch
+from gradtx.base import tree as _tree
+from gradtx.base.complex_views import check_real, real_views
+from gradtx.base.dtensor import completed
+from gradtx.base.errors import OWN_STATE, Path, foreign, lacking
+from gradtx.base.exact import exact
+from gradtx.base.forward import Transformation
+from gradtx.base.messages import nearest, warn_user
+from gradtx.execution.context import Clock
+from gradtx.execution.execute import (
+    FROZEN,
+    Block,
+    Leaf,
+    check_extras_of,
+    checks_extras,
+    execute,
+    initialize,
+)
+from gradtx.execution.runs import Run
+from gradtx.state.nested import NestedState, check_plain, enter, is_plain
+from gradtx.state.slots import kind_of
+from gradtx.state.storage import check_patterns
+
+# Extras that are functions, and their results.
+FUNCTIONS = {"grad_fn": "gradients", "value_fn": "0-d tensor"}
+LONG = 100  # updates of one graph, after which a loop is warned
+LEAF_STEPS = "leaf_steps"  # the state entry with the count of updates of each leaf
+
+
+class TreeRun(Run):
+    """A run whose old state is a nested dict, as created by `init`.
+
+    Attributes:
+        block: The expanded transformation.
+        clock: The outermost clock.
+        old_step: The count of finished updates.
+        params, unflatten_params: The caller's parameters by name, and the function that rebuilds their tree.
+        grad_fn, value_fn: The caller's extras with these names.
+    """
+
+    keeps_trees = True
+    params: dict[str, Any]
+    unflatten_params: Any
+    grad_fn: Any
+    value_fn: Any
+
+    def __init__(
+        self,
+        tx: Transformation,
+        like: dict[str, Any],
+        unflatten: Any,
+        state: Any = None,
+    ):
+        super().__init__()
+        self._unflatten = unflatten
+        self._like = like
+        self.initial = state is None
+        self.device = _device_of(like)
+        if state is None:
+            self.old_step = torch.zeros((), dtype=torch.int64, device=self.device)
+        elif isinstance(state, dict) and isinstance(state.get("step"), Tensor):
+            self.old_step = _checked_count("step", state["step"])
+        else:
+            raise ValueError(
+                f"{tx._name}: state is not a dict with a 'step'; {OWN_STATE}"
+            )
+        self._old = NestedState(state or {}, self.stages)
+        self.clock = Clock(self.old_step + 1, leads=True)
+        self.leaf_steps = (
+            None if state is None else _checked_leaf_steps(state.get(LEAF_STEPS))
+        )
+        self.watch()
+        self.block = Block.of(tx, self, self._schedule_count())
+
+    def _schedule_count(self) -> Tensor:
+        """Return the count that schedules follow: that of the leaf with the most updates, as in an optimizer."""
+        if not self.leaf_steps:
+            return self.old_step
+        counts = [count.to(self.device) for count in self.leaf_steps.values()]
+        return torch.stack(counts).amax()
+
+    def clock_of(self, name: str) -> Clock:
+        """Return the outermost clock of a leaf."""
+        if self.leaf_steps is None:
+            return self.clock
+        if name not in self.leaf_steps:
+            raise lacking((LEAF_STEPS,), name)
+        return Clock(self.leaf_steps[name] + 1)
+
+    def scalars(self, path: Path) -> dict[str, Tensor]:
+        return self._old.scalars(path)
+
+    def shared(
+        self, path: Path, start: Mapping[str, Callable[[], Tensor]]
+    ) -> dict[str, Tensor]:
+        for name, value in self.scalars(path).items():
+            check_plain((*path, name), value)
+        values = super().shared(path, start)
+        for name, value in values.items() if not self.initial else ():
+            if not value.is_floating_point():
+                continue
+            needed = start[name]().dtype
+            if kind_of(needed) != "float":
+                raise ValueError(
+                    f"state has {'.'.join((*path, name))!r} of dtype {value.dtype}, needs {needed}; {OWN_STATE}"
+                )
+        return values
+
+    def slots(self, path: Path, leaf: Leaf) -> dict[str, Tensor]:
+        slots = self._old.slots_of(path, leaf.name)
+        return real_views(slots) if leaf.is_complex else slots
+
+    def tree(self, path: Path) -> Any:
+        return self._old.tree(path)
+
+    def select(self, accept: Tensor, new: Any, old: Any) -> Any:
+        def chosen(new: Tensor, old: Tensor) -> Tensor:
+            return torch.where(accept, new, old)
+
+        return _tree.map_tensors(chosen, new, old)
+
+    def whole(self, values: dict[str, Any]) -> Any:
+        return self._unflatten({name: values.get(name) for name in self._like})
+
+    def by_name(self, tree: Any) -> dict[str, Any]:
+        return _tree.match(
+            tree,
+            self._like,
+            "updates returned by a plain function",
+            "the updates given to it",
+        )
+
+    def gradients_at(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
+        moved = {
+            name: value.to(self.params[name].dtype) for name, value in values.items()
+        }
+        params = self.unflatten_params({**self.params, **moved})
+        gradients = _tree.match(
+            self.grad_fn(params), self.params, "gradients from grad_fn", "params"
+        )
+        at: dict[str, Tensor] = {}
+        for name, value in values.items():
+            gradient = gradients[name]
+            at[name] = (
+                torch.zeros_like(value)
+                if gradient is None
+                else gradient.to(value.dtype)
+            )
+        return at
+
+    def value_along(
+        self,
+        origin: dict[str, Tensor],
+        direction: dict[str, Tensor],
+        length: Tensor,
+        sloped: bool,
+    ) -> tuple[Tensor, Tensor | None]:
+        def value_at(length: Tensor) -> Tensor:
+            values = moved_along(origin, direction, length)
+            moved = {
+                name: value.to(self.params[name].dtype)
+                for name, value in values.items()
+            }
+            return as_number(
+                "the result of value_fn",
+                self.value_fn(self.unflatten_params({**self.params, **moved})),
+            )
+
+        if not sloped:
+            return value_at(length), None
+        slope, value = torch.func.grad_and_value(value_at)(length)
+        return value, slope
+
+    def choice(self, path: Path, leaf: Leaf, selector: Any) -> Any:
+        if self.initial:
+            return self._first_choice(path, leaf, selector)
+        if selector.by_name:
+            return selector.choose(leaf.name, None)
+
+        def is_marked(where: Path) -> bool:
+            return self._old.marks(where, leaf.name)
+
+        label = selector.recall(path, is_marked)
+        if label is None:
+            raise lacking(path, leaf.name)
+        return label
+
+    def _first_choice(self, path: Path, leaf: Leaf, selector: Any) -> Any:
+        label = selector.choose(leaf.name, self._like[leaf.name])
+        # A predicate may depend on the parameter's current value, so the state records its answer as a mark.
+        if not selector.by_name:
+            *stage, slot = selector.mark(path, label)
+            leaf.new.setdefault(tuple(stage), {})[slot] = torch.empty(
+                0, device=leaf.device
+            )
+        return label
+
+    def template(self, name: str) -> Tensor | None:
+        """Return a stored tensor with the leaf's shape, for a leaf that has neither gradient nor parameter, or None.
+
+        Only a combinator that accepts leaves without a gradient processes such a leaf, and it keeps such a tensor.
+        """
+        for operation in self.block.walk():
+            if operation.template_slot is not None:
+                slots = self._old.slots_of(operation.path, name)
+                if operation.template_slot in slots:
+                    return self._template_of(
+                        operation.path, operation.template_slot, slots
+                    )
+        return None
+
+    def _template_of(self, path: Path, slot: str, slots: dict[str, Tensor]) -> Tensor:
+        """Return a slot, or a stand-in for it if it is coded."""
+        codes = slots[slot]
+        if codes.is_complex() or (
+            codes.dtype.is_floating_point and codes.element_size() > 1
+        ):
+            return codes
+        return self.stores[path].template(slot, slots)
+
+    def check(self, names: dict[str, Any]) -> None:
+        """Raise an error, before anything runs, unless this is a state of this chain for these leaves."""
+        may_be_complex = {
+            name
+            for name, leaf in self._like.items()
+            if leaf is None or leaf.is_complex()
+        }
+        self._old.check(names, self.opaque, self._has_shared_value, may_be_complex)
+
+    def _has_shared_value(self, path: Path, name: str) -> bool:
+        """Whether a stage keeps a shared value of this name."""
+        return path in self.free or name in self.declared.get(path, ())
+
+    def rebuilt(self, leaves: dict[str, Leaf]) -> dict[str, Any]:
+        """Return the new state, in the order of the old one."""
+
+        def new(path: Path, key: str, old: Any) -> Any:
+            if path == () and key == LEAF_STEPS:
+                return {
+                    name: _count_after(leaves.get(name), count)
+                    for name, count in old.items()
+                }
+            if not isinstance(old, dict):
+                return self.new_shared.get(path, {}).get(key, old)
+            values: dict[str, Tensor] = {}
+            for name, tensor in old.items():
+                values[name] = _new_slot(leaves.get(name), path, key, tensor)
+            return values
+
+        return {
+            **self._old.rebuilt(new, self.new_trees, self.opaque),
+            "step": self.clock.step,
+        }
+
+
+def _checked_count(name: str, value: Any) -> Tensor:
+    """Return a count from a state after checking that it is valid."""
+    fits = (
+        isinstance(value, Tensor)
+        and value.ndim == 0
+        and is_plain(value)
+        and kind_of(value.dtype) == "int"
+    )
+    if not fits:
+        raise ValueError(
+            f"state[{name!r}] must be a 0-d integer tensor, got {value!r}; {OWN_STATE}"
+        )
+    if (
+        value.device.type == "cpu"
+        and _torch.readable(value)
+        and not _torch.is_intercepted()
+        and value < 0
+    ):
+        raise ValueError(
+            f"state[{name!r}] must be at least 0, got {value.item()}; {OWN_STATE}"
+        )
+    return value
+
+
+def _checked_leaf_steps(counts: Any) -> dict[str, Tensor] | None:
+    if counts is None:
+        return None
+    if not isinstance(counts, dict):
+        raise ValueError(
+            f"state[{LEAF_STEPS!r}] must be a dict of counts by leaf, got {counts!r}; {OWN_STATE}"
+        )
+    return {
+        name: _checked_count(f"{LEAF_STEPS}.{name}", count)
+        for name, count in counts.items()
+    }
+
+
+def blame_state(
+    tx: Transformation, like: Any, state: Any, error: Exception
+) -> Exception:
+    """Return the error for a failed call, which blames the state if it differs from `init`'s in shapes or dtypes."""
+    try:
+        expected = init(tx, like)
+    except Exception:
+        return error
+    fault = _difference(expected, state, ())
+    return error if fault is None else ValueError(f"{fault}; {OWN_STATE}")
+
+
+def _difference(expected: Any, state: Any, path: Path) -> str | None:
+    """Describe the first difference in shape, kind of dtype or device; None if there is none."""
+    if isinstance(expected, dict) and isinstance(state, dict):
+        for key in expected.keys() & state.keys():
+            fault = _difference(expected[key], state[key], (*path, key))
+            if fault is not None:
+                return fault
+        return None
+    if not (isinstance(expected, Tensor) and isinstance(state, Tensor)):
+        return (
+            None
+            if type(expected) is type(state)
+            else f"state at {'.'.join(path)!r} has an unexpected value {state!r}"
+        )
+    needs = (tuple(expected.shape), kind_of(expected.dtype), expected.device.type)
+    has = (tuple(state.shape), kind_of(state.dtype), state.device.type)
+    return (
+        None if needs == has else f"state at {'.'.join(path)!r} is {has}, needs {needs}"
+    )
+
+
+def _device_of(leaves: dict[str, Any]) -> torch.device:
+    for leaf in leaves.values():
+        if leaf is not None:
+            return leaf.device
+    return torch.device("cpu")
+
+
+def _count_after(leaf: Leaf | None, count: Tensor) -> Tensor:
+    """Return a leaf's count after the update, which counts if the leaf took part and is not frozen."""
+    if leaf is None or leaf.update is None or leaf.program == [FROZEN]:
+        return count
+    return count + 1
+
+
+def _new_slot(leaf: Leaf | None, path: Path, slot: str, old: Tensor) -> Tensor:
+    if leaf is None or leaf.update is None:
+        return old  # no gradient: unchanged
+    new = leaf.new.get(path, {}).get(slot)
+    if new is not None:
+        return leaf.in_callers_form(new)
+    # Only a combinator after this link processed the leaf.
+    passed_by = leaf.inputs[0] is None
+    if old.numel() and not passed_by:  # a selector's mark is empty and remains
+        raise foreign((*path, slot))
+    return old
+
+
+def init(tx: Transformation, params: Any, counts: str = "calls") -> dict[str, Any]:
+    if counts not in ("calls", "leaves"):
+        raise ValueError(f"init: counts must be 'calls' or 'leaves', got {counts!r}")
+    leaves, unflatten = _tree.flatten(params, "params")
+    run = TreeRun(tx, leaves, unflatten)
+    cells: list[Leaf] = []
+    for name, tensor in leaves.items():
+        if tensor is not None:
+            cells.append(Leaf(run, name, None, tensor, {}, run.clock))
+    for cell in cells:
+        cell.program = run.block.for_leaf(cell)
+    for selector in run.selectors:
+        selector.check_used([cell.name for cell in cells])
+    initialize(cells)
+    if cells:
+        check_patterns(run.seen_slots)
+    state = _first_state(run, cells)
+    if counts == "leaves":
+        state[LEAF_STEPS] = {
+            cell.name: torch.zeros((), dtype=torch.int64, device=cell.device)
+            for cell in cells
+        }
+    run.memory.register(_tree.tensors(params))
+    state = _tree.map_tensors(run.memory.unshared, state)
+    if not cells or not _torch.inside_transform():
+        return state
+    # Under vmap a count is the same for all members and would be returned with stride 0. Later counts have another
+    # stride, so a compiled step would be compiled twice.
+    batched = cells[0].inputs[1].new_ones((), dtype=torch.bool)
+
+    def batch(tensor: Tensor) -> Tensor:
+        return torch.where(batched, tensor, tensor)
+
+    return _tree.map_tensors(batch, state)
+
+
+def _first_state(run: TreeRun, cells: list[Leaf]) -> dict[str, Any]:
+    state: dict[str, Any] = {"step": run.old_step}
+    for path in run.stages:
+        if path in run.new_trees:
+            enter(state, path[:-1])[path[-1]] = run.new_trees[path]
+        for name, value in run.new_shared.get(path, {}).items():
+            enter(state, path)[name] = value
+        for cell in cells:
+            for slot, value in cell.new.get(path, {}).items():
+                enter(state, (*path, slot))[cell.name] = cell.in_callers_form(value)
+    return state
+
+
+def update(
+    tx: Transformation,
+    updates: Any,
+    state: Any,
+    params: Any,
+    extras: dict[str, Any],
+) -> tuple[Any, dict[str, Any]]:
+    _warn_of_long_graph(state, params)
+    try:
+        return _update(tx, updates, state, params, extras)
+    except (RuntimeError, IndexError) as error:
+        fault = blame_state(tx, updates if params is None else params, state, error)
+        if fault is error:
+            raise
+        raise fault from error
+
+
+def _warn_of_long_graph(state: Any, params: Any) -> None:
+    """Warn once in a loop whose parameters require gradients: autograd keeps the graph of all its updates."""
+    if (
+        not torch.is_grad_enabled()
+        or _torch.inside_transform()
+        or _torch.is_intercepted()  # make_fx cannot read the count
+    ):
+        return
+    if _torch.is_intercepted() or not isinstance(state, dict):
+        return
+    if not any(leaf.grad_fn is not None for leaf in _tree.tensors(params)):
+        return
+    count = state.get("step")
+    if not isinstance(count, Tensor) or count.device.type != "cpu" or count.ndim:
+        return
+    if count.item() == LONG:
+        warn_user(
+            f"update: the graph of {LONG} updates is kept, and each step needs more memory, because the parameters "
+            "require gradients; detach them before the loop: {name: p.detach() for name, p in params.items()}. "
+            "Ignore this warning if you differentiate through training",
+            UserWarning,
+        )
+
+
+def _update(
+    tx: Transformation,
+    updates: Any,
+    state: Any,
+    params: Any,
+    extras: dict[str, Any],
+) -> tuple[Any, dict[str, Any]]:
+    grads, unflatten = _tree.flatten(updates, "updates")
+    by_name: dict[str, Any] = {}
+    unflatten_params = None
+    if params is not None:
+        by_name, unflatten_params = _tree.flatten(params, "params")
+        _tree.check_names(by_name, grads, "params", "updates")
+    kinds = check_extras(tx, params, extras)
+    # A run without a state would be one of `init`.
+    run = TreeRun(tx, by_name or grads, unflatten, {} if state is None else state)
+    run.params, run.unflatten_params = by_name, unflatten_params
+    run.grad_fn, run.value_fn = extras.get("grad_fn"), extras.get("value_fn")
+    run.check(grads)
+    leaves = leaves_of(
+        run, grads, by_name if params is not None else None, extras, kinds
+    )
+    execute(leaves.values(), _done)
+    run.end()
+    outputs = {
+        name: _output(leaves[name]) if name in leaves else None for name in grads
+    }
+    new_state = run.rebuilt(leaves)
+    run.memory.register(_tree.tensors((updates, state, params, extras)))
+    return _tree.map_tensors(run.memory.unshared, (unflatten(outputs), new_state))
+
+
+def _output(leaf: Leaf) -> Tensor | None:
+    update = leaf.result()
+    return None if update is None else leaf.in_callers_form(update)
+
+
+def _done(leaf: Leaf) -> None:
+    """Do nothing: results stay in the leaf until all leaves are done."""
+
+
+def leaves_of(
+    run: TreeRun,
+    grads: dict[str, Any],
+    params: dict[str, Any] | None,
+    extras: dict[str, Any],
+    kinds: dict[str, str],
+) -> dict[str, Leaf]:
+    """Return the leaves that take part in this update, with their programs."""
+    scalars, trees = split_extras(extras, kinds, grads)
+    run.known_extras, run.leaf_extras = kinds, trees
+    leaves: dict[str, Leaf] = {}
+    for name, grad in grads.items():
+        grad = completed(grad)
+        param = None if params is None else params[name]
+        like = None
+        if grad is None and param is None:
+            like = run.template(name)
+            if like is None:
+                continue
+        if params is not None and grad is not None:
+            _check_pair(name, grad, param)
+        leaf = leaves[name] = Leaf(
+            run, name, grad, param, scalars, run.clock_of(name), like
+        )
+        if trees:
+            leaf.extras = _with_entries_of(leaf, scalars, trees)
+    for leaf in leaves.values():
+        leaf.program = run.block.for_leaf(leaf)
+    if extras and checks_extras(run.block.operations):
+        check_extras_of(leaves.values())
+    return leaves
+
+
+def _with_entries_of(
+    leaf: Leaf, scalars: dict[str, Any], trees: dict[str, Any]
+) -> dict[str, Any]:
+    """Return the extras that the rules of a leaf receive: scalars, and the leaf's entries of trees."""
+    extras = dict(scalars)
+    for extra, values in trees.items():
+        extras[extra] = by_leaf(extra, values[leaf.name], leaf)
+    return extras
+
+
+def _check_pair(name: str, grad: Tensor, param: Tensor | None) -> None:
+    if param is None:
+        raise ValueError(f"params: leaf {name!r} is None, but it has a gradient")
+    if grad.shape != param.shape:
+        raise ValueError(
+            f"updates: leaf {name!r} has shape {tuple(grad.shape)}, but its parameter has {tuple(param.shape)}"
+        )
+
+
+def by_leaf(extra: str, value: Any, leaf: Leaf) -> Any:
+    """Return a leaf's entry of an extra, in the dtype that rules compute in."""
+    if value is None:
+        return None
+    like = next(tensor for tensor in leaf.inputs if tensor is not None)
+    _check_entry(extra, leaf.name, value, like.shape, leaf.is_complex)
+    return value.to(leaf.compute_dtype)
+
+
+def _check_entry(
+    extra: str, name: str, value: Tensor, shape: torch.Size, is_complex: bool
+) -> None:
+    """Check a leaf's entry of an extra."""
+    if is_complex:
+        raise TypeError(
+            f"{extra}: leaf {name!r} is complex, but per-leaf extras support only real leaves; pass None"
+        )
+    check_real(name, value, extra)
+    if value.shape != shape:
+        raise ValueError(
+            f"{extra}: leaf {name!r} has shape {tuple(value.shape)}, needs {tuple(shape)}"
+        )
+
+
+def check_unread(
+    tx: Transformation, updates: Any, params: Any, extras: dict[str, Any]
+) -> None:
+    """Check the extras of a call in which no rule reads them, as a call that reads them does."""
+    kinds = check_extras(tx, params, extras)
+    likes: dict[str, Any] = {}
+    if any(kinds[name].startswith("leaf") for name in extras):
+        likes = _tree.named(updates if params is None else params)
+    _, trees = split_extras(extras, kinds, likes)
+    for extra, values in trees.items():
+        for name, value in values.items():
+            like = likes[name]
+            if value is not None and like is not None:
+                _check_entry(extra, name, value, like.shape, like.is_complex())
+
+
+def check_extras(
+    tx: Transformation,
+    params: Any,
+    extras: dict[str, Any],
+    call: str = "update(updates, state, params",
+) -> dict[str, str]:
+    """Check the extras of a call, and return the kinds of all extras that `tx` knows."""
+    kinds, needs = tx._requirements()
+    for name in extras:
+        if name not in kinds:
+            raise TypeError(
+                f"{tx._name}: unknown extra {name!r}; {nearest(name, kinds)}"
+            )
+    for link, need in needs:
+        if need == "params":
+            if params is None:
+                raise ValueError(f"{link} needs params: call {call})")
+            continue
+        # hessian_diag=None means 'keep the last one', but the key is still required.
+        if extras.get(need) is None and not (need == "hessian_diag" and need in extras):
+            # In an optimizer's step, the closure itself serves as grad_fn and value_fn.
+            more = "" if need in FUNCTIONS and "closure" in call else f", {need}=..."
+            raise ValueError(f"{link} needs {need}: call {call}{more})")
+    return kinds
+
+
+def split_extras(
+    extras: dict[str, Any], kinds: dict[str, str], names: dict[str, Any]
+) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """Split extras into those that all leaves share and those by leaf."""
+    scalars: dict[str, Any] = {}
+    trees: dict[str, dict[str, Any]] = {}
+    for name, value in extras.items():
+        if value is None:
+            scalars[name] = None
+        elif kinds[name].startswith("leaf"):
+            trees[name] = _tree.match(value, names, name, "updates")
+        elif name in FUNCTIONS:
+            if not callable(value):
+                raise TypeError(
+                    f"{name} must be a function params -> {FUNCTIONS[name]}, got {value!r}"
+                )
+            scalars[name] = value
+        elif kinds[name].startswith("tensors"):
+            scalars[name] = _tensors(name, value)
+        else:
+            scalars[name] = as_number(name, value)
+    return scalars, trees
+
+
+def _tensors(name: str, value: Any) -> dict[str, Tensor]:
+    """Check an extra that is a dict of tensors with its own names, which are not those of leaves."""
+    if not isinstance(value, Mapping) or not all(
+        isinstance(tensor, Tensor) for tensor in value.values()
+    ):
+        raise TypeError(f"{name} must be a dict of tensors, got {value!r}")
+    return dict(value)
+
+
+def moved_along(
+    origin: dict[str, Tensor], direction: dict[str, Tensor], length: Tensor
+) -> dict[str, Tensor]:
+    """Return the parameters after a step of this length along `direction`."""
+    return {
+        name: origin[name] + length.to(step.device, step.dtype) * step
+        for name, step in direction.items()
+    }
+
+
+def as_number(name: str, value: Any) -> Tensor:
+    if not isinstance(value, Tensor | numbers.Real):
+        raise TypeError(f"{name} must be a number or a 0-d tensor, got {value!r}")
+    number = value if isinstance(value, Tensor) else exact(value, torch.device("cpu"))
+    if number.is_complex():
+        raise TypeError(f"{name} must be real, got {value!r}")
+    if number.ndim:
+        raise ValueError(
+            f"{name} must be 0-d, got a tensor of shape {tuple(number.shape)}"
+        )
+    return number.to(torch.promote_types(number.dtype, torch.float32))
+
+
+def eval_params(tx: Transformation, state: Any, params: Any) -> Any:
+    try:
+        return _eval_params(tx, state, params)
+    except (RuntimeError, IndexError) as error:
+        fault = blame_state(tx, params, state, error)
+        if fault is error:
+            raise
+        raise fault from error
+
+
+def _eval_params(tx: Transformation, state: Any, params: Any) -> Any:
+    by_name, unflatten = _tree.flatten(params, "params")
+    run = TreeRun(tx, by_name, unflatten, state)
+    run.check(by_name)
+    chosen = dict(by_name)
+    for name, param in by_name.items():
+        if param is None:
+            continue
+        leaf = Leaf(run, name, None, param, {}, run.clock)
+        weights = evaluation_weights(leaf, run.block.for_leaf(leaf))
+        if weights is None:
+            continue
+        weights = leaf.in_callers_form(weights)
+        if weights.shape != param.shape:
+            raise ValueError(
+                f"eval_params: leaf {name!r} has shape {tuple(param.shape)}, but its state has {tuple(weights.shape)}; "
+                f"{OWN_STATE}"
+            )
+        chosen[name] = weights.to(param.dtype, copy=True)
+    return unflatten(chosen)
+
+
+def evaluation_weights(leaf: Leaf, program: list[Any]) -> Any:
+    """Return the evaluation weights of the last link that has any, or None."""
+    for operation in reversed(program):
+        weights = operation.evaluate(leaf)
+        if weights is not None:
+            return weights
+    return None
+
+
+def apply_updates(params: Any, updates: Any) -> Any:
+    by_name, unflatten = _tree.flatten(params, "params")
+    steps, _ = _tree.flatten(updates, "updates")
+    _tree.check_names(steps, by_name, "updates", "params")
+    new = dict(by_name)
+    for name, param in by_name.items():
+        step = steps[name]
+        if param is None or step is None:
+            continue
+        if step.shape != param.shape:
+            shapes = f"{tuple(step.shape)}, but its parameter has {tuple(param.shape)}"
+            raise ValueError(f"apply_updates: leaf {name!r} has shape {shapes}")
+        if step.is_complex() and not param.is_complex():
+            raise TypeError(
+                f"apply_updates: leaf {name!r} has dtype {step.dtype}, but its parameter has {param.dtype}"
+            )
+        new[name] = (param + step).to(param.dtype)
+    return unflatten(new)

@@ -1,0 +1,753 @@
+"""Run single-tensor rules as operations: their state, their calls, and errors for rules that break the contract."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import inspect
+import types
+from collections.abc import Callable, Generator, Mapping
+from typing import Any, TypeGuard
+
+import torch
+from torch import Tensor
+
+from gradtx.arguments import UnfitError
+from gradtx.base import torch_names as _torch
+from gradtx.base.dtensor import full_tensor, is_sharded, placed_as
+from gradtx.base.errors import OWN_STATE, Path, lacking
+from gradtx.base.exact import exact
+from gradtx.base.messages import nearest, shortly
+from gradtx.base.torch_names import readable
+from gradtx.distributed.layouts import summed_over_ranks
+from gradtx.execution.context import Context
+from gradtx.execution.execute import Leaf, Operation
+from gradtx.execution.runs import LateTerm, Run, Scope
+from gradtx.state.random import Stream
+from gradtx.state.slots import (
+    WrongShapeError,
+    check_slots,
+    numbered,
+    value_for,
+    with_lists,
+    wrong_shape,
+)
+from gradtx.state.storage import Store
+
+
+def empty_dict() -> dict[str, Any]:
+    """Return an empty dict; as the default of a field, dynamo accepts this function, but not `dict[str, Any]`."""
+    return {}
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """A single-tensor rule whose arguments are bound to values.
+
+    Attributes:
+        name: The factory's name.
+        update: `(update, state, param, ctx) -> (update, state)`.
+        init: `param -> slots`, or None for a rule without slots.
+        evaluate: `(state, param) -> tensor`, or None.
+        shared: Name -> function that returns the initial value, for each 0-d value that all leaves share.
+        elementwise, takes_complex, compiles, agree: As in `Operation`.
+        dims: The minimum and maximum number of dimensions of a leaf.
+        seed: The seed if the rule draws random numbers, else None.
+        nonnegative: The slots whose values are never negative.
+        readable: Whether the values of all arguments can be read on the host.
+        kinds: Slot -> "linear", "square" or "scalar", for combinators that change coordinates.
+        averages: Slot -> decay, for linear slots that are running averages of the rule's input update.
+        summed: Name -> function of the sum that returns the stored value, for shared values that are sums over
+            leaves and that `update` does not read within the same step.
+        sums_of_leaf: Whether each sum covers only one leaf, so that leaves do not wait for each other; see `OfLeaf`.
+        whole: Whether the rule needs all of a sharded leaf; "shape" if it needs only the shape.
+        owner_reads, wire: As in `Operation`.
+        check: `(name, shape, extras) -> None`, which raises an error for extras that do not fit a leaf; or None.
+        lists: `shape -> bool`: whether programs over lists may run the rule for a leaf, although `compiles` is False;
+            or None.
+    """
+
+    name: str
+    update: Callable[..., Any]
+    init: Callable[..., Any] | None = None
+    evaluate: Callable[..., Any] | None = None
+    shared: Mapping[str, Callable[[], Any]] = dataclasses.field(
+        default_factory=empty_dict
+    )
+    elementwise: bool = False
+    takes_complex: bool = False
+    compiles: bool = True
+    agree: Mapping[str, Any] = dataclasses.field(default_factory=empty_dict)
+    dims: tuple[int, float] | None = None
+    seed: int | None = None
+    readable: bool = True
+    nonnegative: tuple[str, ...] = ()
+    kinds: Mapping[str, str] = dataclasses.field(default_factory=empty_dict)
+    averages: Mapping[str, Any] = dataclasses.field(default_factory=empty_dict)
+    summed: Mapping[str, Callable[[Tensor], Tensor]] = dataclasses.field(
+        default_factory=empty_dict
+    )
+    sums_of_leaf: bool = False
+    whole: bool | str = False
+    owner_reads: tuple[str, ...] = ()
+    wire: torch.dtype | None = None
+    check: Callable[[str, torch.Size, Mapping[str, Any]], None] | None = None
+    lists: Callable[[torch.Size], bool] | None = None
+
+
+class OfLeaf:
+    """Partial sums over the entries of one leaf, of any shape, which a rule yields to sum them over the ranks.
+
+    The rule receives the complete sums by name on every rank. For a leaf that is not sharded, the sums are already
+    complete. For sharded leaves, sums with the same layout share one collective.
+    """
+
+    def __init__(self, **sums: Tensor):
+        self.sums = sums
+
+
+class RuleState(dict[str, Any]):
+    """The state passed to a rule: its slots and shared values. A missing key raises an error that names the cause."""
+
+    def __init__(self, values: Mapping[str, Any], stage: StageState, leaf: Leaf):
+        super().__init__(values)
+        self._stage = stage
+        self._leaf = leaf
+
+    def __missing__(self, name: Any) -> Any:
+        return self._stage.missing(name, self._leaf)
+
+    def map(self, function: Callable[[Any], Any]) -> RuleState:
+        """Return a copy with `function` applied to every tensor."""
+        values: dict[str, Any] = {}
+        for name, value in self.items():
+            if isinstance(value, list):
+                values[name] = [function(item) for item in value]
+            else:
+                values[name] = function(value)
+        return RuleState(values, self._stage, self._leaf)
+
+
+class StageState:
+    """Create the state of one stage, and convert it between its stored form and the form that the rule sees."""
+
+    def __init__(self, path: Path, scope: Scope, rule: Rule):
+        device = scope.run.device
+        self.path = path
+        self.shared: dict[str, Tensor] = {}
+        self.store = Store(
+            path, rule.name, scope.state_dtype, rule.nonnegative, scope.run
+        )
+        self._rule = rule
+        self._space = scope.space
+        starts: dict[str, Callable[[], Tensor]] = {}
+        for name, value in rule.shared.items():
+            starts[name] = _initial_value(value, device, self.store.shared_dtype(name))
+        if rule.seed is not None:
+            starts["seed"] = lambda: torch.tensor(rule.seed, device=device)
+            starts["counter"] = lambda: torch.zeros(
+                (), dtype=torch.int64, device=device
+            )
+        if starts:
+            self.shared = scope.shared(path, starts)
+
+    def compute_dtype(self, leaf: Leaf) -> torch.dtype:
+        """Return the dtype that the rule computes in."""
+        return self.store.compute_dtype(leaf)
+
+    def like(self, leaf: Leaf, device: Any = None) -> Tensor:
+        """Return a tensor with the shape of the leaf as the rule sees it, in the rule's dtype."""
+        outside = self._outside(leaf, device)
+        return outside if self._space is None else self._space.stand_in(leaf, outside)
+
+    def _outside(self, leaf: Leaf, device: Any = None) -> Tensor:
+        """Like `like`, but with the leaf's shape outside all combinators that change coordinates."""
+        update, param = (
+            (leaf.update, leaf.param) if self._space is None else leaf.inputs
+        )
+        tensor = param if param is not None else update
+        return tensor.to(device or leaf.device, self.compute_dtype(leaf))
+
+    def init_slots(self, leaf: Leaf, device: Any = None) -> dict[str, Any]:
+        """Return the slots exactly as the rule's `init` returns them."""
+        if self._rule.init is None:
+            return {}
+        return self._call_init(self.like(leaf, device), leaf)
+
+    def _call_init(self, like: Tensor, leaf: Leaf) -> dict[str, Any]:
+        init = self._rule.init
+        assert init is not None
+        random: tuple[Any, ...] = ()
+        if self._rule.seed is not None:
+            random = (
+                Stream(self.shared["seed"], self.shared["counter"], leaf.stream_name),
+            )
+        try:
+            return init(like, *random)
+        except UnfitError as error:
+            raise ValueError(f"{self._rule.name}: leaf {leaf.name!r} {error}") from None
+        except TypeError:
+            if not random or _accepts(init, like, *random):
+                raise
+            raise TypeError(
+                f"{self._rule.name}: init of a random rule receives a parameter and rng; write `def init(param, rng)`"
+            ) from None
+        except RuntimeError as error:
+            if not is_sharded(like) or isinstance(error, _torch.NOT_OF_LAYOUT):
+                raise
+            return init(full_tensor(like), *random)
+
+    def first(
+        self, leaf: Leaf, old: Mapping[str, Tensor] | None = None
+    ) -> dict[str, Tensor]:
+        """Return the initial slots in stored form, with codes for the slots that are coded in `old`."""
+        if self._rule.init is None:
+            return {}
+        return self.stored(self.init_slots(leaf), leaf, old)
+
+    def stored(
+        self, slots: dict[str, Any], leaf: Leaf, old: Mapping[str, Tensor] | None = None
+    ) -> dict[str, Tensor]:
+        """Convert slots that `init` returned to their stored form."""
+        check_slots(slots, self._rule.name)
+        twice = slots.keys() & self._rule.shared.keys()
+        if twice:
+            raise TypeError(
+                f"{self._rule.name}: {sorted(twice)} are both slots and shared values; rename one of them"
+            )
+
+        def probe(like: Tensor) -> dict[str, Any]:
+            return numbered(self._call_init(like, leaf))
+
+        like = self._outside(leaf)
+        flat = numbered(slots)
+        if self._space is not None:
+            flat = {
+                slot: self._space.first(self._rule, slot, value, leaf, like)
+                for slot, value in flat.items()
+            }
+        return self.store.first(flat, like, leaf, old, probe)
+
+    def _flat(self, state: dict[str, Any]) -> dict[str, Any]:
+        """Replace the lists in a rule's state with numbered slots."""
+        return numbered(state)
+
+    def _as_rule_sees(
+        self, leaf: Leaf, old: dict[str, Tensor], flat: dict[str, Tensor]
+    ) -> dict[str, Any]:
+        """The reverse of `_flat`."""
+        state = with_lists(flat)
+        # With a layout, an optimizer's slots are already known.
+        if state is not flat and leaf.layout is None:
+            self._check_lists(leaf, old)
+        return state
+
+    def read(
+        self, leaf: Leaf, compute_dtype: torch.dtype
+    ) -> tuple[dict[str, Tensor], RuleState]:
+        """Return a leaf's slots in stored form, and the state to pass to the rule."""
+        if self._rule.init is None:
+            return {}, RuleState(self.shared, self, leaf)
+        old = leaf.run.slots(self.path, leaf)
+        if not old and self.first(leaf):
+            raise lacking(self.path, leaf.name)
+        if leaf.restarts is not False:
+            leaf.starts[self.path] = self.first(leaf, old)
+            old = leaf.kept_slots(self.path, leaf.restarts)
+        flat = self.store.decode_slots(old, compute_dtype, leaf)
+        if self._space is not None:
+            flat = {
+                slot: self._space.read(self._rule, slot, value, leaf)
+                for slot, value in flat.items()
+            }
+        state = self._as_rule_sees(leaf, old, flat)
+        return old, RuleState({**state, **self.shared}, self, leaf)
+
+    def _check_lists(self, leaf: Leaf, old: dict[str, Tensor]) -> None:
+        # A missing entry of a list would otherwise go unnoticed: the list would only be shorter.
+        update, param = leaf.inputs
+        if self._rule.readable and readable(param if update is None else update):
+            for slot in numbered(self.init_slots(leaf, "meta")):
+                if slot not in old:
+                    raise lacking((*self.path, slot), leaf.name)
+
+    def missing(self, name: Any, leaf: Leaf) -> Any:
+        """Return an empty list if `init` makes one, since the state stores nothing for it; raise an error otherwise."""
+        made = self.init_slots(leaf)
+        if name in made and made[name] == []:
+            return []
+        if name in made or name in numbered(made):
+            raise lacking((*self.path, name), leaf.name)
+        raise ValueError(
+            f"{self._rule.name}: the rule reads {name!r}, which its init does not create; "
+            f"{nearest(str(name), [*made, *self.shared])}"
+        )
+
+    def write(
+        self, leaf: Leaf, state: Mapping[str, Any], old: dict[str, Tensor]
+    ) -> None:
+        """Store the rule's new slots in the dtypes of the old state."""
+        if not old and not state and not self.shared:
+            return
+        slots = self._flat(dict(state))
+        if self.shared:
+            self._write_shared(leaf, slots)
+        if self.store.slots_of(old, leaf) != slots.keys():
+            raise self._slots_error(leaf, old, slots)
+        if old:
+            new = self._encode_slots(leaf, slots, old)
+            leaf.new[self.path] = leaf.unless_skipped(new, old)
+
+    def _encode_slots(
+        self, leaf: Leaf, slots: dict[str, Any], old: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Convert the rule's new slots to their stored form."""
+        if self._space is not None:
+            slots = {
+                slot: self._space.write(self._rule, slot, value, leaf)
+                for slot, value in slots.items()
+            }
+        try:
+            return self.store.encode_slots(slots, old, leaf)
+        except WrongShapeError as error:
+            raise self._shapes_error(leaf, old, slots, error) from None
+
+    def _write_shared(self, leaf: Leaf, slots: dict[str, Any]) -> None:
+        """Move the shared values from the rule's result to the run."""
+        new = leaf.run.new_shared.setdefault(self.path, {})
+        for name, old in self.shared.items():
+            if self._rule.seed is not None and name not in slots:
+                continue  # `stream` updates the seed and counter of a random rule
+            value = slots.pop(name, None)
+            if isinstance(value, Tensor) and value.ndim:
+                shape = tuple(value.shape)
+                raise ValueError(
+                    f"{self._rule.name}: shared value {name!r} has shape {shape}, must be 0-d"
+                )
+            if name in self._rule.summed:
+                late = LateTerm(self.path, name, self._rule.summed[name])
+                leaf.run.add_late(late, leaf.name, _term(value, leaf))
+            else:
+                new.setdefault(name, value_for(value, old, self.path, name, leaf.name))
+
+    def _slots_error(
+        self, leaf: Leaf, old: dict[str, Tensor], new: dict[str, Any]
+    ) -> ValueError:
+        """Return the error for unexpected slots; it blames the rule if `init` makes the old ones, else the state."""
+        if self.first(leaf, old).keys() != old.keys():
+            return ValueError(
+                f"{'.'.join(self.path)}: leaf {leaf.name!r} has the slots {sorted(old)}, but this chain uses "
+                f"{sorted(new)}; {OWN_STATE}"
+            )
+        kept = self.store.slots_of(old, leaf)
+        missing = sorted(kept - new.keys())
+        unknown = sorted(new.keys() - kept)
+        faults: list[str] = []
+        if missing:
+            faults.append(f"without the slot {missing[0]!r}, which its init creates")
+        if unknown and self._rule.init is None:
+            faults.append(
+                f"with the slot {unknown[0]!r}, but has no init to create it; return (init, update)"
+            )
+        elif unknown:
+            faults.append(
+                f"with the slot {unknown[0]!r}, which its init does not create"
+            )
+        return ValueError(
+            f"{self._rule.name}: the rule returns a state {', and '.join(faults)}"
+        )
+
+    def _shapes_error(
+        self,
+        leaf: Leaf,
+        old: dict[str, Tensor],
+        new: dict[str, Any],
+        otherwise: ValueError,
+    ) -> ValueError:
+        """Return the error for unexpected shapes; `otherwise` is the error that blames the state."""
+        initial = self.first(leaf, old)
+        for slot, value in old.items():
+            if slot not in new:  # an auxiliary tensor of a code, such as its scales
+                continue
+            if initial[slot].shape == value.shape != new[slot].shape:
+                return ValueError(
+                    f"{self._rule.name}: the rule returns the slot {slot!r} of leaf {leaf.name!r} with shape "
+                    f"{tuple(new[slot].shape)}, but its init creates it with shape {tuple(value.shape)}"
+                )
+        return otherwise
+
+    def check_shapes(self, leaf: Leaf, old: dict[str, Tensor]) -> None:
+        """Raise an error if the state's shapes do not match the leaf, a likely cause when a rule fails."""
+        for slot, value in self.first(leaf, old).items():
+            if slot in old and old[slot].shape != value.shape:
+                raise wrong_shape(
+                    self.path, slot, leaf.name, old[slot].shape, value.shape
+                )
+
+    def stream(self, leaf: Leaf) -> Stream:
+        """Return the random stream of this leaf at this step."""
+        seed = self.shared["seed"]
+        counter = self.shared["counter"] + 1
+        new_shared = leaf.run.new_shared.setdefault(self.path, {})
+        new_shared.update(seed=seed, counter=counter)
+        return Stream(seed, counter, leaf.stream_name)
+
+
+def _accepts(function: Callable[..., Any], *arguments: Any) -> bool:
+    """Whether a user's function can be called with some arguments, as far as its signature tells."""
+    try:
+        inspect.signature(function).bind(*arguments)
+    except TypeError:
+        return False
+    except ValueError:
+        pass  # a C function without a signature
+    return True
+
+
+def _term(value: Any, leaf: Leaf) -> Tensor:
+    """Return a leaf's term in a sum over leaves, or 0 if the leaf is skipped."""
+    term = exact(value, leaf.device)
+    if leaf.active is None:
+        return term
+    return torch.where(leaf.active, term, 0.0)  # not a product: 0 * inf is NaN
+
+
+def _initial_value(
+    value: Callable[[], Any], device: torch.device, dtype: torch.dtype | None
+) -> Callable[[], Tensor]:
+    return lambda: exact(value(), device).to(dtype)
+
+
+@dataclasses.dataclass
+class Call:
+    """One call of a rule's function for one leaf."""
+
+    leaf: Leaf
+    update: Any
+    state: RuleState
+    param: Any
+    context: Context
+    compute_dtype: torch.dtype
+    old: dict[str, Tensor]
+    generator: Generator[Any, Any, Any] | None = None
+    totals: tuple[Any, ...] = ()
+    sums_of_leaf: bool = False
+
+    def with_full_tensors(self) -> Call:
+        """Return the same call on full tensors instead of shards."""
+        return dataclasses.replace(
+            self,
+            update=full_tensor(self.update),
+            state=self.state.map(full_tensor),
+            param=full_tensor(self.param),
+            context=self.context.with_full_tensors(),
+        )
+
+
+_NO_CONTEXT: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+
+
+class RuleOperation(Operation):
+    """Run a rule that is written for one tensor.
+
+    Attributes:
+        at_owner: Whether one rank runs the rule on all of a sharded leaf.
+    """
+
+    def __init__(self, rule: Rule, stage: StageState, run: Run):
+        self.path = stage.path
+        self.elementwise = rule.elementwise
+        self.takes_complex = rule.takes_complex
+        self.compiles = rule.compiles
+        self.agree = rule.agree
+        self.random = rule.seed is not None
+        self.positional = stage.store.draws
+        self.sums_late = bool(rule.summed)
+        self.of_leaf = rule.sums_of_leaf
+        self.waits = inspect.isgeneratorfunction(rule.update) and not rule.sums_of_leaf
+        self.whole_until = self if rule.whole is True else None
+        self.needs_shape = rule.whole == "shape"
+        self.owner_reads = rule.owner_reads
+        self.keeps_slots = rule.init is not None
+        self.wire = rule.wire
+        self.checks_extras = rule.check is not None
+        self.at_owner = rule.whole is True
+        self.stage = stage
+        self.rule = rule
+        self._function = rule.update
+        self._is_users = not rule.update.__module__.startswith("gradtx.")
+        # Numbers of dimensions already watched.
+        self._watched: set[int] | None = set() if run.watches else None
+
+    def compute_dtype(self, leaf: Leaf) -> torch.dtype:
+        return self.stage.compute_dtype(leaf)
+
+    def has_list_program(self, leaf: Leaf, on_host: bool) -> bool:
+        if self.has_program(leaf):
+            return True
+        if self.rule.lists is None or not on_host:
+            # A program skips work that is not due only if the host knows the counts.
+            return False
+        return self.rule.lists(leaf.shape)
+
+    def check(self, leaf: Leaf) -> None:
+        if self.rule.check is not None:
+            self.rule.check(leaf.name, leaf.shape, leaf.extras)
+
+    def init(self, leaf: Leaf) -> None:
+        self._check_dims(leaf)
+        slots = self.stage.first(leaf)
+        if slots:
+            leaf.new[self.path] = slots
+
+    def _check_dims(self, leaf: Leaf) -> None:
+        if self.rule.dims is None:
+            return
+        shape = tuple(self.stage.like(leaf).shape)
+        least, most = self.rule.dims
+        if not least <= len(shape) <= most:
+            count = str(least) if least == most else f"at least {least}"
+            raise ValueError(
+                f"{self.rule.name}: leaf {leaf.name!r} has shape {shape}, needs {count} dimensions; "
+                "send it to another transformation with partition(...), an optimizer's fallback, or muon_for(model)"
+            )
+
+    # One call of the rule: prepare it, run it up to a sum or to the end, and finish it.
+
+    def start(self, leaf: Leaf) -> Any:
+        self._check_dims(leaf)
+        with self._isolate_for_owners(leaf):
+            return self._begin_rule(self._call(leaf))
+
+    def _isolate_for_owners(
+        self, leaf: Leaf
+    ) -> contextlib.AbstractContextManager[None]:
+        """Prevent fusion with surrounding operations if, for sharded leaves, owner ranks run this rule separately."""
+        if not self.at_owner:
+            return _NO_CONTEXT
+        # Nothing is fused inside a region, and a space compares the update there by identity.
+        if self.whole_until is not None:
+            leaf.update = leaf.run.fusion_barrier(leaf.update)
+        return leaf.run.as_written(self, leaf)
+
+    def _call(self, leaf: Leaf) -> Call:
+        compute_dtype = self.stage.compute_dtype(leaf)
+        if leaf.update.dtype != compute_dtype:
+            compute_dtype = torch.promote_types(compute_dtype, leaf.update.dtype)
+            leaf.update = leaf.update.to(compute_dtype)
+        old, state = self.stage.read(leaf, compute_dtype)
+        param = None if leaf.param is None else leaf.param.to(compute_dtype)
+        context = self._context(leaf, compute_dtype)
+        return Call(leaf, leaf.update, state, param, context, compute_dtype, old)
+
+    def _context(self, leaf: Leaf, compute_dtype: torch.dtype) -> Context:
+        if self.rule.seed is not None:
+            return Context(leaf, leaf.clock, compute_dtype, self.stage.stream(leaf))
+        return leaf.context(compute_dtype)
+
+    def _begin_rule(self, call: Call) -> Any:
+        watch = self._watch(call)
+        out = self._guarded(call)
+        if _is_generator(out):
+            call.generator = out
+            out = self._continue_past_leaf_sums(call, self._guarded(call, None))
+        if watch is not None:
+            watch.check(self.rule.name, call.leaf.name)
+        if call.generator is not None and not isinstance(out, tuple):
+            return self._waiting(call, out)
+        self._finish(call, out)
+        return None
+
+    def resume(self, leaf: Leaf, total: Any) -> Any:
+        call = leaf.pending
+        if call.sums_of_leaf:
+            total = total[leaf.name]
+        out = self._continue_past_leaf_sums(call, self._guarded(call, total))
+        if isinstance(out, dict | OfLeaf):
+            return self._waiting(call, out)
+        leaf.pending = None
+        self._finish(call, out)
+        return None
+
+    def _continue_past_leaf_sums(self, call: Call, out: Any) -> Any:
+        """Continue the rule past sums over its leaf that need no collective, and return the next value it yields."""
+        while isinstance(out, OfLeaf) and not any(map(is_sharded, out.sums.values())):
+            out = self._guarded(call, out.sums)
+        return out
+
+    def combine(self, waiting: list[tuple[Leaf, Any]]) -> Any:
+        if not isinstance(waiting[0][1], OfLeaf):
+            return super().combine(waiting)
+        return summed_over_ranks({leaf.name: sums.sums for leaf, sums in waiting})
+
+    def _guarded(self, call: Call, *total: Any) -> Any:
+        """Call the rule, or continue it with a total; if it fails because of a missing input, name that input."""
+        try:
+            if not total:
+                return self._function(call.update, call.state, call.param, call.context)
+            call.totals = (*call.totals, total[0])
+            return self._send(call, total[0])
+        except (AttributeError, TypeError) as error:
+            cause = self._missing_input_error(call, error)
+            if cause is None:
+                raise
+            raise cause from error
+        except RuntimeError as error:
+            self.stage.check_shapes(call.leaf, call.old)
+            has_totals = len(call.totals) > 1
+            if (
+                not is_sharded(call.update)
+                or isinstance(error, _torch.NOT_OF_LAYOUT)
+                or has_totals
+            ):
+                raise
+            # Some operations do not support DTensor. The failure is the same on every rank, so all ranks retry here.
+            return self._rerun(call.with_full_tensors(), call)
+
+    def _missing_input_error(self, call: Call, error: Exception) -> Exception | None:
+        """Return the error that names the input that the caller did not pass; None if the rule fails otherwise."""
+        if "NoneType" not in str(error):
+            return None
+        if isinstance(error, TypeError) and call.context.absent is not None:
+            return without_extra(self.rule.name, call.context.absent, error)
+        if call.param is None:
+            return without_params(self.rule.name, error)
+        return None
+
+    def _rerun(self, whole: Call, call: Call) -> Any:
+        out = self._function(whole.update, whole.state, whole.param, whole.context)
+        if _is_generator(out) and call.totals:
+            call.generator = out
+            return self._send(call, None)
+        return out
+
+    def _send(self, call: Call, total: Any) -> Any:
+        assert call.generator is not None
+        try:
+            return call.generator.send(total)
+        except StopIteration as stop:
+            raise TypeError(
+                f"{self.rule.name}: a rule that yields sums must end with `yield update, state`, not with return"
+            ) from stop
+
+    def _watch(self, call: Call) -> Watch | None:
+        """Watch only one leaf of each number of dimensions, to keep the cost low."""
+        if self._watched is None or call.leaf.update.ndim in self._watched:
+            return None
+        self._watched.add(call.leaf.update.ndim)
+        # A closure that computes gradients at other weights restores the old ones by writing in place.
+        fixed = call.leaf.extras.get("grad_fn") is None
+        # A combinator may receive a dict instead.
+        update = call.update if isinstance(call.update, Tensor) else None
+        watched = {"update": update, "param": call.param if fixed else None}
+        for slot, value in {**call.old, **self.stage.shared}.items():
+            watched[f"state[{slot!r}]"] = value
+        return Watch(watched, self._is_users)
+
+    def _waiting(self, call: Call, sums: Any) -> Any:
+        """Check the sums that the rule yields, and return this leaf's terms."""
+        call.sums_of_leaf = isinstance(sums, OfLeaf)
+        if call.sums_of_leaf:
+            call.leaf.pending = call
+            return sums
+        if not isinstance(sums, dict):
+            raise TypeError(
+                f"{self.rule.name}: a rule must yield a dict of 0-d sums before the result, got {shortly(sums)}"
+            )
+        leaf = call.leaf
+        leaf.pending = call
+        payload: dict[str, Tensor] = {}
+        for name, value in sums.items():
+            term = _term(value, leaf)
+            if term.ndim:
+                raise ValueError(
+                    f"{self.rule.name}: the sum {name!r} has shape {tuple(term.shape)}, needs 0-d"
+                )
+            payload[name] = term
+        return payload
+
+    def _finish(self, call: Call, out: Any) -> None:
+        if not (isinstance(out, tuple) and len(out) == 2 and isinstance(out[1], dict)):
+            raise TypeError(
+                f"{self.rule.name}: a rule must return (update, state), got {shortly(out)}"
+            )
+        update, state = out
+        self._set_update(call, update)
+        self.stage.write(call.leaf, state, call.old)
+
+    def _set_update(self, call: Call, update: Any) -> None:
+        """Check a new update and assign it to the leaf."""
+        leaf = call.leaf
+        if not isinstance(update, Tensor):
+            raise TypeError(
+                f"{self.rule.name}: the update of leaf {leaf.name!r} must be a tensor, got {update!r}"
+            )
+        if update.shape != leaf.update.shape:
+            raise ValueError(
+                f"{self.rule.name}: leaf {leaf.name!r} has shape {tuple(leaf.update.shape)}, "
+                f"but its update has shape {tuple(update.shape)}"
+            )
+        if update.dtype != call.compute_dtype:
+            update = update.to(call.compute_dtype)
+        leaf.update = placed_as(update, leaf.update)
+        if self.at_owner or self.needs_shape:
+            leaf.update = leaf.run.fusion_barrier(leaf.update)
+
+    def evaluate(self, leaf: Leaf) -> Any:
+        if self.rule.evaluate is None:
+            return None
+        compute_dtype = self.stage.compute_dtype(leaf)
+        _, state = self.stage.read(leaf, compute_dtype)
+        return self.rule.evaluate(state, leaf.param.to(compute_dtype))
+
+
+def _is_generator(value: Any) -> TypeGuard[Generator[Any, Any, Any]]:
+    return isinstance(value, types.GeneratorType)
+
+
+class Watch:
+    """Detect a rule that writes to its inputs in place, from the tensors' version counters.
+
+    Args:
+        given: The inputs, by name.
+        restores: Whether to copy the inputs, so that what the rule has written can be undone.
+    """
+
+    def __init__(self, given: Mapping[str, Tensor | None], restores: bool):
+        self._before: dict[str, tuple[Tensor, int]] = {}
+        self._copies: dict[str, Tensor] = {}
+        for name, tensor in given.items():
+            # Inference tensors have no version counter.
+            if tensor is None or tensor.is_inference():
+                continue
+            self._before[name] = (tensor, _torch.version_of(tensor))
+            if restores:
+                self._copies[name] = tensor.detach().clone()
+
+    def check(self, owner: str, leaf: str) -> None:
+        for name, (tensor, version) in self._before.items():
+            if _torch.version_of(tensor) != version:
+                with torch.no_grad():
+                    for written, copy in self._copies.items():
+                        self._before[written][0].copy_(copy)
+                raise ValueError(
+                    f"{owner}: the rule writes to {name} of leaf {leaf!r}; "
+                    "return new tensors, without methods that end in an underscore"
+                )
+
+
+def without_extra(owner: str, name: str, error: Exception) -> TypeError:
+    """Return the error for a rule that failed because the caller did not pass an extra."""
+    return TypeError(
+        f"{owner}: ctx.{name} was not passed, and the rule fails ({error}): pass {name}= to update or step; "
+        f"if the rule always reads it, declare needs=({name!r},)"
+    )
+
+
+def without_params(owner: str, error: Exception, plain: bool = False) -> ValueError:
+    """Return the error for a rule that failed because the caller passed no parameters."""
+    remedy = "" if plain else "; if it always reads them, declare needs=('params',)"
+    return ValueError(
+        f"{owner}: params were not passed, and the rule fails without them ({error}): "
+        f"call update(updates, state, params){remedy}"
+    )

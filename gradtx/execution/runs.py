@@ -1,0 +1,449 @@
+"""One call of `init` or `update`: the source of old values and the destination of new ones."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Container, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from gradtx.base import torch_names as _torch
+from gradtx.base.dtensor import local, total_of
+from gradtx.base.errors import OWN_STATE, Path, lacking
+from gradtx.base.forward import Leaf, Operation, SpaceRun, Transformation
+from gradtx.state.storage import Storage, Store
+
+# The child indices on the path from a transformation to one of its nodes.
+Place = tuple[int, ...]
+Passed = tuple[tuple[Transformation, Place], ...]
+
+
+class Memory:
+    """Ensure that no output shares memory with an input or with another output."""
+
+    def __init__(self) -> None:
+        self._taken: dict[Any, bool] = {}
+
+    def register(self, tensors: Iterable[Tensor]) -> None:
+        """Register inputs, whose memory no output may share."""
+        for tensor in tensors:
+            self._taken[memory_of(tensor)] = True
+
+    def unshared(self, tensor: Tensor, excluded: Container[Any] = ()) -> Tensor:
+        """Return the tensor unchanged, or a copy if its memory is already taken or is listed in `excluded`."""
+        key = memory_of(tensor)
+        if key in self._taken or key in excluded:
+            tensor = tensor.clone()
+            key = memory_of(tensor)
+        self._taken[key] = True
+        return tensor
+
+
+def memory_of(tensor: Tensor) -> Any:
+    """Return a key for a tensor's memory, also inside vmap and grad; while dynamo traces, the tensor or its base."""
+    if torch.compiler.is_compiling():
+        base = _torch.base_of(tensor)
+        return tensor if base is None else base
+    return _torch.storage_id(local(tensor))
+
+
+class LateTerm(NamedTuple):
+    """The destination of a leaf's term in a sum over leaves that is not read within the same step.
+
+    Attributes:
+        path, name: The path and name of the shared value that stores the sum.
+        finish: Function of the sum that returns the stored value.
+        leaf: The index of the leaf, for a program of several leaves.
+    """
+
+    path: Path
+    name: str
+    finish: Callable[[Tensor], Tensor]
+    leaf: str = "0"
+
+
+@dataclasses.dataclass
+class LateSum:
+    """The terms of a late sum, by leaf."""
+
+    finish: Callable[[Tensor], Tensor]
+    terms: dict[str, Any] = dataclasses.field(
+        default_factory=dict
+    )  # dynamo takes no dict[...]()
+
+
+class Run:
+    """One call of `init` or `update`; subclasses look up the old state.
+
+    Attributes:
+        initial: Whether this is a call of `init`.
+        watches: Whether rules that write in place are detected.
+        has_one_leaf: Whether the call is recorded for one of several leaves, of which others may reach other stages.
+        has_names: Whether leaves have their names; those of a program stand for any leaves.
+        keeps_trees: Whether a pair of plain functions may keep any tree as state.
+        device: The device of shared values.
+        known_extras: The names of the extras that any link of the chain declares.
+        leaf_extras: The extras that have a separate value for each leaf.
+        new_shared: The new 0-d values of each stage.
+        starts: The initial 0-d values of stages that may restart in this call.
+        late_sums: The sums of each stage that are complete only when all leaves have finished.
+        new_trees: The new state of each pair of plain functions.
+        stages: The name of each stage, in the order of the chain.
+        opaque: The stages whose state is a user's tree.
+        free: The stages whose shared values may have any names.
+        declared: The names of the shared values of all other stages.
+        selectors: All selectors of the chain.
+        clock_paths: The path of each combinator with a clock, by its place.
+        inner_counts: The number of finished updates on each combinator's clock, after any restart in this call.
+        stores: The store of each stage, which converts its slots.
+        seen_slots: The slots that each `state_dtype` applies to; recorded at init.
+        parts_of_spaces: Whether each leaf took part in a space whose clock lags, by the path of the space.
+        commits: Functions to call when all leaves are finished, in reverse order.
+    """
+
+    initial = False
+    watches = False
+    has_one_leaf = False
+    has_names = True
+    keeps_trees = False
+    device = torch.device("cpu")
+    known_extras: Container[str] = ()
+    leaf_extras: Container[str] = ()
+
+    def __init__(self) -> None:
+        self.new_shared: dict[Path, dict[str, Any]] = {}
+        self.starts: dict[Path, dict[str, Tensor]] = {}
+        self.late_sums: dict[tuple[Path, str], LateSum] = {}
+        self.new_trees: dict[Path, Any] = {}
+        self.stages: dict[Path, str] = {}
+        self.opaque: set[Path] = set()
+        self.free: set[Path] = set()
+        self.declared: dict[Path, Container[str]] = {}
+        self.selectors: list[Any] = []
+        self.clock_paths: dict[Place, Path] = {}
+        self.inner_counts: dict[Path, Tensor] = {}
+        self.parts_of_spaces: dict[Path, list[bool | Tensor]] = {}
+        self.commits: list[Callable[[], None]] = []
+        self.memory = Memory()
+        self.stores: dict[Path, Store] = {}
+        self.seen_slots: dict[Storage, set[tuple[Path, str]]] = {}
+
+    def watch(self) -> None:
+        """Detect rules that write in place, unless dynamo is tracing or a transform is active."""
+        self.watches = (
+            not torch.compiler.is_compiling() and not _torch.inside_transform()
+        )
+
+    # Subclasses look up the old state.
+
+    def scalars(self, path: Path) -> dict[str, Tensor]:
+        """Return the old shared values of a stage."""
+        raise NotImplementedError
+
+    def slots(self, path: Path, leaf: Leaf) -> dict[str, Tensor]:
+        """Return the old slots of a leaf at a stage."""
+        raise NotImplementedError
+
+    def tree(self, path: Path) -> Any:
+        """Return the old state of a pair of plain functions."""
+        raise NotImplementedError
+
+    def kept_shared(self, path: Path, restarts: Any) -> dict[str, Tensor]:
+        """Return the old shared values of a stage whose new ones are discarded: the initial ones if it restarts."""
+        old = self.scalars(path)
+        if restarts is False:
+            return old
+        return _restarted(old, self.starts.get(path, {}), restarts)
+
+    def choice(self, path: Path, leaf: Leaf, selector: Any) -> Any:
+        """Return the decision that a selector made for a leaf at init."""
+        raise NotImplementedError
+
+    def select(self, accept: Tensor, new: Any, old: Any) -> Any:
+        """Return a user's new state where `accept` is true, else the old state."""
+        raise NotImplementedError
+
+    def by_name(self, tree: Any) -> dict[str, Any]:
+        """The reverse of `whole`."""
+        raise NotImplementedError
+
+    def whole(self, values: dict[str, Any]) -> Any:
+        """Build the caller's tree from leaves by name; missing leaves are None."""
+        raise NotImplementedError
+
+    def gradients_at(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the gradients from the caller's `grad_fn` with some leaves replaced."""
+        raise NotImplementedError
+
+    def value_along(
+        self,
+        origin: dict[str, Tensor],
+        direction: dict[str, Tensor],
+        length: Tensor,
+        sloped: bool,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the loss from the caller's `value_fn` with some leaves moved along a direction, and its slope."""
+        raise NotImplementedError
+
+    def recorded_owner(
+        self, operation: Operation, leaf: Leaf, payload: Mapping[str, Tensor]
+    ) -> Tensor | None:
+        """While recording a program, return a stand-in for the result that a leaf's owner computes from `payload`."""
+        return None
+
+    def as_written(
+        self, operation: Operation, leaf: Leaf
+    ) -> AbstractContextManager[None]:
+        """Return a context in which an operation that owners compute runs exactly as written, without fusion."""
+        return nullcontext()
+
+    def fusion_barrier(self, update: Tensor) -> Tensor:
+        """Return the update, marked as a fusion boundary between links that owner ranks compute and other links."""
+        return update
+
+    # Common to all subclasses.
+
+    def add_late(self, place: LateTerm, leaf: str, term: Any) -> None:
+        """Add the term of a leaf, or of part of a leaf, to a sum that is complete when all leaves have finished."""
+        terms = self.late_sums.setdefault(
+            (place.path, place.name), LateSum(place.finish)
+        ).terms
+        terms[leaf] = terms[leaf] + term if leaf in terms else term
+
+    def end(self) -> None:
+        """Complete the late sums, in name order, then let combinators accept or reject new shared values."""
+        totals: dict[tuple[Path, str], Tensor] = {}
+        for place, late in self.late_sums.items():
+            totals[place] = total_of(
+                [late.terms[leaf].to(self.device) for leaf in sorted(late.terms)]
+            )
+        for (path, name), total in self.late_totals(totals).items():
+            value = self.late_sums[path, name].finish(total)
+            self.new_shared.setdefault(path, {})[name] = value
+        for commit in reversed(self.commits):
+            commit()
+        # They refer to the run: a cycle would keep its tensors until Python's collector runs.
+        self.commits.clear()
+
+    def late_totals(
+        self, totals: dict[tuple[Path, str], Tensor]
+    ) -> dict[tuple[Path, str], Tensor]:
+        """Return late sums over all leaves, given the sums over the leaves of this run."""
+        return totals
+
+    def combined(self, operation: Operation, waiting: list[tuple[Leaf, Any]]) -> Any:
+        """Return the total for the leaves that wait at an operation."""
+        return operation.combine(waiting)
+
+    def sums_of_programs(self, path: Path) -> Mapping[str, Tensor]:
+        """Return the sums over leaves at a stage if only programs have reached it, else an empty mapping."""
+        return {}
+
+    def shared(
+        self, path: Path, start: Mapping[str, Callable[[], Tensor]]
+    ) -> dict[str, Tensor]:
+        """Return a stage's old shared values; at init, create them with `start` and record them."""
+        self.declared[path] = tuple(start)
+        if self.initial:
+            self.new_shared[path] = {name: make() for name, make in start.items()}
+            return self.new_shared[path]
+        old = self.scalars(path)
+        for name in start:
+            if name not in old:
+                raise lacking((*path, name))
+            if old[name].ndim:
+                shape = tuple(old[name].shape)
+                raise ValueError(
+                    f"state has {'.'.join([*path, name])!r} of shape {shape}, needs 0-d; {OWN_STATE}"
+                )
+        return {name: old[name] for name in start}
+
+
+def as_flag(flag: bool | Tensor, like: Tensor) -> Tensor:
+    """Return a decision as a bool tensor on the device of `like`."""
+    return (
+        flag.to(like.device)
+        if isinstance(flag, Tensor)
+        else torch.full_like(like, flag, dtype=torch.bool)
+    )
+
+
+def selected(
+    condition: Tensor, new: Mapping[str, Tensor], old: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Return the new values where a 0-d condition holds, else the old ones."""
+    return {name: torch.where(condition, new[name], old[name]) for name in new}
+
+
+def _restarted(
+    values: Mapping[str, Tensor], first: Mapping[str, Tensor], restarts: bool | Tensor
+) -> dict[str, Tensor]:
+    """Return the initial shared values if their stage restarts, else the present ones."""
+    return {
+        name: torch.where(as_flag(restarts, value), first.get(name, value), value)
+        for name, value in values.items()
+    }
+
+
+def clock_at(place: Place, clock_paths: Mapping[Place, Path]) -> Path | None:
+    """Return the path of the clock that a node at this place follows; None for the outermost clock."""
+    for length in range(len(place), -1, -1):
+        path = clock_paths.get(place[:length])
+        if path is not None:
+            return path
+    return None
+
+
+@dataclasses.dataclass
+class Scope:
+    """The current position while a chain is expanded: path of state entries, count, options.
+
+    Attributes:
+        run: The call that the operations belong to.
+        path: The path of the enclosing combinator's state entry.
+        count: The number of finished updates that schedules follow.
+        frozen: Collects the selectors of `freeze`, for the enclosing block.
+        state_dtype: How slots are stored, unless a link specifies otherwise.
+        place: The child indices that lead here; None inside an alias, whose own links have no public place.
+        changed: Whether an earlier link has processed the updates since the clock saw the gradient.
+        restarts: Whether an enclosing combinator restarts its inner transformation in this call.
+        names: How often each stage name has been claimed at this path.
+        space: The innermost enclosing combinator that changes coordinates, if any.
+        lag: How many steps the clock of the leaves is behind `count`.
+        passed: The transformations that the enclosing alias, or link that stands for a chain, received, with their
+            places, which they keep inside.
+    """
+
+    run: Run
+    path: Path
+    count: Any
+    frozen: list[Any]
+    state_dtype: Storage | None = None
+    place: Place | None = ()
+    changed: bool = False
+    restarts: bool | Tensor = False
+    names: dict[str, int] = dataclasses.field(
+        default_factory=dict
+    )  # dynamo takes no dict[...]()
+    space: SpaceRun | None = None
+    passed: Passed = ()
+    lag: int = 0
+
+    def finished_updates(self) -> Any:
+        """Return the number of finished updates on the clock of the leaves."""
+        if not self.lag:
+            return self.count
+        updates = self.count - self.lag
+        return updates.clamp(min=0) if isinstance(updates, Tensor) else max(updates, 0)
+
+    def shared(
+        self, path: Path, start: Mapping[str, Callable[[], Tensor]]
+    ) -> dict[str, Tensor]:
+        """Return the shared values of a stage; initial values from `start` if an enclosing combinator restarts."""
+        values = self.run.shared(path, start)
+        if self.restarts is False or self.run.initial:
+            return values
+        first = self.run.starts[path] = {name: start[name]() for name in values}
+        return _restarted(values, first, self.restarts)
+
+    def claim(self, name: str) -> Path:
+        """Return the path of the next stage called `name`; the second such stage is `name_1`."""
+        occurrence = self.names.get(name, 0)
+        self.names[name] = occurrence + 1
+        path = (*self.path, name if occurrence == 0 else f"{name}_{occurrence}")
+        self.run.stages[path] = name
+        return path
+
+    def skip(self, name: str) -> None:
+        """Count a stage that is left out, so that the names of other stages do not depend on it."""
+        self.names[name] = self.names.get(name, 0) + 1
+
+    def child(self, i: int, changed: bool) -> Scope:
+        """Return the position of the i-th child of a chain; `changed` if earlier links process the updates."""
+        return self._at(self._child_place(i), self.changed or changed, self.state_dtype)
+
+    def alias(self, passed: Passed) -> Scope:
+        """Return the position inside an alias. Its links have no places, and their gradient is the alias's input."""
+        return self._without_place(False, passed)
+
+    def again(self) -> Scope:
+        """Return this position with a copy of the claimed names, so that a second expansion yields the same paths."""
+        scope = self._at(self.place, self.changed, self.state_dtype)
+        scope.names = dict(self.names)
+        return scope
+
+    def inner_chain(self, passed: Passed) -> Scope:
+        """Return the position inside a link that stands for a chain. The links of that chain have no places."""
+        return self._without_place(self.changed, passed)
+
+    def _without_place(self, changed: bool, passed: Passed) -> Scope:
+        scope = self._at(None, changed, self.state_dtype)
+        if self.place is not None:
+            scope.passed = tuple((tx, (*self.place, *place)) for tx, place in passed)
+        return scope
+
+    def of(self, tx: Transformation) -> Scope:
+        """Return the position of `tx`, which has a place again if it was passed to an enclosing alias or link."""
+        if self.place is None:
+            for argument, place in self.passed:
+                if argument is tx:
+                    return self._at(place, self.changed, self.state_dtype)
+        return self
+
+    def stored_as(self, storage: Storage | None) -> Scope:
+        """Return this position with a different storage for slots; None keeps the storage."""
+        if storage is None:
+            return self
+        self._announce(storage)
+        return self._at(self.place, self.changed, storage)
+
+    def stored_inside(self, storage: Storage) -> Scope:
+        """Return the position inside a stateless combinator that only specifies how slots are stored."""
+        self._announce(storage)
+        return self._at(self._child_place(0), self.changed, storage)
+
+    def _announce(self, storage: Storage) -> None:
+        if self.run.initial:
+            self.run.seen_slots.setdefault(storage, set())
+
+    def inside(self, path: Path, i: int = 0, count: Any = None) -> Scope:
+        """Return the position inside a combinator, which may own a clock. A freeze inside covers the outer chain."""
+        self.run.stages.setdefault(path, path[-1])
+        scope = self._at(self._child_place(i), self.changed, self.state_dtype)
+        scope.path = path
+        scope.names = {}
+        if count is not None:
+            scope.count = count
+            scope.lag = 0
+        return scope
+
+    def branch(self, path: Path, i: int) -> Scope:
+        """Return the position inside a branch. A freeze inside covers only the branch."""
+        scope = self.inside(path, i)
+        scope.frozen = []
+        return scope
+
+    def _at(self, place: Place | None, changed: bool, storage: Storage | None) -> Scope:
+        # Not dataclasses.replace: older versions of dynamo cannot trace it.
+        names = self.names
+        scope = Scope(
+            self.run,
+            self.path,
+            self.count,
+            self.frozen,
+            storage,
+            place,
+            changed,
+            self.restarts,
+            names,
+        )
+        scope.space = self.space
+        scope.lag = self.lag
+        scope.passed = self.passed
+        return scope
+
+    def _child_place(self, i: int) -> Place | None:
+        return None if self.place is None else (*self.place, i)

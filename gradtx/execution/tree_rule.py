@@ -1,0 +1,378 @@
+"""Operations for functions of whole trees: those of `@whole_tree` factories, and plain pairs as in optax."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from gradtx.base.dtensor import full_tensor
+from gradtx.base.errors import Path
+from gradtx.execution.context import Clock, Context
+from gradtx.execution.execute import Leaf, Operation
+from gradtx.execution.rule import without_params
+from gradtx.execution.runs import Run, Scope
+from gradtx.state.slots import check_slots
+from gradtx.state.storage import Store
+
+PLAIN_EXTRAS = ("value", "hessian_diag")  # the extras that plain functions may accept
+# Must be in `needs`: a step that calls them writes nothing before the call.
+CALLED_EXTRAS = ("grad_fn", "value_fn")
+
+
+class Functions(NamedTuple):
+    """The functions that the body of a factory returns."""
+
+    init: Callable[..., Any] | None
+    update: Callable[..., Any]
+    evaluate: Callable[..., Any] | None = None
+
+    @classmethod
+    def of(cls, returned: Any, name: str) -> Functions:
+        functions: tuple[Any, ...] = (
+            returned if isinstance(returned, tuple) else (None, returned)
+        )
+        if not 2 <= len(functions) <= 3 or not all(
+            callable(function) for function in functions[1:]
+        ):
+            raise TypeError(
+                f"{name}: must return update, (init, update) or (init, update, evaluate), got {returned!r}"
+            )
+        return cls(*functions)
+
+
+class StateParts(NamedTuple):
+    """The parts of a state that a function of trees returned.
+
+    Attributes:
+        of_leaf: The slots of each leaf.
+        shared: The values that all leaves share.
+    """
+
+    of_leaf: dict[str, dict[str, Tensor]]
+    shared: dict[str, Tensor]
+
+
+class TreeOperation(Operation):
+    """Run functions of dicts keyed by leaf name. All leaves wait until `combine` calls the function once.
+
+    The state is stored as slots (dicts keyed by leaf name) and shared 0-d tensors.
+    """
+
+    compiles = False
+    elementwise = False
+    takes_complex = False
+    waits = True
+    sums = False
+
+    def __init__(
+        self,
+        path: Path,
+        scope: Scope,
+        name: str,
+        functions: Functions,
+        agree: dict[str, Any] | None = None,
+    ):
+        if scope.restarts is not False:
+            raise TypeError(
+                f"{name}: processes whole trees, whose state a restart cannot reset; move it outside"
+            )
+        if scope.space is not None:
+            around = scope.space.name
+            raise TypeError(
+                f"{name}: processes whole trees, whose slots {around} cannot transform; move it outside {around}"
+            )
+        self.path = path
+        self.agree = agree or {}
+        self._run: Run = scope.run
+        self._name = name
+        self._functions = functions
+        self._store = Store(path, name, scope.state_dtype, (), scope.run)
+        self._members: list[Leaf] = []
+        self._run.free.add(path)
+
+    def init(self, leaf: Leaf) -> None:
+        self._members.append(leaf)
+
+    def init_all(self) -> None:
+        if self._functions.init is not None:
+            params = {leaf.name: leaf.param for leaf in self._members}
+            state = self._functions.init(self._tree(params))
+            self._store_initial(state)
+
+    def _store_initial(self, state: Any) -> None:
+        leaves = {leaf.name: leaf for leaf in self._members}
+        parts = self._split(state, leaves)
+        self._run.new_shared[self.path] = parts.shared
+        for name, slots in parts.of_leaf.items():
+            leaf = leaves[name]
+            check_slots(slots, self._name)
+            leaf.new[self.path] = self._store.first(slots, leaf.param, leaf, None)
+
+    def _split(self, state: Any, leaves: Mapping[str, Leaf]) -> StateParts:
+        """Split a state that a function returned into slots and shared values."""
+        parts = StateParts({}, {})
+        if not isinstance(state, dict):
+            state = {"": state} if state else {}
+        for slot, value in state.items():
+            if isinstance(value, Tensor) and value.ndim == 0:
+                parts.shared[slot] = full_tensor(value)
+            elif isinstance(value, dict) and value.keys() <= leaves.keys():
+                for name, tensor in value.items():
+                    parts.of_leaf.setdefault(name, {})[slot] = tensor
+            else:
+                raise TypeError(
+                    f"{self._name}: its state {slot!r} is neither a dict keyed by leaf name nor a 0-d tensor; "
+                    "return only these"
+                )
+        return parts
+
+    def start(self, leaf: Leaf) -> Any:
+        return True  # nothing to send: `combine` reads the leaves themselves
+
+    def combine(self, waiting: list[tuple[Leaf, Any]]) -> Any:
+        leaves = {leaf.name: leaf for leaf, _ in waiting}
+        out = self._call_update(leaves)
+        if not (isinstance(out, tuple) and len(out) == 2):
+            raise TypeError(
+                f"{self._name}: update must return (updates, state), got {type(out).__name__}"
+            )
+        updates, state = out
+        self._store_new(state, leaves)
+        update_of_leaf = self._by_name(updates)
+        for name in leaves:
+            if not isinstance(update_of_leaf, dict) or not isinstance(
+                update_of_leaf.get(name), Tensor
+            ):
+                raise TypeError(
+                    f"{self._name}: update must return a tensor for each leaf, got none for {name!r}"
+                )
+        return update_of_leaf
+
+    def _call_update(self, leaves: dict[str, Leaf]) -> Any:
+        updates = self._tree({name: leaf.update for name, leaf in leaves.items()})
+        state = self._old(leaves)
+        update = self._update(leaves)
+        if all(leaf.param is not None for leaf in leaves.values()):
+            params = self._tree({name: leaf.param for name, leaf in leaves.items()})
+            return update(updates, state, params)
+        try:
+            return update(updates, state, None)
+        except (AttributeError, TypeError) as error:
+            if "NoneType" in str(error):
+                raise self._without_params(error) from error
+            raise
+
+    def _update(self, leaves: dict[str, Leaf]) -> Callable[[Any, Any, Any], Any]:
+        """Return the user's function of updates, state and params."""
+        context = TreeContext(leaves)
+
+        def update(updates: Any, state: Any, params: Any) -> Any:
+            return self._functions.update(updates, state, params, context)
+
+        return update
+
+    def _without_params(self, error: Exception) -> ValueError:
+        return without_params(self._name, error)
+
+    def _old(self, leaves: dict[str, Leaf]) -> Any:
+        state: dict[str, Any] = dict(self._run.scalars(self.path))
+        for name, leaf in leaves.items():
+            stored = self._run.slots(self.path, leaf)
+            for slot, value in self._store.decode_slots(
+                stored, leaf.compute_dtype, leaf
+            ).items():
+                state.setdefault(slot, {})[name] = value
+        return state
+
+    def _store_new(self, state: Any, leaves: dict[str, Leaf]) -> None:
+        if not state:
+            return
+        parts = self._split(state, leaves)
+        self._run.new_shared[self.path] = parts.shared
+        for name, leaf in leaves.items():
+            old = self._run.slots(self.path, leaf)
+            new = parts.of_leaf.get(name, {})
+            kept = self._store.slots_of(old, leaf)
+            if kept != new.keys():
+                raise ValueError(
+                    f"{self._name}: the slots of leaf {name!r} must remain {sorted(kept)}, got {sorted(new)}"
+                )
+            if new:
+                stored = self._store.encode_slots(new, old, leaf)
+                leaf.new[self.path] = leaf.unless_skipped(stored, old)
+
+    def resume(self, leaf: Leaf, total: Any) -> None:
+        update = total[leaf.name]
+        if update.shape != leaf.update.shape:
+            raise ValueError(
+                f"{self._name}: leaf {leaf.name!r} has shape {tuple(leaf.update.shape)}, "
+                f"but its update has shape {tuple(update.shape)}"
+            )
+        leaf.update = update.to(leaf.compute_dtype)
+
+    # Conversion between leaves by name and the trees that the functions receive and return.
+
+    def _tree(self, values: dict[str, Any]) -> Any:
+        return values
+
+    def _by_name(self, tree: Any) -> Any:
+        return tree
+
+
+class PlainOperation(TreeOperation):
+    """Run a pair of plain functions, which receive trees in the caller's structure, and no context.
+
+    Extras are passed to parameters with their names, or to `**extras`. In functional use the state is stored exactly
+    as the functions return it.
+    """
+
+    def __init__(self, path: Path, scope: Scope, name: str, functions: Functions):
+        super().__init__(path, scope, name, functions)
+        self._extras = extras_of(functions.update)
+        self._opaque = self._run.keeps_trees
+        if self._opaque:
+            self._run.opaque.add(path)
+
+    def _store_initial(self, state: Any) -> None:
+        if self._opaque:
+            self._run.new_trees[self.path] = state
+        else:
+            super()._store_initial(state)
+
+    def _old(self, leaves: dict[str, Leaf]) -> Any:
+        return self._run.tree(self.path) if self._opaque else super()._old(leaves)
+
+    def _store_new(self, state: Any, leaves: dict[str, Leaf]) -> None:
+        if self._opaque:
+            self._run.new_trees[self.path] = state
+        else:
+            super()._store_new(state, leaves)
+
+    def _tree(self, values: dict[str, Any]) -> Any:
+        return self._run.whole(values)
+
+    def _by_name(self, tree: Any) -> Any:
+        return self._run.by_name(tree)
+
+    def _update(self, leaves: dict[str, Leaf]) -> Callable[[Any, Any, Any], Any]:
+        context = TreeContext(leaves)
+        available: dict[str, Any] = {"value": context.known_value()}
+        if "hessian_diag" in self._run.leaf_extras:
+            available["hessian_diag"] = self._tree(context.hessian_diag)
+        extras: dict[str, Any] = {}
+        for name, value in available.items():
+            if name in self._extras and value is not None:
+                extras[name] = value
+        return functools.partial(self._functions.update, **extras)
+
+    def _without_params(self, error: Exception) -> ValueError:
+        return without_params(self._name, error, plain=True)
+
+
+def check_plain(update: Callable[..., Any]) -> None:
+    """Reject a plain function with a parameter for an extra that plain functions do not receive.
+
+    Raises:
+        TypeError: If `update` has such a parameter.
+    """
+    parameters = _parameters(update)
+    for name in CALLED_EXTRAS:
+        if name in parameters:
+            raise TypeError(
+                f"GradientTransformation: plain functions do not receive {name!r}, but update has this parameter; "
+                f"write a rule for whole trees, @gradtx.whole_tree(needs=({name!r},))"
+            )
+
+
+def extras_of(update: Callable[..., Any]) -> tuple[str, ...]:
+    """Return the extras that a plain function accepts, as parameters with their names or by `**extras`."""
+    parameters = _parameters(update)
+    if any(
+        parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()
+    ):
+        return PLAIN_EXTRAS
+    return tuple(name for name in PLAIN_EXTRAS if name in parameters)
+
+
+def _parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    try:
+        return inspect.signature(function).parameters
+    except (TypeError, ValueError):  # a function without a signature
+        return {}
+
+
+class GradientOperation(TreeOperation):
+    """Run a function of whole trees whose result also replaces the gradient that later links read."""
+
+    def resume(self, leaf: Leaf, total: Any) -> None:
+        super().resume(leaf, total)
+        leaf.grad = leaf.update
+
+
+def _latest(leaves: Iterable[Leaf]) -> Clock:
+    """Return the clock with the highest count, independent of the order of the leaves."""
+    by_count: dict[int | None, Clock] = {}
+    clocks: dict[Clock, torch.device] = {}
+    for leaf in leaves:
+        clocks[leaf.clock] = leaf.device
+        by_count[leaf.clock.host] = leaf.clock
+    counts = [count for count in by_count if count is not None]
+    if len(counts) == len(by_count):
+        return by_count[max(counts)]
+    first, device = next(iter(clocks.items()))
+    if len(clocks) == 1:
+        return first
+    return Clock(torch.stack([clock.step.to(device) for clock in clocks]).amax())
+
+
+class TreeContext(Context):
+    """The context of a `@whole_tree` rule: like `Context`, with dicts keyed by leaf name instead of single tensors."""
+
+    def __init__(self, leaves: dict[str, Leaf]):
+        self._first = next(iter(leaves.values()))
+        self._leaves = leaves
+        super().__init__(
+            self._first, _latest(leaves.values()), self._first.compute_dtype
+        )
+
+    @property
+    def grad(self) -> Any:
+        return {name: leaf.grad for name, leaf in self._leaves.items()}
+
+    def grad_fn(self, params: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the gradients at `params` (by leaf name; missing leaves keep their current values)."""
+        gradients = self._first.run.gradients_at(params)
+        for name, leaf in self._leaves.items():
+            if leaf.negated:
+                gradients[name] = -gradients[name]
+        return gradients
+
+    def value_along(
+        self,
+        origin: dict[str, Tensor],
+        direction: dict[str, Tensor],
+        length: Tensor,
+        sloped: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the loss at `origin` + length x direction (by leaf name; others stay), and if `sloped`, its slope."""
+        value, slope = self._first.run.value_along(origin, direction, length, sloped)
+        if not self._first.negated:
+            return value, slope
+        return -value, None if slope is None else -slope
+
+    def known_value(self) -> Tensor | None:
+        """Return the loss at the parameters if the caller passed it, negated when maximizing."""
+        value = self._extras.get("value")
+        return -value if value is not None and self._first.negated else value
+
+    def __getattr__(self, name: str) -> Any:
+        # While a context is being copied, its attributes are not set yet.
+        attributes = self.__dict__
+        if "_leaves" in attributes and name in self._first.run.leaf_extras:
+            return {key: leaf.extras.get(name) for key, leaf in self._leaves.items()}
+        return super().__getattr__(name)

@@ -1,0 +1,542 @@
+"""Whole models: the roles of their parameters, and Muon for matrices with AdamW for the rest."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, cast
+
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.nn.utils.parametrize import ParametrizationList
+
+from gradtx.base import torch_names as _torch
+from gradtx.base.exact import Betas, Scalar
+from gradtx.base.messages import describe
+from gradtx.base.selectors import in_model, without_wrappers
+from gradtx.combinators.blocks import blocks
+from gradtx.combinators.selection import freeze, partition
+from gradtx.optim.optimizer import ChainOptimizer
+from gradtx.optimizers.adam import adamw
+from gradtx.optimizers.matrix import muon
+from gradtx.transform import GradientTransformation
+
+__all__ = ["ModelOptimizer", "label_by_role", "muon_for"]
+
+EMBEDDING_WORDS = (
+    "pos_emb",
+    "position_embedding",
+    "positional_embedding",
+    "class_embedding",
+    "position_bias_table",
+)
+# Of class, mask, distillation and register tokens.
+TOKEN_ENDINGS = ("_token", "_tokens")
+HEAD_NAMES = ("lm_head", "head", "classifier", "fc_out", "score")
+NORMS = (
+    *_torch.norms_of_batches(),
+    nn.LayerNorm,
+    nn.GroupNorm,
+    nn.RMSNorm,
+    nn.LocalResponseNorm,
+)
+CONVOLUTIONS = _torch.convolutions()
+SCALE_NAMES = ("weight", "gamma", "scale")
+
+
+class Place(NamedTuple):
+    """A module's reference to a parameter; a tied parameter has several."""
+
+    module: nn.Module
+    module_name: str
+    name: str
+
+    @property
+    def path(self) -> str:
+        """The name of the parameter in the model."""
+        return f"{self.module_name}.{self.name}" if self.module_name else self.name
+
+
+def label_by_role(model: nn.Module, *, tied: str = "embedding") -> dict[str, str]:
+    """Return the role of each parameter of a model, based on the module that owns it rather than on its shape.
+
+    The first match applies:
+
+    | role | parameter |
+    |---|---|
+    | "frozen" | requires no gradient |
+    | "embedding" | the weight of an `Embedding` or `EmbeddingBag`, position embeddings and learned tokens by name |
+    | "head" | the weight of an output layer (see below) |
+    | "norm", "bias" | the weight and bias of a norm: torch's classes, and modules whose class name ends in Norm |
+    | "scalar" | has a single entry |
+    | "norm" | the magnitudes of `weight_norm` |
+    | "bias" | its name ends in "bias", or it has one dimension ("norm" if its name is weight, gamma or scale) |
+    | "conv" | the weight of a convolution |
+    | "matrix" | all others |
+
+    Dimensions of size 1 count only in tensors named weight. What a parametrization (`weight_norm`, `spectral_norm`)
+    computes a weight from has the role of the weight.
+
+    An output layer is the last `Linear` with as many outputs as an embedding has entries, or a `Linear` named lm_head,
+    head, classifier, fc_out or score.
+
+    Args:
+        model: The model. Names are those of `named_parameters()` without what `DistributedDataParallel`,
+            `torch.compile` and FSDP insert, as selectors see them.
+        tied: The role of a weight that is both an embedding and a head.
+
+    Returns:
+        A dict name -> role, for `partition` (`lambda name, p: roles[name]`).
+
+    Raises:
+        TypeError: If `model` is not a module, or if `tied` is not a string.
+
+    Example:
+        >>> model = torch.nn.Sequential(
+        ...     torch.nn.Embedding(9, 4), torch.nn.LayerNorm(4), torch.nn.Linear(4, 4)
+        ... )
+        >>> gradtx.label_by_role(model)
+        {'0.weight': 'embedding', '1.weight': 'norm', '1.bias': 'bias', '2.weight': 'matrix', '2.bias': 'bias'}
+    """
+    _check_model(model, tied)
+    places = places_of(model)
+    last = _last_with_outputs_of_an_embedding(model)
+    roles: dict[str, str] = {}
+    for name, param in named_in_model(model):
+        roles[name] = _role(param, places[param], last, tied)
+    return roles
+
+
+def _check_model(model: Any, tied: Any) -> None:
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f"label_by_role: model must be a torch.nn.Module, got {describe(model)}"
+        )
+    if not isinstance(tied, str):
+        raise TypeError(
+            f"label_by_role: tied must be the name of a role, got {describe(tied)}"
+        )
+
+
+def named_in_model(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """Return the parameters with their names in the model without wrappers."""
+    named = dict(model.named_parameters())
+    return list(zip(in_model(named), named.values(), strict=True))
+
+
+def named_modules(model: nn.Module) -> Iterable[tuple[str, nn.Module]]:
+    """Yield the modules by name, with type annotations that torch lacks."""
+    return cast("Iterable[tuple[str, nn.Module]]", model.named_modules())
+
+
+def places_of(model: nn.Module) -> dict[Tensor, list[Place]]:
+    """Return all places of each parameter; a tied parameter has several."""
+    places: dict[Tensor, list[Place]] = {}
+    modules = {without_wrappers(name): module for name, module in named_modules(model)}
+    for module_name, module in named_modules(model):
+        for name, param in module.named_parameters(
+            recurse=False, remove_duplicate=False
+        ):
+            place = Place(module, without_wrappers(module_name), name)
+            if not _is_magnitude(place, param):
+                place = _of_weight(place, modules)
+            places.setdefault(param, []).append(place)
+    return places
+
+
+def _is_magnitude(place: Place, param: Tensor) -> bool:
+    """Whether a parameter has the norms of a weight's rows or columns, as in `weight_norm`, also in its old form."""
+    if is_lazy(param) or param.numel() != max(param.shape, default=1):
+        return False
+    if isinstance(place.module, ParametrizationList):
+        return place.name == "original0" and hasattr(place.module, "original1")
+    return place.name.endswith("_g") and hasattr(place.module, f"{place.name[:-1]}v")
+
+
+def _of_weight(place: Place, modules: Mapping[str, nn.Module]) -> Place:
+    """Return the place of the weight that is computed from a parameter: `fc.weight` for `fc.weight_v`."""
+    if isinstance(place.module, ParametrizationList):
+        parametrizations, _, weight = place.module_name.rpartition(".")
+        owner = parametrizations.rpartition(".")[0]
+        return Place(modules[owner], owner, weight)
+    weight = place.name.removesuffix("_v")
+    if hasattr(place.module, f"{weight}_g"):
+        return place._replace(name=weight)
+    return place
+
+
+def _linears(model: nn.Module) -> Iterator[tuple[nn.Linear, Tensor]]:
+    for module in model.modules():
+        if isinstance(module, nn.Linear) and not is_lazy(module.weight):
+            yield module, module.weight
+
+
+def _last_with_outputs_of_an_embedding(model: nn.Module) -> nn.Module | None:
+    """Return the last linear layer with as many outputs as an embedding has entries, or None."""
+    sizes = {
+        module.num_embeddings
+        for module in model.modules()
+        if isinstance(module, nn.Embedding | nn.EmbeddingBag)
+    }
+    last = None
+    for module, weight in _linears(model):
+        if weight.shape[0] in sizes:
+            last = module
+    return last
+
+
+def _role(param: Tensor, places: list[Place], last: nn.Module | None, tied: str) -> str:
+    if not param.requires_grad:
+        return "frozen"
+    embeds = any(map(_is_embedding, places))
+    heads = any(_is_head(place, last) for place in places)
+    if embeds:
+        return tied if heads else "embedding"
+    if heads:
+        return "head"
+    place = places[0]
+    if _is_norm(place.module) and place.name in ("weight", "bias"):
+        return "norm" if place.name == "weight" else "bias"
+    return _role_by_shape(param, place)
+
+
+def _is_embedding(place: Place) -> bool:
+    if (
+        isinstance(place.module, nn.Embedding | nn.EmbeddingBag)
+        and place.name == "weight"
+    ):
+        return True
+    return place.name.endswith(TOKEN_ENDINGS) or any(
+        word in place.path for word in EMBEDDING_WORDS
+    )
+
+
+def _is_head(place: Place, last: nn.Module | None) -> bool:
+    if not isinstance(place.module, nn.Linear) or place.name != "weight":
+        return False
+    return place.module is last or place.module_name.rpartition(".")[2] in HEAD_NAMES
+
+
+def _is_norm(module: nn.Module) -> bool:
+    return isinstance(module, NORMS) or type(module).__name__.endswith("Norm")
+
+
+def _role_by_shape(param: Tensor, place: Place) -> str:
+    if is_lazy(param):  # it has no shape yet
+        return "bias" if place.name.endswith("bias") else "matrix"
+    if param.numel() == 1:
+        return "scalar"
+    if _is_magnitude(place, param):
+        return "norm"
+    if place.name.endswith("bias"):
+        return "bias"
+    is_vector = param.ndim == 1 or param.numel() == max(param.shape)
+    if param.ndim == 1 or (is_vector and place.name != "weight"):
+        return "norm" if place.name in SCALE_NAMES else "bias"
+    return (
+        "conv"
+        if isinstance(place.module, CONVOLUTIONS) and place.name == "weight"
+        else "matrix"
+    )
+
+
+HEADS = ("num_heads", "n_head", "n_heads", "num_attention_heads")
+KEY_HEADS = ("num_key_value_heads", "n_kv_heads", "num_kv_heads", "n_kv_head")
+QUERIES = ("q", "wq", "query", "q_proj", "to_q", "q_lin", "q_proj_weight")
+KEYS = ("k", "wk", "key", "k_proj", "to_k", "k_lin", "k_proj_weight")
+VALUES = ("v", "wv", "value", "v_proj", "to_v", "v_lin", "v_proj_weight")
+FUSED = (
+    "qkv",
+    "qkv_proj",
+    "Wqkv",
+    "wqkv",
+    "in_proj",
+    "in_proj_weight",
+    "c_attn",
+    "query_key_value",
+)
+# Others: no decay.
+BRANCH = {"matrix": "muon", "conv": "muon_conv", "head": "adamw", "frozen": "frozen"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """The treatment of a parameter.
+
+    Attributes:
+        name: Its name.
+        shape: Its shape.
+        role: Its role; see `label_by_role`.
+        branch: The label of its transformation.
+        heads: The number of blocks into which it is split; 1 for no split.
+        dim: The dimension that is split.
+        batch: The number of leading dimensions that index matrices.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    role: str
+    branch: str
+    heads: int = 1
+    dim: int = 0
+    batch: int = 0
+
+    @property
+    def blocks(self) -> str:
+        """A description of the blocks."""
+        if self.heads > 1:
+            return f"{self.heads} along {self.dim}"
+        return f"{math.prod(self.shape[: self.batch])} matrices" if self.batch else ""
+
+
+class ModelOptimizer(ChainOptimizer):
+    """The optimizer of a whole model, created by `muon_for`. Its repr is a table of all parameters.
+
+    Attributes:
+        rows: The treatment of each parameter.
+    """
+
+    def __init__(
+        self,
+        tx: GradientTransformation,
+        rows: list[Row],
+        params: Any,
+        compile: Any = False,
+        process_group: Any = None,
+    ):
+        self.rows = rows
+        super().__init__(tx, params, compile=compile, process_group=process_group)
+
+    @property
+    def transformation(self) -> GradientTransformation:
+        """The equivalent transformation, for pure use on `dict(model.named_parameters())`."""
+        return self._tx
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "rows": self.rows}
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__} ({table(self.rows)}\n)"
+
+
+def muon_for(
+    model: nn.Module,
+    lr: Scalar = 0.02,
+    adamw_lr: Scalar = 3e-4,
+    weight_decay: Scalar = 0.1,
+    adamw_weight_decay: Scalar = 0.1,
+    *,
+    per_head: bool = True,
+    conv: str = "muon",
+    tied: str = "embedding",
+    betas: Betas = (0.9, 0.95),
+    eps: Scalar = 1e-10,
+    compile: bool | str | Mapping[str, Any] = False,
+    process_group: Any = None,
+    **options: Any,
+) -> ModelOptimizer:
+    r"""Create the optimizer of a whole model: Muon for its matrices, AdamW for everything else.
+
+    Roles are those of `label_by_role`. Matrices use `muon`: query, key and value weights with one block per head, and
+    expert weights with one block per expert. Convolutions use `muon`, viewed as (out, all others); heads use `adamw`;
+    embeddings, norms, biases and scalars use `adamw` without decay. The number of heads is read from the attributes
+    `num_heads`, `n_head`, `n_heads` or `num_attention_heads` of a module or of its `config`; that of keys and values
+    from `num_key_value_heads`, `n_kv_heads`, `num_kv_heads` or `n_kv_head`. Weights that do not fit are not split.
+
+    The optimizer has one group per branch. Its `label` names the branch and its `lr` is the rate of that branch, so a
+    scheduler controls all rates. Print the optimizer to see the branch of each parameter.
+
+    Args:
+        model: The model.
+        lr: Muon's learning rate.
+        adamw_lr: AdamW's learning rate.
+        weight_decay: Muon's decay, >= 0.
+        adamw_weight_decay: AdamW's decay of heads, >= 0.
+        per_head: Whether query, key and value weights are split into one block per head.
+        conv: "muon" or "adamw", for convolutions.
+        tied: The role of a weight that is both an embedding and a head: "embedding" (no decay) or "head".
+        betas: AdamW's, each in [0, 1).
+        eps: AdamW's, >= 0.
+        compile: As for `as_optimizer`.
+        process_group: As for `as_optimizer`.
+        **options: Other options of `muon`, such as `momentum`, `ns_coefficients` or `adjust_lr_fn`.
+
+    Returns:
+        A torch optimizer. `transformation` is its equivalent for pure use; `rows` contains the treatment of each
+        parameter.
+
+    Raises:
+        TypeError: If `model` is not a module, or if an option is unknown.
+        ValueError: If a hyperparameter is out of range, if `conv` or `tied` is unknown, or if no parameter requires a
+            gradient.
+
+    Example:
+        >>> model = torch.nn.TransformerEncoderLayer(8, nhead=2, dim_feedforward=16)
+        >>> optimizer = gradtx.muon_for(model, lr=0.02, adamw_lr=3e-4)
+        >>> [(group["label"], group["lr"]) for group in optimizer.param_groups]
+        [('muon', 0.02), ('adamw_no_decay', 0.0003)]
+        >>> optimizer.rows[0].name, optimizer.rows[0].blocks
+        ('self_attn.in_proj_weight', '6 along 0')
+    """
+    _check_arguments(model, per_head, conv, tied, options)
+    rows = list(_rows(model, per_head, conv, tied))
+    if all(row.branch == "frozen" for row in rows):
+        raise ValueError(
+            "muon_for: the model has no parameters that require a gradient"
+        )
+    other = adamw(adamw_lr, betas, eps, adamw_weight_decay)
+    branches = {
+        "muon": _in_blocks(muon(lr, weight_decay, **options), rows),
+        "muon_conv": muon(lr, weight_decay, view="flatten", **options),
+        "adamw": other,
+        "adamw_no_decay": other.replace(weight_decay=0.0),
+        "frozen": freeze("*"),
+    }
+    names: dict[str, list[str]] = {}
+    for row in rows:
+        names.setdefault(row.branch, []).append(row.name)
+    labels = {label: tuple(names[label]) for label in branches if label in names}
+    tx = partition({label: branches[label] for label in labels}, labels)
+    return ModelOptimizer(
+        tx, rows, list(model.named_parameters()), compile, process_group
+    )
+
+
+# Rows.
+
+
+@dataclass
+class Heads:
+    """The number of blocks into which each projection weight of an attention module is split."""
+
+    queries: int
+    keys: int
+    names: dict[str, int] = field(default_factory=dict[str, int])
+
+    def __post_init__(self) -> None:
+        self.names.update(dict.fromkeys(QUERIES, self.queries))
+        self.names.update(dict.fromkeys((*KEYS, *VALUES), self.keys))
+        self.names.update(dict.fromkeys(FUSED, self.queries + 2 * self.keys))
+
+
+def _check_arguments(
+    model: Any, per_head: Any, conv: str, tied: str, options: Mapping[str, Any]
+) -> None:
+    if conv not in ("muon", "adamw"):
+        raise ValueError(f"muon_for: conv must be 'muon' or 'adamw', got {conv!r}")
+    if tied not in ("embedding", "head"):
+        raise ValueError(f"muon_for: tied must be 'embedding' or 'head', got {tied!r}")
+    if not isinstance(per_head, bool):
+        raise TypeError(f"muon_for: per_head must be a bool, got {describe(per_head)}")
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f"muon_for: model must be a torch.nn.Module, got {describe(model)}"
+        )
+    for name in ("fallback", "view", "flatten", "mask"):
+        if name in options:
+            raise TypeError(
+                f"muon_for: {name!r} is derived from the model; use partition and muon for another split"
+            )
+
+
+def _rows(model: nn.Module, per_head: bool, conv: str, tied: str) -> Iterator[Row]:
+    roles = label_by_role(model, tied=tied)
+    places = places_of(model)
+    modules = {without_wrappers(name): module for name, module in named_modules(model)}
+    for name, param in named_in_model(model):
+        if is_lazy(param):
+            raise ValueError(
+                f"muon_for: parameter {name!r} has no shape yet; run the model once on an input"
+            )
+        role = roles[name]
+        branch = BRANCH.get(role, "adamw_no_decay")
+        if role == "conv" and conv == "adamw":
+            branch = "adamw"
+        shape = tuple(param.shape)
+        if role != "matrix":
+            yield Row(name, shape, role, branch)
+        elif param.ndim > 2:
+            yield Row(name, shape, role, branch, batch=param.ndim - 2)
+        else:
+            heads, dim = _cut(param, places[param][0], modules) if per_head else (1, 0)
+            yield Row(name, shape, role, branch, heads, dim)
+
+
+def _cut(
+    param: Tensor, place: Place, modules: Mapping[str, nn.Module]
+) -> tuple[int, int]:
+    """Return the number of blocks of a weight and the dimension to split; (1, 0) for no split."""
+    # The GPT-2 layer of transformers, of shape (in, out).
+    dim = 1 if type(place.module).__name__ == "Conv1D" else 0
+    for part, around in _around(place):
+        heads = _heads_of(modules.get(around))
+        if heads is not None:
+            count = heads.names.get(part, 1)
+            return (count, dim) if param.shape[dim] % count == 0 else (1, 0)
+    return 1, 0
+
+
+def _around(place: Place) -> Iterator[tuple[str, str]]:
+    """Yield (parameter name, its module), then (module name, its parent module).
+
+    A projection may be nested one level below the module that knows the number of heads.
+    """
+    yield place.name, place.module_name
+    around, _, name = place.module_name.rpartition(".")
+    yield name, around
+
+
+def _heads_of(module: nn.Module | None) -> Heads | None:
+    """Return the heads of an attention module; None for other modules."""
+    config = getattr(module, "config", None)
+    queries = _first_count(module, HEADS)
+    if queries is None and "attention" in type(module).__name__.lower():
+        queries = _first_count(config, HEADS)
+    if queries is None:
+        return None
+    keys = _first_count(module, KEY_HEADS) or _first_count(config, KEY_HEADS)
+    return Heads(queries, keys or queries)
+
+
+def _first_count(source: Any, names: tuple[str, ...]) -> int | None:
+    for name in names:
+        value = getattr(source, name, None)
+        if type(value) is int and value > 0:
+            return value
+    return None
+
+
+# The transformation.
+
+
+def _in_blocks(tx: GradientTransformation, rows: list[Row]) -> GradientTransformation:
+    """Wrap a transformation in `blocks` for all rows, with one combinator per kind of split."""
+    names_of_division: dict[tuple[int, int, int], list[str]] = {}
+    for row in rows:
+        if row.branch == "muon" and (row.heads > 1 or row.batch):
+            names_of_division.setdefault((row.heads, row.dim, row.batch), []).append(
+                row.name
+            )
+    for (heads, dim, batch), names in names_of_division.items():
+        where = tuple(names)
+        tx = (
+            blocks(tx, where, batch=batch)
+            if batch
+            else blocks(tx, where, heads=heads, dim=dim)
+        )
+    return tx
+
+
+def table(rows: list[Row]) -> str:
+    """Format the treatment of each parameter as a table."""
+    cells = [("parameter", "shape", "role", "to", "blocks")]
+    cells += [
+        (row.name, str(row.shape), row.role, row.branch, row.blocks) for row in rows
+    ]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines: list[str] = []
+    for line in cells:
+        padded = (text.ljust(width) for text, width in zip(line, widths, strict=True))
+        lines.append("\n    " + "  ".join(padded).rstrip())
+    return "".join(lines)

@@ -1,0 +1,313 @@
+"""Warnings at the caller's line, for example about chains and groups that are valid but rarely intended."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from torch import Tensor, distributed
+
+from gradtx.arguments import OTHER_WORDS
+from gradtx.base.dtensor import is_sharded
+from gradtx.base.exact import Schedule
+from gradtx.base.messages import close, describe, warn_user
+from gradtx.optim._groups import (
+    ENGINE_OPTIONS,
+    SCHEDULER_KEYS,
+    GroupView,
+    is_same,
+    next_value,
+)
+from gradtx.rules import FactoryCall
+from gradtx.transform import Chain, Entry, GradientTransformation
+
+# After so many steps without a gradient there is a mistake; the first few may be a test of a schedule.
+IDLE_STEPS = 10
+RATE = "scale_by_learning_rate"
+SCHEDULED = "initial_lr"  # the key that torch's schedulers add to a group
+# Group keys written by torch and its schedulers, by trainers, and by this library.
+FOREIGN_KEYS = {
+    *SCHEDULER_KEYS,
+    *ENGINE_OPTIONS,
+    "params",
+    "param_names",
+    "lr",
+    "swa_lr",
+    "name",
+    "label",
+    "layer_decay",
+    "hessian_seed",
+}
+# Links of chains whose purpose may be to record or average weights, not to take steps.
+WITHOUT_DIRECTION = ("average", "freeze", "lookahead", "scale")
+
+
+def warn_of_ascent(tx: GradientTransformation) -> None:
+    """Warn about a chain of known links none of which flips the sign: its steps increase the loss."""
+    if not (_makes_direction(tx) and _keeps_sign(tx)):
+        return
+    warn_user(
+        "as_optimizer: no link of this chain flips the sign, so its steps increase the loss; end it with "
+        "scale_by_learning_rate(lr), or with scale(-1.0) if it already applies the rate (add scale(1.0) if this is "
+        "intended)",
+        UserWarning,
+    )
+
+
+def _makes_direction(tx: GradientTransformation) -> bool:
+    """Whether a link changes gradients; a chain that only averages or records is not an optimizer."""
+    for link in tx._links():
+        inner = link._children()
+        if any(map(_makes_direction, inner)) or not (
+            inner or link._name in WITHOUT_DIRECTION
+        ):
+            return True
+    return False
+
+
+def _keeps_sign(tx: GradientTransformation) -> bool:
+    """Whether every part of a transformation is known to keep the sign of its input."""
+    if isinstance(tx, Chain):
+        return all(map(_keeps_sign, tx._children()))
+    if not isinstance(tx, FactoryCall) or not (
+        tx._spec.function.__module__ or ""
+    ).startswith("gradtx."):
+        return False  # a user function may flip the sign
+    if (
+        tx._name in (RATE, "scale", "freeze")
+        or tx._lr_role == "owner"
+        or tx._arguments.get("maximize")
+    ):
+        return False
+    if isinstance(tx._body, GradientTransformation):
+        return _keeps_sign(tx._body)
+    inner = tx._children()
+    if tx._name == "graft":
+        return _keeps_sign(inner[0])  # the second determines only the length
+    if tx._branches() is not None:
+        return any(map(_keeps_sign, inner))
+    return all(map(_keeps_sign, inner))
+
+
+def check_two_schedules(owner: str, views: Iterable[GroupView]) -> None:
+    """Warn, once per group, about a torch scheduler on a group whose learning rate follows a schedule.
+
+    Raises:
+        ValueError: If the schedule starts at 0, which the scheduler multiplies.
+    """
+    for view in views:
+        if SCHEDULED in view.group and not view.expects_scheduler:
+            _check_schedule(owner, view)
+
+
+def check_written_schedules(owner: str, views: Iterable[GroupView]) -> None:
+    """Check the same before a step, for schedulers that do not wrap `step`, once they have written a rate."""
+    for view in views:
+        if SCHEDULED not in view.group or view.expects_scheduler:
+            continue
+        if "lr" in view.live and not is_same(view.group["lr"], view.shown["lr"]):
+            _check_schedule(owner, view)
+
+
+def _check_schedule(owner: str, view: GroupView) -> None:
+    source = view.sources.get("lr")
+    if not isinstance(source, Schedule):
+        return
+    first = next_value(source, 0)
+    schedule = describe(source)
+    remedy = (
+        "pass a number as lr to the optimizer, and the schedule as a scheduler to the trainer: "
+        f"gradtx.as_lr_scheduler(optimizer, {schedule})"
+    )
+    if first == 0:
+        del view.group[SCHEDULED]
+        raise ValueError(
+            f"{owner}: the lr of a group follows {schedule}, which starts at 0, and an LRScheduler multiplies this "
+            f"first value, so the rate would stay 0 for the whole run; {remedy}"
+        )
+    view.expects_scheduler = True
+    warn_user(
+        f"{owner}: the lr of a group follows {schedule}, and an LRScheduler now writes it as well: it overrides the "
+        f"schedule with multiples of the schedule's first value, {first}; {remedy}",
+        UserWarning,
+    )
+
+
+def warn_of_unread_cycles(owner: str, views: Iterable[GroupView]) -> None:
+    """Warn, once per group, about a momentum that a scheduler cycles and no link reads."""
+    for view in views:
+        if view.ignores_cycle() and not view.expects_cycle:
+            view.expects_cycle = True
+            label = view.group.get("label")
+            which = "a group" if label is None else f"the group {label!r}"
+            warn_user(
+                f"{owner}: an LRScheduler cycles the momentum of {which}, where no link has a momentum or betas; its "
+                "rate follows the scheduler. cycle_momentum=False leaves momenta unchanged",
+                UserWarning,
+            )
+
+
+def warn_of_flipped_signs(tx: GradientTransformation) -> None:
+    """Warn about a learning rate, or a decay, after a learning rate on the same path: its sign is wrong."""
+    misplaced = next(_misplaced_links(tx), None)
+    if misplaced is None:
+        return
+    first, second, link = misplaced
+    if link._name == RATE or link._lr_role == "owner":
+        fault = (
+            f"{second} follows {first}, and both scale by a learning rate, which flips the sign twice, so the loss "
+            "increases; remove one of them"
+        )
+    else:
+        fixed = ", or pass fixed=True to it" if "fixed" in link._arguments else ""
+        fault = (
+            f"{second} follows {first}, which has already flipped the sign, so it pulls the weights the wrong way; "
+            f"move it before the learning rate{fixed}"
+        )
+    warn_user(f"as_optimizer: {fault}", UserWarning)
+
+
+def warn_of_early_links(tx: GradientTransformation) -> None:
+    """Warn about a learning rate, or a decay, after a link that expects the finished step, such as `average`."""
+    pair = next(_early_links(tx), None)
+    if pair is not None:
+        early, late = pair
+        warn_user(
+            f"as_optimizer: {early} needs the finished step, but {late} follows it, so {early} does not receive the "
+            f"finished step; move {early} after {late}",
+            UserWarning,
+        )
+
+
+def _early_links(tx: GradientTransformation) -> Iterator[tuple[str, str]]:
+    """Yield (link that expects the finished step, later link that should precede it), for every chain."""
+    for part in tx._children():
+        yield from _early_links(part)
+    early = None
+    for link in tx._links() if isinstance(tx, Chain) else ():
+        if early is not None and link._lr_role is not None:
+            yield early._name, link._name
+        if link._follows_rate:
+            early = link
+
+
+def _misplaced_links(
+    tx: GradientTransformation,
+) -> Iterator[tuple[str, str, FactoryCall]]:
+    """Yield (part of a chain with the first learning rate, later part, misplaced link in the later part)."""
+    while isinstance(tx, FactoryCall) and isinstance(tx._body, GradientTransformation):
+        tx = tx._body
+    for part in tx._children():
+        yield from _misplaced_links(part)
+    if not isinstance(tx, Chain):
+        return
+    parts = tx._children()
+    if any(_may_flip_sign(part) for part in parts):
+        return
+    first = None
+    for part in parts:
+        links = _links_on_path(part)
+        if first is not None:
+            misplaced = _link_before_rate(links)
+            if misplaced is not None:
+                yield first, part._name, misplaced
+        elif any(link._name == RATE for link in links):
+            first = part._name
+
+
+def _link_before_rate(links: list[FactoryCall]) -> FactoryCall | None:
+    """Return the last link that must precede a learning rate."""
+    for link in reversed(links):
+        if link._lr_role is not None and not link._arguments.get("fixed"):
+            return link
+    return None
+
+
+def _links_on_path(part: GradientTransformation) -> list[FactoryCall]:
+    """Return the links that apply to every leaf at every step, which excludes links inside combinators."""
+    links: list[FactoryCall] = []
+    for link in part._links():
+        if isinstance(link, FactoryCall) and not link._children():
+            links.append(link)
+    return links
+
+
+def _may_flip_sign(part: GradientTransformation) -> bool:
+    """Whether a part may flip the sign on its own."""
+    if isinstance(part, FactoryCall) and part._arguments.get("maximize", False):
+        return True
+    return any(link._name == "scale" for link in _links_on_path(part))
+
+
+def warn_of_misspelt(owner: str, keys: Iterable[Any], entries: Iterable[Entry]) -> None:
+    """Warn about unknown group keys that resemble a hyperparameter; other unknown keys are kept, as in torch."""
+    known: set[str] = set()
+    for entry in entries:
+        known.update((entry.name, entry.full, entry.labelled, entry.argument.name))
+    for key in keys:
+        if (
+            not isinstance(key, str)
+            or key in known
+            or key in FOREIGN_KEYS
+            or _contains_name(key, known)
+        ):
+            continue
+        intended = OTHER_WORDS.get(key)
+        if intended not in known:
+            intended = close(key, known, 0.8)
+        if intended is not None:
+            message = f"{owner}: no link reads {key!r} of this parameter group; did you mean {intended!r}?"
+            warn_user(message, UserWarning)
+
+
+def warn_of_unread(owner: str, unread: Mapping[str, str]) -> None:
+    """Warn about hyperparameters that the parameters of a group do not read, because they take another branch."""
+    for key, name in unread.items():
+        warn_user(
+            f"{owner}: the parameters of this group do not read its {key!r}; pass {name!r}",
+            UserWarning,
+        )
+
+
+def _contains_name(key: str, names: set[str]) -> bool:
+    """Whether a key contains a whole name, as in `lr_scale`: then it is a different key, not a misspelled name."""
+    return any(f"_{name}_" in f"_{key}_" for name in (*names, "lr"))
+
+
+def warn_of_idle_steps(owner: str) -> None:
+    """Warn about an optimizer that has not seen a gradient since it was created."""
+    warn_user(
+        f"{owner}: no parameter had a gradient in the first {IDLE_STEPS} steps, so nothing was trained; call "
+        "loss.backward() before step(), and pass the parameters of the model that computes the loss",
+        UserWarning,
+    )
+
+
+def warn_of_engine_options(owner: str, options: Mapping[str, Any]) -> None:
+    """Warn about enabled options that choose between torch's implementations; disabled options have no effect."""
+    if options.get("capturable"):
+        warn_user(
+            f"{owner}: capturable=True has no effect in a group; pass it to {owner}, for all groups",
+            UserWarning,
+        )
+    given = [
+        f"{name}={options[name]}" for name in ("foreach", "fused") if options.get(name)
+    ]
+    if given:
+        verb = "chooses" if len(given) == 1 else "choose"
+        warn_user(
+            f"{owner}: {' and '.join(given)} {verb} between implementations of torch, without effect here; "
+            "omit it. A step runs over lists of tensors by default, and in compiled programs with compile=True",
+            UserWarning,
+        )
+
+
+def warn_of_replicas(feature: str, params: Iterable[Tensor], reason: str) -> None:
+    """Warn if several processes may hold the same plain parameters, under DistributedDataParallel."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return
+    if distributed.get_world_size() > 1 and not all(map(is_sharded, params)):
+        warn_user(
+            f"{feature}: do not wrap these parameters in DistributedDataParallel: {reason}",
+            UserWarning,
+        )

@@ -1,0 +1,149 @@
+"""Steps under a GradScaler: the device unscales gradients, and skips a step if a gradient is not finite.
+
+torch passes two 0-d tensors, in the attributes `grad_scale` and `found_inf`. The host reads neither, so it does not
+know how many steps were made, and counts are kept on the device as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradtx.base import torch_names as _torch
+from gradtx.base.dtensor import full_tensor, local
+from gradtx.base.exact import exact
+from gradtx.combinators.frame import Frame, FrameRun, InnerClock
+from gradtx.execution.runs import Run, Scope
+from gradtx.optim._member import Count, Member
+from gradtx.transform import chain
+
+
+def on_device(number: int | Tensor, device: torch.device) -> Tensor:
+    """Return an integer as a 0-d tensor on the device; a fill, unlike a copy from the host, does not synchronize."""
+    if isinstance(number, Tensor):
+        return number.to(device)
+    return torch.full((), number, dtype=torch.int64, device=device)
+
+
+def highest(counts: Collection[int | Count]) -> int | Tensor:
+    """Return the largest count: a tensor if the counts are on the device, an int if they are on the host."""
+    counts_on_device: list[Tensor] = []
+    counts_on_host: list[int] = []
+    for count in counts:
+        if isinstance(count, Count):
+            counts_on_device.append(count.made)
+        else:
+            counts_on_host.append(count)
+    if counts_on_device:
+        return torch.stack(counts_on_device).amax()
+    return max(counts_on_host, default=0)
+
+
+@dataclass(eq=False)
+class Scaling:
+    """A GradScaler's request for one step: multiply gradients by `inverse`, and change nothing unless `proceed`."""
+
+    inverse: Tensor
+    proceed: Tensor
+    _placed: dict[torch.device, tuple[Tensor, Tensor]] = field(
+        default_factory=dict[torch.device, tuple[Tensor, Tensor]]
+    )
+
+    @classmethod
+    def requested_by(cls, optimizer: torch.optim.Optimizer) -> Scaling | None:
+        """Return the request that a scaler has set on the optimizer, if any."""
+        found_inf: Any = getattr(optimizer, "found_inf", None)
+        scale: Any = getattr(optimizer, "grad_scale", None)
+        if found_inf is None:
+            return None
+        found_inf = full_tensor(torch.as_tensor(found_inf)).reshape(())
+        device = found_inf.device
+        if scale is None:
+            scale = torch.ones((), device=device)
+        scale = full_tensor(scale).to(device)
+        inverse = exact(scale, device).reshape(()).reciprocal()
+        return cls(inverse, proceed=found_inf == 0)
+
+    def on(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Return `inverse` and `proceed` on a device."""
+        if device not in self._placed:
+            self._placed[device] = self.inverse.to(device), self.proceed.to(device)
+        return self._placed[device]
+
+    def unscale(self, params: Iterable[Tensor]) -> None:
+        """Unscale the gradients of parameters in place, because users of a scaler expect that."""
+        # torch unscales a list of tensors of one device and dtype at once.
+        gradients_of_kind: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
+        for param in params:
+            if param.grad is None:
+                continue
+            gradient = local(param.grad).detach()
+            kind = gradient.device, gradient.dtype
+            gradients_of_kind.setdefault(kind, []).append(gradient)
+        for (device, _), gradients in gradients_of_kind.items():
+            inverse, _ = self.on(device)
+            _torch.unscale_(gradients, inverse.to(torch.float32))
+
+
+def unscaling(run: Run, scaling: Scaling) -> FrameRun:
+    """Create a stateless frame around the whole chain that applies a `Scaling`."""
+
+    def enter(update: Tensor, state: Any, param: Any, ctx: Any) -> Any:
+        inverse, _ = scaling.on(update.device)
+        return update * inverse, state
+
+    def ticks(values: Any, sums: Any) -> Any:
+        _, proceed = scaling.on(run.device)
+        return proceed, values
+
+    frame = Frame(chain(), enter=enter, clock=InnerClock(ticks, counts=False))
+    return FrameRun(frame, Scope(run, (), 0, []), (), "GradScaler")
+
+
+def place_counts(members: Iterable[Member], device: torch.device | None) -> None:
+    """Move the counts of parameters to a device or, if that is None, to the host, synchronizing where necessary."""
+    moved_counts: dict[int | Count, int | Count] = {}
+    for member in members:
+        count = member.count
+        is_on_device = isinstance(count, Count)
+        belongs_on_device = device is not None
+        if not member.state or is_on_device == belongs_on_device:
+            continue
+        if count not in moved_counts:
+            if isinstance(count, Count):
+                moved_counts[count] = int(count.made)
+            elif device is not None:
+                moved_counts[count] = Count(on_device(count, device), count)
+        moved_count = moved_counts[count]
+        step = member.state["step"]
+        member.state["step"] = as_step(moved_count, step.dtype)
+        member.set_count(moved_count)
+
+
+def keep_counts_in_place(
+    members: Iterable[Member], after: Mapping[int | Count, int | Count]
+) -> None:
+    """Write new counts into the tensors of the old counts, unless a parameter that did not step needs the old count."""
+    members = list(members)
+    counts_in_use = {member.count for member in members}
+    kept_counts: dict[int | Count, Count] = {}
+    for old, new in after.items():
+        if not (isinstance(old, Count) and isinstance(new, Count)):
+            continue
+        if old not in counts_in_use:
+            old.copy_from(new)
+            kept_counts[new] = old
+    for member in members:
+        if member.count in kept_counts:
+            member.set_count(kept_counts[member.count])
+
+
+def as_step(count: int | Count, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Return a count as it is kept in a state: a floating-point tensor, as in torch.optim."""
+    if isinstance(count, Count):
+        return count.made.to(dtype)
+    return torch.tensor(float(count), dtype=dtype, device="cpu")

@@ -1,0 +1,488 @@
+"""The members of an optimizer's groups: its named parameters, and a view of each group."""
+
+from __future__ import annotations
+
+import difflib
+import operator
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.parameter import Parameter, is_lazy
+
+from gradtx.base.errors import Path
+from gradtx.base.inputs import check_groups
+from gradtx.base.selectors import NumberedName, in_model
+from gradtx.base.tree import check_leaf
+from gradtx.distributed.layouts import Team
+from gradtx.execution.context import Clock
+from gradtx.execution.execute import Block, Leaf
+from gradtx.execution.runs import clock_at
+from gradtx.optim._groups import GroupView, in_names_of_branch, unread
+from gradtx.optim._member import Member
+from gradtx.optim._run import OptimizerRun
+from gradtx.transform import Entry, GradientTransformation
+
+CPU = torch.device("cpu")
+INSTEAD = "use FSDP2 (fully_shard), or DistributedDataParallel alone"
+Group = dict[str, Any]
+# (selector, label) of every partition on a leaf's path through the chain.
+Labels = tuple[tuple[Any, Any], ...]
+
+
+@dataclass
+class Joining:
+    """Parameters that are about to join an optimizer.
+
+    Attributes:
+        views: Views of their groups, one for each label of a partition.
+        by_param: All members, including the new ones.
+        clock_paths: The path of each combinator with a clock, by its place in the chain.
+        restarts: Whether an inner clock may restart.
+        unread: Keys of the user's group that no link of its branches reads, with the names that they read.
+    """
+
+    views: list[GroupView]
+    by_param: dict[Tensor, Member]
+    clock_paths: dict[Any, Path]
+    restarts: bool = False
+    unread: dict[str, str] = field(default_factory=dict[str, str])
+
+
+class Members:
+    """The parameters of an optimizer, and a view of each of its groups.
+
+    Args:
+        owner: The optimizer's class, for error messages.
+        tx: The optimizer's transformation.
+
+    Attributes:
+        owner: The optimizer's class, for error messages.
+        tx: The optimizer's transformation.
+        views: One view per group.
+        by_param: The members, in the order in which they joined.
+        restarts: Whether an inner clock may restart.
+    """
+
+    restarts = False
+    _rows: Sequence[list[Member]] = ()  # the members of each group
+    # The parameters from which `_rows` was built.
+    _row_params: list[Tensor] | None = None
+    # The ranks that divide the work on whole parameters.
+    replicas: Team | None = None
+
+    def __init__(self, owner: str, tx: GradientTransformation):
+        self.owner = owner
+        self.tx = tx
+        self.views: list[GroupView] = []
+        self.by_param: dict[Tensor, Member] = {}
+        # The parameters in the order of the groups, at the last `follow`.
+        self._present: list[Tensor] = []
+        self._clock_paths: dict[Any, Path] = {}
+
+    # Adding groups.
+
+    def _check_param(self, name: str, param: Tensor) -> None:
+        check_leaf(name, param, self.owner)
+        if param.dtype.is_complex and not is_lazy(param) and param.is_conj():
+            raise ValueError(
+                f"{self.owner}: parameter {name!r} is a conjugate view, to which steps cannot write; "
+                "pass param.resolve_conj()"
+            )
+
+    def joining(self, group: Group) -> Joining:
+        """Name the parameters of a new group and split it by label, without changing this object."""
+        params: list[Tensor] = group["params"]
+        names = self._names_in(group)
+        by_param = self._with_new_members(names, params)
+        run, block = self._expanded(by_param)
+        if are_flat_pieces(params):
+            self._check_flattened(
+                block, "these parameters are flat pieces of memory, as created by FSDP1"
+            )
+        positions_of_labels: dict[Labels, list[int]] = {}
+        for i, param in enumerate(params):
+            labels = _labels(run, block, by_param[param])
+            positions_of_labels.setdefault(labels, []).append(i)
+        if not params:
+            positions_of_labels[()] = []
+        views: list[GroupView] = []
+        given = dict(group)
+        read: set[str] = set()
+        in_order = sorted(positions_of_labels, key=_rank)
+        for labels in in_order:
+            # A group that is not split keeps the user's dict, as in torch.
+            part = group if len(in_order) == 1 else dict(group)
+            _keep_only(part, given, positions_of_labels[labels])
+            if labels:
+                part["label"] = ".".join(label for _, label in labels)
+            read |= in_names_of_branch(self.tx, part, _by_selector(labels))
+            views.append(self._view(part, labels, _zero))
+        restarts = any(operation.restarts_inner for operation in block.walk())
+        joining = Joining(views, by_param, run.clock_paths, restarts)
+        for labels, view in zip(in_order, views, strict=True):
+            keys = unread(self.tx, given, read, view, _by_selector(labels))
+            joining.unread.update(keys)
+        return joining
+
+    def _names_in(self, group: Group) -> list[str]:
+        """Return the names of a group's parameters in the model, or numbers if it has none."""
+        names = group.get("param_names")
+        if names:
+            return in_model(names)
+        first = len(self.by_param)
+        return [NumberedName(first + i) for i in range(len(group["params"]))]
+
+    def _with_new_members(
+        self, names: list[str], params: list[Tensor]
+    ) -> dict[Tensor, Member]:
+        """Return all members by parameter, including new ones for these parameters."""
+        by_param = dict(self.by_param)
+        for name, param in zip(names, params, strict=True):
+            if not never_trains(param):
+                self._check_param(name, param)
+            by_param[param] = Member(_unique(name, by_param.values()), param)
+        return by_param
+
+    def admit(self, joining: Joining) -> None:
+        """Add the joining parameters and their groups."""
+        self.views.extend(joining.views)
+        self.by_param = joining.by_param
+        self._clock_paths = joining.clock_paths
+        self.restarts = joining.restarts
+        self._present = _params_of([view.group for view in self.views])
+
+    def _expanded(
+        self, by_param: Mapping[Tensor, Member]
+    ) -> tuple[OptimizerRun, Block]:
+        run = OptimizerRun({}, by_param, initial=True)
+        return run, Block.of(self.tx, run, 0)
+
+    def _view(
+        self,
+        group: Group,
+        labels: Labels,
+        count: Callable[[Entry], int],
+    ) -> GroupView:
+        view = GroupView(self.tx, group, _by_selector(labels))
+        view.show(count)
+        return view
+
+    def block(self) -> Block:
+        """Return the chain, expanded for all members."""
+        _, block = self._expanded(self.by_param)
+        return block
+
+    def check_selectors(self, names: list[str]) -> None:
+        """Check that every pattern matches a parameter.
+
+        Args:
+            names: The names of all parameters, including those of other ranks.
+
+        Raises:
+            ValueError: If a pattern matches no parameter.
+        """
+        run, _ = self._expanded(self.by_param)
+        for selector in run.selectors:
+            try:
+                selector.check_used(names)
+            except ValueError as error:
+                named = "param_names" in self.views[0].group
+                hint = (
+                    ""
+                    if named
+                    else "; these parameters have no names: pass model.named_parameters()"
+                )
+                raise ValueError(f"{error}{hint}") from None
+
+    # Changes made to the groups from outside.
+
+    def follow(
+        self, groups: list[Group], count: Callable[[Entry], int]
+    ) -> list[Tensor]:
+        """Update views and members to match the present groups.
+
+        Args:
+            groups: The optimizer's `param_groups`.
+            count: Returns the count of the clock that a hyperparameter follows.
+
+        Returns:
+            The parameters that others have replaced.
+        """
+        if not _identical([view.group for view in self.views], groups):
+            check_groups(self.owner, groups)
+            self._follow_groups(groups, count)
+        present = self._params_in(groups)
+        if _identical(present, self._present) and len(present) == len(self.by_param):
+            return []
+        check_groups(self.owner, groups)
+        replaced: list[Tensor] = []
+        if len(present) != len(self.by_param) or not all(
+            map(self.by_param.__contains__, present)
+        ):
+            replaced = self._follow_params(present)
+        self._present = present
+        return replaced
+
+    def _check_flattened(self, block: Block, reason: str) -> None:
+        """Reject flat pieces of memory in place of parameters, if a link depends on leaf shapes or sums over leaves.
+
+        Raises:
+            ValueError: If a link depends on leaf shapes or sums over leaves.
+        """
+        for operation in block.walk():
+            if operation.waits or operation.sums_late or not operation.elementwise:
+                raise ValueError(
+                    f"{self.owner}: {reason}, but {'.'.join(operation.path)!r} depends on their shapes or sums over "
+                    f"them; {INSTEAD}"
+                )
+
+    def _params_in(self, groups: list[Group]) -> list[Tensor]:
+        """Return the parameters of the groups, with a specific error for malformed groups."""
+        try:
+            return _params_of(groups)
+        except (KeyError, TypeError):
+            check_groups(self.owner, groups)
+            raise
+
+    def _follow_groups(
+        self, groups: list[Group], count: Callable[[Entry], int]
+    ) -> None:
+        """Find each group's view by the identity of its dict or parameters, or create a view."""
+        by_dict: dict[int, GroupView] = {}
+        by_params: dict[tuple[int, ...], GroupView] = {}
+        for view in self.views:
+            by_dict[id(view.group)] = view
+            by_params[_ids(view.group["params"])] = view
+        views: list[GroupView] = []
+        for group in groups:
+            view = by_dict.get(id(group)) or by_params.get(_ids(group["params"]))
+            views.append(view or self._adopted(group, count))
+        for view, group in zip(views, groups, strict=True):
+            view.group = group
+        self.views = views
+
+    def _adopted(self, group: Group, count: Callable[[Entry], int]) -> GroupView:
+        """Create the view of a group that was inserted into `param_groups` directly."""
+        for param in group["params"]:
+            if param not in self.by_param:
+                self._add(param, len(self.by_param))
+        run, block = self._expanded(self.by_param)
+        labels: Labels = ()
+        if group["params"]:
+            labels = _labels(run, block, self.by_param[group["params"][0]])
+        return self._view(group, labels, count)
+
+    def _follow_params(self, present: list[Tensor]) -> list[Tensor]:
+        """Update the members, and return the parameters that others have replaced.
+
+        A parameter that replaces another inherits its name and the selectors' decisions.
+        """
+        before = self.by_param
+        replacements = self._replacements(present)
+        here = set(present)
+        if here and here.isdisjoint(before) and _are_flattened(before, present):
+            reason = "flat pieces of memory have replaced the parameters, as with DeepSpeed's ZeRO"
+            self._check_flattened(self.block(), reason)
+        self.by_param = {}
+        # Keeps the order, which extras passed as lists rely on.
+        for param, member in before.items():
+            if param in here:
+                self.by_param[param] = member
+            elif param in replacements and replacements[param] not in before:
+                replacement = replacements[param]
+                self.by_param[replacement] = Member(
+                    member.name, replacement, dict(member.choices)
+                )
+        for i, param in enumerate(present):
+            if param not in self.by_param:
+                self._add(param, len(before) + i)
+        return [param for param in replacements if param not in here]
+
+    def _add(self, param: Tensor, number: int) -> None:
+        """Add an unnamed parameter."""
+        name = _unique(NumberedName(number), self.by_param.values())
+        self.by_param[param] = Member(name, param)
+
+    def _replacements(self, present: list[Tensor]) -> dict[Tensor, Tensor]:
+        """Return the replacement of each replaced parameter."""
+        replacements: dict[Tensor, Tensor] = {}
+        matcher = difflib.SequenceMatcher(
+            None, _ids(self._present), _ids(present), autojunk=False
+        )
+        for tag, old_start, old_end, new_start, new_end in matcher.get_opcodes():
+            if tag == "replace" and old_end - old_start == new_end - new_start:
+                old = self._present[old_start:old_end]
+                replacements.update(zip(old, present[new_start:new_end], strict=True))
+        return replacements
+
+    # Lookups.
+
+    def names(self) -> list[str]:
+        return [member.name for member in self.by_param.values()]
+
+    def drop_gradients(self) -> None:
+        """Set the gradient of every parameter to None."""
+        for param in self.by_param:
+            if not is_lazy(param):
+                param.grad = None
+
+    def rows(self, state: Mapping[Tensor, dict[str, Any]]) -> Sequence[list[Member]]:
+        """Return the members of each group, with their present group and state."""
+        sizes = [len(view.group["params"]) for view in self.views]
+        if self._row_params is not self._present or sizes != list(map(len, self._rows)):
+            self._rows = self._new_rows()
+            self._row_params = self._present
+        for row in self._rows:
+            for member in row:
+                member.state = state.get(member.param, {})
+        return self._rows
+
+    def _new_rows(self) -> list[list[Member]]:
+        rows: list[list[Member]] = []
+        for i, view in enumerate(self.views):
+            row = [self.by_param[param] for param in view.group["params"]]
+            for member in row:
+                member.group = i
+            rows.append(row)
+        return rows
+
+    def clock_path(self, entry: Entry | None) -> Path | None:
+        """Return the path of the clock that a hyperparameter's schedule follows; None for the outermost clock."""
+        return None if entry is None else clock_at(entry.place[0], self._clock_paths)
+
+    def inner_count(
+        self, path: Path, state: Mapping[Tensor, dict[str, Any]], outer: int
+    ) -> int:
+        """Return the number of finished updates on a combinator's clock, after any restart in the next step.
+
+        Args:
+            path: The path of the combinator.
+            state: The state of the parameters.
+            outer: The number of finished steps.
+        """
+        run = OptimizerRun(state, self.by_param, initial=False)
+        if not self.restarts:
+            return int(run.scalars(path).get("step", 0))
+        Block.of(self.tx, run, outer)
+        run.commits.clear()  # breaks a reference cycle with the run
+        return int(run.inner_counts[path])
+
+
+def leaf_of(
+    run: OptimizerRun,
+    member: Member,
+    clock: Clock,
+    gradient: Tensor | None = None,
+    extras: dict[str, Any] | None = None,
+    state: dict[str, Any] | None = None,
+    shown: Tensor | None = None,
+) -> Leaf:
+    """Create the leaf of a parameter for a run; `shown` replaces the parameter's values.
+
+    A lazy parameter, which has no shape yet, becomes an empty leaf.
+    """
+    param = member.param
+    if shown is None:
+        shown = (
+            torch.empty(0, dtype=param.dtype, device=CPU)
+            if is_lazy(param)
+            else param.detach()
+        )
+    update = None if gradient is None else gradient.detach()
+    leaf = Leaf(run, member.name, update, shown, extras or {}, clock)
+    leaf.key = param
+    leaf.owner = member.owner
+    leaf.layout = member.layout
+    leaf.state = {} if state is None else state
+    return leaf
+
+
+def never_trains(param: Tensor) -> bool:
+    """Whether a parameter cannot have a gradient, such as the packed integer weights of a quantized model."""
+    return isinstance(param, Parameter) and not (
+        param.is_floating_point() or param.is_complex()
+    )
+
+
+def first_clock(device: torch.device) -> Clock:
+    """Return the clock of a first step."""
+    return Clock(torch.ones((), dtype=torch.int64, device=device))
+
+
+def _labels(run: OptimizerRun, block: Block, member: Member) -> Labels:
+    """Return the labels of a parameter; empty if it is frozen."""
+    leaf = leaf_of(run, member, first_clock(CPU))
+    try:
+        return tuple(block.labels(leaf))
+    except ValueError:
+        if block.is_frozen(leaf):
+            return ()
+        raise
+
+
+def are_flat_pieces(params: Iterable[Tensor]) -> bool:
+    """Whether FSDP1 has moved parameters into flat memory that is sharded over the ranks."""
+    flattened: list[Tensor] = []
+    for param in params:
+        if getattr(param, "_is_flat_param", False):
+            return True
+        if getattr(param, "_fsdp_flattened", False):
+            flattened.append(param)
+    # With NO_SHARD, the parameters remain as views with their own shapes.
+    return bool(flattened) and all(param.ndim == 1 for param in flattened)
+
+
+def _by_selector(labels: Labels) -> dict[Any, str]:
+    """Return the labels by the keys of their selectors."""
+    return {selector.key: label for selector, label in labels}
+
+
+def _keep_only(group: Group, given: Group, positions: list[int]) -> None:
+    """Reduce a group to some parameters of the group that was given, by their positions."""
+    for key in ("params", "param_names"):
+        if key in group:
+            group[key] = [given[key][i] for i in positions]
+
+
+def _rank(labels: Labels) -> list[int]:
+    """Return the positions of the labels in their partitions, by which groups are sorted."""
+    return [selector.labels.index(label) for selector, label in labels]
+
+
+def _zero(entry: Entry) -> int:
+    return 0
+
+
+def _params_of(groups: Iterable[Group]) -> list[Tensor]:
+    params: list[Tensor] = []
+    for group in groups:
+        params.extend(group["params"])
+    return params
+
+
+def _are_flattened(before: Iterable[Tensor], present: Iterable[Tensor]) -> bool:
+    """Whether parameters with dimensions have been replaced by vectors."""
+    return any(param.ndim > 1 for param in before) and all(
+        param.ndim == 1 for param in present
+    )
+
+
+def _ids(values: Iterable[Any]) -> tuple[int, ...]:
+    return tuple(map(id, values))
+
+
+def _identical(a: list[Any], b: list[Any]) -> bool:
+    return len(a) == len(b) and all(map(operator.is_, a, b))
+
+
+def _unique(name: str, members: Iterable[Member]) -> str:
+    """Return a name that no other member has, because leaves are identified by name."""
+    taken = {member.name for member in members}
+    unique, number = name, 0
+    while unique in taken:
+        number += 1
+        unique = type(name)(f"{name}#{number}")
+    return unique

@@ -1,0 +1,65 @@
+"""The data of one step that engines need."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain
+from typing import Any
+
+from torch import Tensor
+
+from gradtx.execution.execute import Leaf
+from gradtx.optim._device_counts import Scaling
+from gradtx.optim._groups import GroupView
+from gradtx.optim._member import Member
+from gradtx.optim._run import OptimizerRun
+from gradtx.programs.bundle import is_on_accelerator
+
+Trees = Mapping[str, Mapping[str, Any]]  # extras by leaf: name -> leaf name -> tensor
+
+
+@dataclass(eq=False)
+class StepInput:
+    """The data of one step that engines need.
+
+    Attributes:
+        run: Provides operations with old values and collects new ones.
+        leaves_of: Creates the leaves of some parameters, without values.
+        count: The number of finished steps, which schedules follow.
+        views: The parameter groups.
+        structures: The static part of each group's hyperparameters.
+        numbers: The numbers of each group's hyperparameters, in the order of the structure.
+        scalars: The extras that all leaves share.
+        trees: The extras by leaf.
+        scaling: What a GradScaler asks for.
+        on_host: Whether the host may read counts and numbers.
+        consumes: Whether each gradient is freed as soon as it is used.
+    """
+
+    run: OptimizerRun
+    leaves_of: Callable[[list[Member]], list[Leaf]]
+    count: int | Tensor
+    views: list[GroupView]
+    structures: list[Any]
+    numbers: list[list[Any]]
+    scalars: Mapping[str, Any]
+    trees: Trees
+    scaling: Scaling | None
+    on_host: bool
+    consumes: bool
+
+    @cached_property
+    def host_knows_scalars(self) -> bool:
+        """Whether counts, numbers and shared extras are all on the host, and it may read them."""
+        scalars = chain(*self.numbers, self.scalars.values())
+        return self.on_host and not any(map(is_on_accelerator, scalars))
+
+    def tensor_scalars(self) -> dict[str, Tensor]:
+        """Return the shared extras that are tensors."""
+        return {
+            name: value
+            for name, value in self.scalars.items()
+            if isinstance(value, Tensor)
+        }

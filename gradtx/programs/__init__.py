@@ -1,0 +1,15 @@
+"""The list back end: run a chain, recorded for one leaf, over lists of leaves, with one call per operation.
+
+- `record` runs a function on stand-ins without values and records its operations.
+- `contract` fuses operations for which torch has a single one, such as a product that is added.
+- `memory` decides which operation may write into the memory of an operand.
+- `code` generates a Python function from the graph, `numbers` the part of it that computes scalars.
+
+The back end needs no compiler, and no rule has a second version. Operations without a list form run leaf by leaf inside
+the same function.
+"""
+
+from gradtx.programs.code import ListFunction, list_function
+from gradtx.programs.record import Recording, UnrecordableError, record
+
+__all__ = ["ListFunction", "Recording", "UnrecordableError", "list_function", "record"]

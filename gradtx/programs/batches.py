@@ -1,0 +1,139 @@
+"""Batch matrices of one shape: on accelerators, one batched product replaces one product per matrix."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from gradtx.programs.contract import is_list
+from gradtx.programs.needs import Case
+
+aten = torch.ops.aten
+
+OF_MATRICES = (
+    aten.mm.default,
+    aten.addmm.default,
+    aten.bmm.default,
+    aten.baddbmm.default,
+    aten.mv.default,
+    aten.linalg_qr.default,
+    aten._linalg_eigh.default,
+    aten._linalg_svd.default,
+    aten.linalg_solve_triangular.default,
+)
+
+
+def batches_on(device: torch.device) -> bool:
+    """Whether to batch leaves of one shape on this device.
+
+    On a CPU, loops are faster, and results do not depend on the number of leaves.
+    """
+    return device.type not in ("cpu", "meta")
+
+
+def batches_of(
+    nodes: Sequence[Node],
+    has_list_form: Callable[[Node], bool],
+    case_of: Callable[[Node], Case | None],
+) -> list[list[Node]]:
+    """Return the operations of a program to run on batches; those of one batch are consecutive.
+
+    If a program includes a product or a factorization of matrices, a batch extends from the first to the last operation
+    without a list form among consecutive operations of one case.
+
+    Args:
+        nodes: The program.
+        has_list_form: Whether one call runs an operation for a list of leaves.
+        case_of: The case in which an operation runs; None if it cannot be part of a batch.
+    """
+    runs = _runs_of_one_case(nodes, case_of)
+    if not any(_includes_matrices(run) for run in runs):
+        return []
+    batches: list[list[Node]] = []
+    for run in runs:
+        batch = _trimmed(run, has_list_form)
+        if batch:
+            batches.append(batch)
+    return batches
+
+
+def _runs_of_one_case(
+    nodes: Sequence[Node], case_of: Callable[[Node], Case | None]
+) -> list[list[Node]]:
+    """Return the consecutive operations on lists that run in the same case."""
+    runs: list[list[Node]] = []
+    last_case: Case | None = None
+    for node in nodes:
+        if node.op != "call_function" or not is_list(node):
+            continue
+        case = case_of(node)
+        if case is not None:
+            if case != last_case:
+                runs.append([])
+            runs[-1].append(node)
+        last_case = case
+    return runs
+
+
+def _includes_matrices(nodes: Sequence[Node]) -> bool:
+    """Whether a product or a factorization of matrices is among the operations."""
+    return any(node.target in OF_MATRICES for node in nodes)
+
+
+def _trimmed(nodes: list[Node], has_list_form: Callable[[Node], bool]) -> list[Node]:
+    """Return the operations from the first to the last without a list form."""
+    without_form = [i for i, node in enumerate(nodes) if not has_list_form(node)]
+    if not without_form:
+        return []
+    return nodes[without_form[0] : without_form[-1] + 1]
+
+
+def batched(
+    function: Callable[..., tuple[Tensor, ...]], *columns: Sequence[Tensor]
+) -> tuple[list[Tensor], ...]:
+    """Call a function of one leaf for all leaves: once per group of equal shapes.
+
+    Args:
+        function: Accepts one tensor from each column and returns a tuple of tensors.
+        columns: Lists of tensors, one tensor per leaf.
+
+    Returns:
+        One list per result.
+    """
+    number_of_leaves = len(columns[0])
+    results_of_leaf: dict[int, tuple[Tensor, ...]] = {}
+    for leaves in _leaves_of_equal_shapes(columns):
+        columns_of_shape = [_selected(column, leaves) for column in columns]
+        results = _of_equal_shapes(function, columns_of_shape)
+        results_of_leaf.update(zip(leaves, results, strict=True))
+    rows = [results_of_leaf[leaf] for leaf in range(number_of_leaves)]
+    return tuple(map(list, zip(*rows, strict=True)))
+
+
+def _leaves_of_equal_shapes(columns: Sequence[Sequence[Tensor]]) -> list[list[int]]:
+    """Group the indices of leaves by the shapes of their tensors."""
+    leaves_of_shapes: dict[tuple[torch.Size, ...], list[int]] = {}
+    for leaf, tensors in enumerate(zip(*columns, strict=True)):
+        shapes = tuple([tensor.shape for tensor in tensors])
+        leaves_of_shapes.setdefault(shapes, []).append(leaf)
+    return list(leaves_of_shapes.values())
+
+
+def _selected(column: Sequence[Tensor], leaves: Sequence[int]) -> list[Tensor]:
+    return [column[leaf] for leaf in leaves]
+
+
+def _of_equal_shapes(
+    function: Callable[..., tuple[Tensor, ...]], columns: list[list[Tensor]]
+) -> list[tuple[Tensor, ...]]:
+    """Return the results of each leaf, for leaves of equal shapes."""
+    if len(columns[0]) == 1:
+        arguments = [tensors[0] for tensors in columns]
+        return [function(*arguments)]
+    stacked_columns = [torch.stack(tensors) for tensors in columns]
+    stacked_results = torch.vmap(function)(*stacked_columns)
+    results = [stacked.unbind() for stacked in stacked_results]
+    return list(zip(*results, strict=True))

@@ -1,0 +1,705 @@
+"""Shorten recorded graphs: merge equal operations, and fuse a product that is added with the sum.
+
+Every operation on lists reads and writes whole tensors, so each operation saved reduces memory traffic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Set
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.fx import Graph, Node
+
+from gradtx.base import torch_names as _torch
+
+aten = torch.ops.aten
+
+_Call = tuple[Any, tuple[Any, ...], dict[str, Any]]
+
+
+def is_list(node: Any) -> bool:
+    """Whether each leaf has its own value of a node."""
+    return isinstance(node, Node) and node.meta["kind"] == "list"
+
+
+def is_number(node: Any) -> bool:
+    """Whether a value is a 0-d value that all leaves share, or a constant."""
+    return not isinstance(node, Node) or node.meta["kind"] == "number"
+
+
+def same_meta(*nodes: Any) -> bool:
+    """Whether a leaf's values of these nodes have the same shape and dtype."""
+    first = nodes[0].meta["val"]
+    for node in nodes[1:]:
+        value = node.meta["val"]
+        if value.shape != first.shape or value.dtype != first.dtype:
+            return False
+    return True
+
+
+def argument_like(node: Node) -> Node | None:
+    """Return an argument of a leaf with the shape, dtype and layout of a node, if there is one."""
+    for argument in node.graph.nodes:
+        is_alike = (
+            argument.op == "placeholder"
+            and is_list(argument)
+            and same_meta(node, argument)
+        )
+        if is_alike and argument.meta["val"].stride() == node.meta["val"].stride():
+            return argument
+    return None
+
+
+def writers(argument: Any) -> list[Node]:
+    """Return the operations that write into an argument."""
+    return [
+        user
+        for user in argument.users
+        if _torch.writes(user.target) and user.args[0] is argument
+    ]
+
+
+def following(graph: Graph, arguments: Iterable[Node]) -> set[Node]:
+    """Return these arguments and all nodes that depend on any of them."""
+    reached = set(arguments)
+    for node in graph.nodes:
+        if not reached.isdisjoint(node.all_input_nodes):
+            reached.add(node)
+    return reached
+
+
+def is_view(node: Node) -> bool:
+    """Whether the operation of a node may return a view of an operand."""
+    if node.meta.get("opaque"):
+        return False
+    schema = getattr(node.target, "_schema", None)
+    if schema is None or node.target is aten._unsafe_view.default:
+        return True
+    return any(result.alias_info is not None for result in schema.returns)
+
+
+def may_be_operand(node: Node) -> bool:
+    """Whether a result may share memory with an operand, which `where` may select."""
+    return node.target is aten.where.self or is_view(node)
+
+
+def arguments_of(*lists: Any) -> Set[Node]:
+    """Return the arguments with which lists may share memory."""
+    arguments: set[Node] = set()
+    for node in lists:
+        if node.op != "call_function":
+            arguments.add(node)
+        elif may_be_operand(node):
+            arguments |= arguments_of(*node.all_input_nodes)
+    return arguments
+
+
+def merge_equal(graph: Graph) -> None:
+    """Compute equal operations only once."""
+    first: dict[str, Node] = {}
+    for node in list(graph.nodes):
+        if node.op != "call_function" or _torch.writes(node.target):
+            continue
+        operation = f"{node.target} {node.args} {node.kwargs}"
+        equal = first.setdefault(operation, node)
+        if equal is not node:
+            node.replace_all_uses_with(equal)
+            graph.erase_node(node)
+
+
+def remove_unused(graph: Graph) -> None:
+    """Remove operations without users and effects; torch's own function checks the whole graph as well."""
+    for node in reversed(graph.nodes):
+        if node.op != "call_function" or node.users:
+            continue
+        if not _torch.writes(node.target):
+            graph.erase_node(node)
+
+
+def contract(graph: Graph) -> None:
+    """Fuse operations for which torch has a single one. All scalars must be Python scalars."""
+    for contraction, node in _free_to_join(graph):
+        if node.op == "call_function" and any(map(is_list, node.all_input_nodes)):
+            contraction.canonicalize(node)
+    # A replaced operation no longer counts as a user of its operands.
+    remove_unused(graph)
+    for contraction, node in _free_to_join(graph):
+        if node.target in (aten.add.Tensor, aten.sub.Tensor, aten.add_.Tensor):
+            contraction.join(node)
+    remove_unused(graph)
+    for contraction, node in _free_to_join(graph):
+        if len(node.users) == 1 and is_list(node):
+            contraction.move_weight_first(node)
+    remove_unused(graph)
+
+
+def _free_to_join(graph: Graph) -> Iterator[tuple[_Contraction, Node]]:
+    """Yield the nodes of a graph that may be changed: those not recorded as written."""
+    written: set[Node] = set()
+    contraction = _Contraction(graph, written)
+    for node in list(graph.nodes):
+        if not node.meta.get("as_written"):
+            yield contraction, node
+        if node.op == "call_function" and _torch.writes(node.target):
+            written.add(node.args[0])  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class _Product:
+    """A term `factor * a * b` or `factor * a / b` of a sum, or `factor * a` if there is no `b`.
+
+    Attributes:
+        factor: A scalar, as a node or a constant; None for 1.
+        a: A list.
+        b: A list or None.
+        divides: Whether `b` is a divisor.
+        saved: The number of operations saved by fusing the term into the sum.
+    """
+
+    factor: Any
+    a: Node
+    b: Node | None
+    divides: bool
+    saved: int
+
+    def lists(self) -> list[Node]:
+        return [self.a] if self.b is None else [self.a, self.b]
+
+
+class _Contraction:
+    """Changes operations in the order of the graph.
+
+    Args:
+        graph: The graph.
+        written: The arguments that earlier operations write.
+    """
+
+    def __init__(self, graph: Graph, written: Set[Node]):
+        self._graph = graph
+        self._written = written
+
+    def _are_unchanged(self, *lists: Node) -> bool:
+        """Whether lists still have their values here, so that an operation that reads them may move here."""
+        return not self._written or self._written.isdisjoint(arguments_of(*lists))
+
+    # Replacing single operations.
+
+    def canonicalize(self, node: Node) -> None:
+        """Use operations available for lists: products for squares and quotients, single bounds, one factor for two."""
+        if node.target in (aten.pow.Tensor_Scalar, aten.pow.Tensor_Tensor):
+            self._simplify_power(node)
+        elif node.target is aten.div.Tensor:
+            self._multiply_instead(node)
+        elif node.target is aten.neg.default:
+            self._negate_factor(node)
+        elif node.target in (aten.clamp.default, aten.clamp.Tensor):
+            self._split_clamp(node)
+        if node.target is aten.mul.Tensor:
+            self._merge_factors(node)
+            self._move_factors_out(node)
+
+    def _simplify_power(self, node: Node) -> None:
+        """Replace a square by a product, and a power with a scalar tensor as exponent by one with a scalar."""
+        base: Any = node.args[0]
+        exponent = node.args[1]
+        if exponent == 2 and node.target is aten.pow.Tensor_Scalar:
+            self._replace(node, aten.mul.Tensor, (base, base))
+            return
+        if node.target is not aten.pow.Tensor_Tensor:
+            return
+        if is_list(base) and is_number(exponent) and same_meta(node, base):
+            self._replace(node, aten.pow.Tensor_Scalar, node.args)
+
+    def _multiply_instead(self, node: Node) -> None:
+        """Replace a quotient by a scalar by a product; take factors out of a quotient of lists."""
+        operands: Any = node.args
+        dividend, divisor = operands
+        if is_list(dividend) and is_number(divisor):
+            inverse = self._inverse(divisor, node)
+            self._replace(node, aten.mul.Tensor, (dividend, inverse))
+        elif _divides_lists(node) and same_meta(node, dividend, divisor):
+            self._scale_quotient(node)
+
+    def _scale_quotient(self, node: Node) -> None:
+        """Turn (c a) / b into c (a / b): other operations can include the factor there."""
+        operands: Any = node.args
+        dividend, divisor = operands
+        factor = self._without_root(divisor, node)
+        inner_factor, inner = self._absorbable_factor_of(dividend, node)
+        if inner is not None:
+            dividend = inner
+            factor = self._times(factor, inner_factor, node)
+        if factor is None:
+            return
+        quotient = self._list(aten.div.Tensor, (dividend, divisor), node)
+        self._replace(node, aten.mul.Tensor, (quotient, factor))
+
+    def _without_root(self, divisor: Node, quotient: Node) -> Any:
+        """Turn the divisor b / r + e into b + r e, where r is the root of a number, as in bias corrections.
+
+        Other numbers may be infinite, and the second form is then not a number.
+
+        Returns:
+            r, by which the quotient is to be multiplied; None if the divisor has another form.
+        """
+        if divisor.target is not aten.add.Tensor or divisor.kwargs:
+            return None
+        if not _can_absorb(divisor, quotient):
+            return None
+        scaled, shift = divisor.args
+        inverse, b = _factor_of(scaled)
+        if b is None or not is_number(shift):
+            return None
+        if not _can_absorb(scaled, divisor) or not same_meta(divisor, b):
+            return None
+        root = _root_inverted_by(inverse)
+        if root is None:
+            return None
+        scaled_shift = self._number(aten.mul.Tensor, (shift, root), divisor)
+        self._replace(divisor, aten.add.Tensor, (b, scaled_shift))
+        return root
+
+    def _negate_factor(self, node: Node) -> None:
+        """Replace -(a x) by (-a) x for a scalar a."""
+        factor, inner = self._absorbable_factor_of(node.args[0], node)
+        if inner is not None:
+            negative_factor = self._negative(factor, node)
+            self._replace(node, aten.mul.Tensor, (inner, negative_factor))
+
+    def _split_clamp(self, node: Node) -> None:
+        """Replace `clamp` with scalar bounds by `clamp_min` and `clamp_max`."""
+        x, *bounds = node.args
+        if node.kwargs or not all(map(is_number, bounds)):
+            return
+        if not is_list(x) or not same_meta(node, x):
+            return
+        least, *rest = bounds
+        most = rest[0] if rest else None
+        if most is None:
+            self._replace(node, aten.clamp_min.default, (x, least))
+            return
+        if least is not None:
+            x = self._list(aten.clamp_min.default, (x, least), node)
+        self._replace(node, aten.clamp_max.default, (x, most))
+
+    def _merge_factors(self, node: Node) -> None:
+        """Replace a * (b * x) by (a * b) * x for scalars a and b."""
+        factor, scaled = _factor_of(node)
+        inner_factor, inner = self._absorbable_factor_of(scaled, node)
+        if inner is not None:
+            both_factors = self._times(factor, inner_factor, node)
+            self._replace(node, aten.mul.Tensor, (inner, both_factors))
+
+    def _absorbable_factor_of(self, scaled: Any, user: Node) -> tuple[Any, Any]:
+        """Return `(scalar, list)` if an operand is their product and its user may read the list instead.
+
+        Else return `(None, None)`.
+        """
+        factor, inner = _factor_of(scaled)
+        if inner is None or not _can_absorb(scaled, user):
+            return None, None
+        if not same_meta(user, inner) or not self._are_unchanged(inner):
+            return None, None
+        return factor, inner
+
+    def _move_factors_out(self, node: Node) -> None:
+        """Replace (a / x) y and (a x) y by a (y / x) and a (x y), for a scalar a and lists x and y."""
+        operands: Any = node.args
+        x, y = operands
+        if x is y or not is_list(x) or not is_list(y):
+            return
+        for scaled, other in ((x, y), (y, x)):
+            if self._move_factor_out(node, scaled, other):
+                return
+
+    def _move_factor_out(self, node: Node, scaled: Node, other: Node) -> bool:
+        """Take the factor out of one operand of a product; return whether it has one."""
+        if not _can_absorb(scaled, node):
+            return False
+        if scaled.target is aten.div.Tensor and is_number(scaled.args[0]):
+            operands: Any = scaled.args
+            factor, inner = operands
+            target, lists = aten.div.Tensor, (other, inner)
+        else:
+            factor, inner = _factor_of(scaled)
+            target, lists = aten.mul.Tensor, (inner, other)
+        if inner is None:
+            return False
+        if not same_meta(node, inner, other) or not self._are_unchanged(inner):
+            return False
+        unscaled = self._list(target, lists, node)
+        self._replace(node, aten.mul.Tensor, (unscaled, factor))
+        self._graph.erase_node(scaled)
+        self.canonicalize(unscaled)
+        self._merge_factors(node)
+        return True
+
+    # Sums.
+
+    def join(self, node: Node) -> None:
+        """Fuse a term of a sum into the operation that adds it."""
+        operands: Any = node.args[:2]
+        x, y = operands
+        if node.kwargs or not is_list(x) or not is_list(y):
+            return
+        if not same_meta(node, x, y):
+            return
+        if node.target is not aten.add.Tensor:
+            self._join_best(node, [(x, y)])
+        elif not self._interpolates(node, x, y):
+            self._join_best(node, [(x, y), (y, x)])
+
+    def _join_best(self, node: Node, candidates: list[tuple[Node, Node]]) -> None:
+        """Fuse the term that saves most operations, if any; `candidates` are pairs of the rest of a sum and a term."""
+        best: tuple[Node, _Product] | None = None
+        for rest, term in candidates:
+            product = self._product(term, node)
+            if product is None or _scales_in_place(node, rest, product):
+                continue
+            if not self._are_unchanged(*product.lists()):
+                continue
+            if best is None or product.saved > best[1].saved:
+                best = rest, product
+        if best is not None:
+            self._absorb(node, *best)
+
+    def _interpolates(self, node: Node, x: Node, y: Node) -> bool:
+        """Replace (1 - w) a + w b by `lerp`; return whether the sum has this form."""
+        for start, end in ((x, y), (y, x)):
+            if not (_can_absorb(start, node) and _can_absorb(end, node)):
+                continue
+            rest, a = _factor_of(start)
+            weight, b = _factor_of(end)
+            if a is None or b is None or not _is_complement(weight, rest):
+                continue
+            if not same_meta(node, a, b) or not self._are_unchanged(a, b):
+                continue
+            if not _should_stay_a_sum(start, a, end, b):
+                self._replace(node, aten.lerp.Scalar, (a, b, weight))
+                return True
+        return False
+
+    def _product(self, term: Node, user: Node) -> _Product | None:
+        """Return a term as a product, if nothing else uses the term."""
+        if not _can_absorb(term, user):
+            return None
+        if _divides_lists(term):
+            return self._quotient(None, term, 1)
+        if term.target is aten.neg.default:
+            return _Product(-1, term.args[0], None, False, 1)  # type: ignore[arg-type]
+        if term.target is not aten.mul.Tensor:
+            return None
+        factor, inner = _factor_of(term)
+        if inner is None:
+            return _product_of_lists(None, term, 1)
+        if not same_meta(term, inner):
+            return None
+        if _can_absorb(inner, term):
+            product = self._product_inside(factor, inner)
+            if product is not None:
+                return product
+        return _Product(factor, inner, None, False, 1)
+
+    def _product_inside(self, factor: Any, inner: Node) -> _Product | None:
+        """Return a scalar times a quotient or a product of lists, if `inner` is one."""
+        if _divides_lists(inner):
+            return self._quotient(factor, inner, 2)
+        if inner.target is aten.mul.Tensor and _factor_of(inner)[1] is None:
+            return _product_of_lists(factor, inner, 2)
+        return None
+
+    def _quotient(self, factor: Any, term: Node, saved: int) -> _Product | None:
+        operands: Any = term.args
+        a, b = operands
+        return _Product(factor, a, b, True, saved) if same_meta(term, a, b) else None
+
+    def _absorb(self, node: Node, rest: Node, product: _Product) -> None:
+        factor = 1 if product.factor is None else product.factor
+        if node.target is aten.sub.Tensor:
+            factor = self._negative(factor, node)
+        in_place = node.target is aten.add_.Tensor
+        if product.b is None:
+            target = aten.add_.Tensor if in_place else aten.add.Tensor
+            self._replace(node, target, (rest, product.a), {"alpha": factor})
+            return
+        target = _FUSED[product.divides, in_place]
+        self._replace(node, target, (rest, product.a, product.b), {"value": factor})
+
+    def move_weight_first(self, update: Node) -> None:
+        """Save an operation of a step p + s u whose update u pulls the weight p.
+
+        With u = c p + y, the weight p + (s c) p takes s y in place; with u = c (x - p) + y, `lerp(p, x, s c)` does. y
+        is a list, or a product or quotient of two. Not (1 + s c) p: a small s c would be lost in the rounding of 1.
+        """
+        step = next(iter(update.users))
+        weight = _weight_of(step, update)
+        parts = None if weight is None else _parts_of(update, weight)
+        if weight is None or parts is None or not self._are_unchanged(weight):
+            return
+        size = step.kwargs.get("alpha", 1)
+        self._move_before(update, size)
+        target, args, kwargs = self._pulled(weight, parts.pull, size, update)
+        if parts.rest is not None:
+            pulled = self._list(target, args, update, kwargs)
+            target, args = parts.target, (pulled, *parts.rest)
+            scale = self._number(aten.mul.Tensor, (size, parts.scale), update)
+            kwargs = {_SCALES[target]: scale}
+        self._replace(update, target, args, kwargs)
+        step.replace_all_uses_with(update)
+        self._graph.erase_node(step)
+
+    def _pulled(self, weight: Node, pull: _Pull, size: Any, user: Node) -> _Call:
+        """Return the call that adds a pull, times a scalar, to a weight."""
+        factor = self._number(aten.mul.Tensor, (size, pull.factor), user)
+        if pull.goal is None:
+            return aten.add.Tensor, (weight, weight), {"alpha": factor}
+        return aten.lerp.Scalar, (weight, pull.goal, factor), {}
+
+    def _move_before(self, node: Node, number: Any) -> None:
+        """Move a scalar, and those that it is computed from, before a node."""
+        if isinstance(number, Node) and number.op == "call_function" and node < number:
+            node.prepend(number)
+            for argument in number.all_input_nodes:
+                self._move_before(number, argument)
+
+    # Numbers.
+
+    def _times(self, x: Any, y: Any, user: Node) -> Any:
+        """Return the product of two scalars, the first of which may be None for 1."""
+        if x is None:
+            return y
+        return self._number(aten.mul.Tensor, (x, y), user)
+
+    def _inverse(self, number: Any, user: Node) -> Any:
+        return self._number(aten.reciprocal.default, (number,), user)
+
+    def _negative(self, number: Any, user: Node) -> Any:
+        return self._number(aten.neg.default, (number,), user)
+
+    def _number(self, target: Any, args: tuple[Any, ...], user: Node) -> Node:
+        """Insert an operation on scalars before a node."""
+        with self._graph.inserting_before(user):
+            node = self._graph.call_function(target, args)
+        node.meta["val"] = torch.empty((), dtype=torch.float64, device="meta")
+        node.meta["kind"] = "number"
+        return node
+
+    # Nodes.
+
+    def _list(
+        self,
+        target: Any,
+        args: tuple[Any, ...],
+        user: Node,
+        kwargs: dict[str, Any] | None = None,
+    ) -> Node:
+        """Insert an operation on lists before a node whose result has the same shape and dtype."""
+        with self._graph.inserting_before(user):
+            node = self._graph.call_function(target, args, kwargs)
+        node.meta = dict(user.meta)
+        return node
+
+    def _replace(
+        self,
+        node: Node,
+        target: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any] | None = None,
+    ) -> None:
+        node.target = target
+        node.args = args
+        node.kwargs = kwargs or {}
+
+
+@dataclass(frozen=True)
+class _Pull:
+    """A term `factor * p` of the update of a weight p, or `factor * (goal - p)`.
+
+    Attributes:
+        factor: A scalar.
+        goal: A list or None.
+    """
+
+    factor: Any
+    goal: Node | None
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """The update of a weight: a pull, and a rest that `target` adds to a list.
+
+    Attributes:
+        pull: The term that depends on the weight.
+        target: The operation that adds the rest.
+        rest: The operands of the rest; None without a rest.
+        scale: A scalar by which the rest is multiplied.
+    """
+
+    pull: _Pull
+    target: Any = None
+    rest: list[Node] | None = None
+    scale: Any = 1
+
+
+# The argument by which operations scale what they add.
+_SCALES = {
+    aten.add.Tensor: "alpha",
+    aten.addcmul.default: "value",
+    aten.addcdiv.default: "value",
+}
+
+
+def _weight_of(step: Node, update: Node) -> Node | None:
+    """Return the weight p if a node is the step p + s u, with an update u, and only written into p."""
+    if step.target is not aten.add.Tensor or step.meta.get("as_written"):
+        return None
+    weight: Any = step.args[0]
+    users = list(step.users)
+    if step.args[1] is not update or not is_list(weight) or len(users) != 1:
+        return None
+    is_next = users[0].target is aten.copy_.default and users[0].args[0] is weight
+    return weight if is_next and same_meta(step, weight, update) else None
+
+
+def _parts_of(update: Node, weight: Node) -> _Parts | None:
+    """Split a contracted update of a weight; None if it has another form."""
+    operands: Any = update.args
+    pull = _pull_of(update, weight)
+    if pull is not None:
+        return _Parts(pull)
+    target: Any = update.target
+    if target not in _SCALES or not all(map(is_list, operands)):
+        return None
+    first, *rest = operands
+    scale = update.kwargs.get(_SCALES[target], 1)
+    pull = _pull_of(first, weight) if _can_absorb(first, update) else None
+    if pull is not None:
+        return _Parts(pull, target, rest, scale)
+    if target is aten.add.Tensor and rest == [weight]:  # y + c p
+        return _Parts(_Pull(scale, None), target, [first])
+    return None
+
+
+def _pull_of(term: Node, weight: Node) -> _Pull | None:
+    """Return a term of a weight's update as a pull, if it is one."""
+    factor, inner = _factor_of(term)
+    if inner is weight:
+        return _Pull(factor, None)
+    if inner is None:
+        factor, inner = 1, term
+    elif not _can_absorb(inner, term):
+        return None
+    operands: Any = inner.args
+    if inner.target is not aten.sub.Tensor or inner.kwargs or operands[1] is not weight:
+        return None
+    goal = operands[0]
+    return _Pull(factor, goal) if is_list(goal) and same_meta(inner, goal) else None
+
+
+# Keys: whether the product is a quotient, and whether the sum writes into its first operand.
+_FUSED = {
+    (False, False): aten.addcmul.default,
+    (False, True): aten.addcmul_.default,
+    (True, False): aten.addcdiv.default,
+    (True, True): aten.addcdiv_.default,
+}
+
+# Operations whose result may be infinite if an operand is.
+_KEEP_INFINITE = {
+    *(aten.add.Tensor, aten.add.Scalar, aten.sub.Tensor, aten.mul.Tensor),
+    *(aten.clamp_min.default, aten.clamp_max.default, aten.where.self),
+    *(aten.sum.default, aten.sum.dim_IntList, aten.mean.default, aten.mean.dim),
+    *(aten.amax.default, aten.max.default, aten.maximum.default),
+}
+
+
+def _factor_of(node: Any) -> tuple[Any, Any]:
+    """Return `(scalar, list)` if a node is their product, else `(None, None)`."""
+    if not isinstance(node, Node) or node.target is not aten.mul.Tensor:
+        return None, None
+    x, y = node.args
+    if is_number(x) and is_list(y):
+        return x, y
+    if is_number(y) and is_list(x):
+        return y, x
+    return None, None
+
+
+def _root_inverted_by(number: Any) -> Any:
+    """Return r if a scalar is 1 / r, where r is the root of a scalar; else None."""
+    if not isinstance(number, Node) or number.target is not aten.reciprocal.default:
+        return None
+    root: Any = number.args[0]
+    if not isinstance(root, Node) or root.target is not aten.sqrt.default:
+        return None
+    return root
+
+
+def _divides_lists(node: Node) -> bool:
+    return node.target is aten.div.Tensor and all(map(is_list, node.args))
+
+
+def _product_of_lists(factor: Any, node: Node, saved: int) -> _Product | None:
+    operands: Any = node.args
+    a, b = operands
+    return _Product(factor, a, b, False, saved) if same_meta(node, a, b) else None
+
+
+def _can_absorb(node: Any, user: Node) -> bool:
+    """Whether an operation may become part of its user: nothing else reads it, and it may be joined with others."""
+    return list(node.users) == [user] and not node.meta.get("as_written")
+
+
+def _is_product_for(node: Node, user: Node) -> bool:
+    return node.target is aten.mul.Tensor and _can_absorb(node, user)
+
+
+def _should_stay_a_sum(start: Node, a: Node, end: Node, b: Node) -> bool:
+    """Whether `start + end`, multiples of `a` and `b`, must not become `lerp`, or need not."""
+    # Fusing a product into the sum saves as many operations, and a temporary.
+    if _is_product_for(a, start) or _is_product_for(b, end):
+        return True
+    # lerp computes a + w (b - a), which is not a number once a is infinite; the sum is infinite.
+    return _overflows(a) or _overflows(b)
+
+
+def _overflows(node: Node) -> bool:
+    """Whether a list may be infinite for finite gradients, because it is or contains a square."""
+    unvisited = [node]
+    seen = {node}
+    while unvisited:
+        visited = unvisited.pop()
+        is_product = visited.target is aten.mul.Tensor
+        if is_product and visited.args[0] is visited.args[1]:
+            return True
+        if visited.target in _KEEP_INFINITE or is_view(visited):
+            operands = set(visited.all_input_nodes) - seen
+            unvisited.extend(operands)
+            seen |= operands
+    return False
+
+
+def _scales_in_place(node: Node, rest: Node, product: _Product) -> bool:
+    """Whether a sum may overwrite its scaled term, an argument such as a momentum, but not the rest, a gradient.
+
+    Scaling and adding in place then takes as many operations as a fused sum and a copy, and no temporary. A negative
+    gradient is treated like a gradient, so that `maximize` changes no other bit.
+    """
+    if product.b is not None:
+        return False
+    argument = product.a
+    unsigned: Any = rest.args[0] if rest.target is aten.neg.default else rest
+    if unsigned.op != "placeholder" or argument.op != "placeholder":
+        return False
+    written = [writer.args[1] for writer in writers(argument)]
+    return written == [node] and len(argument.users) == 2  # the product, and the copy
+
+
+def _is_complement(weight: Any, rest: Any) -> bool:
+    """Whether two scalars add up to 1 because one of them was computed as 1 minus the other."""
+    for x, y in ((weight, rest), (rest, weight)):
+        if isinstance(x, Node) and x.target is aten.rsub.Scalar and x.args == (y, 1):
+            return True
+    return False

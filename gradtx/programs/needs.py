@@ -1,0 +1,238 @@
+"""Determine when each value of a graph is needed, as far as scalars known to the host decide it.
+
+A value that only one branch of `where` reads is needed only if the condition selects that branch. The operations of the
+other branch are then skipped, and a branch may write its result directly into the argument that stores it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence, Set
+from typing import Any
+
+import torch
+from torch.fx import Graph, Node
+
+from gradtx.base import torch_names as _torch
+from gradtx.programs.contract import (
+    argument_like,
+    arguments_of,
+    is_list,
+    is_number,
+    is_view,
+    may_be_operand,
+    same_meta,
+    writers,
+)
+
+aten = torch.ops.aten
+
+FILLING = (aten.zeros_like.default, aten.ones_like.default, aten.full_like.default)
+# Conditions with the values that they all have in this case.
+Case = frozenset[tuple[Node, bool]]
+ALWAYS: Case = frozenset()
+
+
+def contradict(a: Case, b: Case) -> bool:
+    """Whether two cases exclude each other."""
+    return any((condition, not truth) in b for condition, truth in a)
+
+
+class Needs:
+    """The cases in which each value of a graph is read.
+
+    Args:
+        graph: The graph. `meta["kind"]` of its nodes must be set.
+        decides: Whether the host knows the conditions when the program runs.
+
+    Attributes:
+        conditions: The scalars that occur in cases.
+    """
+
+    def __init__(self, graph: Graph, decides: bool):
+        self._decides = decides
+        self._cases: dict[Node, Case] = {}
+        for node in reversed(graph.nodes):
+            self._note(node)
+        self.conditions = {
+            condition for case in self._cases.values() for condition, _ in case
+        }
+
+    def _note(self, node: Node) -> None:
+        if node.op == "output" or _torch.writes(node.target):
+            self._cases[node] = node.meta.get("case", ALWAYS)
+            return
+        for user in node.users:
+            if user in self._cases:
+                case = self.of(user) | self.reading(user, node)
+                self._cases[node] = self._cases.get(node, case) & case
+
+    def __contains__(self, node: Node) -> bool:
+        """Whether an operation has a reader."""
+        return node in self._cases
+
+    def of(self, node: Node) -> Case:
+        """Return the conditions that are met whenever the value is read."""
+        return self._cases[node]
+
+    def reading(self, user: Node, operand: Node) -> Case:
+        """Return the conditions under which a node reads an operand, apart from those under which it is read itself."""
+        if not (self._decides and is_selection(user)):
+            return ALWAYS
+        condition, x, y = user.args
+        if x is y or operand is condition:
+            return ALWAYS
+        return frozenset([(condition, operand is x)])  # type: ignore[list-item]
+
+
+# Selections.
+
+
+def is_selection(node: Node) -> bool:
+    """Whether `where` with one condition for all leaves may return one of its operands without a copy.
+
+    One operand may be a scalar if a leaf's argument has the shape to fill. If the result is written into an argument,
+    no operand may be another argument that is also written, since it may have been overwritten; nor may an operand be
+    written before the result is read.
+    """
+    if node.target is not aten.where.self or not is_number(node.args[0]):
+        return False
+    operands = node.args[1:]
+    lists = [operand for operand in operands if is_list(operand)]
+    if not lists or not same_meta(node, *lists):  # type: ignore[arg-type]
+        return False
+    if len(lists) < len(operands) and not _fills_with_scalar(node):
+        return False
+    for user in node.users:
+        is_copy = user.target is aten.copy_.default
+        if is_copy and not _may_be_written(operands, user.args[0]):
+            return False
+    return not _is_read_after_writing(node, arguments_of(*lists))
+
+
+def _fills_with_scalar(selection: Node) -> bool:
+    """Whether an operand of `where` is a scalar, and a leaf's argument has the shape to fill with it."""
+    if argument_like(selection) is None:
+        return False
+    return any(map(is_number, selection.args[1:]))
+
+
+def _is_read_after_writing(node: Node, arguments: Set[Node]) -> bool:
+    """Whether a result, or a list that may share its memory, is read after one of these arguments was written."""
+    if not arguments:
+        return False
+    readers = dict.fromkeys(node.users)
+    writings: list[Case] = []
+    later = node
+    while readers and later.op != "output":
+        later = later.next
+        case: Case = later.meta.get("case", ALWAYS)
+        if later in readers:
+            if not all(contradict(case, writing) for writing in writings):
+                return True
+            del readers[later]
+            if may_be_operand(later):
+                readers.update(later.users)
+        is_writing = later.op == "call_function" and _torch.writes(later.target)
+        if is_writing and later.args[0] in arguments:
+            writings.append(case)
+    return False
+
+
+def _may_be_written(operands: Sequence[Any], argument: Any) -> bool:
+    """Whether either operand of a selection may be written into an argument."""
+    return all(_is_unchanged(operand, argument) for operand in operands)
+
+
+def _is_unchanged(operand: Any, argument: Any) -> bool:
+    """Whether an operand of a selection is still unchanged when the result is written into an argument."""
+    if operand is argument or is_number(operand) or is_computed(operand):
+        return True
+    if operand.op == "placeholder" and not writers(operand):  # such as a gradient
+        return True
+    return is_selection(operand) and all(
+        _is_unchanged(branch, argument) for branch in operand.args[1:]
+    )
+
+
+def is_computed(node: Any) -> bool:
+    """Whether a node shares no memory with an argument."""
+    if node.op != "call_function":
+        return False
+    return not may_alias(node) or all(
+        is_computed(argument) for argument in node.all_input_nodes if is_list(argument)
+    )
+
+
+def may_alias(node: Node) -> bool:
+    """Whether a result may share memory with an operand."""
+    return is_view(node) or is_selection(node)
+
+
+# Writing.
+
+
+def split_copies(graph: Graph) -> None:
+    """Replace each copy of a selection by one copy per branch; a branch that is the target itself needs none.
+
+    `meta["case"]` of a copy is its case, and `meta["covers"]` whether the argument is written in all cases.
+    """
+    for node in list(graph.nodes):
+        if node.target in FILLING:
+            _fill_for_each(node)
+    for node in list(graph.nodes):
+        if node.target is aten.copy_.default:
+            node.meta["covers"] = not _may_be_argument(node.args[1], node.args[0])
+            _split(node)
+    for node in reversed(graph.nodes):
+        # A scalar may be a condition.
+        if node.target is aten.where.self and is_list(node) and not node.users:
+            graph.erase_node(node)
+
+
+def _fill_for_each(node: Node) -> None:
+    """Fill a separate list for each reader, so that it is filled only in the cases of that reader."""
+    for user in list(node.users)[1:]:
+        with node.graph.inserting_before(user):
+            other = node.graph.node_copy(node)
+        user.replace_input_with(node, other)
+
+
+def _may_be_argument(source: Any, argument: Any) -> bool:
+    """Whether a value may be the argument itself."""
+    if source is argument:
+        return True
+    return (
+        isinstance(source, Node)
+        and is_selection(source)
+        and any(_may_be_argument(x, argument) for x in source.args[1:])
+    )
+
+
+def _split(copy: Node) -> None:
+    argument, source = copy.args
+    if (
+        not isinstance(source, Node)
+        or not is_list(source)
+        or not same_meta(argument, source)
+    ):
+        return
+    if not is_selection(source):
+        return
+    condition, *branches = source.args
+    case: Case = copy.meta.get("case", ALWAYS)
+    for branch, truth in zip(branches, (True, False), strict=True):
+        if branch is not argument:
+            with copy.graph.inserting_before(copy):
+                of_branch = copy.graph.call_function(copy.target, (argument, branch))  # type: ignore[arg-type]
+            of_branch.meta = {**copy.meta, "case": case | {(condition, truth)}}
+            _split(of_branch)
+    copy.graph.erase_node(copy)
+
+
+def text_of(case: Case) -> str:
+    """Return a case as a Python expression."""
+    texts = [
+        condition.name if truth else f"not {condition.name}"
+        for condition, truth in case
+    ]
+    return " and ".join(sorted(texts))

@@ -1,0 +1,517 @@
+"""Record the operations of a function of tensors by running it once on stand-ins, which have shapes but no values."""
+
+from __future__ import annotations
+
+import functools
+import linecache
+import threading
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Graph, Node
+from torch.fx.node import map_aggregate
+
+from gradtx.base import torch_names as _torch
+from gradtx.base.messages import INNER_PACKAGES
+from gradtx.execution.phases import PassResult
+
+aten = torch.ops.aten
+CPU = torch.device("cpu")
+META = torch.device("meta")
+USUAL_FORMATS = (None, torch.preserve_format, torch.contiguous_format)
+
+
+class UnrecordableError(Exception):
+    """A function does something that a recording cannot repeat; the message names it."""
+
+
+class ImpureError(UnrecordableError):
+    """A function reads a value on the host, or writes in place: a program would repeat it with the wrong tensors."""
+
+
+def reason_of(error: Exception) -> str:
+    """Return why a rule cannot be recorded, with the line of the rule if a user has written it."""
+    reason = str(error)
+    if not isinstance(error, UnrecordableError):
+        reason = f"{type(error).__name__}: {error}"
+    return f"{reason}{line_of_rule(error)}"
+
+
+def _read_error(operator: Any) -> ImpureError:
+    return ImpureError(f"the rule reads the value of a tensor ({operator})")
+
+
+def _write_error(operator: Any) -> ImpureError:
+    return ImpureError(f"the rule writes to a tensor in place ({operator})")
+
+
+def check_traced(operator: Any, args: tuple[Any, ...]) -> None:
+    """Check an operation of a rule that is traced: the trace would use the values of its examples, and write to them.
+
+    Raises:
+        ImpureError: If the operation reads a value or writes in place.
+    """
+    traits = _Traits.of(operator)
+    if traits.reads_value and getattr(args[0], "constant", None) is None:
+        raise _read_error(operator)
+    if traits.writes:
+        raise _write_error(operator)
+
+
+def line_of_rule(error: Exception) -> str:
+    """Return the innermost line of the user's code that an error comes from; empty if there is none."""
+    where = ""
+    traceback = error.__traceback__
+    while traceback is not None:
+        code, number = traceback.tb_frame.f_code, traceback.tb_lineno
+        module = traceback.tb_frame.f_globals.get("__name__", "")
+        if module.partition(".")[0] not in INNER_PACKAGES:
+            line = linecache.getline(code.co_filename, number).strip()
+            where = f", {Path(code.co_filename).name}:{number}: {line}"
+        traceback = traceback.tb_next
+    return where
+
+
+@dataclass
+class Recording:
+    """The operations of a function, as a graph whose nodes store their stand-ins in `meta["val"]`.
+
+    Attributes:
+        graph: The graph. It ends with the operations that write arguments.
+        numbers: The nodes of the 0-d arguments that all leaves share.
+        leaves: The nodes of a leaf's arguments.
+        outputs: The nodes of the results.
+        owned: The nodes of operations that the owner of a leaf computes; `meta["operation"]` is the operation,
+            `meta["payload"]` the names and dtypes of its inputs.
+    """
+
+    graph: Graph
+    numbers: list[Node]
+    leaves: list[Node]
+    outputs: list[Node]
+    owned: list[Node]
+
+    def text(self) -> str:
+        """Return a text of operations and constants that is equal for recordings of the same program."""
+        lines: list[str] = []
+        # Equality of shapes and strides matters, not their values.
+        layouts: dict[Any, int] = {}
+        for node in self.graph.nodes:
+            value = node.meta.get("val")
+            kind: Any = (type(value), node.meta.get("as_written"))
+            if isinstance(value, Tensor):
+                layout = layouts.setdefault((value.shape, value.stride()), len(layouts))
+                kind = (*kind, value.dtype, value.ndim == 0, layout)
+            lines.append(f"{node.name} {node.target} {node.args} {node.kwargs} {kind}")
+        lines.append(str(self.outputs))
+        return "\n".join(lines)
+
+
+# Operations of inference tensors would be recorded before torch decomposes them.
+@torch.inference_mode(False)
+def record(
+    function: Callable[[list[Tensor]], PassResult],
+    numbers: Sequence[torch.dtype],
+    leaves: Sequence[tuple[torch.dtype, Sequence[int]]],
+    device: torch.device = META,
+) -> Recording:
+    """Record a function of 0-d tensors and of the tensors of one leaf.
+
+    Args:
+        function: Accepts `[*numbers, *leaves]`. Its result writes into the arguments of the leaf.
+        numbers: The dtypes of the arguments that all leaves share.
+        leaves: The dtype and the shape of each of a leaf's arguments.
+        device: The device of the leaves, for functions that call `device_of`.
+
+    Raises:
+        UnrecordableError: If the function reads a value, draws random numbers, uses a tensor from elsewhere, or writes
+            in place itself.
+    """
+    recorder = _Recorder(device)
+    number_nodes: list[Node] = []
+    arguments: list[Tensor] = []
+    for i, dtype in enumerate(numbers):
+        arguments.append(torch.empty((), dtype=dtype, device=META))
+        number_nodes.append(recorder.argument(f"number{i}", arguments[-1]))
+    leaf_nodes: list[Node] = []
+    for i, (dtype, shape) in enumerate(leaves):
+        arguments.append(torch.empty(tuple(shape), dtype=dtype, device=META))
+        leaf_nodes.append(recorder.argument(f"leaf{i}", arguments[-1]))
+    _ACTIVE.recorders.append(recorder)
+    try:
+        with torch.no_grad(), _torch.intercepting(recorder.call):
+            result = function(arguments)
+            if result.operation is not None and recorder.opaque:
+                raise UnrecordableError(
+                    f"a sum over leaves follows {recorder.opaque[0].name}, which would run twice"
+                )
+            recorder.may_write = True
+            result.write()
+    finally:
+        _ACTIVE.recorders.pop()
+    outputs = [recorder.node_of(output) for output in result.outputs]
+    if not recorder.fuses:
+        for node in recorder.graph.nodes:
+            node.meta["as_written"] = True
+    return Recording(recorder.graph, number_nodes, leaf_nodes, outputs, recorder.owned)
+
+
+def device_of(tensor: Tensor) -> torch.device:
+    """Return the device of a tensor, or the leaves' device if it is a stand-in of a function being recorded."""
+    return (
+        _ACTIVE.recorders[-1].device
+        if tensor.is_meta and _ACTIVE.recorders
+        else tensor.device
+    )
+
+
+@contextmanager
+def as_written() -> Generator[None, None, None]:
+    """Exclude the operations inside from fusion, if they are being recorded."""
+    if not _ACTIVE.recorders:
+        yield
+        return
+    recorder = _ACTIVE.recorders[-1]
+    before, recorder.as_written = recorder.as_written, True
+    try:
+        yield
+    finally:
+        recorder.as_written = before
+
+
+def record_as_written() -> None:
+    """Exclude all operations of the function being recorded, if there is one, from fusion."""
+    if _ACTIVE.recorders:
+        _ACTIVE.recorders[-1].fuses = False
+
+
+def owned(payload: Mapping[str, Tensor], operation: Any) -> Tensor:
+    """Return the update after an operation that the owner of a leaf computes, in a function being recorded."""
+    return _ACTIVE.recorders[-1].owner_computes(payload, operation)
+
+
+def as_one(
+    function: Callable[[Tensor], tuple[Tensor, ...]],
+    x: Tensor,
+    shapes: Sequence[Sequence[int]],
+) -> tuple[Tensor, ...]:
+    """Return `function(x)`; if it is being recorded, as one operation of a program, which may read values.
+
+    The function belongs to a module, because programs refer to it. It returns new tensors with the dtype of `x` and
+    these shapes.
+    """
+    if not _ACTIVE.recorders:
+        return function(x)
+    return _ACTIVE.recorders[-1].call_as_one(function, x, shapes)
+
+
+class _Active(threading.local):
+    """The recorders of a thread, innermost last."""
+
+    def __init__(self) -> None:
+        self.recorders: list[Any] = []
+
+
+_ACTIVE = _Active()
+
+
+def _computed_by_owner(*payload: Tensor) -> Tensor:
+    """Represent an operation that the owner of a leaf computes; programs are cut there."""
+    raise AssertionError("a program was not cut")
+
+
+class _Recorder:
+    """Execute operations on stand-ins and add each to a graph."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.graph = Graph()
+        self.device = device
+        # Keyed by the id of the stand-in, which `meta` keeps alive.
+        self._nodes: dict[int, Node] = {}
+        self._arguments: set[int] = set()
+        self.may_write = False
+        self.as_written = False
+        self.fuses = True
+        self.owned: list[Node] = []
+        self.opaque: list[Node] = []  # the operations of `as_one`
+        self._unchanged: list[Tensor] = []  # keeps their ids unique
+        self._is_paused = False
+
+    def argument(self, name: str, stand_in: Tensor) -> Node:
+        node = self.graph.placeholder(name)
+        node.meta["val"] = stand_in
+        self._nodes[id(stand_in)] = node
+        self._arguments.add(id(stand_in))
+        return node
+
+    def node_of(self, tensor: Tensor) -> Node:
+        node = self._nodes.get(id(tensor))
+        if node is None:
+            raise UnrecordableError("the rule uses a tensor from outside")
+        return node
+
+    def call(self, operator: Any, args: Any, kwargs: Any) -> Any:
+        """Execute and record one operation."""
+        if self._is_paused:
+            return operator(*args, **kwargs)
+        traits = _Traits.of(operator)
+        if traits.reads_value:
+            # Values computed from arguments are on the meta device, constants are not.
+            if args[0].device.type != "cpu":
+                raise _read_error(operator)
+            return operator(*args, **kwargs)
+        if traits.is_random:
+            raise UnrecordableError(f"the rule draws random numbers ({operator})")
+        if operator is aten.lift_fresh.default:
+            return self._constant(args[0])
+        if "device" in kwargs and operator is aten._to_copy.default:
+            # Stands in for the leaf's device, where all values remain.
+            kwargs = {**kwargs, "device": META}
+        result = _result_of(operator, args, kwargs)
+        if not _holds_tensors(result):
+            return result  # such as the common dtype of two tensors
+        if operator in SHAPING and _has_same_layout(result, args[0]):
+            # Without an operation, programs of leaves with other shapes remain equal.
+            self._nodes[id(result)] = self.node_of(args[0])
+            self._unchanged.append(result)
+            return result
+        node = self._node_for(operator, traits.name, args, kwargs)
+        if traits.writes:
+            self._check_written(args[0], operator)
+            node.meta["val"] = result
+        else:
+            self._name(result, node)
+        return result
+
+    def _node_for(self, operator: Any, name: str, args: Any, kwargs: Any) -> Node:
+        """Create the node of an operation, with a name that torch would otherwise derive each time."""
+        node = self.graph.create_node("call_function", operator, name=name)
+        # Set here, because `create_node` searches its arguments for symbolic sizes.
+        node.args = self._recorded(args)
+        if kwargs:
+            node.kwargs = self._recorded(kwargs)
+        node.meta["as_written"] = self.as_written
+        return node
+
+    def owner_computes(self, payload: Mapping[str, Tensor], operation: Any) -> Tensor:
+        """Record the computation of a leaf's owner as one operation."""
+        update = payload["update"]
+        node = self.graph.call_function(
+            _computed_by_owner, tuple(map(self.node_of, payload.values()))
+        )
+        node.meta["operation"] = operation
+        node.meta["payload"] = {name: tensor.dtype for name, tensor in payload.items()}
+        with self._paused():
+            stand_in = torch.empty_strided(
+                update.shape, update.stride(), dtype=update.dtype, device=META
+            )
+        self.owned.append(node)
+        self._name(stand_in, node)
+        return stand_in
+
+    def call_as_one(
+        self,
+        function: Callable[[Tensor], tuple[Tensor, ...]],
+        x: Tensor,
+        shapes: Sequence[Sequence[int]],
+    ) -> tuple[Tensor, ...]:
+        """Record a function as one operation."""
+        node = self.graph.call_function(function, (self.node_of(x),))
+        stand_ins: list[Tensor] = []
+        with self._paused():
+            for shape in shapes:
+                stand_ins.append(torch.empty(tuple(shape), dtype=x.dtype, device=META))
+        results = tuple(stand_ins)
+        self._name(results, node)
+        node.meta["opaque"] = True
+        self.opaque.append(node)
+        return results
+
+    @contextmanager
+    def _paused(self) -> Generator[None, None, None]:
+        """Do not record the operations that create stand-ins."""
+        self._is_paused = True
+        try:
+            yield
+        finally:
+            self._is_paused = False
+
+    def _constant(self, tensor: Tensor) -> Tensor:
+        """Record a tensor that the function creates from Python scalars, such as `torch.tensor(1.0)`."""
+        if tensor.ndim or tensor.device.type != "cpu":
+            raise UnrecordableError("the rule creates a tensor from Python numbers")
+        self._name(tensor, add_constant(self.graph, tensor))
+        return tensor
+
+    def _check_written(self, target: Any, operator: Any) -> None:
+        if not self.may_write or id(target) not in self._arguments:
+            raise _write_error(operator)
+
+    def _recorded(self, value: Any) -> Any:
+        """Return the arguments of an operation with nodes in place of tensors."""
+
+        def node_or_value(item: Any) -> Any:
+            return self.node_of(item) if isinstance(item, Tensor) else item
+
+        return map_aggregate(value, node_or_value)
+
+    def _name(self, result: Any, node: Node) -> None:
+        node.meta["val"] = result
+        if isinstance(result, Tensor):
+            self._nodes[id(result)] = node
+            return
+        for i, item in enumerate(result):
+            if isinstance(item, Tensor):
+                part = self.graph.call_function(_item, (node, i))
+                part.meta["val"] = item
+                self._nodes[id(item)] = part
+
+
+# Operations that torch does not tag as pointwise, although their result has the shape of their tensors.
+SHAPED_AS_ARGUMENTS = (
+    aten._to_copy.default,
+    aten.ones_like.default,
+    aten.zeros_like.default,
+    aten.full_like.default,
+)
+WITHOUT_DIMENSION = (aten.sum.default, aten.mean.default, aten.scalar_tensor.default)
+FACTORIES = (aten.full.default, aten.zeros.default, aten.ones.default)
+
+
+@dataclass(frozen=True)
+class _Traits:
+    """Properties of an operator, which torch takes microseconds to look up.
+
+    Attributes:
+        reads_value: Whether it returns a value of a tensor to Python.
+        is_random: Whether it draws random numbers.
+        writes: Whether it writes into an argument.
+        keeps_shape: Whether its result is a new tensor with the shape of its tensors.
+        name: The name of its node.
+    """
+
+    reads_value: bool
+    is_random: bool
+    writes: bool
+    keeps_shape: bool
+    name: str
+
+    @staticmethod
+    @functools.cache
+    def of(operator: Any) -> _Traits:
+        tags = operator.tags
+        is_pointwise = torch.Tag.pointwise in tags and _torch.makes_new_tensor(operator)
+        return _Traits(
+            reads_value=torch.Tag.data_dependent_output in tags,
+            is_random=torch.Tag.nondeterministic_seeded in tags,
+            writes=_torch.writes(operator),
+            keeps_shape=is_pointwise or operator in SHAPED_AS_ARGUMENTS,
+            name=operator.overloadpacket.__name__,
+        )
+
+
+# Operations that often return the tensor unchanged.
+SHAPING = (
+    aten.view.default,
+    aten._unsafe_view.default,
+    aten.expand.default,
+    aten.permute.default,
+    aten.slice.Tensor,
+)
+
+
+def _has_same_layout(result: Tensor, tensor: Tensor) -> bool:
+    return result.shape == tensor.shape and result.stride() == tensor.stride()
+
+
+def _holds_tensors(result: Any) -> bool:
+    return isinstance(result, Tensor | tuple | list)
+
+
+def _result_of(operator: Any, args: Any, kwargs: Any) -> Any:
+    """Return the result of an operation on stand-ins.
+
+    If its shape is obvious, the operation runs on single-entry tensors to determine the dtype: on stand-ins torch runs
+    Python code, which takes ten times as long and imports dynamo.
+    """
+    shape = _plain_shape(operator, args)
+    if shape is None or kwargs.get("memory_format") not in USUAL_FORMATS:
+        return operator(*args, **kwargs)
+    options = tuple((name, _kind(value)) for name, value in kwargs.items())
+    key = operator, tuple(map(_kind, args)), options, torch.get_default_dtype()
+    if key not in _RESULT_DTYPES:
+        try:
+            _RESULT_DTYPES[key] = _of_single_entries(operator, args, kwargs).dtype
+        except RuntimeError:
+            # Such as an operation that the CPU does not support for a dtype.
+            return operator(*args, **kwargs)
+    return torch.empty(shape, dtype=_RESULT_DTYPES[key], device=META)
+
+
+# Keyed by an operator and everything that determines its result's dtype.
+_RESULT_DTYPES: dict[Any, torch.dtype] = {}
+
+
+def _kind(argument: Any) -> Any:
+    """Return the properties of an argument that affect the dtype of a result."""
+    if isinstance(argument, Tensor):
+        return argument.dtype, argument.ndim == 0
+    return argument.__class__ if isinstance(argument, _EQUIVALENT) else argument
+
+
+# The dtype does not depend on their values.
+_EQUIVALENT: tuple[Any, ...] = (int, float, complex, list, tuple)
+
+
+def _plain_shape(operator: Any, args: Any) -> Sequence[int] | None:
+    """Return the shape of a new, contiguous result, if it is obvious."""
+    if operator in FACTORIES:
+        return args[0]
+    if operator in WITHOUT_DIMENSION:
+        return ()
+    if not _Traits.of(operator).keeps_shape:
+        return None
+    shape: Sequence[int] = ()
+    for tensor in args:
+        if not isinstance(tensor, Tensor) or not tensor.ndim:
+            continue
+        if not tensor.is_contiguous() or (shape and tensor.shape != shape):
+            return None
+        shape = tensor.shape
+    return shape
+
+
+def _of_single_entries(operator: Any, args: Any, kwargs: Any) -> Tensor:
+    """Return the result of an operation on tensors with a single entry, on the CPU."""
+    entries = map_aggregate(args, _single_entry)
+    options = {
+        name: CPU if name == "device" else value for name, value in kwargs.items()
+    }
+    return operator(*entries, **options)  # type: ignore[misc]
+
+
+def _single_entry(value: Any) -> Any:
+    """Replace a tensor by one with a single entry."""
+    return _ones(value.dtype, value.ndim) if isinstance(value, Tensor) else value
+
+
+@functools.cache
+def _ones(dtype: torch.dtype, dims: int) -> Tensor:
+    return torch.ones((1,) * dims, device=CPU).to(dtype)
+
+
+def add_constant(graph: Graph, tensor: Tensor) -> Node:
+    """Add a 0-d tensor to a graph as a constant on the device of the leaves."""
+    return graph.call_function(
+        aten.full.default, ([], tensor.item()), {"dtype": tensor.dtype, "device": META}
+    )
+
+
+def _item(values: Any, i: int) -> Any:
+    """Return one of several results of an operation."""
+    return values[i]

@@ -1,0 +1,181 @@
+"""Remove operations that leave a tensor unchanged, and detect flags that are the same for all leaves."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.fx import Graph, Node
+
+from gradtx.programs.contract import (
+    argument_like,
+    arguments_of,
+    is_list,
+    same_meta,
+    writers,
+)
+from gradtx.programs.needs import FILLING
+from gradtx.programs.record import META
+
+aten = torch.ops.aten
+
+SAME = (aten.detach.default, aten.alias.default)
+# With the same entries.
+VIEWS = (
+    aten.view.default,
+    aten.reshape.default,
+    aten.squeeze.dim,
+    aten.unsqueeze.default,
+)
+FLAGS: dict[Any, bool] = {aten.ones_like.default: True, aten.zeros_like.default: False}
+
+
+def simplify(graph: Graph) -> None:
+    """Simplify a graph whose nodes have `meta["kind"]`, without changing values."""
+    flags: dict[Any, bool] = {}
+    for node in list(graph.nodes):
+        if node.target in FLAGS and _is_flag(node):
+            flags[node] = FLAGS[node.target]
+            _make_constant(node, flags[node])
+        elif node.target in FILLING:
+            _take_shape_of_argument(node)
+        elif node.target is aten.copy_.default:
+            _copy_directly(node)
+            # Such as a slot that is set only in the first step.
+            if node.args[0] is node.args[1]:
+                graph.erase_node(node)
+                continue
+            _convert_by_writing(node)
+        same = _same(node, flags)
+        if same is not None:
+            node.replace_all_uses_with(same)
+            graph.erase_node(node)
+
+
+def _is_flag(node: Any) -> bool:
+    if not isinstance(node, Node):
+        return False
+    value = node.meta["val"]
+    return value.dtype == torch.bool and not value.ndim
+
+
+def _make_constant(node: Node, flag: bool) -> None:
+    """Replace a flag created like that of a leaf by a constant, since it is the same for all leaves."""
+    node.target = aten.full.default
+    node.args = ([], flag)
+    node.kwargs = {"dtype": torch.bool, "device": META}
+
+
+def _take_shape_of_argument(node: Node) -> None:
+    """Fill a list like an argument of the same shape, so that it does not depend on a computed list."""
+    argument = argument_like(node) if is_list(node) else None
+    if argument is not None:
+        node.args = (argument, *node.args[1:])
+
+
+def _copy_directly(node: Node) -> None:
+    """Copy an argument instead of its clone; if the argument is written before, copy it before that, if possible."""
+    target, source = node.args[:2]
+    if not isinstance(source, Node) or source.target is not aten.clone.default:
+        return
+    cloned: Any = source.args[0]
+    if cloned.op != "placeholder":
+        return
+    writer = next((writer for writer in writers(cloned) if writer < node), None)
+    if writer is not None:
+        if _is_read_between(writer, node, target):
+            return  # by an operation that must read the old value
+        writer.prepend(node)
+    node.args = (target, cloned)
+
+
+def _is_read_between(first: Node, end: Node, argument: Any) -> bool:
+    """Whether an argument, or a list that may share its memory, is read from `first` to before `end`."""
+    node = first
+    while node is not end:
+        if any(
+            argument in arguments_of(item)
+            for item in node.all_input_nodes
+            if is_list(item)
+        ):
+            return True
+        node = node.next
+    return False
+
+
+def _convert_by_writing(node: Node) -> None:
+    """Remove a conversion that feeds a copy, because the copy converts as well."""
+    views: list[Node] = []
+    target, source = node.args[:2]
+    while (
+        isinstance(source, Node) and source.target in VIEWS and len(source.users) == 1
+    ):
+        views.append(source)
+        source = source.args[0]
+    if (
+        not isinstance(source, Node)
+        or not is_conversion(source)
+        or len(source.users) != 1
+    ):
+        return
+    before: Any = source.args[0]
+    is_computed = before.op == "call_function" and before.target not in VIEWS
+    if not is_computed or source.meta["val"].dtype != target.meta["val"].dtype:  # type: ignore[union-attr]
+        return  # an argument might be overwritten before the copy
+    for view in views:
+        view.meta["val"] = view.meta["val"].to(before.meta["val"].dtype)
+    source.replace_all_uses_with(before)
+    source.graph.erase_node(source)
+
+
+def is_conversion(node: Node) -> bool:
+    """Whether an operation converts the tensors of a list to another dtype."""
+    is_cast = node.target is aten._to_copy.default and node.kwargs.keys() == {"dtype"}
+    return is_cast and is_list(node) and is_list(node.args[0])
+
+
+def _same(node: Node, flags: dict[Any, bool]) -> Any:
+    """Return the operand that an operation returns unchanged; None if there is none."""
+    if node.target in SAME:
+        return node.args[0]
+    if node.target in (aten.mul.Tensor, aten.div.Tensor):
+        return _same_as_factor(node)
+    if node.target is aten.bitwise_and.Tensor and _is_flag(node):
+        x, y = node.args
+        if flags.get(x):
+            return y
+        return x if flags.get(y) else None
+    if node.target is aten.where.self:
+        return _same_as_selection(node, flags)
+    return None
+
+
+def _same_as_factor(node: Node) -> Any:
+    """The operand that a product or a quotient multiplies or divides by 1."""
+    x, y = node.args
+    if _is_one(y) and same_meta(node, x):  # type: ignore[arg-type]
+        return x
+    if node.target is aten.mul.Tensor and _is_one(x) and same_meta(node, y):  # type: ignore[arg-type]
+        return y
+    return None
+
+
+def _is_one(value: Any) -> bool:
+    return isinstance(value, int | float) and value == 1
+
+
+def _same_as_selection(node: Node, flags: dict[Any, bool]) -> Any:
+    condition, x, y = node.args
+    if x in flags and y in flags:
+        if flags[x] == flags[y]:
+            return x
+        if flags[x] and _is_flag(condition):
+            return condition
+    if condition not in flags:
+        return None
+    chosen: Any = x if flags[condition] else y
+    value = chosen.meta["val"]
+    is_same = (
+        value.shape == node.meta["val"].shape and value.dtype == node.meta["val"].dtype
+    )
+    return chosen if is_same else None

@@ -1,0 +1,1051 @@
+"""Decorators that create transformation factories from single-tensor rules, functions of trees, or chains."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, ParamSpec, Protocol, TypeAlias, TypedDict, cast, overload
+
+import torch
+from torch import Tensor
+
+from gradtx.arguments import Argument, Arguments, Range, is_users, tensors_in, varies
+from gradtx.base.docstrings import with_arguments
+from gradtx.base.exact import resolve
+from gradtx.base.messages import describe, nearest
+from gradtx.base.selectors import Selector, Where
+from gradtx.base.torch_names import readable
+from gradtx.execution.context import ALWAYS_KNOWN
+from gradtx.execution.execute import NEGATE, Block, Branch, Operation, around_alias
+from gradtx.execution.nesting import check_inner
+from gradtx.execution.rule import Rule, RuleOperation, StageState
+from gradtx.execution.runs import Passed, Place, Scope
+from gradtx.execution.tree_rule import Functions, TreeOperation
+from gradtx.state.storage import StateDtype, Storage
+from gradtx.transform import Branches, Chain, GradientTransformation, same
+
+__all__ = ["alias", "combinator", "per_tensor", "whole_tree"]
+
+
+class Combinator:
+    """The value that the body of a combinator returns; it adds operations around those of inner transformations."""
+
+    # Chooses between the inner transformations if they are alternatives.
+    selector: Any = None
+
+    def rejects(self) -> tuple[str, ...]:
+        """Return the traits of links that do not work inside; see `gradtx.execution.nesting`."""
+        return ("rounds",)  # because updates may change when they leave
+
+    def traits(self) -> set[str]:
+        """Return its own traits."""
+        return set()
+
+    def expand(self, scope: Scope, name: str) -> list[Any]:
+        raise NotImplementedError
+
+
+INPUTS = ("params", *ALWAYS_KNOWN)  # the names allowed in `needs`
+EXTRA_KINDS = {"leaf", "scalar", "tensors", "leaf?", "scalar?", "tensors?"}
+
+Bound: TypeAlias = dict[str, Any]  # a call's arguments by name
+# The number of dimensions of a leaf, or the minimum and maximum.
+Dims: TypeAlias = int | tuple[int, float] | None
+# Returns arguments of a combinator around this transformation.
+Example: TypeAlias = Callable[[GradientTransformation], Bound]
+
+
+# Have the shapes of real leaves.
+REAL_EXTRAS = frozenset(("hessian_diag", "grad_fn", "value_fn"))
+
+
+class Options(TypedDict, total=False):
+    """The options of the decorators, documented in `per_tensor` etc.; functions receive a call's arguments."""
+
+    elementwise: bool | Callable[[Bound], bool]
+    takes_complex: bool | Callable[[Bound], bool] | None
+    needs: tuple[str, ...] | Callable[[Bound], Iterable[str]]
+    extras: Mapping[str, str]
+    check: Callable[[Bound, str, torch.Size, Mapping[str, Any]], None] | None
+    shared: Mapping[str, Any] | Callable[[Bound], Mapping[str, Any]]
+    summed: Mapping[str, Callable[[Tensor], Tensor]]
+    sums_of_leaf: bool
+    agree: tuple[str, ...]
+    ahead: tuple[str, ...]
+    lr_role: str | None
+    follows_rate: bool
+    rounds: bool
+    dims: Dims | Callable[[Bound], Dims]
+    determined: bool | Callable[[Bound], bool]
+    compiles: bool | Callable[[Bound], bool] | None
+    lists: Callable[[Bound, torch.Size], bool] | None
+    random: bool | Callable[[Bound], bool]
+    nonnegative: tuple[str, ...] | Callable[[Bound], Iterable[str]]
+    kinds: Mapping[str, str]
+    averages: Callable[[Bound], Mapping[str, Any]]
+    whole: bool | str | Callable[[Bound], bool | tuple[str, ...]]
+    wire: Callable[[Bound], torch.dtype | None] | None
+    ranges: Mapping[str, Any]
+    static: Iterable[str]
+    any_length: Iterable[str]
+    example: Any
+    class_name: str
+
+
+def _no_averages(arguments: Bound) -> Mapping[str, Any]:
+    """Return an empty mapping: no slot is known to be an average of updates."""
+    return {}
+
+
+_DEFAULTS: Options = {
+    "elementwise": False,
+    "takes_complex": None,
+    "needs": (),
+    "extras": {},
+    "check": None,
+    "shared": {},
+    "summed": {},
+    "sums_of_leaf": False,
+    "agree": (),
+    "ahead": (),
+    "lr_role": None,
+    "follows_rate": False,
+    "rounds": False,
+    "dims": None,
+    "determined": True,
+    "compiles": None,
+    "lists": None,
+    "random": False,
+    "nonnegative": (),
+    "kinds": {},
+    "averages": _no_averages,
+    "whole": False,
+    "wire": None,
+    "ranges": {},
+    "static": (),
+    "any_length": (),
+    "example": {},
+    "class_name": "",
+}
+
+
+class Spec:
+    """A decorated factory: its signature and declared options.
+
+    Attributes:
+        kind: "rule", "tree", "alias" or "combinator".
+        function: The decorated function.
+        factory: The factory that the decorator created from it.
+        name: The name of both.
+        class_name: The name of an alias's class in `gradtx.optim`.
+        arguments: The signature of the factory.
+        needs: The requirements of `update` that do not depend on the arguments.
+        lr_role: "owner", "before owner" or None, as in `GradientTransformation`.
+
+    All other attributes are options of the decorators.
+    """
+
+    factory: Any
+
+    def __init__(self, kind: str, function: Callable[..., Any], options: Options):
+        self.kind = kind
+        self.function = function
+        self.name = function.__name__
+        self._options: dict[str, Any] = {**_DEFAULTS, **options}
+        self.class_name = self._options["class_name"] or _capitalized(self.name)
+        self.arguments = _arguments_of(kind, function, self._options)
+        if kind == "alias" and not is_users(function):
+            self.arguments.class_name = self.class_name
+        self.example = self._options["example"]
+        self.lr_role = self._options["lr_role"]
+        self.rounds = self._options["rounds"]
+        self.follows_rate = self._options["follows_rate"]
+        self.elementwise = self._options["elementwise"]
+        self.averages = self._options["averages"]
+        self.check = self._options["check"]
+        self.ahead = self._options["ahead"]
+        self.extras = _checked_extras(self.name, self._options["extras"])
+        needs = self._options["needs"]
+        self.needs = (*(() if callable(needs) else needs), *_required(self.extras))
+        _check_kinds(self.name, self._options["kinds"])
+        _check_declared(self, self._options)
+        if self._options["random"] and "seed" not in self.arguments.by_name:
+            raise TypeError(
+                f"{self.name}: a random rule needs the argument `seed: int`"
+            )
+
+    def option(self, name: str, arguments: Bound) -> Any:
+        """Return an option for these arguments, which it may depend on."""
+        value = self._options[name]
+        # A dict is asked first, because dynamo does not trace `callable` for it.
+        if isinstance(value, Mapping) or not callable(value):
+            return value
+        return value(arguments)
+
+    def needs_of(self, arguments: Bound) -> tuple[str, ...]:
+        """Return the requirements of `update` with these arguments."""
+        return (*self.option("needs", arguments), *_required(self.extras))
+
+    def dims(self, arguments: Bound) -> tuple[int, float] | None:
+        """Return the minimum and maximum number of dimensions of a leaf; None for no limits."""
+        dims = self.option("dims", arguments)
+        return (dims, dims) if isinstance(dims, int) else dims
+
+    def determined(self, arguments: Bound) -> bool:
+        """Whether results do not depend on choices that rounding determines."""
+        return self.option("determined", arguments)
+
+    def rule(self, functions: Functions, arguments: Bound) -> Rule:
+        """Return the rule for these argument values."""
+        options = self._options
+        shared: dict[str, Callable[[], Any]] = {}
+        for name, value in self.option("shared", arguments).items():
+            shared[name] = _start(value, arguments)
+        summed: dict[str, Callable[[Tensor], Tensor]] = {}
+        for name in options["summed"]:
+            if name in shared:
+                summed[name] = options["summed"][name]
+        draws = self.option("random", arguments)
+        compiles = self.option("compiles", arguments)
+        if compiles is None:
+            compiles = not options["random"]
+        whole = self.option("whole", arguments)
+        return Rule(
+            self.name,
+            functions.update,
+            functions.init,
+            functions.evaluate,
+            shared,
+            elementwise=self.option("elementwise", arguments),
+            takes_complex=self._takes_complex(arguments),
+            compiles=compiles and "grad_fn" not in self.needs,
+            agree={name: arguments[name] for name in options["agree"]},
+            dims=self.dims(arguments),
+            seed=arguments["seed"] if draws else None,
+            readable=_are_readable(arguments),
+            nonnegative=tuple(self.option("nonnegative", arguments)),
+            kinds=options["kinds"],
+            averages=self.averages(arguments),
+            summed=summed,
+            sums_of_leaf=options["sums_of_leaf"],
+            whole=whole if isinstance(whole, bool | str) else True,
+            owner_reads=self._owner_reads(whole, arguments),
+            wire=self.option("wire", arguments),
+            check=_with_arguments(self.check, arguments),
+            lists=_with_arguments(options["lists"], arguments),
+        )
+
+    def _takes_complex(self, arguments: Bound) -> bool:
+        """Whether the rule can process real views of complex leaves."""
+        for kind in self.extras.values():
+            if not kind.startswith("scalar"):  # is read by leaf
+                return False
+        if REAL_EXTRAS.intersection(self.needs_of(arguments)):
+            return False
+        takes_complex = self.option("takes_complex", arguments)
+        if takes_complex is None:
+            takes_complex = self.option("elementwise", arguments)
+        return takes_complex
+
+    def resolved(self, arguments: Bound, count: Any) -> Bound:
+        """Return the argument values at `count` finished updates; those in `ahead` as a pair with the next value."""
+        values = {name: resolve(value, count) for name, value in arguments.items()}
+        for name in self.ahead:
+            values[name] = (values[name], resolve(arguments[name], count + 1))
+        return values
+
+    def _owner_reads(
+        self, whole: bool | str | tuple[str, ...], arguments: Bound
+    ) -> tuple[str, ...]:
+        """Return the inputs that the owner of a leaf reads in addition to the update."""
+        if isinstance(whole, tuple):
+            return whole
+        return (
+            ("param",) if whole is True and "params" in self.needs_of(arguments) else ()
+        )
+
+    def selector(self, mask: Any) -> Selector:
+        """Return the selector of the leaves to which an alias's `weight_decay` applies."""
+        return Selector.of(f"{self.name}: mask", mask)
+
+    def body(self, arguments: Bound) -> Body:
+        """Call the factory's function with these values, and return the result in the form of its kind."""
+        function_arguments = {
+            name: value
+            for name, value in arguments.items()
+            if name not in self.arguments.added
+        }
+        returned = self.function(**function_arguments)
+        if isinstance(returned, GradientTransformation | Combinator):
+            return returned
+        if self.kind in ("alias", "combinator"):
+            raise TypeError(
+                f"{self.name}: must return a transformation, such as chain(...), got {describe(returned)}"
+            )
+        functions = Functions.of(returned, self.name)
+        if self._options["whole"] not in (False, "shape"):
+            self._check_runs_at_owner(functions)
+        return functions
+
+    def _check_runs_at_owner(self, functions: Functions) -> None:
+        """Check that a rule for whole tensors uses nothing that involves other ranks.
+
+        Raises:
+            TypeError: If the rule yields sums or shares values.
+        """
+        fault = None
+        if inspect.isgeneratorfunction(functions.update):
+            fault = "yield sums"
+        elif self._options["shared"]:
+            fault = "share values"
+        if fault is not None:
+            raise TypeError(
+                f"{self.name}: a rule with whole=True runs only on the owner of a leaf and cannot {fault}"
+            )
+
+
+Body: TypeAlias = GradientTransformation | Combinator | Functions
+
+
+def _capitalized(name: str) -> str:
+    return "".join(word.capitalize() for word in name.split("_"))
+
+
+def _arguments_of(
+    kind: str, function: Callable[..., Any], options: Mapping[str, Any]
+) -> Arguments:
+    """Return the signature of a factory."""
+    ranges = {name: _range_of(text) for name, text in options["ranges"].items()}
+    return Arguments(
+        function.__name__,
+        function,
+        ranges,
+        options["static"],
+        kind == "alias",
+        options["any_length"],
+    )
+
+
+def _check_declared(spec: Spec, options: Mapping[str, Any]) -> None:
+    """Check the options that name inputs or arguments.
+
+    Raises:
+        TypeError: If an option has the wrong form, or names an unknown input or argument.
+    """
+    needs = options["needs"]
+    for need in () if callable(needs) else _names_in(spec, "needs", needs):
+        if need not in INPUTS:
+            raise TypeError(
+                f"{spec.name}: unknown entry {need!r} in needs; valid: {', '.join(INPUTS)}; "
+                f"declare others by extras={{{need!r}: 'leaf'}}"
+            )
+    for option in ("agree", "ahead", "static", "any_length"):
+        for argument in _names_in(spec, option, options[option]):
+            _check_argument(spec, option, argument)
+
+
+def _names_in(spec: Spec, option: str, names: Any) -> Iterable[str]:
+    if isinstance(names, str):
+        raise TypeError(
+            f"{spec.name}: {option} must be a tuple of names, got {names!r}; write ({names!r},)"
+        )
+    return names
+
+
+def _check_argument(spec: Spec, option: str, name: str) -> None:
+    if name not in spec.arguments.by_name:
+        raise TypeError(
+            f"{spec.name}: {option} has the unknown argument {name!r}; {nearest(name, spec.arguments.by_name)}"
+        )
+
+
+def _checked_extras(name: str, extras: Any) -> dict[str, str]:
+    if not isinstance(extras, Mapping) or not set(extras.values()) <= EXTRA_KINDS:
+        raise TypeError(
+            f"{name}: extras must be a dict of name -> 'leaf', 'scalar' or 'tensors', with '?' appended if "
+            f"optional, got {describe(extras)}"
+        )
+    return dict(extras)
+
+
+def _required(extras: Mapping[str, str]) -> list[str]:
+    """Return the extras that the caller must pass."""
+    return [name for name, kind in extras.items() if not kind.endswith("?")]
+
+
+def _check_kinds(name: str, kinds: Mapping[str, str]) -> None:
+    for slot, kind in kinds.items():
+        if kind not in ("linear", "square", "scalar"):
+            raise ValueError(
+                f"{name}: the kind of {slot!r} must be 'linear', 'square' or 'scalar', got {kind!r}"
+            )
+
+
+def _with_arguments(function: Any, arguments: Bound) -> Any:
+    return None if function is None else functools.partial(function, arguments)
+
+
+def _start(value: Any, arguments: Bound) -> Callable[[], Any]:
+    def start() -> Any:
+        return value(arguments) if callable(value) else value
+
+    return start
+
+
+def _are_readable(arguments: Bound) -> bool:
+    """Whether the host can read the values of all arguments."""
+    tensors: list[Tensor] = []
+    for value in arguments.values():
+        tensors.extend(tensors_in(value))
+    return all(map(readable, tensors))
+
+
+def _range_of(text: Any) -> Any:
+    if isinstance(text, tuple):
+        return tuple(map(_range_of, text))
+    if not isinstance(text, str):
+        return text
+    try:
+        return Range(text)
+    except ValueError:
+        raise ValueError(
+            f"ranges: an interval is written as in '[0, 1)', got {text!r}"
+        ) from None
+
+
+class FactoryCall(GradientTransformation):
+    """A call of a decorated factory: its bound arguments, and the body to run with each step's values."""
+
+    _spec: Spec
+    _arguments: Bound
+    _storage: Storage | None
+    _varies: bool
+    _first: Body | None
+
+    def __init__(
+        self,
+        spec: Spec,
+        arguments: Bound,
+        storage: Storage | None = None,
+        checked: bool = True,
+    ):
+        self._set(
+            _name=spec.name,
+            _spec=spec,
+            _arguments=arguments,
+            _storage=storage,
+            _varies=any(map(varies, arguments.values())),
+            _first=None,
+        )
+        if (
+            checked
+            and storage is not None
+            and isinstance(self._body, Functions)
+            and self._body.init is None
+        ):
+            raise TypeError(
+                f"{spec.name}: has no state with these options; omit state_dtype"
+            )
+
+    @property
+    def _body(self) -> Body:
+        """The body's result for the values of the first step, which determine the structure of all steps."""
+        if self._first is None:
+            arguments = self._spec.resolved(self._arguments, 0)
+            self._set(_first=self._spec.body(arguments))
+        return cast("Body", self._first)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        state_dtype = None if self._storage is None else self._storage.given
+        return _remade, (self._spec.factory, self._arguments, state_dtype)
+
+    def __repr__(self) -> str:
+        shown: list[str] = []
+        for argument in self._spec.arguments.all:
+            value = self._arguments[argument.name]
+            if argument.required:
+                shown.append(
+                    f"{argument.name}={describe(value)}"
+                    if argument.keyword_only
+                    else describe(value)
+                )
+            elif varies(value) or value != argument.default:
+                shown.append(f"{argument.name}={describe(value)}")
+        if self._storage is not None:
+            shown.append(f"state_dtype={self._storage!r}")
+        return f"{self._name}({', '.join(shown)})"
+
+    def _skeleton(self) -> Any:
+        is_ours = self._spec.function.__module__.startswith("gradtx.")
+        storage = (
+            None
+            if self._storage is None
+            else (self._storage.given, self._storage.min_size)
+        )
+        if not is_ours or not _is_constant(storage):
+            # A user's function may reference any object, which a shared program would keep alive.
+            return None
+        parts: list[Any] = [self._spec, storage]
+        for argument in self._spec.arguments.all:
+            value = self._arguments[argument.name]
+            if argument.is_hyperparameter:
+                continue
+            if isinstance(value, GradientTransformation):
+                value = value._skeleton()
+                if value is None:
+                    return None
+            elif not _is_constant(value):
+                return None
+            parts.append(value)
+        return tuple(parts)
+
+    @property
+    def _needs(self) -> tuple[str, ...]:
+        needs = list(self._spec.needs_of(self._arguments))
+        for link in self._inner_links():
+            needs.extend(link._needs)
+        return tuple(needs)
+
+    @property
+    def _extras(self) -> Mapping[str, str]:
+        extras = dict(self._spec.extras)
+        for link in self._inner_links():
+            extras.update(link._extras)
+        return extras
+
+    @property
+    def _lr_role(self) -> str | None:
+        if self._spec.lr_role == "owner":
+            return "owner"
+        inner_roles = {link._lr_role for link in self._inner_links()}
+        for role in ("owner", "before owner"):
+            if role in inner_roles:
+                return role
+        return self._spec.lr_role
+
+    @property
+    def _rounds(self) -> bool:
+        return self._spec.rounds or any(link._rounds for link in self._inner_links())
+
+    @property
+    def _follows_rate(self) -> bool:
+        return self._spec.follows_rate
+
+    def _owner(self) -> GradientTransformation:
+        for link in self._inner_links():
+            if link._lr_role == "owner":
+                return link._owner()
+        return self
+
+    def _inner_links(self) -> list[GradientTransformation]:
+        links: list[GradientTransformation] = []
+        for child in self._children():
+            links.extend(child._links())
+        return links
+
+    def _children(self) -> tuple[GradientTransformation, ...]:
+        children: list[GradientTransformation] = []
+        for value in self._arguments.values():
+            children.extend(_transformations(value))
+        return tuple(children)
+
+    @property
+    def _is_optimizer(self) -> bool:
+        return self._spec.kind == "alias"
+
+    @property
+    def _traits(self) -> set[str]:
+        body = self._body
+        traits = body.traits() if isinstance(body, Combinator) else set[str]()
+        if isinstance(body, Functions) and body.evaluate is not None:
+            traits.add("averages")
+        if self._spec.rounds:
+            traits.add("rounds")
+        if self._needs_whole_leaves():
+            traits.add("whole")
+        return traits
+
+    def _needs_whole_leaves(self) -> bool:
+        spec = self._spec
+        if spec.kind == "tree" or spec.check is not None:
+            return True
+        if "tensors" in spec.extras.values():  # their names refer to the whole model
+            return True
+        needs = spec.needs_of(self._arguments)
+        return "grad_fn" in needs or "value_fn" in needs
+
+    def _branches(self) -> Branches | None:
+        body = self._body
+        if isinstance(body, Combinator):
+            return (
+                None
+                if body.selector is None
+                else Branches(body.selector.key, body.selector.branches)
+            )
+        if not isinstance(body, GradientTransformation):
+            return None
+        inner = body._branches()
+        if inner is None or not self._children():
+            return None
+        label_of: dict[int, str] = {}
+        for child, label in zip(body._children(), inner.children, strict=True):
+            label_of[id(child)] = label
+        labels = tuple(label_of.get(id(child), "") for child in self._children())
+        other_labels = tuple(label for label in inner.children if label not in labels)
+        return Branches(inner.selector, labels, other_labels)
+
+    def _own_entries(self) -> Iterable[tuple[str, Any, Argument]]:
+        for argument in self._spec.arguments.all:
+            if argument.is_hyperparameter:
+                yield argument.name, self._arguments[argument.name], argument
+
+    def _links(self) -> list[GradientTransformation]:
+        return (
+            self._body._links()
+            if isinstance(self._body, GradientTransformation)
+            else [self]
+        )
+
+    def _expand(self, scope: Scope) -> list[Any]:
+        spec = self._spec
+        arguments = self._arguments
+        if self._varies:
+            arguments = spec.resolved(arguments, scope.count)
+            for value in arguments.values():
+                scope.run.memory.register(tensors_in(value))
+            body = spec.body(arguments)
+        else:
+            body = self._body
+        scope = scope.of(self).stored_as(self._storage)
+        if isinstance(body, Combinator):
+            return body.expand(scope, spec.name)
+        if isinstance(body, GradientTransformation):
+            return self._expand_chain(body, arguments, scope)
+        return [self._operation(body, arguments, scope)]
+
+    def _operation(
+        self, functions: Functions, arguments: Bound, scope: Scope
+    ) -> Operation:
+        """Create the operation of a rule."""
+        spec = self._spec
+        path = scope.claim(spec.name)
+        if spec.kind == "tree":
+            return TreeOperation(path, scope, spec.name, functions, agree=arguments)
+        rule = spec.rule(functions, arguments)
+        operation = RuleOperation(rule, StageState(path, scope, rule), scope.run)
+        if "hessian_diag" in spec.needs:
+            operation.hessian_period = arguments.get("update_period", 1)
+        return operation
+
+    def _expand_chain(
+        self, body: GradientTransformation, arguments: Bound, scope: Scope
+    ) -> list[Any]:
+        """Return the operations of an alias, or of a link that stands for a chain."""
+        if self._spec.kind != "alias":
+            scope.skip(self._spec.name)
+            return body._expand(scope.inner_chain(self._passed()))
+        if arguments.get("mask") is None:
+            return self._optimizer(body, arguments, scope)
+        selector = self._spec.selector(arguments["mask"])
+        # Expand the same stages twice: the leaves differ only in this argument, and sums include the leaves of both.
+        again = scope.again()
+        operations = self._optimizer(body, arguments, scope)
+        rest = {**arguments, "weight_decay": 0.0}
+        body_of_rest = cast("GradientTransformation", self._spec.body(rest))
+        undecayed = self._optimizer(body_of_rest, rest, again)
+        scope.run.selectors.append(selector)
+        blocks = {True: Block(operations, []), False: Block(undecayed, [])}
+        return [Branch(scope.claim(f"{self._name}_mask"), selector, blocks)]
+
+    def _passed(self) -> Passed:
+        """Return the transformations among the arguments, and the links of chains, which a longer chain takes over."""
+        passed: list[tuple[GradientTransformation, Place]] = []
+        for i, child in enumerate(self._children()):
+            passed.append((child, (i,)))
+            if isinstance(child, Chain):
+                passed.extend(
+                    (link, (i, k)) for k, link in enumerate(child._children())
+                )
+        return tuple(passed)
+
+    def _optimizer(
+        self, body: GradientTransformation, arguments: Bound, scope: Scope
+    ) -> list[Any]:
+        """Return the operations of an alias that treats all leaves alike."""
+        operations = body._expand(scope.alias(self._passed()))
+        maximize = bool(arguments.get("maximize"))
+        if maximize:
+            operations = [NEGATE, *operations]
+        return around_alias(operations) if maximize or scope.changed else operations
+
+    def _rebuilt(
+        self,
+        children: tuple[GradientTransformation, ...],
+        arguments: Bound,
+        checked: bool,
+    ) -> GradientTransformation:
+        if not arguments and same(self, children):
+            return self
+        remaining = iter(children)
+        bound: Bound = {}
+        for name, value in self._arguments.items():
+            if _transformations(value):
+                bound[name] = _with_transformations(value, remaining)
+            elif name not in arguments:
+                bound[name] = value
+            elif checked:
+                bound[name] = self._spec.arguments.by_name[name].check(arguments[name])
+            else:
+                bound[name] = arguments[name]
+        rebuilt = FactoryCall(self._spec, bound, self._storage, checked)
+        if checked:
+            rebuilt._links()  # runs the body, which may check the values as well
+        return rebuilt
+
+    def _check(self) -> None:
+        """Run the body, so that its checks raise errors at construction.
+
+        Raises:
+            TypeError, ValueError: If the body raises one; in an alias, the alias's name is prepended to the message,
+                since the user called the alias.
+        """
+        spec = self._spec
+        if spec.kind == "alias" and self._arguments.get("mask") is not None:
+            # Raises an error for an invalid selector.
+            spec.selector(self._arguments["mask"])
+        try:
+            self._links()
+            if isinstance(self._body, Combinator):
+                check_inner(spec.name, self._body.rejects(), self._children())
+        except (TypeError, ValueError) as error:
+            if spec.kind != "alias" or str(error).startswith(f"{spec.name}:"):
+                raise
+            raise type(error)(f"{spec.name}: {error}") from error
+
+
+def _is_constant(value: Any) -> bool:
+    """Whether a value is a plain constant, so that equal values imply equal programs."""
+    if isinstance(value, tuple):
+        return all(map(_is_constant, value))
+    return value is None or isinstance(value, bool | int | float | str | torch.dtype)
+
+
+def _transformations(value: Any) -> list[GradientTransformation]:
+    """Return the transformations in an argument: the value itself, or entries of a dict."""
+    if isinstance(value, Mapping):
+        return [
+            item for item in value.values() if isinstance(item, GradientTransformation)
+        ]
+    return [value] if isinstance(value, GradientTransformation) else []
+
+
+def _with_transformations(value: Any, new: Iterator[GradientTransformation]) -> Any:
+    """Return the value of an argument with its transformations replaced."""
+    if not isinstance(value, Mapping):
+        return next(new)
+    entries: dict[Any, Any] = {}
+    for label, item in value.items():
+        entries[label] = next(new) if isinstance(item, GradientTransformation) else item
+    return entries
+
+
+def _remade(factory: Any, arguments: Bound, state_dtype: Any) -> FactoryCall:
+    """Rebuild a pickled call."""
+    return FactoryCall(factory.spec, arguments, _storage_of(factory.spec, state_dtype))
+
+
+def _storage_of(spec: Spec, state_dtype: Any) -> Storage | None:
+    return None if state_dtype is None else Storage(spec.name, state_dtype)
+
+
+P = ParamSpec("P")
+
+
+class Factory(Protocol[P]):
+    """A decorated factory. It accepts the arguments of its function and `state_dtype`."""
+
+    spec: Spec
+    __name__: str
+
+    @overload
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> GradientTransformation: ...
+    @overload
+    def __call__(
+        self, *args: Any, state_dtype: StateDtype | None, **kwargs: Any
+    ) -> GradientTransformation: ...
+
+
+class Alias(Protocol[P]):
+    """A decorated alias. It accepts the arguments of its function, `mask`, `maximize` and `state_dtype`."""
+
+    spec: Spec
+    __name__: str
+
+    @overload
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> GradientTransformation: ...
+    @overload
+    def __call__(
+        self, *args: Any, state_dtype: StateDtype | None, **kwargs: Any
+    ) -> GradientTransformation: ...
+    @overload
+    def __call__(
+        self, *args: Any, maximize: bool, **kwargs: Any
+    ) -> GradientTransformation: ...
+    @overload
+    def __call__(
+        self, *args: Any, mask: Where | None, **kwargs: Any
+    ) -> GradientTransformation: ...
+
+
+# What docstrings say of the arguments that decorators add.
+ADDED = {
+    "maximize": "Whether to maximize: the gradient is negated before any link.",
+    "mask": "The parameters to which `weight_decay` applies: a name pattern, a tuple of patterns, or a function "
+    "`(name, parameter) -> bool`; None for all. To select by name in an optimizer, pass it `named_parameters()`.",
+    "state_dtype": "The dtype or code of the state, as for `with_state_dtype`; None for the dtype of each parameter.",
+}
+WITHOUT_STATE = " A link without state raises an error."
+
+
+def _documented(spec: Spec) -> str | None:
+    """Return the docstring of a factory, with entries for the arguments that its function lacks."""
+    added = list(spec.arguments.added)
+    if "state_dtype" not in spec.arguments.by_name:
+        added.append("state_dtype")
+    entries = {name: ADDED[name] for name in added}
+    if spec.kind == "rule" and "state_dtype" in entries:
+        entries["state_dtype"] += WITHOUT_STATE
+    return with_arguments(spec.function.__doc__, entries)
+
+
+def _factory(kind: str, function: Callable[..., Any], options: Options) -> Any:
+    spec = Spec(kind, function, options)
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> GradientTransformation:
+        state_dtype = None
+        if "state_dtype" not in spec.arguments.by_name:
+            state_dtype = kwargs.pop("state_dtype", None)
+        node = FactoryCall(
+            spec, spec.arguments.bind(args, kwargs), _storage_of(spec, state_dtype)
+        )
+        node._check()
+        return node
+
+    factory: Any = call
+    factory.spec = spec
+    factory.__signature__ = spec.arguments.signature
+    factory.__doc__ = _documented(spec)
+    spec.factory = factory
+    return factory
+
+
+@overload
+def per_tensor(function: Callable[P, Any], /) -> Factory[P]: ...
+@overload
+def per_tensor(**options: Any) -> Callable[[Callable[P, Any]], Factory[P]]: ...
+def per_tensor(function: Any = None, /, **options: Any) -> Any:
+    """Create a transformation factory from a rule written for one tensor.
+
+    The function evaluates options and returns `(init, update)`, or `update` alone for a rule without state, or
+    `(init, update, evaluate)`; or another transformation, such as `chain()` to omit the link:
+
+    - `init(param) -> {slot: tensor}`; a list is stored as numbered slots.
+    - `update(update, state, param, ctx) -> (update, state)`, pure; `ctx` is a `Context`. To compute sums over all
+      leaves, it yields `{name: 0-d}`, receives the totals under the same names, and finally yields `(update, state)`.
+    - `evaluate(state, param) -> tensor`: the value that `eval_params` returns for the parameter.
+
+    Every argument must be annotated. `Scalar` and `Betas` mark hyperparameters, which may be 0-d tensors or schedules
+    and must not affect structure; `int`, `bool`, `str` and all others are static. The factory also accepts
+    `state_dtype`.
+
+    Args:
+        elementwise: Whether each entry of the update depends only on the same entry of the inputs (apart from sums).
+            A rule may also read the leaf's shape, but is then not compiled.
+        takes_complex: Whether the rule accepts complex leaves, whose real and imaginary parts it receives in a new last
+            dimension; defaults to `elementwise`. True is also correct if entries interact only through norms of the
+            leaf.
+        needs: Requirements of `update`: "params", "value", "value_fn", "grad_fn", "hessian_diag"; or a function of
+            the arguments that returns them. With an argument `update_period`, the rule reads `hessian_diag` only at
+            the first step of each period of that many steps.
+        extras: Other extras, name -> "leaf", "scalar" or "tensors" (a dict of tensors with its own names); append a
+            question mark for an optional extra.
+        check: A function `(arguments, name, shape, extras)` that raises an error for extras that do not fit a leaf. It
+            is called for all leaves before any computation, so that no leaf has been updated if it raises. Such a rule
+            cannot be used inside `blocks`.
+        shared: 0-d values of the whole stage, name -> initial value (a number or a function of the arguments); or a
+            function of the arguments that returns such a dict. Read and returned like slots, stored in float64.
+        summed: Shared values that are sums over leaves, name -> function of the sum, whose result is stored. `update`
+            returns the leaf's term, and reads the value of the previous step. Unlike `yield`, leaves do not wait for
+            each other.
+        agree: Hyperparameters that must agree across the groups of an adapter.
+        ahead: Hyperparameters that the function receives as a pair: the current value and, for a schedule, the value
+            for the next update.
+        owns_lr: The update is final, including its sign; no later link may apply a learning rate or decay.
+        before_owner: The link must not follow a link that owns the learning rate.
+        follows_rate: The link processes the final step: `as_optimizer` warns if a learning rate or decay follows it.
+        compiles: False for a rule that always runs in eager steps, which can skip work that is not due, even with the
+            adapter's `compile=True`; or a function of the arguments that returns this. Random rules default to False;
+            with True, only `init` may draw, since noise depends on the leaf's name, which a program for many leaves
+            does not know.
+        lists: For a rule with `compiles=False`, a function `(arguments, shape)` that returns whether programs over
+            lists may run it for leaves of this shape. They skip work that is not due, and are used only if the host
+            knows all scalars.
+        dims: The number of dimensions of a leaf, or a pair of the minimum and maximum, or a function of the arguments
+            that returns either; other leaves raise an error with their name.
+        determined: False, or a function of the arguments that returns False, if results depend on a basis that
+            rounding determines (eigenvectors of equal eigenvalues). The conformance tests then compare neither batched
+            runs nor difference quotients.
+        nonnegative: The slots whose values are never negative, such as averages of squares, or a function of the
+            arguments that returns them; low-bit codes store them more accurately. Name a list without numbers.
+        random: Whether to add `ctx.rng` (and a second argument to `init`), with `normal(like)` and `rademacher(like)`;
+            or a function of the arguments that returns this.
+        ranges: Intervals for arguments, name -> "[0, 1)"; for a tuple of numbers also a tuple with one interval per
+            entry. By default, `lr`, `eps`, `momentum` and `weight_decay` are in [0, inf) and `betas` in [0, 1); other
+            names accept any number.
+        static: Arguments that are not hyperparameters.
+        any_length: Tuples of numbers that may have more or fewer entries than their default (at least one).
+        example: Arguments with which the conformance tests call the factory.
+        kinds: The kind of each slot, name -> kind, for combinators that change coordinates (`rotated`): "linear" for a
+            vector in the space of the update (`exp_avg`), "square" for one value per coordinate (`exp_avg_sq`),
+            "scalar" for values invariant under rotation. Slots named as in torch's optimizers, and 0-d slots, need no
+            kind.
+        averages: A function of the arguments that returns the linear slots that are running averages of the update,
+            name -> decay b of `b * slot + (1 - b) * update`. Combinators that change coordinates then need not rotate
+            these slots back.
+        whole: Whether `update` needs the full tensor of a sharded leaf. If so, one rank, its owner, gathers all shards,
+            runs the rule once, keeps its slots, and sends the result back. The rule must not yield, share values or
+            read `ctx.grad`. A function of the arguments returns a bool, or the inputs that the rule reads in addition
+            to the update: ("param",) or (). "shape" for a rule that needs only the full shape.
+        wire: A function of the arguments that returns the dtype in which collectives send the update, or None for its
+            own dtype. The rule must convert its input to this dtype at once, and the dtype must represent the result
+            exactly.
+
+    Raises:
+        TypeError: If an argument has no annotation, or if an option is unknown.
+
+    Example:
+        >>> @gradtx.per_tensor(elementwise=True)
+        ... def scale_by_sign(factor: gradtx.Scalar = 1.0):
+        ...     def update(update, state, param, ctx):
+        ...         return factor * update.sign(), state
+        ...     return update
+        >>> updates, _ = scale_by_sign(2.0).update(
+        ...     {"w": torch.tensor([3.0, -0.1])}, scale_by_sign().init({})
+        ... )
+        >>> updates["w"]
+        tensor([ 2., -2.])
+    """
+    return _decorated("per_tensor", "rule", function, options)
+
+
+@overload
+def whole_tree(function: Callable[P, Any], /) -> Factory[P]: ...
+@overload
+def whole_tree(**options: Any) -> Callable[[Callable[P, Any]], Factory[P]]: ...
+def whole_tree(function: Any = None, /, **options: Any) -> Any:
+    """Create a transformation factory from functions of whole trees, for methods that sums over leaves cannot express.
+
+    Like `per_tensor`, but `init(params)` and `update(updates, state, params, ctx)` receive dicts keyed by leaf name
+    instead of tensors. The state is a dict of slots (dicts keyed by leaf name) and 0-d tensors. `ctx.grad_fn(params)`
+    accepts and returns such dicts. The options are `needs`, `extras`, `ranges`, `static` and `example`.
+    """
+    return _decorated("whole_tree", "tree", function, options)
+
+
+@overload
+def alias(function: Callable[P, Any], /) -> Alias[P]: ...
+@overload
+def alias(**options: Any) -> Callable[[Callable[P, Any]], Alias[P]]: ...
+def alias(function: Any = None, /, **options: Any) -> Any:
+    """Create a named optimizer from a function that returns a chain.
+
+    The alias owns its arguments as hyperparameters. Its body runs again with each step's values, so that values
+    derived from them remain correct. The alias also accepts `maximize` (negates the gradient before any link) and
+    `state_dtype` (for all inner links). The options are `ranges`, `static`, `any_length` and `example` of
+    `per_tensor`, and `class_name`, the name of its class in `gradtx.optim` if it differs from the function's name in
+    CamelCase (`adam_atan2`: `AdamAtan2`).
+
+    Example:
+        >>> @gradtx.alias
+        ... def sign_sgd(lr: gradtx.Scalar = 1e-3, momentum: gradtx.Scalar = 0.9):
+        ...     return gradtx.chain(gradtx.trace(momentum), gradtx.scale_by_learning_rate(lr))
+        >>> sign_sgd(momentum=0.5)
+        sign_sgd(momentum=0.5)
+    """
+    return _decorated("alias", "alias", function, options)
+
+
+@overload
+def combinator(function: Callable[P, Any], /) -> Factory[P]: ...
+@overload
+def combinator(
+    *, example: Example = ..., **options: Any
+) -> Callable[[Callable[P, Any]], Factory[P]]: ...
+def combinator(function: Any = None, /, **options: Any) -> Any:
+    """Create a combinator: a factory with transformations among its arguments, whose function returns a `Frame`.
+
+    The frame specifies the operations before and after the inner transformation, and which clock counts.
+    Hyperparameters are annotated and resolved as in `per_tensor`; the function runs again with each step's values.
+
+    Args:
+        needs: The requirements of `update`: "params", "value", "value_fn", "grad_fn", "hessian_diag".
+        extras: Other extras, as in `per_tensor`.
+        owns_lr: The update is final, including its sign; no later link may apply a learning rate or decay.
+        ranges: Intervals for arguments, as in `per_tensor`.
+        rounds: The updates yield weights that are already rounded; only `record` may follow.
+        static: Arguments that are not hyperparameters.
+        any_length: Tuples of numbers that may have more or fewer entries than their default, as in `per_tensor`.
+        determined: Whether results do not depend on choices that rounding determines, as in `per_tensor`.
+        example: A function of an inner transformation that returns arguments for the conformance tests.
+
+    Raises:
+        TypeError: If an option is unknown, or if an argument has no annotation.
+
+    Example:
+        >>> @gradtx.combinator(example=lambda tx: {"tx": tx})
+        ... def amplified(tx: gradtx.GradientTransformation, factor: gradtx.Scalar = 2.0):
+        ...     return gradtx.Frame(
+        ...         tx, leave=lambda update, state, param, ctx: (factor * update, state)
+        ...     )
+        >>> tx = amplified(gradtx.sgd(lr=1.0), factor=3.0)
+        >>> tx.update({"w": torch.ones(1)}, tx.init({"w": torch.ones(1)}))[0]["w"]
+        tensor([-3.])
+    """
+    return _decorated("combinator", "combinator", function, options)
+
+
+_OPTIONS = {
+    "rule": "elementwise takes_complex needs extras check shared agree ahead owns_lr before_owner follows_rate dims"
+    " determined compiles lists random nonnegative kinds averages summed sums_of_leaf whole wire ranges static"
+    " any_length example",
+    "tree": "needs extras ranges static example",
+    "alias": "class_name ranges static any_length example",
+    "combinator": "needs extras owns_lr rounds determined ranges static any_length example",
+}
+
+
+def _decorated(
+    name: str, kind: str, function: Callable[..., Any] | None, options: dict[str, Any]
+) -> Any:
+    known = _OPTIONS[kind].split()
+    for option in options:
+        if option not in known:
+            raise TypeError(
+                f"{name}: unknown option {option!r}; {nearest(option, known)}"
+            )
+    if options.pop("owns_lr", False):
+        options["lr_role"] = "owner"
+    if options.pop("before_owner", False):
+        options["lr_role"] = "before owner"
+    declared = cast("Options", options)
+
+    def decorate(function: Callable[..., Any]) -> Any:
+        if not hasattr(function, "__name__"):
+            raise TypeError(
+                f"{name}: needs a function that returns the {kind}, got {describe(function)}"
+            )
+        return _factory(kind, function, declared)
+
+    return decorate if function is None else decorate(function)

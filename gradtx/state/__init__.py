@@ -1,0 +1,1 @@
+"""How slots are stored: dtypes, codes, saved layouts."""

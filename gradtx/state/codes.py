@@ -1,0 +1,438 @@
+"""Codes: store a slot in fewer bits than rules compute in."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from gradtx.base.messages import describe, nearest
+
+__all__ = ["Codec"]
+
+Shape = tuple[int, ...]
+# Below it, decoding would underflow in float32; negligible for every optimizer.
+LEAST_SCALE = 2.0**-100
+SCALE = "scale"
+KEY = "key"
+
+
+def largest_of_block(largest: Tensor) -> Tensor:
+    """Return the scale of a block: its largest magnitude."""
+    return largest.to(torch.float32).clamp(min=LEAST_SCALE)
+
+
+@dataclasses.dataclass(frozen=True)
+class Codec:
+    """A code for slots: two pure functions of torch operations, without branches on values.
+
+    With a `block`, each block of consecutive entries of a row shares a float32 scale, stored as `<slot>.scale`; a row
+    is an index of dimension 0. The functions then receive tensors of shape (rows, blocks, block) and scales of shape
+    (rows, blocks, 1).
+
+    Args:
+        encode: `(values, scale) -> codes`, with the shape of the values; without a block `values -> codes`. With
+            `parts` it returns a tuple of the codes and each part.
+        decode: `(codes, scale) -> values` in at least float32; without a block `codes -> values`. Parts follow the
+            codes.
+        block: The number of entries that share a scale, a power of two; None for a code without scales.
+        scale: The scale of a block as a function of its largest magnitude; by default the magnitude itself.
+        parts: The names of additional tensors that `encode` returns, stored as `<slot>.<part>`.
+        nonnegative: A different code for slots whose values are never negative, if any.
+        packs: The number of codes, from 0 to 15 or from -8 to 7, per byte: 1, or 2 along the last dimension, if any.
+        random: Whether `encode` receives 16 random bits per entry as its last argument.
+        name: The name in errors and tables.
+
+    Raises:
+        TypeError: If `encode`, `decode` or `scale` is not a function.
+        ValueError: If `block` is not a power of two, or `packs` is neither 1 nor 2.
+
+    Example:
+        >>> halves = gradtx.Codec(
+        ...     lambda values: values.half(), lambda codes: codes.float(), name="float16"
+        ... )
+        >>> state = gradtx.adam(state_dtype=halves).init({"w": torch.zeros(64, 64)})
+        >>> state["scale_by_adam"]["exp_avg"]["w"].dtype
+        torch.float16
+    """
+
+    encode: Callable[..., Any]
+    decode: Callable[..., Tensor]
+    block: int | None = None
+    scale: Callable[[Tensor], Tensor] = largest_of_block
+    parts: tuple[str, ...] = ()
+    nonnegative: Codec | None = None
+    packs: int = 1
+    random: bool = False
+    name: str = "codec"
+
+    def __post_init__(self) -> None:
+        for role in ("encode", "decode", "scale"):
+            function = getattr(self, role)
+            if not callable(function):
+                raise TypeError(
+                    f"Codec: {role} must be a function, got {describe(function)}"
+                )
+        if self.packs not in (1, 2):
+            raise ValueError(f"Codec: packs must be 1 or 2, got {self.packs!r}")
+        if self.block is not None and not _is_block(self.block):
+            raise ValueError(f"Codec: block must be a power of two, got {self.block!r}")
+
+    @classmethod
+    def named(cls, name: str, block: int | None = None) -> Codec:
+        """Return a built-in code by name, optionally with a different block length.
+
+        Args:
+            name: "int8", "int4", "float8", "bfloat16+8" or "bfloat16:stochastic".
+            block: The number of entries that share a scale, a power of two; for "int4" at most 32.
+
+        Raises:
+            ValueError: If the name is unknown, or if the code does not support the block length.
+
+        Example:
+            >>> gradtx.Codec.named("int8", block=128)
+            Codec.named('int8', block=128)
+        """
+        if name not in CODES:
+            raise ValueError(f"Codec: unknown code {name!r}; {nearest(name, CODES)}")
+        code = CODES[name]
+        if block is None or block == code.block:
+            return code
+        if code.block is None:
+            raise ValueError(
+                f"Codec: {name!r} has no scales, so it does not accept a block; omit block"
+            )
+        if code.packs == 2 and block > code.block:
+            raise ValueError(
+                f"Codec: block of {name!r} must be at most {code.block}, got {block!r}"
+            )
+        positive = code.nonnegative
+        if positive is not None:
+            positive = dataclasses.replace(positive, block=block)
+        return dataclasses.replace(code, block=block, nonnegative=positive)
+
+    def __repr__(self) -> str:
+        code = CODES.get(self.name)
+        if code is None or code.encode is not self.encode:
+            return f"Codec({describe(self.encode)}, {describe(self.decode)}, name={self.name!r})"
+        if code.block == self.block:
+            return f"Codec.named({self.name!r})"
+        return f"Codec.named({self.name!r}, block={self.block})"
+
+    # The tensors of a coded slot.
+
+    @property
+    def suffixes(self) -> tuple[str, ...]:
+        """The names of the tensors that a coded slot stores in addition to the codes."""
+        suffixes: list[str] = []
+        if self.block is not None:
+            suffixes.append(SCALE)
+        suffixes.extend(self.parts)
+        if self.random:
+            suffixes.append(KEY)
+        return tuple(suffixes)
+
+    def for_sign(self, nonnegative: bool) -> Codec:
+        """Return the code for slots that are never negative if `nonnegative` and there is one, else this code."""
+        if nonnegative and self.nonnegative is not None:
+            return self.nonnegative
+        return self
+
+    def pack(self, values: Tensor, noise: Tensor | None = None) -> dict[str, Tensor]:
+        """Encode `values`: return the tensors that store them, by suffix; "" for the codes."""
+        if self.block is None:
+            arguments = (values,) if noise is None else (values, noise)
+            return self._by_suffix(self.encode(*arguments), values)
+        count = _blocks_of_row(values.shape, self.block)
+        blocks = _in_blocks(values, self.block, count)
+        largest = blocks.abs().amax(-1, keepdim=True)
+        scale = self.scale(largest)
+        encoded = self.encode(blocks, scale)
+        packed = self._by_suffix(encoded, values)
+        has_rows = values.ndim > 1
+        packed[SCALE] = scale.squeeze(-1) if has_rows else scale.reshape(-1)
+        return packed
+
+    def _by_suffix(self, encoded: Any, values: Tensor) -> dict[str, Tensor]:
+        """Return what `encode` returned as the tensors to store, except the scale: shaped like `values`, packed."""
+        tensors = encoded if isinstance(encoded, tuple) else (encoded,)
+        suffixes = ("", *self.parts)
+        packed: dict[str, Tensor] = {}
+        for suffix, tensor in zip(suffixes, tensors, strict=True):
+            if self.block is not None:
+                tensor = _out_of_blocks(tensor, values)
+            packed[suffix] = tensor
+        if self.packs == 2 and values.ndim:
+            packed[""] = _pairs(packed[""])
+        return packed
+
+    def unpack(self, packed: dict[str, Tensor], shape: Shape) -> Tensor:
+        """Decode the tensors of `pack` to values of a given shape."""
+        codes = packed[""]
+        if self.packs == 2 and codes.ndim:
+            codes = _halves(codes, shape)
+        tensors = [codes]
+        for part in self.parts:
+            tensors.append(packed[part])
+        if self.block is None:
+            return self.decode(*tensors)
+        scale = packed[SCALE]
+        count = scale.shape[-1]
+        blocks = [_in_blocks(tensor, self.block, count) for tensor in tensors]
+        rows = blocks[0].shape[0]
+        values = self.decode(*blocks, scale.reshape(rows, count, 1))
+        return _out_of_blocks(values, codes)
+
+    def shape_of(self, codes: Shape, like: Shape) -> Shape:
+        """Return the shape of the values, given the shapes of the codes and of the leaf."""
+        if self.packs == 1 or not codes:
+            return codes
+        if like and _halved(like) == codes:
+            return like
+        return (*codes[:-1], 2 * codes[-1])
+
+    def restores(self, shape: Shape, like: Shape) -> bool:
+        """Whether codes determine a slot's shape and their own kind.
+
+        If they are packed, an odd dimension that the leaf does not have is lost, and codes of a dimension of 1 look
+        like those of 8 bits.
+        """
+        codes = self.shapes(shape)[""]
+        if self.packs == 2 and shape and codes == shape:
+            return False
+        return self.shape_of(codes, like) == shape
+
+    def shapes(self, shape: Shape) -> dict[str, Shape]:
+        """Return the shapes of the tensors that store values of a given shape, by suffix."""
+        shapes = {"": shape, **dict.fromkeys(self.parts, shape)}
+        if self.packs == 2 and shape:
+            shapes[""] = _halved(shape)
+        if self.block is not None:
+            count = _blocks_of_row(shape, self.block)
+            shapes[SCALE] = (shape[0], count) if len(shape) > 1 else (count,)
+        return shapes
+
+    def fills_rows(self, shape: Shape) -> bool:
+        """Whether all blocks of a tensor are full, so that consecutive rows can be treated as one long row."""
+        if self.packs == 2 and shape and shape[-1] % 2:
+            return False
+        return self.block is None or _row_length(shape) % self.block == 0
+
+
+def _is_block(length: Any) -> bool:
+    """Whether a length is a power of two, at least 2."""
+    return type(length) is int and length >= 2 and length & (length - 1) == 0
+
+
+def _halved(shape: Shape) -> Shape:
+    """Return the shape of codes that are packed two per byte."""
+    return (*shape[:-1], (shape[-1] + 1) // 2)
+
+
+def _row_length(shape: Shape) -> int:
+    """Return the number of entries per row: dimension 0 indexes rows, the rest is flattened; a vector is one row."""
+    row = shape if len(shape) < 2 else shape[1:]
+    return math.prod(row)  # torch.Size.numel would specialize symbolic sizes
+
+
+def _blocks_of_row(shape: Shape, block: int) -> int:
+    return -(-_row_length(shape) // block)  # rounded up
+
+
+def _in_blocks(values: Tensor, block: int, count: int) -> Tensor:
+    """Reshape values to (rows, blocks, block); copies of a row's last entry pad its last block."""
+    rows = values.shape[0] if values.ndim > 1 else 1
+    length = _row_length(values.shape)
+    if count * block == length:
+        return values.reshape(rows, count, block)
+    # Not torch's pad: inductor 2.13 miscompiles it for AVX-512 when a vector extends past the end.
+    places = torch.arange(count * block, device=values.device).clamp(max=length - 1)
+    filled = values.reshape(rows, length)[:, places]
+    return filled.reshape(rows, count, block)
+
+
+def _out_of_blocks(blocks: Tensor, like: Tensor) -> Tensor:
+    """The reverse of `_in_blocks`."""
+    length = _row_length(like.shape)
+    rows, count, block = blocks.shape
+    values = blocks.reshape(rows, count * block)
+    # Copy, so that the state does not keep the memory of the padding alive.
+    if count * block != length:
+        values = values[:, :length].clone(memory_format=torch.contiguous_format)
+    return values.reshape(like.shape)
+
+
+def _pairs(codes: Tensor) -> Tensor:
+    """Pack pairs of 4-bit codes into bytes, along the last dimension."""
+    if codes.shape[-1] % 2:
+        codes = torch.cat((codes, codes[..., -1:]), -1)
+    halves = (codes.shape[-1] // 2, 2)
+    pairs = cast("Tensor", codes.unflatten(-1, halves))
+    high = pairs[..., 1] * 16
+    low = pairs[..., 0] & 15
+    return (high + low).to(codes.dtype)
+
+
+def _halves(pairs: Tensor, shape: Shape) -> Tensor:
+    """The reverse of `_pairs`."""
+    low = pairs & 15
+    if pairs.dtype == torch.int8:
+        low = (low ^ 8) - 8  # sign extension from 4 bits
+    high = pairs >> 4
+    codes = torch.stack((low, high), -1).flatten(-2)
+    return codes if codes.shape == shape else codes[..., : shape[-1]]
+
+
+# Integers with a scale. The code of a nonzero value is at least 1 in magnitude: a second moment that decodes to 0 would
+# cause huge steps.
+
+
+def _signed_codes(values: Tensor, scale: Tensor, most: int) -> Tensor:
+    """Softsign: x = s y / (2 - |y|) with y = q / most, so |q| = 2 most |x| / (s + |x|)."""
+    size = values.abs()
+    codes = size / (scale + size) * (2 * most)
+    codes = codes.round().clamp(min=1)
+    return (codes * values.sign()).to(torch.int8)
+
+
+def _signed_values(codes: Tensor, scale: Tensor, most: int) -> Tensor:
+    q = codes.to(scale.dtype)
+    return scale * (q / (2 * most - q.abs()))
+
+
+def _positive_codes(values: Tensor, scale: Tensor, most: int) -> Tensor:
+    """Square root: x = s (q / most)^2."""
+    roots = values.sqrt() * (most / scale.sqrt())
+    codes = roots.round().clamp(min=1)
+    return torch.where(values > 0, codes, 0.0).to(torch.uint8)
+
+
+def _positive_values(codes: Tensor, scale: Tensor, most: int) -> Tensor:
+    y = codes.to(scale.dtype) * (1 / most)
+    return scale * (y * y)
+
+
+def _encode_int8(values: Tensor, scale: Tensor) -> Tensor:
+    return _signed_codes(values, scale, 127)
+
+
+def _decode_int8(codes: Tensor, scale: Tensor) -> Tensor:
+    return _signed_values(codes, scale, 127)
+
+
+def _encode_uint8(values: Tensor, scale: Tensor) -> Tensor:
+    return _positive_codes(values, scale, 255)
+
+
+def _decode_uint8(codes: Tensor, scale: Tensor) -> Tensor:
+    return _positive_values(codes, scale, 255)
+
+
+def _encode_int4(values: Tensor, scale: Tensor) -> Tensor:
+    return _signed_codes(values, scale, 7)
+
+
+def _decode_int4(codes: Tensor, scale: Tensor) -> Tensor:
+    return _signed_values(codes, scale, 7)
+
+
+def _encode_uint4(values: Tensor, scale: Tensor) -> Tensor:
+    return _positive_codes(values, scale, 15)
+
+
+def _decode_uint4(codes: Tensor, scale: Tensor) -> Tensor:
+    return _positive_values(codes, scale, 15)
+
+
+# Floating-point codes.
+
+
+def bits_to_round(values: Tensor) -> Tensor:
+    """Return the bits of float32 values, to which less than 2^16 may be added; all NaNs have the same bits.
+
+    The sum would turn other NaNs into 0: their bits may all be ones, as in results of NVIDIA's GPUs (0x7fffffff).
+    """
+    # A tenth of the time of isnan and where.
+    values = values.to(torch.float32).nan_to_num(math.nan, math.inf, -math.inf)
+    return values.view(torch.int32)
+
+
+FLOAT8_MOST = 448.0
+FLOAT8_LEAST = 2.0**-9
+
+
+def _float8_scale(largest: Tensor) -> Tensor:
+    """Return the largest magnitude / 448, rounded to 20 bits. 448 times it is then exact, so re-encoding returns it."""
+    scale = largest.to(torch.float32).mul(1 / FLOAT8_MOST).clamp(min=LEAST_SCALE)
+    rounded = (bits_to_round(scale) + 8) & ~15
+    return rounded.view(torch.float32)
+
+
+def _encode_float8(values: Tensor, scale: Tensor) -> Tensor:
+    size = (values.abs() / scale).clamp(FLOAT8_LEAST, FLOAT8_MOST)
+    return (size * values.sign()).to(torch.float8_e4m3fn)
+
+
+def _decode_float8(codes: Tensor, scale: Tensor) -> Tensor:
+    return codes.to(scale.dtype) * scale
+
+
+def _encode_bfloat16_and_8(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Encode the upper 24 bits of float32: the nearest bfloat16, and the signed rest in 1/128 of half a unit."""
+    bits_of_24 = (bits_to_round(values) + 0x80) >> 8
+    upper = (bits_of_24 + 0x80) >> 8
+    rest = bits_of_24 - (upper << 8)
+    return _bfloat16_of(upper << 16), rest.to(torch.int8)
+
+
+def _decode_bfloat16_and_8(codes: Tensor, error: Tensor) -> Tensor:
+    upper = codes.to(torch.float32).view(torch.int32)
+    rest = error.to(torch.int32) << 8
+    return (upper + rest).view(torch.float32)
+
+
+def _encode_stochastically(values: Tensor, noise: Tensor) -> Tensor:
+    """Round to one of the two neighbors in bfloat16, so that the expected result is the value."""
+    upper = (bits_to_round(values) + noise.to(torch.int32)) & -0x10000
+    return _bfloat16_of(upper)
+
+
+def _bfloat16_of(bits: Tensor) -> Tensor:
+    """Return the upper 16 bits of a float32 as bfloat16, by a cast: compilers vectorize it, unlike int16 operations."""
+    return bits.view(torch.float32).to(torch.bfloat16)
+
+
+def _decode_bfloat16(codes: Tensor) -> Tensor:
+    return codes.to(torch.float32)
+
+
+# 64 by measurement: shorter blocks cost memory, longer ones accuracy. 4-bit codes need shorter blocks.
+_UINT8 = Codec(_encode_uint8, _decode_uint8, block=64, name="uint8")
+_UINT4 = Codec(_encode_uint4, _decode_uint4, block=32, packs=2, name="uint4")
+CODES = {
+    "int8": Codec(
+        _encode_int8, _decode_int8, block=64, nonnegative=_UINT8, name="int8"
+    ),
+    "int4": Codec(
+        _encode_int4, _decode_int4, block=32, nonnegative=_UINT4, packs=2, name="int4"
+    ),
+    "float8": Codec(
+        _encode_float8, _decode_float8, block=64, scale=_float8_scale, name="float8"
+    ),
+    "bfloat16+8": Codec(
+        _encode_bfloat16_and_8,
+        _decode_bfloat16_and_8,
+        parts=("error",),
+        name="bfloat16+8",
+    ),
+    "bfloat16:stochastic": Codec(
+        _encode_stochastically,
+        _decode_bfloat16,
+        random=True,
+        name="bfloat16:stochastic",
+    ),
+}

@@ -1,0 +1,170 @@
+"""The nested state of functional use; only this module knows its layout.
+
+`{"step": 0-d, "<stage>": {"<slot>": {"<leaf>": tensor}, "<shared>": 0-d, "<inner stage>": {...}}}`. The paths of stages
+come from the chain; an entry at a path is a stage, a slot (a dict by leaf name), or a shared value (a tensor).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradtx.base.errors import OWN_STATE, Path, foreign, lacking
+
+Slots = list[tuple[str, dict[str, Tensor]]]
+# Slots that a stage kept itself in 0.1 -> the inner stage that keeps them now.
+
+
+class NestedState:
+    """Reads a nested state along the paths of a chain's stages.
+
+    Attributes:
+        stages: The stage paths of the chain, which distinguish stages from slots.
+    """
+
+    def __init__(self, state: dict[str, Any], stages: Mapping[Path, str]):
+        self.stages = stages
+        self._state = state
+        self._slots: dict[Path, Slots] = {}
+
+    def scalars(self, path: Path) -> dict[str, Tensor]:
+        """Return the shared values of a stage."""
+        return {
+            key: value
+            for key, value in self._entry(path).items()
+            if isinstance(value, Tensor)
+        }
+
+    def slots(self, path: Path) -> Slots:
+        """Return the slots of a stage as (slot, tensors by leaf)."""
+        if path not in self._slots:
+            self._slots[path] = []
+            for key, value in self._entry(path).items():
+                if isinstance(value, dict) and (*path, key) not in self.stages:
+                    self._slots[path].append((key, value))
+        return self._slots[path]
+
+    def slots_of(self, path: Path, leaf: str) -> dict[str, Tensor]:
+        """Return the slots of one leaf at a stage."""
+        return {
+            slot: values[leaf] for slot, values in self.slots(path) if leaf in values
+        }
+
+    def tree(self, path: Path) -> Any:
+        """Return the state of a pair of plain functions, in the form that they returned."""
+        entry: Any = self._state
+        for key in path:
+            if not isinstance(entry, dict) or key not in entry:
+                raise lacking(path)
+            entry = entry[key]
+        return entry
+
+    def marks(self, path: Path, leaf: str) -> bool:
+        """Whether a selector has marked a leaf at this path."""
+        return leaf in self._entry(path)
+
+    def _entry(self, path: Path) -> dict[str, Any]:
+        entry: Any = self._state
+        for key in path:
+            entry = entry.get(key) if isinstance(entry, dict) else None
+        return entry if isinstance(entry, dict) else {}
+
+    def check(
+        self,
+        names: Collection[str],
+        opaque: Collection[Path],
+        known: Callable[[Path, str], bool],
+        may_be_complex: Collection[str],
+    ) -> None:
+        """Raise an error unless this is a state of the chain for these leaves."""
+        for key in self._state:
+            _check_key((), key)
+            if key not in ("step", "leaf_steps") and (key,) not in self.stages:
+                raise foreign((key,))
+        for path in self.stages:
+            if path in opaque:
+                continue
+            for name, value in self.scalars(path).items():
+                check_plain((*path, name), value)
+                if (*path, name) not in opaque and not known(path, name):
+                    raise foreign((*path, name))
+            for slot, values in self.slots(path):
+                _check_slot((*path, slot), values, names, may_be_complex)
+
+    def rebuilt(
+        self,
+        new: Callable[[Path, str, Any], Any],
+        trees: Mapping[Path, Any],
+        opaque: Collection[Path],
+    ) -> dict[str, Any]:
+        """Return a state in the same order: `new` supplies slots and shared values, `trees` plain functions' states."""
+
+        def rebuild(entry: dict[str, Any], path: Path) -> dict[str, Any]:
+            result: dict[str, Any] = {}
+            for key, value in entry.items():
+                below = (*path, key)
+                if below in opaque:
+                    result[key] = trees.get(below, value)
+                elif below in self.stages:
+                    result[key] = rebuild(value, below)
+                else:
+                    result[key] = new(path, key, value)
+            return result
+
+        return rebuild(self._state, ())
+
+
+def _check_key(path: Path, key: Any) -> None:
+    """Raise an error for a key that is not a string."""
+    if not isinstance(key, str):
+        raise foreign((*path, repr(key)))
+
+
+def _check_slot(
+    path: Path,
+    values: dict[str, Any],
+    names: Collection[str],
+    may_be_complex: Collection[str],
+) -> None:
+    where = ".".join(path)
+    for name, value in values.items():
+        _check_key(path, name)
+        if isinstance(value, dict):
+            raise foreign(path)
+        if name not in names:
+            raise ValueError(
+                f"updates lack leaf {name!r}, which the state has at {where!r}; pass None for a leaf without a gradient"
+            )
+        if not isinstance(value, Tensor):
+            raise ValueError(
+                f"state at {where!r} must be a tensor for leaf {name!r}, got {value!r}; {OWN_STATE}"
+            )
+        if not is_plain(value) and not (value.is_complex() and name in may_be_complex):
+            raise ValueError(
+                f"state at {where!r} must be a dense real tensor for leaf {name!r}; {OWN_STATE}"
+            )
+
+
+def check_plain(path: Path, value: Tensor) -> None:
+    """Raise an error unless a tensor can be a shared value."""
+    if not is_plain(value):
+        raise ValueError(
+            f"state at {'.'.join(path)!r} must be a dense real tensor; {OWN_STATE}"
+        )
+
+
+def is_plain(value: Tensor) -> bool:
+    """Whether a tensor can be a slot or a shared value."""
+    return (
+        value.layout is torch.strided and not value.is_nested and not value.is_complex()
+    )
+
+
+def enter(state: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Return the entry at a path, and create it if it does not exist."""
+    for key in path:
+        state = state.setdefault(key, {})
+    return state

@@ -1,0 +1,143 @@
+"""Slots: the tensors that a rule keeps for one leaf, in the dtype in which they are stored.
+
+The library converts them, not the rule: `first_slots` after `init`, `widened` before a rule reads them, `value_for`
+when the rule returns new values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from gradtx.base.dtensor import full_tensor, gathered, placed_as
+from gradtx.base.errors import OWN_STATE, Path
+from gradtx.base.exact import exact_dtype
+from gradtx.base.messages import shortly
+
+
+def first_slots(
+    slots: dict[str, Any],
+    like: Tensor,
+    stored: torch.dtype | Mapping[str, torch.dtype],
+    owner: str,
+) -> dict[str, Tensor]:
+    """Convert the slots that `init` returned to `stored`, except those for which the rule chose its own dtype."""
+    converted: dict[str, Tensor] = {}
+    for slot, value in slots.items():
+        if not isinstance(value, Tensor):
+            raise TypeError(
+                f"{owner}: init must return a dict of slot name -> tensor, got {value!r} for {slot!r}"
+            )
+        scalar = value.ndim == 0 and like.ndim > 0 and value.dtype == exact_dtype(value)
+        if value.dtype == like.dtype and not scalar:
+            value = value.to(
+                stored if isinstance(stored, torch.dtype) else stored[slot]
+            )
+        if value.shape == like.shape:
+            converted[slot] = placed_as(value, like)
+        elif value.ndim:
+            converted[slot] = gathered(value, like)
+        else:
+            converted[slot] = full_tensor(value)
+    return converted
+
+
+def check_slots(slots: Any, owner: str, numbers: bool = False) -> None:
+    """Raise an error unless `init` may return these slots; with `numbers`, names may end in a number."""
+    if not isinstance(slots, dict):
+        raise TypeError(
+            f"{owner}: init must return a dict of slot name -> tensor, got {shortly(slots)}"
+        )
+    names = cast("dict[Any, Any]", slots)
+    for slot in names:
+        if not isinstance(slot, str):
+            raise TypeError(
+                f"{owner}: init must return a dict of slot name -> tensor, got {slots!r}"
+            )
+        if not numbers and slot.rpartition("_")[2].isdigit():
+            raise TypeError(
+                f"{owner}: slots {sorted(names)}: trailing numbers are reserved for the library; return a list in one "
+                "slot"
+            )
+
+
+def widened(value: Tensor, compute_dtype: torch.dtype) -> Tensor:
+    """Convert a stored tensor to the dtype that rules see, which is never half precision."""
+    if value.dtype == compute_dtype or not value.dtype.is_floating_point:
+        return value
+    return value.to(torch.promote_types(value.dtype, compute_dtype))
+
+
+def kind_of(dtype: torch.dtype) -> str:
+    """Return the kind of a dtype; slots of the same kind can be converted to each other."""
+    if dtype.is_floating_point:
+        return "float"
+    if dtype.is_complex:
+        return "complex"
+    return "bool" if dtype == torch.bool else "int"
+
+
+def value_for(value: Any, old: Tensor, path: Path, slot: str, leaf: str) -> Tensor:
+    """Convert a new value of a slot to the dtype and layout of the old value."""
+    if not isinstance(value, Tensor):
+        raise TypeError(
+            f"{'.'.join([*path, slot])}: the new value of leaf {leaf!r} must be a tensor, got {value!r}"
+        )
+    if value.shape != old.shape:
+        raise wrong_shape(path, slot, leaf, old.shape, value.shape)
+    if value.dtype != old.dtype:
+        value = value.to(old.dtype)
+    return placed_as(value, old)
+
+
+class WrongShapeError(ValueError):
+    """The shape of a slot's new value differs from the old shape."""
+
+
+def wrong_shape(
+    path: Path, slot: str, leaf: str, old: torch.Size, new: torch.Size
+) -> WrongShapeError:
+    return WrongShapeError(
+        f"{'.'.join([*path, slot])}: leaf {leaf!r} has a slot of shape {tuple(old)}, "
+        f"but its new value has shape {tuple(new)}; {OWN_STATE}"
+    )
+
+
+def numbered(slots: dict[str, Any]) -> dict[str, Any]:
+    """Replace each list with numbered slots: `{"x": [a, b]}` becomes `{"x_0": a, "x_1": b}`."""
+    flat: dict[str, Any] = {}
+    for slot, value in slots.items():
+        if isinstance(value, list):
+            for i, item in enumerate(value):
+                flat[f"{slot}_{i}"] = item
+        else:
+            flat[slot] = value
+    return flat
+
+
+def with_lists(slots: dict[str, Any]) -> dict[str, Any]:
+    """The reverse of `numbered`."""
+    if not any(_number_of(slot) for slot in slots):
+        return slots
+    whole: dict[str, Any] = {}
+    for slot in sorted(slots, key=_length_first):
+        if _number_of(slot):
+            whole.setdefault(slot.rpartition("_")[0], []).append(slots[slot])
+        else:
+            whole[slot] = slots[slot]
+    return whole
+
+
+def _number_of(slot: str) -> str:
+    """Return the digits after the last underscore, or an empty string."""
+    if not slot[-1].isdigit():
+        return ""
+    number = slot.rpartition("_")[2]
+    return number if number.isdigit() else ""
+
+
+def _length_first(slot: str) -> tuple[int, str]:
+    return len(slot), slot

@@ -1,0 +1,593 @@
+"""Storage of slots: the argument `state_dtype`, and the conversion of a stage's slots that it specifies."""
+
+from __future__ import annotations
+
+import fnmatch
+import math
+from collections.abc import Callable, Iterable, Mapping, Set
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradtx.base import torch_names as _torch
+from gradtx.base.dtensor import is_sharded, joined, local, placed_as
+from gradtx.base.errors import Path
+from gradtx.base.forward import Leaf, Run
+from gradtx.base.messages import close, describe
+from gradtx.distributed.layouts import splits_rows
+from gradtx.state.codes import CODES, KEY, Codec
+from gradtx.state.random import bits16, name_key
+from gradtx.state.slots import first_slots, value_for, widened, wrong_shape
+
+# In smaller leaves, codes save too little memory for the time that they cost.
+MIN_SIZE = 4096
+
+Choice = torch.dtype | Codec
+# Returns the slots that a rule creates for a tensor.
+Probe = Callable[[Tensor], Mapping[str, Tensor]]
+StateDtype = torch.dtype | str | Codec | Mapping[str, Any]
+
+
+class Storage:
+    """A checked `state_dtype`: a dtype or a code for each slot.
+
+    Args:
+        owner: The name of the factory, for errors.
+        given: A dtype, the name of a code, a `Codec`, or a dict slot pattern -> one of these.
+        min_size: The smallest number of entries of a leaf whose slots are coded.
+
+    Attributes:
+        given: The argument, unchanged.
+        min_size: The argument, unchanged.
+    """
+
+    def __init__(self, owner: str, given: Any, min_size: int = MIN_SIZE):
+        if isinstance(given, Mapping) and not given:
+            raise ValueError(
+                f"{owner}: state_dtype is empty; pass a dict slot -> dtype, such as {{'*': 'int8'}}"
+            )
+        if type(min_size) is not int or min_size < 0:
+            raise ValueError(
+                f"{owner}: min_size must be a non-negative int, got {describe(min_size)}"
+            )
+        self.given: Any = given
+        self.min_size = min_size
+        self._by_pattern: Mapping[Any, Any] = (
+            given if isinstance(given, Mapping) else {"*": given}
+        )
+        self._choices: dict[str, Choice] = {}
+        for pattern, value in self._by_pattern.items():
+            if not isinstance(pattern, str):
+                raise TypeError(
+                    f"{owner}: state_dtype has the key {pattern!r}, needs a slot pattern such as 'exp_avg'"
+                )
+            self._choices[pattern] = _choice_of(owner, value)
+        self._by_slot: dict[tuple[Path, str], tuple[str, Choice] | None] = {}
+        self._named_by_user = isinstance(given, Mapping)
+
+    def __eq__(self, other: Any) -> bool:
+        return isinstance(other, Storage) and (self._key(), self.min_size) == (
+            other._key(),
+            other.min_size,
+        )
+
+    def __hash__(self) -> int:
+        return hash(self.min_size)
+
+    def _key(self) -> list[tuple[str, Choice]]:
+        return list(self._choices.items())
+
+    def __repr__(self) -> str:
+        return describe(self.given)
+
+    @property
+    def has_codes(self) -> bool:
+        return any(isinstance(choice, Codec) for choice in self._choices.values())
+
+    @property
+    def draws(self) -> bool:
+        """Whether a code rounds at random."""
+        return any(
+            isinstance(choice, Codec) and choice.random
+            for choice in self._choices.values()
+        )
+
+    def compute_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        """Return the dtype that rules compute in, given the one that they would use without this storage."""
+        for choice in self._choices.values():
+            if isinstance(choice, torch.dtype):
+                dtype = torch.promote_types(dtype, choice)
+        return dtype
+
+    def rule_for(self, path: Path, slot: str) -> tuple[str, Choice] | None:
+        """Return the first pattern that matches a slot's name or path, and its dtype or code; None if none matches."""
+        key = (path, slot)
+        if key not in self._by_slot:
+            self._by_slot[key] = self._first_match(path, slot)
+        return self._by_slot[key]
+
+    def _first_match(self, path: Path, slot: str) -> tuple[str, Choice] | None:
+        dotted = ".".join([*path, slot])
+        for pattern, choice in self._choices.items():
+            if _name_matches(slot, pattern) or _name_matches(dotted, pattern):
+                return pattern, choice
+        return None
+
+    def matches(self, pattern: str, slots: Iterable[tuple[Path, str]]) -> bool:
+        for path, slot in slots:
+            if _name_matches(slot, pattern) or _name_matches(
+                ".".join([*path, slot]), pattern
+            ):
+                return True
+        return False
+
+    @property
+    def label(self) -> str:
+        """A label that is the same for equal storages in other processes."""
+        kinds = [
+            (pattern, getattr(choice, "name", str(choice)))
+            for pattern, choice in self._choices.items()
+        ]
+        return f"{kinds} from {self.min_size}"
+
+    def check_patterns(self, slots: set[tuple[Path, str]]) -> None:
+        """Raise an error for a pattern that matches no slot of its chain."""
+        if not self._named_by_user:
+            return
+        for pattern in self._choices:
+            if not self.matches(pattern, slots):
+                known = ", ".join(sorted({slot for _, slot in slots})) or "none"
+                raise ValueError(
+                    f"state_dtype: pattern {pattern!r} matches no slot of the chain; its slots: {known}"
+                )
+
+
+@_torch.assume_constant
+def _name_matches(name: str, pattern: str) -> bool:
+    return fnmatch.fnmatchcase(name, pattern)
+
+
+def check_patterns(seen: Mapping[Storage, set[tuple[Path, str]]]) -> None:
+    """Raise an error for a pattern of a `state_dtype` that matches none of the slots that it applies to."""
+    for storage, slots in seen.items():
+        storage.check_patterns(slots)
+
+
+def _choice_of(owner: str, value: Any) -> Choice:
+    """Check a value of `state_dtype` and return its dtype or code."""
+    if isinstance(value, Codec):
+        return value
+    if isinstance(value, str) and value in CODES:
+        return CODES[value]
+    if isinstance(value, torch.dtype) and value.is_floating_point:
+        return value
+    suggestion = close(value, CODES) if isinstance(value, str) else None
+    hint = "" if suggestion is None else f"did you mean {suggestion!r}? "
+    raise TypeError(
+        f"{owner}: state_dtype must be a floating-point torch.dtype, got {describe(value)}; {hint}"
+        f"or a code, {', '.join(map(repr, CODES))}, a Codec, or a dict slot pattern -> one of these"
+    )
+
+
+def is_named(pattern: str) -> bool:
+    """Whether a pattern has no wildcard, so that it names one slot of any shape."""
+    return not any(character in pattern for character in "*?[")
+
+
+class Store:
+    """Convert the slots of one stage: encode the values that a rule returns, decode and widen those that it reads.
+
+    Args:
+        path: The stage's path.
+        owner: The name of the rule, for errors.
+        storage: The `state_dtype` of the stage, if any.
+        nonnegative: The slots whose values are never negative.
+        run: The call of `init` or `update`.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        owner: str,
+        storage: Storage | None,
+        nonnegative: tuple[str, ...],
+        run: Run,
+    ):
+        self.path = path
+        self.storage = storage
+        self._owner = owner
+        self._nonnegative = nonnegative
+        self._codes = storage is not None and storage.has_codes
+        # Do not store `run` itself: a reference cycle would keep its tensors until the garbage collector runs.
+        self._seen_slots = run.seen_slots if run.initial else None
+        run.stores[path] = self
+
+    @property
+    def draws(self) -> bool:
+        return self.storage is not None and self.storage.draws
+
+    def compute_dtype(self, leaf: Leaf) -> torch.dtype:
+        """Return the dtype that the rule computes in."""
+        return (
+            leaf.compute_dtype
+            if self.storage is None
+            else self.storage.compute_dtype(leaf.compute_dtype)
+        )
+
+    def _codec(self, slot: str) -> Codec | None:
+        """Return the code that `state_dtype` specifies for a slot, or None."""
+        assert self.storage is not None
+        rule = self.storage.rule_for(self.path, slot)
+        if rule is None or not isinstance(rule[1], Codec):
+            return None
+        return rule[1].for_sign(
+            slot in self._nonnegative or _without_number(slot) in self._nonnegative
+        )
+
+    def codecs_of(self, stored: Mapping[str, Any], leaf: Leaf) -> Mapping[str, Codec]:
+        """Return the code of each coded slot of a leaf."""
+        if not self._codes:
+            return {}
+        if leaf.layout is not None:
+            return leaf.layout.codes.get(self.path, {})
+        codecs: dict[str, Codec] = {}
+        for slot, tensor in stored.items():
+            codec = self._codec(slot)
+            if codec is not None and self._is_coded(slot, codec, tensor, stored, leaf):
+                codecs[slot] = codec
+        return codecs
+
+    def _is_coded(
+        self,
+        slot: str,
+        codec: Codec,
+        tensor: Tensor,
+        stored: Mapping[str, Any],
+        leaf: Leaf,
+    ) -> bool:
+        """Whether a slot of a nested state is coded, judged by its auxiliary tensors or else by its shape and dtype."""
+        if codec.suffixes:
+            return all(f"{slot}.{suffix}" in stored for suffix in codec.suffixes)
+        if tensor.dtype in (leaf.param_dtype, torch.int64, torch.bool):
+            return False
+        if is_named(self._pattern(slot)):
+            return True
+        assert self.storage is not None
+        is_large = math.prod(leaf.shape) >= self.storage.min_size
+        return is_large and tensor.shape == codec.shapes(leaf.shape)[""]
+
+    # Initial slots.
+
+    def first(
+        self,
+        slots: dict[str, Any],
+        like: Tensor,
+        leaf: Leaf,
+        old: Mapping[str, Any] | None,
+        probe: Probe | None = None,
+    ) -> dict[str, Any]:
+        """Convert slots that `init` returned to their stored form.
+
+        Args:
+            slots: The slots.
+            like: The parameter in the dtype that rules compute in.
+            leaf: The leaf.
+            old: Existing slots, which determine the slots to code; None at init, where sizes determine them.
+            probe: Returns the slots of another parameter, to distinguish a square factor from a slot of leaf shape.
+        """
+        storage = self.storage
+        if storage is None:
+            return first_slots(slots, like, leaf.param_dtype, self._owner)
+        codecs = (
+            self._codecs_for(slots, like, leaf, probe)
+            if old is None
+            else self.codecs_of(old, leaf)
+        )
+        dtypes: dict[str, torch.dtype] = {}
+        for slot, value in slots.items():
+            dtypes[slot] = self._dtype(slot, value, like, leaf, slot in codecs)
+        kept = first_slots(slots, like, dtypes, self._owner)
+        if leaf.run.initial:
+            leaf.run.seen_slots.setdefault(storage, set()).update(
+                (self.path, slot) for slot in slots
+            )
+            leaf.codecs.update(
+                {(self.path, slot): codec for slot, codec in codecs.items()}
+            )
+        if not codecs:
+            return kept
+        stored: dict[str, Tensor] = {}
+        for slot, value in kept.items():
+            if slot in codecs:
+                stored.update(
+                    self._packed(slot, codecs[slot], value, old, leaf, initial=True)
+                )
+            else:
+                stored[slot] = value
+        return stored
+
+    def _dtype(
+        self, slot: str, value: Any, like: Tensor, leaf: Leaf, coded: bool
+    ) -> torch.dtype:
+        """Return the dtype to store a slot in; for a slot that is coded afterward, its current dtype."""
+        assert self.storage is not None
+        if coded and isinstance(value, Tensor):
+            return value.dtype
+        rule = self.storage.rule_for(self.path, slot)
+        if rule is None:
+            return leaf.param_dtype
+        pattern, choice = rule
+        if isinstance(choice, torch.dtype):
+            return choice
+        # Not coded, because sharding splits a block, or because codes would not determine the slot's shape.
+        if self._may_be_coded(slot, pattern, value, like, leaf):
+            return torch.promote_types(leaf.param_dtype, torch.float32)
+        return leaf.param_dtype
+
+    def _codecs_for(
+        self, slots: dict[str, Any], like: Tensor, leaf: Leaf, probe: Probe | None
+    ) -> dict[str, Codec]:
+        """Return the code of each slot to code."""
+        assert self.storage is not None
+        codecs: dict[str, Codec] = {}
+        for slot, value in slots.items():
+            codec = self._codec(slot)
+            if codec is None:
+                continue
+            pattern = self._pattern(slot)
+            if not self._may_be_coded(slot, pattern, value, like, leaf):
+                continue
+            if not splits_rows(like, codec.block) and codec.restores(
+                value.shape, like.shape
+            ):
+                codecs[slot] = codec
+        if codecs and probe is not None and like.ndim > 1:
+            for slot in self._factors(codecs, like, probe):
+                del codecs[slot]
+        return codecs
+
+    def _pattern(self, slot: str) -> str:
+        """Return the pattern of `state_dtype` that matches a slot."""
+        assert self.storage is not None
+        rule = self.storage.rule_for(self.path, slot)
+        assert rule is not None
+        return rule[0]
+
+    def _factors(
+        self, codecs: Mapping[str, Codec], like: Tensor, probe: Probe
+    ) -> list[str]:
+        """Return the slots that only happen to have the parameter's shape: a longer parameter yields other shapes."""
+        assert self.storage is not None
+        longer = _with_other_sizes(like)
+        try:
+            slots = probe(longer)
+        except (RuntimeError, ValueError):  # a rule that accepts only some shapes
+            return []
+        factors: list[str] = []
+        for slot in codecs:
+            pattern = self._pattern(slot)
+            if not is_named(pattern) and (
+                slot not in slots or slots[slot].shape != longer.shape
+            ):
+                factors.append(slot)
+        return factors
+
+    def _may_be_coded(
+        self, slot: str, pattern: str, value: Any, like: Tensor, leaf: Leaf
+    ) -> bool:
+        assert self.storage is not None
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            return False
+        if is_named(pattern):
+            return True
+        return (
+            value.ndim > 0
+            and value.shape == like.shape
+            and like.numel() >= self.storage.min_size
+        )
+
+    # Reading and writing.
+
+    def decode_slots(
+        self, stored: dict[str, Tensor], compute_dtype: torch.dtype, leaf: Leaf
+    ) -> dict[str, Tensor]:
+        """Return the slots as rules see them."""
+        codecs = self.codecs_of(stored, leaf)
+        if not codecs:
+            return {
+                slot: widened(value, compute_dtype) for slot, value in stored.items()
+            }
+        auxiliary = auxiliary_tensors(codecs)
+        values: dict[str, Tensor] = {}
+        for slot, value in stored.items():
+            if slot in codecs:
+                values[slot] = unpacked(slot, codecs[slot], stored, leaf.shape).to(
+                    compute_dtype
+                )
+            elif slot not in auxiliary:
+                values[slot] = widened(value, compute_dtype)
+        return values
+
+    def slots_of(self, stored: Mapping[str, Tensor], leaf: Leaf) -> Set[str]:
+        """Return the names of the slots that these tensors store."""
+        if not self._codes:
+            return stored.keys()
+        return stored.keys() - auxiliary_tensors(self.codecs_of(stored, leaf))
+
+    def shared_dtype(self, name: str) -> torch.dtype | None:
+        """Return the dtype of a shared value if a pattern without wildcards names it; record its name."""
+        storage = self.storage
+        if storage is None:
+            return None
+        if self._seen_slots is not None:
+            self._seen_slots.setdefault(storage, set()).add((self.path, name))
+        rule = storage.rule_for(self.path, name)
+        if rule is None or not is_named(rule[0]):
+            return None
+        if isinstance(rule[1], Codec):
+            raise ValueError(
+                f"{self._owner}: {name!r} is a shared scalar and cannot be coded; choose a floating-point dtype"
+            )
+        return rule[1]
+
+    def encode_slots(
+        self, values: Mapping[str, Any], old: dict[str, Tensor], leaf: Leaf
+    ) -> dict[str, Tensor]:
+        """Convert new values of the slots to the form in which the old ones are stored."""
+        codecs = self.codecs_of(old, leaf)
+        auxiliary = auxiliary_tensors(codecs)
+        stored: dict[str, Tensor] = {}
+        for slot, old_value in old.items():
+            if slot in codecs:
+                stored.update(self._packed(slot, codecs[slot], values[slot], old, leaf))
+            elif slot not in auxiliary:
+                stored[slot] = value_for(
+                    values[slot], old_value, self.path, slot, leaf.name
+                )
+        return stored
+
+    def _packed(
+        self,
+        slot: str,
+        codec: Codec,
+        value: Any,
+        old: Mapping[str, Tensor] | None,
+        leaf: Leaf,
+        initial: bool = False,
+    ) -> dict[str, Tensor]:
+        """Return the tensors that store a value, with the old random key if there is one.
+
+        The key depends on the leaf's name only, so a restart keeps it: a program that several leaves share cannot
+        contain a new one.
+
+        Args:
+            slot: The slot.
+            codec: Its code.
+            value: The value.
+            old: The tensors that store the old value, if any.
+            leaf: The leaf.
+            initial: Whether the value is the initial one, which replaces the old one at a restart.
+        """
+        if not isinstance(value, Tensor):
+            raise TypeError(
+                f"{'.'.join([*self.path, slot])}: the new value of leaf {leaf.name!r} must be a tensor, got {value!r}"
+            )
+        if old is not None and not initial:
+            shape = codec.shape_of(old[slot].shape, leaf.shape)
+            if value.shape != shape:
+                raise wrong_shape(
+                    self.path, slot, leaf.name, torch.Size(shape), value.shape
+                )
+            value = placed_as(value, old[slot])
+        self._check_no_derivative(slot, value)
+        noise, key = None, None
+        if codec.random:
+            key = None if old is None else old.get(f"{slot}.{KEY}")
+            if key is None:
+                key = self._first_key(slot, leaf, value)
+            step = (
+                torch.zeros((), dtype=torch.int64, device=value.device)
+                if initial
+                else leaf.clock_reading().step
+            )
+            noise = bits16(local(key), step, leaf.places(value))
+        tensors = packed(slot, codec, value, noise)
+        if key is not None:
+            tensors[f"{slot}.{KEY}"] = key
+        return tensors
+
+    def _first_key(self, slot: str, leaf: Leaf, like: Tensor) -> Tensor:
+        name, stream = [*self.path, slot], leaf.stream_name
+        if isinstance(stream, Tensor):  # a block: its place tells it from others
+            return stream.to(local(like).device) ^ name_key(".".join(name))
+        key = name_key(".".join([*name, stream]))
+        return torch.full((), key, device=local(like).device)
+
+    def _check_no_derivative(self, slot: str, value: Tensor) -> None:
+        if _torch.has_derivative(value):
+            raise ValueError(
+                f"{'.'.join([*self.path, slot])}: cannot differentiate through the code of this slot; keep it in "
+                f"floating point, state_dtype={{{slot!r}: torch.float32, ...}}, or detach the input"
+            )
+
+    def value_of(self, slot: str, stored: Mapping[str, Tensor], leaf: Leaf) -> Tensor:
+        """Return the value of one slot in its stored dtype, or in float32 if it is coded."""
+        codec = self.codecs_of(stored, leaf).get(slot)
+        return (
+            stored[slot] if codec is None else unpacked(slot, codec, stored, leaf.shape)
+        )
+
+    def template(self, slot: str, stored: Mapping[str, Tensor]) -> Tensor:
+        """Return an uninitialized float32 tensor with the shape of a coded slot."""
+        codec = self._codec(slot)
+        codes = stored[slot]
+        if codec is not None and codec.packs > 1:
+            raise ValueError(
+                f"{self._owner}: the shape of a leaf without a gradient cannot be derived from the packed codes of "
+                f"{slot!r}: call update(updates, state, params)"
+            )
+        return torch.empty(codes.shape, device=codes.device)
+
+    def changed(
+        self, slot: str, value: Tensor, stored: dict[str, Tensor], leaf: Leaf
+    ) -> dict[str, Tensor]:
+        """Return the stored tensors of a leaf with a new value for one slot."""
+        codec = self.codecs_of(stored, leaf).get(slot)
+        if codec is None:
+            return {**stored, slot: value.to(stored[slot].dtype)}
+        return {**stored, **self._packed(slot, codec, value, stored, leaf)}
+
+
+def packed(
+    slot: str, codec: Codec, value: Tensor, noise: Tensor | None = None
+) -> dict[str, Tensor]:
+    """Encode the value of a slot: return its tensors by name, with the placements of the value."""
+    tensors: dict[str, Tensor] = {}
+    shapes = codec.shapes(value.shape)
+    for suffix, tensor in codec.pack(local(value), noise).items():
+        name = f"{slot}.{suffix}" if suffix else slot
+        tensors[name] = joined(tensor, value, shapes[suffix])
+    return tensors
+
+
+def unpacked(
+    slot: str, codec: Codec, stored: Mapping[str, Tensor], shape: torch.Size
+) -> Tensor:
+    """Decode the tensors of a slot, for a leaf with the given shape."""
+    codes = stored[slot]
+    whole = codec.shape_of(codes.shape, shape)
+    part = whole
+    if is_sharded(codes) and codec.packs > 1:
+        part = (*local(codes).shape[:-1], whole[-1])
+    elif is_sharded(codes):
+        part = local(codes).shape
+    tensors = {"": local(codes)}
+    for suffix in codec.suffixes:
+        tensors[suffix] = local(stored[f"{slot}.{suffix}"])
+    return joined(codec.unpack(tensors, part), codes, whole)
+
+
+def _with_other_sizes(like: Tensor) -> Tensor:
+    """Return a meta tensor whose sizes are slightly larger and all different."""
+    sizes: list[int] = []
+    for size in like.shape:
+        size += 1
+        while size in sizes:
+            size += 1
+        sizes.append(size)
+    return torch.empty(sizes, dtype=like.dtype, device="meta")
+
+
+def auxiliary_tensors(codecs: Mapping[str, Codec]) -> set[str]:
+    """Return the names of the auxiliary tensors of coded slots, such as scales, without the codes."""
+    names: set[str] = set()
+    for slot, codec in codecs.items():
+        names.update(f"{slot}.{suffix}" for suffix in codec.suffixes)
+    return names
+
+
+def _without_number(slot: str) -> str:
+    """Return the list name of a numbered slot, or the slot's own name."""
+    name, _, number = slot.rpartition("_")
+    return name if number.isdigit() else slot

@@ -1,0 +1,493 @@
+"""`Space`, the body of combinators whose inner transformation sees every leaf in other coordinates.
+
+A `Frame` does not change the form of a leaf. A space rotates or projects it: the update, gradient and parameter on
+entry, the update on exit, and the inner slots between their stored form and the form that rules see.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradtx.base.dtensor import full_tensor, is_sharded
+from gradtx.base.errors import Path
+from gradtx.execution.context import Clock
+from gradtx.execution.execute import Block, Leaf
+from gradtx.execution.rule import Call, Rule, RuleOperation, StageState
+from gradtx.execution.runs import Scope, as_flag, selected
+from gradtx.rules import Combinator
+from gradtx.transform import GradientTransformation
+
+
+class View:
+    """The inner transformation's view of one leaf in one call.
+
+    Attributes:
+        takes_part: Whether the inner transformation takes part in this call; a tensor if the host does not know.
+        renews: Whether `renewed` changes inner slots after the inner transformation.
+        restarts: Whether inner slots start again from their initial values; a tensor if the host does not know.
+        inside: The update that the inner transformation receives.
+    """
+
+    takes_part: bool | Tensor = True
+    renews = False
+    restarts: bool | Tensor = False
+    inside: Tensor | None = None
+
+    def enter(self, update: Tensor) -> Tensor:
+        """Return the update that the inner transformation receives."""
+        self.inside = self.inward(update)
+        return self.inside
+
+    def average(self, value: Tensor, decay: Any) -> Tensor | None:
+        """Return a stored average of updates that includes this one, if this is cheaper than `write`; else None."""
+        return None
+
+    def inward(self, x: Tensor) -> Tensor:
+        """Convert a vector of the leaf's space to the inner coordinates."""
+        raise NotImplementedError
+
+    def read(self, kind: str, value: Tensor) -> Tensor:
+        """Convert an inner slot from its stored form to the form that rules see."""
+        return value
+
+    def write(self, kind: str, value: Tensor) -> Tensor:
+        """The reverse of `read`."""
+        return value
+
+    def renewed(self, kind: str, value: Tensor) -> Tensor:
+        """Return a stored inner slot adapted to a change of the space."""
+        return value
+
+    def leave(self, update: Tensor) -> tuple[Tensor, dict[str, Any]]:
+        """Return the inner update converted back to the leaf's space, and the new slots of the combinator."""
+        raise NotImplementedError
+
+
+@dataclasses.dataclass(frozen=True)
+class Space(Combinator):
+    """The body of a combinator that changes coordinates.
+
+    Attributes:
+        inner: The inner transformation.
+        init: `param -> slots`, the initial slots of the combinator.
+        view: `(update, state, param, ctx) -> View`, pure.
+        inside: Function that converts a parameter to the inner coordinates before the first step.
+        stored: `(value, like) -> value`: the stored form of an initial inner slot, for a leaf shaped like `like`.
+        delayed: Whether the inner clock lags one step behind.
+        needs_kinds: Whether inner slots need a kind.
+        seed: The seed if the view draws random numbers, else None.
+        changes: `shape -> bool`: whether the inner coordinates of a leaf differ from its own.
+        hidden: Whether `inner` is an implementation detail without a place among the chain's links.
+        reads_grad: Whether the view or inner links may read `ctx.grad`.
+    """
+
+    inner: GradientTransformation
+    init: Callable[..., dict[str, Any]]
+    view: Callable[..., View]
+    inside: Callable[[Tensor], Tensor]
+    stored: Callable[[Tensor, Tensor], Tensor] = lambda value, like: value
+    delayed: bool = False
+    needs_kinds: bool = True
+    seed: int | None = None
+    changes: Callable[[torch.Size], bool] = lambda shape: True
+    hidden: bool = False
+    reads_grad: bool = True
+
+    def expand(self, scope: Scope, name: str) -> list[Any]:
+        path = scope.claim(name)
+        run = SpaceRun(self, scope, path, name)
+        inside = scope.inside(path, 0)
+        inside.space = run
+        inside.lag += self.delayed
+        if self.hidden:
+            inside.place = None
+        enter = EnterSpace(run, scope)
+        inner = self.inner._expand(inside)
+        run.by_leaf = all(map(can_run_at_owner, inner))
+        enter.inner = Block(inner, [])
+        leave = LeaveSpace(run, scope, enter)
+        operations = [enter, *inner, leave]
+        if run.by_leaf and self._can_run_at_owner(inner):
+            run_at_owner(operations, run.owner_reads())
+        return operations
+
+    def rejects(self) -> tuple[str, ...]:
+        return ("rounds", "averages", "takes None")
+
+    def _can_run_at_owner(self, inner: list[Any]) -> bool:
+        """Whether the space may run on a single rank, with inner operations of which each may."""
+        return (
+            self.seed is None
+            and not reads_by_leaf(self.inner)
+            and not any(map(_is_space, inner))
+        )
+
+
+class SpaceRun:
+    """A space in one call."""
+
+    def __init__(self, space: Space, scope: Scope, path: Path, name: str):
+        self.space = space
+        self.path = path
+        self.name = name
+        self.run = scope.run
+        self.outer: SpaceRun | None = scope.space
+        self.reads_params = any(
+            "params" in link._needs for link in space.inner._links()
+        )
+        # Whether inner operations have no sums over leaves and no shared values.
+        self.by_leaf = False
+        # Whether each leaf took part; a chain is expanded for each group of an optimizer, but has one state.
+        self.parts: list[bool | Tensor] = self.run.parts_of_spaces.setdefault(path, [])
+        self._restarts = scope.restarts
+        self._clocks: dict[Clock, Clock] = {}
+        if space.delayed and not self.run.initial:
+            self.run.commits.append(self._commit)
+
+    def owner_reads(self) -> tuple[str, ...]:
+        """Return the inputs that the owner of a leaf reads in addition to the update."""
+        reads: list[str] = []
+        if self.reads_params:
+            reads.append("param")
+        if self.space.reads_grad:
+            reads.append("grad")
+        return tuple(reads)
+
+    def has_program(self, leaf: Leaf) -> bool:
+        """Whether programs may run the space for a leaf: they compute no bases, and take no part in `_commit`."""
+        shape = leaf.shape
+        return self.has_list_programs(shape) and not self.space.changes(shape)
+
+    def has_list_programs(self, shape: torch.Size) -> bool:
+        """Whether programs over lists may run the space for leaves of a shape, if the host knows what is due."""
+        return self.by_leaf and self.space.seed is None
+
+    def stand_in(self, leaf: Leaf, like: Tensor) -> Tensor:
+        """Return a tensor in the inner coordinates before the first step, for a leaf like this one."""
+        return self.space.inside(full_tensor(self._like(leaf, like)))
+
+    def _like(self, leaf: Leaf, like: Tensor) -> Tensor:
+        return like if self.outer is None else self.outer.stand_in(leaf, like)
+
+    def first(self, rule: Rule, slot: str, value: Any, leaf: Leaf, like: Tensor) -> Any:
+        """Convert a slot that an inner `init` returned to its stored form."""
+        self.kind(rule, slot, value, self.stand_in(leaf, like))
+        if isinstance(value, Tensor):
+            value = self.space.stored(value, self._like(leaf, like))
+        return (
+            value
+            if self.outer is None
+            else self.outer.first(rule, slot, value, leaf, like)
+        )
+
+    def read(self, rule: Rule, slot: str, value: Tensor, leaf: Leaf) -> Tensor:
+        """Return an inner slot as the rule sees it."""
+        if self.outer is not None:
+            value = self.outer.read(rule, slot, value, leaf)
+        view: View = leaf.saved[self]
+        value = full_tensor(value)
+        if slot in rule.averages and leaf.update is view.inside:
+            self._keep_average(
+                rule, slot, view.average(value, rule.averages[slot]), leaf
+            )
+        return view.read(self.known_kind(rule, slot), value)
+
+    def _keep_average(
+        self, rule: Rule, slot: str, average: Tensor | None, leaf: Leaf
+    ) -> None:
+        """Keep the new value of a slot for `write`."""
+        if average is not None:
+            leaf.saved[self, id(rule), slot] = average
+
+    def write(self, rule: Rule, slot: str, value: Tensor, leaf: Leaf) -> Tensor:
+        """The reverse of `read`."""
+        view: View = leaf.saved[self]
+        average = leaf.saved.pop((self, id(rule), slot), None)
+        value = (
+            view.write(self.known_kind(rule, slot), value)
+            if average is None
+            else average
+        )
+        return (
+            value if self.outer is None else self.outer.write(rule, slot, value, leaf)
+        )
+
+    def kind(self, rule: Rule, slot: str, value: Any, like: Tensor) -> str:
+        """Return the kind of a slot; raise an error if it needs one and has none."""
+        known = self.known_kind(rule, slot)
+        if known or not self.space.needs_kinds:
+            return known
+        if isinstance(value, Tensor) and value.ndim == 0 and like.ndim > 0:
+            return "scalar"
+        raise TypeError(
+            f"{self.name}: the inner link {rule.name!r} has the slot {slot!r} of unknown kind; declare it in the "
+            f"link's decorator, kinds={{{slot!r}: 'linear'}}, or 'square' or 'scalar', or move the link outside"
+        )
+
+    def known_kind(self, rule: Rule, slot: str) -> str:
+        """Return the declared kind of a slot, or the kind implied by its name; "" for none."""
+        name, _, number = slot.rpartition("_")
+        if not number.isdigit():  # not an entry of a list
+            name = slot
+        return rule.kinds.get(name) or KIND_OF_SLOT.get(name, "")
+
+    def clock(self, outside: Clock) -> Clock:
+        """Return the clock of the inner transformation."""
+        if not self.space.delayed:
+            return outside
+        if outside not in self._clocks:
+            # The inner transformation never takes part in the first step.
+            step = (outside.step - 1).clamp(min=1)
+            host = None if outside.host is None else max(outside.host - 1, 1)
+            self._clocks[outside] = Clock(step, host, outside.leads)
+        return self._clocks[outside]
+
+    def contains(self, path: Path) -> bool:
+        """Whether a path belongs to the inner transformation."""
+        depth = len(self.path)
+        return len(path) > depth and path[:depth] == self.path
+
+    def _commit(self) -> None:
+        """Keep the old shared values of the inner transformation if no leaf took part."""
+        new_shared = self.run.new_shared
+        inside = [path for path in new_shared if self.contains(path)]
+        if not inside:
+            return
+        takes_part = self._any_takes_part()
+        for path in inside:
+            old = self.run.kept_shared(path, self._restarts)
+            if old:
+                new_shared[path] = selected(takes_part, new_shared[path], old)
+
+    def _any_takes_part(self) -> Tensor:
+        """Whether any leaf took part."""
+        if not self.parts:
+            return torch.tensor(False)
+        like = torch.empty((), device=self.run.device)
+        return torch.stack([as_flag(part, like) for part in self.parts]).any()
+
+
+def can_run_at_owner(operation: Any) -> bool:
+    """Whether an operation may run on a single rank: it has no sums over leaves, no shared values, no randomness."""
+    if (
+        not isinstance(operation, RuleOperation)
+        or operation.waits
+        or operation.sums_late
+    ):
+        return False
+    rule = operation.rule
+    return not (
+        rule.shared or rule.seed is not None or inspect.isgeneratorfunction(rule.update)
+    )
+
+
+def run_at_owner(operations: list[Any], reads: tuple[str, ...]) -> None:
+    """Let the owner of a sharded leaf run all these operations; `reads` as `Operation.owner_reads`.
+
+    The owner runs them as written, so programs for other leaves do not fuse them: both must round alike.
+    """
+    for operation in operations:
+        operation.at_owner = True
+        operation.whole_until = None
+    operations[0].whole_until = operations[-1]
+    operations[0].owner_reads = reads
+
+
+def _is_space(operation: Any) -> bool:
+    return isinstance(operation, EnterSpace | LeaveSpace)
+
+
+def reads_by_leaf(tx: GradientTransformation) -> bool:
+    """Whether any link reads an extra with a separate value for each leaf."""
+    for link in tx._links():
+        if "hessian_diag" in link._needs:
+            return True
+        if any(kind.startswith("leaf") for kind in link._extras.values()):
+            return True
+    return False
+
+
+# Kinds of common slot names, for links that do not declare kinds.
+KIND_OF_SLOT = {
+    "exp_avg": "linear",
+    "exp_avg_diff": "linear",
+    "grad_avg": "linear",
+    "grad_ema": "linear",
+    "momentum_buffer": "linear",
+    "previous_grad": "linear",
+    "exp_avg_sq": "square",
+    "max_exp_avg_sq": "square",
+    "square_avg": "square",
+    "sum": "square",
+}
+
+
+class LazyInnerTensor:
+    """A tensor in the inner coordinates, computed on first use."""
+
+    def __init__(self, view: View, tensor: Tensor):
+        self._view = view
+        self._tensor = tensor
+        self._inside: Tensor | None = None
+
+    def to(self, dtype: torch.dtype) -> Tensor:
+        if self._inside is None:
+            self._inside = self._view.inward(full_tensor(self._tensor).to(dtype))
+        return self._inside.to(dtype)
+
+    def __neg__(self) -> LazyInnerTensor:
+        return LazyInnerTensor(self._view, -self._tensor)
+
+
+@dataclasses.dataclass
+class OuterValues:
+    """The values of a leaf before it entered a space."""
+
+    call: Call
+    update: Tensor
+    grad: Any
+    param: Any
+    clock: Clock
+    active: Tensor | None
+    restarts: bool | Tensor
+
+
+class EnterSpace(RuleOperation):
+    """Convert a leaf to the inner coordinates, before the inner transformation."""
+
+    def __init__(self, run: SpaceRun, scope: Scope):
+        space = run.space
+        rule = Rule(
+            run.name,
+            space.view,
+            space.init,
+            compiles=False,
+            lists=run.has_list_programs,
+            seed=space.seed,
+        )
+        super().__init__(rule, StageState(run.path, scope, rule), scope.run)
+        self.space_run = run
+        self.inner = Block([], [])
+
+    def has_program(self, leaf: Leaf) -> bool:
+        return self.space_run.has_program(leaf)
+
+    def compute_dtype(self, leaf: Leaf) -> torch.dtype:
+        """Return the widest dtype that any inner link computes in, since the view converts all their values."""
+        dtype = super().compute_dtype(leaf)
+        for operation in self.inner.walk():
+            dtype = torch.promote_types(dtype, operation.compute_dtype(leaf))
+        return dtype
+
+    def start(self, leaf: Leaf) -> None:
+        with self._isolate_for_owners(leaf):
+            self._enter(leaf)
+
+    def _enter(self, leaf: Leaf) -> None:
+        compute_dtype = self.compute_dtype(leaf)
+        if leaf.update.dtype != compute_dtype:
+            as_given = leaf.update
+            leaf.update = as_given.to(compute_dtype)
+            leaf.grad = leaf.update if leaf.grad is as_given else leaf.grad
+        call = self._call(leaf)
+        whole = call.with_full_tensors() if is_sharded(call.update) else call
+        view: View = self._guarded(whole)
+        leaf.saved[self] = OuterValues(
+            call,
+            leaf.update,
+            leaf.grad,
+            leaf.param,
+            leaf.clock,
+            leaf.active,
+            leaf.restarts,
+        )
+        leaf.saved[self.space_run] = view
+        update = view.enter(whole.update)
+        leaf.grad = (
+            update if leaf.grad is leaf.update else LazyInnerTensor(view, leaf.grad)
+        )
+        leaf.update = update
+        reads_param = self.space_run.reads_params and leaf.param is not None
+        leaf.param = view.inward(whole.param) if reads_param else None
+        leaf.clock = self.space_run.clock(leaf.clock)
+        if view.restarts is not False:
+            leaf.restarts = view.restarts | leaf.restarts
+        self._set_active(leaf, view)
+
+    def _set_active(self, leaf: Leaf, view: View) -> None:
+        self.space_run.parts.append(view.takes_part)
+        if view.takes_part is True:
+            return
+        part = torch.as_tensor(view.takes_part, device=leaf.device)
+        leaf.active = part if leaf.active is None else part & leaf.active
+
+
+class LeaveSpace(RuleOperation):
+    """Convert a leaf back from the inner coordinates, after the inner transformation."""
+
+    def __init__(self, run: SpaceRun, scope: Scope, enter: EnterSpace):
+        super().__init__(enter.rule, enter.stage, scope.run)
+        self.path = (*run.path, "")
+        self._run = run
+        self._enter = enter
+
+    def has_program(self, leaf: Leaf) -> bool:
+        return self._run.has_program(leaf)
+
+    def init(self, leaf: Leaf) -> None:
+        """Do nothing: `EnterSpace` initializes the slots."""
+
+    def start(self, leaf: Leaf) -> None:
+        with self._isolate_for_owners(leaf):
+            self._leave(leaf)
+
+    def _leave(self, leaf: Leaf) -> None:
+        outside: OuterValues = leaf.saved.pop(self._enter)
+        view: View = leaf.saved[self._run]
+        update, state = view.leave(leaf.update)
+        leaf.grad = outside.grad
+        leaf.param = outside.param
+        leaf.clock = outside.clock
+        leaf.restarts = outside.restarts
+        if view.takes_part is not True:
+            part = torch.as_tensor(view.takes_part, device=leaf.device)
+            update = torch.where(part, update, torch.zeros_like(update))
+            leaf.active = outside.active
+        leaf.update = outside.update
+        self._set_update(outside.call, update)
+        self.stage.write(leaf, state, outside.call.old)
+        if view.renews:
+            self._renew(leaf, view)
+        del leaf.saved[self._run]
+
+    def _renew(self, leaf: Leaf, view: View) -> None:
+        """Adapt the inner slots to the change of the space."""
+        of_space = self._enter.compute_dtype(leaf)
+        for operation in leaf.program:
+            path = operation.path
+            if not (
+                isinstance(operation, RuleOperation)
+                and self._run.contains(path)
+                and path in leaf.new
+            ):
+                continue
+            store = operation.stage.store
+            old = leaf.new[path]
+            compute_dtype = torch.promote_types(
+                operation.stage.compute_dtype(leaf), of_space
+            )
+            slots: dict[str, Tensor] = {}
+            for slot, value in store.decode_slots(old, compute_dtype, leaf).items():
+                kind = self._run.known_kind(operation.rule, slot)
+                slots[slot] = view.renewed(kind, full_tensor(value))
+            new = store.encode_slots(slots, old, leaf)
+            leaf.new[path] = leaf.unless_skipped(new, old)
+
+    def evaluate(self, leaf: Leaf) -> Any:
+        """Return None: a space has no weights for evaluation."""

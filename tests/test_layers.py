@@ -1,0 +1,56 @@
+"""No room of the package imports from above, and no module imports in a circle; imports for types count too."""
+
+import ast
+import graphlib
+from pathlib import Path
+
+PACKAGE = Path(__file__).parent.parent / "gradtx"
+# Lowest first. A module belongs to the longest name that it starts with.
+LAYERS = (
+    ("base",),
+    ("distributed",),
+    ("state", "arguments"),
+    ("execution",),
+    ("programs", "distributed.owners"),
+    ("transform", "rules"),
+    ("transforms", "combinators", "schedules"),
+    ("optimizers",),
+    ("optim",),
+    ("functional", "checkpoint", "hessian", "models", "registry", "memory", "multitask"),
+    ("",),
+)
+HEIGHT = {room: height for height, rooms in enumerate(LAYERS) for room in rooms}
+
+
+def name_of(path):
+    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix("__init__").rstrip(".")
+
+
+MODULES = {name_of(path): path for path in PACKAGE.rglob("*.py")}
+
+
+def imports_of(name):
+    for node in ast.walk(ast.parse(MODULES[name].read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "gradtx":
+            source = node.module.partition(".")[2]
+            for imported in node.names:
+                inner = f"{source}.{imported.name}".strip(".")
+                yield inner if inner in MODULES else source
+
+
+def height_of(name):
+    rooms = [room for room in HEIGHT if f"{name}.".startswith(f"{room}.") or not room]
+    return HEIGHT[max(rooms, key=len)]
+
+
+def test_no_module_imports_from_a_room_above():
+    upward = [(name, other) for name in MODULES for other in imports_of(name) if height_of(other) > height_of(name)]
+    assert upward == []
+
+
+def test_no_modules_import_in_a_circle():
+    graphlib.TopologicalSorter({name: set(imports_of(name)) for name in MODULES}).prepare()
+
+
+def test_the_root_has_at_most_twelve_modules():
+    assert len(list(PACKAGE.glob("*.py"))) <= 12
