@@ -5,7 +5,6 @@ loop written from a paper (`Loop`, `WeightsLoop`), or a published optimizer (`Pu
 on the problem and compares every update of every leaf.
 """
 
-import functools
 import inspect
 import math
 import re
@@ -179,17 +178,6 @@ class Published:
 
     def advance(self) -> None:
         self.optimizer.step()
-
-
-def without_inner_eps(monkeypatch: Any) -> None:
-    """Take away the 1e-15 that optimizers of pytorch_optimizer add to the mean square, apart from eps.
-
-    Only where they run leaf by leaf (`foreach=False`): their lists of tensors are divided by numbers in float32.
-    """
-    from pytorch_optimizer.base.optimizer import BaseOptimizer
-
-    plain = functools.partial(BaseOptimizer.apply_ams_bound, exp_avg_sq_eps=0.0)
-    monkeypatch.setattr(BaseOptimizer, "apply_ams_bound", staticmethod(plain))
 
 
 def negated(step: Any) -> Any:

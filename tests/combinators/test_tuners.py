@@ -4,13 +4,11 @@ import math
 
 import mpmath
 import pytest
-import pytorch_optimizer
 import torch
 
 import gradtx
 from gradtx.combinators.tuners import ERFI_OF_ROOT_HALF, erfi
 from tests.references import (
-    Published,
     Transformed,
     WholeLoop,
     difference_along,
@@ -100,17 +98,6 @@ def test_erfi_at_the_root_of_a_half_and_its_derivative():
     assert pytest.approx(erfi(x).item(), rel=1e-15) == ERFI_OF_ROOT_HALF
     slope = torch.func.grad(erfi)(x).item()
     assert slope == pytest.approx(2 / math.sqrt(math.pi) * math.exp(0.5), rel=1e-13)
-
-
-def test_trac_is_pytorch_optimizers_to_the_precision_of_its_error_function():
-    options = {"s_prev": 0.1, "betas": (0.9, 0.99)}
-    theirs = Published(lambda params: pytorch_optimizer.TRAC(torch.optim.SGD(params, lr=0.5), **options))
-    torch.set_default_dtype(torch.float64)  # or theirs multiplies tensors of two dtypes
-    try:
-        own = gradtx.trac(gradtx.sgd(lr=0.5), **options)
-        assert difference_along(own, theirs, without=("scalar",)) < 1e-5  # theirs takes no 0-d parameter
-    finally:
-        torch.set_default_dtype(torch.float32)
 
 
 @pytest.mark.parametrize("make", [gradtx.mechanize, gradtx.trac], ids=named)

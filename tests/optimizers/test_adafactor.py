@@ -1,7 +1,6 @@
 import math
 
 import pytest
-import pytorch_optimizer
 import torch
 import transformers
 
@@ -121,17 +120,6 @@ def test_adafactor_torch_is_torch_optim_adafactor(options):
 def test_adafactor_is_the_one_of_transformers(options):
     published = Published(transformers.Adafactor, **options)
     assert difference_of_weights(gradtx.adafactor(**options), published) < PUBLISHED
-
-
-@pytest.mark.filterwarnings("ignore")  # the package's own
-@pytest.mark.parametrize("beta1", [None, 0.8])
-def test_adafactor_is_the_one_of_pytorch_optimizer(beta1):
-    options = {"decay_rate": -0.5, "clip_threshold": 0.7, "weight_decay": 0.1}
-    # Its cap on the second decay must be out of the way, and its momentum kept in float64.
-    published = Published(
-        pytorch_optimizer.AdaFactor, lr=None, betas=(beta1, 1 - 1e-15), momentum_dtype=torch.float64, **options
-    )
-    assert difference_of_weights(gradtx.adafactor(beta1=beta1, **options), published) < PUBLISHED
 
 
 @pytest.mark.parametrize("name", ["row_var", "col_var", "variance", "step"])

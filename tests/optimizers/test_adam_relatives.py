@@ -1,9 +1,7 @@
 import math
 
 import pytest
-import pytorch_optimizer
 import torch
-import torch_optimizer
 from adabelief_pytorch import AdaBelief
 
 import gradtx
@@ -194,60 +192,7 @@ def test_radam_has_the_weights_of_torch(options):
     assert difference_of_weights(negated(gradtx.radam(**uphill)), negated(published)) < PUBLISHED
 
 
-FROM_ZERO = {"initial_accumulator": 0.0}
 # Our options, and those of theirs that have other names.
-PUBLIC = [
-    (gradtx.radam, DECOUPLED, pytorch_optimizer.RAdam, {"weight_decouple": True, "degenerated_to_sgd": True}),
-    (
-        gradtx.radam,
-        {**DECOUPLED, "rho_threshold": 4.0, "degenerated_to_sgd": False},
-        pytorch_optimizer.RAdam,
-        {"weight_decouple": True, "n_sma_threshold": 4, "degenerated_to_sgd": False},
-    ),
-    (
-        gradtx.adamd,
-        COUPLED,
-        pytorch_optimizer.AdaMod,
-        {"betas": (0.8, 0.95, 0.0), "weight_decouple": False, "adam_debias": True},
-    ),
-    (
-        gradtx.adamd,
-        DECOUPLED,
-        pytorch_optimizer.AdaMod,
-        {"betas": (0.8, 0.95, 0.0), "weight_decouple": True, "adam_debias": True},
-    ),
-    (gradtx.diffgrad, COUPLED, torch_optimizer.DiffGrad, {}),
-    # Only without eps, which they add after the correction, and without the start of 1e-6 that they give m as well.
-    (gradtx.yogi, {**COUPLED, "eps": 0.0, "initial_accumulator_value": 0.0}, torch_optimizer.Yogi, FROM_ZERO),
-    (
-        gradtx.yogi,
-        {**COUPLED, "eps": 0.0, "initial_accumulator_value": 0.0},
-        pytorch_optimizer.Yogi,
-        {**FROM_ZERO, "weight_decouple": False},
-    ),
-    (gradtx.padam, {**COUPLED, "amsgrad": False}, pytorch_optimizer.PAdam, {"foreach": False}),
-    (
-        gradtx.padam,
-        {**DECOUPLED, "amsgrad": False, "partial": 0.4},
-        pytorch_optimizer.PAdam,
-        {"weight_decouple": True, "partial": 0.4, "foreach": False},
-    ),
-    (gradtx.adams, {"weight_decay": 0.3, "eps": 0.0}, pytorch_optimizer.AdamS, {}),  # which has an eps in the decay too
-    (gradtx.adams, {"weight_decay": 0.3, "eps": 0.0, "amsgrad": True}, pytorch_optimizer.AdamS, {"ams_bound": True}),
-]
-
-
-@pytest.mark.parametrize(("alias", "own", "optimizer", "their"), PUBLIC, ids=named)
-def test_the_weights_are_those_of_public_code(alias, own, optimizer, their):
-    theirs = {**SOME, "weight_decay": own["weight_decay"], "eps": own.get("eps", SOME["eps"])}
-    published = Published(optimizer, **{**theirs, **their})
-    assert difference_of_weights(alias(**{**SOME, **own}), published) < PUBLISHED
-
-
-def test_diffgrad_has_the_weights_of_pytorch_optimizer():
-    published = Published(pytorch_optimizer.DiffGrad, **SOME, weight_decay=0.3, weight_decouple=False)
-    # its friction is computed in another form, with a constant of its own: 2e-12 of the weights
-    assert difference_of_weights(gradtx.diffgrad(**SOME, **COUPLED), published) < 1e-11
 
 
 @pytest.mark.parametrize(

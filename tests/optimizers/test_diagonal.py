@@ -3,19 +3,15 @@
 import math
 
 import pytest
-import pytorch_optimizer
 import torch
 
 import gradtx
 from tests.references import (
     BETA,
     DECAY,
-    PUBLISHED,
     RATE,
     TOLERANCE,
-    Published,
     WeightsLoop,
-    difference,
     difference_along,
     first_update,
     named,
@@ -133,32 +129,6 @@ def test_the_weights_of_fadam_follow_the_loop(options):
 
 
 # Against published code.
-
-
-@pytest.mark.parametrize(
-    "options", [{"lr": 0.02}, {"lr": 0.02, "delta": 0.3, "eps": 0.01, "weight_decay": 0.2}], ids=str
-)
-def test_kate_is_pytorch_optimizers(options):
-    assert difference(gradtx.kate(**options), Published(pytorch_optimizer.Kate, **options)) < PUBLISHED
-
-
-@pytest.mark.parametrize("mode", ["g", "m"])
-@pytest.mark.parametrize("beta2", [None, 0.95])
-def test_bcos_is_pytorch_optimizers_with_averaged_squares(mode, beta2):
-    options = {"lr": 0.02, "beta": 0.8, "mode": mode, "beta2": beta2, "weight_decay": 0.2}
-    assert difference_along(gradtx.bcos(**options), Published(pytorch_optimizer.BCOS, **options)) < PUBLISHED
-
-
-def test_bcos_with_the_conditional_square_differs_from_pytorch_optimizers_which_has_lost_the_old_momentum():
-    options = {"lr": 0.02, "beta": 0.8, "weight_decay": 0.2}
-    assert difference_along(gradtx.bcos(**options), Published(pytorch_optimizer.BCOS, **options)) > 1e-3
-
-
-@pytest.mark.parametrize("options", [{}, {"lr": 0.02, "betas": (0.8, 0.95), "clip": 0.6, "weight_decay": 0.3}], ids=str)
-def test_fadam_is_pytorch_optimizers(options):
-    double = {"momentum_dtype": torch.float64, "fim_dtype": torch.float64}
-    theirs = Published(pytorch_optimizer.FAdam, **options, **double)
-    assert difference_along(gradtx.fadam(**options), theirs) < PUBLISHED
 
 
 # Edges.

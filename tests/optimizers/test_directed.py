@@ -1,17 +1,14 @@
 """FOCUS, TAM, AdaTAM and SGD-SaI against loops for one leaf, and against pytorch_optimizer."""
 
 import pytest
-import pytorch_optimizer
 import torch
 
 import gradtx
 from tests.references import (
     BETA,
     DECAY,
-    PUBLISHED,
     RATE,
     TOLERANCE,
-    Published,
     WeightsLoop,
     difference_along,
     named,
@@ -82,54 +79,6 @@ def test_the_weights_follow_the_loop(alias, rule, options):
 
 
 # Against published code.
-
-
-class WithoutItsFirstPull(Published):
-    """FOCUS as published, with the sign of a rounding error at the first step taken back."""
-
-    t = 0
-
-    def advance(self):
-        self.t += 1
-        (group,) = self.optimizer.param_groups
-        gamma, group["gamma"] = group["gamma"], group["gamma"] if self.t > 1 else 0.0
-        super().advance()
-        group["gamma"] = gamma
-
-
-def test_focus_is_pytorch_optimizers_but_for_the_sign_of_rounding_at_the_first_step():
-    options = {"lr": 0.02, "betas": (0.7, 0.9), "gamma": 0.4}
-    theirs = WithoutItsFirstPull(pytorch_optimizer.FOCUS, weight_decay=0.0, **options)
-    assert difference_along(gradtx.focus(**options), theirs) < PUBLISHED
-
-
-class FromZero(Published):
-    """TAM as published, with a momentum that starts at 0."""
-
-    def advance(self):
-        for param in self.params.values():
-            if not self.optimizer.state[param]:
-                self.optimizer.state[param] = {slot: torch.zeros_like(param) for slot in ("s", "momentum_buffer")}
-        super().advance()
-
-
-@pytest.mark.parametrize(
-    "options", [{}, {"momentum": 0.7, "decay_rate": 0.5, "eps": 0.1, "weight_decay": 0.2}], ids=str
-)
-def test_tam_is_pytorch_optimizers_from_zero(options):
-    assert difference_along(gradtx.tam(lr=0.05, **options), FromZero(pytorch_optimizer.TAM, lr=0.05, **options)) < 1e-11
-
-
-@pytest.mark.parametrize("options", [{}, {"betas": (0.7, 0.9), "decay_rate": 0.5, "eps": 0.1}], ids=str)
-def test_adatam_is_pytorch_optimizers(options):
-    theirs = Published(pytorch_optimizer.AdaTAM, lr=0.02, **options)
-    assert difference_along(gradtx.adatam(lr=0.02, **options), theirs) < 1e-11
-
-
-@pytest.mark.parametrize("options", [{}, {"momentum": 0.5, "eps": 0.1, "weight_decay": 0.2}], ids=str)
-def test_sgd_sai_is_pytorch_optimizers(options):
-    theirs = Published(pytorch_optimizer.SGDSaI, lr=0.02, **options)
-    assert difference_along(gradtx.sgd_sai(lr=0.02, **options), theirs) < PUBLISHED
 
 
 def test_an_even_gradient_has_its_norm_as_ratio():

@@ -1,7 +1,6 @@
 import math
 
 import pytest
-import pytorch_optimizer
 import torch
 from torch import Tensor
 
@@ -20,7 +19,6 @@ from tests.matrix_problem import (
 from tests.references import (
     BETA,
     RATE,
-    Published,
     Transformed,
     WeightsLoop,
     named,
@@ -276,14 +274,6 @@ def test_splus_follows_the_loop_and_evaluates_with_its_average(options, seed):
         torch.testing.assert_close(average, reference.slots[name].evaluated, rtol=1e-12, atol=1e-13)
 
 
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("options", SPLUS[:2], ids=named)
-def test_splus_is_the_one_of_pytorch_optimizer(options, monkeypatch):
-    monkeypatch.setattr(Tensor, "float", Tensor.double)  # it computes eigenvectors in float32
-    published = Published(pytorch_optimizer.SPlus, **options)
-    assert apart(gradtx.splus(**options), published, 0) < 1e-10
-
-
 def conda(s, t, g, p, lr=1e-3, betas=(0.9, 0.999), weight_decay=0.0, eps=1e-8, update_proj_gap=2000, scale=1.0):
     b1, b2 = betas
     s.m = b1 * s.m + (1 - b1) * g
@@ -311,13 +301,6 @@ CONDA = [
 @pytest.mark.parametrize("options", CONDA, ids=named)
 def test_conda_follows_the_loop(options, seed):
     assert apart(gradtx.conda(**options), WeightsLoop(conda, **options), seed) < AGREEMENT
-
-
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("options", CONDA[:3], ids=named)
-def test_conda_is_the_one_of_pytorch_optimizer(options):
-    published = Published(pytorch_optimizer.Conda, **options)
-    assert apart(gradtx.conda(**options), published, 0) < 1e-5  # its singular vectors are computed in float32
 
 
 # All.

@@ -1,19 +1,15 @@
 import pytest
-import pytorch_optimizer
 import torch
 
 import gradtx
 from tests.references import (
     BETA,
     DECAY,
-    PUBLISHED,
     RATE,
     TOLERANCE,
-    Published,
     TreeLoop,
     WeightsLoop,
     difference,
-    difference_of_weights,
     first_update,
     global_norm,
     named,
@@ -110,28 +106,6 @@ def test_the_options_above_take_both_branches(rule, options):
 
 
 # Published code.
-
-
-@pytest.mark.parametrize("options", [{}, {"lr": 0.02, "betas": (0.6, 0.9), "weight_decay": 0.3}], ids=str)
-def test_lion_is_that_of_pytorch_optimizer(options):
-    assert difference_of_weights(gradtx.lion(**options), Published(pytorch_optimizer.Lion, **options)) < PUBLISHED
-
-
-@pytest.mark.parametrize("no_prox", [False, True])
-@pytest.mark.parametrize("options", [{}, {"lr": 0.02, "betas": (0.9, 0.7, 0.8), "weight_decay": 0.3}], ids=str)
-def test_adan_is_that_of_pytorch_optimizer(options, no_prox):
-    published = Published(pytorch_optimizer.Adan, weight_decouple=no_prox, **options)
-    assert difference_of_weights(gradtx.adan(no_prox=no_prox, **options), published) < PUBLISHED
-
-
-@pytest.mark.parametrize(("decoupled", "stable"), [(False, False), (True, False), (True, True)])
-@pytest.mark.parametrize("options", [{}, {"betas": (0.6, 0.8)}, {"dampening": 0.4}], ids=str)
-def test_adai_is_that_of_pytorch_optimizer(options, decoupled, stable):
-    # it takes M for at least eps, which these gradients are well above
-    theirs = {"weight_decouple": decoupled, "stable_weight_decay": stable}
-    published = Published(pytorch_optimizer.Adai, lr=0.1, weight_decay=0.2, **theirs, **options)
-    ours = gradtx.adai(lr=0.1, weight_decay=0.2, decoupled_weight_decay=decoupled, **options)
-    assert difference_of_weights(ours, published) < PUBLISHED
 
 
 # What papers promise, and where they are silent.

@@ -1,23 +1,18 @@
 import math
 
 import pytest
-import pytorch_optimizer
 import torch
-import torch_optimizer
 
 import gradtx
 from tests.references import (
     BETA,
     DECAY,
     LONG,
-    PUBLISHED,
     RATE,
     TOLERANCE,
-    Published,
     TreeLoop,
     WeightsLoop,
     difference,
-    difference_of_weights,
     first_update,
     global_norm,
     named,
@@ -225,67 +220,6 @@ def test_the_options_above_take_both_branches(rule, options, seen):
 
 
 # Published code.
-
-
-@pytest.mark.parametrize("options", [{}, {"betas": (0.8, 0.9), "eps": 0.1, "weight_decay": 0.3}], ids=str)
-def test_lamb_without_corrections_is_that_of_torch_optimizer(options):
-    published = Published(torch_optimizer.Lamb, lr=0.02, clamp_value=1e30, debias=False, **options)
-    ours = gradtx.lamb(lr=0.02, bias_correction=False, **{"eps": 1e-6, **options})
-    assert difference_of_weights(ours, published) < PUBLISHED
-
-
-@pytest.mark.parametrize(
-    "options", [{}, {"momentum": 0.7, "weight_decay": 0.3, "trust_coefficient": 0.1}, {"nesterov": True}], ids=str
-)
-def test_lars_for_matrices_is_that_of_pytorch_optimizer(options):
-    published = Published(pytorch_optimizer.LARS, lr=0.5, **options)
-    assert difference_of_weights(gradtx.lars(lr=0.5, eps=0.0, min_ndim=2, **options), published) < PUBLISHED
-
-
-@pytest.mark.parametrize("options", [{"dampening": 0.4}, {"nesterov": True, "eps": 0.1}], ids=str)
-def test_lars_is_that_of_torch_optimizer(options):
-    options = {"lr": 0.5, "momentum": 0.8, "weight_decay": 0.3, "trust_coefficient": 0.1, "eps": 1e-8, **options}
-    assert difference_of_weights(gradtx.lars(**options), Published(torch_optimizer.LARS, **options)) < PUBLISHED
-
-
-@pytest.mark.parametrize("options", [{}, {"betas": (0.8, 0.6), "eps": 0.1, "weight_decay": 0.3}], ids=str)
-def test_novograd_is_that_of_pytorch_optimizer(options):
-    published = Published(pytorch_optimizer.NovoGrad, lr=0.02, **options)
-    assert difference_of_weights(gradtx.novograd(lr=0.02, **options), published) < PUBLISHED
-
-
-@pytest.mark.parametrize("options", [{}, {"grad_averaging": True}, {"amsgrad": True}], ids=str)
-@pytest.mark.usefixtures("float64_by_default")
-def test_novograd_is_that_of_torch_optimizer(options):
-    options = {"lr": 0.02, "betas": (0.8, 0.6), "weight_decay": 0.3, "eps": 0.1, **options}
-    assert difference_of_weights(gradtx.novograd(**options), Published(torch_optimizer.NovoGrad, **options)) < PUBLISHED
-
-
-@pytest.mark.parametrize("options", [{}, {"lr": 0.1, "beta": 0.7}, {"lr": 0.1, "constraints": False}], ids=str)
-def test_nero_is_that_of_pytorch_optimizer_without_eps(options):
-    # It projects at the first step, after the gradient, which for a given gradient comes to the same.
-    published = Published(pytorch_optimizer.Nero, eps=0.0, **options)
-    assert difference_of_weights(gradtx.nero(**options), published) < PUBLISHED
-
-
-@pytest.mark.parametrize("options", [{}, {"lr": 0.3, "p_bound": 1.0}], ids=str)
-def test_fromage_is_that_of_pytorch_optimizer(options):
-    assert difference_of_weights(gradtx.fromage(**options), Published(pytorch_optimizer.Fromage, **options)) < PUBLISHED
-
-
-@pytest.mark.parametrize("options", [{}, {"lr": 0.03, "momentum": 0.8, "eps": 0.1}, {"beta": 0.6}], ids=str)
-def test_sm3_is_that_of_pytorch_optimizer(options):
-    # with a beta, it leaves out the maximum for scalars
-    without = ("scalar",) if "beta" in options else ()
-    published = Published(pytorch_optimizer.SM3, **options)
-    assert difference_of_weights(gradtx.sm3(**options), published, without=without) < PUBLISHED
-
-
-@pytest.mark.parametrize("options", [{}, {"lr": 0.1, "beta": 0.9, "momentum": 0.8, "c_coef": 2.0}], ids=str)
-def test_amos_is_that_of_pytorch_optimizer(options):
-    # it adds eps, of which the other takes the larger
-    published = Published(pytorch_optimizer.Amos, eps=0.0, **options)
-    assert difference_of_weights(gradtx.amos(**options), published) < PUBLISHED
 
 
 # What papers promise, and where they are silent.

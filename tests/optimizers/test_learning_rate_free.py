@@ -3,7 +3,6 @@ import math
 import dadaptation
 import prodigyopt
 import pytest
-import pytorch_optimizer
 import torch
 
 import gradtx
@@ -502,23 +501,6 @@ def test_alig_follows_the_loop(options):
     seen = reference.slots
     assert "max_lr" not in options or 0 < seen.clipped < LONG or options["max_lr"] == 0.1, seen.clipped
     assert "max_norm" not in options or seen.projected > 0
-
-
-@pytest.mark.parametrize(
-    ("options", "tolerance"),
-    [
-        # theirs takes the norm in float32
-        ({}, 1e-5),
-        ({"momentum": 0.8, "max_lr": 0.2}, 1e-5),
-        ({"momentum": 0.8, "max_lr": 0.2, "adjusted_momentum": True}, 1e-5),
-        # which is not seen where the bound decides
-        ({"momentum": 0.8, "max_lr": 0.002}, CLOSE),
-        ({"momentum": 0.8, "max_lr": 0.002, "adjusted_momentum": True}, CLOSE),
-    ],
-)
-def test_alig_equals_the_published_optimizer(options, tolerance):
-    published = ValuedOptimizer(pytorch_optimizer.AliG, **options)
-    assert difference_along(Valued(gradtx.alig(eps=1e-6, **options)), published) < tolerance
 
 
 def test_alig_in_an_optimizer_shows_its_largest_rate_as_lr():

@@ -1,7 +1,6 @@
 import math
 
 import pytest
-import pytorch_optimizer
 import torch
 
 import gradtx
@@ -12,7 +11,6 @@ from tests.references import (
     BETA,
     RATE,
     TOLERANCE,
-    Published,
     Transformed,
     WeightsLoop,
     named,
@@ -269,25 +267,6 @@ def test_growth_is_limited_in_some_steps_only(alias, rule):
     reference = WeightsLoop(rule, **GAP)
     weights(reference, 0)
     assert reference.seen == {True, False}
-
-
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("side", ["short", "long"])
-@pytest.mark.parametrize(
-    ("alias", "cls"), [(gradtx.galore, pytorch_optimizer.GaLore), (gradtx.fira, pytorch_optimizer.Fira)], ids=named
-)
-def test_they_are_those_of_pytorch_optimizer(alias, cls, side):
-    # Up to the second basis, where LAPACK's signs decide there; it computes singular vectors in float32.
-    group = {
-        "rank": 2,
-        "update_proj_gap": 200,
-        "scale": 0.7,
-        "projection_type": {"short": "std"}.get(side, "reverse_std"),
-    }
-    common = {"lr": 0.02, "betas": (0.8, 0.9), "eps": 0.01, "weight_decay": 0.1}
-    published = Published(lambda params, **options: cls([{"params": params, **group}], **options), **common)
-    tx = alias(**common, rank=2, scale=0.7, side=side)
-    assert apart(tx, published, 0, names=("wide", "tall", "bias")) < 1e-5
 
 
 def test_adam_at_full_rank_is_adam_along_the_singular_vectors():

@@ -2,27 +2,22 @@ import functools
 import math
 
 import pytest
-import pytorch_optimizer
 import torch
 
 import gradtx
 from tests.references import (
     BETA,
     DECAY,
-    PUBLISHED,
     RATE,
     STEPS,
     TOLERANCE,
-    Published,
     WeightsLoop,
     adam_moments,
     difference,
-    difference_of_weights,
     distance,
     gradients,
     named,
     problem,
-    without_inner_eps,
 )
 
 
@@ -218,24 +213,6 @@ def test_the_other_mode_needs_nothing():
 def test_leaves_that_are_not_corrected_keep_nothing():
     state = gradtx.correct_variance(min_ndim=2).init({"b": torch.ones(2), "w": torch.ones(2, 2)})
     assert list(state["correct_variance"]["last_grad"]) == ["w"]
-
-
-def published(mars_type, options, **theirs):
-    return Published(pytorch_optimizer.MARS, **options, mars_type=mars_type, foreach=False, **theirs)
-
-
-def test_mars_has_the_weights_of_pytorch_optimizer(monkeypatch):
-    without_inner_eps(monkeypatch)
-    options = {"lr": 0.02, "betas": (0.8, 0.95), "gamma": 0.5, "weight_decay": 0.3, "eps": 0.0}
-    own = gradtx.mars_adamw(**options, lr_1d=0.05)
-    assert difference_of_weights(own, published("adamw", options, lr_1d=0.05)) < PUBLISHED
-    own = gradtx.mars_adamw(**options, optimize_1d=True, amsgrad=True)
-    assert difference_of_weights(own, published("adamw", options, optimize_1d=True, ams_bound=True)) < PUBLISHED
-    # As in the authors' code, amsgrad holds for the other leaves as well.
-    own = gradtx.mars_adamw(**options, amsgrad=True)
-    assert difference_of_weights(own, published("adamw", options, lr_1d=0.02, ams_bound=True)) < PUBLISHED
-    lion = gradtx.mars_lion(lr=0.02, beta=0.8, gamma=0.5, weight_decay=0.3, eps=0.0)
-    assert difference_of_weights(lion, published("lion", options, lr_1d=0.02)) < PUBLISHED
 
 
 def test_a_long_gradient_is_shortened_to_norm_one():

@@ -3,7 +3,6 @@ import math
 
 import adam_atan2_pytorch
 import pytest
-import pytorch_optimizer
 import torch
 from torch import Tensor
 
@@ -382,20 +381,6 @@ def test_shampoo_follows_the_loop(options):
     assert difference(gradtx.shampoo(**options), WeightsLoop(shampoo, **options)) < ROOTS
 
 
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"lr": 0.02, "matrix_eps": 0.01, "momentum": 0.7},
-        {"lr": 0.02, "matrix_eps": 0.1, "momentum": 0.5, "weight_decay": 0.1},
-    ],
-    ids=named,
-)
-def test_shampoo_is_the_one_of_pytorch_optimizer(options):
-    published = Published(pytorch_optimizer.Shampoo, preconditioning_compute_steps=1, **options)
-    assert difference_of_weights(gradtx.shampoo(**options), published) < ROOTS
-
-
 # Scalable Shampoo.
 
 
@@ -498,17 +483,6 @@ def test_leaves_are_cut_into_as_many_blocks_as_the_reference_says():
     assert reference.seen == {("matrix", 2), ("kernel", 1), ("rows", 2), ("whole", 2), ("bias", 0), ("scalar", 0)}
 
 
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(("graft", "number"), [("sgd", 1), ("adagrad", 2), ("rmsprop", 3)])
-def test_scalable_shampoo_is_the_one_of_pytorch_optimizer(graft, number):
-    # Its ridge is added once more at every root, so only the first root of a run is the same; its shapes merge
-    # otherwise, and nesterov without a moving average is the same.
-    options = {**BLOCKS, "block_size": 8, "shape_interpretation": False, "preconditioning_compute_steps": 20}
-    published = Published(pytorch_optimizer.ScalableShampoo, **options, graft_type=number, use_svd=True)
-    tx = gradtx.scalable_shampoo(**options, graft_type=graft)
-    assert difference_of_weights(tx, published) < 1e-6  # its top eigenvalue comes from an iteration; ridge 1e-6 of it
-
-
 # SOAP.
 
 
@@ -599,21 +573,6 @@ def test_soap_has_a_derivative_by_its_second_beta_where_the_first_statistics_lea
     slope, quotient = torch.func.grad(result)(beta), (result(beta + h) - result(beta - h)) / (2 * h)
     assert slope.isfinite()
     assert ((slope - quotient).abs() < 1e-5 * (1 + quotient.abs())) == is_quotient  # rounding of 1e-15 / h
-
-
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"eps": 1e-3},
-        {"lr": 0.02, "betas": (0.8, 0.9), "shampoo_beta": 0.7, "eps": 0.01, "weight_decay": 0.3},
-        {"lr": 0.02, "eps": 0.01, "precondition_frequency": 3, "max_precondition_dim": 3, "correct_bias": False},
-    ],
-    ids=named,
-)
-def test_soap_is_the_one_of_pytorch_optimizer(options):
-    published = Published(pytorch_optimizer.SOAP, **options)
-    assert difference_of_weights(gradtx.soap(**options), published) < 1e-5  # it does QR in float32
 
 
 # All.

@@ -1,7 +1,6 @@
 import math
 
 import pytest
-import pytorch_optimizer
 import torch
 
 import gradtx
@@ -21,7 +20,6 @@ from tests.references import (
     first_update,
     global_norm,
     named,
-    without_inner_eps,
 )
 
 
@@ -219,47 +217,6 @@ def test_adagc_follows_the_loop(options, seen):
     assert reference.seen >= seen
 
 
-# Our options, those of theirs that have other names, and how far they may be off.
-PUBLIC = [
-    # It takes the decay from the weights after the step, and adds eps after the correction.
-    (gradtx.laprop, {"eps": 0.0, "weight_decay": 0.0}, pytorch_optimizer.LaProp, {}, PUBLISHED),
-    (
-        gradtx.laprop,
-        {"eps": 0.0, "weight_decay": 0.0, "centered": True},
-        pytorch_optimizer.LaProp,
-        {"centered": True},
-        1e-11,
-    ),
-    (
-        gradtx.laprop,
-        {"eps": 0.0, "weight_decay": 0.0, "amsgrad": True, "betas": (0.8, 0.7)},
-        pytorch_optimizer.LaProp,
-        {"ams_bound": True},
-        PUBLISHED,
-    ),
-    (gradtx.grams, {"eps": 0.0}, pytorch_optimizer.Grams, {}, PUBLISHED),  # it adds eps after the correction
-    (gradtx.stable_adamw, {}, pytorch_optimizer.StableAdamW, {"kahan_sum": False}, PUBLISHED),
-    (gradtx.came, {"eps": (1e-30, 1e-16), "betas": (0.8, 0.95, 0.99)}, pytorch_optimizer.CAME, {"eps": None}, 1e-11),
-    (gradtx.adagc, {"warmup_steps": 10}, pytorch_optimizer.AdaGC, {"warmup_steps": 10}, 1e-6),  # a norm in float32
-]
-
-
-@pytest.mark.parametrize(("alias", "own", "optimizer", "their", "tolerance"), PUBLIC, ids=named)
-def test_the_weights_are_those_of_pytorch_optimizer(alias, own, optimizer, their, tolerance, monkeypatch):
-    without_inner_eps(monkeypatch)
-    own = {**SOME, **own}
-    theirs = {name: own[name] for name in SOME} | their | {"foreach": False}
-    if optimizer is pytorch_optimizer.CAME:
-        del theirs["eps"]
-    assert difference_of_weights(alias(**own), Published(optimizer, **theirs)) < tolerance
-
-
-def test_ftrl_has_the_weights_of_pytorch_optimizer():
-    options = {"lr": 0.1, "beta": 0.5}
-    published = Published(pytorch_optimizer.FTRL, **options, lambda_1=0.05, lambda_2=0.3)
-    assert difference_of_weights(gradtx.ftrl(**options, l1=0.05, l2=0.3), published) < PUBLISHED
-
-
 class Decaying(Published):
     """AdamW whose rate, and with it the decay that makes it AdamC, is written at every step."""
 
@@ -280,26 +237,6 @@ def test_adamc_is_adamw_with_the_decay_written_at_every_step():
     assert difference(gradtx.adamc(lr=0.05, weight_decay=0.5), gradtx.adamw(lr=0.05, weight_decay=0.5)) < TOLERANCE
 
 
-class Normalized(Published):
-    """pytorch_optimizer's AdamC under a schedule; it corrects marked groups, and divides by the first rate."""
-
-    def __init__(self, rates, **options):
-        super().__init__(pytorch_optimizer.AdamC, lr=rates[0], foreach=False, **options)
-        self.rates = iter(rates)
-
-    def advance(self):
-        self.optimizer.param_groups[0].update(lr=next(self.rates), normalized=True)
-        super().advance()
-
-
-def test_adamc_has_the_weights_of_pytorch_optimizer(monkeypatch):
-    without_inner_eps(monkeypatch)
-    rates = [RATE(t) for t in range(40)]
-    published = Normalized(rates, weight_decay=0.5, eps=0.0)
-    own = gradtx.adamc(lr=RATE, weight_decay=0.5, eps=0.0, max_lr=rates[0])
-    assert difference_of_weights(own, published) < PUBLISHED
-
-
 def test_adam_mini_of_four_heads_follows_the_loop_on_leaves_that_they_divide():
     options = {**SOME, "block": 4}
     tx, loop = Transformed(gradtx.adam_mini(**options)), WeightsLoop(adam_mini, **options)
@@ -312,27 +249,6 @@ def test_adam_mini_of_four_heads_follows_the_loop_on_leaves_that_they_divide():
         for name, update in updates.items():
             torch.testing.assert_close(update, expected[name], rtol=1e-10, atol=0)
         params = {name: p + updates[name] for name, p in params.items()}
-
-
-def test_adam_mini_has_the_weights_of_pytorch_optimizer():
-    # Which takes the whole tensor for modules without a name that it knows, and computes in float32.
-    options = {"lr": 0.02, "betas": (0.8, 0.95), "eps": 1e-3, "weight_decay": 0.3}
-    models = [torch.nn.Linear(3, 4) for _ in range(2)]
-    models[1].load_state_dict(models[0].state_dict())
-    optimizers = [
-        pytorch_optimizer.AdamMini(models[0], **options, foreach=False),
-        gradtx.optim.AdamMini(models[1].parameters(), **options, block="tensor"),
-    ]
-    generator = torch.Generator().manual_seed(0)
-    for _ in range(30):
-        for grad_of in zip(*(model.parameters() for model in models), strict=True):
-            grad = torch.randn(grad_of[0].shape, generator=generator)
-            for param in grad_of:
-                param.grad = grad.clone()
-        for optimizer in optimizers:
-            optimizer.step()
-    for theirs, own in zip(*(model.parameters() for model in models), strict=True):
-        torch.testing.assert_close(own, theirs, rtol=1e-4, atol=1e-6)
 
 
 def test_blocks_that_do_not_divide_a_leaf_are_an_error_that_names_it():

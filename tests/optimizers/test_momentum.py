@@ -115,26 +115,6 @@ AccSGD = renamed(pytorch_optimizer.AccSGD, small_const="constant")
 QHM = renamed(pytorch_optimizer.QHM, decoupled_weight_decay="weight_decouple")
 
 
-@pytest.mark.parametrize(
-    ("alias", "optimizer", "options"),
-    [
-        (gradtx.accsgd, AccSGD, {"lr": 0.01}),
-        (gradtx.accsgd, AccSGD, {"lr": 0.02, "kappa": 50.0, "xi": 4.0, "small_const": 0.5, "weight_decay": 0.2}),
-        (gradtx.aggmo, pytorch_optimizer.AggMo, {"lr": 0.02}),
-        (gradtx.aggmo, pytorch_optimizer.AggMo, {"lr": 0.05, "betas": (0.3, 0.8), "weight_decay": 0.2}),
-        (gradtx.qhm, QHM, {"lr": 0.2, "momentum": 0.8, "nu": 0.4, "weight_decay": 0.2}),
-        (gradtx.qhm, QHM, {"lr": 0.2, "momentum": 0.8, "nu": 0.7, "weight_decay": 0.2, "decoupled_weight_decay": True}),
-        (gradtx.pid, pytorch_optimizer.PID, {"lr": 0.1, "weight_decay": 0.2}),
-        (gradtx.pid, pytorch_optimizer.PID, {"lr": 0.002, "momentum": 0.9, "integral": 2.0, "weight_decay": 0.2}),
-        (gradtx.gravity, pytorch_optimizer.Gravity, {"lr": 0.2, "alpha": 0.0}),
-        (gradtx.gravity, pytorch_optimizer.Gravity, {"lr": 0.2, "alpha": 0.0, "beta": 0.4}),
-    ],
-    ids=named,
-)
-def test_the_weights_are_those_of_pytorch_optimizer(alias, optimizer, options):
-    assert difference_of_weights(alias(**options), Published(optimizer, foreach=False, **options)) < PUBLISHED
-
-
 # qhoptim adds with `add_(number, tensor)`, a form that torch calls deprecated.
 old_add = pytest.mark.filterwarnings("ignore:This overload of add:UserWarning")
 DIRECT = {"weight_decay": 0.2, "weight_decay_type": "direct"}
@@ -169,29 +149,6 @@ def test_qhadam_is_that_of_its_authors(options, decoupled):
     theirs = Published(qhoptim.pyt.QHAdam, **options, weight_decay=0.2, decouple_weight_decay=decoupled)
     ours = gradtx.qhadam(**options, weight_decay=0.2, decoupled_weight_decay=decoupled)
     assert difference_of_weights(ours, theirs) < PUBLISHED
-
-
-@old_add
-@pytest.mark.parametrize(
-    "make",
-    [
-        lambda params: qhoptim.pyt.QHM(params, lr=0.3, momentum=0.8, nu=0.4, weight_decay=0.1),
-        lambda params: qhoptim.pyt.QHM(params, lr=0.3, momentum=0.8, nu=0.4, **DIRECT),
-        lambda params: pytorch_optimizer.QHM(params, lr=0.3, momentum=0.8, nu=0.4, weight_decay=0.1),
-        lambda params: pytorch_optimizer.QHM(params, lr=0.3, momentum=0.8, weight_decay=0.1, weight_decouple=True),
-    ],
-    ids=["qhoptim", "qhoptim, decoupled", "pytorch_optimizer", "pytorch_optimizer, decoupled"],
-)
-def test_a_published_checkpoint_of_qhm_continues_here(make):
-    params = parameters()
-    theirs = make(params.values())
-    descend(theirs, params, 5)
-    own = twins(params)
-    ours = gradtx.optim.QHM(own.values(), lr=0.1)
-    ours.load_state_dict(saved_and_loaded(theirs.state_dict()))
-    descend(theirs, params, 5, start=5)
-    descend(ours, own, 5, start=5)
-    assert_close(own.values(), params.values(), PUBLISHED)
 
 
 def test_accsgd_is_qhm_with_other_words():

@@ -4,16 +4,13 @@ import math
 import sys
 
 import pytest
-import pytorch_optimizer
 import torch
 from torch import Tensor
 
 import gradtx
 from tests.references import (
     BETA,
-    PUBLISHED,
     RATE,
-    Published,
     WeightsLoop,
     difference_of_weights,
     named,
@@ -346,43 +343,6 @@ def exact_iteration(monkeypatch):
     for module in list(sys.modules.values()):
         if module.__name__.startswith("pytorch_optimizer") and hasattr(module, "zero_power_via_newton_schulz_5"):
             monkeypatch.setattr(module, "zero_power_via_newton_schulz_5", iterate)
-
-
-def muon_group(cls, **options):
-    return lambda params: cls([{"params": params, "use_muon": True}], foreach=False, **options)
-
-
-@pytest.mark.parametrize(
-    ("make", "options", "tx"),
-    [
-        (
-            pytorch_optimizer.NorMuon,
-            {"lr": 0.02, "beta2": 0.8, "momentum": 0.9, "weight_decay": 0.1, "nesterov": True},
-            gradtx.normuon(0.02, 0.1, 0.9, 0.8),
-        ),
-        (
-            pytorch_optimizer.AdaMuon,
-            {"lr": 0.02, "betas": (0.9, 0.8), "weight_decay": 0.1, "eps": 1e-8},
-            gradtx.adamuon(0.02, 0.1, (0.9, 0.8), nesterov=False),
-        ),
-    ],
-    ids=["normuon", "adamuon"],
-)
-def test_it_is_pytorch_optimizers(make, options, tx, exact_iteration):
-    published = Published(muon_group(make, **options))
-    # Theirs of NorMuon adds eps to a norm where the paper's code takes the larger of both.
-    assert difference_of_weights(tx, published, without=NOT_MATRICES) < 1e-9
-
-
-@pytest.mark.parametrize(
-    ("norm", "oracle"),
-    [("AUTO", "auto"), ("SPECTRAL", "spectral"), ("SIGN", "sign"), ("COL", "column"), ("ROW", "row")],
-)
-def test_scion_is_pytorch_optimizers(norm, oracle, exact_iteration):
-    options = {"norm_type": pytorch_optimizer.optimizer.scion.LMONorm[norm], "weight_decay": 0.0, "foreach": False}
-    published = Published(pytorch_optimizer.SCION, lr=0.02, momentum=0.3, scale=2.0, constraint=True, **options)
-    tx = gradtx.scion(0.02, 0.3, 2.0, kinds={"*": oracle})
-    assert difference_of_weights(tx, published, without=NOT_MATRICES) < PUBLISHED
 
 
 @pytest.mark.parametrize(

@@ -1,17 +1,14 @@
 import math
 
 import pytest
-import pytorch_optimizer
 import torch
 
 import gradtx
 from tests.references import (
     BETA,
     RATE,
-    Published,
     WeightsLoop,
     difference,
-    difference_of_weights,
     named,
 )
 
@@ -67,26 +64,6 @@ def test_follows_the_loop(make, rule, options):
     reference = WeightsLoop(rule, **options)
     assert difference(make(**options), reference) < TOLERANCE
     assert reference.seen == (set() if rule is pnm else {True, False})
-
-
-@pytest.mark.parametrize(
-    ("make", "published", "options"),
-    [
-        (gradtx.pnm, pytorch_optimizer.PNM, {"lr": 0.1, "betas": (0.7, 0.4)}),
-        (gradtx.pnm, pytorch_optimizer.PNM, {"lr": 0.1, "weight_decay": 0.3}),
-        (gradtx.pnm, pytorch_optimizer.PNM, {"lr": 0.1, "weight_decay": 0.3, "decoupled_weight_decay": False}),
-        # theirs divides eps, too, by the correction of the root, and adds 1e-15 inside it
-        (gradtx.adapnm, pytorch_optimizer.AdaPNM, {"lr": 0.02, "betas": (0.7, 0.9, 0.4), "eps": 1e-30}),
-        (gradtx.adapnm, pytorch_optimizer.AdaPNM, {"lr": 0.02, "eps": 1e-30, "amsgrad": False, "weight_decay": 0.3}),
-    ],
-    ids=named,
-)
-@pytest.mark.parametrize("foreach", [True, False])
-def test_equals_the_published_optimizer(make, published, options, foreach):
-    names = {"decoupled_weight_decay": "weight_decouple", "amsgrad": "ams_bound"}
-    theirs = {names.get(name, name): value for name, value in {"amsgrad": True, **options}.items()}
-    tolerance = 1e-12 if make is gradtx.pnm else 1e-7
-    assert difference_of_weights(make(**options), Published(published, foreach=foreach, **theirs)) < tolerance
 
 
 def test_the_two_momenta_change_places_at_every_step():

@@ -1,5 +1,4 @@
 import pytest
-import pytorch_optimizer
 import torch
 
 import gradtx
@@ -9,9 +8,7 @@ from tests.references import (
     LONG,
     RATE,
     Loop,
-    Published,
     difference,
-    difference_of_weights,
     first_update,
     named,
 )
@@ -77,25 +74,6 @@ def test_some_curvatures_are_above_their_bound_and_some_below(options):
     reference = loop(apollo, **options)
     difference(reference, reference, steps=LONG)
     assert reference.seen == {True, False}
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"lr": 0.002},
-        {"lr": 0.002, "beta": 0.7, "eps": 0.01, "weight_decay": 0.2, "weight_decay_type": "L2"},
-        {"lr": 0.002, "weight_decay": 0.2, "weight_decay_type": "decoupled"},
-        {"lr": 0.002, "weight_decay": 0.02, "weight_decay_type": "stable"},
-        {"lr": 0.1, "rebound": "belief", "beta": 0.7, "eps": 0.01},
-        {"lr": 0.1, "rebound": "belief", "weight_decay": 0.2, "weight_decay_type": "decoupled"},
-        {"lr": 0.1, "rebound": "belief", "weight_decay": 0.02, "weight_decay_type": "stable"},
-    ],
-    ids=str,
-)
-def test_the_weights_are_those_of_published_code(options):
-    theirs = {**options, "weight_decay_type": options.get("weight_decay_type", "L2").lower(), "warmup_steps": 0}
-    published = Published(pytorch_optimizer.ApolloDQN, **theirs)
-    assert difference_of_weights(gradtx.apollo(**options, warmup=0), published) < ROUNDING
 
 
 def test_the_rate_rises_over_the_warm_up_and_stays():

@@ -1,6 +1,4 @@
 import pytest
-import pytorch_optimizer
-import schedulefree
 import torch
 
 import gradtx
@@ -103,35 +101,6 @@ def test_trained_and_evaluated_weights_follow_the_loop(make, rule, options):
     found = step.tx.eval_params(step.state, weights)
     expected = {name: slots.x for name, slots in reference.slots.items()}
     assert distance([found], [expected]) < CLOSE
-
-
-PUBLISHED = [
-    (gradtx.schedule_free_sgd, schedulefree.SGDScheduleFree, {"lr": 0.3, "weight_decay": 0.2, "warmup_steps": 9}),
-    (gradtx.schedule_free_sgd, schedulefree.SGDScheduleFree, {"lr": 0.3, "momentum": 0.6, "r": 1.5}),
-    (gradtx.schedule_free_sgd, pytorch_optimizer.ScheduleFreeSGD, {"lr": 0.3, "momentum": 0.6, "warmup_steps": 9}),
-    (gradtx.schedule_free_adamw, schedulefree.AdamWScheduleFree, {"lr": 0.05, "weight_decay": 0.2, "warmup_steps": 9}),
-    (gradtx.schedule_free_adamw, schedulefree.AdamWScheduleFree, {"lr": 0.05, "betas": (0.6, 0.9), "eps": 0.05}),
-    (gradtx.schedule_free_adamw, schedulefree.AdamWScheduleFree, {"lr": 0.05, "r": 1.5, "weight_lr_power": 0.5}),
-    (gradtx.schedule_free_radam, schedulefree.RAdamScheduleFree, {"lr": 0.05, "weight_decay": 0.2}),
-    (gradtx.schedule_free_radam, schedulefree.RAdamScheduleFree, {"lr": 0.05, "silent_sgd_phase": False, "eps": 0.05}),
-    (gradtx.schedule_free_radam, schedulefree.RAdamScheduleFree, {"lr": 0.05, "r": 1.5, "weight_lr_power": 0.5}),
-]
-
-
-@pytest.mark.parametrize("foreach", [True, False])
-@pytest.mark.parametrize(("make", "published", "options"), PUBLISHED, ids=named)
-def test_equals_the_published_optimizer_in_training_and_evaluation(make, published, options, foreach):
-    def theirs(params):
-        optimizer = published(params, foreach=foreach, **options)
-        optimizer.train()
-        return optimizer
-
-    mine, other = Transformed(make(**options)), Published(theirs)
-    assert difference_of_weights(mine, other) < CLOSE
-    weights = {name: param.detach().clone() for name, param in other.params.items()}
-    other.optimizer.eval()
-    found = mine.tx.eval_params(mine.state, weights)
-    assert distance([found], [{name: param.detach() for name, param in other.params.items()}]) < CLOSE
 
 
 CLASSES = [

@@ -1,18 +1,14 @@
 import pytest
-import pytorch_optimizer
 import torch
 
 import gradtx
 from tests.references import (
     BETA,
     DECAY,
-    PUBLISHED,
     RATE,
     TOLERANCE,
-    Published,
     WeightsLoop,
     difference,
-    difference_of_weights,
     first_update,
     named,
 )
@@ -56,23 +52,6 @@ OPTIONS = [
 @pytest.mark.parametrize(("alias", "rule", "options"), OPTIONS, ids=named)
 def test_the_weights_follow_the_loop(alias, rule, options):
     assert difference(alias(**options), WeightsLoop(rule, **options)) < TOLERANCE
-
-
-PUBLIC = [
-    (gradtx.signsgd(**SOME), pytorch_optimizer.SignSGD, {"momentum": 0.0}),
-    (gradtx.signum(**SOME, momentum=0.8), pytorch_optimizer.SignSGD, {"momentum": 0.8}),
-    (
-        gradtx.signum(**SOME, momentum=0.8, decoupled_weight_decay=False),
-        pytorch_optimizer.SignSGD,
-        {"momentum": 0.8, "weight_decouple": False},
-    ),
-    (gradtx.tiger(**SOME, beta=0.8), pytorch_optimizer.Tiger, {"beta": 0.8}),
-]
-
-
-@pytest.mark.parametrize(("tx", "optimizer", "theirs"), PUBLIC, ids=named)
-def test_the_weights_are_those_of_pytorch_optimizer(tx, optimizer, theirs):
-    assert difference_of_weights(tx, Published(optimizer, **SOME, **theirs, foreach=False)) < PUBLISHED
 
 
 @pytest.mark.parametrize("tx", [gradtx.signsgd(), gradtx.signum(momentum=0.0)], ids=str)

@@ -2,23 +2,19 @@ import itertools
 import math
 
 import pytest
-import pytorch_optimizer
 import torch
 
 import gradtx
 from tests.references import (
     BETA,
     DECAY,
-    PUBLISHED,
     RATE,
     TOLERANCE,
     Loop,
-    Published,
     WeightsLoop,
     adam_moments,
     arguments,
     difference,
-    difference_of_weights,
     first_update,
     named,
 )
@@ -169,26 +165,6 @@ def test_the_half_life_changes_linearly():
     steps = [after - before for before, after in itertools.pairwise(lives[:10])]
     assert max(steps) - min(steps) < 1e-2  # the schedule itself is without the 1e-8
     assert lives[9] == lives[10]
-
-
-def test_ademamix_has_the_weights_of_pytorch_optimizer():
-    options = {"lr": 0.02, "betas": THREE, "alpha": 3.0, "eps": 1e-6, "weight_decay": 0.3}
-    published = Published(pytorch_optimizer.AdEMAMix, **options, weight_decouple=True)
-    assert difference_of_weights(gradtx.ademamix(**options), published) < PUBLISHED
-    warmups = {"alpha_warmup": 20, "beta3_warmup": 20}
-    options["lr"] = 1e-3
-    published = Published(pytorch_optimizer.AdEMAMix, **options, weight_decouple=True, t_alpha_beta3=20)
-    # Its logarithms lack the 1e-8, which at beta3 = 0.99 is 1e-6 of the half-life.
-    assert difference_of_weights(gradtx.ademamix(**options, **warmups), published) < 2e-6
-
-
-def test_grokfast_is_pytorch_optimizers_at_a_rate_of_its_own():
-    options = {"lr": 0.02, "betas": (0.8, 0.95), "eps": 1e-12, "weight_decay": 0.3}
-    published = Published(
-        pytorch_optimizer.GrokFastAdamW, **options, grokfast_alpha=0.9, grokfast_lamb=3.0, normalize_lr=False
-    )
-    # It bounds the denominator from below where Adam adds eps.
-    assert difference_of_weights(gradtx.grokfast_adamw(**options, alpha=0.9, lamb=3.0), published) < 1e-8
 
 
 @pytest.mark.parametrize(

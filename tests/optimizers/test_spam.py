@@ -1,7 +1,6 @@
 import math
 
 import pytest
-import pytorch_optimizer
 import torch
 
 import gradtx
@@ -9,16 +8,13 @@ from tests.references import (
     BETA,
     DECAY,
     LONG,
-    PUBLISHED,
     RATE,
     TOLERANCE,
     Loop,
-    Published,
     WeightsLoop,
     adam_moments,
     arguments,
     difference,
-    difference_of_weights,
     first_update,
     named,
 )
@@ -129,70 +125,6 @@ def test_the_schedule_counts_from_one(warmup_steps):
     schedule = gradtx.restart_warmup_schedule(0.5, every=5, warmup_steps=warmup_steps)
     for t in range(1, 22):
         assert schedule(t - 1) == pytest.approx(0.5 * after_restart(t, 5, warmup_steps), rel=1e-14)
-
-
-class Restarting(Published):
-    """pytorch_optimizer's SPAM and Stable-SPAM, with their scheduled factor in closed form."""
-
-    def __init__(self, optimizer, factor, **options):
-        super().__init__(optimizer, **options, foreach=False)
-        self.get_death_rate = factor
-
-    def advance(self):
-        self.optimizer.warmup = self
-        super().advance()
-
-
-def test_spam_has_the_weights_of_pytorch_optimizer():
-    options = {"lr": 0.02, "betas": (0.8, 0.95), "eps": 1e-3}
-    published = Published(
-        pytorch_optimizer.SPAM,
-        **options,
-        threshold=2.0,
-        grad_accu_steps=3,
-        update_proj_gap=40,
-        warmup_epoch=0,
-        foreach=False,
-    )
-    own = gradtx.spam(**options, threshold=2.0, clip_after=3, every=40, warmup_steps=0)
-    assert difference_of_weights(own, published) < PUBLISHED
-
-
-def test_spam_has_the_warm_up_of_pytorch_optimizer_in_closed_form():
-    options = {"lr": 0.02, "betas": (0.8, 0.95), "eps": 1e-3, "threshold": 2.0}
-    published = Restarting(
-        pytorch_optimizer.SPAM,
-        lambda c: 0.99 * (1 + math.cos(math.pi * c / 6)) / 2 if c < 5 else 0.0,
-        **options,
-        grad_accu_steps=3,
-        update_proj_gap=9,
-        warmup_epoch=5,
-    )
-    own = gradtx.spam(**options, clip_after=3, every=9, warmup_steps=5)
-    assert difference_of_weights(own, published) < 1e-11
-
-
-def test_stable_spam_has_the_weights_of_pytorch_optimizer():
-    options = {"lr": 0.02, "betas": (0.8, 0.95), "eps": 1e-3, "weight_decay": 0.3, "theta": 0.9}
-    published = Published(
-        pytorch_optimizer.StableSPAM, **options, gamma1=0.6, gamma2=0.8, update_proj_gap=9, foreach=False
-    )
-    own = gradtx.stable_spam(**options, gammas=(0.6, 0.8), every=9)
-    assert difference_of_weights(own, published) < 1e-11
-
-
-def test_stable_spam_has_the_cosine_of_pytorch_optimizer_in_closed_form():
-    options = {"lr": 0.02, "betas": (0.8, 0.95), "theta": 0.9}
-    published = Restarting(
-        pytorch_optimizer.StableSPAM,
-        lambda t: 0.3 + 0.7 * (1 + math.cos(math.pi * min(t, 21) / 21)) / 2,
-        **options,
-        t_max=20,
-        eta_min=0.3,
-        update_proj_gap=9,
-    )
-    own = gradtx.stable_spam(**options, every=9, total_steps=20, eta_min=0.3)
-    assert difference_of_weights(own, published) < 1e-11
 
 
 def test_spam_keeps_two_slots():

@@ -1,18 +1,14 @@
 import math
 
 import pytest
-import pytorch_optimizer
 import torch
-import torch_optimizer
 
 import gradtx
 from tests.references import (
     BETA,
     RATE,
     Loop,
-    Published,
     difference,
-    difference_of_weights,
     first_update,
     named,
     problem,
@@ -83,46 +79,6 @@ def test_msvag_shortens_some_steps_a_lot_and_others_little():
     reference = loop(msvag, lr=0.1)
     difference(reference, reference)
     assert reference.seen == {True, False}
-
-
-@pytest.mark.parametrize("options", [{"lr": 0.1}, {"lr": 0.02, "beta": 0.6}, {"lr": 0.1, "beta": 0.0}], ids=str)
-def test_the_weights_are_those_of_published_msvag(options):
-    assert difference_of_weights(gradtx.msvag(**options), Published(pytorch_optimizer.MSVAG, **options)) < CANCELLED
-
-
-def entry_by_entry(optimizer, **options):
-    """A published optimizer that gets every entry of every leaf as a parameter of its own."""
-    published = Published(optimizer, **options)
-
-    def step(grads, params):
-        apart = [
-            {f"{name}.{i}": x for name, leaf in tree.items() for i, x in enumerate(leaf.reshape(-1, 1))}
-            for tree in (grads, params)
-        ]
-        moved = published(*apart)
-        return {
-            name: torch.cat([moved[f"{name}.{i}"] for i in range(leaf.numel())]).reshape(leaf.shape)
-            for name, leaf in params.items()
-        }
-
-    return step
-
-
-@pytest.mark.parametrize(
-    ("optimizer", "options"),
-    [
-        (torch_optimizer.A2GradUni, {"variant": "uni"}),
-        (torch_optimizer.A2GradUni, {"variant": "uni", "beta": 3.0, "lips": 2.0}),
-        (torch_optimizer.A2GradInc, {"variant": "inc"}),
-        (torch_optimizer.A2GradInc, {"variant": "inc", "beta": 3.0, "lips": 2.0}),
-        (torch_optimizer.A2GradExp, {"variant": "exp"}),
-        (torch_optimizer.A2GradExp, {"variant": "exp", "beta": 3.0, "lips": 2.0, "rho": 0.8}),
-    ],
-    ids=named,
-)
-def test_the_weights_are_those_of_published_a2grad_given_entry_by_entry(optimizer, options):
-    theirs = {name: value for name, value in options.items() if name != "variant"}
-    assert difference_of_weights(gradtx.a2grad(**options), entry_by_entry(optimizer, **theirs)) < ROUNDING
 
 
 def test_one_step_of_a2grad_is_the_gradient_over_twice_the_constant():

@@ -3,8 +3,6 @@ import math
 import pickle
 
 import pytest
-import pytorch_optimizer
-import pytorch_optimizer.lr_scheduler.chebyshev
 import torch
 from torch.optim import lr_scheduler
 
@@ -236,27 +234,6 @@ def test_every_step_of_ranger21s_rate_follows_the_loop(options):
     schedule = gradtx.ranger21_schedule(LR, **options)
     expected = [ranger21_rate(s, LR, **options) for s in range(80)]
     assert [schedule(s) for s in range(80)] == pytest.approx(expected, rel=1e-14)
-
-
-@pytest.mark.parametrize("options", RANGER21[:2], ids=str)
-def test_without_chebyshev_it_is_the_plan_of_pytorch_optimizer(options):
-    beta2 = options.get("beta2", 0.999)
-    theirs = pytorch_optimizer.Ranger21(
-        [torch.nn.Parameter(torch.zeros(1))], num_iterations=options["num_iterations"], lr=LR, betas=(0.9, beta2)
-    )
-    rates = [theirs.warm_down(theirs.warm_up_dampening(LR, t), t) for t in range(1, 51)]
-    schedule = gradtx.ranger21_schedule(LR, **options)
-    assert [schedule(s) for s in range(50)] == pytest.approx(rates, rel=1e-15)
-
-
-def test_chebyshevs_factors_for_a_power_of_two_are_the_published_ones():
-    chebyshev = pytorch_optimizer.lr_scheduler.chebyshev
-    nodes, order = chebyshev.get_chebyshev_steps(8, 0.1, 1.0), chebyshev.get_chebyshev_permutation(8)
-    assert chebyshev_factors(8) == pytest.approx(list(nodes[order]), rel=1e-14)
-    schedule = gradtx.ranger21_schedule(
-        1.0, 40, num_warm_up_iterations=0, num_warm_down_iterations=0, chebyshev_epochs=10
-    )
-    assert [schedule(4 * (i + 1) - 1) for i in range(8)] == pytest.approx(list(nodes[order]), rel=1e-14)
 
 
 def test_more_epochs_than_iterations_are_an_error():

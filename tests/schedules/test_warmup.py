@@ -3,7 +3,6 @@
 import math
 
 import pytest
-import pytorch_optimizer
 import torch
 from pytorch_optimizer import lr_scheduler as theirs
 
@@ -196,12 +195,6 @@ def test_chebyshev_factors_follow_the_loop_and_every_factor_occurs(epochs):
         expected = [LR * factors[min(max(e - 1, 0), epochs - 3)] for e in range(epochs + 5)]
         assert first(gradtx.chebyshev_schedule(LR, epochs, m, M), epochs + 5) == pytest.approx(expected, **EXACT)
     assert all(type(factor) is float for factor in gradtx.get_chebyshev_schedule(epochs))
-
-
-def test_chebyshev_factors_of_a_power_of_two_are_those_of_pytorch_optimizer():
-    module = pytorch_optimizer.lr_scheduler.chebyshev
-    nodes = module.get_chebyshev_steps(8, 0.1, 1.0)[module.get_chebyshev_permutation(8)]
-    assert gradtx.get_chebyshev_schedule(10) == pytest.approx(list(nodes), **EXACT)
 
 
 @pytest.mark.parametrize("beta2", [0.999, 0.95, 0.6, 0.0])
