@@ -24,7 +24,7 @@ test: $(VENV)/test
 test-all: $(VENV)/test  # with all cases of tests whose cases multiply
 	@$(RUN) -m pytest -n $(JOBS) --dist worksteal $(ARGS)
 
-quick: $(VENV)/test  # no compiler, no processes, no other libraries: about a minute
+quick: $(VENV)/test  # no compiler, no processes, no other libraries: a minute and a half
 	@$(RUN) -m pytest -n $(JOBS) --dist worksteal -m "not slow and not nightly" gradtx tests $(ARGS)
 
 install: $(VENV)/all

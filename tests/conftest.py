@@ -21,7 +21,7 @@ TESTS = Path(__file__).parent
 SLOW = (
     "clients", "distributed", "fuzz", "test_conformance_func.py", "test_docs.py", "test_examples.py",
     "test_from_pytorch_optimizer.py", "test_optax_names.py", "test_package.py",
-    "test_properties.py", "test_registry.py", "test_site.py", "test_storage.py", "test_torch_names.py", "test_typed.py",
+    "test_registry.py", "test_site.py", "test_storage.py", "test_torch_names.py", "test_typed.py",
     "combinators/test_blocks.py", "combinators/test_precision.py", "combinators/test_qk_clip.py",
     "combinators/test_rotated.py", "combinators/test_selection.py", "combinators/test_sharpness.py",
     "combinators/test_tuners.py", "lists/test_batches.py", "lists/test_by_count.py", "optim/test_capture.py",

@@ -144,6 +144,7 @@ def test_updates_and_slots_keep_shapes_and_dtypes(case, dtype):
 
 # A link that asks for the gradient elsewhere gets it at weights in bf16, of another value than in float32. A link that
 # rounds weights does nothing in float32.
+@pytest.mark.slow
 @each_case([case for case in LEAN if "grad_fn" not in case.example.needs and not case.example._rounds], PLAIN_LINKS)
 def test_a_bf16_update_is_the_float32_one(case):
     tx = case.make()
@@ -159,6 +160,7 @@ def test_a_bf16_update_is_the_float32_one(case):
         assert torch.equal(slot, tensors(wide_state)[path].to(slot.dtype)), path
 
 
+@pytest.mark.slow
 @each_case([case for case in ALL if not case.example._rounds], OF_EACH_KIND)
 def test_state_dtype_decides_what_slots_are_kept_in(case):
     params = case.noise(1, dtype=torch.bfloat16)
@@ -222,6 +224,7 @@ KINDS = (
 )
 
 
+@pytest.mark.slow
 @each_set(COSTLY, OF_EACH_KIND)
 def test_floats_as_tensors_or_schedules_change_neither_structure_nor_result(case, places):
     params, grads = case.noise(1), case.noise(2)
@@ -255,6 +258,7 @@ def _is_zero(case, place):
     return (value if place.index is None else value[place.index]) == 0.0
 
 
+@pytest.mark.slow
 @each("what", ["zero_gradient", "both"])  # zero parameters alone found nothing more when every safe root was plain
 @each_case(LEAN, PLAIN_LINKS)
 def test_derivatives_at_zero_are_finite(case, what):
@@ -278,6 +282,7 @@ def test_derivatives_at_zero_are_finite(case, what):
         assert slope is None or slope.isfinite().all()
 
 
+@pytest.mark.slow
 @each("dtype", [torch.float32, torch.float16])
 @each_case(ALL, PLAIN + LINKS)
 def test_zero_gradients_and_leaves_of_all_ranks_stay_finite(case, dtype):
@@ -309,6 +314,7 @@ def test_zero_gradients_give_finite_updates_without_eps_too(case):
 # States as files, transformations as text.
 
 
+@pytest.mark.slow
 @each_case(LEAN, OF_EACH_KIND)
 def test_a_saved_and_reloaded_state_continues_bit_for_bit(case):
     params, grads, tx = case.noise(1), case.noise(2), case.make()
@@ -321,6 +327,7 @@ def test_a_saved_and_reloaded_state_continues_bit_for_bit(case):
     assert_same(step(tx, grads, loaded, params), step(tx, grads, state, params))
 
 
+@pytest.mark.slow
 @each_case([case for case in PLAIN if case.factory.spec.kind == "alias"])
 def test_maximize_equals_the_negated_gradient(case):
     other = case.make(maximize=not case.arguments.get("maximize", False))
@@ -345,6 +352,7 @@ def _text_says_all(value) -> bool:
     return isinstance(value, gradtx.GradientTransformation) or not callable(value)
 
 
+@pytest.mark.slow
 @each_case([case for case in LEAN if all(map(_text_says_all, case.arguments.values()))], PLAIN_LINKS)
 def test_the_repr_evaluates_to_the_same_transformation(case):
     tx = case.make()
@@ -364,6 +372,7 @@ def _claims_elementwise(case: Case) -> bool:
     return spec.elementwise(bound) if callable(spec.elementwise) else spec.elementwise
 
 
+@pytest.mark.slow
 @each_case([case for case in RULES if _claims_elementwise(case)], PLAIN_LINKS)
 def test_an_elementwise_rule_does_not_care_how_entries_are_cut_into_leaves(case):
     tx, order = case.make(), torch.randperm(12, generator=torch.Generator().manual_seed(0))
@@ -398,6 +407,7 @@ def test_params_are_read_only_where_needs_says_so(case):
     assert_same(state, before)
 
 
+@pytest.mark.slow
 @each_case([case for case in COSTLY if not case.label], OF_EACH_KIND)
 def test_leaves_are_matched_by_name_in_any_order(case):
     tx, params, grads = case.make(), case.noise(1), case.noise(2)
@@ -412,6 +422,7 @@ def test_leaves_are_matched_by_name_in_any_order(case):
     assert list(again) == names
 
 
+@pytest.mark.slow
 @each_case(LEAN, OF_EACH_KIND)
 def test_a_step_along_the_field_depends_on_nothing_hidden(case):
     params, tx = case.noise(1), case.make()

@@ -102,29 +102,6 @@ def test_a_run_continues_in_another_world(name, flat, steps, source, target, kin
         torch.testing.assert_close(got, expected, rtol=0, atol=0)
 
 
-def whole_state_continues(name, kind):
-    with engine(kind) as compile:
-        model, optimizer = made(name, compile)
-        train(model, optimizer, BEFORE)
-    on_first = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    saved = get_optimizer_state_dict(model, optimizer, options=on_first)
-    again = gradtx.as_optimizer(CHAINS[name], model.named_parameters(), compile=compile)
-    everywhere = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
-    set_optimizer_state_dict(model, again, saved, options=everywhere)
-    torch.testing.assert_close(states(model, again), states(model, optimizer), rtol=0, atol=0)
-    with engine(kind):
-        train(model, again, STEPS - BEFORE, start=BEFORE)
-    plain = Model()
-    train(plain, gradtx.as_optimizer(CHAINS[name], plain.named_parameters()), STEPS)
-    assert_close(weights(model), weights(plain))
-
-
-@by_day("clip and adamw-eager", "schedule-eager", "freeze-eager", "sgd-eager", "sgd-traced")
-@pytest.mark.parametrize(("name", "kind"), [(n, "eager") for n in KINDS] + [(n, "traced") for n in IN_PROGRAMS])
-def test_a_state_gathered_on_the_first_process_continues(name, kind, two):
-    two.run(whole_state_continues, name, kind)
-
-
 def torchs_run_continues(folder, flat, kind):
     model = sharded()
     theirs = torch.optim.AdamW(model.parameters(), lr=1e-2)

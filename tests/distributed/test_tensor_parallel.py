@@ -91,25 +91,6 @@ def test_sums_of_gradients_that_autograd_left_pending_are_completed(name, kind, 
     assert all(map(all, two.run(divided_equals_whole, name, kind)))
 
 
-def steps_with_gradients_divided_otherwise():
-    mesh = init_device_mesh("cpu", (2,))
-    start = torch.arange(16.0, dtype=torch.float64).reshape(4, 4).sin()
-    for of_param, of_gradient in ((Shard(0), Shard(1)), (Replicate(), Shard(0)), (Shard(1), Replicate())):
-        plain = torch.nn.Parameter(start.clone())
-        divided = torch.nn.Parameter(distribute_tensor(start.clone(), mesh, [of_param]))
-        for param in (plain, divided):
-            optimizer = gradtx.optim.AdamW([param], lr=0.1)
-            for t in range(3):
-                gradient = (start + t).cos()
-                param.grad = gradient if param is plain else distribute_tensor(gradient, mesh, [of_gradient])
-                optimizer.step()
-        assert_close([divided.full_tensor()], [plain])
-
-
-def test_gradients_may_be_divided_along_another_dimension(two):
-    two.run(steps_with_gradients_divided_otherwise)
-
-
 def pure_update_with_a_pending_sum():
     mesh = init_device_mesh("cpu", (2,))
     tx = gradtx.skip_nonfinite(gradtx.adamw(lr=0.1))

@@ -248,31 +248,6 @@ def test_a_rule_is_traced_for_one_leaf_of_a_program_unless_the_program_adds_term
     assert calls_for_two_steps(gradtx.clip_by_global_norm(0.5)) == 1 + width + 1
 
 
-@gradtx.per_tensor(elementwise=True)
-def _tripled_if_long():
-    def update(update, state, param, ctx):
-        return update * (3 if update.numel() > 6 else 2), state
-
-    return update
-
-
-@pytest.mark.parametrize(
-    "tx",
-    [_tripled_if_long(), gradtx.with_state_dtype(gradtx.trace(0.5), "float8", min_size=4)],
-    ids=["branch", "float8"],
-)
-def test_leaves_that_the_program_of_the_first_does_not_fit_are_all_traced(tx, uncompiled):
-    weights = []
-    for compiles in (False, True):
-        params = [torch.nn.Parameter(torch.ones(n)) for n in (64, 3, 16, 12)]
-        optimizer = gradtx.as_optimizer(gradtx.chain(tx, gradtx.sgd(lr=0.1)), params, compile=compiles)
-        for param in params:
-            param.grad = torch.linspace(-1, 1, len(param))
-        optimizer.step()
-        weights.append(torch.cat(params).detach())
-    torch.testing.assert_close(*weights)
-
-
 def test_parameters_and_state_stay_where_they_are_and_gradients_are_let_go(uncompiled):
     param = torch.nn.Parameter(torch.randn(7))
     optimizer = gradtx.optim.AdamW([param], compile=True)
@@ -321,33 +296,6 @@ def test_tensors_in_any_layout_step_as_eagerly(name, make, uncompiled):
     torch.testing.assert_close(params[1], params[0])
 
 
-LAYOUTS = {
-    "rows": lambda gradient: gradient,
-    "columns": lambda gradient: gradient.t().contiguous().t(),
-    "a part": lambda gradient: torch.stack((gradient, gradient), -1)[..., 0],
-    "with a graph": lambda gradient: gradient.requires_grad_(),
-}
-
-
-@pytest.mark.parametrize("first", LAYOUTS)
-def test_gradients_may_change_their_layout_in_each_step(first):
-    """Kernels read the memory of gradients that are laid out as their parameters, whatever their shape."""
-    results = []
-    for compile in (False, True):
-        torch.manual_seed(0)
-        params = [torch.nn.Parameter(torch.randn(6, 8)) for _ in range(2)]
-        optimizer = gradtx.optim.AdamW(params, lr=0.1, compile=compile)
-        for name in (first, *LAYOUTS, first, *reversed(LAYOUTS)):
-            for param in params:
-                param.grad = LAYOUTS[name](torch.randn(6, 8))
-            optimizer.step()
-        results.append(params)
-    (bundle,) = optimizer._engine.plan.bundles
-    assert bundle._takes_any_shape
-    for compiled, expected in zip(*reversed(results), strict=True):
-        torch.testing.assert_close(compiled, expected)
-
-
 @gradtx.per_tensor(elementwise=True, shared={"leaves": 0.0}, summed={"leaves": lambda total: total})
 def divide_by_number_of_leaves():
     def update(update, state, param, ctx):
@@ -390,19 +338,6 @@ def test_shapes_matter_if_a_graph_reads_or_checks_them(line, expected):
     kernels = torch_names.RunKernels(f"    def call(self, args):\n        {line}\n", print)
     assert torch_names.reads_only_memory(kernels, {"param"}) == expected
     assert not torch_names.reads_only_memory(print, {"param"})
-
-
-def test_an_exchanged_memory_is_noticed(uncompiled):
-    param = torch.nn.Parameter(torch.ones(5))
-    optimizer = gradtx.optim.SGD([param], lr=0.1, momentum=0.5, compile=True)
-    for i in range(3):
-        param.grad = torch.ones(5)
-        optimizer.step()
-        if i == 0:
-            param.data = torch.full((5,), 3.0)
-        if i == 1:
-            optimizer.state[param]["momentum_buffer"] = torch.zeros(5)
-    torch.testing.assert_close(param, torch.full((5,), 3.0 - 0.15 - 0.1))
 
 
 @pytest.mark.parametrize("again", [copy.deepcopy, lambda optimizer: pickle.loads(pickle.dumps(optimizer))])

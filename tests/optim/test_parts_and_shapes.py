@@ -110,6 +110,7 @@ def test_a_mean_over_all_entries_counts_those_of_large_coded_leaves(name, monkey
 COUNTING = {"adai", "adams", "avagrad"}  # their means need the number of entries of a leaf
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("code", "whole"), [(None, set()), ("int8", COUNTING)])
 def test_large_leaves_of_the_library_s_own_chains_are_updated_in_parts(code, whole, monkeypatch):
     """Otherwise their temporaries would be as large as a leaf."""
@@ -199,6 +200,7 @@ def test_a_rule_reads_the_shape_of_its_leaf(name, mode, uncompiled):
         torch.testing.assert_close(param.detach(), expected[leaf])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("code", [None, "int8"])
 def test_no_elementwise_chain_of_the_library_reads_the_shape(code, monkeypatch):
     """Otherwise compiled optimizers would not compile it."""

@@ -1,8 +1,6 @@
 """Gradients released during backward, and gradients consumed by a step."""
 
-import copy
 import functools
-import gc
 import itertools
 import weakref
 from unittest import mock
@@ -116,28 +114,6 @@ def test_numbers_equal_those_of_ordinary_compiled_steps(name, uncompiled):
     assert {way.way for way in released[1].explain()} == {"compiled"}
 
 
-BY_KIND = gradtx.partition(
-    {"bias": gradtx.sgd(lr=0.1, momentum=0.9), "weight": gradtx.adamw(lr=0.01)}, {"bias": "*bias", "weight": "*"}
-)
-
-
-def test_partitions_and_groups_of_other_numbers_equal_ordinary_steps():
-    runs = []
-    for released in (False, True):
-        net = model()
-        groups = [{"params": net[0].named_parameters(), "lr": 0.1}, {"params": net[2].named_parameters(prefix="2")}]
-        optimizer = gradtx.as_optimizer(BY_KIND, groups)
-        if released:
-            optimizer.release_gradients()
-        for i in range(STEPS):
-            backward(net, i)
-            optimizer.step()
-            optimizer.param_groups[0]["lr"] = 0.01 * i
-            optimizer.zero_grad()
-        runs.append((net, optimizer))
-    assert_same_bits(*runs)
-
-
 def refused(tx, values):
     """Whether a chain refuses to release gradients."""
     optimizer = gradtx.as_optimizer(tx, [torch.nn.Parameter(p) for p in values.values()])
@@ -244,16 +220,6 @@ def test_schedules_hooks_and_schedulers_go_on_as_ever(recwarn):
     assert not recwarn
 
 
-def test_a_scheduler_before_the_first_step_warns_as_ever():
-    net = model()
-    optimizer = gradtx.optim.AdamW(net.parameters())
-    scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
-    optimizer.release_gradients()
-    backward(net, 0)
-    with pytest.warns(UserWarning, match="before `optimizer.step"):
-        scheduler.step()
-
-
 def test_removing_the_handle_goes_back_to_whole_steps():
     net = model()
     optimizer = gradtx.optim.AdamW(net.parameters(), lr=0.1)
@@ -281,33 +247,6 @@ def test_removing_the_handle_goes_back_to_whole_steps():
     assert_same_bits((net, optimizer), (ordinary, reference))
 
 
-def test_a_handle_removed_after_backward_leaves_a_step_to_end():
-    tx = RELEASABLE["accumulate"]()
-    runs = []
-    for released in (False, True):
-        net = model()
-        optimizer = gradtx.as_optimizer(tx, net.named_parameters())
-        handle = optimizer.release_gradients() if released else None
-        backward(net, 0)
-        if handle is not None:
-            handle.remove()
-        optimizer.step()
-        optimizer.zero_grad()
-        backward(net, 1)
-        optimizer.step()
-        runs.append((net, optimizer))
-    assert_same_bits(*runs)
-
-
-@pytest.mark.parametrize("every_call", [True, False])
-def test_several_backward_passes_accumulate_in_the_state(every_call):
-    tx = RELEASABLE["accumulate"]
-    ordinary = trained(tx(), False, steps=6)
-    steps, calls = (6, 1) if every_call else (3, 2)
-    released = trained(tx(), True, steps=steps, calls=calls)
-    assert_same_bits(ordinary, released)
-
-
 def test_a_second_gradient_without_a_step_is_an_error():
     net = model()
     optimizer = gradtx.optim.AdamW(net.named_parameters())
@@ -333,18 +272,6 @@ def test_a_parameter_without_a_gradient_is_skipped():
             optimizer.zero_grad()
         runs.append((net, optimizer))
     assert_same_bits(*runs)
-
-
-def test_a_gradient_that_was_set_by_hand_steps_with_the_step():
-    net = model()
-    optimizer = gradtx.optim.SGD(net.parameters(), lr=1.0)
-    optimizer.release_gradients()
-    net[0](batch(0)).sum().backward()
-    before = net[3].bias.detach().clone()
-    net[3].bias.grad = torch.ones(3, dtype=torch.float64)
-    optimizer.step()
-    assert torch.equal(net[3].bias, before - 1)
-    assert net[3].bias.grad is None
 
 
 def test_a_closure_ends_the_step():
@@ -379,45 +306,6 @@ def test_weights_to_evaluate_with_are_not_trained():
         backward(net, 1)
 
 
-def test_parameters_that_join_step_too():
-    net = model()
-    optimizer = gradtx.optim.AdamW(net[0].parameters(), lr=0.1)
-    optimizer.release_gradients()
-    optimizer.add_param_group({"params": list(net[2].parameters())})
-    backward(net, 0)
-    assert net[2].weight.grad is None
-    assert net[3].weight.grad is not None
-    optimizer.step()
-    assert len(optimizer.state) == 4
-
-
-def test_a_copy_of_the_optimizer_and_a_checkpoint_go_on_alike():
-    net = model()
-    optimizer = gradtx.optim.AdamW(net.parameters(), lr=0.1)
-    optimizer.release_gradients()
-    backward(net, 0)
-    optimizer.step()
-    other_net, other = copy.deepcopy((net, optimizer))
-    saved = copy.deepcopy(optimizer.state_dict())
-    backward(net, 1)
-    optimizer.step()
-    backward(other_net, 1)
-    other.step()
-    assert_same_bits((net, optimizer), (other_net, other))
-    optimizer.load_state_dict(saved)
-    assert all(state["step"] == 1 for state in optimizer.state.values())
-
-
-def test_an_optimizer_that_is_gone_steps_no_more():
-    net = model()
-    gradtx.optim.AdamW(net.parameters(), lr=0.1).release_gradients()
-    gc.collect()
-    before = [p.detach().clone() for p in net.parameters()]
-    backward(net, 0)
-    assert all(torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True))
-    assert all(p.grad is not None for p in net.parameters())
-
-
 def test_later_steps_record_no_program_and_make_no_plan(monkeypatch):
     net = model()
     optimizer = gradtx.optim.AdamW(net.parameters(), lr=0.1)
@@ -450,14 +338,6 @@ def test_a_step_that_consumes_gradients_equals_one_that_does_not(name, compile, 
             assert all((p.grad is None) == consumes for p in net.parameters())
         runs.append((net, optimizer))
     assert_same_bits(*runs)
-
-
-@pytest.mark.parametrize("tx", [chain(gradtx.freeze("0.*"), gradtx.adamw()), gradtx.sam(gradtx.sgd(lr=0.1))])
-def test_a_step_also_consumes_the_gradients_of_frozen_leaves_and_of_closures(tx):
-    net = model()
-    optimizer = gradtx.as_optimizer(tx, net.named_parameters())
-    optimizer.step(lambda: backward(net, 0), consume_gradients=True)
-    assert all(param.grad is None for param in net.parameters())
 
 
 @pytest.mark.parametrize("norm", [False, True])

@@ -95,6 +95,7 @@ def test_the_bounds_of_the_references_are_met_and_not_met():
     assert clipped.seen == bounded.seen == {True, False}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [o for a, _, o in OPTIONS if a is gradtx.adafactor_torch][:3], ids=str)
 def test_adafactor_torch_is_torch_optim_adafactor(options):
     assert (
@@ -106,6 +107,7 @@ def test_adafactor_torch_is_torch_optim_adafactor(options):
     assert difference_of_weights(negated(gradtx.adafactor_torch(**uphill)), published) < PUBLISHED
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -122,6 +124,7 @@ def test_adafactor_is_the_one_of_transformers(options):
     assert difference_of_weights(gradtx.adafactor(**options), published) < PUBLISHED
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["row_var", "col_var", "variance", "step"])
 def test_the_state_has_the_keys_shapes_and_dtypes_of_torch(name):
     params, others = parameters(torch.float32), parameters(torch.float32)
@@ -139,6 +142,7 @@ def test_the_state_has_the_keys_shapes_and_dtypes_of_torch(name):
 CHECKPOINTS = [{}, {"lr": 0.3, "eps": (1e-3, 1e-2), "d": 1.5, "weight_decay": 0.1, "beta2_decay": -0.5}]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ours_first", [True, False])
 @pytest.mark.parametrize("options", CHECKPOINTS, ids=str)
 def test_checkpoints_continue_in_and_from_torch(options, ours_first):
@@ -162,6 +166,7 @@ def test_a_rate_is_relative_to_the_weights_and_clipped():
     assert first_update(tx, [3.0, -4.0], [5.0, -5.0]) == pytest.approx([-0.25 - 2.5, 0.25 + 2.5])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("make", [gradtx.adafactor, gradtx.adafactor_torch], ids=named)
 def test_rows_of_zeros_stay_finite_in_narrow_dtypes(make, dtype):

@@ -218,6 +218,7 @@ TORCH = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("alias", "optimizer", "options"), TORCH, ids=named)
 def test_the_weights_are_those_of_torch_optim(alias, optimizer, options):
     assert difference_of_weights(alias(**options), Published(optimizer, **options)) < PUBLISHED
@@ -228,6 +229,7 @@ def test_the_weights_are_those_of_torch_optim(alias, optimizer, options):
 NESTEROV = {"momentum": 0.8, "nesterov": True}  # without it the package projects its momentum buffer
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("alias", "optimizer", "options"),
     [
@@ -256,18 +258,21 @@ PLAIN_ATAN2 = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", PLAIN_ATAN2, ids=str)
 def test_the_weights_are_those_of_adam_atan2_pytorch(options):
     published = Published(adam_atan2_pytorch.AdamAtan2, **options)
     assert difference_of_weights(gradtx.adam_atan2(**options), published) < PUBLISHED
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [*PLAIN_ATAN2, {"lr": 0.02, "clip_to_grok_max_norm": 1.2}], ids=str)
 def test_with_clip_to_grok_they_are_those_of_its_class(options):
     published = Published(adam_atan2_pytorch.AdamAtan2ClipGrok, **options)
     assert difference_of_weights(gradtx.adam_atan2(**options, clip_to_grok=True), published) < PUBLISHED
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [*PLAIN_ATAN2, {"lr": 0.02, "orig_grad_ema_beta": 0.6}], ids=str)
 def test_with_orthogonal_gradients_they_are_those_of_its_class(options):
     published = Published(adam_atan2_with_orthog_grad.AdamAtan2, **options)
@@ -275,6 +280,7 @@ def test_with_orthogonal_gradients_they_are_those_of_its_class(options):
     assert difference_of_weights(tx, published, without=("scalar",)) < PUBLISHED  # the package fails on 0-d leaves
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -289,6 +295,7 @@ def test_with_wasserstein_regularization_they_are_those_of_its_class(options):
     assert difference_of_weights(gradtx.adam_atan2(**options, wasserstein_reg=True), published) < PUBLISHED
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [

@@ -184,6 +184,7 @@ TORCH = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", TORCH, ids=str)
 def test_radam_has_the_weights_of_torch(options):
     assert difference_of_weights(gradtx.radam(**options), Published(torch.optim.RAdam, **options)) < PUBLISHED
@@ -195,6 +196,7 @@ def test_radam_has_the_weights_of_torch(options):
 # Our options, and those of theirs that have other names.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -254,6 +256,7 @@ def test_diffgrad_compares_decayed_gradients_only_where_the_decay_is_coupled():
     assert (previous(), previous(decoupled_weight_decay=True)) == (3.0, 1.0)
 
 
+@pytest.mark.slow
 def test_the_mean_of_adams_spans_parameter_groups():
     def trained(groups):
         params = [torch.nn.Parameter(param) for param in problem().values()]

@@ -332,6 +332,7 @@ def test_adabound_follows_a_scheduler_of_torch_as_it_follows_a_schedule():
         torch.testing.assert_close(param.detach(), tree[str(i)], rtol=1e-10, atol=0)  # torch's recursion of the cosine
 
 
+@pytest.mark.slow
 def test_avagrad_has_one_scale_for_all_parameter_groups():
     together, apart = weights(), weights()
     one = gradtx.optim.AvaGrad(together, lr=0.1)
@@ -343,6 +344,7 @@ def test_avagrad_has_one_scale_for_all_parameter_groups():
         torch.testing.assert_close(second, first, rtol=1e-13, atol=0)
 
 
+@pytest.mark.slow
 def test_groups_of_avagrad_must_agree_on_the_kind_of_scale():
     params = weights()
     optimizer = gradtx.optim.AvaGrad([{"params": params[:1], "lagged_norm": True}, {"params": params[1:]}])
@@ -350,6 +352,7 @@ def test_groups_of_avagrad_must_agree_on_the_kind_of_scale():
         stepped(optimizer, params, 0)
 
 
+@pytest.mark.slow
 def test_groups_of_swats_switch_together_and_must_agree_on_what_decides():
     params = weights()
     groups = [{"params": params[:1], "lr": 0.02}, {"params": params[1:], "lr": 0.01}]

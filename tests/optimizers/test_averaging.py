@@ -146,6 +146,7 @@ def test_a_number_out_of_range_is_an_error(make, options, message):
         make(**options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("cls", "rule"), [(gradtx.optim.MADGRAD, madgrad), (gradtx.optim.SRMM, srmm)], ids=["MADGRAD", "SRMM"]
 )
@@ -165,6 +166,7 @@ def test_groups_have_rates_of_their_own_and_warm_up_from_zero(cls, rule):
     assert difference_of_weights(Published(make), WeightsLoop(loop)) < CLOSE
 
 
+@pytest.mark.slow
 def test_runs_are_finite_in_half_precision():
     for tx in (gradtx.madgrad(), gradtx.madgrad(momentum=0.0), gradtx.srmm()):
         step = Transformed(tx)

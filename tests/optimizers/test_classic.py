@@ -145,6 +145,7 @@ def test_the_weights_follow_the_loop(alias, rule, options):
     assert difference(alias(**options), WeightsLoop(rule, **options)) < TOLERANCE
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("float64_by_default")
 @pytest.mark.parametrize(("alias", "name", "rule", "options"), SHARED, ids=named)
 def test_the_weights_are_those_of_torch_optim(alias, name, rule, options):
@@ -163,6 +164,7 @@ def pair(name, params=parameters, **options):
             for package, own in ((gradtx.optim, params()), (torch.optim, params()))]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("float64_by_default")
 @pytest.mark.parametrize("maximize", [False, True])
 @pytest.mark.parametrize(("alias", "name", "rule", "options"), SHARED, ids=named)
@@ -173,6 +175,7 @@ def test_steps_of_the_class_without_some_gradients_equal_torch(alias, name, rule
     assert_close(own.values(), other.values(), PUBLISHED)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("alias", "name", "rule", "options"), SHARED, ids=named)
 def test_the_state_has_the_keys_shapes_and_dtypes_of_torch(alias, name, rule, options):
     (ours, own), (theirs, other) = pair(name, lambda: parameters(torch.float32), **options)
@@ -196,6 +199,7 @@ def test_narrow_dtypes_follow_torch(name, dtype, tolerance):
     assert_close(own.values(), other.values(), tolerance)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["Adagrad", "Adadelta", "RMSprop", "Rprop", "Adamax", "NAdam"])
 def test_a_scheduler_that_warms_up_from_the_start_moves_it_as_torch(name):
     after = []
@@ -207,6 +211,7 @@ def test_a_scheduler_that_warms_up_from_the_start_moves_it_as_torch(name):
     assert_close(after[0].values(), after[1].values(), 1e-7 if name == "NAdam" else PUBLISHED)
 
 
+@pytest.mark.slow
 def test_a_parameter_of_rprop_that_first_steps_after_a_reload_takes_the_rate_of_then_as_in_torch():
     after = []
     for optimizer, params in pair("Rprop", lr=0.1):

@@ -168,6 +168,7 @@ def test_they_follow_the_loop_where_the_first_factors_have_an_eigenvalue_0(alias
     assert apart(alias(**options), WeightsLoop(rule, **options), seed, names=("wide", "tall")) < 1e-8
 
 
+@pytest.mark.slow
 def test_merged_dimensions_are_those_of_a_matrix():
     grads = torch.randn(6, 2, 3, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     for make in (gradtx.kl_soap, gradtx.kl_shampoo, gradtx.soap_laprop):

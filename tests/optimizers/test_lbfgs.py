@@ -96,6 +96,7 @@ def test_pairs_of_little_curvature_are_left_out():
     assert reference.seen == {True, False}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("history", [2, 10])
 def test_lbfgs_is_torch_optim_lbfgs_with_one_step_a_call(history, seed):
@@ -241,6 +242,7 @@ def test_accepted_lengths_satisfy_the_strong_wolfe_conditions(options, seed):
         params = new
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("conditions", ["armijo", "strong_wolfe"])
 def test_lbfgs_with_a_search_minimizes_rosenbrocks_function(conditions):
     def loss(p):
@@ -255,6 +257,7 @@ def test_lbfgs_with_a_search_minimizes_rosenbrocks_function(conditions):
     assert loss(params) < 1e-20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("conditions", ["armijo", "strong_wolfe"])
 def test_a_search_runs_under_vmap(conditions):
     tx = gradtx.line_search(gradtx.lbfgs(history=3), conditions=conditions, max_steps=6)
@@ -274,6 +277,7 @@ def test_a_search_runs_under_vmap(conditions):
     torch.testing.assert_close(together, torch.stack([train(scale) for scale in scales]), rtol=1e-9, atol=1e-11)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("conditions", ["armijo", "strong_wolfe"])
 def test_an_optimizer_calls_its_closure_for_the_trials(conditions):
     loss, start = problem(0)

@@ -241,6 +241,7 @@ GROUPED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CLASSES)
 def test_groups_with_rates_of_their_own_share_the_sums(name):
     options = GROUPED[name]
@@ -263,6 +264,7 @@ def test_a_warm_up_from_zero_by_a_torch_scheduler_follows_the_loop(name):
     assert difference_along(Published(make), WholeLoop(RULES[name][1], lr=warm_up, d0=0.01)) < CLOSE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CLASSES)
 def test_numbers_that_the_sums_depend_on_must_agree_across_groups(name):
     params = [torch.nn.Parameter(torch.ones(2)) for _ in range(2)]
@@ -413,12 +415,14 @@ def theirs(options):
     return {{"decoupled_weight_decay": "decouple"}.get(name, name): value for name, value in options.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("make", "published", "options"), PUBLISHED, ids=named)
 def test_equals_the_authors_optimizer(make, published, options):
     extra = {"decouple": options.get("decoupled_weight_decay", True)} if make is gradtx.prodigy else {}
     assert difference_along(make(**options), Published(published, **theirs(options) | extra)) < CLOSE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["dadapt_adam", "dadapt_sgd", "prodigy"])  # their Lion moves such groups
 def test_a_group_at_rate_zero_is_as_in_the_authors_optimizers(name):
     authors = {

@@ -171,6 +171,7 @@ def test_the_exact_mode_of_a_branch_calls_the_gradient_of_the_whole_tree():
     assert updates.keys() == params.keys()
 
 
+@pytest.mark.slow
 def test_the_exact_mode_runs_as_a_torch_optimizer_with_a_closure():
     start = problem()
     weights = {name: torch.nn.Parameter(p.clone()) for name, p in start.items()}

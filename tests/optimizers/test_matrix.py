@@ -78,6 +78,7 @@ def test_muon_follows_the_loop(options, flatten):
     assert difference_of_weights(tx, WeightsLoop(muon, **options), without=without) < PUBLISHED
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -96,6 +97,7 @@ def matrices(dtype=torch.float64):
     return parameters(dtype, {"wide": (5, 24), "tall": (17, 6), "square": (9, 9)})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"ns_coefficients": (2.0, -1.5, 0.5), "ns_steps": 4}], ids=named)
 def test_the_class_takes_the_steps_of_torchs_on_larger_matrices(options):
     (own, other) = matrices(), matrices()
@@ -104,6 +106,7 @@ def test_the_class_takes_the_steps_of_torchs_on_larger_matrices(options):
     assert_close(own.values(), other.values(), PUBLISHED)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ours_first", [True, False])
 def test_checkpoints_of_muon_continue_in_and_from_torch(ours_first):
     makes = (gradtx.optim.Muon, torch.optim.Muon)
@@ -131,6 +134,7 @@ def test_muon_sends_other_leaves_to_its_fallback():
         torch.testing.assert_close(updates[name], expected[name])
 
 
+@pytest.mark.slow
 def test_muon_with_a_fallback_is_an_optimizer_whose_groups_name_both_rates():
     params = parameters()
     optimizer = gradtx.optim.Muon(params.values(), fallback=gradtx.adamw(lr=0.03))
@@ -141,6 +145,7 @@ def test_muon_with_a_fallback_is_an_optimizer_whose_groups_name_both_rates():
     assert ["amsgrad" in group for group in optimizer.param_groups] == [False, True]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rate", [0.02, gradtx.Schedule(lambda step: 0.02 + 0 * step)], ids=["number", "schedule"])
 def test_a_scheduler_drives_the_rate_of_the_fallback_too_each_from_its_own(rate):
     params, split = parameters(), parameters()
@@ -165,6 +170,7 @@ def test_a_scheduler_drives_the_rate_of_the_fallback_too_each_from_its_own(rate)
     assert_close(params.values(), split.values(), PUBLISHED)
 
 
+@pytest.mark.slow
 def test_in_groups_of_the_user_bare_names_are_muons_and_the_fallbacks_have_its_name():
     params = list(parameters().values())
     groups = [{"params": params[:3], "lr": 0.5, "adamw.lr": 0.25, "eps": 1e-3}, {"params": params[3:], "lr": 0.125}]
@@ -197,6 +203,7 @@ def test_the_fallback_gets_what_the_view_does_not_take():
         assert {label for label in state if any(key != "members" for key in state[label])} == labels
 
 
+@pytest.mark.slow
 def test_a_checkpoint_says_how_many_steps_none_stands_for_since_torch_needs_the_number():
     weight = [torch.nn.Parameter(torch.ones(2, 2))]
     for coefficients, steps in (((2.0, -1.5, 0.5), 5), ("deepseekv4", 10), ("newton_schulz", 12)):
@@ -301,6 +308,7 @@ def published_mixture(cls):
     return make if cls is adam_atan2_pytorch.MuonAdamAtan2 else make_polar
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("alias", "options"),
     [

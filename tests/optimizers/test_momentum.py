@@ -1,5 +1,4 @@
 import pytest
-import pytorch_optimizer
 import qhoptim.pyt
 import torch
 
@@ -106,20 +105,12 @@ def test_the_weights_follow_the_loop(alias, rule, options):
     assert difference(alias(**options), WeightsLoop(rule, **options)) < TOLERANCE
 
 
-def renamed(optimizer, **names):
-    """A published optimizer that takes its options under our names."""
-    return lambda params, **options: optimizer(params, **{names.get(k, k): v for k, v in options.items()})
-
-
-AccSGD = renamed(pytorch_optimizer.AccSGD, small_const="constant")
-QHM = renamed(pytorch_optimizer.QHM, decoupled_weight_decay="weight_decouple")
-
-
 # qhoptim adds with `add_(number, tensor)`, a form that torch calls deprecated.
 old_add = pytest.mark.filterwarnings("ignore:This overload of add:UserWarning")
 DIRECT = {"weight_decay": 0.2, "weight_decay_type": "direct"}
 
 
+@pytest.mark.slow
 @old_add
 @pytest.mark.parametrize(
     ("options", "theirs"),
@@ -138,6 +129,7 @@ def test_qhm_is_that_of_its_authors(options, theirs):
     assert difference_of_weights(gradtx.qhm(lr=0.3, **options), published) < PUBLISHED
 
 
+@pytest.mark.slow
 @old_add
 @pytest.mark.parametrize("decoupled", [False, True])
 @pytest.mark.parametrize(
@@ -187,6 +179,7 @@ def test_one_step_equals_the_hand_computed_values(tx, expected):
 # The number of betas is the structure of aggmo's state.
 
 
+@pytest.mark.slow
 def test_groups_of_aggmo_may_have_different_numbers_of_betas():
     first, second = parameters(), parameters()
     names = list(first)
@@ -216,6 +209,7 @@ def test_betas_written_into_a_group_may_be_more_or_fewer():
         descend(optimizer, params, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("betas", [(0.3, 0.8), (0.9,), (0.0, 0.1, 0.2, 0.3)], ids=str)
 def test_a_checkpoint_of_other_betas_continues_in_an_aggmo_built_with_defaults(betas):
     params = parameters()

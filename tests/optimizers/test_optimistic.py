@@ -49,6 +49,7 @@ def test_the_weights_follow_the_loop(alias, rule, options):
     assert difference_along(alias(**options), WeightsLoop(rule, **options)) < TOLERANCE
 
 
+@pytest.mark.slow
 def test_without_beta_optimistic_adam_is_torchs_adam():
     assert difference_along(gradtx.optimistic_adam(lr=0.02, beta=0.0), Published(torch.optim.Adam, lr=0.02)) < 1e-12
 

@@ -212,6 +212,7 @@ def test_a_start_without_params_is_an_error(make):
 # As torch optimizers.
 
 
+@pytest.mark.slow
 def test_groups_of_dog_share_the_sums():
     params = [torch.nn.Parameter(p) for p in problem().values()]
     optimizer = gradtx.optim.DoG([{"params": [p], "lr": 0.5} for p in params], reps_rel=0.01)
@@ -226,6 +227,7 @@ def test_groups_of_dog_share_the_sums():
             torch.testing.assert_close(p.detach(), q, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_momo_takes_the_loss_from_the_closure():
     param = torch.nn.Parameter(torch.tensor([3.0, 4.0]))
     optimizer = gradtx.optim.MoMo([param], lr=10.0)

@@ -2,7 +2,6 @@ import math
 
 import pytest
 import torch
-from torch import Tensor
 
 import gradtx
 from gradtx.state.random import Stream
@@ -18,10 +17,6 @@ def apply(x, factors):
     for i, Q in enumerate(factors):
         x = times(x, Q, i)
     return x
-
-
-def whole(Q: Tensor) -> Tensor:
-    return torch.diag(Q) if Q.ndim == 1 else Q
 
 
 def merged(shape, merges):
@@ -125,6 +120,7 @@ def test_psgd_kron_follows_the_loop(options, seed):
     assert apart(gradtx.psgd_kron(**options), WeightsLoop(psgd_kron, **options), seed) < AGREEMENT
 
 
+@pytest.mark.slow
 def test_the_expected_terms_are_the_mean_of_random_ones():
     rng = torch.Generator().manual_seed(0)
 
@@ -154,6 +150,7 @@ def test_annealed_updates_are_due_at_every_step_at_first_and_later_rarely():
     assert table.updates(5000) == sum(counts)
 
 
+@pytest.mark.slow
 def test_annealed_steps_of_the_optimizer_are_those_of_the_pure_functions(monkeypatch, forget_programs):
     monkeypatch.setattr(psgd, "annealed_probability", lambda step: 0.4 + 0 * step)
     monkeypatch.setattr(psgd, "ANNEALED", psgd.Annealed())
@@ -161,6 +158,7 @@ def test_annealed_steps_of_the_optimizer_are_those_of_the_pure_functions(monkeyp
     agree_in_both_ways(gradtx.psgd_kron(lr=0.1, balance_every=2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("shape", "expected"),
     [((4, 3, 2, 2), (24, 2)), ((3, 2, 3), (6, 3)), ((2, 3, 50), (6, 50)), ((5,), (5,)), ((), (1,))],

@@ -101,6 +101,7 @@ def test_rejects_what_is_out_of_range(options, message):
         gradtx.apollo(**options)
 
 
+@pytest.mark.slow
 def test_a_scheduler_of_torch_writes_the_rate_that_the_warm_up_ends_at():
     weight = torch.nn.Parameter(torch.zeros(1, dtype=torch.float64))
     optimizer = gradtx.optim.ApolloDQN([weight], lr=1.0, warmup=2, init_lr=0.0, beta=0.0)

@@ -110,6 +110,7 @@ CLASSES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("cls", "rule", "options"), CLASSES, ids=["ScheduleFreeSGD", "ScheduleFreeAdamW", "ScheduleFreeRAdam"]
 )

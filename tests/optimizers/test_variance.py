@@ -104,6 +104,7 @@ def test_rejects_what_is_out_of_range(alias, options, message):
         alias(**options)
 
 
+@pytest.mark.slow
 def test_a2grad_works_as_a_torch_optimizer_although_it_has_no_learning_rate():
     weights = [torch.nn.Parameter(x) for x in problem().values()]
     optimizer = gradtx.optim.A2Grad(weights, lips=2.0)

@@ -80,11 +80,6 @@ def test_a_proportion_equals_that_of_pytorch_optimizer():
     assert first(schedule, 10) == pytest.approx(expected, **EXACT)
 
 
-def test_a_proportion_without_a_range_is_its_largest_value():
-    for bounds in ((0.1, 0.1), (0.1, 0.3)):
-        assert first(gradtx.proportion_schedule(gradtx.cosine_schedule(0.1, 3), *bounds, 0.4, 0.2), 4) == [0.4] * 4
-
-
 RESTARTS = [
     {"first_cycle_steps": 7, "warmup_steps": 2, "max_lr": 0.3, "min_lr": 0.01},
     {"first_cycle_steps": 5, "cycle_mult": 1.5, "warmup_steps": 1, "max_lr": 0.3, "min_lr": 0.0, "gamma": 0.5},
@@ -166,35 +161,6 @@ def test_an_untuned_warm_up_goes_in_front_of_any_schedule():
         schedule = gradtx.untuned_linear_warmup(made, 0.9)
         assert first(schedule, 50) == pytest.approx([rate(s) * min(1, (s + 1) * 0.05) for s in range(50)], **EXACT)
         assert type(schedule(3)) is float
-
-
-def test_any_number_of_a_schedule_may_be_a_schedule():
-    inner = gradtx.linear_schedule(1.0, 0.5, total_iters=4)
-    outer = gradtx.polynomial_schedule(inner, 8)
-    assert first(outer, 9) == [inner(s) * (1 - s / 8) for s in range(9)]
-    members = torch.tensor([0.1, 0.4], dtype=torch.float64)
-    result = torch.vmap(lambda lr: gradtx.exponential_schedule(gradtx.step_schedule(lr, 2), 0.5)(3))(members)
-    assert torch.allclose(result, members * 0.1 * 0.125, rtol=1e-15)
-
-
-def chebyshev_factors(num_epochs, m, M):
-    T = num_epochs - 2
-    gammas = [1 / ((M + m) / 2 - (M - m) / 2 * math.cos(math.pi * (i + 0.5) / T)) for i in range(T)]
-    order = [0]
-    while len(order) < T:
-        n = len(order)
-        order = [y for x in order for y in (x, 2 * n - 1 - x)]
-    return [gammas[i] for i in order if i < T]
-
-
-@pytest.mark.parametrize("epochs", [3, 4, 5, 6, 9, 10, 18])
-def test_chebyshev_factors_follow_the_loop_and_every_factor_occurs(epochs):
-    for m, M in ((0.1, 1.0), (0.25, 3.0), (1.0, 1.0)):
-        factors = chebyshev_factors(epochs, m, M)
-        assert gradtx.get_chebyshev_schedule(epochs, m, M) == pytest.approx(factors, **EXACT)
-        expected = [LR * factors[min(max(e - 1, 0), epochs - 3)] for e in range(epochs + 5)]
-        assert first(gradtx.chebyshev_schedule(LR, epochs, m, M), epochs + 5) == pytest.approx(expected, **EXACT)
-    assert all(type(factor) is float for factor in gradtx.get_chebyshev_schedule(epochs))
 
 
 @pytest.mark.parametrize("beta2", [0.999, 0.95, 0.6, 0.0])

@@ -2,55 +2,7 @@ import pytest
 import torch
 
 import gradtx
-from tests.references import TOLERANCE, Loop, difference, first_update, named
-
-RISING = gradtx.linear_schedule(0.95, start_factor=0.5, total_iters=20)
-
-
-def rss(s, t, g, p, eps=1e-10, initial_accumulator_value=0.0):
-    if t == 1:
-        s.total = torch.full_like(p, initial_accumulator_value)
-    s.total = s.total + g * g
-    return g / (torch.sqrt(s.total) + eps)
-
-
-def adadelta(s, t, g, p, rho=0.9, eps=1e-6):
-    s.q = rho * s.q + (1 - rho) * g * g
-    step = torch.sqrt(s.acc + eps + 0 * g) / torch.sqrt(s.q + eps) * g
-    s.acc = rho * s.acc + (1 - rho) * step * step
-    return step
-
-
-def adamax(s, t, g, p, betas=(0.9, 0.999), eps=1e-8):
-    b1, b2 = betas
-    s.m = b1 * s.m + (1 - b1) * g
-    faded, fresh = b2 * s.u + 0 * g, g.abs() + eps
-    s.seen.update((faded > fresh).flatten().tolist())
-    s.u = torch.where(faded > fresh, faded, fresh)
-    return s.m / (1 - b1**t) / s.u
-
-
-CASES = [
-    (gradtx.scale_by_rss, rss, {}),
-    (gradtx.scale_by_rss, rss, {"eps": 0.1, "initial_accumulator_value": 0.5}),
-    (gradtx.scale_by_rss, rss, {"eps": RISING}),
-    (gradtx.scale_by_adadelta, adadelta, {}),
-    (gradtx.scale_by_adadelta, adadelta, {"rho": 0.6, "eps": 1e-3}),
-    (gradtx.scale_by_adadelta, adadelta, {"rho": 0.0}),
-    (gradtx.scale_by_adadelta, adadelta, {"rho": 1.0, "eps": 0.1}),
-    (gradtx.scale_by_adadelta, adadelta, {"rho": RISING, "eps": RISING}),
-    (gradtx.scale_by_adamax, adamax, {}),
-    (gradtx.scale_by_adamax, adamax, {"betas": (0.7, 0.8), "eps": 0.05}),
-    (gradtx.scale_by_adamax, adamax, {"betas": (0.0, 0.5)}),
-    (gradtx.scale_by_adamax, adamax, {"betas": (RISING, RISING), "eps": RISING}),
-]
-
-
-@pytest.mark.parametrize(("make", "rule", "options"), CASES, ids=named)
-def test_it_follows_the_loop(make, rule, options):
-    reference = Loop(rule, **options)
-    assert difference(make(**options), reference, rate=-0.02) < TOLERANCE
-    assert rule is not adamax or reference.seen == {True, False}
+from tests.references import first_update
 
 
 @pytest.mark.parametrize(

@@ -5,90 +5,9 @@ import torch
 
 import gradtx
 from tests.references import (
-    TOLERANCE,
-    Loop,
     Transformed,
-    adam_moments,
-    difference,
     first_update,
-    friction,
-    softplus,
-    yogi_moments,
 )
-
-RISING = gradtx.linear_schedule(0.99, start_factor=0.5, total_iters=20)
-
-
-def adam_hat(s, t, g, p, betas=(0.9, 0.999), eps=1e-8, amsgrad=False, debias_first=True, softplus=None, partial=0.5):
-    b1, b2 = betas
-    adam_moments(s, t, g, betas)
-    s.top = torch.maximum(s.top + 0 * s.v, s.v)
-    s.seen.update((s.top > s.v).flatten().tolist())
-    root = (s.top if amsgrad else s.v).sqrt()
-    m = s.m / (1 - b1**t) if debias_first else s.m
-    divisor = root + eps if softplus is None else smooth(root, softplus)
-    return m * math.sqrt(1 - b2**t) / divisor ** (2 * partial)
-
-
-smooth = softplus  # whose name is that of an option as well
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"betas": (0.8, 0.95), "eps": 0.05},
-        {"betas": (0.8, 0.7), "eps": 0.05, "amsgrad": True},
-        {"betas": (0.8, 0.95), "eps": 0.05, "debias_first": False},
-        {"betas": (0.8, 0.95), "eps": 0.05, "softplus": 50.0},
-        {"betas": (0.8, 0.7), "amsgrad": True, "softplus": 300.0, "debias_first": False},  # 300 |g| is often above 20
-        {"betas": (RISING, RISING), "eps": RISING},
-        {"betas": (RISING, RISING), "softplus": RISING},
-        {"betas": (0.8, 0.95), "eps": 0.05, "partial": 0.25},
-        {"betas": (0.8, 0.7), "amsgrad": True, "partial": 0.0},
-        {"betas": (RISING, RISING), "softplus": RISING, "partial": gradtx.Schedule(lambda step: 0.01 * step)},
-    ],
-    ids=str,
-)
-def test_scale_by_adam_hat_follows_the_loop(options):
-    reference = Loop(adam_hat, **options)
-    assert difference(gradtx.scale_by_adam_hat(**options), reference, rate=-0.02) < TOLERANCE
-    assert True in reference.seen or not options.get("amsgrad")
-
-
-def yogi(s, t, g, p, betas=(0.9, 0.999), eps=1e-3, initial_accumulator_value=1e-6):
-    b1, b2 = betas
-    m, v = yogi_moments(s, t, g, betas, initial_accumulator_value)
-    return m / (1 - b1**t) * math.sqrt(1 - b2**t) / (v.sqrt() + eps)
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"betas": (0.8, 0.7), "eps": 0.05},
-        {"betas": (0.0, 0.5), "eps": 0.0, "initial_accumulator_value": 0.01},
-        {"betas": (RISING, RISING), "eps": RISING, "initial_accumulator_value": 0.0},
-    ],
-    ids=str,
-)
-def test_scale_by_yogi_follows_the_loop(options):
-    reference = Loop(yogi, **options)
-    assert difference(gradtx.scale_by_yogi(**options), reference, rate=-0.02) < TOLERANCE
-    assert reference.seen == {True, False}
-
-
-def diffgrad(s, t, g, p, betas=(0.9, 0.999), eps=1e-8):
-    b1, b2 = betas
-    adam_moments(s, t, g, betas)
-    return friction(s, g) * s.m / (1 - b1**t) * math.sqrt(1 - b2**t) / (s.v.sqrt() + eps)
-
-
-@pytest.mark.parametrize(
-    "options", [{}, {"betas": (0.8, 0.95), "eps": 0.05}, {"betas": (RISING, RISING), "eps": RISING}], ids=str
-)
-def test_scale_by_diffgrad_follows_the_loop(options):
-    assert difference(gradtx.scale_by_diffgrad(**options), Loop(diffgrad, **options), rate=-0.02) < TOLERANCE
 
 
 @pytest.mark.parametrize(

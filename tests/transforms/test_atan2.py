@@ -8,56 +8,12 @@ from gradtx.transforms._math import atan2 as atan2_of
 from tests.references import (
     TOLERANCE,
     Loop,
-    adam_moments,
     caution_weights,
     difference,
     first_update,
 )
 
 RISING = gradtx.linear_schedule(0.99, start_factor=0.5, total_iters=20)
-OPTIONS = [
-    {},
-    {"betas": (0.8, 0.95), "a": 0.7, "b": 3.0},
-    {"betas": (0.0, 0.0), "cautious_factor": 0.3},
-    {"betas": (0.9, 0.95), "a": 2.0, "b": 0.1, "cautious_factor": 0.3},
-    {"betas": (0.9, 0.95), "cautious_factor": 0.0},
-    {"betas": (RISING, RISING), "a": RISING, "b": RISING, "cautious_factor": RISING},
-]
-
-
-def atan2(s, t, g, p, betas=(0.9, 0.99), a=1.27, b=1.0, cautious_factor=1.0):
-    m, v = adam_moments(s, t, g, betas)
-    u = torch.atan2(m, b * v.sqrt())
-    s.seen.update((u * g > 0).flatten().tolist())
-    if cautious_factor < 1:
-        u = u * caution_weights(u, g, cautious_factor)
-    return a * u
-
-
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
-def test_scale_by_atan2_follows_the_loop(options):
-    reference = Loop(atan2, **options)
-    assert difference(gradtx.scale_by_atan2(**options), reference, rate=-0.02) < TOLERANCE
-    assert reference.seen == {True, False} or options.get("betas") == (0.0, 0.0)  # without memory all signs agree
-
-
-def adopt_atan2(s, t, g, p, betas=(0.9, 0.99), a=1.27, b=1.0, cautious_factor=1.0):
-    b1, b2 = betas
-    if t == 1:
-        s.v = g**2
-        return 0 * g
-    w = caution_weights(s.m + 0 * g, g, cautious_factor) if cautious_factor < 1 else 1.0
-    s.seen.update((s.m * g > 0).flatten().tolist())
-    s.m = b1 * s.m + (1 - b1) * torch.atan2(g, b * s.v.sqrt())
-    s.v = b2 * s.v + (1 - b2) * g**2
-    return a * w * s.m
-
-
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
-def test_scale_by_adopt_atan2_follows_the_loop(options):
-    reference = Loop(adopt_atan2, **options)
-    assert difference(gradtx.scale_by_adopt_atan2(**options), reference, rate=-0.02) < TOLERANCE
-    assert reference.seen == {True, False}
 
 
 def cautious_momentum(s, t, g, p, factor):

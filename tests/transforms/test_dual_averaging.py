@@ -1,30 +1,7 @@
-import math
-
-import pytest
 import torch
 
 import gradtx
 from gradtx.transforms.dual_averaging import dual_averaging
-from tests.references import WeightsLoop, difference_of_weights
-
-
-def madgrad(s, t, g, p, lr=1e-2, momentum=0.9, eps=1e-6, weight_decay=0.0):
-    """Over all gradients so far, with their weights; with momentum."""
-    s.x0 = p if t == 1 else s.x0
-    s.past = [*(s.past or []), ((lr + eps) * math.sqrt(t), g)]
-    total = sum(w * g for w, g in s.past)
-    squares = sum(w * g * g for w, g in s.past)
-    z = s.x0 - total / (squares.pow(1 / 3) + eps)
-    return momentum * p + (1 - momentum) * z - (lr + eps) * weight_decay * p
-
-
-@pytest.mark.parametrize(
-    "options",
-    [{}, {"lr": 0.05, "momentum": 0.4, "eps": 0.01}, {"momentum": 0.5, "weight_decay": 0.3}, {"momentum": 0.0}],
-    ids=str,
-)
-def test_scale_by_madgrad_follows_the_loop(options):
-    assert difference_of_weights(gradtx.scale_by_madgrad(**options), WeightsLoop(madgrad, **options)) < 1e-12
 
 
 def test_the_average_goes_a_share_of_the_way():

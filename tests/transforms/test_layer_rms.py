@@ -1,33 +1,11 @@
-import math
-
 import pytest
 import torch
 
 import gradtx
 from tests.references import (
-    BETA,
-    TOLERANCE,
-    Loop,
     Transformed,
-    arguments,
-    difference,
     first_update,
 )
-
-
-def layer_rms(s, t, g, p, beta=0.98, eps=1e-8, amsgrad=False):
-    n = (g**2).sum().item()
-    s.v = n if s.v == 0 else beta * s.v + (1 - beta) * n
-    s.top = max(s.top, s.v)
-    return g / (math.sqrt(s.top if amsgrad else s.v) + eps)
-
-
-@pytest.mark.parametrize(
-    "options", [{}, {"beta": 0.6, "eps": 0.1}, {"beta": 0.6, "amsgrad": True}, {"beta": BETA, "eps": BETA}], ids=str
-)
-def test_it_follows_the_loop(options):
-    assert difference(gradtx.scale_by_layer_rms(**options), Loop(layer_rms, **options), rate=-0.1) < TOLERANCE
-    assert arguments(gradtx.scale_by_layer_rms) == arguments(layer_rms)
 
 
 def test_eps_is_outside_the_root():

@@ -14,27 +14,6 @@ from tests.references import (
 FALLING = gradtx.linear_schedule(0.9, start_factor=1.0, end_factor=0.2, total_iters=20)
 
 
-def trace(s, t, g, p, momentum, dampening=0.0, nesterov=False, dampen_first=False):
-    s.b = g if t == 1 and not dampen_first else momentum * s.b + (1 - dampening) * g
-    return g + momentum * s.b if nesterov else s.b
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"momentum": 0.9},
-        {"momentum": 0.8, "dampening": 0.3},
-        {"momentum": 0.8, "nesterov": True},
-        {"momentum": 0.8, "dampening": 0.3, "dampen_first": True},
-        {"momentum": 0.8, "dampening": 0.3, "nesterov": True, "dampen_first": True},
-        {"momentum": FALLING, "dampening": FALLING},
-    ],
-    ids=str,
-)
-def test_trace_follows_the_loop(options):
-    assert difference(gradtx.trace(**options), Loop(trace, **options), rate=-0.1) < TOLERANCE
-
-
 def test_a_literal_momentum_of_zero_leaves_the_link_out():
     tx = gradtx.trace(0.0, dampening=0.5)
     assert difference(tx, gradtx.chain(), rate=-0.1) == 0

@@ -2,34 +2,7 @@ import pytest
 import torch
 
 import gradtx
-from tests.references import TOLERANCE, Loop, difference, first_update
-
-RISING = gradtx.linear_schedule(0.95, start_factor=0.5, total_iters=20)
-
-
-def nadam(s, t, g, p, betas=(0.9, 0.999), eps=1e-8, momentum_decay=4e-3):
-    b1, b2 = betas
-    mu, mu_next = (b1 * (1 - 0.96 ** (i * momentum_decay) / 2) for i in (t, t + 1))
-    s.product = mu if t == 1 else s.product * mu
-    s.m = b1 * s.m + (1 - b1) * g
-    s.v = b2 * s.v + (1 - b2) * g**2
-    top = (1 - mu) * g / (1 - s.product) + mu_next * s.m / (1 - s.product * mu_next)
-    return top / ((s.v / (1 - b2**t)).sqrt() + eps)
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"betas": (0.7, 0.8), "eps": 0.05, "momentum_decay": 0.3},
-        {"betas": (0.0, 0.9), "momentum_decay": 0.0},
-        {"betas": (0.99, 0.9), "momentum_decay": 20.0},
-        {"betas": (RISING, RISING), "eps": RISING, "momentum_decay": RISING},
-    ],
-    ids=str,
-)
-def test_scale_by_nadam_follows_the_loop(options):
-    assert difference(gradtx.scale_by_nadam(**options), Loop(nadam, **options), rate=-0.02) < TOLERANCE
+from tests.references import first_update
 
 
 def test_two_steps_equal_the_hand_computed_values():

@@ -3,42 +3,9 @@ import torch
 
 import gradtx
 from tests.references import (
-    TOLERANCE,
-    Loop,
-    adam_moments,
     difference,
     first_update,
-    named,
 )
-
-RISING = gradtx.linear_schedule(0.95, start_factor=0.5, total_iters=20)
-
-
-def qhm(s, t, g, p, momentum=0.999, nu=0.7):
-    s.b = momentum * s.b + (1 - momentum) * g
-    return (1 - nu) * g + nu * s.b
-
-
-def qhadam(s, t, g, p, betas=(0.9, 0.999), nus=(1.0, 1.0), eps=1e-8):
-    m, v = adam_moments(s, t, g, betas)
-    return ((1 - nus[0]) * g + nus[0] * m) / (((1 - nus[1]) * g**2 + nus[1] * v).sqrt() + eps)
-
-
-CASES = [
-    (gradtx.scale_by_qhm, qhm, {}),
-    (gradtx.scale_by_qhm, qhm, {"momentum": 0.8, "nu": 0.3}),
-    (gradtx.scale_by_qhm, qhm, {"momentum": 0.8, "nu": -0.4}),
-    (gradtx.scale_by_qhm, qhm, {"momentum": RISING, "nu": RISING}),
-    (gradtx.scale_by_qhadam, qhadam, {}),
-    (gradtx.scale_by_qhadam, qhadam, {"betas": (0.8, 0.7), "nus": (0.7, 0.4), "eps": 0.05}),
-    (gradtx.scale_by_qhadam, qhadam, {"betas": (0.0, 0.9), "nus": (1.4, 0.9)}),
-    (gradtx.scale_by_qhadam, qhadam, {"betas": (RISING, RISING), "nus": (RISING, RISING), "eps": RISING}),
-]
-
-
-@pytest.mark.parametrize(("make", "rule", "options"), CASES, ids=named)
-def test_it_follows_the_loop(make, rule, options):
-    assert difference(make(**options), Loop(rule, **options), rate=-0.02) < TOLERANCE
 
 
 def test_the_ends_of_nu_are_the_gradient_and_its_average_and_beta_is_nesterov():

@@ -5,16 +5,11 @@ import torch
 
 import gradtx
 from tests.references import (
-    TOLERANCE,
-    TreeLoop,
-    difference,
     finite_without_gradient,
     problem,
     softplus,
     unit_norm,
 )
-
-RISING = gradtx.linear_schedule(0.9, start_factor=0.5, total_iters=20)
 
 
 def stage(
@@ -43,22 +38,6 @@ def stage(
         s.seen.update((s.top > s.v).flatten().tolist())
         new[name] = p - lr / (1 - b1**t) * n / (softplus(D, beta_softplus) if use_softplus else D)
     return new
-
-
-OPTIONS = [
-    {"lr": 0.01},
-    {"lr": 0.02, "beta0": 0.5, "betas": (0.8, 0.7), "weight_decay": 0.3, "norm_loss_factor": 0.2, "beta_softplus": 3.0},
-    {"lr": 0.02, "beta0": 1.0, "betas": (0.5, 0.6), "use_softplus": False, "eps": 0.05, "amsgrad": False},
-    {"lr": 0.02, "beta0": 0.0, "betas": (0.0, 0.9), "weight_decay": 0.0, "norm_loss_factor": 0.5},
-    {"lr": RISING, "beta0": RISING, "betas": (RISING, RISING), "weight_decay": RISING, "eps": 0.1, "amsgrad": False},
-]
-
-
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
-def test_scale_by_ranger21_follows_the_loop(options):
-    reference = TreeLoop(stage, **options)
-    assert difference(gradtx.scale_by_ranger21(**options), reference) < TOLERANCE
-    assert reference.seen == {True, False}
 
 
 def updates_of(grads, params=1.0, **options):

@@ -8,7 +8,6 @@ from tests.references import (
     TOLERANCE,
     Loop,
     adam_moments,
-    belief_moments,
     difference,
     first_update,
     named,
@@ -16,64 +15,10 @@ from tests.references import (
     rectifier,
 )
 
-RISING = gradtx.linear_schedule(0.99, start_factor=0.5, total_iters=20)
-BOTH = ("held", "rectified")
-
 
 def radam(s, t, g, p, betas=(0.9, 0.999), eps=1e-8, rho_threshold=5.0, degenerated_to_sgd=True):
     adam_moments(s, t, g, betas)
     return rectified(s, t, s.m, s.v, betas, eps, rho_threshold, degenerated_to_sgd)
-
-
-@pytest.mark.parametrize(
-    ("options", "phases"),
-    [
-        ({}, BOTH),
-        ({"betas": (0.8, 0.9), "eps": 0.05}, BOTH),
-        ({"betas": (0.8, 0.95), "eps": 0.05, "rho_threshold": 4.0}, BOTH),
-        ({"betas": (0.5, 0.95), "rho_threshold": 7.5, "degenerated_to_sgd": False}, BOTH),
-        ({"betas": (0.0, 0.0)}, ("held",)),
-        ({"betas": (0.9, 0.6), "rho_threshold": 4.0}, ("held",)),  # rho tends to 4
-        ({"betas": (RISING, RISING), "eps": RISING}, BOTH),
-    ],
-    ids=str,
-)
-def test_scale_by_radam_follows_the_loop(options, phases):
-    reference = Loop(radam, **options)
-    # 0.01, because plain gradients move weights much more than normalized ones
-    assert difference(gradtx.scale_by_radam(**options), reference, rate=-0.01) < TOLERANCE
-    assert reference.seen == set(phases)
-
-
-def belief(
-    s, t, g, p, betas=(0.9, 0.999), eps=1e-16, amsgrad=False, rectify=True, degenerated_to_sgd=True
-):  # fmt: skip
-    b1, b2 = betas
-    m, v = belief_moments(s, g, betas, eps, amsgrad)
-    s.seen.update((s.top > s.v).flatten().tolist())
-    if rectify:
-        return rectified(s, t, m, v, betas, eps, 5.0, degenerated_to_sgd)
-    return m / (1 - b1**t) / (v.sqrt() / math.sqrt(1 - b2**t) + eps)
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"betas": (0.8, 0.9), "eps": 1e-3},
-        {"betas": (0.8, 0.9), "eps": 1e-3, "rectify": False},
-        {"betas": (0.8, 0.9), "eps": 1e-3, "degenerated_to_sgd": False},
-        {"betas": (0.8, 0.75), "eps": 1e-4, "amsgrad": True},
-        {"betas": (0.8, 0.75), "eps": 1e-4, "amsgrad": True, "rectify": False},
-        {"betas": (RISING, RISING), "eps": RISING},
-    ],
-    ids=str,
-)
-def test_scale_by_belief_follows_the_loop(options):
-    reference = Loop(belief, **options)
-    assert difference(gradtx.scale_by_belief(**options), reference, rate=-0.01) < TOLERANCE
-    assert reference.seen >= set(BOTH) or not options.get("rectify", True)
-    assert True in reference.seen or not options.get("amsgrad")
 
 
 def held(s, t, g, p, beta2=0.999, rho_threshold=5.0):

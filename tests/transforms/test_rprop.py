@@ -2,43 +2,6 @@ import pytest
 import torch
 
 import gradtx
-from tests.references import TOLERANCE, Loop, difference, named
-
-RISING = gradtx.linear_schedule(0.9, start_factor=0.5, total_iters=20)
-
-
-def rprop(s, t, g, p, lr, etas=(0.5, 1.2), step_sizes=(1e-6, 50.0)):
-    if t == 1:
-        s.size, s.prev = [lr] * g.numel(), [0.0] * g.numel()
-    moves = []
-    for i, entry in enumerate(g.flatten().tolist()):
-        turned, kept = entry * s.prev[i] < 0, entry * s.prev[i] > 0
-        s.size[i] = min(max(s.size[i] * (etas[1] if kept else etas[0] if turned else 1), step_sizes[0]), step_sizes[1])
-        s.prev[i] = 0.0 if turned else entry
-        s.seen.add("turned" if turned else "kept" if kept else "neither")
-        s.seen.update(name for name, bound in zip(("least", "most"), step_sizes, strict=True) if s.size[i] == bound)
-        moves.append(-s.size[i] * ((s.prev[i] > 0) - (s.prev[i] < 0)))
-    return torch.tensor(moves, dtype=g.dtype).reshape(g.shape)
-
-
-BRANCHES = {"turned", "kept", "neither"}
-
-
-@pytest.mark.parametrize(
-    ("options", "branches"),
-    [
-        ({"lr": 0.01}, BRANCHES),
-        ({"lr": 0.1, "etas": (0.3, 1.5), "step_sizes": (0.02, 0.2)}, {*BRANCHES, "least", "most"}),
-        ({"lr": 1.0, "step_sizes": (0.0, 0.1)}, {*BRANCHES, "most"}),
-        ({"lr": 0.0}, {*BRANCHES, "least"}),
-        ({"lr": RISING, "etas": (RISING, 1.1)}, BRANCHES),
-    ],
-    ids=named,
-)
-def test_scale_by_rprop_follows_the_loop(options, branches):
-    reference = Loop(rprop, **options)
-    assert difference(gradtx.scale_by_rprop(**options), reference) < TOLERANCE
-    assert reference.seen == branches
 
 
 def steps(tx, grads, dtype=torch.float64):

@@ -4,23 +4,7 @@ import pytest
 import torch
 
 import gradtx
-from tests.references import TOLERANCE, StableDecay, difference, finite_without_gradient, first_update
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"betas": (0.8, 0.95), "eps": 0.05, "weight_decay": 0.1},
-        {"betas": (0.8, 0.7), "eps": 0.05, "weight_decay": 0.1, "amsgrad": True},
-        {"betas": (0.0, 0.9), "weight_decay": 0.0},
-        {"weight_decay": gradtx.linear_schedule(0.3, end_factor=0.1, start_factor=1.0, total_iters=20)},
-    ],
-    ids=str,
-)
-def test_scale_by_adam_stable_decay_follows_the_loop(options):
-    tx = gradtx.scale_by_adam_stable_decay(**options)
-    assert difference(tx, StableDecay(**options), rate=-0.02) < TOLERANCE
+from tests.references import TOLERANCE, difference, finite_without_gradient, first_update
 
 
 def test_without_decay_it_is_adam():

@@ -3,7 +3,6 @@ import torch
 
 import gradtx
 from tests.references import (
-    BETA,
     LONG,
     TOLERANCE,
     Loop,
@@ -38,30 +37,6 @@ def test_scale_by_trust_ratio_follows_the_loop(options):
     assert difference(gradtx.scale_by_trust_ratio(**options), loop, rate=-0.1, steps=LONG) < TOLERANCE
     assert loop.seen == {True, False} or not options.get("clip")
     assert arguments(gradtx.scale_by_trust_ratio) == arguments(trust_ratio)
-
-
-def lamb(s, t, g, p, betas=(0.9, 0.999), eps=1e-6, bias_correction=True, grad_averaging=True):
-    b1, b2 = betas
-    s.m = b1 * s.m + (1 - b1 if grad_averaging else 1) * g
-    s.v = b2 * s.v + (1 - b2) * g**2
-    if bias_correction:
-        return s.m / (1 - b1**t) / ((s.v / (1 - b2**t)).sqrt() + eps)
-    return s.m / (s.v.sqrt() + eps)
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"betas": (0.8, 0.6), "eps": 0.1, "bias_correction": False},
-        {"betas": (0.8, 0.6), "eps": 0.1, "grad_averaging": False},
-        {"betas": (BETA, BETA), "eps": BETA, "bias_correction": False, "grad_averaging": False},
-    ],
-    ids=str,
-)
-def test_scale_by_lamb_follows_the_loop(options):
-    assert difference(gradtx.scale_by_lamb(**options), Loop(lamb, **options), rate=-0.02) < TOLERANCE
-    assert arguments(gradtx.scale_by_lamb) == arguments(lamb)
 
 
 def test_with_its_defaults_it_is_adams_direction():
