@@ -21,10 +21,10 @@ demo: $(VENV)/demo
 test: $(VENV)/test
 	@$(RUN) -m pytest -n $(JOBS) --dist worksteal -m "not nightly" $(ARGS)
 
-test-all: $(VENV)/test  # with all cases of tests whose cases multiply; see tests/thinning.py
-	@GRADTX_ALL_TESTS=1 $(RUN) -m pytest -n $(JOBS) --dist worksteal $(ARGS)
+test-all: $(VENV)/test  # with all cases of tests whose cases multiply
+	@$(RUN) -m pytest -n $(JOBS) --dist worksteal $(ARGS)
 
-quick: $(VENV)/test  # no compiler, no processes, no other libraries: about a minute
+quick: $(VENV)/test  # no compiler, no processes, no other libraries: a minute and a half
 	@$(RUN) -m pytest -n $(JOBS) --dist worksteal -m "not slow and not nightly" gradtx tests $(ARGS)
 
 install: $(VENV)/all

@@ -16,7 +16,6 @@ from torch import Tensor
 from torch.utils import _pytree
 
 import gradtx
-from tests.thinning import thinned
 
 # Trees.
 
@@ -381,29 +380,33 @@ def costly_cases() -> list[Case]:
     return [case for case in all_cases() if case.factory.spec.kind != "alias" or case in chosen_aliases()]
 
 
-def is_of_a_link(case: Case, **_: Any) -> bool:
-    """Whether a case is one of a rule or a combinator."""
-    return case.factory.spec.kind != "alias"
+def links() -> list[Case]:
+    """All cases of rules and combinators: aliases are chains of these."""
+    return [case for case in all_cases() if case.factory.spec.kind != "alias"]
 
 
-def is_plain_link(case: Case, **_: Any) -> bool:
-    """Whether a case is a rule or a combinator as its decorator says to call it."""
-    return is_of_a_link(case) and not case.label
+def plain_links() -> list[Case]:
+    """Rules and combinators as their decorators say to call them."""
+    return [case for case in links() if not case.label]
 
 
-aliases_thinned = thinned(10, always=is_of_a_link)  # an alias is a chain of links that are cases themselves
-plain_links_first = thinned(12, always=is_plain_link)  # for tests that take longer
+# For tests of what one place in the library does for all links: one link of each kind.
+OF_EACH_KIND = (
+    "scale", "scale_by_adam", "scale_by_adam-on-amsgrad", "scale_by_learning_rate", "add_decayed_weights-on",  # entries
+    "scale_by_aggmo", "amplify_slow_gradients_window",  # lists of slots
+    "clip_by_norm", "scale_by_lars", "scale_by_adafactor", "scale_by_sm3",  # a leaf, its rows and columns
+    "clip_by_global_norm", "scale_by_prodigy", "scale_by_avagrad", "pcgrad",  # the whole tree, with shared numbers
+    "orthogonalize", "scale_by_shampoo", "scale_by_kl_shampoo", "scale_by_psgd_kron", "lmo",  # matrices
+    "add_noise", "stochastic_round", "compensate_rounding",  # random numbers, roundings
+    "average", "schedule_free", "scale_by_polyak", "scale_by_hessian", "scale_by_mars",  # other inputs and outputs
+    "accumulate", "skip_nonfinite", "partition", "masked", "freeze", "lookahead", "restart", "sam", "graft", "rotated",
+    "low_rank", "blocks", "mechanize", "with_state_dtype",
+    "adamw", "sgd-on-nesterov", "muon", "soap", "lbfgs", "prodigy", "schedule_free_adamw", "adafactor",
+)  # fmt: skip
 
 
-def is_plain_link_in_half(case: Case, dtype: torch.dtype, **_: Any) -> bool:
-    """Whether a case is a plain link in the dtype of the fewest bits, which finds most."""
-    return is_plain_link(case) and dtype is torch.float16
-
-
-half_links_first = thinned(12, always=is_plain_link_in_half)
-# For tests of what one place in the library does for all links.
-some_of_all = thinned(4)
-few_of_all = thinned(8)
+def of_each_kind() -> list[Case]:
+    return [case for case in all_cases() if str(case) in OF_EACH_KIND]
 
 
 Pack = tuple[Case, ...]  # cases that stand in one chain
@@ -562,40 +565,43 @@ EXEMPTIONS = [
         torch._dynamo.exc.Unsupported,
     ),
 ]
-CHECKS: dict[str, dict[str, Case]] = {}  # test -> its cases by name, filled by the decorators below
+BY_NIGHT = True  # tests/conftest.py sets it: without the nightly tests, their cases are not made
 
 
-def each_case(cases: list[Case]) -> Callable[[Any], Any]:
-    """Parametrize a test by `case`; those that are exempt from it must fail."""
-    return lambda test: pytest.mark.parametrize("case", [_parameter(test, case) for case in cases])(test)
-
-
-def each_pack(packs: list[Pack]) -> Callable[[Any], Any]:
-    """As `each_case`, for cases in chains."""
-
-    def decorated(test: Any) -> Any:
-        parameters = []
-        for pack in packs:
-            for case in pack:
-                CHECKS.setdefault(test.__name__, {})[str(case)] = case
-            parameters.append(pytest.param(pack, id=" ".join(map(str, pack))))
-        return pytest.mark.parametrize("pack", parameters)(test)
-
-    return decorated
-
-
-def each_set(cases: list[Case]) -> Callable[[Any], Any]:
-    """As `each_case`, and by `places`: float hyperparameters that can be tensors together; few sets hold all."""
+def each_case(cases: list[Case], by_day: list[Case] | None = None) -> Callable[[Any], Any]:
+    """Parametrize a test by `case`, the cases not in `by_day` as nightly; those that are exempt from it must fail."""
     return lambda test: pytest.mark.parametrize(
-        ("case", "places"),
-        [_parameter(test, case, places, i) for case in cases for i, places in enumerate(case.float_sets() or [[]])],
+        "case", [_parameter(test, str(case), marks, case) for case, marks in _marked(cases, by_day)]
     )(test)
 
 
-def _parameter(test: Any, case: Case, places: list[Float] | None = None, i: int = 0) -> Any:
-    name = str(case)
-    CHECKS.setdefault(test.__name__, {})[name] = case
-    entries = [entry for entry in EXEMPTIONS if entry.test == test.__name__ and entry.covers(name)]
-    marks = [pytest.mark.xfail(reason=entry.reason, raises=entry.raises) for entry in entries]
-    given = [case] if places is None else [case, places]
-    return pytest.param(*given, id=f"{name}{f'-{i}' if i else ''}", marks=marks)
+def each_set(cases: list[Case], by_day: list[Case] | None = None) -> Callable[[Any], Any]:
+    """As `each_case`, and by `places`: float hyperparameters that can be tensors together; few sets hold all."""
+    return lambda test: pytest.mark.parametrize(
+        ("case", "places"),
+        [
+            _parameter(test, f"{case}{f'-{i}' if i else ''}", marks, case, places)
+            for case, marks in _marked(cases, by_day)
+            for i, places in enumerate(case.float_sets() or [[]])
+        ],
+    )(test)
+
+
+def each_pack(packs: list[Pack], by_day: list[Pack] | None = None) -> Callable[[Any], Any]:
+    """As `each_case`, for cases in chains."""
+    chosen = [pytest.param(pack, id=" ".join(map(str, pack)), marks=marks) for pack, marks in _marked(packs, by_day)]
+    return pytest.mark.parametrize("pack", chosen)
+
+
+def _marked(items: list[Any], by_day: list[Any] | None) -> Iterator[tuple[Any, list[Any]]]:
+    for item in items:
+        if by_day is None or item in by_day:
+            yield item, []
+        elif BY_NIGHT:
+            yield item, [pytest.mark.nightly]
+
+
+def _parameter(test: Any, name: str, marks: list[Any], case: Case, *more: Any) -> Any:
+    exempt = [entry for entry in EXEMPTIONS if entry.test == test.__name__ and entry.covers(str(case))]
+    expected = [pytest.mark.xfail(reason=entry.reason, raises=entry.raises) for entry in exempt]
+    return pytest.param(case, *more, id=name, marks=[*marks, *expected])

@@ -1,6 +1,7 @@
 """Fixtures that several folders share."""
 
 import logging
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,26 +9,48 @@ import torch
 from gradtx.optim.engine import compiled, lists
 from gradtx.programs import bundle, cache
 from gradtx.programs import pure as _pure_lists
-from tests.thinning import is_nightly
-from tests.tiers import is_slow, is_slow_path
-
-collect_ignore = ["optax_reference.py"]  # it imports jax, whose threads a process of tests must not have
+from tests import conformance
+from tests.daily import mark_nightly
 
 cache.MOST = 2000  # structures: the programs of a case are recorded once for all of its tests
 
 
+TESTS = Path(__file__).parent
+# What compiles, starts processes, uses other libraries or reads the documentation: `make quick` does not import it.
+# Single slow tests in other files have the mark.
+SLOW = (
+    "clients", "distributed", "fuzz", "test_conformance_func.py", "test_docs.py", "test_examples.py",
+    "test_from_pytorch_optimizer.py", "test_optax_names.py", "test_package.py",
+    "test_registry.py", "test_site.py", "test_storage.py", "test_torch_names.py", "test_typed.py",
+    "combinators/test_blocks.py", "combinators/test_precision.py", "combinators/test_qk_clip.py",
+    "combinators/test_rotated.py", "combinators/test_selection.py", "combinators/test_sharpness.py",
+    "combinators/test_tuners.py", "lists/test_batches.py", "lists/test_by_count.py", "optim/test_capture.py",
+    "optim/test_checkpoints.py", "optim/test_compiled.py", "optim/test_compiled_rough.py", "optim/test_compiler.py",
+    "optim/test_complex.py", "optim/test_copies.py", "optim/test_devices.py", "optim/test_ecosystem.py",
+    "optim/test_exchanged.py", "optim/test_foreign_checkpoints.py", "optim/test_grad_scaler.py", "optim/test_hoist.py",
+    "optim/test_large_leaves.py", "optim/test_release.py", "optim/test_storage.py", "optim/test_surroundings.py",
+    "transforms/test_dadapt.py", "transforms/test_stagger.py", "users/test_language_models.py",
+    "users/test_optimizer_research.py",
+)  # fmt: skip
+
+
+def _is_slow(path):
+    return any(path == TESTS / name or TESTS / name in path.parents for name in SLOW)
+
+
+def pytest_configure(config):
+    conformance.BY_NIGHT = "not nightly" not in config.option.markexpr
+
+
 def pytest_ignore_collect(collection_path, config):
-    if "not slow" in config.getoption("markexpr") and is_slow_path(collection_path):
-        return True
-    return None
+    return True if "not slow" in config.option.markexpr and _is_slow(collection_path) else None
 
 
 def pytest_collection_modifyitems(items):
     for item in items:
-        if is_slow(item):
+        if _is_slow(item.path):
             item.add_marker(pytest.mark.slow)
-        if is_nightly(item):
-            item.add_marker(pytest.mark.nightly)
+    mark_nightly(items)
 
 
 @pytest.fixture(autouse=True)

@@ -5,10 +5,8 @@ loop written from a paper (`Loop`, `WeightsLoop`), or a published optimizer (`Pu
 on the problem and compares every update of every leaf.
 """
 
-import functools
 import inspect
 import math
-import os
 import re
 import types
 from collections.abc import Callable, Sequence
@@ -20,8 +18,8 @@ from torch import Tensor
 
 import gradtx
 
-LONG = 32  # for what begins late, and at night
-STEPS = LONG if "GRADTX_ALL_TESTS" in os.environ else 16
+LONG = 32  # for what begins late
+STEPS = 16
 # Two ways to round the same float64 sums differ by 1e-16, 16 steps of feedback through the weights make up to 1e-12 of
 # it, and an update of 1e-5 as the difference of two weights loses as much; any slip in a formula is far above.
 TOLERANCE = 1e-10
@@ -180,17 +178,6 @@ class Published:
 
     def advance(self) -> None:
         self.optimizer.step()
-
-
-def without_inner_eps(monkeypatch: Any) -> None:
-    """Take away the 1e-15 that optimizers of pytorch_optimizer add to the mean square, apart from eps.
-
-    Only where they run leaf by leaf (`foreach=False`): their lists of tensors are divided by numbers in float32.
-    """
-    from pytorch_optimizer.base.optimizer import BaseOptimizer
-
-    plain = functools.partial(BaseOptimizer.apply_ams_bound, exp_avg_sq_eps=0.0)
-    monkeypatch.setattr(BaseOptimizer, "apply_ams_bound", staticmethod(plain))
 
 
 def negated(step: Any) -> Any:

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 import gradtx
-from tests.conformance import all_cases, assert_same, bits, noise, tensors, untouched
+from tests.conformance import all_cases, assert_same, noise, untouched
 
 SHAPES = {"head.weight": (2, 3), "body.weight": (3,), "body.scale": ()}
 PARAMS = noise(0, SHAPES)
@@ -42,6 +42,7 @@ def test_a_resumed_run_continues_bit_for_bit(name, tmp_path):
     assert_same(trained(make(), 5, params, state, start=4), whole)
 
 
+@pytest.mark.slow
 def test_the_state_of_everything_comes_back_bit_for_bit(tmp_path):
     params = {str(case).replace(".", "_"): case.noise() for case in all_cases()}
     states = {str(case).replace(".", "_"): case.make().init(case.noise()) for case in all_cases()}
@@ -83,25 +84,6 @@ def test_every_dtype_and_shape_comes_back_bit_for_bit(dtype, tmp_path):
     assert_same(gradtx.load(tmp_path / "run", blank["matrix"], blank), (tree["matrix"], tree))
 
 
-def test_shared_memory_views_and_strides_are_saved_by_value(tmp_path):
-    base = noise(0, {"w": (4, 6)})["w"]
-    params = {
-        "whole": base,
-        "row": base[1],
-        "column": base[:, 2],
-        "turned": base.T,
-        "again": base,
-        "wide": base[0, 0].expand(5),
-    }
-    gradtx.save(tmp_path / "run", params, {"step": torch.tensor(1)})
-    found, _ = gradtx.load(tmp_path / "run", params, {"step": torch.tensor(0)})
-    for name, value in params.items():
-        assert torch.equal(found[name], value), name
-    assert found["turned"].stride() == base.T.stride()  # the order of a sum may depend on it
-    found["row"].zero_()
-    assert torch.equal(found["whole"], base)
-
-
 def test_leaves_of_a_network_are_saved_as_plain_values(tmp_path):
     params = dict(torch.nn.Linear(2, 3).named_parameters())
     gradtx.save(tmp_path / "run", params, {})
@@ -109,13 +91,6 @@ def test_leaves_of_a_network_are_saved_as_plain_values(tmp_path):
     assert {name: value.tolist() for name, value in found.items()} == {k: v.tolist() for k, v in params.items()}
     assert not any(value.requires_grad for value in found.values())
     assert state == {}
-
-
-def test_meta_templates_are_filled_on_the_host(tmp_path):
-    params, state = trained(gradtx.adam(), 1)
-    gradtx.save(tmp_path / "run", params, state)
-    meta = torch.utils._pytree.tree_map(lambda leaf: leaf.to("meta"), (params, state))
-    assert_same(gradtx.load(tmp_path / "run", *meta), (params, state))
 
 
 # Failures.
@@ -183,19 +158,6 @@ def test_another_dtype_is_no_fit(tmp_path):
         gradtx.load(tmp_path / "run", half, {})
 
 
-@pytest.mark.parametrize("keep", [0, 4, 100, -1])
-def test_a_file_that_is_cut_short_or_foreign_is_no_whole_file(keep, tmp_path):
-    path = tmp_path / "run"
-    params, state = trained(gradtx.adam(), 1)
-    gradtx.save(path, params, state)
-    path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(ValueError, match=r"load: '.*run' is not a complete safetensors file \("):
-        gradtx.load(path, params, state)
-    torch.save(params, path)
-    with pytest.raises(ValueError, match=r"load: '.*run' is not a complete safetensors file \("):
-        gradtx.load(path, params, state)
-
-
 def test_places_that_are_not_there_are_told(tmp_path):
     with pytest.raises(FileNotFoundError, match=re.escape(f"load: file {str(tmp_path / 'run')!r}")):
         gradtx.load(tmp_path / "run", PARAMS, {})
@@ -218,21 +180,8 @@ def test_leaves_without_values_and_other_leaves_are_refused_by_name(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_two_leaves_of_one_name_are_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"save: two leaves are both named 'params.a.b'"):
-        gradtx.save(tmp_path / "run", {"a.b": torch.ones(1), "a": {"b": torch.ones(1)}}, {})
-
-
 def test_without_the_package_the_error_says_how_to_get_it(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "safetensors.torch", None)
     for call in (gradtx.save, gradtx.load):
         with pytest.raises(ImportError, match=r"needs the package safetensors: pip install safetensors"):
             call(tmp_path / "run", PARAMS, {})
-
-
-def test_the_bits_of_a_nan_survive(tmp_path):
-    value = torch.tensor([0x7FC00001, -0x400001], dtype=torch.int32).view(torch.float32)
-    gradtx.save(tmp_path / "run", value, {})
-    found, _ = gradtx.load(tmp_path / "run", torch.zeros(2), {})
-    assert torch.equal(bits(found), bits(value))
-    assert tensors(found)

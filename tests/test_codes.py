@@ -1,7 +1,6 @@
 """The built-in codes, as functions of tensors."""
 
 import math
-import pickle
 
 import pytest
 import torch
@@ -139,26 +138,10 @@ def test_a_value_that_is_not_finite_is_never_hidden(name):
         assert not codec.unpack(codec.pack(x), x.shape)[0, 3].isfinite()
 
 
-@pytest.mark.parametrize("name", CODES)
-@pytest.mark.parametrize("bits", [0x7FFFFFFF, -1])  # the first is the NaN of CUDA
-def test_a_nan_of_any_bits_is_not_hidden(name, bits):
-    x = torch.full((1, 64), bits, dtype=torch.int32).view(torch.float32)
-    codec = CODES[name]
-    packed = codec.pack(x, torch.arange(64)) if codec.random else codec.pack(x)
-    assert codec.unpack(packed, x.shape).isnan().all()
-    assert codec.block is None or codec.scale(x).isnan().all()  # a scale of 0 would hide the rest of the block
-
-
 def test_the_bytes_of_a_megabyte_of_entries():
     for name, most in (("int8", 1.1), ("int4", 0.65), ("float8", 1.1), ("bfloat16+8", 3.05)):
         packed = CODES[name].pack(torch.rand(1024, 1024))
         assert sum(tensor.nbytes for tensor in packed.values()) <= most * 2**20
-
-
-def test_a_code_is_named_with_another_block():
-    assert Codec.named("int8", block=128).nonnegative.block == 128
-    assert repr(Codec.named("int8", block=32)) == "Codec.named('int8', block=32)"
-    assert pickle.loads(pickle.dumps(Codec.named("int4", block=16))) == Codec.named("int4", block=16)
 
 
 def test_errors_name_what_is_wrong():

@@ -1,6 +1,5 @@
 """Documentation that is checked against the code: the page of algorithms, and the form of docstrings."""
 
-import fnmatch
 import inspect
 import re
 import runpy
@@ -10,7 +9,7 @@ import pytest
 import torch
 
 import gradtx
-from tests.conformance import CHECKS, EXEMPTIONS, SHAPES, all_cases, factories
+from tests.conformance import SHAPES, all_cases, factories
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -110,15 +109,6 @@ def test_pictures_are_small():
     sizes = {path.name: path.stat().st_size for path in DOCS.rglob("*.png")}
     assert sizes
     assert {name for name, size in sizes.items() if size > 50_000} == set(), "scale them to 1000 pixels, 96 colours"
-
-
-def test_every_exemption_is_from_a_test_and_of_cases_that_it_has():
-    import tests.test_conformance
-    import tests.test_conformance_func  # noqa: F401 (their decorators fill CHECKS, whatever runs in this process)
-
-    for entry in EXEMPTIONS:
-        for pattern in entry.cases:
-            assert fnmatch.filter(CHECKS[entry.test], pattern), (entry.test, pattern)
 
 
 def test_every_class_and_every_factory_is_on_the_page():

@@ -7,7 +7,6 @@ import pytest
 import torch
 
 import gradtx
-from tests.optim.chains import CHAINS
 from tests.optim.problems import assert_close, descend, made
 
 TOLERANCE = 1e-12  # the same float64 sums in a different order
@@ -27,6 +26,7 @@ def watched(seen):
     return watch()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compile", [False, True])
 def test_rules_of_an_optimizer_run_for_each_leaf_and_step_with_values(compile, uncompiled):
     seen = []
@@ -60,17 +60,7 @@ def test_rules_of_pure_updates_run_for_each_leaf_and_update_with_values():
     assert any(update.is_meta for update in seen[6:])
 
 
-@pytest.mark.parametrize("name", CHAINS)
-def test_steps_inside_equal_those_outside(name):
-    tx = CHAINS[name]
-    inside, own = made(tx)
-    outside, others = made(tx)
-    with gradtx.eagerly():
-        descend(inside, own, 3)
-    descend(outside, others, 3)
-    assert_close(own.values(), others.values(), TOLERANCE)
-
-
+@pytest.mark.slow
 def test_the_environment_variable_sets_the_switch_for_a_process():
     code = """
 import torch, gradtx
@@ -160,15 +150,3 @@ def test_pure_updates_with_a_schedule_equal_those_with_its_numbers_and_stay_reco
         updates, other = gradtx.adamw(lr=float(schedule(t))).update(grads, other, expected)
         expected = gradtx.apply_updates(expected, updates)
     assert_close(trees.values(), expected.values(), TOLERANCE)
-
-
-def test_gradients_flow_through_a_schedule_of_a_learned_tensor():
-    theta = torch.tensor(0.1, requires_grad=True, dtype=torch.float64)
-    tx = gradtx.sgd(lr=gradtx.Schedule(lambda step: theta * (1 + step)))
-    trees = {"w": torch.ones(2, dtype=torch.float64)}
-    state = tx.init(trees)
-    for _ in range(2):
-        updates, state = tx.update({"w": torch.ones(2, dtype=torch.float64)}, state, trees)
-        trees = gradtx.apply_updates(trees, updates)
-    trees["w"].sum().backward()
-    assert theta.grad.item() == pytest.approx(-2 * (1 + 2))

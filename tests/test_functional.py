@@ -1,7 +1,6 @@
 """Helpers of functional loops: a whole training step against plain loops; members of an ensemble in one tree."""
 
 import math
-import warnings
 
 import pytest
 import torch
@@ -9,7 +8,7 @@ from torch._dynamo.testing import CompileCounter
 
 import gradtx
 from tests.conformance import assert_close, assert_own_memory, assert_same, tensors, untouched
-from tests.thinning import thinned
+from tests.daily import by_day
 
 GENERATOR = torch.Generator().manual_seed(0)
 
@@ -150,7 +149,8 @@ def compiled(step):
     return torch.compile(step, backend=counter, fullgraph=True), counter
 
 
-@thinned(2)
+@pytest.mark.slow
+@by_day("schedule", "loss")
 @pytest.mark.parametrize("chain", list(CHAINS))
 def test_a_compiled_step_is_one_graph_for_all_steps(chain):
     tx = CHAINS[chain]()
@@ -159,6 +159,7 @@ def test_a_compiled_step_is_one_graph_for_all_steps(chain):
     assert counter.frame_count == 1
 
 
+@pytest.mark.slow
 @pytest.mark.nightly
 def test_a_compiled_step_of_many_members_is_one_graph_for_all_steps():
     tx = CHAINS["clocks"]()
@@ -244,14 +245,6 @@ def test_members_have_memory_of_their_own():
     assert_own_memory(gradtx.unstack(stacked), stacked)
 
 
-def test_stacks_work_inside_a_transform():
-    def doubled(tree):
-        return gradtx.stack([{"w": 2 * member["w"]} for member in gradtx.unstack(tree)])
-
-    values = torch.arange(6.0).reshape(3, 2)
-    assert_same(torch.vmap(doubled)({"w": values}), {"w": 2 * values})
-
-
 ONES = torch.ones(2)
 UNSTACKABLE = [
     ([], ValueError, r"stack: needs at least one tree"),
@@ -275,58 +268,4 @@ def test_trees_that_differ_are_told_apart_by_the_leaf(trees, error, message):
         gradtx.stack(trees)
 
 
-NOT_STACKED = [
-    ({"w": ONES, "step": torch.tensor(1)}, ValueError, r"leaf 'step' is 0-d, needs a leading dimension of members"),
-    ({"w": ONES, "v": torch.ones(3)}, ValueError, r"leaf 'v' has 3 members, leaf 'w' has 2"),
-    ({"w": None}, ValueError, r"the tree contains no tensors"),
-    ({"w": 1.0}, TypeError, r"leaf 'w' is a float"),
-]
-
-
-@pytest.mark.parametrize(("tree", "error", "message"), NOT_STACKED)
-def test_what_is_no_stack_is_told_by_the_leaf(tree, error, message):
-    with pytest.raises(error, match=f"^unstack: .*{message}"):
-        gradtx.unstack(tree)
-
-
 # Loops over parameters that require gradients.
-
-
-def looped(detached, steps=130):
-    """Warnings of a loop over the parameters of a module, as they are or detached."""
-    model = torch.nn.Linear(3, 2)
-    params = {name: p.detach() if detached else p for name, p in model.named_parameters()}
-    tx = gradtx.adamw(lr=0.1)
-    step = gradtx.train_step(lambda params, x: torch.func.functional_call(model, params, (x,)).square().mean(), tx)
-    state = tx.init(params)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        for _ in range(steps):
-            params, state, _ = step(params, state, torch.ones(1, 3))
-    return [str(warning.message) for warning in caught if issubclass(warning.category, UserWarning)]
-
-
-def test_a_loop_over_parameters_that_require_gradients_is_warned_once_of_the_graph_that_it_keeps():
-    (message,) = looped(detached=False)
-    assert "graph of 100 updates" in message
-    assert "p.detach()" in message
-
-
-def test_a_loop_over_detached_parameters_is_not_warned():
-    assert looped(detached=True) == []
-
-
-def test_training_inside_a_derivative_is_not_warned_of_its_graph():
-    tx = gradtx.sgd(lr=0.1)
-
-    def final(start):
-        params = {"w": start}
-        state = tx.init(params)
-        for _ in range(130):
-            updates, state = tx.update({"w": params["w"]}, state, params)
-            params = gradtx.apply_updates(params, updates)
-        return params["w"].sum()
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        torch.func.grad(final)(torch.ones(2))

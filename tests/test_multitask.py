@@ -315,22 +315,6 @@ def test_training_lowers_every_loss_and_a_saved_run_continues():
     assert trained(loaded, 30) == pytest.approx(last, rel=1e-9)
 
 
-def test_evaluation_is_connected_and_keeps_nothing():
-    model, x = rotograd().eval(), torch.randn(8, 3, dtype=torch.float64)
-    losses = task_losses(model, x)
-    with pytest.raises(ValueError, match="RotoGrad: backward must follow a forward pass in training mode"):
-        model.backward(losses)
-    sum(losses).backward()
-    assert all(p.grad is not None for p in model.model_parameters())
-
-
-def test_a_copy_after_a_forward_pass_works():
-    model, x = rotograd(), torch.randn(8, 3, dtype=torch.float64)
-    model.backward(task_losses(model, x))
-    twin = copy.deepcopy(model)
-    twin.backward(task_losses(twin, x))
-
-
 @pytest.mark.parametrize(
     ("call", "message"),
     [

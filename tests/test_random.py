@@ -3,8 +3,6 @@
 import pytest
 import torch
 
-import gradtx
-from gradtx import per_tensor
 from tests.conformance import (
     assert_same,
     layout,
@@ -102,32 +100,3 @@ def test_random_numbers_come_in_every_dtype_and_shape():
         expected = {name: zeros.to(drawn or dtype) for name, zeros in params.items()}  # rules see float32 at least
         assert layout(draws(normal, params=params)) == layout(expected)
         assert layout(draws(rademacher, params=params)) == layout(expected)
-
-
-def test_a_random_rule_draws_anew_for_every_vmap_member_only_if_the_seed_differs():
-    def first(seed):
-        tx = normal()
-        state = tx.init(MANY)
-        return tx.update(MANY, {**state, "noise_rule": {**state["noise_rule"], "seed": seed}}, MANY)[0]["w"]
-
-    both = torch.vmap(first)(torch.tensor([0, 1]))
-    assert_same(both[0], draws(normal)["w"])
-    assert_same(both[1], draws(normal, seed=1)["w"])
-
-
-def test_a_random_rule_may_keep_shared_scalars_too():
-    @per_tensor(random=True, shared={"d": 1.0})
-    def doubling(seed: int = 0):
-        return lambda update, state, param, ctx: (update, {"d": 2 * state["d"]})
-
-    _, state = run(doubling(), 3)
-    assert state["doubling"]["d"] == 8
-
-
-def test_skipped_and_waiting_steps_do_not_consume_random_numbers():
-    tx = gradtx.accumulate(normal(seed=1), every=2)
-    state, seen = tx.init(MANY), []
-    for _ in range(4):
-        updates, state = tx.update(MANY, state, MANY)
-        seen.append(updates["w"])
-    assert_same(seen[1::2], [draws(normal, seed=1)["w"], draws(normal, seed=1, steps=2)["w"]])

@@ -12,8 +12,8 @@ from torch.optim import lr_scheduler
 
 import gradtx
 from gradtx.optim.classes import CLASSES
+from tests.daily import by_day
 from tests.references import rates_left_by
-from tests.thinning import thinned
 
 ROOT = pathlib.Path(__file__).parents[1]
 ALIASES = [
@@ -170,7 +170,11 @@ def test_a_scheduler_by_name_resumes_from_the_last_step_at_the_rate_that_trainin
 # Making optimizers.
 
 
-@thinned(3)
+@by_day(
+    "a2grad", "adafactor", "adam", "adamd", "adan", "adatam", "amos", "came", "dadapt_adan", "dog", "ftrl", "kate",
+    "lbfgs", "momo", "muown", "novograd", "polar_adam_atan2", "qhm", "sadam", "sgd", "signsgd", "soap_muon",
+    "stable_spam",
+)  # fmt: skip
 @pytest.mark.parametrize("name", ALIASES)
 def test_every_optimizer_can_be_made_from_a_model_and_trains(name):
     options = {"num_iterations": 20} if name == "ranger21" else {"ns_dtype": None} if name == "muon" else {}
@@ -252,21 +256,6 @@ def test_every_kind_of_norm_is_one(norm):
     assert groups[1][1][0] == "x.weight"
 
 
-def test_the_list_may_be_overridden_by_parts_of_names_classes_and_patterns():
-    for ban, banned in (
-        ([], []),
-        (["bias"], ["0.bias", "1.bias"]),
-        (["LayerNorm.weight"], ["1.weight"]),
-        (["LayerNorm"], ["1.weight", "1.bias"]),
-        (["3.*", "0.w"], ["0.weight", "3.weight"]),
-    ):
-        groups = named(gradtx.create_optimizer(model(), "adamw", weight_decay=0.1, wd_ban_list=ban))
-        kept = [name for name, _ in model().named_parameters() if name not in banned]
-        assert groups == [(0.1, kept)] + ([(0.0, banned)] if banned else [])
-    everything = gradtx.create_optimizer(model(), "adamw", weight_decay=0.1, wd_ban_list=("*",))
-    assert [group["weight_decay"] for group in everything.param_groups] == [0.0]
-
-
 def test_a_list_of_named_parameters_is_told_apart_by_names():
     pairs = [
         (f"block.{name}", torch.nn.Parameter(torch.ones(2))) for name in ("w", "bias", "norm.weight", "norm1.weight")
@@ -275,15 +264,6 @@ def test_a_list_of_named_parameters_is_told_apart_by_names():
     assert named(optimizer) == [(0.1, ["block.w"]), (0.0, ["block.bias", "block.norm.weight", "block.norm1.weight"])]
     optimizer = gradtx.create_optimizer(iter(pairs), "adamw", weight_decay=0.1, wd_ban_list=["w"])
     assert named(optimizer)[0] == (0.1, ["block.bias"])
-
-
-def test_parameters_without_names_all_decay_and_groups_stay_as_they_are():
-    optimizer = gradtx.create_optimizer(model().parameters(), "adamw", weight_decay=0.1)
-    assert [(len(group["params"]), group["weight_decay"]) for group in optimizer.param_groups] == [(5, 0.1)]
-    net = model()
-    groups = [{"params": net[0].parameters(), "lr": 0.5}, {"params": net[3].parameters(), "weight_decay": 0.3}]
-    optimizer = gradtx.create_optimizer(groups, "adamw", weight_decay=0.1)
-    assert [(group["lr"], group["weight_decay"]) for group in optimizer.param_groups] == [(0.5, 0.1), (1e-3, 0.3)]
 
 
 def test_frozen_parameters_are_left_out_and_shared_ones_taken_once():
@@ -309,25 +289,6 @@ def test_links_around_it_are_the_ones_of_a_chain():
     ):
         net = model()
         assert torch.equal(made("adamp", lr=0.01, **options), trained(net, gradtx.as_optimizer(tx, net.parameters())))
-
-
-def test_an_option_that_the_optimizer_has_itself_is_its_own():
-    optimizer = gradtx.create_optimizer(model(), "rmsprop", use_lookahead=True, alpha=0.7, k=3)
-    assert optimizer.param_groups[0]["alpha"] == 0.7
-    assert (optimizer.param_groups[0]["k"], optimizer.param_groups[0]["lookahead.alpha"]) == (3, 0.5)
-    assert gradtx.create_optimizer(model(), "ranger").param_groups[0]["use_gc"] is True
-    optimizer = gradtx.create_optimizer(model(), "ranger", use_gc=False)
-    assert type(optimizer) is gradtx.optim.Ranger
-    assert optimizer.param_groups[0]["use_gc"] is False
-
-
-def test_ranger_has_a_lookahead_already():
-    with pytest.warns(
-        UserWarning, match=r"^create_optimizer: ranger already includes a lookahead; omit use_lookahead$"
-    ) as seen:
-        optimizer = gradtx.create_optimizer(model(), "ranger", use_lookahead=True)
-    assert seen[0].filename == __file__
-    assert type(optimizer) is gradtx.optim.Ranger
 
 
 @pytest.mark.parametrize(
@@ -377,19 +338,6 @@ def test_keywords_of_torch_compile_reach_the_compiler(keywords, options):
     assert optimizer._engine._options == options
 
 
-@pytest.mark.parametrize(
-    ("keywords", "text"),
-    [
-        ({"mode": "default", "options": {"max_autotune": True}}, "compile_kwargs contains both a mode and options"),
-        ({"mode": "fast"}, "unknown mode 'fast'"),
-        ({"fullgraph": True}, "torch's compiler has no option 'fullgraph'"),
-    ],
-)
-def test_keywords_that_do_not_fit_are_refused_when_the_optimizer_is_made(keywords, text):
-    with pytest.raises(ValueError, match=text):
-        gradtx.create_optimizer(model(), "adamw", compile=True, compile_kwargs=keywords)
-
-
 # Old names.
 
 
@@ -423,13 +371,6 @@ def test_an_old_name_means_the_new_one_and_warns_at_the_callers_line(name, old, 
         optimizer = gradtx.create_optimizer(model(), name, weight_decay=0.1, **old)
     assert [warning.filename for warning in seen] == [__file__]
     assert all(group[right] == value for group in optimizer.param_groups)
-
-
-def test_an_option_that_is_an_optimizers_own_is_not_translated():
-    optimizer = gradtx.create_optimizer(model(), "ranger", n_sma_threshold=4.5)
-    assert optimizer.param_groups[0]["n_sma_threshold"] == 4.5
-    optimizer = gradtx.create_optimizer(model(), "adabelief", fixed_decay=True)
-    assert optimizer.param_groups[0]["fixed_decay"] is True
 
 
 @pytest.mark.parametrize(
@@ -474,64 +415,6 @@ def test_a_wrong_model_is_an_error_that_says_so():
             gradtx.create_optimizer(wrong, "adamp")
     with pytest.raises(ValueError, match=r"^create_optimizer: the model has no parameter that requires a gradient$"):
         gradtx.create_optimizer(torch.nn.Tanh(), "adamp")
-
-
-@pytest.mark.parametrize(
-    ("call", "error", "message"),
-    [
-        (
-            lambda: gradtx.load_optimizer("adampp"),
-            ValueError,
-            "load_optimizer: unknown optimizer 'adampp'; did you mean 'adamp'?",
-        ),
-        (
-            lambda: gradtx.create_optimizer(None, "lomentum"),
-            ValueError,
-            "create_optimizer: unknown optimizer 'lomentum'; gradtx.get_supported_optimizers() lists all names",
-        ),
-        (
-            lambda: gradtx.load_optimizer("adamw_8bit"),
-            ValueError,
-            "load_optimizer: unknown optimizer 'adamw_8bit'; pass state_dtype=\"int8\" to any optimizer",
-        ),
-        (lambda: gradtx.load_optimizer(3), TypeError, "load_optimizer: the name of optimizer must be a str, got 3"),
-        (
-            lambda: gradtx.create_optimizer(torch.nn.Linear(2, 2), "adamp", weight_decouple=True),
-            TypeError,
-            "adamp: unknown argument 'weight_decouple'; this optimizer has only one form of weight decay; omit it",
-        ),
-        (
-            lambda: gradtx.load_lr_scheduler("cosin"),
-            ValueError,
-            "load_lr_scheduler: unknown scheduler 'cosin'; did you mean 'cosine'?",
-        ),
-        (
-            lambda: gradtx.get_supported_optimizers(3),
-            TypeError,
-            "get_supported_optimizers: filters must be a pattern or a list of patterns, got 3",
-        ),
-        (
-            lambda: gradtx.load_lr_scheduler("cosine")(None, 10),
-            TypeError,
-            "cosine_schedule: the first argument must be the optimizer, got None",
-        ),
-        (lambda: scheduled("cosine", 1, 2, 3, 4), TypeError, "cosine_schedule: takes at most 2 arguments after the"),
-        (lambda: scheduled("cosine", 1, T_max=2), TypeError, "cosine_schedule: got two values for 'T_max'"),
-        (
-            lambda: scheduled("step", step_sizes=2),
-            TypeError,
-            "step_schedule: unknown argument 'step_sizes'; did you mean 'step_size'?",
-        ),
-    ],
-)
-def test_a_wrong_name_is_an_error_with_the_nearest_one(call, error, message):
-    with pytest.raises(error, match=f"^{re.escape(message)}"):
-        call()
-
-
-def scheduled(name, *args, **options):
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.5)
-    return gradtx.load_lr_scheduler(name)(optimizer, *args, **options)
 
 
 # torch.hub.

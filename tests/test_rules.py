@@ -85,25 +85,6 @@ def test_leaves_that_wait_at_different_stages_all_get_through():
     assert run(tx, 2)[1]["step"] == 2
 
 
-def _ends_with_return(update, state, param, ctx):
-    yield {"n": update.sum()}
-    return update, state
-
-
-def _returns_at_once(update, state, param, ctx):
-    if param is None:
-        yield {"n": update.sum()}
-    return update, state
-
-
-@pytest.mark.parametrize("update", [_ends_with_return, _returns_at_once])
-def test_a_generator_that_ends_with_return_is_told_to_yield(update):
-    with pytest.raises(
-        TypeError, match="rule: a rule that yields sums must end with `yield update, state`, not with return"
-    ):
-        run(made(update), 1)
-
-
 # Scalars.
 
 
@@ -142,15 +123,6 @@ def test_a_0d_float64_slot_of_a_leaf_stays_float64(dtype, state_dtype):
     assert_same(state["product"]["mu_product"], {"w": torch.tensor(0.9 * 0.9, dtype=torch.float64)})
     assert state["product"]["sum"]["w"].dtype == (state_dtype or dtype)
     assert updates["w"].dtype == torch.promote_types(dtype, torch.float32)  # rounded when it is added
-
-
-def test_float64_scalars_do_not_widen_a_0d_leaf():
-    def update(update, state, param, ctx):
-        assert update.dtype == param.dtype == torch.float32
-        return update * ctx.bias_correction(0.9), {"sum": state["sum"] + ctx.time}
-
-    updates, state = run(chain(made(update, count_init), made(update, count_init)), 2)
-    assert updates["c"].dtype == state["rule"]["sum"]["c"].dtype == torch.float32
 
 
 # Dtypes.

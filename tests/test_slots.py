@@ -14,8 +14,8 @@ from tests.conformance import (
     noise,
     untouched,
 )
+from tests.daily import by_day
 from tests.rules import FLAT, HALVE, WRAPPINGS, made, normal, ones, run
-from tests.thinning import thinned
 
 # The layout of a state.
 
@@ -176,15 +176,6 @@ def test_no_output_shares_memory_with_an_input_or_another_output(tx, around):
         state = new
 
 
-@pytest.mark.parametrize("tx", ALIASING.values(), ids=ALIASING)
-def test_members_of_a_vmap_share_no_memory_either(tx):
-    params, hessian = noise(1, FLAT), noise(3, FLAT)
-    grads = {name: torch.stack([g, 2 * g]) for name, g in noise(2, FLAT).items()}
-    state = tx.init(params)
-    found = torch.vmap(lambda g: tx.update(g, state, params, hessian_diag=hessian))(grads)
-    assert_own_memory(found, params, grads, state, hessian, D)
-
-
 TRACED = [
     "update as it came",
     "param as slot",
@@ -196,7 +187,8 @@ TRACED = [
 ]
 
 
-@thinned(2)
+@pytest.mark.slow
+@by_day("update as it came", "swapped slots", "totals as slots", "step as slot")
 @pytest.mark.parametrize("name", TRACED)
 def test_outputs_of_a_compiled_update_share_no_memory_either(name):
     torch._dynamo.reset()
@@ -216,10 +208,3 @@ def test_a_step_without_any_gradient_copies_the_state(tx, wrap):
     updates, new = tx.update(dict.fromkeys(ones()), state, ones())
     assert all(u is None or not u.any() for u in updates.values())
     assert_own_memory([updates, new], state, ones())
-
-
-def test_a_leaf_that_is_given_twice_still_gives_two_updates():
-    shared = torch.ones(3)
-    tied = {"x": shared, "y": shared}
-    updates, state = run(ALIASING["update as slot"], 2, tied, tied)
-    assert_own_memory([updates, state], tied)

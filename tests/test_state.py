@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from torch._dynamo.testing import CompileCounter
 
 import gradtx
 from gradtx import accumulate, chain, get, learning_rate, put
@@ -60,14 +59,6 @@ def test_what_several_links_have_is_found_by_more_of_its_path():
     for link in ("scale_by_adam", "scale_by_adam_1"):
         assert_same(get(state, f"{link}.exp_avg"), state[link]["exp_avg"])
     assert_same(get(state_of(SPLIT), "scale_by_adam.exp_avg"), get(state_of(SPLIT), "exp_avg"))
-
-
-def test_a_slot_goes_before_a_leaf_of_its_name():
-    params = {"exp_avg": torch.ones(2), "step": torch.ones(())}
-    state = gradtx.adam().init(params)
-    assert_same(get(state, "exp_avg"), state["scale_by_adam"]["exp_avg"])
-    assert get(state, "step").dtype == torch.int64
-    assert_same(get(state, "exp_avg_sq.step"), torch.zeros(()))
 
 
 def test_what_is_found_can_be_changed_without_changing_the_state():
@@ -131,20 +122,6 @@ def test_a_number_fills_one_tensor_in_its_dtype():
     )
 
 
-def test_leaves_are_put_in_by_name():
-    state = state_of(gradtx.adam())
-    value = noise(9, SHAPES)
-    assert_same(put(state, "exp_avg", dict(reversed(value.items()))), put(state, "exp_avg", value))
-
-
-def test_states_of_an_ensemble_are_put_in_under_vmap_and_as_a_whole():
-    tx = gradtx.adam()
-    states = gradtx.stack([state_of(tx), state_of(tx, 2)])
-    value = gradtx.stack([noise(3, SHAPES), noise(4, SHAPES)])
-    whole = put(states, "exp_avg", value)
-    assert_same(torch.vmap(lambda state, value: put(state, "exp_avg", value))(states, value), whole)
-
-
 ONE = {name: torch.ones_like(p) for name, p in PARAMS.items()}
 UNFIT = [
     (
@@ -180,12 +157,6 @@ def test_a_value_that_does_not_fit_changes_nothing(value, error, message):
     state = state_of(gradtx.adam())
     with untouched(state), pytest.raises(error, match=f"^put: .*{message}"):
         put(state, "exp_avg", value)
-
-
-@pytest.mark.parametrize("value", [0.5, torch.tensor(1.0), {"w": torch.tensor(1)}, float("nan")])
-def test_a_count_stays_a_count(value):
-    with pytest.raises(TypeError, match=r"^put: step (has dtype|must be a tensor)"):
-        put(state_of(gradtx.adam()), "step", value)
 
 
 # learning_rate.
@@ -237,13 +208,6 @@ def test_an_update_uses_the_rate_that_was_told():
     assert updates["body.scale"] == -learning_rate(tx, state)
 
 
-def test_a_skipped_update_does_not_move_the_schedule():
-    tx = gradtx.skip_nonfinite(gradtx.sgd(lr=ramp(0.5)))
-    bad = {name: torch.full_like(p, float("nan")) for name, p in PARAMS.items()}
-    _, state = tx.update(bad, state_of(tx, 2), PARAMS)
-    assert (get(state, "step"), learning_rate(tx, state)) == (3, 1.5)
-
-
 def test_one_of_several_rates_is_chosen_by_name():
     with pytest.raises(
         ValueError, match=r"partition has several learning rates: head.lr, rest.lr; pass a name: .*'head.lr'\)"
@@ -255,10 +219,6 @@ def test_one_of_several_rates_is_chosen_by_name():
     with pytest.raises(ValueError, match=r"graft has several learning rates: sgd.lr, adamw.lr; pass a name"):
         learning_rate(both, both.init(PARAMS))
     assert rate(both, 1, "adamw.lr") == 0.2
-
-
-def test_another_number_is_found_by_its_name():
-    assert rate(gradtx.sgd(lr=0.1, momentum=ramp(0.25)), 2, "momentum") == 0.75
 
 
 def test_a_chain_without_a_rate_or_without_that_name_is_told():
@@ -288,25 +248,3 @@ def test_a_state_that_does_not_belong_is_told():
         ValueError, match=r"this is a stack of states; use torch.vmap\(lambda state: gradtx.learning_rate"
     ):
         learning_rate(gradtx.adam(), gradtx.stack([gradtx.adam().init(PARAMS)]))
-
-
-def test_rates_of_an_ensemble_are_read_under_vmap():
-    tx = accumulate(gradtx.sgd(lr=ramp(0.5)), every=2)
-    states = gradtx.stack([state_of(tx, n) for n in range(4)])
-    assert torch.vmap(lambda state: learning_rate(tx, state))(states).tolist() == [0.5, 0.5, 1.0, 1.0]
-
-
-def test_state_is_read_and_changed_inside_a_compiled_function():
-    tx, counter = accumulate(gradtx.sgd(lr=ramp(0.5), momentum=0.9), every=2), CompileCounter()
-
-    @torch.compile(backend=counter, fullgraph=True)
-    def half(state):
-        halved = {name: value / 2 for name, value in get(state, "momentum_buffer").items()}
-        return put(state, "momentum_buffer", halved), learning_rate(tx, state)
-
-    for steps in range(4):
-        state = state_of(tx, steps)
-        new, lr = half(state)
-        assert lr == learning_rate(tx, state)
-        assert_same({k: 2 * v for k, v in get(new, "momentum_buffer").items()}, get(state, "momentum_buffer"))
-    assert counter.frame_count == 1

@@ -10,7 +10,7 @@ import gradtx
 from gradtx import Codec, chain, with_state_dtype
 from gradtx.state.codes import CODES
 from tests.conformance import assert_same
-from tests.thinning import thinned
+from tests.daily import by_day
 
 NAMES = list(CODES)
 
@@ -213,26 +213,6 @@ def test_a_safetensors_file_of_another_precision_is_converted(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_members_under_vmap_are_as_alone(name):
-    tx = with_state_dtype(gradtx.adam(lr=0.1), name, min_size=1)
-    grads = torch.randn(3, 4, 70, generator=torch.Generator().manual_seed(0))
-
-    def member(lr, grad):
-        changed = tx.replace(lr=lr)
-        params = {"w": torch.zeros_like(grad)}
-        state = changed.init(params)
-        for i in range(3):
-            updates, state = changed.update({"w": grad * (i + 1)}, state, params)
-            params = gradtx.apply_updates(params, updates)
-        return params["w"]
-
-    rates = torch.tensor([0.1, 0.2, 0.3])
-    together = torch.vmap(member)(rates, grads)
-    for i in range(3):
-        torch.testing.assert_close(together[i], member(rates[i], grads[i]), rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")  # torch.func.jvp's
 @pytest.mark.parametrize("transform", ["grad", "jvp", "vmap of grad", "grad of vmap"])
 def test_a_derivative_through_a_code_is_refused_with_slot_and_remedy(name, transform):
@@ -258,24 +238,11 @@ def test_a_derivative_through_a_code_is_refused_with_slot_and_remedy(name, trans
         calls[transform]()
 
 
-@thinned(2)
-@pytest.mark.parametrize("name", NAMES)
-def test_a_step_compiles_as_one_graph(name):
-    tx = gradtx.adam(lr=0.1, state_dtype=name)
-
-    def step(grads, state, params):
-        updates, state = tx.update(grads, state, params)
-        return gradtx.apply_updates(params, updates), state
-
-    params = {"w": torch.randn(64, 128, generator=torch.Generator().manual_seed(0))}
-    grads = {"w": params["w"].sin()}
-    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
-    expected = step(grads, step(grads, tx.init(params), params)[1], params)
-    actual = compiled(grads, compiled(grads, tx.init(params), params)[1], params)
-    torch.testing.assert_close(actual[0], expected[0])
-
-
-@thinned(2)
+@by_day(
+    "accumulate-int8", "accumulate-float8", "accumulate-bfloat16:stochastic", "skip_nonfinite-int4",
+    "skip_nonfinite-bfloat16+8", "lookahead-int8", "lookahead-float8", "lookahead-bfloat16:stochastic",
+    "partition-int4", "partition-bfloat16+8", "chain-int8", "chain-float8", "chain-bfloat16:stochastic",
+)  # fmt: skip
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(
     "wrap",
@@ -296,34 +263,6 @@ def test_codes_work_inside_and_on_combinators(name, wrap):
     for leaf in expected:  # four bits are few for the weights that lookahead keeps
         assert (actual[leaf] - expected[leaf]).square().mean().sqrt() <= (0.1 if name == "int4" else 0.03)
     assert coded.eval_params(state, actual)["matrix"].shape == (64, 128)
-
-
-def test_a_skipped_step_keeps_every_bit_of_coded_slots():
-    tx = with_state_dtype(gradtx.skip_nonfinite(gradtx.adam()), "int8")
-    params, state = train(tx, params_of(), tx.init(params_of()), 2)
-    bad = {name: torch.full_like(p, float("nan")) for name, p in params.items()}
-    _, new = tx.update(bad, state, params)
-    assert_same(new["skip_nonfinite"]["scale_by_adam"], state["skip_nonfinite"]["scale_by_adam"])
-
-
-def test_a_leaf_without_a_gradient_keeps_its_codes():
-    tx = gradtx.adam(state_dtype="int8")
-    params, state = train(tx, params_of(), tx.init(params_of()), 2)
-    _, new = tx.update({**params, "matrix": None}, state, params)
-    for slot, leaves in new["scale_by_adam"].items():
-        assert torch.equal(leaves["matrix"], state["scale_by_adam"][slot]["matrix"])
-
-
-def test_accumulate_takes_none_for_a_coded_sum():
-    tx = with_state_dtype(gradtx.accumulate(gradtx.sgd(lr=1.0), every=2), "int4")
-    params = params_of()
-    state = tx.init(params)
-    _, state = tx.update(params, state)
-    with pytest.raises(ValueError, match="cannot be derived from the packed codes of 'acc': call update"):
-        tx.update(dict.fromkeys(params), state)
-    updates, _ = tx.update(dict.fromkeys(params), state, params)
-    for name, p in params.items():
-        assert updates[name].shape == p.shape
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
@@ -371,68 +310,3 @@ def test_a_codec_of_a_user():
     _, state = train(gradtx.adam(state_dtype=halves), params_of(), gradtx.adam(state_dtype=halves).init(params_of()), 2)
     assert state["scale_by_adam"]["exp_avg"]["matrix"].dtype == torch.float16
     assert state["scale_by_adam"]["exp_avg"]["small"].dtype == torch.float32
-
-
-PAIRS = Codec(lambda values: (4 * values).round().clamp(-8, 7).to(torch.int8), lambda codes: codes / 4, packs=2)
-COUNTS = Codec(lambda values: (4096 * values).round().to(torch.int16), lambda codes: codes.float() / 4096)
-
-
-@pytest.mark.parametrize("state_dtype", [PAIRS, COUNTS, {"exp_avg": COUNTS}], ids=["packed", "codes", "named"])
-def test_codes_without_scales_are_recognized_in_a_nested_state(state_dtype):
-    tx = gradtx.ema(0.5, state_dtype=state_dtype)
-    params = {"matrix": torch.full((64, 65), 2.5), "small": torch.full((5,), 2.5)}
-    updates, state = tx.update(params, tx.init(params))
-    updates, state = tx.update(params, state)
-    assert {name: update.unique().tolist() for name, update in updates.items()} == {"matrix": [1.875], "small": [1.875]}
-    is_coded = {name: not value.is_floating_point() for name, value in state["ema"]["exp_avg"].items()}
-    assert is_coded == {"matrix": True, "small": state_dtype not in (PAIRS, COUNTS)}
-
-
-def test_a_named_slot_whose_packed_codes_would_hide_its_shape_stays_in_float32():
-    params = {"odd": torch.ones(5, 3), "even": torch.ones(6, 3)}
-    tx = gradtx.scale_by_factored_rms(state_dtype={"exp_avg_sq_row": "int4"})
-    updates, state = tx.update(params, tx.init(params), params)
-    rows = state["scale_by_factored_rms"]["exp_avg_sq_row"]
-    assert (rows["odd"].dtype, rows["odd"].shape) == (torch.float32, (5,))
-    assert (rows["even"].dtype, rows["even"].shape) == (torch.uint8, (3,))
-    assert all(update.isfinite().all() for update in updates.values())
-
-
-def test_whole_tree_rules_keep_coded_slots():
-    @gradtx.whole_tree
-    def sized():
-        def init(params):
-            return {"size": {name: torch.zeros_like(p) for name, p in params.items()}}
-
-        def update(updates, state, params, ctx):
-            return updates, {"size": {name: u.abs() for name, u in updates.items()}}
-
-        return init, update
-
-    tx = sized(state_dtype="int8")
-    _, state = train(tx, params_of(), tx.init(params_of()), 2)
-    assert state["sized"]["size"]["matrix"].dtype == torch.int8
-
-
-def test_shared_values_change_only_where_they_are_named():
-    tx = gradtx.prodigy(state_dtype={"d": torch.float32, "*": "int8"})
-    state = tx.init(params_of())
-    assert gradtx.get(state, "d").dtype == torch.float32
-    assert gradtx.get(gradtx.prodigy(state_dtype="int8").init(params_of()), "d").dtype == torch.float64
-    with pytest.raises(ValueError, match="'d' is a shared scalar and cannot be coded; choose a floating-point dtype"):
-        gradtx.prodigy(state_dtype={"d": "int8"}).init(params_of())
-
-
-def test_a_run_in_bfloat16_stalls_where_stochastic_rounding_follows():
-    def second_moment(state_dtype):
-        tx = gradtx.scale_by_rms(alpha=0.999, state_dtype=state_dtype)
-        params = {"w": torch.zeros(4096)}
-        state = tx.init(params)
-        for i in range(2000):
-            size = 10.0 if i < 100 else 0.1
-            _, state = tx.update({"w": torch.full((4096,), size)}, state)
-        return gradtx.get(state, "square_avg")["w"].double().mean().item()
-
-    expected = second_moment(torch.float32)
-    assert second_moment("bfloat16:stochastic") == pytest.approx(expected, rel=0.02)
-    assert second_moment(torch.bfloat16) > 2 * expected

@@ -5,12 +5,11 @@ import torch
 from torch._dynamo.testing import CompileCounter
 
 import gradtx
-from gradtx import Schedule, chain, per_tensor, whole_tree
+from gradtx import Schedule, chain, per_tensor
 from tests.conformance import (
     assert_close,
     assert_same,
     noise,
-    snapshot,
 )
 from tests.rules import FLAT, double, look_ahead, normal, ones, run
 
@@ -27,44 +26,6 @@ def test_a_tree_rule_works_on_dicts_by_leaf_name_and_keeps_slots_and_scalars():
     assert updates["x"]["w"].tolist() == [1.5, 1.5]
     assert state["look_ahead"]["mean"]["y.0"].tolist() == [0.75] * 3
     assert state["look_ahead"]["calls"] == 1
-
-
-WITHOUT = {
-    "freeze": lambda tx: chain(tx, gradtx.freeze("b")),
-    "masked": lambda tx: gradtx.masked(tx, lambda name, param: name != "b"),
-    "partition": lambda tx: gradtx.partition({"x": tx, "y": gradtx.scale(0.0)}, {"y": "b", "x": "*"}),
-    "inside accumulate": lambda tx: gradtx.accumulate(chain(tx, gradtx.freeze("b")), every=1),
-}
-
-
-@pytest.mark.parametrize("wrap", WITHOUT.values(), ids=WITHOUT)
-def test_grad_fn_is_called_with_the_full_tree_when_a_combinator_took_leaves_out(wrap):
-    calls = []
-
-    def grad_fn(params):
-        calls.append(snapshot(params))
-        return double(params)
-
-    params = {"c": torch.full((), 3.0), "a": torch.full((3,), 2.0), "b": torch.full((2, 2), 5.0)}
-    tx = wrap(look_ahead(distance=1.0))
-    updates, _ = tx.update(ones(), tx.init(params), params, grad_fn=grad_fn)
-    (seen,) = calls
-    assert {name: float(p.mean()) for name, p in seen.items()} == {"c": 2.0, "a": 1.0, "b": 5.0}
-    assert torch.equal(updates["a"], torch.full((3,), 2.0))
-
-
-def test_extras_by_leaf_are_cut_to_the_leaves_that_a_tree_rule_has():
-    @whole_tree(needs=("hessian_diag",))
-    def divide():
-        def update(updates, state, params, ctx):
-            assert set(ctx.hessian_diag) == set(updates) == {"a", "c"}
-            return {name: u / ctx.hessian_diag[name] for name, u in updates.items()}, state
-
-        return update
-
-    tx = chain(divide(), gradtx.freeze("b"))
-    updates, _ = run(tx, 1, hessian_diag={name: 2 * leaf for name, leaf in ones().items()})
-    assert updates["a"].tolist() == [0.5] * 3
 
 
 def test_a_tree_rule_without_a_gradient_for_a_leaf_leaves_its_slots_alone():
@@ -99,6 +60,7 @@ def _everything():
     )
 
 
+@pytest.mark.slow
 def test_noise_schedules_and_tree_rules_compile_to_one_graph_for_all_steps():
     torch._dynamo.reset()
     tx, counter, params, grads = _everything(), CompileCounter(), noise(1, FLAT), noise(2, FLAT)
@@ -153,15 +115,6 @@ def test_a_plain_pair_of_functions_gets_the_loss(update, around):
 
     optimizer.step(closure)
     assert torch.equal(weight, torch.full((2,), 3.0))
-
-
-def test_a_plain_pair_gets_second_derivatives_in_the_callers_tree():
-    def update(updates, state, params=None, hessian_diag=None):
-        return [u / h for u, h in zip(updates, hessian_diag, strict=True)], state
-
-    tx, params = plain(update), [torch.ones(2), torch.ones(3)]
-    halves, _ = tx.update(params, tx.init(params), params, hessian_diag=[2 * p for p in params])
-    assert all(torch.equal(half, torch.full_like(half, 0.5)) for half in halves)
 
 
 @pytest.mark.parametrize("name", ["grad_fn", "value_fn"])

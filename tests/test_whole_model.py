@@ -244,17 +244,6 @@ def test_a_tied_weight_has_the_role_that_is_asked_for_and_an_untied_head_is_one(
     assert (untied["transformer.wte.weight"], untied["lm_head.weight"]) == ("embedding", "head")
 
 
-class TiedHeadFirst(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.out, self.tokens = nn.Linear(4, 9, bias=False), nn.Embedding(9, 4)
-        self.out.weight = self.tokens.weight
-
-
-def test_the_order_in_which_tied_weights_are_registered_does_not_matter():
-    assert gradtx.label_by_role(TiedHeadFirst()) == {"out.weight": "embedding"}
-
-
 class Odd(nn.Module):
     """Names that mislead: a matrix called head-something, a norm with gamma, a vector, a frozen matrix."""
 
@@ -387,25 +376,11 @@ def test_roles_in_families_that_fuse_weights_or_learn_tokens(family):
     assert gradtx.label_by_role(family()) == FAMILIES[family]
 
 
-@pytest.mark.filterwarnings("ignore:.torch.nn.utils.weight_norm. is deprecated:FutureWarning")
-def test_roles_of_the_old_weight_norm():
-    net = nn.Sequential(nn.utils.weight_norm(nn.Linear(8, 8)), nn.utils.weight_norm(nn.Conv2d(3, 8, 3)))
-    assert [gradtx.label_by_role(net)[name] for name in ("0.weight_g", "0.weight_v", "1.weight_g", "1.weight_v")] == [
-        *("norm", "matrix", "norm", "conv"),
-    ]
-
-
 def test_muon_steps_the_directions_of_weight_norm_and_adamw_their_magnitudes():
     net = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(8, 8)), nn.Linear(8, 8))
     branches = {row.name: row.branch for row in gradtx.muon_for(net).rows}
     assert branches["0.parametrizations.weight.original0"] == "adamw_no_decay"
     assert branches["0.parametrizations.weight.original1"] == branches["1.weight"] == "muon"
-
-
-def test_prefixes_of_wrappers_are_left_out():
-    model = made("llama")
-    for name in ("module", "_orig_mod", "_fsdp_wrapped_module"):
-        assert gradtx.label_by_role(nn.ModuleDict({name: model})) == ROLES["llama"]
 
 
 def test_roles_are_labels_of_a_partition():
@@ -562,12 +537,6 @@ def test_its_switches():
     wrapped = nn.DataParallel(made("llama"))
     assert {row.name.removeprefix("module."): row.role for row in gradtx.muon_for(wrapped).rows} == ROLES["llama"]
     assert gradtx.muon_for(wrapped).rows[3].heads == 4
-
-
-def test_heads_that_do_not_divide_a_weight_leave_it_whole():
-    model = made("llama")
-    model.layers[0].self_attn.config = type("Config", (), {"num_attention_heads": 3})()
-    assert not any(row.blocks for row in gradtx.muon_for(model).rows)
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,13 @@
 """`blocks`: the result is that of separate parameters, one for each block."""
 
 import functools
-import itertools
 
 import pytest
 import torch
 
 import gradtx
 from tests.conformance import field
-from tests.thinning import thinned
+from tests.daily import by_day
 
 # Batched kernels may add in another order.
 SAME = {"rtol": 1e-12, "atol": 1e-12}
@@ -94,7 +93,15 @@ def start(cut, seed):
     return {"w": normal(*cut.shape, seed=seed), "b": normal(3, seed=seed + 1)}
 
 
-@thinned(4)
+@by_day(
+    "heads-lamb", "heads-two arms", "heads of dimension 1-muon with a fallback", "heads of dimension 1-inner slots",
+    "the last dimension-two sums", "the last dimension-a selector of whole names", "sizes-a norm of all leaves",
+    "sizes-random numbers", "equal sizes-lamb", "equal sizes-two arms", "sizes with heads-muon with a fallback",
+    "sizes with heads-inner slots", "sizes with as many heads each-two sums",
+    "sizes with as many heads each-a selector of whole names", "batch-a norm of all leaves", "batch-random numbers",
+    "two dimensions of a batch-lamb", "two dimensions of a batch-two arms", "view-muon with a fallback",
+    "view-inner slots",
+)  # fmt: skip
 @pytest.mark.parametrize("tx", INNER.values(), ids=INNER)
 @pytest.mark.parametrize("cut", CUTS.values(), ids=CUTS)
 def test_it_equals_separate_parameters(cut, tx):
@@ -122,7 +129,7 @@ def test_slots_in_a_rotated_basis_follow_the_columns_that_change_places(sizes):
         torch.testing.assert_close(updates["w"], torch.cat(list(expected.values())), **SAME)
 
 
-@thinned(2)
+@by_day("heads-eager", "heads-compiled", "sizes-traced", "batch-eager", "batch-compiled")
 @pytest.mark.parametrize("engine", ["eager", "traced", pytest.param("compiled", marks=pytest.mark.nightly)])
 @pytest.mark.parametrize(
     "cut", [CUTS["heads"], CUTS["sizes with heads"], CUTS["batch"]], ids=["heads", "sizes", "batch"]
@@ -183,37 +190,6 @@ def test_equal_blocks_have_stacked_slots_and_unequal_ones_numbered_slots():
     assert shapes == {"z_0": (6, 3), "z_1": (2, 3), "lr_max_0": (), "lr_max_1": ()}
 
 
-@pytest.mark.parametrize("code", ["int8", "int4", "bfloat16+8", "bfloat16:stochastic"])
-@pytest.mark.parametrize("sizes", [(4, 1, 1), (1, 4, 1)])
-def test_blocks_below_min_size_keep_their_slots_beside_coded_ones(sizes, code):
-    def state_dtype(min_size):
-        return gradtx.with_state_dtype(gradtx.blocks(gradtx.trace(0.9), sizes=sizes), code, min_size=min_size)
-
-    params, generator = {"w": torch.zeros(6, 5)}, torch.Generator().manual_seed(0)
-    steps = [{"w": torch.randn(6, 5, generator=generator)} for _ in range(3)]
-
-    def updates(tx):
-        state = tx.init(params)
-        for grads in steps:
-            update, state = tx.update(grads, state, params)
-        return update["w"].split(sizes)
-
-    mixed, plain, coded = updates(state_dtype(10)), updates(state_dtype(100)), updates(state_dtype(0))
-    for i, size in enumerate(sizes):
-        assert torch.equal(mixed[i], coded[i] if size == 4 else plain[i])
-
-
-def test_blocks_round_the_same_state_at_random_each_in_another_way():
-    inner = gradtx.with_state_dtype(gradtx.trace(0.9), "bfloat16:stochastic", min_size=0)
-    tx = gradtx.blocks(gradtx.blocks(inner, "w", heads=2), "w", batch=1)
-    params = {"w": torch.zeros(2, 40, 5)}
-    middle = 1 + 2**-8  # of two neighbors in bfloat16
-    _, state = tx.update({"w": torch.full_like(params["w"], middle)}, tx.init(params))
-    moments = state["blocks"]["blocks"]["trace"]["momentum_buffer"]["w"].reshape(4, 100)
-    for one, other in itertools.combinations(moments, 2):
-        assert 30 < (one != other).sum() < 70  # 4 standard deviations from 50
-
-
 def test_other_leaves_go_through_whole():
     tx = gradtx.blocks(gradtx.scale_by_trust_ratio(), "q.*", heads=2)
     params = {"q": {"w": torch.tensor([3.0, 4.0])}, "o": {"w": torch.tensor([3.0, 4.0])}}
@@ -221,37 +197,6 @@ def test_other_leaves_go_through_whole():
     updates, _ = tx.update(grads, tx.init(params), params)
     assert updates["q"]["w"].tolist() == [3.0, 4.0]
     assert updates["o"]["w"].tolist() == [0.0, 5.0]
-
-
-def test_blocks_of_blocks_are_blocks():
-    tx = gradtx.chain(gradtx.clip_by_global_norm(0.3), gradtx.lamb(lr=0.1))
-    params = {"w": normal(2, 6, 3)}
-    flat = {f"w{i}": part for i, part in enumerate(params["w"].flatten(0, 1).split(2))}
-    whole, state = trained(gradtx.blocks(gradtx.blocks(tx, heads=3), batch=1), params)
-    separate, _ = trained(tx, flat)
-    torch.testing.assert_close(whole[-1]["w"].flatten(0, 1), torch.cat(list(separate[-1].values())), **SAME)
-    assert state["blocks"]["blocks"]["scale_by_lamb"]["exp_avg"]["w"].shape == (2, 3, 2, 3)
-
-
-@pytest.mark.parametrize("shape", [(0, 3, 2), (2, 0, 3)])
-@pytest.mark.parametrize("depth", [1, 2])
-def test_random_links_accept_leaves_without_blocks(shape, depth):
-    tx = gradtx.add_noise(1.0, 0.0, seed=1)
-    for _ in range(depth):
-        tx = gradtx.blocks(tx, batch=1)
-    params = {"a": torch.zeros(shape), "w": torch.zeros(2, 3, 4)}
-    updates, state = tx.update(params, tx.init(params), params)
-    expected, expected_state = tx.update({"w": params["w"]}, tx.init({"w": params["w"]}), {"w": params["w"]})
-    assert updates["a"].shape == shape
-    assert torch.equal(updates["w"], expected["w"])
-    torch.testing.assert_close(state, expected_state)
-
-
-def test_blocks_of_blocks_have_random_numbers_of_their_own():
-    tx = gradtx.blocks(gradtx.blocks(gradtx.add_noise(1.0, 0.0, seed=1), heads=3), batch=1)
-    zeros = {"w": torch.zeros(2, 6, 3)}
-    noise = tx.update(zeros, tx.init(zeros))[0]["w"].reshape(6, 6)
-    assert len(set(noise[:, 0].tolist())) == 6
 
 
 def test_no_experts_and_a_leaf_without_gradient_are_fine():

@@ -41,35 +41,12 @@ def test_both_see_the_same_update_and_the_same_gradient():
     torch.testing.assert_close(tx.update(grads, tx.init(grads))[0], grads)
 
 
-def test_it_is_the_grafting_inside_scalable_shampoo():
-    options = {"betas": (0.0, 1.0), "nesterov": False, "start_preconditioning_step": 0, "block_size": 3}
-    options["preconditioning_compute_steps"] = 1
-    alone = gradtx.scale_by_scalable_shampoo(**options, graft_type="none")
-    whole = gradtx.scale_by_scalable_shampoo(**options, graft_type="sgd")
-    assert difference(gradtx.graft(alone, gradtx.scale(1.0)), whole, rate=-0.02) < 1e-10
-
-
 def test_zero_gradients_and_leaves_without_one():
     tx = gradtx.graft(gradtx.scale_by_adam(), gradtx.trace(0.9))
     assert finite_without_gradient(tx)
     params = {"a": torch.ones(2), "b": torch.ones(2)}
     updates, _ = tx.update({"a": torch.ones(2), "b": None}, tx.init(params), params)
     assert updates["b"] is None
-
-
-def test_accumulation_in_one_or_both_of_them():
-    slow = gradtx.accumulate(gradtx.scale(1.0), every=2)
-    for tx, expected in (
-        (gradtx.graft(slow, gradtx.accumulate(gradtx.scale(2.0), every=2)), [0.0, 4.0]),
-        (gradtx.graft(slow, gradtx.scale(2.0)), [0.0, 4.0]),
-    ):
-        state, seen = tx.init({"w": torch.zeros(1)}), []
-        for grad in (torch.tensor([2.0]), torch.tensor([2.0])):
-            updates, state = tx.update({"w": grad}, state)
-            seen.append(updates["w"].item())
-        assert seen == pytest.approx(expected)
-    updates, _ = tx.update({"w": None}, state, {"w": torch.zeros(1)})
-    assert updates["w"].item() == 0.0
 
 
 def test_as_an_optimizer_both_arms_keep_their_state():

@@ -92,14 +92,6 @@ def test_a_base_that_steps_on_its_own_is_an_error(base, culprit):
         gradtx.schedule_free(base, lr=0.1, beta=0.9)
 
 
-def test_a_base_that_is_none_and_numbers_out_of_range_are_errors():
-    with pytest.raises(TypeError, match=r"schedule_free: base must be a GradientTransformation, got trace; call it"):
-        gradtx.schedule_free(gradtx.trace, lr=0.1, beta=0.9)
-    for beta in (0.0, 1.0):
-        with pytest.raises(ValueError, match=rf"^schedule_free: beta must be in \(0, 1\), got {beta}$"):
-            gradtx.schedule_free(gradtx.chain(), lr=0.1, beta=beta)
-
-
 def test_wrapped_it_still_owns_the_learning_rate():
     for tx in (
         gradtx.schedule_free(gradtx.add_decayed_weights(0.1), lr=0.1, beta=0.9),
@@ -108,3 +100,8 @@ def test_wrapped_it_still_owns_the_learning_rate():
     ):
         with pytest.raises(ValueError, match="schedule_free owns the learning rate"):
             gradtx.chain(tx, gradtx.scale_by_learning_rate(0.1))
+
+
+def test_a_base_that_is_no_transformation_is_refused():
+    with pytest.raises(TypeError, match=r"schedule_free: base must be a GradientTransformation, got trace; call it"):
+        gradtx.schedule_free(gradtx.trace, lr=0.1, beta=0.9)

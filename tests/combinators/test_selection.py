@@ -5,12 +5,10 @@ import math
 
 import pytest
 import torch
-from torch._dynamo.testing import CompileCounter
 
 import gradtx
 from gradtx import Scalar, Schedule, accumulate, chain, freeze, masked, partition, per_tensor, skip_nonfinite
-from tests.conformance import assert_close, assert_own_memory, assert_same, noise, tensors, train, untouched
-from tests.thinning import thinned
+from tests.conformance import assert_close, assert_same, noise, tensors
 
 SHAPES = {"head.weight": (2, 3), "head.bias": (2,), "body.weight": (3, 3), "body.bias": ()}
 PARAMS = noise(0, SHAPES)
@@ -401,27 +399,6 @@ def test_links_outside_accumulate_count_calls():
     assert state["accumulate"]["step"] == 2
 
 
-def test_a_leaf_counts_calls_in_which_accumulate_takes_its_missing_gradient_for_zero():
-    tx = chain(accumulate(gradtx.sgd(lr=1.0), every=2), gradtx.average())
-    gradients = [full(1.0) | {"head.bias": None} if i % 2 else full(1.0) for i in range(6)]
-    state = tx.init(PARAMS, counts="leaves")
-    params, weights = PARAMS, []
-    for grads in gradients:
-        updates, state = tx.update(grads, state, params)
-        params = gradtx.apply_updates(params, updates)
-        weights.append(params["head.bias"])
-    assert int(state["leaf_steps"]["head.bias"]) == 6
-    mean = torch.stack(weights).mean(dim=0)
-    assert_close(state["average"]["average"]["head.bias"], mean, rtol=1e-12, atol=1e-12)  # sums of 6 in another order
-    bias = torch.nn.Parameter(PARAMS["head.bias"].clone())
-    optimizer = gradtx.as_optimizer(tx, [("head.bias", bias)])
-    for grads in gradients:
-        bias.grad = grads["head.bias"]
-        optimizer.step()
-    assert int(optimizer.state[bias]["step"]) == 6
-    assert_close(optimizer.state[bias]["average"], mean, rtol=1e-12, atol=1e-12)  # as above
-
-
 def test_between_emissions_updates_are_zero_and_only_the_sum_moves():
     tx = accumulate(chain(NORM, gradtx.adam()), every=3)
     (_, _, third), state = run(tx, [grads_of(i) for i in (1, 2, 3)])
@@ -444,32 +421,6 @@ def test_inside_accumulate_a_none_gradient_counts_as_zero():
     assert float(updates["body.bias"]) == -3.0
     (_, updates), _ = run(tx, [full(2.0), full(4.0) | {"head.bias": None}])
     assert updates["head.bias"].tolist() == [-1.0, -1.0]
-
-
-def test_a_leaf_that_saw_only_none_in_a_cycle_is_skipped_with_its_slots_and_sums():
-    missing = {"head.bias": None, "body.bias": None}
-    tx = accumulate(chain(NORM, gradtx.adamw(weight_decay=0.5)), every=2)
-    _, state = run(tx, [grads_of(1), grads_of(2)])
-    (_, updates), later = run(tx, [full(1.0) | missing, full(1.0) | missing], state=state)
-    assert all(updates[name] is None or not updates[name].any() for name in missing)
-    before, after = state["accumulate"], later["accumulate"]
-    for name in missing:
-        for slot in ("exp_avg", "exp_avg_sq"):
-            assert_same(after["scale_by_adam"][slot][name], before["scale_by_adam"][slot][name])
-    assert after["record"]["norm"] == math.sqrt(6 + 9)
-    assert after["step"] == before["step"] + 1
-    (_, updates), _ = run(tx, [full(1.0), full(1.0)], state=later)
-    assert updates["head.bias"].any()
-
-
-def test_a_leaf_that_is_skipped_adds_nothing_to_sums_whatever_the_rules_make_of_it():
-    missing = {"head.bias": None, "body.bias": None}
-    tx = accumulate(chain(gradtx.adamw(weight_decay=0.5), NORM), every=2)
-    _, state = run(tx, [grads_of(1), grads_of(2)])
-    (_, updates), later = run(tx, [grads_of(3, **missing), grads_of(4, **missing)], state=state)
-    moving = torch.cat([updates[name].flatten() for name in ("head.weight", "body.weight")])
-    # one rounding; the momentum of the skipped leaves would be far more
-    torch.testing.assert_close(later["accumulate"]["record"]["norm"], moving.norm(), rtol=1e-14, atol=0)
 
 
 def test_accumulate_needs_no_params_to_wait_for_a_leaf():
@@ -545,48 +496,6 @@ def test_skip_in_a_branch_looks_at_that_branch_only():
     assert float(updates["body.bias"]) == -1.0
 
 
-@pytest.mark.parametrize("skipping", ["body.*", "head.*"])
-@pytest.mark.parametrize("counts", ["calls", "leaves"])
-def test_skip_in_a_branch_counts_its_own_steps_whatever_program_runs_first(skipping, counts):
-    tx = partition({"x": skip_nonfinite(gradtx.adam(lr=0.1)), "rest": gradtx.sgd(lr=1.0)}, {"x": skipping, "rest": "*"})
-    state = tx.init(PARAMS, **({} if counts == "calls" else {"counts": counts}))
-    for value, count, skipped in [(math.nan, 0, 1), (1.0, 1, 1), (math.inf, 1, 2), (1.0, 2, 2)]:
-        _, state = tx.update(full(value), state, PARAMS)
-        inner = state["partition"]["x"]["skip_nonfinite"]
-        assert (inner["step"], inner["skipped"]) == (count, skipped)
-
-
-def test_skip_beside_a_frozen_leaf_counts_what_it_skips():
-    tx = chain(freeze("body.*"), skip_nonfinite(gradtx.adam(lr=0.1)))
-    _, state = run(tx, [full(math.nan), full(1.0), full(math.nan)])
-    assert (state["skip_nonfinite"]["step"], state["skip_nonfinite"]["skipped"]) == (1, 2)
-
-
-def test_skip_beside_a_frozen_leaf_drops_the_bad_call_from_a_cycle_inside():
-    tx = chain(freeze("body.*"), skip_nonfinite(accumulate(see("grad"), every=2)))
-    found, state = run(tx, [full(1.0), full(math.nan), full(3.0), full(5.0)])
-    assert [float(u["head.bias"][0]) for u in found] == [0, 0, 2.0, 0]
-    inner = state["skip_nonfinite"]["accumulate"]
-    assert (inner["step"], inner["mini_step"], state["skip_nonfinite"]["skipped"]) == (1, 1, 1)
-
-
-@pytest.mark.parametrize("present", SHAPES)
-def test_a_call_without_any_gradient_in_one_of_two_branches_counts_for_both_clocks(present):
-    slots = gradtx.schedule_free(gradtx.scale_by_adam(), lr=0.1, beta=0.9)
-    tx = partition({"head": skip_nonfinite(slots), "body": skip_nonfinite(gradtx.nadam(lr=0.1))}, HEAD)
-    without = dict.fromkeys(SHAPES) | {present: full(1.0)[present]}
-    _, state = run(tx, [full(1.0), without, without, full(1.0)], PARAMS)
-    for branch in ("head", "body"):
-        assert state["partition"][branch]["skip_nonfinite"]["step"] == 4
-
-
-def test_a_call_without_any_gradient_in_a_branch_counts_for_its_clock():
-    tx = partition({"head": skip_nonfinite(gradtx.adam(lr=0.1)), "body": gradtx.sgd(lr=1.0)}, HEAD)
-    without = full(1.0) | {"head.weight": None, "head.bias": None}
-    _, state = run(tx, [full(1.0), without, without, full(1.0)])
-    assert state["partition"]["head"]["skip_nonfinite"]["step"] == 4
-
-
 def test_the_gradient_of_a_skipped_step_is_zero_not_nan():
     lr = torch.tensor(0.1, dtype=torch.float64, requires_grad=True)
     tx = skip_nonfinite(gradtx.adamw(lr=lr))
@@ -614,47 +523,6 @@ def test_accumulate_inside_skip_drops_the_bad_call_from_the_cycle():
     assert [float(u["body.bias"]) for u in found] == [0, 0, 2.0, 0]
     inner = state["skip_nonfinite"]["accumulate"]
     assert (inner["step"], inner["mini_step"], state["skip_nonfinite"]["skipped"]) == (1, 1, 1)
-
-
-def test_accumulate_inside_accumulate_multiplies_the_cycles():
-    tx = accumulate(accumulate(see("grad"), every=2), every=2)
-    found, state = run(tx, [full(float(i)) for i in range(1, 9)])
-    assert [float(u["body.bias"]) for u in found] == [0, 0, 0, 2.5, 0, 0, 0, 6.5]
-    assert state["accumulate"]["accumulate"]["step"] == 2
-
-
-AROUND = {
-    "skip_nonfinite": skip_nonfinite,
-    "accumulate": lambda tx: accumulate(tx, every=1),
-    "masked": lambda tx: masked(tx, "*"),
-    "with_lookahead": lambda tx: gradtx.with_lookahead(tx, k=9),
-    "after a link with slots": lambda tx: chain(gradtx.ema(0.0), tx, gradtx.scale(1.0)),
-}
-
-
-@pytest.mark.parametrize("around", AROUND.values(), ids=AROUND)
-def test_a_none_gradient_counts_as_zero_in_accumulate_inside_any_wrapper(around):
-    tx = around(accumulate(gradtx.sgd(lr=1.0), every=2))
-    (_, updates), _ = run(tx, [full(4.0), full(2.0) | {"head.bias": None}])
-    assert updates["head.bias"].tolist() == [-2.0, -2.0]
-    assert float(updates["body.bias"]) == -3.0
-
-
-def test_a_skipped_call_leaves_the_sum_of_a_leaf_without_gradient_alone():
-    tx = skip_nonfinite(accumulate(gradtx.sgd(lr=1.0), every=2))
-    missing = {"head.bias": None}
-    found, state = run(tx, [full(4.0), full(math.nan) | missing, full(2.0) | missing])
-    assert found[2]["head.bias"].tolist() == [-2.0, -2.0]
-    assert float(found[2]["body.bias"]) == -3.0
-    assert state["skip_nonfinite"]["skipped"] == 1
-
-
-def test_a_leaf_that_saw_nothing_does_not_trigger_a_skip_inside_accumulate():
-    tx = accumulate(skip_nonfinite(gradtx.sgd(lr=1.0)), every=2)
-    partial = full(1.0) | {"head.bias": None}
-    (_, updates), state = run(tx, [partial, partial])
-    assert float(updates["body.bias"]) == -1.0
-    assert state["accumulate"]["skip_nonfinite"]["skipped"] == 0
 
 
 # map_after_step
@@ -690,90 +558,6 @@ def test_a_closure_made_in_an_alias_sees_the_values_of_its_step():
 
 
 # Under torch.func and torch.compile.
-
-WRAPPED = {
-    "partition": lambda lr: partition({"head": gradtx.adam(lr=lr), "body": gradtx.trace(lr)}, HEAD),
-    "by predicate": lambda lr: masked(gradtx.adam(lr=lr), lambda name, p: p.ndim == 2),
-    "freeze": lambda lr: chain(gradtx.adam(lr=lr), freeze("*.bias")),
-    "accumulate": lambda lr: accumulate(gradtx.adam(lr=lr), every=2),
-    "skip_nonfinite": lambda lr: skip_nonfinite(chain(gradtx.clip_by_global_norm(1.0), gradtx.adam(lr=lr))),
-    "nested": lambda lr: skip_nonfinite(accumulate(partition({"head": gradtx.adam(lr), "body": NORM}, HEAD), every=2)),
-    "with_lookahead": lambda lr: gradtx.with_lookahead(gradtx.sgd(lr, momentum=0.9), k=2, pullback_momentum="pullback"),
-    "plain functions": lambda lr: accumulate(
-        gradtx.GradientTransformation(
-            lambda p: torch.zeros(()), lambda u, s, p: ({name: lr * g for name, g in u.items()}, s + 1)
-        ),
-        every=2,
-    ),
-}
-
-
-@pytest.mark.parametrize("make", WRAPPED.values(), ids=WRAPPED)
-def test_wrappers_work_under_vmap_over_a_number_and_over_gradients(make):
-    grads = [grads_of(i) for i in (1, 2, 3)]
-    rates = torch.tensor([0.1, 0.5], dtype=torch.float64)
-    together = torch.vmap(lambda lr: moved(make(lr), grads))(rates)
-    scales = torch.tensor([1.0, math.nan, -1.0], dtype=torch.float64)
-    scaled = lambda x: [grads[0], {name: x * g for name, g in grads[1].items()}, grads[2]]  # noqa: E731
-    members = torch.vmap(lambda x: run(make(0.1), scaled(x)))(scales)
-    for i, lr in enumerate(rates):
-        # batched kernels may round differently
-        assert_close({n: x[i] for n, x in together.items()}, moved(make(lr), grads), rtol=1e-12, atol=1e-13)
-    for i, x in enumerate(scales):
-        member = torch.utils._pytree.tree_map(lambda t, i=i: t[i], members)
-        for path, tensor in tensors(run(make(0.1), scaled(x))).items():
-            torch.testing.assert_close(tensors(member)[path], tensor, rtol=1e-12, atol=1e-13, equal_nan=True)
-
-
-@thinned(3)
-@pytest.mark.parametrize("name", ["by predicate", "nested", "plain functions"])  # the others: test_conformance.py
-def test_wrappers_compile_to_one_graph_for_all_phases(name):
-    torch._dynamo.reset()
-    make, nan = WRAPPED[name], {"head.weight": torch.full((2, 3), torch.nan).double()}
-    counter, lr = CompileCounter(), torch.tensor(0.1, dtype=torch.float64)
-    tx, params = make(lr), PARAMS
-    state = tx.init(params)
-    compiled = torch.compile(lambda g, s, p: tx.update(g, s, p), backend=counter, fullgraph=True)
-    for i in range(4):
-        # no NaN in a 0-d float64 leaf: dynamo itself guards on that
-        grads = grads_of(i + 1, **(nan if i == 2 else {}))
-        expected = tx.update(grads, state, params)
-        found = compiled(grads, state, params)
-        for path, tensor in tensors(found).items():
-            torch.testing.assert_close(tensor, tensors(expected)[path], rtol=1e-13, atol=1e-15, equal_nan=True)
-        state = expected[1]
-        lr.mul_(0.5)
-    assert counter.frame_count == 1
-
-
-@pytest.mark.parametrize("make", WRAPPED.values(), ids=WRAPPED)
-def test_the_gradient_through_wrappers_is_the_difference_quotient(make):
-    h, grads = 1e-6, [grads_of(i) for i in range(1, 6)]
-
-    def end(lr):
-        return sum((p * 1.5).sum() for p in moved(make(lr), grads).values())
-
-    lr = torch.tensor(0.3, dtype=torch.float64)
-    slope = torch.func.grad(end)(lr)
-    quotient = (end(lr + h) - end(lr - h)) / (2 * h)
-    assert abs(slope - quotient) < 1e-7 * (1 + abs(quotient))  # rounding over h
-
-
-@pytest.mark.parametrize("make", WRAPPED.values(), ids=WRAPPED)
-def test_wrappers_leave_inputs_alone_and_share_no_memory(make):
-    tx, params = make(0.1), PARAMS
-    state = tx.init(params)
-    for i in range(3):
-        grads = grads_of(i + 1, **({"body.bias": None} if i == 1 else {}))
-        with untouched(params, grads, state):
-            updates, new = tx.update(grads, state, params)
-        assert_own_memory([updates, new], params, grads, state)
-        state = new
-
-
-def test_a_wrapped_optimizer_trains_as_its_inner_one_does():
-    plain = gradtx.adamw(lr=0.05)
-    assert_same(train(skip_nonfinite(accumulate(plain, every=1)), noise(1), 5), train(plain, noise(1), 5))
 
 
 @pytest.mark.parametrize("nothing", [(), []], ids=str)

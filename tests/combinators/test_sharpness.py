@@ -7,8 +7,8 @@ import pytorch_optimizer
 import torch
 
 import gradtx
-from tests.references import STEPS, TOLERANCE, arguments, distance, gradients, named, problem
-from tests.thinning import thinned
+from tests.daily import by_day
+from tests.references import STEPS, TOLERANCE, distance, gradients, named, problem
 
 RISING = gradtx.linear_schedule(0.4, start_factor=0.2, total_iters=20)
 BASES = {
@@ -151,43 +151,12 @@ OPTIONS = [
 ]
 
 
-@thinned(2)
+@by_day("*-sgd", "*sam-{}-*")
 @pytest.mark.parametrize("base", BASES)
 @pytest.mark.parametrize(("make", "rule", "options"), OPTIONS, ids=named)
 def test_the_weights_follow_the_loop(make, rule, options, base):
     tx = make(BASES[base], **options)
     assert distance(weights(ours(tx)), weights(plain(rule, BASES[base], **options))) < TOLERANCE
-
-
-@pytest.mark.parametrize(("make", "rule"), {make: rule for make, rule, _ in OPTIONS}.items(), ids=named)
-def test_names_and_defaults_are_those_of_the_published_signature(make, rule):
-    ignored, rule = ("base", "grad_fn", "self"), rule.__call__ if isinstance(rule, type) else rule
-    assert [x for x in arguments(make) if x[0] not in ignored] == [x for x in arguments(rule) if x[0] not in ignored]
-
-
-@pytest.mark.parametrize("adaptive", [False, True])
-def test_sam_around_sgd_is_pytorch_optimizers_with_a_norm_in_float64(adaptive, monkeypatch):
-    def square(groups, weight_adaptive):
-        terms = [(p.grad * p.abs() if adaptive else p.grad).square().sum() for g in groups for p in g["params"]]
-        return torch.stack(terms).sum().reshape(1)
-
-    # theirs rounds the square of the norm to float32
-    monkeypatch.setattr("pytorch_optimizer.optimizer.sam.get_global_gradient_norm", square)
-
-    def published():
-        params = {name: torch.nn.Parameter(p) for name, p in problem().items()}
-        optimizer = pytorch_optimizer.SAM(
-            list(params.values()), torch.optim.SGD, rho=0.2, adaptive=adaptive, lr=0.05, momentum=0.9
-        )
-        for t in range(1, STEPS + 1):
-            for move in (optimizer.first_step, optimizer.second_step):
-                for name, g in gradients(params, t).items():
-                    params[name].grad = g
-                move()
-            yield {name: p.detach().clone() for name, p in params.items()}
-
-    tx = gradtx.sam(BASES["sgd"], rho=0.2, adaptive=adaptive)
-    assert distance(weights(ours(tx)), list(published())) < 1e-13
 
 
 def published_weights(cls, shapes, plain_steps=(), **options):
@@ -269,17 +238,6 @@ def test_a_tree_of_zeros_gives_zeros():
             assert not any(update.any() for update in updates.values())
 
 
-def test_half_a_gamma_one_k_and_no_sigma_are_sam():
-    base = BASES["adamw"]
-    expected = weights(ours(gradtx.sam(base, rho=0.2)))
-    for tx in (
-        gradtx.wsam(base, rho=0.2, gamma=0.5),
-        gradtx.looksam(base, rho=0.2, k=1),
-        gradtx.friendly_sam(base, rho=0.2, sigma=0.0),
-    ):
-        assert distance(weights(ours(tx)), expected) < TOLERANCE
-
-
 def test_an_optimizer_calls_the_closure_again_only_where_looksam_looks():
     param, calls = torch.nn.Parameter(torch.tensor([1.0, 2.0])), []
     optimizer = gradtx.as_optimizer(gradtx.looksam(gradtx.sgd(lr=0.1), k=3), [param])
@@ -297,20 +255,6 @@ def test_an_optimizer_calls_the_closure_again_only_where_looksam_looks():
         optimizer.step(closure)
         counts.append(len(calls) - before)
     assert counts == [2, 1, 1, 2, 1, 1]
-
-
-@pytest.mark.parametrize(
-    ("make", "options", "message"),
-    [
-        (gradtx.wsam, {"gamma": 1.0}, r"wsam: gamma must be in \[0, 1\), got 1.0"),
-        (gradtx.looksam, {"k": 0}, r"looksam: k must be in \[1, inf\), got 0"),
-        (gradtx.friendly_sam, {"lmbda": 1.0}, r"friendly_sam: lmbda must be in \[0, 1\), got 1.0"),
-    ],
-    ids=named,
-)
-def test_a_relative_refuses_numbers_out_of_range(make, options, message):
-    with pytest.raises(ValueError, match=message):
-        make(gradtx.sgd(lr=0.1), **options)
 
 
 def test_asam_without_eta_is_adaptive_sam_and_gsam_without_alpha_is_sam():
@@ -494,39 +438,3 @@ def test_an_optimizer_without_a_closure_says_so():
         p.grad = torch.ones_like(p)
     with pytest.raises(ValueError, match=r"sam needs grad_fn: call step\(closure\)$"):
         optimizer.step()
-
-
-def gradients_of(values, present):
-    return {name: value + torch.sin(3 * value) if name in present else None for name, value in values.items()}
-
-
-def present_at(step):
-    return {"c"} if step < 2 else {"a", "b"} if step == 2 else set("abc")
-
-
-def ends_of_pure_use_and_optimizer(tx):
-    params = {name: torch.full((2,), i + 0.5, dtype=torch.float64) for i, name in enumerate("abc")}
-    weights = {name: torch.nn.Parameter(value.clone()) for name, value in params.items()}
-    optimizer = gradtx.as_optimizer(tx, list(weights.items()))
-    state = tx.init(params, counts="leaves")
-    for step in range(7):
-        grad_fn = functools.partial(gradients_of, present=present_at(step))
-
-        def closure(grad_fn=grad_fn):
-            for name, gradient in grad_fn({name: param.detach() for name, param in weights.items()}).items():
-                weights[name].grad = gradient
-            return 0.0
-
-        updates, state = tx.update(grad_fn(params), state, params, grad_fn=grad_fn)
-        params = gradtx.apply_updates(params, updates)
-        optimizer.step(closure)
-    return params, {name: param.detach() for name, param in weights.items()}
-
-
-def test_the_count_of_a_tree_is_the_largest_of_its_leaves_whatever_their_order():
-    sgd = gradtx.sgd(lr=0.1)
-    divided = gradtx.partition({"x": sgd, "y": sgd}, {"x": "c", "y": "*"})  # which puts `c` first
-    expected, _ = ends_of_pure_use_and_optimizer(gradtx.looksam(sgd, rho=0.1, k=3))
-    for base in (sgd, divided):
-        for end in ends_of_pure_use_and_optimizer(gradtx.looksam(base, rho=0.1, k=3)):
-            torch.testing.assert_close(end, expected, rtol=1e-12, atol=0)

@@ -12,8 +12,8 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 import gradtx
+from tests.daily import by_day
 from tests.distributed.problems import CHAINS, STEPS, Model, assert_close, engine, sharded, states, train, weights
-from tests.thinning import thinned
 
 BEFORE = 3
 KINDS = [
@@ -85,7 +85,13 @@ IN_PROGRAMS = ["sgd", "accumulate", "partition", "lookahead"]
 CASES = [(*case, "eager") for case in CASES] + [(name, False, BEFORE, "traced") for name in IN_PROGRAMS]
 
 
-@thinned(3)
+@by_day(
+    "adamp-False-3-eager-1-2", "distance-False-3-eager-2-1", "accumulate-False-3-eager-1-2",
+    "partition-False-3-eager-2-1", "lookahead-False-3-eager-1-2", "record-False-3-eager-2-1",
+    "random-False-3-eager-1-2", "distance-True-3-eager-2-1", "accumulate-True-3-eager-1-2",
+    "partition-True-3-eager-2-1", "lookahead-False-0-eager-1-2", "lookahead-True-0-eager-1-2",
+    "accumulate-False-3-traced-1-2", "partition-False-3-traced-2-1", "lookahead-False-3-traced-1-2",
+)  # fmt: skip
 @pytest.mark.parametrize(("source", "target"), [(2, 1), (1, 2)])
 @pytest.mark.parametrize(("name", "flat", "steps", "kind"), CASES)
 def test_a_run_continues_in_another_world(name, flat, steps, source, target, kind, one, two, tmp_path):
@@ -94,29 +100,6 @@ def test_a_run_continues_in_another_world(name, flat, steps, source, target, kin
     found = worlds[target].run(load, str(tmp_path), name, kind, flat, steps)[0]
     for got, expected in zip(found, saved, strict=True):
         torch.testing.assert_close(got, expected, rtol=0, atol=0)
-
-
-def whole_state_continues(name, kind):
-    with engine(kind) as compile:
-        model, optimizer = made(name, compile)
-        train(model, optimizer, BEFORE)
-    on_first = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    saved = get_optimizer_state_dict(model, optimizer, options=on_first)
-    again = gradtx.as_optimizer(CHAINS[name], model.named_parameters(), compile=compile)
-    everywhere = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
-    set_optimizer_state_dict(model, again, saved, options=everywhere)
-    torch.testing.assert_close(states(model, again), states(model, optimizer), rtol=0, atol=0)
-    with engine(kind):
-        train(model, again, STEPS - BEFORE, start=BEFORE)
-    plain = Model()
-    train(plain, gradtx.as_optimizer(CHAINS[name], plain.named_parameters()), STEPS)
-    assert_close(weights(model), weights(plain))
-
-
-@thinned(3)
-@pytest.mark.parametrize(("name", "kind"), [(n, "eager") for n in KINDS] + [(n, "traced") for n in IN_PROGRAMS])
-def test_a_state_gathered_on_the_first_process_continues(name, kind, two):
-    two.run(whole_state_continues, name, kind)
 
 
 def torchs_run_continues(folder, flat, kind):
@@ -136,7 +119,7 @@ def torchs_run_continues(folder, flat, kind):
     assert_close(weights(model), weights(plain))
 
 
-@thinned(2)
+@by_day("nested-compiled", "flattened-eager")
 @pytest.mark.parametrize("kind", ["eager", "compiled"])
 @pytest.mark.parametrize("flat", [False, True], ids=["nested", "flattened"])
 def test_a_sharded_run_of_torchs_adamw_continues(flat, kind, two, tmp_path):

@@ -12,8 +12,8 @@ from torch.utils import _pytree
 import gradtx
 from gradtx.optim.engine import compiled
 from tests.conformance import all_cases, chosen_aliases, noise
+from tests.daily import by_day
 from tests.distributed.problems import assert_close, bundled, engine, whole
-from tests.thinning import thinned
 
 # All switches of rules, once what is made of them, and some aliases, which are chains of these. Not where rounding
 # decides a basis: sums here have another order.
@@ -76,21 +76,14 @@ def undivided(tensor):
     return tensor.clone()
 
 
-def is_coupled_or_wraps(case):
-    """Combinators, and rules that say themselves how they are divided. Other tests cut entries of elementwise rules."""
-    spec = CASES[case].factory.spec
-    if CASES[case].label or spec.kind == "alias":
-        return False
-    return spec.kind == "combinator" or spec.elementwise is not True
-
-
-COUPLED = [case for case in CASES if is_coupled_or_wraps(case)]
-FIRST_OF_THREE = frozenset(COUPLED[::3])
-
-
-def is_first_of_three(case):
-    """Whether a case is every third one of those, from the first."""
-    return case in FIRST_OF_THREE
+# Sums over leaves, rows and columns, matrices, random numbers and evaluation weights, and what wraps them.
+CHOSEN = (
+    "accumulate", "adamuon", "adopt", "asam", "average", "blocks", "centralize", "clip_adaptive", "clip_by_global_norm",
+    "freeze", "lookahead", "masked", "mechanize", "muon", "normalize_neurons", "partition", "rotated", "sam",
+    "scale_by_adafactor", "scale_by_adagrad", "scale_by_block_adam", "scale_by_lars", "scale_by_prodigy",
+    "scale_by_psgd_kron", "scale_by_radam", "scale_by_shampoo", "scale_by_sm3", "scale_by_trust_ratio",
+    "schedule_free", "skip_nonfinite",
+)  # fmt: skip
 
 
 def steps_of(case, place):
@@ -101,7 +94,7 @@ def divided_steps_of(case):
     return steps_of(case, divided)
 
 
-@thinned(9, always=is_first_of_three)
+@by_day(*(case for case in CHOSEN if case in CASES))
 @pytest.mark.parametrize("case", CASES)
 def test_divided_tensors_take_the_steps_of_whole_ones(case, two):
     expected = steps_of(case, undivided)

@@ -6,9 +6,9 @@ from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 
 import gradtx
+from tests.daily import by_day
 from tests.distributed.problems import CHAINS, WITH_CLOSURES, Model, assert_close, engine, states, train, weights
 from tests.optim.problems import assert_equal
-from tests.thinning import thinned
 
 STEPS = 4
 
@@ -38,7 +38,11 @@ CASES = [(name, "eager") for name in [*CHAINS, "gradients elsewhere"]]  # each p
 CASES += [(name, "traced") for name in ("clip and adamw", "adamp", "distance", "accumulate", "partition")]
 
 
-@thinned(2)
+@by_day(
+    "sgd-eager", "trust ratio-eager", "centralize-eager", "distance-eager", "regenerate-eager", "schedule-eager",
+    "skip-eager", "by predicate-eager", "lookahead-eager", "views-eager", "plain functions-eager", "twice-eager",
+    "divided otherwise-eager", "clip and adamw-traced", "distance-traced",
+)  # fmt: skip
 @pytest.mark.parametrize(("name", "kind"), CASES)
 def test_processes_with_half_a_batch_each_take_the_steps_of_one_with_all_of_it(name, kind, two):
     first, second = two.run(replicated_equals_whole, name, kind)

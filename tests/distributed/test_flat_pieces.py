@@ -7,7 +7,6 @@ import torch
 from torch.distributed.fsdp import FullyShardedDataParallel, ShardingStrategy
 
 import gradtx
-from tests.distributed.problems import assert_close
 
 BY_LEAF = {
     "lamb": gradtx.lamb(),
@@ -46,30 +45,3 @@ def refused(name, keeps_names):
 @pytest.mark.parametrize("name", BY_LEAF)
 def test_links_that_act_by_leaf_refuse_flat_pieces(name, keeps_names, two):
     two.run(refused, name, keeps_names)
-
-
-def steps_as_the_whole(tx, keeps_names, strategy, **options):
-    whole, divided = model(), flattened(keeps_names, strategy)
-    reference = gradtx.as_optimizer(tx, whole.parameters())
-    optimizer = gradtx.as_optimizer(tx, divided.parameters(), **options)
-    for t in range(3):
-        x = torch.randn(4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(t))
-        for each, of in ((whole, reference), (divided, optimizer)):
-            of.zero_grad()
-            each(x).square().mean().backward()
-            of.step()
-    with FullyShardedDataParallel.summon_full_params(divided):
-        flat = torch.cat([param.reshape(-1) for param in divided.parameters()])
-        expected = torch.cat([param.reshape(-1) for param in whole.parameters()])
-        assert_close([flat[: len(expected)]], [expected])
-
-
-def steps_that_are_fine():
-    whole, cut = ShardingStrategy.NO_SHARD, ShardingStrategy.FULL_SHARD
-    for keeps_names in (False, True):
-        steps_as_the_whole(gradtx.adamw(lr=0.1), keeps_names, cut)
-    steps_as_the_whole(BY_LEAF["lamb"], True, whole)
-
-
-def test_elementwise_links_take_flat_pieces(two):
-    two.run(steps_that_are_fine)

@@ -10,8 +10,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
 import gradtx
+from tests.daily import by_day
 from tests.distributed.traffic import Traffic
-from tests.thinning import thinned
 
 PAGE = Path(__file__).parents[2] / "docs" / "howto" / "many-ranks.md"
 # A transformer of width 256, as on the page.
@@ -50,7 +50,7 @@ def messages_and_bytes(name):
     return traffic.messages, traffic.bytes
 
 
-@thinned(2)
+@by_day("muon-4", "muon in full precision-2", "soap-4")
 @pytest.mark.parametrize("ranks", [2, 4])
 @pytest.mark.parametrize("name", CHAINS)
 def test_ranks_send_what_the_formulas_say(name, ranks, two, four):

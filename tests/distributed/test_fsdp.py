@@ -1,7 +1,5 @@
 """FSDP2: parameters are DTensors, of which some processes have nothing."""
 
-import warnings
-
 import pytest
 import torch
 from torch import distributed
@@ -9,6 +7,7 @@ from torch.distributed.tensor import DTensor
 
 import gradtx
 from gradtx.base.dtensor import local
+from tests.daily import by_day
 from tests.distributed.problems import (
     CHAINS,
     WITH_CLOSURES,
@@ -21,7 +20,6 @@ from tests.distributed.problems import (
     train,
     weights,
 )
-from tests.thinning import thinned
 
 each_engine = pytest.mark.parametrize("compile", [False, True], ids=["eager", "compiled"])
 
@@ -58,7 +56,11 @@ def sharded_run(name, compile):
     return found
 
 
-@thinned(4)
+@by_day(
+    "clip and adamw-compiled", "sgd-eager", "normalize-compiled", "centralize-eager", "cautious-compiled",
+    "regenerate-eager", "accumulate-compiled", "skip-eager", "freeze-compiled", "lookahead-eager",
+    "whole tree-compiled", "plain functions-eager", "bounded-compiled", "divided otherwise-eager",
+)  # fmt: skip
 @each_engine
 @pytest.mark.parametrize("name", [*CHAINS, *WITH_CLOSURES])
 def test_a_sharded_run_equals_that_of_one_process(name, compile, two):
@@ -92,24 +94,6 @@ def test_a_grad_scaler_skips_a_step_that_is_infinite_on_one_process(name, compil
     two.run(a_scaler_finds_what_is_infinite_elsewhere, name, compile)
 
 
-def touched_state_is_kept():
-    model = sharded()
-    optimizer = made(gradtx.adamw(), model)
-    optimizer.state_dict()  # creates slots
-    for param in model.parameters():
-        optimizer.state[param]["exp_avg"].to_local().fill_(1.0)
-        param.grad = torch.zeros_like(param)
-    optimizer.step()
-    for param in model.parameters():
-        assert_close(
-            [optimizer.state[param]["exp_avg"].full_tensor()], [torch.full(param.shape, 0.9, dtype=torch.float64)]
-        )
-
-
-def test_state_whose_local_part_was_touched_is_not_made_again(two):
-    two.run(touched_state_is_kept)
-
-
 def evaluated_between_steps(model, end=lambda: None):
     """Losses of training steps and of evaluations between them."""
     optimizer = made(gradtx.schedule_free_adamw(lr=1e-2), model)
@@ -133,37 +117,3 @@ def test_modules_that_are_resharded_see_the_weights_to_evaluate_with_and_to_trai
     expected = evaluated_between_steps(Model())
     for losses in two.run(sharded_evaluations):
         assert_close(losses, expected)
-
-
-def warnings_of_a_state_dict_in_evaluation_mode():
-    model = sharded()
-    optimizer = made(gradtx.schedule_free_adamw(lr=1e-2), model)
-    train(model, optimizer, steps=1)
-    with warnings.catch_warnings(record=True) as seen:
-        warnings.simplefilter("always")
-        optimizer.state_dict()
-        optimizer.eval()
-        optimizer.state_dict()
-    return [str(warning.message) for warning in seen]
-
-
-def test_a_state_dict_of_shards_warns_in_evaluation_mode_that_training_weights_may_get_lost(two):
-    for messages in two.run(warnings_of_a_state_dict_in_evaluation_mode):
-        assert len(messages) == 1
-        assert messages[0].startswith("state_dict: saved between eval() and train()")
-
-
-def error_of_an_estimate():
-    model = sharded()
-    optimizer = made(gradtx.adahessian(lr=1e-2), model)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch's, of cycles of references
-        loss_of(model, batch(0)).backward(create_graph=True)
-    with pytest.raises(ValueError, match="needs hessian_diag") as error:
-        optimizer.step()
-    return str(error.value)
-
-
-def test_an_estimate_of_the_hessian_says_that_gradients_of_fsdp_have_no_graph(two):
-    for error in two.run(error_of_an_estimate):
-        assert error.endswith("under FSDP2, pass it, because its gradients never have a graph")

@@ -7,9 +7,9 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
 import gradtx
+from tests.daily import by_day
 from tests.distributed.problems import assert_close, whole
 from tests.distributed.traffic import Traffic
-from tests.thinning import thinned
 
 # The messages of a step, whatever the number of leaves.
 MESSAGES = {
@@ -48,7 +48,7 @@ def divided_equals_whole(name, layers):
     return traffic.count
 
 
-@thinned(2)
+@by_day("lamb-1", "lars-4", "adamp-1", "adafactor-4", "adafactor_torch-1", "adamw-4", "clip and adamw-1")
 @pytest.mark.parametrize("layers", [1, 4])
 @pytest.mark.parametrize("name", MESSAGES)
 def test_the_number_of_messages_does_not_depend_on_the_number_of_leaves(name, layers, two):

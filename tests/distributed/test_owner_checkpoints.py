@@ -15,9 +15,8 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.tensor import DTensor, Replicate, distribute_tensor
 
 import gradtx
-from gradtx.base.dtensor import local
+from tests.daily import by_day
 from tests.distributed.problems import Model, sharded, train, whole
-from tests.thinning import thinned
 
 BEFORE, STEPS = 3, 6
 CHAINS = {
@@ -61,7 +60,7 @@ def load(folder, name):
     return loaded, slots(optimizer)
 
 
-@thinned(3)
+@by_day("shampoo-1-2", "soap in part-2-1", "soap in part-2-2", "soap in part-2-4")
 @pytest.mark.parametrize(("source", "target"), [(2, 1), (1, 2), (2, 2), (2, 4)])
 @pytest.mark.parametrize("name", CHAINS)
 def test_a_run_continues_in_another_world(name, source, target, one, two, four, tmp_path):
@@ -120,31 +119,3 @@ def _with_numbers(saved, reference):
 
 def test_a_state_gathered_on_the_first_process_continues(two):
     two.run(whole_state_continues)
-
-
-def eight_bit_floats_load():
-    tx = gradtx.chain(gradtx.soap(lr=0.02), gradtx.scale(1.0))
-    model = sharded()
-
-    def new():
-        return gradtx.as_optimizer(gradtx.with_state_dtype(tx, "float8", min_size=10), model.named_parameters())
-
-    optimizer, other = new(), new()
-    train(model, optimizer, BEFORE)
-    other.load_state_dict(optimizer.state_dict())
-    plain = gradtx.as_optimizer(tx, model.named_parameters())
-    plain.load_state_dict(optimizer.state_dict())  # decodes
-    coded = 0
-    for param in model.parameters():
-        for key, value in optimizer.state[param].items():
-            loaded = other.state[param][key]
-            if value.is_meta:
-                assert loaded.is_meta
-                continue
-            coded += value.dtype == torch.float8_e4m3fn
-            assert local(value).double().equal(local(loaded).double()), key
-    return coded
-
-
-def test_eight_bit_floats_that_owners_keep_load(two):
-    assert sum(two.run(eight_bit_floats_load)) > 0

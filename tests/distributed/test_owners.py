@@ -1,6 +1,5 @@
 """Matrix rules on divided parameters: each matrix is computed once, by its owner, as one process computes it."""
 
-import copy
 import sys
 from unittest import mock
 
@@ -17,9 +16,9 @@ from gradtx.base.dtensor import from_local_like
 from gradtx.distributed import owners as owners_module
 from gradtx.distributed.layouts import pieces_of
 from gradtx.transforms import _rotation as rotation_module
+from tests.daily import by_day
 from tests.distributed.problems import whole
 from tests.distributed.traffic import Traffic
-from tests.thinning import thinned
 
 orthogonalize_module = sys.modules[gradtx.orthogonalize.__module__]
 STEPS = 4
@@ -89,16 +88,7 @@ CHAINS = {
         {"matrices": tuple(MATRICES), "rest": "*"},
     ),
 }
-MATRICES_ONLY = gradtx.masked(
-    gradtx.chain(gradtx.orthogonalize(), gradtx.scale_by_trust_ratio()), lambda name, param: param.ndim == 2
-)
 # Their sums over shards are added in another order than in one process.
-WITH_SUMS = {
-    "clip": gradtx.chain(gradtx.clip_by_global_norm(1.0), CHAINS["muon"]),
-    "stale clip": gradtx.chain(gradtx.clip_by_global_norm(1.0, stale=True), CHAINS["muon"]),
-    "sums of leaves": gradtx.chain(MATRICES_ONLY, gradtx.scale(-0.02)),
-}
-MASKED = gradtx.chain(gradtx.masked(gradtx.orthogonalize(), lambda name, param: param.ndim == 2), gradtx.adamw(lr=1e-2))
 
 
 def gradients(step):
@@ -142,7 +132,7 @@ def weights_and_traffic(name, kind):
     return weights, traffic.messages
 
 
-@thinned(8)
+@by_day("scion-rows and columns-4", "muon and adamw-hsdp-4", "muon and adamw-rows and columns-2")
 @pytest.mark.parametrize("ranks", [2, 4])
 @pytest.mark.parametrize("kind", ["fsdp", "hsdp", "rows and columns"])
 @pytest.mark.parametrize("name", CHAINS)
@@ -153,89 +143,6 @@ def test_muon_sends_two_messages_and_equals_one_process_bitwise(name, kind, rank
         assert messages == ["alltoall_base_", "alltoall_base_"]
         for key, weight in weights.items():
             assert torch.equal(weight, expected[key]), key
-
-
-def weights_with_sums(name, kind):
-    return trained(WITH_SUMS[name], placement(kind))[1]
-
-
-@thinned(6)
-@pytest.mark.parametrize("kind", ["fsdp", "hsdp", "rows and columns"])
-@pytest.mark.parametrize("name", WITH_SUMS)
-def test_links_that_sum_over_shards_stand_in_front_of_owners_and_behind(name, kind, four):
-    _, expected, _ = trained(WITH_SUMS[name], undivided)
-    for weights in four.run(weights_with_sums, name, kind):
-        torch.testing.assert_close(weights, expected)
-
-
-SKIPPING = gradtx.skip_nonfinite(gradtx.scale_by_adam())
-SKIPPING_INSIDE = {
-    "rotated": gradtx.rotated(SKIPPING, start="identity"),
-    "norm ratio": gradtx.scale_by_norm_ratio(SKIPPING),
-    "blocks": gradtx.blocks(SKIPPING, heads=1),
-}
-
-
-def trained_with_an_infinity(name, place):
-    """Weights after steps, in the second of which the gradient of one matrix is infinite."""
-    params = {key: torch.nn.Parameter(place(value)) for key, value in gradients(100).items() if key in MATRICES}
-    optimizer = gradtx.as_optimizer(gradtx.chain(SKIPPING_INSIDE[name], gradtx.scale(-0.02)), params.items())
-    for step in range(STEPS):
-        for key, param in params.items():
-            gradient = gradients(step)[key]
-            if step == 1 and key == "square":
-                gradient[0, 0] = torch.inf
-            param.grad = place(gradient)
-        optimizer.step()
-    return {key: whole(param) for key, param in params.items()}
-
-
-def sharded_with_an_infinity(name):
-    return trained_with_an_infinity(name, placement("fsdp"))
-
-
-@pytest.mark.parametrize("name", SKIPPING_INSIDE)
-def test_what_owners_could_run_is_skipped_for_all_leaves_or_for_none(name, two):
-    expected = trained_with_an_infinity(name, undivided)
-    for weights in two.run(sharded_with_an_infinity, name):
-        torch.testing.assert_close(weights, expected, equal_nan=True)
-
-
-def compiled_weights(name):
-    optimizer, weights, traffic = trained(
-        {**CHAINS, **STATEFUL, "masked": MASKED}[name], placement("fsdp"), compile=True
-    )
-    return weights, traffic.messages, {item.name: item.way for item in optimizer.explain()}
-
-
-@pytest.mark.parametrize("name", ["muon and adamw", "masked", "adamuon", "namo"])
-def test_owners_compute_matrices_while_compiled_programs_update_the_rest(name, two):
-    _, expected, _ = trained({**CHAINS, **STATEFUL, "masked": MASKED}[name], undivided)
-    for weights, messages, ways in two.run(compiled_weights, name):
-        assert messages == ["alltoall_base_", "alltoall_base_"]
-        torch.testing.assert_close(weights, expected)
-        assert ways["bias"] == "compiled"
-        for matrix in MATRICES:
-            assert ways[matrix] != "compiled"
-
-
-def bytes_of_all(name, itemsize):
-    """The bytes that all ranks send in a step, and the most that they may."""
-    ranks = distributed.get_world_size()
-    _, _, traffic = trained({**CHAINS, **STATEFUL}[name], placement("fsdp"))
-    sent = torch.tensor(traffic.bytes)
-    distributed.all_reduce(sent)
-    entries = sum(torch.Size(shape).numel() for shape in MATRICES.values())
-    flags = 2 * ranks * (ranks - 1)
-    return sent.item(), itemsize * (2 * entries + flags)
-
-
-@thinned(2)
-@pytest.mark.parametrize("ranks", [2, 4])
-@pytest.mark.parametrize(("name", "itemsize"), [("muon", 2), ("muon in full precision", 4), ("soap for matrices", 4)])
-def test_every_piece_travels_to_its_owner_and_back_but_for_those_that_are_there(name, itemsize, ranks, two, four):
-    sent, bound = {2: two, 4: four}[ranks].run(bytes_of_all, name, itemsize)[0]
-    assert 0.4 * bound < sent < bound  # the pieces of the owners themselves stay
 
 
 class Calls:
@@ -402,7 +309,11 @@ def weights_states_and_traffic(name, kind):
     return weights, by_name(optimizer), traffic.messages
 
 
-@thinned(9)
+@by_day(
+    "soap-hsdp-4", "soap in turns-fsdp-2", "soap in turns-fsdp-4", "accumulate-rows and columns-4", "skip-hsdp-4",
+    "normuon in accumulate-fsdp-2", "normuon in accumulate-fsdp-4", "dion2-rows and columns-4", "psgd_kron-hsdp-4",
+    "psgd_pro-fsdp-2", "psgd_pro-fsdp-4",
+)  # fmt: skip
 @pytest.mark.parametrize(("kind", "ranks"), [("fsdp", 2), ("fsdp", 4), ("hsdp", 4), ("rows and columns", 4)])
 @pytest.mark.parametrize("name", STATEFUL)
 def test_slots_live_with_the_owner_and_steps_equal_those_of_one_process_bitwise(name, kind, ranks, two, four):
@@ -413,47 +324,6 @@ def test_slots_live_with_the_owner_and_steps_equal_those_of_one_process_bitwise(
     for weights, states, messages in answers:
         assert messages == [*sums, "alltoall_base_", "alltoall_base_"]
         assert_same_run(weights, states, expected, by_name(optimizer))
-
-
-WHOLE_BLOCKS = {  # with their shape, and the blocks that each rank has
-    "heads": (gradtx.blocks(gradtx.muon(lr=0.02, weight_decay=0.1), heads=4), (12, 7), {2: [2, 2], 4: [1, 1, 1, 1]}),
-    "soap": (gradtx.blocks(gradtx.soap(**SOAP), heads=5), (5, 7), {2: [3, 2], 4: [2, 2, 1, 0]}),
-    "experts": (gradtx.blocks(gradtx.normuon(lr=0.02), batch=1), (5, 4, 6), {2: [3, 2], 4: [2, 2, 1, 0]}),
-}
-
-
-def trained_in_blocks(name, place):
-    """The weights and slots of one leaf, the messages of the last step, and the blocks of slots that this rank has."""
-    tx, shape, _ = WHOLE_BLOCKS[name]
-    tensors = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in range(STEPS + 1)]
-    param = torch.nn.Parameter(place(tensors.pop()))
-    optimizer = gradtx.as_optimizer(tx, [("cut", param)])
-    traffic = Traffic()
-    for step, gradient in enumerate(tensors):
-        param.grad = place(gradient)
-        if step < STEPS - 1:
-            optimizer.step()
-    with traffic:
-        optimizer.step()
-    kept = [value.to_local().shape[0] for value in optimizer.state[param].values() if hasattr(value, "placements")]
-    return whole(param), by_name(optimizer), traffic.messages, kept
-
-
-def trained_in_blocks_of_shards(name):
-    return trained_in_blocks(name, placement("fsdp"))
-
-
-@thinned(2)
-@pytest.mark.parametrize("ranks", [2, 4])
-@pytest.mark.parametrize("name", WHOLE_BLOCKS)
-def test_blocks_that_shards_divide_need_no_exchange(name, ranks, two, four):
-    expected, states, _, _ = trained_in_blocks(name, undivided)
-    shares = WHOLE_BLOCKS[name][2][ranks]
-    for answer, share in zip({2: two, 4: four}[ranks].run(trained_in_blocks_of_shards, name), shares, strict=True):
-        weight, states_of_rank, messages, kept = answer
-        assert messages == []
-        assert set(kept) == {share}
-        assert_same_run({name: weight}, states_of_rank, {name: expected}, states)
 
 
 # Parameters that every rank has, as under DDP.
@@ -471,7 +341,7 @@ def shared_work(name, steps):
     return weights, by_name(optimizer), traffic.messages, iterated.count, kept
 
 
-@thinned(3)
+@by_day("muon-4", "scion-2", "normuon-4", "namo-2", "psgd_kron-4", "soap in blocks-2")
 @pytest.mark.parametrize("ranks", [2, 4])
 @pytest.mark.parametrize("name", ["muon", "scion", "soap", "normuon", "namo", "dion", "psgd_kron", "soap in blocks"])
 def test_replicas_divide_the_work_and_send_one_message_with_results(name, ranks, two, four):
@@ -529,56 +399,6 @@ def test_a_failure_of_one_replica_is_raised_on_all(two):
     messages = two.run(failing_replicas)
     assert sorted(messages)[0] == "not today"
     assert "failed in this step; see the error raised on that rank" in sorted(messages)[1]
-
-
-def without_a_gradient_on_one_rank(name, steps, closure):
-    """The error of a step, whether it left all as it was, and the weights after further steps with all gradients."""
-    tx = {**CHAINS, **STATEFUL, "sam": gradtx.sam(CHAINS["muon"])}[name]
-    params = {key: torch.nn.Parameter(value) for key, value in gradients(100).items()}
-    optimizer = gradtx.as_optimizer(tx, list(params.items()), process_group=distributed.group.WORLD)
-
-    def give(step):
-        for key, gradient in gradients(step).items():
-            params[key].grad = gradient
-
-    def given_again():
-        give(0)
-        return torch.ones(())
-
-    for step in range(steps):
-        give(step)
-        optimizer.step(given_again if closure else None)
-    give(steps)
-    before = [param.detach().clone() for param in params.values()], copy.deepcopy(optimizer.state_dict()["state"])
-
-    def incomplete():
-        give(steps)
-        if distributed.get_rank() == 1:
-            params["wide"].grad = None
-        return torch.ones(())
-
-    incomplete()
-    with pytest.raises(RuntimeError) as caught:
-        optimizer.step(incomplete if closure else None)
-    distributed.barrier()
-    after = [param.detach() for param in params.values()], optimizer.state_dict()["state"]
-    torch.testing.assert_close(after, before, rtol=0, atol=0)
-    optimizer.param_groups[0]["lr"] *= 0.5
-    give(steps)
-    optimizer.step(given_again if closure else None)
-    return str(caught.value), {key: param.detach() for key, param in params.items()}
-
-
-@pytest.mark.parametrize("steps", [0, 2])
-@pytest.mark.parametrize("name", ["muon", "soap", "normuon", "accumulate", "sam"])
-def test_a_gradient_that_one_replica_lacks_is_named_on_all_and_changes_nothing(name, steps, two):
-    (message, weights), (other, others) = two.run(without_a_gradient_on_one_rank, name, steps, name == "sam")
-    assert message == other
-    assert "rank 0 steps parameter 'wide' of shape (9, 30)" in message
-    assert "with a gradient of dtype torch.float32" in message
-    assert ("rank 1 steps parameter 'wide'" if name == "accumulate" else "rank 1 does not") in message
-    for key, weight in weights.items():
-        assert torch.equal(weight, others[key])
 
 
 def with_an_extra_too_many_on_one_rank():

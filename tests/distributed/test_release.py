@@ -3,9 +3,9 @@
 import pytest
 
 import gradtx
+from tests.daily import by_day
 from tests.distributed.problems import Model, batch, loss_of, sharded, weights, whole
 from tests.optim.problems import assert_equal
-from tests.thinning import thinned
 
 TRANSFORMATIONS = {
     "adamw": gradtx.adamw(lr=1e-2, weight_decay=0.1),
@@ -47,7 +47,7 @@ def released_equals_ordinary(name, compile):
     assert_equal(trained(name, True, compile), trained(name, False, compile))
 
 
-@thinned(4)
+@by_day("muon", "lamb")
 @pytest.mark.parametrize("name", TRANSFORMATIONS)
 def test_sharded_parameters_step_during_backward_bit_for_bit(name, two):
     two.run(released_equals_ordinary, name, False)

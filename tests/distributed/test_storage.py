@@ -13,8 +13,8 @@ import gradtx
 from gradtx.distributed.layouts import splits_rows
 from gradtx.optim._parts import Parts
 from gradtx.state.codes import CODES
+from tests.daily import by_day
 from tests.distributed.problems import engine
-from tests.thinning import thinned
 
 SHAPES = {"matrix": (67, 128), "vector": (8192,), "cut": (4100,), "odd": (70, 101), "small": (5, 3)}
 
@@ -84,7 +84,7 @@ def run(code, kind, dims):
     return full(optimizer), same, rows, [m.name for m in plans.rest] if plans else []
 
 
-@thinned(2)
+@by_day("int8-traced", "int4-eager", "float8-traced", "bfloat16+8-eager", "bfloat16:stochastic-traced")
 @pytest.mark.parametrize("kind", ["eager", "traced"])
 @pytest.mark.parametrize("code", list(CODES))
 def test_a_divided_run_equals_that_of_one_process_and_resumes_bitwise(code, kind, two):
@@ -131,11 +131,6 @@ def cut():
     return answers
 
 
-def test_a_shard_cuts_a_block_where_rows_are_divided_inside_of_one(two):
-    for answers in two.run(cut):
-        assert answers == [False, False, True, False, True, False, True]
-
-
 def save(code, folder):
     optimizer = trained(code, "eager", 3, {})
     checkpoint.save({"state": by_name(optimizer)}, checkpoint_id=folder)
@@ -158,56 +153,3 @@ def test_a_checkpoint_of_torch_distributed_resumes_bitwise(code, two, tmp_path):
     for expected, actual in zip(two.run(save, code, str(tmp_path)), two.run(load, code, str(tmp_path)), strict=True):
         for name, tensor in expected.items():
             assert torch.equal(tensor, actual[name]), name
-
-
-def stacked_blocks_are_converted(code):
-    """Three blocks on two processes: the leading dimension of slots is not divided evenly."""
-    plain = gradtx.blocks(gradtx.adam(lr=0.1), heads=3)
-    coded = gradtx.blocks(gradtx.with_state_dtype(gradtx.adam(lr=0.1), code, min_size=0), heads=3)
-    mesh = init_device_mesh("cpu", (distributed.get_world_size(),))
-    whole = torch.arange(96.0, dtype=torch.float64).reshape(12, 8).sin()
-    found, expected = [], []
-    for results, divided in ((found, True), (expected, False)):
-
-        def placed(tensor, divided=divided):
-            return distribute_tensor(tensor.clone(), mesh, [Shard(0)]) if divided else tensor.clone()
-
-        param = torch.nn.Parameter(placed(whole))
-        optimizers = [gradtx.as_optimizer(tx, [param]) for tx in (plain, coded, plain)]
-        for i, optimizer in enumerate(optimizers):
-            if i > 0:
-                optimizer.load_state_dict(optimizers[i - 1].state_dict())
-            param.grad = placed((whole * (i + 2)).cos())
-            optimizer.step()
-        for tensor in (param, *optimizers[-1].state_dict()["state"][0].values()):
-            results.append(tensor.full_tensor() if isinstance(tensor, DTensor) else tensor)
-    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
-
-
-@pytest.mark.parametrize("code", ["int8", "bfloat16+8"])
-def test_stacked_slots_that_are_divided_unevenly_are_converted(code, two):
-    two.run(stacked_blocks_are_converted, code)
-
-
-def vectors_of_owners_are_converted():
-    """A vector's codes are saved two per process, its only scale on the first."""
-    mesh = init_device_mesh("cpu", (distributed.get_world_size(),))
-    tx, results = gradtx.soap(lr=0.1), []
-    for divided in (True, False):
-        values = torch.arange(4.0, dtype=torch.float64)
-        placed = distribute_tensor(values, mesh, [Shard(0)]) if divided else values
-        param = torch.nn.Parameter(placed)
-        coded = gradtx.as_optimizer(gradtx.with_state_dtype(tx, "int8", min_size=0), [param])
-        for _ in range(3):
-            param.grad = placed.detach() + 1
-            coded.step()
-        plain = gradtx.as_optimizer(tx, [param])
-        plain.load_state_dict(coded.state_dict())
-        saved = plain.state_dict()["state"][0]["exp_avg"]
-        results.append(saved.full_tensor() if isinstance(saved, DTensor) else saved)
-    assert results[1].all()
-    torch.testing.assert_close(*results, rtol=1e-10, atol=0)
-
-
-def test_vectors_that_one_rank_keeps_are_converted(two):
-    two.run(vectors_of_owners_are_converted)

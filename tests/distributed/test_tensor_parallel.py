@@ -13,8 +13,8 @@ from torch.distributed.tensor.parallel import (
 )
 
 import gradtx
+from tests.daily import by_day
 from tests.distributed.problems import assert_close, engine, weights
-from tests.thinning import thinned
 
 CHAINS = {
     "adamw": gradtx.adamw(lr=1e-2),
@@ -83,31 +83,12 @@ def divided_equals_whole(name, kind):
     return [param.grad is None or param.grad.placements == param.placements for param in model.parameters()]
 
 
-@thinned(2)
+@by_day("clip-lists", "distance-lists", "hessian-lists")
 @pytest.mark.parametrize(
     ("name", "kind"), [*((name, "lists") for name in CHAINS), ("adamw", "traced"), ("adamw", "released")]
 )
 def test_sums_of_gradients_that_autograd_left_pending_are_completed(name, kind, two):
     assert all(map(all, two.run(divided_equals_whole, name, kind)))
-
-
-def steps_with_gradients_divided_otherwise():
-    mesh = init_device_mesh("cpu", (2,))
-    start = torch.arange(16.0, dtype=torch.float64).reshape(4, 4).sin()
-    for of_param, of_gradient in ((Shard(0), Shard(1)), (Replicate(), Shard(0)), (Shard(1), Replicate())):
-        plain = torch.nn.Parameter(start.clone())
-        divided = torch.nn.Parameter(distribute_tensor(start.clone(), mesh, [of_param]))
-        for param in (plain, divided):
-            optimizer = gradtx.optim.AdamW([param], lr=0.1)
-            for t in range(3):
-                gradient = (start + t).cos()
-                param.grad = gradient if param is plain else distribute_tensor(gradient, mesh, [of_gradient])
-                optimizer.step()
-        assert_close([divided.full_tensor()], [plain])
-
-
-def test_gradients_may_be_divided_along_another_dimension(two):
-    two.run(steps_with_gradients_divided_otherwise)
 
 
 def pure_update_with_a_pending_sum():

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import gradtx
-from gradtx import chain, per_tensor
+from gradtx import chain
 from tests.errors.common import ADAM, OWN, failing, matching, params, without
 
 
@@ -170,12 +170,3 @@ def test_evaluation_weights_of_another_shape_than_the_parameters_are_refused():
     state = LOOKAHEAD.init(params(b=torch.ones(9)))
     with pytest.raises(ValueError, match=r"(?=.*'b')(?=.*\(9,\))(?=.*\(3,\))"):
         LOOKAHEAD.eval_params(state, params())
-
-
-def test_a_state_with_one_of_a_lists_slots_gone_is_refused():
-    @per_tensor
-    def lists():
-        init = lambda param: {"axis": [torch.zeros(2), torch.zeros(3)]}  # noqa: E731
-        return init, lambda update, state, param, ctx: (update + sum(axis.sum() for axis in state["axis"]), state)
-
-    failing(ValueError, "axis", lists(), {"state": state_of(lists(), "lists", drop="axis_1")})

@@ -86,39 +86,6 @@ def test_a_group_that_is_none_is_not_added(message, kind, group):
         gradtx.as_optimizer(ADAMW, [dict(group)])
 
 
-def without_params(groups):
-    del groups[0]["params"]
-
-
-def with_none(groups):
-    groups[0]["params"] = None
-
-
-def with_number(groups):
-    groups.append(3)
-
-
-def with_number_among_params(groups):
-    groups[0]["params"] = [W, 3]
-
-
-SPOILED = {
-    "param_groups[0] has no 'params', only ('lr', ": (KeyError, without_params),
-    "param_groups[0]['params'] is None, needs a list of tensors": (TypeError, with_none),
-    "param_groups[1] is 3, needs a dict such as {'params': [...]}": (TypeError, with_number),
-    "param_groups[0]['params'][1] is 3, needs a tensor": (TypeError, with_number_among_params),
-}
-
-
-@pytest.mark.parametrize("call", ["explain", "step", "state_dict", "eval"])
-@pytest.mark.parametrize(("message", "kind", "change"), [(m, *r) for m, r in SPOILED.items()], ids=SPOILED)
-def test_groups_that_were_spoiled_are_named_by_whatever_reads_them(message, kind, change, call):
-    optimizer = gradtx.as_optimizer(ADAMW, [W])
-    change(optimizer.param_groups)
-    with pytest.raises(kind, match=matching(f"ChainOptimizer: {message}").removesuffix('"?$')):
-        getattr(optimizer, call)()
-
-
 OPTIONS = {
     "ChainOptimizer: seed must be an int, got tensor(shape=(2,))": (TypeError, {"seed": torch.ones(2)}),
     f"ChainOptimizer: seed must fit in 64 bits, got {2**80}": (ValueError, {"seed": 2**80}),
@@ -134,17 +101,6 @@ OPTIONS = {
 def test_an_option_that_makes_no_sense_is_refused_when_the_optimizer_is_made(message, kind, options):
     with pytest.raises(kind, match=matching(message)):
         gradtx.as_optimizer(ADAMW, [W], **options)
-
-
-@pytest.mark.filterwarnings("ignore:Using backward")
-def test_a_seed_in_a_group_that_is_none_is_named_before_anything_changes():
-    weight = torch.nn.Parameter(torch.ones(2))
-    optimizer = gradtx.as_optimizer(gradtx.adahessian(), [weight])
-    optimizer.param_groups[0]["hessian_seed"] = "a"
-    (weight**3).sum().backward(create_graph=True)
-    with pytest.raises(TypeError, match="ChainOptimizer: hessian_seed must be an int, got 'a'"):
-        optimizer.step()
-    assert weight.tolist() == [1.0, 1.0]
 
 
 @pytest.mark.filterwarnings("ignore:optimizer contains a parameter group with duplicate parameters")
@@ -181,9 +137,3 @@ PLANS = {
 def test_memory_of_what_are_no_parameters_says_what_to_pass(message, kind, params):
     with pytest.raises(kind, match=matching(message)):
         gradtx.memory(ADAMW, params())
-
-
-def test_memory_takes_groups_and_nested_trees():
-    expected = gradtx.memory(ADAMW, [W, B]).state
-    assert gradtx.memory(ADAMW, [{"params": [W], "lr": 0.1}, {"params": iter([B])}]).state == expected
-    assert gradtx.memory(ADAMW, {"body": {"w": W, "gone": None}, "head": [B]}).state == expected

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import gradtx
-from gradtx import Scalar, chain, per_tensor
+from gradtx import chain, per_tensor
 from tests.conformance import assert_same, snapshot, untouched
 from tests.errors.common import ADAM, DTYPE, NAMED, OWN, failing, matching, params, rule, slot, without
 
@@ -220,16 +220,3 @@ def test_an_error_in_the_middle_of_an_update_leaves_all_inputs_alone():
     with untouched(grads, weights, state), pytest.raises(RuntimeError, match="the second leaf fails"):
         tx.update(grads, state, weights)
     assert_same(state, before)
-
-
-def test_a_factory_stays_usable_after_a_misuse():
-    @per_tensor
-    def strict(factor: Scalar = 1.0):
-        return lambda update, state, param, ctx: (factor * update, state)
-
-    with pytest.raises(TypeError, match="strict: factor must be a number"):
-        strict("x")
-    tx = strict(2.0)
-    with pytest.raises(TypeError, match="no hyperparameter"):
-        tx.replace(fctor=1.0)
-    assert torch.equal(tx.update(params(), tx.init(params()))[0]["b"], torch.full((3,), 2.0))

@@ -5,32 +5,31 @@ import torch
 
 import gradtx
 from tests.fuzz import chains, states, wide
-from tests.thinning import thinned
 
 
-@thinned(19)
-@pytest.mark.parametrize("first", range(0, 152, 8))
+def by_night(seeds):
+    return [pytest.param(seed, marks=pytest.mark.nightly) for seed in seeds]
+
+
+@pytest.mark.parametrize("first", [72, *by_night(range(0, 152, 8))])
 def test_random_chains_agree_in_all_ways_to_run_them(first):
     for seed in range(first, first + 8):
         chains.run(seed)
 
 
-@thinned(15)
-@pytest.mark.parametrize("first", range(0, 120, 8))
+@pytest.mark.parametrize("first", [8, *by_night(range(0, 120, 8))])
 def test_random_chains_skip_gradients_that_are_not_finite_in_all_ways_to_run_them(first):
     for seed in range(first, first + 8):
         chains.run_poisoned(seed)
 
 
-@thinned(13)
-@pytest.mark.parametrize("first", range(0, 39, 3))
+@pytest.mark.parametrize("first", [9, *by_night(range(0, 39, 3))])
 def test_random_chains_of_all_combinators_agree_in_all_ways_to_run_them(first):
     for seed in range(first, first + 3):
         wide.run(seed)
 
 
-@thinned(8)
-@pytest.mark.parametrize("first", range(0, 24, 3))
+@pytest.mark.parametrize("first", [12, *by_night(range(0, 24, 3))])
 def test_random_chains_of_all_combinators_skip_gradients_that_are_not_finite(first):
     for seed in range(first, first + 3):
         wide.run_poisoned(seed)
@@ -52,8 +51,7 @@ def test_rounding_that_a_chain_magnifies_is_no_fault_and_anything_more_is_one(sh
         assert not sensitivity.check(moved, "moved")
 
 
-@thinned(30)
-@pytest.mark.parametrize("first", range(0, 1500, 50))
+@pytest.mark.parametrize("first", [1400, *by_night(range(0, 1500, 50))])
 def test_damaged_states_are_refused_by_name_and_change_nothing(first):
     for seed in range(first, first + 50):
         states.run(seed)

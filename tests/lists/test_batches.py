@@ -182,39 +182,6 @@ def test_one_chain_of_products_for_each_shape(as_batches):
     assert batched < 15 * matrices
 
 
-def test_programs_without_products_have_no_batches(as_batches):
-    as_batches(True)
-    calls = []
-
-    def counted(function, *columns):
-        calls.append(function)
-        return batches_of(function, *columns)
-
-    batches_of, batches.batched = batches.batched, counted
-    try:
-        stepped(gradtx.lamb(lr=0.02))
-        assert not calls
-        stepped(CHAINS["scion"])
-        assert calls
-    finally:
-        batches.batched = batches_of
-
-
-def test_results_follow_the_order_of_leaves_and_those_alone_are_not_stacked():
-    seen = []
-
-    def function(x, y):
-        seen.append(x.shape)
-        return x + y, x.sum()
-
-    columns = [[torch.full(shape, float(i)) for i, shape in enumerate([(2,), (3,), (2,)])] for _ in range(2)]
-    sums, totals = batches.batched(function, *columns)
-    assert [list(x) for x in sums] == [[0, 0], [2, 2, 2], [4, 4]]
-    assert [float(x) for x in totals] == [0, 3, 4]
-    assert seen == [(2,), (3,)]
-    assert batches.batched(function, columns[0][1:2], columns[1][1:2])[0][0].tolist() == [2, 2, 2]
-
-
 def test_a_processor_loops_and_accelerators_do_not():
     assert not batches.batches_on(torch.device("cpu"))
     assert batches.batches_on(torch.device("cuda"))

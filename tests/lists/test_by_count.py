@@ -4,12 +4,8 @@ import pytest
 import torch
 
 import gradtx
-from gradtx.execution.phases import PhaseResult
 from gradtx.execution.rule import RuleOperation
 from gradtx.optim.engine import lists
-from gradtx.programs import UnrecordableError, bundle, list_function, record
-from gradtx.programs.record import as_one
-from gradtx.state.random import name_key
 from tests.optim.problems import assert_equal
 
 F32, F64 = torch.float32, torch.float64
@@ -149,53 +145,12 @@ def test_leaves_run_alone_if_a_program_would_need_their_names(tx):
     assert "has no program" in ways["matrix"].reason
 
 
-@gradtx.per_tensor(elementwise=True)
-def scale_by_turn():
-    def update(update, state, param, ctx):
-        return update * (1.0 + ctx.turn(1000)), state
-
-    return update
-
-
-@pytest.mark.parametrize("compile", [False, True])
-def test_a_rule_of_the_user_that_reads_names_runs_alone(compile):
-    tx = gradtx.chain(scale_by_turn(), gradtx.scale(-1.0))
-    ones = {name: torch.ones(2) for name in ("a", "b", "c")}
-    expected = {name: -(1.0 + name_key(name) % 1000) * value for name, value in ones.items()}
-    assert len({value[0].item() for value in expected.values()}) == 3
-    params = {name: torch.nn.Parameter(torch.zeros(2)) for name in ones}
-    optimizer = gradtx.as_optimizer(tx, params.items(), compile=compile)
-    for name, param in params.items():
-        param.grad = ones[name]
-    optimizer.step()
-    assert {way.way for way in optimizer.explain()} == {"alone"}
-    updates, _ = tx.update(ones, tx.init(ones))
-    for name, value in expected.items():
-        assert torch.equal(params[name], value)
-        assert torch.equal(updates[name], value)
-
-
 def test_a_root_is_not_computed_twice_for_a_sum_that_follows(monkeypatch):
     tx = gradtx.chain(gradtx.scale_by_shampoo(), gradtx.clip_by_global_norm(1.0), gradtx.scale(-0.1))
     optimizer, _ = trained(tx, steps=2)
     ways = {way.name: way for way in optimizer.explain()}
     assert ways["vector"].way == "alone"
     assert "would run twice" in ways["vector"].reason
-
-
-def test_under_a_scaler_whose_flag_the_host_does_not_read_leaves_run_alone():
-    param = torch.nn.Parameter(torch.ones(3))
-    optimizer = gradtx.optim.Shampoo([param], lr=0.1)
-    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
-    for way in ("alone", "lists"):
-        param.grad = torch.ones(3)
-        if way == "alone":
-            scaler.scale(torch.ones(()))  # creates the scale
-            scaler.step(optimizer)
-            scaler.update()
-        else:
-            optimizer.step()
-        assert [each.way for each in optimizer.explain()] == [way]
 
 
 @pytest.mark.parametrize("tx", [EVERYWHERE["shampoo"], EVERYWHERE["psgd_kron"]], ids=["shampoo", "psgd_kron"])
@@ -305,24 +260,6 @@ def tensors_of(optimizer, param):
     return [tensor.clone() for tensor in (param.detach(), *optimizer.state[param].values())]
 
 
-@pytest.mark.parametrize("tx", ROOTS.values(), ids=ROOTS)
-def test_a_root_that_fails_leaves_all_leaves_of_the_program_as_they_were(tx, roots, monkeypatch):
-    optimizer, params = with_gradients(tx, [(4, 3)] * 3)
-    before = [tensors_of(optimizer, param) for param in params]
-    calls = len(roots())
-
-    def fails_at_the_second_leaf(x):
-        if len(roots()) > calls + 1 and not x.is_meta:
-            raise torch.linalg.LinAlgError("failed to converge")
-        return eigh(x)
-
-    eigh = torch.linalg.eigh
-    monkeypatch.setattr(torch.linalg, "eigh", fails_at_the_second_leaf)
-    with pytest.raises(torch.linalg.LinAlgError):
-        optimizer.step()
-    assert_equal([tensors_of(optimizer, param) for param in params], before)
-
-
 @pytest.mark.parametrize("tx", [*ROOTS.values(), gradtx.polargrad(lr=0.1, method="exact")], ids=[*ROOTS, "polargrad"])
 def test_a_gradient_of_nan_makes_its_own_leaf_nan_and_the_others_step(tx):
     shapes = [(4, 3), (5, 5), (4, 3), (2, 6)]
@@ -339,46 +276,6 @@ def test_a_gradient_of_nan_makes_its_own_leaf_nan_and_the_others_step(tx):
 # Functions recorded as one operation.
 
 
-def halves(x):
-    total = 0.0 if x.is_meta else x.sum().item()
-    return x / 2, total * torch.ones_like(x)
-
-
-def recorded_halves(operation=None):
-    def run(arguments):
-        number, x, slot = arguments
-        half, total = as_one(halves, x * number, (x.shape, ()))
-        return PhaseResult([half @ half.mT, total], (), operation, lambda: slot.copy_(slot + 1))
-
-    return record(run, [F64], [(F64, (2, 3)), (F64, (2, 3))])
-
-
-def test_a_function_that_reads_values_is_one_operation_of_each_leaf_and_precedes_all_writes():
-    function = list_function(recorded_halves(), torch.device("cpu"))
-    columns = [[torch.randn(2, 3, dtype=F64) for _ in range(3)] for _ in range(2)]
-    slots = [slot.clone() for slot in columns[1]]
-    products, totals = function.run(function.prepare([3.0]), columns)
-    for x, product, total in zip(columns[0], products, totals, strict=True):
-        half, expected = halves(3.0 * x)
-        torch.testing.assert_close(product, half @ half.mT)
-        torch.testing.assert_close(total, expected)
-    for slot, old in zip(columns[1], slots, strict=True):
-        assert torch.equal(slot, old + 1)
-    lines = function.source.splitlines()
-    at = next(i for i, line in enumerate(lines) if "f_halves" in line)
-    assert not any("_(leaf" in line for line in lines[:at])
-
-
-def test_a_function_that_reads_values_may_not_precede_a_sum_over_leaves():
-    with pytest.raises(UnrecordableError, match="a sum over leaves follows halves, which would run twice"):
-        recorded_halves(operation=object())
-
-
-def test_outside_of_recordings_it_is_called():
-    x = torch.ones(2)
-    assert [value.tolist() for value in as_one(halves, x, (x.shape, ()))] == [[0.5, 0.5], [2.0, 2.0]]
-
-
 # Lists.
 
 
@@ -386,48 +283,11 @@ def test_counts_of_leaves_are_numbers_of_the_program(monkeypatch):
     signatures = []
     original = lists.MemberBundle.__init__
 
-    def noted(bundle, members, signature, phases, splits):
+    def noted(bundle, members, signature, passes, splits):
         signatures.append(signature)
-        original(bundle, members, signature, phases, splits)
+        original(bundle, members, signature, passes, splits)
 
     monkeypatch.setattr(lists.MemberBundle, "__init__", noted)
     trained(EVERYWHERE["psgd_kron"], steps=2)
     equal = {key: dtype for signature in signatures for key, dtype in signature.equal.items()}
     assert equal == {"since_update": torch.int64, "updates": torch.int64}
-
-
-def test_a_count_that_is_written_for_one_leaf_is_obeyed(monkeypatch):
-    def weights():
-        params = [torch.nn.Parameter(torch.full((4,), 0.5)) for _ in range(3)]
-        optimizer = gradtx.optim.PSGDKron(params, lr=0.1, balance_every=2)
-        for step in range(5):
-            for i, param in enumerate(params):
-                param.grad = torch.arange(4.0) + i
-            if step == 2:
-                optimizer.state[params[1]]["updates"].fill_(7)
-            optimizer.step()
-        return [optimizer.state[param]["updates"].item() for param in params], params
-
-    counts, params = weights()
-    alone(monkeypatch)
-    expected_counts, expected = weights()
-    assert counts == expected_counts == [5, 10, 5]
-    assert all(map(torch.equal, params, expected))
-
-
-def test_lists_are_bounded_by_the_entries_of_the_largest_slots(monkeypatch):
-    monkeypatch.setattr(bundle, "CHUNK", 200)
-    lengths = []
-    original = lists.Chunk.__init__
-
-    def noted(chunk, pieces, *arguments):
-        lengths.append(len(pieces))
-        original(chunk, pieces, *arguments)
-
-    monkeypatch.setattr(lists.Chunk, "__init__", noted)
-    params = [torch.nn.Parameter(torch.ones(10)) for _ in range(5)]  # with slots of 100 entries
-    optimizer = gradtx.optim.Shampoo(params, lr=0.1)
-    for param in params:
-        param.grad = torch.ones(10)
-    optimizer.step()
-    assert lengths == [2, 2, 1]

@@ -86,19 +86,6 @@ def test_leaves_together_step_as_each_would_alone(make):
         torch.testing.assert_close(param, other, rtol=1e-13, atol=1e-14)
 
 
-def test_a_leaf_whose_number_is_written_steps_with_that_number():
-    together = parameters()
-    optimizer = gradtx.optim.ASGD(together, lr=0.1, t0=2.0)
-    for step in range(6):
-        if step == 3:
-            optimizer.state[together[1]]["eta"].fill_(0.7)
-        optimizer.step()
-    edits = [(3, 1, "eta", 0.7)]
-    alone = stepped_alone(MAKERS[0], parameters(), edits)
-    for param, other in zip(together, alone, strict=True):
-        torch.testing.assert_close(param, other, rtol=1e-13, atol=1e-14)
-
-
 def test_large_leaves_go_in_parts_and_their_numbers_move_once(make, monkeypatch):
     whole, parts = parameters((40, 3, 64)), parameters((40, 3, 64))
     optimizer = make(whole)

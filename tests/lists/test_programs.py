@@ -1,7 +1,6 @@
 """Programs over lists: what is recorded, what is refused, what is contracted, and what may be overwritten."""
 
 import math
-import threading
 
 import pytest
 import torch
@@ -9,7 +8,7 @@ import torch
 import gradtx
 from gradtx.execution import pure as _pure
 from gradtx.execution.phases import PhaseResult
-from gradtx.programs import UnrecordableError, bundle, cache, list_function, numbers, record
+from gradtx.programs import UnrecordableError, list_function, numbers, record
 from gradtx.programs import pure as _pure_lists
 from gradtx.programs.record import as_written
 from tests.conformance import noise
@@ -284,34 +283,6 @@ def test_operations_kept_as_written_are_not_joined_with_later_ones():
     assert program.source.count("foreach_mul") + program.source.count("foreach_div") == 2  # both, one after the other
 
 
-def test_threads_record_at_the_same_time():
-    entered, done = threading.Event(), threading.Event()
-
-    def update(number, param, grad):
-        entered.set()
-        assert done.wait(60)
-        with as_written():
-            scaled = grad / 3.0 * 1.1
-        return [], [(param, param - number * scaled)]
-
-    recordings = []
-    thread = threading.Thread(target=lambda: recordings.append(recorded(update, [(2, 3)] * 2)))
-
-    def unlike(number, param, grad):
-        if not done.is_set():
-            thread.start()
-            assert entered.wait(60)
-        with as_written():
-            if not done.is_set():
-                done.set()
-                thread.join()
-        return [], [(param, param * number - grad / 3.0)]
-
-    meanwhile = recorded(unlike, [(2, 3)] * 2)
-    assert meanwhile.text() == recorded(unlike, [(2, 3)] * 2).text()
-    assert recordings[0].text() == recorded(update, [(2, 3)] * 2).text()
-
-
 def swapped(number, a, b, c):
     return [], [(a, b + 0), (b, c.clone()), (c, a.clone())]
 
@@ -430,30 +401,6 @@ def test_python_operations_never_give_complex_numbers():
 
 
 # In optimizers.
-
-
-@gradtx.per_tensor(elementwise=True)
-def share_of_entries():
-    """Divides by the number of all entries, which every leaf knows only as a constant."""
-
-    def update(update, state, param, ctx):
-        total = yield {"entries": torch.tensor(float(update.numel()), dtype=F64)}
-        yield -update / total["entries"], state
-
-    return update
-
-
-@pytest.mark.parametrize("chunk", [2**18, 4])
-def test_a_constant_term_counts_once_for_every_leaf_and_not_for_its_parts(chunk, monkeypatch):
-    monkeypatch.setattr("gradtx.programs.bundle.CHUNK", chunk)
-    params = [torch.nn.Parameter(torch.zeros(shape)) for shape in ((3, 3), (5,), (5,), ())]
-    optimizer = gradtx.as_optimizer(share_of_entries(), params)
-    for param in params:
-        param.grad = torch.ones_like(param)
-    optimizer.step()
-    assert {way.way for way in optimizer.explain()} == {"lists"}
-    for param in params:
-        torch.testing.assert_close(param.detach(), torch.full_like(param, -1 / 20), rtol=1e-6, atol=0.0)
 
 
 def test_explain_calls_frozen_what_a_link_freezes_or_requires_no_gradient():
@@ -606,57 +553,6 @@ def test_transformations_that_differ_in_numbers_share_programs_and_use_their_own
     torch.testing.assert_close(second["w"], 5 * first["w"])
 
 
-def test_chains_with_equal_recordings_share_their_code(monkeypatch, forget_programs):
-    generated = []
-
-    def counted(*args):
-        generated.append(args)
-        return list_function(*args)
-
-    forget_programs()
-    monkeypatch.setattr(bundle, "list_function", counted)
-    params = {"w": torch.ones(3)}
-    results = []
-    for tx in (gradtx.scale(-0.5), gradtx.masked(gradtx.scale(-0.5), "*"), gradtx.sgd(lr=0.5)):
-        updates, _ = tx.update(params, tx.init(params), params)
-        results.append(updates["w"])
-    assert len(generated) == 2
-    assert torch.equal(torch.stack(results), torch.full((3, 3), -0.5))
-
-
-def test_a_result_is_not_written_over_an_operand_of_another_layout():
-    def sums_of_products(number, x):
-        turned = (number * x.mT @ x @ x.mT).mT  # its columns follow one another
-        product = turned * (x + 1)
-        return [product.sum(), product - number], []
-
-    program = list_function(recorded(sums_of_products, [(37, 11)], dtype=torch.float32), CPU)
-    columns = [x.float() for x in lists(0, shape=(37, 11))]
-    (total, rest) = run(program, [0.5], columns)
-    for x, of_leaf, result in zip(columns, total, rest, strict=True):
-        (expected, product), _ = sums_of_products(0.5, x)
-        assert torch.equal(of_leaf, expected)  # added in the same order
-        assert result.stride() == product.stride()
-
-
-def test_a_program_takes_gradients_of_another_layout_than_its_stand_ins():
-    for form in (torch.contiguous_format, torch.channels_last):
-        weight = torch.nn.Parameter(torch.zeros(3, 5, 7, 2))
-        optimizer = gradtx.as_optimizer(
-            gradtx.sgd(lr=0.1, momentum=0.9, state_dtype={"momentum_buffer": "int8"}), [weight]
-        )
-        gradient = torch.randn(3, 5, 7, 2, generator=torch.Generator().manual_seed(0)).to(memory_format=form)
-        tx = gradtx.with_state_dtype(gradtx.trace(momentum=0.9), {"momentum_buffer": "int8"})
-        for _ in range(2):
-            weight.grad = gradient
-            optimizer.step()
-        assert optimizer.explain()[0].way == "lists"
-        params = {"w": gradient}
-        _, state = tx.update(params, tx.init(params), params)
-        updates, _ = tx.update(params, state, params)
-        torch.testing.assert_close(weight.detach(), -0.1 * (gradient + updates["w"]), rtol=2e-2, atol=1e-3)
-
-
 @pytest.mark.parametrize("others", [("empty",), ("empty", "matrix"), ("empty", "vector", "matrix")])
 def test_the_bits_of_leaves_without_dimensions_do_not_depend_on_other_leaves(others):
     numbers = [f"number_{i}" for i in range(8)]
@@ -674,33 +570,6 @@ def test_the_bits_of_leaves_without_dimensions_do_not_depend_on_other_leaves(oth
             optimizer.step()
             ways[-1].append([params[name].item() for name in numbers])
     assert ways[0] == ways[1]
-
-
-class Slow:
-    """A structure that gives another thread time to add one at its `at`-th hash."""
-
-    def __init__(self, meanwhile):
-        self.meanwhile = meanwhile
-        self.hashes = self.at = 0
-
-    def __hash__(self):
-        self.hashes += 1
-        if self.hashes == self.at:
-            thread = threading.Thread(target=self.meanwhile)
-            thread.start()
-            thread.join(0.05)
-        return 1
-
-
-def test_a_structure_is_not_dropped_while_a_thread_looks_it_up(monkeypatch):
-    monkeypatch.setattr(cache, "MOST", 1)
-    programs = cache.SharedPrograms()
-    structure = Slow(lambda: programs.of("other"))
-    first = programs.of(structure)
-    before = structure.hashes
-    programs.of(structure)
-    structure.at = 2 * structure.hashes - before  # after it was found, before it is moved to the end
-    assert programs.of(structure) is first
 
 
 UNREAD = {
@@ -737,21 +606,3 @@ def test_an_extra_that_no_link_reads_is_checked_at_every_call():
         tx.update(params, state, params, hessian_diag={"w": torch.ones(4)})
     with pytest.raises(ValueError, match="hessian_diag: leaf 'w' is missing"):
         tx.update(params, state, params, hessian_diag={})
-
-
-@pytest.mark.parametrize("extra", ["hessian_diag", "value"])
-def test_a_link_may_read_an_extra_that_it_does_not_declare(extra):
-    @gradtx.per_tensor(elementwise=True)
-    def scale_by_extra():
-        def update(update, state, param, ctx):
-            factor = getattr(ctx, extra)
-            return update if factor is None else update * factor, state
-
-        return update
-
-    tx, ones = scale_by_extra(), {"w": torch.ones(3)}
-    state = tx.init(ones)
-    values = {"hessian_diag": {"w": torch.full((3,), 2.0)}, "value": torch.tensor(2.0, requires_grad=True)}
-    for _ in range(2):
-        assert_equal(tx.update(ones, state)[0], ones)
-        assert_equal(tx.update(ones, state, **{extra: values[extra]})[0], {"w": torch.full((3,), 2.0)})

@@ -72,17 +72,6 @@ def assert_no_memory_is_shared(*columns):
     assert len(set(storages)) == len(storages)
 
 
-def test_a_result_that_may_be_another_one_in_two_cases_is_copied_in_both():
-    def function(first, second, a, b):
-        product = a * b
-        return [product, torch.where(first > 0, product, torch.where(second > 0, product, a + b))], []
-
-    program = list_function(recorded(function, [(2, 3)] * 2, count=2), CPU)
-    for numbers in TRUTHS:
-        columns = lists(0), lists(1)
-        assert_no_memory_is_shared(*columns, *run(program, list(numbers), *columns))
-
-
 @pytest.mark.parametrize("seed", range(150))
 def test_random_functions_give_in_all_cases_what_they_give_leaf_by_leaf(seed):
     function = Drawn(seed)

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 import gradtx
+from tests.daily import by_day
 from tests.optim.chains import CHAINS, WARM_UP
 from tests.optim.problems import assert_close, assert_equal, descend, functional, parameters, values
-from tests.thinning import thinned
 
 # Hyperparameters are 0-d float64 tensors in the adapter and Python numbers in the loop: `log` and `1 - beta` may differ
 # in the last bit of float64, which thirty steps amplify to about 1e-14.
@@ -20,7 +20,11 @@ def trained(tx, steps=30, dtype=torch.float64, **options):
     return params, optimizer
 
 
-@thinned(2)
+@by_day(
+    "identity", "nested partition", "masked by predicate", "accumulate", "skip", "accumulate around skip",
+    "skip around a masked accumulation", "record", "plain functions", "slots that change places", "average", "twice",
+    "adopt", "regenerate", "dadapt_sgd", "schedule free",
+)  # fmt: skip
 @pytest.mark.parametrize("name", CHAINS)
 def test_thirty_steps_equal_the_functional_loop(name):
     params, _ = trained(CHAINS[name])
@@ -28,7 +32,11 @@ def test_thirty_steps_equal_the_functional_loop(name):
     assert_close(params.values(), expected.values(), TOLERANCE)
 
 
-@thinned(2)
+@by_day(
+    "identity", "nested partition", "masked by predicate", "accumulate", "skip", "accumulate around skip",
+    "skip around a masked accumulation", "record", "plain functions", "slots that change places", "average", "twice",
+    "adopt", "regenerate", "dadapt_sgd", "schedule free",
+)  # fmt: skip
 @pytest.mark.parametrize("name", CHAINS)
 def test_parameters_of_different_dtypes_equal_the_functional_loop(name):
     def mixed():
@@ -110,109 +118,6 @@ def test_skip_nonfinite_leaves_parameters_and_inner_state_bit_identical(bad):
     assert (state["skipped"].item(), state["skip_nonfinite.step"].item()) == (1, 3)
 
 
-AROUND_SKIP = {
-    "alone": lambda tx: tx,
-    "a frozen leaf": lambda tx: gradtx.chain(tx, gradtx.freeze("b")),
-    "a leaf without a program": lambda tx: gradtx.partition(
-        {"skipping": tx, "eager": gradtx.soap(lr=0.1)}, {"skipping": "a", "eager": "b"}
-    ),
-}
-
-
-@pytest.mark.parametrize("where", AROUND_SKIP)
-@pytest.mark.parametrize("compile", [False, True])
-@pytest.mark.parametrize("without", [(), (0, 3)], ids=["all gradients", "some gradients"])
-def test_skip_nonfinite_counts_also_in_steps_that_plan_again(where, compile, without):
-    """A step plans again if it is the first, or if other parameters have gradients than in the last one."""
-    bad = (0, 2, 4)
-    start = torch.tensor([1.0, -2.0], dtype=torch.float64)
-    params = {name: torch.nn.Parameter(start.clone()) for name in ("a", "b")}
-    tx = AROUND_SKIP[where](gradtx.skip_nonfinite(gradtx.adam(lr=0.1, betas=(0.8, 0.9))))
-    optimizer = gradtx.as_optimizer(tx, list(params.items()), compile=compile)
-    weight, mean, square, count = start.clone(), torch.zeros(2), torch.zeros(2), 0
-    for t in range(7):
-        gradient = torch.tensor([0.5 + t, 2.0 - t], dtype=torch.float64)
-        params["a"].grad = torch.full_like(gradient, float("nan")) if t in bad else gradient.clone()
-        params["b"].grad = None if t in without else gradient.clone()
-        optimizer.step()
-        if t not in bad:
-            count += 1
-            mean = 0.8 * mean + 0.2 * gradient
-            square = 0.9 * square + 0.1 * gradient**2
-            weight = weight - 0.1 * (mean / (1 - 0.8**count)) / ((square / (1 - 0.9**count)).sqrt() + 1e-8)
-        assert optimizer.state[params["a"]]["skipped"].item() == t + 1 - count
-        assert_close([params["a"]], [weight], TOLERANCE)
-
-
-@pytest.mark.parametrize("compile", [False, True])
-def test_a_step_without_any_gradient_in_a_branch_counts_for_its_clock_with_old_and_new_plans(compile):
-    params = {name: torch.nn.Parameter(torch.ones(2)) for name in ("a", "b")}
-    tx = gradtx.partition(
-        {"x": gradtx.skip_nonfinite(gradtx.adam(lr=0.1)), "y": gradtx.sgd(lr=0.1)}, {"x": "a", "y": "b"}
-    )
-    optimizer = gradtx.as_optimizer(tx, list(params.items()), compile=compile)
-    for t, present in enumerate(["ab", "b", "b", "b", "ab", "", "", "b"]):
-        for name, param in params.items():
-            param.grad = torch.ones(2) if name in present else None
-        optimizer.step()
-        assert optimizer.state[params["a"]]["partition.x.skip_nonfinite.step"] == t + 1
-
-
-INSIDE_SKIP = {
-    "adamw": gradtx.adamw(lr=0.1),
-    "stale clip": gradtx.chain(gradtx.clip_by_global_norm(0.1, stale=True), gradtx.adamw(lr=0.1)),
-    "accumulate": gradtx.accumulate(gradtx.adamw(lr=0.1), every=2),
-    "prodigy": gradtx.prodigy(lr=1.0),
-}
-
-
-@gradtx.per_tensor(elementwise=True, compiles=False)
-def unchanged():
-    return lambda update, state, param, ctx: (update, state)
-
-
-@pytest.mark.parametrize("grouped", [False, True])
-@pytest.mark.parametrize("in_programs", [True, False])
-@pytest.mark.parametrize("name", INSIDE_SKIP)
-def test_a_skip_in_the_first_step_of_an_optimizer_counts_as_in_the_functional_loop(name, in_programs, grouped):
-    inner = INSIDE_SKIP[name]
-    tx = gradtx.skip_nonfinite(inner if in_programs else gradtx.chain(unchanged(), inner))
-    params, plain = parameters(), {key: param.detach() for key, param in parameters().items()}
-    groups = [{"params": [pair]} for pair in params.items()] if grouped else list(params.items())
-    optimizer, state = gradtx.as_optimizer(tx, groups), tx.init(plain)
-    for t in range(8):
-        gradients = {key: torch.full_like(param, 0.1 * t + 0.3) for key, param in plain.items()}
-        if t in (0, 3, 5):
-            gradients["head.scale" if t else "body.weight"].fill_(torch.nan)
-        for key, param in params.items():
-            param.grad = gradients[key].clone()
-        if t == 3:
-            state_dict, optimizer = optimizer.state_dict(), gradtx.as_optimizer(tx, groups)
-            optimizer.load_state_dict(state_dict)
-        optimizer.step()
-        updates, state = tx.update(gradients, state, plain)
-        plain = gradtx.apply_updates(plain, updates)
-        shared, expected = optimizer.state[params["body.weight"]], state["skip_nonfinite"]
-        assert (shared["skip_nonfinite.step"], shared["skipped"]) == (expected["step"], expected["skipped"])
-        if name == "accumulate":
-            assert shared["mini_step"] == expected["accumulate"]["mini_step"]
-    assert_close(params.values(), plain.values(), TOLERANCE)
-
-
-@pytest.mark.parametrize("first", ["body.weight", "head.scale"])
-@pytest.mark.parametrize("in_programs", [True, False])
-def test_a_group_without_gradients_does_not_decide_whether_a_step_is_skipped(first, in_programs):
-    inner = gradtx.adamw(lr=0.1)
-    tx = gradtx.skip_nonfinite(inner if in_programs else gradtx.chain(unchanged(), inner))
-    params = parameters()
-    names = [first, *(name for name in params if name != first)]
-    optimizer = gradtx.as_optimizer(tx, [{"params": [(name, params[name])]} for name in names])
-    params["body.weight"].grad = torch.full_like(params["body.weight"], torch.nan)
-    optimizer.step()
-    state = optimizer.state[params["body.weight"]]
-    assert (state["skipped"].item(), state["skip_nonfinite.step"].item()) == (1, 0)
-
-
 def test_parameters_that_are_not_contiguous_move_as_contiguous_ones():
     tx = gradtx.chain(gradtx.clip_by_global_norm(1.0), gradtx.adamp(lr=0.1), gradtx.lookahead(k=2))
     matrix, image = torch.randn(6, 4, dtype=torch.float64), torch.randn(2, 3, 2, 2, dtype=torch.float64)
@@ -235,16 +140,6 @@ def test_updates_of_a_step_do_not_depend_on_the_order_of_parameters():
     descend(gradtx.as_optimizer(tx, list(forth.items())), forth, 5)
     descend(gradtx.as_optimizer(tx, list(back.items())[::-1]), back, 5)
     assert_equal(values(forth), values(back))
-
-
-def test_two_user_groups_without_overrides_equal_one():
-    for name in ("design", "partition", "accumulate", "skip", "with lookahead", "whole tree", "random", "two sums"):
-        params = parameters()
-        items = list(params.items())
-        optimizer = gradtx.as_optimizer(CHAINS[name], [{"params": items[:1]}, {"params": items[1:]}])
-        descend(optimizer, params, 8)
-        expected, _ = trained(CHAINS[name], 8)
-        assert_equal(values(params), values(expected))
 
 
 @pytest.mark.parametrize("name", [name for name in CHAINS if "accumulat" not in name])  # there, None counts as zero

@@ -10,7 +10,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import gradtx
 from gradtx.optim import _capture
 from gradtx.optim._member import Count
-from gradtx.optim._parts import Parts
 from tests.optim.chains import CHAINS, ON_HOST
 from tests.optim.problems import assert_close, assert_equal, parameters, values
 from tests.optim.tape import Tape
@@ -91,21 +90,6 @@ def test_a_schedule_in_the_chain_goes_on_while_a_graph_is_repeated(device_counts
     assert_repeats(gradtx.accumulate(gradtx.adamw(lr=schedule), every=2))
 
 
-@pytest.mark.parametrize("by_lists", [True, False])
-def test_shared_values_that_move_on_are_repeated_rightly(by_lists, device_counts, monkeypatch):
-    @gradtx.per_tensor(shared=lambda arguments: {"last": 1.0, "one_before": 0.5})
-    def scale_by_sum_before_the_last():
-        def update(update, state, param, ctx):
-            total = yield {"sum": update.square().sum()}
-            yield update / (1.0 + state["one_before"]), {"last": total["sum"], "one_before": state["last"]}
-
-        return update
-
-    if not by_lists:
-        monkeypatch.setattr(Parts, "engines", lambda parts: [])
-    assert_repeats(scale_by_sum_before_the_last())
-
-
 def test_the_clock_of_a_wrapper_is_not_read(device_counts):
     schedule = gradtx.exponential_schedule(1e-2, gamma=0.5)
     (optimizer, params), _ = pair(gradtx.accumulate(gradtx.adamw(lr=schedule), every=2))
@@ -113,25 +97,6 @@ def test_the_clock_of_a_wrapper_is_not_read(device_counts):
     optimizer.step()
     with NoCountIsRead():
         optimizer.step()
-
-
-@pytest.mark.parametrize("by_lists", [True, False])
-def test_a_rule_that_returns_its_old_slots_is_repeated_rightly(by_lists, device_counts, monkeypatch):
-    """New state is written into the tensors of the old state, which may be the new values of other slots."""
-
-    @gradtx.per_tensor
-    def exchange():
-        def init(param):
-            return {"first": torch.zeros_like(param), "second": torch.ones_like(param)}
-
-        def update(update, state, param, ctx):
-            return state["first"], {"first": state["second"], "second": update + state["first"]}
-
-        return init, update
-
-    if not by_lists:
-        monkeypatch.setattr(Parts, "engines", lambda parts: [])
-    assert_repeats(exchange())
 
 
 @pytest.mark.parametrize("compile", [False, True])
@@ -243,19 +208,6 @@ def test_state_of_a_capturable_run_continues_in_torch_and_back():
     assert {float(state["step"]) for state in again.state.values()} == {5.0}
 
 
-@pytest.mark.parametrize("tx", [gradtx.dowg(eps=1e-2), gradtx.prodigy(d0=1e-2)], ids=["dowg", "prodigy"])
-def test_a_shared_value_that_starts_as_a_hyperparameter_does_not_write_into_it(tx, device_counts):
-    assert_repeats(tx)
-    params, start = parameters(), torch.tensor(1e-2, dtype=torch.float64)
-    name = "eps" if "eps" in tx.hyperparams and "d0" not in tx.hyperparams else "d0"
-    optimizer = gradtx.optim.ChainOptimizer(tx.replace(**{name: start}), list(params.items()), capturable=True)
-    for t in range(3):
-        give_gradients(params, t)
-        optimizer.step()
-    assert optimizer.param_groups[0][name] == 1e-2
-    assert start == 1e-2
-
-
 @pytest.mark.parametrize(
     "tx",
     [
@@ -277,16 +229,6 @@ def test_a_schedule_goes_on_after_a_checkpoint_whose_steps_a_graph_has_repeated(
         again.step()
         twin.step()
     assert_close(params.values(), expected.values(), 1e-13)
-
-
-def test_a_number_that_was_written_over_a_schedule_stays_in_a_checkpoint(device_counts):
-    params = parameters()
-    optimizer = gradtx.optim.SGD(list(params.items()), lr=gradtx.linear_schedule(0.1, total_iters=9), capturable=True)
-    for t in range(3):
-        give_gradients(params, t)
-        optimizer.step()
-    optimizer.param_groups[0]["lr"] = 0.5
-    assert optimizer.state_dict()["param_groups"][0]["lr"] == 0.5
 
 
 def test_weights_to_evaluate_with_follow_the_count_of_the_device(device_counts):

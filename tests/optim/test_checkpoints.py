@@ -123,53 +123,6 @@ def test_momentum_comes_from_the_checkpoint_whatever_the_optimizer_was_built_wit
     assert_equal(values(own), values(params))
 
 
-def test_a_momentum_that_was_written_over_0_or_with_0_resumes():
-    for built, written in ((0.0, 0.9), (0.9, 0.0)):
-        params = parameters()
-        optimizer = gradtx.optim.SGD(params.values(), lr=0.1, momentum=built)
-        optimizer.param_groups[0]["momentum"] = written
-        descend(optimizer, params, 3)
-        own = twins(params)
-        again = gradtx.optim.SGD(own.values(), momentum=built)
-        again.load_state_dict(saved_and_loaded(optimizer.state_dict()))
-        descend(optimizer, params, 3, start=3)
-        descend(again, own, 3, start=3)
-        assert_equal(values(own), values(params))
-
-
-@pytest.mark.parametrize("name", ["SGD", "RMSprop"])
-def test_a_run_whose_momentum_was_written_over_with_0_resumes_where_it_is_off(name):
-    params = parameters()
-    optimizer = getattr(gradtx.optim, name)(params.values(), lr=0.1, momentum=0.9)
-    descend(optimizer, params, 3)
-    optimizer.param_groups[0]["momentum"] = 0.0
-    descend(optimizer, params, 2, start=3)
-    own = twins(params)
-    again = getattr(gradtx.optim, name)(own.values())
-    again.load_state_dict(saved_and_loaded(optimizer.state_dict()))
-    for start, momentum in ((5, 0.0), (7, 0.5)):
-        for which, tensors in ((optimizer, params), (again, own)):
-            which.param_groups[0]["momentum"] = momentum
-            descend(which, tensors, 2, start=start)
-    assert_equal(values(own), values(params))
-
-
-@pytest.mark.parametrize("steps", [0, 3])
-@pytest.mark.parametrize("name", ["SGD", "RMSprop"])
-def test_a_momentum_that_was_written_since_the_last_step_is_saved_with_its_buffers(name, steps):
-    params = parameters()
-    optimizer = getattr(gradtx.optim, name)(params.values(), lr=0.1)
-    descend(optimizer, params, steps)
-    torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, 10)  # writes a momentum
-    saved = saved_and_loaded(optimizer.state_dict())
-    own = twins(params)
-    again = getattr(gradtx.optim, name)(own.values(), lr=0.1)
-    again.load_state_dict(saved)
-    descend(optimizer, params, 3, start=steps)
-    descend(again, own, 3, start=steps)
-    assert_equal(values(own), values(params))
-
-
 def test_a_parameter_without_any_entry_starts_again_with_its_next_gradient():
     optimizer, _ = trained(gradtx.adam(lr=0.1))
     saved = copy.deepcopy(optimizer.state_dict())
@@ -244,16 +197,3 @@ def test_names_in_another_order_than_in_the_checkpoint_warn_since_state_goes_by_
     )
     with pytest.warns(UserWarning, match=message):
         loaded.load_state_dict(saved)
-
-
-@pytest.mark.parametrize("names", [["a", "b", "c"], ["x.a", "x.b", "x.c"], None], ids=["same", "prefixed", "unnamed"])
-def test_names_in_the_order_of_the_checkpoint_or_other_names_load_without_a_word(names):
-    saved = named(["a", "b", "c"], 2).state_dict()
-    if names is None:
-        del saved["param_groups"][0]["param_names"]
-    loaded = named(names or ["c", "b", "a"], 0)
-    loaded.load_state_dict(saved)  # warnings are errors
-    assert_equal(
-        [entry["exp_avg"] for entry in loaded.state_dict()["state"].values()],
-        [entry["exp_avg"] for entry in saved["state"].values()],
-    )

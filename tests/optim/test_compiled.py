@@ -18,7 +18,7 @@ from gradtx.optim.engine import compiled as engine
 from gradtx.optim.engine import torch_names, trace
 from gradtx.optim.engine.compiled import CompiledEngine
 from tests.conformance import composed_cases, noise, plain_cases, step_extras, tensors
-from tests.thinning import thinned
+from tests.daily import by_day
 
 SHAPES = {"conv": (2, 3, 2, 2), "matrix": (3, 4), "vector": (5,), "scalar": (), "ones": (3, 1, 2), "empty": (0, 2)}
 # One in six is actually compiled, because each takes seconds; `test_every_transformation_...` traces all of them.
@@ -88,7 +88,12 @@ def assert_equal(eager, compiled, tolerance):
             torch.testing.assert_close(other[key], state[key], rtol=10 * tolerance, atol=10 * tolerance)
 
 
-@thinned(8)
+@by_day(
+    "adamp", "amplify_slow_gradients_window", "clip_by_global_norm", "dion", "galore", "kl_soap", "mechanize",
+    "optimistic_gradient_descent", "qk_clip", "sadam", "scale_by_adam_stable_decay", "scale_by_aggmo",
+    "scale_by_cocob", "scale_by_dowg", "scale_by_kate", "scale_by_local_smoothness", "scale_by_nuclear_norm",
+    "scale_by_qhm", "scale_by_sign", "scale_by_trust_ratio", "spam", "yogi",
+)  # fmt: skip
 @each("case", composed_cases())
 def test_every_transformation_steps_as_eagerly_however_its_leaves_are_bundled(case, uncompiled):
     eager, compiled = optimizers(case.make, shapes={name: SHAPES[name] for name in case.noise(3, SHAPES)})
@@ -98,7 +103,7 @@ def test_every_transformation_steps_as_eagerly_however_its_leaves_are_bundled(ca
     assert_equal(eager, compiled, 1e-12)
 
 
-@thinned(4)
+@by_day("adam", "amos", "ftrl", "muown", "sadam", "stable_spam")
 @each("case", ALIASES)
 def test_every_alias_compiled_equals_eager(case, monkeypatch):
     monkeypatch.setattr(engine, "WIDTH", 1)  # small programs compile faster
@@ -109,7 +114,7 @@ def test_every_alias_compiled_equals_eager(case, monkeypatch):
     assert_equal(eager, compiled, 1e-12)
 
 
-@thinned(2)
+@by_day("adamp", "adam_atan2")
 @pytest.mark.parametrize("make", [gradtx.adamw, gradtx.adamp, gradtx.lamb, gradtx.adam_atan2, gradtx.adasmooth])
 def test_in_single_precision_compiled_equals_eager_to_rounding(make):
     eager, compiled = optimizers(make, torch.float32, {"matrix": (3, 4), "vector": (5,), "other": (7,)})
@@ -119,7 +124,7 @@ def test_in_single_precision_compiled_equals_eager_to_rounding(make):
     assert_equal(eager, compiled, 1e-6)
 
 
-@thinned(2)
+@by_day("two sums", "accumulated", "masked")
 @pytest.mark.parametrize("name", CHAINS)
 def test_every_kind_of_chain_compiled_equals_eager(name):
     eager, compiled = optimizers(CHAINS[name])
@@ -243,31 +248,6 @@ def test_a_rule_is_traced_for_one_leaf_of_a_program_unless_the_program_adds_term
     assert calls_for_two_steps(gradtx.clip_by_global_norm(0.5)) == 1 + width + 1
 
 
-@gradtx.per_tensor(elementwise=True)
-def _tripled_if_long():
-    def update(update, state, param, ctx):
-        return update * (3 if update.numel() > 6 else 2), state
-
-    return update
-
-
-@pytest.mark.parametrize(
-    "tx",
-    [_tripled_if_long(), gradtx.with_state_dtype(gradtx.trace(0.5), "float8", min_size=4)],
-    ids=["branch", "float8"],
-)
-def test_leaves_that_the_program_of_the_first_does_not_fit_are_all_traced(tx, uncompiled):
-    weights = []
-    for compiles in (False, True):
-        params = [torch.nn.Parameter(torch.ones(n)) for n in (64, 3, 16, 12)]
-        optimizer = gradtx.as_optimizer(gradtx.chain(tx, gradtx.sgd(lr=0.1)), params, compile=compiles)
-        for param in params:
-            param.grad = torch.linspace(-1, 1, len(param))
-        optimizer.step()
-        weights.append(torch.cat(params).detach())
-    torch.testing.assert_close(*weights)
-
-
 def test_parameters_and_state_stay_where_they_are_and_gradients_are_let_go(uncompiled):
     param = torch.nn.Parameter(torch.randn(7))
     optimizer = gradtx.optim.AdamW([param], compile=True)
@@ -316,33 +296,6 @@ def test_tensors_in_any_layout_step_as_eagerly(name, make, uncompiled):
     torch.testing.assert_close(params[1], params[0])
 
 
-LAYOUTS = {
-    "rows": lambda gradient: gradient,
-    "columns": lambda gradient: gradient.t().contiguous().t(),
-    "a part": lambda gradient: torch.stack((gradient, gradient), -1)[..., 0],
-    "with a graph": lambda gradient: gradient.requires_grad_(),
-}
-
-
-@pytest.mark.parametrize("first", LAYOUTS)
-def test_gradients_may_change_their_layout_in_each_step(first):
-    """Kernels read the memory of gradients that are laid out as their parameters, whatever their shape."""
-    results = []
-    for compile in (False, True):
-        torch.manual_seed(0)
-        params = [torch.nn.Parameter(torch.randn(6, 8)) for _ in range(2)]
-        optimizer = gradtx.optim.AdamW(params, lr=0.1, compile=compile)
-        for name in (first, *LAYOUTS, first, *reversed(LAYOUTS)):
-            for param in params:
-                param.grad = LAYOUTS[name](torch.randn(6, 8))
-            optimizer.step()
-        results.append(params)
-    (bundle,) = optimizer._engine.plan.bundles
-    assert bundle._takes_any_shape
-    for compiled, expected in zip(*reversed(results), strict=True):
-        torch.testing.assert_close(compiled, expected)
-
-
 @gradtx.per_tensor(elementwise=True, shared={"leaves": 0.0}, summed={"leaves": lambda total: total})
 def divide_by_number_of_leaves():
     def update(update, state, param, ctx):
@@ -385,19 +338,6 @@ def test_shapes_matter_if_a_graph_reads_or_checks_them(line, expected):
     kernels = torch_names.RunKernels(f"    def call(self, args):\n        {line}\n", print)
     assert torch_names.reads_only_memory(kernels, {"param"}) == expected
     assert not torch_names.reads_only_memory(print, {"param"})
-
-
-def test_an_exchanged_memory_is_noticed(uncompiled):
-    param = torch.nn.Parameter(torch.ones(5))
-    optimizer = gradtx.optim.SGD([param], lr=0.1, momentum=0.5, compile=True)
-    for i in range(3):
-        param.grad = torch.ones(5)
-        optimizer.step()
-        if i == 0:
-            param.data = torch.full((5,), 3.0)
-        if i == 1:
-            optimizer.state[param]["momentum_buffer"] = torch.zeros(5)
-    torch.testing.assert_close(param, torch.full((5,), 3.0 - 0.15 - 0.1))
 
 
 @pytest.mark.parametrize("again", [copy.deepcopy, lambda optimizer: pickle.loads(pickle.dumps(optimizer))])

@@ -10,9 +10,8 @@ import torch
 
 import gradtx
 from gradtx.programs import bundle as lists
-from tests.conformance import Case, plain_cases
+from tests.conformance import Case, each_case, plain_cases, plain_links
 from tests.optim.problems import assert_close, assert_equal, saved_and_loaded
-from tests.thinning import thinned
 
 # The same operations in a different order.
 TOLERANCE = 1e-12
@@ -170,8 +169,7 @@ def steps_of(case, view):
 REFUSED = r"is complex, which this link does not support.* keep torch\.view_as_real\(tensor\) as the parameter"
 
 
-@thinned(2)
-@pytest.mark.parametrize("case", plain_cases(), ids=str)
+@each_case(plain_cases(), plain_links())
 def test_every_factory_steps_as_with_real_views_or_refuses_by_name(case: Case):
     try:
         weights = steps_of(case, view=False)
@@ -215,33 +213,6 @@ def test_links_that_read_more_than_entries_and_norms_refuse_a_complex_leaf_by_na
     with pytest.raises(TypeError, match=rf"^{link}: leaf 'matrix' {REFUSED}"):
         tx.init({name: param.detach() for name, param in params.items()})
     assert_equal(real_values(params), before)
-
-
-def test_a_partition_sends_complex_leaves_to_a_chain_that_takes_them():
-    tx = gradtx.partition(
-        {"complex": gradtx.adam(lr=0.1), "real": gradtx.muon(lr=0.1)},
-        lambda name, param: "complex" if param.is_complex() else "real",
-    )
-    params, alone = parameters(), parameters()
-    descend(gradtx.as_optimizer(tx, list(params.items())), params, 3)
-    descend(gradtx.as_optimizer(gradtx.adam(lr=0.1), list(alone.items())), alone, 3)
-    assert_close(real_values(params)[:-1], real_values(alone)[:-1], TOLERANCE)
-
-
-def test_selectors_see_the_dimensions_of_the_complex_parameter():
-    seen = {}
-
-    def decays(name, param):
-        seen[name] = (param.ndim, param.dtype)
-        return param.ndim > 1
-
-    params = parameters()
-    expected = {name: (param.ndim, param.dtype) for name, param in params.items()}
-    gradtx.adamw(mask=decays).init({name: param.detach() for name, param in params.items()})
-    assert seen == expected
-    seen.clear()
-    gradtx.as_optimizer(gradtx.adamw(mask=decays), list(params.items()))
-    assert seen == expected
 
 
 # Modes of running a step.
@@ -342,33 +313,6 @@ def test_leaves_that_are_not_contiguous_and_gradients_that_are_conjugate_views()
     assert_close(updates.values(), expected_updates.values(), TOLERANCE)
 
 
-def test_gradients_of_a_real_loss_are_those_that_torch_steps_with():
-    params, twins = [[torch.nn.Parameter(drawn(0, (3, 3)))] for _ in range(2)]
-    optimizers = [torch.optim.SGD(params, lr=0.1), gradtx.optim.SGD(twins, lr=0.1)]
-    x = drawn(1, (3, 5))
-    for group, optimizer in zip((params, twins), optimizers, strict=True):
-        for _ in range(3):
-            optimizer.zero_grad()
-            (group[0] @ x).abs().square().mean().backward()
-            optimizer.step()
-    assert_close(twins, params, TOLERANCE)
-
-
-def test_vmap_over_members_equals_single_members():
-    tx = chain()
-    members = {"w": drawn(0, (4, 3)), "b": drawn(1, (4,))}
-    gradients = {"w": drawn(2, (4, 3)), "b": drawn(3, (4,))}
-    state = torch.vmap(tx.init)(members)
-    updates, state = torch.vmap(tx.update)(gradients, state, members)
-    for i in range(4):
-        member = {name: value[i] for name, value in members.items()}
-        gradient = {name: value[i] for name, value in gradients.items()}
-        expected, expected_state = tx.update(gradient, tx.init(member), member)
-        assert_close([value[i] for value in updates.values()], expected.values(), TOLERANCE)
-        slot, expected_slot = [s["scale_by_adam"]["exp_avg"]["w"] for s in (state, expected_state)]
-        assert_close([slot[i]], [expected_slot], TOLERANCE)
-
-
 def test_derivatives_go_through_steps():
     def size_after(lr):
         tx, values = gradtx.adam(lr=lr), {"w": drawn(0, (3,))}
@@ -382,18 +326,6 @@ def test_derivatives_go_through_steps():
     lr, step = torch.tensor(0.1), 1e-6
     quotient = (size_after(lr + step) - size_after(lr - step)) / (2 * step)
     torch.testing.assert_close(torch.func.grad(size_after)(lr), quotient, rtol=1e-6, atol=0)
-
-
-def test_pure_updates_share_no_memory_with_their_inputs():
-    tx, values = gradtx.chain(gradtx.scale(1.0), gradtx.average()), {"w": drawn(0, (3,))}
-    state = tx.init(values)
-    updates, new = tx.update(values, state, values)
-    weights = tx.eval_params(new, gradtx.apply_updates(values, updates))
-    assert weights["w"].is_complex()
-    storages = [values["w"].untyped_storage().data_ptr()]
-    for tensor in (updates["w"], new["average"]["average"]["w"], weights["w"]):
-        assert tensor.untyped_storage().data_ptr() not in storages
-        storages.append(tensor.untyped_storage().data_ptr())
 
 
 # Everything around a step.
@@ -435,19 +367,6 @@ def test_stored_slots_are_those_of_the_real_view_and_change_into_each_other(stor
     coded.step()
 
 
-def test_released_gradients_equal_whole_steps():
-    params, twins = [torch.nn.Parameter(drawn(0))], [torch.nn.Parameter(drawn(0))]
-    optimizers = [gradtx.optim.AdamW(params, lr=0.1), gradtx.optim.AdamW(twins, lr=0.1)]
-    handle = optimizers[0].release_gradients()
-    for _ in range(3):
-        for (param,), optimizer in zip((params, twins), optimizers, strict=True):
-            param.abs().square().sum().backward()
-            optimizer.step()
-            optimizer.zero_grad()
-    handle.remove()
-    assert_equal(params[0].detach(), twins[0].detach())
-
-
 def test_averaged_weights_are_complex_in_evaluation_and_in_its_checkpoints():
     params = parameters()
     optimizer = gradtx.optim.ScheduleFreeAdamW(params.items(), lr=0.1)
@@ -466,34 +385,6 @@ def test_averaged_weights_are_complex_in_evaluation_and_in_its_checkpoints():
     assert not torch.equal(evaluated[0], trained[0])
 
 
-def test_a_file_of_trees_keeps_complex64_and_refuses_complex128_by_name(tmp_path):
-    pytest.importorskip("safetensors")
-    tx, params = gradtx.adam(), {"w": drawn(0, (3,), torch.complex64)}
-    _, state = tx.update(params, tx.init(params), params)
-    gradtx.save(tmp_path / "run.safetensors", params, state)
-    assert_equal(gradtx.load(tmp_path / "run.safetensors", params, tx.init(params)), (params, state))
-    wide = {"w": drawn(0, (3,))}
-    with pytest.raises(TypeError, match=r"save: 'params\.w' has dtype torch\.complex128.* use torch\.save"):
-        gradtx.save(tmp_path / "wide.safetensors", wide, tx.init(wide))
-
-
-def test_schedulers_and_groups_work_as_for_real_parameters():
-    results = []
-    for module in (torch.optim, gradtx.optim):
-        params = parameters()
-        items = list(params.values())
-        optimizer = module.AdamW([{"params": items[:2], "lr": 0.1}, {"params": items[2:], "weight_decay": 0.0}], lr=0.3)
-        scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
-        for t in range(1, 5):
-            set_gradients(params, t)
-            optimizer.step()
-            scheduler.step()
-            optimizer.zero_grad(set_to_none=False)
-            assert not any(param.grad.any() for param in items)
-        results.append(real_values(params))
-    assert_close(results[1], results[0], TOLERANCE)
-
-
 # Parameters that are still refused.
 
 
@@ -505,36 +396,6 @@ def test_half_precision_and_conjugate_parameters_are_refused_by_name():
         gradtx.adam().init({"w": half})
     with pytest.raises(ValueError, match=r"parameter 'w' is a conjugate view.*resolve_conj"):
         gradtx.optim.SGD([("w", torch.nn.Parameter(drawn(0, (2,)).conj()))])
-
-
-def test_complex_extras_and_losses_are_refused():
-    params, tx = {"w": torch.ones(2)}, gradtx.scale_by_sophia()
-    with pytest.raises(TypeError, match=r"hessian_diag: leaf 'w' has dtype torch\.complex128, needs real entries"):
-        tx.update(params, tx.init(params), params, hessian_diag={"w": drawn(0, (2,))})
-    with pytest.raises(TypeError, match="value must be real"):
-        gradtx.adam().update(params, gradtx.adam().init(params), params, value=torch.tensor(1j))
-    leaf = {"w": drawn(0, (2,))}
-    state = gradtx.adam().init(leaf)
-    with pytest.raises(
-        TypeError, match="hessian_diag: leaf 'w' is complex, but per-leaf extras support only real leaves"
-    ):
-        gradtx.adam().update(leaf, state, leaf, hessian_diag={"w": torch.ones(2)})
-    with pytest.raises(TypeError, match=r"gradients of task 0: leaf 'w' has dtype torch\.complex128, needs real"):
-        gradtx.pcgrad([{"w": drawn(0, (2,))}, {"w": drawn(1, (2,))}])
-
-
-def test_what_computes_with_whole_trees_refuses_complex_leaves_by_name():
-    leaf = {"w": drawn(0, (2,))}
-    with pytest.raises(TypeError, match=r"memory: leaf 'w' has dtype torch\.complex128, needs real entries"):
-        gradtx.memory(gradtx.adam(), leaf)
-    with pytest.raises(TypeError, match=r"params: leaf 'w' has dtype torch\.complex128, needs real entries"):
-        gradtx.hutchinson_hessian_diag(lambda params: params, leaf, 0)
-    for tx in (
-        gradtx.GradientTransformation(lambda params: {}, lambda updates, state, params: (updates, state)),
-        gradtx.sam(gradtx.adam()),
-    ):
-        with pytest.raises(TypeError, match=f"leaf 'w' {REFUSED}"):
-            tx.init(leaf)
 
 
 def test_complex_updates_are_not_added_to_real_parameters():

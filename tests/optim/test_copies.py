@@ -10,9 +10,9 @@ import pytest
 import torch
 
 import gradtx
+from tests.daily import by_day
 from tests.optim.chains import CHAINS
 from tests.optim.problems import assert_close, assert_equal, both, descend, parameters, values, whole
-from tests.thinning import thinned
 
 
 def saved_whole(value):
@@ -32,7 +32,12 @@ def trained(tx, steps):
     return params, optimizer
 
 
-@thinned(3)
+@by_day(
+    "design-torch.save", "partition-deepcopy", "masked-pickle", "freeze-torch.save",
+    "accumulate a partition-deepcopy", "skip an accumulation-pickle", "masked accumulation-torch.save",
+    "with lookahead-deepcopy", "whole tree-pickle", "two sums-torch.save", "random-deepcopy", "map after step-pickle",
+    "adamp-torch.save", "adam_atan2-deepcopy", "pnm-pickle", "prodigy-torch.save",
+)  # fmt: skip
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("name", CHAINS)
 def test_a_copy_goes_on_as_the_original_and_leaves_it_alone(name, way):
@@ -72,7 +77,11 @@ def test_a_copy_before_the_first_step_keeps_state_that_was_touched(way):
     assert_equal(again.state[own["body.bias"]]["exp_avg"], torch.full((3,), 0.5, dtype=torch.float64))
 
 
-@thinned(2)
+@by_day(
+    "SGD-pickle", "SGDW-deepcopy", "SGDW-torch.save", "Adam-pickle", "AdamW-deepcopy", "AdamW-torch.save",
+    "AdamP-pickle", "AdamAtan2-deepcopy", "AdamAtan2-torch.save", "ADOPT-pickle", "AdoptAtan2-deepcopy",
+    "AdoptAtan2-torch.save",
+)  # fmt: skip
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("name", ["SGD", "SGDW", "Adam", "AdamW", "AdamP", "AdamAtan2", "ADOPT", "AdoptAtan2"])
 def test_generated_classes_keep_their_class_and_groups(name, way):

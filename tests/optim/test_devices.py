@@ -8,9 +8,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import gradtx
 from gradtx.base import torch_names as _torch
 from gradtx.programs import batches
+from tests.daily import by_day
 from tests.optim.chains import CHAINS, ON_HOST
 from tests.optim.problems import SHAPES, assert_close, assert_equal, parameters, values
-from tests.thinning import thinned
 
 # To show the value of a schedule on a wrapper's clock in the group, the optimizer reads that clock.
 READ = {"accumulate", "accumulate a partition", "skip", "skip an accumulation", "accumulate around skip"}
@@ -84,7 +84,15 @@ def assert_quiet_steps(optimizer, params, way, **extras):
     assert way in ways
 
 
-@thinned(4)
+@by_day(
+    "lists-design-False", "lists-partition-True", "lists-masked by predicate-False", "lists-masked accumulation-True",
+    "lists-record-False", "lists-plain functions-True", "lists-random-False", "lists-map after step-True",
+    "lists-adopt-False", "lists-regenerate-True", "lists-prodigy-False", "lists-accumulate-True",
+    "alone-identity-False", "alone-nested partition-True", "alone-freeze-False",
+    "alone-skip around a masked accumulation-True", "alone-whole tree-False", "alone-two sums-True",
+    "alone-average-False", "alone-twice-True", "alone-adam_atan2-False", "alone-pnm-True",
+    "alone-schedule free-False", "alone-skip-True",
+)  # fmt: skip
 @pytest.mark.parametrize("capturable", [False, True])
 @pytest.mark.parametrize("name", list(QUIET))
 def test_a_step_neither_sends_to_the_device_nor_reads_from_it(name, capturable, way):
@@ -105,7 +113,12 @@ ALONE = ("apollo_low_rank", "lbfgs", "noisy_sgd")  # random numbers in every ste
 CURVATURE = ("adahessian", "sophia")
 
 
-@thinned(6)
+@by_day(
+    "lists-a2grad", "lists-adafactor", "lists-adam_atan2", "lists-adamod", "lists-adanorm", "lists-ademamix",
+    "lists-apollo", "lists-cocob", "lists-dadapt_lion", "lists-dog", "lists-ftrl", "lists-kate", "lists-lbfgs",
+    "lists-momo", "lists-muown", "lists-novograd", "lists-polar_adam_atan2", "lists-qhm", "lists-sadam", "lists-sgd",
+    "lists-signsgd", "lists-soap_muon", "lists-swats",
+)  # fmt: skip
 @pytest.mark.parametrize("name", [name for name in gradtx.get_supported_optimizers() if name not in CURVATURE])
 @pytest.mark.parametrize("way", ["lists"], indirect=True)
 def test_a_step_of_each_class_neither_sends_to_the_device_nor_reads_from_it(name, way):

@@ -1,7 +1,5 @@
 """Optimizers in the rest of the torch ecosystem."""
 
-import copy
-
 import pytest
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -48,25 +46,6 @@ def test_averaged_models_and_swalr_work_as_with_torch():
     assert_close(*results, tolerance=1e-6)  # six float32 roundings
 
 
-def test_update_bn_sees_the_averaged_weights():
-    results = []
-    for module in (gradtx.optim, torch.optim):
-        torch.manual_seed(0)
-        first = torch.nn.Linear(3, 4, bias=False)  # its gradient would consist of rounding errors only
-        model = torch.nn.Sequential(first, torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 1)).double()
-        averaged = swa_utils.AveragedModel(model)
-        batches = [torch.randn(4, 3, dtype=torch.float64) for _ in range(5)]
-        optimizer = module.AdamW(model.parameters(), lr=0.1)
-        for batch in batches:
-            optimizer.zero_grad()
-            (model(batch) - 1).square().mean().backward()
-            optimizer.step()
-            averaged.update_parameters(model)
-        swa_utils.update_bn(batches, averaged)
-        results.append([*averaged.parameters(), *averaged.module[1].buffers()])
-    assert_close(*results, tolerance=TOLERANCE)
-
-
 def test_an_average_of_weights_equals_torchs_averaged_model():
     model = model_of().double()
     optimizer = gradtx.as_optimizer(gradtx.chain(gradtx.sgd(lr=0.1), gradtx.average()), model.parameters())
@@ -106,46 +85,6 @@ def test_a_compiled_training_step_trains_as_a_plain_one():
             run()
         results.append(param.detach())
     assert_equal(*results)
-
-
-@pytest.mark.filterwarnings("ignore")  # from the compiler, about code that it cannot trace
-def test_dynamo_ends_its_graphs_at_a_step():
-    graphs = []
-
-    def backend(graph, inputs):
-        graphs.append(graph)
-        return graph
-
-    model, twin = model_of(), model_of()
-    optimizer = gradtx.optim.AdamW(model.parameters(), lr=0.1)
-    train(twin, gradtx.optim.AdamW(twin.parameters(), lr=0.1), 3)
-    step = torch.compile(optimizer.step, backend=backend)
-    for t in range(3):
-        optimizer.zero_grad()
-        (model(torch.ones(4, 3) * (t + 1)) - 1).square().mean().backward()
-        step()
-    assert graphs == []
-    assert_equal(values(model.parameters()), values(twin.parameters()))
-
-
-def test_parameters_and_state_swapped_in_for_a_while_step_as_in_torch():
-    stateless = pytest.importorskip("torch.optim._stateless")
-
-    def run(module):
-        model = model_of()
-        optimizer = module.AdamW(model.parameters(), lr=0.1)
-        train(model, optimizer, 2)
-        others = {name: torch.full_like(param, 2.0) for name, param in model.named_parameters()}
-        state = copy.deepcopy(optimizer.state_dict())
-        with stateless.swap_in_optimizer_params_and_state(optimizer, others, state):
-            for other in others.values():
-                other.grad = torch.ones_like(other)
-            optimizer.step()
-        train(model, optimizer, 2)
-        return [*others.values(), *model.parameters()]
-
-    ours, theirs = run(gradtx.optim), run(torch.optim)
-    assert_close(ours, theirs, tolerance=1e-6)
 
 
 def test_one_optimizer_for_each_parameter_inside_backward():
@@ -213,75 +152,3 @@ def test_make_fx_traces_a_step(name):
     by_hand(gradients[1])
     assert torch.equal(traced, plain)  # tracing also takes the step
     assert not torch.equal(traced, kept)
-
-
-@pytest.mark.parametrize("mode", ["real", "fake", "symbolic"])
-@pytest.mark.parametrize("name", ["SGD", "AdamW"])
-def test_make_fx_traces_an_optimizer_that_is_made_inside_as_it_does_torchs(name, mode):
-    def trained(module, value, gradient):
-        param = value.detach().clone().requires_grad_()
-        optimizer = getattr(module, name)([param], lr=0.1)
-        param.grad = gradient
-        optimizer.step()
-        optimizer.step()
-        return param.detach()
-
-    start, other = torch.tensor([1.0, -2.0]), torch.tensor([0.5, 1.0])
-    graph = make_fx(lambda *given: trained(gradtx.optim, *given), tracing_mode=mode)(start, torch.ones(2))
-    assert_close([graph(start, other)], [trained(torch.optim, start, other)], 1e-6)
-
-
-def test_make_fx_over_the_state_of_an_optimizer_says_to_trace_the_pure_update():
-    """torch's AdamW raises an error as well: it also reads the count."""
-    param = torch.nn.Parameter(torch.tensor([1.0, -2.0]))
-    optimizer = gradtx.optim.AdamW([param])
-    param.grad = torch.ones(2)
-    optimizer.step()
-    state = optimizer.state[param]
-
-    def step(count):
-        state["step"] = count
-        optimizer.step()
-        return param.detach()
-
-    with pytest.raises(RuntimeError, match=r"^state of parameter '0': step\(\) reads the count .*trace tx\.update"):
-        make_fx(step)(torch.tensor(1.0))
-
-    tx, params = gradtx.adamw(), {"w": torch.tensor([1.0, -2.0])}
-    update = make_fx(lambda grad, state: tx.update({"w": grad}, state, params))
-    graph = update(torch.ones(2), tx.init(params))
-    expected, _ = tx.update({"w": torch.tensor([3.0, 0.1])}, tx.init(params), params)
-    updates, _ = graph(torch.tensor([3.0, 0.1]), tx.init(params))
-    assert_close(updates.values(), expected.values(), 1e-6)
-
-
-@pytest.mark.filterwarnings("ignore")  # from the compiler, about code that it cannot trace
-def test_compiled_autograd_does_not_trace_released_gradients():
-    from torch._dynamo import config
-
-    graphs = []
-
-    def backend(graph, examples):
-        graphs.append(graph)
-        return graph.forward
-
-    results = []
-    for compiled in (False, True):
-        torch.manual_seed(0)
-        model = torch.nn.Linear(3, 2)
-        optimizer = gradtx.optim.AdamW(model.parameters(), lr=0.1)
-        optimizer.release_gradients()
-
-        def backward(model=model):
-            model(torch.ones(1, 3)).square().sum().backward()
-
-        run = torch.compile(backward, backend=backend) if compiled else backward
-        with config.patch(compiled_autograd=compiled):
-            for _ in range(2):
-                run()
-                optimizer.step()
-        results.append([param.detach() for param in model.parameters()])
-    assert_equal(*results)
-    traces = [str(node.meta.get("stack_trace")) for graph in graphs for node in graph.graph.nodes]
-    assert traces
-    assert not any("gradtx/optim" in trace for trace in traces)

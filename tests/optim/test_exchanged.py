@@ -87,23 +87,6 @@ def test_a_parameter_exchanged_keeps_its_name_and_so_its_place_in_the_chain(tx, 
     assert_equal(values(params), values(others))
 
 
-def test_a_parameter_exchanged_stays_frozen_when_another_joins_or_leaves_in_the_same_breath():
-    for more in (1, -1):
-        params = parameters()
-        optimizer = gradtx.as_optimizer(
-            gradtx.chain(gradtx.adam(lr=0.1), gradtx.freeze("head.*")), list(params.items())
-        )
-        descend(optimizer, params, 2)
-        exchanged(optimizer, params, "head.weight")
-        if more > 0:
-            optimizer.param_groups[0]["params"].append(torch.nn.Parameter(torch.ones(2)))
-        else:
-            del optimizer.state[optimizer.param_groups[0]["params"].pop(0)]
-        before = params["head.weight"].detach().clone()
-        descend(optimizer, params, 2)
-        assert_equal(params["head.weight"].detach(), before)
-
-
 def test_a_parameter_exchanged_is_evaluated_with_the_average_that_moved_along():
     params = parameters()
     optimizer = gradtx.as_optimizer(gradtx.chain(gradtx.sgd(lr=0.1), gradtx.average()), list(params.items()))
@@ -169,48 +152,6 @@ def test_a_parameter_taken_out_of_its_group_with_its_state_stays_where_it_is():
     assert_close(*both(run), tolerance=TOLERANCE)
 
 
-def test_a_group_taken_out_with_its_state_is_gone():
-    def run(module):
-        params = parameters()
-        items = list(params.values())
-        optimizer = module.AdamW([{"params": items[:2]}, {"params": items[2:]}], lr=0.1)
-        descend(optimizer, params, 2)
-        for param in optimizer.param_groups.pop()["params"]:
-            del optimizer.state[param]
-        descend(optimizer, params, 2, start=2)
-        return [*items, torch.tensor(float(len(optimizer.state_dict()["state"])))]
-
-    assert_close(*both(run), tolerance=TOLERANCE)
-
-
-@pytest.mark.parametrize("keep", [slice(None), slice(1)], ids=["all", "one"])
-def test_parameters_that_come_back_in_a_new_group_keep_their_state_as_in_torch(keep):
-    def run(module):
-        params = parameters()
-        optimizer = module.Adam(params.values(), lr=0.1)
-        descend(optimizer, params, 3)
-        optimizer.param_groups.clear()
-        optimizer.add_param_group({"params": list(params.values())[keep]})
-        descend(optimizer, params, 3, start=3)
-        return params.values(), [optimizer.state[param]["step"] for param in params.values()]
-
-    (ours, steps), (theirs, expected) = both(run)
-    assert_close(ours, theirs, TOLERANCE)
-    assert_equal(steps, expected)
-
-
-def test_groups_in_another_order_keep_their_state():
-    params, others = parameters(), parameters()
-    split = [{"params": [param], "lr": 0.1 * i} for i, param in enumerate(params.values())]
-    optimizer = gradtx.optim.AdamW(split)
-    reference = gradtx.optim.AdamW([{"params": [param], "lr": 0.1 * i} for i, param in enumerate(others.values())])
-    for t in range(4):
-        optimizer.param_groups.reverse()
-        descend(optimizer, params, 1, start=t)
-        descend(reference, others, 1, start=t)
-    assert_equal(values(params), values(others))
-
-
 @pytest.mark.parametrize("reset", ["clear", "replace"])
 def test_state_thrown_away_is_made_afresh_as_in_torch(reset):
     def run(module):
@@ -227,47 +168,6 @@ def test_state_thrown_away_is_made_afresh_as_in_torch(reset):
     assert_close(*both(run), tolerance=TOLERANCE)
 
 
-SHARING = {
-    "a restart": lambda: gradtx.restart(gradtx.adamw(lr=0.1), every=2),
-    "an accumulation": lambda: gradtx.accumulate(gradtx.adamw(lr=0.1), every=2),
-    "a skip": lambda: gradtx.skip_nonfinite(gradtx.adamw(lr=0.1)),
-    "an estimate": lambda: gradtx.prodigy(d0=1e-2),
-    "a norm": lambda: gradtx.chain(gradtx.clip_by_global_norm(1.0, stale=True), gradtx.adamw(lr=0.1)),
-}
-
-
-@pytest.mark.parametrize("compile", [False, True])
-@pytest.mark.parametrize("tx", SHARING.values(), ids=SHARING)
-def test_state_with_shared_values_thrown_away_before_a_step_without_some_gradients_is_that_of_a_fresh_optimizer(
-    tx, compile
-):
-    def later(name, t):
-        return name == "body.bias" and t < 5
-
-    params = parameters()
-    optimizer = gradtx.as_optimizer(tx(), list(params.items()), compile=compile)
-    descend(optimizer, params, 3)
-    optimizer.state.clear()
-    others = {name: torch.nn.Parameter(param.detach().clone()) for name, param in params.items()}
-    fresh = gradtx.as_optimizer(tx(), list(others.items()), compile=compile)
-    for each, of_each in ((optimizer, params), (fresh, others)):
-        descend(each, of_each, 4, start=3, skip=later)
-    assert_close(params.values(), others.values(), TOLERANCE)
-
-
-def test_state_of_one_parameter_reset_in_place_is_obeyed_as_in_torch():
-    def run(module):
-        params = parameters()
-        optimizer = module.AdamW(params.values(), lr=0.1)
-        descend(optimizer, params, 3)
-        for value in optimizer.state[params["body.weight"]].values():
-            value.zero_()
-        descend(optimizer, params, 3, start=3)
-        return params.values()
-
-    assert_close(*both(run), tolerance=TOLERANCE)
-
-
 def test_a_slot_that_somebody_deleted_is_an_error_that_names_it_and_changes_nothing():
     params = parameters()
     optimizer = gradtx.optim.AdamW(params.values())
@@ -275,50 +175,3 @@ def test_a_slot_that_somebody_deleted_is_an_error_that_names_it_and_changes_noth
     del optimizer.state[params["head.scale"]]["exp_avg"]
     with unchanged(optimizer), pytest.raises(ValueError, match="exp_avg"):
         optimizer.step()
-
-
-def test_the_dict_that_a_user_gave_is_the_group_as_in_torch():
-    def run(module):
-        params = parameters()
-        group = {"params": params.values(), "lr": 0.1}
-        optimizer = module.SGD([group])
-        group["lr"] = 0.5
-        descend(optimizer, params, 2)
-        return params.values()
-
-    assert_close(*both(run), tolerance=TOLERANCE)
-
-
-def flattened(tx):
-    """Return an optimizer whose parameters were replaced by one flat tensor, as DeepSpeed does."""
-    model = torch.nn.Linear(3, 2)
-    optimizer = gradtx.as_optimizer(tx, model.named_parameters())
-    flat = torch.nn.Parameter(torch.cat([param.detach().flatten() for param in model.parameters()]))
-    flat.grad = torch.ones_like(flat)
-    optimizer.param_groups[0]["params"] = [flat]
-    return optimizer, flat
-
-
-@pytest.mark.parametrize(
-    "tx",
-    [
-        gradtx.lamb(),
-        gradtx.chain(gradtx.clip_by_global_norm(1.0), gradtx.adamw()),
-        gradtx.chain(gradtx.clip_by_global_norm(1.0, stale=True), gradtx.adamw()),
-        gradtx.adamp(),
-    ],
-    ids=repr,
-)
-def test_flattened_memory_in_place_of_parameters_is_refused_where_links_act_by_leaf(tx):
-    optimizer, flat = flattened(tx)
-    before = flat.detach().clone()
-    with pytest.raises(ValueError, match=r"flat pieces of memory have replaced the parameters.*use FSDP2"):
-        optimizer.step()
-    assert torch.equal(flat, before)
-
-
-def test_flattened_memory_takes_the_steps_of_elementwise_chains():
-    optimizer, flat = flattened(gradtx.sgd(lr=1.0))
-    before = flat.detach().clone()
-    optimizer.step()
-    assert torch.equal(flat, before - 1)

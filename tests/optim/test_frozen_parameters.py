@@ -4,14 +4,9 @@ import copy
 
 import pytest
 import torch
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_optimizer_state_dict,
-    set_optimizer_state_dict,
-)
 
 import gradtx
-from tests.optim.problems import assert_close, assert_equal, set_gradients
+from tests.optim.problems import assert_close, assert_equal
 
 MODULES = pytest.mark.parametrize("module", [gradtx.optim, torch.optim], ids=["gradtx", "torch"])
 TOLERANCE = 1e-12  # the same float64 sums in a different order
@@ -142,23 +137,6 @@ def test_checkpoints_with_and_without_entries_of_frozen_parameters_continue(modu
     assert_close(list(model.parameters()), list(source.parameters()), TOLERANCE)
 
 
-@pytest.mark.parametrize("flat", [False, True], ids=["nested", "flattened"])
-def test_a_distributed_checkpoint_of_a_model_with_frozen_parameters_continues(flat):
-    options = StateDictOptions(flatten_optimizer_state_dict=flat)
-    source = Adapted()
-    first = gradtx.optim.AdamW(source.named_parameters(), lr=0.01)
-    train(source, first, 3)
-    saved = copy.deepcopy(get_optimizer_state_dict(source, first, options=options))
-    model = copy.deepcopy(source)
-    again = gradtx.optim.AdamW(model.named_parameters(), lr=0.01)
-    template = get_optimizer_state_dict(model, again, options=options)
-    assert template.keys() == saved.keys()
-    set_optimizer_state_dict(model, again, saved, options=options)
-    train(source, first, 2, seed=1)
-    train(model, again, 2, seed=1)
-    assert_equal(list(map(torch.Tensor.detach, model.parameters())), [p.detach() for p in source.parameters()])
-
-
 def test_memory_counts_only_parameters_that_require_a_gradient():
     model = Adapted().float()
     optimizer = gradtx.optim.AdamW(model.parameters())
@@ -180,6 +158,7 @@ def test_the_constructor_needs_no_memory_for_state_and_still_checks_every_parame
 # Models that move.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compile", [False, "traced"])
 @pytest.mark.parametrize("tx", [gradtx.adamw(lr=0.1), gradtx.chain(gradtx.sgd(lr=0.1), gradtx.lookahead(k=2))])
 def test_state_follows_a_model_that_changes_its_dtype_before_the_first_step(tx, compile, uncompiled):
@@ -197,18 +176,7 @@ def test_state_follows_a_model_that_changes_its_dtype_before_the_first_step(tx, 
     assert_equal(*results)
 
 
-def test_weights_loaded_after_a_state_dict_was_taken_still_count():
-    model = Adapted()
-    tx = gradtx.chain(gradtx.sgd(lr=0.1), gradtx.lookahead(k=1))
-    optimizer = gradtx.as_optimizer(tx, model.named_parameters())
-    optimizer.state_dict()
-    with torch.no_grad():
-        model.up.weight.fill_(2.0)
-    model.up.weight.grad = torch.zeros_like(model.up.weight)
-    optimizer.step()
-    assert_equal(optimizer.state[model.up.weight]["slow"], torch.full_like(model.up.weight, 2.0).detach())
-
-
+@pytest.mark.slow
 @pytest.mark.parametrize("compile", [False, True])
 def test_used_state_of_less_precision_is_an_error_that_names_parameter_and_remedy(compile, uncompiled):
     model = Adapted().float()
@@ -225,23 +193,3 @@ def test_used_state_of_less_precision_is_an_error_that_names_parameter_and_remed
     train(model, optimizer, 1)
     assert optimizer.state[model.up.weight]["exp_avg"].dtype is torch.float64
     assert optimizer.state[model.up.weight]["step"] == 3
-
-
-def test_an_error_in_the_first_step_leaves_no_state_behind():
-    @gradtx.per_tensor
-    def fail():
-        def init(param):
-            return {"slot": torch.zeros_like(param)}
-
-        def update(update, state, param, ctx):
-            raise KeyError("mine")
-
-        return init, update
-
-    param = torch.nn.Parameter(torch.ones(2))
-    optimizer = gradtx.as_optimizer(gradtx.chain(fail(), gradtx.sgd()), [param])
-    set_gradients({"w": param})
-    before = dict(optimizer.state[param])
-    with pytest.raises(KeyError, match="mine"):
-        optimizer.step()
-    assert_equal(dict(optimizer.state[param]), before)

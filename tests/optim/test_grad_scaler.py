@@ -13,7 +13,8 @@ import torch
 
 import gradtx
 from gradtx.optim import _device_counts
-from tests.conformance import plain_cases, step_extras
+from tests.conformance import each_case, of_each_kind, plain_cases, step_extras
+from tests.daily import by_day
 from tests.optim.chains import CHAINS
 from tests.optim.problems import (
     assert_close,
@@ -27,7 +28,6 @@ from tests.optim.problems import (
     values,
     whole,
 )
-from tests.thinning import thinned
 
 SCALE = 2.0**12  # a power of two, so that scaling does not round
 BAD = (0, 3, 4, 7)
@@ -89,7 +89,11 @@ def assert_same(optimizer, expected, tolerance):
     assert found["groups"] == wanted["groups"]
 
 
-@thinned(2)
+@by_day(
+    "design", "partition", "masked", "freeze", "accumulate a partition", "skip an accumulation",
+    "masked accumulation", "with lookahead", "whole tree", "two sums", "random", "map after step", "adamp",
+    "adam_atan2", "pnm", "prodigy",
+)  # fmt: skip
 @pytest.mark.parametrize("name", CHAINS)
 def test_infinite_steps_leave_no_trace_in_parameters_state_counts_or_groups(name):
     (expected, theirs), (optimizer, params) = made(CHAINS[name]), made(CHAINS[name])
@@ -99,7 +103,7 @@ def test_infinite_steps_leave_no_trace_in_parameters_state_counts_or_groups(name
     assert_same(optimizer, expected, 1e-13)
 
 
-@thinned(5)
+@by_day("nested partition", "accumulate a partition", "skip around a masked accumulation", "two sums", "twice", "pnm")
 @pytest.mark.parametrize("name", CHAINS)
 def test_programs_leave_no_trace_of_infinite_steps(name, uncompiled):
     (expected, theirs), (optimizer, params) = made(CHAINS[name]), compiled(CHAINS[name])
@@ -109,8 +113,7 @@ def test_programs_leave_no_trace_of_infinite_steps(name, uncompiled):
     assert_same(optimizer, expected, 1e-12)
 
 
-@thinned(3)
-@pytest.mark.parametrize("case", [case for case in plain_cases() if "grad_fn" not in case.example.needs], ids=str)
+@each_case([case for case in plain_cases() if "grad_fn" not in case.example.needs], of_each_kind())
 def test_every_transformation_skips_infinite_steps(case):
     start = {name: torch.nn.Parameter(value) for name, value in case.noise(3, {"matrix": (3, 4)}).items()}
     (expected, theirs), (optimizer, params) = made(case.make(), twins(start)), made(case.make(), twins(start))
@@ -129,24 +132,6 @@ def test_compiled_steps_under_a_scaler_equal_eager_ones_and_compile_once(name):
     assert len(optimizer._engine.programs) == programs
     assert not optimizer._engine.failed
     assert_same(optimizer, expected, 1e-12)
-
-
-@pytest.mark.parametrize("make", [made, compiled])
-def test_parameters_that_stepped_apart_are_never_taken_for_equals(make, uncompiled):
-    """Steps 3 (skipped) and 5 involve one parameter each, so equal counts do not mean equal histories."""
-    optimizer, params = make(gradtx.adam(lr=0.1))
-    (expected, theirs) = made(gradtx.adam(lr=0.1))
-    only = {3: "body.weight", 5: "body.bias"}  # step 3 is bad
-
-    def skip(name, t):
-        return t in only and name != only[t]
-
-    order = (1, 3, 5, 6, 7, 8)
-    run(optimizer, params, scaled=True, steps=order, skip=skip)
-    run(expected, theirs, scaled=False, steps=order, skip=skip)
-    assert_same(optimizer, expected, 1e-13)
-    counts = {name: optimizer.state[param]["step"].item() for name, param in params.items()}
-    assert counts == {"body.weight": 3, "body.bias": 4, "head.weight": 3, "head.scale": 3}
 
 
 @pytest.mark.parametrize("compile", [False, True])
@@ -178,19 +163,6 @@ def test_runs_under_a_scaler_go_on_after_copies_and_checkpoints(again):
     assert_same(optimizer, expected, 1e-13)
 
 
-@pytest.mark.parametrize("copied", [copy.deepcopy, lambda both: pickle.loads(pickle.dumps(both))])
-def test_copies_do_not_take_an_old_count_for_the_present_one(copied):
-    """In a copy, `step` tensors count writes from 0, and reach the version recorded in the original after one step."""
-    expected, theirs = made(gradtx.adam(lr=0.1))
-    run(expected, theirs, scaled=False, steps=[1, 2, 5, 6, 8, 9])
-    optimizer, params = made(gradtx.adam(lr=0.1))
-    run(optimizer, params, scaled=True, steps=[1, 2])
-    optimizer, params = copied((optimizer, params))
-    run(optimizer, params, scaled=False, steps=[5, 6])
-    run(optimizer, params, scaled=True, steps=[8, 9])
-    assert_same(optimizer, expected, 1e-13)
-
-
 def reloaded(optimizer, params):
     fresh, own = made(CHAINS["design"], twins(params))
     fresh.load_state_dict(saved_and_loaded(optimizer.state_dict()))
@@ -205,19 +177,6 @@ def test_counts_are_not_read_where_a_device_has_them(monkeypatch, uncompiled):
             for name in ("__int__", "__bool__", "__float__", "item", "tolist"):
                 patch.setattr(torch.Tensor, name, lambda tensor: pytest.fail("read"))
             run(optimizer, params, scaled=True, steps=range(2, 6))
-
-
-def test_a_count_that_somebody_writes_is_obeyed():
-    optimizer, params = made(gradtx.adam(lr=0.1))
-    expected, theirs = made(gradtx.adam(lr=0.1))
-    run(optimizer, params, scaled=True, steps=[1, 2])
-    run(expected, theirs, scaled=False, steps=[1, 2])
-    for some, own in ((optimizer, params), (expected, theirs)):
-        some.state[own["body.bias"]]["step"].fill_(100)
-        some.state[own["head.weight"]]["step"] = torch.tensor(50.0)
-    run(optimizer, params, scaled=True, steps=[3, 5, 6])
-    run(expected, theirs, scaled=False, steps=[3, 5, 6])
-    assert_same(optimizer, expected, 1e-13)
 
 
 @pytest.mark.parametrize("name", ["design", "random"])  # skips on the device, and on the host
@@ -253,15 +212,6 @@ def test_gradients_in_half_precision_are_unscaled_before_they_are_rounded():
         optimizer.step()
     assert_close([params["a"]], [torch.tensor([0.75, 1.25, 0.75], dtype=torch.float16)], 0)
     assert_close([optimizer.state[params["a"]]["exp_avg"]], [0.1 * kept], 1e-6)
-
-
-def test_without_a_scale_gradients_have_been_unscaled_before():
-    optimizer, params = made(gradtx.sgd(lr=0.1))
-    before = values(params)
-    set_gradients(params)
-    with scaler(optimizer, scale=None):
-        optimizer.step()
-    assert_close(params.values(), [old - 0.1 * p.grad for old, p in zip(before, params.values(), strict=True)], 1e-13)
 
 
 def test_a_schedule_does_not_advance_at_skipped_steps():
@@ -341,22 +291,3 @@ def test_a_grad_scaler_unscales_before_clipping():
     scaler.step(optimizer)
     moved = torch.cat([(param.detach() - old).flatten() for param, old in zip(params.values(), before, strict=True)])
     assert_close([moved.norm()], [torch.tensor(1e-4)], 1e-3)  # differences of float32 weights of size 1
-
-
-def test_a_schedule_goes_on_after_a_checkpoint_though_the_host_does_not_know_of_skipped_steps(monkeypatch):
-    monkeypatch.setattr(_device_counts.Count, "most", property(lambda count: count.bound))  # as on another device
-    tx = gradtx.sgd(lr=gradtx.linear_schedule(0.1, total_iters=9))
-    param, twin = (torch.nn.Parameter(torch.ones(2, dtype=torch.float64)) for _ in range(2))
-    optimizer, expected = gradtx.as_optimizer(tx, [param]), gradtx.as_optimizer(tx, [twin])
-    for t in range(8):
-        param.grad = torch.full_like(param, math.inf if t in BAD else SCALE)
-        if t == 5:
-            saved = optimizer.state_dict()
-            optimizer = gradtx.as_optimizer(tx, [param])
-            optimizer.load_state_dict(saved)
-        with scaler(optimizer, t in BAD):
-            optimizer.step()
-        if t not in BAD:
-            twin.grad = torch.ones_like(twin)
-            expected.step()
-    assert_close([param], [twin], 1e-13)

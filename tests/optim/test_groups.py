@@ -4,11 +4,10 @@ import pytest
 import torch
 
 import gradtx
-from tests.optim.chains import NESTED, scale_by_mean_of_trees
+from tests.optim.chains import scale_by_mean_of_trees
 from tests.optim.problems import (
     assert_close,
     assert_equal,
-    both,
     descend,
     functional,
     hyperparameters,
@@ -120,40 +119,6 @@ def test_a_key_of_a_group_that_is_nearly_a_hyperparameter_is_warned_of_and_kept(
     assert [warning.filename for warning in found] == [__file__]
 
 
-def test_a_near_miss_is_warned_of_once_for_all_labels_and_a_key_of_another_label_is_none():
-    tx = gradtx.partition({"a": gradtx.sgd(), "b": gradtx.adamw()}, {"a": lambda name, p: p.ndim == 1, "b": "*"})
-    group = {
-        "params": list(parameters().values()),
-        "momentum": 0.9,
-        "betas": (0.5, 0.5),
-        "a.lr": 0.1,
-        "b.adamw.lr": 0.1,
-    }
-    assert len(gradtx.as_optimizer(tx, [group]).param_groups) == 2  # warnings are errors in these tests
-    with pytest.warns(UserWarning, match="did you mean 'momentum'") as found:
-        gradtx.as_optimizer(tx, [{**group, "momentm": 0.9}])
-    assert len(found) == 1
-
-
-def test_a_value_that_only_another_branch_reads_is_a_warning_that_names_the_key():
-    matrix, vector = torch.nn.Parameter(torch.eye(3)), torch.nn.Parameter(torch.ones(3))
-
-    def rates(group):
-        groups = [{"params": [matrix]}, {"params": [vector], **group}]
-        optimizer = gradtx.optim.Muon(groups, lr=0.02, fallback=gradtx.adamw(lr=1e-3))
-        return [group["lr"] for group in optimizer.param_groups]
-
-    for key in ("lr", "fallback.lr"):
-        message = f"^Muon: the parameters of this group do not read its '{key}'; pass 'adamw.lr'$"
-        with pytest.warns(UserWarning, match=message):
-            assert rates({key: 1e-5}) == [0.02, 1e-3]
-    assert rates({"adamw.lr": 1e-5}) == [0.02, 1e-5]  # warnings are errors in these tests
-    assert rates({"lr": 1e-3}) == [0.02, 1e-3]
-    both = {"params": [matrix, vector], "lr": 0.1}
-    optimizer = gradtx.optim.Muon([both], lr=0.02, fallback=gradtx.adamw(lr=1e-3))
-    assert [group["lr"] for group in optimizer.param_groups] == [0.1, 1e-3]
-
-
 def test_names_with_an_owner_or_a_label_set_the_values_of_a_group():
     params = [torch.nn.Parameter(torch.eye(2)), torch.nn.Parameter(torch.ones(2))]
     tx = gradtx.partition({"a": gradtx.sgd(), "b": gradtx.adamw()}, {"a": lambda name, p: p.ndim == 1, "b": "*"})
@@ -163,51 +128,6 @@ def test_names_with_an_owner_or_a_label_set_the_values_of_a_group():
     optimizer = gradtx.as_optimizer(tx, [{"params": params, "adamw.lr": 0.3, "clip_by_global_norm.eps": 0.1}])
     group = optimizer.param_groups[0]
     assert (group["lr"], group["clip_by_global_norm.eps"], "adamw.lr" in group) == (0.3, 0.1, False)
-
-
-def test_a_warning_that_is_an_error_adds_no_group():
-    params = list(parameters().values())
-    optimizer = gradtx.optim.AdamW(params[:1])
-    with unchanged(optimizer), pytest.raises(UserWarning, match="weigth_decay"):
-        optimizer.add_param_group({"params": params[1:], "weigth_decay": 0.1})
-    assert len(optimizer.param_groups) == 1
-    optimizer.add_param_group({"params": params[1:]})
-
-
-KEPT = (
-    "initial_lr max_lr min_lr base_momentum max_momentum swa_lr lr_scale lr_mult weight_decay_multiplier"
-    " initial_weight_decay base_lr name label group_name tag hessian_seed depth layer_decay"
-)
-HAVE = [
-    "adamw",
-    "sgd",
-    "apollo",
-    "alig",
-    "ranger21",
-    "amos",
-    "adabound",
-    "adagrad",
-    "sadam",
-    "scalable_shampoo",
-    "adahessian",
-]
-
-
-@pytest.mark.parametrize("name", HAVE)
-def test_keys_of_schedulers_and_trainers_are_no_misspelt_hyperparameters(name):
-    group = {"params": parameters().values(), **{key: 0.5 for key in KEPT.split() if key != "max_lr" or name != "alig"}}
-    tx = getattr(gradtx, name)(**({"num_iterations": 20} if name == "ranger21" else {}))
-    optimizer = gradtx.as_optimizer(tx, [group])  # warnings are errors in these tests
-    assert optimizer.param_groups[0]["lr_scale"] == 0.5
-
-
-def test_a_hyperparameter_that_looks_like_a_key_of_torchs_makes_that_none_that_is_misspelt():
-    @gradtx.per_tensor
-    def rule(max_momenta: gradtx.Scalar = 1.0, names: gradtx.Scalar = 1.0, labels: gradtx.Scalar = 1.0):
-        return lambda update, state, param, ctx: (max_momenta * names * labels * update, state)
-
-    group = {"params": parameters().values(), "max_momentum": 0.9, "name": "all", "label": "x"}
-    gradtx.as_optimizer(rule(), [group])  # warnings are errors in these tests
 
 
 def makers(option, value):
@@ -223,6 +143,7 @@ def makers(option, value):
 WAYS = ["class", "group", "create_optimizer"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("option", ["foreach", "fused"])
 def test_an_option_that_chooses_between_torchs_implementations_is_accepted_with_one_warning_that_names_compile(
@@ -243,23 +164,9 @@ def test_an_option_that_chooses_between_torchs_implementations_is_accepted_with_
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("value", [None, False])
-@pytest.mark.parametrize("option", ["foreach", "fused", "capturable", "differentiable"])
-def test_an_option_of_torchs_implementations_that_is_off_asks_for_nothing(option, value, way):
-    makers(option, value)[way]()  # warnings are errors in these tests
-
-
-@pytest.mark.parametrize("way", WAYS)
 def test_a_differentiable_step_is_refused_with_the_pure_update_as_remedy(way):
     with pytest.raises(TypeError, match=r"^'differentiable' is not an option of gradtx: .*tx\.update"):
         makers("differentiable", True)[way]()
-
-
-def test_several_options_of_torchs_implementations_are_one_warning():
-    param = torch.nn.Parameter(torch.zeros(2))
-    with pytest.warns(UserWarning, match="^AdamW: foreach=True and fused=True choose between") as said:
-        gradtx.optim.AdamW([param], foreach=True, fused=True)
-    assert len(said) == 1
 
 
 def test_capturable_is_an_option_of_all_groups_together():
@@ -364,16 +271,6 @@ def test_a_partition_makes_a_group_of_each_user_group_and_label_in_this_order():
     assert own == [set(gradtx.adamw().hyperparams), set(gradtx.sgd().hyperparams)]
 
 
-def test_a_nested_partition_joins_its_labels_and_leaves_out_empty_ones():
-    params = parameters()
-    optimizer = gradtx.as_optimizer(NESTED, list(params.items()))
-    assert [(group["label"], group["lr"]) for group in optimizer.param_groups] == [
-        ("head.scale", 0.1),
-        ("head.rest", 1e-2),
-        ("body", 0.1),
-    ]
-
-
 def test_a_group_added_to_a_partition_is_divided_too():
     tx = gradtx.partition({"bias": gradtx.sgd(lr=0.1), "weight": gradtx.adamw()}, {"weight": "*.weight", "bias": "*"})
     items = list(parameters().items())
@@ -410,17 +307,6 @@ def test_names_that_torchs_schedulers_write_are_never_hyperparameter_names(name)
     assert_close(params.values(), functional(tx, parameters(), 1)[0].values(), TOLERANCE)
 
 
-@pytest.mark.filterwarnings("ignore:as_optimizer. scale_by_polyak follows")  # only the names matter here
-def test_a_bound_of_the_learning_rate_is_shown_as_lr_where_there_is_no_other():
-    params = parameters()
-    bounded = gradtx.optim.AliG([{"params": params.values(), "lr": 0.3}], max_lr=0.2)
-    assert [group["lr"] for group in bounded.param_groups] == [0.3]
-    both = gradtx.as_optimizer(
-        gradtx.chain(gradtx.scale_by_learning_rate(0.5), gradtx.scale_by_polyak(0.2)), params.values()
-    )
-    assert (both.param_groups[0]["lr"], both.param_groups[0]["scale_by_polyak.max_lr"]) == (0.5, 0.2)
-
-
 def test_an_empty_group_is_kept_as_in_torch():
     params = parameters()
     optimizer = gradtx.optim.AdamW([{"params": params.values()}, {"params": [], "weight_decay": 0.0}])
@@ -432,46 +318,6 @@ def test_an_empty_group_is_kept_as_in_torch():
 # Shared hyperparameters of all leaves, written into groups.
 
 
-def prodigy_after(groups, edit=None, at=0, d0=1e-2, steps=6):
-    """Return the parameters, in one or several groups, and the distance of a Prodigy whose `d0` is edited at a step."""
-    generator = torch.Generator().manual_seed(0)
-    params = [torch.nn.Parameter(torch.randn(3, generator=generator, dtype=torch.float64)) for _ in range(2)]
-    optimizer = gradtx.optim.Prodigy([{"params": [p]} for p in params] if groups == 2 else params, d0=d0)
-    for step in range(steps):
-        if edit is not None and step == at:
-            optimizer.param_groups[0]["d0"] = edit
-        for param in params:
-            param.grad = param.detach() + 0.1 * torch.randn(3, generator=generator, dtype=torch.float64)
-        optimizer.step()
-    return [param.detach() for param in params], optimizer.state[params[0]]["d"]
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("at", [0, 2])
-def test_a_tensor_that_agrees_with_a_number_to_float32_rounding_agrees_across_groups(at, dtype):
-    found = prodigy_after(2, torch.tensor(1e-2, dtype=dtype), at)
-    torch.testing.assert_close(found, prodigy_after(2), rtol=1e-6, atol=0)  # `d0` is rounded to float32
-
-
-@pytest.mark.parametrize("edit", [2e-2, torch.tensor(2e-2)], ids=["number", "tensor"])
-def test_an_edit_that_does_not_agree_across_groups_is_an_error(edit):
-    with pytest.raises(ValueError, match=r"scale_by_prodigy: d0 must agree across groups, got .* and 0\.01"):
-        prodigy_after(2, edit)
-
-
-@pytest.mark.parametrize("edit", [2e-2, torch.tensor(2e-2, dtype=torch.float64)], ids=["number", "tensor"])
-def test_a_number_that_state_starts_with_may_be_edited_until_the_first_step(edit):
-    torch.testing.assert_close(prodigy_after(1, edit), prodigy_after(1, d0=2e-2), rtol=0, atol=0)
-
-
-def test_an_edit_of_a_starting_number_after_a_step_leaves_the_state():
-    """As in the authors' code, whose group stores `d`; from then on, the rule compares with the new `d0`."""
-    _, before = prodigy_after(1, steps=1)
-    _, after = prodigy_after(1, 2e-2, at=1, steps=2)
-    assert before == 1e-2
-    assert after != 2e-2
-
-
 def test_defaults_are_those_of_the_constructor_whatever_the_first_group_says():
     optimizers = []
     for module in (gradtx.optim, torch.optim):
@@ -480,22 +326,6 @@ def test_defaults_are_those_of_the_constructor_whatever_the_first_group_says():
     ours, theirs = optimizers
     assert ours.defaults.items() <= theirs.defaults.items()
     assert [group["lr"] for group in ours.param_groups] == [0.3, 0.1, 0.3, 0.1]
-
-
-@pytest.mark.parametrize("written", [{"lr": 0.3}, {"weight_decay": 0.2, "betas": (0.5, 0.6)}, {"mine": 3}], ids=str)
-def test_what_is_written_into_defaults_counts_for_groups_added_later_as_in_torch(written):
-    def run(module):
-        params = parameters()
-        first, *others = params.values()
-        optimizer = module.Adam([first], lr=0.1)
-        optimizer.defaults.update(written)
-        optimizer.add_param_group({"params": others})
-        descend(optimizer, params, 5)
-        return params.values(), [optimizer.param_groups[1][name] for name in written]
-
-    (ours, shown), (theirs, expected) = both(run)
-    assert_close(ours, theirs, TOLERANCE)
-    assert shown == expected
 
 
 @pytest.mark.parametrize("cleared", [False, True])
@@ -515,14 +345,3 @@ def test_a_group_added_later_shows_the_number_of_its_schedule_that_the_next_step
         optimizer.step()
         assert_equal(late.detach(), before - shown[-1])
     assert shown == [0.75, 0.5]
-
-
-def test_adamw_shows_its_fixed_option_and_refuses_another_value_where_it_counts():
-    param = torch.nn.Parameter(torch.ones(2))
-    optimizer = gradtx.optim.AdamW([param], weight_decay=0.1)
-    assert optimizer.param_groups[0]["decoupled_weight_decay"] is True
-    param.grad = torch.ones(2)
-    optimizer.param_groups[0]["decoupled_weight_decay"] = False
-    with pytest.raises(ValueError, match="group has decoupled_weight_decay=False, which this"):
-        optimizer.step()
-    assert_equal(param.detach(), torch.ones(2))

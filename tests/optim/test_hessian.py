@@ -1,7 +1,5 @@
 """Optimizers that obtain `hessian_diag` themselves, from the graph of the gradients or from a closure."""
 
-import copy
-
 import pytest
 import torch
 
@@ -146,12 +144,6 @@ def test_a_closure_keeps_a_graph_only_at_the_steps_that_use_it_and_none_afterwar
     assert calls == [True, False, False, True, False, False, True]
 
 
-def test_a_graph_that_the_caller_asked_for_is_left_to_him():
-    optimizer, params = made(gradtx.adahessian())
-    by_graph(optimizer, params)
-    assert all(p.grad.requires_grad for p in params.values())
-
-
 def test_only_parameters_whose_links_use_it_are_in_the_product(estimates):
     optimizer, params = made(CHAINS["partition"])
     params["head.scale"].requires_grad_(False)
@@ -168,38 +160,6 @@ def test_accumulation_takes_the_hessian_of_the_call_that_updates(estimates):
     assert len(estimates) == 2
     # the weights do not change within a cycle, so two cycles equal two plain steps
     assert_close(params.values(), functional(gradtx.adahessian(lr=0.1), 2).values(), TOLERANCE)
-
-
-def test_periods_within_an_accumulation_count_updates(estimates):
-    optimizer, params = made(gradtx.accumulate(gradtx.adahessian(lr=0.1, update_period=2), every=2))
-    made_at = []
-    for i in range(8):
-        by_closure(optimizer, params)
-        made_at.extend([i] * (len(estimates) - len(made_at)))
-    assert made_at == [1, 5]
-    assert_close(params.values(), functional(gradtx.adahessian(lr=0.1, update_period=2), 4).values(), TOLERANCE)
-
-
-def test_behind_an_accumulation_periods_count_calls(estimates):
-    optimizer, params = made(gradtx.chain(gradtx.accumulate(gradtx.chain(), every=3), gradtx.sophia(update_period=2)))
-    made_at = []
-    for i in range(5):
-        by_closure(optimizer, params)
-        made_at.extend([i] * (len(estimates) - len(made_at)))
-    assert made_at == [0, 2, 4]
-
-
-def test_with_sam_the_hessian_is_the_one_at_the_weights():
-    optimizer, params = made(gradtx.sam(gradtx.adahessian(lr=0.1, update_period=2), rho=0.1))
-    tx = gradtx.sam(gradtx.adahessian(lr=0.1, update_period=2), rho=0.1)
-    expected = {name: p.detach() for name, p in parameters().items()}
-    state = tx.init(expected)
-    for _ in range(4):
-        by_closure(optimizer, params)
-        grad_fn = torch.func.grad(loss_of)
-        updates, state = tx.update(grad_fn(expected), state, expected, grad_fn=grad_fn, hessian_diag=diagonal(expected))
-        expected = gradtx.apply_updates(expected, updates)
-    assert_close(params.values(), expected.values(), TOLERANCE)
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -225,16 +185,6 @@ def test_groups_with_periods_of_their_own(estimates):
         by_closure(optimizer, params)
     names = [name for name, _ in named]
     assert estimates == [sorted(names), sorted(names[:2]), sorted(names[:2]), sorted(names)]
-
-
-def test_a_large_leaf_in_parts_gets_its_parts_of_the_diagonal():
-    shapes = {"large": (2, 2**18 + 3), "small": (3,)}
-    params, others = parameters(shapes=shapes), parameters(shapes=shapes)
-    optimizer = gradtx.optim.SophiaH(params.values(), lr=0.1, gamma=0.5)
-    explicit = gradtx.optim.SophiaH(others.values(), lr=0.1, gamma=0.5)
-    by_closure(optimizer, params)
-    explicit.step(closure_of(explicit, others), hessian_diag=list(diagonal(others).values()))
-    assert_close(params.values(), others.values(), TOLERANCE)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
@@ -288,15 +238,6 @@ def test_a_resumed_run_is_bitwise_the_same_whatever_seed_it_was_made_with(name, 
         way(resumed, others, coupled)
     assert_equal(values(params), values(others))
     assert_equal(whole(resumed, grads=False), whole(optimizer, grads=False))
-
-
-def test_a_copy_continues_in_the_same_way():
-    optimizer, params = trained(4, 5)
-    twin, others = copy.deepcopy((optimizer, params))
-    for _ in range(3):
-        by_closure(optimizer, params, coupled)
-        by_closure(twin, others, coupled)
-    assert_equal(values(params), values(others))
 
 
 def test_the_seed_is_shown_in_groups_that_use_it_only():
@@ -360,35 +301,6 @@ def test_an_explicit_diagonal_is_taken_and_nothing_estimated(estimates):
     assert_equal(values(params), values(twins))
 
 
-def test_an_explicit_none_keeps_the_last_one_and_is_an_error_where_a_new_one_is_used():
-    optimizer, params = made(gradtx.chain(gradtx.sophia(lr=0.1, update_period=2), gradtx.trace(0.9)))
-    closure_of(optimizer, params)()
-    message = r"scale_by_sophia: hessian_diag of parameter 'body.weight' is None at a step that requires"
-    with unchanged(optimizer), pytest.raises(ValueError, match=message):
-        optimizer.step(hessian_diag=None)
-    optimizer.step(hessian_diag=diagonal(params))
-    optimizer.step(hessian_diag=None)
-    with unchanged(optimizer), pytest.raises(ValueError, match=message):
-        optimizer.step(hessian_diag=None)
-
-
-def test_a_tensor_that_was_given_is_not_kept_as_state():
-    @gradtx.per_tensor(needs=("hessian_diag",))
-    def keep():
-        def update(update, state, param, ctx):
-            return update, {"last": ctx.hessian_diag}
-
-        return lambda param: {"last": torch.zeros_like(param)}, update
-
-    optimizer, params = made(keep())
-    given = [torch.ones_like(p) for p in params.values()]
-    closure_of(optimizer, params)()
-    optimizer.step(hessian_diag=given)
-    for diag, param in zip(given, params.values(), strict=True):
-        diag.zero_()
-        assert torch.equal(optimizer.state[param]["last"], torch.ones_like(param))
-
-
 @pytest.mark.parametrize("tx", [gradtx.adahessian(), gradtx.accumulate(gradtx.sophia(), every=1), newton()], ids=str)
 def test_gradients_without_a_graph_are_an_error_that_says_what_to_call_and_change_nothing(tx):
     optimizer, params = made(gradtx.chain(tx, gradtx.trace(0.9)))
@@ -408,91 +320,3 @@ def test_a_closure_that_raises_leaves_no_graph_behind():
     with pytest.raises(RuntimeError, match="out of memory"):
         optimizer.step(closure)
     assert not any(p.grad.requires_grad for p in params.values())
-
-
-def test_a_parameter_that_is_linear_in_the_loss_has_curvature_zero():
-    def loss(params):
-        return loss_of({name: p for name, p in params.items() if name != "head.scale"}) + 3 * params["head.scale"]
-
-    optimizer, params = made(gradtx.chain(gradtx.scale_by_sophia(update_period=1), gradtx.scale(-1.0)))
-    by_closure(optimizer, params, loss)
-    assert optimizer.state[params["head.scale"]]["hessian"] == 0
-    assert optimizer.state[params["body.bias"]]["hessian"].abs().min() > 0
-
-
-def test_a_network_learns_with_it():
-    torch.manual_seed(0)
-    model = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.Tanh(), torch.nn.Linear(8, 2))
-    inputs, targets = torch.randn(64, 3), torch.randn(64, 2)
-    for optimizer in (
-        gradtx.optim.AdaHessian(model.parameters(), lr=0.05),
-        gradtx.optim.SophiaH(model.parameters(), lr=0.01, update_period=3),
-    ):
-
-        def closure(optimizer=optimizer):
-            optimizer.zero_grad()
-            loss = (model(inputs) - targets).square().mean()
-            loss.backward()
-            return loss
-
-        first = optimizer.step(closure).item()
-        for _ in range(20):
-            last = optimizer.step(closure).item()
-        assert last < first
-
-
-def adahessian_of_cycles(grads, diagonals, lr=0.1, eps=1e-4, betas=(0.9, 0.999)):
-    """The weights after each cycle of two calls, from 1; no diagonal keeps the mean square of the old ones."""
-    p, m, v = torch.ones(2, dtype=torch.float64), 0.0, torch.zeros(2, dtype=torch.float64)
-    for t, (gradient, D) in enumerate(zip(grads, diagonals, strict=True), 1):
-        m = betas[0] * m + (1 - betas[0]) * gradient
-        v = v if D is None else betas[1] * v + (1 - betas[1]) * D**2
-        direction = (m / (1 - betas[0] ** t)) / ((v / (1 - betas[1] ** t)).sqrt() + eps)
-        p = p - lr * (torch.zeros_like(p) if D is None and (v == 0).all() else direction)
-        yield p
-
-
-# Of each cycle: its two gradients, and the diagonal in the second call.
-CYCLES = [(3.0, None, None), (1.0, 2.0, 5.0), (4.0, None, None), (None, 2.0, 7.0), (1.0, None, None)]
-
-
-@pytest.mark.parametrize("way", ["default", "compile", "pure", "blocks"])
-def test_a_leaf_without_gradient_at_the_end_of_a_cycle_keeps_its_mean_hessian(way, monkeypatch):
-    monkeypatch.setattr(torch._inductor, "compile", lambda graph, arguments, options: graph)
-    inner = gradtx.adahessian(lr=0.1)
-    tx = gradtx.accumulate(gradtx.blocks(inner, heads=2) if way == "blocks" else inner, 2)
-    params = {name: torch.ones(2, dtype=torch.float64).requires_grad_() for name in ("rare", "usual")}
-    optimizer = gradtx.as_optimizer(tx, params.items(), compile=way == "compile")
-    state = tx.init(params)
-    grads, diagonals = [], []
-    for first, second, D in CYCLES:
-        grads.append(((first or 0.0) + (second or 0.0)) / 2)
-        diagonals.append(D)
-    expected = adahessian_of_cycles(grads, diagonals)
-    weights = {name: param.detach().clone() for name, param in params.items()}
-    for first, second, D in CYCLES:
-        for gradient, hessian in ((first, 1e3), (second, D)):
-            given = {name: torch.full((2,), 1.0, dtype=torch.float64) for name in params}
-            diag = dict(given)
-            given["rare"] = None if gradient is None else gradient * given["rare"]
-            diag["rare"] = None if gradient is None else hessian * diag["rare"]
-            if way == "pure":
-                updates, state = tx.update(given, state, weights, hessian_diag=diag)
-                weights = gradtx.apply_updates(weights, updates)
-            else:
-                for name, param in params.items():
-                    param.grad = given[name]
-                optimizer.step(hessian_diag=diag)
-        rare = weights["rare"] if way == "pure" else params["rare"].detach()
-        torch.testing.assert_close(rare, next(expected), rtol=1e-12, atol=1e-12)
-
-
-@pytest.mark.parametrize("step", WAYS)
-def test_a_parameter_never_estimated_takes_no_step_by_one_over_eps(step):
-    optimizer, params = made(gradtx.accumulate(gradtx.adahessian(lr=0.1), every=2))
-    rare = next(iter(params))
-    for _ in range(3):
-        step(optimizer, params)
-        step(optimizer, {name: param for name, param in params.items() if name != rare})
-        assert all(param.abs().max() < 10 for param in params.values())
-    assert not optimizer.state[params[rare]]["exp_hessian_diag_sq"].any()

@@ -59,6 +59,7 @@ def leaves():
     return [torch.nn.Parameter(torch.tensor(values)) for values in VALUES]
 
 
+@pytest.mark.slow
 @MODES
 @pytest.mark.parametrize("elementwise", [False, True])
 @pytest.mark.parametrize("name", READS)
@@ -83,6 +84,7 @@ def test_each_leaf_is_updated_with_the_values_that_its_own_rule_read(name, eleme
     assert "test_impure_rules.py" in way[1]
 
 
+@pytest.mark.slow
 @MODES
 @pytest.mark.parametrize("name", WRITES)
 def test_a_rule_that_writes_in_place_is_an_error_and_moves_no_weight(name, compile, uncompiled):
@@ -96,6 +98,7 @@ def test_a_rule_that_writes_in_place_is_an_error_and_moves_no_weight(name, compi
     assert_equal([param.detach() for param in params], before)
 
 
+@pytest.mark.slow
 @MODES
 def test_pure_rules_beside_an_impure_one_stay_in_programs(compile, uncompiled):
     tx = gradtx.partition(

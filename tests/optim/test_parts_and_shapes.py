@@ -67,6 +67,7 @@ def expected(make, term, gradients):
     return small
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compile", [False, True])
 @pytest.mark.parametrize("code", [None, "int8"])
 @pytest.mark.parametrize("make", [dividing_by_sum, dividing_by_sum_of_before])
@@ -109,6 +110,7 @@ def test_a_mean_over_all_entries_counts_those_of_large_coded_leaves(name, monkey
 COUNTING = {"adai", "adams", "avagrad"}  # their means need the number of entries of a leaf
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("code", "whole"), [(None, set()), ("int8", COUNTING)])
 def test_large_leaves_of_the_library_s_own_chains_are_updated_in_parts(code, whole, monkeypatch):
     """Otherwise their temporaries would be as large as a leaf."""
@@ -134,6 +136,7 @@ def test_large_leaves_of_the_library_s_own_chains_are_updated_in_parts(code, who
     assert {name for name, in_parts in found.items() if not in_parts} == whole
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compile", [False, True])
 @pytest.mark.parametrize("read", [lambda update: update.numel(), lambda update: update.numel() ** 0.5])
 def test_a_rule_reads_the_number_of_entries_of_the_leaf(read, compile, uncompiled, monkeypatch):
@@ -164,6 +167,7 @@ READS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["default", "compiled", "pure"])
 @pytest.mark.parametrize("name", READS)
 def test_a_rule_reads_the_shape_of_its_leaf(name, mode, uncompiled):
@@ -196,6 +200,7 @@ def test_a_rule_reads_the_shape_of_its_leaf(name, mode, uncompiled):
         torch.testing.assert_close(param.detach(), expected[leaf])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("code", [None, "int8"])
 def test_no_elementwise_chain_of_the_library_reads_the_shape(code, monkeypatch):
     """Otherwise compiled optimizers would not compile it."""
@@ -214,6 +219,7 @@ def test_no_elementwise_chain_of_the_library_reads_the_shape(code, monkeypatch):
         assert "a rule reads the shape of its leaf" not in optimizer._engine.reasons.values(), case
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compile", [False, True])
 def test_coded_leaves_of_equal_size_may_have_different_shapes(compile, uncompiled):
     together = [torch.nn.Parameter(noise(i, shape)) for i, shape in enumerate([(64, 128), (32, 256), (64, 128)])]

@@ -1,8 +1,6 @@
 """Gradients released during backward, and gradients consumed by a step."""
 
-import copy
 import functools
-import gc
 import itertools
 import weakref
 from unittest import mock
@@ -15,9 +13,9 @@ from gradtx import chain
 from gradtx.optim._run import OptimizerRun
 from gradtx.optim.engine import lists
 from gradtx.programs import bundle
-from tests.conformance import composed_cases, field, plain_cases
+from tests.conformance import composed_cases, each_case, field, of_each_kind, plain_cases
+from tests.daily import by_day
 from tests.optim.chains import CHAINS, add_noise
-from tests.thinning import thinned
 
 STEPS = 5
 
@@ -93,7 +91,12 @@ RELEASABLE = {
 }
 
 
-@thinned(2)
+@by_day(
+    "sgd-torch.bfloat16", "adamw-torch.float64", "adamw8-torch.bfloat16", "lion-torch.float64", "lamb-torch.bfloat16",
+    "muon-torch.float64", "soap-torch.bfloat16", "schedule-torch.float64", "schedule_free-torch.bfloat16",
+    "stochastic-torch.float64", "compensated-torch.bfloat16", "lookahead-torch.float64", "accumulate-torch.bfloat16",
+    "stale-torch.float64", "accumulated stale-torch.bfloat16", "noise-torch.float64",
+)  # fmt: skip
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", RELEASABLE)
 def test_numbers_equal_those_of_ordinary_steps_bit_for_bit(name, dtype):
@@ -109,28 +112,6 @@ def test_numbers_equal_those_of_ordinary_compiled_steps(name, uncompiled):
     released = trained(RELEASABLE[name](), True, compile=True)
     assert_same_bits(ordinary, released)
     assert {way.way for way in released[1].explain()} == {"compiled"}
-
-
-BY_KIND = gradtx.partition(
-    {"bias": gradtx.sgd(lr=0.1, momentum=0.9), "weight": gradtx.adamw(lr=0.01)}, {"bias": "*bias", "weight": "*"}
-)
-
-
-def test_partitions_and_groups_of_other_numbers_equal_ordinary_steps():
-    runs = []
-    for released in (False, True):
-        net = model()
-        groups = [{"params": net[0].named_parameters(), "lr": 0.1}, {"params": net[2].named_parameters(prefix="2")}]
-        optimizer = gradtx.as_optimizer(BY_KIND, groups)
-        if released:
-            optimizer.release_gradients()
-        for i in range(STEPS):
-            backward(net, i)
-            optimizer.step()
-            optimizer.param_groups[0]["lr"] = 0.01 * i
-            optimizer.zero_grad()
-        runs.append((net, optimizer))
-    assert_same_bits(*runs)
 
 
 def refused(tx, values):
@@ -157,11 +138,7 @@ def sums_over_leaves(tx, values):
     return False
 
 
-CASES = [*plain_cases(), *composed_cases()]
-
-
-@thinned(5)
-@pytest.mark.parametrize("case", CASES, ids=str)
+@each_case([*plain_cases(), *composed_cases()], of_each_kind())
 def test_a_chain_is_refused_if_and_only_if_it_needs_all_gradients(case):
     tx = case.make()
     values = case.noise(3)
@@ -243,16 +220,6 @@ def test_schedules_hooks_and_schedulers_go_on_as_ever(recwarn):
     assert not recwarn
 
 
-def test_a_scheduler_before_the_first_step_warns_as_ever():
-    net = model()
-    optimizer = gradtx.optim.AdamW(net.parameters())
-    scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
-    optimizer.release_gradients()
-    backward(net, 0)
-    with pytest.warns(UserWarning, match="before `optimizer.step"):
-        scheduler.step()
-
-
 def test_removing_the_handle_goes_back_to_whole_steps():
     net = model()
     optimizer = gradtx.optim.AdamW(net.parameters(), lr=0.1)
@@ -280,33 +247,6 @@ def test_removing_the_handle_goes_back_to_whole_steps():
     assert_same_bits((net, optimizer), (ordinary, reference))
 
 
-def test_a_handle_removed_after_backward_leaves_a_step_to_end():
-    tx = RELEASABLE["accumulate"]()
-    runs = []
-    for released in (False, True):
-        net = model()
-        optimizer = gradtx.as_optimizer(tx, net.named_parameters())
-        handle = optimizer.release_gradients() if released else None
-        backward(net, 0)
-        if handle is not None:
-            handle.remove()
-        optimizer.step()
-        optimizer.zero_grad()
-        backward(net, 1)
-        optimizer.step()
-        runs.append((net, optimizer))
-    assert_same_bits(*runs)
-
-
-@pytest.mark.parametrize("every_call", [True, False])
-def test_several_backward_passes_accumulate_in_the_state(every_call):
-    tx = RELEASABLE["accumulate"]
-    ordinary = trained(tx(), False, steps=6)
-    steps, calls = (6, 1) if every_call else (3, 2)
-    released = trained(tx(), True, steps=steps, calls=calls)
-    assert_same_bits(ordinary, released)
-
-
 def test_a_second_gradient_without_a_step_is_an_error():
     net = model()
     optimizer = gradtx.optim.AdamW(net.named_parameters())
@@ -332,18 +272,6 @@ def test_a_parameter_without_a_gradient_is_skipped():
             optimizer.zero_grad()
         runs.append((net, optimizer))
     assert_same_bits(*runs)
-
-
-def test_a_gradient_that_was_set_by_hand_steps_with_the_step():
-    net = model()
-    optimizer = gradtx.optim.SGD(net.parameters(), lr=1.0)
-    optimizer.release_gradients()
-    net[0](batch(0)).sum().backward()
-    before = net[3].bias.detach().clone()
-    net[3].bias.grad = torch.ones(3, dtype=torch.float64)
-    optimizer.step()
-    assert torch.equal(net[3].bias, before - 1)
-    assert net[3].bias.grad is None
 
 
 def test_a_closure_ends_the_step():
@@ -378,45 +306,6 @@ def test_weights_to_evaluate_with_are_not_trained():
         backward(net, 1)
 
 
-def test_parameters_that_join_step_too():
-    net = model()
-    optimizer = gradtx.optim.AdamW(net[0].parameters(), lr=0.1)
-    optimizer.release_gradients()
-    optimizer.add_param_group({"params": list(net[2].parameters())})
-    backward(net, 0)
-    assert net[2].weight.grad is None
-    assert net[3].weight.grad is not None
-    optimizer.step()
-    assert len(optimizer.state) == 4
-
-
-def test_a_copy_of_the_optimizer_and_a_checkpoint_go_on_alike():
-    net = model()
-    optimizer = gradtx.optim.AdamW(net.parameters(), lr=0.1)
-    optimizer.release_gradients()
-    backward(net, 0)
-    optimizer.step()
-    other_net, other = copy.deepcopy((net, optimizer))
-    saved = copy.deepcopy(optimizer.state_dict())
-    backward(net, 1)
-    optimizer.step()
-    backward(other_net, 1)
-    other.step()
-    assert_same_bits((net, optimizer), (other_net, other))
-    optimizer.load_state_dict(saved)
-    assert all(state["step"] == 1 for state in optimizer.state.values())
-
-
-def test_an_optimizer_that_is_gone_steps_no_more():
-    net = model()
-    gradtx.optim.AdamW(net.parameters(), lr=0.1).release_gradients()
-    gc.collect()
-    before = [p.detach().clone() for p in net.parameters()]
-    backward(net, 0)
-    assert all(torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True))
-    assert all(p.grad is not None for p in net.parameters())
-
-
 def test_later_steps_record_no_program_and_make_no_plan(monkeypatch):
     net = model()
     optimizer = gradtx.optim.AdamW(net.parameters(), lr=0.1)
@@ -434,7 +323,7 @@ def test_later_steps_record_no_program_and_make_no_plan(monkeypatch):
 # Gradients consumed by a whole step.
 
 
-@thinned(2)
+@by_day("adamw-False", "muon-True", "soap-False", "accumulate-True")
 @pytest.mark.parametrize("compile", [False, True])
 @pytest.mark.parametrize("name", ["adamw", "muon", "soap", "accumulate"])
 def test_a_step_that_consumes_gradients_equals_one_that_does_not(name, compile, uncompiled):
@@ -449,14 +338,6 @@ def test_a_step_that_consumes_gradients_equals_one_that_does_not(name, compile, 
             assert all((p.grad is None) == consumes for p in net.parameters())
         runs.append((net, optimizer))
     assert_same_bits(*runs)
-
-
-@pytest.mark.parametrize("tx", [chain(gradtx.freeze("0.*"), gradtx.adamw()), gradtx.sam(gradtx.sgd(lr=0.1))])
-def test_a_step_also_consumes_the_gradients_of_frozen_leaves_and_of_closures(tx):
-    net = model()
-    optimizer = gradtx.as_optimizer(tx, net.named_parameters())
-    optimizer.step(lambda: backward(net, 0), consume_gradients=True)
-    assert all(param.grad is None for param in net.parameters())
 
 
 @pytest.mark.parametrize("norm", [False, True])

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 import gradtx
-from tests.optim.chains import scale_by_mean_of_trees
 from tests.optim.problems import (
     assert_close,
     assert_equal,
@@ -15,7 +14,6 @@ from tests.optim.problems import (
     gradient,
     parameters,
     set_gradients,
-    twins,
     unchanged,
     values,
 )
@@ -58,6 +56,7 @@ class OwnTensor(torch.Tensor):
     """A tensor with methods of a framework."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compile", [False, True])
 @pytest.mark.parametrize("kind", [torch.nn.Parameter, OwnParameter, lambda value: value.as_subclass(OwnTensor)])
 @pytest.mark.parametrize("place", ["parameter", "gradient", "slot"])
@@ -75,35 +74,6 @@ def test_tensors_of_another_class_step_as_plain_ones(place, kind, compile, uncom
         ours.step()
         theirs.step()
         assert_close([param.detach().as_subclass(torch.Tensor)], [twin.detach()], TOLERANCE)
-
-
-@pytest.mark.parametrize("compile", [False, True])
-def test_packed_weights_of_a_quantized_model_are_carried_along_as_in_torch(compile, uncompiled):
-    def run(module):
-        model = torch.nn.Linear(2, 2).double()
-        torch.nn.init.ones_(model.weight)
-        torch.nn.init.zeros_(model.bias)
-        model.packed = torch.nn.Parameter(torch.arange(4, dtype=torch.uint8), requires_grad=False)
-        options = {"compile": compile} if module is gradtx.optim else {}
-        optimizer = module.AdamW(model.parameters(), lr=0.1, **options)
-        for _ in range(2):
-            saved = optimizer.state_dict()
-            optimizer = module.AdamW(model.parameters(), lr=0.1, **options)
-            optimizer.load_state_dict(saved)
-            optimizer.zero_grad()
-            model(torch.ones(1, 2).double()).square().sum().backward()
-            optimizer.step()
-        return list(model.parameters()), sorted(optimizer.state_dict()["state"])
-
-    (ours, entries), (theirs, expected) = both(run)
-    assert_close(ours[:2], theirs[:2], TOLERANCE)
-    assert torch.equal(ours[2], torch.arange(4, dtype=torch.uint8))
-    assert entries == expected
-
-
-def test_a_tensor_of_integers_that_is_no_parameter_is_refused():
-    with pytest.raises(TypeError, match="needs a floating-point one"):
-        gradtx.optim.AdamW([torch.arange(3)])
 
 
 def test_tied_parameters_of_a_model_are_one():
@@ -216,43 +186,6 @@ def test_a_chain_that_may_be_meant_is_not_warned_of(tx):
 # Names.
 
 
-def two_models(tx, **options):
-    """Return one optimizer of two models with equal parameter names; the gradients of the second are larger."""
-    models = [torch.nn.Linear(2, 2, dtype=torch.float64) for _ in range(2)]
-    groups = [{"params": model.named_parameters(), **options} for model in models]
-    optimizer = gradtx.as_optimizer(tx, groups)
-    for model, size in zip(models, (1.0, 10.0), strict=True):
-        for param in model.parameters():
-            param.grad = torch.full_like(param, size)
-    return optimizer, [dict(model.named_parameters()) for model in models]
-
-
-def test_equal_names_in_two_groups_are_no_obstacle_to_functions_of_whole_trees():
-    optimizer, (first, second) = two_models(gradtx.chain(scale_by_mean_of_trees(-1.0)))
-    before = values(first), values(second)
-    optimizer.step()
-    moved = [(param.detach() - old).abs() for param, old in zip(first.values(), before[0], strict=True)]
-    others = [(param.detach() - old).abs() for param, old in zip(second.values(), before[1], strict=True)]
-    # Both are scaled by the same factor, and the gradients are ten times as large.
-    assert_close(others, [10 * move for move in moved], 1e-9)
-
-
-def test_equal_names_in_two_groups_get_random_numbers_of_their_own():
-    @gradtx.per_tensor(random=True)
-    def noise(seed: int = 0):
-        def update(update, state, param, ctx):
-            return ctx.rng.normal(update), state
-
-        return update
-
-    optimizer, (first, second) = two_models(noise())
-    with torch.no_grad():
-        for param in [*first.values(), *second.values()]:
-            param.zero_()
-    optimizer.step()
-    assert not torch.equal(first["weight"], second["weight"])
-
-
 # Unusual tensors.
 
 
@@ -286,26 +219,6 @@ def test_a_sparse_gradient_is_a_clear_error_that_changes_nothing(name):
     with pytest.raises(RuntimeError, match=f"{name}: parameter 'head.weight' has a sparse gradient.*to_dense"):
         optimizer.step()
     assert_equal(values(params), before)
-
-
-@pytest.mark.filterwarnings("ignore:Sparse invariant checks")  # from torch's own Adagrad
-@pytest.mark.parametrize("name", ["SGD", "Adagrad"])
-def test_a_sparse_gradient_made_dense_as_the_error_says_gives_the_steps_of_torchs_sparse_one(name):
-    embeddings = [torch.nn.Embedding(5, 2, sparse=True).double() for _ in range(2)]
-    embeddings[1].load_state_dict(embeddings[0].state_dict())
-    ours, theirs = getattr(gradtx.optim, name), getattr(torch.optim, name)
-    for embedding, optimizer in zip(
-        embeddings,
-        (ours(embeddings[0].parameters(), lr=0.1), theirs(embeddings[1].parameters(), lr=0.1)),
-        strict=True,
-    ):
-        for rows in ([1, 1, 3], [0, 3, 3]):
-            optimizer.zero_grad()
-            embedding(torch.tensor(rows)).square().sum().backward()
-            if optimizer.__class__ is ours:
-                embedding.weight.grad = embedding.weight.grad.to_dense()
-            optimizer.step()
-    torch.testing.assert_close(embeddings[0].weight, embeddings[1].weight, rtol=0, atol=1e-14)  # float64 rounding
 
 
 def test_gradients_of_several_backward_passes_add_up_until_they_are_zeroed():
@@ -371,17 +284,3 @@ def test_an_error_in_a_chain_with_a_sum_changes_nothing_at_all():
     set_gradients(params)
     with unchanged(optimizer), pytest.raises(RuntimeError, match="out of memory"):
         optimizer.step()
-
-
-def test_a_number_written_over_none_makes_the_slots_that_it_needs():
-    params = parameters()
-    items = list(params.values())
-    tx = gradtx.chain(gradtx.add_decayed_weights(0.1), gradtx.scale_by_learning_rate(0.1))
-    optimizer = gradtx.as_optimizer(tx, [{"params": items[:2]}, {"params": items[2:]}])
-    descend(optimizer, params, 1)
-    optimizer.param_groups[1]["relative_to"] = 0.1
-    expected = twins(params)
-    set_gradients(params, 1)
-    optimizer.step()  # in that group the decay is now divided by 0.1, with fresh slots
-    for param, old, size in zip(items, expected.values(), (0.1, 0.1, 1.0, 1.0), strict=True):
-        assert_close([param], [old.detach() - 0.1 * (gradient(old, 1) + size * old.detach())], TOLERANCE)

@@ -1,14 +1,12 @@
 """Every scheduler of torch drives our optimizers as it drives torch's."""
 
-import copy
-
 import adam_atan2_pytorch
 import pytest
 import torch
 from torch.optim import lr_scheduler
 
 import gradtx
-from tests.optim.problems import assert_close, assert_equal, descend, hyperparameters, parameters, set_gradients, values
+from tests.optim.problems import assert_close, assert_equal, descend, hyperparameters, parameters, set_gradients
 
 TOLERANCE = 1e-12  # the same float64 sums in a different order
 STEPS = 24
@@ -175,49 +173,12 @@ def test_momentum_written_over_0_makes_fresh_buffers_at_the_next_step_as_torch()
     assert_close(*results, tolerance=TOLERANCE)
 
 
-def test_slots_stay_with_their_link_when_a_link_before_it_is_switched_on():
-    tx = gradtx.chain(gradtx.trace(0.0), gradtx.trace(0.9), gradtx.scale(-0.1))
-    params = parameters()
-    optimizer = gradtx.as_optimizer(tx, params.values())
-    for momentum in (0.0, 0.0, 0.0, 0.5):
-        for param in params.values():
-            param.grad = torch.ones_like(param)
-        optimizer.param_groups[0]["momentum"] = momentum
-        optimizer.step()
-    for param in params.values():
-        state = optimizer.state[param]
-        first = torch.ones_like(param).detach()  # a fresh buffer
-        assert_close(
-            [state["momentum_buffer"], state["trace_1.momentum_buffer"]],
-            [first, 0.9 * 2.71 * first + first],
-            TOLERANCE,
-        )
-
-
 def test_momentum_written_over_0_in_one_group_adds_slots_to_that_group_only():
     params = parameters()
     optimizer = gradtx.optim.SGD(groups(params, "SGD"), lr=0.05)
     optimizer.param_groups[1]["momentum"] = 0.9
     descend(optimizer, params, 1)
     assert ["momentum_buffer" in optimizer.state[param] for param in params.values()] == [False, False, True, True]
-
-
-def test_0_written_over_a_momentum_keeps_the_buffers_and_follows_the_formula():
-    results = []
-    for module in (gradtx.optim, torch.optim):
-        params = parameters()
-        optimizer = module.SGD(params.values(), lr=0.05, momentum=0.9)
-        for start, momentum in ((0, 0.9), (3, 0.0)):
-            optimizer.param_groups[0]["momentum"] = momentum
-            descend(optimizer, params, 3, start=start)
-        results.append(params)
-    assert_close(*(params.values() for params in results), tolerance=TOLERANCE)
-    params = parameters()
-    optimizer = gradtx.optim.SGD(params.values(), lr=0.05, momentum=0.9)
-    optimizer.param_groups[0]["momentum"] = 0.0
-    descend(optimizer, params, 2)
-    for param in params.values():
-        assert_equal(optimizer.state[param]["momentum_buffer"], param.grad)
 
 
 @pytest.mark.parametrize("name", ["OneCycleLR", "CyclicLR"])
@@ -237,102 +198,6 @@ def test_a_cycled_momentum_is_the_first_beta_of_a_fallback_as_in_torchs_adamw(na
     matrix = torch.nn.Parameter(torch.eye(3, dtype=torch.float64))
     ours = run(lambda param: gradtx.optim.Muon([matrix, param], lr=0.05, fallback=gradtx.adamw(lr=0.05)))
     assert_close([ours], [run(lambda param: torch.optim.AdamW([param], lr=0.05))], TOLERANCE)
-
-
-@pytest.mark.parametrize("name", ["OneCycleLR", "CyclicLR"])
-@pytest.mark.parametrize(
-    "tx",
-    [
-        gradtx.muon(lr=0.05, fallback=gradtx.adamw(lr=0.05)),
-        gradtx.chain(gradtx.clip_by_global_norm(1.0), gradtx.muon(lr=0.05, fallback=gradtx.adamw(lr=0.05))),
-    ],
-    ids=["muon", "after a clip"],
-)
-def test_groups_that_a_scheduler_gave_a_momentum_resume_with_their_own_values(name, tx):
-    """They are not mistaken for groups of 0.1, where every group had the names of the whole chain."""
-
-    def run(steps, saved=None):
-        params = {
-            "matrix": torch.nn.Parameter(torch.eye(3).double()),
-            "vector": torch.nn.Parameter(torch.ones(3).double()),
-        }
-        optimizer = gradtx.as_optimizer(tx, list(params.items()))
-        scheduler = SCHEDULERS[name](optimizer)
-        if saved is not None:
-            weights, groups, schedule = saved
-            for param, weight in zip(params.values(), weights, strict=True):
-                param.data.copy_(weight)
-            optimizer.load_state_dict(groups)
-            scheduler.load_state_dict(schedule)
-            assert [hyperparameters(group) for group in optimizer.param_groups] == [
-                hyperparameters(group) for group in groups["param_groups"]
-            ]
-        for t in steps:
-            for param in params.values():
-                param.grad = torch.sin(param.detach() * (t + 1))
-            optimizer.step()
-            scheduler.step()
-        return values(params.values()), copy.deepcopy(optimizer.state_dict()), copy.deepcopy(scheduler.state_dict())
-
-    whole, *_ = run(range(STEPS))
-    resumed, *_ = run(range(7, STEPS), run(range(7)))
-    assert_equal(resumed, whole)
-
-
-@pytest.mark.parametrize("name", ["OneCycleLR", "CyclicLR"])
-@pytest.mark.parametrize("labels", ["ab", "ba"])
-def test_momentum_and_betas_of_a_partition_are_cycled_in_both_orders(name, labels):
-    def run(make):
-        params = {name: torch.nn.Parameter(torch.tensor([1.0, -2.0], dtype=torch.float64)) for name in "ab"}
-        optimizers = make(params)
-        schedulers = [SCHEDULERS[name](optimizer) for optimizer in optimizers]
-        for t in range(STEPS):
-            for param in params.values():
-                param.grad = torch.sin(param.detach() * (t + 1))
-            for optimizer, scheduler in zip(optimizers, schedulers, strict=True):
-                optimizer.step()
-                scheduler.step()
-        return params.values()
-
-    chains = {"a": gradtx.adamw(lr=0.05), "b": gradtx.sgd(lr=0.05, momentum=0.9)}
-    tx = gradtx.partition({label: chains[label] for label in labels}, {label: label for label in labels})
-    ours = run(lambda params: [gradtx.as_optimizer(tx, list(params.items()))])
-    theirs = run(
-        lambda params: [
-            torch.optim.AdamW([params["a"]], lr=0.05),
-            torch.optim.SGD([params["b"]], lr=0.05, momentum=0.9),
-        ]
-    )
-    assert_close(ours, theirs, TOLERANCE)
-
-
-def test_a_momentum_of_a_later_group_is_cycled_although_the_first_has_none():
-    tx = gradtx.partition({"a": gradtx.adagrad(lr=0.05), "b": gradtx.sgd(lr=0.05, momentum=0.9)}, {"a": "a", "b": "b"})
-    params = [(name, torch.nn.Parameter(torch.ones(2))) for name in "ab"]
-    optimizer = gradtx.as_optimizer(tx, params)
-    SCHEDULERS["OneCycleLR"](optimizer)
-    assert optimizer.param_groups[1]["momentum"] == 0.95
-    with pytest.warns(UserWarning, match="cycles the momentum of the group 'a'"):
-        optimizer.step()
-
-
-def test_betas_that_were_written_after_the_last_cycle_are_kept():
-    vector = torch.nn.Parameter(torch.ones(3))
-    optimizer = gradtx.optim.Muon([torch.nn.Parameter(torch.eye(3)), vector], fallback=gradtx.adamw(lr=0.05))
-    scheduler = SCHEDULERS["OneCycleLR"](optimizer)
-    vector.grad = torch.ones(3)
-    optimizer.step()
-    fallback = optimizer.param_groups[1]
-    fallback["betas"] = (0.3, 0.99)
-    optimizer.step()
-    assert fallback["betas"] == (0.3, 0.99)
-    optimizer.load_state_dict(optimizer.state_dict())
-    optimizer.step()
-    fallback = optimizer.param_groups[1]
-    assert fallback["betas"] == (0.3, 0.99)
-    scheduler.step()
-    optimizer.step()
-    assert fallback["betas"] == (fallback["momentum"], 0.99)
 
 
 def test_a_cycled_momentum_that_no_link_reads_is_one_warning():

@@ -11,7 +11,6 @@ from tests.optim.problems import (
     functional,
     made,
     parameters,
-    set_gradients,
     values,
 )
 
@@ -66,16 +65,6 @@ def test_rules_see_the_step_as_int64():
     assert seen == [(torch.int64, 1), (torch.int64, 2)]
 
 
-def test_shared_numbers_are_in_the_state_of_every_parameter_also_without_gradient():
-    optimizer, params = made(gradtx.record("norm"))
-    descend(optimizer, params, 1, skip=lambda name, t: name == "head.scale")
-    grads = [param.grad.square().sum() for param in params.values() if param.grad is not None]
-    for param in params.values():
-        kept = optimizer.state[param]["norm"]
-        assert kept.dtype is torch.float64
-        assert_close([kept], [torch.stack(grads).sum().sqrt()], TOLERANCE)
-
-
 def test_a_frozen_parameter_keeps_a_step_of_0():
     optimizer, params = made(gradtx.chain(gradtx.adam(lr=0.1), gradtx.freeze("head.*")))
     descend(optimizer, params, 3)
@@ -98,57 +87,6 @@ def test_state_is_made_again_at_the_first_step_from_the_present_weights():
     expected, _ = functional(LOOKAHEAD, params, 4)
     descend(optimizer, params, 4)
     assert_close(params.values(), expected.values(), TOLERANCE)
-
-
-def test_each_parameter_makes_its_state_again_at_its_own_first_step():
-    optimizer, params = made(gradtx.chain(gradtx.sgd(lr=0.0), gradtx.lookahead(k=1)))
-    descend(optimizer, params, 1, skip=lambda name, t: name.startswith("head"))
-    load(params, 7.0)
-    descend(optimizer, params, 1, start=1)
-    slow = [optimizer.state[param]["slow"].flatten()[0].item() for param in params.values()]
-    assert slow[2:] == [7.0, 7.0]
-    assert 7.0 not in slow[:2]
-
-
-def test_state_that_was_loaded_is_not_made_again():
-    source, params = made(LOOKAHEAD)
-    descend(source, params, 1)
-    optimizer, own = made(LOOKAHEAD)
-    optimizer.load_state_dict(source.state_dict())
-    load(own, 7.0)
-    set_gradients(own)
-    optimizer.step()
-    for a, b in zip(params.values(), own.values(), strict=True):
-        assert not torch.equal(optimizer.state[b]["slow"], torch.full_like(b, 7.0))
-        assert optimizer.state[b]["step"].item() == 2
-        assert source.state[a]["step"].item() == 1
-
-
-def removed_and_replaced(state):
-    shape, dtype = state["exp_avg"].shape, state["exp_avg"].dtype
-    del state["exp_avg"]  # from here on, another tensor may have the same id
-    state["exp_avg"] = torch.ones(shape, dtype=dtype)
-
-
-@pytest.mark.parametrize(
-    "touch",
-    [
-        lambda state: state["exp_avg"].fill_(1.0),
-        lambda state: state.update(exp_avg=torch.ones_like(state["exp_avg"])),
-        removed_and_replaced,
-    ],
-    ids=["in place", "replaced", "removed and replaced"],
-)
-def test_state_that_was_touched_is_not_made_again(touch):
-    for _ in range(20):
-        optimizer, params = made(gradtx.ema(0.5))
-        optimizer.state_dict()  # creates slots
-        for param in params.values():
-            touch(optimizer.state[param])
-            param.grad = torch.zeros_like(param)
-        optimizer.step()
-        for param in params.values():
-            assert_equal(optimizer.state[param]["exp_avg"], torch.full_like(param, 0.5))
 
 
 def test_weights_to_evaluate_with_before_the_first_step_are_the_present_ones():

@@ -10,15 +10,14 @@ import torch
 
 import gradtx
 from gradtx import chain, with_state_dtype
-from gradtx.optim._parts import Parts
 from gradtx.optim.engine import compiled as planning
 from gradtx.optim.engine import windows
 from gradtx.programs import bundle
 from gradtx.programs.bundle import CHUNK
 from gradtx.programs.cache import SharedPrograms
 from gradtx.state.codes import CODES
+from tests.daily import by_day
 from tests.optim.problems import assert_equal
-from tests.thinning import thinned
 
 NAMES = list(CODES)
 SHAPES = [(64, 128), (8192,), (32, 3, 7, 7), (10,), (CHUNK // 512 + 3, 1024), (64, 256), (5000,), (50, 101)]
@@ -54,7 +53,6 @@ def made(name, compile=False, **options):
     return params, gradtx.optim.AdamW(params, lr=1e-2, compile=compile, **chosen, **options)
 
 
-@thinned(6)
 @pytest.mark.filterwarnings("error:compile=True has no effect")
 @pytest.mark.parametrize("name", NAMES)
 def test_an_optimizer_equals_pure_use(name, compile):
@@ -93,7 +91,6 @@ def of_entries(of_codes, shape):
     return of_codes[..., : shape[-1]]
 
 
-@thinned(4)
 @pytest.mark.parametrize("name", NAMES)
 def test_resuming_is_bitwise(name, compile):
     params, optimizer = made(name, compile)
@@ -144,65 +141,19 @@ def test_checkpoints_are_converted_both_ways_with_torchs(name):
                 assert torch.equal(tensor, before[number][key]), key
 
 
-@pytest.mark.parametrize("code", NAMES)
-@pytest.mark.parametrize("shape", [(0,), (0, 5), (5, 0, 2), (), (1,), (4, 1), (2, 3, 1), (4, 3)], ids=str)
-def test_checkpoints_of_the_smallest_leaves_are_converted_both_ways(shape, code):
-    tx = gradtx.adamw(lr=1e-2)
-    coded_tx = with_state_dtype(tx, {"exp_avg": code, "exp_avg_sq": code})  # of any size
-    param = torch.nn.Parameter(noise(0, shape))
-    plain, coded = gradtx.as_optimizer(tx, [param]), gradtx.as_optimizer(coded_tx, [param])
-    run(plain, [param], 2)
-    values = {key: value.clone() for key, value in plain.state[param].items()}
-    coded.load_state_dict(plain.state_dict())
-    plain.load_state_dict(coded.state_dict())
-    tolerance = {"int4": 0.15, "int8": 0.01}.get(code, 0.04)
-    for key, value in plain.state[param].items():
-        torch.testing.assert_close(
-            value, values[key], rtol=0, atol=tolerance * values[key].abs().max().item() if value.numel() else 0
-        )
-
-
-@pytest.mark.parametrize("code", NAMES)
-@pytest.mark.parametrize(
-    ("shape", "cut", "min_size"),
-    [
-        ((8, 6), {"heads": 2}, 0),
-        ((6, 7), {"sizes": (2, 4)}, 0),
-        ((12, 5), {"sizes": (8, 2, 2)}, 20),  # only the first block is coded
-        ((17,), {"sizes": (1, 16)}, 6),  # only the second one
-    ],
-)
-def test_slots_of_blocks_are_converted(shape, cut, min_size, code):
-    def trained(tx):
-        param = torch.nn.Parameter(torch.arange(1.0, 1 + torch.Size(shape).numel()).reshape(shape))
-        optimizer = gradtx.as_optimizer(tx, [param])
-        run(optimizer, [param], 3)
-        return optimizer, param
-
-    tx = gradtx.blocks(gradtx.adam(lr=0.1), **cut)
-    (plain, plain_param), (coded, coded_param) = trained(tx), trained(with_state_dtype(tx, code, min_size=min_size))
-    expected = copy.deepcopy(coded.state_dict()["state"][0])
-    values = dict(plain.state[plain_param])
-    assert expected.keys() > values.keys()
-    plain.load_state_dict(coded.state_dict())
-    assert_equal(
-        {key: (value.dtype, value.shape) for key, value in values.items()},
-        {key: (value.dtype, value.shape) for key, value in plain.state[plain_param].items()},
-    )
-    for key, value in plain.state[plain_param].items():
-        # Codes in 4 bits are far off after three steps, but not as far as another slot's values.
-        assert (value - values[key]).abs().max() <= 0.35 * values[key].abs().max(), key
-    coded.load_state_dict(plain.state_dict())  # encoding the decoded values changes nothing
-    state = coded.state[coded_param]
-    assert state.keys() == expected.keys()
-    for key, value in state.items():
-        assert ".key" in key or torch.equal(value, expected[key]), key
-
-
 PAIRS = list(itertools.permutations([*NAMES, gradtx.Codec.named("int8", block=2)], 2))
 
 
-@thinned(3)
+@by_day(
+    "int8-int4-{}-False", "int8-float8-{}-False", "int8-bfloat16+8-{}-False", "int8-bfloat16:stochastic-{}-False",
+    "int8-Codec.named('int8', block=2)-{}-False", "int4-int8-{'heads': 2}-False",
+    "int4-bfloat16+8-{'heads': 2}-False", "int4-Codec.named('int8', block=2)-{'heads': 2}-False",
+    "float8-int4-{}-True", "float8-bfloat16:stochastic-{}-True", "bfloat16+8-int8-{}-False",
+    "bfloat16+8-int4-{}-False", "bfloat16+8-float8-{}-False", "bfloat16+8-bfloat16:stochastic-{}-False",
+    "bfloat16+8-Codec.named('int8', block=2)-{}-False", "bfloat16:stochastic-int8-{'heads': 2}-False",
+    "bfloat16:stochastic-float8-{'heads': 2}-False", "bfloat16:stochastic-Codec.named('int8', block=2)-{*-False",
+    "Codec.named('int8', block=2)-int4-{}-True", "Codec.named('int8', block=2)-bfloat16+8-{}-True",
+)  # fmt: skip
 @pytest.mark.parametrize("strict", [True, False])
 @pytest.mark.parametrize("cut", [{}, {"heads": 2}], ids=str)
 @pytest.mark.parametrize(("there", "here"), PAIRS, ids=str)
@@ -259,7 +210,6 @@ def test_the_bytes_of_adamw():
         assert sum(t.nbytes for t in optimizer.state[param].values()) <= most * 2**20
 
 
-@thinned(5)
 @pytest.mark.parametrize("wrap", ["accumulate", "lookahead", "partition", "lamb"])
 def test_chains_of_all_kinds_step_with_codes(wrap, compile):
     params = parameters()[:5]
@@ -280,7 +230,11 @@ def test_chains_of_all_kinds_step_with_codes(wrap, compile):
         assert not torch.equal(param, other) or param.numel() < 4096
 
 
-@thinned(8)
+@by_day(
+    "eager-int8-(1,)", "eager-int8-(64, 1)", "eager-int8-(1, 5)", "eager-int8-()", "eager-int4-(5, 1)",
+    "eager-int4-(4, 1, 1)", "eager-int4-(0, 5)", "traced-int8-(1,)", "traced-int8-(64, 1)", "traced-int8-(1, 5)",
+    "traced-int8-()", "traced-int4-(5, 1)", "traced-int4-(4, 1, 1)", "traced-int4-(0, 5)",
+)  # fmt: skip
 @pytest.mark.filterwarnings("error:compile=True has no effect")
 @pytest.mark.parametrize("shape", [(1,), (5, 1), (64, 1), (4, 1, 1), (1, 5), (0, 5), ()], ids=str)
 @pytest.mark.parametrize("code", ["int8", "int4"])
@@ -347,7 +301,7 @@ WINDOWED = {  # keyed by the link before AdamW: sums over leaves are computed ov
 }
 
 
-@thinned(4)
+@by_day("int8-late sum-traced", "int4-sum-traced", "float8-alone-traced")
 @pytest.mark.parametrize("compile", ["traced"], indirect=True)
 @pytest.mark.parametrize("link", WINDOWED)
 @pytest.mark.parametrize("code", ["int8", "int4", "float8", "bfloat16+8"])
@@ -391,28 +345,6 @@ def compared(tx, shapes, dtype=torch.float32):
     return runs
 
 
-def test_a_combinator_may_keep_the_8_bit_floats_of_a_compiled_program():
-    """Torch's compiler cannot select between tensors of 8-bit floats."""
-    inner = with_state_dtype(gradtx.adamw(lr=1e-2), "float8")
-    (params, slots), (by_default, default_slots) = compared(gradtx.accumulate(inner, every=2), [(64, 64)])
-    assert slots[0]["exp_avg"].dtype is torch.float8_e4m3fn
-    torch.testing.assert_close(slots[0]["exp_avg"].float(), default_slots[0]["exp_avg"].float(), rtol=0.13, atol=0.0)
-    torch.testing.assert_close(params, by_default, rtol=0.0, atol=1e-3)
-
-
-@pytest.mark.parametrize("compile", ["traced"], indirect=True)
-def test_blocks_of_a_compiled_complex_vector_are_those_of_its_real_view(compile):
-    (params, slots), (by_default, default_slots) = compared(
-        with_state_dtype(gradtx.adamw(lr=1e-2), "int8"), [(4096,), (64, 64)], torch.complex64
-    )
-    assert slots[0]["exp_avg.scale"].shape == (4096, 1)  # a row is a real and an imaginary part
-    for one, other in zip(slots, default_slots, strict=True):
-        difference = one["exp_avg"].int() - other["exp_avg"].int()
-        assert difference.abs().max() <= 1
-    for one, other in zip(params, by_default, strict=True):
-        torch.testing.assert_close(one, other, rtol=0.0, atol=1e-4)  # of 3 steps of 1e-2; codes may be adjacent
-
-
 @pytest.mark.parametrize("compile", ["traced"], indirect=True)
 def test_numbers_with_blocks_are_compiled(compile):
     tx = gradtx.nadam(lr=1e-2, state_dtype={"mu_product": "int8", "*": "int8"})
@@ -430,105 +362,6 @@ def test_coded_and_small_leaves_of_one_dtype_are_compiled_separately(compile):
     torch.testing.assert_close(slots, default_slots)
 
 
-@pytest.mark.parametrize("compile", ["traced"], indirect=True)
-def test_programs_for_long_blocks_are_traced_with_few_rows(compile, monkeypatch):
-    sizes = []
-    examples_of = planning._examples
-
-    def measured(*arguments):
-        examples = examples_of(*arguments)
-        sizes.append(sum(tensor.nbytes for tensor in examples))
-        return examples
-
-    monkeypatch.setattr(planning, "_examples", measured)
-    code = gradtx.Codec.named("int8", block=2**14)
-    compared(with_state_dtype(gradtx.sgd(lr=1e-2, momentum=0.9), code), [(2, 2**14)])
-    assert sizes
-    assert max(sizes) < 2**25  # with as many rows as a vector has entries: 2^35
-
-
-@gradtx.per_tensor(elementwise=True)
-def exchange():
-    """Exchange slots, both unchanged and modified."""
-
-    def init(param):
-        return {"one": torch.zeros_like(param), "other": torch.ones_like(param), "third": torch.ones_like(param)}
-
-    def update(update, state, param, ctx):
-        new = {"one": 0.9 * state["third"] + update, "other": state["one"], "third": state["other"]}
-        return update + 0.1 * state["one"], new
-
-    return init, update
-
-
-@pytest.mark.parametrize("param_dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("dtypes", list(itertools.product((torch.float32, torch.bfloat16, "int8"), repeat=3)), ids=str)
-def test_conversions_are_left_to_copies_where_nothing_is_written_in_between(dtypes, param_dtype, monkeypatch):
-    """A copy also converts, but its source may be the old value of another slot."""
-    storage = dict(zip(("one", "other", "third"), dtypes, strict=True))
-    tx = chain(exchange(state_dtype=storage), gradtx.sgd(lr=0.1))
-    runs = []
-    for by_lists in (True, False):
-        with monkeypatch.context() as patch:
-            if not by_lists:
-                patch.setattr(Parts, "engines", lambda parts: [])
-            params = [torch.nn.Parameter(noise(i, (64, 64)).to(param_dtype)) for i in range(2)]
-            optimizer = gradtx.as_optimizer(tx, params)
-            for step in range(4):
-                for i, param in enumerate(params):
-                    param.grad = noise(10 * step + i, (64, 64)).to(param_dtype)
-                optimizer.step()
-        assert ("lists" in repr(optimizer.explain())) == by_lists
-        runs.append([*params, *(optimizer.state[p][key] for p in params for key in optimizer.state[p])])
-    for by_lists, alone in zip(*runs, strict=True):
-        if by_lists.is_floating_point():  # codes may be adjacent
-            torch.testing.assert_close(by_lists, alone, rtol=2e-2, atol=2e-2)
-
-
-def test_temporaries_of_a_compiled_coded_step_are_those_of_a_window():
-    param = torch.nn.Parameter(noise(0, (1024, 1024)))
-    optimizer = gradtx.optim.AdamW([param], compile=True, state_dtype="int8")
-    param.grad = torch.ones_like(param)
-    optimizer.step()
-    assert not optimizer._engine.plan.rest
-    window = windows.WINDOW * torch.get_num_threads()
-    peak = most_bytes_of(optimizer.step)
-    assert 0 < peak <= window  # scales; decoded moments would need 8 bytes per entry
-
-
-@pytest.mark.parametrize(
-    ("tx", "dtype"),
-    [
-        *((gradtx.adamw(state_dtype=code), torch.float32) for code in ("int8", "bfloat16+8", "bfloat16:stochastic")),
-        (chain(gradtx.adamw(), gradtx.round_stochastically()), torch.bfloat16),
-        (chain(gradtx.adamw(), gradtx.compensate_rounding()), torch.bfloat16),
-    ],
-    ids=["int8", "bfloat16+8", "bfloat16:stochastic", "round_stochastically", "compensate_rounding"],
-)
-def test_temporaries_of_a_default_step_are_those_of_a_part(tx, dtype):
-    peaks = []
-    for rows in (1024, 2048):
-        param = torch.nn.Parameter(noise(0, (rows, 1024)).to(dtype))
-        optimizer = gradtx.as_optimizer(tx, [param])
-        param.grad = torch.ones_like(param)
-        optimizer.step()
-        peaks.append(most_bytes_of(optimizer.step))
-    assert 0 < peaks[0] <= 64 * CHUNK  # 64-bit integers for positions
-    assert peaks[1] <= 1.01 * peaks[0]
-
-
-def most_bytes_of(step):
-    """Return the peak number of bytes that a step allocates beyond those before it."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        step()
-    held = peak = 0
-    for event in profile.profiler.kineto_results.events():
-        if event.name() == "[memory]":
-            held += event.nbytes()
-            peak = max(peak, held)
-    return peak
-
-
 def noise(seed, shape):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
@@ -540,14 +373,6 @@ def plan_of(optimizer):
 # A name used by several links, some of which are coded.
 
 
-def of_two_links(first, second):
-    links = []
-    for rate, code in ((0.5, first), (0.9, second)):
-        link = gradtx.ema(rate)
-        links.append(link if code is None else gradtx.with_state_dtype(link, code, min_size=1))
-    return gradtx.chain(*links, gradtx.scale(-0.1))
-
-
 def stepped(tx):
     param = torch.nn.Parameter(torch.ones(4, 8))
     optimizer = gradtx.as_optimizer(tx, [param])
@@ -555,72 +380,3 @@ def stepped(tx):
         param.grad = noise(t, (4, 8))
         optimizer.step()
     return optimizer, param
-
-
-@pytest.mark.parametrize("code", ["int8", "int4", "float8", "bfloat16+8", "bfloat16:stochastic"])
-@pytest.mark.parametrize("codes", [(True, False), (False, True), (True, True)])
-def test_checkpoints_are_converted_where_only_some_slots_of_a_name_are_coded(codes, code):
-    coded = [code if is_coded else None for is_coded in codes]
-    for there, here in itertools.product([[None, None], coded], repeat=2):
-        saved, expected = stepped(of_two_links(*there))
-        optimizer, param = stepped(of_two_links(*here))
-        optimizer.load_state_dict(saved.state_dict())
-        state = optimizer.state[param]
-        values = {key: value for key, value in state.items() if value.is_floating_point() and value.shape == (4, 8)}
-        for key, value in values.items():
-            if value.dtype == torch.float32 == saved.state[expected][key].dtype:
-                assert torch.equal(value, saved.state[expected][key])
-        if there == here:
-            assert_equal(state, saved.state[expected])
-        for suffix in ("scale", "error"):
-            for key in state:
-                slot, _, ending = key.rpartition(".")
-                assert ending != suffix or slot in state
-
-
-LAZY_BRANCHES = gradtx.partition({"a": gradtx.sgd(lr=0.1, momentum=0.9), "b": gradtx.adam()}, {"a": "0.*", "b": "*"})
-
-
-@pytest.mark.parametrize(("pattern", "is_refused"), [("momentum_buffer", False), ("momentum", True)])
-def test_patterns_for_slots_of_lazy_parameters_are_checked_once_these_have_a_shape(pattern, is_refused):
-    model = torch.nn.Sequential(torch.nn.LazyLinear(4), torch.nn.LayerNorm(4))
-    tx = gradtx.with_state_dtype(LAZY_BRANCHES, {pattern: torch.bfloat16})
-    optimizer = gradtx.as_optimizer(tx, model.named_parameters())
-    model(torch.ones(2, 3)).sum().backward()
-    if not is_refused:
-        optimizer.step()
-        assert optimizer.state[model[0].weight]["momentum_buffer"].dtype == torch.bfloat16
-        return
-    before = [param.detach().clone() for param in model.parameters()]
-    for _ in range(2):
-        with pytest.raises(ValueError, match="'momentum' matches no slot of the chain; its slots: exp_avg, exp_avg_sq"):
-            optimizer.step()
-    assert all(map(torch.equal, model.parameters(), before))
-
-
-def test_a_pickle_of_float8_state_is_refused_when_it_is_made_and_other_copies_work():
-    params, optimizer = made("float8")
-    run(optimizer, params, 1)
-    with pytest.raises(TypeError, match=r"AdamW: .* pickles of float8 .*torch.save\(optimizer.state_dict\(\), path\)"):
-        pickle.dumps(optimizer)
-    expected = optimizer.state_dict()["state"]
-    assert_equal(copy.deepcopy(optimizer).state_dict()["state"], expected)
-    for what, options in ((optimizer, {"weights_only": False}), (optimizer.state_dict(), {})):
-        file = io.BytesIO()
-        torch.save(what, file)
-        file.seek(0)
-        loaded = torch.load(file, **options)
-        state_dict = loaded if isinstance(loaded, dict) else loaded.state_dict()
-        assert_equal(state_dict["state"], expected)
-
-
-def test_optimizers_with_other_codes_can_be_pickled():
-    for code in ("int8", "int4", "bfloat16+8"):
-        params, optimizer = made(code)
-        run(optimizer, params, 1)
-        assert_equal(pickle.loads(pickle.dumps(optimizer)).state_dict()["state"], optimizer.state_dict()["state"])
-
-
-def test_torch_still_cannot_load_pickles_of_float8_tensors():
-    with pytest.raises(AttributeError):  # once this fails, `check_loadable` may go
-        pickle.loads(pickle.dumps(torch.zeros(1).to(torch.float8_e4m3fn)))

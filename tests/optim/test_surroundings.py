@@ -1,15 +1,13 @@
 """Optimizers alongside each other, over many steps, and under other dtypes, devices and modes."""
 
-import contextlib
-import copy
 import gc
-import threading
 
 import pytest
 import torch
 
 import gradtx
 from tests.conformance import assert_same
+from tests.daily import by_day
 from tests.optim.chains import CHAINS
 from tests.optim.problems import (
     assert_close,
@@ -17,13 +15,9 @@ from tests.optim.problems import (
     descend,
     functional,
     parameters,
-    saved_and_loaded,
     set_gradients,
-    twins,
     values,
-    whole,
 )
-from tests.thinning import thinned
 
 TOLERANCE = 1e-12  # the same float64 sums in a different order
 
@@ -52,36 +46,6 @@ def test_one_transformation_serves_many_optimizers():
     assert_close(first.values(), expected.values(), TOLERANCE)
 
 
-def test_a_tensor_that_a_scheduler_fills_belongs_to_one_optimizer():
-    lr = torch.tensor(0.1)
-    tx = gradtx.sgd(lr=lr)
-    one, other = (gradtx.as_optimizer(tx, parameters().values()) for _ in range(2))
-    one.param_groups[0]["lr"].fill_(0.5)
-    assert other.param_groups[0]["lr"].item() == pytest.approx(0.1)
-    assert tx.hyperparams["lr"].item() == pytest.approx(0.1)
-
-
-def test_optimizers_in_threads_do_not_disturb_each_other():
-    runs = [parameters() for _ in range(4)]
-    optimizers = [gradtx.as_optimizer(CHAINS["design"], list(params.items())) for params in runs]
-    errors = []
-
-    def work(optimizer, params):
-        try:
-            descend(optimizer, params, 20)
-        except Exception as error:
-            errors.append(error)
-
-    threads = [threading.Thread(target=work, args=pair) for pair in zip(optimizers, runs, strict=True)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not errors
-    for params in runs[1:]:
-        assert_equal(values(params), values(runs[0]))
-
-
 def test_a_thousand_steps_keep_no_more_objects_than_ten():
     params = {"w": torch.nn.Parameter(torch.ones(2))}
     tx = gradtx.chain(gradtx.clip_by_global_norm(1.0), gradtx.sgd(lr=gradtx.cosine_schedule(0.1, 1000), momentum=0.9))
@@ -96,7 +60,7 @@ def test_a_thousand_steps_keep_no_more_objects_than_ten():
     assert counts[1] - counts[0] < 100
 
 
-@thinned(2)
+@by_day("with lookahead", "adamp", "whole tree")
 @pytest.mark.parametrize("name", ["with lookahead", "record", "adamp", "skip", "whole tree", "accumulate"])
 def test_a_step_leaves_no_tensor_to_the_garbage_collector(name):
     # Tensors in reference cycles live until the garbage collector runs: one copy of the state per step, if it runs
@@ -118,21 +82,6 @@ def test_a_step_leaves_no_tensor_to_the_garbage_collector(name):
         gc.enable()
         gc.unfreeze()
     assert counts[2] <= counts[0]
-
-
-def test_a_default_dtype_of_float64_keeps_the_state_of_float32_parameters_float32():
-    torch.set_default_dtype(torch.float64)
-    try:
-        results = []
-        for module in (gradtx.optim, torch.optim):
-            params = parameters(torch.float32)
-            optimizer = module.AdamW(params.values(), lr=0.1)
-            descend(optimizer, params, 3)
-            results.append((values(params), [{k: v.dtype for k, v in s.items()} for s in optimizer.state.values()]))
-    finally:
-        torch.set_default_dtype(torch.float32)
-    assert results[0][1] == results[1][1]
-    assert_close(results[0][0], results[1][0], 1e-6)  # three float32 roundings
 
 
 def test_a_step_under_autocast_is_a_plain_step():
@@ -199,45 +148,6 @@ def test_autocast_and_a_default_device_change_nothing_but_the_callers_own_functi
     assert set(seen) == {inside}
 
 
-def lived(tx, around):
-    """An optimizer that is made, grows, steps in both ways, is saved and loaded inside these surroundings."""
-    params = parameters()
-    named = list(params.items())
-    with around():
-        first = gradtx.as_optimizer(tx, named[:-1])
-        first.add_param_group({"params": named[-1:]})
-        first.state_dict()
-    descend(first, params, 2)
-    with around():
-        second = gradtx.as_optimizer(tx, named[:-1])
-        second.add_param_group({"params": named[-1:]})
-        second.load_state_dict(first.state_dict())
-        handle = second.release_gradients()
-    loss = sum((param * (1 + param.detach())).sum() for param in params.values())
-    with around():
-        loss.backward()
-        second.step()
-        handle.remove()
-        second.eval()
-        second.train()
-        second.state_dict()
-    return whole(second)
-
-
-LIVES = {
-    "schedule in restart": gradtx.restart(gradtx.adamw(lr=gradtx.cosine_schedule(0.1, T_max=9)), 2),
-    "soap": gradtx.soap(lr=0.1, precondition_frequency=1),
-    "schedule_free": gradtx.schedule_free_adamw(lr=0.1),
-    "int8": gradtx.adamw(lr=0.1, state_dtype="int8"),
-}
-
-
-@pytest.mark.parametrize("around", list(SURROUNDINGS.values()), ids=SURROUNDINGS)
-@pytest.mark.parametrize("tx", list(LIVES.values()), ids=LIVES)
-def test_no_part_of_an_optimizers_life_depends_on_autocast_or_a_default_device(tx, around):
-    assert_equal(lived(tx, around), lived(tx, contextlib.nullcontext))
-
-
 def test_a_compiled_update_under_autocast_is_the_plain_one():
     torch._dynamo.reset()
     tx, params = SENSITIVE["soap"](), {"w": torch.linspace(-1, 1, 12).reshape(4, 3)}
@@ -270,18 +180,3 @@ def test_a_default_device_of_new_tensors_does_not_matter_to_a_step():
     with torch.device("meta"):
         one.step()
     assert_equal(values(params), values(others))
-
-
-def test_checkpoint_and_deepcopy_mid_accumulation_agree():
-    tx = gradtx.accumulate(gradtx.adamw(lr=0.1), every=3)
-    params = parameters()
-    optimizer = gradtx.as_optimizer(tx, list(params.items()))
-    descend(optimizer, params, 4)
-    copied, other = copy.deepcopy((params, optimizer))
-    own = twins(params)
-    loaded = gradtx.as_optimizer(tx, list(own.items()))
-    loaded.load_state_dict(saved_and_loaded(optimizer.state_dict()))
-    for run, leaves in ((optimizer, params), (other, copied), (loaded, own)):
-        descend(run, leaves, 5, start=4)
-    assert_equal(values(copied), values(params))
-    assert_equal(values(own), values(params))

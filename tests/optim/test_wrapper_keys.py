@@ -71,40 +71,6 @@ def test_extra_keys_are_loaded_in_the_dtype_of_the_parameter_as_by_torch():
         assert optimizer.state[param]["fast_buffer"].dtype == torch.bfloat16
 
 
-def test_extra_keys_stay_when_a_parameter_gets_another_chain():
-    params = parameters()
-    first, *others = params.values()
-    optimizer = gradtx.optim.SGD([{"params": [first], "momentum": 0.9}, {"params": others}], lr=0.1)
-    descend(optimizer, params, 2)
-    buffer = optimizer.state[first]["slow_buffer"] = torch.ones(1)
-    optimizer.param_groups[1]["params"].append(optimizer.param_groups[0]["params"].pop())
-    descend(optimizer, params, 2, start=2)
-    assert "momentum_buffer" not in optimizer.state[first]
-    assert optimizer.state[first]["slow_buffer"] is buffer
-
-
-@pytest.mark.parametrize(
-    ("name", "options", "key"),
-    [
-        ("Adam", {}, "exp_avg"),
-        ("Adagrad", {}, "sum"),
-        ("RMSprop", {}, "square_avg"),
-        ("Adadelta", {}, "acc_delta"),
-        ("Rprop", {}, "prev"),
-        ("NAdam", {}, "mu_product"),
-    ],
-)
-def test_a_checkpoint_of_another_class_is_refused_where_ours_keeps_nothing(name, options, key):
-    params = parameters()
-    theirs = getattr(torch.optim, name)(params.values(), **options)
-    descend(theirs, params, 2)
-    saved = theirs.state_dict()
-    saved["param_groups"] = gradtx.optim.SGD(params.values()).state_dict()["param_groups"]
-    optimizer = gradtx.optim.SGD(params.values())
-    with unchanged(optimizer), pytest.raises(ValueError, match="which this chain does not use"):
-        optimizer.load_state_dict(saved)
-
-
 OTHERS = {
     "lion": gradtx.lion(),
     "prodigy": gradtx.prodigy(),

@@ -1,7 +1,6 @@
 import math
 
 import pytest
-import pytorch_optimizer
 import torch
 import transformers
 
@@ -14,10 +13,8 @@ from tests.references import (
     TOLERANCE,
     Published,
     WeightsLoop,
-    arguments,
     difference,
     difference_of_weights,
-    finite_without_gradient,
     first_update,
     named,
     negated,
@@ -98,11 +95,7 @@ def test_the_bounds_of_the_references_are_met_and_not_met():
     assert clipped.seen == bounded.seen == {True, False}
 
 
-@pytest.mark.parametrize(("alias", "rule"), {alias: rule for alias, rule, _ in OPTIONS}.items(), ids=named)
-def test_names_and_defaults_are_those_of_the_published_signature(alias, rule):
-    assert arguments(alias) == arguments(rule)
-
-
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [o for a, _, o in OPTIONS if a is gradtx.adafactor_torch][:3], ids=str)
 def test_adafactor_torch_is_torch_optim_adafactor(options):
     assert (
@@ -114,6 +107,7 @@ def test_adafactor_torch_is_torch_optim_adafactor(options):
     assert difference_of_weights(negated(gradtx.adafactor_torch(**uphill)), published) < PUBLISHED
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -130,17 +124,7 @@ def test_adafactor_is_the_one_of_transformers(options):
     assert difference_of_weights(gradtx.adafactor(**options), published) < PUBLISHED
 
 
-@pytest.mark.filterwarnings("ignore")  # the package's own
-@pytest.mark.parametrize("beta1", [None, 0.8])
-def test_adafactor_is_the_one_of_pytorch_optimizer(beta1):
-    options = {"decay_rate": -0.5, "clip_threshold": 0.7, "weight_decay": 0.1}
-    # Its cap on the second decay must be out of the way, and its momentum kept in float64.
-    published = Published(
-        pytorch_optimizer.AdaFactor, lr=None, betas=(beta1, 1 - 1e-15), momentum_dtype=torch.float64, **options
-    )
-    assert difference_of_weights(gradtx.adafactor(beta1=beta1, **options), published) < PUBLISHED
-
-
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["row_var", "col_var", "variance", "step"])
 def test_the_state_has_the_keys_shapes_and_dtypes_of_torch(name):
     params, others = parameters(torch.float32), parameters(torch.float32)
@@ -158,6 +142,7 @@ def test_the_state_has_the_keys_shapes_and_dtypes_of_torch(name):
 CHECKPOINTS = [{}, {"lr": 0.3, "eps": (1e-3, 1e-2), "d": 1.5, "weight_decay": 0.1, "beta2_decay": -0.5}]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ours_first", [True, False])
 @pytest.mark.parametrize("options", CHECKPOINTS, ids=str)
 def test_checkpoints_continue_in_and_from_torch(options, ours_first):
@@ -181,11 +166,7 @@ def test_a_rate_is_relative_to_the_weights_and_clipped():
     assert first_update(tx, [3.0, -4.0], [5.0, -5.0]) == pytest.approx([-0.25 - 2.5, 0.25 + 2.5])
 
 
-@pytest.mark.parametrize("tx", [gradtx.adafactor(beta1=0.9), gradtx.adafactor_torch(weight_decay=0.1)], ids=str)
-def test_zero_gradients_give_finite_updates(tx):
-    assert finite_without_gradient(tx)
-
-
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("make", [gradtx.adafactor, gradtx.adafactor_torch], ids=named)
 def test_rows_of_zeros_stay_finite_in_narrow_dtypes(make, dtype):
@@ -208,12 +189,6 @@ def test_rows_of_zeros_stay_finite_in_narrow_dtypes(make, dtype):
             {"lr": 0.1, "relative_step": False, "warmup_init": True},
             ".*pass relative_step=True as well",
         ),
-        (gradtx.adafactor, {"eps": (0.0, 1e-3)}, r"eps\[0\] must be in \(0, inf\), got 0.0"),
-        (gradtx.adafactor, {"decay_rate": 0.5}, r"decay_rate must be in \(-inf, 0\], got 0.5"),
-        (gradtx.adafactor, {"clip_threshold": 0.0}, r"clip_threshold must be in \(0, inf\), got 0.0"),
-        (gradtx.adafactor, {"beta1": 1.0}, r"beta1 must be in \[0, 1\), got 1.0"),
-        (gradtx.adafactor_torch, {"d": 0.5}, r"d must be in \[1, inf\), got 0.5"),
-        (gradtx.adafactor_torch, {"eps": (-1.0, 1e-3)}, r"eps\[0\] must be in \[0, inf\), got -1.0"),
         (gradtx.adafactor_torch, {"eps": (0.1, None)}, r"eps\[1\] must be a number.*"),
     ],
     ids=named,
@@ -221,10 +196,3 @@ def test_rows_of_zeros_stay_finite_in_narrow_dtypes(make, dtype):
 def test_rejects_what_makes_no_sense(alias, options, message):
     with pytest.raises((ValueError, TypeError), match=f"^{alias.__name__}: {message}$"):
         alias(**options)
-
-
-@pytest.mark.parametrize("alias", [gradtx.adafactor, gradtx.adafactor_torch], ids=named)
-def test_a_learning_rate_or_a_decay_after_it_is_an_error(alias):
-    for link in (gradtx.scale_by_learning_rate(0.1), gradtx.add_decayed_weights(0.1)):
-        with pytest.raises(ValueError, match="owns the learning rate"):
-            gradtx.chain(alias(), link)

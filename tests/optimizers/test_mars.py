@@ -2,29 +2,22 @@ import functools
 import math
 
 import pytest
-import pytorch_optimizer
 import torch
 
 import gradtx
 from tests.references import (
     BETA,
     DECAY,
-    PUBLISHED,
     RATE,
     STEPS,
     TOLERANCE,
-    Published,
     WeightsLoop,
     adam_moments,
-    arguments,
     difference,
-    difference_of_weights,
     distance,
-    finite_without_gradient,
     gradients,
     named,
     problem,
-    without_inner_eps,
 )
 
 
@@ -100,15 +93,6 @@ def test_the_weights_follow_the_loop(alias, rule, options):
     assert reference.seen == {True, False} or options.get("gamma") != 3.0
 
 
-@pytest.mark.parametrize(
-    ("make", "rule"),
-    [(gradtx.mars_adamw, mars_adamw), (gradtx.mars_lion, mars_lion), (gradtx.correct_variance, correction)],
-    ids=named,
-)
-def test_names_and_defaults_are_those_of_the_published_signature(make, rule):
-    assert arguments(make) == arguments(rule)
-
-
 class Exact:
     """A loop for which the gradient of each batch at the last parameters is taken before the rule runs."""
 
@@ -171,17 +155,6 @@ def test_the_exact_mode_follows_the_loop(alias, rule, options):
     assert distance(run(ours(alias(**options))), expected) > 1e-3
 
 
-def negative(tree):
-    return {name: -g for name, g in tree.items()}
-
-
-@pytest.mark.parametrize("alias", [gradtx.mars_adamw, gradtx.mars_lion], ids=named)
-def test_the_exact_mode_maximizes(alias):
-    options = {"lr": 0.02, "gamma": 1.0, "exact": True}
-    down = run(ours(alias(**options)))
-    assert distance(run(ours(alias(**options, maximize=True)), turn=negative), down) < TOLERANCE
-
-
 def test_the_exact_mode_of_a_branch_calls_the_gradient_of_the_whole_tree():
     options = {"gamma": 1.0, "beta": 0.8, "exact": True}
     whole = run(ours(gradtx.chain(gradtx.correct_variance(**options), gradtx.sgd(lr=0.0))))
@@ -198,6 +171,7 @@ def test_the_exact_mode_of_a_branch_calls_the_gradient_of_the_whole_tree():
     assert updates.keys() == params.keys()
 
 
+@pytest.mark.slow
 def test_the_exact_mode_runs_as_a_torch_optimizer_with_a_closure():
     start = problem()
     weights = {name: torch.nn.Parameter(p.clone()) for name, p in start.items()}
@@ -242,51 +216,7 @@ def test_leaves_that_are_not_corrected_keep_nothing():
     assert list(state["correct_variance"]["last_grad"]) == ["w"]
 
 
-def published(mars_type, options, **theirs):
-    return Published(pytorch_optimizer.MARS, **options, mars_type=mars_type, foreach=False, **theirs)
-
-
-def test_mars_has_the_weights_of_pytorch_optimizer(monkeypatch):
-    without_inner_eps(monkeypatch)
-    options = {"lr": 0.02, "betas": (0.8, 0.95), "gamma": 0.5, "weight_decay": 0.3, "eps": 0.0}
-    own = gradtx.mars_adamw(**options, lr_1d=0.05)
-    assert difference_of_weights(own, published("adamw", options, lr_1d=0.05)) < PUBLISHED
-    own = gradtx.mars_adamw(**options, optimize_1d=True, amsgrad=True)
-    assert difference_of_weights(own, published("adamw", options, optimize_1d=True, ams_bound=True)) < PUBLISHED
-    # As in the authors' code, amsgrad holds for the other leaves as well.
-    own = gradtx.mars_adamw(**options, amsgrad=True)
-    assert difference_of_weights(own, published("adamw", options, lr_1d=0.02, ams_bound=True)) < PUBLISHED
-    lion = gradtx.mars_lion(lr=0.02, beta=0.8, gamma=0.5, weight_decay=0.3, eps=0.0)
-    assert difference_of_weights(lion, published("lion", options, lr_1d=0.02)) < PUBLISHED
-
-
-@pytest.mark.parametrize(
-    "tx",
-    [gradtx.mars_adamw(weight_decay=0.1), gradtx.mars_adamw(optimize_1d=True, amsgrad=True), gradtx.mars_lion()],
-    ids=str,
-)
-def test_zero_gradients_give_finite_updates(tx):
-    assert finite_without_gradient(tx)
-
-
 def test_a_long_gradient_is_shortened_to_norm_one():
     tx = gradtx.correct_variance(gamma=1.0, beta=0.5)
     grads = {"w": torch.tensor([30.0, 40.0])}
     assert math.isclose(tx.update(grads, tx.init(grads))[0]["w"].norm().item(), 1.0, rel_tol=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("make", "options", "message"),
-    [
-        (gradtx.mars_adamw, {"gamma": -1.0}, r"gamma must be in \[0, inf\), got -1.0"),
-        (gradtx.mars_adamw, {"betas_1d": (1.0, 0.9)}, r"betas_1d\[0\] must be in \[0, 1\), got 1.0"),
-        (gradtx.mars_adamw, {"lr_1d": -1.0}, r"lr_1d must be in \[0, inf\), got -1.0"),
-        (gradtx.mars_lion, {"beta": 1.0}, r"beta must be in \[0, 1\), got 1.0"),
-        (gradtx.mars_lion, {"weight_decay_1d": -1.0}, r"weight_decay_1d must be in \[0, inf\), got -1.0"),
-        (gradtx.correct_variance, {"min_ndim": -1}, r"min_ndim must be in \[0, inf\), got -1"),
-    ],
-    ids=named,
-)
-def test_rejects_a_number_out_of_range(make, options, message):
-    with pytest.raises(ValueError, match=f"^{make.__name__}: {message}$"):
-        make(**options)

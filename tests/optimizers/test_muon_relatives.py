@@ -4,22 +4,16 @@ import math
 import sys
 
 import pytest
-import pytorch_optimizer
 import torch
 from torch import Tensor
 
 import gradtx
 from tests.references import (
     BETA,
-    PUBLISHED,
     RATE,
-    Published,
     WeightsLoop,
-    arguments,
     difference_of_weights,
-    finite_without_gradient,
     named,
-    negated,
 )
 from tests.transforms.test_orthogonalize import SETS
 
@@ -313,18 +307,6 @@ def test_weights_that_start_on_the_ball_are_what_the_oracle_gives_for_themselves
         gradtx.init_for_lmo(torch.ones(3), "l2")
 
 
-@pytest.mark.parametrize(
-    ("alias", "rule"),
-    [
-        (gradtx.normuon, normuon), (gradtx.adamuon, adamuon), (gradtx.namo, namo), (gradtx.contra_muon, contra_muon),
-        (gradtx.muown, muown), (gradtx.polargrad, polargrad), (gradtx.adam_h, adam_h), (gradtx.muon_h, muon_h),
-    ],
-    ids=named,
-)  # fmt: skip
-def test_names_and_defaults_are_those_of_the_published_signature(alias, rule):
-    assert arguments(alias) == arguments(rule)
-
-
 WITH_FALLBACK = [
     gradtx.normuon,
     gradtx.adamuon,
@@ -350,13 +332,6 @@ def test_other_leaves_go_to_the_fallback_or_are_an_error_that_names_them(alias):
         alias(fallback=gradtx.sgd)
 
 
-@pytest.mark.parametrize("alias", WITH_FALLBACK, ids=named)
-def test_maximizing_and_zero_gradients(alias):
-    tx, other = (alias(lr=0.02, fallback=gradtx.sgd(lr=0.1), maximize=up) for up in (False, True))
-    assert difference_of_weights(tx, negated(other)) < PUBLISHED
-    assert finite_without_gradient(tx)
-
-
 # Published optimizers. Theirs iterates in bfloat16, so the iteration is put in.
 
 
@@ -370,57 +345,16 @@ def exact_iteration(monkeypatch):
             monkeypatch.setattr(module, "zero_power_via_newton_schulz_5", iterate)
 
 
-def muon_group(cls, **options):
-    return lambda params: cls([{"params": params, "use_muon": True}], foreach=False, **options)
-
-
-@pytest.mark.parametrize(
-    ("make", "options", "tx"),
-    [
-        (
-            pytorch_optimizer.NorMuon,
-            {"lr": 0.02, "beta2": 0.8, "momentum": 0.9, "weight_decay": 0.1, "nesterov": True},
-            gradtx.normuon(0.02, 0.1, 0.9, 0.8),
-        ),
-        (
-            pytorch_optimizer.AdaMuon,
-            {"lr": 0.02, "betas": (0.9, 0.8), "weight_decay": 0.1, "eps": 1e-8},
-            gradtx.adamuon(0.02, 0.1, (0.9, 0.8), nesterov=False),
-        ),
-    ],
-    ids=["normuon", "adamuon"],
-)
-def test_it_is_pytorch_optimizers(make, options, tx, exact_iteration):
-    published = Published(muon_group(make, **options))
-    # Theirs of NorMuon adds eps to a norm where the paper's code takes the larger of both.
-    assert difference_of_weights(tx, published, without=NOT_MATRICES) < 1e-9
-
-
-@pytest.mark.parametrize(
-    ("norm", "oracle"),
-    [("AUTO", "auto"), ("SPECTRAL", "spectral"), ("SIGN", "sign"), ("COL", "column"), ("ROW", "row")],
-)
-def test_scion_is_pytorch_optimizers(norm, oracle, exact_iteration):
-    options = {"norm_type": pytorch_optimizer.optimizer.scion.LMONorm[norm], "weight_decay": 0.0, "foreach": False}
-    published = Published(pytorch_optimizer.SCION, lr=0.02, momentum=0.3, scale=2.0, constraint=True, **options)
-    tx = gradtx.scion(0.02, 0.3, 2.0, kinds={"*": oracle})
-    assert difference_of_weights(tx, published, without=NOT_MATRICES) < PUBLISHED
-
-
 @pytest.mark.parametrize(
     ("make", "message"),
     [
         (lambda: gradtx.normuon(axis="columns"), "normalize_neurons: axis must be 'rows' or 'long', got 'columns'"),
-        (lambda: gradtx.normuon(beta2=1.0), r"normuon: beta2 must be in \[0, 1\), got 1.0"),
         (
             lambda: gradtx.adamuon(rescale="max"),
             "normalize_entries: rescale must be None, 'sqrt_min' or 'rms', got 'max'",
         ),
-        (lambda: gradtx.namo(betas=(0.9, 1.0)), r"namo: betas\[1\] must be in \[0, 1\), got 1.0"),
-        (lambda: gradtx.contra_muon(power_steps=0), r"power_steps must be in \[1, inf\), got 0"),
         (lambda: gradtx.polargrad(method="svd"), "method must be 'newton_schulz' or 'exact', got 'svd'"),
         (lambda: gradtx.muown(ns_coefficients="other"), "scale_by_muown: coefs must be one of simple, .*, got 'other'"),
-        (lambda: gradtx.scion(momentum=1.5), r"scion: momentum must be in \[0, 1\], got 1.5"),
         (lambda: gradtx.scion(kinds={"*": "l2"}), "lmo: kind must be one of auto, spectral, .*, got 'l2'"),
     ],
 )

@@ -1,19 +1,14 @@
 import pytest
-import pytorch_optimizer
-import torch
 
 import gradtx
 from tests.references import (
     RATE,
     TOLERANCE,
-    Published,
     WeightsLoop,
-    arguments,
     difference,
-    difference_of_weights,
     named,
 )
-from tests.transforms.test_second_order import RISING, WithHessian, diagonal, hessian
+from tests.transforms.test_second_order import RISING, WithHessian, hessian
 from tests.transforms.test_second_order import sophia as sophia_direction
 
 
@@ -48,61 +43,3 @@ def stepped(alias, options):
 def test_the_weights_follow_the_loop(alias, rule, options):
     # an update of 1e-4 as the difference of two weights: 1e-12 of rounding
     assert difference(stepped(alias, options), WeightsLoop(rule, **options)) < TOLERANCE
-
-
-@pytest.mark.parametrize(("alias", "rule"), {alias: rule for alias, rule, _ in OPTIONS}.items(), ids=named)
-def test_names_and_defaults_are_those_of_the_published_signature(alias, rule):
-    assert arguments(alias) == arguments(rule)
-
-
-class PublishedWithHessian(Published):
-    """A published optimizer that is handed the Hessian at each step that uses it."""
-
-    def __init__(self, optimizer, period, **options):
-        super().__init__(optimizer, update_period=period, **options)
-        self.period, self.t = period, 0
-
-    def __call__(self, grads, params):
-        self.t += 1
-        fresh = (self.t - 1) % self.period == 0
-        given = [diagonal(p, self.t) for p in params.values()] if fresh else None
-        make = self.make
-
-        def stepping(found):
-            optimizer = make(found)
-            step = optimizer.step
-            optimizer.step = lambda: step(hessian=self.given)
-            return optimizer
-
-        self.given = given
-        if not self.params:
-            self.make = stepping
-        return super().__call__(grads, params)
-
-
-@pytest.mark.parametrize("weight_decay", [0.0, 0.2])
-def test_without_averaging_adahessian_is_pytorch_optimizers(weight_decay):
-    options = {"lr": 0.02, "betas": (0.8, 0.95), "eps": 1e-3, "weight_decay": weight_decay, "hessian_power": 0.6}
-    theirs = PublishedWithHessian(pytorch_optimizer.AdaHessian, 1, adam_debias=False, **options)
-    assert difference_of_weights(stepped(gradtx.adahessian, {**options, "spatial_average": False}), theirs) < 1e-12
-
-
-def test_sophia_is_pytorch_optimizers_first_version_with_other_units():
-    lr, gamma, eps, weight_decay = 0.02, 0.4, 0.01, 0.2
-    ours = stepped(gradtx.sophia, {"lr": lr, "gamma": gamma, "eps": eps, "weight_decay": weight_decay})
-    units = {"lr": lr / gamma, "p": gamma, "eps": eps / gamma, "weight_decay": weight_decay * gamma}
-    theirs = PublishedWithHessian(pytorch_optimizer.SophiaH, 10, betas=(0.96, 0.99), **units)
-    assert difference_of_weights(ours, theirs) < 1e-12
-
-
-def test_the_state_is_what_the_docstrings_say():
-    params = {"w": torch.zeros(2)}
-    assert list(gradtx.adahessian().init(params)["scale_by_hessian"]) == ["exp_avg", "exp_hessian_diag_sq"]
-    assert "hessian_diag" in gradtx.adahessian(update_period=2).init(params)["scale_by_hessian"]
-    assert list(gradtx.sophia().init(params)["scale_by_sophia"]) == ["exp_avg", "hessian"]
-
-
-def test_a_decay_needs_params():
-    tx = gradtx.sophia()
-    with pytest.raises(ValueError, match="needs params"):
-        tx.update({"w": torch.ones(1)}, tx.init({"w": torch.ones(1)}), hessian_diag=None)

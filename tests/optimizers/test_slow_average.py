@@ -2,24 +2,19 @@ import itertools
 import math
 
 import pytest
-import pytorch_optimizer
 import torch
 
 import gradtx
 from tests.references import (
     BETA,
     DECAY,
-    PUBLISHED,
     RATE,
     TOLERANCE,
     Loop,
-    Published,
     WeightsLoop,
     adam_moments,
     arguments,
     difference,
-    difference_of_weights,
-    finite_without_gradient,
     first_update,
     named,
 )
@@ -121,11 +116,6 @@ def test_the_weights_follow_the_loop(alias, rule, options):
     assert difference(alias(**options), WeightsLoop(rule, **options)) < TOLERANCE
 
 
-@pytest.mark.parametrize(("alias", "rule"), {alias: rule for alias, rule, _ in OPTIONS}.items(), ids=named)
-def test_names_and_defaults_are_those_of_the_published_signature(alias, rule):
-    assert arguments(alias) == arguments(rule)
-
-
 def window(s, t, g, p, window_size=100, lamb=5.0, filter_type="mean", warmup=True):
     s.kept = [g, *(s.kept or [])][:window_size]
     s.seen.add(t < window_size)
@@ -177,26 +167,6 @@ def test_the_half_life_changes_linearly():
     assert lives[9] == lives[10]
 
 
-def test_ademamix_has_the_weights_of_pytorch_optimizer():
-    options = {"lr": 0.02, "betas": THREE, "alpha": 3.0, "eps": 1e-6, "weight_decay": 0.3}
-    published = Published(pytorch_optimizer.AdEMAMix, **options, weight_decouple=True)
-    assert difference_of_weights(gradtx.ademamix(**options), published) < PUBLISHED
-    warmups = {"alpha_warmup": 20, "beta3_warmup": 20}
-    options["lr"] = 1e-3
-    published = Published(pytorch_optimizer.AdEMAMix, **options, weight_decouple=True, t_alpha_beta3=20)
-    # Its logarithms lack the 1e-8, which at beta3 = 0.99 is 1e-6 of the half-life.
-    assert difference_of_weights(gradtx.ademamix(**options, **warmups), published) < 2e-6
-
-
-def test_grokfast_is_pytorch_optimizers_at_a_rate_of_its_own():
-    options = {"lr": 0.02, "betas": (0.8, 0.95), "eps": 1e-12, "weight_decay": 0.3}
-    published = Published(
-        pytorch_optimizer.GrokFastAdamW, **options, grokfast_alpha=0.9, grokfast_lamb=3.0, normalize_lr=False
-    )
-    # It bounds the denominator from below where Adam adds eps.
-    assert difference_of_weights(gradtx.grokfast_adamw(**options, alpha=0.9, lamb=3.0), published) < 1e-8
-
-
 @pytest.mark.parametrize(
     ("tx", "grad", "steps", "expected"),
     [
@@ -218,40 +188,13 @@ def test_a_constant_gradient_gives_the_hand_computed_step(tx, grad, steps, expec
     assert first_update(tx, grad, steps=steps)[0] == pytest.approx(expected, rel=1e-12)
 
 
-@pytest.mark.parametrize(
-    "tx",
-    [
-        gradtx.ademamix(weight_decay=0.1, alpha_warmup=2, beta3_warmup=2),
-        gradtx.simplified_ademamix(weight_decay=0.1, beta1_warmup=3, bias_correction1=True, bias_correction2=False),
-        gradtx.grokfast_adamw(),
-        gradtx.amplify_slow_gradients_window(window_size=2, warmup=False),
-    ],
-    ids=str,
-)
-def test_zero_gradients_give_finite_updates(tx):
-    assert finite_without_gradient(tx)
+def test_an_unknown_filter_is_refused():
+    with pytest.raises(
+        ValueError, match=r"^amplify_slow_gradients_window: filter_type must be 'mean' or 'sum', got 'med"
+    ):
+        gradtx.amplify_slow_gradients_window(filter_type="median")
 
 
-BAD = [
-    (gradtx.ademamix, {"alpha": -1.0}, r"alpha must be in \[0, inf\), got -1.0"),
-    (gradtx.ademamix, {"betas": (0.9, 0.99, 1.0)}, r"betas\[2\] must be in \[0, 1\), got 1.0"),
-    (gradtx.ademamix, {"alpha_warmup": -1}, r"alpha_warmup must be in \[0, inf\), got -1"),
-    (gradtx.ademamix, {"beta3_warmup": -1}, r"beta3_warmup must be in \[0, inf\), got -1"),
-    (gradtx.simplified_ademamix, {"min_beta1": 1.0}, r"min_beta1 must be in \[0, 1\), got 1.0"),
-    (gradtx.simplified_ademamix, {"beta1_warmup": -1}, r"beta1_warmup must be in \[0, inf\), got -1"),
-    (gradtx.grokfast_adamw, {"alpha": 1.0}, r"alpha must be in \[0, 1\), got 1.0"),
-    (gradtx.grokfast_adamw, {"lamb": -1.0}, r"lamb must be in \[0, inf\), got -1.0"),
-    (gradtx.amplify_slow_gradients_window, {"window_size": 0}, r"window_size must be in \[1, inf\), got 0"),
-    (
-        gradtx.amplify_slow_gradients_window,
-        {"filter_type": "median"},
-        "filter_type must be 'mean' or 'sum', got 'median'",
-    ),
-    (gradtx.half_life_schedule, {"end": 1.0, "warmup_steps": 2, "start": 0.0}, r"end must be in \[0, 1\), got 1.0"),
-]
-
-
-@pytest.mark.parametrize(("make", "options", "message"), BAD, ids=named)
-def test_rejects_an_argument_out_of_range(make, options, message):
-    with pytest.raises(ValueError, match=f"^{make.__name__}: {message}$"):
-        make(**options)
+def test_a_half_life_below_one_step_is_refused():
+    with pytest.raises(ValueError, match=r"^half_life_schedule: end must be in \[0, 1\), got 1.0$"):
+        gradtx.half_life_schedule(end=1.0, warmup_steps=2, start=0.0)

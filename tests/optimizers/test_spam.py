@@ -1,7 +1,6 @@
 import math
 
 import pytest
-import pytorch_optimizer
 import torch
 
 import gradtx
@@ -9,20 +8,15 @@ from tests.references import (
     BETA,
     DECAY,
     LONG,
-    PUBLISHED,
     RATE,
     TOLERANCE,
     Loop,
-    Published,
     WeightsLoop,
     adam_moments,
     arguments,
     difference,
-    difference_of_weights,
-    finite_without_gradient,
     first_update,
     named,
-    negated,
 )
 
 
@@ -108,11 +102,6 @@ def test_stable_spam_follows_the_loop(options):
     assert difference(gradtx.stable_spam(**options), WeightsLoop(stable_spam, **options)) < TOLERANCE
 
 
-@pytest.mark.parametrize(("alias", "rule"), [(gradtx.spam, spam), (gradtx.stable_spam, stable_spam)], ids=named)
-def test_names_and_defaults_are_those_of_the_published_signature(alias, rule):
-    assert arguments(alias) == arguments(rule)
-
-
 def direction(s, t, g, p, betas=(0.9, 0.999), eps=1e-6, threshold=5000.0, clip_after=20, every=500):
     b1, b2 = betas
     adam_moments(s, t, cut(s, t, g, threshold, clip_after, every), betas)
@@ -138,70 +127,6 @@ def test_the_schedule_counts_from_one(warmup_steps):
         assert schedule(t - 1) == pytest.approx(0.5 * after_restart(t, 5, warmup_steps), rel=1e-14)
 
 
-class Restarting(Published):
-    """pytorch_optimizer's SPAM and Stable-SPAM, with their scheduled factor in closed form."""
-
-    def __init__(self, optimizer, factor, **options):
-        super().__init__(optimizer, **options, foreach=False)
-        self.get_death_rate = factor
-
-    def advance(self):
-        self.optimizer.warmup = self
-        super().advance()
-
-
-def test_spam_has_the_weights_of_pytorch_optimizer():
-    options = {"lr": 0.02, "betas": (0.8, 0.95), "eps": 1e-3}
-    published = Published(
-        pytorch_optimizer.SPAM,
-        **options,
-        threshold=2.0,
-        grad_accu_steps=3,
-        update_proj_gap=40,
-        warmup_epoch=0,
-        foreach=False,
-    )
-    own = gradtx.spam(**options, threshold=2.0, clip_after=3, every=40, warmup_steps=0)
-    assert difference_of_weights(own, published) < PUBLISHED
-
-
-def test_spam_has_the_warm_up_of_pytorch_optimizer_in_closed_form():
-    options = {"lr": 0.02, "betas": (0.8, 0.95), "eps": 1e-3, "threshold": 2.0}
-    published = Restarting(
-        pytorch_optimizer.SPAM,
-        lambda c: 0.99 * (1 + math.cos(math.pi * c / 6)) / 2 if c < 5 else 0.0,
-        **options,
-        grad_accu_steps=3,
-        update_proj_gap=9,
-        warmup_epoch=5,
-    )
-    own = gradtx.spam(**options, clip_after=3, every=9, warmup_steps=5)
-    assert difference_of_weights(own, published) < 1e-11
-
-
-def test_stable_spam_has_the_weights_of_pytorch_optimizer():
-    options = {"lr": 0.02, "betas": (0.8, 0.95), "eps": 1e-3, "weight_decay": 0.3, "theta": 0.9}
-    published = Published(
-        pytorch_optimizer.StableSPAM, **options, gamma1=0.6, gamma2=0.8, update_proj_gap=9, foreach=False
-    )
-    own = gradtx.stable_spam(**options, gammas=(0.6, 0.8), every=9)
-    assert difference_of_weights(own, published) < 1e-11
-
-
-def test_stable_spam_has_the_cosine_of_pytorch_optimizer_in_closed_form():
-    options = {"lr": 0.02, "betas": (0.8, 0.95), "theta": 0.9}
-    published = Restarting(
-        pytorch_optimizer.StableSPAM,
-        lambda t: 0.3 + 0.7 * (1 + math.cos(math.pi * min(t, 21) / 21)) / 2,
-        **options,
-        t_max=20,
-        eta_min=0.3,
-        update_proj_gap=9,
-    )
-    own = gradtx.stable_spam(**options, every=9, total_steps=20, eta_min=0.3)
-    assert difference_of_weights(own, published) < 1e-11
-
-
 def test_spam_keeps_two_slots():
     state = gradtx.spam().init({"w": torch.zeros(2)})
     assert sorted(state["restart"]["scale_by_spam"]) == ["exp_avg", "exp_avg_sq"]
@@ -211,46 +136,3 @@ def test_a_restart_begins_at_a_hundredth_of_the_rate():
     tx = gradtx.spam(lr=1.0, betas=(0.0, 0.0), eps=0.0, every=3, warmup_steps=2)
     steps = [first_update(tx, [4.0], steps=n)[0] for n in range(1, 4)]
     assert steps == pytest.approx([-1.0, -1.0, -0.01], rel=1e-12)
-
-
-@pytest.mark.parametrize(
-    "tx",
-    [
-        gradtx.spam(weight_decay=0.1, every=2, clip_after=0, warmup_steps=1),
-        gradtx.stable_spam(weight_decay=0.1, every=2, total_steps=3),
-    ],
-    ids=str,
-)
-def test_zero_gradients_give_finite_updates(tx):
-    assert finite_without_gradient(tx)
-
-
-@pytest.mark.nightly  # the conformance tests run every alias for three steps
-@pytest.mark.parametrize("alias", [gradtx.spam, gradtx.stable_spam], ids=named)
-def test_maximizing_minus_the_loss_is_minimizing_the_loss(alias):
-    options = {"lr": 0.02, "weight_decay": 0.1, "every": 7}
-    assert difference(negated(alias(**options, maximize=True)), alias(**options)) <= 1e-12  # contracted otherwise
-
-
-@pytest.mark.parametrize(
-    ("alias", "options", "message"),
-    [
-        (gradtx.spam, {"every": 0}, r"every must be in \[1, inf\), got 0"),
-        (gradtx.spam, {"threshold": 0.0}, r"threshold must be in \(0, inf\), got 0.0"),
-        (gradtx.spam, {"warmup_steps": -1}, r"warmup_steps must be in \[0, inf\), got -1"),
-        (gradtx.stable_spam, {"every": 0}, r"every must be in \[1, inf\), got 0"),
-        (gradtx.stable_spam, {"total_steps": 0}, r"total_steps must be in \[1, inf\), got 0"),
-        (gradtx.stable_spam, {"gammas": (0.7, 1.0)}, r"gammas\[1\] must be in \[0, 1\), got 1.0"),
-        (gradtx.stable_spam, {"theta": 1.0}, r"theta must be in \[0, 1\), got 1.0"),
-        (gradtx.stable_spam, {"eta_min": 1.5}, r"eta_min must be in \[0, 1\], got 1.5"),
-        (
-            gradtx.restart_warmup_schedule,
-            {"lr": 1.0, "every": 0, "warmup_steps": 1},
-            r"every must be in \[1, inf\), got 0",
-        ),
-    ],
-    ids=named,
-)
-def test_rejects_a_number_out_of_range(alias, options, message):
-    with pytest.raises(ValueError, match=f"^{alias.__name__}: {message}$"):
-        alias(**options)

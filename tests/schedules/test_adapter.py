@@ -123,14 +123,6 @@ def test_a_saved_scheduler_goes_on_where_it_was(make):
     assert advance(resumed, again, 5) == expected
 
 
-@each
-def test_the_last_step_alone_is_enough_to_resume(make):
-    optimizer = make([weight()])
-    scheduler = gradtx.as_lr_scheduler(optimizer, RATE, last_epoch=4)
-    assert scheduler.get_last_lr() == rates(optimizer) == [RATE(5)]
-    assert advance(optimizer, scheduler, 3) == [[RATE(step)] for step in (5, 6, 7)]
-
-
 def test_a_copy_and_a_pickle_have_the_schedule():
     optimizer = torch.optim.SGD([weight()], lr=0.1)
     scheduler = gradtx.as_lr_scheduler(optimizer, RATE)
@@ -138,21 +130,6 @@ def test_a_copy_and_a_pickle_have_the_schedule():
     for other in (copy.deepcopy(scheduler), pickle.loads(pickle.dumps(scheduler))):
         advance(other.optimizer, other, 2)
         assert other.get_last_lr() == [RATE(3)]
-
-
-def test_numbers_that_are_tensors_are_written_as_numbers():
-    optimizer = torch.optim.SGD([weight()], lr=0.1)
-    gradtx.as_lr_scheduler(optimizer, gradtx.constant_schedule(torch.tensor(0.25)))
-    assert type(optimizer.param_groups[0]["lr"]) is float
-    assert rates(optimizer) == [0.25]
-
-
-def test_it_goes_into_torchs_sequence_of_schedulers():
-    optimizer = torch.optim.SGD([weight()], lr=0.1)
-    scheduler = lr_scheduler.SequentialLR(
-        optimizer, [lr_scheduler.ConstantLR(optimizer, 0.5, 10), gradtx.as_lr_scheduler(optimizer, RATE)], [2]
-    )
-    assert advance(optimizer, scheduler, 4)[2:] == [[RATE(0)], [RATE(1)]]
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 import math
 
 import pytest
-import pytorch_optimizer
 import torch
 from pytorch_optimizer import lr_scheduler as theirs
 
@@ -79,11 +78,6 @@ def test_a_proportion_equals_that_of_pytorch_optimizer():
         expected.append(rho.step())
     schedule = gradtx.proportion_schedule(rate, LR, 0.05, 0.4, 0.1)
     assert first(schedule, 10) == pytest.approx(expected, **EXACT)
-
-
-def test_a_proportion_without_a_range_is_its_largest_value():
-    for bounds in ((0.1, 0.1), (0.1, 0.3)):
-        assert first(gradtx.proportion_schedule(gradtx.cosine_schedule(0.1, 3), *bounds, 0.4, 0.2), 4) == [0.4] * 4
 
 
 RESTARTS = [
@@ -167,41 +161,6 @@ def test_an_untuned_warm_up_goes_in_front_of_any_schedule():
         schedule = gradtx.untuned_linear_warmup(made, 0.9)
         assert first(schedule, 50) == pytest.approx([rate(s) * min(1, (s + 1) * 0.05) for s in range(50)], **EXACT)
         assert type(schedule(3)) is float
-
-
-def test_any_number_of_a_schedule_may_be_a_schedule():
-    inner = gradtx.linear_schedule(1.0, 0.5, total_iters=4)
-    outer = gradtx.polynomial_schedule(inner, 8)
-    assert first(outer, 9) == [inner(s) * (1 - s / 8) for s in range(9)]
-    members = torch.tensor([0.1, 0.4], dtype=torch.float64)
-    result = torch.vmap(lambda lr: gradtx.exponential_schedule(gradtx.step_schedule(lr, 2), 0.5)(3))(members)
-    assert torch.allclose(result, members * 0.1 * 0.125, rtol=1e-15)
-
-
-def chebyshev_factors(num_epochs, m, M):
-    T = num_epochs - 2
-    gammas = [1 / ((M + m) / 2 - (M - m) / 2 * math.cos(math.pi * (i + 0.5) / T)) for i in range(T)]
-    order = [0]
-    while len(order) < T:
-        n = len(order)
-        order = [y for x in order for y in (x, 2 * n - 1 - x)]
-    return [gammas[i] for i in order if i < T]
-
-
-@pytest.mark.parametrize("epochs", [3, 4, 5, 6, 9, 10, 18])
-def test_chebyshev_factors_follow_the_loop_and_every_factor_occurs(epochs):
-    for m, M in ((0.1, 1.0), (0.25, 3.0), (1.0, 1.0)):
-        factors = chebyshev_factors(epochs, m, M)
-        assert gradtx.get_chebyshev_schedule(epochs, m, M) == pytest.approx(factors, **EXACT)
-        expected = [LR * factors[min(max(e - 1, 0), epochs - 3)] for e in range(epochs + 5)]
-        assert first(gradtx.chebyshev_schedule(LR, epochs, m, M), epochs + 5) == pytest.approx(expected, **EXACT)
-    assert all(type(factor) is float for factor in gradtx.get_chebyshev_schedule(epochs))
-
-
-def test_chebyshev_factors_of_a_power_of_two_are_those_of_pytorch_optimizer():
-    module = pytorch_optimizer.lr_scheduler.chebyshev
-    nodes = module.get_chebyshev_steps(8, 0.1, 1.0)[module.get_chebyshev_permutation(8)]
-    assert gradtx.get_chebyshev_schedule(10) == pytest.approx(list(nodes), **EXACT)
 
 
 @pytest.mark.parametrize("beta2", [0.999, 0.95, 0.6, 0.0])

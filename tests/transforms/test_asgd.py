@@ -44,8 +44,3 @@ def test_the_average_before_the_first_step_is_the_weights():
 def test_defaults_are_those_of_torch():
     decay = ("weight_decay", 0.0)
     assert [pair for pair in arguments(gradtx.asgd) if pair != decay] == arguments(gradtx.scale_by_asgd)
-
-
-def test_rejects_a_negative_power():
-    with pytest.raises(ValueError, match=r"^scale_by_asgd: alpha must be in \[0, inf\), got -1.0$"):
-        gradtx.scale_by_asgd(alpha=-1.0)

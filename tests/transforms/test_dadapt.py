@@ -5,7 +5,7 @@ import torch
 
 import gradtx
 from gradtx.transforms.dadapt import grown, limited
-from tests.references import Transformed, arguments, difference, difference_along, gradients, named, problem
+from tests.references import Transformed, difference, difference_along, gradients, named, problem
 
 PIECES = {
     "dadapt_adagrad": gradtx.scale_by_dadapt_adagrad,
@@ -74,23 +74,6 @@ def test_the_estimate_of_the_second_step_equals_the_hand_computed_value(make, ex
         params = gradtx.apply_updates(params, updates)
     (entry,) = [entry for key, entry in state.items() if key != "step"]
     assert entry["d"].item() == pytest.approx(expected, rel=1e-6)  # A starts at 1e-6
-
-
-@pytest.mark.parametrize("name", PIECES)
-def test_a_piece_has_the_arguments_of_its_alias(name):
-    own, alias = dict(arguments(PIECES[name])), dict(arguments(getattr(gradtx, name)))
-    own.pop("weight_decay", None)
-    assert own == {key: alias[key] for key in own}
-    assert set(alias) - set(own) <= {"weight_decay", "decoupled_weight_decay", "mask"}
-
-
-@pytest.mark.parametrize("name", PIECES)
-def test_a_piece_has_no_place_after_a_finished_step_and_needs_params(name):
-    with pytest.raises(ValueError, match="descend owns the learning rate"):
-        gradtx.chain(getattr(gradtx, name)(), PIECES[name]())
-    params, tx = problem(), PIECES[name]()
-    with pytest.raises(ValueError, match=f"scale_by_{name} needs params"):
-        tx.update(params, tx.init(params))
 
 
 @pytest.mark.parametrize("make", PIECES.values(), ids=named)

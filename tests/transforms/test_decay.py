@@ -7,9 +7,7 @@ from tests.references import (
     Loop,
     Transformed,
     WeightsLoop,
-    arguments,
     difference,
-    finite_without_gradient,
     first_update,
     named,
     placed_by_rank,
@@ -153,19 +151,6 @@ def test_add_norm_loss_follows_the_loop(options):
     assert difference(gradtx.add_norm_loss(**options), Loop(norm_loss, **options), rate=-0.1) < TOLERANCE
 
 
-@pytest.mark.parametrize(
-    ("make", "rule"),
-    [
-        (gradtx.add_decayed_weights, decayed),
-        (gradtx.regenerate_towards_init, regenerated),
-        (gradtx.add_norm_loss, norm_loss),
-    ],
-    ids=named,
-)
-def test_names_and_defaults_are_those_of_the_published_signature(make, rule):
-    assert arguments(make) == arguments(rule)
-
-
 def test_one_step_equals_the_hand_computed_values():
     assert first_update(gradtx.add_decayed_weights(0.5), [1.0, 1.0], [2.0, -4.0]) == [2.0, -1.0]
     assert first_update(gradtx.add_decayed_weights(0.5, fixed=True), [1.0, 1.0], [2.0, -4.0]) == [0.0, 3.0]
@@ -188,33 +173,6 @@ def test_nothing_decays_where_update_and_weight_have_no_common_sign():
     assert first_update(tx, [0.0, -1.0, 1.0, 1.0], [2.0, 2.0, 0.0, 2.0]) == [0.0, -1.0, 1.0, 2.0]
 
 
-@pytest.mark.parametrize(
-    "tx",
-    [
-        gradtx.add_decayed_weights(0.1, cautious=True),
-        gradtx.regenerate_towards_init(0.1, wasserstein=True),
-        gradtx.add_norm_loss(),
-    ],
-    ids=str,
-)
-def test_zero_gradients_give_finite_updates(tx):
-    assert finite_without_gradient(tx)
-
-
-@pytest.mark.parametrize(
-    ("make", "argument"),
-    [
-        (gradtx.add_decayed_weights, "weight_decay"),
-        (gradtx.regenerate_towards_init, "rate"),
-        (gradtx.add_norm_loss, "factor"),
-        (gradtx.add_norm_loss, "eps"),
-    ],
-)
-def test_rejects_a_negative_rate(make, argument):
-    with pytest.raises(ValueError, match=rf"^{make.__name__}: {argument} must be in \[0, inf\), got -1.0$"):
-        make(**{argument: -1.0})
-
-
 def test_a_rate_that_has_always_been_zero_decays_in_full():
     tx = gradtx.add_decayed_weights(0.5, corrected_by=gradtx.Schedule(lambda step: 0.0 * step))
     assert first_update(tx, [0.0], [2.0]) == [1.0]
@@ -227,7 +185,6 @@ def test_a_rate_that_has_always_been_zero_decays_in_full():
     [
         ({"relative_to": 0.1, "corrected_by": 0.1}, "relative_to and corrected_by cannot be combined"),
         ({"max_lr": 0.1}, "max_lr is the divisor of corrected_by; pass corrected_by as well"),
-        ({"corrected_by": 0.1, "max_lr": 0.0}, r"max_lr must be in \(0, inf\), got 0.0"),
     ],
     ids=str,
 )

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 import gradtx
-from tests.references import Transformed, arguments, first_update, problem
+from tests.references import Transformed, first_update, problem
 
 DOUBLE = {"dtype": torch.float64}
 
@@ -12,12 +12,6 @@ def updates_of(tx, *grads):
     step = Transformed(tx)
     grads = [torch.tensor(grad, **DOUBLE) for grad in grads]
     return [step({"w": grad}, {"w": torch.zeros_like(grad)})["w"].tolist() for grad in grads]
-
-
-def test_signatures_are_the_published_ones():
-    betas = ("betas", (0.9, 0.999))
-    assert arguments(gradtx.scale_by_avagrad) == [betas, ("eps", 0.1), ("lagged_norm", False)]
-    assert arguments(gradtx.scale_by_adashift) == [betas, ("keep_num", 10), ("eps", 1e-10), ("reduce", "max")]
 
 
 def test_avagrad_divides_by_earlier_gradients_at_a_scale_of_the_whole_tree():

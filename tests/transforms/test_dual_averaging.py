@@ -1,34 +1,7 @@
-import math
-
-import pytest
 import torch
 
 import gradtx
 from gradtx.transforms.dual_averaging import dual_averaging
-from tests.references import WeightsLoop, arguments, difference_of_weights
-
-
-def madgrad(s, t, g, p, lr=1e-2, momentum=0.9, eps=1e-6, weight_decay=0.0):
-    """Over all gradients so far, with their weights; with momentum."""
-    s.x0 = p if t == 1 else s.x0
-    s.past = [*(s.past or []), ((lr + eps) * math.sqrt(t), g)]
-    total = sum(w * g for w, g in s.past)
-    squares = sum(w * g * g for w, g in s.past)
-    z = s.x0 - total / (squares.pow(1 / 3) + eps)
-    return momentum * p + (1 - momentum) * z - (lr + eps) * weight_decay * p
-
-
-@pytest.mark.parametrize(
-    "options",
-    [{}, {"lr": 0.05, "momentum": 0.4, "eps": 0.01}, {"momentum": 0.5, "weight_decay": 0.3}, {"momentum": 0.0}],
-    ids=str,
-)
-def test_scale_by_madgrad_follows_the_loop(options):
-    assert difference_of_weights(gradtx.scale_by_madgrad(**options), WeightsLoop(madgrad, **options)) < 1e-12
-
-
-def test_names_and_defaults():
-    assert arguments(gradtx.scale_by_madgrad) == arguments(madgrad)
 
 
 def test_the_average_goes_a_share_of_the_way():
@@ -55,13 +28,3 @@ def test_without_eps_an_entry_moves_with_its_first_gradient_only():
             updates, state = tx.update({"w": torch.tensor(grad)}, state, params)
             assert updates["w"].isfinite().all()
             assert (updates["w"][0] == 0) == (grad[0] == 0)
-
-
-def test_a_learning_rate_may_not_follow_and_params_are_needed():
-    with pytest.raises(ValueError, match="scale_by_madgrad owns the learning rate"):
-        gradtx.chain(gradtx.scale_by_madgrad(), gradtx.scale_by_learning_rate(0.1))
-    params = {"w": torch.ones(1)}
-    with pytest.raises(ValueError, match="scale_by_madgrad needs params"):
-        gradtx.scale_by_madgrad().update(params, gradtx.scale_by_madgrad().init(params))
-    with pytest.raises(ValueError, match=r"^scale_by_madgrad: momentum must be in \[0, 1\), got 1.0$"):
-        gradtx.scale_by_madgrad(momentum=1.0)

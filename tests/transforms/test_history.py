@@ -2,20 +2,13 @@ import pytest
 import torch
 
 import gradtx
-from tests.references import Transformed, arguments, first_update, problem
+from tests.references import Transformed, first_update, problem
 
 DOUBLE = {"dtype": torch.float64}
 
 
 def tensor(*numbers):
     return torch.tensor(numbers, **DOUBLE)
-
-
-def test_signatures_are_the_published_ones():
-    assert arguments(gradtx.scale_by_adanorm) == [
-        ("betas", (0.9, 0.999)), ("eps", 1e-8), ("r", 0.95), ("amsgrad", False), ("accumulate_eps", False),
-    ]  # fmt: skip
-    assert arguments(gradtx.scale_by_adasmooth) == [("betas", (0.5, 0.99)), ("eps", 1e-6), ("reset_every", None)]
 
 
 def averages(tx, *grads):
@@ -128,9 +121,3 @@ def test_betas_that_do_not_rise_are_an_error(betas):
     message = rf"^scale_by_adasmooth: betas must be increasing \(fast decay first\), got \({betas[0]}, {betas[1]}\)$"
     with pytest.raises(ValueError, match=message):
         gradtx.scale_by_adasmooth(betas)
-
-
-def test_adasmooth_needs_params():
-    grads = {"w": torch.ones(2)}
-    with pytest.raises(ValueError, match="scale_by_adasmooth needs params: call update"):
-        gradtx.scale_by_adasmooth().update(grads, gradtx.scale_by_adasmooth().init(grads))

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 import gradtx
-from tests.references import arguments, finite_without_gradient, first_update
+from tests.references import finite_without_gradient, first_update
 
 # Loops and published code: tests/optimizers/test_inertia.py.
 
@@ -45,16 +45,3 @@ def test_less_dampening_takes_more_of_the_gradient():
 def test_all_gradients_zero_give_zero():
     assert first_update(gradtx.scale_by_adai(), [0.0, 0.0], steps=3) == [0.0, 0.0]
     assert finite_without_gradient(gradtx.scale_by_adai(dampening=0.5))
-
-
-def test_defaults_are_those_of_the_paper():
-    assert arguments(gradtx.scale_by_adai) == [("betas", (0.1, 0.99)), ("eps", 1e-3), ("dampening", 1.0)]
-
-
-@pytest.mark.parametrize(
-    ("argument", "value", "interval"),
-    [("eps", 0.0, r"\(0, 1\)"), ("eps", 1.0, r"\(0, 1\)"), ("dampening", -0.1, r"\[0, 1\]")],
-)
-def test_a_number_out_of_range_is_an_error(argument, value, interval):
-    with pytest.raises(ValueError, match=f"^scale_by_adai: {argument} must be in {interval}, got {value}$"):
-        gradtx.scale_by_adai(**{argument: value})

@@ -1,34 +1,11 @@
-import math
-
 import pytest
 import torch
 
 import gradtx
 from tests.references import (
-    BETA,
-    TOLERANCE,
-    Loop,
     Transformed,
-    arguments,
-    difference,
-    finite_without_gradient,
     first_update,
 )
-
-
-def layer_rms(s, t, g, p, beta=0.98, eps=1e-8, amsgrad=False):
-    n = (g**2).sum().item()
-    s.v = n if s.v == 0 else beta * s.v + (1 - beta) * n
-    s.top = max(s.top, s.v)
-    return g / (math.sqrt(s.top if amsgrad else s.v) + eps)
-
-
-@pytest.mark.parametrize(
-    "options", [{}, {"beta": 0.6, "eps": 0.1}, {"beta": 0.6, "amsgrad": True}, {"beta": BETA, "eps": BETA}], ids=str
-)
-def test_it_follows_the_loop(options):
-    assert difference(gradtx.scale_by_layer_rms(**options), Loop(layer_rms, **options), rate=-0.1) < TOLERANCE
-    assert arguments(gradtx.scale_by_layer_rms) == arguments(layer_rms)
 
 
 def test_eps_is_outside_the_root():
@@ -50,13 +27,3 @@ def test_the_average_of_half_precision_gradients_is_exact_and_cannot_overflow():
     updates, state = tx.update(params, tx.init(params))
     assert state["scale_by_layer_rms"]["exp_avg_sq"]["w"].item() == 4 * 300.0**2
     assert updates["w"].tolist() == [[0.5, 0.5], [0.5, 0.5]]
-
-
-def test_zero_gradients_give_finite_updates():
-    assert finite_without_gradient(gradtx.scale_by_layer_rms(amsgrad=True))
-
-
-@pytest.mark.parametrize(("argument", "value", "interval"), [("beta", 1.0, r"\[0, 1\)"), ("eps", -1.0, r"\[0, inf\)")])
-def test_a_number_out_of_range_is_an_error(argument, value, interval):
-    with pytest.raises(ValueError, match=f"^scale_by_layer_rms: {argument} must be in {interval}, got {value}$"):
-        gradtx.scale_by_layer_rms(**{argument: value})

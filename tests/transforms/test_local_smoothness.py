@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import gradtx
-from tests.references import Transformed, arguments
+from tests.references import Transformed
 
 # The loop: tests/optimizers/test_sgd.py.
 
@@ -147,10 +147,6 @@ def test_groups_that_disagree_on_the_first_step_size_are_an_error():
         param.grad = torch.ones(1)
     with pytest.raises(ValueError, match=r"^scale_by_local_smoothness: lr must agree across groups, got 0.5 and 0.2$"):
         optimizer.step()
-
-
-def test_defaults_are_those_of_the_authors():
-    assert arguments(gradtx.scale_by_local_smoothness) == arguments(gradtx.adaptive_gd)
 
 
 @pytest.mark.parametrize("lr", [0.0, torch.tensor(0.0), gradtx.Schedule(lambda step: 0.1 * step)], ids=str)

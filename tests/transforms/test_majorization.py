@@ -2,28 +2,6 @@ import pytest
 import torch
 
 import gradtx
-from tests.references import WeightsLoop, arguments, difference_of_weights
-
-
-def srmm(s, t, g, p, lr=0.01, beta=0.5, memory_length=100, proximal=0.0):
-    """The minimum of the averaged surrogate: all past gradients and weights, each with its own weight."""
-    s.past = s.past or [(1.0, 0 * p, p)]
-    n = t if memory_length is None else t % memory_length
-    w = (1 + n) ** -beta
-    s.past = [*((share * (1 - w), *rest) for share, *rest in s.past), (w, g, p)]
-    grad, mean = (sum(share * item[i] for share, *item in s.past) for i in (0, 1))
-    return mean - lr * (grad + proximal * (mean - p))
-
-
-@pytest.mark.parametrize(
-    "options", [{}, {"lr": 0.3, "beta": 0.9, "memory_length": 5}, {"lr": 0.3, "proximal": 1.5, "memory_length": None}]
-)
-def test_scale_by_srmm_follows_the_loop(options):
-    assert difference_of_weights(gradtx.scale_by_srmm(**options), WeightsLoop(srmm, **options)) < 1e-12
-
-
-def test_names_and_defaults():
-    assert arguments(gradtx.scale_by_srmm) == arguments(srmm)
 
 
 def test_two_steps_equal_the_hand_computed_values():

@@ -6,36 +6,12 @@ from tests.references import (
     TOLERANCE,
     Loop,
     Published,
-    arguments,
     difference,
     difference_of_weights,
-    finite_without_gradient,
     first_update,
-    named,
 )
 
 FALLING = gradtx.linear_schedule(0.9, start_factor=1.0, end_factor=0.2, total_iters=20)
-
-
-def trace(s, t, g, p, momentum, dampening=0.0, nesterov=False, dampen_first=False):
-    s.b = g if t == 1 and not dampen_first else momentum * s.b + (1 - dampening) * g
-    return g + momentum * s.b if nesterov else s.b
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"momentum": 0.9},
-        {"momentum": 0.8, "dampening": 0.3},
-        {"momentum": 0.8, "nesterov": True},
-        {"momentum": 0.8, "dampening": 0.3, "dampen_first": True},
-        {"momentum": 0.8, "dampening": 0.3, "nesterov": True, "dampen_first": True},
-        {"momentum": FALLING, "dampening": FALLING},
-    ],
-    ids=str,
-)
-def test_trace_follows_the_loop(options):
-    assert difference(gradtx.trace(**options), Loop(trace, **options), rate=-0.1) < TOLERANCE
 
 
 def test_a_literal_momentum_of_zero_leaves_the_link_out():
@@ -98,28 +74,7 @@ def test_two_steps_with_a_gradient_of_eight_equal_the_hand_computed_values(tx, u
     assert [first_update(tx, [8.0], steps=n)[0] for n in (1, 2)] == pytest.approx(updates)
 
 
-@pytest.mark.parametrize(
-    ("make", "rule"), [(gradtx.trace, trace), (gradtx.ema, ema), (gradtx.trace_ema, trace_ema)], ids=named
-)
-def test_names_and_defaults_are_those_of_the_published_signature(make, rule):
-    assert arguments(make) == arguments(rule)
-
-
-@pytest.mark.parametrize("tx", [gradtx.trace(0.9), gradtx.ema(0.9, debias=True), gradtx.ema(0.0, debias=True)], ids=str)
-def test_zero_gradients_give_finite_updates(tx):
-    assert finite_without_gradient(tx)
-
-
 @pytest.mark.parametrize("options", [{"momentum": 0.0}, {"momentum": 0.9, "dampening": 0.1}], ids=str)
 def test_nesterov_without_momentum_or_with_dampening_is_an_error(options):
     with pytest.raises(ValueError, match=r"^trace: nesterov needs a momentum above 0 and a dampening of 0$"):
         gradtx.trace(nesterov=True, **options)
-
-
-def test_rejects_a_momentum_or_a_decay_out_of_range():
-    with pytest.raises(ValueError, match=r"^trace: momentum must be in \[0, inf\), got -0.1$"):
-        gradtx.trace(-0.1)
-    with pytest.raises(ValueError, match=r"^trace_ema: beta must be in \[0, 1\), got 1.0$"):
-        gradtx.trace_ema(1.0)
-    with pytest.raises(ValueError, match=r"^ema: decay must be in \[0, 1\), got 1.0$"):
-        gradtx.ema(1.0)

@@ -5,11 +5,6 @@ import torch
 
 import gradtx
 from tests.references import (
-    BETA,
-    TOLERANCE,
-    Loop,
-    arguments,
-    difference,
     finite_without_gradient,
     first_update,
     problem,
@@ -21,10 +16,6 @@ def neurons(x):
     return x.reshape(-1, 1).tolist() if x.ndim < 2 else x.flatten(1).tolist()
 
 
-def norms(x):
-    return [math.sqrt(sum(entry**2 for entry in row)) for row in neurons(x)]
-
-
 def projected(x):
     if x.ndim < 2:
         return x
@@ -34,22 +25,6 @@ def projected(x):
         size = math.sqrt(sum((entry - mean) ** 2 for entry in row))
         rows.append([(entry - mean) / size for entry in row])
     return torch.tensor(rows, dtype=x.dtype).reshape(x.shape)
-
-
-def neuron_norm(s, t, g, p, beta=0.999, constraints=True):
-    if t == 1:
-        sizes = norms(projected(p) if constraints else p)
-        s.scale, s.v = sum(sizes) / len(sizes), [0.0] * len(sizes)
-    s.v = [beta * v + (1 - beta) * n**2 for v, n in zip(s.v, norms(g), strict=True)]
-    rows = zip(neurons(g), s.v, strict=True)
-    d = [[s.scale * entry / math.sqrt(v / (1 - beta**t)) for entry in row] for row, v in rows]
-    return torch.tensor(d, dtype=g.dtype).reshape(g.shape)
-
-
-@pytest.mark.parametrize("options", [{}, {"beta": 0.6}, {"beta": 0.6, "constraints": False}, {"beta": BETA}], ids=str)
-def test_scale_by_neuron_norm_follows_the_loop(options):
-    assert difference(gradtx.scale_by_neuron_norm(**options), Loop(neuron_norm, **options), rate=-0.1) < TOLERANCE
-    assert arguments(gradtx.scale_by_neuron_norm) == arguments(neuron_norm)
 
 
 def test_project_neurons_follows_the_loop_and_is_idempotent():
@@ -103,8 +78,3 @@ def test_neurons_of_one_weight_are_an_error(shape):
         ValueError, match="have a single weight each, which would become 0; train them without constraints"
     ):
         gradtx.project_neurons(torch.ones(shape))
-
-
-def test_rejects_a_beta_of_one():
-    with pytest.raises(ValueError, match=r"^scale_by_neuron_norm: beta must be in \[0, 1\), got 1.0$"):
-        gradtx.scale_by_neuron_norm(beta=1.0)

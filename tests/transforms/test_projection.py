@@ -5,59 +5,11 @@ import gradtx
 from tests.references import (
     TOLERANCE,
     Loop,
-    arguments,
     difference,
-    finite_without_gradient,
     first_update,
-    named,
-    project,
 )
-
-FALLING = gradtx.linear_schedule(0.2, start_factor=1.0, end_factor=0.1, total_iters=20)
-
-
-def projected_momentum(s, t, g, p, delta=0.1, wd_ratio=0.1, eps=1e-8, weight_decay=0.0):
-    s.b = 0.9 * s.b + g
-    u, r, view = project(p, g, s.b, delta, wd_ratio, eps)
-    s.seen.add((s.name, view))
-    return u + weight_decay * r * p
-
-
-ONE_OF_EACH = {("rows", "rows"), ("whole", "layer"), ("matrix", "none"), ("bias", "none"), ("scalar", "none")}
-
-
-@pytest.mark.parametrize(
-    ("options", "seen"),
-    [
-        ({}, ONE_OF_EACH),
-        ({"weight_decay": 0.3}, ONE_OF_EACH),
-        ({"weight_decay": 0.3, "wd_ratio": 0.7, "eps": 0.1}, ONE_OF_EACH),
-        ({"weight_decay": 0.3, "wd_ratio": 0.0, "delta": 0.5}, {("whole", "layer"), ("kernel", "none")}),
-        ({"weight_decay": 0.3, "delta": 3.0}, {("matrix", "rows"), ("kernel", "rows")}),
-        ({"weight_decay": 0.3, "delta": 0.0}, {("rows", "none"), ("whole", "none")}),
-        ({"weight_decay": FALLING, "wd_ratio": FALLING, "delta": FALLING}, ONE_OF_EACH),
-    ],
-    ids=named,
-)
-def test_project_scale_invariant_follows_the_loop(options, seen):
-    reference = Loop(projected_momentum, **options)
-    tx = gradtx.chain(gradtx.trace(0.9), gradtx.project_scale_invariant(**options))
-    assert difference(tx, reference, rate=-0.05) < TOLERANCE
-    assert seen <= reference.seen
-
-
-def test_every_view_fires_in_the_run_on_its_own_leaf_only():
-    reference = Loop(projected_momentum)
-    difference(gradtx.trace(0.9), reference, rate=-0.05)
-    views = {name: {view for leaf, view in reference.seen if leaf == name} for name in ("rows", "whole", "bias")}
-    assert views == {"rows": {"rows"}, "whole": {"layer"}, "bias": {"none"}}
-
 
 P = [[1.0, 0.0], [0.0, 2.0]]
-
-
-def test_names_and_defaults_are_those_of_the_published_signature():
-    assert arguments(gradtx.project_scale_invariant) == arguments(projected_momentum)
 
 
 @pytest.mark.parametrize(
@@ -98,16 +50,6 @@ def test_the_cosine_is_compared_with_delta_over_the_root_of_the_row_length():
 
     assert update(0.051)[0][0] == 0.051
     assert update(0.049)[0][0] == pytest.approx(0.0, abs=1e-9)  # eps = 1e-8 of the part along p stays
-
-
-def test_zero_gradients_give_finite_updates():
-    assert finite_without_gradient(gradtx.project_scale_invariant(weight_decay=0.1))
-
-
-@pytest.mark.parametrize("argument", ["delta", "wd_ratio", "eps", "weight_decay"])
-def test_rejects_a_negative_number(argument):
-    with pytest.raises(ValueError, match=rf"^project_scale_invariant: {argument} must be in \[0, inf\), got -1.0$"):
-        gradtx.project_scale_invariant(**{argument: -1.0})
 
 
 def orthogonal(s, t, g, p):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import gradtx
-from tests.references import Loop, Transformed, arguments, difference, finite_without_gradient, named
+from tests.references import Loop, Transformed, difference, finite_without_gradient, named
 
 GROWING = gradtx.Schedule(lambda step: 0.2 + 0.05 * step)
 
@@ -56,15 +56,6 @@ def test_the_updates_follow_the_loop(make, rule, options):
 
     assert difference(scaled, reference, rate=0.1) < 1e-10
     assert loop.seen == {False, True}
-
-
-@pytest.mark.parametrize(
-    ("make", "rule"),
-    [(gradtx.floor_relative_update, floor_relative_update), (gradtx.radial_brake, radial_brake)],
-    ids=named,
-)
-def test_names_and_defaults_are_those_of_the_published_signature(make, rule):
-    assert arguments(make) == arguments(rule)
 
 
 @pytest.mark.parametrize("seed", [1, 2])

@@ -1,4 +1,3 @@
-import functools
 import math
 
 import pytest
@@ -6,17 +5,11 @@ import torch
 
 import gradtx
 from tests.references import (
-    TOLERANCE,
-    TreeLoop,
-    arguments,
-    difference,
     finite_without_gradient,
     problem,
     softplus,
     unit_norm,
 )
-
-RISING = gradtx.linear_schedule(0.9, start_factor=0.5, total_iters=20)
 
 
 def stage(
@@ -45,27 +38,6 @@ def stage(
         s.seen.update((s.top > s.v).flatten().tolist())
         new[name] = p - lr / (1 - b1**t) * n / (softplus(D, beta_softplus) if use_softplus else D)
     return new
-
-
-OPTIONS = [
-    {"lr": 0.01},
-    {"lr": 0.02, "beta0": 0.5, "betas": (0.8, 0.7), "weight_decay": 0.3, "norm_loss_factor": 0.2, "beta_softplus": 3.0},
-    {"lr": 0.02, "beta0": 1.0, "betas": (0.5, 0.6), "use_softplus": False, "eps": 0.05, "amsgrad": False},
-    {"lr": 0.02, "beta0": 0.0, "betas": (0.0, 0.9), "weight_decay": 0.0, "norm_loss_factor": 0.5},
-    {"lr": RISING, "beta0": RISING, "betas": (RISING, RISING), "weight_decay": RISING, "eps": 0.1, "amsgrad": False},
-]
-
-
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
-def test_scale_by_ranger21_follows_the_loop(options):
-    reference = TreeLoop(stage, **options)
-    assert difference(gradtx.scale_by_ranger21(**options), reference) < TOLERANCE
-    assert reference.seen == {True, False}
-
-
-def test_names_and_defaults_are_those_of_the_published_signature():
-    ours, loop = arguments(gradtx.scale_by_ranger21), arguments(stage)
-    assert ours == [item for item in loop if item[0] not in ("slots", "grads", "params")]
 
 
 def updates_of(grads, params=1.0, **options):
@@ -124,16 +96,6 @@ def test_tiny_decays_survive_in_single_precision():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (functools.partial(gradtx.scale_by_ranger21, 0.1, beta0=1.5), r"beta0 must be in \[0, 1\], got 1.5"),
-        (
-            functools.partial(gradtx.scale_by_ranger21, 0.1, betas=(0.9, 1.0)),
-            r"betas\[1\] must be in \[0, 1\), got 1.0",
-        ),
-        (functools.partial(gradtx.scale_by_ranger21, 0.1, beta_softplus=0.0), r"beta_softplus must be in \(0, inf\)"),
-        (
-            functools.partial(gradtx.scale_by_ranger21, 0.1, norm_loss_factor=-1.0),
-            r"norm_loss_factor must be in \[0, inf",
-        ),
         (
             lambda: gradtx.chain(gradtx.scale_by_ranger21(0.1), gradtx.scale_by_learning_rate(0.1)),
             "scale_by_ranger21 owns the learning rate .*scale_by_learning_rate cannot follow",
@@ -147,9 +109,3 @@ def test_tiny_decays_survive_in_single_precision():
 def test_misuse_is_an_error(make, message):
     with pytest.raises(ValueError, match=message):
         make()
-
-
-def test_missing_params_are_an_error():
-    tx = gradtx.scale_by_ranger21(0.1)
-    with pytest.raises(ValueError, match="scale_by_ranger21 needs params"):
-        tx.update({"w": torch.ones(1)}, tx.init({"w": torch.ones(1)}))

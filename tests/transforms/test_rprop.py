@@ -2,43 +2,6 @@ import pytest
 import torch
 
 import gradtx
-from tests.references import TOLERANCE, Loop, arguments, difference, finite_without_gradient, named
-
-RISING = gradtx.linear_schedule(0.9, start_factor=0.5, total_iters=20)
-
-
-def rprop(s, t, g, p, lr, etas=(0.5, 1.2), step_sizes=(1e-6, 50.0)):
-    if t == 1:
-        s.size, s.prev = [lr] * g.numel(), [0.0] * g.numel()
-    moves = []
-    for i, entry in enumerate(g.flatten().tolist()):
-        turned, kept = entry * s.prev[i] < 0, entry * s.prev[i] > 0
-        s.size[i] = min(max(s.size[i] * (etas[1] if kept else etas[0] if turned else 1), step_sizes[0]), step_sizes[1])
-        s.prev[i] = 0.0 if turned else entry
-        s.seen.add("turned" if turned else "kept" if kept else "neither")
-        s.seen.update(name for name, bound in zip(("least", "most"), step_sizes, strict=True) if s.size[i] == bound)
-        moves.append(-s.size[i] * ((s.prev[i] > 0) - (s.prev[i] < 0)))
-    return torch.tensor(moves, dtype=g.dtype).reshape(g.shape)
-
-
-BRANCHES = {"turned", "kept", "neither"}
-
-
-@pytest.mark.parametrize(
-    ("options", "branches"),
-    [
-        ({"lr": 0.01}, BRANCHES),
-        ({"lr": 0.1, "etas": (0.3, 1.5), "step_sizes": (0.02, 0.2)}, {*BRANCHES, "least", "most"}),
-        ({"lr": 1.0, "step_sizes": (0.0, 0.1)}, {*BRANCHES, "most"}),
-        ({"lr": 0.0}, {*BRANCHES, "least"}),
-        ({"lr": RISING, "etas": (RISING, 1.1)}, BRANCHES),
-    ],
-    ids=named,
-)
-def test_scale_by_rprop_follows_the_loop(options, branches):
-    reference = Loop(rprop, **options)
-    assert difference(gradtx.scale_by_rprop(**options), reference) < TOLERANCE
-    assert reference.seen == branches
 
 
 def steps(tx, grads, dtype=torch.float64):
@@ -91,34 +54,3 @@ def test_factors_and_bounds_may_be_mapped_over_and_differentiated():
     assert [slope.item() for slope in slopes] == [-2.0, 2.0, -0.5, 0.0, 0.0]
     many = torch.vmap(walk)(*(torch.stack([x, x]) for x in numbers))
     assert many.tolist() == [-2.0, -2.0]
-
-
-def test_names_and_defaults_are_those_of_the_published_signature():
-    assert arguments(gradtx.scale_by_rprop) == arguments(rprop)
-
-
-def test_zero_gradients_give_finite_updates():
-    assert finite_without_gradient(gradtx.scale_by_rprop(0.1))
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"lr": -1.0}, r"lr must be in \[0, inf\), got -1.0"),
-        ({"lr": 0.1, "etas": (0.0, 1.2)}, r"etas\[0\] must be in \(0, 1\), got 0.0"),
-        ({"lr": 0.1, "etas": (1.0, 1.2)}, r"etas\[0\] must be in \(0, 1\), got 1.0"),
-        ({"lr": 0.1, "etas": (0.5, 1.0)}, r"etas\[1\] must be in \(1, inf\), got 1.0"),
-        ({"lr": 0.1, "etas": (0.5,)}, "etas must have 2 entries, got 1"),
-        ({"lr": 0.1, "step_sizes": (-1.0, 1.0)}, r"step_sizes\[0\] must be in \[0, inf\), got -1.0"),
-    ],
-    ids=str,
-)
-def test_rejects_a_number_out_of_range(options, message):
-    with pytest.raises(ValueError, match=f"^scale_by_rprop: {message}$"):
-        gradtx.scale_by_rprop(**options)
-
-
-@pytest.mark.parametrize("link", [gradtx.scale_by_learning_rate(0.1), gradtx.add_decayed_weights(0.1)], ids=str)
-def test_a_learning_rate_or_a_decay_after_it_is_an_error_that_names_both(link):
-    with pytest.raises(ValueError, match=rf"(?s){link._name}.*scale_by_rprop|scale_by_rprop.*{link._name}"):
-        gradtx.chain(gradtx.scale_by_rprop(0.1), link)

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 import gradtx
-from tests.references import Transformed, arguments
+from tests.references import Transformed
 
 BETAS = (0.5, 0.5)
 
@@ -16,12 +16,6 @@ def run_with(tx, *grads):
         kept = step.state["scale_by_swats"]
         numbers.append(tuple(kept[name].item() for name in ("rate_avg", "sgd_rate", "switched")))
     return updates, numbers, kept
-
-
-def test_signature_is_the_published_one():
-    assert arguments(gradtx.scale_by_swats) == [
-        ("lr", 1e-3), ("betas", (0.9, 0.999)), ("eps", 1e-9), ("amsgrad", False), ("switch_tol", None),
-    ]  # fmt: skip
 
 
 def test_it_switches_once_the_rate_has_settled_and_then_is_sgd_with_a_fresh_momentum():
@@ -76,12 +70,6 @@ def test_the_phase_of_sgd_does_not_read_the_learning_rate():
     updates, numbers, _ = run_with(tx, 2.0, 2.0, 2.0)
     assert numbers[1][2] == 1.0
     assert updates[2] == -numbers[1][1] * 2.0
-
-
-@pytest.mark.parametrize("after", [gradtx.scale_by_learning_rate(0.1), gradtx.add_decayed_weights(0.1)], ids=str)
-def test_after_it_there_is_no_place_for_a_rate_or_a_decay(after):
-    with pytest.raises(ValueError, match="scale_by_swats"):
-        gradtx.chain(gradtx.scale_by_swats(), after)
 
 
 def test_the_decision_is_a_tensor_so_members_of_a_vmap_switch_on_their_own():

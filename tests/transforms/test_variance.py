@@ -2,7 +2,7 @@ import pytest
 import torch
 
 import gradtx
-from tests.references import Transformed, arguments, first_update, problem
+from tests.references import Transformed, first_update, problem
 
 
 def updates_of(tx, *grads):
@@ -10,11 +10,6 @@ def updates_of(tx, *grads):
     step = Transformed(tx)
     double = [torch.tensor([grad], dtype=torch.float64) for grad in grads]
     return [step({"w": grad}, {"w": torch.zeros_like(grad)})["w"].item() for grad in double]
-
-
-def test_signatures_are_the_published_ones():
-    assert arguments(gradtx.scale_by_msvag) == [("beta", 0.9)]
-    assert arguments(gradtx.scale_by_a2grad) == [("variant", "uni"), ("beta", 10.0), ("lips", 10.0), ("rho", 0.5)]
 
 
 def test_a_steady_gradient_is_passed_by_msvag_and_a_varying_one_is_shortened():
@@ -86,9 +81,3 @@ def test_a2grad_starts_from_the_parameters(variant, slots):
 def test_an_unknown_variant_is_an_error_that_lists_the_known_ones():
     with pytest.raises(ValueError, match=r"^scale_by_a2grad: variant must be 'uni', 'inc' or 'exp', got 'both'$"):
         gradtx.scale_by_a2grad("both")
-
-
-@pytest.mark.parametrize("after", [gradtx.scale_by_learning_rate(0.1), gradtx.add_decayed_weights(0.1)], ids=str)
-def test_after_a2grad_there_is_no_place_for_a_rate_or_a_decay(after):
-    with pytest.raises(ValueError, match="scale_by_a2grad"):
-        gradtx.chain(gradtx.scale_by_a2grad(), after)

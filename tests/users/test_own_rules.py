@@ -147,6 +147,7 @@ def test_pure_updates_are_those_of_the_loop(case):
     assert_close(params.values(), loop_by_hand(case).values(), TOLERANCE)
 
 
+@pytest.mark.slow
 @EACH
 @pytest.mark.parametrize("compile", [False, True], ids=["lists", "compiled"])
 def test_steps_of_an_optimizer_are_those_of_the_loop_and_none_is_taken_alone(case, compile, uncompiled):
@@ -180,6 +181,7 @@ def test_the_derivative_of_a_run_is_that_of_the_loop(case):
     torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=0.0)
 
 
+@pytest.mark.slow
 @EACH
 def test_state_in_8_bits_moves_the_run_by_a_few_percent_in_all_uses(case, uncompiled):
     start = {"large": weights({"large": case.large})["large"].float()}

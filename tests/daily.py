@@ -1,0 +1,38 @@
+"""The cases of a product that run by day, as patterns of their ids at the test; the others get the mark `nightly`."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+_CHOSEN = "cases_by_day"
+
+
+def by_day(*patterns: str) -> Callable[[Any], Any]:
+    """Leave the cases of a test whose ids match none of the patterns to the night."""
+
+    def decorated(test: Any) -> Any:
+        setattr(test, _CHOSEN, patterns)
+        return test
+
+    return decorated
+
+
+def mark_nightly(items: list[pytest.Item]) -> None:
+    """Mark what `by_day` leaves out, and refuse a pattern that is no case of its test."""
+    unmatched: dict[Any, set[str]] = {}
+    for item in items:
+        patterns = getattr(getattr(item, "function", None), _CHOSEN, None)
+        if patterns is None:
+            continue
+        name = item.callspec.id  # type: ignore[attr-defined]
+        matched = {pattern for pattern in patterns if fnmatch.fnmatchcase(name, pattern)}
+        unmatched.setdefault(item.function, set(patterns)).difference_update(matched)  # type: ignore[attr-defined]
+        if not matched:
+            item.add_marker(pytest.mark.nightly)
+    for test, patterns in unmatched.items():
+        if patterns:
+            raise pytest.UsageError(f"by_day of {test.__name__}: no case matches {sorted(patterns)}")
