@@ -361,8 +361,7 @@ class States:
                 values = view.values()
             except (TypeError, ValueError):
                 continue  # the next step raises the error
-            if view.is_switched(values):
-                view.settle(values)
+            if view.settle(values):
                 used = [
                     member.param
                     for member in row

@@ -139,8 +139,7 @@ class Step:
     def _checked_values(self, rows: Sequence[list[Member]]) -> list[Mapping[str, Any]]:
         """Return the hyperparameters of all groups, after all checks that are possible before anything changes."""
         values = [view.values() for view in self._views]
-        for view, row, present in zip(self._views, rows, values, strict=True):
-            view.check(present)
+        for row in rows:
             self._check_members(row)
             for member in row:
                 member.count = member.count_in(member.state)
