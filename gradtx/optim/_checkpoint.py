@@ -14,12 +14,11 @@ from torch.nn.parameter import is_lazy
 from gradtx.base.messages import describe, warn_user
 from gradtx.base.selectors import in_model
 from gradtx.execution.execute import Block
-from gradtx.optim._form import numbers_of
 from gradtx.optim._groups import ENGINE_OPTIONS, GroupView
 from gradtx.optim._member import Layout, Member
 from gradtx.optim._parameters import CPU, Group
 from gradtx.optim._run import OptimizerRun, check_agreement
-from gradtx.optim._saved import is_count, matched
+from gradtx.optim._saved import is_count, matched, numbers_of
 from gradtx.optim._state import State, States
 from gradtx.transform import Entry
 
@@ -233,7 +232,6 @@ class Checkpoint:
         loaded: Loaded,
     ) -> None:
         new_view = view.loaded(group, literal, self._count)
-        new_view.check(new_view.values())
         first = self._states.first(new_view, group["params"], alone=True)
         states: dict[Tensor, State] = {}
         for param, state in first.states.items():

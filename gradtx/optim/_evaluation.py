@@ -10,7 +10,7 @@ from torch import Tensor
 from gradtx.base.dtensor import is_sharded
 from gradtx.base.messages import describe, warn_user
 from gradtx.base.torch_names import version_of
-from gradtx.optim._form import TRAINED, numbers_of
+from gradtx.optim._saved import TRAINED, numbers_of
 from gradtx.state.slots import kind_of
 
 

@@ -605,13 +605,12 @@ def test_a_pickle_of_float8_state_is_refused_when_it_is_made_and_other_copies_wo
         pickle.dumps(optimizer)
     expected = optimizer.state_dict()["state"]
     assert_equal(copy.deepcopy(optimizer).state_dict()["state"], expected)
-    for what, options in ((optimizer, {"weights_only": False}), (optimizer.state_dict(), {})):
-        file = io.BytesIO()
-        torch.save(what, file)
-        file.seek(0)
-        loaded = torch.load(file, **options)
-        state_dict = loaded if isinstance(loaded, dict) else loaded.state_dict()
-        assert_equal(state_dict["state"], expected)
+    with pytest.raises(TypeError, match="pickles of float8"):
+        torch.save(optimizer, io.BytesIO())
+    file = io.BytesIO()
+    torch.save(optimizer.state_dict(), file)
+    file.seek(0)
+    assert_equal(torch.load(file)["state"], expected)
 
 
 def test_optimizers_with_other_codes_can_be_pickled():
@@ -622,5 +621,5 @@ def test_optimizers_with_other_codes_can_be_pickled():
 
 
 def test_torch_still_cannot_load_pickles_of_float8_tensors():
-    with pytest.raises(AttributeError):  # once this fails, `check_loadable` may go
+    with pytest.raises(AttributeError):  # once this fails, `ChainOptimizer.__reduce_ex__` may go
         pickle.loads(pickle.dumps(torch.zeros(1).to(torch.float8_e4m3fn)))

@@ -778,7 +778,7 @@ def slot_of(state_dict, key, value):
 
 
 DAMAGED = {
-    "no dict": (lambda s: None, "needs a state dict"),
+    "no dict": (lambda s: None, "must be a state dict"),
     "a text as state": (lambda s: {**s, "state": "text"}, "'state' of the loaded state dict must be a dict"),
     "a list as state": (lambda s: {**s, "state": [{}]}, "'state' of the loaded state dict must be a dict"),
     "no state": (lambda s: {"param_groups": s["param_groups"]}, "lacks 'state'"),
@@ -821,7 +821,7 @@ def test_every_damage_of_a_state_dict_is_named_and_changes_nothing(damage, messa
     optimizer.step()
     saved = copy.deepcopy(optimizer.state_dict())
     replaced = damage(saved)
-    bad = replaced if message in ("needs a state dict", "lacks 'state'") or isinstance(replaced, dict) else saved
+    bad = replaced if message in ("must be a state dict", "lacks 'state'") or isinstance(replaced, dict) else saved
     weights, state = param.detach().clone(), copy.deepcopy(dict(optimizer.state[param]))
     with pytest.raises((TypeError, ValueError), match=message):
         optimizer.load_state_dict(bad)
