@@ -7,6 +7,7 @@ import functools
 import numbers
 from collections import defaultdict
 from collections.abc import Callable, Generator, Mapping
+from copy import deepcopy
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -18,7 +19,6 @@ from gradtx.base.ambient import ambient, without_ambient
 from gradtx.base.inputs import (
     listed_group,
     listed_params,
-    tensors_of_group,
     without_repeats,
 )
 from gradtx.base.messages import describe
@@ -41,13 +41,12 @@ from gradtx.optim._checkpoint import Checkpoint
 from gradtx.optim._device_counts import Scaling
 from gradtx.optim._evaluation import Evaluation
 from gradtx.optim._explain import Explanation, explain
-from gradtx.optim._form import check_form, check_mapping
 from gradtx.optim._groups import ENGINE_OPTIONS, OVERRIDDEN, cycled_alike, is_same
 from gradtx.optim._hessian import HessianStep
 from gradtx.optim._ownership import states_of_owners
 from gradtx.optim._parameters import CPU
 from gradtx.optim._parts import Parts
-from gradtx.optim._pickles import check_loadable
+from gradtx.optim._saved import check_form, require
 from gradtx.optim._state import FirstStates
 from gradtx.optim._step import KnownClosure, Step, Weights, check_closure
 from gradtx.state.storage import check_patterns
@@ -144,7 +143,6 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         owner = type(self).__name__
         parts = self._up_to_date()
         group = listed_group(owner, param_group)
-        self._check_in_no_group(group)
         group = without_repeats(self._checked_by_torch(group))
         keys = list(group)
         members, states = parts.members, parts.states
@@ -175,21 +173,6 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
             view.show(states.count)
         if self._released is not None:
             self._released.follow(members.by_param)
-
-    def _check_in_no_group(self, group: Any) -> None:
-        """Check that no parameter of a new group is in another one, as torch does without naming the parameter.
-
-        Raises:
-            ValueError: If a parameter is.
-        """
-        members = self._parts.members.by_param
-        for param in tensors_of_group(group):
-            if param in members:
-                member = members[param]
-                raise ValueError(
-                    f"{type(self).__name__}: parameter {member.name!r} appears in more than one parameter group, here "
-                    f"and in param_groups[{member.group}]; remove it from one of them"
-                )
 
     def _take_written_defaults(self, group: dict[str, Any]) -> None:
         """Copy values that were written to `defaults` into a new group; other defaults come from the chain."""
@@ -648,7 +631,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
             ValueError: If groups, slots, shapes or values do not match.
         """
         before, after = _torch.load_hooks(self)
-        check_mapping(state_dict)
+        require(state_dict, Mapping, "load_state_dict: the argument", "a state dict")
         state_dict = dict(state_dict)
         for hook in before:
             state_dict = hook(self, state_dict) or state_dict
@@ -675,8 +658,22 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         """Return a state dict without options that the class fixes; raise an error for unsupported values of these."""
         return state_dict
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> ChainOptimizer:
+        copied = memo[id(self)] = type(self).__new__(type(self))
+        copied.__setstate__(deepcopy(self.__getstate__(), memo))
+        return copied
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Refuse a pickle that torch could not load; copies do not need one."""
+        for state in self.state.values():
+            if isinstance(state, dict) and any(map(_is_float8, state.values())):
+                raise TypeError(
+                    f"{type(self).__name__}: torch cannot load pickles of float8 tensors, which the state contains; "
+                    "save the state dict instead: torch.save(optimizer.state_dict(), path)"
+                )
+        return super().__reduce_ex__(protocol)
+
     def __getstate__(self) -> dict[str, Any]:
-        check_loadable(type(self).__name__, self.state.values())
         self._parts.states.forget_used()
         return {**super().__getstate__(), "_parts": self._parts}
 
@@ -727,3 +724,7 @@ def _is_number(loss: Any) -> bool:
     return _is_number_tensor(loss) or (
         not isinstance(loss, bool) and isinstance(loss, numbers.Real)
     )
+
+
+def _is_float8(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.dtype == torch.float8_e4m3fn
