@@ -30,7 +30,6 @@ from gradtx.optim._capture import check_capturable
 from gradtx.optim._chain_checks import (
     IDLE_STEPS,
     check_two_schedules,
-    check_written_schedules,
     warn_of_engine_options,
     warn_of_idle_steps,
     warn_of_misspelt,
@@ -379,7 +378,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         self._check_training()
         self._check_released(extras)
         parts = self._up_to_date()
-        check_written_schedules(type(self).__name__, parts.members.views)
+        check_two_schedules(type(self).__name__, parts.members.views, False)
         warn_of_unread_cycles(type(self).__name__, parts.members.views)
         scaling = Scaling.requested_by(self)
         if scaling is not None:
@@ -479,7 +478,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
     def __setattr__(self, name: str, value: Any) -> None:
         # torch's schedulers wrap `step` in a counter.
         if name == "step" and "_parts" in self.__dict__:
-            check_two_schedules(type(self).__name__, self._parts.members.views)
+            check_two_schedules(type(self).__name__, self._parts.members.views, True)
         super().__setattr__(name, value)
 
     def expect_scheduler(self) -> None:
