@@ -118,7 +118,10 @@ def _faults(tx: GradientTransformation) -> Iterator[str]:
 def _wrong_sign(link: FactoryCall) -> str:
     """Describe the effect of a learning rate, or a decay, after a learning rate."""
     if link._name == RATE or link._lr_role == "owner":
-        return "and both scale by a learning rate, which flips the sign twice, so the loss increases; remove one of them"
+        return (
+            "and both scale by a learning rate, which flips the sign twice, so the loss increases; "
+            "remove one of them"
+        )
     fixed = ", or pass fixed=True to it" if "fixed" in link._arguments else ""
     return (
         "which has already flipped the sign, so it pulls the weights the wrong way; move it before the learning "

@@ -35,14 +35,6 @@ class FirstStates:
     layouts: dict[Tensor, Layout]
     states: dict[Tensor, State]
 
-    def of(self, params: Iterable[Tensor]) -> FirstStates:
-        """Return the first states of some of the parameters."""
-        chosen = [param for param in params if param in self.states]
-        layouts = {param: self.layouts[param] for param in chosen}
-        return FirstStates(
-            self.view, layouts, {param: self.states[param] for param in chosen}
-        )
-
 
 @dataclass
 class Creation:
@@ -157,26 +149,30 @@ class States:
 
     # First states.
 
-    def outline(
-        self, view: GroupView, params: list[Tensor], members: Mapping[Tensor, Member]
-    ) -> FirstStates:
-        """Return first states without slots, for the parameters of a group that is about to join.
+    def outline(self, view: GroupView, members: Mapping[Tensor, Member]) -> FirstStates:
+        """Return first states without slots, for the parameters of a new group that require a gradient and lack state.
 
         The slots are computed from stand-ins without memory, or from the parameters if an `init` reads values.
         """
+        params = [param for param in view.group["params"] if not self.of(param)]
         try:
-            first = self.first(view, params, members, shown=_without_memory)
+            outline = self._outlined(view, params, members, _without_memory)
         except Exception:
-            return self._outline_of(self.first(view, params, members))
-        outline = self._outline_of(first)
+            return self._outlined(view, params, members, Tensor.detach)
         for state in outline.states.values():
             if any(value.is_meta for value in state.values()):
                 # A shared value depends on parameters.
-                return self._outline_of(self.first(view, params, members))
+                return self._outlined(view, params, members, Tensor.detach)
         return outline
 
-    def _outline_of(self, first: FirstStates) -> FirstStates:
-        """Return first states without slots, for the parameters that require a gradient."""
+    def _outlined(
+        self,
+        view: GroupView,
+        params: list[Tensor],
+        members: Mapping[Tensor, Member],
+        shown: Callable[[Tensor], Tensor],
+    ) -> FirstStates:
+        first = self.first(view, params, members, shown=shown)
         states: dict[Tensor, State] = {}
         for param, state in first.states.items():
             if param.requires_grad:

@@ -631,35 +631,23 @@ def _moved(
         "params",
         "the optimizer's parameters",
     )
-    saved = _Saved(params.values())
+    saved: list[tuple[Tensor, Tensor, Tensor | None]] = []
+    for param in params.values():
+        if not is_lazy(param):
+            saved.append((param, param.detach().clone(), param.grad))
+            param.grad = None
     try:
-        for name, param in params.items():
-            if not is_lazy(param):
-                param.grad = None
-            if name in values:
-                param.copy_(placed_as(values[name], param))
+        for name, value in values.items():
+            params[name].copy_(placed_as(value, params[name]))
         with torch.enable_grad():
             yield params
     finally:
-        saved.restore()
+        for param, value, gradient in saved:
+            param.copy_(value)
+            param.grad = gradient
 
 
 def _gradient_like(param: Tensor, value: Tensor) -> Tensor:
     if param.grad is None:
         return torch.zeros_like(value)
     return gradient_like(param.grad.detach(), param).to(value.dtype)
-
-
-class _Saved:
-    """Parameters and gradients, to be restored after a closure was called at other weights."""
-
-    def __init__(self, params: Iterable[Tensor]):
-        self._saved: list[tuple[Tensor, Tensor, Tensor | None]] = []
-        for param in params:
-            if not is_lazy(param):
-                self._saved.append((param, param.detach().clone(), param.grad))
-
-    def restore(self) -> None:
-        for param, value, gradient in self._saved:
-            param.copy_(value)
-            param.grad = gradient

@@ -153,9 +153,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         with self._parts.with_state(joining.by_param, writes=False):
             for view in joining.views:
                 self._parts.hessian.mark(view.group)
-                first_states.append(
-                    states.outline(view, view.group["params"], joining.by_param)
-                )
+                first_states.append(states.outline(view, joining.by_param))
         # Warn before anything changes, because warnings may be turned into errors.
         warn_of_misspelt(owner, keys, self._tx._entries())
         warn_of_unread(owner, joining.unread)
@@ -163,11 +161,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         members.admit(joining)
         for view, first in zip(joining.views, first_states, strict=True):
             self.param_groups.append(view.group)
-            states.keep(
-                first.of(
-                    param for param in view.group["params"] if not self.state.get(param)
-                )
-            )
+            states.keep(first)
         for view in joining.views:
             view.show(states.count)
         if self._released is not None:
