@@ -208,7 +208,7 @@ def warn_of_misspelt(owner: str, keys: Iterable[Any], entries: Iterable[Entry]) 
     """Warn about unknown group keys that resemble a hyperparameter; other unknown keys are kept, as in torch."""
     known: set[str] = set()
     for entry in entries:
-        known.update((entry.name, entry.full, entry.labelled, entry.argument.name))
+        known.update((*entry.names, entry.argument.name))
     for key in keys:
         if (
             not isinstance(key, str)

@@ -474,7 +474,7 @@ def in_names_of_branch(
     """
     whole = {entry.name: entry.place for entry in tx._entries(labels, apart=False)}
     for entry in tx._entries():
-        for name in (entry.full, entry.labelled):
+        for name in entry.names:
             if "." in name:
                 whole.setdefault(name, entry.place)
     names_of_branch: dict[Any, str] = {}
@@ -514,20 +514,26 @@ def unread(
         view: The resulting group.
         labels: Its labels, by the keys of their selectors.
     """
-    names: dict[Any, str] = {}
-    known: set[str] = set()
-    for entry in tx._entries(labels, apart=False):
-        names[entry.place] = entry.name
-        known.update((entry.name, entry.full, entry.labelled))
+    shown = {entry.place: entry.name for entry in tx._entries(labels, apart=False)}
+    places = tx._places()
     meant: dict[str, str] = {}
-    for name, entry in view.entries.items():
-        argument = entry.argument.name
-        others = {*known, *(f"{label}.{argument}" for label in labels.values())}
-        for key in given.keys() & others - {*read, *SCHEDULER_KEYS}:
-            is_argument = key.rpartition(".")[2] == argument
+    for key in given.keys() - {*read, *SCHEDULER_KEYS}:
+        label, _, argument = key.rpartition(".")
+        if key not in places and label not in labels.values():
+            continue
+        for name, entry in view.entries.items():
+            is_argument = argument == entry.argument.name
             if is_argument and not is_same(given[key], view.group[name]):
-                meant[key] = names[entry.place]
+                meant[key] = shown[entry.place]
     return meant
+
+
+def params_of(groups: Iterable[Mapping[str, Any]]) -> list[Any]:
+    """Return the parameters of groups, or their numbers in the groups of a state dict, in order."""
+    params: list[Any] = []
+    for group in groups:
+        params.extend(group["params"])
+    return params
 
 
 def next_value(value: Any, count: int) -> Any:

@@ -19,7 +19,12 @@ from gradtx.distributed.layouts import Team
 from gradtx.execution.context import Clock
 from gradtx.execution.execute import Block, Leaf
 from gradtx.execution.runs import clock_at
-from gradtx.optim._groups import GroupView, in_names_of_branch, unread
+from gradtx.optim._groups import (
+    GroupView,
+    in_names_of_branch,
+    params_of,
+    unread,
+)
 from gradtx.optim._member import Member
 from gradtx.optim._run import OptimizerRun
 from gradtx.transform import Entry, GradientTransformation
@@ -147,7 +152,7 @@ class Members:
         self.by_param = joining.by_param
         self._clock_paths = joining.clock_paths
         self.restarts = joining.restarts
-        self._present = _params_of([view.group for view in self.views])
+        self._present = params_of([view.group for view in self.views])
 
     def _expanded(
         self, by_param: Mapping[Tensor, Member]
@@ -209,15 +214,15 @@ class Members:
         if not _identical([view.group for view in self.views], groups):
             check_groups(self.owner, groups)
             self._follow_groups(groups, count)
-        present = self._params_in(groups)
+        try:
+            present = params_of(groups)
+        except (KeyError, TypeError):
+            check_groups(self.owner, groups)
+            raise
         if _identical(present, self._present) and len(present) == len(self.by_param):
             return []
         check_groups(self.owner, groups)
-        replaced: list[Tensor] = []
-        if len(present) != len(self.by_param) or not all(
-            map(self.by_param.__contains__, present)
-        ):
-            replaced = self._follow_params(present)
+        replaced = self._follow_params(present)
         self._present = present
         return replaced
 
@@ -245,14 +250,6 @@ class Members:
                     f"ZeRO, but {'.'.join(operation.path)!r} depends on their shapes or sums over them; use FSDP2 "
                     "(fully_shard), or DistributedDataParallel alone"
                 )
-
-    def _params_in(self, groups: list[Group]) -> list[Tensor]:
-        """Return the parameters of the groups, with a specific error for malformed groups."""
-        try:
-            return _params_of(groups)
-        except (KeyError, TypeError):
-            check_groups(self.owner, groups)
-            raise
 
     def _follow_groups(
         self, groups: list[Group], count: Callable[[Entry], int]
@@ -453,13 +450,6 @@ def _rank(labels: Labels) -> list[int]:
 
 def _zero(entry: Entry) -> int:
     return 0
-
-
-def _params_of(groups: Iterable[Group]) -> list[Tensor]:
-    params: list[Tensor] = []
-    for group in groups:
-        params.extend(group["params"])
-    return params
 
 
 def _ids(values: Iterable[Any]) -> tuple[int, ...]:
