@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numbers
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from gradtx.base.complex_views import as_complex, as_real, real_views
 from gradtx.base.messages import describe
+from gradtx.optim._groups import params_of
 from gradtx.state.codes import Codec
 from gradtx.state.conversion import converted, slot_in_another_code
 from gradtx.state.slots import kind_of
@@ -56,10 +57,10 @@ def check_form(state_dict: Mapping[str, Any], names: list[str]) -> None:
             "the keys of 'state' in the loaded state dict are strings such as '0', as after JSON; make them numbers: "
             "int(key)"
         )
-    for number, times in Counter(numbers_of(groups)).items():
+    for number, times in Counter(params_of(groups)).items():
         if times > 1:
             raise ValueError(f"the loaded groups list {number!r} a second time")
-    for number, name in zip(numbers_of(groups), names, strict=False):
+    for number, name in zip(params_of(groups), names, strict=False):
         entry = entries.get(number, {})
         require(entry, Mapping, f"state of parameter {name!r}", "a dict of slots")
         for slot, value in entry.items():
@@ -80,14 +81,6 @@ def _remedy(checkpoint: Mapping[str, Any]) -> str:
         if isinstance(value, Mapping) and "param_groups" in value:
             return f"pass its entry {key!r}"
     return "pass what optimizer.state_dict() returned"
-
-
-def numbers_of(groups: Iterable[Mapping[str, Any]]) -> list[Any]:
-    """Return the numbers of all parameters, in the order of the groups."""
-    numbers: list[Any] = []
-    for group in groups:
-        numbers.extend(group["params"])
-    return numbers
 
 
 def _check_slot(what: str, value: Any) -> None:
@@ -157,7 +150,8 @@ def matched(
     state = {}
     for key, value in first.items():
         if key in saved:
-            state[key] = _as_slot(name, key, saved[key], value, param.device)
+            what = f"state of parameter {name!r}: {key!r}"
+            state[key] = _as_slot(what, key, saved[key], value, param.device)
         elif strict and saved:
             raise ValueError(f"state of parameter {name!r} lacks {key!r}; {REMEDY}")
         else:
@@ -199,7 +193,7 @@ def _with_our_keys(
 
 
 def _as_slot(
-    name: str,
+    what: str,
     key: str,
     saved: Any,
     first: Tensor,
@@ -208,12 +202,10 @@ def _as_slot(
     value = torch.as_tensor(saved)
     if value.shape != first.shape:
         shapes = f"{tuple(value.shape)}, needs {tuple(first.shape)}"
-        raise ValueError(f"state of parameter {name!r}: {key!r} has shape {shapes}")
+        raise ValueError(f"{what} has shape {shapes}")
     if not _can_become(value, first.dtype):
-        raise ValueError(
-            f"state of parameter {name!r}: {key!r} has dtype {value.dtype}, needs {first.dtype}"
-        )
-    _check_integer(name, key, value, first.dtype)
+        raise ValueError(f"{what} has dtype {value.dtype}, needs {first.dtype}")
+    _check_integer(what, key, value, first.dtype)
     return value.detach().to(
         first.device if first.ndim == 0 or first.is_meta else device,
         first.dtype,
@@ -221,16 +213,14 @@ def _as_slot(
     )
 
 
-def _check_integer(name: str, key: str, value: Tensor, dtype: torch.dtype) -> None:
+def _check_integer(what: str, key: str, value: Tensor, dtype: torch.dtype) -> None:
     """Raise an error if a slot that is a count, or has an integer dtype, has another value."""
     is_count_slot = key.rpartition(".")[2] in COUNTS
     needed = "a non-negative integer" if is_count_slot else "an integer"
     if (is_count_slot or kind_of(dtype) == "int") and not (
         _is_whole(value) and not (is_count_slot and (value < 0).any())
     ):
-        raise ValueError(
-            f"state of parameter {name!r}: {key!r} must be {needed}, got {value.item():g}"
-        )
+        raise ValueError(f"{what} must be {needed}, got {value.item():g}")
 
 
 def _can_become(value: Tensor, dtype: torch.dtype) -> bool:

@@ -196,9 +196,7 @@ class Step:
         self, rows: Sequence[list[Member]]
     ) -> dict[int | Count, int | Count]:
         """Move the counts to the device or the host, and return the new count for each present count."""
-        members: list[Member] = []
-        for row in rows:
-            members.extend(row)
+        members = list(itertools.chain.from_iterable(rows))
         place_counts(members, self._run.device if self._counts_on_device else None)
         after: dict[int | Count, int | Count] = {}
         for count in {member.count for member in members}:

@@ -40,7 +40,13 @@ from gradtx.optim._checkpoint import Checkpoint
 from gradtx.optim._device_counts import Scaling
 from gradtx.optim._evaluation import Evaluation
 from gradtx.optim._explain import Explanation, explain
-from gradtx.optim._groups import ENGINE_OPTIONS, OVERRIDDEN, cycled_alike, is_same
+from gradtx.optim._groups import (
+    ENGINE_OPTIONS,
+    OVERRIDDEN,
+    cycled_alike,
+    is_same,
+    params_of,
+)
 from gradtx.optim._hessian import HessianStep
 from gradtx.optim._ownership import states_of_owners
 from gradtx.optim._parameters import CPU
@@ -189,13 +195,6 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         finally:
             del self.param_groups[size:]
             self.defaults = defaults
-
-    def _params_in_order(self) -> list[Tensor]:
-        """Return the parameters in the order in which a state dict numbers them."""
-        params: list[Tensor] = []
-        for group in self.param_groups:
-            params.extend(group["params"])
-        return params
 
     def _up_to_date(self) -> Parts:
         """Return the parts, updated for changes to groups and state from outside."""
@@ -352,7 +351,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
             raise ValueError(
                 f"{type(self).__name__}: max_iter={max_iter!r} must be at least 1, and needs a closure"
             )
-        params = self._params_in_order()
+        params = params_of(self.param_groups)
         known = KnownClosure(closure, params)
         first = None
         for iteration in range(max_iter):
@@ -512,7 +511,10 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         `train`.
         """
         if self._parts.evaluation is None:
-            self._parts.evaluation = Evaluation.start(self._weights_to_evaluate_with())
+            parts = self._up_to_date()
+            with parts.at_state(writes=False):
+                weights = self._evaluated(parts)
+            self._parts.evaluation = Evaluation.start(weights)
 
     @torch.no_grad()
     @without_ambient
@@ -535,13 +537,8 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         finally:
             self.train()
 
-    def _weights_to_evaluate_with(self) -> dict[Tensor, Tensor]:
-        """Return the evaluation weights, by parameter, for leaves with a link that provides them."""
-        parts = self._up_to_date()
-        with parts.at_state(writes=False):
-            return self._evaluated(parts)
-
     def _evaluated(self, parts: Parts) -> dict[Tensor, Tensor]:
+        """Return the evaluation weights, by parameter, for leaves with a link that provides them."""
         members, states = parts.members, parts.states
         run, count = states.run(), states.exact_count()
         clock = Clock(torch.tensor(count + 1, device=CPU))
@@ -581,7 +578,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
             if overridden is not None:
                 group[OVERRIDDEN] = overridden
         if evaluation is not None:
-            evaluation.save(state_dict, self._params_in_order())
+            evaluation.save(state_dict, params_of(self.param_groups))
         return state_dict
 
     def _state_dict_of_members(self) -> dict[str, Any]:
@@ -630,7 +627,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
             state_dict = hook(self, state_dict) or state_dict
         parts = self._up_to_date()
         by_param = parts.members.by_param
-        names = {param: by_param[param].name for param in self._params_in_order()}
+        names = {param: by_param[param].name for param in params_of(self.param_groups)}
         check_form(state_dict, list(names.values()))
         state_dict = self._accepted(state_dict)
         evaluation, state_dict = Evaluation.take(state_dict, names)
