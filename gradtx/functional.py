@@ -419,13 +419,17 @@ def _check_single(state: Any) -> None:
 
 def _entry(tx: GradientTransformation, name: str | None) -> Entry:
     """Return the hyperparameter to which the caller refers."""
-    numbers: list[Entry] = []
-    for entry in tx._entries():
+    numbers: dict[str, Entry] = {}
+    for key, entry in tx._places().items():
         if entry.argument.kind == "scalar" and entry.value is not None:
-            numbers.append(entry)
-    rates = _rates(numbers)
+            numbers[key] = entry
     if name is not None:
-        rates = _named(tx, name, numbers, rates)
+        if name not in numbers:
+            raise ValueError(
+                f"learning_rate: {tx._name} has no scalar hyperparameter {name!r}; {nearest_dotted(name, numbers)}"
+            )
+        return numbers[name]
+    rates = _rates(entry for key, entry in numbers.items() if key == entry.name)
     if not rates:
         known = ", ".join(tx.hyperparams) or "none"
         raise ValueError(
@@ -442,30 +446,12 @@ def _entry(tx: GradientTransformation, name: str | None) -> Entry:
     return rates[0]
 
 
-def _rates(numbers: list[Entry]) -> list[Entry]:
+def _rates(numbers: Iterable[Entry]) -> list[Entry]:
     """Return the learning rates; if none, Polyak's `max_lr`, which also is the rate in an optimizer's groups."""
-    for argument in ("lr", "max_lr"):
-        rates = [entry for entry in numbers if entry.argument.name == argument]
-        if rates:
-            return rates
-    return []
-
-
-def _named(
-    tx: GradientTransformation, name: str, numbers: list[Entry], rates: list[Entry]
-) -> list[Entry]:
-    """Return the hyperparameters with this name; match names with a label only if there are no others."""
-    named = [entry for entry in numbers if name in (entry.name, entry.full)]
-    if not named:
-        named = [entry for entry in numbers if name == entry.labelled]
-    if not named:
-        known: set[str] = set()
-        for entry in rates or numbers:
-            known.update((entry.name, entry.labelled))
-        raise ValueError(
-            f"learning_rate: {tx._name} has no scalar hyperparameter {name!r}; {nearest_dotted(name, known)}"
-        )
-    return named
+    rates_of = {"lr": list[Entry](), "max_lr": list[Entry]()}
+    for entry in numbers:
+        rates_of.get(entry.argument.name, []).append(entry)
+    return rates_of["lr"] or rates_of["max_lr"]
 
 
 @dataclass(frozen=True)

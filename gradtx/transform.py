@@ -326,12 +326,9 @@ class GradientTransformation:
         """Return every accepted name of a hyperparameter; shown names take precedence, then names with an owner."""
         entries = self._entries()
         by_name: dict[str, Entry] = {}
-        for entry in entries:
-            by_name.setdefault(entry.name, entry)
-        for entry in entries:
-            by_name.setdefault(entry.full, entry)
-        for entry in entries:
-            by_name.setdefault(entry.labelled, entry)
+        for level in range(3):
+            for entry in entries:
+                by_name.setdefault(entry.names[level], entry)
         return by_name
 
     def _replaced(
@@ -381,6 +378,11 @@ class Entry(NamedTuple):
     value: Any
     argument: Argument
     place: tuple[tuple[int, ...], str]
+
+    @property
+    def names(self) -> tuple[str, str, str]:
+        """All its names: the public one, the one with its owner, and the one with the labels of its branches."""
+        return self.name, self.full, self.labelled
 
     @property
     def labelled(self) -> str:

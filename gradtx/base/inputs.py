@@ -13,9 +13,6 @@ from gradtx.base.messages import shortly
 # Not a union of iterables, from which mypy cannot infer the type of a list of groups.
 Params: TypeAlias = Iterable[Tensor | dict[str, Any] | tuple[str, Tensor]]
 
-FROM_MODEL = "pass model.parameters() or model.named_parameters()"
-NEEDED = "needs a tensor or a pair (name, tensor)"
-
 
 def are_parameters(value: Any) -> bool:
     """Whether a value is what an optimizer takes first: parameters, with names or in groups, or a model."""
@@ -32,7 +29,6 @@ def listed_params(owner: str, params: Any) -> Any:
 
     Raises:
         TypeError: If `params` has another type, or if an entry is neither a parameter nor a group.
-        KeyError: If a group has no parameters, as in torch.
         ValueError: If the list is empty.
     """
     if isinstance(params, Tensor | set):
@@ -48,55 +44,22 @@ def listed_params(owner: str, params: Any) -> Any:
         )
     entries = _listed(owner, params)
     if not entries:
-        used = (
-            "; a generator such as model.parameters() can be consumed only once"
-            if isinstance(params, Iterator)
-            else ""
+        raise ValueError(
+            f"{owner}: got an empty parameter list; a generator such as model.parameters() can be consumed only once"
         )
-        raise ValueError(f"{owner}: got an empty parameter list{used}")
-    if isinstance(entries[0], Mapping):
-        for i, group in enumerate(entries):
-            check_group(f"{owner}: group {i}", group)
-    else:
+    if not isinstance(entries[0], Mapping):
         _check_entries(f"{owner}: params", entries)
     return entries
 
 
 def listed_group(owner: str, group: Any) -> Any:
     """Check a group and return it with its parameters as a list."""
-    if not isinstance(group, dict):
-        return group  # torch rejects it
-    check_group(f"{owner}: a group", group)
+    _check_group(f"{owner}: a group", group)
     params = group["params"]
-    if isinstance(params, Tensor | set):
-        return group
-    entries = _listed(owner, params)
-    _check_entries(f"{owner}: group['params']", entries)
-    group["params"] = entries
+    if not isinstance(params, Tensor | set):
+        group["params"] = _listed(owner, params)
+        _check_entries(f"{owner}: group['params']", group["params"])
     return group
-
-
-def tensors_of_group(group: Any) -> Iterator[Tensor]:
-    """Yield the parameters of a group, with or without names; none if torch will reject the group."""
-    if not isinstance(group, dict) or not isinstance(group["params"], list):
-        return
-    for entry in cast("list[Any]", group["params"]):
-        yield entry[1] if isinstance(entry, tuple) else entry
-
-
-def check_group(what: str, group: Any) -> None:
-    """Raise an error for a group that is not a dict, has no parameters, or has a key that is not a string."""
-    if not isinstance(group, Mapping):
-        raise TypeError(
-            f"{what} is {shortly(group)}, needs a dict such as {{'params': [...]}}"
-        )
-    if "params" not in group:
-        raise KeyError(f"{what} has no 'params', only {shortly(tuple(group))}")
-    for key in group:
-        if not isinstance(key, str):
-            raise TypeError(
-                f"{what} has the key {key!r}, needs names of hyperparameters"
-            )
 
 
 def check_groups(owner: str, groups: Iterable[Any]) -> None:
@@ -107,17 +70,16 @@ def check_groups(owner: str, groups: Iterable[Any]) -> None:
     """
     for i, group in enumerate(groups):
         what = f"{owner}: param_groups[{i}]"
-        check_group(what, group)
-        params = group["params"]
-        if not isinstance(params, tuple | list):
-            raise TypeError(
-                f"{what}['params'] is {shortly(params)}, needs a list of tensors"
-            )
-        for j, param in enumerate(params):
-            if not isinstance(param, Tensor):
-                raise TypeError(
-                    f"{what}['params'][{j}] is {shortly(param)}, needs a tensor"
-                )
+        _check_group(what, group)
+        _check_entries(f"{what}['params']", _listed(what, group["params"]))
+
+
+def _check_group(what: str, group: Any) -> None:
+    if not isinstance(group, dict) or "params" not in group:
+        error = KeyError if isinstance(group, dict) else TypeError  # as in torch
+        raise error(
+            f"{what} is {shortly(group)}, needs a dict such as {{'params': [...]}}"
+        )
 
 
 def without_repeats(group: dict[str, Any]) -> dict[str, Any]:
@@ -134,13 +96,10 @@ def without_repeats(group: dict[str, Any]) -> dict[str, Any]:
 
 
 def _listed(owner: str, params: Any) -> list[Any]:
-    if isinstance(params, Module) and not isinstance(params, ParameterList):
+    is_model = isinstance(params, Module) and not isinstance(params, ParameterList)
+    if is_model or isinstance(params, str) or not isinstance(params, Iterable):
         raise TypeError(
-            f"{owner}: needs parameters, got a {type(params).__name__}; {FROM_MODEL}"
-        )
-    if isinstance(params, str) or not isinstance(params, Iterable):
-        raise TypeError(
-            f"{owner}: needs parameters, got {shortly(params)}; {FROM_MODEL}"
+            f"{owner}: needs parameters, got {shortly(params)}; pass model.parameters() or model.named_parameters()"
         )
     return list(params)
 
@@ -148,26 +107,17 @@ def _listed(owner: str, params: Any) -> list[Any]:
 def _check_entries(what: str, entries: list[Any]) -> None:
     for i, entry in enumerate(entries):
         tensor = entry
-        if isinstance(entry, tuple):
-            if len(entry) != 2 or not isinstance(entry[0], str):
-                raise TypeError(f"{what}[{i}] is {shortly(entry)}, {NEEDED}")
+        if isinstance(entry, tuple) and len(entry) == 2 and isinstance(entry[0], str):
             tensor = entry[1]
         if not isinstance(tensor, Tensor):
             raise TypeError(
-                f"{what}[{i}] is {shortly(entry)}, {NEEDED}{_remedy(tensor)}"
-            )
-        if not (tensor.is_leaf or tensor.retains_grad):
-            raise ValueError(
-                f"{what}[{i}] is {shortly(entry)}, a non-leaf tensor, which an operation computed from others; pass "
-                "the parameters themselves, or result.detach().requires_grad_()"
+                f"{what}[{i}] is {shortly(entry)}, needs a tensor or a pair (name, tensor){_remedy(tensor)}"
             )
 
 
 def _remedy(entry: Any) -> str:
     if isinstance(entry, Module):
         return "; add its parameters() to the list"
-    if isinstance(entry, Mapping):
-        return "; a list must contain either groups or parameters, not both"
-    if isinstance(entry, list | Iterator):
-        return "; put its tensors in the list, [*a, *b]"
+    if isinstance(entry, list | Iterator | Mapping):
+        return "; a list must contain either tensors, such as [*a, *b], or groups"
     return ""

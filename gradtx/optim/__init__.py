@@ -9,11 +9,7 @@ import torch
 
 from gradtx.base.inputs import Params
 from gradtx.optim import classes
-from gradtx.optim._chain_checks import (
-    warn_of_ascent,
-    warn_of_early_links,
-    warn_of_flipped_signs,
-)
+from gradtx.optim._chain_checks import warn_of_chain
 from gradtx.optim._hints import class_names, optimizer_hint
 from gradtx.optim.classes import *
 from gradtx.optim.optimizer import ChainOptimizer as ChainOptimizer
@@ -96,9 +92,7 @@ def as_optimizer(
         state_device=state_device,
         capturable=capturable,
     )
-    warn_of_flipped_signs(tx)
-    warn_of_early_links(tx)
-    warn_of_ascent(tx)
+    warn_of_chain(tx)
     return optimizer
 
 

@@ -38,7 +38,6 @@ class Agreement:
         self.are_divided = False
         # A plan, and its digest with its negative.
         self._of_replicas: tuple[Any, list[int]] = (None, [])
-        # The DistributedDataParallel modules around replicas; None before the first step.
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Agreement, ()
@@ -82,9 +81,9 @@ class Agreement:
         self._compared = None  # if the ranks differ, the next attempt compares again
         for mesh, divided in _by_mesh(members):
             lines = _lines(divided, views)
-            difference = _difference(team_of(mesh), _extremes(lines), lines)
-            if difference:
-                raise RuntimeError(f"{owner}: {difference}")
+            team = team_of(mesh)
+            if not _are_equal(team, _extremes(lines)):
+                raise RuntimeError(f"{owner}: {_difference(team, lines)}")
         self._compared = plan
 
     def _check_replicas(
@@ -104,9 +103,7 @@ class Agreement:
             return
         # Forces a new digest at the next attempt: group values may have changed.
         self._of_replicas = (None, [])
-        raise RuntimeError(
-            f"{owner}: {_described_by_all(replicas, _lines(whole, views))}"
-        )
+        raise RuntimeError(f"{owner}: {_difference(replicas, _lines(whole, views))}")
 
     def report_failure(self, members: Iterable[Member], replicas: Team | None) -> None:
         """Report to ranks that are about to compare plans that this rank does not step.
@@ -115,15 +112,15 @@ class Agreement:
             members: The parameters.
             replicas: The ranks that have equal whole parameters and divide the work on them.
         """
-        if replicas is not None:
-            _difference(replicas, [FAILED, FAILED], None)
-            return
-        if self._compared is not None:  # the other ranks do not compare either
-            return
-        stepping = [member for member in members if member.param.grad is not None]
-        # The other ranks raise an error at the first mesh.
-        for mesh, _ in _by_mesh(stepping)[:1]:
-            _difference(team_of(mesh), [FAILED, FAILED], None)
+        teams = [] if replicas is None else [replicas]
+        if replicas is None and self._compared is None:
+            # If they have compared before, the other ranks do not compare either.
+            stepping = [member for member in members if member.param.grad is not None]
+            # The other ranks raise an error at the first mesh.
+            teams = [team_of(mesh) for mesh, _ in _by_mesh(stepping)[:1]]
+        for team in teams:
+            if not _are_equal(team, [FAILED, FAILED]):
+                _difference(team, None)
 
 
 def _by_mesh(members: list[Member]) -> list[tuple[Any, list[Member]]]:
@@ -174,11 +171,6 @@ def _lines_of_groups(members: list[Member], views: list[GroupView]) -> list[str]
     return lines
 
 
-def _difference(team: Team, extremes: list[int], lines: list[str] | None) -> str:
-    """Describe the difference between the ranks' plans, or return an empty string; a failed rank has no lines."""
-    return "" if _are_equal(team, extremes) else _described_by_all(team, lines)
-
-
 def _are_equal(team: Team, extremes: list[int]) -> bool:
     """Whether all ranks have the same digest."""
     of_all = torch.tensor(extremes, device=team.device)
@@ -189,11 +181,27 @@ def _are_equal(team: Team, extremes: list[int]) -> bool:
     return largest == -negative_of_smallest
 
 
-def _described_by_all(team: Team, lines: list[str] | None) -> str:
-    """Describe the difference between the ranks' plans."""
+def _difference(team: Team, lines: list[str] | None) -> str:
+    """Describe the first rank that has failed, whose lines are None, or else the first difference of two plans."""
     of_ranks: list[Any] = [None] * team.size
     torch.distributed.all_gather_object(of_ranks, lines, group=team.group)
-    return _described(of_ranks, team.ranks)
+    if None in of_ranks:
+        rank = team.ranks[of_ranks.index(None)]
+        return f"rank {rank} failed before this step; see the error raised on that rank"
+    for rank, plan in zip(team.ranks, of_ranks, strict=True):
+        if plan != of_ranks[0]:
+            ours = _steps(team.ranks[0], of_ranks[0], plan)
+            theirs = _steps(rank, plan, of_ranks[0])
+            return f"ranks would step differently: {ours}; {theirs}"
+    return "ranks would step differently"
+
+
+def _steps(rank: int, plan: list[str], other: list[str]) -> str:
+    """Describe what a rank steps and another does not."""
+    for line in plan:
+        if line not in other:
+            return f"rank {rank} steps {line}"
+    return f"rank {rank} does not, or in another order"
 
 
 def _extremes(lines: list[str]) -> list[int]:
@@ -201,30 +209,3 @@ def _extremes(lines: list[str]) -> list[int]:
     digest = hashlib.blake2b("\n".join(lines).encode(), digest_size=8).digest()
     number = int.from_bytes(digest, "big") >> (64 - BITS)
     return [number, -number]
-
-
-def _described(of_ranks: list[list[str] | None], ranks: tuple[int, ...]) -> str:
-    """Describe the first rank that has failed, or else the first difference of a rank from the first rank."""
-    for rank, lines in zip(ranks, of_ranks, strict=True):
-        if lines is None:
-            return f"rank {rank} failed before this step; see the error raised on that rank"
-    first = of_ranks[0]
-    assert first is not None
-    for rank, lines in zip(ranks[1:], of_ranks[1:], strict=True):
-        if lines is not None and lines != first:
-            return _first_difference(ranks[0], first, rank, lines)
-    return "ranks would step differently"
-
-
-def _first_difference(
-    first_rank: int, first: list[str], rank: int, lines: list[str]
-) -> str:
-    missing = [line for line in first if line not in lines]
-    added = [line for line in lines if line not in first]
-    if not missing and not added:
-        return "ranks would step differently: their parameters or groups are in different orders"
-    if not missing:
-        return f"ranks would step differently: rank {rank} steps {added[0]}; rank {first_rank} does not"
-    if not added:
-        return f"ranks would step differently: rank {first_rank} steps {missing[0]}; rank {rank} does not"
-    return f"ranks would step differently: rank {first_rank} steps {missing[0]}; rank {rank} steps {added[0]}"

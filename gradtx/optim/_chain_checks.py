@@ -38,37 +38,25 @@ FOREIGN_KEYS = {
     "layer_decay",
     "hessian_seed",
 }
-# Links of chains whose purpose may be to record or average weights, not to take steps.
-WITHOUT_DIRECTION = ("average", "freeze", "lookahead", "scale")
 
 
-def warn_of_ascent(tx: GradientTransformation) -> None:
-    """Warn about a chain of known links none of which flips the sign: its steps increase the loss."""
-    if not (_makes_direction(tx) and _keeps_sign(tx)):
-        return
-    warn_user(
-        "as_optimizer: no link of this chain flips the sign, so its steps increase the loss; end it with "
-        "scale_by_learning_rate(lr), or with scale(-1.0) if it already applies the rate (add scale(1.0) if this is "
-        "intended)",
-        UserWarning,
-    )
+def warn_of_chain(tx: GradientTransformation) -> None:
+    """Warn about a chain whose steps increase the loss, or whose links are in the wrong order."""
+    fault = next(_faults(tx), None)
+    if fault is None and _ascends(tx):
+        fault = (
+            "no link of this chain flips the sign, so its steps increase the loss; end it with "
+            "scale_by_learning_rate(lr), or with scale(-1.0) if it already applies the rate (add scale(1.0) if this "
+            "is intended)"
+        )
+    if fault is not None:
+        warn_user(f"as_optimizer: {fault}", UserWarning)
 
 
-def _makes_direction(tx: GradientTransformation) -> bool:
-    """Whether a link changes gradients; a chain that only averages or records is not an optimizer."""
-    for link in tx._links():
-        inner = link._children()
-        if any(map(_makes_direction, inner)) or not (
-            inner or link._name in WITHOUT_DIRECTION
-        ):
-            return True
-    return False
-
-
-def _keeps_sign(tx: GradientTransformation) -> bool:
-    """Whether every part of a transformation is known to keep the sign of its input."""
+def _ascends(tx: GradientTransformation) -> bool | None:
+    """Whether steps are known to have the sign of the gradient; None if they are the gradient, as with `average`."""
     if isinstance(tx, Chain):
-        return all(map(_keeps_sign, tx._children()))
+        return _jointly(map(_ascends, tx._children()))
     if not isinstance(tx, FactoryCall) or not (
         tx._spec.function.__module__ or ""
     ).startswith("gradtx."):
@@ -80,39 +68,108 @@ def _keeps_sign(tx: GradientTransformation) -> bool:
     ):
         return False
     if isinstance(tx._body, GradientTransformation):
-        return _keeps_sign(tx._body)
+        return _ascends(tx._body)
     inner = tx._children()
+    if not inner:
+        return None if tx._name in ("average", "lookahead") else True
     if tx._name == "graft":
-        return _keeps_sign(inner[0])  # the second determines only the length
+        return _ascends(inner[0])  # the second determines only the length
     if tx._branches() is not None:
-        return any(map(_keeps_sign, inner))
-    return all(map(_keeps_sign, inner))
+        return any(map(_ascends, inner))
+    return _jointly(map(_ascends, inner))
 
 
-def check_two_schedules(owner: str, views: Iterable[GroupView]) -> None:
+def _jointly(ascend: Iterable[bool | None]) -> bool | None:
+    """Combine the answers for the parts of a chain."""
+    answers = set(ascend)
+    return False not in answers and (True in answers or None)
+
+
+def _faults(tx: GradientTransformation) -> Iterator[str]:
+    """Follow each chain, and describe links whose sign or position is wrong, each with the link that precedes it."""
+    while isinstance(tx, FactoryCall) and isinstance(tx._body, GradientTransformation):
+        tx = tx._body
+    parts = tx._children()
+    for part in parts:
+        yield from _faults(part)
+    if not isinstance(tx, Chain):
+        return
+    flips_again = any(map(_may_flip_sign, parts))
+    rated = None  # the first part that scales by a learning rate
+    early = None  # the last link that expects the finished step
+    for part in parts:
+        for link in part._links():
+            if early is not None and link._lr_role is not None:
+                yield (
+                    f"{early} needs the finished step, but {link._name} follows it, so {early} does not receive the "
+                    f"finished step; move {early} after {link._name}"
+                )
+            if link._follows_rate:
+                early = link._name
+        links = _links_on_path(part)
+        roles = [link for link in links if link._lr_role is not None]
+        misplaced = [link for link in roles if not link._arguments.get("fixed")]
+        if rated is not None and misplaced and not flips_again:
+            yield f"{part._name} follows {rated}, {_wrong_sign(misplaced[-1])}"
+        if rated is None and any(link._name == RATE for link in links):
+            rated = part._name
+
+
+def _wrong_sign(link: FactoryCall) -> str:
+    """Describe the effect of a learning rate, or a decay, after a learning rate."""
+    if link._name == RATE or link._lr_role == "owner":
+        return (
+            "and both scale by a learning rate, which flips the sign twice, so the loss increases; "
+            "remove one of them"
+        )
+    fixed = ", or pass fixed=True to it" if "fixed" in link._arguments else ""
+    return (
+        "which has already flipped the sign, so it pulls the weights the wrong way; move it before the learning "
+        f"rate{fixed}"
+    )
+
+
+def _links_on_path(part: GradientTransformation) -> list[FactoryCall]:
+    """Return the links that apply to every leaf at every step, which excludes links inside combinators."""
+    links: list[FactoryCall] = []
+    for link in part._links():
+        if isinstance(link, FactoryCall) and not link._children():
+            links.append(link)
+    return links
+
+
+def _may_flip_sign(part: GradientTransformation) -> bool:
+    """Whether a part may flip the sign on its own."""
+    if isinstance(part, FactoryCall) and part._arguments.get("maximize", False):
+        return True
+    return any(link._name == "scale" for link in _links_on_path(part))
+
+
+def check_two_schedules(
+    owner: str, views: Iterable[GroupView], is_attaching: bool
+) -> None:
     """Warn, once per group, about a torch scheduler on a group whose learning rate follows a schedule.
+
+    Args:
+        owner: The optimizer's class, for the message.
+        views: The groups.
+        is_attaching: Whether a scheduler wraps `step`; others are seen before a step, once they have written a rate.
 
     Raises:
         ValueError: If the schedule starts at 0, which the scheduler multiplies.
     """
     for view in views:
-        if SCHEDULED in view.group and not view.expects_scheduler:
-            _check_schedule(owner, view)
-
-
-def check_written_schedules(owner: str, views: Iterable[GroupView]) -> None:
-    """Check the same before a step, for schedulers that do not wrap `step`, once they have written a rate."""
-    for view in views:
+        source = view.sources.get("lr")
         if SCHEDULED not in view.group or view.expects_scheduler:
             continue
-        if "lr" in view.live and not is_same(view.group["lr"], view.shown["lr"]):
-            _check_schedule(owner, view)
+        if isinstance(source, Schedule) and (
+            is_attaching
+            or ("lr" in view.live and not is_same(view.group["lr"], view.shown["lr"]))
+        ):
+            _check_schedule(owner, view, source)
 
 
-def _check_schedule(owner: str, view: GroupView) -> None:
-    source = view.sources.get("lr")
-    if not isinstance(source, Schedule):
-        return
+def _check_schedule(owner: str, view: GroupView, source: Schedule) -> None:
     first = next_value(source, 0)
     schedule = describe(source)
     remedy = (
@@ -147,103 +204,11 @@ def warn_of_unread_cycles(owner: str, views: Iterable[GroupView]) -> None:
             )
 
 
-def warn_of_flipped_signs(tx: GradientTransformation) -> None:
-    """Warn about a learning rate, or a decay, after a learning rate on the same path: its sign is wrong."""
-    misplaced = next(_misplaced_links(tx), None)
-    if misplaced is None:
-        return
-    first, second, link = misplaced
-    if link._name == RATE or link._lr_role == "owner":
-        fault = (
-            f"{second} follows {first}, and both scale by a learning rate, which flips the sign twice, so the loss "
-            "increases; remove one of them"
-        )
-    else:
-        fixed = ", or pass fixed=True to it" if "fixed" in link._arguments else ""
-        fault = (
-            f"{second} follows {first}, which has already flipped the sign, so it pulls the weights the wrong way; "
-            f"move it before the learning rate{fixed}"
-        )
-    warn_user(f"as_optimizer: {fault}", UserWarning)
-
-
-def warn_of_early_links(tx: GradientTransformation) -> None:
-    """Warn about a learning rate, or a decay, after a link that expects the finished step, such as `average`."""
-    pair = next(_early_links(tx), None)
-    if pair is not None:
-        early, late = pair
-        warn_user(
-            f"as_optimizer: {early} needs the finished step, but {late} follows it, so {early} does not receive the "
-            f"finished step; move {early} after {late}",
-            UserWarning,
-        )
-
-
-def _early_links(tx: GradientTransformation) -> Iterator[tuple[str, str]]:
-    """Yield (link that expects the finished step, later link that should precede it), for every chain."""
-    for part in tx._children():
-        yield from _early_links(part)
-    early = None
-    for link in tx._links() if isinstance(tx, Chain) else ():
-        if early is not None and link._lr_role is not None:
-            yield early._name, link._name
-        if link._follows_rate:
-            early = link
-
-
-def _misplaced_links(
-    tx: GradientTransformation,
-) -> Iterator[tuple[str, str, FactoryCall]]:
-    """Yield (part of a chain with the first learning rate, later part, misplaced link in the later part)."""
-    while isinstance(tx, FactoryCall) and isinstance(tx._body, GradientTransformation):
-        tx = tx._body
-    for part in tx._children():
-        yield from _misplaced_links(part)
-    if not isinstance(tx, Chain):
-        return
-    parts = tx._children()
-    if any(_may_flip_sign(part) for part in parts):
-        return
-    first = None
-    for part in parts:
-        links = _links_on_path(part)
-        if first is not None:
-            misplaced = _link_before_rate(links)
-            if misplaced is not None:
-                yield first, part._name, misplaced
-        elif any(link._name == RATE for link in links):
-            first = part._name
-
-
-def _link_before_rate(links: list[FactoryCall]) -> FactoryCall | None:
-    """Return the last link that must precede a learning rate."""
-    for link in reversed(links):
-        if link._lr_role is not None and not link._arguments.get("fixed"):
-            return link
-    return None
-
-
-def _links_on_path(part: GradientTransformation) -> list[FactoryCall]:
-    """Return the links that apply to every leaf at every step, which excludes links inside combinators."""
-    links: list[FactoryCall] = []
-    for link in part._links():
-        if isinstance(link, FactoryCall) and not link._children():
-            links.append(link)
-    return links
-
-
-def _may_flip_sign(part: GradientTransformation) -> bool:
-    """Whether a part may flip the sign on its own."""
-    if isinstance(part, FactoryCall) and part._arguments.get("maximize", False):
-        return True
-    return any(link._name == "scale" for link in _links_on_path(part))
-
-
 def warn_of_misspelt(owner: str, keys: Iterable[Any], entries: Iterable[Entry]) -> None:
     """Warn about unknown group keys that resemble a hyperparameter; other unknown keys are kept, as in torch."""
     known: set[str] = set()
     for entry in entries:
-        known.update((entry.name, entry.full, entry.labelled, entry.argument.name))
+        known.update((*entry.names, entry.argument.name))
     for key in keys:
         if (
             not isinstance(key, str)

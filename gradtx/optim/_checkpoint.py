@@ -13,12 +13,9 @@ from torch.nn.parameter import is_lazy
 
 from gradtx.base.messages import describe, warn_user
 from gradtx.base.selectors import in_model
-from gradtx.execution.execute import Block
-from gradtx.optim._form import numbers_of
-from gradtx.optim._groups import ENGINE_OPTIONS, GroupView
-from gradtx.optim._member import Layout, Member
-from gradtx.optim._parameters import CPU, Group
-from gradtx.optim._run import OptimizerRun, check_agreement
+from gradtx.optim._groups import ENGINE_OPTIONS, GroupView, params_of
+from gradtx.optim._member import Layout
+from gradtx.optim._parameters import Group
 from gradtx.optim._saved import is_count, matched
 from gradtx.optim._state import State, States
 from gradtx.transform import Entry
@@ -67,7 +64,7 @@ class Checkpoint:
     def __init__(self, state_dict: Mapping[str, Any], states: States, strict: bool):
         self._entries: dict[Any, dict[str, Any]] = state_dict["state"]
         self._groups: list[Group] = []
-        self._numbers = numbers_of(state_dict["param_groups"])
+        self._numbers = params_of(state_dict["param_groups"])
         own = {name for view in states.members.views for name in view.entries}
         for group in deepcopy(state_dict["param_groups"]):
             self._groups.append(_with_our_keys(group, own))
@@ -122,7 +119,6 @@ class Checkpoint:
         if self._strict:
             self._check_numbers(numbered, loaded.foreign)
         self._agree_on_shared(loaded)
-        self._check_agreement(loaded.views)
         self._warn_of_extra_keys(loaded)
         self._warn_of_other_order()
         self._warn_of_schedules(loaded)
@@ -169,27 +165,9 @@ class Checkpoint:
                 UserWarning,
             )
 
-    def _check_agreement(self, views: list[GroupView]) -> None:
-        """Raise the error that the next step would raise for hyperparameters that differ across groups."""
-        if len(views) < 2:
-            return
-        run = OptimizerRun({}, self._members.by_param, initial=True)
-        blocks: list[Block] = []
-        rows: list[list[Member]] = []
-        for view in views:
-            blocks.append(Block.of(view.chain(view.values(), CPU), run, 0))
-            rows.append(
-                [self._members.by_param[param] for param in view.group["params"]]
-            )
-        check_agreement(blocks, rows)
-
     def _check_sizes(self) -> None:
         saved = [len(group["params"]) for group in self._groups]
         ours = [len(view.group["params"]) for view in self._members.views]
-        if len(saved) != len(ours):
-            raise ValueError(
-                f"loaded state dict has {len(saved)} parameter groups, the optimizer has {len(ours)}"
-            )
         if saved != ours:
             raise ValueError(
                 f"loaded state dict has groups of {saved} parameters, the optimizer has groups of {ours}"
@@ -233,7 +211,6 @@ class Checkpoint:
         loaded: Loaded,
     ) -> None:
         new_view = view.loaded(group, literal, self._count)
-        new_view.check(new_view.values())
         first = self._states.first(new_view, group["params"], alone=True)
         states: dict[Tensor, State] = {}
         for param, state in first.states.items():
@@ -274,9 +251,7 @@ class Checkpoint:
 
     def _shared_by_all(self) -> dict[Tensor, Entries]:
         """Return the saved entries with all shared values, such as the counts of inner clocks."""
-        params: list[Tensor] = []
-        for view in self._members.views:
-            params.extend(view.group["params"])
+        params = params_of(view.group for view in self._members.views)
         complete: dict[Tensor, Entries] = {}
         for number, param in zip(self._numbers, params, strict=False):
             entry = self._entries.get(number, {})

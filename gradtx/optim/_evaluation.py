@@ -10,7 +10,8 @@ from torch import Tensor
 from gradtx.base.dtensor import is_sharded
 from gradtx.base.messages import describe, warn_user
 from gradtx.base.torch_names import version_of
-from gradtx.optim._form import TRAINED, numbers_of
+from gradtx.optim._groups import params_of
+from gradtx.optim._saved import TRAINED
 from gradtx.state.slots import kind_of
 
 
@@ -89,7 +90,7 @@ class Evaluation:
         entries = dict(state_dict["state"])
         trained: dict[Tensor, Tensor] = {}
         for number, param in zip(
-            numbers_of(state_dict["param_groups"]), names, strict=False
+            params_of(state_dict["param_groups"]), names, strict=False
         ):
             entry = entries.get(number)
             if isinstance(entry, dict) and TRAINED in entry:

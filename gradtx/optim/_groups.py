@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Collection, Iterable, Mapping
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,14 +13,13 @@ from torch import Tensor
 
 from gradtx.arguments import is_off
 from gradtx.base.exact import Schedule, exact, python_scalar, resolve
-from gradtx.base.messages import describe
 from gradtx.transform import Entry, GradientTransformation
 
 SCHEDULER_KEYS = ("initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum")
 # torch's schedulers that cycle momentum write this key into every group.
 CYCLED = "base_momentum"
 TAKE_CYCLES = ("momentum", "betas")
-NUMBER = "a number"  # placeholder for a number in a structure
+NUMBER = "a number"  # placeholder for a number in the form of a value
 # The key in a saved group of the names whose number was written over a schedule.
 OVERRIDDEN = "overridden"
 # Options of torch's implementations.
@@ -45,7 +45,7 @@ class ChainOf:
 
     Attributes:
         tx: The chain.
-        structure: Pairs of a hyperparameter's place and its value, in which `NUMBER` replaces each number.
+        structure: Pairs of a hyperparameter's place and the form of its value.
     """
 
     tx: GradientTransformation
@@ -54,15 +54,11 @@ class ChainOf:
     def __call__(self, tensors: list[Tensor]) -> GradientTransformation:
         given = iter(tensors)
         arguments: dict[tuple[Any, str], Any] = {}
-        for place, value in self.structure:
+        for place, form in self.structure:
             arguments[place] = _each(
-                value, lambda item: next(given) if _is_placeholder(item) else item
+                form, lambda item: next(given) if item == NUMBER else item
             )
         return self.tx._replaced(arguments, checked=False)
-
-
-def _is_placeholder(item: Any) -> bool:
-    return isinstance(item, str) and item == NUMBER
 
 
 class GroupView:
@@ -83,7 +79,8 @@ class GroupView:
         sources: Their values when the group was created: numbers or schedules.
         live: The names of hyperparameters that still follow their schedule.
         shown: The number that each schedule shows in the group.
-        literal: Whether each number was literally off, in the shape of the value (a bool or a tuple of bools).
+        forms: The form of each value, which determines links and slots: `NUMBER` in place of each number, except those
+            that are literally off.
         first: The values with which slots are created.
         unused: Numbers of a checkpoint that this group's schedules have replaced, by name.
     """
@@ -94,24 +91,15 @@ class GroupView:
     sources: dict[str, Any]
     live: set[str]
     shown: dict[str, Any]
-    literal: dict[str, Any]
+    forms: dict[str, Any]
     first: dict[str, Any]
-    unused: Mapping[str, Any] = {}
+    unused: dict[str, Any]
     # Whether to skip the warning about a scheduler that overrides a schedule.
     expects_scheduler = False
     # Whether to skip the warning about a cycled momentum that no link reads.
     expects_cycle = False
     # The cycled momentum that was last copied to the betas.
     _followed: Any = None
-    # Caches derived from the group's values.
-    _cached: tuple[Any, GradientTransformation] | None = None
-    # The group's contents when `_values` was last computed.
-    _seen: Mapping[str, Any] = {}
-    _values: Mapping[str, Any] = {}
-    _checked: Any = None  # the values last passed to `check`
-    _settled: Any = None  # the values last passed to `settle`
-    # The values and their structure, if they contain no schedule.
-    _structure: tuple[Any, Any] | None = None
 
     def __init__(
         self,
@@ -138,8 +126,9 @@ class GroupView:
             name for name, source in self.sources.items() if _any(_is_schedule, source)
         }
         self.shown = {}
-        self.literal = {
-            name: self._is_literal(name, source)
+        self.unused = {}
+        self.forms = {
+            name: self._form(name, source, None)
             for name, source in self.sources.items()
         }
         self.first = dict(self.sources)
@@ -147,17 +136,29 @@ class GroupView:
 
     def _forget(self) -> None:
         """Clear the caches derived from the group's values."""
-        self._cached = None
-        self._seen = {}
-        self._values = {}
-        self._checked = None
-        self._settled = None
-        self._structure = None
+        self._cached: tuple[Any, GradientTransformation] | None = None
+        # The group's contents when `_values` was last computed.
+        self._seen: Mapping[str, Any] = {}
+        self._values: Mapping[str, Any] = {}
+        self._settled: Any = None  # the values last passed to `settle`
+        # The values and their structure, if they contain no schedule.
+        self._structure: tuple[Any, Any] | None = None
 
-    def _is_literal(self, name: str, value: Any) -> Any:
-        """Whether a number, or each number of a tuple, is literally off."""
-        off = self.entries[name].argument.range.off
-        return _each(value, lambda item: is_off(item, off))
+    def _form(self, name: str, value: Any, old: Any) -> Any:
+        """Return the form of a value; a number that is off is a literal unless it was not in the `old` form."""
+        argument = self.entries[name].argument
+        if argument.kind == "named floats":
+            return value
+
+        def form_of(item: Any, before: Any) -> Any:
+            is_literal = is_off(item, argument.range.off) and before != NUMBER
+            return NUMBER if _is_number(item) and not is_literal else item
+
+        if isinstance(value, tuple) and not isinstance(old, tuple):
+            old = (old,) * len(value)
+        if isinstance(value, tuple) and len(old) != len(value):
+            old = (None,) * len(value)
+        return _zipped(form_of, value, old)
 
     def defaults(self) -> dict[str, Any]:
         """Return the default hyperparameters of a group, which are also constructor arguments of the optimizer."""
@@ -173,6 +174,9 @@ class GroupView:
         """Return the present values, with a constructor's checks; a schedule whose number was not overwritten is kept.
 
         The result is the same object until the group changes.
+
+        Raises:
+            TypeError, ValueError: If the constructor would raise it.
         """
         self._follow_cycle()
         group, seen = self.group, self._seen
@@ -187,6 +191,8 @@ class GroupView:
             map(operator.is_, present.values(), self._values.values())
         ):
             return self._values
+        arguments = {self.entries[name].place: present[name] for name in present}
+        self.tx._replaced(arguments, checked=True)
         self._values = present
         self._seen = {
             name: group[name] for name in present if not _any(_may_change, group[name])
@@ -229,53 +235,34 @@ class GroupView:
             return self.sources[name]
         return self.entries[name].argument.check_written(value)
 
-    def check(self, values: Mapping[str, Any]) -> None:
-        """Run the constructor's checks on these values in combination."""
-        if values is self._checked:
-            return
-        arguments = {self.entries[name].place: value for name, value in values.items()}
-        self.tx._replaced(arguments, checked=True)
-        self._checked = values
-
     def settle(self, values: Mapping[str, Any]) -> bool:
         """Record changes since the last step, and return whether links or slots may have changed."""
         if values is self._settled:
             return False
         self._settled = values
+        for name, value in values.items():
+            is_schedule = _any(_is_schedule, value)
+            if value is self.sources[name]:
+                continue
+            if is_schedule:
+                # `show` replaces it with its number.
+                self.sources[name] = self.shown[name] = value
+                self.live.add(name)
+            else:
+                self.live.discard(name)
+        return self._take_forms(values, self.forms)
+
+    def _take_forms(self, values: Mapping[str, Any], old: Mapping[str, Any]) -> bool:
+        """Set the forms of values, given their old forms, and return whether links or slots may have changed."""
         changed = False
         for name, value in values.items():
-            if value is not self.sources[name] and (
-                name in self.live or _any(_is_schedule, value)
-            ):
-                self._follow(name, value)
-            if self._is_switched(name, value):
+            form = self._form(name, value, old[name])
+            if form != self.forms[name]:
                 changed = True
-                self.literal[name] = self._still_literal(name, value)
+                self.forms[name] = form
                 self.first[name] = value
                 self._cached = None
         return changed
-
-    def is_switched(self, values: Mapping[str, Any]) -> bool:
-        """Whether links or slots may have changed, without recording it."""
-        return values is not self._settled and any(
-            self._is_switched(name, value) for name, value in values.items()
-        )
-
-    def _is_switched(self, name: str, value: Any) -> bool:
-        return self._still_literal(name, value) != self.literal[
-            name
-        ] or _differs_in_structure(value, self.first[name])
-
-    def _still_literal(self, name: str, value: Any) -> Any:
-        return _both(self.literal[name], self._is_literal(name, value))
-
-    def _follow(self, name: str, value: Any) -> None:
-        """Replace the source of a hyperparameter with a number or schedule that was written into the group."""
-        self.live.discard(name)
-        if _any(_is_schedule, value):
-            # `show` replaces it with its number.
-            self.sources[name] = self.shown[name] = value
-            self.live.add(name)
 
     def start_with(self, values: Mapping[str, Any]) -> None:
         """Create slots with these values, because no step has used the existing slots.
@@ -296,14 +283,14 @@ class GroupView:
         if self._cached is not None and is_same(self._cached[0], key):
             return self._cached[1]
 
-        def as_tensor(item: Any) -> Any:
-            return exact(item, device) if isinstance(item, float) else item
+        def as_tensor(item: Any, form: Any) -> Any:
+            is_number = form == NUMBER and isinstance(item, float)
+            return exact(item, device) if is_number else item
 
         arguments: dict[tuple[Any, str], Any] = {}
         for name, value in values.items():
-            arguments[self.entries[name].place] = self._map_numbers(
-                name, value, as_tensor
-            )
+            form = self._form(name, value, self.forms[name])
+            arguments[self.entries[name].place] = _zipped(as_tensor, value, form)
         tx = self.tx._replaced(arguments, checked=False)
         has_tensors = any(_any(_is_tensor, value) for value in values.values())
         self._cached = None if has_tensors else (key, tx)
@@ -312,15 +299,13 @@ class GroupView:
     def structure(
         self, values: Mapping[str, Any], count: Callable[[Entry], int | Tensor]
     ) -> tuple[Any, list[Any]]:
-        """Return the structure of the values, which determines links and slots, and the numbers it leaves out."""
+        """Return the forms of the values by their places, and the numbers that the forms leave out."""
         if self._structure is not None and values is self._structure[0]:
             return self._structure[1]
         numbers: list[Any] = []
-        structure: list[tuple[Any, Any]] = []
         for name, value in values.items():
-            entry = self.entries[name]
 
-            def take(item: Any, entry: Entry = entry) -> str:
+            def take(item: Any, form: Any, entry: Entry = self.entries[name]) -> None:
                 if isinstance(item, Schedule):
                     at = count(entry)
                     item = (
@@ -328,13 +313,16 @@ class GroupView:
                         if isinstance(at, Tensor)
                         else next_value(item, at)
                     )
-                numbers.append(item)
-                return NUMBER
+                if form == NUMBER:
+                    numbers.append(item)
 
-            structure.append((entry.place, self._map_numbers(name, value, take)))
+            _zipped(take, value, self.forms[name])
+        structure = tuple(
+            (self.entries[name].place, form) for name, form in self.forms.items()
+        )
         if not any(_any(_is_schedule, value) for value in values.values()):
-            self._structure = values, (tuple(structure), numbers)
-        return tuple(structure), numbers
+            self._structure = values, (structure, numbers)
+        return structure, numbers
 
     def chain_of(
         self, structure: Any
@@ -342,23 +330,6 @@ class GroupView:
         """Invert `structure`: return a function that replaces the placeholders with 0-d tensors."""
         # Not a closure: shared programs must not keep the group alive.
         return ChainOf(self.tx, structure)
-
-    def _map_numbers(
-        self, name: str, value: Any, function: Callable[[Any], Any]
-    ) -> Any:
-        """Apply `function` to a hyperparameter's numbers, except literals and lists of floats, which are kept."""
-        if self.entries[name].argument.kind == "named floats":
-            return value
-        if not isinstance(value, tuple):
-            return (
-                function(value)
-                if _is_number(value) and not self.literal[name]
-                else value
-            )
-        mapped: list[Any] = []
-        for item, literal in zip(value, self.literal[name], strict=True):
-            mapped.append(function(item) if _is_number(item) and not literal else item)
-        return tuple(mapped)
 
     # After a step, and when a checkpoint is loaded.
 
@@ -391,25 +362,23 @@ class GroupView:
                 that already are literally off in this view (None).
             count: Returns the saved count of the clock that a hyperparameter follows.
         """
-        view = GroupView.__new__(GroupView)
-        view.__dict__.update(self.__dict__)
+        view = copy(self)
         overridden = group.pop(OVERRIDDEN, None)
-        if not isinstance(overridden, list | None):
-            raise ValueError(
-                f"load_state_dict: {OVERRIDDEN!r} of a group is {describe(overridden)}, needs a list of names"
-            )
         view.group = group
         # The saved betas contain it.
         view._followed = group.get("momentum")
         view._forget()
-        view._complete(self.group, count)
-        view._follow_schedules(overridden)
+        view._follow_schedules(self.group, overridden, count)
         values = view.values()
         view.live = {name for name in view.live if values[name] is self.sources[name]}
         for name, value in values.items():
             if name not in view.live:
                 group[name] = value
-        view._take_structure(values, self, literal)
+        view.forms, view.first = dict(self.forms), dict(self.first)
+        old = self.forms
+        if literal is not None:
+            old = dict.fromkeys(self.forms, None if literal else NUMBER)
+        view._take_forms(values, old)
         return view
 
     def overridden(self) -> list[str] | None:
@@ -426,59 +395,36 @@ class GroupView:
             if name not in self.live or not is_same(self.group[name], self.shown[name])
         ]
 
-    def _follow_schedules(self, overridden: Collection[str] | None) -> None:
-        """Replace loaded numbers by the values of this group's schedules, unless they had overridden a schedule.
+    def _follow_schedules(
+        self,
+        defaults: Mapping[str, Any],
+        overridden: Collection[str] | None,
+        count: Callable[[Entry], int],
+    ) -> None:
+        """Add missing values to a loaded group, and replace numbers by those of this optimizer's schedules.
 
         Args:
+            defaults: The values of hyperparameters without a schedule that the group lacks.
             overridden: The names whose loaded number had overridden a schedule; None if the checkpoint does not say.
+            count: Returns the saved count of the clock that a hyperparameter follows.
         """
-        unused: dict[str, Any] = {}
-        for name in self.live:
-            loaded, shown = self.group[name], self.shown[name]
-            if name in (overridden or ()) or is_same(loaded, shown):
+        self.live, self.shown, self.unused = set(), {}, {}
+        for name, source in self.sources.items():
+            if not _any(_is_schedule, source):
+                self.group.setdefault(name, defaults[name])
                 continue
-            if not _differs_by_schedules(self.sources[name], loaded):
+            shown = self.shown[name] = next_value(source, count(self.entries[name]))
+            self.live.add(name)
+            loaded = self.group.setdefault(name, shown)
+            if (
+                name in (overridden or ())
+                or is_same(loaded, shown)
+                or not _differs_by_schedules(source, loaded)
+            ):
                 continue
             self.group[name] = shown
             if overridden is None:
-                unused[name] = loaded
-        self.unused = unused
-
-    def _complete(
-        self, defaults: Mapping[str, Any], count: Callable[[Entry], int]
-    ) -> None:
-        """Add missing values to the group: schedule values at their counts, and defaults."""
-        self.live = set()
-        self.shown = {}
-        for name, entry in self.entries.items():
-            if _any(_is_schedule, self.sources[name]):
-                self.live.add(name)
-                self.shown[name] = next_value(self.sources[name], count(entry))
-                self.group.setdefault(name, self.shown[name])
-            self.group.setdefault(name, defaults[name])
-
-    def _take_structure(
-        self,
-        values: Mapping[str, Any],
-        old: GroupView,
-        literal: bool | None,
-    ) -> None:
-        """Set the values that determine links and slots, based on the view before loading."""
-        self.literal = {}
-        self.first = dict(old.first)
-        for name, value in values.items():
-            off = self._is_literal(name, value)
-            if literal is None:
-                self.literal[name] = _both(old.literal[name], off)
-            else:
-                self.literal[name] = _each(off, lambda item: item and literal)
-            switched_off = literal and _any(bool, off)
-            if (
-                switched_off
-                or _length(value) != _length(old.first[name])
-                or not _any(_is_number, value)
-            ):
-                self.first[name] = value
+                self.unused[name] = loaded
 
 
 def cycled_alike(views: list[GroupView]) -> dict[str, Any]:
@@ -528,7 +474,7 @@ def in_names_of_branch(
     """
     whole = {entry.name: entry.place for entry in tx._entries(labels, apart=False)}
     for entry in tx._entries():
-        for name in (entry.full, entry.labelled):
+        for name in entry.names:
             if "." in name:
                 whole.setdefault(name, entry.place)
     names_of_branch: dict[Any, str] = {}
@@ -568,20 +514,26 @@ def unread(
         view: The resulting group.
         labels: Its labels, by the keys of their selectors.
     """
-    names: dict[Any, str] = {}
-    known: set[str] = set()
-    for entry in tx._entries(labels, apart=False):
-        names[entry.place] = entry.name
-        known.update((entry.name, entry.full, entry.labelled))
+    shown = {entry.place: entry.name for entry in tx._entries(labels, apart=False)}
+    places = tx._places()
     meant: dict[str, str] = {}
-    for name, entry in view.entries.items():
-        argument = entry.argument.name
-        others = {*known, *(f"{label}.{argument}" for label in labels.values())}
-        for key in given.keys() & others - {*read, *SCHEDULER_KEYS}:
-            is_argument = key.rpartition(".")[2] == argument
+    for key in given.keys() - {*read, *SCHEDULER_KEYS}:
+        label, _, argument = key.rpartition(".")
+        if key not in places and label not in labels.values():
+            continue
+        for name, entry in view.entries.items():
+            is_argument = argument == entry.argument.name
             if is_argument and not is_same(given[key], view.group[name]):
-                meant[key] = names[entry.place]
+                meant[key] = shown[entry.place]
     return meant
+
+
+def params_of(groups: Iterable[Mapping[str, Any]]) -> list[Any]:
+    """Return the parameters of groups, or their numbers in the groups of a state dict, in order."""
+    params: list[Any] = []
+    for group in groups:
+        params.extend(group["params"])
+    return params
 
 
 def next_value(value: Any, count: int) -> Any:
@@ -646,24 +598,8 @@ def _any(test: Callable[[Any], bool], value: Any) -> bool:
     return any(map(test, value)) if isinstance(value, tuple) else test(value)
 
 
-def _length(value: Any) -> int | None:
-    """Return the number of items of a tuple, 1 for a single value, None for None."""
+def _zipped(function: Callable[[Any, Any], Any], value: Any, other: Any) -> Any:
+    """Apply `function` to two values, or to the corresponding items of two tuples."""
     if isinstance(value, tuple):
-        return len(value)
-    return None if value is None else 1
-
-
-def _differs_in_structure(value: Any, other: Any) -> bool:
-    """Whether links or slots may differ between two values: in presence, length, or a non-numeric option."""
-    if _length(value) != _length(other):
-        return True
-    return not _any(_is_number, value) and value != other
-
-
-def _both(a: Any, b: Any) -> Any:
-    """Return `a and b`, item by item for tuples; `b` if their lengths differ."""
-    if not isinstance(a, tuple):
-        return a and b
-    if len(a) != len(b):
-        return b
-    return tuple(x and y for x, y in zip(a, b, strict=True))
+        return tuple(map(function, value, other))
+    return function(value, other)

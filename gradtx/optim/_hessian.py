@@ -18,8 +18,6 @@ from torch.overrides import TorchFunctionMode
 from gradtx.base.dtensor import gradient_like, is_sharded
 from gradtx.execution.context import Clock
 from gradtx.execution.execute import Block, Leaf, Position
-from gradtx.optim._hessian_source import HessianSource
-from gradtx.optim._parameters import Members
 from gradtx.optim._parts import Parts
 from gradtx.optim._step import Step
 from gradtx.state.random import Stream
@@ -181,12 +179,12 @@ class HessianStep:
         self, params: list[Tensor], names: Mapping[Tensor, str]
     ) -> dict[Tensor, Tensor]:
         counter = torch.tensor(self._parts.states.count())
-        seeds = _seeds(self._parts.members, self._source)
         vectors: dict[Tensor, Tensor] = {}
-        for param in params:
-            vectors[param] = Stream(seeds[param], counter, names[param]).rademacher(
-                param.detach()
-            )
+        for view in self._parts.members.views:
+            seed = torch.tensor(self._source.seed_of(view.group))
+            for param in set(params).intersection(view.group["params"]):
+                stream = Stream(seed, counter, names[param])
+                vectors[param] = stream.rademacher(param.detach())
         return vectors
 
     def _drop_graphs(self) -> None:
@@ -196,14 +194,6 @@ class HessianStep:
         for param in self._parts.members.by_param:
             if param.grad is not None and param.grad.requires_grad:
                 param.grad = param.grad.detach()
-
-
-def _seeds(members: Members, source: HessianSource) -> dict[Tensor, Tensor]:
-    seeds: dict[Tensor, Tensor] = {}
-    for view in members.views:
-        seed = torch.tensor(source.seed_of(view.group))
-        seeds.update(dict.fromkeys(view.group["params"], seed))
-    return seeds
 
 
 BACKWARD: Any = Tensor.__dict__.get("backward")

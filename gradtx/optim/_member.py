@@ -261,10 +261,6 @@ class Member:
         """Whether the state is as the library created it, and no step has used it."""
         return self.first_state is not None and self.first_state.is_unchanged(state)
 
-    def keeps(self, path: Path) -> bool:
-        """Whether the state contains the shared values of a stage."""
-        return self.layout is not None and path in self.layout.shared
-
     def has_state(self) -> bool:
         """Whether the parameter has state for this chain, as looked up for the current step."""
         return self.layout is not None and bool(self.state)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -12,14 +12,12 @@ from torch import Tensor
 
 from gradtx.base.dtensor import from_local_shard, is_sharded
 from gradtx.distributed.layouts import (
-    Piece,
     Team,
     pieces_at,
     placements_by_rows,
     team_for,
 )
 from gradtx.distributed.owners import (
-    Gathering,
     Transfer,
     assigned,
     in_buckets,
@@ -78,9 +76,13 @@ class Slot:
         """The placements that divide a slot of a sharded parameter by rows."""
         return placements_by_rows(self.member.param, self.value.shape)
 
-    @property
-    def pieces(self) -> tuple[Piece, ...]:
-        return pieces_at(tuple(self.value.shape), self.mesh, self.placements)
+    def part_at(self, rank: int) -> tuple[tuple[slice, ...], tuple[int, ...]]:
+        """Return the window and the shape of a rank's part: rows of a sharded parameter, otherwise the whole slot."""
+        shape = tuple(self.value.shape)
+        if self.mesh is None:
+            return (), shape
+        piece = pieces_at(shape, self.mesh, self.placements)[rank]
+        return piece.window, piece.shape
 
     def bytes(self) -> int:
         return self.value.nbytes
@@ -106,73 +108,39 @@ def states_of_owners(
             slot = Slot(member, key, state[key])
             kind = slot.mesh, slot.value.dtype
             slots_of_kind.setdefault(kind, []).append(slot)
-    for (mesh, _), slots in slots_of_kind.items():
+    for slots in slots_of_kind.values():
         team = team_for(slots[0].member.param, replicas)
-        send = _gathered if mesh is None else _scattered
         for bucket in in_buckets(slots, Slot.bytes):
-            values = send(bucket, team)
+            values = _sent(bucket, team)
             for slot, value in zip(bucket, values, strict=True):
                 saved[slot.member.param][slot.key] = value
     return saved
 
 
-def _wire(bucket: list[Slot]) -> torch.dtype:
-    """Return the dtype in which a bucket's slots are sent: some back ends cannot send eight-bit floats and bools."""
+def _sent(bucket: list[Slot], team: Team) -> list[Any]:
+    """Return the part of this rank of slots with one dtype, with one message."""
     dtype = bucket[0].value.dtype
-    return torch.uint8 if dtype.itemsize == 1 else dtype
-
-
-def _gathered(bucket: list[Slot], team: Team) -> list[Any]:
-    """Return whole slots on every rank, with one message."""
-    wire = _wire(bucket)
-    sizes = [0] * team.size
-    sent: list[Tensor] = []
-    for slot in bucket:
-        sizes[slot.owner] += slot.value.numel()
-        if slot.owner == team.rank:
-            sent.append(slot.value.reshape(-1).view(wire))
-    received = Gathering(team, sent, sizes, wire, False).parts()
-    shapes = [slot.value.shape for slot in bucket]
-    return _split_received(received, bucket, shapes)
-
-
-def _scattered(bucket: list[Slot], team: Team) -> list[Any]:
-    """Return slots divided by rows among the ranks, with one message."""
-    wire = _wire(bucket)
-    owned = [slot for slot in bucket if slot.owner == team.rank]
-    rows_for_ranks: list[list[Tensor]] = []
-    for rank in range(team.size):
-        rows: list[Tensor] = []
-        for slot in owned:
-            window = slot.pieces[rank].window
-            rows.append(slot.value[window].reshape(-1).view(wire))
-        rows_for_ranks.append(rows)
-    shapes: list[Sequence[int]] = []
+    # Some back ends cannot send eight-bit floats and bools.
+    wire = torch.uint8 if dtype.itemsize == 1 else dtype
+    rows_for_ranks: list[list[Tensor]] = [[] for _ in range(team.size)]
     sizes_from_ranks = [0] * team.size
     for slot in bucket:
-        piece = slot.pieces[team.rank]
-        shapes.append(piece.shape)
-        sizes_from_ranks[slot.owner] += piece.numel
+        _, shape = slot.part_at(team.rank)
+        sizes_from_ranks[slot.owner] += math.prod(shape)
+        if slot.owner == team.rank:
+            for rank, rows in enumerate(rows_for_ranks):
+                window, _ = slot.part_at(rank)
+                rows.append(slot.value[window].reshape(-1).view(wire))
     received = Transfer(team, rows_for_ranks, sizes_from_ranks, wire, False).parts()
-    parts = _split_received(received, bucket, shapes)
-    tensors: list[Any] = []
-    for slot, part in zip(bucket, parts, strict=True):
-        param = slot.member.param
-        shape = slot.value.shape
-        tensors.append(from_local_shard(part, param, shape, slot.placements))
-    return tensors
-
-
-def _split_received(
-    received: list[Tensor], bucket: list[Slot], shapes: Sequence[Sequence[int]]
-) -> list[Tensor]:
-    """Split the received buffers into slots of these shapes; the slots of one owner are contiguous."""
-    starts = [0] * len(received)  # of the next slot in each owner's buffer
-    parts: list[Tensor] = []
-    for slot, shape in zip(bucket, shapes, strict=True):
-        start = starts[slot.owner]
-        end = start + math.prod(shape)
-        entries = received[slot.owner][start:end].clone()
-        parts.append(entries.view(slot.value.dtype).view(tuple(shape)))
-        starts[slot.owner] = end
+    ends = [0] * team.size  # of the last slot in each owner's buffer
+    parts: list[Any] = []
+    for slot in bucket:
+        _, shape = slot.part_at(team.rank)
+        start = ends[slot.owner]
+        end = ends[slot.owner] = start + math.prod(shape)
+        part: Any = received[slot.owner][start:end].clone().view(dtype).view(shape)
+        if slot.mesh is not None:
+            param = slot.member.param
+            part = from_local_shard(part, param, slot.value.shape, slot.placements)
+        parts.append(part)
     return parts

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,13 +19,17 @@ from gradtx.distributed.layouts import Team
 from gradtx.execution.context import Clock
 from gradtx.execution.execute import Block, Leaf
 from gradtx.execution.runs import clock_at
-from gradtx.optim._groups import GroupView, in_names_of_branch, unread
+from gradtx.optim._groups import (
+    GroupView,
+    in_names_of_branch,
+    params_of,
+    unread,
+)
 from gradtx.optim._member import Member
 from gradtx.optim._run import OptimizerRun
 from gradtx.transform import Entry, GradientTransformation
 
 CPU = torch.device("cpu")
-INSTEAD = "use FSDP2 (fully_shard), or DistributedDataParallel alone"
 Group = dict[str, Any]
 # (selector, label) of every partition on a leaf's path through the chain.
 Labels = tuple[tuple[Any, Any], ...]
@@ -98,10 +101,7 @@ class Members:
         names = self._names_in(group)
         by_param = self._with_new_members(names, params)
         run, block = self._expanded(by_param)
-        if are_flat_pieces(params):
-            self._check_flattened(
-                block, "these parameters are flat pieces of memory, as created by FSDP1"
-            )
+        self._check_pieces(params)
         positions_of_labels: dict[Labels, list[int]] = {}
         for i, param in enumerate(params):
             labels = _labels(run, block, by_param[param])
@@ -152,7 +152,7 @@ class Members:
         self.by_param = joining.by_param
         self._clock_paths = joining.clock_paths
         self.restarts = joining.restarts
-        self._present = _params_of([view.group for view in self.views])
+        self._present = params_of([view.group for view in self.views])
 
     def _expanded(
         self, by_param: Mapping[Tensor, Member]
@@ -214,38 +214,42 @@ class Members:
         if not _identical([view.group for view in self.views], groups):
             check_groups(self.owner, groups)
             self._follow_groups(groups, count)
-        present = self._params_in(groups)
-        if _identical(present, self._present) and len(present) == len(self.by_param):
-            return []
-        check_groups(self.owner, groups)
-        replaced: list[Tensor] = []
-        if len(present) != len(self.by_param) or not all(
-            map(self.by_param.__contains__, present)
-        ):
-            replaced = self._follow_params(present)
-        self._present = present
-        return replaced
-
-    def _check_flattened(self, block: Block, reason: str) -> None:
-        """Reject flat pieces of memory in place of parameters, if a link depends on leaf shapes or sums over leaves.
-
-        Raises:
-            ValueError: If a link depends on leaf shapes or sums over leaves.
-        """
-        for operation in block.walk():
-            if operation.waits or operation.sums_late or not operation.elementwise:
-                raise ValueError(
-                    f"{self.owner}: {reason}, but {'.'.join(operation.path)!r} depends on their shapes or sums over "
-                    f"them; {INSTEAD}"
-                )
-
-    def _params_in(self, groups: list[Group]) -> list[Tensor]:
-        """Return the parameters of the groups, with a specific error for malformed groups."""
         try:
-            return _params_of(groups)
+            present = params_of(groups)
         except (KeyError, TypeError):
             check_groups(self.owner, groups)
             raise
+        if _identical(present, self._present) and len(present) == len(self.by_param):
+            return []
+        check_groups(self.owner, groups)
+        replaced = self._follow_params(present)
+        self._present = present
+        return replaced
+
+    def _check_pieces(
+        self, params: Iterable[Tensor], replaced: Iterable[Tensor] = ()
+    ) -> None:
+        """Reject flat pieces of memory in place of parameters, as created by FSDP1 and DeepSpeed's ZeRO.
+
+        Args:
+            params: The new parameters.
+            replaced: The parameters that all of them have replaced.
+
+        Raises:
+            ValueError: If a link depends on the shapes of leaves or sums over leaves.
+        """
+        had_shapes = any(param.ndim > 1 for param in replaced)
+        pieces = [param for param in params if had_shapes or _is_flattened(param)]
+        # With FSDP1's NO_SHARD, the parameters remain as views with their own shapes.
+        if not pieces or any(param.ndim != 1 for param in pieces):
+            return
+        for operation in self.block().walk():
+            if operation.waits or operation.sums_late or not operation.elementwise:
+                raise ValueError(
+                    f"{self.owner}: these parameters are flat pieces of memory, as created by FSDP1 or DeepSpeed's "
+                    f"ZeRO, but {'.'.join(operation.path)!r} depends on their shapes or sums over them; use FSDP2 "
+                    "(fully_shard), or DistributedDataParallel alone"
+                )
 
     def _follow_groups(
         self, groups: list[Group], count: Callable[[Entry], int]
@@ -283,9 +287,8 @@ class Members:
         before = self.by_param
         replacements = self._replacements(present)
         here = set(present)
-        if here and here.isdisjoint(before) and _are_flattened(before, present):
-            reason = "flat pieces of memory have replaced the parameters, as with DeepSpeed's ZeRO"
-            self._check_flattened(self.block(), reason)
+        if here.isdisjoint(before):
+            self._check_pieces(present, replaced=before)
         self.by_param = {}
         # Keeps the order, which extras passed as lists rely on.
         for param, member in before.items():
@@ -307,16 +310,14 @@ class Members:
         self.by_param[param] = Member(name, param)
 
     def _replacements(self, present: list[Tensor]) -> dict[Tensor, Tensor]:
-        """Return the replacement of each replaced parameter."""
-        replacements: dict[Tensor, Tensor] = {}
-        matcher = difflib.SequenceMatcher(
-            None, _ids(self._present), _ids(present), autojunk=False
-        )
-        for tag, old_start, old_end, new_start, new_end in matcher.get_opcodes():
-            if tag == "replace" and old_end - old_start == new_end - new_start:
-                old = self._present[old_start:old_end]
-                replacements.update(zip(old, present[new_start:new_end], strict=True))
-        return replacements
+        """Return the replacement of each replaced parameter, which is at its place."""
+        if len(present) != len(self._present):
+            return {}
+        return {
+            old: new
+            for old, new in zip(self._present, present, strict=True)
+            if new is not old
+        }
 
     # Lookups.
 
@@ -423,16 +424,11 @@ def _labels(run: OptimizerRun, block: Block, member: Member) -> Labels:
         raise
 
 
-def are_flat_pieces(params: Iterable[Tensor]) -> bool:
-    """Whether FSDP1 has moved parameters into flat memory that is sharded over the ranks."""
-    flattened: list[Tensor] = []
-    for param in params:
-        if getattr(param, "_is_flat_param", False):
-            return True
-        if getattr(param, "_fsdp_flattened", False):
-            flattened.append(param)
-    # With NO_SHARD, the parameters remain as views with their own shapes.
-    return bool(flattened) and all(param.ndim == 1 for param in flattened)
+def _is_flattened(param: Tensor) -> bool:
+    """Whether FSDP1 has moved a parameter into flat memory that is sharded over the ranks."""
+    return getattr(param, "_is_flat_param", False) or getattr(
+        param, "_fsdp_flattened", False
+    )
 
 
 def _by_selector(labels: Labels) -> dict[Any, str]:
@@ -454,20 +450,6 @@ def _rank(labels: Labels) -> list[int]:
 
 def _zero(entry: Entry) -> int:
     return 0
-
-
-def _params_of(groups: Iterable[Group]) -> list[Tensor]:
-    params: list[Tensor] = []
-    for group in groups:
-        params.extend(group["params"])
-    return params
-
-
-def _are_flattened(before: Iterable[Tensor], present: Iterable[Tensor]) -> bool:
-    """Whether parameters with dimensions have been replaced by vectors."""
-    return any(param.ndim > 1 for param in before) and all(
-        param.ndim == 1 for param in present
-    )
 
 
 def _ids(values: Iterable[Any]) -> tuple[int, ...]:

@@ -64,7 +64,10 @@ class OptimizerRun(Run):
         self, path: Path, start: Mapping[str, Callable[[], Tensor]]
     ) -> dict[str, Tensor]:
         """Return the shared values of a stage; initial values for a branch without parameters, which has no state."""
-        if self.initial or any(member.keeps(path) for member in self._members.values()):
+        if self.initial or any(
+            member.layout is not None and path in member.layout.shared
+            for member in self._members.values()
+        ):
             return super().shared(path, start)
         return {name: make() for name, make in start.items()}
 

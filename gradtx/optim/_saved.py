@@ -1,7 +1,9 @@
-"""Matches a parameter's saved state against its first state."""
+"""Checks the form of state dicts, and matches a parameter's saved state against its first state."""
 
 from __future__ import annotations
 
+import numbers
+from collections import Counter
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -9,7 +11,8 @@ import torch
 from torch import Tensor
 
 from gradtx.base.complex_views import as_complex, as_real, real_views
-from gradtx.optim._form import check_slot
+from gradtx.base.messages import describe
+from gradtx.optim._groups import params_of
 from gradtx.state.codes import Codec
 from gradtx.state.conversion import converted, slot_in_another_code
 from gradtx.state.slots import kind_of
@@ -19,9 +22,79 @@ REMEDY = (
     "is absent and carries unknown keys along"
 )
 
-
 # Slots that contain the counts of clocks and random rules.
 COUNTS = ("step", "mini_step", "skipped", "counter")
+# The slot of the training weights in state dicts that were saved in evaluation mode.
+TRAINED = "trained"
+
+
+def check_form(state_dict: Mapping[str, Any], names: list[str]) -> None:
+    """Check that a mapping has the form of an optimizer's state dict, before any other code reads it.
+
+    Args:
+        state_dict: The mapping passed by the caller.
+        names: The names of the parameters, in the order of the groups.
+
+    Raises:
+        TypeError: If a state, group, entry or slot has another type.
+        ValueError: If a part is missing, or if a parameter is listed twice.
+    """
+    for key in ("state", "param_groups"):
+        if key not in state_dict:
+            raise ValueError(f"loaded state dict lacks {key!r}; {_remedy(state_dict)}")
+    entries, groups = state_dict["state"], state_dict["param_groups"]
+    require(entries, Mapping, "'state' of the loaded state dict", "a dict")
+    require(groups, list | tuple, "'param_groups' of the loaded state dict", "a list")
+    for i, group in enumerate(groups):
+        where = f"loaded group {i} of 'param_groups'"
+        require(group, Mapping, where, "a dict")
+        if "params" not in group:
+            raise ValueError(f"{where} lacks 'params'")
+        for key in ("params", "param_names"):
+            require(group.get(key, []), list | tuple, f"{key!r} of {where}", "a list")
+    if any(isinstance(key, str) and key.isdecimal() for key in entries):
+        raise ValueError(
+            "the keys of 'state' in the loaded state dict are strings such as '0', as after JSON; make them numbers: "
+            "int(key)"
+        )
+    for number, times in Counter(params_of(groups)).items():
+        if times > 1:
+            raise ValueError(f"the loaded groups list {number!r} a second time")
+    for number, name in zip(params_of(groups), names, strict=False):
+        entry = entries.get(number, {})
+        require(entry, Mapping, f"state of parameter {name!r}", "a dict of slots")
+        for slot, value in entry.items():
+            # Older versions of torch save None for a momentum that is off.
+            if value is not None:
+                _check_slot(f"state of parameter {name!r}: {slot!r}", value)
+
+
+def require(value: Any, kind: Any, what: str, needed: str) -> None:
+    """Raise an error for a value of another type."""
+    if not isinstance(value, kind):
+        raise TypeError(f"{what} must be {needed}, got {describe(value)}")
+
+
+def _remedy(checkpoint: Mapping[str, Any]) -> str:
+    """Say what to pass instead of a mapping that is not an optimizer's state dict, but may contain one."""
+    for key, value in checkpoint.items():
+        if isinstance(value, Mapping) and "param_groups" in value:
+            return f"pass its entry {key!r}"
+    return "pass what optimizer.state_dict() returned"
+
+
+def _check_slot(what: str, value: Any) -> None:
+    """Raise an error unless a value can be a slot: a dense tensor or a number."""
+    if not isinstance(value, Tensor):
+        if isinstance(value, bool) or not isinstance(value, numbers.Real):
+            raise TypeError(
+                f"{what} must be a tensor, got a {type(value).__name__}; was the state dict saved by another class of "
+                "optimizers?"
+            )
+    elif value.is_nested or value.is_sparse or value.is_quantized:
+        raise TypeError(f"{what} must be a dense tensor, got a nested or sparse one")
+    elif value.is_meta:
+        raise ValueError(f"{what} is on the meta device, which stores no values")
 
 
 def matched(
@@ -50,36 +123,22 @@ def matched(
     Raises:
         ValueError: If a slot is missing, is unknown, belongs to another chain, or has another shape, kind or code.
     """
-    known = set(wrapper_keys) if strict else saved.keys()
-    if not param.is_complex():
-        return _matched(name, param, saved, first, strict, codes, known)
-    views = _matched(
-        name,
-        as_real(param.detach()),
-        real_views(saved),
-        real_views(first),
-        strict,
-        codes,
-        known,
-    )
-    state: dict[str, Tensor] = {}
-    for key, value in views.items():
-        like = first[key] if key in first else saved[key]
-        is_complex = isinstance(like, Tensor) and like.is_complex()
-        state[key] = as_complex(value) if is_complex else value
-    return state
-
-
-def _matched(
-    name: str,
-    param: Tensor,
-    saved: Mapping[str, Any],
-    first: Mapping[str, Tensor],
-    strict: bool,
-    codes: Mapping[str, Codec],
-    known: Collection[str],
-) -> dict[str, Tensor]:
-    """Implement `matched` for a real parameter; keys in `known` are kept although no link uses them."""
+    if param.is_complex():
+        views = matched(
+            name,
+            as_real(param.detach()),
+            real_views(saved),
+            real_views(first),
+            strict,
+            codes,
+            wrapper_keys,
+        )
+        state: dict[str, Tensor] = {}
+        for key, value in views.items():
+            like = first[key] if key in first else saved[key]
+            is_complex = isinstance(like, Tensor) and like.is_complex()
+            state[key] = as_complex(value) if is_complex else value
+        return state
     saved = _with_our_keys(saved, first)
     slot = slot_in_another_code(saved, first, codes)
     if slot is not None:
@@ -88,17 +147,18 @@ def _matched(
             "optimizer without codes, and pass the state dict of that one"
         )
     saved = converted(saved, first, codes)
-    state: dict[str, Tensor] = {}
+    state = {}
     for key, value in first.items():
         if key in saved:
-            state[key] = _as_slot(name, key, saved[key], value, param.device)
+            what = f"state of parameter {name!r}: {key!r}"
+            state[key] = _as_slot(what, key, saved[key], value, param.device)
         elif strict and saved:
             raise ValueError(f"state of parameter {name!r} lacks {key!r}; {REMEDY}")
         else:
             state[key] = value
     extra = saved.keys() - first.keys()
-    unknown = sorted(extra - set(known))
-    if unknown:
+    unknown = sorted(extra - set(wrapper_keys))
+    if strict and unknown:
         raise ValueError(
             f"state of parameter {name!r} has {unknown[0]!r}, which this chain does not use; {REMEDY}"
         )
@@ -133,22 +193,19 @@ def _with_our_keys(
 
 
 def _as_slot(
-    name: str,
+    what: str,
     key: str,
     saved: Any,
     first: Tensor,
     device: torch.device,
 ) -> Tensor:
-    check_slot(name, key, saved)
     value = torch.as_tensor(saved)
     if value.shape != first.shape:
         shapes = f"{tuple(value.shape)}, needs {tuple(first.shape)}"
-        raise ValueError(f"state of parameter {name!r}: {key!r} has shape {shapes}")
+        raise ValueError(f"{what} has shape {shapes}")
     if not _can_become(value, first.dtype):
-        raise ValueError(
-            f"state of parameter {name!r}: {key!r} has dtype {value.dtype}, needs {first.dtype}"
-        )
-    _check_integer(name, key, value, first.dtype)
+        raise ValueError(f"{what} has dtype {value.dtype}, needs {first.dtype}")
+    _check_integer(what, key, value, first.dtype)
     return value.detach().to(
         first.device if first.ndim == 0 or first.is_meta else device,
         first.dtype,
@@ -156,20 +213,14 @@ def _as_slot(
     )
 
 
-def _check_integer(name: str, key: str, value: Tensor, dtype: torch.dtype) -> None:
+def _check_integer(what: str, key: str, value: Tensor, dtype: torch.dtype) -> None:
     """Raise an error if a slot that is a count, or has an integer dtype, has another value."""
-    if key == "step" and not (value >= 0 and _is_whole(value)):
-        raise ValueError(
-            f"state of parameter {name!r}: 'step' must be a non-negative integer, got {value.item():g}"
-        )
-    if kind_of(dtype) == "int" and not _is_whole(value):
-        raise ValueError(
-            f"state of parameter {name!r}: {key!r} must be an integer, got {value.item():g}"
-        )
-    if key.rpartition(".")[2] in COUNTS and (value < 0).any():
-        raise ValueError(
-            f"state of parameter {name!r}: {key!r} must be a non-negative integer, got {value.item():g}"
-        )
+    is_count_slot = key.rpartition(".")[2] in COUNTS
+    needed = "a non-negative integer" if is_count_slot else "an integer"
+    if (is_count_slot or kind_of(dtype) == "int") and not (
+        _is_whole(value) and not (is_count_slot and (value < 0).any())
+    ):
+        raise ValueError(f"{what} must be {needed}, got {value.item():g}")
 
 
 def _can_become(value: Tensor, dtype: torch.dtype) -> bool:

@@ -35,31 +35,6 @@ class FirstStates:
     layouts: dict[Tensor, Layout]
     states: dict[Tensor, State]
 
-    def of(self, params: Iterable[Tensor]) -> FirstStates:
-        """Return the first states of some of the parameters."""
-        chosen = [param for param in params if param in self.states]
-        layouts = {param: self.layouts[param] for param in chosen}
-        return FirstStates(
-            self.view, layouts, {param: self.states[param] for param in chosen}
-        )
-
-
-@dataclass
-class Creation:
-    """The creation of a parameter's slots for a step, which is undone if the step fails.
-
-    Attributes:
-        member: The parameter.
-        before: Its state before, without slots.
-        first_state: Its unused state before.
-        slots: The slots.
-    """
-
-    member: Member
-    before: dict[str, Any]
-    first_state: FirstState | None
-    slots: FirstState
-
 
 class States:
     """The states of an optimizer's parameters.
@@ -83,7 +58,8 @@ class States:
         self.by_param: MutableMapping[Tensor, dict[str, Any]] = {}
         self.seen_slots: dict[Storage, set[tuple[Path, str]]] = {}
         self.awaits_slots = False
-        self._creations: list[Creation] = []
+        # Parameters whose slots were created for the present step, their state before, and these slots.
+        self._created: list[tuple[Member, State, FirstState | None, FirstState]] = []
 
     @property
     def are_complete(self) -> bool:
@@ -157,26 +133,30 @@ class States:
 
     # First states.
 
-    def outline(
-        self, view: GroupView, params: list[Tensor], members: Mapping[Tensor, Member]
-    ) -> FirstStates:
-        """Return first states without slots, for the parameters of a group that is about to join.
+    def outline(self, view: GroupView, members: Mapping[Tensor, Member]) -> FirstStates:
+        """Return first states without slots, for the parameters of a new group that require a gradient and lack state.
 
         The slots are computed from stand-ins without memory, or from the parameters if an `init` reads values.
         """
+        params = [param for param in view.group["params"] if not self.of(param)]
         try:
-            first = self.first(view, params, members, shown=_without_memory)
+            outline = self._outlined(view, params, members, _without_memory)
         except Exception:
-            return self._outline_of(self.first(view, params, members))
-        outline = self._outline_of(first)
+            return self._outlined(view, params, members, Tensor.detach)
         for state in outline.states.values():
             if any(value.is_meta for value in state.values()):
                 # A shared value depends on parameters.
-                return self._outline_of(self.first(view, params, members))
+                return self._outlined(view, params, members, Tensor.detach)
         return outline
 
-    def _outline_of(self, first: FirstStates) -> FirstStates:
-        """Return first states without slots, for the parameters that require a gradient."""
+    def _outlined(
+        self,
+        view: GroupView,
+        params: list[Tensor],
+        members: Mapping[Tensor, Member],
+        shown: Callable[[Tensor], Tensor],
+    ) -> FirstStates:
+        first = self.first(view, params, members, shown=shown)
         states: dict[Tensor, State] = {}
         for param, state in first.states.items():
             if param.requires_grad:
@@ -327,31 +307,28 @@ class States:
         for member, state, first_state in before:
             if member.layout is not None and _lacks_slots(member.layout, state):
                 slots = FirstState(member.layout.slots_in(self.of(member.param)))
-                self._creations.append(Creation(member, state, first_state, slots))
+                self._created.append((member, state, first_state, slots))
             member.first_state = None
         for member in row:
             member.look_up(self.of(member.param))
 
     def accept_creations(self) -> None:
         """Keep the slots that a step has created."""
-        self._creations.clear()
+        self._created.clear()
 
     def undo_creations(self) -> None:
         """Remove the slots that a failed step has created, unless it has written them."""
-        for creation in self._creations:
-            member, before = creation.member, creation.before
+        for member, before, first_state, slots in self._created:
             state, layout = self.of(member.param), member.layout
-            if layout is None or not creation.slots.is_unchanged(
-                layout.slots_in(state)
-            ):
+            if layout is None or not slots.is_unchanged(layout.slots_in(state)):
                 continue
-            member.first_state = creation.first_state
+            member.first_state = first_state
             member.waits = bool(before)
             if before:
                 self.by_param[member.param] = before
             else:
                 self.by_param.pop(member.param, None)
-        self._creations.clear()
+        self._created.clear()
 
     def match_groups(self) -> None:
         """Add the slots of links that a value written to a group has switched on; otherwise the next step adds them."""
@@ -361,8 +338,7 @@ class States:
                 values = view.values()
             except (TypeError, ValueError):
                 continue  # the next step raises the error
-            if view.is_switched(values):
-                view.settle(values)
+            if view.settle(values):
                 used = [
                     member.param
                     for member in row

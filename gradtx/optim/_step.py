@@ -139,8 +139,7 @@ class Step:
     def _checked_values(self, rows: Sequence[list[Member]]) -> list[Mapping[str, Any]]:
         """Return the hyperparameters of all groups, after all checks that are possible before anything changes."""
         values = [view.values() for view in self._views]
-        for view, row, present in zip(self._views, rows, values, strict=True):
-            view.check(present)
+        for row in rows:
             self._check_members(row)
             for member in row:
                 member.count = member.count_in(member.state)
@@ -197,9 +196,7 @@ class Step:
         self, rows: Sequence[list[Member]]
     ) -> dict[int | Count, int | Count]:
         """Move the counts to the device or the host, and return the new count for each present count."""
-        members: list[Member] = []
-        for row in rows:
-            members.extend(row)
+        members = list(itertools.chain.from_iterable(rows))
         place_counts(members, self._run.device if self._counts_on_device else None)
         after: dict[int | Count, int | Count] = {}
         for count in {member.count for member in members}:
@@ -632,35 +629,23 @@ def _moved(
         "params",
         "the optimizer's parameters",
     )
-    saved = _Saved(params.values())
+    saved: list[tuple[Tensor, Tensor, Tensor | None]] = []
+    for param in params.values():
+        if not is_lazy(param):
+            saved.append((param, param.detach().clone(), param.grad))
+            param.grad = None
     try:
-        for name, param in params.items():
-            if not is_lazy(param):
-                param.grad = None
-            if name in values:
-                param.copy_(placed_as(values[name], param))
+        for name, value in values.items():
+            params[name].copy_(placed_as(value, params[name]))
         with torch.enable_grad():
             yield params
     finally:
-        saved.restore()
+        for param, value, gradient in saved:
+            param.copy_(value)
+            param.grad = gradient
 
 
 def _gradient_like(param: Tensor, value: Tensor) -> Tensor:
     if param.grad is None:
         return torch.zeros_like(value)
     return gradient_like(param.grad.detach(), param).to(value.dtype)
-
-
-class _Saved:
-    """Parameters and gradients, to be restored after a closure was called at other weights."""
-
-    def __init__(self, params: Iterable[Tensor]):
-        self._saved: list[tuple[Tensor, Tensor, Tensor | None]] = []
-        for param in params:
-            if not is_lazy(param):
-                self._saved.append((param, param.detach().clone(), param.grad))
-
-    def restore(self) -> None:
-        for param, value, gradient in self._saved:
-            param.copy_(value)
-            param.grad = gradient

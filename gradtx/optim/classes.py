@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import types
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, TypeGuard
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,9 +27,6 @@ FIXED_OPTIONS = {"adamw": {"decoupled_weight_decay": True}}
 NUMBERS_OF_TORCH: dict[str, dict[str, Callable[[dict[str, Any]], Any]]] = {
     "muon": {"ns_steps": lambda group: default_steps(group["ns_coefficients"])}
 }
-# Constructor arguments in addition to those of the alias, with their defaults. Process groups are not included, since
-# they cannot be in `defaults`, which are copied and pickled.
-ENGINE = {"compile": False, "seed": 0, "state_device": None, "capturable": False}
 
 
 class Option(NamedTuple):
@@ -40,6 +37,7 @@ class Option(NamedTuple):
     told: str
 
 
+# Constructor arguments in addition to those of the alias.
 KEYWORDS = {
     "compile": Option(
         False,
@@ -62,10 +60,10 @@ KEYWORDS = {
         "bool",
         "Whether `torch.cuda.graph` may capture steps: counts are kept on the parameters' device.",
     ),
+    "seed": Option(
+        0, "int", "Seed of the random vectors with which steps estimate `hessian_diag`."
+    ),
 }
-SEED = Option(
-    0, "int", "Seed of the random vectors with which steps estimate `hessian_diag`."
-)
 
 
 class AliasOptimizer(ChainOptimizer):
@@ -93,9 +91,9 @@ class AliasOptimizer(ChainOptimizer):
         engine = dict(KEYWORDS)
         example = alias.spec.example
         options: Any = example(chain()) if callable(example) else example
-        if "hessian_diag" in alias(**options).needs:
-            cls._seeded = True
-            engine["seed"] = SEED
+        cls._seeded = "hessian_diag" in alias(**options).needs
+        if not cls._seeded:
+            del engine["seed"]
         keywords = [
             keyword_parameter(name, option.default, option.annotation)
             for name, option in engine.items()
@@ -138,9 +136,10 @@ class AliasOptimizer(ChainOptimizer):
         }
         super().__init__(tx, params, process_group=process_group, **engine)
         arguments = self._arguments.bind(*args, **numbers).arguments
-        arguments.update(
-            (name, value) for name, value in engine.items() if value != ENGINE[name]
-        )
+        # Not the process group: `defaults` are copied and pickled.
+        for name, value in engine.items():
+            if value != KEYWORDS[name].default:
+                arguments[name] = value
         self.defaults = _defaults_of(self._tx, arguments)
         self._made_defaults = dict(self.defaults)
 
@@ -155,8 +154,7 @@ class AliasOptimizer(ChainOptimizer):
 
     def _up_to_date(self) -> Parts:
         parts = super()._up_to_date()
-        if self._fixed_options:
-            self._show_fixed_options()
+        self._show_fixed_options()
         return parts
 
     def _show_fixed_options(self) -> None:
@@ -198,21 +196,14 @@ class AliasOptimizer(ChainOptimizer):
         return tx
 
     def _accepted(self, state_dict: dict[str, Any]) -> dict[str, Any]:
-        fixed = self._fixed_options
-        groups = state_dict.get("param_groups")
-        if not fixed or not _are_groups(groups):
-            return state_dict
-        for option, value in fixed.items():
-            for group in groups:
+        groups: list[dict[str, Any]] = []
+        for group in state_dict["param_groups"]:
+            for option, value in self._fixed_options.items():
                 if group.get(option, value) != value:
-                    self._check_fixed(
-                        "loaded group", group, option, "load it into Adam"
-                    )
-        return {**state_dict, "param_groups": [{**group, **fixed} for group in groups]}
-
-
-def _are_groups(groups: Any) -> TypeGuard[list[dict[str, Any]]]:
-    return isinstance(groups, list) and all(isinstance(group, dict) for group in groups)
+                    remedy = "load it into Adam"
+                    self._check_fixed("loaded group", group, option, remedy)
+            groups.append({**group, **self._fixed_options})
+        return {**state_dict, "param_groups": groups}
 
 
 def _as_number(value: Any) -> Any:

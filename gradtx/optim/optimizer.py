@@ -7,6 +7,7 @@ import functools
 import numbers
 from collections import defaultdict
 from collections.abc import Callable, Generator, Mapping
+from copy import deepcopy
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -18,7 +19,6 @@ from gradtx.base.ambient import ambient, without_ambient
 from gradtx.base.inputs import (
     listed_group,
     listed_params,
-    tensors_of_group,
     without_repeats,
 )
 from gradtx.base.messages import describe
@@ -30,7 +30,6 @@ from gradtx.optim._capture import check_capturable
 from gradtx.optim._chain_checks import (
     IDLE_STEPS,
     check_two_schedules,
-    check_written_schedules,
     warn_of_engine_options,
     warn_of_idle_steps,
     warn_of_misspelt,
@@ -41,13 +40,18 @@ from gradtx.optim._checkpoint import Checkpoint
 from gradtx.optim._device_counts import Scaling
 from gradtx.optim._evaluation import Evaluation
 from gradtx.optim._explain import Explanation, explain
-from gradtx.optim._form import check_form, check_mapping
-from gradtx.optim._groups import ENGINE_OPTIONS, OVERRIDDEN, cycled_alike, is_same
+from gradtx.optim._groups import (
+    ENGINE_OPTIONS,
+    OVERRIDDEN,
+    cycled_alike,
+    is_same,
+    params_of,
+)
 from gradtx.optim._hessian import HessianStep
 from gradtx.optim._ownership import states_of_owners
 from gradtx.optim._parameters import CPU
 from gradtx.optim._parts import Parts
-from gradtx.optim._pickles import check_loadable
+from gradtx.optim._saved import check_form, require
 from gradtx.optim._state import FirstStates
 from gradtx.optim._step import KnownClosure, Step, Weights, check_closure
 from gradtx.state.storage import check_patterns
@@ -144,7 +148,6 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         owner = type(self).__name__
         parts = self._up_to_date()
         group = listed_group(owner, param_group)
-        self._check_in_no_group(group)
         group = without_repeats(self._checked_by_torch(group))
         keys = list(group)
         members, states = parts.members, parts.states
@@ -156,9 +159,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         with self._parts.with_state(joining.by_param, writes=False):
             for view in joining.views:
                 self._parts.hessian.mark(view.group)
-                first_states.append(
-                    states.outline(view, view.group["params"], joining.by_param)
-                )
+                first_states.append(states.outline(view, joining.by_param))
         # Warn before anything changes, because warnings may be turned into errors.
         warn_of_misspelt(owner, keys, self._tx._entries())
         warn_of_unread(owner, joining.unread)
@@ -166,30 +167,11 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         members.admit(joining)
         for view, first in zip(joining.views, first_states, strict=True):
             self.param_groups.append(view.group)
-            states.keep(
-                first.of(
-                    param for param in view.group["params"] if not self.state.get(param)
-                )
-            )
+            states.keep(first)
         for view in joining.views:
             view.show(states.count)
         if self._released is not None:
             self._released.follow(members.by_param)
-
-    def _check_in_no_group(self, group: Any) -> None:
-        """Check that no parameter of a new group is in another one, as torch does without naming the parameter.
-
-        Raises:
-            ValueError: If a parameter is.
-        """
-        members = self._parts.members.by_param
-        for param in tensors_of_group(group):
-            if param in members:
-                member = members[param]
-                raise ValueError(
-                    f"{type(self).__name__}: parameter {member.name!r} appears in more than one parameter group, here "
-                    f"and in param_groups[{member.group}]; remove it from one of them"
-                )
 
     def _take_written_defaults(self, group: dict[str, Any]) -> None:
         """Copy values that were written to `defaults` into a new group; other defaults come from the chain."""
@@ -213,13 +195,6 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         finally:
             del self.param_groups[size:]
             self.defaults = defaults
-
-    def _params_in_order(self) -> list[Tensor]:
-        """Return the parameters in the order in which a state dict numbers them."""
-        params: list[Tensor] = []
-        for group in self.param_groups:
-            params.extend(group["params"])
-        return params
 
     def _up_to_date(self) -> Parts:
         """Return the parts, updated for changes to groups and state from outside."""
@@ -376,7 +351,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
             raise ValueError(
                 f"{type(self).__name__}: max_iter={max_iter!r} must be at least 1, and needs a closure"
             )
-        params = self._params_in_order()
+        params = params_of(self.param_groups)
         known = KnownClosure(closure, params)
         first = None
         for iteration in range(max_iter):
@@ -396,7 +371,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         self._check_training()
         self._check_released(extras)
         parts = self._up_to_date()
-        check_written_schedules(type(self).__name__, parts.members.views)
+        check_two_schedules(type(self).__name__, parts.members.views, False)
         warn_of_unread_cycles(type(self).__name__, parts.members.views)
         scaling = Scaling.requested_by(self)
         if scaling is not None:
@@ -496,7 +471,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
     def __setattr__(self, name: str, value: Any) -> None:
         # torch's schedulers wrap `step` in a counter.
         if name == "step" and "_parts" in self.__dict__:
-            check_two_schedules(type(self).__name__, self._parts.members.views)
+            check_two_schedules(type(self).__name__, self._parts.members.views, True)
         super().__setattr__(name, value)
 
     def expect_scheduler(self) -> None:
@@ -536,7 +511,10 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         `train`.
         """
         if self._parts.evaluation is None:
-            self._parts.evaluation = Evaluation.start(self._weights_to_evaluate_with())
+            parts = self._up_to_date()
+            with parts.at_state(writes=False):
+                weights = self._evaluated(parts)
+            self._parts.evaluation = Evaluation.start(weights)
 
     @torch.no_grad()
     @without_ambient
@@ -559,13 +537,8 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         finally:
             self.train()
 
-    def _weights_to_evaluate_with(self) -> dict[Tensor, Tensor]:
-        """Return the evaluation weights, by parameter, for leaves with a link that provides them."""
-        parts = self._up_to_date()
-        with parts.at_state(writes=False):
-            return self._evaluated(parts)
-
     def _evaluated(self, parts: Parts) -> dict[Tensor, Tensor]:
+        """Return the evaluation weights, by parameter, for leaves with a link that provides them."""
         members, states = parts.members, parts.states
         run, count = states.run(), states.exact_count()
         clock = Clock(torch.tensor(count + 1, device=CPU))
@@ -605,7 +578,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
             if overridden is not None:
                 group[OVERRIDDEN] = overridden
         if evaluation is not None:
-            evaluation.save(state_dict, self._params_in_order())
+            evaluation.save(state_dict, params_of(self.param_groups))
         return state_dict
 
     def _state_dict_of_members(self) -> dict[str, Any]:
@@ -648,13 +621,13 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
             ValueError: If groups, slots, shapes or values do not match.
         """
         before, after = _torch.load_hooks(self)
-        check_mapping(state_dict)
+        require(state_dict, Mapping, "load_state_dict: the argument", "a state dict")
         state_dict = dict(state_dict)
         for hook in before:
             state_dict = hook(self, state_dict) or state_dict
         parts = self._up_to_date()
         by_param = parts.members.by_param
-        names = {param: by_param[param].name for param in self._params_in_order()}
+        names = {param: by_param[param].name for param in params_of(self.param_groups)}
         check_form(state_dict, list(names.values()))
         state_dict = self._accepted(state_dict)
         evaluation, state_dict = Evaluation.take(state_dict, names)
@@ -675,8 +648,22 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         """Return a state dict without options that the class fixes; raise an error for unsupported values of these."""
         return state_dict
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> ChainOptimizer:
+        copied = memo[id(self)] = type(self).__new__(type(self))
+        copied.__setstate__(deepcopy(self.__getstate__(), memo))
+        return copied
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Refuse a pickle that torch could not load; copies do not need one."""
+        for state in self.state.values():
+            if isinstance(state, dict) and any(map(_is_float8, state.values())):
+                raise TypeError(
+                    f"{type(self).__name__}: torch cannot load pickles of float8 tensors, which the state contains; "
+                    "save the state dict instead: torch.save(optimizer.state_dict(), path)"
+                )
+        return super().__reduce_ex__(protocol)
+
     def __getstate__(self) -> dict[str, Any]:
-        check_loadable(type(self).__name__, self.state.values())
         self._parts.states.forget_used()
         return {**super().__getstate__(), "_parts": self._parts}
 
@@ -727,3 +714,7 @@ def _is_number(loss: Any) -> bool:
     return _is_number_tensor(loss) or (
         not isinstance(loss, bool) and isinstance(loss, numbers.Real)
     )
+
+
+def _is_float8(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.dtype == torch.float8_e4m3fn

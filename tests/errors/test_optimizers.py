@@ -12,6 +12,7 @@ B = torch.nn.Parameter(torch.ones(3))
 LINEAR = torch.nn.Linear(2, 3)
 ADAMW = gradtx.adamw()
 PAIR = "needs a tensor or a pair (name, tensor)"
+EITHER = "a list must contain either tensors, such as [*a, *b], or groups"
 FROM_MODEL = "pass model.parameters() or model.named_parameters()"
 
 
@@ -29,8 +30,7 @@ PARAMS = {
     f"needs parameters, got None; {FROM_MODEL}": (TypeError, lambda: None),
     f"needs parameters, got 3; {FROM_MODEL}": (TypeError, lambda: 3),
     f"needs parameters, got 'abc'; {FROM_MODEL}": (TypeError, lambda: "abc"),
-    f"needs parameters, got a Linear; {FROM_MODEL}": (TypeError, lambda: LINEAR),
-    "got an empty parameter list": (ValueError, list),
+    f"needs parameters, got Linear(...); {FROM_MODEL}": (TypeError, lambda: LINEAR),
     "got an empty parameter list; a generator such as model.parameters() can be consumed only once": (
         ValueError,
         used_up,
@@ -46,8 +46,8 @@ PARAMS = {
     f"params[1] is None, {PAIR}": (TypeError, lambda: [W, None]),
     f"params[0] is 'w', {PAIR}": (TypeError, lambda: ["w", W]),
     f"params[0] is Linear(...), {PAIR}; add its parameters() to the list": (TypeError, lambda: [LINEAR]),
-    f"params[1] is [tensor(shape=(3,))], {PAIR}; put its tensors in the list, [*a, *b]": (TypeError, lambda: [W, [B]]),
-    f"params[1] is a dict of 1, {PAIR}; a list must contain either groups or parameters, not both": (
+    f"params[1] is [tensor(shape=(3,))], {PAIR}; {EITHER}": (TypeError, lambda: [W, [B]]),
+    f"params[1] is a dict of 1, {PAIR}; {EITHER}": (
         TypeError,
         lambda: [W, {"params": [B]}],
     ),
@@ -55,15 +55,14 @@ PARAMS = {
     f"params[0] is (3, tensor(shape=(3, 2))), {PAIR}": (TypeError, lambda: [(3, W)]),
     f"params[0] is ('w', tensor(shape=(3, 2)), 1), {PAIR}": (TypeError, lambda: [("w", W, 1)]),
     f"params[0] is ('w', 3), {PAIR}": (TypeError, lambda: [("w", 3)]),
-    "group 0 has no 'params', only ('lr',)": (KeyError, lambda: [{"lr": 0.1}]),
-    "group 1 is tensor(shape=(3,)), needs a dict such as {'params': [...]}": (TypeError, lambda: [{"params": [W]}, B]),
-    "group 0 has the key 3, needs names of hyperparameters": (TypeError, lambda: [{"params": [W], 3: 1}]),
+    "a group is {'lr': 0.1}, needs a dict such as {'params': [...]}": (KeyError, lambda: [{"lr": 0.1}]),
+    "a group is tensor(shape=(3,)), needs a dict such as {'params': [...]}": (TypeError, lambda: [{"params": [W]}, B]),
 }
 WRONG_GROUPS = {
     f"needs parameters, got None; {FROM_MODEL}": (TypeError, {"params": None}),
     f"needs parameters, got 7; {FROM_MODEL}": (TypeError, {"params": 7}),
     f"group['params'][0] is None, {PAIR}": (TypeError, {"params": [None]}),
-    "a group has no 'params', only ('lr',)": (KeyError, {"lr": 0.1}),
+    "a group is {'lr': 0.1}, needs a dict such as {'params': [...]}": (KeyError, {"lr": 0.1}),
 }
 
 
@@ -82,7 +81,7 @@ def test_a_group_that_is_none_is_not_added(message, kind, group):
     with pytest.raises(kind, match=matching(f"ChainOptimizer: {message}")):
         optimizer.add_param_group(dict(group))
     assert repr(optimizer) == before
-    with pytest.raises(kind, match=matching("ChainOptimizer: " + message.replace("a group has", "group 0 has"))):
+    with pytest.raises(kind, match=matching(f"ChainOptimizer: {message}")):
         gradtx.as_optimizer(ADAMW, [dict(group)])
 
 

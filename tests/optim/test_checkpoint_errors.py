@@ -36,7 +36,10 @@ BROKEN = {
         lambda s: s["state"][2].update(norm=torch.tensor(9.0)),
         "'norm' is 9 here and .* for another parameter",
     ),
-    "a group is missing": (lambda s: s["param_groups"].pop(), "has 1 parameter groups, the optimizer has 2"),
+    "a group is missing": (
+        lambda s: s["param_groups"].pop(),
+        r"has groups of \[2\] parameters, the optimizer has groups of \[2, 2\]",
+    ),
     "a group is shorter": (
         lambda s: s["param_groups"][1]["params"].pop(),
         r"has groups of \[2, 1\] parameters, the optimizer has groups of \[2, 2\]",

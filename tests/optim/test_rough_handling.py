@@ -91,7 +91,7 @@ def test_tied_parameters_of_a_model_are_one():
 def test_a_model_in_place_of_its_parameters_is_an_error_that_says_what_to_pass():
     tx, remedy = gradtx.adamw(), "pass model.parameters() or model.named_parameters()"
     for model in (torch.nn.Linear(1, 1), torch.nn.Sequential(torch.nn.Linear(1, 1)), torch.nn.ParameterDict()):
-        message = f": needs parameters, got a {type(model).__name__}; {re.escape(remedy)}$"
+        message = f": needs parameters, got {type(model).__name__}.*; {re.escape(remedy)}$"
         with pytest.raises(TypeError, match=f"^ChainOptimizer{message}"):
             gradtx.as_optimizer(tx, model)
         with pytest.raises(TypeError, match=f"^AdamW{message}"):

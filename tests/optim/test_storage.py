@@ -380,3 +380,25 @@ def stepped(tx):
         param.grad = noise(t, (4, 8))
         optimizer.step()
     return optimizer, param
+
+
+def test_a_pickle_of_float8_state_is_refused_when_it_is_made_and_other_copies_work():
+    params, optimizer = made("float8")
+    run(optimizer, params, 1)
+    with pytest.raises(TypeError, match=r"AdamW: .* pickles of float8 .*torch.save\(optimizer.state_dict\(\), path\)"):
+        pickle.dumps(optimizer)
+    expected = optimizer.state_dict()["state"]
+    assert_equal(copy.deepcopy(optimizer).state_dict()["state"], expected)
+    with pytest.raises(TypeError, match="pickles of float8"):
+        torch.save(optimizer, io.BytesIO())
+    file = io.BytesIO()
+    torch.save(optimizer.state_dict(), file)
+    file.seek(0)
+    assert_equal(torch.load(file)["state"], expected)
+
+
+def test_optimizers_with_other_codes_can_be_pickled():
+    for code in ("int8", "int4", "bfloat16+8"):
+        params, optimizer = made(code)
+        run(optimizer, params, 1)
+        assert_equal(pickle.loads(pickle.dumps(optimizer)).state_dict()["state"], optimizer.state_dict()["state"])
