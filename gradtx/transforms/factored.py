@@ -10,7 +10,7 @@ from torch import Tensor
 from gradtx.base.exact import Scalar
 from gradtx.execution.rule import OfLeaf
 from gradtx.rules import per_tensor
-from gradtx.transforms._math import at_least, mean, plus_decay, safe_sqrt
+from gradtx.transforms._math import at_least, mean, plus_decay, safe_sqrt, zeros
 
 __all__ = [
     "clip_by_block_rms",
@@ -287,9 +287,6 @@ def scale_by_adafactor(
             "scale_by_adafactor: warmup_init applies to the relative step; pass relative_step=True as well"
         )
 
-    def init(param):
-        return {"exp_avg": torch.zeros_like(param)}
-
     def update(update, state, param, ctx):
         rate: Any = lr
         if relative_step:
@@ -306,7 +303,7 @@ def scale_by_adafactor(
             state = {"exp_avg": step}
         yield plus_decay(-step, weight_decay, param, -rate), state
 
-    return update if beta1 is None else (init, update)
+    return update if beta1 is None else (zeros("exp_avg"), update)
 
 
 @per_tensor(elementwise=True, needs=("params",), owns_lr=True)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from gradtx.base.exact import Betas, Scalar, exact
 from gradtx.rules import per_tensor
-from gradtx.transforms._math import at_least, quotient, rms, safe_pow
+from gradtx.transforms._math import at_least, quotient, rms, safe_pow, zeros
 
 __all__ = ["scale_by_fadam"]
 
@@ -61,9 +61,6 @@ def scale_by_fadam(
     def clipped(x: Tensor) -> Tensor:
         return x / at_least(rms(x) / clip, 1.0)
 
-    def init(param):
-        return {"momentum": torch.zeros_like(param), "fim": torch.zeros_like(param)}
-
     def update(update, state, param, ctx):
         # 1 at t = 1: the stored average is unbiased.
         share = (1 - beta2) / ctx.bias_correction(beta2)
@@ -78,4 +75,4 @@ def scale_by_fadam(
             "fim": fisher,
         }
 
-    return init, update
+    return zeros("momentum", "fim"), update

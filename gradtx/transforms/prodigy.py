@@ -9,7 +9,7 @@ from torch import Tensor
 
 from gradtx.base.exact import Betas, Scalar, exact
 from gradtx.rules import per_tensor
-from gradtx.transforms._math import plus_decay, quotient, safe_sqrt
+from gradtx.transforms._math import plus_decay, quotient, safe_sqrt, zeros
 from gradtx.transforms.dadapt import DADAPT_RANGES, corrected_rate, limited
 
 __all__ = ["scale_by_prodigy"]
@@ -104,11 +104,9 @@ def scale_by_prodigy(
         return x if slice_p == 1 else x.flatten()[::slice_p]
 
     def init(param):
-        zeros = {
-            "exp_avg": torch.zeros_like(param),
-            "exp_avg_sq": torch.zeros_like(param),
-        }
-        return {**zeros, "s": torch.zeros_like(part(param)), "p0": part(param)}
+        start = part(param)
+        moments = zeros("exp_avg", "exp_avg_sq")(param)
+        return moments | {"s": torch.zeros_like(start), "p0": start}
 
     def update(update, state, param, ctx):
         d, start = state["d"], state["p0"]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gradtx.base.exact import Scalar
 from gradtx.rules import per_tensor
-from gradtx.transforms._math import at_least, at_most, norm, quotient, rms
+from gradtx.transforms._math import at_least, at_most, norm, quotient, rms, running_mean
 from gradtx.transforms._matrix import gram, multiplied, symmetric_product
 
 __all__ = ["scale_by_psgd_kron", "scale_by_psgd_pro"]
@@ -360,7 +360,7 @@ def scale_by_psgd_kron(
     def update(update, state, param, ctx):
         if not update.numel():
             return update, dict(state)
-        buffer = b1 * state["momentum_buffer"] + (1 - b1) * update
+        buffer = running_mean(state["momentum_buffer"], update, b1)
         mean = (buffer / ctx.bias_correction(b1)).reshape(sides.view(update.shape))
         x = mean if momentum_into_precond_update else update.reshape(mean.shape)
         if frequency is None:
@@ -501,7 +501,7 @@ def scale_by_psgd_pro(
     def update(update, state, param, ctx):
         if not update.numel():
             return update, dict(state)
-        mean = momentum * state["exp_avg"] + (1 - momentum) * update
+        mean = running_mean(state["exp_avg"], update, momentum)
         x = mean.reshape(tuple(mean.shape) or (1,))
         rate = at_least(
             precond_lr / (1 + (ctx.time - 1) / warmup_steps).sqrt(), min_precond_lr

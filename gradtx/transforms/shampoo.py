@@ -11,7 +11,7 @@ from torch import Tensor
 from gradtx.arguments import is_off
 from gradtx.base.exact import Betas, Scalar, exact
 from gradtx.rules import per_tensor
-from gradtx.transforms._math import grafted, plus_decay, safe_sqrt
+from gradtx.transforms._math import grafted, plus_decay, safe_sqrt, zeros
 from gradtx.transforms._matrix import (
     blocks,
     gram,
@@ -286,7 +286,7 @@ def scale_by_scalable_shampoo(
         if graft_type in ("adagrad", "rmsprop"):
             momenta.append("graft_statistics")
         return {
-            **{slot: torch.zeros_like(param) for slot in momenta},
+            **zeros(*momenta)(param),
             "statistics": [matrix_eps * eye for eye in eyes],
             "preconditioners": eyes,
         }

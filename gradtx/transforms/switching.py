@@ -6,7 +6,7 @@ import torch
 
 from gradtx.base.exact import Betas, Scalar
 from gradtx.rules import per_tensor
-from gradtx.transforms._math import adam_moments, hat_rate, safe_sqrt
+from gradtx.transforms._math import adam_moments, hat_rate, running_mean, safe_sqrt
 
 __all__ = ["scale_by_swats"]
 
@@ -82,7 +82,7 @@ def scale_by_swats(
         seen = (slope != 0) & ~sgd
         estimate = total["square"] / -torch.where(seen, slope, -1.0)
         rate_avg = torch.where(
-            seen, beta2 * state["rate_avg"] + (1 - beta2) * estimate, state["rate_avg"]
+            seen, running_mean(state["rate_avg"], estimate, beta2), state["rate_avg"]
         )
         sgd_rate = torch.where(
             seen, rate_avg / ctx.bias_correction(beta2, count), state["sgd_rate"]
