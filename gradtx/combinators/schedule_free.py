@@ -16,17 +16,18 @@ from gradtx.transforms.scaling import descend
 
 __all__ = ["schedule_free"]
 
+# Of what determines the weights of the average.
+WEIGHT_RANGES = {
+    "weight_lr_power": "[0, inf)",
+    "warmup_steps": "[0, inf)",
+    "r": "[0, inf)",
+}
+
 
 @combinator(
     needs=("params",),
     owns_lr=True,
-    ranges={
-        "averaging": "[0, 1]",
-        "weight_lr_power": "[0, inf)",
-        "beta": "(0, 1)",
-        "warmup_steps": "[0, inf)",
-        "r": "[0, inf)",
-    },
+    ranges={**WEIGHT_RANGES, "averaging": "[0, 1]", "beta": "(0, 1)"},
     example=lambda tx: {"base": add_decayed_weights(0.1), "lr": 0.1, "beta": 0.9},
 )
 def schedule_free(

@@ -16,7 +16,7 @@ from gradtx.base.exact import Scalar, Schedule, exact
 from gradtx.base.messages import describe
 from gradtx.execution.context import bias_correction
 from gradtx.schedules._factory import check_schedule, entry_at, schedule
-from gradtx.transforms._math import rectification_at
+from gradtx.transforms._math import check_choices, rectification_at
 
 __all__ = [
     "cosine_warmup_restarts_schedule",
@@ -444,11 +444,9 @@ def wsd_schedule(
     Source: Hu et al. 2024, arXiv:2404.06395. Departures: `min_lr_ratio` applies to every form; code that applies it
     only to the cosine jumps at the end of the other forms.
     """
-    if cooldown_type not in _COOLDOWNS:
-        known = ", ".join(map(repr, _COOLDOWNS))
-        raise ValueError(
-            f"wsd_schedule: cooldown_type must be one of {known}, got {cooldown_type!r}"
-        )
+    check_choices(
+        "wsd_schedule", {"cooldown_type": _COOLDOWNS}, cooldown_type=cooldown_type
+    )
     stable, decaying = _stable_and_decaying(
         num_warmup_steps, num_stable_steps, num_decay_steps, total_steps
     )

@@ -11,7 +11,12 @@ from torch import Tensor
 from gradtx.base.exact import Scalar
 from gradtx.base.messages import describe
 from gradtx.rules import per_tensor
-from gradtx.transforms._math import at_least, norm, running_mean, safe_sqrt
+from gradtx.transforms._math import (
+    at_least,
+    norm,
+    running_mean,
+    safe_sqrt,
+)
 from gradtx.transforms._matrix import newton_schulz, orthonormal
 from gradtx.transforms._polynomials import Coefficients, polynomials
 
@@ -173,9 +178,7 @@ def orthogonalize_slices(
         dim = _sliced_dim(update, select)
         chosen = _largest_slices(momentum, dim, fraction)
         part = momentum.index_select(dim, chosen)
-        direction = newton_schulz(
-            part if dtype is None else part.to(dtype), iteration, 1e-7
-        ).to(part.dtype)
+        direction = newton_schulz(part, iteration, dtype=dtype)
         new = {}
         if beta2 is not None:
             direction, new["exp_avg_sq"] = _normalized(

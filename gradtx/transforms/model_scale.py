@@ -16,6 +16,14 @@ from gradtx.transforms._math import at_least, running_mean, safe_sqrt
 
 __all__ = ["scale_by_amos"]
 
+AMOS_RANGES = {
+    "beta": "[0, 1)",
+    "extra_l2": "[0, inf)",
+    "c_coef": "[0, inf)",
+    "d_coef": "[0, inf)",
+    "eps": "(0, inf)",
+}
+
 
 def _entrywise(arguments):
     return arguments["slot"] == "full" and isinstance(
@@ -27,13 +35,7 @@ def _entrywise(arguments):
     elementwise=_entrywise,
     needs=("params",),
     owns_lr=True,
-    ranges={
-        "beta": "[0, 1)",
-        "extra_l2": "[0, inf)",
-        "c_coef": "[0, inf)",
-        "d_coef": "[0, inf)",
-        "eps": "(0, inf)",
-    },
+    ranges=AMOS_RANGES,
 )
 def scale_by_amos(
     lr: Scalar = 1e-3,

@@ -104,9 +104,7 @@ def scale_by_muown(
         along = (grad * unit).sum(dim=1, keepdim=True)
         across = magnitude / length * (grad - unit * along)
         average = running_mean(state["momentum_buffer"], across, momentum)
-        step = newton_schulz(
-            average if ns_dtype is None else average.to(ns_dtype), iteration, 1e-7
-        ).to(grad.dtype)
+        step = newton_schulz(average, iteration, dtype=ns_dtype)
         direction = unit * length - lr * shape_factor(adjust_lr_fn, *grad.shape) * step
         mean = running_mean(state["exp_avg"], along, beta1)
         square = running_mean(state["exp_avg_sq"], along.square(), beta2)

@@ -11,7 +11,13 @@ from torch import Tensor
 from gradtx.arguments import is_off
 from gradtx.base.exact import Scalar
 from gradtx.rules import per_tensor
-from gradtx.transforms._math import at_least, mean, running_mean, safe_sqrt, zeros
+from gradtx.transforms._math import (
+    at_least,
+    mean,
+    running_mean,
+    safe_sqrt,
+    zeros,
+)
 from gradtx.transforms._matrix import STARTS, newton_schulz
 from gradtx.transforms._polynomials import NEWTON_SCHULZ, polynomials
 
@@ -117,9 +123,7 @@ def orthogonalize(
 
     def update(update, state, param, ctx):
         x = update.flatten(1) if view == "flatten" else update
-        result = newton_schulz(
-            x if dtype is None else x.to(dtype), iteration, eps, start
-        ).to(update.dtype)
+        result = newton_schulz(x, iteration, eps, start, dtype)
         if not is_off(contra):
             result = _without_largest(result, x, contra, power_steps)
         return result.reshape(update.shape), state

@@ -14,6 +14,14 @@ from gradtx.transforms.dadapt import DADAPT_RANGES, corrected_rate, limited
 
 __all__ = ["scale_by_prodigy"]
 
+PRODIGY_RANGES = {
+    **DADAPT_RANGES,
+    "d_coef": "(0, inf)",
+    "slice_p": "[1, inf)",
+    "beta3": "[0, 1)",
+    "eps": "(0, inf)",
+}
+
 
 @per_tensor(
     elementwise=lambda arguments: arguments["slice_p"] == 1,
@@ -25,13 +33,7 @@ __all__ = ["scale_by_prodigy"]
         "d_numerator": 0.0,
     },
     agree=("betas", "beta3", "d0", "d_coef", "growth_rate"),
-    ranges={
-        **DADAPT_RANGES,
-        "d_coef": "(0, inf)",
-        "slice_p": "[1, inf)",
-        "beta3": "[0, 1)",
-        "eps": "(0, inf)",
-    },
+    ranges=PRODIGY_RANGES,
     nonnegative=("exp_avg_sq",),
 )
 def scale_by_prodigy(
