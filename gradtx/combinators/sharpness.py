@@ -29,7 +29,7 @@ def _around(
 ) -> Frame:
     """Run the base with the gradient that `function` computes from gradients, parameters and the gradient function."""
 
-    def update(grads: Tree, state: Any, params: Tree, ctx: Any) -> tuple[Tree, Any]:
+    def update(grads, state, params, ctx):
         return function(grads, params, ctx.grad_fn), state
 
     return Frame(base, gradient=update, agree=agree)
@@ -358,10 +358,10 @@ def looksam(
     """
     check_transformation("looksam", "base", base)
 
-    def init(params: Tree) -> Any:
+    def init(params):
         return {"sharpness": {name: torch.zeros_like(p) for name, p in params.items()}}
 
-    def update(grads: Tree, state: Any, params: Tree, ctx: Any) -> tuple[Tree, Any]:
+    def update(grads, state, params, ctx):
         norm = _norm(grads)
 
         def perturb() -> tuple[Tree, Tree]:
@@ -439,10 +439,10 @@ def friendly_sam(
     """
     check_transformation("friendly_sam", "base", base)
 
-    def init(params: Tree) -> Any:
+    def init(params):
         return {"exp_avg": {name: torch.zeros_like(p) for name, p in params.items()}}
 
-    def update(grads: Tree, state: Any, params: Tree, ctx: Any) -> tuple[Tree, Any]:
+    def update(grads, state, params, ctx):
         first = ctx.step == 1
         directions: Tree = {}
         means: Tree = {}

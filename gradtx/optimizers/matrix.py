@@ -9,7 +9,7 @@ import torch
 
 from gradtx.base.exact import Betas, Scalar
 from gradtx.combinators.selection import partition
-from gradtx.optimizers.adam import adam_atan2, split_decay
+from gradtx.optimizers.adam import adam_atan2, split_decay, with_decay
 from gradtx.rules import alias
 from gradtx.transform import GradientTransformation, chain, check_transformation
 from gradtx.transforms._polynomials import NEWTON_SCHULZ, POLAR_EXPRESS, Coefficients
@@ -135,12 +135,8 @@ def muon_like(
     view: str = "matrix",
 ) -> GradientTransformation:
     """Complete a direction for matrices with Muon's scale, decay and rate, and add the fallback for other leaves."""
-    matrices = chain(
-        direction,
-        scale_by_shape(adjust_lr_fn, view=view),
-        add_decayed_weights(weight_decay),
-        scale_by_learning_rate(lr),
-    )
+    scaled = chain(direction, scale_by_shape(adjust_lr_fn, view=view))
+    matrices = with_decay(scaled, weight_decay, True, lr)
     takes = is_matrix if view == "matrix" else has_a_matrix
     return with_fallback(name, matrices, fallback, takes)
 
