@@ -303,7 +303,12 @@ def soap_muon(
     Source: N. Vyas, SOAP-Muon, and records of track 3 of modded-nanogpt. Departures: their rescaling of the divided
     momentum is omitted, because the orthogonalization cancels it.
     """
-    direction = chain(
+    return muon_like(
+        "soap_muon",
+        adjust_lr_fn,
+        lr,
+        weight_decay,
+        fallback,
         trace_ema(momentum, nesterov),
         rotated(
             scale_by_late_rms(beta2, eps),
@@ -316,7 +321,6 @@ def soap_muon(
         ),
         orthogonalize(ns_coefficients, ns_steps),
     )
-    return muon_like("soap_muon", direction, adjust_lr_fn, lr, weight_decay, fallback)
 
 
 @alias(

@@ -75,8 +75,14 @@ def dion(
 
     Source: Ahn et al. 2025, arXiv:2504.05295. Departures: see `scale_by_dion`.
     """
-    direction = scale_by_dion(mu, rank, eps, init, seed)
-    return muon_like("dion", direction, adjust_lr_fn, lr, weight_decay, fallback)
+    return muon_like(
+        "dion",
+        adjust_lr_fn,
+        lr,
+        weight_decay,
+        fallback,
+        scale_by_dion(mu, rank, eps, init, seed),
+    )
 
 
 @alias(
@@ -139,17 +145,23 @@ def dion2(
 
     Source: Ahn et al. 2025, arXiv:2512.16928. Departures: none from the version for one device.
     """
-    direction = orthogonalize_slices(
-        fraction,
-        ef_decay,
-        select,
-        beta2,
-        neuron_eps,
-        ns_coefficients,
-        ns_steps,
-        ns_dtype,
+    return muon_like(
+        "dion2",
+        adjust_lr_fn,
+        lr,
+        weight_decay,
+        fallback,
+        orthogonalize_slices(
+            fraction,
+            ef_decay,
+            select,
+            beta2,
+            neuron_eps,
+            ns_coefficients,
+            ns_steps,
+            ns_dtype,
+        ),
     )
-    return muon_like("dion2", direction, adjust_lr_fn, lr, weight_decay, fallback)
 
 
 def _decayed(direction: GradientTransformation, lr: Any, weight_decay: Any):

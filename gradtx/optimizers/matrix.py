@@ -9,7 +9,7 @@ import torch
 
 from gradtx.base.exact import Betas, Scalar
 from gradtx.combinators.selection import partition
-from gradtx.optimizers.adam import adam_atan2, split_decay, with_decay
+from gradtx.optimizers.adam import adam_atan2, split_decay
 from gradtx.rules import alias
 from gradtx.transform import GradientTransformation, chain, check_transformation
 from gradtx.transforms._polynomials import NEWTON_SCHULZ, POLAR_EXPRESS, Coefficients
@@ -118,25 +118,34 @@ def muon(
             f"muon: flatten=True is equivalent to view='flatten', but view={view!r} was also given; omit flatten"
         )
     view = "flatten" if flatten else view
-    direction = chain(
+    return muon_like(
+        "muon",
+        adjust_lr_fn,
+        lr,
+        weight_decay,
+        fallback,
         trace_ema(momentum, nesterov),
         orthogonalize(ns_coefficients, ns_steps, eps, ns_dtype, view),
+        view=view,
     )
-    return muon_like("muon", direction, adjust_lr_fn, lr, weight_decay, fallback, view)
 
 
 def muon_like(
     name: str,
-    direction: GradientTransformation,
     adjust_lr_fn: str | None,
     lr: Any,
     weight_decay: Any,
     fallback: GradientTransformation | None,
+    *direction: GradientTransformation,
     view: str = "matrix",
 ) -> GradientTransformation:
     """Complete a direction for matrices with Muon's scale, decay and rate, and add the fallback for other leaves."""
-    scaled = chain(direction, scale_by_shape(adjust_lr_fn, view=view))
-    matrices = with_decay(scaled, weight_decay, True, lr)
+    matrices = chain(
+        *direction,
+        scale_by_shape(adjust_lr_fn, view=view),
+        add_decayed_weights(weight_decay),
+        scale_by_learning_rate(lr),
+    )
     takes = is_matrix if view == "matrix" else has_a_matrix
     return with_fallback(name, matrices, fallback, takes)
 

@@ -116,18 +116,15 @@ def normuon(
     this name: dion's is adjust_lr_fn="spectral", nesterov=False, eps=1e-8; axis="long" is that of NVIDIA
     Emerging-Optimizers, which omits the norm; rms=0.2 is a later one.
     """
-    direction = chain(
-        trace_ema(momentum, nesterov),
-        orthogonalize(ns_coefficients, ns_steps, dtype=ns_dtype),
-        normalize_neurons(beta2, eps, axis, rms),
-    )
     return muon_like(
         "normuon",
-        direction,
         adjust_lr_fn if rms is None else "none",
         lr,
         weight_decay,
         fallback,
+        trace_ema(momentum, nesterov),
+        orthogonalize(ns_coefficients, ns_steps, dtype=ns_dtype),
+        normalize_neurons(beta2, eps, axis, rms),
     )
 
 
@@ -193,13 +190,17 @@ def adamuon(
     adjust_lr_fn="none", with equal betas.
     """
     beta1, beta2 = betas
-    direction = chain(
+    return muon_like(
+        "adamuon",
+        adjust_lr_fn,
+        lr,
+        weight_decay,
+        fallback,
         trace_ema(beta1, nesterov),
         scale_by_sign() if sign else chain(),
         orthogonalize(ns_coefficients, ns_steps, dtype=ns_dtype),
         normalize_entries(beta2, eps, correct_bias, rescale),
     )
-    return muon_like("adamuon", direction, adjust_lr_fn, lr, weight_decay, fallback)
 
 
 @alias(class_name="NAMO", ranges=_RANGES, example=_with_fallback)
@@ -257,7 +258,12 @@ def namo(
     Source: NAMO, arXiv:2602.17080. Departures: none.
     """
     beta1, _ = betas
-    direction = chain(
+    return muon_like(
+        "namo",
+        adjust_lr_fn,
+        lr,
+        weight_decay,
+        fallback,
         trace_ema(beta1, nesterov),
         scale_by_norm_ratio(
             orthogonalize(ns_coefficients, ns_steps, dtype=ns_dtype),
@@ -266,7 +272,6 @@ def namo(
             correct_bias,
         ),
     )
-    return muon_like("namo", direction, adjust_lr_fn, lr, weight_decay, fallback)
 
 
 @alias(
@@ -329,7 +334,12 @@ def contra_muon(
     Source: nilin/contra-muon; modded-nanogpt, track 3. Departures: the norm of the direction is preserved, as in the
     published runs; the README has no rescaling.
     """
-    direction = chain(
+    return muon_like(
+        "contra_muon",
+        adjust_lr_fn,
+        lr,
+        weight_decay,
+        fallback,
         trace_ema(momentum, nesterov),
         orthogonalize(
             ns_coefficients,
@@ -339,7 +349,6 @@ def contra_muon(
             power_steps=power_steps,
         ),
     )
-    return muon_like("contra_muon", direction, adjust_lr_fn, lr, weight_decay, fallback)
 
 
 @alias(ranges=_RANGES, example=_with_fallback)

@@ -188,8 +188,11 @@ def change_of(update: Tensor, state: Mapping[str, Tensor], ctx: Any) -> Tensor:
     return torch.where(ctx.step == 1, 0.0, update - state["previous_grad"])
 
 
-def adam_moments(betas: Any, amsgrad: bool = False) -> tuple[Any, Any]:
-    """Return Adam's `init(param)` and `average(update, state) -> (m, v, new state)`; v is the maximum with amsgrad."""
+def adam_moments(betas: Any, amsgrad: bool = False, *slots: str) -> tuple[Any, Any]:
+    """Return Adam's `init(param)` and `average(update, state) -> (m, v, new state)`; v is the maximum with amsgrad.
+
+    `init` also creates `slots` of zeros.
+    """
     beta1, beta2 = betas
 
     def average(update, state):
@@ -199,7 +202,8 @@ def adam_moments(betas: Any, amsgrad: bool = False) -> tuple[Any, Any]:
         }
         return new["exp_avg"], peak(new, state, "exp_avg_sq", amsgrad), new
 
-    return zeros("exp_avg", "exp_avg_sq", max_exp_avg_sq=amsgrad), average
+    init = zeros("exp_avg", "exp_avg_sq", *slots, max_exp_avg_sq=amsgrad)
+    return init, average
 
 
 def corrected_root(square: Tensor, ctx: Any, beta: Any) -> Tensor:

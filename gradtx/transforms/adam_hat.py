@@ -171,10 +171,7 @@ def scale_by_diffgrad(betas: Betas = (0.9, 0.999), eps: Scalar = 1e-8):
 
     Source: Dubey et al. 2019, arXiv:1909.11015. Departures: none.
     """
-    init_moments, average = adam_moments(betas)
-
-    def init(param):
-        return {**init_moments(param), "previous_grad": torch.zeros_like(param)}
+    init, average = adam_moments(betas, False, "previous_grad")
 
     def update(update, state, param, ctx):
         mean, square, new = average(update, state)

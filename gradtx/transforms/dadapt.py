@@ -411,9 +411,7 @@ def scale_by_dadapt_adan(
     """
     beta1, beta2, beta3 = betas
 
-    def init(param):
-        slots = ("exp_avg", "exp_avg_diff", "exp_avg_sq", "s", "previous_grad")
-        return {slot: torch.zeros_like(param) for slot in slots}
+    init = zeros("exp_avg", "exp_avg_diff", "exp_avg_sq", "s", "previous_grad")
 
     def update(update, state, param, ctx):
         d = state["d"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from gradtx.base.exact import Betas, Scalar, exact
 from gradtx.rules import per_tensor
@@ -58,7 +57,7 @@ def scale_by_fadam(
     """
     beta1, beta2 = betas
 
-    def clipped(x: Tensor) -> Tensor:
+    def clipped(x):
         return x / at_least(rms(x) / clip, 1.0)
 
     def update(update, state, param, ctx):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor
 
 from gradtx.base.exact import Betas, Scalar, exact
 from gradtx.rules import per_tensor
@@ -102,7 +101,7 @@ def scale_by_prodigy(
     beta1, beta2 = betas
     keep = beta2**0.5 if beta3 is None else beta3
 
-    def part(x: Tensor) -> Tensor:
+    def part(x):
         return x if slice_p == 1 else x.flatten()[::slice_p]
 
     def init(param):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import torch
-
 from gradtx.base.exact import Betas, Scalar
 from gradtx.rules import per_tensor
 from gradtx.transforms._math import (
@@ -54,10 +52,7 @@ def scale_by_ademamix(
     Source: Pagliardini et al. 2024, arXiv:2409.03137. Departures: none.
     """
     beta1, beta2, beta3 = betas
-    init_moments, average = adam_moments((beta1, beta2))
-
-    def init(param):
-        return {**init_moments(param), "exp_avg_slow": torch.zeros_like(param)}
+    init, average = adam_moments((beta1, beta2), False, "exp_avg_slow")
 
     def update(update, state, param, ctx):
         mean, square, new = average(update, state)

@@ -65,11 +65,8 @@ def scale_by_swats(
     including torch_optimizer's and pytorch_optimizer's, compute $\gamma$ leaf by leaf with a relative tolerance.
     """
     beta1, beta2 = betas
-    moments, average = adam_moments(betas, amsgrad)
+    init, average = adam_moments(betas, amsgrad, "momentum_buffer")
     tolerance = eps if switch_tol is None else switch_tol
-
-    def init(param):
-        return moments(param) | {"momentum_buffer": torch.zeros_like(param)}
 
     def update(update, state, param, ctx):
         mean, square, new = average(update, state)
