@@ -71,8 +71,26 @@ class EvenParts(Division):
         return batches[0].movedim(0, dim).reshape(like.shape)
 
 
+class Reshaped(Division):
+    """Equal blocks along the first dimension of a reshaped leaf."""
+
+    def shape(self, x: Tensor) -> tuple[int, ...]:
+        """Return the number of blocks and their shape."""
+        raise NotImplementedError
+
+    def groups(self, x: Tensor) -> list[list[int]]:
+        count, *_ = self.shape(x)
+        return [list(range(count))]
+
+    def batches(self, x: Tensor) -> list[Tensor]:
+        return [x.reshape(self.shape(x))]
+
+    def whole(self, batches: list[Tensor], like: Tensor) -> Tensor:
+        return batches[0].reshape(like.shape)
+
+
 @dataclasses.dataclass(frozen=True)
-class LeadingIndices(Division):
+class LeadingIndices(Reshaped):
     """Create one block for each index of the leading dimensions."""
 
     batch: int
@@ -84,37 +102,18 @@ class LeadingIndices(Division):
                 f"{self.batch} dimensions"
             )
 
-    def groups(self, x: Tensor) -> list[list[int]]:
-        return [list(range(self._count(x)))]
-
-    def batches(self, x: Tensor) -> list[Tensor]:
-        shape_of_block = x.shape[self.batch :]
-        return [x.reshape(self._count(x), *shape_of_block)]
-
-    def _count(self, x: Tensor) -> int:
-        return math.prod(x.shape[: self.batch])
-
-    def whole(self, batches: list[Tensor], like: Tensor) -> Tensor:
-        return batches[0].reshape(like.shape)
+    def shape(self, x: Tensor) -> tuple[int, ...]:
+        return (math.prod(x.shape[: self.batch]), *x.shape[self.batch :])
 
 
 @dataclasses.dataclass(frozen=True)
-class EqualRuns(Division):
+class EqualRuns(Reshaped):
     """Divide dimension 0 into as many consecutive runs of a given size as it contains."""
 
     size: int
 
-    def groups(self, x: Tensor) -> list[list[int]]:
-        return [list(range(self._count(x)))]
-
-    def batches(self, x: Tensor) -> list[Tensor]:
-        return [x.reshape(self._count(x), self.size, *x.shape[1:])]
-
-    def _count(self, x: Tensor) -> int:
-        return x.shape[0] // self.size
-
-    def whole(self, batches: list[Tensor], like: Tensor) -> Tensor:
-        return batches[0].reshape(like.shape)
+    def shape(self, x: Tensor) -> tuple[int, ...]:
+        return (x.shape[0] // self.size, self.size, *x.shape[1:])
 
 
 class ListedBlocks(Division):

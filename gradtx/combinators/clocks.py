@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
-from gradtx.combinators.frame import Frame, InnerClock, Result, Values
-from gradtx.execution.context import FrameContext
+from gradtx.combinators.frame import Frame, InnerClock
 from gradtx.rules import combinator
 from gradtx.transform import GradientTransformation, check_transformation
 
@@ -45,26 +43,23 @@ def accumulate(tx: GradientTransformation, every: int):
     """
     check_transformation("accumulate", "tx", tx)
 
-    def ticks(values: Values, sums: Values) -> Result:
+    def ticks(values, sums):
         calls = values["mini_step"] + 1
         complete = calls >= every
         mini_step = torch.where(complete, torch.zeros_like(calls), calls)
         return complete, {"mini_step": mini_step}
 
-    def init(param: Tensor) -> Values:
+    def init(param):
         return {
             "acc": torch.zeros_like(param),
             "seen": torch.zeros((), dtype=torch.bool, device=param.device),
         }
 
-    def enter(
-        update: Tensor | None, state: Values, param: Tensor | None, ctx: FrameContext
-    ) -> tuple[Tensor, Values, Tensor]:
+    def enter(update, state, param, ctx):
         total, seen = state["acc"], state["seen"]
         if update is not None:
             total = ctx.keep(total + update, total)
             seen = ctx.keep(torch.ones_like(seen), seen)
-        assert ctx.ticks is not None
         emptied = torch.where(ctx.ticks, torch.zeros_like(total), total)
         return total / every, {"acc": emptied, "seen": seen & ~ctx.ticks}, seen
 
@@ -98,18 +93,15 @@ def skip_nonfinite(tx: GradientTransformation):
     """
     check_transformation("skip_nonfinite", "tx", tx)
 
-    def measure(update: Tensor) -> Values:
+    def measure(update):
         return {"bad": (~update.isfinite()).sum().to(torch.float64)}
 
-    def ticks(values: Values, sums: Values) -> Result:
+    def ticks(values, sums):
         skipped = values["skipped"]
         finite = (sums["bad"] == 0).to(skipped.device)
         return finite, {"skipped": torch.where(finite, skipped, skipped + 1)}
 
-    def enter(
-        update: Tensor, state: Values, param: Tensor | None, ctx: FrameContext
-    ) -> Result:
-        assert ctx.ticks is not None
+    def enter(update, state, param, ctx):
         # The inner rules run in any case; they get zeros, so that no NaN propagates through the gradient of `where`.
         return torch.where(ctx.ticks, update, torch.zeros_like(update)), state
 

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from torch import Tensor
-
 from gradtx.base.exact import Scalar
-from gradtx.combinators.frame import Frame, Result, Values
-from gradtx.execution.context import FrameContext
+from gradtx.combinators.frame import Frame
 from gradtx.rules import combinator
 from gradtx.transform import GradientTransformation, check_transformation
 from gradtx.transforms._math import grafted
@@ -49,9 +46,7 @@ def graft(
     check_transformation("graft", "direction", direction)
     check_transformation("graft", "magnitude", magnitude)
 
-    def leave(
-        updates: Values, state: Values, param: Tensor | None, ctx: FrameContext
-    ) -> Result:
+    def leave(updates, state, param, ctx):
         return grafted(updates["direction"], updates["magnitude"], eps), state
 
     return Frame(

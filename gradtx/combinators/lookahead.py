@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-from torch import Tensor
 
 from gradtx.base.exact import Scalar
 from gradtx.combinators.frame import Frame, Values
-from gradtx.execution.context import FrameContext
 from gradtx.rules import combinator
 from gradtx.transform import GradientTransformation, check_transformation
 from gradtx.transforms.averaging import synchronized
@@ -68,16 +64,14 @@ def with_lookahead(
         )
     pulls_back = pullback_momentum == "pullback"
 
-    def init(param: Tensor, momenta: Values) -> Values:
+    def init(param, momenta):
         slots = {"slow": param}
         if pulls_back:
             for i, momentum in enumerate(momenta.values()):
                 slots[_slow(i)] = torch.zeros_like(momentum)
         return slots
 
-    def leave(
-        update: Tensor, state: Values, param: Tensor, ctx: FrameContext
-    ) -> tuple[Any, ...]:
+    def leave(update, state, param, ctx):
         now = ctx.step % k == 0
         new = {"slow": synchronized(now, state["slow"], param + update, alpha)}
         update = ctx.keep(torch.where(now, new["slow"] - param, update), update)
@@ -92,7 +86,7 @@ def with_lookahead(
             momenta[name] = torch.where(now, start, momentum)
         return update, new, momenta
 
-    def evaluate(state: Values, param: Tensor) -> Tensor:
+    def evaluate(state, param):
         return state["slow"]
 
     return Frame(tx, init, leave=leave, evaluate=evaluate, inner_slots=MOMENTA)

@@ -7,7 +7,8 @@ import functools
 from gradtx.base.exact import Scalar
 from gradtx.rules import combinator
 from gradtx.transform import GradientTransformation, check_transformation
-from gradtx.transforms._projection import Projection, ScaledView, check_choices
+from gradtx.transforms._math import check_choices
+from gradtx.transforms._projection import CHOICES, Projection, ScaledView
 
 __all__ = ["low_rank"]
 
@@ -64,7 +65,7 @@ def low_rank(
     signs of LAPACK are arbitrary; "power", "reset" and "rotate" are added.
     """
     check_transformation("low_rank", "tx", tx)
-    check_choices("low_rank", projection=projection, side=side, carry=carry)
+    check_choices("low_rank", CHOICES, projection=projection, side=side, carry=carry)
     return Projection(rank, every, projection, side, carry, seed).space(
         tx, functools.partial(ScaledView, scale=scale)
     )

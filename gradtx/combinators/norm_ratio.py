@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from torch import Tensor
-
 from gradtx.base.exact import Betas, Scalar
-from gradtx.combinators.frame import Frame, Result, Values
-from gradtx.execution.context import FrameContext
+from gradtx.combinators.frame import Frame
 from gradtx.rules import combinator
 from gradtx.transform import GradientTransformation, check_transformation
 from gradtx.transforms._math import norm, safe_sqrt
@@ -53,18 +50,14 @@ def scale_by_norm_ratio(
     check_transformation("scale_by_norm_ratio", "tx", tx)
     beta1, beta2 = betas
 
-    def init(param: Tensor) -> Values:
+    def init(param):
         return {"exp_avg_sq": param.new_zeros(())}
 
-    def enter(
-        update: Tensor, state: Values, param: Tensor | None, ctx: FrameContext
-    ) -> Result:
+    def enter(update, state, param, ctx):
         square = beta2 * state["exp_avg_sq"] + (1 - beta2) * ctx.grad.square().sum()
         return update, {"exp_avg_sq": square, "size": norm(update)}
 
-    def leave(
-        update: Tensor, state: Values, param: Tensor | None, ctx: FrameContext
-    ) -> Result:
+    def leave(update, state, param, ctx):
         size, square = state["size"], state["exp_avg_sq"]
         if correct_bias:
             size = size / ctx.bias_correction(beta1)

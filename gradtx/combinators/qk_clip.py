@@ -13,9 +13,7 @@ from gradtx.base.exact import Scalar
 from gradtx.base.messages import describe
 from gradtx.base.selectors import Selector, check_not_empty, patterns
 from gradtx.base.torch_names import readable
-from gradtx.combinators.frame import Result, Values
 from gradtx.combinators.selection import Fork
-from gradtx.execution.context import Context
 from gradtx.rules import combinator, per_tensor
 from gradtx.transform import chain
 
@@ -159,7 +157,7 @@ def _check_values(key: str, largest: Tensor) -> None:
 def _shrink_heads(logits: str, tau: Scalar, power: Scalar):
     """Multiply each head by a power of its gamma."""
 
-    def update(update: Tensor, state: Values, param: Tensor, ctx: Context) -> Result:
+    def update(update, state, param, ctx):
         if logits not in ctx.max_logits:
             return update, state
         largest = ctx.max_logits[logits].to(update.device, torch.float64)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
-from gradtx.combinators.frame import Frame, InnerClock, Result, Values
+from gradtx.combinators.frame import Frame, InnerClock
 from gradtx.rules import combinator
 from gradtx.transform import GradientTransformation, check_transformation
 
@@ -51,10 +49,10 @@ def restart(tx: GradientTransformation, every: int, keep_clock: bool = False):
     """
     check_transformation("restart", "tx", tx)
 
-    def is_due(step: Any) -> Any:
+    def is_due(step):
         return step % every == 0
 
-    def ticks(values: Values, sums: Values) -> Result:
+    def ticks(values, sums):
         return torch.ones_like(values["step"], dtype=torch.bool), {}
 
     return Frame(

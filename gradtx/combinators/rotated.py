@@ -8,6 +8,7 @@ from typing import Any
 from gradtx.base.exact import Scalar
 from gradtx.rules import combinator
 from gradtx.transform import GradientTransformation, check_transformation
+from gradtx.transforms._math import check_choices
 from gradtx.transforms._rotation import SIDES, Factors, Rotation
 
 __all__ = ["rotated"]
@@ -118,28 +119,19 @@ def rotated(
     check_transformation("rotated", "inner", inner)
     chosen = {
         "statistics": statistics,
-        "sides": sides,
         "start": start,
         "refresh": refresh,
         "of": of,
     }
-    for option, value in chosen.items():
-        if value not in _CHOICES[option]:
-            choices = ", ".join(map(repr, _CHOICES[option]))
-            raise ValueError(
-                f"rotated: {option} must be one of {choices}, got {value!r}"
-            )
+    check_choices("rotated", _CHOICES, sides=sides, **chosen)
     factors = Factors(sides, max_precondition_dim, merge_dims, precondition_1d)
     rotation = Rotation(
         factors,
-        statistics,
         beta,
         precondition_frequency,
-        start,
-        refresh,
-        offset,
-        of,
-        eps,
-        stagger,
+        **chosen,
+        offset=offset,
+        eps=eps,
+        staggers=stagger,
     )
     return rotation.space(inner)

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from gradtx.base.exact import Scalar, exact
-from gradtx.combinators.frame import Frame, Result, Values
-from gradtx.execution.context import FrameContext
+from gradtx.combinators.frame import Frame
 from gradtx.rules import combinator
 from gradtx.transform import GradientTransformation, check_transformation
 from gradtx.transforms._math import quotient
@@ -16,17 +14,18 @@ from gradtx.transforms.scaling import descend
 
 __all__ = ["schedule_free"]
 
+# Of what determines the weights of the average.
+WEIGHT_RANGES = {
+    "weight_lr_power": "[0, inf)",
+    "warmup_steps": "[0, inf)",
+    "r": "[0, inf)",
+}
+
 
 @combinator(
     needs=("params",),
     owns_lr=True,
-    ranges={
-        "averaging": "[0, 1]",
-        "weight_lr_power": "[0, inf)",
-        "beta": "(0, 1)",
-        "warmup_steps": "[0, inf)",
-        "r": "[0, inf)",
-    },
+    ranges={**WEIGHT_RANGES, "averaging": "[0, 1]", "beta": "(0, 1)"},
     example=lambda tx: {"base": add_decayed_weights(0.1), "lr": 0.1, "beta": 0.9},
 )
 def schedule_free(
@@ -94,7 +93,7 @@ def schedule_free(
 
     sign = -1.0 if _descends(base) else 1.0
 
-    def init(param: Tensor) -> Values:
+    def init(param):
         if averaging is not None:
             return {"z": param}
         return {
@@ -103,9 +102,7 @@ def schedule_free(
             "weight_sum": exact(0.0, param.device),
         }
 
-    def share_of(
-        rate: Tensor, state: Values, ctx: FrameContext
-    ) -> tuple[Scalar, Values]:
+    def share_of(rate, state, ctx):
         """Return the share of the new point in the average, and the slots that determine the next share."""
         if averaging is not None:
             return averaging, {}
@@ -115,7 +112,7 @@ def schedule_free(
         numbers = {"lr_max": largest, "weight_sum": weight_sum}
         return quotient(weight, weight_sum), numbers
 
-    def leave(update: Tensor, state: Values, y: Tensor, ctx: FrameContext) -> Result:
+    def leave(update, state, y, ctx):
         z = state["z"]
         rate = exact(lr, y.device)
         if warmup_steps:
@@ -126,7 +123,7 @@ def schedule_free(
         step = share * (z - y) - (rate * (1 - beta * (1 - share))) * direction
         return step, {"z": z - rate * direction, **numbers}
 
-    def evaluate(state: Values, y: Tensor) -> Tensor:
+    def evaluate(state, y):
         x = state["z"] + (y - state["z"]) / beta
         if averaging is not None:
             return x

@@ -29,10 +29,14 @@ def _around(
 ) -> Frame:
     """Run the base with the gradient that `function` computes from gradients, parameters and the gradient function."""
 
-    def update(grads: Tree, state: Any, params: Tree, ctx: Any) -> tuple[Tree, Any]:
+    def update(grads, state, params, ctx):
         return function(grads, params, ctx.grad_fn), state
 
-    return Frame(base, gradient=update, agree=agree)
+    return _with_gradient(base, update, **agree)
+
+
+def _with_gradient(base: GradientTransformation, gradient: Any, **agree: Any) -> Frame:
+    return Frame(base, gradient=gradient, agree=agree)
 
 
 def _norm(tree: Tree) -> Tensor:
@@ -54,18 +58,21 @@ def _perturbed_params(
     scaled = _weighted(grads, weights)  # T g
     length = rho / (_norm(scaled) + eps)
     directions = _weighted(scaled, weights)  # T^2 g
-    points: Tree = {}
-    for name, direction in directions.items():
-        points[name] = params[name] + length.to(direction.device) * direction
-    return points
+    return {
+        name: params[name] + length.to(direction.device) * direction
+        for name, direction in directions.items()
+    }
 
 
 def _weighted(tree: Tree, weights: Tree) -> Tree:
     """Return T x for each leaf x; a T that is not in `weights` is 1."""
-    weighted: Tree = {}
-    for name, x in tree.items():
-        weighted[name] = weights[name] * x if name in weights else x
-    return weighted
+    return {
+        name: weights[name] * x if name in weights else x for name, x in tree.items()
+    }
+
+
+def _zeros(params: Tree) -> Tree:
+    return {name: torch.zeros_like(p) for name, p in params.items()}
 
 
 def _magnitudes(params: Tree, adaptive: bool) -> Tree:
@@ -121,7 +128,7 @@ def sam(
     """
     check_transformation("sam", "base", base)
 
-    def function(grads: Tree, params: Tree, grad_fn: GradFn) -> Tree:
+    def function(grads, params, grad_fn):
         weights = _magnitudes(params, adaptive)
         return grad_fn(_perturbed_params(grads, params, weights, rho, eps))
 
@@ -176,7 +183,7 @@ def asam(
     if mask is not None and not callable(mask):
         raise TypeError(f"asam: mask must be a function of a leaf's name, got {mask!r}")
 
-    def function(grads: Tree, params: Tree, grad_fn: GradFn) -> Tree:
+    def function(grads, params, grad_fn):
         weights: Tree = {}
         for name, p in params.items():
             if mask is None or answer("asam: mask", mask, name):
@@ -232,7 +239,7 @@ def gsam(
     """
     check_transformation("gsam", "base", base)
 
-    def function(grads: Tree, params: Tree, grad_fn: GradFn) -> Tree:
+    def function(grads, params, grad_fn):
         weights = _magnitudes(params, adaptive)
         perturbed_grads = grad_fn(_perturbed_params(grads, params, weights, rho, eps))
         grad_norm, perturbed_norm = _norm(grads), _norm(perturbed_grads)
@@ -240,11 +247,11 @@ def gsam(
         cosine = product / (grad_norm * perturbed_norm + eps)
         projection = cosine * grad_norm / (perturbed_norm + eps)
         factor = 1 + alpha * projection
-        result: Tree = {}
-        for name, g in grads.items():
+        return {
             # g' - alpha (g - projection g')
-            result[name] = factor.to(g.device) * perturbed_grads[name] - alpha * g
-        return result
+            name: factor.to(g.device) * perturbed_grads[name] - alpha * g
+            for name, g in grads.items()
+        }
 
     return _around(base, function, rho=rho, alpha=alpha, adaptive=adaptive, eps=eps)
 
@@ -295,13 +302,12 @@ def wsam(
     check_transformation("wsam", "base", base)
     alpha = gamma / (1 - gamma)
 
-    def function(grads: Tree, params: Tree, grad_fn: GradFn) -> Tree:
+    def function(grads, params, grad_fn):
         weights = _magnitudes(params, adaptive)
         perturbed_grads = grad_fn(_perturbed_params(grads, params, weights, rho, eps))
-        result: Tree = {}
-        for name, g in grads.items():
-            result[name] = g + alpha * (perturbed_grads[name] - g)
-        return result
+        return {
+            name: g + alpha * (perturbed_grads[name] - g) for name, g in grads.items()
+        }
 
     return _around(base, function, rho=rho, gamma=gamma, adaptive=adaptive, eps=eps)
 
@@ -358,35 +364,38 @@ def looksam(
     """
     check_transformation("looksam", "base", base)
 
-    def init(params: Tree) -> Any:
-        return {"sharpness": {name: torch.zeros_like(p) for name, p in params.items()}}
+    def init(params):
+        return {"sharpness": _zeros(params)}
 
-    def update(grads: Tree, state: Any, params: Tree, ctx: Any) -> tuple[Tree, Any]:
+    def update(grads, state, params, ctx):
         norm = _norm(grads)
 
-        def perturb() -> tuple[Tree, Tree]:
+        def perturb():
             weights = _magnitudes(params, adaptive)
             points = _perturbed_params(grads, params, weights, rho, eps)
             perturbed_grads = ctx.grad_fn(points)
             share = quotient(_product(grads, perturbed_grads), norm.square())
-            sharpness: Tree = {}
-            for name, g in grads.items():
-                sharpness[name] = perturbed_grads[name] - share.to(g.device) * g
+            sharpness = {
+                name: perturbed_grads[name] - share.to(g.device) * g
+                for name, g in grads.items()
+            }
             return perturbed_grads, sharpness
 
-        def reuse() -> tuple[Tree, Tree]:
+        def reuse():
             sharpness = state["sharpness"]
             length = alpha * quotient(norm, _norm(sharpness) + eps)
-            result: Tree = {}
-            for name, g in grads.items():
-                result[name] = g + length.to(g.device) * sharpness[name]
+            result = {
+                name: g + length.to(g.device) * sharpness[name]
+                for name, g in grads.items()
+            }
             return result, sharpness
 
         new, sharpness = ctx.every(k, 1, perturb, reuse)
         return new, {"sharpness": sharpness}
 
-    numbers = {"rho": rho, "k": k, "alpha": alpha, "adaptive": adaptive, "eps": eps}
-    return Frame(base, gradient=(init, update), agree=numbers)
+    return _with_gradient(
+        base, (init, update), rho=rho, k=k, alpha=alpha, adaptive=adaptive, eps=eps
+    )
 
 
 @combinator(
@@ -439,10 +448,10 @@ def friendly_sam(
     """
     check_transformation("friendly_sam", "base", base)
 
-    def init(params: Tree) -> Any:
-        return {"exp_avg": {name: torch.zeros_like(p) for name, p in params.items()}}
+    def init(params):
+        return {"exp_avg": _zeros(params)}
 
-    def update(grads: Tree, state: Any, params: Tree, ctx: Any) -> tuple[Tree, Any]:
+    def update(grads, state, params, ctx):
         first = ctx.step == 1
         directions: Tree = {}
         means: Tree = {}
@@ -454,11 +463,5 @@ def friendly_sam(
         points = _perturbed_params(directions, params, weights, rho, eps)
         return ctx.grad_fn(points), {"exp_avg": means}
 
-    numbers = {
-        "rho": rho,
-        "sigma": sigma,
-        "lmbda": lmbda,
-        "adaptive": adaptive,
-        "eps": eps,
-    }
-    return Frame(base, gradient=(init, update), agree=numbers)
+    numbers = {"sigma": sigma, "lmbda": lmbda, "adaptive": adaptive, "eps": eps}
+    return _with_gradient(base, (init, update), rho=rho, **numbers)

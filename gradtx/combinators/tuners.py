@@ -7,15 +7,14 @@ optimizer's updates. S is the sum of the scales of several learners, which forge
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from gradtx.base.exact import Betas, Scalar
-from gradtx.combinators.frame import Frame, Result, Values
-from gradtx.execution.context import FrameContext
+from gradtx.combinators.frame import Frame, Values
 from gradtx.rules import combinator
 from gradtx.transform import GradientTransformation, chain, check_transformation
 from gradtx.transforms._math import at_least, quotient, safe_sqrt
@@ -46,21 +45,17 @@ def _scale_by_learners(
         for name, value in start.items():
             shared[f"{name}_{i}"] = value
 
-    def scale_of(values: Values) -> Tensor:
+    def scale_of(values):
         scales = [values[f"s_{i}"] for i in range(len(betas))]
         return torch.stack(scales).sum()
 
-    def init(param: Tensor) -> Values:
+    def init(param):
         return {"param_init": param}
 
-    def enter(
-        update: Tensor, state: Values, param: Tensor, ctx: FrameContext
-    ) -> Result:
+    def enter(update, state, param, ctx):
         return update, {**state, "gradient": update}
 
-    def leave(
-        update: Tensor, state: Values, param: Tensor, ctx: FrameContext
-    ) -> Generator[Values | Result, Values, None]:
+    def leave(update, state, param, ctx):
         origin = state["param_init"]
         gradient = state["gradient"]
         scale = scale_of(state)
@@ -145,12 +140,12 @@ def mechanize(
     """
     check_transformation("mechanize", "tx", tx)
 
-    def product(sums: Values, scale: Tensor) -> Tensor:
+    def product(sums, scale):
         size = safe_sqrt(sums["param"]) + eps
         pull = s_decay * scale * safe_sqrt(sums["gradient"]) / size
         return sums["way_gradient"] + pull * sums["way_param"]
 
-    def learner(beta: Scalar, old: Values, h: Tensor) -> Values:
+    def learner(beta, old, h):
         largest = torch.maximum(beta * old["max_product"], h.abs())
         squares = beta**2 * old["sum_squared_products"] + h.square()
         reward = at_least(beta * old["reward"] - old["s"] * h, 0.0)
@@ -218,10 +213,10 @@ def trac(
     check_transformation("trac", "tx", tx)
     unit = s_prev / ERFI_OF_ROOT_HALF
 
-    def product(sums: Values, scale: Tensor) -> Tensor:
+    def product(sums, scale):
         return sums["way_gradient"]
 
-    def learner(beta: Scalar, old: Values, h: Tensor) -> Values:
+    def learner(beta, old, h):
         squares = beta**2 * old["variance"] + h.square()
         gain = beta * old["sigma"] - h
         s = unit * erfi(gain / (safe_sqrt(2 * squares) + eps))

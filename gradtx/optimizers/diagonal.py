@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from gradtx.base.exact import Betas, Scalar
-from gradtx.optimizers.adam import split_decay
+from gradtx.optimizers.adam import with_decay
 from gradtx.rules import alias
 from gradtx.transform import chain
 from gradtx.transforms.acprop import scale_by_acprop
 from gradtx.transforms.bcos import scale_by_bcos
-from gradtx.transforms.decay import add_decayed_weights
 from gradtx.transforms.fisher import scale_by_fadam
 from gradtx.transforms.scale_invariant import scale_by_kate
 from gradtx.transforms.scaling import scale_by_learning_rate
@@ -61,13 +60,8 @@ def acprop(
 
     Source: Zhuang et al. 2021, arXiv:2110.05454. Departures: see `scale_by_acprop`.
     """
-    coupled, decoupled = split_decay(weight_decay, decoupled_weight_decay)
-    return chain(
-        add_decayed_weights(coupled),
-        scale_by_acprop(betas, eps, amsgrad, momentum_update),
-        add_decayed_weights(decoupled),
-        scale_by_learning_rate(lr),
-    )
+    direction = scale_by_acprop(betas, eps, amsgrad, momentum_update)
+    return with_decay(direction, weight_decay, decoupled_weight_decay, lr)
 
 
 @alias(ranges={"delta": "[0, inf)"})
@@ -104,11 +98,7 @@ def kate(
 
     Source: Choudhury et al. 2024, arXiv:2403.02648. Departures: see `scale_by_kate`.
     """
-    return chain(
-        scale_by_kate(delta, eps),
-        add_decayed_weights(weight_decay),
-        scale_by_learning_rate(lr),
-    )
+    return with_decay(scale_by_kate(delta, eps), weight_decay, True, lr)
 
 
 @alias(class_name="BCOS", ranges={"beta": "[0, 1)", "beta2": "[0, 1)"})
@@ -156,13 +146,8 @@ def bcos(
 
     Source: Jiang et al. 2025, arXiv:2507.08963. Departures: see `scale_by_bcos`.
     """
-    coupled, decoupled = split_decay(weight_decay, decoupled_weight_decay)
-    return chain(
-        add_decayed_weights(coupled),
-        scale_by_bcos(beta, beta2, eps, mode, simple_cond),
-        add_decayed_weights(decoupled),
-        scale_by_learning_rate(lr),
-    )
+    direction = scale_by_bcos(beta, beta2, eps, mode, simple_cond)
+    return with_decay(direction, weight_decay, decoupled_weight_decay, lr)
 
 
 @alias(

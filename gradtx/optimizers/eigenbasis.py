@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from gradtx.base.exact import Betas, Scalar
 from gradtx.combinators.rotated import rotated
-from gradtx.combinators.selection import partition
+from gradtx.optimizers.matrix import (
+    by_matrix,
+    decayed_from_second_step,
+    muon_like,
+)
 from gradtx.rules import alias
-from gradtx.transform import GradientTransformation, chain, check_transformation
+from gradtx.transform import GradientTransformation, chain
 from gradtx.transforms._polynomials import Coefficients
 from gradtx.transforms.adam_hat import scale_by_adam_hat
 from gradtx.transforms.averaging import average
-from gradtx.transforms.constraints import map_after_step
-from gradtx.transforms.control import hold_until
-from gradtx.transforms.decay import add_decayed_weights
+from gradtx.transforms.constraints import decay_after_step, map_after_step
 from gradtx.transforms.eigenbasis import (
     mean_side_factor,
     scale_by_gradient_rms,
@@ -24,43 +24,17 @@ from gradtx.transforms.eigenbasis import (
 )
 from gradtx.transforms.laprop import scale_by_laprop
 from gradtx.transforms.momentum import trace_ema
-from gradtx.transforms.orthogonalize import orthogonalize, scale_by_shape
+from gradtx.transforms.orthogonalize import orthogonalize
 from gradtx.transforms.scaling import scale, scale_by_learning_rate
 from gradtx.transforms.sign import scale_by_sign
-from gradtx.transforms.soap import EXAMPLE, adam_along_bases
+from gradtx.transforms.soap import EXAMPLE, SOAP_RANGES, adam_along_bases
 
 __all__ = ["conda", "kl_shampoo", "kl_soap", "soap_laprop", "soap_muon", "splus"]
 
-_RANGES = {
-    "precondition_frequency": "[1, inf)",
-    "max_precondition_dim": "[1, inf)",
-    "shampoo_beta": "[0, 1)",
-}
 _UNLIMITED = 2**62  # larger than any dimension: all are rotated
 
 
-def _is_matrix(name: str, tensor: Any) -> bool:
-    return tensor.ndim == 2
-
-
-def _determined(arguments):
-    return not arguments["merge_dims"]
-
-
-def _finished(
-    direction: GradientTransformation, lr: Any, weight_decay: Any
-) -> GradientTransformation:
-    """Chain a direction, its rate, decay after the step, and a first step that only initializes the bases."""
-    decay_factor = 1 - lr * weight_decay
-    return chain(
-        direction,
-        scale_by_learning_rate(lr),
-        map_after_step(lambda weights: decay_factor * weights),
-        hold_until(2),  # the decay does not act in the first step either
-    )
-
-
-@alias(static=("stagger",), class_name="KLSOAP", ranges=_RANGES, example=EXAMPLE)
+@alias(static=("stagger",), class_name="KLSOAP", ranges=SOAP_RANGES, example=EXAMPLE)
 def kl_soap(
     lr: Scalar = 3e-3,
     betas: Betas = (0.95, 0.95),
@@ -123,10 +97,12 @@ def kl_soap(
         merge_dims=merge_dims,
         stagger=stagger,
     )
-    return _finished(direction, lr, weight_decay)
+    return decayed_from_second_step(direction, lr, weight_decay)
 
 
-@alias(static=("stagger",), class_name="SOAPLaProp", ranges=_RANGES, example=EXAMPLE)
+@alias(
+    static=("stagger",), class_name="SOAPLaProp", ranges=SOAP_RANGES, example=EXAMPLE
+)
 def soap_laprop(
     lr: Scalar = 3e-3,
     betas: Betas = (0.95, 0.95),
@@ -187,13 +163,13 @@ def soap_laprop(
         merge_dims=merge_dims,
         stagger=stagger,
     )
-    return _finished(direction, lr, weight_decay)
+    return decayed_from_second_step(direction, lr, weight_decay)
 
 
 @alias(
     static=("stagger",),
     class_name="KLShampoo",
-    ranges={**_RANGES, "adam_eps": "[0, inf)"},
+    ranges={**SOAP_RANGES, "adam_eps": "[0, inf)"},
     example={**EXAMPLE, "adam_eps": 0.1},
 )
 def kl_shampoo(
@@ -247,18 +223,23 @@ def kl_shampoo(
         betas,
         eps,
         adam_eps,
-        precondition_frequency,
-        max_precondition_dim,
-        merge_dims,
+        precondition_frequency=precondition_frequency,
+        max_precondition_dim=max_precondition_dim,
+        merge_dims=merge_dims,
         stagger=stagger,
     )
-    return _finished(direction, lr, weight_decay)
+    return decayed_from_second_step(direction, lr, weight_decay)
 
 
 @alias(
     static=("stagger",),
     class_name="SOAPMuon",
-    ranges={**_RANGES, "momentum": "[0, 1)", "beta2": "[0, 1)", "ns_steps": "[0, 100)"},
+    ranges={
+        **SOAP_RANGES,
+        "momentum": "[0, 1)",
+        "beta2": "[0, 1)",
+        "ns_steps": "[0, 100)",
+    },
     example=lambda tx: {"fallback": tx, "eps": 0.1, "precondition_frequency": 2},
 )
 def soap_muon(
@@ -322,7 +303,12 @@ def soap_muon(
     Source: N. Vyas, SOAP-Muon, and records of track 3 of modded-nanogpt. Departures: their rescaling of the divided
     momentum is omitted, because the orthogonalization cancels it.
     """
-    matrices = chain(
+    return muon_like(
+        "soap_muon",
+        adjust_lr_fn,
+        lr,
+        weight_decay,
+        fallback,
         trace_ema(momentum, nesterov),
         rotated(
             scale_by_late_rms(beta2, eps),
@@ -334,16 +320,6 @@ def soap_muon(
             stagger=stagger,
         ),
         orthogonalize(ns_coefficients, ns_steps),
-        scale_by_shape(adjust_lr_fn),
-        add_decayed_weights(weight_decay),
-        scale_by_learning_rate(lr),
-    )
-    if fallback is None:
-        return matrices
-    check_transformation("soap_muon", "fallback", fallback)
-    return partition(
-        {"soap_muon": matrices, "fallback": fallback},
-        {"soap_muon": _is_matrix, "fallback": "*"},
     )
 
 
@@ -426,10 +402,7 @@ def splus(
 
     return chain(
         trace_ema(betas[0]),
-        partition(
-            {"matrix": signs, "rest": scale_by_sign()},
-            {"matrix": _is_matrix, "rest": "*"},
-        ),
+        by_matrix(signs, scale_by_sign()),
         scale_by_mean_side(nonstandard_constant, max_dim),
         scale_by_learning_rate(lr),
         average(ema_rate, debias=True),
@@ -500,14 +473,10 @@ def conda(
         stagger=stagger,
     )
     matrices = chain(trace_ema(betas[0]), along, _scaled(scale))
-    decay_factor = 1 - lr * weight_decay
     return chain(
-        partition(
-            {"matrix": matrices, "rest": scale_by_adam_hat(betas, eps)},
-            {"matrix": _is_matrix, "rest": "*"},
-        ),
+        by_matrix(matrices, scale_by_adam_hat(betas, eps)),
         scale_by_learning_rate(lr),
-        map_after_step(lambda weights: decay_factor * weights),
+        decay_after_step(lr, weight_decay),
     )
 
 

@@ -15,7 +15,7 @@ from gradtx.transforms.constraints import map_after_step
 from gradtx.transforms.covers import scale_by_sm3
 from gradtx.transforms.decay import add_decayed_weights
 from gradtx.transforms.layer_rms import scale_by_layer_rms
-from gradtx.transforms.model_scale import scale_by_amos
+from gradtx.transforms.model_scale import AMOS_RANGES, scale_by_amos
 from gradtx.transforms.momentum import ema, trace
 from gradtx.transforms.neurons import project_neurons, scale_by_neuron_norm
 from gradtx.transforms.scaling import scale_by_learning_rate
@@ -324,16 +324,7 @@ def sm3(
     )
 
 
-@alias(
-    ranges={
-        "beta": "[0, 1)",
-        "momentum": "[0, 1)",
-        "extra_l2": "[0, inf)",
-        "c_coef": "[0, inf)",
-        "d_coef": "[0, inf)",
-        "eps": "(0, inf)",
-    }
-)
+@alias(ranges={**AMOS_RANGES, "momentum": "[0, 1)"})
 def amos(
     lr: Scalar = 1e-3,
     beta: Scalar = 0.999,
@@ -384,6 +375,8 @@ def amos(
     the maximum.
     """
     return chain(
-        scale_by_amos(lr, beta, extra_l2, eta, slot, c_coef, d_coef, eps),
+        scale_by_amos(
+            lr, beta, extra_l2, eta, slot, c_coef=c_coef, d_coef=d_coef, eps=eps
+        ),
         chain() if is_off(momentum) else ema(momentum),
     )

@@ -20,7 +20,7 @@ from gradtx.transforms.dadapt import (
 from gradtx.transforms.decay import add_decayed_weights
 from gradtx.transforms.momentum import trace
 from gradtx.transforms.polyak import project_l2_ball, scale_by_polyak
-from gradtx.transforms.prodigy import scale_by_prodigy
+from gradtx.transforms.prodigy import PRODIGY_RANGES, scale_by_prodigy
 from gradtx.transforms.scaling import descend
 
 __all__ = [
@@ -344,15 +344,7 @@ def dadapt_lion(
     return chain(scale_by_dadapt_lion(lr, betas, weight_decay, d0), descend())
 
 
-@alias(
-    ranges={
-        **DADAPT_RANGES,
-        "d_coef": "(0, inf)",
-        "slice_p": "[1, inf)",
-        "beta3": "[0, 1)",
-        "eps": "(0, inf)",
-    }
-)
+@alias(ranges=PRODIGY_RANGES)
 def prodigy(
     lr: Scalar = 1.0,
     betas: Betas = (0.9, 0.999),
@@ -418,12 +410,12 @@ def prodigy(
             beta3,
             eps,
             decoupled,
-            use_bias_correction,
-            safeguard_warmup,
-            d0,
-            d_coef,
-            growth_rate,
-            slice_p,
+            use_bias_correction=use_bias_correction,
+            safeguard_warmup=safeguard_warmup,
+            d0=d0,
+            d_coef=d_coef,
+            growth_rate=growth_rate,
+            slice_p=slice_p,
         ),
         descend(),
     )

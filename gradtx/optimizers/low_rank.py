@@ -8,13 +8,12 @@ import torch
 
 from gradtx.base.exact import Betas, Scalar
 from gradtx.combinators.low_rank import low_rank
-from gradtx.combinators.selection import partition
+from gradtx.optimizers.matrix import muon_like
 from gradtx.rules import alias
-from gradtx.transform import GradientTransformation, chain, check_transformation
+from gradtx.transform import GradientTransformation, chain
 from gradtx.transforms._polynomials import Coefficients
 from gradtx.transforms.adam_hat import scale_by_adam_hat
-from gradtx.transforms.constraints import map_after_step
-from gradtx.transforms.decay import add_decayed_weights
+from gradtx.transforms.constraints import decay_after_step
 from gradtx.transforms.dion import orthogonalize_slices, scale_by_dion
 from gradtx.transforms.low_rank import (
     EXAMPLE,
@@ -22,25 +21,9 @@ from gradtx.transforms.low_rank import (
     scale_by_apollo_low_rank,
     scale_by_fira,
 )
-from gradtx.transforms.orthogonalize import scale_by_shape
 from gradtx.transforms.scaling import scale_by_learning_rate
 
 __all__ = ["apollo_low_rank", "dion", "dion2", "fira", "galore"]
-
-
-def _is_matrix(name: str, tensor: Any) -> bool:
-    return tensor.ndim == 2
-
-
-def _with_fallback(
-    owner: str, matrices: GradientTransformation, fallback: Any
-) -> GradientTransformation:
-    if fallback is None:
-        return matrices
-    check_transformation(owner, "fallback", fallback)
-    return partition(
-        {owner: matrices, "fallback": fallback}, {owner: _is_matrix, "fallback": "*"}
-    )
 
 
 @alias(
@@ -92,13 +75,14 @@ def dion(
 
     Source: Ahn et al. 2025, arXiv:2504.05295. Departures: see `scale_by_dion`.
     """
-    matrices = chain(
+    return muon_like(
+        "dion",
+        adjust_lr_fn,
+        lr,
+        weight_decay,
+        fallback,
         scale_by_dion(mu, rank, eps, init, seed),
-        scale_by_shape(adjust_lr_fn),
-        add_decayed_weights(weight_decay),
-        scale_by_learning_rate(lr),
     )
-    return _with_fallback("dion", matrices, fallback)
 
 
 @alias(
@@ -161,7 +145,12 @@ def dion2(
 
     Source: Ahn et al. 2025, arXiv:2512.16928. Departures: none from the version for one device.
     """
-    matrices = chain(
+    return muon_like(
+        "dion2",
+        adjust_lr_fn,
+        lr,
+        weight_decay,
+        fallback,
         orthogonalize_slices(
             fraction,
             ef_decay,
@@ -172,22 +161,13 @@ def dion2(
             ns_steps,
             ns_dtype,
         ),
-        scale_by_shape(adjust_lr_fn),
-        add_decayed_weights(weight_decay),
-        scale_by_learning_rate(lr),
     )
-    return _with_fallback("dion2", matrices, fallback)
 
 
-def _decayed(
-    direction: GradientTransformation, lr: Any, weight_decay: Any
-) -> GradientTransformation:
+def _decayed(direction: GradientTransformation, lr: Any, weight_decay: Any):
     """Chain a direction, its rate, and decay after the step."""
-    decay_factor = 1 - lr * weight_decay
     return chain(
-        direction,
-        scale_by_learning_rate(lr),
-        map_after_step(lambda weights: decay_factor * weights),
+        direction, scale_by_learning_rate(lr), decay_after_step(lr, weight_decay)
     )
 
 
@@ -245,10 +225,10 @@ def galore(
         scale_by_adam_hat(betas, eps),
         rank,
         update_proj_gap,
-        projection,
-        side,
-        scale,
-        carry,
+        projection=projection,
+        side=side,
+        scale=scale,
+        carry=carry,
     )
     return _decayed(direction, lr, weight_decay)
 
@@ -301,7 +281,15 @@ def fira(
     Source: Chen et al. 2024, arXiv:2410.01623. Departures: see `scale_by_fira`.
     """
     direction = scale_by_fira(
-        betas, eps, rank, update_proj_gap, scale, side, projection, carry, limit
+        betas,
+        eps,
+        rank,
+        update_proj_gap,
+        scale,
+        side=side,
+        projection=projection,
+        carry=carry,
+        limit=limit,
     )
     return _decayed(direction, lr, weight_decay)
 
@@ -370,11 +358,11 @@ def apollo_low_rank(
         rank,
         update_proj_gap,
         scale,
-        side,
-        projection,
-        scale_type,
-        scale_front,
-        limit,
-        seed,
+        side=side,
+        projection=projection,
+        scale_type=scale_type,
+        scale_front=scale_front,
+        limit=limit,
+        seed=seed,
     )
     return _decayed(direction, lr, weight_decay)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from gradtx.base.exact import Betas, Scalar
 from gradtx.combinators.selection import partition
 from gradtx.optimizers.adam import with_decay
+from gradtx.optimizers.matrix import has_a_matrix
 from gradtx.rules import alias
 from gradtx.transform import chain
 from gradtx.transforms.adaptive import scale_by_adam
@@ -18,12 +17,8 @@ __all__ = ["mars_adamw", "mars_lion"]
 
 def _for_matrices(mars, vectors):
     """Use one chain for leaves with two or more dimensions, and another for the rest."""
-
-    def is_matrix(name: str, tensor: Any) -> bool:
-        return tensor.ndim >= 2
-
     return partition(
-        {"mars": mars, "vectors": vectors}, {"mars": is_matrix, "vectors": "*"}
+        {"mars": mars, "vectors": vectors}, {"mars": has_a_matrix, "vectors": "*"}
     )
 
 

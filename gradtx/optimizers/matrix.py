@@ -14,7 +14,7 @@ from gradtx.rules import alias
 from gradtx.transform import GradientTransformation, chain, check_transformation
 from gradtx.transforms._polynomials import NEWTON_SCHULZ, POLAR_EXPRESS, Coefficients
 from gradtx.transforms.atan2 import ATAN2_RANGES, scale_by_caution
-from gradtx.transforms.constraints import map_after_step
+from gradtx.transforms.constraints import decay_after_step
 from gradtx.transforms.control import hold_until
 from gradtx.transforms.decay import add_decayed_weights
 from gradtx.transforms.momentum import trace_ema
@@ -31,7 +31,7 @@ from gradtx.transforms.shampoo import (
     scale_by_scalable_shampoo,
     scale_by_shampoo,
 )
-from gradtx.transforms.soap import EXAMPLE, scale_by_soap
+from gradtx.transforms.soap import EXAMPLE, SOAP_RANGES, scale_by_soap
 
 __all__ = [
     "muon",
@@ -118,16 +118,36 @@ def muon(
             f"muon: flatten=True is equivalent to view='flatten', but view={view!r} was also given; omit flatten"
         )
     view = "flatten" if flatten else view
-    matrices = chain(
+    return muon_like(
+        "muon",
+        adjust_lr_fn,
+        lr,
+        weight_decay,
+        fallback,
         trace_ema(momentum, nesterov),
         orthogonalize(ns_coefficients, ns_steps, eps, ns_dtype, view),
+        view=view,
+    )
+
+
+def muon_like(
+    name: str,
+    adjust_lr_fn: str | None,
+    lr: Any,
+    weight_decay: Any,
+    fallback: GradientTransformation | None,
+    *direction: GradientTransformation,
+    view: str = "matrix",
+) -> GradientTransformation:
+    """Complete a direction for matrices with Muon's scale, decay and rate, and add the fallback for other leaves."""
+    matrices = chain(
+        *direction,
         scale_by_shape(adjust_lr_fn, view=view),
         add_decayed_weights(weight_decay),
         scale_by_learning_rate(lr),
     )
-    return with_fallback(
-        "muon", matrices, fallback, is_matrix if view == "matrix" else has_a_matrix
-    )
+    takes = is_matrix if view == "matrix" else has_a_matrix
+    return with_fallback(name, matrices, fallback, takes)
 
 
 # Module-level functions, not created at each call: a group identifies its branch by its selector.
@@ -164,15 +184,26 @@ def _with_decay(matrix, rate, weight_decay, decoupled_wd, cautious_factor):
     )
 
 
-def _by_ndim(matrix, rest, matrix_ndims):
-    """Use one transformation for leaves with these numbers of dimensions, and another one for the rest."""
-
-    def is_matrix(name: str, tensor: Any) -> bool:
-        return tensor.ndim in matrix_ndims
-
-    return partition(
-        {"matrix": matrix, "rest": rest}, {"matrix": is_matrix, "rest": "*"}
+def _atan2(lr, betas, a, b, weight_decay, decoupled_wd, cautious_factor):
+    """Return Adam-atan2 for the other leaves."""
+    return adam_atan2(
+        lr,
+        betas,
+        weight_decay,
+        decoupled_wd=decoupled_wd,
+        cautious_factor=cautious_factor,
+        a=a,
+        b=b,
     )
+
+
+def by_matrix(
+    matrix: GradientTransformation,
+    rest: GradientTransformation,
+    takes: Callable[[str, Any], bool] = is_matrix,
+) -> GradientTransformation:
+    """Use one transformation for matrices, and another one for the rest."""
+    return partition({"matrix": matrix, "rest": rest}, {"matrix": takes, "rest": "*"})
 
 
 def _check_ndims(matrix_ndims: Any) -> None:
@@ -268,19 +299,10 @@ def muon_adam_atan2(
         normalize_neurons(muon_beta2, normuon_eps) if use_normuon else chain(),
         scale_by_shape("match_rms_adamw", muon_rms_factor, "batch"),
     )
-    rate = lr if muon_lr is None else muon_lr
-    rest = adam_atan2(
-        lr,
-        betas,
-        weight_decay,
-        0.0,
-        decoupled_wd,
-        cautious_factor=cautious_factor,
-        a=a,
-        b=b,
-    )
-    branch = _with_decay(matrix, rate, weight_decay, decoupled_wd, cautious_factor)
-    return _by_ndim(branch, rest, matrix_ndims)
+    decay = (weight_decay, decoupled_wd, cautious_factor)
+    rest = _atan2(lr, betas, a, b, *decay)
+    branch = _with_decay(matrix, lr if muon_lr is None else muon_lr, *decay)
+    return by_matrix(branch, rest, lambda _, tensor: tensor.ndim in matrix_ndims)
 
 
 @alias(ranges=_MATRIX_RANGES)
@@ -348,19 +370,10 @@ def polar_adam_atan2(
         orthogonalize(POLAR_EXPRESS, polar_steps, view="batch"),
         scale_by_shape("match_rms_adamw", polar_rms_factor, "batch"),
     )
-    rate = lr if polar_lr is None else polar_lr
-    rest = adam_atan2(
-        lr,
-        betas,
-        weight_decay,
-        0.0,
-        decoupled_wd,
-        cautious_factor=cautious_factor,
-        a=a,
-        b=b,
-    )
-    branch = _with_decay(matrix, rate, weight_decay, decoupled_wd, cautious_factor)
-    return _by_ndim(branch, rest, matrix_ndims)
+    decay = (weight_decay, decoupled_wd, cautious_factor)
+    rest = _atan2(lr, betas, a, b, *decay)
+    branch = _with_decay(matrix, lr if polar_lr is None else polar_lr, *decay)
+    return by_matrix(branch, rest, lambda _, tensor: tensor.ndim in matrix_ndims)
 
 
 @alias(
@@ -503,21 +516,21 @@ def scalable_shampoo(
     return chain(
         scale_by_scalable_shampoo(
             betas,
-            moving_average_for_momentum,
-            coupled,
-            inverse_exponent_override,
-            start_preconditioning_step,
-            preconditioning_compute_steps,
-            statistics_compute_steps,
-            block_size,
-            skip_preconditioning_rank_lt,
-            no_preconditioning_for_layers_with_dim_gt,
-            shape_interpretation,
-            graft_type,
-            pre_conditioner_type,
-            nesterov,
-            diagonal_eps,
-            matrix_eps,
+            moving_average_for_momentum=moving_average_for_momentum,
+            weight_decay=coupled,
+            inverse_exponent_override=inverse_exponent_override,
+            start_preconditioning_step=start_preconditioning_step,
+            preconditioning_compute_steps=preconditioning_compute_steps,
+            statistics_compute_steps=statistics_compute_steps,
+            block_size=block_size,
+            skip_preconditioning_rank_lt=skip_preconditioning_rank_lt,
+            no_preconditioning_for_layers_with_dim_gt=no_preconditioning_for_layers_with_dim_gt,
+            shape_interpretation=shape_interpretation,
+            graft_type=graft_type,
+            pre_conditioner_type=pre_conditioner_type,
+            nesterov=nesterov,
+            diagonal_eps=diagonal_eps,
+            matrix_eps=matrix_eps,
         ),
         add_decayed_weights(decoupled),
         scale_by_learning_rate(lr),
@@ -527,11 +540,7 @@ def scalable_shampoo(
 @alias(
     static=("stagger",),
     class_name="SOAP",
-    ranges={
-        "precondition_frequency": "[1, inf)",
-        "max_precondition_dim": "[1, inf)",
-        "shampoo_beta": "[0, 1)",
-    },
+    ranges=SOAP_RANGES,
     example=EXAMPLE,
 )
 def soap(
@@ -589,21 +598,28 @@ def soap(
     Source: Vyas et al. 2024, arXiv:2409.11321. Departures: none from the authors' code, except that its casts to
     float32 are omitted.
     """
-    decay_factor = 1 - lr * weight_decay
+    direction = scale_by_soap(
+        betas,
+        shampoo_beta,
+        eps,
+        precondition_frequency=precondition_frequency,
+        max_precondition_dim=max_precondition_dim,
+        merge_dims=merge_dims,
+        precondition_1d=precondition_1d,
+        normalize_gradient=normalize_gradient,
+        correct_bias=correct_bias,
+        stagger=stagger,
+    )
+    return decayed_from_second_step(direction, lr, weight_decay)
+
+
+def decayed_from_second_step(
+    direction: GradientTransformation, lr: Any, weight_decay: Any
+) -> GradientTransformation:
+    """Chain a direction, its rate, decay after the step, and a first step that only initializes the bases."""
     return chain(
-        scale_by_soap(
-            betas,
-            shampoo_beta,
-            eps,
-            precondition_frequency,
-            max_precondition_dim,
-            merge_dims,
-            precondition_1d,
-            normalize_gradient,
-            correct_bias,
-            stagger=stagger,
-        ),
+        direction,
         scale_by_learning_rate(lr),
-        map_after_step(lambda weights: decay_factor * weights),
+        decay_after_step(lr, weight_decay),
         hold_until(2),  # the decay does not act in the first step either
     )

@@ -13,7 +13,7 @@ from gradtx.base.messages import describe
 from gradtx.combinators.hyperball import hyperball
 from gradtx.combinators.norm_ratio import scale_by_norm_ratio
 from gradtx.combinators.selection import partition
-from gradtx.optimizers.matrix import with_fallback
+from gradtx.optimizers.matrix import muon_like, with_fallback
 from gradtx.rules import alias
 from gradtx.transform import GradientTransformation, chain
 from gradtx.transforms._polynomials import Coefficients
@@ -26,7 +26,6 @@ from gradtx.transforms.orthogonalize import (
     normalize_entries,
     normalize_neurons,
     orthogonalize,
-    scale_by_shape,
 )
 from gradtx.transforms.polar import scale_by_nuclear_norm
 from gradtx.transforms.scaling import scale as multiply
@@ -117,15 +116,16 @@ def normuon(
     this name: dion's is adjust_lr_fn="spectral", nesterov=False, eps=1e-8; axis="long" is that of NVIDIA
     Emerging-Optimizers, which omits the norm; rms=0.2 is a later one.
     """
-    matrices = chain(
+    return muon_like(
+        "normuon",
+        adjust_lr_fn if rms is None else "none",
+        lr,
+        weight_decay,
+        fallback,
         trace_ema(momentum, nesterov),
         orthogonalize(ns_coefficients, ns_steps, dtype=ns_dtype),
         normalize_neurons(beta2, eps, axis, rms),
-        scale_by_shape(adjust_lr_fn if rms is None else "none"),
-        add_decayed_weights(weight_decay),
-        scale_by_learning_rate(lr),
     )
-    return with_fallback("normuon", matrices, fallback)
 
 
 @alias(class_name="AdaMuon", ranges=_RANGES, example=_with_fallback)
@@ -190,16 +190,17 @@ def adamuon(
     adjust_lr_fn="none", with equal betas.
     """
     beta1, beta2 = betas
-    matrices = chain(
+    return muon_like(
+        "adamuon",
+        adjust_lr_fn,
+        lr,
+        weight_decay,
+        fallback,
         trace_ema(beta1, nesterov),
         scale_by_sign() if sign else chain(),
         orthogonalize(ns_coefficients, ns_steps, dtype=ns_dtype),
         normalize_entries(beta2, eps, correct_bias, rescale),
-        scale_by_shape(adjust_lr_fn),
-        add_decayed_weights(weight_decay),
-        scale_by_learning_rate(lr),
     )
-    return with_fallback("adamuon", matrices, fallback)
 
 
 @alias(class_name="NAMO", ranges=_RANGES, example=_with_fallback)
@@ -257,7 +258,12 @@ def namo(
     Source: NAMO, arXiv:2602.17080. Departures: none.
     """
     beta1, _ = betas
-    matrices = chain(
+    return muon_like(
+        "namo",
+        adjust_lr_fn,
+        lr,
+        weight_decay,
+        fallback,
         trace_ema(beta1, nesterov),
         scale_by_norm_ratio(
             orthogonalize(ns_coefficients, ns_steps, dtype=ns_dtype),
@@ -265,11 +271,7 @@ def namo(
             eps,
             correct_bias,
         ),
-        scale_by_shape(adjust_lr_fn),
-        add_decayed_weights(weight_decay),
-        scale_by_learning_rate(lr),
     )
-    return with_fallback("namo", matrices, fallback)
 
 
 @alias(
@@ -332,7 +334,12 @@ def contra_muon(
     Source: nilin/contra-muon; modded-nanogpt, track 3. Departures: the norm of the direction is preserved, as in the
     published runs; the README has no rescaling.
     """
-    matrices = chain(
+    return muon_like(
+        "contra_muon",
+        adjust_lr_fn,
+        lr,
+        weight_decay,
+        fallback,
         trace_ema(momentum, nesterov),
         orthogonalize(
             ns_coefficients,
@@ -341,11 +348,7 @@ def contra_muon(
             contra=contra,
             power_steps=power_steps,
         ),
-        scale_by_shape(adjust_lr_fn),
-        add_decayed_weights(weight_decay),
-        scale_by_learning_rate(lr),
     )
-    return with_fallback("contra_muon", matrices, fallback)
 
 
 @alias(ranges=_RANGES, example=_with_fallback)
@@ -407,10 +410,10 @@ def muown(
         weight_decay,
         betas,
         eps,
-        ns_coefficients,
-        ns_steps,
-        adjust_lr_fn,
-        ns_dtype,
+        ns_coefficients=ns_coefficients,
+        ns_steps=ns_steps,
+        adjust_lr_fn=adjust_lr_fn,
+        ns_dtype=ns_dtype,
     )
     return with_fallback("muown", matrices, fallback)
 

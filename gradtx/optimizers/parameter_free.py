@@ -7,13 +7,16 @@ from gradtx.rules import alias
 from gradtx.transform import chain
 from gradtx.transforms.betting import scale_by_cocob
 from gradtx.transforms.decay import add_decayed_weights
-from gradtx.transforms.distance import scale_by_dog, scale_by_dowg, scale_by_ldog
+from gradtx.transforms.distance import (
+    DOG_RANGES,
+    scale_by_dog,
+    scale_by_dowg,
+    scale_by_ldog,
+)
 from gradtx.transforms.model_based import scale_by_momo, scale_by_momo_adam
 from gradtx.transforms.scaling import scale_by_learning_rate
 
 __all__ = ["cocob", "dog", "dowg", "ldog", "momo", "momo_adam"]
-
-DOG_RANGES = {"reps_rel": "(0, inf)", "init_eta": "[0, inf)"}
 
 
 @alias(class_name="DoG", ranges=DOG_RANGES)

@@ -7,7 +7,12 @@ from gradtx.base.exact import Scalar
 from gradtx.rules import alias, per_tensor
 from gradtx.transform import chain
 from gradtx.transforms.decay import add_decayed_weights
-from gradtx.transforms.psgd import scale_by_psgd_kron, scale_by_psgd_pro
+from gradtx.transforms.psgd import (
+    KRON_RANGES,
+    PRO_RANGES,
+    scale_by_psgd_kron,
+    scale_by_psgd_pro,
+)
 from gradtx.transforms.scaling import scale_by_learning_rate
 
 __all__ = ["psgd_kron", "psgd_pro"]
@@ -27,15 +32,7 @@ def add_decayed_matrices(weight_decay: Scalar):
 
 @alias(
     class_name="PSGDKron",
-    ranges={
-        "b1": "[0, 1)",
-        "precond_lr": "[0, inf)",
-        "precond_init_scale": "(0, inf)",
-        "balance_every": "[1, inf)",
-        "max_size_triangular": "[0, inf)",
-        "min_ndim_triangular": "[0, inf)",
-        "clip_rms": "(0, inf)",
-    },
+    ranges=KRON_RANGES,
 )
 def psgd_kron(
     lr: Scalar = 3e-4,
@@ -101,16 +98,16 @@ def psgd_kron(
         b1,
         precond_lr,
         precond_init_scale,
-        precondition_frequency,
-        balance_every,
-        probes,
-        seed,
-        momentum_into_precond_update,
-        max_size_triangular,
-        min_ndim_triangular,
-        memory_save_mode,
-        merge_dims,
-        clip_rms,
+        precondition_frequency=precondition_frequency,
+        balance_every=balance_every,
+        probes=probes,
+        seed=seed,
+        momentum_into_precond_update=momentum_into_precond_update,
+        max_size_triangular=max_size_triangular,
+        min_ndim_triangular=min_ndim_triangular,
+        memory_save_mode=memory_save_mode,
+        merge_dims=merge_dims,
+        clip_rms=clip_rms,
     )
     return chain(
         direction, add_decayed_matrices(weight_decay), scale_by_learning_rate(lr)
@@ -119,17 +116,7 @@ def psgd_kron(
 
 @alias(
     class_name="PSGDPro",
-    ranges={
-        "momentum": "[0, 1)",
-        "beta_lip": "[0, 1)",
-        "precond_lr": "[0, inf)",
-        "precond_init_scale": "(0, inf)",
-        "damping_noise_scale": "[0, inf)",
-        "min_precond_lr": "[0, inf)",
-        "warmup_steps": "(0, inf)",
-        "max_update_rms": "[0, inf)",
-        "max_precondition_dim": "[0, inf)",
-    },
+    ranges=PRO_RANGES,
 )
 def psgd_pro(
     lr: Scalar = 3e-3,
@@ -185,11 +172,11 @@ def psgd_pro(
         beta_lip,
         precond_lr,
         precond_init_scale,
-        damping_noise_scale,
-        min_precond_lr,
-        warmup_steps,
-        max_update_rms,
-        max_precondition_dim,
+        damping_noise_scale=damping_noise_scale,
+        min_precond_lr=min_precond_lr,
+        warmup_steps=warmup_steps,
+        max_update_rms=max_update_rms,
+        max_precondition_dim=max_precondition_dim,
     )
     return chain(
         direction, add_decayed_weights(weight_decay), scale_by_learning_rate(lr)

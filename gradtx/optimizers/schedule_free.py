@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gradtx.base.exact import Betas, Scalar
-from gradtx.combinators.schedule_free import schedule_free
+from gradtx.combinators.schedule_free import WEIGHT_RANGES, schedule_free
 from gradtx.rules import alias
 from gradtx.schedules.warmup import rectification_schedule
 from gradtx.transform import chain
@@ -21,12 +21,7 @@ __all__ = [
 
 @alias(
     class_name="ScheduleFreeSGD",
-    ranges={
-        "weight_lr_power": "[0, inf)",
-        "momentum": "(0, 1)",
-        "warmup_steps": "[0, inf)",
-        "r": "[0, inf)",
-    },
+    ranges={**WEIGHT_RANGES, "momentum": "(0, 1)"},
 )
 def schedule_free_sgd(
     lr: Scalar = 1.0,
@@ -79,12 +74,7 @@ def schedule_free_sgd(
 
 @alias(
     class_name="ScheduleFreeAdamW",
-    ranges={
-        "weight_lr_power": "[0, inf)",
-        "betas": ("(0, 1)", "[0, 1)"),
-        "warmup_steps": "[0, inf)",
-        "r": "[0, inf)",
-    },
+    ranges={**WEIGHT_RANGES, "betas": ("(0, 1)", "[0, 1)")},
 )
 def schedule_free_adamw(
     lr: Scalar = 0.0025,

@@ -44,7 +44,7 @@ def constant_schedule(lr: Scalar, factor: Scalar = 1.0, total_iters: int = 0):
         [0.05, 0.05, 0.1, 0.1]
     """
 
-    def value(step: Tensor) -> Tensor:
+    def value(step):
         return lr * factor ** (step < total_iters).to(step.dtype)
 
     return value
@@ -73,7 +73,7 @@ def linear_schedule(
         [0.5, 0.75, 1.0, 1.0]
     """
 
-    def value(step: Tensor) -> Tensor:
+    def value(step):
         steps = step.clamp(max=total_iters)
         factor = start_factor + (end_factor - start_factor) * steps / total_iters
         return lr * factor
@@ -98,7 +98,7 @@ def polynomial_schedule(lr: Scalar, total_iters: int = 5, power: Scalar = 1.0):
         [1.0, 0.5625, 0.25, 0.0625, 0.0, 0.0]
     """
 
-    def value(step: Tensor) -> Tensor:
+    def value(step):
         return lr * (1 - step.clamp(max=total_iters) / total_iters) ** power
 
     return value
@@ -118,7 +118,7 @@ def exponential_schedule(lr: Scalar, gamma: Scalar):
         [1.0, 0.5, 0.25, 0.125]
     """
 
-    def value(step: Tensor) -> Tensor:
+    def value(step):
         return lr * gamma**step
 
     return value
@@ -139,7 +139,7 @@ def step_schedule(lr: Scalar, step_size: int, gamma: Scalar = 0.1):
         [1.0, 1.0, 0.5, 0.5, 0.25]
     """
 
-    def value(step: Tensor) -> Tensor:
+    def value(step):
         return lr * gamma ** (step // step_size)
 
     return value
@@ -167,7 +167,7 @@ def multistep_schedule(lr: Scalar, milestones: Sequence[int], gamma: Scalar = 0.
     """
     _check_milestones(milestones)
 
-    def value(step: Tensor) -> Tensor:
+    def value(step):
         steps = torch.tensor(milestones, dtype=step.dtype, device=step.device)
         reached = (steps <= step).sum()
         return lr * gamma ** reached.to(step.dtype)
@@ -211,7 +211,7 @@ def cosine_schedule(lr: Scalar, T_max: int, eta_min: Scalar = 0.0):
     Source: Loshchilov and Hutter 2016, arXiv:1608.03983.
     """
 
-    def value(step: Tensor) -> Tensor:
+    def value(step):
         angle = math.pi * step / T_max
         return eta_min + (lr - eta_min) * (1 + angle.cos()) / 2
 
@@ -241,7 +241,7 @@ def cosine_warm_restarts_schedule(
     Source: Loshchilov and Hutter 2016, arXiv:1608.03983.
     """
 
-    def value(step: Tensor) -> Tensor:
+    def value(step):
         start = step - step % T_0
         if T_mult > 1:
             starts = [0]
@@ -334,7 +334,7 @@ def one_cycle_schedule(
     else:
         phases += [(rise, end, peak, floor)]
 
-    def value(step: Tensor) -> Tensor:
+    def value(step):
         now = floor * torch.ones_like(step)
         for first, last, start, goal in reversed(phases):
             length = last - first
@@ -413,7 +413,7 @@ def cyclic_schedule(
     down = up if step_size_down is None else step_size_down
     period = up + down
 
-    def value(step: Tensor) -> Tensor:
+    def value(step):
         place = step % period
         height = torch.where(place <= up, place / up, (period - place) / down)
         scale = {
@@ -461,7 +461,7 @@ def join_schedules(schedules: Sequence[Schedule], milestones: Sequence[int]):
             f"join_schedules: milestones must be positive and increasing, got {list(milestones)}"
         )
 
-    def value(step: Tensor) -> Tensor:
+    def value(step):
         now = exact(schedules[0](step), step.device)
         for start, part in zip(milestones, schedules[1:], strict=True):
             since = (step - start).clamp(min=0)

@@ -104,7 +104,7 @@ def chebyshev_schedule(
     Source: Agarwal et al. 2021, arXiv:2103.01338.
     """
 
-    def value(step: Tensor) -> Tensor:
+    def value(step):
         return lr * _factor_at(step - 1, num_epochs - 2, small_m, big_m)
 
     return value
@@ -167,7 +167,7 @@ def ranger21_schedule(
     )
     start = total - down
 
-    def value(step: Tensor) -> Tensor:
+    def value(step):
         t = step + 1
         up: Any = num_warm_up_iterations
         if up is None:

@@ -6,7 +6,6 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from gradtx.base.exact import Scalar
 from gradtx.schedules._factory import schedule
@@ -33,7 +32,7 @@ def ademamix_alpha_schedule(alpha: Scalar, warmup_steps: int | None):
     Source: Pagliardini et al. 2024, arXiv:2409.03137. Departures: none; it counts from t = 1.
     """
 
-    def value(step: Tensor) -> Tensor:
+    def value(step):
         return alpha * ((step + 1) / max(warmup_steps or 0, 1)).clamp(max=1)
 
     return value
@@ -66,10 +65,10 @@ def half_life_schedule(end: Scalar, warmup_steps: int | None, start: Scalar):
     """
     constant: Any = end
 
-    def steps(beta: Any) -> Tensor:
+    def steps(beta):
         return math.log(0.5) / (beta + 1e-8).log() - 1
 
-    def value(step: Tensor) -> Tensor:
+    def value(step):
         if not warmup_steps:
             return constant + 0 * step
         share = ((step + 1) / warmup_steps).clamp(max=1)

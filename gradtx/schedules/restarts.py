@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor
 
 from gradtx.base.exact import Scalar
 from gradtx.schedules._factory import schedule
@@ -37,7 +36,7 @@ def restart_warmup_schedule(lr: Scalar, every: int, warmup_steps: int):
     step ahead, and wrong from the second restart on.
     """
 
-    def value(step: Tensor) -> Tensor:
+    def value(step):
         since = (step + 1) % every
         rising = 1 - 0.99 * (1 + (math.pi * since / (warmup_steps + 1)).cos()) / 2
         is_rising = (step + 1 >= every) & (since < warmup_steps)

@@ -16,7 +16,7 @@ from gradtx.base.exact import Scalar, Schedule, exact
 from gradtx.base.messages import describe
 from gradtx.execution.context import bias_correction
 from gradtx.schedules._factory import check_schedule, entry_at, schedule
-from gradtx.transforms._math import rectification_at
+from gradtx.transforms._math import check_choices, rectification_at
 
 __all__ = [
     "cosine_warmup_restarts_schedule",
@@ -56,7 +56,7 @@ def _after_warmup(
             f"{owner}: warmup_steps must be at most t_max = {t_max}, got {warmup_steps}"
         )
 
-    def value(step: Tensor) -> Tensor:
+    def value(step):
         rising = init_lr + (max_lr - init_lr) * step / max(warmup_steps, 1)
         falling = decay((step - warmup_steps).clamp(min=0))
         return torch.where(step < warmup_steps, rising, falling)
@@ -95,7 +95,7 @@ def warmup_linear_schedule(
     Source: juntang-zhuang/GSAM, LinearScheduler. Departures: holds `min_lr` after `t_max`.
     """
 
-    def decay(since: Tensor) -> Tensor:
+    def decay(since):
         share = (since / max(t_max - warmup_steps, 1)).clamp(max=1)
         return max_lr + (min_lr - max_lr) * share
 
@@ -135,7 +135,7 @@ def warmup_cosine_schedule(
     Source: juntang-zhuang/GSAM, CosineScheduler. Departures: holds `min_lr` after `t_max`.
     """
 
-    def decay(since: Tensor) -> Tensor:
+    def decay(since):
         share = (since / max(t_max - warmup_steps, 1)).clamp(max=1)
         return min_lr + (max_lr - min_lr) * (1 + (math.pi * share).cos()) / 2
 
@@ -178,7 +178,7 @@ def warmup_poly_schedule(
     PolynomialLR, see `polynomial_schedule`.
     """
 
-    def decay(since: Tensor) -> Tensor:
+    def decay(since):
         # Clamp 0 to 1 step, so that negative powers are finite.
         steps = since.clamp(1, max(t_max - warmup_steps, 1))
         return min_lr + (max_lr - min_lr) * steps**poly_order
@@ -263,7 +263,7 @@ def cosine_warmup_restarts_schedule(
             f"{name}: warmup_steps must be below first_cycle_steps = {first_cycle_steps}, got {warmup_steps}"
         )
 
-    def value(step: Tensor) -> Tensor:
+    def value(step):
         starts, last_length = _cycles(
             first_cycle_steps - warmup_steps, float(cycle_mult), warmup_steps
         )
@@ -323,7 +323,7 @@ def proportion_schedule(
     """
     check_schedule("proportion_schedule: lr_schedule", lr_schedule)
 
-    def value(step: Tensor) -> Tensor:
+    def value(step):
         span: Any = max_lr - min_lr
         most: Any = max_value
         above = exact(lr_schedule(step), step.device) - min_lr
@@ -372,7 +372,7 @@ def explore_exploit_schedule(
             f"got {total_steps}"
         )
 
-    def value(step: Tensor) -> Tensor:
+    def value(step):
         t = step + 1
         rising = (t / max(warmup_steps, 1)).clamp(max=1)
         falling = (1 - (t - flat) / max(total_steps - flat, 1)).clamp(min=0)
@@ -444,11 +444,9 @@ def wsd_schedule(
     Source: Hu et al. 2024, arXiv:2404.06395. Departures: `min_lr_ratio` applies to every form; code that applies it
     only to the cosine jumps at the end of the other forms.
     """
-    if cooldown_type not in _COOLDOWNS:
-        known = ", ".join(map(repr, _COOLDOWNS))
-        raise ValueError(
-            f"wsd_schedule: cooldown_type must be one of {known}, got {cooldown_type!r}"
-        )
+    check_choices(
+        "wsd_schedule", {"cooldown_type": _COOLDOWNS}, cooldown_type=cooldown_type
+    )
     stable, decaying = _stable_and_decaying(
         num_warmup_steps, num_stable_steps, num_decay_steps, total_steps
     )
@@ -467,7 +465,7 @@ def wsd_schedule(
         exponents = {"1-sqrt": 0.5, "linear": 1, "1-square": 2}
         return 1 - x ** exponents[cooldown_type]
 
-    def value(step: Tensor) -> Tensor:
+    def value(step):
         progress = (
             (step / num_warmup_steps).clamp(max=1)
             if num_warmup_steps
@@ -522,7 +520,7 @@ def untuned_linear_warmup(lr: Scalar = 1.0, beta2: Scalar = 0.999):
     Source: Ma and Yarats 2019, arXiv:1910.04209. The period $2/(1-\beta_2)$ is not rounded.
     """
 
-    def value(step: Tensor) -> Tensor:
+    def value(step):
         share = (step + 1) * (1 - beta2) / 2
         return lr * share.clamp(max=1)
 
@@ -549,7 +547,7 @@ def untuned_exponential_warmup(lr: Scalar = 1.0, beta2: Scalar = 0.999):
     Source: Ma and Yarats 2019, arXiv:1910.04209.
     """
 
-    def value(step: Tensor) -> Tensor:
+    def value(step):
         return lr * -torch.expm1((step + 1) * (beta2 - 1))
 
     return value
@@ -579,7 +577,7 @@ def rectification_schedule(lr: Scalar, beta2: Scalar = 0.999, silent: bool = Tru
     Source: Liu et al. 2019, arXiv:1908.03265; the threshold is that of Schedule-Free RAdam. Departures: none.
     """
 
-    def value(step: Tensor) -> Tensor:
+    def value(step):
         time = step + 1
         factor, rectified = rectification_at(
             time, bias_correction(beta2, time), beta2, 4.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -10,7 +11,19 @@ from torch import Tensor
 from gradtx.arguments import is_off
 from gradtx.base import torch_names as _torch
 from gradtx.base.dtensor import full_tensor
-from gradtx.base.exact import exact
+from gradtx.base.exact import exact, exact_dtype
+
+
+def check_choices(
+    owner: str, choices_of: Mapping[str, Iterable[str]], **chosen: str
+) -> None:
+    """Raise an error for options that are none of their choices in a table."""
+    for option, value in chosen.items():
+        if value not in choices_of[option]:
+            choices = ", ".join(map(repr, choices_of[option]))
+            raise ValueError(
+                f"{owner}: {option} must be one of {choices}, got {value!r}"
+            )
 
 
 def differentiable() -> bool:
@@ -139,30 +152,57 @@ def blended(old: Tensor, new: Tensor, weight: Any) -> Tensor:
     return torch.lerp(old, new, weight)
 
 
-def adam_moments(betas: Any, amsgrad: bool = False) -> tuple[Any, Any]:
-    """Return Adam's `init(param)` and `average(update, state) -> (m, v, new state)`; v is the maximum with amsgrad."""
-    beta1, beta2 = betas
-    rest1 = 1 - beta1
-    rest2 = 1 - beta2
+def zeros(*slots: str, **slots_if: bool) -> Callable[[Tensor], dict[str, Tensor]]:
+    """Return an `init` that creates slots of zeros; those given by keyword only if their value is True."""
+    created = (*slots, *(slot for slot, exists in slots_if.items() if exists))
 
     def init(param):
-        state = {
-            "exp_avg": torch.zeros_like(param),
-            "exp_avg_sq": torch.zeros_like(param),
-        }
-        if amsgrad:
-            state["max_exp_avg_sq"] = torch.zeros_like(param)
-        return state
+        return {slot: torch.zeros_like(param) for slot in created}
+
+    return init
+
+
+def scalar_zero(param: Tensor) -> Tensor:
+    """Return an initial 0 for a 0-d slot, in the dtype of exact numbers."""
+    return param.new_zeros((), dtype=exact_dtype(param))
+
+
+def running_mean(old: Tensor, new: Tensor, beta: Any) -> Tensor:
+    r"""Return $\beta x_{t-1} + (1-\beta) x_t$."""
+    return beta * old + (1 - beta) * new
+
+
+def peak(
+    new: dict[str, Tensor], state: Mapping[str, Tensor], slot: str, amsgrad: bool
+) -> Tensor:
+    """Return the new value of a slot or, with AMSGrad, its running maximum, which is added to `new`."""
+    if not amsgrad:
+        return new[slot]
+    largest_slot = f"max_{slot}"
+    new[largest_slot] = torch.maximum(state[largest_slot], new[slot])
+    return new[largest_slot]
+
+
+def change_of(update: Tensor, state: Mapping[str, Tensor], ctx: Any) -> Tensor:
+    """Return $g_t - g_{t-1}$ with the slot `previous_grad`, and 0 in the first step."""
+    return torch.where(ctx.step == 1, 0.0, update - state["previous_grad"])
+
+
+def adam_moments(betas: Any, amsgrad: bool = False, *slots: str) -> tuple[Any, Any]:
+    """Return Adam's `init(param)` and `average(update, state) -> (m, v, new state)`; v is the maximum with amsgrad.
+
+    `init` also creates `slots` of zeros.
+    """
+    beta1, beta2 = betas
 
     def average(update, state):
-        mean = beta1 * state["exp_avg"] + rest1 * update
-        square = beta2 * state["exp_avg_sq"] + rest2 * update.square()
-        new_state = {"exp_avg": mean, "exp_avg_sq": square}
-        if amsgrad:
-            square = torch.maximum(state["max_exp_avg_sq"], square)
-            new_state["max_exp_avg_sq"] = square
-        return mean, square, new_state
+        new = {
+            "exp_avg": running_mean(state["exp_avg"], update, beta1),
+            "exp_avg_sq": running_mean(state["exp_avg_sq"], update.square(), beta2),
+        }
+        return new["exp_avg"], peak(new, state, "exp_avg_sq", amsgrad), new
 
+    init = zeros("exp_avg", "exp_avg_sq", *slots, max_exp_avg_sq=amsgrad)
     return init, average
 
 

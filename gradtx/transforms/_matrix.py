@@ -461,7 +461,11 @@ STARTS = ("fro", "schatten4", "aol")
 
 
 def newton_schulz(
-    x: Tensor, polynomials: Sequence[Sequence[float]], eps: Any, start: str = "fro"
+    x: Tensor,
+    polynomials: Sequence[Sequence[float]],
+    eps: Any = 1e-7,
+    start: str = "fro",
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
     r"""Bring the singular values of a matrix (or a batch of them) near 1 with odd polynomials of degree 5.
 
@@ -470,7 +474,9 @@ def newton_schulz(
     """
     is_tall = x.shape[-2] > x.shape[-1]
     shape = x.shape
-    dtype = x.dtype
+    dtype_of_x = x.dtype
+    dtype = dtype_of_x if dtype is None else dtype
+    x = x.to(dtype)
     if x.ndim > 3:
         x = x.flatten(0, -3)
     if is_tall:
@@ -487,7 +493,7 @@ def newton_schulz(
         x = _rounded(added_product(x, step, x, a), dtype)  # a X + step X
     if is_tall:
         x = x.mT
-    return x.reshape(shape).to(dtype)
+    return x.reshape(shape).to(dtype).to(dtype_of_x)
 
 
 def _is_faster_in_float32(x: Tensor) -> bool:

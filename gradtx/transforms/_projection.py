@@ -20,15 +20,6 @@ CHOICES = {
 }
 
 
-def check_choices(owner: str, **chosen: str) -> None:
-    for option, value in chosen.items():
-        if value not in CHOICES[option]:
-            choices = ", ".join(map(repr, CHOICES[option]))
-            raise ValueError(
-                f"{owner}: {option} must be one of {choices}, got {value!r}"
-            )
-
-
 @dataclasses.dataclass(frozen=True)
 class Projection:
     """Options of `low_rank`, which documents them."""

@@ -162,14 +162,14 @@ class Rotation:
     """Options of `rotated`, which documents them; `beta` and `eps` may be tensors."""
 
     factors: Factors
-    statistics: str
     beta: Any
     frequency: int
-    start: str
-    refresh: str
-    offset: int
-    of: str
-    eps: Any
+    statistics: str = "shampoo"
+    start: str = "skip"
+    refresh: str = "qr"
+    offset: int = 1
+    of: str = "update"
+    eps: Any = 0.0
     staggers: bool = False
 
     def space(self, inner: GradientTransformation, hidden: bool = False) -> Space:

@@ -11,7 +11,7 @@ from gradtx.base.exact import Betas, Scalar, exact
 from gradtx.base.torch_names import readable
 from gradtx.rules import per_tensor
 from gradtx.transform import chain
-from gradtx.transforms._math import largest
+from gradtx.transforms._math import change_of, largest, running_mean, zeros
 from gradtx.transforms.decay import check_initial_lr
 from gradtx.transforms.momentum import accumulated
 
@@ -161,20 +161,14 @@ def scale_by_pid(
     if is_off(momentum):
         return chain()
 
-    def init(param):
-        return {
-            slot: torch.zeros_like(param)
-            for slot in ("momentum_buffer", "d_buffer", "previous_grad")
-        }
-
     def update(update, state, param, ctx):
         total = accumulated(state["momentum_buffer"], update, momentum, dampening, ctx)
-        change = torch.where(ctx.step == 1, 0.0, update - state["previous_grad"])
-        trend = momentum * state["d_buffer"] + (1 - momentum) * change
+        change = change_of(update, state, ctx)
+        trend = running_mean(state["d_buffer"], change, momentum)
         new = {"momentum_buffer": total, "d_buffer": trend, "previous_grad": update}
         return update + integral * total + derivative * trend, new
 
-    return init, update
+    return zeros("momentum_buffer", "d_buffer", "previous_grad"), update
 
 
 @per_tensor(

@@ -6,7 +6,7 @@ import torch
 
 from gradtx.base.exact import Betas, Scalar
 from gradtx.rules import per_tensor
-from gradtx.transforms._math import filled_like, safe_sqrt
+from gradtx.transforms._math import filled_like, running_mean, safe_sqrt, zeros
 
 __all__ = ["scale_by_adadelta", "scale_by_adamax", "scale_by_rss"]
 
@@ -86,21 +86,15 @@ def scale_by_adadelta(rho: Scalar = 0.9, eps: Scalar = 1e-6):
     Source: Zeiler 2012, arXiv:1212.5701. Departures: none.
     """
 
-    def init(param):
-        return {
-            "square_avg": torch.zeros_like(param),
-            "acc_delta": torch.zeros_like(param),
-        }
-
     def update(update, state, param, ctx):
-        square = rho * state["square_avg"] + (1 - rho) * update.square()
+        square = running_mean(state["square_avg"], update.square(), rho)
         delta = safe_sqrt((state["acc_delta"] + eps) / (square + eps)) * update
         return delta, {
             "square_avg": square,
-            "acc_delta": rho * state["acc_delta"] + (1 - rho) * delta.square(),
+            "acc_delta": running_mean(state["acc_delta"], delta.square(), rho),
         }
 
-    return init, update
+    return zeros("square_avg", "acc_delta"), update
 
 
 @per_tensor(elementwise=True, nonnegative=("exp_inf",))
@@ -135,17 +129,13 @@ def scale_by_adamax(betas: Betas = (0.9, 0.999), eps: Scalar = 1e-8):
     not have it.
     """
     beta1, beta2 = betas
-    rest1 = 1 - beta1
-
-    def init(param):
-        return {"exp_avg": torch.zeros_like(param), "exp_inf": torch.zeros_like(param)}
 
     def update(update, state, param, ctx):
-        mean = beta1 * state["exp_avg"] + rest1 * update
+        mean = running_mean(state["exp_avg"], update, beta1)
         largest = torch.maximum(beta2 * state["exp_inf"], update.abs() + eps)
         return mean / (ctx.bias_correction(beta1) * largest), {
             "exp_avg": mean,
             "exp_inf": largest,
         }
 
-    return init, update
+    return zeros("exp_avg", "exp_inf"), update

@@ -6,7 +6,7 @@ import torch
 
 from gradtx.base.exact import Betas, Scalar
 from gradtx.rules import per_tensor
-from gradtx.transforms._math import quotient, safe_sqrt
+from gradtx.transforms._math import peak, quotient, running_mean, safe_sqrt, zeros
 
 __all__ = ["scale_by_acprop"]
 
@@ -51,30 +51,19 @@ def scale_by_acprop(
     """
     beta1, beta2 = betas
 
-    def init(param):
-        slots = (
-            ("exp_avg", "exp_avg_var", "max_exp_avg_var")
-            if amsgrad
-            else ("exp_avg", "exp_avg_var")
-        )
-        return {slot: torch.zeros_like(param) for slot in slots}
-
     def update(update, state, param, ctx):
         # Not ctx.step == 1: a leaf's first gradient may arrive later.
         first = (state["exp_avg"] == 0) & (state["exp_avg_var"] == 0)
-        mean = beta1 * state["exp_avg"] + (1 - beta1) * update
+        mean = running_mean(state["exp_avg"], update, beta1)
         above = mean / ctx.bias_correction(beta1) if momentum_update else update
         correction = torch.where(
             ctx.step == 1, 1.0, ctx.bias_correction(beta2, ctx.step - 1)
         )
         old = state["max_exp_avg_var" if amsgrad else "exp_avg_var"]
         root = safe_sqrt(old / correction) + eps
-        variance = (
-            beta2 * state["exp_avg_var"] + (1 - beta2) * (update - mean).square() + eps
-        )
-        new = {"exp_avg": mean, "exp_avg_var": variance}
-        if amsgrad:
-            new["max_exp_avg_var"] = torch.maximum(state["max_exp_avg_var"], variance)
+        variance = running_mean(state["exp_avg_var"], (update - mean).square(), beta2)
+        new = {"exp_avg": mean, "exp_avg_var": variance + eps}
+        peak(new, state, "exp_avg_var", amsgrad)
         return torch.where(first, above, quotient(above, root, floor=eps)), new
 
-    return init, update
+    return zeros("exp_avg", "exp_avg_var", max_exp_avg_var=amsgrad), update

@@ -7,7 +7,13 @@ import torch
 from gradtx.arguments import Range, is_off
 from gradtx.base.exact import Betas, Scalar
 from gradtx.rules import per_tensor
-from gradtx.transforms._math import adam_moments, hat_rate, safe_pow, safe_sqrt
+from gradtx.transforms._math import (
+    adam_moments,
+    hat_rate,
+    running_mean,
+    safe_pow,
+    safe_sqrt,
+)
 from gradtx.transforms._math import softplus as smooth
 
 __all__ = ["scale_by_adam_hat", "scale_by_diffgrad", "scale_by_yogi"]
@@ -118,16 +124,15 @@ def scale_by_yogi(
     add eps after the correction.
     """
     beta1, beta2 = betas
-    rest1, rest2 = 1 - beta1, 1 - beta2
 
     def init(param):
         zeros = torch.zeros_like(param)
         return {"exp_avg": zeros, "exp_avg_sq": zeros + initial_accumulator_value}
 
     def update(update, state, param, ctx):
-        mean = beta1 * state["exp_avg"] + rest1 * update
+        mean = running_mean(state["exp_avg"], update, beta1)
         square, update_square = state["exp_avg_sq"], update.square()
-        square = square - rest2 * (square - update_square).sign() * update_square
+        square = square - (1 - beta2) * (square - update_square).sign() * update_square
         return hat_rate(safe_sqrt(square) + eps, ctx, betas) * mean, {
             "exp_avg": mean,
             "exp_avg_sq": square,
@@ -166,10 +171,7 @@ def scale_by_diffgrad(betas: Betas = (0.9, 0.999), eps: Scalar = 1e-8):
 
     Source: Dubey et al. 2019, arXiv:1909.11015. Departures: none.
     """
-    init_moments, average = adam_moments(betas)
-
-    def init(param):
-        return {**init_moments(param), "previous_grad": torch.zeros_like(param)}
+    init, average = adam_moments(betas, False, "previous_grad")
 
     def update(update, state, param, ctx):
         mean, square, new = average(update, state)

@@ -11,7 +11,9 @@ from gradtx.transforms._math import (
     at_least,
     corrected_root,
     filled_like,
+    running_mean,
     safe_sqrt,
+    zeros,
 )
 
 __all__ = ["scale_by_adam", "scale_by_adopt", "scale_by_rms"]
@@ -55,12 +57,11 @@ def scale_by_adam(
     maximum is taken before bias correction, as in torch.optim.
     """
     beta1, beta2 = betas
-    rest1 = 1 - beta1
     init, average = adam_moments(betas, amsgrad)
 
     def update(update, state, param, ctx):
         mean, square, new = average(update, state)
-        ahead = beta1 * mean + rest1 * update if nesterov else mean
+        ahead = running_mean(mean, update, beta1) if nesterov else mean
         root = corrected_root(square, ctx, beta2)
         return ahead / ctx.bias_correction(beta1) / (root + eps), new
 
@@ -108,14 +109,14 @@ def scale_by_rms(
     """
 
     def init(param):
-        slots = {"square_avg": filled_like(param, initial_accumulator_value)}
-        return slots | {"grad_avg": torch.zeros_like(param)} if centered else slots
+        start = filled_like(param, initial_accumulator_value)
+        return {"square_avg": start, **zeros(grad_avg=centered)(param)}
 
     def update(update, state, param, ctx):
-        square = alpha * state["square_avg"] + (1 - alpha) * update.square()
+        square = running_mean(state["square_avg"], update.square(), alpha)
         new, variance = {"square_avg": square}, square
         if centered:
-            mean = new["grad_avg"] = alpha * state["grad_avg"] + (1 - alpha) * update
+            mean = new["grad_avg"] = running_mean(state["grad_avg"], update, alpha)
             # Rounding can make the difference negative.
             variance = (square - mean.square()).clamp(min=0)
         root = safe_sqrt(variance + eps) if eps_in_root else safe_sqrt(variance) + eps
@@ -160,12 +161,6 @@ def scale_by_adopt(
     """
     beta1, beta2 = betas
 
-    def init(param):
-        return {
-            "exp_avg": torch.zeros_like(param),
-            "exp_avg_sq": torch.zeros_like(param),
-        }
-
     def update(update, state, param, ctx):
         mean, square = state["exp_avg"], state["exp_avg_sq"]
         first = ctx.step == 1
@@ -173,13 +168,13 @@ def scale_by_adopt(
         if clip_exponent is not None:
             bound = (ctx.time - 1) ** clip_exponent
             normal = normal.clamp(-bound, bound)
-        mean = torch.where(first, mean, beta1 * mean + (1 - beta1) * normal)
+        mean = torch.where(first, mean, running_mean(mean, normal, beta1))
         update_square = update.square()
         return mean, {
             "exp_avg": mean,
             "exp_avg_sq": torch.where(
-                first, update_square, beta2 * square + (1 - beta2) * update_square
+                first, update_square, running_mean(square, update_square, beta2)
             ),
         }
 
-    return init, update
+    return zeros("exp_avg", "exp_avg_sq"), update

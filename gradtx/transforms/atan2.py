@@ -14,7 +14,9 @@ from gradtx.transforms._math import (
     caution,
     corrected_root,
     norm,
+    running_mean,
     safe_sqrt,
+    zeros,
 )
 
 __all__ = [
@@ -126,17 +128,11 @@ def scale_by_adopt_atan2(
     """
     beta1, beta2 = betas
 
-    def init(param):
-        return {
-            "exp_avg": torch.zeros_like(param),
-            "exp_avg_sq": torch.zeros_like(param),
-        }
-
     def update(update, state, param, ctx):
         old, square = state["exp_avg"], state["exp_avg_sq"]
         first = ctx.step == 1
         mean = torch.where(
-            first, old, beta1 * old + (1 - beta1) * atan2(update, b * safe_sqrt(square))
+            first, old, running_mean(old, atan2(update, b * safe_sqrt(square)), beta1)
         )
         direction = (
             mean
@@ -145,11 +141,11 @@ def scale_by_adopt_atan2(
         )
         update_square = update.square()
         square = torch.where(
-            first, update_square, beta2 * square + (1 - beta2) * update_square
+            first, update_square, running_mean(square, update_square, beta2)
         )
         return a * direction, {"exp_avg": mean, "exp_avg_sq": square}
 
-    return init, update
+    return zeros("exp_avg", "exp_avg_sq"), update
 
 
 @per_tensor(ranges={"factor": Range("[0, 1]", off=1.0)})
@@ -216,15 +212,12 @@ def orthogonalize_against_ema(beta: Scalar = 0.9):
     latter, which fails for 0-d leaves.
     """
 
-    def init(param):
-        return {"grad_ema": torch.zeros_like(param)}
-
     def update(update, state, param, ctx):
         old, exact = state["grad_ema"], update.to(ctx.time.dtype)
         unit = old.to(exact.dtype)
         unit = unit / norm(unit).clamp(min=1e-12)
         return exact - (exact * unit).sum() * unit, {
-            "grad_ema": beta * old + (1 - beta) * update
+            "grad_ema": running_mean(old, update, beta)
         }
 
-    return init, update
+    return zeros("grad_ema"), update

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from gradtx.base.exact import Scalar
 from gradtx.rules import per_tensor
+from gradtx.transforms._math import running_mean
 
 __all__ = ["average", "lookahead"]
 
@@ -119,7 +120,7 @@ def average(decay: Scalar | None = None, start: int = 0, debias: bool = False):
             return old + (new - old) / steps
         if debias:
             return old + (1 - decay) / ctx.bias_correction(decay, steps) * (new - old)
-        return decay * old + (1 - decay) * new
+        return running_mean(old, new, decay)
 
     def update(update, state, param, ctx):
         new = param + update

@@ -6,7 +6,7 @@ import torch
 
 from gradtx.base.exact import Scalar
 from gradtx.rules import per_tensor
-from gradtx.transforms._math import quotient, safe_sqrt
+from gradtx.transforms._math import quotient, running_mean, safe_sqrt, zeros
 
 __all__ = ["scale_by_bcos"]
 
@@ -66,30 +66,26 @@ def scale_by_bcos(
     rest = 1 - beta
     keep = (1 - rest * rest if mode == "c" else beta) if beta2 is None else beta2
     by_mode = {"c": ("exp_avg",), "m": ("exp_avg", "exp_avg_sq"), "g": ("exp_avg_sq",)}
-    slots = by_mode[mode]
 
     def conditional(mean, update):
         if simple_cond:
-            return keep * mean.square() + (1 - keep) * update.square()
+            return running_mean(mean.square(), update.square(), keep)
         # The docstring's three terms as two squares: rounded, their sum could be negative.
         return (
             beta**2 * (2 - beta**2) * mean.square()
             + rest**2 * (update + beta * mean).square()
         )
 
-    def init(param):
-        return {slot: torch.zeros_like(param) for slot in slots}
-
     def update(update, state, param, ctx):
         new, old, direction, first = {}, update, update, ctx.step == 1
         if mode != "g":
             old = torch.where(first, ctx.grad, state["exp_avg"])
-            direction = new["exp_avg"] = beta * old + rest * update
+            direction = new["exp_avg"] = running_mean(old, update, beta)
         if mode == "c":
             square = conditional(old, update)
         else:
             before = torch.where(first, ctx.grad.square(), state["exp_avg_sq"])
-            square = new["exp_avg_sq"] = keep * before + (1 - keep) * direction.square()
+            square = new["exp_avg_sq"] = running_mean(before, direction.square(), keep)
         return quotient(direction, safe_sqrt(square) + eps, floor=eps), new
 
-    return init, update
+    return zeros(*by_mode[mode]), update

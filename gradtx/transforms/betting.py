@@ -6,7 +6,7 @@ import torch
 
 from gradtx.base.exact import Scalar
 from gradtx.rules import per_tensor
-from gradtx.transforms._math import at_least, filled_like, quotient
+from gradtx.transforms._math import at_least, filled_like, quotient, zeros
 
 __all__ = ["scale_by_cocob"]
 
@@ -49,10 +49,11 @@ def scale_by_cocob(alpha: Scalar = 100.0, eps: Scalar = 1e-8):
     """
 
     def init(param):
-        zeros = {
-            slot: torch.zeros_like(param) for slot in ("abs_sum", "reward", "grad_sum")
+        return {
+            "param_init": param,
+            "scale": filled_like(param, eps),
+            **zeros("abs_sum", "reward", "grad_sum")(param),
         }
-        return {"param_init": param, "scale": filled_like(param, eps), **zeros}
 
     def update(update, state, param, ctx):
         start = state["param_init"]

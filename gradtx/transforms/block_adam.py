@@ -10,7 +10,7 @@ from torch import Tensor
 from gradtx.arguments import UnfitError
 from gradtx.base.exact import Betas, Scalar
 from gradtx.rules import per_tensor
-from gradtx.transforms._math import corrected_root
+from gradtx.transforms._math import corrected_root, running_mean
 
 __all__ = ["scale_by_block_adam"]
 
@@ -97,10 +97,9 @@ def scale_by_block_adam(
         }
 
     def update(update, state, param, ctx):
-        mean = beta1 * state["exp_avg"] + (1 - beta1) * update
-        square = beta2 * state["vmean"] + (1 - beta2) * _means(
-            update.square(), _blocks(update, block)
-        )
+        mean = running_mean(state["exp_avg"], update, beta1)
+        means = _means(update.square(), _blocks(update, block))
+        square = running_mean(state["vmean"], means, beta2)
         root = corrected_root(square, ctx, beta2) + eps
         direction = mean / ctx.bias_correction(beta1) / _spread(root, update)
         return direction, {"exp_avg": mean, "vmean": square}

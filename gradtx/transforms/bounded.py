@@ -119,10 +119,7 @@ def scale_by_adamod(
 
     Source: Ding et al. 2019, arXiv:1910.12249. Departures: none from the authors' code.
     """
-    moments, average = adam_moments(betas)
-
-    def init(param):
-        return moments(param) | {"exp_avg_lr": torch.zeros_like(param)}
+    init, average = adam_moments(betas, False, "exp_avg_lr")
 
     def update(update, state, param, ctx):
         mean, square, new = average(update, state)

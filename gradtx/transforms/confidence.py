@@ -6,7 +6,7 @@ import torch
 
 from gradtx.base.exact import Scalar
 from gradtx.rules import per_tensor
-from gradtx.transforms._math import mean
+from gradtx.transforms._math import mean, running_mean
 from gradtx.transforms.factored import over_root
 
 __all__ = ["scale_by_confidence"]
@@ -48,7 +48,6 @@ def scale_by_confidence(
 
     Source: Luo et al. 2023, arXiv:2307.02047. Departures: none.
     """
-    rest1, rest3 = 1 - beta1, 1 - beta3
 
     def init(param):
         slots = {"exp_avg": torch.zeros_like(param)}
@@ -60,12 +59,12 @@ def scale_by_confidence(
         return slots
 
     def update(update, state, param, ctx):
-        average = beta1 * state["exp_avg"] + rest1 * update
+        average = running_mean(state["exp_avg"], update, beta1)
         if update.ndim < 2:
             return average, {"exp_avg": average}
         residual = (update - average).square() + eps
-        rows = beta3 * state["exp_avg_res_row"] + rest3 * mean(residual, -1)
-        columns = beta3 * state["exp_avg_res_col"] + rest3 * mean(residual, -2)
+        rows = running_mean(state["exp_avg_res_row"], mean(residual, -1), beta3)
+        columns = running_mean(state["exp_avg_res_col"], mean(residual, -2), beta3)
         new = {"exp_avg": average, "exp_avg_res_row": rows, "exp_avg_res_col": columns}
         return over_root(average, rows, columns), new
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from gradtx.base.messages import describe
 from gradtx.rules import per_tensor
+from gradtx.transform import GradientTransformation
 
 __all__ = ["map_after_step"]
 
@@ -49,3 +51,9 @@ def map_after_step(fn: Callable[[Tensor], Tensor], before: bool = False):
         return fn(start + update) - param, state
 
     return update
+
+
+def decay_after_step(lr: Any, weight_decay: Any) -> GradientTransformation:
+    r"""Multiply the weights by $1 - \eta \lambda$ after the step."""
+    factor = 1 - lr * weight_decay
+    return map_after_step(lambda weights: factor * weights)

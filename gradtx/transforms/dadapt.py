@@ -16,7 +16,14 @@ from torch import Tensor
 from gradtx.arguments import is_off
 from gradtx.base.exact import Betas, Scalar, exact
 from gradtx.rules import per_tensor
-from gradtx.transforms._math import plus_decay, quotient, safe_sqrt
+from gradtx.transforms._math import (
+    change_of,
+    plus_decay,
+    quotient,
+    running_mean,
+    safe_sqrt,
+    zeros,
+)
 from gradtx.transforms.dual_averaging import dual_averaging
 
 __all__ = [
@@ -229,18 +236,13 @@ def scale_by_dadapt_adam(
     beta1, beta2 = betas
     keep = beta2**0.5
 
-    def init(param):
-        return {
-            slot: torch.zeros_like(param) for slot in ("exp_avg", "exp_avg_sq", "s")
-        }
-
     def update(update, state, param, ctx):
         d = state["d"]
         rate = corrected_rate(d, lr, betas, use_bias_correction, ctx)
         scaled = state["s"] / (safe_sqrt(state["exp_avg_sq"]) + eps)
         product = rate * (update * scaled).sum()
         mean = beta1 * state["exp_avg"] + ((1 - beta1) * rate) * update
-        square = beta2 * state["exp_avg_sq"] + (1 - beta2) * update.square()
+        square = running_mean(state["exp_avg_sq"], update.square(), beta2)
         s = keep * state["s"] + ((1 - keep) * rate) * update
         total = yield {"product": product, "size": s.abs().sum()}
         no_gradient, numerator, estimate = _correlation(
@@ -260,7 +262,7 @@ def scale_by_dadapt_adam(
             {**new, "d": grown(d, estimate, growth_rate)},
         )
 
-    return init, update
+    return zeros("exp_avg", "exp_avg_sq", "s"), update
 
 
 @per_tensor(
@@ -409,18 +411,16 @@ def scale_by_dadapt_adan(
     """
     beta1, beta2, beta3 = betas
 
-    def init(param):
-        slots = ("exp_avg", "exp_avg_diff", "exp_avg_sq", "s", "previous_grad")
-        return {slot: torch.zeros_like(param) for slot in slots}
+    init = zeros("exp_avg", "exp_avg_diff", "exp_avg_sq", "s", "previous_grad")
 
     def update(update, state, param, ctx):
         d = state["d"]
         rate = d * lr
-        change = torch.where(ctx.step == 1, 0.0, update - state["previous_grad"])
+        change = change_of(update, state, ctx)
         mean = beta1 * state["exp_avg"] + ((1 - beta1) * rate) * update
         trend = beta2 * state["exp_avg_diff"] + ((1 - beta2) * rate) * change
         moved = update + beta2 * change
-        square = beta3 * state["exp_avg_sq"] + (1 - beta3) * moved.square()
+        square = running_mean(state["exp_avg_sq"], moved.square(), beta3)
         s = beta3 * state["s"] + ((1 - beta3) * rate) * update
         root = safe_sqrt(square) + eps
         total = yield {
@@ -502,13 +502,10 @@ def scale_by_dadapt_lion(
     beta1, beta2 = betas
     keep = beta2**0.5
 
-    def init(param):
-        return {"exp_avg": torch.zeros_like(param), "s": torch.zeros_like(param)}
-
     def update(update, state, param, ctx):
         d = state["d"]
         rate = d * lr
-        sign = (beta1 * state["exp_avg"] + (1 - beta1) * update).sign()
+        sign = running_mean(state["exp_avg"], update, beta1).sign()
         mean = beta2 * state["exp_avg"] + ((1 - beta2) * rate) * update
         s = keep * state["s"] + ((1 - keep) * rate) * sign
         total = yield {
@@ -531,4 +528,4 @@ def scale_by_dadapt_lion(
             },
         )
 
-    return init, update
+    return zeros("exp_avg", "s"), update

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import torch
 
-from gradtx.base.exact import Betas, Scalar, exact_dtype
+from gradtx.base.exact import Betas, Scalar
 from gradtx.rules import per_tensor
-from gradtx.transforms._math import adam_moments, corrected_root, largest, safe_sqrt
+from gradtx.transforms._math import (
+    adam_moments,
+    corrected_root,
+    largest,
+    safe_sqrt,
+    scalar_zero,
+)
 
 __all__ = ["scale_by_adashift", "scale_by_avagrad"]
 
@@ -135,7 +141,7 @@ def scale_by_adashift(
     (beta1, beta2), phi = betas, _REDUCTIONS[reduce]
 
     def init(param):
-        whole = param.new_zeros((), dtype=exact_dtype(param))
+        whole = scalar_zero(param)
         square = torch.zeros_like(param) if reduce == "none" else whole
         return {
             "grad": [torch.zeros_like(param) for _ in range(keep_num)],

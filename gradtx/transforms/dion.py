@@ -11,7 +11,12 @@ from torch import Tensor
 from gradtx.base.exact import Scalar
 from gradtx.base.messages import describe
 from gradtx.rules import per_tensor
-from gradtx.transforms._math import at_least, norm, safe_sqrt
+from gradtx.transforms._math import (
+    at_least,
+    norm,
+    running_mean,
+    safe_sqrt,
+)
 from gradtx.transforms._matrix import newton_schulz, orthonormal
 from gradtx.transforms._polynomials import Coefficients, polynomials
 
@@ -173,9 +178,7 @@ def orthogonalize_slices(
         dim = _sliced_dim(update, select)
         chosen = _largest_slices(momentum, dim, fraction)
         part = momentum.index_select(dim, chosen)
-        direction = newton_schulz(
-            part if dtype is None else part.to(dtype), iteration, 1e-7
-        ).to(part.dtype)
+        direction = newton_schulz(part, iteration, dtype=dtype)
         new = {}
         if beta2 is not None:
             direction, new["exp_avg_sq"] = _normalized(
@@ -187,9 +190,8 @@ def orthogonalize_slices(
     def _normalized(direction, squares, chosen, dim, beta2):
         """Equalize the rows' root mean square over time, and return the moments of all rows as well."""
         old = squares.index_select(0, chosen) if dim == 0 else squares
-        square = beta2 * old + (1 - beta2) * direction.square().mean(
-            dim=1, keepdim=True
-        )
+        means = direction.square().mean(dim=1, keepdim=True)
+        square = running_mean(old, means, beta2)
         scaled = direction / (safe_sqrt(square) + neuron_eps)
         direction = scaled * (norm(direction) / at_least(norm(scaled), neuron_eps))
         return direction, squares.index_copy(0, chosen, square) if dim == 0 else square

@@ -10,7 +10,7 @@ from torch import Tensor
 from gradtx.arguments import is_off
 from gradtx.base.exact import Scalar, exact
 from gradtx.rules import per_tensor
-from gradtx.transforms._math import plus_decay, quotient, safe_pow
+from gradtx.transforms._math import plus_decay, quotient, safe_pow, zeros
 
 __all__ = ["scale_by_madgrad"]
 
@@ -66,8 +66,8 @@ def scale_by_madgrad(
     reconstructs = is_off(momentum)
 
     def init(param):
-        slots = {"grad_sum_sq": torch.zeros_like(param), "s": torch.zeros_like(param)}
-        return slots if reconstructs else {**slots, "x0": param}
+        sums = zeros("grad_sum_sq", "s")(param)
+        return sums if reconstructs else sums | {"x0": param}
 
     def moved(sums):
         return quotient(

@@ -6,7 +6,14 @@ import torch
 
 from gradtx.base.exact import Betas, Scalar
 from gradtx.rules import per_tensor
-from gradtx.transforms._math import adam_moments, at_least, hat_rate, safe_sqrt
+from gradtx.transforms._math import (
+    adam_moments,
+    at_least,
+    hat_rate,
+    running_mean,
+    safe_sqrt,
+    zeros,
+)
 from gradtx.transforms._matrix import eigenbasis
 from gradtx.transforms._rotation import (
     Factors,
@@ -121,7 +128,7 @@ def scale_by_kl_shampoo(
             ), new
         first = is_empty(state["GG"][0])
         mean = torch.where(
-            first, state["exp_avg"], beta1 * state["exp_avg"] + (1 - beta1) * update
+            first, state["exp_avg"], running_mean(state["exp_avg"], update, beta1)
         )
         scales = kl_scales(state["GG"], state["Q"], eps)
         direction = change_basis(
@@ -189,19 +196,16 @@ def scale_by_late_rms(beta: Scalar = 0.9, eps: Scalar = 1e-8):
     Source: the preconditioner of SOAP-Muon, in the track 3 records of modded-nanogpt. Departures: none.
     """
 
-    def init(param):
-        return {"exp_avg_sq": torch.zeros_like(param)}
-
     def update(update, state, param, ctx):
         first = ctx.step == 1
         old = state["exp_avg_sq"]
-        square = torch.where(first, old, beta * old + (1 - beta) * update.square())
+        square = torch.where(first, old, running_mean(old, update.square(), beta))
         root = safe_sqrt(at_least(square, eps**2))
         return torch.where(first, update, update / torch.where(first, 1.0, root)), {
             "exp_avg_sq": square
         }
 
-    return init, update
+    return zeros("exp_avg_sq"), update
 
 
 @per_tensor(elementwise=True, nonnegative=("exp_avg_sq",))
@@ -237,16 +241,13 @@ def scale_by_gradient_rms(betas: Betas = (0.9, 0.999), eps: Scalar = 1e-8):
     """
     _, beta2 = betas
 
-    def init(param):
-        return {"exp_avg_sq": torch.zeros_like(param)}
-
     def update(update, state, param, ctx):
-        square = beta2 * state["exp_avg_sq"] + (1 - beta2) * ctx.grad.square()
+        square = running_mean(state["exp_avg_sq"], ctx.grad.square(), beta2)
         return hat_rate(safe_sqrt(square) + eps, ctx, betas) * update, {
             "exp_avg_sq": square
         }
 
-    return init, update
+    return zeros("exp_avg_sq"), update
 
 
 @per_tensor(ranges={"otherwise": "[0, inf)", "max_dim": "[0, inf)"})

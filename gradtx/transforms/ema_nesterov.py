@@ -6,6 +6,7 @@ import torch
 
 from gradtx.base.exact import Scalar, exact
 from gradtx.rules import per_tensor
+from gradtx.transforms._math import running_mean
 
 __all__ = ["ema_nesterov"]
 
@@ -62,7 +63,7 @@ def ema_nesterov(
 
     def update(update, state, param, ctx):
         average, reach = state["ema"], state["reach"]
-        average = decay * average + (1 - decay) * (update + reach * average)
+        average = running_mean(average, update + reach * average, decay)
         ahead = ctx.step >= start
         if stop is not None:
             ahead = ahead & (ctx.step < stop)

@@ -10,7 +10,7 @@ from torch import Tensor
 from gradtx.base.exact import Scalar
 from gradtx.execution.rule import OfLeaf
 from gradtx.rules import per_tensor
-from gradtx.transforms._math import at_least, mean, plus_decay, safe_sqrt
+from gradtx.transforms._math import at_least, mean, plus_decay, safe_sqrt, zeros
 
 __all__ = [
     "clip_by_block_rms",
@@ -81,18 +81,26 @@ def scale_by_factored_rms(
             yield update / average.sqrt(), {"exp_avg_sq": average}
             return
         sums = yield OfLeaf(rows=square.sum(dim=-1), columns=square.sum(dim=-2))
-        rows = (1 - rest) * state["exp_avg_sq_row"] + rest * (
-            sums["rows"] / max(update.shape[-1], 1)
-        )
-        columns = (1 - rest) * state["exp_avg_sq_col"] + rest * (
-            sums["columns"] / max(update.shape[-2], 1)
-        )
+        old = state["exp_avg_sq_row"], state["exp_avg_sq_col"]
+        rows, columns = _averaged(*old, sums, update, rest)
         yield (
             over_root(update, rows, columns),
             {"exp_avg_sq_row": rows, "exp_avg_sq_col": columns},
         )
 
     return init, update
+
+
+def _averaged(
+    rows: Tensor, columns: Tensor, sums: Any, x: Tensor, rest: Any
+) -> tuple[Tensor, Tensor]:
+    """Average the mean squares of rows and columns over time."""
+    of_rows = sums["rows"] / max(x.shape[-1], 1)
+    of_columns = sums["columns"] / max(x.shape[-2], 1)
+    return (
+        (1 - rest) * rows + rest * of_rows,
+        (1 - rest) * columns + rest * of_columns,
+    )
 
 
 def _rms(sums: Any, x: Tensor) -> Tensor:
@@ -157,12 +165,8 @@ def scale_by_factored_rms_torch(beta2_decay: Scalar = -0.8, eps: Scalar | None =
                 rows=square.sum(dim=-1, keepdim=True),
                 columns=square.sum(dim=-2, keepdim=True),
             )
-            rows = (1 - rest) * state["row_var"] + rest * (
-                sums["rows"] / max(update.shape[-1], 1)
-            )
-            columns = (1 - rest) * state["col_var"] + rest * (
-                sums["columns"] / max(update.shape[-2], 1)
-            )
+            old = state["row_var"], state["col_var"]
+            rows, columns = _averaged(*old, sums, update, rest)
             variance = rows * columns / at_least(mean(rows, -2, keepdim=True), bound)
             new = {"row_var": rows, "col_var": columns}
         yield update / at_least(variance, bound * bound).sqrt(), new
@@ -287,9 +291,6 @@ def scale_by_adafactor(
             "scale_by_adafactor: warmup_init applies to the relative step; pass relative_step=True as well"
         )
 
-    def init(param):
-        return {"exp_avg": torch.zeros_like(param)}
-
     def update(update, state, param, ctx):
         rate: Any = lr
         if relative_step:
@@ -306,7 +307,7 @@ def scale_by_adafactor(
             state = {"exp_avg": step}
         yield plus_decay(-step, weight_decay, param, -rate), state
 
-    return update if beta1 is None else (init, update)
+    return update if beta1 is None else (zeros("exp_avg"), update)
 
 
 @per_tensor(elementwise=True, needs=("params",), owns_lr=True)

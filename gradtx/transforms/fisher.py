@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from gradtx.base.exact import Betas, Scalar, exact
 from gradtx.rules import per_tensor
-from gradtx.transforms._math import at_least, quotient, rms, safe_pow
+from gradtx.transforms._math import at_least, quotient, rms, safe_pow, zeros
 
 __all__ = ["scale_by_fadam"]
 
@@ -58,11 +57,8 @@ def scale_by_fadam(
     """
     beta1, beta2 = betas
 
-    def clipped(x: Tensor) -> Tensor:
+    def clipped(x):
         return x / at_least(rms(x) / clip, 1.0)
-
-    def init(param):
-        return {"momentum": torch.zeros_like(param), "fim": torch.zeros_like(param)}
 
     def update(update, state, param, ctx):
         # 1 at t = 1: the stored average is unbiased.
@@ -78,4 +74,4 @@ def scale_by_fadam(
             "fim": fisher,
         }
 
-    return init, update
+    return zeros("momentum", "fim"), update

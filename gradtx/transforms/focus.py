@@ -6,7 +6,7 @@ import torch
 
 from gradtx.base.exact import Betas, Scalar
 from gradtx.rules import per_tensor
-from gradtx.transforms._math import plus_decay
+from gradtx.transforms._math import plus_decay, running_mean, zeros
 
 __all__ = ["scale_by_focus"]
 
@@ -51,15 +51,12 @@ def scale_by_focus(
     """
     beta1, beta2 = betas
 
-    def init(param):
-        return {"exp_avg": torch.zeros_like(param), "pbar": torch.zeros_like(param)}
-
     def update(update, state, param, ctx):
-        mean = beta1 * state["exp_avg"] + (1 - beta1) * update
+        mean = running_mean(state["exp_avg"], update, beta1)
         place = beta2 * state["pbar"] + (1 - beta2) * param
         usual = place / ctx.bias_correction(beta2)
         pull = torch.where(ctx.step == 1, 0.0, (param - usual).sign())
         direction = plus_decay(mean.sign() + gamma * pull, weight_decay, usual)
         return direction, {"exp_avg": mean, "pbar": place}
 
-    return init, update
+    return zeros("exp_avg", "pbar"), update

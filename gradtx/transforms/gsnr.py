@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from gradtx.base.exact import Scalar, exact_dtype
 from gradtx.rules import per_tensor
@@ -42,7 +41,7 @@ def scale_by_gsnr(eps: Scalar = 1e-8):
     Source: Xu et al. 2024, arXiv:2412.11768. Departures: none from the authors' code.
     """
 
-    def ratio(grad: Tensor) -> Tensor:
+    def ratio(grad):
         size = norm(grad)
         if grad.ndim < 2 or grad.shape[0] == 1 or grad.numel() < 2:
             return size

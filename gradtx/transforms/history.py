@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import torch
 
-from gradtx.base.exact import Betas, Scalar, exact_dtype
+from gradtx.base.exact import Betas, Scalar
 from gradtx.rules import per_tensor
 from gradtx.transforms._math import (
-    adam_moments,
     corrected_root,
     norm,
+    peak,
     quotient,
+    running_mean,
     safe_sqrt,
+    scalar_zero,
+    zeros,
 )
 
 __all__ = ["scale_by_adanorm", "scale_by_adasmooth"]
@@ -63,27 +66,22 @@ def scale_by_adanorm(
     Source: Dubey et al. 2022, arXiv:2210.06364. Departures: none from the paper.
     """
     beta1, beta2 = betas
-    moments, _ = adam_moments(betas, amsgrad)  # only `init`; the update differs
+    moments = zeros("exp_avg", "exp_avg_sq", max_exp_avg_sq=amsgrad)
 
     def init(param):
-        return moments(param) | {
-            "exp_grad_norm": param.new_zeros((), dtype=exact_dtype(param))
-        }
+        return moments(param) | {"exp_grad_norm": scalar_zero(param)}
 
     def update(update, state, param, ctx):
         length = norm(update)
-        usual = r * state["exp_grad_norm"] + (1 - r) * length
+        usual = running_mean(state["exp_grad_norm"], length, r)
         short = (length < usual) & (length > 0)
         lifted = quotient(usual, length, short, 1.0) * update
-        mean = beta1 * state["exp_avg"] + (1 - beta1) * lifted
-        square = beta2 * state["exp_avg_sq"] + (1 - beta2) * update.square()
+        mean = running_mean(state["exp_avg"], lifted, beta1)
+        square = running_mean(state["exp_avg_sq"], update.square(), beta2)
         if accumulate_eps:
             square = square + eps
         new = {"exp_avg": mean, "exp_avg_sq": square, "exp_grad_norm": usual}
-        if amsgrad:
-            square = new["max_exp_avg_sq"] = torch.maximum(
-                state["max_exp_avg_sq"], square
-            )
+        square = peak(new, state, "exp_avg_sq", amsgrad)
         root = corrected_root(square, ctx, beta2)
         return mean / ctx.bias_correction(beta1) / (root + eps), new
 
@@ -139,11 +137,7 @@ def scale_by_adasmooth(
         )
 
     def init(param):
-        slots = ("exp_avg_sq", "sum", "abs_sum")
-        return {
-            "prev_param": param,
-            **{slot: torch.zeros_like(param) for slot in slots},
-        }
+        return {"prev_param": param, **zeros("exp_avg_sq", "sum", "abs_sum")(param)}
 
     def update(update, state, param, ctx):
         moved = torch.where(ctx.step == 1, 0.0, param - state["prev_param"])

@@ -6,7 +6,7 @@ import torch
 
 from gradtx.base.exact import Betas, Scalar
 from gradtx.rules import per_tensor
-from gradtx.transforms._math import quotient
+from gradtx.transforms._math import quotient, running_mean, zeros
 
 __all__ = ["scale_by_adai"]
 
@@ -52,11 +52,11 @@ def scale_by_adai(
     exponent, factor = 1 / (3 - 2 * dampening), beta0 ** (1 - dampening)
 
     def init(param):
-        zeros = {slot: torch.zeros_like(param) for slot in ("exp_avg", "exp_avg_sq")}
-        return {**zeros, "beta1_prod": torch.ones_like(param)}
+        moments = zeros("exp_avg", "exp_avg_sq")(param)
+        return {**moments, "beta1_prod": torch.ones_like(param)}
 
     def update(update, state, param, ctx):
-        square = beta2 * state["exp_avg_sq"] + (1 - beta2) * update.square()
+        square = running_mean(state["exp_avg_sq"], update.square(), beta2)
         unbiased = square / ctx.bias_correction(beta2)
         total = yield {"square": unbiased.sum(), "entries": update.numel()}
         share = unbiased * quotient(

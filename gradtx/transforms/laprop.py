@@ -6,7 +6,7 @@ import torch
 
 from gradtx.base.exact import Betas, Scalar
 from gradtx.rules import per_tensor
-from gradtx.transforms._math import at_least, corrected_root
+from gradtx.transforms._math import at_least, corrected_root, running_mean, zeros
 
 __all__ = ["scale_by_laprop"]
 
@@ -54,23 +54,21 @@ def scale_by_laprop(
     paper; the authors' code averages steps. $v$ less the squared mean is clamped so that it cannot round below 0.
     """
     beta1, beta2 = betas
-    slots = ["exp_avg", "exp_avg_sq"]
-    if centered:
-        slots.append("exp_mean_avg_beta2")
-    if amsgrad:
-        slots.append("max_exp_avg_sq")
-
-    def init(param):
-        return {slot: torch.zeros_like(param) for slot in slots}
+    init = zeros(
+        "exp_avg",
+        "exp_avg_sq",
+        exp_mean_avg_beta2=centered,
+        max_exp_avg_sq=amsgrad,
+    )
 
     def update(update, state, param, ctx):
-        square = beta2 * state["exp_avg_sq"] + (1 - beta2) * update.square()
+        square = running_mean(state["exp_avg_sq"], update.square(), beta2)
         new = {"exp_avg_sq": square}
         # Without `centered`, the first phase, which collects no maximum, has no steps.
         late = ctx.step > (CENTERED_AFTER if centered else 0)
         if centered:
-            mean = new["exp_mean_avg_beta2"] = (
-                beta2 * state["exp_mean_avg_beta2"] + (1 - beta2) * update
+            mean = new["exp_mean_avg_beta2"] = running_mean(
+                state["exp_mean_avg_beta2"], update, beta2
             )
             square = torch.where(late, at_least(square - mean.square(), 0.0), square)
         if amsgrad:
@@ -79,7 +77,7 @@ def scale_by_laprop(
             )
             square = torch.where(late, largest, square)
         normalized = update / (corrected_root(square, ctx, beta2) + eps)
-        average = new["exp_avg"] = beta1 * state["exp_avg"] + (1 - beta1) * normalized
+        average = new["exp_avg"] = running_mean(state["exp_avg"], normalized, beta1)
         return average / ctx.bias_correction(beta1), new
 
     return init, update

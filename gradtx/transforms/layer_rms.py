@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from gradtx.base.exact import Scalar, exact_dtype
+from gradtx.base.exact import Scalar
 from gradtx.rules import per_tensor
-from gradtx.transforms._math import safe_sqrt
+from gradtx.transforms._math import peak, running_mean, safe_sqrt, scalar_zero
 
 __all__ = ["scale_by_layer_rms"]
 
@@ -44,18 +44,15 @@ def scale_by_layer_rms(beta: Scalar = 0.98, eps: Scalar = 1e-8, amsgrad: bool = 
 
     def init(param):
         slots = ("exp_avg_sq", "max_exp_avg_sq") if amsgrad else ("exp_avg_sq",)
-        return {slot: param.new_zeros((), dtype=exact_dtype(param)) for slot in slots}
+        return {slot: scalar_zero(param) for slot in slots}
 
     def update(update, state, param, ctx):
         old, squared_norm = state["exp_avg_sq"], update.square().sum()
         square = torch.where(
-            old == 0, squared_norm, beta * old + (1 - beta) * squared_norm
+            old == 0, squared_norm, running_mean(old, squared_norm, beta)
         )
         new = {"exp_avg_sq": square}
-        if amsgrad:
-            square = new["max_exp_avg_sq"] = torch.maximum(
-                state["max_exp_avg_sq"], square
-            )
+        square = peak(new, state, "exp_avg_sq", amsgrad)
         return update / (safe_sqrt(square) + eps), new
 
     return init, update

@@ -11,8 +11,13 @@ from torch import Tensor
 
 from gradtx.base.exact import Betas, Scalar
 from gradtx.rules import per_tensor
-from gradtx.transforms._math import at_least, norm, safe_sqrt
-from gradtx.transforms._projection import LowRankView, Projection, check_choices
+from gradtx.transforms._math import (
+    at_least,
+    check_choices,
+    norm,
+    safe_sqrt,
+)
+from gradtx.transforms._projection import CHOICES, LowRankView, Projection
 from gradtx.transforms.adam_hat import scale_by_adam_hat
 
 __all__ = ["scale_by_apollo_low_rank", "scale_by_fira"]
@@ -156,7 +161,9 @@ def scale_by_fira(
     projection inside the residual is scaled as well. The growth from 0 is not limited, so that a leaf moves after a
     gradient of zeros.
     """
-    check_choices("scale_by_fira", projection=projection, side=side, carry=carry)
+    check_choices(
+        "scale_by_fira", CHOICES, projection=projection, side=side, carry=carry
+    )
 
     space = Projection(rank, update_proj_gap, projection, side, carry, seed)
     view = functools.partial(FiraView, options=Options(betas, limit, scale))
@@ -216,7 +223,7 @@ def scale_by_apollo_low_rank(
     channels of a projected leaf follow the side of its basis; growth from 0 is not limited, so that a leaf moves after
     a gradient of zeros.
     """
-    check_choices("scale_by_apollo_low_rank", projection=projection, side=side)
+    check_choices("scale_by_apollo_low_rank", CHOICES, projection=projection, side=side)
     if scale_type not in ("channel", "tensor"):
         raise ValueError(
             f"scale_by_apollo_low_rank: scale_type must be 'channel' or 'tensor', got {scale_type!r}"

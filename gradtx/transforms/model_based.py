@@ -15,6 +15,8 @@ from gradtx.transforms._math import (
     at_most,
     corrected_root,
     quotient,
+    running_mean,
+    zeros,
 )
 
 __all__ = ["scale_by_momo", "scale_by_momo_adam"]
@@ -71,9 +73,10 @@ def _averaged(
 ) -> tuple[Tensor, Tensor]:
     """Return the averages of the loss and of <g, p>."""
     value = exact(ctx.value, product.device)
-    return beta * state["loss_avg"] + (1 - beta) * value, beta * state["dot_avg"] + (
-        1 - beta
-    ) * product
+    return (
+        running_mean(state["loss_avg"], value, beta),
+        running_mean(state["dot_avg"], product, beta),
+    )
 
 
 @per_tensor(
@@ -130,9 +133,6 @@ def scale_by_momo(
     Source: Schaipp et al. 2023, arXiv:2305.07583. Departures: the step is 0 where the mean gradient is 0.
     """
 
-    def init(param):
-        return {"exp_avg": torch.zeros_like(param)}
-
     def update(update, state, param, ctx):
         keep = (
             beta
@@ -140,7 +140,7 @@ def scale_by_momo(
             else torch.where(ctx.step == 1, 0.0, exact(beta, update.device))
         )
         rho = ctx.bias_correction(beta) if bias_correction else 1.0
-        mean = keep * state["exp_avg"] + (1 - keep) * update
+        mean = running_mean(state["exp_avg"], update, keep)
         total = yield {
             "product": (update * param).sum(),
             "slope": (mean * param).sum(),
@@ -156,7 +156,7 @@ def scale_by_momo(
             {"exp_avg": mean, **shared},
         )
 
-    return init, update
+    return zeros("exp_avg"), update
 
 
 @per_tensor(

@@ -12,9 +12,17 @@ from torch import Tensor
 from gradtx.base.dtensor import full_tensor
 from gradtx.base.exact import Scalar, exact, exact_dtype
 from gradtx.rules import per_tensor
-from gradtx.transforms._math import at_least, safe_sqrt
+from gradtx.transforms._math import at_least, running_mean, safe_sqrt
 
 __all__ = ["scale_by_amos"]
+
+AMOS_RANGES = {
+    "beta": "[0, 1)",
+    "extra_l2": "[0, inf)",
+    "c_coef": "[0, inf)",
+    "d_coef": "[0, inf)",
+    "eps": "(0, inf)",
+}
 
 
 def _entrywise(arguments):
@@ -27,13 +35,7 @@ def _entrywise(arguments):
     elementwise=_entrywise,
     needs=("params",),
     owns_lr=True,
-    ranges={
-        "beta": "[0, 1)",
-        "extra_l2": "[0, inf)",
-        "c_coef": "[0, inf)",
-        "d_coef": "[0, inf)",
-        "eps": "(0, inf)",
-    },
+    ranges=AMOS_RANGES,
 )
 def scale_by_amos(
     lr: Scalar = 1e-3,
@@ -101,16 +103,14 @@ def scale_by_amos(
         )
 
     def init(param):
-        return {
-            "exp_avg_sq": mean(torch.zeros_like(param)),
-            "decay": mean(torch.zeros_like(param)),
-        }
+        zero = torch.zeros_like(param)
+        return {"exp_avg_sq": mean(zero), "decay": mean(zero)}
 
     def update(update, state, param, ctx):
         rate = exact(lr, param.device)
         root, scale = safe_sqrt(rate), _expected_scale(eta, param.shape)
         mean_square, total = mean(update.square()), state["decay"]
-        square = beta * state["exp_avg_sq"] + (1 - beta) * mean_square
+        square = running_mean(state["exp_avg_sq"], mean_square, beta)
         inverse = ctx.bias_correction(beta) / at_least(square, eps)
         shrink = (
             rate.square() * inverse * mean_square * (1 + c_coef * root * total).rsqrt()

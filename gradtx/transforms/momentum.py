@@ -9,6 +9,7 @@ from gradtx.arguments import is_off
 from gradtx.base.exact import Scalar
 from gradtx.rules import per_tensor
 from gradtx.transform import chain
+from gradtx.transforms._math import running_mean, zeros
 
 __all__ = ["ema", "trace", "trace_ema"]
 
@@ -58,9 +59,6 @@ def trace(
     if is_off(momentum):
         return chain()
 
-    def init(param):
-        return {"momentum_buffer": torch.zeros_like(param)}
-
     def update(update, state, param, ctx):
         buffer = accumulated(
             state["momentum_buffer"], update, momentum, dampening, ctx, dampen_first
@@ -69,7 +67,7 @@ def trace(
             "momentum_buffer": buffer
         }
 
-    return init, update
+    return zeros("momentum_buffer"), update
 
 
 def accumulated(
@@ -116,9 +114,6 @@ def trace_ema(beta: Scalar, nesterov: bool = False):
     optional bias correction, under another slot name.
     """
 
-    def init(param):
-        return {"momentum_buffer": torch.zeros_like(param)}
-
     def update(update, state, param, ctx):
         increment = (1 - beta) * update
         buffer = beta * state["momentum_buffer"] + increment
@@ -126,7 +121,7 @@ def trace_ema(beta: Scalar, nesterov: bool = False):
             "momentum_buffer": buffer
         }
 
-    return init, update
+    return zeros("momentum_buffer"), update
 
 
 @per_tensor(
@@ -156,11 +151,8 @@ def ema(decay: Scalar, debias: bool = False):
         tensor([0.5000])
     """
 
-    def init(param):
-        return {"exp_avg": torch.zeros_like(param)}
-
     def update(update, state, param, ctx):
-        mean = decay * state["exp_avg"] + (1 - decay) * update
+        mean = running_mean(state["exp_avg"], update, decay)
         return mean / ctx.bias_correction(decay) if debias else mean, {"exp_avg": mean}
 
-    return init, update
+    return zeros("exp_avg"), update

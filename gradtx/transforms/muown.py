@@ -7,7 +7,13 @@ from torch import Tensor
 
 from gradtx.base.exact import Betas, Scalar
 from gradtx.rules import per_tensor
-from gradtx.transforms._math import at_least, corrected_root, quotient, safe_sqrt
+from gradtx.transforms._math import (
+    at_least,
+    corrected_root,
+    quotient,
+    running_mean,
+    safe_sqrt,
+)
 from gradtx.transforms._matrix import newton_schulz
 from gradtx.transforms._polynomials import Coefficients, polynomials
 from gradtx.transforms.orthogonalize import check_adjustment, shape_factor
@@ -97,13 +103,11 @@ def scale_by_muown(
         unit = quotient(param, magnitude)
         along = (grad * unit).sum(dim=1, keepdim=True)
         across = magnitude / length * (grad - unit * along)
-        average = momentum * state["momentum_buffer"] + (1 - momentum) * across
-        step = newton_schulz(
-            average if ns_dtype is None else average.to(ns_dtype), iteration, 1e-7
-        ).to(grad.dtype)
+        average = running_mean(state["momentum_buffer"], across, momentum)
+        step = newton_schulz(average, iteration, dtype=ns_dtype)
         direction = unit * length - lr * shape_factor(adjust_lr_fn, *grad.shape) * step
-        mean = beta1 * state["exp_avg"] + (1 - beta1) * along
-        square = beta2 * state["exp_avg_sq"] + (1 - beta2) * along.square()
+        mean = running_mean(state["exp_avg"], along, beta1)
+        square = running_mean(state["exp_avg_sq"], along.square(), beta2)
         corrected = corrected_root(square, ctx, beta2) + eps
         magnitude = (magnitude - lr * mean / ctx.bias_correction(beta1) / corrected) * (
             1 - lr * weight_decay

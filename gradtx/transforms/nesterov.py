@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import torch
-
 from gradtx.base.exact import Betas, Scalar
 from gradtx.rules import per_tensor
-from gradtx.transforms._math import corrected_root
+from gradtx.transforms._math import change_of, corrected_root, running_mean, zeros
 
 __all__ = ["scale_by_adan"]
 
@@ -44,18 +42,12 @@ def scale_by_adan(betas: Betas = (0.98, 0.92, 0.99), eps: Scalar = 1e-8):
     """
     beta1, beta2, beta3 = betas
 
-    def init(param):
-        return {
-            slot: torch.zeros_like(param)
-            for slot in ("exp_avg", "exp_avg_diff", "exp_avg_sq", "previous_grad")
-        }
-
     def update(update, state, param, ctx):
-        change = torch.where(ctx.step == 1, 0.0, update - state["previous_grad"])
-        mean = beta1 * state["exp_avg"] + (1 - beta1) * update
-        mean_change = beta2 * state["exp_avg_diff"] + (1 - beta2) * change
+        change = change_of(update, state, ctx)
+        mean = running_mean(state["exp_avg"], update, beta1)
+        mean_change = running_mean(state["exp_avg_diff"], change, beta2)
         moved = update + beta2 * change
-        square = beta3 * state["exp_avg_sq"] + (1 - beta3) * moved.square()
+        square = running_mean(state["exp_avg_sq"], moved.square(), beta3)
         share = beta2 / ctx.bias_correction(beta2)
         ahead = mean / ctx.bias_correction(beta1) + share * mean_change
         root = corrected_root(square, ctx, beta3)
@@ -67,4 +59,4 @@ def scale_by_adan(betas: Betas = (0.98, 0.92, 0.99), eps: Scalar = 1e-8):
         }
         return ahead / (root + eps), new
 
-    return init, update
+    return zeros("exp_avg", "exp_avg_diff", "exp_avg_sq", "previous_grad"), update

@@ -11,7 +11,13 @@ from torch import Tensor
 from gradtx.base import tree as _tree
 from gradtx.base.exact import Scalar, exact_dtype
 from gradtx.rules import per_tensor
-from gradtx.transforms._math import corrected_root, quotient, unit_centered, unit_norm
+from gradtx.transforms._math import (
+    corrected_root,
+    quotient,
+    running_mean,
+    unit_centered,
+    unit_norm,
+)
 
 __all__ = ["project_neurons", "scale_by_neuron_norm"]
 
@@ -100,7 +106,7 @@ def scale_by_neuron_norm(beta: Scalar = 0.999, constraints: bool = True):
         }
 
     def update(update, state, param, ctx):
-        square = beta * state["exp_avg_sq"] + (1 - beta) * _neuron_norm(update).square()
+        square = running_mean(state["exp_avg_sq"], _neuron_norm(update).square(), beta)
         size = corrected_root(square, ctx, beta)
         return update * quotient(state["scale"], size, size > 0), {
             "exp_avg_sq": square,

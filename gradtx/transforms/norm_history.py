@@ -7,7 +7,7 @@ import math
 import torch
 
 from gradtx.base.dtensor import full_tensor
-from gradtx.base.exact import Betas, Scalar, exact, exact_dtype
+from gradtx.base.exact import Betas, Scalar, exact
 from gradtx.rules import per_tensor
 from gradtx.transforms._math import (
     at_least,
@@ -15,7 +15,9 @@ from gradtx.transforms._math import (
     corrected_root,
     norm,
     quotient,
+    running_mean,
     safe_sqrt,
+    scalar_zero,
 )
 from gradtx.transforms.clipping import shrink
 
@@ -84,7 +86,7 @@ def clip_to_history(
         measured, bound = at_least(size, eps), lambda_rel * at_least(usual, eps)
         factor = torch.where(early, shrink(whole, lambda_abs), shrink(measured, bound))
         clipped = factor * size
-        average = beta * usual + (1 - beta) * clipped
+        average = running_mean(usual, clipped, beta)
         smallest = torch.minimum(state["gamma"], clipped.to(state["gamma"].dtype))
         yield factor * update, {"gamma": torch.where(early, smallest, average)}
 
@@ -182,7 +184,7 @@ def clip_by_zscore(
         mean = state["mean"] + rate * (level - state["mean"])
         summed = state["var"] + (level - state["mean"]) * (level - mean)
         summed = torch.where(count == warmup_steps, summed / warmup_steps, summed)
-        averaged = alpha * state["var"] + (1 - alpha) * (level - mean).square()
+        averaged = running_mean(state["var"], (level - mean).square(), alpha)
         return mean, torch.where(collecting, summed, averaged)
 
     def update(update, state, param, ctx):
@@ -232,13 +234,13 @@ def normalize_by_norm_history(gammas: Betas = (0.7, 0.9), eps: Scalar = 1e-8):
     gamma1, gamma2 = gammas
 
     def init(param):
-        zero = param.new_zeros((), dtype=exact_dtype(param))
+        zero = scalar_zero(param)
         return {"norm_avg": zero, "norm_sq_avg": zero}
 
     def update(update, state, param, ctx):
         size = full_tensor(norm(update))
-        average = gamma1 * state["norm_avg"] + (1 - gamma1) * size
-        square = gamma2 * state["norm_sq_avg"] + (1 - gamma2) * size.square()
+        average = running_mean(state["norm_avg"], size, gamma1)
+        square = running_mean(state["norm_sq_avg"], size.square(), gamma2)
         typical = corrected_root(square, ctx, gamma2) + eps
         factor = quotient(average / ctx.bias_correction(gamma1), size * typical)
         return factor * update, {"norm_avg": average, "norm_sq_avg": square}

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import torch
-
 from gradtx.base.exact import Scalar
 from gradtx.rules import per_tensor
+from gradtx.transforms._math import change_of, zeros
 
 __all__ = ["scale_by_optimistic_gradient"]
 
@@ -42,11 +41,8 @@ def scale_by_optimistic_gradient(alpha: Scalar = 1.0, beta: Scalar = 1.0):
     Departures: none.
     """
 
-    def init(param):
-        return {"previous_grad": torch.zeros_like(param)}
-
     def update(update, state, param, ctx):
-        change = torch.where(ctx.step == 1, 0.0, update - state["previous_grad"])
+        change = change_of(update, state, ctx)
         return alpha * update + beta * change, {"previous_grad": update}
 
-    return init, update
+    return zeros("previous_grad"), update

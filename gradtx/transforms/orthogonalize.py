@@ -11,7 +11,13 @@ from torch import Tensor
 from gradtx.arguments import is_off
 from gradtx.base.exact import Scalar
 from gradtx.rules import per_tensor
-from gradtx.transforms._math import at_least, mean, safe_sqrt
+from gradtx.transforms._math import (
+    at_least,
+    mean,
+    running_mean,
+    safe_sqrt,
+    zeros,
+)
 from gradtx.transforms._matrix import STARTS, newton_schulz
 from gradtx.transforms._polynomials import NEWTON_SCHULZ, polynomials
 
@@ -117,9 +123,7 @@ def orthogonalize(
 
     def update(update, state, param, ctx):
         x = update.flatten(1) if view == "flatten" else update
-        result = newton_schulz(
-            x if dtype is None else x.to(dtype), iteration, eps, start
-        ).to(update.dtype)
+        result = newton_schulz(x, iteration, eps, start, dtype)
         if not is_off(contra):
             result = _without_largest(result, x, contra, power_steps)
         return result.reshape(update.shape), state
@@ -280,9 +284,8 @@ def normalize_neurons(
         return {"exp_avg_sq": param.new_zeros(shape)}
 
     def update(update, state, param, ctx):
-        square = beta * state["exp_avg_sq"] + (1 - beta) * mean(
-            update.square(), averaged(update), keepdim=True
-        )
+        means = mean(update.square(), averaged(update), keepdim=True)
+        square = running_mean(state["exp_avg_sq"], means, beta)
         scaled = update / (safe_sqrt(square) + eps)
         size = (
             _norms(update)
@@ -335,11 +338,8 @@ def normalize_entries(
             f"normalize_entries: rescale must be None, 'sqrt_min' or 'rms', got {rescale!r}"
         )
 
-    def init(param):
-        return {"exp_avg_sq": torch.zeros_like(param)}
-
     def update(update, state, param, ctx):
-        square = beta * state["exp_avg_sq"] + (1 - beta) * update.square()
+        square = running_mean(state["exp_avg_sq"], update.square(), beta)
         corrected = square / ctx.bias_correction(beta) if correct_bias else square
         scaled = update / (safe_sqrt(corrected) + eps)
         new = {"exp_avg_sq": square}
@@ -353,7 +353,7 @@ def normalize_entries(
         )
         return scaled * (size / (_norms(scaled) + eps)), new
 
-    return init, update
+    return zeros("exp_avg_sq"), update
 
 
 def _norms(x: Tensor) -> Tensor:

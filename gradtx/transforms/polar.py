@@ -76,9 +76,7 @@ def scale_by_nuclear_norm(
     def factor(x):
         if method == "exact":
             return polar_factor(x)
-        return newton_schulz(
-            x if ns_dtype is None else x.to(ns_dtype), iteration, 1e-7
-        ).to(x.dtype)
+        return newton_schulz(x, iteration, dtype=ns_dtype)
 
     def update(update, state, param, ctx):
         x = _centered(update) if center_rows else update

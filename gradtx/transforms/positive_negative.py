@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from gradtx.base.exact import Betas, Scalar
 from gradtx.rules import per_tensor
-from gradtx.transforms._math import corrected_root
+from gradtx.transforms._math import corrected_root, peak, running_mean, zeros
 
 __all__ = ["scale_by_adapnm", "scale_by_pnm"]
 
@@ -20,7 +19,7 @@ def positive_negative(
     The decay is the square of beta, because each momentum is written at every second step. The direction is normalized
     so that two momenta with independent noise yield noise of the size of one.
     """
-    positive = beta**2 * positive + (1 - beta**2) * gradient
+    positive = running_mean(positive, gradient, beta**2)
     size = ((1 + weight) ** 2 + weight**2) ** 0.5
     return ((1 + weight) / size) * positive - (weight / size) * negative, positive
 
@@ -56,12 +55,6 @@ def scale_by_pnm(betas: Betas = (0.9, 1.0)):
     """
     beta1, beta2 = betas
 
-    def init(param):
-        return {
-            "pos_momentum": torch.zeros_like(param),
-            "neg_momentum": torch.zeros_like(param),
-        }
-
     def update(update, state, param, ctx):
         negative = state["neg_momentum"]
         direction, positive = positive_negative(
@@ -69,7 +62,7 @@ def scale_by_pnm(betas: Betas = (0.9, 1.0)):
         )
         return direction, {"pos_momentum": negative, "neg_momentum": positive}
 
-    return init, update
+    return zeros("pos_momentum", "neg_momentum"), update
 
 
 @per_tensor(
@@ -110,29 +103,17 @@ def scale_by_adapnm(
     $1-\beta_1^t$ although each momentum decays by $\beta_1^2$ at every second step.
     """
     beta1, beta2, beta3 = betas
-    rest2 = 1 - beta2
-
-    def init(param):
-        slots = (
-            "exp_avg",
-            "neg_exp_avg",
-            "exp_avg_sq",
-            *(("max_exp_avg_sq",) if amsgrad else ()),
-        )
-        return {slot: torch.zeros_like(param) for slot in slots}
 
     def update(update, state, param, ctx):
         negative = state["neg_exp_avg"]
         direction, positive = positive_negative(
             state["exp_avg"], negative, update, beta1, beta3
         )
-        square = beta2 * state["exp_avg_sq"] + rest2 * update.square()
+        square = running_mean(state["exp_avg_sq"], update.square(), beta2)
         new = {"exp_avg": negative, "neg_exp_avg": positive, "exp_avg_sq": square}
-        if amsgrad:
-            square = new["max_exp_avg_sq"] = torch.maximum(
-                state["max_exp_avg_sq"], square
-            )
+        square = peak(new, state, "exp_avg_sq", amsgrad)
         root = corrected_root(square, ctx, beta2)
         return direction / ctx.bias_correction(beta1) / (root + eps), new
 
+    init = zeros("exp_avg", "neg_exp_avg", "exp_avg_sq", max_exp_avg_sq=amsgrad)
     return init, update

@@ -5,14 +5,21 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor
 
 from gradtx.base.exact import Betas, Scalar, exact
 from gradtx.rules import per_tensor
-from gradtx.transforms._math import plus_decay, quotient, safe_sqrt
+from gradtx.transforms._math import plus_decay, quotient, safe_sqrt, zeros
 from gradtx.transforms.dadapt import DADAPT_RANGES, corrected_rate, limited
 
 __all__ = ["scale_by_prodigy"]
+
+PRODIGY_RANGES = {
+    **DADAPT_RANGES,
+    "d_coef": "(0, inf)",
+    "slice_p": "[1, inf)",
+    "beta3": "[0, 1)",
+    "eps": "(0, inf)",
+}
 
 
 @per_tensor(
@@ -25,13 +32,7 @@ __all__ = ["scale_by_prodigy"]
         "d_numerator": 0.0,
     },
     agree=("betas", "beta3", "d0", "d_coef", "growth_rate"),
-    ranges={
-        **DADAPT_RANGES,
-        "d_coef": "(0, inf)",
-        "slice_p": "[1, inf)",
-        "beta3": "[0, 1)",
-        "eps": "(0, inf)",
-    },
+    ranges=PRODIGY_RANGES,
     nonnegative=("exp_avg_sq",),
 )
 def scale_by_prodigy(
@@ -100,15 +101,13 @@ def scale_by_prodigy(
     beta1, beta2 = betas
     keep = beta2**0.5 if beta3 is None else beta3
 
-    def part(x: Tensor) -> Tensor:
+    def part(x):
         return x if slice_p == 1 else x.flatten()[::slice_p]
 
     def init(param):
-        zeros = {
-            "exp_avg": torch.zeros_like(param),
-            "exp_avg_sq": torch.zeros_like(param),
-        }
-        return {**zeros, "s": torch.zeros_like(part(param)), "p0": part(param)}
+        start = part(param)
+        moments = zeros("exp_avg", "exp_avg_sq")(param)
+        return moments | {"s": torch.zeros_like(start), "p0": start}
 
     def update(update, state, param, ctx):
         d, start = state["d"], state["p0"]

@@ -11,7 +11,14 @@ from torch import Tensor
 
 from gradtx.base.exact import Scalar
 from gradtx.rules import per_tensor
-from gradtx.transforms._math import at_least, at_most, norm, quotient, rms
+from gradtx.transforms._math import (
+    at_least,
+    at_most,
+    norm,
+    quotient,
+    rms,
+    running_mean,
+)
 from gradtx.transforms._matrix import gram, multiplied, symmetric_product
 
 __all__ = ["scale_by_psgd_kron", "scale_by_psgd_pro"]
@@ -21,7 +28,39 @@ DAMPING = 2.0**-23
 MODES = (None, "one_diag", "smart_one_diag", "all_diag")
 
 
+KRON_RANGES = {
+    "b1": "[0, 1)",
+    "precond_lr": "[0, inf)",
+    "precond_init_scale": "(0, inf)",
+    "balance_every": "[1, inf)",
+    "max_size_triangular": "[0, inf)",
+    "min_ndim_triangular": "[0, inf)",
+    "clip_rms": "(0, inf)",
+}
+PRO_RANGES = {
+    "momentum": "[0, 1)",
+    "beta_lip": "[0, 1)",
+    "precond_lr": "[0, inf)",
+    "precond_init_scale": "(0, inf)",
+    "damping_noise_scale": "[0, inf)",
+    "min_precond_lr": "[0, inf)",
+    "warmup_steps": "(0, inf)",
+    "max_update_rms": "[0, inf)",
+    "max_precondition_dim": "[0, inf)",
+}
+
 # Factors: a square matrix, or a vector that represents a diagonal matrix.
+
+
+def first_factors(
+    x: Tensor, shape: Sequence[int], scale: Any, diagonal: Sequence[bool]
+) -> list[Tensor]:
+    """Return multiples of the identity, as vectors where a factor is diagonal."""
+    factors: list[Tensor] = []
+    for size, is_diagonal in zip(shape, diagonal, strict=True):
+        entries = x.new_ones((size,)) * scale
+        factors.append(entries if is_diagonal else torch.diag(entries))
+    return factors
 
 
 def applied(x: Tensor, factors: Sequence[Tensor]) -> Tensor:
@@ -56,11 +95,8 @@ def _outer(x: Tensor, i: int, factor: Tensor) -> Tensor:
     """Return mat_i(x) mat_i(x)^T, or its diagonal for a diagonal factor."""
     if factor.ndim == 2:
         return gram(x, i)
-    return (
-        x.square().sum(dim=[k for k in range(x.ndim) if k != i])
-        if x.ndim > 1
-        else x.square()
-    )
+    others = [k for k in range(x.ndim) if k != i]
+    return x.square().sum(dim=others) if others else x.square()
 
 
 def _products_of_others(numbers: Sequence[Tensor]) -> list[Tensor | float]:
@@ -156,11 +192,7 @@ class Sides(NamedTuple):
         """Return the initial factors."""
         shape = self.view(x.shape)
         scale = scale ** (1 / len(shape))
-        factors = []
-        for size, diagonal in zip(shape, self._diagonal(shape), strict=True):
-            ones = x.new_ones((size,)) * scale
-            factors.append(ones if diagonal else torch.diag(ones))
-        return factors
+        return first_factors(x, shape, scale, self._diagonal(shape))
 
     def _diagonal(self, shape: tuple[int, ...]) -> list[bool]:
         if len(shape) < self.least or self.mode == "all_diag":
@@ -248,15 +280,7 @@ def _is_without_noise(arguments: Mapping[str, Any], shape: torch.Size) -> bool:
     random=lambda arguments: arguments["probes"] == "random",
     compiles=False,
     lists=_is_without_noise,
-    ranges={
-        "b1": "[0, 1)",
-        "precond_lr": "[0, inf)",
-        "precond_init_scale": "(0, inf)",
-        "balance_every": "[1, inf)",
-        "max_size_triangular": "[0, inf)",
-        "min_ndim_triangular": "[0, inf)",
-        "clip_rms": "(0, inf)",
-    },
+    ranges=KRON_RANGES,
 )
 def scale_by_psgd_kron(
     b1: Scalar = 0.9,
@@ -360,7 +384,7 @@ def scale_by_psgd_kron(
     def update(update, state, param, ctx):
         if not update.numel():
             return update, dict(state)
-        buffer = b1 * state["momentum_buffer"] + (1 - b1) * update
+        buffer = running_mean(state["momentum_buffer"], update, b1)
         mean = (buffer / ctx.bias_correction(b1)).reshape(sides.view(update.shape))
         x = mean if momentum_into_precond_update else update.reshape(mean.shape)
         if frequency is None:
@@ -422,17 +446,7 @@ def _periodic(frequency: int) -> tuple[Any, Any, dict[str, Tensor]]:
 
 @per_tensor(
     whole=True,
-    ranges={
-        "momentum": "[0, 1)",
-        "beta_lip": "[0, 1)",
-        "precond_lr": "[0, inf)",
-        "precond_init_scale": "(0, inf)",
-        "damping_noise_scale": "[0, inf)",
-        "min_precond_lr": "[0, inf)",
-        "warmup_steps": "(0, inf)",
-        "max_update_rms": "[0, inf)",
-        "max_precondition_dim": "[0, inf)",
-    },
+    ranges=PRO_RANGES,
 )
 def scale_by_psgd_pro(
     momentum: Scalar = 0.9,
@@ -485,23 +499,17 @@ def scale_by_psgd_pro(
     analytically, and the bounds start from one vector instead of 32 random ones.
     """
 
-    def first(param):
-        factors = []
-        for size in tuple(param.shape) or (1,):
-            diagonal = param.new_ones((size,)) * precond_init_scale
-            is_diagonal = size > max_precondition_dim or not param.ndim
-            factors.append(diagonal if is_diagonal else torch.diag(diagonal))
-        return factors
-
     def init(param):
-        factors = first(param)
+        shape = tuple(param.shape) or (1,)
+        diagonal = [size > max_precondition_dim or not param.ndim for size in shape]
+        factors = first_factors(param, shape, precond_init_scale, diagonal)
         ones = [param.new_ones(()) for _ in factors]
         return {"exp_avg": torch.zeros_like(param), "Q": factors, "lipschitz": ones}
 
     def update(update, state, param, ctx):
         if not update.numel():
             return update, dict(state)
-        mean = momentum * state["exp_avg"] + (1 - momentum) * update
+        mean = running_mean(state["exp_avg"], update, momentum)
         x = mean.reshape(tuple(mean.shape) or (1,))
         rate = at_least(
             precond_lr / (1 + (ctx.time - 1) / warmup_steps).sqrt(), min_precond_lr
@@ -532,7 +540,9 @@ def scale_by_psgd_pro(
             )
             others = x.numel() / x.shape[i]
             length = others + (
-                statistics.amax() if factor.ndim == 1 else _spd_bound(statistics)
+                statistics.amax()
+                if factor.ndim == 1
+                else _power_bound(statistics, statistics.diagonal().amax())
             )
             bound = torch.maximum(
                 beta_lip * bounds[i] + (1 - beta_lip) * length, length
@@ -546,10 +556,6 @@ def scale_by_psgd_pro(
         return rebalanced(new), new_bounds
 
     return init, update
-
-
-def _spd_bound(x: Tensor) -> Tensor:
-    return _power_bound(x, x.diagonal().amax())
 
 
 def _power_bound(x: Tensor, scale: Tensor) -> Tensor:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import torch
-
 from gradtx.base.exact import Betas, Scalar
 from gradtx.rules import per_tensor
-from gradtx.transforms._math import safe_sqrt
+from gradtx.transforms._math import running_mean, safe_sqrt, zeros
 
 __all__ = ["scale_by_qhadam", "scale_by_qhm"]
 
@@ -39,14 +37,11 @@ def scale_by_qhm(momentum: Scalar = 0.999, nu: Scalar = 0.7):
     Source: Ma and Yarats 2018, arXiv:1810.06801. Departures: none.
     """
 
-    def init(param):
-        return {"momentum_buffer": torch.zeros_like(param)}
-
     def update(update, state, param, ctx):
-        buffer = momentum * state["momentum_buffer"] + (1 - momentum) * update
+        buffer = running_mean(state["momentum_buffer"], update, momentum)
         return (1 - nu) * update + nu * buffer, {"momentum_buffer": buffer}
 
-    return init, update
+    return zeros("momentum_buffer"), update
 
 
 @per_tensor(elementwise=True, ranges={"nus": NUS}, nonnegative=("exp_avg_sq",))
@@ -78,17 +73,10 @@ def scale_by_qhadam(
     """
     beta1, beta2 = betas
     nu1, nu2 = nus
-    rest1, rest2 = 1 - beta1, 1 - beta2
-
-    def init(param):
-        return {
-            "exp_avg": torch.zeros_like(param),
-            "exp_avg_sq": torch.zeros_like(param),
-        }
 
     def update(update, state, param, ctx):
-        mean = beta1 * state["exp_avg"] + rest1 * update
-        square = beta2 * state["exp_avg_sq"] + rest2 * update.square()
+        mean = running_mean(state["exp_avg"], update, beta1)
+        square = running_mean(state["exp_avg_sq"], update.square(), beta2)
         top = (1 - nu1) * update + (nu1 / ctx.bias_correction(beta1)) * mean
         # The product from the left, so that an infinite square with the weight 0 is not NaN.
         root = safe_sqrt(
@@ -96,4 +84,4 @@ def scale_by_qhadam(
         )
         return top / (root + eps), {"exp_avg": mean, "exp_avg_sq": square}
 
-    return init, update
+    return zeros("exp_avg", "exp_avg_sq"), update

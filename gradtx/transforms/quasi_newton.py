@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import torch
-
 from gradtx.arguments import is_off
 from gradtx.base.exact import Scalar
 from gradtx.rules import per_tensor
-from gradtx.transforms._math import at_least, largest, safe_sqrt
+from gradtx.transforms._math import at_least, largest, safe_sqrt, zeros
 
 __all__ = ["scale_by_apollo"]
 
@@ -74,12 +72,6 @@ def scale_by_apollo(
         )
     belief, stable = rebound == "belief", weight_decay_type == "stable"
 
-    def init(param):
-        return {
-            slot: torch.zeros_like(param)
-            for slot in ("exp_avg_grad", "approx_hessian", "update")
-        }
-
     def update(update, state, param, ctx):
         share = (1 - beta) / ctx.bias_correction(beta)
         change = update - state["exp_avg_grad"]
@@ -107,4 +99,4 @@ def scale_by_apollo(
             "update": direction,
         }
 
-    return init, update
+    return zeros("exp_avg_grad", "approx_hessian", "update"), update

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from gradtx.base.exact import Scalar, exact
 from gradtx.rules import per_tensor
@@ -96,7 +95,7 @@ def radial_brake(
             f"radial_brake: form must be 'direction' or 'norm', got {form!r}"
         )
 
-    def factor(grows: Tensor) -> Tensor:
+    def factor(grows):
         return torch.where(
             grows, exact(outward, grows.device), exact(inward, grows.device)
         )

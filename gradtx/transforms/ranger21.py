@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-import torch
-
 from gradtx.base.exact import Betas, Scalar
 from gradtx.rules import per_tensor
-from gradtx.transforms._math import safe_sqrt, softplus, unit_norm
+from gradtx.transforms._math import (
+    peak,
+    running_mean,
+    safe_sqrt,
+    softplus,
+    unit_norm,
+    zeros,
+)
 from gradtx.transforms.positive_negative import positive_negative
 from gradtx.transforms.stable_decay import stable_decay
 
@@ -77,20 +82,10 @@ def scale_by_ranger21(
     the mean of $v$ starts at 0, the maximum is stored, and `beta0` is the weight of the noise (theirs is 1).
     """
     beta1, beta2 = betas
-    rest2 = 1 - beta2
-
-    def init(param):
-        slots = (
-            "grad_ma",
-            "neg_grad_ma",
-            "exp_avg_sq",
-            *(("max_exp_avg_sq",) if amsgrad else ()),
-        )
-        return {slot: torch.zeros_like(param) for slot in slots}
 
     def update(update, state, param, ctx):
         correction = ctx.bias_correction(beta2)
-        square = beta2 * state["exp_avg_sq"] + rest2 * update.square()
+        square = running_mean(state["exp_avg_sq"], update.square(), beta2)
         total = yield {"square": square.sum() / correction, "count": square.numel()}
         # p becomes p (1 - a) (1 - b); computed as a sum, because 1 - a would round to 1 in half precision.
         stable = stable_decay(lr * weight_decay, total)
@@ -103,13 +98,11 @@ def scale_by_ranger21(
             state["grad_ma"], negative, update, beta1, beta0
         )
         new = {"grad_ma": negative, "neg_grad_ma": positive, "exp_avg_sq": square}
-        if amsgrad:
-            square = new["max_exp_avg_sq"] = torch.maximum(
-                state["max_exp_avg_sq"], square
-            )
+        square = peak(new, state, "exp_avg_sq", amsgrad)
         root = safe_sqrt(square / correction) + eps
         if use_softplus:
             root = softplus(root, beta_softplus)
         yield -(lr / ctx.bias_correction(beta1)) * direction / root - decay * param, new
 
+    init = zeros("grad_ma", "neg_grad_ma", "exp_avg_sq", max_exp_avg_sq=amsgrad)
     return init, update

@@ -9,9 +9,12 @@ from gradtx.rules import per_tensor
 from gradtx.transforms._math import (
     adam_moments,
     corrected_root,
+    peak,
     quotient,
     rectification,
+    running_mean,
     safe_sqrt,
+    zeros,
 )
 
 __all__ = [
@@ -134,24 +137,12 @@ def scale_by_belief(
     there, amsgrad also applies to rectified steps.
     """
     beta1, beta2 = betas
-    rest1, rest2 = 1 - beta1, 1 - beta2
-
-    def init(param):
-        slots = (
-            ("exp_avg", "exp_avg_var", "max_exp_avg_var")
-            if amsgrad
-            else ("exp_avg", "exp_avg_var")
-        )
-        return {slot: torch.zeros_like(param) for slot in slots}
 
     def update(update, state, param, ctx):
-        mean = beta1 * state["exp_avg"] + rest1 * update
-        variance = beta2 * state["exp_avg_var"] + rest2 * (update - mean).square() + eps
-        new = {"exp_avg": mean, "exp_avg_var": variance}
-        if amsgrad:
-            variance = new["max_exp_avg_var"] = torch.maximum(
-                state["max_exp_avg_var"], variance
-            )
+        mean = running_mean(state["exp_avg"], update, beta1)
+        variance = running_mean(state["exp_avg_var"], (update - mean).square(), beta2)
+        new = {"exp_avg": mean, "exp_avg_var": variance + eps}
+        variance = peak(new, state, "exp_avg_var", amsgrad)
         if rectify:
             return _rectified(
                 mean, variance, ctx, betas, eps, 5.0, degenerated_to_sgd
@@ -159,7 +150,7 @@ def scale_by_belief(
         root = corrected_root(variance, ctx, beta2)
         return mean / ctx.bias_correction(beta1) / (root + eps), new
 
-    return init, update
+    return zeros("exp_avg", "exp_avg_var", max_exp_avg_var=amsgrad), update
 
 
 @per_tensor(ranges={"beta2": "[0, 1)"}, elementwise=True, nonnegative=("exp_avg_sq",))
@@ -196,18 +187,15 @@ def scale_by_rectified_rms(beta2: Scalar = 0.999, eps: Scalar = 1e-8):
     none.
     """
 
-    def init(param):
-        return {"exp_avg_sq": torch.zeros_like(param)}
-
     def update(update, state, param, ctx):
-        square = beta2 * state["exp_avg_sq"] + (1 - beta2) * update.square()
+        square = running_mean(state["exp_avg_sq"], update.square(), beta2)
         _, rectified = rectification(ctx, beta2, 4.0)
         root = corrected_root(square, ctx, beta2) + eps
         return quotient(update, torch.where(rectified, root, 1.0), floor=eps), {
             "exp_avg_sq": square
         }
 
-    return init, update
+    return zeros("exp_avg_sq"), update
 
 
 @per_tensor(ranges={"beta2": "[0, 1)", "rho_threshold": "[4, inf)"}, elementwise=True)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import torch
-
 from gradtx.arguments import is_off
 from gradtx.base.exact import Scalar
 from gradtx.rules import per_tensor
-from gradtx.transforms._math import quotient, safe_sqrt
+from gradtx.transforms._math import quotient, safe_sqrt, zeros
 
 __all__ = ["scale_by_kate"]
 
@@ -43,9 +41,6 @@ def scale_by_kate(delta: Scalar = 0.0, eps: Scalar = 1e-8):
     Source: Choudhury et al. 2024, arXiv:2403.02648. Departures: none; eps as in pytorch_optimizer's class.
     """
 
-    def init(param):
-        return {"b_sq": torch.zeros_like(param), "m_sq": torch.zeros_like(param)}
-
     def update(update, state, param, ctx):
         update_square = update.square()
         total = state["b_sq"] + update_square + eps
@@ -57,4 +52,4 @@ def scale_by_kate(delta: Scalar = 0.0, eps: Scalar = 1e-8):
             "m_sq": scale,
         }
 
-    return init, update
+    return zeros("b_sq", "m_sq"), update

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from gradtx.base.exact import Betas, Scalar
 from gradtx.rules import per_tensor
-from gradtx.transforms._math import at_least, safe_pow
+from gradtx.transforms._math import at_least, running_mean, safe_pow, zeros
 
 __all__ = ["scale_by_hessian", "scale_by_sophia"]
 
@@ -63,14 +63,7 @@ def scale_by_hessian(
     image code; $v$ is averaged at every step, even where $D$ is reused, to match its bias correction.
     """
     beta1, beta2 = betas
-    slots = (
-        "exp_avg",
-        "exp_hessian_diag_sq",
-        *(("hessian_diag",) if update_period > 1 else ()),
-    )
-
-    def init(param):
-        return {slot: torch.zeros_like(param) for slot in slots}
+    init = zeros("exp_avg", "exp_hessian_diag_sq", hessian_diag=update_period > 1)
 
     def size(diag):
         return average_over_space(diag) if spatial_average else diag.abs()
@@ -89,8 +82,8 @@ def scale_by_hessian(
             _check_diagonal("scale_by_hessian", ctx)
             diag = None if new_diagonal is None else size(new_diagonal)
         if diag is not None:
-            square = beta2 * square + (1 - beta2) * diag.square()
-        mean = beta1 * state["exp_avg"] + (1 - beta1) * update
+            square = running_mean(square, diag.square(), beta2)
+        mean = running_mean(state["exp_avg"], update, beta1)
         new |= {"exp_avg": mean, "exp_hessian_diag_sq": square}
         root = safe_pow(square / ctx.bias_correction(beta2), hessian_power / 2)
         direction = mean / ctx.bias_correction(beta1) / (root + eps)
@@ -150,9 +143,6 @@ def scale_by_sophia(
     """
     beta1, beta2 = betas
 
-    def init(param):
-        return {"exp_avg": torch.zeros_like(param), "hessian": torch.zeros_like(param)}
-
     def update(update, state, param, ctx):
         hessian, new_diagonal = state["hessian"], ctx.hessian_diag
         if update_period == 1:
@@ -162,16 +152,16 @@ def scale_by_sophia(
             hessian = ctx.every(
                 update_period,
                 1,
-                lambda: beta2 * old + (1 - beta2) * new_diagonal,
+                lambda: running_mean(old, new_diagonal, beta2),
                 lambda: old,
             )
-        mean = beta1 * state["exp_avg"] + (1 - beta1) * update
+        mean = running_mean(state["exp_avg"], update, beta1)
         return (mean / at_least(gamma * hessian, eps)).clamp(-1, 1), {
             "exp_avg": mean,
             "hessian": hessian,
         }
 
-    return init, update
+    return zeros("exp_avg", "hessian"), update
 
 
 def _check_diagonal(owner: str, ctx: Any) -> None:

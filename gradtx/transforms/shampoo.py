@@ -6,12 +6,11 @@ import functools
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from gradtx.arguments import is_off
 from gradtx.base.exact import Betas, Scalar, exact
 from gradtx.rules import per_tensor
-from gradtx.transforms._math import grafted, plus_decay, safe_sqrt
+from gradtx.transforms._math import grafted, plus_decay, safe_sqrt, zeros
 from gradtx.transforms._matrix import (
     blocks,
     gram,
@@ -109,7 +108,7 @@ def scale_by_shampoo(
             f"scale_by_shampoo: variant must be 'paper' or 'moskomule', got {variant!r}"
         )
 
-    def exponent(tensor: Tensor) -> float:
+    def exponent(tensor):
         return 1 / (2 * tensor.ndim) if variant == "paper" else 1 / tensor.ndim
 
     def init(param):
@@ -260,7 +259,7 @@ def scale_by_scalable_shampoo(
     beta1, beta2 = betas
     share = 1 - beta1 if moving_average_for_momentum else 1.0
 
-    def shape_of(x: Tensor) -> tuple[int, ...]:
+    def shape_of(x):
         """Return the shape in which a leaf is preconditioned, or () if it is not."""
         shape = merged(x.shape, block_size) if shape_interpretation else tuple(x.shape)
         small = (
@@ -272,7 +271,7 @@ def scale_by_scalable_shampoo(
             else shape
         )
 
-    def dimensions(shape: tuple[int, ...]) -> list[int]:
+    def dimensions(shape):
         return list(range(len(shape)))[_DIMENSIONS[pre_conditioner_type]]
 
     def init(param):
@@ -286,7 +285,7 @@ def scale_by_scalable_shampoo(
         if graft_type in ("adagrad", "rmsprop"):
             momenta.append("graft_statistics")
         return {
-            **{slot: torch.zeros_like(param) for slot in momenta},
+            **zeros(*momenta)(param),
             "statistics": [matrix_eps * eye for eye in eyes],
             "preconditioners": eyes,
         }

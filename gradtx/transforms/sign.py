@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import torch
-
 from gradtx.arguments import is_off
 from gradtx.base.exact import Betas
 from gradtx.rules import per_tensor
+from gradtx.transforms._math import zeros
 
 __all__ = ["scale_by_lion", "scale_by_sign", "take_signs_of_gradient"]
 
@@ -40,9 +39,6 @@ def scale_by_lion(betas: Betas = (0.9, 0.99)):
     """
     beta1, beta2 = betas
 
-    def init(param):
-        return {"exp_avg": torch.zeros_like(param)}
-
     def update(update, state, param, ctx):
         mean = state["exp_avg"]
         direction = (beta1 * mean + (1 - beta1) * update).sign()
@@ -51,7 +47,7 @@ def scale_by_lion(betas: Betas = (0.9, 0.99)):
     def sign(update, state, param, ctx):
         return update.sign(), state
 
-    return sign if is_off(beta1) and is_off(beta2) else (init, update)
+    return sign if is_off(beta1) and is_off(beta2) else (zeros("exp_avg"), update)
 
 
 @per_tensor(elementwise=True)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-import torch
-
-from gradtx.base.exact import Betas, Scalar, exact_dtype
+from gradtx.base.exact import Betas, Scalar
 from gradtx.rules import per_tensor
-from gradtx.transforms._math import adam_moments, corrected_root, safe_sqrt
+from gradtx.transforms._math import (
+    adam_moments,
+    corrected_root,
+    running_mean,
+    safe_sqrt,
+    scalar_zero,
+    zeros,
+)
 
 __all__ = ["scale_by_ademamix", "scale_by_simplified_ademamix"]
 
@@ -47,14 +52,11 @@ def scale_by_ademamix(
     Source: Pagliardini et al. 2024, arXiv:2409.03137. Departures: none.
     """
     beta1, beta2, beta3 = betas
-    init_moments, average = adam_moments((beta1, beta2))
-
-    def init(param):
-        return {**init_moments(param), "exp_avg_slow": torch.zeros_like(param)}
+    init, average = adam_moments((beta1, beta2), False, "exp_avg_slow")
 
     def update(update, state, param, ctx):
         mean, square, new = average(update, state)
-        slow = beta3 * state["exp_avg_slow"] + (1 - beta3) * update
+        slow = running_mean(state["exp_avg_slow"], update, beta3)
         root = corrected_root(square, ctx, beta2) + eps
         return (mean / ctx.bias_correction(beta1) + alpha * slow) / root, {
             **new,
@@ -106,20 +108,14 @@ def scale_by_simplified_ademamix(
     $1-\beta_1$ as a factor of $g_t$ and $v$ corrected twice.
     """
     beta1, beta2 = betas
-    rest2 = 1 - beta2
 
     def init(param):
-        zeros = torch.zeros_like(param)
-        return {
-            "exp_avg": zeros,
-            "exp_avg_sq": zeros,
-            "num_sum": param.new_zeros((), dtype=exact_dtype(param)),
-        }
+        return zeros("exp_avg", "exp_avg_sq")(param) | {"num_sum": scalar_zero(param)}
 
     def update(update, state, param, ctx):
         total = beta1 * state["exp_avg"] + update
         weight = beta1 * state["num_sum"] + 1
-        square = beta2 * state["exp_avg_sq"] + rest2 * update.square()
+        square = running_mean(state["exp_avg_sq"], update.square(), beta2)
         root = ctx.bias_correction(beta2).sqrt()
         direction = (alpha * update + total) / (safe_sqrt(square) / root + eps)
         if bias_correction1:

@@ -6,6 +6,7 @@ import torch
 
 from gradtx.base.exact import Scalar
 from gradtx.rules import per_tensor
+from gradtx.transforms._math import running_mean, zeros
 
 __all__ = ["amplify_slow_gradients", "amplify_slow_gradients_window"]
 
@@ -39,15 +40,12 @@ def amplify_slow_gradients(alpha: Scalar = 0.98, lamb: Scalar = 2.0):
     Source: Lee et al. 2024, arXiv:2405.20233. Departures: none.
     """
 
-    def init(param):
-        return {"grad_ema": torch.zeros_like(param)}
-
     def update(update, state, param, ctx):
-        average = alpha * state["grad_ema"] + (1 - alpha) * update
+        average = running_mean(state["grad_ema"], update, alpha)
         average = torch.where(ctx.step == 1, update, average)
         return update + lamb * average, {"grad_ema": average}
 
-    return init, update
+    return zeros("grad_ema"), update
 
 
 @per_tensor(

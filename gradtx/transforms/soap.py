@@ -15,6 +15,13 @@ __all__ = ["scale_by_soap"]
 EXAMPLE = {"precondition_frequency": 2, "eps": 0.1}
 
 
+SOAP_RANGES = {
+    "precondition_frequency": "[1, inf)",
+    "max_precondition_dim": "[1, inf)",
+    "shampoo_beta": "[0, 1)",
+}
+
+
 def _full_rank(arguments):
     """Whether leaves that merge into one long dimension, whose statistics initially have rank 1, are not rotated."""
     return not (arguments["merge_dims"] or arguments["precondition_1d"])
@@ -24,11 +31,7 @@ def _full_rank(arguments):
     determined=_full_rank,
     compiles=False,
     static=("stagger",),
-    ranges={
-        "precondition_frequency": "[1, inf)",
-        "max_precondition_dim": "[1, inf)",
-        "shampoo_beta": "[0, 1)",
-    },
+    ranges=SOAP_RANGES,
     example=EXAMPLE,
     nonnegative=("exp_avg_sq",),
 )
@@ -97,21 +100,9 @@ def scale_by_soap(
     """
     beta = betas[1] if shampoo_beta is None else shampoo_beta
     factors = Factors("both", max_precondition_dim, merge_dims, precondition_1d)
-    rotation = Rotation(
-        factors,
-        "shampoo",
-        beta,
-        precondition_frequency,
-        "skip",
-        "qr",
-        1,
-        "update",
-        0.0,
-        stagger,
-    )
-    return rotation.space(
-        adam_along_bases(betas, eps, correct_bias, normalize_gradient), hidden=True
-    )
+    rotation = Rotation(factors, beta, precondition_frequency, staggers=stagger)
+    adam = adam_along_bases(betas, eps, correct_bias, normalize_gradient)
+    return rotation.space(adam, hidden=True)
 
 
 def adam_along_bases(

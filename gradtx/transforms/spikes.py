@@ -7,9 +7,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradtx.base.exact import Betas, Scalar, exact_dtype
+from gradtx.base.exact import Betas, Scalar
 from gradtx.rules import per_tensor
-from gradtx.transforms._math import adam_moments, hat_rate, largest, quotient, safe_sqrt
+from gradtx.transforms._math import (
+    adam_moments,
+    hat_rate,
+    largest,
+    quotient,
+    running_mean,
+    safe_sqrt,
+    scalar_zero,
+    zeros,
+)
 
 __all__ = ["clip_spikes", "clip_to_peak_history", "scale_by_spam"]
 
@@ -74,15 +83,12 @@ def clip_spikes(
     Source: Huang et al. 2025, arXiv:2501.06842. Departures: none.
     """
 
-    def init(param):
-        return {"exp_avg_sq": torch.zeros_like(param)}
-
     def update(update, state, param, ctx):
         square = state["exp_avg_sq"]
         update = _cut(update, square, ctx, threshold, clip_after, every)
-        return update, {"exp_avg_sq": beta2 * square + (1 - beta2) * update.square()}
+        return update, {"exp_avg_sq": running_mean(square, update.square(), beta2)}
 
-    return init, update
+    return zeros("exp_avg_sq"), update
 
 
 @per_tensor(
@@ -167,12 +173,12 @@ def clip_to_peak_history(theta: Scalar = 0.999):
     """
 
     def init(param):
-        return {"max_avg": param.new_zeros((), dtype=exact_dtype(param))}
+        return {"max_avg": scalar_zero(param)}
 
     def update(update, state, param, ctx):
         sizes = update.abs()
         peak = largest(sizes)
-        average = theta * state["max_avg"] + (1 - theta) * peak
+        average = running_mean(state["max_avg"], peak, theta)
         usual = average / ctx.bias_correction(theta)
         clipped = update * quotient(usual, peak)
         return torch.where(sizes > usual, clipped, update), {"max_avg": average}

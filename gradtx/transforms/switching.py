@@ -6,7 +6,7 @@ import torch
 
 from gradtx.base.exact import Betas, Scalar
 from gradtx.rules import per_tensor
-from gradtx.transforms._math import adam_moments, hat_rate, safe_sqrt
+from gradtx.transforms._math import adam_moments, hat_rate, running_mean, safe_sqrt
 
 __all__ = ["scale_by_swats"]
 
@@ -65,11 +65,8 @@ def scale_by_swats(
     including torch_optimizer's and pytorch_optimizer's, compute $\gamma$ leaf by leaf with a relative tolerance.
     """
     beta1, beta2 = betas
-    moments, average = adam_moments(betas, amsgrad)
+    init, average = adam_moments(betas, amsgrad, "momentum_buffer")
     tolerance = eps if switch_tol is None else switch_tol
-
-    def init(param):
-        return moments(param) | {"momentum_buffer": torch.zeros_like(param)}
 
     def update(update, state, param, ctx):
         mean, square, new = average(update, state)
@@ -82,7 +79,7 @@ def scale_by_swats(
         seen = (slope != 0) & ~sgd
         estimate = total["square"] / -torch.where(seen, slope, -1.0)
         rate_avg = torch.where(
-            seen, beta2 * state["rate_avg"] + (1 - beta2) * estimate, state["rate_avg"]
+            seen, running_mean(state["rate_avg"], estimate, beta2), state["rate_avg"]
         )
         sgd_rate = torch.where(
             seen, rate_avg / ctx.bias_correction(beta2, count), state["sgd_rate"]

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from gradtx.base.exact import Betas, Scalar
 from gradtx.rules import per_tensor
-from gradtx.transforms._math import at_least, quotient, safe_sqrt
+from gradtx.transforms._math import at_least, quotient, running_mean, safe_sqrt, zeros
 
 __all__ = ["scale_by_adatam", "scale_by_tam"]
 
@@ -24,9 +23,8 @@ def _damped(
     update: Tensor, momentum: Tensor, smooth: Tensor, decay_rate, eps
 ) -> tuple[Tensor, Tensor]:
     """Return the gradient weighted by its agreement with the momentum, and the average of that agreement."""
-    smooth = decay_rate * smooth + (1 - decay_rate) * _directed(momentum) * _directed(
-        update
-    )
+    along = (1 - decay_rate) * _directed(momentum) * _directed(update)
+    smooth = decay_rate * smooth + along
     return ((1 + smooth) / 2 + eps) * update, smooth
 
 
@@ -64,19 +62,13 @@ def scale_by_tam(momentum: Scalar = 0.9, decay_rate: Scalar = 0.9, eps: Scalar =
     paper's cosine is over the whole leaf). pytorch_optimizer starts $m$ at $g_1$.
     """
 
-    def init(param):
-        return {
-            "s": torch.zeros_like(param),
-            "momentum_buffer": torch.zeros_like(param),
-        }
-
     def update(update, state, param, ctx):
         buffer = state["momentum_buffer"]
         damped, smooth = _damped(update, buffer, state["s"], decay_rate, eps)
         buffer = momentum * buffer + damped
         return buffer, {"s": smooth, "momentum_buffer": buffer}
 
-    return init, update
+    return zeros("s", "momentum_buffer"), update
 
 
 @per_tensor(ranges=RANGES, nonnegative=("exp_avg_sq",))
@@ -113,20 +105,15 @@ def scale_by_adatam(
     """
     beta1, beta2 = betas
 
-    def init(param):
-        return {
-            slot: torch.zeros_like(param) for slot in ("s", "exp_avg", "exp_avg_sq")
-        }
-
     def update(update, state, param, ctx):
         mean = state["exp_avg"]
         damped, smooth = _damped(update, mean, state["s"], decay_rate, eps)
         mean = beta1 * mean + damped
-        square = beta2 * state["exp_avg_sq"] + (1 - beta2) * update.square()
+        square = running_mean(state["exp_avg_sq"], update.square(), beta2)
         return quotient(mean, safe_sqrt(square) + eps, floor=eps), {
             "s": smooth,
             "exp_avg": mean,
             "exp_avg_sq": square,
         }
 
-    return init, update
+    return zeros("s", "exp_avg", "exp_avg_sq"), update

@@ -7,7 +7,7 @@ import torch
 from gradtx.base.exact import Betas, Scalar, exact
 from gradtx.execution.rule import OfLeaf
 from gradtx.rules import per_tensor
-from gradtx.transforms._math import plus_decay, quotient, safe_sqrt
+from gradtx.transforms._math import plus_decay, quotient, running_mean, safe_sqrt, zeros
 
 __all__ = ["scale_by_lamb", "scale_by_lars", "scale_by_trust_ratio"]
 
@@ -162,19 +162,13 @@ def scale_by_lamb(
     beta1, beta2 = betas
     share = 1 - beta1 if grad_averaging else 1.0
 
-    def init(param):
-        return {
-            "exp_avg": torch.zeros_like(param),
-            "exp_avg_sq": torch.zeros_like(param),
-        }
-
     def update(update, state, param, ctx):
         mean = beta1 * state["exp_avg"] + share * update
-        square = beta2 * state["exp_avg_sq"] + (1 - beta2) * update.square()
+        square = running_mean(state["exp_avg_sq"], update.square(), beta2)
         new = {"exp_avg": mean, "exp_avg_sq": square}
         if bias_correction:
             mean = mean / ctx.bias_correction(beta1)
             square = square / ctx.bias_correction(beta2)
         return mean / (safe_sqrt(square) + eps), new
 
-    return init, update
+    return zeros("exp_avg", "exp_avg_sq"), update

@@ -6,7 +6,13 @@ import torch
 
 from gradtx.base.exact import Scalar
 from gradtx.rules import per_tensor
-from gradtx.transforms._math import adam_moments, quotient, safe_sqrt
+from gradtx.transforms._math import (
+    adam_moments,
+    quotient,
+    running_mean,
+    safe_sqrt,
+    zeros,
+)
 
 __all__ = ["scale_by_a2grad", "scale_by_msvag"]
 
@@ -42,14 +48,15 @@ def scale_by_msvag(beta: Scalar = 0.9):
     Source: Balles and Hennig 2018, arXiv:1705.07774. Departures: none from the authors' code. At the first step, where
     $\hat v = \hat m^2$ up to rounding, $1 - \rho_t$ is 1e-4, which amplifies rounding errors 10,000 times.
     """
-    rest = 1 - beta
     init, average = adam_moments((beta, beta))
 
     def update(update, state, param, ctx):
         exp_avg, exp_avg_sq, new = average(update, state)
         correction = ctx.bias_correction(beta)
         # The paper's quotient with common factors canceled: 1 - b**2 = (1 - b) * (1 + b) for b = beta and b = beta**t.
-        rho = (rest * (2 - correction) / ((1 + beta) * correction)).clamp(max=0.9999)
+        rho = ((1 - beta) * (2 - correction) / ((1 + beta) * correction)).clamp(
+            max=0.9999
+        )
         mean, square = exp_avg / correction, (exp_avg / correction).square()
         size = square + rho / (1 - rho) * (exp_avg_sq / correction - square)
         return quotient(square, size).clamp(0, 1) * mean, new
@@ -110,8 +117,8 @@ def scale_by_a2grad(
         )
 
     def init(param):
-        slots = ("avg_grad", "v", "v_tilde") if variant == "exp" else ("avg_grad", "v")
-        return {"x": param, **{slot: torch.zeros_like(param) for slot in slots}}
+        slots = zeros("avg_grad", "v", v_tilde=variant == "exp")
+        return {"x": param, **slots(param)}
 
     def update(update, state, param, ctx):
         t = ctx.time  # k + 1
@@ -119,7 +126,7 @@ def scale_by_a2grad(
         stray = (update - mean).square()
         new = {"avg_grad": mean}
         if variant == "exp":
-            new["v_tilde"] = rho * state["v_tilde"] + (1 - rho) * stray
+            new["v_tilde"] = running_mean(state["v_tilde"], stray, rho)
             new["v"] = torch.maximum(state["v"], new["v_tilde"])
         else:
             keep = ((t - 1) / t).square() if variant == "inc" else 1.0
