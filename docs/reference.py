@@ -54,62 +54,63 @@ PIECES = [
     pieces(
         "momentum",
         "Momentum",
-        "momentum accelerated quasi_hyperbolic positive_negative inertia sign torque focus optimistic slow_gradients "
-        "variance_reduction",
+        "momentum adaptive_momentum sign",
         "Links that add earlier gradients to the current one.",
     ),
     pieces(
         "rates",
         "A rate for every weight",
-        "adaptive adam_hat atan2 rectified nadam nesterov accumulators bounded delayed history stable_decay variance "
-        "switching rprop ranger21 acprop scale_invariant bcos fisher laprop slow_average ftrl",
+        "adam adam_variants adagrad",
         "Links that divide every entry by its own scale.",
     ),
     pieces(
         "layers",
         "A rate for many weights",
-        "trust_ratio layer_rms neurons covers factored confidence block_adam stable_adam model_scale gsnr",
+        "layerwise memory_efficient",
         "Links with one scale for a leaf, a row or a slice.",
     ),
     pieces(
         "matrices",
         "Matrices",
-        "orthogonalize shampoo soap lmo polar muown eigenbasis dion low_rank psgd",
+        "muon shampoo psgd low_rank",
         "Rules for whole matrices.",
     ),
     pieces(
         "curvature",
         "Curvature",
-        "second_order quasi_newton lbfgs",
+        "hessian quasi_newton",
         "Links that divide by the Hessian, its diagonal or a model of it.",
     ),
     pieces(
         "step-sizes",
         "Automatic step sizes",
-        "dadapt prodigy distance betting polyak model_based local_smoothness",
+        "d_adaptation parameter_free",
         "Links that derive the step size from the distance traveled, from bets or from the loss. Those that own the "
         "learning rate return a finished step: no later link may scale by a rate or decay weights.",
     ),
     pieces(
         "averages",
         "Averages of weights and of gradients",
-        "averaging ema_nesterov schedule_free dual_averaging majorization asgd",
+        "averaging",
         "Links that average weights provide the result of `tx.eval_params(state, params)`.",
     ),
     pieces(
         "bounds",
         "Clipping, centering, projecting",
-        "clipping norm_history spikes centralize projection radial hyperball",
+        "clipping projection",
         "Bounds and constraints.",
     ),
     pieces(
         "decay",
         "Weight decay",
-        "decay",
+        "weight_decay",
         "Weight decay and related terms that pull on the weights.",
     ),
     pieces(
-        "control", "Scaling and control", "scaling control noise *", "All other links."
+        "control",
+        "Scaling and control",
+        "scaling variance_reduction *",
+        "All other links.",
     ),
 ]
 

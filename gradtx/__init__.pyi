@@ -46,7 +46,7 @@ from gradtx.registry import get_supported_lr_schedulers as get_supported_lr_sche
 from gradtx.registry import get_supported_optimizers as get_supported_optimizers
 from gradtx.schedules import half_life_schedule as half_life_schedule
 from gradtx.hessian import hutchinson_hessian_diag as hutchinson_hessian_diag
-from gradtx.transforms.lmo import init_for_lmo as init_for_lmo
+from gradtx.transforms.muon import init_for_lmo as init_for_lmo
 from gradtx.arguments import is_off as is_off
 from gradtx.schedules import join_schedules as join_schedules
 from gradtx.models import label_by_role as label_by_role
@@ -65,7 +65,7 @@ from gradtx.multitask import pcgrad as pcgrad
 from gradtx.multitask import pcgrad_backward as pcgrad_backward
 from gradtx.rules import per_tensor as per_tensor
 from gradtx.schedules import polynomial_schedule as polynomial_schedule
-from gradtx.transforms.neurons import project_neurons as project_neurons
+from gradtx.transforms.layerwise import project_neurons as project_neurons
 from gradtx.schedules import proportion_schedule as proportion_schedule
 from gradtx.functional import put as put
 from gradtx.schedules import ranger21_schedule as ranger21_schedule

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gradtx.base import torch_names as _torch
 from gradtx.base import tree as _tree
-from gradtx.transforms.second_order import average_over_space
+from gradtx.transforms.hessian import average_over_space
 
 __all__ = ["hutchinson_hessian_diag"]
 

@@ -30,8 +30,7 @@ from gradtx.schedules._factory import in_its_words
 from gradtx.schedules.adapter import ScheduleLR
 from gradtx.transform import GradientTransformation, chain
 from gradtx.transforms.averaging import lookahead
-from gradtx.transforms.centralize import centralize
-from gradtx.transforms.projection import orthogonalize_against_params
+from gradtx.transforms.projection import centralize, orthogonalize_against_params
 
 __all__ = [
     "create_optimizer",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from gradtx.base.exact import Scalar
 from gradtx.rules import combinator
 from gradtx.transform import GradientTransformation, chain, check_transformation
-from gradtx.transforms.hyperball import keep_norm, scale_to_radius
+from gradtx.transforms.layerwise import keep_norm, scale_to_radius
 from gradtx.transforms.momentum import trace_ema
 from gradtx.transforms.scaling import scale_by_learning_rate
 

@@ -9,8 +9,8 @@ from gradtx.combinators.frame import Frame
 from gradtx.rules import combinator
 from gradtx.transform import GradientTransformation, check_transformation
 from gradtx.transforms._math import quotient
-from gradtx.transforms.decay import add_decayed_weights
 from gradtx.transforms.scaling import descend
+from gradtx.transforms.weight_decay import add_decayed_weights
 
 __all__ = ["schedule_free"]
 

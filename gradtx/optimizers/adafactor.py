@@ -5,7 +5,7 @@ from __future__ import annotations
 from gradtx.base.exact import Betas, Scalar
 from gradtx.rules import alias
 from gradtx.transform import chain
-from gradtx.transforms.factored import (
+from gradtx.transforms.memory_efficient import (
     clip_by_block_rms,
     scale_by_adafactor,
     scale_by_adafactor_torch,

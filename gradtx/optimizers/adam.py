@@ -8,20 +8,19 @@ from gradtx.arguments import is_off
 from gradtx.base.exact import Betas, Scalar
 from gradtx.rules import alias
 from gradtx.transform import chain
-from gradtx.transforms.adaptive import scale_by_adam, scale_by_adopt
-from gradtx.transforms.atan2 import (
+from gradtx.transforms.adam import (
     ATAN2_RANGES,
     orthogonalize_against_ema,
+    scale_by_adam,
+    scale_by_adopt,
     scale_by_adopt_atan2,
     scale_by_atan2,
 )
 from gradtx.transforms.clipping import soft_row_clip
-from gradtx.transforms.constraints import map_after_step
-from gradtx.transforms.control import hold_until
-from gradtx.transforms.decay import add_decayed_weights, regenerate_towards_init
 from gradtx.transforms.momentum import trace
-from gradtx.transforms.projection import project_scale_invariant
-from gradtx.transforms.scaling import scale_by_learning_rate
+from gradtx.transforms.projection import map_after_step, project_scale_invariant
+from gradtx.transforms.scaling import hold_until, scale_by_learning_rate
+from gradtx.transforms.weight_decay import add_decayed_weights, regenerate_towards_init
 
 __all__ = ["adam", "adam_atan2", "adamp", "adamw", "adopt", "adopt_atan2", "sgdp"]
 

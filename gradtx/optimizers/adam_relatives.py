@@ -7,18 +7,18 @@ from gradtx.base.exact import Betas, Scalar
 from gradtx.optimizers.adam import with_decay
 from gradtx.rules import alias
 from gradtx.transform import chain
-from gradtx.transforms.adam_hat import (
+from gradtx.transforms.adam import (
     scale_by_adam_hat,
     scale_by_diffgrad,
     scale_by_yogi,
 )
-from gradtx.transforms.rectified import (
+from gradtx.transforms.adam_variants import (
     hold_until_rectified,
+    scale_by_adam_stable_decay,
     scale_by_belief,
     scale_by_radam,
 )
 from gradtx.transforms.scaling import scale_by_learning_rate
-from gradtx.transforms.stable_decay import scale_by_adam_stable_decay
 
 __all__ = ["adabelief", "adamd", "adams", "diffgrad", "padam", "radam", "sadam", "yogi"]
 

@@ -6,13 +6,16 @@ from gradtx.base.exact import Betas, Scalar
 from gradtx.optimizers.adam import with_decay
 from gradtx.rules import alias
 from gradtx.transform import chain
-from gradtx.transforms.bounded import scale_by_adabound, scale_by_adamod
-from gradtx.transforms.control import hold_until
-from gradtx.transforms.decay import add_decayed_weights
-from gradtx.transforms.delayed import scale_by_adashift, scale_by_avagrad
-from gradtx.transforms.history import scale_by_adanorm, scale_by_adasmooth
-from gradtx.transforms.scaling import scale_by_learning_rate
-from gradtx.transforms.switching import scale_by_swats
+from gradtx.transforms.adagrad import (
+    scale_by_adanorm,
+    scale_by_adashift,
+    scale_by_adasmooth,
+    scale_by_avagrad,
+)
+from gradtx.transforms.adam_variants import scale_by_adabound, scale_by_adamod
+from gradtx.transforms.adaptive_momentum import scale_by_swats
+from gradtx.transforms.scaling import hold_until, scale_by_learning_rate
+from gradtx.transforms.weight_decay import add_decayed_weights
 
 __all__ = ["adabound", "adamod", "adanorm", "adashift", "adasmooth", "avagrad", "swats"]
 

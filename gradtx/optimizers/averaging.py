@@ -6,9 +6,8 @@ from gradtx.base.exact import Scalar
 from gradtx.optimizers.adam import split_decay
 from gradtx.rules import alias
 from gradtx.transform import chain
-from gradtx.transforms.decay import add_decayed_weights
-from gradtx.transforms.dual_averaging import scale_by_madgrad
-from gradtx.transforms.majorization import scale_by_srmm
+from gradtx.transforms.averaging import scale_by_madgrad, scale_by_srmm
+from gradtx.transforms.weight_decay import add_decayed_weights
 
 __all__ = ["madgrad", "srmm"]
 

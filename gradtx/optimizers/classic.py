@@ -6,16 +6,15 @@ from gradtx.base.exact import Betas, Scalar
 from gradtx.optimizers.adam import decayed, with_decay
 from gradtx.rules import alias
 from gradtx.transform import chain
-from gradtx.transforms.accumulators import (
+from gradtx.transforms.adagrad import (
     scale_by_adadelta,
     scale_by_adamax,
     scale_by_rss,
 )
-from gradtx.transforms.adaptive import scale_by_rms
+from gradtx.transforms.adam import scale_by_nadam, scale_by_rms
 from gradtx.transforms.momentum import trace
-from gradtx.transforms.nadam import scale_by_nadam
-from gradtx.transforms.rprop import ETAS, scale_by_rprop
 from gradtx.transforms.scaling import scale_by_inverse_time, scale_by_learning_rate
+from gradtx.transforms.sign import ETAS, scale_by_rprop
 
 __all__ = ["adadelta", "adagrad", "adamax", "nadam", "rmsprop", "rprop"]
 

@@ -6,10 +6,8 @@ from gradtx.base.exact import Betas, Scalar
 from gradtx.optimizers.adam import with_decay
 from gradtx.rules import alias
 from gradtx.transform import chain
-from gradtx.transforms.acprop import scale_by_acprop
-from gradtx.transforms.bcos import scale_by_bcos
-from gradtx.transforms.fisher import scale_by_fadam
-from gradtx.transforms.scale_invariant import scale_by_kate
+from gradtx.transforms.adagrad import scale_by_acprop, scale_by_bcos, scale_by_kate
+from gradtx.transforms.adam import scale_by_fadam
 from gradtx.transforms.scaling import scale_by_learning_rate
 
 __all__ = ["acprop", "bcos", "fadam", "kate"]

@@ -5,12 +5,12 @@ from __future__ import annotations
 from gradtx.base.exact import Betas, Scalar
 from gradtx.rules import alias
 from gradtx.transform import chain
-from gradtx.transforms.decay import add_decayed_weights
-from gradtx.transforms.focus import scale_by_focus
-from gradtx.transforms.gsnr import scale_by_gsnr
+from gradtx.transforms.adaptive_momentum import scale_by_adatam, scale_by_tam
+from gradtx.transforms.layerwise import scale_by_gsnr
 from gradtx.transforms.momentum import trace_ema
 from gradtx.transforms.scaling import scale_by_learning_rate
-from gradtx.transforms.torque import scale_by_adatam, scale_by_tam
+from gradtx.transforms.sign import scale_by_focus
+from gradtx.transforms.weight_decay import add_decayed_weights
 
 __all__ = ["adatam", "focus", "sgd_sai", "tam"]
 

@@ -12,22 +12,24 @@ from gradtx.optimizers.matrix import (
 from gradtx.rules import alias
 from gradtx.transform import GradientTransformation, chain
 from gradtx.transforms._polynomials import Coefficients
-from gradtx.transforms.adam_hat import scale_by_adam_hat
+from gradtx.transforms.adam import scale_by_adam_hat
+from gradtx.transforms.adam_variants import scale_by_laprop
 from gradtx.transforms.averaging import average
-from gradtx.transforms.constraints import decay_after_step, map_after_step
-from gradtx.transforms.eigenbasis import (
+from gradtx.transforms.momentum import trace_ema
+from gradtx.transforms.muon import orthogonalize
+from gradtx.transforms.projection import decay_after_step, map_after_step
+from gradtx.transforms.scaling import scale, scale_by_learning_rate
+from gradtx.transforms.shampoo import (
+    EXAMPLE,
+    SOAP_RANGES,
+    adam_along_bases,
     mean_side_factor,
     scale_by_gradient_rms,
     scale_by_kl_shampoo,
     scale_by_late_rms,
     scale_by_mean_side,
 )
-from gradtx.transforms.laprop import scale_by_laprop
-from gradtx.transforms.momentum import trace_ema
-from gradtx.transforms.orthogonalize import orthogonalize
-from gradtx.transforms.scaling import scale, scale_by_learning_rate
 from gradtx.transforms.sign import scale_by_sign
-from gradtx.transforms.soap import EXAMPLE, SOAP_RANGES, adam_along_bases
 
 __all__ = ["conda", "kl_shampoo", "kl_soap", "soap_laprop", "soap_muon", "splus"]
 

@@ -7,12 +7,11 @@ from gradtx.base.exact import Betas, Scalar
 from gradtx.optimizers.adam import with_decay
 from gradtx.rules import alias
 from gradtx.transform import chain
+from gradtx.transforms.adaptive_momentum import scale_by_adai, scale_by_adan
 from gradtx.transforms.clipping import clip_by_global_norm
-from gradtx.transforms.decay import add_decayed_weights
-from gradtx.transforms.inertia import scale_by_adai
-from gradtx.transforms.nesterov import scale_by_adan
 from gradtx.transforms.scaling import scale_by_learning_rate
 from gradtx.transforms.sign import scale_by_lion
+from gradtx.transforms.weight_decay import add_decayed_weights
 
 __all__ = ["adai", "adan", "lion"]
 

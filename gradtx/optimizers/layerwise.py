@@ -11,19 +11,21 @@ from gradtx.base.exact import Betas, Scalar
 from gradtx.rules import alias
 from gradtx.transform import chain
 from gradtx.transforms.clipping import bound_norm, clip_by_global_norm
-from gradtx.transforms.constraints import map_after_step
-from gradtx.transforms.covers import scale_by_sm3
-from gradtx.transforms.decay import add_decayed_weights
-from gradtx.transforms.layer_rms import scale_by_layer_rms
-from gradtx.transforms.model_scale import AMOS_RANGES, scale_by_amos
-from gradtx.transforms.momentum import ema, trace
-from gradtx.transforms.neurons import project_neurons, scale_by_neuron_norm
-from gradtx.transforms.scaling import scale_by_learning_rate
-from gradtx.transforms.trust_ratio import (
+from gradtx.transforms.layerwise import (
+    AMOS_RANGES,
+    project_neurons,
+    scale_by_amos,
     scale_by_lamb,
     scale_by_lars,
+    scale_by_layer_rms,
+    scale_by_neuron_norm,
     scale_by_trust_ratio,
 )
+from gradtx.transforms.memory_efficient import scale_by_sm3
+from gradtx.transforms.momentum import ema, trace
+from gradtx.transforms.projection import map_after_step
+from gradtx.transforms.scaling import scale_by_learning_rate
+from gradtx.transforms.weight_decay import add_decayed_weights
 
 __all__ = ["amos", "fromage", "lamb", "lars", "nero", "novograd", "sm3"]
 

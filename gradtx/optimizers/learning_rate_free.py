@@ -9,19 +9,20 @@ from gradtx.base.exact import Betas, Scalar
 from gradtx.optimizers.adam import split_decay
 from gradtx.rules import alias
 from gradtx.transform import chain
-from gradtx.transforms.dadapt import (
+from gradtx.transforms.d_adaptation import (
     DADAPT_RANGES,
+    PRODIGY_RANGES,
     scale_by_dadapt_adagrad,
     scale_by_dadapt_adam,
     scale_by_dadapt_adan,
     scale_by_dadapt_lion,
     scale_by_dadapt_sgd,
+    scale_by_prodigy,
 )
-from gradtx.transforms.decay import add_decayed_weights
 from gradtx.transforms.momentum import trace
-from gradtx.transforms.polyak import project_l2_ball, scale_by_polyak
-from gradtx.transforms.prodigy import PRODIGY_RANGES, scale_by_prodigy
+from gradtx.transforms.parameter_free import project_l2_ball, scale_by_polyak
 from gradtx.transforms.scaling import descend
+from gradtx.transforms.weight_decay import add_decayed_weights
 
 __all__ = [
     "alig",

@@ -12,15 +12,16 @@ from gradtx.optimizers.matrix import muon_like
 from gradtx.rules import alias
 from gradtx.transform import GradientTransformation, chain
 from gradtx.transforms._polynomials import Coefficients
-from gradtx.transforms.adam_hat import scale_by_adam_hat
-from gradtx.transforms.constraints import decay_after_step
-from gradtx.transforms.dion import orthogonalize_slices, scale_by_dion
+from gradtx.transforms.adam import scale_by_adam_hat
 from gradtx.transforms.low_rank import (
     EXAMPLE,
     RANGES,
+    orthogonalize_slices,
     scale_by_apollo_low_rank,
+    scale_by_dion,
     scale_by_fira,
 )
+from gradtx.transforms.projection import decay_after_step
 from gradtx.transforms.scaling import scale_by_learning_rate
 
 __all__ = ["apollo_low_rank", "dion", "dion2", "fira", "galore"]

@@ -8,7 +8,7 @@ from gradtx.optimizers.adam import with_decay
 from gradtx.optimizers.matrix import has_a_matrix
 from gradtx.rules import alias
 from gradtx.transform import chain
-from gradtx.transforms.adaptive import scale_by_adam
+from gradtx.transforms.adam import scale_by_adam
 from gradtx.transforms.sign import scale_by_lion
 from gradtx.transforms.variance_reduction import correct_variance
 

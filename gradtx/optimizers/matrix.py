@@ -13,25 +13,26 @@ from gradtx.optimizers.adam import adam_atan2, split_decay
 from gradtx.rules import alias
 from gradtx.transform import GradientTransformation, chain, check_transformation
 from gradtx.transforms._polynomials import NEWTON_SCHULZ, POLAR_EXPRESS, Coefficients
-from gradtx.transforms.atan2 import ATAN2_RANGES, scale_by_caution
-from gradtx.transforms.constraints import decay_after_step
-from gradtx.transforms.control import hold_until
-from gradtx.transforms.decay import add_decayed_weights
+from gradtx.transforms.adam import ATAN2_RANGES, scale_by_caution
 from gradtx.transforms.momentum import trace_ema
-from gradtx.transforms.orthogonalize import (
+from gradtx.transforms.muon import (
     normalize_neurons,
     orthogonalize,
     scale_by_shape,
 )
-from gradtx.transforms.scaling import scale_by_learning_rate
+from gradtx.transforms.projection import decay_after_step
+from gradtx.transforms.scaling import hold_until, scale_by_learning_rate
 from gradtx.transforms.shampoo import (
     BLOCKS,
+    EXAMPLE,
     ROOTS,
     SCALABLE_RANGES,
+    SOAP_RANGES,
     scale_by_scalable_shampoo,
     scale_by_shampoo,
+    scale_by_soap,
 )
-from gradtx.transforms.soap import EXAMPLE, SOAP_RANGES, scale_by_soap
+from gradtx.transforms.weight_decay import add_decayed_weights
 
 __all__ = [
     "muon",

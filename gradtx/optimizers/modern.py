@@ -6,18 +6,19 @@ from gradtx.base.exact import Betas, Scalar
 from gradtx.optimizers.adam import with_decay
 from gradtx.rules import alias
 from gradtx.transform import chain
-from gradtx.transforms.adam_hat import scale_by_adam_hat
-from gradtx.transforms.adaptive import scale_by_adam
-from gradtx.transforms.block_adam import scale_by_block_adam
-from gradtx.transforms.confidence import scale_by_confidence
-from gradtx.transforms.decay import add_decayed_weights
-from gradtx.transforms.factored import clip_by_block_rms, scale_by_factored_rms
-from gradtx.transforms.ftrl import FTRL_RANGES, scale_by_ftrl
-from gradtx.transforms.laprop import scale_by_laprop
-from gradtx.transforms.norm_history import clip_to_history
+from gradtx.transforms.adagrad import FTRL_RANGES, scale_by_ftrl
+from gradtx.transforms.adam import scale_by_adam, scale_by_adam_hat
+from gradtx.transforms.adam_variants import scale_by_laprop, scale_by_stable_adam
+from gradtx.transforms.clipping import clip_to_history
+from gradtx.transforms.memory_efficient import (
+    clip_by_block_rms,
+    scale_by_block_adam,
+    scale_by_confidence,
+    scale_by_factored_rms,
+)
 from gradtx.transforms.scaling import scale_by_learning_rate
 from gradtx.transforms.sign import take_signs_of_gradient
-from gradtx.transforms.stable_adam import scale_by_stable_adam
+from gradtx.transforms.weight_decay import add_decayed_weights
 
 __all__ = [
     "adagc",

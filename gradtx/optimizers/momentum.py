@@ -6,15 +6,17 @@ from gradtx.base.exact import Betas, Scalar
 from gradtx.optimizers.adam import with_decay
 from gradtx.rules import alias
 from gradtx.transform import chain
-from gradtx.transforms.accelerated import (
+from gradtx.transforms.momentum import (
+    NUS,
     scale_by_accsgd,
     scale_by_aggmo,
     scale_by_gravity,
     scale_by_pid,
+    scale_by_qhadam,
+    scale_by_qhm,
 )
-from gradtx.transforms.decay import add_decayed_weights
-from gradtx.transforms.quasi_hyperbolic import NUS, scale_by_qhadam, scale_by_qhm
 from gradtx.transforms.scaling import scale_by_learning_rate
+from gradtx.transforms.weight_decay import add_decayed_weights
 
 __all__ = ["accsgd", "aggmo", "gravity", "pid", "qhadam", "qhm"]
 

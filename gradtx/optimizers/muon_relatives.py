@@ -17,20 +17,20 @@ from gradtx.optimizers.matrix import muon_like, with_fallback
 from gradtx.rules import alias
 from gradtx.transform import GradientTransformation, chain
 from gradtx.transforms._polynomials import Coefficients
-from gradtx.transforms.adaptive import scale_by_adam
-from gradtx.transforms.decay import add_decayed_weights
-from gradtx.transforms.lmo import lmo
+from gradtx.transforms.adam import scale_by_adam
 from gradtx.transforms.momentum import trace_ema
-from gradtx.transforms.muown import scale_by_muown
-from gradtx.transforms.orthogonalize import (
+from gradtx.transforms.muon import (
+    lmo,
     normalize_entries,
     normalize_neurons,
     orthogonalize,
+    scale_by_muown,
+    scale_by_nuclear_norm,
 )
-from gradtx.transforms.polar import scale_by_nuclear_norm
 from gradtx.transforms.scaling import scale as multiply
 from gradtx.transforms.scaling import scale_by_learning_rate
 from gradtx.transforms.sign import scale_by_sign
+from gradtx.transforms.weight_decay import add_decayed_weights
 
 __all__ = [
     "adam_h",

@@ -5,8 +5,8 @@ from __future__ import annotations
 from gradtx.base.exact import Scalar
 from gradtx.rules import alias
 from gradtx.transform import chain
-from gradtx.transforms.noise import add_noise
 from gradtx.transforms.scaling import scale_by_learning_rate
+from gradtx.transforms.variance_reduction import add_noise
 
 __all__ = ["noisy_sgd"]
 

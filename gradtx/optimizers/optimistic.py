@@ -5,10 +5,10 @@ from __future__ import annotations
 from gradtx.base.exact import Betas, Scalar
 from gradtx.rules import alias
 from gradtx.transform import chain
-from gradtx.transforms.adaptive import scale_by_adam
-from gradtx.transforms.decay import add_decayed_weights
-from gradtx.transforms.optimistic import scale_by_optimistic_gradient
+from gradtx.transforms.adam import scale_by_adam
+from gradtx.transforms.momentum import scale_by_optimistic_gradient
 from gradtx.transforms.scaling import scale_by_learning_rate
+from gradtx.transforms.weight_decay import add_decayed_weights
 
 __all__ = ["optimistic_adam", "optimistic_gradient_descent"]
 

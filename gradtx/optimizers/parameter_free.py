@@ -5,16 +5,17 @@ from __future__ import annotations
 from gradtx.base.exact import Betas, Scalar
 from gradtx.rules import alias
 from gradtx.transform import chain
-from gradtx.transforms.betting import scale_by_cocob
-from gradtx.transforms.decay import add_decayed_weights
-from gradtx.transforms.distance import (
+from gradtx.transforms.parameter_free import (
     DOG_RANGES,
+    scale_by_cocob,
     scale_by_dog,
     scale_by_dowg,
     scale_by_ldog,
+    scale_by_momo,
+    scale_by_momo_adam,
 )
-from gradtx.transforms.model_based import scale_by_momo, scale_by_momo_adam
 from gradtx.transforms.scaling import scale_by_learning_rate
+from gradtx.transforms.weight_decay import add_decayed_weights
 
 __all__ = ["cocob", "dog", "dowg", "ldog", "momo", "momo_adam"]
 

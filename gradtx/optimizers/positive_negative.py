@@ -5,7 +5,7 @@ from __future__ import annotations
 from gradtx.base.exact import Betas, Scalar
 from gradtx.optimizers.adam import with_decay
 from gradtx.rules import alias
-from gradtx.transforms.positive_negative import scale_by_adapnm, scale_by_pnm
+from gradtx.transforms.adaptive_momentum import scale_by_adapnm, scale_by_pnm
 
 __all__ = ["adapnm", "pnm"]
 

@@ -6,7 +6,6 @@ from gradtx.arguments import is_off
 from gradtx.base.exact import Scalar
 from gradtx.rules import alias, per_tensor
 from gradtx.transform import chain
-from gradtx.transforms.decay import add_decayed_weights
 from gradtx.transforms.psgd import (
     KRON_RANGES,
     PRO_RANGES,
@@ -14,6 +13,7 @@ from gradtx.transforms.psgd import (
     scale_by_psgd_pro,
 )
 from gradtx.transforms.scaling import scale_by_learning_rate
+from gradtx.transforms.weight_decay import add_decayed_weights
 
 __all__ = ["psgd_kron", "psgd_pro"]
 

@@ -6,10 +6,9 @@ from gradtx.base.exact import Scalar
 from gradtx.rules import alias
 from gradtx.schedules import warmup_cosine_schedule
 from gradtx.transform import chain
-from gradtx.transforms.decay import add_decayed_weights
-from gradtx.transforms.lbfgs import scale_by_lbfgs
-from gradtx.transforms.quasi_newton import scale_by_apollo
+from gradtx.transforms.quasi_newton import scale_by_apollo, scale_by_lbfgs
 from gradtx.transforms.scaling import scale_by_learning_rate
+from gradtx.transforms.weight_decay import add_decayed_weights
 
 __all__ = ["apollo", "lbfgs"]
 

@@ -7,11 +7,11 @@ from gradtx.optimizers.adam import with_decay
 from gradtx.rules import alias
 from gradtx.schedules import ranger21_schedule
 from gradtx.transform import chain
+from gradtx.transforms.adam_variants import scale_by_radam
+from gradtx.transforms.adaptive_momentum import scale_by_ranger21
 from gradtx.transforms.averaging import lookahead
-from gradtx.transforms.centralize import centralize, normalize_by_std
 from gradtx.transforms.clipping import clip_adaptive
-from gradtx.transforms.ranger21 import scale_by_ranger21
-from gradtx.transforms.rectified import scale_by_radam
+from gradtx.transforms.projection import centralize, normalize_by_std
 
 __all__ = ["ranger", "ranger21"]
 

@@ -7,9 +7,9 @@ from gradtx.combinators.schedule_free import WEIGHT_RANGES, schedule_free
 from gradtx.rules import alias
 from gradtx.schedules.warmup import rectification_schedule
 from gradtx.transform import chain
-from gradtx.transforms.adaptive import scale_by_adam
-from gradtx.transforms.decay import add_decayed_weights
-from gradtx.transforms.rectified import scale_by_rectified_rms
+from gradtx.transforms.adam import scale_by_adam
+from gradtx.transforms.adam_variants import scale_by_rectified_rms
+from gradtx.transforms.weight_decay import add_decayed_weights
 
 __all__ = [
     "gpa_adamw",

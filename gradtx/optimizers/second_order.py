@@ -5,7 +5,7 @@ from __future__ import annotations
 from gradtx.base.exact import Betas, Scalar
 from gradtx.optimizers.adam import with_decay
 from gradtx.rules import alias
-from gradtx.transforms.second_order import scale_by_hessian, scale_by_sophia
+from gradtx.transforms.hessian import scale_by_hessian, scale_by_sophia
 
 __all__ = ["adahessian", "sophia"]
 

@@ -6,11 +6,11 @@ from gradtx.arguments import is_off
 from gradtx.base.exact import Scalar
 from gradtx.rules import alias
 from gradtx.transform import chain
-from gradtx.transforms.asgd import scale_by_asgd
-from gradtx.transforms.decay import add_decayed_weights
-from gradtx.transforms.local_smoothness import scale_by_local_smoothness
+from gradtx.transforms.averaging import scale_by_asgd
 from gradtx.transforms.momentum import trace
+from gradtx.transforms.parameter_free import scale_by_local_smoothness
 from gradtx.transforms.scaling import scale_by_learning_rate
+from gradtx.transforms.weight_decay import add_decayed_weights
 
 __all__ = ["adaptive_gd", "asgd", "sgd", "sgds", "sgdw"]
 

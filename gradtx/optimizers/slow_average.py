@@ -7,12 +7,12 @@ from gradtx.optimizers.adam import with_decay
 from gradtx.rules import alias
 from gradtx.schedules.half_life import ademamix_alpha_schedule, half_life_schedule
 from gradtx.transform import chain
-from gradtx.transforms.adaptive import scale_by_adam
-from gradtx.transforms.slow_average import (
+from gradtx.transforms.adam import scale_by_adam
+from gradtx.transforms.adam_variants import (
     scale_by_ademamix,
     scale_by_simplified_ademamix,
 )
-from gradtx.transforms.slow_gradients import amplify_slow_gradients
+from gradtx.transforms.momentum import amplify_slow_gradients
 
 __all__ = ["ademamix", "grokfast_adamw", "simplified_ademamix"]
 

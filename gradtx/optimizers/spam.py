@@ -9,10 +9,14 @@ from gradtx.rules import alias, per_tensor
 from gradtx.schedules.restarts import restart_warmup_schedule
 from gradtx.schedules.warmup import warmup_cosine_schedule
 from gradtx.transform import chain
-from gradtx.transforms.adaptive import scale_by_adam
-from gradtx.transforms.norm_history import normalize_by_norm_history
+from gradtx.transforms.adam import scale_by_adam
+from gradtx.transforms.clipping import (
+    SPIKE_RANGES,
+    clip_to_peak_history,
+    normalize_by_norm_history,
+    scale_by_spam,
+)
 from gradtx.transforms.scaling import scale
-from gradtx.transforms.spikes import SPIKE_RANGES, clip_to_peak_history, scale_by_spam
 
 __all__ = ["spam", "stable_spam"]
 

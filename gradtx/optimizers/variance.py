@@ -6,7 +6,7 @@ from gradtx.base.exact import Scalar
 from gradtx.rules import alias
 from gradtx.transform import chain
 from gradtx.transforms.scaling import scale_by_learning_rate
-from gradtx.transforms.variance import scale_by_a2grad, scale_by_msvag
+from gradtx.transforms.variance_reduction import scale_by_a2grad, scale_by_msvag
 
 __all__ = ["a2grad", "msvag"]
 

@@ -1,4 +1,4 @@
-"""Averages of the weights: lookahead, Polyak and exponential averages."""
+"""Averages of weights: links that average weights, or gradients in their place."""
 
 from __future__ import annotations
 
@@ -7,11 +7,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradtx.base.exact import Scalar
+from gradtx.arguments import is_off
+from gradtx.base.exact import Scalar, exact
 from gradtx.rules import per_tensor
-from gradtx.transforms._math import running_mean
+from gradtx.transforms._math import plus_decay, quotient, running_mean, safe_pow, zeros
 
-__all__ = ["average", "lookahead"]
+__all__ = [
+    "average",
+    "lookahead",
+    "scale_by_asgd",
+    "scale_by_madgrad",
+    "scale_by_srmm",
+]
 
 
 @per_tensor(
@@ -128,3 +135,206 @@ def average(decay: Scalar | None = None, start: int = 0, debias: bool = False):
         return update, {"average": torch.where(ctx.step <= start, new, mean)}
 
     return init, update, lambda state, param: state["average"]
+
+
+def dual_averaging(target: Tensor, momentum: Any, param: Tensor) -> Tensor:
+    """Return the update of an averaged iterate, the fraction 1 - momentum of the way to the target."""
+    return (1 - momentum) * (target - param)
+
+
+@per_tensor(
+    elementwise=True,
+    needs=("params",),
+    owns_lr=True,
+    ranges={"momentum": "[0, 1)"},
+    nonnegative=("grad_sum_sq",),
+)
+def scale_by_madgrad(
+    lr: Scalar = 1e-2,
+    momentum: Scalar = 0.9,
+    eps: Scalar = 1e-6,
+    weight_decay: Scalar = 0.0,
+):
+    r"""Step from the starting point along the weighted sum of gradients, divided by a cube root: MADGRAD.
+
+    With $\lambda_t = r \sqrt t$, $r = \eta + \epsilon$ (0 where $\eta = 0$): $s_t = s_{t-1} + \lambda_t g_t$,
+    $\nu_t = \nu_{t-1} + \lambda_t g_t^2$, $z_t = x_0 - s_t / (\sqrt[3]{\nu_t} + \epsilon)$,
+    $p \leftarrow \mu p + (1-\mu) z_t - r \lambda p$.
+
+    Args:
+        lr: $\eta$ in [0, inf).
+        momentum: $\mu$ in [0, 1). With a literal 0.0, $x_0$ is recomputed from the weights instead of stored.
+        eps: $\epsilon \ge 0$; with 0, entries that have had only zero gradients do not move.
+        weight_decay: $\lambda \ge 0$, decoupled.
+
+    Returns:
+        A transformation that keeps shapes and dtypes; its updates are added to the parameters. State:
+        `grad_sum_sq`, `s` and, with momentum, `x0`, shaped as the parameter.
+
+    Raises:
+        ValueError: If an argument is out of range, if `params` is missing, or if a later link scales by a learning rate
+            or decays.
+
+    Example:
+        >>> tx = gradtx.scale_by_madgrad(lr=0.125, momentum=0.0, eps=0.0)
+        >>> params = {"w": torch.tensor([1.0, 1.0])}
+        >>> # 0.125 * 8 / cbrt(8)
+        >>> tx.update({"w": torch.tensor([8.0, 0.0])}, tx.init(params), params)[0]["w"]
+        tensor([-0.5000,  0.0000])
+
+    Source: Defazio and Jelassi 2021, arXiv:2101.11075. Departures: none from the authors' code. With momentum, $x_0$
+    never decays, so later steps undo the decoupled decay of a step; without momentum, the decay persists.
+    """
+    reconstructs = is_off(momentum)
+
+    def init(param):
+        sums = zeros("grad_sum_sq", "s")(param)
+        return sums if reconstructs else sums | {"x0": param}
+
+    def moved(sums):
+        return quotient(
+            sums["s"], safe_pow(sums["grad_sum_sq"], 1 / 3) + eps, floor=eps
+        )
+
+    def update(update, state, param, ctx):
+        rate = exact(lr, update.device)
+        rate = torch.where(rate == 0, 0.0, rate + eps)
+        weight = rate * ctx.time.sqrt()
+        start = param + moved(state) if reconstructs else state["x0"]
+        new = {
+            "grad_sum_sq": state["grad_sum_sq"] + weight * update.square(),
+            "s": state["s"] + weight * update,
+        }
+        step = dual_averaging(start - moved(new), momentum, param)
+        if not reconstructs:
+            new["x0"] = start
+        return plus_decay(step, weight_decay, param, -rate), new
+
+    return init, update
+
+
+@per_tensor(
+    elementwise=True,
+    needs=("params",),
+    owns_lr=True,
+    ranges={"memory_length": "[1, inf)", "proximal": "[0, inf)", "beta": "[0, inf)"},
+)
+def scale_by_srmm(
+    lr: Scalar = 0.01,
+    beta: Scalar = 0.5,
+    memory_length: int | None = 100,
+    proximal: Scalar = 0.0,
+):
+    r"""Step from an average of the weights along an average of the gradients computed there: SRMM.
+
+    With $w = (n+1)^{-\beta}$, $n = t \bmod$ `memory_length`: $\bar g \leftarrow (1-w) \bar g + w g$,
+    $\bar p \leftarrow (1-w) \bar p + w p$, $p \leftarrow (1 - \eta\lambda) \bar p + \eta\lambda p - \eta \bar g$.
+
+    Args:
+        lr: $\eta \ge 0$, or $1 / (L + \lambda)$ in the paper's notation.
+        beta: $\beta \ge 0$: how fast the weight of new gradients decreases; 0 keeps no memory.
+        memory_length: Steps after which the averages restart, >= 1; None for never.
+        proximal: $\lambda \ge 0$, the pull toward the current weights; $\eta \lambda \le 1$.
+
+    Returns:
+        A transformation that keeps shapes and dtypes; its updates are added to the parameters. State:
+        `mov_avg_grad` and `mov_avg_param` (initialized to the parameter), shaped as the parameter.
+
+    Raises:
+        ValueError: If an argument is out of range, if `lr * proximal` is above 1, if `params` is missing, or if a later
+            link scales by a learning rate or decays.
+
+    Example:
+        >>> tx = gradtx.scale_by_srmm(lr=1.0, beta=1.0)
+        >>> params = {"w": torch.tensor([0.0])}
+        >>> state = tx.init(params)
+        >>> # 1/2 of the gradient, then the mean of 1/2, 1/2 * 2/3 + 1/3, from the mean weight
+        >>> for _ in range(2):
+        ...     updates, state = tx.update({"w": torch.tensor([1.0])}, state, params)
+        ...     params = gradtx.apply_updates(params, updates)
+        ...     print(params["w"])
+        tensor([-0.5000])
+        tensor([-0.8333])
+
+    Source: Lyu 2022, arXiv:2201.01652, eq. 23. Departures from the authors' code: $\bar p$ starts at the parameters
+    (theirs at 0), and the memory is refreshed (theirs never is, due to an operator precedence error).
+    """
+    if isinstance(lr, float) and isinstance(proximal, float) and lr * proximal > 1:
+        raise ValueError(
+            f"scale_by_srmm: lr * proximal must be in [0, 1], got {lr!r} * {proximal!r}; lower one of them"
+        )
+
+    def init(param):
+        return {"mov_avg_grad": torch.zeros_like(param), "mov_avg_param": param}
+
+    def update(update, state, param, ctx):
+        n = ctx.time if memory_length is None else ctx.time % memory_length
+        weight = (n + 1) ** -beta
+        grad = (1 - weight) * state["mov_avg_grad"] + weight * update
+        mean = (1 - weight) * state["mov_avg_param"] + weight * param
+        step = (1 - lr * proximal) * (mean - param) - lr * grad
+        return step, {"mov_avg_grad": grad, "mov_avg_param": mean}
+
+    return init, update
+
+
+@per_tensor(
+    elementwise=True,
+    needs=("params",),
+    owns_lr=True,
+    ranges={"t0": "[0, inf)", "lambd": "[0, inf)", "alpha": "[0, inf)"},
+)
+def scale_by_asgd(
+    lr: Scalar = 1e-2, lambd: Scalar = 1e-4, alpha: Scalar = 0.75, t0: Scalar = 1e6
+):
+    r"""Descend with a decaying rate and a small weight decay, and average the weights from a given step on.
+
+    $p_t = p_{t-1} (1 - \lambda \eta_t) - \eta_t g_t$, $a_t = a_{t-1} + \mu_t (p_t - a_{t-1})$; then
+    $\eta_{t+1} = \eta / (1 + \lambda \eta t)^\alpha$ and $\mu_{t+1} = 1 / \max(1, t - t_0)$, from $\eta_1 = \eta$ and
+    $\mu_1 = 1$. It owns the learning rate: no decay or learning rate may follow.
+
+    Args:
+        lr: $\eta$ in [0, inf). The value passed for a step takes effect at the next one; the first value is used twice.
+        lambd: $\lambda \ge 0$, decay of the weights and of the rate.
+        alpha: $\alpha \ge 0$, exponent of the rate's decay.
+        t0: $t_0 \ge 0$. While $\mu = 1$, up to step $t_0 + 2$, the average equals the weights.
+
+    Returns:
+        A transformation whose updates are added to the parameters. State: `ax` ($a_t$), shaped as the parameter, which
+        `eval_params` returns; `eta` and `mu`, the next $\eta_t$ and $\mu_t$, 0-d float64 for each leaf.
+
+    Raises:
+        ValueError: If an argument is out of range, if `params` is missing, or if a later link scales by a learning rate
+            or decays.
+
+    Example:
+        >>> tx = gradtx.scale_by_asgd(lr=1.0, lambd=0.0, t0=0.0)
+        >>> params = {"w": torch.tensor([0.0])}
+        >>> state = tx.init(params)
+        >>> for _ in range(3):
+        ...     updates, state = tx.update({"w": torch.tensor([-2.0])}, state, params)
+        ...     params = gradtx.apply_updates(params, updates)
+        >>> params["w"], tx.eval_params(state, params)["w"]
+        (tensor([6.]), tensor([5.]))
+
+    Source: Polyak and Juditsky 1992, in the form of torch.optim.ASGD. Departures: `eta` and `mu` are stored in
+    float64, whereas torch rounds them to its default dtype.
+    """
+
+    def init(param):
+        rate = exact(lr, param.device)
+        return {"ax": param, "eta": rate.clone(), "mu": torch.ones_like(rate)}
+
+    def update(update, state, param, ctx):
+        # torch creates its state at the first step, so a rate written after `init` must take effect there as well.
+        rate = torch.where(ctx.step == 1, exact(lr, param.device), state["eta"])
+        weight = state["mu"]
+        step = -rate * update - (lambd * rate) * param
+        moved = param + step
+        mean = torch.where(
+            weight == 1, moved, state["ax"] + weight * (moved - state["ax"])
+        )
+        rate = lr / (1 + lambd * lr * ctx.time) ** alpha
+        return step, {"ax": mean, "eta": rate, "mu": 1 / (ctx.time - t0).clamp(min=1)}
+
+    return init, update, lambda state, param: state["ax"]

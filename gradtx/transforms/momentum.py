@@ -1,17 +1,35 @@
-"""Momentum: averages of the updates themselves."""
+"""Momentum: links that add earlier gradients to the current one."""
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
 
 from gradtx.arguments import is_off
-from gradtx.base.exact import Scalar
+from gradtx.base.exact import Betas, Scalar, exact
+from gradtx.base.torch_names import readable
 from gradtx.rules import per_tensor
 from gradtx.transform import chain
-from gradtx.transforms._math import running_mean, zeros
+from gradtx.transforms._math import change_of, largest, running_mean, safe_sqrt, zeros
+from gradtx.transforms.weight_decay import check_initial_lr
 
-__all__ = ["ema", "trace", "trace_ema"]
+__all__ = [
+    "amplify_slow_gradients",
+    "amplify_slow_gradients_window",
+    "ema",
+    "ema_nesterov",
+    "scale_by_accsgd",
+    "scale_by_aggmo",
+    "scale_by_gravity",
+    "scale_by_optimistic_gradient",
+    "scale_by_pid",
+    "scale_by_qhadam",
+    "scale_by_qhm",
+    "trace",
+    "trace_ema",
+]
 
 
 @per_tensor(elementwise=True, example={"momentum": 0.9, "dampening": 0.1})
@@ -156,3 +174,503 @@ def ema(decay: Scalar, debias: bool = False):
         return mean / ctx.bias_correction(decay) if debias else mean, {"exp_avg": mean}
 
     return zeros("exp_avg"), update
+
+
+@per_tensor(
+    ranges={"kappa": "[1, inf)", "xi": "[0, inf)", "small_const": "(0, 1]"},
+    elementwise=True,
+    needs=("params",),
+    owns_lr=True,
+    example={"lr": 0.1},
+)
+def scale_by_accsgd(
+    lr: Scalar, kappa: Scalar = 1000.0, xi: Scalar = 10.0, small_const: Scalar = 0.7
+):
+    r"""Combine a short step with an average of long steps: accelerated SGD.
+
+    With $\alpha = 1 - c^2 \xi / \kappa$, $\zeta = c / (c + 1 - \alpha)$: $\bar p \leftarrow \alpha \bar p + (1-\alpha)
+    (p - \frac{\eta \kappa}{c} g)$, then $p \leftarrow \zeta (p - \eta g) + (1 - \zeta) \bar p$.
+
+    Args:
+        lr: $\eta$ in [0, inf), the short step.
+        kappa: $\kappa \ge 1$, ratio of the long step to the short step (apart from $c$).
+        xi: $\xi$ in $[0, \sqrt{\kappa}]$, the statistical advantage parameter.
+        small_const: $c$ in (0, 1].
+
+    Returns:
+        A transformation that owns the learning rate: its updates are added to the parameters. State: `avg`
+        ($\bar p$), shaped as the parameter and initialized to it.
+
+    Raises:
+        ValueError: If an argument is out of range, if `params` is missing, or if a later link scales by a learning rate
+            or decays.
+
+    Example:
+        >>> # alpha = 1/2, zeta = 2/3
+        >>> tx = gradtx.scale_by_accsgd(lr=0.1, kappa=4.0, xi=2.0, small_const=1.0)
+        >>> params = {"w": torch.tensor([1.0])}
+        >>> updates, state = tx.update({"w": torch.tensor([1.0])}, tx.init(params), params)
+        >>> updates["w"], state["scale_by_accsgd"]["avg"]["w"]  # -(0.1 * 2 + 0.2) / 3
+        (tensor([-0.1333]), tensor([0.8000]))
+
+    Source: Jain et al. 2017, arXiv:1704.08227; Kidambi et al. 2018, arXiv:1803.05591. Departures: none in value; the
+    authors divide by $1 - \alpha$, which fails at $\xi = 0$.
+    """
+    if isinstance(kappa, float) and isinstance(xi, float) and xi > math.sqrt(kappa):
+        raise ValueError(
+            f"scale_by_accsgd: xi must be at most sqrt(kappa) = {math.sqrt(kappa):g}, got {xi!r}"
+        )
+    rest = small_const * small_const * xi / kappa  # 1 - alpha
+    zeta = small_const / (small_const + rest)
+    long_lr = lr * kappa / small_const
+
+    def init(param):
+        return {"avg": param}
+
+    def update(update, state, param, ctx):
+        average = (1 - rest) * state["avg"] + rest * (param - long_lr * update)
+        return (1 - zeta) * (average - param) - (zeta * lr) * update, {"avg": average}
+
+    return init, update
+
+
+@per_tensor(elementwise=True, any_length=("betas",))
+def scale_by_aggmo(betas: Betas = (0.0, 0.9, 0.99)):
+    r"""Average momenta with different decay rates: aggregated momentum.
+
+    $b^{(i)}_t = \beta_i b^{(i)}_{t-1} + g_t$, direction $\frac1K \sum_i b^{(i)}_t$.
+
+    Args:
+        betas: $(\beta_1, \ldots, \beta_K)$, one or more, each in [0, 1).
+
+    Returns:
+        A transformation that keeps shapes and dtypes. State: `momentum_buffer_0`, `momentum_buffer_1`, ..., one per
+        beta in the given order, shaped as the parameter.
+
+    Raises:
+        ValueError: If there is no beta, or if one is outside [0, 1).
+
+    Example:
+        >>> tx = gradtx.scale_by_aggmo((0.0, 0.5))
+        >>> state = tx.init({"w": torch.zeros(1)})
+        >>> for _ in range(2):
+        ...     updates, state = tx.update({"w": torch.tensor([4.0])}, state)
+        >>> # the other one is 4
+        >>> state["scale_by_aggmo"]["momentum_buffer_1"]["w"], updates["w"]
+        (tensor([6.]), tensor([5.]))
+
+    Source: Lucas et al. 2018, arXiv:1804.00325. Departures: buffers belong to positions, so equal betas have separate
+    buffers (in the authors' code they share one, which is updated twice).
+    """
+
+    def init(param):
+        return {"momentum_buffer": [torch.zeros_like(param) for _ in betas]}
+
+    def update(update, state, param, ctx):
+        buffers = [
+            beta * old + update
+            for beta, old in zip(betas, state["momentum_buffer"], strict=True)
+        ]
+        return sum(buffers[1:], buffers[0]) / len(buffers), {"momentum_buffer": buffers}
+
+    return init, update
+
+
+@per_tensor(
+    elementwise=True, example={"momentum": 0.9, "dampening": 0.1, "derivative": 0.5}
+)
+def scale_by_pid(
+    momentum: Scalar,
+    dampening: Scalar = 0.0,
+    integral: Scalar = 5.0,
+    derivative: Scalar = 10.0,
+):
+    r"""Combine the gradient, its sum and its change: a PID controller.
+
+    $I_1 = g_1$, $D_1 = 0$; then $I_t = \mu I_{t-1} + (1-\tau) g_t$, $D_t = \mu D_{t-1} + (1-\mu)(g_t - g_{t-1})$;
+    direction $g_t + K_I I_t + K_D D_t$.
+
+    Args:
+        momentum: $\mu$, in [0, inf), below 1 in practice. A literal 0.0 omits the link: plain gradient descent.
+        dampening: $\tau$, usually in [0, 1); not applied at the first step.
+        integral: $K_I$, weight of the sum, any number.
+        derivative: $K_D$, weight of the change, any number.
+
+    Returns:
+        A transformation that keeps shapes and dtypes. State: `momentum_buffer` ($I$), `d_buffer` ($D$),
+        `previous_grad`, shaped as the parameter.
+
+    Raises:
+        ValueError: If `momentum` is negative.
+
+    Example:
+        >>> tx = gradtx.scale_by_pid(momentum=0.5, integral=0.0, derivative=1.0)
+        >>> state = tx.init({"w": torch.zeros(1)})
+        >>> for grad in (4.0, 4.0, 6.0):  # the change of 2 adds half of it
+        ...     updates, state = tx.update({"w": torch.tensor([grad])}, state)
+        ...     print(updates["w"])
+        tensor([4.])
+        tensor([4.])
+        tensor([7.])
+
+    Source: An et al. 2018, "A PID controller approach for stochastic optimization of deep networks", CVPR.
+    Departures: none from the paper; the authors' code does not store $g_1$, so its $D_2$ contains $g_2 - 0$.
+    """
+    if is_off(momentum):
+        return chain()
+
+    def update(update, state, param, ctx):
+        total = accumulated(state["momentum_buffer"], update, momentum, dampening, ctx)
+        change = change_of(update, state, ctx)
+        trend = running_mean(state["d_buffer"], change, momentum)
+        new = {"momentum_buffer": total, "d_buffer": trend, "previous_grad": update}
+        return update + integral * total + derivative * trend, new
+
+    return zeros("momentum_buffer", "d_buffer", "previous_grad"), update
+
+
+@per_tensor(
+    random=True,
+    compiles=True,
+    ranges={"beta": "[0, 1)", "alpha": "[0, inf)"},
+    example={"lr": 0.1},
+)
+def scale_by_gravity(
+    lr: Scalar, alpha: Scalar = 0.01, beta: Scalar = 0.9, seed: int = 0
+):
+    r"""Average gradients after damping their large entries toward zero: Gravity's direction.
+
+    $v_0 \sim N(0, (\alpha / \eta)^2)$, $\hat\beta = \frac{\beta t + 1}{t + 2}$,
+    $\zeta = g / (1 + (g \max |g|)^2)$, $v_t = \hat\beta v_{t-1} + (1-\hat\beta) \zeta$, direction $v_t$. The maximum
+    is taken over the leaf.
+
+    Args:
+        lr: $\eta > 0$, read only when the state is initialized; a later link applies the learning rate.
+        alpha: $\alpha \ge 0$, standard deviation of the first change of the weights. 0 starts from $v_0 = 0$.
+        beta: $\beta$ in [0, 1), the limit of $\hat\beta$.
+        seed: Seed of $v_0$, which also depends on the leaf's name.
+
+    Returns:
+        A transformation that keeps shapes and dtypes. State: `v`, shaped as the parameter; `seed` and `counter`, shared
+        by the whole stage.
+
+    Raises:
+        ValueError: If an argument is out of range, or if `lr` is initially 0 and `alpha` is not.
+
+    Example:
+        >>> # 2/3 of zeta at the first step
+        >>> tx = gradtx.scale_by_gravity(lr=0.1, alpha=0.0, beta=0.0)
+        >>> updates, _ = tx.update(
+        ...     {"w": torch.tensor([0.5, 1.0, 3.0])}, tx.init({"w": torch.zeros(3)})
+        ... )
+        >>> updates["w"]
+        tensor([0.1026, 0.0667, 0.0244])
+
+    Source: Bahrami and Pouriyan Zadeh 2021, arXiv:2101.09192. Departures: none in value from the authors' PyTorch
+    code, which divides by $1 / \max |g|$ and therefore fails for a zero gradient.
+    """
+
+    def init(param, rng):
+        rate, spread = exact(lr, param.device), exact(alpha, param.device)
+        if readable(spread) and spread != 0:
+            check_initial_lr(
+                "scale_by_gravity",
+                rate,
+                "alpha",
+                "use an initial value above 0, or set alpha to 0",
+            )
+        still = spread == 0
+        size = torch.where(
+            still, spread, spread / torch.where(still, torch.ones_like(rate), rate)
+        )
+        return {"v": (size * rng.normal(param)).to(param.dtype)}
+
+    def update(update, state, param, ctx):
+        bounded_update = update / (1 + (update * largest(update.abs())).square())
+        beta_t = (beta * ctx.time + 1) / (ctx.time + 2)
+        velocity = beta_t * state["v"] + (1 - beta_t) * bounded_update
+        return velocity, {"v": velocity}
+
+    return init, update
+
+
+# With a second nu above 1, the mean square of QHAdam could become negative.
+NUS = ("(-inf, inf)", "[0, 1]")
+
+
+@per_tensor(elementwise=True, ranges={"momentum": "[0, 1)"})
+def scale_by_qhm(momentum: Scalar = 0.999, nu: Scalar = 0.7):
+    r"""Mix the gradient with its average: quasi-hyperbolic momentum.
+
+    $b_t = \beta b_{t-1} + (1-\beta) g_t$, direction $(1-\nu) g_t + \nu b_t$.
+
+    Args:
+        momentum: $\beta$, in [0, 1).
+        nu: $\nu$, usually in [0, 1]: 0 is plain gradient descent, 1 an average, $\nu = \beta$ Nesterov momentum.
+
+    Returns:
+        A transformation that keeps shapes and dtypes. State: `momentum_buffer` ($b$), shaped as the parameter.
+
+    Raises:
+        ValueError: If `momentum` is outside [0, 1).
+
+    Example:
+        >>> tx = gradtx.scale_by_qhm(momentum=0.75, nu=0.5)
+        >>> # half of 8, half of 8 / 4
+        >>> tx.update({"w": torch.tensor([8.0])}, tx.init({"w": torch.zeros(1)}))[0]["w"]
+        tensor([5.])
+
+    Source: Ma and Yarats 2018, arXiv:1810.06801. Departures: none.
+    """
+
+    def update(update, state, param, ctx):
+        buffer = running_mean(state["momentum_buffer"], update, momentum)
+        return (1 - nu) * update + nu * buffer, {"momentum_buffer": buffer}
+
+    return zeros("momentum_buffer"), update
+
+
+@per_tensor(elementwise=True, ranges={"nus": NUS}, nonnegative=("exp_avg_sq",))
+def scale_by_qhadam(
+    betas: Betas = (0.9, 0.999), nus: Betas = (1.0, 1.0), eps: Scalar = 1e-8
+):
+    r"""Mix both of Adam's averages with the gradient and its square: QHAdam's direction.
+
+    $\frac{(1-\nu_1) g_t + \nu_1 \hat m_t}{\sqrt{(1-\nu_2) g_t^2 + \nu_2 \hat v_t} + \epsilon}$ with Adam's
+    bias-corrected averages $\hat m$ of $g$ and $\hat v$ of $g^2$.
+
+    Args:
+        betas: $(\beta_1, \beta_2)$, each in [0, 1).
+        nus: $(\nu_1, \nu_2)$; the second in [0, 1], the first usually as well. (1, 1) is Adam.
+        eps: $\epsilon \ge 0$, outside the root, in the units of a gradient.
+
+    Returns:
+        A transformation that keeps shapes and dtypes. State: `exp_avg`, `exp_avg_sq`, shaped as the parameter.
+
+    Raises:
+        ValueError: If a beta is outside [0, 1), if the second nu is outside [0, 1], or if `eps` is negative.
+
+    Example:
+        >>> tx = gradtx.scale_by_qhadam(nus=(0.0, 0.0))  # the sign of each gradient
+        >>> tx.update({"w": torch.tensor([3.0, -0.1])}, tx.init({"w": torch.zeros(2)}))[0]["w"]
+        tensor([ 1.0000, -1.0000])
+
+    Source: Ma and Yarats 2018, arXiv:1810.06801. Departures: none in value; the authors store corrected averages.
+    """
+    beta1, beta2 = betas
+    nu1, nu2 = nus
+
+    def update(update, state, param, ctx):
+        mean = running_mean(state["exp_avg"], update, beta1)
+        square = running_mean(state["exp_avg_sq"], update.square(), beta2)
+        top = (1 - nu1) * update + (nu1 / ctx.bias_correction(beta1)) * mean
+        # The product from the left, so that an infinite square with the weight 0 is not NaN.
+        root = safe_sqrt(
+            (1 - nu2) * update * update + (nu2 / ctx.bias_correction(beta2)) * square
+        )
+        return top / (root + eps), {"exp_avg": mean, "exp_avg_sq": square}
+
+    return zeros("exp_avg", "exp_avg_sq"), update
+
+
+@per_tensor(
+    elementwise=True,
+    compiles=False,  # a program receives only the hyperparameters of the current step
+    ahead=("step_size",),
+    ranges={"decay": "[0, 1)", "start": "[0, inf)", "stop": "[0, inf)"},
+)
+def ema_nesterov(
+    decay: Scalar = 0.99,
+    step_size: Scalar = 0.3,
+    start: int = 0,
+    stop: int | None = None,
+):
+    r"""Keep the parameters ahead of the weights, along an average of the weights' steps.
+
+    Last link of a chain. The parameters are $y = x + b_t e$ with the weights $x$, where $b_t$ = `step_size` at steps
+    `start` $< t \le$ `stop` and 0 otherwise. With the final update $u$, computed at $y$,
+    $e \leftarrow \gamma e + (1-\gamma)(u + b_t e)$, and the update becomes $u + b_{t+1} e$. Thus $e$ averages the steps
+    $x_{t+1} - x_t$, and the parameters equal the weights once $b$ is 0.
+
+    Intended for large batches, as an alternative to `lookahead`. The published runs use 0.3 times the relative learning
+    rate.
+
+    Args:
+        decay: $\gamma$ in [0, 1).
+        step_size: Distance ahead, in average steps; at step $t$ a schedule is evaluated for $b_{t+1}$.
+        start: The number of initial steps without it, >= 0.
+        stop: The last step with it, >= 0; None for no limit.
+
+    Returns:
+        A transformation that keeps shapes and dtypes. State: `ema`, shaped as the parameter, and `reach`, 0-d: the
+        current $b$ of the parameters. `eval_params` returns $x$.
+
+    Raises:
+        ValueError: If an argument is out of range.
+
+    Example:
+        >>> tx = gradtx.chain(gradtx.scale(-1.0), gradtx.ema_nesterov(decay=0.5, step_size=1.0))
+        >>> params = {"w": torch.tensor([0.0])}
+        >>> updates, state = tx.update({"w": torch.tensor([-2.0])}, tx.init(params), params)
+        >>> params = gradtx.apply_updates(params, updates)
+        >>> params["w"], tx.eval_params(state, params)["w"]
+        (tensor([3.]), tensor([2.]))
+
+    Source: EMA-Nesterov, arXiv:2605.25395; modded-nanogpt, track 3. Departures: none.
+    """
+    _, following = step_size  # type: ignore[misc]
+
+    def init(param):
+        return {"ema": torch.zeros_like(param), "reach": exact(0.0, param.device)}
+
+    def update(update, state, param, ctx):
+        average, reach = state["ema"], state["reach"]
+        average = running_mean(average, update + reach * average, decay)
+        ahead = ctx.step >= start
+        if stop is not None:
+            ahead = ahead & (ctx.step < stop)
+        reach = torch.where(ahead, exact(following, update.device), 0.0)
+        return update + reach * average, {"ema": average, "reach": reach}
+
+    def evaluate(state, param):
+        return param - state["reach"] * state["ema"]
+
+    return init, update, evaluate
+
+
+@per_tensor(elementwise=True, ranges={"alpha": "[0, 1)", "lamb": "[0, inf)"})
+def amplify_slow_gradients(alpha: Scalar = 0.98, lamb: Scalar = 2.0):
+    r"""Add a multiple of the average gradient to each gradient: Grokfast's filter.
+
+    $e_1 = g_1$, $e_t = \alpha e_{t-1} + (1-\alpha) g_t$; returns $g_t + \lambda e_t$. First link of a chain, before a
+    coupled decay. A constant gradient is multiplied by $1 + \lambda$, which does not affect methods such as Adam.
+
+    Args:
+        alpha: $\alpha$ in [0, 1), decay of the average.
+        lamb: $\lambda \ge 0$, weight of the average.
+
+    Returns:
+        A transformation that keeps shapes and dtypes. State: `grad_ema`, shaped as the parameter.
+
+    Raises:
+        ValueError: If an argument is out of range.
+
+    Example:
+        >>> tx = gradtx.amplify_slow_gradients(alpha=0.5, lamb=1.0)
+        >>> state = tx.init({"w": torch.zeros(2)})
+        >>> for grad in ([1.0, 1.0], [1.0, -1.0]):  # entries that keep their sign are amplified
+        ...     updates, state = tx.update({"w": torch.tensor(grad)}, state)
+        ...     print(updates["w"])
+        tensor([2., 2.])
+        tensor([ 2., -1.])
+
+    Source: Lee et al. 2024, arXiv:2405.20233. Departures: none.
+    """
+
+    def update(update, state, param, ctx):
+        average = running_mean(state["grad_ema"], update, alpha)
+        average = torch.where(ctx.step == 1, update, average)
+        return update + lamb * average, {"grad_ema": average}
+
+    return zeros("grad_ema"), update
+
+
+@per_tensor(
+    elementwise=True,
+    ranges={"window_size": "[1, inf)", "lamb": "[0, inf)"},
+    example={"window_size": 2},  # the default stores a hundred gradients
+)
+def amplify_slow_gradients_window(
+    window_size: int = 100,
+    lamb: Scalar = 5.0,
+    filter_type: str = "mean",
+    warmup: bool = True,
+):
+    r"""Add a multiple of the mean of the last gradients to each gradient: Grokfast's filter with a window.
+
+    Returns $g_t + \lambda \bar g_t$, where $\bar g_t$ is the mean or the sum of the last $n = \min(t, w)$ gradients,
+    including the current one. `amplify_slow_gradients` is a close approximation with only one slot.
+
+    Args:
+        window_size: $w \ge 1$, the number of gradients to keep.
+        lamb: $\lambda \ge 0$, weight of the mean.
+        filter_type: "mean" or "sum".
+        warmup: Pass gradients unchanged until the window is full, while t < w.
+
+    Returns:
+        A transformation that keeps shapes and dtypes. State: `grad_0` ... `grad_{w-1}`, the last gradients, newest
+        first, shaped as the parameter.
+
+    Raises:
+        ValueError: If an argument is out of range, or if `filter_type` is unknown.
+
+    Example:
+        >>> tx = gradtx.amplify_slow_gradients_window(window_size=2, lamb=1.0)
+        >>> state = tx.init({"w": torch.zeros(1)})
+        >>> for grad in (1.0, 3.0, -3.0):
+        ...     updates, state = tx.update({"w": torch.tensor([grad])}, state)
+        ...     print(updates["w"])
+        tensor([1.])
+        tensor([5.])
+        tensor([-3.])
+
+    Source: Lee et al. 2024, arXiv:2405.20233. Departures: none.
+    """
+    if filter_type not in ("mean", "sum"):
+        raise ValueError(
+            f"amplify_slow_gradients_window: filter_type must be 'mean' or 'sum', got {filter_type!r}"
+        )
+
+    def init(param):
+        return {"grad": [torch.zeros_like(param) for _ in range(window_size)]}
+
+    def update(update, state, param, ctx):
+        window = [update, *state["grad"][:-1]]
+        slow = sum(window[1:], window[0])  # gradients before the first are zeros
+        if filter_type == "mean":
+            slow = slow / ctx.time.clamp(max=window_size)
+        amplified = update + lamb * slow
+        if warmup:
+            amplified = torch.where(ctx.step < window_size, update, amplified)
+        return amplified, {"grad": window}
+
+    return init, update
+
+
+@per_tensor(elementwise=True, ranges={"alpha": "(-inf, inf)", "beta": "(-inf, inf)"})
+def scale_by_optimistic_gradient(alpha: Scalar = 1.0, beta: Scalar = 1.0):
+    r"""Add the last change of the update to extrapolate the next one.
+
+    $u_t = \alpha g_t + \beta (g_t - g_{t-1})$ with $g_0 = g_1$.
+
+    Args:
+        alpha: $\alpha$, any number.
+        beta: $\beta$, any number; with 0, updates are only scaled.
+
+    Returns:
+        A transformation that keeps shapes and dtypes. State: `previous_grad`, the previous input of the link, shaped as
+        the parameter.
+
+    Example:
+        >>> tx = gradtx.chain(
+        ...     gradtx.scale_by_optimistic_gradient(), gradtx.scale_by_learning_rate(0.5)
+        ... )
+        >>> params = {"x": torch.tensor([1.0]), "y": torch.tensor([1.0])}
+        >>> state = tx.init(params)
+        >>> # the saddle x y: plain descent in x and ascent in y would spiral out
+        >>> for _ in range(30):
+        ...     grads = {"x": params["y"], "y": -params["x"]}
+        ...     updates, state = tx.update(grads, state, params)
+        ...     params = gradtx.apply_updates(params, updates)
+        >>> bool(params["x"].abs() < 0.1), bool(params["y"].abs() < 0.1)
+        (True, True)
+
+    Source: Daskalakis et al. 2017, arXiv:1711.00141; with two rates: Mokhtari et al. 2019, arXiv:1901.08511.
+    Departures: none.
+    """
+
+    def update(update, state, param, ctx):
+        change = change_of(update, state, ctx)
+        return alpha * update + beta * change, {"previous_grad": update}
+
+    return zeros("previous_grad"), update

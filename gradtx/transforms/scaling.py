@@ -1,11 +1,22 @@
-"""Scale updates by a constant or by the learning rate."""
+"""Scaling and control: links that scale, hold or record."""
 
 from __future__ import annotations
 
+import torch
+
 from gradtx.base.exact import Scalar
 from gradtx.rules import per_tensor
+from gradtx.transforms._math import safe_sqrt
 
-__all__ = ["descend", "scale", "scale_by_inverse_time", "scale_by_learning_rate"]
+__all__ = [
+    "descend",
+    "hold_until",
+    "record",
+    "scale",
+    "scale_by_inverse_time",
+    "scale_by_learning_rate",
+    "zero_nans",
+]
 
 
 @per_tensor(elementwise=True, example={"factor": 0.5})
@@ -117,5 +128,105 @@ def scale_by_inverse_time(lr_decay: Scalar):
 
     def update(update, state, param, ctx):
         return update / (1 + (ctx.time - 1) * lr_decay), state
+
+    return update
+
+
+@per_tensor(ranges={"t0": "[0, inf)"}, elementwise=True, example={"t0": 3})
+def hold_until(t0: int):
+    """Return zero updates before step `t0`, while earlier links update their state.
+
+    Last link of a chain. Steps count from 1, so `hold_until(1)` has no effect.
+
+    Args:
+        t0: The first step whose update passes, >= 0.
+
+    Returns:
+        A transformation that keeps shapes and dtypes; no state.
+
+    Raises:
+        ValueError: If `t0` is negative.
+
+    Example:
+        >>> tx = gradtx.chain(gradtx.trace(1.0), gradtx.hold_until(2))
+        >>> state = tx.init({"w": torch.zeros(1)})
+        >>> for _ in range(2):
+        ...     updates, state = tx.update({"w": torch.ones(1)}, state)
+        ...     print(updates["w"])
+        tensor([0.])
+        tensor([2.])
+    """
+
+    def update(update, state, param, ctx):
+        direction = ctx.when(
+            lambda step: step < t0, lambda: torch.zeros_like(update), lambda: update
+        )
+        return direction, state
+
+    return update
+
+
+@per_tensor(elementwise=True)
+def zero_nans():
+    """Replace every NaN by 0; infinities are unchanged.
+
+    First link of a chain, before any link that keeps state. `ctx.grad` still contains the NaN: links that read the
+    gradient itself need `skip_nonfinite` instead.
+
+    Returns:
+        A transformation that keeps shapes and dtypes; no state.
+
+    Example:
+        >>> tx = gradtx.zero_nans()
+        >>> tx.update({"w": torch.tensor([torch.nan, torch.inf, 2.0])}, tx.init({}))[0]["w"]
+        tensor([0., inf, 2.])
+    """
+
+    def update(update, state, param, ctx):
+        return torch.where(update.isnan(), 0.0, update), state
+
+    return update
+
+
+@per_tensor(
+    elementwise=True,
+    shared=lambda arguments: {arguments["name"]: 0.0},
+    static=("name",),
+    example={"name": "seen"},
+)
+def record(name: str):
+    """Record the 2-norm of the whole update tree at this position of the chain; updates pass unchanged.
+
+    Values that links compute themselves are already in the state: `gradtx.get(state, "d")` is the rate of
+    `scale_by_prodigy`, `"max_dist"` the distance of `scale_by_dog`, `"lb"` the lower bound of `scale_by_momo`.
+
+    Args:
+        name: The key of the value in the state: `state["record"][name]`, or `state["record_1"][name]` for a second
+            `record`.
+
+    Returns:
+        A transformation that leaves updates unchanged. State: one 0-d float64 shared by all leaves.
+
+    Raises:
+        ValueError: If `name` is not an identifier or is "step".
+
+    Example:
+        >>> tx = gradtx.chain(
+        ...     gradtx.record("before"), gradtx.clip_by_global_norm(1.0), gradtx.record("after")
+        ... )
+        >>> _, state = tx.update(
+        ...     {"w": torch.tensor([3.0, 4.0])}, tx.init({"w": torch.zeros(2)})
+        ... )
+        >>> f"{state['record']['before']:.3f}, {state['record_1']['after']:.3f}"
+        '5.000, 1.000'
+    """
+    if not name.isidentifier() or name == "step":
+        raise ValueError(
+            f"record: name must be an identifier other than 'step', which is the count's key, got {name!r}"
+        )
+
+    def update(update, state, param, ctx):
+        total = yield {"square": update.square().sum()}
+        yield update, {name: safe_sqrt(total["square"])}
 
     return update

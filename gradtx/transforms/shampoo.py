@@ -1,4 +1,4 @@
-"""Shampoo: inverse roots of Kronecker factors, and its scalable form with blocks and grafting."""
+"""Shampoo and SOAP: links with factors for the rows and columns of a matrix."""
 
 from __future__ import annotations
 
@@ -10,17 +10,50 @@ import torch
 from gradtx.arguments import is_off
 from gradtx.base.exact import Betas, Scalar, exact
 from gradtx.rules import per_tensor
-from gradtx.transforms._math import grafted, plus_decay, safe_sqrt, zeros
+from gradtx.transform import GradientTransformation, chain
+from gradtx.transforms._math import (
+    adam_moments,
+    at_least,
+    grafted,
+    hat_rate,
+    plus_decay,
+    rms,
+    running_mean,
+    safe_sqrt,
+    zeros,
+)
 from gradtx.transforms._matrix import (
     blocks,
+    eigenbasis,
     gram,
     inverse_root,
     joined,
     merged,
     multiplied,
 )
+from gradtx.transforms._rotation import (
+    Factors,
+    Rotation,
+    averaged,
+    change_basis,
+    is_empty,
+    iterated,
+    kl_scales,
+    kl_statistics,
+    whitened,
+)
+from gradtx.transforms.adam import scale_by_adam_hat
 
-__all__ = ["scale_by_scalable_shampoo", "scale_by_shampoo"]
+__all__ = [
+    "scale_by_gradient_rms",
+    "scale_by_kl_shampoo",
+    "scale_by_late_rms",
+    "scale_by_mean_side",
+    "scale_by_scalable_shampoo",
+    "scale_by_shampoo",
+    "scale_by_soap",
+]
+
 
 # Roots that are not due at every step, of matrices far from singular, which rounding barely changes.
 ROOTS = {"preconditioning_compute_steps": 2, "matrix_eps": 0.1}
@@ -358,3 +391,375 @@ def scale_by_scalable_shampoo(
         ), new
 
     return init, update
+
+
+# Early refreshes of the bases, and an eps far above rounding, because it divides entries that the rotation makes 0.
+EXAMPLE = {"precondition_frequency": 2, "eps": 0.1}
+
+
+SOAP_RANGES = {
+    "precondition_frequency": "[1, inf)",
+    "max_precondition_dim": "[1, inf)",
+    "shampoo_beta": "[0, 1)",
+}
+
+
+def _full_rank(arguments):
+    """Whether leaves that merge into one long dimension, whose statistics initially have rank 1, are not rotated."""
+    return not (arguments["merge_dims"] or arguments["precondition_1d"])
+
+
+@per_tensor(
+    determined=_full_rank,
+    compiles=False,
+    static=("stagger",),
+    ranges=SOAP_RANGES,
+    example=EXAMPLE,
+    nonnegative=("exp_avg_sq",),
+)
+def scale_by_soap(
+    betas: Betas = (0.95, 0.95),
+    shampoo_beta: Scalar | None = None,
+    eps: Scalar = 1e-8,
+    precondition_frequency: int = 10,
+    max_precondition_dim: int = 10000,
+    merge_dims: bool = False,
+    precondition_1d: bool = False,
+    normalize_gradient: bool = False,
+    correct_bias: bool = True,
+    *,
+    stagger: bool = False,
+):
+    r"""Run Adam on the gradient rotated into the eigenbases of its Kronecker factors: SOAP.
+
+    The first step returns 0: it sets $G_i = (1-\beta_s)\, \mathrm{mat}_i(g) \mathrm{mat}_i(g)^\top$ for each dimension
+    i and $Q_i$ to its eigenvectors, largest eigenvalue first. Then, with $s = t - 1$ and a prime denoting rotation by
+    all $Q_i^\top$: $m \leftarrow \beta_1 m + (1-\beta_1) g$, $v \leftarrow \beta_2 v + (1-\beta_2) g'^2$, and the
+    direction is $m' / (\sqrt{v} + \epsilon)$ rotated back, times $\sqrt{1-\beta_2^s} / (1-\beta_1^s)$. Afterwards,
+    $G_i \leftarrow \beta_s G_i + (1-\beta_s)\, \mathrm{mat}_i(g) \mathrm{mat}_i(g)^\top$, and where $s \bmod n = 0$
+    the columns of $Q_i$, and $v$ with them, are sorted by $\mathrm{diag}(Q_i^\top G_i Q_i)$, and
+    $Q_i \leftarrow \mathrm{QR}(G_i Q_i)$.
+
+    Args:
+        betas: $(\beta_1, \beta_2)$, each in [0, 1).
+        shampoo_beta: $\beta_s$ in [0, 1); None for $\beta_2$.
+        eps: $\epsilon \ge 0$, added to the root before its bias correction.
+        precondition_frequency: $n \ge 1$. An optimizer from `as_optimizer` computes bases only when they are due, and
+            so does pure use of plain tensors on the CPU without `stagger`; otherwise, it computes bases at every step
+            and selects.
+        max_precondition_dim: Dimensions larger than this, >= 1, are not rotated.
+        merge_dims: Merge neighboring dimensions, left to right, while their product is at most that limit.
+        precondition_1d: Whether to rotate 1-d leaves as well.
+        normalize_gradient: Divide the direction by its root mean square.
+        correct_bias: Whether to apply the factor of the two bias corrections.
+        stagger: Refresh the bases of each leaf at its own step within the period, derived from its name, so that no
+            step after the first refreshes all leaves.
+
+    Returns:
+        A transformation that keeps shapes and dtypes. State: `exp_avg` and `exp_avg_sq` (in the rotated basis), shaped
+        as the parameter, and `GG_i`, `Q_i`, n x n, for each rotated dimension in order. A leaf without any uses plain
+        Adam. Time: n^3.
+
+    Raises:
+        ValueError: If an argument is out of range.
+
+    Example:
+        >>> tx = gradtx.scale_by_soap(eps=1e-2)
+        >>> state = tx.init({"w": torch.zeros(2, 2)})
+        >>> for _ in range(2):
+        ...     updates, state = tx.update({"w": torch.tensor([[1.0, 1.0], [2.0, 2.0]])}, state)
+        >>> # along one pair of eigenvectors, whereas Adam's direction would be all ones
+        >>> updates["w"]
+        tensor([[0.3118, 0.3118],
+                [0.6236, 0.6236]])
+
+    Source: Vyas et al. 2024, arXiv:2409.11321. Departures: none from the authors' code, without its casts to float32.
+    Where statistics are rank-deficient (a rotated vector, a zero gradient, or, at the first step, a dimension that
+    exceeds the product of the others by two or more, as in a 5 x 2 matrix), part of the basis is arbitrary, so results
+    depend on the back end. There is then no derivative with respect to the inputs of these statistics (the first
+    weights and gradients, $\beta_s$, and $\beta_2$ if it replaces $\beta_s$): the computed one omits the arbitrary
+    part, is finite, and does not match difference quotients. Second derivatives through the bases are not available.
+    """
+    beta = betas[1] if shampoo_beta is None else shampoo_beta
+    factors = Factors("both", max_precondition_dim, merge_dims, precondition_1d)
+    rotation = Rotation(factors, beta, precondition_frequency, staggers=stagger)
+    adam = adam_along_bases(betas, eps, correct_bias, normalize_gradient)
+    return rotation.space(adam, hidden=True)
+
+
+def adam_along_bases(
+    betas: Betas, eps: Scalar, corrects: bool, normalizes: bool = False
+) -> GradientTransformation:
+    """Return Adam's direction, optionally without its bias correction or normalized before it."""
+    adam = scale_by_adam_hat(betas, eps)
+    return (
+        adam
+        if corrects and not normalizes
+        else chain(adam, corrected_later(betas, normalizes, corrects))
+    )
+
+
+@per_tensor
+def corrected_later(betas: Betas, normalizes: bool, corrects: bool):
+    """Remove the bias correction from Adam's direction, normalize the result, and apply the correction again."""
+    beta1, beta2 = betas
+
+    def update(update, state, param, ctx):
+        factor = ctx.bias_correction(beta2).sqrt() / ctx.bias_correction(beta1)
+        if not normalizes:
+            return update / factor, state
+        update = update / (1e-30 + rms(update))
+        return factor * update if corrects else update, state
+
+    return update
+
+
+@per_tensor(
+    whole=True,
+    determined=lambda arguments: not arguments["merge_dims"],
+    compiles=False,
+    lists=lambda arguments, shape: True,
+    static=("stagger",),
+    ranges={
+        "precondition_frequency": "[1, inf)",
+        "max_precondition_dim": "[1, inf)",
+        "adam_eps": "[0, inf)",
+    },
+    example={"precondition_frequency": 2, "eps": 0.1, "adam_eps": 0.1},
+    nonnegative=("exp_avg_sq",),
+)
+def scale_by_kl_shampoo(
+    betas: Betas = (0.95, 0.95),
+    eps: Scalar = 1e-8,
+    adam_eps: Scalar = 1e-8,
+    precondition_frequency: int = 10,
+    max_precondition_dim: int = 10000,
+    merge_dims: bool = False,
+    *,
+    stagger: bool = False,
+):
+    r"""Whiten the momentum with Kronecker factors that minimize a Kullback-Leibler divergence: KL-Shampoo.
+
+    The first gradient that is not 0 initializes the factors; until then the result is 0. Then, with $s = t - 1$:
+    $m \leftarrow \beta_1 m + (1-\beta_1) g$, direction
+    $m \times_i Q_i\, \mathrm{diag}(\lambda_i^{-1/2})\, Q_i^\top / (1-\beta_1^s)$ with
+    $\lambda_i = \max(\mathrm{diag}(Q_i^\top S_i Q_i), \epsilon)$. The factors $S_i$ and their bases are then updated as
+    in `rotated` with "kl", $\beta$ = $\beta_2$ and "qr". Leaves without factors use `scale_by_adam_hat`.
+
+    Args:
+        betas: $(\beta_1, \beta_2)$, each in [0, 1).
+        eps: $\epsilon \ge 0$, the least eigenvalue.
+        adam_eps: eps of Adam, >= 0.
+        precondition_frequency: Steps between two refreshes of the bases, >= 1.
+        max_precondition_dim: Dimensions larger than this, >= 1, have no factor.
+        merge_dims: Merge neighboring dimensions, left to right, while their product is at most that limit.
+        stagger: Refresh the bases of each leaf at its own step within the period, derived from its name, so that no
+            step after the first refreshes all leaves.
+
+    Returns:
+        A transformation that keeps shapes and dtypes. State: `exp_avg`, shaped as the parameter, and `GG_i` ($S_i$)
+        and `Q_i`, n x n, for each dimension with a factor; `exp_avg_sq` for a leaf without any. Time: n^3.
+
+    Raises:
+        ValueError: If an argument is out of range.
+
+    Example:
+        >>> tx = gradtx.scale_by_kl_shampoo(betas=(0.0, 0.0))
+        >>> state = tx.init({"w": torch.zeros(2, 2)})
+        >>> for _ in range(2):
+        ...     updates, state = tx.update(
+        ...         {"w": torch.tensor([[2.0, 0.0], [0.0, 50.0]])}, state
+        ...     )
+        >>> updates["w"]  # the factors' entries are half the squares of the singular values
+        tensor([[1.0000, 0.0000],
+                [0.0000, 0.0400]])
+
+    Source: Lin et al. 2025, arXiv:2509.03378. Departures: $m$ is bias-corrected. As for `scale_by_soap`, results depend
+    on rounding where statistics are rank-deficient.
+    """
+    beta1, beta2 = betas
+    factors = Factors("both", max_precondition_dim, merge_dims)
+    init_adam, average = adam_moments(betas)
+
+    def init(param):
+        if not factors.dims(param.shape):
+            return init_adam(param)
+        return {
+            "exp_avg": torch.zeros_like(param),
+            "GG": factors.zeros(param),
+            "Q": factors.identities(param),
+        }
+
+    def update(update, state, param, ctx):
+        count = (ctx.time - 1).clamp(min=1)  # the first step returns 0 in any case
+        dims, shape = factors.dims(update.shape), factors.shape(update.shape)
+        if not dims:
+            first = ctx.step == 1
+            mean, square, new = average(update, state)
+            new = {
+                slot: torch.where(first, state[slot], value)
+                for slot, value in new.items()
+            }
+            rate = ctx.bias_correction(beta2, count).sqrt() / ctx.bias_correction(
+                beta1, count
+            )
+            return torch.where(
+                first, 0.0, rate * mean / (safe_sqrt(square) + adam_eps)
+            ), new
+        first = is_empty(state["GG"][0])
+        mean = torch.where(
+            first, state["exp_avg"], running_mean(state["exp_avg"], update, beta1)
+        )
+        scales = kl_scales(state["GG"], state["Q"], eps)
+        direction = change_basis(
+            whitened(mean.reshape(shape), dims, state["Q"], scales),
+            dims,
+            state["Q"],
+            back=True,
+        )
+        direction = direction.reshape(update.shape) / ctx.bias_correction(beta1, count)
+        new_statistics = kl_statistics(update.reshape(shape), dims, state["Q"], scales)
+        statistics = averaged(
+            state["GG"], new_statistics, (1 - beta2) / ctx.bias_correction(beta2)
+        )
+        phase = 1 + ctx.turn(precondition_frequency) if stagger else 1
+        bases = _next_bases(statistics, state["Q"], precondition_frequency, phase, ctx)
+        return torch.where(first, 0.0, direction), {
+            "exp_avg": mean,
+            "GG": statistics,
+            "Q": bases,
+        }
+
+    return init, update
+
+
+def _next_bases(statistics, bases, frequency, phase, ctx):
+    """Return the eigenvectors at the first step, and later one step of power iteration when it is due."""
+
+    def iterate():
+        return [
+            iterated(x, basis)[0] for x, basis in zip(statistics, bases, strict=True)
+        ]
+
+    def later():
+        return ctx.every(frequency, phase, iterate, lambda: bases)
+
+    return ctx.first(lambda: [eigenbasis(x) for x in statistics], later)
+
+
+@per_tensor(elementwise=True, ranges={"beta": "[0, 1)"}, nonnegative=("exp_avg_sq",))
+def scale_by_late_rms(beta: Scalar = 0.9, eps: Scalar = 1e-8):
+    r"""Divide updates by their root mean square from the second step on; the first update passes unchanged.
+
+    From t = 2: $v \leftarrow \beta v + (1-\beta) u^2$ from 0, result $u / \sqrt{\max(v, \epsilon^2)}$; no bias
+    correction. For use before links that normalize, such as `orthogonalize`.
+
+    Args:
+        beta: $\beta$ in [0, 1).
+        eps: $\epsilon \ge 0$, the smallest root. Use a positive value if entries may be 0.
+
+    Returns:
+        A transformation that keeps shapes and dtypes. State: `exp_avg_sq`, shaped as the parameter.
+
+    Raises:
+        ValueError: If `beta` is outside [0, 1) or `eps` is negative.
+
+    Example:
+        >>> tx = gradtx.scale_by_late_rms(beta=0.75)
+        >>> state = tx.init({"w": torch.zeros(1)})
+        >>> for _ in range(2):
+        ...     updates, state = tx.update({"w": torch.tensor([3.0])}, state)
+        ...     print(updates["w"])
+        tensor([3.])
+        tensor([2.])
+
+    Source: the preconditioner of SOAP-Muon, in the track 3 records of modded-nanogpt. Departures: none.
+    """
+
+    def update(update, state, param, ctx):
+        first = ctx.step == 1
+        old = state["exp_avg_sq"]
+        square = torch.where(first, old, running_mean(old, update.square(), beta))
+        root = safe_sqrt(at_least(square, eps**2))
+        return torch.where(first, update, update / torch.where(first, 1.0, root)), {
+            "exp_avg_sq": square
+        }
+
+    return zeros("exp_avg_sq"), update
+
+
+@per_tensor(elementwise=True, nonnegative=("exp_avg_sq",))
+def scale_by_gradient_rms(betas: Betas = (0.9, 0.999), eps: Scalar = 1e-8):
+    r"""Divide a momentum by the root mean square of the gradient: the second half of Adam's direction.
+
+    $v \leftarrow \beta_2 v + (1-\beta_2) g^2$ with the gradient $g$ (`ctx.grad`), result
+    $\frac{u}{1-\beta_1^t} \frac{\sqrt{1-\beta_2^t}}{\sqrt v + \epsilon}$. After `trace_ema(beta1)` it equals
+    `scale_by_adam_hat`; links between the two may transform the momentum.
+
+    Args:
+        betas: $(\beta_1, \beta_2)$, each in [0, 1); $\beta_1$ is that of the preceding momentum.
+        eps: $\epsilon \ge 0$, in the units of a gradient.
+
+    Returns:
+        A transformation that keeps shapes and dtypes. State: `exp_avg_sq`, shaped as the parameter.
+
+    Raises:
+        ValueError: If a beta is outside [0, 1) or `eps` is negative.
+
+    Example:
+        >>> halves = gradtx.chain(
+        ...     gradtx.trace_ema(0.9), gradtx.scale_by_gradient_rms((0.9, 0.999))
+        ... )
+        >>> for tx in (halves, gradtx.scale_by_adam_hat((0.9, 0.999))):
+        ...     state = tx.init({"w": torch.zeros(1)})
+        ...     updates, _ = tx.update({"w": torch.tensor([3.0])}, state)
+        ...     print(round(updates["w"].item(), 4))
+        1.0
+        1.0
+
+    Source: Kingma and Ba 2014, arXiv:1412.6980. Departures: none.
+    """
+    _, beta2 = betas
+
+    def update(update, state, param, ctx):
+        square = running_mean(state["exp_avg_sq"], ctx.grad.square(), beta2)
+        return hat_rate(safe_sqrt(square) + eps, ctx, betas) * update, {
+            "exp_avg_sq": square
+        }
+
+    return zeros("exp_avg_sq"), update
+
+
+@per_tensor(ranges={"otherwise": "[0, inf)", "max_dim": "[0, inf)"})
+def scale_by_mean_side(otherwise: Scalar = 1e-3, max_dim: int = 10000):
+    r"""Divide the update of a matrix by the mean of its two sides: $2 u / (\mathrm{rows} + \mathrm{columns})$.
+
+    Args:
+        otherwise: Factor for all other leaves, >= 0.
+        max_dim: Matrices with a larger side are treated as other leaves.
+
+    Returns:
+        A transformation that keeps shapes and dtypes; no state.
+
+    Raises:
+        ValueError: If an argument is out of range.
+
+    Example:
+        >>> tx = gradtx.scale_by_mean_side()
+        >>> tx.update({"w": torch.ones(1, 3)}, tx.init({}))[0]["w"]
+        tensor([[0.5000, 0.5000, 0.5000]])
+
+    Source: Frans et al. 2025, SPlus, arXiv:2506.07254. Departures: none.
+    """
+
+    def update(update, state, param, ctx):
+        return mean_side_factor(update.shape, otherwise, max_dim) * update, state
+
+    return update
+
+
+def mean_side_factor(shape, otherwise, max_dim):
+    """Return the factor for a leaf of this shape."""
+    if len(shape) != 2 or max(shape) > max_dim:
+        return otherwise
+    return 2 / max(sum(shape), 1)

@@ -1,24 +1,37 @@
-"""Divide by second moments stored by row and by column: Adafactor, in the paper's form and in torch's."""
+"""Less state than Adam: factored or shared second moments."""
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from gradtx.base.exact import Scalar
+from gradtx.arguments import UnfitError
+from gradtx.base.exact import Betas, Scalar
 from gradtx.execution.rule import OfLeaf
 from gradtx.rules import per_tensor
-from gradtx.transforms._math import at_least, mean, plus_decay, safe_sqrt, zeros
+from gradtx.transforms._math import (
+    at_least,
+    corrected_root,
+    mean,
+    plus_decay,
+    running_mean,
+    safe_sqrt,
+    zeros,
+)
 
 __all__ = [
     "clip_by_block_rms",
     "scale_by_adafactor",
     "scale_by_adafactor_torch",
+    "scale_by_block_adam",
+    "scale_by_confidence",
     "scale_by_factored_rms",
     "scale_by_factored_rms_torch",
     "scale_by_param_block_rms",
+    "scale_by_sm3",
 ]
 
 
@@ -342,3 +355,218 @@ def scale_by_adafactor_torch(lr: Scalar = 1e-2, weight_decay: Scalar = 0.0):
         return plus_decay(step, weight_decay, param, -lr), state
 
     return update
+
+
+@per_tensor(ranges={"beta1": "[0, 1)", "beta3": "[0, 1)", "eps": "(0, inf)"})
+def scale_by_confidence(
+    beta1: Scalar = 0.9, beta3: Scalar = 0.9999, eps: Scalar = 1e-16
+):
+    r"""Average updates and divide by their deviation from the average: CAME's confidence.
+
+    $m_t = \beta_1 m_{t-1} + (1-\beta_1) u_t$, $s = (u_t - m_t)^2 + \epsilon$. The state averages the row means,
+    $R \leftarrow \beta_3 R + (1-\beta_3) \, \mathrm{mean}_{-1}(s)$, and likewise the column means $C$. The result is
+    $m_t / \sqrt{R_i C_j / \mathrm{mean}(R)}$. There is no bias correction, so updates are large in the first
+    $1/(1-\beta_3)$ steps. Leaves with fewer than two dimensions return $m_t$.
+
+    Args:
+        beta1: $\beta_1$ in [0, 1).
+        beta3: $\beta_3$ in [0, 1).
+        eps: $\epsilon > 0$, in the units of a squared update.
+
+    Returns:
+        A transformation that keeps shapes and dtypes. State: `exp_avg`, shaped as the parameter, and for leaves with
+        two or more dimensions `exp_avg_res_row` (the parameter's shape without the last dimension) and
+        `exp_avg_res_col` (without the second to last).
+
+    Raises:
+        ValueError: If `beta1` or `beta3` is outside [0, 1), or if `eps` is not above 0.
+
+    Example:
+        >>> tx = gradtx.scale_by_confidence(beta1=0.5, beta3=0.0)
+        >>> state = tx.init({"w": torch.zeros(2, 1)})
+        >>> # the second row's updates disagree
+        >>> for update in ([[1.0], [1.0]], [[1.0], [-1.0]]):
+        ...     updates, state = tx.update({"w": torch.tensor(update)}, state)
+        ...     print(updates["w"].T)
+        tensor([[1., 1.]])
+        tensor([[ 3.0000, -0.3333]])
+
+    Source: Luo et al. 2023, arXiv:2307.02047. Departures: none.
+    """
+
+    def init(param):
+        slots = {"exp_avg": torch.zeros_like(param)}
+        if param.ndim >= 2:
+            slots["exp_avg_res_row"] = param.new_zeros(param.shape[:-1])
+            slots["exp_avg_res_col"] = param.new_zeros(
+                (*param.shape[:-2], param.shape[-1])
+            )
+        return slots
+
+    def update(update, state, param, ctx):
+        average = running_mean(state["exp_avg"], update, beta1)
+        if update.ndim < 2:
+            return average, {"exp_avg": average}
+        residual = (update - average).square() + eps
+        rows = running_mean(state["exp_avg_res_row"], mean(residual, -1), beta3)
+        columns = running_mean(state["exp_avg_res_col"], mean(residual, -2), beta3)
+        new = {"exp_avg": average, "exp_avg_res_row": rows, "exp_avg_res_col": columns}
+        return over_root(average, rows, columns), new
+
+    return init, update
+
+
+@per_tensor(ranges={"beta": "[0, 1)", "eps": "(0, inf)"}, nonnegative=("accumulator",))
+def scale_by_sm3(beta: Scalar = 0.0, eps: Scalar = 1e-30):
+    r"""Divide by the root of the summed squared gradients, stored as maxima of slices.
+
+    $A^i$ is a vector along dimension i. $c_t = \min_i A^i_{t-1} + g_t^2$ (broadcast), or with $\beta > 0$
+    $c_t = \beta \min_i A^i_{t-1} + (1-\beta) g_t^2$; the result is $g_t / \sqrt{c_t + \epsilon}$. Then $A^i_t$ is the
+    larger of $A^i_{t-1}$ and the maximum of $c_t$ over the other dimensions.
+
+    Args:
+        beta: $\beta$, in [0, 1). 0 sums squares as in Adagrad.
+        eps: $\epsilon > 0$, in the units of a squared gradient.
+
+    Returns:
+        A transformation that keeps shapes and dtypes. State: `accumulator_0`, `accumulator_1`, ..., one per dimension,
+        of size 1 in the others (a single one for a 0-d leaf).
+
+    Raises:
+        ValueError: If `beta` is outside [0, 1) or `eps` is not above 0.
+
+    Example:
+        >>> tx = gradtx.scale_by_sm3()
+        >>> _, state = tx.update(
+        ...     {"w": torch.tensor([[1.0, 2.0], [3.0, 0.0]])}, tx.init({"w": torch.zeros(2, 2)})
+        ... )
+        >>> (
+        ...     state["scale_by_sm3"]["accumulator_0"]["w"],
+        ...     state["scale_by_sm3"]["accumulator_1"]["w"],
+        ... )
+        (tensor([[4.],
+                [9.]]), tensor([[9., 4.]]))
+
+    Source: Anil et al. 2019, arXiv:1901.11150 (SM3-II). Departures: beta > 0 follows Enealor/PyTorch-SM3. With beta = 0
+    the maxima never decrease, so taking the larger one has no effect.
+    """
+    old_weight = beta + (beta == 0)  # 1 at beta 0
+
+    def init(param):
+        shapes = [
+            [1] * i + [size] + [1] * (param.ndim - i - 1)
+            for i, size in enumerate(param.shape)
+        ] or [[]]
+        return {"accumulator": [param.new_zeros(shape) for shape in shapes]}
+
+    def update(update, state, param, ctx):
+        if update.numel() == 0:
+            return update, state
+        old = state["accumulator"]
+        least = functools.reduce(torch.minimum, old)
+        cover = old_weight * least + (1 - beta) * update.square()
+        return update / (cover + eps).sqrt(), {
+            "accumulator": [
+                torch.maximum(maxima, _maxima(cover, i)) for i, maxima in enumerate(old)
+            ]
+        }
+
+    return init, update
+
+
+def _maxima(x, dim):
+    """Return the maxima over all dimensions but one; reduced dimensions have size 1."""
+    others = tuple(i for i in range(x.ndim) if i != dim)
+    return x.amax(dim=others, keepdim=True) if others else x
+
+
+def _blocks(x: Tensor, block: Any) -> int:
+    """Return the number of blocks of a leaf, which are equal parts along dimension 0."""
+    if block == "row":
+        return x.shape[0] if x.ndim > 1 else 1
+    if block == "tensor":
+        return 1
+    size = x.shape[0] if x.ndim else 1
+    if size % block:
+        raise UnfitError(
+            f"has {size} entries along dimension 0, which is not divisible into {block} blocks; use partition(...)"
+        )
+    return block
+
+
+def _means(x: Tensor, count: int) -> Tensor:
+    """Return the mean of each block, or 0 for empty blocks."""
+    if not x.numel():
+        return x.new_zeros((count,))
+    return x.reshape(count, -1).sum(dim=1) / (x.numel() // count)
+
+
+def _spread(values: Tensor, like: Tensor) -> Tensor:
+    """Repeat each block's value for its indices of dimension 0, in a shape that broadcasts."""
+    if values.numel() == 1 or not like.numel():
+        return values.sum()
+    repeated = values.unsqueeze(1).expand(-1, like.shape[0] // values.numel())
+    return repeated.reshape(-1, *[1] * (like.ndim - 1))
+
+
+@per_tensor
+def scale_by_block_adam(
+    betas: Betas = (0.9, 0.999), eps: Scalar = 1e-8, block: str | int = "row"
+):
+    r"""Divide the mean gradient by one root mean square per block of weights: Adam-mini's direction.
+
+    Adam's $m_t$ and, for every block $b$, $v_b \leftarrow \beta_2 v_b + (1-\beta_2) \, \mathrm{mean}_b(g_t^2)$;
+    direction $\hat m_t / (\sqrt{\hat v_b} + \epsilon)$.
+
+    Args:
+        betas: $(\beta_1, \beta_2)$, each in [0, 1).
+        eps: $\epsilon \ge 0$, outside the root.
+        block: "row": each index of dimension 0 (the whole leaf if it has fewer than two dimensions); "tensor": the
+            leaf; a number: that many equal blocks along dimension 0, such as attention heads.
+
+    Returns:
+        A transformation that keeps shapes and dtypes. State: `exp_avg`, shaped as the parameter, and `vmean`, one entry
+        per block.
+
+    Raises:
+        TypeError: If `block` is neither a name nor a number.
+        ValueError: If an argument is out of range, if the name of a block is unknown, or if the number of blocks does
+            not divide dimension 0.
+
+    Example:
+        >>> tx = gradtx.scale_by_block_adam(betas=(0.0, 0.999))
+        >>> state = tx.init({"w": torch.zeros(2, 2)})
+        >>> updates, state = tx.update({"w": torch.tensor([[1.0, 7.0], [10.0, 70.0]])}, state)
+        >>> # the rms of the first row is 5
+        >>> updates["w"], state["scale_by_block_adam"]["vmean"]["w"].shape
+        (tensor([[0.2000, 1.4000],
+                [0.2000, 1.4000]]), torch.Size([2]))
+
+    Source: Zhang et al. 2024, arXiv:2406.16793. Departures: blocks are selected by `block` and by `partition`, whereas
+    the authors' code uses module names. Row blocks apply to leaves of any rank.
+    """
+    if isinstance(block, bool) or not isinstance(block, str | int):
+        raise TypeError(
+            f"scale_by_block_adam: block must be 'row', 'tensor' or a positive int, got {block!r}"
+        )
+    if block not in ("row", "tensor") and not (isinstance(block, int) and block >= 1):
+        raise ValueError(
+            f"scale_by_block_adam: block must be 'row', 'tensor' or a positive int, got {block!r}"
+        )
+    beta1, beta2 = betas
+
+    def init(param):
+        return {
+            "exp_avg": torch.zeros_like(param),
+            "vmean": param.new_zeros((_blocks(param, block),)),
+        }
+
+    def update(update, state, param, ctx):
+        mean = running_mean(state["exp_avg"], update, beta1)
+        means = _means(update.square(), _blocks(update, block))
+        square = running_mean(state["vmean"], means, beta2)
+        root = corrected_root(square, ctx, beta2) + eps
+        direction = mean / ctx.bias_correction(beta1) / _spread(root, update)
+        return direction, {"exp_avg": mean, "vmean": square}
+
+    return init, update

@@ -1,4 +1,4 @@
-"""AdaHessian and Sophia: division by the diagonal of the Hessian."""
+"""Second order: links that divide by the diagonal of the Hessian."""
 
 from __future__ import annotations
 

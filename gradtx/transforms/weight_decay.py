@@ -1,4 +1,4 @@
-"""Pull weights toward zero, norm one or their initial values."""
+"""Weight decay: terms that pull on the weights."""
 
 from __future__ import annotations
 

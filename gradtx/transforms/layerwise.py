@@ -1,0 +1,596 @@
+"""A rate for every layer: one scale for a leaf, a row or a model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradtx.arguments import UnfitError
+from gradtx.base import torch_names as _torch
+from gradtx.base import tree as _tree
+from gradtx.base.dtensor import full_tensor
+from gradtx.base.exact import Betas, Scalar, exact, exact_dtype
+from gradtx.execution.rule import OfLeaf
+from gradtx.rules import per_tensor
+from gradtx.transforms._math import (
+    at_least,
+    corrected_root,
+    norm,
+    peak,
+    plus_decay,
+    quotient,
+    running_mean,
+    safe_sqrt,
+    scalar_zero,
+    unit_centered,
+    unit_norm,
+    zeros,
+)
+
+__all__ = [
+    "keep_norm",
+    "project_neurons",
+    "scale_by_amos",
+    "scale_by_gsnr",
+    "scale_by_lamb",
+    "scale_by_lars",
+    "scale_by_layer_rms",
+    "scale_by_neuron_norm",
+    "scale_by_trust_ratio",
+    "scale_to_radius",
+]
+
+
+@per_tensor(sums_of_leaf=True, takes_complex=True, needs=("params",))
+def scale_by_trust_ratio(
+    clip: bool = False, weight_decay: Scalar = 0.0, always_adapt: bool = True
+):
+    r"""Rescale each update to the norm of its leaf's weights: $u \mapsto u \lVert p \rVert / \lVert u \rVert$.
+
+    The ratio is 1 where either norm is 0.
+
+    Args:
+        clip: Limit the ratio to 1 (LAMBC).
+        weight_decay: The decay already included in the update, >= 0; only read without `always_adapt`.
+        always_adapt: If False, the ratio is 1 where `weight_decay` is 0.
+
+    Returns:
+        A transformation that keeps shapes and dtypes; no state.
+
+    Raises:
+        ValueError: If `weight_decay` is negative, or if `params` is missing.
+
+    Example:
+        >>> tx = gradtx.scale_by_trust_ratio()
+        >>> params = {"w": torch.tensor([6.0, 8.0]), "b": torch.zeros(1)}
+        >>> updates, _ = tx.update(
+        ...     {"w": torch.tensor([0.0, 1e-3]), "b": torch.ones(1)}, tx.init(params), params
+        ... )
+        >>> updates
+        {'w': tensor([ 0., 10.]), 'b': tensor([1.])}
+
+    Source: You et al. 2019, arXiv:1904.00962; without clip and decay: Bernstein et al. 2020, arXiv:2002.03432.
+    Departures: the optional bounds on the norm of the weights in LAMB's paper are omitted.
+    """
+
+    def update(update, state, param, ctx):
+        sums = yield OfLeaf(weights=param.square().sum(), size=update.square().sum())
+        weights, size = safe_sqrt(sums["weights"]), safe_sqrt(sums["size"])
+        ratio = quotient(weights, size, (weights > 0) & (size > 0), 1.0)
+        if clip:
+            ratio = ratio.clamp(max=1)
+        if not always_adapt:
+            ratio = torch.where(exact(weight_decay, param.device) == 0, 1.0, ratio)
+        yield ratio * update, state
+
+    return update
+
+
+@per_tensor(
+    sums_of_leaf=True,
+    takes_complex=lambda arguments: arguments["min_ndim"] == 0,
+    needs=("params",),
+    ranges={"trust_coefficient": "(0, inf)", "min_ndim": "[0, inf)"},
+    example={"lr": 0.5},
+)
+def scale_by_lars(
+    trust_coefficient: Scalar = 0.001,
+    weight_decay: Scalar = 0.0,
+    eps: Scalar = 1e-8,
+    trust_clip: bool = False,
+    min_ndim: int = 0,
+    lr: Scalar | None = None,
+):
+    r"""Decay the weights and scale by one rate per leaf, from the norms of its weights and its gradient: LARS.
+
+    $d = \gamma (g + \lambda p)$ with $\gamma = c \lVert p \rVert / (\lVert g \rVert + \lambda \lVert p \rVert +
+    \epsilon)$, and $\gamma = 1$ where $\lVert p \rVert$ or $\lVert g \rVert$ is 0.
+
+    Args:
+        trust_coefficient: $c > 0$, the change of a leaf relative to its size, per unit of the learning rate.
+        weight_decay: $\lambda \ge 0$.
+        eps: $\epsilon \ge 0$, in the units of a gradient.
+        trust_clip: Use $\gamma \leftarrow \min(\gamma / \eta, 1)$, so that no leaf moves further than under plain
+            gradient descent (LARC).
+        min_ndim: Leaves with fewer dimensions, >= 0, pass unchanged and without decay; 2 excludes biases and scales.
+        lr: $\eta \ge 0$, for `trust_clip` only; a later link applies it.
+
+    Returns:
+        A transformation that keeps shapes and dtypes; no state.
+
+    Raises:
+        ValueError: If an argument is out of range, if `trust_clip` is set without `lr`, or if `params` is missing.
+
+    Example:
+        >>> tx = gradtx.scale_by_lars(trust_coefficient=0.1, eps=0.0, min_ndim=1)
+        >>> params = {"w": torch.tensor([6.0, 8.0]), "scale": torch.tensor(2.0)}
+        >>> updates, _ = tx.update(
+        ...     {"w": torch.tensor([0.0, 1e-3]), "scale": torch.tensor(5.0)},
+        ...     tx.init(params),
+        ...     params,
+        ... )
+        >>> updates
+        {'w': tensor([0., 1.]), 'scale': tensor(5.)}
+
+    Source: You et al. 2017, arXiv:1708.03888; trust_clip: NVIDIA's apex LARC. Departures: the paper has no eps.
+    """
+    if trust_clip and lr is None:
+        raise ValueError(
+            "scale_by_lars: trust_clip needs lr; pass the rate used by scale_by_learning_rate"
+        )
+
+    def update(update, state, param, ctx):
+        if param.ndim < min_ndim:
+            yield update, state
+            return
+        sums = yield OfLeaf(weights=param.square().sum(), size=update.square().sum())
+        weights, size = safe_sqrt(sums["weights"]), safe_sqrt(sums["size"])
+        total = size + weight_decay * weights + eps
+        ratio = quotient(
+            trust_coefficient * weights, total, (weights > 0) & (size > 0), 1.0
+        )
+        if trust_clip:
+            # min(ratio / lr, 1), valid at lr 0.
+            ratio = ratio / torch.maximum(ratio, exact(lr, param.device))
+        yield ratio * plus_decay(update, weight_decay, param), state
+
+    return update
+
+
+@per_tensor(elementwise=True, nonnegative=("exp_avg_sq",))
+def scale_by_lamb(
+    betas: Betas = (0.9, 0.999),
+    eps: Scalar = 1e-6,
+    bias_correction: bool = True,
+    grad_averaging: bool = True,
+):
+    r"""Divide the mean gradient by its root mean square as in Adam, with optional corrections: LAMB's direction.
+
+    $m_t = \beta_1 m_{t-1} + (1-\beta_1) g_t$, $v_t = \beta_2 v_{t-1} + (1-\beta_2) g_t^2$, direction
+    $\hat m_t / (\sqrt{\hat v_t} + \epsilon)$.
+
+    Args:
+        betas: $(\beta_1, \beta_2)$, each in [0, 1).
+        eps: $\epsilon \ge 0$, in the units of a gradient.
+        bias_correction: If False, use $m_t / (\sqrt{v_t} + \epsilon)$.
+        grad_averaging: If False, use $m_t = \beta_1 m_{t-1} + g_t$.
+
+    Returns:
+        A transformation that keeps shapes and dtypes. State: `exp_avg`, `exp_avg_sq`, shaped as the parameter.
+
+    Raises:
+        ValueError: If a beta is outside [0, 1) or `eps` is negative.
+
+    Example:
+        >>> tx = gradtx.scale_by_lamb(betas=(0.9, 0.99), grad_averaging=False)
+        >>> tx.update({"w": torch.tensor([1e-2, -4.0])}, tx.init({"w": torch.zeros(2)}))[0]["w"]
+        tensor([  9.9990, -10.0000])
+
+    Source: You et al. 2019, arXiv:1904.00962. Departures: `grad_averaging` is from NVIDIA's apex.
+    """
+    beta1, beta2 = betas
+    share = 1 - beta1 if grad_averaging else 1.0
+
+    def update(update, state, param, ctx):
+        mean = beta1 * state["exp_avg"] + share * update
+        square = running_mean(state["exp_avg_sq"], update.square(), beta2)
+        new = {"exp_avg": mean, "exp_avg_sq": square}
+        if bias_correction:
+            mean = mean / ctx.bias_correction(beta1)
+            square = square / ctx.bias_correction(beta2)
+        return mean / (safe_sqrt(square) + eps), new
+
+    return zeros("exp_avg", "exp_avg_sq"), update
+
+
+@per_tensor(takes_complex=True, ranges={"beta": "[0, 1)"})
+def scale_by_layer_rms(beta: Scalar = 0.98, eps: Scalar = 1e-8, amsgrad: bool = False):
+    r"""Divide the gradient of each leaf by a running average of its norm: NovoGrad's direction.
+
+    $v_t = \beta v_{t-1} + (1-\beta) \lVert g_t \rVert^2$, with $v_t = \lVert g_t \rVert^2$ where $v_{t-1} = 0$;
+    direction $g_t / (\sqrt{v_t} + \epsilon)$.
+
+    Args:
+        beta: $\beta$, in [0, 1).
+        eps: $\epsilon \ge 0$, in the units of a gradient. Use a positive value if a gradient may be 0.
+        amsgrad: Use the running maximum of $v$ instead of $v$.
+
+    Returns:
+        A transformation that keeps shapes and dtypes. State: `exp_avg_sq` and, with `amsgrad`, `max_exp_avg_sq`, both
+        0-d float64 for each leaf.
+
+    Raises:
+        ValueError: If `beta` is outside [0, 1) or `eps` is negative.
+
+    Example:
+        >>> tx = gradtx.scale_by_layer_rms()
+        >>> updates, state = tx.update(
+        ...     {"w": torch.tensor([3.0, 4.0])}, tx.init({"w": torch.zeros(2)})
+        ... )
+        >>> updates["w"], state["scale_by_layer_rms"]["exp_avg_sq"]["w"]
+        (tensor([0.6000, 0.8000]), tensor(25., dtype=torch.float64))
+
+    Source: Ginsburg et al. 2019, arXiv:1905.11286. Departures: none; the average restarts while it is
+    exactly 0, as in the authors' code.
+    """
+
+    def init(param):
+        slots = ("exp_avg_sq", "max_exp_avg_sq") if amsgrad else ("exp_avg_sq",)
+        return {slot: scalar_zero(param) for slot in slots}
+
+    def update(update, state, param, ctx):
+        old, squared_norm = state["exp_avg_sq"], update.square().sum()
+        square = torch.where(
+            old == 0, squared_norm, running_mean(old, squared_norm, beta)
+        )
+        new = {"exp_avg_sq": square}
+        square = peak(new, state, "exp_avg_sq", amsgrad)
+        return update / (safe_sqrt(square) + eps), new
+
+    return init, update
+
+
+AMOS_RANGES = {
+    "beta": "[0, 1)",
+    "extra_l2": "[0, inf)",
+    "c_coef": "[0, inf)",
+    "d_coef": "[0, inf)",
+    "eps": "(0, inf)",
+}
+
+
+def _entrywise(arguments):
+    return arguments["slot"] == "full" and isinstance(
+        arguments["eta"], float | int | Tensor
+    )
+
+
+@per_tensor(
+    elementwise=_entrywise,
+    needs=("params",),
+    owns_lr=True,
+    ranges=AMOS_RANGES,
+)
+def scale_by_amos(
+    lr: Scalar = 1e-3,
+    beta: Scalar = 0.999,
+    extra_l2: Scalar = 0.0,
+    eta: Scalar | Callable[[torch.Size], float] | None = None,
+    slot: str = "scalar",
+    c_coef: Scalar = 0.25,
+    d_coef: Scalar = 0.25,
+    eps: Scalar = 2**-125,
+):
+    r"""Descend with a decay that adapts to the gradient, and a rate in the units of the weights: Amos.
+
+    $v_t = \beta v_{t-1} + (1-\beta) s_t$ with $s_t$ the mean of $g_t^2$ over the entries that share a slot;
+    $r_t = (1 - \beta^t) / \max(v_t, \epsilon)$; $\gamma_t = \xi^2 r_t s_t / \sqrt{1 + c \sqrt\xi\, b_{t-1}}$;
+    $b_t = b_{t-1} + \gamma_t (1 + b_{t-1})$. With $d_t = 1 / (1 + d \sqrt{\xi \eta}\, b_{t-1})$ the update is
+    $-d_t (\xi \eta \sqrt{r_t}\, g_t + (\gamma_t / 2 + l)\, p)$. It owns the learning rate: no decay or learning rate
+    may follow.
+
+    Args:
+        lr: $\xi$ in [0, inf), relative to $\eta$; about 1 over the root of the number of batches in an epoch.
+        beta: $\beta$, in [0, 1).
+        extra_l2: $l \ge 0$, an additional decay.
+        eta: $\eta > 0$, the expected size of an entry: a number or a function of the shape. None uses 0.5 for up to 1
+            dimension, $\sqrt{2/n}$ for a matrix and $\sqrt{1/n}$ for more dimensions; n is the size of dimension 1.
+        slot: The entries that share $v$ and $b$: "scalar" for the whole leaf, "rows" for each index of dimension 0
+            (like "full" with fewer than two dimensions), "full" for none.
+        c_coef: $c \ge 0$.
+        d_coef: $d \ge 0$.
+        eps: $\epsilon > 0$, in the units of a squared gradient.
+
+    Returns:
+        A transformation whose updates are added to the parameters. State: `exp_avg_sq` ($v$) and `decay` ($b$): 0-d
+        float64 for each leaf, one entry per index of dimension 0, or shaped as the parameter.
+
+    Raises:
+        ValueError: If an argument is out of range, if `slot` is unknown, if `params` is missing, or if a later link
+            scales by a learning rate or decays.
+
+    Example:
+        >>> tx = gradtx.scale_by_amos(lr=0.01, beta=0.0, eta=2.0)
+        >>> params = {"w": torch.tensor([0.0, 100.0])}
+        >>> # -lr * eta, and a decay
+        >>> tx.update({"w": torch.tensor([5.0, 5.0])}, tx.init(params), params)[0]["w"]
+        tensor([-0.0200, -0.0250])
+
+    Source: Tian and Parikh 2022, arXiv:2210.11693. Departures: none from the authors' code, whose default for `slot`
+    is "full".
+    """
+    if slot not in ("scalar", "rows", "full"):
+        raise ValueError(
+            f"scale_by_amos: slot must be 'scalar', 'rows' or 'full', got {slot!r}"
+        )
+    if isinstance(eta, float | int) and not 0 < eta < math.inf:
+        raise ValueError(f"scale_by_amos: eta must be in (0, inf), got {eta!r}")
+
+    def mean(x):
+        if slot == "scalar":
+            # Use a plain tensor from here on: in torch 2.13, adding one to a pending sum raises an AttributeError.
+            return full_tensor(x.sum(dtype=exact_dtype(x))) / max(x.numel(), 1)
+        if slot == "full" or x.ndim < 2:
+            return x
+        return x.sum(dim=tuple(range(1, x.ndim)), keepdim=True) / max(
+            math.prod(x.shape[1:]), 1
+        )
+
+    def init(param):
+        zero = torch.zeros_like(param)
+        return {"exp_avg_sq": mean(zero), "decay": mean(zero)}
+
+    def update(update, state, param, ctx):
+        rate = exact(lr, param.device)
+        root, scale = safe_sqrt(rate), _expected_scale(eta, param.shape)
+        mean_square, total = mean(update.square()), state["decay"]
+        square = running_mean(state["exp_avg_sq"], mean_square, beta)
+        inverse = ctx.bias_correction(beta) / at_least(square, eps)
+        shrink = (
+            rate.square() * inverse * mean_square * (1 + c_coef * root * total).rsqrt()
+        )
+        damp = 1 / (1 + d_coef * root * scale**0.5 * total)
+        step = (damp * rate * scale * inverse.sqrt()) * update + (
+            damp * (shrink / 2 + extra_l2)
+        ) * param
+        return -step, {"exp_avg_sq": square, "decay": total + shrink * (1 + total)}
+
+    return init, update
+
+
+def _expected_scale(eta: Any, shape: torch.Size) -> Any:
+    if callable(eta):
+        return eta(shape)
+    if eta is not None:
+        return eta
+    return (
+        0.5
+        if len(shape) < 2
+        else math.sqrt((2 if len(shape) == 2 else 1) / max(shape[1], 1))
+    )
+
+
+def project_neurons(params: Any) -> Any:
+    r"""Normalize each neuron's weights to mean 0 and norm 1: $w \mapsto (w - \bar w) / \lVert w - \bar w \rVert$.
+
+    A neuron is an index of dimension 0; a neuron with equal weights becomes 0. Leaves with 0 or 1 dimensions are
+    unchanged. `nero` keeps weights in this form. Apply it to them once before training, so that the first gradient is
+    computed there.
+
+    Args:
+        params: A tree of tensors or a single tensor.
+
+    Returns:
+        A tree of the same structure.
+
+    Raises:
+        ValueError: If a neuron has a single weight, which would become 0.
+
+    Example:
+        >>> project_neurons(
+        ...     {"weight": torch.tensor([[1.0, 3.0], [0.0, 8.0]]), "bias": torch.tensor([5.0])}
+        ... )
+        {'weight': tensor([[-0.7071,  0.7071],
+                [-0.7071,  0.7071]]), 'bias': tensor([5.])}
+
+    Source: Liu et al. 2021, arXiv:2102.07227. Departures: neurons with equal weights become 0.
+    """
+    return _tree.map_tensors(_projected, params)
+
+
+def _projected(x: Tensor) -> Tensor:
+    if x.ndim < 2:
+        return x
+    if math.prod(x.shape[1:]) == 1:
+        raise ValueError(
+            f"project_neurons: neurons of shape {tuple(x.shape)} have a single weight each, which would become 0; "
+            "train them without constraints in another branch of partition(...)"
+        )
+    centered = unit_centered(x)
+    size = unit_norm(centered)
+    return centered * quotient(1.0, size, size > 0)
+
+
+def _neuron_norm(x: Tensor) -> Tensor:
+    """Return one norm per neuron; each entry of a bias or scale is a neuron."""
+    return x.abs() if x.ndim < 2 else unit_norm(x)
+
+
+@per_tensor(ranges={"beta": "[0, 1)"}, nonnegative=("exp_avg_sq",))
+def scale_by_neuron_norm(beta: Scalar = 0.999, constraints: bool = True):
+    r"""Divide the gradient of each neuron by its running norm, and restore the initial scale of the weights: Nero.
+
+    $v_t = \beta v_{t-1} + (1-\beta) \lVert g_t \rVert^2$ for each neuron, which is an index of dimension 0 or an entry
+    of a leaf with 0 or 1 dimensions; direction $\sigma g_t / \sqrt{v_t / (1 - \beta^t)}$, or 0 where $v_t = 0$.
+    $\sigma$ is the mean norm of the leaf's neurons at `init`, or 0.01 if that is 0.
+
+    Args:
+        beta: $\beta$, in [0, 1).
+        constraints: Compute $\sigma$ from the weights after `project_neurons`, where `nero` keeps them.
+
+    Returns:
+        A transformation that keeps shapes and dtypes. State: `exp_avg_sq`, one entry per neuron (of size 1 in the other
+        dimensions), and `scale` ($\sigma$), 0-d float64 for each leaf.
+
+    Raises:
+        ValueError: If `beta` is outside [0, 1), or if `constraints` is set and a neuron has a single weight.
+
+    Example:
+        >>> tx = gradtx.scale_by_neuron_norm()
+        >>> state = tx.init({"w": torch.tensor([[1.0, 3.0], [0.0, 8.0]])})
+        >>> tx.update({"w": torch.tensor([[30.0, 40.0], [0.0, -0.1]])}, state)[0]["w"]
+        tensor([[ 0.6000,  0.8000],
+                [ 0.0000, -1.0000]])
+
+    Source: Liu et al. 2021, arXiv:2102.07227. Departures: none, except 0 where the paper divides by 0.
+    """
+
+    def init(param):
+        sizes = _neuron_norm(_projected(param) if constraints else param)
+        mean = sizes.sum(dtype=exact_dtype(param)) / max(sizes.numel(), 1)
+        return {
+            "exp_avg_sq": torch.zeros_like(sizes),
+            "scale": torch.where(mean == 0, 0.01, mean),
+        }
+
+    def update(update, state, param, ctx):
+        square = running_mean(state["exp_avg_sq"], _neuron_norm(update).square(), beta)
+        size = corrected_root(square, ctx, beta)
+        return update * quotient(state["scale"], size, size > 0), {
+            "exp_avg_sq": square,
+            "scale": state["scale"],
+        }
+
+    return init, update
+
+
+def _radius(param: Tensor) -> dict[str, Tensor]:
+    """Return the slot `radius`."""
+    radius = norm(param)
+    if param.numel() and _torch.readable(radius) and radius == 0:
+        raise UnfitError(
+            "has initial norm 0 and would never leave it; use another transformation for it with partition(...)"
+        )
+    return {"radius": radius}
+
+
+def _on_sphere(x: Tensor, radius: Any, eps: Any) -> Tensor:
+    return x * (radius / at_least(norm(x), eps))
+
+
+@per_tensor(takes_complex=True, needs=("params",))
+def scale_to_radius(eps: Scalar = 1e-12):
+    r"""Scale each update to the initial norm of its leaf: $u \mapsto R\, u / \max(\lVert u \rVert, \epsilon)$.
+
+    Place it before the learning rate, which then is a relative step size. $R = \lVert p_0 \rVert$.
+
+    Args:
+        eps: $\epsilon \ge 0$. Use a positive value if an update may be 0.
+
+    Returns:
+        A transformation that keeps shapes and dtypes. State: `radius`, 0-d.
+
+    Raises:
+        ValueError: If `eps` is negative, if `params` is missing, or if the initial norm of a leaf is 0.
+
+    Example:
+        >>> tx = gradtx.scale_to_radius()
+        >>> params = {"w": torch.tensor([3.0, 4.0])}
+        >>> tx.update({"w": torch.tensor([0.0, 1e-3])}, tx.init(params), params)[0]["w"]
+        tensor([0., 5.])
+
+    Source: Hyperball, blog of K. Wen 2025; HeavyBall. Departures: none.
+    """
+
+    def update(update, state, param, ctx):
+        return _on_sphere(update, state["radius"], eps), state
+
+    return _radius, update
+
+
+@per_tensor(takes_complex=True, needs=("params",))
+def keep_norm(eps: Scalar = 1e-12):
+    r"""Rescale each leaf to its initial norm after the step.
+
+    With $q = p + u$, the leaf becomes $R q / \max(\lVert q \rVert, \epsilon)$, $R = \lVert p_0 \rVert$. Place it after
+    the learning rate.
+
+    Args:
+        eps: $\epsilon \ge 0$.
+
+    Returns:
+        A transformation that keeps shapes and dtypes. State: `radius`, 0-d.
+
+    Raises:
+        ValueError: If `eps` is negative, if `params` is missing, or if the initial norm of a leaf is 0.
+
+    Example:
+        >>> tx = gradtx.chain(gradtx.scale(-1.0), gradtx.keep_norm())
+        >>> params = {"w": torch.tensor([5.0, 0.0])}
+        >>> updates, _ = tx.update({"w": torch.tensor([2.0, -4.0])}, tx.init(params), params)
+        >>> gradtx.apply_updates(params, updates)["w"]  # (3, 4) already has this norm
+        tensor([3., 4.])
+
+    Source: Hyperball, blog of K. Wen 2025; HeavyBall. Departures: none. A preceding `scale_to_radius` makes the step
+    relative; `hyperball` combines both.
+    """
+
+    def update(update, state, param, ctx):
+        return _on_sphere(param + update, state["radius"], eps) - param, state
+
+    return _radius, update
+
+
+@per_tensor
+def scale_by_gsnr(eps: Scalar = 1e-8):
+    r"""Multiply each leaf by the fixed signal-to-noise ratio of its first gradient: SGD-SaI.
+
+    $q = \lVert g_1 \rVert / (\sigma(g_1) + \epsilon)$ for leaves with two or more dimensions whose first dimension is
+    not of size 1, with the standard deviation $\sigma$ over the leaf. Where $\sigma = 0$, and for all other leaves,
+    $q = \lVert g_1 \rVert$. Direction $q u$; $g_1$ is the first gradient passed to the chain, before any link.
+
+    Args:
+        eps: $\epsilon \ge 0$, in the units of a gradient.
+
+    Returns:
+        A transformation that keeps shapes and dtypes. State: `gsnr` ($q$; -1 before the first gradient), 0-d float64
+        for each leaf.
+
+    Raises:
+        ValueError: If `eps` is negative.
+
+    Example:
+        >>> tx = gradtx.scale_by_gsnr(eps=0.0)
+        >>> state = tx.init({"w": torch.zeros(2, 1)})
+        >>> for grads in ([[1.0], [3.0]], [[9.0], [9.0]]):  # norm 3.1623, deviation 1.4142
+        ...     updates, state = tx.update({"w": torch.tensor(grads)}, state)
+        ...     print(updates["w"].flatten())
+        tensor([2.2361, 6.7082])
+        tensor([20.1246, 20.1246])
+
+    Source: Xu et al. 2024, arXiv:2412.11768. Departures: none from the authors' code.
+    """
+
+    def ratio(grad):
+        size = norm(grad)
+        if grad.ndim < 2 or grad.shape[0] == 1 or grad.numel() < 2:
+            return size
+        deviation = safe_sqrt((grad - grad.mean()).square().sum() / (grad.numel() - 1))
+        even = deviation == 0
+        return torch.where(even, size, size / torch.where(even, 1.0, deviation + eps))
+
+    def init(param):
+        return {"gsnr": param.new_full((), -1.0, dtype=exact_dtype(param))}
+
+    def update(update, state, param, ctx):
+        old = state["gsnr"]
+        ratio_now = ctx.first(
+            lambda: ratio(ctx.grad).to(old.dtype), lambda: old, unseen=old < 0
+        )
+        return ratio_now * update, {"gsnr": ratio_now}
+
+    return init, update

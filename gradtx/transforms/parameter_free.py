@@ -1,0 +1,722 @@
+"""Without a learning rate: links that derive the step size from the distance traveled, from bets or from the loss."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from gradtx.base.exact import Betas, Scalar, exact
+from gradtx.base.torch_names import readable
+from gradtx.rules import per_tensor
+from gradtx.transforms._math import (
+    adam_moments,
+    at_least,
+    at_most,
+    corrected_root,
+    filled_like,
+    norm,
+    quotient,
+    running_mean,
+    safe_sqrt,
+    zeros,
+)
+from gradtx.transforms.clipping import shrink
+
+__all__ = [
+    "project_l2_ball",
+    "scale_by_cocob",
+    "scale_by_dog",
+    "scale_by_dowg",
+    "scale_by_ldog",
+    "scale_by_local_smoothness",
+    "scale_by_momo",
+    "scale_by_momo_adam",
+    "scale_by_polyak",
+]
+
+
+DOG_RANGES = {"reps_rel": "(0, inf)", "init_eta": "[0, inf)"}
+
+
+def _ratio(distance, squares, init_eta):
+    """Return R / sqrt(G), or `init_eta`, if given, before the weights have moved."""
+    rate = quotient(distance, safe_sqrt(squares))
+    return rate if init_eta is None else torch.where(distance == 0, init_eta, rate)
+
+
+@per_tensor(
+    elementwise=True,
+    needs=("params",),
+    shared=lambda arguments: {"max_dist": 0.0, "sum_sq": arguments["eps"]},
+    agree=("reps_rel", "eps", "init_eta"),
+    ranges=DOG_RANGES,
+)
+def scale_by_dog(
+    reps_rel: Scalar = 1e-6, eps: Scalar = 1e-8, init_eta: Scalar | None = None
+):
+    r"""Multiply the gradient by the distance from the start over the norm of all gradients so far: DoG.
+
+    $r \leftarrow \max(r, \lVert p - p_0 \rVert)$ from $r = c (1 + \lVert p_0 \rVert)$,
+    $G \leftarrow G + \lVert g \rVert^2$ from $\epsilon$, direction $g r / \sqrt G$. Norms are over the whole tree.
+
+    Args:
+        reps_rel: $c > 0$, the approximate norm of the first step relative to the weights.
+        eps: $\epsilon \ge 0$, in the units of a squared gradient.
+        init_eta: An initial rate >= 0 instead of an initial distance: $r$ then starts at 0, and the direction is
+            `init_eta` times $g$ until the weights have moved. None: use `reps_rel`.
+
+    Returns:
+        A transformation that keeps shapes and dtypes. State: `param_init`, shaped as the parameter; shared by all
+        leaves, `max_dist` ($r$, 0 until the first step) and `sum_sq` ($G$), 0-d.
+
+    Raises:
+        ValueError: If an argument is out of range, or if `params` is missing.
+
+    Example:
+        >>> tx = gradtx.chain(gradtx.scale_by_dog(), gradtx.scale_by_learning_rate(1.0))
+        >>> params = {"w": torch.tensor([10.0])}
+        >>> state = tx.init(params)
+        >>> for i in range(76):  # the loss is |w - 7|: steps grow with the distance
+        ...     updates, state = tx.update({"w": (params["w"] - 7).sign()}, state, params)
+        ...     params = gradtx.apply_updates(params, updates)
+        ...     if i % 25 == 0:
+        ...         print(f"{10 - params['w'].item():.2g}")
+        1.1e-05
+        0.0092
+        0.39
+        3.1
+
+    Source: Ivgi, Hinder and Carmon 2023, arXiv:2302.12022. Departures: sums are over all leaves, whereas the authors'
+    package sums over a parameter group; `init_eta` does not wait for a learning rate above 0.
+    """
+
+    def init(param):
+        return {"param_init": param}
+
+    def update(update, state, param, ctx):
+        start = state["param_init"]
+        total = yield {
+            "moved": (param - start).square().sum(),
+            "square": update.square().sum(),
+            "start": start.square().sum(),
+        }
+        distance = torch.maximum(state["max_dist"], safe_sqrt(total["moved"]))
+        if init_eta is None:
+            least = reps_rel * (1 + safe_sqrt(total["start"]))
+            distance = torch.where(
+                state["max_dist"] == 0, torch.maximum(distance, least), distance
+            )
+        squares = state["sum_sq"] + total["square"]
+        rate = _ratio(distance, squares, init_eta)
+        yield (
+            rate * update,
+            {"param_init": start, "max_dist": distance, "sum_sq": squares},
+        )
+
+    return init, update
+
+
+@per_tensor(takes_complex=True, needs=("params",), ranges=DOG_RANGES)
+def scale_by_ldog(
+    reps_rel: Scalar = 1e-6, eps: Scalar = 1e-8, init_eta: Scalar | None = None
+):
+    r"""Multiply the gradient by the distance from the start over the norm of its gradients, leaf by leaf: L-DoG.
+
+    $r \leftarrow \max(r, \lVert p - p_0 \rVert)$ from $r = c (1 + \lVert p_0 \rVert)$,
+    $G \leftarrow G + \lVert g \rVert^2$ from $\epsilon$, direction $g r / \sqrt G$, with the norms of each leaf.
+
+    Args:
+        reps_rel: $c > 0$, the approximate norm of a leaf's first step relative to its weights.
+        eps: $\epsilon \ge 0$, in the units of a squared gradient.
+        init_eta: An initial rate >= 0 instead of an initial distance: $r$ then starts at 0, and the direction is
+            `init_eta` times $g$ until the leaf has moved. None: use `reps_rel`.
+
+    Returns:
+        A transformation that keeps shapes and dtypes. State: `param_init`, shaped as the parameter; `max_dist` ($r$)
+        and `sum_sq` ($G$), 0-d float64 for each leaf.
+
+    Raises:
+        ValueError: If an argument is out of range, or if `params` is missing.
+
+    Example:
+        >>> tx = gradtx.scale_by_ldog(reps_rel=0.01, eps=0.0)
+        >>> params = {"a": torch.tensor([99.0]), "b": torch.tensor([9.0])}
+        >>> grads = {"a": torch.tensor([1.0]), "b": torch.tensor([-1e3])}
+        >>> # 0.01 (1 + |p|), regardless of the size of the gradient
+        >>> tx.update(grads, tx.init(params), params)[0]
+        {'a': tensor([1.]), 'b': tensor([-0.1000])}
+
+    Source: Ivgi, Hinder and Carmon 2023, arXiv:2302.12022. Departures: as for `scale_by_dog`.
+    """
+
+    def init(param):
+        least = (
+            0.0
+            if init_eta is not None
+            else exact(reps_rel, param.device) * (1 + norm(param))
+        )
+        return {
+            "param_init": param,
+            "max_dist": exact(least, param.device),
+            "sum_sq": exact(eps, param.device),
+        }
+
+    def update(update, state, param, ctx):
+        start = state["param_init"]
+        distance = torch.maximum(state["max_dist"], norm(param - start))
+        squares = state["sum_sq"] + update.square().sum()
+        new = {"param_init": start, "max_dist": distance, "sum_sq": squares}
+        return _ratio(distance, squares, init_eta) * update, new
+
+    return init, update
+
+
+def _first_square(arguments):
+    initial_estimate = arguments["init_estim_sq_dist"]
+    return arguments["eps"] if initial_estimate is None else initial_estimate
+
+
+@per_tensor(
+    elementwise=True,
+    needs=("params",),
+    shared=lambda arguments: {
+        "estim_sq_dist": _first_square(arguments),
+        "weighted_sq_norm": 0.0,
+    },
+    agree=("eps", "init_estim_sq_dist"),
+    ranges={"eps": "(0, inf)", "init_estim_sq_dist": "(0, inf)"},
+)
+def scale_by_dowg(eps: Scalar = 1e-4, init_estim_sq_dist: Scalar | None = None):
+    r"""Multiply the gradient by the squared distance from the start over a weighted norm of all gradients: DoWG.
+
+    $r^2 \leftarrow \max(r^2, \lVert p - p_0 \rVert^2)$ from $\epsilon$,
+    $w \leftarrow w + r^2 \lVert g \rVert^2$ from 0, direction $g r^2 / (\sqrt w + \epsilon)$. Norms are over the whole
+    tree. Later gradients, computed at a larger distance, have a larger weight than in DoG.
+
+    Args:
+        eps: $\epsilon > 0$, added to the root, and the default initial value of $r^2$.
+        init_estim_sq_dist: Initial value of $r^2$, > 0; None for $\epsilon$.
+
+    Returns:
+        A transformation that keeps shapes and dtypes. State: `param_init`, shaped as the parameter; shared by all
+        leaves, `estim_sq_dist` ($r^2$) and `weighted_sq_norm` ($w$), 0-d.
+
+    Raises:
+        ValueError: If an argument is out of range, or if `params` is missing.
+
+    Example:
+        >>> tx = gradtx.scale_by_dowg(eps=1.0)
+        >>> params = {"w": torch.tensor([0.0, 0.0])}
+        >>> # g / (5 + 1)
+        >>> tx.update({"w": torch.tensor([3.0, 4.0])}, tx.init(params), params)[0]["w"]
+        tensor([0.5000, 0.6667])
+
+    Source: Khaled, Mishchenko and Jin 2023, arXiv:2305.16284. Departures: none; as in the authors' code and optax,
+    $\epsilon$ is the initial value of the squared distance.
+    """
+
+    def init(param):
+        return {"param_init": param}
+
+    def update(update, state, param, ctx):
+        start = state["param_init"]
+        total = yield {
+            "moved": (param - start).square().sum(),
+            "square": update.square().sum(),
+        }
+        distance = torch.maximum(state["estim_sq_dist"], total["moved"])
+        weighted = state["weighted_sq_norm"] + distance * total["square"]
+        rate = distance / (safe_sqrt(weighted) + eps)
+        yield (
+            rate * update,
+            {
+                "param_init": start,
+                "estim_sq_dist": distance,
+                "weighted_sq_norm": weighted,
+            },
+        )
+
+    return init, update
+
+
+@per_tensor(
+    elementwise=True,
+    needs=("params",),
+    owns_lr=True,
+    ranges={"alpha": "[0, inf)"},
+    nonnegative=("scale", "abs_sum", "reward"),
+)
+def scale_by_cocob(alpha: Scalar = 100.0, eps: Scalar = 1e-8):
+    r"""Bet the accumulated reward of each weight on the sign of its next gradient: COCOB-Backprop.
+
+    For each entry: $L \leftarrow \max(L, |g|)$ from $\epsilon$, $A \leftarrow A + |g|$,
+    $R \leftarrow \max(R - g (p - p_0), 0)$, $\theta \leftarrow \theta - g$,
+    $p \leftarrow p_0 + \theta \frac{L + R}{L \max(A + L, \alpha L)}$. There is no learning rate.
+
+    Args:
+        alpha: $\alpha \ge 0$: the first steps have size about $1 / \alpha$.
+        eps: $\epsilon \ge 0$, initial value of the largest gradient of each weight.
+
+    Returns:
+        A transformation that keeps shapes and dtypes; its updates are added to the parameters. State: `param_init`,
+        `scale` ($L$), `abs_sum` ($A$), `reward` ($R$), `grad_sum` ($\theta$), shaped as the parameter.
+
+    Raises:
+        ValueError: If an argument is negative, if `params` is missing, or if a later link scales by a learning rate or
+            decays.
+
+    Example:
+        >>> tx = gradtx.scale_by_cocob()
+        >>> params = {"w": torch.tensor([5.0, 5.0])}
+        >>> # regardless of their size
+        >>> tx.update({"w": torch.tensor([1e-3, -70.0])}, tx.init(params), params)[0]["w"]
+        tensor([-0.0100,  0.0100])
+
+    Source: Orabona and Tommasi 2017, arXiv:1705.07795. Departures: none; $R$ uses the weights at which the gradient was
+    computed.
+    """
+
+    def init(param):
+        return {
+            "param_init": param,
+            "scale": filled_like(param, eps),
+            **zeros("abs_sum", "reward", "grad_sum")(param),
+        }
+
+    def update(update, state, param, ctx):
+        start = state["param_init"]
+        size = torch.maximum(state["scale"], update.abs())
+        path = state["abs_sum"] + update.abs()
+        reward = at_least(state["reward"] - update * (param - start), 0.0)
+        total = state["grad_sum"] - update
+        bet = quotient(size + reward, size * torch.maximum(path + size, alpha * size))
+        new = {
+            "param_init": start,
+            "scale": size,
+            "abs_sum": path,
+            "reward": reward,
+            "grad_sum": total,
+        }
+        return start + bet * total - param, new
+
+    return init, update
+
+
+@per_tensor(
+    elementwise=True,
+    needs=("value",),
+    owns_lr=True,
+    agree=("eps",),
+    ranges={"max_lr": "[0, inf]"},
+)
+def scale_by_polyak(max_lr: Scalar | None = None, eps: Scalar = 1e-5):
+    r"""Step to the point where the loss would be 0 if its slope were constant: Polyak's step size.
+
+    $u \mapsto -\gamma u$ with $\gamma = \min(f / (\lVert g \rVert^2 + \epsilon), \eta)$, where $f$ is the extra `value`
+    and $g$ the gradient as passed to the clock, before any link; its norm is over the whole tree.
+
+    Args:
+        max_lr: $\eta \ge 0$, the largest step size; None for no bound. A parameter group stores it as `lr`.
+        eps: $\epsilon \ge 0$, in the units of a squared gradient.
+
+    Returns:
+        A transformation that keeps shapes and dtypes; no state.
+
+    Raises:
+        ValueError: If an argument is negative, if `value` is missing, or if a later link scales by a learning rate or
+            decays.
+
+    Example:
+        >>> tx = gradtx.scale_by_polyak(eps=0.0)
+        >>> # loss: the norm of w, which becomes 0 in one step
+        >>> params = {"w": torch.tensor([3.0, 4.0])}
+        >>> updates, _ = tx.update({"w": params["w"] / 5}, tx.init(params), value=5.0)
+        >>> updates["w"]
+        tensor([-3., -4.])
+
+    Source: Polyak 1969; Berrada et al. 2019, arXiv:1906.05661. Departures: the step is 0 where both the gradient and
+    eps are 0.
+    """
+
+    def update(update, state, param, ctx):
+        total = yield {"square": ctx.grad.square().sum()}
+        step = quotient(exact(ctx.value, update.device), total["square"] + eps)
+        if max_lr is not None:
+            step = torch.minimum(step, exact(max_lr, update.device))
+        yield -step * update, state
+
+    return update
+
+
+@per_tensor(
+    ranges={"max_norm": "(0, inf]"},
+    elementwise=True,
+    needs=("params",),
+    agree=("max_norm",),
+    example={"max_norm": 1.0},
+)
+def project_l2_ball(max_norm: Scalar):
+    r"""Constrain all weights together to a ball: after the step, $p \leftarrow p \min(1, r / \lVert p \rVert)$.
+
+    Last link of a chain: it changes the update so that $p + u$ is in the ball. The norm is over the whole tree; leaves
+    without a gradient are neither counted nor moved.
+
+    Args:
+        max_norm: $r > 0$.
+
+    Returns:
+        A transformation that keeps shapes and dtypes; no state.
+
+    Raises:
+        ValueError: If `max_norm` is not above 0, or if `params` is missing.
+
+    Example:
+        >>> tx = gradtx.chain(gradtx.scale(-1.0), gradtx.project_l2_ball(10.0))
+        >>> params = {"a": torch.tensor([6.0]), "b": torch.tensor([16.0])}
+        >>> updates, _ = tx.update(
+        ...     {"a": torch.tensor([-6.0]), "b": torch.tensor([0.0])}, tx.init(params), params
+        ... )
+        >>> gradtx.apply_updates(params, updates)  # the step leads to 12 and 16, of norm 20
+        {'a': tensor([6.]), 'b': tensor([8.])}
+
+    Source: Berrada et al. 2019, arXiv:1906.05661. Departures: the initial weights are not projected (the authors' code
+    projects these as well).
+    """
+
+    def update(update, state, param, ctx):
+        moved = param + update
+        total = yield {"square": moved.square().sum()}
+        size = safe_sqrt(total["square"])
+        yield (
+            torch.where(
+                size > exact(max_norm, size.device),
+                shrink(size, max_norm) * moved - param,
+                update,
+            ),
+            state,
+        )
+
+    return update
+
+
+class Model(NamedTuple):
+    """Averaged linear model of the loss at a step, and the values that determine how far to follow it."""
+
+    loss: Tensor  # F
+    product: Tensor  # Gamma
+    slope: Tensor  # <d, p>
+    square: Tensor  # N = <d, d / D>
+    rho: Any
+    shrinkage: Any  # 1 + lr * weight_decay
+    least: Any  # lower limit of a learned lower bound
+
+    def lowered(self, bound: Tensor) -> Tensor:
+        """Return the lower bound of the loss, reduced if the model is already below it."""
+        cap = self.shrinkage * (self.loss - self.product) + self.slope
+        again = at_least(cap / (2 * self.shrinkage * self.rho), self.least)
+        return torch.where(cap < self.shrinkage * self.rho * bound, again, bound)
+
+    def step(self, lr: Any, bound: Any) -> Tensor:
+        """Return tau, the step at which the model reaches the lower bound, limited by the rate."""
+        height = (
+            self.shrinkage * (self.loss - self.rho * bound - self.product) + self.slope
+        )
+        return at_most(quotient(at_least(height, 0.0), self.square), lr / self.rho)
+
+    def estimate(self, step: Tensor) -> Tensor:
+        """Return the next lower bound of the loss."""
+        decrease = self.loss + self.slope - self.product - step * self.square / 2
+        return at_least(decrease / self.rho, self.least)
+
+    def followed(
+        self, lr: Any, state: dict[str, Tensor], use_fstar: bool
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the step size and the next shared values."""
+        shared = {"loss_avg": self.loss, "dot_avg": self.product}
+        if not use_fstar:
+            return self.step(lr, self.least), shared
+        bound = self.lowered(state["lb"])
+        step = self.step(lr, bound)
+        return step, {**shared, "lb": self.estimate(step)}
+
+
+def _shared(arguments: dict[str, Any]) -> dict[str, Any]:
+    averages = {"loss_avg": 0.0, "dot_avg": 0.0}
+    return {**averages, "lb": arguments["lb"]} if arguments["use_fstar"] else averages
+
+
+def _averaged(
+    state: dict, ctx: Any, product: Tensor, beta: Any
+) -> tuple[Tensor, Tensor]:
+    """Return the averages of the loss and of <g, p>."""
+    value = exact(ctx.value, product.device)
+    return (
+        running_mean(state["loss_avg"], value, beta),
+        running_mean(state["dot_avg"], product, beta),
+    )
+
+
+@per_tensor(
+    elementwise=True,
+    needs=("params", "value"),
+    owns_lr=True,
+    shared=_shared,
+    agree=("beta", "lb", "bias_correction", "use_fstar"),
+    ranges={"beta": "[0, 1)"},
+)
+def scale_by_momo(
+    lr: Scalar = 1.0,
+    beta: Scalar = 0.9,
+    weight_decay: Scalar = 0.0,
+    lb: Scalar = 0.0,
+    bias_correction: bool = False,
+    use_fstar: bool = False,
+):
+    r"""Step along the mean gradient until the averaged model of the loss reaches a lower bound: MoMo.
+
+    With averages over the steps, $F$ of the loss, $d$ of the gradient, $\Gamma$ of $\langle g, p \rangle$, each with
+    weight $\beta$ of the old value (0 at $t = 1$, $\rho = 1$; with `bias_correction` from 0, $\rho = 1 - \beta^t$), and
+    $s = 1 + \eta \lambda$:
+    $\tau = \min(\eta / \rho, \max(0, s (F - \rho b - \Gamma) + \langle d, p \rangle) / \lVert d \rVert^2)$,
+    $p \leftarrow (p - \tau d) / s$. Products and norms are over all leaves.
+
+    Args:
+        lr: $\eta \ge 0$, the maximum rate.
+        beta: $\beta$ in [0, 1).
+        weight_decay: $\lambda \ge 0$, as a proximal step.
+        lb: $b$, a lower bound of the loss; with `use_fstar`, its initial value and its lower limit.
+        bias_correction: Start the averages from 0 and divide by $1 - \beta^t$.
+        use_fstar: Learn $b$: it becomes $\frac{s (F - \Gamma) + \langle d, p \rangle}{2 s \rho}$ where the model is
+            below it, and after the step
+            $(F + \langle d, p \rangle - \Gamma - \tau \lVert d \rVert^2 / 2) / \rho$. All groups of an optimizer must
+            then have the same rate and decay, because they share $b$.
+
+    Returns:
+        A transformation that keeps shapes and dtypes; its updates are added to the parameters. State: `exp_avg`
+        ($d$), shaped as the parameter; shared by all leaves, `loss_avg`, `dot_avg` and, with `use_fstar`, `lb`,
+        0-d.
+
+    Raises:
+        ValueError: If an argument is out of range, if `params` or `value` is missing, or if a later link scales by a
+            learning rate or decays.
+
+    Example:
+        >>> tx = gradtx.scale_by_momo(lr=10.0)
+        >>> # the loss is the norm of w, and 0 is its lower bound
+        >>> params = {"w": torch.tensor([3.0, 4.0])}
+        >>> tx.update({"w": params["w"] / 5}, tx.init(params), params, value=5.0)[0]["w"]
+        tensor([-3., -4.])
+
+    Source: Schaipp et al. 2023, arXiv:2305.07583. Departures: the step is 0 where the mean gradient is 0.
+    """
+
+    def update(update, state, param, ctx):
+        keep = (
+            beta
+            if bias_correction
+            else torch.where(ctx.step == 1, 0.0, exact(beta, update.device))
+        )
+        rho = ctx.bias_correction(beta) if bias_correction else 1.0
+        mean = running_mean(state["exp_avg"], update, keep)
+        total = yield {
+            "product": (update * param).sum(),
+            "slope": (mean * param).sum(),
+            "square": mean.square().sum(),
+        }
+        averages = _averaged(state, ctx, total["product"], keep)
+        model = Model(
+            *averages, total["slope"], total["square"], rho, 1 + lr * weight_decay, lb
+        )
+        step, shared = model.followed(lr, state, use_fstar)
+        yield (
+            -(step * mean + lr * weight_decay * param) / model.shrinkage,
+            {"exp_avg": mean, **shared},
+        )
+
+    return zeros("exp_avg"), update
+
+
+@per_tensor(
+    elementwise=True,
+    needs=("params", "value"),
+    owns_lr=True,
+    shared=_shared,
+    agree=("betas", "lb", "use_fstar"),
+    nonnegative=("exp_avg_sq",),
+)
+def scale_by_momo_adam(
+    lr: Scalar = 1e-2,
+    betas: Betas = (0.9, 0.999),
+    eps: Scalar = 1e-8,
+    weight_decay: Scalar = 0.0,
+    lb: Scalar = 0.0,
+    proximal_decay: bool = True,
+    use_fstar: bool = False,
+):
+    r"""Step along Adam's direction until the averaged model of the loss reaches a lower bound: MoMo-Adam.
+
+    $F$, $d$, $\Gamma$ are averages of the loss, of the gradient and of $\langle g, p \rangle$ from 0 with weight
+    $\beta_1$ of the old value, $v$ is Adam's; $c_i = 1-\beta_i^t$, $D = \sqrt{v / c_2} + \epsilon$,
+    $N = \langle d, d/D \rangle$, $s = 1 + \eta \lambda$:
+    $\tau = \min(\eta / c_1, \max(0, s (F - c_1 b - \Gamma) + \langle d, p \rangle) / N)$,
+    $p \leftarrow (p - \tau d / D) / s$. Products are over all leaves.
+
+    Args:
+        lr: $\eta \ge 0$, the maximum rate.
+        betas: $(\beta_1, \beta_2)$, each in [0, 1).
+        eps: $\epsilon \ge 0$.
+        weight_decay: $\lambda \ge 0$.
+        lb: $b$, a lower bound of the loss; with `use_fstar`, its initial value and its lower limit.
+        proximal_decay: False uses $p \leftarrow p (1 - \eta \lambda) - \tau d / D$.
+        use_fstar: Learn $b$, as in `scale_by_momo`.
+
+    Returns:
+        A transformation that keeps shapes and dtypes; its updates are added to the parameters. State: `exp_avg`
+        ($d$), `exp_avg_sq`, shaped as the parameter; shared by all leaves, `loss_avg`, `dot_avg` and, with
+        `use_fstar`, `lb`, 0-d.
+
+    Raises:
+        ValueError: If an argument is out of range, if `params` or `value` is missing, or if a later link scales by a
+            learning rate or decays.
+
+    Example:
+        >>> params = {"w": torch.tensor([3.0, 4.0])}
+        >>> for value in (0.7, -0.1):  # Adam's step far above the lower bound, no step below it
+        ...     tx = gradtx.scale_by_momo_adam(lr=0.01)
+        ...     tx.update({"w": params["w"] / 5}, tx.init(params), params, value=value)[0]["w"]
+        tensor([-0.0100, -0.0100])
+        tensor([-0., -0.])
+
+    Source: Schaipp et al. 2023, arXiv:2305.07583. Departures: the step is 0 where the mean gradient is 0; the authors
+    call `proximal_decay` `divide`.
+    """
+    beta1, beta2 = betas
+    init, average = adam_moments(betas)
+
+    def update(update, state, param, ctx):
+        mean, square, new = average(update, state)
+        root = corrected_root(square, ctx, beta2) + eps
+        direction = quotient(mean, root, floor=eps)
+        total = yield {
+            "product": (update * param).sum(),
+            "slope": (mean * param).sum(),
+            "square": (mean * direction).sum(),
+        }
+        averages = _averaged(state, ctx, total["product"], beta1)
+        rho = ctx.bias_correction(beta1)
+        model = Model(
+            *averages, total["slope"], total["square"], rho, 1 + lr * weight_decay, lb
+        )
+        step, shared = model.followed(lr, state, use_fstar)
+        moved = -(step * direction + lr * weight_decay * param)
+        yield moved / model.shrinkage if proximal_decay else moved, {**new, **shared}
+
+    return init, update
+
+
+def _first_step_size(arguments):
+    lr = arguments["lr"]
+    if not (isinstance(lr, Tensor) and not readable(lr)) and lr == 0:
+        raise ValueError(
+            "scale_by_local_smoothness: every step size derives from the first, lr, which is 0; use an initial lr "
+            "above 0"
+        )
+    return lr
+
+
+@per_tensor(
+    elementwise=True,
+    needs=("params",),
+    extras={"prev_grad": "leaf?"},
+    shared={
+        "step_size": _first_step_size,
+        "theta": lambda arguments: arguments["theta"],
+    },
+    agree=("lr", "amplifier", "damping", "theta", "eps"),
+    owns_lr=True,
+    ranges={"amplifier": "[0, inf)", "damping": "(0, inf)", "theta": "(0, inf]"},
+)
+def scale_by_local_smoothness(
+    lr: Scalar = 0.2,
+    amplifier: Scalar = 0.02,
+    damping: Scalar = 1.0,
+    theta: Scalar = 1.0,
+    eps: Scalar = 1e-5,
+    weight_decay: Scalar = 0.0,
+):
+    r"""Descend with a step size that follows the local smoothness of the loss, without a line search.
+
+    With $D = \lVert p_t - p_{t-1} \rVert$ and $G = \lVert g_t - g_{t-1} \rVert$ over all leaves together:
+    $\lambda_t = \min(\lambda_{t-1} \sqrt{1 + a \theta_{t-1}}, D / (b G)) + \epsilon$, or
+    $\lambda_{t-1} \sqrt{1 + a \theta_{t-1}}$ where D or G is 0, as at $t = 1$;
+    $\theta_t = \lambda_t / \lambda_{t-1}$; update $-\lambda_t (g_t + w p_t)$. It owns the learning rate: no decay or
+    learning rate may follow.
+
+    Args:
+        lr: $\lambda_0 > 0$; only read by `init`. Must be the same for all groups, as must the next four.
+        amplifier: $a \ge 0$, how fast the step size may grow.
+        damping: $b > 0$; the step size stays below 1 / b of the inverse smoothness.
+        theta: $\theta_0 > 0$. With inf, the first measured step size has no upper limit.
+        eps: $\epsilon \ge 0$, in the units of a step size.
+        weight_decay: $w \ge 0$, coupled, but not included in G.
+
+    Returns:
+        A transformation whose updates are added to the parameters. It accepts the extra `prev_grad`, the gradients at
+        the previous parameters on the current batch. If given, G is computed from them, as the authors do for noisy
+        gradients. State: `prev_param`, `previous_grad`, shaped as the parameter; `step_size`, `theta`, 0-d float64
+        shared by all leaves.
+
+    Raises:
+        ValueError: If an argument is out of range, if `lr` is initially 0, if `params` is missing, or if a later link
+            scales by a learning rate or decays.
+
+    Example:
+        >>> tx = gradtx.scale_by_local_smoothness(
+        ...     lr=1e-6, amplifier=1.0, damping=2.0, theta=torch.inf, eps=0.0
+        ... )
+        >>> params = {"w": torch.tensor([1.0, -3.0])}
+        >>> state = tx.init(params)
+        >>> for _ in range(2):  # the loss is 5 / 2 |w|^2, whose smoothness is 5
+        ...     updates, state = tx.update({"w": 5 * params["w"]}, state, params)
+        ...     params = gradtx.apply_updates(params, updates)
+        >>> f"{state['scale_by_local_smoothness']['step_size']:.3f}"  # 1 / (2 * 5)
+        '0.100'
+
+    Source: Malitsky and Mishchenko 2019, arXiv:1910.09529; the form with amplifier and eps is the authors' code.
+    Departures: while nothing can be measured, an infinite theta remains infinite and the step size does not grow.
+    """
+
+    def init(param):
+        return {"prev_param": param, "previous_grad": torch.zeros_like(param)}
+
+    def update(update, state, param, ctx):
+        before = state["previous_grad"] if ctx.prev_grad is None else ctx.prev_grad
+        first = ctx.step == 1
+        total = yield {
+            "moved": torch.where(
+                first, 0.0, (param - state["prev_param"]).square().sum()
+            ),
+            "changed": torch.where(first, 0.0, (ctx.grad - before).square().sum()),
+        }
+        old, growth = state["step_size"], state["theta"]
+        free = growth.isinf()
+        grown = old * (1 + amplifier * torch.where(free, 0.0, growth)).sqrt()
+        known = (total["moved"] > 0) & (total["changed"] > 0)
+        measured = quotient(
+            safe_sqrt(total["moved"]), damping * safe_sqrt(total["changed"]), known
+        )
+        limited = torch.where(free, measured, torch.minimum(grown, measured)) + eps
+        size = torch.where(known, limited, grown)
+        yield (
+            -size * (update + weight_decay * param),
+            {
+                "prev_param": param,
+                "previous_grad": ctx.grad,
+                "step_size": size,
+                "theta": torch.where(free & ~known, growth, size / old),
+            },
+        )
+
+    return init, update
