@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -310,14 +311,16 @@ class Members:
         self.by_param[param] = Member(name, param)
 
     def _replacements(self, present: list[Tensor]) -> dict[Tensor, Tensor]:
-        """Return the replacement of each replaced parameter, which is at its place."""
-        if len(present) != len(self._present):
-            return {}
-        return {
-            old: new
-            for old, new in zip(self._present, present, strict=True)
-            if new is not old
-        }
+        """Return the replacement of each replaced parameter."""
+        replacements: dict[Tensor, Tensor] = {}
+        matcher = difflib.SequenceMatcher(
+            None, _ids(self._present), _ids(present), autojunk=False
+        )
+        for tag, old_start, old_end, new_start, new_end in matcher.get_opcodes():
+            if tag == "replace" and old_end - old_start == new_end - new_start:
+                old = self._present[old_start:old_end]
+                replacements.update(zip(old, present[new_start:new_end], strict=True))
+        return replacements
 
     # Lookups.
 
