@@ -202,7 +202,8 @@ def adam_moments(betas: Any, amsgrad: bool = False, *slots: str) -> tuple[Any, A
         }
         return new["exp_avg"], peak(new, state, "exp_avg_sq", amsgrad), new
 
-    init = zeros("exp_avg", "exp_avg_sq", *slots, max_exp_avg_sq=amsgrad)
+    others = dict.fromkeys(slots, True)
+    init = zeros("exp_avg", "exp_avg_sq", max_exp_avg_sq=amsgrad, **others)
     return init, average
 
 
