@@ -158,6 +158,19 @@ def test_another_dtype_is_no_fit(tmp_path):
         gradtx.load(tmp_path / "run", half, {})
 
 
+@pytest.mark.parametrize("keep", [0, 4, 100, -1])
+def test_a_file_that_is_cut_short_or_foreign_is_no_whole_file(keep, tmp_path):
+    path = tmp_path / "run"
+    params, state = trained(gradtx.adam(), 1)
+    gradtx.save(path, params, state)
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(ValueError, match=r"load: '.*run' is not a complete safetensors file \("):
+        gradtx.load(path, params, state)
+    torch.save(params, path)
+    with pytest.raises(ValueError, match=r"load: '.*run' is not a complete safetensors file \("):
+        gradtx.load(path, params, state)
+
+
 def test_places_that_are_not_there_are_told(tmp_path):
     with pytest.raises(FileNotFoundError, match=re.escape(f"load: file {str(tmp_path / 'run')!r}")):
         gradtx.load(tmp_path / "run", PARAMS, {})

@@ -1,6 +1,7 @@
 """The built-in codes, as functions of tensors."""
 
 import math
+import pickle
 
 import pytest
 import torch
@@ -142,6 +143,12 @@ def test_the_bytes_of_a_megabyte_of_entries():
     for name, most in (("int8", 1.1), ("int4", 0.65), ("float8", 1.1), ("bfloat16+8", 3.05)):
         packed = CODES[name].pack(torch.rand(1024, 1024))
         assert sum(tensor.nbytes for tensor in packed.values()) <= most * 2**20
+
+
+def test_a_code_is_named_with_another_block():
+    assert Codec.named("int8", block=128).nonnegative.block == 128
+    assert repr(Codec.named("int8", block=32)) == "Codec.named('int8', block=32)"
+    assert pickle.loads(pickle.dumps(Codec.named("int4", block=16))) == Codec.named("int4", block=16)
 
 
 def test_errors_name_what_is_wrong():

@@ -2,6 +2,7 @@
 
 import collections
 import copy
+import io
 import pickle
 
 import pytest
@@ -54,11 +55,37 @@ def test_a_copy_behaves_as_the_original(tx, copied):
     assert_same(run(other, 3), run(tx, 3))
 
 
+@pytest.mark.parametrize("name", ["lr", "_name", "_parts", "_txs", "anything"])
+@pytest.mark.parametrize("tx", SAMPLES, ids=repr)
+def test_no_attribute_can_be_set(tx, name):
+    with pytest.raises(AttributeError, match="is immutable; use replace"):
+        setattr(tx, name, 1.0)
+
+
+def test_no_attribute_can_be_deleted():
+    tx = gradtx.adam()
+    with pytest.raises(AttributeError, match="is immutable"):
+        del tx._arguments
+
+
 def test_what_hyperparams_gives_is_a_copy_that_says_how_to_change_a_value():
     tx = gradtx.adam(lr=0.1)
     with pytest.raises(TypeError, match=r"adam: hyperparams is a copy; replace\(lr=\.\.\.\)"):
         tx.hyperparams["lr"] = 7.0
     assert tx.hyperparams["lr"] == 0.1
+
+
+def test_hyperparams_is_a_dict_whose_copies_are_plain_ones():
+    found = gradtx.adam(lr=0.1).hyperparams
+    plain = dict(found)
+    for other in (found, copy.copy(found), copy.deepcopy(found), pickle.loads(pickle.dumps(found)), found | {}):
+        assert other == plain
+    assert "lrr" not in found
+    assert found.get("lrr") is None
+    file = io.BytesIO()
+    torch.save(found, file)
+    file.seek(0)
+    assert torch.load(file, weights_only=True) == plain
 
 
 # Any two functions, as in optax.
@@ -115,6 +142,16 @@ def test_plain_functions_get_the_callers_trees_with_none_for_what_is_not_there()
     assert torch.equal(given_params["x"][0], torch.ones(1))
     assert updates["x"][1] is None
     assert torch.equal(updates["y"][0], torch.zeros(3))
+
+
+def test_the_state_of_plain_functions_stands_still_while_a_wrapper_waits():
+    tx = gradtx.accumulate(HALVE, every=2)
+    state = tx.init(ones())
+    counts = []
+    for _ in range(5):
+        _, state = tx.update(ones(), state)
+        counts.append(state["accumulate"]["transformation"]["calls"].item())
+    assert counts == [0, 1, 1, 2, 2]
 
 
 # Hyperparameters, replace, repr.

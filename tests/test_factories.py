@@ -144,3 +144,25 @@ def test_maximize_negates_the_gradient_that_rules_see_too():
 def test_maximize_inside_a_chain_negates_what_comes_in():
     tx = chain(gradtx.trace(0.5), gradtx.sgd(lr=1.0, maximize=True))
     assert torch.equal(run(tx, 2)[0]["a"], torch.full((3,), 1.5))
+
+
+@pytest.mark.parametrize(
+    ("options", "fault"),
+    [({"shared": {"total": 0.0}}, "share values"), ({}, "yield sums")],
+)
+def test_rules_that_run_at_an_owner_take_part_in_nothing_that_all_ranks_do(options, fault):
+    def scale_by_size(seed: int = 0):
+        def summed(update, state, param, ctx):
+            sums = yield {"size": update.abs().sum()}
+            yield update / sums["size"], state
+
+        def alone(update, state, param, ctx):
+            return update / update.abs().sum(), state
+
+        return alone if options else summed
+
+    factory = per_tensor(whole=True, **options)(scale_by_size)
+    with pytest.raises(
+        TypeError, match=f"scale_by_size: a rule with whole=True runs only on the owner .* cannot {fault}"
+    ):
+        factory().init({"a": torch.ones(2, 2)})

@@ -1,6 +1,7 @@
 """Helpers of functional loops: a whole training step against plain loops; members of an ensemble in one tree."""
 
 import math
+import warnings
 
 import pytest
 import torch
@@ -266,6 +267,40 @@ UNSTACKABLE = [
 def test_trees_that_differ_are_told_apart_by_the_leaf(trees, error, message):
     with pytest.raises(error, match=message):
         gradtx.stack(trees)
+
+
+NOT_STACKED = [
+    ({"w": ONES, "step": torch.tensor(1)}, ValueError, r"leaf 'step' is 0-d, needs a leading dimension of members"),
+    ({"w": ONES, "v": torch.ones(3)}, ValueError, r"leaf 'v' has 3 members, leaf 'w' has 2"),
+    ({"w": None}, ValueError, r"the tree contains no tensors"),
+    ({"w": 1.0}, TypeError, r"leaf 'w' is a float"),
+]
+
+
+@pytest.mark.parametrize(("tree", "error", "message"), NOT_STACKED)
+def test_what_is_no_stack_is_told_by_the_leaf(tree, error, message):
+    with pytest.raises(error, match=f"^unstack: .*{message}"):
+        gradtx.unstack(tree)
+
+
+def looped(detached, steps=130):
+    """Warnings of a loop over the parameters of a module, as they are or detached."""
+    model = torch.nn.Linear(3, 2)
+    params = {name: p.detach() if detached else p for name, p in model.named_parameters()}
+    tx = gradtx.adamw(lr=0.1)
+    step = gradtx.train_step(lambda params, x: torch.func.functional_call(model, params, (x,)).square().mean(), tx)
+    state = tx.init(params)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(steps):
+            params, state, _ = step(params, state, torch.ones(1, 3))
+    return [str(warning.message) for warning in caught if issubclass(warning.category, UserWarning)]
+
+
+def test_a_loop_over_parameters_that_require_gradients_is_warned_once_of_the_graph_that_it_keeps():
+    (message,) = looped(detached=False)
+    assert "graph of 100 updates" in message
+    assert "p.detach()" in message
 
 
 # Loops over parameters that require gradients.

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import gradtx
+from tests.references import gradients, problem
 
 CUBIC = {"a": torch.tensor([[1.0, -2.0], [0.5, 3.0]], dtype=torch.float64), "b": torch.tensor(2.0, dtype=torch.float64)}
 
@@ -116,6 +117,14 @@ def test_it_feeds_adahessian_under_vmap():
     together = torch.vmap(train, randomness="same")(rates)
     for one, rate in zip(together, rates, strict=True):
         torch.testing.assert_close(one, train(rate), rtol=1e-12, atol=1e-12)
+
+
+def test_gradients_that_are_cut_off_are_an_error_that_says_how_to_make_them():
+    def grad_fn(params):
+        return {name: g.detach() for name, g in gradients(params, 1).items()}
+
+    with pytest.raises(ValueError, match=r"hutchinson_hessian_diag: the gradients are detached.*create_graph=True"):
+        gradtx.hutchinson_hessian_diag(grad_fn, problem(), 0)
 
 
 @pytest.mark.parametrize(

@@ -266,6 +266,15 @@ def test_a_list_of_named_parameters_is_told_apart_by_names():
     assert named(optimizer)[0] == (0.1, ["block.bias"])
 
 
+def test_parameters_without_names_all_decay_and_groups_stay_as_they_are():
+    optimizer = gradtx.create_optimizer(model().parameters(), "adamw", weight_decay=0.1)
+    assert [(len(group["params"]), group["weight_decay"]) for group in optimizer.param_groups] == [(5, 0.1)]
+    net = model()
+    groups = [{"params": net[0].parameters(), "lr": 0.5}, {"params": net[3].parameters(), "weight_decay": 0.3}]
+    optimizer = gradtx.create_optimizer(groups, "adamw", weight_decay=0.1)
+    assert [(group["lr"], group["weight_decay"]) for group in optimizer.param_groups] == [(0.5, 0.1), (1e-3, 0.3)]
+
+
 def test_frozen_parameters_are_left_out_and_shared_ones_taken_once():
     net = model()
     net[0].weight.requires_grad_(False)
@@ -289,6 +298,25 @@ def test_links_around_it_are_the_ones_of_a_chain():
     ):
         net = model()
         assert torch.equal(made("adamp", lr=0.01, **options), trained(net, gradtx.as_optimizer(tx, net.parameters())))
+
+
+def test_an_option_that_the_optimizer_has_itself_is_its_own():
+    optimizer = gradtx.create_optimizer(model(), "rmsprop", use_lookahead=True, alpha=0.7, k=3)
+    assert optimizer.param_groups[0]["alpha"] == 0.7
+    assert (optimizer.param_groups[0]["k"], optimizer.param_groups[0]["lookahead.alpha"]) == (3, 0.5)
+    assert gradtx.create_optimizer(model(), "ranger").param_groups[0]["use_gc"] is True
+    optimizer = gradtx.create_optimizer(model(), "ranger", use_gc=False)
+    assert type(optimizer) is gradtx.optim.Ranger
+    assert optimizer.param_groups[0]["use_gc"] is False
+
+
+def test_ranger_has_a_lookahead_already():
+    with pytest.warns(
+        UserWarning, match=r"^create_optimizer: ranger already includes a lookahead; omit use_lookahead$"
+    ) as seen:
+        optimizer = gradtx.create_optimizer(model(), "ranger", use_lookahead=True)
+    assert seen[0].filename == __file__
+    assert type(optimizer) is gradtx.optim.Ranger
 
 
 @pytest.mark.parametrize(
@@ -336,6 +364,19 @@ def test_schedules_tensors_seeds_and_engines_go_through():
 def test_keywords_of_torch_compile_reach_the_compiler(keywords, options):
     optimizer = gradtx.create_optimizer(model(), "adamw", compile=True, compile_kwargs=keywords)
     assert optimizer._engine._options == options
+
+
+@pytest.mark.parametrize(
+    ("keywords", "text"),
+    [
+        ({"mode": "default", "options": {"max_autotune": True}}, "compile_kwargs contains both a mode and options"),
+        ({"mode": "fast"}, "unknown mode 'fast'"),
+        ({"fullgraph": True}, "torch's compiler has no option 'fullgraph'"),
+    ],
+)
+def test_keywords_that_do_not_fit_are_refused_when_the_optimizer_is_made(keywords, text):
+    with pytest.raises(ValueError, match=text):
+        gradtx.create_optimizer(model(), "adamw", compile=True, compile_kwargs=keywords)
 
 
 # Old names.
@@ -415,6 +456,64 @@ def test_a_wrong_model_is_an_error_that_says_so():
             gradtx.create_optimizer(wrong, "adamp")
     with pytest.raises(ValueError, match=r"^create_optimizer: the model has no parameter that requires a gradient$"):
         gradtx.create_optimizer(torch.nn.Tanh(), "adamp")
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (
+            lambda: gradtx.load_optimizer("adampp"),
+            ValueError,
+            "load_optimizer: unknown optimizer 'adampp'; did you mean 'adamp'?",
+        ),
+        (
+            lambda: gradtx.create_optimizer(None, "lomentum"),
+            ValueError,
+            "create_optimizer: unknown optimizer 'lomentum'; gradtx.get_supported_optimizers() lists all names",
+        ),
+        (
+            lambda: gradtx.load_optimizer("adamw_8bit"),
+            ValueError,
+            "load_optimizer: unknown optimizer 'adamw_8bit'; pass state_dtype=\"int8\" to any optimizer",
+        ),
+        (lambda: gradtx.load_optimizer(3), TypeError, "load_optimizer: the name of optimizer must be a str, got 3"),
+        (
+            lambda: gradtx.create_optimizer(torch.nn.Linear(2, 2), "adamp", weight_decouple=True),
+            TypeError,
+            "adamp: unknown argument 'weight_decouple'; this optimizer has only one form of weight decay; omit it",
+        ),
+        (
+            lambda: gradtx.load_lr_scheduler("cosin"),
+            ValueError,
+            "load_lr_scheduler: unknown scheduler 'cosin'; did you mean 'cosine'?",
+        ),
+        (
+            lambda: gradtx.get_supported_optimizers(3),
+            TypeError,
+            "get_supported_optimizers: filters must be a pattern or a list of patterns, got 3",
+        ),
+        (
+            lambda: gradtx.load_lr_scheduler("cosine")(None, 10),
+            TypeError,
+            "cosine_schedule: the first argument must be the optimizer, got None",
+        ),
+        (lambda: scheduled("cosine", 1, 2, 3, 4), TypeError, "cosine_schedule: takes at most 2 arguments after the"),
+        (lambda: scheduled("cosine", 1, T_max=2), TypeError, "cosine_schedule: got two values for 'T_max'"),
+        (
+            lambda: scheduled("step", step_sizes=2),
+            TypeError,
+            "step_schedule: unknown argument 'step_sizes'; did you mean 'step_size'?",
+        ),
+    ],
+)
+def test_a_wrong_name_is_an_error_with_the_nearest_one(call, error, message):
+    with pytest.raises(error, match=f"^{re.escape(message)}"):
+        call()
+
+
+def scheduled(name, *args, **options):
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.5)
+    return gradtx.load_lr_scheduler(name)(optimizer, *args, **options)
 
 
 # torch.hub.

@@ -85,6 +85,25 @@ def test_leaves_that_wait_at_different_stages_all_get_through():
     assert run(tx, 2)[1]["step"] == 2
 
 
+def _ends_with_return(update, state, param, ctx):
+    yield {"n": update.sum()}
+    return update, state
+
+
+def _returns_at_once(update, state, param, ctx):
+    if param is None:
+        yield {"n": update.sum()}
+    return update, state
+
+
+@pytest.mark.parametrize("update", [_ends_with_return, _returns_at_once])
+def test_a_generator_that_ends_with_return_is_told_to_yield(update):
+    with pytest.raises(
+        TypeError, match="rule: a rule that yields sums must end with `yield update, state`, not with return"
+    ):
+        run(made(update), 1)
+
+
 # Scalars.
 
 

@@ -159,6 +159,12 @@ def test_a_value_that_does_not_fit_changes_nothing(value, error, message):
         put(state, "exp_avg", value)
 
 
+@pytest.mark.parametrize("value", [0.5, torch.tensor(1.0), {"w": torch.tensor(1)}, float("nan")])
+def test_a_count_stays_a_count(value):
+    with pytest.raises(TypeError, match=r"^put: step (has dtype|must be a tensor)"):
+        put(state_of(gradtx.adam()), "step", value)
+
+
 # learning_rate.
 
 

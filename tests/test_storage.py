@@ -265,6 +265,18 @@ def test_codes_work_inside_and_on_combinators(name, wrap):
     assert coded.eval_params(state, actual)["matrix"].shape == (64, 128)
 
 
+def test_accumulate_takes_none_for_a_coded_sum():
+    tx = with_state_dtype(gradtx.accumulate(gradtx.sgd(lr=1.0), every=2), "int4")
+    params = params_of()
+    state = tx.init(params)
+    _, state = tx.update(params, state)
+    with pytest.raises(ValueError, match="cannot be derived from the packed codes of 'acc': call update"):
+        tx.update(dict.fromkeys(params), state)
+    updates, _ = tx.update(dict.fromkeys(params), state, params)
+    for name, p in params.items():
+        assert updates[name].shape == p.shape
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_parameters_of_other_dtypes(dtype):
     tx = gradtx.adamw(lr=1e-2, state_dtype="int8")
@@ -310,3 +322,39 @@ def test_a_codec_of_a_user():
     _, state = train(gradtx.adam(state_dtype=halves), params_of(), gradtx.adam(state_dtype=halves).init(params_of()), 2)
     assert state["scale_by_adam"]["exp_avg"]["matrix"].dtype == torch.float16
     assert state["scale_by_adam"]["exp_avg"]["small"].dtype == torch.float32
+
+
+PAIRS = Codec(lambda values: (4 * values).round().clamp(-8, 7).to(torch.int8), lambda codes: codes / 4, packs=2)
+
+
+COUNTS = Codec(lambda values: (4096 * values).round().to(torch.int16), lambda codes: codes.float() / 4096)
+
+
+@pytest.mark.parametrize("state_dtype", [PAIRS, COUNTS, {"exp_avg": COUNTS}], ids=["packed", "codes", "named"])
+def test_codes_without_scales_are_recognized_in_a_nested_state(state_dtype):
+    tx = gradtx.ema(0.5, state_dtype=state_dtype)
+    params = {"matrix": torch.full((64, 65), 2.5), "small": torch.full((5,), 2.5)}
+    updates, state = tx.update(params, tx.init(params))
+    updates, state = tx.update(params, state)
+    assert {name: update.unique().tolist() for name, update in updates.items()} == {"matrix": [1.875], "small": [1.875]}
+    is_coded = {name: not value.is_floating_point() for name, value in state["ema"]["exp_avg"].items()}
+    assert is_coded == {"matrix": True, "small": state_dtype not in (PAIRS, COUNTS)}
+
+
+def test_a_named_slot_whose_packed_codes_would_hide_its_shape_stays_in_float32():
+    params = {"odd": torch.ones(5, 3), "even": torch.ones(6, 3)}
+    tx = gradtx.scale_by_factored_rms(state_dtype={"exp_avg_sq_row": "int4"})
+    updates, state = tx.update(params, tx.init(params), params)
+    rows = state["scale_by_factored_rms"]["exp_avg_sq_row"]
+    assert (rows["odd"].dtype, rows["odd"].shape) == (torch.float32, (5,))
+    assert (rows["even"].dtype, rows["even"].shape) == (torch.uint8, (3,))
+    assert all(update.isfinite().all() for update in updates.values())
+
+
+def test_shared_values_change_only_where_they_are_named():
+    tx = gradtx.prodigy(state_dtype={"d": torch.float32, "*": "int8"})
+    state = tx.init(params_of())
+    assert gradtx.get(state, "d").dtype == torch.float32
+    assert gradtx.get(gradtx.prodigy(state_dtype="int8").init(params_of()), "d").dtype == torch.float64
+    with pytest.raises(ValueError, match="'d' is a shared scalar and cannot be coded; choose a floating-point dtype"):
+        gradtx.prodigy(state_dtype={"d": "int8"}).init(params_of())

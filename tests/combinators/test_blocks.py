@@ -1,6 +1,7 @@
 """`blocks`: the result is that of separate parameters, one for each block."""
 
 import functools
+import itertools
 
 import pytest
 import torch
@@ -188,6 +189,17 @@ def test_equal_blocks_have_stacked_slots_and_unequal_ones_numbered_slots():
     slots = gradtx.blocks(tx, sizes=(6, 2)).init({"w": torch.zeros(8, 3)})["blocks"]["schedule_free"]
     shapes = {name: tuple(slots[name]["w"].shape) for name in slots if name[:2] in ("z_", "lr")}
     assert shapes == {"z_0": (6, 3), "z_1": (2, 3), "lr_max_0": (), "lr_max_1": ()}
+
+
+def test_blocks_round_the_same_state_at_random_each_in_another_way():
+    inner = gradtx.with_state_dtype(gradtx.trace(0.9), "bfloat16:stochastic", min_size=0)
+    tx = gradtx.blocks(gradtx.blocks(inner, "w", heads=2), "w", batch=1)
+    params = {"w": torch.zeros(2, 40, 5)}
+    middle = 1 + 2**-8  # of two neighbors in bfloat16
+    _, state = tx.update({"w": torch.full_like(params["w"], middle)}, tx.init(params))
+    moments = state["blocks"]["blocks"]["trace"]["momentum_buffer"]["w"].reshape(4, 100)
+    for one, other in itertools.combinations(moments, 2):
+        assert 30 < (one != other).sum() < 70  # 4 standard deviations from 50
 
 
 def test_other_leaves_go_through_whole():

@@ -165,6 +165,20 @@ def test_an_optimizer_has_the_bits_of_pure_use_also_after_a_resume(name, dtype, 
         assert (param.detach() != expected[name]).double().mean() <= (1e-2 if engine else 0.0)
 
 
+@pytest.mark.parametrize("compile", [False, True])
+def test_noise_follows_the_places_of_entries_in_any_layout(compile):
+    """A flat alias of a tensor in channels_last has its entries in another order."""
+    results = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        param = torch.nn.Parameter(torch.ones(8, 6, 5, 4, dtype=torch.bfloat16).to(memory_format=layout))
+        optimizer = gradtx.as_optimizer(chain(gradtx.sgd(lr=1e-3), round_stochastically()), [param], compile=compile)
+        for _ in range(3):
+            param.grad = torch.ones_like(param)
+            optimizer.step()
+        results.append(param.detach().contiguous())
+    assert torch.equal(*results)
+
+
 def bits_of_16(key, step, place):
     """The same noise in Python's whole numbers."""
 
@@ -300,3 +314,15 @@ def test_errors():
     halves = {"w": torch.ones(3, dtype=torch.bfloat16)}
     with pytest.raises(ValueError, match="cannot differentiate through the rounding of leaf 'w'"):
         torch.func.grad(new)(torch.tensor(1.0))
+
+
+@pytest.mark.parametrize("link", [gradtx.compensate_rounding(), gradtx.round_stochastically()], ids=str)
+def test_a_parameter_that_was_converted_after_its_state_was_created_is_named(link):
+    param = torch.nn.Parameter(torch.ones(3))
+    optimizer = gradtx.as_optimizer(gradtx.chain(gradtx.sgd(lr=0.1), link), [("w", param)])
+    param.data = param.data.bfloat16()
+    optimizer.state[param]["step"] = torch.tensor(1.0)  # the state has been used
+    param.grad = torch.ones_like(param)
+    with pytest.raises(ValueError, match=r"leaf 'w' has dtype torch\.bfloat16, but had one that is not rounded when"):
+        optimizer.step()
+    assert torch.equal(param.float(), torch.ones(3))

@@ -108,6 +108,26 @@ def test_a_torch_optimizer_restarts_too(keep_clock):
         torch.testing.assert_close(weights[name].detach(), p, rtol=1e-12, atol=1e-14)
 
 
+def test_stochastic_rounding_of_slots_starts_again_with_the_key_of_each_leaf():
+    tx = gradtx.restart(gradtx.trace(0.9), 3)
+    tx = gradtx.chain(gradtx.with_state_dtype(tx, "bfloat16:stochastic", min_size=0), gradtx.scale(-0.1))
+    params = {name: torch.nn.Parameter(torch.zeros(40)) for name in "ab"}
+    optimizer = gradtx.as_optimizer(tx, params.items())
+    alone = {name: {name: torch.zeros(40)} for name in "ab"}
+    states = {name: tx.init(alone[name]) for name in "ab"}
+    for i in range(7):
+        grad = torch.randn(40, generator=torch.Generator().manual_seed(i))
+        for param in params.values():
+            param.grad = grad.clone()
+        optimizer.step()
+        for name, param in params.items():
+            _, states[name] = tx.update({name: grad}, states[name], alone[name])
+            for slot, value in states[name]["restart"]["trace"].items():
+                assert torch.equal(optimizer.state[param][slot], value[name])
+    keys = [optimizer.state[param]["momentum_buffer.key"] for param in params.values()]
+    assert keys[0] != keys[1]
+
+
 def test_every_step_may_be_a_restart():
     assert difference(gradtx.restart(gradtx.trace(0.9), 1), gradtx.chain(), rate=-0.02) < TOLERANCE
 
@@ -130,6 +150,58 @@ def test_rules_for_whole_trees_inside_are_refused_at_init():
         tx.init({"w": torch.ones(2)})
     with pytest.raises(TypeError, match="line_search: processes whole trees, whose state a restart cannot reset"):
         gradtx.as_optimizer(tx, [torch.nn.Parameter(torch.ones(2))])
+
+
+@gradtx.per_tensor(shared={"mean": 3.0})
+def _shared():
+    def update(update, state, param, ctx):
+        sums = yield {"square": update.square().sum()}
+        mean = 0.8 * state["mean"] + 0.2 * sums["square"]
+        yield update / mean.sqrt(), {"mean": mean}
+
+    return (lambda param: {}), update
+
+
+def _gradient(t):
+    return {"w": torch.randn(3, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(t))}
+
+
+CLOCKS = {
+    "accumulate": lambda tx: gradtx.accumulate(tx, 3),
+    "blocks": lambda tx: gradtx.blocks(gradtx.accumulate(tx, 3), sizes=(1, 2)),
+    "rotated": gradtx.rotated,
+}
+
+
+@pytest.mark.parametrize("clock", CLOCKS)
+@pytest.mark.parametrize("keep_clock", [False, True])
+def test_a_restart_in_a_call_that_an_inner_clock_does_not_count_is_not_lost(clock, keep_clock):
+    """Those at calls 7 and 14 are in the middle of cycles, and `rotated` skips the first call after a restart."""
+    if clock == "rotated" and keep_clock:
+        return  # its first step is that of the clock outside
+    inside = CLOCKS[clock](gradtx.chain(gradtx.scale_by_adam_hat(), _shared()))
+    tx, params = gradtx.restart(inside, every=7, keep_clock=keep_clock), _gradient(0)
+    state, expected_state = tx.init(params), inside.init(params)
+    for t in range(1, 22):
+        if t % 7 == 0:
+            expected_state = inside.init(params)
+        updates, state = tx.update(_gradient(t), state, params)
+        expected, expected_state = inside.update(_gradient(t), expected_state, params)
+        torch.testing.assert_close(updates, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("keep_clock", [False, True])
+def test_inside_rotated_slots_and_shared_values_restart_in_the_same_step(keep_clock):
+    """The inner clock is one step behind, and vectors are not rotated."""
+    inner = gradtx.restart(gradtx.chain(gradtx.scale_by_adam_hat(), _shared()), every=5, keep_clock=keep_clock)
+    tx, params = gradtx.rotated(inner), {"w": torch.zeros(6, dtype=torch.float64)}
+    gradients = [{"w": _gradient(t)["w"].flatten()} for t in range(12)]
+    _, state = tx.update(gradients[0], tx.init(params))
+    expected_state = inner.init(params)
+    for gradient in gradients[1:]:
+        updates, state = tx.update(gradient, state)
+        expected, expected_state = inner.update(gradient, expected_state)
+        torch.testing.assert_close(updates, expected, rtol=1e-12, atol=1e-12)
 
 
 RISING = gradtx.Schedule(lambda step: 0.1 * (step + 1))

@@ -283,6 +283,50 @@ def test_accumulation_inside_of_other_coordinates_is_refused_at_once(around):
         around(gradtx.accumulate(gradtx.scale_by_adam(), 2))
 
 
+@pytest.mark.parametrize(
+    "around",
+    [
+        lambda tx: gradtx.rotated(tx, precondition_frequency=2),
+        lambda tx: gradtx.low_rank(tx, 2, every=2, projection="power"),
+        lambda tx: gradtx.low_rank(tx, 2, every=2, carry="rotate"),
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_links_inside_may_keep_wider_state_than_the_leaf(around, dtype):
+    inner = gradtx.chain(gradtx.trace(0.5), gradtx.scale_by_adam(eps=0.1, state_dtype=torch.float64), gradtx.trace(0.3))
+    tx = gradtx.chain(around(inner), gradtx.scale(-0.1))
+    generator = torch.Generator().manual_seed(0)
+    params = {"w": torch.randn(4, 3, generator=generator).to(dtype), "b": torch.zeros(3, dtype=dtype)}
+    of_optimizer = {name: torch.nn.Parameter(value.clone()) for name, value in params.items()}
+    optimizer = gradtx.as_optimizer(tx, list(of_optimizer.items()))
+    exact = {name: value.double() for name, value in params.items()}
+    state, exact_state = tx.init(params), tx.init(exact)
+    for _ in range(5):
+        grads = {name: torch.randn(value.shape, generator=generator).to(dtype) for name, value in params.items()}
+        updates, state = tx.update(grads, state, params)
+        params = gradtx.apply_updates(params, updates)
+        exact_updates, exact_state = tx.update({n: g.double() for n, g in grads.items()}, exact_state, exact)
+        exact = gradtx.apply_updates(exact, exact_updates)
+        for name, param in of_optimizer.items():
+            param.grad = grads[name]
+        optimizer.step()
+    tolerance = 1e-4 if dtype == torch.float32 else 5e-2
+    for name, param in of_optimizer.items():
+        torch.testing.assert_close(param.detach(), params[name])
+        torch.testing.assert_close(params[name].double(), exact[name], rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("shape", [(3,), (3, 4)])
+def test_a_mean_of_squares_over_a_whole_leaf_has_no_order_to_follow(shape):
+    """Amos keeps one number for a vector; the bases of the leaf are sorted again in every second step."""
+    tx, params = gradtx.rotated(gradtx.amos(), precondition_frequency=2), {"w": torch.ones(shape)}
+    state = tx.init(params)
+    for t in range(5):
+        grads = {"w": torch.sin(torch.arange(params["w"].numel()) + t + 1.0).reshape(shape)}
+        updates, state = tx.update(grads, state, params)
+        assert updates["w"].isfinite().all()
+
+
 def test_every_slot_that_is_declared_an_average_of_updates_is_one():
     declared = 0
     for case in all_cases():

@@ -496,6 +496,16 @@ def test_skip_in_a_branch_looks_at_that_branch_only():
     assert float(updates["body.bias"]) == -1.0
 
 
+@pytest.mark.parametrize("present", SHAPES)
+def test_a_call_without_any_gradient_in_one_of_two_branches_counts_for_both_clocks(present):
+    slots = gradtx.schedule_free(gradtx.scale_by_adam(), lr=0.1, beta=0.9)
+    tx = partition({"head": skip_nonfinite(slots), "body": skip_nonfinite(gradtx.nadam(lr=0.1))}, HEAD)
+    without = dict.fromkeys(SHAPES) | {present: full(1.0)[present]}
+    _, state = run(tx, [full(1.0), without, without, full(1.0)], PARAMS)
+    for branch in ("head", "body"):
+        assert state["partition"][branch]["skip_nonfinite"]["step"] == 4
+
+
 def test_the_gradient_of_a_skipped_step_is_zero_not_nan():
     lr = torch.tensor(0.1, dtype=torch.float64, requires_grad=True)
     tx = skip_nonfinite(gradtx.adamw(lr=lr))

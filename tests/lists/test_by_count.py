@@ -6,6 +6,7 @@ import torch
 import gradtx
 from gradtx.execution.rule import RuleOperation
 from gradtx.optim.engine import lists
+from gradtx.state.random import name_key
 from tests.optim.problems import assert_equal
 
 F32, F64 = torch.float32, torch.float64
@@ -143,6 +144,32 @@ def test_leaves_run_alone_if_a_program_would_need_their_names(tx):
     ways = {way.name: way for way in optimizer.explain()}
     assert ways["matrix"].way == "alone"
     assert "has no program" in ways["matrix"].reason
+
+
+@gradtx.per_tensor(elementwise=True)
+def scale_by_turn():
+    def update(update, state, param, ctx):
+        return update * (1.0 + ctx.turn(1000)), state
+
+    return update
+
+
+@pytest.mark.parametrize("compile", [False, True])
+def test_a_rule_of_the_user_that_reads_names_runs_alone(compile):
+    tx = gradtx.chain(scale_by_turn(), gradtx.scale(-1.0))
+    ones = {name: torch.ones(2) for name in ("a", "b", "c")}
+    expected = {name: -(1.0 + name_key(name) % 1000) * value for name, value in ones.items()}
+    assert len({value[0].item() for value in expected.values()}) == 3
+    params = {name: torch.nn.Parameter(torch.zeros(2)) for name in ones}
+    optimizer = gradtx.as_optimizer(tx, params.items(), compile=compile)
+    for name, param in params.items():
+        param.grad = ones[name]
+    optimizer.step()
+    assert {way.way for way in optimizer.explain()} == {"alone"}
+    updates, _ = tx.update(ones, tx.init(ones))
+    for name, value in expected.items():
+        assert torch.equal(params[name], value)
+        assert torch.equal(updates[name], value)
 
 
 def test_a_root_is_not_computed_twice_for_a_sum_that_follows(monkeypatch):

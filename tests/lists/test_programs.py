@@ -400,6 +400,30 @@ def test_python_operations_never_give_complex_numbers():
     assert math.isnan(numbers._by_tensors(torch.ops.aten.pow.Tensor_Scalar, {}, (F64, None), -8.0, 0.5))
 
 
+@gradtx.per_tensor(elementwise=True)
+def share_of_entries():
+    """Divides by the number of all entries, which every leaf knows only as a constant."""
+
+    def update(update, state, param, ctx):
+        total = yield {"entries": torch.tensor(float(update.numel()), dtype=F64)}
+        yield -update / total["entries"], state
+
+    return update
+
+
+@pytest.mark.parametrize("chunk", [2**18, 4])
+def test_a_constant_term_counts_once_for_every_leaf_and_not_for_its_parts(chunk, monkeypatch):
+    monkeypatch.setattr("gradtx.programs.bundle.CHUNK", chunk)
+    params = [torch.nn.Parameter(torch.zeros(shape)) for shape in ((3, 3), (5,), (5,), ())]
+    optimizer = gradtx.as_optimizer(share_of_entries(), params)
+    for param in params:
+        param.grad = torch.ones_like(param)
+    optimizer.step()
+    assert {way.way for way in optimizer.explain()} == {"lists"}
+    for param in params:
+        torch.testing.assert_close(param.detach(), torch.full_like(param, -1 / 20), rtol=1e-6, atol=0.0)
+
+
 # In optimizers.
 
 

@@ -118,6 +118,47 @@ def test_skip_nonfinite_leaves_parameters_and_inner_state_bit_identical(bad):
     assert (state["skipped"].item(), state["skip_nonfinite.step"].item()) == (1, 3)
 
 
+INSIDE_SKIP = {
+    "adamw": gradtx.adamw(lr=0.1),
+    "stale clip": gradtx.chain(gradtx.clip_by_global_norm(0.1, stale=True), gradtx.adamw(lr=0.1)),
+    "accumulate": gradtx.accumulate(gradtx.adamw(lr=0.1), every=2),
+    "prodigy": gradtx.prodigy(lr=1.0),
+}
+
+
+@gradtx.per_tensor(elementwise=True, compiles=False)
+def unchanged():
+    return lambda update, state, param, ctx: (update, state)
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+@pytest.mark.parametrize("in_programs", [True, False])
+@pytest.mark.parametrize("name", INSIDE_SKIP)
+def test_a_skip_in_the_first_step_of_an_optimizer_counts_as_in_the_functional_loop(name, in_programs, grouped):
+    inner = INSIDE_SKIP[name]
+    tx = gradtx.skip_nonfinite(inner if in_programs else gradtx.chain(unchanged(), inner))
+    params, plain = parameters(), {key: param.detach() for key, param in parameters().items()}
+    groups = [{"params": [pair]} for pair in params.items()] if grouped else list(params.items())
+    optimizer, state = gradtx.as_optimizer(tx, groups), tx.init(plain)
+    for t in range(8):
+        gradients = {key: torch.full_like(param, 0.1 * t + 0.3) for key, param in plain.items()}
+        if t in (0, 3, 5):
+            gradients["head.scale" if t else "body.weight"].fill_(torch.nan)
+        for key, param in params.items():
+            param.grad = gradients[key].clone()
+        if t == 3:
+            state_dict, optimizer = optimizer.state_dict(), gradtx.as_optimizer(tx, groups)
+            optimizer.load_state_dict(state_dict)
+        optimizer.step()
+        updates, state = tx.update(gradients, state, plain)
+        plain = gradtx.apply_updates(plain, updates)
+        shared, expected = optimizer.state[params["body.weight"]], state["skip_nonfinite"]
+        assert (shared["skip_nonfinite.step"], shared["skipped"]) == (expected["step"], expected["skipped"])
+        if name == "accumulate":
+            assert shared["mini_step"] == expected["accumulate"]["mini_step"]
+    assert_close(params.values(), plain.values(), TOLERANCE)
+
+
 def test_parameters_that_are_not_contiguous_move_as_contiguous_ones():
     tx = gradtx.chain(gradtx.clip_by_global_norm(1.0), gradtx.adamp(lr=0.1), gradtx.lookahead(k=2))
     matrix, image = torch.randn(6, 4, dtype=torch.float64), torch.randn(2, 3, 2, 2, dtype=torch.float64)

@@ -231,6 +231,16 @@ def test_a_schedule_goes_on_after_a_checkpoint_whose_steps_a_graph_has_repeated(
     assert_close(params.values(), expected.values(), 1e-13)
 
 
+def test_a_number_that_was_written_over_a_schedule_stays_in_a_checkpoint(device_counts):
+    params = parameters()
+    optimizer = gradtx.optim.SGD(list(params.items()), lr=gradtx.linear_schedule(0.1, total_iters=9), capturable=True)
+    for t in range(3):
+        give_gradients(params, t)
+        optimizer.step()
+    optimizer.param_groups[0]["lr"] = 0.5
+    assert optimizer.state_dict()["param_groups"][0]["lr"] == 0.5
+
+
 def test_weights_to_evaluate_with_follow_the_count_of_the_device(device_counts):
     momentum = gradtx.linear_schedule(0.9, total_iters=9)
     (captured, params), (twin, expected) = pair(gradtx.schedule_free_sgd(0.1, momentum=momentum))

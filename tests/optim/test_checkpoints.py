@@ -123,6 +123,22 @@ def test_momentum_comes_from_the_checkpoint_whatever_the_optimizer_was_built_wit
     assert_equal(values(own), values(params))
 
 
+@pytest.mark.parametrize("steps", [0, 3])
+@pytest.mark.parametrize("name", ["SGD", "RMSprop"])
+def test_a_momentum_that_was_written_since_the_last_step_is_saved_with_its_buffers(name, steps):
+    params = parameters()
+    optimizer = getattr(gradtx.optim, name)(params.values(), lr=0.1)
+    descend(optimizer, params, steps)
+    torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, 10)  # writes a momentum
+    saved = saved_and_loaded(optimizer.state_dict())
+    own = twins(params)
+    again = getattr(gradtx.optim, name)(own.values(), lr=0.1)
+    again.load_state_dict(saved)
+    descend(optimizer, params, 3, start=steps)
+    descend(again, own, 3, start=steps)
+    assert_equal(values(own), values(params))
+
+
 def test_a_parameter_without_any_entry_starts_again_with_its_next_gradient():
     optimizer, _ = trained(gradtx.adam(lr=0.1))
     saved = copy.deepcopy(optimizer.state_dict())

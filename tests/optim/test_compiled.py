@@ -248,6 +248,31 @@ def test_a_rule_is_traced_for_one_leaf_of_a_program_unless_the_program_adds_term
     assert calls_for_two_steps(gradtx.clip_by_global_norm(0.5)) == 1 + width + 1
 
 
+@gradtx.per_tensor(elementwise=True)
+def _tripled_if_long():
+    def update(update, state, param, ctx):
+        return update * (3 if update.numel() > 6 else 2), state
+
+    return update
+
+
+@pytest.mark.parametrize(
+    "tx",
+    [_tripled_if_long(), gradtx.with_state_dtype(gradtx.trace(0.5), "float8", min_size=4)],
+    ids=["branch", "float8"],
+)
+def test_leaves_that_the_program_of_the_first_does_not_fit_are_all_traced(tx, uncompiled):
+    weights = []
+    for compiles in (False, True):
+        params = [torch.nn.Parameter(torch.ones(n)) for n in (64, 3, 16, 12)]
+        optimizer = gradtx.as_optimizer(gradtx.chain(tx, gradtx.sgd(lr=0.1)), params, compile=compiles)
+        for param in params:
+            param.grad = torch.linspace(-1, 1, len(param))
+        optimizer.step()
+        weights.append(torch.cat(params).detach())
+    torch.testing.assert_close(*weights)
+
+
 def test_parameters_and_state_stay_where_they_are_and_gradients_are_let_go(uncompiled):
     param = torch.nn.Parameter(torch.randn(7))
     optimizer = gradtx.optim.AdamW([param], compile=True)

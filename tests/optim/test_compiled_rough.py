@@ -115,6 +115,31 @@ def test_gradients_that_change_their_dtype_are_noticed(real):
     assert_same(run, 1e-7)
 
 
+def negated(values):
+    """Return a view with these values whose memory has the other sign; autograd returns such gradients."""
+    view = torch.complex(torch.zeros_like(values), -values).conj().imag
+    assert view.is_neg()
+    return view
+
+
+@each("compile", [False, True])
+@each("place", ["gradient", "slot", "parameter"])
+def test_memory_with_the_other_sign_is_not_taken_for_the_values(place, compile, real):
+    param, twin = parameter(1), parameter(1)
+    if place == "parameter":
+        param.data = negated(param.data)
+    ours = gradtx.optim.SGD([param], lr=0.1, momentum=0.5, compile=compile)
+    theirs = torch.optim.SGD([twin], lr=0.1, momentum=0.5)
+    for t in range(4):
+        twin.grad = (twin.detach() * (t + 2)).cos()
+        param.grad = negated(twin.grad) if place == "gradient" and t % 2 else twin.grad.clone()
+        if place == "slot" and t == 2:
+            ours.state[param]["momentum_buffer"] = negated(ours.state[param]["momentum_buffer"])
+        ours.step()
+        theirs.step()
+        torch.testing.assert_close(param, twin, rtol=1e-12, atol=1e-12)
+
+
 def test_a_graph_that_saved_the_weights_before_a_step_is_refused_after_it(real):
     param = parameter(5)
     optimizer = gradtx.optim.SGD([param], lr=0.1, compile=True)

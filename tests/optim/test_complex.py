@@ -385,6 +385,17 @@ def test_averaged_weights_are_complex_in_evaluation_and_in_its_checkpoints():
     assert not torch.equal(evaluated[0], trained[0])
 
 
+def test_a_file_of_trees_keeps_complex64_and_refuses_complex128_by_name(tmp_path):
+    pytest.importorskip("safetensors")
+    tx, params = gradtx.adam(), {"w": drawn(0, (3,), torch.complex64)}
+    _, state = tx.update(params, tx.init(params), params)
+    gradtx.save(tmp_path / "run.safetensors", params, state)
+    assert_equal(gradtx.load(tmp_path / "run.safetensors", params, tx.init(params)), (params, state))
+    wide = {"w": drawn(0, (3,))}
+    with pytest.raises(TypeError, match=r"save: 'params\.w' has dtype torch\.complex128.* use torch\.save"):
+        gradtx.save(tmp_path / "wide.safetensors", wide, tx.init(wide))
+
+
 # Parameters that are still refused.
 
 
@@ -396,6 +407,22 @@ def test_half_precision_and_conjugate_parameters_are_refused_by_name():
         gradtx.adam().init({"w": half})
     with pytest.raises(ValueError, match=r"parameter 'w' is a conjugate view.*resolve_conj"):
         gradtx.optim.SGD([("w", torch.nn.Parameter(drawn(0, (2,)).conj()))])
+
+
+def test_complex_extras_and_losses_are_refused():
+    params, tx = {"w": torch.ones(2)}, gradtx.scale_by_sophia()
+    with pytest.raises(TypeError, match=r"hessian_diag: leaf 'w' has dtype torch\.complex128, needs real entries"):
+        tx.update(params, tx.init(params), params, hessian_diag={"w": drawn(0, (2,))})
+    with pytest.raises(TypeError, match="value must be real"):
+        gradtx.adam().update(params, gradtx.adam().init(params), params, value=torch.tensor(1j))
+    leaf = {"w": drawn(0, (2,))}
+    state = gradtx.adam().init(leaf)
+    with pytest.raises(
+        TypeError, match="hessian_diag: leaf 'w' is complex, but per-leaf extras support only real leaves"
+    ):
+        gradtx.adam().update(leaf, state, leaf, hessian_diag={"w": torch.ones(2)})
+    with pytest.raises(TypeError, match=r"gradients of task 0: leaf 'w' has dtype torch\.complex128, needs real"):
+        gradtx.pcgrad([{"w": drawn(0, (2,))}, {"w": drawn(1, (2,))}])
 
 
 def test_complex_updates_are_not_added_to_real_parameters():

@@ -152,3 +152,59 @@ def test_make_fx_traces_a_step(name):
     by_hand(gradients[1])
     assert torch.equal(traced, plain)  # tracing also takes the step
     assert not torch.equal(traced, kept)
+
+
+def test_make_fx_over_the_state_of_an_optimizer_says_to_trace_the_pure_update():
+    """torch's AdamW raises an error as well: it also reads the count."""
+    param = torch.nn.Parameter(torch.tensor([1.0, -2.0]))
+    optimizer = gradtx.optim.AdamW([param])
+    param.grad = torch.ones(2)
+    optimizer.step()
+    state = optimizer.state[param]
+
+    def step(count):
+        state["step"] = count
+        optimizer.step()
+        return param.detach()
+
+    with pytest.raises(RuntimeError, match=r"^state of parameter '0': step\(\) reads the count .*trace tx\.update"):
+        make_fx(step)(torch.tensor(1.0))
+
+    tx, params = gradtx.adamw(), {"w": torch.tensor([1.0, -2.0])}
+    update = make_fx(lambda grad, state: tx.update({"w": grad}, state, params))
+    graph = update(torch.ones(2), tx.init(params))
+    expected, _ = tx.update({"w": torch.tensor([3.0, 0.1])}, tx.init(params), params)
+    updates, _ = graph(torch.tensor([3.0, 0.1]), tx.init(params))
+    assert_close(updates.values(), expected.values(), 1e-6)
+
+
+@pytest.mark.filterwarnings("ignore")  # from the compiler, about code that it cannot trace
+def test_compiled_autograd_does_not_trace_released_gradients():
+    from torch._dynamo import config
+
+    graphs = []
+
+    def backend(graph, examples):
+        graphs.append(graph)
+        return graph.forward
+
+    results = []
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        model = torch.nn.Linear(3, 2)
+        optimizer = gradtx.optim.AdamW(model.parameters(), lr=0.1)
+        optimizer.release_gradients()
+
+        def backward(model=model):
+            model(torch.ones(1, 3)).square().sum().backward()
+
+        run = torch.compile(backward, backend=backend) if compiled else backward
+        with config.patch(compiled_autograd=compiled):
+            for _ in range(2):
+                run()
+                optimizer.step()
+        results.append([param.detach() for param in model.parameters()])
+    assert_equal(*results)
+    traces = [str(node.meta.get("stack_trace")) for graph in graphs for node in graph.graph.nodes]
+    assert traces
+    assert not any("gradtx/optim" in trace for trace in traces)

@@ -75,6 +75,17 @@ def test_weights_are_put_back_when_the_block_raises():
     assert_equal(values(params), before)
 
 
+def test_blocks_may_be_nested():
+    optimizer, params = trained(TRACKING["average"])
+    before = values(params)
+    with optimizer.eval_params():
+        inner = values(params)
+        with optimizer.eval_params():
+            assert_equal(values(params), inner)
+        assert_equal(values(params), inner)
+    assert_equal(values(params), before)
+
+
 def test_the_parameters_stay_the_same_objects_with_the_same_memory():
     optimizer, params = trained(TRACKING["lookahead"])
     pointers = [param.data_ptr() for param in params.values()]

@@ -175,3 +175,31 @@ def test_a_slot_that_somebody_deleted_is_an_error_that_names_it_and_changes_noth
     del optimizer.state[params["head.scale"]]["exp_avg"]
     with unchanged(optimizer), pytest.raises(ValueError, match="exp_avg"):
         optimizer.step()
+
+
+def flattened(tx):
+    """Return an optimizer whose parameters were replaced by one flat tensor, as DeepSpeed does."""
+    model = torch.nn.Linear(3, 2)
+    optimizer = gradtx.as_optimizer(tx, model.named_parameters())
+    flat = torch.nn.Parameter(torch.cat([param.detach().flatten() for param in model.parameters()]))
+    flat.grad = torch.ones_like(flat)
+    optimizer.param_groups[0]["params"] = [flat]
+    return optimizer, flat
+
+
+@pytest.mark.parametrize(
+    "tx",
+    [
+        gradtx.lamb(),
+        gradtx.chain(gradtx.clip_by_global_norm(1.0), gradtx.adamw()),
+        gradtx.chain(gradtx.clip_by_global_norm(1.0, stale=True), gradtx.adamw()),
+        gradtx.adamp(),
+    ],
+    ids=repr,
+)
+def test_flattened_memory_in_place_of_parameters_is_refused_where_links_act_by_leaf(tx):
+    optimizer, flat = flattened(tx)
+    before = flat.detach().clone()
+    with pytest.raises(ValueError, match=r"these parameters are flat pieces of memory.*use FSDP2"):
+        optimizer.step()
+    assert torch.equal(flat, before)

@@ -89,3 +89,42 @@ def test_a_leaf_without_gradient_needs_no_extra():
     optimizer.step(fisher=fisher)
     expected, _ = functional(gradtx.scale(-1.0), parameters(), 1, lambda name, t: name == "head.scale")
     assert_close(params.values(), expected.values(), TOLERANCE)
+
+
+def shaped(params, shape):
+    tree = {name: torch.ones_like(p) for name, p in params.items()}
+    tree[max(tree)] = torch.ones(shape)
+    return tree
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("compile", [False, True])
+@pytest.mark.parametrize("steps", [0, 1])
+@pytest.mark.parametrize(
+    ("tx", "good", "bad", "message"),
+    [
+        (gradtx.adahessian(lr=0.1), {"hessian_diag": 3}, {"hessian_diag": 4}, "hessian_diag: leaf 'z' has shape"),
+        (gradtx.sophia(lr=0.1), {"hessian_diag": 3}, {"hessian_diag": 4}, "hessian_diag: leaf 'z' has shape"),
+        (gradtx.scale_by_local_smoothness(), {"prev_grad": 3}, {"prev_grad": 4}, "prev_grad: leaf 'z' has shape"),
+        (natural(), {"fisher": 3}, {"fisher": 4}, "fisher: leaf 'z' has shape"),
+        (gradtx.momo(lr=0.1), {"value": 1.0}, {"value": torch.ones(2)}, "value must be 0-d"),
+    ],
+    ids=["adahessian", "sophia", "smoothness", "user's", "momo"],
+)
+def test_an_extra_that_only_the_last_leaf_cannot_take_changes_nothing(
+    tx, good, bad, message, steps, compile, uncompiled
+):
+    params = {name: torch.nn.Parameter(torch.ones(3, dtype=torch.float64)) for name in "ayz"}
+    transforms = {"first": gradtx.sgd(lr=0.1, momentum=0.9), "rest": tx}
+    tx = gradtx.partition(transforms, {"first": "a", "rest": "*"})
+    optimizer = gradtx.as_optimizer(tx, params.items(), compile=compile)
+
+    def extras(given):
+        return {name: shaped(params, value) if isinstance(value, int) else value for name, value in given.items()}
+
+    set_gradients(params)
+    for _ in range(steps):
+        optimizer.step(**extras(good))
+    with unchanged(optimizer), pytest.raises(ValueError, match=message):
+        optimizer.step(**extras(bad))
+    optimizer.step(**extras(good))

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import gradtx
-from tests.optim.problems import assert_close, assert_equal
+from tests.optim.problems import assert_close, assert_equal, set_gradients
 
 MODULES = pytest.mark.parametrize("module", [gradtx.optim, torch.optim], ids=["gradtx", "torch"])
 TOLERANCE = 1e-12  # the same float64 sums in a different order
@@ -193,3 +193,23 @@ def test_used_state_of_less_precision_is_an_error_that_names_parameter_and_remed
     train(model, optimizer, 1)
     assert optimizer.state[model.up.weight]["exp_avg"].dtype is torch.float64
     assert optimizer.state[model.up.weight]["step"] == 3
+
+
+def test_an_error_in_the_first_step_leaves_no_state_behind():
+    @gradtx.per_tensor
+    def fail():
+        def init(param):
+            return {"slot": torch.zeros_like(param)}
+
+        def update(update, state, param, ctx):
+            raise KeyError("mine")
+
+        return init, update
+
+    param = torch.nn.Parameter(torch.ones(2))
+    optimizer = gradtx.as_optimizer(gradtx.chain(fail(), gradtx.sgd()), [param])
+    set_gradients({"w": param})
+    before = dict(optimizer.state[param])
+    with pytest.raises(KeyError, match="mine"):
+        optimizer.step()
+    assert_equal(dict(optimizer.state[param]), before)
