@@ -50,8 +50,10 @@ def check_form(state_dict: Mapping[str, Any], names: list[str]) -> None:
         require(group, Mapping, where, "a dict")
         if "params" not in group:
             raise ValueError(f"{where} lacks 'params'")
-        for key in ("params", "param_names"):
+        for key in ("params", "param_names", "overridden"):
             require(group.get(key, []), list | tuple, f"{key!r} of {where}", "a list")
+        for name in group.get("param_names", ()):
+            require(name, str, f"an entry of 'param_names' of {where}", "a str")
     if any(isinstance(key, str) and key.isdecimal() for key in entries):
         raise ValueError(
             "the keys of 'state' in the loaded state dict are strings such as '0', as after JSON; make them numbers: "

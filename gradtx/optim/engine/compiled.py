@@ -235,7 +235,7 @@ class CompiledEngine(Engine):
         if stage is not None and stage not in self._logged:
             self._logged.add(stage)
             logger.warning(
-                "%s is not compiled: leaves that phase through it step eagerly", stage
+                "%s is not compiled: leaves that pass through it step eagerly", stage
             )
         return super()._supports(leaf, step_input)
 
