@@ -34,12 +34,12 @@ def __getattr__(name: str) -> object:
     """Raise an AttributeError that names the equivalent of another library's name, or the closest spelling."""
     from gradtx.base.counterparts import counterpart
     from gradtx.base.messages import close
-    from gradtx.optim.classes import CLASSES
+    from gradtx.optim._hints import class_names
 
     hint = counterpart(name)
-    for cls in CLASSES.values():
-        if name[:1].isupper() and name.lower() == cls.__name__.lower():
-            hint = f"use gradtx.optim.{cls.__name__}"
+    class_name = class_names().get(name.lower())
+    if name[:1].isupper() and class_name is not None:
+        hint = f"use gradtx.optim.{class_name}"
     if hint is None and not name.startswith("_"):
         meant = close(name.lower(), __all__, 0.7)
         hint = (

@@ -22,7 +22,7 @@ from gradtx.models import label_by_role, named_in_model, named_modules
 from gradtx.optim import ChainOptimizer, as_optimizer
 from gradtx.optim._chain_checks import warn_of_engine_options
 from gradtx.optim._groups import ENGINE_OPTIONS, check_differentiable
-from gradtx.optim._hints import optimizer_hint
+from gradtx.optim._hints import class_names, optimizer_hint
 from gradtx.optim.classes import CLASSES, AliasOptimizer, class_of
 from gradtx.optimizers.adam import adamw
 from gradtx.rules import Alias
@@ -113,9 +113,8 @@ def _lookup(
         name_of[plain(target)] = target
     if plain(name) in name_of:
         return known[name_of[plain(name)]]
-    hint = nearest(plain(name), name_of)
-    if what == "optimizer":
-        hint = optimizer_hint(name, name_of)
+    suggest = optimizer_hint if what == "optimizer" else nearest
+    hint = suggest(plain(name), name_of)
     raise ValueError(f"{owner}: unknown {what} {name!r}; {hint}")
 
 
@@ -211,8 +210,7 @@ def optimizer_class(
                 f"optimizer_class: {spec.name} requires {argument.name!r}: give it a default, or pass "
                 f"example={{{argument.name!r}: ...}} to @gradtx.alias"
             )
-    names_of_ours = {plain(name) for name in CLASSES}
-    names_of_ours.update(plain(cls.__name__) for cls in CLASSES.values())
+    names_of_ours = class_names()
     for name in (spec.name, spec.class_name):
         if plain(name) in names_of_ours:
             raise ValueError(

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gradtx.base.complex_views import as_complex, as_real, real_views
 from gradtx.base.messages import describe
-from gradtx.optim._groups import params_of
+from gradtx.optim._groups import OVERRIDDEN, params_of
 from gradtx.state.codes import Codec
 from gradtx.state.conversion import converted, slot_in_another_code
 from gradtx.state.slots import kind_of
@@ -50,7 +50,7 @@ def check_form(state_dict: Mapping[str, Any], names: list[str]) -> None:
         require(group, Mapping, where, "a dict")
         if "params" not in group:
             raise ValueError(f"{where} lacks 'params'")
-        for key in ("params", "param_names", "overridden"):
+        for key in ("params", "param_names", OVERRIDDEN):
             require(group.get(key, []), list | tuple, f"{key!r} of {where}", "a list")
         for name in group.get("param_names", ()):
             require(name, str, f"an entry of 'param_names' of {where}", "a str")

@@ -56,13 +56,13 @@ class Step:
     Args:
         parts: The parts of the optimizer.
         extras: The caller's inputs other than gradients.
-        scaling: The step_input of a GradScaler.
+        scaling: What a GradScaler asks for.
         consumes: Whether each gradient is freed as soon as it is used.
 
     Attributes:
         members: The parameters that step.
         trees: The extras by leaf.
-        scaling: The step_input of a GradScaler.
+        scaling: What a GradScaler asks for.
     """
 
     def __init__(

@@ -42,7 +42,7 @@ __all__ = [
 _VIEWS = ("matrix", "batch", "flatten")
 
 
-def _dims(arguments: dict[str, Any]) -> tuple[int, float]:
+def _dims_of_view(arguments: dict[str, Any]) -> tuple[int, float]:
     return (2, 2) if arguments["view"] == "matrix" else (2, math.inf)
 
 
@@ -61,7 +61,7 @@ def _wire(arguments: dict[str, Any]) -> torch.dtype | None:
 @per_tensor(
     whole=True,
     wire=_wire,
-    dims=_dims,
+    dims=_dims_of_view,
     ranges={"steps": "[0, 100)", "power_steps": "[1, inf)"},
     static=("coefs",),
     example={"view": "batch"},
@@ -149,7 +149,7 @@ def orthogonalize(
 
 @per_tensor(
     whole="shape",
-    dims=_dims,
+    dims=_dims_of_view,
     ranges={"factor": "[0, inf)"},
     example={"adjust": "match_rms_adamw", "view": "batch"},
 )

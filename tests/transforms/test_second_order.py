@@ -13,7 +13,7 @@ def diagonal(p, t):
 
 
 class WithHessian:
-    """A transformation that gets `diagonal` at the steps that use it, and else None or numbers nobody may look at."""
+    """A transformation that receives `diagonal` in the steps that use it, and in others None or unread numbers."""
 
     def __init__(self, tx, period=1, between=lambda p: None):
         self.tx, self.period, self.between, self.state, self.t = tx, period, between, None, 0

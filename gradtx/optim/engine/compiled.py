@@ -66,7 +66,7 @@ class CompilationError(UnsuitableError):
 
 @dataclass
 class Order:
-    """A step_input to compile a program.
+    """A request to compile a program.
 
     Attributes:
         function: The step of a bundle.

@@ -71,7 +71,7 @@ class Plan:
         ]
 
     def matches(self, fingerprint: Any) -> bool:
-        """Whether the step_input is the same, and all parameters and slots have the same memory, sizes and strides."""
+        """Whether the input is the same, and all parameters and slots have the same memory, sizes and strides."""
         if fingerprint != self.fingerprint or not self._accepts_gradients():
             return False
         states = map(operator.attrgetter("state"), self._members)
