@@ -30,7 +30,9 @@ IMPORTS = {
     "Callable": "from collections.abc import Callable\n",
     "Mapping": "from collections.abc import Mapping\n",
     "Sequence": "from collections.abc import Sequence\n",
+    "Annotated": "from typing import Annotated\n",
     "Any": "from typing import Any\n",
+    "Literal": "from typing import Literal\n",
     "overload": "from typing import overload\n",
     "torch": "import torch\n",
     "Tensor": "from torch import Tensor\n",
@@ -39,6 +41,10 @@ IMPORTS = {
     "Scalar": "from gradtx.base.exact import Scalar\n",
     "Schedule": "from gradtx.base.exact import Schedule\n",
     "Where": "from gradtx.base.selectors import Where\n",
+    **{
+        name: f"from gradtx.arguments import {name}\n"
+        for name in sorted(set(gradtx.arguments.__all__) - {"is_off"})
+    },
     "StateDtype": "from gradtx.state.storage import StateDtype\n",
     "GradientTransformation": "from gradtx.transform import GradientTransformation\n",
     "ChainOptimizer": "from gradtx.optim.optimizer import ChainOptimizer\n",

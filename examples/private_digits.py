@@ -38,8 +38,8 @@ Data = tuple[Tensor, Tensor, Tensor, Tensor]
 Params = dict[str, Tensor]
 
 
-@gradtx.per_tensor(elementwise=True, random=True, ranges={"std": "[0, inf)"})
-def add_gaussian_noise(std: gradtx.Scalar, seed: int = 0):
+@gradtx.per_tensor(elementwise=True, random=True)
+def add_gaussian_noise(std: gradtx.NonNegative, seed: int = 0):
     """Add independent normal noise to every entry, determined by the seed, the step count and the leaf's name.
 
     Args:

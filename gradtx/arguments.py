@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
 import numbers
@@ -9,16 +10,27 @@ import sys
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, TypeGuard
+from typing import Annotated, Any, Literal, NamedTuple, TypeAlias, TypeGuard, TypeVar
 
 import torch
 from torch import Tensor
 
-from gradtx.base.exact import Schedule
+from gradtx.base.exact import Scalar, Schedule
 from gradtx.base.inputs import are_parameters
 from gradtx.base.messages import describe, nearest, schedule_remedy, shortly
 
-__all__ = ["is_off"]
+__all__ = [
+    "AnyLength",
+    "Count",
+    "Decay",
+    "Decays",
+    "Fraction",
+    "NonNegative",
+    "NonNegativeInt",
+    "Positive",
+    "Static",
+    "is_off",
+]
 
 
 ROUNDING = 1e-12  # torch's schedulers produce rates such as -1e-20 where 0 is meant
@@ -55,7 +67,22 @@ class Range:
         return above and below  # a NaN is in no interval
 
 
-# Default ranges by argument name, since users know these names. A decorator's `ranges=` overrides them.
+# A string beside the type of a hyperparameter is the interval of its values: `Annotated[Scalar, "(0, 1)"]`.
+NonNegative: TypeAlias = Annotated[Scalar, "[0, inf)"]
+Positive: TypeAlias = Annotated[Scalar, "(0, inf)"]
+Fraction: TypeAlias = Annotated[Scalar, "[0, 1]"]
+Decay: TypeAlias = Annotated[Scalar, "[0, 1)"]
+Decays: TypeAlias = tuple[Decay, ...]
+Count: TypeAlias = Annotated[int, "[1, inf)"]
+NonNegativeInt: TypeAlias = Annotated[int, "[0, inf)"]
+
+T = TypeVar("T")
+# An option that is not a hyperparameter: no group of an optimizer has its own value.
+Static: TypeAlias = Annotated[T, "static"]
+# A tuple that may have more or fewer entries than its default (at least one).
+AnyLength: TypeAlias = Annotated[T, "any length"]
+
+# Default ranges by argument name, since users know these names. A range in the annotation overrides them.
 RANGES = {
     "betas": Range("[0, 1)"),
     "eps": Range("[0, inf)"),
@@ -112,12 +139,59 @@ _PLAIN_KINDS = {int: "int", bool: "bool", str: "str"}
 _HYPERPARAMETERS = ("scalar", "betas", "named floats", "int", "bool", "str")
 
 
-def _members(hint: Any) -> set[Any]:
-    """Return the members of a union, or the annotation itself."""
-    return set(typing.get_args(hint)) if isinstance(hint, types.UnionType) else {hint}
+class Hint(NamedTuple):
+    """An annotation, taken apart.
+
+    Attributes:
+        members: The members of a union, or the only type.
+        notes: The strings beside the type: an interval, "static", "any length".
+        choices: The values of a `Literal`.
+    """
+
+    members: frozenset[Any]
+    notes: tuple[str, ...] = ()
+    choices: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, annotation: Any) -> Hint:
+        origin = typing.get_origin(annotation)
+        entries = typing.get_args(annotation)
+        if origin is Annotated:
+            inner = cls.of(entries[0])
+            notes = tuple(note for note in entries[1:] if isinstance(note, str))
+            return inner._replace(notes=(*inner.notes, *notes))
+        if origin is Literal:
+            return cls(frozenset((str,)), choices=entries)
+        if origin is not types.UnionType and origin is not typing.Union:
+            return cls(frozenset((annotation,)))
+        hint = cls(frozenset())
+        for part in map(cls.of, entries):
+            hint = cls(
+                hint.members | part.members,
+                hint.notes + part.notes,
+                hint.choices + part.choices,
+            )
+        return hint
+
+    def range(self, default: Range) -> Range:
+        """Return the interval beside the type."""
+        for note in self.notes:
+            if note not in ("static", "any length"):
+                return _range(note)
+        return default
 
 
-def _kind(members: set[Any]) -> str:
+@functools.cache
+def _range(text: str) -> Range:
+    try:
+        return Range(text)
+    except (ValueError, IndexError):
+        raise ValueError(
+            f"an interval beside a type is written as in '[0, 1)', got {text!r}"
+        ) from None
+
+
+def _kind(members: frozenset[Any]) -> str:
     """Return the kind of an annotation, given its union members other than None."""
     if members <= _SCALAR and float in members:
         return "scalar"
@@ -133,7 +207,7 @@ def _kind(members: set[Any]) -> str:
 
 def _kind_of_tuple(entries: tuple[Any, ...]) -> str:
     for entry in entries:
-        if entry is not Ellipsis and _members(entry) - {type(None)} != _SCALAR:
+        if entry is not Ellipsis and Hint.of(entry).members - {type(None)} != _SCALAR:
             return "structure"
     return "betas" if entries else "structure"
 
@@ -145,29 +219,44 @@ class Argument:
         self,
         owner: str,
         parameter: inspect.Parameter,
-        hint: Any,
-        ranges: Range | tuple[Range, ...],
-        static: bool,
-        any_length: bool,
-        remedy: str = "",
+        annotation: Any,
+        users: bool = False,
     ):
         self.owner = owner
         self.name = parameter.name
         self.default: Any = parameter.default
         self.required = parameter.default is parameter.empty
         self.keyword_only = parameter.kind is parameter.KEYWORD_ONLY
-        self.any_length = any_length
-        self.entry_ranges = ranges if isinstance(ranges, tuple) else None
-        self.range = ranges[0] if isinstance(ranges, tuple) else ranges
-        self._remedy = remedy
-        members = _members(hint)
-        self.optional = type(None) in members
-        self.kind = _kind(members - {type(None)})
-        entries = typing.get_args(hint) if self.kind == "betas" else ()
-        self._entries = [_members(entry) for entry in entries]
-        self.is_hyperparameter = not static and self.kind in _HYPERPARAMETERS
+        hint = Hint.of(annotation)
+        self.optional = type(None) in hint.members
+        self.kind = _kind(hint.members - {type(None)})
+        self.choices = hint.choices
+        self.any_length = "any length" in hint.notes
+        self.range = hint.range(RANGES.get(self.name, _NO_RANGE))
+        self._entries: list[Hint] = []
+        if self.kind == "betas":
+            (annotated,) = hint.members - {type(None)}
+            self._entries = [
+                Hint.of(entry)
+                for entry in typing.get_args(annotated)
+                if entry is not Ellipsis
+            ]
+        self.is_hyperparameter = (
+            "static" not in hint.notes and self.kind in _HYPERPARAMETERS
+        )
+        self._remedy = ""
+        if users and self.range is RANGES.get(self.name):
+            self._remedy = f"; for another range annotate it: {self.name}: Annotated[gradtx.Scalar, '(-inf, inf)']"
         if not self.required:
             self.default = self.check(parameter.default)
+
+    def _hint_of(self, i: int) -> Hint:
+        """Return the annotation of an entry of a tuple; the last one repeats."""
+        return self._entries[min(i, len(self._entries) - 1)]
+
+    def entry_range(self, i: int) -> Range:
+        """Return the interval of an entry of a tuple."""
+        return self._hint_of(i).range(self.range)
 
     def check(self, value: Any) -> Any:
         """Convert `value` to the argument's kind, or raise a TypeError or ValueError that names the argument."""
@@ -184,7 +273,15 @@ class Argument:
         if self.kind == "bool":
             return self._instance(value, bool)
         if self.kind == "str":
-            return self._instance(value, str)
+            return self._chosen(self._instance(value, str))
+        return value
+
+    def _chosen(self, value: str) -> str:
+        """Check a name against those that the annotation lists."""
+        if self.choices and value not in self.choices:
+            raise ValueError(
+                f"{self.owner}: {self.name} must be {one_of(self.choices, self.optional)}, got {value!r}"
+            )
         return value
 
     def check_written(self, value: Any) -> Any:
@@ -193,10 +290,8 @@ class Argument:
         Unlike `check`, this corrects rounding errors, and accepts one-entry tensors of any shape as numbers.
         """
         if isinstance(value, tuple | list) and self.kind == "betas":
-            ranges = self.entry_ranges or (self.range,) * len(value)
             value = tuple(
-                _as_number(item, interval)
-                for item, interval in zip(value, ranges, strict=False)
+                _as_number(item, self.entry_range(i)) for i, item in enumerate(value)
             )
         elif self.kind == "scalar":
             value = _as_number(value, self.range)
@@ -240,18 +335,13 @@ class Argument:
             )
         if not value:
             raise ValueError(f"{self.owner}: {self.name} must have at least one entry")
-        ranges = self.entry_ranges or (self.range,) * len(value)
-        entries: list[Any] = []
-        for i, (entry, interval) in enumerate(zip(value, ranges, strict=True)):
-            entries.append(self._entry(i, entry, interval))
-        return tuple(entries)
+        return tuple(self._entry(i, entry) for i, entry in enumerate(value))
 
-    def _entry(self, i: int, value: Any, interval: Range) -> Any:
+    def _entry(self, i: int, value: Any) -> Any:
         """Check an entry of a tuple; None is valid where the annotation is `tuple[Scalar | None, ...]`."""
-        last = len(self._entries) - 1
-        if value is None and type(None) in self._entries[min(i, last)]:
+        if value is None and type(None) in self._hint_of(i).members:
             return None
-        return self._scalar(value, f"{self.name}[{i}]", interval)
+        return self._scalar(value, f"{self.name}[{i}]", self.entry_range(i))
 
     def _named_floats(self, value: Any) -> Any:
         """Check a name, three plain numbers, or a tuple of such triples."""
@@ -294,6 +384,12 @@ class Argument:
         return value
 
 
+def one_of(choices: Iterable[Any], optional: bool = False) -> str:
+    """Return "'a', 'b' or 'c'" for an error message."""
+    *most, last = [*map(repr, choices), *(["None"] if optional else [])]
+    return f"{', '.join(most)} or {last}" if most else last
+
+
 def _as_number(value: Any, interval: Range) -> Any:
     if isinstance(value, Tensor):
         return value.reshape(()) if value.numel() == 1 else value
@@ -328,7 +424,7 @@ def _hints_of(function: Callable[..., Any]) -> dict[str, Any]:
     names = getattr(function, "__globals__", None)
     # A doctest has its own globals.
     if is_users(function) or module is None or names is not vars(module):
-        return typing.get_type_hints(function)
+        return typing.get_type_hints(function, include_extras=True)
     hints: dict[str, Any] = {}
     for name, annotation in function.__annotations__.items():
         if name == "return":
@@ -362,15 +458,6 @@ def _check_annotations(
             )
 
 
-def _remedy(key: str, ranges: Mapping[str, Any]) -> str:
-    """Say how a user changes the range that a parameter has only because of its name; "" if it has no such range."""
-    if key in ranges or key not in RANGES:
-        return ""
-    return (
-        f"; for another range pass ranges={{{key!r}: '(-inf, inf)'}} to the decorator"
-    )
-
-
 def _added_to_alias(signature: inspect.Signature) -> dict[inspect.Parameter, Any]:
     """Return the parameters that an alias has in addition to its function's, with their types."""
     added: dict[inspect.Parameter, Any] = {
@@ -389,10 +476,7 @@ class Arguments:
         self,
         name: str,
         function: Callable[..., Any],
-        ranges: Mapping[str, Range | tuple[Range, ...]],
-        static: Iterable[str],
         is_alias: bool,
-        any_length: Iterable[str] = (),
     ):
         hints = _hints_of(function)
         signature = inspect.signature(function)
@@ -408,22 +492,10 @@ class Arguments:
             parameters.append(parameter)
             hints[parameter.name] = hint
         users = is_users(function)
-        arguments: list[Argument] = []
-        for parameter in parameters:
-            key = parameter.name
-            remedy = _remedy(key, ranges) if users else ""
-            interval = ranges.get(key, RANGES.get(key, _NO_RANGE))
-            argument = Argument(
-                name,
-                parameter,
-                hints[key],
-                interval,
-                key in static,
-                key in any_length,
-                remedy,
-            )
-            arguments.append(argument)
-        self.all = tuple(arguments)
+        self.all = tuple(
+            Argument(name, parameter, hints[parameter.name], users)
+            for parameter in parameters
+        )
         self.by_name = {argument.name: argument for argument in self.all}
         self._positional = [
             argument for argument in self.all if not argument.keyword_only

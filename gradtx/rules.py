@@ -10,7 +10,7 @@ from typing import Any, ParamSpec, Protocol, TypeAlias, TypedDict, cast, overloa
 import torch
 from torch import Tensor
 
-from gradtx.arguments import Argument, Arguments, Range, is_users, tensors_in, varies
+from gradtx.arguments import Argument, Arguments, is_users, tensors_in, varies
 from gradtx.base.docstrings import with_arguments
 from gradtx.base.exact import resolve
 from gradtx.base.messages import describe, nearest
@@ -86,9 +86,6 @@ class Options(TypedDict, total=False):
     averages: Callable[[Bound], Mapping[str, Any]]
     whole: bool | str | Callable[[Bound], bool | tuple[str, ...]]
     wire: Callable[[Bound], torch.dtype | None] | None
-    ranges: Mapping[str, Any]
-    static: Iterable[str]
-    any_length: Iterable[str]
     example: Any
     class_name: str
 
@@ -122,9 +119,6 @@ _DEFAULTS: Options = {
     "averages": _no_averages,
     "whole": False,
     "wire": None,
-    "ranges": {},
-    "static": (),
-    "any_length": (),
     "example": {},
     "class_name": "",
 }
@@ -154,7 +148,7 @@ class Spec:
         self.name = function.__name__
         self._options: dict[str, Any] = {**_DEFAULTS, **options}
         self.class_name = self._options["class_name"] or _capitalized(self.name)
-        self.arguments = _arguments_of(kind, function, self._options)
+        self.arguments = Arguments(self.name, function, is_alias=kind == "alias")
         if kind == "alias" and not is_users(function):
             self.arguments.class_name = self.class_name
         self.example = self._options["example"]
@@ -312,21 +306,6 @@ def _capitalized(name: str) -> str:
     return "".join(word.capitalize() for word in name.split("_"))
 
 
-def _arguments_of(
-    kind: str, function: Callable[..., Any], options: Mapping[str, Any]
-) -> Arguments:
-    """Return the signature of a factory."""
-    ranges = {name: _range_of(text) for name, text in options["ranges"].items()}
-    return Arguments(
-        function.__name__,
-        function,
-        ranges,
-        options["static"],
-        kind == "alias",
-        options["any_length"],
-    )
-
-
 def _check_declared(spec: Spec, options: Mapping[str, Any]) -> None:
     """Check the options that name inputs or arguments.
 
@@ -340,7 +319,7 @@ def _check_declared(spec: Spec, options: Mapping[str, Any]) -> None:
                 f"{spec.name}: unknown entry {need!r} in needs; valid: {', '.join(INPUTS)}; "
                 f"declare others by extras={{{need!r}: 'leaf'}}"
             )
-    for option in ("agree", "ahead", "static", "any_length"):
+    for option in ("agree", "ahead"):
         for argument in _names_in(spec, option, options[option]):
             _check_argument(spec, option, argument)
 
@@ -399,19 +378,6 @@ def _are_readable(arguments: Bound) -> bool:
     for value in arguments.values():
         tensors.extend(tensors_in(value))
     return all(map(readable, tensors))
-
-
-def _range_of(text: Any) -> Any:
-    if isinstance(text, tuple):
-        return tuple(map(_range_of, text))
-    if not isinstance(text, str):
-        return text
-    try:
-        return Range(text)
-    except ValueError:
-        raise ValueError(
-            f"ranges: an interval is written as in '[0, 1)', got {text!r}"
-        ) from None
 
 
 class FactoryCall(GradientTransformation):
@@ -856,9 +822,12 @@ def per_tensor(function: Any = None, /, **options: Any) -> Any:
       leaves, it yields `{name: 0-d}`, receives the totals under the same names, and finally yields `(update, state)`.
     - `evaluate(state, param) -> tensor`: the value that `eval_params` returns for the parameter.
 
-    Every argument must be annotated. `Scalar` and `Betas` mark hyperparameters, which may be 0-d tensors or schedules
-    and must not affect structure; `int`, `bool`, `str` and all others are static. The factory also accepts
-    `state_dtype`.
+    Every argument must be annotated, and the annotation says which values are valid. `NonNegative`, `Positive`,
+    `Fraction` ([0, 1]), `Decay` ([0, 1)), `Decays` and `Annotated[Scalar, "(0, 1)"]` mark hyperparameters, which may be
+    0-d tensors or schedules and must not affect structure; `Scalar` accepts any number, except that `lr`, `eps`,
+    `momentum` and `weight_decay` are in [0, inf) and `betas` in [0, 1). `Count` (>= 1), `NonNegativeInt`, `bool`,
+    `str` and `Literal["a", "b"]` are plain values; `Static[int]` is one that groups of an optimizer share. A tuple has
+    as many entries as its default, unless it is annotated `AnyLength[Decays]`. The factory also accepts `state_dtype`.
 
     Args:
         elementwise: Whether each entry of the update depends only on the same entry of the inputs (apart from sums).
@@ -901,11 +870,6 @@ def per_tensor(function: Any = None, /, **options: Any) -> Any:
             arguments that returns them; low-bit codes store them more accurately. Name a list without numbers.
         random: Whether to add `ctx.rng` (and a second argument to `init`), with `normal(like)` and `rademacher(like)`;
             or a function of the arguments that returns this.
-        ranges: Intervals for arguments, name -> "[0, 1)"; for a tuple of numbers also a tuple with one interval per
-            entry. By default, `lr`, `eps`, `momentum` and `weight_decay` are in [0, inf) and `betas` in [0, 1); other
-            names accept any number.
-        static: Arguments that are not hyperparameters.
-        any_length: Tuples of numbers that may have more or fewer entries than their default (at least one).
         example: Arguments with which the conformance tests call the factory.
         kinds: The kind of each slot, name -> kind, for combinators that change coordinates (`rotated`): "linear" for a
             vector in the space of the update (`exp_avg`), "square" for one value per coordinate (`exp_avg_sq`),
@@ -949,7 +913,7 @@ def whole_tree(function: Any = None, /, **options: Any) -> Any:
 
     Like `per_tensor`, but `init(params)` and `update(updates, state, params, ctx)` receive dicts keyed by leaf name
     instead of tensors. The state is a dict of slots (dicts keyed by leaf name) and 0-d tensors. `ctx.grad_fn(params)`
-    accepts and returns such dicts. The options are `needs`, `extras`, `ranges`, `static` and `example`.
+    accepts and returns such dicts. The options are `needs`, `extras` and `example`.
     """
     return _decorated("whole_tree", "tree", function, options)
 
@@ -963,9 +927,8 @@ def alias(function: Any = None, /, **options: Any) -> Any:
 
     The alias owns its arguments as hyperparameters. Its body runs again with each step's values, so that values
     derived from them remain correct. The alias also accepts `maximize` (negates the gradient before any link) and
-    `state_dtype` (for all inner links). The options are `ranges`, `static`, `any_length` and `example` of
-    `per_tensor`, and `class_name`, the name of its class in `gradtx.optim` if it differs from the function's name in
-    CamelCase (`adam_atan2`: `AdamAtan2`).
+    `state_dtype` (for all inner links). The options are `example` of `per_tensor`, and `class_name`, the name of its
+    class in `gradtx.optim` if it differs from the function's name in CamelCase (`adam_atan2`: `AdamAtan2`).
 
     Example:
         >>> @gradtx.alias
@@ -993,10 +956,7 @@ def combinator(function: Any = None, /, **options: Any) -> Any:
         needs: The requirements of `update`: "params", "value", "value_fn", "grad_fn", "hessian_diag".
         extras: Other extras, as in `per_tensor`.
         owns_lr: The update is final, including its sign; no later link may apply a learning rate or decay.
-        ranges: Intervals for arguments, as in `per_tensor`.
         rounds: The updates yield weights that are already rounded; only `record` may follow.
-        static: Arguments that are not hyperparameters.
-        any_length: Tuples of numbers that may have more or fewer entries than their default, as in `per_tensor`.
         determined: Whether results do not depend on choices that rounding determines, as in `per_tensor`.
         example: A function of an inner transformation that returns arguments for the conformance tests.
 
@@ -1016,13 +976,18 @@ def combinator(function: Any = None, /, **options: Any) -> Any:
     return _decorated("combinator", "combinator", function, options)
 
 
+# Options of other versions that are part of an argument's type now.
+OPTIONS_AS_TYPES = {
+    "ranges": "write the interval beside the type: beta: Annotated[gradtx.Scalar, '[0, 1)']",
+    "static": "annotate the argument: gradtx.Static[int]",
+    "any_length": "annotate the argument: gradtx.AnyLength[gradtx.Decays]",
+}
 _OPTIONS = {
     "rule": "elementwise takes_complex needs extras check shared agree ahead owns_lr before_owner follows_rate dims"
-    " determined compiles lists random nonnegative kinds averages summed sums_of_leaf whole wire ranges static"
-    " any_length example",
-    "tree": "needs extras ranges static example",
-    "alias": "class_name ranges static any_length example",
-    "combinator": "needs extras owns_lr rounds determined ranges static any_length example",
+    " determined compiles lists random nonnegative kinds averages summed sums_of_leaf whole wire example",
+    "tree": "needs extras example",
+    "alias": "class_name example",
+    "combinator": "needs extras owns_lr rounds determined example",
 }
 
 
@@ -1032,9 +997,8 @@ def _decorated(
     known = _OPTIONS[kind].split()
     for option in options:
         if option not in known:
-            raise TypeError(
-                f"{name}: unknown option {option!r}; {nearest(option, known)}"
-            )
+            remedy = OPTIONS_AS_TYPES.get(option) or nearest(option, known)
+            raise TypeError(f"{name}: unknown option {option!r}; {remedy}")
     if options.pop("owns_lr", False):
         options["lr_role"] = "owner"
     if options.pop("before_owner", False):

@@ -1,10 +1,25 @@
 """Arguments of factories: which ranges follow from names, and how a user-defined factory replaces them."""
 
+import re
+from typing import Annotated, Literal
+
 import pytest
 import torch
 
 import gradtx
-from gradtx import Betas, Scalar, Schedule
+from gradtx import (
+    AnyLength,
+    Betas,
+    Count,
+    Decay,
+    Decays,
+    Fraction,
+    NonNegative,
+    Positive,
+    Scalar,
+    Schedule,
+    Static,
+)
 from gradtx.arguments import RANGES
 from tests.conformance import (
     assert_close,
@@ -13,21 +28,31 @@ from tests.conformance import (
 from tests.rules import VECTORS, constant, ones, run
 
 
-def rule(**options):
-    @gradtx.per_tensor(**options)
-    def scale_by_all(
-        lr: Scalar = 0.1,
-        betas: Betas = (0.9,),
-        eps: Scalar = 0.1,
-        weight_decay: Scalar = 0.0,
-        momentum: Scalar = 0.0,
-        alpha: Scalar = 0.5,
-        beta: Scalar = 0.5,
-        k: int = 5,
-    ):
-        return lambda update, state, param, ctx: (update, state)
+@gradtx.per_tensor
+def scale_by_all(
+    lr: Scalar = 0.1,
+    betas: Betas = (0.9,),
+    eps: Scalar = 0.1,
+    weight_decay: Scalar = 0.0,
+    momentum: Scalar = 0.0,
+    alpha: Scalar = 0.5,
+    beta: Scalar = 0.5,
+    k: int = 5,
+):
+    return lambda update, state, param, ctx: (update, state)
 
-    return scale_by_all
+
+@gradtx.per_tensor
+def scale_by_typed(
+    momentum: Decay = 0.5,
+    alpha: Positive = 0.5,
+    lr: Annotated[Scalar, "(-inf, inf)"] = 0.1,
+    pair: tuple[Fraction, NonNegative | None] = (0.5, None),
+    many: AnyLength[Decays] = (0.5,),
+    mode: Literal["max", "mean"] | None = "max",
+    shared: Static[Count] = 1,
+):
+    return lambda update, state, param, ctx: (update, state)
 
 
 def test_five_names_have_ranges():
@@ -46,23 +71,41 @@ def test_five_names_have_ranges():
 )
 def test_a_user_defined_factory_hears_of_ranges_where_a_name_sets_one(name, value, interval):
     with pytest.raises(ValueError) as error:  # noqa: PT011
-        rule()(**{name: value})
+        scale_by_all(**{name: value})
     shown, number = (f"{name}[0]", value[0]) if isinstance(value, tuple) else (name, value)
-    remedy = f"for another range pass ranges={{'{name}': '(-inf, inf)'}} to the decorator"
+    remedy = f"for another range annotate it: {name}: Annotated[gradtx.Scalar, '(-inf, inf)']"
     assert str(error.value) == f"scale_by_all: {shown} must be in {interval}, got {number}; {remedy}"
-    assert rule(ranges={name: "(-inf, inf)"})(**{name: value}).hyperparams[name] == value
 
 
 def test_other_names_take_any_number_in_a_user_defined_factory():
-    tx = rule()(alpha=5.0, beta=-2.0, k=-1)
+    tx = scale_by_all(alpha=5.0, beta=-2.0, k=-1)
     assert (tx.hyperparams["alpha"], tx.hyperparams["beta"], tx.hyperparams["k"]) == (5.0, -2.0, -1)
 
 
-def test_a_range_of_the_decorator_is_an_error_without_a_remedy():
-    with pytest.raises(ValueError, match=r"^scale_by_all: momentum must be in \[0, 1\), got 1.0$"):
-        rule(ranges={"momentum": "[0, 1)"})(momentum=1.0)
-    with pytest.raises(ValueError, match=r"^scale_by_all: alpha must be in \(0, inf\), got 0.0$"):
-        rule(ranges={"alpha": "(0, inf)"})(alpha=0.0)
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"momentum": 1.0}, "momentum must be in [0, 1), got 1.0"),
+        ({"alpha": 0.0}, "alpha must be in (0, inf), got 0.0"),
+        ({"pair": (2.0, None)}, "pair[0] must be in [0, 1], got 2.0"),
+        ({"pair": (1.0, -1.0)}, "pair[1] must be in [0, inf), got -1.0"),
+        ({"pair": (0.5,)}, "pair must have 2 entries, got 1"),
+        ({"many": (0.5, 0.5, 1.0)}, "many[2] must be in [0, 1), got 1.0"),
+        ({"mode": "min"}, "mode must be 'max', 'mean' or None, got 'min'"),
+        ({"shared": 0}, "shared must be in [1, inf), got 0"),
+    ],
+)
+def test_the_types_of_arguments_say_which_values_are_valid(wrong, message):
+    with pytest.raises(ValueError, match=f"^{re.escape(f'scale_by_typed: {message}')}$"):
+        scale_by_typed(**wrong)
+
+
+def test_valid_values_of_typed_arguments_are_hyperparameters_unless_static():
+    tx = scale_by_typed(lr=-1.0, pair=(1.0, 3.0), many=(0.1, 0.2, 0.3), mode=None, shared=7)
+    assert tx.hyperparams["lr"] == -1.0
+    assert tx.hyperparams["pair"] == (1.0, 3.0)
+    assert tx.hyperparams["many"] == (0.1, 0.2, 0.3)
+    assert "shared" not in tx.hyperparams
 
 
 def test_factories_of_the_library_name_no_remedy():

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gradtx.arguments import Static
 from gradtx.base.selectors import Selector, Where, check_not_empty
 from gradtx.combinators._blockwise import DividedBlock
 from gradtx.combinators._division import Division, division
@@ -64,19 +65,16 @@ def _rejoined(halves: Sequence[Tensor]) -> Tensor:
     return halves[0] if len(halves) == 1 else torch.cat(list(halves))
 
 
-@combinator(
-    static=("where", "heads", "sizes", "batch", "view", "dim"),
-    example=lambda tx: {"tx": tx, "view": (_halves, _rejoined)},
-)
+@combinator(example=lambda tx: {"tx": tx, "view": (_halves, _rejoined)})
 def blocks(
     tx: GradientTransformation,
-    where: Where = "*",
+    where: Static[Where] = "*",
     *,
-    heads: int | tuple[int, ...] | None = None,
-    sizes: tuple[int, ...] | None = None,
-    batch: int | None = None,
-    view: tuple[Callable[..., Any], Callable[..., Any]] | None = None,
-    dim: int = 0,
+    heads: Static[int | tuple[int, ...]] | None = None,
+    sizes: Static[tuple[int, ...]] | None = None,
+    batch: Static[int] | None = None,
+    view: Static[tuple[Callable[..., Any], Callable[..., Any]]] | None = None,
+    dim: Static[int] = 0,
 ):
     r"""Treat each block of a leaf as a separate leaf: one head, one part of a fused projection, one expert.
 

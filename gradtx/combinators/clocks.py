@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from gradtx.arguments import Count
 from gradtx.combinators.frame import Frame, InnerClock
 from gradtx.rules import combinator
 from gradtx.transform import GradientTransformation, check_transformation
@@ -11,8 +12,8 @@ from gradtx.transform import GradientTransformation, check_transformation
 __all__ = ["accumulate", "skip_nonfinite"]
 
 
-@combinator(ranges={"every": "[1, inf)"}, example=lambda tx: {"tx": tx, "every": 2})
-def accumulate(tx: GradientTransformation, every: int):
+@combinator(example=lambda tx: {"tx": tx, "every": 2})
+def accumulate(tx: GradientTransformation, every: Count):
     r"""Average the gradients of `every` calls and update once.
 
     Calls in between return zero updates. The inner transformation has its own clock, which counts actual updates;

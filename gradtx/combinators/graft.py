@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gradtx.base.exact import Scalar
+from gradtx.arguments import NonNegative
 from gradtx.combinators.frame import Frame
 from gradtx.rules import combinator
 from gradtx.transform import GradientTransformation, check_transformation
@@ -15,7 +15,7 @@ __all__ = ["graft"]
 def graft(
     direction: GradientTransformation,
     magnitude: GradientTransformation,
-    eps: Scalar = 1e-16,
+    eps: NonNegative = 1e-16,
 ):
     r"""Take the direction of one transformation and the length of another, leaf by leaf.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gradtx.base.exact import Scalar
+from gradtx.arguments import NonNegative
 from gradtx.rules import combinator
 from gradtx.transform import GradientTransformation, chain, check_transformation
 from gradtx.transforms.layerwise import keep_norm, scale_to_radius
@@ -13,7 +13,7 @@ __all__ = ["hyperball"]
 
 
 @combinator(example=lambda tx: {"tx": trace_ema(0.9), "lr": 0.1})
-def hyperball(tx: GradientTransformation, lr: Scalar, eps: Scalar = 1e-12):
+def hyperball(tx: GradientTransformation, lr: NonNegative, eps: NonNegative = 1e-12):
     r"""Take steps of a fixed fraction of a leaf's norm, and preserve that norm.
 
     With $R = \lVert p_0 \rVert$, $N(x) = x / \max(\lVert x \rVert, \epsilon)$ and the direction $u$ of `tx`,

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
+from gradtx.arguments import Count, Positive
 from gradtx.base.dtensor import total
 from gradtx.base.exact import Scalar, exact
 from gradtx.execution.runs import Scope
@@ -23,25 +24,17 @@ EDGE = 0.1
 
 @combinator(
     needs=("params", "value_fn"),
-    ranges={
-        "max_steps": "[1, inf)",
-        "shrink": "(0, 1)",
-        "c1": "(0, 1)",
-        "start": "(0, inf)",
-        "growth": "[1, inf)",
-        "c2": "(0, 1)",
-    },
     example=lambda tx: {"tx": tx, "max_steps": 4, "growth": 1.5},
 )
 def line_search(
     tx: GradientTransformation,
-    max_steps: int = 10,
-    shrink: Scalar = 0.5,
-    c1: Scalar = 1e-4,
-    start: Scalar = 1.0,
-    growth: Scalar | None = None,
+    max_steps: Count = 10,
+    shrink: Annotated[Scalar, "(0, 1)"] = 0.5,
+    c1: Annotated[Scalar, "(0, 1)"] = 1e-4,
+    start: Positive = 1.0,
+    growth: Annotated[Scalar, "[1, inf)"] | None = None,
     conditions: str = "armijo",
-    c2: Scalar = 0.9,
+    c2: Annotated[Scalar, "(0, 1)"] = 0.9,
 ):
     r"""Scale the updates of an optimizer so that the loss decreases sufficiently.
 

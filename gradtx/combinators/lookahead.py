@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from gradtx.base.exact import Scalar
+from gradtx.arguments import Count, Fraction
 from gradtx.combinators.frame import Frame, Values
 from gradtx.rules import combinator
 from gradtx.transform import GradientTransformation, check_transformation
@@ -15,15 +15,11 @@ __all__ = ["with_lookahead"]
 MOMENTA = ("momentum_buffer", "exp_avg")
 
 
-@combinator(
-    ranges={"k": "[1, inf)", "alpha": "[0, 1]"},
-    needs=("params",),
-    example=lambda tx: {"tx": tx},
-)
+@combinator(needs=("params",), example=lambda tx: {"tx": tx})
 def with_lookahead(
     tx: GradientTransformation,
-    k: int = 5,
-    alpha: Scalar = 0.5,
+    k: Count = 5,
+    alpha: Fraction = 0.5,
     pullback_momentum: str = "none",
 ):
     r"""Apply `lookahead` to a transformation, with a choice of what happens to its momentum at each synchronization.

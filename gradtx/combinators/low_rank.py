@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 
-from gradtx.base.exact import Scalar
+from gradtx.arguments import Count, NonNegative
 from gradtx.rules import combinator
 from gradtx.transform import GradientTransformation, check_transformation
 from gradtx.transforms._math import check_choices
@@ -13,17 +13,14 @@ from gradtx.transforms._projection import CHOICES, Projection, ScaledView
 __all__ = ["low_rank"]
 
 
-@combinator(
-    ranges={"rank": "[1, inf)", "every": "[1, inf)", "scale": "[0, inf)"},
-    example=lambda tx: {"tx": tx.replace(eps=0.1), "rank": 2, "every": 2},
-)
+@combinator(example=lambda tx: {"tx": tx.replace(eps=0.1), "rank": 2, "every": 2})
 def low_rank(
     tx: GradientTransformation,
-    rank: int,
-    every: int = 200,
+    rank: Count,
+    every: Count = 200,
     projection: str = "svd",
     side: str = "short",
-    scale: Scalar = 1.0,
+    scale: NonNegative = 1.0,
     carry: str = "keep",
     seed: int = 0,
 ):

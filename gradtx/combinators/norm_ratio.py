@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gradtx.base.exact import Betas, Scalar
+from gradtx.arguments import Decays, NonNegative
 from gradtx.combinators.frame import Frame
 from gradtx.rules import combinator
 from gradtx.transform import GradientTransformation, check_transformation
@@ -14,8 +14,8 @@ __all__ = ["scale_by_norm_ratio"]
 @combinator(example=lambda tx: {"tx": tx})
 def scale_by_norm_ratio(
     tx: GradientTransformation,
-    betas: Betas = (0.95, 0.95),
-    eps: Scalar = 1e-8,
+    betas: Decays = (0.95, 0.95),
+    eps: NonNegative = 1e-8,
     correct_bias: bool = False,
 ):
     r"""Scale the direction of a transformation by the norm of its input, relative to that of the gradients.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from gradtx.arguments import Static
 from gradtx.combinators._rounding import Compensation, Rounding, StochasticRounding
 from gradtx.execution.runs import Scope
 from gradtx.rules import Combinator, combinator
@@ -28,12 +29,11 @@ class Stored(Combinator):
         return ()
 
 
-@combinator(
-    static=("state_dtype", "min_size"),
-    example=lambda tx: {"tx": tx, "state_dtype": "int8"},
-)
+@combinator(example=lambda tx: {"tx": tx, "state_dtype": "int8"})
 def with_state_dtype(
-    tx: GradientTransformation, state_dtype: StateDtype, min_size: int = MIN_SIZE
+    tx: GradientTransformation,
+    state_dtype: Static[StateDtype],
+    min_size: Static[int] = MIN_SIZE,
 ):
     """Store the state of a chain in fewer bits; every rule computes in at least float32.
 

@@ -9,6 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from gradtx.arguments import Fraction, Positive, Static
 from gradtx.base.exact import Scalar
 from gradtx.base.messages import describe
 from gradtx.base.selectors import Selector, check_not_empty, patterns
@@ -23,14 +24,14 @@ ROLES = ("query", "key", "query_rotary", "key_rotary")
 
 
 @combinator(
-    static=("roles",),
     needs=("params",),
     extras={"max_logits": "tensors"},
-    ranges={"tau": "(0, inf)", "alpha": "[0, 1]"},
     example=lambda tx: {"roles": {"*": ("layer", "query")}},
 )
 def qk_clip(
-    roles: Mapping[str, tuple[str, str]], tau: Scalar = 100.0, alpha: Scalar = 0.5
+    roles: Static[Mapping[str, tuple[str, str]]],
+    tau: Positive = 100.0,
+    alpha: Fraction = 0.5,
 ):
     r"""Shrink the query and key heads whose largest attention logit was above a bound.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from gradtx.arguments import Count
 from gradtx.combinators.frame import Frame, InnerClock
 from gradtx.rules import combinator
 from gradtx.transform import GradientTransformation, check_transformation
@@ -11,8 +12,8 @@ from gradtx.transform import GradientTransformation, check_transformation
 __all__ = ["restart"]
 
 
-@combinator(ranges={"every": "[1, inf)"}, example=lambda tx: {"tx": tx, "every": 2})
-def restart(tx: GradientTransformation, every: int, keep_clock: bool = False):
+@combinator(example=lambda tx: {"tx": tx, "every": 2})
+def restart(tx: GradientTransformation, every: Count, keep_clock: bool = False):
     r"""Reset a transformation to the state of its `init` before each step t with $t \bmod N = 0$.
 
     All slots and shared values are reset (those that depend on the parameters use the current parameters), and so is

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from gradtx.base.exact import Scalar
+from gradtx.arguments import Count, Decay, NonNegative, NonNegativeInt, Static
 from gradtx.rules import combinator
 from gradtx.transform import GradientTransformation, check_transformation
 from gradtx.transforms._math import check_choices
@@ -21,11 +21,6 @@ _CHOICES = {
     "refresh": ("qr", "eigh", "svd"),
     "of": ("update", "grad"),
 }
-RANGES = {
-    "beta": "[0, 1)",
-    "precondition_frequency": "[1, inf)",
-    "max_precondition_dim": "[1, inf)",
-}
 
 
 def _full_rank(arguments: Mapping[str, Any]) -> bool:
@@ -35,8 +30,6 @@ def _full_rank(arguments: Mapping[str, Any]) -> bool:
 
 @combinator(
     determined=_full_rank,
-    static=("stagger",),
-    ranges={**RANGES, "offset": "[0, inf)"},
     example=lambda tx: {"inner": tx.replace(eps=0.1), "precondition_frequency": 2},
 )
 def rotated(
@@ -44,17 +37,17 @@ def rotated(
     *,
     statistics: str = "shampoo",
     sides: str = "both",
-    beta: Scalar = 0.95,
-    precondition_frequency: int = 10,
-    max_precondition_dim: int = 10000,
+    beta: Decay = 0.95,
+    precondition_frequency: Count = 10,
+    max_precondition_dim: Count = 10000,
     merge_dims: bool = False,
     precondition_1d: bool = False,
     start: str = "skip",
     refresh: str = "qr",
-    offset: int = 1,
+    offset: NonNegativeInt = 1,
     of: str = "update",
-    eps: Scalar = 1e-8,
-    stagger: bool = False,
+    eps: NonNegative = 1e-8,
+    stagger: Static[bool] = False,
 ):
     r"""Run a chain in the eigenbases of the Kronecker factors of its updates.
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
 
+from gradtx.arguments import Fraction, NonNegative, NonNegativeInt
 from gradtx.base.exact import Scalar, exact
 from gradtx.combinators.frame import Frame
 from gradtx.rules import combinator
@@ -14,28 +17,20 @@ from gradtx.transforms.weight_decay import add_decayed_weights
 
 __all__ = ["schedule_free"]
 
-# Of what determines the weights of the average.
-WEIGHT_RANGES = {
-    "weight_lr_power": "[0, inf)",
-    "warmup_steps": "[0, inf)",
-    "r": "[0, inf)",
-}
-
 
 @combinator(
     needs=("params",),
     owns_lr=True,
-    ranges={**WEIGHT_RANGES, "averaging": "[0, 1]", "beta": "(0, 1)"},
     example=lambda tx: {"base": add_decayed_weights(0.1), "lr": 0.1, "beta": 0.9},
 )
 def schedule_free(
     base: GradientTransformation,
-    lr: Scalar,
-    beta: Scalar,
-    warmup_steps: int = 0,
-    r: Scalar = 0.0,
-    weight_lr_power: Scalar = 2.0,
-    averaging: Scalar | None = None,
+    lr: NonNegative,
+    beta: Annotated[Scalar, "(0, 1)"],
+    warmup_steps: NonNegativeInt = 0,
+    r: NonNegative = 0.0,
+    weight_lr_power: NonNegative = 2.0,
+    averaging: Fraction | None = None,
 ):
     r"""Step along a direction that is computed between the latest point and the average of all points.
 

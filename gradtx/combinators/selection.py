@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from gradtx.arguments import Static
 from gradtx.base import tree as _tree
 from gradtx.base.messages import describe
 from gradtx.base.selectors import (
@@ -48,13 +49,10 @@ class Fork(Combinator):
         return ()
 
 
-@combinator(
-    static=("labels",),
-    example=lambda tx: {"transforms": {"a": tx}, "labels": {"a": "*"}},
-)
+@combinator(example=lambda tx: {"transforms": {"a": tx}, "labels": {"a": "*"}})
 def partition(
     transforms: Mapping[str, GradientTransformation],
-    labels: Mapping[str, Any] | Callable[[str, Tensor], str],
+    labels: Static[Mapping[str, Any] | Callable[[str, Tensor], str]],
 ):
     """Send every leaf through the transformation of its label.
 
@@ -123,8 +121,8 @@ def _selector_of(labels: Any, branches: tuple[str, ...]) -> Selector:
     )
 
 
-@combinator(static=("where",), example=lambda tx: {"tx": tx, "where": "*"})
-def masked(tx: GradientTransformation, where: Where):
+@combinator(example=lambda tx: {"tx": tx, "where": "*"})
+def masked(tx: GradientTransformation, where: Static[Where]):
     """Send only some leaves through a transformation; the others pass unchanged.
 
     Args:
@@ -161,8 +159,8 @@ class Frozen(Combinator):
         return []
 
 
-@combinator(static=("where",), example=lambda tx: {"where": "*"})
-def freeze(where: Where):
+@combinator(example=lambda tx: {"where": "*"})
+def freeze(where: Static[Where]):
     """Leave some leaves exactly unchanged.
 
     Applies to the entire enclosing chain, regardless of its position in it: frozen leaves are removed before the first

@@ -8,8 +8,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from gradtx.arguments import Count, Decay, NonNegative, Static
 from gradtx.base.dtensor import total
-from gradtx.base.exact import Scalar
 from gradtx.base.selectors import answer
 from gradtx.combinators.frame import Frame
 from gradtx.rules import combinator
@@ -82,16 +82,12 @@ def _magnitudes(params: Tree, adaptive: bool) -> Tree:
     return {name: p.abs() for name, p in params.items()}
 
 
-@combinator(
-    needs=("grad_fn", "params"),
-    ranges={"rho": "[0, inf)"},
-    example=lambda tx: {"base": tx},
-)
+@combinator(needs=("grad_fn", "params"), example=lambda tx: {"base": tx})
 def sam(
     base: GradientTransformation,
-    rho: Scalar = 0.05,
+    rho: NonNegative = 0.05,
     adaptive: bool = False,
-    eps: Scalar = 1e-12,
+    eps: NonNegative = 1e-12,
 ):
     r"""Sharpness-aware minimization: pass the base the gradient at a point slightly uphill.
 
@@ -135,18 +131,13 @@ def sam(
     return _around(base, function, rho=rho, adaptive=adaptive, eps=eps)
 
 
-@combinator(
-    needs=("grad_fn", "params"),
-    ranges={"rho": "[0, inf)", "eta": "[0, inf)"},
-    static=("mask",),
-    example=lambda tx: {"base": tx},
-)
+@combinator(needs=("grad_fn", "params"), example=lambda tx: {"base": tx})
 def asam(
     base: GradientTransformation,
-    rho: Scalar = 0.5,
-    eta: Scalar = 0.01,
-    eps: Scalar = 1e-12,
-    mask: Callable[[str], bool] | None = None,
+    rho: NonNegative = 0.5,
+    eta: NonNegative = 0.01,
+    eps: NonNegative = 1e-12,
+    mask: Static[Callable[[str], bool]] | None = None,
 ):
     r"""Adaptive SAM: `sam` with a distance relative to the size of each weight.
 
@@ -193,17 +184,13 @@ def asam(
     return _around(base, function, rho=rho, eta=eta, eps=eps, mask=mask)
 
 
-@combinator(
-    needs=("grad_fn", "params"),
-    ranges={"rho": "[0, inf)", "alpha": "[0, inf)"},
-    example=lambda tx: {"base": tx},
-)
+@combinator(needs=("grad_fn", "params"), example=lambda tx: {"base": tx})
 def gsam(
     base: GradientTransformation,
-    rho: Scalar = 0.05,
-    alpha: Scalar = 0.4,
+    rho: NonNegative = 0.05,
+    alpha: NonNegative = 0.4,
     adaptive: bool = False,
-    eps: Scalar = 1e-12,
+    eps: NonNegative = 1e-12,
 ):
     r"""Surrogate-gap SAM: `sam` that also shrinks the gap between the uphill loss and the loss.
 
@@ -256,17 +243,13 @@ def gsam(
     return _around(base, function, rho=rho, alpha=alpha, adaptive=adaptive, eps=eps)
 
 
-@combinator(
-    needs=("grad_fn", "params"),
-    ranges={"rho": "[0, inf)", "gamma": "[0, 1)"},
-    example=lambda tx: {"base": tx},
-)
+@combinator(needs=("grad_fn", "params"), example=lambda tx: {"base": tx})
 def wsam(
     base: GradientTransformation,
-    rho: Scalar = 0.05,
-    gamma: Scalar = 0.9,
+    rho: NonNegative = 0.05,
+    gamma: Decay = 0.9,
     adaptive: bool = False,
-    eps: Scalar = 1e-12,
+    eps: NonNegative = 1e-12,
 ):
     r"""Weighted SAM: `sam` with a weight for the sharpness relative to the loss.
 
@@ -312,18 +295,14 @@ def wsam(
     return _around(base, function, rho=rho, gamma=gamma, adaptive=adaptive, eps=eps)
 
 
-@combinator(
-    needs=("grad_fn", "params"),
-    ranges={"rho": "[0, inf)", "k": "[1, inf)", "alpha": "[0, inf)"},
-    example=lambda tx: {"base": tx},
-)
+@combinator(needs=("grad_fn", "params"), example=lambda tx: {"base": tx})
 def looksam(
     base: GradientTransformation,
-    rho: Scalar = 0.1,
-    k: int = 10,
-    alpha: Scalar = 0.7,
+    rho: NonNegative = 0.1,
+    k: Count = 10,
+    alpha: NonNegative = 0.7,
     adaptive: bool = False,
-    eps: Scalar = 1e-12,
+    eps: NonNegative = 1e-12,
 ):
     r"""LookSAM: `sam` that computes the uphill gradient at every k-th step and reuses it in between.
 
@@ -398,18 +377,14 @@ def looksam(
     )
 
 
-@combinator(
-    needs=("grad_fn", "params"),
-    ranges={"rho": "[0, inf)", "sigma": "[0, inf)", "lmbda": "[0, 1)"},
-    example=lambda tx: {"base": tx},
-)
+@combinator(needs=("grad_fn", "params"), example=lambda tx: {"base": tx})
 def friendly_sam(
     base: GradientTransformation,
-    rho: Scalar = 0.05,
-    sigma: Scalar = 1.0,
-    lmbda: Scalar = 0.9,
+    rho: NonNegative = 0.05,
+    sigma: NonNegative = 1.0,
+    lmbda: Decay = 0.9,
     adaptive: bool = False,
-    eps: Scalar = 1e-12,
+    eps: NonNegative = 1e-12,
 ):
     r"""Friendly SAM: `sam` that goes uphill along the batch noise, without the full-data gradient.
 

@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from gradtx.arguments import AnyLength, Decays, NonNegative, Positive
 from gradtx.base.exact import Betas, Scalar
 from gradtx.combinators.frame import Frame, Values
 from gradtx.rules import combinator
@@ -87,16 +88,14 @@ def _scale_by_learners(
 @combinator(
     needs=("params",),
     owns_lr=True,
-    ranges={"s_init": "(0, inf)", "s_decay": "[0, inf)", "eps": "(0, inf)"},
-    any_length=("betas",),
     example=lambda tx: {"tx": chain(trace(0.9), scale_by_learning_rate(1.0))},
 )
 def mechanize(
     tx: GradientTransformation,
-    s_init: Scalar = 1e-8,
-    s_decay: Scalar = 1e-2,
-    betas: Betas = BETAS,
-    eps: Scalar = 1e-8,
+    s_init: Positive = 1e-8,
+    s_decay: NonNegative = 1e-2,
+    betas: AnyLength[Decays] = BETAS,
+    eps: Positive = 1e-8,
 ):
     r"""Find the learning rate of any optimizer by betting on the sum of its updates: Mechanic.
 
@@ -164,15 +163,13 @@ def mechanize(
 @combinator(
     needs=("params",),
     owns_lr=True,
-    ranges={"s_prev": "(0, inf)", "eps": "(0, inf)"},
-    any_length=("betas",),
     example=lambda tx: {"tx": chain(trace(0.9), scale_by_learning_rate(1.0))},
 )
 def trac(
     tx: GradientTransformation,
-    betas: Betas = BETAS,
-    s_prev: Scalar = 1e-8,
-    eps: Scalar = 1e-8,
+    betas: AnyLength[Decays] = BETAS,
+    s_prev: Positive = 1e-8,
+    eps: Positive = 1e-8,
 ):
     r"""Scale the sum of an optimizer's updates by its success, and return to the initial parameters if it fails: TRAC.
 

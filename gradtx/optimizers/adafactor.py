@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from gradtx.base.exact import Betas, Scalar
+from typing import Annotated
+
+from gradtx.arguments import Decay, NonNegative, Positive
+from gradtx.base.exact import Scalar
 from gradtx.rules import alias
 from gradtx.transform import chain
 from gradtx.transforms.memory_efficient import (
@@ -17,22 +20,14 @@ from gradtx.transforms.memory_efficient import (
 __all__ = ["adafactor", "adafactor_torch"]
 
 
-@alias(
-    class_name="AdaFactor",
-    ranges={
-        "eps": ("(0, inf)", "[0, inf)"),
-        "clip_threshold": "(0, inf)",
-        "decay_rate": "(-inf, 0]",
-        "beta1": "[0, 1)",
-    },
-)
+@alias(class_name="AdaFactor")
 def adafactor(
-    lr: Scalar | None = None,
-    eps: Betas = (1e-30, 1e-3),
-    clip_threshold: Scalar = 1.0,
-    decay_rate: Scalar = -0.8,
-    beta1: Scalar | None = None,
-    weight_decay: Scalar = 0.0,
+    lr: NonNegative | None = None,
+    eps: tuple[Positive, NonNegative] = (1e-30, 1e-3),
+    clip_threshold: Positive = 1.0,
+    decay_rate: Annotated[Scalar, "(-inf, 0]"] = -0.8,
+    beta1: Decay | None = None,
+    weight_decay: NonNegative = 0.0,
     scale_parameter: bool = True,
     relative_step: bool = True,
     warmup_init: bool = False,
@@ -86,16 +81,13 @@ def adafactor(
     )
 
 
-@alias(
-    class_name="Adafactor",
-    ranges={"beta2_decay": "(-inf, 0]", "d": "[1, inf)"},
-)
+@alias(class_name="Adafactor")
 def adafactor_torch(
-    lr: Scalar = 1e-2,
-    beta2_decay: Scalar = -0.8,
-    eps: tuple[Scalar | None, Scalar] = (None, 1e-3),
-    d: Scalar = 1.0,
-    weight_decay: Scalar = 0.0,
+    lr: NonNegative = 1e-2,
+    beta2_decay: Annotated[Scalar, "(-inf, 0]"] = -0.8,
+    eps: tuple[NonNegative | None, NonNegative] = (None, 1e-3),
+    d: Annotated[Scalar, "[1, inf)"] = 1.0,
+    weight_decay: NonNegative = 0.0,
 ):
     r"""Adafactor, equivalent to torch.optim.Adafactor: other bounds and slots, and a rate that caps the relative step.
 

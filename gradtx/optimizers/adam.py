@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import functools
+from typing import Annotated
 
-from gradtx.arguments import is_off
-from gradtx.base.exact import Betas, Scalar
+from gradtx.arguments import Decay, Decays, Fraction, NonNegative, Positive, is_off
+from gradtx.base.exact import Scalar
 from gradtx.rules import alias
 from gradtx.transform import chain
 from gradtx.transforms.adam import (
-    ATAN2_RANGES,
     orthogonalize_against_ema,
     scale_by_adam,
     scale_by_adopt,
@@ -49,10 +49,10 @@ def with_decay(direction, weight_decay, decoupled: bool, lr, fixed: bool = False
 
 @alias
 def adam(
-    lr: Scalar = 1e-3,
-    betas: Betas = (0.9, 0.999),
-    eps: Scalar = 1e-8,
-    weight_decay: Scalar = 0.0,
+    lr: NonNegative = 1e-3,
+    betas: Decays = (0.9, 0.999),
+    eps: NonNegative = 1e-8,
+    weight_decay: NonNegative = 0.0,
     amsgrad: bool = False,
     *,
     decoupled_weight_decay: bool = False,
@@ -93,10 +93,10 @@ def adam(
 
 @alias(class_name="AdamW")
 def adamw(
-    lr: Scalar = 1e-3,
-    betas: Betas = (0.9, 0.999),
-    eps: Scalar = 1e-8,
-    weight_decay: Scalar = 1e-2,
+    lr: NonNegative = 1e-3,
+    betas: Decays = (0.9, 0.999),
+    eps: NonNegative = 1e-8,
+    weight_decay: NonNegative = 1e-2,
     amsgrad: bool = False,
 ):
     r"""AdamW, equivalent to torch.optim.AdamW: Adam with decoupled weight decay.
@@ -130,14 +130,14 @@ def adamw(
     return with_decay(scale_by_adam(betas, eps, amsgrad), weight_decay, True, lr)
 
 
-@alias(class_name="AdamP", ranges={"delta": "[0, inf)", "wd_ratio": "[0, inf)"})
+@alias(class_name="AdamP")
 def adamp(
-    lr: Scalar = 1e-3,
-    betas: Betas = (0.9, 0.999),
-    eps: Scalar = 1e-8,
-    weight_decay: Scalar = 0.0,
-    delta: Scalar = 0.1,
-    wd_ratio: Scalar = 0.1,
+    lr: NonNegative = 1e-3,
+    betas: Decays = (0.9, 0.999),
+    eps: NonNegative = 1e-8,
+    weight_decay: NonNegative = 0.0,
+    delta: NonNegative = 0.1,
+    wd_ratio: NonNegative = 0.1,
     nesterov: bool = False,
 ):
     r"""AdamP: Adam without the radial part of its direction where weights appear scale-invariant.
@@ -180,20 +180,16 @@ def adamp(
     )
 
 
-@alias(
-    class_name="SGDP",
-    ranges={"delta": "[0, inf)", "wd_ratio": "[0, inf)", "momentum": "[0, 1)"},
-    example={"lr": 0.1},
-)
+@alias(class_name="SGDP", example={"lr": 0.1})
 def sgdp(
-    lr: Scalar,
-    momentum: Scalar = 0.0,
+    lr: NonNegative,
+    momentum: Decay = 0.0,
     dampening: Scalar = 0.0,
-    weight_decay: Scalar = 0.0,
+    weight_decay: NonNegative = 0.0,
     nesterov: bool = False,
-    eps: Scalar = 1e-8,
-    delta: Scalar = 0.1,
-    wd_ratio: Scalar = 0.1,
+    eps: NonNegative = 1e-8,
+    delta: NonNegative = 0.1,
+    wd_ratio: NonNegative = 0.1,
 ):
     r"""SGDP: SGD with momentum, without the radial part of its direction where weights appear scale-invariant.
 
@@ -235,30 +231,23 @@ def sgdp(
     )
 
 
-@alias(
-    ranges={
-        **ATAN2_RANGES,
-        "regen_reg_rate": "[0, inf)",
-        "orig_grad_ema_beta": "[0, 1)",
-        "clip_to_grok_max_norm": "(1, inf)",
-    }
-)
+@alias
 def adam_atan2(
-    lr: Scalar = 1e-4,
-    betas: Betas = (0.9, 0.99),
-    weight_decay: Scalar = 0.0,
-    regen_reg_rate: Scalar = 0.0,
+    lr: NonNegative = 1e-4,
+    betas: Decays = (0.9, 0.99),
+    weight_decay: NonNegative = 0.0,
+    regen_reg_rate: NonNegative = 0.0,
     decoupled_wd: bool = False,
     cautious_wd: bool = False,
-    cautious_factor: Scalar = 1.0,
-    a: Scalar = 1.27,
-    b: Scalar = 1.0,
+    cautious_factor: Fraction = 1.0,
+    a: Positive = 1.27,
+    b: Positive = 1.0,
     *,
     wasserstein_reg: bool = False,
     orthog_grad: bool = False,
-    orig_grad_ema_beta: Scalar = 0.9,
+    orig_grad_ema_beta: Decay = 0.9,
     clip_to_grok: bool = False,
-    clip_to_grok_max_norm: Scalar = 2.0,
+    clip_to_grok_max_norm: Annotated[Scalar, "(1, inf)"] = 2.0,
 ):
     r"""Adam-atan2: Adam without eps, invariant to the scale of the loss, with options that preserve plasticity.
 
@@ -336,14 +325,14 @@ def _decay_or_regenerate(
     return regenerate_towards_init(rate, wasserstein, relative_to=relative_to)
 
 
-@alias(class_name="ADOPT", ranges={"clip_exponent": "[0, inf)"})
+@alias(class_name="ADOPT")
 def adopt(
-    lr: Scalar = 1e-3,
-    betas: Betas = (0.9, 0.9999),
-    eps: Scalar = 1e-6,
-    weight_decay: Scalar = 0.0,
+    lr: NonNegative = 1e-3,
+    betas: Decays = (0.9, 0.9999),
+    eps: NonNegative = 1e-6,
+    weight_decay: NonNegative = 0.0,
     decoupled_weight_decay: bool = False,
-    clip_exponent: Scalar | None = 0.25,
+    clip_exponent: NonNegative | None = 0.25,
 ):
     r"""ADOPT: Adam that divides by the size of earlier gradients only, and therefore converges with any $\beta_2$.
 
@@ -390,16 +379,16 @@ def adopt(
     )
 
 
-@alias(ranges={**ATAN2_RANGES, "regen_reg_rate": "[0, inf)"})
+@alias
 def adopt_atan2(
-    lr: Scalar = 1e-4,
-    betas: Betas = (0.9, 0.99),
-    weight_decay: Scalar = 0.0,
-    regen_reg_rate: Scalar = 0.0,
+    lr: NonNegative = 1e-4,
+    betas: Decays = (0.9, 0.99),
+    weight_decay: NonNegative = 0.0,
+    regen_reg_rate: NonNegative = 0.0,
     decoupled_wd: bool = True,
-    cautious_factor: Scalar = 1.0,
-    a: Scalar = 1.27,
-    b: Scalar = 1.0,
+    cautious_factor: Fraction = 1.0,
+    a: Positive = 1.27,
+    b: Positive = 1.0,
 ):
     r"""ADOPT-atan2: ADOPT with the arc tangent instead of its division and clamp.
 

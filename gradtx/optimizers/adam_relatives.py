@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from gradtx.arguments import Range
-from gradtx.base.exact import Betas, Scalar
+from typing import Annotated
+
+from gradtx.arguments import Decays, NonNegative, Positive
+from gradtx.base.exact import Scalar
 from gradtx.optimizers.adam import with_decay
 from gradtx.rules import alias
 from gradtx.transform import chain
@@ -25,10 +27,10 @@ __all__ = ["adabelief", "adamd", "adams", "diffgrad", "padam", "radam", "sadam",
 
 @alias(class_name="AdaBelief")
 def adabelief(
-    lr: Scalar = 1e-3,
-    betas: Betas = (0.9, 0.999),
-    eps: Scalar = 1e-16,
-    weight_decay: Scalar = 0.0,
+    lr: NonNegative = 1e-3,
+    betas: Decays = (0.9, 0.999),
+    eps: NonNegative = 1e-16,
+    weight_decay: NonNegative = 0.0,
     decoupled_weight_decay: bool = True,
     fixed_decay: bool = False,
     rectify: bool = True,
@@ -74,15 +76,15 @@ def adabelief(
     return with_decay(direction, weight_decay, decoupled_weight_decay, lr, fixed_decay)
 
 
-@alias(class_name="RAdam", ranges={"rho_threshold": "[4, inf)"})
+@alias(class_name="RAdam")
 def radam(
-    lr: Scalar = 1e-3,
-    betas: Betas = (0.9, 0.999),
-    eps: Scalar = 1e-8,
-    weight_decay: Scalar = 0.0,
+    lr: NonNegative = 1e-3,
+    betas: Decays = (0.9, 0.999),
+    eps: NonNegative = 1e-8,
+    weight_decay: NonNegative = 0.0,
     decoupled_weight_decay: bool = False,
     *,
-    rho_threshold: Scalar = 5.0,
+    rho_threshold: Annotated[Scalar, "[4, inf)"] = 5.0,
     degenerated_to_sgd: bool = True,
 ):
     r"""RAdam, equivalent to torch.optim.RAdam: plain momentum steps until Adam's step size is reliable.
@@ -129,17 +131,13 @@ def radam(
     )
 
 
-@alias(
-    ranges={"initial_accumulator_value": "[0, inf)"},
-    # Close to the default, and the same number in every dtype.
-    example={"initial_accumulator_value": 2**-20},
-)
+@alias(example={"initial_accumulator_value": 2**-20})
 def yogi(
-    lr: Scalar = 1e-2,
-    betas: Betas = (0.9, 0.999),
-    eps: Scalar = 1e-3,
-    initial_accumulator_value: Scalar = 1e-6,
-    weight_decay: Scalar = 0.0,
+    lr: NonNegative = 1e-2,
+    betas: Decays = (0.9, 0.999),
+    eps: NonNegative = 1e-3,
+    initial_accumulator_value: NonNegative = 1e-6,
+    weight_decay: NonNegative = 0.0,
     decoupled_weight_decay: bool = False,
 ):
     r"""Yogi: Adam whose mean square changes by at most the new squared gradient.
@@ -186,10 +184,10 @@ def yogi(
 
 @alias(class_name="AdamD")
 def adamd(
-    lr: Scalar = 1e-3,
-    betas: Betas = (0.9, 0.999),
-    eps: Scalar = 1e-8,
-    weight_decay: Scalar = 0.0,
+    lr: NonNegative = 1e-3,
+    betas: Decays = (0.9, 0.999),
+    eps: NonNegative = 1e-8,
+    weight_decay: NonNegative = 0.0,
     decoupled_weight_decay: bool = False,
 ):
     r"""AdamD: Adam without bias correction of its first moment, which acts as a built-in warm-up.
@@ -229,10 +227,10 @@ def adamd(
 
 @alias(class_name="DiffGrad")
 def diffgrad(
-    lr: Scalar = 1e-3,
-    betas: Betas = (0.9, 0.999),
-    eps: Scalar = 1e-8,
-    weight_decay: Scalar = 0.0,
+    lr: NonNegative = 1e-3,
+    betas: Decays = (0.9, 0.999),
+    eps: NonNegative = 1e-8,
+    weight_decay: NonNegative = 0.0,
     decoupled_weight_decay: bool = False,
 ):
     r"""diffGrad: Adam that shortens its steps, down to half, where the gradient barely changes.
@@ -267,12 +265,12 @@ def diffgrad(
     )
 
 
-@alias(ranges={"beta_softplus": "(0, inf)"})
+@alias
 def sadam(
-    lr: Scalar = 0.1,
-    betas: Betas = (0.9, 0.999),
-    beta_softplus: Scalar = 50.0,
-    weight_decay: Scalar = 0.0,
+    lr: NonNegative = 0.1,
+    betas: Decays = (0.9, 0.999),
+    beta_softplus: Positive = 50.0,
+    weight_decay: NonNegative = 0.0,
     decoupled_weight_decay: bool = False,
     amsgrad: bool = False,
 ):
@@ -312,13 +310,13 @@ def sadam(
     return with_decay(direction, weight_decay, decoupled_weight_decay, lr)
 
 
-@alias(class_name="PAdam", ranges={"partial": Range("[0, 0.5]", off=0.5)})
+@alias(class_name="PAdam")
 def padam(
-    lr: Scalar = 0.1,
-    betas: Betas = (0.9, 0.999),
-    eps: Scalar = 1e-8,
-    weight_decay: Scalar = 0.0,
-    partial: Scalar = 0.25,
+    lr: NonNegative = 0.1,
+    betas: Decays = (0.9, 0.999),
+    eps: NonNegative = 1e-8,
+    weight_decay: NonNegative = 0.0,
+    partial: Annotated[Scalar, "[0, 0.5]"] = 0.25,
     amsgrad: bool = True,
     decoupled_weight_decay: bool = False,
 ):
@@ -360,10 +358,10 @@ def padam(
 
 @alias(class_name="AdamS")
 def adams(
-    lr: Scalar = 1e-3,
-    betas: Betas = (0.9, 0.999),
-    eps: Scalar = 1e-8,
-    weight_decay: Scalar = 1e-4,
+    lr: NonNegative = 1e-3,
+    betas: Decays = (0.9, 0.999),
+    eps: NonNegative = 1e-8,
+    weight_decay: NonNegative = 1e-4,
     amsgrad: bool = False,
 ):
     r"""AdamS: Adam with a decoupled decay scaled like its average adaptive rate (stable weight decay).

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gradtx.base.exact import Betas, Scalar
+from gradtx.arguments import Count, Decay, Decays, NonNegative, Positive
 from gradtx.optimizers.adam import with_decay
 from gradtx.rules import alias
 from gradtx.transform import chain
@@ -20,14 +20,14 @@ from gradtx.transforms.weight_decay import add_decayed_weights
 __all__ = ["adabound", "adamod", "adanorm", "adashift", "adasmooth", "avagrad", "swats"]
 
 
-@alias(class_name="AdaBound", ranges={"final_lr": "[0, inf)", "gamma": "(0, inf)"})
+@alias(class_name="AdaBound")
 def adabound(
-    lr: Scalar = 1e-3,
-    betas: Betas = (0.9, 0.999),
-    final_lr: Scalar = 0.1,
-    gamma: Scalar = 1e-3,
-    eps: Scalar = 1e-8,
-    weight_decay: Scalar = 0.0,
+    lr: NonNegative = 1e-3,
+    betas: Decays = (0.9, 0.999),
+    final_lr: NonNegative = 0.1,
+    gamma: Positive = 1e-3,
+    eps: NonNegative = 1e-8,
+    weight_decay: NonNegative = 0.0,
     decoupled_weight_decay: bool = False,
     fixed_decay: bool = False,
     amsgrad: bool = False,
@@ -72,13 +72,13 @@ def adabound(
     return with_decay(direction, weight_decay, decoupled_weight_decay, lr, fixed_decay)
 
 
-@alias(class_name="AdaMod", ranges={"beta3": "[0, 1)"})
+@alias(class_name="AdaMod")
 def adamod(
-    lr: Scalar = 1e-3,
-    betas: Betas = (0.9, 0.999),
-    beta3: Scalar = 0.999,
-    eps: Scalar = 1e-8,
-    weight_decay: Scalar = 0.0,
+    lr: NonNegative = 1e-3,
+    betas: Decays = (0.9, 0.999),
+    beta3: Decay = 0.999,
+    eps: NonNegative = 1e-8,
+    weight_decay: NonNegative = 0.0,
     decoupled_weight_decay: bool = True,
 ):
     r"""AdaMod: Adam whose rate for each weight is at most the average of its past values.
@@ -122,13 +122,13 @@ def adamod(
     )
 
 
-@alias(class_name="AdaNorm", ranges={"r": "[0, 1)"})
+@alias(class_name="AdaNorm")
 def adanorm(
-    lr: Scalar = 1e-3,
-    betas: Betas = (0.9, 0.999),
-    eps: Scalar = 1e-8,
-    r: Scalar = 0.95,
-    weight_decay: Scalar = 0.0,
+    lr: NonNegative = 1e-3,
+    betas: Decays = (0.9, 0.999),
+    eps: NonNegative = 1e-8,
+    r: Decay = 0.95,
+    weight_decay: NonNegative = 0.0,
     decoupled_weight_decay: bool = False,
     accumulate_eps: bool = False,
     amsgrad: bool = False,
@@ -180,10 +180,10 @@ def adanorm(
 
 @alias(class_name="AvaGrad")
 def avagrad(
-    lr: Scalar = 0.1,
-    betas: Betas = (0.9, 0.999),
-    eps: Scalar = 0.1,
-    weight_decay: Scalar = 0.0,
+    lr: NonNegative = 0.1,
+    betas: Decays = (0.9, 0.999),
+    eps: NonNegative = 0.1,
+    weight_decay: NonNegative = 0.0,
     decoupled_weight_decay: bool = False,
     lagged_norm: bool = False,
 ):
@@ -236,12 +236,12 @@ def avagrad(
     )
 
 
-@alias(class_name="AdaShift", ranges={"keep_num": "[1, inf)"})
+@alias(class_name="AdaShift")
 def adashift(
-    lr: Scalar = 1e-3,
-    betas: Betas = (0.9, 0.999),
-    keep_num: int = 10,
-    eps: Scalar = 1e-10,
+    lr: NonNegative = 1e-3,
+    betas: Decays = (0.9, 0.999),
+    keep_num: Count = 10,
+    eps: NonNegative = 1e-10,
     reduce: str = "max",
 ):
     r"""AdaShift: the mean of the last n gradients, divided by the size of the gradients before those.
@@ -283,14 +283,14 @@ def adashift(
     )
 
 
-@alias(class_name="AdaSmooth", ranges={"reset_every": "[1, inf)"})
+@alias(class_name="AdaSmooth")
 def adasmooth(
-    lr: Scalar = 1e-3,
-    betas: Betas = (0.5, 0.99),
-    eps: Scalar = 1e-6,
-    weight_decay: Scalar = 0.0,
+    lr: NonNegative = 1e-3,
+    betas: Decays = (0.5, 0.99),
+    eps: NonNegative = 1e-6,
+    weight_decay: NonNegative = 0.0,
     decoupled_weight_decay: bool = False,
-    reset_every: int | None = None,
+    reset_every: Count | None = None,
 ):
     r"""AdaSmooth: RMSprop with a short memory for weights that move straight, and a long one where they oscillate.
 
@@ -332,14 +332,14 @@ def adasmooth(
     )
 
 
-@alias(class_name="SWATS", ranges={"switch_tol": "[0, inf)"})
+@alias(class_name="SWATS")
 def swats(
-    lr: Scalar = 1e-3,
-    betas: Betas = (0.9, 0.999),
-    eps: Scalar = 1e-9,
-    weight_decay: Scalar = 0.0,
+    lr: NonNegative = 1e-3,
+    betas: Decays = (0.9, 0.999),
+    eps: NonNegative = 1e-9,
+    weight_decay: NonNegative = 0.0,
     amsgrad: bool = False,
-    switch_tol: Scalar | None = None,
+    switch_tol: NonNegative | None = None,
 ):
     r"""SWATS: Adam that switches to SGD with momentum once the equivalent SGD rate has settled.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gradtx.base.exact import Scalar
+from gradtx.arguments import Count, Decay, NonNegative
 from gradtx.optimizers.adam import split_decay
 from gradtx.rules import alias
 from gradtx.transform import chain
@@ -12,12 +12,12 @@ from gradtx.transforms.weight_decay import add_decayed_weights
 __all__ = ["madgrad", "srmm"]
 
 
-@alias(class_name="MADGRAD", ranges={"momentum": "[0, 1)"})
+@alias(class_name="MADGRAD")
 def madgrad(
-    lr: Scalar = 1e-2,
-    momentum: Scalar = 0.9,
-    eps: Scalar = 1e-6,
-    weight_decay: Scalar = 0.0,
+    lr: NonNegative = 1e-2,
+    momentum: Decay = 0.9,
+    eps: NonNegative = 1e-6,
+    weight_decay: NonNegative = 0.0,
     decoupled_weight_decay: bool = False,
 ):
     r"""MADGRAD: dual averaging from the initial weights, divided by the cube root of the sum of squares.
@@ -57,15 +57,12 @@ def madgrad(
     )
 
 
-@alias(
-    class_name="SRMM",
-    ranges={"memory_length": "[1, inf)", "proximal": "[0, inf)", "beta": "[0, inf)"},
-)
+@alias(class_name="SRMM")
 def srmm(
-    lr: Scalar = 0.01,
-    beta: Scalar = 0.5,
-    memory_length: int | None = 100,
-    proximal: Scalar = 0.0,
+    lr: NonNegative = 0.01,
+    beta: NonNegative = 0.5,
+    memory_length: Count | None = 100,
+    proximal: NonNegative = 0.0,
 ):
     r"""SRMM: stochastic regularized majorization-minimization, a step from averaged weights along averaged gradients.
 

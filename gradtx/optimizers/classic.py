@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from gradtx.base.exact import Betas, Scalar
+from typing import Annotated
+
+from gradtx.arguments import Decays, Fraction, NonNegative
+from gradtx.base.exact import Scalar
 from gradtx.optimizers.adam import decayed, with_decay
 from gradtx.rules import alias
 from gradtx.transform import chain
@@ -14,18 +17,18 @@ from gradtx.transforms.adagrad import (
 from gradtx.transforms.adam import scale_by_nadam, scale_by_rms
 from gradtx.transforms.momentum import trace
 from gradtx.transforms.scaling import scale_by_inverse_time, scale_by_learning_rate
-from gradtx.transforms.sign import ETAS, scale_by_rprop
+from gradtx.transforms.sign import scale_by_rprop
 
 __all__ = ["adadelta", "adagrad", "adamax", "nadam", "rmsprop", "rprop"]
 
 
-@alias(ranges={"lr_decay": "[0, inf)", "initial_accumulator_value": "[0, inf)"})
+@alias
 def adagrad(
-    lr: Scalar = 1e-2,
-    lr_decay: Scalar = 0.0,
-    weight_decay: Scalar = 0.0,
-    initial_accumulator_value: Scalar = 0.0,
-    eps: Scalar = 1e-10,
+    lr: NonNegative = 1e-2,
+    lr_decay: NonNegative = 0.0,
+    weight_decay: NonNegative = 0.0,
+    initial_accumulator_value: NonNegative = 0.0,
+    eps: NonNegative = 1e-10,
     *,
     decoupled_weight_decay: bool = False,
 ):
@@ -71,12 +74,12 @@ def adagrad(
     )
 
 
-@alias(ranges={"rho": "[0, 1]"})
+@alias
 def adadelta(
-    lr: Scalar = 1.0,
-    rho: Scalar = 0.9,
-    eps: Scalar = 1e-6,
-    weight_decay: Scalar = 0.0,
+    lr: NonNegative = 1.0,
+    rho: Fraction = 0.9,
+    eps: NonNegative = 1e-6,
+    weight_decay: NonNegative = 0.0,
     *,
     decoupled_weight_decay: bool = False,
 ):
@@ -114,20 +117,17 @@ def adadelta(
     )
 
 
-@alias(
-    class_name="RMSprop",
-    ranges={"initial_accumulator_value": "[0, inf)", "alpha": "[0, inf)"},
-)
+@alias(class_name="RMSprop")
 def rmsprop(
-    lr: Scalar = 1e-2,
-    alpha: Scalar = 0.99,
-    eps: Scalar = 1e-8,
-    weight_decay: Scalar = 0.0,
-    momentum: Scalar = 0.0,
+    lr: NonNegative = 1e-2,
+    alpha: NonNegative = 0.99,
+    eps: NonNegative = 1e-8,
+    weight_decay: NonNegative = 0.0,
+    momentum: NonNegative = 0.0,
     centered: bool = False,
     *,
     eps_in_root: bool = False,
-    initial_accumulator_value: Scalar = 0.0,
+    initial_accumulator_value: NonNegative = 0.0,
     decoupled_weight_decay: bool = False,
 ):
     r"""RMSprop, equivalent to torch.optim.RMSprop: the gradient over its root mean square, optionally with momentum.
@@ -171,9 +171,14 @@ def rmsprop(
     return with_decay(direction, weight_decay, decoupled_weight_decay, lr)
 
 
-@alias(ranges={"step_sizes": "[0, inf)", "etas": ETAS})
+@alias
 def rprop(
-    lr: Scalar = 1e-2, etas: Betas = (0.5, 1.2), step_sizes: Betas = (1e-6, 50.0)
+    lr: NonNegative = 1e-2,
+    etas: tuple[Annotated[Scalar, "(0, 1)"], Annotated[Scalar, "(1, inf)"]] = (
+        0.5,
+        1.2,
+    ),
+    step_sizes: tuple[NonNegative, NonNegative] = (1e-6, 50.0),
 ):
     r"""Rprop, equivalent to torch.optim.Rprop: steps from the signs of full gradients, not for mini-batches.
 
@@ -206,10 +211,10 @@ def rprop(
 
 @alias
 def adamax(
-    lr: Scalar = 2e-3,
-    betas: Betas = (0.9, 0.999),
-    eps: Scalar = 1e-8,
-    weight_decay: Scalar = 0.0,
+    lr: NonNegative = 2e-3,
+    betas: Decays = (0.9, 0.999),
+    eps: NonNegative = 1e-8,
+    weight_decay: NonNegative = 0.0,
     *,
     decoupled_weight_decay: bool = False,
 ):
@@ -244,13 +249,13 @@ def adamax(
     )
 
 
-@alias(class_name="NAdam", ranges={"momentum_decay": "[0, inf)"})
+@alias(class_name="NAdam")
 def nadam(
-    lr: Scalar = 2e-3,
-    betas: Betas = (0.9, 0.999),
-    eps: Scalar = 1e-8,
-    weight_decay: Scalar = 0.0,
-    momentum_decay: Scalar = 4e-3,
+    lr: NonNegative = 2e-3,
+    betas: Decays = (0.9, 0.999),
+    eps: NonNegative = 1e-8,
+    weight_decay: NonNegative = 0.0,
+    momentum_decay: NonNegative = 4e-3,
     decoupled_weight_decay: bool = False,
 ):
     r"""NAdam, equivalent to torch.optim.NAdam: Adam with a Nesterov momentum that rises over time.

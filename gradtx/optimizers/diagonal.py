@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from gradtx.base.exact import Betas, Scalar
+from typing import Annotated
+
+from gradtx.arguments import Decay, Decays, NonNegative
+from gradtx.base.exact import Scalar
 from gradtx.optimizers.adam import with_decay
 from gradtx.rules import alias
 from gradtx.transform import chain
@@ -15,10 +18,10 @@ __all__ = ["acprop", "bcos", "fadam", "kate"]
 
 @alias(class_name="ACProp")
 def acprop(
-    lr: Scalar = 1e-3,
-    betas: Betas = (0.9, 0.999),
-    eps: Scalar = 1e-16,
-    weight_decay: Scalar = 0.0,
+    lr: NonNegative = 1e-3,
+    betas: Decays = (0.9, 0.999),
+    eps: NonNegative = 1e-16,
+    weight_decay: NonNegative = 0.0,
     decoupled_weight_decay: bool = True,
     amsgrad: bool = False,
     momentum_update: bool = False,
@@ -62,12 +65,12 @@ def acprop(
     return with_decay(direction, weight_decay, decoupled_weight_decay, lr)
 
 
-@alias(ranges={"delta": "[0, inf)"})
+@alias
 def kate(
-    lr: Scalar = 1e-3,
-    delta: Scalar = 0.0,
-    eps: Scalar = 1e-8,
-    weight_decay: Scalar = 0.0,
+    lr: NonNegative = 1e-3,
+    delta: NonNegative = 0.0,
+    eps: NonNegative = 1e-8,
+    weight_decay: NonNegative = 0.0,
 ):
     r"""KATE: AdaGrad without the square root, with steps that do not depend on the scale of the data.
 
@@ -99,13 +102,13 @@ def kate(
     return with_decay(scale_by_kate(delta, eps), weight_decay, True, lr)
 
 
-@alias(class_name="BCOS", ranges={"beta": "[0, 1)", "beta2": "[0, 1)"})
+@alias(class_name="BCOS")
 def bcos(
-    lr: Scalar = 1e-3,
-    beta: Scalar = 0.9,
-    beta2: Scalar | None = None,
-    eps: Scalar = 1e-6,
-    weight_decay: Scalar = 0.1,
+    lr: NonNegative = 1e-3,
+    beta: Decay = 0.9,
+    beta2: Decay | None = None,
+    eps: NonNegative = 1e-6,
+    weight_decay: NonNegative = 0.1,
     mode: str = "c",
     simple_cond: bool = False,
     decoupled_weight_decay: bool = True,
@@ -148,17 +151,15 @@ def bcos(
     return with_decay(direction, weight_decay, decoupled_weight_decay, lr)
 
 
-@alias(
-    class_name="FAdam", ranges={"clip": "(0, inf]", "p": "[0, inf)", "eps2": "[0, inf)"}
-)
+@alias(class_name="FAdam")
 def fadam(
-    lr: Scalar = 1e-3,
-    betas: Betas = (0.9, 0.999),
-    eps: Scalar = 1e-8,
-    weight_decay: Scalar = 0.1,
-    clip: Scalar = 1.0,
-    p: Scalar = 0.5,
-    eps2: Scalar = 0.01,
+    lr: NonNegative = 1e-3,
+    betas: Decays = (0.9, 0.999),
+    eps: NonNegative = 1e-8,
+    weight_decay: NonNegative = 0.1,
+    clip: Annotated[Scalar, "(0, inf]"] = 1.0,
+    p: NonNegative = 0.5,
+    eps2: NonNegative = 0.01,
 ):
     r"""FAdam: Adam as natural gradient descent, with gradients and decay divided by the root of the Fisher information.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gradtx.base.exact import Betas, Scalar
+from gradtx.arguments import Decay, Decays, NonNegative
 from gradtx.rules import alias
 from gradtx.transform import chain
 from gradtx.transforms.adaptive_momentum import scale_by_adatam, scale_by_tam
@@ -15,12 +15,12 @@ from gradtx.transforms.weight_decay import add_decayed_weights
 __all__ = ["adatam", "focus", "sgd_sai", "tam"]
 
 
-@alias(class_name="FOCUS", ranges={"gamma": "[0, inf)"})
+@alias(class_name="FOCUS")
 def focus(
-    lr: Scalar = 1e-2,
-    betas: Betas = (0.9, 0.999),
-    gamma: Scalar = 0.1,
-    weight_decay: Scalar = 0.0,
+    lr: NonNegative = 1e-2,
+    betas: Decays = (0.9, 0.999),
+    gamma: NonNegative = 0.1,
+    weight_decay: NonNegative = 0.0,
 ):
     r"""FOCUS: the sign of a momentum, plus an attraction to the average of the weights.
 
@@ -57,13 +57,13 @@ def focus(
     return chain(scale_by_focus(betas, gamma, weight_decay), scale_by_learning_rate(lr))
 
 
-@alias(class_name="TAM", ranges={"momentum": "[0, 1)", "decay_rate": "[0, 1)"})
+@alias(class_name="TAM")
 def tam(
-    lr: Scalar = 1e-3,
-    momentum: Scalar = 0.9,
-    decay_rate: Scalar = 0.9,
-    eps: Scalar = 1e-8,
-    weight_decay: Scalar = 0.0,
+    lr: NonNegative = 1e-3,
+    momentum: Decay = 0.9,
+    decay_rate: Decay = 0.9,
+    eps: NonNegative = 1e-8,
+    weight_decay: NonNegative = 0.0,
 ):
     r"""TAM: SGD whose momentum gives less weight to gradients that point away from it.
 
@@ -104,13 +104,13 @@ def tam(
     )
 
 
-@alias(class_name="AdaTAM", ranges={"decay_rate": "[0, 1)"})
+@alias(class_name="AdaTAM")
 def adatam(
-    lr: Scalar = 1e-3,
-    betas: Betas = (0.9, 0.999),
-    decay_rate: Scalar = 0.9,
-    eps: Scalar = 1e-8,
-    weight_decay: Scalar = 0.0,
+    lr: NonNegative = 1e-3,
+    betas: Decays = (0.9, 0.999),
+    decay_rate: Decay = 0.9,
+    eps: NonNegative = 1e-8,
+    weight_decay: NonNegative = 0.0,
 ):
     r"""AdaTAM: Adam whose momentum gives less weight to gradients that point away from it.
 
@@ -148,12 +148,12 @@ def adatam(
     )
 
 
-@alias(class_name="SGDSaI", ranges={"momentum": "[0, 1)"})
+@alias(class_name="SGDSaI")
 def sgd_sai(
-    lr: Scalar = 1e-2,
-    momentum: Scalar = 0.9,
-    eps: Scalar = 1e-8,
-    weight_decay: Scalar = 1e-2,
+    lr: NonNegative = 1e-2,
+    momentum: Decay = 0.9,
+    eps: NonNegative = 1e-8,
+    weight_decay: NonNegative = 1e-2,
 ):
     r"""SGD-SaI: SGD with momentum and one rate per leaf, the signal-to-noise ratio of its first gradient.
 

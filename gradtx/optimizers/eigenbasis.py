@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from gradtx.base.exact import Betas, Scalar
+from typing import Annotated
+
+from gradtx.arguments import Count, Decay, Decays, NonNegative, Static
 from gradtx.combinators.rotated import rotated
 from gradtx.optimizers.matrix import (
     by_matrix,
@@ -21,7 +23,6 @@ from gradtx.transforms.projection import decay_after_step, map_after_step
 from gradtx.transforms.scaling import scale, scale_by_learning_rate
 from gradtx.transforms.shampoo import (
     EXAMPLE,
-    SOAP_RANGES,
     adam_along_bases,
     mean_side_factor,
     scale_by_gradient_rms,
@@ -36,19 +37,19 @@ __all__ = ["conda", "kl_shampoo", "kl_soap", "soap_laprop", "soap_muon", "splus"
 _UNLIMITED = 2**62  # larger than any dimension: all are rotated
 
 
-@alias(static=("stagger",), class_name="KLSOAP", ranges=SOAP_RANGES, example=EXAMPLE)
+@alias(class_name="KLSOAP", example=EXAMPLE)
 def kl_soap(
-    lr: Scalar = 3e-3,
-    betas: Betas = (0.95, 0.95),
-    shampoo_beta: Scalar | None = None,
-    eps: Scalar = 1e-8,
-    weight_decay: Scalar = 0.01,
-    precondition_frequency: int = 10,
-    max_precondition_dim: int = 10000,
+    lr: NonNegative = 3e-3,
+    betas: Decays = (0.95, 0.95),
+    shampoo_beta: Decay | None = None,
+    eps: NonNegative = 1e-8,
+    weight_decay: NonNegative = 0.01,
+    precondition_frequency: Count = 10,
+    max_precondition_dim: Count = 10000,
     merge_dims: bool = False,
     correct_bias: bool = True,
     *,
-    stagger: bool = False,
+    stagger: Static[bool] = False,
 ):
     r"""KL-SOAP: SOAP with factors that minimize a Kullback-Leibler divergence.
 
@@ -102,20 +103,18 @@ def kl_soap(
     return decayed_from_second_step(direction, lr, weight_decay)
 
 
-@alias(
-    static=("stagger",), class_name="SOAPLaProp", ranges=SOAP_RANGES, example=EXAMPLE
-)
+@alias(class_name="SOAPLaProp", example=EXAMPLE)
 def soap_laprop(
-    lr: Scalar = 3e-3,
-    betas: Betas = (0.95, 0.95),
-    shampoo_beta: Scalar | None = None,
-    eps: Scalar = 1e-8,
-    weight_decay: Scalar = 0.01,
-    precondition_frequency: int = 10,
-    max_precondition_dim: int = 10000,
+    lr: NonNegative = 3e-3,
+    betas: Decays = (0.95, 0.95),
+    shampoo_beta: Decay | None = None,
+    eps: NonNegative = 1e-8,
+    weight_decay: NonNegative = 0.01,
+    precondition_frequency: Count = 10,
+    max_precondition_dim: Count = 10000,
     merge_dims: bool = False,
     *,
-    stagger: bool = False,
+    stagger: Static[bool] = False,
 ):
     r"""SOAP with LaProp instead of Adam: gradients are normalized in the eigenbasis first, then averaged.
 
@@ -168,23 +167,18 @@ def soap_laprop(
     return decayed_from_second_step(direction, lr, weight_decay)
 
 
-@alias(
-    static=("stagger",),
-    class_name="KLShampoo",
-    ranges={**SOAP_RANGES, "adam_eps": "[0, inf)"},
-    example={**EXAMPLE, "adam_eps": 0.1},
-)
+@alias(class_name="KLShampoo", example={**EXAMPLE, "adam_eps": 0.1})
 def kl_shampoo(
-    lr: Scalar = 3e-3,
-    betas: Betas = (0.95, 0.95),
-    eps: Scalar = 1e-8,
-    adam_eps: Scalar = 1e-8,
-    weight_decay: Scalar = 0.01,
-    precondition_frequency: int = 10,
-    max_precondition_dim: int = 10000,
+    lr: NonNegative = 3e-3,
+    betas: Decays = (0.95, 0.95),
+    eps: NonNegative = 1e-8,
+    adam_eps: NonNegative = 1e-8,
+    weight_decay: NonNegative = 0.01,
+    precondition_frequency: Count = 10,
+    max_precondition_dim: Count = 10000,
     merge_dims: bool = False,
     *,
-    stagger: bool = False,
+    stagger: Static[bool] = False,
 ):
     r"""KL-Shampoo: momentum, whitened by factors that minimize a Kullback-Leibler divergence.
 
@@ -234,31 +228,24 @@ def kl_shampoo(
 
 
 @alias(
-    static=("stagger",),
     class_name="SOAPMuon",
-    ranges={
-        **SOAP_RANGES,
-        "momentum": "[0, 1)",
-        "beta2": "[0, 1)",
-        "ns_steps": "[0, 100)",
-    },
     example=lambda tx: {"fallback": tx, "eps": 0.1, "precondition_frequency": 2},
 )
 def soap_muon(
-    lr: Scalar = 0.02,
-    weight_decay: Scalar = 0.0,
-    momentum: Scalar = 0.95,
+    lr: NonNegative = 0.02,
+    weight_decay: NonNegative = 0.0,
+    momentum: Decay = 0.95,
     nesterov: bool = True,
-    beta2: Scalar = 0.9,
-    eps: Scalar = 1e-8,
-    precondition_frequency: int = 1,
-    max_precondition_dim: int = 10000,
+    beta2: Decay = 0.9,
+    eps: NonNegative = 1e-8,
+    precondition_frequency: Count = 1,
+    max_precondition_dim: Count = 10000,
     ns_coefficients: Coefficients = "newton_schulz",
-    ns_steps: int = 12,
+    ns_steps: Annotated[int, "[0, 100)"] = 12,
     adjust_lr_fn: str | None = "original",
     fallback: GradientTransformation | None = None,
     *,
-    stagger: bool = False,
+    stagger: Static[bool] = False,
 ):
     r"""SOAP-Muon: the momentum divided by its root mean square in the gradients' eigenbasis, then orthogonalized.
 
@@ -325,27 +312,17 @@ def soap_muon(
     )
 
 
-@alias(
-    static=("stagger",),
-    class_name="SPlus",
-    ranges={
-        "ema_rate": "[0, 1)",
-        "inverse_steps": "[1, inf)",
-        "nonstandard_constant": "[0, inf)",
-        "max_dim": "[1, inf)",
-    },
-    example={"inverse_steps": 2},
-)
+@alias(class_name="SPlus", example={"inverse_steps": 2})
 def splus(
-    lr: Scalar = 0.1,
-    betas: Betas = (0.9, 0.999),
-    weight_decay: Scalar = 1e-2,
-    ema_rate: Scalar = 0.999,
-    inverse_steps: int = 100,
-    nonstandard_constant: Scalar = 1e-3,
-    max_dim: int = 10000,
+    lr: NonNegative = 0.1,
+    betas: Decays = (0.9, 0.999),
+    weight_decay: NonNegative = 1e-2,
+    ema_rate: Decay = 0.999,
+    inverse_steps: Count = 100,
+    nonstandard_constant: NonNegative = 1e-3,
+    max_dim: Count = 10000,
     *,
-    stagger: bool = False,
+    stagger: Static[bool] = False,
 ):
     r"""SPlus: signs of the momentum in Shampoo's eigenbases, and an average of the weights for evaluation.
 
@@ -413,20 +390,16 @@ def splus(
     )
 
 
-@alias(
-    static=("stagger",),
-    ranges={"update_proj_gap": "[1, inf)", "scale": "[0, inf)"},
-    example={"update_proj_gap": 2, "eps": 0.1},
-)
+@alias(example={"update_proj_gap": 2, "eps": 0.1})
 def conda(
-    lr: Scalar = 1e-3,
-    betas: Betas = (0.9, 0.999),
-    weight_decay: Scalar = 0.0,
-    eps: Scalar = 1e-8,
-    update_proj_gap: int = 2000,
-    scale: Scalar = 1.0,
+    lr: NonNegative = 1e-3,
+    betas: Decays = (0.9, 0.999),
+    weight_decay: NonNegative = 0.0,
+    eps: NonNegative = 1e-8,
+    update_proj_gap: Count = 2000,
+    scale: NonNegative = 1.0,
     *,
-    stagger: bool = False,
+    stagger: Static[bool] = False,
 ):
     r"""Conda: Adam along the singular vectors of the momentum, on the shorter side of a matrix.
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from gradtx.arguments import is_off
-from gradtx.base.exact import Betas, Scalar
+from typing import Annotated
+
+from gradtx.arguments import Decays, Fraction, NonNegative, is_off
+from gradtx.base.exact import Scalar
 from gradtx.optimizers.adam import with_decay
 from gradtx.rules import alias
 from gradtx.transform import chain
@@ -17,7 +19,9 @@ __all__ = ["adai", "adan", "lion"]
 
 
 @alias
-def lion(lr: Scalar = 1e-4, betas: Betas = (0.9, 0.99), weight_decay: Scalar = 0.0):
+def lion(
+    lr: NonNegative = 1e-4, betas: Decays = (0.9, 0.99), weight_decay: NonNegative = 0.0
+):
     r"""Lion: the sign of an interpolated momentum, with decoupled weight decay.
 
     $p \leftarrow p (1 - \eta \lambda) - \eta \, \mathrm{sign}(\beta_1 m + (1-\beta_1) g)$, then
@@ -48,13 +52,13 @@ def lion(lr: Scalar = 1e-4, betas: Betas = (0.9, 0.99), weight_decay: Scalar = 0
     return with_decay(scale_by_lion(betas), weight_decay, True, lr)
 
 
-@alias(ranges={"max_grad_norm": "[0, inf]"})
+@alias
 def adan(
-    lr: Scalar = 1e-3,
-    betas: Betas = (0.98, 0.92, 0.99),
-    eps: Scalar = 1e-8,
-    weight_decay: Scalar = 0.0,
-    max_grad_norm: Scalar = 0.0,
+    lr: NonNegative = 1e-3,
+    betas: Decays = (0.98, 0.92, 0.99),
+    eps: NonNegative = 1e-8,
+    weight_decay: NonNegative = 0.0,
+    max_grad_norm: Annotated[Scalar, "[0, inf]"] = 0.0,
     no_prox: bool = False,
 ):
     r"""Adan: Adam with Nesterov momentum, estimated from the change of the gradient, and a proximal decay.
@@ -102,14 +106,14 @@ def adan(
     )
 
 
-@alias(ranges={"dampening": "[0, 1]", "eps": "(0, 1)"}, example={"lr": 0.1})
+@alias(example={"lr": 0.1})
 def adai(
-    lr: Scalar,
-    betas: Betas = (0.1, 0.99),
-    eps: Scalar = 1e-3,
-    weight_decay: Scalar = 0.0,
+    lr: NonNegative,
+    betas: Decays = (0.1, 0.99),
+    eps: Annotated[Scalar, "(0, 1)"] = 1e-3,
+    weight_decay: NonNegative = 0.0,
     decoupled_weight_decay: bool = False,
-    dampening: Scalar = 1.0,
+    dampening: Fraction = 1.0,
 ):
     r"""Adai: momentum SGD whose inertia, not its rate, adapts to the gradients of each entry.
 

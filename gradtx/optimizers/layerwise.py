@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Annotated
 
 import torch
 
-from gradtx.arguments import is_off
-from gradtx.base.exact import Betas, Scalar
+from gradtx.arguments import (
+    Decay,
+    Decays,
+    NonNegative,
+    NonNegativeInt,
+    Positive,
+    is_off,
+)
+from gradtx.base.exact import Scalar
 from gradtx.rules import alias
 from gradtx.transform import chain
 from gradtx.transforms.clipping import bound_norm, clip_by_global_norm
 from gradtx.transforms.layerwise import (
-    AMOS_RANGES,
     project_neurons,
     scale_by_amos,
     scale_by_lamb,
@@ -30,15 +37,15 @@ from gradtx.transforms.weight_decay import add_decayed_weights
 __all__ = ["amos", "fromage", "lamb", "lars", "nero", "novograd", "sm3"]
 
 
-@alias(ranges={"max_grad_norm": "(0, inf]"})
+@alias
 def lamb(
-    lr: Scalar = 1e-3,
-    betas: Betas = (0.9, 0.999),
-    eps: Scalar = 1e-6,
-    weight_decay: Scalar = 0.0,
+    lr: NonNegative = 1e-3,
+    betas: Decays = (0.9, 0.999),
+    eps: NonNegative = 1e-6,
+    weight_decay: NonNegative = 0.0,
     bias_correction: bool = True,
     grad_averaging: bool = True,
-    max_grad_norm: Scalar | None = None,
+    max_grad_norm: Annotated[Scalar, "(0, inf]"] | None = None,
     trust_clip: bool = False,
     always_adapt: bool = True,
 ):
@@ -89,19 +96,17 @@ def lamb(
     )
 
 
-@alias(
-    class_name="LARS", ranges={"trust_coefficient": "(0, inf)", "min_ndim": "[0, inf)"}
-)
+@alias(class_name="LARS")
 def lars(
-    lr: Scalar = 1.0,
-    momentum: Scalar = 0.9,
+    lr: NonNegative = 1.0,
+    momentum: NonNegative = 0.9,
     dampening: Scalar = 0.0,
-    weight_decay: Scalar = 0.0,
+    weight_decay: NonNegative = 0.0,
     nesterov: bool = False,
-    trust_coefficient: Scalar = 0.001,
-    eps: Scalar = 1e-8,
+    trust_coefficient: Positive = 0.001,
+    eps: NonNegative = 1e-8,
     trust_clip: bool = False,
-    min_ndim: int = 0,
+    min_ndim: NonNegativeInt = 0,
 ):
     r"""LARS: SGD with momentum and one rate per leaf, from the norms of its weights and its gradient.
 
@@ -152,10 +157,10 @@ def lars(
 
 @alias(class_name="NovoGrad")
 def novograd(
-    lr: Scalar = 1e-3,
-    betas: Betas = (0.95, 0.98),
-    eps: Scalar = 1e-8,
-    weight_decay: Scalar = 0.0,
+    lr: NonNegative = 1e-3,
+    betas: Decays = (0.95, 0.98),
+    eps: NonNegative = 1e-8,
+    weight_decay: NonNegative = 0.0,
     grad_averaging: bool = False,
     amsgrad: bool = False,
 ):
@@ -200,8 +205,8 @@ def novograd(
     )
 
 
-@alias(ranges={"beta": "[0, 1)"})
-def nero(lr: Scalar = 0.01, beta: Scalar = 0.999, constraints: bool = True):
+@alias
+def nero(lr: NonNegative = 0.01, beta: Decay = 0.999, constraints: bool = True):
     r"""Nero: one rate per neuron, with the weights of each neuron kept at mean 0 and norm 1.
 
     $v \leftarrow \beta v + (1-\beta) \lVert g \rVert^2$ for every neuron,
@@ -244,8 +249,8 @@ def nero(lr: Scalar = 0.01, beta: Scalar = 0.999, constraints: bool = True):
     )
 
 
-@alias(ranges={"p_bound": "(0, inf)"})
-def fromage(lr: Scalar = 0.01, p_bound: Scalar | None = None):
+@alias
+def fromage(lr: NonNegative = 0.01, p_bound: Positive | None = None):
     r"""Fromage: every leaf rotates by a fixed angle, and keeps its norm if its gradient is orthogonal to it.
 
     $p \leftarrow (p - \eta \, g \lVert p \rVert / \lVert g \rVert) / \sqrt{1 + \eta^2}$; the ratio of norms is 1
@@ -281,11 +286,12 @@ def fromage(lr: Scalar = 0.01, p_bound: Scalar | None = None):
     )
 
 
-@alias(
-    class_name="SM3", ranges={"beta": "[0, 1)", "momentum": "[0, 1)", "eps": "(0, inf)"}
-)
+@alias(class_name="SM3")
 def sm3(
-    lr: Scalar = 0.1, momentum: Scalar = 0.0, beta: Scalar = 0.0, eps: Scalar = 1e-30
+    lr: NonNegative = 0.1,
+    momentum: Decay = 0.0,
+    beta: Decay = 0.0,
+    eps: Positive = 1e-30,
 ):
     r"""SM3: Adagrad whose state is one vector per dimension instead of one number per weight.
 
@@ -326,17 +332,17 @@ def sm3(
     )
 
 
-@alias(ranges={**AMOS_RANGES, "momentum": "[0, 1)"})
+@alias
 def amos(
-    lr: Scalar = 1e-3,
-    beta: Scalar = 0.999,
-    momentum: Scalar = 0.0,
-    extra_l2: Scalar = 0.0,
+    lr: NonNegative = 1e-3,
+    beta: Decay = 0.999,
+    momentum: Decay = 0.0,
+    extra_l2: NonNegative = 0.0,
     eta: Scalar | Callable[[torch.Size], float] | None = None,
     slot: str = "scalar",
-    c_coef: Scalar = 0.25,
-    d_coef: Scalar = 0.25,
-    eps: Scalar = 2**-125,
+    c_coef: NonNegative = 0.25,
+    d_coef: NonNegative = 0.25,
+    eps: Positive = 2**-125,
 ):
     r"""Amos: Adam-like steps in units of the weights, with rate and decay that adapt to the progress of training.
 

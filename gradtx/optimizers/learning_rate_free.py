@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import Annotated
 
-from gradtx.arguments import is_off
-from gradtx.base.exact import Betas, Scalar
+from gradtx.arguments import Count, Decay, Decays, NonNegative, Positive, is_off
+from gradtx.base.exact import Scalar
 from gradtx.optimizers.adam import split_decay
 from gradtx.rules import alias
 from gradtx.transform import chain
 from gradtx.transforms.d_adaptation import (
-    DADAPT_RANGES,
-    PRODIGY_RANGES,
     scale_by_dadapt_adagrad,
     scale_by_dadapt_adam,
     scale_by_dadapt_adan,
@@ -35,16 +34,13 @@ __all__ = [
 ]
 
 
-@alias(
-    class_name="AliG",
-    ranges={"max_norm": "(0, inf]", "max_lr": "[0, inf]", "momentum": "[0, 1)"},
-)
+@alias(class_name="AliG")
 def alig(
-    max_lr: Scalar | None = None,
-    momentum: Scalar = 0.0,
+    max_lr: Annotated[Scalar, "[0, inf]"] | None = None,
+    momentum: Decay = 0.0,
     adjusted_momentum: bool = False,
-    eps: Scalar = 1e-5,
-    max_norm: Scalar | None = None,
+    eps: NonNegative = 1e-5,
+    max_norm: Annotated[Scalar, "(0, inf]"] | None = None,
 ):
     r"""ALI-G: SGD whose rate is computed from the loss, for models that can reach a loss of 0.
 
@@ -86,14 +82,14 @@ def alig(
     return chain(*links, chain() if max_norm is None else project_l2_ball(max_norm))
 
 
-@alias(class_name="DAdaptAdaGrad", ranges={**DADAPT_RANGES, "momentum": "[0, 1)"})
+@alias(class_name="DAdaptAdaGrad")
 def dadapt_adagrad(
-    lr: Scalar = 1.0,
-    momentum: Scalar = 0.0,
-    weight_decay: Scalar = 0.0,
-    eps: Scalar = 1e-6,
-    d0: Scalar = 1e-6,
-    growth_rate: Scalar = math.inf,
+    lr: NonNegative = 1.0,
+    momentum: Decay = 0.0,
+    weight_decay: NonNegative = 0.0,
+    eps: NonNegative = 1e-6,
+    d0: Positive = 1e-6,
+    growth_rate: Annotated[Scalar, "[1, inf]"] = math.inf,
 ):
     r"""D-Adapt AdaGrad: AdaGrad with an automatic learning rate.
 
@@ -138,20 +134,16 @@ def dadapt_adagrad(
     )
 
 
-@alias(
-    class_name="DAdaptAdam",
-    ranges={**DADAPT_RANGES, "eps": "(0, inf)"},
-    example={"lr": 0.3},
-)
+@alias(class_name="DAdaptAdam", example={"lr": 0.3})
 def dadapt_adam(
-    lr: Scalar = 1.0,
-    betas: Betas = (0.9, 0.999),
-    eps: Scalar = 1e-8,
-    weight_decay: Scalar = 0.0,
+    lr: NonNegative = 1.0,
+    betas: Decays = (0.9, 0.999),
+    eps: Positive = 1e-8,
+    weight_decay: NonNegative = 0.0,
     decoupled_weight_decay: bool = False,
     use_bias_correction: bool = False,
-    d0: Scalar = 1e-6,
-    growth_rate: Scalar = math.inf,
+    d0: Positive = 1e-6,
+    growth_rate: Annotated[Scalar, "[1, inf]"] = math.inf,
 ):
     r"""D-Adapt Adam: Adam with an automatic learning rate.
 
@@ -198,13 +190,13 @@ def dadapt_adam(
     )
 
 
-@alias(class_name="DAdaptSGD", ranges={**DADAPT_RANGES, "momentum": "[0, 1)"})
+@alias(class_name="DAdaptSGD")
 def dadapt_sgd(
-    lr: Scalar = 1.0,
-    momentum: Scalar = 0.0,
-    weight_decay: Scalar = 0.0,
-    d0: Scalar = 1e-6,
-    growth_rate: Scalar = math.inf,
+    lr: NonNegative = 1.0,
+    momentum: Decay = 0.0,
+    weight_decay: NonNegative = 0.0,
+    d0: Positive = 1e-6,
+    growth_rate: Annotated[Scalar, "[1, inf]"] = math.inf,
 ):
     r"""D-Adapt SGD: SGD with an automatic learning rate.
 
@@ -250,15 +242,15 @@ def dadapt_sgd(
     )
 
 
-@alias(class_name="DAdaptAdan", ranges={**DADAPT_RANGES, "eps": "(0, inf)"})
+@alias(class_name="DAdaptAdan")
 def dadapt_adan(
-    lr: Scalar = 1.0,
-    betas: Betas = (0.98, 0.92, 0.99),
-    eps: Scalar = 1e-8,
-    weight_decay: Scalar = 0.02,
+    lr: NonNegative = 1.0,
+    betas: Decays = (0.98, 0.92, 0.99),
+    eps: Positive = 1e-8,
+    weight_decay: NonNegative = 0.02,
     no_prox: bool = False,
-    d0: Scalar = 1e-6,
-    growth_rate: Scalar = math.inf,
+    d0: Positive = 1e-6,
+    growth_rate: Annotated[Scalar, "[1, inf]"] = math.inf,
 ):
     r"""D-Adapt Adan: Adan with an automatic learning rate.
 
@@ -304,12 +296,12 @@ def dadapt_adan(
     )
 
 
-@alias(class_name="DAdaptLion", ranges={"d0": "(0, inf)"})
+@alias(class_name="DAdaptLion")
 def dadapt_lion(
-    lr: Scalar = 1.0,
-    betas: Betas = (0.9, 0.99),
-    weight_decay: Scalar = 0.0,
-    d0: Scalar = 1e-6,
+    lr: NonNegative = 1.0,
+    betas: Decays = (0.9, 0.99),
+    weight_decay: NonNegative = 0.0,
+    d0: Positive = 1e-6,
 ):
     r"""D-Adapt Lion: Lion with an automatic learning rate.
 
@@ -345,20 +337,20 @@ def dadapt_lion(
     return chain(scale_by_dadapt_lion(lr, betas, weight_decay, d0), descend())
 
 
-@alias(ranges=PRODIGY_RANGES)
+@alias
 def prodigy(
-    lr: Scalar = 1.0,
-    betas: Betas = (0.9, 0.999),
-    beta3: Scalar | None = None,
-    eps: Scalar = 1e-8,
-    weight_decay: Scalar = 0.0,
+    lr: NonNegative = 1.0,
+    betas: Decays = (0.9, 0.999),
+    beta3: Decay | None = None,
+    eps: Positive = 1e-8,
+    weight_decay: NonNegative = 0.0,
     decoupled_weight_decay: bool = True,
     use_bias_correction: bool = False,
     safeguard_warmup: bool = False,
-    d0: Scalar = 1e-6,
-    d_coef: Scalar = 1.0,
-    growth_rate: Scalar = math.inf,
-    slice_p: int = 1,
+    d0: Positive = 1e-6,
+    d_coef: Positive = 1.0,
+    growth_rate: Annotated[Scalar, "[1, inf]"] = math.inf,
+    slice_p: Count = 1,
 ):
     r"""Prodigy: Adam with an automatic learning rate, found faster than by D-Adaptation.
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 
-from gradtx.base.exact import Betas, Scalar
+from gradtx.arguments import Count, Decay, Decays, NonNegative
+from gradtx.base.exact import Scalar
 from gradtx.combinators.low_rank import low_rank
 from gradtx.optimizers.matrix import muon_like
 from gradtx.rules import alias
@@ -15,7 +16,6 @@ from gradtx.transforms._polynomials import Coefficients
 from gradtx.transforms.adam import scale_by_adam_hat
 from gradtx.transforms.low_rank import (
     EXAMPLE,
-    RANGES,
     orthogonalize_slices,
     scale_by_apollo_low_rank,
     scale_by_dion,
@@ -27,16 +27,13 @@ from gradtx.transforms.scaling import scale_by_learning_rate
 __all__ = ["apollo_low_rank", "dion", "dion2", "fira", "galore"]
 
 
-@alias(
-    ranges={"mu": "[0, 1)"},
-    example=lambda tx: {"rank": 2, "fallback": tx},
-)
+@alias(example=lambda tx: {"rank": 2, "fallback": tx})
 def dion(
-    lr: Scalar = 0.01,
-    mu: Scalar = 0.95,
+    lr: NonNegative = 0.01,
+    mu: Decay = 0.95,
     rank: float | int = 1.0,
-    weight_decay: Scalar = 0.01,
-    eps: Scalar = 1e-8,
+    weight_decay: NonNegative = 0.01,
+    eps: NonNegative = 1e-8,
     adjust_lr_fn: str | None = "spectral",
     init: str = "random",
     seed: int = 0,
@@ -86,18 +83,15 @@ def dion(
     )
 
 
-@alias(
-    ranges={"ef_decay": "[0, 1)", "beta2": "[0, 1)", "neuron_eps": "[0, inf)"},
-    example=lambda tx: {"fallback": tx},
-)
+@alias(example=lambda tx: {"fallback": tx})
 def dion2(
-    lr: Scalar = 0.01,
+    lr: NonNegative = 0.01,
     fraction: float | int = 0.25,
-    ef_decay: Scalar = 0.95,
-    weight_decay: Scalar = 0.01,
+    ef_decay: Decay = 0.95,
+    weight_decay: NonNegative = 0.01,
     select: str = "short",
-    beta2: Scalar | None = None,
-    neuron_eps: Scalar = 1e-8,
+    beta2: Decay | None = None,
+    neuron_eps: NonNegative = 1e-8,
     ns_coefficients: Coefficients = "polar_express",
     ns_steps: int | None = None,
     adjust_lr_fn: str | None = "spectral",
@@ -172,15 +166,15 @@ def _decayed(direction: GradientTransformation, lr: Any, weight_decay: Any):
     )
 
 
-@alias(class_name="GaLore", ranges=RANGES, example=EXAMPLE)
+@alias(class_name="GaLore", example=EXAMPLE)
 def galore(
-    lr: Scalar = 1e-3,
-    betas: Betas = (0.9, 0.999),
-    eps: Scalar = 1e-6,
-    weight_decay: Scalar = 0.0,
-    rank: int = 128,
-    update_proj_gap: int = 200,
-    scale: Scalar = 0.25,
+    lr: NonNegative = 1e-3,
+    betas: Decays = (0.9, 0.999),
+    eps: NonNegative = 1e-6,
+    weight_decay: NonNegative = 0.0,
+    rank: Count = 128,
+    update_proj_gap: Count = 200,
+    scale: NonNegative = 0.25,
     side: str = "short",
     projection: str = "svd",
     carry: str = "keep",
@@ -234,19 +228,19 @@ def galore(
     return _decayed(direction, lr, weight_decay)
 
 
-@alias(ranges=RANGES, example=EXAMPLE)
+@alias(example=EXAMPLE)
 def fira(
-    lr: Scalar = 1e-3,
-    betas: Betas = (0.9, 0.999),
-    eps: Scalar = 1e-6,
-    weight_decay: Scalar = 0.0,
-    rank: int = 128,
-    update_proj_gap: int = 200,
-    scale: Scalar = 0.25,
+    lr: NonNegative = 1e-3,
+    betas: Decays = (0.9, 0.999),
+    eps: NonNegative = 1e-6,
+    weight_decay: NonNegative = 0.0,
+    rank: Count = 128,
+    update_proj_gap: Count = 200,
+    scale: NonNegative = 0.25,
     side: str = "short",
     projection: str = "svd",
     carry: str = "keep",
-    limit: Scalar = 1.01,
+    limit: Annotated[Scalar, "[1, inf)"] = 1.01,
 ):
     r"""Fira: GaLore plus the rest of the gradient, scaled row by row as Adam scales the projection.
 
@@ -295,20 +289,20 @@ def fira(
     return _decayed(direction, lr, weight_decay)
 
 
-@alias(class_name="ApolloLowRank", ranges=RANGES, example=EXAMPLE)
+@alias(class_name="ApolloLowRank", example=EXAMPLE)
 def apollo_low_rank(
-    lr: Scalar = 1e-2,
-    betas: Betas = (0.9, 0.999),
-    eps: Scalar = 1e-6,
-    weight_decay: Scalar = 0.0,
-    rank: int = 128,
-    update_proj_gap: int = 200,
-    scale: Scalar = 1.0,
+    lr: NonNegative = 1e-2,
+    betas: Decays = (0.9, 0.999),
+    eps: NonNegative = 1e-6,
+    weight_decay: NonNegative = 0.0,
+    rank: Count = 128,
+    update_proj_gap: Count = 200,
+    scale: NonNegative = 1.0,
     side: str = "short",
     projection: str = "random",
     scale_type: str = "channel",
     scale_front: bool = False,
-    limit: Scalar = 1.01,
+    limit: Annotated[Scalar, "[1, inf)"] = 1.01,
     seed: int = 0,
 ):
     r"""APOLLO: the gradient itself, with one rate per row computed by a projected Adam.

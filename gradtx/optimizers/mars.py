@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gradtx.base.exact import Betas, Scalar
+from gradtx.arguments import Decay, Decays, NonNegative
 from gradtx.combinators.selection import partition
 from gradtx.optimizers.adam import with_decay
 from gradtx.optimizers.matrix import has_a_matrix
@@ -22,27 +22,19 @@ def _for_matrices(mars, vectors):
     )
 
 
-@alias(
-    class_name="MARS",
-    ranges={
-        "gamma": "[0, inf)",
-        "lr_1d": "[0, inf)",
-        "betas_1d": "[0, 1)",
-        "weight_decay_1d": "[0, inf)",
-    },
-)
+@alias(class_name="MARS")
 def mars_adamw(
-    lr: Scalar = 3e-3,
-    betas: Betas = (0.95, 0.99),
-    eps: Scalar = 1e-8,
-    weight_decay: Scalar = 0.0,
-    gamma: Scalar = 0.025,
+    lr: NonNegative = 3e-3,
+    betas: Decays = (0.95, 0.99),
+    eps: NonNegative = 1e-8,
+    weight_decay: NonNegative = 0.0,
+    gamma: NonNegative = 0.025,
     amsgrad: bool = False,
     exact: bool = False,
     optimize_1d: bool = False,
-    lr_1d: Scalar | None = None,
-    betas_1d: Betas = (0.9, 0.95),
-    weight_decay_1d: Scalar = 0.1,
+    lr_1d: NonNegative | None = None,
+    betas_1d: Decays = (0.9, 0.95),
+    weight_decay_1d: NonNegative = 0.1,
 ):
     r"""MARS-AdamW: AdamW on gradients corrected by their change since the last step.
 
@@ -97,27 +89,18 @@ def mars_adamw(
     return chain(correction, _for_matrices(mars, vectors))
 
 
-@alias(
-    class_name="MARSLion",
-    ranges={
-        "beta": "[0, 1)",
-        "gamma": "[0, inf)",
-        "lr_1d": "[0, inf)",
-        "betas_1d": "[0, 1)",
-        "weight_decay_1d": "[0, inf)",
-    },
-)
+@alias(class_name="MARSLion")
 def mars_lion(
-    lr: Scalar = 3e-3,
-    beta: Scalar = 0.95,
-    weight_decay: Scalar = 0.0,
-    gamma: Scalar = 0.025,
+    lr: NonNegative = 3e-3,
+    beta: Decay = 0.95,
+    weight_decay: NonNegative = 0.0,
+    gamma: NonNegative = 0.025,
     exact: bool = False,
     optimize_1d: bool = False,
-    lr_1d: Scalar | None = None,
-    betas_1d: Betas = (0.9, 0.95),
-    eps: Scalar = 1e-8,
-    weight_decay_1d: Scalar = 0.1,
+    lr_1d: NonNegative | None = None,
+    betas_1d: Decays = (0.9, 0.95),
+    eps: NonNegative = 1e-8,
+    weight_decay_1d: NonNegative = 0.1,
 ):
     r"""MARS-Lion: the sign of a momentum of gradients corrected by their change since the last step.
 

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 
-from gradtx.base.exact import Betas, Scalar
+from gradtx.arguments import (
+    Count,
+    Decay,
+    Decays,
+    Fraction,
+    NonNegative,
+    NonNegativeInt,
+    Positive,
+    Static,
+)
 from gradtx.combinators.selection import partition
 from gradtx.optimizers.adam import adam_atan2, split_decay
 from gradtx.rules import alias
 from gradtx.transform import GradientTransformation, chain, check_transformation
 from gradtx.transforms._polynomials import NEWTON_SCHULZ, POLAR_EXPRESS, Coefficients
-from gradtx.transforms.adam import ATAN2_RANGES, scale_by_caution
+from gradtx.transforms.adam import scale_by_caution
 from gradtx.transforms.momentum import trace_ema
 from gradtx.transforms.muon import (
     normalize_neurons,
@@ -26,8 +35,6 @@ from gradtx.transforms.shampoo import (
     BLOCKS,
     EXAMPLE,
     ROOTS,
-    SCALABLE_RANGES,
-    SOAP_RANGES,
     scale_by_scalable_shampoo,
     scale_by_shampoo,
     scale_by_soap,
@@ -44,18 +51,15 @@ __all__ = [
 ]
 
 
-@alias(
-    ranges={"momentum": "[0, 1)", "ns_steps": "[0, 100)"},
-    example=lambda tx: {"ns_dtype": None, "fallback": tx},
-)
+@alias(example=lambda tx: {"ns_dtype": None, "fallback": tx})
 def muon(
-    lr: Scalar = 1e-3,
-    weight_decay: Scalar = 0.1,
-    momentum: Scalar = 0.95,
+    lr: NonNegative = 1e-3,
+    weight_decay: NonNegative = 0.1,
+    momentum: Decay = 0.95,
     nesterov: bool = True,
     ns_coefficients: Coefficients = NEWTON_SCHULZ,
-    eps: Scalar = 1e-7,
-    ns_steps: int | None = None,
+    eps: NonNegative = 1e-7,
+    ns_steps: Annotated[int, "[0, 100)"] | None = None,
     adjust_lr_fn: str | None = None,
     ns_dtype: torch.dtype | None = torch.bfloat16,
     flatten: bool = False,
@@ -217,37 +221,22 @@ def _check_ndims(matrix_ndims: Any) -> None:
         )
 
 
-_MATRIX_RANGES = {
-    **ATAN2_RANGES,
-    "muon_lr": "[0, inf)",
-    "muon_beta1": "[0, 1)",
-    "muon_beta2": "[0, 1)",
-    "muon_steps": "[0, 100)",
-    "muon_rms_factor": "[0, inf)",
-    "polar_lr": "[0, inf)",
-    "polar_beta1": "[0, 1)",
-    "polar_beta2": "[0, 1)",
-    "polar_steps": "[0, 100)",
-    "polar_rms_factor": "[0, inf)",
-}
-
-
-@alias(ranges={**_MATRIX_RANGES, "normuon_eps": "[0, inf)"})
+@alias
 def muon_adam_atan2(
-    lr: Scalar = 1e-4,
-    betas: Betas = (0.9, 0.99),
-    muon_lr: Scalar | None = None,
-    weight_decay: Scalar = 0.0,
+    lr: NonNegative = 1e-4,
+    betas: Decays = (0.9, 0.99),
+    muon_lr: NonNegative | None = None,
+    weight_decay: NonNegative = 0.0,
     decoupled_wd: bool = False,
-    cautious_factor: Scalar = 1.0,
-    a: Scalar = 1.27,
-    b: Scalar = 1.0,
-    muon_beta1: Scalar = 0.95,
-    muon_beta2: Scalar = 0.95,
-    muon_steps: int = 5,
-    muon_rms_factor: Scalar = 0.2,
+    cautious_factor: Fraction = 1.0,
+    a: Positive = 1.27,
+    b: Positive = 1.0,
+    muon_beta1: Decay = 0.95,
+    muon_beta2: Decay = 0.95,
+    muon_steps: Annotated[int, "[0, 100)"] = 5,
+    muon_rms_factor: NonNegative = 0.2,
     use_normuon: bool = False,
-    normuon_eps: Scalar = 1e-10,
+    normuon_eps: NonNegative = 1e-10,
     matrix_ndims: tuple[int, ...] = (2, 3),
 ):
     r"""Muon with Adam-atan2: Muon for matrices, Adam-atan2 for all other leaves.
@@ -306,19 +295,19 @@ def muon_adam_atan2(
     return by_matrix(branch, rest, lambda _, tensor: tensor.ndim in matrix_ndims)
 
 
-@alias(ranges=_MATRIX_RANGES)
+@alias
 def polar_adam_atan2(
-    lr: Scalar = 1e-4,
-    betas: Betas = (0.9, 0.99),
-    polar_lr: Scalar | None = None,
-    weight_decay: Scalar = 0.0,
+    lr: NonNegative = 1e-4,
+    betas: Decays = (0.9, 0.99),
+    polar_lr: NonNegative | None = None,
+    weight_decay: NonNegative = 0.0,
     decoupled_wd: bool = False,
-    cautious_factor: Scalar = 1.0,
-    a: Scalar = 1.27,
-    b: Scalar = 1.0,
-    polar_beta1: Scalar = 0.95,
-    polar_steps: int = 5,
-    polar_rms_factor: Scalar = 0.2,
+    cautious_factor: Fraction = 1.0,
+    a: Positive = 1.27,
+    b: Positive = 1.0,
+    polar_beta1: Decay = 0.95,
+    polar_steps: Annotated[int, "[0, 100)"] = 5,
+    polar_rms_factor: NonNegative = 0.2,
     matrix_ndims: tuple[int, ...] = (2, 3),
 ):
     r"""Polar Express with Adam-atan2: orthogonalized momentum for matrices, Adam-atan2 for all other leaves.
@@ -377,25 +366,17 @@ def polar_adam_atan2(
     return by_matrix(branch, rest, lambda _, tensor: tensor.ndim in matrix_ndims)
 
 
-@alias(
-    static=("stagger",),
-    ranges={
-        "matrix_eps": "(0, inf)",
-        "preconditioning_compute_steps": "[1, inf)",
-        "momentum": "[0, 1)",
-    },
-    example=ROOTS,
-)
+@alias(example=ROOTS)
 def shampoo(
-    lr: Scalar = 1e-1,
-    momentum: Scalar = 0.0,
-    weight_decay: Scalar = 0.0,
+    lr: NonNegative = 1e-1,
+    momentum: Decay = 0.0,
+    weight_decay: NonNegative = 0.0,
     decoupled_weight_decay: bool = False,
-    matrix_eps: Scalar = 1e-4,
-    preconditioning_compute_steps: int = 1,
+    matrix_eps: Positive = 1e-4,
+    preconditioning_compute_steps: Count = 1,
     variant: str = "paper",
     *,
-    stagger: bool = False,
+    stagger: Static[bool] = False,
 ):
     r"""Shampoo: a full-matrix preconditioner for every dimension of a leaf.
 
@@ -446,26 +427,26 @@ def shampoo(
     )
 
 
-@alias(ranges=SCALABLE_RANGES, example=BLOCKS)
+@alias(example=BLOCKS)
 def scalable_shampoo(
-    lr: Scalar = 1e-3,
-    betas: Betas = (0.9, 0.999),
+    lr: NonNegative = 1e-3,
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999),
     moving_average_for_momentum: bool = False,
-    weight_decay: Scalar = 0.0,
+    weight_decay: NonNegative = 0.0,
     decoupled_weight_decay: bool = False,
-    inverse_exponent_override: int = 0,
-    start_preconditioning_step: int = 25,
-    preconditioning_compute_steps: int = 1000,
-    statistics_compute_steps: int = 1,
-    block_size: int = 512,
-    skip_preconditioning_rank_lt: int = 1,
-    no_preconditioning_for_layers_with_dim_gt: int = 8192,
+    inverse_exponent_override: NonNegativeInt = 0,
+    start_preconditioning_step: NonNegativeInt = 25,
+    preconditioning_compute_steps: Count = 1000,
+    statistics_compute_steps: Count = 1,
+    block_size: Count = 512,
+    skip_preconditioning_rank_lt: NonNegativeInt = 1,
+    no_preconditioning_for_layers_with_dim_gt: NonNegativeInt = 8192,
     shape_interpretation: bool = True,
     graft_type: str = "sgd",
     pre_conditioner_type: str = "all",
     nesterov: bool = True,
-    diagonal_eps: Scalar = 1e-10,
-    matrix_eps: Scalar = 1e-6,
+    diagonal_eps: NonNegative = 1e-10,
+    matrix_eps: Positive = 1e-6,
 ):
     r"""Scalable Shampoo: blocks, averaged statistics, rare roots, and step lengths grafted from a simpler method.
 
@@ -538,26 +519,21 @@ def scalable_shampoo(
     )
 
 
-@alias(
-    static=("stagger",),
-    class_name="SOAP",
-    ranges=SOAP_RANGES,
-    example=EXAMPLE,
-)
+@alias(class_name="SOAP", example=EXAMPLE)
 def soap(
-    lr: Scalar = 3e-3,
-    betas: Betas = (0.95, 0.95),
-    shampoo_beta: Scalar | None = None,
-    eps: Scalar = 1e-8,
-    weight_decay: Scalar = 0.01,
-    precondition_frequency: int = 10,
-    max_precondition_dim: int = 10000,
+    lr: NonNegative = 3e-3,
+    betas: Decays = (0.95, 0.95),
+    shampoo_beta: Decay | None = None,
+    eps: NonNegative = 1e-8,
+    weight_decay: NonNegative = 0.01,
+    precondition_frequency: Count = 10,
+    max_precondition_dim: Count = 10000,
     merge_dims: bool = False,
     precondition_1d: bool = False,
     normalize_gradient: bool = False,
     correct_bias: bool = True,
     *,
-    stagger: bool = False,
+    stagger: Static[bool] = False,
 ):
     r"""SOAP: Adam in the eigenbasis of Shampoo's statistics.
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from gradtx.base.exact import Betas, Scalar
+from typing import Annotated
+
+from gradtx.arguments import Decay, Decays, NonNegative, NonNegativeInt, Positive
+from gradtx.base.exact import Scalar
 from gradtx.optimizers.adam import with_decay
 from gradtx.rules import alias
 from gradtx.transform import chain
-from gradtx.transforms.adagrad import FTRL_RANGES, scale_by_ftrl
+from gradtx.transforms.adagrad import scale_by_ftrl
 from gradtx.transforms.adam import scale_by_adam, scale_by_adam_hat
 from gradtx.transforms.adam_variants import scale_by_laprop, scale_by_stable_adam
 from gradtx.transforms.clipping import clip_to_history
@@ -34,10 +37,10 @@ __all__ = [
 
 @alias(class_name="LaProp")
 def laprop(
-    lr: Scalar = 4e-4,
-    betas: Betas = (0.9, 0.999),
-    eps: Scalar = 1e-15,
-    weight_decay: Scalar = 0.0,
+    lr: NonNegative = 4e-4,
+    betas: Decays = (0.9, 0.999),
+    eps: NonNegative = 1e-15,
+    weight_decay: NonNegative = 0.0,
     amsgrad: bool = False,
     centered: bool = False,
     fixed_decay: bool = False,
@@ -89,10 +92,10 @@ def laprop(
 
 @alias
 def grams(
-    lr: Scalar = 1e-3,
-    betas: Betas = (0.9, 0.999),
-    eps: Scalar = 1e-6,
-    weight_decay: Scalar = 0.0,
+    lr: NonNegative = 1e-3,
+    betas: Decays = (0.9, 0.999),
+    eps: NonNegative = 1e-6,
+    weight_decay: NonNegative = 0.0,
 ):
     r"""Grams: steps as long as Adam's, in the direction of the gradient's signs.
 
@@ -130,10 +133,10 @@ def grams(
 
 @alias(class_name="StableAdamW")
 def stable_adamw(
-    lr: Scalar = 1e-3,
-    betas: Betas = (0.9, 0.99),
-    eps: Scalar = 1e-8,
-    weight_decay: Scalar = 1e-2,
+    lr: NonNegative = 1e-3,
+    betas: Decays = (0.9, 0.99),
+    eps: NonNegative = 1e-8,
+    weight_decay: NonNegative = 1e-2,
 ):
     r"""StableAdamW: AdamW with shorter steps where its second moment lags behind the gradient.
 
@@ -169,14 +172,14 @@ def stable_adamw(
     )
 
 
-@alias(class_name="AdamC", ranges={"max_lr": "(0, inf)"})
+@alias(class_name="AdamC")
 def adamc(
-    lr: Scalar = 1e-3,
-    betas: Betas = (0.9, 0.999),
-    eps: Scalar = 1e-8,
-    weight_decay: Scalar = 1e-2,
+    lr: NonNegative = 1e-3,
+    betas: Decays = (0.9, 0.999),
+    eps: NonNegative = 1e-8,
+    weight_decay: NonNegative = 1e-2,
     amsgrad: bool = False,
-    max_lr: Scalar | None = None,
+    max_lr: Positive | None = None,
 ):
     r"""AdamC: AdamW whose weight decay falls with the square of the learning rate.
 
@@ -226,13 +229,13 @@ def adamc(
     )
 
 
-@alias(class_name="CAME", ranges={"eps": "(0, inf)", "clip_threshold": "(0, inf)"})
+@alias(class_name="CAME")
 def came(
-    lr: Scalar = 2e-4,
-    betas: Betas = (0.9, 0.999, 0.9999),
-    eps: Betas = (1e-30, 1e-16),
-    clip_threshold: Scalar = 1.0,
-    weight_decay: Scalar = 0.0,
+    lr: NonNegative = 2e-4,
+    betas: Decays = (0.9, 0.999, 0.9999),
+    eps: tuple[Positive, Positive] = (1e-30, 1e-16),
+    clip_threshold: Positive = 1.0,
+    weight_decay: NonNegative = 0.0,
 ):
     r"""CAME: Adafactor with a momentum weighted by its agreement with updates.
 
@@ -274,10 +277,10 @@ def came(
 
 @alias
 def adam_mini(
-    lr: Scalar = 1e-3,
-    betas: Betas = (0.9, 0.999),
-    eps: Scalar = 1e-8,
-    weight_decay: Scalar = 0.0,
+    lr: NonNegative = 1e-3,
+    betas: Decays = (0.9, 0.999),
+    eps: NonNegative = 1e-8,
+    weight_decay: NonNegative = 0.0,
     block: str | int = "row",
 ):
     r"""Adam-mini: AdamW with one second moment per block of weights.
@@ -319,24 +322,16 @@ def adam_mini(
     return with_decay(scale_by_block_adam(betas, eps, block), weight_decay, True, lr)
 
 
-@alias(
-    class_name="AdaGC",
-    ranges={
-        "beta": "[0, 1)",
-        "lambda_abs": "(0, inf)",
-        "lambda_rel": "(0, inf)",
-        "warmup_steps": "[0, inf)",
-    },
-)
+@alias(class_name="AdaGC")
 def adagc(
-    lr: Scalar = 1e-3,
-    betas: Betas = (0.9, 0.999),
-    eps: Scalar = 1e-8,
-    weight_decay: Scalar = 0.0,
-    beta: Scalar = 0.98,
-    lambda_abs: Scalar = 1.0,
-    lambda_rel: Scalar = 1.05,
-    warmup_steps: int = 100,
+    lr: NonNegative = 1e-3,
+    betas: Decays = (0.9, 0.999),
+    eps: NonNegative = 1e-8,
+    weight_decay: NonNegative = 0.0,
+    beta: Decay = 0.98,
+    lambda_abs: Positive = 1.0,
+    lambda_rel: Positive = 1.05,
+    warmup_steps: NonNegativeInt = 100,
 ):
     r"""AdaGC: AdamW on gradients whose norms are bounded by their history, leaf by leaf.
 
@@ -375,14 +370,14 @@ def adagc(
     )
 
 
-@alias(class_name="FTRL", ranges=FTRL_RANGES)
+@alias(class_name="FTRL")
 def ftrl(
-    lr: Scalar = 1e-3,
-    lr_power: Scalar = -0.5,
-    beta: Scalar = 0.0,
-    l1: Scalar = 0.0,
-    l2: Scalar = 0.0,
-    initial_accumulator_value: Scalar = 0.0,
+    lr: Positive = 1e-3,
+    lr_power: Annotated[Scalar, "(-inf, 0]"] = -0.5,
+    beta: NonNegative = 0.0,
+    l1: NonNegative = 0.0,
+    l2: NonNegative = 0.0,
+    initial_accumulator_value: NonNegative = 0.0,
 ):
     r"""FTRL-Proximal: one rate per weight, and weights that are exactly 0.
 

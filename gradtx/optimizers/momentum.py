@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from gradtx.base.exact import Betas, Scalar
+from typing import Annotated
+
+from gradtx.arguments import AnyLength, Decay, Decays, Fraction, NonNegative
+from gradtx.base.exact import Scalar
 from gradtx.optimizers.adam import with_decay
 from gradtx.rules import alias
 from gradtx.transform import chain
 from gradtx.transforms.momentum import (
-    NUS,
     scale_by_accsgd,
     scale_by_aggmo,
     scale_by_gravity,
@@ -21,17 +23,13 @@ from gradtx.transforms.weight_decay import add_decayed_weights
 __all__ = ["accsgd", "aggmo", "gravity", "pid", "qhadam", "qhm"]
 
 
-@alias(
-    class_name="AccSGD",
-    ranges={"kappa": "[1, inf)", "xi": "[0, inf)", "small_const": "(0, 1]"},
-    example={"lr": 0.1},
-)
+@alias(class_name="AccSGD", example={"lr": 0.1})
 def accsgd(
-    lr: Scalar,
-    kappa: Scalar = 1000.0,
-    xi: Scalar = 10.0,
-    small_const: Scalar = 0.7,
-    weight_decay: Scalar = 0.0,
+    lr: NonNegative,
+    kappa: Annotated[Scalar, "[1, inf)"] = 1000.0,
+    xi: NonNegative = 10.0,
+    small_const: Annotated[Scalar, "(0, 1]"] = 0.7,
+    weight_decay: NonNegative = 0.0,
 ):
     r"""AccSGD: accelerated SGD, a short step pulled toward an average of long steps.
 
@@ -70,8 +68,12 @@ def accsgd(
     )
 
 
-@alias(class_name="AggMo", any_length=("betas",), example={"lr": 0.1})
-def aggmo(lr: Scalar, betas: Betas = (0.0, 0.9, 0.99), weight_decay: Scalar = 0.0):
+@alias(class_name="AggMo", example={"lr": 0.1})
+def aggmo(
+    lr: NonNegative,
+    betas: AnyLength[Decays] = (0.0, 0.9, 0.99),
+    weight_decay: NonNegative = 0.0,
+):
     r"""AggMo: SGD with the average of several momenta.
 
     $b^{(i)} \leftarrow \beta_i b^{(i)} + g$, $p \leftarrow p - \frac{\eta}{K} \sum_i b^{(i)}$.
@@ -104,12 +106,12 @@ def aggmo(lr: Scalar, betas: Betas = (0.0, 0.9, 0.99), weight_decay: Scalar = 0.
     return with_decay(scale_by_aggmo(betas), weight_decay, False, lr)
 
 
-@alias(class_name="QHM", ranges={"momentum": "[0, 1)"}, example={"lr": 0.1})
+@alias(class_name="QHM", example={"lr": 0.1})
 def qhm(
-    lr: Scalar,
-    momentum: Scalar = 0.999,
+    lr: NonNegative,
+    momentum: Decay = 0.999,
     nu: Scalar = 0.7,
-    weight_decay: Scalar = 0.0,
+    weight_decay: NonNegative = 0.0,
     decoupled_weight_decay: bool = False,
 ):
     r"""QHM, quasi-hyperbolic momentum: SGD with a mix of the gradient and its average.
@@ -147,13 +149,13 @@ def qhm(
     )
 
 
-@alias(class_name="QHAdam", ranges={"nus": NUS})
+@alias(class_name="QHAdam")
 def qhadam(
-    lr: Scalar = 1e-3,
-    betas: Betas = (0.9, 0.999),
-    nus: Betas = (1.0, 1.0),
-    eps: Scalar = 1e-8,
-    weight_decay: Scalar = 0.0,
+    lr: NonNegative = 1e-3,
+    betas: Decays = (0.9, 0.999),
+    nus: tuple[Scalar, Fraction] = (1.0, 1.0),
+    eps: NonNegative = 1e-8,
+    weight_decay: NonNegative = 0.0,
     decoupled_weight_decay: bool = False,
 ):
     r"""QHAdam: Adam whose averages are both mixed with the current gradient.
@@ -196,12 +198,12 @@ def qhadam(
 
 @alias(class_name="PID", example={"lr": 0.1})
 def pid(
-    lr: Scalar,
-    momentum: Scalar = 0.0,
+    lr: NonNegative,
+    momentum: NonNegative = 0.0,
     dampening: Scalar = 0.0,
     integral: Scalar = 5.0,
     derivative: Scalar = 10.0,
-    weight_decay: Scalar = 0.0,
+    weight_decay: NonNegative = 0.0,
 ):
     r"""PID: SGD as a PID controller, along the gradient, its sum with momentum, and its change.
 
@@ -244,8 +246,10 @@ def pid(
     )
 
 
-@alias(ranges={"beta": "[0, 1)", "alpha": "[0, inf)"})
-def gravity(lr: Scalar = 0.1, alpha: Scalar = 0.01, beta: Scalar = 0.9, seed: int = 0):
+@alias
+def gravity(
+    lr: NonNegative = 0.1, alpha: NonNegative = 0.01, beta: Decay = 0.9, seed: int = 0
+):
     r"""Gravity: a moving average of gradients whose large entries are pushed back toward zero.
 
     $v \leftarrow \hat\beta v + (1-\hat\beta) g / (1 + (g \max|g|)^2)$ with $\hat\beta = \frac{\beta t + 1}{t + 2}$ and

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 
-from gradtx.arguments import Range, is_off
-from gradtx.base.exact import Betas, Scalar
+from gradtx.arguments import (
+    Count,
+    Decay,
+    Decays,
+    Fraction,
+    NonNegative,
+    Static,
+    is_off,
+)
+from gradtx.base.exact import Scalar
 from gradtx.base.messages import describe
 from gradtx.combinators.hyperball import hyperball
 from gradtx.combinators.norm_ratio import scale_by_norm_ratio
@@ -44,29 +52,23 @@ __all__ = [
     "scion",
 ]
 
-_RANGES = {"momentum": "[0, 1)", "ns_steps": "[0, 100)"}
-
 
 def _with_fallback(tx: GradientTransformation) -> dict[str, Any]:
     return {"fallback": tx}
 
 
-@alias(
-    class_name="NorMuon",
-    ranges={**_RANGES, "beta2": "[0, 1)", "rms": "[0, inf)"},
-    example=_with_fallback,
-)
+@alias(class_name="NorMuon", example=_with_fallback)
 def normuon(
-    lr: Scalar = 1e-2,
-    weight_decay: Scalar = 0.01,
-    momentum: Scalar = 0.95,
-    beta2: Scalar = 0.95,
+    lr: NonNegative = 1e-2,
+    weight_decay: NonNegative = 0.01,
+    momentum: Decay = 0.95,
+    beta2: Decay = 0.95,
     nesterov: bool = True,
-    eps: Scalar = 1e-10,
+    eps: NonNegative = 1e-10,
     axis: str = "rows",
-    rms: Scalar | None = None,
+    rms: NonNegative | None = None,
     ns_coefficients: Coefficients = "simple",
-    ns_steps: int | None = None,
+    ns_steps: Annotated[int, "[0, 100)"] | None = None,
     adjust_lr_fn: str | None = "original",
     ns_dtype: torch.dtype | None = None,
     fallback: GradientTransformation | None = None,
@@ -128,18 +130,18 @@ def normuon(
     )
 
 
-@alias(class_name="AdaMuon", ranges=_RANGES, example=_with_fallback)
+@alias(class_name="AdaMuon", example=_with_fallback)
 def adamuon(
-    lr: Scalar = 0.02,
-    weight_decay: Scalar = 0.01,
-    betas: Betas = (0.95, 0.999),
+    lr: NonNegative = 0.02,
+    weight_decay: NonNegative = 0.01,
+    betas: Decays = (0.95, 0.999),
     nesterov: bool = True,
-    eps: Scalar = 1e-8,
+    eps: NonNegative = 1e-8,
     sign: bool = False,
     rescale: str | None = "sqrt_min",
     correct_bias: bool = True,
     ns_coefficients: Coefficients = "simple",
-    ns_steps: int | None = None,
+    ns_steps: Annotated[int, "[0, 100)"] | None = None,
     adjust_lr_fn: str | None = "match_rms_adamw",
     ns_dtype: torch.dtype | None = None,
     fallback: GradientTransformation | None = None,
@@ -203,16 +205,16 @@ def adamuon(
     )
 
 
-@alias(class_name="NAMO", ranges=_RANGES, example=_with_fallback)
+@alias(class_name="NAMO", example=_with_fallback)
 def namo(
-    lr: Scalar = 3e-4,
-    weight_decay: Scalar = 0.01,
-    betas: Betas = (0.95, 0.95),
+    lr: NonNegative = 3e-4,
+    weight_decay: NonNegative = 0.01,
+    betas: Decays = (0.95, 0.95),
     nesterov: bool = False,
-    eps: Scalar = 1e-8,
+    eps: NonNegative = 1e-8,
     correct_bias: bool = False,
     ns_coefficients: Coefficients = "quintic",
-    ns_steps: int | None = None,
+    ns_steps: Annotated[int, "[0, 100)"] | None = None,
     adjust_lr_fn: str | None = "max_dim",
     ns_dtype: torch.dtype | None = None,
     fallback: GradientTransformation | None = None,
@@ -274,19 +276,16 @@ def namo(
     )
 
 
-@alias(
-    ranges={**_RANGES, "power_steps": "[1, inf)"},
-    example=_with_fallback,
-)
+@alias(example=_with_fallback)
 def contra_muon(
-    lr: Scalar = 0.0375,
-    weight_decay: Scalar = 0.0,
-    momentum: Scalar = 0.95,
+    lr: NonNegative = 0.0375,
+    weight_decay: NonNegative = 0.0,
+    momentum: Decay = 0.95,
     nesterov: bool = True,
     contra: Scalar = 0.4,
-    power_steps: int = 5,
+    power_steps: Count = 5,
     ns_coefficients: Coefficients = "newton_schulz",
-    ns_steps: int | None = None,
+    ns_steps: Annotated[int, "[0, 100)"] | None = None,
     adjust_lr_fn: str | None = "original",
     ns_dtype: torch.dtype | None = None,
     fallback: GradientTransformation | None = None,
@@ -351,15 +350,15 @@ def contra_muon(
     )
 
 
-@alias(ranges=_RANGES, example=_with_fallback)
+@alias(example=_with_fallback)
 def muown(
-    lr: Scalar = 3e-4,
-    momentum: Scalar = 0.95,
-    weight_decay: Scalar = 0.0,
-    betas: Betas = (0.9, 0.95),
-    eps: Scalar = 1e-8,
+    lr: NonNegative = 3e-4,
+    momentum: Decay = 0.95,
+    weight_decay: NonNegative = 0.0,
+    betas: Decays = (0.9, 0.95),
+    eps: NonNegative = 1e-8,
     ns_coefficients: Coefficients = "quintic",
-    ns_steps: int | None = None,
+    ns_steps: Annotated[int, "[0, 100)"] | None = None,
     adjust_lr_fn: str | None = "max_dim",
     ns_dtype: torch.dtype | None = None,
     fallback: GradientTransformation | None = None,
@@ -418,21 +417,17 @@ def muown(
     return with_fallback("muown", matrices, fallback)
 
 
-@alias(
-    class_name="PolarGrad",
-    ranges={**_RANGES, "alpha": "[0, inf)"},
-    example=_with_fallback,
-)
+@alias(class_name="PolarGrad", example=_with_fallback)
 def polargrad(
-    lr: Scalar = 3e-4,
-    momentum: Scalar = 0.95,
+    lr: NonNegative = 3e-4,
+    momentum: Decay = 0.95,
     nesterov: bool = False,
-    weight_decay: Scalar = 0.01,
+    weight_decay: NonNegative = 0.01,
     method: str = "newton_schulz",
-    alpha: Scalar = 1.0,
+    alpha: NonNegative = 1.0,
     center_rows: bool = False,
     ns_coefficients: Coefficients = "quintic",
-    ns_steps: int | None = None,
+    ns_steps: Annotated[int, "[0, 100)"] | None = None,
     ns_dtype: torch.dtype | None = None,
     fallback: GradientTransformation | None = None,
 ):
@@ -487,15 +482,13 @@ def polargrad(
     return with_fallback("polargrad", matrices, fallback)
 
 
-@alias(
-    ranges={"momentum": Range("[0, 1]", 1.0), "scale": "[0, inf)"}, static=("kinds",)
-)
+@alias
 def scion(
-    lr: Scalar = 1e-3,
-    momentum: Scalar = 0.1,
-    scale: Scalar = 1.0,
+    lr: NonNegative = 1e-3,
+    momentum: Fraction = 0.1,
+    scale: NonNegative = 1.0,
     unconstrained: bool = False,
-    kinds: Mapping[str, Any] | None = None,
+    kinds: Static[Mapping[str, Any]] | None = None,
 ):
     r"""Scion: steps of a fixed size in a norm that suits the layer, with weights in a ball of that norm.
 
@@ -563,10 +556,10 @@ def _oracles(kinds: Mapping[str, Any]) -> GradientTransformation:
 
 @alias(class_name="AdamH")
 def adam_h(
-    lr: Scalar = 1e-2,
-    betas: Betas = (0.9, 0.95),
-    eps: Scalar = 1e-8,
-    weight_decay: Scalar = 0.0,
+    lr: NonNegative = 1e-2,
+    betas: Decays = (0.9, 0.95),
+    eps: NonNegative = 1e-8,
+    weight_decay: NonNegative = 0.0,
 ):
     r"""AdamH: Adam's direction in relative steps, with weights kept on their initial sphere.
 
@@ -603,13 +596,13 @@ def adam_h(
     )
 
 
-@alias(class_name="MuonH", ranges=_RANGES, example=_with_fallback)
+@alias(class_name="MuonH", example=_with_fallback)
 def muon_h(
-    lr: Scalar = 1e-2,
-    momentum: Scalar = 0.95,
+    lr: NonNegative = 1e-2,
+    momentum: Decay = 0.95,
     nesterov: bool = True,
     ns_coefficients: Coefficients = "simple",
-    ns_steps: int | None = None,
+    ns_steps: Annotated[int, "[0, 100)"] | None = None,
     fallback: GradientTransformation | None = None,
 ):
     r"""MuonH: Muon's direction in relative steps, with weights kept on their initial sphere.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gradtx.base.exact import Scalar
+from gradtx.arguments import NonNegative
 from gradtx.rules import alias
 from gradtx.transform import chain
 from gradtx.transforms.scaling import scale_by_learning_rate
@@ -11,12 +11,10 @@ from gradtx.transforms.variance_reduction import add_noise
 __all__ = ["noisy_sgd"]
 
 
-@alias(
-    class_name="NoisySGD",
-    ranges={"eta": "[0, inf)", "gamma": "[0, inf)"},
-    example={"lr": 0.1},
-)
-def noisy_sgd(lr: Scalar, eta: Scalar = 0.01, gamma: Scalar = 0.55, seed: int = 0):
+@alias(class_name="NoisySGD", example={"lr": 0.1})
+def noisy_sgd(
+    lr: NonNegative, eta: NonNegative = 0.01, gamma: NonNegative = 0.55, seed: int = 0
+):
     r"""Noisy SGD: gradients with Gaussian noise that decays over time.
 
     $p \leftarrow p - \eta_t (g_t + N(0, \eta / t^\gamma))$ with the rate $\eta_t$ = `lr`.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from gradtx.base.exact import Betas, Scalar
+from gradtx.arguments import Decays, NonNegative
+from gradtx.base.exact import Scalar
 from gradtx.rules import alias
 from gradtx.transform import chain
 from gradtx.transforms.adam import scale_by_adam
@@ -12,11 +13,11 @@ from gradtx.transforms.weight_decay import add_decayed_weights
 
 __all__ = ["optimistic_adam", "optimistic_gradient_descent"]
 
-RANGES = {"alpha": "(-inf, inf)", "beta": "(-inf, inf)"}
 
-
-@alias(class_name="OptimisticGradientDescent", ranges=RANGES, example={"lr": 0.1})
-def optimistic_gradient_descent(lr: Scalar, alpha: Scalar = 1.0, beta: Scalar = 1.0):
+@alias(class_name="OptimisticGradientDescent", example={"lr": 0.1})
+def optimistic_gradient_descent(
+    lr: NonNegative, alpha: Scalar = 1.0, beta: Scalar = 1.0
+):
     r"""Optimistic gradient descent: SGD that looks ahead by the last change of the gradient.
 
     $p \leftarrow p - \eta (\alpha g_t + \beta (g_t - g_{t-1}))$ with $g_0 = g_1$.
@@ -48,14 +49,14 @@ def optimistic_gradient_descent(lr: Scalar, alpha: Scalar = 1.0, beta: Scalar = 
     return chain(scale_by_optimistic_gradient(alpha, beta), scale_by_learning_rate(lr))
 
 
-@alias(class_name="OptimisticAdam", ranges=RANGES)
+@alias(class_name="OptimisticAdam")
 def optimistic_adam(
-    lr: Scalar = 1e-3,
-    betas: Betas = (0.9, 0.999),
-    eps: Scalar = 1e-8,
+    lr: NonNegative = 1e-3,
+    betas: Decays = (0.9, 0.999),
+    eps: NonNegative = 1e-8,
     alpha: Scalar = 1.0,
     beta: Scalar = 1.0,
-    weight_decay: Scalar = 0.0,
+    weight_decay: NonNegative = 0.0,
 ):
     r"""Optimistic Adam: Adam that looks ahead by the last change of its direction.
 

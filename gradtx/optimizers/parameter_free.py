@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from gradtx.base.exact import Betas, Scalar
+from gradtx.arguments import Decay, Decays, NonNegative, Positive
+from gradtx.base.exact import Scalar
 from gradtx.rules import alias
 from gradtx.transform import chain
 from gradtx.transforms.parameter_free import (
-    DOG_RANGES,
     scale_by_cocob,
     scale_by_dog,
     scale_by_dowg,
@@ -20,13 +20,13 @@ from gradtx.transforms.weight_decay import add_decayed_weights
 __all__ = ["cocob", "dog", "dowg", "ldog", "momo", "momo_adam"]
 
 
-@alias(class_name="DoG", ranges=DOG_RANGES)
+@alias(class_name="DoG")
 def dog(
-    lr: Scalar = 1.0,
-    reps_rel: Scalar = 1e-6,
-    eps: Scalar = 1e-8,
-    weight_decay: Scalar = 0.0,
-    init_eta: Scalar | None = None,
+    lr: NonNegative = 1.0,
+    reps_rel: Positive = 1e-6,
+    eps: NonNegative = 1e-8,
+    weight_decay: NonNegative = 0.0,
+    init_eta: NonNegative | None = None,
 ):
     r"""DoG: SGD whose rate is the distance from the initial weights over the norm of all gradients.
 
@@ -66,13 +66,13 @@ def dog(
     )
 
 
-@alias(class_name="LDoG", ranges=DOG_RANGES)
+@alias(class_name="LDoG")
 def ldog(
-    lr: Scalar = 1.0,
-    reps_rel: Scalar = 1e-6,
-    eps: Scalar = 1e-8,
-    weight_decay: Scalar = 0.0,
-    init_eta: Scalar | None = None,
+    lr: NonNegative = 1.0,
+    reps_rel: Positive = 1e-6,
+    eps: NonNegative = 1e-8,
+    weight_decay: NonNegative = 0.0,
+    init_eta: NonNegative | None = None,
 ):
     r"""L-DoG: DoG with a separate rate for every leaf.
 
@@ -113,12 +113,12 @@ def ldog(
     )
 
 
-@alias(class_name="DoWG", ranges={"eps": "(0, inf)", "init_estim_sq_dist": "(0, inf)"})
+@alias(class_name="DoWG")
 def dowg(
-    lr: Scalar = 1.0,
-    eps: Scalar = 1e-4,
-    init_estim_sq_dist: Scalar | None = None,
-    weight_decay: Scalar = 0.0,
+    lr: NonNegative = 1.0,
+    eps: Positive = 1e-4,
+    init_estim_sq_dist: Positive | None = None,
+    weight_decay: NonNegative = 0.0,
 ):
     r"""DoWG: SGD whose rate is the squared distance from the initial weights over a weighted norm of gradients.
 
@@ -156,8 +156,10 @@ def dowg(
     )
 
 
-@alias(class_name="COCOB", ranges={"alpha": "[0, inf)"})
-def cocob(alpha: Scalar = 100.0, eps: Scalar = 1e-8, weight_decay: Scalar = 0.0):
+@alias(class_name="COCOB")
+def cocob(
+    alpha: NonNegative = 100.0, eps: NonNegative = 1e-8, weight_decay: NonNegative = 0.0
+):
     r"""COCOB-Backprop: a step size per weight from bets on its gradients, without a learning rate.
 
     $p \leftarrow p_0 + \theta (L + R) / (L \max(A + L, \alpha L))$, entry by entry, with the sum $-\theta$ of the
@@ -196,11 +198,11 @@ def cocob(alpha: Scalar = 100.0, eps: Scalar = 1e-8, weight_decay: Scalar = 0.0)
     return chain(add_decayed_weights(weight_decay), scale_by_cocob(alpha, eps))
 
 
-@alias(class_name="MoMo", ranges={"beta": "[0, 1)"})
+@alias(class_name="MoMo")
 def momo(
-    lr: Scalar = 1.0,
-    beta: Scalar = 0.9,
-    weight_decay: Scalar = 0.0,
+    lr: NonNegative = 1.0,
+    beta: Decay = 0.9,
+    weight_decay: NonNegative = 0.0,
     lb: Scalar = 0.0,
     bias_correction: bool = False,
     use_fstar: bool = False,
@@ -246,10 +248,10 @@ def momo(
 
 @alias(class_name="MoMoAdam")
 def momo_adam(
-    lr: Scalar = 1e-2,
-    betas: Betas = (0.9, 0.999),
-    eps: Scalar = 1e-8,
-    weight_decay: Scalar = 0.0,
+    lr: NonNegative = 1e-2,
+    betas: Decays = (0.9, 0.999),
+    eps: NonNegative = 1e-8,
+    weight_decay: NonNegative = 0.0,
     lb: Scalar = 0.0,
     proximal_decay: bool = True,
     use_fstar: bool = False,

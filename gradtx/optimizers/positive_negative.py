@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gradtx.base.exact import Betas, Scalar
+from gradtx.arguments import Decay, Fraction, NonNegative
 from gradtx.optimizers.adam import with_decay
 from gradtx.rules import alias
 from gradtx.transforms.adaptive_momentum import scale_by_adapnm, scale_by_pnm
@@ -10,11 +10,11 @@ from gradtx.transforms.adaptive_momentum import scale_by_adapnm, scale_by_pnm
 __all__ = ["adapnm", "pnm"]
 
 
-@alias(class_name="PNM", ranges={"betas": ("[0, 1)", "[0, 1]")}, example={"lr": 0.1})
+@alias(class_name="PNM", example={"lr": 0.1})
 def pnm(
-    lr: Scalar,
-    betas: Betas = (0.9, 1.0),
-    weight_decay: Scalar = 0.0,
+    lr: NonNegative,
+    betas: tuple[Decay, Fraction] = (0.9, 1.0),
+    weight_decay: NonNegative = 0.0,
     decoupled_weight_decay: bool = True,
 ):
     r"""PNM, positive-negative momentum: SGD whose gradient noise is amplified by subtracting an older momentum.
@@ -52,12 +52,12 @@ def pnm(
     return with_decay(scale_by_pnm(betas), weight_decay, decoupled_weight_decay, lr)
 
 
-@alias(class_name="AdaPNM", ranges={"betas": ("[0, 1)", "[0, 1)", "[0, 1]")})
+@alias(class_name="AdaPNM")
 def adapnm(
-    lr: Scalar = 1e-3,
-    betas: Betas = (0.9, 0.999, 1.0),
-    eps: Scalar = 1e-8,
-    weight_decay: Scalar = 0.0,
+    lr: NonNegative = 1e-3,
+    betas: tuple[Decay, Decay, Fraction] = (0.9, 0.999, 1.0),
+    eps: NonNegative = 1e-8,
+    weight_decay: NonNegative = 0.0,
     amsgrad: bool = True,
     decoupled_weight_decay: bool = True,
 ):

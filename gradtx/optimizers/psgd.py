@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from gradtx.arguments import is_off
-from gradtx.base.exact import Scalar
+from gradtx.arguments import Count, Decay, NonNegative, NonNegativeInt, Positive, is_off
 from gradtx.rules import alias, per_tensor
 from gradtx.transform import chain
 from gradtx.transforms.psgd import (
-    KRON_RANGES,
-    PRO_RANGES,
     scale_by_psgd_kron,
     scale_by_psgd_pro,
 )
@@ -19,7 +16,7 @@ __all__ = ["psgd_kron", "psgd_pro"]
 
 
 @per_tensor(needs=("params",), before_owner=True)
-def add_decayed_matrices(weight_decay: Scalar):
+def add_decayed_matrices(weight_decay: NonNegative):
     """Add weight decay to leaves with two or more dimensions."""
     if is_off(weight_decay):
         return chain()
@@ -30,26 +27,23 @@ def add_decayed_matrices(weight_decay: Scalar):
     return update
 
 
-@alias(
-    class_name="PSGDKron",
-    ranges=KRON_RANGES,
-)
+@alias(class_name="PSGDKron")
 def psgd_kron(
-    lr: Scalar = 3e-4,
-    b1: Scalar = 0.9,
-    weight_decay: Scalar = 0.0,
-    precond_lr: Scalar = 0.1,
-    precond_init_scale: Scalar = 1.0,
+    lr: NonNegative = 3e-4,
+    b1: Decay = 0.9,
+    weight_decay: NonNegative = 0.0,
+    precond_lr: NonNegative = 0.1,
+    precond_init_scale: Positive = 1.0,
     precondition_frequency: int | str = "annealed",
-    balance_every: int = 100,
+    balance_every: Count = 100,
     probes: str = "expected",
     seed: int = 0,
     momentum_into_precond_update: bool = True,
-    max_size_triangular: int = 8192,
-    min_ndim_triangular: int = 2,
+    max_size_triangular: NonNegativeInt = 8192,
+    min_ndim_triangular: NonNegativeInt = 2,
     memory_save_mode: str | None = None,
     merge_dims: bool = True,
-    clip_rms: Scalar = 1.1,
+    clip_rms: Positive = 1.1,
 ):
     r"""PSGD Kron: momentum whitened by triangular factors that are fitted by gradient descent.
 
@@ -114,22 +108,19 @@ def psgd_kron(
     )
 
 
-@alias(
-    class_name="PSGDPro",
-    ranges=PRO_RANGES,
-)
+@alias(class_name="PSGDPro")
 def psgd_pro(
-    lr: Scalar = 3e-3,
-    momentum: Scalar = 0.9,
-    weight_decay: Scalar = 0.01,
-    beta_lip: Scalar = 0.9,
-    precond_lr: Scalar = 0.1,
-    precond_init_scale: Scalar = 1.0,
-    damping_noise_scale: Scalar = 0.1,
-    min_precond_lr: Scalar = 0.01,
-    warmup_steps: Scalar = 10000.0,
-    max_update_rms: Scalar = 0.0,
-    max_precondition_dim: int = 10000,
+    lr: NonNegative = 3e-3,
+    momentum: Decay = 0.9,
+    weight_decay: NonNegative = 0.01,
+    beta_lip: Decay = 0.9,
+    precond_lr: NonNegative = 0.1,
+    precond_init_scale: Positive = 1.0,
+    damping_noise_scale: NonNegative = 0.1,
+    min_precond_lr: NonNegative = 0.01,
+    warmup_steps: Positive = 10000.0,
+    max_update_rms: NonNegative = 0.0,
+    max_precondition_dim: NonNegativeInt = 10000,
 ):
     r"""PSGD-PRO: momentum whitened by symmetric factors that are fitted without inverses.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gradtx.base.exact import Scalar
+from gradtx.arguments import Count, Decay, NonNegative, NonNegativeInt, Positive
 from gradtx.rules import alias
 from gradtx.schedules import warmup_cosine_schedule
 from gradtx.transform import chain
@@ -13,24 +13,15 @@ from gradtx.transforms.weight_decay import add_decayed_weights
 __all__ = ["apollo", "lbfgs"]
 
 
-@alias(
-    class_name="ApolloDQN",
-    ranges={
-        "beta": "[0, 1)",
-        "eps": "(0, inf)",
-        "warmup": "[0, inf)",
-        "init_lr": "[0, inf)",
-    },
-    example={"rebound": "belief", "warmup": 3},
-)
+@alias(class_name="ApolloDQN", example={"rebound": "belief", "warmup": 3})
 def apollo(
-    lr: Scalar = 0.01,
-    beta: Scalar = 0.9,
-    eps: Scalar = 1e-4,
+    lr: NonNegative = 0.01,
+    beta: Decay = 0.9,
+    eps: Positive = 1e-4,
     rebound: str = "constant",
-    warmup: int = 500,
-    init_lr: Scalar | None = None,
-    weight_decay: Scalar = 0.0,
+    warmup: NonNegativeInt = 500,
+    init_lr: NonNegative | None = None,
+    weight_decay: NonNegative = 0.0,
     weight_decay_type: str | None = None,
 ):
     r"""Apollo: momentum divided by a diagonal quasi-Newton estimate of the curvature, with a warm-up of the rate.
@@ -90,17 +81,13 @@ def apollo(
     return chain(direction, scale_by_learning_rate(rate))
 
 
-@alias(
-    class_name="LBFGS",
-    ranges={"history": "[1, inf)", "curvature": "[0, inf)"},
-    example={"history": 2},
-)
+@alias(class_name="LBFGS", example={"history": 2})
 def lbfgs(
-    lr: Scalar = 1.0,
-    history: int = 10,
-    curvature: Scalar = 1e-10,
+    lr: NonNegative = 1.0,
+    history: Count = 10,
+    curvature: NonNegative = 1e-10,
     first: str = "l1",
-    weight_decay: Scalar = 0.0,
+    weight_decay: NonNegative = 0.0,
 ):
     r"""L-BFGS: the gradient multiplied by an inverse Hessian estimated from the last steps.
 

@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from gradtx.base.exact import Betas, Scalar
+from typing import Annotated
+
+from gradtx.arguments import (
+    Count,
+    Decays,
+    Fraction,
+    NonNegative,
+    NonNegativeInt,
+    Positive,
+)
+from gradtx.base.exact import Scalar
 from gradtx.optimizers.adam import with_decay
 from gradtx.rules import alias
 from gradtx.schedules import ranger21_schedule
@@ -16,15 +26,15 @@ from gradtx.transforms.projection import centralize, normalize_by_std
 __all__ = ["ranger", "ranger21"]
 
 
-@alias(ranges={"alpha": "[0, 1]", "k": "[1, inf)", "n_sma_threshold": "[4, inf)"})
+@alias
 def ranger(
-    lr: Scalar = 1e-3,
-    betas: Betas = (0.95, 0.999),
-    eps: Scalar = 1e-5,
-    weight_decay: Scalar = 0.0,
-    alpha: Scalar = 0.5,
-    k: int = 6,
-    n_sma_threshold: Scalar = 5.0,
+    lr: NonNegative = 1e-3,
+    betas: Decays = (0.95, 0.999),
+    eps: NonNegative = 1e-5,
+    weight_decay: NonNegative = 0.0,
+    alpha: Fraction = 0.5,
+    k: Count = 6,
+    n_sma_threshold: Annotated[Scalar, "[4, inf)"] = 5.0,
     use_gc: bool = True,
     gc_conv_only: bool = False,
 ):
@@ -74,44 +84,28 @@ def ranger(
     )
 
 
-@alias(
-    ranges={
-        "num_iterations": "[1, inf)",
-        "beta0": "[0, 1]",
-        "beta_softplus": "(0, inf)",
-        "num_warm_up_iterations": "[0, inf)",
-        "num_warm_down_iterations": "[0, inf)",
-        "warm_down_min_lr": "[0, inf)",
-        "agc_clipping_value": "(0, inf)",
-        "agc_eps": "[0, inf)",
-        "lookahead_merge_time": "[1, inf)",
-        "lookahead_blending_alpha": "[0, 1]",
-        "norm_loss_factor": "[0, inf)",
-        "chebyshev_epochs": "[3, inf)",
-    },
-    example={"num_iterations": 12},
-)
+@alias(example={"num_iterations": 12})
 def ranger21(
-    num_iterations: int,
-    lr: Scalar = 1e-3,
-    beta0: Scalar = 0.9,
-    betas: Betas = (0.9, 0.999),
-    eps: Scalar = 1e-8,
+    num_iterations: Count,
+    lr: NonNegative = 1e-3,
+    beta0: Fraction = 0.9,
+    betas: Decays = (0.9, 0.999),
+    eps: NonNegative = 1e-8,
     use_softplus: bool = True,
-    beta_softplus: Scalar = 50.0,
-    num_warm_up_iterations: int | None = None,
-    num_warm_down_iterations: int | None = None,
-    warm_down_min_lr: Scalar = 3e-5,
-    agc_clipping_value: Scalar = 1e-2,
-    agc_eps: Scalar = 1e-3,
+    beta_softplus: Positive = 50.0,
+    num_warm_up_iterations: NonNegativeInt | None = None,
+    num_warm_down_iterations: NonNegativeInt | None = None,
+    warm_down_min_lr: NonNegative = 3e-5,
+    agc_clipping_value: Positive = 1e-2,
+    agc_eps: NonNegative = 1e-3,
     centralize_gradients: bool = True,
     normalize_gradients: bool = True,
-    lookahead_merge_time: int = 5,
-    lookahead_blending_alpha: Scalar = 0.5,
-    weight_decay: Scalar = 1e-4,
-    norm_loss_factor: Scalar = 1e-4,
+    lookahead_merge_time: Count = 5,
+    lookahead_blending_alpha: Fraction = 0.5,
+    weight_decay: NonNegative = 1e-4,
+    norm_loss_factor: NonNegative = 1e-4,
     amsgrad: bool = True,
-    chebyshev_epochs: int | None = None,
+    chebyshev_epochs: Annotated[int, "[3, inf)"] | None = None,
 ):
     r"""Ranger21: eight ideas in one chain, from adaptive clipping to lookahead, with its own learning rate schedule.
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from gradtx.base.exact import Betas, Scalar
-from gradtx.combinators.schedule_free import WEIGHT_RANGES, schedule_free
+from typing import Annotated
+
+from gradtx.arguments import Decay, Decays, NonNegative, NonNegativeInt
+from gradtx.base.exact import Scalar
+from gradtx.combinators.schedule_free import schedule_free
 from gradtx.rules import alias
 from gradtx.schedules.warmup import rectification_schedule
 from gradtx.transform import chain
@@ -19,17 +22,14 @@ __all__ = [
 ]
 
 
-@alias(
-    class_name="ScheduleFreeSGD",
-    ranges={**WEIGHT_RANGES, "momentum": "(0, 1)"},
-)
+@alias(class_name="ScheduleFreeSGD")
 def schedule_free_sgd(
-    lr: Scalar = 1.0,
-    momentum: Scalar = 0.9,
-    weight_decay: Scalar = 0.0,
-    warmup_steps: int = 0,
-    r: Scalar = 0.0,
-    weight_lr_power: Scalar = 2.0,
+    lr: NonNegative = 1.0,
+    momentum: Annotated[Scalar, "(0, 1)"] = 0.9,
+    weight_decay: NonNegative = 0.0,
+    warmup_steps: NonNegativeInt = 0,
+    r: NonNegative = 0.0,
+    weight_lr_power: NonNegative = 2.0,
 ):
     r"""Schedule-Free SGD: SGD that averages its weights instead of following a schedule.
 
@@ -72,18 +72,15 @@ def schedule_free_sgd(
     )
 
 
-@alias(
-    class_name="ScheduleFreeAdamW",
-    ranges={**WEIGHT_RANGES, "betas": ("(0, 1)", "[0, 1)")},
-)
+@alias(class_name="ScheduleFreeAdamW")
 def schedule_free_adamw(
-    lr: Scalar = 0.0025,
-    betas: Betas = (0.9, 0.999),
-    eps: Scalar = 1e-8,
-    weight_decay: Scalar = 0.0,
-    warmup_steps: int = 0,
-    r: Scalar = 0.0,
-    weight_lr_power: Scalar = 2.0,
+    lr: NonNegative = 0.0025,
+    betas: tuple[Annotated[Scalar, "(0, 1)"], Decay] = (0.9, 0.999),
+    eps: NonNegative = 1e-8,
+    weight_decay: NonNegative = 0.0,
+    warmup_steps: NonNegativeInt = 0,
+    r: NonNegative = 0.0,
+    weight_lr_power: NonNegative = 2.0,
 ):
     r"""Schedule-Free AdamW: AdamW that averages its weights instead of following a schedule.
 
@@ -127,21 +124,14 @@ def schedule_free_adamw(
     return schedule_free(base, lr, betas[0], warmup_steps, r, weight_lr_power)
 
 
-@alias(
-    class_name="ScheduleFreeRAdam",
-    ranges={
-        "betas": ("(0, 1)", "[0, 1)"),
-        "r": "[0, inf)",
-        "weight_lr_power": "[0, inf)",
-    },
-)
+@alias(class_name="ScheduleFreeRAdam")
 def schedule_free_radam(
-    lr: Scalar = 0.0025,
-    betas: Betas = (0.9, 0.999),
-    eps: Scalar = 1e-8,
-    weight_decay: Scalar = 0.0,
-    r: Scalar = 0.0,
-    weight_lr_power: Scalar = 2.0,
+    lr: NonNegative = 0.0025,
+    betas: tuple[Annotated[Scalar, "(0, 1)"], Decay] = (0.9, 0.999),
+    eps: NonNegative = 1e-8,
+    weight_decay: NonNegative = 0.0,
+    r: NonNegative = 0.0,
+    weight_lr_power: NonNegative = 2.0,
     silent_sgd_phase: bool = True,
 ):
     r"""Schedule-Free RAdam: AdamW with neither a schedule nor a warm-up.
@@ -194,14 +184,14 @@ def schedule_free_radam(
     return schedule_free(base, rate, beta1, 0, r, weight_lr_power)
 
 
-@alias(class_name="GPAAdamW", ranges={"mu_x": "[0, 1)", "mu_y": "(0, 1)"})
+@alias(class_name="GPAAdamW")
 def gpa_adamw(
-    lr: Scalar = 1.0,
-    betas: Betas = (0.9, 0.999),
-    eps: Scalar = 1e-8,
-    weight_decay: Scalar = 0.0,
-    mu_x: Scalar = 0.9967,
-    mu_y: Scalar = 0.7,
+    lr: NonNegative = 1.0,
+    betas: Decays = (0.9, 0.999),
+    eps: NonNegative = 1e-8,
+    weight_decay: NonNegative = 0.0,
+    mu_x: Decay = 0.9967,
+    mu_y: Annotated[Scalar, "(0, 1)"] = 0.7,
 ):
     r"""GPA-AdamW: AdamW with an exponential average of its weights, near which gradients are computed.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gradtx.base.exact import Betas, Scalar
+from gradtx.arguments import Count, Decays, Fraction, NonNegative
 from gradtx.optimizers.adam import with_decay
 from gradtx.rules import alias
 from gradtx.transforms.hessian import scale_by_hessian, scale_by_sophia
@@ -10,17 +10,14 @@ from gradtx.transforms.hessian import scale_by_hessian, scale_by_sophia
 __all__ = ["adahessian", "sophia"]
 
 
-@alias(
-    class_name="AdaHessian",
-    ranges={"update_period": "[1, inf)", "hessian_power": "[0, 1]"},
-)
+@alias(class_name="AdaHessian")
 def adahessian(
-    lr: Scalar = 0.15,
-    betas: Betas = (0.9, 0.999),
-    eps: Scalar = 1e-4,
-    weight_decay: Scalar = 0.0,
-    hessian_power: Scalar = 1.0,
-    update_period: int = 1,
+    lr: NonNegative = 0.15,
+    betas: Decays = (0.9, 0.999),
+    eps: NonNegative = 1e-4,
+    weight_decay: NonNegative = 0.0,
+    hessian_power: Fraction = 1.0,
+    update_period: Count = 1,
     spatial_average: bool = True,
 ):
     r"""AdaHessian: Adam with the diagonal of the Hessian instead of the gradient in the denominator.
@@ -67,14 +64,14 @@ def adahessian(
     return with_decay(direction, weight_decay, True, lr)
 
 
-@alias(class_name="SophiaH", ranges={"update_period": "[1, inf)", "gamma": "[0, inf)"})
+@alias(class_name="SophiaH")
 def sophia(
-    lr: Scalar = 6e-4,
-    betas: Betas = (0.96, 0.99),
-    gamma: Scalar = 0.01,
-    eps: Scalar = 1e-12,
-    weight_decay: Scalar = 0.1,
-    update_period: int = 10,
+    lr: NonNegative = 6e-4,
+    betas: Decays = (0.96, 0.99),
+    gamma: NonNegative = 0.01,
+    eps: NonNegative = 1e-12,
+    weight_decay: NonNegative = 0.1,
+    update_period: Count = 10,
 ):
     r"""Sophia-H: the mean gradient over the mean of the Hessian's diagonal, clipped entry by entry.
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from gradtx.arguments import is_off
+from typing import Annotated
+
+from gradtx.arguments import Decay, Fraction, NonNegative, Positive, is_off
 from gradtx.base.exact import Scalar
 from gradtx.rules import alias
 from gradtx.transform import chain
@@ -17,10 +19,10 @@ __all__ = ["adaptive_gd", "asgd", "sgd", "sgds", "sgdw"]
 
 @alias(class_name="SGD")
 def sgd(
-    lr: Scalar = 1e-3,
-    momentum: Scalar = 0.0,
+    lr: NonNegative = 1e-3,
+    momentum: NonNegative = 0.0,
     dampening: Scalar = 0.0,
-    weight_decay: Scalar = 0.0,
+    weight_decay: NonNegative = 0.0,
     nesterov: bool = False,
 ):
     r"""SGD, equivalent to torch.optim.SGD: stochastic gradient descent with optional momentum.
@@ -61,10 +63,10 @@ def sgd(
 
 @alias(class_name="SGDW")
 def sgdw(
-    lr: Scalar = 1e-3,
-    momentum: Scalar = 0.0,
+    lr: NonNegative = 1e-3,
+    momentum: NonNegative = 0.0,
     dampening: Scalar = 0.0,
-    weight_decay: Scalar = 0.0,
+    weight_decay: NonNegative = 0.0,
     nesterov: bool = False,
 ):
     r"""SGDW: SGD with decoupled weight decay.
@@ -104,12 +106,12 @@ def sgdw(
     )
 
 
-@alias(class_name="SGDS", ranges={"momentum": "[0, 1)", "dampening": "[0, 1]"})
+@alias(class_name="SGDS")
 def sgds(
-    lr: Scalar = 1e-3,
-    momentum: Scalar = 0.0,
-    dampening: Scalar = 0.0,
-    weight_decay: Scalar = 0.0,
+    lr: NonNegative = 1e-3,
+    momentum: Decay = 0.0,
+    dampening: Fraction = 0.0,
+    weight_decay: NonNegative = 0.0,
     nesterov: bool = False,
 ):
     r"""SGDS: SGD whose decoupled decay grows with the momentum, as its steps do (stable weight decay).
@@ -153,16 +155,13 @@ def sgds(
     )
 
 
-@alias(
-    class_name="ASGD",
-    ranges={"t0": "[0, inf)", "lambd": "[0, inf)", "alpha": "[0, inf)"},
-)
+@alias(class_name="ASGD")
 def asgd(
-    lr: Scalar = 1e-2,
-    lambd: Scalar = 1e-4,
-    alpha: Scalar = 0.75,
-    t0: Scalar = 1e6,
-    weight_decay: Scalar = 0.0,
+    lr: NonNegative = 1e-2,
+    lambd: NonNegative = 1e-4,
+    alpha: NonNegative = 0.75,
+    t0: NonNegative = 1e6,
+    weight_decay: NonNegative = 0.0,
 ):
     r"""ASGD, equivalent to torch.optim.ASGD: SGD with a decaying rate that also averages its weights.
 
@@ -202,17 +201,14 @@ def asgd(
     return chain(add_decayed_weights(weight_decay), scale_by_asgd(lr, lambd, alpha, t0))
 
 
-@alias(
-    class_name="AdaptiveGD",
-    ranges={"amplifier": "[0, inf)", "damping": "(0, inf)", "theta": "(0, inf]"},
-)
+@alias(class_name="AdaptiveGD")
 def adaptive_gd(
-    lr: Scalar = 0.2,
-    amplifier: Scalar = 0.02,
-    damping: Scalar = 1.0,
-    theta: Scalar = 1.0,
-    eps: Scalar = 1e-5,
-    weight_decay: Scalar = 0.0,
+    lr: NonNegative = 0.2,
+    amplifier: NonNegative = 0.02,
+    damping: Positive = 1.0,
+    theta: Annotated[Scalar, "(0, inf]"] = 1.0,
+    eps: NonNegative = 1e-5,
+    weight_decay: NonNegative = 0.0,
 ):
     r"""Adaptive gradient descent without descent: the step size follows the local smoothness of the loss.
 

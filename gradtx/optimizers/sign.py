@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gradtx.base.exact import Scalar
+from gradtx.arguments import Decay, NonNegative
 from gradtx.optimizers.adam import with_decay
 from gradtx.rules import alias
 from gradtx.transforms.sign import scale_by_lion
@@ -12,7 +12,9 @@ __all__ = ["signsgd", "signum", "tiger"]
 
 @alias(class_name="SignSGD")
 def signsgd(
-    lr: Scalar = 1e-3, weight_decay: Scalar = 0.0, decoupled_weight_decay: bool = True
+    lr: NonNegative = 1e-3,
+    weight_decay: NonNegative = 0.0,
+    decoupled_weight_decay: bool = True,
 ):
     r"""signSGD: every weight moves by the learning rate against its gradient.
 
@@ -43,11 +45,11 @@ def signsgd(
     )
 
 
-@alias(ranges={"momentum": "[0, 1)"})
+@alias
 def signum(
-    lr: Scalar = 1e-3,
-    momentum: Scalar = 0.9,
-    weight_decay: Scalar = 0.0,
+    lr: NonNegative = 1e-3,
+    momentum: Decay = 0.9,
+    weight_decay: NonNegative = 0.0,
     decoupled_weight_decay: bool = True,
 ):
     r"""Signum: every weight moves by the learning rate against its momentum.
@@ -84,8 +86,10 @@ def signum(
     )
 
 
-@alias(ranges={"beta": "[0, 1)"})
-def tiger(lr: Scalar = 1e-3, beta: Scalar = 0.965, weight_decay: Scalar = 0.01):
+@alias
+def tiger(
+    lr: NonNegative = 1e-3, beta: Decay = 0.965, weight_decay: NonNegative = 0.01
+):
     r"""Tiger: `signum` with a longer memory and decoupled weight decay.
 
     $m \leftarrow \beta m + (1-\beta) g$, $p \leftarrow p (1 - \eta \lambda) - \eta \, \mathrm{sign}(m)$.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gradtx.base.exact import Betas, Scalar
+from gradtx.arguments import Decay, Decays, NonNegative, NonNegativeInt
 from gradtx.optimizers.adam import with_decay
 from gradtx.rules import alias
 from gradtx.schedules.half_life import ademamix_alpha_schedule, half_life_schedule
@@ -17,22 +17,15 @@ from gradtx.transforms.momentum import amplify_slow_gradients
 __all__ = ["ademamix", "grokfast_adamw", "simplified_ademamix"]
 
 
-@alias(
-    class_name="AdEMAMix",
-    ranges={
-        "alpha": "[0, inf)",
-        "alpha_warmup": "[0, inf)",
-        "beta3_warmup": "[0, inf)",
-    },
-)
+@alias(class_name="AdEMAMix")
 def ademamix(
-    lr: Scalar = 1e-3,
-    betas: Betas = (0.9, 0.999, 0.9999),
-    alpha: Scalar = 2.0,
-    eps: Scalar = 1e-8,
-    weight_decay: Scalar = 0.0,
-    alpha_warmup: int | None = None,
-    beta3_warmup: int | None = None,
+    lr: NonNegative = 1e-3,
+    betas: Decays = (0.9, 0.999, 0.9999),
+    alpha: NonNegative = 2.0,
+    eps: NonNegative = 1e-8,
+    weight_decay: NonNegative = 0.0,
+    alpha_warmup: NonNegativeInt | None = None,
+    beta3_warmup: NonNegativeInt | None = None,
 ):
     r"""AdEMAMix: AdamW with a second average of gradients that remembers thousands of steps.
 
@@ -81,18 +74,15 @@ def ademamix(
     )
 
 
-@alias(
-    class_name="SimplifiedAdEMAMix",
-    ranges={"alpha": "[0, inf)", "min_beta1": "[0, 1)", "beta1_warmup": "[0, inf)"},
-)
+@alias(class_name="SimplifiedAdEMAMix")
 def simplified_ademamix(
-    lr: Scalar = 1e-3,
-    betas: Betas = (0.99, 0.95),
-    alpha: Scalar = 0.0,
-    eps: Scalar = 1e-8,
-    weight_decay: Scalar = 0.0,
-    min_beta1: Scalar = 0.9,
-    beta1_warmup: int | None = None,
+    lr: NonNegative = 1e-3,
+    betas: Decays = (0.99, 0.95),
+    alpha: NonNegative = 0.0,
+    eps: NonNegative = 1e-8,
+    weight_decay: NonNegative = 0.0,
+    min_beta1: Decay = 0.9,
+    beta1_warmup: NonNegativeInt | None = None,
     bias_correction1: bool = False,
     bias_correction2: bool = True,
 ):
@@ -138,14 +128,14 @@ def simplified_ademamix(
     return with_decay(direction, weight_decay, True, lr)
 
 
-@alias(class_name="GrokFastAdamW", ranges={"alpha": "[0, 1)", "lamb": "[0, inf)"})
+@alias(class_name="GrokFastAdamW")
 def grokfast_adamw(
-    lr: Scalar = 1e-3,
-    betas: Betas = (0.9, 0.999),
-    eps: Scalar = 1e-8,
-    weight_decay: Scalar = 1e-2,
-    alpha: Scalar = 0.98,
-    lamb: Scalar = 2.0,
+    lr: NonNegative = 1e-3,
+    betas: Decays = (0.9, 0.999),
+    eps: NonNegative = 1e-8,
+    weight_decay: NonNegative = 1e-2,
+    alpha: Decay = 0.98,
+    lamb: NonNegative = 2.0,
 ):
     r"""Grokfast: AdamW on gradients with an amplified slow component.
 

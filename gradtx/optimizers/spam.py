@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from gradtx.base.exact import Betas, Scalar, Schedule
+from gradtx.arguments import (
+    Count,
+    Decay,
+    Decays,
+    Fraction,
+    NonNegative,
+    NonNegativeInt,
+    Positive,
+)
+from gradtx.base.exact import Scalar, Schedule
 from gradtx.combinators.restarts import restart
 from gradtx.optimizers.adam import with_decay
 from gradtx.rules import alias, per_tensor
@@ -11,7 +20,6 @@ from gradtx.schedules.warmup import warmup_cosine_schedule
 from gradtx.transform import chain
 from gradtx.transforms.adam import scale_by_adam
 from gradtx.transforms.clipping import (
-    SPIKE_RANGES,
     clip_to_peak_history,
     normalize_by_norm_history,
     scale_by_spam,
@@ -21,16 +29,16 @@ from gradtx.transforms.scaling import scale
 __all__ = ["spam", "stable_spam"]
 
 
-@alias(class_name="SPAM", ranges={**SPIKE_RANGES, "warmup_steps": "[0, inf)"})
+@alias(class_name="SPAM")
 def spam(
-    lr: Scalar = 1e-3,
-    betas: Betas = (0.9, 0.999),
-    eps: Scalar = 1e-6,
-    weight_decay: Scalar = 0.0,
-    threshold: Scalar = 5000.0,
-    clip_after: int = 20,
-    every: int = 500,
-    warmup_steps: int = 150,
+    lr: NonNegative = 1e-3,
+    betas: Decays = (0.9, 0.999),
+    eps: NonNegative = 1e-6,
+    weight_decay: NonNegative = 0.0,
+    threshold: Positive = 5000.0,
+    clip_after: NonNegativeInt = 20,
+    every: Count = 500,
+    warmup_steps: NonNegativeInt = 150,
 ):
     r"""SPAM: AdamW that clips spikes of the gradient and resets its averages periodically.
 
@@ -80,22 +88,15 @@ def spam(
     return with_decay(chain(direction, warmup), weight_decay, True, lr)
 
 
-@per_tensor(
-    ranges={
-        "beta1": "[0, 1)",
-        "beta2": "[0, 1)",
-        "gamma1": "[0, 1)",
-        "every": "[1, inf)",
-    }
-)
+@per_tensor
 def stable_spam_direction(
-    beta1: Scalar,
-    gamma1: Scalar,
-    beta2: Scalar,
+    beta1: Decay,
+    gamma1: Decay,
+    beta2: Decay,
     gamma2: Scalar,
-    eps: Scalar,
+    eps: NonNegative,
     theta: Scalar,
-    every: int,
+    every: Count,
 ):
     """Chain Stable-SPAM's links, with `beta1` and `gamma1` of the step of the whole run, even inside the restart."""
     return chain(
@@ -105,26 +106,17 @@ def stable_spam_direction(
     )
 
 
-@alias(
-    class_name="StableSPAM",
-    ranges={
-        "gammas": "[0, 1)",
-        "theta": "[0, 1)",
-        "every": "[1, inf)",
-        "total_steps": "[1, inf)",
-        "eta_min": "[0, 1]",
-    },
-)
+@alias(class_name="StableSPAM")
 def stable_spam(
-    lr: Scalar = 1e-3,
-    betas: Betas = (0.9, 0.999),
-    eps: Scalar = 1e-8,
-    weight_decay: Scalar = 0.0,
-    gammas: Betas = (0.7, 0.9),
-    theta: Scalar = 0.999,
-    every: int = 1000,
-    total_steps: int | None = None,
-    eta_min: Scalar = 0.5,
+    lr: NonNegative = 1e-3,
+    betas: Decays = (0.9, 0.999),
+    eps: NonNegative = 1e-8,
+    weight_decay: NonNegative = 0.0,
+    gammas: Decays = (0.7, 0.9),
+    theta: Decay = 0.999,
+    every: Count = 1000,
+    total_steps: Count | None = None,
+    eta_min: Fraction = 0.5,
 ):
     r"""Stable-SPAM: AdamW on gradients bounded by their history, restarted periodically.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gradtx.base.exact import Scalar
+from gradtx.arguments import Decay, NonNegative, Positive
 from gradtx.rules import alias
 from gradtx.transform import chain
 from gradtx.transforms.scaling import scale_by_learning_rate
@@ -11,8 +11,8 @@ from gradtx.transforms.variance_reduction import scale_by_a2grad, scale_by_msvag
 __all__ = ["a2grad", "msvag"]
 
 
-@alias(class_name="MSVAG", ranges={"beta": "[0, 1)"}, example={"lr": 0.1})
-def msvag(lr: Scalar, beta: Scalar = 0.9):
+@alias(class_name="MSVAG", example={"lr": 0.1})
+def msvag(lr: NonNegative, beta: Decay = 0.9):
     r"""M-SVAG: momentum SGD that shortens the step of each weight by the share of variance in its gradient.
 
     $p \leftarrow p - \eta f_t \hat m_t$, where $f_t$ in [0, 1] is the estimated share of the squared mean in the square
@@ -45,12 +45,12 @@ def msvag(lr: Scalar, beta: Scalar = 0.9):
     return chain(scale_by_msvag(beta), scale_by_learning_rate(lr))
 
 
-@alias(
-    class_name="A2Grad",
-    ranges={"beta": "[0, inf)", "lips": "(0, inf)", "rho": "[0, 1)"},
-)
+@alias(class_name="A2Grad")
 def a2grad(
-    variant: str = "uni", beta: Scalar = 10.0, lips: Scalar = 10.0, rho: Scalar = 0.5
+    variant: str = "uni",
+    beta: NonNegative = 10.0,
+    lips: Positive = 10.0,
+    rho: Decay = 0.5,
 ):
     r"""A2Grad: Nesterov's accelerated gradient with steps damped by the deviation of gradients from their mean.
 

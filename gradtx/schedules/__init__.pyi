@@ -1,9 +1,16 @@
 """Types of this module, written by docs/stubs.py: run `make docs-tables`."""
 
 from collections.abc import Sequence
+from typing import Annotated
 from typing import overload
 from gradtx.base.exact import Scalar
 from gradtx.base.exact import Schedule
+from gradtx.arguments import Count
+from gradtx.arguments import Decay
+from gradtx.arguments import Fraction
+from gradtx.arguments import NonNegative
+from gradtx.arguments import NonNegativeInt
+from gradtx.arguments import Positive
 from gradtx.schedules.adapter import as_lr_scheduler as as_lr_scheduler
 from gradtx.schedules.chebyshev import get_chebyshev_schedule as get_chebyshev_schedule
 
@@ -40,93 +47,93 @@ __all__ = [
 
 @overload
 def constant_schedule(
-    lr: Scalar,
-    factor: Scalar = 1.0,
-    total_iters: int = 0,
+    lr: NonNegative,
+    factor: NonNegative = 1.0,
+    total_iters: NonNegativeInt = 0,
 ) -> Schedule: ...
 @overload
 def constant_schedule(
-    lr: Scalar,
-    factor: Scalar = 1.0,
-    total_steps: int = 0,
+    lr: NonNegative,
+    factor: NonNegative = 1.0,
+    total_steps: NonNegativeInt = 0,
 ) -> Schedule: ...
 @overload
 def cosine_schedule(
-    lr: Scalar,
-    T_max: int,
-    eta_min: Scalar = 0.0,
+    lr: NonNegative,
+    T_max: Count,
+    eta_min: NonNegative = 0.0,
 ) -> Schedule: ...
 @overload
 def cosine_schedule(
-    lr: Scalar,
-    T_max: int,
-    min_lr: Scalar = 0.0,
+    lr: NonNegative,
+    T_max: Count,
+    min_lr: NonNegative = 0.0,
 ) -> Schedule: ...
 @overload
 def cosine_schedule(
-    lr: Scalar,
-    total_steps: int,
-    eta_min: Scalar = 0.0,
+    lr: NonNegative,
+    total_steps: Count,
+    eta_min: NonNegative = 0.0,
 ) -> Schedule: ...
 @overload
 def cosine_schedule(
-    lr: Scalar,
-    total_steps: int,
-    min_lr: Scalar = 0.0,
+    lr: NonNegative,
+    total_steps: Count,
+    min_lr: NonNegative = 0.0,
 ) -> Schedule: ...
 @overload
 def cosine_warm_restarts_schedule(
-    lr: Scalar,
-    T_0: int,
-    T_mult: int = 1,
-    eta_min: Scalar = 0.0,
+    lr: NonNegative,
+    T_0: Count,
+    T_mult: Count = 1,
+    eta_min: NonNegative = 0.0,
 ) -> Schedule: ...
 @overload
 def cosine_warm_restarts_schedule(
-    lr: Scalar,
-    T_0: int,
-    T_mult: int = 1,
-    min_lr: Scalar = 0.0,
+    lr: NonNegative,
+    T_0: Count,
+    T_mult: Count = 1,
+    min_lr: NonNegative = 0.0,
 ) -> Schedule: ...
 @overload
 def cyclic_schedule(
-    base_lr: Scalar,
-    max_lr: Scalar,
-    step_size_up: int = 2000,
-    step_size_down: int | None = None,
+    base_lr: NonNegative,
+    max_lr: NonNegative,
+    step_size_up: Count = 2000,
+    step_size_down: Count | None = None,
     mode: str = "triangular",
-    gamma: Scalar = 1.0,
+    gamma: NonNegative = 1.0,
 ) -> Schedule: ...
 @overload
 def cyclic_schedule(
-    min_lr: Scalar,
-    max_lr: Scalar,
-    step_size_up: int = 2000,
-    step_size_down: int | None = None,
+    min_lr: NonNegative,
+    max_lr: NonNegative,
+    step_size_up: Count = 2000,
+    step_size_down: Count | None = None,
     mode: str = "triangular",
-    gamma: Scalar = 1.0,
+    gamma: NonNegative = 1.0,
 ) -> Schedule: ...
 @overload
 def cyclic_schedule(
-    base_lr: Scalar,
-    lr: Scalar,
-    step_size_up: int = 2000,
-    step_size_down: int | None = None,
+    base_lr: NonNegative,
+    lr: NonNegative,
+    step_size_up: Count = 2000,
+    step_size_down: Count | None = None,
     mode: str = "triangular",
-    gamma: Scalar = 1.0,
+    gamma: NonNegative = 1.0,
 ) -> Schedule: ...
 @overload
 def cyclic_schedule(
-    min_lr: Scalar,
-    lr: Scalar,
-    step_size_up: int = 2000,
-    step_size_down: int | None = None,
+    min_lr: NonNegative,
+    lr: NonNegative,
+    step_size_up: Count = 2000,
+    step_size_down: Count | None = None,
     mode: str = "triangular",
-    gamma: Scalar = 1.0,
+    gamma: NonNegative = 1.0,
 ) -> Schedule: ...
 def exponential_schedule(
-    lr: Scalar,
-    gamma: Scalar,
+    lr: NonNegative,
+    gamma: NonNegative,
 ) -> Schedule: ...
 def join_schedules(
     schedules: Sequence[Schedule],
@@ -134,360 +141,360 @@ def join_schedules(
 ) -> Schedule: ...
 @overload
 def linear_schedule(
-    lr: Scalar,
-    start_factor: Scalar = 0.3333333333333333,
-    end_factor: Scalar = 1.0,
-    total_iters: int = 5,
+    lr: NonNegative,
+    start_factor: Fraction = 0.3333333333333333,
+    end_factor: Fraction = 1.0,
+    total_iters: Count = 5,
 ) -> Schedule: ...
 @overload
 def linear_schedule(
-    lr: Scalar,
-    start_factor: Scalar = 0.3333333333333333,
-    end_factor: Scalar = 1.0,
-    total_steps: int = 5,
+    lr: NonNegative,
+    start_factor: Fraction = 0.3333333333333333,
+    end_factor: Fraction = 1.0,
+    total_steps: Count = 5,
 ) -> Schedule: ...
 def multistep_schedule(
-    lr: Scalar,
+    lr: NonNegative,
     milestones: Sequence[int],
-    gamma: Scalar = 0.1,
+    gamma: NonNegative = 0.1,
 ) -> Schedule: ...
 @overload
 def one_cycle_schedule(
-    max_lr: Scalar,
-    total_steps: int,
-    pct_start: Scalar = 0.3,
+    max_lr: NonNegative,
+    total_steps: Count,
+    pct_start: Fraction = 0.3,
     anneal_strategy: str = "cos",
-    div_factor: Scalar = 25.0,
-    final_div_factor: Scalar = 10000.0,
+    div_factor: Positive = 25.0,
+    final_div_factor: Positive = 10000.0,
     three_phase: bool = False,
     *,
-    warmup_steps: int | None = None,
-    min_lr: Scalar | None = None,
+    warmup_steps: NonNegativeInt | None = None,
+    min_lr: NonNegative | None = None,
 ) -> Schedule: ...
 @overload
 def one_cycle_schedule(
-    lr: Scalar,
-    total_steps: int,
-    pct_start: Scalar = 0.3,
+    lr: NonNegative,
+    total_steps: Count,
+    pct_start: Fraction = 0.3,
     anneal_strategy: str = "cos",
-    div_factor: Scalar = 25.0,
-    final_div_factor: Scalar = 10000.0,
+    div_factor: Positive = 25.0,
+    final_div_factor: Positive = 10000.0,
     three_phase: bool = False,
     *,
-    warmup_steps: int | None = None,
-    min_lr: Scalar | None = None,
+    warmup_steps: NonNegativeInt | None = None,
+    min_lr: NonNegative | None = None,
 ) -> Schedule: ...
 @overload
 def polynomial_schedule(
-    lr: Scalar,
-    total_iters: int = 5,
-    power: Scalar = 1.0,
+    lr: NonNegative,
+    total_iters: Count = 5,
+    power: NonNegative = 1.0,
 ) -> Schedule: ...
 @overload
 def polynomial_schedule(
-    lr: Scalar,
-    total_steps: int = 5,
-    power: Scalar = 1.0,
+    lr: NonNegative,
+    total_steps: Count = 5,
+    power: NonNegative = 1.0,
 ) -> Schedule: ...
 def step_schedule(
-    lr: Scalar,
-    step_size: int,
-    gamma: Scalar = 0.1,
+    lr: NonNegative,
+    step_size: Count,
+    gamma: NonNegative = 0.1,
 ) -> Schedule: ...
 @overload
 def chebyshev_schedule(
-    lr: Scalar,
-    num_epochs: int,
-    small_m: Scalar = 0.1,
-    big_m: Scalar = 1.0,
+    lr: NonNegative,
+    num_epochs: Annotated[int, '[3, inf)'],
+    small_m: Positive = 0.1,
+    big_m: Positive = 1.0,
 ) -> Schedule: ...
 @overload
 def chebyshev_schedule(
-    lr: Scalar,
-    total_steps: int,
-    small_m: Scalar = 0.1,
-    big_m: Scalar = 1.0,
+    lr: NonNegative,
+    total_steps: Annotated[int, '[3, inf)'],
+    small_m: Positive = 0.1,
+    big_m: Positive = 1.0,
 ) -> Schedule: ...
 @overload
 def ranger21_schedule(
-    lr: Scalar,
-    num_iterations: int,
-    beta2: Scalar = 0.999,
-    num_warm_up_iterations: int | None = None,
-    num_warm_down_iterations: int | None = None,
-    warm_down_min_lr: Scalar = 3e-05,
-    chebyshev_epochs: int | None = None,
+    lr: NonNegative,
+    num_iterations: Count,
+    beta2: Decay = 0.999,
+    num_warm_up_iterations: NonNegativeInt | None = None,
+    num_warm_down_iterations: NonNegativeInt | None = None,
+    warm_down_min_lr: NonNegative = 3e-05,
+    chebyshev_epochs: Annotated[int, '[3, inf)'] | None = None,
 ) -> Schedule: ...
 @overload
 def ranger21_schedule(
-    lr: Scalar,
-    num_iterations: int,
-    beta2: Scalar = 0.999,
-    num_warm_up_iterations: int | None = None,
-    num_warm_down_iterations: int | None = None,
-    min_lr: Scalar = 3e-05,
-    chebyshev_epochs: int | None = None,
+    lr: NonNegative,
+    num_iterations: Count,
+    beta2: Decay = 0.999,
+    num_warm_up_iterations: NonNegativeInt | None = None,
+    num_warm_down_iterations: NonNegativeInt | None = None,
+    min_lr: NonNegative = 3e-05,
+    chebyshev_epochs: Annotated[int, '[3, inf)'] | None = None,
 ) -> Schedule: ...
 @overload
 def ranger21_schedule(
-    lr: Scalar,
-    num_iterations: int,
-    beta2: Scalar = 0.999,
-    warmup_steps: int | None = None,
-    num_warm_down_iterations: int | None = None,
-    warm_down_min_lr: Scalar = 3e-05,
-    chebyshev_epochs: int | None = None,
+    lr: NonNegative,
+    num_iterations: Count,
+    beta2: Decay = 0.999,
+    warmup_steps: NonNegativeInt | None = None,
+    num_warm_down_iterations: NonNegativeInt | None = None,
+    warm_down_min_lr: NonNegative = 3e-05,
+    chebyshev_epochs: Annotated[int, '[3, inf)'] | None = None,
 ) -> Schedule: ...
 @overload
 def ranger21_schedule(
-    lr: Scalar,
-    num_iterations: int,
-    beta2: Scalar = 0.999,
-    warmup_steps: int | None = None,
-    num_warm_down_iterations: int | None = None,
-    min_lr: Scalar = 3e-05,
-    chebyshev_epochs: int | None = None,
+    lr: NonNegative,
+    num_iterations: Count,
+    beta2: Decay = 0.999,
+    warmup_steps: NonNegativeInt | None = None,
+    num_warm_down_iterations: NonNegativeInt | None = None,
+    min_lr: NonNegative = 3e-05,
+    chebyshev_epochs: Annotated[int, '[3, inf)'] | None = None,
 ) -> Schedule: ...
 @overload
 def ranger21_schedule(
-    lr: Scalar,
-    total_steps: int,
-    beta2: Scalar = 0.999,
-    num_warm_up_iterations: int | None = None,
-    num_warm_down_iterations: int | None = None,
-    warm_down_min_lr: Scalar = 3e-05,
-    chebyshev_epochs: int | None = None,
+    lr: NonNegative,
+    total_steps: Count,
+    beta2: Decay = 0.999,
+    num_warm_up_iterations: NonNegativeInt | None = None,
+    num_warm_down_iterations: NonNegativeInt | None = None,
+    warm_down_min_lr: NonNegative = 3e-05,
+    chebyshev_epochs: Annotated[int, '[3, inf)'] | None = None,
 ) -> Schedule: ...
 @overload
 def ranger21_schedule(
-    lr: Scalar,
-    total_steps: int,
-    beta2: Scalar = 0.999,
-    num_warm_up_iterations: int | None = None,
-    num_warm_down_iterations: int | None = None,
-    min_lr: Scalar = 3e-05,
-    chebyshev_epochs: int | None = None,
+    lr: NonNegative,
+    total_steps: Count,
+    beta2: Decay = 0.999,
+    num_warm_up_iterations: NonNegativeInt | None = None,
+    num_warm_down_iterations: NonNegativeInt | None = None,
+    min_lr: NonNegative = 3e-05,
+    chebyshev_epochs: Annotated[int, '[3, inf)'] | None = None,
 ) -> Schedule: ...
 @overload
 def ranger21_schedule(
-    lr: Scalar,
-    total_steps: int,
-    beta2: Scalar = 0.999,
-    warmup_steps: int | None = None,
-    num_warm_down_iterations: int | None = None,
-    warm_down_min_lr: Scalar = 3e-05,
-    chebyshev_epochs: int | None = None,
+    lr: NonNegative,
+    total_steps: Count,
+    beta2: Decay = 0.999,
+    warmup_steps: NonNegativeInt | None = None,
+    num_warm_down_iterations: NonNegativeInt | None = None,
+    warm_down_min_lr: NonNegative = 3e-05,
+    chebyshev_epochs: Annotated[int, '[3, inf)'] | None = None,
 ) -> Schedule: ...
 @overload
 def ranger21_schedule(
-    lr: Scalar,
-    total_steps: int,
-    beta2: Scalar = 0.999,
-    warmup_steps: int | None = None,
-    num_warm_down_iterations: int | None = None,
-    min_lr: Scalar = 3e-05,
-    chebyshev_epochs: int | None = None,
+    lr: NonNegative,
+    total_steps: Count,
+    beta2: Decay = 0.999,
+    warmup_steps: NonNegativeInt | None = None,
+    num_warm_down_iterations: NonNegativeInt | None = None,
+    min_lr: NonNegative = 3e-05,
+    chebyshev_epochs: Annotated[int, '[3, inf)'] | None = None,
 ) -> Schedule: ...
 def ademamix_alpha_schedule(
-    alpha: Scalar,
-    warmup_steps: int | None,
+    alpha: NonNegative,
+    warmup_steps: NonNegativeInt | None,
 ) -> Schedule: ...
 def half_life_schedule(
-    end: Scalar,
-    warmup_steps: int | None,
-    start: Scalar,
+    end: Decay,
+    warmup_steps: NonNegativeInt | None,
+    start: Decay,
 ) -> Schedule: ...
 def restart_warmup_schedule(
-    lr: Scalar,
-    every: int,
-    warmup_steps: int,
+    lr: NonNegative,
+    every: Count,
+    warmup_steps: NonNegativeInt,
 ) -> Schedule: ...
 @overload
 def cosine_warmup_restarts_schedule(
-    first_cycle_steps: int,
+    first_cycle_steps: Count,
     cycle_mult: int | float = 1.0,
-    max_lr: Scalar = 0.0001,
-    min_lr: Scalar = 1e-06,
-    warmup_steps: int = 0,
-    gamma: Scalar = 0.9,
+    max_lr: NonNegative = 0.0001,
+    min_lr: NonNegative = 1e-06,
+    warmup_steps: NonNegativeInt = 0,
+    gamma: NonNegative = 0.9,
 ) -> Schedule: ...
 @overload
 def cosine_warmup_restarts_schedule(
-    first_cycle_steps: int,
+    first_cycle_steps: Count,
     cycle_mult: int | float = 1.0,
-    lr: Scalar = 0.0001,
-    min_lr: Scalar = 1e-06,
-    warmup_steps: int = 0,
-    gamma: Scalar = 0.9,
+    lr: NonNegative = 0.0001,
+    min_lr: NonNegative = 1e-06,
+    warmup_steps: NonNegativeInt = 0,
+    gamma: NonNegative = 0.9,
 ) -> Schedule: ...
 @overload
 def explore_exploit_schedule(
-    peak_lr: Scalar,
-    warmup_steps: int = 0,
-    explore_steps: int = 0,
-    total_steps: int = 0,
+    peak_lr: NonNegative,
+    warmup_steps: NonNegativeInt = 0,
+    explore_steps: NonNegativeInt = 0,
+    total_steps: NonNegativeInt = 0,
 ) -> Schedule: ...
 @overload
 def explore_exploit_schedule(
-    lr: Scalar,
-    warmup_steps: int = 0,
-    explore_steps: int = 0,
-    total_steps: int = 0,
+    lr: NonNegative,
+    warmup_steps: NonNegativeInt = 0,
+    explore_steps: NonNegativeInt = 0,
+    total_steps: NonNegativeInt = 0,
 ) -> Schedule: ...
 @overload
 def proportion_schedule(
     lr_schedule: Schedule,
-    max_lr: Scalar,
-    min_lr: Scalar = 0.0,
+    max_lr: NonNegative,
+    min_lr: NonNegative = 0.0,
     max_value: Scalar = 2.0,
     min_value: Scalar = 2.0,
 ) -> Schedule: ...
 @overload
 def proportion_schedule(
     lr_schedule: Schedule,
-    lr: Scalar,
-    min_lr: Scalar = 0.0,
+    lr: NonNegative,
+    min_lr: NonNegative = 0.0,
     max_value: Scalar = 2.0,
     min_value: Scalar = 2.0,
 ) -> Schedule: ...
 def rectification_schedule(
-    lr: Scalar,
-    beta2: Scalar = 0.999,
+    lr: NonNegative,
+    beta2: Decay = 0.999,
     silent: bool = True,
 ) -> Schedule: ...
 def untuned_exponential_warmup(
-    lr: Scalar = 1.0,
-    beta2: Scalar = 0.999,
+    lr: NonNegative = 1.0,
+    beta2: Decay = 0.999,
 ) -> Schedule: ...
 def untuned_linear_warmup(
-    lr: Scalar = 1.0,
-    beta2: Scalar = 0.999,
+    lr: NonNegative = 1.0,
+    beta2: Decay = 0.999,
 ) -> Schedule: ...
 @overload
 def warmup_cosine_schedule(
-    t_max: int,
-    max_lr: Scalar,
-    min_lr: Scalar = 0.0,
-    init_lr: Scalar = 0.0,
-    warmup_steps: int = 0,
+    t_max: Count,
+    max_lr: NonNegative,
+    min_lr: NonNegative = 0.0,
+    init_lr: NonNegative = 0.0,
+    warmup_steps: NonNegativeInt = 0,
 ) -> Schedule: ...
 @overload
 def warmup_cosine_schedule(
-    total_steps: int,
-    max_lr: Scalar,
-    min_lr: Scalar = 0.0,
-    init_lr: Scalar = 0.0,
-    warmup_steps: int = 0,
+    total_steps: Count,
+    max_lr: NonNegative,
+    min_lr: NonNegative = 0.0,
+    init_lr: NonNegative = 0.0,
+    warmup_steps: NonNegativeInt = 0,
 ) -> Schedule: ...
 @overload
 def warmup_cosine_schedule(
-    t_max: int,
-    lr: Scalar,
-    min_lr: Scalar = 0.0,
-    init_lr: Scalar = 0.0,
-    warmup_steps: int = 0,
+    t_max: Count,
+    lr: NonNegative,
+    min_lr: NonNegative = 0.0,
+    init_lr: NonNegative = 0.0,
+    warmup_steps: NonNegativeInt = 0,
 ) -> Schedule: ...
 @overload
 def warmup_cosine_schedule(
-    total_steps: int,
-    lr: Scalar,
-    min_lr: Scalar = 0.0,
-    init_lr: Scalar = 0.0,
-    warmup_steps: int = 0,
+    total_steps: Count,
+    lr: NonNegative,
+    min_lr: NonNegative = 0.0,
+    init_lr: NonNegative = 0.0,
+    warmup_steps: NonNegativeInt = 0,
 ) -> Schedule: ...
 @overload
 def warmup_linear_schedule(
-    t_max: int,
-    max_lr: Scalar,
-    min_lr: Scalar = 0.0,
-    init_lr: Scalar = 0.0,
-    warmup_steps: int = 0,
+    t_max: Count,
+    max_lr: NonNegative,
+    min_lr: NonNegative = 0.0,
+    init_lr: NonNegative = 0.0,
+    warmup_steps: NonNegativeInt = 0,
 ) -> Schedule: ...
 @overload
 def warmup_linear_schedule(
-    total_steps: int,
-    max_lr: Scalar,
-    min_lr: Scalar = 0.0,
-    init_lr: Scalar = 0.0,
-    warmup_steps: int = 0,
+    total_steps: Count,
+    max_lr: NonNegative,
+    min_lr: NonNegative = 0.0,
+    init_lr: NonNegative = 0.0,
+    warmup_steps: NonNegativeInt = 0,
 ) -> Schedule: ...
 @overload
 def warmup_linear_schedule(
-    t_max: int,
-    lr: Scalar,
-    min_lr: Scalar = 0.0,
-    init_lr: Scalar = 0.0,
-    warmup_steps: int = 0,
+    t_max: Count,
+    lr: NonNegative,
+    min_lr: NonNegative = 0.0,
+    init_lr: NonNegative = 0.0,
+    warmup_steps: NonNegativeInt = 0,
 ) -> Schedule: ...
 @overload
 def warmup_linear_schedule(
-    total_steps: int,
-    lr: Scalar,
-    min_lr: Scalar = 0.0,
-    init_lr: Scalar = 0.0,
-    warmup_steps: int = 0,
+    total_steps: Count,
+    lr: NonNegative,
+    min_lr: NonNegative = 0.0,
+    init_lr: NonNegative = 0.0,
+    warmup_steps: NonNegativeInt = 0,
 ) -> Schedule: ...
 @overload
 def warmup_poly_schedule(
-    t_max: int,
-    max_lr: Scalar,
-    min_lr: Scalar = 0.0,
-    init_lr: Scalar = 0.0,
-    warmup_steps: int = 0,
+    t_max: Count,
+    max_lr: NonNegative,
+    min_lr: NonNegative = 0.0,
+    init_lr: NonNegative = 0.0,
+    warmup_steps: NonNegativeInt = 0,
     poly_order: Scalar = -0.5,
 ) -> Schedule: ...
 @overload
 def warmup_poly_schedule(
-    total_steps: int,
-    max_lr: Scalar,
-    min_lr: Scalar = 0.0,
-    init_lr: Scalar = 0.0,
-    warmup_steps: int = 0,
+    total_steps: Count,
+    max_lr: NonNegative,
+    min_lr: NonNegative = 0.0,
+    init_lr: NonNegative = 0.0,
+    warmup_steps: NonNegativeInt = 0,
     poly_order: Scalar = -0.5,
 ) -> Schedule: ...
 @overload
 def warmup_poly_schedule(
-    t_max: int,
-    lr: Scalar,
-    min_lr: Scalar = 0.0,
-    init_lr: Scalar = 0.0,
-    warmup_steps: int = 0,
+    t_max: Count,
+    lr: NonNegative,
+    min_lr: NonNegative = 0.0,
+    init_lr: NonNegative = 0.0,
+    warmup_steps: NonNegativeInt = 0,
     poly_order: Scalar = -0.5,
 ) -> Schedule: ...
 @overload
 def warmup_poly_schedule(
-    total_steps: int,
-    lr: Scalar,
-    min_lr: Scalar = 0.0,
-    init_lr: Scalar = 0.0,
-    warmup_steps: int = 0,
+    total_steps: Count,
+    lr: NonNegative,
+    min_lr: NonNegative = 0.0,
+    init_lr: NonNegative = 0.0,
+    warmup_steps: NonNegativeInt = 0,
     poly_order: Scalar = -0.5,
 ) -> Schedule: ...
 @overload
 def wsd_schedule(
-    lr: Scalar,
-    num_warmup_steps: int,
-    num_stable_steps: int | None = None,
-    num_decay_steps: int | None = None,
-    min_lr_ratio: Scalar = 0.0,
-    num_cycles: Scalar = 0.5,
+    lr: NonNegative,
+    num_warmup_steps: NonNegativeInt,
+    num_stable_steps: NonNegativeInt | None = None,
+    num_decay_steps: NonNegativeInt | None = None,
+    min_lr_ratio: Fraction = 0.0,
+    num_cycles: NonNegative = 0.5,
     cooldown_type: str = "1-sqrt",
     *,
-    total_steps: int | None = None,
-    min_lr: Scalar | None = None,
-    init_lr: Scalar = 0.0,
+    total_steps: NonNegativeInt | None = None,
+    min_lr: NonNegative | None = None,
+    init_lr: NonNegative = 0.0,
 ) -> Schedule: ...
 @overload
 def wsd_schedule(
-    lr: Scalar,
-    warmup_steps: int,
-    num_stable_steps: int | None = None,
-    num_decay_steps: int | None = None,
-    min_lr_ratio: Scalar = 0.0,
-    num_cycles: Scalar = 0.5,
+    lr: NonNegative,
+    warmup_steps: NonNegativeInt,
+    num_stable_steps: NonNegativeInt | None = None,
+    num_decay_steps: NonNegativeInt | None = None,
+    min_lr_ratio: Fraction = 0.0,
+    num_cycles: NonNegative = 0.5,
     cooldown_type: str = "1-sqrt",
     *,
-    total_steps: int | None = None,
-    min_lr: Scalar | None = None,
-    init_lr: Scalar = 0.0,
+    total_steps: NonNegativeInt | None = None,
+    min_lr: NonNegative | None = None,
+    init_lr: NonNegative = 0.0,
 ) -> Schedule: ...

@@ -9,7 +9,7 @@ from typing import Any, ParamSpec
 import torch
 from torch import Tensor
 
-from gradtx.arguments import Arguments, Range
+from gradtx.arguments import Arguments
 from gradtx.base.exact import Schedule, exact
 from gradtx.base.messages import describe, schedule_remedy
 from gradtx.base.torch_names import readable
@@ -135,22 +135,17 @@ def common_words(arguments: Arguments) -> dict[str, tuple[str, ...]]:
 
 
 def schedule(
-    **ranges: str,
-) -> Callable[[Callable[P, Callable[[Tensor], Tensor]]], Callable[P, Schedule]]:
+    function: Callable[P, Callable[[Tensor], Tensor]],
+) -> Callable[P, Schedule]:
     """Create a schedule's factory from a function that returns `value(step)`, written for float64 tensors."""
+    arguments = Arguments(function.__name__, function, is_alias=False)
 
-    def decorated(function: Any) -> Any:
-        range_of = {name: Range(text) for name, text in ranges.items()}
-        arguments = Arguments(function.__name__, function, range_of, (), False)
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Schedule:
+        options = in_its_words(arguments, kwargs)
+        return _Made(factory, arguments.bind(args, options))
 
-        @functools.wraps(function)
-        def call(*args: Any, **kwargs: Any) -> Schedule:
-            options = in_its_words(arguments, kwargs)
-            return _Made(factory, arguments.bind(args, options))
-
-        factory: Any = call
-        factory.function = function
-        factory.arguments = arguments
-        return factory
-
-    return decorated
+    factory: Any = call
+    factory.function = function
+    factory.arguments = arguments
+    return factory

@@ -10,6 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from gradtx.arguments import Count, Fraction, NonNegative, NonNegativeInt, Positive
 from gradtx.base.exact import Scalar, Schedule, exact
 from gradtx.base.messages import describe
 from gradtx.schedules._factory import check_schedule, schedule
@@ -29,8 +30,10 @@ __all__ = [
 ]
 
 
-@schedule(factor="[0, inf)", total_iters="[0, inf)")
-def constant_schedule(lr: Scalar, factor: Scalar = 1.0, total_iters: int = 0):
+@schedule
+def constant_schedule(
+    lr: NonNegative, factor: NonNegative = 1.0, total_iters: NonNegativeInt = 0
+):
     """Use `lr * factor` for the first `total_iters` steps, then `lr`, like torch's ConstantLR.
 
     Args:
@@ -50,12 +53,12 @@ def constant_schedule(lr: Scalar, factor: Scalar = 1.0, total_iters: int = 0):
     return value
 
 
-@schedule(start_factor="[0, 1]", end_factor="[0, 1]", total_iters="[1, inf)")
+@schedule
 def linear_schedule(
-    lr: Scalar,
-    start_factor: Scalar = 1 / 3,
-    end_factor: Scalar = 1.0,
-    total_iters: int = 5,
+    lr: NonNegative,
+    start_factor: Fraction = 1 / 3,
+    end_factor: Fraction = 1.0,
+    total_iters: Count = 5,
 ):
     r"""Change linearly from `lr * start_factor` to `lr * end_factor`, like torch's LinearLR.
 
@@ -81,8 +84,10 @@ def linear_schedule(
     return value
 
 
-@schedule(total_iters="[1, inf)", power="[0, inf)")
-def polynomial_schedule(lr: Scalar, total_iters: int = 5, power: Scalar = 1.0):
+@schedule
+def polynomial_schedule(
+    lr: NonNegative, total_iters: Count = 5, power: NonNegative = 1.0
+):
     r"""Decay polynomially to 0, like torch's PolynomialLR.
 
     $\eta (1 - \min(s, n)/n)^q$, which is 0 from step $n$ on.
@@ -104,8 +109,8 @@ def polynomial_schedule(lr: Scalar, total_iters: int = 5, power: Scalar = 1.0):
     return value
 
 
-@schedule(gamma="[0, inf)")
-def exponential_schedule(lr: Scalar, gamma: Scalar):
+@schedule
+def exponential_schedule(lr: NonNegative, gamma: NonNegative):
     r"""Multiply the rate by `gamma` at each step, like torch's ExponentialLR: $\eta \gamma^s$.
 
     Args:
@@ -124,8 +129,8 @@ def exponential_schedule(lr: Scalar, gamma: Scalar):
     return value
 
 
-@schedule(step_size="[1, inf)", gamma="[0, inf)")
-def step_schedule(lr: Scalar, step_size: int, gamma: Scalar = 0.1):
+@schedule
+def step_schedule(lr: NonNegative, step_size: Count, gamma: NonNegative = 0.1):
     r"""Multiply the rate by `gamma` every `step_size` steps, like torch's StepLR: $\eta \gamma^{\lfloor s/n \rfloor}$.
 
     Args:
@@ -145,8 +150,10 @@ def step_schedule(lr: Scalar, step_size: int, gamma: Scalar = 0.1):
     return value
 
 
-@schedule(gamma="[0, inf)")
-def multistep_schedule(lr: Scalar, milestones: Sequence[int], gamma: Scalar = 0.1):
+@schedule
+def multistep_schedule(
+    lr: NonNegative, milestones: Sequence[int], gamma: NonNegative = 0.1
+):
     r"""Multiply the rate by `gamma` at each milestone, like torch's MultiStepLR.
 
     $\eta \gamma^k$, where $k$ is the number of milestones reached.
@@ -192,8 +199,8 @@ def _check_milestones(milestones: Any) -> None:
             )
 
 
-@schedule(T_max="[1, inf)", eta_min="[0, inf)")
-def cosine_schedule(lr: Scalar, T_max: int, eta_min: Scalar = 0.0):
+@schedule
+def cosine_schedule(lr: NonNegative, T_max: Count, eta_min: NonNegative = 0.0):
     r"""Follow a cosine from `lr` to `eta_min`, like torch's CosineAnnealingLR.
 
     $\eta_{min} + (\eta - \eta_{min})(1 + \cos(\pi s/T))/2$, which rises again after $T$.
@@ -218,9 +225,9 @@ def cosine_schedule(lr: Scalar, T_max: int, eta_min: Scalar = 0.0):
     return value
 
 
-@schedule(T_0="[1, inf)", T_mult="[1, inf)", eta_min="[0, inf)")
+@schedule
 def cosine_warm_restarts_schedule(
-    lr: Scalar, T_0: int, T_mult: int = 1, eta_min: Scalar = 0.0
+    lr: NonNegative, T_0: Count, T_mult: Count = 1, eta_min: NonNegative = 0.0
 ):
     r"""Repeat a half cosine from `lr` to `eta_min`, like torch's CosineAnnealingWarmRestarts.
 
@@ -256,26 +263,18 @@ def cosine_warm_restarts_schedule(
     return value
 
 
-@schedule(
-    max_lr="[0, inf)",
-    total_steps="[1, inf)",
-    pct_start="[0, 1]",
-    div_factor="(0, inf)",
-    final_div_factor="(0, inf)",
-    warmup_steps="[0, inf)",
-    min_lr="[0, inf)",
-)
+@schedule
 def one_cycle_schedule(
-    max_lr: Scalar,
-    total_steps: int,
-    pct_start: Scalar = 0.3,
+    max_lr: NonNegative,
+    total_steps: Count,
+    pct_start: Fraction = 0.3,
     anneal_strategy: str = "cos",
-    div_factor: Scalar = 25.0,
-    final_div_factor: Scalar = 1e4,
+    div_factor: Positive = 25.0,
+    final_div_factor: Positive = 1e4,
     three_phase: bool = False,
     *,
-    warmup_steps: int | None = None,
-    min_lr: Scalar | None = None,
+    warmup_steps: NonNegativeInt | None = None,
+    min_lr: NonNegative | None = None,
 ):
     r"""Rise to `max_lr`, then fall to nearly 0: the 1cycle policy, like torch's OneCycleLR.
 
@@ -365,20 +364,14 @@ def _check_peak(warmup_steps: int, end: int, three_phase: bool) -> None:
         )
 
 
-@schedule(
-    base_lr="[0, inf)",
-    max_lr="[0, inf)",
-    step_size_up="[1, inf)",
-    step_size_down="[1, inf)",
-    gamma="[0, inf)",
-)
+@schedule
 def cyclic_schedule(
-    base_lr: Scalar,
-    max_lr: Scalar,
-    step_size_up: int = 2000,
-    step_size_down: int | None = None,
+    base_lr: NonNegative,
+    max_lr: NonNegative,
+    step_size_up: Count = 2000,
+    step_size_down: Count | None = None,
     mode: str = "triangular",
-    gamma: Scalar = 1.0,
+    gamma: NonNegative = 1.0,
 ):
     r"""Cycle linearly between two values, like torch's CyclicLR.
 
@@ -426,7 +419,7 @@ def cyclic_schedule(
     return value
 
 
-@schedule()
+@schedule
 def join_schedules(schedules: Sequence[Schedule], milestones: Sequence[int]):
     """Run schedules in sequence, each from its own step 0, like torch's SequentialLR and optax's `join_schedules`.
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
-from gradtx.base.exact import Scalar, exact
+from gradtx.arguments import Count, Decay, NonNegative, NonNegativeInt, Positive
+from gradtx.base.exact import exact
 from gradtx.schedules._factory import entry_at, schedule
 
 __all__ = ["chebyshev_schedule", "get_chebyshev_schedule", "ranger21_schedule"]
@@ -81,9 +82,12 @@ def _check_epochs(num_epochs: Any) -> None:
         )
 
 
-@schedule(num_epochs="[3, inf)", small_m="(0, inf)", big_m="(0, inf)")
+@schedule
 def chebyshev_schedule(
-    lr: Scalar, num_epochs: int, small_m: Scalar = 0.1, big_m: Scalar = 1.0
+    lr: NonNegative,
+    num_epochs: Annotated[int, "[3, inf)"],
+    small_m: Positive = 0.1,
+    big_m: Positive = 1.0,
 ):
     r"""Multiply the rate of each epoch by a factor of `get_chebyshev_schedule`.
 
@@ -110,23 +114,15 @@ def chebyshev_schedule(
     return value
 
 
-@schedule(
-    lr="[0, inf)",
-    num_iterations="[1, inf)",
-    beta2="[0, 1)",
-    num_warm_up_iterations="[0, inf)",
-    num_warm_down_iterations="[0, inf)",
-    warm_down_min_lr="[0, inf)",
-    chebyshev_epochs="[3, inf)",
-)
+@schedule
 def ranger21_schedule(
-    lr: Scalar,
-    num_iterations: int,
-    beta2: Scalar = 0.999,
-    num_warm_up_iterations: int | None = None,
-    num_warm_down_iterations: int | None = None,
-    warm_down_min_lr: Scalar = 3e-5,
-    chebyshev_epochs: int | None = None,
+    lr: NonNegative,
+    num_iterations: Count,
+    beta2: Decay = 0.999,
+    num_warm_up_iterations: NonNegativeInt | None = None,
+    num_warm_down_iterations: NonNegativeInt | None = None,
+    warm_down_min_lr: NonNegative = 3e-5,
+    chebyshev_epochs: Annotated[int, "[3, inf)"] | None = None,
 ):
     r"""Rise linearly, stay constant (or use Chebyshev factors), and fall linearly at the end: Ranger21's schedule.
 

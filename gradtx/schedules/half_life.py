@@ -7,14 +7,14 @@ from typing import Any
 
 import torch
 
-from gradtx.base.exact import Scalar
+from gradtx.arguments import Decay, NonNegative, NonNegativeInt
 from gradtx.schedules._factory import schedule
 
 __all__ = ["ademamix_alpha_schedule", "half_life_schedule"]
 
 
-@schedule(alpha="[0, inf)", warmup_steps="[0, inf)")
-def ademamix_alpha_schedule(alpha: Scalar, warmup_steps: int | None):
+@schedule
+def ademamix_alpha_schedule(alpha: NonNegative, warmup_steps: NonNegativeInt | None):
     r"""Rise linearly to `alpha`, starting with one step's share: $\alpha \min(1, (s + 1)/T)$.
 
     Args:
@@ -38,8 +38,8 @@ def ademamix_alpha_schedule(alpha: Scalar, warmup_steps: int | None):
     return value
 
 
-@schedule(end="[0, 1)", warmup_steps="[0, inf)", start="[0, 1)")
-def half_life_schedule(end: Scalar, warmup_steps: int | None, start: Scalar):
+@schedule
+def half_life_schedule(end: Decay, warmup_steps: NonNegativeInt | None, start: Decay):
     r"""Move a decay factor from `start` to `end` so that its half-life changes linearly.
 
     With $h(\beta) = \ln 0.5 / \ln(\beta + 10^{-8}) - 1$ and $a = (s + 1)/T < 1$:

@@ -6,14 +6,16 @@ import math
 
 import torch
 
-from gradtx.base.exact import Scalar
+from gradtx.arguments import Count, NonNegative, NonNegativeInt
 from gradtx.schedules._factory import schedule
 
 __all__ = ["restart_warmup_schedule"]
 
 
-@schedule(every="[1, inf)", warmup_steps="[0, inf)")
-def restart_warmup_schedule(lr: Scalar, every: int, warmup_steps: int):
+@schedule
+def restart_warmup_schedule(
+    lr: NonNegative, every: Count, warmup_steps: NonNegativeInt
+):
     r"""Rise along a half cosine from 1 % of the rate after each restart of the optimizer's state.
 
     With $c = (s + 1) \bmod N$, from the first restart $s + 1 = N$ on, while $c < W$:

@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from gradtx.arguments import Count, Decay, Fraction, NonNegative, NonNegativeInt
 from gradtx.base import torch_names as _torch
 from gradtx.base.exact import Scalar, Schedule, exact
 from gradtx.base.messages import describe
@@ -31,15 +32,7 @@ __all__ = [
     "wsd_schedule",
 ]
 
-# Of the schedules with one decay after the warm-up.
-RANGES = {
-    "t_max": "[1, inf)",
-    "max_lr": "[0, inf)",
-    "min_lr": "[0, inf)",
-    "init_lr": "[0, inf)",
-    "warmup_steps": "[0, inf)",
-}
-Decay: TypeAlias = Callable[[Tensor], Tensor]
+Curve: TypeAlias = Callable[[Tensor], Tensor]
 
 
 def _after_warmup(
@@ -48,8 +41,8 @@ def _after_warmup(
     max_lr: Scalar,
     init_lr: Scalar,
     warmup_steps: int,
-    decay: Decay,
-) -> Decay:
+    decay: Curve,
+) -> Curve:
     """Create a linear rise from `init_lr`, followed by `decay` of the steps since."""
     if warmup_steps > t_max:
         raise ValueError(
@@ -64,13 +57,13 @@ def _after_warmup(
     return value
 
 
-@schedule(**RANGES)
+@schedule
 def warmup_linear_schedule(
-    t_max: int,
-    max_lr: Scalar,
-    min_lr: Scalar = 0.0,
-    init_lr: Scalar = 0.0,
-    warmup_steps: int = 0,
+    t_max: Count,
+    max_lr: NonNegative,
+    min_lr: NonNegative = 0.0,
+    init_lr: NonNegative = 0.0,
+    warmup_steps: NonNegativeInt = 0,
 ):
     r"""Rise linearly from `init_lr` to `max_lr`, then fall linearly to `min_lr` at `t_max` and stay there.
 
@@ -104,13 +97,13 @@ def warmup_linear_schedule(
     )
 
 
-@schedule(**RANGES)
+@schedule
 def warmup_cosine_schedule(
-    t_max: int,
-    max_lr: Scalar,
-    min_lr: Scalar = 0.0,
-    init_lr: Scalar = 0.0,
-    warmup_steps: int = 0,
+    t_max: Count,
+    max_lr: NonNegative,
+    min_lr: NonNegative = 0.0,
+    init_lr: NonNegative = 0.0,
+    warmup_steps: NonNegativeInt = 0,
 ):
     r"""Rise linearly from `init_lr` to `max_lr`, then fall along a half cosine to `min_lr` at `t_max` and stay there.
 
@@ -144,13 +137,13 @@ def warmup_cosine_schedule(
     )
 
 
-@schedule(**RANGES)
+@schedule
 def warmup_poly_schedule(
-    t_max: int,
-    max_lr: Scalar,
-    min_lr: Scalar = 0.0,
-    init_lr: Scalar = 0.0,
-    warmup_steps: int = 0,
+    t_max: Count,
+    max_lr: NonNegative,
+    min_lr: NonNegative = 0.0,
+    init_lr: NonNegative = 0.0,
+    warmup_steps: NonNegativeInt = 0,
     poly_order: Scalar = -0.5,
 ):
     r"""Rise linearly from `init_lr` to `max_lr`, then fall as a power of the steps since, until `t_max`.
@@ -207,20 +200,14 @@ def _cycles(decaying: int, growth: float, rising: int) -> tuple[tuple[int, ...],
     return _table(decaying, growth, rising)
 
 
-@schedule(
-    first_cycle_steps="[1, inf)",
-    max_lr="[0, inf)",
-    min_lr="[0, inf)",
-    warmup_steps="[0, inf)",
-    gamma="[0, inf)",
-)
+@schedule
 def cosine_warmup_restarts_schedule(
-    first_cycle_steps: int,
+    first_cycle_steps: Count,
     cycle_mult: int | float = 1.0,
-    max_lr: Scalar = 1e-4,
-    min_lr: Scalar = 1e-6,
-    warmup_steps: int = 0,
-    gamma: Scalar = 0.9,
+    max_lr: NonNegative = 1e-4,
+    min_lr: NonNegative = 1e-6,
+    warmup_steps: NonNegativeInt = 0,
+    gamma: NonNegative = 0.9,
 ):
     r"""Repeat a linear rise from `min_lr` and a half cosine back to it, with decreasing peaks.
 
@@ -286,14 +273,11 @@ def cosine_warmup_restarts_schedule(
     return value
 
 
-@schedule(
-    max_lr="[0, inf)",
-    min_lr="[0, inf)",
-)
+@schedule
 def proportion_schedule(
     lr_schedule: Schedule,
-    max_lr: Scalar,
-    min_lr: Scalar = 0.0,
+    max_lr: NonNegative,
+    min_lr: NonNegative = 0.0,
     max_value: Scalar = 2.0,
     min_value: Scalar = 2.0,
 ):
@@ -333,14 +317,12 @@ def proportion_schedule(
     return value
 
 
-@schedule(
-    peak_lr="[0, inf)",
-    warmup_steps="[0, inf)",
-    explore_steps="[0, inf)",
-    total_steps="[0, inf)",
-)
+@schedule
 def explore_exploit_schedule(
-    peak_lr: Scalar, warmup_steps: int = 0, explore_steps: int = 0, total_steps: int = 0
+    peak_lr: NonNegative,
+    warmup_steps: NonNegativeInt = 0,
+    explore_steps: NonNegativeInt = 0,
+    total_steps: NonNegativeInt = 0,
 ):
     r"""Rise linearly, stay at the peak to find wide minima, then fall linearly to 0: the knee schedule.
 
@@ -384,28 +366,19 @@ def explore_exploit_schedule(
 _COOLDOWNS = ("1-sqrt", "linear", "1-square", "cosine")
 
 
-@schedule(
-    num_warmup_steps="[0, inf)",
-    num_stable_steps="[0, inf)",
-    num_decay_steps="[0, inf)",
-    min_lr_ratio="[0, 1]",
-    num_cycles="[0, inf)",
-    total_steps="[0, inf)",
-    min_lr="[0, inf)",
-    init_lr="[0, inf)",
-)
+@schedule
 def wsd_schedule(
-    lr: Scalar,
-    num_warmup_steps: int,
-    num_stable_steps: int | None = None,
-    num_decay_steps: int | None = None,
-    min_lr_ratio: Scalar = 0.0,
-    num_cycles: Scalar = 0.5,
+    lr: NonNegative,
+    num_warmup_steps: NonNegativeInt,
+    num_stable_steps: NonNegativeInt | None = None,
+    num_decay_steps: NonNegativeInt | None = None,
+    min_lr_ratio: Fraction = 0.0,
+    num_cycles: NonNegative = 0.5,
     cooldown_type: str = "1-sqrt",
     *,
-    total_steps: int | None = None,
-    min_lr: Scalar | None = None,
-    init_lr: Scalar = 0.0,
+    total_steps: NonNegativeInt | None = None,
+    min_lr: NonNegative | None = None,
+    init_lr: NonNegative = 0.0,
 ):
     r"""Rise linearly, stay constant, and cool down: warm-up, stable phase, decay (WSD).
 
@@ -502,8 +475,8 @@ def _stable_and_decaying(
     return stable, decaying
 
 
-@schedule(beta2="[0, 1)")
-def untuned_linear_warmup(lr: Scalar = 1.0, beta2: Scalar = 0.999):
+@schedule
+def untuned_linear_warmup(lr: NonNegative = 1.0, beta2: Decay = 0.999):
     r"""Rise linearly for as long as the average of squares needs, without a tuned length.
 
     $\eta \min(1, t (1 - \beta_2)/2)$ with $t = s + 1$.
@@ -527,8 +500,8 @@ def untuned_linear_warmup(lr: Scalar = 1.0, beta2: Scalar = 0.999):
     return value
 
 
-@schedule(beta2="[0, 1)")
-def untuned_exponential_warmup(lr: Scalar = 1.0, beta2: Scalar = 0.999):
+@schedule
+def untuned_exponential_warmup(lr: NonNegative = 1.0, beta2: Decay = 0.999):
     r"""Rise exponentially for as long as the average of squares needs, without a tuned length.
 
     $\eta (1 - e^{-(1 - \beta_2) t})$ with $t = s + 1$.
@@ -553,8 +526,8 @@ def untuned_exponential_warmup(lr: Scalar = 1.0, beta2: Scalar = 0.999):
     return value
 
 
-@schedule(lr="[0, inf)", beta2="[0, 1)")
-def rectification_schedule(lr: Scalar, beta2: Scalar = 0.999, silent: bool = True):
+@schedule
+def rectification_schedule(lr: NonNegative, beta2: Decay = 0.999, silent: bool = True):
     r"""Multiply the rate by RAdam's variance rectification: its warm-up as a schedule.
 
     With $t = s + 1$, $\rho_\infty = 2/(1-\beta_2) - 1$ and $\rho_t = \rho_\infty - 2 t \beta_2^t / (1-\beta_2^t)$:

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
 
-from gradtx.arguments import is_off
-from gradtx.base.exact import Betas, Scalar
+from gradtx.arguments import (
+    Count,
+    Decay,
+    Decays,
+    Fraction,
+    NonNegative,
+    Positive,
+    is_off,
+)
+from gradtx.base.exact import Scalar
 from gradtx.rules import per_tensor
 from gradtx.transforms._math import (
     adam_moments,
@@ -37,12 +47,10 @@ __all__ = [
 ]
 
 
-@per_tensor(
-    ranges={"initial_accumulator_value": "[0, inf)"},
-    elementwise=True,
-    nonnegative=("sum",),
-)
-def scale_by_rss(eps: Scalar = 1e-10, initial_accumulator_value: Scalar = 0.0):
+@per_tensor(elementwise=True, nonnegative=("sum",))
+def scale_by_rss(
+    eps: NonNegative = 1e-10, initial_accumulator_value: NonNegative = 0.0
+):
     r"""Divide by the root of the sum of all squared gradients so far: Adagrad's direction.
 
     $G_t = G_{t-1} + g_t^2$, direction $g_t / (\sqrt{G_t} + \epsilon)$.
@@ -79,10 +87,8 @@ def scale_by_rss(eps: Scalar = 1e-10, initial_accumulator_value: Scalar = 0.0):
     return init, update
 
 
-@per_tensor(
-    elementwise=True, ranges={"rho": "[0, 1]"}, nonnegative=("square_avg", "acc_delta")
-)
-def scale_by_adadelta(rho: Scalar = 0.9, eps: Scalar = 1e-6):
+@per_tensor(elementwise=True, nonnegative=("square_avg", "acc_delta"))
+def scale_by_adadelta(rho: Fraction = 0.9, eps: NonNegative = 1e-6):
     r"""Rescale gradients to the size of earlier steps: Adadelta's direction, in the units of a weight.
 
     $q_t = \rho q_{t-1} + (1-\rho) g_t^2$, direction $\delta_t = \sqrt{a_{t-1} + \epsilon} / \sqrt{q_t + \epsilon}
@@ -124,7 +130,7 @@ def scale_by_adadelta(rho: Scalar = 0.9, eps: Scalar = 1e-6):
 
 
 @per_tensor(elementwise=True, nonnegative=("exp_inf",))
-def scale_by_adamax(betas: Betas = (0.9, 0.999), eps: Scalar = 1e-8):
+def scale_by_adamax(betas: Decays = (0.9, 0.999), eps: NonNegative = 1e-8):
     r"""Divide the mean gradient by a decaying maximum of its magnitude: AdaMax's direction.
 
     $m_t = \beta_1 m_{t-1} + (1-\beta_1) g_t$, $u_t = \max(\beta_2 u_{t-1}, |g_t| + \epsilon)$, direction
@@ -174,7 +180,7 @@ def scale_by_adamax(betas: Betas = (0.9, 0.999), eps: Scalar = 1e-8):
     nonnegative=("exp_avg_sq",),
 )
 def scale_by_avagrad(
-    betas: Betas = (0.9, 0.999), eps: Scalar = 0.1, lagged_norm: bool = False
+    betas: Decays = (0.9, 0.999), eps: NonNegative = 0.1, lagged_norm: bool = False
 ):
     r"""Divide the mean gradient by the size of earlier gradients, rescaled to a fixed overall scale: AvaGrad.
 
@@ -242,13 +248,12 @@ _REDUCTIONS = {
 
 @per_tensor(
     elementwise=lambda arguments: arguments["reduce"] == "none",
-    ranges={"keep_num": "[1, inf)"},
     nonnegative=("exp_avg_sq",),
 )
 def scale_by_adashift(
-    betas: Betas = (0.9, 0.999),
-    keep_num: int = 10,
-    eps: Scalar = 1e-10,
+    betas: Decays = (0.9, 0.999),
+    keep_num: Count = 10,
+    eps: NonNegative = 1e-10,
     reduce: str = "max",
 ):
     r"""Divide the mean of the last $n$ gradients by the size of the gradients before them: AdaShift.
@@ -316,10 +321,8 @@ def scale_by_adashift(
     return init, update
 
 
-@per_tensor(
-    elementwise=True, ranges={"delta": "[0, inf)"}, nonnegative=("b_sq", "m_sq")
-)
-def scale_by_kate(delta: Scalar = 0.0, eps: Scalar = 1e-8):
+@per_tensor(elementwise=True, nonnegative=("b_sq", "m_sq"))
+def scale_by_kate(delta: NonNegative = 0.0, eps: NonNegative = 1e-8):
     r"""Divide by the sum of squared gradients, not by its root, and correct for the difference: KATE.
 
     $b_t^2 = b_{t-1}^2 + g_t^2 + \epsilon$, $m_t^2 = m_{t-1}^2 + \delta g_t^2 + g_t^2 / b_t^2$, direction
@@ -361,15 +364,11 @@ def scale_by_kate(delta: Scalar = 0.0, eps: Scalar = 1e-8):
     return zeros("b_sq", "m_sq"), update
 
 
-@per_tensor(
-    takes_complex=True,
-    ranges={"r": "[0, 1)"},
-    nonnegative=("exp_avg_sq", "max_exp_avg_sq"),
-)
+@per_tensor(takes_complex=True, nonnegative=("exp_avg_sq", "max_exp_avg_sq"))
 def scale_by_adanorm(
-    betas: Betas = (0.9, 0.999),
-    eps: Scalar = 1e-8,
-    r: Scalar = 0.95,
+    betas: Decays = (0.9, 0.999),
+    eps: NonNegative = 1e-8,
+    r: Decay = 0.95,
     amsgrad: bool = False,
     accumulate_eps: bool = False,
 ):
@@ -429,14 +428,11 @@ def scale_by_adanorm(
     return init, update
 
 
-@per_tensor(
-    elementwise=True,
-    needs=("params",),
-    ranges={"reset_every": "[1, inf)"},
-    nonnegative=("abs_sum", "exp_avg_sq"),
-)
+@per_tensor(elementwise=True, needs=("params",), nonnegative=("abs_sum", "exp_avg_sq"))
 def scale_by_adasmooth(
-    betas: Betas = (0.5, 0.99), eps: Scalar = 1e-6, reset_every: int | None = None
+    betas: Decays = (0.5, 0.99),
+    eps: NonNegative = 1e-6,
+    reset_every: Count | None = None,
 ):
     r"""Divide by a root mean square with a short memory for straight paths and a long one for oscillation: AdaSmooth.
 
@@ -497,30 +493,14 @@ def scale_by_adasmooth(
     return init, update
 
 
-FTRL_RANGES = {
-    "lr": "(0, inf)",
-    "lr_power": "(-inf, 0]",
-    "beta": "[0, inf)",
-    "l1": "[0, inf)",
-    "l2": "[0, inf)",
-    "initial_accumulator_value": "[0, inf)",
-}
-
-
-@per_tensor(
-    elementwise=True,
-    needs=("params",),
-    owns_lr=True,
-    ranges=FTRL_RANGES,
-    nonnegative=("n",),
-)
+@per_tensor(elementwise=True, needs=("params",), owns_lr=True, nonnegative=("n",))
 def scale_by_ftrl(
-    lr: Scalar = 1e-3,
-    lr_power: Scalar = -0.5,
-    beta: Scalar = 0.0,
-    l1: Scalar = 0.0,
-    l2: Scalar = 0.0,
-    initial_accumulator_value: Scalar = 0.0,
+    lr: Positive = 1e-3,
+    lr_power: Annotated[Scalar, "(-inf, 0]"] = -0.5,
+    beta: NonNegative = 0.0,
+    l1: NonNegative = 0.0,
+    l2: NonNegative = 0.0,
+    initial_accumulator_value: NonNegative = 0.0,
 ):
     r"""Move to the minimizer of the sum of gradients plus regularization terms: FTRL-Proximal.
 
@@ -576,8 +556,8 @@ def scale_by_ftrl(
 
 @per_tensor(elementwise=True, nonnegative=("exp_avg_var", "max_exp_avg_var"))
 def scale_by_acprop(
-    betas: Betas = (0.9, 0.999),
-    eps: Scalar = 1e-16,
+    betas: Decays = (0.9, 0.999),
+    eps: NonNegative = 1e-16,
     amsgrad: bool = False,
     momentum_update: bool = False,
 ):
@@ -635,15 +615,11 @@ def scale_by_acprop(
 MODES = ("c", "m", "g")
 
 
-@per_tensor(
-    elementwise=True,
-    ranges={"beta": "[0, 1)", "beta2": "[0, 1)"},
-    nonnegative=("exp_avg_sq",),
-)
+@per_tensor(elementwise=True, nonnegative=("exp_avg_sq",))
 def scale_by_bcos(
-    beta: Scalar = 0.9,
-    beta2: Scalar | None = None,
-    eps: Scalar = 1e-6,
+    beta: Decay = 0.9,
+    beta2: Decay | None = None,
+    eps: NonNegative = 1e-6,
     mode: str = "c",
     simple_cond: bool = False,
 ):

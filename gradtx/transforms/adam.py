@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
 
-from gradtx.arguments import Range, is_off
-from gradtx.base.exact import Betas, Scalar, exact, exact_dtype
+from gradtx.arguments import (
+    Decay,
+    Decays,
+    Fraction,
+    NonNegative,
+    Positive,
+    is_off,
+)
+from gradtx.base.exact import Scalar, exact, exact_dtype
 from gradtx.rules import per_tensor
 from gradtx.transform import chain
 from gradtx.transforms._math import (
@@ -48,8 +57,8 @@ __all__ = [
     averages=lambda arguments: {"exp_avg": arguments["betas"][0]},
 )
 def scale_by_adam(
-    betas: Betas = (0.9, 0.999),
-    eps: Scalar = 1e-8,
+    betas: Decays = (0.9, 0.999),
+    eps: NonNegative = 1e-8,
     amsgrad: bool = False,
     nesterov: bool = False,
 ):
@@ -91,17 +100,13 @@ def scale_by_adam(
     return init, update
 
 
-@per_tensor(
-    elementwise=True,
-    ranges={"initial_accumulator_value": "[0, inf)", "alpha": "[0, inf)"},
-    nonnegative=("square_avg",),
-)
+@per_tensor(elementwise=True, nonnegative=("square_avg",))
 def scale_by_rms(
-    alpha: Scalar = 0.99,
-    eps: Scalar = 1e-8,
+    alpha: NonNegative = 0.99,
+    eps: NonNegative = 1e-8,
     eps_in_root: bool = False,
     centered: bool = False,
-    initial_accumulator_value: Scalar = 0.0,
+    initial_accumulator_value: NonNegative = 0.0,
 ):
     r"""Divide by the root mean square of the gradient: RMSprop's direction.
 
@@ -148,13 +153,11 @@ def scale_by_rms(
     return init, update
 
 
-@per_tensor(
-    ranges={"clip_exponent": "[0, inf)"}, elementwise=True, nonnegative=("exp_avg_sq",)
-)
+@per_tensor(elementwise=True, nonnegative=("exp_avg_sq",))
 def scale_by_adopt(
-    betas: Betas = (0.9, 0.9999),
-    eps: Scalar = 1e-6,
-    clip_exponent: Scalar | None = 0.25,
+    betas: Decays = (0.9, 0.9999),
+    eps: NonNegative = 1e-6,
+    clip_exponent: NonNegative | None = 0.25,
 ):
     r"""Average gradients that are divided by the size of earlier gradients: ADOPT's direction.
 
@@ -205,17 +208,16 @@ def scale_by_adopt(
 
 @per_tensor(
     elementwise=True,
-    ranges={"softplus": "(0, inf)", "partial": Range("[0, 0.5]", off=0.5)},
     nonnegative=("exp_avg_sq", "max_exp_avg_sq"),
     averages=lambda arguments: {"exp_avg": arguments["betas"][0]},
 )
 def scale_by_adam_hat(
-    betas: Betas = (0.9, 0.999),
-    eps: Scalar = 1e-8,
+    betas: Decays = (0.9, 0.999),
+    eps: NonNegative = 1e-8,
     amsgrad: bool = False,
     debias_first: bool = True,
-    softplus: Scalar | None = None,
-    partial: Scalar = 0.5,
+    softplus: Positive | None = None,
+    partial: Annotated[Scalar, "[0, 0.5]"] = 0.5,
 ):
     r"""Divide the mean gradient by its root mean square, adding eps before the root is bias-corrected.
 
@@ -267,16 +269,14 @@ def scale_by_adam_hat(
 
 
 @per_tensor(
-    ranges={"initial_accumulator_value": "[0, inf)"},
     elementwise=True,
-    # A value that every dtype represents exactly.
     example={"initial_accumulator_value": 2**-20},
     nonnegative=("exp_avg_sq",),
 )
 def scale_by_yogi(
-    betas: Betas = (0.9, 0.999),
-    eps: Scalar = 1e-3,
-    initial_accumulator_value: Scalar = 1e-6,
+    betas: Decays = (0.9, 0.999),
+    eps: NonNegative = 1e-3,
+    initial_accumulator_value: NonNegative = 1e-6,
 ):
     r"""Divide the mean gradient by a root mean square whose change is bounded by the new square: Yogi's direction.
 
@@ -326,7 +326,7 @@ def scale_by_yogi(
 
 
 @per_tensor(elementwise=True, nonnegative=("exp_avg_sq",))
-def scale_by_diffgrad(betas: Betas = (0.9, 0.999), eps: Scalar = 1e-8):
+def scale_by_diffgrad(betas: Decays = (0.9, 0.999), eps: NonNegative = 1e-8):
     r"""Damp Adam's direction where the gradient barely changes: diffGrad's direction.
 
     $\xi_t = 1 / (1 + \exp(-|g_{t-1} - g_t|))$ with $g_0 = 0$, between 0.5 and 1, times the direction of
@@ -366,11 +366,11 @@ def scale_by_diffgrad(betas: Betas = (0.9, 0.999), eps: Scalar = 1e-8):
     return init, update
 
 
-@per_tensor(
-    ranges={"momentum_decay": "[0, inf)"}, elementwise=True, nonnegative=("exp_avg_sq",)
-)
+@per_tensor(elementwise=True, nonnegative=("exp_avg_sq",))
 def scale_by_nadam(
-    betas: Betas = (0.9, 0.999), eps: Scalar = 1e-8, momentum_decay: Scalar = 4e-3
+    betas: Decays = (0.9, 0.999),
+    eps: NonNegative = 1e-8,
+    momentum_decay: NonNegative = 4e-3,
 ):
     r"""Divide a gradient extrapolated by one step of momentum by its root mean square: NAdam's direction.
 
@@ -426,23 +426,16 @@ def scale_by_nadam(
     return init, update
 
 
-ATAN2_RANGES = {
-    "a": "(0, inf)",
-    "b": "(0, inf)",
-    "cautious_factor": Range("[0, 1]", off=1.0),
-}
-
-
 def _no_caution(arguments):
     return is_off(arguments["cautious_factor"], 1.0)
 
 
-@per_tensor(ranges=ATAN2_RANGES, elementwise=_no_caution, nonnegative=("exp_avg_sq",))
+@per_tensor(elementwise=_no_caution, nonnegative=("exp_avg_sq",))
 def scale_by_atan2(
-    betas: Betas = (0.9, 0.99),
-    a: Scalar = 1.27,
-    b: Scalar = 1.0,
-    cautious_factor: Scalar = 1.0,
+    betas: Decays = (0.9, 0.99),
+    a: Positive = 1.27,
+    b: Positive = 1.0,
+    cautious_factor: Fraction = 1.0,
 ):
     r"""Combine Adam's two moments with the arc tangent, which needs no eps and is scale-invariant.
 
@@ -489,12 +482,12 @@ def scale_by_atan2(
     return init, update
 
 
-@per_tensor(ranges=ATAN2_RANGES, elementwise=_no_caution, nonnegative=("exp_avg_sq",))
+@per_tensor(elementwise=_no_caution, nonnegative=("exp_avg_sq",))
 def scale_by_adopt_atan2(
-    betas: Betas = (0.9, 0.99),
-    a: Scalar = 1.27,
-    b: Scalar = 1.0,
-    cautious_factor: Scalar = 1.0,
+    betas: Decays = (0.9, 0.99),
+    a: Positive = 1.27,
+    b: Positive = 1.0,
+    cautious_factor: Fraction = 1.0,
 ):
     r"""Replace the division and clamp of ADOPT's direction by the arc tangent.
 
@@ -548,8 +541,8 @@ def scale_by_adopt_atan2(
     return zeros("exp_avg", "exp_avg_sq"), update
 
 
-@per_tensor(ranges={"factor": Range("[0, 1]", off=1.0)})
-def scale_by_caution(factor: Scalar = 0.0):
+@per_tensor
+def scale_by_caution(factor: Fraction = 0.0):
     r"""Damp the entries of an update that point against the gradient.
 
     Entries with $u g \le 0$ are multiplied by $f$, then all entries are divided by the mean weight (at least 1e-5) of
@@ -584,8 +577,8 @@ def scale_by_caution(factor: Scalar = 0.0):
     return update
 
 
-@per_tensor(ranges={"beta": "[0, 1)"})
-def orthogonalize_against_ema(beta: Scalar = 0.9):
+@per_tensor
+def orthogonalize_against_ema(beta: Decay = 0.9):
     r"""Remove a gradient's component along the mean of earlier gradients.
 
     With $u = e_{t-1} / \max(\lVert e_{t-1} \rVert, 10^{-12})$, the result is $g_t - \langle g_t, u \rangle u$ over the
@@ -623,19 +616,14 @@ def orthogonalize_against_ema(beta: Scalar = 0.9):
     return zeros("grad_ema"), update
 
 
-@per_tensor(
-    needs=("params",),
-    ranges={"clip": "(0, inf]", "p": "[0, inf)", "eps2": "[0, inf)"},
-    example={"weight_decay": 0.1},
-    nonnegative=("fim",),
-)
+@per_tensor(needs=("params",), example={"weight_decay": 0.1}, nonnegative=("fim",))
 def scale_by_fadam(
-    betas: Betas = (0.9, 0.999),
-    eps: Scalar = 1e-8,
-    weight_decay: Scalar = 0.1,
-    clip: Scalar = 1.0,
-    p: Scalar = 0.5,
-    eps2: Scalar = 0.01,
+    betas: Decays = (0.9, 0.999),
+    eps: NonNegative = 1e-8,
+    weight_decay: NonNegative = 0.1,
+    clip: Annotated[Scalar, "(0, inf]"] = 1.0,
+    p: NonNegative = 0.5,
+    eps2: NonNegative = 0.01,
 ):
     r"""Average gradients divided by the root of the Fisher information, and decay weights likewise: FAdam.
 

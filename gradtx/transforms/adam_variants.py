@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
 
-from gradtx.arguments import is_off
-from gradtx.base.exact import Betas, Scalar
+from gradtx.arguments import Decay, Decays, NonNegative, Positive, is_off
+from gradtx.base.exact import Scalar
 from gradtx.rules import per_tensor
 from gradtx.transforms._math import (
     adam_moments,
@@ -50,13 +52,11 @@ def _rectified(mean, square, ctx, betas, eps, threshold, degenerated_to_sgd: boo
     return rate / ctx.bias_correction(beta1) * mean / divisor
 
 
-@per_tensor(
-    ranges={"rho_threshold": "[4, inf)"}, elementwise=True, nonnegative=("exp_avg_sq",)
-)
+@per_tensor(elementwise=True, nonnegative=("exp_avg_sq",))
 def scale_by_radam(
-    betas: Betas = (0.9, 0.999),
-    eps: Scalar = 1e-8,
-    rho_threshold: Scalar = 5.0,
+    betas: Decays = (0.9, 0.999),
+    eps: NonNegative = 1e-8,
+    rho_threshold: Annotated[Scalar, "[4, inf)"] = 5.0,
     degenerated_to_sgd: bool = True,
 ):
     r"""Weight Adam's direction by a factor that limits the variance of its step size: RAdam's direction.
@@ -110,8 +110,8 @@ def scale_by_radam(
 
 @per_tensor(elementwise=True, nonnegative=("exp_avg_var", "max_exp_avg_var"))
 def scale_by_belief(
-    betas: Betas = (0.9, 0.999),
-    eps: Scalar = 1e-16,
+    betas: Decays = (0.9, 0.999),
+    eps: NonNegative = 1e-16,
     amsgrad: bool = False,
     rectify: bool = True,
     degenerated_to_sgd: bool = True,
@@ -166,8 +166,8 @@ def scale_by_belief(
     return zeros("exp_avg", "exp_avg_var", max_exp_avg_var=amsgrad), update
 
 
-@per_tensor(ranges={"beta2": "[0, 1)"}, elementwise=True, nonnegative=("exp_avg_sq",))
-def scale_by_rectified_rms(beta2: Scalar = 0.999, eps: Scalar = 1e-8):
+@per_tensor(elementwise=True, nonnegative=("exp_avg_sq",))
+def scale_by_rectified_rms(beta2: Decay = 0.999, eps: NonNegative = 1e-8):
     r"""Divide by the root mean square of all gradients once there are enough of them: Schedule-Free RAdam.
 
     $v_t = \beta_2 v_{t-1} + (1-\beta_2) g_t^2$; where $\rho_t > 4$ (see `scale_by_radam`), the direction is
@@ -211,8 +211,10 @@ def scale_by_rectified_rms(beta2: Scalar = 0.999, eps: Scalar = 1e-8):
     return zeros("exp_avg_sq"), update
 
 
-@per_tensor(ranges={"beta2": "[0, 1)", "rho_threshold": "[4, inf)"}, elementwise=True)
-def hold_until_rectified(beta2: Scalar = 0.999, rho_threshold: Scalar = 5.0):
+@per_tensor(elementwise=True)
+def hold_until_rectified(
+    beta2: Decay = 0.999, rho_threshold: Annotated[Scalar, "[4, inf)"] = 5.0
+):
     r"""Return zero updates before RAdam's first rectified step, while earlier links update their state.
 
     Last link of a chain; zero where $\rho_t$ of `scale_by_radam` is not above the threshold.
@@ -252,17 +254,14 @@ def hold_until_rectified(beta2: Scalar = 0.999, rho_threshold: Scalar = 5.0):
 
 
 @per_tensor(
-    elementwise=True,
-    ranges={"final_lr": "[0, inf)", "gamma": "(0, inf)"},
-    example={"lr": 1e-3},
-    nonnegative=("exp_avg_sq", "max_exp_avg_sq"),
+    elementwise=True, example={"lr": 1e-3}, nonnegative=("exp_avg_sq", "max_exp_avg_sq")
 )
 def scale_by_adabound(
-    lr: Scalar,
-    final_lr: Scalar = 0.1,
-    betas: Betas = (0.9, 0.999),
-    eps: Scalar = 1e-8,
-    gamma: Scalar = 1e-3,
+    lr: NonNegative,
+    final_lr: NonNegative = 0.1,
+    betas: Decays = (0.9, 0.999),
+    eps: NonNegative = 1e-8,
+    gamma: Positive = 1e-3,
     amsgrad: bool = False,
 ):
     r"""Clip Adam's rates to a band that narrows to a single rate: from Adam to SGD with momentum.
@@ -315,18 +314,17 @@ def scale_by_adabound(
 
 
 @per_tensor(
-    ranges={"beta3": "[0, 1)"},
     elementwise=True,
     needs=lambda arguments: () if is_off(arguments["weight_decay"]) else ("params",),
     owns_lr=True,
     nonnegative=("exp_avg_sq", "exp_avg_lr"),
 )
 def scale_by_adamod(
-    lr: Scalar = 1e-3,
-    betas: Betas = (0.9, 0.999),
-    beta3: Scalar = 0.999,
-    eps: Scalar = 1e-8,
-    weight_decay: Scalar = 0.0,
+    lr: NonNegative = 1e-3,
+    betas: Decays = (0.9, 0.999),
+    beta3: Decay = 0.999,
+    eps: NonNegative = 1e-8,
+    weight_decay: NonNegative = 0.0,
 ):
     r"""Bound Adam's rate of each weight by the average of its past values.
 
@@ -376,8 +374,8 @@ CENTERED_AFTER = 10
 
 @per_tensor(elementwise=True, nonnegative=("exp_avg_sq", "max_exp_avg_sq"))
 def scale_by_laprop(
-    betas: Betas = (0.9, 0.999),
-    eps: Scalar = 1e-15,
+    betas: Decays = (0.9, 0.999),
+    eps: NonNegative = 1e-15,
     amsgrad: bool = False,
     centered: bool = False,
 ):
@@ -443,9 +441,11 @@ def scale_by_laprop(
     return init, update
 
 
-@per_tensor(elementwise=True, ranges={"alpha": "[0, inf)"}, nonnegative=("exp_avg_sq",))
+@per_tensor(elementwise=True, nonnegative=("exp_avg_sq",))
 def scale_by_ademamix(
-    betas: Betas = (0.9, 0.999, 0.9999), alpha: Scalar = 2.0, eps: Scalar = 1e-8
+    betas: Decays = (0.9, 0.999, 0.9999),
+    alpha: NonNegative = 2.0,
+    eps: NonNegative = 1e-8,
 ):
     r"""Add a slow average of gradients to Adam's mean: AdEMAMix's direction.
 
@@ -493,11 +493,11 @@ def scale_by_ademamix(
     return init, update
 
 
-@per_tensor(elementwise=True, ranges={"alpha": "[0, inf)"}, nonnegative=("exp_avg_sq",))
+@per_tensor(elementwise=True, nonnegative=("exp_avg_sq",))
 def scale_by_simplified_ademamix(
-    betas: Betas = (0.99, 0.95),
-    alpha: Scalar = 0.0,
-    eps: Scalar = 1e-8,
+    betas: Decays = (0.99, 0.95),
+    alpha: NonNegative = 0.0,
+    eps: NonNegative = 1e-8,
     bias_correction1: bool = False,
     bias_correction2: bool = True,
 ):
@@ -559,7 +559,9 @@ def scale_by_simplified_ademamix(
     nonnegative=("exp_avg_sq",),
 )
 def scale_by_stable_adam(
-    betas: Betas = (0.9, 0.99), eps: Scalar = 1e-8, weight_decay: Scalar = 0.0
+    betas: Decays = (0.9, 0.99),
+    eps: NonNegative = 1e-8,
+    weight_decay: NonNegative = 0.0,
 ):
     r"""Shorten Adam's direction, including its decay, where gradients outgrow $v$: StableAdamW's direction.
 
@@ -617,9 +619,9 @@ def stable_decay(weight_decay, total):
     elementwise=True, needs=("params",), nonnegative=("exp_avg_sq", "max_exp_avg_sq")
 )
 def scale_by_adam_stable_decay(
-    betas: Betas = (0.9, 0.999),
-    eps: Scalar = 1e-8,
-    weight_decay: Scalar = 1e-4,
+    betas: Decays = (0.9, 0.999),
+    eps: NonNegative = 1e-8,
+    weight_decay: NonNegative = 1e-4,
     amsgrad: bool = False,
 ):
     r"""Add to Adam's direction a decay in proportion to the average adaptive rate: AdamS's direction.

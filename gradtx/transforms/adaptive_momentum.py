@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
 from torch import Tensor
 
-from gradtx.base.exact import Betas, Scalar
+from gradtx.arguments import Decay, Decays, Fraction, NonNegative, Positive
+from gradtx.base.exact import Scalar
 from gradtx.rules import per_tensor
 from gradtx.transforms._math import (
     adam_moments,
@@ -36,7 +39,7 @@ __all__ = [
 
 
 @per_tensor(elementwise=True, nonnegative=("exp_avg_sq",))
-def scale_by_adan(betas: Betas = (0.98, 0.92, 0.99), eps: Scalar = 1e-8):
+def scale_by_adan(betas: Decays = (0.98, 0.92, 0.99), eps: NonNegative = 1e-8):
     r"""Extrapolate the mean gradient by its mean change, and divide by their combined root mean square: Adan.
 
     With $\Delta_t = g_t - g_{t-1}$ (0 at $t = 1$): $m_t = \beta_1 m_{t-1} + (1-\beta_1) g_t$,
@@ -88,13 +91,11 @@ def scale_by_adan(betas: Betas = (0.98, 0.92, 0.99), eps: Scalar = 1e-8):
     return zeros("exp_avg", "exp_avg_diff", "exp_avg_sq", "previous_grad"), update
 
 
-@per_tensor(
-    elementwise=True,
-    ranges={"dampening": "[0, 1]", "eps": "(0, 1)"},
-    nonnegative=("exp_avg_sq", "beta1_prod"),
-)
+@per_tensor(elementwise=True, nonnegative=("exp_avg_sq", "beta1_prod"))
 def scale_by_adai(
-    betas: Betas = (0.1, 0.99), eps: Scalar = 1e-3, dampening: Scalar = 1.0
+    betas: Decays = (0.1, 0.99),
+    eps: Annotated[Scalar, "(0, 1)"] = 1e-3,
+    dampening: Fraction = 1.0,
 ):
     r"""Average gradients with a separate inertia per entry, lower where gradients are large: Adai.
 
@@ -165,8 +166,8 @@ def positive_negative(
     return ((1 + weight) / size) * positive - (weight / size) * negative, positive
 
 
-@per_tensor(elementwise=True, ranges={"betas": ("[0, 1)", "[0, 1]")})
-def scale_by_pnm(betas: Betas = (0.9, 1.0)):
+@per_tensor(elementwise=True)
+def scale_by_pnm(betas: tuple[Decay, Fraction] = (0.9, 1.0)):
     r"""Subtract an older momentum from a newer one: positive-negative momentum.
 
     Two averages, starting from 0, are updated alternately: $m_t = \beta_1^2 m_{t-2} + (1-\beta_1^2) g_t$; direction
@@ -206,13 +207,11 @@ def scale_by_pnm(betas: Betas = (0.9, 1.0)):
     return zeros("pos_momentum", "neg_momentum"), update
 
 
-@per_tensor(
-    elementwise=True,
-    ranges={"betas": ("[0, 1)", "[0, 1)", "[0, 1]")},
-    nonnegative=("exp_avg_sq", "max_exp_avg_sq"),
-)
+@per_tensor(elementwise=True, nonnegative=("exp_avg_sq", "max_exp_avg_sq"))
 def scale_by_adapnm(
-    betas: Betas = (0.9, 0.999, 1.0), eps: Scalar = 1e-8, amsgrad: bool = True
+    betas: tuple[Decay, Decay, Fraction] = (0.9, 0.999, 1.0),
+    eps: NonNegative = 1e-8,
+    amsgrad: bool = True,
 ):
     r"""Divide positive-negative momentum by the root mean square of the gradient: AdaPNM's direction.
 
@@ -260,9 +259,6 @@ def scale_by_adapnm(
     return init, update
 
 
-RANGES = {"momentum": "[0, 1)", "decay_rate": "[0, 1)"}
-
-
 def _directed(x: Tensor) -> Tensor:
     """Divide by the norms along dimension 0, or by the absolute value of a 0-d tensor."""
     square = x.square().sum(dim=0, keepdim=True) if x.ndim else x.square()
@@ -278,8 +274,10 @@ def _damped(
     return ((1 + smooth) / 2 + eps) * update, smooth
 
 
-@per_tensor(ranges=RANGES)
-def scale_by_tam(momentum: Scalar = 0.9, decay_rate: Scalar = 0.9, eps: Scalar = 1e-8):
+@per_tensor
+def scale_by_tam(
+    momentum: Decay = 0.9, decay_rate: Decay = 0.9, eps: NonNegative = 1e-8
+):
     r"""Add gradients to a momentum, damping those that turn away from it: torque-aware momentum.
 
     $n(x) = x / \lVert x \rVert$ with norms along dimension 0,
@@ -321,9 +319,9 @@ def scale_by_tam(momentum: Scalar = 0.9, decay_rate: Scalar = 0.9, eps: Scalar =
     return zeros("s", "momentum_buffer"), update
 
 
-@per_tensor(ranges=RANGES, nonnegative=("exp_avg_sq",))
+@per_tensor(nonnegative=("exp_avg_sq",))
 def scale_by_adatam(
-    betas: Betas = (0.9, 0.999), decay_rate: Scalar = 0.9, eps: Scalar = 1e-8
+    betas: Decays = (0.9, 0.999), decay_rate: Decay = 0.9, eps: NonNegative = 1e-8
 ):
     r"""Divide a torque-aware momentum by the root mean square of the gradients: AdaTAM's direction.
 
@@ -374,15 +372,14 @@ def scale_by_adatam(
     owns_lr=True,
     shared={"count": 0.0, "rate_avg": 0.0, "sgd_rate": 0.0, "switched": 0.0},
     agree=("betas", "eps", "switch_tol"),
-    ranges={"switch_tol": "[0, inf)"},
     nonnegative=("exp_avg_sq", "max_exp_avg_sq"),
 )
 def scale_by_swats(
-    lr: Scalar = 1e-3,
-    betas: Betas = (0.9, 0.999),
-    eps: Scalar = 1e-9,
+    lr: NonNegative = 1e-3,
+    betas: Decays = (0.9, 0.999),
+    eps: NonNegative = 1e-9,
     amsgrad: bool = False,
-    switch_tol: Scalar | None = None,
+    switch_tol: NonNegative | None = None,
 ):
     r"""Step as Adam until the equivalent SGD rate has settled, then as SGD with momentum at that rate: SWATS.
 
@@ -468,23 +465,18 @@ def scale_by_swats(
 @per_tensor(
     needs=("params",),
     owns_lr=True,
-    ranges={
-        "beta0": "[0, 1]",
-        "beta_softplus": "(0, inf)",
-        "norm_loss_factor": "[0, inf)",
-    },
     example={"lr": 0.1},
     nonnegative=("exp_avg_sq", "max_exp_avg_sq"),
 )
 def scale_by_ranger21(
-    lr: Scalar,
-    beta0: Scalar = 0.9,
-    betas: Betas = (0.9, 0.999),
-    eps: Scalar = 1e-8,
+    lr: NonNegative,
+    beta0: Fraction = 0.9,
+    betas: Decays = (0.9, 0.999),
+    eps: NonNegative = 1e-8,
     use_softplus: bool = True,
-    beta_softplus: Scalar = 50.0,
-    weight_decay: Scalar = 1e-4,
-    norm_loss_factor: Scalar = 1e-4,
+    beta_softplus: Positive = 50.0,
+    weight_decay: NonNegative = 1e-4,
+    norm_loss_factor: NonNegative = 1e-4,
     amsgrad: bool = True,
 ):
     r"""Step along positive-negative momentum over a smoothed denominator, after two decays: Ranger21's update.

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradtx.arguments import is_off
-from gradtx.base.exact import Scalar, exact
+from gradtx.arguments import Count, Decay, Fraction, NonNegative, NonNegativeInt, is_off
+from gradtx.base.exact import exact
 from gradtx.rules import per_tensor
 from gradtx.transforms._math import plus_decay, quotient, running_mean, safe_pow, zeros
 
@@ -21,13 +21,8 @@ __all__ = [
 ]
 
 
-@per_tensor(
-    ranges={"k": "[1, inf)", "alpha": "[0, 1]"},
-    elementwise=True,
-    needs=("params",),
-    follows_rate=True,
-)
-def lookahead(k: int = 5, alpha: Scalar = 0.5):
+@per_tensor(elementwise=True, needs=("params",), follows_rate=True)
+def lookahead(k: Count = 5, alpha: Fraction = 0.5):
     r"""Move slow weights part of the way to the fast ones at every k-th step and restart from there.
 
     Last link of a chain. With $p' = p + u$: if $t \bmod k = 0$, $s \leftarrow s + \alpha (p' - s)$ and the update
@@ -76,13 +71,10 @@ def synchronized(now: Tensor, slow: Tensor, fast: Tensor, alpha: Any) -> Tensor:
     return torch.where(now, slow + alpha * (fast - slow), slow)
 
 
-@per_tensor(
-    ranges={"decay": "[0, 1)", "start": "[0, inf)"},
-    elementwise=True,
-    needs=("params",),
-    follows_rate=True,
-)
-def average(decay: Scalar | None = None, start: int = 0, debias: bool = False):
+@per_tensor(elementwise=True, needs=("params",), follows_rate=True)
+def average(
+    decay: Decay | None = None, start: NonNegativeInt = 0, debias: bool = False
+):
     r"""Keep an average of the weights for evaluation; updates pass unchanged.
 
     Last link of a chain. With $p' = p + u$: $a \leftarrow p'$ while $t \le$ `start`; afterwards
@@ -143,17 +135,13 @@ def dual_averaging(target: Tensor, momentum: Any, param: Tensor) -> Tensor:
 
 
 @per_tensor(
-    elementwise=True,
-    needs=("params",),
-    owns_lr=True,
-    ranges={"momentum": "[0, 1)"},
-    nonnegative=("grad_sum_sq",),
+    elementwise=True, needs=("params",), owns_lr=True, nonnegative=("grad_sum_sq",)
 )
 def scale_by_madgrad(
-    lr: Scalar = 1e-2,
-    momentum: Scalar = 0.9,
-    eps: Scalar = 1e-6,
-    weight_decay: Scalar = 0.0,
+    lr: NonNegative = 1e-2,
+    momentum: Decay = 0.9,
+    eps: NonNegative = 1e-6,
+    weight_decay: NonNegative = 0.0,
 ):
     r"""Step from the starting point along the weighted sum of gradients, divided by a cube root: MADGRAD.
 
@@ -213,17 +201,12 @@ def scale_by_madgrad(
     return init, update
 
 
-@per_tensor(
-    elementwise=True,
-    needs=("params",),
-    owns_lr=True,
-    ranges={"memory_length": "[1, inf)", "proximal": "[0, inf)", "beta": "[0, inf)"},
-)
+@per_tensor(elementwise=True, needs=("params",), owns_lr=True)
 def scale_by_srmm(
-    lr: Scalar = 0.01,
-    beta: Scalar = 0.5,
-    memory_length: int | None = 100,
-    proximal: Scalar = 0.0,
+    lr: NonNegative = 0.01,
+    beta: NonNegative = 0.5,
+    memory_length: Count | None = 100,
+    proximal: NonNegative = 0.0,
 ):
     r"""Step from an average of the weights along an average of the gradients computed there: SRMM.
 
@@ -278,14 +261,12 @@ def scale_by_srmm(
     return init, update
 
 
-@per_tensor(
-    elementwise=True,
-    needs=("params",),
-    owns_lr=True,
-    ranges={"t0": "[0, inf)", "lambd": "[0, inf)", "alpha": "[0, inf)"},
-)
+@per_tensor(elementwise=True, needs=("params",), owns_lr=True)
 def scale_by_asgd(
-    lr: Scalar = 1e-2, lambd: Scalar = 1e-4, alpha: Scalar = 0.75, t0: Scalar = 1e6
+    lr: NonNegative = 1e-2,
+    lambd: NonNegative = 1e-4,
+    alpha: NonNegative = 0.75,
+    t0: NonNegative = 1e6,
 ):
     r"""Descend with a decaying rate and a small weight decay, and average the weights from a given step on.
 

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
+from gradtx.arguments import (
+    Count,
+    Decay,
+    Decays,
+    NonNegative,
+    NonNegativeInt,
+    Positive,
+    Static,
+)
 from gradtx.base.dtensor import full_tensor
-from gradtx.base.exact import Betas, Scalar, exact
+from gradtx.base.exact import Scalar, exact
 from gradtx.rules import per_tensor
 from gradtx.transforms._math import (
     adam_moments,
@@ -44,10 +53,8 @@ __all__ = [
 ]
 
 
-@per_tensor(
-    ranges={"max_value": "(0, inf]"}, elementwise=True, example={"max_value": 0.5}
-)
-def clip_by_value(max_value: Scalar):
+@per_tensor(elementwise=True, example={"max_value": 0.5})
+def clip_by_value(max_value: Annotated[Scalar, "(0, inf]"]):
     """Clamp every entry to [-max_value, max_value].
 
     Args:
@@ -71,10 +78,8 @@ def clip_by_value(max_value: Scalar):
     return update
 
 
-@per_tensor(
-    takes_complex=True, ranges={"max_norm": "(0, inf]"}, example={"max_norm": 1.0}
-)
-def clip_by_norm(max_norm: Scalar):
+@per_tensor(takes_complex=True, example={"max_norm": 1.0})
+def clip_by_norm(max_norm: Annotated[Scalar, "(0, inf]"]):
     r"""Scale each leaf separately to a norm of at most `max_norm`: $u \min(1, c / \lVert u \rVert)$.
 
     Args:
@@ -106,16 +111,18 @@ def _norm_of_before(arguments):
 
 
 @per_tensor(
-    ranges={"max_norm": "(0, inf]"},
     elementwise=True,
     agree=("max_norm", "eps"),
     shared=_norm_of_before,
     summed={"norm": safe_sqrt},
-    static=("stale",),
     extras={"global_norm": "scalar?"},
     example={"max_norm": 1.0},
 )
-def clip_by_global_norm(max_norm: Scalar, eps: Scalar = 1e-6, stale: bool = False):
+def clip_by_global_norm(
+    max_norm: Annotated[Scalar, "(0, inf]"],
+    eps: NonNegative = 1e-6,
+    stale: Static[bool] = False,
+):
     r"""Scale the whole tree to a norm of at most `max_norm`, preserving its direction.
 
     $u \min(1, c / (G + \epsilon))$, where $G$ is the 2-norm over all leaves together, as in torch's `clip_grad_norm_`.
@@ -160,7 +167,7 @@ def clip_by_global_norm(max_norm: Scalar, eps: Scalar = 1e-6, stale: bool = Fals
 
 
 @per_tensor(elementwise=True, agree=("eps",))
-def normalize_by_global_norm(eps: Scalar = 1e-6):
+def normalize_by_global_norm(eps: NonNegative = 1e-6):
     r"""Scale the whole tree to norm 1, preserving its direction: $u / (G + \epsilon)$.
 
     $G$ is the 2-norm over all leaves together.
@@ -195,8 +202,8 @@ def shrink(size: Tensor, bound) -> Tensor:
     return quotient(bound, size, size > bound, 1.0)
 
 
-@per_tensor(ranges={"clipping": "(0, inf)"}, needs=("params",))
-def clip_adaptive(clipping: Scalar = 0.01, eps: Scalar = 1e-3):
+@per_tensor(needs=("params",))
+def clip_adaptive(clipping: Positive = 0.01, eps: NonNegative = 1e-3):
     r"""Clip the update of each output unit relative to the norm of its weights (adaptive gradient clipping).
 
     If a unit's $\lVert u_i \rVert > \lambda \max(\lVert p_i \rVert, \epsilon)$, it is scaled down to that bound.
@@ -234,13 +241,8 @@ def clip_adaptive(clipping: Scalar = 0.01, eps: Scalar = 1e-3):
     return update
 
 
-@per_tensor(
-    takes_complex=True,
-    needs=("params",),
-    ranges={"p_bound": "(0, inf)"},
-    example={"p_bound": 1.5},
-)
-def bound_norm(p_bound: Scalar):
+@per_tensor(takes_complex=True, needs=("params",), example={"p_bound": 1.5})
+def bound_norm(p_bound: Positive):
     r"""Keep the norm of each leaf of weights below a multiple of its initial norm.
 
     Place it after the learning rate. With $x = p + u$ the update becomes
@@ -307,21 +309,13 @@ def soft_row_clip(x: Tensor, max_norm: Scalar) -> Tensor:
     return x / (half * ((size - middle) / half).tanh() + middle).clamp(min=1e-5)
 
 
-@per_tensor(
-    takes_complex=True,
-    ranges={
-        "lambda_rel": "(0, inf)",
-        "lambda_abs": "(0, inf)",
-        "beta": "[0, 1)",
-        "warmup_steps": "[0, inf)",
-    },
-)
+@per_tensor(takes_complex=True)
 def clip_to_history(
-    lambda_rel: Scalar = 1.05,
-    lambda_abs: Scalar = 1.0,
-    beta: Scalar = 0.98,
-    warmup_steps: int = 100,
-    eps: Scalar = 1e-8,
+    lambda_rel: Positive = 1.05,
+    lambda_abs: Positive = 1.0,
+    beta: Decay = 0.98,
+    warmup_steps: NonNegativeInt = 100,
+    eps: NonNegative = 1e-8,
 ):
     r"""Clip each leaf slightly above its usual norm: AdaGC's clipping.
 
@@ -383,19 +377,13 @@ _STATISTICS = ("mean", "var", "count")
     elementwise=True,
     shared=dict.fromkeys(_STATISTICS, 0.0),
     agree=("z_thresh", "alpha", "warmup_steps", "max_norm", "eps", "mode", "clip_to"),
-    ranges={
-        "z_thresh": "(0, inf)",
-        "alpha": "[0, 1)",
-        "warmup_steps": "[1, inf)",
-        "max_norm": "(0, inf]",
-    },
 )
 def clip_by_zscore(
-    z_thresh: Scalar = 2.5,
-    alpha: Scalar = 0.97,
-    warmup_steps: int = 25,
-    max_norm: Scalar | None = 1.0,
-    eps: Scalar = 1e-6,
+    z_thresh: Positive = 2.5,
+    alpha: Decay = 0.97,
+    warmup_steps: Count = 25,
+    max_norm: Annotated[Scalar, "(0, inf]"] | None = 1.0,
+    eps: NonNegative = 1e-6,
     mode: str = "zscore",
     clip_to: str = "scaled",
 ):
@@ -486,8 +474,8 @@ def clip_by_zscore(
     return update
 
 
-@per_tensor(takes_complex=True, ranges={"gammas": "[0, 1)"})
-def normalize_by_norm_history(gammas: Betas = (0.7, 0.9), eps: Scalar = 1e-8):
+@per_tensor(takes_complex=True)
+def normalize_by_norm_history(gammas: Decays = (0.7, 0.9), eps: NonNegative = 1e-8):
     r"""Scale each leaf to its mean norm relative to the variation of that norm: Stable-SPAM's normalization.
 
     With $n = \lVert g \rVert$ for each leaf, $a = \gamma_1 a + (1-\gamma_1) n$ and $b = \gamma_2 b + (1-\gamma_2) n^2$:
@@ -531,9 +519,6 @@ def normalize_by_norm_history(gammas: Betas = (0.7, 0.9), eps: Scalar = 1e-8):
     return init, update
 
 
-SPIKE_RANGES = {"threshold": "(0, inf)", "clip_after": "[0, inf)", "every": "[1, inf)"}
-
-
 def _cut(
     update: Tensor,
     square: Tensor,
@@ -549,16 +534,13 @@ def _cut(
 
 
 @per_tensor(
-    elementwise=True,
-    ranges={**SPIKE_RANGES, "beta2": "[0, 1)"},
-    example={"every": 5, "clip_after": 1},
-    nonnegative=("exp_avg_sq",),
+    elementwise=True, example={"every": 5, "clip_after": 1}, nonnegative=("exp_avg_sq",)
 )
 def clip_spikes(
-    threshold: Scalar = 5000.0,
-    beta2: Scalar = 0.999,
-    clip_after: int = 20,
-    every: int = 500,
+    threshold: Positive = 5000.0,
+    beta2: Decay = 0.999,
+    clip_after: NonNegativeInt = 20,
+    every: Count = 500,
 ):
     r"""Clip entries whose square is many times its average: SPAM's clipping.
 
@@ -601,17 +583,14 @@ def clip_spikes(
 
 
 @per_tensor(
-    elementwise=True,
-    ranges=SPIKE_RANGES,
-    example={"every": 5, "clip_after": 1},
-    nonnegative=("exp_avg_sq",),
+    elementwise=True, example={"every": 5, "clip_after": 1}, nonnegative=("exp_avg_sq",)
 )
 def scale_by_spam(
-    betas: Betas = (0.9, 0.999),
-    eps: Scalar = 1e-6,
-    threshold: Scalar = 5000.0,
-    clip_after: int = 20,
-    every: int = 500,
+    betas: Decays = (0.9, 0.999),
+    eps: NonNegative = 1e-6,
+    threshold: Positive = 5000.0,
+    clip_after: NonNegativeInt = 20,
+    every: Count = 500,
 ):
     r"""Clip spikes using Adam's own average of squares: SPAM's direction.
 
@@ -652,8 +631,8 @@ def scale_by_spam(
     return init, update
 
 
-@per_tensor(ranges={"theta": "[0, 1)"})
-def clip_to_peak_history(theta: Scalar = 0.999):
+@per_tensor
+def clip_to_peak_history(theta: Decay = 0.999):
     r"""Scale down entries that exceed the usual largest entry: Stable-SPAM's clipping.
 
     With $G = \max |g|$ over a leaf, $M \leftarrow \theta M + (1-\theta) G$ and $\hat M = M / (1-\theta^t)$: where

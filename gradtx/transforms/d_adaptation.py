@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
-from gradtx.arguments import is_off
-from gradtx.base.exact import Betas, Scalar, exact
+from gradtx.arguments import Count, Decay, Decays, NonNegative, Positive, is_off
+from gradtx.base.exact import Scalar, exact
 from gradtx.rules import per_tensor
 from gradtx.transforms._math import (
     change_of,
@@ -31,7 +31,6 @@ __all__ = [
 ]
 
 
-DADAPT_RANGES = {"d0": "(0, inf)", "growth_rate": "[1, inf]"}
 OWN = {"elementwise": True, "needs": ("params",), "before_owner": True}
 
 
@@ -81,15 +80,14 @@ def _correlation(
     **OWN,
     shared=started("gsq_weighted"),
     agree=("d0", "growth_rate"),
-    ranges={**DADAPT_RANGES, "momentum": "[0, 1)"},
     nonnegative=("alphak",),
 )
 def scale_by_dadapt_adagrad(
-    lr: Scalar = 1.0,
-    momentum: Scalar = 0.0,
-    eps: Scalar = 1e-6,
-    d0: Scalar = 1e-6,
-    growth_rate: Scalar = math.inf,
+    lr: NonNegative = 1.0,
+    momentum: Decay = 0.0,
+    eps: NonNegative = 1e-6,
+    d0: Positive = 1e-6,
+    growth_rate: Annotated[Scalar, "[1, inf]"] = math.inf,
 ):
     r"""Run dual averaging over AdaGrad's denominator with an automatic rate: D-Adapt AdaGrad.
 
@@ -178,17 +176,16 @@ def scale_by_dadapt_adagrad(
     **OWN,
     shared=started("numerator_weighted"),
     agree=("betas", "d0", "growth_rate"),
-    ranges={**DADAPT_RANGES, "eps": "(0, inf)"},
     nonnegative=("exp_avg_sq",),
 )
 def scale_by_dadapt_adam(
-    lr: Scalar = 1.0,
-    betas: Betas = (0.9, 0.999),
-    eps: Scalar = 1e-8,
-    weight_decay: Scalar = 0.0,
+    lr: NonNegative = 1.0,
+    betas: Decays = (0.9, 0.999),
+    eps: Positive = 1e-8,
+    weight_decay: NonNegative = 0.0,
     use_bias_correction: bool = False,
-    d0: Scalar = 1e-6,
-    growth_rate: Scalar = math.inf,
+    d0: Positive = 1e-6,
+    growth_rate: Annotated[Scalar, "[1, inf]"] = math.inf,
 ):
     r"""Run Adam with an automatic rate: D-Adapt Adam.
 
@@ -269,13 +266,12 @@ def scale_by_dadapt_adam(
         "g0_norm": 0.0,
     },
     agree=("d0", "growth_rate"),
-    ranges={**DADAPT_RANGES, "momentum": "[0, 1)"},
 )
 def scale_by_dadapt_sgd(
-    lr: Scalar = 1.0,
-    momentum: Scalar = 0.0,
-    d0: Scalar = 1e-6,
-    growth_rate: Scalar = math.inf,
+    lr: NonNegative = 1.0,
+    momentum: Decay = 0.0,
+    d0: Positive = 1e-6,
+    growth_rate: Annotated[Scalar, "[1, inf]"] = math.inf,
 ):
     r"""Run SGD with an automatic rate, relative to the norm of the first gradient: D-Adapt SGD.
 
@@ -354,17 +350,16 @@ def scale_by_dadapt_sgd(
     **OWN,
     shared=started("gsq_weighted"),
     agree=("betas", "d0", "growth_rate"),
-    ranges={**DADAPT_RANGES, "eps": "(0, inf)"},
     nonnegative=("exp_avg_sq",),
 )
 def scale_by_dadapt_adan(
-    lr: Scalar = 1.0,
-    betas: Betas = (0.98, 0.92, 0.99),
-    eps: Scalar = 1e-8,
-    weight_decay: Scalar = 0.02,
+    lr: NonNegative = 1.0,
+    betas: Decays = (0.98, 0.92, 0.99),
+    eps: Positive = 1e-8,
+    weight_decay: NonNegative = 0.02,
     no_prox: bool = False,
-    d0: Scalar = 1e-6,
-    growth_rate: Scalar = math.inf,
+    d0: Positive = 1e-6,
+    growth_rate: Annotated[Scalar, "[1, inf]"] = math.inf,
 ):
     r"""Run Adan with an automatic rate: D-Adapt Adan.
 
@@ -449,17 +444,12 @@ def scale_by_dadapt_adan(
     return init, update
 
 
-@per_tensor(
-    ranges={"d0": "(0, inf)"},
-    **OWN,
-    shared=started("numerator_weighted"),
-    agree=("betas", "d0"),
-)
+@per_tensor(**OWN, shared=started("numerator_weighted"), agree=("betas", "d0"))
 def scale_by_dadapt_lion(
-    lr: Scalar = 1.0,
-    betas: Betas = (0.9, 0.99),
-    weight_decay: Scalar = 0.0,
-    d0: Scalar = 1e-6,
+    lr: NonNegative = 1.0,
+    betas: Decays = (0.9, 0.99),
+    weight_decay: NonNegative = 0.0,
+    d0: Positive = 1e-6,
 ):
     r"""Run Lion with an automatic rate: D-Adapt Lion.
 
@@ -528,15 +518,6 @@ def scale_by_dadapt_lion(
     return zeros("exp_avg", "s"), update
 
 
-PRODIGY_RANGES = {
-    **DADAPT_RANGES,
-    "d_coef": "(0, inf)",
-    "slice_p": "[1, inf)",
-    "beta3": "[0, 1)",
-    "eps": "(0, inf)",
-}
-
-
 @per_tensor(
     elementwise=lambda arguments: arguments["slice_p"] == 1,
     needs=("params",),
@@ -547,21 +528,20 @@ PRODIGY_RANGES = {
         "d_numerator": 0.0,
     },
     agree=("betas", "beta3", "d0", "d_coef", "growth_rate"),
-    ranges=PRODIGY_RANGES,
     nonnegative=("exp_avg_sq",),
 )
 def scale_by_prodigy(
-    lr: Scalar = 1.0,
-    betas: Betas = (0.9, 0.999),
-    beta3: Scalar | None = None,
-    eps: Scalar = 1e-8,
-    weight_decay: Scalar = 0.0,
+    lr: NonNegative = 1.0,
+    betas: Decays = (0.9, 0.999),
+    beta3: Decay | None = None,
+    eps: Positive = 1e-8,
+    weight_decay: NonNegative = 0.0,
     use_bias_correction: bool = False,
     safeguard_warmup: bool = False,
-    d0: Scalar = 1e-6,
-    d_coef: Scalar = 1.0,
-    growth_rate: Scalar = math.inf,
-    slice_p: int = 1,
+    d0: Positive = 1e-6,
+    d_coef: Positive = 1.0,
+    growth_rate: Annotated[Scalar, "[1, inf]"] = math.inf,
+    slice_p: Count = 1,
 ):
     r"""Run Adam with an automatic rate from the distance that the weights have moved: Prodigy.
 

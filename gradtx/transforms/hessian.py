@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradtx.base.exact import Betas, Scalar
+from gradtx.arguments import Count, Decays, Fraction, NonNegative
 from gradtx.rules import per_tensor
 from gradtx.transforms._math import at_least, running_mean, safe_pow, zeros
 
@@ -17,14 +17,13 @@ __all__ = ["scale_by_hessian", "scale_by_sophia"]
 @per_tensor(
     elementwise=lambda arguments: not arguments["spatial_average"],
     needs=("hessian_diag",),
-    ranges={"update_period": "[1, inf)", "hessian_power": "[0, 1]"},
     nonnegative=("exp_hessian_diag_sq",),
 )
 def scale_by_hessian(
-    betas: Betas = (0.9, 0.999),
-    eps: Scalar = 1e-4,
-    hessian_power: Scalar = 1.0,
-    update_period: int = 1,
+    betas: Decays = (0.9, 0.999),
+    eps: NonNegative = 1e-4,
+    hessian_power: Fraction = 1.0,
+    update_period: Count = 1,
     spatial_average: bool = True,
 ):
     r"""Divide the mean gradient by the root mean square of the Hessian's diagonal: AdaHessian's direction.
@@ -95,16 +94,12 @@ def scale_by_hessian(
     return init, update
 
 
-@per_tensor(
-    elementwise=True,
-    needs=("hessian_diag",),
-    ranges={"update_period": "[1, inf)", "gamma": "[0, inf)"},
-)
+@per_tensor(elementwise=True, needs=("hessian_diag",))
 def scale_by_sophia(
-    betas: Betas = (0.96, 0.99),
-    gamma: Scalar = 0.01,
-    eps: Scalar = 1e-12,
-    update_period: int = 10,
+    betas: Decays = (0.96, 0.99),
+    gamma: NonNegative = 0.01,
+    eps: NonNegative = 1e-12,
+    update_period: Count = 10,
 ):
     r"""Divide the mean gradient by the mean of the Hessian's diagonal, and clip each entry to $\pm 1$: Sophia.
 

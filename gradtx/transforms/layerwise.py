@@ -9,11 +9,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradtx.arguments import UnfitError
+from gradtx.arguments import (
+    Decay,
+    Decays,
+    NonNegative,
+    NonNegativeInt,
+    Positive,
+    UnfitError,
+)
 from gradtx.base import torch_names as _torch
 from gradtx.base import tree as _tree
 from gradtx.base.dtensor import full_tensor
-from gradtx.base.exact import Betas, Scalar, exact, exact_dtype
+from gradtx.base.exact import Scalar, exact, exact_dtype
 from gradtx.execution.rule import OfLeaf
 from gradtx.rules import per_tensor
 from gradtx.transforms._math import (
@@ -47,7 +54,7 @@ __all__ = [
 
 @per_tensor(sums_of_leaf=True, takes_complex=True, needs=("params",))
 def scale_by_trust_ratio(
-    clip: bool = False, weight_decay: Scalar = 0.0, always_adapt: bool = True
+    clip: bool = False, weight_decay: NonNegative = 0.0, always_adapt: bool = True
 ):
     r"""Rescale each update to the norm of its leaf's weights: $u \mapsto u \lVert p \rVert / \lVert u \rVert$.
 
@@ -94,16 +101,15 @@ def scale_by_trust_ratio(
     sums_of_leaf=True,
     takes_complex=lambda arguments: arguments["min_ndim"] == 0,
     needs=("params",),
-    ranges={"trust_coefficient": "(0, inf)", "min_ndim": "[0, inf)"},
     example={"lr": 0.5},
 )
 def scale_by_lars(
-    trust_coefficient: Scalar = 0.001,
-    weight_decay: Scalar = 0.0,
-    eps: Scalar = 1e-8,
+    trust_coefficient: Positive = 0.001,
+    weight_decay: NonNegative = 0.0,
+    eps: NonNegative = 1e-8,
     trust_clip: bool = False,
-    min_ndim: int = 0,
-    lr: Scalar | None = None,
+    min_ndim: NonNegativeInt = 0,
+    lr: NonNegative | None = None,
 ):
     r"""Decay the weights and scale by one rate per leaf, from the norms of its weights and its gradient: LARS.
 
@@ -163,8 +169,8 @@ def scale_by_lars(
 
 @per_tensor(elementwise=True, nonnegative=("exp_avg_sq",))
 def scale_by_lamb(
-    betas: Betas = (0.9, 0.999),
-    eps: Scalar = 1e-6,
+    betas: Decays = (0.9, 0.999),
+    eps: NonNegative = 1e-6,
     bias_correction: bool = True,
     grad_averaging: bool = True,
 ):
@@ -207,8 +213,10 @@ def scale_by_lamb(
     return zeros("exp_avg", "exp_avg_sq"), update
 
 
-@per_tensor(takes_complex=True, ranges={"beta": "[0, 1)"})
-def scale_by_layer_rms(beta: Scalar = 0.98, eps: Scalar = 1e-8, amsgrad: bool = False):
+@per_tensor(takes_complex=True)
+def scale_by_layer_rms(
+    beta: Decay = 0.98, eps: NonNegative = 1e-8, amsgrad: bool = False
+):
     r"""Divide the gradient of each leaf by a running average of its norm: NovoGrad's direction.
 
     $v_t = \beta v_{t-1} + (1-\beta) \lVert g_t \rVert^2$, with $v_t = \lVert g_t \rVert^2$ where $v_{t-1} = 0$;
@@ -254,36 +262,22 @@ def scale_by_layer_rms(beta: Scalar = 0.98, eps: Scalar = 1e-8, amsgrad: bool = 
     return init, update
 
 
-AMOS_RANGES = {
-    "beta": "[0, 1)",
-    "extra_l2": "[0, inf)",
-    "c_coef": "[0, inf)",
-    "d_coef": "[0, inf)",
-    "eps": "(0, inf)",
-}
-
-
 def _entrywise(arguments):
     return arguments["slot"] == "full" and isinstance(
         arguments["eta"], float | int | Tensor
     )
 
 
-@per_tensor(
-    elementwise=_entrywise,
-    needs=("params",),
-    owns_lr=True,
-    ranges=AMOS_RANGES,
-)
+@per_tensor(elementwise=_entrywise, needs=("params",), owns_lr=True)
 def scale_by_amos(
-    lr: Scalar = 1e-3,
-    beta: Scalar = 0.999,
-    extra_l2: Scalar = 0.0,
+    lr: NonNegative = 1e-3,
+    beta: Decay = 0.999,
+    extra_l2: NonNegative = 0.0,
     eta: Scalar | Callable[[torch.Size], float] | None = None,
     slot: str = "scalar",
-    c_coef: Scalar = 0.25,
-    d_coef: Scalar = 0.25,
-    eps: Scalar = 2**-125,
+    c_coef: NonNegative = 0.25,
+    d_coef: NonNegative = 0.25,
+    eps: Positive = 2**-125,
 ):
     r"""Descend with a decay that adapts to the gradient, and a rate in the units of the weights: Amos.
 
@@ -420,8 +414,8 @@ def _neuron_norm(x: Tensor) -> Tensor:
     return x.abs() if x.ndim < 2 else unit_norm(x)
 
 
-@per_tensor(ranges={"beta": "[0, 1)"}, nonnegative=("exp_avg_sq",))
-def scale_by_neuron_norm(beta: Scalar = 0.999, constraints: bool = True):
+@per_tensor(nonnegative=("exp_avg_sq",))
+def scale_by_neuron_norm(beta: Decay = 0.999, constraints: bool = True):
     r"""Divide the gradient of each neuron by its running norm, and restore the initial scale of the weights: Nero.
 
     $v_t = \beta v_{t-1} + (1-\beta) \lVert g_t \rVert^2$ for each neuron, which is an index of dimension 0 or an entry
@@ -483,7 +477,7 @@ def _on_sphere(x: Tensor, radius: Any, eps: Any) -> Tensor:
 
 
 @per_tensor(takes_complex=True, needs=("params",))
-def scale_to_radius(eps: Scalar = 1e-12):
+def scale_to_radius(eps: NonNegative = 1e-12):
     r"""Scale each update to the initial norm of its leaf: $u \mapsto R\, u / \max(\lVert u \rVert, \epsilon)$.
 
     Place it before the learning rate, which then is a relative step size. $R = \lVert p_0 \rVert$.
@@ -513,7 +507,7 @@ def scale_to_radius(eps: Scalar = 1e-12):
 
 
 @per_tensor(takes_complex=True, needs=("params",))
-def keep_norm(eps: Scalar = 1e-12):
+def keep_norm(eps: NonNegative = 1e-12):
     r"""Rescale each leaf to its initial norm after the step.
 
     With $q = p + u$, the leaf becomes $R q / \max(\lVert q \rVert, \epsilon)$, $R = \lVert p_0 \rVert$. Place it after
@@ -546,7 +540,7 @@ def keep_norm(eps: Scalar = 1e-12):
 
 
 @per_tensor
-def scale_by_gsnr(eps: Scalar = 1e-8):
+def scale_by_gsnr(eps: NonNegative = 1e-8):
     r"""Multiply each leaf by the fixed signal-to-noise ratio of its first gradient: SGD-SaI.
 
     $q = \lVert g_1 \rVert / (\sigma(g_1) + \epsilon)$ for leaves with two or more dimensions whose first dimension is

@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
-from gradtx.base.exact import Betas, Scalar
+from gradtx.arguments import Count, Decay, Decays, NonNegative
+from gradtx.base.exact import Scalar
 from gradtx.base.messages import describe
 from gradtx.rules import per_tensor
 from gradtx.transforms._math import (
@@ -34,12 +35,6 @@ __all__ = [
 
 
 TINY = 1e-8  # added to norms in denominators, as in the authors' code of both methods
-RANGES = {
-    "rank": "[1, inf)",
-    "update_proj_gap": "[1, inf)",
-    "scale": "[0, inf)",
-    "limit": "[1, inf)",
-}
 EXAMPLE = {"rank": 2, "update_proj_gap": 2, "eps": 0.1}
 
 
@@ -119,17 +114,17 @@ def _last_norm(param: Tensor) -> dict[str, Tensor]:
     return {"last_norm": param.new_zeros(())}
 
 
-@per_tensor(compiles=False, ranges=RANGES, example=EXAMPLE)
+@per_tensor(compiles=False, example=EXAMPLE)
 def scale_by_fira(
-    betas: Betas = (0.9, 0.999),
-    eps: Scalar = 1e-6,
-    rank: int = 128,
-    update_proj_gap: int = 200,
-    scale: Scalar = 0.25,
+    betas: Decays = (0.9, 0.999),
+    eps: NonNegative = 1e-6,
+    rank: Count = 128,
+    update_proj_gap: Count = 200,
+    scale: NonNegative = 0.25,
     side: str = "short",
     projection: str = "svd",
     carry: str = "keep",
-    limit: Scalar = 1.01,
+    limit: Annotated[Scalar, "[1, inf)"] = 1.01,
     seed: int = 0,
 ):
     r"""Combine Adam's low-rank direction with the rest of the gradient, scaled row by row as in Adam: Fira.
@@ -181,18 +176,18 @@ def scale_by_fira(
     return space.space(scale_by_adam_hat(betas, eps), view, _last_norm, hidden=True)
 
 
-@per_tensor(compiles=False, ranges=RANGES, example=EXAMPLE)
+@per_tensor(compiles=False, example=EXAMPLE)
 def scale_by_apollo_low_rank(
-    betas: Betas = (0.9, 0.999),
-    eps: Scalar = 1e-6,
-    rank: int = 128,
-    update_proj_gap: int = 200,
-    scale: Scalar = 1.0,
+    betas: Decays = (0.9, 0.999),
+    eps: NonNegative = 1e-6,
+    rank: Count = 128,
+    update_proj_gap: Count = 200,
+    scale: NonNegative = 1.0,
     side: str = "short",
     projection: str = "random",
     scale_type: str = "channel",
     scale_front: bool = False,
-    limit: Scalar = 1.01,
+    limit: Annotated[Scalar, "[1, inf)"] = 1.01,
     seed: int = 0,
 ):
     r"""Scale each row of the gradient as a low-rank Adam would: APOLLO.
@@ -250,14 +245,13 @@ def scale_by_apollo_low_rank(
     whole=True,
     dims=(2, 2),
     random=True,
-    lists=lambda arguments, shape: True,  # only `init` draws
-    ranges={"mu": "[0, 1)"},
+    lists=lambda arguments, shape: True,
     example={"rank": 2},
 )
 def scale_by_dion(
-    mu: Scalar = 0.95,
+    mu: Decay = 0.95,
     rank: float | int = 1.0,
-    eps: Scalar = 1e-8,
+    eps: NonNegative = 1e-8,
     init: str = "random",
     seed: int = 0,
 ):
@@ -327,24 +321,18 @@ def scale_by_dion(
 @per_tensor(
     whole=True,
     dims=(2, 2),
-    ranges={
-        "ef_decay": "[0, 1)",
-        "beta2": "[0, 1)",
-        "neuron_eps": "[0, inf)",
-        "steps": "[0, 100)",
-    },
     nonnegative=("exp_avg_sq",),
     compiles=False,
     lists=lambda arguments, shape: True,
 )
 def orthogonalize_slices(
     fraction: float | int = 0.25,
-    ef_decay: Scalar = 0.95,
+    ef_decay: Decay = 0.95,
     select: str = "short",
-    beta2: Scalar | None = None,
-    neuron_eps: Scalar = 1e-8,
+    beta2: Decay | None = None,
+    neuron_eps: NonNegative = 1e-8,
     coefs: Coefficients = "polar_express",
-    steps: int | None = None,
+    steps: Annotated[int, "[0, 100)"] | None = None,
     dtype: torch.dtype | None = None,
 ):
     r"""Orthogonalize only the largest rows or columns of the momentum and decay them: Dion2's direction.

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
-from gradtx.arguments import UnfitError
-from gradtx.base.exact import Betas, Scalar
+from gradtx.arguments import Decay, Decays, NonNegative, Positive, UnfitError
+from gradtx.base.exact import Scalar
 from gradtx.execution.rule import OfLeaf
 from gradtx.rules import per_tensor
 from gradtx.transforms._math import (
@@ -36,12 +36,12 @@ __all__ = [
 
 
 @per_tensor(
-    sums_of_leaf=True,
-    ranges={"decay_rate": "(-inf, 0]", "eps": "(0, inf)", "beta": "[0, 1)"},
-    nonnegative=("exp_avg_sq", "exp_avg_sq_row", "exp_avg_sq_col"),
+    sums_of_leaf=True, nonnegative=("exp_avg_sq", "exp_avg_sq_row", "exp_avg_sq_col")
 )
 def scale_by_factored_rms(
-    decay_rate: Scalar = -0.8, eps: Scalar = 1e-30, beta: Scalar | None = None
+    decay_rate: Annotated[Scalar, "(-inf, 0]"] = -0.8,
+    eps: Positive = 1e-30,
+    beta: Decay | None = None,
 ):
     r"""Divide by the root of a second moment of which only row and column means are stored.
 
@@ -128,12 +128,10 @@ def over_root(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     return x / share.unsqueeze(-1) / columns.sqrt().unsqueeze(-2)
 
 
-@per_tensor(
-    sums_of_leaf=True,
-    ranges={"beta2_decay": "(-inf, 0]"},
-    nonnegative=("variance", "row_var", "col_var"),
-)
-def scale_by_factored_rms_torch(beta2_decay: Scalar = -0.8, eps: Scalar | None = None):
+@per_tensor(sums_of_leaf=True, nonnegative=("variance", "row_var", "col_var"))
+def scale_by_factored_rms_torch(
+    beta2_decay: Annotated[Scalar, "(-inf, 0]"] = -0.8, eps: NonNegative | None = None
+):
     r"""Divide by the root of a factored second moment, with the bounds and slots of torch.optim.Adafactor.
 
     As `scale_by_factored_rms`, but nothing is added to $g_t^2$: $V_{ij} = R_i C_j / \max(\mathrm{mean}(R), \epsilon)$,
@@ -187,8 +185,8 @@ def scale_by_factored_rms_torch(beta2_decay: Scalar = -0.8, eps: Scalar | None =
     return init, update
 
 
-@per_tensor(sums_of_leaf=True, ranges={"threshold": "(0, inf)"})
-def clip_by_block_rms(threshold: Scalar = 1.0):
+@per_tensor(sums_of_leaf=True)
+def clip_by_block_rms(threshold: Positive = 1.0):
     r"""Scale each leaf to a root mean square of at most `threshold`: $u / \max(1, \mathrm{rms}(u)/d)$.
 
     Args:
@@ -215,8 +213,8 @@ def clip_by_block_rms(threshold: Scalar = 1.0):
     return update
 
 
-@per_tensor(sums_of_leaf=True, needs=("params",), ranges={"min_scale": "[0, inf)"})
-def scale_by_param_block_rms(min_scale: Scalar = 1e-3):
+@per_tensor(sums_of_leaf=True, needs=("params",))
+def scale_by_param_block_rms(min_scale: NonNegative = 1e-3):
     r"""Make updates relative to the size of a leaf's weights: $u \max(\epsilon, \mathrm{rms}(p))$.
 
     Args:
@@ -248,14 +246,13 @@ def scale_by_param_block_rms(min_scale: Scalar = 1e-3):
     sums_of_leaf=True,
     needs=("params",),
     owns_lr=True,
-    ranges={"beta1": "[0, 1)"},
     example={"lr": 0.01, "relative_step": False},
 )
 def scale_by_adafactor(
-    lr: Scalar | None = None,
-    eps: Scalar = 1e-3,
-    beta1: Scalar | None = None,
-    weight_decay: Scalar = 0.0,
+    lr: NonNegative | None = None,
+    eps: NonNegative = 1e-3,
+    beta1: Decay | None = None,
+    weight_decay: NonNegative = 0.0,
     scale_parameter: bool = True,
     relative_step: bool = True,
     warmup_init: bool = False,
@@ -324,7 +321,7 @@ def scale_by_adafactor(
 
 
 @per_tensor(elementwise=True, needs=("params",), owns_lr=True)
-def scale_by_adafactor_torch(lr: Scalar = 1e-2, weight_decay: Scalar = 0.0):
+def scale_by_adafactor_torch(lr: NonNegative = 1e-2, weight_decay: NonNegative = 0.0):
     r"""Turn a direction into torch.optim.Adafactor's step: $-\min(\eta, 1/\sqrt{t}) u - \eta \lambda p$.
 
     Args:
@@ -357,9 +354,9 @@ def scale_by_adafactor_torch(lr: Scalar = 1e-2, weight_decay: Scalar = 0.0):
     return update
 
 
-@per_tensor(ranges={"beta1": "[0, 1)", "beta3": "[0, 1)", "eps": "(0, inf)"})
+@per_tensor
 def scale_by_confidence(
-    beta1: Scalar = 0.9, beta3: Scalar = 0.9999, eps: Scalar = 1e-16
+    beta1: Decay = 0.9, beta3: Decay = 0.9999, eps: Positive = 1e-16
 ):
     r"""Average updates and divide by their deviation from the average: CAME's confidence.
 
@@ -416,8 +413,8 @@ def scale_by_confidence(
     return init, update
 
 
-@per_tensor(ranges={"beta": "[0, 1)", "eps": "(0, inf)"}, nonnegative=("accumulator",))
-def scale_by_sm3(beta: Scalar = 0.0, eps: Scalar = 1e-30):
+@per_tensor(nonnegative=("accumulator",))
+def scale_by_sm3(beta: Decay = 0.0, eps: Positive = 1e-30):
     r"""Divide by the root of the summed squared gradients, stored as maxima of slices.
 
     $A^i$ is a vector along dimension i. $c_t = \min_i A^i_{t-1} + g_t^2$ (broadcast), or with $\beta > 0$
@@ -511,7 +508,7 @@ def _spread(values: Tensor, like: Tensor) -> Tensor:
 
 @per_tensor
 def scale_by_block_adam(
-    betas: Betas = (0.9, 0.999), eps: Scalar = 1e-8, block: str | int = "row"
+    betas: Decays = (0.9, 0.999), eps: NonNegative = 1e-8, block: str | int = "row"
 ):
     r"""Divide the mean gradient by one root mean square per block of weights: Adam-mini's direction.
 

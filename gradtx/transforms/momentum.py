@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import math
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
-from gradtx.arguments import is_off
-from gradtx.base.exact import Betas, Scalar, exact
+from gradtx.arguments import (
+    AnyLength,
+    Count,
+    Decay,
+    Decays,
+    Fraction,
+    NonNegative,
+    NonNegativeInt,
+    is_off,
+)
+from gradtx.base.exact import Scalar, exact
 from gradtx.base.torch_names import readable
 from gradtx.rules import per_tensor
 from gradtx.transform import chain
@@ -34,7 +44,7 @@ __all__ = [
 
 @per_tensor(elementwise=True, example={"momentum": 0.9, "dampening": 0.1})
 def trace(
-    momentum: Scalar,
+    momentum: NonNegative,
     dampening: Scalar = 0.0,
     nesterov: bool = False,
     dampen_first: bool = False,
@@ -101,12 +111,11 @@ def accumulated(
 
 
 @per_tensor(
-    ranges={"beta": "[0, 1)"},
     elementwise=True,
     example={"beta": 0.9},
     averages=lambda arguments: {"momentum_buffer": arguments["beta"]},
 )
-def trace_ema(beta: Scalar, nesterov: bool = False):
+def trace_ema(beta: Decay, nesterov: bool = False):
     r"""Replace updates by their exponential moving average, without bias correction, as a momentum.
 
     $b_t = \beta b_{t-1} + (1 - \beta) g_t$ from $b_0 = 0$; returns $b_t$, or $\beta b_t + (1 - \beta) g_t$ with
@@ -143,12 +152,11 @@ def trace_ema(beta: Scalar, nesterov: bool = False):
 
 
 @per_tensor(
-    ranges={"decay": "[0, 1)"},
     elementwise=True,
     example={"decay": 0.9},
     averages=lambda arguments: {"exp_avg": arguments["decay"]},
 )
-def ema(decay: Scalar, debias: bool = False):
+def ema(decay: Decay, debias: bool = False):
     r"""Replace updates by their exponential moving average.
 
     $m_t = \beta m_{t-1} + (1 - \beta) g_t$ from $m_0 = 0$; returns $m_t$, or $m_t / (1 - \beta^t)$ with `debias`.
@@ -176,15 +184,12 @@ def ema(decay: Scalar, debias: bool = False):
     return zeros("exp_avg"), update
 
 
-@per_tensor(
-    ranges={"kappa": "[1, inf)", "xi": "[0, inf)", "small_const": "(0, 1]"},
-    elementwise=True,
-    needs=("params",),
-    owns_lr=True,
-    example={"lr": 0.1},
-)
+@per_tensor(elementwise=True, needs=("params",), owns_lr=True, example={"lr": 0.1})
 def scale_by_accsgd(
-    lr: Scalar, kappa: Scalar = 1000.0, xi: Scalar = 10.0, small_const: Scalar = 0.7
+    lr: NonNegative,
+    kappa: Annotated[Scalar, "[1, inf)"] = 1000.0,
+    xi: NonNegative = 10.0,
+    small_const: Annotated[Scalar, "(0, 1]"] = 0.7,
 ):
     r"""Combine a short step with an average of long steps: accelerated SGD.
 
@@ -234,8 +239,8 @@ def scale_by_accsgd(
     return init, update
 
 
-@per_tensor(elementwise=True, any_length=("betas",))
-def scale_by_aggmo(betas: Betas = (0.0, 0.9, 0.99)):
+@per_tensor(elementwise=True)
+def scale_by_aggmo(betas: AnyLength[Decays] = (0.0, 0.9, 0.99)):
     r"""Average momenta with different decay rates: aggregated momentum.
 
     $b^{(i)}_t = \beta_i b^{(i)}_{t-1} + g_t$, direction $\frac1K \sum_i b^{(i)}_t$.
@@ -280,7 +285,7 @@ def scale_by_aggmo(betas: Betas = (0.0, 0.9, 0.99)):
     elementwise=True, example={"momentum": 0.9, "dampening": 0.1, "derivative": 0.5}
 )
 def scale_by_pid(
-    momentum: Scalar,
+    momentum: NonNegative,
     dampening: Scalar = 0.0,
     integral: Scalar = 5.0,
     derivative: Scalar = 10.0,
@@ -329,14 +334,9 @@ def scale_by_pid(
     return zeros("momentum_buffer", "d_buffer", "previous_grad"), update
 
 
-@per_tensor(
-    random=True,
-    compiles=True,
-    ranges={"beta": "[0, 1)", "alpha": "[0, inf)"},
-    example={"lr": 0.1},
-)
+@per_tensor(random=True, compiles=True, example={"lr": 0.1})
 def scale_by_gravity(
-    lr: Scalar, alpha: Scalar = 0.01, beta: Scalar = 0.9, seed: int = 0
+    lr: NonNegative, alpha: NonNegative = 0.01, beta: Decay = 0.9, seed: int = 0
 ):
     r"""Average gradients after damping their large entries toward zero: Gravity's direction.
 
@@ -394,12 +394,8 @@ def scale_by_gravity(
     return init, update
 
 
-# With a second nu above 1, the mean square of QHAdam could become negative.
-NUS = ("(-inf, inf)", "[0, 1]")
-
-
-@per_tensor(elementwise=True, ranges={"momentum": "[0, 1)"})
-def scale_by_qhm(momentum: Scalar = 0.999, nu: Scalar = 0.7):
+@per_tensor(elementwise=True)
+def scale_by_qhm(momentum: Decay = 0.999, nu: Scalar = 0.7):
     r"""Mix the gradient with its average: quasi-hyperbolic momentum.
 
     $b_t = \beta b_{t-1} + (1-\beta) g_t$, direction $(1-\nu) g_t + \nu b_t$.
@@ -430,9 +426,11 @@ def scale_by_qhm(momentum: Scalar = 0.999, nu: Scalar = 0.7):
     return zeros("momentum_buffer"), update
 
 
-@per_tensor(elementwise=True, ranges={"nus": NUS}, nonnegative=("exp_avg_sq",))
+@per_tensor(elementwise=True, nonnegative=("exp_avg_sq",))
 def scale_by_qhadam(
-    betas: Betas = (0.9, 0.999), nus: Betas = (1.0, 1.0), eps: Scalar = 1e-8
+    betas: Decays = (0.9, 0.999),
+    nus: tuple[Scalar, Fraction] = (1.0, 1.0),
+    eps: NonNegative = 1e-8,
 ):
     r"""Mix both of Adam's averages with the gradient and its square: QHAdam's direction.
 
@@ -473,17 +471,12 @@ def scale_by_qhadam(
     return zeros("exp_avg", "exp_avg_sq"), update
 
 
-@per_tensor(
-    elementwise=True,
-    compiles=False,  # a program receives only the hyperparameters of the current step
-    ahead=("step_size",),
-    ranges={"decay": "[0, 1)", "start": "[0, inf)", "stop": "[0, inf)"},
-)
+@per_tensor(elementwise=True, compiles=False, ahead=("step_size",))
 def ema_nesterov(
-    decay: Scalar = 0.99,
+    decay: Decay = 0.99,
     step_size: Scalar = 0.3,
-    start: int = 0,
-    stop: int | None = None,
+    start: NonNegativeInt = 0,
+    stop: NonNegativeInt | None = None,
 ):
     r"""Keep the parameters ahead of the weights, along an average of the weights' steps.
 
@@ -538,8 +531,8 @@ def ema_nesterov(
     return init, update, evaluate
 
 
-@per_tensor(elementwise=True, ranges={"alpha": "[0, 1)", "lamb": "[0, inf)"})
-def amplify_slow_gradients(alpha: Scalar = 0.98, lamb: Scalar = 2.0):
+@per_tensor(elementwise=True)
+def amplify_slow_gradients(alpha: Decay = 0.98, lamb: NonNegative = 2.0):
     r"""Add a multiple of the average gradient to each gradient: Grokfast's filter.
 
     $e_1 = g_1$, $e_t = \alpha e_{t-1} + (1-\alpha) g_t$; returns $g_t + \lambda e_t$. First link of a chain, before a
@@ -575,14 +568,10 @@ def amplify_slow_gradients(alpha: Scalar = 0.98, lamb: Scalar = 2.0):
     return zeros("grad_ema"), update
 
 
-@per_tensor(
-    elementwise=True,
-    ranges={"window_size": "[1, inf)", "lamb": "[0, inf)"},
-    example={"window_size": 2},  # the default stores a hundred gradients
-)
+@per_tensor(elementwise=True, example={"window_size": 2})
 def amplify_slow_gradients_window(
-    window_size: int = 100,
-    lamb: Scalar = 5.0,
+    window_size: Count = 100,
+    lamb: NonNegative = 5.0,
     filter_type: str = "mean",
     warmup: bool = True,
 ):
@@ -637,7 +626,7 @@ def amplify_slow_gradients_window(
     return init, update
 
 
-@per_tensor(elementwise=True, ranges={"alpha": "(-inf, inf)", "beta": "(-inf, inf)"})
+@per_tensor(elementwise=True)
 def scale_by_optimistic_gradient(alpha: Scalar = 1.0, beta: Scalar = 1.0):
     r"""Add the last change of the update to extrapolate the next one.
 

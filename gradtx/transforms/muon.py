@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from gradtx.arguments import is_off
-from gradtx.base.exact import Betas, Scalar
+from gradtx.arguments import Count, Decay, Decays, NonNegative, Static, is_off
+from gradtx.base.exact import Scalar
 from gradtx.base.messages import describe
 from gradtx.rules import per_tensor
 from gradtx.transforms._math import (
@@ -58,23 +58,18 @@ def _wire(arguments: dict[str, Any]) -> torch.dtype | None:
     return arguments["dtype"] if is_off(arguments["contra"]) else None
 
 
-@per_tensor(
-    whole=True,
-    wire=_wire,
-    dims=_dims_of_view,
-    ranges={"steps": "[0, 100)", "power_steps": "[1, inf)"},
-    static=("coefs",),
-    example={"view": "batch"},
-)
+@per_tensor(whole=True, wire=_wire, dims=_dims_of_view, example={"view": "batch"})
 def orthogonalize(
-    coefs: str | tuple[float, ...] | tuple[tuple[float, ...], ...] = NEWTON_SCHULZ,
-    steps: int | None = None,
-    eps: Scalar = 1e-7,
+    coefs: Static[
+        str | tuple[float, ...] | tuple[tuple[float, ...], ...]
+    ] = NEWTON_SCHULZ,
+    steps: Annotated[int, "[0, 100)"] | None = None,
+    eps: NonNegative = 1e-7,
     dtype: torch.dtype | None = None,
     view: str = "matrix",
     start: str = "fro",
     contra: Scalar = 0.0,
-    power_steps: int = 5,
+    power_steps: Count = 5,
 ):
     r"""Bring all singular values of a matrix near 1 with a Newton-Schulz iteration.
 
@@ -150,11 +145,10 @@ def orthogonalize(
 @per_tensor(
     whole="shape",
     dims=_dims_of_view,
-    ranges={"factor": "[0, inf)"},
     example={"adjust": "match_rms_adamw", "view": "batch"},
 )
 def scale_by_shape(
-    adjust: str | None = None, factor: Scalar = 0.2, view: str = "matrix"
+    adjust: str | None = None, factor: NonNegative = 0.2, view: str = "matrix"
 ):
     r"""Scale the update of a matrix by a function of its number of rows $r$ and columns $c$.
 
@@ -247,14 +241,12 @@ def _matrix_shape(x: Tensor, view: str) -> tuple[int, int]:
     return rows, columns
 
 
-@per_tensor(
-    whole=True, ranges={"beta": "[0, 1)", "rms": "[0, inf)"}, dims=(2, math.inf)
-)
+@per_tensor(whole=True, dims=(2, math.inf))
 def normalize_neurons(
-    beta: Scalar = 0.95,
-    eps: Scalar = 1e-10,
+    beta: Decay = 0.95,
+    eps: NonNegative = 1e-10,
     axis: str = "rows",
-    rms: Scalar | None = None,
+    rms: NonNegative | None = None,
 ):
     r"""Divide each row of a matrix by its running root mean square, preserving the norm of the matrix.
 
@@ -313,10 +305,10 @@ def normalize_neurons(
     return init, update
 
 
-@per_tensor(whole=True, ranges={"beta": "[0, 1)"}, dims=(2, math.inf))
+@per_tensor(whole=True, dims=(2, math.inf))
 def normalize_entries(
-    beta: Scalar = 0.999,
-    eps: Scalar = 1e-8,
+    beta: Decay = 0.999,
+    eps: NonNegative = 1e-8,
     correct_bias: bool = True,
     rescale: str | None = "sqrt_min",
 ):
@@ -390,14 +382,13 @@ def _needs_no_eigenvalues(arguments):
     dims=(2, 2),
     compiles=_needs_no_eigenvalues,
     lists=lambda arguments, shape: True,
-    ranges={"ns_steps": "[0, 100)", "alpha": "[0, inf)"},
 )
 def scale_by_nuclear_norm(
     method: str = "newton_schulz",
-    alpha: Scalar = 1.0,
+    alpha: NonNegative = 1.0,
     center_rows: bool = False,
     ns_coefficients: Coefficients = "quintic",
-    ns_steps: int | None = None,
+    ns_steps: Annotated[int, "[0, 100)"] | None = None,
     ns_dtype: torch.dtype | None = None,
 ):
     r"""Replace a matrix by its polar factor, scaled by its nuclear norm: $O(u)\, \langle O(u), u \rangle^\alpha$.
@@ -461,21 +452,16 @@ LEAST = 1e-12  # lower bound of the lengths of rows
 
 
 @per_tensor(
-    whole=True,
-    dims=(2, 2),
-    needs=("params",),
-    owns_lr=True,
-    ranges={"momentum": "[0, 1)", "ns_steps": "[0, 100)"},
-    example={"lr": 0.1},
+    whole=True, dims=(2, 2), needs=("params",), owns_lr=True, example={"lr": 0.1}
 )
 def scale_by_muown(
-    lr: Scalar,
-    momentum: Scalar = 0.95,
-    weight_decay: Scalar = 0.0,
-    betas: Betas = (0.9, 0.95),
-    eps: Scalar = 1e-8,
+    lr: NonNegative,
+    momentum: Decay = 0.95,
+    weight_decay: NonNegative = 0.0,
+    betas: Decays = (0.9, 0.95),
+    eps: NonNegative = 1e-8,
     ns_coefficients: Coefficients = "quintic",
-    ns_steps: int | None = None,
+    ns_steps: Annotated[int, "[0, 100)"] | None = None,
     adjust_lr_fn: str | None = "max_dim",
     ns_dtype: torch.dtype | None = None,
 ):
@@ -584,21 +570,16 @@ def _mixes_rows(arguments: dict[str, Any]) -> bool:
     return arguments["kind"] not in ("sign", "row", "column")
 
 
-@per_tensor(
-    whole=_mixes_rows,
-    dims=_dims_of_lmo,
-    ranges={"steps": "[0, 100)"},
-    static=("coefs",),
-)
+@per_tensor(whole=_mixes_rows, dims=_dims_of_lmo)
 def lmo(
     kind: str = "auto",
     *,
     normalized: bool | None = None,
     transpose: bool = False,
     maximum: bool = False,
-    steps: int | None = None,
-    coefs: str | tuple[float, ...] | tuple[tuple[float, ...], ...] = "simple",
-    eps: Scalar = 1e-8,
+    steps: Annotated[int, "[0, 100)"] | None = None,
+    coefs: Static[str | tuple[float, ...] | tuple[tuple[float, ...], ...]] = "simple",
+    eps: NonNegative = 1e-8,
 ):
     r"""Replace an update by the element of a norm ball that is most aligned with it.
 

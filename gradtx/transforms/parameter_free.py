@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from gradtx.base.exact import Betas, Scalar, exact
+from gradtx.arguments import Decay, Decays, NonNegative, Positive
+from gradtx.base.exact import Scalar, exact
 from gradtx.base.torch_names import readable
 from gradtx.rules import per_tensor
 from gradtx.transforms._math import (
@@ -37,9 +38,6 @@ __all__ = [
 ]
 
 
-DOG_RANGES = {"reps_rel": "(0, inf)", "init_eta": "[0, inf)"}
-
-
 def _ratio(distance, squares, init_eta):
     """Return R / sqrt(G), or `init_eta`, if given, before the weights have moved."""
     rate = quotient(distance, safe_sqrt(squares))
@@ -51,10 +49,11 @@ def _ratio(distance, squares, init_eta):
     needs=("params",),
     shared=lambda arguments: {"max_dist": 0.0, "sum_sq": arguments["eps"]},
     agree=("reps_rel", "eps", "init_eta"),
-    ranges=DOG_RANGES,
 )
 def scale_by_dog(
-    reps_rel: Scalar = 1e-6, eps: Scalar = 1e-8, init_eta: Scalar | None = None
+    reps_rel: Positive = 1e-6,
+    eps: NonNegative = 1e-8,
+    init_eta: NonNegative | None = None,
 ):
     r"""Multiply the gradient by the distance from the start over the norm of all gradients so far: DoG.
 
@@ -118,9 +117,11 @@ def scale_by_dog(
     return init, update
 
 
-@per_tensor(takes_complex=True, needs=("params",), ranges=DOG_RANGES)
+@per_tensor(takes_complex=True, needs=("params",))
 def scale_by_ldog(
-    reps_rel: Scalar = 1e-6, eps: Scalar = 1e-8, init_eta: Scalar | None = None
+    reps_rel: Positive = 1e-6,
+    eps: NonNegative = 1e-8,
+    init_eta: NonNegative | None = None,
 ):
     r"""Multiply the gradient by the distance from the start over the norm of its gradients, leaf by leaf: L-DoG.
 
@@ -186,9 +187,8 @@ def _first_square(arguments):
         "weighted_sq_norm": 0.0,
     },
     agree=("eps", "init_estim_sq_dist"),
-    ranges={"eps": "(0, inf)", "init_estim_sq_dist": "(0, inf)"},
 )
-def scale_by_dowg(eps: Scalar = 1e-4, init_estim_sq_dist: Scalar | None = None):
+def scale_by_dowg(eps: Positive = 1e-4, init_estim_sq_dist: Positive | None = None):
     r"""Multiply the gradient by the squared distance from the start over a weighted norm of all gradients: DoWG.
 
     $r^2 \leftarrow \max(r^2, \lVert p - p_0 \rVert^2)$ from $\epsilon$,
@@ -245,10 +245,9 @@ def scale_by_dowg(eps: Scalar = 1e-4, init_estim_sq_dist: Scalar | None = None):
     elementwise=True,
     needs=("params",),
     owns_lr=True,
-    ranges={"alpha": "[0, inf)"},
     nonnegative=("scale", "abs_sum", "reward"),
 )
-def scale_by_cocob(alpha: Scalar = 100.0, eps: Scalar = 1e-8):
+def scale_by_cocob(alpha: NonNegative = 100.0, eps: NonNegative = 1e-8):
     r"""Bet the accumulated reward of each weight on the sign of its next gradient: COCOB-Backprop.
 
     For each entry: $L \leftarrow \max(L, |g|)$ from $\epsilon$, $A \leftarrow A + |g|$,
@@ -304,14 +303,10 @@ def scale_by_cocob(alpha: Scalar = 100.0, eps: Scalar = 1e-8):
     return init, update
 
 
-@per_tensor(
-    elementwise=True,
-    needs=("value",),
-    owns_lr=True,
-    agree=("eps",),
-    ranges={"max_lr": "[0, inf]"},
-)
-def scale_by_polyak(max_lr: Scalar | None = None, eps: Scalar = 1e-5):
+@per_tensor(elementwise=True, needs=("value",), owns_lr=True, agree=("eps",))
+def scale_by_polyak(
+    max_lr: Annotated[Scalar, "[0, inf]"] | None = None, eps: NonNegative = 1e-5
+):
     r"""Step to the point where the loss would be 0 if its slope were constant: Polyak's step size.
 
     $u \mapsto -\gamma u$ with $\gamma = \min(f / (\lVert g \rVert^2 + \epsilon), \eta)$, where $f$ is the extra `value`
@@ -351,13 +346,9 @@ def scale_by_polyak(max_lr: Scalar | None = None, eps: Scalar = 1e-5):
 
 
 @per_tensor(
-    ranges={"max_norm": "(0, inf]"},
-    elementwise=True,
-    needs=("params",),
-    agree=("max_norm",),
-    example={"max_norm": 1.0},
+    elementwise=True, needs=("params",), agree=("max_norm",), example={"max_norm": 1.0}
 )
-def project_l2_ball(max_norm: Scalar):
+def project_l2_ball(max_norm: Annotated[Scalar, "(0, inf]"]):
     r"""Constrain all weights together to a ball: after the step, $p \leftarrow p \min(1, r / \lVert p \rVert)$.
 
     Last link of a chain: it changes the update so that $p + u$ is in the ball. The norm is over the whole tree; leaves
@@ -464,12 +455,11 @@ def _averaged(
     owns_lr=True,
     shared=_shared,
     agree=("beta", "lb", "bias_correction", "use_fstar"),
-    ranges={"beta": "[0, 1)"},
 )
 def scale_by_momo(
-    lr: Scalar = 1.0,
-    beta: Scalar = 0.9,
-    weight_decay: Scalar = 0.0,
+    lr: NonNegative = 1.0,
+    beta: Decay = 0.9,
+    weight_decay: NonNegative = 0.0,
     lb: Scalar = 0.0,
     bias_correction: bool = False,
     use_fstar: bool = False,
@@ -547,10 +537,10 @@ def scale_by_momo(
     nonnegative=("exp_avg_sq",),
 )
 def scale_by_momo_adam(
-    lr: Scalar = 1e-2,
-    betas: Betas = (0.9, 0.999),
-    eps: Scalar = 1e-8,
-    weight_decay: Scalar = 0.0,
+    lr: NonNegative = 1e-2,
+    betas: Decays = (0.9, 0.999),
+    eps: NonNegative = 1e-8,
+    weight_decay: NonNegative = 0.0,
     lb: Scalar = 0.0,
     proximal_decay: bool = True,
     use_fstar: bool = False,
@@ -636,15 +626,14 @@ def _first_step_size(arguments):
     },
     agree=("lr", "amplifier", "damping", "theta", "eps"),
     owns_lr=True,
-    ranges={"amplifier": "[0, inf)", "damping": "(0, inf)", "theta": "(0, inf]"},
 )
 def scale_by_local_smoothness(
-    lr: Scalar = 0.2,
-    amplifier: Scalar = 0.02,
-    damping: Scalar = 1.0,
-    theta: Scalar = 1.0,
-    eps: Scalar = 1e-5,
-    weight_decay: Scalar = 0.0,
+    lr: NonNegative = 0.2,
+    amplifier: NonNegative = 0.02,
+    damping: Positive = 1.0,
+    theta: Annotated[Scalar, "(0, inf]"] = 1.0,
+    eps: NonNegative = 1e-5,
+    weight_decay: NonNegative = 0.0,
 ):
     r"""Descend with a step size that follows the local smoothness of the loss, without a line search.
 

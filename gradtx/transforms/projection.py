@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gradtx.arguments import NonNegative, Static
 from gradtx.base.exact import Scalar, exact
 from gradtx.base.messages import describe
 from gradtx.execution.rule import OfLeaf
@@ -35,16 +36,12 @@ __all__ = [
 ]
 
 
-@per_tensor(
-    sums_of_leaf=True,
-    ranges={"delta": "[0, inf)", "wd_ratio": "[0, inf)"},
-    needs=("params",),
-)
+@per_tensor(sums_of_leaf=True, needs=("params",))
 def project_scale_invariant(
-    delta: Scalar = 0.1,
-    wd_ratio: Scalar = 0.1,
-    eps: Scalar = 1e-8,
-    weight_decay: Scalar = 0.0,
+    delta: NonNegative = 0.1,
+    wd_ratio: NonNegative = 0.1,
+    eps: NonNegative = 1e-8,
+    weight_decay: NonNegative = 0.0,
 ):
     r"""Remove the radial part of updates of weights that appear to be scale-invariant, and decay those less.
 
@@ -189,7 +186,7 @@ def centralize(conv_only: bool = False):
 
 
 @per_tensor
-def normalize_by_std(eps: Scalar = 1e-8):
+def normalize_by_std(eps: NonNegative = 1e-8):
     r"""Divide each leaf by the standard deviation of its entries: $u / (\sigma(u) + \epsilon)$.
 
     Leaves with 1 or 2 entries pass unchanged; the mean is not subtracted; $\sigma$ is the unbiased estimate.
@@ -219,10 +216,8 @@ def normalize_by_std(eps: Scalar = 1e-8):
     return update
 
 
-@per_tensor(
-    needs=("params",), static=("fn",), follows_rate=True, example={"fn": torch.tanh}
-)
-def map_after_step(fn: Callable[[Tensor], Tensor], before: bool = False):
+@per_tensor(needs=("params",), follows_rate=True, example={"fn": torch.tanh})
+def map_after_step(fn: Static[Callable[[Tensor], Tensor]], before: bool = False):
     r"""Apply a function to the parameter after the step: constraints, projections, proximal steps.
 
     $u \mapsto f(p + u) - p$, or with `before` $u \mapsto f(f(p) + u) - p$. Place it after the learning rate.
@@ -263,9 +258,12 @@ def decay_after_step(lr: Any, weight_decay: Any) -> GradientTransformation:
     return map_after_step(lambda weights: factor * weights)
 
 
-@per_tensor(ranges={"floor": "[0, inf)", "power": "[0, inf)"}, needs=("params",))
+@per_tensor(needs=("params",))
 def floor_relative_update(
-    floor: Scalar = 0.35, per: str = "leaf", power: Scalar = 1.0, eps: Scalar = 1e-8
+    floor: NonNegative = 0.35,
+    per: str = "leaf",
+    power: NonNegative = 1.0,
+    eps: NonNegative = 1e-8,
 ):
     r"""Enlarge updates that are small relative to their weights: $u \max(f \lVert p \rVert / \lVert u \rVert, 1)^k$.
 
@@ -310,7 +308,7 @@ def radial_brake(
     outward: Scalar = 0.5,
     inward: Scalar = 1.0,
     form: str = "direction",
-    eps: Scalar = 1e-8,
+    eps: NonNegative = 1e-8,
 ):
     r"""Slow down changes of the norm of the weights.
 

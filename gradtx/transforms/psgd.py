@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from gradtx.base.exact import Scalar
+from gradtx.arguments import Count, Decay, NonNegative, NonNegativeInt, Positive
 from gradtx.rules import per_tensor
 from gradtx.transforms._math import (
     at_least,
@@ -27,27 +27,6 @@ __all__ = ["scale_by_psgd_kron", "scale_by_psgd_pro"]
 DAMPING = 2.0**-23
 MODES = (None, "one_diag", "smart_one_diag", "all_diag")
 
-
-KRON_RANGES = {
-    "b1": "[0, 1)",
-    "precond_lr": "[0, inf)",
-    "precond_init_scale": "(0, inf)",
-    "balance_every": "[1, inf)",
-    "max_size_triangular": "[0, inf)",
-    "min_ndim_triangular": "[0, inf)",
-    "clip_rms": "(0, inf)",
-}
-PRO_RANGES = {
-    "momentum": "[0, 1)",
-    "beta_lip": "[0, 1)",
-    "precond_lr": "[0, inf)",
-    "precond_init_scale": "(0, inf)",
-    "damping_noise_scale": "[0, inf)",
-    "min_precond_lr": "[0, inf)",
-    "warmup_steps": "(0, inf)",
-    "max_update_rms": "[0, inf)",
-    "max_precondition_dim": "[0, inf)",
-}
 
 # Factors: a square matrix, or a vector that represents a diagonal matrix.
 
@@ -280,22 +259,21 @@ def _is_without_noise(arguments: Mapping[str, Any], shape: torch.Size) -> bool:
     random=lambda arguments: arguments["probes"] == "random",
     compiles=False,
     lists=_is_without_noise,
-    ranges=KRON_RANGES,
 )
 def scale_by_psgd_kron(
-    b1: Scalar = 0.9,
-    precond_lr: Scalar = 0.1,
-    precond_init_scale: Scalar = 1.0,
+    b1: Decay = 0.9,
+    precond_lr: NonNegative = 0.1,
+    precond_init_scale: Positive = 1.0,
     precondition_frequency: int | str = "annealed",
-    balance_every: int = 100,
+    balance_every: Count = 100,
     probes: str = "expected",
     seed: int = 0,
     momentum_into_precond_update: bool = True,
-    max_size_triangular: int = 8192,
-    min_ndim_triangular: int = 2,
+    max_size_triangular: NonNegativeInt = 8192,
+    min_ndim_triangular: NonNegativeInt = 2,
     memory_save_mode: str | None = None,
     merge_dims: bool = True,
-    clip_rms: Scalar = 1.1,
+    clip_rms: Positive = 1.1,
 ):
     r"""Whiten the momentum with triangular factors fitted by gradient descent: PSGD Kron.
 
@@ -444,20 +422,17 @@ def _periodic(frequency: int) -> tuple[Any, Any, dict[str, Tensor]]:
 # PSGD with Procrustes steps.
 
 
-@per_tensor(
-    whole=True,
-    ranges=PRO_RANGES,
-)
+@per_tensor(whole=True)
 def scale_by_psgd_pro(
-    momentum: Scalar = 0.9,
-    beta_lip: Scalar = 0.9,
-    precond_lr: Scalar = 0.1,
-    precond_init_scale: Scalar = 1.0,
-    damping_noise_scale: Scalar = 0.1,
-    min_precond_lr: Scalar = 0.01,
-    warmup_steps: Scalar = 10000.0,
-    max_update_rms: Scalar = 0.0,
-    max_precondition_dim: int = 10000,
+    momentum: Decay = 0.9,
+    beta_lip: Decay = 0.9,
+    precond_lr: NonNegative = 0.1,
+    precond_init_scale: Positive = 1.0,
+    damping_noise_scale: NonNegative = 0.1,
+    min_precond_lr: NonNegative = 0.01,
+    warmup_steps: Positive = 10000.0,
+    max_update_rms: NonNegative = 0.0,
+    max_precondition_dim: NonNegativeInt = 10000,
 ):
     r"""Whiten the momentum with factors fitted without inverses and kept nearly symmetric: PSGD-PRO.
 

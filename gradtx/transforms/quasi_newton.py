@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradtx.arguments import is_off
+from gradtx.arguments import Count, Decay, NonNegative, Positive, is_off
 from gradtx.base.dtensor import full_tensor
-from gradtx.base.exact import Scalar, exact_dtype
+from gradtx.base.exact import exact_dtype
 from gradtx.rules import per_tensor
 from gradtx.transforms._math import at_least, largest, safe_sqrt, zeros
 
@@ -22,10 +22,11 @@ __all__ = ["scale_by_apollo", "scale_by_lbfgs"]
     shared={"count": 0.0, "gamma": 1.0},
     agree=("history", "curvature", "first"),
     compiles=False,
-    ranges={"history": "[1, inf)", "curvature": "[0, inf)"},
     example={"history": 2},
 )
-def scale_by_lbfgs(history: int = 10, curvature: Scalar = 1e-10, first: str = "l1"):
+def scale_by_lbfgs(
+    history: Count = 10, curvature: NonNegative = 1e-10, first: str = "l1"
+):
     r"""Multiply the gradient by an inverse Hessian estimated from the last steps and gradients: L-BFGS.
 
     From the second step on, $s = p - p_{t-1}$ and $y = g - g_{t-1}$ over all leaves together. If
@@ -218,16 +219,12 @@ class _Pairs:
         return direction
 
 
-@per_tensor(
-    needs=("params",),
-    ranges={"beta": "[0, 1)", "eps": "(0, inf)"},
-    example={"rebound": "belief", "eps": 0.1},
-)
+@per_tensor(needs=("params",), example={"rebound": "belief", "eps": 0.1})
 def scale_by_apollo(
-    beta: Scalar = 0.9,
-    eps: Scalar = 1e-4,
+    beta: Decay = 0.9,
+    eps: Positive = 1e-4,
     rebound: str = "constant",
-    weight_decay: Scalar = 0.0,
+    weight_decay: NonNegative = 0.0,
     weight_decay_type: str = "decoupled",
 ):
     r"""Divide the mean gradient by a diagonal Hessian fitted to the change of gradients along the steps: Apollo.

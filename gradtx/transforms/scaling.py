@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from gradtx.arguments import NonNegative, NonNegativeInt, Static
 from gradtx.base.exact import Scalar
 from gradtx.rules import per_tensor
 from gradtx.transforms._math import safe_sqrt
@@ -42,7 +43,7 @@ def scale(factor: Scalar):
 
 
 @per_tensor(elementwise=True, before_owner=True, example={"lr": 0.1})
-def scale_by_learning_rate(lr: Scalar):
+def scale_by_learning_rate(lr: NonNegative):
     r"""Turn a direction into a step downhill: $u \mapsto -\eta_t u$.
 
     Args:
@@ -96,10 +97,8 @@ def descend():
     return update
 
 
-@per_tensor(
-    ranges={"lr_decay": "[0, inf)"}, elementwise=True, example={"lr_decay": 0.1}
-)
-def scale_by_inverse_time(lr_decay: Scalar):
+@per_tensor(elementwise=True, example={"lr_decay": 0.1})
+def scale_by_inverse_time(lr_decay: NonNegative):
     r"""Decrease the learning rate with time: $u \mapsto u / (1 + (t-1) \kappa)$.
 
     Place it directly before `scale_by_learning_rate`, so that decoupled weight decay decreases as well.
@@ -132,8 +131,8 @@ def scale_by_inverse_time(lr_decay: Scalar):
     return update
 
 
-@per_tensor(ranges={"t0": "[0, inf)"}, elementwise=True, example={"t0": 3})
-def hold_until(t0: int):
+@per_tensor(elementwise=True, example={"t0": 3})
+def hold_until(t0: NonNegativeInt):
     """Return zero updates before step `t0`, while earlier links update their state.
 
     Last link of a chain. Steps count from 1, so `hold_until(1)` has no effect.
@@ -191,10 +190,9 @@ def zero_nans():
 @per_tensor(
     elementwise=True,
     shared=lambda arguments: {arguments["name"]: 0.0},
-    static=("name",),
     example={"name": "seen"},
 )
-def record(name: str):
+def record(name: Static[str]):
     """Record the 2-norm of the whole update tree at this position of the chain; updates pass unchanged.
 
     Values that links compute themselves are already in the state: `gradtx.get(state, "d")` is the rate of

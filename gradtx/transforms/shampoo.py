@@ -7,7 +7,17 @@ from typing import Any
 
 import torch
 
-from gradtx.arguments import is_off
+from gradtx.arguments import (
+    Count,
+    Decay,
+    Decays,
+    Fraction,
+    NonNegative,
+    NonNegativeInt,
+    Positive,
+    Static,
+    is_off,
+)
 from gradtx.base.exact import Betas, Scalar, exact
 from gradtx.rules import per_tensor
 from gradtx.transform import GradientTransformation, chain
@@ -76,23 +86,17 @@ def _decays(arguments: dict[str, Any]) -> tuple[str, ...]:
     needs=("params",),
     compiles=False,
     lists=lambda arguments, shape: True,
-    static=("stagger",),
     whole=_decays,
-    ranges={
-        "matrix_eps": "(0, inf)",
-        "preconditioning_compute_steps": "[1, inf)",
-        "momentum": "[0, 1)",
-    },
     example=ROOTS,
 )
 def scale_by_shampoo(
-    momentum: Scalar = 0.0,
-    weight_decay: Scalar = 0.0,
-    matrix_eps: Scalar = 1e-4,
-    preconditioning_compute_steps: int = 1,
+    momentum: Decay = 0.0,
+    weight_decay: NonNegative = 0.0,
+    matrix_eps: Positive = 1e-4,
+    preconditioning_compute_steps: Count = 1,
     variant: str = "paper",
     *,
-    stagger: bool = False,
+    stagger: Static[bool] = False,
 ):
     r"""Multiply a gradient along each of its k dimensions by an inverse root of its accumulated statistics: Shampoo.
 
@@ -188,46 +192,31 @@ _GRAFTS = ("none", "sgd", "adagrad", "rmsprop", "sqrtn")
 _DIMENSIONS = {"all": slice(None), "input": slice(-1), "output": slice(-1, None)}
 
 
-SCALABLE_RANGES = {
-    "inverse_exponent_override": "[0, inf)",
-    "start_preconditioning_step": "[0, inf)",
-    "preconditioning_compute_steps": "[1, inf)",
-    "statistics_compute_steps": "[1, inf)",
-    "block_size": "[1, inf)",
-    "skip_preconditioning_rank_lt": "[0, inf)",
-    "no_preconditioning_for_layers_with_dim_gt": "[0, inf)",
-    "diagonal_eps": "[0, inf)",
-    "matrix_eps": "(0, inf)",
-    "betas": "[0, 1]",
-}
-
-
 @per_tensor(
     needs=("params",),
     compiles=False,
     lists=lambda arguments, shape: True,
     whole=_decays,
-    ranges=SCALABLE_RANGES,
     example=BLOCKS,
     nonnegative=("graft_statistics",),
 )
 def scale_by_scalable_shampoo(
-    betas: Betas = (0.9, 0.999),
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999),
     moving_average_for_momentum: bool = False,
-    weight_decay: Scalar = 0.0,
-    inverse_exponent_override: int = 0,
-    start_preconditioning_step: int = 25,
-    preconditioning_compute_steps: int = 1000,
-    statistics_compute_steps: int = 1,
-    block_size: int = 512,
-    skip_preconditioning_rank_lt: int = 1,
-    no_preconditioning_for_layers_with_dim_gt: int = 8192,
+    weight_decay: NonNegative = 0.0,
+    inverse_exponent_override: NonNegativeInt = 0,
+    start_preconditioning_step: NonNegativeInt = 25,
+    preconditioning_compute_steps: Count = 1000,
+    statistics_compute_steps: Count = 1,
+    block_size: Count = 512,
+    skip_preconditioning_rank_lt: NonNegativeInt = 1,
+    no_preconditioning_for_layers_with_dim_gt: NonNegativeInt = 8192,
     shape_interpretation: bool = True,
     graft_type: str = "sgd",
     pre_conditioner_type: str = "all",
     nesterov: bool = True,
-    diagonal_eps: Scalar = 1e-10,
-    matrix_eps: Scalar = 1e-6,
+    diagonal_eps: NonNegative = 1e-10,
+    matrix_eps: Positive = 1e-6,
 ):
     r"""Combine blockwise Shampoo with averaged statistics, the step length of a simpler method, and momentum.
 
@@ -397,38 +386,26 @@ def scale_by_scalable_shampoo(
 EXAMPLE = {"precondition_frequency": 2, "eps": 0.1}
 
 
-SOAP_RANGES = {
-    "precondition_frequency": "[1, inf)",
-    "max_precondition_dim": "[1, inf)",
-    "shampoo_beta": "[0, 1)",
-}
-
-
 def _full_rank(arguments):
     """Whether leaves that merge into one long dimension, whose statistics initially have rank 1, are not rotated."""
     return not (arguments["merge_dims"] or arguments["precondition_1d"])
 
 
 @per_tensor(
-    determined=_full_rank,
-    compiles=False,
-    static=("stagger",),
-    ranges=SOAP_RANGES,
-    example=EXAMPLE,
-    nonnegative=("exp_avg_sq",),
+    determined=_full_rank, compiles=False, example=EXAMPLE, nonnegative=("exp_avg_sq",)
 )
 def scale_by_soap(
-    betas: Betas = (0.95, 0.95),
-    shampoo_beta: Scalar | None = None,
-    eps: Scalar = 1e-8,
-    precondition_frequency: int = 10,
-    max_precondition_dim: int = 10000,
+    betas: Decays = (0.95, 0.95),
+    shampoo_beta: Decay | None = None,
+    eps: NonNegative = 1e-8,
+    precondition_frequency: Count = 10,
+    max_precondition_dim: Count = 10000,
     merge_dims: bool = False,
     precondition_1d: bool = False,
     normalize_gradient: bool = False,
     correct_bias: bool = True,
     *,
-    stagger: bool = False,
+    stagger: Static[bool] = False,
 ):
     r"""Run Adam on the gradient rotated into the eigenbases of its Kronecker factors: SOAP.
 
@@ -500,7 +477,7 @@ def adam_along_bases(
 
 
 @per_tensor
-def corrected_later(betas: Betas, normalizes: bool, corrects: bool):
+def corrected_later(betas: Decays, normalizes: bool, corrects: bool):
     """Remove the bias correction from Adam's direction, normalize the result, and apply the correction again."""
     beta1, beta2 = betas
 
@@ -519,24 +496,18 @@ def corrected_later(betas: Betas, normalizes: bool, corrects: bool):
     determined=lambda arguments: not arguments["merge_dims"],
     compiles=False,
     lists=lambda arguments, shape: True,
-    static=("stagger",),
-    ranges={
-        "precondition_frequency": "[1, inf)",
-        "max_precondition_dim": "[1, inf)",
-        "adam_eps": "[0, inf)",
-    },
     example={"precondition_frequency": 2, "eps": 0.1, "adam_eps": 0.1},
     nonnegative=("exp_avg_sq",),
 )
 def scale_by_kl_shampoo(
-    betas: Betas = (0.95, 0.95),
-    eps: Scalar = 1e-8,
-    adam_eps: Scalar = 1e-8,
-    precondition_frequency: int = 10,
-    max_precondition_dim: int = 10000,
+    betas: Decays = (0.95, 0.95),
+    eps: NonNegative = 1e-8,
+    adam_eps: NonNegative = 1e-8,
+    precondition_frequency: Count = 10,
+    max_precondition_dim: Count = 10000,
     merge_dims: bool = False,
     *,
-    stagger: bool = False,
+    stagger: Static[bool] = False,
 ):
     r"""Whiten the momentum with Kronecker factors that minimize a Kullback-Leibler divergence: KL-Shampoo.
 
@@ -647,8 +618,8 @@ def _next_bases(statistics, bases, frequency, phase, ctx):
     return ctx.first(lambda: [eigenbasis(x) for x in statistics], later)
 
 
-@per_tensor(elementwise=True, ranges={"beta": "[0, 1)"}, nonnegative=("exp_avg_sq",))
-def scale_by_late_rms(beta: Scalar = 0.9, eps: Scalar = 1e-8):
+@per_tensor(elementwise=True, nonnegative=("exp_avg_sq",))
+def scale_by_late_rms(beta: Decay = 0.9, eps: NonNegative = 1e-8):
     r"""Divide updates by their root mean square from the second step on; the first update passes unchanged.
 
     From t = 2: $v \leftarrow \beta v + (1-\beta) u^2$ from 0, result $u / \sqrt{\max(v, \epsilon^2)}$; no bias
@@ -689,7 +660,7 @@ def scale_by_late_rms(beta: Scalar = 0.9, eps: Scalar = 1e-8):
 
 
 @per_tensor(elementwise=True, nonnegative=("exp_avg_sq",))
-def scale_by_gradient_rms(betas: Betas = (0.9, 0.999), eps: Scalar = 1e-8):
+def scale_by_gradient_rms(betas: Decays = (0.9, 0.999), eps: NonNegative = 1e-8):
     r"""Divide a momentum by the root mean square of the gradient: the second half of Adam's direction.
 
     $v \leftarrow \beta_2 v + (1-\beta_2) g^2$ with the gradient $g$ (`ctx.grad`), result
@@ -730,8 +701,8 @@ def scale_by_gradient_rms(betas: Betas = (0.9, 0.999), eps: Scalar = 1e-8):
     return zeros("exp_avg_sq"), update
 
 
-@per_tensor(ranges={"otherwise": "[0, inf)", "max_dim": "[0, inf)"})
-def scale_by_mean_side(otherwise: Scalar = 1e-3, max_dim: int = 10000):
+@per_tensor
+def scale_by_mean_side(otherwise: NonNegative = 1e-3, max_dim: NonNegativeInt = 10000):
     r"""Divide the update of a matrix by the mean of its two sides: $2 u / (\mathrm{rows} + \mathrm{columns})$.
 
     Args:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
 
-from gradtx.arguments import is_off
-from gradtx.base.exact import Betas, Scalar
+from gradtx.arguments import Decays, NonNegative, is_off
+from gradtx.base.exact import Scalar
 from gradtx.rules import per_tensor
 from gradtx.transforms._math import (
     at_least,
@@ -26,7 +28,7 @@ __all__ = [
 
 
 @per_tensor(elementwise=True)
-def scale_by_lion(betas: Betas = (0.9, 0.99)):
+def scale_by_lion(betas: Decays = (0.9, 0.99)):
     r"""Replace every gradient by the sign of an interpolated momentum: Lion's direction.
 
     $u_t = \mathrm{sign}(\beta_1 m_{t-1} + (1-\beta_1) g_t)$, then $m_t = \beta_2 m_{t-1} + (1-\beta_2) g_t$.
@@ -110,9 +112,11 @@ def take_signs_of_gradient():
     return update
 
 
-@per_tensor(elementwise=True, needs=("params",), ranges={"gamma": "[0, inf)"})
+@per_tensor(elementwise=True, needs=("params",))
 def scale_by_focus(
-    betas: Betas = (0.9, 0.999), gamma: Scalar = 0.1, weight_decay: Scalar = 0.0
+    betas: Decays = (0.9, 0.999),
+    gamma: NonNegative = 0.1,
+    weight_decay: NonNegative = 0.0,
 ):
     r"""Step along the sign of the momentum and back toward the average of the weights: FOCUS's direction.
 
@@ -165,14 +169,15 @@ ETAS = ("(0, 1)", "(1, inf)")
 
 
 @per_tensor(
-    elementwise=True,
-    owns_lr=True,
-    ranges={"step_sizes": "[0, inf)", "etas": ETAS},
-    example={"lr": 0.15},
-    nonnegative=("step_size",),
+    elementwise=True, owns_lr=True, example={"lr": 0.15}, nonnegative=("step_size",)
 )
 def scale_by_rprop(
-    lr: Scalar, etas: Betas = (0.5, 1.2), step_sizes: Betas = (1e-6, 50.0)
+    lr: NonNegative,
+    etas: tuple[Annotated[Scalar, "(0, 1)"], Annotated[Scalar, "(1, inf)"]] = (
+        0.5,
+        1.2,
+    ),
+    step_sizes: tuple[NonNegative, NonNegative] = (1e-6, 50.0),
 ):
     r"""Use a step size per weight that grows while the gradient keeps its sign and shrinks when it flips: Rprop.
 

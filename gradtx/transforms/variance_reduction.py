@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradtx.base.exact import Scalar, exact
+from gradtx.arguments import Decay, NonNegative, NonNegativeInt, Positive
+from gradtx.base.exact import exact
 from gradtx.rules import per_tensor, whole_tree
 from gradtx.transforms._math import (
     adam_moments,
@@ -28,11 +29,8 @@ def _corrected(grad: Tensor, last: Tensor, gamma: Any, beta: Any) -> Tensor:
     return change / at_least(norm(change), 1.0)
 
 
-@whole_tree(
-    needs=("params", "grad_fn"),
-    ranges={"gamma": "[0, inf)", "beta": "[0, 1)", "min_ndim": "[0, inf)"},
-)
-def correct_variance_exactly(gamma: Scalar, beta: Scalar, min_ndim: int):
+@whole_tree(needs=("params", "grad_fn"))
+def correct_variance_exactly(gamma: NonNegative, beta: Decay, min_ndim: NonNegativeInt):
     """Apply `correct_variance` with the gradient of the current batch at the previous parameters."""
 
     def init(params):
@@ -53,9 +51,12 @@ def correct_variance_exactly(gamma: Scalar, beta: Scalar, min_ndim: int):
     return init, update
 
 
-@per_tensor(ranges={"gamma": "[0, inf)", "beta": "[0, 1)", "min_ndim": "[0, inf)"})
+@per_tensor
 def correct_variance(
-    gamma: Scalar = 0.025, beta: Scalar = 0.95, exact: bool = False, min_ndim: int = 0
+    gamma: NonNegative = 0.025,
+    beta: Decay = 0.95,
+    exact: bool = False,
+    min_ndim: NonNegativeInt = 0,
 ):
     r"""Add a fraction of the gradient's last change to reduce its variance: MARS's correction.
 
@@ -105,8 +106,8 @@ def correct_variance(
     return init, update
 
 
-@per_tensor(ranges={"beta": "[0, 1)"}, elementwise=True, nonnegative=("exp_avg_sq",))
-def scale_by_msvag(beta: Scalar = 0.9):
+@per_tensor(elementwise=True, nonnegative=("exp_avg_sq",))
+def scale_by_msvag(beta: Decay = 0.9):
     r"""Shorten each entry of the mean gradient by the share of variance in its square: M-SVAG's direction.
 
     $m_t$, $v_t$ are averages of $g$ and $g^2$ with the same $\beta$; $\hat m$ and $\hat v$ are divided by $1-\beta^t$;
@@ -152,15 +153,12 @@ def scale_by_msvag(beta: Scalar = 0.9):
     return init, update
 
 
-@per_tensor(
-    elementwise=True,
-    needs=("params",),
-    owns_lr=True,
-    ranges={"beta": "[0, inf)", "lips": "(0, inf)", "rho": "[0, 1)"},
-    nonnegative=("v",),
-)
+@per_tensor(elementwise=True, needs=("params",), owns_lr=True, nonnegative=("v",))
 def scale_by_a2grad(
-    variant: str = "uni", beta: Scalar = 10.0, lips: Scalar = 10.0, rho: Scalar = 0.5
+    variant: str = "uni",
+    beta: NonNegative = 10.0,
+    lips: Positive = 10.0,
+    rho: Decay = 0.5,
 ):
     r"""Damp accelerated gradient descent by the deviation of gradients from their mean: A2Grad.
 
@@ -228,12 +226,8 @@ def scale_by_a2grad(
     return init, update
 
 
-@per_tensor(
-    random=True,
-    ranges={"eta": "[0, inf)", "gamma": "[0, inf)"},
-    example={"eta": 0.25, "gamma": 0.55, "seed": 0},
-)
-def add_noise(eta: Scalar, gamma: Scalar, seed: int):
+@per_tensor(random=True, example={"eta": 0.25, "gamma": 0.55, "seed": 0})
+def add_noise(eta: NonNegative, gamma: NonNegative, seed: int):
     r"""Add Gaussian noise whose variance decreases with time: $u_t = g_t + N(0, \eta / t^\gamma)$.
 
     The noise depends only on the seed, the leaf's name and the step, not on torch's generator.

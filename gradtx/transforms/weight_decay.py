@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gradtx.arguments import is_off
+from gradtx.arguments import NonNegative, Positive, is_off
 from gradtx.base.exact import Scalar, exact
 from gradtx.base.torch_names import readable
 from gradtx.rules import per_tensor
@@ -19,17 +19,16 @@ __all__ = ["add_decayed_weights", "add_norm_loss", "regenerate_towards_init"]
     elementwise=True,
     needs=("params",),
     before_owner=True,
-    ranges={"corrected_by": "[0, inf)", "max_lr": "(0, inf)"},
     example={"weight_decay": 0.1},
 )
 def add_decayed_weights(
-    weight_decay: Scalar,
+    weight_decay: NonNegative,
     *,
     fixed: bool = False,
     cautious: bool = False,
     relative_to: Scalar | None = None,
-    corrected_by: Scalar | None = None,
-    max_lr: Scalar | None = None,
+    corrected_by: NonNegative | None = None,
+    max_lr: Positive | None = None,
 ):
     r"""Pull weights toward 0 (weight decay): add $\lambda p$ to the update.
 
@@ -114,11 +113,10 @@ def add_decayed_weights(
     elementwise=lambda arguments: not arguments["wasserstein"],
     needs=("params",),
     before_owner=True,
-    ranges={"rate": "[0, inf)"},
     example={"rate": 0.1},
 )
 def regenerate_towards_init(
-    rate: Scalar, wasserstein: bool = False, *, relative_to: Scalar | None = None
+    rate: NonNegative, wasserstein: bool = False, *, relative_to: Scalar | None = None
 ):
     r"""Pull weights toward their initial values (regenerative regularization): add $\rho (p - p_0)$.
 
@@ -189,8 +187,8 @@ def check_initial_lr(owner: str, lr: Tensor, divided: str, remedy: str) -> None:
         )
 
 
-@per_tensor(needs=("params",), ranges={"factor": "[0, inf)"})
-def add_norm_loss(factor: Scalar = 1e-4, eps: Scalar = 1e-8):
+@per_tensor(needs=("params",))
+def add_norm_loss(factor: NonNegative = 1e-4, eps: NonNegative = 1e-8):
     r"""Pull the norm of each output unit's weights to 1: add $2 \lambda (1 - 1/(\lVert p_i \rVert + \epsilon)) p_i$.
 
     Args:

@@ -1,6 +1,7 @@
 """Errors of factories, combinators and names."""
 
 import math
+from typing import Annotated
 
 import pytest
 import torch
@@ -28,6 +29,10 @@ def unannotated(x=1):
 
 
 def declared(beta: gradtx.Scalar = 0.9):
+    return lambda update, state, param, ctx: (update, state)
+
+
+def vaguely_declared(beta: Annotated[gradtx.Scalar, "0 to 1"] = 0.9):
     return lambda update, state, param, ctx: (update, state)
 
 
@@ -309,7 +314,6 @@ BUILDING = {
             "declare others by extras={'fisher': 'leaf'}": {"needs": ("params", "fisher")},
             "agree must be a tuple of names, got 'beta'; write ('beta',)": {"agree": "beta"},
             "agree has the unknown argument 'betas'; did you mean 'beta'?": {"agree": ("betas",)},
-            "static has the unknown argument 'gamma'; known: beta": {"static": ("gamma",)},
             **{
                 "extras must be a dict of name -> 'leaf', 'scalar' or 'tensors', with '?' appended if "
                 f"optional, got {given}": {"extras": extras}
@@ -320,19 +324,24 @@ BUILDING = {
             },
         }.items()
     },
-    "ranges: an interval is written as in '[0, 1)', got '0 to 1'": (
+    "an interval beside a type is written as in '[0, 1)', got '0 to 1'": (
         ValueError,
-        lambda: per_tensor(ranges={"beta": "0 to 1"})(declared),
+        lambda: per_tensor(vaguely_declared),
+    ),
+    "per_tensor: unknown option 'ranges'; write the interval beside the type: "
+    "beta: Annotated[gradtx.Scalar, '[0, 1)']": (
+        TypeError,
+        lambda: per_tensor(ranges={"beta": "[0, 1)"})(declared),
     ),
     "per_tensor: unknown option 'elementwize'; did you mean 'elementwise'?": (
         TypeError,
         lambda: per_tensor(elementwize=True),
     ),
-    "whole_tree: unknown option 'elementwise'; known: example, extras, needs, ranges, static": (
+    "whole_tree: unknown option 'elementwise'; known: example, extras, needs": (
         TypeError,
         lambda: whole_tree(elementwise=True),
     ),
-    "alias: unknown option 'needs'; known: any_length, class_name, example, ranges, static": (
+    "alias: unknown option 'needs'; known: class_name, example": (
         TypeError,
         lambda: alias(needs=("params",)),
     ),
