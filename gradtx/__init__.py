@@ -6,6 +6,7 @@ under `torch.func` transforms and `torch.compile`, and through `as_optimizer` as
 
 from gradtx import optim as optim
 from gradtx import schedules as schedules
+from gradtx import slots as slots
 from gradtx.arguments import *
 from gradtx.base.eager import *
 from gradtx.base.exact import *
@@ -51,4 +52,4 @@ def __getattr__(name: str) -> object:
 
 
 # Type checkers infer the public names from the imports above.
-__all__ = sorted([*_public_names(globals()), "optim", "schedules"])
+__all__ = sorted([*_public_names(globals()), "optim", "schedules", "slots"])

@@ -93,6 +93,7 @@ from gradtx.multitask import rotograd_rotation_loss as rotograd_rotation_loss
 from gradtx.multitask import rotograd_scale as rotograd_scale
 from gradtx.checkpoint import save as save
 from gradtx import schedules as schedules
+from gradtx import slots as slots
 from gradtx.transforms.clipping import soft_row_clip as soft_row_clip
 from gradtx.functional import stack as stack
 from gradtx.schedules import step_schedule as step_schedule
@@ -477,6 +478,7 @@ __all__ = [
     "signum",
     "simplified_ademamix",
     "skip_nonfinite",
+    "slots",
     "sm3",
     "soap",
     "soap_laprop",

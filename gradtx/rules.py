@@ -81,18 +81,10 @@ class Options(TypedDict, total=False):
     compiles: bool | Callable[[Bound], bool] | None
     lists: Callable[[Bound, torch.Size], bool] | None
     random: bool | Callable[[Bound], bool]
-    nonnegative: tuple[str, ...] | Callable[[Bound], Iterable[str]]
-    kinds: Mapping[str, str]
-    averages: Callable[[Bound], Mapping[str, Any]]
     whole: bool | str | Callable[[Bound], bool | tuple[str, ...]]
     wire: Callable[[Bound], torch.dtype | None] | None
     example: Any
     class_name: str
-
-
-def _no_averages(arguments: Bound) -> Mapping[str, Any]:
-    """Return an empty mapping: no slot is known to be an average of updates."""
-    return {}
 
 
 _DEFAULTS: Options = {
@@ -114,9 +106,6 @@ _DEFAULTS: Options = {
     "compiles": None,
     "lists": None,
     "random": False,
-    "nonnegative": (),
-    "kinds": {},
-    "averages": _no_averages,
     "whole": False,
     "wire": None,
     "example": {},
@@ -156,13 +145,11 @@ class Spec:
         self.rounds = self._options["rounds"]
         self.follows_rate = self._options["follows_rate"]
         self.elementwise = self._options["elementwise"]
-        self.averages = self._options["averages"]
         self.check = self._options["check"]
         self.ahead = self._options["ahead"]
         self.extras = _checked_extras(self.name, self._options["extras"])
         needs = self._options["needs"]
         self.needs = (*(() if callable(needs) else needs), *_required(self.extras))
-        _check_kinds(self.name, self._options["kinds"])
         _check_declared(self, self._options)
         if self._options["random"] and "seed" not in self.arguments.by_name:
             raise TypeError(
@@ -218,9 +205,7 @@ class Spec:
             dims=self.dims(arguments),
             seed=arguments["seed"] if draws else None,
             readable=_are_readable(arguments),
-            nonnegative=tuple(self.option("nonnegative", arguments)),
-            kinds=options["kinds"],
-            averages=self.averages(arguments),
+            slots=functions.slots,
             summed=summed,
             sums_of_leaf=options["sums_of_leaf"],
             whole=whole if isinstance(whole, bool | str) else True,
@@ -351,14 +336,6 @@ def _checked_extras(name: str, extras: Any) -> dict[str, str]:
 def _required(extras: Mapping[str, str]) -> list[str]:
     """Return the extras that the caller must pass."""
     return [name for name, kind in extras.items() if not kind.endswith("?")]
-
-
-def _check_kinds(name: str, kinds: Mapping[str, str]) -> None:
-    for slot, kind in kinds.items():
-        if kind not in ("linear", "square", "scalar"):
-            raise ValueError(
-                f"{name}: the kind of {slot!r} must be 'linear', 'square' or 'scalar', got {kind!r}"
-            )
 
 
 def _with_arguments(function: Any, arguments: Bound) -> Any:
@@ -817,7 +794,10 @@ def per_tensor(function: Any = None, /, **options: Any) -> Any:
     The function evaluates options and returns `(init, update)`, or `update` alone for a rule without state, or
     `(init, update, evaluate)`; or another transformation, such as `chain()` to omit the link:
 
-    - `init(param) -> {slot: tensor}`; a list is stored as numbered slots.
+    - `init`: what the rule keeps for a leaf, a dict of slots such as `{"exp_avg": slots.ema(beta1)}`; see
+      `gradtx.slots`. Each says how it starts and what it is, so that it can be stored in few bits, rotated and
+      projected; a function of the parameter only says how. If what a rule keeps depends on the leaf, a function
+      `init(param) -> {slot: tensor}` takes the place of the dict. A list is stored as numbered slots.
     - `update(update, state, param, ctx) -> (update, state)`, pure; `ctx` is a `Context`. To compute sums over all
       leaves, it yields `{name: 0-d}`, receives the totals under the same names, and finally yields `(update, state)`.
     - `evaluate(state, param) -> tensor`: the value that `eval_params` returns for the parameter.
@@ -866,18 +846,9 @@ def per_tensor(function: Any = None, /, **options: Any) -> Any:
         determined: False, or a function of the arguments that returns False, if results depend on a basis that
             rounding determines (eigenvectors of equal eigenvalues). The conformance tests then compare neither batched
             runs nor difference quotients.
-        nonnegative: The slots whose values are never negative, such as averages of squares, or a function of the
-            arguments that returns them; low-bit codes store them more accurately. Name a list without numbers.
         random: Whether to add `ctx.rng` (and a second argument to `init`), with `normal(like)` and `rademacher(like)`;
             or a function of the arguments that returns this.
         example: Arguments with which the conformance tests call the factory.
-        kinds: The kind of each slot, name -> kind, for combinators that change coordinates (`rotated`): "linear" for a
-            vector in the space of the update (`exp_avg`), "square" for one value per coordinate (`exp_avg_sq`),
-            "scalar" for values invariant under rotation. Slots named as in torch's optimizers, and 0-d slots, need no
-            kind.
-        averages: A function of the arguments that returns the linear slots that are running averages of the update,
-            name -> decay b of `b * slot + (1 - b) * update`. Combinators that change coordinates then need not rotate
-            these slots back.
         whole: Whether `update` needs the full tensor of a sharded leaf. If so, one rank, its owner, gathers all shards,
             runs the rule once, keeps its slots, and sends the result back. The rule must not yield, share values or
             read `ctx.grad`. A function of the arguments returns a bool, or the inputs that the rule reads in addition
@@ -976,15 +947,17 @@ def combinator(function: Any = None, /, **options: Any) -> Any:
     return _decorated("combinator", "combinator", function, options)
 
 
-# Options of other versions that are part of an argument's type now.
-OPTIONS_AS_TYPES = {
+# What takes the place of options of other versions.
+REPLACED_OPTIONS = {
     "ranges": "write the interval beside the type: beta: Annotated[gradtx.Scalar, '[0, 1)']",
+    "nonnegative": "let the rule return a dict of slots in place of init: {'exp_avg_sq': gradtx.slots.square()}",
+    "kinds": "let the rule return a dict of slots in place of init: {'exp_avg': gradtx.slots.linear()}",
     "static": "annotate the argument: gradtx.Static[int]",
     "any_length": "annotate the argument: gradtx.AnyLength[gradtx.Decays]",
 }
 _OPTIONS = {
     "rule": "elementwise takes_complex needs extras check shared agree ahead owns_lr before_owner follows_rate dims"
-    " determined compiles lists random nonnegative kinds averages summed sums_of_leaf whole wire example",
+    " determined compiles lists random summed sums_of_leaf whole wire example",
     "tree": "needs extras example",
     "alias": "class_name example",
     "combinator": "needs extras owns_lr rounds determined example",
@@ -997,7 +970,7 @@ def _decorated(
     known = _OPTIONS[kind].split()
     for option in options:
         if option not in known:
-            remedy = OPTIONS_AS_TYPES.get(option) or nearest(option, known)
+            remedy = REPLACED_OPTIONS.get(option) or nearest(option, known)
             raise TypeError(f"{name}: unknown option {option!r}; {remedy}")
     if options.pop("owns_lr", False):
         options["lr_role"] = "owner"

@@ -8,6 +8,7 @@ PACKAGE = Path(__file__).parent.parent / "gradtx"
 # Lowest first. A module belongs to the longest name that it starts with.
 LAYERS = (
     ("base",),
+    ("slots",),
     ("distributed",),
     ("state", "arguments"),
     ("execution",),

@@ -17,6 +17,66 @@ from tests.conformance import (
 from tests.daily import by_day
 from tests.rules import FLAT, HALVE, WRAPPINGS, made, normal, ones, run
 
+# What a rule declares of its slots.
+
+
+@per_tensor(elementwise=True)
+def scale_by_declared(beta: Scalar = 0.5, peak: bool = False):
+    def update(g, state, p, ctx):
+        mean = beta * state["mean"] + (1 - beta) * g
+        new = {"mean": mean, "size": torch.maximum(state["size"], g.abs())}
+        if peak:
+            new["peak"] = torch.maximum(state["peak"], g.square().sum())
+        return mean + state["origin"], new
+
+    slots = {
+        "mean": gradtx.slots.ema(beta),
+        "size": gradtx.slots.square(lambda p: torch.full_like(p, 0.25)),
+        "origin": gradtx.slots.start(),
+        "peak": gradtx.slots.scalar(2.0) if peak else None,
+        "past": lambda p: [p, 2 * p] if p.ndim else None,
+    }
+    return slots, update
+
+
+def test_declared_slots_start_as_they_say():
+    params = {"a": torch.tensor([3.0, 4.0]), "b": torch.tensor(5.0)}
+    state = scale_by_declared(peak=True).init(params)["scale_by_declared"]
+    assert set(state) == {"mean", "size", "origin", "peak", "past_0", "past_1"}
+    assert_same(state["mean"], {"a": torch.zeros(2), "b": torch.tensor(0.0)})
+    assert_same(state["size"], {"a": torch.full((2,), 0.25), "b": torch.tensor(0.25)})
+    assert_same(state["origin"], params)
+    assert_same(state["peak"]["a"], torch.tensor(2.0, dtype=torch.float64))
+    assert_same(state["past_1"], {"a": 2 * params["a"]})
+    assert "peak" not in scale_by_declared().init(params)["scale_by_declared"]
+
+
+@pytest.mark.parametrize("state_dtype", [None, torch.float64, "int8"])
+def test_slots_that_a_rule_does_not_return_are_kept(state_dtype):
+    tx = scale_by_declared(state_dtype=state_dtype)
+    params = {"w": torch.randn(64, 80, generator=torch.Generator().manual_seed(0))}
+    start = tx.init(params)
+    _, state = tx.update({"w": torch.ones(64, 80)}, start, params)
+    for slot, value in start["scale_by_declared"].items():
+        if slot.startswith(("origin", "past")):
+            assert_same(state["scale_by_declared"][slot], value)
+    assert_own_memory((start, state))
+
+
+def test_a_state_with_slots_that_the_rule_does_not_declare_is_an_error():
+    params = {"w": torch.ones(2)}
+    state = scale_by_declared(peak=True).init(params)
+    with pytest.raises(ValueError, match="but this chain uses"):
+        scale_by_declared().update(params, state, params)
+
+
+def test_slots_that_are_never_negative_have_the_code_without_signs():
+    tx = scale_by_declared(state_dtype="int8")
+    state = tx.init({"w": torch.ones(64, 80)})["scale_by_declared"]
+    assert state["size"]["w"].dtype == torch.uint8
+    assert state["mean"]["w"].dtype == torch.int8
+
+
 # The layout of a state.
 
 

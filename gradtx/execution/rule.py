@@ -23,6 +23,7 @@ from gradtx.distributed.layouts import summed_over_ranks
 from gradtx.execution.context import Context
 from gradtx.execution.execute import Leaf, Operation
 from gradtx.execution.runs import LateTerm, Run, Scope
+from gradtx.slots import Slot
 from gradtx.state.random import Stream
 from gradtx.state.slots import (
     WrongShapeError,
@@ -30,6 +31,7 @@ from gradtx.state.slots import (
     numbered,
     value_for,
     with_lists,
+    without_number,
     wrong_shape,
 )
 from gradtx.state.storage import Store
@@ -53,10 +55,8 @@ class Rule:
         elementwise, takes_complex, compiles, agree: As in `Operation`.
         dims: The minimum and maximum number of dimensions of a leaf.
         seed: The seed if the rule draws random numbers, else None.
-        nonnegative: The slots whose values are never negative.
         readable: Whether the values of all arguments can be read on the host.
-        kinds: Slot -> "linear", "square" or "scalar", for combinators that change coordinates.
-        averages: Slot -> decay, for linear slots that are running averages of the rule's input update.
+        slots: What the rule declares of its slots, by name; empty for a rule with a function `init`.
         summed: Name -> function of the sum that returns the stored value, for shared values that are sums over
             leaves and that `update` does not read within the same step.
         sums_of_leaf: Whether each sum covers only one leaf, so that leaves do not wait for each other; see `OfLeaf`.
@@ -81,9 +81,7 @@ class Rule:
     dims: tuple[int, float] | None = None
     seed: int | None = None
     readable: bool = True
-    nonnegative: tuple[str, ...] = ()
-    kinds: Mapping[str, str] = dataclasses.field(default_factory=empty_dict)
-    averages: Mapping[str, Any] = dataclasses.field(default_factory=empty_dict)
+    slots: Mapping[str, Slot] = dataclasses.field(default_factory=empty_dict)
     summed: Mapping[str, Callable[[Tensor], Tensor]] = dataclasses.field(
         default_factory=empty_dict
     )
@@ -93,6 +91,11 @@ class Rule:
     wire: torch.dtype | None = None
     check: Callable[[str, torch.Size, Mapping[str, Any]], None] | None = None
     lists: Callable[[torch.Size], bool] | None = None
+
+    def slot(self, name: str) -> Slot:
+        """Return what the rule declares of a slot, or of the list of which it is an entry."""
+        declared = self.slots.get(name) or self.slots.get(without_number(name))
+        return declared or Slot(torch.zeros_like)
 
 
 class OfLeaf:
@@ -133,12 +136,12 @@ class StageState:
 
     def __init__(self, path: Path, scope: Scope, rule: Rule):
         device = scope.run.device
+        self._rule = rule
         self.path = path
         self.shared: dict[str, Tensor] = {}
         self.store = Store(
-            path, rule.name, scope.state_dtype, rule.nonnegative, scope.run
+            path, rule.name, scope.state_dtype, self._is_nonnegative, scope.run
         )
-        self._rule = rule
         self._space = scope.space
         starts: dict[str, Callable[[], Tensor]] = {}
         for name, value in rule.shared.items():
@@ -150,6 +153,9 @@ class StageState:
             )
         if starts:
             self.shared = scope.shared(path, starts)
+
+    def _is_nonnegative(self, slot: str) -> bool:
+        return self._rule.slot(slot).kind == "square"
 
     def compute_dtype(self, leaf: Leaf) -> torch.dtype:
         """Return the dtype that the rule computes in."""
@@ -293,7 +299,7 @@ class StageState:
         if self.shared:
             self._write_shared(leaf, slots)
         if self.store.slots_of(old, leaf) != slots.keys():
-            raise self._slots_error(leaf, old, slots)
+            self._check_names(leaf, old, slots)
         if old:
             new = self._encode_slots(leaf, slots, old)
             leaf.new[self.path] = leaf.unless_skipped(new, old)
@@ -330,31 +336,25 @@ class StageState:
             else:
                 new.setdefault(name, value_for(value, old, self.path, name, leaf.name))
 
-    def _slots_error(
+    def _check_names(
         self, leaf: Leaf, old: dict[str, Tensor], new: dict[str, Any]
-    ) -> ValueError:
-        """Return the error for unexpected slots; it blames the rule if `init` makes the old ones, else the state."""
-        if self.first(leaf, old).keys() != old.keys():
-            return ValueError(
-                f"{'.'.join(self.path)}: leaf {leaf.name!r} has the slots {sorted(old)}, but this chain uses "
-                f"{sorted(new)}; {OWN_STATE}"
-            )
+    ) -> None:
+        """Raise an error unless the rule returns some of the slots that it creates; the state keeps the others."""
+        created = numbered(self.init_slots(leaf, "meta")).keys()
         kept = self.store.slots_of(old, leaf)
-        missing = sorted(kept - new.keys())
+        if kept != created:
+            raise ValueError(
+                f"{'.'.join(self.path)}: leaf {leaf.name!r} has the slots {sorted(kept)}, but this chain uses "
+                f"{sorted(created)}; {OWN_STATE}"
+            )
         unknown = sorted(new.keys() - kept)
-        faults: list[str] = []
-        if missing:
-            faults.append(f"without the slot {missing[0]!r}, which its init creates")
-        if unknown and self._rule.init is None:
-            faults.append(
-                f"with the slot {unknown[0]!r}, but has no init to create it; return (init, update)"
-            )
-        elif unknown:
-            faults.append(
-                f"with the slot {unknown[0]!r}, which its init does not create"
-            )
-        return ValueError(
-            f"{self._rule.name}: the rule returns a state {', and '.join(faults)}"
+        if not unknown:
+            return
+        remedy = "which its init does not create"
+        if self._rule.init is None:
+            remedy = "but has no init to create it; return (init, update)"
+        raise ValueError(
+            f"{self._rule.name}: the rule returns a state with the slot {unknown[0]!r}, {remedy}"
         )
 
     def _shapes_error(

@@ -16,6 +16,7 @@ from gradtx.execution.context import Clock, Context
 from gradtx.execution.execute import Leaf, Operation
 from gradtx.execution.rule import without_params
 from gradtx.execution.runs import Run, Scope
+from gradtx.slots import Slot, declared, init_of
 from gradtx.state.slots import check_slots
 from gradtx.state.storage import Store
 
@@ -25,11 +26,12 @@ CALLED_EXTRAS = ("grad_fn", "value_fn")
 
 
 class Functions(NamedTuple):
-    """The functions that the body of a factory returns."""
+    """The functions that the body of a factory returns, and what it declares of its slots."""
 
-    init: Callable[..., Any] | None
+    init: Any
     update: Callable[..., Any]
     evaluate: Callable[..., Any] | None = None
+    slots: Mapping[str, Slot] = {}
 
     @classmethod
     def of(cls, returned: Any, name: str) -> Functions:
@@ -42,7 +44,16 @@ class Functions(NamedTuple):
             raise TypeError(
                 f"{name}: must return update, (init, update) or (init, update, evaluate), got {returned!r}"
             )
-        return cls(*functions)
+        made = cls(*functions)
+        if not isinstance(made.init, Mapping):
+            return made
+        slots = declared(made.init)
+        return made._replace(init=init_of(slots), slots=slots)
+
+
+def _is_unknown(slot: str) -> bool:
+    """Return False: nothing is known of the values of a slot."""
+    return False
 
 
 class StateParts(NamedTuple):
@@ -91,7 +102,7 @@ class TreeOperation(Operation):
         self._run: Run = scope.run
         self._name = name
         self._functions = functions
-        self._store = Store(path, name, scope.state_dtype, (), scope.run)
+        self._store = Store(path, name, scope.state_dtype, _is_unknown, scope.run)
         self._members: list[Leaf] = []
         self._run.free.add(path)
 

@@ -131,6 +131,12 @@ def with_lists(slots: dict[str, Any]) -> dict[str, Any]:
     return whole
 
 
+def without_number(slot: str) -> str:
+    """Return the list name of a numbered slot, or the slot's own name."""
+    name, _, number = slot.rpartition("_")
+    return name if number.isdigit() else slot
+
+
 def _number_of(slot: str) -> str:
     """Return the digits after the last underscore, or an empty string."""
     if not slot[-1].isdigit():

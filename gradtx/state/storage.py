@@ -182,7 +182,7 @@ class Store:
         path: The stage's path.
         owner: The name of the rule, for errors.
         storage: The `state_dtype` of the stage, if any.
-        nonnegative: The slots whose values are never negative.
+        is_nonnegative: Whether the values of a slot are never negative.
         run: The call of `init` or `update`.
     """
 
@@ -191,13 +191,13 @@ class Store:
         path: Path,
         owner: str,
         storage: Storage | None,
-        nonnegative: tuple[str, ...],
+        is_nonnegative: Callable[[str], bool],
         run: Run,
     ):
         self.path = path
         self.storage = storage
         self._owner = owner
-        self._nonnegative = nonnegative
+        self._is_nonnegative = is_nonnegative
         self._codes = storage is not None and storage.has_codes
         # Do not store `run` itself: a reference cycle would keep its tensors until the garbage collector runs.
         self._seen_slots = run.seen_slots if run.initial else None
@@ -221,9 +221,7 @@ class Store:
         rule = self.storage.rule_for(self.path, slot)
         if rule is None or not isinstance(rule[1], Codec):
             return None
-        return rule[1].for_sign(
-            slot in self._nonnegative or _without_number(slot) in self._nonnegative
-        )
+        return rule[1].for_sign(self._is_nonnegative(slot))
 
     def codecs_of(self, stored: Mapping[str, Any], leaf: Leaf) -> Mapping[str, Codec]:
         """Return the code of each coded slot of a leaf."""
@@ -436,15 +434,12 @@ class Store:
     ) -> dict[str, Tensor]:
         """Convert new values of the slots to the form in which the old ones are stored."""
         codecs = self.codecs_of(old, leaf)
-        auxiliary = auxiliary_tensors(codecs)
-        stored: dict[str, Tensor] = {}
-        for slot, old_value in old.items():
+        stored = dict(old)
+        for slot, value in values.items():
             if slot in codecs:
-                stored.update(self._packed(slot, codecs[slot], values[slot], old, leaf))
-            elif slot not in auxiliary:
-                stored[slot] = value_for(
-                    values[slot], old_value, self.path, slot, leaf.name
-                )
+                stored.update(self._packed(slot, codecs[slot], value, old, leaf))
+            else:
+                stored[slot] = value_for(value, old[slot], self.path, slot, leaf.name)
         return stored
 
     def _packed(
@@ -585,9 +580,3 @@ def auxiliary_tensors(codecs: Mapping[str, Codec]) -> set[str]:
     for slot, codec in codecs.items():
         names.update(f"{slot}.{suffix}" for suffix in codec.suffixes)
     return names
-
-
-def _without_number(slot: str) -> str:
-    """Return the list name of a numbered slot, or the slot's own name."""
-    name, _, number = slot.rpartition("_")
-    return name if number.isdigit() else slot

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from gradtx.arguments import is_off
 from gradtx.base import torch_names as _torch
 from gradtx.base.dtensor import full_tensor
 from gradtx.base.exact import exact, exact_dtype
+from gradtx.slots import ema, square
 
 
 def check_choices(
@@ -152,16 +153,6 @@ def blended(old: Tensor, new: Tensor, weight: Any) -> Tensor:
     return torch.lerp(old, new, weight)
 
 
-def zeros(*slots: str, **slots_if: bool) -> Callable[[Tensor], dict[str, Tensor]]:
-    """Return an `init` that creates slots of zeros; those given by keyword only if their value is True."""
-    created = (*slots, *(slot for slot, exists in slots_if.items() if exists))
-
-    def init(param):
-        return {slot: torch.zeros_like(param) for slot in created}
-
-    return init
-
-
 def scalar_zero(param: Tensor) -> Tensor:
     """Return an initial 0 for a 0-d slot, in the dtype of exact numbers."""
     return param.new_zeros((), dtype=exact_dtype(param))
@@ -188,11 +179,8 @@ def change_of(update: Tensor, state: Mapping[str, Tensor], ctx: Any) -> Tensor:
     return torch.where(ctx.step == 1, 0.0, update - state["previous_grad"])
 
 
-def adam_moments(betas: Any, amsgrad: bool = False, *slots: str) -> tuple[Any, Any]:
-    """Return Adam's `init(param)` and `average(update, state) -> (m, v, new state)`; v is the maximum with amsgrad.
-
-    `init` also creates `slots` of zeros.
-    """
+def adam_moments(betas: Any, amsgrad: bool = False) -> tuple[dict[str, Any], Any]:
+    """Return Adam's slots and `average(update, state) -> (m, v, new state)`; v is the maximum with amsgrad."""
     beta1, beta2 = betas
 
     def average(update, state):
@@ -202,9 +190,10 @@ def adam_moments(betas: Any, amsgrad: bool = False, *slots: str) -> tuple[Any, A
         }
         return new["exp_avg"], peak(new, state, "exp_avg_sq", amsgrad), new
 
-    others = dict.fromkeys(slots, True)
-    init = zeros("exp_avg", "exp_avg_sq", max_exp_avg_sq=amsgrad, **others)
-    return init, average
+    slots = {"exp_avg": ema(beta1), "exp_avg_sq": square()}
+    if amsgrad:
+        slots["max_exp_avg_sq"] = square()
+    return slots, average
 
 
 def corrected_root(square: Tensor, ctx: Any, beta: Any) -> Tensor:

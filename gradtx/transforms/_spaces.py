@@ -192,11 +192,11 @@ class SpaceRun:
             value = self.outer.read(rule, slot, value, leaf)
         view: View = leaf.saved[self]
         value = full_tensor(value)
-        if slot in rule.averages and leaf.update is view.inside:
-            self._keep_average(
-                rule, slot, view.average(value, rule.averages[slot]), leaf
-            )
-        return view.read(self.known_kind(rule, slot), value)
+        declared = rule.slot(slot)
+        if declared.decay is not None and leaf.update is view.inside:
+            average = view.average(value, declared.decay)
+            self._keep_average(rule, slot, average, leaf)
+        return view.read(declared.kind, value)
 
     def _keep_average(
         self, rule: Rule, slot: str, average: Tensor | None, leaf: Leaf
@@ -209,33 +209,24 @@ class SpaceRun:
         """The reverse of `read`."""
         view: View = leaf.saved[self]
         average = leaf.saved.pop((self, id(rule), slot), None)
-        value = (
-            view.write(self.known_kind(rule, slot), value)
-            if average is None
-            else average
-        )
+        value = view.write(rule.slot(slot).kind, value) if average is None else average
         return (
             value if self.outer is None else self.outer.write(rule, slot, value, leaf)
         )
 
     def kind(self, rule: Rule, slot: str, value: Any, like: Tensor) -> str:
         """Return the kind of a slot; raise an error if it needs one and has none."""
-        known = self.known_kind(rule, slot)
-        if known or not self.space.needs_kinds:
+        known = rule.slot(slot).kind
+        shape = value.shape if isinstance(value, Tensor) else like.shape
+        if not self.space.needs_kinds or (known and shape in (like.shape, ())):
             return known
-        if isinstance(value, Tensor) and value.ndim == 0 and like.ndim > 0:
+        if shape == () and like.ndim > 0:
             return "scalar"
         raise TypeError(
-            f"{self.name}: the inner link {rule.name!r} has the slot {slot!r} of unknown kind; declare it in the "
-            f"link's decorator, kinds={{{slot!r}: 'linear'}}, or 'square' or 'scalar', or move the link outside"
+            f"{self.name}: the inner link {rule.name!r} has the slot {slot!r}, which cannot be rotated as far as is "
+            f"known; if it is a vector or has one value for each coordinate, let the rule return "
+            f"{{{slot!r}: gradtx.slots.linear()}} or square() in place of init; else move the link outside"
         )
-
-    def known_kind(self, rule: Rule, slot: str) -> str:
-        """Return the declared kind of a slot, or the kind implied by its name; "" for none."""
-        name, _, number = slot.rpartition("_")
-        if not number.isdigit():  # not an entry of a list
-            name = slot
-        return rule.kinds.get(name) or KIND_OF_SLOT.get(name, "")
 
     def clock(self, outside: Clock) -> Clock:
         """Return the clock of the inner transformation."""
@@ -311,21 +302,6 @@ def reads_by_leaf(tx: GradientTransformation) -> bool:
         if any(kind.startswith("leaf") for kind in link._extras.values()):
             return True
     return False
-
-
-# Kinds of common slot names, for links that do not declare kinds.
-KIND_OF_SLOT = {
-    "exp_avg": "linear",
-    "exp_avg_diff": "linear",
-    "grad_avg": "linear",
-    "grad_ema": "linear",
-    "momentum_buffer": "linear",
-    "previous_grad": "linear",
-    "exp_avg_sq": "square",
-    "max_exp_avg_sq": "square",
-    "square_avg": "square",
-    "sum": "square",
-}
 
 
 class LazyInnerTensor:
@@ -484,7 +460,7 @@ class LeaveSpace(RuleOperation):
             )
             slots: dict[str, Tensor] = {}
             for slot, value in store.decode_slots(old, compute_dtype, leaf).items():
-                kind = self._run.known_kind(operation.rule, slot)
+                kind = operation.rule.slot(slot).kind
                 slots[slot] = view.renewed(kind, full_tensor(value))
             new = store.encode_slots(slots, old, leaf)
             leaf.new[path] = leaf.unless_skipped(new, old)

@@ -17,6 +17,7 @@ from gradtx.arguments import (
 )
 from gradtx.base.exact import Scalar
 from gradtx.rules import per_tensor
+from gradtx.slots import ema, linear, scalar, square, start
 from gradtx.transforms._math import (
     adam_moments,
     corrected_root,
@@ -29,7 +30,6 @@ from gradtx.transforms._math import (
     safe_pow,
     safe_sqrt,
     scalar_zero,
-    zeros,
 )
 
 __all__ = [
@@ -47,7 +47,7 @@ __all__ = [
 ]
 
 
-@per_tensor(elementwise=True, nonnegative=("sum",))
+@per_tensor(elementwise=True)
 def scale_by_rss(
     eps: NonNegative = 1e-10, initial_accumulator_value: NonNegative = 0.0
 ):
@@ -77,17 +77,14 @@ def scale_by_rss(
     and adds eps inside the root.
     """
 
-    def init(param):
-        return {"sum": filled_like(param, initial_accumulator_value)}
-
     def update(update, state, param, ctx):
         total = state["sum"] + update.square()
         return update / (safe_sqrt(total) + eps), {"sum": total}
 
-    return init, update
+    return {"sum": square(lambda p: filled_like(p, initial_accumulator_value))}, update
 
 
-@per_tensor(elementwise=True, nonnegative=("square_avg", "acc_delta"))
+@per_tensor(elementwise=True)
 def scale_by_adadelta(rho: Fraction = 0.9, eps: NonNegative = 1e-6):
     r"""Rescale gradients to the size of earlier steps: Adadelta's direction, in the units of a weight.
 
@@ -126,10 +123,10 @@ def scale_by_adadelta(rho: Fraction = 0.9, eps: NonNegative = 1e-6):
             "acc_delta": running_mean(state["acc_delta"], delta.square(), rho),
         }
 
-    return zeros("square_avg", "acc_delta"), update
+    return {"square_avg": square(), "acc_delta": square()}, update
 
 
-@per_tensor(elementwise=True, nonnegative=("exp_inf",))
+@per_tensor(elementwise=True)
 def scale_by_adamax(betas: Decays = (0.9, 0.999), eps: NonNegative = 1e-8):
     r"""Divide the mean gradient by a decaying maximum of its magnitude: AdaMax's direction.
 
@@ -170,14 +167,13 @@ def scale_by_adamax(betas: Decays = (0.9, 0.999), eps: NonNegative = 1e-8):
             "exp_inf": largest,
         }
 
-    return zeros("exp_avg", "exp_inf"), update
+    return {"exp_avg": ema(beta1), "exp_inf": square()}, update
 
 
 @per_tensor(
     elementwise=True,
     shared=lambda arguments: {"gamma": 0.0} if arguments["lagged_norm"] else {},
     agree=("lagged_norm",),
-    nonnegative=("exp_avg_sq",),
 )
 def scale_by_avagrad(
     betas: Decays = (0.9, 0.999), eps: NonNegative = 0.1, lagged_norm: bool = False
@@ -215,7 +211,7 @@ def scale_by_avagrad(
     `lagged_norm=True`.
     """
     beta1, beta2 = betas
-    init, average = adam_moments(betas)
+    moments, average = adam_moments(betas)
 
     def update(update, state, param, ctx):
         mean, _, new = average(update, state)
@@ -236,7 +232,7 @@ def scale_by_avagrad(
             gamma, new = state["gamma"], new | {"gamma": gamma}
         yield (1 - first) * gamma / ctx.bias_correction(beta1) * eta * mean, new
 
-    return init, update
+    return moments, update
 
 
 _REDUCTIONS = {
@@ -246,10 +242,7 @@ _REDUCTIONS = {
 }
 
 
-@per_tensor(
-    elementwise=lambda arguments: arguments["reduce"] == "none",
-    nonnegative=("exp_avg_sq",),
-)
+@per_tensor(elementwise=lambda arguments: arguments["reduce"] == "none")
 def scale_by_adashift(
     betas: Decays = (0.9, 0.999),
     keep_num: Count = 10,
@@ -295,14 +288,6 @@ def scale_by_adashift(
         )
     (beta1, beta2), phi = betas, _REDUCTIONS[reduce]
 
-    def init(param):
-        whole = scalar_zero(param)
-        square = torch.zeros_like(param) if reduce == "none" else whole
-        return {
-            "grad": [torch.zeros_like(param) for _ in range(keep_num)],
-            "exp_avg_sq": square,
-        }
-
     def update(update, state, param, ctx):
         *recent, oldest = state["grad"]
         window = [update, *recent]
@@ -318,10 +303,14 @@ def scale_by_adashift(
             "exp_avg_sq": square,
         }
 
-    return init, update
+    slots = {
+        "grad": linear(lambda p: [torch.zeros_like(p) for _ in range(keep_num)]),
+        "exp_avg_sq": square(torch.zeros_like if reduce == "none" else scalar_zero),
+    }
+    return slots, update
 
 
-@per_tensor(elementwise=True, nonnegative=("b_sq", "m_sq"))
+@per_tensor(elementwise=True)
 def scale_by_kate(delta: NonNegative = 0.0, eps: NonNegative = 1e-8):
     r"""Divide by the sum of squared gradients, not by its root, and correct for the difference: KATE.
 
@@ -361,10 +350,10 @@ def scale_by_kate(delta: NonNegative = 0.0, eps: NonNegative = 1e-8):
             "m_sq": scale,
         }
 
-    return zeros("b_sq", "m_sq"), update
+    return {"b_sq": square(), "m_sq": square()}, update
 
 
-@per_tensor(takes_complex=True, nonnegative=("exp_avg_sq", "max_exp_avg_sq"))
+@per_tensor(takes_complex=True)
 def scale_by_adanorm(
     betas: Decays = (0.9, 0.999),
     eps: NonNegative = 1e-8,
@@ -406,10 +395,7 @@ def scale_by_adanorm(
     Source: Dubey et al. 2022, arXiv:2210.06364. Departures: none from the paper.
     """
     beta1, beta2 = betas
-    moments = zeros("exp_avg", "exp_avg_sq", max_exp_avg_sq=amsgrad)
-
-    def init(param):
-        return moments(param) | {"exp_grad_norm": scalar_zero(param)}
+    moments, _ = adam_moments(betas, amsgrad)
 
     def update(update, state, param, ctx):
         length = norm(update)
@@ -425,10 +411,10 @@ def scale_by_adanorm(
         root = corrected_root(square, ctx, beta2)
         return mean / ctx.bias_correction(beta1) / (root + eps), new
 
-    return init, update
+    return {**moments, "exp_avg": linear(), "exp_grad_norm": scalar()}, update
 
 
-@per_tensor(elementwise=True, needs=("params",), nonnegative=("abs_sum", "exp_avg_sq"))
+@per_tensor(elementwise=True, needs=("params",))
 def scale_by_adasmooth(
     betas: Decays = (0.5, 0.99),
     eps: NonNegative = 1e-6,
@@ -473,9 +459,6 @@ def scale_by_adasmooth(
             f"scale_by_adasmooth: betas must be increasing (fast decay first), got ({fast!r}, {slow!r})"
         )
 
-    def init(param):
-        return {"prev_param": param, **zeros("exp_avg_sq", "sum", "abs_sum")(param)}
-
     def update(update, state, param, ctx):
         moved = torch.where(ctx.step == 1, 0.0, param - state["prev_param"])
         total, path = state["sum"] + moved, state["abs_sum"] + moved.abs()
@@ -490,10 +473,15 @@ def scale_by_adasmooth(
         new = {"exp_avg_sq": square, "prev_param": param, "sum": total, "abs_sum": path}
         return update / safe_sqrt(square + eps), new
 
-    return init, update
+    return {
+        "prev_param": start(),
+        "exp_avg_sq": square(),
+        "sum": linear(),
+        "abs_sum": square(),
+    }, update
 
 
-@per_tensor(elementwise=True, needs=("params",), owns_lr=True, nonnegative=("n",))
+@per_tensor(elementwise=True, needs=("params",), owns_lr=True)
 def scale_by_ftrl(
     lr: Positive = 1e-3,
     lr_power: Annotated[Scalar, "(-inf, 0]"] = -0.5,
@@ -534,10 +522,6 @@ def scale_by_ftrl(
     """
     power = -lr_power
 
-    def init(param):
-        zeros = torch.zeros_like(param)
-        return {"z": zeros, "n": zeros + initial_accumulator_value}
-
     def update(update, state, param, ctx):
         squares = state["n"] + update.square()
         size = safe_pow(squares, power)
@@ -551,10 +535,13 @@ def scale_by_ftrl(
         weight = quotient(pull, curvature, moved)
         return weight - param, {"z": gradients, "n": squares}
 
-    return init, update
+    return {
+        "z": linear(),
+        "n": square(lambda p: filled_like(p, initial_accumulator_value)),
+    }, update
 
 
-@per_tensor(elementwise=True, nonnegative=("exp_avg_var", "max_exp_avg_var"))
+@per_tensor(elementwise=True)
 def scale_by_acprop(
     betas: Decays = (0.9, 0.999),
     eps: NonNegative = 1e-16,
@@ -609,13 +596,17 @@ def scale_by_acprop(
         peak(new, state, "exp_avg_var", amsgrad)
         return torch.where(first, above, quotient(above, root, floor=eps)), new
 
-    return zeros("exp_avg", "exp_avg_var", max_exp_avg_var=amsgrad), update
+    return {
+        "exp_avg": linear(),
+        "exp_avg_var": square(),
+        **({"max_exp_avg_var": square()} if amsgrad else {}),
+    }, update
 
 
 MODES = ("c", "m", "g")
 
 
-@per_tensor(elementwise=True, nonnegative=("exp_avg_sq",))
+@per_tensor(elementwise=True)
 def scale_by_bcos(
     beta: Decay = 0.9,
     beta2: Decay | None = None,
@@ -663,7 +654,6 @@ def scale_by_bcos(
         )
     rest = 1 - beta
     keep = (1 - rest * rest if mode == "c" else beta) if beta2 is None else beta2
-    by_mode = {"c": ("exp_avg",), "m": ("exp_avg", "exp_avg_sq"), "g": ("exp_avg_sq",)}
 
     def conditional(mean, update):
         if simple_cond:
@@ -686,4 +676,8 @@ def scale_by_bcos(
             square = new["exp_avg_sq"] = running_mean(before, direction.square(), keep)
         return quotient(direction, safe_sqrt(square) + eps, floor=eps), new
 
-    return zeros(*by_mode[mode]), update
+    slots = {
+        "exp_avg": linear() if mode != "g" else None,
+        "exp_avg_sq": square() if mode != "c" else None,
+    }
+    return slots, update

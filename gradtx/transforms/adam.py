@@ -14,8 +14,9 @@ from gradtx.arguments import (
     Positive,
     is_off,
 )
-from gradtx.base.exact import Scalar, exact, exact_dtype
+from gradtx.base.exact import Scalar, exact
 from gradtx.rules import per_tensor
+from gradtx.slots import linear, scalar, square
 from gradtx.transform import chain
 from gradtx.transforms._math import (
     adam_moments,
@@ -31,7 +32,6 @@ from gradtx.transforms._math import (
     running_mean,
     safe_pow,
     safe_sqrt,
-    zeros,
 )
 from gradtx.transforms._math import softplus as smooth
 
@@ -51,11 +51,7 @@ __all__ = [
 ]
 
 
-@per_tensor(
-    elementwise=True,
-    nonnegative=("exp_avg_sq", "max_exp_avg_sq"),
-    averages=lambda arguments: {"exp_avg": arguments["betas"][0]},
-)
+@per_tensor(elementwise=True)
 def scale_by_adam(
     betas: Decays = (0.9, 0.999),
     eps: NonNegative = 1e-8,
@@ -89,7 +85,7 @@ def scale_by_adam(
     maximum is taken before bias correction, as in torch.optim.
     """
     beta1, beta2 = betas
-    init, average = adam_moments(betas, amsgrad)
+    moments, average = adam_moments(betas, amsgrad)
 
     def update(update, state, param, ctx):
         mean, square, new = average(update, state)
@@ -97,10 +93,10 @@ def scale_by_adam(
         root = corrected_root(square, ctx, beta2)
         return ahead / ctx.bias_correction(beta1) / (root + eps), new
 
-    return init, update
+    return moments, update
 
 
-@per_tensor(elementwise=True, nonnegative=("square_avg",))
+@per_tensor(elementwise=True)
 def scale_by_rms(
     alpha: NonNegative = 0.99,
     eps: NonNegative = 1e-8,
@@ -136,10 +132,6 @@ def scale_by_rms(
     torch.optim.RMSprop, except that the centered average cannot round to a negative value (NaN there).
     """
 
-    def init(param):
-        start = filled_like(param, initial_accumulator_value)
-        return {"square_avg": start, **zeros(grad_avg=centered)(param)}
-
     def update(update, state, param, ctx):
         square = running_mean(state["square_avg"], update.square(), alpha)
         new, variance = {"square_avg": square}, square
@@ -150,10 +142,13 @@ def scale_by_rms(
         root = safe_sqrt(variance + eps) if eps_in_root else safe_sqrt(variance) + eps
         return update / root, new
 
-    return init, update
+    return {
+        "square_avg": square(lambda p: filled_like(p, initial_accumulator_value)),
+        **({"grad_avg": linear()} if centered else {}),
+    }, update
 
 
-@per_tensor(elementwise=True, nonnegative=("exp_avg_sq",))
+@per_tensor(elementwise=True)
 def scale_by_adopt(
     betas: Decays = (0.9, 0.9999),
     eps: NonNegative = 1e-6,
@@ -203,14 +198,10 @@ def scale_by_adopt(
             ),
         }
 
-    return zeros("exp_avg", "exp_avg_sq"), update
+    return {"exp_avg": linear(), "exp_avg_sq": square()}, update
 
 
-@per_tensor(
-    elementwise=True,
-    nonnegative=("exp_avg_sq", "max_exp_avg_sq"),
-    averages=lambda arguments: {"exp_avg": arguments["betas"][0]},
-)
+@per_tensor(elementwise=True)
 def scale_by_adam_hat(
     betas: Decays = (0.9, 0.999),
     eps: NonNegative = 1e-8,
@@ -255,7 +246,7 @@ def scale_by_adam_hat(
     """
     _, beta2 = betas
     corrected = betas if debias_first else (0.0, beta2)  # 1 - 0**t is 1
-    init, average = adam_moments(betas, amsgrad)
+    moments, average = adam_moments(betas, amsgrad)
 
     def update(update, state, param, ctx):
         mean, square, new = average(update, state)
@@ -265,14 +256,10 @@ def scale_by_adam_hat(
             root = safe_pow(root, 2 * partial)
         return hat_rate(root, ctx, corrected) * mean, new
 
-    return init, update
+    return moments, update
 
 
-@per_tensor(
-    elementwise=True,
-    example={"initial_accumulator_value": 2**-20},
-    nonnegative=("exp_avg_sq",),
-)
+@per_tensor(elementwise=True, example={"initial_accumulator_value": 2**-20})
 def scale_by_yogi(
     betas: Decays = (0.9, 0.999),
     eps: NonNegative = 1e-3,
@@ -309,10 +296,6 @@ def scale_by_yogi(
     """
     beta1, beta2 = betas
 
-    def init(param):
-        zeros = torch.zeros_like(param)
-        return {"exp_avg": zeros, "exp_avg_sq": zeros + initial_accumulator_value}
-
     def update(update, state, param, ctx):
         mean = running_mean(state["exp_avg"], update, beta1)
         square, update_square = state["exp_avg_sq"], update.square()
@@ -322,10 +305,13 @@ def scale_by_yogi(
             "exp_avg_sq": square,
         }
 
-    return init, update
+    return {
+        "exp_avg": linear(),
+        "exp_avg_sq": square(lambda p: filled_like(p, initial_accumulator_value)),
+    }, update
 
 
-@per_tensor(elementwise=True, nonnegative=("exp_avg_sq",))
+@per_tensor(elementwise=True)
 def scale_by_diffgrad(betas: Decays = (0.9, 0.999), eps: NonNegative = 1e-8):
     r"""Damp Adam's direction where the gradient barely changes: diffGrad's direction.
 
@@ -355,7 +341,7 @@ def scale_by_diffgrad(betas: Decays = (0.9, 0.999), eps: NonNegative = 1e-8):
 
     Source: Dubey et al. 2019, arXiv:1909.11015. Departures: none.
     """
-    init, average = adam_moments(betas, False, "previous_grad")
+    moments, average = adam_moments(betas)
 
     def update(update, state, param, ctx):
         mean, square, new = average(update, state)
@@ -363,10 +349,10 @@ def scale_by_diffgrad(betas: Decays = (0.9, 0.999), eps: NonNegative = 1e-8):
         direction = hat_rate(safe_sqrt(square) + eps, ctx, betas) * mean
         return friction * direction, {**new, "previous_grad": update}
 
-    return init, update
+    return {**moments, "previous_grad": linear()}, update
 
 
-@per_tensor(elementwise=True, nonnegative=("exp_avg_sq",))
+@per_tensor(elementwise=True)
 def scale_by_nadam(
     betas: Decays = (0.9, 0.999),
     eps: NonNegative = 1e-8,
@@ -406,12 +392,6 @@ def scale_by_nadam(
     beta1, beta2 = betas
     moments, average = adam_moments(betas)
 
-    def init(param):
-        return {
-            "mu_product": param.new_ones((), dtype=exact_dtype(param)),
-            **moments(param),
-        }
-
     def update(update, state, param, ctx):
         mu = beta1 * (1 - 0.5 * 0.96 ** (ctx.time * momentum_decay))
         ahead = beta1 * (1 - 0.5 * 0.96 ** ((ctx.time + 1) * momentum_decay))
@@ -423,14 +403,14 @@ def scale_by_nadam(
         root = corrected_root(square, ctx, beta2)
         return nesterov_mean / (root + eps), {"mu_product": product, **new}
 
-    return init, update
+    return {"mu_product": scalar(1.0), **moments}, update
 
 
 def _no_caution(arguments):
     return is_off(arguments["cautious_factor"], 1.0)
 
 
-@per_tensor(elementwise=_no_caution, nonnegative=("exp_avg_sq",))
+@per_tensor(elementwise=_no_caution)
 def scale_by_atan2(
     betas: Decays = (0.9, 0.99),
     a: Positive = 1.27,
@@ -468,7 +448,7 @@ def scale_by_atan2(
     kernels return NaN instead of 45 degrees.
     """
     beta1, beta2 = betas
-    init, average = adam_moments(betas)
+    moments, average = adam_moments(betas)
 
     def update(update, state, param, ctx):
         mean, square, new = average(update, state)
@@ -479,10 +459,10 @@ def scale_by_atan2(
             direction = direction * caution(direction, update, cautious_factor)
         return a * direction, new
 
-    return init, update
+    return moments, update
 
 
-@per_tensor(elementwise=_no_caution, nonnegative=("exp_avg_sq",))
+@per_tensor(elementwise=_no_caution)
 def scale_by_adopt_atan2(
     betas: Decays = (0.9, 0.99),
     a: Positive = 1.27,
@@ -538,7 +518,7 @@ def scale_by_adopt_atan2(
         )
         return a * direction, {"exp_avg": mean, "exp_avg_sq": square}
 
-    return zeros("exp_avg", "exp_avg_sq"), update
+    return {"exp_avg": linear(), "exp_avg_sq": square()}, update
 
 
 @per_tensor
@@ -613,10 +593,10 @@ def orthogonalize_against_ema(beta: Decay = 0.9):
             "grad_ema": running_mean(old, update, beta)
         }
 
-    return zeros("grad_ema"), update
+    return {"grad_ema": linear()}, update
 
 
-@per_tensor(needs=("params",), example={"weight_decay": 0.1}, nonnegative=("fim",))
+@per_tensor(needs=("params",), example={"weight_decay": 0.1})
 def scale_by_fadam(
     betas: Decays = (0.9, 0.999),
     eps: NonNegative = 1e-8,
@@ -674,4 +654,4 @@ def scale_by_fadam(
             "fim": fisher,
         }
 
-    return zeros("momentum", "fim"), update
+    return {"momentum": linear(), "fim": square()}, update

@@ -9,6 +9,7 @@ import torch
 from gradtx.arguments import Decay, Decays, NonNegative, Positive, is_off
 from gradtx.base.exact import Scalar
 from gradtx.rules import per_tensor
+from gradtx.slots import ema, linear, scalar, square
 from gradtx.transforms._math import (
     adam_moments,
     at_least,
@@ -20,8 +21,6 @@ from gradtx.transforms._math import (
     rectification,
     running_mean,
     safe_sqrt,
-    scalar_zero,
-    zeros,
 )
 from gradtx.transforms.weight_decay import initial_lr
 
@@ -52,7 +51,7 @@ def _rectified(mean, square, ctx, betas, eps, threshold, degenerated_to_sgd: boo
     return rate / ctx.bias_correction(beta1) * mean / divisor
 
 
-@per_tensor(elementwise=True, nonnegative=("exp_avg_sq",))
+@per_tensor(elementwise=True)
 def scale_by_radam(
     betas: Decays = (0.9, 0.999),
     eps: NonNegative = 1e-8,
@@ -97,7 +96,7 @@ def scale_by_radam(
 
     Source: Liu et al. 2019, arXiv:1908.03265. Departures: torch.optim.RAdam's threshold of 5.
     """
-    init, average = adam_moments(betas)
+    moments, average = adam_moments(betas)
 
     def update(update, state, param, ctx):
         mean, square, new = average(update, state)
@@ -105,10 +104,10 @@ def scale_by_radam(
             mean, square, ctx, betas, eps, rho_threshold, degenerated_to_sgd
         ), new
 
-    return init, update
+    return moments, update
 
 
-@per_tensor(elementwise=True, nonnegative=("exp_avg_var", "max_exp_avg_var"))
+@per_tensor(elementwise=True)
 def scale_by_belief(
     betas: Decays = (0.9, 0.999),
     eps: NonNegative = 1e-16,
@@ -163,10 +162,14 @@ def scale_by_belief(
         root = corrected_root(variance, ctx, beta2)
         return mean / ctx.bias_correction(beta1) / (root + eps), new
 
-    return zeros("exp_avg", "exp_avg_var", max_exp_avg_var=amsgrad), update
+    return {
+        "exp_avg": ema(beta1),
+        "exp_avg_var": square(),
+        **({"max_exp_avg_var": square()} if amsgrad else {}),
+    }, update
 
 
-@per_tensor(elementwise=True, nonnegative=("exp_avg_sq",))
+@per_tensor(elementwise=True)
 def scale_by_rectified_rms(beta2: Decay = 0.999, eps: NonNegative = 1e-8):
     r"""Divide by the root mean square of all gradients once there are enough of them: Schedule-Free RAdam.
 
@@ -208,7 +211,7 @@ def scale_by_rectified_rms(beta2: Decay = 0.999, eps: NonNegative = 1e-8):
             "exp_avg_sq": square
         }
 
-    return zeros("exp_avg_sq"), update
+    return {"exp_avg_sq": square()}, update
 
 
 @per_tensor(elementwise=True)
@@ -253,9 +256,7 @@ def hold_until_rectified(
     return update
 
 
-@per_tensor(
-    elementwise=True, example={"lr": 1e-3}, nonnegative=("exp_avg_sq", "max_exp_avg_sq")
-)
+@per_tensor(elementwise=True, example={"lr": 1e-3})
 def scale_by_adabound(
     lr: NonNegative,
     final_lr: NonNegative = 0.1,
@@ -298,10 +299,9 @@ def scale_by_adabound(
     """
     moments, average = adam_moments(betas, amsgrad)
 
-    def init(param):
-        return moments(param) | initial_lr(
-            "scale_by_adabound", lr, param, "final_lr", "use an initial value above 0"
-        )
+    first_lr = initial_lr(
+        "scale_by_adabound", lr, "final_lr", "use an initial value above 0"
+    )
 
     def update(update, state, param, ctx):
         mean, square, new = average(update, state)
@@ -310,14 +310,13 @@ def scale_by_adabound(
         rates = hat_rate(safe_sqrt(square) + eps, ctx, betas).clamp(lowest, highest)
         return rates * mean, new | {"initial_lr": state["initial_lr"]}
 
-    return init, update
+    return {**moments, "initial_lr": first_lr}, update
 
 
 @per_tensor(
     elementwise=True,
     needs=lambda arguments: () if is_off(arguments["weight_decay"]) else ("params",),
     owns_lr=True,
-    nonnegative=("exp_avg_sq", "exp_avg_lr"),
 )
 def scale_by_adamod(
     lr: NonNegative = 1e-3,
@@ -355,7 +354,7 @@ def scale_by_adamod(
 
     Source: Ding et al. 2019, arXiv:1910.12249. Departures: none from the authors' code.
     """
-    init, average = adam_moments(betas, False, "exp_avg_lr")
+    moments, average = adam_moments(betas)
 
     def update(update, state, param, ctx):
         mean, square, new = average(update, state)
@@ -365,14 +364,14 @@ def scale_by_adamod(
         step = plus_decay(step, weight_decay, param, -lr)
         return step, new | {"exp_avg_lr": usual}
 
-    return init, update
+    return {**moments, "exp_avg_lr": square()}, update
 
 
 # Steps; until then the mean in the authors' code is too noisy to be subtracted.
 CENTERED_AFTER = 10
 
 
-@per_tensor(elementwise=True, nonnegative=("exp_avg_sq", "max_exp_avg_sq"))
+@per_tensor(elementwise=True)
 def scale_by_laprop(
     betas: Decays = (0.9, 0.999),
     eps: NonNegative = 1e-15,
@@ -412,12 +411,12 @@ def scale_by_laprop(
     paper; the authors' code averages steps. $v$ less the squared mean is clamped so that it cannot round below 0.
     """
     beta1, beta2 = betas
-    init = zeros(
-        "exp_avg",
-        "exp_avg_sq",
-        exp_mean_avg_beta2=centered,
-        max_exp_avg_sq=amsgrad,
-    )
+    slots = {
+        "exp_avg": linear(),
+        "exp_avg_sq": square(),
+        "exp_mean_avg_beta2": linear() if centered else None,
+        "max_exp_avg_sq": square() if amsgrad else None,
+    }
 
     def update(update, state, param, ctx):
         square = running_mean(state["exp_avg_sq"], update.square(), beta2)
@@ -438,10 +437,10 @@ def scale_by_laprop(
         average = new["exp_avg"] = running_mean(state["exp_avg"], normalized, beta1)
         return average / ctx.bias_correction(beta1), new
 
-    return init, update
+    return slots, update
 
 
-@per_tensor(elementwise=True, nonnegative=("exp_avg_sq",))
+@per_tensor(elementwise=True)
 def scale_by_ademamix(
     betas: Decays = (0.9, 0.999, 0.9999),
     alpha: NonNegative = 2.0,
@@ -479,7 +478,7 @@ def scale_by_ademamix(
     Source: Pagliardini et al. 2024, arXiv:2409.03137. Departures: none.
     """
     beta1, beta2, beta3 = betas
-    init, average = adam_moments((beta1, beta2), False, "exp_avg_slow")
+    moments, average = adam_moments((beta1, beta2))
 
     def update(update, state, param, ctx):
         mean, square, new = average(update, state)
@@ -490,10 +489,10 @@ def scale_by_ademamix(
             "exp_avg_slow": slow,
         }
 
-    return init, update
+    return {**moments, "exp_avg_slow": linear()}, update
 
 
-@per_tensor(elementwise=True, nonnegative=("exp_avg_sq",))
+@per_tensor(elementwise=True)
 def scale_by_simplified_ademamix(
     betas: Decays = (0.99, 0.95),
     alpha: NonNegative = 0.0,
@@ -536,9 +535,6 @@ def scale_by_simplified_ademamix(
     """
     beta1, beta2 = betas
 
-    def init(param):
-        return zeros("exp_avg", "exp_avg_sq")(param) | {"num_sum": scalar_zero(param)}
-
     def update(update, state, param, ctx):
         total = beta1 * state["exp_avg"] + update
         weight = beta1 * state["num_sum"] + 1
@@ -551,12 +547,11 @@ def scale_by_simplified_ademamix(
             direction = direction / root
         return direction, {"exp_avg": total, "exp_avg_sq": square, "num_sum": weight}
 
-    return init, update
+    return {"exp_avg": linear(), "exp_avg_sq": square(), "num_sum": scalar()}, update
 
 
 @per_tensor(
-    needs=lambda arguments: () if is_off(arguments["weight_decay"]) else ("params",),
-    nonnegative=("exp_avg_sq",),
+    needs=lambda arguments: () if is_off(arguments["weight_decay"]) else ("params",)
 )
 def scale_by_stable_adam(
     betas: Decays = (0.9, 0.99),
@@ -594,7 +589,7 @@ def scale_by_stable_adam(
     Source: Wortsman et al. 2023, arXiv:2304.13013. Departures: none from torch-optimi.
     """
     beta1, beta2 = betas
-    init, average = adam_moments(betas)
+    moments, average = adam_moments(betas)
 
     def update(update, state, param, ctx):
         mean, square, new = average(update, state)
@@ -605,7 +600,7 @@ def scale_by_stable_adam(
         excess = safe_sqrt(ratio.sum() / max(update.numel(), 1))
         return direction / at_least(excess, 1.0), new
 
-    return init, update
+    return moments, update
 
 
 def stable_decay(weight_decay, total):
@@ -615,9 +610,7 @@ def stable_decay(weight_decay, total):
     )
 
 
-@per_tensor(
-    elementwise=True, needs=("params",), nonnegative=("exp_avg_sq", "max_exp_avg_sq")
-)
+@per_tensor(elementwise=True, needs=("params",))
 def scale_by_adam_stable_decay(
     betas: Decays = (0.9, 0.999),
     eps: NonNegative = 1e-8,
@@ -653,7 +646,7 @@ def scale_by_adam_stable_decay(
     Source: Xie et al. 2020, arXiv:2011.11152. Departures: none.
     """
     beta1, beta2 = betas
-    init, average = adam_moments(betas, amsgrad)
+    moments, average = adam_moments(betas, amsgrad)
 
     def update(update, state, param, ctx):
         mean, square, new = average(update, state)
@@ -662,4 +655,4 @@ def scale_by_adam_stable_decay(
         direction = mean / ctx.bias_correction(beta1) / (safe_sqrt(square) + eps)
         yield direction + stable_decay(weight_decay, total) * param, new
 
-    return init, update
+    return moments, update

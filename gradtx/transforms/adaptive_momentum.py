@@ -10,6 +10,7 @@ from torch import Tensor
 from gradtx.arguments import Decay, Decays, Fraction, NonNegative, Positive
 from gradtx.base.exact import Scalar
 from gradtx.rules import per_tensor
+from gradtx.slots import linear, square
 from gradtx.transforms._math import (
     adam_moments,
     at_least,
@@ -22,7 +23,6 @@ from gradtx.transforms._math import (
     safe_sqrt,
     softplus,
     unit_norm,
-    zeros,
 )
 from gradtx.transforms.adam_variants import stable_decay
 
@@ -38,7 +38,7 @@ __all__ = [
 ]
 
 
-@per_tensor(elementwise=True, nonnegative=("exp_avg_sq",))
+@per_tensor(elementwise=True)
 def scale_by_adan(betas: Decays = (0.98, 0.92, 0.99), eps: NonNegative = 1e-8):
     r"""Extrapolate the mean gradient by its mean change, and divide by their combined root mean square: Adan.
 
@@ -88,10 +88,15 @@ def scale_by_adan(betas: Decays = (0.98, 0.92, 0.99), eps: NonNegative = 1e-8):
         }
         return ahead / (root + eps), new
 
-    return zeros("exp_avg", "exp_avg_diff", "exp_avg_sq", "previous_grad"), update
+    return {
+        "exp_avg": linear(),
+        "exp_avg_diff": linear(),
+        "exp_avg_sq": square(),
+        "previous_grad": linear(),
+    }, update
 
 
-@per_tensor(elementwise=True, nonnegative=("exp_avg_sq", "beta1_prod"))
+@per_tensor(elementwise=True)
 def scale_by_adai(
     betas: Decays = (0.1, 0.99),
     eps: Annotated[Scalar, "(0, 1)"] = 1e-3,
@@ -129,10 +134,6 @@ def scale_by_adai(
     beta0, beta2 = betas
     exponent, factor = 1 / (3 - 2 * dampening), beta0 ** (1 - dampening)
 
-    def init(param):
-        moments = zeros("exp_avg", "exp_avg_sq")(param)
-        return {**moments, "beta1_prod": torch.ones_like(param)}
-
     def update(update, state, param, ctx):
         square = running_mean(state["exp_avg_sq"], update.square(), beta2)
         unbiased = square / ctx.bias_correction(beta2)
@@ -150,7 +151,11 @@ def scale_by_adai(
             {"exp_avg": mean, "exp_avg_sq": square, "beta1_prod": product},
         )
 
-    return init, update
+    return {
+        "exp_avg": linear(),
+        "exp_avg_sq": square(),
+        "beta1_prod": square(torch.ones_like),
+    }, update
 
 
 def positive_negative(
@@ -204,10 +209,10 @@ def scale_by_pnm(betas: tuple[Decay, Fraction] = (0.9, 1.0)):
         )
         return direction, {"pos_momentum": negative, "neg_momentum": positive}
 
-    return zeros("pos_momentum", "neg_momentum"), update
+    return {"pos_momentum": linear(), "neg_momentum": linear()}, update
 
 
-@per_tensor(elementwise=True, nonnegative=("exp_avg_sq", "max_exp_avg_sq"))
+@per_tensor(elementwise=True)
 def scale_by_adapnm(
     betas: tuple[Decay, Decay, Fraction] = (0.9, 0.999, 1.0),
     eps: NonNegative = 1e-8,
@@ -255,8 +260,13 @@ def scale_by_adapnm(
         root = corrected_root(square, ctx, beta2)
         return direction / ctx.bias_correction(beta1) / (root + eps), new
 
-    init = zeros("exp_avg", "neg_exp_avg", "exp_avg_sq", max_exp_avg_sq=amsgrad)
-    return init, update
+    slots = {
+        "exp_avg": linear(),
+        "neg_exp_avg": linear(),
+        "exp_avg_sq": square(),
+        "max_exp_avg_sq": square() if amsgrad else None,
+    }
+    return slots, update
 
 
 def _directed(x: Tensor) -> Tensor:
@@ -316,10 +326,10 @@ def scale_by_tam(
         buffer = momentum * buffer + damped
         return buffer, {"s": smooth, "momentum_buffer": buffer}
 
-    return zeros("s", "momentum_buffer"), update
+    return {"s": torch.zeros_like, "momentum_buffer": linear()}, update
 
 
-@per_tensor(nonnegative=("exp_avg_sq",))
+@per_tensor
 def scale_by_adatam(
     betas: Decays = (0.9, 0.999), decay_rate: Decay = 0.9, eps: NonNegative = 1e-8
 ):
@@ -364,7 +374,7 @@ def scale_by_adatam(
             "exp_avg_sq": square,
         }
 
-    return zeros("s", "exp_avg", "exp_avg_sq"), update
+    return {"s": torch.zeros_like, "exp_avg": linear(), "exp_avg_sq": square()}, update
 
 
 @per_tensor(
@@ -372,7 +382,6 @@ def scale_by_adatam(
     owns_lr=True,
     shared={"count": 0.0, "rate_avg": 0.0, "sgd_rate": 0.0, "switched": 0.0},
     agree=("betas", "eps", "switch_tol"),
-    nonnegative=("exp_avg_sq", "max_exp_avg_sq"),
 )
 def scale_by_swats(
     lr: NonNegative = 1e-3,
@@ -420,7 +429,7 @@ def scale_by_swats(
     including torch_optimizer's and pytorch_optimizer's, compute $\gamma$ leaf by leaf with a relative tolerance.
     """
     beta1, beta2 = betas
-    init, average = adam_moments(betas, amsgrad, "momentum_buffer")
+    moments, average = adam_moments(betas, amsgrad)
     tolerance = eps if switch_tol is None else switch_tol
 
     def update(update, state, param, ctx):
@@ -459,15 +468,10 @@ def scale_by_swats(
         new["switched"] = (sgd | has_settled).to(rate_avg.dtype)
         yield torch.where(sgd, -(1 - beta1) * state["sgd_rate"] * buffer, step), new
 
-    return init, update
+    return {**moments, "momentum_buffer": linear()}, update
 
 
-@per_tensor(
-    needs=("params",),
-    owns_lr=True,
-    example={"lr": 0.1},
-    nonnegative=("exp_avg_sq", "max_exp_avg_sq"),
-)
+@per_tensor(needs=("params",), owns_lr=True, example={"lr": 0.1})
 def scale_by_ranger21(
     lr: NonNegative,
     beta0: Fraction = 0.9,
@@ -543,5 +547,10 @@ def scale_by_ranger21(
             root = softplus(root, beta_softplus)
         yield -(lr / ctx.bias_correction(beta1)) * direction / root - decay * param, new
 
-    init = zeros("grad_ma", "neg_grad_ma", "exp_avg_sq", max_exp_avg_sq=amsgrad)
-    return init, update
+    slots = {
+        "grad_ma": linear(),
+        "neg_grad_ma": linear(),
+        "exp_avg_sq": square(),
+        "max_exp_avg_sq": square() if amsgrad else None,
+    }
+    return slots, update

@@ -10,7 +10,8 @@ from torch import Tensor
 from gradtx.arguments import Count, Decay, Fraction, NonNegative, NonNegativeInt, is_off
 from gradtx.base.exact import exact
 from gradtx.rules import per_tensor
-from gradtx.transforms._math import plus_decay, quotient, running_mean, safe_pow, zeros
+from gradtx.slots import linear, scalar, square, start
+from gradtx.transforms._math import plus_decay, quotient, running_mean, safe_pow
 
 __all__ = [
     "average",
@@ -54,16 +55,13 @@ def lookahead(k: Count = 5, alpha: Fraction = 0.5):
     `with_lookahead`.
     """
 
-    def init(param):
-        return {"slow": param}
-
     def update(update, state, param, ctx):
         now = ctx.step % k == 0
         slow, fast = state["slow"], param + update
         slow = synchronized(now, slow, fast, alpha)
         return torch.where(now, slow - param, update), {"slow": slow}
 
-    return init, update, lambda state, param: state["slow"]
+    return {"slow": start()}, update, lambda state, param: state["slow"]
 
 
 def synchronized(now: Tensor, slow: Tensor, fast: Tensor, alpha: Any) -> Tensor:
@@ -110,9 +108,6 @@ def average(
     if debias and decay is None:
         raise ValueError("average: debias requires a decay")
 
-    def init(param):
-        return {"average": param}
-
     def averaged(old, new, ctx):
         steps = (ctx.time - start).clamp(min=1)
         if decay is None:
@@ -126,7 +121,11 @@ def average(
         mean = averaged(state["average"], new, ctx)
         return update, {"average": torch.where(ctx.step <= start, new, mean)}
 
-    return init, update, lambda state, param: state["average"]
+    return (
+        {"average": linear(lambda p: p)},
+        update,
+        lambda state, param: state["average"],
+    )
 
 
 def dual_averaging(target: Tensor, momentum: Any, param: Tensor) -> Tensor:
@@ -134,9 +133,7 @@ def dual_averaging(target: Tensor, momentum: Any, param: Tensor) -> Tensor:
     return (1 - momentum) * (target - param)
 
 
-@per_tensor(
-    elementwise=True, needs=("params",), owns_lr=True, nonnegative=("grad_sum_sq",)
-)
+@per_tensor(elementwise=True, needs=("params",), owns_lr=True)
 def scale_by_madgrad(
     lr: NonNegative = 1e-2,
     momentum: Decay = 0.9,
@@ -175,10 +172,6 @@ def scale_by_madgrad(
     """
     reconstructs = is_off(momentum)
 
-    def init(param):
-        sums = zeros("grad_sum_sq", "s")(param)
-        return sums if reconstructs else sums | {"x0": param}
-
     def moved(sums):
         return quotient(
             sums["s"], safe_pow(sums["grad_sum_sq"], 1 / 3) + eps, floor=eps
@@ -198,7 +191,12 @@ def scale_by_madgrad(
             new["x0"] = start
         return plus_decay(step, weight_decay, param, -rate), new
 
-    return init, update
+    slots = {
+        "grad_sum_sq": square(),
+        "s": linear(),
+        "x0": None if reconstructs else start(),
+    }
+    return slots, update
 
 
 @per_tensor(elementwise=True, needs=("params",), owns_lr=True)
@@ -247,9 +245,6 @@ def scale_by_srmm(
             f"scale_by_srmm: lr * proximal must be in [0, 1], got {lr!r} * {proximal!r}; lower one of them"
         )
 
-    def init(param):
-        return {"mov_avg_grad": torch.zeros_like(param), "mov_avg_param": param}
-
     def update(update, state, param, ctx):
         n = ctx.time if memory_length is None else ctx.time % memory_length
         weight = (n + 1) ** -beta
@@ -258,7 +253,7 @@ def scale_by_srmm(
         step = (1 - lr * proximal) * (mean - param) - lr * grad
         return step, {"mov_avg_grad": grad, "mov_avg_param": mean}
 
-    return init, update
+    return {"mov_avg_grad": linear(), "mov_avg_param": start()}, update
 
 
 @per_tensor(elementwise=True, needs=("params",), owns_lr=True)
@@ -302,10 +297,6 @@ def scale_by_asgd(
     float64, whereas torch rounds them to its default dtype.
     """
 
-    def init(param):
-        rate = exact(lr, param.device)
-        return {"ax": param, "eta": rate.clone(), "mu": torch.ones_like(rate)}
-
     def update(update, state, param, ctx):
         # torch creates its state at the first step, so a rate written after `init` must take effect there as well.
         rate = torch.where(ctx.step == 1, exact(lr, param.device), state["eta"])
@@ -318,4 +309,8 @@ def scale_by_asgd(
         rate = lr / (1 + lambd * lr * ctx.time) ** alpha
         return step, {"ax": mean, "eta": rate, "mu": 1 / (ctx.time - t0).clamp(min=1)}
 
-    return init, update, lambda state, param: state["ax"]
+    return (
+        {"ax": start(), "eta": scalar(lr), "mu": scalar(1.0)},
+        update,
+        lambda state, param: state["ax"],
+    )

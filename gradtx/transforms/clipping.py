@@ -18,8 +18,9 @@ from gradtx.arguments import (
     Static,
 )
 from gradtx.base.dtensor import full_tensor
-from gradtx.base.exact import Scalar, exact
+from gradtx.base.exact import Scalar
 from gradtx.rules import per_tensor
+from gradtx.slots import linear, scalar, square
 from gradtx.transforms._math import (
     adam_moments,
     at_least,
@@ -31,9 +32,7 @@ from gradtx.transforms._math import (
     quotient,
     running_mean,
     safe_sqrt,
-    scalar_zero,
     unit_norm,
-    zeros,
 )
 
 __all__ = [
@@ -267,14 +266,11 @@ def bound_norm(p_bound: Positive):
     Source: Bernstein et al. 2020, arXiv:2002.03432. Departures: none.
     """
 
-    def init(param):
-        return {"bound": exact(p_bound * norm(param), param.device)}
-
     def update(update, state, param, ctx):
         moved = param + update
         return moved * shrink(norm(moved), state["bound"]) - param, state
 
-    return init, update
+    return {"bound": scalar(lambda p: p_bound * norm(p))}, update
 
 
 def soft_row_clip(x: Tensor, max_norm: Scalar) -> Tensor:
@@ -350,9 +346,6 @@ def clip_to_history(
     Source: Wang et al. 2025, arXiv:2502.11034. Departures: none from pytorch_optimizer, which computes $G$ in float32.
     """
 
-    def init(param):
-        return {"gamma": exact(math.inf, param.device)}
-
     def update(update, state, param, ctx):
         size = full_tensor(norm(update))
         total = yield {"square": size.square()}
@@ -367,7 +360,7 @@ def clip_to_history(
         smallest = torch.minimum(state["gamma"], clipped.to(state["gamma"].dtype))
         yield factor * update, {"gamma": torch.where(early, smallest, average)}
 
-    return init, update
+    return {"gamma": scalar(math.inf)}, update
 
 
 _STATISTICS = ("mean", "var", "count")
@@ -504,10 +497,6 @@ def normalize_by_norm_history(gammas: Decays = (0.7, 0.9), eps: NonNegative = 1e
     """
     gamma1, gamma2 = gammas
 
-    def init(param):
-        zero = scalar_zero(param)
-        return {"norm_avg": zero, "norm_sq_avg": zero}
-
     def update(update, state, param, ctx):
         size = full_tensor(norm(update))
         average = running_mean(state["norm_avg"], size, gamma1)
@@ -516,7 +505,7 @@ def normalize_by_norm_history(gammas: Decays = (0.7, 0.9), eps: NonNegative = 1e
         factor = quotient(average / ctx.bias_correction(gamma1), size * typical)
         return factor * update, {"norm_avg": average, "norm_sq_avg": square}
 
-    return init, update
+    return {"norm_avg": scalar(), "norm_sq_avg": scalar()}, update
 
 
 def _cut(
@@ -533,9 +522,7 @@ def _cut(
     return torch.where(spike, update.sign() * safe_sqrt(threshold * square), update)
 
 
-@per_tensor(
-    elementwise=True, example={"every": 5, "clip_after": 1}, nonnegative=("exp_avg_sq",)
-)
+@per_tensor(elementwise=True, example={"every": 5, "clip_after": 1})
 def clip_spikes(
     threshold: Positive = 5000.0,
     beta2: Decay = 0.999,
@@ -579,12 +566,10 @@ def clip_spikes(
         update = _cut(update, square, ctx, threshold, clip_after, every)
         return update, {"exp_avg_sq": running_mean(square, update.square(), beta2)}
 
-    return zeros("exp_avg_sq"), update
+    return {"exp_avg_sq": square()}, update
 
 
-@per_tensor(
-    elementwise=True, example={"every": 5, "clip_after": 1}, nonnegative=("exp_avg_sq",)
-)
+@per_tensor(elementwise=True, example={"every": 5, "clip_after": 1})
 def scale_by_spam(
     betas: Decays = (0.9, 0.999),
     eps: NonNegative = 1e-6,
@@ -621,14 +606,14 @@ def scale_by_spam(
 
     Source: Huang et al. 2025, arXiv:2501.06842. Departures: none.
     """
-    init, average = adam_moments(betas)
+    moments, average = adam_moments(betas)
 
     def update(update, state, param, ctx):
         update = _cut(update, state["exp_avg_sq"], ctx, threshold, clip_after, every)
         mean, square, new = average(update, state)
         return hat_rate(safe_sqrt(square) + eps, ctx, betas) * mean, new
 
-    return init, update
+    return {**moments, "exp_avg": linear()}, update
 
 
 @per_tensor
@@ -660,9 +645,6 @@ def clip_to_peak_history(theta: Decay = 0.999):
     Source: Huang et al. 2025, arXiv:2502.17055. Departures: none from the paper.
     """
 
-    def init(param):
-        return {"max_avg": scalar_zero(param)}
-
     def update(update, state, param, ctx):
         sizes = update.abs()
         peak = largest(sizes)
@@ -671,4 +653,4 @@ def clip_to_peak_history(theta: Decay = 0.999):
         clipped = update * quotient(usual, peak)
         return torch.where(sizes > usual, clipped, update), {"max_avg": average}
 
-    return init, update
+    return {"max_avg": scalar()}, update

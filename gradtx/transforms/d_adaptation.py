@@ -11,13 +11,13 @@ from torch import Tensor
 from gradtx.arguments import Count, Decay, Decays, NonNegative, Positive, is_off
 from gradtx.base.exact import Scalar, exact
 from gradtx.rules import per_tensor
+from gradtx.slots import linear, square, start
 from gradtx.transforms._math import (
     change_of,
     plus_decay,
     quotient,
     running_mean,
     safe_sqrt,
-    zeros,
 )
 from gradtx.transforms.averaging import dual_averaging
 
@@ -76,12 +76,7 @@ def _correlation(
     return no_gradient, numerator, quotient(numerator, (1 - keep) * total["size"])
 
 
-@per_tensor(
-    **OWN,
-    shared=started("gsq_weighted"),
-    agree=("d0", "growth_rate"),
-    nonnegative=("alphak",),
-)
+@per_tensor(**OWN, shared=started("gsq_weighted"), agree=("d0", "growth_rate"))
 def scale_by_dadapt_adagrad(
     lr: NonNegative = 1.0,
     momentum: Decay = 0.0,
@@ -131,13 +126,6 @@ def scale_by_dadapt_adagrad(
     gradient), and rates may differ between groups.
     """
 
-    def init(param):
-        return {
-            "alphak": torch.full_like(param, 1e-6),
-            "sk": torch.zeros_like(param),
-            "x0": param,
-        }
-
     def update(update, state, param, ctx):
         d, start = state["d"], state["x0"]
         rate, square = d * lr, update.square()
@@ -169,14 +157,15 @@ def scale_by_dadapt_adagrad(
             },
         )
 
-    return init, update
+    return {
+        "alphak": square(lambda p: torch.full_like(p, 1e-6)),
+        "sk": linear(),
+        "x0": start(),
+    }, update
 
 
 @per_tensor(
-    **OWN,
-    shared=started("numerator_weighted"),
-    agree=("betas", "d0", "growth_rate"),
-    nonnegative=("exp_avg_sq",),
+    **OWN, shared=started("numerator_weighted"), agree=("betas", "d0", "growth_rate")
 )
 def scale_by_dadapt_adam(
     lr: NonNegative = 1.0,
@@ -256,7 +245,7 @@ def scale_by_dadapt_adam(
             {**new, "d": grown(d, estimate, growth_rate)},
         )
 
-    return zeros("exp_avg", "exp_avg_sq", "s"), update
+    return {"exp_avg": linear(), "exp_avg_sq": square(), "s": linear()}, update
 
 
 @per_tensor(
@@ -308,9 +297,6 @@ def scale_by_dadapt_sgd(
     groups, and $G_0$ is taken from the first nonzero gradient (a zero gradient makes the authors' code divide by 0).
     """
 
-    def init(param):
-        return {"s": torch.zeros_like(param), "x0": param}
-
     def update(update, state, param, ctx):
         d, known, start = state["d"], state["g0_norm"], state["x0"]
         off = exact(lr, update.device) == 0
@@ -343,15 +329,10 @@ def scale_by_dadapt_sgd(
             },
         )
 
-    return init, update
+    return {"s": linear(), "x0": start()}, update
 
 
-@per_tensor(
-    **OWN,
-    shared=started("gsq_weighted"),
-    agree=("betas", "d0", "growth_rate"),
-    nonnegative=("exp_avg_sq",),
-)
+@per_tensor(**OWN, shared=started("gsq_weighted"), agree=("betas", "d0", "growth_rate"))
 def scale_by_dadapt_adan(
     lr: NonNegative = 1.0,
     betas: Decays = (0.98, 0.92, 0.99),
@@ -403,8 +384,6 @@ def scale_by_dadapt_adan(
     """
     beta1, beta2, beta3 = betas
 
-    init = zeros("exp_avg", "exp_avg_diff", "exp_avg_sq", "s", "previous_grad")
-
     def update(update, state, param, ctx):
         d = state["d"]
         rate = d * lr
@@ -441,7 +420,14 @@ def scale_by_dadapt_adan(
         }
         yield direction, {**new, "d": d, "gsq_weighted": squares}
 
-    return init, update
+    slots = {
+        "exp_avg": linear(),
+        "exp_avg_diff": linear(),
+        "exp_avg_sq": square(),
+        "s": linear(),
+        "previous_grad": linear(),
+    }
+    return slots, update
 
 
 @per_tensor(**OWN, shared=started("numerator_weighted"), agree=("betas", "d0"))
@@ -515,7 +501,7 @@ def scale_by_dadapt_lion(
             },
         )
 
-    return zeros("exp_avg", "s"), update
+    return {"exp_avg": linear(), "s": linear()}, update
 
 
 @per_tensor(
@@ -528,7 +514,6 @@ def scale_by_dadapt_lion(
         "d_numerator": 0.0,
     },
     agree=("betas", "beta3", "d0", "d_coef", "growth_rate"),
-    nonnegative=("exp_avg_sq",),
 )
 def scale_by_prodigy(
     lr: NonNegative = 1.0,
@@ -599,11 +584,6 @@ def scale_by_prodigy(
     def part(x):
         return x if slice_p == 1 else x.flatten()[::slice_p]
 
-    def init(param):
-        start = part(param)
-        moments = zeros("exp_avg", "exp_avg_sq")(param)
-        return moments | {"s": torch.zeros_like(start), "p0": start}
-
     def update(update, state, param, ctx):
         d, start = state["d"], state["p0"]
         rate, growth = corrected_rate(d, lr, betas, use_bias_correction, ctx), d / d0
@@ -639,4 +619,10 @@ def scale_by_prodigy(
             {**new, "d": d, "d_max": largest, "d_numerator": numerator},
         )
 
-    return init, update
+    slots = {
+        "exp_avg": linear(),
+        "exp_avg_sq": square(),
+        "s": lambda p: torch.zeros_like(part(p)),
+        "p0": part,
+    }
+    return slots, update

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from gradtx.arguments import Count, Decays, Fraction, NonNegative
 from gradtx.rules import per_tensor
-from gradtx.transforms._math import at_least, running_mean, safe_pow, zeros
+from gradtx.slots import ema, square
+from gradtx.transforms._math import at_least, running_mean, safe_pow
 
 __all__ = ["scale_by_hessian", "scale_by_sophia"]
 
@@ -17,7 +18,6 @@ __all__ = ["scale_by_hessian", "scale_by_sophia"]
 @per_tensor(
     elementwise=lambda arguments: not arguments["spatial_average"],
     needs=("hessian_diag",),
-    nonnegative=("exp_hessian_diag_sq",),
 )
 def scale_by_hessian(
     betas: Decays = (0.9, 0.999),
@@ -62,7 +62,6 @@ def scale_by_hessian(
     image code; $v$ is averaged at every step, even where $D$ is reused, to match its bias correction.
     """
     beta1, beta2 = betas
-    init = zeros("exp_avg", "exp_hessian_diag_sq", hessian_diag=update_period > 1)
 
     def size(diag):
         return average_over_space(diag) if spatial_average else diag.abs()
@@ -91,7 +90,12 @@ def scale_by_hessian(
             direction = torch.where(square == 0, 0.0, direction)
         return direction, new
 
-    return init, update
+    slots = {
+        "exp_avg": ema(beta1),
+        "exp_hessian_diag_sq": square(),
+        "hessian_diag": torch.zeros_like if update_period > 1 else None,
+    }
+    return slots, update
 
 
 @per_tensor(elementwise=True, needs=("hessian_diag",))
@@ -156,7 +160,7 @@ def scale_by_sophia(
             "hessian": hessian,
         }
 
-    return zeros("exp_avg", "hessian"), update
+    return {"exp_avg": ema(beta1), "hessian": torch.zeros_like}, update
 
 
 def _check_diagonal(owner: str, ctx: Any) -> None:

@@ -23,6 +23,7 @@ from gradtx.base.dtensor import full_tensor
 from gradtx.base.exact import Scalar, exact, exact_dtype
 from gradtx.execution.rule import OfLeaf
 from gradtx.rules import per_tensor
+from gradtx.slots import linear, scalar, square
 from gradtx.transforms._math import (
     at_least,
     corrected_root,
@@ -32,10 +33,8 @@ from gradtx.transforms._math import (
     quotient,
     running_mean,
     safe_sqrt,
-    scalar_zero,
     unit_centered,
     unit_norm,
-    zeros,
 )
 
 __all__ = [
@@ -167,7 +166,7 @@ def scale_by_lars(
     return update
 
 
-@per_tensor(elementwise=True, nonnegative=("exp_avg_sq",))
+@per_tensor(elementwise=True)
 def scale_by_lamb(
     betas: Decays = (0.9, 0.999),
     eps: NonNegative = 1e-6,
@@ -210,7 +209,7 @@ def scale_by_lamb(
             square = square / ctx.bias_correction(beta2)
         return mean / (safe_sqrt(square) + eps), new
 
-    return zeros("exp_avg", "exp_avg_sq"), update
+    return {"exp_avg": linear(), "exp_avg_sq": square()}, update
 
 
 @per_tensor(takes_complex=True)
@@ -246,10 +245,6 @@ def scale_by_layer_rms(
     exactly 0, as in the authors' code.
     """
 
-    def init(param):
-        slots = ("exp_avg_sq", "max_exp_avg_sq") if amsgrad else ("exp_avg_sq",)
-        return {slot: scalar_zero(param) for slot in slots}
-
     def update(update, state, param, ctx):
         old, squared_norm = state["exp_avg_sq"], update.square().sum()
         square = torch.where(
@@ -259,7 +254,11 @@ def scale_by_layer_rms(
         square = peak(new, state, "exp_avg_sq", amsgrad)
         return update / (safe_sqrt(square) + eps), new
 
-    return init, update
+    slots = {
+        "exp_avg_sq": scalar(),
+        "max_exp_avg_sq": scalar() if amsgrad else None,
+    }
+    return slots, update
 
 
 def _entrywise(arguments):
@@ -414,7 +413,7 @@ def _neuron_norm(x: Tensor) -> Tensor:
     return x.abs() if x.ndim < 2 else unit_norm(x)
 
 
-@per_tensor(nonnegative=("exp_avg_sq",))
+@per_tensor
 def scale_by_neuron_norm(beta: Decay = 0.999, constraints: bool = True):
     r"""Divide the gradient of each neuron by its running norm, and restore the initial scale of the weights: Nero.
 
@@ -443,13 +442,13 @@ def scale_by_neuron_norm(beta: Decay = 0.999, constraints: bool = True):
     Source: Liu et al. 2021, arXiv:2102.07227. Departures: none, except 0 where the paper divides by 0.
     """
 
-    def init(param):
-        sizes = _neuron_norm(_projected(param) if constraints else param)
-        mean = sizes.sum(dtype=exact_dtype(param)) / max(sizes.numel(), 1)
-        return {
-            "exp_avg_sq": torch.zeros_like(sizes),
-            "scale": torch.where(mean == 0, 0.01, mean),
-        }
+    def sizes(param):
+        return _neuron_norm(_projected(param) if constraints else param)
+
+    def scale(param):
+        of_units = sizes(param)
+        mean = of_units.sum(dtype=exact_dtype(param)) / max(of_units.numel(), 1)
+        return torch.where(mean == 0, 0.01, mean)
 
     def update(update, state, param, ctx):
         square = running_mean(state["exp_avg_sq"], _neuron_norm(update).square(), beta)
@@ -459,7 +458,11 @@ def scale_by_neuron_norm(beta: Decay = 0.999, constraints: bool = True):
             "scale": state["scale"],
         }
 
-    return init, update
+    slots = {
+        "exp_avg_sq": square(lambda p: torch.zeros_like(sizes(p))),
+        "scale": scalar(scale),
+    }
+    return slots, update
 
 
 def _radius(param: Tensor) -> dict[str, Tensor]:
@@ -577,9 +580,6 @@ def scale_by_gsnr(eps: NonNegative = 1e-8):
         even = deviation == 0
         return torch.where(even, size, size / torch.where(even, 1.0, deviation + eps))
 
-    def init(param):
-        return {"gsnr": param.new_full((), -1.0, dtype=exact_dtype(param))}
-
     def update(update, state, param, ctx):
         old = state["gsnr"]
         ratio_now = ctx.first(
@@ -587,4 +587,4 @@ def scale_by_gsnr(eps: NonNegative = 1e-8):
         )
         return ratio_now * update, {"gsnr": ratio_now}
 
-    return init, update
+    return {"gsnr": scalar(-1.0)}, update

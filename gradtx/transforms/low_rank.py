@@ -14,6 +14,7 @@ from gradtx.arguments import Count, Decay, Decays, NonNegative
 from gradtx.base.exact import Scalar
 from gradtx.base.messages import describe
 from gradtx.rules import per_tensor
+from gradtx.slots import linear, square
 from gradtx.transforms._math import (
     at_least,
     check_choices,
@@ -319,11 +320,7 @@ def scale_by_dion(
 
 
 @per_tensor(
-    whole=True,
-    dims=(2, 2),
-    nonnegative=("exp_avg_sq",),
-    compiles=False,
-    lists=lambda arguments, shape: True,
+    whole=True, dims=(2, 2), compiles=False, lists=lambda arguments, shape: True
 )
 def orthogonalize_slices(
     fraction: float | int = 0.25,
@@ -378,11 +375,8 @@ def orthogonalize_slices(
         )
     iteration = polynomials("orthogonalize_slices", coefs, steps, dtype)
 
-    def init(param):
-        slots = {"momentum": torch.zeros_like(param)}
-        if beta2 is not None:
-            slots["exp_avg_sq"] = param.new_zeros((param.shape[0], 1))
-        return slots
+    def rows(param):
+        return param.new_zeros((param.shape[0], 1))
 
     def update(update, state, param, ctx):
         momentum = state["momentum"] + update
@@ -407,7 +401,11 @@ def orthogonalize_slices(
         direction = scaled * (norm(direction) / at_least(norm(scaled), neuron_eps))
         return direction, squares.index_copy(0, chosen, square) if dim == 0 else square
 
-    return init, update
+    slots = {
+        "momentum": linear(),
+        "exp_avg_sq": square(rows) if beta2 is not None else None,
+    }
+    return slots, update
 
 
 def _sliced_dim(x: Tensor, select: str) -> int:

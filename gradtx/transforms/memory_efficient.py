@@ -12,6 +12,7 @@ from gradtx.arguments import Decay, Decays, NonNegative, Positive, UnfitError
 from gradtx.base.exact import Scalar
 from gradtx.execution.rule import OfLeaf
 from gradtx.rules import per_tensor
+from gradtx.slots import ema, linear, square
 from gradtx.transforms._math import (
     at_least,
     corrected_root,
@@ -19,7 +20,6 @@ from gradtx.transforms._math import (
     plus_decay,
     running_mean,
     safe_sqrt,
-    zeros,
 )
 
 __all__ = [
@@ -35,9 +35,29 @@ __all__ = [
 ]
 
 
-@per_tensor(
-    sums_of_leaf=True, nonnegative=("exp_avg_sq", "exp_avg_sq_row", "exp_avg_sq_col")
-)
+def _vector(param):
+    """Return the slot of a leaf that has no rows and columns."""
+    return torch.zeros_like(param) if param.ndim < 2 else None
+
+
+def _rows(param):
+    """Return a slot with one number for each row."""
+    return param.new_zeros(param.shape[:-1]) if param.ndim >= 2 else None
+
+
+def _columns(param):
+    """Return a slot with one number for each column."""
+    if param.ndim < 2:
+        return None
+    return param.new_zeros((*param.shape[:-2], param.shape[-1]))
+
+
+def _kept(slot, dim):
+    """Keep the dimension that was summed, with size 1."""
+    return None if slot is None else slot.unsqueeze(dim)
+
+
+@per_tensor(sums_of_leaf=True)
 def scale_by_factored_rms(
     decay_rate: Annotated[Scalar, "(-inf, 0]"] = -0.8,
     eps: Positive = 1e-30,
@@ -78,14 +98,6 @@ def scale_by_factored_rms(
     two dimensions are factored for any rank, as in tensor2tensor and fairseq.
     """
 
-    def init(param):
-        if param.ndim < 2:
-            return {"exp_avg_sq": torch.zeros_like(param)}
-        return {
-            "exp_avg_sq_row": param.new_zeros(param.shape[:-1]),
-            "exp_avg_sq_col": param.new_zeros((*param.shape[:-2], param.shape[-1])),
-        }
-
     def update(update, state, param, ctx):
         rest = ctx.time**decay_rate if beta is None else 1 - beta
         square = update.square() + eps
@@ -101,7 +113,12 @@ def scale_by_factored_rms(
             {"exp_avg_sq_row": rows, "exp_avg_sq_col": columns},
         )
 
-    return init, update
+    slots = {
+        "exp_avg_sq": square(_vector),
+        "exp_avg_sq_row": square(_rows),
+        "exp_avg_sq_col": square(_columns),
+    }
+    return slots, update
 
 
 def _averaged(
@@ -128,7 +145,7 @@ def over_root(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     return x / share.unsqueeze(-1) / columns.sqrt().unsqueeze(-2)
 
 
-@per_tensor(sums_of_leaf=True, nonnegative=("variance", "row_var", "col_var"))
+@per_tensor(sums_of_leaf=True)
 def scale_by_factored_rms_torch(
     beta2_decay: Annotated[Scalar, "(-inf, 0]"] = -0.8, eps: NonNegative | None = None
 ):
@@ -157,14 +174,6 @@ def scale_by_factored_rms_torch(
     precision, eps=None means the machine epsilon of float32, in which rules compute.
     """
 
-    def init(param):
-        if param.ndim < 2:
-            return {"variance": torch.zeros_like(param)}
-        return {
-            "row_var": param.new_zeros((*param.shape[:-1], 1)),
-            "col_var": param.new_zeros((*param.shape[:-2], 1, param.shape[-1])),
-        }
-
     def update(update, state, param, ctx):
         bound = torch.finfo(update.dtype).eps if eps is None else eps
         rest, square = ctx.time**beta2_decay, update.square()
@@ -182,7 +191,12 @@ def scale_by_factored_rms_torch(
             new = {"row_var": rows, "col_var": columns}
         yield update / at_least(variance, bound * bound).sqrt(), new
 
-    return init, update
+    slots = {
+        "variance": square(_vector),
+        "row_var": square(lambda p: _kept(_rows(p), -1)),
+        "col_var": square(lambda p: _kept(_columns(p), -2)),
+    }
+    return slots, update
 
 
 @per_tensor(sums_of_leaf=True)
@@ -317,7 +331,7 @@ def scale_by_adafactor(
             state = {"exp_avg": step}
         yield plus_decay(-step, weight_decay, param, -rate), state
 
-    return update if beta1 is None else (zeros("exp_avg"), update)
+    return update if beta1 is None else ({"exp_avg": linear()}, update)
 
 
 @per_tensor(elementwise=True, needs=("params",), owns_lr=True)
@@ -391,15 +405,6 @@ def scale_by_confidence(
     Source: Luo et al. 2023, arXiv:2307.02047. Departures: none.
     """
 
-    def init(param):
-        slots = {"exp_avg": torch.zeros_like(param)}
-        if param.ndim >= 2:
-            slots["exp_avg_res_row"] = param.new_zeros(param.shape[:-1])
-            slots["exp_avg_res_col"] = param.new_zeros(
-                (*param.shape[:-2], param.shape[-1])
-            )
-        return slots
-
     def update(update, state, param, ctx):
         average = running_mean(state["exp_avg"], update, beta1)
         if update.ndim < 2:
@@ -410,10 +415,15 @@ def scale_by_confidence(
         new = {"exp_avg": average, "exp_avg_res_row": rows, "exp_avg_res_col": columns}
         return over_root(average, rows, columns), new
 
-    return init, update
+    slots = {
+        "exp_avg": ema(beta1),
+        "exp_avg_res_row": square(_rows),
+        "exp_avg_res_col": square(_columns),
+    }
+    return slots, update
 
 
-@per_tensor(nonnegative=("accumulator",))
+@per_tensor
 def scale_by_sm3(beta: Decay = 0.0, eps: Positive = 1e-30):
     r"""Divide by the root of the summed squared gradients, stored as maxima of slices.
 
@@ -449,12 +459,12 @@ def scale_by_sm3(beta: Decay = 0.0, eps: Positive = 1e-30):
     """
     old_weight = beta + (beta == 0)  # 1 at beta 0
 
-    def init(param):
+    def covers(param):
         shapes = [
             [1] * i + [size] + [1] * (param.ndim - i - 1)
             for i, size in enumerate(param.shape)
         ] or [[]]
-        return {"accumulator": [param.new_zeros(shape) for shape in shapes]}
+        return [param.new_zeros(shape) for shape in shapes]
 
     def update(update, state, param, ctx):
         if update.numel() == 0:
@@ -468,7 +478,7 @@ def scale_by_sm3(beta: Decay = 0.0, eps: Positive = 1e-30):
             ]
         }
 
-    return init, update
+    return {"accumulator": square(covers)}, update
 
 
 def _maxima(x, dim):

@@ -21,8 +21,10 @@ from gradtx.arguments import (
 from gradtx.base.exact import Scalar, exact
 from gradtx.base.torch_names import readable
 from gradtx.rules import per_tensor
+from gradtx.slots import ema as average_of
+from gradtx.slots import linear, scalar, square, start
 from gradtx.transform import chain
-from gradtx.transforms._math import change_of, largest, running_mean, safe_sqrt, zeros
+from gradtx.transforms._math import change_of, largest, running_mean, safe_sqrt
 from gradtx.transforms.weight_decay import check_initial_lr
 
 __all__ = [
@@ -95,7 +97,7 @@ def trace(
             "momentum_buffer": buffer
         }
 
-    return zeros("momentum_buffer"), update
+    return {"momentum_buffer": linear()}, update
 
 
 def accumulated(
@@ -110,11 +112,7 @@ def accumulated(
     return momentum * buffer + share * update
 
 
-@per_tensor(
-    elementwise=True,
-    example={"beta": 0.9},
-    averages=lambda arguments: {"momentum_buffer": arguments["beta"]},
-)
+@per_tensor(elementwise=True, example={"beta": 0.9})
 def trace_ema(beta: Decay, nesterov: bool = False):
     r"""Replace updates by their exponential moving average, without bias correction, as a momentum.
 
@@ -148,14 +146,10 @@ def trace_ema(beta: Decay, nesterov: bool = False):
             "momentum_buffer": buffer
         }
 
-    return zeros("momentum_buffer"), update
+    return {"momentum_buffer": average_of(beta)}, update
 
 
-@per_tensor(
-    elementwise=True,
-    example={"decay": 0.9},
-    averages=lambda arguments: {"exp_avg": arguments["decay"]},
-)
+@per_tensor(elementwise=True, example={"decay": 0.9})
 def ema(decay: Decay, debias: bool = False):
     r"""Replace updates by their exponential moving average.
 
@@ -181,7 +175,7 @@ def ema(decay: Decay, debias: bool = False):
         mean = running_mean(state["exp_avg"], update, decay)
         return mean / ctx.bias_correction(decay) if debias else mean, {"exp_avg": mean}
 
-    return zeros("exp_avg"), update
+    return {"exp_avg": average_of(decay)}, update
 
 
 @per_tensor(elementwise=True, needs=("params",), owns_lr=True, example={"lr": 0.1})
@@ -229,14 +223,11 @@ def scale_by_accsgd(
     zeta = small_const / (small_const + rest)
     long_lr = lr * kappa / small_const
 
-    def init(param):
-        return {"avg": param}
-
     def update(update, state, param, ctx):
         average = (1 - rest) * state["avg"] + rest * (param - long_lr * update)
         return (1 - zeta) * (average - param) - (zeta * lr) * update, {"avg": average}
 
-    return init, update
+    return {"avg": start()}, update
 
 
 @per_tensor(elementwise=True)
@@ -268,9 +259,6 @@ def scale_by_aggmo(betas: AnyLength[Decays] = (0.0, 0.9, 0.99)):
     buffers (in the authors' code they share one, which is updated twice).
     """
 
-    def init(param):
-        return {"momentum_buffer": [torch.zeros_like(param) for _ in betas]}
-
     def update(update, state, param, ctx):
         buffers = [
             beta * old + update
@@ -278,7 +266,9 @@ def scale_by_aggmo(betas: AnyLength[Decays] = (0.0, 0.9, 0.99)):
         ]
         return sum(buffers[1:], buffers[0]) / len(buffers), {"momentum_buffer": buffers}
 
-    return init, update
+    return {
+        "momentum_buffer": linear(lambda p: [torch.zeros_like(p) for _ in betas])
+    }, update
 
 
 @per_tensor(
@@ -331,7 +321,11 @@ def scale_by_pid(
         new = {"momentum_buffer": total, "d_buffer": trend, "previous_grad": update}
         return update + integral * total + derivative * trend, new
 
-    return zeros("momentum_buffer", "d_buffer", "previous_grad"), update
+    return {
+        "momentum_buffer": linear(),
+        "d_buffer": linear(),
+        "previous_grad": linear(),
+    }, update
 
 
 @per_tensor(random=True, compiles=True, example={"lr": 0.1})
@@ -423,10 +417,10 @@ def scale_by_qhm(momentum: Decay = 0.999, nu: Scalar = 0.7):
         buffer = running_mean(state["momentum_buffer"], update, momentum)
         return (1 - nu) * update + nu * buffer, {"momentum_buffer": buffer}
 
-    return zeros("momentum_buffer"), update
+    return {"momentum_buffer": average_of(momentum)}, update
 
 
-@per_tensor(elementwise=True, nonnegative=("exp_avg_sq",))
+@per_tensor(elementwise=True)
 def scale_by_qhadam(
     betas: Decays = (0.9, 0.999),
     nus: tuple[Scalar, Fraction] = (1.0, 1.0),
@@ -468,7 +462,7 @@ def scale_by_qhadam(
         )
         return top / (root + eps), {"exp_avg": mean, "exp_avg_sq": square}
 
-    return zeros("exp_avg", "exp_avg_sq"), update
+    return {"exp_avg": average_of(beta1), "exp_avg_sq": square()}, update
 
 
 @per_tensor(elementwise=True, compiles=False, ahead=("step_size",))
@@ -513,9 +507,6 @@ def ema_nesterov(
     """
     _, following = step_size  # type: ignore[misc]
 
-    def init(param):
-        return {"ema": torch.zeros_like(param), "reach": exact(0.0, param.device)}
-
     def update(update, state, param, ctx):
         average, reach = state["ema"], state["reach"]
         average = running_mean(average, update + reach * average, decay)
@@ -528,7 +519,7 @@ def ema_nesterov(
     def evaluate(state, param):
         return param - state["reach"] * state["ema"]
 
-    return init, update, evaluate
+    return {"ema": linear(), "reach": scalar()}, update, evaluate
 
 
 @per_tensor(elementwise=True)
@@ -565,7 +556,7 @@ def amplify_slow_gradients(alpha: Decay = 0.98, lamb: NonNegative = 2.0):
         average = torch.where(ctx.step == 1, update, average)
         return update + lamb * average, {"grad_ema": average}
 
-    return zeros("grad_ema"), update
+    return {"grad_ema": linear()}, update
 
 
 @per_tensor(elementwise=True, example={"window_size": 2})
@@ -610,9 +601,6 @@ def amplify_slow_gradients_window(
             f"amplify_slow_gradients_window: filter_type must be 'mean' or 'sum', got {filter_type!r}"
         )
 
-    def init(param):
-        return {"grad": [torch.zeros_like(param) for _ in range(window_size)]}
-
     def update(update, state, param, ctx):
         window = [update, *state["grad"][:-1]]
         slow = sum(window[1:], window[0])  # gradients before the first are zeros
@@ -623,7 +611,9 @@ def amplify_slow_gradients_window(
             amplified = torch.where(ctx.step < window_size, update, amplified)
         return amplified, {"grad": window}
 
-    return init, update
+    return {
+        "grad": linear(lambda p: [torch.zeros_like(p) for _ in range(window_size)])
+    }, update
 
 
 @per_tensor(elementwise=True)
@@ -662,4 +652,4 @@ def scale_by_optimistic_gradient(alpha: Scalar = 1.0, beta: Scalar = 1.0):
         change = change_of(update, state, ctx)
         return alpha * update + beta * change, {"previous_grad": update}
 
-    return zeros("previous_grad"), update
+    return {"previous_grad": linear()}, update

@@ -13,6 +13,7 @@ from gradtx.arguments import Count, Decay, Decays, NonNegative, Static, is_off
 from gradtx.base.exact import Scalar
 from gradtx.base.messages import describe
 from gradtx.rules import per_tensor
+from gradtx.slots import linear, square
 from gradtx.transforms._math import (
     at_least,
     corrected_root,
@@ -22,7 +23,6 @@ from gradtx.transforms._math import (
     running_mean,
     safe_pow,
     safe_sqrt,
-    zeros,
 )
 from gradtx.transforms._matrix import STARTS, newton_schulz, polar_factor
 from gradtx.transforms._polynomials import NEWTON_SCHULZ, Coefficients, polynomials
@@ -286,10 +286,10 @@ def normalize_neurons(
         """Return the dimension over which the mean square is computed."""
         return -2 if axis == "long" and x.shape[-2] < x.shape[-1] else -1
 
-    def init(param):
+    def sizes(param):
         shape = list(param.shape)
         shape[averaged(param)] = 1
-        return {"exp_avg_sq": param.new_zeros(shape)}
+        return param.new_zeros(shape)
 
     def update(update, state, param, ctx):
         means = mean(update.square(), averaged(update), keepdim=True)
@@ -302,7 +302,7 @@ def normalize_neurons(
         )
         return scaled * (size / at_least(_norms(scaled), eps)), {"exp_avg_sq": square}
 
-    return init, update
+    return {"exp_avg_sq": square(sizes)}, update
 
 
 @per_tensor(whole=True, dims=(2, math.inf))
@@ -361,7 +361,7 @@ def normalize_entries(
         )
         return scaled * (size / (_norms(scaled) + eps)), new
 
-    return zeros("exp_avg_sq"), update
+    return {"exp_avg_sq": square()}, update
 
 
 def _norms(x: Tensor) -> Tensor:
@@ -508,16 +508,11 @@ def scale_by_muown(
     check_adjustment("scale_by_muown", "adjust_lr_fn", adjust_lr_fn)
     iteration = polynomials("scale_by_muown", ns_coefficients, ns_steps, ns_dtype)
 
-    def init(param):
-        lengths = at_least(_row_norms(param), LEAST)
-        zeros = torch.zeros_like(lengths)
-        return {
-            "momentum_buffer": torch.zeros_like(param),
-            "magnitude": lengths,
-            "length": lengths,
-            "exp_avg": zeros,
-            "exp_avg_sq": zeros,
-        }
+    def lengths(param):
+        return at_least(_row_norms(param), LEAST)
+
+    def zeros(param):
+        return torch.zeros_like(lengths(param))
 
     def update(grad, state, param, ctx):
         magnitude = state["magnitude"]
@@ -545,7 +540,14 @@ def scale_by_muown(
         }
         return magnitude * direction / length - param, new
 
-    return init, update
+    slots = {
+        "momentum_buffer": linear(),
+        "magnitude": lengths,
+        "length": lengths,
+        "exp_avg": zeros,
+        "exp_avg_sq": square(zeros),
+    }
+    return slots, update
 
 
 def _row_norms(x: Tensor) -> Tensor:

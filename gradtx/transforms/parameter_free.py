@@ -11,6 +11,7 @@ from gradtx.arguments import Decay, Decays, NonNegative, Positive
 from gradtx.base.exact import Scalar, exact
 from gradtx.base.torch_names import readable
 from gradtx.rules import per_tensor
+from gradtx.slots import linear, square, start
 from gradtx.transforms._math import (
     adam_moments,
     at_least,
@@ -21,7 +22,6 @@ from gradtx.transforms._math import (
     quotient,
     running_mean,
     safe_sqrt,
-    zeros,
 )
 from gradtx.transforms.clipping import shrink
 
@@ -91,9 +91,6 @@ def scale_by_dog(
     package sums over a parameter group; `init_eta` does not wait for a learning rate above 0.
     """
 
-    def init(param):
-        return {"param_init": param}
-
     def update(update, state, param, ctx):
         start = state["param_init"]
         total = yield {
@@ -114,7 +111,7 @@ def scale_by_dog(
             {"param_init": start, "max_dist": distance, "sum_sq": squares},
         )
 
-    return init, update
+    return {"param_init": start()}, update
 
 
 @per_tensor(takes_complex=True, needs=("params",))
@@ -217,9 +214,6 @@ def scale_by_dowg(eps: Positive = 1e-4, init_estim_sq_dist: Positive | None = No
     $\epsilon$ is the initial value of the squared distance.
     """
 
-    def init(param):
-        return {"param_init": param}
-
     def update(update, state, param, ctx):
         start = state["param_init"]
         total = yield {
@@ -238,15 +232,10 @@ def scale_by_dowg(eps: Positive = 1e-4, init_estim_sq_dist: Positive | None = No
             },
         )
 
-    return init, update
+    return {"param_init": start()}, update
 
 
-@per_tensor(
-    elementwise=True,
-    needs=("params",),
-    owns_lr=True,
-    nonnegative=("scale", "abs_sum", "reward"),
-)
+@per_tensor(elementwise=True, needs=("params",), owns_lr=True)
 def scale_by_cocob(alpha: NonNegative = 100.0, eps: NonNegative = 1e-8):
     r"""Bet the accumulated reward of each weight on the sign of its next gradient: COCOB-Backprop.
 
@@ -277,13 +266,6 @@ def scale_by_cocob(alpha: NonNegative = 100.0, eps: NonNegative = 1e-8):
     computed.
     """
 
-    def init(param):
-        return {
-            "param_init": param,
-            "scale": filled_like(param, eps),
-            **zeros("abs_sum", "reward", "grad_sum")(param),
-        }
-
     def update(update, state, param, ctx):
         start = state["param_init"]
         size = torch.maximum(state["scale"], update.abs())
@@ -300,7 +282,13 @@ def scale_by_cocob(alpha: NonNegative = 100.0, eps: NonNegative = 1e-8):
         }
         return start + bet * total - param, new
 
-    return init, update
+    return {
+        "param_init": start(),
+        "scale": square(lambda p: filled_like(p, eps)),
+        "abs_sum": square(),
+        "reward": square(),
+        "grad_sum": linear(),
+    }, update
 
 
 @per_tensor(elementwise=True, needs=("value",), owns_lr=True, agree=("eps",))
@@ -525,7 +513,7 @@ def scale_by_momo(
             {"exp_avg": mean, **shared},
         )
 
-    return zeros("exp_avg"), update
+    return {"exp_avg": linear()}, update
 
 
 @per_tensor(
@@ -534,7 +522,6 @@ def scale_by_momo(
     owns_lr=True,
     shared=_shared,
     agree=("betas", "lb", "use_fstar"),
-    nonnegative=("exp_avg_sq",),
 )
 def scale_by_momo_adam(
     lr: NonNegative = 1e-2,
@@ -583,7 +570,7 @@ def scale_by_momo_adam(
     call `proximal_decay` `divide`.
     """
     beta1, beta2 = betas
-    init, average = adam_moments(betas)
+    moments, average = adam_moments(betas)
 
     def update(update, state, param, ctx):
         mean, square, new = average(update, state)
@@ -603,7 +590,7 @@ def scale_by_momo_adam(
         moved = -(step * direction + lr * weight_decay * param)
         yield moved / model.shrinkage if proximal_decay else moved, {**new, **shared}
 
-    return init, update
+    return moments, update
 
 
 def _first_step_size(arguments):
@@ -677,9 +664,6 @@ def scale_by_local_smoothness(
     Departures: while nothing can be measured, an infinite theta remains infinite and the step size does not grow.
     """
 
-    def init(param):
-        return {"prev_param": param, "previous_grad": torch.zeros_like(param)}
-
     def update(update, state, param, ctx):
         before = state["previous_grad"] if ctx.prev_grad is None else ctx.prev_grad
         first = ctx.step == 1
@@ -708,4 +692,4 @@ def scale_by_local_smoothness(
             },
         )
 
-    return init, update
+    return {"prev_param": start(), "previous_grad": linear()}, update

@@ -11,7 +11,8 @@ from gradtx.arguments import Count, Decay, NonNegative, Positive, is_off
 from gradtx.base.dtensor import full_tensor
 from gradtx.base.exact import exact_dtype
 from gradtx.rules import per_tensor
-from gradtx.transforms._math import at_least, largest, safe_sqrt, zeros
+from gradtx.slots import linear
+from gradtx.transforms._math import at_least, largest, safe_sqrt
 
 __all__ = ["scale_by_apollo", "scale_by_lbfgs"]
 
@@ -304,4 +305,8 @@ def scale_by_apollo(
             "update": direction,
         }
 
-    return zeros("exp_avg_grad", "approx_hessian", "update"), update
+    return {
+        "exp_avg_grad": linear(),
+        "approx_hessian": torch.zeros_like,
+        "update": linear(),
+    }, update

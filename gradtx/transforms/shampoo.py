@@ -20,6 +20,7 @@ from gradtx.arguments import (
 )
 from gradtx.base.exact import Betas, Scalar, exact
 from gradtx.rules import per_tensor
+from gradtx.slots import init_of, linear, square
 from gradtx.transform import GradientTransformation, chain
 from gradtx.transforms._math import (
     adam_moments,
@@ -30,7 +31,6 @@ from gradtx.transforms._math import (
     rms,
     running_mean,
     safe_sqrt,
-    zeros,
 )
 from gradtx.transforms._matrix import (
     blocks,
@@ -198,7 +198,6 @@ _DIMENSIONS = {"all": slice(None), "input": slice(-1), "output": slice(-1, None)
     lists=lambda arguments, shape: True,
     whole=_decays,
     example=BLOCKS,
-    nonnegative=("graft_statistics",),
 )
 def scale_by_scalable_shampoo(
     betas: tuple[Fraction, Fraction] = (0.9, 0.999),
@@ -279,6 +278,7 @@ def scale_by_scalable_shampoo(
             f"scale_by_scalable_shampoo: pre_conditioner_type must be one of {known}, got {pre_conditioner_type!r}"
         )
     beta1, beta2 = betas
+    has_statistics = graft_type in ("adagrad", "rmsprop")
     share = 1 - beta1 if moving_average_for_momentum else 1.0
 
     def shape_of(x):
@@ -296,21 +296,13 @@ def scale_by_scalable_shampoo(
     def dimensions(shape):
         return list(range(len(shape)))[_DIMENSIONS[pre_conditioner_type]]
 
-    def init(param):
+    def identities(param):
         shape = shape_of(param)
         pieces = blocks(param.reshape(shape), block_size) if shape else []
         sizes = [piece.shape[i] for piece in pieces for i in dimensions(shape)]
-        eyes = [
+        return [
             torch.eye(size, dtype=param.dtype, device=param.device) for size in sizes
         ]
-        momenta = ["momentum", "graft_momentum"]
-        if graft_type in ("adagrad", "rmsprop"):
-            momenta.append("graft_statistics")
-        return {
-            **zeros(*momenta)(param),
-            "statistics": [matrix_eps * eye for eye in eyes],
-            "preconditioners": eyes,
-        }
 
     def preconditioned(update, state, shape, ctx):
         """Return the direction, the statistics and the roots."""
@@ -349,7 +341,7 @@ def scale_by_scalable_shampoo(
 
     def update(update, state, param, ctx):
         new, simple = {}, update
-        if graft_type in ("adagrad", "rmsprop"):
+        if has_statistics:
             square = update.square()
             old = state["graft_statistics"]
             seen = (
@@ -379,7 +371,14 @@ def scale_by_scalable_shampoo(
             ctx.step >= start_preconditioning_step, momentum, simple_momentum
         ), new
 
-    return init, update
+    slots = {
+        "momentum": linear(),
+        "graft_momentum": linear(),
+        "graft_statistics": square() if has_statistics else None,
+        "statistics": lambda p: [matrix_eps * eye for eye in identities(p)],
+        "preconditioners": identities,
+    }
+    return slots, update
 
 
 # Early refreshes of the bases, and an eps far above rounding, because it divides entries that the rotation makes 0.
@@ -391,9 +390,7 @@ def _full_rank(arguments):
     return not (arguments["merge_dims"] or arguments["precondition_1d"])
 
 
-@per_tensor(
-    determined=_full_rank, compiles=False, example=EXAMPLE, nonnegative=("exp_avg_sq",)
-)
+@per_tensor(determined=_full_rank, compiles=False, example=EXAMPLE)
 def scale_by_soap(
     betas: Decays = (0.95, 0.95),
     shampoo_beta: Decay | None = None,
@@ -497,7 +494,6 @@ def corrected_later(betas: Decays, normalizes: bool, corrects: bool):
     compiles=False,
     lists=lambda arguments, shape: True,
     example={"precondition_frequency": 2, "eps": 0.1, "adam_eps": 0.1},
-    nonnegative=("exp_avg_sq",),
 )
 def scale_by_kl_shampoo(
     betas: Decays = (0.95, 0.95),
@@ -550,11 +546,11 @@ def scale_by_kl_shampoo(
     """
     beta1, beta2 = betas
     factors = Factors("both", max_precondition_dim, merge_dims)
-    init_adam, average = adam_moments(betas)
+    moments, average = adam_moments(betas)
 
     def init(param):
         if not factors.dims(param.shape):
-            return init_adam(param)
+            return init_of(moments)(param)
         return {
             "exp_avg": torch.zeros_like(param),
             "GG": factors.zeros(param),
@@ -618,7 +614,7 @@ def _next_bases(statistics, bases, frequency, phase, ctx):
     return ctx.first(lambda: [eigenbasis(x) for x in statistics], later)
 
 
-@per_tensor(elementwise=True, nonnegative=("exp_avg_sq",))
+@per_tensor(elementwise=True)
 def scale_by_late_rms(beta: Decay = 0.9, eps: NonNegative = 1e-8):
     r"""Divide updates by their root mean square from the second step on; the first update passes unchanged.
 
@@ -656,10 +652,10 @@ def scale_by_late_rms(beta: Decay = 0.9, eps: NonNegative = 1e-8):
             "exp_avg_sq": square
         }
 
-    return zeros("exp_avg_sq"), update
+    return {"exp_avg_sq": square()}, update
 
 
-@per_tensor(elementwise=True, nonnegative=("exp_avg_sq",))
+@per_tensor(elementwise=True)
 def scale_by_gradient_rms(betas: Decays = (0.9, 0.999), eps: NonNegative = 1e-8):
     r"""Divide a momentum by the root mean square of the gradient: the second half of Adam's direction.
 
@@ -698,7 +694,7 @@ def scale_by_gradient_rms(betas: Decays = (0.9, 0.999), eps: NonNegative = 1e-8)
             "exp_avg_sq": square
         }
 
-    return zeros("exp_avg_sq"), update
+    return {"exp_avg_sq": square()}, update
 
 
 @per_tensor

@@ -9,13 +9,13 @@ import torch
 from gradtx.arguments import Decays, NonNegative, is_off
 from gradtx.base.exact import Scalar
 from gradtx.rules import per_tensor
+from gradtx.slots import linear, square
 from gradtx.transforms._math import (
     at_least,
     at_most,
     filled_like,
     plus_decay,
     running_mean,
-    zeros,
 )
 
 __all__ = [
@@ -64,7 +64,7 @@ def scale_by_lion(betas: Decays = (0.9, 0.99)):
     def sign(update, state, param, ctx):
         return update.sign(), state
 
-    return sign if is_off(beta1) and is_off(beta2) else (zeros("exp_avg"), update)
+    return sign if is_off(beta1) and is_off(beta2) else ({"exp_avg": linear()}, update)
 
 
 @per_tensor(elementwise=True)
@@ -162,15 +162,13 @@ def scale_by_focus(
         direction = plus_decay(mean.sign() + gamma * pull, weight_decay, usual)
         return direction, {"exp_avg": mean, "pbar": place}
 
-    return zeros("exp_avg", "pbar"), update
+    return {"exp_avg": linear(), "pbar": linear()}, update
 
 
 ETAS = ("(0, 1)", "(1, inf)")
 
 
-@per_tensor(
-    elementwise=True, owns_lr=True, example={"lr": 0.15}, nonnegative=("step_size",)
-)
+@per_tensor(elementwise=True, owns_lr=True, example={"lr": 0.15})
 def scale_by_rprop(
     lr: NonNegative,
     etas: tuple[Annotated[Scalar, "(0, 1)"], Annotated[Scalar, "(1, inf)"]] = (
@@ -216,9 +214,6 @@ def scale_by_rprop(
     shrink, grow = etas
     smallest, largest = step_sizes
 
-    def init(param):
-        return {"prev": torch.zeros_like(param), "step_size": filled_like(param, lr)}
-
     def update(update, state, param, ctx):
         # As in torch, the initial size is the rate at the first step, which a scheduler may have written after `init`.
         old = state["step_size"]
@@ -231,4 +226,4 @@ def scale_by_rprop(
         masked_grad = torch.where(agreement < 0, 0.0, update)
         return -masked_grad.sign() * size, {"prev": masked_grad, "step_size": size}
 
-    return init, update
+    return {"prev": linear(), "step_size": square(lambda p: filled_like(p, lr))}, update

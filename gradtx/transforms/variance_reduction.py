@@ -10,6 +10,7 @@ from torch import Tensor
 from gradtx.arguments import Decay, NonNegative, NonNegativeInt, Positive
 from gradtx.base.exact import exact
 from gradtx.rules import per_tensor, whole_tree
+from gradtx.slots import linear, square, start
 from gradtx.transforms._math import (
     adam_moments,
     at_least,
@@ -17,7 +18,6 @@ from gradtx.transforms._math import (
     quotient,
     running_mean,
     safe_sqrt,
-    zeros,
 )
 
 __all__ = ["add_noise", "correct_variance", "scale_by_a2grad", "scale_by_msvag"]
@@ -93,8 +93,8 @@ def correct_variance(
     if exact:
         return correct_variance_exactly(gamma, beta, min_ndim)
 
-    def init(param):
-        return {} if param.ndim < min_ndim else {"last_grad": torch.zeros_like(param)}
+    def first(param):
+        return None if param.ndim < min_ndim else torch.zeros_like(param)
 
     def update(update, state, param, ctx):
         if update.ndim < min_ndim:
@@ -103,10 +103,10 @@ def correct_variance(
             "last_grad": update
         }
 
-    return init, update
+    return {"last_grad": linear(first)}, update
 
 
-@per_tensor(elementwise=True, nonnegative=("exp_avg_sq",))
+@per_tensor(elementwise=True)
 def scale_by_msvag(beta: Decay = 0.9):
     r"""Shorten each entry of the mean gradient by the share of variance in its square: M-SVAG's direction.
 
@@ -137,7 +137,7 @@ def scale_by_msvag(beta: Decay = 0.9):
     Source: Balles and Hennig 2018, arXiv:1705.07774. Departures: none from the authors' code. At the first step, where
     $\hat v = \hat m^2$ up to rounding, $1 - \rho_t$ is 1e-4, which amplifies rounding errors 10,000 times.
     """
-    init, average = adam_moments((beta, beta))
+    moments, average = adam_moments((beta, beta))
 
     def update(update, state, param, ctx):
         exp_avg, exp_avg_sq, new = average(update, state)
@@ -150,10 +150,10 @@ def scale_by_msvag(beta: Decay = 0.9):
         size = square + rho / (1 - rho) * (exp_avg_sq / correction - square)
         return quotient(square, size).clamp(0, 1) * mean, new
 
-    return init, update
+    return moments, update
 
 
-@per_tensor(elementwise=True, needs=("params",), owns_lr=True, nonnegative=("v",))
+@per_tensor(elementwise=True, needs=("params",), owns_lr=True)
 def scale_by_a2grad(
     variant: str = "uni",
     beta: NonNegative = 10.0,
@@ -202,10 +202,6 @@ def scale_by_a2grad(
             f"scale_by_a2grad: variant must be 'uni', 'inc' or 'exp', got {variant!r}"
         )
 
-    def init(param):
-        slots = zeros("avg_grad", "v", v_tilde=variant == "exp")
-        return {"x": param, **slots(param)}
-
     def update(update, state, param, ctx):
         t = ctx.time  # k + 1
         mean = state["avg_grad"] + (update - state["avg_grad"]) / t
@@ -223,7 +219,13 @@ def scale_by_a2grad(
         alpha, following = 2 / (t + 1), 2 / (t + 2)
         return following * (new["x"] - param) - (1 - following) * alpha * step, new
 
-    return init, update
+    slots = {
+        "x": start(),
+        "avg_grad": linear(),
+        "v": square(),
+        "v_tilde": square() if variant == "exp" else None,
+    }
+    return slots, update
 
 
 @per_tensor(random=True, example={"eta": 0.25, "gamma": 0.55, "seed": 0})

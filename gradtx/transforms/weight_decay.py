@@ -9,6 +9,7 @@ from gradtx.arguments import NonNegative, Positive, is_off
 from gradtx.base.exact import Scalar, exact
 from gradtx.base.torch_names import readable
 from gradtx.rules import per_tensor
+from gradtx.slots import Slot, scalar
 from gradtx.transform import chain
 from gradtx.transforms._math import quotient, unit_norm
 
@@ -82,11 +83,6 @@ def add_decayed_weights(
         return chain()
     strength = -weight_decay if fixed else weight_decay
 
-    def init(param):
-        if corrected_by is not None:
-            return {"lr_max": exact(0.0, param.device)}
-        return initial_lr("add_decayed_weights", relative_to, param)
-
     def rate_and_state(state, device):
         if relative_to is not None:
             return strength / state["initial_lr"], state
@@ -105,8 +101,11 @@ def add_decayed_weights(
             decay = torch.where(update.sign() * param.sign() > 0, decay, 0.0)
         return update + decay, state
 
-    keeps_peak = corrected_by is not None and max_lr is None
-    return (init, update) if relative_to is not None or keeps_peak else update
+    slots = {
+        "initial_lr": initial_lr("add_decayed_weights", relative_to),
+        "lr_max": scalar() if corrected_by is not None and max_lr is None else None,
+    }
+    return (slots, update) if any(slots.values()) else update
 
 
 @per_tensor(
@@ -146,12 +145,10 @@ def regenerate_towards_init(
     if is_off(rate):
         return chain()
 
-    def init(param):
-        start = param.flatten().sort().values.view_as(param) if wasserstein else param
-        return {
-            "param_init": start,
-            **initial_lr("regenerate_towards_init", relative_to, param),
-        }
+    def target(param):
+        if not wasserstein:
+            return param
+        return param.flatten().sort().values.view_as(param)
 
     def update(update, state, param, ctx):
         target = state["param_init"]
@@ -161,22 +158,27 @@ def regenerate_towards_init(
         strength = rate if relative_to is None else rate / state["initial_lr"]
         return update + strength * (param - target), state
 
-    return init, update
+    slots = {
+        "param_init": target,
+        "initial_lr": initial_lr("regenerate_towards_init", relative_to),
+    }
+    return slots, update
 
 
 def initial_lr(
     owner: str,
     lr,
-    param,
     divided: str = "the rate",
     remedy: str = "use an initial value above 0, or omit relative_to (decoupled_wd)",
-) -> dict:
-    """Return the slot with a leaf's initial learning rate, by which another value is divided."""
-    if lr is None:
-        return {}
-    value = exact(lr, param.device)
-    check_initial_lr(owner, value, divided, remedy)
-    return {"initial_lr": value.clone()}
+) -> Slot | None:
+    """Declare the slot of a leaf's initial learning rate, by which another value is divided; None without a rate."""
+
+    def first(param):
+        value = exact(lr, param.device)
+        check_initial_lr(owner, value, divided, remedy)
+        return value
+
+    return None if lr is None else scalar(first)
 
 
 def check_initial_lr(owner: str, lr: Tensor, divided: str, remedy: str) -> None:

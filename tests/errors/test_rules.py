@@ -47,16 +47,12 @@ RULES = {
         "broken.x: the new value of leaf 'w' must be a tensor, got 1.0",
         rule(lambda u, s, p, c: (u, {"x": 1.0}), slot),
     ),
-    "a slot too few": (
-        f"{RETURNS}without the slot 'x', which its init creates",
-        rule(lambda u, s, p, c: (u, {}), slot),
-    ),
     "a slot too many": (
         f"{RETURNS}with the slot 'y', which its init does not create",
         rule(lambda u, s, p, c: (u, {**s, "y": u}), slot),
     ),
     "a slot of another name": (
-        f"{RETURNS}without the slot 'x', which its init creates, and with the slot 'y', which its init does not create",
+        f"{RETURNS}with the slot 'y', which its init does not create",
         rule(lambda u, s, p, c: (u, {"y": u}), slot),
     ),
     "a slot without init": (

@@ -349,8 +349,8 @@ def test_rejects_what_makes_no_sense(alias, options, message):
 
 
 def test_a_slot_without_a_kind_matters_only_where_slots_are_turned():
-    tx = gradtx.scale_by_scalable_shampoo()
+    tx = gradtx.scale_by_tam()
     params = {"w": torch.ones(4, 4)}
     gradtx.low_rank(tx, rank=2).init(params)
-    with pytest.raises(TypeError, match=r"low_rank: the inner link 'scale_by_scalable_shampoo' has the slot"):
+    with pytest.raises(TypeError, match=r"low_rank: the inner link 'scale_by_tam' has the slot 's'"):
         gradtx.low_rank(tx, rank=2, carry="rotate").init(params)

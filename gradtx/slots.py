@@ -1,0 +1,101 @@
+"""What a rule keeps for each leaf: a dict of these, in place of `init`, says how slots start and what they are.
+
+A slot is stored in few bits, rotated, or projected according to its kind, so a rule need not know of any of these.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradtx.base.exact import exact, exact_dtype
+
+__all__ = ["Slot", "ema", "linear", "scalar", "square", "start"]
+
+# Returns the first value of a slot, a tensor or a list of tensors, for a parameter; None for a leaf without the slot.
+First = Callable[[Tensor], Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Slot:
+    """A slot of a rule.
+
+    Attributes:
+        first: Function of the parameter that returns the first value: a tensor, a list of tensors, or None for a leaf
+            without the slot.
+        kind: "linear" for a vector in the space of the update, "square" for values that are never negative, one for
+            each coordinate, "scalar" for a number that does not depend on coordinates; "" if nothing is known.
+        decay: The decay b of a running average `b * slot + (1 - b) * update`; None for other slots.
+    """
+
+    first: First
+    kind: str = ""
+    decay: Any = None
+
+    @classmethod
+    def of(cls, declared: Slot | First) -> Slot:
+        """Return the slot that a rule declares by a slot or by a function of the parameter."""
+        return declared if isinstance(declared, Slot) else cls(declared)
+
+
+def linear(first: First = torch.zeros_like) -> Slot:
+    """Declare a vector in the space of the update, such as a momentum; it starts at zero."""
+    return Slot(first, "linear")
+
+
+def ema(decay: Any) -> Slot:
+    """Declare a running average of the rule's update, `decay * slot + (1 - decay) * update`, from zero."""
+    return Slot(torch.zeros_like, "linear", decay)
+
+
+def square(first: First = torch.zeros_like) -> Slot:
+    """Declare values that are never negative, such as averages of squares; they start at zero."""
+    return Slot(first, "square")
+
+
+def start() -> Slot:
+    """Declare a slot that starts as the parameter."""
+    return Slot(_itself, "linear")
+
+
+def scalar(value: Any = 0.0) -> Slot:
+    """Declare an exact number (0-d float64) for each leaf.
+
+    Args:
+        value: The first value: a number, a 0-d tensor, or a function of the parameter that returns one.
+    """
+
+    def first(param: Tensor) -> Tensor:
+        number: Any = value(param) if callable(value) else value
+        if isinstance(number, Tensor):
+            return exact(number, param.device)
+        return param.new_full((), number, dtype=exact_dtype(param))
+
+    return Slot(first, "scalar")
+
+
+def _itself(param: Tensor) -> Tensor:
+    return param
+
+
+def declared(slots: Mapping[str, Slot | First | None]) -> dict[str, Slot]:
+    """Return the slots of a rule's dict, in which None stands for no slot."""
+    return {name: Slot.of(slot) for name, slot in slots.items() if slot is not None}
+
+
+def init_of(slots: Mapping[str, Slot]) -> Callable[[Tensor], dict[str, Any]]:
+    """Return the `init` of a rule that declares its slots."""
+
+    def init(param: Tensor) -> dict[str, Any]:
+        values: dict[str, Any] = {}
+        for name, slot in slots.items():
+            value = slot.first(param)
+            if value is not None:
+                values[name] = value
+        return values
+
+    return init
