@@ -131,10 +131,10 @@ class GradientTransformation:
 
         Args:
             params: The parameters.
-            counts: "calls": one count of updates for all leaves, so that a compiled step has a single count. "leaves":
-                each leaf counts the updates in which it had a gradient, as in torch's optimizers, or in which
-                `accumulate` took a missing one for zero; the state then has `leaf_steps`. If some gradients are
-                occasionally missing, bias corrections differ between the two.
+            counts: As in torch's optimizers, each leaf counts the updates in which it had a gradient, or in which
+                `accumulate` took a missing one for zero. "calls": one count for all leaves, until an update lacks the
+                gradient of a leaf; that update adds an entry `leaf_steps` to the state. "leaves": with this entry from
+                the beginning, so that the structure of the state never changes.
 
         Raises:
             TypeError: If a leaf is neither a floating-point or complex tensor nor None.

@@ -76,7 +76,7 @@ class TreeRun(Run):
                 f"{tx._name}: state is not a dict with a 'step'; {OWN_STATE}"
             )
         self._old = NestedState(state or {}, self.stages)
-        self.clock = Clock(self.old_step + 1, leads=True)
+        self.clock = Clock(self.old_step + 1)
         self.leaf_steps = (
             None if state is None else _checked_leaf_steps(state.get(LEAF_STEPS))
         )
@@ -258,10 +258,22 @@ class TreeRun(Run):
                 values[name] = _new_slot(leaves.get(name), path, key, tensor)
             return values
 
-        return {
-            **self._old.rebuilt(new, self.new_trees, self.opaque),
-            "step": self.clock.step,
-        }
+        state = self._old.rebuilt(new, self.new_trees, self.opaque)
+        state["step"] = self.clock.step
+        if self.leaf_steps is None and any(
+            self._lags(name, leaves.get(name)) for name in self._like
+        ):
+            state[LEAF_STEPS] = {
+                name: _count_after(leaves.get(name), self.old_step).clone()
+                for name in self._like
+            }
+        return state
+
+    def _lags(self, name: str, leaf: Leaf | None) -> bool:
+        """Whether a leaf takes no part in an update that the common count counts."""
+        if leaf is None:  # an update without parameters, or no leaf at all
+            return any(self._old.slots_of(path, name) for path in self.stages)
+        return leaf.update is None and leaf.program != [FROZEN]
 
 
 def _checked_count(name: str, value: Any) -> Tensor:
