@@ -40,6 +40,12 @@ class PhaseResult:
     write: Callable[[], None] = _write_nothing
 
 
+class PhaseFunction(Protocol):
+    """A program as a function of its arguments, which runs up to the first sum whose total is not among them."""
+
+    def __call__(self, arguments: list[Tensor], known: Names) -> PhaseResult: ...
+
+
 RunPhase: TypeAlias = Callable[[list[Tensor]], PhaseResult]
 
 
@@ -51,19 +57,35 @@ class AwaitedSumError(Exception):
         self.operation = operation
         self.sums = sums
 
+    def result(self) -> PhaseResult:
+        """Return the outcome of the phase."""
+        return PhaseResult(list(self.sums.values()), tuple(self.sums), self.operation)
 
-class Phase(Protocol):
+
+class Phase:
     """One pass of a program.
 
     Attributes:
         sums: Examples of the sums that it returns; empty for the last phase.
         names: The names of its outputs.
-        operation: The operation that waits for the sums; None for the last phase.
+        operation: The operation that waits for the outputs; None for the last phase.
+        is_for_owners: Whether it ends where owners compute; its outputs then go to the owner of each leaf.
     """
 
     sums: list[Tensor]
     names: tuple[Any, ...]
     operation: Operation | None
+    is_for_owners = False
+
+    def note(self, result: PhaseResult) -> None:
+        """Note what the phase returns."""
+        self.names = result.names
+        self.operation = result.operation
+        self.sums = [] if result.operation is None else result.outputs
+
+    def is_term(self, name: Any) -> bool:
+        """Whether an output is a term of a sum over leaves, for this step or for the next one."""
+        return self.operation is not None or isinstance(name, LateTerm)
 
 
 PhaseT = TypeVar("PhaseT", bound=Phase)
@@ -71,13 +93,11 @@ PhaseT = TypeVar("PhaseT", bound=Phase)
 
 def have_sums(phases: Sequence[Phase]) -> bool:
     """Whether a program sums over leaves, for its own step or for the next one."""
-    return len(phases) > 1 or any(
-        isinstance(name, LateTerm) for name in phases[-1].names
-    )
+    return any(each.is_term(name) for each in phases for name in each.names)
 
 
 def phases_of(
-    function: Callable[[list[Tensor], Names], PhaseResult],
+    function: PhaseFunction,
     common: list[Tensor],
     leaves: list[Tensor],
     make_phase: Callable[[RunPhase, list[Tensor], list[Tensor]], PhaseT],
@@ -87,20 +107,11 @@ def phases_of(
     known: Names = ()
     totals: list[Tensor] = []
     while True:
-        next_phase = make_phase(
-            functools.partial(_up_to_sum, function, known), [*common, *totals], leaves
-        )
+        run = functools.partial(function, known=known)
+        next_phase = make_phase(run, [*common, *totals], leaves)
         phases.append(next_phase)
         if next_phase.operation is None:
             return phases
         known = (*known, next_phase.names)
         for total in next_phase.sums:
             totals.append(torch.zeros((), dtype=total.dtype, device=total.device))
-
-
-def _up_to_sum(
-    function: Callable[[list[Tensor], Names], PhaseResult],
-    known: Names,
-    arguments: list[Tensor],
-) -> PhaseResult:
-    return function(arguments, known)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import functools
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeGuard
 
 import torch
 from torch import Tensor
 
+from gradtx.base.errors import Path
 from gradtx.base.exact import python_scalar
 from gradtx.execution.execute import LeafTerms, Operation
-from gradtx.execution.phases import Names, PhaseResult, RunPhase
+from gradtx.execution.phases import Phase, PhaseFunction, PhaseResult, RunPhase
 from gradtx.programs.cache import SharedPrograms
 from gradtx.programs.code import ListFunction, list_function
 from gradtx.programs.record import META, Recording, UnrecordableError, record
@@ -31,62 +33,63 @@ def entries_of_a_call(device: torch.device) -> int:
     return CHUNK if device.type == "cpu" else CHUNK_OF_ACCELERATOR
 
 
-class ListPhase:
-    """One pass of a program, which ends at a sum over leaves or at the end of the program.
+class ListPhase(Phase):
+    """One pass of a program over lists, which ends at a sum over leaves or at the end of the program.
+
+    A program for shards also ends where the owner of a leaf computes. Its parts are cut out of one recording after its
+    operations were fused, so that shards go through the same arithmetic as whole leaves.
 
     Attributes:
         common: The dtype of each scalar that all leaves share.
-        names: The name of each result.
-        operation: The operation that waits for the sums; None for the last phase.
-        sums: Stand-ins of the sums; empty for the last phase.
-        is_for_owners: Whether the phase ends where owners compute; its results then go to the owner of each leaf.
+        recording: The operations, as they were recorded.
         dtypes: The dtype of each result.
         text: A text that identifies the program, so that leaves with equal programs can share one.
     """
 
-    is_for_owners = False
+    dtypes: list[torch.dtype]
 
     def __init__(
         self,
-        run: Callable[[list[Tensor]], PhaseResult],
+        run: RunPhase,
         common: list[Tensor],
         leaves: list[Tensor],
+        part: int | None = None,
     ):
-        self._run = run
         self.common = [tensor.dtype for tensor in common]
-        self._leaves = [(tensor.dtype, tensor.shape) for tensor in leaves]
-        self._device = leaves[0].device if leaves else META
+        self._part = part
         self._functions: dict[Any, ListFunction] = {}
-        self.names: tuple[Any, ...] = ()
-        self.operation: Operation | None = None
-        self.sums: list[Tensor] = []
-        self.dtypes: list[torch.dtype] = []
-        self._recording: Recording | None = self._record()
-        self.text = self._recording.text()
 
-    @property
-    def recording(self) -> Recording:
-        """The operations, as they were recorded."""
-        if self._recording is None:
-            self._recording = self._record()
-        return self._recording
-
-    def _record(self) -> Recording:
         def function(arguments: list[Tensor]) -> PhaseResult:
-            result = self._run(arguments)
-            self.names = result.names
-            self.operation = result.operation
-            self.sums = [] if result.operation is None else result.outputs
+            result = run(arguments)
+            self.note(result)
             self.dtypes = [output.dtype for output in result.outputs]
             return result
 
-        return record(function, self.common, self._leaves, self._device)
+        of_leaf = [(tensor.dtype, tensor.shape) for tensor in leaves]
+        device = leaves[0].device if leaves else META
+        self.recording: Recording = record(function, self.common, of_leaf, device)
+        self.text = self.recording.text()
+        if part is not None:
+            self._end_at_owner(part)
+
+    def _end_at_owner(self, part: int) -> None:
+        """Reduce the phase to one part of a program for shards."""
+        if self.operation is not None:
+            raise UnrecordableError("a sum over leaves must include all shards")
+        owned = self.recording.owned
+        self.text = f"{self.text}\npart {part} of {len(owned) + 1}"
+        if part < len(owned):
+            self.is_for_owners = True
+            self.operation = owned[part].meta["operation"]
+            payload: dict[str, torch.dtype] = owned[part].meta["payload"]
+            self.names = tuple(payload)
+            self.dtypes = list(payload.values())
 
     def parts_add_up(self) -> bool:
         """Whether the terms of a leaf's parts, apart from constants, add up to its terms."""
-        recording = self.recording
-        terms = terms_of(self.names, recording.outputs, self.operation is not None)
-        return parts_add_up(recording.graph, recording.leaves, terms, True)
+        graph, leaves = self.recording.graph, self.recording.leaves
+        terms = terms_of(self, self.recording.outputs)
+        return parts_add_up(graph, leaves, terms, with_constants=True)
 
     def function(self, device: torch.device, on_host: bool) -> ListFunction:
         """Return the function for lists of leaves on a device, with Python scalars or with 0-d tensors."""
@@ -94,66 +97,21 @@ class ListPhase:
         if key not in self._functions:
             functions = _FUNCTIONS.of(self.text)
             if key not in functions:
-                functions[key] = self._written(self.recording, device, on_host)
-            self._recording = None  # code generation modifies it
+                functions[key] = list_function(self.recording, *key, self._part)
             self._functions[key] = functions[key]
         return self._functions[key]
 
-    def _written(
-        self, recording: Recording, device: torch.device, on_host: bool
-    ) -> ListFunction:
-        return list_function(recording, device, on_host)
-
-
-class PhaseOfShards(ListPhase):
-    """One part of a program for shards, which ends where the owner of a leaf computes or at the end of the program.
-
-    All parts are cut out of one recording after its operations were fused, so that shards go through the same
-    arithmetic as whole leaves.
-    """
-
-    def __init__(
-        self, run: RunPhase, common: list[Tensor], leaves: list[Tensor], part: int
-    ):
-        self._part = part
-        self.parts = 1
-        super().__init__(run, common, leaves)
-        self.text = f"{self.text}\npart {part} of {self.parts}"
-
-    def _record(self) -> Recording:
-        recording = super()._record()
-        if self.operation is not None:
-            raise UnrecordableError("a sum over leaves must include all shards")
-        self.parts = len(recording.owned) + 1
-        self.is_for_owners = self._part < len(recording.owned)
-        if self.is_for_owners:
-            node = recording.owned[self._part]
-            self.operation = node.meta["operation"]
-            dtype_of: dict[str, torch.dtype] = node.meta["payload"]
-            self.names = tuple(dtype_of)
-            self.dtypes = list(dtype_of.values())
-        return recording
-
-    def _written(
-        self, recording: Recording, device: torch.device, on_host: bool
-    ) -> ListFunction:
-        return list_function(recording, device, on_host, self._part)
-
 
 def phases_of_shards(
-    function: Callable[[list[Tensor], Names], PhaseResult],
+    function: PhaseFunction,
     common: list[Tensor],
     leaves: list[Tensor],
 ) -> list[ListPhase]:
     """Return the parts of a program for shards."""
-
-    def run(arguments: list[Tensor]) -> PhaseResult:
-        return function(arguments, ())
-
-    first = PhaseOfShards(run, common, leaves, 0)
-    phases: list[ListPhase] = [first]
-    for part in range(1, first.parts):
-        phases.append(PhaseOfShards(run, common, leaves, part))
+    run = functools.partial(function, known=())
+    phases = [ListPhase(run, common, leaves, 0)]
+    for part, _ in enumerate(phases[0].recording.owned, start=1):
+        phases.append(ListPhase(run, common, leaves, part))
     return phases
 
 
@@ -181,28 +139,31 @@ class NamedLeaf(NamedTuple):
     device: torch.device
 
 
-class ListBundle:
-    """Leaves that one program processes; the bundle stands in for them in `execute`. Subclasses provide the tensors.
+class ProgramBundle:
+    """Leaves that one program processes; the bundle stands in for them in `execute`.
 
     Args:
         name: The name of a leaf, which determines the bundle's position in sums.
         device: The device of the leaves.
-        phases: The program.
 
     Attributes:
+        program: The phases of the program, as operations.
         run: The run of the current call; leaves have the same attribute.
     """
 
     update = True  # `execute` runs all operations only on leaves with an update
     at = -1
-    run: Any
+    run: Any = None
 
-    def __init__(self, name: str, device: torch.device, phases: list[ListPhase]):
+    def __init__(self, name: str, device: torch.device):
         self.name = name
         self.device = device
-        self.program: list[Any] = [ListPhaseOperation(each) for each in phases]
+        self.program: list[PhaseOperation] = []
         self._numbers: list[Any] = []
         self._on_host = True
+
+    def set_phases(self, phases: Iterable[Phase]) -> None:
+        self.program = [PhaseOperation(each) for each in phases]
 
     def begin(self, run: Any, numbers: list[Any], on_host: bool) -> None:
         """Receive the run and the scalars of the current call; `on_host` is whether the host may read the scalars."""
@@ -216,6 +177,42 @@ class ListBundle:
         self.run = None
         self._numbers = []
 
+    def process(self, phase: Any) -> Any:
+        """Run a phase; return the terms of its sums, or None if it is the last one."""
+        raise NotImplementedError
+
+    def share(self, name: tuple[Path, str], value: Tensor) -> None:
+        """Hand over a new shared value, which is the same for all bundles."""
+        path, key = name
+        self.run.new_shared.setdefault(path, {}).setdefault(key, value)
+
+    def receive(self, phase: Any, total: dict[str, Tensor]) -> None:
+        """Add the totals of a sum to the arguments."""
+        self._numbers = [*self._numbers, *(total[name] for name in phase.names)]
+
+
+class PhaseOperation(Operation):
+    """One pass of a bundle as an operation."""
+
+    def __init__(self, phase: Phase):
+        self._phase = phase
+        self.of_leaf = phase.is_for_owners
+        self.path = () if phase.operation is None else phase.operation.path
+
+    def start(self, leaf: Any) -> Any:
+        return leaf.process(self._phase)
+
+    def combine(self, waiting: list[tuple[Any, Any]]) -> Any:
+        assert self._phase.operation is not None
+        return self._phase.operation.combine(waiting)
+
+    def resume(self, leaf: Any, total: dict[str, Tensor]) -> None:
+        leaf.receive(self._phase, total)
+
+
+class ListBundle(ProgramBundle):
+    """Leaves that one list program processes. Subclasses provide the tensors."""
+
     def columns(self) -> Iterable[list[list[Tensor]]]:
         """Return the lists of each call of the program; their size bounds temporary memory."""
         raise NotImplementedError
@@ -224,26 +221,30 @@ class ListBundle:
         """Return the names of the leaves in each item of `columns`."""
         raise NotImplementedError
 
-    def end(self, compiled: ListPhase, results: list[list[Any]]) -> None:
+    def end(self, phase: ListPhase, results: list[list[Any]]) -> None:
         """Receive the results of the last phase, one list for each item of `columns`."""
         raise NotImplementedError
 
-    def call(self, compiled: ListPhase) -> list[list[Any]]:
-        """Run a phase."""
+    def process(self, phase: ListPhase) -> Any:
         numbers, on_host = numbers_for(
-            self._numbers, compiled.common, self.device, self._on_host
+            self._numbers, phase.common, self.device, self._on_host
         )
-        function = compiled.function(self.device, on_host)
+        function = phase.function(self.device, on_host)
         prepared = function.prepare(numbers)
-        return [function.run(prepared, columns) for columns in self.columns()]
+        results = [function.run(prepared, columns) for columns in self.columns()]
+        if phase.operation is None:
+            return self.end(phase, results)
+        return self.terms(phase, results)
 
-    def terms(self, compiled: ListPhase, results: list[list[Any]]) -> LeafTerms:
-        """Return the terms of each leaf in a sum over leaves; those of the parts of a leaf are added."""
-        terms_of_leaf: dict[str, dict[str, Tensor]] = {}
+    def terms(self, phase: ListPhase, results: list[list[Any]]) -> LeafTerms:
+        """Return the terms of each leaf in sums over leaves; those of the parts of a leaf are added."""
+        terms_of_leaf: dict[str, dict[Any, Tensor]] = {}
         for leaves, results_of_call in zip(self.leaf_names(), results, strict=True):
-            outputs = zip(compiled.names, compiled.dtypes, results_of_call, strict=True)
+            outputs = zip(phase.names, phase.dtypes, results_of_call, strict=True)
             for key, dtype, values in outputs:
-                terms_of_call = self.by_leaf(values, dtype, len(leaves))
+                if not phase.is_term(key):
+                    continue
+                terms_of_call = self._by_leaf(values, dtype, len(leaves))
                 for leaf, term in zip(leaves, terms_of_call, strict=True):
                     terms = terms_of_leaf.setdefault(leaf, {})
                     if key not in terms:
@@ -255,15 +256,9 @@ class ListBundle:
             for leaf, terms in terms_of_leaf.items()
         )
 
-    def payloads(self, compiled: ListPhase, results: list[list[Any]]) -> LeafTerms:
-        """Return the values to send to the owner of each leaf."""
-        raise NotImplementedError
-
-    def add_results(self, results: dict[str, Any]) -> None:
-        """Add the local shards of the owners' results as another argument of each leaf."""
-        raise NotImplementedError
-
-    def by_leaf(self, values: Any, dtype: torch.dtype, leaves: int) -> Sequence[Tensor]:
+    def _by_leaf(
+        self, values: Any, dtype: torch.dtype, leaves: int
+    ) -> Sequence[Tensor]:
         """Return a result of a call for each of its leaves."""
         if differ_by_leaf(values):
             return values
@@ -275,39 +270,18 @@ class ListBundle:
             value = value[0]
         return _placed(value, dtype, self.device)
 
-    def add_totals(self, totals: list[Tensor]) -> None:
-        """Add the totals of a sum to the arguments."""
-        self._numbers = [*self._numbers, *totals]
 
-
-class ListPhaseOperation(Operation):
-    """One pass of a bundle as an operation."""
-
-    def __init__(self, compiled: ListPhase):
-        self._compiled = compiled
-        self._awaited = compiled.operation
-        self.of_leaf = compiled.is_for_owners
-        if self._awaited is not None:
-            self.path = self._awaited.path
-
-    def start(self, leaf: Any) -> Any:
-        bundle: ListBundle = leaf
-        results = bundle.call(self._compiled)
-        if self._awaited is None:
-            return bundle.end(self._compiled, results)
-        if self._compiled.is_for_owners:
-            return bundle.payloads(self._compiled, results)
-        return bundle.terms(self._compiled, results)
-
-    def combine(self, waiting: list[tuple[Any, Any]]) -> Any:
-        assert self._awaited is not None
-        return self._awaited.combine(waiting)
-
-    def resume(self, leaf: Any, total: dict[str, Tensor]) -> None:
-        if self._compiled.is_for_owners:
-            leaf.add_results(total)
-            return
-        leaf.add_totals([total[name] for name in self._compiled.names])
+def chunks(sizes: Sequence[int], limit: int) -> Iterator[slice]:
+    """Yield ranges of leaves with at most `limit` entries, but at least one leaf."""
+    start = 0
+    entries = 0
+    for i, size in enumerate(sizes):
+        if i > start and entries + size > limit:
+            yield slice(start, i)
+            start = i
+            entries = 0
+        entries += size
+    yield slice(start, len(sizes))
 
 
 def differ_by_leaf(values: Any) -> TypeGuard[list[Any] | tuple[Any, ...]]:

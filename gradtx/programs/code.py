@@ -140,7 +140,7 @@ def list_function(
     on_host: bool = True,
     part: int | None = None,
 ) -> ListFunction:
-    """Generate the function of a recording. This modifies the recording, which cannot be used again.
+    """Generate the function of a recording.
 
     Args:
         recording: The operations of one leaf.
@@ -148,6 +148,7 @@ def list_function(
         on_host: Whether scalars are Python scalars; otherwise they are 0-d tensors.
         part: The index of the part between operations that owners compute; None for a recording without any.
     """
+    recording = recording.copy()  # the passes modify it
     recording.graph.output(tuple(recording.outputs))
     _set_kinds(recording)
     simplify(recording.graph)

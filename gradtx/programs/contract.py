@@ -5,7 +5,7 @@ Every operation on lists reads and writes whole tensors, so each operation saved
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Set
+from collections.abc import Callable, Iterable, Iterator, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,11 +96,16 @@ def arguments_of(*lists: Any) -> Set[Node]:
     return arguments
 
 
-def merge_equal(graph: Graph) -> None:
+def computes(node: Node) -> bool:
+    """Whether a node is an operation that writes nothing."""
+    return node.op == "call_function" and not _torch.writes(node.target)
+
+
+def merge_equal(graph: Graph, may_merge: Callable[[Node], bool] = computes) -> None:
     """Compute equal operations only once."""
     first: dict[str, Node] = {}
     for node in list(graph.nodes):
-        if node.op != "call_function" or _torch.writes(node.target):
+        if not may_merge(node):
             continue
         operation = f"{node.target} {node.args} {node.kwargs}"
         equal = first.setdefault(operation, node)
@@ -112,9 +117,7 @@ def merge_equal(graph: Graph) -> None:
 def remove_unused(graph: Graph) -> None:
     """Remove operations without users and effects; torch's own function checks the whole graph as well."""
     for node in reversed(graph.nodes):
-        if node.op != "call_function" or node.users:
-            continue
-        if not _torch.writes(node.target):
+        if computes(node) and not node.users:
             graph.erase_node(node)
 
 

@@ -6,9 +6,7 @@ by the structure of the trees, the dtypes and the shapes; they hold no tensor of
 
 from __future__ import annotations
 
-import contextlib
-import functools
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeGuard, cast
 
@@ -33,11 +31,12 @@ from gradtx.programs import UnrecordableError
 from gradtx.programs.bundle import (
     ListBundle,
     ListPhase,
+    chunks,
     differ_by_leaf,
     entries_of_a_call,
 )
 from gradtx.programs.cache import SharedPrograms
-from gradtx.programs.probes import probes, representatives
+from gradtx.programs.planner import ListPrograms
 
 # Limits of a transformation's cache: structures of trees and extras, and for each of them, layouts of tensors.
 MOST_STRUCTURES, MOST_SHAPES = 32, 8
@@ -92,10 +91,10 @@ def update(
         try:
             with torch.no_grad():
                 arguments = _Extras(known, tuple(unread))
-                program = TreeProgram(
-                    tx, numbers, updates, state, params, arguments, tensors
-                )
-        except _UnsuitableError:
+                trees = updates, state, params
+                program = TreeProgram(tx, numbers, trees, structure, arguments, tensors)
+        except Exception:
+            # A user's rule may raise any error while it is recorded; it ran without programs, or raised it above.
             programs_by_key[key] = None
             return result
         programs.append(program)
@@ -210,28 +209,17 @@ def _is_number(value: Any) -> bool:
     return type(value) is float
 
 
-def _numbered(tree: Any, numbers: Iterator[int]) -> Any:
-    """Return the tree with each tensor replaced by its index."""
-    kind = tree.__class__
-    if kind is dict:
-        return {key: _numbered(value, numbers) for key, value in tree.items()}
-    if kind is tuple or kind is list:
-        values = [_numbered(value, numbers) for value in tree]
-        return values if kind is list else tuple(values)
-    return None if tree is None else next(numbers)
-
-
-def _filled(template: Any, tensors: list[Any]) -> Any:
-    """Return a tree of indices with each index replaced by its tensor."""
-    kind = template.__class__
-    if kind is int:
-        return tensors[template]
-    if kind is dict:
-        return {key: _filled(value, tensors) for key, value in template.items()}
-    if template is None:
+def _tree_of(structure: Any, leaves: Iterator[Any]) -> Any:
+    """Return a tree with this structure."""
+    if structure is None:
+        return next(leaves)
+    if structure.__class__ is str:
         return None
-    values = [_filled(value, tensors) for value in template]
-    return values if kind is list else tuple(values)
+    kind, children = structure
+    values = [_tree_of(child, leaves) for child in children]
+    if kind is tuple or kind is list:
+        return kind(values)
+    return dict(zip(kind, values, strict=True))
 
 
 def _layout(tensor: Tensor) -> tuple[Any, ...]:
@@ -314,47 +302,44 @@ class TreeProgram:
     """The program of one transformation for trees with the structure and the tensor layouts of these.
 
     Raises:
-        _UnsuitableError: If no program can process these leaves.
+        Exception: If no program can process these leaves.
     """
 
     def __init__(
         self,
         tx: Transformation,
         numbers: Numbers,
-        updates: Any,
-        state: Any,
-        params: Any,
+        trees: tuple[Any, Any, Any],
+        structure: Any,
         extras: _Extras,
         tensors: list[Tensor],
     ):
-        numbers_of_tensors = iter(range(len(tensors)))
-        self._updates, self._state, numbered_params = _numbered(
-            (updates, state, params), numbers_of_tensors
-        )
-        self._count = len(tensors)
+        _, (self._updates, self._state, _) = structure
+        updates, state, params = _tree_of(structure, iter(range(len(tensors))))
+        first, count = (len(list(_tree.tensors(tree))) for tree in trees[:2])
+        self._of_state = range(first, first + count)
         self._have_same_layout: Callable[..., bool] = _torch.layout_check(tensors)
         self._layouts = list(map(_layout, tensors))
         if LEAF_STEPS in state:
             raise _UnsuitableError
         self._complex = [i for i, tensor in enumerate(tensors) if tensor.is_complex()]
         tensors = self._real(tensors)
-        run, leaves = _run_of(tx, updates, state, params, extras)
-        self._entries = list(_entries(self._state, run.stages))
+        run, leaves = _run_of(tx, *trees, extras)
+        self._entries = list(_entries(state, run.stages))
         self._counts = self._counts_for(numbers, run)
-        self._kept = self._numbers_of_state()
-        common_numbers = _stand_ins(numbers, self._shared(tensors), extras.numbers)
-        columns = _Columns(self._updates, numbered_params)
-        has_param = params is not None
+        common = _stand_ins(numbers, self._shared(tensors), extras.numbers)
+        by_tree = [_tree.named(updates)]
+        if params is not None:
+            by_tree.append(_tree.named(params))
         self._bundles: list[_Leaves] = []
         for names in _group_by_program(leaves, self._entries, tensors):
             slots = [entry for entry in self._entries if names[0] in entry.leaves]
-            leaves_of_program = _Leaves(names, columns.of(names, slots), has_param)
+            by_name = [*by_tree, *(entry.leaves for entry in slots)]
+            rows = {name: [column[name] for column in by_name] for name in names}
             function = _OneLeaf(
-                tx, numbers, names[0], has_param, self._entries, slots, extras
+                tx, numbers, names[0], params is not None, self._entries, slots, extras
             )
-            self._bundles.extend(
-                _bundles(leaves_of_program, function, common_numbers, tensors)
-            )
+            self._bundles.extend(_bundles(rows, function, common, tensors))
         self._check_clocks(run)
 
     def _counts_for(self, numbers: Numbers, run: TreeRun) -> list[int]:
@@ -388,23 +373,12 @@ class TreeProgram:
         """Check that some program advances each inner clock: without leaves, a clock counts the call nevertheless."""
         advanced: set[Any] = set()
         for bundle in self._bundles:
-            # The shared values follow the results of leaves.
-            advanced.update(bundle.phases[-1].names[len(bundle.written) :])
+            advanced.update(bundle.shared_results().values())
         clocks = run.block.clock_paths()
         for entry in self._entries:
             is_value = entry.path in clocks and entry.shared is not None
             if is_value and entry.shared not in advanced:
                 raise _UnsuitableError
-
-    def _numbers_of_state(self) -> list[int]:
-        """Return the indices of the state's tensors."""
-        numbers: list[int] = []
-        for entry in self._entries:
-            if entry.shared is None:
-                numbers.extend(entry.leaves.values())
-            else:
-                numbers.append(entry.shared)
-        return numbers
 
     def fits(self, tensors: list[Tensor]) -> bool:
         """Whether tensors have the dtypes, devices, shapes and strides that the program was created for."""
@@ -427,7 +401,7 @@ class TreeProgram:
     ) -> tuple[Any, dict[str, Any]]:
         """Return new `(updates, state)`."""
         tensors = self._real(tensors)
-        results: list[Any] = [None] * self._count
+        results: list[Any] = [None] * len(tensors)
         numbers = [*values, *self._shared(tensors), *extras.values()]
         calls = [_Call(bundle, tensors, results) for bundle in self._bundles]
         for call in calls:
@@ -438,13 +412,14 @@ class TreeProgram:
         except Exception as error:
             add_note(error)
             raise
-        for i in self._kept:
+        for i in self._of_state:
             # A leaf without a gradient, or a stage that no leaf passes through.
             if results[i] is None:
                 results[i] = tensors[i].clone()
         for i in self._complex:
             results[i] = None if results[i] is None else as_complex(results[i])
-        return _filled(self._updates, results), _filled(self._state, results)
+        leaves = iter(results)
+        return _tree_of(self._updates, leaves), _tree_of(self._state, leaves)
 
 
 def _run_of(
@@ -469,33 +444,15 @@ def _run_of(
     has_extras = bool(extras.numbers or extras.unread)
     if run.opaque or (has_extras and checks_extras(run.block.operations)):
         raise _UnsuitableError
+    present: dict[str, Leaf] = {}
     leaves = leaves_of(run, gradients, values or None, extras.numbers, kinds)
-    present = _with_gradient(leaves)
+    for name, leaf in leaves.items():
+        if leaf.inputs[0] is not None:
+            present[name] = leaf
     has_missing = len(present) < len(gradients)
     if not present or (has_missing and takes_none(run.block.operations)):
         raise _UnsuitableError
     return run, present
-
-
-def _with_gradient(leaves: dict[str, Leaf]) -> dict[str, Leaf]:
-    return {name: leaf for name, leaf in leaves.items() if leaf.inputs[0] is not None}
-
-
-class _Columns:
-    """Looks up the indices of the tensors of leaves, in trees of indices."""
-
-    def __init__(self, updates: Any, params: Any):
-        self._updates = _tree.named(updates)
-        self._params = None if params is None else _tree.named(params)
-
-    def of(self, names: list[str], slots: list[Entry]) -> list[list[int]]:
-        """Return the columns of these leaves: updates, parameters if there are any, and slots."""
-        columns = [[self._updates[name] for name in names]]
-        if self._params is not None:
-            columns.append([self._params[name] for name in names])
-        for entry in slots:
-            columns.append([entry.leaves[name] for name in names])
-        return columns
 
 
 def _ignore(leaf: Any) -> None:
@@ -526,23 +483,19 @@ def _group_by_program(
         ):
             raise _UnsuitableError
         values = [tensor for tensor in leaf.inputs if tensor is not None]
-        values.extend(
-            tensors[entry.leaves[name]] for entry in entries if name in entry.leaves
-        )
-        program = tuple(map(id, leaf.program))
-        slots = tuple(name in entry.leaves for entry in entries)
-        groups.setdefault((program, slots, _traits(leaf, values)), []).append(name)
+        slots: list[bool] = []
+        for entry in entries:
+            slots.append(name in entry.leaves)
+            if name in entry.leaves:
+                values.append(tensors[entry.leaves[name]])
+        is_flat = _is_flat(leaf, values)
+        traits: list[Any] = []
+        for tensor in values:
+            shape = tensor.ndim > 0 if is_flat else tensor.shape
+            traits.append((tensor.dtype, tensor.device, shape))
+        key = *map(id, leaf.program), *slots, *traits
+        groups.setdefault(key, []).append(name)
     return groups.values()
-
-
-def _traits(leaf: Leaf, values: list[Tensor]) -> tuple[Any, ...]:
-    """Return the properties of a leaf's tensors in which all leaves with one program must agree."""
-    is_flat = _is_flat(leaf, values)
-    traits: list[Any] = []
-    for tensor in values:
-        shape = tensor.ndim > 0 if is_flat else tensor.shape
-        traits.append((tensor.dtype, tensor.device, shape))
-    return tuple(traits)
 
 
 def _is_flat(leaf: Leaf, values: list[Tensor]) -> bool:
@@ -567,65 +520,61 @@ def _stand_ins(
     return stand_ins
 
 
+@dataclass(frozen=True)
 class _OneLeaf:
     """The update of a tree with one leaf, as a function of flat arguments.
 
     The arguments are hyperparameters, shared values, extras and totals of earlier phases, then the leaf's tensors.
+
+    Attributes:
+        tx, numbers: The transformation and its numeric hyperparameters.
+        name: The name of the leaf.
+        has_param: Whether parameters are passed.
+        entries, slots: The entries of the state, and those with a tensor of the leaf.
+        extras: The extras of the call.
     """
 
-    def __init__(
-        self,
-        tx: Transformation,
-        numbers: Numbers,
-        name: str,
-        has_param: bool,
-        entries: list[Entry],
-        slots: list[Entry],
-        extras: _Extras,
-    ):
-        self._tx = tx
-        self.numbers = numbers
-        self._name = name
-        self.has_param = has_param
-        self._entries = entries
-        self._slots = slots
-        self._extras = extras
+    tx: Transformation
+    numbers: Numbers
+    name: str
+    has_param: bool
+    entries: list[Entry]
+    slots: list[Entry]
+    extras: _Extras
 
     def __call__(self, arguments: list[Tensor], known: Names) -> PhaseResult:
         remaining = iter(arguments)
-        tx = self.numbers.chain_of(self._tx, remaining)
+        tx = self.numbers.chain_of(self.tx, remaining)
         state: dict[str, Any] = {}
-        for entry in self._entries:
+        for entry in self.entries:
             _place(state, entry, next(remaining) if entry.shared is not None else {})
-        extras = {name: next(remaining) for name in self._extras.numbers}
+        extras = {name: next(remaining) for name in self.extras.numbers}
         totals = [{name: next(remaining) for name in names} for names in known]
-        update = {self._name: next(remaining)}
-        params = {self._name: next(remaining)} if self.has_param else None
-        for entry in self._slots:
-            _place(state, entry, {self._name: next(remaining)})
+        update = {self.name: next(remaining)}
+        params = {self.name: next(remaining)} if self.has_param else None
+        for entry in self.slots:
+            _place(state, entry, {self.name: next(remaining)})
         run = _RecordedRun(tx, params or update, _same, state)
         run.totals = totals
-        kinds = self._extras.check(tx, params)
+        kinds = self.extras.check(tx, params)
         leaves = leaves_of(run, update, params, extras, kinds)
         for leaf in leaves.values():
-            leaf.extras.update(self._extras.stand_ins())
+            leaf.extras.update(self.extras.stand_ins())
         try:
             execute(leaves.values(), _ignore)
         except AwaitedSumError as awaited:
-            return PhaseResult(
-                list(awaited.sums.values()), tuple(awaited.sums), awaited.operation
-            )
+            return awaited.result()
         if run.late_sums:
             raise UnrecordableError("a shared value is a sum over leaves")
         run.end()
-        return self._result(run, leaves[self._name].result(), run.rebuilt(leaves))
+        return self._result(run, leaves[self.name].result(), run.rebuilt(leaves))
 
     def _result(self, run: TreeRun, update: Any, state: Any) -> PhaseResult:
         """Return the new update, the new slots, then the shared values that this leaf's links have updated."""
         outputs = [update]
-        outputs.extend(_at(state, entry)[self._name] for entry in self._slots)
+        outputs.extend(_at(state, entry)[self.name] for entry in self.slots)
         names: list[Any] = list(range(len(outputs)))
-        for entry in self._entries:
+        for entry in self.entries:
             if entry.shared is None:
                 continue
             is_clock = entry.path == ()
@@ -676,113 +625,65 @@ class _Leaves:
         chunks: The range of leaves for each call.
     """
 
-    phases: list[ListPhase]
-    device: torch.device
-    chunks: list[slice]
-
-    def __init__(self, names: list[str], columns: list[list[int]], has_param: bool):
-        self.names = names
-        self.columns = columns
-        self._has_param = has_param
-        first_slot = 2 if has_param else 1
-        self.written = [columns[0], *columns[first_slot:]]
-
-    def select(self, positions: list[int]) -> _Leaves:
-        """Return the leaves at these positions."""
-        names = [self.names[i] for i in positions]
-        columns: list[list[int]] = []
-        for column in self.columns:
-            columns.append([column[i] for i in positions])
-        return _Leaves(names, columns, self._has_param)
-
-    def tensors_at(self, position: int, tensors: list[Tensor]) -> list[Tensor]:
-        """Return the tensors of one leaf."""
-        return [tensors[column[position]] for column in self.columns]
-
-    def set_phases(
-        self, phases: list[ListPhase], tensors: list[Tensor], on_host: bool
-    ) -> None:
+    def __init__(
+        self,
+        rows: dict[str, list[int]],
+        has_param: bool,
+        phases: list[ListPhase],
+        tensors: list[Tensor],
+    ):
+        self.names = list(rows)
+        self.columns = list(map(list, zip(*rows.values(), strict=True)))
+        self.written = [self.columns[0], *self.columns[2 if has_param else 1 :]]
         self.phases = phases
         self.device = tensors[self.columns[0][0]].device
-        with _planning():
-            for each in phases:
-                each.function(self.device, on_host)
-        sizes: list[int] = []
-        for position in range(len(self.names)):
-            sizes.append(max(map(Tensor.numel, self.tensors_at(position, tensors))))
-        self.chunks = list(_chunks(sizes, entries_of_a_call(self.device)))
+        sizes = [max(tensors[i].numel() for i in row) for row in rows.values()]
+        self.chunks = list(chunks(sizes, entries_of_a_call(self.device)))
 
-
-@contextlib.contextmanager
-def _planning() -> Generator[None, None, None]:
-    """Raise `_UnsuitableError` for any error inside: a user's rule may raise any, and the eager run reports it."""
-    try:
-        yield
-    except Exception as error:
-        raise _UnsuitableError from error
+    def shared_results(self) -> dict[int, int]:
+        """Return the index of each shared value, by its position in the results, which follow those of leaves."""
+        names = self.phases[-1].names
+        return {i: names[i] for i in range(len(self.written), len(names))}
 
 
 def _bundles(
-    leaves: _Leaves,
+    rows: dict[str, list[int]],
     function: _OneLeaf,
     common_numbers: list[Tensor],
     tensors: list[Tensor],
 ) -> list[_Leaves]:
     """Split leaves that may have the same program into bundles of those that do."""
+
+    def record(arguments: list[Tensor]) -> list[ListPhase]:
+        return phases_of(function, common_numbers, arguments, ListPhase)
+
     on_host = all(number.device.type == "cpu" for number in common_numbers)
-    of_shape: dict[torch.Size, list[int]] = {}
-    for position, number in enumerate(leaves.columns[0]):
-        of_shape.setdefault(tensors[number].shape, []).append(position)
-
-    @functools.cache
-    def program(shape: torch.Size) -> list[ListPhase]:
-        of_leaf = leaves.tensors_at(of_shape[shape][0], tensors)
-        with _planning():
-            return phases_of(function, common_numbers, of_leaf, ListPhase)
-
-    if len(of_shape) == 1:
-        leaves.set_phases(program(*of_shape), tensors, on_host)
-        return [leaves]
-    recorded: list[list[ListPhase]] = []
-    for shape in representatives(of_shape):
-        recorded.append(program(shape))
-        of_leaf = leaves.tensors_at(of_shape[shape][0], tensors)
-        with _planning():
-            for probe in probes(of_leaf):
-                recorded.append(phases_of(function, common_numbers, probe, ListPhase))
-    if len({_text(phases) for phases in recorded}) == 1:
-        leaves.set_phases(recorded[0], tensors, on_host)
-        return [leaves]
-    bundles: list[_Leaves] = []
-    for shape, positions in of_shape.items():
-        bundle = leaves.select(positions)
-        bundle.set_phases(program(shape), tensors, on_host)
-        bundles.append(bundle)
-    return bundles
-
-
-def _text(phases: list[ListPhase]) -> tuple[str, ...]:
-    return tuple(each.text for each in phases)
-
-
-def _chunks(sizes: Sequence[int], limit: int) -> Iterator[slice]:
-    """Yield ranges of leaves with at most `limit` entries, but at least one leaf."""
-    start = 0
-    entries = 0
-    for i, size in enumerate(sizes):
-        if i > start and entries + size > limit:
-            yield slice(start, i)
-            start = i
-            entries = 0
-        entries += size
-    yield slice(start, len(sizes))
+    programs = ListPrograms(record, on_host, None, {})
+    examples: dict[torch.Size, list[Tensor]] = {}
+    for row in rows.values():
+        examples.setdefault(tensors[row[0]].shape, [tensors[i] for i in row])
+    common = programs.common(examples)
+    rows_of_program: dict[int, dict[str, list[int]]] = {}
+    program_of_id: dict[int, list[ListPhase]] = {}
+    for name, row in rows.items():
+        program = common or programs.of(examples[tensors[row[0]].shape])
+        if isinstance(program, str):
+            raise _UnsuitableError
+        program_of_id[id(program)] = program
+        rows_of_program.setdefault(id(program), {})[name] = row
+    has_param = function.has_param
+    return [
+        _Leaves(rows_of_program[i], has_param, program, tensors)
+        for i, program in program_of_id.items()
+    ]
 
 
 class _Call(ListBundle):
     """One call of a program with the caller's tensors."""
 
     def __init__(self, leaves: _Leaves, tensors: list[Tensor], results: list[Any]):
-        super().__init__(leaves.names[0], leaves.device, leaves.phases)
+        super().__init__(leaves.names[0], leaves.device)
+        self.set_phases(leaves.phases)
         self._leaves = leaves
         self._tensors = tensors
         self._results = results
@@ -802,24 +703,20 @@ class _Call(ListBundle):
         for chunk in self._leaves.chunks:
             yield self._leaves.names[chunk]
 
-    def end(self, compiled: ListPhase, results: list[list[Any]]) -> None:
+    def end(self, phase: ListPhase, results: list[list[Any]]) -> None:
         written = self._leaves.written
         for chunk, of_chunk in zip(self._leaves.chunks, results, strict=True):
             for column, dtype, values in zip(
-                written, compiled.dtypes, of_chunk, strict=False
+                written, phase.dtypes, of_chunk, strict=False
             ):
                 numbers = column[chunk]
                 if not differ_by_leaf(values):  # the same for all leaves
                     values = [self.as_tensor(values, dtype).clone() for _ in numbers]
                 for i, value in zip(numbers, values, strict=True):
                     self._results[i] = value
-        self._store_shared(compiled, results[0])
-
-    def _store_shared(self, compiled: ListPhase, values: list[Any]) -> None:
-        """Store the shared values, which follow the results of leaves and are the same in every call."""
-        for position in range(len(self._leaves.written), len(values)):
-            number = compiled.names[position]
+        # Shared values are the same in every call.
+        for position, number in self._leaves.shared_results().items():
             if self._results[number] is None:
                 self._results[number] = self.as_tensor(
-                    values[position], compiled.dtypes[position]
+                    results[0][position], phase.dtypes[position]
                 )

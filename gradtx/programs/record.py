@@ -18,6 +18,7 @@ from torch.fx.node import map_aggregate
 
 from gradtx.base import torch_names as _torch
 from gradtx.base.messages import INNER_PACKAGES
+from gradtx.execution.context import UnknownInProgramError
 from gradtx.execution.phases import PhaseResult
 
 aten = torch.ops.aten
@@ -36,6 +37,8 @@ class ImpureError(UnrecordableError):
 
 def reason_of(error: Exception) -> str:
     """Return why a rule cannot be recorded, with the line of the rule if a user has written it."""
+    if isinstance(error, UnknownInProgramError):
+        return str(error)
     reason = str(error)
     if not isinstance(error, UnrecordableError):
         reason = f"{type(error).__name__}: {error}"
@@ -110,6 +113,14 @@ class Recording:
             lines.append(f"{node.name} {node.target} {node.args} {node.kwargs} {kind}")
         lines.append(str(self.outputs))
         return "\n".join(lines)
+
+    def copy(self) -> Recording:
+        """Return a copy with other nodes, whose values are the same stand-ins."""
+        graph = Graph()
+        copies: dict[Node, Node] = {}
+        graph.graph_copy(self.graph, copies)
+        lists = (self.numbers, self.leaves, self.outputs, self.owned)
+        return Recording(graph, *([copies[node] for node in nodes] for nodes in lists))
 
 
 # Operations of inference tensors would be recorded before torch decomposes them.

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, Node
 
-from gradtx.execution.runs import LateTerm
+from gradtx.execution.phases import Phase
 from gradtx.programs.contract import following, is_view
 
 aten = torch.ops.aten
@@ -47,10 +47,10 @@ SCALARS = (bool, int, float, complex)
 POSITIONS: dict[Any, int] = {aten.full.default: 1, aten.scalar_tensor.default: 0}
 
 
-def terms_of(names: Sequence[Any], outputs: Sequence[Node], waits: bool) -> list[Node]:
-    """Return the outputs of a phase that are terms of sums: all if an operation waits for them, otherwise late ones."""
-    pairs = zip(names, outputs, strict=True)
-    return [output for name, output in pairs if waits or isinstance(name, LateTerm)]
+def terms_of(phase: Phase, outputs: Sequence[Node]) -> list[Node]:
+    """Return the outputs of a phase that are terms of sums over leaves."""
+    pairs = zip(phase.names, outputs, strict=True)
+    return [output for name, output in pairs if phase.is_term(name)]
 
 
 def parts_add_up(

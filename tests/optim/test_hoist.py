@@ -11,7 +11,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 import gradtx
 from gradtx.base import torch_names as _torch
 from gradtx.optim.engine import torch_names
-from gradtx.optim.engine.hoist import REPLACED, hoist, is_number, multiply, narrow
+from gradtx.optim.engine.hoist import REPLACED, hoist, is_number, module_of, multiply, narrow
 from gradtx.optim.engine.numbers import StepNumbers
 
 
@@ -42,7 +42,7 @@ def test_numbers_are_computed_outside_and_each_once():
     assert len(added) == 2
     assert not computed(module)
     assert len(computed(numbers)) == 3  # a product, its expm1, and a logarithm
-    found = module(*arguments[:2], *numbers.module(module)(*arguments[:2]), *arguments[2:])
+    found = module(*arguments[:2], *module_of(numbers, module)(*arguments[:2]), *arguments[2:])
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
@@ -57,7 +57,7 @@ def test_sums_over_entries_constants_and_writes_stay():
     numbers, added = hoist(module, [a, slot], x)
     assert len(added) == 1
     own = arguments[2].clone()
-    module(arguments[0], *numbers.module(module)(arguments[0], own), arguments[1], own)
+    module(arguments[0], *module_of(numbers, module)(arguments[0], own), arguments[1], own)
     assert own == 1.5
 
 
@@ -89,7 +89,7 @@ def test_numbers_that_loops_in_single_precision_read_are_rounded_outside():
     comparison = torch.ops.aten.gt.Tensor  # still in double precision
     assert [user.target for user in a.users] == [comparison]
     assert [user.target for user in b.users] == [torch.ops.aten.mul.Tensor]
-    found = module(*arguments[:2], *numbers.module(module)(*arguments[:2]), *arguments[2:])
+    found = module(*arguments[:2], *module_of(numbers, module)(*arguments[:2]), *arguments[2:])
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
@@ -152,7 +152,7 @@ def test_numbers_of_a_step_that_simplify_to_arguments_stay_in_their_places(on_ho
     module, (a, b, c, x) = traced(function, *arguments)
     narrow(module)
     numbers, _ = hoist(module, [a, b, c], x)
-    kept = [copy for node, copy in zip((a, b, c), numbers.arguments, strict=True) if node.users]
+    kept = [copy for node, copy in zip((a, b, c), numbers.numbers, strict=True) if node.users]
     given = StepNumbers(numbers, kept, module).compute([0.25, -2.0, 3.0], torch.device("cpu"), on_host)
     for node in (a, b, c):
         if not node.users:
@@ -170,7 +170,7 @@ def test_numbers_of_a_step_are_the_same_computed_in_python_and_on_a_device(on_ho
     expected = function(*arguments)
     module, (a, n, b, x) = traced(function, *arguments)
     numbers, added = hoist(module, [a, n, b], x)
-    kept = [copy for node, copy in zip((a, n, b), numbers.arguments, strict=True) if node.users]
+    kept = [copy for node, copy in zip((a, n, b), numbers.numbers, strict=True) if node.users]
     given = StepNumbers(numbers, kept, module).compute([0.3, 7, torch.tensor(-2.0)], torch.device("cpu"), on_host)
     assert [node.users for node in (a, n)] == [{}, {}]
     assert len(given) == len(kept) + len(added) == 3
@@ -184,7 +184,7 @@ def test_numbers_of_a_step_are_the_same_computed_in_python_and_on_a_device(on_ho
 def test_only_numbers_with_other_values_than_in_the_previous_step_are_created():
     module, (a, b, x) = traced(lambda a, b, x: x * (1 - a) + b, number(0.25), number(-2.0), torch.randn(4))
     numbers, _ = hoist(module, [a, b], x)
-    kept = [copy for node, copy in zip((a, b), numbers.arguments, strict=True) if node.users]
+    kept = [copy for node, copy in zip((a, b), numbers.numbers, strict=True) if node.users]
     compute = functools.partial(StepNumbers(numbers, kept, module).compute, device=torch.device("cpu"), on_host=True)
     runs = [compute([0.25, 3.0]), compute([0.25, 4.0]), compute([0.25, 0.0]), compute([0.25, -0.0])]
     assert [[value.item() for value in run] for run in runs] == [[3, 0.75], [4, 0.75], [0, 0.75], [-0.0, 0.75]]

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -11,10 +10,8 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from gradtx.base.dtensor import local
-from gradtx.execution.execute import Operation
 from gradtx.execution.runs import LateTerm
 from gradtx.optim._member import Member
-from gradtx.optim._run import OptimizerRun
 from gradtx.optim._step_input import Trees
 from gradtx.optim.engine.alias import (
     PLAIN,
@@ -28,32 +25,14 @@ from gradtx.optim.engine.alias import (
 from gradtx.optim.engine.signature import Signature
 from gradtx.optim.engine.trace import BundleProgram, TracedPhase
 from gradtx.optim.engine.windows import windows
+from gradtx.programs.bundle import ProgramBundle
 
 # Maps the phase and the identities of the scalars to these scalars and the leading arguments of the phase computed from
-# them; see `Bundle.call`.
+# them; see `Bundle.process`.
 Prepared = dict[Any, tuple[list[Any], list[Tensor]]]
 
 
-@dataclass
-class BundleStep:
-    """The arguments of a bundle in the current step.
-
-    Attributes:
-        run: The run that receives new shared values.
-        numbers: The scalars that all leaves share, with the totals known so far.
-        on_host: Whether the host may read the scalars.
-        of_leaves: The arguments of the leaves.
-        prepared: The values that bundles of the same group and count compute once.
-    """
-
-    run: OptimizerRun
-    numbers: list[Any]
-    on_host: bool
-    of_leaves: list[Tensor]
-    prepared: Prepared
-
-
-class Bundle:
+class Bundle(ProgramBundle):
     """Leaves of one group and count that one program processes; the bundle stands in for them in `execute`.
 
     The program processes `signature.width` leaves at a time, or a window of the only leaf.
@@ -67,10 +46,6 @@ class Bundle:
         window: The number of rows of the bundle's only leaf that the program processes at a time; None for all.
     """
 
-    update = True  # `execute` runs all operations only on leaves with an update
-    at = -1
-    _present: BundleStep | None = None
-
     def __init__(
         self,
         members: list[Member],
@@ -80,11 +55,9 @@ class Bundle:
         row: int | None = None,
         window: int | None = None,
     ):
+        super().__init__(name, local(members[0].param).device)
         self.members = members
         self.signature = signature
-        self.name = name
-        self.device = local(members[0].param).device
-        self.program: list[Any] = []
         self._phases: list[TracedPhase] = []
         self._entries = sum(entries_of(member.param) for member in members)
         self._flat = flat
@@ -104,6 +77,10 @@ class Bundle:
         self._was_planned_for_usual = False
         # Whether gradients may have any shape, since the program reads their memory only.
         self._takes_any_shape = False
+        # The arguments of the leaves in the current step.
+        self._of_leaves: list[Tensor] = []
+        # The values that bundles of the same group and count compute once per step.
+        self._prepared: Prepared = {}
 
     @torch.inference_mode(False)  # later steps write into padding as well
     @torch.no_grad()
@@ -222,80 +199,56 @@ class Bundle:
     def compile_for(self, program: BundleProgram) -> None:
         """Use this program from now on."""
         self._phases = program.phases
-        self.program = [PhaseOperation(each) for each in self._phases]
+        self.set_phases(self._phases)
         self._takes_any_shape = self._window is None and all(
             each.reads_only_memory for each in self._phases
         )
 
     # During a step.
 
-    def begin(
-        self,
-        run: OptimizerRun,
-        numbers: list[Any],
-        on_host: bool,
-        trees: Trees,
-        prepared: Prepared,
-        are_as_planned: bool,
-    ) -> None:
-        """Receive the arguments of the current step."""
-        self.at = -1
-        arguments = self.whole_arguments(trees, are_as_planned)
-        self._present = BundleStep(run, numbers, on_host, arguments, prepared)
+    def read_from(self, trees: Trees, prepared: Prepared, are_as_planned: bool) -> None:
+        """Receive the gradients and the per-leaf extras of the current step."""
+        self._of_leaves = self.whole_arguments(trees, are_as_planned)
+        self._prepared = prepared
 
-    def call(self, compiled: TracedPhase) -> list[dict[Any, Tensor]]:
-        """Run a phase; return the sums or new shared values of each call by name."""
-        step = self._in_step()
+    def process(self, phase: TracedPhase) -> Any:
         # Bundles of a group and count share these scalars.
-        key = (id(compiled), *map(id, step.numbers))
-        if key not in step.prepared:
-            step.prepared[key] = (
-                step.numbers,
-                compiled.prepare(step.numbers, self.device, step.on_host),
+        key = (id(phase), *map(id, self._numbers))
+        if key not in self._prepared:
+            self._prepared[key] = (
+                self._numbers,
+                phase.prepare(self._numbers, self.device, self._on_host),
             )
-        _, prepared = step.prepared[key]
+        _, prepared = self._prepared[key]
         results: list[dict[Any, Tensor]] = []
-        for arguments in self._calls(step.of_leaves):
-            of_call = compiled.call(prepared, arguments)
-            results.append(dict(zip(compiled.names, of_call, strict=True)))
-        return results
+        for arguments in self._calls(self._of_leaves):
+            of_call = phase.call(prepared, arguments)
+            results.append(dict(zip(phase.names, of_call, strict=True)))
+        if phase.operation is None:
+            return self._end(results)
+        if len(results) == 1:
+            return results[0]
+        waiting: list[Any] = [(self, sums) for sums in results]
+        return phase.operation.combine(waiting)
 
-    def add_totals(self, totals: list[Tensor]) -> None:
-        """Add the totals of a sum to the arguments."""
-        step = self._in_step()
-        step.numbers = [*step.numbers, *totals]
-
-    def end(self, results: list[dict[Any, Tensor]]) -> None:
+    def _end(self, results: list[dict[Any, Tensor]]) -> None:
         """Hand over the new shared values and release the step's tensors."""
-        first = 0
+        first = 0  # the index of the first leaf of a call
         for of_call in results:
-            self._hand_over(of_call, first)
+            for name, value in of_call.items():
+                if not isinstance(name, LateTerm):
+                    self.share(name, value)
+                    continue
+                leaf = first + int(name.leaf)
+                if leaf < len(self.members):  # the others are padding
+                    self.run.add_late(name, self.members[leaf].name, value)
             if self._window is None:
                 first += self.signature.width
         # Kernels write memory without counting versions, so autograd would accept graphs that saved the old weights.
         increment_version(self._params)
-        self._present = None
-
-    def _hand_over(self, shared: Mapping[Any, Tensor], first: int) -> None:
-        """Hand over the new shared values of a call; `first` is the index of its first leaf."""
-        run = self._in_step().run
-        for place, value in shared.items():
-            if not isinstance(place, LateTerm):
-                path, name = place
-                run.new_shared.setdefault(path, {}).setdefault(name, value)
-                continue
-            leaf = first + int(place.leaf)
-            if leaf < len(self.members):  # the others are padding
-                run.add_late(place, self.members[leaf].name, value)
-
-    @property
-    def run(self) -> OptimizerRun:
-        """The run of the current step; leaves have the same attribute."""
-        return self._in_step().run
-
-    def _in_step(self) -> BundleStep:
-        assert self._present is not None
-        return self._present
+        self._of_leaves = []
+        self._prepared = {}
+        self.release_tensors()
 
 
 def _is_usual_gradient(gradient: Any) -> bool:
@@ -312,31 +265,3 @@ def _is_usual_gradient(gradient: Any) -> bool:
 def _is_usual(tensor: Tensor) -> bool:
     """Whether the flat alias of a tensor is a view."""
     return type(tensor) in PLAIN and tensor.is_contiguous() and not tensor.is_complex()
-
-
-class PhaseOperation(Operation):
-    """One pass of a bundle as an operation, which ends at a sum over leaves or at the end of the step."""
-
-    def __init__(self, compiled: TracedPhase):
-        self._compiled = compiled
-        self._awaited = compiled.operation
-        self.path = () if self._awaited is None else self._awaited.path
-
-    def start(self, leaf: Any) -> Any:
-        bundle: Bundle = leaf
-        results = bundle.call(self._compiled)
-        if self._awaited is None:
-            return bundle.end(results)
-        return (
-            results[0]
-            if len(results) == 1
-            else self.combine([(bundle, sums) for sums in results])
-        )
-
-    def combine(self, waiting: list[tuple[Any, Any]]) -> Any:
-        assert self._awaited is not None
-        return self._awaited.combine(waiting)
-
-    def resume(self, leaf: Any, total: dict[str, Tensor]) -> None:
-        bundle: Bundle = leaf
-        bundle.add_totals([total[name] for name in self._compiled.names])

@@ -137,13 +137,9 @@ class CompiledEngine(Engine):
     def _begin_bundle(
         self, bundle: Any, numbers: list[Any], step_input: StepInput
     ) -> None:
-        bundle.begin(
-            step_input.run,
-            numbers,
-            step_input.on_host,
-            step_input.trees,
-            self._prepared,
-            self._gradients_are_as_planned,
+        bundle.begin(step_input.run, numbers, step_input.on_host)
+        bundle.read_from(
+            step_input.trees, self._prepared, self._gradients_are_as_planned
         )
 
     def _flag(self, device: torch.device, real: bool) -> Tensor:
@@ -369,10 +365,9 @@ def _traced(order: Order) -> BundleProgram | str:
         program = BundleProgram(order.function, order.common, first, order.flat)
         if not program.fits(last):  # a rule reads the length
             program = BundleProgram(order.function, order.common, last, order.flat)
-    except UnknownInProgramError as error:
-        return str(error)
     except Exception as error:
-        if isinstance(error, ImpureError) or line_of_rule(error):
+        is_known = isinstance(error, ImpureError | UnknownInProgramError)
+        if is_known or line_of_rule(error):
             return reason_of(error)
         raise CompilationError(order.name) from error
     return program

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,6 +10,8 @@ from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 
 from gradtx.base import torch_names as _torch
+from gradtx.programs.contract import computes, merge_equal
+from gradtx.programs.record import Recording
 
 # Minimax approximation of atan(t) / t by a polynomial in t^2 for t in [0, 1]: relative error 2e-8, rounding adds 1e-7.
 ATAN = (
@@ -151,37 +152,17 @@ def _computes_in_single(node: Node) -> bool:
     return isinstance(value, Tensor) and value.ndim > 0 and value.dtype == torch.float32
 
 
-@dataclass
-class Numbers:
-    """A graph of scalar computations extracted from another graph.
-
-    Attributes:
-        graph: The graph, which has no output node.
-        arguments: The nodes of its arguments.
-        results: The nodes of its results, in the order of the graph.
-    """
-
-    graph: Graph
-    arguments: list[Node]
-    results: list[Node]
-
-    def module(self, owner: GraphModule) -> GraphModule:
-        """Return the graph as a function of its arguments; `owner` contains the constants."""
-        self.graph.output(tuple(self.results))
-        return GraphModule(owner, self.graph)
-
-
 def hoist(
     module: GraphModule, sources: list[Node], before: Node
-) -> tuple[Numbers, list[Node]]:
+) -> tuple[Recording, list[Node]]:
     """Extract from a graph all scalars that can be computed from the arguments `sources`.
 
     Returns:
-        The extracted scalars that the rest of the graph needs, and the arguments, inserted before the argument
-        `before`, that receive their values.
+        The computation of the extracted scalars that the rest of the graph needs, and the arguments, inserted before
+        the argument `before`, that receive their values.
     """
     graph = module.graph
-    _merge_equal_numbers(graph, sources)
+    merge_equal(graph, _computes_number)
     computable = _numbers_from(graph, sources)
     needed: list[Node] = []
     for node, follows in computable.items():
@@ -191,7 +172,7 @@ def hoist(
             and not computable.keys() >= node.users.keys()
         ):
             needed.append(node)
-    numbers = _graph_of(graph, computable, sources, needed)
+    numbers = _recording_of(graph, computable, sources, needed)
     arguments: list[Node] = []
     for node in needed:
         with graph.inserting_before(before):
@@ -206,27 +187,7 @@ def hoist(
 
 def _computes_number(node: Node) -> bool:
     """Whether a node computes a scalar or is a constant scalar, and writes nothing."""
-    inner = node.op == "get_attr" or (
-        node.op == "call_function" and not _torch.writes(node.target)
-    )
-    return inner and is_number(node)
-
-
-def _merge_equal_numbers(graph: Graph, sources: list[Node]) -> None:
-    """Merge the equal scalar computations of the leaves of a bundle."""
-    computable = set(sources)
-    first: dict[str, Node] = {}
-    for node in graph.nodes:
-        if not _computes_number(node) or not computable.issuperset(
-            node.all_input_nodes
-        ):
-            continue
-        equal = first.setdefault(f"{node.target} {node.args} {node.kwargs}", node)
-        if equal is node:
-            computable.add(node)
-        else:
-            node.replace_all_uses_with(equal)
-            graph.erase_node(node)
+    return is_number(node) and (node.op == "get_attr" or computes(node))
 
 
 def _numbers_from(graph: Graph, sources: list[Node]) -> dict[Node, bool]:
@@ -245,13 +206,13 @@ def _numbers_from(graph: Graph, sources: list[Node]) -> dict[Node, bool]:
     return depends
 
 
-def _graph_of(
+def _recording_of(
     graph: Graph,
     computable: dict[Node, bool],
     sources: list[Node],
     needed: list[Node],
-) -> Numbers:
-    """Return a graph that computes the nodes `needed` from `sources`."""
+) -> Recording:
+    """Return the operations that compute the nodes `needed` from `sources`."""
     numbers = Graph()
     copies: dict[Node, Node] = {}
     for source in sources:
@@ -260,8 +221,12 @@ def _graph_of(
     for node in graph.nodes:
         if node in computable and node not in copies:
             copies[node] = numbers.node_copy(node, copies.__getitem__)
-    return Numbers(
-        numbers,
-        [copies[source] for source in sources],
-        [copies[node] for node in needed],
-    )
+    arguments = [copies[source] for source in sources]
+    results = [copies[node] for node in needed]
+    return Recording(numbers, arguments, [], results, [])
+
+
+def module_of(recording: Recording, owner: GraphModule) -> GraphModule:
+    """Return a recording of scalars as a function of its arguments; `owner` contains the constants."""
+    recording.graph.output(tuple(recording.outputs))
+    return GraphModule(owner, recording.graph)

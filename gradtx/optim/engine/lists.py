@@ -12,10 +12,8 @@ from torch import Tensor
 from gradtx.base.dtensor import is_sharded, local
 from gradtx.base.torch_names import copy_each_
 from gradtx.distributed.owners import has_regions
-from gradtx.execution.context import UnknownInProgramError
 from gradtx.execution.execute import Leaf, LeafTerms, Operation
 from gradtx.execution.phases import have_sums, phases_of
-from gradtx.execution.runs import LateTerm
 from gradtx.optim._groups import GroupView
 from gradtx.optim._member import Member
 from gradtx.optim._step_input import StepInput, Trees
@@ -47,14 +45,13 @@ from gradtx.optim.engine.windows import can_be_split, cut, is_positional, part_o
 from gradtx.programs.bundle import (
     ListBundle,
     ListPhase,
-    differ_by_leaf,
+    chunks,
     entries_of_a_call,
     phases_of_shards,
 )
 from gradtx.programs.cache import SharedPrograms
 from gradtx.programs.equal import may_be_number, slots_from_numbers
-from gradtx.programs.probes import probes, representatives
-from gradtx.programs.record import reason_of
+from gradtx.programs.planner import ListPrograms
 
 
 class MemberBundle(ListBundle):
@@ -74,14 +71,13 @@ class MemberBundle(ListBundle):
         phases: list[ListPhase],
         splits: bool,
     ):
-        device = local(members[0].param).device
-        super().__init__(members[0].name, device, phases)
+        super().__init__(members[0].name, local(members[0].param).device)
+        self.set_phases(phases)
         self.members = members
         self.signature = signature
         self._results: list[dict[str, Any]] = []  # the owners' results, by leaf name
         self._leaves: dict[str, Leaf] = {}
-        chunks = _chunks_of(members, splits, signature)
-        self._chunks = [Chunk(pieces, signature) for pieces in chunks]
+        self._chunks = _chunks_of(members, splits, signature)
         self._trees: Trees = {}
         self._consumes = False
         self._equal = {
@@ -115,19 +111,24 @@ class MemberBundle(ListBundle):
             if self._consumes and in_last_phase:
                 chunk.free_gradients()
 
-    def payloads(self, compiled: ListPhase, results: list[list[Any]]) -> LeafTerms:
+    def terms(self, phase: ListPhase, results: list[list[Any]]) -> LeafTerms:
+        if not phase.is_for_owners:
+            return super().terms(phase, results)
         terms = LeafTerms()
         for chunk, columns in zip(self._chunks, results, strict=True):
             for name, *tensors in zip(chunk.names, *columns, strict=True):
-                terms.append(
-                    (
-                        self._leaves[name],
-                        dict(zip(compiled.names, tensors, strict=True)),
-                    )
-                )
+                payload = dict(zip(phase.names, tensors, strict=True))
+                terms.append((self._leaves[name], payload))
         return terms
 
-    def add_results(self, results: dict[str, Any]) -> None:
+    def receive(self, phase: Any, total: dict[str, Any]) -> None:
+        if phase.is_for_owners:
+            self._add_results(total)
+        else:
+            super().receive(phase, total)
+
+    def _add_results(self, results: dict[str, Any]) -> None:
+        """Add the local shards of the owners' results as another argument of each leaf."""
         self._results.append({name: results[name] for name in self._leaves})
         for leaf, member in zip(self._leaves.values(), self.members, strict=True):
             for path, slots in leaf.new.items():  # only on the owner of the leaf
@@ -139,38 +140,23 @@ class MemberBundle(ListBundle):
         for chunk in self._chunks:
             yield chunk.names
 
-    def end(self, compiled: ListPhase, results: list[list[Any]]) -> None:
-        """Hand over the new shared values."""
-        for i, (place, dtype) in enumerate(
-            zip(compiled.names, compiled.dtypes, strict=True)
+    def end(self, phase: ListPhase, results: list[list[Any]]) -> None:
+        """Hand over the new shared values and the terms of late sums."""
+        for name, dtype, value in zip(
+            phase.names, phase.dtypes, results[0], strict=True
         ):
-            if isinstance(place, LateTerm):
-                self._add_late(place, dtype, [of_call[i] for of_call in results])
-                continue
-            if isinstance(place, EqualSlot):
-                slots = self._equal[place.key]
-                copy_each_(slots, [self.as_tensor(results[0][i], dtype)] * len(slots))
-                continue
-            path, name = place
-            self.run.new_shared.setdefault(path, {}).setdefault(
-                name, self.as_tensor(results[0][i], dtype)
-            )
+            if isinstance(name, EqualSlot):
+                slots = self._equal[name.key]
+                copy_each_(slots, [self.as_tensor(value, dtype)] * len(slots))
+            elif not phase.is_term(name):
+                self.share(name, self.as_tensor(value, dtype))
+        for leaf, terms in self.terms(phase, results):
+            for place, term in terms.items():
+                self.run.add_late(place, leaf.name, term)
         self._trees = {}
         self._results = []
         self._leaves = {}
         self.release_tensors()
-
-    def _add_late(
-        self, place: LateTerm, dtype: torch.dtype, results: list[Any]
-    ) -> None:
-        """Hand over the terms of a sum, as one list per call; terms that all parts of a leaf share, only once."""
-        added: set[str] = set()
-        for names, of_call in zip(self.leaf_names(), results, strict=True):
-            terms = self.by_leaf(of_call, dtype, len(names))
-            for name, term in zip(names, terms, strict=True):
-                if differ_by_leaf(of_call) or name not in added:
-                    self.run.add_late(place, name, term)
-            added.update(names)
 
 
 # Chunks.
@@ -262,29 +248,26 @@ def _is_plain(tensor: Any) -> bool:
 
 def _chunks_of(
     members: list[Member], splits: bool, signature: Signature
-) -> list[list[Piece]]:
+) -> list[Chunk]:
     """Divide leaves into lists of bounded size: of the leaves, and of their largest slots."""
     limit = entries_of_a_call(local(members[0].param).device)
-    chunks: list[list[Piece]] = []
-    room = 0
+    pieces: list[Piece] = []
+    sizes: list[int] = []
     for member in members:
         size = entries_of(member.param)
         part = part_of(member, signature.placed) if splits else None
-        if part is not None:
-            chunks.extend(
-                [(member, slice(start, min(start + part, size)))]
-                for start in range(0, size, part)
-            )
-            room = 0
+        if part is None:
+            pieces.append((member, None))
+            sizes.append(max(size, *_sizes_of_slots(member, signature)))
             continue
-        for key in signature.slots_by_leaf:
-            size = max(size, entries_of(member.state[key]))
-        if size > room or not chunks:
-            chunks.append([])
-            room = limit
-        chunks[-1].append((member, None))
-        room -= size
-    return chunks
+        for start in range(0, size, part):
+            pieces.append((member, slice(start, min(start + part, size))))
+            sizes.append(limit + 1)  # a chunk of its own
+    return [Chunk(pieces[chunk], signature) for chunk in chunks(sizes, limit)]
+
+
+def _sizes_of_slots(member: Member, signature: Signature) -> list[int]:
+    return [0, *(entries_of(member.state[key]) for key in signature.slots_by_leaf)]
 
 
 _SHARED = SharedPrograms()
@@ -453,29 +436,43 @@ class ListEngine(Engine):
         """Return bundles of leaves of one kind, each with its program."""
         if not pairs:
             return []
-        member, _ = pairs[0]
-        structure = step_input.structures[member.group]
-        key = (structure, kind, *signature.key())
-        view = step_input.views[member.group]
+        first, _ = pairs[0]
+        view = step_input.views[first.group]
+        structure = step_input.structures[first.group]
         function = BundleFunction(signature, view.chain_of(structure))
+        of_function = phases_of_shards if signature.has_owners else _phases
+
+        def record(tensors: list[Tensor]) -> list[ListPhase]:
+            return of_function(function, stand_ins(signature), tensors)
+
+        key = (structure, kind, *signature.key())
+        known = self._programs_of(view)
+        programs = ListPrograms(record, step_input.on_host, key, known)
+
+        def arguments(member: Member, leaf: Leaf) -> list[Tensor]:
+            return _arguments(member, signature, step_input, leaf, splits)
+
+        common = None
+        may_have_any_shape = kind.flat and not signature.layout.codes
+        if may_have_any_shape:
+            pair_of_shape = {leaf.shape: (member, leaf) for member, leaf in pairs}
+            examples = {s: arguments(*pair) for s, pair in pair_of_shape.items()}
+            common = programs.common(examples)
         members_of_program: dict[int, tuple[list[ListPhase], list[Member]]] = {}
-        self._programs_of(view)
-        common = (
-            self._common_program(key, function, pairs, step_input, splits)
-            if kind.flat and not signature.layout.codes
-            else None
-        )
         for member, leaf in pairs:
-            program = common or self._program(
-                key, function, member, leaf, step_input, splits
-            )
-            if program is not None and self._reads_shard(
-                key, function, member, leaf, step_input, kind.flat
-            ):
-                program = self._refuse(leaf, READS_SHAPE)
-            if program is not None:
-                _, members = members_of_program.setdefault(id(program), (program, []))
-                members.append(member)
+            program = common or programs.of(arguments(member, leaf))
+            if is_sharded(member.param) and not isinstance(program, str):
+                if not signature.has_owners and have_sums(program):
+                    program = SUM_OVER_SHARDS
+                elif may_have_any_shape and programs.depends_on_shape(
+                    arguments(member, leaf)
+                ):
+                    program = READS_SHAPE
+            if isinstance(program, str):
+                self._refuse(leaf, program)
+                continue
+            _, members = members_of_program.setdefault(id(program), (program, []))
+            members.append(member)
         return [
             MemberBundle(members, signature, program, splits)
             for program, members in members_of_program.values()
@@ -486,114 +483,10 @@ class ListEngine(Engine):
             self._programs = shared_programs(_SHARED, view.tx)
         return self._programs
 
-    def _common_program(
-        self,
-        key: Any,
-        function: BundleFunction,
-        pairs: Pairs,
-        step_input: StepInput,
-        splits: bool,
-    ) -> list[ListPhase] | None:
-        """Return the program of these elementwise leaves, if it is the same for all shapes."""
-        pair_of_shape = {leaf.shape: (member, leaf) for member, leaf in pairs}
-        if len(pair_of_shape) == 1:
-            return self._program(key, function, *pairs[0], step_input, splits)
-        programs: list[Any] = []
-        for shape in representatives(pair_of_shape):
-            member, leaf = pair_of_shape[shape]
-            tensors = _arguments(member, function.signature, step_input, leaf, splits)
-            programs.append(
-                self._program(key, function, member, leaf, step_input, splits)
-            )
-            for probe in probes(tensors):
-                programs.append(self._program_for(key, function, probe, step_input))
-        first = programs[0]
-        return first if all(program is first for program in programs) else None
-
-    def _reads_shard(
-        self,
-        key: Any,
-        function: BundleFunction,
-        member: Member,
-        leaf: Leaf,
-        step_input: StepInput,
-        flat: bool,
-    ) -> bool:
-        """Whether an elementwise rule would read the shape of a shard instead of that of the whole leaf."""
-        signature = function.signature
-        if not flat or signature.layout.codes or not is_sharded(member.param):
-            return False
-        tensors = arguments_of(member, signature, step_input, leaf)
-        programs: list[Any] = []
-        for example in (tensors, *probes(tensors)):
-            programs.append(self._program_for(key, function, example, step_input))
-        return any(program is not programs[0] for program in programs)
-
-    def _program(
-        self,
-        key: Any,
-        function: BundleFunction,
-        member: Member,
-        leaf: Leaf,
-        step_input: StepInput,
-        splits: bool,
-    ) -> list[ListPhase] | None:
-        """Return the program of a leaf or of its parts; None if its operations cannot be recorded."""
-        tensors = _arguments(member, function.signature, step_input, leaf, splits)
-        program = self._program_for(key, function, tensors, step_input)
-        if isinstance(program, str):
-            return self._refuse(leaf, program)
-        if (
-            is_sharded(member.param)
-            and not function.signature.has_owners
-            and have_sums(program)
-        ):
-            return self._refuse(leaf, SUM_OVER_SHARDS)
-        return program
-
-    def _program_for(
-        self,
-        key: Any,
-        function: BundleFunction,
-        tensors: list[Tensor],
-        step_input: StepInput,
-    ) -> list[ListPhase] | str:
-        """Return the program for arguments of these shapes, or the reason why it cannot be recorded."""
-        assert self._programs is not None
-        of_shapes = (key, tuple(tensor.shape for tensor in tensors))
-        if of_shapes not in self._programs:
-            self._programs[of_shapes] = self._new_program(
-                key, function, tensors, step_input.on_host
-            )
-        return self._programs[of_shapes]
-
-    def _new_program(
-        self, key: Any, function: BundleFunction, tensors: list[Tensor], on_host: bool
-    ) -> list[ListPhase] | str:
-        """Record a program, or return an equal one that exists; return the reason if it cannot be recorded."""
-        assert self._programs is not None
-        try:
-            program = _phases(function, stand_ins(function.signature), tensors)
-        except UnknownInProgramError as error:
-            return str(error)
-        except Exception as error:
-            # A user's rule may raise any exception; eager execution shows it.
-            return reason_of(error)
-        text = tuple(each.text for each in program)
-        known = self._programs.get((key, text))
-        if known is not None:
-            return known
-        for each in program:  # now, because errors of planning are handled
-            each.function(tensors[0].device, on_host)
-        self._programs[key, text] = program
-        return program
-
 
 def _phases(
     function: BundleFunction, common: list[Tensor], leaves: list[Tensor]
 ) -> list[ListPhase]:
-    if function.signature.has_owners:
-        return phases_of_shards(function, common, leaves)
     return phases_of(function, common, leaves, ListPhase)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -9,7 +10,6 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 
-from gradtx.optim.engine.hoist import Numbers
 from gradtx.programs.bundle import numbers_for
 from gradtx.programs.code import ListFunction, list_function
 from gradtx.programs.record import Recording, add_constant
@@ -35,20 +35,20 @@ class StepNumbers:
     """Compute the scalar arguments of a kernel: in Python, or on the device if the host would have to synchronize.
 
     Args:
-        numbers: The graph that computes them from the scalars of a step.
+        of_step: The operations that compute them from the scalars of a step.
         kept: The nodes of the scalars of a step that the kernel also receives unchanged.
         owner: The module that contains the constants.
     """
 
-    def __init__(self, numbers: Numbers, kept: list[Node], owner: GraphModule):
-        self._graph = numbers.graph
-        self._arguments = numbers.arguments
-        self._results = [*kept, *numbers.results]
-        self._argument_dtypes = _dtypes_of(self._arguments)
-        self._dtypes = _dtypes_of(self._results)
+    def __init__(self, of_step: Recording, kept: list[Node], owner: GraphModule):
+        results = [*kept, *of_step.outputs]
+        recording = dataclasses.replace(of_step, outputs=results)
+        self._recording = recording
+        self._argument_dtypes = _dtypes_of(recording.numbers)
+        self._dtypes = _dtypes_of(recording.outputs)
         self._functions: dict[tuple[torch.device, bool], ListFunction] = {}
         self._known: dict[torch.device, list[KnownScalar]] = {}
-        _write_constants(self._graph, owner)
+        _write_constants(recording.graph, owner)
 
     def compute(
         self, given: Sequence[Any], device: torch.device, on_host: bool
@@ -81,18 +81,8 @@ class StepNumbers:
         """Return the function for a device and for Python scalars or tensors, created at the first call."""
         key = device, on_host
         if key not in self._functions:
-            recording = self._recording()
-            self._functions[key] = list_function(recording, device, on_host)
+            self._functions[key] = list_function(self._recording, device, on_host)
         return self._functions[key]
-
-    def _recording(self) -> Recording:
-        """Return a recording of a copy of the graph, which `list_function` may change."""
-        graph = Graph()
-        copy_of: dict[Node, Node] = {}
-        graph.graph_copy(self._graph, copy_of)
-        arguments = [copy_of[node] for node in self._arguments]
-        results = [copy_of[node] for node in self._results]
-        return Recording(graph, arguments, [], results, owned=[])
 
 
 def _dtypes_of(nodes: Sequence[Node]) -> list[torch.dtype]:

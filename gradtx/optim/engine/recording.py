@@ -18,7 +18,7 @@ from gradtx.optim.engine.signature import Signature
 from gradtx.optim.engine.trace import BundleFunction
 from gradtx.optim.engine.windows import cut
 from gradtx.programs.bundle import ListPhase
-from gradtx.programs.probes import probes
+from gradtx.programs.planner import probes
 from gradtx.programs.terms import numbers_in
 
 

@@ -24,6 +24,7 @@ from gradtx.execution.execute import Block, Leaf, Operation, execute
 from gradtx.execution.phases import (
     AwaitedSumError,
     Names,
+    Phase,
     PhaseResult,
     RunPhase,
     phases_of,
@@ -33,7 +34,14 @@ from gradtx.optim._device_counts import Scaling, unscaling
 from gradtx.optim.engine import torch_names
 from gradtx.optim.engine.alias import resized
 from gradtx.optim.engine.compiler import Compiler
-from gradtx.optim.engine.hoist import REPLACED, hoist, is_number, multiply, narrow
+from gradtx.optim.engine.hoist import (
+    REPLACED,
+    hoist,
+    is_number,
+    module_of,
+    multiply,
+    narrow,
+)
 from gradtx.optim.engine.numbers import StepNumbers
 from gradtx.optim.engine.replicate import replicated
 from gradtx.optim.engine.signature import Signature
@@ -166,8 +174,7 @@ class BundleFunction:
         try:
             execute(leaves, _ignore)
         except AwaitedSumError as awaited:
-            sums = awaited.sums
-            return PhaseResult(list(sums.values()), tuple(sums), awaited.operation)
+            return awaited.result()
         late_terms = _late_terms(run)
         run.late_sums.clear()  # the step completes these sums
         run.end()
@@ -336,20 +343,14 @@ def _outside(taken: set[Any], run: TracedRun, leaf: Leaf, value: Tensor) -> Tens
     return run.copied(leaf, value) if memory_of(value) in taken else value
 
 
-class TracedPhase:
+class TracedPhase(Phase):
     """A phase of a program, which is traced once for all sizes and compiled by a back end.
 
     Attributes:
-        sums: Examples of the sums that it returns; empty for the last phase.
-        names: The names of its outputs.
-        operation: The operation that waits for the sums; None for the last phase.
         reads_only_memory: Whether the shapes of a leaf's tensors after its parameter do not matter, only their memory.
         runs_in_parts: Whether it may process a leaf in parts; see `gradtx.programs.terms`.
     """
 
-    sums: list[Tensor]
-    names: tuple[Any, ...]
-    operation: Operation | None
     reads_only_memory = False
 
     def __init__(
@@ -400,9 +401,7 @@ class TracedPhase:
             with torch_names.observing(check_traced):
                 result = run(list(arguments))
             result.write()
-            self.names = result.names
-            self.operation = result.operation
-            self.sums = result.outputs if result.operation is not None else []
+            self.note(result)
             return result.outputs
 
         self._graph: Any = self._tracer.graph(
@@ -418,7 +417,7 @@ class TracedPhase:
             return False
         arguments = graph.find_nodes(op="placeholder")[len(self._common) :]
         (outputs,) = graph.output_node().args
-        terms = terms_of(self.names, outputs, self.operation is not None)
+        terms = terms_of(self, outputs)
         return parts_add_up(graph, arguments, terms, with_constants=False)
 
     def fits(self, leaves: list[Tensor]) -> bool:
@@ -465,7 +464,7 @@ class TracedPhase:
         prepared: list[Any] = []
         prepared_copies: list[Any] = []
         unused: list[Any] = []
-        for node, copy in zip(common, of_step.arguments, strict=True):
+        for node, copy in zip(common, of_step.numbers, strict=True):
             if node.users:
                 prepared.append(node)
                 prepared_copies.append(copy)
@@ -492,7 +491,7 @@ class TracedPhase:
         leaves_of_all = _concatenated(self._leaves)
         with self._tracer.compiling():
             if bundle_arguments:
-                module = of_bundle.module(self._graph)
+                module = module_of(of_bundle, self._graph)
                 self._of_bundle = compiler.compiled(module, _examples(arguments))
             examples = _examples([*prepared, *bundle_arguments])
             self._kernel = compiler.compiled(self._graph, [*examples, *leaves_of_all])
