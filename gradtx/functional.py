@@ -149,7 +149,8 @@ def stack(trees: Iterable[Any]) -> Any:
         A tree like the first one, whose tensors have a new leading dimension for the members.
 
     Raises:
-        TypeError: If `trees` is a single tree, if a leaf is neither a tensor nor None, if it is None in some trees only, or if dtypes differ.
+        TypeError: If `trees` is a single tree, if a leaf is neither a tensor nor None, or None in some trees only,
+            or if dtypes differ.
         ValueError: If there are no trees, or if a leaf differs in name, shape or device; the error names the leaf.
 
     Example:
