@@ -74,9 +74,9 @@ def pcgrad(
         leaves: Leaves = {}
         for name, count in counts.items():
             if count:
+                reached = [grad for each in tasks if (grad := each[name]) is not None]
                 grad = task[name]
-                reached = (each[name] for each in tasks if each[name] is not None)
-                leaves[name] = torch.zeros_like(next(reached)) if grad is None else grad
+                leaves[name] = torch.zeros_like(reached[0]) if grad is None else grad
         dense.append(leaves)
     squares = [_dot(task, task) for task in dense]
     total: dict[str, Any] = dict.fromkeys(first)

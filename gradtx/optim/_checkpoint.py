@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from gradtx.base.selectors import in_model
 from gradtx.optim._groups import ENGINE_OPTIONS, GroupView, params_of
 from gradtx.optim._member import Layout
 from gradtx.optim._parameters import Group
-from gradtx.optim._saved import is_count, matched
+from gradtx.optim._saved import is_count, matched, misfits_of
 from gradtx.optim._state import State, States
 from gradtx.transform import Entry
 
@@ -85,7 +86,7 @@ class Checkpoint:
         self._members.views = loaded.views
         for view in loaded.views:
             for param in view.group["params"]:
-                self._members.by_param[param].made_for = view
+                self._members.by_param[param].made_for = view.structure
         for param, member in self._members.by_param.items():
             entry = loaded.entries.get(param)
             member.saved = entry if entry and is_lazy(param) else None
@@ -190,44 +191,43 @@ class Checkpoint:
             )
 
     def _load_group(self, view: GroupView, group: Group, loaded: Loaded) -> None:
-        """Match a group: hyperparameters that are off keep their present form, or else are all literally off, or none.
+        """Match a group to the structure whose slots its entries have.
 
-        They are not literally off where 0 was written over another number: their slots remain.
+        A number that is off is a literal, or was written over another number, whose slots remain. Numbers have their
+        present form, unless the entries fit better if all of them are literals, or none.
         """
-        errors: list[ValueError] = []
-        for literal in (None, True, False):
+        present = view.loaded(group, self._count)
+        views = [present, present.with_literals(True), present.with_literals(False)]
+        new_view, first = present, None
+        fewest = math.inf
+        for candidate in views:
             try:
-                self._match_group(view, dict(group), literal, loaded)
-                return
-            except ValueError as error:
-                errors.append(error)
-        raise errors[0]
-
-    def _match_group(
-        self,
-        view: GroupView,
-        group: Group,
-        literal: bool | None,
-        loaded: Loaded,
-    ) -> None:
-        new_view = view.loaded(group, literal, self._count)
-        first = self._states.first(new_view, group["params"], alone=True)
-        states: dict[Tensor, State] = {}
+                states = self._states.first(candidate, group["params"], alone=True)
+            except (
+                ValueError
+            ):  # numbers that exclude each other, unless they are literally off
+                if candidate is present:
+                    raise
+                continue
+            misfits = 0
+            for param, state in states.states.items():
+                misfits += misfits_of(loaded.entries[param], state)
+            if misfits < fewest:
+                new_view, first, fewest = candidate, states, misfits
+            if not misfits:
+                break
+        assert first is not None
         for param, state in first.states.items():
-            name = self._members.by_param[param].name
-            codes = first.layouts[param].coded_keys
-            wrapper_keys = self._wrapper_keys(param)
-            states[param] = matched(
-                name,
+            loaded.states[param] = matched(
+                self._members.by_param[param].name,
                 param,
                 loaded.entries[param],
                 state,
                 self._strict,
-                codes,
-                wrapper_keys,
+                first.layouts[param].coded_keys,
+                self._wrapper_keys(param),
             )
         loaded.views.append(new_view)
-        loaded.states.update(states)
         loaded.layouts.update(first.layouts)
         loaded.first.update(first.states)
 

@@ -78,7 +78,6 @@ class OpenStep(Step):
         self._parts.states.prepare(
             self._views[member.group],
             [member],
-            self._changed[member.group],
             self._parts.traits.takes_none,
         )
         self._after.setdefault(

@@ -194,6 +194,19 @@ def _with_our_keys(
     return entry
 
 
+def misfits_of(saved: Mapping[str, Any], first: Mapping[str, Tensor]) -> int:
+    """Return the number of slots that only one of a saved entry and a first state has; 0 for an empty entry."""
+    if not saved:
+        return 0
+    entry = _with_our_keys(saved, first)
+    return len(_slots_among(entry.keys()) ^ _slots_among(first.keys()))
+
+
+def _slots_among(keys: Collection[str]) -> set[str]:
+    """Return the keys without those of auxiliary tensors, such as `exp_avg.scale` of `exp_avg`."""
+    return {key for key in keys if key.rpartition(".")[0] not in keys}
+
+
 def _as_slot(
     what: str,
     key: str,

@@ -84,15 +84,10 @@ class Step:
         rows = self._rows = parts.members.rows(parts.states.by_param)
         self._values = self._checked_values(rows)
         self._check_capture(rows)
-        # Whether links or slots of a group may have changed.
-        self._changed: list[bool] = []
+        takes_none = parts.traits.takes_none
         for view, row, values in zip(self._views, rows, self._values, strict=True):
-            changed = view.settle(values)
-            if all(map(parts.states.is_unused, row)):
-                view.start_with(values)
-            self._changed.append(changed)
-            takes_none = parts.traits.takes_none
-            parts.states.prepare(view, row, changed, takes_none)
+            view.settle(values)
+            parts.states.prepare(view, row, takes_none)
         parts.states.check_late_patterns()
         self.members = self._stepping(rows)
         self._counts_on_device = parts.counts_on_device(scaling is not None)
@@ -388,18 +383,15 @@ class Step:
             _count_back(waiting)
 
     def _step_input(self) -> StepInput:
-        structures: list[Any] = []
         numbers: list[list[Any]] = []
         for view, values in zip(self._views, self._values, strict=True):
-            structure, of_group = view.structure(values, self._schedule_count)
-            structures.append(structure)
-            numbers.append(of_group)
+            numbers.append(view.numbers(values, self._schedule_count))
         return StepInput(
             run=self._run,
             leaves_of=self._outlines,
             count=self._count,
             views=self._views,
-            structures=structures,
+            structures=[view.structure for view in self._views],
             numbers=numbers,
             scalars=self._scalars,
             trees=self.trees,

@@ -29,12 +29,10 @@ from gradtx.execution.pure import evaluation_weights
 from gradtx.optim._capture import check_capturable
 from gradtx.optim._chain_checks import (
     IDLE_STEPS,
-    check_two_schedules,
     warn_of_engine_options,
     warn_of_idle_steps,
     warn_of_misspelt,
     warn_of_unread,
-    warn_of_unread_cycles,
 )
 from gradtx.optim._checkpoint import Checkpoint
 from gradtx.optim._device_counts import Scaling
@@ -371,8 +369,6 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         self._check_training()
         self._check_released(extras)
         parts = self._up_to_date()
-        check_two_schedules(type(self).__name__, parts.members.views, False)
-        warn_of_unread_cycles(type(self).__name__, parts.members.views)
         scaling = Scaling.requested_by(self)
         if scaling is not None:
             self._check_scaling(parts, closure)
@@ -471,7 +467,8 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
     def __setattr__(self, name: str, value: Any) -> None:
         # torch's schedulers wrap `step` in a counter.
         if name == "step" and "_parts" in self.__dict__:
-            check_two_schedules(type(self).__name__, self._parts.members.views, True)
+            for view in self._parts.members.views:
+                view.check_schedulers(attaching=True)
         super().__setattr__(name, value)
 
     def expect_scheduler(self) -> None:
@@ -567,9 +564,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         parts = self._up_to_date()
         evaluation = parts.evaluation
         with parts.at_state(writes=False):
-            if evaluation is None:
-                parts.states.match_groups()
-            parts.states.create_all()
+            parts.states.create_all(matches_groups=evaluation is None)
         parts.states.show_exactly()
         state_dict = self._state_dict_of_members()
         views = parts.members.views
