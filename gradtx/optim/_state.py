@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Mapping, MutableMapping
+from collections.abc import Callable, Generator, Iterable, Mapping, MutableMapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -51,33 +51,27 @@ class States:
     Attributes:
         by_param: The optimizer's `state`.
         seen_slots: The slots to which each `state_dtype` of the chain applies.
-        awaits_slots: Whether the patterns of `state_dtype` are still to be checked, because some parameters were lazy.
     """
 
     def __init__(self, members: Members):
         self.members = members
         self.by_param: MutableMapping[Tensor, dict[str, Any]] = {}
         self.seen_slots: dict[Storage, set[tuple[Path, str]]] = {}
-        self.awaits_slots = False
+        # Whether the patterns of `state_dtype` are known to match slots.
+        self._matches_patterns = False
         # Parameters whose slots were created for the present step, their state before, and these slots.
         self._created: list[tuple[Member, State, FirstState | None, FirstState]] = []
 
-    @property
-    def are_complete(self) -> bool:
-        """Whether the slots of all parameters are known; those of lazy parameters are not."""
-        return all(
-            member.layout is not None for member in self.members.by_param.values()
-        )
-
-    def check_late_patterns(self) -> None:
-        """Check the patterns of `state_dtype` that could not be checked while parameters were lazy.
+    def check_patterns(self) -> None:
+        """Check the patterns of `state_dtype`, as soon as no parameter is lazy, so that all slots are known.
 
         Raises:
             ValueError: If a pattern matches no slot.
         """
-        if self.awaits_slots and self.are_complete:
+        members = self.members.by_param.values()
+        if not self._matches_patterns and all(each.layout for each in members):
             check_patterns(self.seen_slots)
-            self.awaits_slots = False
+            self._matches_patterns = True
 
     def of(self, param: Tensor) -> dict[str, Any]:
         """Return the state of a parameter; empty if it has none."""
@@ -333,12 +327,18 @@ class States:
             or not self.of(member.param)
         )
 
-    def accept_creations(self) -> None:
-        """Keep the slots that a step has created."""
-        self._created.clear()
+    @contextlib.contextmanager
+    def undone_on_failure(self) -> Generator[None, None, None]:
+        """Remove the slots that a step creates, if it fails, unless it has written them."""
+        try:
+            yield
+        except Exception:
+            self._undo_creations()
+            raise
+        finally:
+            self._created.clear()
 
-    def undo_creations(self) -> None:
-        """Remove the slots that a failed step has created, unless it has written them."""
+    def _undo_creations(self) -> None:
         for member, before, first_state, slots in self._created:
             state, layout = self.of(member.param), member.layout
             if layout is None or not slots.is_unchanged(layout.slots_in(state)):
@@ -349,7 +349,6 @@ class States:
                 self.by_param[member.param] = before
             else:
                 self.by_param.pop(member.param, None)
-        self._created.clear()
 
     def _match(self, view: GroupView, params: list[Tensor]) -> None:
         """Match the slots of parameters to the links of their group."""
