@@ -300,17 +300,11 @@ class Step:
             if leaf.program != [FROZEN]:
                 yield leaf
 
-    def _agree(self, step_input: StepInput) -> None:
+    def _agree(self) -> None:
         """Compare the plan of the step with those of the other ranks, and place the gradients of shards."""
         members = self._parts.members
         agreement = self._parts.agreement
-        agreement.check(
-            members.owner,
-            self.members,
-            self._views,
-            step_input.structures,
-            members.replicas,
-        )
+        agreement.check(members.owner, self.members, self._views, members.replicas)
         # After the comparison, because ranks communicate here.
         if agreement.are_divided:
             self._place_gradients(self.members)
@@ -324,7 +318,7 @@ class Step:
     def _execute_then_write(self) -> None:
         """Execute all leaves, then write: no parameter may change before the last call of the closure."""
         finished: list[Leaf] = []
-        self._agree(self._step_input())
+        self._agree()
         self._expand()
         self._check_agreement()
         execute(self._eager_leaves(self.members), finished.append)
@@ -335,7 +329,7 @@ class Step:
         eager = self.members
         bundles: list[Any] = []
         step_input = self._step_input()
-        self._agree(step_input)
+        self._agree()
         for engine in self._parts.engines():
             of_engine, eager = engine.bundles(step_input, eager)
             bundles += of_engine
