@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeAlias, TypeGuard
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -151,30 +151,21 @@ def _in_codes_of(state: Any, saved: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Convert the slots in a file to the codes, or the uncoded form, that `state` uses."""
     entries = dict(saved)
     for stage, slots in _stages(state, "state"):
-        leaves = {leaf for tensors in slots.values() for leaf in tensors}
-        for leaf in leaves:
-            first = {
-                slot: tensors[leaf]
-                for slot, tensors in slots.items()
-                if leaf in tensors
-            }
+        # With all tensors that may belong to their codes.
+        names = {key for slot in slots for key in possible_keys(slot)}
+        for leaf in {leaf for tensors in slots.values() for leaf in tensors}:
+            first: dict[str, Tensor] = {}
+            for slot, tensors in slots.items():
+                if leaf in tensors:
+                    first[slot] = tensors[leaf]
             saved_slots: dict[str, Tensor] = {}
-            for slot in _with_auxiliary(slots):
+            for slot in names:
                 name = f"{stage}.{slot}.{leaf}"
                 if name in saved:
-                    saved_slots[slot] = saved[name]
-                    del entries[name]
+                    saved_slots[slot] = entries.pop(name)
             for slot, tensor in converted(saved_slots, first).items():
                 entries[f"{stage}.{slot}.{leaf}"] = tensor
     return entries
-
-
-def _with_auxiliary(slots: Iterable[str]) -> list[str]:
-    """Return the slots and all tensors that may belong to their codes, without duplicates."""
-    names: list[str] = []
-    for slot in slots:
-        names += possible_keys(slot)
-    return list(dict.fromkeys(names))
 
 
 def _stages(tree: Any, path: str) -> Iterator[tuple[str, dict[str, Slot]]]:
@@ -183,7 +174,10 @@ def _stages(tree: Any, path: str) -> Iterator[tuple[str, dict[str, Slot]]]:
         return
     slots: dict[str, Slot] = {}
     for key, value in tree.items():
-        if _is_slot(value):
+        is_slot = isinstance(value, dict) and all(
+            isinstance(leaf, Tensor) for leaf in value.values()
+        )
+        if is_slot and value:
             slots[key] = value
         else:
             yield from _stages(value, f"{path}.{key}")
@@ -191,42 +185,25 @@ def _stages(tree: Any, path: str) -> Iterator[tuple[str, dict[str, Slot]]]:
         yield path, slots
 
 
-def _is_slot(value: Any) -> TypeGuard[Slot]:
-    return (
-        isinstance(value, dict)
-        and bool(value)
-        and all(isinstance(leaf, Tensor) for leaf in value.values())
-    )
-
-
 def _check(
     path: Path, saved: Mapping[str, Tensor], expected: Mapping[str, Tensor]
 ) -> None:
     """Raise one error for all problems."""
-    problems: list[str] = []
-    for kind, items in _problems(saved, expected).items():
-        if items:
-            problems.append(f"{kind}: {_first(items)}")
+    unknown = [repr(name) for name in sorted(saved) if name not in expected]
+    entries: dict[str, list[str]] = {"missing": [], "unknown": unknown, "different": []}
+    for name, like in expected.items():
+        if name not in saved:
+            entries["missing"].append(repr(name))
+        elif _form(saved[name]) != _form(like):
+            entries["different"].append(
+                f"{name!r} is {_form(saved[name])}, needs {_form(like)}"
+            )
+    problems = [f"{kind}: {_first(items)}" for kind, items in entries.items() if items]
     if problems:
         raise ValueError(
             f"load: {str(path)!r} does not match these params and this state; {'; '.join(problems)}; "
             "build them as for the saved run"
         )
-
-
-def _problems(
-    saved: Mapping[str, Tensor], expected: Mapping[str, Tensor]
-) -> dict[str, list[str]]:
-    """Return the affected entries by kind of problem."""
-    missing: list[str] = []
-    different: list[str] = []
-    for name, like in expected.items():
-        if name not in saved:
-            missing.append(repr(name))
-        elif _form(saved[name]) != _form(like):
-            different.append(f"{name!r} is {_form(saved[name])}, needs {_form(like)}")
-    unknown = [repr(name) for name in sorted(saved) if name not in expected]
-    return {"missing": missing, "unknown": unknown, "different": different}
 
 
 def _form(tensor: Tensor) -> str:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import numbers
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any, TypeGuard
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -72,11 +71,8 @@ def train_step(
             f"train_step: loss_fn must be a function (params, *batch) -> loss, got {describe(loss_fn)}"
         )
     check_transformation("train_step", "tx", tx)
-    expected = [
-        need
-        for need in tx.needs
-        if need not in ("params", "value", "value_fn", "grad_fn")
-    ]
+    supplied = ("params", "value", "value_fn", "grad_fn")
+    expected = [need for need in tx.needs if need not in supplied]
 
     def step(
         params: Any, state: dict[str, Any], *batch: Any, **extras: Any
@@ -86,12 +82,24 @@ def train_step(
                 raise ValueError(
                     f"train_step: {tx._name} needs {need}: call step(params, state, *batch, {need}=...)"
                 )
-        loss_on_batch = _LossOnBatch(loss_fn, batch, has_aux)
-        grads, (loss, aux) = loss_on_batch.gradients(params)
+
+        def loss_at(params: Any) -> tuple[Tensor, Any]:
+            return _loss_and_aux(loss_fn(params, *batch), has_aux)
+
+        def gradients_at(params: Any) -> tuple[Any, tuple[Tensor, Any]]:
+            leaves, unflatten = _tree.flatten(params, "params")
+            present = {name: leaf for name, leaf in leaves.items() if leaf is not None}
+            differentiate = torch.func.grad_and_value(
+                lambda values: loss_at(unflatten({**leaves, **values})), has_aux=True
+            )
+            grads, result = differentiate(present)
+            return unflatten({**leaves, **grads}), result
+
+        grads, (loss, aux) = gradients_at(params)
         known: dict[str, Any] = {
             "value": loss,
-            "value_fn": loss_on_batch.value_fn,
-            "grad_fn": loss_on_batch.grad_fn,
+            "value_fn": lambda params: loss_at(params)[0],
+            "grad_fn": lambda params: gradients_at(params)[0],
         }
         updates, state = tx.update(grads, state, params, **{**known, **extras})
         new_params = apply_updates(params, updates)
@@ -100,62 +108,17 @@ def train_step(
     return step
 
 
-class _LossOnBatch:
-    """A loss on one batch, as a function of the parameters."""
-
-    def __init__(
-        self, loss_fn: Callable[..., Any], batch: tuple[Any, ...], has_aux: bool
-    ):
-        self._loss_fn = loss_fn
-        self._batch = batch
-        self._has_aux = has_aux
-
-    def gradients(self, params: Any) -> tuple[Any, tuple[Tensor, Any]]:
-        """Return the gradients and `(loss, aux)`."""
-        leaves, unflatten = _tree.flatten(params, "params")
-        present = {name: leaf for name, leaf in leaves.items() if leaf is not None}
-
-        def loss_at(values: dict[str, Tensor]) -> tuple[Tensor, Any]:
-            return self._loss_and_aux(unflatten({**leaves, **values}))
-
-        grads, (loss, aux) = torch.func.grad_and_value(loss_at, has_aux=True)(present)
-        return unflatten({**leaves, **grads}), (loss, aux)
-
-    def value_fn(self, params: Any) -> Tensor:
-        loss, _ = self._loss_and_aux(params)
-        return loss
-
-    def grad_fn(self, params: Any) -> Any:
-        grads, _ = self.gradients(params)
-        return grads
-
-    def _loss_and_aux(self, params: Any) -> tuple[Tensor, Any]:
-        return _loss_and_aux(self._loss_fn(params, *self._batch), self._has_aux)
-
-
 def _loss_and_aux(returned: Any, has_aux: bool) -> tuple[Tensor, Any]:
     """Check the result of a loss function and split it."""
-    if not has_aux:
-        if isinstance(returned, tuple):
-            raise TypeError(
-                "train_step: loss_fn returned a tuple; pass has_aux=True if it is (loss, aux)"
-            )
-        _check_loss(returned)
-        return returned, ()
-    if not (isinstance(returned, tuple) and len(returned) == 2):
+    if not has_aux and isinstance(returned, tuple):
+        raise TypeError(
+            "train_step: loss_fn returned a tuple; pass has_aux=True if it is (loss, aux)"
+        )
+    if has_aux and not (isinstance(returned, tuple) and len(returned) == 2):
         raise TypeError(
             f"train_step: with has_aux, loss_fn must return (loss, aux), got {describe(returned)}"
         )
-    loss, aux = returned
-    _check_loss(loss)
-    leaves, _ = _tree.flatten_any(aux, "train_step: aux")
-    for name, leaf in leaves.items():
-        if leaf is None:
-            raise TypeError(f"train_step: leaf {name!r} of aux is None, needs a tensor")
-    return loss, aux
-
-
-def _check_loss(loss: Any) -> None:
+    loss, aux = returned if has_aux else (returned, ())
     if not isinstance(loss, Tensor):
         raise TypeError(
             f"train_step: loss_fn must return a tensor, got {describe(loss)}"
@@ -168,6 +131,11 @@ def _check_loss(loss: Any) -> None:
         raise TypeError(
             f"train_step: the loss must be a floating-point tensor, got {loss.dtype}"
         )
+    leaves, _ = _tree.flatten_any(aux, "train_step: aux")
+    for name, leaf in leaves.items():
+        if leaf is None:
+            raise TypeError(f"train_step: leaf {name!r} of aux is None, needs a tensor")
+    return loss, aux
 
 
 def stack(trees: Iterable[Any]) -> Any:
@@ -181,7 +149,8 @@ def stack(trees: Iterable[Any]) -> Any:
         A tree like the first one, whose tensors have a new leading dimension for the members.
 
     Raises:
-        TypeError: If `trees` is a single tree, if a leaf is neither a tensor nor None, or if dtypes differ.
+        TypeError: If `trees` is a single tree, if a leaf is neither a tensor nor None, or None in some trees only,
+            or if dtypes differ.
         ValueError: If there are no trees, or if a leaf differs in name, shape or device; the error names the leaf.
 
     Example:
@@ -194,63 +163,44 @@ def stack(trees: Iterable[Any]) -> Any:
         >>> state["step"]
         tensor([0, 0])
     """
-    members, unflatten = _leaves_of_members(trees)
-    first = members[0]
-    for i, leaves in enumerate(members[1:], 1):
-        _tree.check_names(leaves, first, f"stack: tree {i}", "tree 0")
-        for name, leaf in leaves.items():
-            _check_alike(name, leaf, first[name], i)
+    if not isinstance(trees, Iterable) or isinstance(trees, Mapping | Tensor):
+        raise TypeError(f"stack: needs a list of trees, got one {type(trees).__name__}")
+    flat: list[Any] = []
+    for i, tree in enumerate(trees):
+        flat.append(_tree.flatten_any(tree, f"stack: tree {i}"))
+    if not flat:
+        raise ValueError("stack: needs at least one tree")
+    first, unflatten = flat[0]
+    for i, (leaves, _) in enumerate(flat):
+        _check_alike(f"stack: tree {i}", leaves, first, "tree 0")
     stacked: dict[str, Tensor | None] = {}
     for name, leaf in first.items():
         stacked[name] = (
-            None if leaf is None else torch.stack([leaves[name] for leaves in members])
+            None if leaf is None else torch.stack([leaves[name] for leaves, _ in flat])
         )
     return unflatten(stacked)
 
 
-def _leaves_of_members(
-    trees: Any,
-) -> tuple[list[dict[str, Any]], Callable[[Mapping[str, Any]], Any]]:
-    """Return the leaves of each tree by name, and a function that builds a tree like the first one."""
-    if not _are_several(trees):
-        raise TypeError(f"stack: needs a list of trees, got one {type(trees).__name__}")
-    members: list[dict[str, Any]] = []
-    unflatten_first: Callable[[Mapping[str, Any]], Any] | None = None
-    for i, tree in enumerate(trees):
-        leaves, unflatten = _tree.flatten_any(tree, f"stack: tree {i}")
-        members.append(leaves)
-        if unflatten_first is None:
-            unflatten_first = unflatten
-    if unflatten_first is None:
-        raise ValueError("stack: needs at least one tree")
-    return members, unflatten_first
-
-
-def _are_several(trees: Any) -> TypeGuard[Iterable[Any]]:
-    return isinstance(trees, Iterable) and not isinstance(trees, Mapping | Tensor)
-
-
-def _check_alike(name: str, leaf: Any, like: Any, i: int) -> None:
-    if (leaf is None) != (like is None):
-        none = i if leaf is None else 0
-        raise ValueError(
-            f"stack: leaf {name!r} is None in tree {none} and a tensor in tree {i - none}"
-        )
-    if leaf is None:
-        return
-    if leaf.shape != like.shape:
-        shapes = f"{tuple(leaf.shape)} in tree {i}, {tuple(like.shape)} in tree 0"
-        raise ValueError(
-            f"stack: leaf {name!r} has shape {shapes}; all members must have the same shapes"
-        )
-    if leaf.dtype != like.dtype:
-        raise TypeError(
-            f"stack: leaf {name!r} has dtype {leaf.dtype} in tree {i}, {like.dtype} in tree 0"
-        )
-    if leaf.device != like.device:
-        raise ValueError(
-            f"stack: leaf {name!r} is on {leaf.device} in tree {i}, on {like.device} in tree 0"
-        )
+def _check_alike(
+    what: str, leaves: Mapping[str, Any], expected: Mapping[str, Any], of: str
+) -> None:
+    """Check that leaves have the names, shapes, dtypes and devices of others."""
+    _tree.check_names(leaves, expected, what, of)
+    for name, like in expected.items():
+        leaf = leaves[name]
+        where = f"{what}: leaf {name!r}" if name else what
+        if leaf is None or like is None:
+            if leaf is not like:
+                needed = "a tensor" if leaf is None else "None"
+                raise TypeError(f"{where} must be {needed}, got {describe(leaf)}")
+        elif leaf.shape != like.shape:
+            raise ValueError(
+                f"{where} has shape {tuple(leaf.shape)}, needs {tuple(like.shape)}"
+            )
+        elif leaf.dtype != like.dtype:
+            raise TypeError(f"{where} has dtype {leaf.dtype}, needs {like.dtype}")
+        elif leaf.device != like.device:
+            raise ValueError(f"{where} is on {leaf.device}, needs {like.device}")
 
 
 def unstack(tree: Any) -> list[Any]:
@@ -271,20 +221,7 @@ def unstack(tree: Any) -> list[Any]:
         [{'w': tensor([0., 1.])}, {'w': tensor([2., 3.])}]
     """
     leaves, unflatten = _tree.flatten_any(tree, "unstack")
-    trees: list[Any] = []
-    for i in range(_count_of_members(leaves)):
-        member: dict[str, Tensor | None] = {}
-        for name, leaf in leaves.items():
-            # A view would keep the memory of all members alive, and torch.save would write all of it.
-            member[name] = None if leaf is None else leaf[i].clone()
-        trees.append(unflatten(member))
-    return trees
-
-
-def _count_of_members(leaves: Mapping[str, Tensor | None]) -> int:
-    """Return the size of the leading dimension, on which all leaves must agree."""
-    count: int | None = None
-    counted = ""  # the leaf that determined the count
+    counts: dict[int, str] = {}  # the number of members -> a leaf that has it
     for name, leaf in leaves.items():
         if leaf is None:
             continue
@@ -292,17 +229,24 @@ def _count_of_members(leaves: Mapping[str, Tensor | None]) -> int:
             raise ValueError(
                 f"unstack: leaf {name!r} is 0-d, needs a leading dimension of members"
             )
-        if count is not None and len(leaf) != count:
-            raise ValueError(
-                f"unstack: leaf {name!r} has {len(leaf)} members, leaf {counted!r} has {count}"
-            )
-        count = len(leaf)
-        counted = name
-    if count is None:
+        counts.setdefault(len(leaf), name)
+    if not counts:
         raise ValueError(
             "unstack: the tree contains no tensors, so the number of members is unknown"
         )
-    return count
+    (count, counted), *others = counts.items()
+    for other, name in others:
+        raise ValueError(
+            f"unstack: leaf {name!r} has {other} members, leaf {counted!r} has {count}"
+        )
+    trees: list[Any] = []
+    for i in range(count):
+        member: dict[str, Tensor | None] = {}
+        for name, leaf in leaves.items():
+            # A view would keep the memory of all members alive, and torch.save would write all of it.
+            member[name] = None if leaf is None else leaf[i].clone()
+        trees.append(unflatten(member))
+    return trees
 
 
 def get(state: dict[str, Any], name: str) -> Any:
@@ -330,7 +274,10 @@ def get(state: dict[str, Any], name: str) -> Any:
         >>> gradtx.get(state, "step")
         tensor(1)
     """
-    return _tree.map_tensors(_itself, _at(state, _find("get", state, name)))
+    part: Any = state
+    for key in _find("get", state, name):
+        part = part[key]
+    return _copied(part)
 
 
 def put(state: dict[str, Any], name: str, value: Any) -> dict[str, Any]:
@@ -359,9 +306,12 @@ def put(state: dict[str, Any], name: str, value: Any) -> dict[str, Any]:
         {'w': tensor([-2.])}
     """
     path = _find("put", state, name)
-    return _replaced(
-        state, path, _fitting(f"put: {'.'.join(path)}", value, _at(state, path))
-    )
+    new = part = _copied(state)
+    *outer, last = path
+    for key in outer:
+        part = part[key]
+    part[last] = _fitting(f"put: {'.'.join(path)}", value, part[last])
+    return new
 
 
 def learning_rate(
@@ -401,20 +351,16 @@ def learning_rate(
     """
     check_transformation("learning_rate", "tx", tx)
     entry = _entry(tx, name)
-    _check_single(state)
-    run = TreeRun(tx, {}, None, state)
-    path = clock_at(entry.place[0], run.clock_paths)
-    count = run.old_step if path is None else run.inner_counts[path]
-    return exact(resolve(entry.value, count), count.device)
-
-
-def _check_single(state: Any) -> None:
     step = state.get("step") if isinstance(state, dict) else None
     if isinstance(step, Tensor) and step.ndim:
         raise ValueError(
             "learning_rate: this is a stack of states; "
             "use torch.vmap(lambda state: gradtx.learning_rate(tx, state))(state)"
         )
+    run = TreeRun(tx, {}, None, state)
+    path = clock_at(entry.place[0], run.clock_paths)
+    count = run.old_step if path is None else run.inner_counts[path]
+    return exact(resolve(entry.value, count), count.device)
 
 
 def _entry(tx: GradientTransformation, name: str | None) -> Entry:
@@ -429,7 +375,9 @@ def _entry(tx: GradientTransformation, name: str | None) -> Entry:
                 f"learning_rate: {tx._name} has no scalar hyperparameter {name!r}; {nearest_dotted(name, numbers)}"
             )
         return numbers[name]
-    rates = _rates(entry for key, entry in numbers.items() if key == entry.name)
+    shown = [entry for key, entry in numbers.items() if key == entry.name]
+    # Polyak's `max_lr` also is the rate in an optimizer's groups.
+    rates = _named(shown, "lr") or _named(shown, "max_lr")
     if not rates:
         known = ", ".join(tx.hyperparams) or "none"
         raise ValueError(
@@ -446,21 +394,20 @@ def _entry(tx: GradientTransformation, name: str | None) -> Entry:
     return rates[0]
 
 
-def _rates(numbers: Iterable[Entry]) -> list[Entry]:
-    """Return the learning rates; if none, Polyak's `max_lr`, which also is the rate in an optimizer's groups."""
-    rates_of = {"lr": list[Entry](), "max_lr": list[Entry]()}
-    for entry in numbers:
-        rates_of.get(entry.argument.name, []).append(entry)
-    return rates_of["lr"] or rates_of["max_lr"]
+def _named(entries: Iterable[Entry], argument: str) -> list[Entry]:
+    return [entry for entry in entries if entry.argument.name == argument]
 
 
-@dataclass(frozen=True)
-class Part:
-    """A part of a state: a dict or a tensor."""
+class Part(NamedTuple):
+    """A part of a state: a dict or a tensor.
+
+    Attributes:
+        path: Its path.
+        may_be_leaf: Whether it is an entry of a dict that contains only tensors, like the leaves of a slot.
+    """
 
     path: Path
     may_be_leaf: bool
-    """Whether it is an entry of a dict that contains only tensors, like the leaves of a slot."""
 
     @property
     def dotted(self) -> str:
@@ -470,9 +417,8 @@ class Part:
 def _parts(state: dict[str, Any], path: Path = ()) -> Iterator[Part]:
     """Yield all parts of a state, including nested parts."""
     only_tensors = all(isinstance(value, Tensor) for value in state.values())
-    may_be_leaf = bool(path) and only_tensors
     for key, value in state.items():
-        yield Part((*path, key), may_be_leaf)
+        yield Part((*path, key), bool(path) and only_tensors)
         if isinstance(value, dict):
             yield from _parts(value, (*path, key))
 
@@ -492,7 +438,13 @@ def _find(caller: str, state: Any, name: Any) -> Path:
             f"{caller}: name must be a string such as 'exp_avg', got {describe(name)}"
         )
     parts = list(_parts(state))
-    for candidates in _candidates(parts, name):
+    ending = [part for part in parts if part.dotted.endswith(f".{name}")]
+    # By decreasing priority: a full path, the end of a path, a leaf.
+    for candidates in (
+        [part for part in parts if part.dotted == name],
+        [part for part in ending if not part.may_be_leaf],
+        ending,
+    ):
         if len(candidates) == 1:
             return candidates[0].path
         if candidates:
@@ -500,57 +452,27 @@ def _find(caller: str, state: Any, name: Any) -> Path:
             raise ValueError(
                 f"{caller}: {name!r} is ambiguous: {paths}; pass one of these paths"
             )
-    raise ValueError(
-        f"{caller}: the state has no {name!r}; {nearest(name, _known(parts, name))}"
-    )
-
-
-def _candidates(parts: list[Part], name: str) -> Iterator[list[Part]]:
-    """Yield the parts that match a name, by decreasing priority: a full path, the end of a path, a leaf."""
-    yield [part for part in parts if part.dotted == name]
-    ending = [part for part in parts if part.dotted.endswith(f".{name}")]
-    yield [part for part in ending if not part.may_be_leaf]
-    yield [part for part in ending if part.may_be_leaf]
-
-
-def _known(parts: list[Part], name: str) -> set[str]:
-    """Return names to suggest: not those of leaves, except a name that occurs once, which may be a shared value."""
+    # Not leaves, except a name that occurs once, which may be a shared value.
     counts = Counter(part.path[-1] for part in parts)
     known: set[str] = set()
     for part in parts:
         if not part.may_be_leaf or counts[part.path[-1]] == 1:
             known.add(part.dotted if "." in name else part.path[-1])
-    return known
+    raise ValueError(f"{caller}: the state has no {name!r}; {nearest(name, known)}")
 
 
-def _itself(tensor: Tensor) -> Tensor:
-    return tensor
-
-
-def _at(state: dict[str, Any], path: Path) -> Any:
-    part: Any = state
-    for key in path:
-        part = part[key]
-    return part
-
-
-def _replaced(state: dict[str, Any], path: Path, value: Any) -> dict[str, Any]:
-    """Return a copy of the dicts of `state` with `value` at `path`; all other tensors are shared."""
-    if not path:
-        return value
-    copy: dict[str, Any] = {}
-    for key, old in state.items():
-        if key == path[0]:
-            copy[key] = _replaced(old, path[1:], value)
-        else:
-            copy[key] = _tree.map_tensors(_itself, old)
-    return copy
+def _copied(tree: Any) -> Any:
+    """Return a tree with the same tensors in new containers."""
+    return _tree.map_tensors(lambda tensor: tensor, tree)
 
 
 def _fitting(where: str, value: Any, old: Any) -> Any:
     """Check the leaves of `value`, and rebuild it with the structure of `old`."""
     if isinstance(old, Tensor) and isinstance(value, numbers.Real):
-        return _filled(where, value, old)
+        is_whole = not (old.dtype.is_floating_point or old.dtype.is_complex)
+        if is_whole and float(value) % 1 != 0:
+            raise TypeError(f"{where} has dtype {old.dtype}, got {value!r}")
+        return torch.full_like(old, value)  # type: ignore[arg-type]
     if isinstance(old, Tensor) and not isinstance(value, Tensor):
         raise TypeError(f"{where} must be a tensor, got {describe(value)}")
     if isinstance(old, dict) and not isinstance(value, dict):
@@ -558,32 +480,6 @@ def _fitting(where: str, value: Any, old: Any) -> Any:
             f"{where} must be a dict, leaf name -> tensor, got {describe(value)}"
         )
     expected, unflatten = _tree.flatten_any(old, where)
-    given, _ = _tree.flatten_any(value, where)
-    _tree.check_names(given, expected, where, "the old value")
-    for name, like in expected.items():
-        which = f"{where}: leaf {name!r}" if name else where
-        _check_like(which, given[name], like)
-    return unflatten(given)
-
-
-def _check_like(which: str, leaf: Tensor | None, like: Tensor | None) -> None:
-    """Check that a leaf can replace `like`."""
-    if like is None:
-        return
-    if leaf is None:
-        raise TypeError(f"{which} must be a tensor, got None")
-    if leaf.shape != like.shape:
-        raise ValueError(
-            f"{which} has shape {tuple(leaf.shape)}, needs {tuple(like.shape)}"
-        )
-    if leaf.dtype != like.dtype:
-        raise TypeError(f"{which} has dtype {leaf.dtype}, needs {like.dtype}")
-    if leaf.device != like.device:
-        raise ValueError(f"{which} is on {leaf.device}, needs {like.device}")
-
-
-def _filled(where: str, value: Any, old: Tensor) -> Tensor:
-    whole = not (old.dtype.is_floating_point or old.dtype.is_complex)
-    if whole and value % 1 != 0:
-        raise TypeError(f"{where} has dtype {old.dtype}, got {value!r}")
-    return torch.full_like(old, value)
+    leaves, _ = _tree.flatten_any(value, where)
+    _check_alike(where, leaves, expected, "the old value")
+    return unflatten(leaves)

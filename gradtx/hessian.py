@@ -60,8 +60,20 @@ def hutchinson_hessian_diag(
 
     Source: Bekas et al. 2007; Yao et al. 2020, arXiv:2006.00719.
     """
-    draws = _generator(generator)
-    _check_options(distribution, n_samples)
+    if isinstance(generator, int) and not isinstance(generator, bool):
+        generator = torch.Generator().manual_seed(generator)
+    if not isinstance(generator, torch.Generator):
+        raise TypeError(
+            f"hutchinson_hessian_diag: generator must be a torch.Generator or a seed, got {generator!r}"
+        )
+    if distribution not in ("rademacher", "gaussian"):
+        raise ValueError(
+            f"hutchinson_hessian_diag: distribution must be 'rademacher' or 'gaussian', got {distribution!r}"
+        )
+    if n_samples < 1:
+        raise ValueError(
+            f"hutchinson_hessian_diag: n_samples must be in [1, inf), got {n_samples!r}"
+        )
     leaves, unflatten = _tree.flatten_real(params, "params")
     at = {name: leaf.detach() for name, leaf in leaves.items() if leaf is not None}
     if not at:
@@ -77,7 +89,7 @@ def hutchinson_hessian_diag(
     diagonal = {name: torch.zeros_like(value) for name, value in at.items()}
     for i in range(n_samples):
         z = {
-            name: _random_vector(value, draws, distribution)
+            name: _random_vector(value, generator, distribution)
             for name, value in at.items()
         }
         columns = product(z, i + 1 < n_samples)
@@ -88,27 +100,6 @@ def hutchinson_hessian_diag(
         if spatial_average:
             diagonal[name] = average_over_space(diagonal[name])
     return unflatten({**leaves, **diagonal})
-
-
-def _generator(generator: Any) -> torch.Generator:
-    if isinstance(generator, int) and not isinstance(generator, bool):
-        return torch.Generator().manual_seed(generator)
-    if not isinstance(generator, torch.Generator):
-        raise TypeError(
-            f"hutchinson_hessian_diag: generator must be a torch.Generator or a seed, got {generator!r}"
-        )
-    return generator
-
-
-def _check_options(distribution: str, n_samples: int) -> None:
-    if distribution not in ("rademacher", "gaussian"):
-        raise ValueError(
-            f"hutchinson_hessian_diag: distribution must be 'rademacher' or 'gaussian', got {distribution!r}"
-        )
-    if n_samples < 1:
-        raise ValueError(
-            f"hutchinson_hessian_diag: n_samples must be in [1, inf), got {n_samples!r}"
-        )
 
 
 def _differentiable(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,13 +12,12 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from gradtx.base import tree as _tree
-from gradtx.base.complex_views import check_real
 from gradtx.base.dtensor import local
 from gradtx.base.inputs import listed_group, listed_params
 from gradtx.base.messages import check_state_device, describe
 from gradtx.base.selectors import NumberedName
-from gradtx.base.tree import check_leaf
 from gradtx.execution.pure import TreeRun
+from gradtx.state.nested import NestedState
 from gradtx.transform import GradientTransformation, check_transformation
 
 __all__ = ["Memory", "MemoryRow", "memory"]
@@ -101,27 +101,23 @@ class Memory:
     @property
     def total(self) -> int:
         """Bytes on the parameters' device: weights, gradients and state, without the temporaries of a step."""
-        used = self.weights + self.gradients
-        return used if self.offloaded else used + self._by_steps
+        by_steps = 0 if self.offloaded else self.state + self.master
+        return self.weights + self.gradients + by_steps
 
     @property
     def host(self) -> int:
         """Bytes on the host if state is offloaded: state, and copies of weights and gradients."""
-        return self.weights + self.gradients + self._by_steps if self.offloaded else 0
-
-    @property
-    def _by_steps(self) -> int:
-        """Bytes that steps use in addition to weights and gradients."""
-        return self.state + self.master
+        if not self.offloaded:
+            return 0
+        return self.weights + self.gradients + self.state + self.master
 
     @property
     def slots(self) -> dict[str, int]:
         """Bytes of each slot, summed over the parameters."""
-        slots: dict[str, int] = {}
+        slots: Counter[str] = Counter()
         for row in self.rows:
-            for name, size in row.slots.items():
-                slots[name] = slots.get(name, 0) + size
-        return slots
+            slots.update(row.slots)
+        return dict(slots)
 
     def __repr__(self) -> str:
         sizes = {
@@ -185,14 +181,23 @@ def memory(
     for name, tensor in tensors.items():
         stand_ins[name] = torch.empty_like(local(tensor.detach()), device=META)
     state = tx.init(stand_ins)
-    run = TreeRun(tx, stand_ins, None, state)
-    slots, shared = _slots_of(state, run)
+    stages = TreeRun(tx, stand_ins, None, state).stages
+    nested = NestedState(state, stages)
+    shared = 0
+    # The bytes of each leaf's slots by name, with all tensors of a coded slot.
+    slots: dict[str, Counter[str]] = defaultdict(Counter)
+    for path in stages:
+        shared += sum(map(_bytes, nested.scalars(path).values()))
+        for name, values in nested.slots(path):
+            for leaf, tensor in values.items():
+                if tensor.numel():  # a partition stores its decisions as empty tensors
+                    slots[leaf][name.partition(".")[0]] += _bytes(tensor)
     rows: list[MemoryRow] = []
     for name, stand_in in stand_ins.items():
         is_frozen = isinstance(tensors[name], nn.Parameter) and not (
             tensors[name].requires_grad
         )
-        of_leaf = {} if is_frozen else slots.get(name, {})
+        of_leaf = {} if is_frozen else slots[name]
         rows.append(
             MemoryRow(
                 name=name,
@@ -220,81 +225,37 @@ def _named(params: Any) -> dict[str, Tensor]:
         raise TypeError(
             f"{WHO}: needs a model, a dict or a list of tensors, got {describe(params)}"
         )
-    if isinstance(params, Mapping):
-        leaves, _ = _tree.flatten_real(dict(params), WHO)
-    else:
-        leaves = _by_name(listed_params(WHO, params))
-    tensors: dict[str, Tensor] = {}
-    for name, leaf in leaves.items():
-        if leaf is None:
-            continue
-        if is_lazy(leaf):
+    if not isinstance(params, Mapping):
+        params = _by_name(listed_params(WHO, params))
+    leaves, _ = _tree.flatten_real(dict(params), WHO)
+    tensors = {name: leaf for name, leaf in leaves.items() if leaf is not None}
+    for name, tensor in tensors.items():
+        if is_lazy(tensor):
             raise ValueError(
                 f"{WHO}: {name!r} is lazy and has no shape yet; run the model once on an input"
             )
-        tensors[name] = leaf
     if not tensors:
         raise ValueError(f"{WHO}: got no parameters")
     return tensors
 
 
-def _by_name(entries: Iterable[Any]) -> dict[str, Tensor]:
+def _by_name(entries: Iterable[Any]) -> dict[str, Any]:
     """Return the parameters of a list, or of a list of groups, by name or position."""
-    leaves: dict[str, Tensor] = {}
+    leaves: dict[str, Any] = {}
     for entry in entries:
-        params: Any = (
-            listed_group(WHO, dict(entry))["params"]
-            if isinstance(entry, Mapping)
-            else [entry]
-        )
+        params: Any = [entry]
+        if isinstance(entry, Mapping):
+            params = listed_group(WHO, dict(entry))["params"]
         for param in [params] if isinstance(params, Tensor) else params:
-            name, tensor = (
-                param
-                if isinstance(param, tuple)
-                else (NumberedName(len(leaves)), param)
-            )
+            numbered = (NumberedName(len(leaves)), param)
+            name, tensor = param if isinstance(param, tuple) else numbered
             if name in leaves:
                 raise ValueError(
                     f"{WHO}: two parameters are named {name!r}; names must be unique"
                 )
-            check_leaf(name, tensor, WHO)
-            check_real(name, tensor, WHO)
             leaves[name] = tensor
     return leaves
 
 
 def _bytes(tensor: Tensor) -> int:
     return tensor.numel() * tensor.element_size()
-
-
-def _slots_of(
-    state: Mapping[str, Any], run: TreeRun
-) -> tuple[dict[str, dict[str, int]], int]:
-    """Return the bytes of each leaf's slots by name, with all tensors of a coded slot, and of shared values."""
-    slots: dict[str, dict[str, int]] = {}
-    shared = 0
-    for path, stage in _stages(state, (), run):
-        for name, values in stage.items():
-            if isinstance(values, Tensor):
-                # The outermost count is part of each parameter's bytes, COUNT.
-                shared += _bytes(values) if path else 0
-                continue
-            slot = name.partition(".")[0]
-            for leaf, tensor in values.items():
-                of_leaf = slots.setdefault(leaf, {})
-                if tensor.numel():  # a partition stores its decisions as empty tensors
-                    of_leaf[slot] = of_leaf.get(slot, 0) + _bytes(tensor)
-    return slots, shared
-
-
-def _stages(
-    state: Mapping[str, Any], path: tuple[str, ...], run: TreeRun
-) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Yield the path and the direct entries of each stage."""
-    entries: dict[str, Any] = {}
-    for key, value in state.items():
-        if (*path, key) in run.stages:
-            yield from _stages(value, (*path, key), run)
-        else:
-            entries[key] = value
-    yield path, entries

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
 from torch import Tensor, nn
@@ -99,7 +100,11 @@ def label_by_role(model: nn.Module, *, tied: str = "embedding") -> dict[str, str
         >>> gradtx.label_by_role(model)
         {'0.weight': 'embedding', '1.weight': 'norm', '1.bias': 'bias', '2.weight': 'matrix', '2.bias': 'bias'}
     """
-    _check_model(model, tied)
+    _check_model("label_by_role", model)
+    if not isinstance(tied, str):
+        raise TypeError(
+            f"label_by_role: tied must be the name of a role, got {describe(tied)}"
+        )
     places = places_of(model)
     last = _last_with_outputs_of_an_embedding(model)
     roles: dict[str, str] = {}
@@ -108,14 +113,10 @@ def label_by_role(model: nn.Module, *, tied: str = "embedding") -> dict[str, str
     return roles
 
 
-def _check_model(model: Any, tied: Any) -> None:
+def _check_model(owner: str, model: Any) -> None:
     if not isinstance(model, nn.Module):
         raise TypeError(
-            f"label_by_role: model must be a torch.nn.Module, got {describe(model)}"
-        )
-    if not isinstance(tied, str):
-        raise TypeError(
-            f"label_by_role: tied must be the name of a role, got {describe(tied)}"
+            f"{owner}: model must be a torch.nn.Module, got {describe(model)}"
         )
 
 
@@ -166,38 +167,33 @@ def _of_weight(place: Place, modules: Mapping[str, nn.Module]) -> Place:
     return place
 
 
-def _linears(model: nn.Module) -> Iterator[tuple[nn.Linear, Tensor]]:
-    for module in model.modules():
-        if isinstance(module, nn.Linear) and not is_lazy(module.weight):
-            yield module, module.weight
-
-
 def _last_with_outputs_of_an_embedding(model: nn.Module) -> nn.Module | None:
     """Return the last linear layer with as many outputs as an embedding has entries, or None."""
-    sizes = {
-        module.num_embeddings
-        for module in model.modules()
-        if isinstance(module, nn.Embedding | nn.EmbeddingBag)
-    }
-    last = None
-    for module, weight in _linears(model):
-        if weight.shape[0] in sizes:
-            last = module
-    return last
+    sizes: set[int] = set()
+    linears: list[tuple[nn.Module, Tensor]] = []
+    for module in model.modules():
+        if isinstance(module, nn.Embedding | nn.EmbeddingBag):
+            sizes.add(module.num_embeddings)
+        if isinstance(module, nn.Linear) and not is_lazy(module.weight):
+            linears.append((module, module.weight))
+    fitting = [module for module, weight in linears if weight.shape[0] in sizes]
+    return fitting[-1] if fitting else None
 
 
 def _role(param: Tensor, places: list[Place], last: nn.Module | None, tied: str) -> str:
     if not param.requires_grad:
         return "frozen"
-    embeds = any(map(_is_embedding, places))
-    heads = any(_is_head(place, last) for place in places)
-    if embeds:
-        return tied if heads else "embedding"
-    if heads:
+    is_head = any(_is_head(place, last) for place in places)
+    if any(map(_is_embedding, places)):
+        return tied if is_head else "embedding"
+    if is_head:
         return "head"
     place = places[0]
-    if _is_norm(place.module) and place.name in ("weight", "bias"):
-        return "norm" if place.name == "weight" else "bias"
+    kind = type(place.module).__name__
+    if isinstance(place.module, NORMS) or kind.endswith("Norm"):
+        role = {"weight": "norm", "bias": "bias"}.get(place.name)
+        if role is not None:
+            return role
     return _role_by_shape(param, place)
 
 
@@ -216,10 +212,6 @@ def _is_head(place: Place, last: nn.Module | None) -> bool:
     if not isinstance(place.module, nn.Linear) or place.name != "weight":
         return False
     return place.module is last or place.module_name.rpartition(".")[2] in HEAD_NAMES
-
-
-def _is_norm(module: nn.Module) -> bool:
-    return isinstance(module, NORMS) or type(module).__name__.endswith("Norm")
 
 
 def _role_by_shape(param: Tensor, place: Place) -> str:
@@ -393,9 +385,9 @@ def muon_for(
         "adamw_no_decay": other.replace(weight_decay=0.0),
         "frozen": freeze("*"),
     }
-    names: dict[str, list[str]] = {}
+    names: dict[str, list[str]] = defaultdict(list)
     for row in rows:
-        names.setdefault(row.branch, []).append(row.name)
+        names[row.branch].append(row.name)
     labels = {label: tuple(names[label]) for label in branches if label in names}
     tx = partition({label: branches[label] for label in labels}, labels)
     return ModelOptimizer(
@@ -404,20 +396,6 @@ def muon_for(
 
 
 # Rows.
-
-
-@dataclass
-class Heads:
-    """The number of blocks into which each projection weight of an attention module is split."""
-
-    queries: int
-    keys: int
-    names: dict[str, int] = field(default_factory=dict[str, int])
-
-    def __post_init__(self) -> None:
-        self.names.update(dict.fromkeys(QUERIES, self.queries))
-        self.names.update(dict.fromkeys((*KEYS, *VALUES), self.keys))
-        self.names.update(dict.fromkeys(FUSED, self.queries + 2 * self.keys))
 
 
 def _check_arguments(
@@ -429,10 +407,7 @@ def _check_arguments(
         raise ValueError(f"muon_for: tied must be 'embedding' or 'head', got {tied!r}")
     if not isinstance(per_head, bool):
         raise TypeError(f"muon_for: per_head must be a bool, got {describe(per_head)}")
-    if not isinstance(model, nn.Module):
-        raise TypeError(
-            f"muon_for: model must be a torch.nn.Module, got {describe(model)}"
-        )
+    _check_model("muon_for", model)
     for name in ("fallback", "view", "flatten", "mask"):
         if name in options:
             raise TypeError(
@@ -469,26 +444,27 @@ def _cut(
     """Return the number of blocks of a weight and the dimension to split; (1, 0) for no split."""
     # The GPT-2 layer of transformers, of shape (in, out).
     dim = 1 if type(place.module).__name__ == "Conv1D" else 0
-    for part, around in _around(place):
+    parent, _, module_name = place.module_name.rpartition(".")
+    # A projection may be nested one level below the module that knows the number of heads.
+    for part, around in ((place.name, place.module_name), (module_name, parent)):
         heads = _heads_of(modules.get(around))
         if heads is not None:
-            count = heads.names.get(part, 1)
+            count = _blocks_of(part, *heads)
             return (count, dim) if param.shape[dim] % count == 0 else (1, 0)
     return 1, 0
 
 
-def _around(place: Place) -> Iterator[tuple[str, str]]:
-    """Yield (parameter name, its module), then (module name, its parent module).
+def _blocks_of(part: str, queries: int, keys: int) -> int:
+    """Return the number of blocks of a projection weight, given the numbers of heads."""
+    if part in QUERIES:
+        return queries
+    if part in FUSED:
+        return queries + 2 * keys
+    return keys if part in KEYS or part in VALUES else 1
 
-    A projection may be nested one level below the module that knows the number of heads.
-    """
-    yield place.name, place.module_name
-    around, _, name = place.module_name.rpartition(".")
-    yield name, around
 
-
-def _heads_of(module: nn.Module | None) -> Heads | None:
-    """Return the heads of an attention module; None for other modules."""
+def _heads_of(module: nn.Module | None) -> tuple[int, int] | None:
+    """Return the numbers of query and key heads of an attention module; None for other modules."""
     config = getattr(module, "config", None)
     queries = _first_count(module, HEADS)
     if queries is None and "attention" in type(module).__name__.lower():
@@ -496,7 +472,7 @@ def _heads_of(module: nn.Module | None) -> Heads | None:
     if queries is None:
         return None
     keys = _first_count(module, KEY_HEADS) or _first_count(config, KEY_HEADS)
-    return Heads(queries, keys or queries)
+    return queries, keys or queries
 
 
 def _first_count(source: Any, names: tuple[str, ...]) -> int | None:
@@ -512,19 +488,15 @@ def _first_count(source: Any, names: tuple[str, ...]) -> int | None:
 
 def _in_blocks(tx: GradientTransformation, rows: list[Row]) -> GradientTransformation:
     """Wrap a transformation in `blocks` for all rows, with one combinator per kind of split."""
-    names_of_division: dict[tuple[int, int, int], list[str]] = {}
+    names_of_division: dict[tuple[int, int, int], list[str]] = defaultdict(list)
     for row in rows:
         if row.branch == "muon" and (row.heads > 1 or row.batch):
-            names_of_division.setdefault((row.heads, row.dim, row.batch), []).append(
-                row.name
-            )
+            names_of_division[row.heads, row.dim, row.batch].append(row.name)
     for (heads, dim, batch), names in names_of_division.items():
-        where = tuple(names)
-        tx = (
-            blocks(tx, where, batch=batch)
-            if batch
-            else blocks(tx, where, heads=heads, dim=dim)
+        division: dict[str, Any] = (
+            {"batch": batch} if batch else {"heads": heads, "dim": dim}
         )
+        tx = blocks(tx, tuple(names), **division)
     return tx
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -53,68 +53,41 @@ def pcgrad(
 
     Source: Yu et al. 2020, arXiv:2001.06782.
     """
-    _check_tasks(grads, reduction)
-    first, unflatten = _tree.flatten_real(grads[0], "gradients of task 0")
-    tasks: list[dict[str, Tensor | None]] = []
-    for i, tree in enumerate(grads):
-        tasks.append(
-            _tree.match(tree, first, f"gradients of task {i}", "those of task 0")
-        )
-    counts = _counts(tasks)
-    total = _summed(_dense(tasks, list(counts)), generator)
-    if reduction == "mean":
-        for name, count in counts.items():
-            if count == len(tasks):
-                total[name] = total[name] / count
-    return unflatten({name: total.get(name) for name in first})
-
-
-def _check_tasks(grads: Sequence[Any], reduction: str) -> None:
     if reduction not in ("mean", "sum"):
         raise ValueError(
             f"pcgrad: reduction must be 'mean' or 'sum', got {reduction!r}"
         )
     if not grads:
         raise ValueError("pcgrad: needs the gradients of at least one task")
-
-
-def _counts(tasks: Sequence[Mapping[str, Tensor | None]]) -> dict[str, int]:
-    """Return the number of tasks that reach each leaf, without leaves that no task reaches."""
+    first, unflatten = _tree.flatten_real(grads[0], "gradients of task 0")
+    tasks: list[dict[str, Tensor | None]] = []
+    for i, tree in enumerate(grads):
+        tasks.append(
+            _tree.match(tree, first, f"gradients of task {i}", "those of task 0")
+        )
+    # The number of tasks that reach each leaf, without leaves that no task reaches.
     counts: dict[str, int] = {}
-    for name in tasks[0]:
-        count = sum(task[name] is not None for task in tasks)
-        if count:
-            counts[name] = count
-    return counts
-
-
-def _dense(
-    tasks: Sequence[Mapping[str, Tensor | None]], names: Sequence[str]
-) -> list[Leaves]:
-    """Return each task's gradients of these leaves, with zeros instead of None."""
-    zeros: Leaves = {}
-    for name in names:
-        reached = [grad for task in tasks if (grad := task[name]) is not None]
-        if len(reached) < len(tasks):
-            zeros[name] = torch.zeros_like(reached[0])
+    for name in first:
+        counts[name] = sum(task[name] is not None for task in tasks)
     dense: list[Leaves] = []
     for task in tasks:
         leaves: Leaves = {}
-        for name in names:
-            grad = task[name]
-            leaves[name] = zeros[name] if grad is None else grad
+        for name, count in counts.items():
+            if count:
+                reached = [grad for each in tasks if (grad := each[name]) is not None]
+                grad = task[name]
+                leaves[name] = torch.zeros_like(reached[0]) if grad is None else grad
         dense.append(leaves)
-    return dense
-
-
-def _summed(tasks: Sequence[Leaves], generator: torch.Generator | int | None) -> Leaves:
-    """Return the sum of the tasks' gradients after removing conflicts."""
-    squares = [_dot(task, task) for task in tasks]
-    total: Leaves = {}
+    squares = [_dot(task, task) for task in dense]
+    total: dict[str, Any] = dict.fromkeys(first)
     for i, order in enumerate(_orders(len(tasks), generator)):
-        for name, grad in _without_conflicts(i, order, tasks, squares).items():
-            total[name] = total[name] + grad if name in total else grad
-    return total
+        for name, grad in _without_conflicts(i, order, dense, squares).items():
+            total[name] = grad if total[name] is None else total[name] + grad
+    if reduction == "mean":
+        for name, count in counts.items():
+            if count == len(tasks):
+                total[name] = total[name] / count
+    return unflatten(total)
 
 
 def _orders(count: int, generator: torch.Generator | int | None) -> Iterator[list[int]]:
@@ -149,12 +122,10 @@ def _without_conflicts(
 
 def _dot(a: Leaves, b: Leaves) -> Tensor:
     """Return the inner product over all leaves, summed in at least float32 on the device of the first leaf."""
-    device: torch.device | None = None
     terms: list[Tensor] = []
     for name in a:
         term = (a[name] * b[name]).sum()
-        if device is None:
-            device = term.device
+        device = terms[0].device if terms else term.device
         dtype = torch.promote_types(term.dtype, torch.float32)
         terms.append(term.to(device, dtype))
     return torch.stack(terms).sum() if terms else torch.zeros(())

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import fnmatch
-import warnings
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Protocol, TypeGuard, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -13,10 +13,10 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from gradtx import schedules
-from gradtx.arguments import Argument, Arguments
+from gradtx.arguments import Argument
 from gradtx.base.counterparts import plain
 from gradtx.base.exact import Scalar, Schedule
-from gradtx.base.messages import describe, nearest
+from gradtx.base.messages import describe, nearest, warn_user
 from gradtx.combinators.lookahead import with_lookahead
 from gradtx.models import label_by_role, named_in_model, named_modules
 from gradtx.optim import ChainOptimizer, as_optimizer
@@ -44,15 +44,6 @@ __all__ = [
 Names = str | Sequence[str] | None
 
 
-class _ScheduleFactory(Protocol):
-    """A decorated schedule."""
-
-    __name__: str
-    arguments: Arguments
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Schedule: ...
-
-
 # Biases and the weights of normalization layers, matched by the class of their module (LayerNorm, BatchNorm2d, RMSNorm)
 # or, for parameters without a model, by common names (norm, norm1, layer_norm).
 WD_BAN_LIST = ("bias", "*Norm", "*Norm?d", "*norm.weight", "*norm?.weight")
@@ -64,7 +55,7 @@ _NO_RATES = (
     "join_schedules",
     "proportion_schedule",
 )
-_SCHEDULES: dict[str, _ScheduleFactory] = {
+_SCHEDULES: dict[str, Any] = {
     name.removesuffix("_schedule"): getattr(schedules, name)
     for name in schedules.__all__
     if hasattr(getattr(schedules, name), "arguments") and name not in _NO_RATES
@@ -119,39 +110,32 @@ def _lookup(
 
 
 def _matching(
-    owner: str, filters: Names, spellings: Mapping[str, Iterable[str]]
+    owner: str, filters: Any, spellings: Mapping[str, Sequence[str]]
 ) -> list[str]:
     """Return the names with a spelling that matches one of the wildcard patterns."""
-    if filters is None:
-        return sorted(spellings)
-    patterns = _patterns(owner, filters)
-    names: list[str] = []
-    for name, synonyms in spellings.items():
-        if any(_matches(spelling, patterns) for spelling in (name, *synonyms)):
-            names.append(name)
-    return sorted(names)
-
-
-def _patterns(owner: str, filters: Any) -> list[str]:
     patterns = [filters] if isinstance(filters, str) else filters
+    if patterns is None:
+        patterns = ["*"]
     if not _are_strings(patterns):
         raise TypeError(
             f"{owner}: filters must be a pattern or a list of patterns, got {describe(filters)}"
         )
     # A dash inside brackets denotes a range, so keep it.
-    return [
+    patterns = [
         pattern.lower() if "[" in pattern else plain(pattern) for pattern in patterns
     ]
+    names: list[str] = []
+    for name, synonyms in spellings.items():
+        known = list(map(plain, (name, *synonyms)))
+        if any(fnmatch.filter(known, pattern) for pattern in patterns):
+            names.append(name)
+    return sorted(names)
 
 
-def _are_strings(value: Any) -> TypeGuard[Sequence[str]]:
+def _are_strings(value: Any) -> bool:
     return isinstance(value, tuple | list) and all(
         isinstance(item, str) for item in value
     )
-
-
-def _matches(spelling: str, patterns: Iterable[str]) -> bool:
-    return any(fnmatch.fnmatchcase(plain(spelling), pattern) for pattern in patterns)
 
 
 # The classes of users' aliases, by the alias's name.
@@ -275,7 +259,7 @@ def get_supported_lr_schedulers(filters: Names = None) -> list[str]:
         ['warmup_cosine', 'warmup_linear', 'warmup_poly']
     """
     return _matching(
-        "get_supported_lr_schedulers", filters, {name: [] for name in _SCHEDULES}
+        "get_supported_lr_schedulers", filters, dict.fromkeys(_SCHEDULES, ())
     )
 
 
@@ -299,29 +283,40 @@ def load_lr_scheduler(lr_scheduler_name: str) -> Callable[..., LRScheduler]:
         >>> gradtx.load_lr_scheduler("linear")(optimizer, start_factor=0.5).get_last_lr()
         [0.25]
     """
-    factory: _ScheduleFactory = _lookup(
+    factory = _lookup(
         "load_lr_scheduler",
         "scheduler",
         lr_scheduler_name,
         _SCHEDULES,
         _SCHEDULERS_ELSEWHERE,
     )
-    has_rate = "lr" in factory.arguments.by_name
+    owner = factory.__name__
+    names = [argument.name for argument in factory.arguments.all]
+    has_rate = "lr" in names
+    positional = [name for name in names if name != "lr"]
 
     def scheduler(
         optimizer: Optimizer, *args: Any, last_epoch: int = -1, **options: Any
     ) -> LRScheduler:
-        _check_optimizer(factory.__name__, optimizer)
-        factory_arguments = _given_to(factory, args, options)
-        if not has_rate or "lr" in factory_arguments:
-            return ScheduleLR(optimizer, [factory(**factory_arguments)], last_epoch)
+        _check_optimizer(owner, optimizer)
+        if len(args) > len(positional):
+            raise TypeError(
+                f"{owner}: takes at most {len(positional)} arguments after the optimizer"
+            )
+        arguments = in_its_words(factory.arguments, options)
+        for name, value in zip(positional, args, strict=False):
+            if name in arguments:
+                raise TypeError(f"{owner}: got two values for {name!r}")
+            arguments[name] = value
+        if not has_rate or "lr" in arguments:
+            return ScheduleLR(optimizer, [factory(**arguments)], last_epoch)
         schedule_of_group: list[Schedule] = []
         for group in optimizer.param_groups:
             rate = float(group.get("initial_lr", group["lr"]))
-            schedule_of_group.append(factory(lr=rate, **factory_arguments))
+            schedule_of_group.append(factory(lr=rate, **arguments))
         return schedules.as_lr_scheduler(optimizer, schedule_of_group, last_epoch)
 
-    scheduler.__name__ = factory.__name__
+    scheduler.__name__ = owner
     scheduler.__doc__ = factory.__doc__
     return scheduler
 
@@ -331,26 +326,6 @@ def _check_optimizer(owner: str, optimizer: Any) -> None:
         raise TypeError(
             f"{owner}: the first argument must be the optimizer, got {describe(optimizer)}"
         )
-
-
-def _given_to(
-    factory: _ScheduleFactory, args: tuple[Any, ...], options: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Return the arguments for a schedule by name; `lr` is accepted only by keyword."""
-    owner = factory.__name__
-    positional = [
-        argument.name for argument in factory.arguments.all if argument.name != "lr"
-    ]
-    if len(args) > len(positional):
-        raise TypeError(
-            f"{owner}: takes at most {len(positional)} arguments after the optimizer"
-        )
-    factory_arguments = in_its_words(factory.arguments, options)
-    for name, value in zip(positional, args, strict=False):
-        if name in factory_arguments:
-            raise TypeError(f"{owner}: got two values for {name!r}")
-        factory_arguments[name] = value
-    return factory_arguments
 
 
 _WITH_LOOKAHEAD = ("ranger", "ranger21")
@@ -378,46 +353,66 @@ _RENAMED = {
 
 
 def _translated(arguments: Sequence[str], options: Mapping[str, Any]) -> dict[str, Any]:
-    """Translate options of other libraries, with a warning for each."""
+    """Translate options of other libraries, with a warning for each; the optimizer raises errors for unknown ones."""
     translated: dict[str, Any] = {}
     for name, value in options.items():
-        new_name = name if name in arguments else _new_name(name, arguments)
-        if new_name != name:
+        known = [word for word in _RENAMED.get(name, ()) if word in arguments]
+        if name not in arguments and known:
+            new_name = known[0]
             if new_name in options:
                 raise TypeError(
                     f"create_optimizer: {name!r} is an alias of {new_name!r}, but both are given; pass one"
                 )
-            message = f"create_optimizer: {name!r} is now {new_name!r}"
-            warnings.warn(message, FutureWarning, stacklevel=3)
-        translated[new_name] = value
+            warn_user(f"create_optimizer: {name!r} is now {new_name!r}", FutureWarning)
+            name = new_name
+        translated[name] = value
     return translated
-
-
-def _new_name(name: str, arguments: Sequence[str]) -> str:
-    """Return the optimizer's own name for an option; it raises the error for an unknown one."""
-    for new_name in _RENAMED.get(name, ()):
-        if new_name in arguments:
-            return new_name
-    return name
 
 
 def _parameters(model: Any, weight_decay: Any, ban_list: Sequence[str]) -> Any:
     """Return the parameters for the optimizer; if they have names, in groups with and without decay."""
-    if isinstance(model, Tensor):
+    if isinstance(model, Tensor) or not isinstance(model, torch.nn.Module | Iterable):
+        given = "one tensor" if isinstance(model, Tensor) else describe(model)
         raise TypeError(
-            "create_optimizer: needs a model or a list of parameters, got one tensor"
+            f"create_optimizer: needs a model or a list of parameters, got {given}"
         )
+    # By which the ban list may call a parameter.
+    names: dict[Tensor, list[str]] = defaultdict(list)
     if isinstance(model, torch.nn.Module):
-        return _groups(_trained(model), _banned_of_model(model, ban_list), weight_decay)
-    if not isinstance(model, Iterable):
-        raise TypeError(
-            f"create_optimizer: needs a model or a list of parameters, got {describe(model)}"
-        )
-    items = list(model)
-    if not _are_pairs(items):
-        return items  # patterns require names; the user's groups stay unchanged
-    banned = {id(param) for name, param in items if _is_banned(ban_list, name)}
-    return _groups(items, banned, weight_decay)
+        items = [item for item in model.named_parameters() if item[1].requires_grad]
+        if not items:
+            raise ValueError(
+                "create_optimizer: the model has no parameter that requires a gradient"
+            )
+        for prefix, module in named_modules(model):
+            kind = type(module).__name__
+            for name, param in module.named_parameters(recurse=False):
+                full_name = f"{prefix}.{name}" if prefix else name
+                names[param] += [full_name, kind, f"{kind}.{name}"]
+    else:
+        items = list(model)
+        if not all(isinstance(item, tuple) and len(item) == 2 for item in items):
+            return items  # patterns require names; the user's groups stay unchanged
+        for name, param in items:
+            names[param].append(name)
+    if _is_zero(weight_decay):
+        return items
+    decayed: dict[str, Any] = {"params": []}
+    undecayed: dict[str, Any] = {"params": [], "weight_decay": 0.0}
+    for name, param in items:
+        group = undecayed if _is_banned(ban_list, names[param]) else decayed
+        group["params"].append((name, param))
+    return [group for group in (decayed, undecayed) if group["params"]]
+
+
+def _is_banned(patterns: Sequence[str], names: Sequence[str]) -> bool:
+    """Whether a name contains a plain pattern or matches a wildcard pattern."""
+    for pattern in patterns:
+        has_wildcards = any(character in pattern for character in "*?[")
+        for name in names:
+            if fnmatch.fnmatchcase(name, pattern) if has_wildcards else pattern in name:
+                return True
+    return False
 
 
 def _warn_of_embeddings(name: str, model: Any) -> None:
@@ -436,70 +431,11 @@ def _warn_of_embeddings(name: str, model: Any) -> None:
             if name == "muon"
             else "partition, by the roles of label_by_role(model),"
         )
-        warnings.warn(
+        warn_user(
             f"create_optimizer: {name} also steps embeddings and heads ({', '.join(named)}), since they are matrices; "
             f"gradtx.{remedy} sends them to AdamW",
             UserWarning,
-            stacklevel=4,
         )
-
-
-def _are_pairs(items: list[Any]) -> TypeGuard[list[tuple[str, Any]]]:
-    return all(isinstance(item, tuple) and len(item) == 2 for item in items)
-
-
-def _groups(
-    named: Sequence[tuple[str, Any]], banned: set[int], weight_decay: Any
-) -> Sequence[Any]:
-    """Return a group with decay and one without, omitting empty groups."""
-    if _is_zero(weight_decay):
-        return named
-    decayed: list[tuple[str, Any]] = []
-    undecayed: list[tuple[str, Any]] = []
-    for name, param in named:
-        if id(param) in banned:
-            undecayed.append((name, param))
-        else:
-            decayed.append((name, param))
-    groups: list[dict[str, Any]] = []
-    if decayed:
-        groups.append({"params": decayed})
-    if undecayed:
-        groups.append({"params": undecayed, "weight_decay": 0.0})
-    return groups
-
-
-def _trained(model: torch.nn.Module) -> list[tuple[str, torch.nn.Parameter]]:
-    named = [
-        (name, param) for name, param in model.named_parameters() if param.requires_grad
-    ]
-    if not named:
-        raise ValueError(
-            "create_optimizer: the model has no parameter that requires a gradient"
-        )
-    return named
-
-
-def _banned_of_model(model: torch.nn.Module, ban_list: Sequence[str]) -> set[int]:
-    """Return the ids of the parameters without decay: their names or their modules' classes match a pattern."""
-    banned: set[int] = set()
-    for prefix, module in named_modules(model):
-        kind = type(module).__name__
-        for name, param in module.named_parameters(recurse=False):
-            full_name = f"{prefix}.{name}" if prefix else name
-            if _is_banned(ban_list, full_name, kind, f"{kind}.{name}"):
-                banned.add(id(param))
-    return banned
-
-
-def _is_banned(patterns: Sequence[str], *names: str) -> bool:
-    """Whether a name contains a plain pattern or matches a wildcard pattern."""
-    for pattern in patterns:
-        has_wildcards = any(character in pattern for character in "*?[")
-        for name in names:
-            if fnmatch.fnmatchcase(name, pattern) if has_wildcards else pattern in name:
-                return True
-    return False
 
 
 def _decay(
@@ -589,63 +525,57 @@ def create_optimizer(
     alias = cast("Alias[...]", cls._alias)
     name = alias.__name__
     arguments = alias.spec.arguments.by_name
-    _check_options(options, wd_ban_list)
-    options = _without_engine_options(options)
+    check_differentiable(options)
+    warn_of_engine_options("create_optimizer", options)
+    if not _are_strings(wd_ban_list):
+        raise TypeError(
+            f"create_optimizer: wd_ban_list must be a list of patterns, got {describe(wd_ban_list)}"
+        )
+    for option in ENGINE_OPTIONS:
+        options.pop(option, None)
     if use_lookahead and name in _WITH_LOOKAHEAD:
-        _warn_of_second_lookahead(name)
+        warn_user(
+            f"create_optimizer: {name} already includes a lookahead; omit use_lookahead",
+            UserWarning,
+        )
         use_lookahead = False
+    before: list[GradientTransformation] = []
     if use_gc is not None and "use_gc" in arguments:
         options["use_gc"] = use_gc
-        use_gc = None
-    before = _links_before(arguments, options, bool(use_gc), use_orthograd)
-    after = (
-        _options_of_links(("k", "alpha", "pullback_momentum"), arguments, options)
-        if use_lookahead
-        else None
-    )
-    numbers = {**_decay(name, arguments, weight_decay), **_rate(name, arguments, lr)}
+    elif use_gc:
+        before.append(centralize(options.pop("gc_conv_only", False)))
+    if use_orthograd:
+        before.append(orthogonalize_against_params())
+    of_lookahead: dict[str, Any] = {}
+    for option in ("k", "alpha", "pullback_momentum") if use_lookahead else ():
+        if option in options and option not in arguments:
+            of_lookahead[option] = options.pop(option)
     options = _translated([*arguments, "state_dtype", "seed"], options)
-    options.update(numbers)
-    if "fallback" in arguments:
-        _add_fallback(options, name, model)
+    options.update(_decay(name, arguments, weight_decay))
+    options.update(_rate(name, arguments, lr))
+    if "fallback" in arguments and "fallback" not in options:
+        _warn_of_embeddings(name, model)
+        options["fallback"] = adamw(
+            lr=3e-4, betas=(0.9, 0.95), eps=1e-10, weight_decay=0.0
+        )
     params = _parameters(model, weight_decay, wd_ban_list)
+    if compile is True and compile_kwargs:
+        compile = _compile_argument(compile_kwargs)
     engine_options: dict[str, Any] = {
         "compile": compile,
         "state_device": state_device,
         "capturable": capturable,
     }
-    if compile is True and compile_kwargs:
-        engine_options["compile"] = _compile_argument(compile_kwargs)
-    if not before and after is None:
+    if not before and not use_lookahead:
         return cls(params, **options, **engine_options)
     if cls._seeded:
         engine_options["seed"] = options.pop("seed", 0)
-    tx = _with_lookahead(alias(**options), after)
+    tx = alias(**options)
+    if "pullback_momentum" in of_lookahead:
+        tx = with_lookahead(tx, **of_lookahead)
+    elif use_lookahead:
+        tx = chain(tx, lookahead(**of_lookahead))
     return as_optimizer(chain(*before, tx), params, **engine_options)
-
-
-def _without_engine_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        option: value
-        for option, value in options.items()
-        if option not in ENGINE_OPTIONS
-    }
-
-
-def _add_fallback(options: dict[str, Any], name: str, model: Any) -> None:
-    """Add the optimizer of parameters that are not matrices, unless the caller passed one."""
-    if "fallback" not in options:
-        _warn_of_embeddings(name, model)
-        options["fallback"] = adamw(
-            lr=3e-4, betas=(0.9, 0.95), eps=1e-10, weight_decay=0.0
-        )
-
-
-def _warn_of_second_lookahead(name: str) -> None:
-    message = (
-        f"create_optimizer: {name} already includes a lookahead; omit use_lookahead"
-    )
-    warnings.warn(message, UserWarning, stacklevel=3)
 
 
 def _compile_argument(keywords: Mapping[str, Any]) -> str | dict[str, Any]:
@@ -664,58 +594,3 @@ def _compile_argument(keywords: Mapping[str, Any]) -> str | dict[str, Any]:
             "create_optimizer: compile_kwargs contains both a mode and options; pass one of them, as to torch.compile"
         )
     return mode
-
-
-def _check_options(options: Mapping[str, Any], wd_ban_list: Any) -> None:
-    check_differentiable(options)
-    warn_of_engine_options("create_optimizer", options)
-    if isinstance(wd_ban_list, str) or not all(
-        isinstance(pattern, str) for pattern in wd_ban_list
-    ):
-        raise TypeError(
-            f"create_optimizer: wd_ban_list must be a list of patterns, got {describe(wd_ban_list)}"
-        )
-
-
-def _links_before(
-    arguments: Mapping[str, Argument],
-    options: dict[str, Any],
-    use_gc: bool,
-    use_orthograd: bool,
-) -> list[GradientTransformation]:
-    """Return the links before the optimizer, and remove their options from `options`."""
-    links: list[GradientTransformation] = []
-    if use_gc:
-        of_link = _options_of_links(("gc_conv_only",), arguments, options)
-        links.append(
-            centralize(
-                **{
-                    option.removeprefix("gc_"): value
-                    for option, value in of_link.items()
-                }
-            )
-        )
-    if use_orthograd:
-        links.append(orthogonalize_against_params())
-    return links
-
-
-def _options_of_links(
-    names: Iterable[str], arguments: Mapping[str, Argument], options: dict[str, Any]
-) -> dict[str, Any]:
-    """Remove the options with these names from `options` and return them, except those that the optimizer also has."""
-    link_options: dict[str, Any] = {}
-    for name in names:
-        if name in options and name not in arguments:
-            link_options[name] = options.pop(name)
-    return link_options
-
-
-def _with_lookahead(
-    tx: GradientTransformation, options: dict[str, Any] | None
-) -> GradientTransformation:
-    if options is None:
-        return tx
-    if "pullback_momentum" in options:
-        return with_lookahead(tx, **options)
-    return chain(tx, lookahead(**options))

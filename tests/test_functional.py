@@ -252,13 +252,13 @@ UNSTACKABLE = [
     ({"w": ONES}, TypeError, r"stack: needs a list of trees, got one dict"),
     (ONES, TypeError, r"stack: needs a list of trees, got one Tensor"),
     (1, TypeError, r"stack: needs a list of trees, got one int"),
-    ([{"w": ONES}, {"w": torch.ones(3)}], ValueError, r"leaf 'w' has shape \(3,\) in tree 1, \(2,\) in tree 0"),
-    ([{"w": ONES}, {"w": ONES.double()}], TypeError, r"leaf 'w' has dtype torch.float64 in tree 1, torch.float32"),
-    ([{"w": ONES}, {"w": ONES.to("meta")}], ValueError, r"leaf 'w' is on meta in tree 1, on cpu in tree 0"),
+    ([{"w": ONES}, {"w": torch.ones(3)}], ValueError, r"stack: tree 1: leaf 'w' has shape \(3,\), needs \(2,\)"),
+    ([{"w": ONES}, {"w": ONES.double()}], TypeError, r"tree 1: leaf 'w' has dtype torch.float64, needs torch.float32"),
+    ([{"w": ONES}, {"w": ONES.to("meta")}], ValueError, r"tree 1: leaf 'w' is on meta, needs cpu"),
     ([{"w": ONES}, {}], ValueError, r"tree 1: leaf 'w' is missing, but is in tree 0"),
     ([{}, {"w": ONES}], ValueError, r"tree 1: leaf 'w' is not in tree 0"),
-    ([{"w": ONES}, {"w": None}], ValueError, r"leaf 'w' is None in tree 1 and a tensor in tree 0"),
-    ([{"w": None}, {"w": ONES}], ValueError, r"leaf 'w' is None in tree 0 and a tensor in tree 1"),
+    ([{"w": ONES}, {"w": None}], TypeError, r"tree 1: leaf 'w' must be a tensor, got None"),
+    ([{"w": None}, {"w": ONES}], TypeError, r"tree 1: leaf 'w' must be None, got tensor"),
     ([{"w": ONES}, {"w": 1.0}], TypeError, r"tree 1: leaf 'w' is a float, needs a tensor or None"),
 ]
 

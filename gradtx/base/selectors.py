@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import inspect
 from collections.abc import Callable, Hashable, Iterable, Iterator
-from typing import Any, TypeAlias, TypeGuard, cast
+from typing import Any, TypeAlias, TypeGuard
 
 import torch
 from torch import Tensor
@@ -76,14 +76,10 @@ def answer(owner: str, function: Callable[..., Any], name: str, *others: Any) ->
 
 
 @_torch.assume_constant
-def _first_match(name: str, groups: tuple[Patterns, ...]) -> int:
-    """Return the index of the first group of patterns that the name matches, or -1."""
+def _matches(name: str, group: Patterns) -> bool:
+    """Whether a name matches one of several patterns."""
     name = without_wrappers(name)
-    for i, group in enumerate(groups):
-        for pattern in group:
-            if fnmatch.fnmatchcase(name, pattern):
-                return i
-    return -1
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in group)
 
 
 class Selector:
@@ -108,26 +104,15 @@ class Selector:
         self.owner = owner
         self.labels = labels
         self.branches = branches
-        self.by_name = isinstance(wheres, LabelTree)
-        self._label_of: Predicate | None = None  # a function that returns the label
-        # Of each label; empty if a predicate decides.
-        self._patterns: tuple[Patterns, ...] = ()
-        self._predicates: dict[int, Predicate] = {}  # by the index of the label
         if isinstance(wheres, tuple):
-            self._take(cast("tuple[Patterns | Predicate, ...]", wheres))
+            # Of each label.
+            self._wheres: Any = tuple(
+                tuple(where) if isinstance(where, list) else where for where in wheres
+            )
+            self.by_name = all(isinstance(where, tuple) for where in self._wheres)
         else:
-            self._label_of = wheres
-
-    def _take(self, wheres: tuple[Patterns | Predicate, ...]) -> None:
-        groups: list[Patterns] = []
-        for i, where in enumerate(wheres):
-            if isinstance(where, tuple | list):
-                groups.append(tuple(where))
-            else:
-                groups.append(())
-                self._predicates[i] = cast("Predicate", where)
-        self._patterns = tuple(groups)
-        self.by_name = not self._predicates
+            self._wheres = wheres  # a function that returns the label
+            self.by_name = isinstance(wheres, LabelTree)
 
     @classmethod
     def of(cls, owner: str, where: Any) -> Selector:
@@ -137,12 +122,11 @@ class Selector:
     @property
     def key(self) -> Hashable:
         """A key that is equal for selectors that choose alike, such as those of an alias that rebuilds its chain."""
-        if self._label_of is not None:
-            return self.labels, id(self._label_of)
-        predicates = tuple(
-            (i, id(predicate)) for i, predicate in self._predicates.items()
+        if not isinstance(self._wheres, tuple):
+            return self.labels, id(self._wheres)
+        return self.labels, tuple(
+            where if isinstance(where, tuple) else id(where) for where in self._wheres
         )
-        return self.labels, self._patterns, predicates
 
     @property
     def names_branches(self) -> bool:
@@ -150,44 +134,29 @@ class Selector:
         return self.branches is not None
 
     def choose(self, name: str, tensor: Any) -> Any:
-        if self._label_of is not None:
-            label = (
-                self._label_of(name, tensor)
-                if self.by_name
-                else answer(self.owner, self._label_of, name, tensor)
-            )
-            return self._checked(name, label)
-        index = self._first_where(name, tensor)
-        if index >= 0:
-            return self.labels[index]
+        if not isinstance(self._wheres, tuple):
+            label = self._answer(self._wheres, name, tensor)
+            if label not in self.labels:
+                raise ValueError(
+                    f"{self.owner}: leaf {name!r} has the unknown label {label!r}; labels: {listed(self.labels)}"
+                )
+            return label
+        for label, where in zip(self.labels, self._wheres, strict=True):
+            if self._answer(where, name, tensor):
+                return label
         if self.branches is None:
             return False
         raise ValueError(
             f"{self.owner}: leaf {name!r} has no label; add a pattern that matches it, such as '*' for the rest"
         )
 
-    def _checked(self, name: str, label: Any) -> Any:
-        """Check and return a label that a function returned."""
-        if label not in self.labels:
-            raise ValueError(
-                f"{self.owner}: leaf {name!r} has the unknown label {label!r}; labels: {listed(self.labels)}"
-            )
-        return label
-
-    def _first_where(self, name: str, tensor: Any) -> int:
-        """Return the index of the first label whose pattern matches or whose predicate is true, or -1."""
-        if self.by_name:
-            return _first_match(name, self._patterns)
-        for i, group in enumerate(self._patterns):
-            predicate = self._predicates.get(i)
-            holds = (
-                _first_match(name, (group,)) == 0
-                if predicate is None
-                else answer(self.owner, predicate, name, tensor)
-            )
-            if holds:
-                return i
-        return -1
+    def _answer(self, where: Any, name: str, tensor: Any) -> Any:
+        """Return what patterns or a function say about a leaf."""
+        if isinstance(where, tuple):
+            return _matches(name, where)
+        if isinstance(where, LabelTree):
+            return where(name)
+        return answer(self.owner, where, name, tensor)
 
     def mark(self, path: Path, label: Any) -> Path:
         """Return the path at which the state marks a leaf as having this label."""
@@ -208,8 +177,9 @@ class Selector:
         if not names:
             return
         names = list(map(without_wrappers, names))
-        for group in self._patterns:
-            for pattern in group:
+        groups = self._wheres if isinstance(self._wheres, tuple) else ()
+        for group in groups:
+            for pattern in group if isinstance(group, tuple) else ():
                 if not any(fnmatch.fnmatchcase(name, pattern) for name in names):
                     raise ValueError(
                         f"{self.owner}: {pattern!r} matches no leaf; leaves: {listed(names)}"
@@ -226,7 +196,7 @@ class LabelTree:
     def __init__(self, labels: dict[str, str]):
         self.labels = labels
 
-    def __call__(self, name: str, tensor: Any) -> str:
+    def __call__(self, name: str) -> str:
         path = name
         while path not in self.labels:
             if not path:

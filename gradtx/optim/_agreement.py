@@ -33,10 +33,10 @@ class Agreement:
     """
 
     def __init__(self) -> None:
-        self._compared: Any = None
-        self._members: list[Member] | None = None
         self.are_divided = False
-        # A plan, and its digest with its negative.
+        self._compared: Any = None  # the last plan that ranks with shards have compared
+        self._members: list[Member] | None = None
+        # The last plan of ranks with whole parameters, and its digest with its negative.
         self._of_replicas: tuple[Any, list[int]] = (None, [])
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -47,7 +47,6 @@ class Agreement:
         owner: str,
         members: list[Member],
         views: list[GroupView],
-        structures: list[Any],
         replicas: Team | None,
     ) -> None:
         """Compare this rank's plan for the step with the plans of the other ranks.
@@ -56,7 +55,6 @@ class Agreement:
             owner: The optimizer's class, for error messages.
             members: The parameters that step.
             views: The groups.
-            structures: The static part of each group's hyperparameters.
             replicas: The ranks that have equal whole parameters and divide the work on them.
 
         Raises:
@@ -67,43 +65,28 @@ class Agreement:
             self.are_divided = any(is_sharded(member.param) for member in members)
         if replicas is None and not self.are_divided:
             return
-        with_gradient = [member.param.grad is not None for member in members]
         plan = (
             members,
-            with_gradient,
+            [member.param.grad is not None for member in members],
             [member.layout for member in members],
-            structures,
+            [view.structure for view in views],
         )
         if replicas is not None:
-            self._check_replicas(owner, members, views, plan, replicas)
+            whole = [member for member in members if not is_sharded(member.param)]
+            known, extremes = self._of_replicas
+            if plan != known:
+                extremes = _extremes(_lines(whole, views))
+            # If the ranks differ, the next attempt makes a new digest: group values may have changed.
+            self._of_replicas = (None, [])
+            _compare(owner, replicas, extremes, whole, views)
+            self._of_replicas = (plan, extremes)
         if not self.are_divided or plan == self._compared:
             return
         self._compared = None  # if the ranks differ, the next attempt compares again
         for mesh, divided in _by_mesh(members):
-            lines = _lines(divided, views)
-            team = team_of(mesh)
-            if not _are_equal(team, _extremes(lines)):
-                raise RuntimeError(f"{owner}: {_difference(team, lines)}")
+            extremes = _extremes(_lines(divided, views))
+            _compare(owner, team_of(mesh), extremes, divided, views)
         self._compared = plan
-
-    def _check_replicas(
-        self,
-        owner: str,
-        members: list[Member],
-        views: list[GroupView],
-        plan: Any,
-        replicas: Team,
-    ) -> None:
-        whole = [member for member in members if not is_sharded(member.param)]
-        known, extremes = self._of_replicas
-        if plan != known:
-            extremes = _extremes(_lines(whole, views))
-            self._of_replicas = (plan, extremes)
-        if _are_equal(replicas, extremes):
-            return
-        # Forces a new digest at the next attempt: group values may have changed.
-        self._of_replicas = (None, [])
-        raise RuntimeError(f"{owner}: {_difference(replicas, _lines(whole, views))}")
 
     def report_failure(self, members: Iterable[Member], replicas: Team | None) -> None:
         """Report to ranks that are about to compare plans that this rank does not step.
@@ -134,31 +117,19 @@ def _by_mesh(members: list[Member]) -> list[tuple[Any, list[Member]]]:
 
 def _lines(members: list[Member], views: list[GroupView]) -> list[str]:
     """Describe the properties of these parameters and their groups that must be equal on all ranks."""
-    lines = [
-        _line(member) for member in sorted(members, key=lambda member: member.name)
-    ]
-    return [*lines, *_lines_of_groups(members, views)]
-
-
-def _line(member: Member) -> str:
-    """Describe the properties of a parameter that must be equal on all ranks."""
-    param: Any = member.param
-    gradient = (
-        "no gradient"
-        if param.grad is None
-        else f"a gradient of dtype {param.grad.dtype}"
-    )
-    keys = "" if member.layout is None else " ".join(sorted(member.layout.keys))
-    owner = "" if member.owner is None else f", owner {member.owner}"
-    placed = f", placed {param.placements}" if is_sharded(param) else ""
-    return (
-        f"parameter {member.name!r} of shape {tuple(param.shape)} and dtype {param.dtype}{placed}, "
-        f"in group {member.group}, with {gradient}, state {keys}{owner}"
-    )
-
-
-def _lines_of_groups(members: list[Member], views: list[GroupView]) -> list[str]:
     lines: list[str] = []
+    for member in sorted(members, key=lambda member: member.name):
+        param: Any = member.param
+        gradient = "no gradient"
+        if param.grad is not None:
+            gradient = f"a gradient of dtype {param.grad.dtype}"
+        keys = "" if member.layout is None else " ".join(sorted(member.layout.keys))
+        owner = "" if member.owner is None else f", owner {member.owner}"
+        placed = f", placed {param.placements}" if is_sharded(param) else ""
+        lines.append(
+            f"parameter {member.name!r} of shape {tuple(param.shape)} and dtype {param.dtype}{placed}, "
+            f"in group {member.group}, with {gradient}, state {keys}{owner}"
+        )
     for i in sorted({member.group for member in members}):
         numbers = {
             name: value
@@ -169,6 +140,19 @@ def _lines_of_groups(members: list[Member], views: list[GroupView]) -> list[str]
         # The repr of a function contains its address.
         lines.append(re.sub(r" at 0x[0-9a-f]+", "", text))
     return lines
+
+
+def _compare(
+    owner: str,
+    team: Team,
+    extremes: list[int],
+    members: list[Member],
+    views: list[GroupView],
+) -> None:
+    """Raise an error on all ranks unless they have the same digest."""
+    if not _are_equal(team, extremes):
+        lines = _lines(members, views)
+        raise RuntimeError(f"{owner}: {_difference(team, lines)}")
 
 
 def _are_equal(team: Team, extremes: list[int]) -> bool:

@@ -9,22 +9,14 @@ from torch import Tensor, distributed
 
 from gradtx.arguments import OTHER_WORDS
 from gradtx.base.dtensor import is_sharded
-from gradtx.base.exact import Schedule
-from gradtx.base.messages import close, describe, warn_user
-from gradtx.optim._groups import (
-    ENGINE_OPTIONS,
-    SCHEDULER_KEYS,
-    GroupView,
-    is_same,
-    next_value,
-)
+from gradtx.base.messages import close, warn_user
+from gradtx.optim._groups import ENGINE_OPTIONS, SCHEDULER_KEYS
 from gradtx.rules import FactoryCall
 from gradtx.transform import Chain, Entry, GradientTransformation
 
 # After so many steps without a gradient there is a mistake; the first few may be a test of a schedule.
 IDLE_STEPS = 10
 RATE = "scale_by_learning_rate"
-SCHEDULED = "initial_lr"  # the key that torch's schedulers add to a group
 # Group keys written by torch and its schedulers, by trainers, and by this library.
 FOREIGN_KEYS = {
     *SCHEDULER_KEYS,
@@ -143,65 +135,6 @@ def _may_flip_sign(part: GradientTransformation) -> bool:
     if isinstance(part, FactoryCall) and part._arguments.get("maximize", False):
         return True
     return any(link._name == "scale" for link in _links_on_path(part))
-
-
-def check_two_schedules(
-    owner: str, views: Iterable[GroupView], is_attaching: bool
-) -> None:
-    """Warn, once per group, about a torch scheduler on a group whose learning rate follows a schedule.
-
-    Args:
-        owner: The optimizer's class, for the message.
-        views: The groups.
-        is_attaching: Whether a scheduler wraps `step`; others are seen before a step, once they have written a rate.
-
-    Raises:
-        ValueError: If the schedule starts at 0, which the scheduler multiplies.
-    """
-    for view in views:
-        source = view.sources.get("lr")
-        if SCHEDULED not in view.group or view.expects_scheduler:
-            continue
-        if isinstance(source, Schedule) and (
-            is_attaching
-            or ("lr" in view.live and not is_same(view.group["lr"], view.shown["lr"]))
-        ):
-            _check_schedule(owner, view, source)
-
-
-def _check_schedule(owner: str, view: GroupView, source: Schedule) -> None:
-    first = next_value(source, 0)
-    schedule = describe(source)
-    remedy = (
-        "pass a number as lr to the optimizer, and the schedule as a scheduler to the trainer: "
-        f"gradtx.as_lr_scheduler(optimizer, {schedule})"
-    )
-    if first == 0:
-        del view.group[SCHEDULED]
-        raise ValueError(
-            f"{owner}: the lr of a group follows {schedule}, which starts at 0, and an LRScheduler multiplies this "
-            f"first value, so the rate would stay 0 for the whole run; {remedy}"
-        )
-    view.expects_scheduler = True
-    warn_user(
-        f"{owner}: the lr of a group follows {schedule}, and an LRScheduler now writes it as well: it overrides the "
-        f"schedule with multiples of the schedule's first value, {first}; {remedy}",
-        UserWarning,
-    )
-
-
-def warn_of_unread_cycles(owner: str, views: Iterable[GroupView]) -> None:
-    """Warn, once per group, about a momentum that a scheduler cycles and no link reads."""
-    for view in views:
-        if view.ignores_cycle() and not view.expects_cycle:
-            view.expects_cycle = True
-            label = view.group.get("label")
-            which = "a group" if label is None else f"the group {label!r}"
-            warn_user(
-                f"{owner}: an LRScheduler cycles the momentum of {which}, where no link has a momentum or betas; its "
-                "rate follows the scheduler. cycle_momentum=False leaves momenta unchanged",
-                UserWarning,
-            )
 
 
 def warn_of_misspelt(owner: str, keys: Iterable[Any], entries: Iterable[Entry]) -> None:

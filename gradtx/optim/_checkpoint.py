@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,8 +16,8 @@ from gradtx.base.selectors import in_model
 from gradtx.optim._groups import ENGINE_OPTIONS, GroupView, params_of
 from gradtx.optim._member import Layout
 from gradtx.optim._parameters import Group
-from gradtx.optim._saved import is_count, matched
-from gradtx.optim._state import State, States
+from gradtx.optim._saved import is_count, matched, misfits_of
+from gradtx.optim._state import FirstStates, State, States
 from gradtx.transform import Entry
 
 # The names of `decoupled_weight_decay` in qhoptim and pytorch_optimizer, each with the value that enables it.
@@ -32,24 +32,20 @@ Entries = dict[str, Any]  # a parameter's saved state
 
 
 @dataclass
-class Loaded:
-    """A checkpoint that matches the optimizer, ready to be installed.
+class Match:
+    """A parameter's saved entry, matched to the slots of its group.
 
     Attributes:
-        views: The new groups.
-        states: The new state of each parameter.
-        layouts: The layout of each new state.
-        first: The first state of each parameter.
-        entries: The saved entry of each parameter, empty if there is none.
-        foreign: Saved state that belongs to no parameter.
+        entry: The entry, empty if there is none.
+        state: The parameter's new state.
+        first: Its first state.
+        layout: The layout of both.
     """
 
-    views: list[GroupView] = field(default_factory=list[GroupView])
-    states: dict[Tensor, State] = field(default_factory=dict[Tensor, State])
-    layouts: dict[Tensor, Layout] = field(default_factory=dict[Tensor, Layout])
-    first: dict[Tensor, State] = field(default_factory=dict[Tensor, State])
-    entries: dict[Tensor, Entries] = field(default_factory=dict[Tensor, Entries])
-    foreign: dict[Any, Any] = field(default_factory=dict[Any, Any])
+    entry: Entries
+    state: State
+    first: State
+    layout: Layout
 
 
 class Checkpoint:
@@ -59,18 +55,31 @@ class Checkpoint:
         state_dict: A state dict saved by a torch.optim or gradtx optimizer.
         states: The optimizer's states.
         strict: Whether a missing or unknown slot is an error.
+
+    Raises:
+        ValueError: If groups have other sizes.
     """
 
     def __init__(self, state_dict: Mapping[str, Any], states: States, strict: bool):
-        self._entries: dict[Any, dict[str, Any]] = state_dict["state"]
-        self._groups: list[Group] = []
-        self._numbers = params_of(state_dict["param_groups"])
-        own = {name for view in states.members.views for name in view.entries}
-        for group in deepcopy(state_dict["param_groups"]):
-            self._groups.append(_with_our_keys(group, own))
         self._states = states
         self._members = states.members
         self._strict = strict
+        own = {name for view in states.members.views for name in view.entries}
+        self._groups: list[Group] = []
+        for group in deepcopy(state_dict["param_groups"]):
+            self._groups.append(_with_our_keys(group, own))
+        self._check_sizes()
+        entries: dict[Any, Entries] = state_dict["state"]
+        numbers = params_of(self._groups)
+        params = params_of(view.group for view in states.members.views)
+        self._entries: dict[Tensor, Entries] = {}
+        for number, param in zip(numbers, params, strict=True):
+            self._entries[param] = entries.get(number, {})
+        listed = set(numbers)
+        # Saved state that belongs to no parameter.
+        self._foreign = {key: entries[key] for key in entries if key not in listed}
+        self._without_entry = [number for number in numbers if number not in entries]
+        self._matches: dict[Tensor, Match] = {}
 
     def load(self) -> None:
         """Install the groups and states of the checkpoint. If it raises an error, the optimizer is unchanged.
@@ -79,54 +88,38 @@ class Checkpoint:
             TypeError: If a hyperparameter has another type.
             ValueError: If groups, slots, shapes or values do not match.
         """
-        loaded = self._loaded()
-        unused = self._unused(loaded)
-        self._states.replace({**loaded.states, **loaded.foreign}, loaded.layouts)
-        self._members.views = loaded.views
-        for view in loaded.views:
+        views: list[GroupView] = []
+        for view, group in zip(self._members.views, self._groups, strict=True):
+            views.append(self._matched_view(view, dict(group)))
+        if self._strict:
+            self._check_numbers()
+        self._agree_on_shared()
+        self._warn_of_extra_keys()
+        self._warn_of_other_order()
+        self._warn_of_schedules(views)
+        unused = self._unused()
+        states: dict[Any, Any] = dict(self._foreign)
+        layouts: dict[Tensor, Layout] = {}
+        for param, match in self._matches.items():
+            layouts[param] = match.layout
+            if match.entry or param.requires_grad:
+                states[param] = match.state
+        self._states.replace(states, layouts)
+        self._members.views = views
+        for view in views:
             for param in view.group["params"]:
-                self._members.by_param[param].made_for = view
-        for param, member in self._members.by_param.items():
-            entry = loaded.entries.get(param)
-            member.saved = entry if entry and is_lazy(param) else None
+                member = self._members.by_param[param]
+                member.made_for = view.structure
+                member.saved = (
+                    (self._entries[param] or None) if is_lazy(param) else None
+                )
         self._states.mark_unused(unused)
-        for view in loaded.views:
+        for view in views:
             view.show(self._states.count)
 
-    def _loaded(self) -> Loaded:
-        self._check_sizes()
-        loaded = Loaded()
-        numbered: set[Any] = set()
-        for view, saved in zip(self._members.views, self._groups, strict=True):
-            group = dict(saved)
-            numbers = group["params"]
-            numbered.update(numbers)
-            group["params"] = view.group["params"]
-            for key in ("param_names", "label"):
-                if key in view.group:
-                    group.setdefault(key, view.group[key])
-            if group.get("label") != view.group.get("label"):
-                raise ValueError(
-                    f"loaded group has label {group.get('label')!r}, "
-                    f"the optimizer's group has {view.group.get('label')!r}"
-                )
-            for number, param in zip(numbers, group["params"], strict=True):
-                loaded.entries[param] = self._entries.get(number, {})
-            self._load_group(view, group, loaded)
-        for number, entry in self._entries.items():
-            if number not in numbered:
-                loaded.foreign[number] = entry
-        if self._strict:
-            self._check_numbers(numbered, loaded.foreign)
-        self._agree_on_shared(loaded)
-        self._warn_of_extra_keys(loaded)
-        self._warn_of_other_order()
-        self._warn_of_schedules(loaded)
-        return loaded
-
-    def _warn_of_schedules(self, loaded: Loaded) -> None:
+    def _warn_of_schedules(self, views: list[GroupView]) -> None:
         """Warn about saved numbers that a schedule replaces, unless the checkpoint says that they followed another."""
-        for i, view in enumerate(loaded.views):
+        for i, view in enumerate(views):
             for name, value in view.unused.items():
                 warn_user(
                     f"{self._members.owner}: {name} follows {describe(view.sources[name])} and is now "
@@ -135,12 +128,12 @@ class Checkpoint:
                     UserWarning,
                 )
 
-    def _warn_of_extra_keys(self, loaded: Loaded) -> None:
+    def _warn_of_extra_keys(self) -> None:
         """Warn about keys that only an optimizer wrapper can have written, unless the present state has them too."""
         extra: set[str] = set()
-        for param, state in loaded.states.items():
-            known = loaded.layouts[param].keys | self._states.of(param).keys()
-            extra |= state.keys() - known
+        for param, match in self._matches.items():
+            known = match.layout.keys | self._states.of(param).keys()
+            extra |= match.state.keys() - known
         if extra:
             warn_user(
                 f"{self._members.owner}: the loaded state has {', '.join(map(repr, sorted(extra)))}, which no link "
@@ -179,57 +172,61 @@ class Checkpoint:
                     f"'param_names' of loaded group {i} has {len(names)} entries, needs {len(group['params'])}"
                 )
 
-    def _check_numbers(self, numbered: set[Any], foreign: Mapping[Any, Any]) -> None:
+    def _check_numbers(self) -> None:
         """Reject unlisted entries while listed parameters have no entry: their parameter numbers do not match."""
-        without = [number for number in numbered if number not in self._entries]
-        unlisted = [number for number in foreign if isinstance(number, int)]
-        if without and unlisted:
+        unlisted = [number for number in self._foreign if isinstance(number, int)]
+        if self._without_entry and unlisted:
             raise ValueError(
-                f"loaded groups list the parameter {without[0]!r}, which has no state, and the state has an entry "
-                f"{unlisted[0]!r}, which no group lists"
+                f"loaded groups list the parameter {self._without_entry[0]!r}, which has no state, and the state has "
+                f"an entry {unlisted[0]!r}, which no group lists"
             )
 
-    def _load_group(self, view: GroupView, group: Group, loaded: Loaded) -> None:
-        """Match a group: hyperparameters that are off keep their present form, or else are all literally off, or none.
+    def _matched_view(self, view: GroupView, group: Group) -> GroupView:
+        """Match a group to the structure whose slots its entries have, and return its view.
 
-        They are not literally off where 0 was written over another number: their slots remain.
+        A number that is off is a literal, or was written over another number, whose slots remain. Numbers have their
+        present form, unless the entries fit better if all of them are literals, or none.
         """
-        errors: list[ValueError] = []
-        for literal in (None, True, False):
+        params = group["params"] = view.group["params"]
+        for key in ("param_names", "label"):
+            if key in view.group:
+                group.setdefault(key, view.group[key])
+        if group.get("label") != view.group.get("label"):
+            raise ValueError(
+                f"loaded group has label {group.get('label')!r}, "
+                f"the optimizer's group has {view.group.get('label')!r}"
+            )
+        present = view.loaded(group, self._count)
+        best, first = present, self._states.first(present, params, alone=True)
+        fewest = self._misfits(first)
+        for literal in (True, False) if fewest else ():
+            other = present.with_literals(literal)
             try:
-                self._match_group(view, dict(group), literal, loaded)
-                return
-            except ValueError as error:
-                errors.append(error)
-        raise errors[0]
-
-    def _match_group(
-        self,
-        view: GroupView,
-        group: Group,
-        literal: bool | None,
-        loaded: Loaded,
-    ) -> None:
-        new_view = view.loaded(group, literal, self._count)
-        first = self._states.first(new_view, group["params"], alone=True)
-        states: dict[Tensor, State] = {}
+                states = self._states.first(other, params, alone=True)
+            except ValueError:  # numbers that exclude each other, unless they are off
+                continue
+            if self._misfits(states) < fewest:
+                best, first, fewest = other, states, self._misfits(states)
         for param, state in first.states.items():
-            name = self._members.by_param[param].name
-            codes = first.layouts[param].coded_keys
-            wrapper_keys = self._wrapper_keys(param)
-            states[param] = matched(
-                name,
+            layout, entry = first.layouts[param], self._entries[param]
+            new_state = matched(
+                self._members.by_param[param].name,
                 param,
-                loaded.entries[param],
+                entry,
                 state,
                 self._strict,
-                codes,
-                wrapper_keys,
+                layout.coded_keys,
+                self._wrapper_keys(param),
             )
-        loaded.views.append(new_view)
-        loaded.states.update(states)
-        loaded.layouts.update(first.layouts)
-        loaded.first.update(first.states)
+            self._matches[param] = Match(entry, new_state, state, layout)
+        return best
+
+    def _misfits(self, first: FirstStates) -> int:
+        """Return the number of slots that only the entries or only these first states have."""
+        return sum(
+            misfits_of(self._entries[param], state)
+            for param, state in first.states.items()
+        )
 
     def _wrapper_keys(self, param: Tensor) -> set[str]:
         """Return the keys that a wrapper has written into a parameter's present state."""
@@ -240,69 +237,56 @@ class Checkpoint:
         """Return the saved count of the clock that a hyperparameter follows."""
         path = self._members.clock_path(entry)
         largest = 0.0
-        for number in self._numbers:
-            saved = self._entries.get(number, {})
+        complete: dict[Tensor, Entries] = {}
+        for param, saved in self._entries.items():
             count = saved.get("step", saved.get("steps", 0))
             if is_count(count):  # an invalid count is rejected when its slot is matched
                 largest = max(largest, float(count))
-        if path is None:
-            return int(largest)
-        return self._members.inner_count(path, self._shared_by_all(), int(largest))
-
-    def _shared_by_all(self) -> dict[Tensor, Entries]:
-        """Return the saved entries with all shared values, such as the counts of inner clocks."""
-        params = params_of(view.group for view in self._members.views)
-        complete: dict[Tensor, Entries] = {}
-        for number, param in zip(self._numbers, params, strict=False):
-            entry = self._entries.get(number, {})
             layout = self._members.by_param[param].layout
             keys = [] if layout is None else layout.shared_keys
-            if keys and all(isinstance(entry.get(key), Tensor) for key in keys):
-                complete[param] = entry
-        return complete
+            if keys and all(isinstance(saved.get(key), Tensor) for key in keys):
+                complete[param] = saved
+        if path is None:
+            return int(largest)
+        return self._members.inner_count(path, complete, int(largest))
 
-    def _agree_on_shared(self, loaded: Loaded) -> None:
+    def _agree_on_shared(self) -> None:
         """Check that the saved copies of each shared value are equal; parameters without an entry adopt them."""
         shared: dict[Any, Tensor] = {}
-        for param in sorted(
-            loaded.layouts, key=lambda param: not loaded.entries[param]
-        ):
-            state = loaded.states[param]
-            for path, names in loaded.layouts[param].shared.items():
-                for slot, key in names.items():
-                    value = state[key]
-                    first = shared.setdefault((path, slot), value)
-                    if not loaded.entries[param]:
-                        state[key] = first
-                    elif not torch.equal(first, value) and not (
-                        first.isnan() and value.isnan()
-                    ):
-                        raise ValueError(
-                            f"state of parameter {self._members.by_param[param].name!r}: {key!r} is "
-                            f"{value.item():g} here and {first.item():g} for another parameter; all parameters share "
-                            "this value"
-                        )
+        with_entry_first = sorted(
+            self._matches.items(), key=lambda item: not item[1].entry
+        )
+        for param, match in with_entry_first:
+            for place, key in match.layout.shared_places():
+                value = match.state[key]
+                first = shared.setdefault(place, value)
+                if not match.entry:
+                    match.state[key] = first
+                elif not torch.equal(first, value) and not (
+                    first.isnan() and value.isnan()
+                ):
+                    raise ValueError(
+                        f"state of parameter {self._members.by_param[param].name!r}: {key!r} is "
+                        f"{value.item():g} here and {first.item():g} for another parameter; all parameters share "
+                        "this value"
+                    )
 
-    def _unused(self, loaded: Loaded) -> list[Tensor]:
+    def _unused(self) -> list[Tensor]:
         """Return the parameters whose state is created again at their first gradient, from the weights at that time.
 
         These are parameters without an entry, whose slots are removed, and those whose entry no step has changed:
         accelerate's `prepare` loads an optimizer's state back into the same optimizer.
         """
         unused: list[Tensor] = []
-        for param, state in list(loaded.states.items()):
-            layout = loaded.layouts[param]
-            if loaded.entries[param]:
+        for param, match in self._matches.items():
+            if match.entry:
                 # One rank has the slots of owners.
-                keys = layout.keys - layout.owned
-                first = loaded.first[param]
-                if all(torch.equal(state[key], first[key]) for key in keys):
+                keys = match.layout.keys - match.layout.owned
+                if all(torch.equal(match.state[key], match.first[key]) for key in keys):
                     unused.append(param)
             elif param.requires_grad:
-                loaded.states[param] = layout.without_slots(state)
+                match.state = match.layout.without_slots(match.state)
                 unused.append(param)
-            else:
-                del loaded.states[param]
         return unused
 
 

@@ -6,13 +6,14 @@ import operator
 from collections.abc import Callable, Collection, Iterable, Mapping
 from copy import copy
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from gradtx.arguments import is_off
 from gradtx.base.exact import Schedule, exact, python_scalar, resolve
+from gradtx.base.messages import describe, warn_user
 from gradtx.transform import Entry, GradientTransformation
 
 SCHEDULER_KEYS = ("initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum")
@@ -39,17 +40,21 @@ def check_differentiable(options: Mapping[str, Any]) -> None:
         )
 
 
+# Pairs of a hyperparameter's place and the form of its value.
+Structure: TypeAlias = tuple[tuple[Any, Any], ...]
+
+
 @dataclass(frozen=True)
 class ChainOf:
     """A picklable function that returns a chain with other hyperparameter values.
 
     Attributes:
         tx: The chain.
-        structure: Pairs of a hyperparameter's place and the form of its value.
+        structure: The structure of its values.
     """
 
     tx: GradientTransformation
-    structure: Any
+    structure: Structure
 
     def __call__(self, tensors: list[Tensor]) -> GradientTransformation:
         given = iter(tensors)
@@ -68,50 +73,40 @@ class GroupView:
     created stays a literal until it is overwritten by another value. The group's links and slots then change.
 
     Args:
+        owner: The optimizer's class, for messages.
         tx: The optimizer's transformation.
         group: The group's dict. Missing hyperparameters are added to it.
         labels: The label of each partition, by the key of its selector.
+        count: Returns the count of the clock that a hyperparameter follows.
 
     Attributes:
         tx: The optimizer's transformation.
         group: The group's dict.
         entries: The hyperparameters, by their names in the group.
-        sources: Their values when the group was created: numbers or schedules.
-        live: The names of hyperparameters that still follow their schedule.
-        shown: The number that each schedule shows in the group.
-        forms: The form of each value, which determines links and slots: `NUMBER` in place of each number, except those
-            that are literally off.
-        first: The values with which slots are created.
+        sources: Their values when the group was created, or schedules that replaced them.
+        shown: The number that the group shows for each schedule that has not been overwritten.
+        structure: What determines links and slots: the place and the form of each value, with `NUMBER` in place of each
+            number, except those that are literally off. Another object after each change.
         unused: Numbers of a checkpoint that this group's schedules have replaced, by name.
+        expects_scheduler: Whether to skip the warning about a scheduler that overrides a schedule.
     """
 
-    tx: GradientTransformation
-    group: dict[str, Any]
-    entries: dict[str, Entry]
-    sources: dict[str, Any]
-    live: set[str]
-    shown: dict[str, Any]
-    forms: dict[str, Any]
-    first: dict[str, Any]
-    unused: dict[str, Any]
-    # Whether to skip the warning about a scheduler that overrides a schedule.
-    expects_scheduler = False
-    # Whether to skip the warning about a cycled momentum that no link reads.
-    expects_cycle = False
-    # The cycled momentum that was last copied to the betas.
-    _followed: Any = None
+    structure: Structure
 
     def __init__(
         self,
+        owner: str,
         tx: GradientTransformation,
         group: dict[str, Any],
         labels: Mapping[Any, str],
+        count: Callable[[Entry], int],
     ):
+        self._owner = owner
         self.tx = tx
         self.group = group
         self.entries = names_in_group(tx._entries(labels))
         check_differentiable(group)
-        self.sources = {}
+        self.sources: dict[str, Any] = {}
         for name, entry in self.entries.items():
             # A tensor is not copied, as in torch: its owner and schedulers write to it in place.
             self.sources[name] = (
@@ -122,27 +117,28 @@ class GroupView:
             group.setdefault(name, self.sources[name])
         # torch's schedulers require this key, even if no link reads it.
         group.setdefault("lr", 0.0)
-        self.live = {
-            name for name, source in self.sources.items() if _any(_is_schedule, source)
+        self.shown: dict[str, Any] = {
+            name: None for name, source in self.sources.items() if has_schedule(source)
         }
-        self.shown = {}
-        self.unused = {}
-        self.forms = {
-            name: self._form(name, source, None)
-            for name, source in self.sources.items()
-        }
-        self.first = dict(self.sources)
-        self._forget()
+        self.show(count)
+        self.unused: dict[str, Any] = {}
+        self.expects_scheduler = False
+        # Whether a cycled momentum that no link reads has been reported.
+        self._expects_cycle = False
+        # The cycled momentum that was last copied to the betas.
+        self._followed: Any = None
+        self._forms: dict[str, Any] = {}
+        self._clear(self.sources)
+        self._take_forms(self.sources, dict.fromkeys(self.entries))
 
-    def _forget(self) -> None:
-        """Clear the caches derived from the group's values."""
-        self._cached: tuple[Any, GradientTransformation] | None = None
+    def _clear(self, settled: Mapping[str, Any]) -> None:
+        """Clear the caches; `settled` are the values of the last step."""
+        self._settled = settled
         # The group's contents when `_values` was last computed.
         self._seen: Mapping[str, Any] = {}
         self._values: Mapping[str, Any] = {}
-        self._settled: Any = None  # the values last passed to `settle`
-        # The values and their structure, if they contain no schedule.
-        self._structure: tuple[Any, Any] | None = None
+        self._chain: tuple[Any, GradientTransformation] | None = None
+        self._numbers: tuple[Any, list[Any]] | None = None
 
     def _form(self, name: str, value: Any, old: Any) -> Any:
         """Return the form of a value; a number that is off is a literal unless it was not in the `old` form."""
@@ -160,11 +156,21 @@ class GroupView:
             old = (None,) * len(value)
         return _zipped(form_of, value, old)
 
+    def _take_forms(self, values: Mapping[str, Any], old: Mapping[str, Any]) -> None:
+        """Change the structure to that of values, given their old forms."""
+        forms = {name: self._form(name, values[name], old[name]) for name in values}
+        if forms != self._forms or not forms:
+            self._forms = forms
+            self._chain = None
+            self.structure = tuple(
+                (self.entries[name].place, form) for name, form in forms.items()
+            )
+
     def defaults(self) -> dict[str, Any]:
         """Return the default hyperparameters of a group, which are also constructor arguments of the optimizer."""
         defaults: dict[str, Any] = {}
         for name, entry in self.entries.items():
-            follows = _any(_is_schedule, entry.value)
+            follows = has_schedule(entry.value)
             defaults[name] = next_value(entry.value, 0) if follows else entry.value
         return defaults
 
@@ -193,11 +199,19 @@ class GroupView:
             return self._values
         arguments = {self.entries[name].place: present[name] for name in present}
         self.tx._replaced(arguments, checked=True)
+        self.check_schedulers(attaching=False)
         self._values = present
         self._seen = {
             name: group[name] for name in present if not _any(_may_change, group[name])
         }
         return present
+
+    def _value(self, name: str, value: Any) -> Any:
+        if isinstance(value, list):  # JSON turns tuples into lists
+            value = tuple(value)
+        if name in self.shown and is_same(value, self.shown[name]):
+            return self.sources[name]
+        return self.entries[name].argument.check_written(value)
 
     def _follow_cycle(self) -> None:
         """Copy a momentum that OneCycleLR or CyclicLR has written to the first of this group's betas.
@@ -218,60 +232,76 @@ class GroupView:
             self._followed = momentum
             group["betas"] = (momentum, *others)
 
-    def ignores_cycle(self) -> bool:
-        """Whether OneCycleLR or CyclicLR has written a momentum that no link reads."""
-        reads = self.entries.keys()
-        return (
-            CYCLED in self.group
-            and "momentum" in self.group
-            and bool(reads)
-            and reads.isdisjoint(TAKE_CYCLES)
+    def check_schedulers(self, attaching: bool) -> None:
+        """Warn, once each, about what a torch scheduler writes to a schedule, or to a momentum that no link reads.
+
+        Args:
+            attaching: Whether a scheduler wraps `step`; others are seen once they have written a rate.
+
+        Raises:
+            ValueError: If a scheduler would multiply a schedule that starts at 0.
+        """
+        group, source = self.group, self.sources.get("lr")
+        is_overwritten = "lr" in self.shown and not is_same(
+            group["lr"], self.shown["lr"]
+        )
+        if (
+            "initial_lr" in group  # a key that torch's schedulers add
+            and isinstance(source, Schedule)
+            and (attaching or is_overwritten)
+            and not self.expects_scheduler
+        ):
+            self._report_scheduler(source)
+        if (
+            not attaching
+            and not self._expects_cycle
+            and CYCLED in group
+            and "momentum" in group
+            and self.entries
+            and self.entries.keys().isdisjoint(TAKE_CYCLES)
+        ):
+            self._expects_cycle = True
+            label = group.get("label")
+            which = "a group" if label is None else f"the group {label!r}"
+            warn_user(
+                f"{self._owner}: an LRScheduler cycles the momentum of {which}, where no link has a momentum or betas; "
+                "its rate follows the scheduler. cycle_momentum=False leaves momenta unchanged",
+                UserWarning,
+            )
+
+    def _report_scheduler(self, source: Schedule) -> None:
+        """Warn that a scheduler writes a learning rate that follows a schedule, or raise an error."""
+        first = next_value(source, 0)
+        schedule = describe(source)
+        remedy = (
+            "pass a number as lr to the optimizer, and the schedule as a scheduler to the trainer: "
+            f"gradtx.as_lr_scheduler(optimizer, {schedule})"
+        )
+        if first == 0:
+            del self.group["initial_lr"]
+            raise ValueError(
+                f"{self._owner}: the lr of a group follows {schedule}, which starts at 0, and an LRScheduler "
+                f"multiplies this first value, so the rate would stay 0 for the whole run; {remedy}"
+            )
+        self.expects_scheduler = True
+        warn_user(
+            f"{self._owner}: the lr of a group follows {schedule}, and an LRScheduler now writes it as well: it "
+            f"overrides the schedule with multiples of the schedule's first value, {first}; {remedy}",
+            UserWarning,
         )
 
-    def _value(self, name: str, value: Any) -> Any:
-        if isinstance(value, list):  # JSON turns tuples into lists
-            value = tuple(value)
-        if name in self.live and is_same(value, self.shown[name]):
-            return self.sources[name]
-        return self.entries[name].argument.check_written(value)
-
-    def settle(self, values: Mapping[str, Any]) -> bool:
-        """Record changes since the last step, and return whether links or slots may have changed."""
+    def settle(self, values: Mapping[str, Any]) -> None:
+        """Take checked values for the next step: note changed schedules, and change the structure if necessary."""
         if values is self._settled:
-            return False
+            return
         self._settled = values
         for name, value in values.items():
-            is_schedule = _any(_is_schedule, value)
-            if value is self.sources[name]:
-                continue
-            if is_schedule:
+            if not has_schedule(value):
+                self.shown.pop(name, None)
+            elif value is not self.sources[name]:
                 # `show` replaces it with its number.
                 self.sources[name] = self.shown[name] = value
-                self.live.add(name)
-            else:
-                self.live.discard(name)
-        return self._take_forms(values, self.forms)
-
-    def _take_forms(self, values: Mapping[str, Any], old: Mapping[str, Any]) -> bool:
-        """Set the forms of values, given their old forms, and return whether links or slots may have changed."""
-        changed = False
-        for name, value in values.items():
-            form = self._form(name, value, old[name])
-            if form != self.forms[name]:
-                changed = True
-                self.forms[name] = form
-                self.first[name] = value
-                self._cached = None
-        return changed
-
-    def start_with(self, values: Mapping[str, Any]) -> None:
-        """Create slots with these values, because no step has used the existing slots.
-
-        The learning rate remains that of construction, since a warm-up may already have overwritten it in the group.
-        """
-        for name, value in values.items():
-            if name != "lr":
-                self.first[name] = value
+        self._take_forms(values, self._forms)
 
     # During a step.
 
@@ -279,9 +309,8 @@ class GroupView:
         self, values: Mapping[str, Any], device: torch.device
     ) -> GradientTransformation:
         """Return the transformation with these values, converted to the tensors that rules receive."""
-        key = tuple(values.items())
-        if self._cached is not None and is_same(self._cached[0], key):
-            return self._cached[1]
+        if self._chain is not None and self._chain[0] is values:
+            return self._chain[1]
 
         def as_tensor(item: Any, form: Any) -> Any:
             is_number = form == NUMBER and isinstance(item, float)
@@ -289,19 +318,30 @@ class GroupView:
 
         arguments: dict[tuple[Any, str], Any] = {}
         for name, value in values.items():
-            form = self._form(name, value, self.forms[name])
+            form = self._form(name, value, self._forms[name])
             arguments[self.entries[name].place] = _zipped(as_tensor, value, form)
         tx = self.tx._replaced(arguments, checked=False)
         has_tensors = any(_any(_is_tensor, value) for value in values.values())
-        self._cached = None if has_tensors else (key, tx)
+        self._chain = None if has_tensors else (values, tx)
         return tx
 
-    def structure(
+    def first_chain(self) -> GradientTransformation:
+        """Return the transformation that creates slots.
+
+        It has the values of the last step, but the learning rate of construction, since a warm-up may already have
+        overwritten it in the group.
+        """
+        first = dict(self._settled)
+        if "lr" in first:
+            first["lr"] = self.sources["lr"]
+        return self.chain(first, torch.device("cpu"))
+
+    def numbers(
         self, values: Mapping[str, Any], count: Callable[[Entry], int | Tensor]
-    ) -> tuple[Any, list[Any]]:
-        """Return the forms of the values by their places, and the numbers that the forms leave out."""
-        if self._structure is not None and values is self._structure[0]:
-            return self._structure[1]
+    ) -> list[Any]:
+        """Return the numbers that the structure leaves out."""
+        if self._numbers is not None and values is self._numbers[0]:
+            return self._numbers[1]
         numbers: list[Any] = []
         for name, value in values.items():
 
@@ -316,18 +356,15 @@ class GroupView:
                 if form == NUMBER:
                     numbers.append(item)
 
-            _zipped(take, value, self.forms[name])
-        structure = tuple(
-            (self.entries[name].place, form) for name, form in self.forms.items()
-        )
-        if not any(_any(_is_schedule, value) for value in values.values()):
-            self._structure = values, (structure, numbers)
-        return structure, numbers
+            _zipped(take, value, self._forms[name])
+        if not any(map(has_schedule, values.values())):
+            self._numbers = values, numbers
+        return numbers
 
     def chain_of(
-        self, structure: Any
+        self, structure: Structure
     ) -> Callable[[list[Tensor]], GradientTransformation]:
-        """Invert `structure`: return a function that replaces the placeholders with 0-d tensors."""
+        """Return a function that replaces the placeholders of a structure with 0-d tensors."""
         # Not a closure: shared programs must not keep the group alive.
         return ChainOf(self.tx, structure)
 
@@ -335,31 +372,24 @@ class GroupView:
 
     def show(self, count: Callable[[Entry], int | None]) -> None:
         """Write the next step's values of schedules into the group, if their counts are known."""
-        for name in self.live:
+        for name in self.shown:
             at = count(self.entries[name])
             if at is not None:
                 self.shown[name] = self.group[name] = next_value(self.sources[name], at)
 
     def show_exactly(self, count: Callable[[Entry], int]) -> None:
         """Correct schedule values whose counts the host did not know; overwritten values are kept."""
-        for name in self.live:
-            if is_same(self.group[name], self.shown[name]):
+        for name, shown in self.shown.items():
+            if is_same(self.group[name], shown):
                 self.shown[name] = self.group[name] = next_value(
                     self.sources[name], count(self.entries[name])
                 )
 
-    def loaded(
-        self,
-        group: dict[str, Any],
-        literal: bool | None,
-        count: Callable[[Entry], int],
-    ) -> GroupView:
-        """Return the view of a group from a checkpoint.
+    def loaded(self, group: dict[str, Any], count: Callable[[Entry], int]) -> GroupView:
+        """Return the view of a group from a checkpoint; numbers that are off keep the form that they have here.
 
         Args:
             group: The saved group.
-            literal: Whether every saved number that is off is literally off (True), none of them (False), or only those
-                that already are literally off in this view (None).
             count: Returns the saved count of the clock that a hyperparameter follows.
         """
         view = copy(self)
@@ -367,32 +397,35 @@ class GroupView:
         view.group = group
         # The saved betas contain it.
         view._followed = group.get("momentum")
-        view._forget()
+        view._clear({})
         view._follow_schedules(self.group, overridden, count)
         values = view.values()
-        view.live = {name for name in view.live if values[name] is self.sources[name]}
         for name, value in values.items():
-            if name not in view.live:
+            if value is not self.sources[name]:
+                view.shown.pop(name, None)
+            if name not in view.shown:
                 group[name] = value
-        view.forms, view.first = dict(self.forms), dict(self.first)
-        old = self.forms
-        if literal is not None:
-            old = dict.fromkeys(self.forms, None if literal else NUMBER)
-        view._take_forms(values, old)
+        view._settled = values
+        view._take_forms(values, self._forms)
+        return view
+
+    def with_literals(self, literal: bool) -> GroupView:
+        """Return this view with every number that is off literally off, or none of them."""
+        view = copy(self)
+        view._clear(self._settled)
+        old = None if literal else NUMBER
+        view._take_forms(self._settled, dict.fromkeys(self.entries, old))
         return view
 
     def overridden(self) -> list[str] | None:
         """Return the names whose number was written over a schedule; None if the group has no schedules."""
-        with_schedule: list[str] = []
-        for name, source in self.sources.items():
-            if _any(_is_schedule, source):
-                with_schedule.append(name)
-        if not with_schedule:
+        scheduled = [name for name in self.sources if has_schedule(self.sources[name])]
+        if not scheduled:
             return None
         return [
             name
-            for name in with_schedule
-            if name not in self.live or not is_same(self.group[name], self.shown[name])
+            for name in scheduled
+            if name not in self.shown or not is_same(self.group[name], self.shown[name])
         ]
 
     def _follow_schedules(
@@ -408,13 +441,12 @@ class GroupView:
             overridden: The names whose loaded number had overridden a schedule; None if the checkpoint does not say.
             count: Returns the saved count of the clock that a hyperparameter follows.
         """
-        self.live, self.shown, self.unused = set(), {}, {}
+        self.shown, self.unused = {}, {}
         for name, source in self.sources.items():
-            if not _any(_is_schedule, source):
+            if not has_schedule(source):
                 self.group.setdefault(name, defaults[name])
                 continue
             shown = self.shown[name] = next_value(source, count(self.entries[name]))
-            self.live.add(name)
             loaded = self.group.setdefault(name, shown)
             if (
                 name in (overridden or ())
@@ -569,6 +601,11 @@ def _differs_by_schedules(source: Any, loaded: Any) -> bool:
         _is_schedule(ours) or is_same(ours, theirs)
         for ours, theirs in zip(source, loaded, strict=True)
     )
+
+
+def has_schedule(value: Any) -> bool:
+    """Whether a value, or any item of a tuple, is a schedule."""
+    return _any(_is_schedule, value)
 
 
 def _is_schedule(value: Any) -> bool:

@@ -143,8 +143,17 @@ class HessianStep:
             if gradient is not None and gradient.requires_grad:
                 gradients[param] = gradient
         if not gradients:
-            raise ValueError(self._missing_graph(params))
-        z = self._random_vectors(params, names)
+            error = (
+                f"{self._source.link} needs hessian_diag: call step(closure, hessian_diag=...); or omit it, and "
+                "call loss.backward(create_graph=True) before step(), or step(closure) with a closure that calls "
+                "loss.backward()"
+            )
+            if any(map(is_sharded, params)):
+                error += (
+                    "; under FSDP2, pass it, because its gradients never have a graph"
+                )
+            raise ValueError(error)
+        z = self._random_vectors(names)
         vectors = [z[param].to(gradient.dtype) for param, gradient in gradients.items()]
         try:
             columns: Any = torch.autograd.grad(
@@ -164,25 +173,12 @@ class HessianStep:
                 diagonal[param] = gradient_like(z[param] * column, param)
         return diagonal
 
-    def _missing_graph(self, params: list[Tensor]) -> str:
-        """Return the error for gradients that cannot be differentiated."""
-        error = (
-            f"{self._source.link} needs hessian_diag: call step(closure, hessian_diag=...); or omit it, and "
-            "call loss.backward(create_graph=True) before step(), or step(closure) with a closure that calls "
-            "loss.backward()"
-        )
-        if any(map(is_sharded, params)):
-            error += "; under FSDP2, pass it, because its gradients never have a graph"
-        return error
-
-    def _random_vectors(
-        self, params: list[Tensor], names: Mapping[Tensor, str]
-    ) -> dict[Tensor, Tensor]:
+    def _random_vectors(self, names: Mapping[Tensor, str]) -> dict[Tensor, Tensor]:
         counter = torch.tensor(self._parts.states.count())
         vectors: dict[Tensor, Tensor] = {}
         for view in self._parts.members.views:
             seed = torch.tensor(self._source.seed_of(view.group))
-            for param in set(params).intersection(view.group["params"]):
+            for param in names.keys() & set(view.group["params"]):
                 stream = Stream(seed, counter, names[param])
                 vectors[param] = stream.rademacher(param.detach())
         return vectors

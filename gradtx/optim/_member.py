@@ -90,10 +90,16 @@ class Layout(NamedTuple):
     @property
     def slot_keys(self) -> list[str]:
         """The keys of all slots, stage by stage."""
-        keys: list[str] = []
-        for names in self.slots.values():
-            keys.extend(names.values())
-        return keys
+        return [key for _, key in _places(self.slots)]
+
+    @property
+    def shared_keys(self) -> list[str]:
+        """The keys of all shared values."""
+        return [key for _, key in _places(self.shared)]
+
+    def shared_places(self) -> list[tuple[tuple[Path, str], str]]:
+        """Return the (path, name) and the key of each shared value."""
+        return _places(self.shared)
 
     def slots_in(self, state: Mapping[str, Any]) -> dict[str, Any]:
         """Return the slots of a state."""
@@ -103,14 +109,6 @@ class Layout(NamedTuple):
         """Return the count and the shared values of a state."""
         slots = set(self.slot_keys)
         return {key: value for key, value in state.items() if key not in slots}
-
-    @property
-    def shared_keys(self) -> list[str]:
-        """The keys of all shared values."""
-        keys: list[str] = []
-        for names in self.shared.values():
-            keys.extend(names.values())
-        return keys
 
     @property
     def program_keys(self) -> list[str]:
@@ -144,12 +142,18 @@ class Layout(NamedTuple):
 
     def owners(self) -> dict[tuple[Path, str], str]:
         """Return the key of each (path, slot)."""
-        keys: dict[tuple[Path, str], str] = {}
-        for places in (self.slots, self.shared):
-            for path, names in places.items():
-                for slot, key in names.items():
-                    keys[path, slot] = key
-        return keys
+        return dict([*_places(self.slots), *_places(self.shared)])
+
+
+def _places(
+    keys_of_stages: Mapping[Path, Mapping[str, str]],
+) -> list[tuple[tuple[Path, str], str]]:
+    """Return the (path, name) and the key of each slot, stage by stage."""
+    places: list[tuple[tuple[Path, str], str]] = []
+    for path, keys in keys_of_stages.items():
+        for name, key in keys.items():
+            places.append(((path, name), key))
+    return places
 
 
 class ParameterKind(NamedTuple):

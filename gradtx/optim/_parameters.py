@@ -167,9 +167,7 @@ class Members:
         labels: Labels,
         count: Callable[[Entry], int],
     ) -> GroupView:
-        view = GroupView(self.tx, group, _by_selector(labels))
-        view.show(count)
-        return view
+        return GroupView(self.owner, self.tx, group, _by_selector(labels), count)
 
     def block(self) -> Block:
         """Return the chain, expanded for all members."""

@@ -43,12 +43,9 @@ class HessianSource:
 
     def __init__(self, owner: str, tx: GradientTransformation, seed: Any):
         self._owner = owner
-        self._seed: int = _checked_seed(f"{owner}: seed", seed)
-        self.link: str | None = None
-        for link in tx._links():
-            if "hessian_diag" in link._needs:
-                self.link = link._name
-                break
+        self._seed = _checked_seed(f"{owner}: seed", seed)
+        needing = [link._name for link in tx._links() if "hessian_diag" in link._needs]
+        self.link = needing[0] if needing else None
 
     def mark(self, group: dict[str, Any]) -> None:
         """Add the seed to a group that lacks it, if the chain needs second derivatives."""
@@ -90,33 +87,6 @@ class Parts:
     evaluation: Evaluation | None = None
     offload: Offload | None = None
     capturable: bool = False
-
-    @classmethod
-    def of(
-        cls,
-        owner: str,
-        tx: GradientTransformation,
-        seed: Any,
-        engine: CompiledEngine | None,
-        offload: Offload | None = None,
-    ) -> Parts:
-        """Create the parts of an optimizer that has no parameters yet.
-
-        Args:
-            owner: The optimizer's class, for error messages.
-            tx: The optimizer's transformation.
-            seed: The seed for estimates of second derivatives.
-            engine: The compiled engine, if requested.
-            offload: Moves parameters to the host for each step, if requested.
-        """
-        members = Members(owner, tx)
-        return cls(
-            members,
-            States(members),
-            HessianSource(owner, tx, seed),
-            engine,
-            offload=offload,
-        )
 
     def at_state(self, **changes: bool) -> contextlib.AbstractContextManager[None]:
         """Keep all parameters on their state's device inside a `with` block; `changes` as for `Offload.on_host`."""
@@ -161,7 +131,5 @@ class Parts:
 
     def counts_on_host(self) -> bool:
         """Whether the host must know the counts even under a GradScaler."""
-        if self.traits.needs_host_counts:
-            return True
         devices = {param.device for param in self.members.by_param}
-        return len(devices) > 1
+        return self.traits.needs_host_counts or len(devices) > 1

@@ -17,7 +17,7 @@ from gradtx.execution.execute import Operation
 from gradtx.optim._chain_checks import warn_of_replicas
 from gradtx.optim._member import Member
 from gradtx.optim._parts import Parts
-from gradtx.optim._run import WAY_OUT, OptimizerRun, SingleRun
+from gradtx.optim._run import WAY_OUT, SingleRun
 from gradtx.optim._step import Step
 
 WHO = "release_gradients"
@@ -37,6 +37,8 @@ class OpenStep(Step):
         parts: The parts of the optimizer.
     """
 
+    run_type = SingleRun
+
     def __init__(self, parts: Parts):
         super().__init__(parts, {}, None, consumes=True)
         self._arrived: set[Member] = set()
@@ -44,10 +46,6 @@ class OpenStep(Step):
         self._engines = parts.engines()
         if parts.traits.agrees:
             self._check_agreement()
-
-    def _new_run(self) -> OptimizerRun:
-        states = self._parts.states
-        return SingleRun(states.by_param, states.members.by_param, initial=False)
 
     @property
     def counts_calls(self) -> bool:
@@ -78,7 +76,6 @@ class OpenStep(Step):
         self._parts.states.prepare(
             self._views[member.group],
             [member],
-            self._changed[member.group],
             self._parts.traits.takes_none,
         )
         self._after.setdefault(

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from gradtx.base import tree as _tree
 from gradtx.base.complex_views import real_views
+from gradtx.base.dtensor import gradient_like, placed_as, total
 from gradtx.base.errors import Path
 from gradtx.base.exact import python_scalar
+from gradtx.base.tree import check_names
 from gradtx.execution.execute import Block, Leaf, Operation, checks_extras, takes_none
-from gradtx.execution.pure import moved_along
+from gradtx.execution.pure import as_number, moved_along
 from gradtx.execution.runs import Run
 from gradtx.optim._member import Member
 
@@ -29,13 +34,9 @@ class OptimizerRun(Run):
         initial: Whether this is a call of `init`.
     """
 
-    grad_fn: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None
-    value_fn: (
-        Callable[
-            [dict[str, Tensor], dict[str, Tensor] | None], tuple[Tensor, Tensor | None]
-        ]
-        | None
-    ) = None
+    functions: Mapping[
+        str, Callable[[], Any]
+    ]  # the closure, as `grad_fn` and `value_fn`
     tick: int | Tensor = 1  # the increment that this step adds to counts
 
     def __init__(
@@ -102,8 +103,9 @@ class OptimizerRun(Run):
         return leaves
 
     def gradients_at(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
-        assert self.grad_fn is not None
-        return self.grad_fn(values)
+        with self._moved_to(values) as params:
+            self.functions["grad_fn"]()
+            return _gradients(params, values)
 
     def value_along(
         self,
@@ -112,9 +114,68 @@ class OptimizerRun(Run):
         length: Tensor,
         sloped: bool,
     ) -> tuple[Tensor, Tensor | None]:
-        assert self.value_fn is not None
-        return self.value_fn(
-            moved_along(origin, direction, length), direction if sloped else None
+        with self._moved_to(moved_along(origin, direction, length)) as params:
+            loss = self.functions["value_fn"]()
+            value = as_number("the result of value_fn", loss).detach()
+            if not sloped:
+                return value, None
+            terms: dict[str, Tensor] = {}
+            for name, gradient in _gradients(params, direction).items():
+                terms[name] = gradient * direction[name]
+            return value, total(terms)
+
+    @contextlib.contextmanager
+    def _moved_to(
+        self, values: dict[str, Tensor]
+    ) -> Generator[dict[str, Tensor], None, None]:
+        """Set parameters to other weights, without gradients, and restore both at the end."""
+        params = {member.name: param for param, member in self._members.items()}
+        check_names(
+            values,
+            [name for name in params if name in values],
+            "params",
+            "the optimizer's parameters",
+        )
+        saved: list[tuple[Tensor, Tensor, Tensor | None]] = []
+        for param in params.values():
+            if not is_lazy(param):
+                saved.append((param, param.detach().clone(), param.grad))
+                param.grad = None
+        try:
+            for name, value in values.items():
+                params[name].copy_(placed_as(value, params[name]))
+            with torch.enable_grad():
+                yield params
+        finally:
+            for param, value, gradient in saved:
+                param.copy_(value)
+                param.grad = gradient
+
+
+def _gradients(
+    params: Mapping[str, Tensor], likes: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Return the gradients that a closure has computed, in the dtypes of `likes`."""
+    check_closure(params.values())
+    gradients: dict[str, Tensor] = {}
+    for name, like in likes.items():
+        param = params[name]
+        gradients[name] = torch.zeros_like(like)
+        if param.grad is not None:
+            gradient = gradient_like(param.grad.detach(), param)
+            gradients[name] = gradient.to(like.dtype)
+    return gradients
+
+
+def check_closure(params: Iterable[Tensor]) -> None:
+    """Check that a closure that links call again has computed gradients.
+
+    Raises:
+        RuntimeError: If no parameter has a gradient.
+    """
+    if all(param.grad is None for param in params):
+        raise RuntimeError(
+            "the closure computed no gradients; it must call zero_grad() and backward(), and return the loss"
         )
 
 
@@ -183,7 +244,15 @@ def check_agreement(blocks: list[Block], rows: Sequence[list[Member]]) -> None:
     """
     first: dict[Any, Any] = {}
     for block, row in zip(blocks, rows, strict=True):
-        for operation in block.walk(_common_choices(row)):
+        # The selectors' decisions that are the same for all members of the group.
+        labels: dict[Path, set[Any]] = defaultdict(set)
+        for member in row:
+            for path, label in member.choices.items():
+                labels[path].add(label)
+        common = {
+            path: min(of_path) for path, of_path in labels.items() if len(of_path) == 1
+        }
+        for operation in block.walk(common):
             for name, value in operation.agree.items():
                 value = _as_numbers(value)
                 expected = first.setdefault((operation.path, name), value)
@@ -192,19 +261,6 @@ def check_agreement(blocks: list[Block], rows: Sequence[list[Member]]) -> None:
                     raise ValueError(
                         f"{stage}: {name} must agree across groups, got {expected!r} and {value!r}"
                     )
-
-
-def _common_choices(row: list[Member]) -> dict[Path, Any]:
-    """Return the selectors' decisions that are the same for all members of a group."""
-    labels: dict[Path, set[Any]] = {}
-    for member in row:
-        for path, label in member.choices.items():
-            labels.setdefault(path, set()).add(label)
-    return {
-        path: next(iter(of_path))
-        for path, of_path in labels.items()
-        if len(of_path) == 1
-    }
 
 
 def _as_numbers(value: Any) -> Any:

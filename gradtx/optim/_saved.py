@@ -165,16 +165,13 @@ def matched(
             f"state of parameter {name!r} has {unknown[0]!r}, which this chain does not use; {REMEDY}"
         )
     for key in extra:
-        state[key] = _as_extra(saved[key], param)
+        value = saved[key]
+        if isinstance(value, Tensor):
+            # As torch.optim loads it.
+            dtype = param.dtype if param.is_floating_point() else value.dtype
+            value = value.detach().to(param.device, dtype, copy=True)
+        state[key] = value
     return state
-
-
-def _as_extra(value: Any, param: Tensor) -> Any:
-    """Return a value that no link uses as torch.optim loads it: on the parameter's device, in its dtype."""
-    if not isinstance(value, Tensor):
-        return value
-    dtype = param.dtype if param.is_floating_point() else value.dtype
-    return value.detach().to(param.device, dtype, copy=True)
 
 
 def _with_our_keys(
@@ -194,6 +191,19 @@ def _with_our_keys(
     return entry
 
 
+def misfits_of(saved: Mapping[str, Any], first: Mapping[str, Tensor]) -> int:
+    """Return the number of slots that only one of a saved entry and a first state has; 0 for an empty entry."""
+    if not saved:
+        return 0
+    entry = _with_our_keys(saved, first)
+    return len(_slots_among(entry.keys()) ^ _slots_among(first.keys()))
+
+
+def _slots_among(keys: Collection[str]) -> set[str]:
+    """Return the keys without those of auxiliary tensors, such as `exp_avg.scale` of `exp_avg`."""
+    return {key for key in keys if key.rpartition(".")[0] not in keys}
+
+
 def _as_slot(
     what: str,
     key: str,
@@ -201,34 +211,21 @@ def _as_slot(
     first: Tensor,
     device: torch.device,
 ) -> Tensor:
+    """Return a saved value as a slot, after checking its shape, kind and value."""
     value = torch.as_tensor(saved)
     if value.shape != first.shape:
         shapes = f"{tuple(value.shape)}, needs {tuple(first.shape)}"
         raise ValueError(f"{what} has shape {shapes}")
-    if not _can_become(value, first.dtype):
+    kinds = {kind_of(value.dtype), kind_of(first.dtype)}
+    if len(kinds) > 1 and not (value.ndim == 0 and kinds == {"int", "float"}):
         raise ValueError(f"{what} has dtype {value.dtype}, needs {first.dtype}")
-    _check_integer(what, key, value, first.dtype)
-    return value.detach().to(
-        first.device if first.ndim == 0 or first.is_meta else device,
-        first.dtype,
-        copy=True,
-    )
-
-
-def _check_integer(what: str, key: str, value: Tensor, dtype: torch.dtype) -> None:
-    """Raise an error if a slot that is a count, or has an integer dtype, has another value."""
     is_count_slot = key.rpartition(".")[2] in COUNTS
-    needed = "a non-negative integer" if is_count_slot else "an integer"
-    if (is_count_slot or kind_of(dtype) == "int") and not (
-        _is_whole(value) and not (is_count_slot and (value < 0).any())
-    ):
-        raise ValueError(f"{what} must be {needed}, got {value.item():g}")
-
-
-def _can_become(value: Tensor, dtype: torch.dtype) -> bool:
-    """Whether a saved tensor can be a slot of this dtype: the kinds are equal, or a 0-d int and float are mixed."""
-    saved, needed = kind_of(value.dtype), kind_of(dtype)
-    return saved == needed or (value.ndim == 0 and {saved, needed} == {"int", "float"})
+    if is_count_slot and not (_is_whole(value) and (value >= 0).all()):
+        raise ValueError(f"{what} must be a non-negative integer, got {value.item():g}")
+    if kind_of(first.dtype) == "int" and not _is_whole(value):
+        raise ValueError(f"{what} must be an integer, got {value.item():g}")
+    on = first.device if first.ndim == 0 or first.is_meta else device
+    return value.detach().to(on, first.dtype, copy=True)
 
 
 def _is_whole(value: Tensor) -> bool:

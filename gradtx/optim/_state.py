@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, MutableMapping
+import contextlib
+from collections.abc import Callable, Generator, Iterable, Mapping, MutableMapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,7 +16,7 @@ from gradtx.distributed.owners import with_regions
 from gradtx.execution.context import Clock
 from gradtx.execution.execute import Block, Leaf, initialize
 from gradtx.execution.runs import memory_of
-from gradtx.optim._groups import GroupView
+from gradtx.optim._groups import GroupView, Structure
 from gradtx.optim._member import Count, FirstState, Layout, Member, ParameterKind
 from gradtx.optim._ownership import assign_owners
 from gradtx.optim._parameters import CPU, Members, first_clock, leaf_of, never_trains
@@ -29,9 +30,9 @@ State = dict[str, Tensor]
 
 @dataclass
 class FirstStates:
-    """The states of parameters before any step, and their layouts."""
+    """The states of parameters before any step, their layouts, and the structure of their group."""
 
-    view: GroupView
+    structure: Structure
     layouts: dict[Tensor, Layout]
     states: dict[Tensor, State]
 
@@ -50,33 +51,27 @@ class States:
     Attributes:
         by_param: The optimizer's `state`.
         seen_slots: The slots to which each `state_dtype` of the chain applies.
-        awaits_slots: Whether the patterns of `state_dtype` are still to be checked, because some parameters were lazy.
     """
 
     def __init__(self, members: Members):
         self.members = members
         self.by_param: MutableMapping[Tensor, dict[str, Any]] = {}
         self.seen_slots: dict[Storage, set[tuple[Path, str]]] = {}
-        self.awaits_slots = False
+        # Whether the patterns of `state_dtype` are known to match slots.
+        self._matches_patterns = False
         # Parameters whose slots were created for the present step, their state before, and these slots.
         self._created: list[tuple[Member, State, FirstState | None, FirstState]] = []
 
-    @property
-    def are_complete(self) -> bool:
-        """Whether the slots of all parameters are known; those of lazy parameters are not."""
-        return all(
-            member.layout is not None for member in self.members.by_param.values()
-        )
-
-    def check_late_patterns(self) -> None:
-        """Check the patterns of `state_dtype` that could not be checked while parameters were lazy.
+    def check_patterns(self) -> None:
+        """Check the patterns of `state_dtype`, as soon as no parameter is lazy, so that all slots are known.
 
         Raises:
             ValueError: If a pattern matches no slot.
         """
-        if self.awaits_slots and self.are_complete:
+        members = self.members.by_param.values()
+        if not self._matches_patterns and all(each.layout for each in members):
             check_patterns(self.seen_slots)
-            self.awaits_slots = False
+            self._matches_patterns = True
 
     def of(self, param: Tensor) -> dict[str, Any]:
         """Return the state of a parameter; empty if it has none."""
@@ -172,7 +167,7 @@ class States:
         alone: bool = False,
         shown: Callable[[Tensor], Tensor] = Tensor.detach,
     ) -> FirstStates:
-        """Create the first states of parameters, with the hyperparameters with which their group was created.
+        """Create the first states of parameters.
 
         Args:
             view: Their group.
@@ -184,10 +179,10 @@ class States:
         """
         params = list(params)
         if not params:
-            return FirstStates(view, {}, {})
+            return FirstStates(view.structure, {}, {})
         members = self.members.by_param if members is None else members
         run = OptimizerRun(self.by_param, members, initial=True)
-        block = Block.of(view.chain(view.first, CPU), run, 0)
+        block = Block.of(view.first_chain(), run, 0)
         clock = first_clock(run.device)
         leaves: list[Leaf] = []
         for param in params:
@@ -204,7 +199,7 @@ class States:
             run.new_shared[path] = {
                 name: value.clone() for name, value in values.items()
             }
-        first = FirstStates(view, {}, {})
+        first = FirstStates(view.structure, {}, {})
         for leaf in leaves:
             layout = Layout.of(run, leaf)
             first.layouts[leaf.key] = layout
@@ -218,7 +213,7 @@ class States:
         """Install first states, marked as unused."""
         for param, layout in first.layouts.items():
             member = self.members.by_param[param]
-            member.made_for = first.view
+            member.made_for = first.structure
             member.layout = layout
         for param, state in first.states.items():
             self.by_param[param] = state
@@ -260,16 +255,27 @@ class States:
             if param not in first.states and state and member.layout is not None:
                 _set_shared(state, member.layout, shared)
 
-    def create_all(self) -> None:
-        """Create the slots of all parameters that require a gradient."""
-        for view in self.members.views:
-            params = [param for param in view.group["params"] if param.requires_grad]
-            self.create(view, params)
-            self._match(view, [param for param in params if self._waits(param)])
+    def create_all(self, matches_groups: bool) -> None:
+        """Create the slots of all parameters that require a gradient.
 
-    def _waits(self, param: Tensor) -> bool:
-        """Whether a parameter has a state without slots."""
-        return self.members.by_param[param].waits and bool(self.of(param))
+        Args:
+            matches_groups: Whether to add the slots of links that a value written to a group has switched on; otherwise
+                the next step adds them.
+        """
+        rows = self.members.rows(self.by_param)
+        for view, row in zip(self.members.views, rows, strict=True):
+            if matches_groups:
+                # The next step raises the error of a wrong value.
+                with contextlib.suppress(TypeError, ValueError):
+                    view.settle(view.values())
+            self.create(view, [each.param for each in row if each.param.requires_grad])
+            incomplete: list[Tensor] = []
+            for member in row:
+                if member.waits and not member.param.requires_grad:
+                    continue
+                if self.of(member.param) and self._is_incomplete(member, view):
+                    incomplete.append(member.param)
+            self._match(view, incomplete)
 
     def accept_moved(self, view: GroupView, member: Member) -> None:
         """Check and accept a state that the user moved from another parameter to this one."""
@@ -283,15 +289,12 @@ class States:
 
     # Before a step.
 
-    def prepare(
-        self, view: GroupView, row: list[Member], changed: bool, takes_none: bool
-    ) -> None:
+    def prepare(self, view: GroupView, row: list[Member], takes_none: bool) -> None:
         """Create or update the slots of the parameters that are about to step, to match their group's links.
 
         Args:
             view: The group.
             row: The group's members.
-            changed: Whether links or slots may have changed since the last step.
             takes_none: Whether a link also processes parameters without a gradient.
         """
         stepping: list[Member] = []
@@ -299,11 +302,14 @@ class States:
             param = member.param
             if param.grad is not None or (takes_none and param.requires_grad):
                 stepping.append(member)
-        if not changed and _are_prepared(stepping, view):
+        if _are_prepared(stepping, view):
             return
         before = [(each, self.of(each.param), each.first_state) for each in stepping]
         self.create(view, [member.param for member in stepping])
-        self._match(view, self._incomplete(view, row, stepping, changed))
+        self._match(
+            view,
+            [each.param for each in stepping if self._is_incomplete(each, view)],
+        )
         for member, state, first_state in before:
             if member.layout is not None and _lacks_slots(member.layout, state):
                 slots = FirstState(member.layout.slots_in(self.of(member.param)))
@@ -312,12 +318,27 @@ class States:
         for member in row:
             member.look_up(self.of(member.param))
 
-    def accept_creations(self) -> None:
-        """Keep the slots that a step has created."""
-        self._created.clear()
+    def _is_incomplete(self, member: Member, view: GroupView) -> bool:
+        """Whether a member lacks slots, or has those of other links."""
+        return (
+            member.waits
+            or member.layout is None
+            or member.made_for is not view.structure
+            or not self.of(member.param)
+        )
 
-    def undo_creations(self) -> None:
-        """Remove the slots that a failed step has created, unless it has written them."""
+    @contextlib.contextmanager
+    def undone_on_failure(self) -> Generator[None, None, None]:
+        """Remove the slots that a step creates, if it fails, unless it has written them."""
+        try:
+            yield
+        except Exception:
+            self._undo_creations()
+            raise
+        finally:
+            self._created.clear()
+
+    def _undo_creations(self) -> None:
         for member, before, first_state, slots in self._created:
             state, layout = self.of(member.param), member.layout
             if layout is None or not slots.is_unchanged(layout.slots_in(state)):
@@ -328,51 +349,13 @@ class States:
                 self.by_param[member.param] = before
             else:
                 self.by_param.pop(member.param, None)
-        self._created.clear()
-
-    def match_groups(self) -> None:
-        """Add the slots of links that a value written to a group has switched on; otherwise the next step adds them."""
-        rows = self.members.rows(self.by_param)
-        for view, row in zip(self.members.views, rows, strict=True):
-            try:
-                values = view.values()
-            except (TypeError, ValueError):
-                continue  # the next step raises the error
-            if view.settle(values):
-                used = [
-                    member.param
-                    for member in row
-                    if member.layout is not None
-                    and not member.waits
-                    and not self.is_unused(member)
-                ]
-                self._match(view, used)
 
     def _match(self, view: GroupView, params: list[Tensor]) -> None:
         """Match the slots of parameters to the links of their group."""
         first = self.first(view, params)
         for param, state in first.states.items():
             self._complete(self.members.by_param[param], first.layouts[param], state)
-            self.members.by_param[param].made_for = view
-
-    def _incomplete(
-        self,
-        view: GroupView,
-        row: list[Member],
-        stepping: list[Member],
-        changed: bool,
-    ) -> list[Tensor]:
-        """Return the parameters that lack slots although they step, or whose slots may have changed."""
-        params: list[Tensor] = []
-        for member in stepping:
-            if member.waits or member.layout is None or not self.of(member.param):
-                params.append(member.param)
-        for member in row:
-            has_slots = member.has_state() and not member.waits
-            # The user may have moved the parameter from a group with other links.
-            if has_slots and (changed or member.made_for is not view):
-                params.append(member.param)
-        return params
+            self.members.by_param[param].made_for = view.structure
 
     def _complete(self, member: Member, layout: Layout, first: State) -> None:
         """Change a parameter's layout: existing values are kept, missing values come from a first state."""
@@ -482,7 +465,7 @@ def _are_prepared(members: list[Member], view: GroupView) -> bool:
             not member.has_state()
             or member.first_state is not None
             or member.waits
-            or member.made_for is not view
+            or member.made_for is not view.structure
         ):
             return False
     return True

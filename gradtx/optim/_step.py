@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,16 +11,15 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from gradtx.base import torch_names as _torch
-from gradtx.base.dtensor import gradient_like, placed_as, total
+from gradtx.base.dtensor import gradient_like, total
 from gradtx.base.eager import add_note
 from gradtx.base.selectors import in_model
-from gradtx.base.tree import check_names, tensors
+from gradtx.base.tree import tensors
 from gradtx.distributed.owners import with_regions
 from gradtx.execution.context import Clock
 from gradtx.execution.execute import FROZEN, Block, Leaf, check_extras_of, execute
 from gradtx.execution.pure import (
     FUNCTIONS,
-    as_number,
     by_leaf,
     check_extras,
     split_extras,
@@ -38,7 +36,7 @@ from gradtx.optim._device_counts import (
     unscaling,
 )
 from gradtx.optim._member import Member
-from gradtx.optim._parameters import CPU, Members
+from gradtx.optim._parameters import CPU
 from gradtx.optim._parts import Parts
 from gradtx.optim._run import OptimizerRun, check_agreement
 from gradtx.optim._step_input import StepInput
@@ -65,6 +63,8 @@ class Step:
         scaling: What a GradScaler asks for.
     """
 
+    run_type = OptimizerRun
+
     def __init__(
         self,
         parts: Parts,
@@ -77,23 +77,24 @@ class Step:
         self._views = parts.members.views
         self._extras = extras
         self._consumes = consumes
-        self._run = self._new_run()
-        self._run.grad_fn = _gradient_function(parts.members, extras)
-        self._run.value_fn = _value_function(parts.members, extras)
+        self._run = self.run_type(
+            parts.states.by_param, parts.members.by_param, initial=False
+        )
+        self._run.functions = extras
         self._scalars, self.trees = self._split_extras()
         rows = self._rows = parts.members.rows(parts.states.by_param)
-        self._values = self._checked_values(rows)
+        # Everything that can be checked is checked before anything changes.
+        self._values = [view.values() for view in self._views]
+        for row in rows:
+            self._check_members(row)
+            for member in row:
+                member.count = member.count_in(member.state)
         self._check_capture(rows)
-        # Whether links or slots of a group may have changed.
-        self._changed: list[bool] = []
+        takes_none = parts.traits.takes_none
         for view, row, values in zip(self._views, rows, self._values, strict=True):
-            changed = view.settle(values)
-            if all(map(parts.states.is_unused, row)):
-                view.start_with(values)
-            self._changed.append(changed)
-            takes_none = parts.traits.takes_none
-            parts.states.prepare(view, row, changed, takes_none)
-        parts.states.check_late_patterns()
+            view.settle(values)
+            parts.states.prepare(view, row, takes_none)
+        parts.states.check_patterns()
         self.members = self._stepping(rows)
         self._counts_on_device = parts.counts_on_device(scaling is not None)
         self._stays = parts.capturable  # whether all state keeps its memory
@@ -116,9 +117,6 @@ class Step:
         """The optimizer's class, for error messages."""
         return self._parts.members.owner
 
-    def _new_run(self) -> OptimizerRun:
-        return self._parts.states.run()
-
     def _split_extras(self) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
         """Split the extras into 0-d values and trees by leaf."""
         run, extras = self._run, self._extras
@@ -135,15 +133,6 @@ class Step:
         run.leaf_extras = trees
         run.memory.register(tensors(trees))  # a rule may return one of them unchanged
         return scalars, trees
-
-    def _checked_values(self, rows: Sequence[list[Member]]) -> list[Mapping[str, Any]]:
-        """Return the hyperparameters of all groups, after all checks that are possible before anything changes."""
-        values = [view.values() for view in self._views]
-        for row in rows:
-            self._check_members(row)
-            for member in row:
-                member.count = member.count_in(member.state)
-        return values
 
     def _check_members(self, members: list[Member]) -> None:
         for member in members:
@@ -209,10 +198,11 @@ class Step:
         """Check that a CUDA graph may replay the step, if one is capturing it."""
         if not is_captured(self._run.device):
             return
+        takes_none = self._parts.traits.takes_none
         stepping: list[Member] = []
         others: list[Member] = []
         for member in itertools.chain.from_iterable(rows):
-            steps = self._parts.traits.takes_none or member.param.grad is not None
+            steps = takes_none or member.param.grad is not None
             (stepping if steps else others).append(member)
         check_capture(self._owner, self._parts.capturable, stepping, others)
 
@@ -305,25 +295,16 @@ class Step:
         self._check_fits(members)
         if self.trees:
             self.leaves(members)  # checks the extras of all leaves first
-        return self._each_leaf(members)
-
-    def _each_leaf(self, members: list[Member]) -> Iterator[Leaf]:
         for member in members:
             (leaf,) = self.leaves([member])
             if leaf.program != [FROZEN]:
                 yield leaf
 
-    def _agree(self, step_input: StepInput) -> None:
+    def _agree(self) -> None:
         """Compare the plan of the step with those of the other ranks, and place the gradients of shards."""
         members = self._parts.members
         agreement = self._parts.agreement
-        agreement.check(
-            members.owner,
-            self.members,
-            self._views,
-            step_input.structures,
-            members.replicas,
-        )
+        agreement.check(members.owner, self.members, self._views, members.replicas)
         # After the comparison, because ranks communicate here.
         if agreement.are_divided:
             self._place_gradients(self.members)
@@ -331,14 +312,13 @@ class Step:
     def _place_gradients(self, members: Iterable[Member]) -> None:
         """Give gradients the placements of their parameters, which programs assume."""
         for member in members:
-            param: Any = member.param
-            if param.grad is not None:
-                param.grad = gradient_like(param.grad, param)
+            if member.param.grad is not None:
+                member.param.grad = gradient_like(member.param.grad, member.param)
 
     def _execute_then_write(self) -> None:
         """Execute all leaves, then write: no parameter may change before the last call of the closure."""
         finished: list[Leaf] = []
-        self._agree(self._step_input())
+        self._agree()
         self._expand()
         self._check_agreement()
         execute(self._eager_leaves(self.members), finished.append)
@@ -349,7 +329,7 @@ class Step:
         eager = self.members
         bundles: list[Any] = []
         step_input = self._step_input()
-        self._agree(step_input)
+        self._agree()
         for engine in self._parts.engines():
             of_engine, eager = engine.bundles(step_input, eager)
             bundles += of_engine
@@ -388,18 +368,15 @@ class Step:
             _count_back(waiting)
 
     def _step_input(self) -> StepInput:
-        structures: list[Any] = []
         numbers: list[list[Any]] = []
         for view, values in zip(self._views, self._values, strict=True):
-            structure, of_group = view.structure(values, self._schedule_count)
-            structures.append(structure)
-            numbers.append(of_group)
+            numbers.append(view.numbers(values, self._schedule_count))
         return StepInput(
             run=self._run,
             leaves_of=self._outlines,
             count=self._count,
             views=self._views,
-            structures=structures,
+            structures=[view.structure for view in self._views],
             numbers=numbers,
             scalars=self._scalars,
             trees=self.trees,
@@ -428,7 +405,10 @@ class Step:
         This is the only place where parameters of eager leaves are changed.
         """
         update = leaf.result()
-        taken = _memory_in_use(leaf)
+        # Not collected for all leaves in advance, because freed memory of replaced state may be reused for a later
+        # leaf's new state.
+        inputs = [tensor for tensor in leaf.inputs if tensor is not None]
+        taken = set(map(memory_of, (*inputs, *leaf.state.values())))
         new: dict[str, Tensor] = {}
         for path, slots in leaf.new.items():
             keys = leaf.layout.slots[path]
@@ -460,17 +440,6 @@ class Step:
         if self._counts_on_device:
             member = self._parts.members.by_param[leaf.key]
             member.set_count(self._after[member.count])
-
-
-def _memory_in_use(leaf: Leaf) -> set[Any]:
-    """Return the memory of a leaf's inputs.
-
-    Not collected for all leaves in advance, because freed memory of replaced state may be reused for a later leaf's
-    new state.
-    """
-    taken = {memory_of(tensor) for tensor in leaf.inputs if tensor is not None}
-    taken.update(map(memory_of, leaf.state.values()))
-    return taken
 
 
 def _by_name(extra: str, values: Any, names: list[str]) -> Any:
@@ -521,18 +490,6 @@ def _count_back(bundles: Iterable[Bundle]) -> None:
             member.state["step"].copy_(as_step(member.count))
 
 
-def check_closure(owner: str, params: Iterable[Tensor]) -> None:
-    """Check that a closure that links call again has computed gradients.
-
-    Raises:
-        RuntimeError: If no parameter has a gradient.
-    """
-    if all(param.grad is None for param in params):
-        raise RuntimeError(
-            f"{owner}: the closure computed no gradients; it must call zero_grad() and backward(), and return the loss"
-        )
-
-
 class Weights:
     """The weights of some parameters at one time."""
 
@@ -572,80 +529,3 @@ class KnownClosure:
             self._weights, self._loss = weights, loss
             self._gradients = [param.grad for param in self._params]
         return loss
-
-
-def _gradient_function(
-    members: Members, extras: dict[str, Any]
-) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
-    """Return a function that computes gradients at other weights by calling the closure."""
-
-    def gradients_at(values: dict[str, Tensor]) -> dict[str, Tensor]:
-        with _moved(members, values) as params:
-            extras["grad_fn"]()
-            check_closure(members.owner, members.by_param)
-            return {
-                name: _gradient_like(params[name], value)
-                for name, value in values.items()
-            }
-
-    return gradients_at
-
-
-def _value_function(
-    members: Members, extras: dict[str, Any]
-) -> Callable[..., tuple[Tensor, Tensor | None]]:
-    """Return a function that computes the loss, and its slope along a direction, by calling the closure."""
-
-    def value_at(
-        values: dict[str, Tensor], direction: dict[str, Tensor] | None
-    ) -> tuple[Tensor, Tensor | None]:
-        with _moved(members, values) as params:
-            value = as_number("the result of value_fn", extras["value_fn"]()).detach()
-            if direction is None:
-                return value, None
-            check_closure(members.owner, members.by_param)
-            gradients = {
-                name: _gradient_like(params[name], step)
-                for name, step in direction.items()
-            }
-            return value, total(
-                {name: gradients[name] * step for name, step in direction.items()}
-            )
-
-    return value_at
-
-
-@contextlib.contextmanager
-def _moved(
-    members: Members, values: dict[str, Tensor]
-) -> Generator[dict[str, Tensor], None, None]:
-    """Set parameters to other weights, without gradients, and restore both at the end."""
-    params: dict[str, Tensor] = {}
-    for param, member in members.by_param.items():
-        params[member.name] = param
-    check_names(
-        values,
-        [name for name in params if name in values],
-        "params",
-        "the optimizer's parameters",
-    )
-    saved: list[tuple[Tensor, Tensor, Tensor | None]] = []
-    for param in params.values():
-        if not is_lazy(param):
-            saved.append((param, param.detach().clone(), param.grad))
-            param.grad = None
-    try:
-        for name, value in values.items():
-            params[name].copy_(placed_as(value, params[name]))
-        with torch.enable_grad():
-            yield params
-    finally:
-        for param, value, gradient in saved:
-            param.copy_(value)
-            param.grad = gradient
-
-
-def _gradient_like(param: Tensor, value: Tensor) -> Tensor:
-    if param.grad is None:
-        return torch.zeros_like(value)
-    return gradient_like(param.grad.detach(), param).to(value.dtype)

@@ -29,12 +29,10 @@ from gradtx.execution.pure import evaluation_weights
 from gradtx.optim._capture import check_capturable
 from gradtx.optim._chain_checks import (
     IDLE_STEPS,
-    check_two_schedules,
     warn_of_engine_options,
     warn_of_idle_steps,
     warn_of_misspelt,
     warn_of_unread,
-    warn_of_unread_cycles,
 )
 from gradtx.optim._checkpoint import Checkpoint
 from gradtx.optim._device_counts import Scaling
@@ -49,16 +47,15 @@ from gradtx.optim._groups import (
 )
 from gradtx.optim._hessian import HessianStep
 from gradtx.optim._ownership import states_of_owners
-from gradtx.optim._parameters import CPU
-from gradtx.optim._parts import Parts
+from gradtx.optim._parameters import CPU, Members
+from gradtx.optim._parts import HessianSource, Parts
+from gradtx.optim._run import check_closure
 from gradtx.optim._saved import check_form, require
-from gradtx.optim._state import FirstStates
-from gradtx.optim._step import KnownClosure, Step, Weights, check_closure
-from gradtx.state.storage import check_patterns
+from gradtx.optim._state import FirstStates, States
+from gradtx.optim._step import KnownClosure, Step, Weights
 from gradtx.transform import GradientTransformation, check_transformation
 
 if TYPE_CHECKING:
-    from gradtx.optim._offload import Offload
     from gradtx.optim._release import ReleasedGradients
 
 
@@ -92,12 +89,26 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
                 "build the equivalent of another optimizer, pass its transformation to gradtx.as_optimizer(tx, params)"
             )
         check_transformation(owner, "tx", tx)
-        offload = _offload_for(owner, state_device, tx)
-        self._parts = Parts.of(
-            owner, self._copy_hyperparameters(tx), seed, _engine_for(compile), offload
+        engine = offload = None
+        # Imported only where they are needed: the compiler's modules take long.
+        if compile is not False:
+            from gradtx.optim.engine.compiled import CompiledEngine
+            from gradtx.optim.engine.inductor import compiler_options
+
+            engine = CompiledEngine(compiler_options(compile))
+        if state_device is not None:
+            from gradtx.optim._offload import offload_for
+
+            offload = offload_for(owner, state_device, tx)
+        members = Members(owner, self._copy_hyperparameters(tx))
+        self._parts = Parts(
+            members,
+            States(members),
+            HessianSource(owner, tx, seed),
+            engine,
+            offload=offload,
+            capturable=capturable,
         )
-        self._parts.capturable = capturable
-        members = self._parts.members
         if process_group is not None:
             if state_device is not None:
                 raise ValueError(
@@ -107,17 +118,10 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         super().__init__(listed_params(owner, params), {})
         if capturable:
             check_capturable(owner, self._parts)
-        self._check_patterns()
+        members.check_selectors(members.names())
+        self._parts.states.check_patterns()
         self.defaults = cycled_alike(members.views)
         self._made_defaults = dict(self.defaults)
-
-    def _check_patterns(self) -> None:
-        """Check that every pattern of the chain matches a parameter or a slot."""
-        members, states = self._parts.members, self._parts.states
-        members.check_selectors(members.names())
-        states.awaits_slots = not states.are_complete
-        if states.are_complete:
-            check_patterns(states.seen_slots)
 
     def _copy_hyperparameters(
         self, tx: GradientTransformation
@@ -371,11 +375,17 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         self._check_training()
         self._check_released(extras)
         parts = self._up_to_date()
-        check_two_schedules(type(self).__name__, parts.members.views, False)
-        warn_of_unread_cycles(type(self).__name__, parts.members.views)
         scaling = Scaling.requested_by(self)
         if scaling is not None:
-            self._check_scaling(parts, closure)
+            if closure is not None:
+                remedy = (
+                    "train in bfloat16, without a scaler"
+                    if self._calls_again()
+                    else "call step without a closure"
+                )
+                raise RuntimeError(
+                    f"closures are not supported under an enabled GradScaler: {remedy}"
+                )
             if parts.counts_on_host() and not scaling.proceed:
                 scaling.unscale(parts.members.by_param)
                 if consume_gradients:
@@ -388,44 +398,24 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
             self._add_extras_of(closure, loss, extras)
             parts = self._up_to_date()
             if self._calls_again():
-                check_closure(type(self).__name__, parts.members.by_param)
-        if self._released is None:
+                check_closure(parts.members.by_param)
+        open_step = None
+        if self._released is not None:
+            open_step = self._released.close()
+        elif self._idle_steps is not None:
             self._count_idle_step(parts)
-        open_step = None if self._released is None else self._released.close()
         if parts.offload is not None:
             parts.offload.extras_on_host(extras)
-        with parts.at_state(
+        at_state = parts.at_state(
             writes=True, consumes=consume_gradients, unscales=scaling is not None
-        ):
-            try:
-                step = open_step or self._checked_step(
-                    extras, scaling, consume_gradients
-                )
-                hessian.supply(step)
-                step.run()
-            except Exception:
-                parts.states.undo_creations()
-                raise
-            parts.states.accept_creations()
+        )
+        with at_state, parts.states.undone_on_failure():
+            step = open_step or self._checked_step(extras, scaling, consume_gradients)
+            hessian.supply(step)
+            step.run()
         if consume_gradients:
             parts.members.drop_gradients()  # those of frozen leaves are left
         return loss
-
-    def _check_scaling(self, parts: Parts, closure: Callable[[], Any] | None) -> None:
-        """Check that a step under a GradScaler has no closure.
-
-        Raises:
-            RuntimeError: If there is one.
-        """
-        if closure is not None:
-            remedy = (
-                "train in bfloat16, without a scaler"
-                if self._calls_again()
-                else "call step without a closure"
-            )
-            raise RuntimeError(
-                f"closures are not supported under an enabled GradScaler: {remedy}"
-            )
 
     def _add_extras_of(
         self, closure: Callable[[], Any], loss: Any, extras: dict[str, Any]
@@ -444,13 +434,13 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
 
     def _count_idle_step(self, parts: Parts) -> None:
         """Warn once if no parameter had a gradient in the first steps: then nothing is trained."""
-        if self._idle_steps is None:
-            return
+        assert self._idle_steps is not None
         self._idle_steps += 1
-        if any(param.grad is not None for param in parts.members.by_param):
-            self._idle_steps = None
-        elif self._idle_steps == IDLE_STEPS:
-            self._idle_steps = None
+        is_idle = all(param.grad is None for param in parts.members.by_param)
+        if is_idle and self._idle_steps < IDLE_STEPS:
+            return
+        self._idle_steps = None
+        if is_idle:
             warn_of_idle_steps(type(self).__name__)
 
     _step_untraced = _torch.not_traced(_plain_step)
@@ -471,7 +461,8 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
     def __setattr__(self, name: str, value: Any) -> None:
         # torch's schedulers wrap `step` in a counter.
         if name == "step" and "_parts" in self.__dict__:
-            check_two_schedules(type(self).__name__, self._parts.members.views, True)
+            for view in self._parts.members.views:
+                view.check_schedulers(attaching=True)
         super().__setattr__(name, value)
 
     def expect_scheduler(self) -> None:
@@ -567,9 +558,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         parts = self._up_to_date()
         evaluation = parts.evaluation
         with parts.at_state(writes=False):
-            if evaluation is None:
-                parts.states.match_groups()
-            parts.states.create_all()
+            parts.states.create_all(matches_groups=evaluation is None)
         parts.states.show_exactly()
         state_dict = self._state_dict_of_members()
         views = parts.members.views
@@ -675,27 +664,6 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         parts = self._parts
         parts.states.by_param = self.state
         parts.states.note_copies()
-
-
-def _engine_for(compile: Any) -> Any:
-    """Create the compiled engine; its module, and the parts of torch that it needs, are imported only here."""
-    if compile is False:
-        return None
-    from gradtx.optim.engine.compiled import CompiledEngine
-    from gradtx.optim.engine.inductor import compiler_options
-
-    return CompiledEngine(compiler_options(compile))
-
-
-def _offload_for(
-    owner: str, state_device: Any, tx: GradientTransformation
-) -> Offload | None:
-    """Create the offload of parameters to the host; its module is imported only here."""
-    if state_device is None:
-        return None
-    from gradtx.optim._offload import offload_for
-
-    return offload_for(owner, state_device, tx)
 
 
 def _cloned(value: Any) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -31,13 +31,20 @@ def converted(
     """
     saved = _whole_where_kept_whole(saved, first)
     entry = dict(saved)
-    for slot in _tensors_of_both(saved, first):
-        value, like = saved[slot], first[slot]
-        code, saved_code = _codes_of(slot, saved, first, codes or {})
-        if code is not None and saved_code is None:
-            entry.update(_coded(slot, code, value, first))
-        elif saved_code is not None and code is None and like.is_floating_point():
-            _decode(entry, slot, saved_code, like.shape)
+    for slot, like in first.items():
+        value = saved.get(slot)
+        if not isinstance(value, Tensor) or not isinstance(like, Tensor):
+            continue
+        codec = (codes or {}).get(slot)
+        if not suffixes_of(slot, saved):
+            if codec is None:
+                codec = _recognized(slot, first, value.shape)
+            if codec is not None:
+                entry.update(_coded(slot, codec, value, first))
+        elif codec is None and not suffixes_of(slot, first):
+            codec = _recognized(slot, saved, like.shape)
+            if codec is not None and like.is_floating_point():
+                _decode(entry, slot, codec, like.shape)
     return entry
 
 
@@ -50,24 +57,25 @@ def slot_in_another_code(
 
     The arguments are those of `converted`.
     """
-    for slot in _tensors_of_both(saved, first):
-        code, saved_code = _codes_of(slot, saved, first, codes)
-        if code is None or saved_code is None or saved_code.name == code.name:
+    for slot, like in first.items():
+        value = saved.get(slot)
+        suffixes, saved_suffixes = suffixes_of(slot, first), suffixes_of(slot, saved)
+        is_coded = bool(suffixes) or slot in codes
+        if not is_coded or not saved_suffixes or not isinstance(value, Tensor):
             continue
-        # A codec of the user may have the form of a built-in one.
-        if not _has_same_form(slot, code, saved, first):
+        has_form = value.shape == like.shape and value.dtype == like.dtype
+        if not has_form or suffixes != saved_suffixes:
             return slot
     return None
 
 
-def _has_same_form(
-    slot: str, code: Codec, saved: Mapping[str, Any], first: Mapping[str, Any]
-) -> bool:
-    """Whether the saved tensors of a coded slot have the shapes and dtypes of this run's."""
-    keys = [slot]
-    for suffix in code.suffixes:
-        keys.append(_key(slot, suffix, first))
-    return all(_form(saved.get(key)) == _form(first[key]) for key in keys)
+def suffixes_of(slot: str, entry: Mapping[str, Any]) -> list[str]:
+    """Return the suffixes of a slot's auxiliary tensors in an entry; none if the slot is not coded."""
+    suffixes: list[str] = []
+    for suffix in SUFFIXES:
+        if isinstance(entry.get(_key(slot, suffix, entry)), Tensor):
+            suffixes.append(suffix)
+    return suffixes
 
 
 def _whole_where_kept_whole(
@@ -82,49 +90,6 @@ def _whole_where_kept_whole(
             if key in entry:
                 entry[key] = full_tensor(entry[key])
     return entry
-
-
-def _tensors_of_both(
-    saved: Mapping[str, Any], first: Mapping[str, Any]
-) -> Iterator[str]:
-    """Yield the saved slots of this run that are tensors, which alone may be coded."""
-    for slot, like in first.items():
-        if isinstance(saved.get(slot), Tensor) and isinstance(like, Tensor):
-            yield slot
-
-
-def _codes_of(
-    slot: str,
-    saved: Mapping[str, Any],
-    first: Mapping[str, Any],
-    codes: Mapping[str, Codec],
-) -> tuple[Codec | None, Codec | None]:
-    """Return the code of a slot in this run and where it was saved; None for plain values."""
-    code = codes.get(slot)
-    shape = _shape_of_values(saved[slot], first[slot], code)
-    if code is None:
-        code = code_of(slot, first, shape)
-    return code, code_of(slot, saved, shape)
-
-
-def _shape_of_values(value: Tensor, like: Tensor, code: Codec | None) -> torch.Size:
-    """Return the shape of a slot's values, of which two or one may be stored per entry, in the run and where saved.
-
-    Args:
-        value: The saved tensor.
-        like: The tensor of this run.
-        code: The code of this run, if known.
-    """
-    if value.shape == like.shape and code is not None:
-        return torch.Size(code.shape_of(like.shape, ()))
-    return max(value.shape, like.shape, key=tuple)
-
-
-def _form(tensor: Any) -> tuple[torch.Size, torch.dtype] | None:
-    """Return the shape and the dtype of a tensor; None for other objects."""
-    if not isinstance(tensor, Tensor):
-        return None
-    return tensor.shape, tensor.dtype
 
 
 def possible_keys(slot: str) -> list[str]:
@@ -230,7 +195,7 @@ def _coded(
     return tensors
 
 
-def code_of(slot: str, entry: Mapping[str, Any], shape: torch.Size) -> Codec | None:
+def _recognized(slot: str, entry: Mapping[str, Any], shape: torch.Size) -> Codec | None:
     """Return the built-in codec of a slot, recognized by its tensors, or None if it is not coded.
 
     Args:
@@ -238,10 +203,7 @@ def code_of(slot: str, entry: Mapping[str, Any], shape: torch.Size) -> Codec | N
         entry: The tensors of its leaf.
         shape: The shape of the slot's values.
     """
-    suffixes: list[str] = []
-    for suffix in SUFFIXES:
-        if isinstance(entry.get(_key(slot, suffix, entry)), Tensor):
-            suffixes.append(suffix)
+    suffixes = suffixes_of(slot, entry)
     if suffixes == ["error"]:
         return CODES["bfloat16+8"]
     if suffixes == [KEY]:
@@ -251,9 +213,11 @@ def code_of(slot: str, entry: Mapping[str, Any], shape: torch.Size) -> Codec | N
     codec = _code_with_scale(entry[slot], shape)
     if codec is None:
         return None
-    length = _row_length(slot, codec, entry, shape)
     scale = entry[_key(slot, SCALE, entry)]
     blocks_per_row = scale.shape[-1] if scale.ndim else 1
+    # The number of values per row; a vector is one row.
+    dims_of_rows = _dims_of_rows(entry, slot) if len(shape) > 1 else 0
+    length = math.prod(shape[dims_of_rows:])
     if length and not blocks_per_row:
         return None
     return dataclasses.replace(codec, block=_block(length, blocks_per_row))
@@ -270,17 +234,6 @@ def _code_with_scale(codes: Tensor, shape: torch.Size) -> Codec | None:
     has_4_bits = codes.shape != shape or is_number_of_4_bits
     name = "int4" if has_4_bits else "int8"
     return CODES[name].for_sign(codes.dtype == torch.uint8)
-
-
-def _row_length(
-    slot: str, codec: Codec, entry: Mapping[str, Any], shape: torch.Size
-) -> int:
-    """Return the number of values per row; a vector is one row."""
-    shape_of_values = codec.shape_of(entry[slot].shape, shape)
-    if len(shape_of_values) < 2:
-        return math.prod(shape_of_values)
-    dims_of_rows = _dims_of_rows(entry, slot)
-    return math.prod(shape_of_values[dims_of_rows:])
 
 
 def _block(length: int, most_blocks: int) -> int:

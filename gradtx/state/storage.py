@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import fnmatch
 import math
-from collections.abc import Callable, Iterable, Mapping, Set
-from typing import Any
+from collections.abc import Callable, Mapping, Set
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -23,10 +23,34 @@ from gradtx.state.slots import first_slots, value_for, widened, wrong_shape
 # In smaller leaves, codes save too little memory for the time that they cost.
 MIN_SIZE = 4096
 
-Choice = torch.dtype | Codec
+Choice: TypeAlias = torch.dtype | Codec
 # Returns the slots that a rule creates for a tensor.
 Probe = Callable[[Tensor], Mapping[str, Tensor]]
 StateDtype = torch.dtype | str | Codec | Mapping[str, Any]
+
+
+class Rule(NamedTuple):
+    """One entry of a `state_dtype`: a pattern, and the dtype or code of the slots that it matches."""
+
+    pattern: str
+    choice: Choice
+
+    @property
+    def is_named(self) -> bool:
+        """Whether the pattern has no wildcard, so that it names one slot of any shape."""
+        return not any(character in self.pattern for character in "*?[")
+
+    def matches(self, path: Path, slot: str) -> bool:
+        """Whether the pattern matches a slot's name or path."""
+        names = (slot, ".".join([*path, slot]))
+        return any(_name_matches(name, self.pattern) for name in names)
+
+    def may_code(self, value: Any, like: Tensor, min_size: int) -> bool:
+        """Whether a slot is of a kind that is coded: named, or of the parameter's shape and large enough."""
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            return False
+        has_shape = value.ndim > 0 and value.shape == like.shape
+        return self.is_named or (has_shape and like.numel() >= min_size)
 
 
 class Storage:
@@ -40,6 +64,8 @@ class Storage:
     Attributes:
         given: The argument, unchanged.
         min_size: The argument, unchanged.
+        has_codes: Whether any slot may be coded.
+        draws: Whether a code rounds at random.
     """
 
     def __init__(self, owner: str, given: Any, min_size: int = MIN_SIZE):
@@ -53,93 +79,65 @@ class Storage:
             )
         self.given: Any = given
         self.min_size = min_size
-        self._by_pattern: Mapping[Any, Any] = (
-            given if isinstance(given, Mapping) else {"*": given}
-        )
-        self._choices: dict[str, Choice] = {}
-        for pattern, value in self._by_pattern.items():
+        by_pattern: Any = given if isinstance(given, Mapping) else {"*": given}
+        rules: list[Rule] = []
+        for pattern, value in by_pattern.items():
             if not isinstance(pattern, str):
                 raise TypeError(
                     f"{owner}: state_dtype has the key {pattern!r}, needs a slot pattern such as 'exp_avg'"
                 )
-            self._choices[pattern] = _choice_of(owner, value)
-        self._by_slot: dict[tuple[Path, str], tuple[str, Choice] | None] = {}
-        self._named_by_user = isinstance(given, Mapping)
+            rules.append(Rule(pattern, _choice_of(owner, value)))
+        self._rules = rules
+        self._rule_of_slot: dict[tuple[Path, str], Rule | None] = {}
+        codecs = [rule.choice for rule in rules if isinstance(rule.choice, Codec)]
+        self.has_codes = bool(codecs)
+        self.draws = any(codec.random for codec in codecs)
 
     def __eq__(self, other: Any) -> bool:
-        return isinstance(other, Storage) and (self._key(), self.min_size) == (
-            other._key(),
+        return isinstance(other, Storage) and (self._rules, self.min_size) == (
+            other._rules,
             other.min_size,
         )
 
     def __hash__(self) -> int:
         return hash(self.min_size)
 
-    def _key(self) -> list[tuple[str, Choice]]:
-        return list(self._choices.items())
-
     def __repr__(self) -> str:
         return describe(self.given)
 
-    @property
-    def has_codes(self) -> bool:
-        return any(isinstance(choice, Codec) for choice in self._choices.values())
-
-    @property
-    def draws(self) -> bool:
-        """Whether a code rounds at random."""
-        return any(
-            isinstance(choice, Codec) and choice.random
-            for choice in self._choices.values()
-        )
-
     def compute_dtype(self, dtype: torch.dtype) -> torch.dtype:
         """Return the dtype that rules compute in, given the one that they would use without this storage."""
-        for choice in self._choices.values():
+        for _, choice in self._rules:
             if isinstance(choice, torch.dtype):
                 dtype = torch.promote_types(dtype, choice)
         return dtype
 
-    def rule_for(self, path: Path, slot: str) -> tuple[str, Choice] | None:
-        """Return the first pattern that matches a slot's name or path, and its dtype or code; None if none matches."""
+    def rule_for(self, path: Path, slot: str) -> Rule | None:
+        """Return the first rule that matches a slot, or None."""
         key = (path, slot)
-        if key not in self._by_slot:
-            self._by_slot[key] = self._first_match(path, slot)
-        return self._by_slot[key]
-
-    def _first_match(self, path: Path, slot: str) -> tuple[str, Choice] | None:
-        dotted = ".".join([*path, slot])
-        for pattern, choice in self._choices.items():
-            if _name_matches(slot, pattern) or _name_matches(dotted, pattern):
-                return pattern, choice
-        return None
-
-    def matches(self, pattern: str, slots: Iterable[tuple[Path, str]]) -> bool:
-        for path, slot in slots:
-            if _name_matches(slot, pattern) or _name_matches(
-                ".".join([*path, slot]), pattern
-            ):
-                return True
-        return False
+        if key not in self._rule_of_slot:
+            matching = (rule for rule in self._rules if rule.matches(path, slot))
+            self._rule_of_slot[key] = next(matching, None)
+        return self._rule_of_slot[key]
 
     @property
     def label(self) -> str:
         """A label that is the same for equal storages in other processes."""
         kinds = [
             (pattern, getattr(choice, "name", str(choice)))
-            for pattern, choice in self._choices.items()
+            for pattern, choice in self._rules
         ]
         return f"{kinds} from {self.min_size}"
 
     def check_patterns(self, slots: set[tuple[Path, str]]) -> None:
         """Raise an error for a pattern that matches no slot of its chain."""
-        if not self._named_by_user:
+        if not isinstance(self.given, Mapping):
             return
-        for pattern in self._choices:
-            if not self.matches(pattern, slots):
+        for rule in self._rules:
+            if not any(rule.matches(path, slot) for path, slot in slots):
                 known = ", ".join(sorted({slot for _, slot in slots})) or "none"
                 raise ValueError(
-                    f"state_dtype: pattern {pattern!r} matches no slot of the chain; its slots: {known}"
+                    f"state_dtype: pattern {rule.pattern!r} matches no slot of the chain; its slots: {known}"
                 )
 
 
@@ -170,11 +168,6 @@ def _choice_of(owner: str, value: Any) -> Choice:
     )
 
 
-def is_named(pattern: str) -> bool:
-    """Whether a pattern has no wildcard, so that it names one slot of any shape."""
-    return not any(character in pattern for character in "*?[")
-
-
 class Store:
     """Convert the slots of one stage: encode the values that a rule returns, decode and widen those that it reads.
 
@@ -198,7 +191,6 @@ class Store:
         self.storage = storage
         self._owner = owner
         self._is_nonnegative = is_nonnegative
-        self._codes = storage is not None and storage.has_codes
         # Do not store `run` itself: a reference cycle would keep its tensors until the garbage collector runs.
         self._seen_slots = run.seen_slots if run.initial else None
         run.stores[path] = self
@@ -217,15 +209,18 @@ class Store:
 
     def _codec(self, slot: str) -> Codec | None:
         """Return the code that `state_dtype` specifies for a slot, or None."""
-        assert self.storage is not None
-        rule = self.storage.rule_for(self.path, slot)
-        if rule is None or not isinstance(rule[1], Codec):
+        rule = self._rule(slot)
+        if rule is None or not isinstance(rule.choice, Codec):
             return None
-        return rule[1].for_sign(self._is_nonnegative(slot))
+        return rule.choice.for_sign(self._is_nonnegative(slot))
+
+    def _rule(self, slot: str) -> Rule | None:
+        """Return the rule of `state_dtype` for a slot, or None."""
+        return None if self.storage is None else self.storage.rule_for(self.path, slot)
 
     def codecs_of(self, stored: Mapping[str, Any], leaf: Leaf) -> Mapping[str, Codec]:
         """Return the code of each coded slot of a leaf."""
-        if not self._codes:
+        if self.storage is None or not self.storage.has_codes:
             return {}
         if leaf.layout is not None:
             return leaf.layout.codes.get(self.path, {})
@@ -249,9 +244,11 @@ class Store:
             return all(f"{slot}.{suffix}" in stored for suffix in codec.suffixes)
         if tensor.dtype in (leaf.param_dtype, torch.int64, torch.bool):
             return False
-        if is_named(self._pattern(slot)):
-            return True
+        rule = self._rule(slot)
         assert self.storage is not None
+        assert rule is not None
+        if rule.is_named:
+            return True
         is_large = math.prod(leaf.shape) >= self.storage.min_size
         return is_large and tensor.shape == codec.shapes(leaf.shape)[""]
 
@@ -278,7 +275,7 @@ class Store:
         if storage is None:
             return first_slots(slots, like, leaf.param_dtype, self._owner)
         codecs = (
-            self._codecs_for(slots, like, leaf, probe)
+            self._codecs_for(slots, like, probe)
             if old is None
             else self.codecs_of(old, leaf)
         )
@@ -287,14 +284,10 @@ class Store:
             dtypes[slot] = self._dtype(slot, value, like, leaf, slot in codecs)
         kept = first_slots(slots, like, dtypes, self._owner)
         if leaf.run.initial:
-            leaf.run.seen_slots.setdefault(storage, set()).update(
-                (self.path, slot) for slot in slots
-            )
-            leaf.codecs.update(
-                {(self.path, slot): codec for slot, codec in codecs.items()}
-            )
-        if not codecs:
-            return kept
+            seen = leaf.run.seen_slots.setdefault(storage, set())
+            seen.update((self.path, slot) for slot in slots)
+            for slot, codec in codecs.items():
+                leaf.codecs[self.path, slot] = codec
         stored: dict[str, Tensor] = {}
         for slot, value in kept.items():
             if slot in codecs:
@@ -309,81 +302,50 @@ class Store:
         self, slot: str, value: Any, like: Tensor, leaf: Leaf, coded: bool
     ) -> torch.dtype:
         """Return the dtype to store a slot in; for a slot that is coded afterward, its current dtype."""
-        assert self.storage is not None
+        rule = self._rule(slot)
         if coded and isinstance(value, Tensor):
             return value.dtype
-        rule = self.storage.rule_for(self.path, slot)
         if rule is None:
             return leaf.param_dtype
-        pattern, choice = rule
-        if isinstance(choice, torch.dtype):
-            return choice
+        if isinstance(rule.choice, torch.dtype):
+            return rule.choice
+        assert self.storage is not None
         # Not coded, because sharding splits a block, or because codes would not determine the slot's shape.
-        if self._may_be_coded(slot, pattern, value, like, leaf):
+        if rule.may_code(value, like, self.storage.min_size):
             return torch.promote_types(leaf.param_dtype, torch.float32)
         return leaf.param_dtype
 
     def _codecs_for(
-        self, slots: dict[str, Any], like: Tensor, leaf: Leaf, probe: Probe | None
+        self, slots: dict[str, Any], like: Tensor, probe: Probe | None
     ) -> dict[str, Codec]:
         """Return the code of each slot to code."""
         assert self.storage is not None
         codecs: dict[str, Codec] = {}
+        by_shape: list[str] = []
         for slot, value in slots.items():
-            codec = self._codec(slot)
-            if codec is None:
+            rule, codec = self._rule(slot), self._codec(slot)
+            if rule is None or codec is None:
                 continue
-            pattern = self._pattern(slot)
-            if not self._may_be_coded(slot, pattern, value, like, leaf):
-                continue
-            if not splits_rows(like, codec.block) and codec.restores(
-                value.shape, like.shape
+            if (
+                rule.may_code(value, like, self.storage.min_size)
+                and not splits_rows(like, codec.block)
+                and codec.restores(value.shape, like.shape)
             ):
                 codecs[slot] = codec
-        if codecs and probe is not None and like.ndim > 1:
-            for slot in self._factors(codecs, like, probe):
-                del codecs[slot]
+                if not rule.is_named:
+                    by_shape.append(slot)
+        if by_shape and probe is not None and like.ndim > 1:
+            # A slot that only happens to have the parameter's shape has another one for a longer parameter.
+            longer = _with_other_sizes(like)
+            try:
+                slots_of_longer = probe(longer)
+            except (RuntimeError, ValueError):  # a rule that accepts only some shapes
+                return codecs
+            for slot in by_shape:
+                other = slots_of_longer.get(slot)
+                if other is None or other.shape != longer.shape:
+                    del codecs[slot]
         return codecs
-
-    def _pattern(self, slot: str) -> str:
-        """Return the pattern of `state_dtype` that matches a slot."""
-        assert self.storage is not None
-        rule = self.storage.rule_for(self.path, slot)
-        assert rule is not None
-        return rule[0]
-
-    def _factors(
-        self, codecs: Mapping[str, Codec], like: Tensor, probe: Probe
-    ) -> list[str]:
-        """Return the slots that only happen to have the parameter's shape: a longer parameter yields other shapes."""
-        assert self.storage is not None
-        longer = _with_other_sizes(like)
-        try:
-            slots = probe(longer)
-        except (RuntimeError, ValueError):  # a rule that accepts only some shapes
-            return []
-        factors: list[str] = []
-        for slot in codecs:
-            pattern = self._pattern(slot)
-            if not is_named(pattern) and (
-                slot not in slots or slots[slot].shape != longer.shape
-            ):
-                factors.append(slot)
-        return factors
-
-    def _may_be_coded(
-        self, slot: str, pattern: str, value: Any, like: Tensor, leaf: Leaf
-    ) -> bool:
-        assert self.storage is not None
-        if not isinstance(value, Tensor) or not value.is_floating_point():
-            return False
-        if is_named(pattern):
-            return True
-        return (
-            value.ndim > 0
-            and value.shape == like.shape
-            and like.numel() >= self.storage.min_size
-        )
 
     # Reading and writing.
 
@@ -392,10 +354,6 @@ class Store:
     ) -> dict[str, Tensor]:
         """Return the slots as rules see them."""
         codecs = self.codecs_of(stored, leaf)
-        if not codecs:
-            return {
-                slot: widened(value, compute_dtype) for slot, value in stored.items()
-            }
         auxiliary = auxiliary_tensors(codecs)
         values: dict[str, Tensor] = {}
         for slot, value in stored.items():
@@ -409,8 +367,6 @@ class Store:
 
     def slots_of(self, stored: Mapping[str, Tensor], leaf: Leaf) -> Set[str]:
         """Return the names of the slots that these tensors store."""
-        if not self._codes:
-            return stored.keys()
         return stored.keys() - auxiliary_tensors(self.codecs_of(stored, leaf))
 
     def shared_dtype(self, name: str) -> torch.dtype | None:
@@ -420,14 +376,14 @@ class Store:
             return None
         if self._seen_slots is not None:
             self._seen_slots.setdefault(storage, set()).add((self.path, name))
-        rule = storage.rule_for(self.path, name)
-        if rule is None or not is_named(rule[0]):
+        rule = self._rule(name)
+        if rule is None or not rule.is_named:
             return None
-        if isinstance(rule[1], Codec):
+        if isinstance(rule.choice, Codec):
             raise ValueError(
                 f"{self._owner}: {name!r} is a shared scalar and cannot be coded; choose a floating-point dtype"
             )
-        return rule[1]
+        return rule.choice
 
     def encode_slots(
         self, values: Mapping[str, Any], old: dict[str, Tensor], leaf: Leaf
