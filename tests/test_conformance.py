@@ -1,6 +1,7 @@
 """What every rule, alias and combinator must do; whatever has a `.spec` in `gradtx.__all__` joins by itself."""
 
 import functools
+import inspect
 import io
 import math
 import re
@@ -35,6 +36,7 @@ from tests.conformance import (
     plain_links,
     snapshot,
     step,
+    step_extras,
     tensors,
     train,
     untouched,
@@ -430,3 +432,63 @@ def test_a_step_along_the_field_depends_on_nothing_hidden(case):
     state = tx.init(params)
     first = step(tx, field(params), state, params)
     assert_same(step(tx, field(params), state, params), first)
+
+
+# Aliases with a schedule, which follows the leaf with the most updates, as in an optimizer.
+SCHEDULED = ("apollo", "ranger21", "schedule_free_radam", "stable_spam")
+
+
+def is_alone(case) -> bool:
+    """Whether what happens to a leaf depends on nothing that the others share: no sums, random numbers or schedules."""
+    links = list(case.example._links())
+    for link in links:
+        links.extend(link._inner_links())
+    for link in links:
+        body, options = link._body, link._spec._options
+        sums = inspect.isgeneratorfunction(getattr(body, "update", None)) and not options["sums_of_leaf"]
+        if sums or options["shared"] or options["random"] or link._spec.kind == "tree":
+            return False
+    return case.factory.__name__ not in SCHEDULED and case.is_determined()
+
+
+def late_steps(tx, params, gradients, mode):
+    """Take steps of which the first lack the gradient of "late", whose weights are returned after each step."""
+    params, after = dict(params), []
+    if mode == "pure":
+        state = tx.init(params)
+        for grads in gradients:
+            grads = {"other": grads["other"], "late": grads["late"]}
+            updates, state = tx.update(grads, state, params, **extras(tx, params))
+            params = gradtx.apply_updates(params, updates)
+            after.append(params["late"])
+        return after
+    weights = {name: torch.nn.Parameter(value.clone()) for name, value in params.items()}
+    optimizer = gradtx.as_optimizer(tx, list(weights.items()), compile=mode == "compiled")
+    for grads in gradients:
+        for name, weight in weights.items():
+            weight.grad = grads[name]
+        optimizer.step(**step_extras(tx, {name: weight.detach() for name, weight in weights.items()}))
+        after.append(weights["late"].detach().clone())
+    return after
+
+
+ALONE = [
+    case
+    for case in LEAN
+    if case.factory.spec.kind in ("rule", "alias") and not {"grad_fn", "value_fn"} & set(case.example.needs)
+]
+
+
+@pytest.mark.parametrize("mode", ["pure", "lists", pytest.param("compiled", marks=pytest.mark.nightly)])
+@each_case(ALONE, PLAIN_LINKS)
+def test_a_leaf_whose_first_gradient_comes_late_steps_as_one_that_starts_then(case, mode):
+    if not is_alone(case):
+        return
+    shape = max((x.shape for x in case.noise(1).values()), key=len)
+    shapes = {"late": tuple(shape), "other": tuple(shape)}
+    tx, params, missed = case.make(), noise(1, shapes), 9
+    gradients = [noise(10 + t, shapes) for t in range(4)]
+    before = [{"late": None, "other": noise(50 + t, shapes)["other"]} for t in range(missed)]
+    expected = late_steps(tx, params, gradients, mode)
+    moved = late_steps(tx, params, before + gradients, mode)
+    assert_close(moved[missed:], expected, rtol=1e-11, atol=1e-13)

@@ -212,7 +212,7 @@ class FrameRun:
         if restarts is not False:
             is_restart = as_flag(restarts, self.old_step)
             self.old_step = torch.where(is_restart, 0, self.old_step)
-        self.clock = Clock(self.old_step + 1, leads=True)
+        self.clock = Clock(self.old_step + 1)
         self.run.inner_counts[self.path] = self.old_step
 
     def decide(self, sums: Mapping[str, Tensor]) -> None:
@@ -229,7 +229,7 @@ class FrameRun:
     def leading(self, clock: Clock) -> Clock:
         """Return an outer clock for inner operations whose state restarts while the clock goes on."""
         if clock not in self._leading:
-            self._leading[clock] = Clock(clock.step, clock.host, leads=True)
+            self._leading[clock] = Clock(clock.step, clock.host)
         return self._leading[clock]
 
     def ticks_for(self, leaf: Leaf) -> Tensor | None:

@@ -30,6 +30,7 @@ OWN = (
     "grad",
     "has_gradient",
     "is_first",
+    "seen",
     "step",
     "time",
     "turn",
@@ -40,15 +41,12 @@ OWN = (
 class Clock:
     """A count of updates: `step` is the 1-based number of the current update, a 0-d int64 tensor.
 
-    `host` is the same number as a Python int if the caller (the adapter) knows it, else None. `leads` tells whether the
-    clock may be past step 1 when a leaf's state is still the initial one: leaves follow the clock together, so that it
-    may count updates in which a leaf did not take part, or a restart resets the state but not the clock.
+    `host` is the same number as a Python int if the caller (the adapter) knows it, else None.
     """
 
-    def __init__(self, step: Tensor, host: int | None = None, leads: bool = False):
+    def __init__(self, step: Tensor, host: int | None = None):
         self.step = step
         self.host = host
-        self.leads = leads
         self._moments: dict[torch.device, ClockReading] = {}
 
     def on(self, device: torch.device) -> ClockReading:
@@ -151,6 +149,8 @@ class Context:
         self._grad = leaf.grad
         self.has_gradient = leaf.has_gradient
         self._moment = clock.on(leaf.device)
+        self._of_leaf = leaf.own_clock.on(leaf.device)
+        self._restarts = leaf.restarts
         if rng is not None:
             self.rng = rng
 
@@ -188,14 +188,45 @@ class Context:
         time = exact(step, self._moment.time.device)
         return self._moment.correction_at(beta, time)
 
+    @property
+    def seen(self) -> Tensor:
+        """Whether this leaf has been updated before, 0-d bool: False in the update with its first gradient.
+
+        A clock that leaves share may be past step 1 then, and so may one that goes on when a leaf restarts.
+        """
+        seen = self._moment.step > 1
+        if self._of_leaf is not self._moment:
+            seen = seen & (self._of_leaf.step > 1)
+        if self._restarts is not False:
+            seen = seen & (torch.full_like(seen, True) ^ self._restarts)
+        return seen
+
+    @property
+    def is_first(self) -> bool | Tensor:
+        """Whether this leaf has not been updated before: a bool if the host knows, else a 0-d tensor."""
+        counts = (self._moment.host, self._of_leaf.host)
+        if self._restarts is not False or None in counts:
+            return ~self.seen
+        return 1 in counts
+
     def every(
-        self, k: int, phase: int, compute: Callable[[], Any], keep: Callable[[], Any]
+        self,
+        k: int,
+        phase: int,
+        compute: Callable[[], Any],
+        keep: Callable[[], Any],
+        first: bool = False,
     ) -> Any:
         """Return `compute()` at steps with step % k == phase % k, else `keep()`: tensors or trees of equal structure.
 
-        In pure use both functions run and `torch.where` selects; if the host knows the count, only one runs.
+        With `first`, also `compute()` in a leaf's first update. In pure use both functions run and `torch.where`
+        selects; if the host knows the count, only one runs.
         """
-        return self.when(lambda step: step % k == phase % k, compute, keep)
+
+        def later() -> Any:
+            return self.when(lambda step: step % k == phase % k, compute, keep)
+
+        return self.first(compute, later) if first else later()
 
     def turn(self, k: int) -> int:
         """Return an integer in [0, k) derived from the leaf's name: a phase that spreads periodic work over steps."""
@@ -205,30 +236,12 @@ class Context:
             )
         return name_key(self._name) % k
 
-    def first(
-        self,
-        compute: Callable[[], Any],
-        keep: Callable[[], Any],
-        unseen: Tensor | None = None,
-    ) -> Any:
-        """Return `compute()` at step 1, else `keep()`; selection works as in `every`.
-
-        With `unseen`, a 0-d bool tensor that tells whether the leaf's state is still the initial one, `compute()` at
-        the leaf's first update: a clock that leaves share (pure use, `accumulate`, `skip_nonfinite`) may be past step 1
-        when a leaf's first gradient arrives, and so may the clock of `restart` with `keep_clock` when it resets a leaf.
-        """
-        if unseen is not None and self._clock.leads:
-            return _selected(unseen, compute(), keep())
-        return self.when(lambda step: step == 1, compute, keep)
-
-    @property
-    def is_first(self) -> bool | Tensor:
-        """Whether this is step 1: a bool if the host knows the count, else a 0-d tensor."""
-        return (
-            self._moment.step == 1
-            if self._moment.host is None
-            else self._moment.host == 1
-        )
+    def first(self, compute: Callable[[], Any], keep: Callable[[], Any]) -> Any:
+        """Return `compute()` in a leaf's first update, else `keep()`; selection works as in `every`."""
+        is_first = self.is_first
+        if isinstance(is_first, bool):
+            return compute() if is_first else keep()
+        return _selected(is_first, compute(), keep())
 
     def when(
         self,

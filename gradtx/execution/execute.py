@@ -68,7 +68,7 @@ class Leaf:
         self.run = run
         self.name = name
         self.extras = extras
-        self.clock = clock
+        self.clock = self.own_clock = clock
         stored = _first_not_none(param, like, update)
         self.is_complex: bool = stored.is_complex()
         if self.is_complex or (update is not None and update.is_complex()):

@@ -260,14 +260,16 @@ class TreeRun(Run):
 
         state = self._old.rebuilt(new, self.new_trees, self.opaque)
         state["step"] = self.clock.step
-        if self.leaf_steps is None and any(
-            self._lags(name, leaves.get(name)) for name in self._like
-        ):
+        if self.leaf_steps is None and self.has_lag(leaves):
             state[LEAF_STEPS] = {
                 name: _count_after(leaves.get(name), self.old_step).clone()
                 for name in self._like
             }
         return state
+
+    def has_lag(self, leaves: dict[str, Leaf]) -> bool:
+        """Whether the counts of leaves differ after this update."""
+        return any(self._lags(name, leaves.get(name)) for name in self._like)
 
     def _lags(self, name: str, leaf: Leaf | None) -> bool:
         """Whether a leaf takes no part in an update that the common count counts."""

@@ -452,6 +452,8 @@ def _run_of(
     has_missing = len(present) < len(gradients)
     if not present or (has_missing and takes_none(run.block.operations)):
         raise _UnsuitableError
+    if run.has_lag(leaves):
+        raise _UnsuitableError
     return run, present
 
 

@@ -175,8 +175,8 @@ def peak(
 
 
 def change_of(update: Tensor, state: Mapping[str, Tensor], ctx: Any) -> Tensor:
-    """Return $g_t - g_{t-1}$ with the slot `previous_grad`, and 0 in the first step."""
-    return torch.where(ctx.step == 1, 0.0, update - state["previous_grad"])
+    """Return $g_t - g_{t-1}$ with the slot `previous_grad`, and 0 in a leaf's first update."""
+    return torch.where(ctx.seen, update - state["previous_grad"], 0.0)
 
 
 def adam_moments(betas: Any, amsgrad: bool = False) -> tuple[dict[str, Any], Any]:

@@ -236,7 +236,7 @@ class SpaceRun:
             # The inner transformation never takes part in the first step.
             step = (outside.step - 1).clamp(min=1)
             host = None if outside.host is None else max(outside.host - 1, 1)
-            self._clocks[outside] = Clock(step, host, outside.leads)
+            self._clocks[outside] = Clock(step, host)
         return self._clocks[outside]
 
     def contains(self, path: Path) -> bool:

@@ -216,7 +216,7 @@ def scale_by_avagrad(
     def update(update, state, param, ctx):
         mean, _, new = average(update, state)
         # V and its correction are then 0: replace both by arbitrary values.
-        first = (ctx.step == 1).to(ctx.time.dtype)
+        first = (~ctx.seen).to(ctx.time.dtype)
         earlier = state["exp_avg_sq"]
         correction = ctx.bias_correction(beta2, ctx.step - 1) + first
         eta = 1 / (safe_sqrt(earlier / correction) + (eps + first))
@@ -460,7 +460,7 @@ def scale_by_adasmooth(
         )
 
     def update(update, state, param, ctx):
-        moved = torch.where(ctx.step == 1, 0.0, param - state["prev_param"])
+        moved = torch.where(ctx.seen, param - state["prev_param"], 0.0)
         total, path = state["sum"] + moved, state["abs_sum"] + moved.abs()
         if reset_every is not None:
             again = (ctx.step - 1) % reset_every == 0
@@ -582,12 +582,11 @@ def scale_by_acprop(
     beta1, beta2 = betas
 
     def update(update, state, param, ctx):
-        # Not ctx.step == 1: a leaf's first gradient may arrive later.
         first = (state["exp_avg"] == 0) & (state["exp_avg_var"] == 0)
         mean = running_mean(state["exp_avg"], update, beta1)
         above = mean / ctx.bias_correction(beta1) if momentum_update else update
         correction = torch.where(
-            ctx.step == 1, 1.0, ctx.bias_correction(beta2, ctx.step - 1)
+            ctx.seen, ctx.bias_correction(beta2, ctx.step - 1), 1.0
         )
         old = state["max_exp_avg_var" if amsgrad else "exp_avg_var"]
         root = safe_sqrt(old / correction) + eps
@@ -665,14 +664,14 @@ def scale_by_bcos(
         )
 
     def update(update, state, param, ctx):
-        new, old, direction, first = {}, update, update, ctx.step == 1
+        new, old, direction = {}, update, update
         if mode != "g":
-            old = torch.where(first, ctx.grad, state["exp_avg"])
+            old = torch.where(ctx.seen, state["exp_avg"], ctx.grad)
             direction = new["exp_avg"] = running_mean(old, update, beta)
         if mode == "c":
             square = conditional(old, update)
         else:
-            before = torch.where(first, ctx.grad.square(), state["exp_avg_sq"])
+            before = torch.where(ctx.seen, state["exp_avg_sq"], ctx.grad.square())
             square = new["exp_avg_sq"] = running_mean(before, direction.square(), keep)
         return quotient(direction, safe_sqrt(square) + eps, floor=eps), new
 

@@ -184,19 +184,15 @@ def scale_by_adopt(
 
     def update(update, state, param, ctx):
         mean, square = state["exp_avg"], state["exp_avg_sq"]
-        first = ctx.step == 1
-        normal = update / at_least(torch.where(first, 1.0, safe_sqrt(square)), eps)
+        seen = ctx.seen
+        normal = update / at_least(torch.where(seen, safe_sqrt(square), 1.0), eps)
         if clip_exponent is not None:
             bound = (ctx.time - 1) ** clip_exponent
             normal = normal.clamp(-bound, bound)
-        mean = torch.where(first, mean, running_mean(mean, normal, beta1))
-        update_square = update.square()
-        return mean, {
-            "exp_avg": mean,
-            "exp_avg_sq": torch.where(
-                first, update_square, running_mean(square, update_square, beta2)
-            ),
-        }
+        mean = torch.where(seen, running_mean(mean, normal, beta1), mean)
+        now = update.square()
+        square = torch.where(seen, running_mean(square, now, beta2), now)
+        return mean, {"exp_avg": mean, "exp_avg_sq": square}
 
     return {"exp_avg": linear(), "exp_avg_sq": square()}, update
 
@@ -503,19 +499,16 @@ def scale_by_adopt_atan2(
 
     def update(update, state, param, ctx):
         old, square = state["exp_avg"], state["exp_avg_sq"]
-        first = ctx.step == 1
-        mean = torch.where(
-            first, old, running_mean(old, atan2(update, b * safe_sqrt(square)), beta1)
-        )
+        seen = ctx.seen
+        angle = atan2(update, b * safe_sqrt(square))
+        mean = torch.where(seen, running_mean(old, angle, beta1), old)
         direction = (
             mean
             if is_off(cautious_factor, 1.0)
             else mean * caution(old, update, cautious_factor)
         )
-        update_square = update.square()
-        square = torch.where(
-            first, update_square, running_mean(square, update_square, beta2)
-        )
+        now = update.square()
+        square = torch.where(seen, running_mean(square, now, beta2), now)
         return a * direction, {"exp_avg": mean, "exp_avg_sq": square}
 
     return {"exp_avg": linear(), "exp_avg_sq": square()}, update

@@ -299,7 +299,7 @@ def scale_by_asgd(
 
     def update(update, state, param, ctx):
         # torch creates its state at the first step, so a rate written after `init` must take effect there as well.
-        rate = torch.where(ctx.step == 1, exact(lr, param.device), state["eta"])
+        rate = torch.where(ctx.seen, state["eta"], exact(lr, param.device))
         weight = state["mu"]
         step = -rate * update - (lambd * rate) * param
         moved = param + step

@@ -582,9 +582,7 @@ def scale_by_gsnr(eps: NonNegative = 1e-8):
 
     def update(update, state, param, ctx):
         old = state["gsnr"]
-        ratio_now = ctx.first(
-            lambda: ratio(ctx.grad).to(old.dtype), lambda: old, unseen=old < 0
-        )
+        ratio_now = ctx.first(lambda: ratio(ctx.grad).to(old.dtype), lambda: old)
         return ratio_now * update, {"gsnr": ratio_now}
 
-    return {"gsnr": scalar(-1.0)}, update
+    return {"gsnr": scalar()}, update

@@ -108,7 +108,7 @@ def accumulated(
         return momentum * buffer + update
     share = 1 - dampening
     if not dampen_first:
-        share = torch.where(ctx.step == 1, torch.ones_like(ctx.time), share)
+        share = torch.where(ctx.seen, share, torch.ones_like(ctx.time))
     return momentum * buffer + share * update
 
 
@@ -553,7 +553,7 @@ def amplify_slow_gradients(alpha: Decay = 0.98, lamb: NonNegative = 2.0):
 
     def update(update, state, param, ctx):
         average = running_mean(state["grad_ema"], update, alpha)
-        average = torch.where(ctx.step == 1, update, average)
+        average = torch.where(ctx.seen, average, update)
         return update + lamb * average, {"grad_ema": average}
 
     return {"grad_ema": linear()}, update

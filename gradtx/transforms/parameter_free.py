@@ -494,7 +494,7 @@ def scale_by_momo(
         keep = (
             beta
             if bias_correction
-            else torch.where(ctx.step == 1, 0.0, exact(beta, update.device))
+            else torch.where(ctx.seen, exact(beta, update.device), 0.0)
         )
         rho = ctx.bias_correction(beta) if bias_correction else 1.0
         mean = running_mean(state["exp_avg"], update, keep)
@@ -666,12 +666,11 @@ def scale_by_local_smoothness(
 
     def update(update, state, param, ctx):
         before = state["previous_grad"] if ctx.prev_grad is None else ctx.prev_grad
-        first = ctx.step == 1
+        moved = (param - state["prev_param"]).square().sum()
+        changed = (ctx.grad - before).square().sum()
         total = yield {
-            "moved": torch.where(
-                first, 0.0, (param - state["prev_param"]).square().sum()
-            ),
-            "changed": torch.where(first, 0.0, (ctx.grad - before).square().sum()),
+            "moved": torch.where(ctx.seen, moved, 0.0),
+            "changed": torch.where(ctx.seen, changed, 0.0),
         }
         old, growth = state["step_size"], state["theta"]
         free = growth.isinf()

@@ -110,7 +110,7 @@ def scale_by_lbfgs(
             "count": torch.where(accepted, one_more, state["count"]),
             "gamma": gamma,
         }
-        yield torch.where(ctx.step == 1, first_direction, direction), new_state
+        yield torch.where(ctx.seen, direction, first_direction), new_state
 
     return init, update
 

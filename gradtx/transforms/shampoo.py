@@ -162,7 +162,7 @@ def scale_by_shampoo(
 
     def update(update, state, param, ctx):
         mixed = (1 - momentum) * update + momentum * state["momentum_buffer"]
-        start = torch.where(ctx.step == 1, update, mixed)
+        start = torch.where(ctx.seen, mixed, update)
         phase = 1 + ctx.turn(preconditioning_compute_steps) if stagger else 1
 
         def due(step):
@@ -561,18 +561,15 @@ def scale_by_kl_shampoo(
         count = (ctx.time - 1).clamp(min=1)  # the first step returns 0 in any case
         dims, shape = factors.dims(update.shape), factors.shape(update.shape)
         if not dims:
-            first = ctx.step == 1
+            seen = ctx.seen
             mean, square, new = average(update, state)
-            new = {
-                slot: torch.where(first, state[slot], value)
-                for slot, value in new.items()
-            }
+            for slot, value in new.items():
+                new[slot] = torch.where(seen, value, state[slot])
             rate = ctx.bias_correction(beta2, count).sqrt() / ctx.bias_correction(
                 beta1, count
             )
-            return torch.where(
-                first, 0.0, rate * mean / (safe_sqrt(square) + adam_eps)
-            ), new
+            direction = rate * mean / (safe_sqrt(square) + adam_eps)
+            return torch.where(seen, direction, 0.0), new
         first = is_empty(state["GG"][0])
         mean = torch.where(
             first, state["exp_avg"], running_mean(state["exp_avg"], update, beta1)
@@ -644,13 +641,10 @@ def scale_by_late_rms(beta: Decay = 0.9, eps: NonNegative = 1e-8):
     """
 
     def update(update, state, param, ctx):
-        first = ctx.step == 1
-        old = state["exp_avg_sq"]
-        square = torch.where(first, old, running_mean(old, update.square(), beta))
-        root = safe_sqrt(at_least(square, eps**2))
-        return torch.where(first, update, update / torch.where(first, 1.0, root)), {
-            "exp_avg_sq": square
-        }
+        seen, old = ctx.seen, state["exp_avg_sq"]
+        square = torch.where(seen, running_mean(old, update.square(), beta), old)
+        root = torch.where(seen, safe_sqrt(at_least(square, eps**2)), 1.0)
+        return torch.where(seen, update / root, update), {"exp_avg_sq": square}
 
     return {"exp_avg_sq": square()}, update
 

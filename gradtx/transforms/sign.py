@@ -158,14 +158,11 @@ def scale_by_focus(
         mean = running_mean(state["exp_avg"], update, beta1)
         place = beta2 * state["pbar"] + (1 - beta2) * param
         usual = place / ctx.bias_correction(beta2)
-        pull = torch.where(ctx.step == 1, 0.0, (param - usual).sign())
+        pull = torch.where(ctx.seen, (param - usual).sign(), 0.0)
         direction = plus_decay(mean.sign() + gamma * pull, weight_decay, usual)
         return direction, {"exp_avg": mean, "pbar": place}
 
     return {"exp_avg": linear(), "pbar": linear()}, update
-
-
-ETAS = ("(0, 1)", "(1, inf)")
 
 
 @per_tensor(elementwise=True, owns_lr=True, example={"lr": 0.15})
@@ -217,7 +214,7 @@ def scale_by_rprop(
     def update(update, state, param, ctx):
         # As in torch, the initial size is the rate at the first step, which a scheduler may have written after `init`.
         old = state["step_size"]
-        size = torch.where(ctx.step == 1, filled_like(old, lr), old)
+        size = torch.where(ctx.seen, old, filled_like(old, lr))
         agreement = update.sign() * state["prev"].sign()
         size = torch.where(
             agreement > 0, grow * size, torch.where(agreement < 0, shrink * size, size)
