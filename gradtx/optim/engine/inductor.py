@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 from gradtx.base.messages import close
 from gradtx.optim.engine import torch_names
+
+# Creates a callable from a traced graph, example arguments and the user's options. The callable accepts tensors like
+# the examples (their symbolic sizes may differ), writes in place to the same arguments as the graph, and returns the
+# graph's results.
+Backend: TypeAlias = Callable[
+    [Any, Sequence[Any], Mapping[str, Any]], Callable[..., Any]
+]
 
 
 def compile_with_inductor(
