@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Container, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -347,29 +346,29 @@ class Scope:
     def child(self, i: int, changed: bool) -> Scope:
         """Return the position of the i-th child of a chain; `changed` if earlier links process the updates."""
         changed = self.changed or changed
-        return replace(self, place=self._child_place(i), changed=changed)
+        return self._with(place=self._child_place(i), changed=changed)
 
     def alias(self, passed: Passed) -> Scope:
         """Return the position inside an alias. Its links have no places, and their gradient is the alias's input."""
-        return replace(self.inner_chain(passed), changed=False)
+        return self.inner_chain(passed)._with(changed=False)
 
     def again(self) -> Scope:
         """Return this position with a copy of the claimed names, so that a second expansion yields the same paths."""
-        return replace(self, names=dict(self.names))
+        return self._with(names=dict(self.names))
 
     def inner_chain(self, passed: Passed) -> Scope:
         """Return the position inside a link that stands for a chain. The links of that chain have no places."""
         if self.place is None:
-            return replace(self)
+            return self._with()
         of_chain = tuple((tx, (*self.place, *place)) for tx, place in passed)
-        return replace(self, place=None, passed=of_chain)
+        return self._with(place=None, passed=of_chain)
 
     def of(self, tx: Transformation) -> Scope:
         """Return the position of `tx`, which has a place again if it was passed to an enclosing alias or link."""
         if self.place is None:
             for argument, place in self.passed:
                 if argument is tx:
-                    return replace(self, place=place)
+                    return self._with(place=place)
         return self
 
     def stored_as(self, storage: Storage | None) -> Scope:
@@ -378,16 +377,16 @@ class Scope:
             return self
         if self.run.initial:
             self.run.seen_slots.setdefault(storage, set())
-        return replace(self, state_dtype=storage)
+        return self._with(state_dtype=storage)
 
     def stored_inside(self, storage: Storage) -> Scope:
         """Return the position inside a stateless combinator that only specifies how slots are stored."""
-        return replace(self.stored_as(storage), place=self._child_place(0))
+        return self.stored_as(storage)._with(place=self._child_place(0))
 
     def inside(self, path: Path, i: int = 0, count: Any = None) -> Scope:
         """Return the position inside a combinator, which may own a clock. A freeze inside covers the outer chain."""
         self.run.stages.setdefault(path, path[-1])
-        scope = replace(self, path=path, place=self._child_place(i), names={})
+        scope = self._with(path=path, place=self._child_place(i), names={})
         if count is not None:
             scope.count = count
             scope.lag = 0
@@ -395,7 +394,15 @@ class Scope:
 
     def branch(self, path: Path, i: int) -> Scope:
         """Return the position inside a branch. A freeze inside covers only the branch."""
-        return replace(self.inside(path, i), frozen=[])
+        return self.inside(path, i)._with(frozen=[])
+
+    def _with(self, **changes: Any) -> Scope:
+        # Not dataclasses.replace: older versions of dynamo cannot trace it.
+        values = {name: getattr(self, name) for name in _FIELDS}
+        return Scope(**{**values, **changes})
 
     def _child_place(self, i: int) -> Place | None:
         return None if self.place is None else (*self.place, i)
+
+
+_FIELDS = tuple(field.name for field in dataclasses.fields(Scope))

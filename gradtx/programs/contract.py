@@ -311,9 +311,10 @@ class _Contraction:
         """Replace (a / x) y and (a x) y by a (y / x) and a (x y), for a scalar a and lists x and y."""
         operands: Any = node.args
         x, y = operands
-        if x is not y and is_list(x) and is_list(y):
-            if not self._move_factor_out(node, x, y):
-                self._move_factor_out(node, y, x)
+        if x is y or not is_list(x) or not is_list(y):
+            return
+        if not self._move_factor_out(node, x, y):
+            self._move_factor_out(node, y, x)
 
     def _move_factor_out(self, node: Node, scaled: Node, other: Node) -> bool:
         """Take the factor out of one operand of a product; return whether it has one."""

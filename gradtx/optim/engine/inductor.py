@@ -20,16 +20,9 @@ Backend: TypeAlias = Callable[
 def compile_with_inductor(
     graph: Any, examples: Sequence[Any], options: Mapping[str, Any]
 ) -> Callable[..., Any]:
-    """Compile a graph."""
+    """Compile a graph; if that fails, try again without fusing unlike loops."""
     if not torch_names.asserts_bind_sizes():
         options = {"size_asserts": False, **options}
-    return torch_names.as_kernels(_compiled(graph, examples, options))
-
-
-def _compiled(
-    graph: Any, examples: Sequence[Any], options: Mapping[str, Any]
-) -> Callable[..., Any]:
-    """Compile a graph; if that fails, try again without fusing unlike loops."""
     with warnings.catch_warnings():
         # Of the compiler, such as a deprecation warning at its first import.
         warnings.simplefilter("ignore")
