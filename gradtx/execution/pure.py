@@ -141,13 +141,19 @@ class TreeRun(Run):
             "the updates given to it",
         )
 
-    def gradients_at(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _params_with(self, values: dict[str, Tensor]) -> Any:
+        """Return the caller's parameters with some leaves replaced."""
         moved = {
             name: value.to(self.params[name].dtype) for name, value in values.items()
         }
-        params = self.unflatten_params({**self.params, **moved})
+        return self.unflatten_params({**self.params, **moved})
+
+    def gradients_at(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
         gradients = _tree.match(
-            self.grad_fn(params), self.params, "gradients from grad_fn", "params"
+            self.grad_fn(self._params_with(values)),
+            self.params,
+            "gradients from grad_fn",
+            "params",
         )
         at: dict[str, Tensor] = {}
         for name, value in values.items():
@@ -167,15 +173,8 @@ class TreeRun(Run):
         sloped: bool,
     ) -> tuple[Tensor, Tensor | None]:
         def value_at(length: Tensor) -> Tensor:
-            values = moved_along(origin, direction, length)
-            moved = {
-                name: value.to(self.params[name].dtype)
-                for name, value in values.items()
-            }
-            return as_number(
-                "the result of value_fn",
-                self.value_fn(self.unflatten_params({**self.params, **moved})),
-            )
+            moved = self._params_with(moved_along(origin, direction, length))
+            return as_number("the result of value_fn", self.value_fn(moved))
 
         if not sloped:
             return value_at(length), None
@@ -212,22 +211,17 @@ class TreeRun(Run):
         Only a combinator that accepts leaves without a gradient processes such a leaf, and it keeps such a tensor.
         """
         for operation in self.block.walk():
-            if operation.template_slot is not None:
+            slot, slots = operation.template_slot, {}
+            if slot is not None:
                 slots = self._old.slots_of(operation.path, name)
-                if operation.template_slot in slots:
-                    return self._template_of(
-                        operation.path, operation.template_slot, slots
-                    )
+            if slot not in slots:
+                continue
+            codes = slots[slot]
+            is_float = codes.dtype.is_floating_point and codes.element_size() > 1
+            if is_float or codes.is_complex():
+                return codes
+            return self.stores[operation.path].template(slot, slots)
         return None
-
-    def _template_of(self, path: Path, slot: str, slots: dict[str, Tensor]) -> Tensor:
-        """Return a slot, or a stand-in for it if it is coded."""
-        codes = slots[slot]
-        if codes.is_complex() or (
-            codes.dtype.is_floating_point and codes.element_size() > 1
-        ):
-            return codes
-        return self.stores[path].template(slot, slots)
 
     def check(self, names: dict[str, Any]) -> None:
         """Raise an error, before anything runs, unless this is a state of this chain for these leaves."""
@@ -253,10 +247,10 @@ class TreeRun(Run):
                 }
             if not isinstance(old, dict):
                 return self.new_shared.get(path, {}).get(key, old)
-            values: dict[str, Tensor] = {}
-            for name, tensor in old.items():
-                values[name] = _new_slot(leaves.get(name), path, key, tensor)
-            return values
+            return {
+                name: _new_slot(leaves.get(name), path, key, tensor)
+                for name, tensor in old.items()
+            }
 
         state = self._old.rebuilt(new, self.new_trees, self.opaque)
         state["step"] = self.clock.step
@@ -315,16 +309,15 @@ def _checked_leaf_steps(counts: Any) -> dict[str, Tensor] | None:
     }
 
 
-def blame_state(
-    tx: Transformation, like: Any, state: Any, error: Exception
-) -> Exception:
-    """Return the error for a failed call, which blames the state if it differs from `init`'s in shapes or dtypes."""
+def blame_state(tx: Transformation, like: Any, state: Any, error: Exception) -> None:
+    """After a failed call, raise an error that blames the state if it differs from `init`'s in shapes or dtypes."""
     try:
         expected = init(tx, like)
     except Exception:
-        return error
+        return
     fault = _difference(expected, state, ())
-    return error if fault is None else ValueError(f"{fault}; {OWN_STATE}")
+    if fault is not None:
+        raise ValueError(f"{fault}; {OWN_STATE}") from error
 
 
 def _difference(expected: Any, state: Any, path: Path) -> str | None:
@@ -435,22 +428,16 @@ def update(
     try:
         return _update(tx, updates, state, params, extras)
     except (RuntimeError, IndexError) as error:
-        fault = blame_state(tx, updates if params is None else params, state, error)
-        if fault is error:
-            raise
-        raise fault from error
+        blame_state(tx, updates if params is None else params, state, error)
+        raise
 
 
 def _warn_of_long_graph(state: Any, params: Any) -> None:
     """Warn once in a loop whose parameters require gradients: autograd keeps the graph of all its updates."""
-    if (
-        not torch.is_grad_enabled()
-        or _torch.inside_transform()
-        or _torch.is_intercepted()  # make_fx cannot read the count
-    ):
+    if not torch.is_grad_enabled() or _torch.inside_transform():
         return
     if _torch.is_intercepted() or not isinstance(state, dict):
-        return
+        return  # make_fx cannot read the count
     if not any(leaf.grad_fn is not None for leaf in _tree.tensors(params)):
         return
     count = state.get("step")
@@ -531,22 +518,14 @@ def leaves_of(
             run, name, grad, param, scalars, run.clock_of(name), like
         )
         if trees:
-            leaf.extras = _with_entries_of(leaf, scalars, trees)
+            leaf.extras = dict(scalars)
+            for extra, values in trees.items():
+                leaf.extras[extra] = by_leaf(extra, values[name], leaf)
     for leaf in leaves.values():
         leaf.program = run.block.for_leaf(leaf)
     if extras and checks_extras(run.block.operations):
         check_extras_of(leaves.values())
     return leaves
-
-
-def _with_entries_of(
-    leaf: Leaf, scalars: dict[str, Any], trees: dict[str, Any]
-) -> dict[str, Any]:
-    """Return the extras that the rules of a leaf receive: scalars, and the leaf's entries of trees."""
-    extras = dict(scalars)
-    for extra, values in trees.items():
-        extras[extra] = by_leaf(extra, values[leaf.name], leaf)
-    return extras
 
 
 def _check_pair(name: str, grad: Tensor, param: Tensor | None) -> None:
@@ -684,10 +663,8 @@ def eval_params(tx: Transformation, state: Any, params: Any) -> Any:
     try:
         return _eval_params(tx, state, params)
     except (RuntimeError, IndexError) as error:
-        fault = blame_state(tx, params, state, error)
-        if fault is error:
-            raise
-        raise fault from error
+        blame_state(tx, params, state, error)
+        raise
 
 
 def _eval_params(tx: Transformation, state: Any, params: Any) -> Any:

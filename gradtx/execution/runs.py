@@ -65,16 +65,6 @@ class LateTerm(NamedTuple):
     leaf: str = "0"
 
 
-@dataclasses.dataclass
-class LateSum:
-    """The terms of a late sum, by leaf."""
-
-    finish: Callable[[Tensor], Tensor]
-    terms: dict[str, Any] = dataclasses.field(
-        default_factory=dict
-    )  # dynamo takes no dict[...]()
-
-
 class Run:
     """One call of `init` or `update`; subclasses look up the old state.
 
@@ -89,7 +79,8 @@ class Run:
         leaf_extras: The extras that have a separate value for each leaf.
         new_shared: The new 0-d values of each stage.
         starts: The initial 0-d values of stages that may restart in this call.
-        late_sums: The sums of each stage that are complete only when all leaves have finished.
+        late_terms: The terms, by leaf, of each sum that is complete only when all leaves have finished.
+        late_sums: How such a sum is stored, by its path and name.
         new_trees: The new state of each pair of plain functions.
         stages: The name of each stage, in the order of the chain.
         opaque: The stages whose state is a user's tree.
@@ -116,7 +107,8 @@ class Run:
     def __init__(self) -> None:
         self.new_shared: dict[Path, dict[str, Any]] = {}
         self.starts: dict[Path, dict[str, Tensor]] = {}
-        self.late_sums: dict[tuple[Path, str], LateSum] = {}
+        self.late_sums: dict[tuple[Path, str], LateTerm] = {}
+        self.late_terms: dict[tuple[Path, str], dict[str, Any]] = {}
         self.new_trees: dict[Path, Any] = {}
         self.stages: dict[Path, str] = {}
         self.opaque: set[Path] = set()
@@ -208,31 +200,21 @@ class Run:
 
     def add_late(self, place: LateTerm, leaf: str, term: Any) -> None:
         """Add the term of a leaf, or of part of a leaf, to a sum that is complete when all leaves have finished."""
-        terms = self.late_sums.setdefault(
-            (place.path, place.name), LateSum(place.finish)
-        ).terms
+        name = place.path, place.name
+        self.late_sums.setdefault(name, place)
+        terms = self.late_terms.setdefault(name, {})
         terms[leaf] = terms[leaf] + term if leaf in terms else term
 
     def end(self) -> None:
         """Complete the late sums, in name order, then let combinators accept or reject new shared values."""
-        totals: dict[tuple[Path, str], Tensor] = {}
-        for place, late in self.late_sums.items():
-            totals[place] = total_of(
-                [late.terms[leaf].to(self.device) for leaf in sorted(late.terms)]
-            )
-        for (path, name), total in self.late_totals(totals).items():
-            value = self.late_sums[path, name].finish(total)
-            self.new_shared.setdefault(path, {})[name] = value
+        for name, place in self.late_sums.items():
+            terms = sorted(self.late_terms[name].items())
+            total = total_of([term.to(self.device) for _, term in terms])
+            self.new_shared.setdefault(place.path, {})[place.name] = place.finish(total)
         for commit in reversed(self.commits):
             commit()
         # They refer to the run: a cycle would keep its tensors until Python's collector runs.
         self.commits.clear()
-
-    def late_totals(
-        self, totals: dict[tuple[Path, str], Tensor]
-    ) -> dict[tuple[Path, str], Tensor]:
-        """Return late sums over all leaves, given the sums over the leaves of this run."""
-        return totals
 
     def combined(self, operation: Operation, waiting: list[tuple[Leaf, Any]]) -> Any:
         """Return the total for the leaves that wait at an operation."""
@@ -363,58 +345,48 @@ class Scope:
 
     def child(self, i: int, changed: bool) -> Scope:
         """Return the position of the i-th child of a chain; `changed` if earlier links process the updates."""
-        return self._at(self._child_place(i), self.changed or changed, self.state_dtype)
+        changed = self.changed or changed
+        return self._with(place=self._child_place(i), changed=changed)
 
     def alias(self, passed: Passed) -> Scope:
         """Return the position inside an alias. Its links have no places, and their gradient is the alias's input."""
-        return self._without_place(False, passed)
+        return self.inner_chain(passed)._with(changed=False)
 
     def again(self) -> Scope:
         """Return this position with a copy of the claimed names, so that a second expansion yields the same paths."""
-        scope = self._at(self.place, self.changed, self.state_dtype)
-        scope.names = dict(self.names)
-        return scope
+        return self._with(names=dict(self.names))
 
     def inner_chain(self, passed: Passed) -> Scope:
         """Return the position inside a link that stands for a chain. The links of that chain have no places."""
-        return self._without_place(self.changed, passed)
-
-    def _without_place(self, changed: bool, passed: Passed) -> Scope:
-        scope = self._at(None, changed, self.state_dtype)
-        if self.place is not None:
-            scope.passed = tuple((tx, (*self.place, *place)) for tx, place in passed)
-        return scope
+        if self.place is None:
+            return self._with()
+        of_chain = tuple((tx, (*self.place, *place)) for tx, place in passed)
+        return self._with(place=None, passed=of_chain)
 
     def of(self, tx: Transformation) -> Scope:
         """Return the position of `tx`, which has a place again if it was passed to an enclosing alias or link."""
         if self.place is None:
             for argument, place in self.passed:
                 if argument is tx:
-                    return self._at(place, self.changed, self.state_dtype)
+                    return self._with(place=place)
         return self
 
     def stored_as(self, storage: Storage | None) -> Scope:
         """Return this position with a different storage for slots; None keeps the storage."""
         if storage is None:
             return self
-        self._announce(storage)
-        return self._at(self.place, self.changed, storage)
+        if self.run.initial:
+            self.run.seen_slots.setdefault(storage, set())
+        return self._with(state_dtype=storage)
 
     def stored_inside(self, storage: Storage) -> Scope:
         """Return the position inside a stateless combinator that only specifies how slots are stored."""
-        self._announce(storage)
-        return self._at(self._child_place(0), self.changed, storage)
-
-    def _announce(self, storage: Storage) -> None:
-        if self.run.initial:
-            self.run.seen_slots.setdefault(storage, set())
+        return self.stored_as(storage)._with(place=self._child_place(0))
 
     def inside(self, path: Path, i: int = 0, count: Any = None) -> Scope:
         """Return the position inside a combinator, which may own a clock. A freeze inside covers the outer chain."""
         self.run.stages.setdefault(path, path[-1])
-        scope = self._at(self._child_place(i), self.changed, self.state_dtype)
-        scope.path = path
-        scope.names = {}
+        scope = self._with(path=path, place=self._child_place(i), names={})
         if count is not None:
             scope.count = count
             scope.lag = 0
@@ -422,28 +394,15 @@ class Scope:
 
     def branch(self, path: Path, i: int) -> Scope:
         """Return the position inside a branch. A freeze inside covers only the branch."""
-        scope = self.inside(path, i)
-        scope.frozen = []
-        return scope
+        return self.inside(path, i)._with(frozen=[])
 
-    def _at(self, place: Place | None, changed: bool, storage: Storage | None) -> Scope:
+    def _with(self, **changes: Any) -> Scope:
         # Not dataclasses.replace: older versions of dynamo cannot trace it.
-        names = self.names
-        scope = Scope(
-            self.run,
-            self.path,
-            self.count,
-            self.frozen,
-            storage,
-            place,
-            changed,
-            self.restarts,
-            names,
-        )
-        scope.space = self.space
-        scope.lag = self.lag
-        scope.passed = self.passed
-        return scope
+        values = {name: getattr(self, name) for name in _FIELDS}
+        return Scope(**{**values, **changes})
 
     def _child_place(self, i: int) -> Place | None:
         return None if self.place is None else (*self.place, i)
+
+
+_FIELDS = tuple(field.name for field in dataclasses.fields(Scope))

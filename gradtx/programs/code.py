@@ -37,44 +37,12 @@ aten = torch.ops.aten
 
 # Unary operations on lists, by torch's names of the operations on tensors.
 UNARY = (
-    *(
-        "abs",
-        "acos",
-        "asin",
-        "atan",
-        "ceil",
-        "cos",
-        "cosh",
-        "erf",
-        "erfc",
-        "exp",
-        "expm1",
-        "floor",
-        "frac",
-        "lgamma",
-    ),
-    *(
-        "log",
-        "log10",
-        "log1p",
-        "log2",
-        "neg",
-        "reciprocal",
-        "round",
-        "rsqrt",
-        "sigmoid",
-        "sign",
-        "sin",
-        "sinh",
-        "sqrt",
-    ),
-    *("tan", "tanh", "trunc"),
+    "abs acos asin atan ceil cos cosh erf erfc exp expm1 floor frac lgamma log log10 log1p log2 neg reciprocal round "
+    "rsqrt sigmoid sign sin sinh sqrt tan tanh trunc"
 )
-
-
 # OF_ONE: a list; OF_TWO: two lists; OF_NUMBER: a list and a scalar; SUMS: two lists and a factor of the second;
 # PRODUCTS: three lists and a factor.
-OF_ONE: dict[Any, str] = {getattr(aten, name).default: name for name in UNARY}
+OF_ONE: dict[Any, str] = {getattr(aten, name).default: name for name in UNARY.split()}
 OF_TWO: dict[Any, str] = {
     aten.mul.Tensor: "mul",
     aten.div.Tensor: "div",
@@ -82,23 +50,17 @@ OF_TWO: dict[Any, str] = {
     aten.minimum.default: "minimum",
 }
 OF_NUMBER: dict[Any, str] = {
-    **{
-        aten.mul.Tensor: "mul",
-        aten.mul.Scalar: "mul",
-        aten.add.Scalar: "add",
-        aten.add.Tensor: "add",
-    },
-    **{
-        aten.sub.Scalar: "sub",
-        aten.sub.Tensor: "sub",
-        aten.div.Scalar: "div",
-        aten.div.Tensor: "div",
-    },
-    **{
-        aten.clamp_min.default: "clamp_min",
-        aten.clamp_max.default: "clamp_max",
-        aten.pow.Tensor_Scalar: "pow",
-    },
+    aten.mul.Tensor: "mul",
+    aten.mul.Scalar: "mul",
+    aten.add.Scalar: "add",
+    aten.add.Tensor: "add",
+    aten.sub.Scalar: "sub",
+    aten.sub.Tensor: "sub",
+    aten.div.Scalar: "div",
+    aten.div.Tensor: "div",
+    aten.clamp_min.default: "clamp_min",
+    aten.clamp_max.default: "clamp_max",
+    aten.pow.Tensor_Scalar: "pow",
 }
 SUMS: dict[Any, str] = {aten.add.Tensor: "add", aten.sub.Tensor: "sub"}
 PRODUCTS: dict[Any, str] = {
@@ -208,6 +170,7 @@ class _Writer:
         self._lines: list[str] = []  # of the function that is being generated
         self._namespace: dict[str, Any] = {
             "torch": torch,
+            "converted": _converted,
             "filled": _filled,
             "batched": batches.batched,
         }
@@ -357,18 +320,17 @@ class _Writer:
             self._lines.append(f"{' = '.join(temporaries)} = None")
 
     def _write(self, node: Node) -> None:
+        if is_number(node):
+            self._assign(node, self._number(node))
+            return
         if not is_list(node):
-            self._assign(
-                node, self._number(node) if is_number(node) else self._shared(node)
-            )
+            self._assign(node, self._shared(node))
             return
         self._calls += 1
-        if is_conversion(node) and _torch.on_lists("copy_") is not None:
-            self._namespace["converted"] = _converted
-            self._assign(
-                node,
-                f"converted({self._text(node.args[0])}, {self._text(node.kwargs['dtype'])})",
-            )
+        if is_conversion(node):
+            tensors, dtype = node.args[0], node.kwargs["dtype"]
+            text = f"converted({self._text(tensors)}, {self._text(dtype)})"
+            self._assign(node, text)
             return
         foreach_call = self._foreach_call(node)
         if foreach_call is None:
@@ -390,13 +352,13 @@ class _Writer:
     # Values shared by all leaves.
 
     def _number(self, node: Node) -> str:
-        if self._on_host:
-            function, args = numbers.in_python(node)
-            operands = list(map(self._text, args))
-            if function in numbers.WRITTEN:
-                return numbers.WRITTEN[function].format(*operands)
-            return f"{self._name_of(node, function)}({', '.join(operands)})"
-        return self._shared(node)
+        if not self._on_host:
+            return self._shared(node)
+        function, args = numbers.in_python(node)
+        operands = list(map(self._text, args))
+        if function in numbers.WRITTEN:
+            return numbers.WRITTEN[function].format(*operands)
+        return f"{self._name_of(node, function)}({', '.join(operands)})"
 
     def _shared(self, node: Node) -> str:
         args = self._arguments(node)
@@ -420,85 +382,58 @@ class _Writer:
     def _foreach_call(self, node: Node) -> list[str] | None:
         """Return the operation on lists and its operands as text; None if torch has no in-place form of it."""
         form = self._form(node)
-        return None if form is None or _torch.on_lists(f"{form[0]}_") is None else form
+        if form is None:
+            return None
+        name, operands, options = form
+        values = options.values()
+        if any(isinstance(value, Node) for value in values) and not self._on_host:
+            return None  # the options of operations on lists are Python scalars
+        if _torch.on_lists(f"{name}_") is None:
+            return None
+        texts = [f"{option}={self._text(value)}" for option, value in options.items()]
+        return [name, *map(self._text, operands), *texts]
 
-    def _form(self, node: Node) -> list[str] | None:
-        """Return the name of the operation on lists and its operands; None if there is no such operation."""
-        target, args = node.target, node.args
+    def _form(self, node: Node) -> tuple[str, Sequence[Any], dict[str, Any]] | None:
+        """Return the name of the operation on lists, its operands and its options; None if there is none."""
+        target, args, kwargs = node.target, node.args, node.kwargs
         if target in WRITES:
-            return self._written(node)
+            are_lists = all(map(is_list, args))
+            return (WRITES[target], args, dict(kwargs)) if are_lists else None
         if target in OF_ONE:
-            return [OF_ONE[target], self._text(args[0])]
+            return OF_ONE[target], args[:1], {}
         if target is aten.lerp.Scalar:
-            return ["lerp", *map(self._text, args)]
+            return "lerp", args, {}
         if target in PRODUCTS and all(map(is_list, args)):
-            return [
-                PRODUCTS[target],
-                *map(self._text, args),
-                f"value={self._text(node.kwargs.get('value', 1))}",
-            ]
+            return PRODUCTS[target], args, {"value": kwargs.get("value", 1)}
         if len(args) < 2:
             return None
-        if all(map(is_list, args[:2])):
-            return self._of_lists(node)
-        return self._of_list_and_number(node)
+        if not all(map(is_list, args[:2])):
+            return self._form_with_number(node)
+        operands = args[:2]
+        if self._operands.get(node) is args[1]:
+            operands = operands[::-1]  # the one that is written comes first
+        if target in OF_TWO and not kwargs:
+            return OF_TWO[target], operands, {}
+        if target in SUMS:
+            return SUMS[target], operands, {"alpha": kwargs.get("alpha", 1)}
+        return None
 
-    def _of_list_and_number(self, node: Node) -> list[str] | None:
-        target = node.target
+    def _form_with_number(
+        self, node: Node
+    ) -> tuple[str, Sequence[Any], dict[str, Any]] | None:
+        """Return the form of an operation on a list and a scalar."""
         first, second = node.args[:2]
-        if (
-            is_list(second)
-            and target in (aten.mul.Tensor, aten.add.Tensor)
-            and not node.kwargs
-        ):
+        if is_list(second) and node.target in (aten.mul.Tensor, aten.add.Tensor):
             first, second = second, first
-        if (
-            not is_list(first)
-            or not is_number(second)
-            or node.kwargs
-            or target not in OF_NUMBER
-        ):
+        if node.kwargs or node.target not in OF_NUMBER:
             return None
-        name = OF_NUMBER[target]
+        if not is_list(first) or not is_number(second):
+            return None
+        name = OF_NUMBER[node.target]
         is_tensor = isinstance(second, Node) and not self._on_host
         if (is_tensor and name not in ON_TENSORS) or not _keeps_dtype(node, first):
             return None
-        return [name, self._text(first), self._text(second)]
-
-    def _of_lists(self, node: Node) -> list[str] | None:
-        first, second = self._ordered(node)
-        if node.target in OF_TWO and not node.kwargs:
-            return [OF_TWO[node.target], self._text(first), self._text(second)]
-        if node.target in SUMS:
-            alpha = node.kwargs.get("alpha", 1)
-            if isinstance(alpha, Node) and not self._on_host:
-                return None
-            return [
-                SUMS[node.target],
-                self._text(first),
-                self._text(second),
-                f"alpha={self._text(alpha)}",
-            ]
-        return None
-
-    def _ordered(self, node: Node) -> tuple[Any, Any]:
-        """Return two operands, with the one that is written first."""
-        first, second = node.args[:2]
-        return (
-            (second, first) if self._operands.get(node) is second else (first, second)
-        )
-
-    def _written(self, node: Node) -> list[str] | None:
-        """Return the form of an operation that writes into an argument."""
-        name, operands = WRITES[node.target], list(node.args)
-        if not all(map(is_list, operands)) or (
-            any(map(_is_tensor, node.kwargs.values())) and not self._on_host
-        ):
-            return None
-        options = [
-            f"{option}={self._text(value)}" for option, value in node.kwargs.items()
-        ]
-        return [name, *map(self._text, operands), *options]
+        return name, (first, second), {}
 
     def _loop_over_leaves(self, node: Node) -> str:
         """Return the code of an operation that runs leaf by leaf."""
@@ -543,7 +478,7 @@ class _Writer:
         dead_after_batch: list[Node] = []  # lists that are not needed after the batch
         outside, self._lines = self._lines, []
         for node in batch:
-            self._assign(node, self._of_one_leaf(node))
+            self._assign(node, self._shared(node))
             for item in node.all_input_nodes:
                 if is_list(item) and item not in members:
                     inputs[item.name] = None
@@ -562,15 +497,6 @@ class _Writer:
         self._add(lines, self._needs.of(batch[0]))
         self._delete(dead_after_batch)
         self._calls += 1
-
-    def _of_one_leaf(self, node: Node) -> str:
-        """Return the code of an operation on one leaf."""
-        lists = {
-            argument: argument.name
-            for argument in node.all_input_nodes
-            if is_list(argument)
-        }
-        return f"{self._name_of(node, node.target)}({self._arguments(node, lists)})"
 
     # Arguments.
 
@@ -647,10 +573,6 @@ class _Text:
 
 def _is_plain(value: float) -> bool:
     return value == value and value not in (float("inf"), float("-inf"))
-
-
-def _is_tensor(value: Any) -> bool:
-    return isinstance(value, Node)
 
 
 def _fills(node: Node) -> bool:

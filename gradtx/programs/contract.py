@@ -208,20 +208,20 @@ class _Contraction:
         base: Any = node.args[0]
         exponent = node.args[1]
         if exponent == 2 and node.target is aten.pow.Tensor_Scalar:
-            self._replace(node, aten.mul.Tensor, (base, base))
+            _replace(node, aten.mul.Tensor, (base, base))
             return
         if node.target is not aten.pow.Tensor_Tensor:
             return
         if is_list(base) and is_number(exponent) and same_meta(node, base):
-            self._replace(node, aten.pow.Tensor_Scalar, node.args)
+            _replace(node, aten.pow.Tensor_Scalar, node.args)
 
     def _multiply_instead(self, node: Node) -> None:
         """Replace a quotient by a scalar by a product; take factors out of a quotient of lists."""
         operands: Any = node.args
         dividend, divisor = operands
         if is_list(dividend) and is_number(divisor):
-            inverse = self._inverse(divisor, node)
-            self._replace(node, aten.mul.Tensor, (dividend, inverse))
+            inverse = self._number(aten.reciprocal.default, (divisor,), node)
+            _replace(node, aten.mul.Tensor, (dividend, inverse))
         elif _divides_lists(node) and same_meta(node, dividend, divisor):
             self._scale_quotient(node)
 
@@ -237,7 +237,7 @@ class _Contraction:
         if factor is None:
             return
         quotient = self._list(aten.div.Tensor, (dividend, divisor), node)
-        self._replace(node, aten.mul.Tensor, (quotient, factor))
+        _replace(node, aten.mul.Tensor, (quotient, factor))
 
     def _without_root(self, divisor: Node, quotient: Node) -> Any:
         """Turn the divisor b / r + e into b + r e, where r is the root of a number, as in bias corrections.
@@ -261,7 +261,7 @@ class _Contraction:
         if root is None:
             return None
         scaled_shift = self._number(aten.mul.Tensor, (shift, root), divisor)
-        self._replace(divisor, aten.add.Tensor, (b, scaled_shift))
+        _replace(divisor, aten.add.Tensor, (b, scaled_shift))
         return root
 
     def _negate_factor(self, node: Node) -> None:
@@ -269,7 +269,7 @@ class _Contraction:
         factor, inner = self._absorbable_factor_of(node.args[0], node)
         if inner is not None:
             negative_factor = self._negative(factor, node)
-            self._replace(node, aten.mul.Tensor, (inner, negative_factor))
+            _replace(node, aten.mul.Tensor, (inner, negative_factor))
 
     def _split_clamp(self, node: Node) -> None:
         """Replace `clamp` with scalar bounds by `clamp_min` and `clamp_max`."""
@@ -281,11 +281,11 @@ class _Contraction:
         least, *rest = bounds
         most = rest[0] if rest else None
         if most is None:
-            self._replace(node, aten.clamp_min.default, (x, least))
+            _replace(node, aten.clamp_min.default, (x, least))
             return
         if least is not None:
             x = self._list(aten.clamp_min.default, (x, least), node)
-        self._replace(node, aten.clamp_max.default, (x, most))
+        _replace(node, aten.clamp_max.default, (x, most))
 
     def _merge_factors(self, node: Node) -> None:
         """Replace a * (b * x) by (a * b) * x for scalars a and b."""
@@ -293,7 +293,7 @@ class _Contraction:
         inner_factor, inner = self._absorbable_factor_of(scaled, node)
         if inner is not None:
             both_factors = self._times(factor, inner_factor, node)
-            self._replace(node, aten.mul.Tensor, (inner, both_factors))
+            _replace(node, aten.mul.Tensor, (inner, both_factors))
 
     def _absorbable_factor_of(self, scaled: Any, user: Node) -> tuple[Any, Any]:
         """Return `(scalar, list)` if an operand is their product and its user may read the list instead.
@@ -313,9 +313,8 @@ class _Contraction:
         x, y = operands
         if x is y or not is_list(x) or not is_list(y):
             return
-        for scaled, other in ((x, y), (y, x)):
-            if self._move_factor_out(node, scaled, other):
-                return
+        if not self._move_factor_out(node, x, y):
+            self._move_factor_out(node, y, x)
 
     def _move_factor_out(self, node: Node, scaled: Node, other: Node) -> bool:
         """Take the factor out of one operand of a product; return whether it has one."""
@@ -333,7 +332,7 @@ class _Contraction:
         if not same_meta(node, inner, other) or not self._are_unchanged(inner):
             return False
         unscaled = self._list(target, lists, node)
-        self._replace(node, aten.mul.Tensor, (unscaled, factor))
+        _replace(node, aten.mul.Tensor, (unscaled, factor))
         self._graph.erase_node(scaled)
         self.canonicalize(unscaled)
         self._merge_factors(node)
@@ -358,7 +357,7 @@ class _Contraction:
         """Fuse the term that saves most operations, if any; `candidates` are pairs of the rest of a sum and a term."""
         best: tuple[Node, _Product] | None = None
         for rest, term in candidates:
-            product = self._product(term, node)
+            product = _product_for(term, node)
             if product is None or _scales_in_place(node, rest, product):
                 continue
             if not self._are_unchanged(*product.lists()):
@@ -380,43 +379,9 @@ class _Contraction:
             if not same_meta(node, a, b) or not self._are_unchanged(a, b):
                 continue
             if not _should_stay_a_sum(start, a, end, b):
-                self._replace(node, aten.lerp.Scalar, (a, b, weight))
+                _replace(node, aten.lerp.Scalar, (a, b, weight))
                 return True
         return False
-
-    def _product(self, term: Node, user: Node) -> _Product | None:
-        """Return a term as a product, if nothing else uses the term."""
-        if not _can_absorb(term, user):
-            return None
-        if _divides_lists(term):
-            return self._quotient(None, term, 1)
-        if term.target is aten.neg.default:
-            return _Product(-1, term.args[0], None, False, 1)  # type: ignore[arg-type]
-        if term.target is not aten.mul.Tensor:
-            return None
-        factor, inner = _factor_of(term)
-        if inner is None:
-            return _product_of_lists(None, term, 1)
-        if not same_meta(term, inner):
-            return None
-        if _can_absorb(inner, term):
-            product = self._product_inside(factor, inner)
-            if product is not None:
-                return product
-        return _Product(factor, inner, None, False, 1)
-
-    def _product_inside(self, factor: Any, inner: Node) -> _Product | None:
-        """Return a scalar times a quotient or a product of lists, if `inner` is one."""
-        if _divides_lists(inner):
-            return self._quotient(factor, inner, 2)
-        if inner.target is aten.mul.Tensor and _factor_of(inner)[1] is None:
-            return _product_of_lists(factor, inner, 2)
-        return None
-
-    def _quotient(self, factor: Any, term: Node, saved: int) -> _Product | None:
-        operands: Any = term.args
-        a, b = operands
-        return _Product(factor, a, b, True, saved) if same_meta(term, a, b) else None
 
     def _absorb(self, node: Node, rest: Node, product: _Product) -> None:
         factor = 1 if product.factor is None else product.factor
@@ -425,10 +390,10 @@ class _Contraction:
         in_place = node.target is aten.add_.Tensor
         if product.b is None:
             target = aten.add_.Tensor if in_place else aten.add.Tensor
-            self._replace(node, target, (rest, product.a), {"alpha": factor})
+            _replace(node, target, (rest, product.a), {"alpha": factor})
             return
         target = _FUSED[product.divides, in_place]
-        self._replace(node, target, (rest, product.a, product.b), {"value": factor})
+        _replace(node, target, (rest, product.a, product.b), {"value": factor})
 
     def move_weight_first(self, update: Node) -> None:
         """Save an operation of a step p + s u whose update u pulls the weight p.
@@ -449,7 +414,7 @@ class _Contraction:
             target, args = parts.target, (pulled, *parts.rest)
             scale = self._number(aten.mul.Tensor, (size, parts.scale), update)
             kwargs = {_SCALES[target]: scale}
-        self._replace(update, target, args, kwargs)
+        _replace(update, target, args, kwargs)
         step.replace_all_uses_with(update)
         self._graph.erase_node(step)
 
@@ -474,9 +439,6 @@ class _Contraction:
         if x is None:
             return y
         return self._number(aten.mul.Tensor, (x, y), user)
-
-    def _inverse(self, number: Any, user: Node) -> Any:
-        return self._number(aten.reciprocal.default, (number,), user)
 
     def _negative(self, number: Any, user: Node) -> Any:
         return self._number(aten.neg.default, (number,), user)
@@ -504,16 +466,16 @@ class _Contraction:
         node.meta = dict(user.meta)
         return node
 
-    def _replace(
-        self,
-        node: Node,
-        target: Any,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any] | None = None,
-    ) -> None:
-        node.target = target
-        node.args = args
-        node.kwargs = kwargs or {}
+
+def _replace(
+    node: Node,
+    target: Any,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any] | None = None,
+) -> None:
+    node.target = target
+    node.args = args
+    node.kwargs = kwargs or {}
 
 
 @dataclass(frozen=True)
@@ -644,10 +606,33 @@ def _divides_lists(node: Node) -> bool:
     return node.target is aten.div.Tensor and all(map(is_list, node.args))
 
 
+def _product_for(term: Node, user: Node) -> _Product | None:
+    """Return a term of a sum as a product, if nothing else uses the term."""
+    if not _can_absorb(term, user):
+        return None
+    if term.target is aten.neg.default:
+        return _Product(-1, term.args[0], None, False, 1)  # type: ignore[arg-type]
+    factor, inner = _factor_of(term)
+    if inner is None:
+        return _product_of_lists(None, term, 1)
+    if not same_meta(term, inner):
+        return None
+    product = None
+    if _can_absorb(inner, term):
+        product = _product_of_lists(factor, inner, 2)
+    return product or _Product(factor, inner, None, False, 1)
+
+
 def _product_of_lists(factor: Any, node: Node, saved: int) -> _Product | None:
+    """Return a scalar times a quotient or a product of lists, if a node is one of these."""
+    divides = _divides_lists(node)
+    if not divides and (
+        node.target is not aten.mul.Tensor or _factor_of(node)[1] is not None
+    ):
+        return None
     operands: Any = node.args
     a, b = operands
-    return _Product(factor, a, b, False, saved) if same_meta(node, a, b) else None
+    return _Product(factor, a, b, divides, saved) if same_meta(node, a, b) else None
 
 
 def _can_absorb(node: Any, user: Node) -> bool:

@@ -37,6 +37,7 @@ from gradtx.programs.bundle import (
 )
 from gradtx.programs.cache import SharedPrograms
 from gradtx.programs.planner import ListPrograms
+from gradtx.state.nested import enter
 
 # Limits of a transformation's cache: structures of trees and extras, and for each of them, layouts of tensors.
 MOST_STRUCTURES, MOST_SHAPES = 32, 8
@@ -81,7 +82,8 @@ def update(
         return None
     if programs is None or _records_gradients(tensors, numbers.values):
         return None
-    program = _fitting(programs, tensors)
+    fitting = (program for program in programs if program.fits(tensors))
+    program = next(fitting, None)
     if program is not None:
         if unread:
             _pure.check_unread(tx, updates, params, extras)
@@ -98,26 +100,14 @@ def update(
             programs_by_key[key] = None
             return result
         programs.append(program)
-        _forget_oldest(programs, programs_by_key)
+        del programs[:-MOST_SHAPES]
+        if len(programs_by_key) > MOST_STRUCTURES:
+            oldest = next(iter(programs_by_key))
+            programs_by_key.pop(oldest, None)  # another thread may have dropped it
     values = program.resolved(numbers.values, tensors)
     if _records_gradients((), values):  # a schedule depends on a learned tensor
         return None
     return program(tensors, known, values)
-
-
-def _fitting(programs: Iterable[TreeProgram], tensors: list[Any]) -> TreeProgram | None:
-    for program in programs:
-        if program.fits(tensors):
-            return program
-    return None
-
-
-def _forget_oldest(programs: list[Any], programs_by_key: dict[Any, Any]) -> None:
-    """Limit the number of programs for one structure, and the number of structures."""
-    del programs[:-MOST_SHAPES]
-    if len(programs_by_key) > MOST_STRUCTURES:
-        oldest = next(iter(programs_by_key))
-        programs_by_key.pop(oldest, None)  # another thread may have dropped it
 
 
 def _records_gradients(tensors: Iterable[Tensor], numbers: Iterable[Any]) -> bool:
@@ -549,14 +539,15 @@ class _OneLeaf:
         tx = self.numbers.chain_of(self.tx, remaining)
         state: dict[str, Any] = {}
         for entry in self.entries:
-            _place(state, entry, next(remaining) if entry.shared is not None else {})
+            value = next(remaining) if entry.shared is not None else {}
+            enter(state, entry.path)[entry.name] = value
         extras = {name: next(remaining) for name in self.extras.numbers}
         totals = [{name: next(remaining) for name in names} for names in known]
         update = {self.name: next(remaining)}
         params = {self.name: next(remaining)} if self.has_param else None
         for entry in self.slots:
-            _place(state, entry, {self.name: next(remaining)})
-        run = _RecordedRun(tx, params or update, _same, state)
+            enter(state, entry.path)[entry.name] = {self.name: next(remaining)}
+        run = _RecordedRun(tx, params or update, dict, state)
         run.totals = totals
         kinds = self.extras.check(tx, params)
         leaves = leaves_of(run, update, params, extras, kinds)
@@ -574,32 +565,17 @@ class _OneLeaf:
     def _result(self, run: TreeRun, update: Any, state: Any) -> PhaseResult:
         """Return the new update, the new slots, then the shared values that this leaf's links have updated."""
         outputs = [update]
-        outputs.extend(_at(state, entry)[self.name] for entry in self.slots)
+        for entry in self.slots:
+            outputs.append(enter(state, entry.path)[entry.name][self.name])
         names: list[Any] = list(range(len(outputs)))
         for entry in self.entries:
             if entry.shared is None:
                 continue
             is_clock = entry.path == ()
             if is_clock or entry.name in run.new_shared.get(entry.path, {}):
-                outputs.append(_at(state, entry))
+                outputs.append(enter(state, entry.path)[entry.name])
                 names.append(entry.shared)
         return PhaseResult(outputs, tuple(names), None)
-
-
-def _same(values: Any) -> Any:
-    return values
-
-
-def _place(state: dict[str, Any], entry: Entry, value: Any) -> None:
-    for key in entry.path:
-        state = state.setdefault(key, {})
-    state[entry.name] = value
-
-
-def _at(state: Any, entry: Entry) -> Any:
-    for key in entry.path:
-        state = state[key]
-    return state[entry.name]
 
 
 class _RecordedRun(TreeRun):

@@ -4,13 +4,12 @@ A bundle stands in for its leaves in `execute`. A program depends on structure o
 slots that exist, and dtypes. Everything else is an argument, so no hyperparameter, schedule, param group or missing
 gradient requires another program.
 
-- `base` sorts the leaves of a step into bundles and reuses the plan as long as it is valid.
+- `base` sorts the leaves of a step into families and bundles, and reuses the plan as long as it is valid.
 - `trace` expresses the core as a function of flat arguments, which engines trace.
 - `lists` runs programs over lists of leaves, with `gradtx.programs`. Optimizers use it by default.
 - `compiled` compiles programs for eight leaves per call if `compile=` requests it. Its parts: `bundle` stores the
-  arguments, `hoist` moves scalar computations out of the traced graphs, `numbers` runs them once per step, `compiler`
-  is the interface to back ends, functions `(graph, examples, options) -> callable`, and `inductor` calls torch's
-  compiler.
+  arguments, `hoist` moves scalar computations out of the traced graphs, `numbers` runs them once per step, and
+  `inductor` calls torch's compiler.
 """
 
 from gradtx.optim.engine.base import Engine

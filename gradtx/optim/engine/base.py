@@ -17,6 +17,7 @@ from gradtx.execution.execute import FROZEN, Leaf, Operation
 from gradtx.optim._member import Count, Member
 from gradtx.optim._step_input import StepInput
 from gradtx.optim.engine.alias import OddTensorError, alias
+from gradtx.optim.engine.family import Family, Pairs
 from gradtx.optim.engine.plan import Plan, fingerprint_of, overlapping
 from gradtx.optim.engine.signature import LeafKind, Signature
 from gradtx.optim.engine.windows import is_positional
@@ -25,12 +26,16 @@ from gradtx.transform import GradientTransformation
 
 logger = logging.getLogger("gradtx")
 READS_SHAPE = "a rule reads the shape of its leaf"
+ODD = "its size or layout is not supported"
 SUM_OVER_SHARDS = "it is sharded, and a sum over leaves must include all shards"
-Pairs = list[tuple[Member, Leaf]]
 
 
 class UnsuitableError(Exception):
     """Programs cannot run these leaves; the message gives the reason."""
+
+
+class RefusedError(Exception):
+    """An engine does not run a leaf; the message gives the reason."""
 
 
 class Engine:
@@ -53,15 +58,6 @@ class Engine:
         self, step_input: StepInput, members: list[Member]
     ) -> tuple[list[Any], list[Member]]:
         """Return the bundles of a step, ready to run, and the members that are not in them."""
-        self._begin_step()
-        return self._bundles_of(step_input, members)
-
-    def _begin_step(self) -> None:
-        """Drop plans that have become outdated since the last step."""
-
-    def _bundles_of(
-        self, step_input: StepInput, members: list[Member]
-    ) -> tuple[list[Any], list[Member]]:
         if self.failed or not members:
             return [], members
         fingerprint = fingerprint_of(step_input, members)
@@ -92,13 +88,12 @@ class Engine:
         self, step_input: StepInput, member: Member
     ) -> tuple[list[Any], list[Member]]:
         """Return the same for a single member, whose plan is kept separately from that of whole steps."""
-        self._begin_step()
         of_all, self.plan = self.plan, self.alone.pop(member, None)
         reasons = self.reasons
-        bundles, rest = self._bundles_of(step_input, [member])
+        bundles, rest = self.bundles(step_input, [member])
         if self.plan is not None:
             self.alone[member] = self.plan
-        # `_bundles_of` has replaced them with those of this member.
+        # `bundles` has replaced them with those of this member.
         if self.reasons is not reasons:
             self.reasons = {**reasons, **self.reasons}
         self.plan = of_all
@@ -145,21 +140,24 @@ class Engine:
         """Pass a bundle its arguments for this step."""
         raise NotImplementedError
 
-    def _bundled(
-        self, kind: LeafKind, pairs: Pairs, step_input: StepInput
-    ) -> list[Any]:
-        """Return bundles of leaves with one group, count and kind; it may leave out leaves."""
+    def _bundled(self, family: Family) -> list[Any]:
+        """Return the bundles of a family; it may leave out leaves."""
         raise NotImplementedError
 
     def _width(self, member: Member, leaf: Leaf, flat: bool) -> int:
         """Return the number of leaves that a program processes."""
         raise NotImplementedError
 
-    def _traits_of_written(
-        self, tensors: list[Tensor], flat: bool
-    ) -> tuple[Any, ...] | None:
-        """Return the properties shared by the parameters and slots of a program; None if a program cannot use these."""
+    def _traits_of_written(self, tensors: list[Tensor], flat: bool) -> tuple[Any, ...]:
+        """Return the properties shared by the parameters and slots of a program.
+
+        Raises:
+            RefusedError: If a program cannot use these.
+        """
         raise NotImplementedError
+
+    def _report(self, stage: str) -> None:
+        """Learn that a stage has no program."""
 
     # Planning.
 
@@ -174,39 +172,47 @@ class Engine:
         self.reasons = {}
         shared = overlapping(members)
         for member, leaf in zip(members, leaves, strict=True):
-            kind = self._kind(member, leaf, step_input, id(member) in shared)
-            if kind is not None:
-                pairs_of_kind.setdefault((member.group, member.count, kind), []).append(
-                    (member, leaf)
-                )
+            try:
+                kind = self._kind(member, leaf, step_input, id(member) in shared)
+            except RefusedError as refusal:
+                self._refuse(leaf, str(refusal))
+                continue
+            key = member.group, member.count, kind
+            pairs_of_kind.setdefault(key, []).append((member, leaf))
         bundles: list[Any] = []
         for (_, _, kind), pairs in pairs_of_kind.items():
-            bundles.extend(self._bundled(kind, pairs, step_input))
+            bundles.extend(self._bundled(Family.of(kind, pairs, step_input)))
         in_bundles = {id(member) for bundle in bundles for member in bundle.members}
         rest = [member for member in members if id(member) not in in_bundles]
         return Plan(fingerprint, members, bundles, rest)
 
     def _kind(
         self, member: Member, leaf: Leaf, step_input: StepInput, shares: bool
-    ) -> LeafKind | None:
-        """Return the kind of a leaf; None if this engine does not run the leaf."""
+    ) -> LeafKind:
+        """Return the kind of a leaf.
+
+        Raises:
+            RefusedError: If this engine does not run the leaf.
+        """
         param, layout = member.param, member.layout
         assert layout is not None
-        reason = _reason_against(member, leaf, shares)
-        if reason is not None:
-            return self._refuse(leaf, reason)
-        if not self._supports(leaf, step_input):
-            return None
+        if shares:
+            raise RefusedError("it shares memory with another parameter")
+        if not _has_usable_gradient(param, leaf):
+            raise RefusedError("it has no gradient of matching shape, or it is frozen")
         flat = _is_flat(member, leaf)
-        if not flat and is_sharded(param):
-            return self._refuse(
-                leaf,
-                "it is sharded, and a reduction over a shard differs from one over the whole tensor",
+        if is_sharded(param):
+            _check_shard(leaf)
+        self._check(leaf, step_input)
+        if is_sharded(param) and not flat:
+            raise RefusedError(
+                "it is sharded, and a reduction over a shard differs from one over the whole tensor"
             )
-        tensors = _aliases(member, flat)
-        written = None if tensors is None else self._traits_of_written(tensors, flat)
-        if written is None:
-            return self._refuse(leaf, "its size or layout is not supported")
+        try:
+            tensors = _aliases(member, flat)
+        except OddTensorError:
+            raise RefusedError(ODD) from None
+        written = self._traits_of_written(tensors, flat)
         by_leaf = [
             name
             for name, tree in step_input.trees.items()
@@ -226,19 +232,17 @@ class Engine:
             width=self._width(member, leaf, flat),
         )
 
-    def _supports(self, leaf: Leaf, step_input: StepInput) -> bool:
-        """Whether programs may run all operations of a leaf."""
-        stage = self._stage_without_program(leaf, step_input)
-        if stage is not None:
-            self._refuse(leaf, f"{stage} has no program")
-        return stage is None
+    def _check(self, leaf: Leaf, step_input: StepInput) -> None:
+        """Check that programs may run all operations of a leaf.
 
-    def _stage_without_program(self, leaf: Leaf, step_input: StepInput) -> str | None:
-        """Return the path of the first operation of a leaf that programs cannot run, if there is one."""
+        Raises:
+            RefusedError: If they may not.
+        """
         for operation in leaf.program:
             if not self._has_program(operation, leaf, step_input):
-                return ".".join(operation.path)
-        return None
+                stage = ".".join(operation.path)
+                self._report(stage)
+                raise RefusedError(f"{stage} has no program")
 
     def _has_program(
         self, operation: Operation, leaf: Leaf, step_input: StepInput
@@ -250,19 +254,14 @@ class Engine:
         self.reasons[leaf.name] = reason
 
 
-def _reason_against(member: Member, leaf: Leaf, shares: bool) -> str | None:
-    """Return why no engine with programs can step a leaf; None if there is no such reason."""
-    if shares:
-        return "it shares memory with another parameter"
-    if not _has_usable_gradient(member.param, leaf):
-        return "it has no gradient of matching shape, or it is frozen"
-    if not is_sharded(member.param):
-        return None
+def _check_shard(leaf: Leaf) -> None:
+    """Check that the entries of a sharded leaf depend neither on their positions nor on other shards."""
     if is_positional(leaf):
-        return "a link needs the positions of its entries in the whole tensor"
+        raise RefusedError(
+            "a link needs the positions of its entries in the whole tensor"
+        )
     if any(map(_sums_over_shards, leaf.program)):
-        return SUM_OVER_SHARDS
-    return None
+        raise RefusedError(SUM_OVER_SHARDS)
 
 
 def _numbers(member: Member, signature: Signature, step_input: StepInput) -> list[Any]:
@@ -282,18 +281,6 @@ def _numbers(member: Member, signature: Signature, step_input: StepInput) -> lis
     numbers.extend(member.state[key].item() for key in signature.equal)
     numbers.extend(step_input.scalars[name] for name in signature.scalars)
     return numbers
-
-
-def stand_ins(signature: Signature) -> list[Tensor]:
-    """Return 0-d tensors with the dtypes that rules receive, in the order of `_numbers`."""
-    dtypes = [torch.int64, torch.int64]
-    if signature.scaled:
-        dtypes += [torch.float64, torch.bool]
-    dtypes += [torch.float64] * signature.numbers
-    dtypes += signature.shared.values()
-    dtypes += signature.equal.values()
-    dtypes += signature.scalars.values()
-    return [torch.empty((), dtype=dtype) for dtype in dtypes]
 
 
 def shared_programs(
@@ -352,24 +339,21 @@ def slots_are_shaped_as(member: Member) -> bool:
     )
 
 
-def _aliases(member: Member, flat: bool) -> list[Tensor] | None:
-    """Return aliases of a parameter and its slots; None if a program cannot use or write them."""
+def _aliases(member: Member, flat: bool) -> list[Tensor]:
+    """Return aliases of a parameter and its slots, which programs write: inference tensors only in inference mode.
+
+    Raises:
+        OddTensorError: If a program cannot use or write them.
+    """
     assert member.layout is not None
     param = member.param
-    try:
-        tensors = [alias(param, param, flat)]
-        for key in member.layout.program_keys:
-            tensors.append(alias(member.state[key], param, flat))
-    except OddTensorError:
-        return None
-    return tensors if _are_writable([*tensors, member.state["step"]]) else None
-
-
-def _are_writable(tensors: list[Tensor]) -> bool:
-    """Whether tensors can be written in place: inference tensors only in inference mode."""
-    if torch.is_inference_mode_enabled():
-        return True
-    return not any(tensor.is_inference() for tensor in tensors)
+    tensors = [alias(param, param, flat)]
+    for key in member.layout.program_keys:
+        tensors.append(alias(member.state[key], param, flat))
+    written = [*tensors, member.state["step"]]
+    if any(map(Tensor.is_inference, written)) and not torch.is_inference_mode_enabled():
+        raise OddTensorError
+    return tensors
 
 
 def _traits_of_read(tensor: Tensor) -> tuple[Any, ...]:

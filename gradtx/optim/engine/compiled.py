@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -16,28 +16,25 @@ from gradtx.base.dtensor import is_sharded, local
 from gradtx.distributed.owners import has_regions
 from gradtx.execution.context import UnknownInProgramError
 from gradtx.execution.execute import Leaf
-from gradtx.execution.phases import have_sums
 from gradtx.optim._member import Member
-from gradtx.optim._step_input import StepInput
+from gradtx.optim._step_input import StepInput, Trees
 from gradtx.optim.engine.alias import entries_of, resized
 from gradtx.optim.engine.base import (
+    ODD,
     READS_SHAPE,
-    SUM_OVER_SHARDS,
     Engine,
-    Pairs,
+    RefusedError,
     UnsuitableError,
     shared_programs,
     slots_are_shaped_as,
-    stand_ins,
 )
 from gradtx.optim.engine.bundle import Bundle, Prepared
-from gradtx.optim.engine.compiler import Backend, Compiler
-from gradtx.optim.engine.inductor import compile_with_inductor
+from gradtx.optim.engine.family import Family, Pairs
+from gradtx.optim.engine.inductor import Backend, compile_with_inductor
 from gradtx.optim.engine.plan import Plan
-from gradtx.optim.engine.recording import reads_shape
-from gradtx.optim.engine.signature import LeafKind, Signature
+from gradtx.optim.engine.signature import LeafKind
 from gradtx.optim.engine.torch_names import missing_name
-from gradtx.optim.engine.trace import BundleFunction, BundleProgram
+from gradtx.optim.engine.trace import BundleProgram
 from gradtx.optim.engine.windows import (
     can_be_split,
     is_positional,
@@ -64,32 +61,28 @@ class CompilationError(UnsuitableError):
     """A chain cannot be traced or compiled; `__cause__` is the reason."""
 
 
-@dataclass
-class Order:
-    """A request to compile a program.
-
-    Attributes:
-        function: The step of a bundle.
-        common: Stand-ins for the scalars that all leaves share.
-        examples: Sets of leaf arguments. The program must accept the last one; tracing an earlier one may give a
-            better program.
-        flat: Whether leaves are passed as flat aliases.
-        large: Whether a leaf is large enough for more than one thread.
-        sharded: Whether leaves are shards.
-        name: The name of a leaf, for messages.
-    """
-
-    function: BundleFunction
-    common: list[Tensor]
-    examples: list[list[Tensor]]
-    flat: bool
-    large: bool
-    sharded: bool
-    name: str
-
-
 _SHARED = SharedPrograms()
 _READERS = SharedPrograms()  # whether rules read the shape of their leaf
+
+
+@dataclass
+class Similar:
+    """The programs of one structure, one for each pattern of sizes.
+
+    Attributes:
+        compiled: The programs.
+        reason: Why there are none, if a rule cannot be traced.
+    """
+
+    compiled: list[BundleProgram] = field(default_factory=list[BundleProgram])
+    reason: str | None = None
+
+    def get(self, leaves: list[Tensor]) -> BundleProgram | str | None:
+        """Return the program that accepts leaves of these sizes, if there is one."""
+        for program in self.compiled:
+            if program.fits(leaves):
+                return program
+        return self.reason
 
 
 class CompiledEngine(Engine):
@@ -106,10 +99,8 @@ class CompiledEngine(Engine):
         super().__init__()
         self._options = dict(options)
         self._backend = backend
-        self._programs: dict[Any, list[BundleProgram]] | None = None
+        self._programs: dict[Any, Similar] | None = None
         self._readers: dict[Any, bool] | None = None
-        # Why program lists remain empty, by their ids.
-        self._unsuitable: dict[int, str] = {}
         self._prepared: Prepared = {}
         self._gradients_are_as_planned = False
         self._flags: dict[tuple[torch.device, bool], Tensor] = {}
@@ -124,7 +115,7 @@ class CompiledEngine(Engine):
         """All compiled programs."""
         programs: list[BundleProgram] = []
         for similar in (self._programs or {}).values():
-            programs.extend(similar)
+            programs.extend(similar.compiled)
         return programs
 
     # The arguments of a step.
@@ -153,41 +144,35 @@ class CompiledEngine(Engine):
     def _consequence(self) -> str:
         return "compile=True has no effect, steps run eagerly"
 
-    def _bundled(
-        self, kind: LeafKind, pairs: Pairs, step_input: StepInput
-    ) -> list[Any]:
+    def _bundled(self, family: Family) -> list[Any]:
         # Compilers specialize on the first sizes they see.
-        pairs.sort(key=_largest_first)
-        signature = Signature.of(*pairs[0], kind, step_input)
-        if kind.flat:
-            pairs = self._independent_of_shape(kind, signature, pairs, step_input)
+        pairs = sorted(family.pairs, key=_largest_first)
+        if family.kind.flat:
+            pairs = self._independent_of_shape(family.some(pairs))
         bundles: list[Bundle] = []
-        for start in range(0, len(pairs), kind.width):
-            members = [member for member, _ in pairs[start : start + kind.width]]
-            bundle = self._bundle(members, pairs[start][1], kind, signature, step_input)
+        for start in range(0, len(pairs), family.kind.width):
+            row = family.some(pairs[start : start + family.kind.width])
+            bundle = self._bundle(row)
             if isinstance(bundle, str):
-                for member in members:
-                    self.reasons[member.name] = bundle
+                for _, leaf in row.pairs:
+                    self._refuse(leaf, bundle)
             elif bundles and bundles[-1].may_absorb(bundle, BUNDLED):
                 bundles[-1].absorb(bundle)
             else:
                 bundles.append(bundle)
         return bundles
 
-    def _independent_of_shape(
-        self, kind: LeafKind, signature: Signature, pairs: Pairs, step_input: StepInput
-    ) -> Pairs:
+    def _independent_of_shape(self, family: Family) -> Pairs:
         """Refuse the leaves whose rules read their shape, and return the others."""
         if self._readers is None:
-            self._readers = shared_programs(_READERS, step_input.views[0].tx)
+            self._readers = shared_programs(_READERS, family.step_input.views[0].tx)
         kept: Pairs = []
-        for member, leaf in pairs:
-            is_special = bool(signature.layout.codes) or is_sharded(member.param)
-            shape = leaf.shape if is_special else len(leaf.shape)
-            structure = step_input.structures[member.group]
-            key = structure, kind, shape, *signature.key()
+        for member, leaf in family.pairs:
+            is_coded = bool(family.signature.layout.codes)
+            is_special = is_coded or is_sharded(member.param)
+            key = family.key, leaf.shape if is_special else len(leaf.shape)
             if key not in self._readers:
-                self._readers[key] = reads_shape(member, signature, step_input, leaf)
+                self._readers[key] = family.reads_shape(member, leaf)
             if self._readers[key]:
                 self._refuse(leaf, READS_SHAPE)
             else:
@@ -200,189 +185,146 @@ class CompiledEngine(Engine):
             return 1
         return WIDTH if flat or _can_be_padded(member, leaf) else 1
 
-    def _traits_of_written(
-        self, tensors: list[Tensor], flat: bool
-    ) -> tuple[Any, ...] | None:
+    def _traits_of_written(self, tensors: list[Tensor], flat: bool) -> tuple[Any, ...]:
         if tensors[0].numel() < (1 if flat else 2):
             # Compilers specialize on sizes 0 and 1, unless all operations are elementwise.
-            return None
+            raise RefusedError(ODD)
         if flat:
             traits = [(tensor.dtype, tensor.device, tensor.ndim) for tensor in tensors]
             return tensors[0].numel() >= LARGE, *traits
         return False, *map(_traits_of, tensors)
 
-    def _supports(self, leaf: Leaf, step_input: StepInput) -> bool:
+    def _check(self, leaf: Leaf, step_input: StepInput) -> None:
         # A 0-d slot cannot be distinguished from one shaped like the leaf.
         if leaf.key.ndim == 0:
-            self._refuse(leaf, "it has no dimensions")
-            return False
+            raise RefusedError("it has no dimensions")
         if is_positional(leaf) and not local(leaf.key).is_contiguous():
-            self._refuse(
-                leaf,
-                "a link needs the positions of its entries, which a flat alias reorders",
+            raise RefusedError(
+                "a link needs the positions of its entries, which a flat alias reorders"
             )
-            return False
         if has_regions(leaf.program):
-            self._refuse(
-                leaf, "a link is computed by owners, which requires list programs"
+            raise RefusedError(
+                "a link is computed by owners, which requires list programs"
             )
-            return False
-        stage = self._stage_without_program(leaf, step_input)
-        if stage is not None and stage not in self._logged:
+        super()._check(leaf, step_input)
+
+    def _report(self, stage: str) -> None:
+        if stage not in self._logged:
             self._logged.add(stage)
             logger.warning(
                 "%s is not compiled: leaves that pass through it step eagerly", stage
             )
-        return super()._supports(leaf, step_input)
 
-    def _bundle(
-        self,
-        members: list[Member],
-        leaf: Leaf,
-        kind: LeafKind,
-        signature: Signature,
-        step_input: StepInput,
-        splits: bool = True,
-    ) -> Bundle | str:
+    def _bundle(self, family: Family, splits: bool = True) -> Bundle | str:
         """Return a bundle with its program, or the reason why this engine does not run its leaves.
 
         `splits` is whether large coded leaves may be updated in windows.
         """
-        first = members[0]
-        row = row_of(first) if kind.flat else None
+        trees = family.step_input.trees
+        first, leaf = family.pairs[0]
+        is_flat = family.kind.flat
+        row = row_of(first) if is_flat else None
         window = _window(first, leaf, row) if row is not None and splits else None
-        bundle = Bundle(members, signature, kind.flat, leaf.name, row, window)
-        bundle.create_arguments(self._flag, step_input.trees)
-        tensors, *others = bundle.arguments(step_input.trees)
-        programs = self._programs_like(first, kind, signature, step_input)
-        if id(programs) in self._unsuitable:
-            return self._unsuitable[id(programs)]
-        program = next((program for program in programs if program.fits(tensors)), None)
+        bundle = Bundle(
+            family.members, family.signature, is_flat, leaf.name, row, window
+        )
+        bundle.create_arguments(self._flag, trees)
+        tensors, *others = bundle.arguments(trees)
+        programs = self._programs_of(family)
+        program = programs.get(tensors)
         if program is None:
-            view = step_input.views[first.group]
-            structure = step_input.structures[first.group]
-            order = Order(
-                function=BundleFunction(signature, view.chain_of(structure)),
-                common=[tensor.to(bundle.device) for tensor in stand_ins(signature)],
-                examples=[tensors]
-                if programs
-                else [_examples(tensors, kind, row), tensors],
-                flat=kind.flat,
-                large=entries_of(first.param) >= LARGE,
-                sharded=is_sharded(first.param),
-                name=leaf.name,
-            )
-            program = self._make_program(order, programs)
+            with COMPILING:
+                # Another thread may have compiled it while this one waited.
+                program = programs.get(tensors)
+                if program is None:
+                    program = self._compiled(family, tensors, row, programs)
         if isinstance(program, str):
             return program
-        if others and not self._runs_in_windows(program, bundle, step_input):
-            return self._bundle(
-                members, leaf, kind, signature, step_input, splits=False
-            )
+        if others and not self._runs_in_windows(program, bundle, trees):
+            return self._bundle(family, splits=False)
         bundle.compile_for(program)
         return bundle
 
     def _runs_in_windows(
-        self, program: BundleProgram, bundle: Bundle, step_input: StepInput
+        self, program: BundleProgram, bundle: Bundle, trees: Trees
     ) -> bool:
         """Whether a program may process the windows of a bundle, whatever their length."""
-        whole = bundle.whole_arguments(step_input.trees)
-        *_, last = bundle.arguments(step_input.trees)
+        whole = bundle.whole_arguments(trees)
+        *_, last = bundle.arguments(trees)
         last = list(map(torch.empty_like, last))  # a storage offset never fits
         return program.runs_in_parts and program.fits(last) and program.fits(whole)
 
-    def _programs_like(
-        self,
-        member: Member,
-        kind: LeafKind,
-        signature: Signature,
-        step_input: StepInput,
-    ) -> list[BundleProgram]:
-        """Return the programs of this structure, one for each pattern of sizes."""
+    def _programs_of(self, family: Family) -> Similar:
+        """Return the programs of this structure."""
         if self._programs is None:
             options = repr(sorted(self._options.items()))
             self._programs = shared_programs(
-                _SHARED, step_input.views[0].tx, self._backend, options
+                _SHARED, family.step_input.views[0].tx, self._backend, options
             )
-        key = step_input.structures[member.group], kind, *signature.key()
-        return self._programs.setdefault(key, [])
+        return self._programs.setdefault(family.key, Similar())
 
-    def _make_program(
-        self, order: Order, programs: list[BundleProgram]
+    def _compiled(
+        self,
+        family: Family,
+        tensors: list[Tensor],
+        row: int | None,
+        programs: Similar,
     ) -> BundleProgram | str:
-        """Compile a program and add it to the list of similar ones; or return the reason why there is none yet.
+        """Compile a program for these arguments; or return the reason why there is none.
 
         Raises:
             CompilationError: If the chain cannot be traced or compiled.
         """
-        with COMPILING:
-            for program in programs:
-                if program.fits(order.examples[-1]):
-                    # Another thread has compiled it while this one waited.
-                    return program
-            program = self._compiled(order)
-        if isinstance(program, str):
-            self._unsuitable[id(programs)] = program
-        else:
-            programs.append(program)
-        return program
-
-    def _compiled(self, order: Order) -> BundleProgram | str:
-        """Return a program for the last of the examples; or the reason why there is none for these leaves."""
         start = time.monotonic()
         missing = missing_name()
         if missing is not None:
             raise UnsuitableError(f"this version of torch lacks {missing}")
-        compiler = Compiler(self._backend, {**_options_for(order), **self._options})
-        program = _traced(order)
-        if isinstance(program, str):
-            return program
-        if order.sharded and have_sums(program.phases):
-            return SUM_OVER_SHARDS
+        name = family.pairs[0][1].name
+        # Tracing with other lengths first may give a better program.
+        examples = [] if programs.compiled else [_examples(tensors, family.kind, row)]
         try:
-            program.compile(compiler)
+            program = _traced(family, [*examples, tensors])
         except Exception as error:
-            raise CompilationError(order.name) from error
-        if time.monotonic() - start > PATIENCE:
-            logger.info(
-                "compiled a program for %s in %.1f s",
-                order.name,
-                time.monotonic() - start,
+            is_known = isinstance(error, ImpureError | UnknownInProgramError)
+            if not is_known and not line_of_rule(error):
+                raise CompilationError(name) from error
+            programs.reason = reason_of(error)
+            return programs.reason
+        options = self._options_for(family)
+        try:
+            program.compile(
+                lambda graph, examples: self._backend(graph, examples, options)
             )
+        except Exception as error:
+            raise CompilationError(name) from error
+        programs.compiled.append(program)
+        duration = time.monotonic() - start
+        if duration > PATIENCE:
+            logger.info("compiled a program for %s in %.1f s", name, duration)
         return program
 
-
-def _traced(order: Order) -> BundleProgram | str:
-    """Return a program traced with the first of the examples that leads to one that fits the last example.
-
-    Return the reason if a rule cannot be traced.
-
-    Raises:
-        CompilationError: If torch cannot trace the rules of gradtx.
-    """
-    first, last = order.examples[0], order.examples[-1]
-    try:
-        program = BundleProgram(order.function, order.common, first, order.flat)
-        if not program.fits(last):  # a rule reads the length
-            program = BundleProgram(order.function, order.common, last, order.flat)
-    except Exception as error:
-        is_known = isinstance(error, ImpureError | UnknownInProgramError)
-        if is_known or line_of_rule(error):
-            return reason_of(error)
-        raise CompilationError(order.name) from error
-    return program
+    def _options_for(self, family: Family) -> dict[str, Any]:
+        """Return the user's options, and those that suit the leaves."""
+        options: dict[str, Any] = {}
+        if entries_of(family.pairs[0][0].param) < LARGE:
+            # This is an option because the key of the compiler's cache does not include the lengths of the examples.
+            options["cpp.threads"] = 1
+        if family.signature.layout.codes:
+            # Decode slots again after the scales are known, rather than write their values to memory in between.
+            options["realize_reads_threshold"] = READS
+        return {**options, **self._options}
 
 
-def _options_for(order: Order) -> dict[str, Any]:
-    """Return the options that suit the leaves of an order."""
-    options: dict[str, Any] = {}
-    if not order.large:
-        # This is an option because the key of the compiler's cache does not include the lengths of the examples.
-        options["cpp.threads"] = 1
-    if order.function.signature.layout.codes:
-        # Decode slots again after the scales are known, rather than write their values to memory in between.
-        options["realize_reads_threshold"] = READS
-    return options
+def _traced(family: Family, examples: list[list[Tensor]]) -> BundleProgram:
+    """Return a program traced with the first of the examples that leads to one that fits the last example."""
+    device = local(family.pairs[0][0].param).device
+    scalars = [tensor.to(device) for tensor in family.scalars()]
+    *_, last = examples
+    for leaves in examples:
+        program = BundleProgram(family.function(), scalars, leaves, family.kind.flat)
+        if leaves is last or program.fits(last):  # else a rule reads the length
+            return program
+    raise AssertionError("there are no examples")
 
 
 def _largest_first(pair: tuple[Member, Leaf]) -> int:

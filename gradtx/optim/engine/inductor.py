@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 from gradtx.base.messages import close
 from gradtx.optim.engine import torch_names
+
+# Creates a callable from a traced graph, example arguments and the user's options. The callable accepts tensors like
+# the examples (their symbolic sizes may differ), writes in place to the same arguments as the graph, and returns the
+# graph's results.
+Backend: TypeAlias = Callable[
+    [Any, Sequence[Any], Mapping[str, Any]], Callable[..., Any]
+]
 
 
 def compile_with_inductor(
     graph: Any, examples: Sequence[Any], options: Mapping[str, Any]
 ) -> Callable[..., Any]:
-    """Compile a graph."""
+    """Compile a graph; if that fails, try again without fusing unlike loops."""
     if not torch_names.asserts_bind_sizes():
         options = {"size_asserts": False, **options}
-    return torch_names.as_kernels(_compiled(graph, examples, options))
-
-
-def _compiled(
-    graph: Any, examples: Sequence[Any], options: Mapping[str, Any]
-) -> Callable[..., Any]:
-    """Compile a graph; if that fails, try again without fusing unlike loops."""
     with warnings.catch_warnings():
         # Of the compiler, such as a deprecation warning at its first import.
         warnings.simplefilter("ignore")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -13,8 +12,7 @@ from gradtx.base.dtensor import is_sharded, local
 from gradtx.base.torch_names import copy_each_
 from gradtx.distributed.owners import has_regions
 from gradtx.execution.execute import Leaf, LeafTerms, Operation
-from gradtx.execution.phases import have_sums, phases_of
-from gradtx.optim._groups import GroupView
+from gradtx.execution.phases import have_sums
 from gradtx.optim._member import Member
 from gradtx.optim._step_input import StepInput, Trees
 from gradtx.optim.engine.alias import (
@@ -28,26 +26,18 @@ from gradtx.optim.engine.base import (
     READS_SHAPE,
     SUM_OVER_SHARDS,
     Engine,
-    Pairs,
     shared_programs,
-    stand_ins,
 )
+from gradtx.optim.engine.family import Family, Pairs, first_entries
 from gradtx.optim.engine.plan import Plan
-from gradtx.optim.engine.recording import (
-    arguments_of,
-    first_entries,
-    numbers_of,
-    recorded,
-)
-from gradtx.optim.engine.signature import LeafKind, Signature
-from gradtx.optim.engine.trace import BundleFunction, EqualSlot
+from gradtx.optim.engine.signature import Signature
+from gradtx.optim.engine.trace import EqualSlot
 from gradtx.optim.engine.windows import can_be_split, cut, is_positional, part_of
 from gradtx.programs.bundle import (
     ListBundle,
     ListPhase,
     chunks,
     entries_of_a_call,
-    phases_of_shards,
 )
 from gradtx.programs.cache import SharedPrograms
 from gradtx.programs.equal import may_be_number, slots_from_numbers
@@ -308,164 +298,115 @@ class ListEngine(Engine):
     def _width(self, member: Member, leaf: Leaf, flat: bool) -> int:
         return 1
 
-    def _traits_of_written(
-        self, tensors: list[Tensor], flat: bool
-    ) -> tuple[Any, ...] | None:
+    def _traits_of_written(self, tensors: list[Tensor], flat: bool) -> tuple[Any, ...]:
         return tuple((tensor.dtype, tensor.device) for tensor in tensors)
 
-    def _bundled(
-        self, kind: LeafKind, pairs: Pairs, step_input: StepInput
-    ) -> list[MemberBundle]:
-        member, leaf = pairs[0]
-        of_kind = Signature.of(member, leaf, kind, step_input)
-        signature = dataclasses.replace(
-            of_kind, width=1, padded=False, has_owners=has_regions(leaf.program)
-        )
-        equal = self._equal_slots(kind, signature, pairs, step_input)
+    def _bundled(self, family: Family) -> list[MemberBundle]:
+        has_owners = has_regions(family.pairs[0][1].program)
+        family = family.signed(width=1, padded=False, has_owners=has_owners)
+        equal = self._equal_slots(family)
         if not equal:
-            return self._bundles_of_signature(kind, signature, pairs, step_input)
+            return self._bundles_of_signature(family)
         bundles: list[MemberBundle] = []
-        for equal_pairs in _grouped_by_values(pairs, equal):
-            dtypes = {key: member.state[key].dtype for key in equal}
-            with_numbers = dataclasses.replace(signature, equal=dtypes)
-            bundles.extend(
-                self._bundles_of_signature(kind, with_numbers, equal_pairs, step_input)
-            )
+        for pairs in _grouped_by_values(family.pairs, equal):
+            dtypes = {key: pairs[0][0].state[key].dtype for key in equal}
+            of_values = family.some(pairs).signed(equal=dtypes)
+            bundles.extend(self._bundles_of_signature(of_values))
         return bundles
 
-    def _equal_slots(
-        self, kind: LeafKind, signature: Signature, pairs: Pairs, step_input: StepInput
-    ) -> tuple[str, ...]:
-        """Return the keys of 0-d slots that remain equal across the leaves of a program once they are equal."""
-        if not step_input.on_host or signature.has_owners:
+    def _equal_slots(self, family: Family) -> tuple[str, ...]:
+        """Return the keys of 0-d slots that remain equal across the leaves of a program once they are equal.
+
+        Their new values depend only on scalars and on each other.
+        """
+        slots = family.signature.slots
+        if not family.step_input.on_host or family.signature.has_owners:
             return ()
-        candidates: set[str] = set(signature.slots)
-        for member, _ in pairs:
+        candidates: set[str] = set(slots)
+        for member in family.members:
             candidates = {key for key in candidates if may_be_number(member.state[key])}
         if not candidates:
             return ()
-        return self._slots_from_numbers(
-            kind, signature, pairs, step_input, frozenset(candidates)
-        )
-
-    def _slots_from_numbers(
-        self,
-        kind: LeafKind,
-        signature: Signature,
-        pairs: Pairs,
-        step_input: StepInput,
-        candidates: frozenset[str],
-    ) -> tuple[str, ...]:
-        """Return the candidates whose new values depend only on scalars and on each other."""
-        member, _ = pairs[0]
-        programs = self._programs_of(step_input.views[member.group])
-        structure = step_input.structures[member.group]
-        key = ("equal slots", structure, kind, candidates, *signature.key())
+        programs = self._programs_of(family)
+        key = ("equal slots", frozenset(candidates), family.key)
         if key not in programs:
             # All slots of a 0-d leaf may be 0-d.
-            largest, leaf = max(pairs, key=_size)
-            tensors = arguments_of(largest, signature, step_input, leaf)
-            phases = recorded(signature, member, step_input, tensors)
+            phases = family.recorded(family.arguments(*max(family.pairs, key=_size)))
             if not phases:
                 return ()
-            indices = slots_from_numbers(phases[-1].recording)
             # The parameter is the first argument.
-            slots = [signature.slots[i - 1] for i in indices]
-            programs[key] = tuple(slot for slot in slots if slot in candidates)
+            keys = [slots[i - 1] for i in slots_from_numbers(phases[-1].recording)]
+            programs[key] = tuple(key for key in keys if key in candidates)
         return programs[key]
 
-    def _runs_in_parts(
-        self, kind: LeafKind, signature: Signature, pairs: Pairs, step_input: StepInput
-    ) -> bool:
+    def _runs_in_parts(self, family: Family) -> bool:
         """Whether the program may process large leaves in parts."""
-        large = [pair for pair in pairs if part_of(pair[0]) is not None]
-        member, leaf = max(large or pairs, key=_size)
-        part, is_coded = part_of(member), bool(signature.layout.codes)
+        large = [pair for pair in family.pairs if part_of(pair[0]) is not None]
+        member, leaf = max(large or family.pairs, key=_size)
+        part, is_coded = part_of(member), bool(family.signature.layout.codes)
         has_sums = any(each.waits or each.sums_late for each in leaf.program)
         if part is None or not (has_sums or is_coded):
             return True
-        programs = self._programs_of(step_input.views[member.group])
-        structure = step_input.structures[member.group]
-        key = ("in parts", structure, kind, *signature.key())
+        programs = self._programs_of(family)
+        key = ("in parts", family.key)
         if key not in programs:
-            tensors = arguments_of(member, signature, step_input, leaf)
-            of_leaf, of_part = (
-                recorded(signature, member, step_input, first_entries(tensors, entries))
-                for entries in (entries_of(member.param), part)
-            )
-            adds_up = all(each.parts_add_up() for each in of_leaf)
+            tensors = family.arguments(member, leaf)
+            whole = first_entries(tensors, entries_of(member.param))
+            adds_up = all(each.parts_add_up() for each in family.recorded(whole))
             # The programs of coded leaves are recorded for a part.
             programs[key] = adds_up and (
-                not is_coded or numbers_of(of_leaf) == numbers_of(of_part)
+                not is_coded
+                or family.operations(whole)
+                == family.operations(first_entries(tensors, part))
             )
         return programs[key]
 
-    def _bundles_of_signature(
-        self, kind: LeafKind, signature: Signature, pairs: Pairs, step_input: StepInput
-    ) -> list[MemberBundle]:
+    def _bundles_of_signature(self, family: Family) -> list[MemberBundle]:
         """Return bundles of leaves of one signature; parts of leaves that need their positions have another one."""
-        member, leaf = pairs[0]
+        first, leaf = family.pairs[0]
         splits = (
-            kind.flat
-            and not signature.has_owners
-            and can_be_split(member, leaf, signature.equal)
-            and self._runs_in_parts(kind, signature, pairs, step_input)
+            family.kind.flat
+            and not family.signature.has_owners
+            and can_be_split(first, leaf, family.signature.equal)
+            and self._runs_in_parts(family)
         )
         if not splits or not is_positional(leaf):
-            return self._bundles(kind, signature, pairs, step_input, splits)
+            return self._bundles(family, splits)
         whole: Pairs = []
         parts: Pairs = []
-        for pair in pairs:
+        for pair in family.pairs:
             param = local(pair[0].param)
             is_whole = part_of(pair[0], True) is None or not param.is_contiguous()
             (whole if is_whole else parts).append(pair)
-        placed = dataclasses.replace(signature, placed=True)
-        return [
-            *self._bundles(kind, signature, whole, step_input, False),
-            *self._bundles(kind, placed, parts, step_input, True),
-        ]
+        bundles: list[MemberBundle] = []
+        if whole:
+            bundles += self._bundles(family.some(whole), False)
+        if parts:
+            bundles += self._bundles(family.some(parts).signed(placed=True), True)
+        return bundles
 
-    def _bundles(
-        self,
-        kind: LeafKind,
-        signature: Signature,
-        pairs: Pairs,
-        step_input: StepInput,
-        splits: bool,
-    ) -> list[MemberBundle]:
+    def _bundles(self, family: Family, splits: bool) -> list[MemberBundle]:
         """Return bundles of leaves of one kind, each with its program."""
-        if not pairs:
-            return []
-        first, _ = pairs[0]
-        view = step_input.views[first.group]
-        structure = step_input.structures[first.group]
-        function = BundleFunction(signature, view.chain_of(structure))
-        of_function = phases_of_shards if signature.has_owners else _phases
-
-        def record(tensors: list[Tensor]) -> list[ListPhase]:
-            return of_function(function, stand_ins(signature), tensors)
-
-        key = (structure, kind, *signature.key())
-        known = self._programs_of(view)
-        programs = ListPrograms(record, step_input.on_host, key, known)
-
-        def arguments(member: Member, leaf: Leaf) -> list[Tensor]:
-            return _arguments(member, signature, step_input, leaf, splits)
-
+        on_host, known = family.step_input.on_host, self._programs_of(family)
+        programs = ListPrograms(family.record, on_host, family.key, known)
         common = None
-        may_have_any_shape = kind.flat and not signature.layout.codes
+        may_have_any_shape = family.kind.flat and not family.signature.layout.codes
         if may_have_any_shape:
-            pair_of_shape = {leaf.shape: (member, leaf) for member, leaf in pairs}
-            examples = {s: arguments(*pair) for s, pair in pair_of_shape.items()}
+            pair_of_shape = {
+                leaf.shape: (member, leaf) for member, leaf in family.pairs
+            }
+            examples: dict[torch.Size, list[Tensor]] = {}
+            for shape, pair in pair_of_shape.items():
+                examples[shape] = _arguments(family, *pair, splits)
             common = programs.common(examples)
         members_of_program: dict[int, tuple[list[ListPhase], list[Member]]] = {}
-        for member, leaf in pairs:
-            program = common or programs.of(arguments(member, leaf))
+        for member, leaf in family.pairs:
+            program = common or programs.of(_arguments(family, member, leaf, splits))
             if is_sharded(member.param) and not isinstance(program, str):
-                if not signature.has_owners and have_sums(program):
+                if not family.signature.has_owners and have_sums(program):
                     program = SUM_OVER_SHARDS
                 elif may_have_any_shape and programs.depends_on_shape(
-                    arguments(member, leaf)
+                    family.arguments(member, leaf)
                 ):
                     program = READS_SHAPE
             if isinstance(program, str):
@@ -474,20 +415,14 @@ class ListEngine(Engine):
             _, members = members_of_program.setdefault(id(program), (program, []))
             members.append(member)
         return [
-            MemberBundle(members, signature, program, splits)
+            MemberBundle(members, family.signature, program, splits)
             for program, members in members_of_program.values()
         ]
 
-    def _programs_of(self, view: GroupView) -> dict[Any, Any]:
+    def _programs_of(self, family: Family) -> dict[Any, Any]:
         if self._programs is None:
-            self._programs = shared_programs(_SHARED, view.tx)
+            self._programs = shared_programs(_SHARED, family.step_input.views[0].tx)
         return self._programs
-
-
-def _phases(
-    function: BundleFunction, common: list[Tensor], leaves: list[Tensor]
-) -> list[ListPhase]:
-    return phases_of(function, common, leaves, ListPhase)
 
 
 def _grouped_by_values(pairs: Pairs, keys: Sequence[str]) -> list[Pairs]:
@@ -506,14 +441,11 @@ def _size(pair: tuple[Member, Leaf]) -> tuple[bool, int]:
 
 
 def _arguments(
-    member: Member,
-    signature: Signature,
-    step_input: StepInput,
-    leaf: Leaf,
-    splits: bool,
+    family: Family, member: Member, leaf: Leaf, splits: bool
 ) -> list[Tensor]:
     """Return the arguments of a program for a leaf, or for its first part if its parts have other programs."""
-    tensors = arguments_of(member, signature, step_input, leaf)
+    signature = family.signature
+    tensors = family.arguments(member, leaf)
     has_own_parts = signature.placed or signature.layout.codes
     part = part_of(member, signature.placed) if splits and has_own_parts else None
     if part is not None:

@@ -70,12 +70,6 @@ class SymbolicTracer:
     """Trace a function of tensors into a graph that is valid for all sizes of its arguments."""
 
     def __init__(self) -> None:
-        self._make_graph = _of("torch.fx.experimental.proxy_tensor", "make_fx")
-        self._source = _of("torch._dynamo.source", "ConstantSource")
-        self._symbolic_context = _of(SHAPES, "StatelessSymbolicContext")
-        self._dimension = _of(SHAPES, "DimDynamic")
-        self._context = _of("torch._guards", "TracingContext")
-        self._tracing = _of("torch._guards", "tracing")
         # Without duck shapes, two sizes that happen to be equal remain distinct symbols.
         self._sizes = _of(SHAPES, "ShapeEnv")(duck_shape=False)
         fake_mode = _of("torch._subclasses.fake_tensor", "FakeTensorMode")
@@ -87,16 +81,16 @@ class SymbolicTracer:
 
     def resizable(self, tensor: Tensor, name: str, only_length: bool) -> Tensor:
         """Create a stand-in for a tensor whose sizes, or only the first one, may change, except those that are 1."""
+        kinds = _of(SHAPES, "DimDynamic")
         dynamic: list[Any] = []
         for dim, size in enumerate(tensor.shape):
             is_fixed = size == 1 or (only_length and dim > 0)
-            dynamic.append(
-                self._dimension.STATIC if is_fixed else self._dimension.DYNAMIC
-            )
-        context = self._symbolic_context(dynamic_sizes=dynamic)
+            dynamic.append(kinds.STATIC if is_fixed else kinds.DYNAMIC)
+        context = _of(SHAPES, "StatelessSymbolicContext")(dynamic_sizes=dynamic)
+        source = _of("torch._dynamo.source", "ConstantSource")(name)
         with _unattributed_sizes():
             return self._mode.from_tensor(
-                tensor, symbolic_context=context, source=self._source(name)
+                tensor, symbolic_context=context, source=source
             )
 
     def sized_as(self, stand_in: Tensor, tensor: Tensor) -> Tensor:
@@ -112,10 +106,10 @@ class SymbolicTracer:
         replaced: Mapping[Any, Any],
     ) -> torch.fx.GraphModule:
         """Trace `function(*arguments)`; `replaced` contains decompositions in addition to those of inductor."""
+        make_graph = _of("torch.fx.experimental.proxy_tensor", "make_fx")
+        table = {**decompositions(), **replaced}
         with self._mode, torch.no_grad(), _unattributed_sizes():
-            return self._make_graph(
-                function, decomposition_table={**decompositions(), **replaced}
-            )(*arguments)
+            return make_graph(function, decomposition_table=table)(*arguments)
 
     def assumptions(
         self, arguments: Sequence[Tensor]
@@ -124,16 +118,15 @@ class SymbolicTracer:
         text = self._sizes.produce_guards_expression(arguments, ignore_static=False)
 
         def satisfy(tensors: Sequence[Tensor]) -> bool:
-            if not text:
-                return True
-            return self._sizes.evaluate_guards_expression(text, tensors)
+            return not text or self._sizes.evaluate_guards_expression(text, tensors)
 
         return satisfy
 
     @contextlib.contextmanager
     def compiling(self) -> Generator[None, None, None]:
         """Set up the context in which traced graphs are compiled."""
-        with self._tracing(self._context(self._mode)), torch.no_grad():
+        context = _of("torch._guards", "TracingContext")(self._mode)
+        with _of("torch._guards", "tracing")(context), torch.no_grad():
             yield
 
 
@@ -180,7 +173,7 @@ def compiler_option_names() -> Collection[str]:
     return _of("torch._inductor", "list_options")()
 
 
-def compiles_at_once(graph: torch.fx.GraphModule, options: Mapping[str, Any]) -> bool:
+def _compiles_at_once(graph: torch.fx.GraphModule, options: Mapping[str, Any]) -> bool:
     """Whether a graph goes directly to inductor's inner compiler, without AOTAutograd."""
     # A replacement expects to receive the graphs.
     if _of("torch._inductor", "compile").__module__ != "torch._inductor":
@@ -192,7 +185,7 @@ def compile_graph(
     graph: Any, examples: Sequence[Any], options: Mapping[str, Any]
 ) -> Callable[..., Any]:
     """Compile a traced graph with inductor."""
-    if compiles_at_once(graph, options):
+    if _compiles_at_once(graph, options):
         return _compiled_at_once(graph, examples, options)
     compiler = _of("torch._inductor", "compile")
     return compiler(graph, examples, options=dict(options))
@@ -239,7 +232,8 @@ def _compiled_at_once(
         compiled = compiler(
             torch.fx.GraphModule(graph, copy), examples, is_inference=True
         )
-    return CompiledAtOnce(compiled)
+    # The new list is emptied by the function.
+    return _kernels_of(compiled) or (lambda *arguments: compiled(list(arguments)))
 
 
 def _vector_width() -> dict[str, int]:
@@ -250,20 +244,6 @@ def _vector_width() -> dict[str, int]:
     """
     chosen = _of("torch._inductor.cpu_vec_isa", "pick_vec_isa")()
     return {"cpp.simdlen": chosen.bit_width()}
-
-
-class CompiledAtOnce:
-    """A graph compiled by inductor's inner compiler, as a function of its arguments.
-
-    Attributes:
-        compiled: The result of the compiler.
-    """
-
-    def __init__(self, compiled: Any):
-        self.compiled = compiled
-
-    def __call__(self, *arguments: Any) -> Any:
-        return self.compiled(list(arguments))  # a new list, which the function empties
 
 
 # The names that the method of a compiled graph may use besides its kernels.
@@ -293,20 +273,17 @@ class RunKernels:
         return self._call(None, list(arguments))
 
 
-def as_kernels(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a compiled graph without what inductor does around each call; the graph itself if it is too complex."""
-    if not isinstance(function, CompiledAtOnce):
-        return function
-    compiled = function.compiled
+def _kernels_of(compiled: Any) -> RunKernels | None:
+    """Return a compiled graph without what inductor does around each call; None if the graph is too complex."""
     text = METHOD.search(getattr(compiled, "source_code", None) or "")
     bound = getattr(compiled, "current_callable", None)
     call = getattr(bound, "__func__", None)
     if text is None or call is None or getattr(compiled, "constants", True):
-        return function
+        return None
     for name in set(call.__code__.co_names) - USED_BY_KERNELS:
         kernel = getattr(call.__globals__.get(name), "__self__", None)
         if getattr(kernel, "__file__", None) is None:
-            return function
+            return None
     return RunKernels(text[0], call)
 
 

@@ -10,9 +10,9 @@ from __future__ import annotations
 import collections
 import functools
 import itertools
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, cast
 
 import torch
 from torch import Tensor
@@ -33,7 +33,6 @@ from gradtx.execution.runs import LateTerm, Run, memory_of
 from gradtx.optim._device_counts import Scaling, unscaling
 from gradtx.optim.engine import torch_names
 from gradtx.optim.engine.alias import resized
-from gradtx.optim.engine.compiler import Compiler
 from gradtx.optim.engine.hoist import (
     REPLACED,
     hoist,
@@ -55,6 +54,8 @@ from gradtx.programs.record import (
 from gradtx.programs.terms import parts_add_up, reads_sizes, terms_of
 from gradtx.transform import GradientTransformation
 
+# Creates a callable from a traced graph and example arguments; see `Backend`.
+Compile: TypeAlias = Callable[[Any, Sequence[Any]], Callable[..., Any]]
 MakeChain: TypeAlias = Callable[[list[Tensor]], GradientTransformation]
 
 
@@ -176,15 +177,13 @@ class BundleFunction:
         except AwaitedSumError as awaited:
             return awaited.result()
         late_terms = _late_terms(run)
-        run.late_sums.clear()  # the step completes these sums
         run.end()
-        outputs: dict[Any, Tensor] = {}
-        outputs.update(self._new_shared(run))
-        outputs.update(self._new_equal(leaves))
-        outputs.update(late_terms)
-        write = functools.partial(
-            _write, run, leaves, memory_of_arguments, self.signature.equal
-        )
+        outputs: dict[Any, Tensor] = {
+            **self._new_shared(run),
+            **self._new_equal(leaves),
+            **late_terms,
+        }
+        write = functools.partial(self._write, run, leaves, memory_of_arguments)
         return PhaseResult(list(outputs.values()), tuple(outputs), None, write)
 
     def _memory_of(self, leaves: list[Leaf]) -> set[Any]:
@@ -269,14 +268,43 @@ class BundleFunction:
         return shared
 
     def _new_equal(self, leaves: list[Leaf]) -> dict[EqualSlot, Tensor]:
-        """New values of the slots that are equal in all leaves."""
+        """Return the new values of the slots that are equal in all leaves."""
         equal: dict[EqualSlot, Tensor] = {}
-        for path, slots in leaves[0].new.items():
-            keys = leaves[0].layout.slots[path]
-            for slot, value in slots.items():
-                if keys[slot] in self.signature.equal:
-                    equal[EqualSlot(keys[slot])] = value.clone()
+        for key, value in _slots_by_key(leaves[0]):
+            if key in self.signature.equal:
+                equal[EqualSlot(key)] = value.clone()
         return equal
+
+    def _write(self, run: TracedRun, leaves: list[Leaf], taken: set[Any]) -> None:
+        """Write new slots and parameters in place, after all of them have been computed.
+
+        Values in the memory of the arguments, `taken`, are copied first, or writing could change them.
+        """
+
+        def outside(leaf: Leaf, value: Tensor) -> Tensor:
+            return run.copied(leaf, value) if memory_of(value) in taken else value
+
+        new_slots: list[list[tuple[Tensor, Tensor]]] = []
+        for leaf in leaves:
+            pairs: list[tuple[Tensor, Tensor]] = []
+            for key, value in _slots_by_key(leaf):
+                if key not in self.signature.equal:
+                    pairs.append((leaf.state[key], outside(leaf, value)))
+            new_slots.append(pairs)
+        updates = [outside(leaf, cast("Tensor", leaf.result())) for leaf in leaves]
+        for leaf, pairs, update in zip(leaves, new_slots, updates, strict=True):
+            for old, value in pairs:
+                old.copy_(value)
+            param = leaf.inputs[1]
+            param.copy_(param + update)
+
+
+def _slots_by_key(leaf: Leaf) -> Iterator[tuple[str, Tensor]]:
+    """Yield the new slots of a leaf with their keys in its state."""
+    for path, slots in leaf.new.items():
+        keys = leaf.layout.slots[path]
+        for slot, value in slots.items():
+            yield keys[slot], value
 
 
 def _next_by_name(
@@ -291,60 +319,24 @@ def _ignore(leaf: Leaf) -> None:
 
 
 def _late_terms(run: TracedRun) -> dict[LateTerm, Tensor]:
-    """Return the leaves' terms of the sums that this step does not read."""
+    """Return the leaves' terms of the sums that this step does not read, and which the step completes."""
     late_terms: dict[LateTerm, Tensor] = {}
-    for (path, name), late_sum in run.late_sums.items():
-        for leaf, term in late_sum.terms.items():
-            key = LateTerm(path, name, late_sum.finish, leaf)
-            late_terms[key] = term.clone()
+    for name, place in run.late_sums.items():
+        for leaf, term in run.late_terms[name].items():
+            late_terms[place._replace(leaf=leaf)] = term.clone()
+    run.late_sums.clear()
     return late_terms
-
-
-def _write(
-    run: TracedRun, leaves: list[Leaf], taken: set[Any], returned: Collection[str]
-) -> None:
-    """Write new slots, except the returned ones, and parameters in place, after all of them have been computed.
-
-    Args:
-        run: The run that has computed them.
-        leaves: The leaves, with their results.
-        taken: The memory of the arguments. Values there are copied first, or writing could change them.
-        returned: The keys of the slots that the program returns.
-    """
-    new_slots = [_new_slots(run, leaf, taken, returned) for leaf in leaves]
-    updates: list[Tensor] = []
-    for leaf in leaves:
-        update = leaf.result()
-        assert update is not None
-        updates.append(_outside(taken, run, leaf, update))
-    for leaf, slots, update in zip(leaves, new_slots, updates, strict=True):
-        for old, value in slots:
-            old.copy_(value)
-        param = leaf.inputs[1]
-        param.copy_(param + update)
-
-
-def _new_slots(
-    run: TracedRun, leaf: Leaf, taken: set[Any], returned: Collection[str]
-) -> list[tuple[Tensor, Tensor]]:
-    """Return the pairs of old and new slots to be written."""
-    pairs: list[tuple[Tensor, Tensor]] = []
-    for path, slots in leaf.new.items():
-        keys = leaf.layout.slots[path]
-        for slot, value in slots.items():
-            key = keys[slot]
-            if key not in returned:
-                pairs.append((leaf.state[key], _outside(taken, run, leaf, value)))
-    return pairs
-
-
-def _outside(taken: set[Any], run: TracedRun, leaf: Leaf, value: Tensor) -> Tensor:
-    """Return a value outside of the taken memory: itself, or a copy."""
-    return run.copied(leaf, value) if memory_of(value) in taken else value
 
 
 class TracedPhase(Phase):
     """A phase of a program, which is traced once for all sizes and compiled by a back end.
+
+    Args:
+        run: The function to trace.
+        common: Examples of the arguments that all leaves share.
+        leaves: Examples of the arguments of leaves, which follow one another.
+        width: The number of leaves.
+        flat: Whether operations are elementwise, so that only the lengths of leaves differ: their first dimension.
 
     Attributes:
         reads_only_memory: Whether the shapes of a leaf's tensors after its parameter do not matter, only their memory.
@@ -357,7 +349,8 @@ class TracedPhase(Phase):
         self,
         run: RunPhase,
         common: list[Tensor],
-        leaves: list[list[Tensor]],
+        leaves: list[Tensor],
+        width: int,
         flat: bool,
     ):
         self._tracer = torch_names.SymbolicTracer()
@@ -365,7 +358,10 @@ class TracedPhase(Phase):
         self._common: list[Tensor] = []
         for tensor in common:
             self._common.append(self._tracer.fixed(_distinct(tensor)))
-        self._leaves = [self._stand_ins(of_leaf) for of_leaf in leaves]
+        per_leaf = len(leaves) // width
+        self._leaves: list[list[Tensor]] = []
+        for start in range(0, len(leaves), per_leaf):
+            self._leaves.append(self._stand_ins(leaves[start : start + per_leaf]))
         # The positions of 0-d arguments among the leaves' arguments.
         self._number_slots: list[int] = []
         self._of_bundle: Any = None
@@ -374,8 +370,8 @@ class TracedPhase(Phase):
         self._suits_kernel: Callable[[Sequence[Tensor]], bool] | None = None
         self._trace(run, self._leaves[0])
         # A program with sums also adds the terms of its leaves. Rules may depend on lengths, which may differ.
-        adds_terms = self.operation is not None and len(leaves) > 1
-        if adds_terms or not self.fits(_concatenated(leaves)):
+        adds_terms = self.operation is not None and width > 1
+        if adds_terms or not self.fits(leaves):
             self._trace(run, _concatenated(self._leaves))
 
     def _stand_ins(self, leaf: list[Tensor]) -> list[Tensor]:
@@ -443,7 +439,7 @@ class TracedPhase(Phase):
                 names.append(name._replace(leaf=str(i)))
         self.names = tuple(names)
 
-    def compile(self, compiler: Compiler) -> None:
+    def compile(self, compile: Compile) -> None:
         """Compile the graph as three functions.
 
         The first computes the scalars that follow from those of the step, such as a bias correction, once per step and
@@ -461,24 +457,17 @@ class TracedPhase(Phase):
         leaves = arguments[count:]
         of_step, step_arguments = hoist(self._graph, common, leaves[0])
         # The kernel receives only those scalars of the step that it still uses.
-        prepared: list[Any] = []
-        prepared_copies: list[Any] = []
-        unused: list[Any] = []
-        for node, copy in zip(common, of_step.numbers, strict=True):
-            if node.users:
-                prepared.append(node)
-                prepared_copies.append(copy)
-            else:
-                unused.append(node)
-        self._numbers = StepNumbers(of_step, prepared_copies, self._graph)
-        for node in unused:
+        copy_of = dict(zip(common, of_step.numbers, strict=True))
+        used = [node for node in common if node.users]
+        copies = [copy_of[node] for node in used]
+        self._numbers = StepNumbers(of_step, copies, self._graph)
+        for node in set(common).difference(used):
             graph.erase_node(node)
-        prepared += step_arguments
-        self._compile_kernel(compiler, prepared, leaves)
+        self._compile_kernel(compile, [*used, *step_arguments], leaves)
         del self._graph
 
     def _compile_kernel(
-        self, compiler: Compiler, prepared: list[Any], leaves: list[Any]
+        self, compile: Compile, prepared: list[Any], leaves: list[Any]
     ) -> None:
         """Compile the functions that depend on leaves; `prepared` contains the nodes of the leading arguments."""
         number_slots: list[Any] = []
@@ -492,9 +481,9 @@ class TracedPhase(Phase):
         with self._tracer.compiling():
             if bundle_arguments:
                 module = module_of(of_bundle, self._graph)
-                self._of_bundle = compiler.compiled(module, _examples(arguments))
+                self._of_bundle = compile(module, _examples(arguments))
             examples = _examples([*prepared, *bundle_arguments])
-            self._kernel = compiler.compiled(self._graph, [*examples, *leaves_of_all])
+            self._kernel = compile(self._graph, [*examples, *leaves_of_all])
         self._suits_kernel = self._tracer.assumptions(leaves_of_all)
         self.reads_only_memory = torch_names.reads_only_memory(
             self._kernel, self._names_of_params(leaves)
@@ -552,9 +541,7 @@ class BundleProgram:
 
     Args:
         function: The step of a bundle.
-        common: Examples of the arguments that all leaves share.
-        leaves: Examples of the leaves' arguments.
-        flat: Whether operations are elementwise, so that only the lengths of leaves differ: their first dimension.
+        common, leaves, flat: As in `TracedPhase`.
     """
 
     def __init__(
@@ -565,7 +552,7 @@ class BundleProgram:
         flat: bool,
     ):
         width = function.signature.width
-        make_phase = functools.partial(_make_phase, width=width, flat=flat)
+        make_phase = functools.partial(TracedPhase, width=width, flat=flat)
         self.phases = phases_of(function, common, leaves, make_phase)
         self._known_to_fit: dict[tuple[torch.Size, ...], bool] = {}
 
@@ -581,19 +568,7 @@ class BundleProgram:
         """Whether the program may process a leaf in parts."""
         return all(each.runs_in_parts for each in self.phases)
 
-    def compile(self, compiler: Compiler) -> None:
+    def compile(self, compile: Compile) -> None:
         for each in self.phases:
-            each.compile(compiler)
+            each.compile(compile)
         self._known_to_fit.clear()  # the compiler may have assumed more
-
-
-def _make_phase(
-    run: RunPhase, common: list[Tensor], leaves: list[Tensor], width: int, flat: bool
-) -> TracedPhase:
-    """Create a phase for a bundle of `width` leaves, whose arguments follow one another in `leaves`."""
-    per_leaf = len(leaves) // width
-    by_leaf: list[list[Tensor]] = []
-    for i in range(width):
-        start = i * per_leaf
-        by_leaf.append(leaves[start : start + per_leaf])
-    return TracedPhase(run, common, by_leaf, flat)

@@ -1,0 +1,144 @@
+"""Families of leaves that may share a program, and the recordings with which engines plan."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradtx.base.complex_views import as_real
+from gradtx.base.dtensor import is_sharded, local
+from gradtx.execution.execute import Leaf
+from gradtx.execution.phases import phases_of
+from gradtx.optim._member import Member
+from gradtx.optim._step_input import StepInput
+from gradtx.optim.engine.signature import LeafKind, Signature
+from gradtx.optim.engine.trace import BundleFunction
+from gradtx.optim.engine.windows import cut
+from gradtx.programs.bundle import ListPhase, phases_of_shards
+from gradtx.programs.planner import probes
+from gradtx.programs.terms import numbers_in
+
+Pairs = list[tuple[Member, Leaf]]
+
+
+@dataclass(frozen=True)
+class Family:
+    """Leaves with the same group, count and kind in a step.
+
+    Attributes:
+        kind: Their common properties.
+        signature: The arguments of their programs.
+        pairs: The parameters and their leaves.
+        step_input: The step.
+    """
+
+    kind: LeafKind
+    signature: Signature
+    pairs: Pairs
+    step_input: StepInput
+
+    @classmethod
+    def of(cls, kind: LeafKind, pairs: Pairs, step_input: StepInput) -> Family:
+        return cls(kind, Signature.of(*pairs[0], kind, step_input), pairs, step_input)
+
+    def some(self, pairs: Pairs) -> Family:
+        """Return a family of some of the leaves."""
+        return dataclasses.replace(self, pairs=pairs)
+
+    def signed(self, **changes: Any) -> Family:
+        """Return the same leaves for programs with other arguments."""
+        signature = dataclasses.replace(self.signature, **changes)
+        return dataclasses.replace(self, signature=signature)
+
+    @property
+    def members(self) -> list[Member]:
+        return [member for member, _ in self.pairs]
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """The key of the family's programs, among those of the same chain."""
+        return self._structure(), self.kind, *self.signature.key()
+
+    def _structure(self) -> Any:
+        return self.step_input.structures[self.pairs[0][0].group]
+
+    def function(self) -> BundleFunction:
+        """Return the step of leaves as a function of flat arguments."""
+        view = self.step_input.views[self.pairs[0][0].group]
+        return BundleFunction(self.signature, view.chain_of(self._structure()))
+
+    def scalars(self) -> list[Tensor]:
+        """Return 0-d tensors with the dtypes of the arguments that all leaves share, in the order of `Signature`."""
+        signature = self.signature
+        dtypes = [torch.int64, torch.int64]
+        if signature.scaled:
+            dtypes += [torch.float64, torch.bool]
+        dtypes += [torch.float64] * signature.numbers
+        dtypes += signature.shared.values()
+        dtypes += signature.equal.values()
+        dtypes += signature.scalars.values()
+        return [torch.empty((), dtype=dtype) for dtype in dtypes]
+
+    def arguments(self, member: Member, leaf: Leaf) -> list[Tensor]:
+        """Return the arguments of a leaf, of which only dtypes and shapes matter."""
+        tensors: list[Any] = [
+            member.param,
+            *(member.state[key] for key in self.signature.slots_by_leaf),
+            member.param.grad,
+        ]
+        tensors.extend(
+            tree[leaf.name]
+            for tree in self.step_input.trees.values()
+            if tree[leaf.name] is not None
+        )
+        return [as_real(local(tensor)) for tensor in tensors]
+
+    def record(self, tensors: list[Tensor]) -> list[ListPhase]:
+        """Record the list program for these arguments."""
+        function, scalars = self.function(), self.scalars()
+        if self.signature.has_owners:
+            return phases_of_shards(function, scalars, tensors)
+        return phases_of(function, scalars, tensors, ListPhase)
+
+    def recorded(self, tensors: list[Tensor]) -> list[ListPhase]:
+        """Record the list program for these arguments; return an empty list if that is impossible."""
+        try:
+            return self.record(tensors)
+        except Exception:
+            # Where a program is required, recording it again raises the error.
+            return []
+
+    def operations(self, tensors: list[Tensor]) -> list[Any]:
+        """Return the operations of the program for these arguments with their Python scalars; see `numbers_in`."""
+        return [numbers_in(each.recording.graph) for each in self.recorded(tensors)]
+
+    def reads_shape(self, member: Member, leaf: Leaf) -> bool:
+        """Whether the program of an elementwise leaf depends on its shape beyond the number of entries.
+
+        The program of a shard must not depend on that number either, since it is not that of the whole leaf.
+        """
+        family = self.signed(width=1, padded=False)
+        tensors = family.arguments(member, leaf)
+        is_coded = self.signature.layout.codes
+        # The slots of coded leaves have several shapes, so there are no examples in other shapes.
+        examples = [tensors] if is_coded else list(probes(tensors))
+        compared: list[tuple[list[Tensor], list[Tensor]]] = []
+        for example in examples if tensors[0].ndim > 1 else ():
+            compared.append((example, first_entries(example, example[0].numel())))
+        if is_sharded(member.param):
+            compared.append((tensors, examples[-1]))
+        return any(
+            family.operations(one) != family.operations(other)
+            for one, other in compared
+        )
+
+
+def first_entries(tensors: list[Tensor], count: int) -> list[Tensor]:
+    """Return the arguments for the first entries of a leaf, as vectors."""
+    size = tensors[0].numel()
+    flat = [tensor.reshape(-1) if tensor.ndim else tensor for tensor in tensors]
+    return [cut(tensor, slice(0, count), size) for tensor in flat]
