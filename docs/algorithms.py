@@ -104,11 +104,7 @@ def paper(factory: Any) -> str:
 
 def required(factory: Any) -> dict[str, Any]:
     """Return example values for the arguments without a default."""
-    return {
-        argument.name: factory.spec.example[argument.name]
-        for argument in arguments(factory)
-        if argument.required
-    }
+    return factory.spec.arguments.sample()
 
 
 def arguments(factory: Any) -> list[Any]:

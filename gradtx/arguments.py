@@ -284,6 +284,19 @@ class Argument:
             )
         return value
 
+    def sample(self) -> Any:
+        """Return a valid value.
+
+        Raises:
+            TypeError: If the argument is not a number.
+        """
+        if self.kind not in ("scalar", "int"):
+            raise TypeError(f"{self.owner}: give {self.name!r} a default")
+        for value in (0.5, 1, 12):
+            if value in self.range:
+                return int(value + 0.5) if self.kind == "int" else float(value)
+        raise TypeError(f"{self.owner}: give {self.name!r} a default")
+
     def check_written(self, value: Any) -> Any:
         """Check a value that torch or its schedulers may have written.
 
@@ -523,6 +536,10 @@ class Arguments:
             else:
                 bound[argument.name] = argument.default
         return bound
+
+    def sample(self) -> dict[str, Any]:
+        """Return values for the required arguments with which the factory can be called."""
+        return {each.name: each.sample() for each in self.all if each.required}
 
     def _values_by_name(
         self, args: tuple[Any, ...], kwargs: Mapping[str, Any]

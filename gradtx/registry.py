@@ -156,14 +156,14 @@ def optimizer_class(
     that defines the alias.
 
     Args:
-        alias: A function decorated with `gradtx.alias`. Arguments without a default must be in its `example`.
+        alias: A function decorated with `gradtx.alias`. Arguments without a default must be numbers.
 
     Returns:
         A class that accepts `params`, the arguments of the alias and those of `as_optimizer`. Its name is the alias's
         in CamelCase, or its `class_name`. For an alias of gradtx, the class in `gradtx.optim`.
 
     Raises:
-        TypeError: If `alias` is not an alias, or if its `example` lacks an argument.
+        TypeError: If `alias` is not an alias, or if it has a required argument that is not a number.
         ValueError: If gradtx has another optimizer of this name.
 
     Example:
@@ -187,13 +187,7 @@ def optimizer_class(
     ours = CLASSES.get(spec.name)
     if ours is not None and ours._alias is alias:
         return ours
-    example: Any = {} if callable(spec.example) else spec.example
-    for argument in spec.arguments.all:
-        if argument.required and argument.name not in example:
-            raise TypeError(
-                f"optimizer_class: {spec.name} requires {argument.name!r}: give it a default, or pass "
-                f"example={{{argument.name!r}: ...}} to @gradtx.alias"
-            )
+    spec.arguments.sample()  # raises an error for a required argument that is not a number
     names_of_ours = class_names()
     for name in (spec.name, spec.class_name):
         if plain(name) in names_of_ours:

@@ -52,9 +52,6 @@ EXTRA_KINDS = {"leaf", "scalar", "tensors", "leaf?", "scalar?", "tensors?"}
 Bound: TypeAlias = dict[str, Any]  # a call's arguments by name
 # The number of dimensions of a leaf, or the minimum and maximum.
 Dims: TypeAlias = int | tuple[int, float] | None
-# Returns arguments of a combinator around this transformation.
-Example: TypeAlias = Callable[[GradientTransformation], Bound]
-
 
 # Have the shapes of real leaves.
 REAL_EXTRAS = frozenset(("hessian_diag", "grad_fn", "value_fn"))
@@ -70,20 +67,16 @@ class Options(TypedDict, total=False):
     check: Callable[[Bound, str, torch.Size, Mapping[str, Any]], None] | None
     shared: Mapping[str, Any] | Callable[[Bound], Mapping[str, Any]]
     summed: Mapping[str, Callable[[Tensor], Tensor]]
-    sums_of_leaf: bool
     agree: tuple[str, ...]
     ahead: tuple[str, ...]
     lr_role: str | None
-    follows_rate: bool
+    rate: str | None
     rounds: bool
     dims: Dims | Callable[[Bound], Dims]
-    determined: bool | Callable[[Bound], bool]
-    compiles: bool | Callable[[Bound], bool] | None
-    lists: Callable[[Bound, torch.Size], bool] | None
+    compiles: bool | str | Callable[[Bound], bool | str] | None
     random: bool | Callable[[Bound], bool]
     whole: bool | str | Callable[[Bound], bool | tuple[str, ...]]
     wire: Callable[[Bound], torch.dtype | None] | None
-    example: Any
     class_name: str
 
 
@@ -95,20 +88,16 @@ _DEFAULTS: Options = {
     "check": None,
     "shared": {},
     "summed": {},
-    "sums_of_leaf": False,
     "agree": (),
     "ahead": (),
     "lr_role": None,
-    "follows_rate": False,
+    "rate": None,
     "rounds": False,
     "dims": None,
-    "determined": True,
     "compiles": None,
-    "lists": None,
     "random": False,
     "whole": False,
     "wire": None,
-    "example": {},
     "class_name": "",
 }
 
@@ -140,10 +129,9 @@ class Spec:
         self.arguments = Arguments(self.name, function, is_alias=kind == "alias")
         if kind == "alias" and not is_users(function):
             self.arguments.class_name = self.class_name
-        self.example = self._options["example"]
         self.lr_role = self._options["lr_role"]
         self.rounds = self._options["rounds"]
-        self.follows_rate = self._options["follows_rate"]
+        self.follows_rate = self._options["rate"] == "after"
         self.elementwise = self._options["elementwise"]
         self.check = self._options["check"]
         self.ahead = self._options["ahead"]
@@ -173,10 +161,6 @@ class Spec:
         dims = self.option("dims", arguments)
         return (dims, dims) if isinstance(dims, int) else dims
 
-    def determined(self, arguments: Bound) -> bool:
-        """Whether results do not depend on choices that rounding determines."""
-        return self.option("determined", arguments)
-
     def rule(self, functions: Functions, arguments: Bound) -> Rule:
         """Return the rule for these argument values."""
         options = self._options
@@ -200,19 +184,19 @@ class Spec:
             shared,
             elementwise=self.option("elementwise", arguments),
             takes_complex=self._takes_complex(arguments),
-            compiles=compiles and "grad_fn" not in self.needs,
+            compiles=compiles is True and "grad_fn" not in self.needs,
             agree={name: arguments[name] for name in options["agree"]},
             dims=self.dims(arguments),
             seed=arguments["seed"] if draws else None,
             readable=_are_readable(arguments),
             slots=functions.slots,
             summed=summed,
-            sums_of_leaf=options["sums_of_leaf"],
-            whole=whole if isinstance(whole, bool | str) else True,
+            sums_of_leaf=whole == "sums",
+            whole=_runs_whole(whole),
             owner_reads=self._owner_reads(whole, arguments),
             wire=self.option("wire", arguments),
             check=_with_arguments(self.check, arguments),
-            lists=_with_arguments(options["lists"], arguments),
+            lists=_every_shape if compiles == "lists" else None,
         )
 
     def _takes_complex(self, arguments: Bound) -> bool:
@@ -263,7 +247,7 @@ class Spec:
                 f"{self.name}: must return a transformation, such as chain(...), got {describe(returned)}"
             )
         functions = Functions.of(returned, self.name)
-        if self._options["whole"] not in (False, "shape"):
+        if self._options["whole"] not in (False, "shape", "sums"):
             self._check_runs_at_owner(functions)
         return functions
 
@@ -336,6 +320,17 @@ def _checked_extras(name: str, extras: Any) -> dict[str, str]:
 def _required(extras: Mapping[str, str]) -> list[str]:
     """Return the extras that the caller must pass."""
     return [name for name, kind in extras.items() if not kind.endswith("?")]
+
+
+def _every_shape(shape: torch.Size) -> bool:
+    return True
+
+
+def _runs_whole(whole: bool | str | tuple[str, ...]) -> bool | str:
+    """Return the form of `whole` that operations read; a tuple of inputs stands for True."""
+    if whole == "sums":
+        return False
+    return whole if isinstance(whole, bool | str) else True
 
 
 def _with_arguments(function: Any, arguments: Bound) -> Any:
@@ -832,27 +827,21 @@ def per_tensor(function: Any = None, /, **options: Any) -> Any:
         ahead: Hyperparameters that the function receives as a pair: the current value and, for a schedule, the value
             for the next update.
         owns_lr: The update is final, including its sign; no later link may apply a learning rate or decay.
-        before_owner: The link must not follow a link that owns the learning rate.
-        follows_rate: The link processes the final step: `as_optimizer` warns if a learning rate or decay follows it.
-        compiles: False for a rule that always runs in eager steps, which can skip work that is not due, even with the
-            adapter's `compile=True`; or a function of the arguments that returns this. Random rules default to False;
-            with True, only `init` may draw, since noise depends on the leaf's name, which a program for many leaves
-            does not know.
-        lists: For a rule with `compiles=False`, a function `(arguments, shape)` that returns whether programs over
-            lists may run it for leaves of this shape. They skip work that is not due, and are used only if the host
-            knows all scalars.
+        rate: "before" for a link that must not follow a link that owns the learning rate; "after" for one that
+            processes the final step: `as_optimizer` warns if a learning rate or decay follows it.
+        compiles: "lists" for a rule that only programs over lists may run, which skip work that is not due, even with
+            the adapter's `compile=True`; False for one that always runs for each leaf alone; or a function of the
+            arguments that returns this. Random rules default to False; with True or "lists", only `init` may draw,
+            since noise depends on the leaf's name, which a program for many leaves does not know.
         dims: The number of dimensions of a leaf, or a pair of the minimum and maximum, or a function of the arguments
             that returns either; other leaves raise an error with their name.
-        determined: False, or a function of the arguments that returns False, if results depend on a basis that
-            rounding determines (eigenvectors of equal eigenvalues). The conformance tests then compare neither batched
-            runs nor difference quotients.
         random: Whether to add `ctx.rng` (and a second argument to `init`), with `normal(like)` and `rademacher(like)`;
             or a function of the arguments that returns this.
-        example: Arguments with which the conformance tests call the factory.
         whole: Whether `update` needs the full tensor of a sharded leaf. If so, one rank, its owner, gathers all shards,
             runs the rule once, keeps its slots, and sends the result back. The rule must not yield, share values or
             read `ctx.grad`. A function of the arguments returns a bool, or the inputs that the rule reads in addition
-            to the update: ("param",) or (). "shape" for a rule that needs only the full shape.
+            to the update: ("param",) or (). "shape" for a rule that needs only the full shape; "sums" for one that
+            yields `OfLeaf`, sums over the entries of its leaf.
         wire: A function of the arguments that returns the dtype in which collectives send the update, or None for its
             own dtype. The rule must convert its input to this dtype at once, and the dtype must represent the result
             exactly.
@@ -884,7 +873,7 @@ def whole_tree(function: Any = None, /, **options: Any) -> Any:
 
     Like `per_tensor`, but `init(params)` and `update(updates, state, params, ctx)` receive dicts keyed by leaf name
     instead of tensors. The state is a dict of slots (dicts keyed by leaf name) and 0-d tensors. `ctx.grad_fn(params)`
-    accepts and returns such dicts. The options are `needs`, `extras` and `example`.
+    accepts and returns such dicts. The options are `needs` and `extras`.
     """
     return _decorated("whole_tree", "tree", function, options)
 
@@ -898,8 +887,8 @@ def alias(function: Any = None, /, **options: Any) -> Any:
 
     The alias owns its arguments as hyperparameters. Its body runs again with each step's values, so that values
     derived from them remain correct. The alias also accepts `maximize` (negates the gradient before any link) and
-    `state_dtype` (for all inner links). The options are `example` of `per_tensor`, and `class_name`, the name of its
-    class in `gradtx.optim` if it differs from the function's name in CamelCase (`adam_atan2`: `AdamAtan2`).
+    `state_dtype` (for all inner links). Its only option is `class_name`, the name of its class in `gradtx.optim` if it
+    differs from the function's name in CamelCase (`adam_atan2`: `AdamAtan2`).
 
     Example:
         >>> @gradtx.alias
@@ -914,9 +903,7 @@ def alias(function: Any = None, /, **options: Any) -> Any:
 @overload
 def combinator(function: Callable[P, Any], /) -> Factory[P]: ...
 @overload
-def combinator(
-    *, example: Example = ..., **options: Any
-) -> Callable[[Callable[P, Any]], Factory[P]]: ...
+def combinator(**options: Any) -> Callable[[Callable[P, Any]], Factory[P]]: ...
 def combinator(function: Any = None, /, **options: Any) -> Any:
     """Create a combinator: a factory with transformations among its arguments, whose function returns a `Frame`.
 
@@ -928,14 +915,12 @@ def combinator(function: Any = None, /, **options: Any) -> Any:
         extras: Other extras, as in `per_tensor`.
         owns_lr: The update is final, including its sign; no later link may apply a learning rate or decay.
         rounds: The updates yield weights that are already rounded; only `record` may follow.
-        determined: Whether results do not depend on choices that rounding determines, as in `per_tensor`.
-        example: A function of an inner transformation that returns arguments for the conformance tests.
 
     Raises:
         TypeError: If an option is unknown, or if an argument has no annotation.
 
     Example:
-        >>> @gradtx.combinator(example=lambda tx: {"tx": tx})
+        >>> @gradtx.combinator
         ... def amplified(tx: gradtx.GradientTransformation, factor: gradtx.Scalar = 2.0):
         ...     return gradtx.Frame(
         ...         tx, leave=lambda update, state, param, ctx: (factor * update, state)
@@ -952,15 +937,21 @@ REPLACED_OPTIONS = {
     "ranges": "write the interval beside the type: beta: Annotated[gradtx.Scalar, '[0, 1)']",
     "nonnegative": "let the rule return a dict of slots in place of init: {'exp_avg_sq': gradtx.slots.square()}",
     "kinds": "let the rule return a dict of slots in place of init: {'exp_avg': gradtx.slots.linear()}",
+    "lists": "pass compiles='lists'",
+    "before_owner": "pass rate='before'",
+    "follows_rate": "pass rate='after'",
+    "sums_of_leaf": "pass whole='sums'",
+    "example": "give the arguments where the tests call the factory",
+    "determined": "say in the tests what they compare",
     "static": "annotate the argument: gradtx.Static[int]",
     "any_length": "annotate the argument: gradtx.AnyLength[gradtx.Decays]",
 }
 _OPTIONS = {
-    "rule": "elementwise takes_complex needs extras check shared agree ahead owns_lr before_owner follows_rate dims"
-    " determined compiles lists random summed sums_of_leaf whole wire example",
-    "tree": "needs extras example",
-    "alias": "class_name example",
-    "combinator": "needs extras owns_lr rounds determined example",
+    "rule": "elementwise takes_complex needs extras check shared agree ahead owns_lr rate dims compiles"
+    " random summed whole wire",
+    "tree": "needs extras",
+    "alias": "class_name",
+    "combinator": "needs extras owns_lr rounds",
 }
 
 
@@ -974,7 +965,7 @@ def _decorated(
             raise TypeError(f"{name}: unknown option {option!r}; {remedy}")
     if options.pop("owns_lr", False):
         options["lr_role"] = "owner"
-    if options.pop("before_owner", False):
+    if options.get("rate") == "before":
         options["lr_role"] = "before owner"
     declared = cast("Options", options)
 

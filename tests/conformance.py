@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils import _pytree
 
 import gradtx
+from tests.examples import example_of, is_determined
 
 # Trees.
 
@@ -237,7 +238,7 @@ class Case(NamedTuple):
         waiting = list(self.example._links())
         for link in waiting:
             waiting.extend(link._inner_links())
-        return all(link._spec.determined(link._arguments) for link in waiting)
+        return all(map(is_determined, waiting))
 
     def floats(self) -> list[Float]:
         """Its float hyperparameters, and those of transformations among its arguments, where they can be changed."""
@@ -303,9 +304,8 @@ def factories() -> list[Any]:
 
 
 def example(factory: Any) -> dict[str, Any]:
-    """Arguments for a factory, from its decorator."""
-    declared = factory.spec.example
-    return dict(declared(gradtx.adam()) if callable(declared) else declared)
+    """Arguments for a factory."""
+    return example_of(factory)
 
 
 @functools.cache

@@ -1,5 +1,7 @@
 """Fixtures that several folders share."""
 
+import fnmatch
+import functools
 import logging
 from pathlib import Path
 
@@ -33,7 +35,32 @@ SLOW = (
     "users/test_optimizer_research.py",
 )  # fmt: skip
 
+# Whole tests that take 4 s or more and that others repeat on smaller chains; `make test-all` runs them.
+NIGHTLY = (
+    "combinators/test_precision.py::test_noise_follows_the_places_of_entries_in_any_layout",
+    "distributed/test_release.py::test_compiled_programs_step_shards_during_backward",
+    "fuzz/test_fuzz.py::test_random_chains_compile*",
+    "fuzz/test_fuzz.py::test_random_chains_skip_gradients*",
+    "optim/test_compiled.py::test_every_alias_compiled_equals_eager[[]stable_spam]",
+    "optim/test_compiled.py::test_every_alias_compiled_equals_eager[[]muown]",
+    "optim/test_compiled.py::test_every_alias_compiled_equals_eager[[]amos]",
+    "optim/test_compiled.py::test_many_small_leaves_share_a_bundle_and_its_sums*",
+    "optim/test_complex.py::test_compiled_steps_equal_the_default*",
+    "optim/test_grad_scaler.py::test_compiled_steps_under_a_scaler_equal_eager_ones_and_compile_once[[]design]",
+    "optim/test_parts_and_shapes.py::test_large_leaves_of_the_library_s_own_chains_are_updated_in_parts[[]int8*",
+    "optim/test_parts_and_shapes.py::test_no_elementwise_chain_of_the_library_reads_the_shape[[]int8]",
+    "optim/test_storage.py::test_an_optimizer_equals_pure_use[[]traced-int4]",
+    "optim/test_storage.py::test_an_optimizer_equals_pure_use[[]traced-float8]",
+    "optim/test_storage.py::test_chains_of_all_kinds_step_with_codes[[]traced-accumulate]",
+    "test_conformance_func.py::test_a_whole_step_through_inductor_equals_eager",
+    "test_examples.py::test_the_example_runs_draws_its_plot_and_ends_with_its_figures[[]ensemble_rates]",
+    "test_examples.py::test_the_example_runs_draws_its_plot_and_ends_with_its_figures[[]maml_sine]",
+    "test_optax_names.py::test_calls_that_are_said_to_be_equal_give_the_same_updates",
+    "test_typed.py::*[[]found_by_mypy*",
+)
 
+
+@functools.cache  # a path has hundreds of cases
 def _is_slow(path):
     return any(path == TESTS / name or TESTS / name in path.parents for name in SLOW)
 
@@ -50,6 +77,9 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if _is_slow(item.path):
             item.add_marker(pytest.mark.slow)
+        name = item.nodeid.removeprefix("tests/")
+        if any(fnmatch.fnmatchcase(name, pattern) for pattern in NIGHTLY):
+            item.add_marker(pytest.mark.nightly)
     mark_nightly(items)
 
 

@@ -445,7 +445,7 @@ def is_alone(case) -> bool:
         links.extend(link._inner_links())
     for link in links:
         body, options = link._body, link._spec._options
-        sums = inspect.isgeneratorfunction(getattr(body, "update", None)) and not options["sums_of_leaf"]
+        sums = inspect.isgeneratorfunction(getattr(body, "update", None)) and options["whole"] != "sums"
         if sums or options["shared"] or options["random"] or link._spec.kind == "tree":
             return False
     return case.factory.__name__ not in SCHEDULED and case.is_determined()

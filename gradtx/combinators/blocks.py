@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
-
-import torch
-from torch import Tensor
 
 from gradtx.arguments import Static
 from gradtx.base.selectors import Selector, Where, check_not_empty
@@ -57,15 +54,7 @@ def _check_space(scope: Scope, name: str, operations: list[Any]) -> None:
         )
 
 
-def _halves(x: Tensor) -> Sequence[Tensor]:
-    return x.tensor_split(2) if x.ndim else [x]
-
-
-def _rejoined(halves: Sequence[Tensor]) -> Tensor:
-    return halves[0] if len(halves) == 1 else torch.cat(list(halves))
-
-
-@combinator(example=lambda tx: {"tx": tx, "view": (_halves, _rejoined)})
+@combinator
 def blocks(
     tx: GradientTransformation,
     where: Static[Where] = "*",

@@ -12,7 +12,7 @@ from gradtx.transform import GradientTransformation, check_transformation
 __all__ = ["accumulate", "skip_nonfinite"]
 
 
-@combinator(example=lambda tx: {"tx": tx, "every": 2})
+@combinator
 def accumulate(tx: GradientTransformation, every: Count):
     r"""Average the gradients of `every` calls and update once.
 
@@ -68,7 +68,7 @@ def accumulate(tx: GradientTransformation, every: Count):
     return Frame(tx, init, enter, clock=clock, takes_none="acc", agree={"every": every})
 
 
-@combinator(example=lambda tx: {"tx": tx})
+@combinator
 def skip_nonfinite(tx: GradientTransformation):
     """Skip an update, including its changes to state and count, if any leaf has a non-finite entry.
 

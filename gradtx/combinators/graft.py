@@ -11,7 +11,7 @@ from gradtx.transforms._math import grafted
 __all__ = ["graft"]
 
 
-@combinator(example=lambda tx: {"direction": tx, "magnitude": tx})
+@combinator
 def graft(
     direction: GradientTransformation,
     magnitude: GradientTransformation,

@@ -6,13 +6,12 @@ from gradtx.arguments import NonNegative
 from gradtx.rules import combinator
 from gradtx.transform import GradientTransformation, chain, check_transformation
 from gradtx.transforms.layerwise import keep_norm, scale_to_radius
-from gradtx.transforms.momentum import trace_ema
 from gradtx.transforms.scaling import scale_by_learning_rate
 
 __all__ = ["hyperball"]
 
 
-@combinator(example=lambda tx: {"tx": trace_ema(0.9), "lr": 0.1})
+@combinator
 def hyperball(tx: GradientTransformation, lr: NonNegative, eps: NonNegative = 1e-12):
     r"""Take steps of a fixed fraction of a leaf's norm, and preserve that norm.
 

@@ -22,10 +22,7 @@ __all__ = ["line_search"]
 EDGE = 0.1
 
 
-@combinator(
-    needs=("params", "value_fn"),
-    example=lambda tx: {"tx": tx, "max_steps": 4, "growth": 1.5},
-)
+@combinator(needs=("params", "value_fn"))
 def line_search(
     tx: GradientTransformation,
     max_steps: Count = 10,

@@ -15,7 +15,7 @@ __all__ = ["with_lookahead"]
 MOMENTA = ("momentum_buffer", "exp_avg")
 
 
-@combinator(needs=("params",), example=lambda tx: {"tx": tx})
+@combinator(needs=("params",))
 def with_lookahead(
     tx: GradientTransformation,
     k: Count = 5,

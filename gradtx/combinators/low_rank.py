@@ -13,7 +13,7 @@ from gradtx.transforms._projection import CHOICES, Projection, ScaledView
 __all__ = ["low_rank"]
 
 
-@combinator(example=lambda tx: {"tx": tx.replace(eps=0.1), "rank": 2, "every": 2})
+@combinator
 def low_rank(
     tx: GradientTransformation,
     rank: Count,

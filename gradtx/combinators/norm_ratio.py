@@ -11,7 +11,7 @@ from gradtx.transforms._math import norm, safe_sqrt
 __all__ = ["scale_by_norm_ratio"]
 
 
-@combinator(example=lambda tx: {"tx": tx})
+@combinator
 def scale_by_norm_ratio(
     tx: GradientTransformation,
     betas: Decays = (0.95, 0.95),

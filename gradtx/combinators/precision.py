@@ -29,7 +29,7 @@ class Stored(Combinator):
         return ()
 
 
-@combinator(example=lambda tx: {"tx": tx, "state_dtype": "int8"})
+@combinator
 def with_state_dtype(
     tx: GradientTransformation,
     state_dtype: Static[StateDtype],

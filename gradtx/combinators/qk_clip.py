@@ -23,11 +23,7 @@ __all__ = ["qk_clip"]
 ROLES = ("query", "key", "query_rotary", "key_rotary")
 
 
-@combinator(
-    needs=("params",),
-    extras={"max_logits": "tensors"},
-    example=lambda tx: {"roles": {"*": ("layer", "query")}},
-)
+@combinator(needs=("params",), extras={"max_logits": "tensors"})
 def qk_clip(
     roles: Static[Mapping[str, tuple[str, str]]],
     tau: Positive = 100.0,

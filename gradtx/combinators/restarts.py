@@ -12,7 +12,7 @@ from gradtx.transform import GradientTransformation, check_transformation
 __all__ = ["restart"]
 
 
-@combinator(example=lambda tx: {"tx": tx, "every": 2})
+@combinator
 def restart(tx: GradientTransformation, every: Count, keep_clock: bool = False):
     r"""Reset a transformation to the state of its `init` before each step t with $t \bmod N = 0$.
 

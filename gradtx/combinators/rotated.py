@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from gradtx.arguments import Count, Decay, NonNegative, NonNegativeInt, Static
 from gradtx.rules import combinator
 from gradtx.transform import GradientTransformation, check_transformation
@@ -23,15 +20,7 @@ _CHOICES = {
 }
 
 
-def _full_rank(arguments: Mapping[str, Any]) -> bool:
-    """Whether leaves that reduce to one long dimension, whose statistics initially have rank 1, are not rotated."""
-    return not (arguments["merge_dims"] or arguments["precondition_1d"])
-
-
-@combinator(
-    determined=_full_rank,
-    example=lambda tx: {"inner": tx.replace(eps=0.1), "precondition_frequency": 2},
-)
+@combinator
 def rotated(
     inner: GradientTransformation,
     *,

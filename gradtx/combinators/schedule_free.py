@@ -13,16 +13,11 @@ from gradtx.rules import combinator
 from gradtx.transform import GradientTransformation, check_transformation
 from gradtx.transforms._math import quotient
 from gradtx.transforms.scaling import descend
-from gradtx.transforms.weight_decay import add_decayed_weights
 
 __all__ = ["schedule_free"]
 
 
-@combinator(
-    needs=("params",),
-    owns_lr=True,
-    example=lambda tx: {"base": add_decayed_weights(0.1), "lr": 0.1, "beta": 0.9},
-)
+@combinator(needs=("params",), owns_lr=True)
 def schedule_free(
     base: GradientTransformation,
     lr: NonNegative,

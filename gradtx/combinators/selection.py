@@ -49,7 +49,7 @@ class Fork(Combinator):
         return ()
 
 
-@combinator(example=lambda tx: {"transforms": {"a": tx}, "labels": {"a": "*"}})
+@combinator
 def partition(
     transforms: Mapping[str, GradientTransformation],
     labels: Static[Mapping[str, Any] | Callable[[str, Tensor], str]],
@@ -121,7 +121,7 @@ def _selector_of(labels: Any, branches: tuple[str, ...]) -> Selector:
     )
 
 
-@combinator(example=lambda tx: {"tx": tx, "where": "*"})
+@combinator
 def masked(tx: GradientTransformation, where: Static[Where]):
     """Send only some leaves through a transformation; the others pass unchanged.
 
@@ -159,7 +159,7 @@ class Frozen(Combinator):
         return []
 
 
-@combinator(example=lambda tx: {"where": "*"})
+@combinator
 def freeze(where: Static[Where]):
     """Leave some leaves exactly unchanged.
 

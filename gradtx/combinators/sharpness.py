@@ -82,7 +82,7 @@ def _magnitudes(params: Tree, adaptive: bool) -> Tree:
     return {name: p.abs() for name, p in params.items()}
 
 
-@combinator(needs=("grad_fn", "params"), example=lambda tx: {"base": tx})
+@combinator(needs=("grad_fn", "params"))
 def sam(
     base: GradientTransformation,
     rho: NonNegative = 0.05,
@@ -131,7 +131,7 @@ def sam(
     return _around(base, function, rho=rho, adaptive=adaptive, eps=eps)
 
 
-@combinator(needs=("grad_fn", "params"), example=lambda tx: {"base": tx})
+@combinator(needs=("grad_fn", "params"))
 def asam(
     base: GradientTransformation,
     rho: NonNegative = 0.5,
@@ -184,7 +184,7 @@ def asam(
     return _around(base, function, rho=rho, eta=eta, eps=eps, mask=mask)
 
 
-@combinator(needs=("grad_fn", "params"), example=lambda tx: {"base": tx})
+@combinator(needs=("grad_fn", "params"))
 def gsam(
     base: GradientTransformation,
     rho: NonNegative = 0.05,
@@ -243,7 +243,7 @@ def gsam(
     return _around(base, function, rho=rho, alpha=alpha, adaptive=adaptive, eps=eps)
 
 
-@combinator(needs=("grad_fn", "params"), example=lambda tx: {"base": tx})
+@combinator(needs=("grad_fn", "params"))
 def wsam(
     base: GradientTransformation,
     rho: NonNegative = 0.05,
@@ -295,7 +295,7 @@ def wsam(
     return _around(base, function, rho=rho, gamma=gamma, adaptive=adaptive, eps=eps)
 
 
-@combinator(needs=("grad_fn", "params"), example=lambda tx: {"base": tx})
+@combinator(needs=("grad_fn", "params"))
 def looksam(
     base: GradientTransformation,
     rho: NonNegative = 0.1,
@@ -377,7 +377,7 @@ def looksam(
     )
 
 
-@combinator(needs=("grad_fn", "params"), example=lambda tx: {"base": tx})
+@combinator(needs=("grad_fn", "params"))
 def friendly_sam(
     base: GradientTransformation,
     rho: NonNegative = 0.05,

@@ -17,10 +17,8 @@ from gradtx.arguments import AnyLength, Decays, NonNegative, Positive
 from gradtx.base.exact import Betas, Scalar
 from gradtx.combinators.frame import Frame, Values
 from gradtx.rules import combinator
-from gradtx.transform import GradientTransformation, chain, check_transformation
+from gradtx.transform import GradientTransformation, check_transformation
 from gradtx.transforms._math import at_least, quotient, safe_sqrt
-from gradtx.transforms.momentum import trace
-from gradtx.transforms.scaling import scale_by_learning_rate
 
 __all__ = ["mechanize", "trac"]
 
@@ -85,11 +83,7 @@ def _scale_by_learners(
     return Frame(tx, init, enter, leave, shared=shared, agree=agree)
 
 
-@combinator(
-    needs=("params",),
-    owns_lr=True,
-    example=lambda tx: {"tx": chain(trace(0.9), scale_by_learning_rate(1.0))},
-)
+@combinator(needs=("params",), owns_lr=True)
 def mechanize(
     tx: GradientTransformation,
     s_init: Positive = 1e-8,
@@ -160,11 +154,7 @@ def mechanize(
     return _scale_by_learners(tx, betas, start, product, learner, eps)
 
 
-@combinator(
-    needs=("params",),
-    owns_lr=True,
-    example=lambda tx: {"tx": chain(trace(0.9), scale_by_learning_rate(1.0))},
-)
+@combinator(needs=("params",), owns_lr=True)
 def trac(
     tx: GradientTransformation,
     betas: AnyLength[Decays] = BETAS,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numbers
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -47,6 +47,7 @@ class TreeRun(Run):
         old_step: The count of finished updates.
         params, unflatten_params: The caller's parameters by name, and the function that rebuilds their tree.
         grad_fn, value_fn: The caller's extras with these names.
+        lags: Whether the counts of leaves differ after this update; set by programs.
     """
 
     keeps_trees = True
@@ -54,6 +55,7 @@ class TreeRun(Run):
     unflatten_params: Any
     grad_fn: Any
     value_fn: Any
+    lags: bool
 
     def __init__(
         self,
@@ -260,6 +262,11 @@ class TreeRun(Run):
                 for name in self._like
             }
         return state
+
+    @property
+    def names(self) -> Iterable[str]:
+        """The names of all leaves."""
+        return self._like
 
     def has_lag(self, leaves: dict[str, Leaf]) -> bool:
         """Whether the counts of leaves differ after this update."""

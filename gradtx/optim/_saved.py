@@ -201,7 +201,7 @@ def misfits_of(saved: Mapping[str, Any], first: Mapping[str, Tensor]) -> int:
 
 def _slots_among(keys: Collection[str]) -> set[str]:
     """Return the keys without those of auxiliary tensors, such as `exp_avg.scale` of `exp_avg`."""
-    return {key for key in keys if key.rpartition(".")[0] not in keys}
+    return {key for key in keys if str(key).rpartition(".")[0] not in keys}
 
 
 def _as_slot(

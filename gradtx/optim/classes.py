@@ -18,7 +18,7 @@ from gradtx.optim._chain_checks import warn_of_engine_options
 from gradtx.optim._groups import ENGINE_OPTIONS, check_differentiable, names_in_group
 from gradtx.optim._parts import Parts
 from gradtx.optim.optimizer import ChainOptimizer
-from gradtx.transform import GradientTransformation, chain
+from gradtx.transform import GradientTransformation
 from gradtx.transforms._polynomials import default_steps
 
 # Options of torch's class that our class fixes. They are saved so that other classes interpret checkpoints correctly.
@@ -89,9 +89,7 @@ class AliasOptimizer(ChainOptimizer):
             "params", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation="Params"
         )
         engine = dict(KEYWORDS)
-        example = alias.spec.example
-        options: Any = example(chain()) if callable(example) else example
-        cls._seeded = "hessian_diag" in alias(**options).needs
+        cls._seeded = "hessian_diag" in alias(**alias.spec.arguments.sample()).needs
         if not cls._seeded:
             del engine["seed"]
         keywords = [

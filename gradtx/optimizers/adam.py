@@ -180,7 +180,7 @@ def adamp(
     )
 
 
-@alias(class_name="SGDP", example={"lr": 0.1})
+@alias(class_name="SGDP")
 def sgdp(
     lr: NonNegative,
     momentum: Decay = 0.0,

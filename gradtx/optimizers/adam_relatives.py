@@ -131,7 +131,7 @@ def radam(
     )
 
 
-@alias(example={"initial_accumulator_value": 2**-20})
+@alias
 def yogi(
     lr: NonNegative = 1e-2,
     betas: Decays = (0.9, 0.999),

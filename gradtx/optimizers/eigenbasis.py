@@ -22,7 +22,6 @@ from gradtx.transforms.muon import orthogonalize
 from gradtx.transforms.projection import decay_after_step, map_after_step
 from gradtx.transforms.scaling import scale, scale_by_learning_rate
 from gradtx.transforms.shampoo import (
-    EXAMPLE,
     adam_along_bases,
     mean_side_factor,
     scale_by_gradient_rms,
@@ -37,7 +36,7 @@ __all__ = ["conda", "kl_shampoo", "kl_soap", "soap_laprop", "soap_muon", "splus"
 _UNLIMITED = 2**62  # larger than any dimension: all are rotated
 
 
-@alias(class_name="KLSOAP", example=EXAMPLE)
+@alias(class_name="KLSOAP")
 def kl_soap(
     lr: NonNegative = 3e-3,
     betas: Decays = (0.95, 0.95),
@@ -103,7 +102,7 @@ def kl_soap(
     return decayed_from_second_step(direction, lr, weight_decay)
 
 
-@alias(class_name="SOAPLaProp", example=EXAMPLE)
+@alias(class_name="SOAPLaProp")
 def soap_laprop(
     lr: NonNegative = 3e-3,
     betas: Decays = (0.95, 0.95),
@@ -167,7 +166,7 @@ def soap_laprop(
     return decayed_from_second_step(direction, lr, weight_decay)
 
 
-@alias(class_name="KLShampoo", example={**EXAMPLE, "adam_eps": 0.1})
+@alias(class_name="KLShampoo")
 def kl_shampoo(
     lr: NonNegative = 3e-3,
     betas: Decays = (0.95, 0.95),
@@ -227,10 +226,7 @@ def kl_shampoo(
     return decayed_from_second_step(direction, lr, weight_decay)
 
 
-@alias(
-    class_name="SOAPMuon",
-    example=lambda tx: {"fallback": tx, "eps": 0.1, "precondition_frequency": 2},
-)
+@alias(class_name="SOAPMuon")
 def soap_muon(
     lr: NonNegative = 0.02,
     weight_decay: NonNegative = 0.0,
@@ -312,7 +308,7 @@ def soap_muon(
     )
 
 
-@alias(class_name="SPlus", example={"inverse_steps": 2})
+@alias(class_name="SPlus")
 def splus(
     lr: NonNegative = 0.1,
     betas: Decays = (0.9, 0.999),
@@ -390,7 +386,7 @@ def splus(
     )
 
 
-@alias(example={"update_proj_gap": 2, "eps": 0.1})
+@alias
 def conda(
     lr: NonNegative = 1e-3,
     betas: Decays = (0.9, 0.999),

@@ -106,7 +106,7 @@ def adan(
     )
 
 
-@alias(example={"lr": 0.1})
+@alias
 def adai(
     lr: NonNegative,
     betas: Decays = (0.1, 0.99),

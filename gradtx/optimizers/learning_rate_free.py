@@ -134,7 +134,7 @@ def dadapt_adagrad(
     )
 
 
-@alias(class_name="DAdaptAdam", example={"lr": 0.3})
+@alias(class_name="DAdaptAdam")
 def dadapt_adam(
     lr: NonNegative = 1.0,
     betas: Decays = (0.9, 0.999),

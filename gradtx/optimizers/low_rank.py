@@ -15,7 +15,6 @@ from gradtx.transform import GradientTransformation, chain
 from gradtx.transforms._polynomials import Coefficients
 from gradtx.transforms.adam import scale_by_adam_hat
 from gradtx.transforms.low_rank import (
-    EXAMPLE,
     orthogonalize_slices,
     scale_by_apollo_low_rank,
     scale_by_dion,
@@ -27,7 +26,7 @@ from gradtx.transforms.scaling import scale_by_learning_rate
 __all__ = ["apollo_low_rank", "dion", "dion2", "fira", "galore"]
 
 
-@alias(example=lambda tx: {"rank": 2, "fallback": tx})
+@alias
 def dion(
     lr: NonNegative = 0.01,
     mu: Decay = 0.95,
@@ -83,7 +82,7 @@ def dion(
     )
 
 
-@alias(example=lambda tx: {"fallback": tx})
+@alias
 def dion2(
     lr: NonNegative = 0.01,
     fraction: float | int = 0.25,
@@ -166,7 +165,7 @@ def _decayed(direction: GradientTransformation, lr: Any, weight_decay: Any):
     )
 
 
-@alias(class_name="GaLore", example=EXAMPLE)
+@alias(class_name="GaLore")
 def galore(
     lr: NonNegative = 1e-3,
     betas: Decays = (0.9, 0.999),
@@ -228,7 +227,7 @@ def galore(
     return _decayed(direction, lr, weight_decay)
 
 
-@alias(example=EXAMPLE)
+@alias
 def fira(
     lr: NonNegative = 1e-3,
     betas: Decays = (0.9, 0.999),
@@ -289,7 +288,7 @@ def fira(
     return _decayed(direction, lr, weight_decay)
 
 
-@alias(class_name="ApolloLowRank", example=EXAMPLE)
+@alias(class_name="ApolloLowRank")
 def apollo_low_rank(
     lr: NonNegative = 1e-2,
     betas: Decays = (0.9, 0.999),

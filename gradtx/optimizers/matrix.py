@@ -32,9 +32,6 @@ from gradtx.transforms.muon import (
 from gradtx.transforms.projection import decay_after_step
 from gradtx.transforms.scaling import hold_until, scale_by_learning_rate
 from gradtx.transforms.shampoo import (
-    BLOCKS,
-    EXAMPLE,
-    ROOTS,
     scale_by_scalable_shampoo,
     scale_by_shampoo,
     scale_by_soap,
@@ -51,7 +48,7 @@ __all__ = [
 ]
 
 
-@alias(example=lambda tx: {"ns_dtype": None, "fallback": tx})
+@alias
 def muon(
     lr: NonNegative = 1e-3,
     weight_decay: NonNegative = 0.1,
@@ -366,7 +363,7 @@ def polar_adam_atan2(
     return by_matrix(branch, rest, lambda _, tensor: tensor.ndim in matrix_ndims)
 
 
-@alias(example=ROOTS)
+@alias
 def shampoo(
     lr: NonNegative = 1e-1,
     momentum: Decay = 0.0,
@@ -427,7 +424,7 @@ def shampoo(
     )
 
 
-@alias(example=BLOCKS)
+@alias
 def scalable_shampoo(
     lr: NonNegative = 1e-3,
     betas: tuple[Fraction, Fraction] = (0.9, 0.999),
@@ -519,7 +516,7 @@ def scalable_shampoo(
     )
 
 
-@alias(class_name="SOAP", example=EXAMPLE)
+@alias(class_name="SOAP")
 def soap(
     lr: NonNegative = 3e-3,
     betas: Decays = (0.95, 0.95),

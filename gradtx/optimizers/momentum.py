@@ -23,7 +23,7 @@ from gradtx.transforms.weight_decay import add_decayed_weights
 __all__ = ["accsgd", "aggmo", "gravity", "pid", "qhadam", "qhm"]
 
 
-@alias(class_name="AccSGD", example={"lr": 0.1})
+@alias(class_name="AccSGD")
 def accsgd(
     lr: NonNegative,
     kappa: Annotated[Scalar, "[1, inf)"] = 1000.0,
@@ -68,7 +68,7 @@ def accsgd(
     )
 
 
-@alias(class_name="AggMo", example={"lr": 0.1})
+@alias(class_name="AggMo")
 def aggmo(
     lr: NonNegative,
     betas: AnyLength[Decays] = (0.0, 0.9, 0.99),
@@ -106,7 +106,7 @@ def aggmo(
     return with_decay(scale_by_aggmo(betas), weight_decay, False, lr)
 
 
-@alias(class_name="QHM", example={"lr": 0.1})
+@alias(class_name="QHM")
 def qhm(
     lr: NonNegative,
     momentum: Decay = 0.999,
@@ -196,7 +196,7 @@ def qhadam(
     )
 
 
-@alias(class_name="PID", example={"lr": 0.1})
+@alias(class_name="PID")
 def pid(
     lr: NonNegative,
     momentum: NonNegative = 0.0,

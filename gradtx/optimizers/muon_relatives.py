@@ -53,11 +53,7 @@ __all__ = [
 ]
 
 
-def _with_fallback(tx: GradientTransformation) -> dict[str, Any]:
-    return {"fallback": tx}
-
-
-@alias(class_name="NorMuon", example=_with_fallback)
+@alias(class_name="NorMuon")
 def normuon(
     lr: NonNegative = 1e-2,
     weight_decay: NonNegative = 0.01,
@@ -130,7 +126,7 @@ def normuon(
     )
 
 
-@alias(class_name="AdaMuon", example=_with_fallback)
+@alias(class_name="AdaMuon")
 def adamuon(
     lr: NonNegative = 0.02,
     weight_decay: NonNegative = 0.01,
@@ -205,7 +201,7 @@ def adamuon(
     )
 
 
-@alias(class_name="NAMO", example=_with_fallback)
+@alias(class_name="NAMO")
 def namo(
     lr: NonNegative = 3e-4,
     weight_decay: NonNegative = 0.01,
@@ -276,7 +272,7 @@ def namo(
     )
 
 
-@alias(example=_with_fallback)
+@alias
 def contra_muon(
     lr: NonNegative = 0.0375,
     weight_decay: NonNegative = 0.0,
@@ -350,7 +346,7 @@ def contra_muon(
     )
 
 
-@alias(example=_with_fallback)
+@alias
 def muown(
     lr: NonNegative = 3e-4,
     momentum: Decay = 0.95,
@@ -417,7 +413,7 @@ def muown(
     return with_fallback("muown", matrices, fallback)
 
 
-@alias(class_name="PolarGrad", example=_with_fallback)
+@alias(class_name="PolarGrad")
 def polargrad(
     lr: NonNegative = 3e-4,
     momentum: Decay = 0.95,
@@ -596,7 +592,7 @@ def adam_h(
     )
 
 
-@alias(class_name="MuonH", example=_with_fallback)
+@alias(class_name="MuonH")
 def muon_h(
     lr: NonNegative = 1e-2,
     momentum: Decay = 0.95,

@@ -11,7 +11,7 @@ from gradtx.transforms.variance_reduction import add_noise
 __all__ = ["noisy_sgd"]
 
 
-@alias(class_name="NoisySGD", example={"lr": 0.1})
+@alias(class_name="NoisySGD")
 def noisy_sgd(
     lr: NonNegative, eta: NonNegative = 0.01, gamma: NonNegative = 0.55, seed: int = 0
 ):

@@ -14,7 +14,7 @@ from gradtx.transforms.weight_decay import add_decayed_weights
 __all__ = ["optimistic_adam", "optimistic_gradient_descent"]
 
 
-@alias(class_name="OptimisticGradientDescent", example={"lr": 0.1})
+@alias(class_name="OptimisticGradientDescent")
 def optimistic_gradient_descent(
     lr: NonNegative, alpha: Scalar = 1.0, beta: Scalar = 1.0
 ):

@@ -10,7 +10,7 @@ from gradtx.transforms.adaptive_momentum import scale_by_adapnm, scale_by_pnm
 __all__ = ["adapnm", "pnm"]
 
 
-@alias(class_name="PNM", example={"lr": 0.1})
+@alias(class_name="PNM")
 def pnm(
     lr: NonNegative,
     betas: tuple[Decay, Fraction] = (0.9, 1.0),

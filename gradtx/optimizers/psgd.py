@@ -15,7 +15,7 @@ from gradtx.transforms.weight_decay import add_decayed_weights
 __all__ = ["psgd_kron", "psgd_pro"]
 
 
-@per_tensor(needs=("params",), before_owner=True)
+@per_tensor(needs=("params",), rate="before")
 def add_decayed_matrices(weight_decay: NonNegative):
     """Add weight decay to leaves with two or more dimensions."""
     if is_off(weight_decay):

@@ -13,7 +13,7 @@ from gradtx.transforms.weight_decay import add_decayed_weights
 __all__ = ["apollo", "lbfgs"]
 
 
-@alias(class_name="ApolloDQN", example={"rebound": "belief", "warmup": 3})
+@alias(class_name="ApolloDQN")
 def apollo(
     lr: NonNegative = 0.01,
     beta: Decay = 0.9,
@@ -81,7 +81,7 @@ def apollo(
     return chain(direction, scale_by_learning_rate(rate))
 
 
-@alias(class_name="LBFGS", example={"history": 2})
+@alias(class_name="LBFGS")
 def lbfgs(
     lr: NonNegative = 1.0,
     history: Count = 10,

@@ -84,7 +84,7 @@ def ranger(
     )
 
 
-@alias(example={"num_iterations": 12})
+@alias
 def ranger21(
     num_iterations: Count,
     lr: NonNegative = 1e-3,

@@ -11,7 +11,7 @@ from gradtx.transforms.variance_reduction import scale_by_a2grad, scale_by_msvag
 __all__ = ["a2grad", "msvag"]
 
 
-@alias(class_name="MSVAG", example={"lr": 0.1})
+@alias(class_name="MSVAG")
 def msvag(lr: NonNegative, beta: Decay = 0.9):
     r"""M-SVAG: momentum SGD that shortens the step of each weight by the share of variance in its gradient.
 

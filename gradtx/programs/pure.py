@@ -23,7 +23,14 @@ from gradtx.base.exact import Schedule, resolve
 from gradtx.base.forward import Transformation
 from gradtx.execution import pure as _pure
 from gradtx.execution.context import UNREAD
-from gradtx.execution.execute import Leaf, Operation, checks_extras, execute, takes_none
+from gradtx.execution.execute import (
+    FROZEN,
+    Leaf,
+    Operation,
+    checks_extras,
+    execute,
+    takes_none,
+)
 from gradtx.execution.phases import AwaitedSumError, Names, PhaseResult, phases_of
 from gradtx.execution.pure import LEAF_STEPS, TreeRun, check_extras, leaves_of
 from gradtx.execution.runs import Place, clock_at
@@ -66,7 +73,8 @@ def update(
         return None
     tensors: list[Any] = []
     try:
-        structure = _structure((updates, state, params), tensors)
+        steps, common_state = LeafSteps.split(state)
+        structure = _structure((updates, common_state, params), tensors)
     except _UnsuitableError:
         return None
     known: dict[str, Any] = {}
@@ -74,7 +82,7 @@ def update(
     for name, value in extras.items():
         (known if _is_number(value) else unread)[name] = value
     numbers = Numbers.of(tx)
-    key = structure, tuple(known), tuple(unread), numbers.structure
+    key = structure, tuple(known), tuple(unread), numbers.structure, steps.key
     programs_by_key = programs_of(tx)
     try:
         programs = programs_by_key.setdefault(key, [])
@@ -93,8 +101,10 @@ def update(
         try:
             with torch.no_grad():
                 arguments = _Extras(known, tuple(unread))
-                trees = updates, state, params
-                program = TreeProgram(tx, numbers, trees, structure, arguments, tensors)
+                trees = updates, common_state, params
+                program = TreeProgram(
+                    tx, numbers, trees, structure, arguments, tensors, steps
+                )
         except Exception:
             # A user's rule may raise any error while it is recorded; it ran without programs, or raised it above.
             programs_by_key[key] = None
@@ -104,10 +114,10 @@ def update(
         if len(programs_by_key) > MOST_STRUCTURES:
             oldest = next(iter(programs_by_key))
             programs_by_key.pop(oldest, None)  # another thread may have dropped it
-    values = program.resolved(numbers.values, tensors)
+    values = program.resolved(numbers.values, tensors, steps)
     if _records_gradients((), values):  # a schedule depends on a learned tensor
         return None
-    return program(tensors, known, values)
+    return program(tensors, known, values, steps)
 
 
 def _records_gradients(tensors: Iterable[Tensor], numbers: Iterable[Any]) -> bool:
@@ -235,6 +245,55 @@ class Entry:
     shared: int | None
 
 
+class LeafSteps:
+    """The counts of the updates of each leaf, as numbers, for a state in which they differ.
+
+    Attributes:
+        tensors: The count of each leaf by name; empty for a state with a single count.
+        key: The names of leaves with equal counts, in the order of their counts.
+        by_rank: The count of each of these groups.
+        rank: The index of the group of each leaf.
+    """
+
+    def __init__(self, tensors: dict[str, Tensor]):
+        self.tensors = tensors
+        names_of: dict[int, list[str]] = {}
+        for name, count in tensors.items():
+            names_of.setdefault(int(count), []).append(name)
+        counts = sorted(names_of)
+        self.key = tuple(tuple(names_of[count]) for count in counts)
+        self.by_rank = [tensors[names_of[count][0]] for count in counts]
+        self.rank: dict[str, int] = {}
+        for i, names in enumerate(self.key):
+            self.rank.update(dict.fromkeys(names, i))
+
+    @classmethod
+    def split(cls, state: Any) -> tuple[LeafSteps, Any]:
+        """Take the counts out of a state.
+
+        Raises:
+            _UnsuitableError: If the host cannot read them without waiting.
+        """
+        if not isinstance(state, dict) or LEAF_STEPS not in state:
+            return cls({}), state
+        common = {key: value for key, value in state.items() if key != LEAF_STEPS}
+        counts = state[LEAF_STEPS]
+        if not isinstance(counts, dict):
+            raise _UnsuitableError
+        for count in counts.values():
+            if type(count) is not Tensor or count.ndim or count.device.type != "cpu":
+                raise _UnsuitableError
+        return cls(counts), common
+
+    def after(self, like: Iterable[str], step: Tensor, counted: set[str]) -> Any:
+        """Return the counts after an update that counts for some leaves."""
+        after: dict[str, Tensor] = {}
+        for name in self.tensors or like:
+            count = self.tensors.get(name, step)
+            after[name] = count + 1 if name in counted else count.clone()
+        return after
+
+
 class Numbers:
     """The numeric hyperparameters of a transformation, which are arguments of its programs.
 
@@ -303,6 +362,7 @@ class TreeProgram:
         structure: Any,
         extras: _Extras,
         tensors: list[Tensor],
+        steps: LeafSteps,
     ):
         _, (self._updates, self._state, _) = structure
         updates, state, params = _tree_of(structure, iter(range(len(tensors))))
@@ -310,11 +370,14 @@ class TreeProgram:
         self._of_state = range(first, first + count)
         self._have_same_layout: Callable[..., bool] = _torch.layout_check(tensors)
         self._layouts = list(map(_layout, tensors))
-        if LEAF_STEPS in state:
-            raise _UnsuitableError
         self._complex = [i for i, tensor in enumerate(tensors) if tensor.is_complex()]
         tensors = self._real(tensors)
         run, leaves = _run_of(tx, *trees, extras)
+        self._names = list(run.names)
+        self._counted = {
+            name for name, leaf in leaves.items() if leaf.program != [FROZEN]
+        }
+        self._has_steps = bool(steps.tensors) or run.lags
         self._entries = list(_entries(state, run.stages))
         self._counts = self._counts_for(numbers, run)
         common = _stand_ins(numbers, self._shared(tensors), extras.numbers)
@@ -322,14 +385,17 @@ class TreeProgram:
         if params is not None:
             by_tree.append(_tree.named(params))
         self._bundles: list[_Leaves] = []
-        for names in _group_by_program(leaves, self._entries, tensors):
+        self._ranks: list[int] = []
+        for names in _group_by_program(leaves, self._entries, tensors, steps.rank):
             slots = [entry for entry in self._entries if names[0] in entry.leaves]
             by_name = [*by_tree, *(entry.leaves for entry in slots)]
             rows = {name: [column[name] for column in by_name] for name in names}
             function = _OneLeaf(
                 tx, numbers, names[0], params is not None, self._entries, slots, extras
             )
-            self._bundles.extend(_bundles(rows, function, common, tensors))
+            bundles = _bundles(rows, function, common, tensors)
+            self._bundles.extend(bundles)
+            self._ranks.extend([steps.rank.get(names[0], 0)] * len(bundles))
         self._check_clocks(run)
 
     def _counts_for(self, numbers: Numbers, run: TreeRun) -> list[int]:
@@ -344,6 +410,7 @@ class TreeProgram:
             if entry.name == "step" and entry.shared is not None
         }
         restarts = any(each.restarts_inner for each in run.block.walk())
+        self._step = cast("int", indices[()])
         counts: list[int] = []
         for value, place in zip(numbers.values, numbers.places, strict=True):
             path = clock_at(place, run.clock_paths)
@@ -352,12 +419,17 @@ class TreeProgram:
             counts.append(indices[path or ()])
         return counts
 
-    def resolved(self, values: list[Any], tensors: list[Tensor]) -> list[Any]:
+    def resolved(
+        self, values: list[Any], tensors: list[Tensor], steps: LeafSteps
+    ) -> list[Any]:
         """Return the numbers of a call: schedules are called at every update, because they may change."""
-        return [
-            resolve(value, tensors[count]) if isinstance(value, Schedule) else value
-            for value, count in zip(values, self._counts, strict=True)
-        ]
+        numbers: list[Any] = []
+        for value, i in zip(values, self._counts, strict=True):
+            if isinstance(value, Schedule):
+                latest = steps.by_rank if i == self._step else []
+                value = resolve(value, latest[-1] if latest else tensors[i])
+            numbers.append(value)
+        return numbers
 
     def _check_clocks(self, run: TreeRun) -> None:
         """Check that some program advances each inner clock: without leaves, a clock counts the call nevertheless."""
@@ -381,21 +453,32 @@ class TreeProgram:
         """Return the tensors as rules see them, with real views of complex ones."""
         return list(map(as_real, tensors)) if self._complex else tensors
 
-    def _shared(self, tensors: list[Tensor]) -> list[Tensor]:
-        return [
-            tensors[entry.shared] for entry in self._entries if entry.shared is not None
-        ]
+    def _shared(self, tensors: list[Tensor], count: Tensor | None = None) -> list[Any]:
+        """Return the shared values, with `count` in place of the outermost one."""
+        shared: list[Any] = []
+        for entry in self._entries:
+            if entry.shared is not None:
+                is_count = count is not None and entry.shared == self._step
+                shared.append(count if is_count else tensors[entry.shared])
+        return shared
 
     def __call__(
-        self, tensors: list[Tensor], extras: dict[str, Any], values: list[Any]
+        self,
+        tensors: list[Tensor],
+        extras: dict[str, Any],
+        values: list[Any],
+        steps: LeafSteps,
     ) -> tuple[Any, dict[str, Any]]:
         """Return new `(updates, state)`."""
         tensors = self._real(tensors)
         results: list[Any] = [None] * len(tensors)
-        numbers = [*values, *self._shared(tensors), *extras.values()]
-        calls = [_Call(bundle, tensors, results) for bundle in self._bundles]
-        for call in calls:
-            call.begin(call, numbers, True)
+        calls: list[_Call] = []
+        for bundle, rank in zip(self._bundles, self._ranks, strict=True):
+            count = steps.by_rank[rank] if steps.by_rank else tensors[self._step]
+            shared = self._shared(tensors, count)
+            call = _Call(bundle, tensors, results)
+            call.begin(call, [*values, *shared, *extras.values()], True)
+            calls.append(call)
         try:
             with torch.no_grad():
                 execute(calls, _ignore)  # type: ignore[arg-type]
@@ -408,8 +491,17 @@ class TreeProgram:
                 results[i] = tensors[i].clone()
         for i in self._complex:
             results[i] = None if results[i] is None else as_complex(results[i])
+        if self._has_steps:
+            results[self._step] = tensors[self._step] + 1
         leaves = iter(results)
-        return _tree_of(self._updates, leaves), _tree_of(self._state, leaves)
+        new_updates, state = (
+            _tree_of(self._updates, leaves),
+            _tree_of(self._state, leaves),
+        )
+        if self._has_steps:
+            step = tensors[self._step]
+            state[LEAF_STEPS] = steps.after(self._names, step, self._counted)
+        return new_updates, state
 
 
 def _run_of(
@@ -439,10 +531,9 @@ def _run_of(
     for name, leaf in leaves.items():
         if leaf.inputs[0] is not None:
             present[name] = leaf
+    run.lags = run.has_lag(leaves)
     has_missing = len(present) < len(gradients)
     if not present or (has_missing and takes_none(run.block.operations)):
-        raise _UnsuitableError
-    if run.has_lag(leaves):
         raise _UnsuitableError
     return run, present
 
@@ -465,9 +556,15 @@ def _entries(state: Any, stages: Any, path: Path = ()) -> Iterator[Entry]:
 
 
 def _group_by_program(
-    leaves: dict[str, Leaf], entries: list[Entry], tensors: list[Tensor]
+    leaves: dict[str, Leaf],
+    entries: list[Entry],
+    tensors: list[Tensor],
+    rank: dict[str, int],
 ) -> Iterable[list[str]]:
-    """Group the names of leaves that may share a program: those of one shape, or elementwise ones of any shape."""
+    """Group the names of leaves that may share a program: those of one shape, or elementwise ones of any shape.
+
+    Leaves in a group have the same count, and thus the same `rank`.
+    """
     groups: dict[Any, list[str]] = {}
     for name, leaf in leaves.items():
         if not all(
@@ -485,7 +582,7 @@ def _group_by_program(
         for tensor in values:
             shape = tensor.ndim > 0 if is_flat else tensor.shape
             traits.append((tensor.dtype, tensor.device, shape))
-        key = *map(id, leaf.program), *slots, *traits
+        key = rank.get(name), *map(id, leaf.program), *slots, *traits
         groups.setdefault(key, []).append(name)
     return groups.values()
 

@@ -255,7 +255,7 @@ def scale_by_adam_hat(
     return moments, update
 
 
-@per_tensor(elementwise=True, example={"initial_accumulator_value": 2**-20})
+@per_tensor(elementwise=True)
 def scale_by_yogi(
     betas: Decays = (0.9, 0.999),
     eps: NonNegative = 1e-3,
@@ -589,7 +589,7 @@ def orthogonalize_against_ema(beta: Decay = 0.9):
     return {"grad_ema": linear()}, update
 
 
-@per_tensor(needs=("params",), example={"weight_decay": 0.1})
+@per_tensor(needs=("params",))
 def scale_by_fadam(
     betas: Decays = (0.9, 0.999),
     eps: NonNegative = 1e-8,

@@ -256,7 +256,7 @@ def hold_until_rectified(
     return update
 
 
-@per_tensor(elementwise=True, example={"lr": 1e-3})
+@per_tensor(elementwise=True)
 def scale_by_adabound(
     lr: NonNegative,
     final_lr: NonNegative = 0.1,

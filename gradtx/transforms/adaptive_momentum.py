@@ -471,7 +471,7 @@ def scale_by_swats(
     return {**moments, "momentum_buffer": linear()}, update
 
 
-@per_tensor(needs=("params",), owns_lr=True, example={"lr": 0.1})
+@per_tensor(needs=("params",), owns_lr=True)
 def scale_by_ranger21(
     lr: NonNegative,
     beta0: Fraction = 0.9,

@@ -22,7 +22,7 @@ __all__ = [
 ]
 
 
-@per_tensor(elementwise=True, needs=("params",), follows_rate=True)
+@per_tensor(elementwise=True, needs=("params",), rate="after")
 def lookahead(k: Count = 5, alpha: Fraction = 0.5):
     r"""Move slow weights part of the way to the fast ones at every k-th step and restart from there.
 
@@ -69,7 +69,7 @@ def synchronized(now: Tensor, slow: Tensor, fast: Tensor, alpha: Any) -> Tensor:
     return torch.where(now, slow + alpha * (fast - slow), slow)
 
 
-@per_tensor(elementwise=True, needs=("params",), follows_rate=True)
+@per_tensor(elementwise=True, needs=("params",), rate="after")
 def average(
     decay: Decay | None = None, start: NonNegativeInt = 0, debias: bool = False
 ):

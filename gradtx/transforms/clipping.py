@@ -52,7 +52,7 @@ __all__ = [
 ]
 
 
-@per_tensor(elementwise=True, example={"max_value": 0.5})
+@per_tensor(elementwise=True)
 def clip_by_value(max_value: Annotated[Scalar, "(0, inf]"]):
     """Clamp every entry to [-max_value, max_value].
 
@@ -77,7 +77,7 @@ def clip_by_value(max_value: Annotated[Scalar, "(0, inf]"]):
     return update
 
 
-@per_tensor(takes_complex=True, example={"max_norm": 1.0})
+@per_tensor(takes_complex=True)
 def clip_by_norm(max_norm: Annotated[Scalar, "(0, inf]"]):
     r"""Scale each leaf separately to a norm of at most `max_norm`: $u \min(1, c / \lVert u \rVert)$.
 
@@ -115,7 +115,6 @@ def _norm_of_before(arguments):
     shared=_norm_of_before,
     summed={"norm": safe_sqrt},
     extras={"global_norm": "scalar?"},
-    example={"max_norm": 1.0},
 )
 def clip_by_global_norm(
     max_norm: Annotated[Scalar, "(0, inf]"],
@@ -240,7 +239,7 @@ def clip_adaptive(clipping: Positive = 0.01, eps: NonNegative = 1e-3):
     return update
 
 
-@per_tensor(takes_complex=True, needs=("params",), example={"p_bound": 1.5})
+@per_tensor(takes_complex=True, needs=("params",))
 def bound_norm(p_bound: Positive):
     r"""Keep the norm of each leaf of weights below a multiple of its initial norm.
 
@@ -522,7 +521,7 @@ def _cut(
     return torch.where(spike, update.sign() * safe_sqrt(threshold * square), update)
 
 
-@per_tensor(elementwise=True, example={"every": 5, "clip_after": 1})
+@per_tensor(elementwise=True)
 def clip_spikes(
     threshold: Positive = 5000.0,
     beta2: Decay = 0.999,
@@ -569,7 +568,7 @@ def clip_spikes(
     return {"exp_avg_sq": square()}, update
 
 
-@per_tensor(elementwise=True, example={"every": 5, "clip_after": 1})
+@per_tensor(elementwise=True)
 def scale_by_spam(
     betas: Decays = (0.9, 0.999),
     eps: NonNegative = 1e-6,

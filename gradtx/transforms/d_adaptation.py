@@ -31,7 +31,7 @@ __all__ = [
 ]
 
 
-OWN = {"elementwise": True, "needs": ("params",), "before_owner": True}
+OWN = {"elementwise": True, "needs": ("params",), "rate": "before"}
 
 
 def started(numerator: str) -> Any:
@@ -507,7 +507,7 @@ def scale_by_dadapt_lion(
 @per_tensor(
     elementwise=lambda arguments: arguments["slice_p"] == 1,
     needs=("params",),
-    before_owner=True,
+    rate="before",
     shared=lambda arguments: {
         "d": arguments["d0"],
         "d_max": arguments["d0"],

@@ -51,7 +51,7 @@ __all__ = [
 ]
 
 
-@per_tensor(sums_of_leaf=True, takes_complex=True, needs=("params",))
+@per_tensor(whole="sums", takes_complex=True, needs=("params",))
 def scale_by_trust_ratio(
     clip: bool = False, weight_decay: NonNegative = 0.0, always_adapt: bool = True
 ):
@@ -97,10 +97,9 @@ def scale_by_trust_ratio(
 
 
 @per_tensor(
-    sums_of_leaf=True,
+    whole="sums",
     takes_complex=lambda arguments: arguments["min_ndim"] == 0,
     needs=("params",),
-    example={"lr": 0.5},
 )
 def scale_by_lars(
     trust_coefficient: Positive = 0.001,

@@ -36,7 +36,6 @@ __all__ = [
 
 
 TINY = 1e-8  # added to norms in denominators, as in the authors' code of both methods
-EXAMPLE = {"rank": 2, "update_proj_gap": 2, "eps": 0.1}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,7 +114,7 @@ def _last_norm(param: Tensor) -> dict[str, Tensor]:
     return {"last_norm": param.new_zeros(())}
 
 
-@per_tensor(compiles=False, example=EXAMPLE)
+@per_tensor(compiles=False)
 def scale_by_fira(
     betas: Decays = (0.9, 0.999),
     eps: NonNegative = 1e-6,
@@ -177,7 +176,7 @@ def scale_by_fira(
     return space.space(scale_by_adam_hat(betas, eps), view, _last_norm, hidden=True)
 
 
-@per_tensor(compiles=False, example=EXAMPLE)
+@per_tensor(compiles=False)
 def scale_by_apollo_low_rank(
     betas: Decays = (0.9, 0.999),
     eps: NonNegative = 1e-6,
@@ -242,13 +241,7 @@ def scale_by_apollo_low_rank(
     return space.space(scale_by_adam_hat(betas, eps), view, _last_norm, hidden=True)
 
 
-@per_tensor(
-    whole=True,
-    dims=(2, 2),
-    random=True,
-    lists=lambda arguments, shape: True,
-    example={"rank": 2},
-)
+@per_tensor(whole=True, dims=(2, 2), random=True, compiles="lists")
 def scale_by_dion(
     mu: Decay = 0.95,
     rank: float | int = 1.0,
@@ -319,9 +312,7 @@ def scale_by_dion(
     return first, update
 
 
-@per_tensor(
-    whole=True, dims=(2, 2), compiles=False, lists=lambda arguments, shape: True
-)
+@per_tensor(whole=True, dims=(2, 2), compiles="lists")
 def orthogonalize_slices(
     fraction: float | int = 0.25,
     ef_decay: Decay = 0.95,

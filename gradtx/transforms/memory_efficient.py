@@ -57,7 +57,7 @@ def _kept(slot, dim):
     return None if slot is None else slot.unsqueeze(dim)
 
 
-@per_tensor(sums_of_leaf=True)
+@per_tensor(whole="sums")
 def scale_by_factored_rms(
     decay_rate: Annotated[Scalar, "(-inf, 0]"] = -0.8,
     eps: Positive = 1e-30,
@@ -145,7 +145,7 @@ def over_root(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     return x / share.unsqueeze(-1) / columns.sqrt().unsqueeze(-2)
 
 
-@per_tensor(sums_of_leaf=True)
+@per_tensor(whole="sums")
 def scale_by_factored_rms_torch(
     beta2_decay: Annotated[Scalar, "(-inf, 0]"] = -0.8, eps: NonNegative | None = None
 ):
@@ -199,7 +199,7 @@ def scale_by_factored_rms_torch(
     return slots, update
 
 
-@per_tensor(sums_of_leaf=True)
+@per_tensor(whole="sums")
 def clip_by_block_rms(threshold: Positive = 1.0):
     r"""Scale each leaf to a root mean square of at most `threshold`: $u / \max(1, \mathrm{rms}(u)/d)$.
 
@@ -227,7 +227,7 @@ def clip_by_block_rms(threshold: Positive = 1.0):
     return update
 
 
-@per_tensor(sums_of_leaf=True, needs=("params",))
+@per_tensor(whole="sums", needs=("params",))
 def scale_by_param_block_rms(min_scale: NonNegative = 1e-3):
     r"""Make updates relative to the size of a leaf's weights: $u \max(\epsilon, \mathrm{rms}(p))$.
 
@@ -256,12 +256,7 @@ def scale_by_param_block_rms(min_scale: NonNegative = 1e-3):
     return update
 
 
-@per_tensor(
-    sums_of_leaf=True,
-    needs=("params",),
-    owns_lr=True,
-    example={"lr": 0.01, "relative_step": False},
-)
+@per_tensor(whole="sums", needs=("params",), owns_lr=True)
 def scale_by_adafactor(
     lr: NonNegative | None = None,
     eps: NonNegative = 1e-3,

@@ -44,7 +44,7 @@ __all__ = [
 ]
 
 
-@per_tensor(elementwise=True, example={"momentum": 0.9, "dampening": 0.1})
+@per_tensor(elementwise=True)
 def trace(
     momentum: NonNegative,
     dampening: Scalar = 0.0,
@@ -112,7 +112,7 @@ def accumulated(
     return momentum * buffer + share * update
 
 
-@per_tensor(elementwise=True, example={"beta": 0.9})
+@per_tensor(elementwise=True)
 def trace_ema(beta: Decay, nesterov: bool = False):
     r"""Replace updates by their exponential moving average, without bias correction, as a momentum.
 
@@ -149,7 +149,7 @@ def trace_ema(beta: Decay, nesterov: bool = False):
     return {"momentum_buffer": average_of(beta)}, update
 
 
-@per_tensor(elementwise=True, example={"decay": 0.9})
+@per_tensor(elementwise=True)
 def ema(decay: Decay, debias: bool = False):
     r"""Replace updates by their exponential moving average.
 
@@ -178,7 +178,7 @@ def ema(decay: Decay, debias: bool = False):
     return {"exp_avg": average_of(decay)}, update
 
 
-@per_tensor(elementwise=True, needs=("params",), owns_lr=True, example={"lr": 0.1})
+@per_tensor(elementwise=True, needs=("params",), owns_lr=True)
 def scale_by_accsgd(
     lr: NonNegative,
     kappa: Annotated[Scalar, "[1, inf)"] = 1000.0,
@@ -271,9 +271,7 @@ def scale_by_aggmo(betas: AnyLength[Decays] = (0.0, 0.9, 0.99)):
     }, update
 
 
-@per_tensor(
-    elementwise=True, example={"momentum": 0.9, "dampening": 0.1, "derivative": 0.5}
-)
+@per_tensor(elementwise=True)
 def scale_by_pid(
     momentum: NonNegative,
     dampening: Scalar = 0.0,
@@ -328,7 +326,7 @@ def scale_by_pid(
     }, update
 
 
-@per_tensor(random=True, compiles=True, example={"lr": 0.1})
+@per_tensor(random=True, compiles=True)
 def scale_by_gravity(
     lr: NonNegative, alpha: NonNegative = 0.01, beta: Decay = 0.9, seed: int = 0
 ):
@@ -559,7 +557,7 @@ def amplify_slow_gradients(alpha: Decay = 0.98, lamb: NonNegative = 2.0):
     return {"grad_ema": linear()}, update
 
 
-@per_tensor(elementwise=True, example={"window_size": 2})
+@per_tensor(elementwise=True)
 def amplify_slow_gradients_window(
     window_size: Count = 100,
     lamb: NonNegative = 5.0,

@@ -58,7 +58,7 @@ def _wire(arguments: dict[str, Any]) -> torch.dtype | None:
     return arguments["dtype"] if is_off(arguments["contra"]) else None
 
 
-@per_tensor(whole=True, wire=_wire, dims=_dims_of_view, example={"view": "batch"})
+@per_tensor(whole=True, wire=_wire, dims=_dims_of_view)
 def orthogonalize(
     coefs: Static[
         str | tuple[float, ...] | tuple[tuple[float, ...], ...]
@@ -142,11 +142,7 @@ def orthogonalize(
     return update
 
 
-@per_tensor(
-    whole="shape",
-    dims=_dims_of_view,
-    example={"adjust": "match_rms_adamw", "view": "batch"},
-)
+@per_tensor(whole="shape", dims=_dims_of_view)
 def scale_by_shape(
     adjust: str | None = None, factor: NonNegative = 0.2, view: str = "matrix"
 ):
@@ -372,17 +368,12 @@ def _norms(x: Tensor) -> Tensor:
 METHODS = ("newton_schulz", "exact")
 
 
-def _needs_no_eigenvalues(arguments):
-    """Whether the method is compiled; the host reads whether eigenvalues converged."""
-    return arguments["method"] != "exact"
+def _compiles(arguments):
+    """Compile only the iteration: the host reads whether eigenvalues converged."""
+    return "lists" if arguments["method"] == "exact" else True
 
 
-@per_tensor(
-    whole=True,
-    dims=(2, 2),
-    compiles=_needs_no_eigenvalues,
-    lists=lambda arguments, shape: True,
-)
+@per_tensor(whole=True, dims=(2, 2), compiles=_compiles)
 def scale_by_nuclear_norm(
     method: str = "newton_schulz",
     alpha: NonNegative = 1.0,
@@ -451,9 +442,7 @@ def _centered(x):
 LEAST = 1e-12  # lower bound of the lengths of rows
 
 
-@per_tensor(
-    whole=True, dims=(2, 2), needs=("params",), owns_lr=True, example={"lr": 0.1}
-)
+@per_tensor(whole=True, dims=(2, 2), needs=("params",), owns_lr=True)
 def scale_by_muown(
     lr: NonNegative,
     momentum: Decay = 0.95,

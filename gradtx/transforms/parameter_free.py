@@ -333,9 +333,7 @@ def scale_by_polyak(
     return update
 
 
-@per_tensor(
-    elementwise=True, needs=("params",), agree=("max_norm",), example={"max_norm": 1.0}
-)
+@per_tensor(elementwise=True, needs=("params",), agree=("max_norm",))
 def project_l2_ball(max_norm: Annotated[Scalar, "(0, inf]"]):
     r"""Constrain all weights together to a ball: after the step, $p \leftarrow p \min(1, r / \lVert p \rVert)$.
 

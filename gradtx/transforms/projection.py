@@ -36,7 +36,7 @@ __all__ = [
 ]
 
 
-@per_tensor(sums_of_leaf=True, needs=("params",))
+@per_tensor(whole="sums", needs=("params",))
 def project_scale_invariant(
     delta: NonNegative = 0.1,
     wd_ratio: NonNegative = 0.1,
@@ -216,7 +216,7 @@ def normalize_by_std(eps: NonNegative = 1e-8):
     return update
 
 
-@per_tensor(needs=("params",), follows_rate=True, example={"fn": torch.tanh})
+@per_tensor(needs=("params",), rate="after")
 def map_after_step(fn: Static[Callable[[Tensor], Tensor]], before: bool = False):
     r"""Apply a function to the parameter after the step: constraints, projections, proximal steps.
 

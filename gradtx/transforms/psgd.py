@@ -249,16 +249,15 @@ def _lower_bound(x: Tensor) -> Tensor:
     return norm(x @ y) * size
 
 
-def _is_without_noise(arguments: Mapping[str, Any], shape: torch.Size) -> bool:
-    """Whether no probe depends on a leaf's name, which programs for many leaves do not know."""
-    return arguments["probes"] == "expected"
+def _compiles(arguments: Mapping[str, Any]) -> str | bool:
+    """Run over lists unless probes depend on a leaf's name, which programs for many leaves do not know."""
+    return "lists" if arguments["probes"] == "expected" else False
 
 
 @per_tensor(
     whole=True,
     random=lambda arguments: arguments["probes"] == "random",
-    compiles=False,
-    lists=_is_without_noise,
+    compiles=_compiles,
 )
 def scale_by_psgd_kron(
     b1: Decay = 0.9,

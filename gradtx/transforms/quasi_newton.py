@@ -23,7 +23,6 @@ __all__ = ["scale_by_apollo", "scale_by_lbfgs"]
     shared={"count": 0.0, "gamma": 1.0},
     agree=("history", "curvature", "first"),
     compiles=False,
-    example={"history": 2},
 )
 def scale_by_lbfgs(
     history: Count = 10, curvature: NonNegative = 1e-10, first: str = "l1"
@@ -220,7 +219,7 @@ class _Pairs:
         return direction
 
 
-@per_tensor(needs=("params",), example={"rebound": "belief", "eps": 0.1})
+@per_tensor(needs=("params",))
 def scale_by_apollo(
     beta: Decay = 0.9,
     eps: Positive = 1e-4,

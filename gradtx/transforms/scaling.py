@@ -20,7 +20,7 @@ __all__ = [
 ]
 
 
-@per_tensor(elementwise=True, example={"factor": 0.5})
+@per_tensor(elementwise=True)
 def scale(factor: Scalar):
     r"""Multiply every update by a number: $u \mapsto c u$.
 
@@ -42,7 +42,7 @@ def scale(factor: Scalar):
     return update
 
 
-@per_tensor(elementwise=True, before_owner=True, example={"lr": 0.1})
+@per_tensor(elementwise=True, rate="before")
 def scale_by_learning_rate(lr: NonNegative):
     r"""Turn a direction into a step downhill: $u \mapsto -\eta_t u$.
 
@@ -97,7 +97,7 @@ def descend():
     return update
 
 
-@per_tensor(elementwise=True, example={"lr_decay": 0.1})
+@per_tensor(elementwise=True)
 def scale_by_inverse_time(lr_decay: NonNegative):
     r"""Decrease the learning rate with time: $u \mapsto u / (1 + (t-1) \kappa)$.
 
@@ -131,7 +131,7 @@ def scale_by_inverse_time(lr_decay: NonNegative):
     return update
 
 
-@per_tensor(elementwise=True, example={"t0": 3})
+@per_tensor(elementwise=True)
 def hold_until(t0: NonNegativeInt):
     """Return zero updates before step `t0`, while earlier links update their state.
 
@@ -187,11 +187,7 @@ def zero_nans():
     return update
 
 
-@per_tensor(
-    elementwise=True,
-    shared=lambda arguments: {arguments["name"]: 0.0},
-    example={"name": "seen"},
-)
+@per_tensor(elementwise=True, shared=lambda arguments: {arguments["name"]: 0.0})
 def record(name: Static[str]):
     """Record the 2-norm of the whole update tree at this position of the chain; updates pass unchanged.
 

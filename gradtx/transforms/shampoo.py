@@ -65,30 +65,12 @@ __all__ = [
 ]
 
 
-# Roots that are not due at every step, of matrices far from singular, which rounding barely changes.
-ROOTS = {"preconditioning_compute_steps": 2, "matrix_eps": 0.1}
-# Small blocks as well, so that a few steps on small leaves cover the whole rule; momenta that do not diverge.
-BLOCKS = {
-    "betas": (0.5, 0.9),
-    **ROOTS,
-    "block_size": 3,
-    "start_preconditioning_step": 2,
-    "graft_type": "rmsprop",
-}
-
-
 def _decays(arguments: dict[str, Any]) -> tuple[str, ...]:
     """Return the arguments that the owner of a leaf needs: the parameter, if it is decayed."""
     return () if is_off(arguments["weight_decay"]) else ("param",)
 
 
-@per_tensor(
-    needs=("params",),
-    compiles=False,
-    lists=lambda arguments, shape: True,
-    whole=_decays,
-    example=ROOTS,
-)
+@per_tensor(needs=("params",), compiles="lists", whole=_decays)
 def scale_by_shampoo(
     momentum: Decay = 0.0,
     weight_decay: NonNegative = 0.0,
@@ -192,13 +174,7 @@ _GRAFTS = ("none", "sgd", "adagrad", "rmsprop", "sqrtn")
 _DIMENSIONS = {"all": slice(None), "input": slice(-1), "output": slice(-1, None)}
 
 
-@per_tensor(
-    needs=("params",),
-    compiles=False,
-    lists=lambda arguments, shape: True,
-    whole=_decays,
-    example=BLOCKS,
-)
+@per_tensor(needs=("params",), compiles="lists", whole=_decays)
 def scale_by_scalable_shampoo(
     betas: tuple[Fraction, Fraction] = (0.9, 0.999),
     moving_average_for_momentum: bool = False,
@@ -381,16 +357,7 @@ def scale_by_scalable_shampoo(
     return slots, update
 
 
-# Early refreshes of the bases, and an eps far above rounding, because it divides entries that the rotation makes 0.
-EXAMPLE = {"precondition_frequency": 2, "eps": 0.1}
-
-
-def _full_rank(arguments):
-    """Whether leaves that merge into one long dimension, whose statistics initially have rank 1, are not rotated."""
-    return not (arguments["merge_dims"] or arguments["precondition_1d"])
-
-
-@per_tensor(determined=_full_rank, compiles=False, example=EXAMPLE)
+@per_tensor(compiles=False)
 def scale_by_soap(
     betas: Decays = (0.95, 0.95),
     shampoo_beta: Decay | None = None,
@@ -488,13 +455,7 @@ def corrected_later(betas: Decays, normalizes: bool, corrects: bool):
     return update
 
 
-@per_tensor(
-    whole=True,
-    determined=lambda arguments: not arguments["merge_dims"],
-    compiles=False,
-    lists=lambda arguments, shape: True,
-    example={"precondition_frequency": 2, "eps": 0.1, "adam_eps": 0.1},
-)
+@per_tensor(whole=True, compiles="lists")
 def scale_by_kl_shampoo(
     betas: Decays = (0.95, 0.95),
     eps: NonNegative = 1e-8,

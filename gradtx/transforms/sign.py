@@ -165,7 +165,7 @@ def scale_by_focus(
     return {"exp_avg": linear(), "pbar": linear()}, update
 
 
-@per_tensor(elementwise=True, owns_lr=True, example={"lr": 0.15})
+@per_tensor(elementwise=True, owns_lr=True)
 def scale_by_rprop(
     lr: NonNegative,
     etas: tuple[Annotated[Scalar, "(0, 1)"], Annotated[Scalar, "(1, inf)"]] = (

@@ -228,7 +228,7 @@ def scale_by_a2grad(
     return slots, update
 
 
-@per_tensor(random=True, example={"eta": 0.25, "gamma": 0.55, "seed": 0})
+@per_tensor(random=True)
 def add_noise(eta: NonNegative, gamma: NonNegative, seed: int):
     r"""Add Gaussian noise whose variance decreases with time: $u_t = g_t + N(0, \eta / t^\gamma)$.
 

@@ -16,12 +16,7 @@ from gradtx.transforms._math import quotient, unit_norm
 __all__ = ["add_decayed_weights", "add_norm_loss", "regenerate_towards_init"]
 
 
-@per_tensor(
-    elementwise=True,
-    needs=("params",),
-    before_owner=True,
-    example={"weight_decay": 0.1},
-)
+@per_tensor(elementwise=True, needs=("params",), rate="before")
 def add_decayed_weights(
     weight_decay: NonNegative,
     *,
@@ -111,8 +106,7 @@ def add_decayed_weights(
 @per_tensor(
     elementwise=lambda arguments: not arguments["wasserstein"],
     needs=("params",),
-    before_owner=True,
-    example={"rate": 0.1},
+    rate="before",
 )
 def regenerate_towards_init(
     rate: NonNegative, wasserstein: bool = False, *, relative_to: Scalar | None = None

@@ -12,7 +12,7 @@ ONES = {"w": torch.ones(2)}
 def combined(**parts):
     """A combinator around SGD with momentum, made of these parts of a frame."""
 
-    @gradtx.combinator(example=lambda tx: {"tx": tx})
+    @gradtx.combinator
     def mine(tx: gradtx.GradientTransformation, size: Scalar = 1.0):
         return Frame(tx, **parts)
 
@@ -146,7 +146,7 @@ def test_a_fault_is_named(make, message):
 
 
 def test_what_is_no_transformation_is_refused_when_it_is_made():
-    @gradtx.combinator(example=lambda tx: {"tx": tx})
+    @gradtx.combinator
     def mine(tx: gradtx.GradientTransformation):
         return Frame(tx)
 

@@ -219,7 +219,7 @@ def test_compiled_kernels_round_as_eager_ones():
         assert torch.equal(*results)
 
 
-@gradtx.combinator(example=lambda tx: {"tx": tx})
+@gradtx.combinator
 def halved(tx: gradtx.GradientTransformation):
     def leave(update, state, param, ctx):
         return update / 2, state

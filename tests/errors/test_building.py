@@ -337,11 +337,11 @@ BUILDING = {
         TypeError,
         lambda: per_tensor(elementwize=True),
     ),
-    "whole_tree: unknown option 'elementwise'; known: example, extras, needs": (
+    "whole_tree: unknown option 'elementwise'; known: extras, needs": (
         TypeError,
         lambda: whole_tree(elementwise=True),
     ),
-    "alias: unknown option 'needs'; known: class_name, example": (
+    "alias: unknown option 'needs'; known: class_name": (
         TypeError,
         lambda: alias(needs=("params",)),
     ),

@@ -379,11 +379,20 @@ def test_what_is_no_alias_or_has_the_name_of_an_optimizer_gets_no_class():
         gradtx.optimizer_class(adam_w)
 
     @gradtx.alias
-    def needy(lr: gradtx.Scalar):
-        return gradtx.sgd(lr)
+    def needy(tx: gradtx.GradientTransformation):
+        return gradtx.chain(tx, gradtx.sgd())
 
-    with pytest.raises(TypeError, match=r"optimizer_class: needy requires 'lr': give it a default, or pass example="):
+    with pytest.raises(TypeError, match="needy: give 'tx' a default"):
         gradtx.optimizer_class(needy)
+
+
+def test_an_alias_may_require_numbers():
+    @gradtx.alias
+    def demanding(lr: gradtx.Positive, steps: gradtx.Count):
+        return gradtx.chain(gradtx.hold_until(steps), gradtx.sgd(lr))
+
+    optimizer = gradtx.optimizer_class(demanding)([torch.nn.Parameter(torch.ones(1))], lr=0.1, steps=3)
+    assert optimizer.param_groups[0]["steps"] == 3
 
 
 # torch's Adafactor and the paper's.

@@ -1,0 +1,162 @@
+"""Arguments with which the tests call the factories of the library, and which of their results are determined."""
+
+import torch
+
+import gradtx
+
+
+def _halves(x):
+    return x.tensor_split(2) if x.ndim else [x]
+
+
+def _rejoined(halves):
+    return halves[0] if len(halves) == 1 else torch.cat(list(halves))
+
+
+# Early refreshes of the bases, and an eps far above rounding, because it divides entries that the rotation makes 0.
+BASES = {"precondition_frequency": 2, "eps": 0.1}
+RANKS = {"rank": 2, "update_proj_gap": 2, "eps": 0.1}
+# Roots that are not due at every step, of matrices far from singular, which rounding barely changes.
+ROOTS = {"preconditioning_compute_steps": 2, "matrix_eps": 0.1}
+# Small blocks as well, so that a few steps on small leaves cover the whole rule; momenta that do not diverge.
+BLOCKS = {
+    "betas": (0.5, 0.9),
+    **ROOTS,
+    "block_size": 3,
+    "start_preconditioning_step": 2,
+    "graft_type": "rmsprop",
+}
+
+# By the name of the factory; for a combinator, a function of an inner transformation. Others need no arguments.
+EXAMPLES = {
+    "accsgd": {"lr": 0.1},
+    "accumulate": lambda tx: {"tx": tx, "every": 2},
+    "adai": {"lr": 0.1},
+    "adamuon": lambda tx: {"fallback": tx},
+    "add_decayed_weights": {"weight_decay": 0.1},
+    "add_noise": {"eta": 0.25, "gamma": 0.55, "seed": 0},
+    "aggmo": {"lr": 0.1},
+    "amplify_slow_gradients_window": {"window_size": 2},
+    "apollo": {"rebound": "belief", "warmup": 3},
+    "apollo_low_rank": RANKS,
+    "asam": lambda tx: {"base": tx},
+    "blocks": lambda tx: {"tx": tx, "view": (_halves, _rejoined)},
+    "bound_norm": {"p_bound": 1.5},
+    "clip_by_global_norm": {"max_norm": 1.0},
+    "clip_by_norm": {"max_norm": 1.0},
+    "clip_by_value": {"max_value": 0.5},
+    "clip_spikes": {"every": 5, "clip_after": 1},
+    "conda": {"update_proj_gap": 2, "eps": 0.1},
+    "contra_muon": lambda tx: {"fallback": tx},
+    "dadapt_adam": {"lr": 0.3},
+    "dion": lambda tx: {"rank": 2, "fallback": tx},
+    "dion2": lambda tx: {"fallback": tx},
+    "ema": {"decay": 0.9},
+    "fira": RANKS,
+    "freeze": lambda tx: {"where": "*"},
+    "friendly_sam": lambda tx: {"base": tx},
+    "galore": RANKS,
+    "graft": lambda tx: {"direction": tx, "magnitude": tx},
+    "gsam": lambda tx: {"base": tx},
+    "hold_until": {"t0": 3},
+    "hyperball": lambda tx: {"tx": gradtx.trace_ema(0.9), "lr": 0.1},
+    "kl_shampoo": {**BASES, "adam_eps": 0.1},
+    "kl_soap": BASES,
+    "lbfgs": {"history": 2},
+    "line_search": lambda tx: {"tx": tx, "max_steps": 4, "growth": 1.5},
+    "looksam": lambda tx: {"base": tx},
+    "low_rank": lambda tx: {"tx": tx.replace(eps=0.1), "rank": 2, "every": 2},
+    "map_after_step": {"fn": torch.tanh},
+    "masked": lambda tx: {"tx": tx, "where": "*"},
+    "mechanize": lambda tx: {"tx": gradtx.chain(gradtx.trace(0.9), gradtx.scale_by_learning_rate(1.0))},
+    "msvag": {"lr": 0.1},
+    "muon": lambda tx: {"ns_dtype": None, "fallback": tx},
+    "muon_h": lambda tx: {"fallback": tx},
+    "muown": lambda tx: {"fallback": tx},
+    "namo": lambda tx: {"fallback": tx},
+    "noisy_sgd": {"lr": 0.1},
+    "normuon": lambda tx: {"fallback": tx},
+    "optimistic_gradient_descent": {"lr": 0.1},
+    "orthogonalize": {"view": "batch"},
+    "partition": lambda tx: {"transforms": {"a": tx}, "labels": {"a": "*"}},
+    "pid": {"lr": 0.1},
+    "pnm": {"lr": 0.1},
+    "polargrad": lambda tx: {"fallback": tx},
+    "project_l2_ball": {"max_norm": 1.0},
+    "qhm": {"lr": 0.1},
+    "qk_clip": lambda tx: {"roles": {"*": ("layer", "query")}},
+    "ranger21": {"num_iterations": 12},
+    "record": {"name": "seen"},
+    "regenerate_towards_init": {"rate": 0.1},
+    "restart": lambda tx: {"tx": tx, "every": 2},
+    "rotated": lambda tx: {"inner": tx.replace(eps=0.1), "precondition_frequency": 2},
+    "sam": lambda tx: {"base": tx},
+    "scalable_shampoo": BLOCKS,
+    "scale": {"factor": 0.5},
+    "scale_by_accsgd": {"lr": 0.1},
+    "scale_by_adabound": {"lr": 1e-3},
+    "scale_by_adafactor": {"lr": 0.01, "relative_step": False},
+    "scale_by_apollo": {"rebound": "belief", "eps": 0.1},
+    "scale_by_apollo_low_rank": RANKS,
+    "scale_by_dion": {"rank": 2},
+    "scale_by_fadam": {"weight_decay": 0.1},
+    "scale_by_fira": RANKS,
+    "scale_by_gravity": {"lr": 0.1},
+    "scale_by_inverse_time": {"lr_decay": 0.1},
+    "scale_by_kl_shampoo": {"precondition_frequency": 2, "eps": 0.1, "adam_eps": 0.1},
+    "scale_by_lars": {"lr": 0.5},
+    "scale_by_lbfgs": {"history": 2},
+    "scale_by_learning_rate": {"lr": 0.1},
+    "scale_by_muown": {"lr": 0.1},
+    "scale_by_norm_ratio": lambda tx: {"tx": tx},
+    "scale_by_pid": {"momentum": 0.9, "dampening": 0.1, "derivative": 0.5},
+    "scale_by_ranger21": {"lr": 0.1},
+    "scale_by_rprop": {"lr": 0.15},
+    "scale_by_scalable_shampoo": BLOCKS,
+    "scale_by_shampoo": ROOTS,
+    "scale_by_shape": {"adjust": "match_rms_adamw", "view": "batch"},
+    "scale_by_soap": BASES,
+    "scale_by_spam": {"every": 5, "clip_after": 1},
+    "scale_by_yogi": {"initial_accumulator_value": 2**-20},
+    "schedule_free": lambda tx: {"base": gradtx.add_decayed_weights(0.1), "lr": 0.1, "beta": 0.9},
+    "sgdp": {"lr": 0.1},
+    "shampoo": ROOTS,
+    "skip_nonfinite": lambda tx: {"tx": tx},
+    "soap": BASES,
+    "soap_laprop": BASES,
+    "soap_muon": lambda tx: {"fallback": tx, "eps": 0.1, "precondition_frequency": 2},
+    "splus": {"inverse_steps": 2},
+    "trac": lambda tx: {"tx": gradtx.chain(gradtx.trace(0.9), gradtx.scale_by_learning_rate(1.0))},
+    "trace": {"momentum": 0.9, "dampening": 0.1},
+    "trace_ema": {"beta": 0.9},
+    "with_lookahead": lambda tx: {"tx": tx},
+    "with_state_dtype": lambda tx: {"tx": tx, "state_dtype": "int8"},
+    "wsam": lambda tx: {"base": tx},
+    "yogi": {"initial_accumulator_value": 2**-20},
+}
+
+
+def _full_rank(arguments):
+    """Whether leaves that merge into one long dimension, whose statistics initially have rank 1, are not rotated."""
+    return not (arguments["merge_dims"] or arguments["precondition_1d"])
+
+
+# Functions of the arguments: whether results do not depend on a basis that rounding determines, such as the
+# eigenvectors of equal eigenvalues. Where they do, tests compare neither batched runs nor difference quotients.
+DETERMINED = {
+    "rotated": _full_rank,
+    "scale_by_soap": _full_rank,
+    "scale_by_kl_shampoo": lambda arguments: not arguments["merge_dims"],
+}
+
+
+def example_of(factory):
+    """Return the arguments for a factory."""
+    declared = EXAMPLES.get(factory.__name__, {})
+    return dict(declared(gradtx.adam()) if callable(declared) else declared)
+
+
+def is_determined(link):
+    """Whether the results of a link do not depend on choices that rounding makes."""
+    is_one = DETERMINED.get(link._spec.name)
+    return is_one is None or is_one(link._arguments)
