@@ -60,15 +60,12 @@ def pcgrad(
     if not grads:
         raise ValueError("pcgrad: needs the gradients of at least one task")
     first, unflatten = _tree.flatten_real(grads[0], "gradients of task 0")
-    tasks: list[dict[str, Tensor | None]] = []
-    for i, tree in enumerate(grads):
-        tasks.append(
-            _tree.match(tree, first, f"gradients of task {i}", "those of task 0")
-        )
+    tasks = [
+        _tree.match(tree, first, f"gradients of task {i}", "those of task 0")
+        for i, tree in enumerate(grads)
+    ]
     # The number of tasks that reach each leaf, without leaves that no task reaches.
-    counts: dict[str, int] = {}
-    for name in first:
-        counts[name] = sum(task[name] is not None for task in tasks)
+    counts = {name: sum(task[name] is not None for task in tasks) for name in first}
     dense: list[Leaves] = []
     for task in tasks:
         leaves: Leaves = {}
@@ -268,9 +265,9 @@ def rotograd_rotation_loss(
     """
     grads = [grad.detach() for grad in grads]
     length = _norm(torch.stack(grads).mean(dim=0))
-    rescaled: list[Tensor] = []
-    for grad, norm in zip(grads, _norms(grads), strict=True):
-        rescaled.append(grad * (length / norm))
+    rescaled = [
+        grad * (length / norm) for grad, norm in zip(grads, _norms(grads), strict=True)
+    ]
     target = torch.stack(rescaled).mean(dim=0)
     losses: list[Tensor] = []
     for rotated_grad, rotation in zip(rotated_grads, rotations, strict=True):

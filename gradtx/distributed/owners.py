@@ -110,11 +110,12 @@ def regions_of(program: list[Any], replicas: Team | None = None) -> list[Any]:
 
 def owned_paths(program: list[Any]) -> list[Path]:
     """Return the stages whose slots are kept by the owner of a leaf."""
-    paths: list[Path] = []
-    for operation in program:
-        if isinstance(operation, OwnedRegion) and operation.keeps_slots:
-            paths.extend(part.path for part in operation.operations)
-    return paths
+    return [
+        part.path
+        for region in program
+        if isinstance(region, OwnedRegion) and region.keeps_slots
+        for part in region.operations
+    ]
 
 
 def has_regions(program: list[Any]) -> bool:
@@ -399,11 +400,8 @@ class Exchange:
         me = self._team.rank
         rows: list[list[Tensor]] = []
         for rank in range(self._team.size):
-            row: list[Tensor] = []
-            for job in self._owned(bucket, rank):
-                if job.pieces[me].sends:
-                    row.extend(job.parts.values())
-            rows.append(row)
+            sent = [job for job in self._owned(bucket, rank) if job.pieces[me].sends]
+            rows.append([part for job in sent for part in job.parts.values()])
         sizes = [0] * self._team.size
         for job in self._owned(bucket, me):
             for rank, piece in enumerate(job.pieces):
@@ -430,11 +428,10 @@ class Exchange:
         self, job: Job, arrived: list[Tensor], at: list[int]
     ) -> dict[str, Tensor]:
         """Assemble whole tensors from the pieces of all ranks; `at` is the read position in each rank's message."""
-        whole_tensors: dict[str, Tensor] = {}
-        for name in job.parts:
-            whole_tensors[name] = torch.empty(
-                job.template.shape, dtype=job.wire, device=job.device
-            )
+        whole_tensors = {
+            name: torch.empty(job.template.shape, dtype=job.wire, device=job.device)
+            for name in job.parts
+        }
         for rank, piece in enumerate(job.pieces):
             if not piece.sends:
                 continue
@@ -459,10 +456,16 @@ class Exchange:
                 else:
                     row.append(results[job.leaf.name][piece.window].to(wire))
             rows.append(row)
-        sizes: list[int] = []
-        for rank in range(self._team.size):
-            sizes.append(sum(job.pieces[me].numel for job in self._owned(bucket, rank)))
+        sizes = self._sizes_from_owners(bucket)
         return Transfer(self._team, rows, sizes, wire, failed)
+
+    def _sizes_from_owners(self, bucket: list[Job]) -> list[int]:
+        """Return the number of entries that this rank receives from each owner."""
+        me = self._team.rank
+        return [
+            sum(job.pieces[me].numel for job in self._owned(bucket, rank))
+            for rank in range(self._team.size)
+        ]
 
     def _receive(self, bucket: list[Job], transfer: Transfer) -> None:
         parts = transfer.parts()
@@ -494,17 +497,9 @@ class SharedWork(Exchange):
     ) -> Transfer:
         own_results: list[Tensor] = []
         for job in self._owned(bucket, self._team.rank):
-            result = (
-                torch.zeros(job.template.shape, device=job.template.device)
-                if failed
-                else results[job.leaf.name]
-            )
+            result = job.parts["update"] if failed else results[job.leaf.name]
             own_results.append(result.to(job.wire_back))
-        sizes: list[int] = []
-        for rank in range(self._team.size):
-            sizes.append(
-                sum(job.leaf.shape.numel() for job in self._owned(bucket, rank))
-            )
+        sizes = self._sizes_from_owners(bucket)
         return Gathering(self._team, own_results, sizes, bucket[0].wire_back, failed)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any, cast
 
@@ -108,10 +109,11 @@ class Agreement:
 
 def _by_mesh(members: list[Member]) -> list[tuple[Any, list[Member]]]:
     """Return each mesh with the parameters sharded over it, in the same order on all ranks."""
-    of_mesh: dict[Any, list[Member]] = {}
+    of_mesh: dict[Any, list[Member]] = defaultdict(list)
     for member in members:
-        if is_sharded(member.param):
-            of_mesh.setdefault(member.param.device_mesh, []).append(member)  # type: ignore[attr-defined]
+        param: Any = member.param
+        if is_sharded(param):
+            of_mesh[param.device_mesh].append(member)
     return sorted(of_mesh.items(), key=lambda item: str(item[0]))
 
 

@@ -89,15 +89,12 @@ class Evaluation:
         """
         entries = dict(state_dict["state"])
         trained: dict[Tensor, Tensor] = {}
-        for number, param in zip(
-            params_of(state_dict["param_groups"]), names, strict=False
-        ):
-            entry = entries.get(number)
-            if isinstance(entry, dict) and TRAINED in entry:
-                entries[number] = {
-                    key: value for key, value in entry.items() if key != TRAINED
-                }
-                trained[param] = _weights(names[param], entry[TRAINED], param)
+        numbers = params_of(state_dict["param_groups"])
+        for number, (param, name) in zip(numbers, names.items(), strict=False):
+            entry = dict(entries.get(number, {}))
+            if TRAINED in entry:
+                trained[param] = _weights(name, entry.pop(TRAINED), param)
+                entries[number] = entry
         if not trained:
             return None, state_dict
         return cls(trained), {**state_dict, "state": entries}

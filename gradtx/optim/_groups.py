@@ -509,9 +509,8 @@ def in_names_of_branch(
         for name in entry.names:
             if "." in name:
                 whole.setdefault(name, entry.place)
-    names_of_branch: dict[Any, str] = {}
-    for name, entry in names_in_group(tx._entries(labels)).items():
-        names_of_branch[entry.place] = name
+    entries = names_in_group(tx._entries(labels))
+    names_of_branch = {entry.place: name for name, entry in entries.items()}
     read: set[str] = set()
     moved: dict[str, Any] = {}
     for name, place in whole.items():
@@ -562,10 +561,7 @@ def unread(
 
 def params_of(groups: Iterable[Mapping[str, Any]]) -> list[Any]:
     """Return the parameters of groups, or their numbers in the groups of a state dict, in order."""
-    params: list[Any] = []
-    for group in groups:
-        params.extend(group["params"])
-    return params
+    return [param for group in groups for param in group["params"]]
 
 
 def next_value(value: Any, count: int) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -62,9 +63,9 @@ class Layout(NamedTuple):
 
         The key of an auxiliary tensor of a coded slot is the slot's key with a suffix.
         """
-        codes: dict[Path, dict[str, Codec]] = {}
+        codes: dict[Path, dict[str, Codec]] = defaultdict(dict)
         for (path, slot), codec in leaf.codecs.items():
-            codes.setdefault(path, {})[slot] = codec
+            codes[path][slot] = codec
         slots: dict[Path, dict[str, str]] = {}
         shared: dict[Path, dict[str, str]] = {}
         keys = {"step"}
@@ -72,7 +73,7 @@ class Layout(NamedTuple):
         for path in run.stages:
             values = run.new_shared.get(path, {}) if path in passed else {}
             for names, places in ((leaf.new.get(path, {}), slots), (values, shared)):
-                auxiliary = auxiliary_tensors(codes.get(path, {}))
+                auxiliary = auxiliary_tensors(codes[path])
                 # A slot before its auxiliary tensors.
                 for name in sorted(names, key=auxiliary.__contains__):
                     if name in auxiliary:
@@ -85,7 +86,8 @@ class Layout(NamedTuple):
         owned: set[str] = set()
         for path in owned_paths(leaf.program):
             owned.update(slots.get(path, {}).values())
-        return cls(slots, shared, frozenset(keys), codes, frozenset(owned))
+        coded = {path: codecs for path, codecs in codes.items() if codecs}
+        return cls(slots, shared, frozenset(keys), coded, frozenset(owned))
 
     @property
     def slot_keys(self) -> list[str]:
@@ -149,11 +151,11 @@ def _places(
     keys_of_stages: Mapping[Path, Mapping[str, str]],
 ) -> list[tuple[tuple[Path, str], str]]:
     """Return the (path, name) and the key of each slot, stage by stage."""
-    places: list[tuple[tuple[Path, str], str]] = []
-    for path, keys in keys_of_stages.items():
-        for name, key in keys.items():
-            places.append(((path, name), key))
-    return places
+    return [
+        ((path, name), key)
+        for path, keys in keys_of_stages.items()
+        for name, key in keys.items()
+    ]
 
 
 class ParameterKind(NamedTuple):

@@ -71,7 +71,6 @@ class Members:
     """
 
     restarts = False
-    _rows: Sequence[list[Member]] = ()  # the members of each group
     # The parameters from which `_rows` was built.
     _row_params: list[Tensor] | None = None
     # The ranks that divide the work on whole parameters.
@@ -82,33 +81,23 @@ class Members:
         self.tx = tx
         self.views: list[GroupView] = []
         self.by_param: dict[Tensor, Member] = {}
+        self._rows: list[list[Member]] = []  # the members of each group
         # The parameters in the order of the groups, at the last `follow`.
         self._present: list[Tensor] = []
         self._clock_paths: dict[Any, Path] = {}
 
     # Adding groups.
 
-    def _check_param(self, name: str, param: Tensor) -> None:
-        check_leaf(name, param, self.owner)
-        if param.dtype.is_complex and not is_lazy(param) and param.is_conj():
-            raise ValueError(
-                f"{self.owner}: parameter {name!r} is a conjugate view, to which steps cannot write; "
-                "pass param.resolve_conj()"
-            )
-
     def joining(self, group: Group) -> Joining:
         """Name the parameters of a new group and split it by label, without changing this object."""
         params: list[Tensor] = group["params"]
-        names = self._names_in(group)
-        by_param = self._with_new_members(names, params)
+        by_param = self._with_new_members(group)
         run, block = self._expanded(by_param)
         self._check_pieces(params)
-        positions_of_labels: dict[Labels, list[int]] = {}
+        positions_of_labels: dict[Labels, list[int]] = {} if params else {(): []}
         for i, param in enumerate(params):
             labels = _labels(run, block, by_param[param])
             positions_of_labels.setdefault(labels, []).append(i)
-        if not params:
-            positions_of_labels[()] = []
         views: list[GroupView] = []
         given = dict(group)
         read: set[str] = set()
@@ -116,11 +105,13 @@ class Members:
         for labels in in_order:
             # A group that is not split keeps the user's dict, as in torch.
             part = group if len(in_order) == 1 else dict(group)
-            _keep_only(part, given, positions_of_labels[labels])
+            for key in ("params", "param_names"):
+                if key in part:
+                    part[key] = [given[key][i] for i in positions_of_labels[labels]]
             if labels:
                 part["label"] = ".".join(label for _, label in labels)
             read |= in_names_of_branch(self.tx, part, _by_selector(labels))
-            views.append(self._view(part, labels, _zero))
+            views.append(self._view(part, labels, lambda _: 0))
         restarts = any(operation.restarts_inner for operation in block.walk())
         joining = Joining(views, by_param, run.clock_paths, restarts)
         for labels, view in zip(in_order, views, strict=True):
@@ -128,23 +119,23 @@ class Members:
             joining.unread.update(keys)
         return joining
 
-    def _names_in(self, group: Group) -> list[str]:
-        """Return the names of a group's parameters in the model, or numbers if it has none."""
-        names = group.get("param_names")
-        if names:
-            return in_model(names)
-        first = len(self.by_param)
-        return [NumberedName(first + i) for i in range(len(group["params"]))]
-
-    def _with_new_members(
-        self, names: list[str], params: list[Tensor]
-    ) -> dict[Tensor, Member]:
-        """Return all members by parameter, including new ones for these parameters."""
+    def _with_new_members(self, group: Group) -> dict[Tensor, Member]:
+        """Return all members by parameter, including new ones for a group, named as in the model or by numbers."""
         by_param = dict(self.by_param)
+        params: list[Tensor] = group["params"]
+        names = in_model(group.get("param_names") or ())
+        if not names:
+            names = [NumberedName(len(by_param) + i) for i in range(len(params))]
+        taken = {member.name for member in by_param.values()}
         for name, param in zip(names, params, strict=True):
             if not never_trains(param):
-                self._check_param(name, param)
-            by_param[param] = Member(_unique(name, by_param.values()), param)
+                check_leaf(name, param, self.owner)
+            if param.dtype.is_complex and not is_lazy(param) and param.is_conj():
+                raise ValueError(
+                    f"{self.owner}: parameter {name!r} is a conjugate view, to which steps cannot write; "
+                    "pass param.resolve_conj()"
+                )
+            by_param[param] = Member(_unique(name, taken), param)
         return by_param
 
     def admit(self, joining: Joining) -> None:
@@ -174,11 +165,8 @@ class Members:
         _, block = self._expanded(self.by_param)
         return block
 
-    def check_selectors(self, names: list[str]) -> None:
+    def check_selectors(self) -> None:
         """Check that every pattern matches a parameter.
-
-        Args:
-            names: The names of all parameters, including those of other ranks.
 
         Raises:
             ValueError: If a pattern matches no parameter.
@@ -186,15 +174,13 @@ class Members:
         run, _ = self._expanded(self.by_param)
         for selector in run.selectors:
             try:
-                selector.check_used(names)
+                selector.check_used(self.names())
             except ValueError as error:
-                named = "param_names" in self.views[0].group
-                hint = (
-                    ""
-                    if named
-                    else "; these parameters have no names: pass model.named_parameters()"
-                )
-                raise ValueError(f"{error}{hint}") from None
+                if "param_names" in self.views[0].group:
+                    raise
+                raise ValueError(
+                    f"{error}; these parameters have no names: pass model.named_parameters()"
+                ) from None
 
     # Changes made to the groups from outside.
 
@@ -238,7 +224,14 @@ class Members:
             ValueError: If a link depends on the shapes of leaves or sums over leaves.
         """
         had_shapes = any(param.ndim > 1 for param in replaced)
-        pieces = [param for param in params if had_shapes or _is_flattened(param)]
+        pieces = [
+            param
+            for param in params
+            if had_shapes
+            # Of FSDP1, which has moved it into flat memory that is sharded over the ranks.
+            or getattr(param, "_is_flat_param", False)
+            or getattr(param, "_fsdp_flattened", False)
+        ]
         # With FSDP1's NO_SHARD, the parameters remain as views with their own shapes.
         if not pieces or any(param.ndim != 1 for param in pieces):
             return
@@ -305,7 +298,7 @@ class Members:
 
     def _add(self, param: Tensor, number: int) -> None:
         """Add an unnamed parameter."""
-        name = _unique(NumberedName(number), self.by_param.values())
+        name = _unique(NumberedName(number), set(self.names()))
         self.by_param[param] = Member(name, param)
 
     def _replacements(self, present: list[Tensor]) -> dict[Tensor, Tensor]:
@@ -335,21 +328,17 @@ class Members:
         """Return the members of each group, with their present group and state."""
         sizes = [len(view.group["params"]) for view in self.views]
         if self._row_params is not self._present or sizes != list(map(len, self._rows)):
-            self._rows = self._new_rows()
             self._row_params = self._present
+            self._rows = []
+            for i, view in enumerate(self.views):
+                row = [self.by_param[param] for param in view.group["params"]]
+                self._rows.append(row)
+                for member in row:
+                    member.group = i
         for row in self._rows:
             for member in row:
                 member.state = state.get(member.param, {})
         return self._rows
-
-    def _new_rows(self) -> list[list[Member]]:
-        rows: list[list[Member]] = []
-        for i, view in enumerate(self.views):
-            row = [self.by_param[param] for param in view.group["params"]]
-            for member in row:
-                member.group = i
-            rows.append(row)
-        return rows
 
     def clock_path(self, entry: Entry | None) -> Path | None:
         """Return the path of the clock that a hyperparameter's schedule follows; None for the outermost clock."""
@@ -425,32 +414,14 @@ def _labels(run: OptimizerRun, block: Block, member: Member) -> Labels:
         raise
 
 
-def _is_flattened(param: Tensor) -> bool:
-    """Whether FSDP1 has moved a parameter into flat memory that is sharded over the ranks."""
-    return getattr(param, "_is_flat_param", False) or getattr(
-        param, "_fsdp_flattened", False
-    )
-
-
 def _by_selector(labels: Labels) -> dict[Any, str]:
     """Return the labels by the keys of their selectors."""
     return {selector.key: label for selector, label in labels}
 
 
-def _keep_only(group: Group, given: Group, positions: list[int]) -> None:
-    """Reduce a group to some parameters of the group that was given, by their positions."""
-    for key in ("params", "param_names"):
-        if key in group:
-            group[key] = [given[key][i] for i in positions]
-
-
 def _rank(labels: Labels) -> list[int]:
     """Return the positions of the labels in their partitions, by which groups are sorted."""
     return [selector.labels.index(label) for selector, label in labels]
-
-
-def _zero(entry: Entry) -> int:
-    return 0
 
 
 def _ids(values: Iterable[Any]) -> tuple[int, ...]:
@@ -461,11 +432,11 @@ def _identical(a: list[Any], b: list[Any]) -> bool:
     return len(a) == len(b) and all(map(operator.is_, a, b))
 
 
-def _unique(name: str, members: Iterable[Member]) -> str:
-    """Return a name that no other member has, because leaves are identified by name."""
-    taken = {member.name for member in members}
+def _unique(name: str, taken: set[str]) -> str:
+    """Return a name that is not taken, because leaves are identified by name, and take it."""
     unique, number = name, 0
     while unique in taken:
         number += 1
         unique = type(name)(f"{name}#{number}")
+    taken.add(unique)
     return unique

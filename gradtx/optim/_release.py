@@ -13,7 +13,6 @@ from torch.nn.parameter import is_lazy
 
 from gradtx.base import torch_names as _torch
 from gradtx.base.ambient import without_ambient
-from gradtx.execution.execute import Operation
 from gradtx.optim._chain_checks import warn_of_replicas
 from gradtx.optim._member import Member
 from gradtx.optim._parts import Parts
@@ -46,11 +45,6 @@ class OpenStep(Step):
         self._engines = parts.engines()
         if parts.traits.agrees:
             self._check_agreement()
-
-    @property
-    def counts_calls(self) -> bool:
-        """Whether a link accumulates the gradients of several calls."""
-        return self._parts.traits.takes_none
 
     def has(self, member: Member) -> bool:
         """Whether this step has updated a parameter."""
@@ -171,9 +165,17 @@ class ReleasedGradients:
 
     @without_ambient
     def _step(self, optimizer: Any, param: Tensor) -> None:
-        member = optimizer._parts.members.by_param.get(param)
+        parts: Parts = optimizer._parts
+        member = parts.members.by_param.get(param)
         if self._open is not None and member is not None and self._open.has(member):
-            self._end_call(member)
+            # A second gradient, which is allowed if a combinator counts calls.
+            ending, self._open = self._open, None
+            if not parts.traits.takes_none:
+                raise RuntimeError(
+                    f"{WHO}: parameter {member.name!r} has a second gradient, but was updated by the first; call "
+                    "step() after each backward, or accumulate gradients with accumulate(tx, every)"
+                )
+            ending.run()
         if self._open is None:
             optimizer._check_training()
             parts = optimizer._up_to_date()
@@ -182,17 +184,6 @@ class ReleasedGradients:
                 self._open = OpenStep(parts)
         if member is not None and self._open is not None:
             self._open.update(member)
-
-    def _end_call(self, member: Member) -> None:
-        """Handle a second gradient: end the call if a combinator counts calls, otherwise raise an error."""
-        ending = self.close()
-        assert ending is not None
-        if not ending.counts_calls:
-            raise RuntimeError(
-                f"{WHO}: parameter {member.name!r} has a second gradient, but was updated by the first; call step() "
-                "after each backward, or accumulate gradients with accumulate(tx, every)"
-            )
-        ending.run()
 
 
 # Checks.
@@ -213,16 +204,10 @@ def check_released(parts: Parts) -> None:
             )
     for operation in parts.members.block().walk():
         if operation.waits or operation.hessian_period:
+            name = ".".join(filter(None, operation.path))
+            way_out = WAY_OUT
+            if "clip_by_global_norm" in operation.path:
+                way_out = f"pass stale=True to clip by the norm of the previous step, or {way_out}"
             raise ValueError(
-                f"{WHO}: {_name_of(operation)} needs the gradients of all parameters; {_way_out(operation)}"
+                f"{WHO}: {name} needs the gradients of all parameters; {way_out}"
             )
-
-
-def _name_of(operation: Operation) -> str:
-    return ".".join(part for part in operation.path if part)
-
-
-def _way_out(operation: Operation) -> str:
-    if "clip_by_global_norm" in operation.path:
-        return "pass stale=True to clip by the norm of the previous step, or " + WAY_OUT
-    return WAY_OUT

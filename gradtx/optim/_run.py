@@ -75,9 +75,8 @@ class OptimizerRun(Run):
     def slots(self, path: Path, leaf: Leaf) -> dict[str, Tensor]:
         if self.initial:
             return {}
-        slots: dict[str, Tensor] = {}
-        for slot, key in leaf.layout.slots.get(path, {}).items():
-            slots[slot] = leaf.state[key]
+        keys = leaf.layout.slots.get(path, {})
+        slots = {slot: leaf.state[key] for slot, key in keys.items()}
         return real_views(slots) if leaf.is_complex else slots
 
     def choice(self, path: Path, leaf: Leaf, selector: Any) -> Any:
@@ -119,10 +118,10 @@ class OptimizerRun(Run):
             value = as_number("the result of value_fn", loss).detach()
             if not sloped:
                 return value, None
-            terms: dict[str, Tensor] = {}
-            for name, gradient in _gradients(params, direction).items():
-                terms[name] = gradient * direction[name]
-            return value, total(terms)
+            gradients = _gradients(params, direction)
+            return value, total(
+                {name: gradients[name] * direction[name] for name in direction}
+            )
 
     @contextlib.contextmanager
     def _moved_to(

@@ -152,10 +152,11 @@ class States:
         shown: Callable[[Tensor], Tensor],
     ) -> FirstStates:
         first = self.first(view, params, members, shown=shown)
-        states: dict[Tensor, State] = {}
-        for param, state in first.states.items():
-            if param.requires_grad:
-                states[param] = first.layouts[param].without_slots(state)
+        states = {
+            param: first.layouts[param].without_slots(state)
+            for param, state in first.states.items()
+            if param.requires_grad
+        }
         return replace(first, states=states)
 
     @torch.no_grad()

@@ -368,9 +368,10 @@ class Step:
             _count_back(waiting)
 
     def _step_input(self) -> StepInput:
-        numbers: list[list[Any]] = []
-        for view, values in zip(self._views, self._values, strict=True):
-            numbers.append(view.numbers(values, self._schedule_count))
+        numbers = [
+            view.numbers(values, self._schedule_count)
+            for view, values in zip(self._views, self._values, strict=True)
+        ]
         return StepInput(
             run=self._run,
             leaves_of=self._outlines,

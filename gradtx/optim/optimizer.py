@@ -118,7 +118,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         super().__init__(listed_params(owner, params), {})
         if capturable:
             check_capturable(owner, self._parts)
-        members.check_selectors(members.names())
+        members.check_selectors()
         self._parts.states.check_patterns()
         self.defaults = cycled_alike(members.views)
         self._made_defaults = dict(self.defaults)
@@ -391,9 +391,10 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
                 if consume_gradients:
                     parts.members.drop_gradients()
                 return None
-        loss, hessian = None, HessianStep(parts, extras)
+        loss = None
+        hessian = HessianStep(parts, extras) if parts.hessian.link else None
         if closure is not None:
-            with torch.enable_grad(), hessian:
+            with torch.enable_grad(), hessian or contextlib.nullcontext():
                 loss = closure()
             self._add_extras_of(closure, loss, extras)
             parts = self._up_to_date()
@@ -411,7 +412,8 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         )
         with at_state, parts.states.undone_on_failure():
             step = open_step or self._checked_step(extras, scaling, consume_gradients)
-            hessian.supply(step)
+            if hessian is not None:
+                hessian.supply(step)
             step.run()
         if consume_gradients:
             parts.members.drop_gradients()  # those of frozen leaves are left

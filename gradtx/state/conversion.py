@@ -71,11 +71,11 @@ def slot_in_another_code(
 
 def suffixes_of(slot: str, entry: Mapping[str, Any]) -> list[str]:
     """Return the suffixes of a slot's auxiliary tensors in an entry; none if the slot is not coded."""
-    suffixes: list[str] = []
-    for suffix in SUFFIXES:
-        if isinstance(entry.get(_key(slot, suffix, entry)), Tensor):
-            suffixes.append(suffix)
-    return suffixes
+    return [
+        suffix
+        for suffix in SUFFIXES
+        if isinstance(entry.get(_key(slot, suffix, entry)), Tensor)
+    ]
 
 
 def _whole_where_kept_whole(

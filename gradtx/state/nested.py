@@ -15,7 +15,6 @@ from torch import Tensor
 from gradtx.base.errors import OWN_STATE, Path, foreign, lacking
 
 Slots = list[tuple[str, dict[str, Tensor]]]
-# Slots that a stage kept itself in 0.1 -> the inner stage that keeps them now.
 
 
 class NestedState:

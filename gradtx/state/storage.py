@@ -281,9 +281,10 @@ class Store:
             if old is None
             else self.codecs_of(old, leaf)
         )
-        dtypes: dict[str, torch.dtype] = {}
-        for slot, value in slots.items():
-            dtypes[slot] = self._dtype(slot, value, like, leaf, slot in codecs)
+        dtypes = {
+            slot: self._dtype(slot, value, like, leaf, slot in codecs)
+            for slot, value in slots.items()
+        }
         kept = first_slots(slots, like, dtypes, self._owner)
         if leaf.run.initial:
             seen = leaf.run.seen_slots.setdefault(storage, set())
@@ -537,7 +538,8 @@ def _with_other_sizes(like: Tensor) -> Tensor:
 
 def auxiliary_tensors(codecs: Mapping[str, Codec]) -> set[str]:
     """Return the names of the auxiliary tensors of coded slots, such as scales, without the codes."""
-    names: set[str] = set()
-    for slot, codec in codecs.items():
-        names.update(f"{slot}.{suffix}" for suffix in codec.suffixes)
-    return names
+    return {
+        f"{slot}.{suffix}"
+        for slot, codec in codecs.items()
+        for suffix in codec.suffixes
+    }
