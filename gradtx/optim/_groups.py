@@ -60,7 +60,7 @@ class ChainOf:
         given = iter(tensors)
         arguments: dict[tuple[Any, str], Any] = {}
         for place, form in self.structure:
-            arguments[place] = _each(
+            arguments[place] = each_item(
                 form, lambda item: next(given) if item == NUMBER else item
             )
         return self.tx._replaced(arguments, checked=False)
@@ -572,7 +572,7 @@ def next_value(value: Any, count: int) -> Any:
             item = resolve(item, count)
         return python_scalar(item)
 
-    return _each(value, as_number)
+    return each_item(value, as_number)
 
 
 # Functions of hyperparameter values. A value is a number, a schedule, another option, or a tuple of these.
@@ -621,7 +621,7 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, float | Tensor | Schedule)
 
 
-def _each(value: Any, function: Callable[[Any], Any]) -> Any:
+def each_item(value: Any, function: Callable[[Any], Any]) -> Any:
     """Apply `function` to a value, or to each item of a tuple."""
     return tuple(map(function, value)) if isinstance(value, tuple) else function(value)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
+import contextlib
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -196,17 +196,17 @@ class Members:
         Returns:
             The parameters that others have replaced.
         """
-        if not _identical([view.group for view in self.views], groups):
+        if _identical([view.group for view in self.views], groups):
+            # A group may lack parameters, or have others than tensors: then the check below raises the error.
+            with contextlib.suppress(KeyError, TypeError):
+                present = params_of(groups)
+                if _identical(present, self._present):
+                    return []
+            check_groups(self.owner, groups)
+        else:
             check_groups(self.owner, groups)
             self._follow_groups(groups, count)
-        try:
-            present = params_of(groups)
-        except (KeyError, TypeError):
-            check_groups(self.owner, groups)
-            raise
-        if _identical(present, self._present) and len(present) == len(self.by_param):
-            return []
-        check_groups(self.owner, groups)
+        present = params_of(groups)
         replaced = self._follow_params(present)
         self._present = present
         return replaced
@@ -302,16 +302,11 @@ class Members:
         self.by_param[param] = Member(name, param)
 
     def _replacements(self, present: list[Tensor]) -> dict[Tensor, Tensor]:
-        """Return the replacement of each replaced parameter."""
-        replacements: dict[Tensor, Tensor] = {}
-        matcher = difflib.SequenceMatcher(
-            None, _ids(self._present), _ids(present), autojunk=False
-        )
-        for tag, old_start, old_end, new_start, new_end in matcher.get_opcodes():
-            if tag == "replace" and old_end - old_start == new_end - new_start:
-                old = self._present[old_start:old_end]
-                replacements.update(zip(old, present[new_start:new_end], strict=True))
-        return replacements
+        """Return the replacement of each replaced parameter, which has its position."""
+        if len(present) != len(self._present):
+            return {}
+        pairs = zip(self._present, present, strict=True)
+        return {old: new for old, new in pairs if old is not new}
 
     # Lookups.
 

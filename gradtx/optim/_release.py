@@ -41,7 +41,6 @@ class OpenStep(Step):
     def __init__(self, parts: Parts):
         super().__init__(parts, {}, None, consumes=True)
         self._arrived: set[Member] = set()
-        self._request_of_all = self._step_input()
         self._engines = parts.engines()
         if parts.traits.agrees:
             self._check_agreement()
@@ -58,7 +57,7 @@ class OpenStep(Step):
         bundles: list[Any] = []
         for engine in self._engines:
             if eager:
-                bundles, eager = engine.bundles_of_one(self._request_of_all, member)
+                bundles, eager = engine.bundles_of_one(self, member)
         self._has_bundles = self._has_bundles or bool(bundles)
         self._advance(bundles, eager)
         self._leaves.clear()
@@ -68,7 +67,7 @@ class OpenStep(Step):
         self._check_members([member])
         self._place_gradients([member])
         self._parts.states.prepare(
-            self._views[member.group],
+            self.views[member.group],
             [member],
             self._parts.traits.takes_none,
         )
@@ -77,7 +76,7 @@ class OpenStep(Step):
             member.count + 1 if isinstance(member.count, int) else member.count,
         )
 
-    def run(self) -> None:
+    def finish(self) -> None:
         """End the step: update the parameters whose hook has not run, and write new shared values."""
         late: list[Member] = []
         for row in self._rows:
@@ -88,7 +87,7 @@ class OpenStep(Step):
             if member not in self._arrived:
                 late.append(member)
         self.members = late
-        super().run()
+        super().finish()
 
 
 class ReleasedGradients:
@@ -175,7 +174,7 @@ class ReleasedGradients:
                     f"{WHO}: parameter {member.name!r} has a second gradient, but was updated by the first; call "
                     "step() after each backward, or accumulate gradients with accumulate(tx, every)"
                 )
-            ending.run()
+            ending.finish()
         if self._open is None:
             optimizer._check_training()
             parts = optimizer._up_to_date()

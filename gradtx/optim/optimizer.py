@@ -22,6 +22,7 @@ from gradtx.base.inputs import (
     without_repeats,
 )
 from gradtx.base.messages import describe
+from gradtx.base.tree import tensors
 from gradtx.distributed.layouts import team_of_group
 from gradtx.execution.context import Clock
 from gradtx.execution.execute import Block
@@ -42,6 +43,7 @@ from gradtx.optim._groups import (
     ENGINE_OPTIONS,
     OVERRIDDEN,
     cycled_alike,
+    each_item,
     is_same,
     params_of,
 )
@@ -127,12 +129,12 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         self, tx: GradientTransformation
     ) -> GradientTransformation:
         """Copy the transformation's hyperparameter tensors: schedulers write to them, and others may share them."""
-        tensors = {
-            entry.place: _cloned(entry.value)
+        values = {
+            entry.place: each_item(entry.value, _cloned)
             for entry in tx._entries()
             if tensors_in(entry.value)
         }
-        return tx._replaced(tensors, checked=False) if tensors else tx
+        return tx._replaced(values, checked=False) if values else tx
 
     @property
     def _tx(self) -> GradientTransformation:
@@ -180,14 +182,10 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
     def _take_written_defaults(self, group: dict[str, Any]) -> None:
         """Copy values that were written to `defaults` into a new group; other defaults come from the chain."""
         made = self._made_defaults
-        if made is None:
-            return
         for name, value in self.defaults.items():
-            if name in ENGINE_OPTIONS or (
-                name in made and (value is made[name] or is_same(value, made[name]))
-            ):
-                continue
-            group.setdefault(name, value)
+            is_written = made is not None and not is_same(value, made.get(name))
+            if is_written and name not in ENGINE_OPTIONS:
+                group.setdefault(name, value)
 
     def _checked_by_torch(self, param_group: dict[str, Any]) -> dict[str, Any]:
         """Return a group after torch's checks, without torch's defaults; the group is not added."""
@@ -414,7 +412,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
             step = open_step or self._checked_step(extras, scaling, consume_gradients)
             if hessian is not None:
                 hessian.supply(step)
-            step.run()
+            step.finish()
         if consume_gradients:
             parts.members.drop_gradients()  # those of frozen leaves are left
         return loss
@@ -423,10 +421,12 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         self, closure: Callable[[], Any], loss: Any, extras: dict[str, Any]
     ) -> None:
         """Add the extras that a closure supplies, unless the caller passed them."""
-        if _is_number(loss) or (loss is not None and "value" in self._tx.needs):
-            extras.setdefault(
-                "value", loss.detach().reshape(()) if _is_number_tensor(loss) else loss
-            )
+        # Closures may return other objects if no link reads the loss.
+        is_loss = isinstance(loss, numbers.Real) and not isinstance(loss, bool)
+        if isinstance(loss, Tensor) and loss.numel() == 1:
+            loss, is_loss = loss.detach().reshape(()), True
+        if is_loss or (loss is not None and "value" in self._tx.needs):
+            extras.setdefault("value", loss)
         extras.setdefault("grad_fn", closure)
         extras.setdefault("value_fn", closure)
 
@@ -646,8 +646,8 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Refuse a pickle that torch could not load; copies do not need one."""
-        for state in self.state.values():
-            if isinstance(state, dict) and any(map(_is_float8, state.values())):
+        for tensor in tensors(dict(self.state)):
+            if tensor.dtype == torch.float8_e4m3fn:
                 raise TypeError(
                     f"{type(self).__name__}: torch cannot load pickles of float8 tensors, which the state contains; "
                     "save the state dict instead: torch.save(optimizer.state_dict(), path)"
@@ -669,22 +669,4 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
 
 
 def _cloned(value: Any) -> Any:
-    """Copy the tensors of a number or a tuple of numbers."""
-    if isinstance(value, tuple):
-        return tuple(map(_cloned, value))
     return value.detach().clone() if isinstance(value, Tensor) else value
-
-
-def _is_number_tensor(loss: Any) -> bool:
-    return isinstance(loss, Tensor) and loss.numel() == 1
-
-
-def _is_number(loss: Any) -> bool:
-    """Whether a closure's result is a loss; closures may return other objects if no link reads the loss."""
-    return _is_number_tensor(loss) or (
-        not isinstance(loss, bool) and isinstance(loss, numbers.Real)
-    )
-
-
-def _is_float8(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.dtype == torch.float8_e4m3fn
