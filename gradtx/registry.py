@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 import torch
 from torch import Tensor
@@ -42,6 +42,7 @@ __all__ = [
 ]
 
 Names = str | Sequence[str] | None
+Options: TypeAlias = dict[str, Any]
 
 
 # Biases and the weights of normalization layers, matched by the class of their module (LayerNorm, BatchNorm2d, RMSNorm)
@@ -352,9 +353,9 @@ _RENAMED = {
 }
 
 
-def _translated(arguments: Sequence[str], options: Mapping[str, Any]) -> dict[str, Any]:
+def _translated(arguments: Sequence[str], options: Options) -> Options:
     """Translate options of other libraries, with a warning for each; the optimizer raises errors for unknown ones."""
-    translated: dict[str, Any] = {}
+    translated: Options = {}
     for name, value in options.items():
         known = [word for word in _RENAMED.get(name, ()) if word in arguments]
         if name not in arguments and known:
@@ -438,9 +439,7 @@ def _warn_of_embeddings(name: str, model: Any) -> None:
         )
 
 
-def _decay(
-    name: str, arguments: Mapping[str, Argument], weight_decay: Any
-) -> dict[str, Any]:
+def _decay(name: str, arguments: Mapping[str, Argument], weight_decay: Any) -> Options:
     """Return the weight decay as an option, if the optimizer has one."""
     if "weight_decay" in arguments:
         return {"weight_decay": weight_decay}
@@ -449,7 +448,7 @@ def _decay(
     return {}
 
 
-def _rate(name: str, arguments: Mapping[str, Argument], lr: Any) -> dict[str, Any]:
+def _rate(name: str, arguments: Mapping[str, Argument], lr: Any) -> Options:
     """Return the learning rate as an option, under the optimizer's name for it."""
     rate = "lr" if "lr" in arguments else "max_lr"
     if rate in arguments:
@@ -546,7 +545,7 @@ def create_optimizer(
         before.append(centralize(options.pop("gc_conv_only", False)))
     if use_orthograd:
         before.append(orthogonalize_against_params())
-    of_lookahead: dict[str, Any] = {}
+    of_lookahead: Options = {}
     for option in ("k", "alpha", "pullback_momentum") if use_lookahead else ():
         if option in options and option not in arguments:
             of_lookahead[option] = options.pop(option)
@@ -561,7 +560,7 @@ def create_optimizer(
     params = _parameters(model, weight_decay, wd_ban_list)
     if compile is True and compile_kwargs:
         compile = _compile_argument(compile_kwargs)
-    engine_options: dict[str, Any] = {
+    engine_options: Options = {
         "compile": compile,
         "state_device": state_device,
         "capturable": capturable,
@@ -578,7 +577,7 @@ def create_optimizer(
     return as_optimizer(chain(*before, tx), params, **engine_options)
 
 
-def _compile_argument(keywords: Mapping[str, Any]) -> str | dict[str, Any]:
+def _compile_argument(keywords: Mapping[str, Any]) -> str | Options:
     """Convert keyword arguments of `torch.compile` to the argument `compile`.
 
     Raises:

@@ -8,7 +8,7 @@ import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -23,6 +23,8 @@ from gradtx.base.dtensor import (
     without_pending_sums,
 )
 from gradtx.base.messages import describe
+
+Shape: TypeAlias = tuple[int, ...]
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -224,7 +226,7 @@ class Piece:
     """
 
     window: tuple[slice, ...]
-    shape: tuple[int, ...]
+    shape: Shape
     sends: bool
 
     @property
@@ -291,7 +293,7 @@ def placements_by_rows(like: Any, shape: Sequence[int]) -> Placements:
 
 @functools.lru_cache(maxsize=4096)
 def pieces_at(
-    shape: tuple[int, ...], mesh: DeviceMesh, placements: Placements
+    shape: Shape, mesh: DeviceMesh, placements: Placements
 ) -> tuple[Piece, ...]:
     """Return the piece of each rank of a tensor with these placements."""
     ranks = mesh.mesh
@@ -304,7 +306,7 @@ def pieces_at(
 
 def _piece_at(
     place: tuple[int, ...],
-    shape: tuple[int, ...],
+    shape: Shape,
     mesh: DeviceMesh,
     placements: Placements,
 ) -> Piece:

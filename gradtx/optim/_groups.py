@@ -40,6 +40,11 @@ def check_differentiable(options: Mapping[str, Any]) -> None:
         )
 
 
+Group: TypeAlias = dict[str, Any]
+# Hyperparameters by their names in a group.
+Values: TypeAlias = Mapping[str, Any]
+# Returns the count of the clock that a hyperparameter follows.
+CountOf: TypeAlias = Callable[[Entry], int]
 # Pairs of a hyperparameter's place and the form of its value.
 Structure: TypeAlias = tuple[tuple[Any, Any], ...]
 
@@ -97,9 +102,9 @@ class GroupView:
         self,
         owner: str,
         tx: GradientTransformation,
-        group: dict[str, Any],
+        group: Group,
         labels: Mapping[Any, str],
-        count: Callable[[Entry], int],
+        count: CountOf,
     ):
         self._owner = owner
         self.tx = tx
@@ -131,12 +136,12 @@ class GroupView:
         self._clear(self.sources)
         self._take_forms(self.sources, dict.fromkeys(self.entries))
 
-    def _clear(self, settled: Mapping[str, Any]) -> None:
+    def _clear(self, settled: Values) -> None:
         """Clear the caches; `settled` are the values of the last step."""
         self._settled = settled
         # The group's contents when `_values` was last computed.
-        self._seen: Mapping[str, Any] = {}
-        self._values: Mapping[str, Any] = {}
+        self._seen: Values = {}
+        self._values: Values = {}
         self._chain: tuple[Any, GradientTransformation] | None = None
         self._numbers: tuple[Any, list[Any]] | None = None
 
@@ -156,7 +161,7 @@ class GroupView:
             old = (None,) * len(value)
         return _zipped(form_of, value, old)
 
-    def _take_forms(self, values: Mapping[str, Any], old: Mapping[str, Any]) -> None:
+    def _take_forms(self, values: Values, old: Values) -> None:
         """Change the structure to that of values, given their old forms."""
         forms = {name: self._form(name, values[name], old[name]) for name in values}
         if forms != self._forms or not forms:
@@ -176,7 +181,7 @@ class GroupView:
 
     # Before a step.
 
-    def values(self) -> Mapping[str, Any]:
+    def values(self) -> Values:
         """Return the present values, with a constructor's checks; a schedule whose number was not overwritten is kept.
 
         The result is the same object until the group changes.
@@ -290,7 +295,7 @@ class GroupView:
             UserWarning,
         )
 
-    def settle(self, values: Mapping[str, Any]) -> None:
+    def settle(self, values: Values) -> None:
         """Take checked values for the next step: note changed schedules, and change the structure if necessary."""
         if values is self._settled:
             return
@@ -305,9 +310,7 @@ class GroupView:
 
     # During a step.
 
-    def chain(
-        self, values: Mapping[str, Any], device: torch.device
-    ) -> GradientTransformation:
+    def chain(self, values: Values, device: torch.device) -> GradientTransformation:
         """Return the transformation with these values, converted to the tensors that rules receive."""
         if self._chain is not None and self._chain[0] is values:
             return self._chain[1]
@@ -337,7 +340,7 @@ class GroupView:
         return self.chain(first, torch.device("cpu"))
 
     def numbers(
-        self, values: Mapping[str, Any], count: Callable[[Entry], int | Tensor]
+        self, values: Values, count: Callable[[Entry], int | Tensor]
     ) -> list[Any]:
         """Return the numbers that the structure leaves out."""
         if self._numbers is not None and values is self._numbers[0]:
@@ -377,7 +380,7 @@ class GroupView:
             if at is not None:
                 self.shown[name] = self.group[name] = next_value(self.sources[name], at)
 
-    def show_exactly(self, count: Callable[[Entry], int]) -> None:
+    def show_exactly(self, count: CountOf) -> None:
         """Correct schedule values whose counts the host did not know; overwritten values are kept."""
         for name, shown in self.shown.items():
             if is_same(self.group[name], shown):
@@ -385,7 +388,7 @@ class GroupView:
                     self.sources[name], count(self.entries[name])
                 )
 
-    def loaded(self, group: dict[str, Any], count: Callable[[Entry], int]) -> GroupView:
+    def loaded(self, group: Group, count: CountOf) -> GroupView:
         """Return the view of a group from a checkpoint; numbers that are off keep the form that they have here.
 
         Args:
@@ -430,9 +433,9 @@ class GroupView:
 
     def _follow_schedules(
         self,
-        defaults: Mapping[str, Any],
+        defaults: Values,
         overridden: Collection[str] | None,
-        count: Callable[[Entry], int],
+        count: CountOf,
     ) -> None:
         """Add missing values to a loaded group, and replace numbers by those of this optimizer's schedules.
 
@@ -494,7 +497,7 @@ def names_in_group(entries: Iterable[Entry]) -> dict[str, Entry]:
 
 
 def in_names_of_branch(
-    tx: GradientTransformation, group: dict[str, Any], labels: Mapping[Any, str]
+    tx: GradientTransformation, group: Group, labels: Mapping[Any, str]
 ) -> set[str]:
     """Rename a group's hyperparameters from the names of the whole optimizer to the names in the group's branch.
 
@@ -531,7 +534,7 @@ def in_names_of_branch(
 
 def unread(
     tx: GradientTransformation,
-    given: Mapping[str, Any],
+    given: Values,
     read: Collection[str],
     view: GroupView,
     labels: Mapping[Any, str],

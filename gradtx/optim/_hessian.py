@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -20,9 +20,11 @@ from gradtx.execution.context import Clock
 from gradtx.execution.execute import Block, Leaf, Position
 from gradtx.optim._parts import Parts
 from gradtx.optim._step import Step
+from gradtx.optim._step_input import Extras
 from gradtx.state.random import Stream
 
 CPU = torch.device("cpu")
+Diagonal: TypeAlias = dict[Tensor, Tensor]
 
 
 class HessianStep:
@@ -35,7 +37,7 @@ class HessianStep:
         extras: The caller's extras. A `hessian_diag` to be estimated is entered as None.
     """
 
-    def __init__(self, parts: Parts, extras: dict[str, Any]):
+    def __init__(self, parts: Parts, extras: Extras):
         self._parts = parts
         self._source = parts.hessian
         self._estimates = "hessian_diag" not in extras
@@ -96,7 +98,7 @@ class HessianStep:
         tree = {leaf.name: leaf.extras.get("hessian_diag") for leaf in leaves}
         step.trees = {**step.trees, "hessian_diag": tree}
 
-    def _diagonal(self, due: Mapping[Tensor, str], step: Step) -> dict[Tensor, Tensor]:
+    def _diagonal(self, due: Mapping[Tensor, str], step: Step) -> Diagonal:
         """Estimate the diagonal for the parameters that are due; return an empty dict if the caller passed one."""
         try:
             if not self._estimates or not due:
@@ -114,7 +116,7 @@ class HessianStep:
         self,
         leaf: Leaf,
         sign: int,
-        diagonal: Mapping[Tensor, Tensor],
+        diagonal: Diagonal,
     ) -> None:
         if leaf.key in diagonal:
             value = diagonal[leaf.key].to(leaf.compute_dtype) * sign
@@ -134,10 +136,10 @@ class HessianStep:
         leaf.extras = {**leaf.extras, "hessian_diag": value}
         leaf.run.leaf_extras = {*leaf.run.leaf_extras, "hessian_diag"}  # type: ignore[misc]
 
-    def _estimate(self, names: Mapping[Tensor, str]) -> dict[Tensor, Tensor]:
+    def _estimate(self, names: Mapping[Tensor, str]) -> Diagonal:
         """Return z * (H z) for the parameters in `names`, and zeros for parameters on which no gradient depends."""
         params = [param for param in names if param.requires_grad]
-        gradients: dict[Tensor, Tensor] = {}
+        gradients: Diagonal = {}
         for param in params:
             if param.grad is not None and param.grad.requires_grad:
                 gradients[param] = param.grad
@@ -172,9 +174,9 @@ class HessianStep:
                 diagonal[param] = gradient_like(z[param] * column, param)
         return diagonal
 
-    def _random_vectors(self, names: Mapping[Tensor, str]) -> dict[Tensor, Tensor]:
+    def _random_vectors(self, names: Mapping[Tensor, str]) -> Diagonal:
         counter = torch.tensor(self._parts.states.count())
-        vectors: dict[Tensor, Tensor] = {}
+        vectors: Diagonal = {}
         for view in self._parts.members.views:
             seed = torch.tensor(self._source.seed_of(view.group))
             for param in names.keys() & set(view.group["params"]):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -18,6 +18,8 @@ from gradtx.execution.execute import Leaf
 from gradtx.execution.runs import Run
 from gradtx.state.codes import Codec
 from gradtx.state.storage import auxiliary_tensors
+
+State: TypeAlias = dict[str, Any]  # the slots of one parameter, and its count
 
 
 @dataclass(eq=False)
@@ -103,11 +105,11 @@ class Layout(NamedTuple):
         """Return the (path, name) and the key of each shared value."""
         return _places(self.shared)
 
-    def slots_in(self, state: Mapping[str, Any]) -> dict[str, Any]:
+    def slots_in(self, state: State) -> State:
         """Return the slots of a state."""
         return {key: state[key] for key in self.slot_keys if key in state}
 
-    def without_slots(self, state: Mapping[str, Any]) -> dict[str, Any]:
+    def without_slots(self, state: State) -> State:
         """Return the count and the shared values of a state."""
         slots = set(self.slot_keys)
         return {key: value for key, value in state.items() if key not in slots}
@@ -185,7 +187,7 @@ class FirstState:
         self._tensors = dict(state)
         self._versions = {key: version(tensor) for key, tensor in state.items()}
 
-    def is_unchanged(self, state: Mapping[str, Any]) -> bool:
+    def is_unchanged(self, state: State) -> bool:
         """Whether the state consists of exactly these tensors, and none of them was written."""
         if state.keys() != self._tensors.keys():
             return False
@@ -223,20 +225,20 @@ class Member:
     made_for: Any = None
     first_state: FirstState | None = None
     waits: bool = False
-    saved: dict[str, Any] | None = None
+    saved: State | None = None
     owner: int | None = None
-    state: dict[str, Any] = field(default_factory=dict[str, Any])
+    state: State = field(default_factory=dict[str, Any])
     count: int | Count = 0
     group: int = 0
     device_count: tuple[Tensor, int] | None = None
     made_on: ParameterKind | None = None
 
-    def look_up(self, state: dict[str, Any]) -> None:
+    def look_up(self, state: State) -> None:
         """Set the state and the count for the current step."""
         self.state = state
         self.count = self.count_in(state)
 
-    def count_in(self, state: Mapping[str, Any]) -> int | Count:
+    def count_in(self, state: State) -> int | Count:
         """Return the number of steps the parameter has made, without synchronizing if the device counts."""
         step = state.get("step", 0)
         if self.device_count is not None:
@@ -263,7 +265,7 @@ class Member:
         else:
             self.device_count = None
 
-    def is_unused(self, state: Mapping[str, Any]) -> bool:
+    def is_unused(self, state: State) -> bool:
         """Whether the state is as the library created it, and no step has used it."""
         return self.first_state is not None and self.first_state.is_unchanged(state)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import operator
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +21,8 @@ from gradtx.execution.context import Clock
 from gradtx.execution.execute import Block, Leaf
 from gradtx.execution.runs import clock_at
 from gradtx.optim._groups import (
+    CountOf,
+    Group,
     GroupView,
     in_names_of_branch,
     params_of,
@@ -31,7 +33,6 @@ from gradtx.optim._run import OptimizerRun
 from gradtx.transform import Entry, GradientTransformation
 
 CPU = torch.device("cpu")
-Group = dict[str, Any]
 # (selector, label) of every partition on a leaf's path through the chain.
 Labels = tuple[tuple[Any, Any], ...]
 
@@ -156,7 +157,7 @@ class Members:
         self,
         group: Group,
         labels: Labels,
-        count: Callable[[Entry], int],
+        count: CountOf,
     ) -> GroupView:
         return GroupView(self.owner, self.tx, group, _by_selector(labels), count)
 
@@ -184,9 +185,7 @@ class Members:
 
     # Changes made to the groups from outside.
 
-    def follow(
-        self, groups: list[Group], count: Callable[[Entry], int]
-    ) -> list[Tensor]:
+    def follow(self, groups: list[Group], count: CountOf) -> list[Tensor]:
         """Update views and members to match the present groups.
 
         Args:
@@ -243,9 +242,7 @@ class Members:
                     "(fully_shard), or DistributedDataParallel alone"
                 )
 
-    def _follow_groups(
-        self, groups: list[Group], count: Callable[[Entry], int]
-    ) -> None:
+    def _follow_groups(self, groups: list[Group], count: CountOf) -> None:
         """Find each group's view by the identity of its dict or parameters, or create a view."""
         by_dict: dict[int, GroupView] = {}
         by_params: dict[tuple[int, ...], GroupView] = {}
@@ -260,7 +257,7 @@ class Members:
             view.group = group
         self.views = views
 
-    def _adopted(self, group: Group, count: Callable[[Entry], int]) -> GroupView:
+    def _adopted(self, group: Group, count: CountOf) -> GroupView:
         """Create the view of a group that was inserted into `param_groups` directly."""
         for param in group["params"]:
             if param not in self.by_param:

@@ -7,7 +7,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -23,6 +23,8 @@ from gradtx.execution.execute import Block, Leaf, Operation, checks_extras, take
 from gradtx.execution.pure import as_number, moved_along
 from gradtx.execution.runs import Run
 from gradtx.optim._member import Member
+
+Leaves: TypeAlias = dict[str, Tensor]  # by name
 
 
 class OptimizerRun(Run):
@@ -53,7 +55,7 @@ class OptimizerRun(Run):
         self._sums: dict[Path, Mapping[str, Tensor]] = {}
         self.watch()
 
-    def scalars(self, path: Path) -> dict[str, Tensor]:
+    def scalars(self, path: Path) -> Leaves:
         for param, member in self._members.items():
             state = self._state.get(param)
             if state and member.layout is not None and path in member.layout.shared:
@@ -61,9 +63,7 @@ class OptimizerRun(Run):
                 return {name: state[key] for name, key in keys.items()}
         return {}
 
-    def shared(
-        self, path: Path, start: Mapping[str, Callable[[], Tensor]]
-    ) -> dict[str, Tensor]:
+    def shared(self, path: Path, start: Mapping[str, Callable[[], Tensor]]) -> Leaves:
         """Return the shared values of a stage; initial values for a branch without parameters, which has no state."""
         if self.initial or any(
             member.layout is not None and path in member.layout.shared
@@ -72,7 +72,7 @@ class OptimizerRun(Run):
             return super().shared(path, start)
         return {name: make() for name, make in start.items()}
 
-    def slots(self, path: Path, leaf: Leaf) -> dict[str, Tensor]:
+    def slots(self, path: Path, leaf: Leaf) -> Leaves:
         if self.initial:
             return {}
         keys = leaf.layout.slots.get(path, {})
@@ -101,15 +101,15 @@ class OptimizerRun(Run):
         leaves, _ = _tree.flatten_real(tree, "updates returned by a plain function")
         return leaves
 
-    def gradients_at(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
+    def gradients_at(self, values: Leaves) -> Leaves:
         with self._moved_to(values) as params:
             self.functions["grad_fn"]()
             return _gradients(params, values)
 
     def value_along(
         self,
-        origin: dict[str, Tensor],
-        direction: dict[str, Tensor],
+        origin: Leaves,
+        direction: Leaves,
         length: Tensor,
         sloped: bool,
     ) -> tuple[Tensor, Tensor | None]:
@@ -124,9 +124,7 @@ class OptimizerRun(Run):
             )
 
     @contextlib.contextmanager
-    def _moved_to(
-        self, values: dict[str, Tensor]
-    ) -> Generator[dict[str, Tensor], None, None]:
+    def _moved_to(self, values: Leaves) -> Generator[Leaves, None, None]:
         """Set parameters to other weights, without gradients, and restore both at the end."""
         params = {member.name: param for param, member in self._members.items()}
         check_names(
@@ -151,12 +149,10 @@ class OptimizerRun(Run):
                 param.grad = gradient
 
 
-def _gradients(
-    params: Mapping[str, Tensor], likes: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
+def _gradients(params: Leaves, likes: Leaves) -> Leaves:
     """Return the gradients that a closure has computed, in the dtypes of `likes`."""
     check_closure(params.values())
-    gradients: dict[str, Tensor] = {}
+    gradients: Leaves = {}
     for name, like in likes.items():
         param = params[name]
         gradients[name] = torch.zeros_like(like)

@@ -17,15 +17,20 @@ from gradtx.execution.context import Clock
 from gradtx.execution.execute import Block, Leaf, initialize
 from gradtx.execution.runs import memory_of
 from gradtx.optim._groups import GroupView, Structure
-from gradtx.optim._member import Count, FirstState, Layout, Member, ParameterKind
+from gradtx.optim._member import (
+    Count,
+    FirstState,
+    Layout,
+    Member,
+    ParameterKind,
+    State,
+)
 from gradtx.optim._ownership import assign_owners
 from gradtx.optim._parameters import CPU, Members, first_clock, leaf_of, never_trains
 from gradtx.optim._run import OptimizerRun
 from gradtx.optim._saved import matched
 from gradtx.state.storage import Storage, check_patterns
 from gradtx.transform import Entry
-
-State = dict[str, Tensor]
 
 
 @dataclass
@@ -55,7 +60,7 @@ class States:
 
     def __init__(self, members: Members):
         self.members = members
-        self.by_param: MutableMapping[Tensor, dict[str, Any]] = {}
+        self.by_param: MutableMapping[Tensor, State] = {}
         self.seen_slots: dict[Storage, set[tuple[Path, str]]] = {}
         # Whether the patterns of `state_dtype` are known to match slots.
         self._matches_patterns = False
@@ -73,7 +78,7 @@ class States:
             check_patterns(self.seen_slots)
             self._matches_patterns = True
 
-    def of(self, param: Tensor) -> dict[str, Any]:
+    def of(self, param: Tensor) -> State:
         """Return the state of a parameter; empty if it has none."""
         return self.by_param.get(param, {})
 
@@ -367,7 +372,7 @@ class States:
                 member.name, member.param, member.saved, first, True, layout.coded_keys
             )
             member.saved = None
-        state: dict[str, Any] = {"step": old.get("step", first["step"])}
+        state: State = {"step": old.get("step", first["step"])}
         # Matched by stage, not by key: the slot of a newly enabled link may now have a key that another slot had.
         for owner, key in layout.owners().items():
             state[key] = old.get(old_keys.get(owner, ""), first[key])
@@ -401,7 +406,7 @@ class States:
     # Loading a checkpoint.
 
     def replace(
-        self, states: Mapping[Any, dict[str, Any]], layouts: Mapping[Tensor, Layout]
+        self, states: Mapping[Any, State], layouts: Mapping[Tensor, Layout]
     ) -> None:
         """Replace all states, of the current members and of other keys."""
         self.by_param.clear()
@@ -472,7 +477,7 @@ def _are_prepared(members: list[Member], view: GroupView) -> bool:
     return True
 
 
-def _lacks_slots(layout: Layout, state: Mapping[str, Any]) -> bool:
+def _lacks_slots(layout: Layout, state: State) -> bool:
     return not layout.keys <= state.keys()
 
 

@@ -39,7 +39,7 @@ from gradtx.optim._member import Member
 from gradtx.optim._parameters import CPU
 from gradtx.optim._parts import Parts
 from gradtx.optim._run import OptimizerRun, check_agreement
-from gradtx.optim._step_input import StepInput
+from gradtx.optim._step_input import Extras, StepInput
 from gradtx.transform import Entry
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ class Step(StepInput):
     def __init__(
         self,
         parts: Parts,
-        extras: dict[str, Any],
+        extras: Extras,
         scaling: Scaling | None,
         consumes: bool = False,
     ):
@@ -120,7 +120,7 @@ class Step(StepInput):
         """The optimizer's class, for error messages."""
         return self._parts.members.owner
 
-    def _split_extras(self) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    def _split_extras(self) -> tuple[Extras, dict[str, Extras]]:
         """Split the extras into 0-d values and trees by leaf."""
         run, extras = self.run, self._extras
         kinds = run.known_extras = check_extras(

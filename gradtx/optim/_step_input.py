@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cached_property
 from itertools import chain
-from typing import Any
+from typing import Any, TypeAlias
 
 from torch import Tensor
 
@@ -16,6 +16,7 @@ from gradtx.optim._member import Member
 from gradtx.optim._run import OptimizerRun
 from gradtx.programs.bundle import is_on_accelerator
 
+Extras: TypeAlias = dict[str, Any]
 Trees = Mapping[str, Mapping[str, Any]]  # extras by leaf: name -> leaf name -> tensor
 
 
@@ -38,7 +39,7 @@ class StepInput:
     count: int | Tensor
     views: list[GroupView]
     numbers: list[list[Any]]
-    scalars: dict[str, Any]
+    scalars: Extras
     trees: Trees
     scaling: Scaling | None
     on_host: bool

@@ -14,7 +14,12 @@ from gradtx.arguments import keyword_parameter
 from gradtx.base.docstrings import with_arguments
 from gradtx.base.inputs import Params
 from gradtx.optim._chain_checks import warn_of_engine_options
-from gradtx.optim._groups import ENGINE_OPTIONS, check_differentiable, names_in_group
+from gradtx.optim._groups import (
+    ENGINE_OPTIONS,
+    Group,
+    check_differentiable,
+    names_in_group,
+)
 from gradtx.optim.optimizer import ChainOptimizer
 from gradtx.transform import GradientTransformation, chain
 from gradtx.transforms._polynomials import default_steps
@@ -22,7 +27,7 @@ from gradtx.transforms._polynomials import default_steps
 # Options of torch's class that our class fixes. They are saved so that other classes interpret checkpoints correctly.
 FIXED_OPTIONS = {"adamw": {"decoupled_weight_decay": True}}
 # Options that are None here and a number in torch's class, each with a function that computes it from the group.
-NUMBERS_OF_TORCH: dict[str, dict[str, Callable[[dict[str, Any]], Any]]] = {
+NUMBERS_OF_TORCH: dict[str, dict[str, Callable[[Group], Any]]] = {
     "muon": {"ns_steps": lambda group: default_steps(group["ns_coefficients"])}
 }
 
@@ -145,7 +150,7 @@ class AliasOptimizer(ChainOptimizer):
             for option, value in self._fixed_options.items():
                 group.setdefault(option, value)
 
-    def _check_fixed(self, what: str, group: dict[str, Any], remedy: str) -> None:
+    def _check_fixed(self, what: str, group: Group, remedy: str) -> None:
         """Reject another value of an option that this class fixes, if it would have an effect."""
         for option, value in self._fixed_options.items():
             given = group.get(option, value)
@@ -171,7 +176,7 @@ class AliasOptimizer(ChainOptimizer):
         return tx
 
     def _accepted(self, state_dict: dict[str, Any]) -> dict[str, Any]:
-        groups: list[dict[str, Any]] = []
+        groups: list[Group] = []
         for group in state_dict["param_groups"]:
             self._check_fixed("loaded group", group, "load it into Adam")
             groups.append({**group, **self._fixed_options})

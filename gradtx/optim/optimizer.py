@@ -42,6 +42,8 @@ from gradtx.optim._explain import Explanation, explain
 from gradtx.optim._groups import (
     ENGINE_OPTIONS,
     OVERRIDDEN,
+    Group,
+    Values,
     cycled_alike,
     each_item,
     is_same,
@@ -55,6 +57,7 @@ from gradtx.optim._run import check_closure
 from gradtx.optim._saved import check_form, require
 from gradtx.optim._state import FirstStates, States
 from gradtx.optim._step import KnownClosure, Step, Weights
+from gradtx.optim._step_input import Extras
 from gradtx.transform import GradientTransformation, check_transformation
 
 if TYPE_CHECKING:
@@ -68,7 +71,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
     # The number of steps so far, none of which had a gradient; None after the first gradient.
     _idle_steps: int | None = 0
     # A copy of the original `defaults`; None before the first group is complete.
-    _made_defaults: Mapping[str, Any] | None = None
+    _made_defaults: Values | None = None
 
     @without_ambient
     def __init__(
@@ -179,7 +182,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         if self._released is not None:
             self._released.follow(members.by_param)
 
-    def _take_written_defaults(self, group: dict[str, Any]) -> None:
+    def _take_written_defaults(self, group: Group) -> None:
         """Copy values that were written to `defaults` into a new group; other defaults come from the chain."""
         made = self._made_defaults
         for name, value in self.defaults.items():
@@ -187,7 +190,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
             if is_written and name not in ENGINE_OPTIONS:
                 group.setdefault(name, value)
 
-    def _checked_by_torch(self, param_group: dict[str, Any]) -> dict[str, Any]:
+    def _checked_by_torch(self, param_group: Group) -> Group:
         """Return a group after torch's checks, without torch's defaults; the group is not added."""
         size, defaults = len(self.param_groups), self.defaults
         self.defaults = {}
@@ -266,7 +269,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
                 "before step()"
             )
 
-    def _check_released(self, extras: dict[str, Any]) -> None:
+    def _check_released(self, extras: Extras) -> None:
         """Check that a step with released gradients uses neither extras nor a GradScaler."""
         if self._released is None or not self._released.active:
             return
@@ -324,7 +327,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         closure: Callable[[], Any] | None,
         max_iter: int,
         consume_gradients: bool,
-        extras: dict[str, Any],
+        extras: Extras,
     ) -> Any:
         """Step without the caller's autocast and default device, in which only closures and other extras run."""
         if closure is not None and not callable(closure):
@@ -346,7 +349,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         max_iter: int,
         closure: Callable[[], Any] | None,
         consume_gradients: bool,
-        extras: dict[str, Any],
+        extras: Extras,
     ) -> Any:
         """Step repeatedly with one closure, and return its first result."""
         if closure is None or max_iter < 1:
@@ -368,7 +371,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         self,
         closure: Callable[[], Any] | None,
         consume_gradients: bool,
-        extras: dict[str, Any],
+        extras: Extras,
     ) -> Any:
         self._check_training()
         self._check_released(extras)
@@ -418,7 +421,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         return loss
 
     def _add_extras_of(
-        self, closure: Callable[[], Any], loss: Any, extras: dict[str, Any]
+        self, closure: Callable[[], Any], loss: Any, extras: Extras
     ) -> None:
         """Add the extras that a closure supplies, unless the caller passed them."""
         # Closures may return other objects if no link reads the loss.
@@ -448,7 +451,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
     _step_untraced = _torch.not_traced(_plain_step)
 
     def _checked_step(
-        self, extras: dict[str, Any], scaling: Scaling | None, consumes: bool
+        self, extras: Extras, scaling: Scaling | None, consumes: bool
     ) -> Step:
         """Create a step, which runs all checks; report a failure so that other ranks do not wait."""
         members = self._parts.members

@@ -24,6 +24,7 @@ from gradtx.state.slots import first_slots, value_for, widened, wrong_shape
 MIN_SIZE = 4096
 
 Choice: TypeAlias = torch.dtype | Codec
+Slots: TypeAlias = dict[str, Tensor]
 # Returns the slots that a rule creates for a tensor.
 Probe = Callable[[Tensor], Mapping[str, Tensor]]
 StateDtype = torch.dtype | str | Codec | Mapping[str, Any]
@@ -291,7 +292,7 @@ class Store:
             seen.update((self.path, slot) for slot in slots)
             for slot, codec in codecs.items():
                 leaf.codecs[self.path, slot] = codec
-        stored: dict[str, Tensor] = {}
+        stored: Slots = {}
         for slot, value in kept.items():
             if slot in codecs:
                 stored.update(
@@ -353,12 +354,12 @@ class Store:
     # Reading and writing.
 
     def decode_slots(
-        self, stored: dict[str, Tensor], compute_dtype: torch.dtype, leaf: Leaf
-    ) -> dict[str, Tensor]:
+        self, stored: Slots, compute_dtype: torch.dtype, leaf: Leaf
+    ) -> Slots:
         """Return the slots as rules see them."""
         codecs = self.codecs_of(stored, leaf)
         auxiliary = auxiliary_tensors(codecs)
-        values: dict[str, Tensor] = {}
+        values: Slots = {}
         for slot, value in stored.items():
             if slot in codecs:
                 values[slot] = unpacked(slot, codecs[slot], stored, leaf.shape).to(
@@ -388,13 +389,11 @@ class Store:
             )
         return rule.choice
 
-    def encode_slots(
-        self, values: Mapping[str, Any], old: dict[str, Tensor], leaf: Leaf
-    ) -> dict[str, Tensor]:
+    def encode_slots(self, values: Mapping[str, Any], old: Slots, leaf: Leaf) -> Slots:
         """Convert new values of the slots to the form in which the old ones are stored."""
         codecs = self.codecs_of(old, leaf)
         auxiliary = auxiliary_tensors(codecs)
-        stored: dict[str, Tensor] = {}
+        stored: Slots = {}
         for slot, old_value in old.items():
             if slot in codecs:
                 stored.update(self._packed(slot, codecs[slot], values[slot], old, leaf))
@@ -412,7 +411,7 @@ class Store:
         old: Mapping[str, Tensor] | None,
         leaf: Leaf,
         initial: bool = False,
-    ) -> dict[str, Tensor]:
+    ) -> Slots:
         """Return the tensors that store a value, with the old random key if there is one.
 
         The key depends on the leaf's name only, so a restart keeps it: a program that several leaves share cannot
@@ -486,9 +485,7 @@ class Store:
             )
         return torch.empty(codes.shape, device=codes.device)
 
-    def changed(
-        self, slot: str, value: Tensor, stored: dict[str, Tensor], leaf: Leaf
-    ) -> dict[str, Tensor]:
+    def changed(self, slot: str, value: Tensor, stored: Slots, leaf: Leaf) -> Slots:
         """Return the stored tensors of a leaf with a new value for one slot."""
         codec = self.codecs_of(stored, leaf).get(slot)
         if codec is None:
@@ -498,9 +495,9 @@ class Store:
 
 def packed(
     slot: str, codec: Codec, value: Tensor, noise: Tensor | None = None
-) -> dict[str, Tensor]:
+) -> Slots:
     """Encode the value of a slot: return its tensors by name, with the placements of the value."""
-    tensors: dict[str, Tensor] = {}
+    tensors: Slots = {}
     shapes = codec.shapes(value.shape)
     for suffix, tensor in codec.pack(local(value), noise).items():
         name = f"{slot}.{suffix}" if suffix else slot
