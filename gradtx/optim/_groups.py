@@ -157,8 +157,6 @@ class GroupView:
 
         if isinstance(value, tuple) and not isinstance(old, tuple):
             old = (old,) * len(value)
-        if isinstance(value, tuple) and len(old) != len(value):
-            old = (None,) * len(value)
         return _zipped(form_of, value, old)
 
     def _take_forms(self, values: Values, old: Values) -> None:
@@ -401,7 +399,24 @@ class GroupView:
         # The saved betas contain it.
         view._followed = group.get("momentum")
         view._clear({})
-        view._follow_schedules(self.group, overridden, count)
+        view.shown, view.unused = {}, {}
+        for name, source in self.sources.items():
+            if not has_schedule(source):
+                group.setdefault(name, self.group[name])
+                continue
+            shown = view.shown[name] = next_value(source, count(self.entries[name]))
+            loaded = group.setdefault(name, shown)
+            if (
+                name not in (overridden or ())
+                and not is_same(loaded, shown)
+                and _differs_by_schedules(source, loaded)
+            ):
+                # The schedule of this optimizer applies.
+                group[name] = shown
+                if (
+                    overridden is None
+                ):  # the checkpoint does not say what this number is
+                    view.unused[name] = loaded
         values = view.values()
         for name, value in values.items():
             if value is not self.sources[name]:
@@ -430,36 +445,6 @@ class GroupView:
             for name in scheduled
             if name not in self.shown or not is_same(self.group[name], self.shown[name])
         ]
-
-    def _follow_schedules(
-        self,
-        defaults: Values,
-        overridden: Collection[str] | None,
-        count: CountOf,
-    ) -> None:
-        """Add missing values to a loaded group, and replace numbers by those of this optimizer's schedules.
-
-        Args:
-            defaults: The values of hyperparameters without a schedule that the group lacks.
-            overridden: The names whose loaded number had overridden a schedule; None if the checkpoint does not say.
-            count: Returns the saved count of the clock that a hyperparameter follows.
-        """
-        self.shown, self.unused = {}, {}
-        for name, source in self.sources.items():
-            if not has_schedule(source):
-                self.group.setdefault(name, defaults[name])
-                continue
-            shown = self.shown[name] = next_value(source, count(self.entries[name]))
-            loaded = self.group.setdefault(name, shown)
-            if (
-                name in (overridden or ())
-                or is_same(loaded, shown)
-                or not _differs_by_schedules(source, loaded)
-            ):
-                continue
-            self.group[name] = shown
-            if overridden is None:
-                self.unused[name] = loaded
 
 
 def cycled_alike(views: list[GroupView]) -> dict[str, Any]:

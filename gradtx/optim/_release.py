@@ -78,15 +78,13 @@ class OpenStep(Step):
 
     def finish(self) -> None:
         """End the step: update the parameters whose hook has not run, and write new shared values."""
-        late: list[Member] = []
-        for row in self._rows:
-            for member in row:
-                if member not in self._arrived and member.param.grad is not None:
-                    self._prepare(member)
-        for member in self._stepping(self._rows):
-            if member not in self._arrived:
-                late.append(member)
-        self.members = late
+        late = [member for member in self._every if member not in self._arrived]
+        for member in late:
+            if member.param.grad is not None:
+                self._prepare(member)
+        self.members = [
+            member for member in self._stepping() if member not in self._arrived
+        ]
         super().finish()
 
 

@@ -81,28 +81,33 @@ class Step(StepInput):
         self.run.functions = extras
         self.scalars, self.trees = self._split_extras()
         rows = self._rows = parts.members.rows(parts.states.by_param)
+        self._every = list(itertools.chain.from_iterable(rows))
         # Everything that can be checked is checked before anything changes.
         self._values = [view.values() for view in self.views]
-        for row in rows:
-            self._check_members(row)
-            for member in row:
-                member.count = member.count_in(member.state)
-        self._check_capture(rows)
+        self._check_members(self._every)
+        for member in self._every:
+            member.count = member.count_in(member.state)
+        if is_captured(self.run.device):
+            self._check_capture()
         takes_none = parts.traits.takes_none
         for view, row, values in zip(self.views, rows, self._values, strict=True):
             view.settle(values)
             parts.states.prepare(view, row, takes_none)
         parts.states.check_patterns()
-        self.members = self._stepping(rows)
+        self.members = self._stepping()
         self._counts_on_device = parts.counts_on_device(scaling is not None)
         self._stays = parts.capturable  # whether all state keeps its memory
         if scaling is not None and self._counts_on_device:
             _, self.run.tick = scaling.on(self.run.device)
-        self._after = self._counts_after(rows)
+        place_counts(self._every, self.run.device if self._counts_on_device else None)
+        self._after = {
+            count: _next_count(count, self.run.tick)
+            for count in {member.count for member in self._every}
+        }
         self.count = highest(self._after.keys())  # the count that schedules follow
         self._unscale = None if scaling is None else unscaling(self.run, scaling)
         self._blocks: list[Block] = []
-        self._leaves: dict[int, Leaf] = {}
+        self._leaves: dict[Member, Leaf] = {}
         self._clocks: dict[int | Count, Clock] = {}
         # Whether hyperparameters are known to agree across groups.
         self._agrees = len(self.views) == 1
@@ -174,33 +179,22 @@ class Step(StepInput):
                 "optimizer.load_state_dict(optimizer.state_dict())"
             )
 
-    def _stepping(self, rows: Sequence[list[Member]]) -> list[Member]:
+    def _stepping(self) -> list[Member]:
         takes_none = self._parts.traits.takes_none
-        stepping: list[Member] = []
-        for row in rows:
-            for member in row:
-                has_slots = member.has_state() and not member.waits
-                if has_slots and (takes_none or member.param.grad is not None):
-                    stepping.append(member)
-        return stepping
+        return [
+            member
+            for member in self._every
+            if (takes_none or member.param.grad is not None)
+            and member.has_state()
+            and not member.waits
+        ]
 
-    def _counts_after(
-        self, rows: Sequence[list[Member]]
-    ) -> dict[int | Count, int | Count]:
-        """Move the counts to the device or the host, and return the new count for each present count."""
-        members = list(itertools.chain.from_iterable(rows))
-        place_counts(members, self.run.device if self._counts_on_device else None)
-        counts = {member.count for member in members}
-        return {count: _next_count(count, self.run.tick) for count in counts}
-
-    def _check_capture(self, rows: Sequence[list[Member]]) -> None:
-        """Check that a CUDA graph may replay the step, if one is capturing it."""
-        if not is_captured(self.run.device):
-            return
+    def _check_capture(self) -> None:
+        """Check that a CUDA graph may replay the step."""
         takes_none = self._parts.traits.takes_none
         stepping: list[Member] = []
         others: list[Member] = []
-        for member in itertools.chain.from_iterable(rows):
+        for member in self._every:
             steps = takes_none or member.param.grad is not None
             (stepping if steps else others).append(member)
         check_capture(self._owner, self._parts.capturable, stepping, others)
@@ -210,15 +204,15 @@ class Step(StepInput):
     def leaves(self, members: list[Member]) -> list[Leaf]:
         """Return the leaves of some members, created on first use because bundles need none."""
         for member in members:
-            if id(member) not in self._leaves:
-                self._leaves[id(member)] = self._leaf(member)
-        return [self._leaves[id(member)] for member in members]
+            if member not in self._leaves:
+                self._leaves[member] = self._leaf(member)
+        return [self._leaves[member] for member in members]
 
     def leaves_of(self, members: list[Member]) -> list[Leaf]:
         self._check_fits(members)
         outlines: list[Leaf] = []
         for member in members:
-            leaf = self._leaves.get(id(member))
+            leaf = self._leaves.get(member)
             if leaf is None:
                 leaf = self._leaf(member)
                 leaf.release()
@@ -227,13 +221,11 @@ class Step(StepInput):
 
     def _expand(self) -> None:
         """Expand the chain into the operations of each group, on first use."""
-        if self._blocks:
-            return
-        for view, values in zip(self.views, self._values, strict=True):
-            block = Block.of(
-                view.chain(values, CPU), self.run, self.count, self._unscale
-            )
-            self._blocks.append(block)
+        if not self._blocks:
+            self._blocks = [
+                Block.of(view.chain(values, CPU), self.run, self.count, self._unscale)
+                for view, values in zip(self.views, self._values, strict=True)
+            ]
 
     def _leaf(self, member: Member) -> Leaf:
         self._expand()

@@ -121,15 +121,6 @@ class Storage:
             self._rule_of_slot[key] = next(matching, None)
         return self._rule_of_slot[key]
 
-    @property
-    def label(self) -> str:
-        """A label that is the same for equal storages in other processes."""
-        kinds = [
-            (pattern, getattr(choice, "name", str(choice)))
-            for pattern, choice in self._rules
-        ]
-        return f"{kinds} from {self.min_size}"
-
     def check_patterns(self, slots: set[tuple[Path, str]]) -> None:
         """Raise an error for a pattern that matches no slot of its chain."""
         if not isinstance(self.given, Mapping):
