@@ -356,7 +356,7 @@ class Exchange:
         arriving = self._to_owners(buckets[0])
         returning: Transfer | None = None
         for i, bucket in enumerate(buckets):
-            arrived = arriving.parts()
+            arrived = [] if arriving is None else arriving.parts()
             if i + 1 < len(buckets):
                 arriving = self._to_owners(buckets[i + 1])
             results, error = self._results(bucket, arrived)
@@ -373,7 +373,7 @@ class Exchange:
     def _owned(self, bucket: list[Job], rank: int) -> list[Job]:
         return [job for job in bucket if self._owners[job.leaf.name] == rank]
 
-    def _to_owners(self, bucket: list[Job]) -> Transfer:
+    def _to_owners(self, bucket: list[Job]) -> Transfer | None:
         me = self._team.rank
         rows: list[list[Tensor]] = []
         for rank in range(self._team.size):
@@ -389,16 +389,20 @@ class Exchange:
     def _results(
         self, bucket: list[Job], arrived: list[Tensor]
     ) -> tuple[Tensors, Exception | None]:
-        """Return the whole results of the leaves that this rank owns, or the error of one of them."""
+        """Return the whole results of the leaves that this rank owns; zeros and the error if one of them fails."""
         results: Tensors = {}
+        owned = self._owned(bucket, self._team.rank)
         at = [0] * self._team.size
         try:
-            for job in self._owned(bucket, self._team.rank):
+            for job in owned:
                 whole_tensors = self._assemble(job, arrived, at)
                 results[job.leaf.name] = job.region.computed(job, whole_tensors)
         except Exception as error:
             # The other ranks are waiting: report the failure to them, then let `run` raise it.
-            return {}, error
+            for job in owned:
+                zeros = torch.zeros(job.template.shape, device=job.device)
+                results[job.leaf.name] = zeros
+            return results, error
         return results, None
 
     def _assemble(self, job: Job, arrived: list[Tensor], at: list[int]) -> Tensors:
@@ -419,18 +423,12 @@ class Exchange:
     def _from_owners(
         self, bucket: list[Job], results: Mapping[str, Tensor], failed: bool
     ) -> Transfer:
-        me = self._team.rank
         wire = bucket[0].wire_back
+        owned = self._owned(bucket, self._team.rank)
         rows: list[list[Tensor]] = []
         for rank in range(self._team.size):
-            row: list[Tensor] = []
-            for job in self._owned(bucket, me):
-                piece = job.pieces[rank]
-                if failed:
-                    row.append(torch.zeros(piece.numel, dtype=wire, device=job.device))
-                else:
-                    row.append(results[job.leaf.name][piece.window].to(wire))
-            rows.append(row)
+            parts = [results[job.leaf.name][job.pieces[rank].window] for job in owned]
+            rows.append([part.to(wire) for part in parts])
         sizes = self._sizes_from_owners(bucket)
         return Transfer(self._team, rows, sizes, wire, failed)
 
@@ -459,8 +457,8 @@ class Exchange:
 class SharedWork(Exchange):
     """An exchange between ranks that hold whole leaves: owners need no message, and every rank receives all results."""
 
-    def _to_owners(self, bucket: list[Job]) -> Any:
-        return EmptyTransfer()
+    def _to_owners(self, bucket: list[Job]) -> None:
+        return None
 
     def _assemble(self, job: Job, arrived: list[Tensor], at: list[int]) -> Tensors:
         return job.parts
@@ -468,19 +466,11 @@ class SharedWork(Exchange):
     def _from_owners(
         self, bucket: list[Job], results: Mapping[str, Tensor], failed: bool
     ) -> Transfer:
-        own_results: list[Tensor] = []
-        for job in self._owned(bucket, self._team.rank):
-            result = job.parts["update"] if failed else results[job.leaf.name]
-            own_results.append(result.to(job.wire_back))
+        wire = bucket[0].wire_back
+        owned = self._owned(bucket, self._team.rank)
+        own_results = [results[job.leaf.name].to(wire) for job in owned]
         sizes = self._sizes_from_owners(bucket)
-        return Gathering(self._team, own_results, sizes, bucket[0].wire_back, failed)
-
-
-class EmptyTransfer:
-    """An empty transfer."""
-
-    def parts(self) -> list[Tensor]:
-        return []
+        return Gathering(self._team, own_results, sizes, wire, failed)
 
 
 T = TypeVar("T")

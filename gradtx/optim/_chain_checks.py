@@ -179,16 +179,13 @@ def warn_of_engine_options(owner: str, options: Mapping[str, Any]) -> None:
             f"{owner}: capturable=True has no effect in a group; pass it to {owner}, for all groups",
             UserWarning,
         )
-    given = [
-        f"{name}={options[name]}" for name in ("foreach", "fused") if options.get(name)
-    ]
-    if given:
-        verb = "chooses" if len(given) == 1 else "choose"
-        warn_user(
-            f"{owner}: {' and '.join(given)} {verb} between implementations of torch, without effect here; "
-            "omit it. A step runs over lists of tensors by default, and in compiled programs with compile=True",
-            UserWarning,
-        )
+    for name in ("foreach", "fused"):
+        if options.get(name):
+            warn_user(
+                f"{owner}: {name}={options[name]} chooses between implementations of torch, without effect here; "
+                "omit it. A step runs over lists of tensors by default, and in compiled programs with compile=True",
+                UserWarning,
+            )
 
 
 def warn_of_replicas(feature: str, params: Iterable[Tensor], reason: str) -> None:

@@ -93,14 +93,14 @@ class Evaluation:
         for number, (param, name) in zip(numbers, names.items(), strict=False):
             entry = dict(entries.get(number, {}))
             if TRAINED in entry:
-                trained[param] = _weights(name, entry.pop(TRAINED), param)
+                trained[param] = _checked_weights(name, entry.pop(TRAINED), param)
                 entries[number] = entry
         if not trained:
             return None, state_dict
         return cls(trained), {**state_dict, "state": entries}
 
 
-def _weights(name: str, saved: Any, param: Tensor) -> Tensor:
+def _checked_weights(name: str, saved: Any, param: Tensor) -> Tensor:
     """Return a parameter's saved training weights, checked, on its device and in its dtype."""
     kind = "complex" if param.is_complex() else "floating-point"
     if (

@@ -500,20 +500,19 @@ def in_names_of_branch(
     entries = names_in_group(tx._entries(labels))
     names_of_branch = {entry.place: name for name, entry in entries.items()}
     read: set[str] = set()
-    moved: dict[str, Any] = {}
+    moved: Group = {}
     for name, place in whole.items():
         if name not in group:
             continue
-        if names_of_branch.get(place) == name:
+        name_of_branch = names_of_branch.get(place)
+        if name_of_branch is not None:
             read.add(name)
-        else:
-            moved[name] = group.pop(name)
+        if name_of_branch != name:
+            value = group.pop(name)
+            if name_of_branch is not None:
+                moved[name_of_branch] = value
     # Only now, because a new name may be the old name of another hyperparameter.
-    for name, value in moved.items():
-        place = whole[name]
-        if place in names_of_branch:
-            group[names_of_branch[place]] = value
-            read.add(name)
+    group.update(moved)
     return read
 
 

@@ -91,7 +91,10 @@ class HessianStep:
         for leaf, sign in zip(leaves, signs, strict=True):
             if sign and leaf.has_gradient:
                 due[leaf.key] = leaf.name
-        diagonal = self._diagonal(due, step)
+        try:
+            diagonal = self._diagonal(due, step)
+        finally:
+            self._drop_graphs()
         for leaf, sign in zip(leaves, signs, strict=True):
             if sign is not None:
                 self._supply_leaf(leaf, sign, diagonal)
@@ -100,17 +103,14 @@ class HessianStep:
 
     def _diagonal(self, due: Mapping[Tensor, str], step: Step) -> Diagonal:
         """Estimate the diagonal for the parameters that are due; return an empty dict if the caller passed one."""
-        try:
-            if not self._estimates or not due:
-                return {}
-            if step.scaling is not None:
-                raise RuntimeError(
-                    f"{self._source.link}: hessian_diag cannot be estimated from gradients that a GradScaler has "
-                    "scaled; call step(hessian_diag=...), or train in bfloat16 without a scaler"
-                )
-            return self._estimate(due)
-        finally:
-            self._drop_graphs()
+        if not self._estimates or not due:
+            return {}
+        if step.scaling is not None:
+            raise RuntimeError(
+                f"{self._source.link}: hessian_diag cannot be estimated from gradients that a GradScaler has "
+                "scaled; call step(hessian_diag=...), or train in bfloat16 without a scaler"
+            )
+        return self._estimate(due)
 
     def _supply_leaf(
         self,

@@ -44,15 +44,11 @@ class Joining:
     Attributes:
         views: Views of their groups, one for each label of a partition.
         by_param: All members, including the new ones.
-        clock_paths: The path of each combinator with a clock, by its place in the chain.
-        restarts: Whether an inner clock may restart.
         unread: Keys of the user's group that no link of its branches reads, with the names that they read.
     """
 
     views: list[GroupView]
     by_param: dict[Tensor, Member]
-    clock_paths: dict[Any, Path]
-    restarts: bool = False
     unread: dict[str, str] = field(default_factory=dict[str, str])
 
 
@@ -113,8 +109,7 @@ class Members:
                 part["label"] = ".".join(label for _, label in labels)
             read |= in_names_of_branch(self.tx, part, _by_selector(labels))
             views.append(self._view(part, labels, lambda _: 0))
-        restarts = any(operation.restarts_inner for operation in block.walk())
-        joining = Joining(views, by_param, run.clock_paths, restarts)
+        joining = Joining(views, by_param)
         for labels, view in zip(in_order, views, strict=True):
             keys = unread(self.tx, given, read, view, _by_selector(labels))
             joining.unread.update(keys)
@@ -143,8 +138,9 @@ class Members:
         """Add the joining parameters and their groups."""
         self.views.extend(joining.views)
         self.by_param = joining.by_param
-        self._clock_paths = joining.clock_paths
-        self.restarts = joining.restarts
+        run, block = self._expanded(self.by_param)
+        self._clock_paths = run.clock_paths
+        self.restarts = any(operation.restarts_inner for operation in block.walk())
         self._present = params_of([view.group for view in self.views])
 
     def _expanded(

@@ -126,20 +126,13 @@ def matched(
         ValueError: If a slot is missing, is unknown, belongs to another chain, or has another shape, kind or code.
     """
     if param.is_complex():
-        views = matched(
-            name,
-            as_real(param.detach()),
-            real_views(saved),
-            real_views(first),
-            strict,
-            codes,
-            wrapper_keys,
+        real, real_saved = as_real(param.detach()), real_views(saved)
+        state = matched(
+            name, real, real_saved, real_views(first), strict, codes, wrapper_keys
         )
-        state: dict[str, Tensor] = {}
-        for key, value in views.items():
-            like = first[key] if key in first else saved[key]
-            is_complex = isinstance(like, Tensor) and like.is_complex()
-            state[key] = as_complex(value) if is_complex else value
+        for key, like in {**saved, **first}.items():
+            if key in state and isinstance(like, Tensor) and like.is_complex():
+                state[key] = as_complex(state[key])
         return state
     saved = _with_our_keys(saved, first)
     slot = slot_in_another_code(saved, first, codes)

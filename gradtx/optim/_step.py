@@ -441,19 +441,15 @@ def _count_up(
     bundles: Iterable[Bundle], after: Mapping[int | Count, int | Count]
 ) -> None:
     """Write the counts after the step into the states of the members of bundles."""
-    steps: list[Tensor] = []
-    values: list[Tensor] = []
-    counted: list[Tensor] = []  # counts on the host, to be incremented
-    for bundle in bundles:
-        for member in bundle.members:
-            if isinstance(member.count, int):
-                counted.append(member.state["step"])
-            else:
-                steps.append(member.state["step"])
-                values.append(as_step(after[member.count]))
-    if steps:
+    members = [member for bundle in bundles for member in bundle.members]
+    _torch.count_up_(
+        [each.state["step"] for each in members if isinstance(each.count, int)]
+    )
+    on_device = [each for each in members if isinstance(each.count, Count)]
+    if on_device:
+        steps = [member.state["step"] for member in on_device]
+        values = [as_step(after[member.count]) for member in on_device]
         _torch.copy_each_(steps, values)
-    _torch.count_up_(counted)
 
 
 def _count_back(bundles: Iterable[Bundle]) -> None:

@@ -358,14 +358,13 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
             )
         params = params_of(self.param_groups)
         known = KnownClosure(closure, params)
-        first = None
-        for iteration in range(max_iter):
+        losses: list[Any] = []
+        for _ in range(max_iter):
             before = Weights(params)
-            loss = self._step(known, consume_gradients, dict(extras))
-            first = loss if iteration == 0 else first
+            losses.append(self._step(known, consume_gradients, dict(extras)))
             if before.are_present():
                 break
-        return first
+        return losses[0]
 
     def _step(
         self,
