@@ -100,9 +100,8 @@ def _lookup(
     target = synonyms.get(name, name)
     if target in known:
         return known[target]
-    name_of = {plain(synonym): target for synonym, target in synonyms.items()}
-    for target in known:
-        name_of[plain(target)] = target
+    names = {**synonyms, **{target: target for target in known}}
+    name_of = {plain(spelling): target for spelling, target in names.items()}
     if plain(name) in name_of:
         return known[name_of[plain(name)]]
     suggest = optimizer_hint if what == "optimizer" else nearest
@@ -439,15 +438,6 @@ def _warn_of_embeddings(name: str, model: Any) -> None:
         )
 
 
-def _decay(name: str, arguments: Mapping[str, Argument], weight_decay: Any) -> Options:
-    """Return the weight decay as an option, if the optimizer has one."""
-    if "weight_decay" in arguments:
-        return {"weight_decay": weight_decay}
-    if not _is_zero(weight_decay):
-        raise TypeError(f"create_optimizer: {name} has no weight_decay; omit it")
-    return {}
-
-
 def _rate(name: str, arguments: Mapping[str, Argument], lr: Any) -> Options:
     """Return the learning rate as an option, under the optimizer's name for it."""
     rate = "lr" if "lr" in arguments else "max_lr"
@@ -550,7 +540,10 @@ def create_optimizer(
         if option in options and option not in arguments:
             of_lookahead[option] = options.pop(option)
     options = _translated([*arguments, "state_dtype", "seed"], options)
-    options.update(_decay(name, arguments, weight_decay))
+    if "weight_decay" in arguments:
+        options["weight_decay"] = weight_decay
+    elif not _is_zero(weight_decay):
+        raise TypeError(f"create_optimizer: {name} has no weight_decay; omit it")
     options.update(_rate(name, arguments, lr))
     if "fallback" in arguments and "fallback" not in options:
         _warn_of_embeddings(name, model)

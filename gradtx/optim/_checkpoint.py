@@ -244,7 +244,7 @@ class Checkpoint:
             if is_count(count):  # an invalid count is rejected when its slot is matched
                 largest = max(largest, float(count))
             layout = self._members.by_param[param].layout
-            keys = [] if layout is None else layout.shared_keys
+            keys = [] if layout is None else [key for _, key in layout.shared_places()]
             if keys and all(isinstance(saved.get(key), Tensor) for key in keys):
                 complete[param] = saved
         if path is None:

@@ -96,11 +96,6 @@ class Layout(NamedTuple):
         """The keys of all slots, stage by stage."""
         return [key for _, key in _places(self.slots)]
 
-    @property
-    def shared_keys(self) -> list[str]:
-        """The keys of all shared values."""
-        return [key for _, key in _places(self.shared)]
-
     def shared_places(self) -> list[tuple[tuple[Path, str], str]]:
         """Return the (path, name) and the key of each shared value."""
         return _places(self.shared)

@@ -199,10 +199,11 @@ class Offload:
     def extras_on_host(self, extras: dict[str, Any]) -> None:
         """Move a step's extras to the host; functions are wrapped so that they run with parameters on their device."""
         for name, value in extras.items():
-            if name in FUNCTIONS:
-                extras[name] = functools.partial(self._call_on_device, value)
-            else:
-                extras[name] = _on_host(value)
+            extras[name] = (
+                functools.partial(self._call_on_device, value)
+                if name in FUNCTIONS
+                else _on_host(value)
+            )
 
     def _call_on_device(self, function: Callable[[], Any]) -> Any:
         """Call a closure with the parameters on their device, then move them and the new gradients to the host."""

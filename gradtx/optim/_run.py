@@ -22,6 +22,7 @@ from gradtx.base.tree import check_names
 from gradtx.execution.execute import Block, Leaf, Operation, checks_extras, takes_none
 from gradtx.execution.pure import as_number, moved_along
 from gradtx.execution.runs import Run
+from gradtx.optim._groups import each_item
 from gradtx.optim._member import Member
 
 Leaves: TypeAlias = dict[str, Tensor]  # by name
@@ -249,7 +250,7 @@ def check_agreement(blocks: list[Block], rows: Sequence[list[Member]]) -> None:
         }
         for operation in block.walk(common):
             for name, value in operation.agree.items():
-                value = _as_numbers(value)
+                value = each_item(value, python_scalar)
                 expected = first.setdefault((operation.path, name), value)
                 if not _agree(expected, value):
                     stage = ".".join(operation.path)
@@ -258,18 +259,10 @@ def check_agreement(blocks: list[Block], rows: Sequence[list[Member]]) -> None:
                     )
 
 
-def _as_numbers(value: Any) -> Any:
-    if isinstance(value, tuple):
-        return tuple(map(_as_numbers, value))
-    return python_scalar(value)
-
-
 def _agree(a: Any, b: Any) -> bool:
     """Whether two values are equal, up to the rounding of a float32 tensor."""
     if isinstance(a, tuple) and isinstance(b, tuple):
-        return len(a) == len(b) and all(
-            _agree(*pair) for pair in zip(a, b, strict=False)
-        )
+        return len(a) == len(b) and all(map(_agree, a, b))
     if isinstance(a, float) and isinstance(b, float):
         return math.isclose(a, b, rel_tol=FLOAT32_EPS)
     return a is b or bool(a == b)

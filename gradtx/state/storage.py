@@ -416,9 +416,15 @@ class Store:
             leaf: The leaf.
             initial: Whether the value is the initial one, which replaces the old one at a restart.
         """
+        dotted = ".".join([*self.path, slot])
         if not isinstance(value, Tensor):
             raise TypeError(
-                f"{'.'.join([*self.path, slot])}: the new value of leaf {leaf.name!r} must be a tensor, got {value!r}"
+                f"{dotted}: the new value of leaf {leaf.name!r} must be a tensor, got {value!r}"
+            )
+        if _torch.has_derivative(value):
+            raise ValueError(
+                f"{dotted}: cannot differentiate through the code of this slot; keep it in "
+                f"floating point, state_dtype={{{slot!r}: torch.float32, ...}}, or detach the input"
             )
         if old is not None and not initial:
             shape = codec.shape_of(old[slot].shape, leaf.shape)
@@ -427,36 +433,18 @@ class Store:
                     self.path, slot, leaf.name, torch.Size(shape), value.shape
                 )
             value = placed_as(value, old[slot])
-        self._check_no_derivative(slot, value)
-        noise, key = None, None
-        if codec.random:
-            key = None if old is None else old.get(f"{slot}.{KEY}")
-            if key is None:
-                key = self._first_key(slot, leaf, value)
-            step = (
-                torch.zeros((), dtype=torch.int64, device=value.device)
-                if initial
-                else leaf.clock_reading().step
-            )
-            noise = bits16(local(key), step, leaf.places(value))
-        tensors = packed(slot, codec, value, noise)
-        if key is not None:
-            tensors[f"{slot}.{KEY}"] = key
-        return tensors
-
-    def _first_key(self, slot: str, leaf: Leaf, like: Tensor) -> Tensor:
-        name, stream = [*self.path, slot], leaf.stream_name
-        if isinstance(stream, Tensor):  # a block: its place tells it from others
-            return stream.to(local(like).device) ^ name_key(".".join(name))
-        key = name_key(".".join([*name, stream]))
-        return torch.full((), key, device=local(like).device)
-
-    def _check_no_derivative(self, slot: str, value: Tensor) -> None:
-        if _torch.has_derivative(value):
-            raise ValueError(
-                f"{'.'.join([*self.path, slot])}: cannot differentiate through the code of this slot; keep it in "
-                f"floating point, state_dtype={{{slot!r}: torch.float32, ...}}, or detach the input"
-            )
+        if not codec.random:
+            return packed(slot, codec, value)
+        key = None if old is None else old.get(f"{slot}.{KEY}")
+        if key is None:
+            key = _first_key(dotted, leaf, local(value).device)
+        step = (
+            torch.zeros((), dtype=torch.int64, device=value.device)
+            if initial
+            else leaf.clock_reading().step
+        )
+        noise = bits16(local(key), step, leaf.places(value))
+        return {**packed(slot, codec, value, noise), f"{slot}.{KEY}": key}
 
     def value_of(self, slot: str, stored: Mapping[str, Tensor], leaf: Leaf) -> Tensor:
         """Return the value of one slot in its stored dtype, or in float32 if it is coded."""
@@ -482,6 +470,14 @@ class Store:
         if codec is None:
             return {**stored, slot: value.to(stored[slot].dtype)}
         return {**stored, **self._packed(slot, codec, value, stored, leaf)}
+
+
+def _first_key(slot: str, leaf: Leaf, device: torch.device) -> Tensor:
+    """Return the random key of a slot, given its path."""
+    stream = leaf.stream_name
+    if isinstance(stream, Tensor):  # a block: its place tells it from others
+        return stream.to(device) ^ name_key(slot)
+    return torch.full((), name_key(f"{slot}.{stream}"), device=device)
 
 
 def packed(
