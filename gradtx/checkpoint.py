@@ -154,10 +154,7 @@ def _in_codes_of(state: Any, saved: Mapping[str, Tensor]) -> dict[str, Tensor]:
         # With all tensors that may belong to their codes.
         names = {key for slot in slots for key in possible_keys(slot)}
         for leaf in {leaf for tensors in slots.values() for leaf in tensors}:
-            first: dict[str, Tensor] = {}
-            for slot, tensors in slots.items():
-                if leaf in tensors:
-                    first[slot] = tensors[leaf]
+            first = {slot: slots[slot][leaf] for slot in slots if leaf in slots[slot]}
             saved_slots: dict[str, Tensor] = {}
             for slot in names:
                 name = f"{stage}.{slot}.{leaf}"

@@ -165,9 +165,7 @@ def stack(trees: Iterable[Any]) -> Any:
     """
     if not isinstance(trees, Iterable) or isinstance(trees, Mapping | Tensor):
         raise TypeError(f"stack: needs a list of trees, got one {type(trees).__name__}")
-    flat: list[Any] = []
-    for i, tree in enumerate(trees):
-        flat.append(_tree.flatten_any(tree, f"stack: tree {i}"))
+    flat = [_tree.flatten_any(tree, f"stack: tree {i}") for i, tree in enumerate(trees)]
     if not flat:
         raise ValueError("stack: needs at least one tree")
     first, unflatten = flat[0]
@@ -365,10 +363,11 @@ def learning_rate(
 
 def _entry(tx: GradientTransformation, name: str | None) -> Entry:
     """Return the hyperparameter to which the caller refers."""
-    numbers: dict[str, Entry] = {}
-    for key, entry in tx._places().items():
-        if entry.argument.kind == "scalar" and entry.value is not None:
-            numbers[key] = entry
+    numbers = {
+        key: entry
+        for key, entry in tx._places().items()
+        if entry.argument.kind == "scalar" and entry.value is not None
+    }
     if name is not None:
         if name not in numbers:
             raise ValueError(

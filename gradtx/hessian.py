@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from gradtx.transforms.hessian import average_over_space
 
 __all__ = ["hutchinson_hessian_diag"]
 
+Leaves: TypeAlias = dict[str, Tensor]
 NO_GRAPH = (
     "the gradients are detached from the parameters, so they have no second derivatives; "
     "compute them with torch.func.grad, or with torch.autograd.grad(..., create_graph=True)"
@@ -79,11 +80,16 @@ def hutchinson_hessian_diag(
     if not at:
         return unflatten(leaves)
 
-    def gradients(values: dict[str, Tensor]) -> dict[str, Tensor]:
+    def gradients(values: Leaves) -> Leaves:
         tree = grad_fn(unflatten({**leaves, **values}))
-        return _differentiable(
-            _tree.match(tree, leaves, "gradients from grad_fn", "params"), values
-        )
+        grads = _tree.match(tree, leaves, "gradients from grad_fn", "params")
+        dense: Leaves = {}
+        for name, value in values.items():
+            grad = grads[name]
+            dense[name] = torch.zeros_like(value) if grad is None else grad
+        if not any(grad.requires_grad for grad in dense.values()):
+            raise ValueError(f"hutchinson_hessian_diag: {NO_GRAPH}")
+        return dense
 
     product = _hessian_product(gradients, at)
     diagonal = {name: torch.zeros_like(value) for name, value in at.items()}
@@ -102,20 +108,8 @@ def hutchinson_hessian_diag(
     return unflatten({**leaves, **diagonal})
 
 
-def _differentiable(
-    grads: dict[str, Any], values: dict[str, Tensor]
-) -> dict[str, Tensor]:
-    """Return the gradients with zeros for None, after checking that at least one of them has a graph."""
-    dense: dict[str, Tensor] = {}
-    for name, value in values.items():
-        dense[name] = torch.zeros_like(value) if grads[name] is None else grads[name]
-    if not any(grad.requires_grad for grad in dense.values()):
-        raise ValueError(f"hutchinson_hessian_diag: {NO_GRAPH}")
-    return dense
-
-
 def _hessian_product(
-    gradients: Callable[[Any], dict[str, Tensor]], at: dict[str, Tensor]
+    gradients: Callable[[Any], Leaves], at: Leaves
 ) -> Callable[..., Any]:
     """Create a function `(z, again) -> H z`, where `again` tells whether another call follows."""
     # torch.autograd.grad does not work inside vmap, grad and compile; elsewhere it supports more functions.
@@ -123,7 +117,7 @@ def _hessian_product(
         with torch.enable_grad():
             pull = torch.func.vjp(gradients, at)[1]
 
-        def pulled(z: dict[str, Tensor], again: bool) -> dict[str, Tensor]:
+        def pulled(z: Leaves, again: bool) -> Leaves:
             (result,) = pull(z, retain_graph=again, create_graph=False)
             return result
 
@@ -134,7 +128,7 @@ def _hessian_product(
         grads = gradients(at)
     outputs = {name: grad for name, grad in grads.items() if grad.requires_grad}
 
-    def product(z: dict[str, Tensor], again: bool) -> dict[str, Tensor]:
+    def product(z: Leaves, again: bool) -> Leaves:
         vectors = [z[name] for name in outputs]
         columns = torch.autograd.grad(
             list(outputs.values()),

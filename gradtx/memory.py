@@ -177,9 +177,10 @@ def memory(
     if state_device is not None:
         check_state_device(WHO, state_device)
     tensors = _named(params)
-    stand_ins: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
-        stand_ins[name] = torch.empty_like(local(tensor.detach()), device=META)
+    stand_ins = {
+        name: torch.empty_like(local(tensor.detach()), device=META)
+        for name, tensor in tensors.items()
+    }
     state = tx.init(stand_ins)
     stages = TreeRun(tx, stand_ins, None, state).stages
     nested = NestedState(state, stages)

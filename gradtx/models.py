@@ -107,10 +107,10 @@ def label_by_role(model: nn.Module, *, tied: str = "embedding") -> dict[str, str
         )
     places = places_of(model)
     last = _last_with_outputs_of_an_embedding(model)
-    roles: dict[str, str] = {}
-    for name, param in named_in_model(model):
-        roles[name] = _role(param, places[param], last, tied)
-    return roles
+    return {
+        name: _role(param, places[param], last, tied)
+        for name, param in named_in_model(model)
+    }
 
 
 def _check_model(owner: str, model: Any) -> None:

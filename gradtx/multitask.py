@@ -60,15 +60,12 @@ def pcgrad(
     if not grads:
         raise ValueError("pcgrad: needs the gradients of at least one task")
     first, unflatten = _tree.flatten_real(grads[0], "gradients of task 0")
-    tasks: list[dict[str, Tensor | None]] = []
-    for i, tree in enumerate(grads):
-        tasks.append(
-            _tree.match(tree, first, f"gradients of task {i}", "those of task 0")
-        )
+    tasks = [
+        _tree.match(tree, first, f"gradients of task {i}", "those of task 0")
+        for i, tree in enumerate(grads)
+    ]
     # The number of tasks that reach each leaf, without leaves that no task reaches.
-    counts: dict[str, int] = {}
-    for name in first:
-        counts[name] = sum(task[name] is not None for task in tasks)
+    counts = {name: sum(task[name] is not None for task in tasks) for name in first}
     dense: list[Leaves] = []
     for task in tasks:
         leaves: Leaves = {}
@@ -161,7 +158,16 @@ def pcgrad_backward(
 
     Source: Yu et al. 2020, arXiv:2001.06782.
     """
-    trained = _trained(params)
+    params = list(params)
+    for param in params:
+        if not isinstance(param, Tensor):
+            got = type(param).__name__
+            raise TypeError(
+                f"pcgrad_backward: params must be tensors, such as model.parameters(), got a {got}"
+            )
+    trained = [param for param in params if param.requires_grad]
+    if not trained:
+        raise ValueError("pcgrad_backward: none of the params requires a gradient")
     _check_losses(losses)
     grads: list[dict[int, Tensor | None]] = []
     for i, loss in enumerate(losses):
@@ -173,22 +179,6 @@ def pcgrad_backward(
     merged = pcgrad(grads, reduction, generator)
     for i, param in enumerate(trained):
         param.grad = merged[i]
-
-
-def _trained(params: Iterable[Any]) -> list[Tensor]:
-    """Return the parameters that require a gradient."""
-    trained: list[Tensor] = []
-    for param in params:
-        if not isinstance(param, Tensor):
-            got = type(param).__name__
-            raise TypeError(
-                f"pcgrad_backward: params must be tensors, such as model.parameters(), got a {got}"
-            )
-        if param.requires_grad:
-            trained.append(param)
-    if not trained:
-        raise ValueError("pcgrad_backward: none of the params requires a gradient")
-    return trained
 
 
 def _check_losses(losses: Any) -> None:
@@ -268,9 +258,9 @@ def rotograd_rotation_loss(
     """
     grads = [grad.detach() for grad in grads]
     length = _norm(torch.stack(grads).mean(dim=0))
-    rescaled: list[Tensor] = []
-    for grad, norm in zip(grads, _norms(grads), strict=True):
-        rescaled.append(grad * (length / norm))
+    rescaled = [
+        grad * (length / norm) for grad, norm in zip(grads, _norms(grads), strict=True)
+    ]
     target = torch.stack(rescaled).mean(dim=0)
     losses: list[Tensor] = []
     for rotated_grad, rotation in zip(rotated_grads, rotations, strict=True):
@@ -405,8 +395,20 @@ class RotoGrad(nn.Module):
         self._passed = None
         is_start = (self.iteration == 0) | (self.iteration == self.burn_in_period)
         self.iteration = self.iteration + 1
-        self._keep_initial_losses(losses, is_start)
-        rotated_grads = self._through_heads(losses, turned)
+        values = torch.stack([loss.detach() for loss in losses]).to(self.initial_losses)
+        # Do not divide a loss whose initial value is 0.
+        values = torch.where(values == 0, 1.0, values)
+        self.initial_losses = torch.where(is_start, values, self.initial_losses)
+        # Through each head, to the representation that it received.
+        rotated_grads: list[Tensor] = []
+        for k, (loss, representation) in enumerate(zip(losses, turned, strict=True)):
+            start = self.initial_losses[k] if self.normalize_losses else 1.0
+            relative: Any = loss / start
+            relative.backward(retain_graph=k + 1 < len(losses))
+            grad = representation.grad
+            rotated_grads.append(
+                torch.zeros_like(representation) if grad is None else grad
+            )
         matrices = self._matrices()
         grads = [
             grad @ matrix.detach()
@@ -420,23 +422,3 @@ class RotoGrad(nn.Module):
         rotation_loss.backward()
         if z.requires_grad:
             z.backward(rotograd_scale(grads, self.initial_norms))
-
-    def _keep_initial_losses(self, losses: Sequence[Tensor], is_start: Tensor) -> None:
-        values = torch.stack([loss.detach() for loss in losses]).to(self.initial_losses)
-        # Do not divide a loss whose initial value is 0.
-        values = torch.where(values == 0, 1.0, values)
-        self.initial_losses = torch.where(is_start, values, self.initial_losses)
-
-    def _through_heads(
-        self, losses: Sequence[Tensor], turned: Sequence[Tensor]
-    ) -> list[Tensor]:
-        """Backpropagate each loss to the representation that its head received; return the gradients there."""
-        grads: list[Tensor] = []
-        for k, (loss, representation) in enumerate(zip(losses, turned, strict=True)):
-            start = self.initial_losses[k] if self.normalize_losses else 1.0
-            is_last = k + 1 == len(losses)
-            relative: Any = loss / start
-            relative.backward(retain_graph=not is_last)
-            grad = representation.grad
-            grads.append(torch.zeros_like(representation) if grad is None else grad)
-        return grads

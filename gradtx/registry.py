@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 import torch
 from torch import Tensor
@@ -42,6 +42,7 @@ __all__ = [
 ]
 
 Names = str | Sequence[str] | None
+Options: TypeAlias = dict[str, Any]
 
 
 # Biases and the weights of normalization layers, matched by the class of their module (LayerNorm, BatchNorm2d, RMSNorm)
@@ -99,9 +100,8 @@ def _lookup(
     target = synonyms.get(name, name)
     if target in known:
         return known[target]
-    name_of = {plain(synonym): target for synonym, target in synonyms.items()}
-    for target in known:
-        name_of[plain(target)] = target
+    names = {**synonyms, **{target: target for target in known}}
+    name_of = {plain(spelling): target for spelling, target in names.items()}
     if plain(name) in name_of:
         return known[name_of[plain(name)]]
     suggest = optimizer_hint if what == "optimizer" else nearest
@@ -346,9 +346,9 @@ _RENAMED = {
 }
 
 
-def _translated(arguments: Sequence[str], options: Mapping[str, Any]) -> dict[str, Any]:
+def _translated(arguments: Sequence[str], options: Options) -> Options:
     """Translate options of other libraries, with a warning for each; the optimizer raises errors for unknown ones."""
-    translated: dict[str, Any] = {}
+    translated: Options = {}
     for name, value in options.items():
         known = [word for word in _RENAMED.get(name, ()) if word in arguments]
         if name not in arguments and known:
@@ -432,18 +432,7 @@ def _warn_of_embeddings(name: str, model: Any) -> None:
         )
 
 
-def _decay(
-    name: str, arguments: Mapping[str, Argument], weight_decay: Any
-) -> dict[str, Any]:
-    """Return the weight decay as an option, if the optimizer has one."""
-    if "weight_decay" in arguments:
-        return {"weight_decay": weight_decay}
-    if not _is_zero(weight_decay):
-        raise TypeError(f"create_optimizer: {name} has no weight_decay; omit it")
-    return {}
-
-
-def _rate(name: str, arguments: Mapping[str, Argument], lr: Any) -> dict[str, Any]:
+def _rate(name: str, arguments: Mapping[str, Argument], lr: Any) -> Options:
     """Return the learning rate as an option, under the optimizer's name for it."""
     rate = "lr" if "lr" in arguments else "max_lr"
     if rate in arguments:
@@ -540,12 +529,15 @@ def create_optimizer(
         before.append(centralize(options.pop("gc_conv_only", False)))
     if use_orthograd:
         before.append(orthogonalize_against_params())
-    of_lookahead: dict[str, Any] = {}
+    of_lookahead: Options = {}
     for option in ("k", "alpha", "pullback_momentum") if use_lookahead else ():
         if option in options and option not in arguments:
             of_lookahead[option] = options.pop(option)
     options = _translated([*arguments, "state_dtype", "seed"], options)
-    options.update(_decay(name, arguments, weight_decay))
+    if "weight_decay" in arguments:
+        options["weight_decay"] = weight_decay
+    elif not _is_zero(weight_decay):
+        raise TypeError(f"create_optimizer: {name} has no weight_decay; omit it")
     options.update(_rate(name, arguments, lr))
     if "fallback" in arguments and "fallback" not in options:
         _warn_of_embeddings(name, model)
@@ -555,7 +547,7 @@ def create_optimizer(
     params = _parameters(model, weight_decay, wd_ban_list)
     if compile is True and compile_kwargs:
         compile = _compile_argument(compile_kwargs)
-    engine_options: dict[str, Any] = {
+    engine_options: Options = {
         "compile": compile,
         "state_device": state_device,
         "capturable": capturable,
@@ -572,7 +564,7 @@ def create_optimizer(
     return as_optimizer(chain(*before, tx), params, **engine_options)
 
 
-def _compile_argument(keywords: Mapping[str, Any]) -> str | dict[str, Any]:
+def _compile_argument(keywords: Mapping[str, Any]) -> str | Options:
     """Convert keyword arguments of `torch.compile` to the argument `compile`.
 
     Raises:

@@ -68,10 +68,11 @@ def _within(
 
 def ambient() -> Ambient | None:
     """Return the caller's autocast and default device; None if there is nothing to suspend."""
-    autocasts: list[tuple[str, torch.dtype]] = []
-    for device_type in AUTOCAST_TYPES if _torch.autocast_possible() else ():
-        if torch.is_autocast_enabled(device_type):
-            autocasts.append((device_type, torch.get_autocast_dtype(device_type)))
+    autocasts = [
+        (device_type, torch.get_autocast_dtype(device_type))
+        for device_type in (AUTOCAST_TYPES if _torch.autocast_possible() else ())
+        if torch.is_autocast_enabled(device_type)
+    ]
     default_device = None
     if not torch.compiler.is_compiling():
         default_device = _torch.default_device()

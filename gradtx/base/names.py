@@ -7,8 +7,8 @@ from typing import Any
 
 def public_names(namespace: Mapping[str, Any]) -> list[str]:
     """List the names in a package's namespace, without modules and names with a leading underscore."""
-    names: list[str] = []
-    for name, value in namespace.items():
-        if not name.startswith("_") and not isinstance(value, ModuleType):
-            names.append(name)
-    return names
+    return [
+        name
+        for name, value in namespace.items()
+        if not name.startswith("_") and not isinstance(value, ModuleType)
+    ]

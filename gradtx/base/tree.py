@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -12,10 +12,11 @@ from torch.utils import _pytree
 
 from gradtx.base.complex_views import check_complex, check_real
 
+# Leaves by dotted name, and a function that rebuilds the tree from them.
+Flat: TypeAlias = tuple[dict[str, Any], Callable[[Mapping[str, Any]], Any]]
 
-def flatten(
-    tree: Any, what: str
-) -> tuple[dict[str, Any], Callable[[Mapping[str, Any]], Any]]:
+
+def flatten(tree: Any, what: str) -> Flat:
     """Return the leaves of `tree` by dotted name, in tree order, and a function that rebuilds the tree from them.
 
     `None` is a leaf. A bare tensor has the empty name.
@@ -30,9 +31,7 @@ def flatten(
     return leaves, unflatten
 
 
-def flatten_real(
-    tree: Any, what: str
-) -> tuple[dict[str, Any], Callable[[Mapping[str, Any]], Any]]:
+def flatten_real(tree: Any, what: str) -> Flat:
     """Like `flatten`, but raise an error for complex leaves."""
     leaves, unflatten = flatten(tree, what)
     for name, leaf in leaves.items():
@@ -40,9 +39,7 @@ def flatten_real(
     return leaves, unflatten
 
 
-def flatten_any(
-    tree: Any, what: str
-) -> tuple[dict[str, Any], Callable[[Mapping[str, Any]], Any]]:
+def flatten_any(tree: Any, what: str) -> Flat:
     """Like `flatten`, for tensors of any dtype."""
     paths, spec = _pytree.tree_flatten_with_path(tree)
     names = [_dotted(path) for path, _ in paths]

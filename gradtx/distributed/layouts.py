@@ -5,9 +5,10 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -23,10 +24,11 @@ from gradtx.base.dtensor import (
 )
 from gradtx.base.messages import describe
 
+Shape: TypeAlias = tuple[int, ...]
+
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
     from torch.distributed.tensor import DTensor
-    from torch.distributed.tensor.placement_types import Placement
 
 
 def summed_over_ranks(
@@ -38,7 +40,7 @@ def summed_over_ranks(
         sums: The sums of each leaf, by name; sharded tensors are passed as DTensors.
     """
     complete: dict[str, dict[str, Any]] = {}
-    messages: dict[Any, list[tuple[str, str]]] = {}
+    messages: dict[Any, list[tuple[str, str]]] = defaultdict(list)
     for leaf in sorted(sums):
         complete[leaf] = dict(sums[leaf])
         for name, value in sums[leaf].items():
@@ -46,14 +48,18 @@ def summed_over_ranks(
                 differs = tuple(
                     not placement.is_replicate() for placement in value.placements
                 )
-                message = (value.device_mesh, differs, value.dtype)
-                messages.setdefault(message, []).append((leaf, name))
+                messages[value.device_mesh, differs, value.dtype].append((leaf, name))
     for (mesh, differs, _), places in messages.items():
         values = [sums[leaf][name] for leaf, name in places]
         parts = list(map(_padded, values))
         for dim, has_differences in enumerate(differs):
             if has_differences:
-                parts = _added(parts, mesh.get_group(dim))
+                vector = torch.cat([part.reshape(-1) for part in parts])
+                distributed: Any = torch.distributed  # its functions have no types
+                distributed.all_reduce(vector, group=mesh.get_group(dim))
+                totals = torch.split(vector, list(map(torch.numel, parts)))
+                shapes = [part.shape for part in parts]
+                parts = list(map(Tensor.view, totals, shapes))
         for (leaf, name), value, part in zip(places, values, parts, strict=True):
             complete[leaf][name] = from_local_shard(
                 part, value, value.shape, on_every_rank(mesh)
@@ -75,15 +81,6 @@ def _padded(value: DTensor) -> Tensor:
     padded = part.new_zeros(value.shape)
     padded[piece.window] = part
     return padded
-
-
-def _added(parts: list[Tensor], group: Any) -> list[Tensor]:
-    """Sum tensors over the ranks of a group with one all-reduce."""
-    vector = torch.cat([part.reshape(-1) for part in parts])
-    distributed: Any = torch.distributed  # its functions have no types
-    distributed.all_reduce(vector, group=group)
-    totals = torch.split(vector, [part.numel() for part in parts])
-    return [total.view(part.shape) for total, part in zip(totals, parts, strict=True)]
 
 
 def first_entries(like: Any) -> list[int] | None:
@@ -229,7 +226,7 @@ class Piece:
     """
 
     window: tuple[slice, ...]
-    shape: tuple[int, ...]
+    shape: Shape
     sends: bool
 
     @property
@@ -288,35 +285,38 @@ def placements_by_rows(like: Any, shape: Sequence[int]) -> Placements:
 
     if tuple(shape) == tuple(like.shape):
         return tuple(like.placements)
-    placements: list[Placement] = []
-    for placement in like.placements:
-        is_split = _sharded_dim(placement) is not None
-        placements.append(Shard(0) if shape and is_split else replicated())
-    return tuple(placements)
+    return tuple(
+        Shard(0) if shape and _sharded_dim(placement) is not None else replicated()
+        for placement in like.placements
+    )
 
 
 @functools.lru_cache(maxsize=4096)
 def pieces_at(
-    shape: tuple[int, ...], mesh: DeviceMesh, placements: Placements
+    shape: Shape, mesh: DeviceMesh, placements: Placements
 ) -> tuple[Piece, ...]:
     """Return the piece of each rank of a tensor with these placements."""
     ranks = mesh.mesh
-    piece_of_rank: dict[int, Piece] = {}
-    for place in itertools.product(*map(range, ranks.shape)):
-        piece_of_rank[int(ranks[place])] = _piece_at(place, shape, mesh, placements)
+    piece_of_rank = {
+        int(ranks[place]): _piece_at(place, shape, mesh, placements)
+        for place in itertools.product(*map(range, ranks.shape))
+    }
     return tuple(piece_of_rank[rank] for rank in team_of(mesh).ranks)
 
 
 def _piece_at(
     place: tuple[int, ...],
-    shape: tuple[int, ...],
+    shape: Shape,
     mesh: DeviceMesh,
     placements: Placements,
 ) -> Piece:
     """Return the piece of the rank at a coordinate of the mesh."""
     starts = [0] * len(shape)
     sizes = list(shape)
-    for i in _order_of_cuts(placements):
+    order = range(len(placements))
+    # FSDP shards the result of tensor parallelism, although its mesh dimension comes first.
+    kinds = [type(placement).__name__ for placement in placements]
+    for i in reversed(order) if "_StridedShard" in kinds else order:
         dim = _sharded_dim(placements[i])
         if dim is None:
             continue
@@ -324,21 +324,11 @@ def _piece_at(
         first = min(chunk * place[i], sizes[dim])
         starts[dim] += first
         sizes[dim] = min(chunk, sizes[dim] - first)
-    window: list[slice] = []
-    for start, size in zip(starts, sizes, strict=True):
-        window.append(slice(start, start + size))
-    is_first_copy = True
-    for index, placement in zip(place, placements, strict=True):
-        if placement.is_replicate() and index > 0:
-            is_first_copy = False
-    return Piece(tuple(window), tuple(sizes), is_first_copy)
-
-
-def _order_of_cuts(placements: Placements) -> Iterable[int]:
-    """Return the mesh dimensions in the order in which they shard a tensor."""
-    order = range(len(placements))
-    # FSDP shards the result of tensor parallelism, although its mesh dimension comes first.
-    is_strided = any(
-        type(placement).__name__ == "_StridedShard" for placement in placements
+    window = [
+        slice(start, start + size) for start, size in zip(starts, sizes, strict=True)
+    ]
+    is_first_copy = not any(
+        placement.is_replicate() and index > 0
+        for index, placement in zip(place, placements, strict=True)
     )
-    return reversed(order) if is_strided else order
+    return Piece(tuple(window), tuple(sizes), is_first_copy)

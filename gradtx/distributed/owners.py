@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -33,6 +33,8 @@ from gradtx.distributed.layouts import (
 )
 from gradtx.execution.execute import Leaf, Operation, Position, execute
 
+Program: TypeAlias = list[Any]  # operations
+Tensors: TypeAlias = dict[str, Tensor]
 BUCKET = 2**26  # bytes of whole tensors per exchange
 # Entries at the start of each message that report whether the sender has failed.
 FLAG = 1
@@ -75,7 +77,7 @@ def assigned(
 # Regions of programs.
 
 
-def with_regions(program: list[Any], like: Any, replicas: Team | None) -> list[Any]:
+def with_regions(program: Program, like: Any, replicas: Team | None) -> Program:
     """Return a leaf's program, with its whole-tensor operations in regions if ranks divide the leaf or the work.
 
     Args:
@@ -88,12 +90,14 @@ def with_regions(program: list[Any], like: Any, replicas: Team | None) -> list[A
     return program if replicas is None else regions_of(program, replicas)
 
 
-def regions_of(program: list[Any], replicas: Team | None = None) -> list[Any]:
+def regions_of(program: Program, replicas: Team | None = None) -> Program:
     """Return a program in which adjacent operations that need a whole tensor form one region."""
-    grouped: list[Any] = []
+    grouped: Program = []
     i = 0
     while i < len(program):
-        end = _end_of_region(program, i)
+        end = i  # of the operations that need a whole tensor
+        while end < len(program) and program[end].whole_until is not None:
+            end = program.index(program[end].whole_until, end) + 1
         if end == i:
             grouped.append(program[i])
             i += 1
@@ -108,25 +112,18 @@ def regions_of(program: list[Any], replicas: Team | None = None) -> list[Any]:
     return grouped
 
 
-def owned_paths(program: list[Any]) -> list[Path]:
+def owned_paths(program: Program) -> list[Path]:
     """Return the stages whose slots are kept by the owner of a leaf."""
-    paths: list[Path] = []
-    for operation in program:
-        if isinstance(operation, OwnedRegion) and operation.keeps_slots:
-            paths.extend(part.path for part in operation.operations)
-    return paths
+    return [
+        part.path
+        for region in program
+        if isinstance(region, OwnedRegion) and region.keeps_slots
+        for part in region.operations
+    ]
 
 
-def has_regions(program: list[Any]) -> bool:
+def has_regions(program: Program) -> bool:
     return any(isinstance(operation, OwnedRegion) for operation in program)
-
-
-def _end_of_region(program: list[Any], start: int) -> int:
-    """Return the index after the operations, from `start` on, that need a whole tensor."""
-    end = start
-    while end < len(program) and program[end].whole_until is not None:
-        end = program.index(program[end].whole_until, end) + 1
-    return end
 
 
 class OwnedRegion(Operation):
@@ -204,13 +201,13 @@ class OwnedRegion(Operation):
         """Whether any operation reads this tensor of the leaf in addition to the update."""
         return any(name in operation.owner_reads for operation in self.operations)
 
-    def combine(self, waiting: list[tuple[Leaf, dict[str, Any]]]) -> dict[str, Tensor]:
+    def combine(self, waiting: list[tuple[Leaf, dict[str, Any]]]) -> Tensors:
         """Return the local part of every leaf's update after the region."""
         jobs_of_kind: dict[Any, list[Job]] = {}
         for leaf, payload in sorted(waiting, key=_name_of_leaf):
             job = Job.of(leaf, self._region_of(leaf), payload)
             jobs_of_kind.setdefault(job.kind(), []).append(job)
-        results: dict[str, Tensor] = {}
+        results: Tensors = {}
         for jobs in jobs_of_kind.values():
             exchange = Exchange if jobs[0].region.replicas is None else SharedWork
             exchange(jobs).run()
@@ -243,26 +240,22 @@ class OwnedRegion(Operation):
 
     # Computation on the owner.
 
-    def wire_in(self, dtype: torch.dtype) -> torch.dtype:
-        """Return the dtype in which updates are sent to the owner."""
-        return _narrower_dtype(self.operations[0].wire, dtype)
-
-    def dtype_out(self, leaf: Leaf, dtype: torch.dtype) -> torch.dtype:
-        """Return the dtype of the update after the region."""
-        for operation in self.operations:
-            dtype = torch.promote_types(dtype, operation.compute_dtype(leaf))
-        return dtype
-
-    def computed(self, job: Job, whole_tensors: dict[str, Tensor]) -> Tensor:
+    def computed(self, job: Job, whole_tensors: Tensors) -> Tensor:
         """Return a whole leaf's update after the region, and store its new slots in the leaf."""
+        leaf = job.leaf
         update = whole_tensors["update"].to(job.dtype)
-        whole = _whole_leaf(
-            job.leaf, update, whole_tensors.get("param"), whole_tensors.get("grad")
-        )
+        param = whole_tensors.get("param")
+        # The same leaf with whole tensors in place of shards.
+        whole = Leaf(leaf.run, leaf.name, update, param, leaf.extras, leaf.clock)
+        whole.stand_for(leaf)
+        whole.grad = whole_tensors.get("grad", whole.update)
+        whole.key = leaf.key
+        whole.state = leaf.state
+        whole.layout = leaf.layout
         whole.program = self.operations
-        execute([whole], _done)
-        job.leaf.new.update(whole.new)
-        job.leaf.starts.update(whole.starts)
+        execute([whole], lambda _: None)
+        leaf.new.update(whole.new)
+        leaf.starts.update(whole.starts)
         return whole.update
 
 
@@ -270,27 +263,10 @@ def _name_of_leaf(item: tuple[Leaf, Any]) -> str:
     return item[0].name
 
 
-def _whole_leaf(
-    leaf: Leaf, update: Tensor, param: Tensor | None, grad: Tensor | None
-) -> Leaf:
-    """Return the same leaf with whole tensors in place of shards."""
-    whole = Leaf(leaf.run, leaf.name, update, param, leaf.extras, leaf.clock)
-    whole.stand_for(leaf)
-    whole.grad = whole.update if grad is None else grad
-    whole.key = leaf.key
-    whole.state = leaf.state
-    whole.layout = leaf.layout
-    return whole
-
-
 def _narrower_dtype(wire: torch.dtype | None, dtype: torch.dtype) -> torch.dtype:
     if wire is None or wire.itemsize >= dtype.itemsize:
         return dtype
     return wire
-
-
-def _done(leaf: Leaf) -> None:
-    """Do nothing: the result stays in the leaf."""
 
 
 # The exchange.
@@ -313,7 +289,7 @@ class Job:
     leaf: Leaf
     region: OwnedRegion
     template: Any
-    parts: dict[str, Tensor]
+    parts: Tensors
     dtype: torch.dtype
     wire: torch.dtype
     wire_back: torch.dtype
@@ -325,13 +301,15 @@ class Job:
         update, param = leaf.inputs
         template = update if param is None else param
         dtype = payload["update"].dtype
-        wire = region.wire_in(dtype)
-        parts: dict[str, Tensor] = {}
+        wire = _narrower_dtype(region.operations[0].wire, dtype)
+        parts: Tensors = {}
         for name, tensor in payload.items():
             if is_sharded(tensor):  # a program passes the local part itself
                 tensor = local(placed_as(tensor, template))
             parts[name] = tensor.to(wire)
-        dtype_back = region.dtype_out(leaf, dtype)
+        dtype_back = dtype
+        for operation in region.operations:
+            dtype_back = torch.promote_types(dtype_back, operation.compute_dtype(leaf))
         wire_back = _narrower_dtype(region.operations[-1].wire, dtype_back)
         return cls(leaf, region, template, parts, dtype, wire, wire_back, dtype_back)
 
@@ -378,7 +356,7 @@ class Exchange:
         arriving = self._to_owners(buckets[0])
         returning: Transfer | None = None
         for i, bucket in enumerate(buckets):
-            arrived = arriving.parts()
+            arrived = [] if arriving is None else arriving.parts()
             if i + 1 < len(buckets):
                 arriving = self._to_owners(buckets[i + 1])
             results, error = self._results(bucket, arrived)
@@ -395,15 +373,12 @@ class Exchange:
     def _owned(self, bucket: list[Job], rank: int) -> list[Job]:
         return [job for job in bucket if self._owners[job.leaf.name] == rank]
 
-    def _to_owners(self, bucket: list[Job]) -> Transfer:
+    def _to_owners(self, bucket: list[Job]) -> Transfer | None:
         me = self._team.rank
         rows: list[list[Tensor]] = []
         for rank in range(self._team.size):
-            row: list[Tensor] = []
-            for job in self._owned(bucket, rank):
-                if job.pieces[me].sends:
-                    row.extend(job.parts.values())
-            rows.append(row)
+            sent = [job for job in self._owned(bucket, rank) if job.pieces[me].sends]
+            rows.append([part for job in sent for part in job.parts.values()])
         sizes = [0] * self._team.size
         for job in self._owned(bucket, me):
             for rank, piece in enumerate(job.pieces):
@@ -413,28 +388,29 @@ class Exchange:
 
     def _results(
         self, bucket: list[Job], arrived: list[Tensor]
-    ) -> tuple[dict[str, Tensor], Exception | None]:
-        """Return the whole results of the leaves that this rank owns, or the error of one of them."""
-        results: dict[str, Tensor] = {}
+    ) -> tuple[Tensors, Exception | None]:
+        """Return the whole results of the leaves that this rank owns; zeros and the error if one of them fails."""
+        results: Tensors = {}
+        owned = self._owned(bucket, self._team.rank)
         at = [0] * self._team.size
         try:
-            for job in self._owned(bucket, self._team.rank):
+            for job in owned:
                 whole_tensors = self._assemble(job, arrived, at)
                 results[job.leaf.name] = job.region.computed(job, whole_tensors)
         except Exception as error:
             # The other ranks are waiting: report the failure to them, then let `run` raise it.
-            return {}, error
+            for job in owned:
+                zeros = torch.zeros(job.template.shape, device=job.device)
+                results[job.leaf.name] = zeros
+            return results, error
         return results, None
 
-    def _assemble(
-        self, job: Job, arrived: list[Tensor], at: list[int]
-    ) -> dict[str, Tensor]:
+    def _assemble(self, job: Job, arrived: list[Tensor], at: list[int]) -> Tensors:
         """Assemble whole tensors from the pieces of all ranks; `at` is the read position in each rank's message."""
-        whole_tensors: dict[str, Tensor] = {}
-        for name in job.parts:
-            whole_tensors[name] = torch.empty(
-                job.template.shape, dtype=job.wire, device=job.device
-            )
+        whole_tensors = {
+            name: torch.empty(job.template.shape, dtype=job.wire, device=job.device)
+            for name in job.parts
+        }
         for rank, piece in enumerate(job.pieces):
             if not piece.sends:
                 continue
@@ -447,22 +423,22 @@ class Exchange:
     def _from_owners(
         self, bucket: list[Job], results: Mapping[str, Tensor], failed: bool
     ) -> Transfer:
-        me = self._team.rank
         wire = bucket[0].wire_back
+        owned = self._owned(bucket, self._team.rank)
         rows: list[list[Tensor]] = []
         for rank in range(self._team.size):
-            row: list[Tensor] = []
-            for job in self._owned(bucket, me):
-                piece = job.pieces[rank]
-                if failed:
-                    row.append(torch.zeros(piece.numel, dtype=wire, device=job.device))
-                else:
-                    row.append(results[job.leaf.name][piece.window].to(wire))
-            rows.append(row)
-        sizes: list[int] = []
-        for rank in range(self._team.size):
-            sizes.append(sum(job.pieces[me].numel for job in self._owned(bucket, rank)))
+            parts = [results[job.leaf.name][job.pieces[rank].window] for job in owned]
+            rows.append([part.to(wire) for part in parts])
+        sizes = self._sizes_from_owners(bucket)
         return Transfer(self._team, rows, sizes, wire, failed)
+
+    def _sizes_from_owners(self, bucket: list[Job]) -> list[int]:
+        """Return the number of entries that this rank receives from each owner."""
+        me = self._team.rank
+        return [
+            sum(job.pieces[me].numel for job in self._owned(bucket, rank))
+            for rank in range(self._team.size)
+        ]
 
     def _receive(self, bucket: list[Job], transfer: Transfer) -> None:
         parts = transfer.parts()
@@ -481,38 +457,20 @@ class Exchange:
 class SharedWork(Exchange):
     """An exchange between ranks that hold whole leaves: owners need no message, and every rank receives all results."""
 
-    def _to_owners(self, bucket: list[Job]) -> Any:
-        return EmptyTransfer()
+    def _to_owners(self, bucket: list[Job]) -> None:
+        return None
 
-    def _assemble(
-        self, job: Job, arrived: list[Tensor], at: list[int]
-    ) -> dict[str, Tensor]:
+    def _assemble(self, job: Job, arrived: list[Tensor], at: list[int]) -> Tensors:
         return job.parts
 
     def _from_owners(
         self, bucket: list[Job], results: Mapping[str, Tensor], failed: bool
     ) -> Transfer:
-        own_results: list[Tensor] = []
-        for job in self._owned(bucket, self._team.rank):
-            result = (
-                torch.zeros(job.template.shape, device=job.template.device)
-                if failed
-                else results[job.leaf.name]
-            )
-            own_results.append(result.to(job.wire_back))
-        sizes: list[int] = []
-        for rank in range(self._team.size):
-            sizes.append(
-                sum(job.leaf.shape.numel() for job in self._owned(bucket, rank))
-            )
-        return Gathering(self._team, own_results, sizes, bucket[0].wire_back, failed)
-
-
-class EmptyTransfer:
-    """An empty transfer."""
-
-    def parts(self) -> list[Tensor]:
-        return []
+        wire = bucket[0].wire_back
+        owned = self._owned(bucket, self._team.rank)
+        own_results = [results[job.leaf.name].to(wire) for job in owned]
+        sizes = self._sizes_from_owners(bucket)
+        return Gathering(self._team, own_results, sizes, wire, failed)
 
 
 T = TypeVar("T")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections import defaultdict
 from collections.abc import Iterable
-from typing import Any, cast
+from typing import Any
 
 import torch
 
@@ -95,23 +96,24 @@ class Agreement:
             members: The parameters.
             replicas: The ranks that have equal whole parameters and divide the work on them.
         """
-        teams = [] if replicas is None else [replicas]
-        if replicas is None and self._compared is None:
-            # If they have compared before, the other ranks do not compare either.
+        team = replicas
+        # If they have compared before, the other ranks do not compare either.
+        if team is None and self._compared is None:
             stepping = [member for member in members if member.param.grad is not None]
+            meshes = [mesh for mesh, _ in _by_mesh(stepping)]
             # The other ranks raise an error at the first mesh.
-            teams = [team_of(mesh) for mesh, _ in _by_mesh(stepping)[:1]]
-        for team in teams:
-            if not _are_equal(team, [FAILED, FAILED]):
-                _difference(team, None)
+            team = team_of(meshes[0]) if meshes else None
+        if team is not None and not _are_equal(team, [FAILED, FAILED]):
+            _difference(team, None)
 
 
 def _by_mesh(members: list[Member]) -> list[tuple[Any, list[Member]]]:
     """Return each mesh with the parameters sharded over it, in the same order on all ranks."""
-    of_mesh: dict[Any, list[Member]] = {}
+    of_mesh: dict[Any, list[Member]] = defaultdict(list)
     for member in members:
-        if is_sharded(member.param):
-            of_mesh.setdefault(member.param.device_mesh, []).append(member)  # type: ignore[attr-defined]
+        param: Any = member.param
+        if is_sharded(param):
+            of_mesh[param.device_mesh].append(member)
     return sorted(of_mesh.items(), key=lambda item: str(item[0]))
 
 
@@ -160,9 +162,8 @@ def _are_equal(team: Team, extremes: list[int]) -> bool:
     of_all = torch.tensor(extremes, device=team.device)
     largest_of = torch.distributed.ReduceOp.MAX
     torch.distributed.all_reduce(of_all, largest_of, group=team.group)
-    received = cast("list[int]", of_all.tolist())
-    largest, negative_of_smallest = received
-    return largest == -negative_of_smallest
+    largest, negative_of_smallest = of_all
+    return bool(largest == -negative_of_smallest)
 
 
 def _difference(team: Team, lines: list[str] | None) -> str:

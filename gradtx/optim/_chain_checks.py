@@ -123,11 +123,11 @@ def _wrong_sign(link: FactoryCall) -> str:
 
 def _links_on_path(part: GradientTransformation) -> list[FactoryCall]:
     """Return the links that apply to every leaf at every step, which excludes links inside combinators."""
-    links: list[FactoryCall] = []
-    for link in part._links():
-        if isinstance(link, FactoryCall) and not link._children():
-            links.append(link)
-    return links
+    return [
+        link
+        for link in part._links()
+        if isinstance(link, FactoryCall) and not link._children()
+    ]
 
 
 def _may_flip_sign(part: GradientTransformation) -> bool:
@@ -139,16 +139,12 @@ def _may_flip_sign(part: GradientTransformation) -> bool:
 
 def warn_of_misspelt(owner: str, keys: Iterable[Any], entries: Iterable[Entry]) -> None:
     """Warn about unknown group keys that resemble a hyperparameter; other unknown keys are kept, as in torch."""
-    known: set[str] = set()
-    for entry in entries:
-        known.update((*entry.names, entry.argument.name))
+    known = {name for entry in entries for name in (*entry.names, entry.argument.name)}
     for key in keys:
-        if (
-            not isinstance(key, str)
-            or key in known
-            or key in FOREIGN_KEYS
-            or _contains_name(key, known)
-        ):
+        if not isinstance(key, str) or key in known or key in FOREIGN_KEYS:
+            continue
+        # A key that contains a whole name, such as `lr_scale`, is another key, not a misspelled name.
+        if any(f"_{name}_" in f"_{key}_" for name in (*known, "lr")):
             continue
         intended = OTHER_WORDS.get(key)
         if intended not in known:
@@ -167,11 +163,6 @@ def warn_of_unread(owner: str, unread: Mapping[str, str]) -> None:
         )
 
 
-def _contains_name(key: str, names: set[str]) -> bool:
-    """Whether a key contains a whole name, as in `lr_scale`: then it is a different key, not a misspelled name."""
-    return any(f"_{name}_" in f"_{key}_" for name in (*names, "lr"))
-
-
 def warn_of_idle_steps(owner: str) -> None:
     """Warn about an optimizer that has not seen a gradient since it was created."""
     warn_user(
@@ -188,16 +179,13 @@ def warn_of_engine_options(owner: str, options: Mapping[str, Any]) -> None:
             f"{owner}: capturable=True has no effect in a group; pass it to {owner}, for all groups",
             UserWarning,
         )
-    given = [
-        f"{name}={options[name]}" for name in ("foreach", "fused") if options.get(name)
-    ]
-    if given:
-        verb = "chooses" if len(given) == 1 else "choose"
-        warn_user(
-            f"{owner}: {' and '.join(given)} {verb} between implementations of torch, without effect here; "
-            "omit it. A step runs over lists of tensors by default, and in compiled programs with compile=True",
-            UserWarning,
-        )
+    for name in ("foreach", "fused"):
+        if options.get(name):
+            warn_user(
+                f"{owner}: {name}={options[name]} chooses between implementations of torch, without effect here; "
+                "omit it. A step runs over lists of tensors by default, and in compiled programs with compile=True",
+                UserWarning,
+            )
 
 
 def warn_of_replicas(feature: str, params: Iterable[Tensor], reason: str) -> None:

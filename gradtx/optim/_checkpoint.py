@@ -13,9 +13,8 @@ from torch.nn.parameter import is_lazy
 
 from gradtx.base.messages import describe, warn_user
 from gradtx.base.selectors import in_model
-from gradtx.optim._groups import ENGINE_OPTIONS, GroupView, params_of
+from gradtx.optim._groups import ENGINE_OPTIONS, Group, GroupView, params_of
 from gradtx.optim._member import Layout
-from gradtx.optim._parameters import Group
 from gradtx.optim._saved import is_count, matched, misfits_of
 from gradtx.optim._state import FirstStates, State, States
 from gradtx.transform import Entry
@@ -65,16 +64,17 @@ class Checkpoint:
         self._members = states.members
         self._strict = strict
         own = {name for view in states.members.views for name in view.entries}
-        self._groups: list[Group] = []
-        for group in deepcopy(state_dict["param_groups"]):
-            self._groups.append(_with_our_keys(group, own))
+        self._groups = [
+            _with_our_keys(group, own) for group in deepcopy(state_dict["param_groups"])
+        ]
         self._check_sizes()
         entries: dict[Any, Entries] = state_dict["state"]
         numbers = params_of(self._groups)
         params = params_of(view.group for view in states.members.views)
-        self._entries: dict[Tensor, Entries] = {}
-        for number, param in zip(numbers, params, strict=True):
-            self._entries[param] = entries.get(number, {})
+        self._entries: dict[Tensor, Entries] = {
+            param: entries.get(number, {})
+            for number, param in zip(numbers, params, strict=True)
+        }
         listed = set(numbers)
         # Saved state that belongs to no parameter.
         self._foreign = {key: entries[key] for key in entries if key not in listed}
@@ -88,9 +88,10 @@ class Checkpoint:
             TypeError: If a hyperparameter has another type.
             ValueError: If groups, slots, shapes or values do not match.
         """
-        views: list[GroupView] = []
-        for view, group in zip(self._members.views, self._groups, strict=True):
-            views.append(self._matched_view(view, dict(group)))
+        views = [
+            self._matched_view(view, dict(group))
+            for view, group in zip(self._members.views, self._groups, strict=True)
+        ]
         if self._strict:
             self._check_numbers()
         self._agree_on_shared()
@@ -243,7 +244,7 @@ class Checkpoint:
             if is_count(count):  # an invalid count is rejected when its slot is matched
                 largest = max(largest, float(count))
             layout = self._members.by_param[param].layout
-            keys = [] if layout is None else layout.shared_keys
+            keys = [] if layout is None else [key for _, key in layout.shared_places()]
             if keys and all(isinstance(saved.get(key), Tensor) for key in keys):
                 complete[param] = saved
         if path is None:

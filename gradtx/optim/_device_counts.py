@@ -6,6 +6,7 @@ know how many steps were made, and counts are kept on the device as well.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,25 +23,12 @@ from gradtx.optim._member import Count, Member
 from gradtx.transform import chain
 
 
-def on_device(number: int | Tensor, device: torch.device) -> Tensor:
-    """Return an integer as a 0-d tensor on the device; a fill, unlike a copy from the host, does not synchronize."""
-    if isinstance(number, Tensor):
-        return number.to(device)
-    return torch.full((), number, dtype=torch.int64, device=device)
-
-
 def highest(counts: Collection[int | Count]) -> int | Tensor:
     """Return the largest count: a tensor if the counts are on the device, an int if they are on the host."""
-    counts_on_device: list[Tensor] = []
-    counts_on_host: list[int] = []
-    for count in counts:
-        if isinstance(count, Count):
-            counts_on_device.append(count.made)
-        else:
-            counts_on_host.append(count)
-    if counts_on_device:
-        return torch.stack(counts_on_device).amax()
-    return max(counts_on_host, default=0)
+    made = [count.made for count in counts if isinstance(count, Count)]
+    if made:
+        return torch.stack(made).amax()
+    return max((count for count in counts if isinstance(count, int)), default=0)
 
 
 @dataclass(eq=False)
@@ -77,13 +65,11 @@ class Scaling:
     def unscale(self, params: Iterable[Tensor]) -> None:
         """Unscale the gradients of parameters in place, because users of a scaler expect that."""
         # torch unscales a list of tensors of one device and dtype at once.
-        gradients_of_kind: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
+        gradients_of_kind: dict[Any, list[Tensor]] = defaultdict(list)
         for param in params:
-            if param.grad is None:
-                continue
-            gradient = local(param.grad).detach()
-            kind = gradient.device, gradient.dtype
-            gradients_of_kind.setdefault(kind, []).append(gradient)
+            if param.grad is not None:
+                gradient = local(param.grad).detach()
+                gradients_of_kind[gradient.device, gradient.dtype].append(gradient)
         for (device, _), gradients in gradients_of_kind.items():
             inverse, _ = self.on(device)
             _torch.unscale_(gradients, inverse.to(torch.float32))
@@ -106,22 +92,20 @@ def unscaling(run: Run, scaling: Scaling) -> FrameRun:
 
 def place_counts(members: Iterable[Member], device: torch.device | None) -> None:
     """Move the counts of parameters to a device or, if that is None, to the host, synchronizing where necessary."""
-    moved_counts: dict[int | Count, int | Count] = {}
+    moved: dict[int | Count, int | Count] = {}
     for member in members:
         count = member.count
-        is_on_device = isinstance(count, Count)
-        belongs_on_device = device is not None
-        if not member.state or is_on_device == belongs_on_device:
+        if not member.state or isinstance(count, Count) == (device is not None):
             continue
-        if count not in moved_counts:
-            if isinstance(count, Count):
-                moved_counts[count] = int(count.made)
-            elif device is not None:
-                moved_counts[count] = Count(on_device(count, device), count)
-        moved_count = moved_counts[count]
-        step = member.state["step"]
-        member.state["step"] = as_step(moved_count, step.dtype)
-        member.set_count(moved_count)
+        if isinstance(count, Count):
+            if count not in moved:
+                moved[count] = int(count.made)
+        elif count not in moved:
+            # A fill, unlike a copy from the host, does not synchronize.
+            made = torch.full((), count, dtype=torch.int64, device=device)
+            moved[count] = Count(made, count)
+        member.state["step"] = as_step(moved[count], member.state["step"].dtype)
+        member.set_count(moved[count])
 
 
 def keep_counts_in_place(

@@ -89,21 +89,18 @@ class Evaluation:
         """
         entries = dict(state_dict["state"])
         trained: dict[Tensor, Tensor] = {}
-        for number, param in zip(
-            params_of(state_dict["param_groups"]), names, strict=False
-        ):
-            entry = entries.get(number)
-            if isinstance(entry, dict) and TRAINED in entry:
-                entries[number] = {
-                    key: value for key, value in entry.items() if key != TRAINED
-                }
-                trained[param] = _weights(names[param], entry[TRAINED], param)
+        numbers = params_of(state_dict["param_groups"])
+        for number, (param, name) in zip(numbers, names.items(), strict=False):
+            entry = dict(entries.get(number, {}))
+            if TRAINED in entry:
+                trained[param] = _checked_weights(name, entry.pop(TRAINED), param)
+                entries[number] = entry
         if not trained:
             return None, state_dict
         return cls(trained), {**state_dict, "state": entries}
 
 
-def _weights(name: str, saved: Any, param: Tensor) -> Tensor:
+def _checked_weights(name: str, saved: Any, param: Tensor) -> Tensor:
     """Return a parameter's saved training weights, checked, on its device and in its dtype."""
     kind = "complex" if param.is_complex() else "floating-point"
     if (

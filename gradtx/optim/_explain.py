@@ -35,20 +35,16 @@ class Explanation(list[Way]):
     """A list with one `Way` per parameter. Its printed form counts the parameters for each way and reason."""
 
     def __repr__(self) -> str:
-        names: dict[tuple[str, str], list[str]] = {}
+        names_of_way: dict[tuple[str, str], list[str]] = {}
         for item in self:
-            names.setdefault((item.way, item.reason), []).append(item.name)
-        return "\n".join(
-            _line(way, reason, names_of_way)
-            for (way, reason), names_of_way in names.items()
-        )
-
-
-def _line(way: str, reason: str, names: list[str]) -> str:
-    shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-    parameters = "parameter" if len(names) == 1 else "parameters"
-    because = f": {reason}" if reason else ""
-    return f"{way}: {len(names)} {parameters} ({shown}){because}"
+            names_of_way.setdefault((item.way, item.reason), []).append(item.name)
+        lines: list[str] = []
+        for (way, reason), names in names_of_way.items():
+            shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+            parameters = "parameter" if len(names) == 1 else "parameters"
+            because = f": {reason}" if reason else ""
+            lines.append(f"{way}: {len(names)} {parameters} ({shown}){because}")
+        return "\n".join(lines)
 
 
 def explain(parts: Parts) -> Explanation:
@@ -56,7 +52,7 @@ def explain(parts: Parts) -> Explanation:
     if runs_eagerly():
         names = parts.members.names()
         return Explanation(Way(name, ALONE, "gradtx.eagerly() is on") for name in names)
-    ways: dict[str, Way] = {}
+    ways: dict[str, str] = {}
     reasons: dict[str, str] = {}
     engines = [(LISTS, parts.lists)]
     if parts.engine is not None:
@@ -66,25 +62,18 @@ def explain(parts: Parts) -> Explanation:
         for plan in engine.plans():
             for bundle in plan.bundles:
                 for member in bundle.members:
-                    ways.setdefault(
-                        member.name, Way(member.name, way, reasons.get(member.name, ""))
-                    )
+                    ways.setdefault(member.name, way)
             for member in plan.rest:
                 reasons.setdefault(member.name, "")
     explanation = Explanation()
     for member in parts.members.by_param.values():
-        if member.name in ways:
-            explanation.append(ways[member.name])
-        elif member.count_in(parts.states.of(member.param)) == 0:
+        way, reason = ways.get(member.name), reasons.get(member.name)
+        if way is None and member.count_in(parts.states.of(member.param)) == 0:
             # A step that left this one alone would have counted.
-            is_frozen = not member.param.requires_grad or member.name in reasons
-            explanation.append(Way(member.name, FROZEN if is_frozen else NOT_YET, ""))
-        else:
-            explanation.append(
-                Way(
-                    member.name,
-                    ALONE,
-                    reasons.get(member.name, "it currently has no gradient"),
-                )
-            )
+            is_frozen = not member.param.requires_grad or reason is not None
+            way, reason = (FROZEN if is_frozen else NOT_YET), ""
+        elif way is None:
+            way = ALONE
+            reason = "it currently has no gradient" if reason is None else reason
+        explanation.append(Way(member.name, way, reason or ""))
     return explanation

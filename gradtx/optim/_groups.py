@@ -40,6 +40,11 @@ def check_differentiable(options: Mapping[str, Any]) -> None:
         )
 
 
+Group: TypeAlias = dict[str, Any]
+# Hyperparameters by their names in a group.
+Values: TypeAlias = Mapping[str, Any]
+# Returns the count of the clock that a hyperparameter follows.
+CountOf: TypeAlias = Callable[[Entry], int]
 # Pairs of a hyperparameter's place and the form of its value.
 Structure: TypeAlias = tuple[tuple[Any, Any], ...]
 
@@ -60,7 +65,7 @@ class ChainOf:
         given = iter(tensors)
         arguments: dict[tuple[Any, str], Any] = {}
         for place, form in self.structure:
-            arguments[place] = _each(
+            arguments[place] = each_item(
                 form, lambda item: next(given) if item == NUMBER else item
             )
         return self.tx._replaced(arguments, checked=False)
@@ -97,9 +102,9 @@ class GroupView:
         self,
         owner: str,
         tx: GradientTransformation,
-        group: dict[str, Any],
+        group: Group,
         labels: Mapping[Any, str],
-        count: Callable[[Entry], int],
+        count: CountOf,
     ):
         self._owner = owner
         self.tx = tx
@@ -131,12 +136,12 @@ class GroupView:
         self._clear(self.sources)
         self._take_forms(self.sources, dict.fromkeys(self.entries))
 
-    def _clear(self, settled: Mapping[str, Any]) -> None:
+    def _clear(self, settled: Values) -> None:
         """Clear the caches; `settled` are the values of the last step."""
         self._settled = settled
         # The group's contents when `_values` was last computed.
-        self._seen: Mapping[str, Any] = {}
-        self._values: Mapping[str, Any] = {}
+        self._seen: Values = {}
+        self._values: Values = {}
         self._chain: tuple[Any, GradientTransformation] | None = None
         self._numbers: tuple[Any, list[Any]] | None = None
 
@@ -152,11 +157,9 @@ class GroupView:
 
         if isinstance(value, tuple) and not isinstance(old, tuple):
             old = (old,) * len(value)
-        if isinstance(value, tuple) and len(old) != len(value):
-            old = (None,) * len(value)
         return _zipped(form_of, value, old)
 
-    def _take_forms(self, values: Mapping[str, Any], old: Mapping[str, Any]) -> None:
+    def _take_forms(self, values: Values, old: Values) -> None:
         """Change the structure to that of values, given their old forms."""
         forms = {name: self._form(name, values[name], old[name]) for name in values}
         if forms != self._forms or not forms:
@@ -176,7 +179,7 @@ class GroupView:
 
     # Before a step.
 
-    def values(self) -> Mapping[str, Any]:
+    def values(self) -> Values:
         """Return the present values, with a constructor's checks; a schedule whose number was not overwritten is kept.
 
         The result is the same object until the group changes.
@@ -290,7 +293,7 @@ class GroupView:
             UserWarning,
         )
 
-    def settle(self, values: Mapping[str, Any]) -> None:
+    def settle(self, values: Values) -> None:
         """Take checked values for the next step: note changed schedules, and change the structure if necessary."""
         if values is self._settled:
             return
@@ -305,9 +308,7 @@ class GroupView:
 
     # During a step.
 
-    def chain(
-        self, values: Mapping[str, Any], device: torch.device
-    ) -> GradientTransformation:
+    def chain(self, values: Values, device: torch.device) -> GradientTransformation:
         """Return the transformation with these values, converted to the tensors that rules receive."""
         if self._chain is not None and self._chain[0] is values:
             return self._chain[1]
@@ -337,7 +338,7 @@ class GroupView:
         return self.chain(first, torch.device("cpu"))
 
     def numbers(
-        self, values: Mapping[str, Any], count: Callable[[Entry], int | Tensor]
+        self, values: Values, count: Callable[[Entry], int | Tensor]
     ) -> list[Any]:
         """Return the numbers that the structure leaves out."""
         if self._numbers is not None and values is self._numbers[0]:
@@ -377,7 +378,7 @@ class GroupView:
             if at is not None:
                 self.shown[name] = self.group[name] = next_value(self.sources[name], at)
 
-    def show_exactly(self, count: Callable[[Entry], int]) -> None:
+    def show_exactly(self, count: CountOf) -> None:
         """Correct schedule values whose counts the host did not know; overwritten values are kept."""
         for name, shown in self.shown.items():
             if is_same(self.group[name], shown):
@@ -385,7 +386,7 @@ class GroupView:
                     self.sources[name], count(self.entries[name])
                 )
 
-    def loaded(self, group: dict[str, Any], count: Callable[[Entry], int]) -> GroupView:
+    def loaded(self, group: Group, count: CountOf) -> GroupView:
         """Return the view of a group from a checkpoint; numbers that are off keep the form that they have here.
 
         Args:
@@ -398,7 +399,24 @@ class GroupView:
         # The saved betas contain it.
         view._followed = group.get("momentum")
         view._clear({})
-        view._follow_schedules(self.group, overridden, count)
+        view.shown, view.unused = {}, {}
+        for name, source in self.sources.items():
+            if not has_schedule(source):
+                group.setdefault(name, self.group[name])
+                continue
+            shown = view.shown[name] = next_value(source, count(self.entries[name]))
+            loaded = group.setdefault(name, shown)
+            if (
+                name not in (overridden or ())
+                and not is_same(loaded, shown)
+                and _differs_by_schedules(source, loaded)
+            ):
+                # The schedule of this optimizer applies.
+                group[name] = shown
+                if (
+                    overridden is None
+                ):  # the checkpoint does not say what this number is
+                    view.unused[name] = loaded
         values = view.values()
         for name, value in values.items():
             if value is not self.sources[name]:
@@ -427,36 +445,6 @@ class GroupView:
             for name in scheduled
             if name not in self.shown or not is_same(self.group[name], self.shown[name])
         ]
-
-    def _follow_schedules(
-        self,
-        defaults: Mapping[str, Any],
-        overridden: Collection[str] | None,
-        count: Callable[[Entry], int],
-    ) -> None:
-        """Add missing values to a loaded group, and replace numbers by those of this optimizer's schedules.
-
-        Args:
-            defaults: The values of hyperparameters without a schedule that the group lacks.
-            overridden: The names whose loaded number had overridden a schedule; None if the checkpoint does not say.
-            count: Returns the saved count of the clock that a hyperparameter follows.
-        """
-        self.shown, self.unused = {}, {}
-        for name, source in self.sources.items():
-            if not has_schedule(source):
-                self.group.setdefault(name, defaults[name])
-                continue
-            shown = self.shown[name] = next_value(source, count(self.entries[name]))
-            loaded = self.group.setdefault(name, shown)
-            if (
-                name in (overridden or ())
-                or is_same(loaded, shown)
-                or not _differs_by_schedules(source, loaded)
-            ):
-                continue
-            self.group[name] = shown
-            if overridden is None:
-                self.unused[name] = loaded
 
 
 def cycled_alike(views: list[GroupView]) -> dict[str, Any]:
@@ -494,7 +482,7 @@ def names_in_group(entries: Iterable[Entry]) -> dict[str, Entry]:
 
 
 def in_names_of_branch(
-    tx: GradientTransformation, group: dict[str, Any], labels: Mapping[Any, str]
+    tx: GradientTransformation, group: Group, labels: Mapping[Any, str]
 ) -> set[str]:
     """Rename a group's hyperparameters from the names of the whole optimizer to the names in the group's branch.
 
@@ -509,30 +497,28 @@ def in_names_of_branch(
         for name in entry.names:
             if "." in name:
                 whole.setdefault(name, entry.place)
-    names_of_branch: dict[Any, str] = {}
-    for name, entry in names_in_group(tx._entries(labels)).items():
-        names_of_branch[entry.place] = name
+    entries = names_in_group(tx._entries(labels))
+    names_of_branch = {entry.place: name for name, entry in entries.items()}
     read: set[str] = set()
-    moved: dict[str, Any] = {}
+    moved: Group = {}
     for name, place in whole.items():
         if name not in group:
             continue
-        if names_of_branch.get(place) == name:
+        name_of_branch = names_of_branch.get(place)
+        if name_of_branch is not None:
             read.add(name)
-        else:
-            moved[name] = group.pop(name)
+        if name_of_branch != name:
+            value = group.pop(name)
+            if name_of_branch is not None:
+                moved[name_of_branch] = value
     # Only now, because a new name may be the old name of another hyperparameter.
-    for name, value in moved.items():
-        place = whole[name]
-        if place in names_of_branch:
-            group[names_of_branch[place]] = value
-            read.add(name)
+    group.update(moved)
     return read
 
 
 def unread(
     tx: GradientTransformation,
-    given: Mapping[str, Any],
+    given: Values,
     read: Collection[str],
     view: GroupView,
     labels: Mapping[Any, str],
@@ -562,10 +548,7 @@ def unread(
 
 def params_of(groups: Iterable[Mapping[str, Any]]) -> list[Any]:
     """Return the parameters of groups, or their numbers in the groups of a state dict, in order."""
-    params: list[Any] = []
-    for group in groups:
-        params.extend(group["params"])
-    return params
+    return [param for group in groups for param in group["params"]]
 
 
 def next_value(value: Any, count: int) -> Any:
@@ -576,7 +559,7 @@ def next_value(value: Any, count: int) -> Any:
             item = resolve(item, count)
         return python_scalar(item)
 
-    return _each(value, as_number)
+    return each_item(value, as_number)
 
 
 # Functions of hyperparameter values. A value is a number, a schedule, another option, or a tuple of these.
@@ -625,7 +608,7 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, float | Tensor | Schedule)
 
 
-def _each(value: Any, function: Callable[[Any], Any]) -> Any:
+def each_item(value: Any, function: Callable[[Any], Any]) -> Any:
     """Apply `function` to a value, or to each item of a tuple."""
     return tuple(map(function, value)) if isinstance(value, tuple) else function(value)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -20,23 +20,27 @@ from gradtx.execution.context import Clock
 from gradtx.execution.execute import Block, Leaf, Position
 from gradtx.optim._parts import Parts
 from gradtx.optim._step import Step
+from gradtx.optim._step_input import Extras
 from gradtx.state.random import Stream
 
 CPU = torch.device("cpu")
+Diagonal: TypeAlias = dict[Tensor, Tensor]
 
 
 class HessianStep:
-    """Supplies one step with `hessian_diag`; as a context manager around the closure, lets `backward` keep its graph.
+    """Supplies one step of a chain that needs it with `hessian_diag`.
+
+    As a context manager around the closure, lets `backward` keep its graph.
 
     Args:
         parts: The parts of the optimizer.
         extras: The caller's extras. A `hessian_diag` to be estimated is entered as None.
     """
 
-    def __init__(self, parts: Parts, extras: dict[str, Any]):
+    def __init__(self, parts: Parts, extras: Extras):
         self._parts = parts
         self._source = parts.hessian
-        self._estimates = self._source.link is not None and "hessian_diag" not in extras
+        self._estimates = "hessian_diag" not in extras
         self._mode: Any = None  # active around the closure if the graph is to be kept
         if self._estimates:
             extras["hessian_diag"] = None
@@ -55,9 +59,6 @@ class HessianStep:
     def _may_be_due(self) -> bool:
         """Whether any parameter would use second derivatives if it received a gradient now."""
         members, states = self._parts.members, self._parts.states
-        for param, member in members.by_param.items():
-            if param.requires_grad and (member.layout is None or not states.of(param)):
-                return True  # without state the answer is unknown
         run = states.run()
         count = states.count()
         for view in members.views:
@@ -65,9 +66,12 @@ class HessianStep:
             for param in view.group["params"]:
                 if not param.requires_grad:
                     continue
-                made = int(states.of(param)["step"])
+                member, state = members.by_param[param], states.of(param)
+                if member.layout is None or not state:
+                    return True  # without state the answer is unknown
+                made = int(state["step"])
                 clock = Clock(torch.tensor(made + 1), made + 1)
-                leaf = states.leaf(run, members.by_param[param], clock)
+                leaf = states.leaf(run, member, clock)
                 leaf.program = block.for_leaf(leaf)
                 if sign_of_use(leaf):
                     return True
@@ -81,67 +85,64 @@ class HessianStep:
             RuntimeError: If the diagonal would have to be estimated from gradients that a GradScaler has scaled.
             ValueError: If the diagonal is due, but was neither passed nor can be estimated.
         """
-        if self._source.link is None:
-            return
         leaves = step.leaves(step.members)
-        signs: dict[str, int] = {}
+        signs = list(map(sign_of_use, leaves))
         due: dict[Tensor, str] = {}
-        for leaf in leaves:
-            sign = sign_of_use(leaf)
-            if sign is not None:
-                signs[leaf.name] = sign
+        for leaf, sign in zip(leaves, signs, strict=True):
             if sign and leaf.has_gradient:
                 due[leaf.key] = leaf.name
-        diagonal = self._diagonal(due, step)
-        for leaf in leaves:
-            if leaf.name in signs:
-                self._supply_leaf(leaf, signs[leaf.name], diagonal)
+        try:
+            diagonal = self._diagonal(due, step)
+        finally:
+            self._drop_graphs()
+        for leaf, sign in zip(leaves, signs, strict=True):
+            if sign is not None:
+                self._supply_leaf(leaf, sign, diagonal)
         tree = {leaf.name: leaf.extras.get("hessian_diag") for leaf in leaves}
         step.trees = {**step.trees, "hessian_diag": tree}
 
-    def _diagonal(self, due: Mapping[Tensor, str], step: Step) -> dict[Tensor, Tensor]:
+    def _diagonal(self, due: Mapping[Tensor, str], step: Step) -> Diagonal:
         """Estimate the diagonal for the parameters that are due; return an empty dict if the caller passed one."""
-        try:
-            if not self._estimates or not due:
-                return {}
-            if step.scaling is not None:
-                raise RuntimeError(
-                    f"{self._source.link}: hessian_diag cannot be estimated from gradients that a GradScaler has "
-                    "scaled; call step(hessian_diag=...), or train in bfloat16 without a scaler"
-                )
-            return self._estimate(due)
-        finally:
-            self._drop_graphs()
+        if not self._estimates or not due:
+            return {}
+        if step.scaling is not None:
+            raise RuntimeError(
+                f"{self._source.link}: hessian_diag cannot be estimated from gradients that a GradScaler has "
+                "scaled; call step(hessian_diag=...), or train in bfloat16 without a scaler"
+            )
+        return self._estimate(due)
 
     def _supply_leaf(
         self,
         leaf: Leaf,
         sign: int,
-        diagonal: Mapping[Tensor, Tensor],
+        diagonal: Diagonal,
     ) -> None:
         if leaf.key in diagonal:
-            signed = diagonal[leaf.key].to(leaf.compute_dtype) * sign
-            _set_diagonal(leaf, signed)
-        elif leaf.extras.get("hessian_diag") is None:
-            if sign and not leaf.has_gradient:
-                return  # None: it keeps the last one
-            if sign:
-                raise ValueError(
-                    f"{self._source.link}: hessian_diag of parameter {leaf.name!r} is None at a step that requires "
-                    "a new one; pass a tensor, or omit the argument to have it estimated"
-                )
+            value = diagonal[leaf.key].to(leaf.compute_dtype) * sign
+        elif leaf.extras.get("hessian_diag") is not None:
+            return
+        elif not sign:
             # No rule reads it in this step. A zero, because None means "keep the last one", which some rules lack.
             zero = torch.zeros((), device=leaf.device, dtype=leaf.compute_dtype)
-            _set_diagonal(leaf, zero.expand(leaf.inputs[1].shape))
+            value = zero.expand(leaf.inputs[1].shape)
+        elif leaf.has_gradient:
+            raise ValueError(
+                f"{self._source.link}: hessian_diag of parameter {leaf.name!r} is None at a step that requires "
+                "a new one; pass a tensor, or omit the argument to have it estimated"
+            )
+        else:
+            return  # None: it keeps the last one
+        leaf.extras = {**leaf.extras, "hessian_diag": value}
+        leaf.run.leaf_extras = {*leaf.run.leaf_extras, "hessian_diag"}  # type: ignore[misc]
 
-    def _estimate(self, names: Mapping[Tensor, str]) -> dict[Tensor, Tensor]:
+    def _estimate(self, names: Mapping[Tensor, str]) -> Diagonal:
         """Return z * (H z) for the parameters in `names`, and zeros for parameters on which no gradient depends."""
         params = [param for param in names if param.requires_grad]
-        gradients: dict[Tensor, Tensor] = {}
+        gradients: Diagonal = {}
         for param in params:
-            gradient: Any = param.grad
-            if gradient is not None and gradient.requires_grad:
-                gradients[param] = gradient
+            if param.grad is not None and param.grad.requires_grad:
+                gradients[param] = param.grad
         if not gradients:
             error = (
                 f"{self._source.link} needs hessian_diag: call step(closure, hessian_diag=...); or omit it, and "
@@ -173,9 +174,9 @@ class HessianStep:
                 diagonal[param] = gradient_like(z[param] * column, param)
         return diagonal
 
-    def _random_vectors(self, names: Mapping[Tensor, str]) -> dict[Tensor, Tensor]:
+    def _random_vectors(self, names: Mapping[Tensor, str]) -> Diagonal:
         counter = torch.tensor(self._parts.states.count())
-        vectors: dict[Tensor, Tensor] = {}
+        vectors: Diagonal = {}
         for view in self._parts.members.views:
             seed = torch.tensor(self._source.seed_of(view.group))
             for param in names.keys() & set(view.group["params"]):
@@ -214,11 +215,6 @@ class _KeepGraph(TorchFunctionMode):
                 "ignore", r"Using backward\(\) with create_graph", UserWarning
             )
             return func(*args, **{**kwargs, "create_graph": True})
-
-
-def _set_diagonal(leaf: Leaf, value: Tensor) -> None:
-    leaf.extras = {**leaf.extras, "hessian_diag": value}
-    leaf.run.leaf_extras = {*leaf.run.leaf_extras, "hessian_diag"}  # type: ignore[misc]
 
 
 def sign_of_use(leaf: Leaf) -> int | None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -17,6 +18,8 @@ from gradtx.execution.execute import Leaf
 from gradtx.execution.runs import Run
 from gradtx.state.codes import Codec
 from gradtx.state.storage import auxiliary_tensors
+
+State: TypeAlias = dict[str, Any]  # the slots of one parameter, and its count
 
 
 @dataclass(eq=False)
@@ -62,9 +65,9 @@ class Layout(NamedTuple):
 
         The key of an auxiliary tensor of a coded slot is the slot's key with a suffix.
         """
-        codes: dict[Path, dict[str, Codec]] = {}
+        codes: dict[Path, dict[str, Codec]] = defaultdict(dict)
         for (path, slot), codec in leaf.codecs.items():
-            codes.setdefault(path, {})[slot] = codec
+            codes[path][slot] = codec
         slots: dict[Path, dict[str, str]] = {}
         shared: dict[Path, dict[str, str]] = {}
         keys = {"step"}
@@ -72,7 +75,7 @@ class Layout(NamedTuple):
         for path in run.stages:
             values = run.new_shared.get(path, {}) if path in passed else {}
             for names, places in ((leaf.new.get(path, {}), slots), (values, shared)):
-                auxiliary = auxiliary_tensors(codes.get(path, {}))
+                auxiliary = auxiliary_tensors(codes[path])
                 # A slot before its auxiliary tensors.
                 for name in sorted(names, key=auxiliary.__contains__):
                     if name in auxiliary:
@@ -85,27 +88,23 @@ class Layout(NamedTuple):
         owned: set[str] = set()
         for path in owned_paths(leaf.program):
             owned.update(slots.get(path, {}).values())
-        return cls(slots, shared, frozenset(keys), codes, frozenset(owned))
+        coded = {path: codecs for path, codecs in codes.items() if codecs}
+        return cls(slots, shared, frozenset(keys), coded, frozenset(owned))
 
     @property
     def slot_keys(self) -> list[str]:
         """The keys of all slots, stage by stage."""
         return [key for _, key in _places(self.slots)]
 
-    @property
-    def shared_keys(self) -> list[str]:
-        """The keys of all shared values."""
-        return [key for _, key in _places(self.shared)]
-
     def shared_places(self) -> list[tuple[tuple[Path, str], str]]:
         """Return the (path, name) and the key of each shared value."""
         return _places(self.shared)
 
-    def slots_in(self, state: Mapping[str, Any]) -> dict[str, Any]:
+    def slots_in(self, state: State) -> State:
         """Return the slots of a state."""
         return {key: state[key] for key in self.slot_keys if key in state}
 
-    def without_slots(self, state: Mapping[str, Any]) -> dict[str, Any]:
+    def without_slots(self, state: State) -> State:
         """Return the count and the shared values of a state."""
         slots = set(self.slot_keys)
         return {key: value for key, value in state.items() if key not in slots}
@@ -149,11 +148,11 @@ def _places(
     keys_of_stages: Mapping[Path, Mapping[str, str]],
 ) -> list[tuple[tuple[Path, str], str]]:
     """Return the (path, name) and the key of each slot, stage by stage."""
-    places: list[tuple[tuple[Path, str], str]] = []
-    for path, keys in keys_of_stages.items():
-        for name, key in keys.items():
-            places.append(((path, name), key))
-    return places
+    return [
+        ((path, name), key)
+        for path, keys in keys_of_stages.items()
+        for name, key in keys.items()
+    ]
 
 
 class ParameterKind(NamedTuple):
@@ -183,7 +182,7 @@ class FirstState:
         self._tensors = dict(state)
         self._versions = {key: version(tensor) for key, tensor in state.items()}
 
-    def is_unchanged(self, state: Mapping[str, Any]) -> bool:
+    def is_unchanged(self, state: State) -> bool:
         """Whether the state consists of exactly these tensors, and none of them was written."""
         if state.keys() != self._tensors.keys():
             return False
@@ -221,20 +220,20 @@ class Member:
     made_for: Any = None
     first_state: FirstState | None = None
     waits: bool = False
-    saved: dict[str, Any] | None = None
+    saved: State | None = None
     owner: int | None = None
-    state: dict[str, Any] = field(default_factory=dict[str, Any])
+    state: State = field(default_factory=dict[str, Any])
     count: int | Count = 0
     group: int = 0
     device_count: tuple[Tensor, int] | None = None
     made_on: ParameterKind | None = None
 
-    def look_up(self, state: dict[str, Any]) -> None:
+    def look_up(self, state: State) -> None:
         """Set the state and the count for the current step."""
         self.state = state
         self.count = self.count_in(state)
 
-    def count_in(self, state: Mapping[str, Any]) -> int | Count:
+    def count_in(self, state: State) -> int | Count:
         """Return the number of steps the parameter has made, without synchronizing if the device counts."""
         step = state.get("step", 0)
         if self.device_count is not None:
@@ -261,7 +260,7 @@ class Member:
         else:
             self.device_count = None
 
-    def is_unused(self, state: Mapping[str, Any]) -> bool:
+    def is_unused(self, state: State) -> bool:
         """Whether the state is as the library created it, and no step has used it."""
         return self.first_state is not None and self.first_state.is_unchanged(state)
 

@@ -84,15 +84,14 @@ class Visit:
         self.param.data = self.weights
         if writes:
             to_device(self.copy, self.param.detach())
-        if gradient is not None:
-            self.param.grad = self._on_device(gradient)
-
-    def _on_device(self, gradient: Tensor) -> Tensor:
+        if gradient is None:
+            return
         if self.gradient is None:
-            return gradient.to(self.weights.device, copy=True)
+            self.param.grad = gradient.to(self.weights.device, copy=True)
+            return
         if gradient is not self.copied_gradient or self.unscales:
             to_device(gradient, self.gradient)
-        return self.gradient
+        self.param.grad = self.gradient
 
 
 class Offload:
@@ -167,10 +166,11 @@ class Offload:
 
     def _begin(self, params: Iterable[Tensor], reuses: bool) -> None:
         """Move parameters to the host; with `reuses`, gradients are copied into the memory of the last step."""
-        visits: list[Visit] = []
-        for param in params:
-            if not is_lazy(param) and not param.is_meta and is_elsewhere(param):
-                visits.append(self._visit(param, reuses))
+        visits = [
+            self._visit(param, reuses)
+            for param in params
+            if not is_lazy(param) and not param.is_meta and is_elsewhere(param)
+        ]
         wait_for({visit.weights.device for visit in visits})
         for visit in visits:
             visit.begin()
@@ -191,21 +191,19 @@ class Offload:
         if gradient is not None and gradient.is_sparse:
             copied = gradient.to(HOST, copy=True)
         elif gradient is not None:
-            copied = (
-                _memory_for(gradient, self._gradients, param)
-                if reuses
-                else host_like(gradient)
-            )
+            kept = self._gradients if reuses else {}
+            copied = _memory_for(gradient, kept, param)
             to_host(gradient, copied)
         return Visit(param, weights, gradient, copy, copied)
 
     def extras_on_host(self, extras: dict[str, Any]) -> None:
         """Move a step's extras to the host; functions are wrapped so that they run with parameters on their device."""
         for name, value in extras.items():
-            if name in FUNCTIONS:
-                extras[name] = functools.partial(self._call_on_device, value)
-            else:
-                extras[name] = _on_host(value)
+            extras[name] = (
+                functools.partial(self._call_on_device, value)
+                if name in FUNCTIONS
+                else _on_host(value)
+            )
 
     def _call_on_device(self, function: Callable[[], Any]) -> Any:
         """Call a closure with the parameters on their device, then move them and the new gradients to the host."""
@@ -243,13 +241,14 @@ def offload_for(owner: str, state_device: Any, tx: GradientTransformation) -> Of
 def _memory_for(tensor: Tensor, kept: dict[Tensor, Tensor], param: Tensor) -> Tensor:
     """Return the memory for a copy of a parameter's tensor, allocated again if the tensor's layout has changed."""
     copy = kept.get(param)
-    if copy is None or _layout(copy) != _layout(tensor):
+    if (
+        copy is None
+        or copy.dtype != tensor.dtype
+        or copy.shape != tensor.shape
+        or copy.stride() != tensor.stride()
+    ):
         copy = kept[param] = host_like(tensor)
     return copy
-
-
-def _layout(tensor: Tensor) -> tuple[Any, ...]:
-    return tensor.shape, tensor.dtype, tensor.stride()
 
 
 def _on_host(value: Any) -> Any:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import math
+from collections import defaultdict
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -31,11 +33,10 @@ def assign_owners(
     leaves: list[Leaf], members: Mapping[Tensor, Member], replicas: Team | None
 ) -> None:
     """Assign an owner to each leaf that needs one and has none yet."""
-    leaves_of_team: dict[Team, list[Leaf]] = {}
+    leaves_of_team: dict[Team, list[Leaf]] = defaultdict(list)
     for leaf in leaves:
         if leaf.owner is None and owned_paths(leaf.program):
-            team = team_for(leaf.key, replicas)
-            leaves_of_team.setdefault(team, []).append(leaf)
+            leaves_of_team[team_for(leaf.key, replicas)].append(leaf)
     for team, leaves_without_owner in leaves_of_team.items():
         shapes = {leaf.name: leaf.shape for leaf in leaves_without_owner}
         known_owners: dict[str, int] = {}
@@ -49,21 +50,21 @@ def assign_owners(
             members[leaf.key].owner = leaf.owner
 
 
+@dataclass(eq=False)
 class Slot:
     """A slot that is sent from the owner of a leaf to all ranks.
 
-    Args:
+    Attributes:
         member: The parameter.
         key: The slot's key in the parameter's state.
         value: The slot: whole on the owner, without entries on other ranks.
+        owner: The owner.
     """
 
-    def __init__(self, member: Member, key: str, value: Tensor):
-        assert member.owner is not None
-        self.member = member
-        self.key = key
-        self.owner = member.owner
-        self.value = value
+    member: Member
+    key: str
+    value: Tensor
+    owner: int
 
     @property
     def mesh(self) -> Any:
@@ -97,7 +98,7 @@ def states_of_owners(
 
     Slots of a sharded parameter are divided by rows; slots of a parameter that every rank has are whole.
     """
-    slots_of_kind: dict[Any, list[Slot]] = {}
+    slots_of_kind: dict[Any, list[Slot]] = defaultdict(list)
     saved: dict[Any, Any] = {}
     for param, member in members.items():
         if param not in states or member.layout is None or not member.layout.owned:
@@ -105,14 +106,13 @@ def states_of_owners(
         state = states[param]
         saved[param] = dict(state)
         for key in sorted(member.layout.owned):
-            slot = Slot(member, key, state[key])
-            kind = slot.mesh, slot.value.dtype
-            slots_of_kind.setdefault(kind, []).append(slot)
+            assert member.owner is not None
+            slot = Slot(member, key, state[key], member.owner)
+            slots_of_kind[slot.mesh, slot.value.dtype].append(slot)
     for slots in slots_of_kind.values():
         team = team_for(slots[0].member.param, replicas)
         for bucket in in_buckets(slots, Slot.bytes):
-            values = _sent(bucket, team)
-            for slot, value in zip(bucket, values, strict=True):
+            for slot, value in zip(bucket, _sent(bucket, team), strict=True):
                 saved[slot.member.param][slot.key] = value
     return saved
 

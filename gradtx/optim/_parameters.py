@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
+import contextlib
 import operator
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +21,8 @@ from gradtx.execution.context import Clock
 from gradtx.execution.execute import Block, Leaf
 from gradtx.execution.runs import clock_at
 from gradtx.optim._groups import (
+    CountOf,
+    Group,
     GroupView,
     in_names_of_branch,
     params_of,
@@ -31,7 +33,6 @@ from gradtx.optim._run import OptimizerRun
 from gradtx.transform import Entry, GradientTransformation
 
 CPU = torch.device("cpu")
-Group = dict[str, Any]
 # (selector, label) of every partition on a leaf's path through the chain.
 Labels = tuple[tuple[Any, Any], ...]
 
@@ -43,15 +44,11 @@ class Joining:
     Attributes:
         views: Views of their groups, one for each label of a partition.
         by_param: All members, including the new ones.
-        clock_paths: The path of each combinator with a clock, by its place in the chain.
-        restarts: Whether an inner clock may restart.
         unread: Keys of the user's group that no link of its branches reads, with the names that they read.
     """
 
     views: list[GroupView]
     by_param: dict[Tensor, Member]
-    clock_paths: dict[Any, Path]
-    restarts: bool = False
     unread: dict[str, str] = field(default_factory=dict[str, str])
 
 
@@ -71,7 +68,6 @@ class Members:
     """
 
     restarts = False
-    _rows: Sequence[list[Member]] = ()  # the members of each group
     # The parameters from which `_rows` was built.
     _row_params: list[Tensor] | None = None
     # The ranks that divide the work on whole parameters.
@@ -82,33 +78,23 @@ class Members:
         self.tx = tx
         self.views: list[GroupView] = []
         self.by_param: dict[Tensor, Member] = {}
+        self._rows: list[list[Member]] = []  # the members of each group
         # The parameters in the order of the groups, at the last `follow`.
         self._present: list[Tensor] = []
         self._clock_paths: dict[Any, Path] = {}
 
     # Adding groups.
 
-    def _check_param(self, name: str, param: Tensor) -> None:
-        check_leaf(name, param, self.owner)
-        if param.dtype.is_complex and not is_lazy(param) and param.is_conj():
-            raise ValueError(
-                f"{self.owner}: parameter {name!r} is a conjugate view, to which steps cannot write; "
-                "pass param.resolve_conj()"
-            )
-
     def joining(self, group: Group) -> Joining:
         """Name the parameters of a new group and split it by label, without changing this object."""
         params: list[Tensor] = group["params"]
-        names = self._names_in(group)
-        by_param = self._with_new_members(names, params)
+        by_param = self._with_new_members(group)
         run, block = self._expanded(by_param)
         self._check_pieces(params)
-        positions_of_labels: dict[Labels, list[int]] = {}
+        positions_of_labels: dict[Labels, list[int]] = {} if params else {(): []}
         for i, param in enumerate(params):
             labels = _labels(run, block, by_param[param])
             positions_of_labels.setdefault(labels, []).append(i)
-        if not params:
-            positions_of_labels[()] = []
         views: list[GroupView] = []
         given = dict(group)
         read: set[str] = set()
@@ -116,43 +102,45 @@ class Members:
         for labels in in_order:
             # A group that is not split keeps the user's dict, as in torch.
             part = group if len(in_order) == 1 else dict(group)
-            _keep_only(part, given, positions_of_labels[labels])
+            for key in ("params", "param_names"):
+                if key in part:
+                    part[key] = [given[key][i] for i in positions_of_labels[labels]]
             if labels:
                 part["label"] = ".".join(label for _, label in labels)
             read |= in_names_of_branch(self.tx, part, _by_selector(labels))
-            views.append(self._view(part, labels, _zero))
-        restarts = any(operation.restarts_inner for operation in block.walk())
-        joining = Joining(views, by_param, run.clock_paths, restarts)
+            views.append(self._view(part, labels, lambda _: 0))
+        joining = Joining(views, by_param)
         for labels, view in zip(in_order, views, strict=True):
             keys = unread(self.tx, given, read, view, _by_selector(labels))
             joining.unread.update(keys)
         return joining
 
-    def _names_in(self, group: Group) -> list[str]:
-        """Return the names of a group's parameters in the model, or numbers if it has none."""
-        names = group.get("param_names")
-        if names:
-            return in_model(names)
-        first = len(self.by_param)
-        return [NumberedName(first + i) for i in range(len(group["params"]))]
-
-    def _with_new_members(
-        self, names: list[str], params: list[Tensor]
-    ) -> dict[Tensor, Member]:
-        """Return all members by parameter, including new ones for these parameters."""
+    def _with_new_members(self, group: Group) -> dict[Tensor, Member]:
+        """Return all members by parameter, including new ones for a group, named as in the model or by numbers."""
         by_param = dict(self.by_param)
+        params: list[Tensor] = group["params"]
+        names = in_model(group.get("param_names") or ())
+        if not names:
+            names = [NumberedName(len(by_param) + i) for i in range(len(params))]
+        taken = {member.name for member in by_param.values()}
         for name, param in zip(names, params, strict=True):
             if not never_trains(param):
-                self._check_param(name, param)
-            by_param[param] = Member(_unique(name, by_param.values()), param)
+                check_leaf(name, param, self.owner)
+            if param.dtype.is_complex and not is_lazy(param) and param.is_conj():
+                raise ValueError(
+                    f"{self.owner}: parameter {name!r} is a conjugate view, to which steps cannot write; "
+                    "pass param.resolve_conj()"
+                )
+            by_param[param] = Member(_unique(name, taken), param)
         return by_param
 
     def admit(self, joining: Joining) -> None:
         """Add the joining parameters and their groups."""
         self.views.extend(joining.views)
         self.by_param = joining.by_param
-        self._clock_paths = joining.clock_paths
-        self.restarts = joining.restarts
+        run, block = self._expanded(self.by_param)
+        self._clock_paths = run.clock_paths
+        self.restarts = any(operation.restarts_inner for operation in block.walk())
         self._present = params_of([view.group for view in self.views])
 
     def _expanded(
@@ -165,7 +153,7 @@ class Members:
         self,
         group: Group,
         labels: Labels,
-        count: Callable[[Entry], int],
+        count: CountOf,
     ) -> GroupView:
         return GroupView(self.owner, self.tx, group, _by_selector(labels), count)
 
@@ -174,11 +162,8 @@ class Members:
         _, block = self._expanded(self.by_param)
         return block
 
-    def check_selectors(self, names: list[str]) -> None:
+    def check_selectors(self) -> None:
         """Check that every pattern matches a parameter.
-
-        Args:
-            names: The names of all parameters, including those of other ranks.
 
         Raises:
             ValueError: If a pattern matches no parameter.
@@ -186,21 +171,17 @@ class Members:
         run, _ = self._expanded(self.by_param)
         for selector in run.selectors:
             try:
-                selector.check_used(names)
+                selector.check_used(self.names())
             except ValueError as error:
-                named = "param_names" in self.views[0].group
-                hint = (
-                    ""
-                    if named
-                    else "; these parameters have no names: pass model.named_parameters()"
-                )
-                raise ValueError(f"{error}{hint}") from None
+                if "param_names" in self.views[0].group:
+                    raise
+                raise ValueError(
+                    f"{error}; these parameters have no names: pass model.named_parameters()"
+                ) from None
 
     # Changes made to the groups from outside.
 
-    def follow(
-        self, groups: list[Group], count: Callable[[Entry], int]
-    ) -> list[Tensor]:
+    def follow(self, groups: list[Group], count: CountOf) -> list[Tensor]:
         """Update views and members to match the present groups.
 
         Args:
@@ -210,17 +191,17 @@ class Members:
         Returns:
             The parameters that others have replaced.
         """
-        if not _identical([view.group for view in self.views], groups):
+        if _identical([view.group for view in self.views], groups):
+            # A group may lack parameters, or have others than tensors: then the check below raises the error.
+            with contextlib.suppress(KeyError, TypeError):
+                present = params_of(groups)
+                if _identical(present, self._present):
+                    return []
+            check_groups(self.owner, groups)
+        else:
             check_groups(self.owner, groups)
             self._follow_groups(groups, count)
-        try:
-            present = params_of(groups)
-        except (KeyError, TypeError):
-            check_groups(self.owner, groups)
-            raise
-        if _identical(present, self._present) and len(present) == len(self.by_param):
-            return []
-        check_groups(self.owner, groups)
+        present = params_of(groups)
         replaced = self._follow_params(present)
         self._present = present
         return replaced
@@ -238,7 +219,14 @@ class Members:
             ValueError: If a link depends on the shapes of leaves or sums over leaves.
         """
         had_shapes = any(param.ndim > 1 for param in replaced)
-        pieces = [param for param in params if had_shapes or _is_flattened(param)]
+        pieces = [
+            param
+            for param in params
+            if had_shapes
+            # Of FSDP1, which has moved it into flat memory that is sharded over the ranks.
+            or getattr(param, "_is_flat_param", False)
+            or getattr(param, "_fsdp_flattened", False)
+        ]
         # With FSDP1's NO_SHARD, the parameters remain as views with their own shapes.
         if not pieces or any(param.ndim != 1 for param in pieces):
             return
@@ -250,9 +238,7 @@ class Members:
                     "(fully_shard), or DistributedDataParallel alone"
                 )
 
-    def _follow_groups(
-        self, groups: list[Group], count: Callable[[Entry], int]
-    ) -> None:
+    def _follow_groups(self, groups: list[Group], count: CountOf) -> None:
         """Find each group's view by the identity of its dict or parameters, or create a view."""
         by_dict: dict[int, GroupView] = {}
         by_params: dict[tuple[int, ...], GroupView] = {}
@@ -267,7 +253,7 @@ class Members:
             view.group = group
         self.views = views
 
-    def _adopted(self, group: Group, count: Callable[[Entry], int]) -> GroupView:
+    def _adopted(self, group: Group, count: CountOf) -> GroupView:
         """Create the view of a group that was inserted into `param_groups` directly."""
         for param in group["params"]:
             if param not in self.by_param:
@@ -305,20 +291,15 @@ class Members:
 
     def _add(self, param: Tensor, number: int) -> None:
         """Add an unnamed parameter."""
-        name = _unique(NumberedName(number), self.by_param.values())
+        name = _unique(NumberedName(number), set(self.names()))
         self.by_param[param] = Member(name, param)
 
     def _replacements(self, present: list[Tensor]) -> dict[Tensor, Tensor]:
-        """Return the replacement of each replaced parameter."""
-        replacements: dict[Tensor, Tensor] = {}
-        matcher = difflib.SequenceMatcher(
-            None, _ids(self._present), _ids(present), autojunk=False
-        )
-        for tag, old_start, old_end, new_start, new_end in matcher.get_opcodes():
-            if tag == "replace" and old_end - old_start == new_end - new_start:
-                old = self._present[old_start:old_end]
-                replacements.update(zip(old, present[new_start:new_end], strict=True))
-        return replacements
+        """Return the replacement of each replaced parameter, which has its position."""
+        if len(present) != len(self._present):
+            return {}
+        pairs = zip(self._present, present, strict=True)
+        return {old: new for old, new in pairs if old is not new}
 
     # Lookups.
 
@@ -335,21 +316,17 @@ class Members:
         """Return the members of each group, with their present group and state."""
         sizes = [len(view.group["params"]) for view in self.views]
         if self._row_params is not self._present or sizes != list(map(len, self._rows)):
-            self._rows = self._new_rows()
             self._row_params = self._present
+            self._rows = []
+            for i, view in enumerate(self.views):
+                row = [self.by_param[param] for param in view.group["params"]]
+                self._rows.append(row)
+                for member in row:
+                    member.group = i
         for row in self._rows:
             for member in row:
                 member.state = state.get(member.param, {})
         return self._rows
-
-    def _new_rows(self) -> list[list[Member]]:
-        rows: list[list[Member]] = []
-        for i, view in enumerate(self.views):
-            row = [self.by_param[param] for param in view.group["params"]]
-            for member in row:
-                member.group = i
-            rows.append(row)
-        return rows
 
     def clock_path(self, entry: Entry | None) -> Path | None:
         """Return the path of the clock that a hyperparameter's schedule follows; None for the outermost clock."""
@@ -425,32 +402,14 @@ def _labels(run: OptimizerRun, block: Block, member: Member) -> Labels:
         raise
 
 
-def _is_flattened(param: Tensor) -> bool:
-    """Whether FSDP1 has moved a parameter into flat memory that is sharded over the ranks."""
-    return getattr(param, "_is_flat_param", False) or getattr(
-        param, "_fsdp_flattened", False
-    )
-
-
 def _by_selector(labels: Labels) -> dict[Any, str]:
     """Return the labels by the keys of their selectors."""
     return {selector.key: label for selector, label in labels}
 
 
-def _keep_only(group: Group, given: Group, positions: list[int]) -> None:
-    """Reduce a group to some parameters of the group that was given, by their positions."""
-    for key in ("params", "param_names"):
-        if key in group:
-            group[key] = [given[key][i] for i in positions]
-
-
 def _rank(labels: Labels) -> list[int]:
     """Return the positions of the labels in their partitions, by which groups are sorted."""
     return [selector.labels.index(label) for selector, label in labels]
-
-
-def _zero(entry: Entry) -> int:
-    return 0
 
 
 def _ids(values: Iterable[Any]) -> tuple[int, ...]:
@@ -461,11 +420,11 @@ def _identical(a: list[Any], b: list[Any]) -> bool:
     return len(a) == len(b) and all(map(operator.is_, a, b))
 
 
-def _unique(name: str, members: Iterable[Member]) -> str:
-    """Return a name that no other member has, because leaves are identified by name."""
-    taken = {member.name for member in members}
+def _unique(name: str, taken: set[str]) -> str:
+    """Return a name that is not taken, because leaves are identified by name, and take it."""
     unique, number = name, 0
     while unique in taken:
         number += 1
         unique = type(name)(f"{name}#{number}")
+    taken.add(unique)
     return unique

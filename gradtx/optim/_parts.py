@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from gradtx.base.eager import runs_eagerly
 from gradtx.base.messages import describe
 from gradtx.optim._agreement import Agreement
 from gradtx.optim._evaluation import Evaluation
+from gradtx.optim._groups import Group
 from gradtx.optim._parameters import Members
 from gradtx.optim._run import ChainTraits
 from gradtx.optim._state import States
@@ -47,12 +48,12 @@ class HessianSource:
         needing = [link._name for link in tx._links() if "hessian_diag" in link._needs]
         self.link = needing[0] if needing else None
 
-    def mark(self, group: dict[str, Any]) -> None:
+    def mark(self, group: Group) -> None:
         """Add the seed to a group that lacks it, if the chain needs second derivatives."""
         if self.link is not None:
             group.setdefault(SEED, self._seed)
 
-    def seed_of(self, group: Mapping[str, Any]) -> int:
+    def seed_of(self, group: Group) -> int:
         return _checked_seed(f"{self._owner}: {SEED}", group.get(SEED, self._seed))
 
 

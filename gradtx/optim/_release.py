@@ -13,7 +13,6 @@ from torch.nn.parameter import is_lazy
 
 from gradtx.base import torch_names as _torch
 from gradtx.base.ambient import without_ambient
-from gradtx.execution.execute import Operation
 from gradtx.optim._chain_checks import warn_of_replicas
 from gradtx.optim._member import Member
 from gradtx.optim._parts import Parts
@@ -42,15 +41,9 @@ class OpenStep(Step):
     def __init__(self, parts: Parts):
         super().__init__(parts, {}, None, consumes=True)
         self._arrived: set[Member] = set()
-        self._request_of_all = self._step_input()
         self._engines = parts.engines()
         if parts.traits.agrees:
             self._check_agreement()
-
-    @property
-    def counts_calls(self) -> bool:
-        """Whether a link accumulates the gradients of several calls."""
-        return self._parts.traits.takes_none
 
     def has(self, member: Member) -> bool:
         """Whether this step has updated a parameter."""
@@ -64,7 +57,7 @@ class OpenStep(Step):
         bundles: list[Any] = []
         for engine in self._engines:
             if eager:
-                bundles, eager = engine.bundles_of_one(self._request_of_all, member)
+                bundles, eager = engine.bundles_of_one(self, member)
         self._has_bundles = self._has_bundles or bool(bundles)
         self._advance(bundles, eager)
         self._leaves.clear()
@@ -74,7 +67,7 @@ class OpenStep(Step):
         self._check_members([member])
         self._place_gradients([member])
         self._parts.states.prepare(
-            self._views[member.group],
+            self.views[member.group],
             [member],
             self._parts.traits.takes_none,
         )
@@ -83,18 +76,16 @@ class OpenStep(Step):
             member.count + 1 if isinstance(member.count, int) else member.count,
         )
 
-    def run(self) -> None:
+    def finish(self) -> None:
         """End the step: update the parameters whose hook has not run, and write new shared values."""
-        late: list[Member] = []
-        for row in self._rows:
-            for member in row:
-                if member not in self._arrived and member.param.grad is not None:
-                    self._prepare(member)
-        for member in self._stepping(self._rows):
-            if member not in self._arrived:
-                late.append(member)
-        self.members = late
-        super().run()
+        late = [member for member in self._every if member not in self._arrived]
+        for member in late:
+            if member.param.grad is not None:
+                self._prepare(member)
+        self.members = [
+            member for member in self._stepping() if member not in self._arrived
+        ]
+        super().finish()
 
 
 class ReleasedGradients:
@@ -171,9 +162,17 @@ class ReleasedGradients:
 
     @without_ambient
     def _step(self, optimizer: Any, param: Tensor) -> None:
-        member = optimizer._parts.members.by_param.get(param)
+        parts: Parts = optimizer._parts
+        member = parts.members.by_param.get(param)
         if self._open is not None and member is not None and self._open.has(member):
-            self._end_call(member)
+            # A second gradient, which is allowed if a combinator counts calls.
+            ending, self._open = self._open, None
+            if not parts.traits.takes_none:
+                raise RuntimeError(
+                    f"{WHO}: parameter {member.name!r} has a second gradient, but was updated by the first; call "
+                    "step() after each backward, or accumulate gradients with accumulate(tx, every)"
+                )
+            ending.finish()
         if self._open is None:
             optimizer._check_training()
             parts = optimizer._up_to_date()
@@ -182,17 +181,6 @@ class ReleasedGradients:
                 self._open = OpenStep(parts)
         if member is not None and self._open is not None:
             self._open.update(member)
-
-    def _end_call(self, member: Member) -> None:
-        """Handle a second gradient: end the call if a combinator counts calls, otherwise raise an error."""
-        ending = self.close()
-        assert ending is not None
-        if not ending.counts_calls:
-            raise RuntimeError(
-                f"{WHO}: parameter {member.name!r} has a second gradient, but was updated by the first; call step() "
-                "after each backward, or accumulate gradients with accumulate(tx, every)"
-            )
-        ending.run()
 
 
 # Checks.
@@ -213,16 +201,10 @@ def check_released(parts: Parts) -> None:
             )
     for operation in parts.members.block().walk():
         if operation.waits or operation.hessian_period:
+            name = ".".join(filter(None, operation.path))
+            way_out = WAY_OUT
+            if "clip_by_global_norm" in operation.path:
+                way_out = f"pass stale=True to clip by the norm of the previous step, or {way_out}"
             raise ValueError(
-                f"{WHO}: {_name_of(operation)} needs the gradients of all parameters; {_way_out(operation)}"
+                f"{WHO}: {name} needs the gradients of all parameters; {way_out}"
             )
-
-
-def _name_of(operation: Operation) -> str:
-    return ".".join(part for part in operation.path if part)
-
-
-def _way_out(operation: Operation) -> str:
-    if "clip_by_global_norm" in operation.path:
-        return "pass stale=True to clip by the norm of the previous step, or " + WAY_OUT
-    return WAY_OUT

@@ -7,7 +7,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -22,7 +22,10 @@ from gradtx.base.tree import check_names
 from gradtx.execution.execute import Block, Leaf, Operation, checks_extras, takes_none
 from gradtx.execution.pure import as_number, moved_along
 from gradtx.execution.runs import Run
+from gradtx.optim._groups import each_item
 from gradtx.optim._member import Member
+
+Leaves: TypeAlias = dict[str, Tensor]  # by name
 
 
 class OptimizerRun(Run):
@@ -53,7 +56,7 @@ class OptimizerRun(Run):
         self._sums: dict[Path, Mapping[str, Tensor]] = {}
         self.watch()
 
-    def scalars(self, path: Path) -> dict[str, Tensor]:
+    def scalars(self, path: Path) -> Leaves:
         for param, member in self._members.items():
             state = self._state.get(param)
             if state and member.layout is not None and path in member.layout.shared:
@@ -61,9 +64,7 @@ class OptimizerRun(Run):
                 return {name: state[key] for name, key in keys.items()}
         return {}
 
-    def shared(
-        self, path: Path, start: Mapping[str, Callable[[], Tensor]]
-    ) -> dict[str, Tensor]:
+    def shared(self, path: Path, start: Mapping[str, Callable[[], Tensor]]) -> Leaves:
         """Return the shared values of a stage; initial values for a branch without parameters, which has no state."""
         if self.initial or any(
             member.layout is not None and path in member.layout.shared
@@ -72,12 +73,11 @@ class OptimizerRun(Run):
             return super().shared(path, start)
         return {name: make() for name, make in start.items()}
 
-    def slots(self, path: Path, leaf: Leaf) -> dict[str, Tensor]:
+    def slots(self, path: Path, leaf: Leaf) -> Leaves:
         if self.initial:
             return {}
-        slots: dict[str, Tensor] = {}
-        for slot, key in leaf.layout.slots.get(path, {}).items():
-            slots[slot] = leaf.state[key]
+        keys = leaf.layout.slots.get(path, {})
+        slots = {slot: leaf.state[key] for slot, key in keys.items()}
         return real_views(slots) if leaf.is_complex else slots
 
     def choice(self, path: Path, leaf: Leaf, selector: Any) -> Any:
@@ -102,15 +102,15 @@ class OptimizerRun(Run):
         leaves, _ = _tree.flatten_real(tree, "updates returned by a plain function")
         return leaves
 
-    def gradients_at(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
+    def gradients_at(self, values: Leaves) -> Leaves:
         with self._moved_to(values) as params:
             self.functions["grad_fn"]()
             return _gradients(params, values)
 
     def value_along(
         self,
-        origin: dict[str, Tensor],
-        direction: dict[str, Tensor],
+        origin: Leaves,
+        direction: Leaves,
         length: Tensor,
         sloped: bool,
     ) -> tuple[Tensor, Tensor | None]:
@@ -119,15 +119,13 @@ class OptimizerRun(Run):
             value = as_number("the result of value_fn", loss).detach()
             if not sloped:
                 return value, None
-            terms: dict[str, Tensor] = {}
-            for name, gradient in _gradients(params, direction).items():
-                terms[name] = gradient * direction[name]
-            return value, total(terms)
+            gradients = _gradients(params, direction)
+            return value, total(
+                {name: gradients[name] * direction[name] for name in direction}
+            )
 
     @contextlib.contextmanager
-    def _moved_to(
-        self, values: dict[str, Tensor]
-    ) -> Generator[dict[str, Tensor], None, None]:
+    def _moved_to(self, values: Leaves) -> Generator[Leaves, None, None]:
         """Set parameters to other weights, without gradients, and restore both at the end."""
         params = {member.name: param for param, member in self._members.items()}
         check_names(
@@ -152,12 +150,10 @@ class OptimizerRun(Run):
                 param.grad = gradient
 
 
-def _gradients(
-    params: Mapping[str, Tensor], likes: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
+def _gradients(params: Leaves, likes: Leaves) -> Leaves:
     """Return the gradients that a closure has computed, in the dtypes of `likes`."""
     check_closure(params.values())
-    gradients: dict[str, Tensor] = {}
+    gradients: Leaves = {}
     for name, like in likes.items():
         param = params[name]
         gradients[name] = torch.zeros_like(like)
@@ -254,7 +250,7 @@ def check_agreement(blocks: list[Block], rows: Sequence[list[Member]]) -> None:
         }
         for operation in block.walk(common):
             for name, value in operation.agree.items():
-                value = _as_numbers(value)
+                value = each_item(value, python_scalar)
                 expected = first.setdefault((operation.path, name), value)
                 if not _agree(expected, value):
                     stage = ".".join(operation.path)
@@ -263,18 +259,10 @@ def check_agreement(blocks: list[Block], rows: Sequence[list[Member]]) -> None:
                     )
 
 
-def _as_numbers(value: Any) -> Any:
-    if isinstance(value, tuple):
-        return tuple(map(_as_numbers, value))
-    return python_scalar(value)
-
-
 def _agree(a: Any, b: Any) -> bool:
     """Whether two values are equal, up to the rounding of a float32 tensor."""
     if isinstance(a, tuple) and isinstance(b, tuple):
-        return len(a) == len(b) and all(
-            _agree(*pair) for pair in zip(a, b, strict=False)
-        )
+        return len(a) == len(b) and all(map(_agree, a, b))
     if isinstance(a, float) and isinstance(b, float):
         return math.isclose(a, b, rel_tol=FLOAT32_EPS)
     return a is b or bool(a == b)

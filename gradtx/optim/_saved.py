@@ -14,7 +14,7 @@ from gradtx.base.complex_views import as_complex, as_real, real_views
 from gradtx.base.messages import describe
 from gradtx.optim._groups import OVERRIDDEN, params_of
 from gradtx.state.codes import Codec
-from gradtx.state.conversion import converted, slot_in_another_code
+from gradtx.state.conversion import Entry, converted, slot_in_another_code
 from gradtx.state.slots import kind_of
 
 REMEDY = (
@@ -102,7 +102,7 @@ def _check_slot(what: str, value: Any) -> None:
 def matched(
     name: str,
     param: Tensor,
-    saved: Mapping[str, Any],
+    saved: Entry,
     first: Mapping[str, Tensor],
     strict: bool,
     codes: Mapping[str, Codec],
@@ -126,20 +126,13 @@ def matched(
         ValueError: If a slot is missing, is unknown, belongs to another chain, or has another shape, kind or code.
     """
     if param.is_complex():
-        views = matched(
-            name,
-            as_real(param.detach()),
-            real_views(saved),
-            real_views(first),
-            strict,
-            codes,
-            wrapper_keys,
+        real, real_saved = as_real(param.detach()), real_views(saved)
+        state = matched(
+            name, real, real_saved, real_views(first), strict, codes, wrapper_keys
         )
-        state: dict[str, Tensor] = {}
-        for key, value in views.items():
-            like = first[key] if key in first else saved[key]
-            is_complex = isinstance(like, Tensor) and like.is_complex()
-            state[key] = as_complex(value) if is_complex else value
+        for key, like in {**saved, **first}.items():
+            if key in state and isinstance(like, Tensor) and like.is_complex():
+                state[key] = as_complex(state[key])
         return state
     saved = _with_our_keys(saved, first)
     slot = slot_in_another_code(saved, first, codes)
@@ -174,9 +167,7 @@ def matched(
     return state
 
 
-def _with_our_keys(
-    saved: Mapping[str, Any], first: Mapping[str, Tensor]
-) -> dict[str, Any]:
+def _with_our_keys(saved: Entry, first: Mapping[str, Tensor]) -> dict[str, Any]:
     """Return an entry without None values, with its count under "step"."""
     entry = {key: value for key, value in saved.items() if value is not None}
     # adam-atan2-pytorch's name of the count.
@@ -191,7 +182,7 @@ def _with_our_keys(
     return entry
 
 
-def misfits_of(saved: Mapping[str, Any], first: Mapping[str, Tensor]) -> int:
+def misfits_of(saved: Entry, first: Mapping[str, Tensor]) -> int:
     """Return the number of slots that only one of a saved entry and a first state has; 0 for an empty entry."""
     if not saved:
         return 0

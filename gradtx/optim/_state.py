@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Generator, Iterable, Mapping, MutableMapping
+from collections.abc import (
+    Callable,
+    Container,
+    Generator,
+    Iterable,
+    Mapping,
+    MutableMapping,
+)
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,15 +24,20 @@ from gradtx.execution.context import Clock
 from gradtx.execution.execute import Block, Leaf, initialize
 from gradtx.execution.runs import memory_of
 from gradtx.optim._groups import GroupView, Structure
-from gradtx.optim._member import Count, FirstState, Layout, Member, ParameterKind
+from gradtx.optim._member import (
+    Count,
+    FirstState,
+    Layout,
+    Member,
+    ParameterKind,
+    State,
+)
 from gradtx.optim._ownership import assign_owners
 from gradtx.optim._parameters import CPU, Members, first_clock, leaf_of, never_trains
 from gradtx.optim._run import OptimizerRun
 from gradtx.optim._saved import matched
 from gradtx.state.storage import Storage, check_patterns
 from gradtx.transform import Entry
-
-State = dict[str, Tensor]
 
 
 @dataclass
@@ -55,7 +67,7 @@ class States:
 
     def __init__(self, members: Members):
         self.members = members
-        self.by_param: MutableMapping[Tensor, dict[str, Any]] = {}
+        self.by_param: MutableMapping[Tensor, State] = {}
         self.seen_slots: dict[Storage, set[tuple[Path, str]]] = {}
         # Whether the patterns of `state_dtype` are known to match slots.
         self._matches_patterns = False
@@ -73,7 +85,7 @@ class States:
             check_patterns(self.seen_slots)
             self._matches_patterns = True
 
-    def of(self, param: Tensor) -> dict[str, Any]:
+    def of(self, param: Tensor) -> State:
         """Return the state of a parameter; empty if it has none."""
         return self.by_param.get(param, {})
 
@@ -111,9 +123,8 @@ class States:
 
         If the device counts, a GradScaler may have skipped steps, and a CUDA graph may have replayed steps.
         """
-        if any(
-            isinstance(member.count, Count) for member in self.members.by_param.values()
-        ):
+        members = self.members.by_param.values()
+        if any(isinstance(member.count, Count) for member in members):
             for view in self.members.views:
                 view.show_exactly(self.exact_count)
 
@@ -121,10 +132,8 @@ class States:
         """Return the exact `count`, synchronizing if the device counts."""
         if self.members.clock_path(entry) is not None:
             return self.count(entry)
-        return max(
-            (int(self.of(param).get("step", 0)) for param in self.members.by_param),
-            default=0,
-        )
+        steps = (self.of(param).get("step", 0) for param in self.members.by_param)
+        return max(map(int, steps), default=0)
 
     # First states.
 
@@ -152,10 +161,11 @@ class States:
         shown: Callable[[Tensor], Tensor],
     ) -> FirstStates:
         first = self.first(view, params, members, shown=shown)
-        states: dict[Tensor, State] = {}
-        for param, state in first.states.items():
-            if param.requires_grad:
-                states[param] = first.layouts[param].without_slots(state)
+        states = {
+            param: first.layouts[param].without_slots(state)
+            for param, state in first.states.items()
+            if param.requires_grad
+        }
         return replace(first, states=states)
 
     @torch.no_grad()
@@ -235,25 +245,19 @@ class States:
             is_first_step = all(map(self.is_unused, members))
             first = self.first(view, unused, alone=is_first_step)
             self.keep(first)
-            if is_first_step:
-                self._share(first)
+            if not is_first_step:
+                return
+            # The shared values of a first step are also those of parameters whose first gradient comes later.
+            shared: dict[Path, State] = {}
+            for param, layout in first.layouts.items():
+                for (path, name), key in layout.shared_places():
+                    shared.setdefault(path, {})[name] = first.states[param][key]
+            self._set_shared(shared, first.states)
 
     def is_unused(self, member: Member) -> bool:
         """Whether a member has no state, or one that no step has used and no user has written."""
         state = self.of(member.param)
         return not state or member.is_unused(state)
-
-    def _share(self, first: FirstStates) -> None:
-        """Give the shared values of a first step to the parameters whose first gradient comes later."""
-        shared: dict[Path, State] = {}
-        for param, layout in first.layouts.items():
-            for path, keys in layout.shared.items():
-                state = first.states[param]
-                shared[path] = {name: state[key] for name, key in keys.items()}
-        for param, member in self.members.by_param.items():
-            state = self.of(param)
-            if param not in first.states and state and member.layout is not None:
-                _set_shared(state, member.layout, shared)
 
     def create_all(self, matches_groups: bool) -> None:
         """Create the slots of all parameters that require a gradient.
@@ -297,11 +301,12 @@ class States:
             row: The group's members.
             takes_none: Whether a link also processes parameters without a gradient.
         """
-        stepping: list[Member] = []
-        for member in row:
-            param = member.param
-            if param.grad is not None or (takes_none and param.requires_grad):
-                stepping.append(member)
+        stepping = [
+            member
+            for member in row
+            if member.param.grad is not None
+            or (takes_none and member.param.requires_grad)
+        ]
         if _are_prepared(stepping, view):
             return
         before = [(each, self.of(each.param), each.first_state) for each in stepping]
@@ -366,7 +371,7 @@ class States:
                 member.name, member.param, member.saved, first, True, layout.coded_keys
             )
             member.saved = None
-        state: dict[str, Any] = {"step": old.get("step", first["step"])}
+        state: State = {"step": old.get("step", first["step"])}
         # Matched by stage, not by key: the slot of a newly enabled link may now have a key that another slot had.
         for owner, key in layout.owners().items():
             state[key] = old.get(old_keys.get(owner, ""), first[key])
@@ -390,17 +395,25 @@ class States:
         for path, values in run.new_shared.items():
             old = run.scalars(path) if stays else {}
             new[path] = _unshared(run, values, old)
-        if not new:
-            return
+        if new:
+            self._set_shared(new)
+
+    def _set_shared(
+        self, new: Mapping[Path, State], but: Container[Tensor] = ()
+    ) -> None:
+        """Set shared values in the state of every parameter that keeps them, except those in `but`."""
         for param, member in self.members.by_param.items():
-            state = self.of(param)
-            if state and member.layout is not None:
-                _set_shared(state, member.layout, new)
+            state, layout = self.of(param), member.layout
+            if not state or layout is None or param in but:
+                continue
+            for path, keys in layout.shared.items():
+                for name, key in keys.items() if path in new else ():
+                    state[key] = new[path][name]
 
     # Loading a checkpoint.
 
     def replace(
-        self, states: Mapping[Any, dict[str, Any]], layouts: Mapping[Tensor, Layout]
+        self, states: Mapping[Any, State], layouts: Mapping[Tensor, Layout]
     ) -> None:
         """Replace all states, of the current members and of other keys."""
         self.by_param.clear()
@@ -449,15 +462,6 @@ def _unshared(run: OptimizerRun, values: State, old: State) -> State:
     return new
 
 
-def _set_shared(state: State, layout: Layout, new: Mapping[Path, State]) -> None:
-    """Set the keys of a parameter's state that hold shared values."""
-    for path, keys in layout.shared.items():
-        if path not in new:
-            continue
-        for name, key in keys.items():
-            state[key] = new[path][name]
-
-
 def _are_prepared(members: list[Member], view: GroupView) -> bool:
     """Whether all these members have state that was created for their present group and is in use."""
     for member in members:
@@ -471,7 +475,7 @@ def _are_prepared(members: list[Member], view: GroupView) -> bool:
     return True
 
 
-def _lacks_slots(layout: Layout, state: Mapping[str, Any]) -> bool:
+def _lacks_slots(layout: Layout, state: State) -> bool:
     return not layout.keys <= state.keys()
 
 

@@ -39,7 +39,7 @@ from gradtx.optim._member import Member
 from gradtx.optim._parameters import CPU
 from gradtx.optim._parts import Parts
 from gradtx.optim._run import OptimizerRun, check_agreement
-from gradtx.optim._step_input import StepInput
+from gradtx.optim._step_input import Extras, StepInput
 from gradtx.transform import Entry
 
 if TYPE_CHECKING:
@@ -48,8 +48,8 @@ if TYPE_CHECKING:
 CALL = "step(closure"
 
 
-class Step:
-    """One step. The constructor runs all checks and prepares the state; `run` computes and writes.
+class Step(StepInput):
+    """One step. The constructor runs all checks and prepares the state; `finish` computes and writes.
 
     Args:
         parts: The parts of the optimizer.
@@ -59,8 +59,6 @@ class Step:
 
     Attributes:
         members: The parameters that step.
-        trees: The extras by leaf.
-        scaling: What a GradScaler asks for.
     """
 
     run_type = OptimizerRun
@@ -68,58 +66,68 @@ class Step:
     def __init__(
         self,
         parts: Parts,
-        extras: dict[str, Any],
+        extras: Extras,
         scaling: Scaling | None,
         consumes: bool = False,
     ):
         self.scaling = scaling
         self._parts = parts
-        self._views = parts.members.views
+        self.views = parts.members.views
         self._extras = extras
-        self._consumes = consumes
-        self._run = self.run_type(
+        self.consumes = consumes
+        self.run = self.run_type(
             parts.states.by_param, parts.members.by_param, initial=False
         )
-        self._run.functions = extras
-        self._scalars, self.trees = self._split_extras()
+        self.run.functions = extras
+        self.scalars, self.trees = self._split_extras()
         rows = self._rows = parts.members.rows(parts.states.by_param)
+        self._every = list(itertools.chain.from_iterable(rows))
         # Everything that can be checked is checked before anything changes.
-        self._values = [view.values() for view in self._views]
-        for row in rows:
-            self._check_members(row)
-            for member in row:
-                member.count = member.count_in(member.state)
-        self._check_capture(rows)
+        self._values = [view.values() for view in self.views]
+        self._check_members(self._every)
+        for member in self._every:
+            member.count = member.count_in(member.state)
+        if is_captured(self.run.device):
+            self._check_capture()
         takes_none = parts.traits.takes_none
-        for view, row, values in zip(self._views, rows, self._values, strict=True):
+        for view, row, values in zip(self.views, rows, self._values, strict=True):
             view.settle(values)
             parts.states.prepare(view, row, takes_none)
         parts.states.check_patterns()
-        self.members = self._stepping(rows)
+        self.members = self._stepping()
         self._counts_on_device = parts.counts_on_device(scaling is not None)
         self._stays = parts.capturable  # whether all state keeps its memory
         if scaling is not None and self._counts_on_device:
-            _, self._run.tick = scaling.on(self._run.device)
-        self._after = self._counts_after(rows)
-        self._count = highest(self._after.keys())  # the count that schedules follow
-        self._unscale = None if scaling is None else unscaling(self._run, scaling)
+            _, self.run.tick = scaling.on(self.run.device)
+        place_counts(self._every, self.run.device if self._counts_on_device else None)
+        self._after = {
+            count: _next_count(count, self.run.tick)
+            for count in {member.count for member in self._every}
+        }
+        self.count = highest(self._after.keys())  # the count that schedules follow
+        self._unscale = None if scaling is None else unscaling(self.run, scaling)
         self._blocks: list[Block] = []
-        self._leaves: dict[int, Leaf] = {}
+        self._leaves: dict[Member, Leaf] = {}
         self._clocks: dict[int | Count, Clock] = {}
         # Whether hyperparameters are known to agree across groups.
-        self._agrees = len(self._views) == 1
+        self._agrees = len(self.views) == 1
         self._has_bundles = False
+        self.on_host = not self._counts_on_device and scaling is None
+        self.numbers = [
+            view.numbers(values, self._schedule_count)
+            for view, values in zip(self.views, self._values, strict=True)
+        ]
         if parts.traits.checks_extras:
-            check_extras_of(self._outlines(self.members))
+            check_extras_of(self.leaves_of(self.members))
 
     @property
     def _owner(self) -> str:
         """The optimizer's class, for error messages."""
         return self._parts.members.owner
 
-    def _split_extras(self) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    def _split_extras(self) -> tuple[Extras, dict[str, Extras]]:
         """Split the extras into 0-d values and trees by leaf."""
-        run, extras = self._run, self._extras
+        run, extras = self.run, self._extras
         kinds = run.known_extras = check_extras(
             self._parts.members.tx, True, extras, CALL
         )
@@ -171,37 +179,22 @@ class Step:
                 "optimizer.load_state_dict(optimizer.state_dict())"
             )
 
-    def _stepping(self, rows: Sequence[list[Member]]) -> list[Member]:
+    def _stepping(self) -> list[Member]:
         takes_none = self._parts.traits.takes_none
-        stepping: list[Member] = []
-        for row in rows:
-            for member in row:
-                has_slots = member.has_state() and not member.waits
-                if has_slots and (takes_none or member.param.grad is not None):
-                    stepping.append(member)
-        return stepping
+        return [
+            member
+            for member in self._every
+            if (takes_none or member.param.grad is not None)
+            and member.has_state()
+            and not member.waits
+        ]
 
-    def _counts_after(
-        self, rows: Sequence[list[Member]]
-    ) -> dict[int | Count, int | Count]:
-        """Move the counts to the device or the host, and return the new count for each present count."""
-        members = list(itertools.chain.from_iterable(rows))
-        place_counts(members, self._run.device if self._counts_on_device else None)
-        after: dict[int | Count, int | Count] = {}
-        for count in {member.count for member in members}:
-            after[count] = (
-                count.after(self._run.tick) if isinstance(count, Count) else count + 1
-            )
-        return after
-
-    def _check_capture(self, rows: Sequence[list[Member]]) -> None:
-        """Check that a CUDA graph may replay the step, if one is capturing it."""
-        if not is_captured(self._run.device):
-            return
+    def _check_capture(self) -> None:
+        """Check that a CUDA graph may replay the step."""
         takes_none = self._parts.traits.takes_none
         stepping: list[Member] = []
         others: list[Member] = []
-        for member in itertools.chain.from_iterable(rows):
+        for member in self._every:
             steps = takes_none or member.param.grad is not None
             (stepping if steps else others).append(member)
         check_capture(self._owner, self._parts.capturable, stepping, others)
@@ -211,16 +204,15 @@ class Step:
     def leaves(self, members: list[Member]) -> list[Leaf]:
         """Return the leaves of some members, created on first use because bundles need none."""
         for member in members:
-            if id(member) not in self._leaves:
-                self._leaves[id(member)] = self._leaf(member)
-        return [self._leaves[id(member)] for member in members]
+            if member not in self._leaves:
+                self._leaves[member] = self._leaf(member)
+        return [self._leaves[member] for member in members]
 
-    def _outlines(self, members: list[Member]) -> list[Leaf]:
-        """Return leaves without values, for planning: values could be float32 copies of all weights and gradients."""
+    def leaves_of(self, members: list[Member]) -> list[Leaf]:
         self._check_fits(members)
         outlines: list[Leaf] = []
         for member in members:
-            leaf = self._leaves.get(id(member))
+            leaf = self._leaves.get(member)
             if leaf is None:
                 leaf = self._leaf(member)
                 leaf.release()
@@ -229,13 +221,11 @@ class Step:
 
     def _expand(self) -> None:
         """Expand the chain into the operations of each group, on first use."""
-        if self._blocks:
-            return
-        for view, values in zip(self._views, self._values, strict=True):
-            block = Block.of(
-                view.chain(values, CPU), self._run, self._count, self._unscale
-            )
-            self._blocks.append(block)
+        if not self._blocks:
+            self._blocks = [
+                Block.of(view.chain(values, CPU), self.run, self.count, self._unscale)
+                for view, values in zip(self.views, self._values, strict=True)
+            ]
 
     def _leaf(self, member: Member) -> Leaf:
         self._expand()
@@ -244,11 +234,9 @@ class Step:
             clock = self._clocks[member.count] = _clock_after(member.count)
         # Not written to the parameter: its gradient may have a graph, from which the Hessian is estimated.
         gradient = gradient_like(member.param.grad, member.param)
-        leaf = self._parts.states.leaf(
-            self._run, member, clock, gradient, self._scalars
-        )
+        leaf = self._parts.states.leaf(self.run, member, clock, gradient, self.scalars)
         if self.trees:
-            leaf.extras = dict(self._scalars)
+            leaf.extras = dict(self.scalars)
             for name, tree in self.trees.items():
                 leaf.extras[name] = by_leaf(name, tree[leaf.name], leaf)
         program = self._blocks[member.group].for_leaf(leaf)
@@ -257,14 +245,14 @@ class Step:
 
     # Computing.
 
-    def run(self) -> None:
+    def finish(self) -> None:
         """Compute the step and write its results."""
         functions = [name for name in FUNCTIONS if name in self._extras]
         if any(name in self._parts.members.tx.needs for name in functions):
             self._execute_then_write()
         else:
             self._execute()
-        run = self._run
+        run = self.run
         has_idle_clock = not self._parts.traits.clocks <= run.new_shared.keys()
         if run.late_sums or has_idle_clock:
             # Combinators decide whether the sums take effect, and count steps without any of their leaves.
@@ -275,7 +263,7 @@ class Step:
             self.scaling.unscale(self._parts.members.by_param)
         if self._stays:
             keep_counts_in_place(self._parts.members.by_param.values(), self._after)
-        for view in self._views:
+        for view in self.views:
             view.show(self._known_count)
 
     def _known_count(self, entry: Entry) -> int | None:
@@ -304,7 +292,7 @@ class Step:
         """Compare the plan of the step with those of the other ranks, and place the gradients of shards."""
         members = self._parts.members
         agreement = self._parts.agreement
-        agreement.check(members.owner, self.members, self._views, members.replicas)
+        agreement.check(members.owner, self.members, self.views, members.replicas)
         # After the comparison, because ranks communicate here.
         if agreement.are_divided:
             self._place_gradients(self.members)
@@ -328,10 +316,9 @@ class Step:
     def _execute(self) -> None:
         eager = self.members
         bundles: list[Any] = []
-        step_input = self._step_input()
         self._agree()
         for engine in self._parts.engines():
-            of_engine, eager = engine.bundles(step_input, eager)
+            of_engine, eager = engine.bundles(self, eager)
             bundles += of_engine
         self._has_bundles = self._has_bundles or bool(bundles)
         if eager or self._parts.traits.agrees:
@@ -352,7 +339,7 @@ class Step:
             for member in leaf.members:
                 if self._counts_on_device:
                     member.set_count(self._after[member.count])
-                if self._consumes:
+                if self.consumes:
                     member.param.grad = None
 
         # At this point, because the states are in the processor's cache.
@@ -367,35 +354,17 @@ class Step:
             # If a leaf raises an error, bundles that were not written keep their old counts.
             _count_back(waiting)
 
-    def _step_input(self) -> StepInput:
-        numbers: list[list[Any]] = []
-        for view, values in zip(self._views, self._values, strict=True):
-            numbers.append(view.numbers(values, self._schedule_count))
-        return StepInput(
-            run=self._run,
-            leaves_of=self._outlines,
-            count=self._count,
-            views=self._views,
-            structures=[view.structure for view in self._views],
-            numbers=numbers,
-            scalars=self._scalars,
-            trees=self.trees,
-            scaling=self.scaling,
-            on_host=not self._counts_on_device and self.scaling is None,
-            consumes=self._consumes,
-        )
-
     def _schedule_count(self, entry: Entry) -> int | Tensor:
         """Return the count that a hyperparameter's schedule follows."""
         path = self._parts.members.clock_path(entry)
         if path is None:
-            return self._count
+            return self.count
         if self._parts.members.restarts:  # the count may restart in this step
             self._expand()
-            step = self._run.inner_counts[path]
+            step = self.run.inner_counts[path]
         else:
-            step = self._run.scalars(path).get("step", 0)
-        return step if isinstance(self._count, Tensor) else int(step)
+            step = self.run.scalars(path).get("step", 0)
+        return step if isinstance(self.count, Tensor) else int(step)
 
     # Writing.
 
@@ -428,15 +397,15 @@ class Step:
         if update is not None:
             self._count_step(leaf)
             leaf.inputs[1].add_(update)
-        if self._consumes:
+        if self.consumes:
             leaf.key.grad = None
         leaf.release()
 
     def _count_step(self, leaf: Leaf) -> None:
         if self._stays:
-            leaf.state["step"].add_(self._run.tick)
+            leaf.state["step"].add_(self.run.tick)
         else:
-            leaf.state["step"] = leaf.state["step"] + self._run.tick
+            leaf.state["step"] = leaf.state["step"] + self.run.tick
         if self._counts_on_device:
             member = self._parts.members.by_param[leaf.key]
             member.set_count(self._after[member.count])
@@ -464,23 +433,23 @@ def _clock_after(count: int | Count) -> Clock:
     return Clock(torch.tensor(count + 1, device=CPU), count + 1)
 
 
+def _next_count(count: int | Count, tick: int | Tensor) -> int | Count:
+    return count.after(tick) if isinstance(count, Count) else count + 1
+
+
 def _count_up(
     bundles: Iterable[Bundle], after: Mapping[int | Count, int | Count]
 ) -> None:
     """Write the counts after the step into the states of the members of bundles."""
-    steps: list[Tensor] = []
-    values: list[Tensor] = []
-    counted: list[Tensor] = []  # counts on the host, to be incremented
-    for bundle in bundles:
-        for member in bundle.members:
-            if isinstance(member.count, int):
-                counted.append(member.state["step"])
-            else:
-                steps.append(member.state["step"])
-                values.append(as_step(after[member.count]))
-    if steps:
+    members = [member for bundle in bundles for member in bundle.members]
+    _torch.count_up_(
+        [each.state["step"] for each in members if isinstance(each.count, int)]
+    )
+    on_device = [each for each in members if isinstance(each.count, Count)]
+    if on_device:
+        steps = [member.state["step"] for member in on_device]
+        values = [as_step(after[member.count]) for member in on_device]
         _torch.copy_each_(steps, values)
-    _torch.count_up_(counted)
 
 
 def _count_back(bundles: Iterable[Bundle]) -> None:

@@ -2,34 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from functools import cached_property
 from itertools import chain
-from typing import Any
+from typing import Any, TypeAlias
 
 from torch import Tensor
 
 from gradtx.execution.execute import Leaf
 from gradtx.optim._device_counts import Scaling
-from gradtx.optim._groups import GroupView
+from gradtx.optim._groups import GroupView, Structure
 from gradtx.optim._member import Member
 from gradtx.optim._run import OptimizerRun
 from gradtx.programs.bundle import is_on_accelerator
 
+Extras: TypeAlias = dict[str, Any]
 Trees = Mapping[str, Mapping[str, Any]]  # extras by leaf: name -> leaf name -> tensor
 
 
-@dataclass(eq=False)
 class StepInput:
-    """The data of one step that engines need.
+    """What engines read of a step.
 
     Attributes:
         run: Provides operations with old values and collects new ones.
-        leaves_of: Creates the leaves of some parameters, without values.
         count: The number of finished steps, which schedules follow.
         views: The parameter groups.
-        structures: The static part of each group's hyperparameters.
         numbers: The numbers of each group's hyperparameters, in the order of the structure.
         scalars: The extras that all leaves share.
         trees: The extras by leaf.
@@ -39,16 +36,23 @@ class StepInput:
     """
 
     run: OptimizerRun
-    leaves_of: Callable[[list[Member]], list[Leaf]]
     count: int | Tensor
     views: list[GroupView]
-    structures: list[Any]
     numbers: list[list[Any]]
-    scalars: Mapping[str, Any]
+    scalars: Extras
     trees: Trees
     scaling: Scaling | None
     on_host: bool
     consumes: bool
+
+    def leaves_of(self, members: list[Member]) -> list[Leaf]:
+        """Return leaves without values, for planning: values could be float32 copies of all weights and gradients."""
+        raise NotImplementedError
+
+    @property
+    def structures(self) -> list[Structure]:
+        """The static part of each group's hyperparameters."""
+        return [view.structure for view in self.views]
 
     @cached_property
     def host_knows_scalars(self) -> bool:

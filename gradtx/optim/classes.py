@@ -7,7 +7,6 @@ import types
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from gradtx import optimizers
@@ -15,8 +14,12 @@ from gradtx.arguments import keyword_parameter
 from gradtx.base.docstrings import with_arguments
 from gradtx.base.inputs import Params
 from gradtx.optim._chain_checks import warn_of_engine_options
-from gradtx.optim._groups import ENGINE_OPTIONS, check_differentiable, names_in_group
-from gradtx.optim._parts import Parts
+from gradtx.optim._groups import (
+    ENGINE_OPTIONS,
+    Group,
+    check_differentiable,
+    names_in_group,
+)
 from gradtx.optim.optimizer import ChainOptimizer
 from gradtx.transform import GradientTransformation
 from gradtx.transforms._polynomials import default_steps
@@ -24,7 +27,7 @@ from gradtx.transforms._polynomials import default_steps
 # Options of torch's class that our class fixes. They are saved so that other classes interpret checkpoints correctly.
 FIXED_OPTIONS = {"adamw": {"decoupled_weight_decay": True}}
 # Options that are None here and a number in torch's class, each with a function that computes it from the group.
-NUMBERS_OF_TORCH: dict[str, dict[str, Callable[[dict[str, Any]], Any]]] = {
+NUMBERS_OF_TORCH: dict[str, dict[str, Callable[[Group], Any]]] = {
     "muon": {"ns_steps": lambda group: default_steps(group["ns_coefficients"])}
 }
 
@@ -92,49 +95,36 @@ class AliasOptimizer(ChainOptimizer):
         cls._seeded = "hessian_diag" in alias(**alias.spec.arguments.sample()).needs
         if not cls._seeded:
             del engine["seed"]
-        keywords = [
-            keyword_parameter(name, option.default, option.annotation)
-            for name, option in engine.items()
-        ]
+        keywords: list[inspect.Parameter] = []
+        told: dict[str, str] = {}
+        for name, option in engine.items():
+            keywords.append(keyword_parameter(name, option.default, option.annotation))
+            told[name] = option.told
         cls.__signature__ = own.replace(  # type: ignore[attr-defined]
             parameters=[params, *own.parameters.values(), *keywords],
             return_annotation=own.empty,
         )
         summary = f"`{alias.__name__}` as a torch optimizer: `{cls.__name__}(params, ...)`, as for `as_optimizer`."
-        told = {name: option.told for name, option in engine.items()}
         docstring = with_arguments(inspect.getdoc(alias), told)
         cls.__doc__ = f"{summary}\n\n{docstring}" if docstring else summary
 
-    def __init__(
-        self,
-        params: Params,
-        *args: Any,
-        compile: bool | str | Mapping[str, Any] = False,
-        process_group: Any = None,
-        state_device: torch.device | str | None = None,
-        capturable: bool = False,
-        **kwargs: Any,
-    ):
-        engine_options = {
-            name: kwargs.pop(name) for name in ENGINE_OPTIONS if name in kwargs
-        }
-        check_differentiable(engine_options)
-        warn_of_engine_options(type(self).__name__, engine_options)
-        seed = kwargs.pop("seed", 0) if self._seeded else 0
+    def __init__(self, params: Params, *args: Any, **kwargs: Any):
+        engine: dict[str, Any] = {}
+        for name, option in KEYWORDS.items():
+            if name != "seed" or self._seeded:
+                engine[name] = kwargs.pop(name, option.default)
+        engine["capturable"] = bool(engine["capturable"])
+        of_torch = {name: kwargs.pop(name) for name in ENGINE_OPTIONS if name in kwargs}
+        check_differentiable(of_torch)
+        warn_of_engine_options(type(self).__name__, of_torch)
         numbers = {
             self._argument_named(name): _as_number(value)
             for name, value in kwargs.items()
         }
         tx = self._alias(*map(_as_number, args), **numbers)
-        engine: dict[str, Any] = {
-            "compile": compile,
-            "seed": seed,
-            "state_device": state_device,
-            "capturable": bool(capturable),
-        }
-        super().__init__(tx, params, process_group=process_group, **engine)
+        super().__init__(tx, params, **engine)
         arguments = self._arguments.bind(*args, **numbers).arguments
-        # Not the process group: `defaults` are copied and pickled.
+        del engine["process_group"]  # `defaults` are copied and pickled
         for name, value in engine.items():
             if value != KEYWORDS[name].default:
                 arguments[name] = value
@@ -150,32 +140,22 @@ class AliasOptimizer(ChainOptimizer):
             name = "max_lr"
         return name if name in arguments else key
 
-    def _up_to_date(self) -> Parts:
-        parts = super()._up_to_date()
-        self._show_fixed_options()
-        return parts
-
-    def _show_fixed_options(self) -> None:
-        """Add the options that this class fixes to the groups, where torch's class has them."""
-        for option, value in self._fixed_options.items():
-            for group in self.param_groups:
-                if group.setdefault(option, value) != value:
-                    self._check_fixed("group", group, option, "use Adam")
-
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group as `ChainOptimizer.add_param_group` does, with the options that this class fixes."""
         super().add_param_group(param_group)
-        self._show_fixed_options()
+        for group in self.param_groups:
+            self._check_fixed("group", group, "use Adam")
+            for option, value in self._fixed_options.items():
+                group.setdefault(option, value)
 
-    def _check_fixed(
-        self, what: str, group: dict[str, Any], option: str, remedy: str
-    ) -> None:
+    def _check_fixed(self, what: str, group: Group, remedy: str) -> None:
         """Reject another value of an option that this class fixes, if it would have an effect."""
-        if group.get("weight_decay", 0.0) != 0.0:
-            other = f"{option}={group[option]}"
-            raise ValueError(
-                f"{type(self).__name__}: {what} has {other}, which this class does not support; {remedy}"
-            )
+        for option, value in self._fixed_options.items():
+            given = group.get(option, value)
+            if given != value and group.get("weight_decay", 0.0) != 0.0:
+                raise ValueError(
+                    f"{type(self).__name__}: {what} has {option}={given}, which this class does not support; {remedy}"
+                )
 
     def state_dict(self) -> dict[str, Any]:
         """Return a state dict as torch's class does, with numbers for options that are None only in gradtx."""
@@ -194,12 +174,9 @@ class AliasOptimizer(ChainOptimizer):
         return tx
 
     def _accepted(self, state_dict: dict[str, Any]) -> dict[str, Any]:
-        groups: list[dict[str, Any]] = []
+        groups: list[Group] = []
         for group in state_dict["param_groups"]:
-            for option, value in self._fixed_options.items():
-                if group.get(option, value) != value:
-                    remedy = "load it into Adam"
-                    self._check_fixed("loaded group", group, option, remedy)
+            self._check_fixed("loaded group", group, "load it into Adam")
             groups.append({**group, **self._fixed_options})
         return {**state_dict, "param_groups": groups}
 

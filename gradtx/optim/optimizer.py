@@ -22,6 +22,7 @@ from gradtx.base.inputs import (
     without_repeats,
 )
 from gradtx.base.messages import describe
+from gradtx.base.tree import tensors
 from gradtx.distributed.layouts import team_of_group
 from gradtx.execution.context import Clock
 from gradtx.execution.execute import Block
@@ -41,7 +42,10 @@ from gradtx.optim._explain import Explanation, explain
 from gradtx.optim._groups import (
     ENGINE_OPTIONS,
     OVERRIDDEN,
+    Group,
+    Values,
     cycled_alike,
+    each_item,
     is_same,
     params_of,
 )
@@ -53,6 +57,7 @@ from gradtx.optim._run import check_closure
 from gradtx.optim._saved import check_form, require
 from gradtx.optim._state import FirstStates, States
 from gradtx.optim._step import KnownClosure, Step, Weights
+from gradtx.optim._step_input import Extras
 from gradtx.transform import GradientTransformation, check_transformation
 
 if TYPE_CHECKING:
@@ -66,7 +71,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
     # The number of steps so far, none of which had a gradient; None after the first gradient.
     _idle_steps: int | None = 0
     # A copy of the original `defaults`; None before the first group is complete.
-    _made_defaults: Mapping[str, Any] | None = None
+    _made_defaults: Values | None = None
 
     @without_ambient
     def __init__(
@@ -118,7 +123,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         super().__init__(listed_params(owner, params), {})
         if capturable:
             check_capturable(owner, self._parts)
-        members.check_selectors(members.names())
+        members.check_selectors()
         self._parts.states.check_patterns()
         self.defaults = cycled_alike(members.views)
         self._made_defaults = dict(self.defaults)
@@ -127,12 +132,12 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         self, tx: GradientTransformation
     ) -> GradientTransformation:
         """Copy the transformation's hyperparameter tensors: schedulers write to them, and others may share them."""
-        tensors = {
-            entry.place: _cloned(entry.value)
+        values = {
+            entry.place: each_item(entry.value, _cloned)
             for entry in tx._entries()
             if tensors_in(entry.value)
         }
-        return tx._replaced(tensors, checked=False) if tensors else tx
+        return tx._replaced(values, checked=False) if values else tx
 
     @property
     def _tx(self) -> GradientTransformation:
@@ -177,19 +182,15 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         if self._released is not None:
             self._released.follow(members.by_param)
 
-    def _take_written_defaults(self, group: dict[str, Any]) -> None:
+    def _take_written_defaults(self, group: Group) -> None:
         """Copy values that were written to `defaults` into a new group; other defaults come from the chain."""
         made = self._made_defaults
-        if made is None:
-            return
         for name, value in self.defaults.items():
-            if name in ENGINE_OPTIONS or (
-                name in made and (value is made[name] or is_same(value, made[name]))
-            ):
-                continue
-            group.setdefault(name, value)
+            is_written = made is not None and not is_same(value, made.get(name))
+            if is_written and name not in ENGINE_OPTIONS:
+                group.setdefault(name, value)
 
-    def _checked_by_torch(self, param_group: dict[str, Any]) -> dict[str, Any]:
+    def _checked_by_torch(self, param_group: Group) -> Group:
         """Return a group after torch's checks, without torch's defaults; the group is not added."""
         size, defaults = len(self.param_groups), self.defaults
         self.defaults = {}
@@ -268,7 +269,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
                 "before step()"
             )
 
-    def _check_released(self, extras: dict[str, Any]) -> None:
+    def _check_released(self, extras: Extras) -> None:
         """Check that a step with released gradients uses neither extras nor a GradScaler."""
         if self._released is None or not self._released.active:
             return
@@ -326,7 +327,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         closure: Callable[[], Any] | None,
         max_iter: int,
         consume_gradients: bool,
-        extras: dict[str, Any],
+        extras: Extras,
     ) -> Any:
         """Step without the caller's autocast and default device, in which only closures and other extras run."""
         if closure is not None and not callable(closure):
@@ -348,7 +349,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         max_iter: int,
         closure: Callable[[], Any] | None,
         consume_gradients: bool,
-        extras: dict[str, Any],
+        extras: Extras,
     ) -> Any:
         """Step repeatedly with one closure, and return its first result."""
         if closure is None or max_iter < 1:
@@ -357,20 +358,19 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
             )
         params = params_of(self.param_groups)
         known = KnownClosure(closure, params)
-        first = None
-        for iteration in range(max_iter):
+        losses: list[Any] = []
+        for _ in range(max_iter):
             before = Weights(params)
-            loss = self._step(known, consume_gradients, dict(extras))
-            first = loss if iteration == 0 else first
+            losses.append(self._step(known, consume_gradients, dict(extras)))
             if before.are_present():
                 break
-        return first
+        return losses[0]
 
     def _step(
         self,
         closure: Callable[[], Any] | None,
         consume_gradients: bool,
-        extras: dict[str, Any],
+        extras: Extras,
     ) -> Any:
         self._check_training()
         self._check_released(extras)
@@ -391,9 +391,10 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
                 if consume_gradients:
                     parts.members.drop_gradients()
                 return None
-        loss, hessian = None, HessianStep(parts, extras)
+        loss = None
+        hessian = HessianStep(parts, extras) if parts.hessian.link else None
         if closure is not None:
-            with torch.enable_grad(), hessian:
+            with torch.enable_grad(), hessian or contextlib.nullcontext():
                 loss = closure()
             self._add_extras_of(closure, loss, extras)
             parts = self._up_to_date()
@@ -411,20 +412,23 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         )
         with at_state, parts.states.undone_on_failure():
             step = open_step or self._checked_step(extras, scaling, consume_gradients)
-            hessian.supply(step)
-            step.run()
+            if hessian is not None:
+                hessian.supply(step)
+            step.finish()
         if consume_gradients:
             parts.members.drop_gradients()  # those of frozen leaves are left
         return loss
 
     def _add_extras_of(
-        self, closure: Callable[[], Any], loss: Any, extras: dict[str, Any]
+        self, closure: Callable[[], Any], loss: Any, extras: Extras
     ) -> None:
         """Add the extras that a closure supplies, unless the caller passed them."""
-        if _is_number(loss) or (loss is not None and "value" in self._tx.needs):
-            extras.setdefault(
-                "value", loss.detach().reshape(()) if _is_number_tensor(loss) else loss
-            )
+        # Closures may return other objects if no link reads the loss.
+        is_loss = isinstance(loss, numbers.Real) and not isinstance(loss, bool)
+        if isinstance(loss, Tensor) and loss.numel() == 1:
+            loss, is_loss = loss.detach().reshape(()), True
+        if is_loss or (loss is not None and "value" in self._tx.needs):
+            extras.setdefault("value", loss)
         extras.setdefault("grad_fn", closure)
         extras.setdefault("value_fn", closure)
 
@@ -446,7 +450,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
     _step_untraced = _torch.not_traced(_plain_step)
 
     def _checked_step(
-        self, extras: dict[str, Any], scaling: Scaling | None, consumes: bool
+        self, extras: Extras, scaling: Scaling | None, consumes: bool
     ) -> Step:
         """Create a step, which runs all checks; report a failure so that other ranks do not wait."""
         members = self._parts.members
@@ -644,8 +648,8 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Refuse a pickle that torch could not load; copies do not need one."""
-        for state in self.state.values():
-            if isinstance(state, dict) and any(map(_is_float8, state.values())):
+        for tensor in tensors(dict(self.state)):
+            if tensor.dtype == torch.float8_e4m3fn:
                 raise TypeError(
                     f"{type(self).__name__}: torch cannot load pickles of float8 tensors, which the state contains; "
                     "save the state dict instead: torch.save(optimizer.state_dict(), path)"
@@ -667,22 +671,4 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
 
 
 def _cloned(value: Any) -> Any:
-    """Copy the tensors of a number or a tuple of numbers."""
-    if isinstance(value, tuple):
-        return tuple(map(_cloned, value))
     return value.detach().clone() if isinstance(value, Tensor) else value
-
-
-def _is_number_tensor(loss: Any) -> bool:
-    return isinstance(loss, Tensor) and loss.numel() == 1
-
-
-def _is_number(loss: Any) -> bool:
-    """Whether a closure's result is a loss; closures may return other objects if no link reads the loss."""
-    return _is_number_tensor(loss) or (
-        not isinstance(loss, bool) and isinstance(loss, numbers.Real)
-    )
-
-
-def _is_float8(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.dtype == torch.float8_e4m3fn

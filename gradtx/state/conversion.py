@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -14,12 +14,13 @@ from gradtx.base.dtensor import full_tensor, is_sharded, local, placed_as
 from gradtx.state.codes import CODES, KEY, SCALE, Codec
 from gradtx.state.storage import packed, unpacked
 
+Entry: TypeAlias = Mapping[str, Any]  # the tensors of a leaf by slot
 SUFFIXES = (SCALE, KEY, "error")
 
 
 def converted(
-    saved: Mapping[str, Any],
-    first: Mapping[str, Any],
+    saved: Entry,
+    first: Entry,
     codes: Mapping[str, Codec] | None = None,
 ) -> dict[str, Any]:
     """Return a saved entry in the form of `first`: values are encoded, codes are decoded, the rest is unchanged.
@@ -49,8 +50,8 @@ def converted(
 
 
 def slot_in_another_code(
-    saved: Mapping[str, Any],
-    first: Mapping[str, Any],
+    saved: Entry,
+    first: Entry,
     codes: Mapping[str, Codec],
 ) -> str | None:
     """Return the first slot that a saved entry encodes in another code than this run; None if there is none.
@@ -69,18 +70,16 @@ def slot_in_another_code(
     return None
 
 
-def suffixes_of(slot: str, entry: Mapping[str, Any]) -> list[str]:
+def suffixes_of(slot: str, entry: Entry) -> list[str]:
     """Return the suffixes of a slot's auxiliary tensors in an entry; none if the slot is not coded."""
-    suffixes: list[str] = []
-    for suffix in SUFFIXES:
-        if isinstance(entry.get(_key(slot, suffix, entry)), Tensor):
-            suffixes.append(suffix)
-    return suffixes
+    return [
+        suffix
+        for suffix in SUFFIXES
+        if isinstance(entry.get(_key(slot, suffix, entry)), Tensor)
+    ]
 
 
-def _whole_where_kept_whole(
-    saved: Mapping[str, Any], first: Mapping[str, Any]
-) -> dict[str, Any]:
+def _whole_where_kept_whole(saved: Entry, first: Entry) -> dict[str, Any]:
     """Gather slots that this run keeps whole: an owner's are saved divided by rows, codes and scales differently."""
     entry = dict(saved)
     for slot, like in first.items():
@@ -109,7 +108,7 @@ def auxiliary_keys(slot: str, suffix: str) -> list[str]:
     return keys
 
 
-def _key(slot: str, suffix: str, entry: Mapping[str, Any]) -> str:
+def _key(slot: str, suffix: str, entry: Entry) -> str:
     """Return the name of an auxiliary tensor in an entry; if it has none, the name for an unnumbered slot."""
     keys = auxiliary_keys(slot, suffix)
     for key in keys:
@@ -118,7 +117,7 @@ def _key(slot: str, suffix: str, entry: Mapping[str, Any]) -> str:
     return keys[0]
 
 
-def _dims_of_rows(entry: Mapping[str, Any], slot: str) -> int:
+def _dims_of_rows(entry: Entry, slot: str) -> int:
     """Return the number of leading dimensions that index rows; more than one if the slots of blocks are stacked.
 
     A code divides rows, so those of all blocks are coded as the rows of one tensor.
@@ -195,7 +194,7 @@ def _coded(
     return tensors
 
 
-def _recognized(slot: str, entry: Mapping[str, Any], shape: torch.Size) -> Codec | None:
+def _recognized(slot: str, entry: Entry, shape: torch.Size) -> Codec | None:
     """Return the built-in codec of a slot, recognized by its tensors, or None if it is not coded.
 
     Args:

@@ -7,15 +7,15 @@ come from the chain; an entry at a path is a stage, a slot (a dict by leaf name)
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from gradtx.base.errors import OWN_STATE, Path, foreign, lacking
 
+State: TypeAlias = dict[str, Any]
 Slots = list[tuple[str, dict[str, Tensor]]]
-# Slots that a stage kept itself in 0.1 -> the inner stage that keeps them now.
 
 
 class NestedState:
@@ -25,7 +25,7 @@ class NestedState:
         stages: The stage paths of the chain, which distinguish stages from slots.
     """
 
-    def __init__(self, state: dict[str, Any], stages: Mapping[Path, str]):
+    def __init__(self, state: State, stages: Mapping[Path, str]):
         self.stages = stages
         self._state = state
         self._slots: dict[Path, Slots] = {}
@@ -66,7 +66,7 @@ class NestedState:
         """Whether a selector has marked a leaf at this path."""
         return leaf in self._entry(path)
 
-    def _entry(self, path: Path) -> dict[str, Any]:
+    def _entry(self, path: Path) -> State:
         entry: Any = self._state
         for key in path:
             entry = entry.get(key) if isinstance(entry, dict) else None
@@ -99,11 +99,11 @@ class NestedState:
         new: Callable[[Path, str, Any], Any],
         trees: Mapping[Path, Any],
         opaque: Collection[Path],
-    ) -> dict[str, Any]:
+    ) -> State:
         """Return a state in the same order: `new` supplies slots and shared values, `trees` plain functions' states."""
 
-        def rebuild(entry: dict[str, Any], path: Path) -> dict[str, Any]:
-            result: dict[str, Any] = {}
+        def rebuild(entry: State, path: Path) -> State:
+            result: State = {}
             for key, value in entry.items():
                 below = (*path, key)
                 if below in opaque:
@@ -125,7 +125,7 @@ def _check_key(path: Path, key: Any) -> None:
 
 def _check_slot(
     path: Path,
-    values: dict[str, Any],
+    values: State,
     names: Collection[str],
     may_be_complex: Collection[str],
 ) -> None:
@@ -163,7 +163,7 @@ def is_plain(value: Tensor) -> bool:
     )
 
 
-def enter(state: dict[str, Any], path: Path) -> dict[str, Any]:
+def enter(state: State, path: Path) -> State:
     """Return the entry at a path, and create it if it does not exist."""
     for key in path:
         state = state.setdefault(key, {})

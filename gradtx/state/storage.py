@@ -24,6 +24,7 @@ from gradtx.state.slots import first_slots, value_for, widened, wrong_shape
 MIN_SIZE = 4096
 
 Choice: TypeAlias = torch.dtype | Codec
+Slots: TypeAlias = dict[str, Tensor]
 # Returns the slots that a rule creates for a tensor.
 Probe = Callable[[Tensor], Mapping[str, Tensor]]
 StateDtype = torch.dtype | str | Codec | Mapping[str, Any]
@@ -119,15 +120,6 @@ class Storage:
             matching = (rule for rule in self._rules if rule.matches(path, slot))
             self._rule_of_slot[key] = next(matching, None)
         return self._rule_of_slot[key]
-
-    @property
-    def label(self) -> str:
-        """A label that is the same for equal storages in other processes."""
-        kinds = [
-            (pattern, getattr(choice, "name", str(choice)))
-            for pattern, choice in self._rules
-        ]
-        return f"{kinds} from {self.min_size}"
 
     def check_patterns(self, slots: set[tuple[Path, str]]) -> None:
         """Raise an error for a pattern that matches no slot of its chain."""
@@ -279,16 +271,17 @@ class Store:
             if old is None
             else self.codecs_of(old, leaf)
         )
-        dtypes: dict[str, torch.dtype] = {}
-        for slot, value in slots.items():
-            dtypes[slot] = self._dtype(slot, value, like, leaf, slot in codecs)
+        dtypes = {
+            slot: self._dtype(slot, value, like, leaf, slot in codecs)
+            for slot, value in slots.items()
+        }
         kept = first_slots(slots, like, dtypes, self._owner)
         if leaf.run.initial:
             seen = leaf.run.seen_slots.setdefault(storage, set())
             seen.update((self.path, slot) for slot in slots)
             for slot, codec in codecs.items():
                 leaf.codecs[self.path, slot] = codec
-        stored: dict[str, Tensor] = {}
+        stored: Slots = {}
         for slot, value in kept.items():
             if slot in codecs:
                 stored.update(
@@ -350,12 +343,12 @@ class Store:
     # Reading and writing.
 
     def decode_slots(
-        self, stored: dict[str, Tensor], compute_dtype: torch.dtype, leaf: Leaf
-    ) -> dict[str, Tensor]:
+        self, stored: Slots, compute_dtype: torch.dtype, leaf: Leaf
+    ) -> Slots:
         """Return the slots as rules see them."""
         codecs = self.codecs_of(stored, leaf)
         auxiliary = auxiliary_tensors(codecs)
-        values: dict[str, Tensor] = {}
+        values: Slots = {}
         for slot, value in stored.items():
             if slot in codecs:
                 values[slot] = unpacked(slot, codecs[slot], stored, leaf.shape).to(
@@ -385,9 +378,7 @@ class Store:
             )
         return rule.choice
 
-    def encode_slots(
-        self, values: Mapping[str, Any], old: dict[str, Tensor], leaf: Leaf
-    ) -> dict[str, Tensor]:
+    def encode_slots(self, values: Mapping[str, Any], old: Slots, leaf: Leaf) -> Slots:
         """Convert new values of the slots to the form in which the old ones are stored."""
         codecs = self.codecs_of(old, leaf)
         stored = dict(old)
@@ -406,7 +397,7 @@ class Store:
         old: Mapping[str, Tensor] | None,
         leaf: Leaf,
         initial: bool = False,
-    ) -> dict[str, Tensor]:
+    ) -> Slots:
         """Return the tensors that store a value, with the old random key if there is one.
 
         The key depends on the leaf's name only, so a restart keeps it: a program that several leaves share cannot
@@ -420,9 +411,15 @@ class Store:
             leaf: The leaf.
             initial: Whether the value is the initial one, which replaces the old one at a restart.
         """
+        dotted = ".".join([*self.path, slot])
         if not isinstance(value, Tensor):
             raise TypeError(
-                f"{'.'.join([*self.path, slot])}: the new value of leaf {leaf.name!r} must be a tensor, got {value!r}"
+                f"{dotted}: the new value of leaf {leaf.name!r} must be a tensor, got {value!r}"
+            )
+        if _torch.has_derivative(value):
+            raise ValueError(
+                f"{dotted}: cannot differentiate through the code of this slot; keep it in "
+                f"floating point, state_dtype={{{slot!r}: torch.float32, ...}}, or detach the input"
             )
         if old is not None and not initial:
             shape = codec.shape_of(old[slot].shape, leaf.shape)
@@ -431,36 +428,18 @@ class Store:
                     self.path, slot, leaf.name, torch.Size(shape), value.shape
                 )
             value = placed_as(value, old[slot])
-        self._check_no_derivative(slot, value)
-        noise, key = None, None
-        if codec.random:
-            key = None if old is None else old.get(f"{slot}.{KEY}")
-            if key is None:
-                key = self._first_key(slot, leaf, value)
-            step = (
-                torch.zeros((), dtype=torch.int64, device=value.device)
-                if initial
-                else leaf.clock_reading().step
-            )
-            noise = bits16(local(key), step, leaf.places(value))
-        tensors = packed(slot, codec, value, noise)
-        if key is not None:
-            tensors[f"{slot}.{KEY}"] = key
-        return tensors
-
-    def _first_key(self, slot: str, leaf: Leaf, like: Tensor) -> Tensor:
-        name, stream = [*self.path, slot], leaf.stream_name
-        if isinstance(stream, Tensor):  # a block: its place tells it from others
-            return stream.to(local(like).device) ^ name_key(".".join(name))
-        key = name_key(".".join([*name, stream]))
-        return torch.full((), key, device=local(like).device)
-
-    def _check_no_derivative(self, slot: str, value: Tensor) -> None:
-        if _torch.has_derivative(value):
-            raise ValueError(
-                f"{'.'.join([*self.path, slot])}: cannot differentiate through the code of this slot; keep it in "
-                f"floating point, state_dtype={{{slot!r}: torch.float32, ...}}, or detach the input"
-            )
+        if not codec.random:
+            return packed(slot, codec, value)
+        key = None if old is None else old.get(f"{slot}.{KEY}")
+        if key is None:
+            key = _first_key(dotted, leaf, local(value).device)
+        step = (
+            torch.zeros((), dtype=torch.int64, device=value.device)
+            if initial
+            else leaf.clock_reading().step
+        )
+        noise = bits16(local(key), step, leaf.places(value))
+        return {**packed(slot, codec, value, noise), f"{slot}.{KEY}": key}
 
     def value_of(self, slot: str, stored: Mapping[str, Tensor], leaf: Leaf) -> Tensor:
         """Return the value of one slot in its stored dtype, or in float32 if it is coded."""
@@ -480,9 +459,7 @@ class Store:
             )
         return torch.empty(codes.shape, device=codes.device)
 
-    def changed(
-        self, slot: str, value: Tensor, stored: dict[str, Tensor], leaf: Leaf
-    ) -> dict[str, Tensor]:
+    def changed(self, slot: str, value: Tensor, stored: Slots, leaf: Leaf) -> Slots:
         """Return the stored tensors of a leaf with a new value for one slot."""
         codec = self.codecs_of(stored, leaf).get(slot)
         if codec is None:
@@ -490,11 +467,19 @@ class Store:
         return {**stored, **self._packed(slot, codec, value, stored, leaf)}
 
 
+def _first_key(slot: str, leaf: Leaf, device: torch.device) -> Tensor:
+    """Return the random key of a slot, given its path."""
+    stream = leaf.stream_name
+    if isinstance(stream, Tensor):  # a block: its place tells it from others
+        return stream.to(device) ^ name_key(slot)
+    return torch.full((), name_key(f"{slot}.{stream}"), device=device)
+
+
 def packed(
     slot: str, codec: Codec, value: Tensor, noise: Tensor | None = None
-) -> dict[str, Tensor]:
+) -> Slots:
     """Encode the value of a slot: return its tensors by name, with the placements of the value."""
-    tensors: dict[str, Tensor] = {}
+    tensors: Slots = {}
     shapes = codec.shapes(value.shape)
     for suffix, tensor in codec.pack(local(value), noise).items():
         name = f"{slot}.{suffix}" if suffix else slot
@@ -532,7 +517,8 @@ def _with_other_sizes(like: Tensor) -> Tensor:
 
 def auxiliary_tensors(codecs: Mapping[str, Codec]) -> set[str]:
     """Return the names of the auxiliary tensors of coded slots, such as scales, without the codes."""
-    names: set[str] = set()
-    for slot, codec in codecs.items():
-        names.update(f"{slot}.{suffix}" for suffix in codec.suffixes)
-    return names
+    return {
+        f"{slot}.{suffix}"
+        for slot, codec in codecs.items()
+        for suffix in codec.suffixes
+    }
