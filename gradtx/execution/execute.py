@@ -54,6 +54,16 @@ class Leaf:
     grad: Any
     param: Any
     inputs: tuple[Any, Any]
+    negated = False
+    active: Tensor | None = None
+    restarts: bool | Tensor = False
+    key: Any = None
+    layout: Any = None
+    at = 0
+    pending: Any = None
+    owner: int | None = None
+    first_entry: Tensor | None = None
+    _context: Context | None = None
 
     def __init__(
         self,
@@ -85,22 +95,12 @@ class Leaf:
         self.update = None if update is None else update.to(self.compute_dtype)
         self.param = None if param is None else param.to(self.compute_dtype)
         self.grad = self.update
-        self.negated = False
-        self.active: Tensor | None = None
-        self.restarts: bool | Tensor = False
         self.new: dict[Path, dict[str, Tensor]] = {}
         self.starts: dict[Path, dict[str, Tensor]] = {}
         self.codecs: dict[tuple[Path, str], Codec] = {}
         self.saved: dict[Any, Any] = {}
-        self.key: Any = None
         self.state: dict[str, Any] = {}
-        self.layout: Any = None
         self.program: list[Any] = []
-        self.at = 0
-        self.pending: Any = None
-        self.owner: int | None = None
-        self.first_entry: Tensor | None = None
-        self._context: Context | None = None
 
     @property
     def stream_name(self) -> str | Tensor:

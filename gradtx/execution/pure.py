@@ -483,17 +483,14 @@ def _update(
     )
     execute(leaves.values(), _done)
     run.end()
-    outputs = {
-        name: _output(leaves[name]) if name in leaves else None for name in grads
-    }
+    outputs: dict[str, Any] = dict.fromkeys(grads)
+    for name, leaf in leaves.items():
+        result = leaf.result()
+        if result is not None:
+            outputs[name] = leaf.in_callers_form(result)
     new_state = run.rebuilt(leaves)
     run.memory.register(_tree.tensors((updates, state, params, extras)))
     return _tree.map_tensors(run.memory.unshared, (unflatten(outputs), new_state))
-
-
-def _output(leaf: Leaf) -> Tensor | None:
-    update = leaf.result()
-    return None if update is None else leaf.in_callers_form(update)
 
 
 def _done(leaf: Leaf) -> None:

@@ -56,18 +56,6 @@ def _is_unknown(slot: str) -> bool:
     return False
 
 
-class StateParts(NamedTuple):
-    """The parts of a state that a function of trees returned.
-
-    Attributes:
-        of_leaf: The slots of each leaf.
-        shared: The values that all leaves share.
-    """
-
-    of_leaf: dict[str, dict[str, Tensor]]
-    shared: dict[str, Tensor]
-
-
 class TreeOperation(Operation):
     """Run functions of dicts keyed by leaf name. All leaves wait until `combine` calls the function once.
 
@@ -79,6 +67,7 @@ class TreeOperation(Operation):
     takes_complex = False
     waits = True
     sums = False
+    is_plain = False
 
     def __init__(
         self,
@@ -117,30 +106,32 @@ class TreeOperation(Operation):
 
     def _store_initial(self, state: Any) -> None:
         leaves = {leaf.name: leaf for leaf in self._members}
-        parts = self._split(state, leaves)
-        self._run.new_shared[self.path] = parts.shared
-        for name, slots in parts.of_leaf.items():
+        for name, slots in self._split(state, leaves).items():
             leaf = leaves[name]
             check_slots(slots, self._name)
             leaf.new[self.path] = self._store.first(slots, leaf.param, leaf, None)
 
-    def _split(self, state: Any, leaves: Mapping[str, Leaf]) -> StateParts:
-        """Split a state that a function returned into slots and shared values."""
-        parts = StateParts({}, {})
+    def _split(
+        self, state: Any, leaves: Mapping[str, Leaf]
+    ) -> dict[str, dict[str, Tensor]]:
+        """Store the shared values of a state that a function returned, and return the slots of each leaf."""
+        of_leaf: dict[str, dict[str, Tensor]] = {}
+        shared: dict[str, Tensor] = {}
         if not isinstance(state, dict):
             state = {"": state} if state else {}
         for slot, value in state.items():
             if isinstance(value, Tensor) and value.ndim == 0:
-                parts.shared[slot] = full_tensor(value)
+                shared[slot] = full_tensor(value)
             elif isinstance(value, dict) and value.keys() <= leaves.keys():
                 for name, tensor in value.items():
-                    parts.of_leaf.setdefault(name, {})[slot] = tensor
+                    of_leaf.setdefault(name, {})[slot] = tensor
             else:
                 raise TypeError(
                     f"{self._name}: its state {slot!r} is neither a dict keyed by leaf name nor a 0-d tensor; "
                     "return only these"
                 )
-        return parts
+        self._run.new_shared[self.path] = shared
+        return of_leaf
 
     def start(self, leaf: Leaf) -> Any:
         return True  # nothing to send: `combine` reads the leaves themselves
@@ -175,7 +166,7 @@ class TreeOperation(Operation):
             return update(updates, state, None)
         except (AttributeError, TypeError) as error:
             if "NoneType" in str(error):
-                raise self._without_params(error) from error
+                raise without_params(self._name, error, self.is_plain) from error
             raise
 
     def _update(self, leaves: dict[str, Leaf]) -> Callable[[Any, Any, Any], Any]:
@@ -186,9 +177,6 @@ class TreeOperation(Operation):
             return self._functions.update(updates, state, params, context)
 
         return update
-
-    def _without_params(self, error: Exception) -> ValueError:
-        return without_params(self._name, error)
 
     def _old(self, leaves: dict[str, Leaf]) -> Any:
         state: dict[str, Any] = dict(self._run.scalars(self.path))
@@ -203,11 +191,10 @@ class TreeOperation(Operation):
     def _store_new(self, state: Any, leaves: dict[str, Leaf]) -> None:
         if not state:
             return
-        parts = self._split(state, leaves)
-        self._run.new_shared[self.path] = parts.shared
+        of_leaf = self._split(state, leaves)
         for name, leaf in leaves.items():
             old = self._run.slots(self.path, leaf)
-            new = parts.of_leaf.get(name, {})
+            new = of_leaf.get(name, {})
             kept = self._store.slots_of(old, leaf)
             if kept != new.keys():
                 raise ValueError(
@@ -241,6 +228,8 @@ class PlainOperation(TreeOperation):
     Extras are passed to parameters with their names, or to `**extras`. In functional use the state is stored exactly
     as the functions return it.
     """
+
+    is_plain = True
 
     def __init__(self, path: Path, scope: Scope, name: str, functions: Functions):
         super().__init__(path, scope, name, functions)
@@ -280,9 +269,6 @@ class PlainOperation(TreeOperation):
             if name in self._extras and value is not None:
                 extras[name] = value
         return functools.partial(self._functions.update, **extras)
-
-    def _without_params(self, error: Exception) -> ValueError:
-        return without_params(self._name, error, plain=True)
 
 
 def check_plain(update: Callable[..., Any]) -> None:

@@ -50,7 +50,7 @@ def batches_of(
         case_of: The case in which an operation runs; None if it cannot be part of a batch.
     """
     runs = _runs_of_one_case(nodes, case_of)
-    if not any(_includes_matrices(run) for run in runs):
+    if not any(node.target in OF_MATRICES for run in runs for node in run):
         return []
     batches: list[list[Node]] = []
     for run in runs:
@@ -78,11 +78,6 @@ def _runs_of_one_case(
     return runs
 
 
-def _includes_matrices(nodes: Sequence[Node]) -> bool:
-    """Whether a product or a factorization of matrices is among the operations."""
-    return any(node.target in OF_MATRICES for node in nodes)
-
-
 def _trimmed(nodes: list[Node], has_list_form: Callable[[Node], bool]) -> list[Node]:
     """Return the operations from the first to the last without a list form."""
     without_form = [i for i, node in enumerate(nodes) if not has_list_form(node)]
@@ -103,37 +98,26 @@ def batched(
     Returns:
         One list per result.
     """
-    number_of_leaves = len(columns[0])
-    results_of_leaf: dict[int, tuple[Tensor, ...]] = {}
-    for leaves in _leaves_of_equal_shapes(columns):
-        columns_of_shape = [_selected(column, leaves) for column in columns]
-        results = _of_equal_shapes(function, columns_of_shape)
-        results_of_leaf.update(zip(leaves, results, strict=True))
-    rows = [results_of_leaf[leaf] for leaf in range(number_of_leaves)]
-    return tuple(map(list, zip(*rows, strict=True)))
-
-
-def _leaves_of_equal_shapes(columns: Sequence[Sequence[Tensor]]) -> list[list[int]]:
-    """Group the indices of leaves by the shapes of their tensors."""
+    rows = list(zip(*columns, strict=True))
     leaves_of_shapes: dict[tuple[torch.Size, ...], list[int]] = {}
-    for leaf, tensors in enumerate(zip(*columns, strict=True)):
+    for leaf, tensors in enumerate(rows):
         shapes = tuple([tensor.shape for tensor in tensors])
         leaves_of_shapes.setdefault(shapes, []).append(leaf)
-    return list(leaves_of_shapes.values())
-
-
-def _selected(column: Sequence[Tensor], leaves: Sequence[int]) -> list[Tensor]:
-    return [column[leaf] for leaf in leaves]
+    results_of_leaf: dict[int, tuple[Tensor, ...]] = {}
+    for leaves in leaves_of_shapes.values():
+        results = _of_equal_shapes(function, [rows[leaf] for leaf in leaves])
+        results_of_leaf.update(zip(leaves, results, strict=True))
+    results_by_leaf = [results_of_leaf[leaf] for leaf in range(len(rows))]
+    return tuple(map(list, zip(*results_by_leaf, strict=True)))
 
 
 def _of_equal_shapes(
-    function: Callable[..., tuple[Tensor, ...]], columns: list[list[Tensor]]
+    function: Callable[..., tuple[Tensor, ...]], rows: list[tuple[Tensor, ...]]
 ) -> list[tuple[Tensor, ...]]:
     """Return the results of each leaf, for leaves of equal shapes."""
-    if len(columns[0]) == 1:
-        arguments = [tensors[0] for tensors in columns]
-        return [function(*arguments)]
-    stacked_columns = [torch.stack(tensors) for tensors in columns]
+    if len(rows) == 1:
+        return [function(*rows[0])]
+    stacked_columns = [torch.stack(tensors) for tensors in zip(*rows, strict=True)]
     stacked_results = torch.vmap(function)(*stacked_columns)
     results = [stacked.unbind() for stacked in stacked_results]
     return list(zip(*results, strict=True))

@@ -186,7 +186,10 @@ class _Writer:
         # For each operation that runs on batches of leaves, all operations of its batch.
         self._batches: dict[Node, list[Node]] = {}
         if batches.batches_on(device):
-            self._choose_batches()
+            for batch in batches.batches_of(
+                self._nodes, self._has_list_form, self._case_in_batch
+            ):
+                self._batches.update(dict.fromkeys(batch, batch))
         self._memory = MemoryPlan(recording.graph, self._has_form_in_place, self._needs)
         self._operands = self._memory.operand
 
@@ -199,12 +202,6 @@ class _Writer:
             and node not in self._batches
             and self._has_list_form(node)
         )
-
-    def _choose_batches(self) -> None:
-        for batch in batches.batches_of(
-            self._nodes, self._has_list_form, self._case_in_batch
-        ):
-            self._batches.update(dict.fromkeys(batch, batch))
 
     def _case_in_batch(self, node: Node) -> Case | None:
         """Return the case of an operation; None for those that batches exclude."""
@@ -431,7 +428,9 @@ class _Writer:
             return None
         name = OF_NUMBER[node.target]
         is_tensor = isinstance(second, Node) and not self._on_host
-        if (is_tensor and name not in ON_TENSORS) or not _keeps_dtype(node, first):
+        if is_tensor and name not in ON_TENSORS:
+            return None
+        if node.meta["val"].dtype != first.meta["val"].dtype:  # type: ignore[union-attr]
             return None
         return name, (first, second), {}
 
@@ -585,11 +584,6 @@ def _fills(node: Node) -> bool:
         and is_list(slot)
         and number.meta["val"].dtype == slot.meta["val"].dtype  # type: ignore[union-attr]
     )
-
-
-def _keeps_dtype(node: Node, operand: Any) -> bool:
-    """Whether a result has the operand's dtype, as in operations with a Python scalar of the same kind."""
-    return node.meta["val"].dtype == operand.meta["val"].dtype
 
 
 def _cloned(text: str, cases: Sequence[Case]) -> str:

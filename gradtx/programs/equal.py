@@ -27,27 +27,19 @@ def slots_from_numbers(recording: Recording) -> list[int]:
 
     Leaves with equal values of these arguments have equal values after every step.
     """
-    candidates = set(filter(_may_be_number, recording.leaves))
+    candidates: set[Node] = set()
+    for node in recording.leaves:
+        value: Tensor = node.meta["val"]
+        if value.ndim == 0 and value.dtype in EXACT:
+            candidates.add(node)
     while True:
-        varying = _varying(recording, candidates)
-        remaining = {node for node in candidates if _is_written_without(node, varying)}
+        others = [node for node in recording.leaves if node not in candidates]
+        varying = following(recording.graph, others)
+        remaining: set[Node] = set()
+        for node in candidates:
+            writes = writers(node)
+            if writes and varying.isdisjoint(writes):
+                remaining.add(node)
         if remaining == candidates:
             return [i for i, node in enumerate(recording.leaves) if node in candidates]
         candidates = remaining
-
-
-def _may_be_number(argument: Node) -> bool:
-    value: Tensor = argument.meta["val"]
-    return value.ndim == 0 and value.dtype in EXACT
-
-
-def _varying(recording: Recording, candidates: set[Node]) -> set[Node]:
-    """Return the nodes whose values may differ between leaves with equal candidates."""
-    others = [node for node in recording.leaves if node not in candidates]
-    return following(recording.graph, others)
-
-
-def _is_written_without(argument: Node, varying: set[Node]) -> bool:
-    """Whether an argument is written, and its new value is equal for all leaves."""
-    writes = writers(argument)
-    return bool(writes) and varying.isdisjoint(writes)

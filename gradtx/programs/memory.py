@@ -49,8 +49,10 @@ class MemoryPlan:
         self._needs = needs
         self._at = {node: i for i, node in enumerate(self._nodes)}
         # Nodes before this one write no argument, so that nothing has changed if they raise an exception.
-        failing = [self._at[node] for node in self._nodes if _may_fail(node)]
-        self._first_write = max(failing, default=0)
+        self._first_write = 0
+        for node in self._nodes:
+            if node.target in FAILING or node.meta.get("opaque", False):
+                self._first_write = self._at[node]
         self._roots: dict[Node, dict[Node, Case]] = {}
         self.last_use: dict[Node, int] = {}
         self.operand: dict[Node, Node] = {}
@@ -186,7 +188,8 @@ class MemoryPlan:
             or not self._has_form_in_place(node)
         ):
             return []
-        count = 2 if node.target in COMMUTES or _adds_plainly(node) else 1
+        adds_plainly = node.target is aten.add.Tensor and not node.kwargs
+        count = 2 if node.target in COMMUTES or adds_plainly else 1
         candidates: list[Node] = []
         for operand in node.args[:count]:
             if (
@@ -227,10 +230,6 @@ class MemoryPlan:
                         )
 
 
-def _may_fail(node: Node) -> bool:
-    return node.target in FAILING or node.meta.get("opaque", False)
-
-
 def _only_writes(node: Node, argument: Node) -> bool:
     """Whether a node writes an argument without reading it."""
     return (
@@ -238,10 +237,6 @@ def _only_writes(node: Node, argument: Node) -> bool:
         and node.args[0] is argument
         and node.args[1] is not argument
     )
-
-
-def _adds_plainly(node: Node) -> bool:
-    return node.target is aten.add.Tensor and not node.kwargs
 
 
 def _have_one_layout(node: Node, operand: Any) -> bool:

@@ -6,7 +6,7 @@ other branch are then skipped, and a branch may write its result directly into t
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Set
+from collections.abc import Set
 from typing import Any
 
 import torch
@@ -100,20 +100,15 @@ def is_selection(node: Node) -> bool:
     lists = [operand for operand in operands if is_list(operand)]
     if not lists or not same_meta(node, *lists):  # type: ignore[arg-type]
         return False
-    if len(lists) < len(operands) and not _fills_with_scalar(node):
+    # One may be a scalar, with which a list is filled that has the shape of an argument.
+    can_fill = any(map(is_number, operands)) and argument_like(node) is not None
+    if len(lists) < len(operands) and not can_fill:
         return False
     for user in node.users:
         is_copy = user.target is aten.copy_.default
-        if is_copy and not _may_be_written(operands, user.args[0]):
+        if is_copy and not all(_is_unchanged(x, user.args[0]) for x in operands):
             return False
     return not _is_read_after_writing(node, arguments_of(*lists))
-
-
-def _fills_with_scalar(selection: Node) -> bool:
-    """Whether an operand of `where` is a scalar, and a leaf's argument has the shape to fill with it."""
-    if argument_like(selection) is None:
-        return False
-    return any(map(is_number, selection.args[1:]))
 
 
 def _is_read_after_writing(node: Node, arguments: Set[Node]) -> bool:
@@ -136,11 +131,6 @@ def _is_read_after_writing(node: Node, arguments: Set[Node]) -> bool:
         if is_writing and later.args[0] in arguments:
             writings.append(case)
     return False
-
-
-def _may_be_written(operands: Sequence[Any], argument: Any) -> bool:
-    """Whether either operand of a selection may be written into an argument."""
-    return all(_is_unchanged(operand, argument) for operand in operands)
 
 
 def _is_unchanged(operand: Any, argument: Any) -> bool:

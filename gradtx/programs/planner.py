@@ -92,8 +92,7 @@ def probes(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
         ):  # perhaps the real and imaginary parts of complex numbers
             probe = (*probe[:-1], 2)
         if probe:
-            yield [_resized(tensor, shape, probe) for tensor in tensors]
-
-
-def _resized(tensor: Tensor, shape: torch.Size, probe: Sequence[int]) -> Tensor:
-    return tensor.new_empty(probe) if tensor.shape == shape else tensor
+            yield [
+                tensor.new_empty(probe) if tensor.shape == shape else tensor
+                for tensor in tensors
+            ]

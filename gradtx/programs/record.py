@@ -293,7 +293,8 @@ class _Recorder:
             return result
         node = self._node_for(operator, traits.name, args, kwargs)
         if traits.writes:
-            self._check_written(args[0], operator)
+            if not self.may_write or id(args[0]) not in self._arguments:
+                raise _write_error(operator)
             node.meta["val"] = result
         else:
             self._name(result, node)
@@ -358,10 +359,6 @@ class _Recorder:
             raise UnrecordableError("the rule creates a tensor from Python numbers")
         self._name(tensor, add_constant(self.graph, tensor))
         return tensor
-
-    def _check_written(self, target: Any, operator: Any) -> None:
-        if not self.may_write or id(target) not in self._arguments:
-            raise _write_error(operator)
 
     def _recorded(self, value: Any) -> Any:
         """Return the arguments of an operation with nodes in place of tensors."""
@@ -499,16 +496,15 @@ def _plain_shape(operator: Any, args: Any) -> Sequence[int] | None:
 
 def _of_single_entries(operator: Any, args: Any, kwargs: Any) -> Tensor:
     """Return the result of an operation on tensors with a single entry, on the CPU."""
-    entries = map_aggregate(args, _single_entry)
+
+    def single_entry(value: Any) -> Any:
+        return _ones(value.dtype, value.ndim) if isinstance(value, Tensor) else value
+
+    entries = map_aggregate(args, single_entry)
     options = {
         name: CPU if name == "device" else value for name, value in kwargs.items()
     }
     return operator(*entries, **options)  # type: ignore[misc]
-
-
-def _single_entry(value: Any) -> Any:
-    """Replace a tensor by one with a single entry."""
-    return _ones(value.dtype, value.ndim) if isinstance(value, Tensor) else value
 
 
 @functools.cache

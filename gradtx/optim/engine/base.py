@@ -198,7 +198,9 @@ class Engine:
         assert layout is not None
         if shares:
             raise RefusedError("it shares memory with another parameter")
-        if not _has_usable_gradient(param, leaf):
+        gradient = param.grad
+        has_gradient = gradient is not None and gradient.shape == param.shape
+        if not has_gradient or FROZEN in leaf.program:
             raise RefusedError("it has no gradient of matching shape, or it is frozen")
         flat = _is_flat(member, leaf)
         if is_sharded(param):
@@ -225,7 +227,8 @@ class Engine:
         return LeafKind(
             flat=flat,
             written=written,
-            read=tuple(map(_traits_of_read, read)),
+            # Sizes are those of the parameter.
+            read=tuple((tensor.dtype.to_real(), tensor.device) for tensor in read),
             by_leaf=tuple(by_leaf),
             choices=tuple(sorted(member.choices.items())),
             layout=layout.label,
@@ -295,15 +298,6 @@ def shared_programs(
     return {} if skeleton is None else cache.of((skeleton, *options))
 
 
-def _has_usable_gradient(param: Tensor, leaf: Leaf) -> bool:
-    """Whether a leaf is updated by a gradient of its shape."""
-    return (
-        param.grad is not None
-        and param.grad.shape == param.shape
-        and FROZEN not in leaf.program
-    )
-
-
 def _sums_over_shards(operation: Operation) -> bool:
     """Whether an operation sums entries of a leaf, for this step or the next."""
     if isinstance(operation, OwnedRegion):  # its sums are those of the whole leaf
@@ -354,8 +348,3 @@ def _aliases(member: Member, flat: bool) -> list[Tensor]:
     if any(map(Tensor.is_inference, written)) and not torch.is_inference_mode_enabled():
         raise OddTensorError
     return tensors
-
-
-def _traits_of_read(tensor: Tensor) -> tuple[Any, ...]:
-    """Return the dtype and device; sizes are those of the parameter."""
-    return tensor.dtype.to_real(), tensor.device

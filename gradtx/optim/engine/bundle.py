@@ -70,8 +70,10 @@ class Bundle(ProgramBundle):
         self._params = [member.param for member in members]
         self._read_per_leaf = 1 + len(signature.by_leaf)
         self._per_leaf = 2 + len(signature.slots) + self._read_per_leaf
+        # Whether the flat aliases of the parameters are views.
         self._has_usual_params = flat and all(
-            _is_usual(member.param) for member in members
+            type(param) in PLAIN and param.is_contiguous() and not param.is_complex()
+            for param in self._params
         )
         # Whether this was true of the gradients for which the bundle was planned; see `_have_usual_gradients`.
         self._was_planned_for_usual = False
@@ -260,8 +262,3 @@ def _is_usual_gradient(gradient: Any) -> bool:
         and gradient.is_contiguous()
         and holds_its_values(gradient)
     )
-
-
-def _is_usual(tensor: Tensor) -> bool:
-    """Whether the flat alias of a tensor is a view."""
-    return type(tensor) in PLAIN and tensor.is_contiguous() and not tensor.is_complex()

@@ -248,16 +248,14 @@ def _chunks_of(
         part = part_of(member, signature.placed) if splits else None
         if part is None:
             pieces.append((member, None))
-            sizes.append(max(size, *_sizes_of_slots(member, signature)))
+            for key in signature.slots_by_leaf:
+                size = max(size, entries_of(member.state[key]))
+            sizes.append(size)
             continue
         for start in range(0, size, part):
             pieces.append((member, slice(start, min(start + part, size))))
             sizes.append(limit + 1)  # a chunk of its own
     return [Chunk(pieces[chunk], signature) for chunk in chunks(sizes, limit)]
-
-
-def _sizes_of_slots(member: Member, signature: Signature) -> list[int]:
-    return [0, *(entries_of(member.state[key]) for key in signature.slots_by_leaf)]
 
 
 _SHARED = SharedPrograms()

@@ -7,10 +7,10 @@ values have to be stored. All phases but the last compute only their sums.
 
 from __future__ import annotations
 
-import collections
 import functools
 import itertools
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, TypeAlias, cast
 
@@ -168,7 +168,7 @@ class BundleFunction:
 
     def __call__(self, arguments: list[Tensor], known: Names) -> PhaseResult:
         """Run up to the first sum whose total is not an argument; `known` contains the names of the totals that are."""
-        arguments_left = collections.deque(arguments)
+        arguments_left = deque(arguments)
         run = TracedRun(self.signature, arguments[-1].device)
         leaves = self._leaves(run, arguments_left, known)
         memory_of_arguments = self._memory_of(leaves)
@@ -176,13 +176,10 @@ class BundleFunction:
             execute(leaves, _ignore)
         except AwaitedSumError as awaited:
             return awaited.result()
-        late_terms = _late_terms(run)
+        late_sums = run.late_sums
+        run.late_sums = {}  # the step completes these sums
         run.end()
-        outputs: dict[Any, Tensor] = {
-            **self._new_shared(run),
-            **self._new_equal(leaves),
-            **late_terms,
-        }
+        outputs = self._outputs(run, leaves, late_sums)
         write = functools.partial(self._write, run, leaves, memory_of_arguments)
         return PhaseResult(list(outputs.values()), tuple(outputs), None, write)
 
@@ -196,36 +193,27 @@ class BundleFunction:
         return memory
 
     def _leaves(
-        self,
-        run: TracedRun,
-        arguments_left: collections.deque[Tensor],
-        known: Names,
+        self, run: TracedRun, arguments_left: deque[Tensor], known: Names
     ) -> list[Leaf]:
         """Create leaves from the arguments, with their programs."""
-        signature = self.signature
-        step = arguments_left.popleft()
-        count = arguments_left.popleft()
+        signature, take = self.signature, arguments_left.popleft
+        step, count = take(), take()
         unscale = None
         if signature.scaled:
-            inverse = arguments_left.popleft()
-            proceed = arguments_left.popleft()
-            unscale = unscaling(run, Scaling(inverse, proceed))
-        numbers = [arguments_left.popleft() for _ in range(signature.numbers)]
-        chain = self._make_chain(numbers)
+            unscale = unscaling(run, Scaling(inverse=take(), proceed=take()))
+        chain = self._make_chain([take() for _ in range(signature.numbers)])
         for path, name in signature.shared:
-            run.old.setdefault(path, {})[name] = arguments_left.popleft()
-        run.equal = _next_by_name(signature.equal, arguments_left)
-        scalars: dict[str, Any] = {}
-        scalars.update(_next_by_name(signature.scalars, arguments_left))
+            run.old.setdefault(path, {})[name] = take()
+        run.equal = {key: take() for key in signature.equal}
+        scalars: dict[str, Any] = {name: take() for name in signature.scalars}
         scalars.update(dict.fromkeys(signature.absent))
         for names in known:
-            run.totals.append(_next_by_name(names, arguments_left))
+            run.totals.append({name: take() for name in names})
         block = Block.of(chain, run, count, unscale)
-        clock = run.clock = Clock(step)
+        run.clock = Clock(step)
         leaves: list[Leaf] = []
         while arguments_left:
-            name = str(len(leaves))
-            leaf = self._leaf(run, name, clock, scalars, arguments_left)
+            leaf = self._leaf(run, str(len(leaves)), scalars, take)
             leaf.program = block.for_leaf(leaf)
             if signature.has_owners:
                 leaf.program = regions_of(leaf.program)
@@ -236,44 +224,45 @@ class BundleFunction:
         self,
         run: TracedRun,
         name: str,
-        clock: Clock,
         scalars: dict[str, Any],
-        arguments_left: collections.deque[Tensor],
+        take: Callable[[], Tensor],
     ) -> Leaf:
         """Create a leaf from its arguments, the next ones."""
         signature = self.signature
+        assert run.clock is not None
         if signature.padded:
-            run.real[name] = arguments_left.popleft()
-        param = arguments_left.popleft()
-        state = _next_by_name(signature.slots_by_leaf, arguments_left)
-        state.update(run.equal)
-        gradient = arguments_left.popleft()
-        leaf = Leaf(run, name, gradient, param, scalars, clock)
+            run.real[name] = take()
+        param = take()
+        state = {key: take() for key in signature.slots_by_leaf}
+        leaf = Leaf(run, name, take(), param, dict(scalars), run.clock)
         leaf.layout = signature.layout
-        leaf.state = state
-        leaf.extras = dict(scalars)
+        leaf.state = {**state, **run.equal}
         for extra in signature.by_leaf:
-            leaf.extras[extra] = arguments_left.popleft().to(leaf.compute_dtype)
+            leaf.extras[extra] = take().to(leaf.compute_dtype)
         if signature.placed:
-            leaf.first_entry = arguments_left.popleft()
+            leaf.first_entry = take()
         return leaf
 
-    def _new_shared(self, run: TracedRun) -> dict[tuple[Path, str], Tensor]:
-        """Return new shared values, in memory that no argument shares."""
-        shared: dict[tuple[Path, str], Tensor] = {}
+    def _outputs(
+        self,
+        run: TracedRun,
+        leaves: list[Leaf],
+        late_sums: dict[tuple[Path, str], LateTerm],
+    ) -> dict[Any, Tensor]:
+        """Return new shared values and slots that are equal in all leaves, and the leaves' terms of late sums."""
+        outputs: dict[Any, Tensor] = {}
         for path, values in run.new_shared.items():
             for name, value in values.items():
                 if (path, name) in self.signature.shared:
-                    shared[path, name] = value.clone()
-        return shared
-
-    def _new_equal(self, leaves: list[Leaf]) -> dict[EqualSlot, Tensor]:
-        """Return the new values of the slots that are equal in all leaves."""
-        equal: dict[EqualSlot, Tensor] = {}
+                    outputs[path, name] = value
         for key, value in _slots_by_key(leaves[0]):
             if key in self.signature.equal:
-                equal[EqualSlot(key)] = value.clone()
-        return equal
+                outputs[EqualSlot(key)] = value
+        for name, place in late_sums.items():
+            for leaf, term in run.late_terms[name].items():
+                outputs[place._replace(leaf=leaf)] = term
+        # In memory that no argument shares.
+        return {name: value.clone() for name, value in outputs.items()}
 
     def _write(self, run: TracedRun, leaves: list[Leaf], taken: set[Any]) -> None:
         """Write new slots and parameters in place, after all of them have been computed.
@@ -307,25 +296,8 @@ def _slots_by_key(leaf: Leaf) -> Iterator[tuple[str, Tensor]]:
             yield keys[slot], value
 
 
-def _next_by_name(
-    names: Collection[str], arguments_left: collections.deque[Tensor]
-) -> dict[str, Tensor]:
-    """Take one argument for each name."""
-    return {name: arguments_left.popleft() for name in names}
-
-
 def _ignore(leaf: Leaf) -> None:
     """Do nothing with a finished leaf: results are written when all leaves have finished."""
-
-
-def _late_terms(run: TracedRun) -> dict[LateTerm, Tensor]:
-    """Return the leaves' terms of the sums that this step does not read, and which the step completes."""
-    late_terms: dict[LateTerm, Tensor] = {}
-    for name, place in run.late_sums.items():
-        for leaf, term in run.late_terms[name].items():
-            late_terms[place._replace(leaf=leaf)] = term.clone()
-    run.late_sums.clear()
-    return late_terms
 
 
 class TracedPhase(Phase):
