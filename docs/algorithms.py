@@ -18,7 +18,7 @@ from gradtx.optim.classes import CLASSES
 PAGE = Path(__file__).with_suffix(".md")
 
 HISTORY = 10  # the default of L-BFGS
-RANK = 128  # the default of the low-rank methods
+RANK = 8  # of the low-rank methods; their default of 128 is larger than the sample
 # Distinct, so that the size of a slot identifies its shape; one block for Shampoo.
 ROWS, COLUMNS, ENTRIES = 48, 40, 29
 MATRIX = {
@@ -90,7 +90,7 @@ def paper(factory: Any) -> str:
         r"Source: (.*?)(?:\n\n|\Z)", inspect.getdoc(factory) or "", re.DOTALL
     )
     text = " ".join(found[1].split()) if found else ""
-    text = re.split(r"(?<!et al)\.(?= [A-Z(]|$)", text)[0]
+    text = re.split(r"(?<!et al)(?<!\b[A-Z])\.(?= [A-Z(]|$)", text)[0]
     text = re.split(r"; [^;:]*: ", text)[0]
     return re.sub(
         r"([A-Z][\w. -]*? \d{4}), arXiv:(\d{4}\.\d{4,5})",
@@ -103,8 +103,10 @@ def paper(factory: Any) -> str:
 
 
 def required(factory: Any) -> dict[str, Any]:
-    """Return example values for the arguments without a default."""
-    return factory.spec.arguments.sample()
+    """Return values for the arguments without a default, and a rank that fits the sample."""
+    given = factory.spec.arguments.sample()
+    rank = factory.spec.arguments.by_name.get("rank")
+    return {**given, "rank": RANK} if rank is not None and rank.kind == "int" else given
 
 
 def arguments(factory: Any) -> list[Any]:

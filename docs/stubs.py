@@ -18,7 +18,7 @@ from typing import Any
 import algorithms
 
 import gradtx
-from gradtx import schedules
+from gradtx import arguments, schedules
 from gradtx.optim.classes import CLASSES
 from gradtx.schedules._factory import common_words
 
@@ -43,7 +43,7 @@ IMPORTS = {
     "Where": "from gradtx.base.selectors import Where\n",
     **{
         name: f"from gradtx.arguments import {name}\n"
-        for name in sorted(set(gradtx.arguments.__all__) - {"is_off"})
+        for name in sorted(set(arguments.__all__) - {"is_off"})
     },
     "StateDtype": "from gradtx.state.storage import StateDtype\n",
     "GradientTransformation": "from gradtx.transform import GradientTransformation\n",

@@ -5,7 +5,17 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, ParamSpec, Protocol, TypeAlias, TypedDict, cast, overload
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Literal,
+    ParamSpec,
+    Protocol,
+    TypeAlias,
+    TypedDict,
+    cast,
+    overload,
+)
 
 import torch
 from torch import Tensor
@@ -24,6 +34,9 @@ from gradtx.execution.runs import Passed, Place, Scope
 from gradtx.execution.tree_rule import Functions, TreeOperation
 from gradtx.state.storage import StateDtype, Storage
 from gradtx.transform import Branches, Chain, GradientTransformation, same
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack  # in typing from Python 3.11
 
 __all__ = ["alias", "combinator", "per_tensor", "whole_tree"]
 
@@ -57,30 +70,40 @@ Dims: TypeAlias = int | tuple[int, float] | None
 REAL_EXTRAS = frozenset(("hessian_diag", "grad_fn", "value_fn"))
 
 
-class Options(TypedDict, total=False):
-    """The options of the decorators, documented in `per_tensor` etc.; functions receive a call's arguments."""
+class TreeOptions(TypedDict, total=False):
+    """The options of `whole_tree`."""
 
-    elementwise: bool | Callable[[Bound], bool]
-    takes_complex: bool | Callable[[Bound], bool] | None
     needs: tuple[str, ...] | Callable[[Bound], Iterable[str]]
     extras: Mapping[str, str]
-    check: Callable[[Bound, str, torch.Size, Mapping[str, Any]], None] | None
-    shared: Mapping[str, Any] | Callable[[Bound], Mapping[str, Any]]
-    summed: Mapping[str, Callable[[Tensor], Tensor]]
-    agree: tuple[str, ...]
-    ahead: tuple[str, ...]
-    lr_role: str | None
-    rate: str | None
+
+
+class CombinatorOptions(TreeOptions, total=False):
+    """The options of `combinator`, documented there."""
+
+    owns_lr: bool
     rounds: bool
+
+
+class Options(TreeOptions, total=False):
+    """The options of `per_tensor`, documented there; functions receive a call's arguments."""
+
+    elementwise: bool | Callable[[Bound], bool]
+    shared: Mapping[str, Any] | Callable[[Bound], Mapping[str, Any]]
     dims: Dims | Callable[[Bound], Dims]
-    compiles: bool | str | Callable[[Bound], bool | str] | None
     random: bool | Callable[[Bound], bool]
+    owns_lr: bool
+    rate: Literal["before", "after"] | None
+    agree: tuple[str, ...]
+    takes_complex: bool | Callable[[Bound], bool] | None
+    compiles: bool | str | Callable[[Bound], bool | str] | None
     whole: bool | str | Callable[[Bound], bool | tuple[str, ...]]
+    check: Callable[[Bound, str, torch.Size, Mapping[str, Any]], None] | None
+    ahead: tuple[str, ...]
+    summed: Mapping[str, Callable[[Tensor], Tensor]]
     wire: Callable[[Bound], torch.dtype | None] | None
-    class_name: str
 
 
-_DEFAULTS: Options = {
+_DEFAULTS: dict[str, Any] = {
     "elementwise": False,
     "takes_complex": None,
     "needs": (),
@@ -90,7 +113,7 @@ _DEFAULTS: Options = {
     "summed": {},
     "agree": (),
     "ahead": (),
-    "lr_role": None,
+    "owns_lr": False,
     "rate": None,
     "rounds": False,
     "dims": None,
@@ -120,7 +143,9 @@ class Spec:
 
     factory: Any
 
-    def __init__(self, kind: str, function: Callable[..., Any], options: Options):
+    def __init__(
+        self, kind: str, function: Callable[..., Any], options: Mapping[str, Any]
+    ):
         self.kind = kind
         self.function = function
         self.name = function.__name__
@@ -129,7 +154,11 @@ class Spec:
         self.arguments = Arguments(self.name, function, is_alias=kind == "alias")
         if kind == "alias" and not is_users(function):
             self.arguments.class_name = self.class_name
-        self.lr_role = self._options["lr_role"]
+        self.lr_role = None
+        if self._options["owns_lr"]:
+            self.lr_role = "owner"
+        elif self._options["rate"] == "before":
+            self.lr_role = "before owner"
         self.rounds = self._options["rounds"]
         self.follows_rate = self._options["rate"] == "after"
         self.elementwise = self._options["elementwise"]
@@ -757,7 +786,9 @@ def _documented(spec: Spec) -> str | None:
     return with_arguments(spec.function.__doc__, entries)
 
 
-def _factory(kind: str, function: Callable[..., Any], options: Options) -> Any:
+def _factory(
+    kind: str, function: Callable[..., Any], options: Mapping[str, Any]
+) -> Any:
     spec = Spec(kind, function, options)
 
     @functools.wraps(function)
@@ -782,7 +813,9 @@ def _factory(kind: str, function: Callable[..., Any], options: Options) -> Any:
 @overload
 def per_tensor(function: Callable[P, Any], /) -> Factory[P]: ...
 @overload
-def per_tensor(**options: Any) -> Callable[[Callable[P, Any]], Factory[P]]: ...
+def per_tensor(
+    **options: Unpack[Options],
+) -> Callable[[Callable[P, Any]], Factory[P]]: ...
 def per_tensor(function: Any = None, /, **options: Any) -> Any:
     """Create a transformation factory from a rule written for one tensor.
 
@@ -867,7 +900,9 @@ def per_tensor(function: Any = None, /, **options: Any) -> Any:
 @overload
 def whole_tree(function: Callable[P, Any], /) -> Factory[P]: ...
 @overload
-def whole_tree(**options: Any) -> Callable[[Callable[P, Any]], Factory[P]]: ...
+def whole_tree(
+    **options: Unpack[TreeOptions],
+) -> Callable[[Callable[P, Any]], Factory[P]]: ...
 def whole_tree(function: Any = None, /, **options: Any) -> Any:
     """Create a transformation factory from functions of whole trees, for methods that sums over leaves cannot express.
 
@@ -881,7 +916,7 @@ def whole_tree(function: Any = None, /, **options: Any) -> Any:
 @overload
 def alias(function: Callable[P, Any], /) -> Alias[P]: ...
 @overload
-def alias(**options: Any) -> Callable[[Callable[P, Any]], Alias[P]]: ...
+def alias(*, class_name: str = ...) -> Callable[[Callable[P, Any]], Alias[P]]: ...
 def alias(function: Any = None, /, **options: Any) -> Any:
     """Create a named optimizer from a function that returns a chain.
 
@@ -903,7 +938,9 @@ def alias(function: Any = None, /, **options: Any) -> Any:
 @overload
 def combinator(function: Callable[P, Any], /) -> Factory[P]: ...
 @overload
-def combinator(**options: Any) -> Callable[[Callable[P, Any]], Factory[P]]: ...
+def combinator(
+    **options: Unpack[CombinatorOptions],
+) -> Callable[[Callable[P, Any]], Factory[P]]: ...
 def combinator(function: Any = None, /, **options: Any) -> Any:
     """Create a combinator: a factory with transformations among its arguments, whose function returns a `Frame`.
 
@@ -946,34 +983,28 @@ REPLACED_OPTIONS = {
     "static": "annotate the argument: gradtx.Static[int]",
     "any_length": "annotate the argument: gradtx.AnyLength[gradtx.Decays]",
 }
-_OPTIONS = {
-    "rule": "elementwise takes_complex needs extras check shared agree ahead owns_lr rate dims compiles"
-    " random summed whole wire",
-    "tree": "needs extras",
-    "alias": "class_name",
-    "combinator": "needs extras owns_lr rounds",
+_OPTIONS: dict[str, Iterable[str]] = {
+    "rule": Options.__annotations__,
+    "tree": TreeOptions.__annotations__,
+    "alias": ("class_name",),
+    "combinator": CombinatorOptions.__annotations__,
 }
 
 
 def _decorated(
     name: str, kind: str, function: Callable[..., Any] | None, options: dict[str, Any]
 ) -> Any:
-    known = _OPTIONS[kind].split()
+    known = sorted(_OPTIONS[kind])
     for option in options:
         if option not in known:
             remedy = REPLACED_OPTIONS.get(option) or nearest(option, known)
             raise TypeError(f"{name}: unknown option {option!r}; {remedy}")
-    if options.pop("owns_lr", False):
-        options["lr_role"] = "owner"
-    if options.get("rate") == "before":
-        options["lr_role"] = "before owner"
-    declared = cast("Options", options)
 
     def decorate(function: Callable[..., Any]) -> Any:
         if not hasattr(function, "__name__"):
             raise TypeError(
                 f"{name}: needs a function that returns the {kind}, got {describe(function)}"
             )
-        return _factory(kind, function, declared)
+        return _factory(kind, function, options)
 
     return decorate if function is None else decorate(function)

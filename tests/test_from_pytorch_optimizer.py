@@ -85,8 +85,10 @@ def test_every_class_of_pytorch_optimizer_is_on_the_page():
     absent = re.search(r"^Not here: (.*)\.$", TABLE, re.MULTILINE)[1].split(", ")
     of_torch = {name for name, cls in PUBLISHED.items() if cls is getattr(torch.optim, name, None)}
     assert len(SCHEDULERS) == 13
-    assert {*ROWS, *absent} | of_torch == set(PUBLISHED)
+    elsewhere = dict(re.findall(r"(\w+) \(`(\w+)", re.search(r"^Here in another form: (.*)$", TABLE, re.MULTILINE)[1]))
+    assert {*ROWS, *absent, *elsewhere} | of_torch == set(PUBLISHED)
     assert not set(ROWS) & set(absent)
+    assert all(hasattr(gradtx, form) for form in elsewhere.values())
 
 
 @pytest.mark.filterwarnings("ignore")  # of their optimizers, and names of options that are translated

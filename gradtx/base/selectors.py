@@ -98,7 +98,7 @@ class Selector:
         self,
         owner: str,
         labels: tuple[Any, ...],
-        wheres: tuple[Patterns | Predicate, ...] | Predicate,
+        wheres: tuple[Patterns | Predicate, ...] | Predicate | LabelTree,
         branches: tuple[str, ...] | None = None,
     ):
         self.owner = owner

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -109,36 +110,49 @@ def _above_zero(x: Tensor) -> Tensor:
 # PSGD Kron.
 
 
-class Annealed:
-    """Table of the steps at which annealed updates are due: every step at first, eventually every 34th."""
+class Annealed(NamedTuple):
+    """The steps at which annealed updates are due: every step at first, finally every `PERIOD` steps.
 
-    def __init__(self) -> None:
-        self._counts = [0]  # steps since the last update, after each step
-        self._updates = [0]  # total number of updates, after each step
+    Attributes:
+        since: The number of steps since the last update, after each step.
+        updates: The number of updates up to each step.
+    """
+
+    since: list[int]
+    updates: list[int]
 
     def is_due(self, step: int) -> bool:
-        while len(self._counts) <= step:
-            count = self._counts[-1] + 1
-            due = count >= 1 / annealed_probability(float(len(self._counts)))
-            self._counts.append(0 if due else count)
-            self._updates.append(self._updates[-1] + due)
-        return self._counts[step] == 0
+        late = step - (len(self.since) - 1)
+        return self.since[step] == 0 if late <= 0 else late % PERIOD == 0
 
-    def updates(self, step: int) -> int:
+    def number(self, step: int) -> int:
         """Return the number of updates up to a step."""
-        self.is_due(step)
-        return self._updates[step]
+        late = step - (len(self.updates) - 1)
+        return self.updates[step] if late <= 0 else self.updates[-1] + late // PERIOD
 
 
-ANNEALED = Annealed()
+@functools.cache
+def annealed_steps() -> Annealed:
+    """Return the counts up to the step from which the period is constant."""
+    since, updates = [0], [0]
+    while annealed_probability(float(len(since))) > LEAST or since[-1]:
+        count = since[-1] + 1
+        due = count >= 1 / annealed_probability(float(len(since)))
+        since.append(0 if due else count)
+        updates.append(updates[-1] + due)
+    return Annealed(since, updates)
+
+
+LEAST = 0.03  # the fraction of steps with an update in the end
+PERIOD = math.ceil(1 / LEAST)
 
 
 def annealed_probability(step: Any) -> Any:
     """Return the fraction of steps with an update, decreasing from step 500 on; a number or tensor, as `step`."""
     exponent = -0.001 * (step - 1 - 500)
     if isinstance(step, Tensor):
-        return exponent.exp().clamp(0.03, 1.0)
-    return max(0.03, min(1.0, math.exp(exponent)))
+        return exponent.exp().clamp(LEAST, 1.0)
+    return max(LEAST, min(1.0, math.exp(exponent)))
 
 
 # A named tuple, because dynamo cannot trace a closure over a dataclass.
@@ -397,10 +411,10 @@ def _annealed(state: Any, ctx: Any) -> tuple[Any, Any, dict[str, Tensor]]:
     update_count = state["updates"] + due.to(torch.int64)
 
     def is_due(step):
-        return ANNEALED.is_due(step) if isinstance(step, int) else due
+        return annealed_steps().is_due(step) if isinstance(step, int) else due
 
     def updates(step):
-        return ANNEALED.updates(step) if isinstance(step, int) else update_count
+        return annealed_steps().number(step) if isinstance(step, int) else update_count
 
     counts = {"since_update": torch.where(due, 0, count), "updates": update_count}
     return is_due, updates, counts

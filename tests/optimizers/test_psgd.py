@@ -138,22 +138,24 @@ def test_the_expected_terms_are_the_mean_of_random_ones():
 
 def test_annealed_updates_are_due_at_every_step_at_first_and_later_rarely():
     counts, count = [], 0
-    for t in range(1, 5001):
+    for t in range(1, 9001):
         count += 1
         due = count >= 1 / max(0.03, min(1.0, math.exp(-0.001 * (t - 501))))
         count = 0 if due else count
         counts.append(due)
-    table = psgd.Annealed()
-    assert [table.is_due(t) for t in range(1, 5001)] == counts
+    table = psgd.annealed_steps()
+    assert [table.is_due(t) for t in range(1, 9001)] == counts
     assert all(counts[:501])
     assert sum(counts[-340:]) == 10
-    assert table.updates(5000) == sum(counts)
+    assert table.number(9000) == sum(counts)
 
 
 @pytest.mark.slow
 def test_annealed_steps_of_the_optimizer_are_those_of_the_pure_functions(monkeypatch, forget_programs):
     monkeypatch.setattr(psgd, "annealed_probability", lambda step: 0.4 + 0 * step)
-    monkeypatch.setattr(psgd, "ANNEALED", psgd.Annealed())
+    monkeypatch.setattr(psgd, "LEAST", 0.4)
+    monkeypatch.setattr(psgd, "PERIOD", 3)
+    monkeypatch.setattr(psgd, "annealed_steps", psgd.annealed_steps.__wrapped__)
     forget_programs()  # no later test may get one with this probability
     agree_in_both_ways(gradtx.psgd_kron(lr=0.1, balance_every=2))
 
