@@ -113,7 +113,8 @@ class Engine:
             key = member.group, member.count, id(shared)
             if key not in numbers:
                 numbers[key] = _numbers(member, bundle.signature, step_input)
-            self._begin_bundle(bundle, numbers[key], step_input)
+            bundle.begin(step_input.run, numbers[key], step_input.on_host)
+            self._begin_bundle(bundle, step_input)
 
     def _give_up(self, error: BaseException, level: int) -> None:
         self.failed = True
@@ -134,10 +135,8 @@ class Engine:
         """Whether the values of slots are as a plan assumes."""
         return True
 
-    def _begin_bundle(
-        self, bundle: Any, numbers: list[Any], step_input: StepInput
-    ) -> None:
-        """Pass a bundle its arguments for this step."""
+    def _begin_bundle(self, bundle: Any, step_input: StepInput) -> None:
+        """Pass a bundle the arguments of its leaves for this step."""
         raise NotImplementedError
 
     def _bundled(self, family: Family) -> list[Any]:

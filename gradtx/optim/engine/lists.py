@@ -283,10 +283,7 @@ class ListEngine(Engine):
         bundles: list[Any] = plan.bundles
         return all(bundle.slots_are_still_equal() for bundle in bundles)
 
-    def _begin_bundle(
-        self, bundle: Any, numbers: list[Any], step_input: StepInput
-    ) -> None:
-        bundle.begin(step_input.run, numbers, step_input.on_host)
+    def _begin_bundle(self, bundle: Any, step_input: StepInput) -> None:
         bundle.read_from(step_input.trees, step_input.consumes)
         if bundle.signature.has_owners:
             bundle.set_leaves(step_input.leaves_of(bundle.members))
