@@ -25,7 +25,6 @@ from gradtx.optim.engine.base import (
     Engine,
     RefusedError,
     UnsuitableError,
-    shared_programs,
     slots_are_shaped_as,
 )
 from gradtx.optim.engine.bundle import Bundle, Prepared
@@ -251,9 +250,8 @@ class CompiledEngine(Engine):
         """Return the programs of this structure."""
         if self._programs is None:
             options = repr(sorted(self._options.items()))
-            self._programs = shared_programs(
-                _SHARED, family.step_input.views[0].tx, self._backend, options
-            )
+            tx = family.step_input.views[0].tx
+            self._programs = _SHARED.of_chain(tx, self._backend, options)
         return self._programs.setdefault(family.key, Similar())
 
     def _compiled(

@@ -26,7 +26,6 @@ from gradtx.optim.engine.base import (
     READS_SHAPE,
     SUM_OVER_SHARDS,
     Engine,
-    shared_programs,
 )
 from gradtx.optim.engine.family import Family, Pairs, first_entries
 from gradtx.optim.engine.plan import Plan
@@ -416,7 +415,7 @@ class ListEngine(Engine):
 
     def _programs_of(self, family: Family) -> dict[Any, Any]:
         if self._programs is None:
-            self._programs = shared_programs(_SHARED, family.step_input.views[0].tx)
+            self._programs = _SHARED.of_chain(family.step_input.views[0].tx)
         return self._programs
 
 
