@@ -6,6 +6,9 @@ import collections
 import threading
 from typing import Any
 
+from gradtx.arguments import varies
+from gradtx.base.forward import Transformation
+
 MOST = 128  # the number of structures whose programs are cached
 
 
@@ -17,6 +20,15 @@ class SharedPrograms:
             collections.OrderedDict()
         )
         self._lock = threading.RLock()
+
+    def of_chain(self, tx: Transformation, *options: Any) -> dict[Any, Any]:
+        """Return the programs of a chain, shared by users with equal options whose chains differ only in scalars."""
+        skeleton = tx._skeleton()
+        for entry in tx._entries():
+            # A shared program would keep a tensor, or the objects that a schedule refers to, alive.
+            if varies(entry.value):
+                return {}
+        return {} if skeleton is None else self.of((skeleton, *options))
 
     def of(self, skeleton: Any) -> dict[Any, Any]:
         """Return the programs of a structure, to which the caller may add."""

@@ -39,15 +39,16 @@ def same_meta(*nodes: Any) -> bool:
     return True
 
 
+def same_layout(x: Any, y: Any) -> bool:
+    """Whether a leaf's values of two nodes also have the same order in memory."""
+    return same_meta(x, y) and x.meta["val"].stride() == y.meta["val"].stride()
+
+
 def argument_like(node: Node) -> Node | None:
     """Return an argument of a leaf with the shape, dtype and layout of a node, if there is one."""
     for argument in node.graph.nodes:
-        is_alike = (
-            argument.op == "placeholder"
-            and is_list(argument)
-            and same_meta(node, argument)
-        )
-        if is_alike and argument.meta["val"].stride() == node.meta["val"].stride():
+        is_argument = argument.op == "placeholder" and is_list(argument)
+        if is_argument and same_layout(node, argument):
             return argument
     return None
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.fx import Graph, Node
 
-from gradtx.programs.contract import is_list, same_meta
+from gradtx.programs.contract import is_list, same_layout, same_meta
 from gradtx.programs.needs import (
     ALWAYS,
     Case,
@@ -170,15 +170,11 @@ class MemoryPlan:
 
     def _reuse(self, node: Node) -> None:
         """Write into a temporary if this operation is the last to read it."""
-        for operand in self._candidates(node):
-            dies = (
-                self.last_use[operand] == self._at[node]
-                if operand in self.last_use
-                else False
-            )
-            if self._owns_memory(operand) and dies and operand.op == "call_function":
-                self.operand[node] = operand
-                return
+        candidates = self._candidates(node)
+        temporaries = [item for item in candidates if item.op == "call_function"]
+        operand = self._last_read_by(node, temporaries)
+        if operand is not None:
+            self.operand[node] = operand
 
     def _candidates(self, node: Node) -> list[Node]:
         """Return the operands that a node may write into."""
@@ -192,11 +188,8 @@ class MemoryPlan:
         count = 2 if node.target in COMMUTES or adds_plainly else 1
         candidates: list[Node] = []
         for operand in node.args[:count]:
-            if (
-                is_list(operand)
-                and same_meta(node, operand)
-                and _have_one_layout(node, operand)
-            ):
+            # The order of entries in memory determines the order of summation.
+            if is_list(operand) and same_layout(node, operand):
                 candidates.append(operand)  # type: ignore[arg-type]
         return candidates
 
@@ -237,8 +230,3 @@ def _only_writes(node: Node, argument: Node) -> bool:
         and node.args[0] is argument
         and node.args[1] is not argument
     )
-
-
-def _have_one_layout(node: Node, operand: Any) -> bool:
-    """Whether entries have the same order in memory, which determines the order of summation."""
-    return node.meta["val"].stride() == operand.meta["val"].stride()

@@ -141,25 +141,12 @@ def programs_of(tx: Transformation) -> dict[Any, Any]:
     Programs that hold functions or tensors of the user belong to one transformation, and are freed with it.
     """
     if tx._program_cache is None:
-        skeleton = tx._skeleton()
-        numbers = Numbers.of(tx)
-        has_tensors = any(isinstance(number, Tensor) for number in numbers.values)
-        is_private = (
-            skeleton is None or has_tensors or not _is_shareable(numbers.structure)
-        )
-        tx._set(_program_cache={} if is_private else _SHARED.of(skeleton))
+        tx._set(_program_cache=_SHARED.of_chain(tx))
     return tx._program_cache  # type: ignore[return-value]
 
 
 def _is_tuple(value: Any) -> TypeGuard[tuple[Any, ...]]:
     return type(value) is tuple
-
-
-def _is_shareable(structure: Any) -> bool:
-    """Whether all hyperparameters have plain values, unlike a schedule, which may refer to any object."""
-    if _is_tuple(structure):
-        return all(map(_is_shareable, structure))
-    return structure is None or type(structure) in (bool, int, float, str)
 
 
 def _structure(tree: Any, tensors: list[Any]) -> Any:

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradtx.arguments import varies
 from gradtx.base.complex_views import as_real
 from gradtx.base.dtensor import is_sharded, local
 from gradtx.base.messages import warn_user
@@ -21,8 +20,6 @@ from gradtx.optim.engine.family import Family, Pairs
 from gradtx.optim.engine.plan import Plan, fingerprint_of, overlapping
 from gradtx.optim.engine.signature import LeafKind, Signature
 from gradtx.optim.engine.windows import is_positional
-from gradtx.programs.cache import SharedPrograms
-from gradtx.transform import GradientTransformation
 
 logger = logging.getLogger("gradtx")
 READS_SHAPE = "a rule reads the shape of its leaf"
@@ -113,7 +110,8 @@ class Engine:
             key = member.group, member.count, id(shared)
             if key not in numbers:
                 numbers[key] = _numbers(member, bundle.signature, step_input)
-            self._begin_bundle(bundle, numbers[key], step_input)
+            bundle.begin(step_input.run, numbers[key], step_input.on_host)
+            self._begin_bundle(bundle, step_input)
 
     def _give_up(self, error: BaseException, level: int) -> None:
         self.failed = True
@@ -134,10 +132,8 @@ class Engine:
         """Whether the values of slots are as a plan assumes."""
         return True
 
-    def _begin_bundle(
-        self, bundle: Any, numbers: list[Any], step_input: StepInput
-    ) -> None:
-        """Pass a bundle its arguments for this step."""
+    def _begin_bundle(self, bundle: Any, step_input: StepInput) -> None:
+        """Pass a bundle the arguments of its leaves for this step."""
         raise NotImplementedError
 
     def _bundled(self, family: Family) -> list[Any]:
@@ -284,18 +280,6 @@ def _numbers(member: Member, signature: Signature, step_input: StepInput) -> lis
     numbers.extend(member.state[key].item() for key in signature.equal)
     numbers.extend(step_input.scalars[name] for name in signature.scalars)
     return numbers
-
-
-def shared_programs(
-    cache: SharedPrograms, tx: GradientTransformation, *options: Any
-) -> dict[Any, Any]:
-    """Return the programs of a chain, shared by optimizers with equal options whose chains differ only in scalars."""
-    skeleton = tx._skeleton()
-    for entry in tx._entries():
-        # A shared program would keep a tensor, or the objects that a schedule refers to, alive.
-        if varies(entry.value):
-            return {}
-    return {} if skeleton is None else cache.of((skeleton, *options))
 
 
 def _sums_over_shards(operation: Operation) -> bool:

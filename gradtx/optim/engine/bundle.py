@@ -22,7 +22,7 @@ from gradtx.optim.engine.alias import (
     in_rows,
     resized,
 )
-from gradtx.optim.engine.signature import Signature
+from gradtx.optim.engine.family import Family
 from gradtx.optim.engine.trace import BundleProgram, TracedPhase
 from gradtx.optim.engine.windows import windows
 from gradtx.programs.bundle import ProgramBundle
@@ -38,40 +38,32 @@ class Bundle(ProgramBundle):
     The program processes `signature.width` leaves at a time, or a window of the only leaf.
 
     Args:
-        members: The parameters.
-        signature: The arguments of the program.
-        flat: Whether leaves are passed as flat aliases.
-        name: The name of a leaf, which determines the bundle's position in sums.
+        family: The leaves.
         row: For coded leaves, the number of entries per row of their aliases, which are matrices; None for vectors.
         window: The number of rows of the bundle's only leaf that the program processes at a time; None for all.
     """
 
     def __init__(
-        self,
-        members: list[Member],
-        signature: Signature,
-        flat: bool,
-        name: str,
-        row: int | None = None,
-        window: int | None = None,
+        self, family: Family, row: int | None = None, window: int | None = None
     ):
-        super().__init__(name, local(members[0].param).device)
-        self.members = members
-        self.signature = signature
+        first, leaf = family.pairs[0]
+        super().__init__(leaf.name, local(first.param).device)
+        self.members = family.members
+        self.signature = signature = family.signature
         self._phases: list[TracedPhase] = []
-        self._entries = sum(entries_of(member.param) for member in members)
-        self._flat = flat
+        self._entries = sum(entries_of(member.param) for member in self.members)
+        self._flat = family.kind.flat
         self._row = row
         self._window = window
         # The leaves' arguments; None for those that change in each step.
         self._template: list[Tensor | None] = []
         # For each window, its parts of the arguments that it writes.
         self._written_windows: list[list[Tensor]] = []
-        self._params = [member.param for member in members]
+        self._params = [member.param for member in self.members]
         self._read_per_leaf = 1 + len(signature.by_leaf)
         self._per_leaf = 2 + len(signature.slots) + self._read_per_leaf
         # Whether the flat aliases of the parameters are views.
-        self._has_usual_params = flat and all(
+        self._has_usual_params = self._flat and all(
             type(param) in PLAIN and param.is_contiguous() and not param.is_complex()
             for param in self._params
         )

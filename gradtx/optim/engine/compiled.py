@@ -25,7 +25,6 @@ from gradtx.optim.engine.base import (
     Engine,
     RefusedError,
     UnsuitableError,
-    shared_programs,
     slots_are_shaped_as,
 )
 from gradtx.optim.engine.bundle import Bundle, Prepared
@@ -62,7 +61,6 @@ class CompilationError(UnsuitableError):
 
 
 _SHARED = SharedPrograms()
-_READERS = SharedPrograms()  # whether rules read the shape of their leaf
 
 
 @dataclass
@@ -72,10 +70,12 @@ class Similar:
     Attributes:
         compiled: The programs.
         reason: Why there are none, if a rule cannot be traced.
+        reads_shape: Whether rules read the shape of their leaf, for each shape, or for each number of dimensions.
     """
 
     compiled: list[BundleProgram] = field(default_factory=list[BundleProgram])
     reason: str | None = None
+    reads_shape: dict[Any, bool] = field(default_factory=dict[Any, bool])
 
     def get(self, leaves: list[Tensor]) -> BundleProgram | str | None:
         """Return the program that accepts leaves of these sizes, if there is one."""
@@ -100,7 +100,6 @@ class CompiledEngine(Engine):
         self._options = dict(options)
         self._backend = backend
         self._programs: dict[Any, Similar] | None = None
-        self._readers: dict[Any, bool] | None = None
         self._prepared: Prepared = {}
         self._gradients_are_as_planned = False
         self._flags: dict[tuple[torch.device, bool], Tensor] = {}
@@ -125,10 +124,7 @@ class CompiledEngine(Engine):
         self._gradients_are_as_planned = plan.gradients_are_as_planned
         super()._begin(plan, step_input)
 
-    def _begin_bundle(
-        self, bundle: Any, numbers: list[Any], step_input: StepInput
-    ) -> None:
-        bundle.begin(step_input.run, numbers, step_input.on_host)
+    def _begin_bundle(self, bundle: Any, step_input: StepInput) -> None:
         bundle.read_from(
             step_input.trees, self._prepared, self._gradients_are_as_planned
         )
@@ -164,16 +160,15 @@ class CompiledEngine(Engine):
 
     def _independent_of_shape(self, family: Family) -> Pairs:
         """Refuse the leaves whose rules read their shape, and return the others."""
-        if self._readers is None:
-            self._readers = shared_programs(_READERS, family.step_input.views[0].tx)
+        reads_shape = self._programs_of(family).reads_shape
         kept: Pairs = []
         for member, leaf in family.pairs:
             is_coded = bool(family.signature.layout.codes)
             is_special = is_coded or is_sharded(member.param)
-            key = family.key, leaf.shape if is_special else len(leaf.shape)
-            if key not in self._readers:
-                self._readers[key] = family.reads_shape(member, leaf)
-            if self._readers[key]:
+            key = leaf.shape if is_special else len(leaf.shape)
+            if key not in reads_shape:
+                reads_shape[key] = family.reads_shape(member, leaf)
+            if reads_shape[key]:
                 self._refuse(leaf, READS_SHAPE)
             else:
                 kept.append((member, leaf))
@@ -222,12 +217,9 @@ class CompiledEngine(Engine):
         """
         trees = family.step_input.trees
         first, leaf = family.pairs[0]
-        is_flat = family.kind.flat
-        row = row_of(first) if is_flat else None
+        row = row_of(first) if family.kind.flat else None
         window = _window(first, leaf, row) if row is not None and splits else None
-        bundle = Bundle(
-            family.members, family.signature, is_flat, leaf.name, row, window
-        )
+        bundle = Bundle(family, row, window)
         bundle.create_arguments(self._flag, trees)
         tensors, *others = bundle.arguments(trees)
         programs = self._programs_of(family)
@@ -258,9 +250,8 @@ class CompiledEngine(Engine):
         """Return the programs of this structure."""
         if self._programs is None:
             options = repr(sorted(self._options.items()))
-            self._programs = shared_programs(
-                _SHARED, family.step_input.views[0].tx, self._backend, options
-            )
+            tx = family.step_input.views[0].tx
+            self._programs = _SHARED.of_chain(tx, self._backend, options)
         return self._programs.setdefault(family.key, Similar())
 
     def _compiled(

@@ -26,7 +26,6 @@ from gradtx.optim.engine.base import (
     READS_SHAPE,
     SUM_OVER_SHARDS,
     Engine,
-    shared_programs,
 )
 from gradtx.optim.engine.family import Family, Pairs, first_entries
 from gradtx.optim.engine.plan import Plan
@@ -283,10 +282,7 @@ class ListEngine(Engine):
         bundles: list[Any] = plan.bundles
         return all(bundle.slots_are_still_equal() for bundle in bundles)
 
-    def _begin_bundle(
-        self, bundle: Any, numbers: list[Any], step_input: StepInput
-    ) -> None:
-        bundle.begin(step_input.run, numbers, step_input.on_host)
+    def _begin_bundle(self, bundle: Any, step_input: StepInput) -> None:
         bundle.read_from(step_input.trees, step_input.consumes)
         if bundle.signature.has_owners:
             bundle.set_leaves(step_input.leaves_of(bundle.members))
@@ -419,7 +415,7 @@ class ListEngine(Engine):
 
     def _programs_of(self, family: Family) -> dict[Any, Any]:
         if self._programs is None:
-            self._programs = shared_programs(_SHARED, family.step_input.views[0].tx)
+            self._programs = _SHARED.of_chain(family.step_input.views[0].tx)
         return self._programs
 
 

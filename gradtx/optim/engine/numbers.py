@@ -26,10 +26,6 @@ class KnownScalar(NamedTuple):
     value: Any = None
     tensor: Tensor | None = None
 
-    def tensor_of(self, value: Any) -> Tensor | None:
-        """Return the tensor if it has this value, else None, as for zeros, whose signs may differ."""
-        return self.tensor if value == self.value and value != 0 else None
-
 
 class StepNumbers:
     """Compute the scalar arguments of a kernel: in Python, or on the device if the host would have to synchronize.
@@ -68,8 +64,9 @@ class StepNumbers:
         known = self._known.setdefault(device, [KnownScalar()] * len(values))
         tensors: list[Tensor] = []
         for i, (value, dtype) in enumerate(zip(values, self._dtypes, strict=True)):
-            tensor = known[i].tensor_of(value)
-            if tensor is None:
+            tensor = known[i].tensor
+            # The signs of equal zeros may differ.
+            if tensor is None or value != known[i].value or value == 0:
                 tensor = torch.full((), value, dtype=dtype, device=device)
                 # Tensors of a trace may be fake.
                 if type(tensor) is Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import operator
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -44,14 +44,14 @@ class Plan:
         self.rest = rest
         self.gradients_are_as_planned = True
         self._members = members
-        gradients: list[Any] = [member.param.grad for member in members]
-        self._gradient_traits = list(map(dtype_and_shape, gradients))
-        # Links that process parameters without a gradient accept None, which the check does not.
-        self._gradients_have_same_layout = (
-            _never if _any_is_none(gradients) else _torch.layout_check(gradients)
-        )
         self._states = [member.state for member in members]
         self._params = [member.param for member in members]
+        gradients: list[Any] = [param.grad for param in self._params]
+        self._gradient_traits = list(map(dtype_and_shape, gradients))
+        # Links that process parameters without a gradient accept None, which the check does not.
+        self._have_planned_layout: Callable[..., bool] | None = None
+        if not _any_is_none(gradients):
+            self._have_planned_layout = _torch.layout_check(gradients)
         # The slots that programs write; eager steps replace theirs.
         self._slot_states: list[dict[str, Any]] = []
         self._slot_keys: list[str] = []
@@ -87,9 +87,12 @@ class Plan:
     def _accepts_gradients(self) -> bool:
         """Whether the gradients have the same dtypes and shapes as those for which the plan was made."""
         gradients: list[Any] = [member.param.grad for member in self._members]
-        self.gradients_are_as_planned = not _any_is_none(
-            gradients
-        ) and self._gradients_have_same_layout(*gradients)
+        have_planned_layout = self._have_planned_layout
+        self.gradients_are_as_planned = (
+            have_planned_layout is not None
+            and not _any_is_none(gradients)
+            and have_planned_layout(*gradients)
+        )
         return (
             self.gradients_are_as_planned
             or list(map(dtype_and_shape, gradients)) == self._gradient_traits
@@ -98,10 +101,6 @@ class Plan:
 
 def _any_is_none(gradients: list[Any]) -> bool:
     return any(map(operator.is_, gradients, itertools.repeat(None)))
-
-
-def _never(*gradients: Any) -> bool:
-    return False
 
 
 def fingerprint_of(step_input: StepInput, members: list[Member]) -> tuple[Any, ...]:
