@@ -185,7 +185,8 @@ class Step(StepInput):
             member
             for member in self._every
             if (takes_none or member.param.grad is not None)
-            and member.has_state()
+            and member.state
+            and member.layout is not None
             and not member.waits
         ]
 
@@ -441,11 +442,15 @@ def _count_up(
     bundles: Iterable[Bundle], after: Mapping[int | Count, int | Count]
 ) -> None:
     """Write the counts after the step into the states of the members of bundles."""
-    members = [member for bundle in bundles for member in bundle.members]
-    _torch.count_up_(
-        [each.state["step"] for each in members if isinstance(each.count, int)]
-    )
-    on_device = [each for each in members if isinstance(each.count, Count)]
+    counted: list[Tensor] = []  # counts on the host, to be incremented
+    on_device: list[Member] = []
+    for bundle in bundles:
+        for member in bundle.members:
+            if isinstance(member.count, int):
+                counted.append(member.state["step"])
+            else:
+                on_device.append(member)
+    _torch.count_up_(counted)
     if on_device:
         steps = [member.state["step"] for member in on_device]
         values = [as_step(after[member.count]) for member in on_device]
