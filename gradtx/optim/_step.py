@@ -87,9 +87,9 @@ class Step(StepInput):
         self._check_members(self._every)
         for member in self._every:
             member.count = member.count_in(member.state)
-        if is_captured(self.run.device):
-            self._check_capture()
         takes_none = parts.traits.takes_none
+        if is_captured(self.run.device):
+            check_capture(self._owner, parts.capturable, self._every, takes_none)
         for view, row, values in zip(self.views, rows, self._values, strict=True):
             view.settle(values)
             parts.states.prepare(view, row, takes_none)
@@ -189,16 +189,6 @@ class Step(StepInput):
             and member.layout is not None
             and not member.waits
         ]
-
-    def _check_capture(self) -> None:
-        """Check that a CUDA graph may replay the step."""
-        takes_none = self._parts.traits.takes_none
-        stepping: list[Member] = []
-        others: list[Member] = []
-        for member in self._every:
-            steps = takes_none or member.param.grad is not None
-            (stepping if steps else others).append(member)
-        check_capture(self._owner, self._parts.capturable, stepping, others)
 
     # Leaves.
 
