@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
 
@@ -130,32 +131,24 @@ def total_of(terms: list[Any]) -> Tensor:
 
 def stacked(numbers: list[Any]) -> Tensor:
     """Stack 0-d tensors into one plain vector, with one collective for all tensors with the same placements."""
-    places_of: dict[Any, list[int]] = {}
+    if not any(map(is_sharded, numbers)):
+        return torch.stack(numbers)
+    places_of: dict[Any, list[int]] = defaultdict(list)
     for place, number in enumerate(numbers):
         division = (
             (number.device_mesh, number.placements) if is_sharded(number) else None
         )
-        places_of.setdefault(division, []).append(place)
-    if list(places_of) == [None]:
-        return torch.stack(numbers)
+        places_of[division].append(place)
     vectors: list[Tensor] = []
     order: list[int] = []
-    for places in places_of.values():
-        vectors.append(
-            _stack_with_same_placements([numbers[place] for place in places])
-        )
+    for division, places in places_of.items():
+        vector = torch.stack([local(numbers[place]) for place in places])
+        if division is not None:
+            vector = full_tensor(dtensor_of(vector, *division))
+        vectors.append(vector)
         order.extend(places)
     position_of_place = sorted(range(len(order)), key=order.__getitem__)
     return torch.cat(vectors)[position_of_place]
-
-
-def _stack_with_same_placements(numbers: list[Tensor]) -> Tensor:
-    """Stack 0-d tensors that have the same placements."""
-    vector = torch.stack([local(number) for number in numbers])
-    like = numbers[0]
-    if not is_sharded(like):
-        return vector
-    return full_tensor(dtensor_of(vector, like.device_mesh, like.placements))
 
 
 def joined(part: Tensor, like: Any, shape: Sequence[int]) -> Any:

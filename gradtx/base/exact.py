@@ -99,18 +99,14 @@ def resolve(value: Any, count: Any) -> Any:
     if isinstance(value, tuple):
         return tuple(resolve(item, count) for item in value)
     if isinstance(value, Schedule):
-        return _scheduled(value, count)
+        device = count.device if isinstance(count, Tensor) else torch.device("cpu")
+        # Pass a tensor, so that `torch.where` works, in float64, because int64 times a Python float would be float32.
+        number = value(exact(count, device))
+        if not isinstance(number, Tensor | numbers.Real):
+            raise TypeError(
+                f"{value!r} returned {describe(number)}; a schedule must return a number or a 0-d tensor"
+            )
+        return exact(number, device)
     if isinstance(value, Tensor):
         return exact(value, value.device)
     return value
-
-
-def _scheduled(schedule: Schedule, count: Any) -> Tensor:
-    device = count.device if isinstance(count, Tensor) else torch.device("cpu")
-    # Pass a tensor, so that `torch.where` works, in float64, because int64 times a Python float would be float32.
-    value = schedule(exact(count, device))
-    if not isinstance(value, Tensor | numbers.Real):
-        raise TypeError(
-            f"{schedule!r} returned {describe(value)}; a schedule must return a number or a 0-d tensor"
-        )
-    return exact(value, device)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
-    from gradtx.optim._member import Member
+    from gradtx.optim._member import Count, Member
     from gradtx.optim._parts import Parts
 
 
@@ -46,15 +46,15 @@ def is_captured(device: torch.device) -> bool:
 
 
 def check_capture(
-    owner: str, capturable: bool, stepping: Iterable[Member], others: Iterable[Member]
+    owner: str, capturable: bool, members: Iterable[Member], takes_none: bool
 ) -> None:
     """Check that a graph may replay the step that is being captured.
 
     Args:
         owner: The optimizer's class, for error messages.
         capturable: Whether the optimizer was constructed with `capturable=True`.
-        stepping: The parameters that step.
-        others: The parameters that do not step.
+        members: All parameters.
+        takes_none: Whether those without a gradient step as well.
 
     Raises:
         RuntimeError: If the step would count on the host, or if it is the first step with these gradients.
@@ -63,11 +63,12 @@ def check_capture(
         raise RuntimeError(
             f"{owner}: a CUDA graph would replay this step with its present count; pass capturable=True to {owner}"
         )
-    counts = {member.count for member in stepping}
-    waiting = {member.count for member in others}
-    if any(isinstance(count, int) for count in counts) or not counts.isdisjoint(
-        waiting
-    ):
+    counts: set[int | Count] = set()
+    waiting: set[int | Count] = set()
+    for member in members:
+        steps = takes_none or member.param.grad is not None
+        (counts if steps else waiting).add(member.count)
+    if any(isinstance(count, int) for count in counts) or counts & waiting:
         raise RuntimeError(
             f"{owner}: the first step with these gradients creates state, which a CUDA graph cannot replay; call "
             "step() once before the capture"

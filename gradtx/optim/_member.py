@@ -264,10 +264,6 @@ class Member:
         """Whether the state is as the library created it, and no step has used it."""
         return self.first_state is not None and self.first_state.is_unchanged(state)
 
-    def has_state(self) -> bool:
-        """Whether the parameter has state for this chain, as looked up for the current step."""
-        return self.layout is not None and bool(self.state)
-
     def __setstate__(self, state: tuple[None, dict[str, Any]]) -> None:
         _, slots = state
         for name, value in slots.items():

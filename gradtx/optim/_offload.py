@@ -216,11 +216,8 @@ class Offload:
         finally:
             self._begin(params, reuses=False)  # the previous gradients are still in use
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"owner": self._owner}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["owner"])
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Offload, (self._owner,)
 
 
 def offload_for(owner: str, state_device: Any, tx: GradientTransformation) -> Offload:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -192,11 +191,11 @@ class Members:
             The parameters that others have replaced.
         """
         if _identical([view.group for view in self.views], groups):
-            # A group may lack parameters, or have others than tensors: then the check below raises the error.
-            with contextlib.suppress(KeyError, TypeError):
-                present = params_of(groups)
-                if _identical(present, self._present):
+            try:
+                if _identical(params_of(groups), self._present):
                     return []
+            except (KeyError, TypeError):
+                pass  # a group without parameters, about which the check below raises an error
             check_groups(self.owner, groups)
         else:
             check_groups(self.owner, groups)

@@ -464,12 +464,14 @@ def _unshared(run: OptimizerRun, values: State, old: State) -> State:
 
 def _are_prepared(members: list[Member], view: GroupView) -> bool:
     """Whether all these members have state that was created for their present group and is in use."""
+    structure = view.structure
     for member in members:
         if (
-            not member.has_state()
+            not member.state
+            or member.layout is None
             or member.first_state is not None
             or member.waits
-            or member.made_for is not view.structure
+            or member.made_for is not structure
         ):
             return False
     return True

@@ -87,9 +87,9 @@ class Step(StepInput):
         self._check_members(self._every)
         for member in self._every:
             member.count = member.count_in(member.state)
-        if is_captured(self.run.device):
-            self._check_capture()
         takes_none = parts.traits.takes_none
+        if is_captured(self.run.device):
+            check_capture(self._owner, parts.capturable, self._every, takes_none)
         for view, row, values in zip(self.views, rows, self._values, strict=True):
             view.settle(values)
             parts.states.prepare(view, row, takes_none)
@@ -185,19 +185,10 @@ class Step(StepInput):
             member
             for member in self._every
             if (takes_none or member.param.grad is not None)
-            and member.has_state()
+            and member.state
+            and member.layout is not None
             and not member.waits
         ]
-
-    def _check_capture(self) -> None:
-        """Check that a CUDA graph may replay the step."""
-        takes_none = self._parts.traits.takes_none
-        stepping: list[Member] = []
-        others: list[Member] = []
-        for member in self._every:
-            steps = takes_none or member.param.grad is not None
-            (stepping if steps else others).append(member)
-        check_capture(self._owner, self._parts.capturable, stepping, others)
 
     # Leaves.
 
@@ -441,11 +432,15 @@ def _count_up(
     bundles: Iterable[Bundle], after: Mapping[int | Count, int | Count]
 ) -> None:
     """Write the counts after the step into the states of the members of bundles."""
-    members = [member for bundle in bundles for member in bundle.members]
-    _torch.count_up_(
-        [each.state["step"] for each in members if isinstance(each.count, int)]
-    )
-    on_device = [each for each in members if isinstance(each.count, Count)]
+    counted: list[Tensor] = []  # counts on the host, to be incremented
+    on_device: list[Member] = []
+    for bundle in bundles:
+        for member in bundle.members:
+            if isinstance(member.count, int):
+                counted.append(member.state["step"])
+            else:
+                on_device.append(member)
+    _torch.count_up_(counted)
     if on_device:
         steps = [member.state["step"] for member in on_device]
         values = [as_step(after[member.count]) for member in on_device]

@@ -128,13 +128,9 @@ class Codec:
     @property
     def suffixes(self) -> tuple[str, ...]:
         """The names of the tensors that a coded slot stores in addition to the codes."""
-        suffixes: list[str] = []
-        if self.block is not None:
-            suffixes.append(SCALE)
-        suffixes.extend(self.parts)
-        if self.random:
-            suffixes.append(KEY)
-        return tuple(suffixes)
+        scale = () if self.block is None else (SCALE,)
+        key = (KEY,) if self.random else ()
+        return (*scale, *self.parts, *key)
 
     def for_sign(self, nonnegative: bool) -> Codec:
         """Return the code for slots that are never negative if `nonnegative` and there is one, else this code."""

@@ -7,7 +7,7 @@ when the rule returns new values.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -47,16 +47,12 @@ def first_slots(
 
 def check_slots(slots: Any, owner: str, numbers: bool = False) -> None:
     """Raise an error unless `init` may return these slots; with `numbers`, names may end in a number."""
-    if not isinstance(slots, dict):
+    names: Any = slots if isinstance(slots, dict) else [None]
+    if not all(isinstance(slot, str) for slot in names):
         raise TypeError(
             f"{owner}: init must return a dict of slot name -> tensor, got {shortly(slots)}"
         )
-    names = cast("dict[Any, Any]", slots)
     for slot in names:
-        if not isinstance(slot, str):
-            raise TypeError(
-                f"{owner}: init must return a dict of slot name -> tensor, got {slots!r}"
-            )
         if not numbers and slot.rpartition("_")[2].isdigit():
             raise TypeError(
                 f"{owner}: slots {sorted(names)}: trailing numbers are reserved for the library; return a list in one "
