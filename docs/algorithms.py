@@ -252,13 +252,19 @@ def optimizer(factory: Any, class_name: str) -> list[str]:
 
 
 def families() -> dict[str, str]:
-    """Map each module of `gradtx.optimizers` to the title in its docstring, in the order of the package's imports."""
+    """Map each module of `gradtx.algorithms` to the title in its docstring, in the order of the package's imports."""
     titles = {}
-    for cls in CLASSES.values():
-        place = module(cls._alias)
+    for name in gradtx.algorithms.__all__:
+        place = module_of(name)
         summary = sys.modules[place].__doc__ or ""
-        titles[place.rpartition(".")[2]] = summary.partition(":")[0]
+        titles[place.rpartition(".")[2]] = re.split(r"[:.]", summary)[0]
     return titles
+
+
+def module_of(name: str) -> str:
+    """Return the module that defines a public name of `gradtx.algorithms`."""
+    value = getattr(gradtx.algorithms, name)
+    return module(value) if hasattr(value, "spec") else value.__module__
 
 
 def optimizers() -> list[str]:
@@ -275,8 +281,11 @@ def optimizers() -> list[str]:
     ]
     rows = []
     for family, title in families().items():
-        rows.append([f'<a id="{family}"></a>**{title}**', *[""] * (len(titles) - 1)])
-        for factory in by_module[f"gradtx.optimizers.{family}"]:
+        of_family = by_module[f"gradtx.algorithms.{family}"]
+        if of_family:
+            anchor = f'<a id="{family}"></a>**{title}**'
+            rows.append([anchor, *[""] * (len(titles) - 1)])
+        for factory in of_family:
             rows.append(optimizer(factory, names[factory]))
     return table(titles, rows)
 

@@ -194,8 +194,7 @@ README = "<!-- README.md -->"  # a page shows it here
 OUTSIDE = {
     "CHANGELOG.md": "changelog.md",
     "CONTRIBUTING.md": "contributing.md",
-    "gradtx/optimizers": "reference/optimizers.md",
-    "gradtx/transforms": "reference/pieces.md",
+    "gradtx/algorithms": "reference/optimizers.md",
 }
 
 

@@ -24,7 +24,7 @@ import gradtx
 class Page:
     """A page: its file, its title, the modules whose public names it documents, and an introduction.
 
-    A pattern such as "gradtx.transforms.*" matches the modules that no page lists.
+    A pattern such as "gradtx.combinators.*" matches the modules that no page lists.
     """
 
     file: str
@@ -35,86 +35,11 @@ class Page:
     shows: str = ""
 
 
-OPTIMIZERS = [
-    Page(family, title, (f"gradtx.optimizers.{family}",))
+# The links of a family, then the optimizers made of them.
+FAMILIES = [
+    Page(f"family-{family}", title, (f"gradtx.algorithms.{family}",))
     for family, title in algorithms.families().items()
 ]
-
-
-def pieces(file: str, title: str, modules: str, intro: str) -> Page:
-    return Page(
-        f"pieces-{file}",
-        title,
-        tuple(f"gradtx.transforms.{module}" for module in modules.split()),
-        intro,
-    )
-
-
-PIECES = [
-    pieces(
-        "momentum",
-        "Momentum",
-        "momentum adaptive_momentum sign",
-        "Links that add earlier gradients to the current one.",
-    ),
-    pieces(
-        "rates",
-        "A rate for every weight",
-        "adam adam_variants adagrad",
-        "Links that divide every entry by its own scale.",
-    ),
-    pieces(
-        "layers",
-        "A rate for many weights",
-        "layerwise memory_efficient",
-        "Links with one scale for a leaf, a row or a slice.",
-    ),
-    pieces(
-        "matrices",
-        "Matrices",
-        "muon shampoo psgd low_rank",
-        "Rules for whole matrices.",
-    ),
-    pieces(
-        "curvature",
-        "Curvature",
-        "hessian quasi_newton",
-        "Links that divide by the Hessian, its diagonal or a model of it.",
-    ),
-    pieces(
-        "step-sizes",
-        "Automatic step sizes",
-        "d_adaptation parameter_free",
-        "Links that derive the step size from the distance traveled, from bets or from the loss. Those that own the "
-        "learning rate return a finished step: no later link may scale by a rate or decay weights.",
-    ),
-    pieces(
-        "averages",
-        "Averages of weights and of gradients",
-        "averaging",
-        "Links that average weights provide the result of `tx.eval_params(state, params)`.",
-    ),
-    pieces(
-        "bounds",
-        "Clipping, centering, projecting",
-        "clipping projection",
-        "Bounds and constraints.",
-    ),
-    pieces(
-        "decay",
-        "Weight decay",
-        "weight_decay",
-        "Weight decay and related terms that pull on the weights.",
-    ),
-    pieces(
-        "control",
-        "Scaling and control",
-        "scaling variance_reduction *",
-        "All other links.",
-    ),
-]
-
-
 OTHERS = [
     Page(
         "core",
@@ -153,6 +78,12 @@ OTHERS = [
         "The decorators. See also [a complete example](../contributing.md).",
     ),
     Page(
+        "slots",
+        "Slots of a rule",
+        ("gradtx.slots",),
+        "What a rule returns in place of `init`: a dict of these says how each slot starts and what it is.",
+    ),
+    Page(
         "optim",
         "Torch optimizers",
         ("gradtx.optim", "gradtx.optim.optimizer"),
@@ -182,6 +113,15 @@ OTHERS = [
 TYPES = {
     "Scalar": "The annotation of a hyperparameter: `float | torch.Tensor | gradtx.Schedule`. Tensors are 0-d.",
     "Betas": "The annotation of a tuple of numbers: `tuple[Scalar, ...]`.",
+    "NonNegative": "A `Scalar` in [0, inf).",
+    "Positive": "A `Scalar` in (0, inf).",
+    "Fraction": "A `Scalar` in [0, 1].",
+    "Decay": "A `Scalar` in [0, 1).",
+    "Decays": "A tuple of numbers in [0, 1): `tuple[Decay, ...]`, with as many entries as the default.",
+    "Count": "An int >= 1.",
+    "NonNegativeInt": "An int >= 0.",
+    "Static": "`Static[int]`: an option that is no hyperparameter, so that all groups of an optimizer share it.",
+    "AnyLength": "`AnyLength[Decays]`: a tuple that may have more or fewer entries than its default.",
 }
 
 
@@ -201,14 +141,13 @@ def homes() -> dict[str, list[str]]:
         value = getattr(gradtx.optim, name)
         if name not in gradtx.__all__ and not hasattr(value, "_alias"):
             found[value.__module__].append(f"optim.{name}")
+    found["gradtx.slots"] = [f"slots.{name}" for name in gradtx.slots.__all__]
     return found
 
 
 def modules_of(page: Page) -> list[str]:
     """Return the modules of a page. A pattern matches only modules that no page lists."""
-    named = {
-        module for other in (*OPTIMIZERS, *PIECES, *OTHERS) for module in other.modules
-    }
+    named = {module for other in (*FAMILIES, *OTHERS) for module in other.modules}
     modules = []
     for pattern in page.modules:
         if pattern.endswith("*"):
@@ -230,7 +169,7 @@ def pages() -> dict[str, str]:
     """Map the file of each page to its text."""
     texts = {}
     without_page = set(homes())
-    for page in (*OPTIMIZERS, *PIECES, *OTHERS):
+    for page in (*FAMILIES, *OTHERS):
         without_page -= set(modules_of(page))
         entries = [entry(name, page.shows) for name in names_on(page)]
         texts[page.file] = "\n\n".join([*head(page), *entries]) + "\n"
@@ -242,14 +181,14 @@ def pages() -> dict[str, str]:
         "Optimizers",
         "Optimizers by family. [One table of all](../algorithms.md) compares memory, required inputs and papers.",
         "when to use it",
-        OPTIMIZERS,
+        lambda factory: kind(factory) == "alias",
         algorithms.when,
     )
     texts["pieces"] = overview(
-        "Pieces",
-        "The links of the optimizers, which `gradtx.chain` combines.",
+        "Links",
+        "The links of the optimizers, which `gradtx.chain` combines, by family.",
         "what it does",
-        PIECES,
+        lambda factory: kind(factory) != "alias",
         algorithms.first_sentence,
     )
     texts["api"] = "\n\n".join(
@@ -269,15 +208,20 @@ def head(page: Page) -> list[str]:
     return [f"# {page.title}", *intro, *described, "```{py:currentmodule} gradtx\n```"]
 
 
-def overview(title: str, intro: str, column: str, those: list[Page], told: Any) -> str:
-    parts = [f"# {title}", intro, contents(those)]
-    for page in those:
-        rows = [[f"`{name}`", told(getattr(gradtx, name))] for name in names_on(page)]
-        parts += [
-            f"## {page.title}",
-            "\n".join(algorithms.table(["", column], rows)).strip(),
-        ]
-        parts += [f"[Equations, arguments, examples]({page.file}.md)"]
+def overview(title: str, intro: str, column: str, shown: Any, told: Any) -> str:
+    parts = [f"# {title}", intro]
+    if title == "Optimizers":  # a page belongs to one table of contents
+        parts.append(contents(FAMILIES))
+    for page in FAMILIES:
+        rows: list[list[str]] = []
+        for name in names_on(page):
+            factory = getattr(gradtx, name)
+            if shown(factory):
+                rows.append([f"`{name}`", told(factory)])
+        if rows:
+            table = "\n".join(algorithms.table(["", column], rows)).strip()
+            more = f"[Equations, arguments, examples]({page.file}.md)"
+            parts += [f"## {page.title}", table, more]
     return "\n\n".join(parts) + "\n"
 
 

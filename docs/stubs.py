@@ -48,7 +48,7 @@ IMPORTS = {
     "StateDtype": "from gradtx.state.storage import StateDtype\n",
     "GradientTransformation": "from gradtx.transform import GradientTransformation\n",
     "ChainOptimizer": "from gradtx.optim.optimizer import ChainOptimizer\n",
-    "Coefficients": "from gradtx.transforms._polynomials import Coefficients\n",
+    "Coefficients": "from gradtx.algorithms._polynomials import Coefficients\n",
 }
 
 BASE = """class AliasOptimizer(ChainOptimizer):

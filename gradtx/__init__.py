@@ -7,6 +7,7 @@ under `torch.func` transforms and `torch.compile`, and through `as_optimizer` as
 from gradtx import optim as optim
 from gradtx import schedules as schedules
 from gradtx import slots as slots
+from gradtx.algorithms import *
 from gradtx.arguments import *
 from gradtx.base.eager import *
 from gradtx.base.exact import *
@@ -20,13 +21,11 @@ from gradtx.memory import *
 from gradtx.models import *
 from gradtx.multitask import *
 from gradtx.optim import as_optimizer as as_optimizer
-from gradtx.optimizers import *
 from gradtx.registry import *
 from gradtx.rules import *
 from gradtx.schedules import *
 from gradtx.state.codes import *
 from gradtx.transform import *
-from gradtx.transforms import *
 
 __version__ = "0.1.0"
 

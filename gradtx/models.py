@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import ParametrizationList
 
+from gradtx.algorithms.adam import adamw
+from gradtx.algorithms.muon import muon
 from gradtx.base import torch_names as _torch
 from gradtx.base.exact import Betas, Scalar
 from gradtx.base.messages import describe
@@ -19,8 +21,6 @@ from gradtx.base.selectors import in_model, without_wrappers
 from gradtx.combinators.blocks import blocks
 from gradtx.combinators.selection import freeze, partition
 from gradtx.optim.optimizer import ChainOptimizer
-from gradtx.optimizers.adam import adamw
-from gradtx.optimizers.matrix import muon
 from gradtx.transform import GradientTransformation
 
 __all__ = ["ModelOptimizer", "label_by_role", "muon_for"]

@@ -13,6 +13,9 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from gradtx import schedules
+from gradtx.algorithms.adam import adamw
+from gradtx.algorithms.averaging import lookahead
+from gradtx.algorithms.projection import centralize, orthogonalize_against_params
 from gradtx.arguments import Argument
 from gradtx.base.counterparts import plain
 from gradtx.base.exact import Scalar, Schedule
@@ -24,13 +27,10 @@ from gradtx.optim._chain_checks import warn_of_engine_options
 from gradtx.optim._groups import ENGINE_OPTIONS, check_differentiable
 from gradtx.optim._hints import class_names, optimizer_hint
 from gradtx.optim.classes import CLASSES, AliasOptimizer, class_of
-from gradtx.optimizers.adam import adamw
 from gradtx.rules import Alias
 from gradtx.schedules._factory import in_its_words
 from gradtx.schedules.adapter import ScheduleLR
 from gradtx.transform import GradientTransformation, chain
-from gradtx.transforms.averaging import lookahead
-from gradtx.transforms.projection import centralize, orthogonalize_against_params
 
 __all__ = [
     "create_optimizer",

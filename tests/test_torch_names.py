@@ -9,9 +9,9 @@ import torch
 import torch._inductor
 
 import gradtx
+from gradtx.algorithms._math import atan2
 from gradtx.base import torch_names as _torch
 from gradtx.optim.engine import compiled, torch_names
-from gradtx.transforms._math import atan2
 from tests.optim.problems import assert_close, assert_equal, descend, parameters, values
 
 SHAPES = {"weight": (3, 4), "bias": (5,)}

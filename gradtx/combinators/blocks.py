@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from gradtx.algorithms._spaces import can_run_at_owner, reads_by_leaf
 from gradtx.arguments import Static
 from gradtx.base.selectors import Selector, Where, check_not_empty
 from gradtx.combinators._blockwise import DividedBlock
@@ -13,7 +14,6 @@ from gradtx.execution.execute import Block, Branch
 from gradtx.execution.runs import Scope
 from gradtx.rules import Combinator, combinator
 from gradtx.transform import GradientTransformation, check_transformation
-from gradtx.transforms._spaces import can_run_at_owner, reads_by_leaf
 
 __all__ = ["blocks"]
 

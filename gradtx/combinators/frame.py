@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from gradtx.algorithms._spaces import can_run_at_owner, run_at_owner
 from gradtx.base.errors import Path
 from gradtx.base.messages import shortly
 from gradtx.combinators._contract import (
@@ -36,7 +37,6 @@ from gradtx.execution.tree_rule import Functions, GradientOperation
 from gradtx.rules import Combinator
 from gradtx.state.slots import check_slots
 from gradtx.transform import GradientTransformation, check_transformation
-from gradtx.transforms._spaces import can_run_at_owner, run_at_owner
 
 __all__ = ["Frame", "InnerClock"]
 

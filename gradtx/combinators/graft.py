@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from gradtx.algorithms._math import grafted
 from gradtx.arguments import NonNegative
 from gradtx.combinators.frame import Frame
 from gradtx.rules import combinator
 from gradtx.transform import GradientTransformation, check_transformation
-from gradtx.transforms._math import grafted
 
 __all__ = ["graft"]
 

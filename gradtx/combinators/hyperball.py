@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from gradtx.algorithms.projection import keep_norm, scale_to_radius
+from gradtx.algorithms.scaling import scale_by_learning_rate
 from gradtx.arguments import NonNegative
 from gradtx.rules import combinator
 from gradtx.transform import GradientTransformation, chain, check_transformation
-from gradtx.transforms.layerwise import keep_norm, scale_to_radius
-from gradtx.transforms.scaling import scale_by_learning_rate
 
 __all__ = ["hyperball"]
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import torch
 
+from gradtx.algorithms.averaging import synchronized
 from gradtx.arguments import Count, Fraction
 from gradtx.combinators.frame import Frame, Values
 from gradtx.rules import combinator
 from gradtx.transform import GradientTransformation, check_transformation
-from gradtx.transforms.averaging import synchronized
 
 __all__ = ["with_lookahead"]
 

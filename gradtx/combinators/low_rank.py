@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import functools
 
+from gradtx.algorithms._math import check_choices
+from gradtx.algorithms._projection import CHOICES, Projection, ScaledView
 from gradtx.arguments import Count, NonNegative
 from gradtx.rules import combinator
 from gradtx.transform import GradientTransformation, check_transformation
-from gradtx.transforms._math import check_choices
-from gradtx.transforms._projection import CHOICES, Projection, ScaledView
 
 __all__ = ["low_rank"]
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from gradtx.algorithms._math import norm, safe_sqrt
 from gradtx.arguments import Decays, NonNegative
 from gradtx.combinators.frame import Frame
 from gradtx.rules import combinator
 from gradtx.transform import GradientTransformation, check_transformation
-from gradtx.transforms._math import norm, safe_sqrt
 
 __all__ = ["scale_by_norm_ratio"]
 

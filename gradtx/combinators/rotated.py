@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from gradtx.algorithms._math import check_choices
+from gradtx.algorithms._rotation import SIDES, Factors, Rotation
 from gradtx.arguments import Count, Decay, NonNegative, NonNegativeInt, Static
 from gradtx.rules import combinator
 from gradtx.transform import GradientTransformation, check_transformation
-from gradtx.transforms._math import check_choices
-from gradtx.transforms._rotation import SIDES, Factors, Rotation
 
 __all__ = ["rotated"]
 

@@ -6,13 +6,13 @@ from typing import Annotated
 
 import torch
 
+from gradtx.algorithms._math import quotient
+from gradtx.algorithms.scaling import descend
 from gradtx.arguments import Fraction, NonNegative, NonNegativeInt
 from gradtx.base.exact import Scalar, exact
 from gradtx.combinators.frame import Frame
 from gradtx.rules import combinator
 from gradtx.transform import GradientTransformation, check_transformation
-from gradtx.transforms._math import quotient
-from gradtx.transforms.scaling import descend
 
 __all__ = ["schedule_free"]
 

@@ -8,13 +8,13 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from gradtx.algorithms._math import quotient, safe_sqrt
 from gradtx.arguments import Count, Decay, NonNegative, Static
 from gradtx.base.dtensor import total
 from gradtx.base.selectors import answer
 from gradtx.combinators.frame import Frame
 from gradtx.rules import combinator
 from gradtx.transform import GradientTransformation, check_transformation
-from gradtx.transforms._math import quotient, safe_sqrt
 
 __all__ = ["asam", "friendly_sam", "gsam", "looksam", "sam", "wsam"]
 

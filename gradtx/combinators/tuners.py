@@ -13,12 +13,12 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from gradtx.algorithms._math import at_least, quotient, safe_sqrt
 from gradtx.arguments import AnyLength, Decays, NonNegative, Positive
 from gradtx.base.exact import Betas, Scalar
 from gradtx.combinators.frame import Frame, Values
 from gradtx.rules import combinator
 from gradtx.transform import GradientTransformation, check_transformation
-from gradtx.transforms._math import at_least, quotient, safe_sqrt
 
 __all__ = ["mechanize", "trac"]
 

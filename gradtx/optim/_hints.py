@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from gradtx import combinators, transforms
+from gradtx import algorithms, combinators
 from gradtx.base.counterparts import counterpart, plain
 from gradtx.base.messages import close
 from gradtx.optim.classes import CLASSES
@@ -29,7 +29,7 @@ def optimizer_hint(name: str, name_of: Mapping[str, str]) -> str:
     use = counterpart(name)
     if use is not None:
         return use
-    for link in (*combinators.__all__, *transforms.__all__):
+    for link in (*combinators.__all__, *algorithms.__all__):
         if plain(link) == plain(name):
             return f"gradtx.{link} is a link, not an optimizer: chain it with one, or wrap one with it"
     meant = close(plain(name), name_of, 0.8)

@@ -1,4 +1,4 @@
-"""A torch optimizer class for each alias of `gradtx.optimizers`; the generated classes.pyi types their arguments."""
+"""A torch optimizer class for each alias of `gradtx.algorithms`; the generated classes.pyi types their arguments."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from gradtx import optimizers
+from gradtx import algorithms
+from gradtx.algorithms._polynomials import default_steps
 from gradtx.arguments import keyword_parameter
 from gradtx.base.docstrings import with_arguments
 from gradtx.base.inputs import Params
@@ -22,7 +23,6 @@ from gradtx.optim._groups import (
 )
 from gradtx.optim.optimizer import ChainOptimizer
 from gradtx.transform import GradientTransformation
-from gradtx.transforms._polynomials import default_steps
 
 # Options of torch's class that our class fixes. They are saved so that other classes interpret checkpoints correctly.
 FIXED_OPTIONS = {"adamw": {"decoupled_weight_decay": True}}
@@ -224,9 +224,16 @@ def class_of(alias: Any, module: str) -> type[AliasOptimizer]:
     )
 
 
+def is_alias(value: Any) -> bool:
+    """Whether a public value is a named optimizer."""
+    spec = getattr(value, "spec", None)
+    return spec is not None and spec.kind == "alias"
+
+
 CLASSES = {
-    name: class_of(getattr(optimizers, name), "gradtx.optim")
-    for name in optimizers.__all__
+    name: class_of(getattr(algorithms, name), "gradtx.optim")
+    for name in algorithms.__all__
+    if is_alias(getattr(algorithms, name))
 }
 """The class of each alias, by the alias's name."""
 

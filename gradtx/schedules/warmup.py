@@ -11,13 +11,13 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from gradtx.algorithms._math import check_choices, rectification_at
 from gradtx.arguments import Count, Decay, Fraction, NonNegative, NonNegativeInt
 from gradtx.base import torch_names as _torch
 from gradtx.base.exact import Scalar, Schedule, exact
 from gradtx.base.messages import describe
 from gradtx.execution.context import bias_correction
 from gradtx.schedules._factory import check_schedule, entry_at, schedule
-from gradtx.transforms._math import check_choices, rectification_at
 
 __all__ = [
     "cosine_warmup_restarts_schedule",

@@ -12,10 +12,10 @@ from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 import gradtx
+from gradtx.algorithms import _rotation as rotation_module
 from gradtx.base.dtensor import from_local_like
 from gradtx.distributed import owners as owners_module
 from gradtx.distributed.layouts import pieces_of
-from gradtx.transforms import _rotation as rotation_module
 from tests.daily import by_day
 from tests.distributed.problems import whole
 from tests.distributed.traffic import Traffic

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 import gradtx
+from gradtx.algorithms import psgd
 from gradtx.state.random import Stream
-from gradtx.transforms import psgd
 from tests.matrix_problem import SEEDS, apart, times, unfolded, weights
 from tests.optim.problems import assert_close, descend, gradient, parameters
 from tests.references import BETA, RATE, WeightsLoop, named

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import gradtx
-from gradtx.transforms._math import atan2 as atan2_of
+from gradtx.algorithms._math import atan2 as atan2_of
 from tests.references import (
     TOLERANCE,
     Loop,

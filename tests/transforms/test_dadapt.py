@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import gradtx
-from gradtx.transforms.d_adaptation import grown, limited
+from gradtx.algorithms.d_adaptation import grown, limited
 from tests.references import Transformed, difference, difference_along, gradients, named, problem
 
 PIECES = {

@@ -1,7 +1,7 @@
 import torch
 
 import gradtx
-from gradtx.transforms.averaging import dual_averaging
+from gradtx.algorithms.averaging import dual_averaging
 
 
 def test_the_average_goes_a_share_of_the_way():

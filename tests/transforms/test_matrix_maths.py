@@ -3,8 +3,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import gradtx
-from gradtx.transforms import _matrix
-from gradtx.transforms._math import blended
+from gradtx.algorithms import _matrix
+from gradtx.algorithms._math import blended
 
 
 def rand(*shape, seed=0):

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 import gradtx
-from gradtx.transforms.adaptive_momentum import positive_negative
+from gradtx.algorithms.momentum import positive_negative
 from tests.references import first_update
 
 

@@ -1,0 +1,766 @@
+"""Low rank: GaLore, Fira, APOLLO, Dion."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from typing import Annotated, Any
+
+import torch
+from torch import Tensor
+
+from gradtx.algorithms._math import (
+    at_least,
+    check_choices,
+    norm,
+    running_mean,
+    safe_sqrt,
+)
+from gradtx.algorithms._matrix import newton_schulz, orthonormal
+from gradtx.algorithms._polynomials import Coefficients, polynomials
+from gradtx.algorithms._projection import CHOICES, LowRankView, Projection
+from gradtx.algorithms.adam import scale_by_adam_hat
+from gradtx.algorithms.muon import muon_like
+from gradtx.algorithms.projection import decay_after_step
+from gradtx.algorithms.scaling import scale_by_learning_rate
+from gradtx.arguments import Count, Decay, Decays, NonNegative
+from gradtx.base.exact import Scalar
+from gradtx.base.messages import describe
+from gradtx.combinators.low_rank import low_rank
+from gradtx.rules import alias, per_tensor
+from gradtx.slots import linear, square
+from gradtx.transform import GradientTransformation, chain
+
+__all__ = [
+    "apollo_low_rank",
+    "dion",
+    "dion2",
+    "fira",
+    "galore",
+    "orthogonalize_slices",
+    "scale_by_apollo_low_rank",
+    "scale_by_dion",
+    "scale_by_fira",
+]
+
+
+TINY = 1e-8  # added to norms in denominators, as in the authors' code of both methods
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Arguments that the views of both methods read."""
+
+    betas: Any
+    limit: Any
+    scale: Any
+    by_channel: bool = True
+    scales_first: bool = False
+
+
+class LimitedView(LowRankView):
+    """Project a matrix with Adam inside, and limit the growth of a full-rank direction."""
+
+    def __init__(
+        self,
+        projection: Projection,
+        update: Tensor,
+        state: dict[str, Any],
+        ctx: Any,
+        options: Options,
+    ):
+        super().__init__(projection, update, state, ctx)
+        self.options = options
+
+    def correction(self) -> Tensor:
+        """Return Adam's factor of both bias corrections, which the inner Adam's direction includes."""
+        beta1, beta2 = self.options.betas
+        return self.ctx.bias_correction(beta2).sqrt() / self.ctx.bias_correction(beta1)
+
+    def factors(self, direction: Tensor) -> Tensor:
+        """Return the norm of the low-rank direction over that of the low-rank gradient, per channel or overall."""
+        low = self.inward(self.update)
+        if not self.options.by_channel:
+            return norm(direction) / (norm(low) + TINY)
+        dim = 1 if self.right else 0
+        top = safe_sqrt(direction.square().sum(dim=dim, keepdim=True))
+        bottom = safe_sqrt(low.square().sum(dim=dim, keepdim=True))
+        return top / (bottom + TINY)
+
+    def limited(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Limit the growth of a direction to `limit` per step, except from 0, and return it with its norm."""
+        length, last, limit = norm(x), self.state["last_norm"], self.options.limit
+        growth = at_least(length / (last + TINY), limit) / limit
+        growth = torch.where(last == 0, 1.0, growth)
+        return x / growth, length / growth
+
+
+class FiraView(LimitedView):
+    def leave(self, update: Tensor) -> tuple[Tensor, dict[str, Any]]:
+        scale, correction = self.options.scale, self.correction()
+        rest = self.update - scale * self.outward(self.inward(self.update))
+        residual, length = self.limited(rest * self.factors(update / correction))
+        return scale * self.outward(update) + correction * residual, {
+            "Q": self.basis,
+            "last_norm": length,
+        }
+
+
+class ApolloView(LimitedView):
+    def leave(self, update: Tensor) -> tuple[Tensor, dict[str, Any]]:
+        correction, root = self.correction(), self.options.scale**0.5
+        scales_first = self.options.scales_first
+        scale_before, scale_after = (root, 1.0) if scales_first else (1.0, root)
+        factors = self.factors(update / correction)
+        limited, length = self.limited(scale_before * self.update * factors)
+        return correction * scale_after * limited, {
+            "Q": self.basis,
+            "last_norm": length,
+        }
+
+
+def _last_norm(param: Tensor) -> dict[str, Tensor]:
+    return {"last_norm": param.new_zeros(())}
+
+
+@per_tensor(compiles=False)
+def scale_by_fira(
+    betas: Decays = (0.9, 0.999),
+    eps: NonNegative = 1e-6,
+    rank: Count = 128,
+    update_proj_gap: Count = 200,
+    scale: NonNegative = 0.25,
+    side: str = "short",
+    projection: str = "svd",
+    carry: str = "keep",
+    limit: Annotated[Scalar, "[1, inf)"] = 1.01,
+    seed: int = 0,
+):
+    r"""Combine Adam's low-rank direction with the rest of the gradient, scaled row by row as in Adam: Fira.
+
+    With the basis $Q$ of `low_rank`, $\hat g = g Q$ and Adam's direction $d$ for it without the factor
+    $c = \sqrt{1-\beta_2^t} / (1-\beta_1^t)$: $r = (g - a\, \hat g Q^\top)\, \phi$ with
+    $\phi = \lVert d \rVert / (\lVert \hat g \rVert + 10^{-8})$ row by row (columns with a basis on the left),
+    $r \leftarrow r / (\max(\lVert r \rVert / (n + 10^{-8}), l) / l)$ where the norm $n$ of the previous $r$ is
+    not 0; direction $c\, (a\, d Q^\top + r)$. Leaves that are not matrices use `scale_by_adam_hat`.
+
+    Args:
+        betas: $(\beta_1, \beta_2)$, each in [0, 1).
+        eps: Adam's eps, >= 0.
+        rank: Number of columns of $Q$, >= 1, at most the smaller side.
+        update_proj_gap: Steps between two refreshes of the basis, >= 1.
+        scale: $a \ge 0$.
+        side: As in `low_rank`.
+        projection: As in `low_rank`.
+        carry: As in `low_rank`.
+        limit: $l \ge 1$: the largest growth factor of the norm of $r$ in one step.
+        seed: Seed of random bases.
+
+    Returns:
+        A transformation that keeps shapes and dtypes. State: `Q`, `exp_avg`, `exp_avg_sq` at low rank, `last_norm`
+        ($n$, 0-d).
+
+    Raises:
+        ValueError: If an argument is out of range, or if an option is unknown.
+
+    Example:
+        >>> tx = gradtx.scale_by_fira(rank=1, scale=1.0)
+        >>> grads = {"w": torch.tensor([[3.0, 0.0], [0.0, 1.0], [0.0, 0.0]])}
+        >>> # the second row is orthogonal to the first singular vector
+        >>> tx.update(grads, tx.init(grads))[0]["w"]
+        tensor([[1.0000, 0.0000],
+                [0.0000, 0.0000],
+                [0.0000, 0.0000]])
+
+    Source: Chen et al. 2024, arXiv:2410.01623. Departures: the sign rule of `low_rank`. As in the authors' code, the
+    projection inside the residual is scaled as well. The growth from 0 is not limited, so that a leaf moves after a
+    gradient of zeros.
+    """
+    check_choices(
+        "scale_by_fira", CHOICES, projection=projection, side=side, carry=carry
+    )
+
+    space = Projection(rank, update_proj_gap, projection, side, carry, seed)
+    view = functools.partial(FiraView, options=Options(betas, limit, scale))
+    return space.space(scale_by_adam_hat(betas, eps), view, _last_norm, hidden=True)
+
+
+@per_tensor(compiles=False)
+def scale_by_apollo_low_rank(
+    betas: Decays = (0.9, 0.999),
+    eps: NonNegative = 1e-6,
+    rank: Count = 128,
+    update_proj_gap: Count = 200,
+    scale: NonNegative = 1.0,
+    side: str = "short",
+    projection: str = "random",
+    scale_type: str = "channel",
+    scale_front: bool = False,
+    limit: Annotated[Scalar, "[1, inf)"] = 1.01,
+    seed: int = 0,
+):
+    r"""Scale each row of the gradient as a low-rank Adam would: APOLLO.
+
+    With the basis $Q$ of `low_rank`, $\hat g = g Q$ and Adam's direction $d$ for it without the factor
+    $c = \sqrt{1-\beta_2^t} / (1-\beta_1^t)$: $u = g\, \phi$ with
+    $\phi = \lVert d \rVert / (\lVert \hat g \rVert + 10^{-8})$, row by row (columns with a basis on the left) or over
+    the whole leaf, $u \leftarrow u / (\max(\lVert u \rVert / (n + 10^{-8}), l) / l)$ where the norm $n$ of
+    the previous $u$ is not 0; direction $c \sqrt a\, u$. Leaves that are not matrices use `scale_by_adam_hat`.
+
+    Args:
+        betas: $(\beta_1, \beta_2)$, each in [0, 1).
+        eps: Adam's eps, >= 0.
+        rank: Number of columns of $Q$, >= 1.
+        update_proj_gap: Steps between two refreshes of the basis, >= 1.
+        scale: $a \ge 0$.
+        side: As in `low_rank`.
+        projection: As in `low_rank`.
+        scale_type: "channel" or "tensor".
+        scale_front: Whether to multiply by $\sqrt a$ before limiting the growth.
+        limit: $l \ge 1$: the largest growth factor of the norm of $u$ in one step.
+        seed: Seed of random bases.
+
+    Returns:
+        A transformation that keeps shapes and dtypes. State: `Q`, `exp_avg`, `exp_avg_sq` at low rank, `last_norm`
+        ($n$, 0-d); `seed` and `counter`.
+
+    Raises:
+        ValueError: If an argument is out of range, or if an option is unknown.
+
+    Example:
+        >>> tx = gradtx.scale_by_apollo_low_rank(rank=1, projection="svd")
+        >>> grads = {"w": torch.tensor([[3.0, 4.0], [6.0, 8.0]])}
+        >>> # Adam at rank 1 scales both rows to the same norm
+        >>> tx.update(grads, tx.init(grads))[0]["w"].norm(dim=1)
+        tensor([1.0000, 1.0000])
+
+    Source: Zhu et al. 2024, arXiv:2412.05270. Departures: random bases come from the library's random stream; the
+    channels of a projected leaf follow the side of its basis; growth from 0 is not limited, so that a leaf moves after
+    a gradient of zeros.
+    """
+    check_choices("scale_by_apollo_low_rank", CHOICES, projection=projection, side=side)
+    if scale_type not in ("channel", "tensor"):
+        raise ValueError(
+            f"scale_by_apollo_low_rank: scale_type must be 'channel' or 'tensor', got {scale_type!r}"
+        )
+
+    space = Projection(rank, update_proj_gap, projection, side, "keep", seed)
+    options = Options(betas, limit, scale, scale_type == "channel", scale_front)
+    view = functools.partial(ApolloView, options=options)
+    return space.space(scale_by_adam_hat(betas, eps), view, _last_norm, hidden=True)
+
+
+@per_tensor(whole=True, dims=(2, 2), random=True, compiles="lists")
+def scale_by_dion(
+    mu: Decay = 0.95,
+    rank: float | int = 1.0,
+    eps: NonNegative = 1e-8,
+    init: str = "random",
+    seed: int = 0,
+):
+    r"""Replace the momentum of a matrix by a low-rank orthogonal matrix, and keep the remainder: Dion.
+
+    $M \leftarrow M + g$, $P = \mathrm{QR}(M Q).Q$, $R = M^\top P$, $M \leftarrow M - (1-\mu) P R^\top$,
+    $Q \leftarrow R$ with each column divided by its norm $+ \epsilon$; the result is $P Q^\top$.
+
+    Args:
+        mu: $\mu$ in [0, 1): the fraction of the applied direction that remains in the momentum.
+        rank: Number of columns of $Q$: an int, or a fraction of the smaller side, rounded up.
+        eps: $\epsilon \ge 0$.
+        init: Initialize $Q$ from a normal distribution, "random", or from the first columns of the identity, "eye".
+        seed: Seed of the random initialization.
+
+    Returns:
+        A transformation that keeps shapes and dtypes. State: `momentum`, shaped as the parameter, and `Q`, columns x
+        rank; `seed` and `counter`.
+
+    Raises:
+        ValueError: If an argument is out of range, if `init` is unknown, or if a leaf is not a matrix.
+
+    Example:
+        >>> tx = gradtx.scale_by_dion(rank=1, init="eye")
+        >>> grads = {"w": torch.tensor([[3.0, 0.0], [4.0, 0.0]])}
+        >>> tx.update(grads, tx.init(grads))[0]["w"].norm(dim=0)
+        tensor([1., 0.])
+
+    Source: Ahn et al. 2025, arXiv:2504.05295. Departures: none from dion_simple, which does not transpose wide
+    matrices; where a column of $R$ is 0, that of $Q$ is unchanged and the result is 0.
+    """
+    _check_number("scale_by_dion", "rank", rank)
+    if not (rank > 0 and (isinstance(rank, int) or rank <= 1)):
+        raise ValueError(
+            f"scale_by_dion: rank must be a positive int or a fraction in (0, 1], got {rank!r}"
+        )
+    if init not in ("random", "eye"):
+        raise ValueError(f"scale_by_dion: init must be 'random' or 'eye', got {init!r}")
+
+    def first(param, rng):
+        rows, columns = param.shape
+        count = rank if isinstance(rank, int) else math.ceil(rank * min(rows, columns))
+        basis = param.new_zeros((columns, min(max(1, count), rows, columns)))
+        basis = (
+            rng.normal(basis)
+            if init == "random"
+            else torch.eye(*basis.shape, dtype=basis.dtype).to(basis)
+        )
+        return {"momentum": torch.zeros_like(param), "Q": basis}
+
+    def update(update, state, param, ctx):
+        momentum = state["momentum"] + update
+        left = orthonormal(momentum @ state["Q"])
+        right = momentum.mT @ left
+        lengths = safe_sqrt(right.square().sum(dim=0, keepdim=True))
+        # A zero column stays 0, even with eps 0.
+        basis = right / (lengths + eps + (lengths == 0))
+        new_basis = torch.where(lengths == 0, state["Q"], basis)
+        return left @ basis.mT, {
+            "momentum": momentum - (1 - mu) * (left @ right.mT),
+            "Q": new_basis,
+        }
+
+    return first, update
+
+
+@per_tensor(whole=True, dims=(2, 2), compiles="lists")
+def orthogonalize_slices(
+    fraction: float | int = 0.25,
+    ef_decay: Decay = 0.95,
+    select: str = "short",
+    beta2: Decay | None = None,
+    neuron_eps: NonNegative = 1e-8,
+    coefs: Coefficients = "polar_express",
+    steps: Annotated[int, "[0, 100)"] | None = None,
+    dtype: torch.dtype | None = None,
+):
+    r"""Orthogonalize only the largest rows or columns of the momentum and decay them: Dion2's direction.
+
+    $M \leftarrow M + g$. Of the $n$ slices, the $\lceil f n \rceil$ with the largest L1 norm (the first among equal
+    ones) form a matrix. The result is `orthogonalize` of it in their positions and 0 elsewhere; these slices of $M$ are
+    multiplied by the decay. With `beta2`, `normalize_neurons` follows, whose moments change for chosen rows (Dion3).
+
+    Args:
+        fraction: $f$ in (0, 1].
+        ef_decay: Factor applied to the chosen slices of the momentum, in [0, 1).
+        select: "rows", "columns", or "short" for whichever are fewer (rows for a square matrix).
+        beta2: Decay of the rows' mean squares, in [0, 1); None disables normalization.
+        neuron_eps: eps of the normalization, >= 0.
+        coefs: As in `orthogonalize`.
+        steps: Number of iterations, in [0, 100); None for the number designed for the coefficients.
+        dtype: Dtype of the iteration; None for the leaf's own dtype.
+
+    Returns:
+        A transformation that keeps shapes and dtypes. State: `momentum`, shaped as the parameter; with `beta2`
+        `exp_avg_sq`, rows x 1.
+
+    Raises:
+        ValueError: If an argument is out of range, if `select` is unknown, or if a leaf is not a matrix.
+
+    Example:
+        >>> tx = gradtx.orthogonalize_slices(fraction=0.5, coefs=(2.0, -1.5, 0.5), steps=12)
+        >>> grads = {"w": torch.tensor([[1.0, 0.0], [0.0, 5.0]])}
+        >>> tx.update(grads, tx.init(grads))[0]["w"]
+        tensor([[0., 0.],
+                [0., 1.]])
+
+    Source: Ahn et al. 2025, arXiv:2512.16928; with `beta2`: microsoft/dion. Departures: none on one device.
+    """
+    _check_number("orthogonalize_slices", "fraction", fraction)
+    if not 0 < fraction <= 1:
+        raise ValueError(
+            f"orthogonalize_slices: fraction must be in (0, 1], got {fraction!r}"
+        )
+    if select not in ("rows", "columns", "short"):
+        raise ValueError(
+            f"orthogonalize_slices: select must be 'rows', 'columns' or 'short', got {select!r}"
+        )
+    iteration = polynomials("orthogonalize_slices", coefs, steps, dtype)
+
+    def rows(param):
+        return param.new_zeros((param.shape[0], 1))
+
+    def update(update, state, param, ctx):
+        momentum = state["momentum"] + update
+        dim = _sliced_dim(update, select)
+        chosen = _largest_slices(momentum, dim, fraction)
+        part = momentum.index_select(dim, chosen)
+        direction = newton_schulz(part, iteration, dtype=dtype)
+        new = {}
+        if beta2 is not None:
+            direction, new["exp_avg_sq"] = _normalized(
+                direction, state["exp_avg_sq"], chosen, dim, beta2
+            )
+        new["momentum"] = momentum.index_copy(dim, chosen, ef_decay * part)
+        return torch.zeros_like(update).index_copy(dim, chosen, direction), new
+
+    def _normalized(direction, squares, chosen, dim, beta2):
+        """Equalize the rows' root mean square over time, and return the moments of all rows as well."""
+        old = squares.index_select(0, chosen) if dim == 0 else squares
+        means = direction.square().mean(dim=1, keepdim=True)
+        square = running_mean(old, means, beta2)
+        scaled = direction / (safe_sqrt(square) + neuron_eps)
+        direction = scaled * (norm(direction) / at_least(norm(scaled), neuron_eps))
+        return direction, squares.index_copy(0, chosen, square) if dim == 0 else square
+
+    slots = {
+        "momentum": linear(),
+        "exp_avg_sq": square(rows) if beta2 is not None else None,
+    }
+    return slots, update
+
+
+def _sliced_dim(x: Tensor, select: str) -> int:
+    if select == "short":
+        return 0 if x.shape[0] <= x.shape[1] else 1
+    return 0 if select == "rows" else 1
+
+
+def _check_number(owner: str, name: str, value: Any) -> None:
+    # In Python a bool is an int, but `rank=True` is certainly a mistake.
+    if isinstance(value, bool) or not isinstance(value, float | int):
+        raise TypeError(
+            f"{owner}: {name} must be a plain number, got {describe(value)}"
+        )
+
+
+def _largest_slices(x: Tensor, dim: int, fraction: float) -> Tensor:
+    """Return the indices of the slices with the largest L1 norm, the first among equal ones."""
+    count = math.ceil(fraction * x.shape[dim])
+    sizes = x.detach().abs().sum(dim=1 - dim)
+    return sizes.sort(descending=True, stable=True).indices[:count]
+
+
+@alias(class_name="GaLore")
+def galore(
+    lr: NonNegative = 1e-3,
+    betas: Decays = (0.9, 0.999),
+    eps: NonNegative = 1e-6,
+    weight_decay: NonNegative = 0.0,
+    rank: Count = 128,
+    update_proj_gap: Count = 200,
+    scale: NonNegative = 0.25,
+    side: str = "short",
+    projection: str = "svd",
+    carry: str = "keep",
+):
+    r"""GaLore: Adam on gradients projected to a low rank.
+
+    $p \leftarrow (p - \eta\, a\, d\, Q^\top)(1 - \eta \lambda)$ with Adam's direction $d$ of $g Q$; see `low_rank`.
+
+    When to use: training with the memory of a low rank; Adam's state of a matrix shrinks to that rank.
+
+    Args:
+        lr: $\eta$ in [0, inf).
+        betas: $(\beta_1, \beta_2)$, each in [0, 1).
+        eps: Adam's eps, >= 0.
+        weight_decay: $\lambda \ge 0$, applied to the weights after the step.
+        rank: Number of columns of $Q$, >= 1, at most the smaller side.
+        update_proj_gap: Number of steps between updates of the basis, >= 1.
+        scale: $a \ge 0$.
+        side: "short", "long", "left" or "right"; see `low_rank`.
+        projection: "svd", "power" or "random"; see `low_rank`.
+        carry: "keep", "reset" or "rotate"; see `low_rank`.
+
+    Returns:
+        A transformation whose updates are added to the parameters. State: `Q`, and `exp_avg` and `exp_avg_sq` at low
+        rank; for other leaves, `exp_avg` and `exp_avg_sq` in full size.
+
+    Raises:
+        ValueError: If a hyperparameter is out of range, if an option is unknown, or if `params` is missing.
+
+    Example:
+        >>> tx = gradtx.galore(lr=1.0, rank=1)
+        >>> params = {"w": torch.zeros(2, 2)}
+        >>> updates, _ = tx.update(
+        ...     {"w": torch.tensor([[3.0, 0.0], [0.0, 1.0]])}, tx.init(params), params
+        ... )
+        >>> updates["w"]
+        tensor([[-0.2500,  0.0000],
+                [ 0.0000,  0.0000]])
+
+    Source: Zhao et al. 2024, arXiv:2403.03507. Departures: the sign convention of `low_rank`.
+    """
+    direction = low_rank(
+        scale_by_adam_hat(betas, eps),
+        rank,
+        update_proj_gap,
+        projection=projection,
+        side=side,
+        scale=scale,
+        carry=carry,
+    )
+    return _decayed(direction, lr, weight_decay)
+
+
+@alias
+def fira(
+    lr: NonNegative = 1e-3,
+    betas: Decays = (0.9, 0.999),
+    eps: NonNegative = 1e-6,
+    weight_decay: NonNegative = 0.0,
+    rank: Count = 128,
+    update_proj_gap: Count = 200,
+    scale: NonNegative = 0.25,
+    side: str = "short",
+    projection: str = "svd",
+    carry: str = "keep",
+    limit: Annotated[Scalar, "[1, inf)"] = 1.01,
+):
+    r"""Fira: GaLore plus the rest of the gradient, scaled row by row as Adam scales the projection.
+
+    $p \leftarrow (p - \eta\, d)(1 - \eta \lambda)$ with the direction $d$ of `scale_by_fira`.
+
+    When to use: instead of `galore`, with the same memory: updates have full rank.
+
+    Args:
+        lr: $\eta$ in [0, inf).
+        betas: $(\beta_1, \beta_2)$, each in [0, 1).
+        eps: Adam's eps, >= 0.
+        weight_decay: $\lambda \ge 0$, applied to the weights after the step.
+        rank: Number of columns of $Q$, >= 1, at most the smaller side.
+        update_proj_gap: Number of steps between updates of the basis, >= 1.
+        scale: Factor of the projected part, >= 0.
+        side: "short", "long", "left" or "right"; see `low_rank`.
+        projection: "svd", "power" or "random"; see `low_rank`.
+        carry: "keep", "reset" or "rotate"; see `low_rank`.
+        limit: Largest factor by which the norm of the rest may grow in one step, >= 1.
+
+    Returns:
+        A transformation whose updates are added to the parameters. State: `Q`, `last_norm`, and `exp_avg` and
+        `exp_avg_sq` at low rank; for other leaves, `exp_avg` and `exp_avg_sq` in full size.
+
+    Raises:
+        ValueError: If a hyperparameter is out of range, if an option is unknown, or if `params` is missing.
+
+    Example:
+        >>> state = gradtx.fira(rank=2).init({"w": torch.zeros(8, 3)})["scale_by_fira"]
+        >>> state["Q"]["w"].shape, state["scale_by_adam_hat"]["exp_avg"]["w"].shape
+        (torch.Size([3, 2]), torch.Size([8, 2]))
+
+    Source: Chen et al. 2024, arXiv:2410.01623. Departures: see `scale_by_fira`.
+    """
+    direction = scale_by_fira(
+        betas,
+        eps,
+        rank,
+        update_proj_gap,
+        scale,
+        side=side,
+        projection=projection,
+        carry=carry,
+        limit=limit,
+    )
+    return _decayed(direction, lr, weight_decay)
+
+
+@alias(class_name="ApolloLowRank")
+def apollo_low_rank(
+    lr: NonNegative = 1e-2,
+    betas: Decays = (0.9, 0.999),
+    eps: NonNegative = 1e-6,
+    weight_decay: NonNegative = 0.0,
+    rank: Count = 128,
+    update_proj_gap: Count = 200,
+    scale: NonNegative = 1.0,
+    side: str = "short",
+    projection: str = "random",
+    scale_type: str = "channel",
+    scale_front: bool = False,
+    limit: Annotated[Scalar, "[1, inf)"] = 1.01,
+    seed: int = 0,
+):
+    r"""APOLLO: the gradient itself, with one rate per row computed by a projected Adam.
+
+    $p \leftarrow (p - \eta\, d)(1 - \eta \lambda)$ with the direction $d$ of `scale_by_apollo_low_rank`.
+
+    When to use: training with little more memory than SGD. APOLLO-Mini is `rank=1`, `scale=128.0`,
+    `scale_type="tensor"`.
+
+    Args:
+        lr: $\eta$ in [0, inf).
+        betas: $(\beta_1, \beta_2)$, each in [0, 1).
+        eps: Adam's eps, >= 0.
+        weight_decay: $\lambda \ge 0$, applied to the weights after the step.
+        rank: Number of columns of $Q$, >= 1.
+        update_proj_gap: Number of steps between updates of the basis, >= 1.
+        scale: The direction is multiplied by the square root of this, >= 0.
+        side: "short", "long", "left" or "right"; see `low_rank`.
+        projection: "svd", "power" or "random"; see `low_rank`.
+        scale_type: "channel" for one rate per row (per column if the basis is on the left), "tensor" for a single rate.
+        scale_front: Whether to multiply by the square root of `scale` before the growth is limited.
+        limit: Largest factor by which the norm of the direction may grow in one step, >= 1.
+        seed: Seed of random bases.
+
+    Returns:
+        A transformation whose updates are added to the parameters. State: `Q`, `last_norm`, and `exp_avg` and
+        `exp_avg_sq` at low rank; for other leaves, `exp_avg` and `exp_avg_sq` in full size; `seed` and `counter`.
+
+    Raises:
+        ValueError: If a hyperparameter is out of range, if an option is unknown, or if `params` is missing.
+
+    Example:
+        >>> tx = gradtx.apollo_low_rank(lr=1.0, rank=1, scale_type="tensor")
+        >>> params = {"w": torch.zeros(2, 2)}
+        >>> updates, _ = tx.update(
+        ...     {"w": torch.tensor([[3.0, 0.0], [0.0, 3.0]])}, tx.init(params), params
+        ... )
+        >>> # the direction of the gradient
+        >>> updates["w"][0, 0] == updates["w"][1, 1], updates["w"][0, 1]
+        (tensor(True), tensor(0.))
+
+    Source: Zhu et al. 2024, arXiv:2412.05270. Departures: random bases come from gradtx's own random stream. `apollo`
+    is a different method, ApolloDQN.
+    """
+    direction = scale_by_apollo_low_rank(
+        betas,
+        eps,
+        rank,
+        update_proj_gap,
+        scale,
+        side=side,
+        projection=projection,
+        scale_type=scale_type,
+        scale_front=scale_front,
+        limit=limit,
+        seed=seed,
+    )
+    return _decayed(direction, lr, weight_decay)
+
+
+@alias
+def dion(
+    lr: NonNegative = 0.01,
+    mu: Decay = 0.95,
+    rank: float | int = 1.0,
+    weight_decay: NonNegative = 0.01,
+    eps: NonNegative = 1e-8,
+    adjust_lr_fn: str | None = "spectral",
+    init: str = "random",
+    seed: int = 0,
+    fallback: GradientTransformation | None = None,
+):
+    r"""Dion: orthogonal directions of low rank from one step of power iteration, with error feedback.
+
+    $p \leftarrow p (1 - \eta \lambda) - \eta\, r\, P Q^\top$ with `scale_by_dion` and $r$ of `scale_by_shape`.
+
+    When to use: like `muon`, if its iteration on whole matrices is too expensive: for large or sharded matrices.
+
+    Args:
+        lr: $\eta$ in [0, inf).
+        mu: $\mu$ in [0, 1).
+        rank: Rank as an int, or as a fraction of the smaller side, rounded up.
+        weight_decay: $\lambda \ge 0$, decoupled; multiplied by $\eta$ but not by $r$.
+        eps: Added to the norms of columns, >= 0.
+        adjust_lr_fn: Name of the factor $r$: "spectral" is $\sqrt{\mathrm{rows}/\mathrm{columns}}$; for others, see
+            `scale_by_shape`.
+        init: Initial value of $Q$, "random" or "eye".
+        seed: Seed of the random initial value.
+        fallback: A complete transformation, such as `adamw(...)`, for all leaves that are not matrices.
+
+    Returns:
+        A transformation whose updates are added to the parameters. State: `momentum`, `Q`; with a fallback, these and
+        the fallback's entries, under `partition`.
+
+    Raises:
+        TypeError: If `fallback` is not a transformation.
+        ValueError: If a hyperparameter is out of range, if `params` is missing, or if a leaf is not a matrix and there
+            is no `fallback`.
+
+    Example:
+        >>> tx = gradtx.dion(rank=0.25)
+        >>> tx.init({"w": torch.zeros(16, 8)})["scale_by_dion"]["Q"]["w"].shape
+        torch.Size([8, 2])
+
+    Source: Ahn et al. 2025, arXiv:2504.05295. Departures: see `scale_by_dion`.
+    """
+    return muon_like(
+        "dion",
+        adjust_lr_fn,
+        lr,
+        weight_decay,
+        fallback,
+        scale_by_dion(mu, rank, eps, init, seed),
+    )
+
+
+def _decayed(direction: GradientTransformation, lr: Any, weight_decay: Any):
+    """Chain a direction, its rate, and decay after the step."""
+    return chain(
+        direction, scale_by_learning_rate(lr), decay_after_step(lr, weight_decay)
+    )
+
+
+@alias
+def dion2(
+    lr: NonNegative = 0.01,
+    fraction: float | int = 0.25,
+    ef_decay: Decay = 0.95,
+    weight_decay: NonNegative = 0.01,
+    select: str = "short",
+    beta2: Decay | None = None,
+    neuron_eps: NonNegative = 1e-8,
+    ns_coefficients: Coefficients = "polar_express",
+    ns_steps: int | None = None,
+    adjust_lr_fn: str | None = "spectral",
+    ns_dtype: torch.dtype | None = None,
+    fallback: GradientTransformation | None = None,
+):
+    r"""Dion2: Muon on the largest rows or columns of the momentum, the only ones to decay.
+
+    $p \leftarrow p (1 - \eta \lambda) - \eta\, r\, u$ with $u$ of `orthogonalize_slices` and $r$ of `scale_by_shape`
+    for the whole leaf. With `beta2`, this is Dion3.
+
+    When to use: like `muon`, at a fraction of the cost of its iteration, and of its communication if slices are shards.
+
+    Args:
+        lr: $\eta$ in [0, inf).
+        fraction: Fraction of slices, in (0, 1].
+        ef_decay: Decay factor of the chosen slices of the momentum, in [0, 1).
+        weight_decay: $\lambda \ge 0$, decoupled, for all entries; multiplied by $\eta$ but not by $r$.
+        select: Slices: "rows", "columns", or "short" for whichever there are fewer of.
+        beta2: Decay rate of the rows' mean squares, in [0, 1); None disables normalization.
+        neuron_eps: eps of the normalization, >= 0.
+        ns_coefficients: Coefficients of the iteration, as `coefs` of `orthogonalize`.
+        ns_steps: Number of iterations; None for the number that belongs to the coefficients.
+        adjust_lr_fn: Name of the factor $r$: "spectral" is $\sqrt{\mathrm{rows}/\mathrm{columns}}$; for others, see
+            `scale_by_shape`.
+        ns_dtype: Dtype of the iteration; None for the dtype of the leaf.
+        fallback: A complete transformation, such as `adamw(...)`, for all leaves that are not matrices.
+
+    Returns:
+        A transformation whose updates are added to the parameters. State: `momentum`; with `beta2`, also `exp_avg_sq`
+        (one entry per row); with a fallback, these and the fallback's entries, under `partition`.
+
+    Raises:
+        TypeError: If `fallback` is not a transformation.
+        ValueError: If a hyperparameter is out of range, if `params` is missing, or if a leaf is not a matrix and there
+            is no `fallback`.
+
+    Example:
+        >>> tx = gradtx.dion2(lr=1.0, weight_decay=0.0, ns_coefficients="newton_schulz")
+        >>> params = {"w": torch.zeros(4, 4)}
+        >>> updates, _ = tx.update(
+        ...     {"w": torch.diag(torch.arange(4.0))}, tx.init(params), params
+        ... )
+        >>> updates["w"].diagonal()  # the largest of four rows
+        tensor([-0., -0., -0., -1.])
+
+    Source: Ahn et al. 2025, arXiv:2512.16928. Departures: none from the version for one device.
+    """
+    return muon_like(
+        "dion2",
+        adjust_lr_fn,
+        lr,
+        weight_decay,
+        fallback,
+        orthogonalize_slices(
+            fraction,
+            ef_decay,
+            select,
+            beta2,
+            neuron_eps,
+            ns_coefficients,
+            ns_steps,
+            ns_dtype,
+        ),
+    )

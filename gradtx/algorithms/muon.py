@@ -1,0 +1,530 @@
+"""Muon: momentum with equal singular values; PolarGrad."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import torch
+from torch import Tensor
+
+from gradtx.algorithms._math import at_least, safe_pow, safe_sqrt
+from gradtx.algorithms._matrix import STARTS, newton_schulz, polar_factor
+from gradtx.algorithms._polynomials import NEWTON_SCHULZ, Coefficients, polynomials
+from gradtx.algorithms.adam import scale_by_caution
+from gradtx.algorithms.momentum import trace_ema
+from gradtx.algorithms.scaling import scale_by_learning_rate
+from gradtx.algorithms.weight_decay import add_decayed_weights
+from gradtx.arguments import Count, Decay, NonNegative, Static, is_off
+from gradtx.base.exact import Scalar
+from gradtx.combinators.selection import partition
+from gradtx.rules import alias, per_tensor
+from gradtx.transform import GradientTransformation, chain, check_transformation
+
+__all__ = [
+    "muon",
+    "orthogonalize",
+    "polargrad",
+    "scale_by_nuclear_norm",
+    "scale_by_shape",
+]
+
+
+_VIEWS = ("matrix", "batch", "flatten")
+
+
+def _dims_of_view(arguments: dict[str, Any]) -> tuple[int, float]:
+    return (2, 2) if arguments["view"] == "matrix" else (2, math.inf)
+
+
+def _check_view(owner: str, view: str) -> None:
+    if view not in _VIEWS:
+        raise ValueError(
+            f"{owner}: view must be 'matrix', 'batch' or 'flatten', got {view!r}"
+        )
+
+
+def _wire(arguments: dict[str, Any]) -> torch.dtype | None:
+    """Return the dtype of the iteration, unless its result is mixed with the momentum itself."""
+    return arguments["dtype"] if is_off(arguments["contra"]) else None
+
+
+@per_tensor(whole=True, wire=_wire, dims=_dims_of_view)
+def orthogonalize(
+    coefs: Static[
+        str | tuple[float, ...] | tuple[tuple[float, ...], ...]
+    ] = NEWTON_SCHULZ,
+    steps: Annotated[int, "[0, 100)"] | None = None,
+    eps: NonNegative = 1e-7,
+    dtype: torch.dtype | None = None,
+    view: str = "matrix",
+    start: str = "fro",
+    contra: Scalar = 0.0,
+    power_steps: Count = 5,
+):
+    r"""Bring all singular values of a matrix near 1 with a Newton-Schulz iteration.
+
+    $X = U / \max(\lVert U \rVert_F, \epsilon)$, transposed if it has more rows than columns; then `steps` times
+    $A = X X^\top$, $X \leftarrow a X + (b A + c A^2) X$. The default polynomial rises steeply at 0 and leaves singular
+    values between about 0.7 and 1.2.
+
+    The named sets, with the range to which their steps map the singular values in [0.01, 1]:
+
+    | name | steps | range | source |
+    |---|---|---|---|
+    | "simple" | 5 | 0.68 to 1.13 | Jordan et al. 2024, the default |
+    | "quintic" | 5 | 0.98 to 1.03 | modded-nanogpt |
+    | "polar_express" | 5 | 0.87 to 1.12 | Amsel et al. 2025, arXiv:2505.16932 |
+    | "cans" | 5 | 0.88 to 1.12 | Grishina et al. 2025, arXiv:2506.10935; not in half precision |
+    | "deepseekv4" | 10 | 1.00 | DeepSeek-V4 |
+    | "cubic5" | 5, no others | 0.77 to 1.30 | arXiv:2606.00371; cubic polynomials |
+    | "newton_schulz" | 12 | 1.00 | the classical iteration of degree 5 |
+
+    Args:
+        coefs: $(a, b, c)$ as plain numbers, one such triple per step, of which the last is repeated, or a set's name.
+        steps: Number of iterations, in [0, 100); None for 5, or for the number of a named set.
+        eps: $\epsilon \ge 0$, lower bound of the norm in the division. Use a positive value if a gradient may be 0.
+        dtype: Dtype of the iteration; None for the leaf's own dtype.
+        view: "matrix" accepts leaves of two dimensions; "batch" also leaves of more, whose last two are matrices;
+            "flatten" reads those as (first dimension, all others).
+        start: Additional divisor of $X$ before the iteration, a tighter bound of its largest singular value: "fro" for
+            none; "schatten4" for $\lVert X X^\top \rVert_F^{1/2}$; "aol" divides row $i$ by
+            $(\sum_j |X X^\top|_{ij})^{1/2}$, which also changes the singular vectors.
+        contra: $k$ of Contra-Muon: subtract $k U / (2 \sigma)$ from the result $X$, where $\sigma$ estimates the
+            largest singular value of $U$, and restore the norm of $X$. Small singular values of $U$ then have a
+            larger weight, or a smaller one if $k$ is negative.
+        power_steps: Power iterations for $\sigma$, >= 1, starting from equal entries.
+
+    Returns:
+        A transformation that keeps shapes and dtypes; no state.
+
+    Raises:
+        ValueError: If an argument is out of range, if `coefs` is neither triples nor a name, if a named set does not
+            support the steps or the dtype, if `view` or `start` is unknown, or if a leaf is not a matrix.
+        TypeError: If `dtype` is not a floating-point dtype.
+
+    Example:
+        >>> tx = gradtx.orthogonalize(coefs=(1.5, -0.5, 0.0), steps=20)
+        >>> updates, _ = tx.update({"w": torch.tensor([[3.0, 0.0], [0.0, -0.5]])}, tx.init({}))
+        >>> updates["w"].round(decimals=4) + 0.0
+        tensor([[ 1.,  0.],
+                [ 0., -1.]])
+
+    Source: Jordan et al. 2024, Muon; Bernstein and Newhouse 2024, arXiv:2409.20325; "aol": Prach and Lampert 2022,
+    arXiv:2208.03160. Departures: none from torch.optim.Muon, with dtype=torch.bfloat16. On a CPU without fast bfloat16
+    products (Intel's AMX, AMD's AVX-512), products are computed in float32 and rounded to bfloat16; entries near the
+    middle between two numbers may then be rounded differently from torch, one in 10,000 beyond 128 columns, because
+    sums run in another order.
+    """
+    _check_view("orthogonalize", view)
+    if start not in STARTS:
+        raise ValueError(
+            f"orthogonalize: start must be one of {', '.join(STARTS)}, got {start!r}"
+        )
+    iteration = polynomials("orthogonalize", coefs, steps, dtype)
+
+    def update(update, state, param, ctx):
+        x = update.flatten(1) if view == "flatten" else update
+        result = newton_schulz(x, iteration, eps, start, dtype)
+        if not is_off(contra):
+            result = _without_largest(result, x, contra, power_steps)
+        return result.reshape(update.shape), state
+
+    return update
+
+
+@per_tensor(whole="shape", dims=_dims_of_view)
+def scale_by_shape(
+    adjust: str | None = None, factor: NonNegative = 0.2, view: str = "matrix"
+):
+    r"""Scale the update of a matrix by a function of its number of rows $r$ and columns $c$.
+
+    | adjust | factor |
+    |---|---|
+    | None or "original" | $\sqrt{\max(1, r/c)}$ |
+    | "spectral" | $\sqrt{r/c}$: an orthogonal matrix maps vectors of root mean square 1 to such vectors |
+    | "max_dim" | $\sqrt{\max(r, c)}$: an orthogonal matrix has root mean square 1 |
+    | "match_rms_adamw" | $f \sqrt{\max(r, c)}$: it has root mean square $f$, as AdamW's updates have |
+    | "none" | 1 |
+
+    Args:
+        adjust: One of these.
+        factor: $f \ge 0$.
+        view: As in `orthogonalize`.
+
+    Returns:
+        A transformation that keeps shapes and dtypes; no state.
+
+    Raises:
+        ValueError: If `factor` is negative, if `adjust` or `view` is unknown, or if a leaf is not a matrix.
+
+    Example:
+        >>> tx = gradtx.scale_by_shape()
+        >>> updates, _ = tx.update(
+        ...     {"tall": torch.ones(4, 1), "wide": torch.ones(1, 4)}, tx.init({})
+        ... )
+        >>> updates["tall"].T
+        tensor([[2., 2., 2., 2.]])
+
+    Source: Jordan et al. 2024, Muon; Liu et al. 2025, arXiv:2502.16982; "spectral": Pethick et al. 2025,
+    arXiv:2502.07529. Departures: none from torch.optim.Muon. Names differ between libraries: "spectral" in NVIDIA
+    Emerging-Optimizers is "max_dim" here, and its "unit_rms_norm" is "spectral".
+    """
+    _check_view("scale_by_shape", view)
+    check_adjustment("scale_by_shape", "adjust", adjust)
+
+    def update(update, state, param, ctx):
+        rows, columns = _matrix_shape(update, view)
+        return shape_factor(adjust, rows, columns, factor) * update, state
+
+    return update
+
+
+ADJUSTMENTS = ("original", "spectral", "max_dim", "match_rms_adamw", "none")
+
+
+def check_adjustment(owner: str, argument: str, adjust: Any) -> None:
+    if adjust not in (None, *ADJUSTMENTS):
+        known = ", ".join(map(repr, ADJUSTMENTS[1:]))
+        raise ValueError(
+            f"{owner}: {argument} must be None, 'original' or {known}, got {adjust!r}"
+        )
+
+
+def shape_factor(adjust: str | None, rows: int, columns: int, factor: Any = 0.2) -> Any:
+    """Return the factor of `scale_by_shape`, a tensor if the user's `factor` is one and counts."""
+    if adjust == "none":
+        return 1.0
+    if adjust == "match_rms_adamw":
+        return factor * math.sqrt(max(rows, columns))
+    if adjust == "max_dim":
+        return math.sqrt(max(rows, columns))
+    ratio = rows / max(columns, 1)
+    return math.sqrt(ratio if adjust == "spectral" else max(1.0, ratio))
+
+
+# Module-level functions, not created at each call: a group identifies its branch by its selector.
+def is_matrix(name: str, tensor: Any) -> bool:
+    return tensor.ndim == 2
+
+
+def has_a_matrix(name: str, tensor: Any) -> bool:
+    return tensor.ndim >= 2
+
+
+def with_fallback(
+    name: str,
+    matrices: GradientTransformation,
+    fallback: GradientTransformation | None,
+    takes: Callable[[str, Any], bool] = is_matrix,
+) -> GradientTransformation:
+    """Use one transformation for matrices and, if there is a fallback, that one for all other leaves."""
+    if fallback is None:
+        return matrices
+    check_transformation(name, "fallback", fallback)
+    return partition(
+        {name: matrices, "fallback": fallback}, {name: takes, "fallback": "*"}
+    )
+
+
+def _with_decay(matrix, rate, weight_decay, decoupled_wd, cautious_factor):
+    """Complete a direction for matrices with caution, decay and rate."""
+    return chain(
+        matrix,
+        scale_by_caution(cautious_factor),
+        add_decayed_weights(weight_decay, relative_to=rate if decoupled_wd else None),
+        scale_by_learning_rate(rate),
+    )
+
+
+@alias
+def muon(
+    lr: NonNegative = 1e-3,
+    weight_decay: NonNegative = 0.1,
+    momentum: Decay = 0.95,
+    nesterov: bool = True,
+    ns_coefficients: Coefficients = NEWTON_SCHULZ,
+    eps: NonNegative = 1e-7,
+    ns_steps: Annotated[int, "[0, 100)"] | None = None,
+    adjust_lr_fn: str | None = None,
+    ns_dtype: torch.dtype | None = torch.bfloat16,
+    flatten: bool = False,
+    fallback: GradientTransformation | None = None,
+    view: str = "matrix",
+):
+    r"""Muon, equivalent to torch.optim.Muon: the orthogonalized momentum of matrices.
+
+    $B \leftarrow \mu B + (1-\mu) g$, $U = B$ or $\mu B + (1-\mu) g$ with `nesterov`, $X$ = `orthogonalize`$(U)$,
+    $p \leftarrow p (1 - \eta \lambda) - \eta r X$ with $r$ of `scale_by_shape`.
+
+    When to use: the hidden matrices of transformers. For a whole model call `muon_for`, which assigns embeddings, the
+    head, norms and biases to AdamW; `fallback` takes only leaves that are not matrices, and embeddings and the head are
+    matrices.
+
+    Args:
+        lr: $\eta$ in [0, inf).
+        weight_decay: $\lambda \ge 0$, decoupled; multiplied by $\eta$ but not by $r$.
+        momentum: $\mu$ in [0, 1).
+        nesterov: Use Nesterov momentum.
+        ns_coefficients: $(a, b, c)$ of the iteration as plain numbers, a tuple of such triples, or the name of a set,
+            as in `orthogonalize`.
+        eps: Lower bound of the norm in the denominator, >= 0.
+        ns_steps: Number of iterations, in [0, 100); None for 5, or for the number of a named set.
+        adjust_lr_fn: Name of the factor $r$ (see `scale_by_shape`): None or "original" is
+            $\sqrt{\max(1, \mathrm{rows}/\mathrm{columns})}$, "match_rms_adamw" is
+            $0.2 \sqrt{\max(\mathrm{rows}, \mathrm{columns})}$.
+        ns_dtype: Dtype of the iteration; None for the dtype of the leaf. bfloat16 is accurate to about 1e-2, and for
+            nearly rank-one gradients to no digit: eager and compiled steps then differ by as much as a step. To
+            differentiate through training, use None: a gradient computed in bfloat16 can have the wrong sign.
+        flatten: Equivalent to `view="flatten"`.
+        fallback: A complete transformation, such as `adamw(...)`, for all leaves that are not matrices. Embeddings and
+            heads are matrices: assign them elsewhere with `muon_for` or `partition`.
+        view: As in `orthogonalize`: "flatten" and "batch" also accept leaves with three or more dimensions.
+
+    Returns:
+        A transformation whose updates are added to the parameters. State: `momentum_buffer`; with a fallback, that and
+        the fallback's entries, under `partition`. An optimizer puts the leaves of the fallback into a group whose `lr`
+        and other hyperparameters are the fallback's: a scheduler drives both rates, each from its own initial value. In
+        groups that you pass, `lr` is Muon's and `adamw.lr` the fallback's.
+
+    Raises:
+        TypeError: If `fallback` is not a transformation.
+        ValueError: If a hyperparameter is out of range, if `flatten` is combined with another `view`, if `params` is
+            missing, or if a leaf is not a matrix and there is no `fallback`.
+
+    Example:
+        >>> tx = gradtx.muon(lr=1.0, weight_decay=0.0, fallback=gradtx.sgd(lr=0.1))
+        >>> params = {"w": torch.zeros(1, 2), "b": torch.zeros(1)}
+        >>> updates, _ = tx.update(
+        ...     {"w": torch.tensor([[3e-4, 4e-4]]), "b": torch.ones(1)}, tx.init(params), params
+        ... )
+        >>> updates["b"]
+        tensor([-0.1000])
+
+    Source: Jordan et al. 2024, Muon; Liu et al. 2025, arXiv:2502.16982. Departures: none from torch.optim.Muon;
+    named sets, `ns_dtype`, `flatten`, `fallback` and `view` are added.
+    """
+    if flatten and view != "matrix":
+        raise ValueError(
+            f"muon: flatten=True is equivalent to view='flatten', but view={view!r} was also given; omit flatten"
+        )
+    view = "flatten" if flatten else view
+    return muon_like(
+        "muon",
+        adjust_lr_fn,
+        lr,
+        weight_decay,
+        fallback,
+        trace_ema(momentum, nesterov),
+        orthogonalize(ns_coefficients, ns_steps, eps, ns_dtype, view),
+        view=view,
+    )
+
+
+def muon_like(
+    name: str,
+    adjust_lr_fn: str | None,
+    lr: Any,
+    weight_decay: Any,
+    fallback: GradientTransformation | None,
+    *direction: GradientTransformation,
+    view: str = "matrix",
+) -> GradientTransformation:
+    """Complete a direction for matrices with Muon's scale, decay and rate, and add the fallback for other leaves."""
+    matrices = chain(
+        *direction,
+        scale_by_shape(adjust_lr_fn, view=view),
+        add_decayed_weights(weight_decay),
+        scale_by_learning_rate(lr),
+    )
+    takes = is_matrix if view == "matrix" else has_a_matrix
+    return with_fallback(name, matrices, fallback, takes)
+
+
+def by_matrix(
+    matrix: GradientTransformation,
+    rest: GradientTransformation,
+    takes: Callable[[str, Any], bool] = is_matrix,
+) -> GradientTransformation:
+    """Use one transformation for matrices, and another one for the rest."""
+    return partition({"matrix": matrix, "rest": rest}, {"matrix": takes, "rest": "*"})
+
+
+def _check_ndims(matrix_ndims: Any) -> None:
+    if not (
+        isinstance(matrix_ndims, tuple)
+        and all(isinstance(n, int) and n >= 2 for n in matrix_ndims)
+    ):
+        raise ValueError(
+            f"matrix_ndims must be a tuple of integers >= 2, got {matrix_ndims!r}"
+        )
+
+
+METHODS = ("newton_schulz", "exact")
+
+
+def _compiles(arguments):
+    """Compile only the iteration: the host reads whether eigenvalues converged."""
+    return "lists" if arguments["method"] == "exact" else True
+
+
+@per_tensor(whole=True, dims=(2, 2), compiles=_compiles)
+def scale_by_nuclear_norm(
+    method: str = "newton_schulz",
+    alpha: NonNegative = 1.0,
+    center_rows: bool = False,
+    ns_coefficients: Coefficients = "quintic",
+    ns_steps: Annotated[int, "[0, 100)"] | None = None,
+    ns_dtype: torch.dtype | None = None,
+):
+    r"""Replace a matrix by its polar factor, scaled by its nuclear norm: $O(u)\, \langle O(u), u \rangle^\alpha$.
+
+    With the exact factor $U V^\top$ of $u = U S V^\top$, $\langle O(u), u \rangle$ is the sum of the singular values.
+
+    Args:
+        method: "newton_schulz" computes $O$ as in `orthogonalize`; "exact" computes the factor from the eigenvalues of
+            the smaller Gram matrix, with eigenvalues at the level of rounding treated as 0.
+        alpha: $\alpha \ge 0$; 1 is steepest descent in the spectral norm, 0 is Muon's direction.
+        center_rows: Subtract the mean over the rows before and after, for weights whose outputs enter a softmax.
+        ns_coefficients: Coefficients of the iteration, as in `orthogonalize`.
+        ns_steps: Iterations, in [0, 100); None for 5, or for the number of a named set.
+        ns_dtype: Dtype of the iteration; None for the leaf's own dtype.
+
+    Returns:
+        A transformation that keeps shapes and dtypes; no state.
+
+    Raises:
+        TypeError: If `ns_dtype` is not a floating-point dtype.
+        ValueError: If an argument is out of range, if `method` is unknown, or if a leaf is not a matrix.
+
+    Example:
+        >>> tx = gradtx.scale_by_nuclear_norm("exact")
+        >>> updates, _ = tx.update({"w": torch.tensor([[3.0, 0.0], [0.0, -2.0]])}, tx.init({}))
+        >>> updates["w"].round(decimals=4) + 0.0
+        tensor([[ 5.,  0.],
+                [ 0., -5.]])
+
+    Source: Lau et al. 2025, PolarGrad, arXiv:2505.21799. Departures: eigenvalues at the level of rounding do not
+    contribute to the nuclear norm. Second derivatives of the exact method lack terms; first derivatives are exact.
+    """
+    if method not in METHODS:
+        raise ValueError(
+            f"scale_by_nuclear_norm: method must be 'newton_schulz' or 'exact', got {method!r}"
+        )
+    iteration = polynomials(
+        "scale_by_nuclear_norm", ns_coefficients, ns_steps, ns_dtype
+    )
+
+    def factor(x):
+        if method == "exact":
+            return polar_factor(x)
+        return newton_schulz(x, iteration, dtype=ns_dtype)
+
+    def update(update, state, param, ctx):
+        x = _centered(update) if center_rows else update
+        orthogonal = factor(x)
+        result = orthogonal * safe_pow((orthogonal * x).sum(), alpha)
+        return _centered(result) if center_rows else result, state
+
+    return update
+
+
+def _centered(x):
+    """Subtract the mean of its rows from a matrix."""
+    return x - x.sum(dim=0, keepdim=True) / max(x.shape[0], 1)
+
+
+@alias(class_name="PolarGrad")
+def polargrad(
+    lr: NonNegative = 3e-4,
+    momentum: Decay = 0.95,
+    nesterov: bool = False,
+    weight_decay: NonNegative = 0.01,
+    method: str = "newton_schulz",
+    alpha: NonNegative = 1.0,
+    center_rows: bool = False,
+    ns_coefficients: Coefficients = "quintic",
+    ns_steps: Annotated[int, "[0, 100)"] | None = None,
+    ns_dtype: torch.dtype | None = None,
+    fallback: GradientTransformation | None = None,
+):
+    r"""PolarGrad: Muon's direction scaled by the nuclear norm of the momentum.
+
+    $p \leftarrow p (1 - \eta \lambda) - \eta\, d$ with $d$ = `scale_by_nuclear_norm` of the momentum: steepest descent
+    in the spectral norm, whose steps shrink with the gradient.
+
+    When to use: instead of `muon`, whose steps of constant size need a schedule that ends at 0.
+
+    Args:
+        lr: $\eta$ in [0, inf).
+        momentum: Decay rate of the gradient average, in [0, 1).
+        nesterov: Use Nesterov momentum.
+        weight_decay: $\lambda \ge 0$, decoupled.
+        method: "newton_schulz" or "exact", as in `scale_by_nuclear_norm`.
+        alpha: Exponent of the nuclear norm, >= 0.
+        center_rows: Subtract the mean over the rows, for weights whose outputs enter a softmax.
+        ns_coefficients: Coefficients of the iteration, as in `orthogonalize`.
+        ns_steps: Number of iterations, in [0, 100); None for 5, or for the number that belongs to a named set.
+        ns_dtype: Dtype of the iteration; None for the dtype of the leaf.
+        fallback: A complete transformation, such as `adamw(...)`, for all leaves that are not matrices.
+
+    Returns:
+        A transformation whose updates are added to the parameters. State: `momentum_buffer`; with a fallback, that and
+        the fallback's entries, under `partition`.
+
+    Raises:
+        TypeError: If `fallback` is not a transformation.
+        ValueError: If a hyperparameter is out of range, if `method` is unknown, if `params` is missing, or if a leaf is
+            not a matrix and there is no `fallback`.
+
+    Example:
+        >>> tx = gradtx.polargrad(lr=0.1, momentum=0.0, weight_decay=0.0, method="exact")
+        >>> params = {"w": torch.zeros(2, 2)}
+        >>> updates, _ = tx.update(
+        ...     {"w": torch.diag(torch.tensor([3.0, 2.0]))}, tx.init(params), params
+        ... )
+        >>> updates["w"].diag()
+        tensor([-0.5000, -0.5000])
+
+    Source: Lau et al. 2025, arXiv:2505.21799. Departures: none.
+    """
+    matrices = chain(
+        trace_ema(momentum, nesterov),
+        scale_by_nuclear_norm(
+            method, alpha, center_rows, ns_coefficients, ns_steps, ns_dtype
+        ),
+        add_decayed_weights(weight_decay),
+        scale_by_learning_rate(lr),
+    )
+    return with_fallback("polargrad", matrices, fallback)
+
+
+def _without_largest(x: Tensor, matrix: Tensor, share: Any, power_steps: int) -> Tensor:
+    """Subtract `share / 2` times the matrix divided by its largest singular value, and restore the norm of `x`."""
+    right = matrix.new_ones((*matrix.shape[:-2], matrix.shape[-1], 1)) / math.sqrt(
+        max(matrix.shape[-1], 1)
+    )
+    for _ in range(power_steps):
+        left = _unit(matrix @ right)
+        right = _unit(matrix.mT @ left)
+    largest = at_least(_norms(matrix @ right), 1e-10)
+    difference = x - share / 2 * (matrix / largest)
+    return difference * (_norms(x) / at_least(_norms(difference), 1e-10))
+
+
+def _matrix_shape(x: Tensor, view: str) -> tuple[int, int]:
+    rows, columns = (
+        (x.shape[0], math.prod(x.shape[1:])) if view == "flatten" else x.shape[-2:]
+    )
+    return rows, columns
+
+
+def _norms(x: Tensor) -> Tensor:
+    """Return the norm of each matrix of a batch."""
+    return safe_sqrt(x.square().sum(dim=(-2, -1), keepdim=True))
+
+
+def _unit(vectors: Tensor) -> Tensor:
+    """Scale columns to norm 1; zero columns remain 0."""
+    return vectors / at_least(_norms(vectors), torch.finfo(vectors.dtype).tiny)

@@ -1,0 +1,614 @@
+"""Variants of Muon: NorMuon, AdaMuon, NAMO, Contra-Muon, hybrids with AdamAtan2."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated
+
+import torch
+
+from gradtx.algorithms._math import at_least, mean, running_mean, safe_sqrt
+from gradtx.algorithms._polynomials import NEWTON_SCHULZ, POLAR_EXPRESS, Coefficients
+from gradtx.algorithms.adam_variants import adam_atan2
+from gradtx.algorithms.momentum import trace_ema
+from gradtx.algorithms.muon import (
+    _check_ndims,
+    _norms,
+    _with_decay,
+    by_matrix,
+    muon_like,
+    orthogonalize,
+    scale_by_shape,
+)
+from gradtx.algorithms.sign import scale_by_sign
+from gradtx.arguments import Count, Decay, Decays, Fraction, NonNegative, Positive
+from gradtx.base.exact import Scalar
+from gradtx.combinators.norm_ratio import scale_by_norm_ratio
+from gradtx.rules import alias, per_tensor
+from gradtx.slots import square
+from gradtx.transform import GradientTransformation, chain
+
+__all__ = [
+    "adamuon",
+    "contra_muon",
+    "muon_adam_atan2",
+    "namo",
+    "normalize_entries",
+    "normalize_neurons",
+    "normuon",
+    "polar_adam_atan2",
+]
+
+
+@per_tensor(whole=True, dims=(2, math.inf))
+def normalize_neurons(
+    beta: Decay = 0.95,
+    eps: NonNegative = 1e-10,
+    axis: str = "rows",
+    rms: NonNegative | None = None,
+):
+    r"""Divide each row of a matrix by its running root mean square, preserving the norm of the matrix.
+
+    $q_t = \beta q_{t-1} + (1-\beta)\, \mathrm{mean}_{-1}(u^2)$ from 0, $\tilde u = u / (\sqrt{q_t} + \epsilon)$, result
+    $\tilde u \lVert u \rVert / \max(\lVert \tilde u \rVert, \epsilon)$. The last two dimensions form the matrix.
+
+    Args:
+        beta: $\beta$, in [0, 1).
+        eps: $\epsilon \ge 0$. Use a positive value if a row may be 0.
+        axis: "rows", or "long" for the longer side: the columns, if the matrix has more of them than rows.
+        rms: The root mean square of the result, >= 0, instead of that of the matrix; None preserves the norm.
+
+    Returns:
+        A transformation that keeps shapes and dtypes. State: `exp_avg_sq`, shaped as the parameter with size 1 in the
+        last dimension, or in the one before it where columns are divided.
+
+    Raises:
+        ValueError: If an argument is out of range, if `axis` is unknown, or if a leaf has fewer than two dimensions.
+
+    Example:
+        >>> tx = gradtx.normalize_neurons()
+        >>> params = {"w": torch.zeros(2, 1)}
+        >>> # equal rows, same norm 5
+        >>> tx.update({"w": torch.tensor([[3.0], [4.0]])}, tx.init(params))[0]["w"]
+        tensor([[3.5355],
+                [3.5355]])
+
+    Source: Li et al. 2025, NorMuon, arXiv:2510.05491, in the form of adam-atan2-pytorch 0.4.1. Departures: none from
+    the latter.
+    """
+    if axis not in ("rows", "long"):
+        raise ValueError(
+            f"normalize_neurons: axis must be 'rows' or 'long', got {axis!r}"
+        )
+
+    def averaged(x):
+        """Return the dimension over which the mean square is computed."""
+        return -2 if axis == "long" and x.shape[-2] < x.shape[-1] else -1
+
+    def sizes(param):
+        shape = list(param.shape)
+        shape[averaged(param)] = 1
+        return param.new_zeros(shape)
+
+    def update(update, state, param, ctx):
+        means = mean(update.square(), averaged(update), keepdim=True)
+        square = running_mean(state["exp_avg_sq"], means, beta)
+        scaled = update / (safe_sqrt(square) + eps)
+        size = (
+            _norms(update)
+            if rms is None
+            else rms * math.sqrt(math.prod(update.shape[-2:]))
+        )
+        return scaled * (size / at_least(_norms(scaled), eps)), {"exp_avg_sq": square}
+
+    return {"exp_avg_sq": square(sizes)}, update
+
+
+@per_tensor(whole=True, dims=(2, math.inf))
+def normalize_entries(
+    beta: Decay = 0.999,
+    eps: NonNegative = 1e-8,
+    correct_bias: bool = True,
+    rescale: str | None = "sqrt_min",
+):
+    r"""Divide each entry of a matrix by its running root mean square, and set the norm of the matrix.
+
+    $v_t = \beta v_{t-1} + (1-\beta) u^2$ from 0, $d = u / (\sqrt{v_t / (1 - \beta^t)} + \epsilon)$; returns $d$, or
+    $d\, s / (\lVert d \rVert + \epsilon)$ with $s$ set by `rescale`. The last two dimensions, $r \times c$, form the
+    matrix.
+
+    Args:
+        beta: $\beta$, in [0, 1).
+        eps: $\epsilon \ge 0$.
+        correct_bias: Whether to bias-correct the average.
+        rescale: "sqrt_min" for $s = \sqrt{\min(r, c)}$, the norm of an orthogonal matrix; "rms" for
+            $s = 0.2 \sqrt{r c}$; None returns $d$.
+
+    Returns:
+        A transformation that keeps shapes and dtypes. State: `exp_avg_sq`, shaped as the parameter.
+
+    Raises:
+        ValueError: If an argument is out of range, if `rescale` is unknown, or if a leaf has fewer than two dimensions.
+
+    Example:
+        >>> tx = gradtx.normalize_entries()
+        >>> params = {"w": torch.zeros(2, 2)}
+        >>> # with norm sqrt(2)
+        >>> tx.update({"w": torch.tensor([[3.0, -4.0], [0.1, 8.0]])}, tx.init(params))[0]["w"]
+        tensor([[ 0.7071, -0.7071],
+                [ 0.7071,  0.7071]])
+
+    Source: Si et al. 2025, AdaMuon, arXiv:2507.11005, and the authors' code. Departures: none.
+    """
+    if rescale not in (None, "sqrt_min", "rms"):
+        raise ValueError(
+            f"normalize_entries: rescale must be None, 'sqrt_min' or 'rms', got {rescale!r}"
+        )
+
+    def update(update, state, param, ctx):
+        square = running_mean(state["exp_avg_sq"], update.square(), beta)
+        corrected = square / ctx.bias_correction(beta) if correct_bias else square
+        scaled = update / (safe_sqrt(corrected) + eps)
+        new = {"exp_avg_sq": square}
+        if rescale is None:
+            return scaled, new
+        rows, columns = update.shape[-2:]
+        size = (
+            math.sqrt(min(rows, columns))
+            if rescale == "sqrt_min"
+            else 0.2 * math.sqrt(rows * columns)
+        )
+        return scaled * (size / (_norms(scaled) + eps)), new
+
+    return {"exp_avg_sq": square()}, update
+
+
+@alias(class_name="NorMuon")
+def normuon(
+    lr: NonNegative = 1e-2,
+    weight_decay: NonNegative = 0.01,
+    momentum: Decay = 0.95,
+    beta2: Decay = 0.95,
+    nesterov: bool = True,
+    eps: NonNegative = 1e-10,
+    axis: str = "rows",
+    rms: NonNegative | None = None,
+    ns_coefficients: Coefficients = "simple",
+    ns_steps: Annotated[int, "[0, 100)"] | None = None,
+    adjust_lr_fn: str | None = "original",
+    ns_dtype: torch.dtype | None = None,
+    fallback: GradientTransformation | None = None,
+):
+    r"""NorMuon: Muon whose rows are normalized to the same size over time.
+
+    $o$ = `orthogonalize` of the momentum, $n$ = `normalize_neurons`$(o)$, which has the norm of $o$,
+    $p \leftarrow p (1 - \eta \lambda) - \eta r n$ with $r$ of `scale_by_shape`. With `rms`, $n$ has that root mean
+    square, and $r = 1$.
+
+    When to use: like `muon`, in whose updates some rows are much larger than others, which reduces stability.
+
+    Args:
+        lr: $\eta$ in [0, inf).
+        weight_decay: $\lambda \ge 0$, decoupled; multiplied by $\eta$ but not by $r$.
+        momentum: Decay rate of the gradient average, in [0, 1).
+        beta2: Decay rate of the rows' mean squares, in [0, 1).
+        nesterov: Use Nesterov momentum.
+        eps: Added to the square roots of these, >= 0.
+        axis: "rows", or "long" for the longer side.
+        rms: Root mean square of updates divided by `lr`, >= 0; None keeps the norm of $o$.
+        ns_coefficients: Coefficients of the iteration, as in `orthogonalize`.
+        ns_steps: Number of iterations, in [0, 100); None for 5, or for the number that belongs to a named set.
+        adjust_lr_fn: Name of the factor $r$; see `scale_by_shape`.
+        ns_dtype: Dtype of the iteration; None for the dtype of the leaf.
+        fallback: A complete transformation, such as `adamw(...)`, for all leaves that are not matrices.
+
+    Returns:
+        A transformation whose updates are added to the parameters. State: `momentum_buffer`, and `exp_avg_sq`, one
+        number per row or column; with a fallback, these and the fallback's entries, under `partition`.
+
+    Raises:
+        TypeError: If `fallback` is not a transformation.
+        ValueError: If a hyperparameter is out of range, if `params` is missing, or if a leaf is not a matrix and there
+            is no `fallback`.
+
+    Example:
+        >>> tx = gradtx.normuon(lr=1.0, weight_decay=0.0, rms=0.5)
+        >>> params = {"w": torch.zeros(2, 2)}
+        >>> updates, _ = tx.update(
+        ...     {"w": torch.tensor([[3.0, 0.0], [0.0, 0.1]])}, tx.init(params), params
+        ... )
+        >>> updates["w"].norm()
+        tensor(1.0000)
+
+    Source: Li et al. 2025, arXiv:2510.05491; zichongli5/NorMuon, microsoft/dion. Departures: none; three rules have
+    this name: dion's is adjust_lr_fn="spectral", nesterov=False, eps=1e-8; axis="long" is that of NVIDIA
+    Emerging-Optimizers, which omits the norm; rms=0.2 is a later one.
+    """
+    return muon_like(
+        "normuon",
+        adjust_lr_fn if rms is None else "none",
+        lr,
+        weight_decay,
+        fallback,
+        trace_ema(momentum, nesterov),
+        orthogonalize(ns_coefficients, ns_steps, dtype=ns_dtype),
+        normalize_neurons(beta2, eps, axis, rms),
+    )
+
+
+@alias(class_name="AdaMuon")
+def adamuon(
+    lr: NonNegative = 0.02,
+    weight_decay: NonNegative = 0.01,
+    betas: Decays = (0.95, 0.999),
+    nesterov: bool = True,
+    eps: NonNegative = 1e-8,
+    sign: bool = False,
+    rescale: str | None = "sqrt_min",
+    correct_bias: bool = True,
+    ns_coefficients: Coefficients = "simple",
+    ns_steps: Annotated[int, "[0, 100)"] | None = None,
+    adjust_lr_fn: str | None = "match_rms_adamw",
+    ns_dtype: torch.dtype | None = None,
+    fallback: GradientTransformation | None = None,
+):
+    r"""AdaMuon: Muon with a second moment for every entry of its direction.
+
+    $o$ = `orthogonalize` of the momentum, or of its signs; $d$ = `normalize_entries`$(o)$,
+    $p \leftarrow p (1 - \eta \lambda) - \eta r d$ with $r$ of `scale_by_shape`.
+
+    When to use: like `muon`, if its rate must be as large as AdamW's.
+
+    Args:
+        lr: $\eta$ in [0, inf).
+        weight_decay: $\lambda \ge 0$, decoupled; multiplied by $\eta$ but not by $r$.
+        betas: Decay rates of the momentum and of the second moment, each in [0, 1).
+        nesterov: Use Nesterov momentum.
+        eps: $\epsilon \ge 0$ of `normalize_entries`.
+        sign: Orthogonalize the signs of the momentum.
+        rescale: Norm of $d$: "sqrt_min", "rms" or None, as in `normalize_entries`.
+        correct_bias: Whether to correct the bias of the second moment.
+        ns_coefficients: Coefficients of the iteration, as in `orthogonalize`.
+        ns_steps: Number of iterations, in [0, 100); None for 5, or for the number that belongs to a named set.
+        adjust_lr_fn: Name of the factor $r$; see `scale_by_shape`.
+        ns_dtype: Dtype of the iteration; None for the dtype of the leaf.
+        fallback: A complete transformation, such as `adamw(...)`, for all leaves that are not matrices.
+
+    Returns:
+        A transformation whose updates are added to the parameters. State: `momentum_buffer`, `exp_avg_sq`; with a
+        fallback, these and the fallback's entries, under `partition`.
+
+    Raises:
+        TypeError: If `fallback` is not a transformation.
+        ValueError: If a hyperparameter is out of range, if `rescale` is unknown, if `params` is missing, or if a leaf
+            is not a matrix and there is no `fallback`.
+
+    Example:
+        >>> tx = gradtx.adamuon(lr=1.0, weight_decay=0.0)
+        >>> params = {"w": torch.zeros(2, 2)}
+        >>> updates, _ = tx.update(
+        ...     {"w": torch.tensor([[3.0, 0.1], [-0.1, 2.0]])}, tx.init(params), params
+        ... )
+        >>> updates["w"]
+        tensor([[-0.2000, -0.2000],
+                [ 0.2000, -0.2000]])
+
+    Source: Si et al. 2025, arXiv:2507.11005; Chongjie-Si/AdaMuon. Departures: the defaults are those of the authors'
+    first version. Their code of August 2025 corresponds to sign=True, rescale="rms", correct_bias=False,
+    adjust_lr_fn="none", with equal betas.
+    """
+    beta1, beta2 = betas
+    return muon_like(
+        "adamuon",
+        adjust_lr_fn,
+        lr,
+        weight_decay,
+        fallback,
+        trace_ema(beta1, nesterov),
+        scale_by_sign() if sign else chain(),
+        orthogonalize(ns_coefficients, ns_steps, dtype=ns_dtype),
+        normalize_entries(beta2, eps, correct_bias, rescale),
+    )
+
+
+@alias(class_name="NAMO")
+def namo(
+    lr: NonNegative = 3e-4,
+    weight_decay: NonNegative = 0.01,
+    betas: Decays = (0.95, 0.95),
+    nesterov: bool = False,
+    eps: NonNegative = 1e-8,
+    correct_bias: bool = False,
+    ns_coefficients: Coefficients = "quintic",
+    ns_steps: Annotated[int, "[0, 100)"] | None = None,
+    adjust_lr_fn: str | None = "max_dim",
+    ns_dtype: torch.dtype | None = None,
+    fallback: GradientTransformation | None = None,
+):
+    r"""NAMO: Muon's direction with one adaptive step size for each matrix.
+
+    $d = O(u)\, \lVert u \rVert / (\sqrt{v} + \epsilon)$ with the momentum $u$, $O$ of `orthogonalize` and $v$ of
+    `scale_by_norm_ratio`, $p \leftarrow p (1 - \eta \lambda) - \eta r d$ with $r$ of `scale_by_shape`.
+
+    When to use: like `muon`, for noisy gradients: steps shrink where gradients disagree.
+
+    Args:
+        lr: $\eta$ in [0, inf).
+        weight_decay: $\lambda \ge 0$, decoupled; multiplied by $\eta$ but not by $r$.
+        betas: Decay rates of the momentum and of the mean square norm, each in [0, 1).
+        nesterov: Use Nesterov momentum.
+        eps: $\epsilon \ge 0$.
+        correct_bias: Correct the bias of both norms.
+        ns_coefficients: Coefficients of the iteration, as in `orthogonalize`.
+        ns_steps: Number of iterations, in [0, 100); None for 5, or for the number that belongs to a named set.
+        adjust_lr_fn: Name of the factor $r$; see `scale_by_shape`.
+        ns_dtype: Dtype of the iteration; None for the dtype of the leaf.
+        fallback: A complete transformation, such as `adamw(...)`, for all leaves that are not matrices.
+
+    Returns:
+        A transformation whose updates are added to the parameters. State: `momentum_buffer`, and `exp_avg_sq`, 0-d;
+        with a fallback, these and the fallback's entries, under `partition`.
+
+    Raises:
+        TypeError: If `fallback` is not a transformation.
+        ValueError: If a hyperparameter is out of range, if `params` is missing, or if a leaf is not a matrix and there
+            is no `fallback`.
+
+    Example:
+        >>> tx = gradtx.namo(
+        ...     lr=1.0, weight_decay=0.0, betas=(0.0, 0.75), ns_coefficients="newton_schulz"
+        ... )
+        >>> params = {"w": torch.zeros(1, 1)}
+        >>> # 3 / sqrt(9 / 4)
+        >>> tx.update({"w": torch.tensor([[3.0]])}, tx.init(params), params)[0]["w"]
+        tensor([[-2.]])
+
+    Source: NAMO, arXiv:2602.17080. Departures: none.
+    """
+    beta1, _ = betas
+    return muon_like(
+        "namo",
+        adjust_lr_fn,
+        lr,
+        weight_decay,
+        fallback,
+        trace_ema(beta1, nesterov),
+        scale_by_norm_ratio(
+            orthogonalize(ns_coefficients, ns_steps, dtype=ns_dtype),
+            betas,
+            eps,
+            correct_bias,
+        ),
+    )
+
+
+@alias
+def contra_muon(
+    lr: NonNegative = 0.0375,
+    weight_decay: NonNegative = 0.0,
+    momentum: Decay = 0.95,
+    nesterov: bool = True,
+    contra: Scalar = 0.4,
+    power_steps: Count = 5,
+    ns_coefficients: Coefficients = "newton_schulz",
+    ns_steps: Annotated[int, "[0, 100)"] | None = None,
+    adjust_lr_fn: str | None = "original",
+    ns_dtype: torch.dtype | None = None,
+    fallback: GradientTransformation | None = None,
+):
+    r"""Contra-Muon: Muon's direction minus a share of the momentum, so that small singular values weigh more.
+
+    $d = O(u) - k u / (2 \sigma)$, rescaled to the norm of $O(u)$, for the momentum $u$, $O$ of `orthogonalize` and an
+    estimate $\sigma$ of the largest singular value of $u$; $p \leftarrow p (1 - \eta \lambda) - \eta r d$ with $r$ of
+    `scale_by_shape`.
+
+    When to use: like `muon`, for the final gains in accuracy; with a negative share, the method lies between Muon and
+    SGD.
+
+    Args:
+        lr: $\eta$ in [0, inf).
+        weight_decay: $\lambda \ge 0$, decoupled; multiplied by $\eta$ but not by $r$.
+        momentum: Decay rate of the gradient average, in [0, 1).
+        nesterov: Use Nesterov momentum.
+        contra: $k$, often a schedule.
+        power_steps: Number of power iterations for $\sigma$, >= 1.
+        ns_coefficients: Coefficients of the iteration, as in `orthogonalize`.
+        ns_steps: Number of iterations, in [0, 100); None for 5, or for the number that belongs to a named set.
+        adjust_lr_fn: Name of the factor $r$; see `scale_by_shape`.
+        ns_dtype: Dtype of the iteration; None for the dtype of the leaf.
+        fallback: A complete transformation, such as `adamw(...)`, for all leaves that are not matrices.
+
+    Returns:
+        A transformation whose updates are added to the parameters. State: `momentum_buffer`; with a fallback, that and
+        the fallback's entries, under `partition`.
+
+    Raises:
+        TypeError: If `fallback` is not a transformation.
+        ValueError: If a hyperparameter is out of range, if `params` is missing, or if a leaf is not a matrix and there
+            is no `fallback`.
+
+    Example:
+        >>> tx = gradtx.contra_muon(lr=1.0, contra=1.0)
+        >>> params = {"w": torch.zeros(2, 2)}
+        >>> updates, _ = tx.update(
+        ...     {"w": torch.diag(torch.tensor([4.0, 2.0]))}, tx.init(params), params
+        ... )
+        >>> updates["w"].diag()
+        tensor([-0.7845, -1.1767])
+
+    Source: nilin/contra-muon; modded-nanogpt, track 3. Departures: the norm of the direction is preserved, as in the
+    published runs; the README has no rescaling.
+    """
+    return muon_like(
+        "contra_muon",
+        adjust_lr_fn,
+        lr,
+        weight_decay,
+        fallback,
+        trace_ema(momentum, nesterov),
+        orthogonalize(
+            ns_coefficients,
+            ns_steps,
+            dtype=ns_dtype,
+            contra=contra,
+            power_steps=power_steps,
+        ),
+    )
+
+
+def _atan2(lr, betas, a, b, weight_decay, decoupled_wd, cautious_factor):
+    """Return Adam-atan2 for the other leaves."""
+    return adam_atan2(
+        lr,
+        betas,
+        weight_decay,
+        decoupled_wd=decoupled_wd,
+        cautious_factor=cautious_factor,
+        a=a,
+        b=b,
+    )
+
+
+@alias
+def muon_adam_atan2(
+    lr: NonNegative = 1e-4,
+    betas: Decays = (0.9, 0.99),
+    muon_lr: NonNegative | None = None,
+    weight_decay: NonNegative = 0.0,
+    decoupled_wd: bool = False,
+    cautious_factor: Fraction = 1.0,
+    a: Positive = 1.27,
+    b: Positive = 1.0,
+    muon_beta1: Decay = 0.95,
+    muon_beta2: Decay = 0.95,
+    muon_steps: Annotated[int, "[0, 100)"] = 5,
+    muon_rms_factor: NonNegative = 0.2,
+    use_normuon: bool = False,
+    normuon_eps: NonNegative = 1e-10,
+    matrix_ndims: tuple[int, ...] = (2, 3),
+):
+    r"""Muon with Adam-atan2: Muon for matrices, Adam-atan2 for all other leaves.
+
+    Matrices: $m \leftarrow \beta_1' m + (1-\beta_1') g$, $u$ = `orthogonalize`$(m)$, with `use_normuon`
+    `normalize_neurons`$(u)$, $p \leftarrow p (1 - L \lambda) - L f \sqrt{\max(\mathrm{rows}, \mathrm{columns})}\, u$.
+
+    When to use: Muon for a whole model, with a rule without eps for the other leaves.
+
+    Args:
+        lr: Learning rate of the other leaves, in [0, inf).
+        betas: Decay rates of their two averages, each in [0, 1).
+        muon_lr: $L$, the learning rate of matrices; None for `lr`.
+        weight_decay: $\lambda \ge 0$, decoupled, for both.
+        decoupled_wd: Divide $\lambda$ by the initial learning rate.
+        cautious_factor: Factor in [0, 1] for entries whose update opposes the gradient; 1.0 disables it.
+        a: Scale of Adam-atan2's update, > 0.
+        b: Scale of its denominator, > 0.
+        muon_beta1: $\beta_1'$ in [0, 1).
+        muon_beta2: Decay rate of the rows' mean squares, in [0, 1).
+        muon_steps: Number of iterations, in [0, 100).
+        muon_rms_factor: $f \ge 0$, the root mean square of matrix updates.
+        use_normuon: Normalize the rows of updates to equal size over time.
+        normuon_eps: $\epsilon \ge 0$ of that normalization.
+        matrix_ndims: Values of `ndim` for which a leaf is treated as a matrix, or as a batch of matrices in its last
+            two dimensions.
+
+    Returns:
+        A transformation whose updates are added to the parameters. State, under `partition`: `momentum_buffer`, with
+        `use_normuon` also `exp_avg_sq` (one entry per row), and Adam-atan2's; with `decoupled_wd`, `initial_lr`.
+
+    Raises:
+        ValueError: If a hyperparameter is out of range, if `params` is missing and `weight_decay` is not 0.0, or if
+            `decoupled_wd` is set and the initial rate is 0.
+
+    Example:
+        >>> tx = gradtx.muon_adam_atan2(lr=0.1, a=4 / torch.pi)
+        >>> params = {"w": torch.zeros(2, 2), "b": torch.zeros(1)}
+        >>> state = tx.init(params)["partition"]
+        >>> [sorted(k for k in state[label] if k != "members") for label in ("matrix", "rest")]
+        [['trace_ema'], ['scale_by_atan2']]
+
+    Source: adam-atan2-pytorch 0.4.1, after Jordan et al. 2024 (Muon), Liu et al. 2025, arXiv:2502.16982, and Li et al.
+    2025, arXiv:2510.05491. Departures: the iteration runs in the leaf's dtype; no regenerative regularization.
+    """
+    _check_ndims(matrix_ndims)
+    matrix = chain(
+        trace_ema(muon_beta1),
+        orthogonalize(NEWTON_SCHULZ, muon_steps, view="batch"),
+        normalize_neurons(muon_beta2, normuon_eps) if use_normuon else chain(),
+        scale_by_shape("match_rms_adamw", muon_rms_factor, "batch"),
+    )
+    decay = (weight_decay, decoupled_wd, cautious_factor)
+    rest = _atan2(lr, betas, a, b, *decay)
+    branch = _with_decay(matrix, lr if muon_lr is None else muon_lr, *decay)
+    return by_matrix(branch, rest, lambda _, tensor: tensor.ndim in matrix_ndims)
+
+
+@alias
+def polar_adam_atan2(
+    lr: NonNegative = 1e-4,
+    betas: Decays = (0.9, 0.99),
+    polar_lr: NonNegative | None = None,
+    weight_decay: NonNegative = 0.0,
+    decoupled_wd: bool = False,
+    cautious_factor: Fraction = 1.0,
+    a: Positive = 1.27,
+    b: Positive = 1.0,
+    polar_beta1: Decay = 0.95,
+    polar_steps: Annotated[int, "[0, 100)"] = 5,
+    polar_rms_factor: NonNegative = 0.2,
+    matrix_ndims: tuple[int, ...] = (2, 3),
+):
+    r"""Polar Express with Adam-atan2: orthogonalized momentum for matrices, Adam-atan2 for all other leaves.
+
+    Like `muon_adam_atan2`, with a different polynomial at every step of the iteration, which brings singular values to
+    1 itself rather than close to it.
+
+    When to use: like `muon_adam_atan2`, if the iteration should come closer to an orthogonal matrix with the same
+    number of products.
+
+    Args:
+        lr: Learning rate of the other leaves, in [0, inf).
+        betas: Decay rates of their two averages, each in [0, 1).
+        polar_lr: Learning rate of matrices; None for `lr`.
+        weight_decay: $\lambda \ge 0$, decoupled, for both.
+        decoupled_wd: Divide $\lambda$ by the initial learning rate.
+        cautious_factor: Factor in [0, 1] for entries whose update opposes the gradient; 1.0 disables it.
+        a: Scale of Adam-atan2's update, > 0.
+        b: Scale of its denominator, > 0.
+        polar_beta1: Decay rate of the momentum of matrices, in [0, 1).
+        polar_steps: Number of iterations, in [0, 100); after the seventh the polynomial stays the same.
+        polar_rms_factor: Root mean square of matrix updates, >= 0.
+        matrix_ndims: Values of `ndim` for which a leaf is treated as a matrix, or as a batch of matrices in its last
+            two dimensions.
+
+    Returns:
+        A transformation whose updates are added to the parameters. State, under `partition`: `momentum_buffer`, and
+        Adam-atan2's; with `decoupled_wd`, `initial_lr`.
+
+    Raises:
+        ValueError: If a hyperparameter is out of range, if `params` is missing and `weight_decay` is not 0.0, or if
+            `decoupled_wd` is set and the initial rate is 0.
+
+    Example:
+        >>> tx = gradtx.polar_adam_atan2(lr=0.1, polar_rms_factor=0.5**0.5, polar_steps=9)
+        >>> params = {"w": torch.zeros(2, 2)}
+        >>> updates, _ = tx.update(
+        ...     {"w": torch.tensor([[2.0, 0.0], [0.0, 1e-3]])}, tx.init(params), params
+        ... )
+        >>> updates["w"]
+        tensor([[-0.1000, -0.0000],
+                [-0.0000, -0.1000]])
+
+    Source: adam-atan2-pytorch 0.4.1, after Amsel et al. 2025, arXiv:2505.16932. Departures: the iteration runs in the
+    leaf's dtype; no regenerative regularization.
+    """
+    _check_ndims(matrix_ndims)
+    matrix = chain(
+        trace_ema(polar_beta1),
+        orthogonalize(POLAR_EXPRESS, polar_steps, view="batch"),
+        scale_by_shape("match_rms_adamw", polar_rms_factor, "batch"),
+    )
+    decay = (weight_decay, decoupled_wd, cautious_factor)
+    rest = _atan2(lr, betas, a, b, *decay)
+    branch = _with_decay(matrix, lr if polar_lr is None else polar_lr, *decay)
+    return by_matrix(branch, rest, lambda _, tensor: tensor.ndim in matrix_ndims)

@@ -1,0 +1,448 @@
+"""Projections of updates and weights: scale invariance, centering, spheres, bounds on relative steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradtx.algorithms._math import (
+    at_least,
+    norm,
+    plus_decay,
+    quotient,
+    safe_pow,
+    safe_sqrt,
+    unit_centered,
+    unit_norm,
+)
+from gradtx.arguments import NonNegative, Static, UnfitError
+from gradtx.base import torch_names as _torch
+from gradtx.base.exact import Scalar, exact
+from gradtx.base.messages import describe
+from gradtx.execution.rule import OfLeaf
+from gradtx.rules import per_tensor
+from gradtx.transform import GradientTransformation
+
+__all__ = [
+    "centralize",
+    "floor_relative_update",
+    "keep_norm",
+    "map_after_step",
+    "normalize_by_std",
+    "orthogonalize_against_params",
+    "project_scale_invariant",
+    "radial_brake",
+    "scale_to_radius",
+]
+
+
+@per_tensor(whole="sums", needs=("params",))
+def project_scale_invariant(
+    delta: NonNegative = 0.1,
+    wd_ratio: NonNegative = 0.1,
+    eps: NonNegative = 1e-8,
+    weight_decay: NonNegative = 0.0,
+):
+    r"""Remove the radial part of updates of weights that appear to be scale-invariant, and decay those less.
+
+    With $\cos_i = |\langle g_i, p_i \rangle| / (\max(\lVert g_i \rVert, \epsilon) \max(\lVert p_i \rVert, \epsilon))$
+    for the rows (indices of dimension 0) of a leaf, where $g$ is the gradient as passed to the clock: if
+    $\max_i \cos_i < \delta / \sqrt n$, with $n$ the length of a row, then
+    $u_i \leftarrow u_i - e_i \langle e_i, u_i \rangle$ with $e_i = p_i / (\lVert p_i \rVert + \epsilon)$, and $r$ =
+    `wd_ratio`. Otherwise, the test is repeated with the whole leaf as one row; if that fails, $u$ is unchanged and
+    $r = 1$. The result is $u + \lambda r p$: the link applies the decay itself, because only it knows $r$. Leaves with
+    0 or 1 dimensions have $r = 1$.
+
+    Args:
+        delta: $\delta \ge 0$, the threshold of the test.
+        wd_ratio: $r \ge 0$ for projected leaves.
+        eps: $\epsilon \ge 0$.
+        weight_decay: $\lambda \ge 0$; decoupled where a `scale_by_learning_rate` follows.
+
+    Returns:
+        A transformation that keeps shapes and dtypes; no state.
+
+    Raises:
+        ValueError: If an argument is negative, or if `params` is missing.
+
+    Example:
+        >>> tx = gradtx.chain(gradtx.trace(0.9), gradtx.project_scale_invariant())
+        >>> params = {"w": torch.tensor([[1.0, 0.0]])}
+        >>> _, state = tx.update({"w": torch.tensor([[1.0, 1.0]])}, tx.init(params), params)
+        >>> # the momentum along w is gone
+        >>> tx.update({"w": torch.tensor([[0.0, 1.0]])}, state, params)[0]["w"]
+        tensor([[0.0000, 1.9000]])
+
+    Source: Heo et al. 2021, arXiv:2006.08217. Departures: none from the authors' adamp 0.3.0.
+    """
+
+    def update(update, state, param, ctx):
+        if param.ndim <= 1 or param.numel() == 0:
+            yield plus_decay(update, weight_decay, param), state
+            return
+        grad, inner = ctx.grad, tuple(range(1, param.ndim))
+
+        def rows(x, y):
+            return (x * y).sum(dim=inner, keepdim=True)
+
+        # Four sums per row determine everything; those of the whole leaf are their sums.
+        sums = [
+            rows(grad, param),
+            rows(grad, grad),
+            rows(param, param),
+            rows(update, param),
+        ]
+        aligned, row_radial = _view(sums, param.shape[1:].numel(), delta, eps)
+        of_leaf = [x.sum() for x in sums]
+        totals = yield OfLeaf(
+            aligned=aligned.to(param.dtype).sum(),
+            **dict(zip(_SUMS, of_leaf, strict=True)),
+        )
+        by_row = totals["aligned"] == 0
+        aligned, leaf_radial = _view(
+            [totals[name] for name in _SUMS], param.numel(), delta, eps
+        )
+        by_leaf = ~aligned
+        radial = torch.where(by_row, row_radial, torch.where(by_leaf, leaf_radial, 0.0))
+        projected = (by_row | by_leaf).to(param.dtype)
+        ratio = 1 - (1 - wd_ratio) * projected
+        yield plus_decay(update - radial * param, weight_decay, param, ratio), state
+
+    return update
+
+
+_SUMS = ("grad_param", "grad_grad", "param_param", "update_param")
+
+
+def _view(sums, length, delta, eps):
+    """Return which rows of a view are not orthogonal enough to p, and their radial part as a multiple of p."""
+    grad_param, grad_grad, param_param, update_param = sums
+    param_norm = safe_sqrt(param_param)
+    cosine = grad_param.abs() / (
+        at_least(safe_sqrt(grad_grad), eps) * at_least(param_norm, eps)
+    )
+    return ~(cosine < delta / length**0.5), update_param / (param_norm + eps).square()
+
+
+@per_tensor(needs=("params",))
+def orthogonalize_against_params():
+    r"""Remove a gradient's component along the weights, and restore its norm.
+
+    $g_\perp = g - p \langle g, p \rangle / \lVert p \rVert^2$, result
+    $g_\perp \lVert g \rVert / \lVert g_\perp \rVert$, over the whole leaf. The result is 0 where only rounding errors
+    remain in $g_\perp$, as always for a leaf with one entry, and $g$ where the weights are 0.
+
+    Returns:
+        A transformation that keeps shapes and dtypes; no state.
+
+    Raises:
+        ValueError: If `params` is missing.
+
+    Example:
+        >>> tx = gradtx.orthogonalize_against_params()
+        >>> params = {"w": torch.tensor([2.0, 0.0])}
+        >>> tx.update({"w": torch.tensor([3.0, 4.0])}, tx.init(params), params)[0]["w"]
+        tensor([0., 5.])
+
+    Source: Prieto et al. 2025, arXiv:2501.04697. Departures: no eps is added to the norms.
+    """
+
+    def update(update, state, param, ctx):
+        rest = update - quotient((update * param).sum(), param.square().sum()) * param
+        before, after = norm(update), norm(rest)
+        left = after > 4 * torch.finfo(rest.dtype).eps * before
+        return rest * quotient(before, after, left), state
+
+    return update
+
+
+@per_tensor
+def centralize(conv_only: bool = False):
+    """Subtract the mean of each output unit from its gradient (gradient centralization).
+
+    The mean is over all dimensions but the first, for leaves with at least 2; others pass unchanged.
+
+    Args:
+        conv_only: Centralize only leaves with at least 4 dimensions.
+
+    Returns:
+        A transformation that keeps shapes and dtypes; no state.
+
+    Example:
+        >>> tx = gradtx.centralize()
+        >>> tx.update({"w": torch.tensor([[1.0, 3.0], [2.0, 2.0]])}, tx.init({}))[0]["w"]
+        tensor([[-1.,  1.],
+                [ 0.,  0.]])
+
+    Source: Yong et al. 2020, arXiv:2004.01461. Departures: none.
+    """
+
+    def update(update, state, param, ctx):
+        if update.ndim <= (3 if conv_only else 1):
+            return update, state
+        return unit_centered(update), state
+
+    return update
+
+
+@per_tensor
+def normalize_by_std(eps: NonNegative = 1e-8):
+    r"""Divide each leaf by the standard deviation of its entries: $u / (\sigma(u) + \epsilon)$.
+
+    Leaves with 1 or 2 entries pass unchanged; the mean is not subtracted; $\sigma$ is the unbiased estimate.
+
+    Args:
+        eps: $\epsilon \ge 0$; use a positive value, because a constant leaf has $\sigma = 0$.
+
+    Returns:
+        A transformation that keeps shapes and dtypes; no state.
+
+    Raises:
+        ValueError: If `eps` is negative.
+
+    Example:
+        >>> tx = gradtx.normalize_by_std()
+        >>> tx.update({"w": torch.tensor([1.0, 3.0, 5.0])}, tx.init({}))[0]["w"]
+        tensor([0.5000, 1.5000, 2.5000])
+
+    Source: Wright and Demeure 2021, arXiv:2106.13731 (Ranger21). Departures: none.
+    """
+
+    def update(update, state, param, ctx):
+        if update.numel() <= 2:
+            return update, state
+        return update / (safe_sqrt(update.var()) + eps), state
+
+    return update
+
+
+@per_tensor(needs=("params",), rate="after")
+def map_after_step(fn: Static[Callable[[Tensor], Tensor]], before: bool = False):
+    r"""Apply a function to the parameter after the step: constraints, projections, proximal steps.
+
+    $u \mapsto f(p + u) - p$, or with `before` $u \mapsto f(f(p) + u) - p$. Place it after the learning rate.
+
+    Args:
+        fn: A function of one tensor, written in torch operations that preserve its shape.
+        before: Whether to apply `fn` to the parameter before the step as well.
+
+    Returns:
+        A transformation that keeps shapes and dtypes; no state.
+
+    Raises:
+        TypeError: If `fn` is not callable.
+        ValueError: If `params` is missing.
+
+    Example:
+        >>> tx = gradtx.chain(gradtx.sgd(lr=1.0), gradtx.map_after_step(torch.relu))
+        >>> params = {"w": torch.tensor([1.0, 2.0])}
+        >>> updates, _ = tx.update({"w": torch.tensor([3.0, 1.0])}, tx.init(params), params)
+        >>> gradtx.apply_updates(params, updates)["w"]
+        tensor([0., 1.])
+    """
+    if not callable(fn):
+        raise TypeError(
+            f"map_after_step: fn must be a function of a tensor, got {describe(fn)}"
+        )
+
+    def update(update, state, param, ctx):
+        start = fn(param) if before else param
+        return fn(start + update) - param, state
+
+    return update
+
+
+def decay_after_step(lr: Any, weight_decay: Any) -> GradientTransformation:
+    r"""Multiply the weights by $1 - \eta \lambda$ after the step."""
+    factor = 1 - lr * weight_decay
+    return map_after_step(lambda weights: factor * weights)
+
+
+@per_tensor(needs=("params",))
+def floor_relative_update(
+    floor: NonNegative = 0.35,
+    per: str = "leaf",
+    power: NonNegative = 1.0,
+    eps: NonNegative = 1e-8,
+):
+    r"""Enlarge updates that are small relative to their weights: $u \max(f \lVert p \rVert / \lVert u \rVert, 1)^k$.
+
+    Place it before the learning rate. Updates that are mostly noise are enlarged as well, and a decaying momentum no
+    longer anneals them: decrease the floor together with the rate.
+
+    Args:
+        floor: $f \ge 0$, lower bound of the ratio of the two norms; often a schedule.
+        per: "leaf", or "row" for one norm per index of the first dimension in leaves with more than one dimension.
+        power: $k \ge 0$; values below 1 only approach the floor.
+        eps: Lower bound of both norms, >= 0. Use a positive value if an update may be 0; such updates remain 0.
+
+    Returns:
+        A transformation that keeps shapes and dtypes; no state.
+
+    Raises:
+        ValueError: If an argument is out of range, if `per` is unknown, or if `params` is missing.
+
+    Example:
+        >>> tx = gradtx.floor_relative_update(0.5)
+        >>> params = {"w": torch.tensor([6.0, 8.0])}
+        >>> tx.update({"w": torch.tensor([0.0, 0.25])}, tx.init(params), params)[0]["w"]
+        tensor([0., 5.])
+
+    Source: modded-nanogpt, track 3, u/w floor. Departures: none.
+    """
+    if per not in ("leaf", "row"):
+        raise ValueError(
+            f"floor_relative_update: per must be 'leaf' or 'row', got {per!r}"
+        )
+    size = norm if per == "leaf" else unit_norm
+
+    def update(update, state, param, ctx):
+        ratio = at_least(size(param), eps) / at_least(size(update), eps)
+        return update * safe_pow(at_least(floor * ratio, 1.0), power), state
+
+    return update
+
+
+@per_tensor(needs=("params",))
+def radial_brake(
+    outward: Scalar = 0.5,
+    inward: Scalar = 1.0,
+    form: str = "direction",
+    eps: NonNegative = 1e-8,
+):
+    r"""Slow down changes of the norm of the weights.
+
+    Place it after the learning rate. With $q = p + u$ and $s$ = `outward` where the norm grows, otherwise `inward`:
+
+    - "norm": $q$ is rescaled to the norm $\lVert p \rVert + s (\lVert q \rVert - \lVert p \rVert)$.
+    - "direction": with $a = \langle u, p \rangle / \lVert p \rVert^2$, $u \leftarrow u + (s - 1) a p$, and $p + u$ is
+      rescaled to the norm $\lVert p \rVert + \langle u, p \rangle / \lVert p \rVert$, which also removes the growth of
+      the norm due to a tangential step.
+
+    Args:
+        outward: $s$ where the norm grows (in "direction": where $a > 0$).
+        inward: $s$ elsewhere.
+        form: "direction" or "norm".
+        eps: Lower bound of the norm in the division, >= 0. "direction" does not brake leaves of norm 0.
+
+    Returns:
+        A transformation that keeps shapes and dtypes; no state.
+
+    Raises:
+        ValueError: If `eps` is negative, if `form` is unknown, or if `params` is missing.
+
+    Example:
+        >>> tx = gradtx.radial_brake(outward=0.5, form="norm")
+        >>> params = {"w": torch.tensor([3.0, 0.0])}
+        >>> updates, _ = tx.update({"w": torch.tensor([2.0, 0.0])}, tx.init(params), params)
+        >>> gradtx.apply_updates(params, updates)["w"]
+        tensor([4., 0.])
+
+    Source: modded-nanogpt, track 3 ("direction"); NVIDIA Emerging-Optimizers ("norm"). Departures: none.
+    """
+    if form not in ("direction", "norm"):
+        raise ValueError(
+            f"radial_brake: form must be 'direction' or 'norm', got {form!r}"
+        )
+
+    def factor(grows):
+        return torch.where(
+            grows, exact(outward, grows.device), exact(inward, grows.device)
+        )
+
+    def by_norm(update, state, param, ctx):
+        before, moved = norm(param), param + update
+        growth = norm(moved) - before
+        wanted = before + factor(growth >= 0) * growth
+        return moved * (wanted / at_least(norm(moved), eps)) - param, state
+
+    def by_direction(update, state, param, ctx):
+        before = norm(param)
+        along = (update * param).sum() / at_least(before, eps).square()
+        kept = factor(along > 0) * along
+        moved = param + update + (kept - along) * param
+        wanted = before * (1 + kept)
+        rescaled = moved * quotient(wanted, norm(moved)) - param
+        return torch.where(before == 0, update, rescaled), state
+
+    return by_norm if form == "norm" else by_direction
+
+
+def _radius(param: Tensor) -> dict[str, Tensor]:
+    """Return the slot `radius`."""
+    radius = norm(param)
+    if param.numel() and _torch.readable(radius) and radius == 0:
+        raise UnfitError(
+            "has initial norm 0 and would never leave it; use another transformation for it with partition(...)"
+        )
+    return {"radius": radius}
+
+
+def _on_sphere(x: Tensor, radius: Any, eps: Any) -> Tensor:
+    return x * (radius / at_least(norm(x), eps))
+
+
+@per_tensor(takes_complex=True, needs=("params",))
+def scale_to_radius(eps: NonNegative = 1e-12):
+    r"""Scale each update to the initial norm of its leaf: $u \mapsto R\, u / \max(\lVert u \rVert, \epsilon)$.
+
+    Place it before the learning rate, which then is a relative step size. $R = \lVert p_0 \rVert$.
+
+    Args:
+        eps: $\epsilon \ge 0$. Use a positive value if an update may be 0.
+
+    Returns:
+        A transformation that keeps shapes and dtypes. State: `radius`, 0-d.
+
+    Raises:
+        ValueError: If `eps` is negative, if `params` is missing, or if the initial norm of a leaf is 0.
+
+    Example:
+        >>> tx = gradtx.scale_to_radius()
+        >>> params = {"w": torch.tensor([3.0, 4.0])}
+        >>> tx.update({"w": torch.tensor([0.0, 1e-3])}, tx.init(params), params)[0]["w"]
+        tensor([0., 5.])
+
+    Source: Hyperball, blog of K. Wen 2025; HeavyBall. Departures: none.
+    """
+
+    def update(update, state, param, ctx):
+        return _on_sphere(update, state["radius"], eps), state
+
+    return _radius, update
+
+
+@per_tensor(takes_complex=True, needs=("params",))
+def keep_norm(eps: NonNegative = 1e-12):
+    r"""Rescale each leaf to its initial norm after the step.
+
+    With $q = p + u$, the leaf becomes $R q / \max(\lVert q \rVert, \epsilon)$, $R = \lVert p_0 \rVert$. Place it after
+    the learning rate.
+
+    Args:
+        eps: $\epsilon \ge 0$.
+
+    Returns:
+        A transformation that keeps shapes and dtypes. State: `radius`, 0-d.
+
+    Raises:
+        ValueError: If `eps` is negative, if `params` is missing, or if the initial norm of a leaf is 0.
+
+    Example:
+        >>> tx = gradtx.chain(gradtx.scale(-1.0), gradtx.keep_norm())
+        >>> params = {"w": torch.tensor([5.0, 0.0])}
+        >>> updates, _ = tx.update({"w": torch.tensor([2.0, -4.0])}, tx.init(params), params)
+        >>> gradtx.apply_updates(params, updates)["w"]  # (3, 4) already has this norm
+        tensor([3., 4.])
+
+    Source: Hyperball, blog of K. Wen 2025; HeavyBall. Departures: none. A preceding `scale_to_radius` makes the step
+    relative; `hyperball` combines both.
+    """
+
+    def update(update, state, param, ctx):
+        return _on_sphere(param + update, state["radius"], eps) - param, state
+
+    return _radius, update

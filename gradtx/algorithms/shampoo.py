@@ -1,0 +1,681 @@
+"""Shampoo, as in the paper and scaled up; SPlus and Conda, which use the bases of one side."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+
+from gradtx.algorithms._math import grafted, plus_decay, safe_sqrt
+from gradtx.algorithms._matrix import (
+    blocks,
+    gram,
+    inverse_root,
+    joined,
+    merged,
+    multiplied,
+)
+from gradtx.algorithms.adam import scale_by_adam_hat
+from gradtx.algorithms.averaging import average
+from gradtx.algorithms.momentum import trace_ema
+from gradtx.algorithms.muon import by_matrix
+from gradtx.algorithms.projection import decay_after_step, map_after_step
+from gradtx.algorithms.scaling import scale, scale_by_learning_rate
+from gradtx.algorithms.sign import scale_by_sign
+from gradtx.algorithms.soap import _UNLIMITED, scale_by_gradient_rms
+from gradtx.algorithms.weight_decay import add_decayed_weights, split_decay
+from gradtx.arguments import (
+    Count,
+    Decay,
+    Decays,
+    Fraction,
+    NonNegative,
+    NonNegativeInt,
+    Positive,
+    Static,
+    is_off,
+)
+from gradtx.base.exact import exact
+from gradtx.combinators.rotated import rotated
+from gradtx.rules import alias, per_tensor
+from gradtx.slots import linear, square
+from gradtx.transform import chain
+
+__all__ = [
+    "conda",
+    "scalable_shampoo",
+    "scale_by_mean_side",
+    "scale_by_scalable_shampoo",
+    "scale_by_shampoo",
+    "shampoo",
+    "splus",
+]
+
+
+def _decays(arguments: dict[str, Any]) -> tuple[str, ...]:
+    """Return the arguments that the owner of a leaf needs: the parameter, if it is decayed."""
+    return () if is_off(arguments["weight_decay"]) else ("param",)
+
+
+@per_tensor(needs=("params",), compiles="lists", whole=_decays)
+def scale_by_shampoo(
+    momentum: Decay = 0.0,
+    weight_decay: NonNegative = 0.0,
+    matrix_eps: Positive = 1e-4,
+    preconditioning_compute_steps: Count = 1,
+    variant: str = "paper",
+    *,
+    stagger: Static[bool] = False,
+):
+    r"""Multiply a gradient along each of its k dimensions by an inverse root of its accumulated statistics: Shampoo.
+
+    $u = (1-\mu) g_t + \mu b_{t-1} + \lambda p$, where $b$ is the previous result ($u = g_1 + \lambda p$ at first).
+    For each dimension $i$: $H_i \leftarrow H_i + \mathrm{mat}_i(x) \mathrm{mat}_i(x)^\top$ from $\epsilon I$, where
+    $\mathrm{mat}_i$ moves dimension i to the front and flattens the others, and $R_i = H_i^{-e}$, refreshed where
+    $(t-1) \bmod n = 0$. The result is $b_t = u \times_1 R_1 \cdots \times_k R_k$.
+
+    Args:
+        momentum: $\mu$ in [0, 1).
+        weight_decay: $\lambda \ge 0$, coupled; it is part of this link, because $b$ is its output.
+        matrix_eps: $\epsilon > 0$, in the units of a squared gradient.
+        preconditioning_compute_steps: $n \ge 1$, steps between the roots. An optimizer from `as_optimizer` computes a
+            root only when it is due. So does pure use of plain tensors on the CPU without `stagger`; otherwise, it
+            computes roots at every step and selects.
+        variant: "paper": $x = u$ and $e = 1/(2k)$. "moskomule": $x$ is $u$ after the previous dimensions, and
+            $e = 1/k$.
+        stagger: Compute the roots of each leaf at the first step, and then at its own step within the period, derived
+            from its name, so that no later step computes those of all leaves.
+
+    Returns:
+        A transformation that keeps shapes and dtypes. State: `momentum_buffer`, shaped as the parameter, and for each
+        dimension i of size n `pre_cond_i` ($H_i$) and `inv_pre_cond_i` ($R_i$), n x n. Memory n^2 and time n^3 per
+        dimension: for large ones use `scale_by_scalable_shampoo`. For a 0-d leaf, the result is $u$.
+
+    Raises:
+        ValueError: If an argument is out of range, if `variant` is unknown, or if `params` is missing.
+
+    Example:
+        >>> tx = gradtx.scale_by_shampoo(matrix_eps=1e-8)
+        >>> params = {"w": torch.zeros(2, 2)}
+        >>> # orthogonal
+        >>> updates, _ = tx.update(
+        ...     {"w": torch.tensor([[3.0, 0.0], [0.0, -0.1]])}, tx.init(params), params
+        ... )
+        >>> updates["w"]
+        tensor([[ 1.0000,  0.0000],
+                [ 0.0000, -1.0000]])
+
+    Source: Gupta et al. 2018, arXiv:1802.09568, Algorithm 2; momentum and "moskomule": moskomule/shampoo.pytorch.
+    Departures: none. Derivatives through the roots are exact, even at equal eigenvalues; second derivatives are not:
+    they lack terms.
+    """
+    if variant not in ("paper", "moskomule"):
+        raise ValueError(
+            f"scale_by_shampoo: variant must be 'paper' or 'moskomule', got {variant!r}"
+        )
+
+    def exponent(tensor):
+        return 1 / (2 * tensor.ndim) if variant == "paper" else 1 / tensor.ndim
+
+    def init(param):
+        eyes = [
+            torch.eye(size, dtype=param.dtype, device=param.device)
+            for size in param.shape
+        ]
+        return {
+            "momentum_buffer": torch.zeros_like(param),
+            "pre_cond": [matrix_eps * eye for eye in eyes],
+            # Their roots, so that a leaf whose first gradient arrives between two roots can move.
+            "inv_pre_cond": [matrix_eps ** -exponent(param) * eye for eye in eyes],
+        }
+
+    def update(update, state, param, ctx):
+        mixed = (1 - momentum) * update + momentum * state["momentum_buffer"]
+        start = torch.where(ctx.seen, mixed, update)
+        phase = 1 + ctx.turn(preconditioning_compute_steps) if stagger else 1
+
+        def due(step):
+            return (step == 1) | (
+                step % preconditioning_compute_steps
+                == phase % preconditioning_compute_steps
+            )
+
+        direction = start = plus_decay(start, weight_decay, param)
+        statistics, roots = [], []
+        for i in range(update.ndim):
+            seen = start if variant == "paper" else direction
+            statistics.append(state["pre_cond"][i] + gram(seen, i))
+            root = functools.partial(
+                inverse_root, statistics[i], exponent(update), floor=matrix_eps
+            )
+            old = state["inv_pre_cond"][i]
+            roots.append(ctx.when(due, root, lambda old=old: old))
+            direction = multiplied(direction, roots[i], i)
+        slots = {"pre_cond": statistics, "inv_pre_cond": roots} if update.ndim else {}
+        return direction, {"momentum_buffer": direction, **slots}
+
+    return init, update
+
+
+_GRAFTS = ("none", "sgd", "adagrad", "rmsprop", "sqrtn")
+
+
+_DIMENSIONS = {"all": slice(None), "input": slice(-1), "output": slice(-1, None)}
+
+
+@per_tensor(needs=("params",), compiles="lists", whole=_decays)
+def scale_by_scalable_shampoo(
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999),
+    moving_average_for_momentum: bool = False,
+    weight_decay: NonNegative = 0.0,
+    inverse_exponent_override: NonNegativeInt = 0,
+    start_preconditioning_step: NonNegativeInt = 25,
+    preconditioning_compute_steps: Count = 1000,
+    statistics_compute_steps: Count = 1,
+    block_size: Count = 512,
+    skip_preconditioning_rank_lt: NonNegativeInt = 1,
+    no_preconditioning_for_layers_with_dim_gt: NonNegativeInt = 8192,
+    shape_interpretation: bool = True,
+    graft_type: str = "sgd",
+    pre_conditioner_type: str = "all",
+    nesterov: bool = True,
+    diagonal_eps: NonNegative = 1e-10,
+    matrix_eps: Positive = 1e-6,
+):
+    r"""Combine blockwise Shampoo with averaged statistics, the step length of a simpler method, and momentum.
+
+    A leaf is reshaped (neighboring dimensions are merged while their product is at most `block_size`) and split into
+    blocks. For each block $G$ and preconditioned dimension:
+    $L \leftarrow \beta_2 L + w_2\, \mathrm{mat}(G) \mathrm{mat}(G)^\top$ from $\epsilon I$ ($w_2 = 1-\beta_2$, or 1 for
+    $\beta_2 = 1$) and
+    $P = (L + \epsilon \max(\lambda_{\max}(L), 10^{-16}) I)^{-1/e}$, initially $I$. $s$ is the gradient with each block
+    multiplied by its $P$s, rescaled to the norm of $u$, the step of the grafted method. Two momenta are kept, of $s$
+    and of $u$; the latter is returned before `start_preconditioning_step`.
+
+    Args:
+        betas: Decay of the momenta and of the statistics, each in [0, 1].
+        moving_average_for_momentum: Weight the input of a momentum by $1 - \beta_1$ instead of 1.
+        weight_decay: $\lambda \ge 0$, coupled: added to $s$ and to $u$ after grafting.
+        inverse_exponent_override: $e > 0$, or 0 for twice the number of preconditioned dimensions.
+        start_preconditioning_step: The first step with a preconditioned direction, >= 0.
+        preconditioning_compute_steps: Roots are computed where $t$ is a multiple of this, >= 1. An optimizer from
+            `as_optimizer` computes them only when they are due. So does pure use of plain tensors on the CPU;
+            otherwise, it computes roots at every step and selects.
+        statistics_compute_steps: Statistics are updated where $t$ is a multiple of this, >= 1.
+        block_size: Largest side of a block, >= 1.
+        skip_preconditioning_rank_lt: Leaves with fewer dimensions than this, >= 0, are not preconditioned.
+        no_preconditioning_for_layers_with_dim_gt: Leaves with a larger dimension, >= 0, are not preconditioned.
+        shape_interpretation: Whether to merge dimensions. A leaf that merges into a vector is not preconditioned.
+        graft_type: Determines $u$: "sgd" is $g$, "adagrad" and "rmsprop" are $g / (\sqrt{D} + \epsilon_d)$ with $D$ the
+            sum or the average of $g^2$, "sqrtn" is the sign of $g$; "none" keeps the norm of $s$ (and $u = g$).
+        pre_conditioner_type: Preconditioned dimensions: "all", "input" (all but the last) or "output" (the last).
+        nesterov: Look one step ahead in both momenta.
+        diagonal_eps: $\epsilon_d \ge 0$, in the units of a gradient.
+        matrix_eps: $\epsilon > 0$, relative to the largest eigenvalue.
+
+    Returns:
+        A transformation that keeps shapes and dtypes. State: `momentum`, `graft_momentum`, with "adagrad" and "rmsprop"
+        `graft_statistics`, shaped as the parameter; `statistics_i` and `preconditioners_i`, n x n, numbered block by
+        block, with the dimensions of each block in order.
+
+    Raises:
+        ValueError: If an argument is out of range, if `graft_type` or `pre_conditioner_type` is unknown, or if `params`
+            is missing.
+
+    Example:
+        >>> tx = gradtx.scale_by_scalable_shampoo(block_size=4)
+        >>> state = tx.init({"w": torch.zeros(4, 6)})["scale_by_scalable_shampoo"]
+        >>> [tuple(state[f"statistics_{i}"]["w"].shape) for i in range(4)]  # 4 x 4, then 4 x 2
+        [(4, 4), (4, 4), (4, 4), (2, 2)]
+
+    Source: Anil et al. 2020, arXiv:2002.09018; grafting: Agarwal et al. 2020, arXiv:2002.11803; in the form of
+    google-research's scalable_shampoo. Departures: exact roots from eigenvalues, where the authors iterate. Derivatives
+    through the roots are exact, even at equal eigenvalues (except that of the ridge at equal largest ones); second
+    derivatives are not available.
+    """
+    if graft_type not in _GRAFTS:
+        raise ValueError(
+            f"scale_by_scalable_shampoo: graft_type must be one of {_GRAFTS}, got {graft_type!r}"
+        )
+    if pre_conditioner_type not in _DIMENSIONS:
+        known = tuple(_DIMENSIONS)
+        raise ValueError(
+            f"scale_by_scalable_shampoo: pre_conditioner_type must be one of {known}, got {pre_conditioner_type!r}"
+        )
+    beta1, beta2 = betas
+    has_statistics = graft_type in ("adagrad", "rmsprop")
+    share = 1 - beta1 if moving_average_for_momentum else 1.0
+
+    def shape_of(x):
+        """Return the shape in which a leaf is preconditioned, or () if it is not."""
+        shape = merged(x.shape, block_size) if shape_interpretation else tuple(x.shape)
+        small = (
+            x.numel() == 0 or len(shape) < 2 or x.ndim < skip_preconditioning_rank_lt
+        )
+        return (
+            ()
+            if small or max(x.shape) > no_preconditioning_for_layers_with_dim_gt
+            else shape
+        )
+
+    def dimensions(shape):
+        return list(range(len(shape)))[_DIMENSIONS[pre_conditioner_type]]
+
+    def identities(param):
+        shape = shape_of(param)
+        pieces = blocks(param.reshape(shape), block_size) if shape else []
+        sizes = [piece.shape[i] for piece in pieces for i in dimensions(shape)]
+        return [
+            torch.eye(size, dtype=param.dtype, device=param.device) for size in sizes
+        ]
+
+    def preconditioned(update, state, shape, ctx):
+        """Return the direction, the statistics and the roots."""
+        dims, pieces = dimensions(shape), blocks(update.reshape(shape), block_size)
+        exponent = 1 / (inverse_exponent_override or 2 * len(dims))
+        directions, statistics, roots = [], [], []
+        for piece in pieces:
+            direction = piece
+            for i in dims:
+                old = state["statistics"][len(roots)]
+                old_root = state["preconditioners"][len(roots)]
+                seen = functools.partial(averaged, old, gram(piece, i), ctx)
+                statistics.append(
+                    ctx.every(statistics_compute_steps, 0, seen, lambda old=old: old)
+                )
+                root = functools.partial(
+                    inverse_root, statistics[-1], exponent, ridge=matrix_eps
+                )
+                roots.append(
+                    ctx.every(
+                        preconditioning_compute_steps, 0, root, lambda old=old_root: old
+                    )
+                )
+                direction = multiplied(direction, roots[-1], i)
+            directions.append(direction)
+        return (
+            joined(directions, shape, block_size).reshape(update.shape),
+            statistics,
+            roots,
+        )
+
+    def averaged(old, fresh, ctx):
+        decay = exact(beta2, ctx.time.device)
+        # A decay of 1 computes a sum.
+        return beta2 * old + torch.where(decay == 1, 1.0, 1 - decay) * fresh
+
+    def update(update, state, param, ctx):
+        new, simple = {}, update
+        if has_statistics:
+            square = update.square()
+            old = state["graft_statistics"]
+            seen = (
+                old + square if graft_type == "adagrad" else averaged(old, square, ctx)
+            )
+            new["graft_statistics"] = seen
+            simple = update / (safe_sqrt(seen) + diagonal_eps)
+        elif graft_type == "sqrtn":
+            simple = update.sign()
+        shape, direction = shape_of(update), simple
+        if shape:
+            direction, new["statistics"], new["preconditioners"] = preconditioned(
+                update, state, shape, ctx
+            )
+        if graft_type != "none":
+            direction = grafted(direction, simple, 1e-16)
+        direction = plus_decay(direction, weight_decay, param)
+        simple = plus_decay(simple, weight_decay, param)
+        momentum = new["momentum"] = beta1 * state["momentum"] + share * direction
+        simple_momentum = new["graft_momentum"] = (
+            beta1 * state["graft_momentum"] + share * simple
+        )
+        if nesterov:
+            momentum = beta1 * momentum + share * direction
+            simple_momentum = beta1 * simple_momentum + share * simple
+        return torch.where(
+            ctx.step >= start_preconditioning_step, momentum, simple_momentum
+        ), new
+
+    slots = {
+        "momentum": linear(),
+        "graft_momentum": linear(),
+        "graft_statistics": square() if has_statistics else None,
+        "statistics": lambda p: [matrix_eps * eye for eye in identities(p)],
+        "preconditioners": identities,
+    }
+    return slots, update
+
+
+@per_tensor
+def scale_by_mean_side(otherwise: NonNegative = 1e-3, max_dim: NonNegativeInt = 10000):
+    r"""Divide the update of a matrix by the mean of its two sides: $2 u / (\mathrm{rows} + \mathrm{columns})$.
+
+    Args:
+        otherwise: Factor for all other leaves, >= 0.
+        max_dim: Matrices with a larger side are treated as other leaves.
+
+    Returns:
+        A transformation that keeps shapes and dtypes; no state.
+
+    Raises:
+        ValueError: If an argument is out of range.
+
+    Example:
+        >>> tx = gradtx.scale_by_mean_side()
+        >>> tx.update({"w": torch.ones(1, 3)}, tx.init({}))[0]["w"]
+        tensor([[0.5000, 0.5000, 0.5000]])
+
+    Source: Frans et al. 2025, SPlus, arXiv:2506.07254. Departures: none.
+    """
+
+    def update(update, state, param, ctx):
+        return mean_side_factor(update.shape, otherwise, max_dim) * update, state
+
+    return update
+
+
+def mean_side_factor(shape, otherwise, max_dim):
+    """Return the factor for a leaf of this shape."""
+    if len(shape) != 2 or max(shape) > max_dim:
+        return otherwise
+    return 2 / max(sum(shape), 1)
+
+
+@alias
+def shampoo(
+    lr: NonNegative = 1e-1,
+    momentum: Decay = 0.0,
+    weight_decay: NonNegative = 0.0,
+    decoupled_weight_decay: bool = False,
+    matrix_eps: Positive = 1e-4,
+    preconditioning_compute_steps: Count = 1,
+    variant: str = "paper",
+    *,
+    stagger: Static[bool] = False,
+):
+    r"""Shampoo: a full-matrix preconditioner for every dimension of a leaf.
+
+    $p \leftarrow p - \eta\, u \times_1 H_1^{-e} \cdots \times_k H_k^{-e}$; see `scale_by_shampoo`.
+
+    When to use: small and medium-sized layers, where a full preconditioner for every dimension is affordable.
+
+    Args:
+        lr: $\eta$ in [0, inf).
+        momentum: $\mu$ in [0, 1), the share of the previous direction.
+        weight_decay: $\lambda \ge 0$.
+        decoupled_weight_decay: Apply the decay to the weights instead of the gradient.
+        matrix_eps: $\epsilon > 0$: $H_i$ starts at $\epsilon I$.
+        preconditioning_compute_steps: Number of steps between computations of the roots, >= 1.
+        variant: "paper" ($e = 1/(2k)$, statistics of the gradient), or "moskomule" ($e = 1/k$, statistics of the
+            gradient as preconditioned along the preceding dimensions).
+        stagger: Compute the roots of each leaf at the first step, and then at a separate step within the period,
+            derived from the name of the leaf, so that no later step computes the roots of all leaves.
+
+    Returns:
+        A transformation whose updates are added to the parameters. State: `momentum_buffer`, and `pre_cond_i` and
+        `inv_pre_cond_i`, n x n, for every dimension i of size n.
+
+    Raises:
+        ValueError: If a hyperparameter is out of range, if `variant` is unknown, or if `params` is missing.
+
+    Example:
+        >>> tx = gradtx.shampoo(lr=1.0, matrix_eps=1e-3)
+        >>> params = {"w": torch.zeros(3)}
+        >>> # of norm 1
+        >>> tx.update({"w": torch.tensor([30.0, 0.0, -40.0])}, tx.init(params), params)[0]["w"]
+        tensor([-0.6000, -0.0000,  0.8000])
+
+    Source: Gupta et al. 2018, arXiv:1802.09568; momentum and "moskomule": moskomule/shampoo.pytorch. Departures: none.
+    """
+    coupled, decoupled = split_decay(weight_decay, decoupled_weight_decay)
+    return chain(
+        scale_by_shampoo(
+            momentum,
+            coupled,
+            matrix_eps,
+            preconditioning_compute_steps,
+            variant,
+            stagger=stagger,
+        ),
+        add_decayed_weights(decoupled),
+        scale_by_learning_rate(lr),
+    )
+
+
+@alias
+def scalable_shampoo(
+    lr: NonNegative = 1e-3,
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999),
+    moving_average_for_momentum: bool = False,
+    weight_decay: NonNegative = 0.0,
+    decoupled_weight_decay: bool = False,
+    inverse_exponent_override: NonNegativeInt = 0,
+    start_preconditioning_step: NonNegativeInt = 25,
+    preconditioning_compute_steps: Count = 1000,
+    statistics_compute_steps: Count = 1,
+    block_size: Count = 512,
+    skip_preconditioning_rank_lt: NonNegativeInt = 1,
+    no_preconditioning_for_layers_with_dim_gt: NonNegativeInt = 8192,
+    shape_interpretation: bool = True,
+    graft_type: str = "sgd",
+    pre_conditioner_type: str = "all",
+    nesterov: bool = True,
+    diagonal_eps: NonNegative = 1e-10,
+    matrix_eps: Positive = 1e-6,
+):
+    r"""Scalable Shampoo: blocks, averaged statistics, rare roots, and step lengths grafted from a simpler method.
+
+    $p \leftarrow p - \eta\, d$ with the direction $d$ of `scale_by_scalable_shampoo`.
+
+    When to use: large models and batches, where second-order steps pay off and roots may be computed rarely and in
+    blocks.
+
+    Args:
+        lr: $\eta$ in [0, inf).
+        betas: Decay rates of the momenta and of the statistics, each in [0, 1]; with a second one of 1, statistics are
+            summed.
+        moving_average_for_momentum: Multiply the input of the momenta by $1 - \beta_1$ instead of 1.
+        weight_decay: $\lambda \ge 0$.
+        decoupled_weight_decay: Apply the decay to the weights; if False, it is added before the momenta.
+        inverse_exponent_override: $e > 0$ of the roots $-1/e$; 0 for twice the number of preconditioned dimensions.
+        start_preconditioning_step: The first step with a preconditioned direction, >= 0.
+        preconditioning_compute_steps: Roots are computed at steps $t$ that are multiples of this, >= 1.
+        statistics_compute_steps: Statistics are updated at steps $t$ that are multiples of this, >= 1.
+        block_size: Largest side of a block, >= 1.
+        skip_preconditioning_rank_lt: Leaves with fewer dimensions than this (>= 0) are not preconditioned.
+        no_preconditioning_for_layers_with_dim_gt: Leaves with a dimension larger than this (>= 0) are not
+            preconditioned either.
+        shape_interpretation: Whether to merge adjacent dimensions.
+        graft_type: Method that determines the step length: "sgd", "adagrad", "rmsprop", "sqrtn", or "none".
+        pre_conditioner_type: Preconditioned dimensions: "all", "input" or "output".
+        nesterov: Use Nesterov momentum.
+        diagonal_eps: $\ge 0$, the eps of the grafted method.
+        matrix_eps: > 0, relative to the largest eigenvalue.
+
+    Returns:
+        A transformation whose updates are added to the parameters. State: `momentum`, `graft_momentum`,
+        [`graft_statistics`], `statistics_i`, `preconditioners_i`.
+
+    Raises:
+        ValueError: If a hyperparameter is out of range, if `graft_type` or `pre_conditioner_type` is unknown, or if
+            `params` is missing.
+
+    Example:
+        >>> tx = gradtx.scalable_shampoo(lr=1.0, betas=(0.0, 0.9))
+        >>> params = {"w": torch.zeros(2)}
+        >>> # a vector uses SGD
+        >>> tx.update({"w": torch.tensor([3.0, 4.0])}, tx.init(params), params)[0]["w"]
+        tensor([-3., -4.])
+
+    Source: Anil et al. 2020, arXiv:2002.09018. Departures: exact roots from eigenvalues, where the authors iterate.
+    """
+    coupled, decoupled = split_decay(weight_decay, decoupled_weight_decay)
+    return chain(
+        scale_by_scalable_shampoo(
+            betas,
+            moving_average_for_momentum=moving_average_for_momentum,
+            weight_decay=coupled,
+            inverse_exponent_override=inverse_exponent_override,
+            start_preconditioning_step=start_preconditioning_step,
+            preconditioning_compute_steps=preconditioning_compute_steps,
+            statistics_compute_steps=statistics_compute_steps,
+            block_size=block_size,
+            skip_preconditioning_rank_lt=skip_preconditioning_rank_lt,
+            no_preconditioning_for_layers_with_dim_gt=no_preconditioning_for_layers_with_dim_gt,
+            shape_interpretation=shape_interpretation,
+            graft_type=graft_type,
+            pre_conditioner_type=pre_conditioner_type,
+            nesterov=nesterov,
+            diagonal_eps=diagonal_eps,
+            matrix_eps=matrix_eps,
+        ),
+        add_decayed_weights(decoupled),
+        scale_by_learning_rate(lr),
+    )
+
+
+@alias(class_name="SPlus")
+def splus(
+    lr: NonNegative = 0.1,
+    betas: Decays = (0.9, 0.999),
+    weight_decay: NonNegative = 1e-2,
+    ema_rate: Decay = 0.999,
+    inverse_steps: Count = 100,
+    nonstandard_constant: NonNegative = 1e-3,
+    max_dim: Count = 10000,
+    *,
+    stagger: Static[bool] = False,
+):
+    r"""SPlus: signs of the momentum in Shampoo's eigenbases, and an average of the weights for evaluation.
+
+    $m \leftarrow \beta_1 m + (1-\beta_1) g$; matrices are rotated into the eigenbases of their factors (decay
+    $\beta_2$), $u = \mathrm{sign}(m')$ is rotated back; $p \leftarrow p - \eta' u$ with
+    $\eta' = 2 \eta / (\mathrm{rows} + \mathrm{columns})$; $p$ enters the average of the weights; then
+    $p \leftarrow p (1 - \eta' \lambda)$. Other leaves are not rotated, and $\eta' = c\, \eta$.
+
+    When to use: large batches, where Shampoo's directions stay valid for a hundred steps; evaluate with `eval_params`.
+
+    Args:
+        lr: $\eta$ in [0, inf).
+        betas: $(\beta_1, \beta_2)$, each in [0, 1).
+        weight_decay: $\lambda \ge 0$, applied to the weights after the step and after they enter the average.
+        ema_rate: Decay rate of the average of the weights, in [0, 1).
+        inverse_steps: Number of steps between computations of the bases, >= 1.
+        nonstandard_constant: $c \ge 0$.
+        max_dim: Sides larger than this (>= 1) are not rotated, and a leaf with such a side is treated like the other
+            leaves.
+        stagger: Update the bases of each leaf at a separate step within the period, derived from the name of the leaf,
+            so that only the first step updates the bases of all leaves.
+
+    Returns:
+        A transformation whose updates are added to the parameters. State: `momentum_buffer`, `average`, and, for
+        matrices, `GG_i` and `Q_i` under `partition`. `eval_params` returns `average`.
+
+    Raises:
+        ValueError: If a hyperparameter is out of range, or if `params` is missing.
+
+    Example:
+        >>> tx = gradtx.splus(lr=1.0, weight_decay=0.0)
+        >>> params = {"w": torch.zeros(2, 2), "b": torch.zeros(1)}
+        >>> grads = {"w": torch.tensor([[3.0, -4.0], [0.1, 0.2]]), "b": torch.ones(1)}
+        >>> updates, _ = tx.update(grads, tx.init(params), params)
+        >>> updates["w"], updates["b"]
+        (tensor([[-0.5000,  0.5000],
+                [-0.5000, -0.5000]]), tensor([-0.0010]))
+
+    Source: Frans et al. 2025, arXiv:2506.07254. Departures: the average is stored without its bias.
+    """
+    signs = rotated(
+        scale_by_sign(),
+        beta=betas[1],
+        precondition_frequency=inverse_steps,
+        max_precondition_dim=max_dim,
+        start="identity",
+        refresh="eigh",
+        offset=0,
+        of="grad",
+        stagger=stagger,
+    )
+
+    def decayed(weights):
+        factor = mean_side_factor(weights.shape, nonstandard_constant, max_dim)
+        return (1 - lr * factor * weight_decay) * weights
+
+    return chain(
+        trace_ema(betas[0]),
+        by_matrix(signs, scale_by_sign()),
+        scale_by_mean_side(nonstandard_constant, max_dim),
+        scale_by_learning_rate(lr),
+        average(ema_rate, debias=True),
+        # After the average, which takes the weights before this decay.
+        map_after_step(decayed),
+    )
+
+
+@alias
+def conda(
+    lr: NonNegative = 1e-3,
+    betas: Decays = (0.9, 0.999),
+    weight_decay: NonNegative = 0.0,
+    eps: NonNegative = 1e-8,
+    update_proj_gap: Count = 2000,
+    scale: NonNegative = 1.0,
+    *,
+    stagger: Static[bool] = False,
+):
+    r"""Conda: Adam along the singular vectors of the momentum, on the shorter side of a matrix.
+
+    $m \leftarrow \beta_1 m + (1-\beta_1) g$; $Q$: the singular vectors of $m$;
+    $v \leftarrow \beta_2 v + (1-\beta_2) (g Q)^2$; $p \leftarrow (p - \eta\, c\, \frac{\sqrt{1-\beta_2^t}}{1-\beta_1^t}
+    \frac{m Q}{\sqrt v + \epsilon} Q^\top) (1-\eta\lambda)$; a matrix with fewer rows than columns is projected from the
+    other side. Other leaves use Adam.
+
+    When to use: transformers, with Adam's state plus one rarely computed basis per matrix.
+
+    Args:
+        lr: $\eta$ in [0, inf).
+        betas: $(\beta_1, \beta_2)$, each in [0, 1).
+        weight_decay: $\lambda \ge 0$, applied to the weights after the step.
+        eps: $\epsilon \ge 0$.
+        update_proj_gap: $Q$ is computed at the first step and at every step that is a multiple of this, >= 1.
+        scale: $c \ge 0$, for matrices.
+        stagger: Update the bases of each leaf at a separate step within the period, derived from the name of the leaf,
+            so that only the first step updates the bases of all leaves.
+
+    Returns:
+        A transformation whose updates are added to the parameters. State of matrices: `momentum_buffer`, `exp_avg_sq`
+        (in the basis), `Q_0`; of other leaves: `exp_avg`, `exp_avg_sq`; all under `partition`.
+
+    Raises:
+        ValueError: If a hyperparameter is out of range, or if `params` is missing.
+
+    Example:
+        >>> tx = gradtx.conda(lr=0.1)
+        >>> params = {"w": torch.zeros(2, 2)}
+        >>> grads = {"w": torch.tensor([[3.0, 0.0], [4.0, 0.0]])}
+        >>> tx.update(grads, tx.init(params), params)[0]["w"]  # m Q has one nonzero column
+        tensor([[-0.1000,  0.0000],
+                [-0.1000,  0.0000]])
+
+    Source: Wang et al. 2025, arXiv:2509.24218. Departures: none.
+    """
+    along = rotated(
+        scale_by_gradient_rms(betas, eps),
+        sides="short",
+        max_precondition_dim=_UNLIMITED,
+        start="identity",
+        refresh="svd",
+        precondition_frequency=update_proj_gap,
+        offset=0,
+        stagger=stagger,
+    )
+    matrices = chain(trace_ema(betas[0]), along, _scaled(scale))
+    return chain(
+        by_matrix(matrices, scale_by_adam_hat(betas, eps)),
+        scale_by_learning_rate(lr),
+        decay_after_step(lr, weight_decay),
+    )
+
+
+_scaled = scale  # `conda` has an argument of this name

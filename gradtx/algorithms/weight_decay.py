@@ -1,0 +1,240 @@
+"""Weight decay, pulls toward other values, and penalties on norms."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from gradtx.algorithms._math import quotient, unit_norm
+from gradtx.algorithms.scaling import scale_by_learning_rate
+from gradtx.arguments import NonNegative, Positive, is_off
+from gradtx.base.exact import Scalar, exact
+from gradtx.base.torch_names import readable
+from gradtx.rules import per_tensor
+from gradtx.slots import Slot, scalar
+from gradtx.transform import chain
+
+__all__ = [
+    "add_decayed_weights",
+    "add_norm_loss",
+    "regenerate_towards_init",
+]
+
+
+@per_tensor(elementwise=True, needs=("params",), rate="before")
+def add_decayed_weights(
+    weight_decay: NonNegative,
+    *,
+    fixed: bool = False,
+    cautious: bool = False,
+    relative_to: Scalar | None = None,
+    corrected_by: NonNegative | None = None,
+    max_lr: Positive | None = None,
+):
+    r"""Pull weights toward 0 (weight decay): add $\lambda p$ to the update.
+
+    As the first link of a chain, this is coupled (L2) decay; directly before `scale_by_learning_rate`, it is decoupled
+    decay, $p (1 - \eta \lambda)$; after it, with `fixed`, it is $p (1 - \lambda)$.
+
+    Args:
+        weight_decay: $\lambda \ge 0$. A literal 0.0 omits the link.
+        fixed: Subtract $\lambda p$ instead of adding it, for use after the learning rate.
+        cautious: Decay only where the update and the weight have the same sign.
+        relative_to: The learning rate, initially above 0: $\lambda$ is divided by its initial value.
+        corrected_by: The learning rate: $\lambda$ is multiplied by its ratio to `max_lr`, so that the decay is
+            $\lambda \eta_t^2 / \eta_{max}$ (AdamC). Not with `relative_to`.
+        max_lr: $\eta_{max} > 0$; None for the largest rate so far. Only with `corrected_by`.
+
+    Returns:
+        A transformation that keeps shapes and dtypes. State: none, or one 0-d float64 slot per leaf: `initial_lr` with
+        `relative_to`, `lr_max` with `corrected_by` and no `max_lr`.
+
+    Raises:
+        ValueError: If an argument is out of range, if `fixed` is combined with `cautious` or `relative_to` with
+            `corrected_by`, if `max_lr` is given without `corrected_by`, if `params` is missing, if `relative_to` is
+            initially 0, or if the link follows one that owns the learning rate.
+
+    Example:
+        >>> tx = gradtx.chain(
+        ...     gradtx.add_decayed_weights(0.5), gradtx.scale_by_learning_rate(0.1)
+        ... )
+        >>> params = {"w": torch.tensor([2.0])}
+        >>> tx.update({"w": torch.tensor([0.0])}, tx.init(params), params)[0]["w"]
+        tensor([-0.1000])
+
+    Source: Loshchilov and Hutter 2017, arXiv:1711.05101; cautious: Chen et al. 2025, arXiv:2510.12402; corrected_by:
+    Defazio 2025, arXiv:2506.02285. Departures: none; `fixed` is an option of adabelief-pytorch 0.2, `relative_to` of
+    adam-atan2-pytorch 0.4.1.
+    """
+    if fixed and cautious:
+        raise ValueError(
+            "add_decayed_weights: fixed and cautious cannot be combined: cautious needs a direction, fixed applies "
+            "after the learning rate"
+        )
+    if relative_to is not None and corrected_by is not None:
+        raise ValueError(
+            "add_decayed_weights: relative_to and corrected_by cannot be combined; pass only one"
+        )
+    if max_lr is not None and corrected_by is None:
+        raise ValueError(
+            "add_decayed_weights: max_lr is the divisor of corrected_by; pass corrected_by as well"
+        )
+    if is_off(weight_decay):
+        return chain()
+    strength = -weight_decay if fixed else weight_decay
+
+    def rate_and_state(state, device):
+        if relative_to is not None:
+            return strength / state["initial_lr"], state
+        if corrected_by is None:
+            return strength, state
+        lr = exact(corrected_by, device)
+        if max_lr is not None:
+            return strength * lr / max_lr, state
+        peak = torch.maximum(state["lr_max"], lr)
+        return strength * quotient(lr, peak, otherwise=1.0), {"lr_max": peak}
+
+    def update(update, state, param, ctx):
+        rate, state = rate_and_state(state, update.device)
+        decay = rate * param
+        if cautious:
+            decay = torch.where(update.sign() * param.sign() > 0, decay, 0.0)
+        return update + decay, state
+
+    slots = {
+        "initial_lr": initial_lr("add_decayed_weights", relative_to),
+        "lr_max": scalar() if corrected_by is not None and max_lr is None else None,
+    }
+    return (slots, update) if any(slots.values()) else update
+
+
+@per_tensor(
+    elementwise=lambda arguments: not arguments["wasserstein"],
+    needs=("params",),
+    rate="before",
+)
+def regenerate_towards_init(
+    rate: NonNegative, wasserstein: bool = False, *, relative_to: Scalar | None = None
+):
+    r"""Pull weights toward their initial values (regenerative regularization): add $\rho (p - p_0)$.
+
+    Args:
+        rate: $\rho \ge 0$. A literal 0.0 omits the link.
+        wasserstein: Pull the distribution of a leaf's weights: the entry of rank i toward the i-th smallest initial
+            value.
+        relative_to: The learning rate, initially above 0: $\rho$ is divided by its initial value.
+
+    Returns:
+        A transformation that keeps shapes and dtypes. State: `param_init`, shaped as the parameter (in ascending order
+        with `wasserstein`), and with `relative_to` `initial_lr`, 0-d float64 for each leaf.
+
+    Raises:
+        ValueError: If `rate` is negative, if `params` is missing, if `relative_to` is initially 0, or if the link
+            follows one that owns the learning rate.
+
+    Example:
+        >>> tx = gradtx.regenerate_towards_init(0.1)
+        >>> state = tx.init({"w": torch.tensor([1.0])})
+        >>> tx.update({"w": torch.tensor([0.0])}, state, {"w": torch.tensor([3.0])})[0]["w"]
+        tensor([0.2000])
+
+    Source: Kumar et al. 2023, arXiv:2308.11958; wasserstein: Lewandowski et al. 2024, arXiv:2406.06811. Departures:
+    none; `relative_to` is from adam-atan2-pytorch 0.4.1.
+    """
+    if is_off(rate):
+        return chain()
+
+    def target(param):
+        if not wasserstein:
+            return param
+        return param.flatten().sort().values.view_as(param)
+
+    def update(update, state, param, ctx):
+        target = state["param_init"]
+        if wasserstein:
+            rank = param.flatten().argsort(stable=True).argsort()
+            target = target.flatten()[rank].view_as(param)
+        strength = rate if relative_to is None else rate / state["initial_lr"]
+        return update + strength * (param - target), state
+
+    slots = {
+        "param_init": target,
+        "initial_lr": initial_lr("regenerate_towards_init", relative_to),
+    }
+    return slots, update
+
+
+def initial_lr(
+    owner: str,
+    lr,
+    divided: str = "the rate",
+    remedy: str = "use an initial value above 0, or omit relative_to (decoupled_wd)",
+) -> Slot | None:
+    """Declare the slot of a leaf's initial learning rate, by which another value is divided; None without a rate."""
+
+    def first(param):
+        value = exact(lr, param.device)
+        check_initial_lr(owner, value, divided, remedy)
+        return value
+
+    return None if lr is None else scalar(first)
+
+
+def check_initial_lr(owner: str, lr: Tensor, divided: str, remedy: str) -> None:
+    """Raise an error if a value would be divided by an initial learning rate of 0."""
+    if readable(lr) and lr == 0:
+        raise ValueError(
+            f"{owner}: {divided} is divided by the initial learning rate, which is 0; {remedy}"
+        )
+
+
+@per_tensor(needs=("params",))
+def add_norm_loss(factor: NonNegative = 1e-4, eps: NonNegative = 1e-8):
+    r"""Pull the norm of each output unit's weights to 1: add $2 \lambda (1 - 1/(\lVert p_i \rVert + \epsilon)) p_i$.
+
+    Args:
+        factor: $\lambda \ge 0$.
+        eps: $\epsilon \ge 0$; use a positive value if a unit may have norm 0.
+
+    Returns:
+        A transformation that keeps shapes and dtypes; no state.
+
+    Raises:
+        ValueError: If an argument is negative, or if `params` is missing.
+
+    Example:
+        >>> tx = gradtx.add_norm_loss(factor=0.5)
+        >>> params = {"w": torch.tensor([[0.0, 2.0], [1.0, 0.0]])}
+        >>> tx.update({"w": torch.zeros(2, 2)}, tx.init(params), params)[0]["w"]
+        tensor([[0., 1.],
+                [0., 0.]])
+
+    Source: Georgiou et al. 2021, arXiv:2103.06583. Departures: eps.
+    """
+
+    def update(update, state, param, ctx):
+        return update + 2 * factor * (1 - 1 / (unit_norm(param) + eps)) * param, state
+
+    return update
+
+
+def decayed(direction, weight_decay, decoupled: bool):
+    """Chain a direction with weight decay before it (coupled) or after it (decoupled)."""
+    decay = add_decayed_weights(weight_decay)
+    return chain(direction, decay) if decoupled else chain(decay, direction)
+
+
+def split_decay(weight_decay, decoupled: bool) -> tuple:
+    """Return the coupled and the decoupled weight decay, one of which is 0."""
+    return (0.0, weight_decay) if decoupled else (weight_decay, 0.0)
+
+
+def with_decay(direction, weight_decay, decoupled: bool, lr, fixed: bool = False):
+    """Chain a direction, its weight decay before it (coupled) or after it (decoupled), and the learning rate.
+
+    A `fixed` decay is not multiplied by the learning rate, so it comes last; `fixed` is read only if decoupled.
+    """
+    rate = scale_by_learning_rate(lr)
+    if fixed and decoupled:
+        return chain(direction, rate, add_decayed_weights(weight_decay, fixed=True))
+    return chain(decayed(direction, weight_decay, decoupled), rate)
