@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 import gradtx
+import gradtx.algorithms
 from gradtx.optim.classes import CLASSES
 
 PAGE = Path(__file__).with_suffix(".md")
@@ -104,7 +105,8 @@ def paper(factory: Any) -> str:
 
 def required(factory: Any) -> dict[str, Any]:
     """Return values for the arguments without a default, and a rank that fits the sample."""
-    given = factory.spec.arguments.sample()
+    of_links = {"map_after_step": {"fn": torch.tanh}, "record": {"name": "norm"}}
+    given = of_links.get(factory.__name__) or factory.spec.arguments.sample()
     rank = factory.spec.arguments.by_name.get("rank")
     return {**given, "rank": RANK} if rank is not None and rank.kind == "int" else given
 

@@ -19,7 +19,7 @@ from gradtx.arguments import Positive
 from gradtx.arguments import Static
 from gradtx.state.storage import StateDtype
 from gradtx.transform import GradientTransformation
-from gradtx.transforms._polynomials import Coefficients
+from gradtx.algorithms._polynomials import Coefficients
 from gradtx.arguments import AnyLength as AnyLength
 from gradtx.base.exact import Betas as Betas
 from gradtx.state.codes import Codec as Codec
@@ -64,7 +64,7 @@ from gradtx.registry import get_supported_lr_schedulers as get_supported_lr_sche
 from gradtx.registry import get_supported_optimizers as get_supported_optimizers
 from gradtx.schedules import half_life_schedule as half_life_schedule
 from gradtx.hessian import hutchinson_hessian_diag as hutchinson_hessian_diag
-from gradtx.transforms.muon import init_for_lmo as init_for_lmo
+from gradtx.algorithms.scion import init_for_lmo as init_for_lmo
 from gradtx.arguments import is_off as is_off
 from gradtx.schedules import join_schedules as join_schedules
 from gradtx.models import label_by_role as label_by_role
@@ -83,7 +83,7 @@ from gradtx.multitask import pcgrad as pcgrad
 from gradtx.multitask import pcgrad_backward as pcgrad_backward
 from gradtx.rules import per_tensor as per_tensor
 from gradtx.schedules import polynomial_schedule as polynomial_schedule
-from gradtx.transforms.layerwise import project_neurons as project_neurons
+from gradtx.algorithms.layerwise import project_neurons as project_neurons
 from gradtx.schedules import proportion_schedule as proportion_schedule
 from gradtx.functional import put as put
 from gradtx.schedules import ranger21_schedule as ranger21_schedule
@@ -94,7 +94,7 @@ from gradtx.multitask import rotograd_scale as rotograd_scale
 from gradtx.checkpoint import save as save
 from gradtx import schedules as schedules
 from gradtx import slots as slots
-from gradtx.transforms.clipping import soft_row_clip as soft_row_clip
+from gradtx.algorithms.clipping import soft_row_clip as soft_row_clip
 from gradtx.functional import stack as stack
 from gradtx.schedules import step_schedule as step_schedule
 from gradtx.functional import train_step as train_step

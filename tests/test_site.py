@@ -30,7 +30,8 @@ def test_every_public_name_has_an_entry():
         for text in reference.pages().values()
         for match in re.findall(r"^:+\{py:(?:function|class|data)\} (\w+)", text, re.MULTILINE)
     }
-    public = {*gradtx.__all__, *gradtx.optim.__all__, *gradtx.schedules.__all__} - {"optim", "schedules"}
+    of_modules = {*gradtx.optim.__all__, *gradtx.schedules.__all__, *gradtx.slots.__all__}
+    public = {*gradtx.__all__, *of_modules} - {"optim", "schedules", "slots"}
     assert public == found
 
 

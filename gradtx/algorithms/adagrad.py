@@ -28,6 +28,7 @@ from gradtx.arguments import (
 )
 from gradtx.base.exact import Scalar
 from gradtx.rules import alias, per_tensor
+from gradtx.slots import ema as average_of
 from gradtx.slots import linear, square, start
 from gradtx.transform import chain
 
@@ -169,7 +170,7 @@ def scale_by_adamax(betas: Decays = (0.9, 0.999), eps: NonNegative = 1e-8):
             "exp_inf": largest,
         }
 
-    return {"exp_avg": ema(beta1), "exp_inf": square()}, update
+    return {"exp_avg": average_of(beta1), "exp_inf": square()}, update
 
 
 @per_tensor(elementwise=True)

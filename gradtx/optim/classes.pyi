@@ -20,7 +20,7 @@ from gradtx.arguments import Static
 from gradtx.state.storage import StateDtype
 from gradtx.transform import GradientTransformation
 from gradtx.optim.optimizer import ChainOptimizer
-from gradtx.transforms._polynomials import Coefficients
+from gradtx.algorithms._polynomials import Coefficients
 
 __all__ = [
     "A2Grad",
