@@ -241,6 +241,8 @@ class Argument:
                 for entry in typing.get_args(annotated)
                 if entry is not Ellipsis
             ]
+        # Computed once: dynamo traces no cached function.
+        self._entry_ranges = [entry.range(self.range) for entry in self._entries]
         self.is_hyperparameter = (
             "static" not in hint.notes and self.kind in _HYPERPARAMETERS
         )
@@ -250,13 +252,9 @@ class Argument:
         if not self.required:
             self.default = self.check(parameter.default)
 
-    def _hint_of(self, i: int) -> Hint:
-        """Return the annotation of an entry of a tuple; the last one repeats."""
-        return self._entries[min(i, len(self._entries) - 1)]
-
     def entry_range(self, i: int) -> Range:
-        """Return the interval of an entry of a tuple."""
-        return self._hint_of(i).range(self.range)
+        """Return the interval of an entry of a tuple; the last one repeats."""
+        return self._entry_ranges[min(i, len(self._entry_ranges) - 1)]
 
     def check(self, value: Any) -> Any:
         """Convert `value` to the argument's kind, or raise a TypeError or ValueError that names the argument."""
@@ -352,7 +350,8 @@ class Argument:
 
     def _entry(self, i: int, value: Any) -> Any:
         """Check an entry of a tuple; None is valid where the annotation is `tuple[Scalar | None, ...]`."""
-        if value is None and type(None) in self._hint_of(i).members:
+        last = len(self._entries) - 1
+        if value is None and type(None) in self._entries[min(i, last)].members:
             return None
         return self._scalar(value, f"{self.name}[{i}]", self.entry_range(i))
 

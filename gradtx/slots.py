@@ -16,9 +16,6 @@ from gradtx.base.exact import exact, exact_dtype
 
 __all__ = ["Slot", "ema", "linear", "scalar", "square", "start"]
 
-# Returns the first value of a slot, a tensor or a list of tensors, for a parameter; None for a leaf without the slot.
-First = Callable[[Tensor], Any]
-
 
 @dataclasses.dataclass(frozen=True)
 class Slot:
@@ -32,17 +29,17 @@ class Slot:
         decay: The decay b of a running average `b * slot + (1 - b) * update`; None for other slots.
     """
 
-    first: First
+    first: Callable[[Tensor], Any]
     kind: str = ""
     decay: Any = None
 
     @classmethod
-    def of(cls, declared: Slot | First) -> Slot:
+    def of(cls, declared: Slot | Callable[[Tensor], Any]) -> Slot:
         """Return the slot that a rule declares by a slot or by a function of the parameter."""
         return declared if isinstance(declared, Slot) else cls(declared)
 
 
-def linear(first: First = torch.zeros_like) -> Slot:
+def linear(first: Callable[[Tensor], Any] = torch.zeros_like) -> Slot:
     """Declare a vector in the space of the update, such as a momentum; it starts at zero."""
     return Slot(first, "linear")
 
@@ -52,7 +49,7 @@ def ema(decay: Any) -> Slot:
     return Slot(torch.zeros_like, "linear", decay)
 
 
-def square(first: First = torch.zeros_like) -> Slot:
+def square(first: Callable[[Tensor], Any] = torch.zeros_like) -> Slot:
     """Declare values that are never negative, such as averages of squares; they start at zero."""
     return Slot(first, "square")
 
@@ -82,7 +79,9 @@ def _itself(param: Tensor) -> Tensor:
     return param
 
 
-def declared(slots: Mapping[str, Slot | First | None]) -> dict[str, Slot]:
+def declared(
+    slots: Mapping[str, Slot | Callable[[Tensor], Any] | None],
+) -> dict[str, Slot]:
     """Return the slots of a rule's dict, in which None stands for no slot."""
     return {name: Slot.of(slot) for name, slot in slots.items() if slot is not None}
 

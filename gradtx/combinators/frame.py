@@ -108,7 +108,7 @@ class Frame(Combinator):
             then runs them and the inner transformation, as for rules with `per_tensor(whole=True)`.
 
     Example:
-        >>> @gradtx.combinator(example=lambda tx: {"tx": tx})
+        >>> @gradtx.combinator
         ... def at_most_twice(tx: gradtx.GradientTransformation, size: gradtx.Scalar = 1.0):
         ...     def leave(update, state, param, ctx):
         ...         return update.clamp(-2 * size, 2 * size), state

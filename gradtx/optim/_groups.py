@@ -155,8 +155,8 @@ class GroupView:
             is_literal = is_off(item, argument.range.off) and before != NUMBER
             return NUMBER if _is_number(item) and not is_literal else item
 
-        if isinstance(value, tuple) and not isinstance(old, tuple):
-            old = (old,) * len(value)
+        if isinstance(value, tuple) and (old is None or len(old) != len(value)):
+            old = (None,) * len(value)
         return _zipped(form_of, value, old)
 
     def _take_forms(self, values: Values, old: Values) -> None:

@@ -197,11 +197,6 @@ RULES = {
         r"must return \(update, state\)",
         rule(lambda update, state, param, ctx: update),
     ),
-    "a slot that is not returned": (
-        "returns a state without the slot 'average'",
-        "its init creates",
-        rule(lambda update, state, param, ctx: (update, {}), slot),
-    ),
     "a slot that init forgot": (
         "the slot 'average', but has no init",
         r"return \(init, update\)",
