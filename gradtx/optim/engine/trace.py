@@ -32,7 +32,6 @@ from gradtx.execution.phases import (
 from gradtx.execution.runs import LateTerm, Run, memory_of
 from gradtx.optim._device_counts import Scaling, unscaling
 from gradtx.optim.engine import torch_names
-from gradtx.optim.engine.alias import resized
 from gradtx.optim.engine.hoist import (
     REPLACED,
     hoist,
@@ -44,6 +43,7 @@ from gradtx.optim.engine.hoist import (
 from gradtx.optim.engine.numbers import StepNumbers
 from gradtx.optim.engine.replicate import replicated
 from gradtx.optim.engine.signature import Signature
+from gradtx.optim.engine.views import resized
 from gradtx.programs.record import (
     UnrecordableError,
     as_written,
