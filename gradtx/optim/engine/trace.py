@@ -173,7 +173,7 @@ class BundleFunction:
         leaves = self._leaves(run, arguments_left, known)
         memory_of_arguments = self._memory_of(leaves)
         try:
-            execute(leaves, _ignore)
+            execute(leaves)
         except AwaitedSumError as awaited:
             return awaited.result()
         late_sums = run.late_sums
@@ -294,10 +294,6 @@ def _slots_by_key(leaf: Leaf) -> Iterator[tuple[str, Tensor]]:
         keys = leaf.layout.slots[path]
         for slot, value in slots.items():
             yield keys[slot], value
-
-
-def _ignore(leaf: Leaf) -> None:
-    """Do nothing with a finished leaf: results are written when all leaves have finished."""
 
 
 class TracedPhase(Phase):
