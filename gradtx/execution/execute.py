@@ -498,7 +498,13 @@ def around_alias(operations: list[Any]) -> list[Any]:
 FROZEN, NEGATE = _Frozen(), _Negate()
 
 
-def execute(leaves: Iterable[Leaf], finish: Callable[[Leaf], None]) -> None:
+def _keep_results(leaf: Leaf) -> None:
+    """Do nothing: results stay in the leaf."""
+
+
+def execute(
+    leaves: Iterable[Leaf], finish: Callable[[Leaf], None] = _keep_results
+) -> None:
     """Run every leaf through its program, and call `finish` for each as soon as it is done."""
     blocked: dict[Path, list[tuple[Leaf, Any]]] = {}
 

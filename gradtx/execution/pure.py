@@ -481,7 +481,7 @@ def _update(
     leaves = leaves_of(
         run, grads, by_name if params is not None else None, extras, kinds
     )
-    execute(leaves.values(), _done)
+    execute(leaves.values())
     run.end()
     outputs: dict[str, Any] = dict.fromkeys(grads)
     for name, leaf in leaves.items():
@@ -491,10 +491,6 @@ def _update(
     new_state = run.rebuilt(leaves)
     run.memory.register(_tree.tensors((updates, state, params, extras)))
     return _tree.map_tensors(run.memory.unshared, (unflatten(outputs), new_state))
-
-
-def _done(leaf: Leaf) -> None:
-    """Do nothing: results stay in the leaf until all leaves are done."""
 
 
 def leaves_of(

@@ -142,7 +142,7 @@ def contract(graph: Graph) -> None:
 def _free_to_join(graph: Graph) -> Iterator[tuple[_Contraction, Node]]:
     """Yield the nodes of a graph that may be changed: those not recorded as written."""
     written: set[Node] = set()
-    contraction = _Contraction(graph, written)
+    contraction = _Contraction(written)
     for node in list(graph.nodes):
         if not node.meta.get("as_written"):
             yield contraction, node
@@ -176,12 +176,10 @@ class _Contraction:
     """Changes operations in the order of the graph.
 
     Args:
-        graph: The graph.
         written: The arguments that earlier operations write.
     """
 
-    def __init__(self, graph: Graph, written: Set[Node]):
-        self._graph = graph
+    def __init__(self, written: Set[Node]):
         self._written = written
 
     def _are_unchanged(self, *lists: Node) -> bool:
@@ -221,7 +219,7 @@ class _Contraction:
         operands: Any = node.args
         dividend, divisor = operands
         if is_list(dividend) and is_number(divisor):
-            inverse = self._number(aten.reciprocal.default, (divisor,), node)
+            inverse = _number(aten.reciprocal.default, (divisor,), node)
             _replace(node, aten.mul.Tensor, (dividend, inverse))
         elif _divides_lists(node) and same_meta(node, dividend, divisor):
             self._scale_quotient(node)
@@ -234,10 +232,10 @@ class _Contraction:
         inner_factor, inner = self._absorbable_factor_of(dividend, node)
         if inner is not None:
             dividend = inner
-            factor = self._times(factor, inner_factor, node)
+            factor = _times(factor, inner_factor, node)
         if factor is None:
             return
-        quotient = self._list(aten.div.Tensor, (dividend, divisor), node)
+        quotient = _list(aten.div.Tensor, (dividend, divisor), node)
         _replace(node, aten.mul.Tensor, (quotient, factor))
 
     def _without_root(self, divisor: Node, quotient: Node) -> Any:
@@ -261,7 +259,7 @@ class _Contraction:
         root = _root_inverted_by(inverse)
         if root is None:
             return None
-        scaled_shift = self._number(aten.mul.Tensor, (shift, root), divisor)
+        scaled_shift = _number(aten.mul.Tensor, (shift, root), divisor)
         _replace(divisor, aten.add.Tensor, (b, scaled_shift))
         return root
 
@@ -269,7 +267,7 @@ class _Contraction:
         """Replace -(a x) by (-a) x for a scalar a."""
         factor, inner = self._absorbable_factor_of(node.args[0], node)
         if inner is not None:
-            negative_factor = self._negative(factor, node)
+            negative_factor = _negative(factor, node)
             _replace(node, aten.mul.Tensor, (inner, negative_factor))
 
     def _split_clamp(self, node: Node) -> None:
@@ -285,7 +283,7 @@ class _Contraction:
             _replace(node, aten.clamp_min.default, (x, least))
             return
         if least is not None:
-            x = self._list(aten.clamp_min.default, (x, least), node)
+            x = _list(aten.clamp_min.default, (x, least), node)
         _replace(node, aten.clamp_max.default, (x, most))
 
     def _merge_factors(self, node: Node) -> None:
@@ -293,7 +291,7 @@ class _Contraction:
         factor, scaled = _factor_of(node)
         inner_factor, inner = self._absorbable_factor_of(scaled, node)
         if inner is not None:
-            both_factors = self._times(factor, inner_factor, node)
+            both_factors = _times(factor, inner_factor, node)
             _replace(node, aten.mul.Tensor, (inner, both_factors))
 
     def _absorbable_factor_of(self, scaled: Any, user: Node) -> tuple[Any, Any]:
@@ -332,9 +330,9 @@ class _Contraction:
             return False
         if not same_meta(node, inner, other) or not self._are_unchanged(inner):
             return False
-        unscaled = self._list(target, lists, node)
+        unscaled = _list(target, lists, node)
         _replace(node, aten.mul.Tensor, (unscaled, factor))
-        self._graph.erase_node(scaled)
+        node.graph.erase_node(scaled)
         self.canonicalize(unscaled)
         self._merge_factors(node)
         return True
@@ -387,7 +385,7 @@ class _Contraction:
     def _absorb(self, node: Node, rest: Node, product: _Product) -> None:
         factor = 1 if product.factor is None else product.factor
         if node.target is aten.sub.Tensor:
-            factor = self._negative(factor, node)
+            factor = _negative(factor, node)
         in_place = node.target is aten.add_.Tensor
         if product.b is None:
             target = aten.add_.Tensor if in_place else aten.add.Tensor
@@ -408,64 +406,66 @@ class _Contraction:
         if weight is None or parts is None or not self._are_unchanged(weight):
             return
         size = step.kwargs.get("alpha", 1)
-        self._move_before(update, size)
-        target, args, kwargs = self._pulled(weight, parts.pull, size, update)
+        _move_before(update, size)
+        target, args, kwargs = _pulled(weight, parts.pull, size, update)
         if parts.rest is not None:
-            pulled = self._list(target, args, update, kwargs)
+            pulled = _list(target, args, update, kwargs)
             target, args = parts.target, (pulled, *parts.rest)
-            scale = self._number(aten.mul.Tensor, (size, parts.scale), update)
+            scale = _number(aten.mul.Tensor, (size, parts.scale), update)
             kwargs = {_SCALES[target]: scale}
         _replace(update, target, args, kwargs)
         step.replace_all_uses_with(update)
-        self._graph.erase_node(step)
+        step.graph.erase_node(step)
 
-    def _pulled(self, weight: Node, pull: _Pull, size: Any, user: Node) -> _Call:
-        """Return the call that adds a pull, times a scalar, to a weight."""
-        factor = self._number(aten.mul.Tensor, (size, pull.factor), user)
-        if pull.goal is None:
-            return aten.add.Tensor, (weight, weight), {"alpha": factor}
-        return aten.lerp.Scalar, (weight, pull.goal, factor), {}
 
-    def _move_before(self, node: Node, number: Any) -> None:
-        """Move a scalar, and those that it is computed from, before a node."""
-        if isinstance(number, Node) and number.op == "call_function" and node < number:
-            node.prepend(number)
-            for argument in number.all_input_nodes:
-                self._move_before(number, argument)
+def _pulled(weight: Node, pull: _Pull, size: Any, user: Node) -> _Call:
+    """Return the call that adds a pull, times a scalar, to a weight."""
+    factor = _number(aten.mul.Tensor, (size, pull.factor), user)
+    if pull.goal is None:
+        return aten.add.Tensor, (weight, weight), {"alpha": factor}
+    return aten.lerp.Scalar, (weight, pull.goal, factor), {}
 
-    # Numbers.
 
-    def _times(self, x: Any, y: Any, user: Node) -> Any:
-        """Return the product of two scalars, the first of which may be None for 1."""
-        if x is None:
-            return y
-        return self._number(aten.mul.Tensor, (x, y), user)
+def _move_before(node: Node, number: Any) -> None:
+    """Move a scalar, and those that it is computed from, before a node."""
+    if isinstance(number, Node) and number.op == "call_function" and node < number:
+        node.prepend(number)
+        for argument in number.all_input_nodes:
+            _move_before(number, argument)
 
-    def _negative(self, number: Any, user: Node) -> Any:
-        return self._number(aten.neg.default, (number,), user)
 
-    def _number(self, target: Any, args: tuple[Any, ...], user: Node) -> Node:
-        """Insert an operation on scalars before a node."""
-        with self._graph.inserting_before(user):
-            node = self._graph.call_function(target, args)
-        node.meta["val"] = torch.empty((), dtype=torch.float64, device="meta")
-        node.meta["kind"] = "number"
-        return node
+# Nodes.
 
-    # Nodes.
 
-    def _list(
-        self,
-        target: Any,
-        args: tuple[Any, ...],
-        user: Node,
-        kwargs: dict[str, Any] | None = None,
-    ) -> Node:
-        """Insert an operation on lists before a node whose result has the same shape and dtype."""
-        with self._graph.inserting_before(user):
-            node = self._graph.call_function(target, args, kwargs)
-        node.meta = dict(user.meta)
-        return node
+def _times(x: Any, y: Any, user: Node) -> Any:
+    """Return the product of two scalars, the first of which may be None for 1."""
+    return y if x is None else _number(aten.mul.Tensor, (x, y), user)
+
+
+def _negative(number: Any, user: Node) -> Any:
+    return _number(aten.neg.default, (number,), user)
+
+
+def _number(target: Any, args: tuple[Any, ...], user: Node) -> Node:
+    """Insert an operation on scalars before a node."""
+    with user.graph.inserting_before(user):
+        node = user.graph.call_function(target, args)
+    node.meta["val"] = torch.empty((), dtype=torch.float64, device="meta")
+    node.meta["kind"] = "number"
+    return node
+
+
+def _list(
+    target: Any,
+    args: tuple[Any, ...],
+    user: Node,
+    kwargs: dict[str, Any] | None = None,
+) -> Node:
+    """Insert an operation on lists before a node whose result has the same shape and dtype."""
+    with user.graph.inserting_before(user):
+        node = user.graph.call_function(target, args, kwargs)
+    node.meta = dict(user.meta)
+    return node
 
 
 def _replace(

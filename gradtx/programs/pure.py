@@ -468,7 +468,7 @@ class TreeProgram:
             calls.append(call)
         try:
             with torch.no_grad():
-                execute(calls, _ignore)  # type: ignore[arg-type]
+                execute(calls)  # type: ignore[arg-type]
         except Exception as error:
             add_note(error)
             raise
@@ -525,10 +525,6 @@ def _run_of(
     return run, present
 
 
-def _ignore(leaf: Any) -> None:
-    """Do nothing: the results are already stored."""
-
-
 def _entries(state: Any, stages: Any, path: Path = ()) -> Iterator[Entry]:
     """Yield the entries of a state whose tensors are replaced by indices."""
     for key, value in state.items():
@@ -569,7 +565,8 @@ def _group_by_program(
         for tensor in values:
             shape = tensor.ndim > 0 if is_flat else tensor.shape
             traits.append((tensor.dtype, tensor.device, shape))
-        key = rank.get(name), *map(id, leaf.program), *slots, *traits
+        program = tuple(map(id, leaf.program))
+        key = rank.get(name), program, tuple(slots), tuple(traits)
         groups.setdefault(key, []).append(name)
     return groups.values()
 
@@ -638,7 +635,7 @@ class _OneLeaf:
         for leaf in leaves.values():
             leaf.extras.update(self.extras.stand_ins())
         try:
-            execute(leaves.values(), _ignore)
+            execute(leaves.values())
         except AwaitedSumError as awaited:
             return awaited.result()
         if run.late_sums:

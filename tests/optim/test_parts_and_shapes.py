@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import gradtx
-from gradtx.optim.engine import compiled, lists, windows
+from gradtx.optim.engine import compiled, lists, views
 from gradtx.programs import bundle
 from tests.conformance import plain_cases, step_extras
 
@@ -74,7 +74,7 @@ def expected(make, term, gradients):
 @pytest.mark.parametrize("name", TERMS)
 def test_a_sum_has_one_term_per_leaf_however_large(name, make, code, compile, uncompiled, monkeypatch):
     monkeypatch.setattr(bundle, "CHUNK", 1024)
-    monkeypatch.setattr(windows, "WINDOW", 1024 // torch.get_num_threads())
+    monkeypatch.setattr(views, "WINDOW", 1024 // torch.get_num_threads())
     params = [torch.nn.Parameter(torch.zeros(64, 128)), torch.nn.Parameter(torch.zeros(5))]
     tx = gradtx.chain(make(TERMS[name]), gradtx.sgd(1.0, momentum=0.5, state_dtype=code))
     optimizer = gradtx.as_optimizer(tx, params, compile=compile)
@@ -141,7 +141,7 @@ def test_large_leaves_of_the_library_s_own_chains_are_updated_in_parts(code, who
 @pytest.mark.parametrize("read", [lambda update: update.numel(), lambda update: update.numel() ** 0.5])
 def test_a_rule_reads_the_number_of_entries_of_the_leaf(read, compile, uncompiled, monkeypatch):
     monkeypatch.setattr(bundle, "CHUNK", 1024)
-    monkeypatch.setattr(windows, "WINDOW", 1024 // torch.get_num_threads())
+    monkeypatch.setattr(views, "WINDOW", 1024 // torch.get_num_threads())
 
     @gradtx.per_tensor(elementwise=True)
     def divide_by_size():

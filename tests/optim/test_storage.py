@@ -11,7 +11,7 @@ import torch
 import gradtx
 from gradtx import chain, with_state_dtype
 from gradtx.optim.engine import compiled as planning
-from gradtx.optim.engine import windows
+from gradtx.optim.engine import views
 from gradtx.programs import bundle
 from gradtx.programs.bundle import CHUNK
 from gradtx.programs.cache import SharedPrograms
@@ -310,7 +310,7 @@ def test_compiled_windows_of_a_large_coded_leaf_have_the_same_numbers(code, link
     tx = chain(WINDOWED[link], with_state_dtype(gradtx.adamw(lr=1e-2), code))
     runs = []
     for entries in (2048, 2**20):
-        monkeypatch.setattr(windows, "WINDOW", entries // torch.get_num_threads())
+        monkeypatch.setattr(views, "WINDOW", entries // torch.get_num_threads())
         params = [torch.nn.Parameter(noise(i, shape)) for i, shape in enumerate([(50, 128), (8192,), (7, 64)])]
         optimizer = gradtx.as_optimizer(tx, params, compile=compile)
         for step in range(3):

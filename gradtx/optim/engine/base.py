@@ -15,11 +15,10 @@ from gradtx.distributed.owners import OwnedRegion
 from gradtx.execution.execute import FROZEN, Leaf, Operation
 from gradtx.optim._member import Count, Member
 from gradtx.optim._step_input import StepInput
-from gradtx.optim.engine.alias import OddTensorError, alias
 from gradtx.optim.engine.family import Family, Pairs
 from gradtx.optim.engine.plan import Plan, fingerprint_of, overlapping
 from gradtx.optim.engine.signature import LeafKind, Signature
-from gradtx.optim.engine.windows import is_positional
+from gradtx.optim.engine.views import OddTensorError, alias, is_positional
 
 logger = logging.getLogger("gradtx")
 READS_SHAPE = "a rule reads the shape of its leaf"
@@ -52,13 +51,19 @@ class Engine:
         self.reasons: dict[str, str] = {}
 
     def bundles(
-        self, step_input: StepInput, members: list[Member]
+        self,
+        step_input: StepInput,
+        members: list[Member],
+        released: Member | None = None,
     ) -> tuple[list[Any], list[Member]]:
-        """Return the bundles of a step, ready to run, and the members that are not in them."""
+        """Return the bundles of a step, ready to run, and the members that are not in them.
+
+        The plan of a `released` member, the only one of a step, is kept separately from that of whole steps.
+        """
         if self.failed or not members:
             return [], members
         fingerprint = fingerprint_of(step_input, members)
-        plan = self.plan
+        plan = self.plan if released is None else self.alone.get(released)
         known = (
             plan is not None
             and plan.matches(fingerprint)
@@ -68,9 +73,9 @@ class Engine:
         leaves = [] if known else step_input.leaves_of(members)
         try:
             if plan is None or not known:
-                plan = self.plan = self._make_plan(
-                    fingerprint, members, leaves, step_input
-                )
+                if released is None:
+                    self.reasons = {}
+                plan = self._make_plan(fingerprint, members, leaves, step_input)
             self._begin(plan, step_input)
         except UnsuitableError as error:
             self._give_up(error.__cause__ or error, logging.DEBUG)
@@ -79,22 +84,17 @@ class Engine:
             # A bug in gradtx: training continues, but the traceback is logged.
             self._give_up(error, logging.ERROR)
             return [], members
+        if released is None:
+            self.plan = plan
+        else:
+            self.alone[released] = plan
         return plan.bundles, plan.rest
 
     def bundles_of_one(
         self, step_input: StepInput, member: Member
     ) -> tuple[list[Any], list[Member]]:
-        """Return the same for a single member, whose plan is kept separately from that of whole steps."""
-        of_all, self.plan = self.plan, self.alone.pop(member, None)
-        reasons = self.reasons
-        bundles, rest = self.bundles(step_input, [member])
-        if self.plan is not None:
-            self.alone[member] = self.plan
-        # `bundles` has replaced them with those of this member.
-        if self.reasons is not reasons:
-            self.reasons = {**reasons, **self.reasons}
-        self.plan = of_all
-        return bundles, rest
+        """Return the same for a single member whose gradient was released."""
+        return self.bundles(step_input, [member], member)
 
     def plans(self) -> list[Plan]:
         """Return the plans of the last steps of all members."""
@@ -165,7 +165,6 @@ class Engine:
         step_input: StepInput,
     ) -> Plan:
         pairs_of_kind: dict[Any, Pairs] = {}
-        self.reasons = {}
         shared = overlapping(members)
         for member, leaf in zip(members, leaves, strict=True):
             try:

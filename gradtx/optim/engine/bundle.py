@@ -13,7 +13,9 @@ from gradtx.base.dtensor import local
 from gradtx.execution.runs import LateTerm
 from gradtx.optim._member import Member
 from gradtx.optim._step_input import Trees
-from gradtx.optim.engine.alias import (
+from gradtx.optim.engine.family import Family
+from gradtx.optim.engine.trace import BundleProgram, TracedPhase
+from gradtx.optim.engine.views import (
     PLAIN,
     alias,
     alias_or_copy,
@@ -21,10 +23,8 @@ from gradtx.optim.engine.alias import (
     holds_its_values,
     in_rows,
     resized,
+    windows,
 )
-from gradtx.optim.engine.family import Family
-from gradtx.optim.engine.trace import BundleProgram, TracedPhase
-from gradtx.optim.engine.windows import windows
 from gradtx.programs.bundle import ProgramBundle
 
 # Maps the phase and the identities of the scalars to these scalars and the leading arguments of the phase computed from

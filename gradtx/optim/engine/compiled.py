@@ -18,7 +18,6 @@ from gradtx.execution.context import UnknownInProgramError
 from gradtx.execution.execute import Leaf
 from gradtx.optim._member import Member
 from gradtx.optim._step_input import StepInput, Trees
-from gradtx.optim.engine.alias import entries_of, resized
 from gradtx.optim.engine.base import (
     ODD,
     READS_SHAPE,
@@ -34,9 +33,11 @@ from gradtx.optim.engine.plan import Plan
 from gradtx.optim.engine.signature import LeafKind
 from gradtx.optim.engine.torch_names import missing_name
 from gradtx.optim.engine.trace import BundleProgram
-from gradtx.optim.engine.windows import (
+from gradtx.optim.engine.views import (
     can_be_split,
+    entries_of,
     is_positional,
+    resized,
     row_of,
     window_of,
 )

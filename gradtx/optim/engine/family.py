@@ -17,7 +17,7 @@ from gradtx.optim._member import Member
 from gradtx.optim._step_input import StepInput
 from gradtx.optim.engine.signature import LeafKind, Signature
 from gradtx.optim.engine.trace import BundleFunction
-from gradtx.optim.engine.windows import cut
+from gradtx.optim.engine.views import cut
 from gradtx.programs.bundle import ListPhase, phases_of_shards
 from gradtx.programs.planner import probes
 from gradtx.programs.terms import numbers_in

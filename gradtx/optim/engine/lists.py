@@ -15,13 +15,6 @@ from gradtx.execution.execute import Leaf, LeafTerms, Operation
 from gradtx.execution.phases import have_sums
 from gradtx.optim._member import Member
 from gradtx.optim._step_input import StepInput, Trees
-from gradtx.optim.engine.alias import (
-    alias,
-    alias_or_copy,
-    entries_of,
-    plain,
-    plain_or_copy,
-)
 from gradtx.optim.engine.base import (
     READS_SHAPE,
     SUM_OVER_SHARDS,
@@ -31,7 +24,17 @@ from gradtx.optim.engine.family import Family, Pairs, first_entries
 from gradtx.optim.engine.plan import Plan
 from gradtx.optim.engine.signature import Signature
 from gradtx.optim.engine.trace import EqualSlot
-from gradtx.optim.engine.windows import can_be_split, cut, is_positional, part_of
+from gradtx.optim.engine.views import (
+    alias,
+    alias_or_copy,
+    can_be_split,
+    cut,
+    entries_of,
+    is_positional,
+    part_of,
+    plain,
+    plain_or_copy,
+)
 from gradtx.programs.bundle import (
     ListBundle,
     ListPhase,

@@ -32,7 +32,6 @@ from gradtx.execution.phases import (
 from gradtx.execution.runs import LateTerm, Run, memory_of
 from gradtx.optim._device_counts import Scaling, unscaling
 from gradtx.optim.engine import torch_names
-from gradtx.optim.engine.alias import resized
 from gradtx.optim.engine.hoist import (
     REPLACED,
     hoist,
@@ -44,6 +43,7 @@ from gradtx.optim.engine.hoist import (
 from gradtx.optim.engine.numbers import StepNumbers
 from gradtx.optim.engine.replicate import replicated
 from gradtx.optim.engine.signature import Signature
+from gradtx.optim.engine.views import resized
 from gradtx.programs.record import (
     UnrecordableError,
     as_written,
@@ -173,7 +173,7 @@ class BundleFunction:
         leaves = self._leaves(run, arguments_left, known)
         memory_of_arguments = self._memory_of(leaves)
         try:
-            execute(leaves, _ignore)
+            execute(leaves)
         except AwaitedSumError as awaited:
             return awaited.result()
         late_sums = run.late_sums
@@ -294,10 +294,6 @@ def _slots_by_key(leaf: Leaf) -> Iterator[tuple[str, Tensor]]:
         keys = leaf.layout.slots[path]
         for slot, value in slots.items():
             yield keys[slot], value
-
-
-def _ignore(leaf: Leaf) -> None:
-    """Do nothing with a finished leaf: results are written when all leaves have finished."""
 
 
 class TracedPhase(Phase):
