@@ -317,7 +317,8 @@ class States:
                 self._created.append((member, state, first_state, slots))
             member.first_state = None
         for member in row:
-            member.look_up(self.of(member.param))
+            member.state = self.of(member.param)
+            member.count = member.count_in(member.state)
 
     def _is_incomplete(self, member: Member, view: GroupView) -> bool:
         """Whether a member lacks slots, or has those of other links."""

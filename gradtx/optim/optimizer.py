@@ -539,7 +539,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         clock = Clock(torch.tensor(count + 1, device=CPU))
         weights: dict[Tensor, Tensor] = {}
         for view in members.views:
-            block = Block.of(view.chain(view.values(), CPU), run, count)
+            block = Block.of(view.chain(view.values()), run, count)
             for param in view.group["params"]:
                 member = members.by_param[param]
                 states.accept_moved(view, member)
