@@ -16,7 +16,7 @@ from gradtx.base.selectors import in_model
 from gradtx.optim._groups import ENGINE_OPTIONS, Group, GroupView, params_of
 from gradtx.optim._member import Layout
 from gradtx.optim._saved import is_count, matched, misfits_of
-from gradtx.optim._state import FirstStates, State, States
+from gradtx.optim._state import Initial, State, States
 from gradtx.transform import Entry
 
 # The names of `decoupled_weight_decay` in qhoptim and pytorch_optimizer, each with the value that enables it.
@@ -208,8 +208,8 @@ class Checkpoint:
                 continue
             if self._misfits(states) < fewest:
                 best, first, fewest = other, states, self._misfits(states)
-        for param, state in first.states.items():
-            layout, entry = first.layouts[param], self._entries[param]
+        for param, (layout, state) in first.items():
+            entry = self._entries[param]
             new_state = matched(
                 self._members.by_param[param].name,
                 param,
@@ -222,11 +222,11 @@ class Checkpoint:
             self._matches[param] = Match(entry, new_state, state, layout)
         return best
 
-    def _misfits(self, first: FirstStates) -> int:
+    def _misfits(self, first: Mapping[Tensor, Initial]) -> int:
         """Return the number of slots that only the entries or only these first states have."""
         return sum(
             misfits_of(self._entries[param], state)
-            for param, state in first.states.items()
+            for param, (_, state) in first.items()
         )
 
     def _wrapper_keys(self, param: Tensor) -> set[str]:

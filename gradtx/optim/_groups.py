@@ -40,6 +40,7 @@ def check_differentiable(options: Mapping[str, Any]) -> None:
         )
 
 
+CPU = torch.device("cpu")
 Group: TypeAlias = dict[str, Any]
 # Hyperparameters by their names in a group.
 Values: TypeAlias = Mapping[str, Any]
@@ -308,14 +309,14 @@ class GroupView:
 
     # During a step.
 
-    def chain(self, values: Values, device: torch.device) -> GradientTransformation:
+    def chain(self, values: Values) -> GradientTransformation:
         """Return the transformation with these values, converted to the tensors that rules receive."""
         if self._chain is not None and self._chain[0] is values:
             return self._chain[1]
 
         def as_tensor(item: Any, form: Any) -> Any:
             is_number = form == NUMBER and isinstance(item, float)
-            return exact(item, device) if is_number else item
+            return exact(item, CPU) if is_number else item
 
         arguments: dict[tuple[Any, str], Any] = {}
         for name, value in values.items():
@@ -335,7 +336,7 @@ class GroupView:
         first = dict(self._settled)
         if "lr" in first:
             first["lr"] = self.sources["lr"]
-        return self.chain(first, torch.device("cpu"))
+        return self.chain(first)
 
     def numbers(
         self, values: Values, count: Callable[[Entry], int | Tensor]

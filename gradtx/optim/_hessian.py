@@ -23,7 +23,6 @@ from gradtx.optim._step import Step
 from gradtx.optim._step_input import Extras
 from gradtx.state.random import Stream
 
-CPU = torch.device("cpu")
 Diagonal: TypeAlias = dict[Tensor, Tensor]
 
 
@@ -62,7 +61,7 @@ class HessianStep:
         run = states.run()
         count = states.count()
         for view in members.views:
-            block = Block.of(view.chain(view.values(), CPU), run, count)
+            block = Block.of(view.chain(view.values()), run, count)
             for param in view.group["params"]:
                 if not param.requires_grad:
                     continue

@@ -228,11 +228,6 @@ class Member:
     device_count: tuple[Tensor, int] | None = None
     made_on: ParameterKind | None = None
 
-    def look_up(self, state: State) -> None:
-        """Set the state and the count for the current step."""
-        self.state = state
-        self.count = self.count_in(state)
-
     def count_in(self, state: State) -> int | Count:
         """Return the number of steps the parameter has made, without synchronizing if the device counts."""
         step = state.get("step", 0)

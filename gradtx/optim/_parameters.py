@@ -20,6 +20,7 @@ from gradtx.execution.context import Clock
 from gradtx.execution.execute import Block, Leaf
 from gradtx.execution.runs import clock_at
 from gradtx.optim._groups import (
+    CPU,
     CountOf,
     Group,
     GroupView,
@@ -31,7 +32,6 @@ from gradtx.optim._member import Member
 from gradtx.optim._run import OptimizerRun
 from gradtx.transform import Entry, GradientTransformation
 
-CPU = torch.device("cpu")
 # (selector, label) of every partition on a leaf's path through the chain.
 Labels = tuple[tuple[Any, Any], ...]
 

@@ -11,8 +11,7 @@ from collections.abc import (
     Mapping,
     MutableMapping,
 )
-from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,7 +22,7 @@ from gradtx.distributed.owners import with_regions
 from gradtx.execution.context import Clock
 from gradtx.execution.execute import Block, Leaf, initialize
 from gradtx.execution.runs import memory_of
-from gradtx.optim._groups import GroupView, Structure
+from gradtx.optim._groups import GroupView
 from gradtx.optim._member import (
     Count,
     FirstState,
@@ -40,13 +39,11 @@ from gradtx.state.storage import Storage, check_patterns
 from gradtx.transform import Entry
 
 
-@dataclass
-class FirstStates:
-    """The states of parameters before any step, their layouts, and the structure of their group."""
+class Initial(NamedTuple):
+    """The layout of a parameter's state, and the state before any step; empty if the parameter has none yet."""
 
-    structure: Structure
-    layouts: dict[Tensor, Layout]
-    states: dict[Tensor, State]
+    layout: Layout
+    state: State
 
 
 class States:
@@ -137,7 +134,9 @@ class States:
 
     # First states.
 
-    def outline(self, view: GroupView, members: Mapping[Tensor, Member]) -> FirstStates:
+    def outline(
+        self, view: GroupView, members: Mapping[Tensor, Member]
+    ) -> dict[Tensor, Initial]:
         """Return first states without slots, for the parameters of a new group that require a gradient and lack state.
 
         The slots are computed from stand-ins without memory, or from the parameters if an `init` reads values.
@@ -147,10 +146,10 @@ class States:
             outline = self._outlined(view, params, members, _without_memory)
         except Exception:
             return self._outlined(view, params, members, Tensor.detach)
-        for state in outline.states.values():
-            if any(value.is_meta for value in state.values()):
-                # A shared value depends on parameters.
-                return self._outlined(view, params, members, Tensor.detach)
+        values = [value for each in outline.values() for value in each.state.values()]
+        if any(value.is_meta for value in values):
+            # A shared value depends on parameters.
+            return self._outlined(view, params, members, Tensor.detach)
         return outline
 
     def _outlined(
@@ -159,14 +158,13 @@ class States:
         params: list[Tensor],
         members: Mapping[Tensor, Member],
         shown: Callable[[Tensor], Tensor],
-    ) -> FirstStates:
+    ) -> dict[Tensor, Initial]:
+        outlines: dict[Tensor, Initial] = {}
         first = self.first(view, params, members, shown=shown)
-        states = {
-            param: first.layouts[param].without_slots(state)
-            for param, state in first.states.items()
-            if param.requires_grad
-        }
-        return replace(first, states=states)
+        for param, (layout, state) in first.items():
+            state = layout.without_slots(state) if param.requires_grad else {}
+            outlines[param] = Initial(layout, state)
+        return outlines
 
     @torch.no_grad()
     def first(
@@ -176,7 +174,7 @@ class States:
         members: Mapping[Tensor, Member] | None = None,
         alone: bool = False,
         shown: Callable[[Tensor], Tensor] = Tensor.detach,
-    ) -> FirstStates:
+    ) -> dict[Tensor, Initial]:
         """Create the first states of parameters.
 
         Args:
@@ -189,7 +187,7 @@ class States:
         """
         params = list(params)
         if not params:
-            return FirstStates(view.structure, {}, {})
+            return {}
         members = self.members.by_param if members is None else members
         run = OptimizerRun(self.by_param, members, initial=True)
         block = Block.of(view.first_chain(), run, 0)
@@ -209,28 +207,27 @@ class States:
             run.new_shared[path] = {
                 name: value.clone() for name, value in values.items()
             }
-        first = FirstStates(view.structure, {}, {})
+        first: dict[Tensor, Initial] = {}
         for leaf in leaves:
             layout = Layout.of(run, leaf)
-            first.layouts[leaf.key] = layout
-            first.states[leaf.key] = _first_state(run, leaf, layout, alone)
+            state = _first_state(run, leaf, layout, alone)
+            first[leaf.key] = Initial(layout, state)
         run.commits.clear()  # breaks a reference cycle with the run
         for storage, slots in run.seen_slots.items():
             self.seen_slots.setdefault(storage, set()).update(slots)
         return first
 
-    def keep(self, first: FirstStates) -> None:
+    def keep(self, view: GroupView, first: Mapping[Tensor, Initial]) -> None:
         """Install first states, marked as unused."""
-        for param, layout in first.layouts.items():
+        for param, (layout, state) in first.items():
             member = self.members.by_param[param]
-            member.made_for = first.structure
+            member.made_for = view.structure
             member.layout = layout
-        for param, state in first.states.items():
-            self.by_param[param] = state
-            member = self.members.by_param[param]
-            member.waits = _lacks_slots(first.layouts[param], state)
-            member.made_on = ParameterKind.of(param)
-        self.mark_unused(first.states)
+            if state:
+                self.by_param[param] = state
+                member.waits = _lacks_slots(layout, state)
+                member.made_on = ParameterKind.of(param)
+                member.first_state = FirstState(state)
 
     def create(self, view: GroupView, params: Iterable[Tensor]) -> None:
         """Create the state of parameters that have none, or only an unused one, from their present values."""
@@ -244,15 +241,15 @@ class States:
             members = self.members.by_param.values()
             is_first_step = all(map(self.is_unused, members))
             first = self.first(view, unused, alone=is_first_step)
-            self.keep(first)
+            self.keep(view, first)
             if not is_first_step:
                 return
             # The shared values of a first step are also those of parameters whose first gradient comes later.
             shared: dict[Path, State] = {}
-            for param, layout in first.layouts.items():
+            for layout, state in first.values():
                 for (path, name), key in layout.shared_places():
-                    shared.setdefault(path, {})[name] = first.states[param][key]
-            self._set_shared(shared, first.states)
+                    shared.setdefault(path, {})[name] = state[key]
+            self._set_shared(shared, first)
 
     def is_unused(self, member: Member) -> bool:
         """Whether a member has no state, or one that no step has used and no user has written."""
@@ -286,9 +283,8 @@ class States:
         state = self.of(member.param)
         if member.layout is not None or not state or member.saved is not None:
             return
-        first = self.first(view, [member.param])
-        param, layout = member.param, first.layouts[member.param]
-        matched(member.name, param, state, first.states[param], True, layout.coded_keys)
+        layout, first = self.first(view, [member.param])[member.param]
+        matched(member.name, member.param, state, first, True, layout.coded_keys)
         member.layout = layout
 
     # Before a step.
@@ -321,7 +317,8 @@ class States:
                 self._created.append((member, state, first_state, slots))
             member.first_state = None
         for member in row:
-            member.look_up(self.of(member.param))
+            member.state = self.of(member.param)
+            member.count = member.count_in(member.state)
 
     def _is_incomplete(self, member: Member, view: GroupView) -> bool:
         """Whether a member lacks slots, or has those of other links."""
@@ -357,10 +354,10 @@ class States:
 
     def _match(self, view: GroupView, params: list[Tensor]) -> None:
         """Match the slots of parameters to the links of their group."""
-        first = self.first(view, params)
-        for param, state in first.states.items():
-            self._complete(self.members.by_param[param], first.layouts[param], state)
-            self.members.by_param[param].made_for = view.structure
+        for param, (layout, state) in self.first(view, params).items():
+            member = self.members.by_param[param]
+            self._complete(member, layout, state)
+            member.made_for = view.structure
 
     def _complete(self, member: Member, layout: Layout, first: State) -> None:
         """Change a parameter's layout: existing values are kept, missing values come from a first state."""

@@ -214,7 +214,7 @@ class Step(StepInput):
         """Expand the chain into the operations of each group, on first use."""
         if not self._blocks:
             self._blocks = [
-                Block.of(view.chain(values, CPU), self.run, self.count, self._unscale)
+                Block.of(view.chain(values), self.run, self.count, self._unscale)
                 for view, values in zip(self.views, self._values, strict=True)
             ]
 

@@ -55,7 +55,7 @@ from gradtx.optim._parameters import CPU, Members
 from gradtx.optim._parts import HessianSource, Parts
 from gradtx.optim._run import check_closure
 from gradtx.optim._saved import check_form, require
-from gradtx.optim._state import FirstStates, States
+from gradtx.optim._state import Initial, States
 from gradtx.optim._step import KnownClosure, Step, Weights
 from gradtx.optim._step_input import Extras
 from gradtx.transform import GradientTransformation, check_transformation
@@ -164,7 +164,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         if self._parts.offload is not None:
             self._parts.offload.check(group["params"])
         joining = members.joining(group)
-        first_states: list[FirstStates] = []
+        first_states: list[dict[Tensor, Initial]] = []
         with self._parts.with_state(joining.by_param, writes=False):
             for view in joining.views:
                 self._parts.hessian.mark(view.group)
@@ -176,7 +176,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         members.admit(joining)
         for view, first in zip(joining.views, first_states, strict=True):
             self.param_groups.append(view.group)
-            states.keep(first)
+            states.keep(view, first)
         for view in joining.views:
             view.show(states.count)
         if self._released is not None:
@@ -539,7 +539,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         clock = Clock(torch.tensor(count + 1, device=CPU))
         weights: dict[Tensor, Tensor] = {}
         for view in members.views:
-            block = Block.of(view.chain(view.values(), CPU), run, count)
+            block = Block.of(view.chain(view.values()), run, count)
             for param in view.group["params"]:
                 member = members.by_param[param]
                 states.accept_moved(view, member)
