@@ -82,6 +82,7 @@ OTHERS = [
         "Slots of a rule",
         ("gradtx.slots",),
         "What a rule returns in place of `init`: a dict of these says how each slot starts and what it is.",
+        "gradtx.slots",
     ),
     Page(
         "optim",
@@ -251,8 +252,10 @@ def entry(name: str, also: str = "") -> str:
         return directive(
             "py:class", shown, "\n\n".join([text, *members]), module=inside
         )
-    canonical = {"canonical": f"{also}.{name}"} if also else {}
-    made = directive("py:function", shown, text, **canonical)
+    place = {"canonical": f"{also}.{name}"} if also else {}
+    if inside != "gradtx":
+        place = {"module": inside}
+    made = directive("py:function", shown, text, **place)
     return f"{made}\n\n{optimizer(value)}" if kind(value) == "alias" else made
 
 
