@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import gradtx
-from gradtx import GradientTransformation, chain, optimizers
+from gradtx import GradientTransformation, chain
 from tests.fuzz import chains
 from tests.fuzz.chains import STEPS, TREES, Gradients, Maker, check_resumed, check_same, drawn_tensors, normal
 from tests.optim.problems import assert_equal, saved_and_loaded
@@ -39,7 +39,8 @@ MORE_TREES: list[Callable[[], Any]] = [
 ]
 RECORDED = 3  # the step that a tape repeats
 CODES = ["int8", "int4", "float8", "bfloat16+8", "bfloat16:stochastic", torch.bfloat16, torch.float32, torch.float64]
-ALIASES = sorted(optimizers.__all__)
+FACTORIES = {name: value for name in gradtx.__all__ if hasattr(value := getattr(gradtx, name), "spec")}
+ALIASES = [name for name, factory in FACTORIES.items() if factory.spec.kind == "alias"]
 TOLERANCES = {torch.float64: 1e-12, torch.float32: 2e-6, torch.bfloat16: 2e-2}
 
 
