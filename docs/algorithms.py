@@ -47,15 +47,27 @@ state, an example, the paper and departures from it.
 Each optimizer is a function, `gradtx.adamw(lr=1e-3)`, for `chain`, pure use and `as_optimizer`, and a class with the
 same arguments, `gradtx.optim.AdamW(model.parameters(), lr=1e-3)`.
 
-- **Memory**: the number of floats in the state of a matrix, counted in the actual state. "2" means two per entry, "row"
-  one per row, "row²" a square matrix with as many rows as the parameter. State of constant size is left out. Each cell
-  lists the default options, then options that change the size, then vectors (of length n) if they differ.
-- **Needs**: inputs of `update` in addition to gradients and state, with default options.
-- **Rate**: "owns" marks optimizers that return a finished step. No link that scales by a learning rate or decays
-  weights may follow them.
-- **Works on**: "entries" for elementwise rules; "entries, sums" for elementwise rules with sums over all parameters;
-  "tensors" for rules on whole tensors (norms, means, factorizations).
+The column "state" has these facts, with default options:
+
+- The floats in the state of a matrix, counted in the actual state. "2" means two per entry, "row" one per row, "row²" a
+  square matrix with as many rows as the parameter. State of constant size is left out. Options that change the size
+  follow, then vectors (of length n) if they differ.
+- The inputs of `update` in addition to gradients and state, such as `params`.
+- What the rules work on: single entries (if nothing is said), "sums" over all parameters, or "tensors" (norms, means,
+  factorizations). "Owns the rate" marks optimizers that return a finished step: no link that scales by a learning rate
+  or decays weights may follow them.
 """
+
+# The other optimizers of a family follow these in alphabetical order.
+BEST_KNOWN = (
+    *("sgd", "sgdw", "qhm", "adamw", "adam", "rmsprop", "nadam", "lion", "signsgd"),
+    *("signum", "radam", "adabelief", "ademamix", "adopt", "adam_atan2", "adabound"),
+    *("adan", "stable_adamw", "yogi", "avagrad", "adagrad", "adadelta", "adamax"),
+    *("lamb", "lars", "adafactor", "adam_mini", "muon", "galore", "normuon", "adamuon"),
+    *("scion", "soap", "shampoo", "psgd_kron", "lbfgs", "sophia", "dadapt_adam"),
+    *("prodigy", "dog", "momo_adam", "madgrad", "schedule_free_adamw", "stable_spam"),
+    *("mars_adamw",),
+)
 
 PIECES = """
 ## Transformations and combinators
@@ -242,15 +254,23 @@ def public(chosen: Callable[[str], bool]) -> dict[str, list[Any]]:
 
 def optimizer(factory: Any, class_name: str) -> list[str]:
     tx = factory(**required(factory))
+    facts = [memory(factory), *(f"`{need}`" for need in tx.needs)]
+    if works_on(tx) != "entries":
+        facts.append(works_on(tx).removeprefix("entries, "))
+    if any(link._lr_role == "owner" for link in tx._links()):
+        facts.append("owns the rate")
     return [
         f"{named(factory)}<br>`{class_name}`",
         f"{first_sentence(factory)}. *{when(factory)}*",
-        memory(factory),
-        ", ".join(f"`{need}`" for need in tx.needs),
-        "owns" if any(link._lr_role == "owner" for link in tx._links()) else "",
-        works_on(tx),
+        "<br>".join(facts),
         paper(factory),
     ]
+
+
+def rank_in_family(factory: Any) -> tuple[bool, int, str]:
+    name = factory.__name__
+    known = name in BEST_KNOWN
+    return not known, BEST_KNOWN.index(name) if known else 0, name
 
 
 def families() -> dict[str, str]:
@@ -269,36 +289,42 @@ def module_of(name: str) -> str:
     return module(value) if hasattr(value, "spec") else value.__module__
 
 
-def optimizers() -> list[str]:
-    """Return the table of optimizers. Each family begins with a title row, which has an anchor for links."""
-    by_module, names = public(lambda kind: kind == "alias"), classes()
-    titles = [
-        "function, class",
-        "what it does, *when to use it*",
-        "memory",
-        "needs",
-        "rate",
-        "works on",
-        "source",
-    ]
-    rows = []
-    for family, title in families().items():
-        of_family = by_module[f"gradtx.algorithms.{family}"]
-        if of_family:
-            anchor = f'<a id="{family}"></a>**{title}**'
-            rows.append([anchor, *[""] * (len(titles) - 1)])
-        for factory in of_family:
-            rows.append(optimizer(factory, names[factory]))
+def by_family(
+    rows_of: Callable[[Any], list[str]], kinds: Callable[[str], bool], titles: list[str]
+) -> list[str]:
+    """Return a table with a title row for each family."""
+    by_module = public(kinds)
+    rows: list[list[str]] = []
+    titles_of_places = {
+        f"gradtx.algorithms.{family}": title for family, title in families().items()
+    }
+    for place in sorted(by_module.keys() - titles_of_places):
+        titles_of_places[place] = f"`{place}`"
+    for place, title in titles_of_places.items():
+        if place in by_module:
+            rows.append([f"**{title}**", *[""] * (len(titles) - 1)])
+            rows.extend(map(rows_of, sorted(by_module[place], key=rank_in_family)))
     return table(titles, rows)
 
 
+def optimizers() -> list[str]:
+    names = classes()
+    titles = ["function, class", "what it does, *when to use it*", "state", "source"]
+    return by_family(
+        lambda factory: optimizer(factory, names[factory]), is_alias, titles
+    )
+
+
 def pieces() -> list[str]:
-    rows = [
-        [f"`{place.removeprefix('gradtx.')}`", named(factory), first_sentence(factory)]
-        for place, factories in sorted(public(lambda kind: kind != "alias").items())
-        for factory in factories
-    ]
-    return table(["module", "function", "what it does"], rows)
+    return by_family(
+        lambda factory: [named(factory), first_sentence(factory)],
+        lambda kind: not is_alias(kind),
+        ["function", "what it does"],
+    )
+
+
+def is_alias(kind: str) -> bool:
+    return kind == "alias"
 
 
 def page() -> str:
