@@ -969,20 +969,6 @@ def combinator(function: Any = None, /, **options: Any) -> Any:
     return _decorated("combinator", "combinator", function, options)
 
 
-# What takes the place of options of other versions.
-REPLACED_OPTIONS = {
-    "ranges": "write the interval beside the type: beta: Annotated[gradtx.Scalar, '[0, 1)']",
-    "nonnegative": "let the rule return a dict of slots in place of init: {'exp_avg_sq': gradtx.slots.square()}",
-    "kinds": "let the rule return a dict of slots in place of init: {'exp_avg': gradtx.slots.linear()}",
-    "lists": "pass compiles='lists'",
-    "before_owner": "pass rate='before'",
-    "follows_rate": "pass rate='after'",
-    "sums_of_leaf": "pass whole='sums'",
-    "example": "give the arguments where the tests call the factory",
-    "determined": "say in the tests what they compare",
-    "static": "annotate the argument: gradtx.Static[int]",
-    "any_length": "annotate the argument: gradtx.AnyLength[gradtx.Decays]",
-}
 _OPTIONS: dict[str, Iterable[str]] = {
     "rule": Options.__annotations__,
     "tree": TreeOptions.__annotations__,
@@ -997,8 +983,9 @@ def _decorated(
     known = sorted(_OPTIONS[kind])
     for option in options:
         if option not in known:
-            remedy = REPLACED_OPTIONS.get(option) or nearest(option, known)
-            raise TypeError(f"{name}: unknown option {option!r}; {remedy}")
+            raise TypeError(
+                f"{name}: unknown option {option!r}; {nearest(option, known)}"
+            )
 
     def decorate(function: Callable[..., Any]) -> Any:
         if not hasattr(function, "__name__"):

@@ -328,11 +328,6 @@ BUILDING = {
         ValueError,
         lambda: per_tensor(vaguely_declared),
     ),
-    "per_tensor: unknown option 'ranges'; write the interval beside the type: "
-    "beta: Annotated[gradtx.Scalar, '[0, 1)']": (
-        TypeError,
-        lambda: per_tensor(ranges={"beta": "[0, 1)"})(declared),
-    ),
     "per_tensor: unknown option 'elementwize'; did you mean 'elementwise'?": (
         TypeError,
         lambda: per_tensor(elementwize=True),
