@@ -692,7 +692,7 @@ def adam_atan2(
     regen_reg_rate: NonNegative = 0.0,
     decoupled_wd: bool = False,
     cautious_wd: bool = False,
-    cautious_factor: Fraction = 1.0,
+    cautious_factor: Annotated[Scalar, '[0, 1]; off at 1'] = 1.0,
     a: Positive = 1.27,
     b: Positive = 1.0,
     *,
@@ -963,7 +963,7 @@ def adopt_atan2(
     weight_decay: NonNegative = 0.0,
     regen_reg_rate: NonNegative = 0.0,
     decoupled_wd: bool = True,
-    cautious_factor: Fraction = 1.0,
+    cautious_factor: Annotated[Scalar, '[0, 1]; off at 1'] = 1.0,
     a: Positive = 1.27,
     b: Positive = 1.0,
     *,
@@ -1858,7 +1858,7 @@ def muon_adam_atan2(
     muon_lr: NonNegative | None = None,
     weight_decay: NonNegative = 0.0,
     decoupled_wd: bool = False,
-    cautious_factor: Fraction = 1.0,
+    cautious_factor: Annotated[Scalar, '[0, 1]; off at 1'] = 1.0,
     a: Positive = 1.27,
     b: Positive = 1.0,
     muon_beta1: Decay = 0.95,
@@ -2067,7 +2067,7 @@ def padam(
     betas: Decays = (0.9, 0.999),
     eps: NonNegative = 1e-08,
     weight_decay: NonNegative = 0.0,
-    partial: Annotated[Scalar, '[0, 0.5]'] = 0.25,
+    partial: Annotated[Scalar, '[0, 0.5]; off at 0.5'] = 0.25,
     amsgrad: bool = True,
     decoupled_weight_decay: bool = False,
     *,
@@ -2109,7 +2109,7 @@ def polar_adam_atan2(
     polar_lr: NonNegative | None = None,
     weight_decay: NonNegative = 0.0,
     decoupled_wd: bool = False,
-    cautious_factor: Fraction = 1.0,
+    cautious_factor: Annotated[Scalar, '[0, 1]; off at 1'] = 1.0,
     a: Positive = 1.27,
     b: Positive = 1.0,
     polar_beta1: Decay = 0.95,
@@ -2491,7 +2491,7 @@ def scale_by_adam_hat(
     amsgrad: bool = False,
     debias_first: bool = True,
     softplus: Positive | None = None,
-    partial: Annotated[Scalar, '[0, 0.5]'] = 0.5,
+    partial: Annotated[Scalar, '[0, 0.5]; off at 0.5'] = 0.5,
     *,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
@@ -2580,7 +2580,7 @@ def scale_by_adopt_atan2(
     betas: Decays = (0.9, 0.99),
     a: Positive = 1.27,
     b: Positive = 1.0,
-    cautious_factor: Fraction = 1.0,
+    cautious_factor: Annotated[Scalar, '[0, 1]; off at 1'] = 1.0,
     *,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
@@ -2637,7 +2637,7 @@ def scale_by_atan2(
     betas: Decays = (0.9, 0.99),
     a: Positive = 1.27,
     b: Positive = 1.0,
-    cautious_factor: Fraction = 1.0,
+    cautious_factor: Annotated[Scalar, '[0, 1]; off at 1'] = 1.0,
     *,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
@@ -2674,7 +2674,7 @@ def scale_by_block_adam(
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def scale_by_caution(
-    factor: Fraction = 0.0,
+    factor: Annotated[Scalar, '[0, 1]; off at 1'] = 0.0,
     *,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
@@ -3352,7 +3352,7 @@ def schedule_free_sgd(
 ) -> GradientTransformation: ...
 def scion(
     lr: NonNegative = 0.001,
-    momentum: Fraction = 0.1,
+    momentum: Annotated[Scalar, '[0, 1]; off at 1'] = 0.1,
     scale: NonNegative = 1.0,
     unconstrained: bool = False,
     kinds: Static[Mapping[str, Any]] | None = None,

@@ -37,13 +37,14 @@ ROUNDING = 1e-12  # torch's schedulers produce rates such as -1e-20 where 0 is m
 
 
 class Range:
-    """An interval such as `[0, 1)`, and the value that means 'off' (see `is_off`)."""
+    """An interval such as `[0, 1)`, and the value that means 'off' (see `is_off`): 0, or as in `[0, 1]; off at 1`."""
 
-    def __init__(self, text: str, off: float = 0.0):
-        low, high = text[1:-1].split(",")
-        self.text, self.off = text, off
+    def __init__(self, text: str):
+        self.text, _, off = text.partition("; off at ")
+        self.off = float(off or 0.0)
+        low, high = self.text[1:-1].split(",")
         self._low, self._high = float(low), float(high)
-        self._open_low, self._open_high = text[0] == "(", text[-1] == ")"
+        self._open_low, self._open_high = text[0] == "(", self.text[-1] == ")"
 
     def nearest(self, x: float) -> float:
         """Return the nearest number in the interval if `x` is outside by no more than `ROUNDING`, else `x`."""

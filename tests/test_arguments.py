@@ -137,6 +137,32 @@ def test_only_a_literal_zero_leaves_a_slot_out(zero, kept):
     assert ("regenerate_towards_init" in gradtx.adam_atan2(regen_reg_rate=zero).init(ones())) == kept
 
 
+@pytest.mark.parametrize("off", [True, False])
+def test_an_optimizer_passes_on_the_literal_that_means_off_in_its_interval(off):
+    known = []
+
+    @gradtx.per_tensor(elementwise=True)
+    def damp(factor: Annotated[gradtx.Scalar, "[0, 1]; off at 1"] = 1.0):
+        def update(g, state, p, ctx):
+            known.append(gradtx.is_off(factor, 1.0))
+            return factor * g, state
+
+        return update
+
+    weight = torch.nn.Parameter(torch.ones(3))
+    weight.grad = torch.ones(3)
+    gradtx.as_optimizer(damp(1.0 if off else 0.0), [weight]).step()
+    assert set(known) == {off}
+
+
+def test_scion_without_momentum_keeps_none_in_an_optimizer():
+    weight = torch.nn.Parameter(torch.ones(3, 3))
+    optimizer = gradtx.optim.Scion([weight], momentum=1.0)
+    weight.grad = torch.ones(3, 3)
+    optimizer.step()
+    assert set(optimizer.state[weight]) == {"step"}
+
+
 @pytest.mark.parametrize("zero", [torch.tensor(0.0), Schedule(constant(0.0))], ids=["tensor", "schedule"])
 def test_a_zero_that_is_no_literal_gives_the_same_updates(zero):
     for name in ("momentum", "weight_decay"):

@@ -20,7 +20,7 @@ from gradtx.algorithms.momentum import trace
 from gradtx.algorithms.projection import project_scale_invariant
 from gradtx.algorithms.scaling import scale_by_learning_rate
 from gradtx.algorithms.weight_decay import add_decayed_weights, with_decay
-from gradtx.arguments import Decay, Decays, Fraction, NonNegative, Positive, is_off
+from gradtx.arguments import Decay, Decays, NonNegative, Positive, is_off
 from gradtx.base.exact import Scalar
 from gradtx.rules import alias, per_tensor
 from gradtx.slots import linear, scalar, square
@@ -148,7 +148,7 @@ def scale_by_adam_hat(
     amsgrad: bool = False,
     debias_first: bool = True,
     softplus: Positive | None = None,
-    partial: Annotated[Scalar, "[0, 0.5]"] = 0.5,
+    partial: Annotated[Scalar, "[0, 0.5]; off at 0.5"] = 0.5,
 ):
     r"""Divide the mean gradient by its root mean square, adding eps before the root is bias-corrected.
 
@@ -254,7 +254,7 @@ def scale_by_nadam(
 
 
 @per_tensor
-def scale_by_caution(factor: Fraction = 0.0):
+def scale_by_caution(factor: Annotated[Scalar, "[0, 1]; off at 1"] = 0.0):
     r"""Damp the entries of an update that point against the gradient.
 
     Entries with $u g \le 0$ are multiplied by $f$, then all entries are divided by the mean weight (at least 1e-5) of

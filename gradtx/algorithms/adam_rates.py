@@ -593,7 +593,7 @@ def padam(
     betas: Decays = (0.9, 0.999),
     eps: NonNegative = 1e-8,
     weight_decay: NonNegative = 0.0,
-    partial: Annotated[Scalar, "[0, 0.5]"] = 0.25,
+    partial: Annotated[Scalar, "[0, 0.5]; off at 0.5"] = 0.25,
     amsgrad: bool = True,
     decoupled_weight_decay: bool = False,
 ):

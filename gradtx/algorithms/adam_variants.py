@@ -28,7 +28,6 @@ from gradtx.algorithms.weight_decay import (
 from gradtx.arguments import (
     Decay,
     Decays,
-    Fraction,
     NonNegative,
     NonNegativeInt,
     Positive,
@@ -65,7 +64,7 @@ def scale_by_atan2(
     betas: Decays = (0.9, 0.99),
     a: Positive = 1.27,
     b: Positive = 1.0,
-    cautious_factor: Fraction = 1.0,
+    cautious_factor: Annotated[Scalar, "[0, 1]; off at 1"] = 1.0,
 ):
     r"""Combine Adam's two moments with the arc tangent, which needs no eps and is scale-invariant.
 
@@ -166,7 +165,7 @@ def scale_by_adopt_atan2(
     betas: Decays = (0.9, 0.99),
     a: Positive = 1.27,
     b: Positive = 1.0,
-    cautious_factor: Fraction = 1.0,
+    cautious_factor: Annotated[Scalar, "[0, 1]; off at 1"] = 1.0,
 ):
     r"""Replace the division and clamp of ADOPT's direction by the arc tangent.
 
@@ -408,7 +407,7 @@ def adam_atan2(
     regen_reg_rate: NonNegative = 0.0,
     decoupled_wd: bool = False,
     cautious_wd: bool = False,
-    cautious_factor: Fraction = 1.0,
+    cautious_factor: Annotated[Scalar, "[0, 1]; off at 1"] = 1.0,
     a: Positive = 1.27,
     b: Positive = 1.0,
     *,
@@ -555,7 +554,7 @@ def adopt_atan2(
     weight_decay: NonNegative = 0.0,
     regen_reg_rate: NonNegative = 0.0,
     decoupled_wd: bool = True,
-    cautious_factor: Fraction = 1.0,
+    cautious_factor: Annotated[Scalar, "[0, 1]; off at 1"] = 1.0,
     a: Positive = 1.27,
     b: Positive = 1.0,
 ):

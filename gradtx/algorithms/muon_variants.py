@@ -21,7 +21,7 @@ from gradtx.algorithms.muon import (
     scale_by_shape,
 )
 from gradtx.algorithms.sign import scale_by_sign
-from gradtx.arguments import Count, Decay, Decays, Fraction, NonNegative, Positive
+from gradtx.arguments import Count, Decay, Decays, NonNegative, Positive
 from gradtx.base.exact import Scalar
 from gradtx.combinators.norm_ratio import scale_by_norm_ratio
 from gradtx.rules import alias, per_tensor
@@ -476,7 +476,7 @@ def muon_adam_atan2(
     muon_lr: NonNegative | None = None,
     weight_decay: NonNegative = 0.0,
     decoupled_wd: bool = False,
-    cautious_factor: Fraction = 1.0,
+    cautious_factor: Annotated[Scalar, "[0, 1]; off at 1"] = 1.0,
     a: Positive = 1.27,
     b: Positive = 1.0,
     muon_beta1: Decay = 0.95,
@@ -550,7 +550,7 @@ def polar_adam_atan2(
     polar_lr: NonNegative | None = None,
     weight_decay: NonNegative = 0.0,
     decoupled_wd: bool = False,
-    cautious_factor: Fraction = 1.0,
+    cautious_factor: Annotated[Scalar, "[0, 1]; off at 1"] = 1.0,
     a: Positive = 1.27,
     b: Positive = 1.0,
     polar_beta1: Decay = 0.95,

@@ -30,7 +30,8 @@ from gradtx.algorithms.muon import (
 from gradtx.algorithms.scaling import scale as multiply
 from gradtx.algorithms.scaling import scale_by_learning_rate
 from gradtx.algorithms.weight_decay import add_decayed_weights
-from gradtx.arguments import Decay, Decays, Fraction, NonNegative, Static, is_off
+from gradtx.arguments import Decay, Decays, NonNegative, Static, is_off
+from gradtx.base.exact import Scalar
 from gradtx.base.messages import describe
 from gradtx.combinators.hyperball import hyperball
 from gradtx.combinators.selection import partition
@@ -260,7 +261,7 @@ def _kind_for(ndim: int) -> str:
 @alias
 def scion(
     lr: NonNegative = 1e-3,
-    momentum: Fraction = 0.1,
+    momentum: Annotated[Scalar, "[0, 1]; off at 1"] = 0.1,
     scale: NonNegative = 1.0,
     unconstrained: bool = False,
     kinds: Static[Mapping[str, Any]] | None = None,
