@@ -1,1 +1,1 @@
-"""Layouts of shards, and ranks that own matrices."""
+"""Work shared by ranks: layouts of shards, the messages that ranks send, and ranks that own matrices."""

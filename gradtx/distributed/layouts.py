@@ -5,22 +5,16 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
-from torch import Tensor
 
 from gradtx.base.dtensor import (
     Placements,
-    from_local_shard,
     is_sharded,
-    local,
-    on_every_rank,
     replicated,
-    without_pending_sums,
 )
 from gradtx.base.messages import describe
 
@@ -31,56 +25,9 @@ if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
 
 
-def summed_over_ranks(
-    sums: Mapping[str, Mapping[str, Any]],
-) -> dict[str, dict[str, Any]]:
-    """Complete the sums of many leaves on every rank; sums with the same layout share one message.
-
-    Args:
-        sums: The sums of each leaf, by name; sharded tensors are passed as DTensors.
-    """
-    complete: dict[str, dict[str, Any]] = {}
-    messages: dict[Any, list[tuple[str, str]]] = defaultdict(list)
-    for leaf in sorted(sums):
-        complete[leaf] = dict(sums[leaf])
-        for name, value in sums[leaf].items():
-            if is_sharded(value):
-                differs = tuple(
-                    not placement.is_replicate() for placement in value.placements
-                )
-                messages[value.device_mesh, differs, value.dtype].append((leaf, name))
-    for (mesh, differs, _), places in messages.items():
-        values = [sums[leaf][name] for leaf, name in places]
-        parts = list(map(_padded, values))
-        for dim, has_differences in enumerate(differs):
-            if has_differences:
-                vector = torch.cat([part.reshape(-1) for part in parts])
-                distributed: Any = torch.distributed  # its functions have no types
-                distributed.all_reduce(vector, group=mesh.get_group(dim))
-                totals = torch.split(vector, list(map(torch.numel, parts)))
-                shapes = [part.shape for part in parts]
-                parts = list(map(Tensor.view, totals, shapes))
-        for (leaf, name), value, part in zip(places, values, parts, strict=True):
-            complete[leaf][name] = from_local_shard(
-                part, value, value.shape, on_every_rank(mesh)
-            )
-    return complete
-
-
-def _padded(value: DTensor) -> Tensor:
-    """Return the local shard padded with zeros to the full shape; summed over the ranks, it is the full tensor."""
-    part = local(value)
-    is_split = any(
-        _sharded_dim(placement) is not None for placement in value.placements
-    )
-    if part.shape == value.shape and not is_split:
-        return part
-    mesh = value.device_mesh
-    as_if_summed = without_pending_sums(value.placements)
-    piece = pieces_at(tuple(value.shape), mesh, as_if_summed)[team_of(mesh).rank]
-    padded = part.new_zeros(value.shape)
-    padded[piece.window] = part
-    return padded
+def is_split(value: DTensor) -> bool:
+    """Whether ranks have different entries."""
+    return any(_sharded_dim(placement) is not None for placement in value.placements)
 
 
 def first_entries(like: Any) -> list[int] | None:

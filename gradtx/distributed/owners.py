@@ -8,9 +8,9 @@ returns the results. Results do not depend on the number of ranks.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ from gradtx.base.dtensor import (
     placed_as,
 )
 from gradtx.base.errors import Path
+from gradtx.distributed.collectives import Gathering, Transfer, in_buckets
 from gradtx.distributed.layouts import (
     Piece,
     Team,
@@ -35,9 +36,6 @@ from gradtx.execution.execute import Leaf, Operation, Position, execute
 
 Program: TypeAlias = list[Any]  # operations
 Tensors: TypeAlias = dict[str, Tensor]
-BUCKET = 2**26  # bytes of whole tensors per exchange
-# Entries at the start of each message that report whether the sender has failed.
-FLAG = 1
 
 
 def cost(shape: Sequence[int]) -> float:
@@ -82,7 +80,7 @@ def with_regions(program: Program, like: Any, replicas: Team | None) -> Program:
 
     Args:
         program: The operations.
-        template: The parameter.
+        like: The parameter.
         replicas: The ranks that hold equal whole parameters and divide the work among them; None if there are none.
     """
     if is_sharded(like):
@@ -471,116 +469,3 @@ class SharedWork(Exchange):
         own_results = [results[job.leaf.name].to(wire) for job in owned]
         sizes = self._sizes_from_owners(bucket)
         return Gathering(self._team, own_results, sizes, wire, failed)
-
-
-T = TypeVar("T")
-
-
-def in_buckets(items: Iterable[T], size_of: Callable[[T], int]) -> Iterable[list[T]]:
-    """Group consecutive items into buckets of at most `BUCKET` bytes, or of a single larger item."""
-    bucket: list[T] = []
-    filled = 0
-    for item in items:
-        size = size_of(item)
-        if bucket and filled + size > BUCKET:
-            yield bucket
-            bucket = []
-            filled = 0
-        bucket.append(item)
-        filled += size
-    yield bucket
-
-
-class Transfer:
-    """An all_to_all in progress.
-
-    Args:
-        team: The ranks.
-        rows: The tensors for each rank.
-        sizes: The number of entries that this rank receives from each rank.
-        dtype: The dtype of the entries.
-        failed: Whether this rank has failed, which the message reports to all others.
-    """
-
-    def __init__(
-        self,
-        team: Team,
-        rows: list[list[Tensor]],
-        sizes: list[int],
-        dtype: torch.dtype,
-        failed: bool,
-    ):
-        flag = torch.full((FLAG,), float(failed), dtype=dtype, device=team.device)
-        flat: list[Tensor] = []
-        counts: list[int] = []
-        for row in rows:
-            flat.append(flag)
-            flat.extend(tensor.reshape(-1) for tensor in row)
-            counts.append(FLAG + sum(map(torch.numel, row)))
-        self._team = team
-        self._sizes = [FLAG + size for size in sizes]
-        self._sent = torch.cat(flat)
-        self._received = torch.empty(sum(self._sizes), dtype=dtype, device=team.device)
-        distributed: Any = torch.distributed  # its functions are not annotated
-        self._collective = distributed.all_to_all_single(
-            self._received,
-            self._sent,
-            self._sizes,
-            counts,
-            group=team.group,
-            async_op=True,
-        )
-
-    def wait(self) -> None:
-        self._collective.wait()
-
-    def parts(self) -> list[Tensor]:
-        """Wait for the transfer, and return the entries from each rank.
-
-        Raises:
-            RuntimeError: If a rank has failed.
-        """
-        self.wait()
-        parts = torch.split(self._received, self._sizes)
-        flags = torch.stack([part[0] for part in parts])
-        nonzero: Any = flags.nonzero().flatten()
-        failed: list[int] = nonzero.tolist()
-        if failed:
-            raise RuntimeError(
-                f"rank {self._team.ranks[failed[0]]} failed in this step; see the error raised on that rank"
-            )
-        return [part[FLAG:] for part in parts]
-
-
-class Gathering(Transfer):
-    """An all_gather in progress: every rank receives the tensors of all, in rows padded to the longest.
-
-    Args:
-        team: The ranks.
-        mine: The tensors of this rank.
-        sizes: The number of entries that each rank sends.
-        dtype: The dtype of the entries.
-        failed: Whether this rank has failed, which the message reports to all others.
-    """
-
-    def __init__(
-        self,
-        team: Team,
-        mine: list[Tensor],
-        sizes: list[int],
-        dtype: torch.dtype,
-        failed: bool,
-    ):
-        self._team = team
-        length = FLAG + max(sizes)
-        row = torch.zeros(length, dtype=dtype, device=team.device)
-        row[0] = failed
-        if mine:
-            end = FLAG + sizes[team.rank]
-            row[FLAG:end] = torch.cat([tensor.reshape(-1) for tensor in mine])
-        self._sizes = [length] * team.size
-        self._received = row.new_empty(length * team.size)
-        distributed: Any = torch.distributed  # its functions are not annotated
-        self._collective = distributed.all_gather_into_tensor(
-            self._received, row, group=team.group, async_op=True
-        )

@@ -19,7 +19,7 @@ from gradtx.base.errors import OWN_STATE, Path, lacking
 from gradtx.base.exact import exact
 from gradtx.base.messages import nearest, shortly
 from gradtx.base.torch_names import readable
-from gradtx.distributed.layouts import summed_over_ranks
+from gradtx.distributed.collectives import summed_over_ranks
 from gradtx.execution.context import Context
 from gradtx.execution.execute import Leaf, Operation
 from gradtx.execution.runs import LateTerm, Run, Scope

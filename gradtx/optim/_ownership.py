@@ -13,18 +13,14 @@ import torch
 from torch import Tensor
 
 from gradtx.base.dtensor import from_local_shard, is_sharded
+from gradtx.distributed.collectives import Transfer, in_buckets
 from gradtx.distributed.layouts import (
     Team,
     pieces_at,
     placements_by_rows,
     team_for,
 )
-from gradtx.distributed.owners import (
-    Transfer,
-    assigned,
-    in_buckets,
-    owned_paths,
-)
+from gradtx.distributed.owners import assigned, owned_paths
 from gradtx.execution.execute import Leaf
 from gradtx.optim._member import Member
 

@@ -1,0 +1,192 @@
+"""The messages that ranks send each other: sums, exchanges of tensors, and gathered tensors.
+
+`gradtx.optim` sends two more: it compares the plans of ranks (`_agreement`). Whole tensors of DTensors are gathered by
+torch (`gradtx.base.dtensor`).
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from gradtx.base.dtensor import (
+    from_local_shard,
+    is_sharded,
+    local,
+    on_every_rank,
+    without_pending_sums,
+)
+from gradtx.distributed.layouts import Team, is_split, pieces_at, team_of
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
+
+BUCKET = 2**26  # bytes of whole tensors per exchange
+# Entries at the start of each message that report whether the sender has failed.
+FLAG = 1
+
+
+def summed_over_ranks(
+    sums: Mapping[str, Mapping[str, Any]],
+) -> dict[str, dict[str, Any]]:
+    """Complete the sums of many leaves on every rank; sums with the same layout share one message.
+
+    Args:
+        sums: The sums of each leaf, by name; sharded tensors are passed as DTensors.
+    """
+    complete: dict[str, dict[str, Any]] = {}
+    messages: dict[Any, list[tuple[str, str]]] = defaultdict(list)
+    for leaf in sorted(sums):
+        complete[leaf] = dict(sums[leaf])
+        for name, value in sums[leaf].items():
+            if is_sharded(value):
+                differs = tuple(
+                    not placement.is_replicate() for placement in value.placements
+                )
+                messages[value.device_mesh, differs, value.dtype].append((leaf, name))
+    for (mesh, differs, _), places in messages.items():
+        values = [sums[leaf][name] for leaf, name in places]
+        parts = list(map(_padded, values))
+        for dim, has_differences in enumerate(differs):
+            if has_differences:
+                vector = torch.cat([part.reshape(-1) for part in parts])
+                distributed: Any = torch.distributed  # its functions have no types
+                distributed.all_reduce(vector, group=mesh.get_group(dim))
+                totals = torch.split(vector, list(map(torch.numel, parts)))
+                shapes = [part.shape for part in parts]
+                parts = list(map(Tensor.view, totals, shapes))
+        for (leaf, name), value, part in zip(places, values, parts, strict=True):
+            complete[leaf][name] = from_local_shard(
+                part, value, value.shape, on_every_rank(mesh)
+            )
+    return complete
+
+
+def _padded(value: DTensor) -> Tensor:
+    """Return the local shard padded with zeros to the full shape; summed over the ranks, it is the full tensor."""
+    part = local(value)
+    if part.shape == value.shape and not is_split(value):
+        return part
+    mesh = value.device_mesh
+    as_if_summed = without_pending_sums(value.placements)
+    piece = pieces_at(tuple(value.shape), mesh, as_if_summed)[team_of(mesh).rank]
+    padded = part.new_zeros(value.shape)
+    padded[piece.window] = part
+    return padded
+
+
+T = TypeVar("T")
+
+
+def in_buckets(items: Iterable[T], size_of: Callable[[T], int]) -> Iterable[list[T]]:
+    """Group consecutive items into buckets of at most `BUCKET` bytes, or of a single larger item."""
+    bucket: list[T] = []
+    filled = 0
+    for item in items:
+        size = size_of(item)
+        if bucket and filled + size > BUCKET:
+            yield bucket
+            bucket = []
+            filled = 0
+        bucket.append(item)
+        filled += size
+    yield bucket
+
+
+class Transfer:
+    """An all_to_all in progress.
+
+    Args:
+        team: The ranks.
+        rows: The tensors for each rank.
+        sizes: The number of entries that this rank receives from each rank.
+        dtype: The dtype of the entries.
+        failed: Whether this rank has failed, which the message reports to all others.
+    """
+
+    def __init__(
+        self,
+        team: Team,
+        rows: list[list[Tensor]],
+        sizes: list[int],
+        dtype: torch.dtype,
+        failed: bool,
+    ):
+        flag = torch.full((FLAG,), float(failed), dtype=dtype, device=team.device)
+        flat: list[Tensor] = []
+        counts: list[int] = []
+        for row in rows:
+            flat.append(flag)
+            flat.extend(tensor.reshape(-1) for tensor in row)
+            counts.append(FLAG + sum(map(torch.numel, row)))
+        self._team = team
+        self._sizes = [FLAG + size for size in sizes]
+        self._sent = torch.cat(flat)
+        self._received = torch.empty(sum(self._sizes), dtype=dtype, device=team.device)
+        distributed: Any = torch.distributed  # its functions are not annotated
+        self._collective = distributed.all_to_all_single(
+            self._received,
+            self._sent,
+            self._sizes,
+            counts,
+            group=team.group,
+            async_op=True,
+        )
+
+    def wait(self) -> None:
+        self._collective.wait()
+
+    def parts(self) -> list[Tensor]:
+        """Wait for the transfer, and return the entries from each rank.
+
+        Raises:
+            RuntimeError: If a rank has failed.
+        """
+        self.wait()
+        parts = torch.split(self._received, self._sizes)
+        flags = torch.stack([part[0] for part in parts])
+        nonzero: Any = flags.nonzero().flatten()
+        failed: list[int] = nonzero.tolist()
+        if failed:
+            raise RuntimeError(
+                f"rank {self._team.ranks[failed[0]]} failed in this step; see the error raised on that rank"
+            )
+        return [part[FLAG:] for part in parts]
+
+
+class Gathering(Transfer):
+    """An all_gather in progress: every rank receives the tensors of all, in rows padded to the longest.
+
+    Args:
+        team: The ranks.
+        mine: The tensors of this rank.
+        sizes: The number of entries that each rank sends.
+        dtype: The dtype of the entries.
+        failed: Whether this rank has failed, which the message reports to all others.
+    """
+
+    def __init__(
+        self,
+        team: Team,
+        mine: list[Tensor],
+        sizes: list[int],
+        dtype: torch.dtype,
+        failed: bool,
+    ):
+        self._team = team
+        length = FLAG + max(sizes)
+        row = torch.zeros(length, dtype=dtype, device=team.device)
+        row[0] = failed
+        if mine:
+            end = FLAG + sizes[team.rank]
+            row[FLAG:end] = torch.cat([tensor.reshape(-1) for tensor in mine])
+        self._sizes = [length] * team.size
+        self._received = row.new_empty(length * team.size)
+        distributed: Any = torch.distributed  # its functions are not annotated
+        self._collective = distributed.all_gather_into_tensor(
+            self._received, row, group=team.group, async_op=True
+        )
