@@ -11,7 +11,7 @@ from gradtx.base.dtensor import is_sharded
 from gradtx.base.messages import describe, warn_user
 from gradtx.base.torch_names import version_of
 from gradtx.optim._groups import params_of
-from gradtx.optim._saved import TRAINED
+from gradtx.optim._match_saved import TRAINED
 from gradtx.state.slots import kind_of
 
 

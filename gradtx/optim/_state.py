@@ -23,6 +23,7 @@ from gradtx.execution.context import Clock
 from gradtx.execution.execute import Block, Leaf, initialize
 from gradtx.execution.runs import memory_of
 from gradtx.optim._groups import GroupView
+from gradtx.optim._match_saved import matched
 from gradtx.optim._member import (
     Count,
     FirstState,
@@ -34,7 +35,6 @@ from gradtx.optim._member import (
 from gradtx.optim._ownership import assign_owners
 from gradtx.optim._parameters import CPU, Members, first_clock, leaf_of, never_trains
 from gradtx.optim._run import OptimizerRun
-from gradtx.optim._saved import matched
 from gradtx.state.storage import Storage, check_patterns
 from gradtx.transform import Entry
 

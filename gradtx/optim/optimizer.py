@@ -35,7 +35,6 @@ from gradtx.optim._chain_checks import (
     warn_of_misspelt,
     warn_of_unread,
 )
-from gradtx.optim._checkpoint import Checkpoint
 from gradtx.optim._device_counts import Scaling
 from gradtx.optim._evaluation import Evaluation
 from gradtx.optim._explain import Explanation, explain
@@ -50,11 +49,12 @@ from gradtx.optim._groups import (
     params_of,
 )
 from gradtx.optim._hessian import HessianStep
+from gradtx.optim._load_state_dict import Checkpoint
+from gradtx.optim._match_saved import check_form, require
 from gradtx.optim._ownership import states_of_owners
 from gradtx.optim._parameters import CPU, Members
 from gradtx.optim._parts import HessianSource, Parts
 from gradtx.optim._run import check_closure
-from gradtx.optim._saved import check_form, require
 from gradtx.optim._state import Initial, States
 from gradtx.optim._step import KnownClosure, Step, Weights
 from gradtx.optim._step_input import Extras

@@ -14,8 +14,8 @@ from torch.nn.parameter import is_lazy
 from gradtx.base.messages import describe, warn_user
 from gradtx.base.selectors import in_model
 from gradtx.optim._groups import ENGINE_OPTIONS, Group, GroupView, params_of
+from gradtx.optim._match_saved import is_count, matched, misfits_of
 from gradtx.optim._member import Layout
-from gradtx.optim._saved import is_count, matched, misfits_of
 from gradtx.optim._state import Initial, State, States
 from gradtx.transform import Entry
 
