@@ -48,7 +48,14 @@ IMPORTS = {
     "StateDtype": "from gradtx.state.storage import StateDtype\n",
     "GradientTransformation": "from gradtx.transform import GradientTransformation\n",
     "ChainOptimizer": "from gradtx.optim.optimizer import ChainOptimizer\n",
-    "Coefficients": "from gradtx.algorithms._polynomials import Coefficients\n",
+    **{
+        name: f"from gradtx.algorithms._polynomials import {name}\n"
+        for name in ("Coefficients", "StaticCoefficients", "Steps")
+    },
+    **{
+        name: f"from gradtx.algorithms.muon import {name}\n"
+        for name in ("Adjustment", "View")
+    },
 }
 
 BASE = """class AliasOptimizer(ChainOptimizer):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
@@ -14,14 +14,14 @@ from gradtx.algorithms._math import (
     at_least,
     check_choices,
     norm,
-    running_mean,
     safe_sqrt,
 )
-from gradtx.algorithms._matrix import newton_schulz, orthonormal
-from gradtx.algorithms._polynomials import Coefficients, polynomials
+from gradtx.algorithms._matrix import orthonormal
+from gradtx.algorithms._polynomials import Coefficients, Steps, orthogonalizer
 from gradtx.algorithms._projection import CHOICES, LowRankView, Projection
 from gradtx.algorithms.adam import scale_by_adam_hat
-from gradtx.algorithms.muon import muon_like
+from gradtx.algorithms.muon import Adjustment, muon_like
+from gradtx.algorithms.muon_variants import equalized
 from gradtx.algorithms.projection import decay_after_step
 from gradtx.algorithms.scaling import scale_by_learning_rate
 from gradtx.arguments import Count, Decay, Decays, NonNegative
@@ -256,7 +256,7 @@ def scale_by_dion(
     mu: Decay = 0.95,
     rank: float | int = 1.0,
     eps: NonNegative = 1e-8,
-    init: str = "random",
+    init: Literal["random", "eye"] = "random",
     seed: int = 0,
 ):
     r"""Replace the momentum of a matrix by a low-rank orthogonal matrix, and keep the remainder: Dion.
@@ -292,31 +292,25 @@ def scale_by_dion(
         raise ValueError(
             f"scale_by_dion: rank must be a positive int or a fraction in (0, 1], got {rank!r}"
         )
-    if init not in ("random", "eye"):
-        raise ValueError(f"scale_by_dion: init must be 'random' or 'eye', got {init!r}")
 
     def first(param, rng):
         rows, columns = param.shape
         count = rank if isinstance(rank, int) else math.ceil(rank * min(rows, columns))
         basis = param.new_zeros((columns, min(max(1, count), rows, columns)))
-        basis = (
-            rng.normal(basis)
-            if init == "random"
-            else torch.eye(*basis.shape, dtype=basis.dtype).to(basis)
-        )
+        eye = torch.eye(*basis.shape).to(basis)
+        basis = rng.normal(basis) if init == "random" else eye
         return {"momentum": torch.zeros_like(param), "Q": basis}
 
-    def update(update, state, param, ctx):
-        momentum = state["momentum"] + update
-        left = orthonormal(momentum @ state["Q"])
+    def update(g, state, p, ctx):
+        momentum, old = state["momentum"] + g, state["Q"]
+        left = orthonormal(momentum @ old)
         right = momentum.mT @ left
         lengths = safe_sqrt(right.square().sum(dim=0, keepdim=True))
         # A zero column stays 0, even with eps 0.
         basis = right / (lengths + eps + (lengths == 0))
-        new_basis = torch.where(lengths == 0, state["Q"], basis)
         return left @ basis.mT, {
             "momentum": momentum - (1 - mu) * (left @ right.mT),
-            "Q": new_basis,
+            "Q": torch.where(lengths == 0, old, basis),
         }
 
     return first, update
@@ -326,11 +320,11 @@ def scale_by_dion(
 def orthogonalize_slices(
     fraction: float | int = 0.25,
     ef_decay: Decay = 0.95,
-    select: str = "short",
+    select: Literal["rows", "columns", "short"] = "short",
     beta2: Decay | None = None,
     neuron_eps: NonNegative = 1e-8,
     coefs: Coefficients = "polar_express",
-    steps: Annotated[int, "[0, 100)"] | None = None,
+    steps: Steps | None = None,
     dtype: torch.dtype | None = None,
 ):
     r"""Orthogonalize only the largest rows or columns of the momentum and decay them: Dion2's direction.
@@ -370,49 +364,32 @@ def orthogonalize_slices(
         raise ValueError(
             f"orthogonalize_slices: fraction must be in (0, 1], got {fraction!r}"
         )
-    if select not in ("rows", "columns", "short"):
-        raise ValueError(
-            f"orthogonalize_slices: select must be 'rows', 'columns' or 'short', got {select!r}"
-        )
-    iteration = polynomials("orthogonalize_slices", coefs, steps, dtype)
+    iterate = orthogonalizer("orthogonalize_slices", coefs, steps, dtype)
 
     def rows(param):
         return param.new_zeros((param.shape[0], 1))
 
-    def update(update, state, param, ctx):
-        momentum = state["momentum"] + update
-        dim = _sliced_dim(update, select)
+    def update(g, state, p, ctx):
+        momentum = state["momentum"] + g
+        is_wide = g.shape[0] <= g.shape[1]
+        dim = 0 if select == "rows" or (select == "short" and is_wide) else 1
         chosen = _largest_slices(momentum, dim, fraction)
         part = momentum.index_select(dim, chosen)
-        direction = newton_schulz(part, iteration, dtype=dtype)
-        new = {}
+        u, new = iterate(part), {}
         if beta2 is not None:
-            direction, new["exp_avg_sq"] = _normalized(
-                direction, state["exp_avg_sq"], chosen, dim, beta2
-            )
+            v = state["exp_avg_sq"]
+            v_of_part = v.index_select(0, chosen) if dim == 0 else v
+            u, v_of_part = equalized(u, v_of_part, beta2, neuron_eps)
+            v = v.index_copy(0, chosen, v_of_part) if dim == 0 else v_of_part
+            new["exp_avg_sq"] = v
         new["momentum"] = momentum.index_copy(dim, chosen, ef_decay * part)
-        return torch.zeros_like(update).index_copy(dim, chosen, direction), new
-
-    def _normalized(direction, squares, chosen, dim, beta2):
-        """Equalize the rows' root mean square over time, and return the moments of all rows as well."""
-        old = squares.index_select(0, chosen) if dim == 0 else squares
-        means = direction.square().mean(dim=1, keepdim=True)
-        square = running_mean(old, means, beta2)
-        scaled = direction / (safe_sqrt(square) + neuron_eps)
-        direction = scaled * (norm(direction) / at_least(norm(scaled), neuron_eps))
-        return direction, squares.index_copy(0, chosen, square) if dim == 0 else square
+        return torch.zeros_like(g).index_copy(dim, chosen, u), new
 
     slots = {
         "momentum": linear(),
         "exp_avg_sq": square(rows) if beta2 is not None else None,
     }
     return slots, update
-
-
-def _sliced_dim(x: Tensor, select: str) -> int:
-    if select == "short":
-        return 0 if x.shape[0] <= x.shape[1] else 1
-    return 0 if select == "rows" else 1
 
 
 def _check_number(owner: str, name: str, value: Any) -> None:
@@ -634,8 +611,8 @@ def dion(
     rank: float | int = 1.0,
     weight_decay: NonNegative = 0.01,
     eps: NonNegative = 1e-8,
-    adjust_lr_fn: str | None = "spectral",
-    init: str = "random",
+    adjust_lr_fn: Adjustment | None = "spectral",
+    init: Literal["random", "eye"] = "random",
     seed: int = 0,
     fallback: GradientTransformation | None = None,
 ):
@@ -696,12 +673,12 @@ def dion2(
     fraction: float | int = 0.25,
     ef_decay: Decay = 0.95,
     weight_decay: NonNegative = 0.01,
-    select: str = "short",
+    select: Literal["rows", "columns", "short"] = "short",
     beta2: Decay | None = None,
     neuron_eps: NonNegative = 1e-8,
     ns_coefficients: Coefficients = "polar_express",
     ns_steps: int | None = None,
-    adjust_lr_fn: str | None = "spectral",
+    adjust_lr_fn: Adjustment | None = "spectral",
     ns_dtype: torch.dtype | None = None,
     fallback: GradientTransformation | None = None,
 ):

@@ -331,10 +331,10 @@ def test_it_nests_with_rotations():
     [
         (gradtx.dion, {"rank": 0}, "scale_by_dion: rank must be a positive int or a fraction in .*, got 0"),
         (gradtx.dion, {"rank": 1.5}, "scale_by_dion: rank must be a positive int or a .*, got 1.5"),
-        (gradtx.dion, {"init": "x"}, "scale_by_dion: init must be 'random' or 'eye', got 'x'"),
+        (gradtx.dion, {"init": "x"}, "init must be 'random' or 'eye', got 'x'"),
         (gradtx.dion, {"fallback": gradtx.adamw}, "fallback must be a GradientTransformation, .*call it.*"),
         (gradtx.dion2, {"fraction": 0.0}, r"orthogonalize_slices: fraction must be in \(0, 1\], got 0.0"),
-        (gradtx.dion2, {"select": "x"}, "orthogonalize_slices: select must be 'rows', 'columns' or 'short', got 'x'"),
+        (gradtx.dion2, {"select": "x"}, "select must be 'rows', 'columns' or 'short', got 'x'"),
         (gradtx.galore, {"side": "x"}, "low_rank: side must be one of 'short', 'long', 'left', 'right', got 'x'"),
         (gradtx.galore, {"projection": "x"}, "low_rank: projection must be one of 'svd', .*, got 'x'"),
         (gradtx.galore, {"carry": "x"}, "low_rank: carry must be one of 'keep', 'reset', 'rotate', got 'x'"),

@@ -612,7 +612,7 @@ def test_gradients_through_training_are_finite_at_equal_eigenvalues(tx):
 @pytest.mark.parametrize(
     ("alias", "options", "message"),
     [
-        (gradtx.muon, {"adjust_lr_fn": "other"}, "scale_by_shape: adjust must be None, 'original' or .*, got 'other'"),
+        (gradtx.muon, {"adjust_lr_fn": "other"}, "adjust_lr_fn must be 'original', .*, got 'other'"),
         (gradtx.muon, {"ns_coefficients": (1.0, 2.0)}, "ns_coefficients must be 3 plain numbers, got .*"),
         (gradtx.muon, {"ns_coefficients": torch.ones(3)}, "ns_coefficients must be 3 plain numbers, got .*"),
         (gradtx.muon, {"ns_dtype": torch.int64}, "orthogonalize: dtype must be a floating-point torch.dtype .*"),
