@@ -49,12 +49,15 @@ IMPORTS = {
     "GradientTransformation": "from gradtx.transform import GradientTransformation\n",
     "ChainOptimizer": "from gradtx.optim.optimizer import ChainOptimizer\n",
     **{
-        name: f"from gradtx.algorithms._polynomials import {name}\n"
-        for name in ("Coefficients", "StaticCoefficients", "Steps")
-    },
-    **{
-        name: f"from gradtx.algorithms.muon import {name}\n"
-        for name in ("Adjustment", "View")
+        name: f"from gradtx.algorithms.{module} import {name}\n"
+        for module, names in {
+            "_polynomials": ("Coefficients", "StaticCoefficients", "Steps"),
+            "_projection": ("Bases", "Carry", "Side"),
+            "muon": ("Adjustment", "View"),
+            "scion": ("Kind",),
+            "shampoo": ("Graft",),
+        }.items()
+        for name in names
     },
 }
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, NamedTuple, TypeAlias
@@ -140,9 +139,11 @@ def orthogonalizer(
     )
     count = default_steps(coefs) if steps is None else steps
     of_steps = [triples[min(i, len(triples) - 1)] for i in range(count)]
-    return functools.partial(
-        newton_schulz, polynomials=of_steps, eps=eps, start=start, dtype=dtype
-    )
+
+    def orthogonalize(x: Tensor) -> Tensor:
+        return newton_schulz(x, of_steps, eps, start, dtype)
+
+    return orthogonalize
 
 
 def _named(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import functools
 import math
 from typing import Annotated, Any, Literal
 
@@ -12,13 +10,12 @@ from torch import Tensor
 
 from gradtx.algorithms._math import (
     at_least,
-    check_choices,
     norm,
     safe_sqrt,
 )
 from gradtx.algorithms._matrix import orthonormal
 from gradtx.algorithms._polynomials import Coefficients, Steps, orthogonalizer
-from gradtx.algorithms._projection import CHOICES, LowRankView, Projection
+from gradtx.algorithms._projection import Bases, Carry, LowRankView, Projection, Side
 from gradtx.algorithms.adam import scale_by_adam_hat
 from gradtx.algorithms.muon import Adjustment, muon_like
 from gradtx.algorithms.muon_variants import equalized
@@ -48,80 +45,28 @@ __all__ = [
 TINY = 1e-8  # added to norms in denominators, as in the authors' code of both methods
 
 
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """Arguments that the views of both methods read."""
-
-    betas: Any
-    limit: Any
-    scale: Any
-    by_channel: bool = True
-    scales_first: bool = False
-
-
-class LimitedView(LowRankView):
-    """Project a matrix with Adam inside, and limit the growth of a full-rank direction."""
-
-    def __init__(
-        self,
-        projection: Projection,
-        update: Tensor,
-        state: dict[str, Any],
-        ctx: Any,
-        options: Options,
-    ):
-        super().__init__(projection, update, state, ctx)
-        self.options = options
-
-    def correction(self) -> Tensor:
-        """Return Adam's factor of both bias corrections, which the inner Adam's direction includes."""
-        beta1, beta2 = self.options.betas
-        return self.ctx.bias_correction(beta2).sqrt() / self.ctx.bias_correction(beta1)
-
-    def factors(self, direction: Tensor) -> Tensor:
-        """Return the norm of the low-rank direction over that of the low-rank gradient, per channel or overall."""
-        low = self.inward(self.update)
-        if not self.options.by_channel:
-            return norm(direction) / (norm(low) + TINY)
-        dim = 1 if self.right else 0
-        top = safe_sqrt(direction.square().sum(dim=dim, keepdim=True))
-        bottom = safe_sqrt(low.square().sum(dim=dim, keepdim=True))
-        return top / (bottom + TINY)
-
-    def limited(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Limit the growth of a direction to `limit` per step, except from 0, and return it with its norm."""
-        length, last, limit = norm(x), self.state["last_norm"], self.options.limit
-        growth = at_least(length / (last + TINY), limit) / limit
-        growth = torch.where(last == 0, 1.0, growth)
-        return x / growth, length / growth
+def _ratios(view: LowRankView, direction: Tensor, by_channel: bool = True) -> Tensor:
+    """Return the norm of a low-rank direction over that of the low-rank gradient, per channel or overall."""
+    if not by_channel:
+        return norm(direction) / (norm(view.inside) + TINY)
+    dim = 1 if view.right else 0
+    top = safe_sqrt(direction.square().sum(dim=dim, keepdim=True))
+    bottom = safe_sqrt(view.inside.square().sum(dim=dim, keepdim=True))
+    return top / (bottom + TINY)
 
 
-class FiraView(LimitedView):
-    def leave(self, update: Tensor) -> tuple[Tensor, dict[str, Any]]:
-        scale, correction = self.options.scale, self.correction()
-        rest = self.update - scale * self.outward(self.inward(self.update))
-        residual, length = self.limited(rest * self.factors(update / correction))
-        return scale * self.outward(update) + correction * residual, {
-            "Q": self.basis,
-            "last_norm": length,
-        }
+def _limited(view: LowRankView, x: Tensor, limit: Any) -> tuple[Tensor, dict[str, Any]]:
+    """Limit the growth of a direction to `limit` per step, except from 0, and return it with its norm."""
+    length, last = norm(x), view.state["last_norm"]
+    growth = at_least(length / (last + TINY), limit) / limit
+    growth = torch.where(last == 0, 1.0, growth)
+    return x / growth, {"last_norm": length / growth}
 
 
-class ApolloView(LimitedView):
-    def leave(self, update: Tensor) -> tuple[Tensor, dict[str, Any]]:
-        correction, root = self.correction(), self.options.scale**0.5
-        scales_first = self.options.scales_first
-        scale_before, scale_after = (root, 1.0) if scales_first else (1.0, root)
-        factors = self.factors(update / correction)
-        limited, length = self.limited(scale_before * self.update * factors)
-        return correction * scale_after * limited, {
-            "Q": self.basis,
-            "last_norm": length,
-        }
-
-
-def _last_norm(param: Tensor) -> dict[str, Tensor]:
-    return {"last_norm": param.new_zeros(())}
+def _correction(ctx: Any, betas: Any) -> Tensor:
+    """Return Adam's factor of both bias corrections, which the inner Adam's direction includes."""
+    beta1, beta2 = betas
+    return ctx.bias_correction(beta2).sqrt() / ctx.bias_correction(beta1)
 
 
 @per_tensor(compiles=False)
@@ -131,9 +76,9 @@ def scale_by_fira(
     rank: Count = 128,
     update_proj_gap: Count = 200,
     scale: NonNegative = 0.25,
-    side: str = "short",
-    projection: str = "svd",
-    carry: str = "keep",
+    side: Side = "short",
+    projection: Bases = "svd",
+    carry: Carry = "keep",
     limit: Annotated[Scalar, "[1, inf)"] = 1.01,
     seed: int = 0,
 ):
@@ -177,13 +122,16 @@ def scale_by_fira(
     projection inside the residual is scaled as well. The growth from 0 is not limited, so that a leaf moves after a
     gradient of zeros.
     """
-    check_choices(
-        "scale_by_fira", CHOICES, projection=projection, side=side, carry=carry
-    )
+    adam = scale_by_adam_hat(betas, eps)
 
-    space = Projection(rank, update_proj_gap, projection, side, carry, seed)
-    view = functools.partial(FiraView, options=Options(betas, limit, scale))
-    return space.space(scale_by_adam_hat(betas, eps), view, _last_norm, hidden=True)
+    def finish(view, u):
+        correction = _correction(view.ctx, betas)
+        rest = view.update - scale * view.outward(view.inside)
+        rest, new = _limited(view, rest * _ratios(view, u / correction), limit)
+        return scale * view.outward(u) + correction * rest, new
+
+    bases = Projection(rank, update_proj_gap, projection, side, carry, seed)
+    return bases.space(adam, finish, ("last_norm",))
 
 
 @per_tensor(compiles=False)
@@ -193,9 +141,9 @@ def scale_by_apollo_low_rank(
     rank: Count = 128,
     update_proj_gap: Count = 200,
     scale: NonNegative = 1.0,
-    side: str = "short",
-    projection: str = "random",
-    scale_type: str = "channel",
+    side: Side = "short",
+    projection: Bases = "random",
+    scale_type: Literal["channel", "tensor"] = "channel",
     scale_front: bool = False,
     limit: Annotated[Scalar, "[1, inf)"] = 1.01,
     seed: int = 0,
@@ -239,16 +187,18 @@ def scale_by_apollo_low_rank(
     channels of a projected leaf follow the side of its basis; growth from 0 is not limited, so that a leaf moves after
     a gradient of zeros.
     """
-    check_choices("scale_by_apollo_low_rank", CHOICES, projection=projection, side=side)
-    if scale_type not in ("channel", "tensor"):
-        raise ValueError(
-            f"scale_by_apollo_low_rank: scale_type must be 'channel' or 'tensor', got {scale_type!r}"
-        )
+    adam = scale_by_adam_hat(betas, eps)
+    by_channel = scale_type == "channel"
+    before, after = (scale**0.5, 1.0) if scale_front else (1.0, scale**0.5)
 
-    space = Projection(rank, update_proj_gap, projection, side, "keep", seed)
-    options = Options(betas, limit, scale, scale_type == "channel", scale_front)
-    view = functools.partial(ApolloView, options=options)
-    return space.space(scale_by_adam_hat(betas, eps), view, _last_norm, hidden=True)
+    def finish(view, u):
+        correction = _correction(view.ctx, betas)
+        ratios = _ratios(view, u / correction, by_channel)
+        u, new = _limited(view, before * view.update * ratios, limit)
+        return correction * after * u, new
+
+    bases = Projection(rank, update_proj_gap, projection, side, "keep", seed)
+    return bases.space(adam, finish, ("last_norm",))
 
 
 @per_tensor(whole=True, dims=(2, 2), random=True, compiles="lists")
@@ -416,9 +366,9 @@ def galore(
     rank: Count = 128,
     update_proj_gap: Count = 200,
     scale: NonNegative = 0.25,
-    side: str = "short",
-    projection: str = "svd",
-    carry: str = "keep",
+    side: Side = "short",
+    projection: Bases = "svd",
+    carry: Carry = "keep",
 ):
     r"""GaLore: Adam on gradients projected to a low rank.
 
@@ -478,9 +428,9 @@ def fira(
     rank: Count = 128,
     update_proj_gap: Count = 200,
     scale: NonNegative = 0.25,
-    side: str = "short",
-    projection: str = "svd",
-    carry: str = "keep",
+    side: Side = "short",
+    projection: Bases = "svd",
+    carry: Carry = "keep",
     limit: Annotated[Scalar, "[1, inf)"] = 1.01,
 ):
     r"""Fira: GaLore plus the rest of the gradient, scaled row by row as Adam scales the projection.
@@ -539,9 +489,9 @@ def apollo_low_rank(
     rank: Count = 128,
     update_proj_gap: Count = 200,
     scale: NonNegative = 1.0,
-    side: str = "short",
-    projection: str = "random",
-    scale_type: str = "channel",
+    side: Side = "short",
+    projection: Bases = "random",
+    scale_type: Literal["channel", "tensor"] = "channel",
     scale_front: bool = False,
     limit: Annotated[Scalar, "[1, inf)"] = 1.01,
     seed: int = 0,
