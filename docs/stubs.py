@@ -54,6 +54,7 @@ IMPORTS = {
             "_polynomials": ("Coefficients", "StaticCoefficients", "Steps"),
             "_projection": ("Bases", "Carry", "Side"),
             "muon": ("Adjustment", "View"),
+            "psgd": ("Mode",),
             "scion": ("Kind",),
             "shampoo": ("Graft",),
         }.items()
