@@ -48,7 +48,18 @@ IMPORTS = {
     "StateDtype": "from gradtx.state.storage import StateDtype\n",
     "GradientTransformation": "from gradtx.transform import GradientTransformation\n",
     "ChainOptimizer": "from gradtx.optim.optimizer import ChainOptimizer\n",
-    "Coefficients": "from gradtx.algorithms._polynomials import Coefficients\n",
+    **{
+        name: f"from gradtx.algorithms.{module} import {name}\n"
+        for module, names in {
+            "_polynomials": ("Coefficients", "StaticCoefficients", "Steps"),
+            "_projection": ("Bases", "Carry", "Side"),
+            "muon": ("Adjustment", "View"),
+            "psgd": ("Mode",),
+            "scion": ("Kind",),
+            "shampoo": ("Graft",),
+        }.items()
+        for name in names
+    },
 }
 
 BASE = """class AliasOptimizer(ChainOptimizer):

@@ -457,9 +457,6 @@ def _slope_of_inverse_root(values: Tensor, inverse: Tensor) -> Tensor:
     return torch.where(one_is_zero, quotient(second - first, gap), -slope)
 
 
-STARTS = ("fro", "schatten4", "aol")
-
-
 def newton_schulz(
     x: Tensor,
     polynomials: Sequence[Sequence[float]],

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any, NamedTuple, TypeAlias
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, NamedTuple, TypeAlias
 
 import torch
+from torch import Tensor
 
+from gradtx.algorithms._matrix import newton_schulz
+from gradtx.arguments import Static
 from gradtx.base.messages import describe
 
 Triple: TypeAlias = tuple[float, float, float]
+# A name, the coefficients of every step, or those of each step.
 Coefficients: TypeAlias = (
     str | tuple[float, float, float] | tuple[tuple[float, float, float], ...]
 )
+StaticCoefficients: TypeAlias = Static[
+    str | tuple[float, ...] | tuple[tuple[float, ...], ...]
+]
+Steps: TypeAlias = Annotated[int, "[0, 100)"]
 
 NEWTON_SCHULZ: Triple = (3.4445, -4.7750, 2.0315)
 
@@ -103,10 +111,15 @@ def default_steps(coefs: Any) -> int:
     return SETS[coefs].steps if isinstance(coefs, str) and coefs in SETS else 5
 
 
-def polynomials(
-    owner: str, coefs: Any, steps: int | None, dtype: torch.dtype | None
-) -> list[Triple]:
-    """Return one polynomial per step; the last of a list is repeated.
+def orthogonalizer(
+    owner: str,
+    coefs: Any,
+    steps: int | None,
+    dtype: torch.dtype | None = None,
+    eps: Any = 1e-7,
+    start: str = "fro",
+) -> Callable[[Tensor], Tensor]:
+    """Return the function that brings the singular values of a matrix near 1; the last polynomial is repeated.
 
     Raises:
         TypeError: If `dtype` is not a floating-point dtype.
@@ -125,7 +138,12 @@ def polynomials(
         else _listed(owner, coefs)
     )
     count = default_steps(coefs) if steps is None else steps
-    return [triples[min(i, len(triples) - 1)] for i in range(count)]
+    of_steps = [triples[min(i, len(triples) - 1)] for i in range(count)]
+
+    def orthogonalize(x: Tensor) -> Tensor:
+        return newton_schulz(x, of_steps, eps, start, dtype)
+
+    return orthogonalize
 
 
 def _named(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -12,12 +13,9 @@ from gradtx.algorithms._matrix import left_basis, orthonormal
 from gradtx.algorithms._spaces import Space, View
 from gradtx.transform import GradientTransformation
 
-# Option -> permitted values.
-CHOICES = {
-    "projection": ("svd", "power", "random"),
-    "side": ("short", "long", "left", "right"),
-    "carry": ("keep", "reset", "rotate"),
-}
+Bases: TypeAlias = Literal["svd", "power", "random"]
+Side: TypeAlias = Literal["short", "long", "left", "right"]
+Carry: TypeAlias = Literal["keep", "reset", "rotate"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,19 +24,24 @@ class Projection:
 
     rank: int
     every: int
-    kind: str
-    side: str
-    carry: str
+    kind: Bases
+    side: Side
+    carry: Carry
     seed: int
 
     def space(
         self,
         inner: GradientTransformation,
-        view: Any,
-        slots: Any = None,
-        hidden: bool = False,
+        finish: Callable[[LowRankView, Tensor], tuple[Tensor, dict[str, Any]]],
+        numbers: tuple[str, ...] = (),
     ) -> Space:
-        """Return the body of a combinator; `view` creates the view of a matrix, `slots` its additional slots."""
+        """Return the body of a combinator.
+
+        Args:
+            inner: The transformation that runs at low rank.
+            finish: `(view, inner update) -> (update, numbers)`, for a matrix.
+            numbers: The names of 0-d slots, which start at 0.
+        """
 
         # `random` serves only the later bases.
         def init(param: Tensor, *random: Any) -> dict[str, Any]:
@@ -46,30 +49,26 @@ class Projection:
                 return {}
             # A leaf whose first gradient arrives later starts from the first columns of the identity.
             basis = torch.eye(
-                self.dimension(param),
+                param.shape[1 if self.is_right(param) else 0],
                 self.width(param),
                 dtype=param.dtype,
                 device=param.device,
             )
-            state = {"Q": basis}
-            if slots is not None:
-                state.update(slots(param))
-            return state
+            return {"Q": basis, **{name: param.new_zeros(()) for name in numbers}}
 
-        def viewed(update: Tensor, state: dict[str, Any], param: Any, ctx: Any) -> View:
+        def view(update: Tensor, state: dict[str, Any], param: Any, ctx: Any) -> View:
             if update.ndim != 2:
-                return WholeView()
-            return view(self, update, state, ctx)
+                return View()
+            return LowRankView(self, finish, update, state, ctx)
 
         return Space(
             inner,
             init=init,
-            view=viewed,
+            view=view,
             inside=self.inside,
             needs_kinds=self.carry == "rotate",
             seed=self.seed if self.kind == "random" else None,
             changes=lambda shape: len(shape) == 2,
-            hidden=hidden,
         )
 
     def is_right(self, x: Tensor) -> bool:
@@ -77,12 +76,7 @@ class Projection:
         rows, columns = x.shape
         if self.side in ("left", "right"):
             return self.side == "right"
-        right_is_short = rows >= columns
-        return right_is_short == (self.side == "short")
-
-    def dimension(self, x: Tensor) -> int:
-        """Return the size of the dimension of a matrix that the basis projects."""
-        return x.shape[1] if self.is_right(x) else x.shape[0]
+        return (rows >= columns) == (self.side == "short")
 
     def width(self, x: Tensor) -> int:
         """Return the number of columns of the basis."""
@@ -97,20 +91,11 @@ class Projection:
         shape = (rows, width) if self.is_right(x) else (width, columns)
         return x.new_zeros(shape)
 
-    def is_due(self, ctx: Any) -> Any:
-        """Return whether this step computes a new basis."""
-        return (ctx.step - 1) % self.every == 0
-
     def basis(self, x: Tensor, old: Tensor, ctx: Any) -> Tensor:
         """Return the basis of this step."""
-
-        def compute() -> Tensor:
-            return self._computed(x, old, ctx)
-
-        def keep() -> Tensor:
-            return old
-
-        return ctx.every(self.every, 1, compute, keep)
+        return ctx.every(
+            self.every, 1, lambda: self._computed(x, old, ctx), lambda: old
+        )
 
     def _computed(self, x: Tensor, old: Tensor, ctx: Any) -> Tensor:
         """Compute a basis: at random, from the singular vectors of `x`, or by one step of power iteration."""
@@ -133,29 +118,25 @@ def signed(basis: Tensor) -> Tensor:
     return basis * torch.where(signs == 0, 1.0, signs)
 
 
-class WholeView(View):
-    """Pass a leaf through without projection."""
-
-    def inward(self, x: Tensor) -> Tensor:
-        return x
-
-    def leave(self, update: Tensor) -> tuple[Tensor, dict[str, Any]]:
-        return update, {}
-
-
 class LowRankView(View):
     """Project a matrix to a low rank for one call."""
 
     def __init__(
-        self, projection: Projection, update: Tensor, state: dict[str, Any], ctx: Any
+        self,
+        projection: Projection,
+        finish: Callable[[LowRankView, Tensor], tuple[Tensor, dict[str, Any]]],
+        update: Tensor,
+        state: dict[str, Any],
+        ctx: Any,
     ):
         self.ctx = ctx
         self.right = projection.is_right(update)
         self.update = update
         self.state = state
         self.basis = projection.basis(update, state["Q"], ctx)
+        self._finish = finish
         self._carry = projection.carry
-        self._renews = projection.is_due(ctx) & (ctx.step > 1)
+        self._renews = ((ctx.step - 1) % projection.every == 0) & (ctx.step > 1)
         # The host already knows that no refresh is due.
         self._kept = self.basis is state["Q"]
         if self._carry == "reset" and not self._kept:
@@ -175,23 +156,5 @@ class LowRankView(View):
         return torch.where(self._renews, rotated, value)
 
     def leave(self, update: Tensor) -> tuple[Tensor, dict[str, Any]]:
-        return self.outward(update), {"Q": self.basis}
-
-
-class ScaledView(LowRankView):
-    """Multiply updates by a factor after projecting them back."""
-
-    def __init__(
-        self,
-        projection: Projection,
-        update: Tensor,
-        state: dict[str, Any],
-        ctx: Any,
-        scale: Any,
-    ):
-        super().__init__(projection, update, state, ctx)
-        self._scale = scale
-
-    def leave(self, update: Tensor) -> tuple[Tensor, dict[str, Any]]:
-        update, state = super().leave(update)
-        return self._scale * update, state
+        update, numbers = self._finish(self, update)
+        return update, {"Q": self.basis, **numbers}

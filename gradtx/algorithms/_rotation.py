@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any, NamedTuple
 
 import torch
@@ -21,61 +20,6 @@ from gradtx.algorithms._matrix import (
 from gradtx.algorithms._spaces import Space, View
 from gradtx.transform import GradientTransformation
 
-SIDES = ("both", "left", "right", "short")
-
-
-# A named tuple, because dynamo cannot trace a closure over a dataclass.
-class Factors(NamedTuple):
-    """Select which dimensions of a leaf have a factor, after an optional merge of dimensions.
-
-    Attributes:
-        sides: "both" for all dimensions; "left", "right" or "short" for one dimension of a matrix.
-        limit: Dimensions larger than this have no factor.
-        merges: Merge neighboring dimensions while their product is at most `limit`.
-        takes_vectors: Whether 1-d leaves have a factor.
-    """
-
-    sides: str = "both"
-    limit: int = 10000
-    merges: bool = False
-    takes_vectors: bool = False
-
-    def shape(self, of_leaf: torch.Size) -> tuple[int, ...]:
-        """Return the shape of a leaf after the merge."""
-        if self.merges and len(of_leaf) > 1:
-            return merged(of_leaf, self.limit)
-        return tuple(of_leaf)
-
-    def dims(self, of_leaf: torch.Size) -> list[int]:
-        """Return the dimensions that have a factor."""
-        if len(of_leaf) == 1 and not self.takes_vectors:
-            return []
-        shape = self.shape(of_leaf)
-        return [i for i in self._candidates(shape) if shape[i] <= self.limit]
-
-    def _candidates(self, shape: tuple[int, ...]) -> list[int]:
-        """Return the dimensions that `sides` selects, whatever their size."""
-        if self.sides == "both":
-            return list(range(len(shape)))
-        if len(shape) != 2:
-            return []
-        if self.sides == "short":
-            return [0] if shape[0] < shape[1] else [1]
-        return [0] if self.sides == "left" else [1]
-
-    def zeros(self, x: Tensor) -> list[Tensor]:
-        """Return a square matrix of zeros for each factor."""
-        return [x.new_zeros((size, size)) for size in self._sizes(x)]
-
-    def identities(self, x: Tensor) -> list[Tensor]:
-        """Return an identity matrix for each factor."""
-        sizes = self._sizes(x)
-        return [torch.eye(size, dtype=x.dtype, device=x.device) for size in sizes]
-
-    def _sizes(self, x: Tensor) -> list[int]:
-        shape = self.shape(x.shape)
-        return [shape[i] for i in self.dims(x.shape)]
-
 
 def change_basis(
     x: Tensor, dims: list[int], bases: list[Tensor], back: bool = False
@@ -84,12 +28,6 @@ def change_basis(
     for i, basis in zip(dims, bases, strict=True):
         x = multiplied(x, basis if back else basis.mT, i)
     return x
-
-
-def spectrum(statistics: Tensor, basis: Tensor, floor: Any) -> Tensor:
-    """Return the diagonal of a matrix in a basis, diag(Q^T S Q), clamped to at least `floor`."""
-    diagonal = (basis * (statistics @ basis)).sum(dim=0)
-    return at_least(diagonal, floor)
 
 
 def whitened(
@@ -107,25 +45,13 @@ def whitened(
     return x
 
 
-def kl_statistics(
-    x: Tensor, dims: list[int], bases: list[Tensor], scales: list[Tensor]
-) -> list[Tensor]:
-    """Return the Gram matrix of every dimension, whitened along all other dimensions and divided by their size."""
-    statistics: list[Tensor] = []
-    for i in dims:
-        size_of_others = max(x.numel(), 1) / max(x.shape[i], 1)
-        white = whitened(x, dims, bases, scales, skipped=i)
-        statistics.append(gram(white, i) / size_of_others)
-    return statistics
-
-
 def kl_scales(
     statistics: list[Tensor], bases: list[Tensor], floor: Any
 ) -> list[Tensor]:
-    """Return the eigenvalues used for whitening: those before this step, or 1 before the first gradient."""
+    """Return the eigenvalues used for whitening, diag(Q^T S Q) before this step, or 1 before the first gradient."""
     scales: list[Tensor] = []
     for matrix, basis in zip(statistics, bases, strict=True):
-        eigenvalues = spectrum(matrix, basis, floor)
+        eigenvalues = at_least((basis * (matrix @ basis)).sum(dim=0), floor)
         scales.append(torch.where(is_empty(matrix), 1.0, eigenvalues))
     return scales
 
@@ -133,11 +59,6 @@ def kl_scales(
 def is_empty(statistics: Tensor) -> Tensor:
     """Return whether no gradient has entered the statistics; the clock cannot tell, as leaves may share it."""
     return (statistics == 0).all()
-
-
-def averaged(old: list[Tensor], new: list[Tensor], weight: Any) -> list[Tensor]:
-    """Average with a weight of any size, which `blended` does not support: the weights of "kl" start at 1."""
-    return [(1 - weight) * x + weight * y for x, y in zip(old, new, strict=True)]
 
 
 def iterated(statistics: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
@@ -157,82 +78,120 @@ def permuted(x: Tensor, dims: list[int], orders: list[Tensor]) -> Tensor:
     return x
 
 
-@dataclasses.dataclass(frozen=True)
-class Rotation:
-    """Options of `rotated`, which documents them; `beta` and `eps` may be tensors."""
+# A named tuple, because dynamo cannot trace a closure over a dataclass.
+class Rotation(NamedTuple):
+    """Options of `rotated`, which documents them; `beta` and `eps` may be tensors.
 
-    factors: Factors
+    Attributes:
+        sides: "both" for all dimensions; "left", "right" or "short" for one dimension of a matrix.
+        limit: Dimensions larger than this have no factor.
+        merges: Merge neighboring dimensions while their product is at most `limit`.
+        takes_vectors: Whether 1-d leaves have a factor.
+    """
+
     beta: Any
     frequency: int
+    limit: int
+    merges: bool = False
+    takes_vectors: bool = False
+    staggers: bool = False
     statistics: str = "shampoo"
+    sides: str = "both"
     start: str = "skip"
     refresh: str = "qr"
     offset: int = 1
     of: str = "update"
     eps: Any = 0.0
-    staggers: bool = False
 
-    def space(self, inner: GradientTransformation, hidden: bool = False) -> Space:
+    def space(self, inner: GradientTransformation, reads_grad: bool = True) -> Space:
         """Return the body of the combinator."""
         return Space(
             inner,
             init=self.init,
             view=self.view,
-            inside=self._merged,
+            inside=self.merged,
             stored=_in_shape_of,
             delayed=self.start == "skip",
-            changes=self._has_factors,
-            hidden=hidden,
-            reads_grad=not hidden or self.of == "grad",
+            changes=self.dims,
+            reads_grad=reads_grad or self.of == "grad",
         )
 
-    def _merged(self, x: Tensor) -> Tensor:
-        return x.reshape(self.factors.shape(x.shape))
+    def shape(self, of_leaf: torch.Size) -> tuple[int, ...]:
+        """Return the shape of a leaf after the merge."""
+        if self.merges and len(of_leaf) > 1:
+            return merged(of_leaf, self.limit)
+        return tuple(of_leaf)
 
-    def _has_factors(self, shape: torch.Size) -> bool:
-        return bool(self.factors.dims(shape))
+    def merged(self, x: Tensor) -> Tensor:
+        """Return a tensor in that shape."""
+        return x.reshape(self.shape(x.shape))
+
+    def dims(self, of_leaf: torch.Size) -> list[int]:
+        """Return the dimensions that have a factor."""
+        if len(of_leaf) == 1 and not self.takes_vectors:
+            return []
+        shape = self.shape(of_leaf)
+        return [i for i in self._candidates(shape) if shape[i] <= self.limit]
+
+    def _candidates(self, shape: tuple[int, ...]) -> list[int]:
+        """Return the dimensions that `sides` selects, whatever their size."""
+        if self.sides == "both":
+            return list(range(len(shape)))
+        if len(shape) != 2:
+            return []
+        if self.sides == "short":
+            return [0] if shape[0] < shape[1] else [1]
+        return [0] if self.sides == "left" else [1]
 
     def init(self, param: Tensor) -> dict[str, Any]:
+        shape = self.shape(param.shape)
+        sizes = [shape[i] for i in self.dims(param.shape)]
         # A leaf whose first gradient arrives later starts from the identity.
-        bases = self.factors.identities(param)
+        bases = [torch.eye(n, dtype=param.dtype, device=param.device) for n in sizes]
         if self.refresh == "svd":
             return {"Q": bases}
-        return {"GG": self.factors.zeros(param), "Q": bases}
+        return {"GG": [torch.zeros_like(basis) for basis in bases], "Q": bases}
 
     def view(
         self, update: Tensor, state: dict[str, Any], param: Any, ctx: Any
     ) -> RotatedView:
         return RotatedView(self, update, state, ctx)
 
-    def bases(
-        self, x: Tensor, dims: list[int], old: list[Tensor], ctx: Any
-    ) -> list[Tensor]:
+    def bases(self, x: Tensor, old: list[Tensor], ctx: Any) -> list[Tensor]:
         """Return the bases of this step, computed from the update itself."""
 
         def computed() -> list[Tensor]:
-            return [left_basis(unfolded(x, i)) for i in dims]
+            merged_x = self.merged(x)
+            return [left_basis(unfolded(merged_x, i)) for i in self.dims(x.shape)]
 
-        return ctx.first(computed, lambda: self._if_due(ctx, computed, lambda: old))
+        return self._if_due(ctx, computed, computed, old)
 
-    def _phase(self, ctx: Any) -> int:
-        """Return the remainder, modulo the frequency, of the steps that refresh this leaf's bases."""
-        return self.offset + ctx.turn(self.frequency) if self.staggers else self.offset
+    def averages(self, x: Tensor, dims: list[int], old: list[Tensor]) -> list[Tensor]:
+        """Return the factors after this step."""
+        averages: list[Tensor] = []
+        for i, statistics in zip(dims, old, strict=True):
+            averages.append(blended(statistics, gram(x, i), 1 - self.beta))
+        return averages
 
-    def next_statistics(
-        self, x: Tensor, dims: list[int], state: dict[str, Any], ctx: Any
+    def kl_averages(
+        self,
+        x: Tensor,
+        dims: list[int],
+        old: list[Tensor],
+        bases: list[Tensor],
+        scales: list[Tensor],
+        ctx: Any,
     ) -> list[Tensor]:
-        """Return the averages of the statistics after this step."""
-        old = state["GG"]
-        if self.statistics == "shampoo":
-            averages: list[Tensor] = []
-            for statistics, i in zip(old, dims, strict=True):
-                averages.append(blended(statistics, gram(x, i), 1 - self.beta))
-            return averages
-        bases = state["Q"]
-        # Unbiased, because the scale of the factors matters.
+        """Return the same for "kl": Gram matrices are whitened along all other dimensions and divided by their size."""
+        # Unbiased, because the scale of the factors matters. `blended` does not support such weights, which start at 1.
         weight = (1 - self.beta) / ctx.bias_correction(self.beta)
-        scales = kl_scales(old, bases, self.eps)
-        return averaged(old, kl_statistics(x, dims, bases, scales), weight)
+        averages: list[Tensor] = []
+        for i, statistics in zip(dims, old, strict=True):
+            size_of_others = max(x.numel(), 1) / max(x.shape[i], 1)
+            white = whitened(x, dims, bases, scales, skipped=i)
+            new = gram(white, i) / size_of_others
+            averages.append((1 - weight) * statistics + weight * new)
+        return averages
 
     def next_bases(
         self, new: list[Tensor], old: list[Tensor], ctx: Any
@@ -243,9 +202,7 @@ class Rotation:
         def initial() -> list[Tensor]:
             return [eigenbasis(statistics) for statistics in new]
 
-        def refreshed() -> list[Tensor]:
-            if self.refresh == "eigh":
-                return initial()
+        def iterate() -> list[Tensor]:
             bases: list[Tensor] = []
             for statistics, old_basis in zip(new, old, strict=True):
                 basis, order = iterated(statistics, old_basis)
@@ -253,25 +210,24 @@ class Rotation:
                 orders.append(order)
             return bases
 
-        bases = ctx.first(initial, lambda: self._if_due(ctx, refreshed, lambda: old))
-        return bases, orders or None
+        refreshed = initial if self.refresh == "eigh" else iterate
+        return self._if_due(ctx, initial, refreshed, old), orders or None
 
     def reordered(
         self, value: Tensor, dims: list[int], orders: list[Tensor], ctx: Any
     ) -> Tensor:
         """Return the entries of a slot in the order of the columns if bases were refreshed in this step."""
+        return self._if_due(
+            ctx, lambda: value, lambda: permuted(value, dims, orders), value
+        )
 
-        def permute() -> Tensor:
-            return permuted(value, dims, orders)
-
-        def keep() -> Tensor:
-            return value
-
-        return ctx.first(keep, lambda: self._if_due(ctx, permute, keep))
-
-    def _if_due(self, ctx: Any, compute: Any, keep: Any) -> Any:
-        """Return `compute()` at steps that refresh this leaf's bases, else `keep()`; it does not apply to the first."""
-        return ctx.every(self.frequency, self._phase(ctx), compute, keep)
+    def _if_due(self, ctx: Any, first: Any, refreshed: Any, old: Any) -> Any:
+        """Return `first()` in a leaf's first update, `refreshed()` at steps that refresh its bases, else `old`."""
+        phase = self.offset + ctx.turn(self.frequency) if self.staggers else self.offset
+        return ctx.first(
+            first,
+            lambda: ctx.every(self.frequency, phase, refreshed, lambda: old),
+        )
 
 
 def _in_shape_of(value: Tensor, like: Tensor) -> Tensor:
@@ -285,22 +241,18 @@ class RotatedView(View):
     def __init__(
         self, rotation: Rotation, update: Tensor, state: dict[str, Any], ctx: Any
     ):
-        factors = rotation.factors
         self._rotation = rotation
         self._ctx = ctx
         self._state = state
         self._update = update
         self._shape = update.shape
-        self._merged_shape = factors.shape(update.shape)
-        self._dims = factors.dims(update.shape)
-        gradient = ctx.grad if rotation.of == "grad" else update
-        self._gradient = gradient.reshape(self._merged_shape)
+        self._merged_shape = rotation.shape(update.shape)
+        self._dims = rotation.dims(update.shape)
         self._bases: list[Tensor] = state["Q"] if self._dims else []
         # The order of the columns if the bases may have been refreshed; `leave` sets it.
         self._orders: list[Tensor] | None = None
         if rotation.refresh == "svd":
-            merged_update = update.reshape(self._merged_shape)
-            self._bases = rotation.bases(merged_update, self._dims, self._bases, ctx)
+            self._bases = rotation.bases(update, self._bases, ctx)
         if rotation.start == "skip":
             is_first = ctx.is_first
             self.takes_part = not is_first if isinstance(is_first, bool) else ~is_first
@@ -345,13 +297,16 @@ class RotatedView(View):
         update = self._outward(update)
         if not self._dims:
             return update, {}
-        if self._rotation.refresh == "svd":
+        rotation, dims, ctx = self._rotation, self._dims, self._ctx
+        if rotation.refresh == "svd":
             return update, {"Q": self._bases}
-        statistics = self._rotation.next_statistics(
-            self._gradient, self._dims, self._state, self._ctx
-        )
-        bases, self._orders = self._rotation.next_bases(
-            statistics, self._bases, self._ctx
-        )
+        old, bases = self._state["GG"], self._bases
+        x = rotation.merged(ctx.grad if rotation.of == "grad" else self._update)
+        if rotation.statistics == "kl":
+            scales = kl_scales(old, bases, rotation.eps)
+            statistics = rotation.kl_averages(x, dims, old, bases, scales, ctx)
+        else:
+            statistics = rotation.averages(x, dims, old)
+        bases, self._orders = rotation.next_bases(statistics, bases, ctx)
         self.renews = self._orders is not None
         return update, {"GG": statistics, "Q": bases}

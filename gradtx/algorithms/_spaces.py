@@ -25,7 +25,7 @@ from gradtx.transform import GradientTransformation
 
 
 class View:
-    """The inner transformation's view of one leaf in one call.
+    """The inner transformation's view of one leaf in one call; this one does not change the coordinates.
 
     Attributes:
         takes_part: Whether the inner transformation takes part in this call; a tensor if the host does not know.
@@ -37,7 +37,7 @@ class View:
     takes_part: bool | Tensor = True
     renews = False
     restarts: bool | Tensor = False
-    inside: Tensor | None = None
+    inside: Tensor
 
     def enter(self, update: Tensor) -> Tensor:
         """Return the update that the inner transformation receives."""
@@ -50,7 +50,7 @@ class View:
 
     def inward(self, x: Tensor) -> Tensor:
         """Convert a vector of the leaf's space to the inner coordinates."""
-        raise NotImplementedError
+        return x
 
     def read(self, kind: str, value: Tensor) -> Tensor:
         """Convert an inner slot from its stored form to the form that rules see."""
@@ -66,7 +66,7 @@ class View:
 
     def leave(self, update: Tensor) -> tuple[Tensor, dict[str, Any]]:
         """Return the inner update converted back to the leaf's space, and the new slots of the combinator."""
-        raise NotImplementedError
+        return update, {}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,8 +82,7 @@ class Space(Combinator):
         delayed: Whether the inner clock lags one step behind.
         needs_kinds: Whether inner slots need a kind.
         seed: The seed if the view draws random numbers, else None.
-        changes: `shape -> bool`: whether the inner coordinates of a leaf differ from its own.
-        hidden: Whether `inner` is an implementation detail without a place among the chain's links.
+        changes: Function of a leaf's shape that is true if its inner coordinates differ from its own.
         reads_grad: Whether the view or inner links may read `ctx.grad`.
     """
 
@@ -95,8 +94,7 @@ class Space(Combinator):
     delayed: bool = False
     needs_kinds: bool = True
     seed: int | None = None
-    changes: Callable[[torch.Size], bool] = lambda shape: True
-    hidden: bool = False
+    changes: Callable[[torch.Size], Any] = lambda shape: True
     reads_grad: bool = True
 
     def expand(self, scope: Scope, name: str) -> list[Any]:
@@ -105,8 +103,6 @@ class Space(Combinator):
         inside = scope.inside(path, 0)
         inside.space = run
         inside.lag += self.delayed
-        if self.hidden:
-            inside.place = None
         enter = EnterSpace(run, scope)
         inner = self.inner._expand(inside)
         run.by_leaf = all(map(can_run_at_owner, inner))

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import dataclasses
-import functools
 import math
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
 
 from gradtx.algorithms._math import (
     at_least,
-    check_choices,
     norm,
-    running_mean,
     safe_sqrt,
 )
-from gradtx.algorithms._matrix import newton_schulz, orthonormal
-from gradtx.algorithms._polynomials import Coefficients, polynomials
-from gradtx.algorithms._projection import CHOICES, LowRankView, Projection
+from gradtx.algorithms._matrix import orthonormal
+from gradtx.algorithms._polynomials import Coefficients, Steps, orthogonalizer
+from gradtx.algorithms._projection import Bases, Carry, LowRankView, Projection, Side
 from gradtx.algorithms.adam import scale_by_adam_hat
-from gradtx.algorithms.muon import muon_like
+from gradtx.algorithms.muon import Adjustment, muon_like
+from gradtx.algorithms.muon_variants import equalized
 from gradtx.algorithms.projection import decay_after_step
 from gradtx.algorithms.scaling import scale_by_learning_rate
 from gradtx.arguments import Count, Decay, Decays, NonNegative
@@ -48,80 +45,28 @@ __all__ = [
 TINY = 1e-8  # added to norms in denominators, as in the authors' code of both methods
 
 
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """Arguments that the views of both methods read."""
-
-    betas: Any
-    limit: Any
-    scale: Any
-    by_channel: bool = True
-    scales_first: bool = False
-
-
-class LimitedView(LowRankView):
-    """Project a matrix with Adam inside, and limit the growth of a full-rank direction."""
-
-    def __init__(
-        self,
-        projection: Projection,
-        update: Tensor,
-        state: dict[str, Any],
-        ctx: Any,
-        options: Options,
-    ):
-        super().__init__(projection, update, state, ctx)
-        self.options = options
-
-    def correction(self) -> Tensor:
-        """Return Adam's factor of both bias corrections, which the inner Adam's direction includes."""
-        beta1, beta2 = self.options.betas
-        return self.ctx.bias_correction(beta2).sqrt() / self.ctx.bias_correction(beta1)
-
-    def factors(self, direction: Tensor) -> Tensor:
-        """Return the norm of the low-rank direction over that of the low-rank gradient, per channel or overall."""
-        low = self.inward(self.update)
-        if not self.options.by_channel:
-            return norm(direction) / (norm(low) + TINY)
-        dim = 1 if self.right else 0
-        top = safe_sqrt(direction.square().sum(dim=dim, keepdim=True))
-        bottom = safe_sqrt(low.square().sum(dim=dim, keepdim=True))
-        return top / (bottom + TINY)
-
-    def limited(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Limit the growth of a direction to `limit` per step, except from 0, and return it with its norm."""
-        length, last, limit = norm(x), self.state["last_norm"], self.options.limit
-        growth = at_least(length / (last + TINY), limit) / limit
-        growth = torch.where(last == 0, 1.0, growth)
-        return x / growth, length / growth
+def _ratios(view: LowRankView, direction: Tensor, by_channel: bool = True) -> Tensor:
+    """Return the norm of a low-rank direction over that of the low-rank gradient, per channel or overall."""
+    if not by_channel:
+        return norm(direction) / (norm(view.inside) + TINY)
+    dim = 1 if view.right else 0
+    top = safe_sqrt(direction.square().sum(dim=dim, keepdim=True))
+    bottom = safe_sqrt(view.inside.square().sum(dim=dim, keepdim=True))
+    return top / (bottom + TINY)
 
 
-class FiraView(LimitedView):
-    def leave(self, update: Tensor) -> tuple[Tensor, dict[str, Any]]:
-        scale, correction = self.options.scale, self.correction()
-        rest = self.update - scale * self.outward(self.inward(self.update))
-        residual, length = self.limited(rest * self.factors(update / correction))
-        return scale * self.outward(update) + correction * residual, {
-            "Q": self.basis,
-            "last_norm": length,
-        }
+def _limited(view: LowRankView, x: Tensor, limit: Any) -> tuple[Tensor, dict[str, Any]]:
+    """Limit the growth of a direction to `limit` per step, except from 0, and return it with its norm."""
+    length, last = norm(x), view.state["last_norm"]
+    growth = at_least(length / (last + TINY), limit) / limit
+    growth = torch.where(last == 0, 1.0, growth)
+    return x / growth, {"last_norm": length / growth}
 
 
-class ApolloView(LimitedView):
-    def leave(self, update: Tensor) -> tuple[Tensor, dict[str, Any]]:
-        correction, root = self.correction(), self.options.scale**0.5
-        scales_first = self.options.scales_first
-        scale_before, scale_after = (root, 1.0) if scales_first else (1.0, root)
-        factors = self.factors(update / correction)
-        limited, length = self.limited(scale_before * self.update * factors)
-        return correction * scale_after * limited, {
-            "Q": self.basis,
-            "last_norm": length,
-        }
-
-
-def _last_norm(param: Tensor) -> dict[str, Tensor]:
-    return {"last_norm": param.new_zeros(())}
+def _correction(ctx: Any, betas: Any) -> Tensor:
+    """Return Adam's factor of both bias corrections, which the inner Adam's direction includes."""
+    beta1, beta2 = betas
+    return ctx.bias_correction(beta2).sqrt() / ctx.bias_correction(beta1)
 
 
 @per_tensor(compiles=False)
@@ -131,9 +76,9 @@ def scale_by_fira(
     rank: Count = 128,
     update_proj_gap: Count = 200,
     scale: NonNegative = 0.25,
-    side: str = "short",
-    projection: str = "svd",
-    carry: str = "keep",
+    side: Side = "short",
+    projection: Bases = "svd",
+    carry: Carry = "keep",
     limit: Annotated[Scalar, "[1, inf)"] = 1.01,
     seed: int = 0,
 ):
@@ -177,13 +122,16 @@ def scale_by_fira(
     projection inside the residual is scaled as well. The growth from 0 is not limited, so that a leaf moves after a
     gradient of zeros.
     """
-    check_choices(
-        "scale_by_fira", CHOICES, projection=projection, side=side, carry=carry
-    )
+    adam = scale_by_adam_hat(betas, eps)
 
-    space = Projection(rank, update_proj_gap, projection, side, carry, seed)
-    view = functools.partial(FiraView, options=Options(betas, limit, scale))
-    return space.space(scale_by_adam_hat(betas, eps), view, _last_norm, hidden=True)
+    def finish(view, u):
+        correction = _correction(view.ctx, betas)
+        rest = view.update - scale * view.outward(view.inside)
+        rest, new = _limited(view, rest * _ratios(view, u / correction), limit)
+        return scale * view.outward(u) + correction * rest, new
+
+    bases = Projection(rank, update_proj_gap, projection, side, carry, seed)
+    return bases.space(adam, finish, ("last_norm",))
 
 
 @per_tensor(compiles=False)
@@ -193,9 +141,9 @@ def scale_by_apollo_low_rank(
     rank: Count = 128,
     update_proj_gap: Count = 200,
     scale: NonNegative = 1.0,
-    side: str = "short",
-    projection: str = "random",
-    scale_type: str = "channel",
+    side: Side = "short",
+    projection: Bases = "random",
+    scale_type: Literal["channel", "tensor"] = "channel",
     scale_front: bool = False,
     limit: Annotated[Scalar, "[1, inf)"] = 1.01,
     seed: int = 0,
@@ -239,16 +187,18 @@ def scale_by_apollo_low_rank(
     channels of a projected leaf follow the side of its basis; growth from 0 is not limited, so that a leaf moves after
     a gradient of zeros.
     """
-    check_choices("scale_by_apollo_low_rank", CHOICES, projection=projection, side=side)
-    if scale_type not in ("channel", "tensor"):
-        raise ValueError(
-            f"scale_by_apollo_low_rank: scale_type must be 'channel' or 'tensor', got {scale_type!r}"
-        )
+    adam = scale_by_adam_hat(betas, eps)
+    by_channel = scale_type == "channel"
+    before, after = (scale**0.5, 1.0) if scale_front else (1.0, scale**0.5)
 
-    space = Projection(rank, update_proj_gap, projection, side, "keep", seed)
-    options = Options(betas, limit, scale, scale_type == "channel", scale_front)
-    view = functools.partial(ApolloView, options=options)
-    return space.space(scale_by_adam_hat(betas, eps), view, _last_norm, hidden=True)
+    def finish(view, u):
+        correction = _correction(view.ctx, betas)
+        ratios = _ratios(view, u / correction, by_channel)
+        u, new = _limited(view, before * view.update * ratios, limit)
+        return correction * after * u, new
+
+    bases = Projection(rank, update_proj_gap, projection, side, "keep", seed)
+    return bases.space(adam, finish, ("last_norm",))
 
 
 @per_tensor(whole=True, dims=(2, 2), random=True, compiles="lists")
@@ -256,7 +206,7 @@ def scale_by_dion(
     mu: Decay = 0.95,
     rank: float | int = 1.0,
     eps: NonNegative = 1e-8,
-    init: str = "random",
+    init: Literal["random", "eye"] = "random",
     seed: int = 0,
 ):
     r"""Replace the momentum of a matrix by a low-rank orthogonal matrix, and keep the remainder: Dion.
@@ -292,31 +242,25 @@ def scale_by_dion(
         raise ValueError(
             f"scale_by_dion: rank must be a positive int or a fraction in (0, 1], got {rank!r}"
         )
-    if init not in ("random", "eye"):
-        raise ValueError(f"scale_by_dion: init must be 'random' or 'eye', got {init!r}")
 
     def first(param, rng):
         rows, columns = param.shape
         count = rank if isinstance(rank, int) else math.ceil(rank * min(rows, columns))
         basis = param.new_zeros((columns, min(max(1, count), rows, columns)))
-        basis = (
-            rng.normal(basis)
-            if init == "random"
-            else torch.eye(*basis.shape, dtype=basis.dtype).to(basis)
-        )
+        eye = torch.eye(*basis.shape).to(basis)
+        basis = rng.normal(basis) if init == "random" else eye
         return {"momentum": torch.zeros_like(param), "Q": basis}
 
-    def update(update, state, param, ctx):
-        momentum = state["momentum"] + update
-        left = orthonormal(momentum @ state["Q"])
+    def update(g, state, p, ctx):
+        momentum, old = state["momentum"] + g, state["Q"]
+        left = orthonormal(momentum @ old)
         right = momentum.mT @ left
         lengths = safe_sqrt(right.square().sum(dim=0, keepdim=True))
         # A zero column stays 0, even with eps 0.
         basis = right / (lengths + eps + (lengths == 0))
-        new_basis = torch.where(lengths == 0, state["Q"], basis)
         return left @ basis.mT, {
             "momentum": momentum - (1 - mu) * (left @ right.mT),
-            "Q": new_basis,
+            "Q": torch.where(lengths == 0, old, basis),
         }
 
     return first, update
@@ -326,11 +270,11 @@ def scale_by_dion(
 def orthogonalize_slices(
     fraction: float | int = 0.25,
     ef_decay: Decay = 0.95,
-    select: str = "short",
+    select: Literal["rows", "columns", "short"] = "short",
     beta2: Decay | None = None,
     neuron_eps: NonNegative = 1e-8,
     coefs: Coefficients = "polar_express",
-    steps: Annotated[int, "[0, 100)"] | None = None,
+    steps: Steps | None = None,
     dtype: torch.dtype | None = None,
 ):
     r"""Orthogonalize only the largest rows or columns of the momentum and decay them: Dion2's direction.
@@ -370,49 +314,32 @@ def orthogonalize_slices(
         raise ValueError(
             f"orthogonalize_slices: fraction must be in (0, 1], got {fraction!r}"
         )
-    if select not in ("rows", "columns", "short"):
-        raise ValueError(
-            f"orthogonalize_slices: select must be 'rows', 'columns' or 'short', got {select!r}"
-        )
-    iteration = polynomials("orthogonalize_slices", coefs, steps, dtype)
+    iterate = orthogonalizer("orthogonalize_slices", coefs, steps, dtype)
 
     def rows(param):
         return param.new_zeros((param.shape[0], 1))
 
-    def update(update, state, param, ctx):
-        momentum = state["momentum"] + update
-        dim = _sliced_dim(update, select)
+    def update(g, state, p, ctx):
+        momentum = state["momentum"] + g
+        is_wide = g.shape[0] <= g.shape[1]
+        dim = 0 if select == "rows" or (select == "short" and is_wide) else 1
         chosen = _largest_slices(momentum, dim, fraction)
         part = momentum.index_select(dim, chosen)
-        direction = newton_schulz(part, iteration, dtype=dtype)
-        new = {}
+        u, new = iterate(part), {}
         if beta2 is not None:
-            direction, new["exp_avg_sq"] = _normalized(
-                direction, state["exp_avg_sq"], chosen, dim, beta2
-            )
+            v = state["exp_avg_sq"]
+            v_of_part = v.index_select(0, chosen) if dim == 0 else v
+            u, v_of_part = equalized(u, v_of_part, beta2, neuron_eps)
+            v = v.index_copy(0, chosen, v_of_part) if dim == 0 else v_of_part
+            new["exp_avg_sq"] = v
         new["momentum"] = momentum.index_copy(dim, chosen, ef_decay * part)
-        return torch.zeros_like(update).index_copy(dim, chosen, direction), new
-
-    def _normalized(direction, squares, chosen, dim, beta2):
-        """Equalize the rows' root mean square over time, and return the moments of all rows as well."""
-        old = squares.index_select(0, chosen) if dim == 0 else squares
-        means = direction.square().mean(dim=1, keepdim=True)
-        square = running_mean(old, means, beta2)
-        scaled = direction / (safe_sqrt(square) + neuron_eps)
-        direction = scaled * (norm(direction) / at_least(norm(scaled), neuron_eps))
-        return direction, squares.index_copy(0, chosen, square) if dim == 0 else square
+        return torch.zeros_like(g).index_copy(dim, chosen, u), new
 
     slots = {
         "momentum": linear(),
         "exp_avg_sq": square(rows) if beta2 is not None else None,
     }
     return slots, update
-
-
-def _sliced_dim(x: Tensor, select: str) -> int:
-    if select == "short":
-        return 0 if x.shape[0] <= x.shape[1] else 1
-    return 0 if select == "rows" else 1
 
 
 def _check_number(owner: str, name: str, value: Any) -> None:
@@ -439,9 +366,9 @@ def galore(
     rank: Count = 128,
     update_proj_gap: Count = 200,
     scale: NonNegative = 0.25,
-    side: str = "short",
-    projection: str = "svd",
-    carry: str = "keep",
+    side: Side = "short",
+    projection: Bases = "svd",
+    carry: Carry = "keep",
 ):
     r"""GaLore: Adam on gradients projected to a low rank.
 
@@ -501,9 +428,9 @@ def fira(
     rank: Count = 128,
     update_proj_gap: Count = 200,
     scale: NonNegative = 0.25,
-    side: str = "short",
-    projection: str = "svd",
-    carry: str = "keep",
+    side: Side = "short",
+    projection: Bases = "svd",
+    carry: Carry = "keep",
     limit: Annotated[Scalar, "[1, inf)"] = 1.01,
 ):
     r"""Fira: GaLore plus the rest of the gradient, scaled row by row as Adam scales the projection.
@@ -562,9 +489,9 @@ def apollo_low_rank(
     rank: Count = 128,
     update_proj_gap: Count = 200,
     scale: NonNegative = 1.0,
-    side: str = "short",
-    projection: str = "random",
-    scale_type: str = "channel",
+    side: Side = "short",
+    projection: Bases = "random",
+    scale_type: Literal["channel", "tensor"] = "channel",
     scale_front: bool = False,
     limit: Annotated[Scalar, "[1, inf)"] = 1.01,
     seed: int = 0,
@@ -634,8 +561,8 @@ def dion(
     rank: float | int = 1.0,
     weight_decay: NonNegative = 0.01,
     eps: NonNegative = 1e-8,
-    adjust_lr_fn: str | None = "spectral",
-    init: str = "random",
+    adjust_lr_fn: Adjustment | None = "spectral",
+    init: Literal["random", "eye"] = "random",
     seed: int = 0,
     fallback: GradientTransformation | None = None,
 ):
@@ -696,12 +623,12 @@ def dion2(
     fraction: float | int = 0.25,
     ef_decay: Decay = 0.95,
     weight_decay: NonNegative = 0.01,
-    select: str = "short",
+    select: Literal["rows", "columns", "short"] = "short",
     beta2: Decay | None = None,
     neuron_eps: NonNegative = 1e-8,
     ns_coefficients: Coefficients = "polar_express",
     ns_steps: int | None = None,
-    adjust_lr_fn: str | None = "spectral",
+    adjust_lr_fn: Adjustment | None = "spectral",
     ns_dtype: torch.dtype | None = None,
     fallback: GradientTransformation | None = None,
 ):

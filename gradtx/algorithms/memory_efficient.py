@@ -102,20 +102,18 @@ def scale_by_factored_rms(
     two dimensions are factored for any rank, as in tensor2tensor and fairseq.
     """
 
-    def update(update, state, param, ctx):
-        rest = ctx.time**decay_rate if beta is None else 1 - beta
-        square = update.square() + eps
-        if update.ndim < 2:
-            average = (1 - rest) * state["exp_avg_sq"] + rest * square
-            yield update / average.sqrt(), {"exp_avg_sq": average}
+    def update(g, state, p, ctx):
+        beta2 = 1 - ctx.time**decay_rate if beta is None else beta
+        square = g.square() + eps
+        if g.ndim < 2:
+            v = running_mean(state["exp_avg_sq"], square, beta2)
+            yield g / v.sqrt(), {"exp_avg_sq": v}
             return
         sums = yield OfLeaf(rows=square.sum(dim=-1), columns=square.sum(dim=-2))
         old = state["exp_avg_sq_row"], state["exp_avg_sq_col"]
-        rows, columns = _averaged(*old, sums, update, rest)
-        yield (
-            over_root(update, rows, columns),
-            {"exp_avg_sq_row": rows, "exp_avg_sq_col": columns},
-        )
+        rows, columns = _averaged(*old, sums, g, beta2)
+        new = {"exp_avg_sq_row": rows, "exp_avg_sq_col": columns}
+        yield over_root(g, rows, columns), new
 
     slots = {
         "exp_avg_sq": square(_vector),
@@ -126,15 +124,12 @@ def scale_by_factored_rms(
 
 
 def _averaged(
-    rows: Tensor, columns: Tensor, sums: Any, x: Tensor, rest: Any
+    rows: Tensor, columns: Tensor, sums: Any, x: Tensor, beta: Any
 ) -> tuple[Tensor, Tensor]:
     """Average the mean squares of rows and columns over time."""
     of_rows = sums["rows"] / max(x.shape[-1], 1)
     of_columns = sums["columns"] / max(x.shape[-2], 1)
-    return (
-        (1 - rest) * rows + rest * of_rows,
-        (1 - rest) * columns + rest * of_columns,
-    )
+    return running_mean(rows, of_rows, beta), running_mean(columns, of_columns, beta)
 
 
 def _rms(sums: Any, x: Tensor) -> Tensor:
@@ -178,11 +173,11 @@ def scale_by_factored_rms_torch(
     precision, eps=None means the machine epsilon of float32, in which rules compute.
     """
 
-    def update(update, state, param, ctx):
-        bound = torch.finfo(update.dtype).eps if eps is None else eps
-        rest, square = ctx.time**beta2_decay, update.square()
-        if update.ndim < 2:
-            variance = (1 - rest) * state["variance"] + rest * square
+    def update(g, state, p, ctx):
+        bound = torch.finfo(g.dtype).eps if eps is None else eps
+        beta2, square = 1 - ctx.time**beta2_decay, g.square()
+        if g.ndim < 2:
+            variance = running_mean(state["variance"], square, beta2)
             new = {"variance": variance}
         else:
             sums = yield OfLeaf(
@@ -190,10 +185,10 @@ def scale_by_factored_rms_torch(
                 columns=square.sum(dim=-2, keepdim=True),
             )
             old = state["row_var"], state["col_var"]
-            rows, columns = _averaged(*old, sums, update, rest)
+            rows, columns = _averaged(*old, sums, g, beta2)
             variance = rows * columns / at_least(mean(rows, -2, keepdim=True), bound)
             new = {"row_var": rows, "col_var": columns}
-        yield update / at_least(variance, bound * bound).sqrt(), new
+        yield g / at_least(variance, bound * bound).sqrt(), new
 
     slots = {
         "variance": square(_vector),
@@ -314,21 +309,18 @@ def scale_by_adafactor(
             "scale_by_adafactor: warmup_init applies to the relative step; pass relative_step=True as well"
         )
 
-    def update(update, state, param, ctx):
+    def update(u, state, p, ctx):
         rate: Any = lr
         if relative_step:
-            rate = torch.minimum(
-                1e-6 * ctx.time if warmup_init else 0.01 * torch.ones_like(ctx.time),
-                ctx.time**-0.5,
-            )
+            most = 1e-6 * ctx.time if warmup_init else torch.full_like(ctx.time, 0.01)
+            rate = torch.minimum(most, ctx.time**-0.5)
         if scale_parameter:
-            sums = yield OfLeaf(square=param.square().sum())
-            rate = rate * at_least(_rms(sums, param), eps)
-        step = rate * update
+            sums = yield OfLeaf(square=p.square().sum())
+            rate = rate * at_least(_rms(sums, p), eps)
+        step, new = rate * u, {}
         if beta1 is not None:
-            step = beta1 * state["exp_avg"] + (1 - beta1) * step
-            state = {"exp_avg": step}
-        yield plus_decay(-step, weight_decay, param, -rate), state
+            step = new["exp_avg"] = running_mean(state["exp_avg"], step, beta1)
+        yield plus_decay(-step, weight_decay, p, -rate), new
 
     return update if beta1 is None else ({"exp_avg": linear()}, update)
 
@@ -404,15 +396,16 @@ def scale_by_confidence(
     Source: Luo et al. 2023, arXiv:2307.02047. Departures: none.
     """
 
-    def update(update, state, param, ctx):
-        average = running_mean(state["exp_avg"], update, beta1)
-        if update.ndim < 2:
-            return average, {"exp_avg": average}
-        residual = (update - average).square() + eps
-        rows = running_mean(state["exp_avg_res_row"], mean(residual, -1), beta3)
-        columns = running_mean(state["exp_avg_res_col"], mean(residual, -2), beta3)
-        new = {"exp_avg": average, "exp_avg_res_row": rows, "exp_avg_res_col": columns}
-        return over_root(average, rows, columns), new
+    def update(u, state, p, ctx):
+        m = running_mean(state["exp_avg"], u, beta1)
+        if u.ndim < 2:
+            return m, {"exp_avg": m}
+        residual = (u - m).square() + eps
+        sums = {"rows": residual.sum(dim=-1), "columns": residual.sum(dim=-2)}
+        old = state["exp_avg_res_row"], state["exp_avg_res_col"]
+        rows, columns = _averaged(*old, sums, u, beta3)
+        new = {"exp_avg": m, "exp_avg_res_row": rows, "exp_avg_res_col": columns}
+        return over_root(m, rows, columns), new
 
     slots = {
         "exp_avg": ema(beta1),
@@ -487,31 +480,26 @@ def scale_by_block_adam(
     Source: Zhang et al. 2024, arXiv:2406.16793. Departures: blocks are selected by `block` and by `partition`, whereas
     the authors' code uses module names. Row blocks apply to leaves of any rank.
     """
-    if isinstance(block, bool) or not isinstance(block, str | int):
-        raise TypeError(
-            f"scale_by_block_adam: block must be 'row', 'tensor' or a positive int, got {block!r}"
-        )
-    if block not in ("row", "tensor") and not (isinstance(block, int) and block >= 1):
-        raise ValueError(
+    is_count = isinstance(block, int) and not isinstance(block, bool)
+    if block not in ("row", "tensor") and not (is_count and block >= 1):
+        error = ValueError if is_count or isinstance(block, str) else TypeError
+        raise error(
             f"scale_by_block_adam: block must be 'row', 'tensor' or a positive int, got {block!r}"
         )
     beta1, beta2 = betas
 
-    def init(param):
-        return {
-            "exp_avg": torch.zeros_like(param),
-            "vmean": param.new_zeros((_blocks(param, block),)),
-        }
+    def first(param):
+        return param.new_zeros((_blocks(param, block),))
 
-    def update(update, state, param, ctx):
-        mean = running_mean(state["exp_avg"], update, beta1)
-        means = _means(update.square(), _blocks(update, block))
-        square = running_mean(state["vmean"], means, beta2)
-        root = corrected_root(square, ctx, beta2) + eps
-        direction = mean / ctx.bias_correction(beta1) / _spread(root, update)
-        return direction, {"exp_avg": mean, "vmean": square}
+    def update(g, state, p, ctx):
+        m = running_mean(state["exp_avg"], g, beta1)
+        means = _means(g.square(), _blocks(g, block))
+        v = running_mean(state["vmean"], means, beta2)
+        root = corrected_root(v, ctx, beta2) + eps
+        direction = m / ctx.bias_correction(beta1) / _spread(root, g)
+        return direction, {"exp_avg": m, "vmean": v}
 
-    return init, update
+    return {"exp_avg": torch.zeros_like, "vmean": first}, update
 
 
 @alias(class_name="AdaFactor")

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
 from gradtx.algorithms._math import at_least, safe_pow, safe_sqrt
-from gradtx.algorithms._matrix import STARTS, newton_schulz, polar_factor
-from gradtx.algorithms._polynomials import NEWTON_SCHULZ, Coefficients, polynomials
-from gradtx.algorithms.adam import scale_by_caution
+from gradtx.algorithms._matrix import polar_factor
+from gradtx.algorithms._polynomials import (
+    NEWTON_SCHULZ,
+    Coefficients,
+    StaticCoefficients,
+    Steps,
+    orthogonalizer,
+)
 from gradtx.algorithms.momentum import trace_ema
 from gradtx.algorithms.scaling import scale_by_learning_rate
 from gradtx.algorithms.weight_decay import add_decayed_weights
-from gradtx.arguments import Count, Decay, NonNegative, Static, is_off
+from gradtx.arguments import Count, Decay, NonNegative, is_off
 from gradtx.base.exact import Scalar
 from gradtx.combinators.selection import partition
 from gradtx.rules import alias, per_tensor
@@ -31,18 +36,14 @@ __all__ = [
 ]
 
 
-_VIEWS = ("matrix", "batch", "flatten")
+View: TypeAlias = Literal["matrix", "batch", "flatten"]
+Adjustment: TypeAlias = Literal[
+    "original", "spectral", "max_dim", "match_rms_adamw", "none"
+]
 
 
 def _dims_of_view(arguments: dict[str, Any]) -> tuple[int, float]:
     return (2, 2) if arguments["view"] == "matrix" else (2, math.inf)
-
-
-def _check_view(owner: str, view: str) -> None:
-    if view not in _VIEWS:
-        raise ValueError(
-            f"{owner}: view must be 'matrix', 'batch' or 'flatten', got {view!r}"
-        )
 
 
 def _wire(arguments: dict[str, Any]) -> torch.dtype | None:
@@ -52,14 +53,12 @@ def _wire(arguments: dict[str, Any]) -> torch.dtype | None:
 
 @per_tensor(whole=True, wire=_wire, dims=_dims_of_view)
 def orthogonalize(
-    coefs: Static[
-        str | tuple[float, ...] | tuple[tuple[float, ...], ...]
-    ] = NEWTON_SCHULZ,
-    steps: Annotated[int, "[0, 100)"] | None = None,
+    coefs: StaticCoefficients = NEWTON_SCHULZ,
+    steps: Steps | None = None,
     eps: NonNegative = 1e-7,
     dtype: torch.dtype | None = None,
-    view: str = "matrix",
-    start: str = "fro",
+    view: View = "matrix",
+    start: Literal["fro", "schatten4", "aol"] = "fro",
     contra: Scalar = 0.0,
     power_steps: Count = 5,
 ):
@@ -117,26 +116,21 @@ def orthogonalize(
     middle between two numbers may then be rounded differently from torch, one in 10,000 beyond 128 columns, because
     sums run in another order.
     """
-    _check_view("orthogonalize", view)
-    if start not in STARTS:
-        raise ValueError(
-            f"orthogonalize: start must be one of {', '.join(STARTS)}, got {start!r}"
-        )
-    iteration = polynomials("orthogonalize", coefs, steps, dtype)
+    iterate = orthogonalizer("orthogonalize", coefs, steps, dtype, eps, start)
 
-    def update(update, state, param, ctx):
-        x = update.flatten(1) if view == "flatten" else update
-        result = newton_schulz(x, iteration, eps, start, dtype)
+    def update(u, state, p, ctx):
+        x = u.flatten(1) if view == "flatten" else u
+        result = iterate(x)
         if not is_off(contra):
             result = _without_largest(result, x, contra, power_steps)
-        return result.reshape(update.shape), state
+        return result.reshape(u.shape), state
 
     return update
 
 
 @per_tensor(whole="shape", dims=_dims_of_view)
 def scale_by_shape(
-    adjust: str | None = None, factor: NonNegative = 0.2, view: str = "matrix"
+    adjust: Adjustment | None = None, factor: NonNegative = 0.2, view: View = "matrix"
 ):
     r"""Scale the update of a matrix by a function of its number of rows $r$ and columns $c$.
 
@@ -171,25 +165,14 @@ def scale_by_shape(
     arXiv:2502.07529. Departures: none from torch.optim.Muon. Names differ between libraries: "spectral" in NVIDIA
     Emerging-Optimizers is "max_dim" here, and its "unit_rms_norm" is "spectral".
     """
-    _check_view("scale_by_shape", view)
-    check_adjustment("scale_by_shape", "adjust", adjust)
 
-    def update(update, state, param, ctx):
-        rows, columns = _matrix_shape(update, view)
-        return shape_factor(adjust, rows, columns, factor) * update, state
+    def update(u, state, p, ctx):
+        shape = u.shape
+        if view == "flatten":
+            shape = shape[0], math.prod(shape[1:])
+        return shape_factor(adjust, *shape[-2:], factor) * u, state
 
     return update
-
-
-ADJUSTMENTS = ("original", "spectral", "max_dim", "match_rms_adamw", "none")
-
-
-def check_adjustment(owner: str, argument: str, adjust: Any) -> None:
-    if adjust not in (None, *ADJUSTMENTS):
-        known = ", ".join(map(repr, ADJUSTMENTS[1:]))
-        raise ValueError(
-            f"{owner}: {argument} must be None, 'original' or {known}, got {adjust!r}"
-        )
 
 
 def shape_factor(adjust: str | None, rows: int, columns: int, factor: Any = 0.2) -> Any:
@@ -223,19 +206,18 @@ def with_fallback(
     if fallback is None:
         return matrices
     check_transformation(name, "fallback", fallback)
-    return partition(
-        {name: matrices, "fallback": fallback}, {name: takes, "fallback": "*"}
-    )
+    return by_matrix(matrices, fallback, takes, (name, "fallback"))
 
 
-def _with_decay(matrix, rate, weight_decay, decoupled_wd, cautious_factor):
-    """Complete a direction for matrices with caution, decay and rate."""
-    return chain(
-        matrix,
-        scale_by_caution(cautious_factor),
-        add_decayed_weights(weight_decay, relative_to=rate if decoupled_wd else None),
-        scale_by_learning_rate(rate),
-    )
+def by_matrix(
+    matrix: GradientTransformation,
+    rest: GradientTransformation,
+    takes: Callable[[str, Any], bool] = is_matrix,
+    labels: tuple[str, str] = ("matrix", "rest"),
+) -> GradientTransformation:
+    """Use one transformation for matrices, and another one for the rest."""
+    first, second = labels
+    return partition({first: matrix, second: rest}, {first: takes, second: "*"})
 
 
 @alias
@@ -246,12 +228,12 @@ def muon(
     nesterov: bool = True,
     ns_coefficients: Coefficients = NEWTON_SCHULZ,
     eps: NonNegative = 1e-7,
-    ns_steps: Annotated[int, "[0, 100)"] | None = None,
-    adjust_lr_fn: str | None = None,
+    ns_steps: Steps | None = None,
+    adjust_lr_fn: Adjustment | None = None,
     ns_dtype: torch.dtype | None = torch.bfloat16,
     flatten: bool = False,
     fallback: GradientTransformation | None = None,
-    view: str = "matrix",
+    view: View = "matrix",
 ):
     r"""Muon, equivalent to torch.optim.Muon: the orthogonalized momentum of matrices.
 
@@ -324,12 +306,12 @@ def muon(
 
 def muon_like(
     name: str,
-    adjust_lr_fn: str | None,
+    adjust_lr_fn: Adjustment | None,
     lr: Any,
     weight_decay: Any,
     fallback: GradientTransformation | None,
     *direction: GradientTransformation,
-    view: str = "matrix",
+    view: View = "matrix",
 ) -> GradientTransformation:
     """Complete a direction for matrices with Muon's scale, decay and rate, and add the fallback for other leaves."""
     matrices = chain(
@@ -342,28 +324,6 @@ def muon_like(
     return with_fallback(name, matrices, fallback, takes)
 
 
-def by_matrix(
-    matrix: GradientTransformation,
-    rest: GradientTransformation,
-    takes: Callable[[str, Any], bool] = is_matrix,
-) -> GradientTransformation:
-    """Use one transformation for matrices, and another one for the rest."""
-    return partition({"matrix": matrix, "rest": rest}, {"matrix": takes, "rest": "*"})
-
-
-def _check_ndims(matrix_ndims: Any) -> None:
-    if not (
-        isinstance(matrix_ndims, tuple)
-        and all(isinstance(n, int) and n >= 2 for n in matrix_ndims)
-    ):
-        raise ValueError(
-            f"matrix_ndims must be a tuple of integers >= 2, got {matrix_ndims!r}"
-        )
-
-
-METHODS = ("newton_schulz", "exact")
-
-
 def _compiles(arguments):
     """Compile only the iteration: the host reads whether eigenvalues converged."""
     return "lists" if arguments["method"] == "exact" else True
@@ -371,11 +331,11 @@ def _compiles(arguments):
 
 @per_tensor(whole=True, dims=(2, 2), compiles=_compiles)
 def scale_by_nuclear_norm(
-    method: str = "newton_schulz",
+    method: Literal["newton_schulz", "exact"] = "newton_schulz",
     alpha: NonNegative = 1.0,
     center_rows: bool = False,
     ns_coefficients: Coefficients = "quintic",
-    ns_steps: Annotated[int, "[0, 100)"] | None = None,
+    ns_steps: Steps | None = None,
     ns_dtype: torch.dtype | None = None,
 ):
     r"""Replace a matrix by its polar factor, scaled by its nuclear norm: $O(u)\, \langle O(u), u \rangle^\alpha$.
@@ -408,21 +368,13 @@ def scale_by_nuclear_norm(
     Source: Lau et al. 2025, PolarGrad, arXiv:2505.21799. Departures: eigenvalues at the level of rounding do not
     contribute to the nuclear norm. Second derivatives of the exact method lack terms; first derivatives are exact.
     """
-    if method not in METHODS:
-        raise ValueError(
-            f"scale_by_nuclear_norm: method must be 'newton_schulz' or 'exact', got {method!r}"
-        )
-    iteration = polynomials(
+    iterate = orthogonalizer(
         "scale_by_nuclear_norm", ns_coefficients, ns_steps, ns_dtype
     )
+    factor = polar_factor if method == "exact" else iterate
 
-    def factor(x):
-        if method == "exact":
-            return polar_factor(x)
-        return newton_schulz(x, iteration, dtype=ns_dtype)
-
-    def update(update, state, param, ctx):
-        x = _centered(update) if center_rows else update
+    def update(u, state, p, ctx):
+        x = _centered(u) if center_rows else u
         orthogonal = factor(x)
         result = orthogonal * safe_pow((orthogonal * x).sum(), alpha)
         return _centered(result) if center_rows else result, state
@@ -441,11 +393,11 @@ def polargrad(
     momentum: Decay = 0.95,
     nesterov: bool = False,
     weight_decay: NonNegative = 0.01,
-    method: str = "newton_schulz",
+    method: Literal["newton_schulz", "exact"] = "newton_schulz",
     alpha: NonNegative = 1.0,
     center_rows: bool = False,
     ns_coefficients: Coefficients = "quintic",
-    ns_steps: Annotated[int, "[0, 100)"] | None = None,
+    ns_steps: Steps | None = None,
     ns_dtype: torch.dtype | None = None,
     fallback: GradientTransformation | None = None,
 ):
@@ -489,15 +441,17 @@ def polargrad(
 
     Source: Lau et al. 2025, arXiv:2505.21799. Departures: none.
     """
-    matrices = chain(
+    return muon_like(
+        "polargrad",
+        "none",
+        lr,
+        weight_decay,
+        fallback,
         trace_ema(momentum, nesterov),
         scale_by_nuclear_norm(
             method, alpha, center_rows, ns_coefficients, ns_steps, ns_dtype
         ),
-        add_decayed_weights(weight_decay),
-        scale_by_learning_rate(lr),
     )
-    return with_fallback("polargrad", matrices, fallback)
 
 
 def _without_largest(x: Tensor, matrix: Tensor, share: Any, power_steps: int) -> Tensor:
@@ -508,23 +462,16 @@ def _without_largest(x: Tensor, matrix: Tensor, share: Any, power_steps: int) ->
     for _ in range(power_steps):
         left = _unit(matrix @ right)
         right = _unit(matrix.mT @ left)
-    largest = at_least(_norms(matrix @ right), 1e-10)
+    largest = at_least(matrix_norms(matrix @ right), 1e-10)
     difference = x - share / 2 * (matrix / largest)
-    return difference * (_norms(x) / at_least(_norms(difference), 1e-10))
+    return difference * (matrix_norms(x) / at_least(matrix_norms(difference), 1e-10))
 
 
-def _matrix_shape(x: Tensor, view: str) -> tuple[int, int]:
-    rows, columns = (
-        (x.shape[0], math.prod(x.shape[1:])) if view == "flatten" else x.shape[-2:]
-    )
-    return rows, columns
-
-
-def _norms(x: Tensor) -> Tensor:
+def matrix_norms(x: Tensor) -> Tensor:
     """Return the norm of each matrix of a batch."""
     return safe_sqrt(x.square().sum(dim=(-2, -1), keepdim=True))
 
 
 def _unit(vectors: Tensor) -> Tensor:
     """Scale columns to norm 1; zero columns remain 0."""
-    return vectors / at_least(_norms(vectors), torch.finfo(vectors.dtype).tiny)
+    return vectors / at_least(matrix_norms(vectors), torch.finfo(vectors.dtype).tiny)

@@ -3,24 +3,32 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import torch
+from torch import Tensor
 
 from gradtx.algorithms._math import at_least, mean, running_mean, safe_sqrt
-from gradtx.algorithms._polynomials import NEWTON_SCHULZ, POLAR_EXPRESS, Coefficients
+from gradtx.algorithms._polynomials import (
+    NEWTON_SCHULZ,
+    POLAR_EXPRESS,
+    Coefficients,
+    Steps,
+)
+from gradtx.algorithms.adam import scale_by_caution
 from gradtx.algorithms.adam_variants import adam_atan2
 from gradtx.algorithms.momentum import trace_ema
 from gradtx.algorithms.muon import (
-    _check_ndims,
-    _norms,
-    _with_decay,
+    Adjustment,
     by_matrix,
+    matrix_norms,
     muon_like,
     orthogonalize,
     scale_by_shape,
 )
+from gradtx.algorithms.scaling import scale_by_learning_rate
 from gradtx.algorithms.sign import scale_by_sign
+from gradtx.algorithms.weight_decay import add_decayed_weights
 from gradtx.arguments import Count, Decay, Decays, NonNegative, Positive
 from gradtx.base.exact import Scalar
 from gradtx.combinators.norm_ratio import scale_by_norm_ratio
@@ -44,7 +52,7 @@ __all__ = [
 def normalize_neurons(
     beta: Decay = 0.95,
     eps: NonNegative = 1e-10,
-    axis: str = "rows",
+    axis: Literal["rows", "long"] = "rows",
     rms: NonNegative | None = None,
 ):
     r"""Divide each row of a matrix by its running root mean square, preserving the norm of the matrix.
@@ -76,32 +84,32 @@ def normalize_neurons(
     Source: Li et al. 2025, NorMuon, arXiv:2510.05491, in the form of adam-atan2-pytorch 0.4.1. Departures: none from
     the latter.
     """
-    if axis not in ("rows", "long"):
-        raise ValueError(
-            f"normalize_neurons: axis must be 'rows' or 'long', got {axis!r}"
-        )
 
-    def averaged(x):
-        """Return the dimension over which the mean square is computed."""
+    def dim_of_means(x):
         return -2 if axis == "long" and x.shape[-2] < x.shape[-1] else -1
 
-    def sizes(param):
+    def first(param):
         shape = list(param.shape)
-        shape[averaged(param)] = 1
+        shape[dim_of_means(param)] = 1
         return param.new_zeros(shape)
 
-    def update(update, state, param, ctx):
-        means = mean(update.square(), averaged(update), keepdim=True)
-        square = running_mean(state["exp_avg_sq"], means, beta)
-        scaled = update / (safe_sqrt(square) + eps)
-        size = (
-            _norms(update)
-            if rms is None
-            else rms * math.sqrt(math.prod(update.shape[-2:]))
-        )
-        return scaled * (size / at_least(_norms(scaled), eps)), {"exp_avg_sq": square}
+    def update(u, state, p, ctx):
+        dim = dim_of_means(u)
+        u, q = equalized(u, state["exp_avg_sq"], beta, eps, dim, rms)
+        return u, {"exp_avg_sq": q}
 
-    return {"exp_avg_sq": square(sizes)}, update
+    return {"exp_avg_sq": square(first)}, update
+
+
+def equalized(
+    u: Tensor, q: Tensor, beta: Any, eps: Any, dim: int = -1, rms: Any = None
+) -> tuple[Tensor, Tensor]:
+    """Divide by the running mean square q over a dimension, restore the norm or set the root mean square; return q."""
+    q = running_mean(q, mean(u.square(), dim, keepdim=True), beta)
+    scaled = u / (safe_sqrt(q) + eps)
+    entries = math.prod(u.shape[-2:])
+    size = matrix_norms(u) if rms is None else rms * math.sqrt(entries)
+    return scaled * (size / at_least(matrix_norms(scaled), eps)), q
 
 
 @per_tensor(whole=True, dims=(2, math.inf))
@@ -109,7 +117,7 @@ def normalize_entries(
     beta: Decay = 0.999,
     eps: NonNegative = 1e-8,
     correct_bias: bool = True,
-    rescale: str | None = "sqrt_min",
+    rescale: Literal["sqrt_min", "rms"] | None = "sqrt_min",
 ):
     r"""Divide each entry of a matrix by its running root mean square, and set the norm of the matrix.
 
@@ -140,25 +148,20 @@ def normalize_entries(
 
     Source: Si et al. 2025, AdaMuon, arXiv:2507.11005, and the authors' code. Departures: none.
     """
-    if rescale not in (None, "sqrt_min", "rms"):
-        raise ValueError(
-            f"normalize_entries: rescale must be None, 'sqrt_min' or 'rms', got {rescale!r}"
-        )
 
-    def update(update, state, param, ctx):
-        square = running_mean(state["exp_avg_sq"], update.square(), beta)
-        corrected = square / ctx.bias_correction(beta) if correct_bias else square
-        scaled = update / (safe_sqrt(corrected) + eps)
-        new = {"exp_avg_sq": square}
-        if rescale is None:
-            return scaled, new
-        rows, columns = update.shape[-2:]
-        size = (
-            math.sqrt(min(rows, columns))
-            if rescale == "sqrt_min"
-            else 0.2 * math.sqrt(rows * columns)
-        )
-        return scaled * (size / (_norms(scaled) + eps)), new
+    def update(u, state, p, ctx):
+        v = running_mean(state["exp_avg_sq"], u.square(), beta)
+        corrected = v / ctx.bias_correction(beta) if correct_bias else v
+        d = u / (safe_sqrt(corrected) + eps)
+        if rescale is not None:
+            rows, columns = u.shape[-2:]
+            size = (
+                math.sqrt(min(rows, columns))
+                if rescale == "sqrt_min"
+                else 0.2 * math.sqrt(rows * columns)
+            )
+            d = d * (size / (matrix_norms(d) + eps))
+        return d, {"exp_avg_sq": v}
 
     return {"exp_avg_sq": square()}, update
 
@@ -171,11 +174,11 @@ def normuon(
     beta2: Decay = 0.95,
     nesterov: bool = True,
     eps: NonNegative = 1e-10,
-    axis: str = "rows",
+    axis: Literal["rows", "long"] = "rows",
     rms: NonNegative | None = None,
     ns_coefficients: Coefficients = "simple",
-    ns_steps: Annotated[int, "[0, 100)"] | None = None,
-    adjust_lr_fn: str | None = "original",
+    ns_steps: Steps | None = None,
+    adjust_lr_fn: Adjustment | None = "original",
     ns_dtype: torch.dtype | None = None,
     fallback: GradientTransformation | None = None,
 ):
@@ -244,11 +247,11 @@ def adamuon(
     nesterov: bool = True,
     eps: NonNegative = 1e-8,
     sign: bool = False,
-    rescale: str | None = "sqrt_min",
+    rescale: Literal["sqrt_min", "rms"] | None = "sqrt_min",
     correct_bias: bool = True,
     ns_coefficients: Coefficients = "simple",
-    ns_steps: Annotated[int, "[0, 100)"] | None = None,
-    adjust_lr_fn: str | None = "match_rms_adamw",
+    ns_steps: Steps | None = None,
+    adjust_lr_fn: Adjustment | None = "match_rms_adamw",
     ns_dtype: torch.dtype | None = None,
     fallback: GradientTransformation | None = None,
 ):
@@ -320,8 +323,8 @@ def namo(
     eps: NonNegative = 1e-8,
     correct_bias: bool = False,
     ns_coefficients: Coefficients = "quintic",
-    ns_steps: Annotated[int, "[0, 100)"] | None = None,
-    adjust_lr_fn: str | None = "max_dim",
+    ns_steps: Steps | None = None,
+    adjust_lr_fn: Adjustment | None = "max_dim",
     ns_dtype: torch.dtype | None = None,
     fallback: GradientTransformation | None = None,
 ):
@@ -391,8 +394,8 @@ def contra_muon(
     contra: Scalar = 0.4,
     power_steps: Count = 5,
     ns_coefficients: Coefficients = "newton_schulz",
-    ns_steps: Annotated[int, "[0, 100)"] | None = None,
-    adjust_lr_fn: str | None = "original",
+    ns_steps: Steps | None = None,
+    adjust_lr_fn: Adjustment | None = "original",
     ns_dtype: torch.dtype | None = None,
     fallback: GradientTransformation | None = None,
 ):
@@ -456,17 +459,27 @@ def contra_muon(
     )
 
 
-def _atan2(lr, betas, a, b, weight_decay, decoupled_wd, cautious_factor):
-    """Return Adam-atan2 for the other leaves."""
-    return adam_atan2(
-        lr,
-        betas,
-        weight_decay,
-        decoupled_wd=decoupled_wd,
-        cautious_factor=cautious_factor,
-        a=a,
-        b=b,
+def _beside_adam_atan2(
+    matrices, matrix_ndims, lr, matrix_lr, betas, a, b, wd, decoupled_wd, caution
+):
+    """Use a direction for leaves with these numbers of dimensions, and Adam-atan2 for the others."""
+    if not isinstance(matrix_ndims, tuple) or not all(
+        isinstance(n, int) and n >= 2 for n in matrix_ndims
+    ):
+        raise ValueError(
+            f"matrix_ndims must be a tuple of integers >= 2, got {matrix_ndims!r}"
+        )
+    rate = lr if matrix_lr is None else matrix_lr
+    matrices = chain(
+        matrices,
+        scale_by_caution(caution),
+        add_decayed_weights(wd, relative_to=rate if decoupled_wd else None),
+        scale_by_learning_rate(rate),
     )
+    rest = adam_atan2(
+        lr, betas, wd, decoupled_wd=decoupled_wd, cautious_factor=caution, a=a, b=b
+    )
+    return by_matrix(matrices, rest, lambda _, leaf: leaf.ndim in matrix_ndims)
 
 
 @alias
@@ -481,7 +494,7 @@ def muon_adam_atan2(
     b: Positive = 1.0,
     muon_beta1: Decay = 0.95,
     muon_beta2: Decay = 0.95,
-    muon_steps: Annotated[int, "[0, 100)"] = 5,
+    muon_steps: Steps = 5,
     muon_rms_factor: NonNegative = 0.2,
     use_normuon: bool = False,
     normuon_eps: NonNegative = 1e-10,
@@ -530,17 +543,24 @@ def muon_adam_atan2(
     Source: adam-atan2-pytorch 0.4.1, after Jordan et al. 2024 (Muon), Liu et al. 2025, arXiv:2502.16982, and Li et al.
     2025, arXiv:2510.05491. Departures: the iteration runs in the leaf's dtype; no regenerative regularization.
     """
-    _check_ndims(matrix_ndims)
-    matrix = chain(
+    matrices = chain(
         trace_ema(muon_beta1),
         orthogonalize(NEWTON_SCHULZ, muon_steps, view="batch"),
         normalize_neurons(muon_beta2, normuon_eps) if use_normuon else chain(),
         scale_by_shape("match_rms_adamw", muon_rms_factor, "batch"),
     )
-    decay = (weight_decay, decoupled_wd, cautious_factor)
-    rest = _atan2(lr, betas, a, b, *decay)
-    branch = _with_decay(matrix, lr if muon_lr is None else muon_lr, *decay)
-    return by_matrix(branch, rest, lambda _, tensor: tensor.ndim in matrix_ndims)
+    return _beside_adam_atan2(
+        matrices,
+        matrix_ndims,
+        lr,
+        muon_lr,
+        betas,
+        a,
+        b,
+        weight_decay,
+        decoupled_wd,
+        cautious_factor,
+    )
 
 
 @alias
@@ -554,7 +574,7 @@ def polar_adam_atan2(
     a: Positive = 1.27,
     b: Positive = 1.0,
     polar_beta1: Decay = 0.95,
-    polar_steps: Annotated[int, "[0, 100)"] = 5,
+    polar_steps: Steps = 5,
     polar_rms_factor: NonNegative = 0.2,
     matrix_ndims: tuple[int, ...] = (2, 3),
 ):
@@ -602,13 +622,20 @@ def polar_adam_atan2(
     Source: adam-atan2-pytorch 0.4.1, after Amsel et al. 2025, arXiv:2505.16932. Departures: the iteration runs in the
     leaf's dtype; no regenerative regularization.
     """
-    _check_ndims(matrix_ndims)
-    matrix = chain(
+    matrices = chain(
         trace_ema(polar_beta1),
         orthogonalize(POLAR_EXPRESS, polar_steps, view="batch"),
         scale_by_shape("match_rms_adamw", polar_rms_factor, "batch"),
     )
-    decay = (weight_decay, decoupled_wd, cautious_factor)
-    rest = _atan2(lr, betas, a, b, *decay)
-    branch = _with_decay(matrix, lr if polar_lr is None else polar_lr, *decay)
-    return by_matrix(branch, rest, lambda _, tensor: tensor.ndim in matrix_ndims)
+    return _beside_adam_atan2(
+        matrices,
+        matrix_ndims,
+        lr,
+        polar_lr,
+        betas,
+        a,
+        b,
+        weight_decay,
+        decoupled_wd,
+        cautious_factor,
+    )

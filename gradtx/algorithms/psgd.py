@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -30,7 +30,7 @@ __all__ = [
 DAMPING = 2.0**-23
 
 
-MODES = (None, "one_diag", "smart_one_diag", "all_diag")
+Mode: TypeAlias = Literal["one_diag", "smart_one_diag", "all_diag"]
 
 
 def first_factors(
@@ -47,17 +47,24 @@ def first_factors(
 def applied(x: Tensor, factors: Sequence[Tensor]) -> Tensor:
     """Multiply a tensor along each dimension by that dimension's factor."""
     for i, factor in enumerate(factors):
-        x = _scaled(x, factor, i) if factor.ndim == 1 else multiplied(x, factor, i)
+        x = _times(x, factor, i)
     return x
 
 
-def _scaled(x: Tensor, diagonal: Tensor, i: int) -> Tensor:
-    return x * diagonal.view([-1 if i == k else 1 for k in range(x.ndim)])
+def _times(x: Tensor, factor: Tensor, i: int) -> Tensor:
+    """Multiply a tensor along a dimension by a matrix, or by a diagonal one given as a vector."""
+    if factor.ndim == 2:
+        return multiplied(x, factor, i)
+    return x * factor.view([-1 if i == k else 1 for k in range(x.ndim)])
 
 
-def _squares(factor: Tensor) -> Tensor:
-    """Return Q^T Q."""
-    return factor.square() if factor.ndim == 1 else symmetric_product(factor.mT, factor)
+def _transposed(factor: Tensor) -> Tensor:
+    return factor if factor.ndim == 1 else factor.mT
+
+
+def _square(factor: Tensor) -> Tensor:
+    """Return Q Q^T."""
+    return factor.square() if factor.ndim == 1 else symmetric_product(factor, factor.mT)
 
 
 def preconditioned(x: Tensor, factors: Sequence[Tensor]) -> Tensor:
@@ -65,10 +72,9 @@ def preconditioned(x: Tensor, factors: Sequence[Tensor]) -> Tensor:
     for i, factor in enumerate(factors):
         if factor.ndim == 2 and factor.numel() > x.numel():
             # Two products with the tensor are cheaper than one of two factors.
-            x = multiplied(multiplied(x, factor, i), factor.mT, i)
+            x = _times(_times(x, factor, i), factor.mT, i)
         else:
-            square = _squares(factor)
-            x = _scaled(x, square, i) if square.ndim == 1 else multiplied(x, square, i)
+            x = _times(x, _square(_transposed(factor)), i)
     return x
 
 
@@ -108,37 +114,23 @@ def _above_zero(x: Tensor) -> Tensor:
     return torch.where(x > 0, x, 1.0)
 
 
-class Annealed(NamedTuple):
-    """The steps at which annealed updates are due: every step at first, finally every `PERIOD` steps.
-
-    Attributes:
-        since: The number of steps since the last update, after each step.
-        updates: The number of updates up to each step.
-    """
-
-    since: list[int]
-    updates: list[int]
-
-    def is_due(self, step: int) -> bool:
-        late = step - (len(self.since) - 1)
-        return self.since[step] == 0 if late <= 0 else late % PERIOD == 0
-
-    def number(self, step: int) -> int:
-        """Return the number of updates up to a step."""
-        late = step - (len(self.updates) - 1)
-        return self.updates[step] if late <= 0 else self.updates[-1] + late // PERIOD
-
-
 @functools.cache
-def annealed_steps() -> Annealed:
-    """Return the counts up to the step from which the period is constant."""
-    since, updates = [0], [0]
-    while annealed_probability(float(len(since))) > LEAST or since[-1]:
-        count = since[-1] + 1
-        due = count >= 1 / annealed_probability(float(len(since)))
-        since.append(0 if due else count)
+def annealed_updates() -> list[int]:
+    """Return the number of updates up to each step, until their period is constant."""
+    updates, count = [0], 0
+    while annealed_probability(float(len(updates))) > LEAST or count:
+        count += 1
+        due = count >= 1 / annealed_probability(float(len(updates)))
+        count = 0 if due else count
         updates.append(updates[-1] + due)
-    return Annealed(since, updates)
+    return updates
+
+
+def annealed_number(step: int) -> int:
+    """Return the number of updates up to a step: at every step at first, finally every `PERIOD` steps."""
+    updates = annealed_updates()
+    late = step - (len(updates) - 1)
+    return updates[step] if late <= 0 else updates[-1] + late // PERIOD
 
 
 LEAST = 0.03  # the fraction of steps with an update in the end
@@ -155,71 +147,55 @@ def annealed_probability(step: Any) -> Any:
     return max(LEAST, min(1.0, math.exp(exponent)))
 
 
-# A named tuple, because dynamo cannot trace a closure over a dataclass.
-class Sides(NamedTuple):
-    """Define how a leaf is viewed as a tensor with one factor per dimension.
+def matrix_shape(of_leaf: Sequence[int]) -> tuple[int, ...]:
+    """Return the shape of a leaf whose dimensions are merged to at most two of similar size."""
+    shape = tuple(of_leaf)
+    if len(shape) <= 2:
+        return shape
+    leading = (math.prod(shape[:-1]), shape[-1])
+    trailing = (shape[0], math.prod(shape[1:]))
+    is_leading = leading[1] - leading[0] <= trailing[1] - trailing[0]
+    return leading if is_leading else trailing
 
-    Attributes:
-        merges: View a leaf with more than two dimensions as a matrix.
-        limit: Larger dimensions have a diagonal factor.
-        least: Leaves with fewer dimensions have only diagonal factors.
-        mode: "one_diag", "smart_one_diag", "all_diag" or None.
-    """
 
-    merges: bool
-    limit: int
-    least: int
-    mode: str | None
+def diagonal_sides(
+    shape: tuple[int, ...], limit: int, least: int, mode: Mode | None
+) -> list[bool]:
+    """Return whether each dimension has a diagonal factor; all have one below `least` dimensions."""
+    if len(shape) < least or mode == "all_diag":
+        return [True] * len(shape)
+    flags = [size == 1 or size > limit for size in shape]
+    largest = max(shape)
+    stands_out = len(shape) > 1 and shape.count(largest) == 1
+    if mode == "one_diag" or (mode == "smart_one_diag" and stands_out):
+        flags[shape.index(largest)] = True
+    return flags
 
-    def view(self, of_leaf: Sequence[int]) -> tuple[int, ...]:
-        """Return the shape in which a leaf of this shape is viewed."""
-        shape = tuple(of_leaf) or (1,)
-        if not self.merges or len(shape) <= 2:
-            return shape
-        leading = (math.prod(shape[:-1]), shape[-1])
-        trailing = (shape[0], math.prod(shape[1:]))
-        is_leading = leading[1] - leading[0] <= trailing[1] - trailing[0]
-        return leading if is_leading else trailing
 
-    def first(self, x: Tensor, scale: Any) -> list[Tensor]:
-        """Return the initial factors."""
-        shape = self.view(x.shape)
-        scale = scale ** (1 / len(shape))
-        return first_factors(x, shape, scale, self._diagonal(shape))
-
-    def _diagonal(self, shape: tuple[int, ...]) -> list[bool]:
-        if len(shape) < self.least or self.mode == "all_diag":
-            return [True] * len(shape)
-        flags = [size == 1 or size > self.limit for size in shape]
-        largest = max(shape)
-        is_smart = self.mode == "smart_one_diag"
-        if self.mode == "one_diag" or (
-            is_smart and len(shape) > 1 and shape.count(largest) == 1
-        ):
-            flags[shape.index(largest)] = True
-        return flags
+def _noisy(
+    x: Tensor, factors: Sequence[Tensor], square_of_damping: Any
+) -> list[Tensor]:
+    """Return mat_i(A) mat_i(A)^T for A = (x + noise) x_i Q_i and each factor, averaged over the noise."""
+    whole = applied(x, factors)
+    sizes = _products_of_others([factor.square().sum() for factor in factors])
+    terms: list[Tensor] = []
+    for i, factor in enumerate(factors):
+        noise = square_of_damping * sizes[i] * _square(factor)
+        terms.append(_outer(whole, i, factor) + noise)
+    return terms
 
 
 def expected_terms(
     x: Tensor, factors: Sequence[Tensor], damping: Tensor
 ) -> list[tuple[Tensor, Tensor]]:
     """Return the two terms of each factor's gradient, averaged analytically over the random probe."""
-    whole = applied(x, factors)
     inverses = [_inverse(factor) for factor in factors]
-    sizes = _products_of_others([factor.square().sum() for factor in factors])
-    inverse_sizes = _products_of_others(
-        [inverse.square().sum() for inverse in inverses]
-    )
-    terms = []
-    for i, (factor, inverse) in enumerate(zip(factors, inverses, strict=True)):
-        noise = (
-            factor.square()
-            if factor.ndim == 1
-            else symmetric_product(factor, factor.mT)
-        )
-        first = _outer(whole, i, factor) + damping.square() * sizes[i] * noise
-        terms.append((first, inverse_sizes[i] * _squares(inverse)))
-    return terms
+    sizes = _products_of_others([inverse.square().sum() for inverse in inverses])
+    second = [
+        size * _square(_transposed(inverse))
+        for size, inverse in zip(sizes, inverses, strict=True)
+    ]
+    return list(zip(_noisy(x, factors, damping.square()), second, strict=True))
 
 
 def random_terms(
@@ -227,10 +203,7 @@ def random_terms(
 ) -> list[tuple[Tensor, Tensor]]:
     """Return the two terms of each factor's gradient for a random probe."""
     whole = applied(x + damping * probe, factors)
-    inverses = [_inverse(factor) for factor in factors]
-    other = applied(
-        probe, [inverse if inverse.ndim == 1 else inverse.mT for inverse in inverses]
-    )
+    other = applied(probe, [_transposed(_inverse(factor)) for factor in factors])
     return [
         (_outer(whole, i, factor), _outer(other, i, factor))
         for i, factor in enumerate(factors)
@@ -246,16 +219,17 @@ def _inverse(factor: Tensor) -> Tensor:
 
 def descended(factor: Tensor, first: Tensor, second: Tensor, rate: Any) -> Tensor:
     """Return a factor after one step of gradient descent."""
-    if factor.ndim == 1:
-        size = _above_zero((first + second).abs().amax())
-        return factor - rate * (first - second) / size * factor
     bound = _above_zero(_lower_bound(first + second))
+    if factor.ndim == 1:
+        return factor - rate * (first - second) / bound * factor
     return factor - rate * (first - second).triu() / bound @ factor
 
 
 def _lower_bound(x: Tensor) -> Tensor:
     """Return a lower bound of the spectral norm of a symmetric matrix, usually a tight one."""
     size = x.abs().amax()
+    if x.ndim == 1:
+        return size
     x = x / _above_zero(size)
     column = x.square().sum(dim=0).argmax()
     y = x @ x.index_select(1, column[None])
@@ -279,12 +253,12 @@ def scale_by_psgd_kron(
     precond_init_scale: Positive = 1.0,
     precondition_frequency: int | str = "annealed",
     balance_every: Count = 100,
-    probes: str = "expected",
+    probes: Literal["expected", "random"] = "expected",
     seed: int = 0,
     momentum_into_precond_update: bool = True,
     max_size_triangular: NonNegativeInt = 8192,
     min_ndim_triangular: NonNegativeInt = 2,
-    memory_save_mode: str | None = None,
+    memory_save_mode: Mode | None = None,
     merge_dims: bool = True,
     clip_rms: Positive = 1.1,
 ):
@@ -334,61 +308,50 @@ def scale_by_psgd_kron(
     Source: Li 2015, arXiv:1512.04202; Pooladzandi and Li 2024, arXiv:2402.11858; kron-torch 0.3.3. Departures:
     "expected"; rescaling at fixed intervals instead of at random; the noise does not enter the direction.
     """
-    if memory_save_mode not in MODES:
-        raise ValueError(
-            f"scale_by_psgd_kron: memory_save_mode must be one of {MODES}, got {memory_save_mode!r}"
-        )
-    if probes not in ("expected", "random"):
-        raise ValueError(
-            f"scale_by_psgd_kron: probes must be 'expected' or 'random', got {probes!r}"
-        )
-    frequency = _checked_frequency(precondition_frequency)
-    sides = Sides(
-        merge_dims, max_size_triangular, min_ndim_triangular, memory_save_mode
-    )
+    every = _checked_frequency(precondition_frequency)
+
+    def shape_of(x):
+        shape = matrix_shape(x.shape) if merge_dims else tuple(x.shape)
+        return shape or (1,)
 
     def init(param, *random):
+        shape = shape_of(param)
+        diagonal = diagonal_sides(
+            shape, max_size_triangular, min_ndim_triangular, memory_save_mode
+        )
+        scale = precond_init_scale ** (1 / len(shape))
         slots: dict[str, Any] = {"momentum_buffer": torch.zeros_like(param)}
-        slots["Q"] = sides.first(param, precond_init_scale)
-        if frequency is None:
+        slots["Q"] = first_factors(param, shape, scale, diagonal)
+        if every is None:
             zero = torch.zeros((), dtype=torch.int64, device=param.device)
             slots |= {"since_update": zero, "updates": zero}
         return slots
 
-    def fitted(x, factors, updates, ctx):
-        """Return the factors after the update whose number is `updates(step)`."""
-        factors = ctx.when(
-            lambda step: updates(step) % balance_every == 0,
-            lambda: rebalanced(factors),
-            lambda: factors,
+    def fitted(h, Q, number, ctx):
+        """Return the factors after the update with this number."""
+        Q = ctx.when(
+            lambda step: number(step) % balance_every == 0,
+            lambda: rebalanced(Q),
+            lambda: Q,
         )
-        damping = DAMPING**0.5 * x.abs().mean()
+        damping = DAMPING**0.5 * h.abs().mean()
+        terms = expected_terms
         if probes == "random":
-            terms = random_terms(x, factors, damping, ctx.rng.normal(x))
-        else:
-            terms = expected_terms(x, factors, damping)
-        return [
-            descended(factor, *each, precond_lr)
-            for factor, each in zip(factors, terms, strict=True)
-        ]
+            terms = functools.partial(random_terms, probe=ctx.rng.normal(h))
+        pairs = zip(Q, terms(h, Q, damping), strict=True)
+        return [descended(factor, *both, precond_lr) for factor, both in pairs]
 
-    def update(update, state, param, ctx):
-        if not update.numel():
-            return update, dict(state)
-        buffer = running_mean(state["momentum_buffer"], update, b1)
-        mean = (buffer / ctx.bias_correction(b1)).reshape(sides.view(update.shape))
-        x = mean if momentum_into_precond_update else update.reshape(mean.shape)
-        if frequency is None:
-            is_due, updates, counts = _annealed(state, ctx)
-        else:
-            is_due, updates, counts = _periodic(frequency)
-        new = {"momentum_buffer": buffer, **counts}
-        new["Q"] = ctx.when(
-            is_due, lambda: fitted(x, state["Q"], updates, ctx), lambda: state["Q"]
-        )
-        direction = preconditioned(mean, new["Q"])
-        direction = direction * at_most(clip_rms / (rms(direction) + 1e-12), 1.0)
-        return direction.reshape(update.shape), new
+    def update(g, state, p, ctx):
+        if not g.numel():
+            return g, {}
+        m, Q = running_mean(state["momentum_buffer"], g, b1), state["Q"]
+        mean = (m / ctx.bias_correction(b1)).reshape(shape_of(g))
+        h = mean if momentum_into_precond_update else g.reshape(mean.shape)
+        is_due, number, counts = _schedule(every, state, ctx)
+        Q = ctx.when(is_due, lambda: fitted(h, Q, number, ctx), lambda: Q)
+        u = preconditioned(mean, Q)
+        u = u * at_most(clip_rms / (rms(u) + 1e-12), 1.0)
+        return u.reshape(g.shape), {"momentum_buffer": m, "Q": Q, **counts}
 
     return init, update
 
@@ -404,32 +367,27 @@ def _checked_frequency(frequency: Any) -> int | None:
     return frequency
 
 
-def _annealed(state: Any, ctx: Any) -> tuple[Any, Any, dict[str, Tensor]]:
-    """Return whether an update is due, its number, and the new counts; from a table if the host knows the step."""
+def _schedule(
+    every: int | None, state: Any, ctx: Any
+) -> tuple[Any, Any, dict[str, Tensor]]:
+    """Return whether an update is due at a step, the number of updates up to it, and the new counts."""
+    if every is not None:
+        return lambda step: step % every == 0, lambda step: step // every, {}
     count = state["since_update"] + 1
     due = count >= 1 / annealed_probability(ctx.time)
-    update_count = state["updates"] + due.to(torch.int64)
+    updates = state["updates"] + due.to(torch.int64)
 
+    # From a table if the host knows the step.
     def is_due(step):
-        return annealed_steps().is_due(step) if isinstance(step, int) else due
+        if isinstance(step, int):
+            return annealed_number(step) > annealed_number(step - 1)
+        return due
 
-    def updates(step):
-        return annealed_steps().number(step) if isinstance(step, int) else update_count
+    def number(step):
+        return annealed_number(step) if isinstance(step, int) else updates
 
-    counts = {"since_update": torch.where(due, 0, count), "updates": update_count}
-    return is_due, updates, counts
-
-
-def _periodic(frequency: int) -> tuple[Any, Any, dict[str, Tensor]]:
-    """Return the same for updates at fixed intervals, which need no counts."""
-
-    def is_due(step):
-        return step % frequency == 0
-
-    def updates(step):
-        return step // frequency
-
-    return is_due, updates, {}
+    counts = {"since_update": torch.where(due, 0, count), "updates": updates}
+    return is_due, number, counts
 
 
 @per_tensor(whole=True)
@@ -491,56 +449,45 @@ def scale_by_psgd_pro(
         ones = [param.new_ones(()) for _ in factors]
         return {"exp_avg": torch.zeros_like(param), "Q": factors, "lipschitz": ones}
 
-    def update(update, state, param, ctx):
-        if not update.numel():
-            return update, dict(state)
-        mean = running_mean(state["exp_avg"], update, momentum)
-        x = mean.reshape(tuple(mean.shape) or (1,))
-        rate = at_least(
-            precond_lr / (1 + (ctx.time - 1) / warmup_steps).sqrt(), min_precond_lr
-        )
-        factors, bounds = fitted(x, state["Q"], state["lipschitz"], rate)
-        direction = preconditioned(x, factors)
-        if not (isinstance(max_update_rms, float) and max_update_rms == 0):
-            direction = direction * at_most(
-                max_update_rms / (rms(direction) + 1e-7), 1.0
-            )
-        return direction.reshape(update.shape), {
-            "exp_avg": mean,
-            "Q": factors,
-            "lipschitz": bounds,
-        }
+    def update(g, state, p, ctx):
+        if not g.numel():
+            return g, {}
+        m = running_mean(state["exp_avg"], g, momentum)
+        x = m.reshape(tuple(m.shape) or (1,))
+        rate = precond_lr / (1 + (ctx.time - 1) / warmup_steps).sqrt()
+        rate = at_least(rate, min_precond_lr)
+        Q, bounds = fitted(x, state["Q"], state["lipschitz"], rate)
+        u = preconditioned(x, Q)
+        if not is_off(max_update_rms):
+            u = u * at_most(max_update_rms / (rms(u) + 1e-7), 1.0)
+        return u.reshape(g.shape), {"exp_avg": m, "Q": Q, "lipschitz": bounds}
 
     def fitted(x, factors, bounds, rate):
-        squares = [_squares(factor) for factor in factors]
-        whole = applied(x, squares)
-        sizes = _products_of_others([square.square().sum() for square in squares])
+        squares = [_square(_transposed(factor)) for factor in factors]
+        terms = _noisy(x, squares, damping_noise_scale**2)
         new, new_bounds = [], []
-        for i, factor in enumerate(factors):
-            square = (
-                squares[i].square() if factor.ndim == 1 else squares[i] @ squares[i]
-            )
-            statistics = (
-                _outer(whole, i, factor) + damping_noise_scale**2 * sizes[i] * square
-            )
+        for i, (factor, statistics) in enumerate(zip(factors, terms, strict=True)):
             others = x.numel() / x.shape[i]
-            length = others + (
-                statistics.amax()
-                if factor.ndim == 1
-                else _power_bound(statistics, statistics.diagonal().amax())
-            )
-            bound = torch.maximum(
-                beta_lip * bounds[i] + (1 - beta_lip) * length, length
-            )
-            pushed = statistics * factor if factor.ndim == 1 else statistics @ factor
-            factor = factor - rate / bound * (pushed - others * factor)
-            new.append(
-                (factor if factor.ndim == 1 else symmetrized(factor)).to(x.dtype)
-            )
+            length = others + _largest_eigenvalue(statistics)
+            bound = torch.maximum(running_mean(bounds[i], length, beta_lip), length)
+            if factor.ndim == 1:
+                change = statistics * factor - others * factor
+                factor = factor - rate / bound * change
+            else:
+                change = statistics @ factor - others * factor
+                factor = symmetrized(factor - rate / bound * change)
+            new.append(factor.to(x.dtype))
             new_bounds.append(bound)
         return rebalanced(new), new_bounds
 
     return init, update
+
+
+def _largest_eigenvalue(x: Tensor) -> Tensor:
+    """Return a lower bound of the largest eigenvalue of a matrix without negative ones; a vector is a diagonal."""
+    if x.ndim == 1:
+        return x.amax()
+    return _power_bound(x, x.diagonal().amax())
 
 
 def _power_bound(x: Tensor, scale: Tensor) -> Tensor:
@@ -588,12 +535,12 @@ def psgd_kron(
     precond_init_scale: Positive = 1.0,
     precondition_frequency: int | str = "annealed",
     balance_every: Count = 100,
-    probes: str = "expected",
+    probes: Literal["expected", "random"] = "expected",
     seed: int = 0,
     momentum_into_precond_update: bool = True,
     max_size_triangular: NonNegativeInt = 8192,
     min_ndim_triangular: NonNegativeInt = 2,
-    memory_save_mode: str | None = None,
+    memory_save_mode: Mode | None = None,
     merge_dims: bool = True,
     clip_rms: Positive = 1.1,
 ):

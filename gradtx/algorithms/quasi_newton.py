@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -34,7 +34,9 @@ __all__ = [
     compiles=False,
 )
 def scale_by_lbfgs(
-    history: Count = 10, curvature: NonNegative = 1e-10, first: str = "l1"
+    history: Count = 10,
+    curvature: NonNegative = 1e-10,
+    first: Literal["l1", "none"] = "l1",
 ):
     r"""Multiply the gradient by an inverse Hessian estimated from the last steps and gradients: L-BFGS.
 
@@ -77,8 +79,6 @@ def scale_by_lbfgs(
     differences of parameters and therefore include later links (line searches, decay, projections); torch.optim.LBFGS
     uses its own step. Every leaf needs a gradient at every step, from the full batch or a large one.
     """
-    if first not in ("l1", "none"):
-        raise ValueError(f"scale_by_lbfgs: first must be 'l1' or 'none', got {first!r}")
 
     def init(param):
         zeros = [torch.zeros_like(param) for _ in range(history)]
@@ -92,61 +92,60 @@ def scale_by_lbfgs(
             "products_y": products.clone(),
         }
 
-    def update(update, state, param, ctx):
-        step = param - state["prev_param"]  # s
-        change = update - state["previous_grad"]  # y
-        totals = yield _products(update, step, change, state)
-        product = totals["sy_new"]
-        accepted = (product > curvature) & (ctx.step > 1)
-        pairs = _Pairs(state, accepted, totals, history)
-        steps = pairs.kept(step, "s")
-        changes = pairs.kept(change, "y")
-        new_gamma = product / _or_one(totals["yy_new"])
-        gamma = torch.where(accepted, new_gamma, state["gamma"])
-        direction = pairs.direction(update, gamma, steps, changes)
-        first_direction = update
-        if first == "l1":
-            first_direction = update * _first_factor(totals["size"])
-        one_more = (state["count"] + 1).clamp(max=history)
-        new_state = {
-            "prev_param": param,
-            "previous_grad": update,
-            "s": steps,
-            "y": changes,
-            "products_s": pairs.products_s,
-            "products_y": pairs.products_y,
-            "count": torch.where(accepted, one_more, state["count"]),
+    def update(g, state, p, ctx):
+        S = [*state["s"], p - state["prev_param"]]
+        Y = [*state["y"], g - state["previous_grad"]]
+        totals = yield _products(S, Y, g)
+
+        def stacked(name):
+            return torch.stack([totals[f"{name}_{i}"] for i in range(history + 1)])
+
+        sy, yy, sg, yg = stacked("sy"), stacked("yy"), stacked("sg"), stacked("yg")
+        accepted = (sy[-1] > curvature) & (ctx.step > 1)
+
+        def kept(new, old):
+            return torch.where(accepted, new, old)
+
+        S = [kept(new, old) for new, old in zip(S[1:], S[:-1], strict=True)]
+        Y = [kept(new, old) for new, old in zip(Y[1:], Y[:-1], strict=True)]
+        gamma = kept(sy[-1] / torch.where(yy[-1] == 0, 1.0, yy[-1]), state["gamma"])
+        old_sy = full_tensor(state["products_s"]).to(sy.dtype)
+        old_yy = full_tensor(state["products_y"]).to(yy.dtype)
+        products_s = kept(_with_newest(old_sy, sy[1:]), old_sy)
+        products_y = kept(_with_newest(old_yy, yy[1:]), old_yy)
+        sg, yg = kept(sg[1:], sg[:-1]), kept(yg[1:], yg[:-1])
+        weights = _weights(products_s, products_y, sg, yg, gamma).to(g.dtype)
+        direction = gamma * g
+        for weight, vector in zip(weights, [*S, *Y], strict=True):
+            direction = direction + weight * vector
+        length = totals["length"].clamp(min=1.0)
+        first_direction = g * (1 / length) if first == "l1" else g
+        count = state["count"]
+        new = {
+            "prev_param": p,
+            "previous_grad": g,
+            "s": S,
+            "y": Y,
+            "products_s": products_s,
+            "products_y": products_y,
+            "count": kept((count + 1).clamp(max=history), count),
             "gamma": gamma,
         }
-        yield torch.where(ctx.seen, direction, first_direction), new_state
+        yield torch.where(ctx.seen, direction, first_direction), new
 
     return init, update
 
 
-def _or_one(x: Tensor) -> Tensor:
-    return torch.where(x == 0, 1.0, x)
-
-
-def _first_factor(size: Tensor) -> Tensor:
-    """Return min(1, 1 / size)."""
-    return 1 / size.clamp(min=1.0)
-
-
-def _products(
-    update: Tensor, step: Tensor, change: Tensor, state: Any
-) -> dict[str, Tensor]:
-    """Return one leaf's terms of all inner products that are new in this step, and of the gradient's 1-norm."""
-    vectors_of_name = {"s": [*state["s"], step], "y": [*state["y"], change]}
-    columns = _as_rows([change, update])
-    terms = {"size": update.abs().sum()}
-    for name, vectors in vectors_of_name.items():
-        products = full_tensor(_as_rows(vectors) @ columns.mT)
+def _products(S: list[Tensor], Y: list[Tensor], g: Tensor) -> dict[str, Tensor]:
+    """Return one leaf's terms of the inner products with the newest y and with g, and of the 1-norm of g."""
+    terms = {"length": g.abs().sum()}
+    columns = _as_rows([Y[-1], g]).mT
+    for name, vectors in {"s": S, "y": Y}.items():
+        products = full_tensor(_as_rows(vectors) @ columns)
         products = products.to(exact_dtype(products))
-        labels = [*range(len(vectors) - 1), "new"]
-        for label, row in zip(labels, products.unbind(), strict=True):
-            with_change, with_gradient = row
-            terms[f"{name}y_{label}"] = with_change
-            terms[f"{name}g_{label}"] = with_gradient
+        for i, (with_y, with_g) in enumerate(products.unbind()):
+            terms[f"{name}y_{i}"] = with_y
+            terms[f"{name}g_{i}"] = with_g
     return terms
 
 
@@ -155,84 +154,31 @@ def _as_rows(tensors: list[Tensor]) -> Tensor:
     return torch.stack([tensor.reshape(-1) for tensor in tensors])
 
 
-class _Pairs:
-    """Store the pairs after a step and compute the direction from their inner products.
+def _with_newest(old: Tensor, edge: Tensor) -> Tensor:
+    """Drop the oldest pair from a matrix of products, and append `edge` as the newest row and column."""
+    upper = torch.cat([old[1:, 1:], edge[:-1, None]], dim=1)
+    return torch.cat([upper, edge[None, :]])
 
-    Attributes:
-        products_s: Inner products of each s (row) with its own and later y (column); the others are never read.
-        products_y: Inner products of each y with each y.
+
+def _weights(sy: Tensor, yy: Tensor, sg: Tensor, yg: Tensor, gamma: Tensor) -> Tensor:
+    """Return c and -gamma u of H g = gamma g + S c - gamma Y u.
+
+    With the upper triangle R of S^T Y and its diagonal D, R u = S^T g and R^T c = (D + gamma Y^T Y) u - gamma Y^T g.
+    Pairs that do not exist yet have a 1 in R; the entries of `sy` below the diagonal are never read.
     """
-
-    def __init__(
-        self, state: Any, accepted: Tensor, totals: dict[str, Tensor], history: int
-    ):
-        self._state = state
-        self._accepted = accepted
-        self._history = history
-        self.products_s = self._with_newest(
-            state["products_s"], self._with_change(totals, "s")
-        )
-        self.products_y = self._with_newest(
-            state["products_y"], self._with_change(totals, "y")
-        )
-        self._with_gradient: dict[str, Tensor] = {}
-        for name in ("s", "y"):
-            old = torch.stack([totals[f"{name}g_{i}"] for i in range(history)])
-            new = torch.cat([old[1:], totals[f"{name}g_new"][None]])
-            self._with_gradient[name] = torch.where(accepted, new, old)
-
-    def _with_change(self, totals: dict[str, Tensor], name: str) -> Tensor:
-        """Return the inner products of the newest y with all vectors of a history but the oldest, newest last."""
-        labels = [*range(1, self._history), "new"]
-        return torch.stack([totals[f"{name}y_{label}"] for label in labels])
-
-    def _with_newest(self, old: Tensor, edge: Tensor) -> Tensor:
-        """Drop the oldest pair and append `edge` as a row and a column for the newest, if it was accepted."""
-        old = full_tensor(old).to(edge.dtype)
-        upper = torch.cat([old[1:, 1:], edge[:-1, None]], dim=1)
-        new = torch.cat([upper, edge[None, :]])
-        return torch.where(self._accepted, new, old)
-
-    def kept(self, newest: Tensor, name: str) -> list[Tensor]:
-        """Return the vectors of a history after this step."""
-        old = self._state[name]
-        shifted = [*old[1:], newest]
-        kept: list[Tensor] = []
-        for old_vector, new_vector in zip(old, shifted, strict=True):
-            kept.append(torch.where(self._accepted, new_vector, old_vector))
-        return kept
-
-    def direction(
-        self,
-        gradient: Tensor,
-        gamma: Tensor,
-        steps: list[Tensor],
-        changes: list[Tensor],
-    ) -> Tensor:
-        """Return gamma g + S c - gamma Y u with R u = S^T g and R^T c = (D + gamma Y^T Y) u - gamma Y^T g.
-
-        R is the upper triangle of S^T Y and D its diagonal; pairs that do not exist yet have a 1 in R.
-        """
-        present = self.products_s.diagonal() != 0
-        triangle = self.products_s.triu() + torch.diag((~present).to(gamma.dtype))
-        along_steps = self._with_gradient["s"][:, None]
-        along_changes = self._with_gradient["y"][:, None]
-        u = torch.linalg.solve_triangular(triangle, along_steps, upper=True)
-        diagonal = torch.diag(self.products_s.diagonal())
-        right = (diagonal + gamma * self.products_y) @ u - gamma * along_changes
-        c = torch.linalg.solve_triangular(triangle.mT, right, upper=False)
-        weights = torch.cat([c, -gamma * u]).squeeze(1).to(gradient.dtype)
-        direction = gamma * gradient
-        for weight, vector in zip(weights, [*steps, *changes], strict=True):
-            direction = direction + weight * vector
-        return direction
+    diagonal = sy.diagonal()
+    R = sy.triu() + torch.diag((diagonal == 0).to(sy.dtype))
+    u = torch.linalg.solve_triangular(R, sg[:, None], upper=True)
+    right = (torch.diag(diagonal) + gamma * yy) @ u - gamma * yg[:, None]
+    c = torch.linalg.solve_triangular(R.mT, right, upper=False)
+    return torch.cat([c, -gamma * u]).squeeze(1)
 
 
 @per_tensor(needs=("params",))
 def scale_by_apollo(
     beta: Decay = 0.9,
     eps: Positive = 1e-4,
-    rebound: str = "constant",
+    rebound: Literal["constant", "belief"] = "constant",
     weight_decay: NonNegative = 0.0,
     weight_decay_type: str = "decoupled",
 ):
@@ -275,10 +221,6 @@ def scale_by_apollo(
     Source: Ma 2020, arXiv:2009.13586. Departures: none from the authors' 2021 code; torch_optimizer's Apollo is an
     earlier version with $\sigma = 1$. Not the low-rank APOLLO of arXiv:2412.05270.
     """
-    if rebound not in ("constant", "belief"):
-        raise ValueError(
-            f"scale_by_apollo: rebound must be 'constant' or 'belief', got {rebound!r}"
-        )
     if weight_decay_type not in ("decoupled", "stable"):
         raise ValueError(
             f"scale_by_apollo: weight_decay_type must be 'decoupled' or 'stable', got {weight_decay_type!r}; "
@@ -286,32 +228,24 @@ def scale_by_apollo(
         )
     belief, stable = rebound == "belief", weight_decay_type == "stable"
 
-    def update(update, state, param, ctx):
-        share = (1 - beta) / ctx.bias_correction(beta)
-        change = update - state["exp_avg_grad"]
-        mean = state["exp_avg_grad"] + share * change
-        last, curvature = state["update"], state["approx_hessian"]
+    def update(g, state, p, ctx):
+        d, B = state["update"], state["approx_hessian"]
+        a = (1 - beta) / ctx.bias_correction(beta)
+        change = g - state["exp_avg_grad"]
+        m = state["exp_avg_grad"] + a * change
         # The 4-norm as two roots, which are safe to differentiate at 0.
-        length = safe_sqrt(safe_sqrt(last.square().square().sum())) + (
+        n = safe_sqrt(safe_sqrt(d.square().square().sum())) + (
             eps if belief else eps / 0.01
         )
-        along = last / length
-        squares = along.square()
-        misfit = share / length * (change * along).sum() + (curvature * squares).sum()
-        curvature = curvature - misfit * squares
-        bound = largest(change.abs()) if belief else 0.01
-        size = at_least(curvature.abs(), bound)
+        q = d / n
+        misfit = a / n * (change * q).sum() + (B * q.square()).sum()
+        B = B - misfit * q.square()
+        size = at_least(B.abs(), largest(change.abs()) if belief else 0.01)
         if belief:
-            size = size + eps / share
-        direction = mean / size
-        if not is_off(weight_decay):
-            decay = weight_decay / size.mean() if stable else weight_decay
-            direction = direction + decay * param
-        return direction, {
-            "exp_avg_grad": mean,
-            "approx_hessian": curvature,
-            "update": direction,
-        }
+            size = size + eps / a
+        decay = weight_decay / size.mean() if stable else weight_decay
+        d = m / size if is_off(weight_decay) else m / size + decay * p
+        return d, {"exp_avg_grad": m, "approx_hessian": B, "update": d}
 
     return {
         "exp_avg_grad": linear(),
@@ -325,11 +259,11 @@ def apollo(
     lr: NonNegative = 0.01,
     beta: Decay = 0.9,
     eps: Positive = 1e-4,
-    rebound: str = "constant",
+    rebound: Literal["constant", "belief"] = "constant",
     warmup: NonNegativeInt = 500,
     init_lr: NonNegative | None = None,
     weight_decay: NonNegative = 0.0,
-    weight_decay_type: str | None = None,
+    weight_decay_type: Literal["L2", "decoupled", "stable"] | None = None,
 ):
     r"""Apollo: momentum divided by a diagonal quasi-Newton estimate of the curvature, with a warm-up of the rate.
 
@@ -372,10 +306,6 @@ def apollo(
     step ahead in its warm-up; its APOLLO is a different method.
     """
     kind = weight_decay_type or ("L2" if rebound == "constant" else "decoupled")
-    if kind not in ("L2", "decoupled", "stable"):
-        raise ValueError(
-            f"weight_decay_type must be 'L2', 'decoupled' or 'stable', got {weight_decay_type!r}"
-        )
     first = lr / 1000 if init_lr is None else init_lr
     # The cosine part, from lr to lr, is constant.
     rate = warmup_cosine_schedule(warmup, lr, lr, first, warmup) if warmup else lr
@@ -393,7 +323,7 @@ def lbfgs(
     lr: NonNegative = 1.0,
     history: Count = 10,
     curvature: NonNegative = 1e-10,
-    first: str = "l1",
+    first: Literal["l1", "none"] = "l1",
     weight_decay: NonNegative = 0.0,
 ):
     r"""L-BFGS: the gradient multiplied by an inverse Hessian estimated from the last steps.

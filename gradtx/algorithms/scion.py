@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import typing
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -17,12 +18,17 @@ from gradtx.algorithms._math import (
     running_mean,
     safe_sqrt,
 )
-from gradtx.algorithms._matrix import newton_schulz, polar_factor
-from gradtx.algorithms._polynomials import Coefficients, polynomials
+from gradtx.algorithms._matrix import polar_factor
+from gradtx.algorithms._polynomials import (
+    Coefficients,
+    StaticCoefficients,
+    Steps,
+    orthogonalizer,
+)
 from gradtx.algorithms.adam import scale_by_adam
 from gradtx.algorithms.momentum import trace_ema
 from gradtx.algorithms.muon import (
-    check_adjustment,
+    Adjustment,
     orthogonalize,
     shape_factor,
     with_fallback,
@@ -30,7 +36,14 @@ from gradtx.algorithms.muon import (
 from gradtx.algorithms.scaling import scale as multiply
 from gradtx.algorithms.scaling import scale_by_learning_rate
 from gradtx.algorithms.weight_decay import add_decayed_weights
-from gradtx.arguments import Decay, Decays, NonNegative, Static, is_off
+from gradtx.arguments import (
+    Decay,
+    Decays,
+    NonNegative,
+    Static,
+    is_off,
+    one_of,
+)
 from gradtx.base.exact import Scalar
 from gradtx.base.messages import describe
 from gradtx.combinators.hyperball import hyperball
@@ -50,7 +63,7 @@ __all__ = [
 ]
 
 
-KINDS = ("auto", "spectral", "conv", "sign", "column", "row", "bias")
+Kind: TypeAlias = Literal["auto", "spectral", "conv", "sign", "column", "row", "bias"]
 
 
 _DIMS = {
@@ -72,13 +85,13 @@ def _mixes_rows(arguments: dict[str, Any]) -> bool:
 
 @per_tensor(whole=_mixes_rows, dims=_dims_of_lmo)
 def lmo(
-    kind: str = "auto",
+    kind: Kind = "auto",
     *,
     normalized: bool | None = None,
     transpose: bool = False,
     maximum: bool = False,
-    steps: Annotated[int, "[0, 100)"] | None = None,
-    coefs: Static[str | tuple[float, ...] | tuple[tuple[float, ...], ...]] = "simple",
+    steps: Steps | None = None,
+    coefs: StaticCoefficients = "simple",
     eps: NonNegative = 1e-8,
 ):
     r"""Replace an update by the element of a norm ball that is most aligned with it.
@@ -120,22 +133,20 @@ def lmo(
     Source: Pethick et al. 2025, Scion, arXiv:2502.07529, and LIONS-EPFL/scion. Departures: the authors divide a
     convolution by the square of one side of its kernel.
     """
-    if kind not in KINDS:
-        raise ValueError(f"lmo: kind must be one of {', '.join(KINDS)}, got {kind!r}")
-    iteration = polynomials("lmo", coefs, steps, None)
-    oracle = Oracle(
-        normalized, transpose, maximum, eps, lambda x: newton_schulz(x, iteration, eps)
-    )
+    orthogonal = orthogonalizer("lmo", coefs, steps, eps=eps)
 
-    def update(update, state, param, ctx):
-        return oracle.of(kind, update), state
+    def update(u, state, p, ctx):
+        return (
+            oracle(kind, u, orthogonal, eps, normalized, transpose, maximum),
+            state,
+        )
 
     return update
 
 
 def init_for_lmo(
     param: Tensor,
-    kind: str = "auto",
+    kind: Kind = "auto",
     *,
     scale: float = 1.0,
     normalized: bool | None = None,
@@ -176,10 +187,8 @@ def init_for_lmo(
     if kind == "bias":
         return torch.zeros_like(param)
     noise = torch.randn(param.shape, generator=generator, dtype=torch.float64)
-    start = scale * Oracle(normalized, transpose, maximum, 0.0, polar_factor).of(
-        kind, noise
-    )
-    return start.to(param.device, param.dtype)
+    start = oracle(kind, noise, polar_factor, 0.0, normalized, transpose, maximum)
+    return (scale * start).to(param.device, param.dtype)
 
 
 def _check_start(param: Any, kind: Any, scale: Any) -> None:
@@ -187,10 +196,9 @@ def _check_start(param: Any, kind: Any, scale: Any) -> None:
         raise TypeError(
             f"init_for_lmo: param must be a tensor of a floating-point dtype, got {describe(param)}"
         )
-    if kind not in KINDS:
-        raise ValueError(
-            f"init_for_lmo: kind must be one of {', '.join(KINDS)}, got {kind!r}"
-        )
+    kinds = typing.get_args(Kind)
+    if kind not in kinds:
+        raise ValueError(f"init_for_lmo: kind must be {one_of(kinds)}, got {kind!r}")
     if isinstance(scale, bool) or not isinstance(scale, float | int):
         raise TypeError(f"init_for_lmo: scale must be a number, got {describe(scale)}")
     if not 0 <= scale < math.inf:
@@ -202,54 +210,39 @@ def _check_start(param: Any, kind: Any, scale: Any) -> None:
         )
 
 
-# A named tuple, because dynamo cannot trace a closure over a dataclass.
-class Oracle(NamedTuple):
-    """Compute the oracles of all kinds with the given options.
-
-    Attributes:
-        normalized, transpose, maximum, eps: As in `lmo`.
-        orthogonal: Function that maps a matrix to an orthogonal one.
-    """
-
-    normalized: bool | None
-    transpose: bool
-    maximum: bool
-    eps: Any
-    orthogonal: Callable[[Tensor], Tensor]
-
-    def of(self, kind: str, x: Tensor) -> Tensor:
-        kind = _kind_for(x.ndim) if kind == "auto" else kind
-        transposed = self.transpose and kind in ("column", "row")
-        result = getattr(self, f"by_{kind}")(x.transpose(0, 1) if transposed else x)
-        return result.transpose(0, 1) if transposed else result
-
-    def by_spectral(self, x: Tensor) -> Tensor:
-        outputs, inputs = x.shape[:2]
-        result = self.orthogonal(x.flatten(1)).reshape(x.shape)
-        size = math.sqrt(
-            outputs if self.normalized is False else outputs / max(inputs, 1)
-        )
-        return max(1.0, size) * result if self.maximum else size * result
-
-    def by_conv(self, x: Tensor) -> Tensor:
-        return self.by_spectral(x) / max(math.prod(x.shape[2:]), 1)
-
-    def by_sign(self, x: Tensor) -> Tensor:
+def oracle(
+    kind: str,
+    x: Tensor,
+    orthogonal: Callable[[Tensor], Tensor],
+    eps: Any,
+    normalized: bool | None,
+    transpose: bool,
+    maximum: bool,
+) -> Tensor:
+    """Return the result of `lmo` for a leaf; `orthogonal` replaces the singular values of a matrix by 1."""
+    kind = _kind_for(x.ndim) if kind == "auto" else kind
+    if kind == "bias":
+        return x / (rms(x) + eps)
+    if kind == "sign":
         inputs = x.shape[1] if x.ndim > 1 else 1
-        return x.sign() / (1 if self.normalized is False else max(inputs, 1))
-
-    def by_column(self, x: Tensor) -> Tensor:
-        size = safe_sqrt(x.square().sum(dim=0, keepdim=True) / max(x.shape[0], 1))
-        return x / ((size * x.shape[1] if self.normalized else size) + self.eps)
-
-    def by_row(self, x: Tensor) -> Tensor:
-        size = safe_sqrt(x.square().sum(dim=-1, keepdim=True))
-        if self.normalized is not False:
-            size = size * math.sqrt(x.shape[-1])
-        return x / (size + self.eps)
-
-    def by_bias(self, x: Tensor) -> Tensor:
-        return x / (rms(x) + self.eps)
+        return x.sign() / (1 if normalized is False else max(inputs, 1))
+    if kind in ("spectral", "conv"):
+        outputs, inputs = x.shape[:2]
+        size = math.sqrt(outputs if normalized is False else outputs / max(inputs, 1))
+        size = max(1.0, size) if maximum else size
+        result = size * orthogonal(x.flatten(1)).reshape(x.shape)
+        if kind == "spectral":
+            return result
+        return result / max(math.prod(x.shape[2:]), 1)
+    y = x.transpose(0, 1) if transpose else x
+    if kind == "column":
+        size = safe_sqrt(y.square().sum(dim=0, keepdim=True) / max(y.shape[0], 1))
+        size = size * y.shape[1] if normalized else size
+    else:
+        size = safe_sqrt(y.square().sum(dim=-1, keepdim=True))
+        size = size if normalized is False else size * math.sqrt(y.shape[-1])
+    y = y / (size + eps)
+    return y.transpose(0, 1) if transpose else y
 
 
 def _kind_for(ndim: int) -> str:
@@ -311,7 +304,7 @@ def scion(
 
 def _oracles(kinds: Mapping[str, Any]) -> GradientTransformation:
     """Build the transformation that applies the oracle of every leaf."""
-    oracles: dict[str, GradientTransformation] = {}
+    oracles: list[GradientTransformation] = []
     if not (isinstance(kinds, Mapping) and kinds):
         raise TypeError(
             f"scion: kinds must be a dict of name pattern -> kind, such as {{'*': 'auto'}}, got {kinds!r}"
@@ -321,13 +314,11 @@ def _oracles(kinds: Mapping[str, Any]) -> GradientTransformation:
             raise TypeError(
                 f"scion: kinds[{pattern!r}] must be a kind of lmo or an lmo(...), got {describe(kind)}"
             )
-        oracles[pattern] = lmo(kind) if isinstance(kind, str) else kind
-    if list(oracles) == ["*"]:
-        return oracles["*"]
-    labels = {f"lmo_{i}": pattern for i, pattern in enumerate(oracles)}
-    return partition(
-        {label: oracles[pattern] for label, pattern in labels.items()}, labels
-    )
+        oracles.append(lmo(kind) if isinstance(kind, str) else kind)
+    if list(kinds) == ["*"]:
+        return oracles[0]
+    labels = {f"lmo_{i}": pattern for i, pattern in enumerate(kinds)}
+    return partition(dict(zip(labels, oracles, strict=True)), labels)
 
 
 @alias(class_name="AdamH")
@@ -378,7 +369,7 @@ def muon_h(
     momentum: Decay = 0.95,
     nesterov: bool = True,
     ns_coefficients: Coefficients = "simple",
-    ns_steps: Annotated[int, "[0, 100)"] | None = None,
+    ns_steps: Steps | None = None,
     fallback: GradientTransformation | None = None,
 ):
     r"""MuonH: Muon's direction in relative steps, with weights kept on their initial sphere.
@@ -432,8 +423,8 @@ def scale_by_muown(
     betas: Decays = (0.9, 0.95),
     eps: NonNegative = 1e-8,
     ns_coefficients: Coefficients = "quintic",
-    ns_steps: Annotated[int, "[0, 100)"] | None = None,
-    adjust_lr_fn: str | None = "max_dim",
+    ns_steps: Steps | None = None,
+    adjust_lr_fn: Adjustment | None = "max_dim",
     ns_dtype: torch.dtype | None = None,
 ):
     r"""Update the directions of a matrix's rows by Muon and their lengths by Adam: Muown.
@@ -476,8 +467,7 @@ def scale_by_muown(
     Source: Muown, arXiv:2605.10797. Departures: none.
     """
     beta1, beta2 = betas
-    check_adjustment("scale_by_muown", "adjust_lr_fn", adjust_lr_fn)
-    iteration = polynomials("scale_by_muown", ns_coefficients, ns_steps, ns_dtype)
+    iterate = orthogonalizer("scale_by_muown", ns_coefficients, ns_steps, ns_dtype)
 
     def lengths(param):
         return at_least(_row_norms(param), LEAST)
@@ -485,31 +475,30 @@ def scale_by_muown(
     def zeros(param):
         return torch.zeros_like(lengths(param))
 
-    def update(grad, state, param, ctx):
-        magnitude = state["magnitude"]
+    def update(g, state, p, ctx):
+        gamma = state["magnitude"]
         # Half precision rounds this bound to 0.
         length = at_least(state["length"], LEAST)
-        unit = quotient(param, magnitude)
-        along = (grad * unit).sum(dim=1, keepdim=True)
-        across = magnitude / length * (grad - unit * along)
+        unit = quotient(p, gamma)
+        along = (g * unit).sum(dim=1, keepdim=True)
+        across = gamma / length * (g - unit * along)
         average = running_mean(state["momentum_buffer"], across, momentum)
-        step = newton_schulz(average, iteration, dtype=ns_dtype)
-        direction = unit * length - lr * shape_factor(adjust_lr_fn, *grad.shape) * step
-        mean = running_mean(state["exp_avg"], along, beta1)
-        square = running_mean(state["exp_avg_sq"], along.square(), beta2)
-        corrected = corrected_root(square, ctx, beta2) + eps
-        magnitude = (magnitude - lr * mean / ctx.bias_correction(beta1) / corrected) * (
-            1 - lr * weight_decay
-        )
+        rate = lr * shape_factor(adjust_lr_fn, *g.shape)
+        direction = unit * length - rate * iterate(average)
+        m = running_mean(state["exp_avg"], along, beta1)
+        v = running_mean(state["exp_avg_sq"], along.square(), beta2)
+        root = corrected_root(v, ctx, beta2) + eps
+        gamma = gamma - lr * m / ctx.bias_correction(beta1) / root
+        gamma = gamma * (1 - lr * weight_decay)
         length = at_least(_row_norms(direction), LEAST)
         new = {
             "momentum_buffer": average,
-            "magnitude": magnitude,
+            "magnitude": gamma,
             "length": length,
-            "exp_avg": mean,
-            "exp_avg_sq": square,
+            "exp_avg": m,
+            "exp_avg_sq": v,
         }
-        return magnitude * direction / length - param, new
+        return gamma * direction / length - p, new
 
     slots = {
         "momentum_buffer": linear(),
@@ -533,8 +522,8 @@ def muown(
     betas: Decays = (0.9, 0.95),
     eps: NonNegative = 1e-8,
     ns_coefficients: Coefficients = "quintic",
-    ns_steps: Annotated[int, "[0, 100)"] | None = None,
-    adjust_lr_fn: str | None = "max_dim",
+    ns_steps: Steps | None = None,
+    adjust_lr_fn: Adjustment | None = "max_dim",
     ns_dtype: torch.dtype | None = None,
     fallback: GradientTransformation | None = None,
 ):
@@ -584,9 +573,9 @@ def muown(
         weight_decay,
         betas,
         eps,
-        ns_coefficients=ns_coefficients,
-        ns_steps=ns_steps,
-        adjust_lr_fn=adjust_lr_fn,
-        ns_dtype=ns_dtype,
+        ns_coefficients,
+        ns_steps,
+        adjust_lr_fn,
+        ns_dtype,
     )
     return with_fallback("muown", matrices, fallback)

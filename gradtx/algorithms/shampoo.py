@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import functools
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import torch
 
@@ -16,6 +15,7 @@ from gradtx.algorithms._matrix import (
     merged,
     multiplied,
 )
+from gradtx.algorithms._rotation import change_basis
 from gradtx.algorithms.adam import scale_by_adam_hat
 from gradtx.algorithms.averaging import average
 from gradtx.algorithms.momentum import trace_ema
@@ -64,7 +64,7 @@ def scale_by_shampoo(
     weight_decay: NonNegative = 0.0,
     matrix_eps: Positive = 1e-4,
     preconditioning_compute_steps: Count = 1,
-    variant: str = "paper",
+    variant: Literal["paper", "moskomule"] = "paper",
     *,
     stagger: Static[bool] = False,
 ):
@@ -110,19 +110,13 @@ def scale_by_shampoo(
     Departures: none. Derivatives through the roots are exact, even at equal eigenvalues; second derivatives are not:
     they lack terms.
     """
-    if variant not in ("paper", "moskomule"):
-        raise ValueError(
-            f"scale_by_shampoo: variant must be 'paper' or 'moskomule', got {variant!r}"
-        )
 
     def exponent(tensor):
         return 1 / (2 * tensor.ndim) if variant == "paper" else 1 / tensor.ndim
 
     def init(param):
-        eyes = [
-            torch.eye(size, dtype=param.dtype, device=param.device)
-            for size in param.shape
-        ]
+        like = {"dtype": param.dtype, "device": param.device}
+        eyes = [torch.eye(size, **like) for size in param.shape]
         return {
             "momentum_buffer": torch.zeros_like(param),
             "pre_cond": [matrix_eps * eye for eye in eyes],
@@ -130,37 +124,29 @@ def scale_by_shampoo(
             "inv_pre_cond": [matrix_eps ** -exponent(param) * eye for eye in eyes],
         }
 
-    def update(update, state, param, ctx):
-        mixed = (1 - momentum) * update + momentum * state["momentum_buffer"]
-        start = torch.where(ctx.seen, mixed, update)
-        phase = 1 + ctx.turn(preconditioning_compute_steps) if stagger else 1
+    def update(g, state, p, ctx):
+        u = (1 - momentum) * g + momentum * state["momentum_buffer"]
+        b = u = plus_decay(torch.where(ctx.seen, u, g), weight_decay, p)
+        n = preconditioning_compute_steps
+        phase = 1 + ctx.turn(n) if stagger else 1
+        H, R = [], []
+        for i in range(g.ndim):
+            x = u if variant == "paper" else b
+            H.append(state["pre_cond"][i] + gram(x, i))
 
-        def due(step):
-            return (step == 1) | (
-                step % preconditioning_compute_steps
-                == phase % preconditioning_compute_steps
-            )
+            def root(H=H[i]):
+                return inverse_root(H, exponent(g), floor=matrix_eps)
 
-        direction = start = plus_decay(start, weight_decay, param)
-        statistics, roots = [], []
-        for i in range(update.ndim):
-            seen = start if variant == "paper" else direction
-            statistics.append(state["pre_cond"][i] + gram(seen, i))
-            root = functools.partial(
-                inverse_root, statistics[i], exponent(update), floor=matrix_eps
-            )
             old = state["inv_pre_cond"][i]
-            roots.append(ctx.when(due, root, lambda old=old: old))
-            direction = multiplied(direction, roots[i], i)
-        slots = {"pre_cond": statistics, "inv_pre_cond": roots} if update.ndim else {}
-        return direction, {"momentum_buffer": direction, **slots}
+            R.append(ctx.every(n, phase, root, lambda old=old: old, first=stagger))
+            b = multiplied(b, R[i], i)
+        new = {"pre_cond": H, "inv_pre_cond": R} if g.ndim else {}
+        return b, {"momentum_buffer": b, **new}
 
     return init, update
 
 
-_GRAFTS = ("none", "sgd", "adagrad", "rmsprop", "sqrtn")
-
-
+Graft: TypeAlias = Literal["none", "sgd", "adagrad", "rmsprop", "sqrtn"]
 _DIMENSIONS = {"all": slice(None), "input": slice(-1), "output": slice(-1, None)}
 
 
@@ -177,8 +163,8 @@ def scale_by_scalable_shampoo(
     skip_preconditioning_rank_lt: NonNegativeInt = 1,
     no_preconditioning_for_layers_with_dim_gt: NonNegativeInt = 8192,
     shape_interpretation: bool = True,
-    graft_type: str = "sgd",
-    pre_conditioner_type: str = "all",
+    graft_type: Graft = "sgd",
+    pre_conditioner_type: Literal["all", "input", "output"] = "all",
     nesterov: bool = True,
     diagonal_eps: NonNegative = 1e-10,
     matrix_eps: Positive = 1e-6,
@@ -234,15 +220,6 @@ def scale_by_scalable_shampoo(
     through the roots are exact, even at equal eigenvalues (except that of the ridge at equal largest ones); second
     derivatives are not available.
     """
-    if graft_type not in _GRAFTS:
-        raise ValueError(
-            f"scale_by_scalable_shampoo: graft_type must be one of {_GRAFTS}, got {graft_type!r}"
-        )
-    if pre_conditioner_type not in _DIMENSIONS:
-        known = tuple(_DIMENSIONS)
-        raise ValueError(
-            f"scale_by_scalable_shampoo: pre_conditioner_type must be one of {known}, got {pre_conditioner_type!r}"
-        )
     beta1, beta2 = betas
     has_statistics = graft_type in ("adagrad", "rmsprop")
     share = 1 - beta1 if moving_average_for_momentum else 1.0
@@ -266,76 +243,58 @@ def scale_by_scalable_shampoo(
         shape = shape_of(param)
         pieces = blocks(param.reshape(shape), block_size) if shape else []
         sizes = [piece.shape[i] for piece in pieces for i in dimensions(shape)]
-        return [
-            torch.eye(size, dtype=param.dtype, device=param.device) for size in sizes
-        ]
+        like = {"dtype": param.dtype, "device": param.device}
+        return [torch.eye(size, **like) for size in sizes]
 
-    def preconditioned(update, state, shape, ctx):
+    def preconditioned(g, state, shape, ctx):
         """Return the direction, the statistics and the roots."""
-        dims, pieces = dimensions(shape), blocks(update.reshape(shape), block_size)
+        dims, pieces = dimensions(shape), blocks(g.reshape(shape), block_size)
         exponent = 1 / (inverse_exponent_override or 2 * len(dims))
-        directions, statistics, roots = [], [], []
-        for piece in pieces:
-            direction = piece
-            for i in dims:
-                old = state["statistics"][len(roots)]
-                old_root = state["preconditioners"][len(roots)]
-                seen = functools.partial(averaged, old, gram(piece, i), ctx)
-                statistics.append(
-                    ctx.every(statistics_compute_steps, 0, seen, lambda old=old: old)
-                )
-                root = functools.partial(
-                    inverse_root, statistics[-1], exponent, ridge=matrix_eps
-                )
-                roots.append(
-                    ctx.every(
-                        preconditioning_compute_steps, 0, root, lambda old=old_root: old
-                    )
-                )
-                direction = multiplied(direction, roots[-1], i)
-            directions.append(direction)
-        return (
-            joined(directions, shape, block_size).reshape(update.shape),
-            statistics,
-            roots,
-        )
+        old_L, old_P = state["statistics"], state["preconditioners"]
 
-    def averaged(old, fresh, ctx):
+        def statistics():
+            grams = [gram(piece, i) for piece in pieces for i in dims]
+            return [averaged(L, G, ctx) for L, G in zip(old_L, grams, strict=True)]
+
+        def roots():
+            return [inverse_root(x, exponent, ridge=matrix_eps) for x in L]
+
+        L = ctx.every(statistics_compute_steps, 0, statistics, lambda: old_L)
+        P = ctx.every(preconditioning_compute_steps, 0, roots, lambda: old_P)
+        remaining = iter(P)
+        directions = []
+        for piece in pieces:
+            of_piece = [next(remaining) for _ in dims]
+            directions.append(change_basis(piece, dims, of_piece, back=True))
+        return joined(directions, shape, block_size).reshape(g.shape), L, P
+
+    def averaged(old, new, ctx):
         decay = exact(beta2, ctx.time.device)
         # A decay of 1 computes a sum.
-        return beta2 * old + torch.where(decay == 1, 1.0, 1 - decay) * fresh
+        return beta2 * old + torch.where(decay == 1, 1.0, 1 - decay) * new
 
-    def update(update, state, param, ctx):
-        new, simple = {}, update
+    def update(g, state, p, ctx):
+        new, u = {}, g
         if has_statistics:
-            square = update.square()
-            old = state["graft_statistics"]
-            seen = (
-                old + square if graft_type == "adagrad" else averaged(old, square, ctx)
-            )
-            new["graft_statistics"] = seen
-            simple = update / (safe_sqrt(seen) + diagonal_eps)
+            square, D = g.square(), state["graft_statistics"]
+            D = D + square if graft_type == "adagrad" else averaged(D, square, ctx)
+            new["graft_statistics"] = D
+            u = g / (safe_sqrt(D) + diagonal_eps)
         elif graft_type == "sqrtn":
-            simple = update.sign()
-        shape, direction = shape_of(update), simple
+            u = g.sign()
+        shape, s = shape_of(g), u
         if shape:
-            direction, new["statistics"], new["preconditioners"] = preconditioned(
-                update, state, shape, ctx
+            s, new["statistics"], new["preconditioners"] = preconditioned(
+                g, state, shape, ctx
             )
         if graft_type != "none":
-            direction = grafted(direction, simple, 1e-16)
-        direction = plus_decay(direction, weight_decay, param)
-        simple = plus_decay(simple, weight_decay, param)
-        momentum = new["momentum"] = beta1 * state["momentum"] + share * direction
-        simple_momentum = new["graft_momentum"] = (
-            beta1 * state["graft_momentum"] + share * simple
-        )
-        if nesterov:
-            momentum = beta1 * momentum + share * direction
-            simple_momentum = beta1 * simple_momentum + share * simple
-        return torch.where(
-            ctx.step >= start_preconditioning_step, momentum, simple_momentum
-        ), new
+            s = grafted(s, u, 1e-16)
+        directions = []
+        for slot, x in ("momentum", s), ("graft_momentum", u):
+            x = plus_decay(x, weight_decay, p)
+            m = new[slot] = beta1 * state[slot] + share * x
+            directions.append(beta1 * m + share * x if nesterov else m)
+        return torch.where(ctx.step >= start_preconditioning_step, *directions), new
 
     slots = {
         "momentum": linear(),
@@ -390,7 +349,7 @@ def shampoo(
     decoupled_weight_decay: bool = False,
     matrix_eps: Positive = 1e-4,
     preconditioning_compute_steps: Count = 1,
-    variant: str = "paper",
+    variant: Literal["paper", "moskomule"] = "paper",
     *,
     stagger: Static[bool] = False,
 ):
@@ -458,8 +417,8 @@ def scalable_shampoo(
     skip_preconditioning_rank_lt: NonNegativeInt = 1,
     no_preconditioning_for_layers_with_dim_gt: NonNegativeInt = 8192,
     shape_interpretation: bool = True,
-    graft_type: str = "sgd",
-    pre_conditioner_type: str = "all",
+    graft_type: Graft = "sgd",
+    pre_conditioner_type: Literal["all", "input", "output"] = "all",
     nesterov: bool = True,
     diagonal_eps: NonNegative = 1e-10,
     matrix_eps: Positive = 1e-6,

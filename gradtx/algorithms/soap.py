@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Any
 
 import torch
 
@@ -14,23 +14,18 @@ from gradtx.algorithms._math import (
     running_mean,
     safe_sqrt,
 )
-from gradtx.algorithms._matrix import eigenbasis
-from gradtx.algorithms._polynomials import Coefficients
+from gradtx.algorithms._polynomials import Coefficients, Steps
 from gradtx.algorithms._rotation import (
-    Factors,
     Rotation,
-    averaged,
     change_basis,
     is_empty,
-    iterated,
     kl_scales,
-    kl_statistics,
     whitened,
 )
 from gradtx.algorithms.adam import scale_by_adam_hat
 from gradtx.algorithms.adam_variants import scale_by_laprop
 from gradtx.algorithms.momentum import trace_ema
-from gradtx.algorithms.muon import muon_like, orthogonalize
+from gradtx.algorithms.muon import Adjustment, muon_like, orthogonalize
 from gradtx.algorithms.projection import decay_after_step
 from gradtx.algorithms.scaling import hold_until, scale_by_learning_rate
 from gradtx.arguments import Count, Decay, Decays, NonNegative, Static
@@ -118,10 +113,16 @@ def scale_by_soap(
     part, is finite, and does not match difference quotients. Second derivatives through the bases are not available.
     """
     beta = betas[1] if shampoo_beta is None else shampoo_beta
-    factors = Factors("both", max_precondition_dim, merge_dims, precondition_1d)
-    rotation = Rotation(factors, beta, precondition_frequency, staggers=stagger)
+    rotation = Rotation(
+        beta,
+        precondition_frequency,
+        max_precondition_dim,
+        merge_dims,
+        precondition_1d,
+        stagger,
+    )
     adam = adam_along_bases(betas, eps, correct_bias, normalize_gradient)
-    return rotation.space(adam, hidden=True)
+    return rotation.space(adam, reads_grad=False)
 
 
 def adam_along_bases(
@@ -202,70 +203,42 @@ def scale_by_kl_shampoo(
     on rounding where statistics are rank-deficient.
     """
     beta1, beta2 = betas
-    factors = Factors("both", max_precondition_dim, merge_dims)
+    rotation = Rotation(
+        beta2,
+        precondition_frequency,
+        max_precondition_dim,
+        merge_dims,
+        staggers=stagger,
+    )
     moments, average = adam_moments(betas)
 
     def init(param):
-        if not factors.dims(param.shape):
+        if not rotation.dims(param.shape):
             return init_of(moments)(param)
-        return {
-            "exp_avg": torch.zeros_like(param),
-            "GG": factors.zeros(param),
-            "Q": factors.identities(param),
-        }
+        return {"exp_avg": torch.zeros_like(param), **rotation.init(param)}
 
-    def update(update, state, param, ctx):
+    def update(g, state, p, ctx):
+        dims = rotation.dims(g.shape)
         count = (ctx.time - 1).clamp(min=1)  # the first step returns 0 in any case
-        dims, shape = factors.dims(update.shape), factors.shape(update.shape)
+        correction = ctx.bias_correction(beta1, count)
         if not dims:
-            seen = ctx.seen
-            mean, square, new = average(update, state)
+            m, v, new = average(g, state)
+            rate = ctx.bias_correction(beta2, count).sqrt() / correction
+            u = rate * m / (safe_sqrt(v) + adam_eps)
             for slot, value in new.items():
-                new[slot] = torch.where(seen, value, state[slot])
-            rate = ctx.bias_correction(beta2, count).sqrt() / ctx.bias_correction(
-                beta1, count
-            )
-            direction = rate * mean / (safe_sqrt(square) + adam_eps)
-            return torch.where(seen, direction, 0.0), new
-        first = is_empty(state["GG"][0])
-        mean = torch.where(
-            first, state["exp_avg"], running_mean(state["exp_avg"], update, beta1)
-        )
-        scales = kl_scales(state["GG"], state["Q"], eps)
-        direction = change_basis(
-            whitened(mean.reshape(shape), dims, state["Q"], scales),
-            dims,
-            state["Q"],
-            back=True,
-        )
-        direction = direction.reshape(update.shape) / ctx.bias_correction(beta1, count)
-        new_statistics = kl_statistics(update.reshape(shape), dims, state["Q"], scales)
-        statistics = averaged(
-            state["GG"], new_statistics, (1 - beta2) / ctx.bias_correction(beta2)
-        )
-        phase = 1 + ctx.turn(precondition_frequency) if stagger else 1
-        bases = _next_bases(statistics, state["Q"], precondition_frequency, phase, ctx)
-        return torch.where(first, 0.0, direction), {
-            "exp_avg": mean,
-            "GG": statistics,
-            "Q": bases,
-        }
+                new[slot] = torch.where(ctx.seen, value, state[slot])
+            return torch.where(ctx.seen, u, 0.0), new
+        m, GG, Q = state["exp_avg"], state["GG"], state["Q"]
+        first = is_empty(GG[0])
+        m = torch.where(first, m, running_mean(m, g, beta1))
+        scales = kl_scales(GG, Q, eps)
+        white = whitened(rotation.merged(m), dims, Q, scales)
+        u = change_basis(white, dims, Q, back=True).reshape(g.shape) / correction
+        GG = rotation.kl_averages(rotation.merged(g), dims, GG, Q, scales, ctx)
+        Q, _ = rotation.next_bases(GG, Q, ctx)
+        return torch.where(first, 0.0, u), {"exp_avg": m, "GG": GG, "Q": Q}
 
     return init, update
-
-
-def _next_bases(statistics, bases, frequency, phase, ctx):
-    """Return the eigenvectors at the first step, and later one step of power iteration when it is due."""
-
-    def iterate():
-        return [
-            iterated(x, basis)[0] for x, basis in zip(statistics, bases, strict=True)
-        ]
-
-    def later():
-        return ctx.every(frequency, phase, iterate, lambda: bases)
-
-    return ctx.first(lambda: [eigenbasis(x) for x in statistics], later)
 
 
 @per_tensor(elementwise=True)
@@ -635,8 +608,8 @@ def soap_muon(
     precondition_frequency: Count = 1,
     max_precondition_dim: Count = 10000,
     ns_coefficients: Coefficients = "newton_schulz",
-    ns_steps: Annotated[int, "[0, 100)"] = 12,
-    adjust_lr_fn: str | None = "original",
+    ns_steps: Steps = 12,
+    adjust_lr_fn: Adjustment | None = "original",
     fallback: GradientTransformation | None = None,
     *,
     stagger: Static[bool] = False,

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import functools
-
-from gradtx.algorithms._math import check_choices
-from gradtx.algorithms._projection import CHOICES, Projection, ScaledView
+from gradtx.algorithms._projection import Bases, Carry, Projection, Side
 from gradtx.arguments import Count, NonNegative
 from gradtx.rules import combinator
 from gradtx.transform import GradientTransformation, check_transformation
@@ -18,10 +15,10 @@ def low_rank(
     tx: GradientTransformation,
     rank: Count,
     every: Count = 200,
-    projection: str = "svd",
-    side: str = "short",
+    projection: Bases = "svd",
+    side: Side = "short",
     scale: NonNegative = 1.0,
-    carry: str = "keep",
+    carry: Carry = "keep",
     seed: int = 0,
 ):
     r"""Run a chain on matrices projected to a low rank, so that its state is correspondingly small.
@@ -62,7 +59,8 @@ def low_rank(
     signs of LAPACK are arbitrary; "power", "reset" and "rotate" are added.
     """
     check_transformation("low_rank", "tx", tx)
-    check_choices("low_rank", CHOICES, projection=projection, side=side, carry=carry)
-    return Projection(rank, every, projection, side, carry, seed).space(
-        tx, functools.partial(ScaledView, scale=scale)
-    )
+
+    def finish(view, update):
+        return scale * view.outward(update), {}
+
+    return Projection(rank, every, projection, side, carry, seed).space(tx, finish)

@@ -2,39 +2,31 @@
 
 from __future__ import annotations
 
-from gradtx.algorithms._math import check_choices
-from gradtx.algorithms._rotation import SIDES, Factors, Rotation
+from typing import Literal
+
+from gradtx.algorithms._rotation import Rotation
 from gradtx.arguments import Count, Decay, NonNegative, NonNegativeInt, Static
 from gradtx.rules import combinator
 from gradtx.transform import GradientTransformation, check_transformation
 
 __all__ = ["rotated"]
 
-# Option -> its choices.
-_CHOICES = {
-    "statistics": ("shampoo", "kl"),
-    "sides": SIDES,
-    "start": ("skip", "identity"),
-    "refresh": ("qr", "eigh", "svd"),
-    "of": ("update", "grad"),
-}
-
 
 @combinator
 def rotated(
     inner: GradientTransformation,
     *,
-    statistics: str = "shampoo",
-    sides: str = "both",
+    statistics: Literal["shampoo", "kl"] = "shampoo",
+    sides: Literal["both", "left", "right", "short"] = "both",
     beta: Decay = 0.95,
     precondition_frequency: Count = 10,
     max_precondition_dim: Count = 10000,
     merge_dims: bool = False,
     precondition_1d: bool = False,
-    start: str = "skip",
-    refresh: str = "qr",
+    start: Literal["skip", "identity"] = "skip",
+    refresh: Literal["qr", "eigh", "svd"] = "qr",
     offset: NonNegativeInt = 1,
-    of: str = "update",
+    of: Literal["update", "grad"] = "update",
     eps: NonNegative = 1e-8,
     stagger: Static[bool] = False,
 ):
@@ -99,21 +91,19 @@ def rotated(
     chain. If statistics are rank-deficient, part of a basis is arbitrary; see `scale_by_soap`.
     """
     check_transformation("rotated", "inner", inner)
-    chosen = {
-        "statistics": statistics,
-        "start": start,
-        "refresh": refresh,
-        "of": of,
-    }
-    check_choices("rotated", _CHOICES, sides=sides, **chosen)
-    factors = Factors(sides, max_precondition_dim, merge_dims, precondition_1d)
     rotation = Rotation(
-        factors,
         beta,
         precondition_frequency,
-        **chosen,
-        offset=offset,
-        eps=eps,
-        staggers=stagger,
+        max_precondition_dim,
+        merge_dims,
+        precondition_1d,
+        stagger,
+        statistics,
+        sides,
+        start,
+        refresh,
+        offset,
+        of,
+        eps,
     )
     return rotation.space(inner)

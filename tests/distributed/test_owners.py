@@ -1,6 +1,5 @@
 """Matrix rules on divided parameters: each matrix is computed once, by its owner, as one process computes it."""
 
-import sys
 from unittest import mock
 
 import pytest
@@ -12,6 +11,7 @@ from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 import gradtx
+from gradtx.algorithms import _polynomials
 from gradtx.algorithms import _rotation as rotation_module
 from gradtx.base.dtensor import from_local_like
 from gradtx.distributed import collectives
@@ -20,7 +20,6 @@ from tests.daily import by_day
 from tests.distributed.problems import whole
 from tests.distributed.traffic import Traffic
 
-orthogonalize_module = sys.modules[gradtx.orthogonalize.__module__]
 STEPS = 4
 # Neither 2 nor 4 divides these; the last ranks have nothing of `thin` and `row`.
 SHAPES = {
@@ -171,7 +170,7 @@ class Calls:
 
 def work_of_a_step(kind):
     """How many matrices this rank iterates, and for how many it computes a basis."""
-    with Calls(orthogonalize_module, "newton_schulz") as iterated:
+    with Calls(_polynomials, "newton_schulz") as iterated:
         trained(CHAINS["muon"], placement(kind), steps=1)
     with Calls(rotation_module, "eigenbasis", "iterated") as bases:
         trained(STATEFUL["soap for matrices"], placement(kind), steps=1)
@@ -333,7 +332,7 @@ def shared_work(name, steps):
     """Weights, saved states, the messages of the last step, and the work and the state of this rank."""
     tx = {**CHAINS, **STATEFUL}[name]
     group = distributed.group.WORLD
-    with Calls(orthogonalize_module, "newton_schulz") as iterated:
+    with Calls(_polynomials, "newton_schulz") as iterated:
         optimizer, weights, traffic = trained(tx, undivided, steps, process_group=group)
     kept = 0
     for state in optimizer.state.values():

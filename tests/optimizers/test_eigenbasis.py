@@ -311,7 +311,7 @@ def test_conda_follows_the_loop(options, seed):
     ("alias", "options", "message"),
     [
         (gradtx.soap_muon, {"fallback": gradtx.adamw}, "fallback must be a GradientTransformation, .*call it.*"),
-        (gradtx.soap_muon, {"adjust_lr_fn": "x"}, "scale_by_shape: adjust must be None, .*, got 'x'"),
+        (gradtx.soap_muon, {"adjust_lr_fn": "x"}, "adjust_lr_fn must be 'original', .*, got 'x'"),
     ],
     ids=named,
 )

@@ -131,7 +131,7 @@ def test_a_pair_joins_only_from_the_second_step_and_the_state_counts_them():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"first": "x"}, "scale_by_lbfgs: first must be 'l1' or 'none', got 'x'"),
+        ({"first": "x"}, "first must be 'l1' or 'none', got 'x'"),
     ],
 )
 def test_rejects_what_makes_no_sense(options, message):

@@ -612,15 +612,15 @@ def test_gradients_through_training_are_finite_at_equal_eigenvalues(tx):
 @pytest.mark.parametrize(
     ("alias", "options", "message"),
     [
-        (gradtx.muon, {"adjust_lr_fn": "other"}, "scale_by_shape: adjust must be None, 'original' or .*, got 'other'"),
+        (gradtx.muon, {"adjust_lr_fn": "other"}, "adjust_lr_fn must be 'original', .*, got 'other'"),
         (gradtx.muon, {"ns_coefficients": (1.0, 2.0)}, "ns_coefficients must be 3 plain numbers, got .*"),
         (gradtx.muon, {"ns_coefficients": torch.ones(3)}, "ns_coefficients must be 3 plain numbers, got .*"),
         (gradtx.muon, {"ns_dtype": torch.int64}, "orthogonalize: dtype must be a floating-point torch.dtype .*"),
         (gradtx.muon, {"fallback": gradtx.adamw}, "fallback must be a GradientTransformation, .*call it.*"),
         (gradtx.muon_adam_atan2, {"matrix_ndims": (1, 2)}, r"matrix_ndims must be .* >= 2, got \(1, 2\)"),
-        (gradtx.shampoo, {"variant": "other"}, "scale_by_shampoo: variant must be 'paper' or .*, got 'other'"),
-        (gradtx.scalable_shampoo, {"graft_type": "adam"}, "scale_by_.*: graft_type must be one of .*, got 'adam'"),
-        (gradtx.scalable_shampoo, {"pre_conditioner_type": "x"}, "scale_by_.*: pre_conditioner_type must be one of .*"),
+        (gradtx.shampoo, {"variant": "other"}, "variant must be 'paper' or .*, got 'other'"),
+        (gradtx.scalable_shampoo, {"graft_type": "adam"}, "graft_type must be 'none', .*, got 'adam'"),
+        (gradtx.scalable_shampoo, {"pre_conditioner_type": "x"}, "pre_conditioner_type must be 'all', .*"),
     ],
     ids=named,
 )

@@ -303,7 +303,7 @@ def test_weights_that_start_on_the_ball_are_what_the_oracle_gives_for_themselves
     updates, _ = tx.update({"w": start}, tx.init({"w": start}))
     torch.testing.assert_close(3.0 * updates["w"], start, rtol=1e-7, atol=1e-10)
     assert gradtx.init_for_lmo(torch.ones(3)).tolist() == [0.0] * 3
-    with pytest.raises(ValueError, match=r"init_for_lmo: kind must be one of auto, .*, got 'l2'"):
+    with pytest.raises(ValueError, match=r"init_for_lmo: kind must be 'auto', .*, got 'l2'"):
         gradtx.init_for_lmo(torch.ones(3), "l2")
 
 
@@ -348,14 +348,14 @@ def exact_iteration(monkeypatch):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: gradtx.normuon(axis="columns"), "normalize_neurons: axis must be 'rows' or 'long', got 'columns'"),
+        (lambda: gradtx.normuon(axis="columns"), "normuon: axis must be 'rows' or 'long', got 'columns'"),
         (
             lambda: gradtx.adamuon(rescale="max"),
-            "normalize_entries: rescale must be None, 'sqrt_min' or 'rms', got 'max'",
+            "adamuon: rescale must be 'sqrt_min', 'rms' or None, got 'max'",
         ),
         (lambda: gradtx.polargrad(method="svd"), "method must be 'newton_schulz' or 'exact', got 'svd'"),
         (lambda: gradtx.muown(ns_coefficients="other"), "scale_by_muown: coefs must be one of simple, .*, got 'other'"),
-        (lambda: gradtx.scion(kinds={"*": "l2"}), "lmo: kind must be one of auto, spectral, .*, got 'l2'"),
+        (lambda: gradtx.scion(kinds={"*": "l2"}), "lmo: kind must be 'auto', 'spectral', .*, got 'l2'"),
     ],
 )
 def test_what_makes_no_sense(make, message):

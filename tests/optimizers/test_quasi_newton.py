@@ -91,8 +91,8 @@ def test_the_kind_of_decay_follows_from_the_bound_unless_it_is_given(rebound, ki
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"rebound": "none"}, "scale_by_apollo: rebound must be 'constant' or 'belief', got 'none'"),
-        ({"weight_decay_type": "l2"}, "weight_decay_type must be 'L2', 'decoupled' or 'stable', got 'l2'"),
+        ({"rebound": "none"}, "rebound must be 'constant' or 'belief', got 'none'"),
+        ({"weight_decay_type": "l2"}, "weight_decay_type must be 'L2', 'decoupled', 'stable' or None, got 'l2'"),
     ],
     ids=named,
 )
