@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from gradtx.algorithms._math import (
-    at_least,
     change_of,
     corrected_root,
     peak,
@@ -554,7 +553,7 @@ def adatam(
 def _directed(x: Tensor) -> Tensor:
     """Divide by the norms along dimension 0, or by the absolute value of a 0-d tensor."""
     square = x.square().sum(dim=0, keepdim=True) if x.ndim else x.square()
-    return x / at_least(safe_sqrt(square), 1e-12)
+    return x / safe_sqrt(square).clamp(min=1e-12)
 
 
 def _damped(

@@ -8,7 +8,6 @@ import torch
 
 from gradtx.algorithms._math import (
     adam_moments,
-    at_least,
     hat_rate,
     plus_decay,
     quotient,
@@ -329,7 +328,7 @@ def scale_by_fadam(
     beta1, beta2 = betas
 
     def clipped(x):
-        return x / at_least(rms(x) / clip, 1.0)
+        return x / (rms(x) / clip).clamp(min=1.0)
 
     def update(update, state, param, ctx):
         # 1 at t = 1: the stored average is unbiased.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from gradtx.algorithms._math import (
     adam_moments,
-    at_least,
     corrected_root,
     filled_like,
     hat_rate,
@@ -82,9 +81,9 @@ def scale_by_stable_adam(
         square = square / ctx.bias_correction(beta2)
         direction = mean / ctx.bias_correction(beta1) / (safe_sqrt(square) + eps)
         direction = plus_decay(direction, weight_decay, param)
-        ratio = quotient(update.square(), at_least(square, eps * eps), floor=eps * eps)
+        ratio = quotient(update.square(), square.clamp(min=eps * eps), floor=eps * eps)
         excess = safe_sqrt(ratio.sum() / max(update.numel(), 1))
-        return direction / at_least(excess, 1.0), new
+        return direction / excess.clamp(min=1.0), new
 
     return moments, update
 

@@ -9,7 +9,6 @@ import torch
 
 from gradtx.algorithms._math import (
     adam_moments,
-    at_least,
     atan2,
     caution,
     corrected_root,
@@ -149,7 +148,7 @@ def scale_by_adopt(
     def update(update, state, param, ctx):
         mean, square = state["exp_avg"], state["exp_avg_sq"]
         seen = ctx.seen
-        normal = update / at_least(torch.where(seen, safe_sqrt(square), 1.0), eps)
+        normal = update / torch.where(seen, safe_sqrt(square), 1.0).clamp(min=eps)
         if clip_exponent is not None:
             bound = (ctx.time - 1) ** clip_exponent
             normal = normal.clamp(-bound, bound)
@@ -277,7 +276,7 @@ def scale_by_laprop(
             mean = new["exp_mean_avg_beta2"] = running_mean(
                 state["exp_mean_avg_beta2"], update, beta2
             )
-            square = torch.where(late, at_least(square - mean.square(), 0.0), square)
+            square = torch.where(late, (square - mean.square()).clamp(min=0.0), square)
         if amsgrad:
             largest = new["max_exp_avg_sq"] = torch.where(
                 late, torch.maximum(state["max_exp_avg_sq"], square), 0.0

@@ -8,7 +8,6 @@ from typing import Annotated
 import torch
 
 from gradtx.algorithms._math import (
-    at_least,
     filled_like,
     norm,
     plus_decay,
@@ -394,7 +393,7 @@ def scale_by_cocob(alpha: NonNegative = 100.0, eps: NonNegative = 1e-8):
         start = state["param_init"]
         size = torch.maximum(state["scale"], update.abs())
         path = state["abs_sum"] + update.abs()
-        reward = at_least(state["reward"] - update * (param - start), 0.0)
+        reward = (state["reward"] - update * (param - start)).clamp(min=0.0)
         total = state["grad_sum"] - update
         bet = quotient(size + reward, size * torch.maximum(path + size, alpha * size))
         new = {

@@ -9,8 +9,6 @@ from torch import Tensor
 
 from gradtx.algorithms._math import (
     adam_moments,
-    at_least,
-    at_most,
     corrected_root,
     quotient,
     running_mean,
@@ -139,7 +137,7 @@ class Model(NamedTuple):
     def lowered(self, bound: Tensor) -> Tensor:
         """Return the lower bound of the loss, reduced if the model is already below it."""
         cap = self.shrinkage * (self.loss - self.product) + self.slope
-        again = at_least(cap / (2 * self.shrinkage * self.rho), self.least)
+        again = (cap / (2 * self.shrinkage * self.rho)).clamp(min=self.least)
         return torch.where(cap < self.shrinkage * self.rho * bound, again, bound)
 
     def step(self, lr: Any, bound: Any) -> Tensor:
@@ -147,12 +145,12 @@ class Model(NamedTuple):
         height = (
             self.shrinkage * (self.loss - self.rho * bound - self.product) + self.slope
         )
-        return at_most(quotient(at_least(height, 0.0), self.square), lr / self.rho)
+        return quotient(height.clamp(min=0.0), self.square).clamp(max=lr / self.rho)
 
     def estimate(self, step: Tensor) -> Tensor:
         """Return the next lower bound of the loss."""
         decrease = self.loss + self.slope - self.product - step * self.square / 2
-        return at_least(decrease / self.rho, self.least)
+        return (decrease / self.rho).clamp(min=self.least)
 
     def followed(
         self, lr: Any, state: dict[str, Tensor], use_fstar: bool

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from gradtx.algorithms._math import (
-    at_least,
     norm,
     plus_decay,
     quotient,
@@ -122,7 +121,7 @@ def _view(sums, length, delta, eps):
     grad_param, grad_grad, param_param, update_param = sums
     param_norm = safe_sqrt(param_param)
     cosine = grad_param.abs() / (
-        at_least(safe_sqrt(grad_grad), eps) * at_least(param_norm, eps)
+        safe_sqrt(grad_grad).clamp(min=eps) * param_norm.clamp(min=eps)
     )
     return ~(cosine < delta / length**0.5), update_param / (param_norm + eps).square()
 
@@ -300,8 +299,8 @@ def floor_relative_update(
     size = norm if per == "leaf" else unit_norm
 
     def update(update, state, param, ctx):
-        ratio = at_least(size(param), eps) / at_least(size(update), eps)
-        return update * safe_pow(at_least(floor * ratio, 1.0), power), state
+        ratio = size(param).clamp(min=eps) / size(update).clamp(min=eps)
+        return update * safe_pow((floor * ratio).clamp(min=1.0), power), state
 
     return update
 
@@ -357,11 +356,11 @@ def radial_brake(
         before, moved = norm(param), param + update
         growth = norm(moved) - before
         wanted = before + factor(growth >= 0) * growth
-        return moved * (wanted / at_least(norm(moved), eps)) - param, state
+        return moved * (wanted / norm(moved).clamp(min=eps)) - param, state
 
     def by_direction(update, state, param, ctx):
         before = norm(param)
-        along = (update * param).sum() / at_least(before, eps).square()
+        along = (update * param).sum() / before.clamp(min=eps).square()
         kept = factor(along > 0) * along
         moved = param + update + (kept - along) * param
         wanted = before * (1 + kept)
@@ -382,7 +381,7 @@ def _radius(param: Tensor) -> dict[str, Tensor]:
 
 
 def _on_sphere(x: Tensor, radius: Any, eps: Any) -> Tensor:
-    return x * (radius / at_least(norm(x), eps))
+    return x * (radius / norm(x).clamp(min=eps))
 
 
 @per_tensor(takes_complex=True, needs=("params",))

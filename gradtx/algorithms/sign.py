@@ -7,8 +7,6 @@ from typing import Annotated
 import torch
 
 from gradtx.algorithms._math import (
-    at_least,
-    at_most,
     filled_like,
     plus_decay,
     running_mean,
@@ -230,7 +228,7 @@ def scale_by_rprop(
         size = torch.where(
             agreement > 0, grow * size, torch.where(agreement < 0, shrink * size, size)
         )
-        size = at_most(at_least(size, smallest), largest)
+        size = size.clamp(min=smallest).clamp(max=largest)
         masked_grad = torch.where(agreement < 0, 0.0, update)
         return -masked_grad.sign() * size, {"prev": masked_grad, "step_size": size}
 

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from gradtx.algorithms._math import (
     adam_moments,
-    at_least,
     change_of,
     norm,
     quotient,
@@ -48,7 +47,7 @@ __all__ = [
 def _corrected(grad: Tensor, last: Tensor, gamma: Any, beta: Any) -> Tensor:
     """Return g + gamma beta / (1 - beta) (g - g_last), clipped to a norm of at most 1."""
     change = grad + gamma * beta / (1 - beta) * (grad - last)
-    return change / at_least(norm(change), 1.0)
+    return change / norm(change).clamp(min=1.0)
 
 
 @whole_tree(needs=("params", "grad_fn"))
