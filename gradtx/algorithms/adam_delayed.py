@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 
 from gradtx.algorithms._math import (
@@ -110,7 +112,7 @@ def scale_by_adashift(
     betas: Decays = (0.9, 0.999),
     keep_num: Count = 10,
     eps: NonNegative = 1e-10,
-    reduce: str = "max",
+    reduce: Literal["max", "mean", "none"] = "max",
 ):
     r"""Divide the mean of the last $n$ gradients by the size of the gradients before them: AdaShift.
 
@@ -145,10 +147,6 @@ def scale_by_adashift(
     Source: Zhou et al. 2018, arXiv:1810.00143. Departures: none from the paper; the PyTorch port in the authors'
     repository starts $m$ only after the first $n$ steps.
     """
-    if reduce not in _REDUCTIONS:
-        raise ValueError(
-            f"scale_by_adashift: reduce must be 'max', 'mean' or 'none', got {reduce!r}"
-        )
     (beta1, beta2), phi = betas, _REDUCTIONS[reduce]
 
     def update(update, state, param, ctx):
@@ -234,15 +232,12 @@ def scale_by_acprop(
     }, update
 
 
-MODES = ("c", "m", "g")
-
-
 @per_tensor(elementwise=True)
 def scale_by_bcos(
     beta: Decay = 0.9,
     beta2: Decay | None = None,
     eps: NonNegative = 1e-6,
-    mode: str = "c",
+    mode: Literal["c", "m", "g"] = "c",
     simple_cond: bool = False,
 ):
     r"""Divide a momentum by the root of its mean square without an additional slot: BCOS.
@@ -279,10 +274,6 @@ def scale_by_bcos(
     Source: Jiang et al. 2025, arXiv:2507.08963. Departures: none from the authors' code. (pytorch_optimizer's class
     uses $m_t$ instead of $m_{t-1}$ in mode "c".)
     """
-    if mode not in MODES:
-        raise ValueError(
-            f"scale_by_bcos: mode must be one of {', '.join(map(repr, MODES))}, got {mode!r}"
-        )
     rest = 1 - beta
     keep = (1 - rest * rest if mode == "c" else beta) if beta2 is None else beta2
 
@@ -378,7 +369,7 @@ def adashift(
     betas: Decays = (0.9, 0.999),
     keep_num: Count = 10,
     eps: NonNegative = 1e-10,
-    reduce: str = "max",
+    reduce: Literal["max", "mean", "none"] = "max",
 ):
     r"""AdaShift: the mean of the last n gradients, divided by the size of the gradients before those.
 
@@ -475,7 +466,7 @@ def bcos(
     beta2: Decay | None = None,
     eps: NonNegative = 1e-6,
     weight_decay: NonNegative = 0.1,
-    mode: str = "c",
+    mode: Literal["c", "m", "g"] = "c",
     simple_cond: bool = False,
     decoupled_weight_decay: bool = True,
 ):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
@@ -370,8 +370,8 @@ def clip_by_zscore(
     warmup_steps: Count = 25,
     max_norm: Annotated[Scalar, "(0, inf]"] | None = 1.0,
     eps: NonNegative = 1e-6,
-    mode: str = "zscore",
-    clip_to: str = "scaled",
+    mode: Literal["zscore", "percentile"] = "zscore",
+    clip_to: Literal["scaled", "mean"] = "scaled",
 ):
     r"""Clip gradients whose norm is an outlier among earlier norms: ZClip.
 
@@ -412,14 +412,6 @@ def clip_by_zscore(
     Source: Kumar et al. 2025, arXiv:2504.02507. Departures: the norms of the warm-up are not stored; their variance is
     updated incrementally.
     """
-    if mode not in ("zscore", "percentile"):
-        raise ValueError(
-            f"clip_by_zscore: mode must be 'zscore' or 'percentile', got {mode!r}"
-        )
-    if clip_to not in ("scaled", "mean"):
-        raise ValueError(
-            f"clip_by_zscore: clip_to must be 'scaled' or 'mean', got {clip_to!r}"
-        )
 
     def level_of(size, mean, deviation):
         if mode == "percentile":

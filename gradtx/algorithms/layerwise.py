@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
@@ -278,7 +278,7 @@ def scale_by_amos(
     beta: Decay = 0.999,
     extra_l2: NonNegative = 0.0,
     eta: Scalar | Callable[[torch.Size], float] | None = None,
-    slot: str = "scalar",
+    slot: Literal["scalar", "rows", "full"] = "scalar",
     c_coef: NonNegative = 0.25,
     d_coef: NonNegative = 0.25,
     eps: Positive = 2**-125,
@@ -321,10 +321,6 @@ def scale_by_amos(
     Source: Tian and Parikh 2022, arXiv:2210.11693. Departures: none from the authors' code, whose default for `slot`
     is "full".
     """
-    if slot not in ("scalar", "rows", "full"):
-        raise ValueError(
-            f"scale_by_amos: slot must be 'scalar', 'rows' or 'full', got {slot!r}"
-        )
     if isinstance(eta, float | int) and not 0 < eta < math.inf:
         raise ValueError(f"scale_by_amos: eta must be in (0, inf), got {eta!r}")
 
@@ -726,7 +722,7 @@ def amos(
     momentum: Decay = 0.0,
     extra_l2: NonNegative = 0.0,
     eta: Scalar | Callable[[torch.Size], float] | None = None,
-    slot: str = "scalar",
+    slot: Literal["scalar", "rows", "full"] = "scalar",
     c_coef: NonNegative = 0.25,
     d_coef: NonNegative = 0.25,
     eps: Positive = 2**-125,

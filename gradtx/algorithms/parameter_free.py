@@ -14,7 +14,7 @@ from gradtx.algorithms._math import (
     quotient,
     safe_sqrt,
 )
-from gradtx.algorithms.d_adaptation import corrected_rate, limited
+from gradtx.algorithms.d_adaptation import corrected_rate, limited, resting
 from gradtx.algorithms.scaling import descend, scale_by_learning_rate
 from gradtx.algorithms.weight_decay import add_decayed_weights, split_decay
 from gradtx.arguments import Count, Decay, Decays, NonNegative, Positive
@@ -117,40 +117,28 @@ def scale_by_prodigy(
     def part(x):
         return x if slice_p == 1 else x.flatten()[::slice_p]
 
-    def update(update, state, param, ctx):
-        d, start = state["d"], state["p0"]
+    def update(g, state, p, ctx):
+        d = state["d"]
         rate, growth = corrected_rate(d, lr, betas, use_bias_correction, ctx), d / d0
-        # A group with lr 0 must not contribute, regardless of the weights in s.
-        weight = (
-            torch.where(exact(lr, update.device) == 0, 0.0, d)
-            if safeguard_warmup
-            else rate
-        )
-        product = growth * rate * (part(update) * (start - part(param))).sum()
-        mean = beta1 * state["exp_avg"] + ((1 - beta1) * d) * update
-        square = (
-            beta2 * state["exp_avg_sq"] + ((1 - beta2) * d.square()) * update.square()
-        )
-        s = keep * state["s"] + (growth * weight) * part(update)
+        weight = rate
+        if safeguard_warmup:
+            # A group with lr 0 must not contribute, regardless of the weights in s.
+            weight = torch.where(exact(lr, g.device) == 0, 0.0, d)
+        product = growth * rate * (part(g) * (state["p0"] - part(p))).sum()
+        m = beta1 * state["exp_avg"] + ((1 - beta1) * d) * g
+        v = beta2 * state["exp_avg_sq"] + ((1 - beta2) * d.square()) * g.square()
+        s = keep * state["s"] + (growth * weight) * part(g)
         total = yield {"product": product, "size": s.abs().sum()}
-        no_gradient = total["size"] == 0
-        numerator = torch.where(
-            no_gradient,
-            state["d_numerator"],
-            keep * state["d_numerator"] + total["product"],
-        )
-        estimate = d_coef * quotient(numerator, total["size"])
+        r = keep * state["d_numerator"] + total["product"]
+        estimate = d_coef * quotient(r, total["size"])
         largest = torch.maximum(state["d_max"], estimate)
         base = torch.where(d == d0, torch.maximum(d, estimate), d)
-        d = torch.where(no_gradient, d, limited(largest, base, growth_rate))
-        direction = plus_decay(
-            rate * mean / (safe_sqrt(square) + d * eps), weight_decay, param, rate
-        )
-        new = {"exp_avg": mean, "exp_avg_sq": square, "s": s, "p0": start}
-        yield (
-            torch.where(no_gradient, 0.0, direction),
-            {**new, "d": d, "d_max": largest, "d_numerator": numerator},
-        )
+        d = limited(largest, base, growth_rate)
+        direction = rate * m / (safe_sqrt(v) + d * eps)
+        direction = plus_decay(direction, weight_decay, p, rate)
+        new = {"exp_avg": m, "exp_avg_sq": v, "s": s}
+        shared = {"d": d, "d_max": largest, "d_numerator": r}
+        yield resting(total["size"], state, direction, new, shared)
 
     slots = {
         "exp_avg": linear(),

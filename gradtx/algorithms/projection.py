@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -263,7 +263,7 @@ def decay_after_step(lr: Any, weight_decay: Any) -> GradientTransformation:
 @per_tensor(needs=("params",))
 def floor_relative_update(
     floor: NonNegative = 0.35,
-    per: str = "leaf",
+    per: Literal["leaf", "row"] = "leaf",
     power: NonNegative = 1.0,
     eps: NonNegative = 1e-8,
 ):
@@ -292,10 +292,6 @@ def floor_relative_update(
 
     Source: modded-nanogpt, track 3, u/w floor. Departures: none.
     """
-    if per not in ("leaf", "row"):
-        raise ValueError(
-            f"floor_relative_update: per must be 'leaf' or 'row', got {per!r}"
-        )
     size = norm if per == "leaf" else unit_norm
 
     def update(update, state, param, ctx):
@@ -309,7 +305,7 @@ def floor_relative_update(
 def radial_brake(
     outward: Scalar = 0.5,
     inward: Scalar = 1.0,
-    form: str = "direction",
+    form: Literal["direction", "norm"] = "direction",
     eps: NonNegative = 1e-8,
 ):
     r"""Slow down changes of the norm of the weights.
@@ -342,10 +338,6 @@ def radial_brake(
 
     Source: modded-nanogpt, track 3 ("direction"); NVIDIA Emerging-Optimizers ("norm"). Departures: none.
     """
-    if form not in ("direction", "norm"):
-        raise ValueError(
-            f"radial_brake: form must be 'direction' or 'norm', got {form!r}"
-        )
 
     def factor(grows):
         return torch.where(

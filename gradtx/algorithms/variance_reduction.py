@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -176,7 +176,7 @@ def scale_by_msvag(beta: Decay = 0.9):
 
 @per_tensor(elementwise=True, needs=("params",), owns_lr=True)
 def scale_by_a2grad(
-    variant: str = "uni",
+    variant: Literal["uni", "inc", "exp"] = "uni",
     beta: NonNegative = 10.0,
     lips: Positive = 10.0,
     rho: Decay = 0.5,
@@ -218,10 +218,6 @@ def scale_by_a2grad(
     implementations, including torch_optimizer's and pytorch_optimizer's, use one $\lVert\delta\rVert^2$ per leaf
     instead of a vector.
     """
-    if variant not in ("uni", "inc", "exp"):
-        raise ValueError(
-            f"scale_by_a2grad: variant must be 'uni', 'inc' or 'exp', got {variant!r}"
-        )
 
     def update(update, state, param, ctx):
         t = ctx.time  # k + 1
@@ -290,7 +286,7 @@ def amplify_slow_gradients(alpha: Decay = 0.98, lamb: NonNegative = 2.0):
 def amplify_slow_gradients_window(
     window_size: Count = 100,
     lamb: NonNegative = 5.0,
-    filter_type: str = "mean",
+    filter_type: Literal["mean", "sum"] = "mean",
     warmup: bool = True,
 ):
     r"""Add a multiple of the mean of the last gradients to each gradient: Grokfast's filter with a window.
@@ -323,10 +319,6 @@ def amplify_slow_gradients_window(
 
     Source: Lee et al. 2024, arXiv:2405.20233. Departures: none.
     """
-    if filter_type not in ("mean", "sum"):
-        raise ValueError(
-            f"amplify_slow_gradients_window: filter_type must be 'mean' or 'sum', got {filter_type!r}"
-        )
 
     def update(update, state, param, ctx):
         window = [update, *state["grad"][:-1]]
@@ -552,7 +544,7 @@ def msvag(lr: NonNegative, beta: Decay = 0.9):
 
 @alias(class_name="A2Grad")
 def a2grad(
-    variant: str = "uni",
+    variant: Literal["uni", "inc", "exp"] = "uni",
     beta: NonNegative = 10.0,
     lips: Positive = 10.0,
     rho: Decay = 0.5,

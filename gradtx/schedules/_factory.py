@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Mapping
-from typing import Any, ParamSpec
+from typing import Any, Concatenate, ParamSpec
 
 import torch
 from torch import Tensor
@@ -33,8 +34,7 @@ class _Made(Schedule):
         self._factory = factory
         self._arguments = arguments
         # Run the body's own checks at construction.
-        step = torch.zeros((), dtype=torch.float64, device="cpu")
-        factory.function(**self._exact(step))
+        self._value(exact(0, torch.device("cpu")))
         super().__init__(self._value)
 
     def _exact(self, step: Tensor) -> dict[str, Any]:
@@ -60,8 +60,7 @@ class _Made(Schedule):
         """Return the value at a step: a number at a Python number, unless it depends on tensors."""
         device = step.device if isinstance(step, Tensor) else torch.device("cpu")
         exact_step = exact(step, device)
-        value_at = self._factory.function(**self._exact(exact_step))
-        value = value_at(exact_step)
+        value = self._factory.function(exact_step, **self._exact(exact_step))
         is_number = not isinstance(step, Tensor) and self.is_plain
         return value.item() if is_number and readable(value) else value
 
@@ -135,9 +134,13 @@ def common_words(arguments: Arguments) -> dict[str, tuple[str, ...]]:
 
 
 def schedule(
-    function: Callable[P, Callable[[Tensor], Tensor]],
+    function: Callable[Concatenate[Any, P], Tensor],
 ) -> Callable[P, Schedule]:
-    """Create a schedule's factory from a function that returns `value(step)`, written for float64 tensors."""
+    """Create a schedule's factory from a function of the step, a float64 tensor, and of the factory's arguments."""
+    described: Any = function
+    signature = inspect.signature(function)
+    arguments_only = [*signature.parameters.values()][1:]
+    described.__signature__ = signature.replace(parameters=arguments_only)
     arguments = Arguments(function.__name__, function, is_alias=False)
 
     @functools.wraps(function)
