@@ -78,24 +78,20 @@ def scale_by_avagrad(
     beta1, beta2 = betas
     moments, average = adam_moments(betas)
 
-    def update(update, state, param, ctx):
-        mean, _, new = average(update, state)
-        # V and its correction are then 0: replace both by arbitrary values.
-        first = (~ctx.seen).to(ctx.time.dtype)
-        earlier = state["exp_avg_sq"]
-        correction = ctx.bias_correction(beta2, ctx.step - 1) + first
-        eta = 1 / (safe_sqrt(earlier / correction) + (eps + first))
-        late = 1 / (corrected_root(earlier, ctx, beta2) + eps) if lagged_norm else eta
+    def update(g, state, p, ctx):
+        m, _, new = average(g, state)
+        earlier, seen = state["exp_avg_sq"], ctx.seen
+        correction = torch.where(seen, ctx.bias_correction(beta2, ctx.step - 1), 1.0)
+        eta = quotient(1.0, safe_sqrt(earlier / correction) + eps, seen)
         # A leaf has no size to contribute at its first step.
-        left_out = 0.0 if lagged_norm else first
-        total = yield {
-            "square": (1 - left_out) * late.square().sum(),
-            "count": (1 - left_out) * late.numel(),
-        }
-        gamma = ((total["count"] + left_out) / (total["square"] + left_out)).sqrt()
+        late, count = eta, torch.where(seen, float(g.numel()), 0.0)
+        if lagged_norm:
+            late, count = 1 / (corrected_root(earlier, ctx, beta2) + eps), g.numel()
+        total = yield {"square": late.square().sum(), "count": count}
+        gamma = safe_sqrt(quotient(total["count"], total["square"]))
         if lagged_norm:
             gamma, new = state["gamma"], new | {"gamma": gamma}
-        yield (1 - first) * gamma / ctx.bias_correction(beta1) * eta * mean, new
+        yield gamma / ctx.bias_correction(beta1) * eta * m, new
 
     return moments, update
 

@@ -206,41 +206,32 @@ def scale_by_swats(
     moments, average = adam_moments(betas, amsgrad)
     tolerance = eps if switch_tol is None else switch_tol
 
-    def update(update, state, param, ctx):
-        mean, square, new = average(update, state)
-        step = -lr * hat_rate(safe_sqrt(square) + eps, ctx, betas) * mean
-        total = yield {"square": step.square().sum(), "slope": (step * update).sum()}
-
+    def update(g, state, p, ctx):
+        m, v, new = average(g, state)
+        step = -lr * hat_rate(safe_sqrt(v) + eps, ctx, betas) * m
+        total = yield {"square": step.square().sum(), "slope": (step * g).sum()}
         # The step count shared by all leaves, because a leaf may have had its first gradient later.
         count, sgd, slope = state["count"] + 1, state["switched"] > 0, total["slope"]
-        # This step has an estimate, and the estimate is still needed.
-        seen = (slope != 0) & ~sgd
-        estimate = total["square"] / -torch.where(seen, slope, -1.0)
-        rate_avg = torch.where(
-            seen, running_mean(state["rate_avg"], estimate, beta2), state["rate_avg"]
-        )
-        sgd_rate = torch.where(
-            seen, rate_avg / ctx.bias_correction(beta2, count), state["sgd_rate"]
-        )
-        has_settled = (
-            seen
-            & (count > 1)
-            & (sgd_rate > 0)
-            & ((sgd_rate - estimate).abs() < tolerance)
-        )
-
-        buffer = torch.where(sgd, beta1 * state["momentum_buffer"] + update, 0.0)
-        new = {
-            slot: torch.where(sgd, state[slot], value) for slot, value in new.items()
-        }
-        new |= {
-            "momentum_buffer": buffer,
-            "count": count,
+        buffer = beta1 * state["momentum_buffer"] + g
+        sgd_phase = {**state, "momentum_buffer": buffer}
+        known = slope != 0  # this step has an estimate
+        estimate = total["square"] / -torch.where(known, slope, -1.0)
+        rate_avg = running_mean(state["rate_avg"], estimate, beta2)
+        rate_avg = torch.where(known, rate_avg, state["rate_avg"])
+        sgd_rate = rate_avg / ctx.bias_correction(beta2, count)
+        sgd_rate = torch.where(known, sgd_rate, state["sgd_rate"])
+        has_settled = (sgd_rate - estimate).abs() < tolerance
+        adam_phase = {
+            **new,
+            "momentum_buffer": 0.0,
             "rate_avg": rate_avg,
             "sgd_rate": sgd_rate,
+            "switched": known & (count > 1) & (sgd_rate > 0) & has_settled,
         }
-        new["switched"] = (sgd | has_settled).to(rate_avg.dtype)
-        yield torch.where(sgd, -(1 - beta1) * state["sgd_rate"] * buffer, step), new
+        for slot, value in adam_phase.items():
+            new[slot] = torch.where(sgd, sgd_phase[slot], value)
+        step = torch.where(sgd, -(1 - beta1) * state["sgd_rate"] * buffer, step)
+        yield step, {**new, "count": count}
 
     return {**moments, "momentum_buffer": linear()}, update
 

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from gradtx.algorithms._math import (
+    at_least,
+    at_most,
     corrected_root,
     largest,
     norm,
@@ -225,7 +227,7 @@ def clip_adaptive(clipping: Positive = 0.01, eps: NonNegative = 1e-3):
     """
 
     def update(update, state, param, ctx):
-        size, limit = unit_norm(update), clipping * unit_norm(param).clamp(min=eps)
+        size, limit = unit_norm(update), clipping * at_least(unit_norm(param), eps)
         return torch.where(
             size > limit, update * (limit / size.clamp(min=1e-6)), update
         ), state
@@ -346,7 +348,7 @@ def clip_to_history(
         # Keep infinities out of the average.
         usual = torch.where(early, 1.0, state["gamma"])
         whole = safe_sqrt(total["square"]) + eps
-        measured, bound = size.clamp(min=eps), lambda_rel * usual.clamp(min=eps)
+        measured, bound = at_least(size, eps), lambda_rel * at_least(usual, eps)
         factor = torch.where(early, shrink(whole, lambda_abs), shrink(measured, bound))
         clipped = factor * size
         average = running_mean(usual, clipped, beta)
@@ -444,7 +446,7 @@ def clip_by_zscore(
         collecting = count <= warmup_steps
         deviation = safe_sqrt(torch.where(collecting, 0.0, state["var"]))
         level = torch.where(collecting, size, level_of(size, state["mean"], deviation))
-        bound = level if max_norm is None else level.clamp(max=max_norm)
+        bound = level if max_norm is None else at_most(level, max_norm)
         factor = torch.where(size > bound, bound / (size + 1e-6), 1.0)
         mean, variance = statistics_after(level, state, count, collecting)
         yield factor * update, {"mean": mean, "var": variance, "count": count}

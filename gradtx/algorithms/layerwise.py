@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from gradtx.algorithms._math import (
+    at_least,
     corrected_root,
     peak,
     plus_decay,
@@ -343,7 +344,7 @@ def scale_by_amos(
         root, scale = safe_sqrt(rate), _expected_scale(eta, param.shape)
         mean_square, total = mean(update.square()), state["decay"]
         square = running_mean(state["exp_avg_sq"], mean_square, beta)
-        inverse = ctx.bias_correction(beta) / square.clamp(min=eps)
+        inverse = ctx.bias_correction(beta) / at_least(square, eps)
         shrink = (
             rate.square() * inverse * mean_square * (1 + c_coef * root * total).rsqrt()
         )

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gradtx.algorithms._math import (
+    at_least,
     norm,
     plus_decay,
     quotient,
@@ -78,52 +79,44 @@ def project_scale_invariant(
     Source: Heo et al. 2021, arXiv:2006.08217. Departures: none from the authors' adamp 0.3.0.
     """
 
-    def update(update, state, param, ctx):
-        if param.ndim <= 1 or param.numel() == 0:
-            yield plus_decay(update, weight_decay, param), state
+    def update(u, state, p, ctx):
+        if p.ndim <= 1 or p.numel() == 0:
+            yield plus_decay(u, weight_decay, p), state
             return
-        grad, inner = ctx.grad, tuple(range(1, param.ndim))
+        grad, inner = ctx.grad, tuple(range(1, p.ndim))
 
         def rows(x, y):
             return (x * y).sum(dim=inner, keepdim=True)
 
         # Four sums per row determine everything; those of the whole leaf are their sums.
-        sums = [
-            rows(grad, param),
-            rows(grad, grad),
-            rows(param, param),
-            rows(update, param),
-        ]
-        aligned, row_radial = _view(sums, param.shape[1:].numel(), delta, eps)
-        of_leaf = [x.sum() for x in sums]
-        totals = yield OfLeaf(
-            aligned=aligned.to(param.dtype).sum(),
-            **dict(zip(_SUMS, of_leaf, strict=True)),
-        )
+        sums = {
+            "grad_param": rows(grad, p),
+            "grad_grad": rows(grad, grad),
+            "param_param": rows(p, p),
+            "update_param": rows(u, p),
+        }
+        aligned, row_radial = _view(sums, p.shape[1:].numel(), delta, eps)
+        of_leaf = {name: x.sum() for name, x in sums.items()}
+        totals = yield OfLeaf(aligned=aligned.to(p.dtype).sum(), **of_leaf)
         by_row = totals["aligned"] == 0
-        aligned, leaf_radial = _view(
-            [totals[name] for name in _SUMS], param.numel(), delta, eps
-        )
-        by_leaf = ~aligned
-        radial = torch.where(by_row, row_radial, torch.where(by_leaf, leaf_radial, 0.0))
-        projected = (by_row | by_leaf).to(param.dtype)
+        aligned, leaf_radial = _view(totals, p.numel(), delta, eps)
+        radial = torch.where(aligned, 0.0, leaf_radial)
+        radial = torch.where(by_row, row_radial, radial)
+        projected = (by_row | ~aligned).to(p.dtype)
         ratio = 1 - (1 - wd_ratio) * projected
-        yield plus_decay(update - radial * param, weight_decay, param, ratio), state
+        yield plus_decay(u - radial * p, weight_decay, p, ratio), state
 
     return update
 
 
-_SUMS = ("grad_param", "grad_grad", "param_param", "update_param")
-
-
 def _view(sums, length, delta, eps):
     """Return which rows of a view are not orthogonal enough to p, and their radial part as a multiple of p."""
-    grad_param, grad_grad, param_param, update_param = sums
-    param_norm = safe_sqrt(param_param)
-    cosine = grad_param.abs() / (
-        safe_sqrt(grad_grad).clamp(min=eps) * param_norm.clamp(min=eps)
+    grad_norm, param_norm = safe_sqrt(sums["grad_grad"]), safe_sqrt(sums["param_param"])
+    cosine = sums["grad_param"].abs() / (
+        grad_norm.clamp(min=eps) * param_norm.clamp(min=eps)
     )
-    return ~(cosine < delta / length**0.5), update_param / (param_norm + eps).square()
+    radial = sums["update_param"] / (param_norm + eps).square()
+    return ~(cosine < delta / length**0.5), radial
 
 
 @per_tensor(needs=("params",))
@@ -295,7 +288,7 @@ def floor_relative_update(
     size = norm if per == "leaf" else unit_norm
 
     def update(update, state, param, ctx):
-        ratio = size(param).clamp(min=eps) / size(update).clamp(min=eps)
+        ratio = at_least(size(param), eps) / at_least(size(update), eps)
         return update * safe_pow((floor * ratio).clamp(min=1.0), power), state
 
     return update
@@ -348,11 +341,11 @@ def radial_brake(
         before, moved = norm(param), param + update
         growth = norm(moved) - before
         wanted = before + factor(growth >= 0) * growth
-        return moved * (wanted / norm(moved).clamp(min=eps)) - param, state
+        return moved * (wanted / at_least(norm(moved), eps)) - param, state
 
     def by_direction(update, state, param, ctx):
         before = norm(param)
-        along = (update * param).sum() / before.clamp(min=eps).square()
+        along = (update * param).sum() / at_least(before, eps).square()
         kept = factor(along > 0) * along
         moved = param + update + (kept - along) * param
         wanted = before * (1 + kept)

@@ -7,6 +7,8 @@ from typing import Annotated
 import torch
 
 from gradtx.algorithms._math import (
+    at_least,
+    at_most,
     filled_like,
     plus_decay,
     running_mean,
@@ -228,7 +230,7 @@ def scale_by_rprop(
         size = torch.where(
             agreement > 0, grow * size, torch.where(agreement < 0, shrink * size, size)
         )
-        size = size.clamp(min=smallest).clamp(max=largest)
+        size = at_most(at_least(size, smallest), largest)
         masked_grad = torch.where(agreement < 0, 0.0, update)
         return -masked_grad.sign() * size, {"prev": masked_grad, "step_size": size}
 
