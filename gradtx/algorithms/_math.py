@@ -190,10 +190,22 @@ def adam_moments(betas: Any, amsgrad: bool = False) -> tuple[dict[str, Any], Any
         }
         return new["exp_avg"], peak(new, state, "exp_avg_sq", amsgrad), new
 
-    slots = {"exp_avg": ema(beta1), "exp_avg_sq": square()}
-    if amsgrad:
-        slots["max_exp_avg_sq"] = square()
+    slots = {
+        "exp_avg": ema(beta1),
+        "exp_avg_sq": square(),
+        "max_exp_avg_sq": square() if amsgrad else None,
+    }
     return slots, average
+
+
+def belief_moments(
+    g: Tensor, state: Mapping[str, Tensor], betas: Any, eps: Any, amsgrad: bool
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """Return AdaBelief's m, variance around m (its maximum with amsgrad), and new state."""
+    m = running_mean(state["exp_avg"], g, betas[0])
+    variance = running_mean(state["exp_avg_var"], (g - m).square(), betas[1])
+    new = {"exp_avg": m, "exp_avg_var": variance + eps}
+    return m, peak(new, state, "exp_avg_var", amsgrad), new
 
 
 def corrected_root(square: Tensor, ctx: Any, beta: Any) -> Tensor:

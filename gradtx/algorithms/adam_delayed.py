@@ -8,9 +8,9 @@ import torch
 
 from gradtx.algorithms._math import (
     adam_moments,
+    belief_moments,
     corrected_root,
     largest,
-    peak,
     quotient,
     running_mean,
     safe_sqrt,
@@ -207,24 +207,20 @@ def scale_by_acprop(
     """
     beta1, beta2 = betas
 
-    def update(update, state, param, ctx):
+    def update(g, state, p, ctx):
         first = (state["exp_avg"] == 0) & (state["exp_avg_var"] == 0)
-        mean = running_mean(state["exp_avg"], update, beta1)
-        above = mean / ctx.bias_correction(beta1) if momentum_update else update
-        correction = torch.where(
-            ctx.seen, ctx.bias_correction(beta2, ctx.step - 1), 1.0
-        )
+        correction = ctx.bias_correction(beta2, ctx.step - 1)
+        correction = torch.where(ctx.seen, correction, 1.0)
         old = state["max_exp_avg_var" if amsgrad else "exp_avg_var"]
         root = safe_sqrt(old / correction) + eps
-        variance = running_mean(state["exp_avg_var"], (update - mean).square(), beta2)
-        new = {"exp_avg": mean, "exp_avg_var": variance + eps}
-        peak(new, state, "exp_avg_var", amsgrad)
+        m, _, new = belief_moments(g, state, betas, eps, amsgrad)
+        above = m / ctx.bias_correction(beta1) if momentum_update else g
         return torch.where(first, above, quotient(above, root, floor=eps)), new
 
     return {
         "exp_avg": linear(),
         "exp_avg_var": square(),
-        **({"max_exp_avg_var": square()} if amsgrad else {}),
+        "max_exp_avg_var": square() if amsgrad else None,
     }, update
 
 
@@ -282,17 +278,17 @@ def scale_by_bcos(
             + rest**2 * (update + beta * mean).square()
         )
 
-    def update(update, state, param, ctx):
-        new, old, direction = {}, update, update
+    def update(g, state, p, ctx):
+        new, old, direction = {}, g, g
         if mode != "g":
             old = torch.where(ctx.seen, state["exp_avg"], ctx.grad)
-            direction = new["exp_avg"] = running_mean(old, update, beta)
+            direction = new["exp_avg"] = running_mean(old, g, beta)
         if mode == "c":
-            square = conditional(old, update)
+            v = conditional(old, g)
         else:
             before = torch.where(ctx.seen, state["exp_avg_sq"], ctx.grad.square())
-            square = new["exp_avg_sq"] = running_mean(before, direction.square(), keep)
-        return quotient(direction, safe_sqrt(square) + eps, floor=eps), new
+            v = new["exp_avg_sq"] = running_mean(before, direction.square(), keep)
+        return quotient(direction, safe_sqrt(v) + eps, floor=eps), new
 
     slots = {
         "exp_avg": linear() if mode != "g" else None,

@@ -92,7 +92,7 @@ def scale_by_adabound(
         final, narrowing = final_lr / state["initial_lr"], gamma * ctx.time
         lowest, highest = final * (1 - 1 / (narrowing + 1)), final * (1 + 1 / narrowing)
         rates = hat_rate(safe_sqrt(square) + eps, ctx, betas).clamp(lowest, highest)
-        return rates * mean, new | {"initial_lr": state["initial_lr"]}
+        return rates * mean, new
 
     return {**moments, "initial_lr": first_lr}, update
 
@@ -140,13 +140,12 @@ def scale_by_adamod(
     """
     moments, average = adam_moments(betas)
 
-    def update(update, state, param, ctx):
-        mean, square, new = average(update, state)
-        rates = lr * hat_rate(safe_sqrt(square) + eps, ctx, betas)
-        usual = beta3 * state["exp_avg_lr"] + (1 - beta3) * rates
-        step = -torch.minimum(rates, usual) * mean
-        step = plus_decay(step, weight_decay, param, -lr)
-        return step, new | {"exp_avg_lr": usual}
+    def update(g, state, p, ctx):
+        m, v, new = average(g, state)
+        rates = lr * hat_rate(safe_sqrt(v) + eps, ctx, betas)
+        usual = new["exp_avg_lr"] = running_mean(state["exp_avg_lr"], rates, beta3)
+        step = -torch.minimum(rates, usual) * m
+        return plus_decay(step, weight_decay, p, -lr), new
 
     return {**moments, "exp_avg_lr": square()}, update
 
@@ -326,10 +325,10 @@ def scale_by_fadam(
         share = (1 - beta2) / ctx.bias_correction(beta2)
         fisher = (1 - share) * state["fim"] + share * update.square()
         size = rms(update)
-        floor = torch.minimum(exact(eps, update.device), eps2 * size)
-        floor = torch.where(size == 0, exact(eps, update.device), floor)
+        least = exact(eps, update.device)
+        floor = torch.where(size == 0, least, torch.minimum(least, eps2 * size))
         base = safe_pow(fisher, p) + safe_pow(floor, 2 * p)
-        mean = beta1 * state["momentum"] + (1 - beta1) * clipped(quotient(update, base))
+        mean = running_mean(state["momentum"], clipped(quotient(update, base)), beta1)
         return mean + weight_decay * clipped(quotient(param, base)), {
             "momentum": mean,
             "fim": fisher,
