@@ -14,6 +14,7 @@ from gradtx.algorithms._math import (
     running_mean,
     safe_sqrt,
 )
+from gradtx.algorithms._one_link import arguments_of
 from gradtx.algorithms.clipping import shrink
 from gradtx.algorithms.momentum import trace
 from gradtx.arguments import Decay, Decays, NonNegative, Positive, is_off
@@ -449,14 +450,8 @@ def alig(
 
 
 @alias(class_name="MoMo")
-def momo(
-    lr: NonNegative = 1.0,
-    beta: Decay = 0.9,
-    weight_decay: NonNegative = 0.0,
-    lb: Scalar = 0.0,
-    bias_correction: bool = False,
-    use_fstar: bool = False,
-):
+@arguments_of(scale_by_momo)
+def momo(**arguments):
     r"""MoMo: SGD with momentum whose rate follows the value of the loss.
 
     $p \leftarrow (p - \tau d) / (1 + \eta \lambda)$ along the mean gradient $d$, where $\tau$ is at most $\eta$ and
@@ -493,19 +488,12 @@ def momo(
     Source: Schaipp et al. 2023, arXiv:2305.07583. Departures: see `scale_by_momo`. (optax divides only the decay by
     $1 + \eta\lambda$.)
     """
-    return scale_by_momo(lr, beta, weight_decay, lb, bias_correction, use_fstar)
+    return scale_by_momo(**arguments)
 
 
 @alias(class_name="MoMoAdam")
-def momo_adam(
-    lr: NonNegative = 1e-2,
-    betas: Decays = (0.9, 0.999),
-    eps: NonNegative = 1e-8,
-    weight_decay: NonNegative = 0.0,
-    lb: Scalar = 0.0,
-    proximal_decay: bool = True,
-    use_fstar: bool = False,
-):
+@arguments_of(scale_by_momo_adam)
+def momo_adam(**arguments):
     r"""MoMo-Adam: Adam whose rate follows the value of the loss.
 
     $p \leftarrow (p - \tau d / D) / (1 + \eta \lambda)$ with Adam's mean gradient $d$ and denominator $D$, where $\tau$
@@ -540,20 +528,12 @@ def momo_adam(
 
     Source: Schaipp et al. 2023, arXiv:2305.07583. Departures: see `scale_by_momo_adam`.
     """
-    return scale_by_momo_adam(
-        lr, betas, eps, weight_decay, lb, proximal_decay, use_fstar
-    )
+    return scale_by_momo_adam(**arguments)
 
 
 @alias(class_name="AdaptiveGD")
-def adaptive_gd(
-    lr: NonNegative = 0.2,
-    amplifier: NonNegative = 0.02,
-    damping: Positive = 1.0,
-    theta: Annotated[Scalar, "(0, inf]"] = 1.0,
-    eps: NonNegative = 1e-5,
-    weight_decay: NonNegative = 0.0,
-):
+@arguments_of(scale_by_local_smoothness)
+def adaptive_gd(**arguments):
     r"""Adaptive gradient descent without descent: the step size follows the local smoothness of the loss.
 
     $\lambda_t = \min(\lambda_{t-1} \sqrt{1 + a \theta}, \lVert \Delta p \rVert / (b \lVert \Delta g \rVert)) +
@@ -595,4 +575,4 @@ def adaptive_gd(
     without the extra, noisy gradients shrink the step size, because their noise counts as curvature.
     pytorch_optimizer's ASGD uses the difference of norms instead of the norm of the difference.
     """
-    return scale_by_local_smoothness(lr, amplifier, damping, theta, eps, weight_decay)
+    return scale_by_local_smoothness(**arguments)

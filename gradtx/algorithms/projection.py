@@ -333,9 +333,8 @@ def radial_brake(
     """
 
     def factor(grows):
-        return torch.where(
-            grows, exact(outward, grows.device), exact(inward, grows.device)
-        )
+        device = grows.device
+        return torch.where(grows, exact(outward, device), exact(inward, device))
 
     def by_norm(update, state, param, ctx):
         before, moved = norm(param), param + update

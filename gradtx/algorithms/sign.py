@@ -67,10 +67,10 @@ def scale_by_lion(betas: Decays = (0.9, 0.99)):
     """
     beta1, beta2 = betas
 
-    def update(update, state, param, ctx):
-        mean = state["exp_avg"]
-        direction = (beta1 * mean + (1 - beta1) * update).sign()
-        return direction, {"exp_avg": beta2 * mean + (1 - beta2) * update}
+    def update(g, state, p, ctx):
+        m = state["exp_avg"]
+        direction = (beta1 * m + (1 - beta1) * g).sign()
+        return direction, {"exp_avg": beta2 * m + (1 - beta2) * g}
 
     def sign(update, state, param, ctx):
         return update.sign(), state
@@ -222,17 +222,18 @@ def scale_by_rprop(
     shrink, grow = etas
     smallest, largest = step_sizes
 
-    def update(update, state, param, ctx):
+    def update(g, state, p, ctx):
         # As in torch, the initial size is the rate at the first step, which a scheduler may have written after `init`.
         old = state["step_size"]
         size = torch.where(ctx.seen, old, filled_like(old, lr))
-        agreement = update.sign() * state["prev"].sign()
+        agreement = g.sign() * state["prev"].sign()
+        turned = agreement < 0
         size = torch.where(
-            agreement > 0, grow * size, torch.where(agreement < 0, shrink * size, size)
+            agreement > 0, grow * size, torch.where(turned, shrink * size, size)
         )
         size = at_most(at_least(size, smallest), largest)
-        masked_grad = torch.where(agreement < 0, 0.0, update)
-        return -masked_grad.sign() * size, {"prev": masked_grad, "step_size": size}
+        masked = torch.where(turned, 0.0, g)
+        return -masked.sign() * size, {"prev": masked, "step_size": size}
 
     return {"prev": linear(), "step_size": square(lambda p: filled_like(p, lr))}, update
 

@@ -15,11 +15,12 @@ from gradtx.algorithms._math import (
     running_mean,
     safe_sqrt,
 )
+from gradtx.algorithms._one_link import arguments_of
 from gradtx.algorithms.adam import scale_by_adam
 from gradtx.algorithms.muon import has_a_matrix
 from gradtx.algorithms.scaling import scale_by_learning_rate
 from gradtx.algorithms.sign import scale_by_lion
-from gradtx.algorithms.weight_decay import add_decayed_weights, with_decay
+from gradtx.algorithms.weight_decay import with_decay
 from gradtx.arguments import Count, Decay, Decays, NonNegative, NonNegativeInt, Positive
 from gradtx.base.exact import Scalar
 from gradtx.combinators.selection import partition
@@ -60,13 +61,10 @@ def correct_variance_exactly(gamma: NonNegative, beta: Decay, min_ndim: NonNegat
 
     def update(updates, state, params, ctx):
         last = ctx.grad_fn(state["prev_param"])
-        corrected = {}
+        corrected = dict(updates)
         for name, grad in updates.items():
-            corrected[name] = (
-                grad
-                if grad.ndim < min_ndim
-                else _corrected(grad, last[name], gamma, beta)
-            )
+            if grad.ndim >= min_ndim:
+                corrected[name] = _corrected(grad, last[name], gamma, beta)
         return corrected, {"prev_param": params}
 
     return init, update
@@ -117,12 +115,10 @@ def correct_variance(
     def first(param):
         return None if param.ndim < min_ndim else torch.zeros_like(param)
 
-    def update(update, state, param, ctx):
-        if update.ndim < min_ndim:
-            return update, state
-        return _corrected(update, state["last_grad"], gamma, beta), {
-            "last_grad": update
-        }
+    def update(g, state, p, ctx):
+        if g.ndim < min_ndim:
+            return g, state
+        return _corrected(g, state["last_grad"], gamma, beta), {"last_grad": g}
 
     return {"last_grad": linear(first)}, update
 
@@ -160,15 +156,15 @@ def scale_by_msvag(beta: Decay = 0.9):
     """
     moments, average = adam_moments((beta, beta))
 
-    def update(update, state, param, ctx):
-        exp_avg, exp_avg_sq, new = average(update, state)
+    def update(g, state, p, ctx):
+        m, v, new = average(g, state)
         correction = ctx.bias_correction(beta)
         # The paper's quotient with common factors canceled: 1 - b**2 = (1 - b) * (1 + b) for b = beta and b = beta**t.
-        rho = ((1 - beta) * (2 - correction) / ((1 + beta) * correction)).clamp(
-            max=0.9999
-        )
-        mean, square = exp_avg / correction, (exp_avg / correction).square()
-        size = square + rho / (1 - rho) * (exp_avg_sq / correction - square)
+        rho = (1 - beta) * (2 - correction) / ((1 + beta) * correction)
+        rho = rho.clamp(max=0.9999)
+        mean = m / correction
+        square = mean.square()
+        size = square + rho / (1 - rho) * (v / correction - square)
         return quotient(square, size).clamp(0, 1) * mean, new
 
     return moments, update
@@ -219,10 +215,10 @@ def scale_by_a2grad(
     instead of a vector.
     """
 
-    def update(update, state, param, ctx):
-        t = ctx.time  # k + 1
-        mean = state["avg_grad"] + (update - state["avg_grad"]) / t
-        stray = (update - mean).square()
+    def update(g, state, p, ctx):
+        t, old = ctx.time, state["avg_grad"]  # t = k + 1
+        mean = old + (g - old) / t
+        stray = (g - mean).square()
         new = {"avg_grad": mean}
         if variant == "exp":
             new["v_tilde"] = running_mean(state["v_tilde"], stray, rho)
@@ -231,10 +227,10 @@ def scale_by_a2grad(
             keep = ((t - 1) / t).square() if variant == "inc" else 1.0
             new["v"] = keep * state["v"] + stray
         damping = safe_sqrt(t * new["v"] if variant == "exp" else new["v"])
-        step = update / (2 * lips / t + beta * damping)
-        new["x"] = state["x"] - step
+        step = g / (2 * lips / t + beta * damping)
+        x = new["x"] = state["x"] - step
         alpha, following = 2 / (t + 1), 2 / (t + 2)
-        return following * (new["x"] - param) - (1 - following) * alpha * step, new
+        return following * (x - p) - (1 - following) * alpha * step, new
 
     slots = {
         "x": start(),
@@ -543,12 +539,8 @@ def msvag(lr: NonNegative, beta: Decay = 0.9):
 
 
 @alias(class_name="A2Grad")
-def a2grad(
-    variant: Literal["uni", "inc", "exp"] = "uni",
-    beta: NonNegative = 10.0,
-    lips: Positive = 10.0,
-    rho: Decay = 0.5,
-):
+@arguments_of(scale_by_a2grad)
+def a2grad(**arguments):
     r"""A2Grad: Nesterov's accelerated gradient with steps damped by the deviation of gradients from their mean.
 
     Equivalent to `scale_by_a2grad`.
@@ -584,7 +576,7 @@ def a2grad(
     Source: Deng et al. 2018, arXiv:1810.00553. Departures: none from the paper; published implementations have one
     damping per leaf, and pytorch_optimizer's counts from 1.
     """
-    return scale_by_a2grad(variant, beta, lips, rho)
+    return scale_by_a2grad(**arguments)
 
 
 @alias(class_name="GrokFastAdamW")
@@ -711,9 +703,7 @@ def optimistic_adam(
     Source: Daskalakis et al. 2017, arXiv:1711.00141. Departures: none; optax's version has Nesterov momentum by
     default.
     """
-    return chain(
-        scale_by_adam(betas, eps),
-        scale_by_optimistic_gradient(alpha, beta),
-        add_decayed_weights(weight_decay),
-        scale_by_learning_rate(lr),
+    direction = chain(
+        scale_by_adam(betas, eps), scale_by_optimistic_gradient(alpha, beta)
     )
+    return with_decay(direction, weight_decay, True, lr)

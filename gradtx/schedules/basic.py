@@ -167,14 +167,11 @@ def _check_milestones(milestones: Any) -> None:
             f"multistep_schedule: milestones must be a list of ints, got {describe(milestones)}"
         )
     for i, milestone in enumerate(milestones):
+        name = f"multistep_schedule: milestones[{i}]"
         if isinstance(milestone, bool) or not isinstance(milestone, numbers.Integral):
-            raise TypeError(
-                f"multistep_schedule: milestones[{i}] must be an int, got {describe(milestone)}"
-            )
+            raise TypeError(f"{name} must be an int, got {describe(milestone)}")
         if int(milestone) < 0:
-            raise ValueError(
-                f"multistep_schedule: milestones[{i}] must be in [0, inf), got {milestone}"
-            )
+            raise ValueError(f"{name} must be in [0, inf), got {milestone}")
 
 
 @schedule

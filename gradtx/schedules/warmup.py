@@ -405,20 +405,16 @@ def wsd_schedule(
             )
         floor = min_lr
 
-    def shape(x: Tensor) -> Tensor:
-        if cooldown_type == "cosine":
-            return (1 + (2 * math.pi * num_cycles * x).cos()) / 2
-        exponents = {"1-sqrt": 0.5, "linear": 1, "1-square": 2}
-        return 1 - x ** exponents[cooldown_type]
-
-    progress = (
-        (step / num_warmup_steps).clamp(max=1)
-        if num_warmup_steps
-        else torch.ones_like(step)
-    )
+    progress = step / max(num_warmup_steps, 1)
+    progress = torch.where(step < num_warmup_steps, progress, 1.0)
     rising = init_lr + (lr - init_lr) * progress
     share = ((step - flat) / max(decaying, 1)).clamp(0, 1)
-    height = torch.where(step < flat + decaying, shape(share), 0.0)
+    if cooldown_type == "cosine":
+        height = (1 + (2 * math.pi * num_cycles * share).cos()) / 2
+    else:
+        exponents = {"1-sqrt": 0.5, "linear": 1, "1-square": 2}
+        height = 1 - share ** exponents[cooldown_type]
+    height = torch.where(step < flat + decaying, height, 0.0)
     falling = floor + (lr - floor) * height
     return torch.where(step < flat, rising, falling)
 
@@ -432,12 +428,10 @@ def _stable_and_decaying(
             "wsd_schedule: pass two of num_stable_steps, num_decay_steps and total_steps, got "
             f"{stable}, {decaying} and {total}"
         )
-    if total is not None and stable is None:
-        stable = total - warmup - (decaying or 0)
-    elif total is not None:
-        decaying = total - warmup - (stable or 0)
-    assert stable is not None
-    assert decaying is not None
+    if stable is None:
+        stable = (total or 0) - warmup - (decaying or 0)
+    if decaying is None:
+        decaying = (total or 0) - warmup - stable
     if min(stable, decaying) < 0:
         raise ValueError(
             f"wsd_schedule: total_steps={total} is less than the total of the phases"
