@@ -11,7 +11,7 @@ from torch import Tensor
 from gradtx.arguments import is_off
 from gradtx.base import torch_names as _torch
 from gradtx.base.dtensor import full_tensor
-from gradtx.base.exact import exact, exact_dtype
+from gradtx.base.exact import exact
 from gradtx.slots import ema, square
 
 
@@ -151,11 +151,6 @@ def blended(old: Tensor, new: Tensor, weight: Any) -> Tensor:
     if isinstance(weight, Tensor):
         weight = weight.to(old.dtype)
     return torch.lerp(old, new, weight)
-
-
-def scalar_zero(param: Tensor) -> Tensor:
-    """Return an initial 0 for a 0-d slot, in the dtype of exact numbers."""
-    return param.new_zeros((), dtype=exact_dtype(param))
 
 
 def running_mean(old: Tensor, new: Tensor, beta: Any) -> Tensor:

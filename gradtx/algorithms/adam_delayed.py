@@ -14,13 +14,12 @@ from gradtx.algorithms._math import (
     quotient,
     running_mean,
     safe_sqrt,
-    scalar_zero,
 )
 from gradtx.algorithms.scaling import hold_until, scale_by_learning_rate
 from gradtx.algorithms.weight_decay import with_decay
 from gradtx.arguments import Count, Decay, Decays, NonNegative
 from gradtx.rules import alias, per_tensor
-from gradtx.slots import linear, square
+from gradtx.slots import linear, scalar, square
 from gradtx.transform import chain
 
 __all__ = [
@@ -145,24 +144,22 @@ def scale_by_adashift(
     """
     (beta1, beta2), phi = betas, _REDUCTIONS[reduce]
 
-    def update(update, state, param, ctx):
+    def update(g, state, p, ctx):
         *recent, oldest = state["grad"]
-        window = [update, *recent]
-        square = beta2 * state["exp_avg_sq"] + (1 - beta2) * phi(oldest.square())
-        mean, weight = window[-1], 1.0
+        window = [g, *recent]
+        v = running_mean(state["exp_avg_sq"], phi(oldest.square()), beta2)
+        m, weight = window[-1], 1.0
         for grad in reversed(window[:-1]):  # both sums over the window by Horner's rule
-            mean, weight = grad + beta1 * mean, 1 + beta1 * weight
-        is_zero = square == 0  # includes the first n steps
+            m, weight = grad + beta1 * m, 1 + beta1 * weight
+        is_zero = v == 0  # includes the first n steps
         correction = ctx.bias_correction(beta2, (ctx.step - keep_num).clamp(min=1))
-        size = safe_sqrt(torch.where(is_zero, 1.0, square) / correction) + eps
-        return torch.where(is_zero, 0.0, mean / (weight * size)), {
-            "grad": window,
-            "exp_avg_sq": square,
-        }
+        size = safe_sqrt(torch.where(is_zero, 1.0, v) / correction) + eps
+        direction = torch.where(is_zero, 0.0, m / (weight * size))
+        return direction, {"grad": window, "exp_avg_sq": v}
 
     slots = {
         "grad": linear(lambda p: [torch.zeros_like(p) for _ in range(keep_num)]),
-        "exp_avg_sq": square(torch.zeros_like if reduce == "none" else scalar_zero),
+        "exp_avg_sq": square() if reduce == "none" else scalar(),
     }
     return slots, update
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from gradtx.algorithms._math import largest, norm, safe_sqrt
+from gradtx.algorithms._math import largest, norm, quotient, safe_sqrt
 from gradtx.algorithms.averaging import scale_by_asgd
 from gradtx.algorithms.momentum import trace, trace_ema
 from gradtx.algorithms.scaling import scale_by_learning_rate
@@ -108,7 +108,7 @@ def scale_by_gsnr(eps: NonNegative = 1e-8):
             return size
         deviation = safe_sqrt((grad - grad.mean()).square().sum() / (grad.numel() - 1))
         even = deviation == 0
-        return torch.where(even, size, size / torch.where(even, 1.0, deviation + eps))
+        return size / torch.where(even, 1.0, deviation + eps)
 
     def update(update, state, param, ctx):
         old = state["gsnr"]
@@ -409,16 +409,9 @@ def scale_by_gravity(
     def init(param, rng):
         rate, spread = exact(lr, param.device), exact(alpha, param.device)
         if readable(spread) and spread != 0:
-            check_initial_lr(
-                "scale_by_gravity",
-                rate,
-                "alpha",
-                "use an initial value above 0, or set alpha to 0",
-            )
-        still = spread == 0
-        size = torch.where(
-            still, spread, spread / torch.where(still, torch.ones_like(rate), rate)
-        )
+            remedy = "use an initial value above 0, or set alpha to 0"
+            check_initial_lr("scale_by_gravity", rate, "alpha", remedy)
+        size = quotient(spread, rate, spread != 0)
         return {"v": (size * rng.normal(param)).to(param.dtype)}
 
     def update(update, state, param, ctx):

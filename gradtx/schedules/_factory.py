@@ -43,18 +43,13 @@ class _Made(Schedule):
         Numbers become float64 tensors, since `torch.where` of two Python numbers would return float32; schedules are
         replaced by their values.
         """
-        values: dict[str, Any] = {}
-        for name, value in self._arguments.items():
-            is_number = self._factory.arguments.by_name[name].kind == "scalar"
-            values[name] = self._number(value, step) if is_number else value
+        values = dict(self._arguments)
+        for argument in self._factory.arguments.all:
+            value = values[argument.name]
+            if argument.kind == "scalar" and value is not None:
+                number = value(step) if isinstance(value, Schedule) else value
+                values[argument.name] = exact(number, step.device)
         return values
-
-    @staticmethod
-    def _number(value: Any, step: Tensor) -> Any:
-        """Return a numeric argument at a step as a float64 tensor; None remains None."""
-        if isinstance(value, Schedule):
-            value = value(step)
-        return None if value is None else exact(value, step.device)
 
     def _value(self, step: Any) -> Any:
         """Return the value at a step: a number at a Python number, unless it depends on tensors."""
@@ -105,7 +100,7 @@ def in_its_words(arguments: Arguments, options: Mapping[str, Any]) -> dict[str, 
     """Rename the common keywords in `options` to this schedule's own names."""
     renamed: dict[str, Any] = {}
     for name, value in options.items():
-        word = _word_for(name, arguments)
+        word = word_for(name, arguments)
         is_given_twice = word != name and word in options
         if is_given_twice or word in renamed:
             raise TypeError(f"{arguments.name}: got two values for {word!r}")
@@ -113,7 +108,7 @@ def in_its_words(arguments: Arguments, options: Mapping[str, Any]) -> dict[str, 
     return renamed
 
 
-def _word_for(name: str, arguments: Arguments) -> str:
+def word_for(name: str, arguments: Arguments) -> str:
     """Return a schedule's own name for a common keyword; other names are unchanged."""
     if name in arguments.by_name:
         return name
@@ -121,16 +116,6 @@ def _word_for(name: str, arguments: Arguments) -> str:
         if word in arguments.by_name:
             return word
     return name
-
-
-def common_words(arguments: Arguments) -> dict[str, tuple[str, ...]]:
-    """Return the common keywords that a schedule accepts in place of its own names, by own name."""
-    words: dict[str, tuple[str, ...]] = {}
-    for common in COMMON_WORDS:
-        own = _word_for(common, arguments)
-        if own != common:
-            words[own] = (*words.get(own, ()), common)
-    return words
 
 
 def schedule(
