@@ -1,4 +1,4 @@
-"""Optimizers that are one link."""
+"""Optimizers that pass arguments on to one link."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ from typing import Any
 
 
 def arguments_of(link: Any) -> Callable[[Callable[..., Any]], Any]:
-    """Give an optimizer that is one link the arguments of the link, with their types and defaults."""
+    """Give an optimizer the arguments of a link, types and defaults included, in place of its `**` argument."""
+    of_link = inspect.signature(link.spec.function).parameters.values()
 
     def decorate(function: Any) -> Any:
-        function.__signature__ = inspect.signature(link.spec.function)
-        function.__annotations__ = link.spec.function.__annotations__
+        signature = inspect.signature(function)
+        *own, _ = signature.parameters.values()
+        function.__signature__ = signature.replace(parameters=[*own, *of_link])
+        function.__annotations__ |= link.spec.function.__annotations__
         return function
 
     return decorate

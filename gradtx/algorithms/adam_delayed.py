@@ -15,6 +15,7 @@ from gradtx.algorithms._math import (
     running_mean,
     safe_sqrt,
 )
+from gradtx.algorithms._one_link import arguments_of
 from gradtx.algorithms.scaling import hold_until, scale_by_learning_rate
 from gradtx.algorithms.weight_decay import with_decay
 from gradtx.arguments import Count, Decay, Decays, NonNegative
@@ -353,13 +354,8 @@ def avagrad(
 
 
 @alias(class_name="AdaShift")
-def adashift(
-    lr: NonNegative = 1e-3,
-    betas: Decays = (0.9, 0.999),
-    keep_num: Count = 10,
-    eps: NonNegative = 1e-10,
-    reduce: Literal["max", "mean", "none"] = "max",
-):
+@arguments_of(scale_by_adashift)
+def adashift(lr: NonNegative = 1e-3, **direction):
     r"""AdaShift: the mean of the last n gradients, divided by the size of the gradients before those.
 
     $p \leftarrow p - \eta m_t / (\sqrt{v_t/(1-\beta_2^{t-n})} + \epsilon)$; see `scale_by_adashift`. Nothing moves in
@@ -394,9 +390,7 @@ def adashift(
     Source: Zhou et al. 2018, arXiv:1810.00143. Departures: none from the paper; pytorch_optimizer takes a function
     instead, `reduce_func`.
     """
-    return chain(
-        scale_by_adashift(betas, keep_num, eps, reduce), scale_by_learning_rate(lr)
-    )
+    return chain(scale_by_adashift(**direction), scale_by_learning_rate(lr))
 
 
 @alias(class_name="ACProp")

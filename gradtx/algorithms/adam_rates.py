@@ -16,6 +16,7 @@ from gradtx.algorithms._math import (
     safe_pow,
     safe_sqrt,
 )
+from gradtx.algorithms._one_link import arguments_of
 from gradtx.algorithms.adam import scale_by_adam_hat
 from gradtx.algorithms.scaling import scale_by_learning_rate
 from gradtx.algorithms.weight_decay import add_decayed_weights, initial_lr, with_decay
@@ -529,15 +530,8 @@ def diffgrad(
 
 
 @alias(class_name="FAdam")
-def fadam(
-    lr: NonNegative = 1e-3,
-    betas: Decays = (0.9, 0.999),
-    eps: NonNegative = 1e-8,
-    weight_decay: NonNegative = 0.1,
-    clip: Annotated[Scalar, "(0, inf]"] = 1.0,
-    p: NonNegative = 0.5,
-    eps2: NonNegative = 0.01,
-):
+@arguments_of(scale_by_fadam)
+def fadam(lr: NonNegative = 1e-3, **direction):
     r"""FAdam: Adam as natural gradient descent, with gradients and decay divided by the root of the Fisher information.
 
     $p \leftarrow p - \eta (m_t + \lambda w)$, with the average $m$ of $u = g / B$ and $w = p / B$, each clipped to a
@@ -570,10 +564,7 @@ def fadam(
     Source: Hwang 2024, arXiv:2405.12807. Departures: see `scale_by_fadam`. (pytorch_optimizer spells `eps2` as
     `eps_2`.)
     """
-    return chain(
-        scale_by_fadam(betas, eps, weight_decay, clip, p, eps2),
-        scale_by_learning_rate(lr),
-    )
+    return chain(scale_by_fadam(**direction), scale_by_learning_rate(lr))
 
 
 @alias(class_name="PAdam")

@@ -15,6 +15,7 @@ from gradtx.algorithms._math import (
     running_mean,
     safe_sqrt,
 )
+from gradtx.algorithms._one_link import arguments_of
 from gradtx.algorithms.averaging import dual_averaging
 from gradtx.algorithms.scaling import descend
 from gradtx.algorithms.weight_decay import add_decayed_weights, split_decay
@@ -622,15 +623,8 @@ def dadapt_sgd(
 
 
 @alias(class_name="DAdaptAdan")
-def dadapt_adan(
-    lr: NonNegative = 1.0,
-    betas: Decays = (0.98, 0.92, 0.99),
-    eps: Positive = 1e-8,
-    weight_decay: NonNegative = 0.02,
-    no_prox: bool = False,
-    d0: Positive = 1e-6,
-    growth_rate: Annotated[Scalar, "[1, inf]"] = math.inf,
-):
+@arguments_of(scale_by_dadapt_adan)
+def dadapt_adan(**direction):
     r"""D-Adapt Adan: Adan with an automatic learning rate.
 
     $\delta = d \eta$, $\Delta = g_t - g_{t-1}$, $m \leftarrow \beta_1 m + (1-\beta_1) \delta g$,
@@ -669,19 +663,12 @@ def dadapt_adan(
     Source: Defazio and Mishchenko 2023, arXiv:2301.07733, with Xie et al. 2022, arXiv:2208.06677. Departures: see
     `scale_by_dadapt_adan`. (pytorch_optimizer's class of that name is a different method.)
     """
-    return chain(
-        scale_by_dadapt_adan(lr, betas, eps, weight_decay, no_prox, d0, growth_rate),
-        descend(),
-    )
+    return chain(scale_by_dadapt_adan(**direction), descend())
 
 
 @alias(class_name="DAdaptLion")
-def dadapt_lion(
-    lr: NonNegative = 1.0,
-    betas: Decays = (0.9, 0.99),
-    weight_decay: NonNegative = 0.0,
-    d0: Positive = 1e-6,
-):
+@arguments_of(scale_by_dadapt_lion)
+def dadapt_lion(**direction):
     r"""D-Adapt Lion: Lion with an automatic learning rate.
 
     $\delta = d \eta$, $y = \mathrm{sign}(\beta_1 m + (1-\beta_1) g)$, $p \leftarrow (1 - \delta\lambda) p - \delta y$,
@@ -713,4 +700,4 @@ def dadapt_lion(
     Source: Defazio and Mishchenko 2023, arXiv:2301.07733, with Chen et al. 2023, arXiv:2302.06675. Departures: see
     `scale_by_dadapt_lion`.
     """
-    return chain(scale_by_dadapt_lion(lr, betas, weight_decay, d0), descend())
+    return chain(scale_by_dadapt_lion(**direction), descend())

@@ -13,6 +13,7 @@ from gradtx.algorithms._math import (
     plus_decay,
     running_mean,
 )
+from gradtx.algorithms._one_link import arguments_of
 from gradtx.algorithms.adam import scale_by_adam_hat
 from gradtx.algorithms.scaling import scale_by_learning_rate
 from gradtx.algorithms.weight_decay import with_decay
@@ -420,12 +421,8 @@ def rprop(
 
 
 @alias(class_name="FOCUS")
-def focus(
-    lr: NonNegative = 1e-2,
-    betas: Decays = (0.9, 0.999),
-    gamma: NonNegative = 0.1,
-    weight_decay: NonNegative = 0.0,
-):
+@arguments_of(scale_by_focus)
+def focus(lr: NonNegative = 1e-2, **direction):
     r"""FOCUS: the sign of a momentum, plus an attraction to the average of the weights.
 
     $p \leftarrow p - \eta (\mathrm{sign}(m_t) + \gamma\, \mathrm{sign}(p - \hat p) + \lambda \hat p)$ with the average
@@ -458,7 +455,7 @@ def focus(
     Source: Liu, Liu and Gore 2025, arXiv:2501.12243. Departures: see `scale_by_focus`. (pytorch_optimizer's class
     applies the decay before it takes the sign.)
     """
-    return chain(scale_by_focus(betas, gamma, weight_decay), scale_by_learning_rate(lr))
+    return chain(scale_by_focus(**direction), scale_by_learning_rate(lr))
 
 
 @alias

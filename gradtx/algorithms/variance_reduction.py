@@ -626,9 +626,8 @@ def grokfast_adamw(
 
 
 @alias(class_name="OptimisticGradientDescent")
-def optimistic_gradient_descent(
-    lr: NonNegative, alpha: Scalar = 1.0, beta: Scalar = 1.0
-):
+@arguments_of(scale_by_optimistic_gradient)
+def optimistic_gradient_descent(lr: NonNegative, **direction):
     r"""Optimistic gradient descent: SGD that looks ahead by the last change of the gradient.
 
     $p \leftarrow p - \eta (\alpha g_t + \beta (g_t - g_{t-1}))$ with $g_0 = g_1$.
@@ -657,7 +656,7 @@ def optimistic_gradient_descent(
 
     Source: Mokhtari et al. 2019, arXiv:1901.08511; Daskalakis et al. 2017, arXiv:1711.00141. Departures: none.
     """
-    return chain(scale_by_optimistic_gradient(alpha, beta), scale_by_learning_rate(lr))
+    return chain(scale_by_optimistic_gradient(**direction), scale_by_learning_rate(lr))
 
 
 @alias(class_name="OptimisticAdam")
