@@ -20,7 +20,7 @@ import algorithms
 import gradtx
 from gradtx import arguments, schedules
 from gradtx.optim.classes import CLASSES
-from gradtx.schedules._factory import common_words
+from gradtx.schedules._factory import COMMON_WORDS, word_for
 
 ROOT = Path(__file__).parent.parent / "gradtx"
 TITLE = '''"""Types of this module, written by docs/stubs.py: run `make docs-tables`."""
@@ -106,6 +106,16 @@ def declaration(
         lines.append(argument(parameter))
     arguments = "".join(f"{indent}    {line},\n" for line in lines)
     return f"{head}(\n{arguments}{indent}) -> {result}: ...\n"
+
+
+def common_words(arguments: arguments.Arguments) -> dict[str, tuple[str, ...]]:
+    """Return the common keywords that a schedule accepts in place of its own names, by own name."""
+    words: dict[str, tuple[str, ...]] = {}
+    for common in COMMON_WORDS:
+        own = word_for(common, arguments)
+        if own != common:
+            words[own] = (*words.get(own, ()), common)
+    return words
 
 
 def function(name: str, value: Any) -> str:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from collections.abc import Mapping
 from typing import Annotated
 from typing import Any
+from typing import Literal
 import torch
 from torch import Tensor
 from gradtx.base.exact import Scalar
@@ -517,7 +518,7 @@ __all__ = [
 
 __version__: str
 def a2grad(
-    variant: str = "uni",
+    variant: Literal['uni', 'inc', 'exp'] = "uni",
     beta: NonNegative = 10.0,
     lips: Positive = 10.0,
     rho: Decay = 0.5,
@@ -881,7 +882,7 @@ def adashift(
     betas: Decays = (0.9, 0.999),
     keep_num: Count = 10,
     eps: NonNegative = 1e-10,
-    reduce: str = "max",
+    reduce: Literal['max', 'mean', 'none'] = "max",
     *,
     maximize: bool = False,
     state_dtype: StateDtype | None = None,
@@ -996,7 +997,7 @@ def amos(
     momentum: Decay = 0.0,
     extra_l2: NonNegative = 0.0,
     eta: Scalar | Callable[[torch.Size], float] | None = None,
-    slot: str = "scalar",
+    slot: Literal['scalar', 'rows', 'full'] = "scalar",
     c_coef: NonNegative = 0.25,
     d_coef: NonNegative = 0.25,
     eps: Positive = 2.350988701644575e-38,
@@ -1013,7 +1014,7 @@ def amplify_slow_gradients(
 def amplify_slow_gradients_window(
     window_size: Count = 100,
     lamb: NonNegative = 5.0,
-    filter_type: str = "mean",
+    filter_type: Literal['mean', 'sum'] = "mean",
     warmup: bool = True,
     *,
     state_dtype: StateDtype | None = None,
@@ -1096,7 +1097,7 @@ def bcos(
     beta2: Decay | None = None,
     eps: NonNegative = 1e-06,
     weight_decay: NonNegative = 0.1,
-    mode: str = "c",
+    mode: Literal['c', 'm', 'g'] = "c",
     simple_cond: bool = False,
     decoupled_weight_decay: bool = True,
     *,
@@ -1170,8 +1171,8 @@ def clip_by_zscore(
     warmup_steps: Count = 25,
     max_norm: Annotated[Scalar, '(0, inf]'] | None = 1.0,
     eps: NonNegative = 1e-06,
-    mode: str = "zscore",
-    clip_to: str = "scaled",
+    mode: Literal['zscore', 'percentile'] = "zscore",
+    clip_to: Literal['scaled', 'mean'] = "scaled",
     *,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
@@ -1424,7 +1425,7 @@ def fira(
 ) -> GradientTransformation: ...
 def floor_relative_update(
     floor: NonNegative = 0.35,
-    per: str = "leaf",
+    per: Literal['leaf', 'row'] = "leaf",
     power: NonNegative = 1.0,
     eps: NonNegative = 1e-08,
     *,
@@ -2253,7 +2254,7 @@ def radam(
 def radial_brake(
     outward: Scalar = 0.5,
     inward: Scalar = 1.0,
-    form: str = "direction",
+    form: Literal['direction', 'norm'] = "direction",
     eps: NonNegative = 1e-08,
     *,
     state_dtype: StateDtype | None = None,
@@ -2414,7 +2415,7 @@ def scale(
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def scale_by_a2grad(
-    variant: str = "uni",
+    variant: Literal['uni', 'inc', 'exp'] = "uni",
     beta: NonNegative = 10.0,
     lips: Positive = 10.0,
     rho: Decay = 0.5,
@@ -2544,7 +2545,7 @@ def scale_by_adashift(
     betas: Decays = (0.9, 0.999),
     keep_num: Count = 10,
     eps: NonNegative = 1e-10,
-    reduce: str = "max",
+    reduce: Literal['max', 'mean', 'none'] = "max",
     *,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
@@ -2594,7 +2595,7 @@ def scale_by_amos(
     beta: Decay = 0.999,
     extra_l2: NonNegative = 0.0,
     eta: Scalar | Callable[[torch.Size], float] | None = None,
-    slot: str = "scalar",
+    slot: Literal['scalar', 'rows', 'full'] = "scalar",
     c_coef: NonNegative = 0.25,
     d_coef: NonNegative = 0.25,
     eps: Positive = 2.350988701644575e-38,
@@ -2652,7 +2653,7 @@ def scale_by_bcos(
     beta: Decay = 0.9,
     beta2: Decay | None = None,
     eps: NonNegative = 1e-06,
-    mode: str = "c",
+    mode: Literal['c', 'm', 'g'] = "c",
     simple_cond: bool = False,
     *,
     state_dtype: StateDtype | None = None,

@@ -11,7 +11,7 @@ from torch import Tensor
 from gradtx.arguments import is_off
 from gradtx.base import torch_names as _torch
 from gradtx.base.dtensor import full_tensor
-from gradtx.base.exact import exact, exact_dtype
+from gradtx.base.exact import exact
 from gradtx.slots import ema, square
 
 
@@ -153,11 +153,6 @@ def blended(old: Tensor, new: Tensor, weight: Any) -> Tensor:
     return torch.lerp(old, new, weight)
 
 
-def scalar_zero(param: Tensor) -> Tensor:
-    """Return an initial 0 for a 0-d slot, in the dtype of exact numbers."""
-    return param.new_zeros((), dtype=exact_dtype(param))
-
-
 def running_mean(old: Tensor, new: Tensor, beta: Any) -> Tensor:
     r"""Return $\beta x_{t-1} + (1-\beta) x_t$."""
     return beta * old + (1 - beta) * new
@@ -190,10 +185,22 @@ def adam_moments(betas: Any, amsgrad: bool = False) -> tuple[dict[str, Any], Any
         }
         return new["exp_avg"], peak(new, state, "exp_avg_sq", amsgrad), new
 
-    slots = {"exp_avg": ema(beta1), "exp_avg_sq": square()}
-    if amsgrad:
-        slots["max_exp_avg_sq"] = square()
+    slots = {
+        "exp_avg": ema(beta1),
+        "exp_avg_sq": square(),
+        "max_exp_avg_sq": square() if amsgrad else None,
+    }
     return slots, average
+
+
+def belief_moments(
+    g: Tensor, state: Mapping[str, Tensor], betas: Any, eps: Any, amsgrad: bool
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """Return AdaBelief's m, variance around m (its maximum with amsgrad), and new state."""
+    m = running_mean(state["exp_avg"], g, betas[0])
+    variance = running_mean(state["exp_avg_var"], (g - m).square(), betas[1])
+    new = {"exp_avg": m, "exp_avg_var": variance + eps}
+    return m, peak(new, state, "exp_avg_var", amsgrad), new
 
 
 def corrected_root(square: Tensor, ctx: Any, beta: Any) -> Tensor:

@@ -14,6 +14,7 @@ from gradtx.algorithms._math import (
     safe_pow,
     safe_sqrt,
 )
+from gradtx.algorithms._one_link import arguments_of
 from gradtx.algorithms.momentum import ema
 from gradtx.algorithms.scaling import scale_by_inverse_time, scale_by_learning_rate
 from gradtx.algorithms.weight_decay import decayed, with_decay
@@ -118,12 +119,12 @@ def scale_by_adadelta(rho: Fraction = 0.9, eps: NonNegative = 1e-6):
     Source: Zeiler 2012, arXiv:1212.5701. Departures: none.
     """
 
-    def update(update, state, param, ctx):
-        square = running_mean(state["square_avg"], update.square(), rho)
-        delta = safe_sqrt((state["acc_delta"] + eps) / (square + eps)) * update
-        return delta, {
-            "square_avg": square,
-            "acc_delta": running_mean(state["acc_delta"], delta.square(), rho),
+    def update(g, state, p, ctx):
+        v = running_mean(state["square_avg"], g.square(), rho)
+        u = safe_sqrt((state["acc_delta"] + eps) / (v + eps)) * g
+        return u, {
+            "square_avg": v,
+            "acc_delta": running_mean(state["acc_delta"], u.square(), rho),
         }
 
     return {"square_avg": square(), "acc_delta": square()}, update
@@ -162,13 +163,11 @@ def scale_by_adamax(betas: Decays = (0.9, 0.999), eps: NonNegative = 1e-8):
     """
     beta1, beta2 = betas
 
-    def update(update, state, param, ctx):
-        mean = running_mean(state["exp_avg"], update, beta1)
-        largest = torch.maximum(beta2 * state["exp_inf"], update.abs() + eps)
-        return mean / (ctx.bias_correction(beta1) * largest), {
-            "exp_avg": mean,
-            "exp_inf": largest,
-        }
+    def update(g, state, p, ctx):
+        m = running_mean(state["exp_avg"], g, beta1)
+        largest = torch.maximum(beta2 * state["exp_inf"], g.abs() + eps)
+        new = {"exp_avg": m, "exp_inf": largest}
+        return m / (ctx.bias_correction(beta1) * largest), new
 
     return {"exp_avg": average_of(beta1), "exp_inf": square()}, update
 
@@ -202,16 +201,13 @@ def scale_by_kate(delta: NonNegative = 0.0, eps: NonNegative = 1e-8):
     Source: Choudhury et al. 2024, arXiv:2403.02648. Departures: none; eps as in pytorch_optimizer's class.
     """
 
-    def update(update, state, param, ctx):
-        update_square = update.square()
-        total = state["b_sq"] + update_square + eps
-        scale = state["m_sq"] + quotient(update_square, total, floor=eps)
+    def update(g, state, p, ctx):
+        square = g.square()
+        b = state["b_sq"] + square + eps
+        m = state["m_sq"] + quotient(square, b, floor=eps)
         if not is_off(delta):
-            scale = scale + delta * update_square
-        return quotient(safe_sqrt(scale) * update, total, floor=eps), {
-            "b_sq": total,
-            "m_sq": scale,
-        }
+            m = m + delta * square
+        return quotient(safe_sqrt(m) * g, b, floor=eps), {"b_sq": b, "m_sq": m}
 
     return {"b_sq": square(), "m_sq": square()}, update
 
@@ -261,19 +257,17 @@ def scale_by_adasmooth(
             f"scale_by_adasmooth: betas must be increasing (fast decay first), got ({fast!r}, {slow!r})"
         )
 
-    def update(update, state, param, ctx):
-        moved = torch.where(ctx.seen, param - state["prev_param"], 0.0)
+    def update(g, state, p, ctx):
+        moved = torch.where(ctx.seen, p - state["prev_param"], 0.0)
         total, path = state["sum"] + moved, state["abs_sum"] + moved.abs()
         if reset_every is not None:
             again = (ctx.step - 1) % reset_every == 0
             total, path = torch.where(again, 0.0, total), torch.where(again, 0.0, path)
         straightness = quotient(total.abs(), path)
-        squared_rate = ((slow - fast) * straightness + (1 - slow)).square()
-        square = (
-            squared_rate * update.square() + (1 - squared_rate) * state["exp_avg_sq"]
-        )
-        new = {"exp_avg_sq": square, "prev_param": param, "sum": total, "abs_sum": path}
-        return update / safe_sqrt(square + eps), new
+        rate = ((slow - fast) * straightness + (1 - slow)).square()
+        v = rate * g.square() + (1 - rate) * state["exp_avg_sq"]
+        new = {"exp_avg_sq": v, "prev_param": p, "sum": total, "abs_sum": path}
+        return g / safe_sqrt(v + eps), new
 
     return {
         "prev_param": start(),
@@ -324,18 +318,14 @@ def scale_by_ftrl(
     """
     power = -lr_power
 
-    def update(update, state, param, ctx):
-        squares = state["n"] + update.square()
-        size = safe_pow(squares, power)
-        gradients = (
-            state["z"] + update - (size - safe_pow(state["n"], power)) / lr * param
-        )
-        pull = gradients.sign() * l1 - gradients
+    def update(g, state, p, ctx):
+        n = state["n"] + g.square()
+        size = safe_pow(n, power)
+        z = state["z"] + g - (size - safe_pow(state["n"], power)) / lr * p
         curvature = (beta + size) / lr + l2
         # The curvature is 0 if the squares underflow.
-        moved = (gradients.abs() > l1) & (curvature != 0)
-        weight = quotient(pull, curvature, moved)
-        return weight - param, {"z": gradients, "n": squares}
+        moved = (z.abs() > l1) & (curvature != 0)
+        return quotient(z.sign() * l1 - z, curvature, moved) - p, {"z": z, "n": n}
 
     return {
         "z": linear(),
@@ -379,24 +369,20 @@ def scale_by_sm3(beta: Decay = 0.0, eps: Positive = 1e-30):
     """
     old_weight = beta + (beta == 0)  # 1 at beta 0
 
-    def covers(param):
-        shapes = [
-            [1] * i + [size] + [1] * (param.ndim - i - 1)
-            for i, size in enumerate(param.shape)
-        ] or [[]]
-        return [param.new_zeros(shape) for shape in shapes]
+    def covers(p):
+        shapes = [[1] * p.ndim for _ in range(max(p.ndim, 1))]
+        for i, size in enumerate(p.shape):
+            shapes[i][i] = size
+        return [p.new_zeros(shape) for shape in shapes]
 
-    def update(update, state, param, ctx):
-        if update.numel() == 0:
-            return update, state
+    def update(g, state, p, ctx):
+        if g.numel() == 0:
+            return g, state
         old = state["accumulator"]
         least = functools.reduce(torch.minimum, old)
-        cover = old_weight * least + (1 - beta) * update.square()
-        return update / (cover + eps).sqrt(), {
-            "accumulator": [
-                torch.maximum(maxima, _maxima(cover, i)) for i, maxima in enumerate(old)
-            ]
-        }
+        cover = old_weight * least + (1 - beta) * g.square()
+        maxima = [torch.maximum(x, _maxima(cover, i)) for i, x in enumerate(old)]
+        return g / (cover + eps).sqrt(), {"accumulator": maxima}
 
     return {"accumulator": square(covers)}, update
 
@@ -629,14 +615,8 @@ def adasmooth(
 
 
 @alias(class_name="FTRL")
-def ftrl(
-    lr: Positive = 1e-3,
-    lr_power: Annotated[Scalar, "(-inf, 0]"] = -0.5,
-    beta: NonNegative = 0.0,
-    l1: NonNegative = 0.0,
-    l2: NonNegative = 0.0,
-    initial_accumulator_value: NonNegative = 0.0,
-):
+@arguments_of(scale_by_ftrl)
+def ftrl(**arguments):
     r"""FTRL-Proximal: one rate per weight, and weights that are exactly 0.
 
     Equivalent to `scale_by_ftrl`, whose updates are final: no learning rate may follow.
@@ -667,7 +647,7 @@ def ftrl(
     Source: McMahan et al. 2013, "Ad click prediction: a view from the trenches", KDD. Departures: none; Keras doubles
     `l2`, and pytorch_optimizer takes the square root of the sum for any `lr_power`.
     """
-    return scale_by_ftrl(lr, lr_power, beta, l1, l2, initial_accumulator_value)
+    return scale_by_ftrl(**arguments)
 
 
 @alias(class_name="SM3")

@@ -125,19 +125,18 @@ def scale_by_rms(
     torch.optim.RMSprop, except that the centered average cannot round to a negative value (NaN there).
     """
 
-    def update(update, state, param, ctx):
-        square = running_mean(state["square_avg"], update.square(), alpha)
-        new, variance = {"square_avg": square}, square
+    def update(g, state, p, ctx):
+        v = running_mean(state["square_avg"], g.square(), alpha)
+        new = {"square_avg": v}
         if centered:
-            mean = new["grad_avg"] = running_mean(state["grad_avg"], update, alpha)
+            m = new["grad_avg"] = running_mean(state["grad_avg"], g, alpha)
             # Rounding can make the difference negative.
-            variance = (square - mean.square()).clamp(min=0)
-        root = safe_sqrt(variance + eps) if eps_in_root else safe_sqrt(variance) + eps
-        return update / root, new
+            v = (v - m.square()).clamp(min=0)
+        return g / (safe_sqrt(v + eps) if eps_in_root else safe_sqrt(v) + eps), new
 
     return {
         "square_avg": square(lambda p: filled_like(p, initial_accumulator_value)),
-        **({"grad_avg": linear()} if centered else {}),
+        "grad_avg": linear() if centered else None,
     }, update
 
 
@@ -239,16 +238,15 @@ def scale_by_nadam(
     beta1, beta2 = betas
     moments, average = adam_moments(betas)
 
-    def update(update, state, param, ctx):
+    def update(g, state, p, ctx):
         mu = beta1 * (1 - 0.5 * 0.96 ** (ctx.time * momentum_decay))
         ahead = beta1 * (1 - 0.5 * 0.96 ** ((ctx.time + 1) * momentum_decay))
         product = state["mu_product"] * mu
-        mean, square, new = average(update, state)
-        of_update = (1 - mu) / (1 - product)
-        of_mean = ahead / (1 - product * ahead)
-        nesterov_mean = of_update * update + of_mean * mean
-        root = corrected_root(square, ctx, beta2)
-        return nesterov_mean / (root + eps), {"mu_product": product, **new}
+        m, v, new = average(g, state)
+        of_update, of_mean = (1 - mu) / (1 - product), ahead / (1 - product * ahead)
+        root = corrected_root(v, ctx, beta2)
+        new["mu_product"] = product
+        return (of_update * g + of_mean * m) / (root + eps), new
 
     return {"mu_product": scalar(1.0), **moments}, update
 

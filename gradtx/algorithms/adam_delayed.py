@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 
 from gradtx.algorithms._math import (
     adam_moments,
+    belief_moments,
     corrected_root,
     largest,
-    peak,
     quotient,
     running_mean,
     safe_sqrt,
-    scalar_zero,
 )
+from gradtx.algorithms._one_link import arguments_of
 from gradtx.algorithms.scaling import hold_until, scale_by_learning_rate
 from gradtx.algorithms.weight_decay import with_decay
 from gradtx.arguments import Count, Decay, Decays, NonNegative
 from gradtx.rules import alias, per_tensor
-from gradtx.slots import linear, square
+from gradtx.slots import linear, scalar, square
 from gradtx.transform import chain
 
 __all__ = [
@@ -76,24 +78,20 @@ def scale_by_avagrad(
     beta1, beta2 = betas
     moments, average = adam_moments(betas)
 
-    def update(update, state, param, ctx):
-        mean, _, new = average(update, state)
-        # V and its correction are then 0: replace both by arbitrary values.
-        first = (~ctx.seen).to(ctx.time.dtype)
-        earlier = state["exp_avg_sq"]
-        correction = ctx.bias_correction(beta2, ctx.step - 1) + first
-        eta = 1 / (safe_sqrt(earlier / correction) + (eps + first))
-        late = 1 / (corrected_root(earlier, ctx, beta2) + eps) if lagged_norm else eta
+    def update(g, state, p, ctx):
+        m, _, new = average(g, state)
+        earlier, seen = state["exp_avg_sq"], ctx.seen
+        correction = torch.where(seen, ctx.bias_correction(beta2, ctx.step - 1), 1.0)
+        eta = quotient(1.0, safe_sqrt(earlier / correction) + eps, seen)
         # A leaf has no size to contribute at its first step.
-        left_out = 0.0 if lagged_norm else first
-        total = yield {
-            "square": (1 - left_out) * late.square().sum(),
-            "count": (1 - left_out) * late.numel(),
-        }
-        gamma = ((total["count"] + left_out) / (total["square"] + left_out)).sqrt()
+        late, count = eta, torch.where(seen, float(g.numel()), 0.0)
+        if lagged_norm:
+            late, count = 1 / (corrected_root(earlier, ctx, beta2) + eps), g.numel()
+        total = yield {"square": late.square().sum(), "count": count}
+        gamma = safe_sqrt(quotient(total["count"], total["square"]))
         if lagged_norm:
             gamma, new = state["gamma"], new | {"gamma": gamma}
-        yield (1 - first) * gamma / ctx.bias_correction(beta1) * eta * mean, new
+        yield gamma / ctx.bias_correction(beta1) * eta * m, new
 
     return moments, update
 
@@ -110,7 +108,7 @@ def scale_by_adashift(
     betas: Decays = (0.9, 0.999),
     keep_num: Count = 10,
     eps: NonNegative = 1e-10,
-    reduce: str = "max",
+    reduce: Literal["max", "mean", "none"] = "max",
 ):
     r"""Divide the mean of the last $n$ gradients by the size of the gradients before them: AdaShift.
 
@@ -145,30 +143,24 @@ def scale_by_adashift(
     Source: Zhou et al. 2018, arXiv:1810.00143. Departures: none from the paper; the PyTorch port in the authors'
     repository starts $m$ only after the first $n$ steps.
     """
-    if reduce not in _REDUCTIONS:
-        raise ValueError(
-            f"scale_by_adashift: reduce must be 'max', 'mean' or 'none', got {reduce!r}"
-        )
     (beta1, beta2), phi = betas, _REDUCTIONS[reduce]
 
-    def update(update, state, param, ctx):
+    def update(g, state, p, ctx):
         *recent, oldest = state["grad"]
-        window = [update, *recent]
-        square = beta2 * state["exp_avg_sq"] + (1 - beta2) * phi(oldest.square())
-        mean, weight = window[-1], 1.0
+        window = [g, *recent]
+        v = running_mean(state["exp_avg_sq"], phi(oldest.square()), beta2)
+        m, weight = window[-1], 1.0
         for grad in reversed(window[:-1]):  # both sums over the window by Horner's rule
-            mean, weight = grad + beta1 * mean, 1 + beta1 * weight
-        is_zero = square == 0  # includes the first n steps
+            m, weight = grad + beta1 * m, 1 + beta1 * weight
+        is_zero = v == 0  # includes the first n steps
         correction = ctx.bias_correction(beta2, (ctx.step - keep_num).clamp(min=1))
-        size = safe_sqrt(torch.where(is_zero, 1.0, square) / correction) + eps
-        return torch.where(is_zero, 0.0, mean / (weight * size)), {
-            "grad": window,
-            "exp_avg_sq": square,
-        }
+        size = safe_sqrt(torch.where(is_zero, 1.0, v) / correction) + eps
+        direction = torch.where(is_zero, 0.0, m / (weight * size))
+        return direction, {"grad": window, "exp_avg_sq": v}
 
     slots = {
         "grad": linear(lambda p: [torch.zeros_like(p) for _ in range(keep_num)]),
-        "exp_avg_sq": square(torch.zeros_like if reduce == "none" else scalar_zero),
+        "exp_avg_sq": square() if reduce == "none" else scalar(),
     }
     return slots, update
 
@@ -213,28 +205,21 @@ def scale_by_acprop(
     """
     beta1, beta2 = betas
 
-    def update(update, state, param, ctx):
+    def update(g, state, p, ctx):
         first = (state["exp_avg"] == 0) & (state["exp_avg_var"] == 0)
-        mean = running_mean(state["exp_avg"], update, beta1)
-        above = mean / ctx.bias_correction(beta1) if momentum_update else update
-        correction = torch.where(
-            ctx.seen, ctx.bias_correction(beta2, ctx.step - 1), 1.0
-        )
+        correction = ctx.bias_correction(beta2, ctx.step - 1)
+        correction = torch.where(ctx.seen, correction, 1.0)
         old = state["max_exp_avg_var" if amsgrad else "exp_avg_var"]
         root = safe_sqrt(old / correction) + eps
-        variance = running_mean(state["exp_avg_var"], (update - mean).square(), beta2)
-        new = {"exp_avg": mean, "exp_avg_var": variance + eps}
-        peak(new, state, "exp_avg_var", amsgrad)
+        m, _, new = belief_moments(g, state, betas, eps, amsgrad)
+        above = m / ctx.bias_correction(beta1) if momentum_update else g
         return torch.where(first, above, quotient(above, root, floor=eps)), new
 
     return {
         "exp_avg": linear(),
         "exp_avg_var": square(),
-        **({"max_exp_avg_var": square()} if amsgrad else {}),
+        "max_exp_avg_var": square() if amsgrad else None,
     }, update
-
-
-MODES = ("c", "m", "g")
 
 
 @per_tensor(elementwise=True)
@@ -242,7 +227,7 @@ def scale_by_bcos(
     beta: Decay = 0.9,
     beta2: Decay | None = None,
     eps: NonNegative = 1e-6,
-    mode: str = "c",
+    mode: Literal["c", "m", "g"] = "c",
     simple_cond: bool = False,
 ):
     r"""Divide a momentum by the root of its mean square without an additional slot: BCOS.
@@ -279,10 +264,6 @@ def scale_by_bcos(
     Source: Jiang et al. 2025, arXiv:2507.08963. Departures: none from the authors' code. (pytorch_optimizer's class
     uses $m_t$ instead of $m_{t-1}$ in mode "c".)
     """
-    if mode not in MODES:
-        raise ValueError(
-            f"scale_by_bcos: mode must be one of {', '.join(map(repr, MODES))}, got {mode!r}"
-        )
     rest = 1 - beta
     keep = (1 - rest * rest if mode == "c" else beta) if beta2 is None else beta2
 
@@ -295,17 +276,17 @@ def scale_by_bcos(
             + rest**2 * (update + beta * mean).square()
         )
 
-    def update(update, state, param, ctx):
-        new, old, direction = {}, update, update
+    def update(g, state, p, ctx):
+        new, old, direction = {}, g, g
         if mode != "g":
             old = torch.where(ctx.seen, state["exp_avg"], ctx.grad)
-            direction = new["exp_avg"] = running_mean(old, update, beta)
+            direction = new["exp_avg"] = running_mean(old, g, beta)
         if mode == "c":
-            square = conditional(old, update)
+            v = conditional(old, g)
         else:
             before = torch.where(ctx.seen, state["exp_avg_sq"], ctx.grad.square())
-            square = new["exp_avg_sq"] = running_mean(before, direction.square(), keep)
-        return quotient(direction, safe_sqrt(square) + eps, floor=eps), new
+            v = new["exp_avg_sq"] = running_mean(before, direction.square(), keep)
+        return quotient(direction, safe_sqrt(v) + eps, floor=eps), new
 
     slots = {
         "exp_avg": linear() if mode != "g" else None,
@@ -373,13 +354,8 @@ def avagrad(
 
 
 @alias(class_name="AdaShift")
-def adashift(
-    lr: NonNegative = 1e-3,
-    betas: Decays = (0.9, 0.999),
-    keep_num: Count = 10,
-    eps: NonNegative = 1e-10,
-    reduce: str = "max",
-):
+@arguments_of(scale_by_adashift)
+def adashift(lr: NonNegative = 1e-3, **direction):
     r"""AdaShift: the mean of the last n gradients, divided by the size of the gradients before those.
 
     $p \leftarrow p - \eta m_t / (\sqrt{v_t/(1-\beta_2^{t-n})} + \epsilon)$; see `scale_by_adashift`. Nothing moves in
@@ -414,9 +390,7 @@ def adashift(
     Source: Zhou et al. 2018, arXiv:1810.00143. Departures: none from the paper; pytorch_optimizer takes a function
     instead, `reduce_func`.
     """
-    return chain(
-        scale_by_adashift(betas, keep_num, eps, reduce), scale_by_learning_rate(lr)
-    )
+    return chain(scale_by_adashift(**direction), scale_by_learning_rate(lr))
 
 
 @alias(class_name="ACProp")
@@ -475,7 +449,7 @@ def bcos(
     beta2: Decay | None = None,
     eps: NonNegative = 1e-6,
     weight_decay: NonNegative = 0.1,
-    mode: str = "c",
+    mode: Literal["c", "m", "g"] = "c",
     simple_cond: bool = False,
     decoupled_weight_decay: bool = True,
 ):

@@ -8,22 +8,21 @@ import torch
 from torch import Tensor
 
 from gradtx.algorithms._math import (
-    at_least,
+    adam_moments,
     change_of,
     corrected_root,
     peak,
     quotient,
     running_mean,
+    safe_pow,
     safe_sqrt,
 )
 from gradtx.algorithms.clipping import clip_by_global_norm
 from gradtx.algorithms.momentum import positive_negative
-from gradtx.algorithms.scaling import scale_by_learning_rate
-from gradtx.algorithms.weight_decay import add_decayed_weights, with_decay
+from gradtx.algorithms.weight_decay import with_decay
 from gradtx.arguments import Decay, Decays, Fraction, NonNegative, is_off
 from gradtx.base.exact import Scalar
 from gradtx.rules import alias, per_tensor
-from gradtx.slots import ema as average_of
 from gradtx.slots import linear, square
 from gradtx.transform import chain
 
@@ -76,22 +75,20 @@ def scale_by_adan(betas: Decays = (0.98, 0.92, 0.99), eps: NonNegative = 1e-8):
     """
     beta1, beta2, beta3 = betas
 
-    def update(update, state, param, ctx):
-        change = change_of(update, state, ctx)
-        mean = running_mean(state["exp_avg"], update, beta1)
-        mean_change = running_mean(state["exp_avg_diff"], change, beta2)
-        moved = update + beta2 * change
-        square = running_mean(state["exp_avg_sq"], moved.square(), beta3)
-        share = beta2 / ctx.bias_correction(beta2)
-        ahead = mean / ctx.bias_correction(beta1) + share * mean_change
-        root = corrected_root(square, ctx, beta3)
+    def update(g, state, p, ctx):
+        change = change_of(g, state, ctx)
         new = {
-            "exp_avg": mean,
-            "exp_avg_diff": mean_change,
-            "exp_avg_sq": square,
-            "previous_grad": update,
+            "exp_avg": running_mean(state["exp_avg"], g, beta1),
+            "exp_avg_diff": running_mean(state["exp_avg_diff"], change, beta2),
+            "exp_avg_sq": running_mean(
+                state["exp_avg_sq"], (g + beta2 * change).square(), beta3
+            ),
+            "previous_grad": g,
         }
-        return ahead / (root + eps), new
+        share = beta2 / ctx.bias_correction(beta2)
+        m = new["exp_avg"] / ctx.bias_correction(beta1)
+        root = corrected_root(new["exp_avg_sq"], ctx, beta3)
+        return (m + share * new["exp_avg_diff"]) / (root + eps), new
 
     return {
         "exp_avg": linear(),
@@ -139,22 +136,17 @@ def scale_by_adai(
     beta0, beta2 = betas
     exponent, factor = 1 / (3 - 2 * dampening), beta0 ** (1 - dampening)
 
-    def update(update, state, param, ctx):
-        square = running_mean(state["exp_avg_sq"], update.square(), beta2)
-        unbiased = square / ctx.bias_correction(beta2)
-        total = yield {"square": unbiased.sum(), "entries": update.numel()}
-        share = unbiased * quotient(
-            total["entries"], total["square"], total["square"] > 0
-        )
-        none = share == 0  # a power has no finite derivative there
-        share = torch.where(none, 0.0, torch.where(none, 1.0, share) ** exponent)
+    def update(g, state, p, ctx):
+        v = running_mean(state["exp_avg_sq"], g.square(), beta2)
+        unbiased = v / ctx.bias_correction(beta2)
+        total = yield {"square": unbiased.sum(), "entries": g.numel()}
+        scale = quotient(total["entries"], total["square"], total["square"] > 0)
+        share = safe_pow(unbiased * scale, exponent)
         inertia = (1 - beta0 * share).clamp(min=0).clamp(max=1 - eps)
         product = state["beta1_prod"] * inertia
-        mean = inertia * state["exp_avg"] + (1 - inertia) ** dampening * update
-        yield (
-            factor * mean / (1 - product),
-            {"exp_avg": mean, "exp_avg_sq": square, "beta1_prod": product},
-        )
+        m = inertia * state["exp_avg"] + (1 - inertia) ** dampening * g
+        new = {"exp_avg": m, "exp_avg_sq": v, "beta1_prod": product}
+        yield factor * m / (1 - product), new
 
     return {
         "exp_avg": linear(),
@@ -192,20 +184,17 @@ def scale_by_qhadam(
 
     Source: Ma and Yarats 2018, arXiv:1810.06801. Departures: none in value; the authors store corrected averages.
     """
-    beta1, beta2 = betas
-    nu1, nu2 = nus
+    (beta1, beta2), (nu1, nu2) = betas, nus
+    moments, average = adam_moments(betas)
 
-    def update(update, state, param, ctx):
-        mean = running_mean(state["exp_avg"], update, beta1)
-        square = running_mean(state["exp_avg_sq"], update.square(), beta2)
-        top = (1 - nu1) * update + (nu1 / ctx.bias_correction(beta1)) * mean
+    def update(g, state, p, ctx):
+        m, v, new = average(g, state)
+        top = (1 - nu1) * g + (nu1 / ctx.bias_correction(beta1)) * m
         # The product from the left, so that an infinite square with the weight 0 is not NaN.
-        root = safe_sqrt(
-            (1 - nu2) * update * update + (nu2 / ctx.bias_correction(beta2)) * square
-        )
-        return top / (root + eps), {"exp_avg": mean, "exp_avg_sq": square}
+        square = (1 - nu2) * g * g + (nu2 / ctx.bias_correction(beta2)) * v
+        return top / (safe_sqrt(square) + eps), new
 
-    return {"exp_avg": average_of(beta1), "exp_avg_sq": square()}, update
+    return moments, update
 
 
 @per_tensor(elementwise=True)
@@ -245,15 +234,15 @@ def scale_by_adapnm(
     """
     beta1, beta2, beta3 = betas
 
-    def update(update, state, param, ctx):
+    def update(g, state, p, ctx):
         negative = state["neg_exp_avg"]
         direction, positive = positive_negative(
-            state["exp_avg"], negative, update, beta1, beta3
+            state["exp_avg"], negative, g, beta1, beta3
         )
-        square = running_mean(state["exp_avg_sq"], update.square(), beta2)
-        new = {"exp_avg": negative, "neg_exp_avg": positive, "exp_avg_sq": square}
-        square = peak(new, state, "exp_avg_sq", amsgrad)
-        root = corrected_root(square, ctx, beta2)
+        v = running_mean(state["exp_avg_sq"], g.square(), beta2)
+        new = {"exp_avg": negative, "neg_exp_avg": positive, "exp_avg_sq": v}
+        v = peak(new, state, "exp_avg_sq", amsgrad)
+        root = corrected_root(v, ctx, beta2)
         return direction / ctx.bias_correction(beta1) / (root + eps), new
 
     slots = {
@@ -361,9 +350,7 @@ def adan(
         chain()
         if is_off(max_grad_norm)
         else clip_by_global_norm(max_grad_norm, eps=eps),
-        scale_by_adan(betas, eps),
-        add_decayed_weights(weight_decay),
-        scale_by_learning_rate(rate),
+        with_decay(scale_by_adan(betas, eps), weight_decay, True, rate),
     )
 
 
@@ -544,17 +531,13 @@ def adatam(
 
     Source: Malviya et al. 2024, arXiv:2412.18790. Departures: see `scale_by_adatam`.
     """
-    return chain(
-        scale_by_adatam(betas, decay_rate, eps),
-        add_decayed_weights(weight_decay),
-        scale_by_learning_rate(lr),
-    )
+    return with_decay(scale_by_adatam(betas, decay_rate, eps), weight_decay, True, lr)
 
 
 def _directed(x: Tensor) -> Tensor:
     """Divide by the norms along dimension 0, or by the absolute value of a 0-d tensor."""
     square = x.square().sum(dim=0, keepdim=True) if x.ndim else x.square()
-    return x / at_least(safe_sqrt(square), 1e-12)
+    return x / safe_sqrt(square).clamp(min=1e-12)
 
 
 def _damped(
@@ -651,8 +634,4 @@ def tam(
 
     Source: Malviya et al. 2024, arXiv:2412.18790. Departures: see `scale_by_tam`.
     """
-    return chain(
-        scale_by_tam(momentum, decay_rate, eps),
-        add_decayed_weights(weight_decay),
-        scale_by_learning_rate(lr),
-    )
+    return with_decay(scale_by_tam(momentum, decay_rate, eps), weight_decay, True, lr)

@@ -8,7 +8,6 @@ import torch
 
 from gradtx.algorithms._math import (
     adam_moments,
-    at_least,
     hat_rate,
     plus_decay,
     quotient,
@@ -17,6 +16,7 @@ from gradtx.algorithms._math import (
     safe_pow,
     safe_sqrt,
 )
+from gradtx.algorithms._one_link import arguments_of
 from gradtx.algorithms.adam import scale_by_adam_hat
 from gradtx.algorithms.scaling import scale_by_learning_rate
 from gradtx.algorithms.weight_decay import add_decayed_weights, initial_lr, with_decay
@@ -93,7 +93,7 @@ def scale_by_adabound(
         final, narrowing = final_lr / state["initial_lr"], gamma * ctx.time
         lowest, highest = final * (1 - 1 / (narrowing + 1)), final * (1 + 1 / narrowing)
         rates = hat_rate(safe_sqrt(square) + eps, ctx, betas).clamp(lowest, highest)
-        return rates * mean, new | {"initial_lr": state["initial_lr"]}
+        return rates * mean, new
 
     return {**moments, "initial_lr": first_lr}, update
 
@@ -141,13 +141,12 @@ def scale_by_adamod(
     """
     moments, average = adam_moments(betas)
 
-    def update(update, state, param, ctx):
-        mean, square, new = average(update, state)
-        rates = lr * hat_rate(safe_sqrt(square) + eps, ctx, betas)
-        usual = beta3 * state["exp_avg_lr"] + (1 - beta3) * rates
-        step = -torch.minimum(rates, usual) * mean
-        step = plus_decay(step, weight_decay, param, -lr)
-        return step, new | {"exp_avg_lr": usual}
+    def update(g, state, p, ctx):
+        m, v, new = average(g, state)
+        rates = lr * hat_rate(safe_sqrt(v) + eps, ctx, betas)
+        usual = new["exp_avg_lr"] = running_mean(state["exp_avg_lr"], rates, beta3)
+        step = -torch.minimum(rates, usual) * m
+        return plus_decay(step, weight_decay, p, -lr), new
 
     return {**moments, "exp_avg_lr": square()}, update
 
@@ -207,41 +206,32 @@ def scale_by_swats(
     moments, average = adam_moments(betas, amsgrad)
     tolerance = eps if switch_tol is None else switch_tol
 
-    def update(update, state, param, ctx):
-        mean, square, new = average(update, state)
-        step = -lr * hat_rate(safe_sqrt(square) + eps, ctx, betas) * mean
-        total = yield {"square": step.square().sum(), "slope": (step * update).sum()}
-
+    def update(g, state, p, ctx):
+        m, v, new = average(g, state)
+        step = -lr * hat_rate(safe_sqrt(v) + eps, ctx, betas) * m
+        total = yield {"square": step.square().sum(), "slope": (step * g).sum()}
         # The step count shared by all leaves, because a leaf may have had its first gradient later.
         count, sgd, slope = state["count"] + 1, state["switched"] > 0, total["slope"]
-        # This step has an estimate, and the estimate is still needed.
-        seen = (slope != 0) & ~sgd
-        estimate = total["square"] / -torch.where(seen, slope, -1.0)
-        rate_avg = torch.where(
-            seen, running_mean(state["rate_avg"], estimate, beta2), state["rate_avg"]
-        )
-        sgd_rate = torch.where(
-            seen, rate_avg / ctx.bias_correction(beta2, count), state["sgd_rate"]
-        )
-        has_settled = (
-            seen
-            & (count > 1)
-            & (sgd_rate > 0)
-            & ((sgd_rate - estimate).abs() < tolerance)
-        )
-
-        buffer = torch.where(sgd, beta1 * state["momentum_buffer"] + update, 0.0)
-        new = {
-            slot: torch.where(sgd, state[slot], value) for slot, value in new.items()
-        }
-        new |= {
-            "momentum_buffer": buffer,
-            "count": count,
+        buffer = beta1 * state["momentum_buffer"] + g
+        sgd_phase = {**state, "momentum_buffer": buffer}
+        known = slope != 0  # this step has an estimate
+        estimate = total["square"] / -torch.where(known, slope, -1.0)
+        rate_avg = running_mean(state["rate_avg"], estimate, beta2)
+        rate_avg = torch.where(known, rate_avg, state["rate_avg"])
+        sgd_rate = rate_avg / ctx.bias_correction(beta2, count)
+        sgd_rate = torch.where(known, sgd_rate, state["sgd_rate"])
+        has_settled = (sgd_rate - estimate).abs() < tolerance
+        adam_phase = {
+            **new,
+            "momentum_buffer": 0.0,
             "rate_avg": rate_avg,
             "sgd_rate": sgd_rate,
+            "switched": known & (count > 1) & (sgd_rate > 0) & has_settled,
         }
-        new["switched"] = (sgd | has_settled).to(rate_avg.dtype)
-        yield torch.where(sgd, -(1 - beta1) * state["sgd_rate"] * buffer, step), new
+        for slot, value in adam_phase.items():
+            new[slot] = torch.where(sgd, sgd_phase[slot], value)
+        step = torch.where(sgd, -(1 - beta1) * state["sgd_rate"] * buffer, step)
+        yield step, {**new, "count": count}
 
     return {**moments, "momentum_buffer": linear()}, update
 
@@ -329,17 +319,17 @@ def scale_by_fadam(
     beta1, beta2 = betas
 
     def clipped(x):
-        return x / at_least(rms(x) / clip, 1.0)
+        return x / (rms(x) / clip).clamp(min=1.0)
 
     def update(update, state, param, ctx):
         # 1 at t = 1: the stored average is unbiased.
         share = (1 - beta2) / ctx.bias_correction(beta2)
         fisher = (1 - share) * state["fim"] + share * update.square()
         size = rms(update)
-        floor = torch.minimum(exact(eps, update.device), eps2 * size)
-        floor = torch.where(size == 0, exact(eps, update.device), floor)
+        least = exact(eps, update.device)
+        floor = torch.where(size == 0, least, torch.minimum(least, eps2 * size))
         base = safe_pow(fisher, p) + safe_pow(floor, 2 * p)
-        mean = beta1 * state["momentum"] + (1 - beta1) * clipped(quotient(update, base))
+        mean = running_mean(state["momentum"], clipped(quotient(update, base)), beta1)
         return mean + weight_decay * clipped(quotient(param, base)), {
             "momentum": mean,
             "fim": fisher,
@@ -540,15 +530,8 @@ def diffgrad(
 
 
 @alias(class_name="FAdam")
-def fadam(
-    lr: NonNegative = 1e-3,
-    betas: Decays = (0.9, 0.999),
-    eps: NonNegative = 1e-8,
-    weight_decay: NonNegative = 0.1,
-    clip: Annotated[Scalar, "(0, inf]"] = 1.0,
-    p: NonNegative = 0.5,
-    eps2: NonNegative = 0.01,
-):
+@arguments_of(scale_by_fadam)
+def fadam(lr: NonNegative = 1e-3, **direction):
     r"""FAdam: Adam as natural gradient descent, with gradients and decay divided by the root of the Fisher information.
 
     $p \leftarrow p - \eta (m_t + \lambda w)$, with the average $m$ of $u = g / B$ and $w = p / B$, each clipped to a
@@ -581,10 +564,7 @@ def fadam(
     Source: Hwang 2024, arXiv:2405.12807. Departures: see `scale_by_fadam`. (pytorch_optimizer spells `eps2` as
     `eps_2`.)
     """
-    return chain(
-        scale_by_fadam(betas, eps, weight_decay, clip, p, eps2),
-        scale_by_learning_rate(lr),
-    )
+    return chain(scale_by_fadam(**direction), scale_by_learning_rate(lr))
 
 
 @alias(class_name="PAdam")

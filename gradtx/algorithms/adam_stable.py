@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from gradtx.algorithms._math import (
     adam_moments,
-    at_least,
     corrected_root,
     filled_like,
     hat_rate,
@@ -82,9 +81,9 @@ def scale_by_stable_adam(
         square = square / ctx.bias_correction(beta2)
         direction = mean / ctx.bias_correction(beta1) / (safe_sqrt(square) + eps)
         direction = plus_decay(direction, weight_decay, param)
-        ratio = quotient(update.square(), at_least(square, eps * eps), floor=eps * eps)
+        ratio = quotient(update.square(), square.clamp(min=eps * eps), floor=eps * eps)
         excess = safe_sqrt(ratio.sum() / max(update.numel(), 1))
-        return direction / at_least(excess, 1.0), new
+        return direction / excess.clamp(min=1.0), new
 
     return moments, update
 
@@ -167,14 +166,12 @@ def scale_by_yogi(
     """
     beta1, beta2 = betas
 
-    def update(update, state, param, ctx):
-        mean = running_mean(state["exp_avg"], update, beta1)
-        square, update_square = state["exp_avg_sq"], update.square()
-        square = square - (1 - beta2) * (square - update_square).sign() * update_square
-        return hat_rate(safe_sqrt(square) + eps, ctx, betas) * mean, {
-            "exp_avg": mean,
-            "exp_avg_sq": square,
-        }
+    def update(g, state, p, ctx):
+        m = running_mean(state["exp_avg"], g, beta1)
+        v, square = state["exp_avg_sq"], g.square()
+        v = v - (1 - beta2) * (v - square).sign() * square
+        new = {"exp_avg": m, "exp_avg_sq": v}
+        return hat_rate(safe_sqrt(v) + eps, ctx, betas) * m, new
 
     return {
         "exp_avg": linear(),
@@ -377,19 +374,18 @@ def scale_by_adanorm(
     beta1, beta2 = betas
     moments, _ = adam_moments(betas, amsgrad)
 
-    def update(update, state, param, ctx):
-        length = norm(update)
+    def update(g, state, p, ctx):
+        length = norm(g)
         usual = running_mean(state["exp_grad_norm"], length, r)
         short = (length < usual) & (length > 0)
-        lifted = quotient(usual, length, short, 1.0) * update
-        mean = running_mean(state["exp_avg"], lifted, beta1)
-        square = running_mean(state["exp_avg_sq"], update.square(), beta2)
+        lifted = quotient(usual, length, short, 1.0) * g
+        m = running_mean(state["exp_avg"], lifted, beta1)
+        v = running_mean(state["exp_avg_sq"], g.square(), beta2)
         if accumulate_eps:
-            square = square + eps
-        new = {"exp_avg": mean, "exp_avg_sq": square, "exp_grad_norm": usual}
-        square = peak(new, state, "exp_avg_sq", amsgrad)
-        root = corrected_root(square, ctx, beta2)
-        return mean / ctx.bias_correction(beta1) / (root + eps), new
+            v = v + eps
+        new = {"exp_avg": m, "exp_avg_sq": v, "exp_grad_norm": usual}
+        root = corrected_root(peak(new, state, "exp_avg_sq", amsgrad), ctx, beta2)
+        return m / ctx.bias_correction(beta1) / (root + eps), new
 
     return {**moments, "exp_avg": linear(), "exp_grad_norm": scalar()}, update
 

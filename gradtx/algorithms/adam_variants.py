@@ -111,6 +111,15 @@ def scale_by_atan2(
     return moments, update
 
 
+def _after_first(normal, g, state, betas, ctx):
+    """Return the averages of normalized gradients, from the second on, and of squares, which start at the first."""
+    m, v, square, seen = state["exp_avg"], state["exp_avg_sq"], g.square(), ctx.seen
+    return {
+        "exp_avg": torch.where(seen, running_mean(m, normal, betas[0]), m),
+        "exp_avg_sq": torch.where(seen, running_mean(v, square, betas[1]), square),
+    }
+
+
 @per_tensor(elementwise=True)
 def scale_by_adopt(
     betas: Decays = (0.9, 0.9999),
@@ -143,19 +152,15 @@ def scale_by_adopt(
 
     Source: Taniguchi et al. 2024, arXiv:2411.02853. Departures: none (the clamp counts earlier calls, as in the paper).
     """
-    beta1, beta2 = betas
 
-    def update(update, state, param, ctx):
-        mean, square = state["exp_avg"], state["exp_avg_sq"]
-        seen = ctx.seen
-        normal = update / at_least(torch.where(seen, safe_sqrt(square), 1.0), eps)
+    def update(g, state, p, ctx):
+        root = torch.where(ctx.seen, safe_sqrt(state["exp_avg_sq"]), 1.0)
+        normal = g / at_least(root, eps)
         if clip_exponent is not None:
             bound = (ctx.time - 1) ** clip_exponent
             normal = normal.clamp(-bound, bound)
-        mean = torch.where(seen, running_mean(mean, normal, beta1), mean)
-        now = update.square()
-        square = torch.where(seen, running_mean(square, now, beta2), now)
-        return mean, {"exp_avg": mean, "exp_avg_sq": square}
+        new = _after_first(normal, g, state, betas, ctx)
+        return new["exp_avg"], new
 
     return {"exp_avg": linear(), "exp_avg_sq": square()}, update
 
@@ -197,21 +202,14 @@ def scale_by_adopt_atan2(
 
     Source: adam-atan2-pytorch 0.4.1, after Taniguchi et al. 2024, arXiv:2411.02853. Departures: none from the former.
     """
-    beta1, beta2 = betas
 
-    def update(update, state, param, ctx):
-        old, square = state["exp_avg"], state["exp_avg_sq"]
-        seen = ctx.seen
-        angle = atan2(update, b * safe_sqrt(square))
-        mean = torch.where(seen, running_mean(old, angle, beta1), old)
-        direction = (
-            mean
-            if is_off(cautious_factor, 1.0)
-            else mean * caution(old, update, cautious_factor)
-        )
-        now = update.square()
-        square = torch.where(seen, running_mean(square, now, beta2), now)
-        return a * direction, {"exp_avg": mean, "exp_avg_sq": square}
+    def update(g, state, p, ctx):
+        old, v = state["exp_avg"], state["exp_avg_sq"]
+        new = _after_first(atan2(g, b * safe_sqrt(v)), g, state, betas, ctx)
+        direction = new["exp_avg"]
+        if not is_off(cautious_factor, 1.0):
+            direction = direction * caution(old, g, cautious_factor)
+        return a * direction, new
 
     return {"exp_avg": linear(), "exp_avg_sq": square()}, update
 
@@ -276,7 +274,7 @@ def scale_by_laprop(
             mean = new["exp_mean_avg_beta2"] = running_mean(
                 state["exp_mean_avg_beta2"], update, beta2
             )
-            square = torch.where(late, at_least(square - mean.square(), 0.0), square)
+            square = torch.where(late, (square - mean.square()).clamp(min=0.0), square)
         if amsgrad:
             largest = new["max_exp_avg_sq"] = torch.where(
                 late, torch.maximum(state["max_exp_avg_sq"], square), 0.0

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from gradtx.algorithms._math import plus_decay, quotient, running_mean, safe_pow
+from gradtx.algorithms._one_link import arguments_of
 from gradtx.algorithms.weight_decay import add_decayed_weights, split_decay
 from gradtx.arguments import Count, Decay, Fraction, NonNegative, NonNegativeInt, is_off
 from gradtx.base.exact import exact
@@ -125,11 +126,8 @@ def average(
         mean = averaged(state["average"], new, ctx)
         return update, {"average": torch.where(ctx.step <= start, new, mean)}
 
-    return (
-        {"average": linear(lambda p: p)},
-        update,
-        lambda state, param: state["average"],
-    )
+    slots = {"average": linear(lambda p: p)}
+    return slots, update, lambda state, param: state["average"]
 
 
 def dual_averaging(target: Tensor, momentum: Any, param: Tensor) -> Tensor:
@@ -181,19 +179,17 @@ def scale_by_madgrad(
             sums["s"], safe_pow(sums["grad_sum_sq"], 1 / 3) + eps, floor=eps
         )
 
-    def update(update, state, param, ctx):
-        rate = exact(lr, update.device)
+    def update(g, state, p, ctx):
+        rate = exact(lr, g.device)
         rate = torch.where(rate == 0, 0.0, rate + eps)
         weight = rate * ctx.time.sqrt()
-        start = param + moved(state) if reconstructs else state["x0"]
         new = {
-            "grad_sum_sq": state["grad_sum_sq"] + weight * update.square(),
-            "s": state["s"] + weight * update,
+            "grad_sum_sq": state["grad_sum_sq"] + weight * g.square(),
+            "s": state["s"] + weight * g,
         }
-        step = dual_averaging(start - moved(new), momentum, param)
-        if not reconstructs:
-            new["x0"] = start
-        return plus_decay(step, weight_decay, param, -rate), new
+        first = p + moved(state) if reconstructs else state["x0"]
+        step = dual_averaging(first - moved(new), momentum, p)
+        return plus_decay(step, weight_decay, p, -rate), new
 
     slots = {
         "grad_sum_sq": square(),
@@ -301,15 +297,13 @@ def scale_by_asgd(
     float64, whereas torch rounds them to its default dtype.
     """
 
-    def update(update, state, param, ctx):
+    def update(g, state, p, ctx):
         # torch creates its state at the first step, so a rate written after `init` must take effect there as well.
-        rate = torch.where(ctx.seen, state["eta"], exact(lr, param.device))
-        weight = state["mu"]
-        step = -rate * update - (lambd * rate) * param
-        moved = param + step
-        mean = torch.where(
-            weight == 1, moved, state["ax"] + weight * (moved - state["ax"])
-        )
+        rate = torch.where(ctx.seen, state["eta"], exact(lr, p.device))
+        old, weight = state["ax"], state["mu"]
+        step = -rate * g - (lambd * rate) * p
+        moved = p + step
+        mean = torch.where(weight == 1, moved, old + weight * (moved - old))
         rate = lr / (1 + lambd * lr * ctx.time) ** alpha
         return step, {"ax": mean, "eta": rate, "mu": 1 / (ctx.time - t0).clamp(min=1)}
 
@@ -366,12 +360,8 @@ def madgrad(
 
 
 @alias(class_name="SRMM")
-def srmm(
-    lr: NonNegative = 0.01,
-    beta: NonNegative = 0.5,
-    memory_length: Count | None = 100,
-    proximal: NonNegative = 0.0,
-):
+@arguments_of(scale_by_srmm)
+def srmm(**arguments):
     r"""SRMM: stochastic regularized majorization-minimization, a step from averaged weights along averaged gradients.
 
     With $w = (n+1)^{-\beta}$, $n = t \bmod$ `memory_length`: $\bar g \leftarrow (1-w) \bar g + w g$,
@@ -401,4 +391,4 @@ def srmm(
     Source: Lyu 2022, arXiv:2201.01652, eq. 23. Departures from the authors' code: see `scale_by_srmm`.
     (pytorch_optimizer's class overwrites $\bar p$ with the weights, so that it averages gradients only.)
     """
-    return scale_by_srmm(lr, beta, memory_length, proximal)
+    return scale_by_srmm(**arguments)

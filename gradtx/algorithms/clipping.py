@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
@@ -145,17 +145,16 @@ def clip_by_global_norm(
     addition.
     """
 
-    def update(update, state, param, ctx):
+    def update(g, state, p, ctx):
         norm = ctx.global_norm
         if norm is None:
-            total = yield {"square": update.square().sum()}
+            total = yield {"square": g.square().sum()}
             norm = safe_sqrt(total["square"])
-        yield update * shrink(norm + eps, max_norm), state
+        yield g * shrink(norm + eps, max_norm), state
 
-    def update_by_norm_of_before(update, state, param, ctx):
-        return update * shrink(state["norm"] + eps, max_norm), {
-            "norm": update.square().sum()
-        }
+    def update_by_norm_of_before(g, state, p, ctx):
+        factor = shrink(state["norm"] + eps, max_norm)
+        return g * factor, {"norm": g.square().sum()}
 
     return update_by_norm_of_before if stale else update
 
@@ -226,11 +225,10 @@ def clip_adaptive(clipping: Positive = 0.01, eps: NonNegative = 1e-3):
     Source: Brock et al. 2021, arXiv:2102.06171. Departures: units are along dimension 0, as in torch.
     """
 
-    def update(update, state, param, ctx):
-        size, limit = unit_norm(update), clipping * at_least(unit_norm(param), eps)
-        return torch.where(
-            size > limit, update * (limit / size.clamp(min=1e-6)), update
-        ), state
+    def update(g, state, p, ctx):
+        size, limit = unit_norm(g), clipping * at_least(unit_norm(p), eps)
+        clipped = g * (limit / size.clamp(min=1e-6))
+        return torch.where(size > limit, clipped, g), state
 
     return update
 
@@ -341,29 +339,26 @@ def clip_to_history(
     Source: Wang et al. 2025, arXiv:2502.11034. Departures: none from pytorch_optimizer, which computes $G$ in float32.
     """
 
-    def update(update, state, param, ctx):
-        size = full_tensor(norm(update))
+    def update(g, state, p, ctx):
+        size, old = full_tensor(norm(g)), state["gamma"]
         total = yield {"square": size.square()}
-        early = state["gamma"].isinf() | (ctx.step < warmup_steps)
+        early = old.isinf() | (ctx.step < warmup_steps)
         # Keep infinities out of the average.
-        usual = torch.where(early, 1.0, state["gamma"])
+        usual = torch.where(early, 1.0, old)
         whole = safe_sqrt(total["square"]) + eps
         measured, bound = at_least(size, eps), lambda_rel * at_least(usual, eps)
         factor = torch.where(early, shrink(whole, lambda_abs), shrink(measured, bound))
         clipped = factor * size
         average = running_mean(usual, clipped, beta)
-        smallest = torch.minimum(state["gamma"], clipped.to(state["gamma"].dtype))
-        yield factor * update, {"gamma": torch.where(early, smallest, average)}
+        smallest = torch.minimum(old, clipped.to(old.dtype))
+        yield factor * g, {"gamma": torch.where(early, smallest, average)}
 
     return {"gamma": scalar(math.inf)}, update
 
 
-_STATISTICS = ("mean", "var", "count")
-
-
 @per_tensor(
     elementwise=True,
-    shared=dict.fromkeys(_STATISTICS, 0.0),
+    shared={"mean": 0.0, "var": 0.0, "count": 0.0},
     agree=("z_thresh", "alpha", "warmup_steps", "max_norm", "eps", "mode", "clip_to"),
 )
 def clip_by_zscore(
@@ -372,8 +367,8 @@ def clip_by_zscore(
     warmup_steps: Count = 25,
     max_norm: Annotated[Scalar, "(0, inf]"] | None = 1.0,
     eps: NonNegative = 1e-6,
-    mode: str = "zscore",
-    clip_to: str = "scaled",
+    mode: Literal["zscore", "percentile"] = "zscore",
+    clip_to: Literal["scaled", "mean"] = "scaled",
 ):
     r"""Clip gradients whose norm is an outlier among earlier norms: ZClip.
 
@@ -414,27 +409,16 @@ def clip_by_zscore(
     Source: Kumar et al. 2025, arXiv:2504.02507. Departures: the norms of the warm-up are not stored; their variance is
     updated incrementally.
     """
-    if mode not in ("zscore", "percentile"):
-        raise ValueError(
-            f"clip_by_zscore: mode must be 'zscore' or 'percentile', got {mode!r}"
-        )
-    if clip_to not in ("scaled", "mean"):
-        raise ValueError(
-            f"clip_by_zscore: clip_to must be 'scaled' or 'mean', got {clip_to!r}"
-        )
 
     def level_of(size, mean, deviation):
         if mode == "percentile":
             return torch.minimum(size, mean + z_thresh * deviation)
-        score = (size - mean) / at_least(
-            deviation + eps, torch.finfo(deviation.dtype).tiny
-        )
-        outlier = score > z_thresh
-        calm = (
-            mean
-            if clip_to == "mean"
-            else mean + z_thresh**2 * deviation / torch.where(outlier, score, 1.0)
-        )
+        tiny = torch.finfo(deviation.dtype).tiny
+        score = (size - mean) / (deviation + eps).clamp(min=tiny)
+        outlier, calm = score > z_thresh, mean
+        if clip_to == "scaled":
+            divisor = torch.where(outlier, score, 1.0)
+            calm = mean + z_thresh**2 * deviation / divisor
         return torch.where(outlier, calm, size)
 
     def statistics_after(level, state, count, collecting):

@@ -15,6 +15,7 @@ from gradtx.algorithms._math import (
     running_mean,
     safe_sqrt,
 )
+from gradtx.algorithms._one_link import arguments_of
 from gradtx.algorithms.averaging import dual_averaging
 from gradtx.algorithms.scaling import descend
 from gradtx.algorithms.weight_decay import add_decayed_weights, split_decay
@@ -41,25 +42,36 @@ __all__ = [
 OWN = {"elementwise": True, "needs": ("params",), "rate": "before"}
 
 
-def started(numerator: str) -> Any:
-    """Return the initial shared values: d and a numerator."""
-    return lambda arguments: {"d": arguments["d0"], numerator: 0.0}
+def started(*averages: str) -> Any:
+    """Return the initial shared values: d, and averages from 0."""
+    return lambda arguments: {"d": arguments["d0"], **dict.fromkeys(averages, 0.0)}
 
 
 def limited(estimate: Tensor, d: Tensor, growth_rate: Any) -> Tensor:
     """Return the estimate, limited to `growth_rate` times d."""
     growth = exact(growth_rate, d.device)
     endless = growth == math.inf  # inf * d would have a NaN derivative
-    return torch.where(
-        endless,
-        estimate,
-        torch.minimum(estimate, d * torch.where(endless, 1.0, growth)),
-    )
+    limit = d * torch.where(endless, 1.0, growth)
+    return torch.where(endless, estimate, torch.minimum(estimate, limit))
 
 
-def grown(d: Tensor, estimate: Tensor, growth_rate: Any) -> Tensor:
-    """Return the next d."""
-    return torch.maximum(d, limited(estimate, d, growth_rate))
+def estimated(d: Tensor, top: Tensor, bottom: Tensor, growth_rate: Any) -> Tensor:
+    """Return the next d, which never falls: the estimate top / bottom, limited."""
+    return torch.maximum(d, limited(quotient(top, bottom), d, growth_rate))
+
+
+def resting(
+    size: Tensor,
+    state: dict[str, Tensor],
+    direction: Tensor,
+    new: dict[str, Tensor],
+    shared: dict[str, Tensor],
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return a rule's results; without a gradient so far (size 0), neither weights nor shared values change."""
+    rests = size == 0
+    for slot, value in shared.items():
+        new[slot] = torch.where(rests, state[slot], value)
+    return torch.where(rests, 0.0, direction), new
 
 
 def corrected_rate(
@@ -72,15 +84,13 @@ def corrected_rate(
     return d * lr * root / ctx.bias_correction(betas[0])
 
 
-def _correlation(
-    numerator: Tensor, total: dict[str, Tensor], keep: Any
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return whether the step is held, the new average of <direction, s>, and the estimate, for Adam and Lion."""
-    no_gradient = total["size"] == 0
-    numerator = torch.where(
-        no_gradient, numerator, keep * numerator + (1 - keep) * total["product"]
-    )
-    return no_gradient, numerator, quotient(numerator, (1 - keep) * total["size"])
+def _sums(gradient: Tensor, s: Tensor, root: Tensor, rate: Tensor) -> dict[str, Tensor]:
+    """Return the sums of the estimate for AdaGrad and Adan."""
+    return {
+        "square": rate.square() * (gradient.square() / root).sum(),
+        "weighted": (s.square() / root).sum(),
+        "size": s.abs().sum(),
+    }
 
 
 @per_tensor(**OWN, shared=started("gsq_weighted"), agree=("d0", "growth_rate"))
@@ -133,36 +143,23 @@ def scale_by_dadapt_adagrad(
     gradient), and rates may differ between groups.
     """
 
-    def update(update, state, param, ctx):
-        d, start = state["d"], state["x0"]
-        rate, square = d * lr, update.square()
-        accumulated, s = state["alphak"] + square, state["sk"] + rate * update
+    def update(g, state, p, ctx):
+        rate = state["d"] * lr
+        accumulated, s = state["alphak"] + g.square(), state["sk"] + rate * g
         root = safe_sqrt(accumulated) + eps
-        total = yield {
-            "square": rate.square() * (square / root).sum(),
-            "weighted": (s.square() / root).sum(),
-            "size": s.abs().sum(),
-        }
-        no_gradient = total["size"] == 0
-        squares = torch.where(
-            no_gradient, state["gsq_weighted"], state["gsq_weighted"] + total["square"]
-        )
+        total = yield _sums(g, s, root, rate)
         if is_off(momentum):
             before = safe_sqrt(state["alphak"]) + eps
             direction = s / root - state["sk"] / before
         else:
-            direction = -dual_averaging(start - s / root, momentum, param)
-        d = grown(d, quotient(total["weighted"] - squares, total["size"]), growth_rate)
-        yield (
-            torch.where(no_gradient, 0.0, direction),
-            {
-                "alphak": accumulated,
-                "sk": s,
-                "x0": start,
-                "d": d,
-                "gsq_weighted": squares,
-            },
+            direction = -dual_averaging(state["x0"] - s / root, momentum, p)
+        squares, size = state["gsq_weighted"] + total["square"], total["size"]
+        d = estimated(state["d"], total["weighted"] - squares, size, growth_rate)
+        new, shared = (
+            {"alphak": accumulated, "sk": s},
+            {"d": d, "gsq_weighted": squares},
         )
+        yield resting(size, state, direction, new, shared)
 
     return {
         "alphak": square(lambda p: torch.full_like(p, 1e-6)),
@@ -226,41 +223,28 @@ def scale_by_dadapt_adam(
     beta1, beta2 = betas
     keep = beta2**0.5
 
-    def update(update, state, param, ctx):
+    def update(g, state, p, ctx):
         d = state["d"]
         rate = corrected_rate(d, lr, betas, use_bias_correction, ctx)
         scaled = state["s"] / (safe_sqrt(state["exp_avg_sq"]) + eps)
-        product = rate * (update * scaled).sum()
-        mean = beta1 * state["exp_avg"] + ((1 - beta1) * rate) * update
-        square = running_mean(state["exp_avg_sq"], update.square(), beta2)
-        s = keep * state["s"] + ((1 - keep) * rate) * update
+        product = rate * (g * scaled).sum()
+        m = beta1 * state["exp_avg"] + ((1 - beta1) * rate) * g
+        v = running_mean(state["exp_avg_sq"], g.square(), beta2)
+        s = keep * state["s"] + ((1 - keep) * rate) * g
         total = yield {"product": product, "size": s.abs().sum()}
-        no_gradient, numerator, estimate = _correlation(
-            state["numerator_weighted"], total, keep
-        )
-        direction = plus_decay(
-            mean / (safe_sqrt(square) + eps), weight_decay, param, rate
-        )
-        new = {
-            "exp_avg": mean,
-            "exp_avg_sq": square,
-            "s": s,
-            "numerator_weighted": numerator,
-        }
-        yield (
-            torch.where(no_gradient, 0.0, direction),
-            {**new, "d": grown(d, estimate, growth_rate)},
-        )
+        r = running_mean(state["numerator_weighted"], total["product"], keep)
+        d = estimated(d, r, (1 - keep) * total["size"], growth_rate)
+        direction = plus_decay(m / (safe_sqrt(v) + eps), weight_decay, p, rate)
+        new = {"exp_avg": m, "exp_avg_sq": v, "s": s}
+        shared = {"d": d, "numerator_weighted": r}
+        yield resting(total["size"], state, direction, new, shared)
 
     return {"exp_avg": linear(), "exp_avg_sq": square(), "s": linear()}, update
 
 
 @per_tensor(
     **OWN,
-    shared=lambda arguments: {
-        **started("numerator_weighted")(arguments),
-        "g0_norm": 0.0,
-    },
+    shared=started("numerator_weighted", "g0_norm"),
     agree=("d0", "growth_rate"),
 )
 def scale_by_dadapt_sgd(
@@ -304,37 +288,27 @@ def scale_by_dadapt_sgd(
     groups, and $G_0$ is taken from the first nonzero gradient (a zero gradient makes the authors' code divide by 0).
     """
 
-    def update(update, state, param, ctx):
-        d, known, start = state["d"], state["g0_norm"], state["x0"]
-        off = exact(lr, update.device) == 0
+    def update(g, state, p, ctx):
+        d, known, before = state["d"], state["g0_norm"], state["s"]
+        off = exact(lr, g.device) == 0
         rate = quotient(d * lr, known)
-        s = state["s"] + rate * update
+        s = before + rate * g
         total = yield {
             "first": torch.where(off, 0.0, ctx.grad.square().sum()),
-            "product": rate * (update * state["s"]).sum(),
+            "product": rate * (g * before).sum(),
             "square": s.square().sum(),
         }
         # S has not moved yet: make its first move at the rate that is now known.
         is_first_move = known == 0
         norm = torch.where(is_first_move, safe_sqrt(total["first"]), known)
-        s = torch.where(is_first_move, state["s"] + quotient(d * lr, norm) * update, s)
-        numerator = state["numerator_weighted"] + total["product"]
-        d = grown(d, quotient(2 * numerator, safe_sqrt(total["square"])), growth_rate)
-        direction = (
-            s - state["s"]
-            if is_off(momentum)
-            else -dual_averaging(start - s, momentum, param)
-        )
-        yield (
-            torch.where(norm == 0, 0.0, direction),
-            {
-                "s": s,
-                "x0": start,
-                "d": d,
-                "numerator_weighted": numerator,
-                "g0_norm": norm,
-            },
-        )
+        s = torch.where(is_first_move, before + quotient(d * lr, norm) * g, s)
+        r = state["numerator_weighted"] + total["product"]
+        d = estimated(d, 2 * r, safe_sqrt(total["square"]), growth_rate)
+        direction = s - before
+        if not is_off(momentum):
+            direction = -dual_averaging(state["x0"] - s, momentum, p)
+        shared = {"d": d, "numerator_weighted": r, "g0_norm": norm}
+        yield resting(norm, state, direction, {"s": s}, shared)
 
     return {"s": linear(), "x0": start()}, update
 
@@ -391,41 +365,30 @@ def scale_by_dadapt_adan(
     """
     beta1, beta2, beta3 = betas
 
-    def update(update, state, param, ctx):
-        d = state["d"]
-        rate = d * lr
-        change = change_of(update, state, ctx)
-        mean = beta1 * state["exp_avg"] + ((1 - beta1) * rate) * update
-        trend = beta2 * state["exp_avg_diff"] + ((1 - beta2) * rate) * change
-        moved = update + beta2 * change
-        square = running_mean(state["exp_avg_sq"], moved.square(), beta3)
-        s = beta3 * state["s"] + ((1 - beta3) * rate) * update
-        root = safe_sqrt(square) + eps
-        total = yield {
-            "square": rate.square() * (update.square() / root).sum(),
-            "weighted": (s.square() / root).sum(),
-            "size": s.abs().sum(),
-        }
-        no_gradient = total["size"] == 0
-        squares = beta3 * state["gsq_weighted"] + (1 - beta3) * total["square"]
-        squares = torch.where(no_gradient, state["gsq_weighted"], squares)
-        d = grown(
-            d,
-            quotient(total["weighted"] / (1 - beta3) - squares, total["size"]),
-            growth_rate,
-        )
-        direction = plus_decay((mean + beta2 * trend) / root, weight_decay, param, rate)
+    def update(g, state, p, ctx):
+        rate = state["d"] * lr
+        change = change_of(g, state, ctx)
+        m = beta1 * state["exp_avg"] + ((1 - beta1) * rate) * g
+        f = beta2 * state["exp_avg_diff"] + ((1 - beta2) * rate) * change
+        v = running_mean(state["exp_avg_sq"], (g + beta2 * change).square(), beta3)
+        s = beta3 * state["s"] + ((1 - beta3) * rate) * g
+        root = safe_sqrt(v) + eps
+        total = yield _sums(g, s, root, rate)
+        squares = running_mean(state["gsq_weighted"], total["square"], beta3)
+        top, size = total["weighted"] / (1 - beta3) - squares, total["size"]
+        d = estimated(state["d"], top, size, growth_rate)
+        direction = plus_decay((m + beta2 * f) / root, weight_decay, p, rate)
         if not (no_prox or is_off(weight_decay)):
             direction = direction / (1 + rate * weight_decay)
-        direction = torch.where(no_gradient, 0.0, direction)
         new = {
-            "exp_avg": mean,
-            "exp_avg_diff": trend,
-            "exp_avg_sq": square,
+            "exp_avg": m,
+            "exp_avg_diff": f,
+            "exp_avg_sq": v,
             "s": s,
-            "previous_grad": update,
+            "previous_grad": g,
         }
-        yield direction, {**new, "d": d, "gsq_weighted": squares}
+        shared = {"d": d, "gsq_weighted": squares}
+        yield resting(size, state, direction, new, shared)
 
     slots = {
         "exp_avg": linear(),
@@ -482,31 +445,19 @@ def scale_by_dadapt_lion(
     beta1, beta2 = betas
     keep = beta2**0.5
 
-    def update(update, state, param, ctx):
+    def update(g, state, p, ctx):
         d = state["d"]
         rate = d * lr
-        sign = running_mean(state["exp_avg"], update, beta1).sign()
-        mean = beta2 * state["exp_avg"] + ((1 - beta2) * rate) * update
-        s = keep * state["s"] + ((1 - keep) * rate) * sign
-        total = yield {
-            "product": rate * (sign * state["s"]).sum(),
-            "size": s.abs().sum(),
-        }
-        no_gradient, numerator, estimate = _correlation(
-            state["numerator_weighted"], total, keep
-        )
-        direction = torch.where(
-            no_gradient, 0.0, rate * plus_decay(sign, weight_decay, param)
-        )
-        yield (
-            direction,
-            {
-                "exp_avg": mean,
-                "s": s,
-                "numerator_weighted": numerator,
-                "d": torch.maximum(d, estimate),
-            },
-        )
+        y = running_mean(state["exp_avg"], g, beta1).sign()
+        m = beta2 * state["exp_avg"] + ((1 - beta2) * rate) * g
+        s = keep * state["s"] + ((1 - keep) * rate) * y
+        product = rate * (y * state["s"]).sum()
+        total = yield {"product": product, "size": s.abs().sum()}
+        r = running_mean(state["numerator_weighted"], total["product"], keep)
+        d = estimated(d, r, (1 - keep) * total["size"], math.inf)
+        direction = rate * plus_decay(y, weight_decay, p)
+        shared = {"d": d, "numerator_weighted": r}
+        yield resting(total["size"], state, direction, {"exp_avg": m, "s": s}, shared)
 
     return {"exp_avg": linear(), "s": linear()}, update
 
@@ -672,15 +623,8 @@ def dadapt_sgd(
 
 
 @alias(class_name="DAdaptAdan")
-def dadapt_adan(
-    lr: NonNegative = 1.0,
-    betas: Decays = (0.98, 0.92, 0.99),
-    eps: Positive = 1e-8,
-    weight_decay: NonNegative = 0.02,
-    no_prox: bool = False,
-    d0: Positive = 1e-6,
-    growth_rate: Annotated[Scalar, "[1, inf]"] = math.inf,
-):
+@arguments_of(scale_by_dadapt_adan)
+def dadapt_adan(**direction):
     r"""D-Adapt Adan: Adan with an automatic learning rate.
 
     $\delta = d \eta$, $\Delta = g_t - g_{t-1}$, $m \leftarrow \beta_1 m + (1-\beta_1) \delta g$,
@@ -719,19 +663,12 @@ def dadapt_adan(
     Source: Defazio and Mishchenko 2023, arXiv:2301.07733, with Xie et al. 2022, arXiv:2208.06677. Departures: see
     `scale_by_dadapt_adan`. (pytorch_optimizer's class of that name is a different method.)
     """
-    return chain(
-        scale_by_dadapt_adan(lr, betas, eps, weight_decay, no_prox, d0, growth_rate),
-        descend(),
-    )
+    return chain(scale_by_dadapt_adan(**direction), descend())
 
 
 @alias(class_name="DAdaptLion")
-def dadapt_lion(
-    lr: NonNegative = 1.0,
-    betas: Decays = (0.9, 0.99),
-    weight_decay: NonNegative = 0.0,
-    d0: Positive = 1e-6,
-):
+@arguments_of(scale_by_dadapt_lion)
+def dadapt_lion(**direction):
     r"""D-Adapt Lion: Lion with an automatic learning rate.
 
     $\delta = d \eta$, $y = \mathrm{sign}(\beta_1 m + (1-\beta_1) g)$, $p \leftarrow (1 - \delta\lambda) p - \delta y$,
@@ -763,4 +700,4 @@ def dadapt_lion(
     Source: Defazio and Mishchenko 2023, arXiv:2301.07733, with Chen et al. 2023, arXiv:2302.06675. Departures: see
     `scale_by_dadapt_lion`.
     """
-    return chain(scale_by_dadapt_lion(lr, betas, weight_decay, d0), descend())
+    return chain(scale_by_dadapt_lion(**direction), descend())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
@@ -58,6 +58,10 @@ __all__ = [
 ]
 
 
+def _sums(p: Tensor, u: Tensor) -> OfLeaf:
+    return OfLeaf(weights=p.square().sum(), size=u.square().sum())
+
+
 @per_tensor(whole="sums", takes_complex=True, needs=("params",))
 def scale_by_trust_ratio(
     clip: bool = False, weight_decay: NonNegative = 0.0, always_adapt: bool = True
@@ -90,15 +94,15 @@ def scale_by_trust_ratio(
     Departures: the optional bounds on the norm of the weights in LAMB's paper are omitted.
     """
 
-    def update(update, state, param, ctx):
-        sums = yield OfLeaf(weights=param.square().sum(), size=update.square().sum())
+    def update(u, state, p, ctx):
+        sums = yield _sums(p, u)
         weights, size = safe_sqrt(sums["weights"]), safe_sqrt(sums["size"])
         ratio = quotient(weights, size, (weights > 0) & (size > 0), 1.0)
         if clip:
             ratio = ratio.clamp(max=1)
         if not always_adapt:
-            ratio = torch.where(exact(weight_decay, param.device) == 0, 1.0, ratio)
-        yield ratio * update, state
+            ratio = torch.where(exact(weight_decay, p.device) == 0, 1.0, ratio)
+        yield ratio * u, state
 
     return update
 
@@ -154,20 +158,18 @@ def scale_by_lars(
             "scale_by_lars: trust_clip needs lr; pass the rate used by scale_by_learning_rate"
         )
 
-    def update(update, state, param, ctx):
-        if param.ndim < min_ndim:
-            yield update, state
+    def update(u, state, p, ctx):
+        if p.ndim < min_ndim:
+            yield u, state
             return
-        sums = yield OfLeaf(weights=param.square().sum(), size=update.square().sum())
+        sums = yield _sums(p, u)
         weights, size = safe_sqrt(sums["weights"]), safe_sqrt(sums["size"])
-        total = size + weight_decay * weights + eps
-        ratio = quotient(
-            trust_coefficient * weights, total, (weights > 0) & (size > 0), 1.0
-        )
+        top, total = trust_coefficient * weights, size + weight_decay * weights + eps
+        ratio = quotient(top, total, (weights > 0) & (size > 0), 1.0)
         if trust_clip:
             # min(ratio / lr, 1), valid at lr 0.
-            ratio = ratio / torch.maximum(ratio, exact(lr, param.device))
-        yield ratio * plus_decay(update, weight_decay, param), state
+            ratio = ratio / torch.maximum(ratio, exact(lr, p.device))
+        yield ratio * plus_decay(u, weight_decay, p), state
 
     return update
 
@@ -251,14 +253,11 @@ def scale_by_layer_rms(
     exactly 0, as in the authors' code.
     """
 
-    def update(update, state, param, ctx):
-        old, squared_norm = state["exp_avg_sq"], update.square().sum()
-        square = torch.where(
-            old == 0, squared_norm, running_mean(old, squared_norm, beta)
-        )
-        new = {"exp_avg_sq": square}
-        square = peak(new, state, "exp_avg_sq", amsgrad)
-        return update / (safe_sqrt(square) + eps), new
+    def update(g, state, p, ctx):
+        old, square = state["exp_avg_sq"], g.square().sum()
+        v = torch.where(old == 0, square, running_mean(old, square, beta))
+        new = {"exp_avg_sq": v}
+        return g / (safe_sqrt(peak(new, state, "exp_avg_sq", amsgrad)) + eps), new
 
     slots = {
         "exp_avg_sq": scalar(),
@@ -279,7 +278,7 @@ def scale_by_amos(
     beta: Decay = 0.999,
     extra_l2: NonNegative = 0.0,
     eta: Scalar | Callable[[torch.Size], float] | None = None,
-    slot: str = "scalar",
+    slot: Literal["scalar", "rows", "full"] = "scalar",
     c_coef: NonNegative = 0.25,
     d_coef: NonNegative = 0.25,
     eps: Positive = 2**-125,
@@ -322,10 +321,6 @@ def scale_by_amos(
     Source: Tian and Parikh 2022, arXiv:2210.11693. Departures: none from the authors' code, whose default for `slot`
     is "full".
     """
-    if slot not in ("scalar", "rows", "full"):
-        raise ValueError(
-            f"scale_by_amos: slot must be 'scalar', 'rows' or 'full', got {slot!r}"
-        )
     if isinstance(eta, float | int) and not 0 < eta < math.inf:
         raise ValueError(f"scale_by_amos: eta must be in (0, inf), got {eta!r}")
 
@@ -339,26 +334,23 @@ def scale_by_amos(
             math.prod(x.shape[1:]), 1
         )
 
-    def init(param):
-        zero = torch.zeros_like(param)
-        return {"exp_avg_sq": mean(zero), "decay": mean(zero)}
+    def first(p):
+        return mean(torch.zeros_like(p))
 
-    def update(update, state, param, ctx):
-        rate = exact(lr, param.device)
-        root, scale = safe_sqrt(rate), _expected_scale(eta, param.shape)
-        mean_square, total = mean(update.square()), state["decay"]
-        square = running_mean(state["exp_avg_sq"], mean_square, beta)
-        inverse = ctx.bias_correction(beta) / at_least(square, eps)
-        shrink = (
-            rate.square() * inverse * mean_square * (1 + c_coef * root * total).rsqrt()
-        )
+    def update(g, state, p, ctx):
+        rate = exact(lr, p.device)
+        root, scale = safe_sqrt(rate), _expected_scale(eta, p.shape)
+        mean_square, total = mean(g.square()), state["decay"]
+        v = running_mean(state["exp_avg_sq"], mean_square, beta)
+        inverse = ctx.bias_correction(beta) / at_least(v, eps)
+        damp = (1 + c_coef * root * total).rsqrt()
+        shrink = rate.square() * inverse * mean_square * damp
         damp = 1 / (1 + d_coef * root * scale**0.5 * total)
-        step = (damp * rate * scale * inverse.sqrt()) * update + (
-            damp * (shrink / 2 + extra_l2)
-        ) * param
-        return -step, {"exp_avg_sq": square, "decay": total + shrink * (1 + total)}
+        step = (damp * rate * scale * inverse.sqrt()) * g
+        step = step + (damp * (shrink / 2 + extra_l2)) * p
+        return -step, {"exp_avg_sq": v, "decay": total + shrink * (1 + total)}
 
-    return init, update
+    return {"exp_avg_sq": first, "decay": first}, update
 
 
 def _expected_scale(eta: Any, shape: torch.Size) -> Any:
@@ -366,11 +358,9 @@ def _expected_scale(eta: Any, shape: torch.Size) -> Any:
         return eta(shape)
     if eta is not None:
         return eta
-    return (
-        0.5
-        if len(shape) < 2
-        else math.sqrt((2 if len(shape) == 2 else 1) / max(shape[1], 1))
-    )
+    if len(shape) < 2:
+        return 0.5
+    return math.sqrt((2 if len(shape) == 2 else 1) / max(shape[1], 1))
 
 
 def project_neurons(params: Any) -> Any:
@@ -456,13 +446,10 @@ def scale_by_neuron_norm(beta: Decay = 0.999, constraints: bool = True):
         mean = of_units.sum(dtype=exact_dtype(param)) / max(of_units.numel(), 1)
         return torch.where(mean == 0, 0.01, mean)
 
-    def update(update, state, param, ctx):
-        square = running_mean(state["exp_avg_sq"], _neuron_norm(update).square(), beta)
-        size = corrected_root(square, ctx, beta)
-        return update * quotient(state["scale"], size, size > 0), {
-            "exp_avg_sq": square,
-            "scale": state["scale"],
-        }
+    def update(g, state, p, ctx):
+        v = running_mean(state["exp_avg_sq"], _neuron_norm(g).square(), beta)
+        size = corrected_root(v, ctx, beta)
+        return g * quotient(state["scale"], size, size > 0), {"exp_avg_sq": v}
 
     slots = {
         "exp_avg_sq": square(lambda p: torch.zeros_like(sizes(p))),
@@ -727,7 +714,7 @@ def amos(
     momentum: Decay = 0.0,
     extra_l2: NonNegative = 0.0,
     eta: Scalar | Callable[[torch.Size], float] | None = None,
-    slot: str = "scalar",
+    slot: Literal["scalar", "rows", "full"] = "scalar",
     c_coef: NonNegative = 0.25,
     d_coef: NonNegative = 0.25,
     eps: Positive = 2**-125,

@@ -258,11 +258,9 @@ def scale_by_aggmo(betas: AnyLength[Decays] = (0.0, 0.9, 0.99)):
     buffers (in the authors' code they share one, which is updated twice).
     """
 
-    def update(update, state, param, ctx):
-        buffers = [
-            beta * old + update
-            for beta, old in zip(betas, state["momentum_buffer"], strict=True)
-        ]
+    def update(g, state, p, ctx):
+        pairs = zip(betas, state["momentum_buffer"], strict=True)
+        buffers = [beta * old + g for beta, old in pairs]
         return sum(buffers[1:], buffers[0]) / len(buffers), {"momentum_buffer": buffers}
 
     return {

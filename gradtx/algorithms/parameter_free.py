@@ -8,20 +8,19 @@ from typing import Annotated
 import torch
 
 from gradtx.algorithms._math import (
-    at_least,
     filled_like,
     norm,
     plus_decay,
     quotient,
     safe_sqrt,
 )
-from gradtx.algorithms.d_adaptation import corrected_rate, limited
-from gradtx.algorithms.scaling import descend, scale_by_learning_rate
-from gradtx.algorithms.weight_decay import add_decayed_weights, split_decay
+from gradtx.algorithms.d_adaptation import corrected_rate, limited, resting
+from gradtx.algorithms.scaling import descend
+from gradtx.algorithms.weight_decay import add_decayed_weights, split_decay, with_decay
 from gradtx.arguments import Count, Decay, Decays, NonNegative, Positive
-from gradtx.base.exact import Scalar, exact
+from gradtx.base.exact import Scalar, exact, exact_dtype
 from gradtx.rules import alias, per_tensor
-from gradtx.slots import linear, square, start
+from gradtx.slots import linear, scalar, square, start
 from gradtx.transform import chain
 
 __all__ = [
@@ -118,40 +117,28 @@ def scale_by_prodigy(
     def part(x):
         return x if slice_p == 1 else x.flatten()[::slice_p]
 
-    def update(update, state, param, ctx):
-        d, start = state["d"], state["p0"]
+    def update(g, state, p, ctx):
+        d = state["d"]
         rate, growth = corrected_rate(d, lr, betas, use_bias_correction, ctx), d / d0
-        # A group with lr 0 must not contribute, regardless of the weights in s.
-        weight = (
-            torch.where(exact(lr, update.device) == 0, 0.0, d)
-            if safeguard_warmup
-            else rate
-        )
-        product = growth * rate * (part(update) * (start - part(param))).sum()
-        mean = beta1 * state["exp_avg"] + ((1 - beta1) * d) * update
-        square = (
-            beta2 * state["exp_avg_sq"] + ((1 - beta2) * d.square()) * update.square()
-        )
-        s = keep * state["s"] + (growth * weight) * part(update)
+        weight = rate
+        if safeguard_warmup:
+            # A group with lr 0 must not contribute, regardless of the weights in s.
+            weight = torch.where(exact(lr, g.device) == 0, 0.0, d)
+        product = growth * rate * (part(g) * (state["p0"] - part(p))).sum()
+        m = beta1 * state["exp_avg"] + ((1 - beta1) * d) * g
+        v = beta2 * state["exp_avg_sq"] + ((1 - beta2) * d.square()) * g.square()
+        s = keep * state["s"] + (growth * weight) * part(g)
         total = yield {"product": product, "size": s.abs().sum()}
-        no_gradient = total["size"] == 0
-        numerator = torch.where(
-            no_gradient,
-            state["d_numerator"],
-            keep * state["d_numerator"] + total["product"],
-        )
-        estimate = d_coef * quotient(numerator, total["size"])
+        r = keep * state["d_numerator"] + total["product"]
+        estimate = d_coef * quotient(r, total["size"])
         largest = torch.maximum(state["d_max"], estimate)
         base = torch.where(d == d0, torch.maximum(d, estimate), d)
-        d = torch.where(no_gradient, d, limited(largest, base, growth_rate))
-        direction = plus_decay(
-            rate * mean / (safe_sqrt(square) + d * eps), weight_decay, param, rate
-        )
-        new = {"exp_avg": mean, "exp_avg_sq": square, "s": s, "p0": start}
-        yield (
-            torch.where(no_gradient, 0.0, direction),
-            {**new, "d": d, "d_max": largest, "d_numerator": numerator},
-        )
+        d = limited(largest, base, growth_rate)
+        direction = rate * m / (safe_sqrt(v) + d * eps)
+        direction = plus_decay(direction, weight_decay, p, rate)
+        new = {"exp_avg": m, "exp_avg_sq": v, "s": s}
+        shared = {"d": d, "d_max": largest, "d_numerator": r}
+        yield resting(total["size"], state, direction, new, shared)
 
     slots = {
         "exp_avg": linear(),
@@ -162,10 +149,14 @@ def scale_by_prodigy(
     return slots, update
 
 
-def _ratio(distance, squares, init_eta):
-    """Return R / sqrt(G), or `init_eta`, if given, before the weights have moved."""
+def _dog(moved, square, state, init_eta):
+    """Return the rate R / sqrt(G), or `init_eta`, if given, before the weights have moved, and the next R and G."""
+    distance = torch.maximum(state["max_dist"], moved)
+    squares = state["sum_sq"] + square
     rate = quotient(distance, safe_sqrt(squares))
-    return rate if init_eta is None else torch.where(distance == 0, init_eta, rate)
+    if init_eta is not None:
+        rate = torch.where(distance == 0, init_eta, rate)
+    return rate, {"max_dist": distance, "sum_sq": squares}
 
 
 @per_tensor(
@@ -215,25 +206,20 @@ def scale_by_dog(
     package sums over a parameter group; `init_eta` does not wait for a learning rate above 0.
     """
 
-    def update(update, state, param, ctx):
+    def update(g, state, p, ctx):
         start = state["param_init"]
         total = yield {
-            "moved": (param - start).square().sum(),
-            "square": update.square().sum(),
+            "moved": (p - start).square().sum(),
+            "square": g.square().sum(),
             "start": start.square().sum(),
         }
-        distance = torch.maximum(state["max_dist"], safe_sqrt(total["moved"]))
+        moved = safe_sqrt(total["moved"])
         if init_eta is None:
             least = reps_rel * (1 + safe_sqrt(total["start"]))
-            distance = torch.where(
-                state["max_dist"] == 0, torch.maximum(distance, least), distance
-            )
-        squares = state["sum_sq"] + total["square"]
-        rate = _ratio(distance, squares, init_eta)
-        yield (
-            rate * update,
-            {"param_init": start, "max_dist": distance, "sum_sq": squares},
-        )
+            is_first = state["max_dist"] == 0
+            moved = torch.where(is_first, torch.maximum(moved, least), moved)
+        rate, new = _dog(moved, total["square"], state, init_eta)
+        yield rate * g, new
 
     return {"param_init": start()}, update
 
@@ -273,26 +259,19 @@ def scale_by_ldog(
     Source: Ivgi, Hinder and Carmon 2023, arXiv:2302.12022. Departures: as for `scale_by_dog`.
     """
 
-    def init(param):
-        least = (
-            0.0
-            if init_eta is not None
-            else exact(reps_rel, param.device) * (1 + norm(param))
-        )
-        return {
-            "param_init": param,
-            "max_dist": exact(least, param.device),
-            "sum_sq": exact(eps, param.device),
-        }
+    def least(param):
+        return reps_rel * (1 + norm(param).to(exact_dtype(param)))
 
-    def update(update, state, param, ctx):
-        start = state["param_init"]
-        distance = torch.maximum(state["max_dist"], norm(param - start))
-        squares = state["sum_sq"] + update.square().sum()
-        new = {"param_init": start, "max_dist": distance, "sum_sq": squares}
-        return _ratio(distance, squares, init_eta) * update, new
+    def update(g, state, p, ctx):
+        moved = norm(p - state["param_init"])
+        rate, new = _dog(moved, g.square().sum(), state, init_eta)
+        return rate * g, new
 
-    return init, update
+    return {
+        "param_init": start(),
+        "max_dist": scalar(least if init_eta is None else 0.0),
+        "sum_sq": scalar(eps),
+    }, update
 
 
 def _first_square(arguments):
@@ -338,23 +317,15 @@ def scale_by_dowg(eps: Positive = 1e-4, init_estim_sq_dist: Positive | None = No
     $\epsilon$ is the initial value of the squared distance.
     """
 
-    def update(update, state, param, ctx):
-        start = state["param_init"]
+    def update(g, state, p, ctx):
         total = yield {
-            "moved": (param - start).square().sum(),
-            "square": update.square().sum(),
+            "moved": (p - state["param_init"]).square().sum(),
+            "square": g.square().sum(),
         }
         distance = torch.maximum(state["estim_sq_dist"], total["moved"])
         weighted = state["weighted_sq_norm"] + distance * total["square"]
         rate = distance / (safe_sqrt(weighted) + eps)
-        yield (
-            rate * update,
-            {
-                "param_init": start,
-                "estim_sq_dist": distance,
-                "weighted_sq_norm": weighted,
-            },
-        )
+        yield rate * g, {"estim_sq_dist": distance, "weighted_sq_norm": weighted}
 
     return {"param_init": start()}, update
 
@@ -390,21 +361,15 @@ def scale_by_cocob(alpha: NonNegative = 100.0, eps: NonNegative = 1e-8):
     computed.
     """
 
-    def update(update, state, param, ctx):
+    def update(g, state, p, ctx):
         start = state["param_init"]
-        size = torch.maximum(state["scale"], update.abs())
-        path = state["abs_sum"] + update.abs()
-        reward = at_least(state["reward"] - update * (param - start), 0.0)
-        total = state["grad_sum"] - update
+        size = torch.maximum(state["scale"], g.abs())
+        path = state["abs_sum"] + g.abs()
+        reward = (state["reward"] - g * (p - start)).clamp(min=0.0)
+        total = state["grad_sum"] - g
         bet = quotient(size + reward, size * torch.maximum(path + size, alpha * size))
-        new = {
-            "param_init": start,
-            "scale": size,
-            "abs_sum": path,
-            "reward": reward,
-            "grad_sum": total,
-        }
-        return start + bet * total - param, new
+        new = {"scale": size, "abs_sum": path, "reward": reward, "grad_sum": total}
+        return start + bet * total - p, new
 
     return {
         "param_init": start(),
@@ -531,11 +496,7 @@ def dog(
 
     Source: Ivgi, Hinder and Carmon 2023, arXiv:2302.12022. Departures: see `scale_by_dog`.
     """
-    return chain(
-        add_decayed_weights(weight_decay),
-        scale_by_dog(reps_rel, eps, init_eta),
-        scale_by_learning_rate(lr),
-    )
+    return with_decay(scale_by_dog(reps_rel, eps, init_eta), weight_decay, False, lr)
 
 
 @alias(class_name="LDoG")
@@ -578,11 +539,7 @@ def ldog(
 
     Source: Ivgi, Hinder and Carmon 2023, arXiv:2302.12022. Departures: see `scale_by_ldog`.
     """
-    return chain(
-        add_decayed_weights(weight_decay),
-        scale_by_ldog(reps_rel, eps, init_eta),
-        scale_by_learning_rate(lr),
-    )
+    return with_decay(scale_by_ldog(reps_rel, eps, init_eta), weight_decay, False, lr)
 
 
 @alias(class_name="DoWG")
@@ -621,11 +578,7 @@ def dowg(
     Source: Khaled, Mishchenko and Jin 2023, arXiv:2305.16284. Departures: none. (The package `dowg` is a different
     method.)
     """
-    return chain(
-        add_decayed_weights(weight_decay),
-        scale_by_dowg(eps, init_estim_sq_dist),
-        scale_by_learning_rate(lr),
-    )
+    return with_decay(scale_by_dowg(eps, init_estim_sq_dist), weight_decay, False, lr)
 
 
 @alias(class_name="COCOB")

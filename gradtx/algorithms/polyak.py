@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
 from gradtx.algorithms._math import (
     adam_moments,
-    at_least,
-    at_most,
     corrected_root,
     quotient,
     running_mean,
     safe_sqrt,
 )
+from gradtx.algorithms._one_link import arguments_of
 from gradtx.algorithms.clipping import shrink
 from gradtx.algorithms.momentum import trace
 from gradtx.arguments import Decay, Decays, NonNegative, Positive, is_off
@@ -109,61 +108,14 @@ def project_l2_ball(max_norm: Annotated[Scalar, "(0, inf]"]):
     projects these as well).
     """
 
-    def update(update, state, param, ctx):
-        moved = param + update
+    def update(u, state, p, ctx):
+        moved = p + u
         total = yield {"square": moved.square().sum()}
         size = safe_sqrt(total["square"])
-        yield (
-            torch.where(
-                size > exact(max_norm, size.device),
-                shrink(size, max_norm) * moved - param,
-                update,
-            ),
-            state,
-        )
+        projected = shrink(size, max_norm) * moved - p
+        yield torch.where(size > exact(max_norm, size.device), projected, u), state
 
     return update
-
-
-class Model(NamedTuple):
-    """Averaged linear model of the loss at a step, and the values that determine how far to follow it."""
-
-    loss: Tensor  # F
-    product: Tensor  # Gamma
-    slope: Tensor  # <d, p>
-    square: Tensor  # N = <d, d / D>
-    rho: Any
-    shrinkage: Any  # 1 + lr * weight_decay
-    least: Any  # lower limit of a learned lower bound
-
-    def lowered(self, bound: Tensor) -> Tensor:
-        """Return the lower bound of the loss, reduced if the model is already below it."""
-        cap = self.shrinkage * (self.loss - self.product) + self.slope
-        again = at_least(cap / (2 * self.shrinkage * self.rho), self.least)
-        return torch.where(cap < self.shrinkage * self.rho * bound, again, bound)
-
-    def step(self, lr: Any, bound: Any) -> Tensor:
-        """Return tau, the step at which the model reaches the lower bound, limited by the rate."""
-        height = (
-            self.shrinkage * (self.loss - self.rho * bound - self.product) + self.slope
-        )
-        return at_most(quotient(at_least(height, 0.0), self.square), lr / self.rho)
-
-    def estimate(self, step: Tensor) -> Tensor:
-        """Return the next lower bound of the loss."""
-        decrease = self.loss + self.slope - self.product - step * self.square / 2
-        return at_least(decrease / self.rho, self.least)
-
-    def followed(
-        self, lr: Any, state: dict[str, Tensor], use_fstar: bool
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the step size and the next shared values."""
-        shared = {"loss_avg": self.loss, "dot_avg": self.product}
-        if not use_fstar:
-            return self.step(lr, self.least), shared
-        bound = self.lowered(state["lb"])
-        step = self.step(lr, bound)
-        return step, {**shared, "lb": self.estimate(step)}
 
 
 def _shared(arguments: dict[str, Any]) -> dict[str, Any]:
@@ -171,15 +123,43 @@ def _shared(arguments: dict[str, Any]) -> dict[str, Any]:
     return {**averages, "lb": arguments["lb"]} if arguments["use_fstar"] else averages
 
 
-def _averaged(
-    state: dict, ctx: Any, product: Tensor, beta: Any
-) -> tuple[Tensor, Tensor]:
-    """Return the averages of the loss and of <g, p>."""
-    value = exact(ctx.value, product.device)
-    return (
-        running_mean(state["loss_avg"], value, beta),
-        running_mean(state["dot_avg"], product, beta),
-    )
+def _sums(g: Tensor, p: Tensor, d: Tensor, direction: Tensor) -> dict[str, Tensor]:
+    return {
+        "product": (g * p).sum(),
+        "slope": (d * p).sum(),
+        "square": (d * direction).sum(),
+    }
+
+
+def _followed(
+    state: dict[str, Tensor],
+    total: dict[str, Tensor],
+    ctx: Any,
+    keep: Any,
+    rho: Any,
+    lr: Any,
+    shrinkage: Any,
+    lb: Any,
+    use_fstar: bool,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    r"""Return $\tau$, at which the averaged model of the loss reaches its lower bound, and the next shared values."""
+    slope, square = total["slope"], total["square"]
+    value = exact(ctx.value, slope.device)
+    loss = running_mean(state["loss_avg"], value, keep)  # F
+    product = running_mean(state["dot_avg"], total["product"], keep)  # Gamma
+    new = {"loss_avg": loss, "dot_avg": product}
+    bound = lb
+    if use_fstar:
+        # Lower the bound if the model is already below it.
+        bound, cap = state["lb"], shrinkage * (loss - product) + slope
+        again = (cap / (2 * shrinkage * rho)).clamp(min=lb)
+        bound = torch.where(cap < shrinkage * rho * bound, again, bound)
+    height = shrinkage * (loss - rho * bound - product) + slope
+    tau = quotient(height.clamp(min=0.0), square).clamp(max=lr / rho)
+    if use_fstar:
+        decrease = loss + slope - product - tau * square / 2
+        new["lb"] = (decrease / rho).clamp(min=lb)
+    return tau, new
 
 
 @per_tensor(
@@ -235,28 +215,19 @@ def scale_by_momo(
     Source: Schaipp et al. 2023, arXiv:2305.07583. Departures: the step is 0 where the mean gradient is 0.
     """
 
-    def update(update, state, param, ctx):
-        keep = (
-            beta
-            if bias_correction
-            else torch.where(ctx.seen, exact(beta, update.device), 0.0)
+    def update(g, state, p, ctx):
+        keep, rho = beta, 1.0
+        if bias_correction:
+            rho = ctx.bias_correction(beta)
+        else:
+            keep = torch.where(ctx.seen, exact(beta, g.device), 0.0)
+        d = running_mean(state["exp_avg"], g, keep)
+        total = yield _sums(g, p, d, d)
+        decay = lr * weight_decay
+        tau, shared = _followed(
+            state, total, ctx, keep, rho, lr, 1 + decay, lb, use_fstar
         )
-        rho = ctx.bias_correction(beta) if bias_correction else 1.0
-        mean = running_mean(state["exp_avg"], update, keep)
-        total = yield {
-            "product": (update * param).sum(),
-            "slope": (mean * param).sum(),
-            "square": mean.square().sum(),
-        }
-        averages = _averaged(state, ctx, total["product"], keep)
-        model = Model(
-            *averages, total["slope"], total["square"], rho, 1 + lr * weight_decay, lb
-        )
-        step, shared = model.followed(lr, state, use_fstar)
-        yield (
-            -(step * mean + lr * weight_decay * param) / model.shrinkage,
-            {"exp_avg": mean, **shared},
-        )
+        yield -(tau * d + decay * p) / (1 + decay), {"exp_avg": d, **shared}
 
     return {"exp_avg": linear()}, update
 
@@ -317,23 +288,16 @@ def scale_by_momo_adam(
     beta1, beta2 = betas
     moments, average = adam_moments(betas)
 
-    def update(update, state, param, ctx):
-        mean, square, new = average(update, state)
-        root = corrected_root(square, ctx, beta2) + eps
-        direction = quotient(mean, root, floor=eps)
-        total = yield {
-            "product": (update * param).sum(),
-            "slope": (mean * param).sum(),
-            "square": (mean * direction).sum(),
-        }
-        averages = _averaged(state, ctx, total["product"], beta1)
-        rho = ctx.bias_correction(beta1)
-        model = Model(
-            *averages, total["slope"], total["square"], rho, 1 + lr * weight_decay, lb
+    def update(g, state, p, ctx):
+        d, v, new = average(g, state)
+        direction = quotient(d, corrected_root(v, ctx, beta2) + eps, floor=eps)
+        total = yield _sums(g, p, d, direction)
+        decay, rho = lr * weight_decay, ctx.bias_correction(beta1)
+        tau, shared = _followed(
+            state, total, ctx, beta1, rho, lr, 1 + decay, lb, use_fstar
         )
-        step, shared = model.followed(lr, state, use_fstar)
-        moved = -(step * direction + lr * weight_decay * param)
-        yield moved / model.shrinkage if proximal_decay else moved, {**new, **shared}
+        moved = -(tau * direction + decay * p)
+        yield moved / (1 + decay) if proximal_decay else moved, {**new, **shared}
 
     return moments, update
 
@@ -409,9 +373,9 @@ def scale_by_local_smoothness(
     Departures: while nothing can be measured, an infinite theta remains infinite and the step size does not grow.
     """
 
-    def update(update, state, param, ctx):
+    def update(g, state, p, ctx):
         before = state["previous_grad"] if ctx.prev_grad is None else ctx.prev_grad
-        moved = (param - state["prev_param"]).square().sum()
+        moved = (p - state["prev_param"]).square().sum()
         changed = (ctx.grad - before).square().sum()
         total = yield {
             "moved": torch.where(ctx.seen, moved, 0.0),
@@ -426,15 +390,13 @@ def scale_by_local_smoothness(
         )
         limited = torch.where(free, measured, torch.minimum(grown, measured)) + eps
         size = torch.where(known, limited, grown)
-        yield (
-            -size * (update + weight_decay * param),
-            {
-                "prev_param": param,
-                "previous_grad": ctx.grad,
-                "step_size": size,
-                "theta": torch.where(free & ~known, growth, size / old),
-            },
-        )
+        new = {
+            "prev_param": p,
+            "previous_grad": ctx.grad,
+            "step_size": size,
+            "theta": torch.where(free & ~known, growth, size / old),
+        }
+        yield -size * (g + weight_decay * p), new
 
     return {"prev_param": start(), "previous_grad": linear()}, update
 
@@ -488,14 +450,8 @@ def alig(
 
 
 @alias(class_name="MoMo")
-def momo(
-    lr: NonNegative = 1.0,
-    beta: Decay = 0.9,
-    weight_decay: NonNegative = 0.0,
-    lb: Scalar = 0.0,
-    bias_correction: bool = False,
-    use_fstar: bool = False,
-):
+@arguments_of(scale_by_momo)
+def momo(**arguments):
     r"""MoMo: SGD with momentum whose rate follows the value of the loss.
 
     $p \leftarrow (p - \tau d) / (1 + \eta \lambda)$ along the mean gradient $d$, where $\tau$ is at most $\eta$ and
@@ -532,19 +488,12 @@ def momo(
     Source: Schaipp et al. 2023, arXiv:2305.07583. Departures: see `scale_by_momo`. (optax divides only the decay by
     $1 + \eta\lambda$.)
     """
-    return scale_by_momo(lr, beta, weight_decay, lb, bias_correction, use_fstar)
+    return scale_by_momo(**arguments)
 
 
 @alias(class_name="MoMoAdam")
-def momo_adam(
-    lr: NonNegative = 1e-2,
-    betas: Decays = (0.9, 0.999),
-    eps: NonNegative = 1e-8,
-    weight_decay: NonNegative = 0.0,
-    lb: Scalar = 0.0,
-    proximal_decay: bool = True,
-    use_fstar: bool = False,
-):
+@arguments_of(scale_by_momo_adam)
+def momo_adam(**arguments):
     r"""MoMo-Adam: Adam whose rate follows the value of the loss.
 
     $p \leftarrow (p - \tau d / D) / (1 + \eta \lambda)$ with Adam's mean gradient $d$ and denominator $D$, where $\tau$
@@ -579,20 +528,12 @@ def momo_adam(
 
     Source: Schaipp et al. 2023, arXiv:2305.07583. Departures: see `scale_by_momo_adam`.
     """
-    return scale_by_momo_adam(
-        lr, betas, eps, weight_decay, lb, proximal_decay, use_fstar
-    )
+    return scale_by_momo_adam(**arguments)
 
 
 @alias(class_name="AdaptiveGD")
-def adaptive_gd(
-    lr: NonNegative = 0.2,
-    amplifier: NonNegative = 0.02,
-    damping: Positive = 1.0,
-    theta: Annotated[Scalar, "(0, inf]"] = 1.0,
-    eps: NonNegative = 1e-5,
-    weight_decay: NonNegative = 0.0,
-):
+@arguments_of(scale_by_local_smoothness)
+def adaptive_gd(**arguments):
     r"""Adaptive gradient descent without descent: the step size follows the local smoothness of the loss.
 
     $\lambda_t = \min(\lambda_{t-1} \sqrt{1 + a \theta}, \lVert \Delta p \rVert / (b \lVert \Delta g \rVert)) +
@@ -634,4 +575,4 @@ def adaptive_gd(
     without the extra, noisy gradients shrink the step size, because their noise counts as curvature.
     pytorch_optimizer's ASGD uses the difference of norms instead of the norm of the difference.
     """
-    return scale_by_local_smoothness(lr, amplifier, damping, theta, eps, weight_decay)
+    return scale_by_local_smoothness(**arguments)

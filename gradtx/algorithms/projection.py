@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -79,52 +79,44 @@ def project_scale_invariant(
     Source: Heo et al. 2021, arXiv:2006.08217. Departures: none from the authors' adamp 0.3.0.
     """
 
-    def update(update, state, param, ctx):
-        if param.ndim <= 1 or param.numel() == 0:
-            yield plus_decay(update, weight_decay, param), state
+    def update(u, state, p, ctx):
+        if p.ndim <= 1 or p.numel() == 0:
+            yield plus_decay(u, weight_decay, p), state
             return
-        grad, inner = ctx.grad, tuple(range(1, param.ndim))
+        grad, inner = ctx.grad, tuple(range(1, p.ndim))
 
         def rows(x, y):
             return (x * y).sum(dim=inner, keepdim=True)
 
         # Four sums per row determine everything; those of the whole leaf are their sums.
-        sums = [
-            rows(grad, param),
-            rows(grad, grad),
-            rows(param, param),
-            rows(update, param),
-        ]
-        aligned, row_radial = _view(sums, param.shape[1:].numel(), delta, eps)
-        of_leaf = [x.sum() for x in sums]
-        totals = yield OfLeaf(
-            aligned=aligned.to(param.dtype).sum(),
-            **dict(zip(_SUMS, of_leaf, strict=True)),
-        )
+        sums = {
+            "grad_param": rows(grad, p),
+            "grad_grad": rows(grad, grad),
+            "param_param": rows(p, p),
+            "update_param": rows(u, p),
+        }
+        aligned, row_radial = _view(sums, p.shape[1:].numel(), delta, eps)
+        of_leaf = {name: x.sum() for name, x in sums.items()}
+        totals = yield OfLeaf(aligned=aligned.to(p.dtype).sum(), **of_leaf)
         by_row = totals["aligned"] == 0
-        aligned, leaf_radial = _view(
-            [totals[name] for name in _SUMS], param.numel(), delta, eps
-        )
-        by_leaf = ~aligned
-        radial = torch.where(by_row, row_radial, torch.where(by_leaf, leaf_radial, 0.0))
-        projected = (by_row | by_leaf).to(param.dtype)
+        aligned, leaf_radial = _view(totals, p.numel(), delta, eps)
+        radial = torch.where(aligned, 0.0, leaf_radial)
+        radial = torch.where(by_row, row_radial, radial)
+        projected = (by_row | ~aligned).to(p.dtype)
         ratio = 1 - (1 - wd_ratio) * projected
-        yield plus_decay(update - radial * param, weight_decay, param, ratio), state
+        yield plus_decay(u - radial * p, weight_decay, p, ratio), state
 
     return update
 
 
-_SUMS = ("grad_param", "grad_grad", "param_param", "update_param")
-
-
 def _view(sums, length, delta, eps):
     """Return which rows of a view are not orthogonal enough to p, and their radial part as a multiple of p."""
-    grad_param, grad_grad, param_param, update_param = sums
-    param_norm = safe_sqrt(param_param)
-    cosine = grad_param.abs() / (
-        at_least(safe_sqrt(grad_grad), eps) * at_least(param_norm, eps)
+    grad_norm, param_norm = safe_sqrt(sums["grad_grad"]), safe_sqrt(sums["param_param"])
+    cosine = sums["grad_param"].abs() / (
+        grad_norm.clamp(min=eps) * param_norm.clamp(min=eps)
     )
-    return ~(cosine < delta / length**0.5), update_param / (param_norm + eps).square()
+    radial = sums["update_param"] / (param_norm + eps).square()
+    return ~(cosine < delta / length**0.5), radial
 
 
 @per_tensor(needs=("params",))
@@ -264,7 +256,7 @@ def decay_after_step(lr: Any, weight_decay: Any) -> GradientTransformation:
 @per_tensor(needs=("params",))
 def floor_relative_update(
     floor: NonNegative = 0.35,
-    per: str = "leaf",
+    per: Literal["leaf", "row"] = "leaf",
     power: NonNegative = 1.0,
     eps: NonNegative = 1e-8,
 ):
@@ -293,15 +285,11 @@ def floor_relative_update(
 
     Source: modded-nanogpt, track 3, u/w floor. Departures: none.
     """
-    if per not in ("leaf", "row"):
-        raise ValueError(
-            f"floor_relative_update: per must be 'leaf' or 'row', got {per!r}"
-        )
     size = norm if per == "leaf" else unit_norm
 
     def update(update, state, param, ctx):
         ratio = at_least(size(param), eps) / at_least(size(update), eps)
-        return update * safe_pow(at_least(floor * ratio, 1.0), power), state
+        return update * safe_pow((floor * ratio).clamp(min=1.0), power), state
 
     return update
 
@@ -310,7 +298,7 @@ def floor_relative_update(
 def radial_brake(
     outward: Scalar = 0.5,
     inward: Scalar = 1.0,
-    form: str = "direction",
+    form: Literal["direction", "norm"] = "direction",
     eps: NonNegative = 1e-8,
 ):
     r"""Slow down changes of the norm of the weights.
@@ -343,15 +331,10 @@ def radial_brake(
 
     Source: modded-nanogpt, track 3 ("direction"); NVIDIA Emerging-Optimizers ("norm"). Departures: none.
     """
-    if form not in ("direction", "norm"):
-        raise ValueError(
-            f"radial_brake: form must be 'direction' or 'norm', got {form!r}"
-        )
 
     def factor(grows):
-        return torch.where(
-            grows, exact(outward, grows.device), exact(inward, grows.device)
-        )
+        device = grows.device
+        return torch.where(grows, exact(outward, device), exact(inward, device))
 
     def by_norm(update, state, param, ctx):
         before, moved = norm(param), param + update
@@ -382,7 +365,7 @@ def _radius(param: Tensor) -> dict[str, Tensor]:
 
 
 def _on_sphere(x: Tensor, radius: Any, eps: Any) -> Tensor:
-    return x * (radius / at_least(norm(x), eps))
+    return x * (radius / norm(x).clamp(min=eps))
 
 
 @per_tensor(takes_complex=True, needs=("params",))

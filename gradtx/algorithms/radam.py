@@ -8,6 +8,7 @@ import torch
 
 from gradtx.algorithms._math import (
     adam_moments,
+    belief_moments,
     corrected_root,
     peak,
     quotient,
@@ -106,26 +107,24 @@ def scale_by_ranger21(
     """
     beta1, beta2 = betas
 
-    def update(update, state, param, ctx):
+    def update(g, state, p, ctx):
         correction = ctx.bias_correction(beta2)
-        square = running_mean(state["exp_avg_sq"], update.square(), beta2)
-        total = yield {"square": square.sum() / correction, "count": square.numel()}
+        v = running_mean(state["exp_avg_sq"], g.square(), beta2)
+        total = yield {"square": v.sum() / correction, "count": v.numel()}
         # p becomes p (1 - a) (1 - b); computed as a sum, because 1 - a would round to 1 in half precision.
         stable = stable_decay(lr * weight_decay, total)
-        size = unit_norm((1 - stable) * param)
+        size = unit_norm((1 - stable) * p)
         pull = 2 * lr * norm_loss_factor * (1 - 1 / (size + eps))
         decay = stable + pull - stable * pull
-
         negative = state["neg_grad_ma"]
         direction, positive = positive_negative(
-            state["grad_ma"], negative, update, beta1, beta0
+            state["grad_ma"], negative, g, beta1, beta0
         )
-        new = {"grad_ma": negative, "neg_grad_ma": positive, "exp_avg_sq": square}
-        square = peak(new, state, "exp_avg_sq", amsgrad)
-        root = safe_sqrt(square / correction) + eps
+        new = {"grad_ma": negative, "neg_grad_ma": positive, "exp_avg_sq": v}
+        root = safe_sqrt(peak(new, state, "exp_avg_sq", amsgrad) / correction) + eps
         if use_softplus:
             root = softplus(root, beta_softplus)
-        yield -(lr / ctx.bias_correction(beta1)) * direction / root - decay * param, new
+        yield -(lr / ctx.bias_correction(beta1)) * direction / root - decay * p, new
 
     slots = {
         "grad_ma": linear(),
@@ -408,22 +407,17 @@ def scale_by_belief(
     """
     beta1, beta2 = betas
 
-    def update(update, state, param, ctx):
-        mean = running_mean(state["exp_avg"], update, beta1)
-        variance = running_mean(state["exp_avg_var"], (update - mean).square(), beta2)
-        new = {"exp_avg": mean, "exp_avg_var": variance + eps}
-        variance = peak(new, state, "exp_avg_var", amsgrad)
+    def update(g, state, p, ctx):
+        m, v, new = belief_moments(g, state, betas, eps, amsgrad)
         if rectify:
-            return _rectified(
-                mean, variance, ctx, betas, eps, 5.0, degenerated_to_sgd
-            ), new
-        root = corrected_root(variance, ctx, beta2)
-        return mean / ctx.bias_correction(beta1) / (root + eps), new
+            return _rectified(m, v, ctx, betas, eps, 5.0, degenerated_to_sgd), new
+        root = corrected_root(v, ctx, beta2)
+        return m / ctx.bias_correction(beta1) / (root + eps), new
 
     return {
         "exp_avg": ema(beta1),
         "exp_avg_var": square(),
-        **({"max_exp_avg_var": square()} if amsgrad else {}),
+        "max_exp_avg_var": square() if amsgrad else None,
     }, update
 
 

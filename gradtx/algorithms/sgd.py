@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import torch
 
-from gradtx.algorithms._math import largest, norm, safe_sqrt
+from gradtx.algorithms._math import largest, norm, quotient, safe_sqrt
 from gradtx.algorithms.averaging import scale_by_asgd
 from gradtx.algorithms.momentum import trace, trace_ema
 from gradtx.algorithms.scaling import scale_by_learning_rate
-from gradtx.algorithms.weight_decay import add_decayed_weights, check_initial_lr
+from gradtx.algorithms.weight_decay import (
+    add_decayed_weights,
+    check_initial_lr,
+    with_decay,
+)
 from gradtx.arguments import Decay, Fraction, NonNegative, is_off
 from gradtx.base.exact import Scalar, exact
 from gradtx.base.torch_names import readable
@@ -104,7 +108,7 @@ def scale_by_gsnr(eps: NonNegative = 1e-8):
             return size
         deviation = safe_sqrt((grad - grad.mean()).square().sum() / (grad.numel() - 1))
         even = deviation == 0
-        return torch.where(even, size, size / torch.where(even, 1.0, deviation + eps))
+        return size / torch.where(even, 1.0, deviation + eps)
 
     def update(update, state, param, ctx):
         old = state["gsnr"]
@@ -151,11 +155,7 @@ def sgd(
 
     Source: Robbins and Monro 1951; Sutskever et al. 2013. Departures: none from torch.optim.SGD.
     """
-    return chain(
-        add_decayed_weights(weight_decay),
-        trace(momentum, dampening, nesterov),
-        scale_by_learning_rate(lr),
-    )
+    return with_decay(trace(momentum, dampening, nesterov), weight_decay, False, lr)
 
 
 @alias(class_name="SGDW")
@@ -195,12 +195,8 @@ def sgdw(
 
     Source: Loshchilov and Hutter 2017, arXiv:1711.05101. Departures: the paper's schedule multiplier is `lr` itself.
     """
-    return chain(
-        trace(momentum, dampening, nesterov),
-        # After the momentum, before the rate: lr * weight_decay.
-        add_decayed_weights(weight_decay),
-        scale_by_learning_rate(lr),
-    )
+    # After the momentum, before the rate: lr * weight_decay.
+    return with_decay(trace(momentum, dampening, nesterov), weight_decay, True, lr)
 
 
 @alias(class_name="SGDS")
@@ -245,11 +241,7 @@ def sgds(
     decay = (
         0.0 if is_off(weight_decay) else weight_decay * (1 - dampening) / (1 - momentum)
     )
-    return chain(
-        trace(momentum, dampening, nesterov),
-        add_decayed_weights(decay),
-        scale_by_learning_rate(lr),
-    )
+    return with_decay(trace(momentum, dampening, nesterov), decay, True, lr)
 
 
 @alias(class_name="ASGD")
@@ -374,12 +366,8 @@ def sgd_sai(
 
     Source: Xu et al. 2024, arXiv:2412.11768. Departures: none from the authors' code.
     """
-    return chain(
-        trace_ema(momentum),
-        scale_by_gsnr(eps),
-        add_decayed_weights(weight_decay),
-        scale_by_learning_rate(lr),
-    )
+    direction = chain(trace_ema(momentum), scale_by_gsnr(eps))
+    return with_decay(direction, weight_decay, True, lr)
 
 
 @per_tensor(random=True, compiles=True)
@@ -421,16 +409,9 @@ def scale_by_gravity(
     def init(param, rng):
         rate, spread = exact(lr, param.device), exact(alpha, param.device)
         if readable(spread) and spread != 0:
-            check_initial_lr(
-                "scale_by_gravity",
-                rate,
-                "alpha",
-                "use an initial value above 0, or set alpha to 0",
-            )
-        still = spread == 0
-        size = torch.where(
-            still, spread, spread / torch.where(still, torch.ones_like(rate), rate)
-        )
+            remedy = "use an initial value above 0, or set alpha to 0"
+            check_initial_lr("scale_by_gravity", rate, "alpha", remedy)
+        size = quotient(spread, rate, spread != 0)
         return {"v": (size * rng.normal(param)).to(param.dtype)}
 
     def update(update, state, param, ctx):

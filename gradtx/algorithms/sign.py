@@ -13,6 +13,7 @@ from gradtx.algorithms._math import (
     plus_decay,
     running_mean,
 )
+from gradtx.algorithms._one_link import arguments_of
 from gradtx.algorithms.adam import scale_by_adam_hat
 from gradtx.algorithms.scaling import scale_by_learning_rate
 from gradtx.algorithms.weight_decay import with_decay
@@ -67,10 +68,10 @@ def scale_by_lion(betas: Decays = (0.9, 0.99)):
     """
     beta1, beta2 = betas
 
-    def update(update, state, param, ctx):
-        mean = state["exp_avg"]
-        direction = (beta1 * mean + (1 - beta1) * update).sign()
-        return direction, {"exp_avg": beta2 * mean + (1 - beta2) * update}
+    def update(g, state, p, ctx):
+        m = state["exp_avg"]
+        direction = (beta1 * m + (1 - beta1) * g).sign()
+        return direction, {"exp_avg": beta2 * m + (1 - beta2) * g}
 
     def sign(update, state, param, ctx):
         return update.sign(), state
@@ -222,17 +223,18 @@ def scale_by_rprop(
     shrink, grow = etas
     smallest, largest = step_sizes
 
-    def update(update, state, param, ctx):
+    def update(g, state, p, ctx):
         # As in torch, the initial size is the rate at the first step, which a scheduler may have written after `init`.
         old = state["step_size"]
         size = torch.where(ctx.seen, old, filled_like(old, lr))
-        agreement = update.sign() * state["prev"].sign()
+        agreement = g.sign() * state["prev"].sign()
+        turned = agreement < 0
         size = torch.where(
-            agreement > 0, grow * size, torch.where(agreement < 0, shrink * size, size)
+            agreement > 0, grow * size, torch.where(turned, shrink * size, size)
         )
         size = at_most(at_least(size, smallest), largest)
-        masked_grad = torch.where(agreement < 0, 0.0, update)
-        return -masked_grad.sign() * size, {"prev": masked_grad, "step_size": size}
+        masked = torch.where(turned, 0.0, g)
+        return -masked.sign() * size, {"prev": masked, "step_size": size}
 
     return {"prev": linear(), "step_size": square(lambda p: filled_like(p, lr))}, update
 
@@ -419,12 +421,8 @@ def rprop(
 
 
 @alias(class_name="FOCUS")
-def focus(
-    lr: NonNegative = 1e-2,
-    betas: Decays = (0.9, 0.999),
-    gamma: NonNegative = 0.1,
-    weight_decay: NonNegative = 0.0,
-):
+@arguments_of(scale_by_focus)
+def focus(lr: NonNegative = 1e-2, **direction):
     r"""FOCUS: the sign of a momentum, plus an attraction to the average of the weights.
 
     $p \leftarrow p - \eta (\mathrm{sign}(m_t) + \gamma\, \mathrm{sign}(p - \hat p) + \lambda \hat p)$ with the average
@@ -457,7 +455,7 @@ def focus(
     Source: Liu, Liu and Gore 2025, arXiv:2501.12243. Departures: see `scale_by_focus`. (pytorch_optimizer's class
     applies the decay before it takes the sign.)
     """
-    return chain(scale_by_focus(betas, gamma, weight_decay), scale_by_learning_rate(lr))
+    return chain(scale_by_focus(**direction), scale_by_learning_rate(lr))
 
 
 @alias

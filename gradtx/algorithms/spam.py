@@ -42,18 +42,11 @@ __all__ = [
 ]
 
 
-def _cut(
-    update: Tensor,
-    square: Tensor,
-    ctx: Any,
-    threshold: Any,
-    clip_after: int,
-    every: int,
-) -> Tensor:
+def _cut(g: Tensor, v: Tensor, ctx: Any, threshold: Any, clip_after: int, every: int):
     """Clip entries whose square exceeds the threshold times its average, except shortly after a restart."""
     due = (ctx.step >= clip_after) & (ctx.step % every >= clip_after)
-    spike = due & (update.square() > threshold * square)
-    return torch.where(spike, update.sign() * safe_sqrt(threshold * square), update)
+    limit = threshold * v
+    return torch.where(due & (g.square() > limit), g.sign() * safe_sqrt(limit), g)
 
 
 @per_tensor(elementwise=True)
@@ -95,10 +88,10 @@ def clip_spikes(
     Source: Huang et al. 2025, arXiv:2501.06842. Departures: none.
     """
 
-    def update(update, state, param, ctx):
-        square = state["exp_avg_sq"]
-        update = _cut(update, square, ctx, threshold, clip_after, every)
-        return update, {"exp_avg_sq": running_mean(square, update.square(), beta2)}
+    def update(g, state, p, ctx):
+        v = state["exp_avg_sq"]
+        g = _cut(g, v, ctx, threshold, clip_after, every)
+        return g, {"exp_avg_sq": running_mean(v, g.square(), beta2)}
 
     return {"exp_avg_sq": square()}, update
 
@@ -142,10 +135,10 @@ def scale_by_spam(
     """
     moments, average = adam_moments(betas)
 
-    def update(update, state, param, ctx):
-        update = _cut(update, state["exp_avg_sq"], ctx, threshold, clip_after, every)
-        mean, square, new = average(update, state)
-        return hat_rate(safe_sqrt(square) + eps, ctx, betas) * mean, new
+    def update(g, state, p, ctx):
+        g = _cut(g, state["exp_avg_sq"], ctx, threshold, clip_after, every)
+        m, v, new = average(g, state)
+        return hat_rate(safe_sqrt(v) + eps, ctx, betas) * m, new
 
     return {**moments, "exp_avg": linear()}, update
 

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from gradtx.algorithms._math import (
     adam_moments,
-    at_least,
     change_of,
     norm,
     quotient,
     running_mean,
     safe_sqrt,
 )
+from gradtx.algorithms._one_link import arguments_of
 from gradtx.algorithms.adam import scale_by_adam
 from gradtx.algorithms.muon import has_a_matrix
 from gradtx.algorithms.scaling import scale_by_learning_rate
 from gradtx.algorithms.sign import scale_by_lion
-from gradtx.algorithms.weight_decay import add_decayed_weights, with_decay
+from gradtx.algorithms.weight_decay import with_decay
 from gradtx.arguments import Count, Decay, Decays, NonNegative, NonNegativeInt, Positive
 from gradtx.base.exact import Scalar
 from gradtx.combinators.selection import partition
@@ -48,7 +48,7 @@ __all__ = [
 def _corrected(grad: Tensor, last: Tensor, gamma: Any, beta: Any) -> Tensor:
     """Return g + gamma beta / (1 - beta) (g - g_last), clipped to a norm of at most 1."""
     change = grad + gamma * beta / (1 - beta) * (grad - last)
-    return change / at_least(norm(change), 1.0)
+    return change / norm(change).clamp(min=1.0)
 
 
 @whole_tree(needs=("params", "grad_fn"))
@@ -61,13 +61,10 @@ def correct_variance_exactly(gamma: NonNegative, beta: Decay, min_ndim: NonNegat
 
     def update(updates, state, params, ctx):
         last = ctx.grad_fn(state["prev_param"])
-        corrected = {}
+        corrected = dict(updates)
         for name, grad in updates.items():
-            corrected[name] = (
-                grad
-                if grad.ndim < min_ndim
-                else _corrected(grad, last[name], gamma, beta)
-            )
+            if grad.ndim >= min_ndim:
+                corrected[name] = _corrected(grad, last[name], gamma, beta)
         return corrected, {"prev_param": params}
 
     return init, update
@@ -118,12 +115,10 @@ def correct_variance(
     def first(param):
         return None if param.ndim < min_ndim else torch.zeros_like(param)
 
-    def update(update, state, param, ctx):
-        if update.ndim < min_ndim:
-            return update, state
-        return _corrected(update, state["last_grad"], gamma, beta), {
-            "last_grad": update
-        }
+    def update(g, state, p, ctx):
+        if g.ndim < min_ndim:
+            return g, state
+        return _corrected(g, state["last_grad"], gamma, beta), {"last_grad": g}
 
     return {"last_grad": linear(first)}, update
 
@@ -161,15 +156,15 @@ def scale_by_msvag(beta: Decay = 0.9):
     """
     moments, average = adam_moments((beta, beta))
 
-    def update(update, state, param, ctx):
-        exp_avg, exp_avg_sq, new = average(update, state)
+    def update(g, state, p, ctx):
+        m, v, new = average(g, state)
         correction = ctx.bias_correction(beta)
         # The paper's quotient with common factors canceled: 1 - b**2 = (1 - b) * (1 + b) for b = beta and b = beta**t.
-        rho = ((1 - beta) * (2 - correction) / ((1 + beta) * correction)).clamp(
-            max=0.9999
-        )
-        mean, square = exp_avg / correction, (exp_avg / correction).square()
-        size = square + rho / (1 - rho) * (exp_avg_sq / correction - square)
+        rho = (1 - beta) * (2 - correction) / ((1 + beta) * correction)
+        rho = rho.clamp(max=0.9999)
+        mean = m / correction
+        square = mean.square()
+        size = square + rho / (1 - rho) * (v / correction - square)
         return quotient(square, size).clamp(0, 1) * mean, new
 
     return moments, update
@@ -177,7 +172,7 @@ def scale_by_msvag(beta: Decay = 0.9):
 
 @per_tensor(elementwise=True, needs=("params",), owns_lr=True)
 def scale_by_a2grad(
-    variant: str = "uni",
+    variant: Literal["uni", "inc", "exp"] = "uni",
     beta: NonNegative = 10.0,
     lips: Positive = 10.0,
     rho: Decay = 0.5,
@@ -219,15 +214,11 @@ def scale_by_a2grad(
     implementations, including torch_optimizer's and pytorch_optimizer's, use one $\lVert\delta\rVert^2$ per leaf
     instead of a vector.
     """
-    if variant not in ("uni", "inc", "exp"):
-        raise ValueError(
-            f"scale_by_a2grad: variant must be 'uni', 'inc' or 'exp', got {variant!r}"
-        )
 
-    def update(update, state, param, ctx):
-        t = ctx.time  # k + 1
-        mean = state["avg_grad"] + (update - state["avg_grad"]) / t
-        stray = (update - mean).square()
+    def update(g, state, p, ctx):
+        t, old = ctx.time, state["avg_grad"]  # t = k + 1
+        mean = old + (g - old) / t
+        stray = (g - mean).square()
         new = {"avg_grad": mean}
         if variant == "exp":
             new["v_tilde"] = running_mean(state["v_tilde"], stray, rho)
@@ -236,10 +227,10 @@ def scale_by_a2grad(
             keep = ((t - 1) / t).square() if variant == "inc" else 1.0
             new["v"] = keep * state["v"] + stray
         damping = safe_sqrt(t * new["v"] if variant == "exp" else new["v"])
-        step = update / (2 * lips / t + beta * damping)
-        new["x"] = state["x"] - step
+        step = g / (2 * lips / t + beta * damping)
+        x = new["x"] = state["x"] - step
         alpha, following = 2 / (t + 1), 2 / (t + 2)
-        return following * (new["x"] - param) - (1 - following) * alpha * step, new
+        return following * (x - p) - (1 - following) * alpha * step, new
 
     slots = {
         "x": start(),
@@ -291,7 +282,7 @@ def amplify_slow_gradients(alpha: Decay = 0.98, lamb: NonNegative = 2.0):
 def amplify_slow_gradients_window(
     window_size: Count = 100,
     lamb: NonNegative = 5.0,
-    filter_type: str = "mean",
+    filter_type: Literal["mean", "sum"] = "mean",
     warmup: bool = True,
 ):
     r"""Add a multiple of the mean of the last gradients to each gradient: Grokfast's filter with a window.
@@ -324,10 +315,6 @@ def amplify_slow_gradients_window(
 
     Source: Lee et al. 2024, arXiv:2405.20233. Departures: none.
     """
-    if filter_type not in ("mean", "sum"):
-        raise ValueError(
-            f"amplify_slow_gradients_window: filter_type must be 'mean' or 'sum', got {filter_type!r}"
-        )
 
     def update(update, state, param, ctx):
         window = [update, *state["grad"][:-1]]
@@ -552,12 +539,8 @@ def msvag(lr: NonNegative, beta: Decay = 0.9):
 
 
 @alias(class_name="A2Grad")
-def a2grad(
-    variant: str = "uni",
-    beta: NonNegative = 10.0,
-    lips: Positive = 10.0,
-    rho: Decay = 0.5,
-):
+@arguments_of(scale_by_a2grad)
+def a2grad(**arguments):
     r"""A2Grad: Nesterov's accelerated gradient with steps damped by the deviation of gradients from their mean.
 
     Equivalent to `scale_by_a2grad`.
@@ -593,7 +576,7 @@ def a2grad(
     Source: Deng et al. 2018, arXiv:1810.00553. Departures: none from the paper; published implementations have one
     damping per leaf, and pytorch_optimizer's counts from 1.
     """
-    return scale_by_a2grad(variant, beta, lips, rho)
+    return scale_by_a2grad(**arguments)
 
 
 @alias(class_name="GrokFastAdamW")
@@ -643,9 +626,8 @@ def grokfast_adamw(
 
 
 @alias(class_name="OptimisticGradientDescent")
-def optimistic_gradient_descent(
-    lr: NonNegative, alpha: Scalar = 1.0, beta: Scalar = 1.0
-):
+@arguments_of(scale_by_optimistic_gradient)
+def optimistic_gradient_descent(lr: NonNegative, **direction):
     r"""Optimistic gradient descent: SGD that looks ahead by the last change of the gradient.
 
     $p \leftarrow p - \eta (\alpha g_t + \beta (g_t - g_{t-1}))$ with $g_0 = g_1$.
@@ -674,7 +656,7 @@ def optimistic_gradient_descent(
 
     Source: Mokhtari et al. 2019, arXiv:1901.08511; Daskalakis et al. 2017, arXiv:1711.00141. Departures: none.
     """
-    return chain(scale_by_optimistic_gradient(alpha, beta), scale_by_learning_rate(lr))
+    return chain(scale_by_optimistic_gradient(**direction), scale_by_learning_rate(lr))
 
 
 @alias(class_name="OptimisticAdam")
@@ -720,9 +702,7 @@ def optimistic_adam(
     Source: Daskalakis et al. 2017, arXiv:1711.00141. Departures: none; optax's version has Nesterov momentum by
     default.
     """
-    return chain(
-        scale_by_adam(betas, eps),
-        scale_by_optimistic_gradient(alpha, beta),
-        add_decayed_weights(weight_decay),
-        scale_by_learning_rate(lr),
+    direction = chain(
+        scale_by_adam(betas, eps), scale_by_optimistic_gradient(alpha, beta)
     )
+    return with_decay(direction, weight_decay, True, lr)

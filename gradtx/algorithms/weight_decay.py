@@ -83,23 +83,22 @@ def add_decayed_weights(
         return chain()
     strength = -weight_decay if fixed else weight_decay
 
-    def rate_and_state(state, device):
+    def update(u, state, p, ctx):
+        rate, new = strength, state
         if relative_to is not None:
-            return strength / state["initial_lr"], state
-        if corrected_by is None:
-            return strength, state
-        lr = exact(corrected_by, device)
-        if max_lr is not None:
-            return strength * lr / max_lr, state
-        peak = torch.maximum(state["lr_max"], lr)
-        return strength * quotient(lr, peak, otherwise=1.0), {"lr_max": peak}
-
-    def update(update, state, param, ctx):
-        rate, state = rate_and_state(state, update.device)
-        decay = rate * param
+            rate = strength / state["initial_lr"]
+        elif corrected_by is not None:
+            lr = exact(corrected_by, u.device)
+            if max_lr is not None:
+                rate = strength * lr / max_lr
+            else:
+                peak = torch.maximum(state["lr_max"], lr)
+                rate = strength * quotient(lr, peak, otherwise=1.0)
+                new = {"lr_max": peak}
+        decay = rate * p
         if cautious:
-            decay = torch.where(update.sign() * param.sign() > 0, decay, 0.0)
-        return update + decay, state
+            decay = torch.where(u.sign() * p.sign() > 0, decay, 0.0)
+        return u + decay, new
 
     slots = {
         "initial_lr": initial_lr("add_decayed_weights", relative_to),
@@ -149,13 +148,13 @@ def regenerate_towards_init(
             return param
         return param.flatten().sort().values.view_as(param)
 
-    def update(update, state, param, ctx):
+    def update(u, state, p, ctx):
         target = state["param_init"]
         if wasserstein:
-            rank = param.flatten().argsort(stable=True).argsort()
-            target = target.flatten()[rank].view_as(param)
+            rank = p.flatten().argsort(stable=True).argsort()
+            target = target.flatten()[rank].view_as(p)
         strength = rate if relative_to is None else rate / state["initial_lr"]
-        return update + strength * (param - target), state
+        return u + strength * (p - target), state
 
     slots = {
         "param_init": target,

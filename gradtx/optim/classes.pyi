@@ -4,6 +4,7 @@ from collections.abc import Callable
 from collections.abc import Mapping
 from typing import Annotated
 from typing import Any
+from typing import Literal
 import torch
 from gradtx.base.inputs import Params
 from gradtx.base.exact import Scalar
@@ -178,7 +179,7 @@ class A2Grad(AliasOptimizer):
     def __init__(
         self,
         params: Params,
-        variant: str = "uni",
+        variant: Literal['uni', 'inc', 'exp'] = "uni",
         beta: NonNegative = 10.0,
         lips: Positive = 10.0,
         rho: Decay = 0.5,
@@ -531,7 +532,7 @@ class AdaShift(AliasOptimizer):
         betas: Decays = (0.9, 0.999),
         keep_num: Count = 10,
         eps: NonNegative = 1e-10,
-        reduce: str = "max",
+        reduce: Literal['max', 'mean', 'none'] = "max",
         *,
         maximize: bool = False,
         state_dtype: StateDtype | None = None,
@@ -1010,7 +1011,7 @@ class Amos(AliasOptimizer):
         momentum: Decay = 0.0,
         extra_l2: NonNegative = 0.0,
         eta: Scalar | Callable[[torch.Size], float] | None = None,
-        slot: str = "scalar",
+        slot: Literal['scalar', 'rows', 'full'] = "scalar",
         c_coef: NonNegative = 0.25,
         d_coef: NonNegative = 0.25,
         eps: Positive = 2.350988701644575e-38,
@@ -1109,7 +1110,7 @@ class BCOS(AliasOptimizer):
         beta2: Decay | None = None,
         eps: NonNegative = 1e-06,
         weight_decay: NonNegative = 0.1,
-        mode: str = "c",
+        mode: Literal['c', 'm', 'g'] = "c",
         simple_cond: bool = False,
         decoupled_weight_decay: bool = True,
         *,

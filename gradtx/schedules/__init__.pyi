@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from typing import Annotated
+from typing import Literal
 from typing import overload
 from gradtx.base.exact import Scalar
 from gradtx.base.exact import Schedule
@@ -101,7 +102,7 @@ def cyclic_schedule(
     max_lr: NonNegative,
     step_size_up: Count = 2000,
     step_size_down: Count | None = None,
-    mode: str = "triangular",
+    mode: Literal['triangular', 'triangular2', 'exp_range'] = "triangular",
     gamma: NonNegative = 1.0,
 ) -> Schedule: ...
 @overload
@@ -110,7 +111,7 @@ def cyclic_schedule(
     max_lr: NonNegative,
     step_size_up: Count = 2000,
     step_size_down: Count | None = None,
-    mode: str = "triangular",
+    mode: Literal['triangular', 'triangular2', 'exp_range'] = "triangular",
     gamma: NonNegative = 1.0,
 ) -> Schedule: ...
 @overload
@@ -119,7 +120,7 @@ def cyclic_schedule(
     lr: NonNegative,
     step_size_up: Count = 2000,
     step_size_down: Count | None = None,
-    mode: str = "triangular",
+    mode: Literal['triangular', 'triangular2', 'exp_range'] = "triangular",
     gamma: NonNegative = 1.0,
 ) -> Schedule: ...
 @overload
@@ -128,7 +129,7 @@ def cyclic_schedule(
     lr: NonNegative,
     step_size_up: Count = 2000,
     step_size_down: Count | None = None,
-    mode: str = "triangular",
+    mode: Literal['triangular', 'triangular2', 'exp_range'] = "triangular",
     gamma: NonNegative = 1.0,
 ) -> Schedule: ...
 def exponential_schedule(
@@ -163,7 +164,7 @@ def one_cycle_schedule(
     max_lr: NonNegative,
     total_steps: Count,
     pct_start: Fraction = 0.3,
-    anneal_strategy: str = "cos",
+    anneal_strategy: Literal['cos', 'linear'] = "cos",
     div_factor: Positive = 25.0,
     final_div_factor: Positive = 10000.0,
     three_phase: bool = False,
@@ -176,7 +177,7 @@ def one_cycle_schedule(
     lr: NonNegative,
     total_steps: Count,
     pct_start: Fraction = 0.3,
-    anneal_strategy: str = "cos",
+    anneal_strategy: Literal['cos', 'linear'] = "cos",
     div_factor: Positive = 25.0,
     final_div_factor: Positive = 10000.0,
     three_phase: bool = False,
@@ -478,7 +479,7 @@ def wsd_schedule(
     num_decay_steps: NonNegativeInt | None = None,
     min_lr_ratio: Fraction = 0.0,
     num_cycles: NonNegative = 0.5,
-    cooldown_type: str = "1-sqrt",
+    cooldown_type: Literal['1-sqrt', 'linear', '1-square', 'cosine'] = "1-sqrt",
     *,
     total_steps: NonNegativeInt | None = None,
     min_lr: NonNegative | None = None,
@@ -492,7 +493,7 @@ def wsd_schedule(
     num_decay_steps: NonNegativeInt | None = None,
     min_lr_ratio: Fraction = 0.0,
     num_cycles: NonNegative = 0.5,
-    cooldown_type: str = "1-sqrt",
+    cooldown_type: Literal['1-sqrt', 'linear', '1-square', 'cosine'] = "1-sqrt",
     *,
     total_steps: NonNegativeInt | None = None,
     min_lr: NonNegative | None = None,

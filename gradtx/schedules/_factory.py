@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Mapping
-from typing import Any, ParamSpec
+from typing import Any, Concatenate, ParamSpec
 
 import torch
 from torch import Tensor
@@ -33,8 +34,7 @@ class _Made(Schedule):
         self._factory = factory
         self._arguments = arguments
         # Run the body's own checks at construction.
-        step = torch.zeros((), dtype=torch.float64, device="cpu")
-        factory.function(**self._exact(step))
+        self._value(exact(0, torch.device("cpu")))
         super().__init__(self._value)
 
     def _exact(self, step: Tensor) -> dict[str, Any]:
@@ -43,25 +43,19 @@ class _Made(Schedule):
         Numbers become float64 tensors, since `torch.where` of two Python numbers would return float32; schedules are
         replaced by their values.
         """
-        values: dict[str, Any] = {}
-        for name, value in self._arguments.items():
-            is_number = self._factory.arguments.by_name[name].kind == "scalar"
-            values[name] = self._number(value, step) if is_number else value
+        values = dict(self._arguments)
+        for argument in self._factory.arguments.all:
+            value = values[argument.name]
+            if argument.kind == "scalar" and value is not None:
+                number = value(step) if isinstance(value, Schedule) else value
+                values[argument.name] = exact(number, step.device)
         return values
-
-    @staticmethod
-    def _number(value: Any, step: Tensor) -> Any:
-        """Return a numeric argument at a step as a float64 tensor; None remains None."""
-        if isinstance(value, Schedule):
-            value = value(step)
-        return None if value is None else exact(value, step.device)
 
     def _value(self, step: Any) -> Any:
         """Return the value at a step: a number at a Python number, unless it depends on tensors."""
         device = step.device if isinstance(step, Tensor) else torch.device("cpu")
         exact_step = exact(step, device)
-        value_at = self._factory.function(**self._exact(exact_step))
-        value = value_at(exact_step)
+        value = self._factory.function(exact_step, **self._exact(exact_step))
         is_number = not isinstance(step, Tensor) and self.is_plain
         return value.item() if is_number and readable(value) else value
 
@@ -106,7 +100,7 @@ def in_its_words(arguments: Arguments, options: Mapping[str, Any]) -> dict[str, 
     """Rename the common keywords in `options` to this schedule's own names."""
     renamed: dict[str, Any] = {}
     for name, value in options.items():
-        word = _word_for(name, arguments)
+        word = word_for(name, arguments)
         is_given_twice = word != name and word in options
         if is_given_twice or word in renamed:
             raise TypeError(f"{arguments.name}: got two values for {word!r}")
@@ -114,7 +108,7 @@ def in_its_words(arguments: Arguments, options: Mapping[str, Any]) -> dict[str, 
     return renamed
 
 
-def _word_for(name: str, arguments: Arguments) -> str:
+def word_for(name: str, arguments: Arguments) -> str:
     """Return a schedule's own name for a common keyword; other names are unchanged."""
     if name in arguments.by_name:
         return name
@@ -124,20 +118,14 @@ def _word_for(name: str, arguments: Arguments) -> str:
     return name
 
 
-def common_words(arguments: Arguments) -> dict[str, tuple[str, ...]]:
-    """Return the common keywords that a schedule accepts in place of its own names, by own name."""
-    words: dict[str, tuple[str, ...]] = {}
-    for common in COMMON_WORDS:
-        own = _word_for(common, arguments)
-        if own != common:
-            words[own] = (*words.get(own, ()), common)
-    return words
-
-
 def schedule(
-    function: Callable[P, Callable[[Tensor], Tensor]],
+    function: Callable[Concatenate[Any, P], Tensor],
 ) -> Callable[P, Schedule]:
-    """Create a schedule's factory from a function that returns `value(step)`, written for float64 tensors."""
+    """Create a schedule's factory from a function of the step, a float64 tensor, and of the factory's arguments."""
+    described: Any = function
+    signature = inspect.signature(function)
+    arguments_only = [*signature.parameters.values()][1:]
+    described.__signature__ = signature.replace(parameters=arguments_only)
     arguments = Arguments(function.__name__, function, is_alias=False)
 
     @functools.wraps(function)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import numbers
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
@@ -32,7 +32,7 @@ __all__ = [
 
 @schedule
 def constant_schedule(
-    lr: NonNegative, factor: NonNegative = 1.0, total_iters: NonNegativeInt = 0
+    step, lr: NonNegative, factor: NonNegative = 1.0, total_iters: NonNegativeInt = 0
 ):
     """Use `lr * factor` for the first `total_iters` steps, then `lr`, like torch's ConstantLR.
 
@@ -46,15 +46,12 @@ def constant_schedule(
         >>> [s(i) for i in range(4)]
         [0.05, 0.05, 0.1, 0.1]
     """
-
-    def value(step):
-        return lr * factor ** (step < total_iters).to(step.dtype)
-
-    return value
+    return lr * factor ** (step < total_iters).to(step.dtype)
 
 
 @schedule
 def linear_schedule(
+    step,
     lr: NonNegative,
     start_factor: Fraction = 1 / 3,
     end_factor: Fraction = 1.0,
@@ -75,18 +72,14 @@ def linear_schedule(
         >>> [s(i) for i in range(4)]
         [0.5, 0.75, 1.0, 1.0]
     """
-
-    def value(step):
-        steps = step.clamp(max=total_iters)
-        factor = start_factor + (end_factor - start_factor) * steps / total_iters
-        return lr * factor
-
-    return value
+    steps = step.clamp(max=total_iters)
+    factor = start_factor + (end_factor - start_factor) * steps / total_iters
+    return lr * factor
 
 
 @schedule
 def polynomial_schedule(
-    lr: NonNegative, total_iters: Count = 5, power: NonNegative = 1.0
+    step, lr: NonNegative, total_iters: Count = 5, power: NonNegative = 1.0
 ):
     r"""Decay polynomially to 0, like torch's PolynomialLR.
 
@@ -102,15 +95,11 @@ def polynomial_schedule(
         >>> [s(i) for i in range(6)]
         [1.0, 0.5625, 0.25, 0.0625, 0.0, 0.0]
     """
-
-    def value(step):
-        return lr * (1 - step.clamp(max=total_iters) / total_iters) ** power
-
-    return value
+    return lr * (1 - step.clamp(max=total_iters) / total_iters) ** power
 
 
 @schedule
-def exponential_schedule(lr: NonNegative, gamma: NonNegative):
+def exponential_schedule(step, lr: NonNegative, gamma: NonNegative):
     r"""Multiply the rate by `gamma` at each step, like torch's ExponentialLR: $\eta \gamma^s$.
 
     Args:
@@ -122,15 +111,11 @@ def exponential_schedule(lr: NonNegative, gamma: NonNegative):
         >>> [s(i) for i in range(4)]
         [1.0, 0.5, 0.25, 0.125]
     """
-
-    def value(step):
-        return lr * gamma**step
-
-    return value
+    return lr * gamma**step
 
 
 @schedule
-def step_schedule(lr: NonNegative, step_size: Count, gamma: NonNegative = 0.1):
+def step_schedule(step, lr: NonNegative, step_size: Count, gamma: NonNegative = 0.1):
     r"""Multiply the rate by `gamma` every `step_size` steps, like torch's StepLR: $\eta \gamma^{\lfloor s/n \rfloor}$.
 
     Args:
@@ -143,16 +128,12 @@ def step_schedule(lr: NonNegative, step_size: Count, gamma: NonNegative = 0.1):
         >>> [s(i) for i in range(5)]
         [1.0, 1.0, 0.5, 0.5, 0.25]
     """
-
-    def value(step):
-        return lr * gamma ** (step // step_size)
-
-    return value
+    return lr * gamma ** (step // step_size)
 
 
 @schedule
 def multistep_schedule(
-    lr: NonNegative, milestones: Sequence[int], gamma: NonNegative = 0.1
+    step, lr: NonNegative, milestones: Sequence[int], gamma: NonNegative = 0.1
 ):
     r"""Multiply the rate by `gamma` at each milestone, like torch's MultiStepLR.
 
@@ -174,12 +155,9 @@ def multistep_schedule(
     """
     _check_milestones(milestones)
 
-    def value(step):
-        steps = torch.tensor(milestones, dtype=step.dtype, device=step.device)
-        reached = (steps <= step).sum()
-        return lr * gamma ** reached.to(step.dtype)
-
-    return value
+    steps = torch.tensor(milestones, dtype=step.dtype, device=step.device)
+    reached = (steps <= step).sum()
+    return lr * gamma ** reached.to(step.dtype)
 
 
 def _check_milestones(milestones: Any) -> None:
@@ -189,18 +167,15 @@ def _check_milestones(milestones: Any) -> None:
             f"multistep_schedule: milestones must be a list of ints, got {describe(milestones)}"
         )
     for i, milestone in enumerate(milestones):
+        name = f"multistep_schedule: milestones[{i}]"
         if isinstance(milestone, bool) or not isinstance(milestone, numbers.Integral):
-            raise TypeError(
-                f"multistep_schedule: milestones[{i}] must be an int, got {describe(milestone)}"
-            )
+            raise TypeError(f"{name} must be an int, got {describe(milestone)}")
         if int(milestone) < 0:
-            raise ValueError(
-                f"multistep_schedule: milestones[{i}] must be in [0, inf), got {milestone}"
-            )
+            raise ValueError(f"{name} must be in [0, inf), got {milestone}")
 
 
 @schedule
-def cosine_schedule(lr: NonNegative, T_max: Count, eta_min: NonNegative = 0.0):
+def cosine_schedule(step, lr: NonNegative, T_max: Count, eta_min: NonNegative = 0.0):
     r"""Follow a cosine from `lr` to `eta_min`, like torch's CosineAnnealingLR.
 
     $\eta_{min} + (\eta - \eta_{min})(1 + \cos(\pi s/T))/2$, which rises again after $T$.
@@ -217,17 +192,13 @@ def cosine_schedule(lr: NonNegative, T_max: Count, eta_min: NonNegative = 0.0):
 
     Source: Loshchilov and Hutter 2016, arXiv:1608.03983.
     """
-
-    def value(step):
-        angle = math.pi * step / T_max
-        return eta_min + (lr - eta_min) * (1 + angle.cos()) / 2
-
-    return value
+    angle = math.pi * step / T_max
+    return eta_min + (lr - eta_min) * (1 + angle.cos()) / 2
 
 
 @schedule
 def cosine_warm_restarts_schedule(
-    lr: NonNegative, T_0: Count, T_mult: Count = 1, eta_min: NonNegative = 0.0
+    step, lr: NonNegative, T_0: Count, T_mult: Count = 1, eta_min: NonNegative = 0.0
 ):
     r"""Repeat a half cosine from `lr` to `eta_min`, like torch's CosineAnnealingWarmRestarts.
 
@@ -247,28 +218,25 @@ def cosine_warm_restarts_schedule(
 
     Source: Loshchilov and Hutter 2016, arXiv:1608.03983.
     """
-
-    def value(step):
-        start = step - step % T_0
-        if T_mult > 1:
-            starts = [0]
-            while starts[-1] < 2**53:  # larger integers are not exact in float64
-                starts.append(starts[-1] * T_mult + T_0)
-            reached = torch.tensor(starts, dtype=step.dtype, device=step.device)
-            start = torch.where(reached <= step, reached, 0.0).amax()
-        length = start * (T_mult - 1) + T_0
-        angle = math.pi * (step - start) / length
-        return eta_min + (lr - eta_min) * (1 + angle.cos()) / 2
-
-    return value
+    start = step - step % T_0
+    if T_mult > 1:
+        starts = [0]
+        while starts[-1] < 2**53:  # larger integers are not exact in float64
+            starts.append(starts[-1] * T_mult + T_0)
+        reached = torch.tensor(starts, dtype=step.dtype, device=step.device)
+        start = torch.where(reached <= step, reached, 0.0).amax()
+    length = start * (T_mult - 1) + T_0
+    angle = math.pi * (step - start) / length
+    return eta_min + (lr - eta_min) * (1 + angle.cos()) / 2
 
 
 @schedule
 def one_cycle_schedule(
+    step,
     max_lr: NonNegative,
     total_steps: Count,
     pct_start: Fraction = 0.3,
-    anneal_strategy: str = "cos",
+    anneal_strategy: Literal["cos", "linear"] = "cos",
     div_factor: Positive = 25.0,
     final_div_factor: Positive = 1e4,
     three_phase: bool = False,
@@ -310,10 +278,6 @@ def one_cycle_schedule(
 
     Source: Smith and Topin 2017, arXiv:1708.07120. Departures: torch raises after `total_steps`.
     """
-    if anneal_strategy not in ("cos", "linear"):
-        raise ValueError(
-            f"one_cycle_schedule: anneal_strategy must be 'cos' or 'linear', got {anneal_strategy!r}"
-        )
     end = total_steps - 1
     peak = cast("Tensor", max_lr)  # numbers are passed as tensors
     rise = pct_start * total_steps - 1
@@ -333,18 +297,15 @@ def one_cycle_schedule(
     else:
         phases += [(rise, end, peak, floor)]
 
-    def value(step):
-        now = floor * torch.ones_like(step)
-        for first, last, start, goal in reversed(phases):
-            length = last - first
-            share = (step - first) / torch.where(length > 0, length, 1.0)
-            share = torch.where(length > 0, share, 1.0).clamp(0, 1)
-            if anneal_strategy == "cos":
-                share = (1 - (math.pi * share).cos()) / 2
-            now = torch.where(step <= last, start + (goal - start) * share, now)
-        return torch.where(step > end, floor, now)
-
-    return value
+    now = floor * torch.ones_like(step)
+    for first, last, start, goal in reversed(phases):
+        length = last - first
+        share = (step - first) / torch.where(length > 0, length, 1.0)
+        share = torch.where(length > 0, share, 1.0).clamp(0, 1)
+        if anneal_strategy == "cos":
+            share = (1 - (math.pi * share).cos()) / 2
+        now = torch.where(step <= last, start + (goal - start) * share, now)
+    return torch.where(step > end, floor, now)
 
 
 def _check_instead(name: str, other: str, value: Scalar, default: float) -> None:
@@ -366,11 +327,12 @@ def _check_peak(warmup_steps: int, end: int, three_phase: bool) -> None:
 
 @schedule
 def cyclic_schedule(
+    step,
     base_lr: NonNegative,
     max_lr: NonNegative,
     step_size_up: Count = 2000,
     step_size_down: Count | None = None,
-    mode: str = "triangular",
+    mode: Literal["triangular", "triangular2", "exp_range"] = "triangular",
     gamma: NonNegative = 1.0,
 ):
     r"""Cycle linearly between two values, like torch's CyclicLR.
@@ -398,29 +360,22 @@ def cyclic_schedule(
 
     Source: Smith 2015, arXiv:1506.01186.
     """
-    if mode not in ("triangular", "triangular2", "exp_range"):
-        raise ValueError(
-            f"cyclic_schedule: mode must be 'triangular', 'triangular2' or 'exp_range', got {mode!r}"
-        )
     up = step_size_up
     down = up if step_size_down is None else step_size_down
     period = up + down
 
-    def value(step):
-        place = step % period
-        height = torch.where(place <= up, place / up, (period - place) / down)
-        scale = {
-            "triangular": 1.0,
-            "triangular2": 0.5 ** (step // period),
-            "exp_range": gamma**step,
-        }[mode]
-        return base_lr + (max_lr - base_lr) * height * scale
-
-    return value
+    place = step % period
+    height = torch.where(place <= up, place / up, (period - place) / down)
+    scale = {
+        "triangular": 1.0,
+        "triangular2": 0.5 ** (step // period),
+        "exp_range": gamma**step,
+    }[mode]
+    return base_lr + (max_lr - base_lr) * height * scale
 
 
 @schedule
-def join_schedules(schedules: Sequence[Schedule], milestones: Sequence[int]):
+def join_schedules(step, schedules: Sequence[Schedule], milestones: Sequence[int]):
     """Run schedules in sequence, each from its own step 0, like torch's SequentialLR and optax's `join_schedules`.
 
     Args:
@@ -454,12 +409,9 @@ def join_schedules(schedules: Sequence[Schedule], milestones: Sequence[int]):
             f"join_schedules: milestones must be positive and increasing, got {list(milestones)}"
         )
 
-    def value(step):
-        now = exact(schedules[0](step), step.device)
-        for start, part in zip(milestones, schedules[1:], strict=True):
-            since = (step - start).clamp(min=0)
-            later = exact(part(since), step.device)
-            now = torch.where(step < start, now, later)
-        return now
-
-    return value
+    now = exact(schedules[0](step), step.device)
+    for start, part in zip(milestones, schedules[1:], strict=True):
+        since = (step - start).clamp(min=0)
+        later = exact(part(since), step.device)
+        now = torch.where(step < start, now, later)
+    return now

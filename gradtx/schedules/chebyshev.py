@@ -84,6 +84,7 @@ def _check_epochs(num_epochs: Any) -> None:
 
 @schedule
 def chebyshev_schedule(
+    step,
     lr: NonNegative,
     num_epochs: Annotated[int, "[3, inf)"],
     small_m: Positive = 0.1,
@@ -107,15 +108,12 @@ def chebyshev_schedule(
 
     Source: Agarwal et al. 2021, arXiv:2103.01338.
     """
-
-    def value(step):
-        return lr * _factor_at(step - 1, num_epochs - 2, small_m, big_m)
-
-    return value
+    return lr * _factor_at(step - 1, num_epochs - 2, small_m, big_m)
 
 
 @schedule
 def ranger21_schedule(
+    step,
     lr: NonNegative,
     num_iterations: Count,
     beta2: Decay = 0.999,
@@ -163,22 +161,19 @@ def ranger21_schedule(
     )
     start = total - down
 
-    def value(step):
-        t = step + 1
-        up: Any = num_warm_up_iterations
-        if up is None:
-            up = exact(2 / (1 - beta2), step.device).ceil()
-            up = torch.where(up / total > 0.45, math.floor(0.22 * total), up)
-        up = exact(up, step.device)
-        now = lr * torch.ones_like(step)
-        if epochs is not None:
-            epoch = t // (total // epochs)
-            least = exact(0.1, step.device)
-            now = now * _factor_at(epoch - 1, epochs - 2, least, 1.0)
-        now = torch.where(t <= up, lr * t / up.clamp(min=1), now)
-        share = ((t + 1 - start) / (down + 1)).clamp(max=1)
-        falling = lr - (lr - warm_down_min_lr) * share
-        floor = exact(warm_down_min_lr, step.device)
-        return torch.where(t >= start, torch.maximum(falling, floor), now)
-
-    return value
+    t = step + 1
+    up: Any = num_warm_up_iterations
+    if up is None:
+        up = exact(2 / (1 - beta2), step.device).ceil()
+        up = torch.where(up / total > 0.45, math.floor(0.22 * total), up)
+    up = exact(up, step.device)
+    now = lr * torch.ones_like(step)
+    if epochs is not None:
+        epoch = t // (total // epochs)
+        least = exact(0.1, step.device)
+        now = now * _factor_at(epoch - 1, epochs - 2, least, 1.0)
+    now = torch.where(t <= up, lr * t / up.clamp(min=1), now)
+    share = ((t + 1 - start) / (down + 1)).clamp(max=1)
+    falling = lr - (lr - warm_down_min_lr) * share
+    floor = exact(warm_down_min_lr, step.device)
+    return torch.where(t >= start, torch.maximum(falling, floor), now)

@@ -14,7 +14,9 @@ __all__ = ["ademamix_alpha_schedule", "half_life_schedule"]
 
 
 @schedule
-def ademamix_alpha_schedule(alpha: NonNegative, warmup_steps: NonNegativeInt | None):
+def ademamix_alpha_schedule(
+    step, alpha: NonNegative, warmup_steps: NonNegativeInt | None
+):
     r"""Rise linearly to `alpha`, starting with one step's share: $\alpha \min(1, (s + 1)/T)$.
 
     Args:
@@ -31,15 +33,13 @@ def ademamix_alpha_schedule(alpha: NonNegative, warmup_steps: NonNegativeInt | N
 
     Source: Pagliardini et al. 2024, arXiv:2409.03137. Departures: none; it counts from t = 1.
     """
-
-    def value(step):
-        return alpha * ((step + 1) / max(warmup_steps or 0, 1)).clamp(max=1)
-
-    return value
+    return alpha * ((step + 1) / max(warmup_steps or 0, 1)).clamp(max=1)
 
 
 @schedule
-def half_life_schedule(end: Decay, warmup_steps: NonNegativeInt | None, start: Decay):
+def half_life_schedule(
+    step, end: Decay, warmup_steps: NonNegativeInt | None, start: Decay
+):
     r"""Move a decay factor from `start` to `end` so that its half-life changes linearly.
 
     With $h(\beta) = \ln 0.5 / \ln(\beta + 10^{-8}) - 1$ and $a = (s + 1)/T < 1$:
@@ -68,12 +68,9 @@ def half_life_schedule(end: Decay, warmup_steps: NonNegativeInt | None, start: D
     def steps(beta):
         return math.log(0.5) / (beta + 1e-8).log() - 1
 
-    def value(step):
-        if not warmup_steps:
-            return constant + 0 * step
-        share = ((step + 1) / warmup_steps).clamp(max=1)
-        h = (1 - share) * steps(start) + share * steps(end)
-        rising = 0.5 ** (1 / (h + 1))
-        return torch.where(step + 1 < warmup_steps, rising, constant)
-
-    return value
+    if not warmup_steps:
+        return constant + 0 * step
+    share = ((step + 1) / warmup_steps).clamp(max=1)
+    h = (1 - share) * steps(start) + share * steps(end)
+    rising = 0.5 ** (1 / (h + 1))
+    return torch.where(step + 1 < warmup_steps, rising, constant)

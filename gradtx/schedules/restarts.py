@@ -14,7 +14,7 @@ __all__ = ["restart_warmup_schedule"]
 
 @schedule
 def restart_warmup_schedule(
-    lr: NonNegative, every: Count, warmup_steps: NonNegativeInt
+    step, lr: NonNegative, every: Count, warmup_steps: NonNegativeInt
 ):
     r"""Rise along a half cosine from 1 % of the rate after each restart of the optimizer's state.
 
@@ -37,11 +37,7 @@ def restart_warmup_schedule(
     Source: Huang et al. 2025, arXiv:2501.06842. Departures: none from the authors' code. pytorch_optimizer's is one
     step ahead, and wrong from the second restart on.
     """
-
-    def value(step):
-        since = (step + 1) % every
-        rising = 1 - 0.99 * (1 + (math.pi * since / (warmup_steps + 1)).cos()) / 2
-        is_rising = (step + 1 >= every) & (since < warmup_steps)
-        return lr * torch.where(is_rising, rising, 1.0)
-
-    return value
+    since = (step + 1) % every
+    rising = 1 - 0.99 * (1 + (math.pi * since / (warmup_steps + 1)).cos()) / 2
+    is_rising = (step + 1 >= every) & (since < warmup_steps)
+    return lr * torch.where(is_rising, rising, 1.0)

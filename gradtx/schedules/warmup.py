@@ -5,13 +5,12 @@ from __future__ import annotations
 import functools
 import math
 import numbers
-from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from gradtx.algorithms._math import check_choices, rectification_at
+from gradtx.algorithms._math import rectification_at
 from gradtx.arguments import Count, Decay, Fraction, NonNegative, NonNegativeInt
 from gradtx.base import torch_names as _torch
 from gradtx.base.exact import Scalar, Schedule, exact
@@ -32,33 +31,30 @@ __all__ = [
     "wsd_schedule",
 ]
 
-Curve: TypeAlias = Callable[[Tensor], Tensor]
-
 
 def _after_warmup(
-    owner: str,
-    t_max: int,
-    max_lr: Scalar,
-    init_lr: Scalar,
-    warmup_steps: int,
-    decay: Curve,
-) -> Curve:
-    """Create a linear rise from `init_lr`, followed by `decay` of the steps since."""
+    owner: str, step: Tensor, t_max: int, warmup_steps: int
+) -> tuple[Tensor, Tensor]:
+    """Return the steps since the warmup, and their share of all steps after it."""
     if warmup_steps > t_max:
         raise ValueError(
             f"{owner}: warmup_steps must be at most t_max = {t_max}, got {warmup_steps}"
         )
+    since = (step - warmup_steps).clamp(min=0)
+    return since, (since / max(t_max - warmup_steps, 1)).clamp(max=1)
 
-    def value(step):
-        rising = init_lr + (max_lr - init_lr) * step / max(warmup_steps, 1)
-        falling = decay((step - warmup_steps).clamp(min=0))
-        return torch.where(step < warmup_steps, rising, falling)
 
-    return value
+def _risen(
+    step: Tensor, warmup_steps: int, init_lr: Scalar, max_lr: Scalar, falling: Tensor
+) -> Tensor:
+    """Return a linear rise from `init_lr` to `max_lr` before the value after it."""
+    rising = init_lr + (max_lr - init_lr) * step / max(warmup_steps, 1)
+    return torch.where(step < warmup_steps, rising, falling)
 
 
 @schedule
 def warmup_linear_schedule(
+    step,
     t_max: Count,
     max_lr: NonNegative,
     min_lr: NonNegative = 0.0,
@@ -87,18 +83,14 @@ def warmup_linear_schedule(
 
     Source: juntang-zhuang/GSAM, LinearScheduler. Departures: holds `min_lr` after `t_max`.
     """
-
-    def decay(since):
-        share = (since / max(t_max - warmup_steps, 1)).clamp(max=1)
-        return max_lr + (min_lr - max_lr) * share
-
-    return _after_warmup(
-        "warmup_linear_schedule", t_max, max_lr, init_lr, warmup_steps, decay
-    )
+    _, share = _after_warmup("warmup_linear_schedule", step, t_max, warmup_steps)
+    falling = max_lr + (min_lr - max_lr) * share
+    return _risen(step, warmup_steps, init_lr, max_lr, falling)
 
 
 @schedule
 def warmup_cosine_schedule(
+    step,
     t_max: Count,
     max_lr: NonNegative,
     min_lr: NonNegative = 0.0,
@@ -127,18 +119,14 @@ def warmup_cosine_schedule(
 
     Source: juntang-zhuang/GSAM, CosineScheduler. Departures: holds `min_lr` after `t_max`.
     """
-
-    def decay(since):
-        share = (since / max(t_max - warmup_steps, 1)).clamp(max=1)
-        return min_lr + (max_lr - min_lr) * (1 + (math.pi * share).cos()) / 2
-
-    return _after_warmup(
-        "warmup_cosine_schedule", t_max, max_lr, init_lr, warmup_steps, decay
-    )
+    _, share = _after_warmup("warmup_cosine_schedule", step, t_max, warmup_steps)
+    falling = min_lr + (max_lr - min_lr) * (1 + (math.pi * share).cos()) / 2
+    return _risen(step, warmup_steps, init_lr, max_lr, falling)
 
 
 @schedule
 def warmup_poly_schedule(
+    step,
     t_max: Count,
     max_lr: NonNegative,
     min_lr: NonNegative = 0.0,
@@ -170,15 +158,11 @@ def warmup_poly_schedule(
     Source: juntang-zhuang/GSAM, PolyScheduler. Departures: holds its value after `t_max`. This is not torch's
     PolynomialLR, see `polynomial_schedule`.
     """
-
-    def decay(since):
-        # Clamp 0 to 1 step, so that negative powers are finite.
-        steps = since.clamp(1, max(t_max - warmup_steps, 1))
-        return min_lr + (max_lr - min_lr) * steps**poly_order
-
-    return _after_warmup(
-        "warmup_poly_schedule", t_max, max_lr, init_lr, warmup_steps, decay
-    )
+    since, _ = _after_warmup("warmup_poly_schedule", step, t_max, warmup_steps)
+    # Clamp 0 to 1 step, so that negative powers are finite.
+    steps = since.clamp(1, max(t_max - warmup_steps, 1))
+    falling = min_lr + (max_lr - min_lr) * steps**poly_order
+    return _risen(step, warmup_steps, init_lr, max_lr, falling)
 
 
 @functools.cache
@@ -202,6 +186,7 @@ def _cycles(decaying: int, growth: float, rising: int) -> tuple[tuple[int, ...],
 
 @schedule
 def cosine_warmup_restarts_schedule(
+    step,
     first_cycle_steps: Count,
     cycle_mult: int | float = 1.0,
     max_lr: NonNegative = 1e-4,
@@ -250,31 +235,29 @@ def cosine_warmup_restarts_schedule(
             f"{name}: warmup_steps must be below first_cycle_steps = {first_cycle_steps}, got {warmup_steps}"
         )
 
-    def value(step):
-        starts, last_length = _cycles(
-            first_cycle_steps - warmup_steps, float(cycle_mult), warmup_steps
-        )
-        firsts = torch.tensor(starts, dtype=step.dtype, device=step.device)
-        last = exact(last_length, step.device)[None]
-        lengths = torch.cat([firsts[1:] - firsts[:-1], last])
-        cycle = (firsts <= step).sum() - 1
-        place = step - entry_at(firsts, cycle)
-        length = entry_at(lengths, cycle)
-        # Nonzero only in the last row, whose cycles repeat indefinitely.
-        again = place // length
-        top = max_lr * gamma ** (cycle + again)
-        place = place - again * length
-        rising = place / max(warmup_steps, 1)
-        angle = math.pi * (place - warmup_steps) / (length - warmup_steps)
-        falling = (1 + angle.cos()) / 2
-        height = torch.where(place < warmup_steps, rising, falling)
-        return min_lr + (top - min_lr) * height
-
-    return value
+    starts, last_length = _cycles(
+        first_cycle_steps - warmup_steps, float(cycle_mult), warmup_steps
+    )
+    firsts = torch.tensor(starts, dtype=step.dtype, device=step.device)
+    last = exact(last_length, step.device)[None]
+    lengths = torch.cat([firsts[1:] - firsts[:-1], last])
+    cycle = (firsts <= step).sum() - 1
+    place = step - entry_at(firsts, cycle)
+    length = entry_at(lengths, cycle)
+    # Nonzero only in the last row, whose cycles repeat indefinitely.
+    again = place // length
+    top = max_lr * gamma ** (cycle + again)
+    place = place - again * length
+    rising = place / max(warmup_steps, 1)
+    angle = math.pi * (place - warmup_steps) / (length - warmup_steps)
+    falling = (1 + angle.cos()) / 2
+    height = torch.where(place < warmup_steps, rising, falling)
+    return min_lr + (top - min_lr) * height
 
 
 @schedule
 def proportion_schedule(
+    step,
     lr_schedule: Schedule,
     max_lr: NonNegative,
     min_lr: NonNegative = 0.0,
@@ -307,18 +290,16 @@ def proportion_schedule(
     """
     check_schedule("proportion_schedule: lr_schedule", lr_schedule)
 
-    def value(step):
-        span: Any = max_lr - min_lr
-        most: Any = max_value
-        above = exact(lr_schedule(step), step.device) - min_lr
-        share = above / torch.where(span > 0, span, 1.0)
-        return torch.where(span > 0, min_value + (max_value - min_value) * share, most)
-
-    return value
+    span: Any = max_lr - min_lr
+    most: Any = max_value
+    above = exact(lr_schedule(step), step.device) - min_lr
+    share = above / torch.where(span > 0, span, 1.0)
+    return torch.where(span > 0, min_value + (max_value - min_value) * share, most)
 
 
 @schedule
 def explore_exploit_schedule(
+    step,
     peak_lr: NonNegative,
     warmup_steps: NonNegativeInt = 0,
     explore_steps: NonNegativeInt = 0,
@@ -354,27 +335,22 @@ def explore_exploit_schedule(
             f"got {total_steps}"
         )
 
-    def value(step):
-        t = step + 1
-        rising = (t / max(warmup_steps, 1)).clamp(max=1)
-        falling = (1 - (t - flat) / max(total_steps - flat, 1)).clamp(min=0)
-        return peak_lr * torch.where(t <= flat, rising, falling)
-
-    return value
-
-
-_COOLDOWNS = ("1-sqrt", "linear", "1-square", "cosine")
+    t = step + 1
+    rising = (t / max(warmup_steps, 1)).clamp(max=1)
+    falling = (1 - (t - flat) / max(total_steps - flat, 1)).clamp(min=0)
+    return peak_lr * torch.where(t <= flat, rising, falling)
 
 
 @schedule
 def wsd_schedule(
+    step,
     lr: NonNegative,
     num_warmup_steps: NonNegativeInt,
     num_stable_steps: NonNegativeInt | None = None,
     num_decay_steps: NonNegativeInt | None = None,
     min_lr_ratio: Fraction = 0.0,
     num_cycles: NonNegative = 0.5,
-    cooldown_type: str = "1-sqrt",
+    cooldown_type: Literal["1-sqrt", "linear", "1-square", "cosine"] = "1-sqrt",
     *,
     total_steps: NonNegativeInt | None = None,
     min_lr: NonNegative | None = None,
@@ -417,9 +393,6 @@ def wsd_schedule(
     Source: Hu et al. 2024, arXiv:2404.06395. Departures: `min_lr_ratio` applies to every form; code that applies it
     only to the cosine jumps at the end of the other forms.
     """
-    check_choices(
-        "wsd_schedule", {"cooldown_type": _COOLDOWNS}, cooldown_type=cooldown_type
-    )
     stable, decaying = _stable_and_decaying(
         num_warmup_steps, num_stable_steps, num_decay_steps, total_steps
     )
@@ -432,25 +405,18 @@ def wsd_schedule(
             )
         floor = min_lr
 
-    def shape(x: Tensor) -> Tensor:
-        if cooldown_type == "cosine":
-            return (1 + (2 * math.pi * num_cycles * x).cos()) / 2
+    progress = step / max(num_warmup_steps, 1)
+    progress = torch.where(step < num_warmup_steps, progress, 1.0)
+    rising = init_lr + (lr - init_lr) * progress
+    share = ((step - flat) / max(decaying, 1)).clamp(0, 1)
+    if cooldown_type == "cosine":
+        height = (1 + (2 * math.pi * num_cycles * share).cos()) / 2
+    else:
         exponents = {"1-sqrt": 0.5, "linear": 1, "1-square": 2}
-        return 1 - x ** exponents[cooldown_type]
-
-    def value(step):
-        progress = (
-            (step / num_warmup_steps).clamp(max=1)
-            if num_warmup_steps
-            else torch.ones_like(step)
-        )
-        rising = init_lr + (lr - init_lr) * progress
-        share = ((step - flat) / max(decaying, 1)).clamp(0, 1)
-        height = torch.where(step < flat + decaying, shape(share), 0.0)
-        falling = floor + (lr - floor) * height
-        return torch.where(step < flat, rising, falling)
-
-    return value
+        height = 1 - share ** exponents[cooldown_type]
+    height = torch.where(step < flat + decaying, height, 0.0)
+    falling = floor + (lr - floor) * height
+    return torch.where(step < flat, rising, falling)
 
 
 def _stable_and_decaying(
@@ -462,12 +428,10 @@ def _stable_and_decaying(
             "wsd_schedule: pass two of num_stable_steps, num_decay_steps and total_steps, got "
             f"{stable}, {decaying} and {total}"
         )
-    if total is not None and stable is None:
-        stable = total - warmup - (decaying or 0)
-    elif total is not None:
-        decaying = total - warmup - (stable or 0)
-    assert stable is not None
-    assert decaying is not None
+    if stable is None:
+        stable = (total or 0) - warmup - (decaying or 0)
+    if decaying is None:
+        decaying = (total or 0) - warmup - stable
     if min(stable, decaying) < 0:
         raise ValueError(
             f"wsd_schedule: total_steps={total} is less than the total of the phases"
@@ -476,7 +440,7 @@ def _stable_and_decaying(
 
 
 @schedule
-def untuned_linear_warmup(lr: NonNegative = 1.0, beta2: Decay = 0.999):
+def untuned_linear_warmup(step, lr: NonNegative = 1.0, beta2: Decay = 0.999):
     r"""Rise linearly for as long as the average of squares needs, without a tuned length.
 
     $\eta \min(1, t (1 - \beta_2)/2)$ with $t = s + 1$.
@@ -492,16 +456,12 @@ def untuned_linear_warmup(lr: NonNegative = 1.0, beta2: Decay = 0.999):
 
     Source: Ma and Yarats 2019, arXiv:1910.04209. The period $2/(1-\beta_2)$ is not rounded.
     """
-
-    def value(step):
-        share = (step + 1) * (1 - beta2) / 2
-        return lr * share.clamp(max=1)
-
-    return value
+    share = (step + 1) * (1 - beta2) / 2
+    return lr * share.clamp(max=1)
 
 
 @schedule
-def untuned_exponential_warmup(lr: NonNegative = 1.0, beta2: Decay = 0.999):
+def untuned_exponential_warmup(step, lr: NonNegative = 1.0, beta2: Decay = 0.999):
     r"""Rise exponentially for as long as the average of squares needs, without a tuned length.
 
     $\eta (1 - e^{-(1 - \beta_2) t})$ with $t = s + 1$.
@@ -519,15 +479,13 @@ def untuned_exponential_warmup(lr: NonNegative = 1.0, beta2: Decay = 0.999):
 
     Source: Ma and Yarats 2019, arXiv:1910.04209.
     """
-
-    def value(step):
-        return lr * -torch.expm1((step + 1) * (beta2 - 1))
-
-    return value
+    return lr * -torch.expm1((step + 1) * (beta2 - 1))
 
 
 @schedule
-def rectification_schedule(lr: NonNegative, beta2: Decay = 0.999, silent: bool = True):
+def rectification_schedule(
+    step, lr: NonNegative, beta2: Decay = 0.999, silent: bool = True
+):
     r"""Multiply the rate by RAdam's variance rectification: its warm-up as a schedule.
 
     With $t = s + 1$, $\rho_\infty = 2/(1-\beta_2) - 1$ and $\rho_t = \rho_\infty - 2 t \beta_2^t / (1-\beta_2^t)$:
@@ -549,12 +507,6 @@ def rectification_schedule(lr: NonNegative, beta2: Decay = 0.999, silent: bool =
 
     Source: Liu et al. 2019, arXiv:1908.03265; the threshold is that of Schedule-Free RAdam. Departures: none.
     """
-
-    def value(step):
-        time = step + 1
-        factor, rectified = rectification_at(
-            time, bias_correction(beta2, time), beta2, 4.0
-        )
-        return lr * torch.where(rectified, factor, 0.0 if silent else 1.0)
-
-    return value
+    time = step + 1
+    factor, rectified = rectification_at(time, bias_correction(beta2, time), beta2, 4.0)
+    return lr * torch.where(rectified, factor, 0.0 if silent else 1.0)

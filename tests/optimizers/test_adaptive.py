@@ -285,7 +285,7 @@ def test_one_step_equals_the_hand_computed_values(tx, expected):
     ("alias", "options", "message"),
     [
         (gradtx.adashift, {"keep_num": 2.0}, "keep_num must be an int, got 2.0"),
-        (gradtx.adashift, {"reduce": "sum"}, "scale_by_adashift: reduce must be 'max', 'mean' or 'none', got 'sum'"),
+        (gradtx.adashift, {"reduce": "sum"}, "reduce must be 'max', 'mean' or 'none', got 'sum'"),
         (gradtx.adasmooth, {"betas": (0.9, 0.5)}, r"scale_by_adasmooth: betas must be increasing .*, got \(0.9, 0.5\)"),
     ],
     ids=named,

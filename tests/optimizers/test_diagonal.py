@@ -149,7 +149,7 @@ def test_the_first_step_of_acprop_is_one_of_sgd():
 @pytest.mark.parametrize(
     ("alias", "options", "message"),
     [
-        (gradtx.bcos, {"mode": "x"}, "bcos: scale_by_bcos: mode must be one of 'c', 'm', 'g', got 'x'"),
+        (gradtx.bcos, {"mode": "x"}, "bcos: mode must be 'c', 'm' or 'g', got 'x'"),
     ],
     ids=named,
 )

@@ -94,7 +94,7 @@ def test_one_step_of_a2grad_is_the_gradient_over_twice_the_constant():
         (
             gradtx.a2grad,
             {"variant": "all"},
-            "scale_by_a2grad: variant must be 'uni', 'inc' or 'exp', got 'all'",
+            "variant must be 'uni', 'inc' or 'exp', got 'all'",
         ),
     ],
     ids=named,

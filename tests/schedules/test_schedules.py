@@ -352,7 +352,7 @@ def test_a_schedule_may_select_by_torch_where_from_the_construction_on():
         (
             gradtx.wsd_schedule,
             (0.1, 1, 1, 1, 0.0, 0.5, "sqrt"),
-            "cooldown_type must be one of '1-sqrt', 'linear', '1-square', 'cosine', got 'sqrt'",
+            "cooldown_type must be '1-sqrt', 'linear', '1-square' or 'cosine', got 'sqrt'",
         ),
         (gradtx.get_chebyshev_schedule, (2,), r"num_epochs must be in \[3, inf\), got 2"),
         (gradtx.get_chebyshev_schedule, (5, 0.0), "needs 0 < small_m <= big_m, got 0.0 and 1.0"),

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import gradtx
-from gradtx.algorithms.d_adaptation import grown, limited
+from gradtx.algorithms.d_adaptation import estimated, limited
 from tests.references import Transformed, difference, difference_along, gradients, named, problem
 
 PIECES = {
@@ -34,7 +34,7 @@ def double(x):
     ],
 )
 def test_d_grows_to_the_estimate_but_not_too_fast(d, estimate, growth_rate, expected):
-    assert grown(double(d), double(estimate), growth_rate).item() == expected
+    assert estimated(double(d), double(estimate), double(1.0), growth_rate).item() == expected
 
 
 def test_an_endless_growth_rate_has_finite_derivatives():
