@@ -33,7 +33,13 @@ from gradtx.execution.rule import Rule, RuleOperation, StageState
 from gradtx.execution.runs import Passed, Place, Scope
 from gradtx.execution.tree_rule import Functions, TreeOperation
 from gradtx.state.storage import StateDtype, Storage
-from gradtx.transform import Branches, Chain, GradientTransformation, same
+from gradtx.transform import (
+    Branches,
+    Chain,
+    GradientTransformation,
+    check_transformation,
+    same,
+)
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack  # in typing from Python 3.11
@@ -135,6 +141,7 @@ class Spec:
         name: The name of both.
         class_name: The name of an alias's class in `gradtx.optim`.
         arguments: The signature of the factory.
+        inner: The arguments that are transformations.
         needs: The requirements of `update` that do not depend on the arguments.
         lr_role: "owner", "before owner" or None, as in `GradientTransformation`.
 
@@ -154,6 +161,11 @@ class Spec:
         self.arguments = Arguments(self.name, function, is_alias=kind == "alias")
         if kind == "alias" and not is_users(function):
             self.arguments.class_name = self.class_name
+        self.inner = [
+            argument.name
+            for argument in self.arguments.all
+            if argument.types == {GradientTransformation}
+        ]
         self.lr_role = None
         if self._options["owns_lr"]:
             self.lr_role = "owner"
@@ -671,13 +683,15 @@ class FactoryCall(GradientTransformation):
         return rebuilt
 
     def _check(self) -> None:
-        """Run the body, so that its checks raise errors at construction.
+        """Check the inner transformations, and run the body, so that its checks raise errors at construction.
 
         Raises:
             TypeError, ValueError: If the body raises one; in an alias, the alias's name is prepended to the message,
                 since the user called the alias.
         """
         spec = self._spec
+        for name in spec.inner:
+            check_transformation(spec.name, name, self._arguments[name])
         if spec.kind == "alias" and self._arguments.get("mask") is not None:
             # Raises an error for an invalid selector.
             spec.selector(self._arguments["mask"])

@@ -36,7 +36,7 @@ from gradtx.execution.runs import Run, Scope, as_flag, selected
 from gradtx.execution.tree_rule import Functions, GradientOperation
 from gradtx.rules import Combinator
 from gradtx.state.slots import check_slots
-from gradtx.transform import GradientTransformation, check_transformation
+from gradtx.transform import GradientTransformation
 
 __all__ = ["Frame", "InnerClock"]
 
@@ -135,9 +135,6 @@ class Frame(Combinator):
 
     def __post_init__(self) -> None:
         check_inner_slots(self.inner_slots)
-        inner = self.inner.values() if isinstance(self.inner, Mapping) else [self.inner]
-        for tx in inner:
-            check_transformation("Frame", "inner", tx)
         if self.shared and self.clock is not None:
             raise TypeError(
                 "Frame: shared cannot be combined with clock; the values of a clock are in InnerClock(start=...)"
@@ -272,15 +269,9 @@ class FrameRun:
         leave = Leave(self, self._scope, enter)
         operations: list[Any] = [enter, *inner, leave]
         if self.frame.whole and all(map(can_run_at_owner, inner)):
-            run_at_owner(operations, self._owner_reads())
+            assert isinstance(self.frame.inner, GradientTransformation)
+            run_at_owner(operations, self.frame.inner)
         return operations
-
-    def _owner_reads(self) -> tuple[str, ...]:
-        """Return the tensors of a leaf that its owner reads in addition to the update."""
-        inner = self.frame.inner
-        assert isinstance(inner, GradientTransformation)
-        reads_params = any("params" in link._needs for link in inner._links())
-        return ("param", "grad") if reads_params else ("grad",)
 
     def _arms(self, txs: Mapping[str, GradientTransformation]) -> list[Any]:
         """Return the operations of the frame around several inner transformations."""

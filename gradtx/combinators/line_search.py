@@ -14,7 +14,7 @@ from gradtx.base.exact import Scalar, exact
 from gradtx.execution.runs import Scope
 from gradtx.execution.tree_rule import Functions, TreeOperation
 from gradtx.rules import Combinator, combinator
-from gradtx.transform import GradientTransformation, check_transformation
+from gradtx.transform import GradientTransformation
 
 __all__ = ["line_search"]
 
@@ -82,7 +82,6 @@ def line_search(
     trials both brackets and zooms. If no trial is accepted, the parameters do not change, but the state of `tx` has
     advanced. An update that is not a descent direction ($m \ge 0$) is accepted if the loss decreases.
     """
-    check_transformation("line_search", "tx", tx)
     if conditions not in ("armijo", "strong_wolfe"):
         raise ValueError(
             f"line_search: conditions must be 'armijo' or 'strong_wolfe', got {conditions!r}"

@@ -10,7 +10,7 @@ from gradtx.combinators._rounding import Compensation, Rounding, StochasticRound
 from gradtx.execution.runs import Scope
 from gradtx.rules import Combinator, combinator
 from gradtx.state.storage import MIN_SIZE, StateDtype, Storage
-from gradtx.transform import GradientTransformation, check_transformation
+from gradtx.transform import GradientTransformation
 
 __all__ = ["compensate_rounding", "round_stochastically", "with_state_dtype"]
 
@@ -72,7 +72,6 @@ def with_state_dtype(
     Source: Dettmers et al. 2022, arXiv:2110.02861. Departures: codes are computed with softsign and square root instead
     of tables; blocks lie within rows, so that a shard of a parameter is a shard of its codes.
     """
-    check_transformation("with_state_dtype", "tx", tx)
     return Stored(tx, Storage("with_state_dtype", state_dtype, min_size))
 
 

@@ -12,7 +12,7 @@ from gradtx.arguments import Fraction, NonNegative, NonNegativeInt
 from gradtx.base.exact import Scalar, exact
 from gradtx.combinators.frame import Frame
 from gradtx.rules import combinator
-from gradtx.transform import GradientTransformation, check_transformation
+from gradtx.transform import GradientTransformation
 
 __all__ = ["schedule_free"]
 
@@ -73,7 +73,6 @@ def schedule_free(
     Source: Defazio et al. 2024, arXiv:2405.15682; `averaging`: Defazio et al. 2025, arXiv:2512.17131. Departures: none
     from the authors' released optimizers; with `averaging` decay is part of the direction (see `gpa_adamw`).
     """
-    check_transformation("schedule_free", "base", base)
     for link in base._links()[:-1] if _descends(base) else base._links():
         if link._lr_role == "owner" or link._name == "scale_by_learning_rate":
             raise ValueError(

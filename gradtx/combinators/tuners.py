@@ -18,7 +18,7 @@ from gradtx.arguments import AnyLength, Decays, NonNegative, Positive
 from gradtx.base.exact import Betas, Scalar
 from gradtx.combinators.frame import Frame, Values
 from gradtx.rules import combinator
-from gradtx.transform import GradientTransformation, check_transformation
+from gradtx.transform import GradientTransformation
 
 __all__ = ["mechanize", "trac"]
 
@@ -131,7 +131,6 @@ def mechanize(
     computed from $p$, so the first steps are lost if $p$ has low precision. The package mechanic-pytorch computes the
     decay at $p + u$; optax uses other initial values.
     """
-    check_transformation("mechanize", "tx", tx)
 
     def product(sums, scale):
         size = safe_sqrt(sums["param"]) + eps
@@ -197,7 +196,6 @@ def trac(
     Source: Muppidi, Zhang and Yang 2024, arXiv:2405.16642. Departures: erfi is computed to the last digit of float64
     (the authors' code uses a rational approximation of the complex error function in float32).
     """
-    check_transformation("trac", "tx", tx)
     unit = s_prev / ERFI_OF_ROOT_HALF
 
     def product(sums, scale):

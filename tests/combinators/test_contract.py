@@ -150,7 +150,7 @@ def test_what_is_no_transformation_is_refused_when_it_is_made():
     def mine(tx: gradtx.GradientTransformation):
         return Frame(tx)
 
-    with pytest.raises(TypeError, match="inner must be a GradientTransformation, got sgd; call it"):
+    with pytest.raises(TypeError, match="mine: tx must be a GradientTransformation, got sgd; call it"):
         mine(gradtx.sgd)
 
 
