@@ -100,15 +100,6 @@ def checked_sums(owner: str, sums: Any) -> dict[str, Tensor]:
     return dict(sums)
 
 
-def check_names(owner: str, slots: Iterable[str], shared: Iterable[str]) -> None:
-    """Raise an error for a name that is both a slot and a shared value."""
-    both = sorted(set(slots) & set(shared))
-    if both:
-        raise ValueError(
-            f"{owner}: {both[0]!r} is both a slot and a shared value; rename one of them"
-        )
-
-
 def check_inner(owner: str, new: Mapping[str, Any], old: Mapping[str, Tensor]) -> None:
     """Raise an error unless these values can replace inner slots."""
     for name, value in new.items():

@@ -94,7 +94,7 @@ class ListedBlocks(Division):
     """
 
     split: Callable[[Tensor], Any]
-    join: Callable[[Sequence[Tensor]], Any]
+    join: Callable[[list[Tensor]], Any]
 
     def groups(self, x: Tensor) -> list[list[int]]:
         indices_of_shape: dict[torch.Size, list[int]] = {}
@@ -149,7 +149,7 @@ class View(ListedBlocks):
                 f"blocks: view: split must return a non-empty list of tensors for leaf {name!r}, "
                 f"got {type(blocks).__name__}"
             )
-        joined = self.join(blocks)
+        joined = self.join(list(blocks))
         is_equal = isinstance(joined, Tensor) and torch.equal(joined, index)
         # With as many entries as the leaf, no block has an entry of another one.
         if not is_equal or sum(block.numel() for block in blocks) != index.numel():

@@ -113,7 +113,7 @@ def mechanize(
         entries of `tx`.
 
     Raises:
-        TypeError: If `tx` is not a transformation.
+        TypeError: If `tx` is not a transformation, or if it processes leaves without a gradient.
         ValueError: If an argument is out of range, if `params` is missing, or if a later link scales by a learning rate
             or decays.
 
@@ -179,7 +179,7 @@ def trac(
         each beta, shared by all leaves, `s_i`, `variance_i` and `sigma_i`, 0-d; and the entries of `tx`.
 
     Raises:
-        TypeError: If `tx` is not a transformation.
+        TypeError: If `tx` is not a transformation, or if it processes leaves without a gradient.
         ValueError: If an argument is out of range, if `params` is missing, or if a later link scales by a learning rate
             or decays.
 

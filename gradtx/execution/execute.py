@@ -115,7 +115,7 @@ class Leaf:
     def context(self, dtype: torch.dtype) -> Context:
         """Return the context of a rule; links with the same clock, gradient and dtype share one object."""
         context = self._context
-        if context is None or not context.is_valid_for(self.clock, self.grad, dtype):
+        if context is None or not context.is_valid_for(self, dtype):
             context = self._context = Context(self, self.clock, dtype)
         return context
 
@@ -355,7 +355,7 @@ class Block:
 
     @classmethod
     def of(cls, tx: Any, run: Run, count: Any, around: Any = None) -> Block:
-        """Expand a whole transformation for one run, optionally inside the frame `around` (see `between`)."""
+        """Expand a whole transformation for one run, optionally inside a frame (see `Enter.between`)."""
         frozen: list[Any] = []
         operations = tx._expand(Scope(run, (), count, frozen))
         if around is not None:
