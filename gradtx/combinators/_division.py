@@ -140,8 +140,8 @@ class View(ListedBlocks):
     """Divide and reassemble a tensor with two user functions."""
 
     def check(self, name: str, shape: Sequence[int]) -> None:
-        index = torch.arange(math.prod(shape), dtype=torch.float64)
-        index = index.reshape(tuple(shape))
+        indices = torch.arange(math.prod(shape), dtype=torch.float64)
+        index = indices.reshape(tuple(shape))
         blocks = self.split(index)
         is_list = isinstance(blocks, tuple | list) and len(blocks) > 0
         if not is_list or not all(isinstance(block, Tensor) for block in blocks):
@@ -150,9 +150,9 @@ class View(ListedBlocks):
                 f"got {type(blocks).__name__}"
             )
         joined = self.join(list(blocks))
+        entries = torch.cat([block.flatten() for block in blocks]).sort().values
         is_equal = isinstance(joined, Tensor) and torch.equal(joined, index)
-        # With as many entries as the leaf, no block has an entry of another one.
-        if not is_equal or sum(block.numel() for block in blocks) != index.numel():
+        if not is_equal or not torch.equal(entries, indices):
             raise ValueError(
                 f"blocks: view: join(split(x)) does not equal x for leaf {name!r} of shape {tuple(shape)}; "
                 "split must assign every entry to exactly one block, and join must invert it"

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
+import torch
+
 from gradtx.arguments import Static
-from gradtx.combinators._rounding import Compensation, Rounding, StochasticRounding
+from gradtx.base.dtensor import local
+from gradtx.combinators._rounding import Rounded, compensated, stochastically_rounded
 from gradtx.execution.runs import Scope
 from gradtx.rules import Combinator, combinator
+from gradtx.state.random import bits16, name_key
 from gradtx.state.storage import MIN_SIZE, StateDtype, Storage
 from gradtx.transform import GradientTransformation
 
@@ -75,16 +78,6 @@ def with_state_dtype(
     return Stored(tx, Storage("with_state_dtype", state_dtype, min_size))
 
 
-class Last(Combinator):
-    """Insert an operation that rounds weights."""
-
-    def __init__(self, operation: Callable[[Scope], Rounding]):
-        self._operation = operation
-
-    def expand(self, scope: Scope, name: str) -> list[Any]:
-        return [self._operation(scope)]
-
-
 @combinator(needs=("params",), rounds=True)
 def round_stochastically(seed: int = 0):
     """Round 16-bit weights at random to one of the two neighbors, so that small updates count on average.
@@ -118,7 +111,18 @@ def round_stochastically(seed: int = 0):
 
     Source: Gupta et al. 2015, arXiv:1502.02551. Departures: none.
     """
-    return Last(lambda scope: StochasticRounding(scope, seed))
+
+    def first(leaf):
+        key = name_key(f"{seed} {leaf.name}")
+        return {"key": torch.full((), key, dtype=torch.int64, device=leaf.device)}
+
+    def rounded(leaf, param, update, slots):
+        stored = leaf.inputs[1]
+        step = leaf.clock_reading().step
+        noise = bits16(local(slots["key"]), step, leaf.places(stored))
+        return stochastically_rounded(param + update, noise, stored.dtype), slots
+
+    return Rounded(first, rounded, positional=True)
 
 
 @combinator(needs=("params",), rounds=True)
@@ -158,4 +162,16 @@ def compensate_rounding(bits: int = 16):
     """
     if bits not in (8, 16):
         raise ValueError(f"compensate_rounding: bits must be 8 or 16, got {bits!r}")
-    return Last(lambda scope: Compensation(scope, bits))
+
+    def first(leaf):
+        param = leaf.inputs[1]
+        dtype = torch.int8 if bits == 8 else param.dtype
+        zeros = torch.zeros_like(param, dtype=dtype, requires_grad=False)
+        return {"compensation": zeros}
+
+    def rounded(leaf, param, update, slots):
+        error = local(slots["compensation"])
+        param, error = compensated(param, update, error, leaf.inputs[1].dtype)
+        return param, {"compensation": error}
+
+    return Rounded(first, rounded)
