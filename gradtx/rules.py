@@ -205,9 +205,9 @@ class Spec:
     def rule(self, functions: Functions, arguments: Bound) -> Rule:
         """Return the rule for these argument values."""
         options = self._options
-        shared: dict[str, Callable[[], Any]] = {}
+        shared: dict[str, Any] = {}
         for name, value in self.option("shared", arguments).items():
-            shared[name] = _start(value, arguments)
+            shared[name] = _with_arguments(value, arguments)
         summed: dict[str, Callable[[Tensor], Tensor]] = {}
         for name in options["summed"]:
             if name in shared:
@@ -374,15 +374,9 @@ def _runs_whole(whole: bool | str | tuple[str, ...]) -> bool | str:
     return whole if isinstance(whole, bool | str) else True
 
 
-def _with_arguments(function: Any, arguments: Bound) -> Any:
-    return None if function is None else functools.partial(function, arguments)
-
-
-def _start(value: Any, arguments: Bound) -> Callable[[], Any]:
-    def start() -> Any:
-        return value(arguments) if callable(value) else value
-
-    return start
+def _with_arguments(option: Any, arguments: Bound) -> Any:
+    """Return an option; a function of the arguments and more as a function of the rest."""
+    return functools.partial(option, arguments) if callable(option) else option
 
 
 def _are_readable(arguments: Bound) -> bool:

@@ -226,10 +226,6 @@ class InBlocks(Operation):
         self._operation.follow(position)
 
 
-def _empty_list() -> list[Any]:
-    return []
-
-
 @dataclasses.dataclass
 class Batch:
     """Blocks of one shape, and their progress through the inner operations.
@@ -246,7 +242,7 @@ class Batch:
 
     numbers: list[int]
     inputs: dict[str, Any]
-    totals: list[Any] = dataclasses.field(default_factory=_empty_list)
+    totals: list[Any]
     stop: int | None = None
     results: Any = None
 
@@ -264,7 +260,7 @@ class Pieces:
         self._template = leaf.param if leaf.param is not None else leaf.update
         self._like = self._plain(self._template)
         groups = self._division.groups(self._like)
-        self._batches = [Batch(numbers, {}) for numbers in groups]
+        self._batches = [Batch(numbers, {}, []) for numbers in groups]
         self._stack()
 
     def _plain(self, tensor: Any) -> Tensor:
@@ -292,20 +288,24 @@ class Pieces:
         }
         # At init also for the keys of codes that round at random.
         draws = leaf.run.initial or any(each.random for each in self._operations)
-        for i, batch in enumerate(self._batches):
-            batch.inputs = self._divided(tensors, i)
-            batch.inputs["extras"] = self._divided(extras, i)
-            batch.inputs["slots"] = self._slots_of(batch)
+        stacked = zip(
+            self._batches, self._divided(tensors), self._divided(extras), strict=True
+        )
+        for batch, inputs, extras_of_batch in stacked:
+            slots = self._slots_of(batch)
+            batch.inputs = {**inputs, "extras": extras_of_batch, "slots": slots}
             if draws:
                 batch.inputs["stream"] = self._stream_keys(batch)
 
-    def _divided(self, tensors: Mapping[str, Any], i: int) -> dict[str, Any]:
-        """Return the blocks of some tensors in the i-th batch."""
-        return {
-            name: self._division.batches(self._plain(tensor))[i]
-            for name, tensor in tensors.items()
-            if tensor is not None
-        }
+    def _divided(self, tensors: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Return the blocks of some tensors, by batch and name."""
+        divided = [{} for _ in self._batches]
+        for name, tensor in tensors.items():
+            if tensor is not None:
+                batches = self._division.batches(self._plain(tensor))
+                for blocks, stacked in zip(divided, batches, strict=True):
+                    blocks[name] = stacked
+        return divided
 
     def _slots_of(self, batch: Batch) -> Slots:
         """Return the slots of a batch; those of a single batch are stored that way."""

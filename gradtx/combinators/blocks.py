@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -18,27 +19,27 @@ from gradtx.transform import GradientTransformation
 __all__ = ["blocks"]
 
 
+@dataclasses.dataclass(frozen=True)
 class Blocks(Combinator):
     """Apply a transformation to some leaves block by block, and to the others as a whole."""
 
-    def __init__(self, tx: GradientTransformation, where: Selector, parts: Division):
-        self._tx = tx
-        self._where = where
-        self._parts = parts
+    tx: GradientTransformation
+    where: Selector
+    division: Division
 
     def expand(self, scope: Scope, name: str) -> list[Any]:
         path = scope.claim(name)
-        scope.run.selectors.append(self._where)
-        operations = self._tx._expand(scope.inside(path))
+        scope.run.selectors.append(self.where)
+        operations = self.tx._expand(scope.inside(path))
         whole = Block(operations, [])
         if scope.space is not None and any(each.keeps_slots for each in whole.walk()):
             around = scope.space.name
             raise TypeError(
                 f"{name}: divides leaves into blocks, whose slots {around} cannot rotate; move it outside {around}"
             )
-        alone = not reads_by_leaf(self._tx) and all(map(can_run_at_owner, operations))
-        divided = DividedBlock(self._tx, operations, self._parts, alone)
-        return [Branch(path, self._where, {True: divided, False: whole})]
+        alone = not reads_by_leaf(self.tx) and all(map(can_run_at_owner, operations))
+        divided = DividedBlock(self.tx, operations, self.division, alone)
+        return [Branch(path, self.where, {True: divided, False: whole})]
 
     def rejects(self) -> tuple[str, ...]:
         return ("whole", "rounds", "averages", "takes None")

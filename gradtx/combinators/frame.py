@@ -12,13 +12,11 @@ from torch import Tensor
 
 from gradtx.algorithms._spaces import can_run_at_owner, run_at_owner
 from gradtx.base.errors import Path
-from gradtx.base.messages import shortly
+from gradtx.base.messages import describe, shortly
 from gradtx.base.tree import map_tensors
 from gradtx.combinators._contract import (
     Sums,
     check_inner,
-    check_inner_slots,
-    check_start,
     checked_sums,
     checked_ticks,
 )
@@ -69,7 +67,15 @@ class InnerClock:
     counts: bool = True
 
     def __post_init__(self) -> None:
-        check_start(self.start)
+        for name, value in self.start.items():
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise TypeError(
+                    f"InnerClock: start[{name!r}] must be an int, got {describe(value)}"
+                )
+            if name == "step":
+                raise ValueError(
+                    "InnerClock: start: 'step' is reserved for the clock's count; use another name"
+                )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,7 +140,10 @@ class Frame(Combinator):
     whole: bool = False
 
     def __post_init__(self) -> None:
-        check_inner_slots(self.inner_slots)
+        if not isinstance(self.inner_slots, tuple):
+            raise TypeError(
+                f"Frame: inner_slots must be a tuple of slot names, got {describe(self.inner_slots)}"
+            )
         if self.shared and self.clock is not None:
             raise TypeError(
                 "Frame: shared cannot be combined with clock; the values of a clock are in InnerClock(start=...)"
@@ -266,7 +275,7 @@ class Enter(RuleOperation):
             init=frame.init,
             inner=inner.first_values if frame.inner_slots else None,
             single=True,
-            shared={slot: _constant(value) for slot, value in frame.shared.items()},
+            shared=frame.shared,
             elementwise=frame.elementwise,
             takes_complex=frame.elementwise,
             agree=frame.agree,
@@ -293,36 +302,30 @@ class Enter(RuleOperation):
     # The clock.
 
     def _start_clock(self, clock: InnerClock) -> None:
+        run = self.run
         starts = {"step": 0, **clock.start} if clock.counts else clock.start
         if starts:
-            first_values = {
-                name: _whole_number(start, self.run.device)
-                for name, start in starts.items()
-            }
-            self._old_shared = self._scope.shared(self.path, first_values)
+            values = {name: _whole(start, run.device) for name, start in starts.items()}
+            self._old_shared = self._scope.shared(self.path, values)
         if clock.counts:
-            self._start_count()
-        if not self.run.initial:
+            # It starts again where the inner transformation restarts.
+            step = self._old_shared["step"]
+            if self._restarts is not False:
+                step = torch.where(as_flag(self._restarts, step), 0, step)
+            self.old_step = run.inner_counts[self.path] = step
+            self.clock = Clock(step + 1)
+        if not run.initial:
             if clock.measure is None:
-                self._decide(clock, {})
-            self.run.commits.append(self._commit)
+                self._decide({})
+            run.commits.append(self._commit)
 
-    def _start_count(self) -> None:
-        """Create the clock of the inner transformation, which starts again where that restarts."""
-        self.old_step = self._old_shared["step"]
-        if self._restarts is not False:
-            is_restart = as_flag(self._restarts, self.old_step)
-            self.old_step = torch.where(is_restart, 0, self.old_step)
-        self.clock = Clock(self.old_step + 1)
-        self.run.inner_counts[self.path] = self.old_step
-
-    def _decide(self, clock: InnerClock, sums: Mapping[str, Tensor]) -> None:
+    def _decide(self, sums: Mapping[str, Tensor]) -> None:
         """Determine whether the clock counts this call."""
-        checked = Sums(sums, self.rule.name, clock.measure is not None)
+        clock, name = self.frame.clock, self.rule.name
+        assert clock is not None
+        checked = Sums(sums, name, clock.measure is not None)
         result = clock.ticks(dict(self._old_shared), checked)
-        self.ticks, self._new_shared = checked_ticks(
-            self.rule.name, result, clock.start
-        )
+        self.ticks, self._new_shared = checked_ticks(name, result, clock.start)
         if self.clock is not None:
             step = torch.where(self.ticks, self.clock.step, self.old_step)
             self._new_shared["step"] = step
@@ -388,8 +391,7 @@ class Enter(RuleOperation):
                 for path in list(filter(self.inner.contains, run.new_shared)):
                     del run.new_shared[path]
                 return
-            assert self.frame.clock is not None
-            self._decide(self.frame.clock, run.sums_of_programs(self.path))
+            self._decide(run.sums_of_programs(self.path))
         assert self.ticks is not None
         self._keep_inner_values(self.ticks.to(run.device))
         if self._new_shared:
@@ -434,8 +436,7 @@ class Enter(RuleOperation):
 
     def resume(self, leaf: Leaf, total: Any) -> Any:
         if self.ticks is None:
-            assert self.frame.clock is not None
-            self._decide(self.frame.clock, total)
+            self._decide(total)
         return self._enter(leaf)
 
     def _enter(self, leaf: Leaf) -> None:
@@ -473,16 +474,13 @@ class Enter(RuleOperation):
             raise TypeError(
                 f"{self.rule.name}: enter cannot yield sums; yield them in leave"
             )
-        if isinstance(out, tuple) and len(out) == 3:
-            *out, active = out
-            if active is None:
-                active = leaf.active
-            elif not isinstance(active, Tensor) or active.ndim:
+        update, state, active = _checked(self.rule.name, "enter", out)
+        if active is not None:
+            if not isinstance(active, Tensor) or active.ndim:
                 raise TypeError(
                     f"{self.rule.name}: the third value of enter must be a 0-d bool tensor, got {shortly(active)}"
                 )
             leaf.active = active
-        update, state = _checked_pair(self.rule.name, "enter", out)
         if leaf.update is None:
             leaf.update = update
         self._set_update(call, update)
@@ -500,28 +498,20 @@ class Enter(RuleOperation):
         position.counts.append(int(self.old_step) if counts else None)
 
 
-def _whole_number(start: int, device: torch.device) -> Callable[[], Tensor]:
+def _whole(start: int, device: torch.device) -> Callable[[], Tensor]:
     """Return a function that creates the initial value of a clock."""
     return lambda: torch.full((), start, dtype=torch.int64, device=device)
 
 
-def _checked_pair(name: str, function: str, pair: Any) -> tuple[Tensor, Values]:
-    """Return the update and the state that a function of the frame has returned."""
-    values = list(pair) if isinstance(pair, tuple | list) else []
-    if function == "leave" and len(values) == 3:
+def _checked(name: str, function: str, out: Any) -> tuple[Tensor, Values, Any]:
+    """Return the update and the state that a function of the frame has returned, and a third value or None."""
+    values: Any = out if isinstance(out, tuple | list) else ()
+    if len(values) not in (2, 3) or not isinstance(values[1], dict):
         raise TypeError(
-            f"{name}: leave returned a third value (new inner slots); list these slots in inner_slots="
+            f"{name}: {function} must return (update, state), got {shortly(out)}"
         )
-    if len(values) != 2 or not isinstance(values[1], dict):
-        raise TypeError(
-            f"{name}: {function} must return (update, state), got {shortly(pair)}"
-        )
-    update, state = values
-    return update, state
-
-
-def _constant(value: Any) -> Callable[[], Any]:
-    return lambda: value
+    update, state, third, *_ = (*values, None)
+    return update, state, third
 
 
 def _identity(update: Any, state: Any, param: Any, ctx: Any) -> Any:
@@ -618,10 +608,9 @@ class Leave(RuleOperation):
 
     def _finish(self, call: Call, out: Any) -> None:
         leaf = call.leaf
-        if isinstance(out, tuple) and len(out) == 3 and self._frame.inner_slots:
-            *out, new_inner = out
+        update, state, new_inner = _checked(self.rule.name, "leave", out)
+        if new_inner is not None:
             self._finish_inner(call, new_inner)
-        update, state = _checked_pair(self.rule.name, "leave", out)
         self._set_update(call, update)
         active = leaf.active
         # The functions of such a frame handle skipped leaves themselves.
@@ -632,6 +621,10 @@ class Leave(RuleOperation):
 
     def _finish_inner(self, call: Call, new: Mapping[str, Any]) -> None:
         """Store the inner slots that `leave` returned, unless the leaf is skipped."""
+        if not self._frame.inner_slots:
+            raise TypeError(
+                f"{self.rule.name}: leave returned a third value (new inner slots); list these slots in inner_slots="
+            )
         context = call.context
         assert isinstance(context, FrameContext)
         check_inner(self.rule.name, new, context.inner)

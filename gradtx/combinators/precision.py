@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import torch
@@ -18,15 +19,15 @@ from gradtx.transform import GradientTransformation
 __all__ = ["compensate_rounding", "round_stochastically", "with_state_dtype"]
 
 
+@dataclasses.dataclass(frozen=True)
 class Stored(Combinator):
     """Change the storage of a transformation's slots. The combinator itself has no state."""
 
-    def __init__(self, tx: GradientTransformation, storage: Storage):
-        self._tx = tx
-        self._storage = storage
+    tx: GradientTransformation
+    storage: Storage
 
     def expand(self, scope: Scope, name: str) -> list[Any]:
-        return self._tx._expand(scope.stored_inside(self._storage))
+        return self.tx._expand(scope.stored_inside(self.storage))
 
     def rejects(self) -> tuple[str, ...]:
         return ()

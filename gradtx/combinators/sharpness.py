@@ -58,6 +58,25 @@ def _uphill(
     )
 
 
+def _around(
+    base: GradientTransformation,
+    combined: Callable[[Tree, Tree], Tree],
+    rho: Any,
+    adaptive: bool,
+    eps: Any,
+    **agree: Any,
+) -> Frame:
+    """Pass the base what `combined` makes of the gradient and of the one at the point of `sam`."""
+
+    def update(grads, state, params, ctx):
+        weights = _magnitudes(params, adaptive)
+        uphill = _uphill(ctx, grads, params, weights, rho, eps)
+        return combined(grads, uphill), state
+
+    agree = {"rho": rho, "adaptive": adaptive, "eps": eps, **agree}
+    return Frame(base, gradient=update, agree=agree)
+
+
 def _zeros(slot: str) -> Callable[[Tree], dict[str, Tree]]:
     """Return an `init` that creates a slot of zeros."""
 
@@ -107,13 +126,7 @@ def sam(
 
     Source: Foret et al. 2020, arXiv:2010.01412. Departures: none.
     """
-
-    def update(grads, state, params, ctx):
-        weights = _magnitudes(params, adaptive)
-        return _uphill(ctx, grads, params, weights, rho, eps), state
-
-    agree = {"rho": rho, "adaptive": adaptive, "eps": eps}
-    return Frame(base, gradient=update, agree=agree)
+    return _around(base, lambda grads, uphill: uphill, rho, adaptive, eps)
 
 
 @combinator(needs=("grad_fn", "params"))
@@ -211,22 +224,18 @@ def gsam(
     not $g$ or $g'$.
     """
 
-    def update(grads, state, params, ctx):
-        weights = _magnitudes(params, adaptive)
-        uphill = _uphill(ctx, grads, params, weights, rho, eps)
+    def combined(grads, uphill):
         norm, uphill_norm = _norm(grads), _norm(uphill)
         cosine = _product(grads, uphill) / (norm * uphill_norm + eps)
         projection = cosine * norm / (uphill_norm + eps)
         factor = 1 + alpha * projection
         # g' - alpha (g - projection g')
-        combined = {
+        return {
             name: factor.to(g.device) * uphill[name] - alpha * g
             for name, g in grads.items()
         }
-        return combined, state
 
-    agree = {"rho": rho, "alpha": alpha, "adaptive": adaptive, "eps": eps}
-    return Frame(base, gradient=update, agree=agree)
+    return _around(base, combined, rho, adaptive, eps, alpha=alpha)
 
 
 @combinator(needs=("grad_fn", "params"))
@@ -270,14 +279,10 @@ def wsam(
     """
     alpha = gamma / (1 - gamma)
 
-    def update(grads, state, params, ctx):
-        weights = _magnitudes(params, adaptive)
-        uphill = _uphill(ctx, grads, params, weights, rho, eps)
-        combined = {name: g + alpha * (uphill[name] - g) for name, g in grads.items()}
-        return combined, state
+    def combined(grads, uphill):
+        return {name: g + alpha * (uphill[name] - g) for name, g in grads.items()}
 
-    agree = {"rho": rho, "gamma": gamma, "adaptive": adaptive, "eps": eps}
-    return Frame(base, gradient=update, agree=agree)
+    return _around(base, combined, rho, adaptive, eps, gamma=gamma)
 
 
 @combinator(needs=("grad_fn", "params"))

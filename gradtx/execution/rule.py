@@ -51,7 +51,7 @@ class Rule:
         update: `(update, state, param, ctx) -> (update, state)`.
         init: `param -> slots`, or None for a rule without slots.
         evaluate: `(state, param) -> tensor`, or None.
-        shared: Name -> function that returns the initial value, for each 0-d value that all leaves share.
+        shared: Name -> initial value or function that returns it, for each 0-d value that all leaves share.
         elementwise, takes_complex, compiles, agree: As in `Operation`.
         dims: The minimum and maximum number of dimensions of a leaf.
         seed: The seed if the rule draws random numbers, else None.
@@ -73,9 +73,7 @@ class Rule:
     update: Callable[..., Any]
     init: Callable[..., Any] | None = None
     evaluate: Callable[..., Any] | None = None
-    shared: Mapping[str, Callable[[], Any]] = dataclasses.field(
-        default_factory=empty_dict
-    )
+    shared: Mapping[str, Any] = dataclasses.field(default_factory=empty_dict)
     elementwise: bool = False
     takes_complex: bool = False
     compiles: bool = True
@@ -416,9 +414,13 @@ def _term(value: Any, leaf: Leaf) -> Tensor:
 
 
 def _initial_value(
-    value: Callable[[], Any], device: torch.device, dtype: torch.dtype | None
+    value: Any, device: torch.device, dtype: torch.dtype | None
 ) -> Callable[[], Tensor]:
-    return lambda: exact(value(), device).to(dtype)
+    def first() -> Tensor:
+        number = value() if callable(value) else value
+        return exact(number, device).to(dtype)
+
+    return first
 
 
 @dataclasses.dataclass
