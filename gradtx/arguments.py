@@ -232,6 +232,7 @@ class Argument:
         self.optional = type(None) in hint.members
         self.kind = _kind(hint.members - {type(None)})
         self.choices = hint.choices
+        self.types = hint.members
         self.any_length = "any length" in hint.notes
         self.range = hint.range(RANGES.get(self.name, _NO_RANGE))
         self._entries: list[Hint] = []

@@ -33,7 +33,13 @@ from gradtx.execution.rule import Rule, RuleOperation, StageState
 from gradtx.execution.runs import Passed, Place, Scope
 from gradtx.execution.tree_rule import Functions, TreeOperation
 from gradtx.state.storage import StateDtype, Storage
-from gradtx.transform import Branches, Chain, GradientTransformation, same
+from gradtx.transform import (
+    Branches,
+    Chain,
+    GradientTransformation,
+    check_transformation,
+    same,
+)
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack  # in typing from Python 3.11
@@ -135,6 +141,7 @@ class Spec:
         name: The name of both.
         class_name: The name of an alias's class in `gradtx.optim`.
         arguments: The signature of the factory.
+        inner: The arguments that are transformations.
         needs: The requirements of `update` that do not depend on the arguments.
         lr_role: "owner", "before owner" or None, as in `GradientTransformation`.
 
@@ -154,6 +161,11 @@ class Spec:
         self.arguments = Arguments(self.name, function, is_alias=kind == "alias")
         if kind == "alias" and not is_users(function):
             self.arguments.class_name = self.class_name
+        self.inner = [
+            argument.name
+            for argument in self.arguments.all
+            if argument.types == {GradientTransformation}
+        ]
         self.lr_role = None
         if self._options["owns_lr"]:
             self.lr_role = "owner"
@@ -193,9 +205,9 @@ class Spec:
     def rule(self, functions: Functions, arguments: Bound) -> Rule:
         """Return the rule for these argument values."""
         options = self._options
-        shared: dict[str, Callable[[], Any]] = {}
+        shared: dict[str, Any] = {}
         for name, value in self.option("shared", arguments).items():
-            shared[name] = _start(value, arguments)
+            shared[name] = _with_arguments(value, arguments)
         summed: dict[str, Callable[[Tensor], Tensor]] = {}
         for name in options["summed"]:
             if name in shared:
@@ -362,15 +374,9 @@ def _runs_whole(whole: bool | str | tuple[str, ...]) -> bool | str:
     return whole if isinstance(whole, bool | str) else True
 
 
-def _with_arguments(function: Any, arguments: Bound) -> Any:
-    return None if function is None else functools.partial(function, arguments)
-
-
-def _start(value: Any, arguments: Bound) -> Callable[[], Any]:
-    def start() -> Any:
-        return value(arguments) if callable(value) else value
-
-    return start
+def _with_arguments(option: Any, arguments: Bound) -> Any:
+    """Return an option; a function of the arguments and more as a function of the rest."""
+    return functools.partial(option, arguments) if callable(option) else option
 
 
 def _are_readable(arguments: Bound) -> bool:
@@ -671,13 +677,15 @@ class FactoryCall(GradientTransformation):
         return rebuilt
 
     def _check(self) -> None:
-        """Run the body, so that its checks raise errors at construction.
+        """Check the inner transformations, and run the body, so that its checks raise errors at construction.
 
         Raises:
             TypeError, ValueError: If the body raises one; in an alias, the alias's name is prepended to the message,
                 since the user called the alias.
         """
         spec = self._spec
+        for name in spec.inner:
+            check_transformation(spec.name, name, self._arguments[name])
         if spec.kind == "alias" and self._arguments.get("mask") is not None:
             # Raises an error for an invalid selector.
             spec.selector(self._arguments["mask"])

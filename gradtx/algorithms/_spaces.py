@@ -110,7 +110,7 @@ class Space(Combinator):
         leave = LeaveSpace(run, scope, enter)
         operations = [enter, *inner, leave]
         if run.by_leaf and self._can_run_at_owner(inner):
-            run_at_owner(operations, run.owner_reads())
+            run_at_owner(operations, self.inner, self.reads_grad)
         return operations
 
     def rejects(self) -> tuple[str, ...]:
@@ -134,9 +134,7 @@ class SpaceRun:
         self.name = name
         self.run = scope.run
         self.outer: SpaceRun | None = scope.space
-        self.reads_params = any(
-            "params" in link._needs for link in space.inner._links()
-        )
+        self.reads_params = "params" in space.inner.needs
         # Whether inner operations have no sums over leaves and no shared values.
         self.by_leaf = False
         # Whether each leaf took part; a chain is expanded for each group of an optimizer, but has one state.
@@ -145,15 +143,6 @@ class SpaceRun:
         self._clocks: dict[Clock, Clock] = {}
         if space.delayed and not self.run.initial:
             self.run.commits.append(self._commit)
-
-    def owner_reads(self) -> tuple[str, ...]:
-        """Return the inputs that the owner of a leaf reads in addition to the update."""
-        reads: list[str] = []
-        if self.reads_params:
-            reads.append("param")
-        if self.space.reads_grad:
-            reads.append("grad")
-        return tuple(reads)
 
     def has_program(self, leaf: Leaf) -> bool:
         """Whether programs may run the space for a leaf: they compute no bases, and take no part in `_commit`."""
@@ -274,8 +263,10 @@ def can_run_at_owner(operation: Any) -> bool:
     )
 
 
-def run_at_owner(operations: list[Any], reads: tuple[str, ...]) -> None:
-    """Let the owner of a sharded leaf run all these operations; `reads` as `Operation.owner_reads`.
+def run_at_owner(
+    operations: list[Any], tx: GradientTransformation, reads_grad: bool = True
+) -> None:
+    """Let the owner of a sharded leaf run the operations of a transformation, and those around them.
 
     The owner runs them as written, so programs for other leaves do not fuse them: both must round alike.
     """
@@ -283,7 +274,8 @@ def run_at_owner(operations: list[Any], reads: tuple[str, ...]) -> None:
         operation.at_owner = True
         operation.whole_until = None
     operations[0].whole_until = operations[-1]
-    operations[0].owner_reads = reads
+    reads_param = "params" in tx.needs
+    operations[0].owner_reads = ("param",) * reads_param + ("grad",) * reads_grad
 
 
 def _is_space(operation: Any) -> bool:

@@ -30,40 +30,15 @@ class Sums(dict[str, Tensor]):
         raise ValueError(f"{self._owner}: ticks requests the sum {name!r}, but {known}")
 
 
-def check_start(start: Mapping[str, Any]) -> None:
-    """Raise an error unless these are valid initial values of a clock."""
-    for name, value in start.items():
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise TypeError(
-                f"InnerClock: start[{name!r}] must be an int, got {describe(value)}"
-            )
-        if name == "step":
-            raise ValueError(
-                "InnerClock: start: 'step' is reserved for the clock's count; use another name"
-            )
-
-
-def check_inner_slots(names: Any) -> None:
-    """Raise an error unless this is a tuple of slot names."""
-    if not isinstance(names, tuple) or not all(isinstance(name, str) for name in names):
-        raise TypeError(
-            f"Frame: inner_slots must be a tuple of slot names, got {describe(names)}"
-        )
-
-
 def checked_ticks(
     owner: str, result: Any, start: Iterable[str]
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Return the checked result of a clock's `ticks`."""
-    if (
-        not isinstance(result, tuple)
-        or len(result) != 2
-        or not isinstance(result[1], Mapping)
-    ):
+    counts, new = result if isinstance(result, tuple) and len(result) == 2 else (0, 0)
+    if not isinstance(new, Mapping):
         raise TypeError(
             f"{owner}: ticks must return (counts, values), got {describe(result)}"
         )
-    counts, new = result
     if not isinstance(counts, Tensor) or counts.dtype != torch.bool or counts.ndim:
         raise TypeError(
             f"{owner}: ticks must return a 0-d bool tensor as its first value, got {describe(counts)}"
@@ -75,15 +50,11 @@ def checked_ticks(
             f"{owner}: ticks must return the values {sorted(start)} of start, got {sorted(values)}"
         )
     for name, value in values.items():
-        _check_integer(owner, name, value)
+        if not isinstance(value, Tensor) or value.ndim or value.dtype.is_floating_point:
+            raise TypeError(
+                f"{owner}: ticks must return 0-d int64 tensors as values, got {describe(value)} for {name!r}"
+            )
     return counts, values
-
-
-def _check_integer(owner: str, name: str, value: Any) -> None:
-    if not isinstance(value, Tensor) or value.ndim or value.dtype.is_floating_point:
-        raise TypeError(
-            f"{owner}: ticks must return 0-d int64 tensors as values, got {describe(value)} for {name!r}"
-        )
 
 
 def checked_sums(owner: str, sums: Any) -> dict[str, Tensor]:
@@ -98,15 +69,6 @@ def checked_sums(owner: str, sums: Any) -> dict[str, Tensor]:
                 f"{owner}: measure must return 0-d tensors, got {describe(value)} for {name!r}"
             )
     return dict(sums)
-
-
-def check_names(owner: str, slots: Iterable[str], shared: Iterable[str]) -> None:
-    """Raise an error for a name that is both a slot and a shared value."""
-    both = sorted(set(slots) & set(shared))
-    if both:
-        raise ValueError(
-            f"{owner}: {both[0]!r} is both a slot and a shared value; rename one of them"
-        )
 
 
 def check_inner(owner: str, new: Mapping[str, Any], old: Mapping[str, Tensor]) -> None:

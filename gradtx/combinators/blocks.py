@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -13,45 +14,35 @@ from gradtx.combinators._division import Division, division
 from gradtx.execution.execute import Block, Branch
 from gradtx.execution.runs import Scope
 from gradtx.rules import Combinator, combinator
-from gradtx.transform import GradientTransformation, check_transformation
+from gradtx.transform import GradientTransformation
 
 __all__ = ["blocks"]
 
 
+@dataclasses.dataclass(frozen=True)
 class Blocks(Combinator):
     """Apply a transformation to some leaves block by block, and to the others as a whole."""
 
-    def __init__(self, tx: GradientTransformation, where: Selector, parts: Division):
-        self._tx = tx
-        self._where = where
-        self._parts = parts
+    tx: GradientTransformation
+    where: Selector
+    division: Division
 
     def expand(self, scope: Scope, name: str) -> list[Any]:
         path = scope.claim(name)
-        scope.run.selectors.append(self._where)
-        operations = self._tx._expand(scope.inside(path))
-        _check_space(scope, name, operations)
-        reads_params = "params" in self._tx.needs
-        alone = not reads_by_leaf(self._tx) and all(map(can_run_at_owner, operations))
-        divided = DividedBlock(path, operations, self._parts, alone, reads_params)
-        return [
-            Branch(path, self._where, {True: divided, False: Block(operations, [])})
-        ]
+        scope.run.selectors.append(self.where)
+        operations = self.tx._expand(scope.inside(path))
+        whole = Block(operations, [])
+        if scope.space is not None and any(each.keeps_slots for each in whole.walk()):
+            around = scope.space.name
+            raise TypeError(
+                f"{name}: divides leaves into blocks, whose slots {around} cannot rotate; move it outside {around}"
+            )
+        alone = not reads_by_leaf(self.tx) and all(map(can_run_at_owner, operations))
+        divided = DividedBlock(self.tx, operations, self.division, alone)
+        return [Branch(path, self.where, {True: divided, False: whole})]
 
     def rejects(self) -> tuple[str, ...]:
-        return ("whole", "rounds")
-
-
-def _check_space(scope: Scope, name: str, operations: list[Any]) -> None:
-    """Raise an error if an enclosing combinator would have to rotate the slots of blocks."""
-    keeps_slots = any(
-        operation.keeps_slots for operation in Block(operations, []).walk()
-    )
-    if scope.space is not None and keeps_slots:
-        around = scope.space.name
-        raise TypeError(
-            f"{name}: divides leaves into blocks, whose slots {around} cannot rotate; move it outside {around}"
-        )
+        return ("whole", "rounds", "averages", "takes None")
 
 
 @combinator
@@ -90,8 +81,9 @@ def blocks(
         leading dimension that enumerates them; otherwise slots are numbered, `exp_avg_0` for the first block.
 
     Raises:
-        TypeError: If `tx` is not a transformation, if it contains one that works on whole trees or calls `grad_fn`, or
-            if, at init, `tx` has slots and an enclosing combinator changes coordinates (`rotated`, `low_rank`).
+        TypeError: If `tx` is not a transformation; if it contains one that works on whole trees, calls `grad_fn`,
+            averages weights or processes leaves without a gradient; or if, at init, `tx` has slots and an enclosing
+            combinator changes coordinates (`rotated`, `low_rank`).
         ValueError: If none or too many of `heads`, `sizes`, `batch` and `view` are given, if they do not divide a leaf,
             if the join of `view` does not invert its split, if there is no pattern, or if a pattern matches no leaf.
 
@@ -107,10 +99,9 @@ def blocks(
     Source: per-head Muon, as in microsoft/dion and NVIDIA Emerging-Optimizers. Departures: a block is a leaf for all
     links, not only for the orthogonalization.
     """
-    check_transformation("blocks", "tx", tx)
     check_not_empty("blocks: where", where)
     return Blocks(
         tx,
         Selector.of("blocks", where),
-        division("blocks", heads, sizes, batch, view, dim),
+        division(heads, sizes, batch, view, dim),
     )

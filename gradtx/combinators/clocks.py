@@ -7,7 +7,7 @@ import torch
 from gradtx.arguments import Count
 from gradtx.combinators.frame import Frame, InnerClock
 from gradtx.rules import combinator
-from gradtx.transform import GradientTransformation, check_transformation
+from gradtx.transform import GradientTransformation
 
 __all__ = ["accumulate", "skip_nonfinite"]
 
@@ -42,7 +42,6 @@ def accumulate(tx: GradientTransformation, every: Count):
         tensor([0.])
         tensor([-2.])
     """
-    check_transformation("accumulate", "tx", tx)
 
     def ticks(values, sums):
         calls = values["mini_step"] + 1
@@ -92,7 +91,6 @@ def skip_nonfinite(tx: GradientTransformation):
         >>> updates["w"], state["skip_nonfinite"]["skipped"]
         (tensor([0.]), tensor(1))
     """
-    check_transformation("skip_nonfinite", "tx", tx)
 
     def measure(update):
         return {"bad": (~update.isfinite()).sum().to(torch.float64)}

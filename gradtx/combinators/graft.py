@@ -6,7 +6,7 @@ from gradtx.algorithms._math import grafted
 from gradtx.arguments import NonNegative
 from gradtx.combinators.frame import Frame
 from gradtx.rules import combinator
-from gradtx.transform import GradientTransformation, check_transformation
+from gradtx.transform import GradientTransformation
 
 __all__ = ["graft"]
 
@@ -43,8 +43,6 @@ def graft(
 
     Source: Agarwal et al. 2020, arXiv:2002.11803. Departures: none.
     """
-    check_transformation("graft", "direction", direction)
-    check_transformation("graft", "magnitude", magnitude)
 
     def leave(updates, state, param, ctx):
         return grafted(updates["direction"], updates["magnitude"], eps), state

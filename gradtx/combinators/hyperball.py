@@ -6,7 +6,7 @@ from gradtx.algorithms.projection import keep_norm, scale_to_radius
 from gradtx.algorithms.scaling import scale_by_learning_rate
 from gradtx.arguments import NonNegative
 from gradtx.rules import combinator
-from gradtx.transform import GradientTransformation, chain, check_transformation
+from gradtx.transform import GradientTransformation, chain
 
 __all__ = ["hyperball"]
 
@@ -43,5 +43,4 @@ def hyperball(tx: GradientTransformation, lr: NonNegative, eps: NonNegative = 1e
 
     Source: Hyperball, blog of K. Wen 2025; HeavyBall. Departures: none.
     """
-    check_transformation("hyperball", "tx", tx)
     return chain(tx, scale_to_radius(eps), scale_by_learning_rate(lr), keep_norm(eps))

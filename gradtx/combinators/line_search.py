@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from gradtx.base.exact import Scalar, exact
 from gradtx.execution.runs import Scope
 from gradtx.execution.tree_rule import Functions, TreeOperation
 from gradtx.rules import Combinator, combinator
-from gradtx.transform import GradientTransformation, check_transformation
+from gradtx.transform import GradientTransformation
 
 __all__ = ["line_search"]
 
@@ -30,7 +30,7 @@ def line_search(
     c1: Annotated[Scalar, "(0, 1)"] = 1e-4,
     start: Positive = 1.0,
     growth: Annotated[Scalar, "[1, inf)"] | None = None,
-    conditions: str = "armijo",
+    conditions: Literal["armijo", "strong_wolfe"] = "armijo",
     c2: Annotated[Scalar, "(0, 1)"] = 0.9,
 ):
     r"""Scale the updates of an optimizer so that the loss decreases sufficiently.
@@ -82,30 +82,48 @@ def line_search(
     trials both brackets and zooms. If no trial is accepted, the parameters do not change, but the state of `tx` has
     advanced. An update that is not a descent direction ($m \ge 0$) is accepted if the loss decreases.
     """
-    check_transformation("line_search", "tx", tx)
-    if conditions not in ("armijo", "strong_wolfe"):
-        raise ValueError(
-            f"line_search: conditions must be 'armijo' or 'strong_wolfe', got {conditions!r}"
-        )
     if isinstance(c1, float) and isinstance(c2, float) and not c1 < c2:
         raise ValueError(f"line_search: c2 must be greater than c1, got {c2} and {c1}")
-    return Search(
-        tx,
-        Options(max_steps, shrink, c1, start, growth, conditions == "strong_wolfe", c2),
-    )
 
+    def init(params):
+        device = next(iter(params.values())).device
+        first = exact(start, device)
+        sizes = {"step_size": torch.zeros_like(first)}
+        return sizes if growth is None else {**sizes, "next_size": first}
 
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """The arguments of `line_search`."""
+    def update(updates, state, params, ctx):
+        slope = total({name: ctx.grad[name] * u for name, u in updates.items()})
+        value = ctx.known_value()
+        if value is None:
+            value, _ = ctx.value_along(params, updates, torch.zeros_like(slope))
+        line = Line(params, updates, ctx, value.to(slope), slope, c1)
+        first = exact(start, slope.device) if growth is None else state["next_size"]
+        first = first.to(slope)
+        if conditions == "armijo":
+            length = backtracked(line, first, max_steps, shrink)
+        else:
+            length = wolfe(line, first, max_steps, c2)
+        moves = length > 0
+        scaled = {}
+        for name, u in updates.items():
+            moved = length.to(u.device, u.dtype) * u
+            # Where, since 0 * inf is NaN.
+            scaled[name] = torch.where(moves.to(u.device), moved, 0.0)
+        sizes = {"step_size": length}
+        if growth is not None:
+            sizes["next_size"] = torch.where(moves, growth * length, shrink * first)
+        return scaled, sizes
 
-    max_steps: int
-    shrink: Any
-    c1: Any
-    start: Any
-    growth: Any
-    wolfe: bool
-    c2: Any
+    agree = {
+        "max_steps": max_steps,
+        "shrink": shrink,
+        "c1": c1,
+        "start": start,
+        "growth": growth,
+        "wolfe": conditions == "strong_wolfe",
+        "c2": c2,
+    }
+    return Search(tx, Functions(init, update), agree)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,53 +131,14 @@ class Search(Combinator):
     """The inner operations, followed by one operation for all leaves."""
 
     inner: GradientTransformation
-    options: Options
+    functions: Functions
+    agree: dict[str, Any]
 
     def expand(self, scope: Scope, name: str) -> list[Any]:
         path = scope.claim(name)
         inner = self.inner._expand(scope.inside(path, 0))
-        functions = Functions(self._init, self._update)
-        agree = dict(vars(self.options))
-        return [*inner, TreeOperation(path, scope, name, functions, agree)]
-
-    def _init(self, params: dict[str, Tensor]) -> dict[str, Tensor]:
-        device = next(iter(params.values())).device
-        first = exact(self.options.start, device)
-        zero = torch.zeros_like(first)
-        if self.options.growth is None:
-            return {"step_size": zero}
-        return {"step_size": zero, "next_size": first}
-
-    def _update(
-        self, updates: Any, state: Any, params: Any, ctx: Any
-    ) -> tuple[Any, Any]:
-        options = self.options
-        slope = total(
-            {name: ctx.grad[name] * update for name, update in updates.items()}
-        )
-        value = ctx.known_value()
-        if value is None:
-            value, _ = ctx.value_along(params, updates, torch.zeros_like(slope))
-        line = Line(params, updates, ctx, value.to(slope), slope)
-        first = (
-            exact(options.start, slope.device)
-            if options.growth is None
-            else state["next_size"]
-        ).to(slope)
-        search = wolfe if options.wolfe else backtracked
-        length = search(line, first, options)
-        moves = length > 0
-        scaled: dict[str, Tensor] = {}
-        for name, update in updates.items():
-            moved = length.to(update.device, update.dtype) * update
-            # Where, since 0 * inf is NaN.
-            scaled[name] = torch.where(moves.to(update.device), moved, 0.0)
-        new = {"step_size": length}
-        if options.growth is not None:
-            new["next_size"] = torch.where(
-                moves, options.growth * length, options.shrink * first
-            )
-        return scaled, new
+        operation = TreeOperation(path, scope, name, self.functions, self.agree)
+        return [*inner, operation]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,6 +149,7 @@ class Line:
         origin, direction: The parameters and the update, by leaf name.
         ctx: The context of the step.
         value, slope: The loss and its slope at length 0.
+        c1: The share of the slope that a sufficient decrease has.
     """
 
     origin: dict[str, Tensor]
@@ -177,30 +157,35 @@ class Line:
     ctx: Any
     value: Tensor
     slope: Tensor
+    c1: Any
 
     def at(self, length: Tensor, sloped: bool = False) -> tuple[Tensor, Any]:
         """Return the loss at a length, and its slope if `sloped`."""
         value, slope = self.ctx.value_along(self.origin, self.direction, length, sloped)
         return value.to(self.slope), None if slope is None else slope.to(self.slope)
 
+    def decreases(self, length: Tensor, value: Tensor) -> Tensor:
+        """Whether the loss at a length is a sufficient decrease."""
+        return value <= self.value + self.c1 * length * self.slope
+
     def is_over(self, is_found: Tensor) -> bool:
         """Whether no further trial is needed, if the host may read `is_found`."""
         return isinstance(self.ctx.is_first, bool) and bool(is_found)
 
 
-def backtracked(line: Line, first: Tensor, options: Options) -> Tensor:
+def backtracked(line: Line, first: Tensor, max_steps: int, shrink: Any) -> Tensor:
     """Return the first of a decreasing sequence of lengths with sufficient decrease; 0 if there is none."""
     accepted = torch.zeros_like(first)
     is_found = torch.zeros_like(first, dtype=torch.bool)
     length = first
-    for _ in range(options.max_steps):
+    for _ in range(max_steps):
         value, _ = line.at(length)
-        enough = value <= line.value + options.c1 * length * line.slope
+        enough = line.decreases(length, value)
         accepted = torch.where(~is_found & enough, length, accepted)
         is_found = is_found | enough
         if line.is_over(is_found):
             break
-        length = options.shrink * length
+        length = shrink * length
     return accepted
 
 
@@ -221,7 +206,7 @@ class End:
         )
 
 
-def wolfe(line: Line, first: Tensor, options: Options) -> Tensor:
+def wolfe(line: Line, first: Tensor, max_steps: int, c2: Any) -> Tensor:
     """Return a length that satisfies the strong Wolfe conditions, or the one of lowest loss with sufficient decrease.
 
     `low` is the best end so far, `high` the other end of the bracket once there is one.
@@ -229,12 +214,12 @@ def wolfe(line: Line, first: Tensor, options: Options) -> Tensor:
     low = high = End(torch.zeros_like(first), line.value, line.slope)
     bracketed = is_found = torch.zeros_like(first, dtype=torch.bool)
     length = first
-    for _ in range(options.max_steps):
+    for _ in range(max_steps):
         value, slope = line.at(length, sloped=True)
         trial = End(length, value, slope)
-        enough = value <= line.value + options.c1 * length * line.slope
+        enough = line.decreases(length, value)
         too_far = ~enough | (value >= low.value)  # also true if the value is NaN
-        flat = ~too_far & (slope.abs() <= options.c2 * line.slope.abs())
+        flat = ~too_far & (slope.abs() <= c2 * line.slope.abs())
         turns = ~too_far & (
             slope * torch.where(bracketed, high.length - low.length, 1.0) >= 0
         )

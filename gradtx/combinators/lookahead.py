@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 
 from gradtx.algorithms.averaging import synchronized
 from gradtx.arguments import Count, Fraction
 from gradtx.combinators.frame import Frame, Values
 from gradtx.rules import combinator
-from gradtx.transform import GradientTransformation, check_transformation
+from gradtx.transform import GradientTransformation
 
 __all__ = ["with_lookahead"]
 
@@ -20,7 +22,7 @@ def with_lookahead(
     tx: GradientTransformation,
     k: Count = 5,
     alpha: Fraction = 0.5,
-    pullback_momentum: str = "none",
+    pullback_momentum: Literal["none", "reset", "pullback"] = "none",
 ):
     r"""Apply `lookahead` to a transformation, with a choice of what happens to its momentum at each synchronization.
 
@@ -53,11 +55,6 @@ def with_lookahead(
     Source: Zhang et al. 2019, arXiv:1907.08610. Departures: none from the paper; in the authors' code "pullback" has
     no effect after its first use, because the copy that it stores is the live buffer.
     """
-    check_transformation("with_lookahead", "tx", tx)
-    if pullback_momentum not in ("none", "reset", "pullback"):
-        raise ValueError(
-            f"with_lookahead: pullback_momentum must be 'none', 'reset' or 'pullback', got {pullback_momentum!r}"
-        )
     pulls_back = pullback_momentum == "pullback"
 
     def init(param, momenta):

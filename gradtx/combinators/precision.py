@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
 from typing import Any
 
+import torch
+
 from gradtx.arguments import Static
-from gradtx.combinators._rounding import Compensation, Rounding, StochasticRounding
+from gradtx.base.dtensor import local
+from gradtx.combinators._rounding import Rounded, compensated, stochastically_rounded
 from gradtx.execution.runs import Scope
 from gradtx.rules import Combinator, combinator
+from gradtx.state.random import bits16, name_key
 from gradtx.state.storage import MIN_SIZE, StateDtype, Storage
-from gradtx.transform import GradientTransformation, check_transformation
+from gradtx.transform import GradientTransformation
 
 __all__ = ["compensate_rounding", "round_stochastically", "with_state_dtype"]
 
 
+@dataclasses.dataclass(frozen=True)
 class Stored(Combinator):
     """Change the storage of a transformation's slots. The combinator itself has no state."""
 
-    def __init__(self, tx: GradientTransformation, storage: Storage):
-        self._tx = tx
-        self._storage = storage
+    tx: GradientTransformation
+    storage: Storage
 
     def expand(self, scope: Scope, name: str) -> list[Any]:
-        return self._tx._expand(scope.stored_inside(self._storage))
+        return self.tx._expand(scope.stored_inside(self.storage))
 
     def rejects(self) -> tuple[str, ...]:
         return ()
@@ -72,18 +76,7 @@ def with_state_dtype(
     Source: Dettmers et al. 2022, arXiv:2110.02861. Departures: codes are computed with softsign and square root instead
     of tables; blocks lie within rows, so that a shard of a parameter is a shard of its codes.
     """
-    check_transformation("with_state_dtype", "tx", tx)
     return Stored(tx, Storage("with_state_dtype", state_dtype, min_size))
-
-
-class Last(Combinator):
-    """Insert an operation that rounds weights."""
-
-    def __init__(self, operation: Callable[[Scope], Rounding]):
-        self._operation = operation
-
-    def expand(self, scope: Scope, name: str) -> list[Any]:
-        return [self._operation(scope)]
 
 
 @combinator(needs=("params",), rounds=True)
@@ -119,7 +112,18 @@ def round_stochastically(seed: int = 0):
 
     Source: Gupta et al. 2015, arXiv:1502.02551. Departures: none.
     """
-    return Last(lambda scope: StochasticRounding(scope, seed))
+
+    def first(leaf):
+        key = name_key(f"{seed} {leaf.name}")
+        return {"key": torch.full((), key, dtype=torch.int64, device=leaf.device)}
+
+    def rounded(leaf, param, update, slots):
+        stored = leaf.inputs[1]
+        step = leaf.clock_reading().step
+        noise = bits16(local(slots["key"]), step, leaf.places(stored))
+        return stochastically_rounded(param + update, noise, stored.dtype), slots
+
+    return Rounded(first, rounded, positional=True)
 
 
 @combinator(needs=("params",), rounds=True)
@@ -159,4 +163,16 @@ def compensate_rounding(bits: int = 16):
     """
     if bits not in (8, 16):
         raise ValueError(f"compensate_rounding: bits must be 8 or 16, got {bits!r}")
-    return Last(lambda scope: Compensation(scope, bits))
+
+    def first(leaf):
+        param = leaf.inputs[1]
+        dtype = torch.int8 if bits == 8 else param.dtype
+        zeros = torch.zeros_like(param, dtype=dtype, requires_grad=False)
+        return {"compensation": zeros}
+
+    def rounded(leaf, param, update, slots):
+        error = local(slots["compensation"])
+        param, error = compensated(param, update, error, leaf.inputs[1].dtype)
+        return param, {"compensation": error}
+
+    return Rounded(first, rounded)

@@ -7,7 +7,7 @@ import torch
 from gradtx.arguments import Count
 from gradtx.combinators.frame import Frame, InnerClock
 from gradtx.rules import combinator
-from gradtx.transform import GradientTransformation, check_transformation
+from gradtx.transform import GradientTransformation
 
 __all__ = ["restart"]
 
@@ -48,7 +48,6 @@ def restart(tx: GradientTransformation, every: Count, keep_clock: bool = False):
     Source: Huang et al. 2025, arXiv:2501.06842, where the clock continues; Huang et al. 2025, arXiv:2502.17055, where
     it restarts. Departures: none.
     """
-    check_transformation("restart", "tx", tx)
 
     def is_due(step):
         return step % every == 0

@@ -12,7 +12,7 @@ from gradtx.arguments import Fraction, NonNegative, NonNegativeInt
 from gradtx.base.exact import Scalar, exact
 from gradtx.combinators.frame import Frame
 from gradtx.rules import combinator
-from gradtx.transform import GradientTransformation, check_transformation
+from gradtx.transform import GradientTransformation
 
 __all__ = ["schedule_free"]
 
@@ -73,15 +73,17 @@ def schedule_free(
     Source: Defazio et al. 2024, arXiv:2405.15682; `averaging`: Defazio et al. 2025, arXiv:2512.17131. Departures: none
     from the authors' released optimizers; with `averaging` decay is part of the direction (see `gpa_adamw`).
     """
-    check_transformation("schedule_free", "base", base)
-    for link in base._links()[:-1] if _descends(base) else base._links():
+    links = base._links()
+    # A base that estimates its learning rate negates the update in its last link, as `prodigy` does.
+    descends = bool(links) and links[-1]._name == descend.__name__
+    for link in links[:-1] if descends else links:
         if link._lr_role == "owner" or link._name == "scale_by_learning_rate":
             raise ValueError(
                 f"schedule_free: base must return a direction, but it contains {link._name}, which applies a learning "
                 "rate; remove it and pass lr to schedule_free"
             )
 
-    sign = -1.0 if _descends(base) else 1.0
+    sign = -1.0 if descends else 1.0
 
     def init(param):
         if averaging is not None:
@@ -121,9 +123,3 @@ def schedule_free(
         return torch.where(state["lr_max"] < 0, y, x)
 
     return Frame(base, init, leave=leave, evaluate=evaluate)
-
-
-def _descends(base: GradientTransformation) -> bool:
-    """Whether a base estimates its learning rate and negates the update in its last link, as `prodigy` does."""
-    links = base._links()
-    return bool(links) and links[-1]._name == descend.__name__

@@ -142,7 +142,6 @@ def masked(tx: GradientTransformation, where: Static[Where]):
         >>> tx.update(grads, tx.init(grads))[0]
         {'l': {'weight': tensor([1.]), 'bias': tensor([10.])}}
     """
-    check_transformation("masked", "tx", tx)
     return Fork(Selector.of("masked", where), {True: tx, False: chain()})
 
 

@@ -14,54 +14,21 @@ from gradtx.base.dtensor import total
 from gradtx.base.selectors import answer
 from gradtx.combinators.frame import Frame
 from gradtx.rules import combinator
-from gradtx.transform import GradientTransformation, check_transformation
+from gradtx.transform import GradientTransformation
 
 __all__ = ["asam", "friendly_sam", "gsam", "looksam", "sam", "wsam"]
 
 Tree: TypeAlias = dict[str, Tensor]  # by leaf name
-GradFn: TypeAlias = Callable[[Tree], Tree]
-
-
-def _around(
-    base: GradientTransformation,
-    function: Callable[[Tree, Tree, GradFn], Tree],
-    **agree: Any,
-) -> Frame:
-    """Run the base with the gradient that `function` computes from gradients, parameters and the gradient function."""
-
-    def update(grads, state, params, ctx):
-        return function(grads, params, ctx.grad_fn), state
-
-    return _with_gradient(base, update, **agree)
-
-
-def _with_gradient(base: GradientTransformation, gradient: Any, **agree: Any) -> Frame:
-    return Frame(base, gradient=gradient, agree=agree)
 
 
 def _norm(tree: Tree) -> Tensor:
     """Return the norm of all leaves together."""
-    squares = {name: x.square() for name, x in tree.items()}
-    return safe_sqrt(total(squares))
+    return safe_sqrt(_product(tree, tree))
 
 
 def _product(tree: Tree, other: Tree) -> Tensor:
     """Return the inner product of all leaves together."""
-    products = {name: x * other[name] for name, x in tree.items()}
-    return total(products)
-
-
-def _perturbed_params(
-    grads: Tree, params: Tree, weights: Tree, rho: Any, eps: Any
-) -> Tree:
-    """Return the point p + rho T^2 g / (|T g| + eps); a T that is not in `weights` is 1."""
-    scaled = _weighted(grads, weights)  # T g
-    length = rho / (_norm(scaled) + eps)
-    directions = _weighted(scaled, weights)  # T^2 g
-    return {
-        name: params[name] + length.to(direction.device) * direction
-        for name, direction in directions.items()
-    }
+    return total({name: x * other[name] for name, x in tree.items()})
 
 
 def _weighted(tree: Tree, weights: Tree) -> Tree:
@@ -71,15 +38,52 @@ def _weighted(tree: Tree, weights: Tree) -> Tree:
     }
 
 
-def _zeros(params: Tree) -> Tree:
-    return {name: torch.zeros_like(p) for name, p in params.items()}
-
-
 def _magnitudes(params: Tree, adaptive: bool) -> Tree:
     """Return the weights T of `sam`."""
-    if not adaptive:
-        return {}
-    return {name: p.abs() for name, p in params.items()}
+    return {name: p.abs() for name, p in params.items()} if adaptive else {}
+
+
+def _uphill(
+    ctx: Any, directions: Tree, params: Tree, weights: Tree, rho: Any, eps: Any
+) -> Tree:
+    """Return the gradient at p + rho T^2 d / (|T d| + eps) for directions d."""
+    scaled = _weighted(directions, weights)  # T d
+    length = rho / (_norm(scaled) + eps)
+    steps = _weighted(scaled, weights)  # T^2 d
+    return ctx.grad_fn(
+        {
+            name: params[name] + length.to(step.device) * step
+            for name, step in steps.items()
+        }
+    )
+
+
+def _around(
+    base: GradientTransformation,
+    combined: Callable[[Tree, Tree], Tree],
+    rho: Any,
+    adaptive: bool,
+    eps: Any,
+    **agree: Any,
+) -> Frame:
+    """Pass the base what `combined` makes of the gradient and of the one at the point of `sam`."""
+
+    def update(grads, state, params, ctx):
+        weights = _magnitudes(params, adaptive)
+        uphill = _uphill(ctx, grads, params, weights, rho, eps)
+        return combined(grads, uphill), state
+
+    agree = {"rho": rho, "adaptive": adaptive, "eps": eps, **agree}
+    return Frame(base, gradient=update, agree=agree)
+
+
+def _zeros(slot: str) -> Callable[[Tree], dict[str, Tree]]:
+    """Return an `init` that creates a slot of zeros."""
+
+    def init(params):
+        return {slot: {name: torch.zeros_like(p) for name, p in params.items()}}
+
+    return init
 
 
 @combinator(needs=("grad_fn", "params"))
@@ -122,13 +126,7 @@ def sam(
 
     Source: Foret et al. 2020, arXiv:2010.01412. Departures: none.
     """
-    check_transformation("sam", "base", base)
-
-    def function(grads, params, grad_fn):
-        weights = _magnitudes(params, adaptive)
-        return grad_fn(_perturbed_params(grads, params, weights, rho, eps))
-
-    return _around(base, function, rho=rho, adaptive=adaptive, eps=eps)
+    return _around(base, lambda grads, uphill: uphill, rho, adaptive, eps)
 
 
 @combinator(needs=("grad_fn", "params"))
@@ -170,18 +168,19 @@ def asam(
     Source: Kwon et al. 2021, arXiv:2102.11600. Departures: the authors' code uses $T = 1$ for leaves without "weight"
     in their name: `mask=lambda name: "weight" in name`.
     """
-    check_transformation("asam", "base", base)
     if mask is not None and not callable(mask):
         raise TypeError(f"asam: mask must be a function of a leaf's name, got {mask!r}")
 
-    def function(grads, params, grad_fn):
-        weights: Tree = {}
-        for name, p in params.items():
-            if mask is None or answer("asam: mask", mask, name):
-                weights[name] = p.abs() + eta
-        return grad_fn(_perturbed_params(grads, params, weights, rho, eps))
+    def update(grads, state, params, ctx):
+        weights = {
+            name: p.abs() + eta
+            for name, p in params.items()
+            if mask is None or answer("asam: mask", mask, name)
+        }
+        return _uphill(ctx, grads, params, weights, rho, eps), state
 
-    return _around(base, function, rho=rho, eta=eta, eps=eps, mask=mask)
+    agree = {"rho": rho, "eta": eta, "eps": eps, "mask": mask}
+    return Frame(base, gradient=update, agree=agree)
 
 
 @combinator(needs=("grad_fn", "params"))
@@ -224,23 +223,19 @@ def gsam(
     Source: Zhuang et al. 2022, arXiv:2203.08065. Departures: none. With several machines, average the final gradient,
     not $g$ or $g'$.
     """
-    check_transformation("gsam", "base", base)
 
-    def function(grads, params, grad_fn):
-        weights = _magnitudes(params, adaptive)
-        perturbed_grads = grad_fn(_perturbed_params(grads, params, weights, rho, eps))
-        grad_norm, perturbed_norm = _norm(grads), _norm(perturbed_grads)
-        product = _product(grads, perturbed_grads)
-        cosine = product / (grad_norm * perturbed_norm + eps)
-        projection = cosine * grad_norm / (perturbed_norm + eps)
+    def combined(grads, uphill):
+        norm, uphill_norm = _norm(grads), _norm(uphill)
+        cosine = _product(grads, uphill) / (norm * uphill_norm + eps)
+        projection = cosine * norm / (uphill_norm + eps)
         factor = 1 + alpha * projection
+        # g' - alpha (g - projection g')
         return {
-            # g' - alpha (g - projection g')
-            name: factor.to(g.device) * perturbed_grads[name] - alpha * g
+            name: factor.to(g.device) * uphill[name] - alpha * g
             for name, g in grads.items()
         }
 
-    return _around(base, function, rho=rho, alpha=alpha, adaptive=adaptive, eps=eps)
+    return _around(base, combined, rho, adaptive, eps, alpha=alpha)
 
 
 @combinator(needs=("grad_fn", "params"))
@@ -282,17 +277,12 @@ def wsam(
     Source: Yue et al. 2023, arXiv:2305.15817. Departures: the coupled form; the authors' default applies the sharpness
     outside the base, which requires its learning rate there.
     """
-    check_transformation("wsam", "base", base)
     alpha = gamma / (1 - gamma)
 
-    def function(grads, params, grad_fn):
-        weights = _magnitudes(params, adaptive)
-        perturbed_grads = grad_fn(_perturbed_params(grads, params, weights, rho, eps))
-        return {
-            name: g + alpha * (perturbed_grads[name] - g) for name, g in grads.items()
-        }
+    def combined(grads, uphill):
+        return {name: g + alpha * (uphill[name] - g) for name, g in grads.items()}
 
-    return _around(base, function, rho=rho, gamma=gamma, adaptive=adaptive, eps=eps)
+    return _around(base, combined, rho, adaptive, eps, gamma=gamma)
 
 
 @combinator(needs=("grad_fn", "params"))
@@ -341,24 +331,18 @@ def looksam(
     Source: Liu et al. 2022, arXiv:2203.02714. Departures: none from the paper's algorithm without layer-wise scaling;
     public code (rollovd/LookSAM, pytorch_optimizer) computes the products and norms leaf by leaf.
     """
-    check_transformation("looksam", "base", base)
-
-    def init(params):
-        return {"sharpness": _zeros(params)}
 
     def update(grads, state, params, ctx):
         norm = _norm(grads)
 
         def perturb():
             weights = _magnitudes(params, adaptive)
-            points = _perturbed_params(grads, params, weights, rho, eps)
-            perturbed_grads = ctx.grad_fn(points)
-            share = quotient(_product(grads, perturbed_grads), norm.square())
+            uphill = _uphill(ctx, grads, params, weights, rho, eps)
+            share = quotient(_product(grads, uphill), norm.square())
             sharpness = {
-                name: perturbed_grads[name] - share.to(g.device) * g
-                for name, g in grads.items()
+                name: uphill[name] - share.to(g.device) * g for name, g in grads.items()
             }
-            return perturbed_grads, sharpness
+            return uphill, sharpness
 
         def reuse():
             sharpness = state["sharpness"]
@@ -372,9 +356,8 @@ def looksam(
         new, sharpness = ctx.every(k, 1, perturb, reuse)
         return new, {"sharpness": sharpness}
 
-    return _with_gradient(
-        base, (init, update), rho=rho, k=k, alpha=alpha, adaptive=adaptive, eps=eps
-    )
+    agree = {"rho": rho, "k": k, "alpha": alpha, "adaptive": adaptive, "eps": eps}
+    return Frame(base, gradient=(_zeros("sharpness"), update), agree=agree)
 
 
 @combinator(needs=("grad_fn", "params"))
@@ -421,22 +404,23 @@ def friendly_sam(
 
     Source: Li et al. 2024, arXiv:2403.12350. Departures: none from the authors' code.
     """
-    check_transformation("friendly_sam", "base", base)
-
-    def init(params):
-        return {"exp_avg": _zeros(params)}
 
     def update(grads, state, params, ctx):
         first = ctx.step == 1
-        directions: Tree = {}
-        means: Tree = {}
+        directions, means = {}, {}
         for name, g in grads.items():
             mean, now = state["exp_avg"][name], first.to(g.device)
             directions[name] = torch.where(now, g, g - sigma * mean)
             means[name] = torch.where(now, g, lmbda * mean + (1 - lmbda) * g)
         weights = _magnitudes(params, adaptive)
-        points = _perturbed_params(directions, params, weights, rho, eps)
-        return ctx.grad_fn(points), {"exp_avg": means}
+        uphill = _uphill(ctx, directions, params, weights, rho, eps)
+        return uphill, {"exp_avg": means}
 
-    numbers = {"sigma": sigma, "lmbda": lmbda, "adaptive": adaptive, "eps": eps}
-    return _with_gradient(base, (init, update), rho=rho, **numbers)
+    agree = {
+        "rho": rho,
+        "sigma": sigma,
+        "lmbda": lmbda,
+        "adaptive": adaptive,
+        "eps": eps,
+    }
+    return Frame(base, gradient=(_zeros("exp_avg"), update), agree=agree)

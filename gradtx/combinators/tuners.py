@@ -18,7 +18,8 @@ from gradtx.arguments import AnyLength, Decays, NonNegative, Positive
 from gradtx.base.exact import Betas, Scalar
 from gradtx.combinators.frame import Frame, Values
 from gradtx.rules import combinator
-from gradtx.transform import GradientTransformation, check_transformation
+from gradtx.state.slots import numbered, with_lists
+from gradtx.transform import GradientTransformation
 
 __all__ = ["mechanize", "trac"]
 
@@ -39,14 +40,7 @@ def _scale_by_learners(
     The learners receive `product(sums, scale)`; `learner(beta, old, product)` returns the next values of one learner,
     whose initial values are `start`.
     """
-    shared: dict[str, float] = {}
-    for i in range(len(betas)):
-        for name, value in start.items():
-            shared[f"{name}_{i}"] = value
-
-    def scale_of(values):
-        scales = [values[f"s_{i}"] for i in range(len(betas))]
-        return torch.stack(scales).sum()
+    shared = numbered({name: [value] * len(betas) for name, value in start.items()})
 
     def init(param):
         return {"param_init": param}
@@ -55,9 +49,9 @@ def _scale_by_learners(
         return update, {**state, "gradient": update}
 
     def leave(update, state, param, ctx):
-        origin = state["param_init"]
-        gradient = state["gradient"]
-        scale = scale_of(state)
+        origin, gradient = state["param_init"], state["gradient"]
+        old = with_lists(state)
+        scale = torch.stack(old["s"]).sum()
         # At scale 0 the parameters are the origin. Cotangents of 1 / eps for both would cancel only up to rounding.
         way = quotient(param - origin, scale + eps, floor=eps)
         way = torch.where(scale > 0, way, 0.0)
@@ -68,18 +62,16 @@ def _scale_by_learners(
             "way_param": (way * param).sum(),
         }
         product_of_step = product(sums, scale)
-        new_state = {"param_init": origin}
+        new = {name: [] for name in start}
         for i, beta in enumerate(betas):
-            old = {name: state[f"{name}_{i}"] for name in start}
-            new = learner(beta, old, product_of_step)
-            for name, value in new.items():
-                new_state[f"{name}_{i}"] = value
-        scale = at_least(scale_of(new_state), 0.0)
-        yield origin + scale * (way + update) - param, new_state
+            old_of_learner = {name: old[name][i] for name in start}
+            for name, value in learner(beta, old_of_learner, product_of_step).items():
+                new[name].append(value)
+        scale = at_least(torch.stack(new["s"]).sum(), 0.0)
+        yield origin + scale * (way + update) - param, new
 
-    agree: dict[str, Scalar] = {"eps": eps}
-    for i, beta in enumerate(betas):
-        agree[f"betas[{i}]"] = beta
+    agree = {f"betas[{i}]": beta for i, beta in enumerate(betas)}
+    agree["eps"] = eps
     return Frame(tx, init, enter, leave, shared=shared, agree=agree)
 
 
@@ -113,7 +105,7 @@ def mechanize(
         entries of `tx`.
 
     Raises:
-        TypeError: If `tx` is not a transformation.
+        TypeError: If `tx` is not a transformation, or if it processes leaves without a gradient.
         ValueError: If an argument is out of range, if `params` is missing, or if a later link scales by a learning rate
             or decays.
 
@@ -131,7 +123,6 @@ def mechanize(
     computed from $p$, so the first steps are lost if $p$ has low precision. The package mechanic-pytorch computes the
     decay at $p + u$; optax uses other initial values.
     """
-    check_transformation("mechanize", "tx", tx)
 
     def product(sums, scale):
         size = safe_sqrt(sums["param"]) + eps
@@ -180,7 +171,7 @@ def trac(
         each beta, shared by all leaves, `s_i`, `variance_i` and `sigma_i`, 0-d; and the entries of `tx`.
 
     Raises:
-        TypeError: If `tx` is not a transformation.
+        TypeError: If `tx` is not a transformation, or if it processes leaves without a gradient.
         ValueError: If an argument is out of range, if `params` is missing, or if a later link scales by a learning rate
             or decays.
 
@@ -197,7 +188,6 @@ def trac(
     Source: Muppidi, Zhang and Yang 2024, arXiv:2405.16642. Departures: erfi is computed to the last digit of float64
     (the authors' code uses a rational approximation of the complex error function in float32).
     """
-    check_transformation("trac", "tx", tx)
     unit = s_prev / ERFI_OF_ROOT_HALF
 
     def product(sums, scale):

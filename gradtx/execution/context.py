@@ -163,8 +163,14 @@ class Context:
         }
         return whole
 
-    def is_valid_for(self, clock: Clock, grad: Any, dtype: torch.dtype) -> bool:
-        return self._clock is clock and self._grad is grad and self._dtype == dtype
+    def is_valid_for(self, leaf: Leaf, dtype: torch.dtype) -> bool:
+        """Whether this is the context of a rule for a leaf in its present state."""
+        return (
+            self._clock is leaf.clock
+            and self._grad is leaf.grad
+            and self._restarts is leaf.restarts
+            and self._dtype == dtype
+        )
 
     @property
     def step(self) -> Tensor:

@@ -39,6 +39,7 @@ class Leaf:
         restarts: Whether a combinator around the current link restarts its inner transformation.
         new: The new slots, by stage.
         starts: The initial slots of stages that may restart in this call, by stage.
+        stream_name: The name that determines the leaf's random numbers, or its key (see `Stream`).
         codecs: The codec of each slot that `init` has encoded.
         saved: Values that a combinator keeps between `enter` and `leave`.
         key, state, layout: The adapter's parameter, its flat state, and the location of each stage's slots in it.
@@ -77,6 +78,7 @@ class Leaf:
     ):
         self.run = run
         self.name = name
+        self.stream_name: str | Tensor = name
         self.extras = extras
         self.clock = self.own_clock = clock
         stored = _first_not_none(param, like, update)
@@ -102,11 +104,6 @@ class Leaf:
         self.state: dict[str, Any] = {}
         self.program: list[Any] = []
 
-    @property
-    def stream_name(self) -> str | Tensor:
-        """The name that determines the leaf's random numbers, or its key (see `Stream`)."""
-        return self.name
-
     def clock_reading(self) -> ClockReading:
         return self.clock.on(self.device)
 
@@ -118,7 +115,7 @@ class Leaf:
     def context(self, dtype: torch.dtype) -> Context:
         """Return the context of a rule; links with the same clock, gradient and dtype share one object."""
         context = self._context
-        if context is None or not context.is_valid_for(self.clock, self.grad, dtype):
+        if context is None or not context.is_valid_for(self, dtype):
             context = self._context = Context(self, self.clock, dtype)
         return context
 
@@ -358,7 +355,7 @@ class Block:
 
     @classmethod
     def of(cls, tx: Any, run: Run, count: Any, around: Any = None) -> Block:
-        """Expand a whole transformation for one run, optionally inside the frame `around` (see `between`)."""
+        """Expand a whole transformation for one run, optionally inside a frame (see `Enter.between`)."""
         frozen: list[Any] = []
         operations = tx._expand(Scope(run, (), count, frozen))
         if around is not None:

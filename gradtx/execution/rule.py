@@ -51,12 +51,14 @@ class Rule:
         update: `(update, state, param, ctx) -> (update, state)`.
         init: `param -> slots`, or None for a rule without slots.
         evaluate: `(state, param) -> tensor`, or None.
-        shared: Name -> function that returns the initial value, for each 0-d value that all leaves share.
+        shared: Name -> initial value or function that returns it, for each 0-d value that all leaves share.
         elementwise, takes_complex, compiles, agree: As in `Operation`.
         dims: The minimum and maximum number of dimensions of a leaf.
         seed: The seed if the rule draws random numbers, else None.
         readable: Whether the values of all arguments can be read on the host.
         slots: What the rule declares of its slots, by name; empty for a rule with a function `init`.
+        single: Whether every slot is one tensor, so that its name may end in a number, in the leaf's own coordinates.
+        inner: Function of the leaf that returns a second argument of `init`, or None.
         summed: Name -> function of the sum that returns the stored value, for shared values that are sums over
             leaves and that `update` does not read within the same step.
         sums_of_leaf: Whether each sum covers only one leaf, so that leaves do not wait for each other; see `OfLeaf`.
@@ -71,9 +73,7 @@ class Rule:
     update: Callable[..., Any]
     init: Callable[..., Any] | None = None
     evaluate: Callable[..., Any] | None = None
-    shared: Mapping[str, Callable[[], Any]] = dataclasses.field(
-        default_factory=empty_dict
-    )
+    shared: Mapping[str, Any] = dataclasses.field(default_factory=empty_dict)
     elementwise: bool = False
     takes_complex: bool = False
     compiles: bool = True
@@ -82,6 +82,8 @@ class Rule:
     seed: int | None = None
     readable: bool = True
     slots: Mapping[str, Slot] = dataclasses.field(default_factory=empty_dict)
+    single: bool = False
+    inner: Callable[[Leaf], Any] | None = None
     summed: Mapping[str, Callable[[Tensor], Tensor]] = dataclasses.field(
         default_factory=empty_dict
     )
@@ -183,6 +185,8 @@ class StageState:
     def _call_init(self, like: Tensor, leaf: Leaf) -> dict[str, Any]:
         init = self._rule.init
         assert init is not None
+        if self._rule.inner is not None:
+            return init(like, self._rule.inner(leaf))
         random: tuple[Any, ...] = ()
         if self._rule.seed is not None:
             random = (
@@ -215,7 +219,8 @@ class StageState:
         self, slots: dict[str, Any], leaf: Leaf, old: Mapping[str, Tensor] | None = None
     ) -> dict[str, Tensor]:
         """Convert slots that `init` returned to their stored form."""
-        check_slots(slots, self._rule.name)
+        single = self._rule.single
+        check_slots(slots, self._rule.name, numbers=single)
         twice = slots.keys() & self._rule.shared.keys()
         if twice:
             raise TypeError(
@@ -227,22 +232,18 @@ class StageState:
 
         like = self._outside(leaf)
         flat = numbered(slots)
-        if self._space is not None:
+        if self._space is not None and not single:
             flat = {
                 slot: self._space.first(self._rule, slot, value, leaf, like)
                 for slot, value in flat.items()
             }
-        return self.store.first(flat, like, leaf, old, probe)
-
-    def _flat(self, state: dict[str, Any]) -> dict[str, Any]:
-        """Replace the lists in a rule's state with numbered slots."""
-        return numbered(state)
+        return self.store.first(flat, like, leaf, old, None if single else probe)
 
     def _as_rule_sees(
         self, leaf: Leaf, old: dict[str, Tensor], flat: dict[str, Tensor]
     ) -> dict[str, Any]:
-        """The reverse of `_flat`."""
-        state = with_lists(flat)
+        """Return slots with lists in place of numbered slots."""
+        state = flat if self._rule.single else with_lists(flat)
         # With a layout, an optimizer's slots are already known.
         if state is not flat and leaf.layout is None:
             self._check_lists(leaf, old)
@@ -295,7 +296,7 @@ class StageState:
         """Store the rule's new slots in the dtypes of the old state."""
         if not old and not state and not self.shared:
             return
-        slots = self._flat(dict(state))
+        slots = numbered(dict(state))
         if self.shared:
             self._write_shared(leaf, slots)
         if self.store.slots_of(old, leaf) != slots.keys():
@@ -413,9 +414,13 @@ def _term(value: Any, leaf: Leaf) -> Tensor:
 
 
 def _initial_value(
-    value: Callable[[], Any], device: torch.device, dtype: torch.dtype | None
+    value: Any, device: torch.device, dtype: torch.dtype | None
 ) -> Callable[[], Tensor]:
-    return lambda: exact(value(), device).to(dtype)
+    def first() -> Tensor:
+        number = value() if callable(value) else value
+        return exact(number, device).to(dtype)
+
+    return first
 
 
 @dataclasses.dataclass

@@ -17,7 +17,7 @@ from torch import Tensor
 from gradtx.base import torch_names as _torch
 from gradtx.base.dtensor import full_tensor, local
 from gradtx.base.exact import exact
-from gradtx.combinators.frame import Frame, FrameRun, InnerClock
+from gradtx.combinators.frame import Enter, Frame, InnerClock
 from gradtx.execution.runs import Run, Scope
 from gradtx.optim._member import Count, Member
 from gradtx.transform import chain
@@ -75,7 +75,7 @@ class Scaling:
             _torch.unscale_(gradients, inverse.to(torch.float32))
 
 
-def unscaling(run: Run, scaling: Scaling) -> FrameRun:
+def unscaling(run: Run, scaling: Scaling) -> Enter:
     """Create a stateless frame around the whole chain that applies a `Scaling`."""
 
     def enter(update: Tensor, state: Any, param: Any, ctx: Any) -> Any:
@@ -87,7 +87,7 @@ def unscaling(run: Run, scaling: Scaling) -> FrameRun:
         return proceed, values
 
     frame = Frame(chain(), enter=enter, clock=InnerClock(ticks, counts=False))
-    return FrameRun(frame, Scope(run, (), 0, []), (), "GradScaler")
+    return Enter(frame, Scope(run, (), 0, []), (), "GradScaler")
 
 
 def place_counts(members: Iterable[Member], device: torch.device | None) -> None:

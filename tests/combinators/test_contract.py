@@ -81,7 +81,7 @@ BROKEN = {
     ),
     "a slot and a shared value of one name": (
         lambda: combined(init=lambda param: {"a": param}, shared={"a": 0.0}, leave=lambda u, s, p, ctx: (u, s)),
-        "mine: 'a' is both a slot and a shared value; rename one of them",
+        r"mine: \['a'\] are both slots and shared values; rename one of them",
     ),
     "an unknown inner slot": (
         lambda: combined(
@@ -150,7 +150,7 @@ def test_what_is_no_transformation_is_refused_when_it_is_made():
     def mine(tx: gradtx.GradientTransformation):
         return Frame(tx)
 
-    with pytest.raises(TypeError, match="inner must be a GradientTransformation, got sgd; call it"):
+    with pytest.raises(TypeError, match="mine: tx must be a GradientTransformation, got sgd; call it"):
         mine(gradtx.sgd)
 
 
