@@ -73,14 +73,14 @@ def pytest_ignore_collect(collection_path, config):
     return True if "not slow" in config.option.markexpr and _is_slow(collection_path) else None
 
 
-def pytest_collection_modifyitems(items):
+def pytest_collection_modifyitems(config, items):
     for item in items:
         if _is_slow(item.path):
             item.add_marker(pytest.mark.slow)
         name = item.nodeid.removeprefix("tests/")
         if any(fnmatch.fnmatchcase(name, pattern) for pattern in NIGHTLY):
             item.add_marker(pytest.mark.nightly)
-    mark_nightly(items)
+    mark_nightly(items, are_all=not any("::" in argument for argument in config.args))
 
 
 @pytest.fixture(autouse=True)

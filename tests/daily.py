@@ -21,8 +21,8 @@ def by_day(*patterns: str) -> Callable[[Any], Any]:
     return decorated
 
 
-def mark_nightly(items: list[pytest.Item]) -> None:
-    """Mark what `by_day` leaves out, and refuse a pattern that is no case of its test."""
+def mark_nightly(items: list[pytest.Item], are_all: bool = True) -> None:
+    """Mark what `by_day` leaves out, and refuse a pattern that is no case of its test, if all its cases are here."""
     unmatched: dict[Any, set[str]] = {}
     for item in items:
         patterns = getattr(getattr(item, "function", None), _CHOSEN, None)
@@ -34,5 +34,8 @@ def mark_nightly(items: list[pytest.Item]) -> None:
         if not matched:
             item.add_marker(pytest.mark.nightly)
     for test, patterns in unmatched.items():
-        if patterns:
-            raise pytest.UsageError(f"by_day of {test.__name__}: no case matches {sorted(patterns)}")
+        if patterns and are_all:
+            raise pytest.UsageError(
+                f"by_day of {test.__name__} in {test.__module__}: no case matches {sorted(patterns)}; "
+                "remove them from its list, or put the cases' new ids there"
+            )
