@@ -181,11 +181,9 @@ def adam_moments(betas: Any, amsgrad: bool = False) -> tuple[dict[str, Any], Any
         }
         return new["exp_avg"], peak(new, state, "exp_avg_sq", amsgrad), new
 
-    slots = {
-        "exp_avg": ema(beta1),
-        "exp_avg_sq": square(),
-        "max_exp_avg_sq": square() if amsgrad else None,
-    }
+    slots = {"exp_avg": ema(beta1), "exp_avg_sq": square()}
+    if amsgrad:
+        slots["max_exp_avg_sq"] = square()
     return slots, average
 
 
