@@ -89,15 +89,11 @@ def quotient(
         return top / bottom
     if known is None:
         known = bottom != 0
-    if is_off(floor):
-        result = top / torch.where(known, bottom, 1.0)
-        return torch.where(known, result, otherwise)
-    # Whether the floor is positive is known on the device only, so both cases are computed.
-    is_positive = exact(floor, bottom.device) > tiny
-    bottom_or_one = torch.where(known, bottom, 1.0)
-    result = top / torch.where(is_positive, bottom, bottom_or_one)
-    result_where_known = torch.where(known, result, otherwise)
-    return torch.where(is_positive, result, result_where_known)
+    if not is_off(floor):
+        # Whether the floor is positive is known on the device only.
+        known = known | (exact(floor, bottom.device) > tiny)
+    result = top / torch.where(known, bottom, 1.0)
+    return torch.where(known, result, otherwise)
 
 
 def plus_decay(
@@ -185,11 +181,9 @@ def adam_moments(betas: Any, amsgrad: bool = False) -> tuple[dict[str, Any], Any
         }
         return new["exp_avg"], peak(new, state, "exp_avg_sq", amsgrad), new
 
-    slots = {
-        "exp_avg": ema(beta1),
-        "exp_avg_sq": square(),
-        "max_exp_avg_sq": square() if amsgrad else None,
-    }
+    slots = {"exp_avg": ema(beta1), "exp_avg_sq": square()}
+    if amsgrad:
+        slots["max_exp_avg_sq"] = square()
     return slots, average
 
 

@@ -265,24 +265,27 @@ def scale_by_laprop(
         "max_exp_avg_sq": square() if amsgrad else None,
     }
 
-    def update(update, state, param, ctx):
-        square = running_mean(state["exp_avg_sq"], update.square(), beta2)
-        new = {"exp_avg_sq": square}
-        # Without `centered`, the first phase, which collects no maximum, has no steps.
-        late = ctx.step > (CENTERED_AFTER if centered else 0)
+    def update(g, state, p, ctx):
+        v = running_mean(state["exp_avg_sq"], g.square(), beta2)
+        new = {"exp_avg_sq": v}
+        late = ctx.step > CENTERED_AFTER
         if centered:
-            mean = new["exp_mean_avg_beta2"] = running_mean(
-                state["exp_mean_avg_beta2"], update, beta2
-            )
-            square = torch.where(late, (square - mean.square()).clamp(min=0.0), square)
+            mean = running_mean(state["exp_mean_avg_beta2"], g, beta2)
+            new["exp_mean_avg_beta2"] = mean
+            v = torch.where(late, (v - mean.square()).clamp(min=0.0), v)
         if amsgrad:
-            largest = new["max_exp_avg_sq"] = torch.where(
-                late, torch.maximum(state["max_exp_avg_sq"], square), 0.0
-            )
-            square = torch.where(late, largest, square)
-        normalized = update / (corrected_root(square, ctx, beta2) + eps)
-        average = new["exp_avg"] = running_mean(state["exp_avg"], normalized, beta1)
-        return average / ctx.bias_correction(beta1), new
+            largest = torch.maximum(state["max_exp_avg_sq"], v)
+            if centered:  # the first phase collects no maximum
+                v, largest = (
+                    torch.where(late, largest, v),
+                    torch.where(late, largest, 0.0),
+                )
+            else:
+                v = largest
+            new["max_exp_avg_sq"] = largest
+        normalized = g / (corrected_root(v, ctx, beta2) + eps)
+        m = new["exp_avg"] = running_mean(state["exp_avg"], normalized, beta1)
+        return m / ctx.bias_correction(beta1), new
 
     return slots, update
 
@@ -327,14 +330,11 @@ def scale_by_ademamix(
     beta1, beta2, beta3 = betas
     moments, average = adam_moments((beta1, beta2))
 
-    def update(update, state, param, ctx):
-        mean, square, new = average(update, state)
-        slow = running_mean(state["exp_avg_slow"], update, beta3)
-        root = corrected_root(square, ctx, beta2) + eps
-        return (mean / ctx.bias_correction(beta1) + alpha * slow) / root, {
-            **new,
-            "exp_avg_slow": slow,
-        }
+    def update(g, state, p, ctx):
+        m, v, new = average(g, state)
+        slow = new["exp_avg_slow"] = running_mean(state["exp_avg_slow"], g, beta3)
+        root = corrected_root(v, ctx, beta2) + eps
+        return (m / ctx.bias_correction(beta1) + alpha * slow) / root, new
 
     return {**moments, "exp_avg_slow": linear()}, update
 
@@ -382,17 +382,16 @@ def scale_by_simplified_ademamix(
     """
     beta1, beta2 = betas
 
-    def update(update, state, param, ctx):
-        total = beta1 * state["exp_avg"] + update
-        weight = beta1 * state["num_sum"] + 1
-        square = running_mean(state["exp_avg_sq"], update.square(), beta2)
+    def update(g, state, p, ctx):
+        total, weight = beta1 * state["exp_avg"] + g, beta1 * state["num_sum"] + 1
+        v = running_mean(state["exp_avg_sq"], g.square(), beta2)
         root = ctx.bias_correction(beta2).sqrt()
-        direction = (alpha * update + total) / (safe_sqrt(square) / root + eps)
+        direction = (alpha * g + total) / (safe_sqrt(v) / root + eps)
         if bias_correction1:
             direction = direction / weight
         if not bias_correction2:
             direction = direction / root
-        return direction, {"exp_avg": total, "exp_avg_sq": square, "num_sum": weight}
+        return direction, {"exp_avg": total, "exp_avg_sq": v, "num_sum": weight}
 
     return {"exp_avg": linear(), "exp_avg_sq": square(), "num_sum": scalar()}, update
 

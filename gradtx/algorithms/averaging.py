@@ -60,11 +60,10 @@ def lookahead(k: Count = 5, alpha: Fraction = 0.5):
     `with_lookahead`.
     """
 
-    def update(update, state, param, ctx):
+    def update(u, state, p, ctx):
         now = ctx.step % k == 0
-        slow, fast = state["slow"], param + update
-        slow = synchronized(now, slow, fast, alpha)
-        return torch.where(now, slow - param, update), {"slow": slow}
+        slow = synchronized(now, state["slow"], p + u, alpha)
+        return torch.where(now, slow - p, u), {"slow": slow}
 
     return {"slow": start()}, update, lambda state, param: state["slow"]
 
@@ -175,9 +174,8 @@ def scale_by_madgrad(
     reconstructs = is_off(momentum)
 
     def moved(sums):
-        return quotient(
-            sums["s"], safe_pow(sums["grad_sum_sq"], 1 / 3) + eps, floor=eps
-        )
+        root = safe_pow(sums["grad_sum_sq"], 1 / 3) + eps
+        return quotient(sums["s"], root, floor=eps)
 
     def update(g, state, p, ctx):
         rate = exact(lr, g.device)
@@ -245,12 +243,12 @@ def scale_by_srmm(
             f"scale_by_srmm: lr * proximal must be in [0, 1], got {lr!r} * {proximal!r}; lower one of them"
         )
 
-    def update(update, state, param, ctx):
+    def update(g, state, p, ctx):
         n = ctx.time if memory_length is None else ctx.time % memory_length
         weight = (n + 1) ** -beta
-        grad = (1 - weight) * state["mov_avg_grad"] + weight * update
-        mean = (1 - weight) * state["mov_avg_param"] + weight * param
-        step = (1 - lr * proximal) * (mean - param) - lr * grad
+        grad = (1 - weight) * state["mov_avg_grad"] + weight * g
+        mean = (1 - weight) * state["mov_avg_param"] + weight * p
+        step = (1 - lr * proximal) * (mean - p) - lr * grad
         return step, {"mov_avg_grad": grad, "mov_avg_param": mean}
 
     return {"mov_avg_grad": linear(), "mov_avg_param": start()}, update
@@ -307,11 +305,8 @@ def scale_by_asgd(
         rate = lr / (1 + lambd * lr * ctx.time) ** alpha
         return step, {"ax": mean, "eta": rate, "mu": 1 / (ctx.time - t0).clamp(min=1)}
 
-    return (
-        {"ax": start(), "eta": scalar(lr), "mu": scalar(1.0)},
-        update,
-        lambda state, param: state["ax"],
-    )
+    slots = {"ax": start(), "eta": scalar(lr), "mu": scalar(1.0)}
+    return slots, update, lambda state, p: state["ax"]
 
 
 @alias(class_name="MADGRAD")

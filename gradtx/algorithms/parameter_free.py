@@ -263,9 +263,9 @@ def scale_by_ldog(
         return reps_rel * (1 + norm(param).to(exact_dtype(param)))
 
     def update(g, state, p, ctx):
-        moved = norm(p - state["param_init"])
-        rate, new = _dog(moved, g.square().sum(), state, init_eta)
-        return rate * g, new
+        start = state["param_init"]
+        rate, new = _dog(norm(p - start), g.square().sum(), state, init_eta)
+        return rate * g, {"param_init": start, **new}
 
     return {
         "param_init": start(),
@@ -368,7 +368,13 @@ def scale_by_cocob(alpha: NonNegative = 100.0, eps: NonNegative = 1e-8):
         reward = (state["reward"] - g * (p - start)).clamp(min=0.0)
         total = state["grad_sum"] - g
         bet = quotient(size + reward, size * torch.maximum(path + size, alpha * size))
-        new = {"scale": size, "abs_sum": path, "reward": reward, "grad_sum": total}
+        new = {
+            "param_init": start,
+            "scale": size,
+            "abs_sum": path,
+            "reward": reward,
+            "grad_sum": total,
+        }
         return start + bet * total - p, new
 
     return {

@@ -355,11 +355,10 @@ def scale_by_radam(
     """
     moments, average = adam_moments(betas)
 
-    def update(update, state, param, ctx):
-        mean, square, new = average(update, state)
-        return _rectified(
-            mean, square, ctx, betas, eps, rho_threshold, degenerated_to_sgd
-        ), new
+    def update(g, state, p, ctx):
+        m, v, new = average(g, state)
+        direction = _rectified(m, v, ctx, betas, eps, rho_threshold, degenerated_to_sgd)
+        return direction, new
 
     return moments, update
 
@@ -463,17 +462,11 @@ def radam(
     Source: Liu et al. 2019, arXiv:1908.03265. Departures: none from torch.optim.RAdam, which lacks the last two
     options. pytorch_optimizer's RAdam decouples the decay and has `degenerated_to_sgd=False` by default.
     """
-    radam = with_decay(
-        scale_by_radam(betas, eps, rho_threshold, degenerated_to_sgd),
-        weight_decay,
-        decoupled_weight_decay,
-        lr,
-    )
-    return (
-        radam
-        if degenerated_to_sgd
-        else chain(radam, hold_until_rectified(betas[1], rho_threshold))
-    )
+    direction = scale_by_radam(betas, eps, rho_threshold, degenerated_to_sgd)
+    radam = with_decay(direction, weight_decay, decoupled_weight_decay, lr)
+    if degenerated_to_sgd:
+        return radam
+    return chain(radam, hold_until_rectified(betas[1], rho_threshold))
 
 
 @alias(class_name="AdaBelief")
@@ -561,13 +554,11 @@ def scale_by_rectified_rms(beta2: Decay = 0.999, eps: NonNegative = 1e-8):
     none.
     """
 
-    def update(update, state, param, ctx):
-        square = running_mean(state["exp_avg_sq"], update.square(), beta2)
+    def update(g, state, p, ctx):
+        v = running_mean(state["exp_avg_sq"], g.square(), beta2)
         _, rectified = rectification(ctx, beta2, 4.0)
-        root = corrected_root(square, ctx, beta2) + eps
-        return quotient(update, torch.where(rectified, root, 1.0), floor=eps), {
-            "exp_avg_sq": square
-        }
+        root = torch.where(rectified, corrected_root(v, ctx, beta2) + eps, 1.0)
+        return quotient(g, root, floor=eps), {"exp_avg_sq": v}
 
     return {"exp_avg_sq": square()}, update
 
