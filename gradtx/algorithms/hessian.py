@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
@@ -192,9 +192,7 @@ def adahessian(
     betas: Decays = (0.9, 0.999),
     eps: NonNegative = 1e-4,
     weight_decay: NonNegative = 0.0,
-    hessian_power: Fraction = 1.0,
-    update_period: Count = 1,
-    spatial_average: bool = True,
+    **options: Annotated[Any, scale_by_hessian],
 ):
     r"""AdaHessian: Adam with the diagonal of the Hessian instead of the gradient in the denominator.
 
@@ -234,9 +232,7 @@ def adahessian(
     Source: Yao et al. 2020, arXiv:2006.00719. Departures: those of `scale_by_hessian`; the decay is decoupled, as in
     the authors' code.
     """
-    direction = scale_by_hessian(
-        betas, eps, hessian_power, update_period, spatial_average
-    )
+    direction = scale_by_hessian(betas, eps, **options)
     return with_decay(direction, weight_decay, True, lr)
 
 

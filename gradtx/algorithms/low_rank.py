@@ -486,15 +486,7 @@ def apollo_low_rank(
     betas: Decays = (0.9, 0.999),
     eps: NonNegative = 1e-6,
     weight_decay: NonNegative = 0.0,
-    rank: Count = 128,
-    update_proj_gap: Count = 200,
-    scale: NonNegative = 1.0,
-    side: Side = "short",
-    projection: Bases = "random",
-    scale_type: Literal["channel", "tensor"] = "channel",
-    scale_front: bool = False,
-    limit: Annotated[Scalar, "[1, inf)"] = 1.01,
-    seed: int = 0,
+    **options: Annotated[Any, scale_by_apollo_low_rank],
 ):
     r"""APOLLO: the gradient itself, with one rate per row computed by a projected Adam.
 
@@ -538,19 +530,7 @@ def apollo_low_rank(
     Source: Zhu et al. 2024, arXiv:2412.05270. Departures: random bases come from gradtx's own random stream. `apollo`
     is a different method, ApolloDQN.
     """
-    direction = scale_by_apollo_low_rank(
-        betas,
-        eps,
-        rank,
-        update_proj_gap,
-        scale,
-        side=side,
-        projection=projection,
-        scale_type=scale_type,
-        scale_front=scale_front,
-        limit=limit,
-        seed=seed,
-    )
+    direction = scale_by_apollo_low_rank(betas, eps, **options)
     return _decayed(direction, lr, weight_decay)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 import torch
 
@@ -347,11 +347,7 @@ def shampoo(
     momentum: Decay = 0.0,
     weight_decay: NonNegative = 0.0,
     decoupled_weight_decay: bool = False,
-    matrix_eps: Positive = 1e-4,
-    preconditioning_compute_steps: Count = 1,
-    variant: Literal["paper", "moskomule"] = "paper",
-    *,
-    stagger: Static[bool] = False,
+    **options: Annotated[Any, scale_by_shampoo],
 ):
     r"""Shampoo: a full-matrix preconditioner for every dimension of a leaf.
 
@@ -389,14 +385,7 @@ def shampoo(
     """
     coupled, decoupled = split_decay(weight_decay, decoupled_weight_decay)
     return chain(
-        scale_by_shampoo(
-            momentum,
-            coupled,
-            matrix_eps,
-            preconditioning_compute_steps,
-            variant,
-            stagger=stagger,
-        ),
+        scale_by_shampoo(momentum, coupled, **options),
         add_decayed_weights(decoupled),
         scale_by_learning_rate(lr),
     )
@@ -409,19 +398,7 @@ def scalable_shampoo(
     moving_average_for_momentum: bool = False,
     weight_decay: NonNegative = 0.0,
     decoupled_weight_decay: bool = False,
-    inverse_exponent_override: NonNegativeInt = 0,
-    start_preconditioning_step: NonNegativeInt = 25,
-    preconditioning_compute_steps: Count = 1000,
-    statistics_compute_steps: Count = 1,
-    block_size: Count = 512,
-    skip_preconditioning_rank_lt: NonNegativeInt = 1,
-    no_preconditioning_for_layers_with_dim_gt: NonNegativeInt = 8192,
-    shape_interpretation: bool = True,
-    graft_type: Graft = "sgd",
-    pre_conditioner_type: Literal["all", "input", "output"] = "all",
-    nesterov: bool = True,
-    diagonal_eps: NonNegative = 1e-10,
-    matrix_eps: Positive = 1e-6,
+    **options: Annotated[Any, scale_by_scalable_shampoo],
 ):
     r"""Scalable Shampoo: blocks, averaged statistics, rare roots, and step lengths grafted from a simpler method.
 
@@ -472,22 +449,7 @@ def scalable_shampoo(
     coupled, decoupled = split_decay(weight_decay, decoupled_weight_decay)
     return chain(
         scale_by_scalable_shampoo(
-            betas,
-            moving_average_for_momentum=moving_average_for_momentum,
-            weight_decay=coupled,
-            inverse_exponent_override=inverse_exponent_override,
-            start_preconditioning_step=start_preconditioning_step,
-            preconditioning_compute_steps=preconditioning_compute_steps,
-            statistics_compute_steps=statistics_compute_steps,
-            block_size=block_size,
-            skip_preconditioning_rank_lt=skip_preconditioning_rank_lt,
-            no_preconditioning_for_layers_with_dim_gt=no_preconditioning_for_layers_with_dim_gt,
-            shape_interpretation=shape_interpretation,
-            graft_type=graft_type,
-            pre_conditioner_type=pre_conditioner_type,
-            nesterov=nesterov,
-            diagonal_eps=diagonal_eps,
-            matrix_eps=matrix_eps,
+            betas, moving_average_for_momentum, coupled, **options
         ),
         add_decayed_weights(decoupled),
         scale_by_learning_rate(lr),
