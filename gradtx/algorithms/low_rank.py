@@ -19,15 +19,14 @@ from gradtx.algorithms._projection import Bases, Carry, LowRankView, Projection,
 from gradtx.algorithms.adam import scale_by_adam_hat
 from gradtx.algorithms.muon import Adjustment, muon_like
 from gradtx.algorithms.muon_variants import equalized
-from gradtx.algorithms.projection import decay_after_step
-from gradtx.algorithms.scaling import scale_by_learning_rate
+from gradtx.algorithms.soap import decayed
 from gradtx.arguments import Count, Decay, Decays, NonNegative
 from gradtx.base.exact import Scalar
 from gradtx.base.messages import describe
 from gradtx.combinators.low_rank import low_rank
 from gradtx.rules import alias, per_tensor
 from gradtx.slots import linear, square
-from gradtx.transform import GradientTransformation, chain
+from gradtx.transform import GradientTransformation
 
 __all__ = [
     "apollo_low_rank",
@@ -416,7 +415,7 @@ def galore(
         scale=scale,
         carry=carry,
     )
-    return _decayed(direction, lr, weight_decay)
+    return decayed(direction, lr, weight_decay)
 
 
 @alias
@@ -477,7 +476,7 @@ def fira(
         carry=carry,
         limit=limit,
     )
-    return _decayed(direction, lr, weight_decay)
+    return decayed(direction, lr, weight_decay)
 
 
 @alias(class_name="ApolloLowRank")
@@ -531,7 +530,7 @@ def apollo_low_rank(
     is a different method, ApolloDQN.
     """
     direction = scale_by_apollo_low_rank(betas, eps, **options)
-    return _decayed(direction, lr, weight_decay)
+    return decayed(direction, lr, weight_decay)
 
 
 @alias
@@ -587,13 +586,6 @@ def dion(
         weight_decay,
         fallback,
         scale_by_dion(mu, rank, eps, init, seed),
-    )
-
-
-def _decayed(direction: GradientTransformation, lr: Any, weight_decay: Any):
-    """Chain a direction, its rate, and decay after the step."""
-    return chain(
-        direction, scale_by_learning_rate(lr), decay_after_step(lr, weight_decay)
     )
 
 

@@ -20,10 +20,10 @@ from gradtx.algorithms.adam import scale_by_adam_hat
 from gradtx.algorithms.averaging import average
 from gradtx.algorithms.momentum import trace_ema
 from gradtx.algorithms.muon import by_matrix
-from gradtx.algorithms.projection import decay_after_step, map_after_step
+from gradtx.algorithms.projection import map_after_step
 from gradtx.algorithms.scaling import scale, scale_by_learning_rate
 from gradtx.algorithms.sign import scale_by_sign
-from gradtx.algorithms.soap import _UNLIMITED, scale_by_gradient_rms
+from gradtx.algorithms.soap import decayed, scale_by_gradient_rms
 from gradtx.algorithms.weight_decay import add_decayed_weights, split_decay
 from gradtx.arguments import (
     Count,
@@ -519,7 +519,7 @@ def splus(
         stagger=stagger,
     )
 
-    def decayed(weights):
+    def shrunk(weights):
         factor = mean_side_factor(weights.shape, nonstandard_constant, max_dim)
         return (1 - lr * factor * weight_decay) * weights
 
@@ -530,7 +530,7 @@ def splus(
         scale_by_learning_rate(lr),
         average(ema_rate, debias=True),
         # After the average, which takes the weights before this decay.
-        map_after_step(decayed),
+        map_after_step(shrunk),
     )
 
 
@@ -584,7 +584,7 @@ def conda(
     along = rotated(
         scale_by_gradient_rms(betas, eps),
         sides="short",
-        max_precondition_dim=_UNLIMITED,
+        max_precondition_dim=2**62,  # larger than any dimension
         start="identity",
         refresh="svd",
         precondition_frequency=update_proj_gap,
@@ -592,11 +592,8 @@ def conda(
         stagger=stagger,
     )
     matrices = chain(trace_ema(betas[0]), along, _scaled(scale))
-    return chain(
-        by_matrix(matrices, scale_by_adam_hat(betas, eps)),
-        scale_by_learning_rate(lr),
-        decay_after_step(lr, weight_decay),
-    )
+    direction = by_matrix(matrices, scale_by_adam_hat(betas, eps))
+    return decayed(direction, lr, weight_decay)
 
 
 _scaled = scale  # `conda` has an argument of this name

@@ -321,19 +321,20 @@ def scale_by_gradient_rms(betas: Decays = (0.9, 0.999), eps: NonNegative = 1e-8)
     return {"exp_avg_sq": square()}, update
 
 
-def decayed_from_second_step(
+def decayed(
     direction: GradientTransformation, lr: Any, weight_decay: Any
 ) -> GradientTransformation:
-    """Chain a direction, its rate, decay after the step, and a first step that only initializes the bases."""
+    """Chain a direction, its rate, and decay after the step."""
     return chain(
-        direction,
-        scale_by_learning_rate(lr),
-        decay_after_step(lr, weight_decay),
-        hold_until(2),  # the decay does not act in the first step either
+        direction, scale_by_learning_rate(lr), decay_after_step(lr, weight_decay)
     )
 
 
-_UNLIMITED = 2**62  # larger than any dimension: all are rotated
+def decayed_from_second_step(
+    direction: GradientTransformation, lr: Any, weight_decay: Any
+) -> GradientTransformation:
+    """Chain the same with a first step that only initializes the bases, in which the decay does not act either."""
+    return chain(decayed(direction, lr, weight_decay), hold_until(2))
 
 
 @alias(class_name="SOAP")
