@@ -453,6 +453,24 @@ def _hints_of(function: Callable[..., Any]) -> dict[str, Any]:
     return hints
 
 
+def _with_options(
+    signature: inspect.Signature, hints: dict[str, Any]
+) -> inspect.Signature:
+    """Replace `**options: Annotated[Any, link]` by the arguments of that link which the function does not name."""
+    parameters = dict(signature.parameters)
+    last = next(reversed(parameters.values()), None)
+    if last is None or last.kind is not last.VAR_KEYWORD or last.name not in hints:
+        return signature
+    del parameters[last.name]
+    _, link = typing.get_args(hints.pop(last.name))
+    function = link.spec.function
+    for name, parameter in inspect.signature(function).parameters.items():
+        parameters.setdefault(name, parameter)
+    for name, hint in _hints_of(function).items():
+        hints.setdefault(name, hint)
+    return signature.replace(parameters=list(parameters.values()))
+
+
 def _check_annotations(
     name: str, parameters: Iterable[inspect.Parameter], hints: Mapping[str, Any]
 ) -> None:
@@ -493,7 +511,7 @@ class Arguments:
         is_alias: bool,
     ):
         hints = _hints_of(function)
-        signature = inspect.signature(function)
+        signature = _with_options(inspect.signature(function), hints)
         parameters = list(signature.parameters.values())
         _check_annotations(name, parameters, hints)
         self.name = name

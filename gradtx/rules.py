@@ -931,7 +931,8 @@ def alias(function: Any = None, /, **options: Any) -> Any:
     The alias owns its arguments as hyperparameters. Its body runs again with each step's values, so that values
     derived from them remain correct. The alias also accepts `maximize` (negates the gradient before any link) and
     `state_dtype` (for all inner links). Its only option is `class_name`, the name of its class in `gradtx.optim` if it
-    differs from the function's name in CamelCase (`adam_atan2`: `AdamAtan2`).
+    differs from the function's name in CamelCase (`adam_atan2`: `AdamAtan2`). A last parameter
+    `**options: Annotated[Any, link]` stands for all arguments of that link which the function does not name.
 
     Example:
         >>> @gradtx.alias

@@ -59,13 +59,13 @@ class CoefficientSet(NamedTuple):
         triples: (a, b, c) of each step; the last is repeated.
         steps: The number of steps for which the set was designed.
         fixed: Whether the set requires that number of steps.
-        least_bits: Bits of mantissa that keep rounding errors inside the range of convergence.
+        in_half: Whether rounding errors in half precision stay inside the range of convergence.
     """
 
     triples: tuple[Triple, ...]
     steps: int = 5
     fixed: bool = False
-    least_bits: int = 0
+    in_half: bool = True
 
 
 SETS = {
@@ -89,7 +89,7 @@ SETS = {
             (2.2737, -1.6447, 0.4162),
         ),
         # The polynomial is 8e57 at a singular value of 1.004, which 1 can become in bfloat16.
-        least_bits=24,
+        in_half=False,
     ),
     "deepseekv4": CoefficientSet((*8 * [NEWTON_SCHULZ], (2.0, -1.5, 0.5)), steps=10),
     "cubic5": CoefficientSet(
@@ -158,12 +158,7 @@ def _named(
         raise ValueError(
             f"{owner}: coefs={name!r} requires steps={chosen.steps}, got {steps}"
         )
-    bits = (
-        64
-        if dtype is None
-        else 1 - round(torch.tensor(torch.finfo(dtype).eps).log2().item())
-    )
-    if bits < chosen.least_bits:
+    if not (chosen.in_half or dtype is None or torch.finfo(dtype).bits >= 32):
         raise ValueError(
             f"{owner}: coefs={name!r} overflows in {dtype}; iterate in float32"
         )
@@ -172,17 +167,13 @@ def _named(
 
 def _listed(owner: str, coefs: Any) -> Sequence[Triple]:
     """Validate explicit coefficients and return them as triples."""
-    many = (
-        isinstance(coefs, tuple | list)
-        and coefs
-        and all(isinstance(item, tuple | list) for item in coefs)
-    )
+    items = coefs if isinstance(coefs, tuple | list) else ()
+    if not items or not all(isinstance(item, tuple | list) for item in items):
+        items = [coefs]
     triples: list[Triple] = []
-    for item in coefs if many else [coefs]:
-        numbers = isinstance(item, tuple | list) and all(
-            isinstance(entry, float | int) for entry in item
-        )
-        if not numbers or len(item) != 3:
+    for item in items:
+        is_sequence = isinstance(item, tuple | list) and len(item) == 3
+        if not is_sequence or not all(isinstance(x, float | int) for x in item):
             raise ValueError(
                 f"{owner}: coefs must be three plain numbers, a tuple of such triples, or a name, got {describe(coefs)}"
             )

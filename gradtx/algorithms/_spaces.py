@@ -109,20 +109,14 @@ class Space(Combinator):
         enter.inner = Block(inner, [])
         leave = LeaveSpace(run, scope, enter)
         operations = [enter, *inner, leave]
-        if run.by_leaf and self._can_run_at_owner(inner):
+        has_spaces = any(isinstance(operation, EnterSpace) for operation in inner)
+        draws = self.seed is not None
+        if run.by_leaf and not (draws or has_spaces or reads_by_leaf(self.inner)):
             run_at_owner(operations, self.inner, self.reads_grad)
         return operations
 
     def rejects(self) -> tuple[str, ...]:
         return ("rounds", "averages", "takes None")
-
-    def _can_run_at_owner(self, inner: list[Any]) -> bool:
-        """Whether the space may run on a single rank, with inner operations of which each may."""
-        return (
-            self.seed is None
-            and not reads_by_leaf(self.inner)
-            and not any(map(_is_space, inner))
-        )
 
 
 class SpaceRun:
@@ -180,15 +174,9 @@ class SpaceRun:
         declared = rule.slot(slot)
         if declared.decay is not None and leaf.update is view.inside:
             average = view.average(value, declared.decay)
-            self._keep_average(rule, slot, average, leaf)
+            if average is not None:
+                leaf.saved[self, id(rule), slot] = average  # for `write`
         return view.read(declared.kind, value)
-
-    def _keep_average(
-        self, rule: Rule, slot: str, average: Tensor | None, leaf: Leaf
-    ) -> None:
-        """Keep the new value of a slot for `write`."""
-        if average is not None:
-            leaf.saved[self, id(rule), slot] = average
 
     def write(self, rule: Rule, slot: str, value: Tensor, leaf: Leaf) -> Tensor:
         """The reverse of `read`."""
@@ -276,10 +264,6 @@ def run_at_owner(
     operations[0].whole_until = operations[-1]
     reads_param = "params" in tx.needs
     operations[0].owner_reads = ("param",) * reads_param + ("grad",) * reads_grad
-
-
-def _is_space(operation: Any) -> bool:
-    return isinstance(operation, EnterSpace | LeaveSpace)
 
 
 def reads_by_leaf(tx: GradientTransformation) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
@@ -69,32 +69,30 @@ def scale_by_hessian(
     """
     beta1, beta2 = betas
 
-    def size(diag):
-        return average_over_space(diag) if spatial_average else diag.abs()
+    size = average_over_space if spatial_average else torch.abs
 
-    def update(update, state, param, ctx):
-        new_diagonal, square = ctx.hessian_diag, state["exp_hessian_diag_sq"]
+    def update(g, state, p, ctx):
+        D, v = ctx.hessian_diag, state["exp_hessian_diag_sq"]
         new = {}
-        if update_period > 1:
-            diag = last = state["hessian_diag"]
-            if new_diagonal is not None:
-                diag = ctx.every(
-                    update_period, 1, lambda: size(new_diagonal), lambda: last
-                )
-            new["hessian_diag"] = diag
-        else:
+        if update_period == 1:
             _check_diagonal("scale_by_hessian", ctx)
-            diag = None if new_diagonal is None else size(new_diagonal)
-        if diag is not None:
-            square = running_mean(square, diag.square(), beta2)
-        mean = running_mean(state["exp_avg"], update, beta1)
-        new |= {"exp_avg": mean, "exp_hessian_diag_sq": square}
-        root = safe_pow(square / ctx.bias_correction(beta2), hessian_power / 2)
-        direction = mean / ctx.bias_correction(beta1) / (root + eps)
+        D = None if D is None else size(D)
+        if update_period > 1:
+            old, latest = state["hessian_diag"], D
+            D = old
+            if latest is not None:
+                D = ctx.every(update_period, 1, lambda: latest, lambda: old)
+            new["hessian_diag"] = D
+        if D is not None:
+            v = running_mean(v, D.square(), beta2)
+        m = running_mean(state["exp_avg"], g, beta1)
+        new |= {"exp_avg": m, "exp_hessian_diag_sq": v}
+        root = safe_pow(v / ctx.bias_correction(beta2), hessian_power / 2)
+        u = m / ctx.bias_correction(beta1) / (root + eps)
         if not ctx.has_gradient:
             # Where no curvature is known yet, eps alone would be the divisor.
-            direction = torch.where(square == 0, 0.0, direction)
-        return direction, new
+            u = torch.where(v == 0, 0.0, u)
+        return u, new
 
     slots = {
         "exp_avg": ema(beta1),
@@ -148,23 +146,16 @@ def scale_by_sophia(
     """
     beta1, beta2 = betas
 
-    def update(update, state, param, ctx):
-        hessian, new_diagonal = state["hessian"], ctx.hessian_diag
+    def update(g, state, p, ctx):
+        h, D = state["hessian"], ctx.hessian_diag
         if update_period == 1:
             _check_diagonal("scale_by_sophia", ctx)
-        if new_diagonal is not None:
-            old = hessian
-            hessian = ctx.every(
-                update_period,
-                1,
-                lambda: running_mean(old, new_diagonal, beta2),
-                lambda: old,
-            )
-        mean = running_mean(state["exp_avg"], update, beta1)
-        return (mean / at_least(gamma * hessian, eps)).clamp(-1, 1), {
-            "exp_avg": mean,
-            "hessian": hessian,
-        }
+        if D is not None:
+            old, new = h, running_mean(h, D, beta2)
+            h = ctx.every(update_period, 1, lambda: new, lambda: old)
+        m = running_mean(state["exp_avg"], g, beta1)
+        u = (m / at_least(gamma * h, eps)).clamp(-1, 1)
+        return u, {"exp_avg": m, "hessian": h}
 
     return {"exp_avg": ema(beta1), "hessian": torch.zeros_like}, update
 
@@ -192,9 +183,7 @@ def adahessian(
     betas: Decays = (0.9, 0.999),
     eps: NonNegative = 1e-4,
     weight_decay: NonNegative = 0.0,
-    hessian_power: Fraction = 1.0,
-    update_period: Count = 1,
-    spatial_average: bool = True,
+    **options: Annotated[Any, scale_by_hessian],
 ):
     r"""AdaHessian: Adam with the diagonal of the Hessian instead of the gradient in the denominator.
 
@@ -234,9 +223,7 @@ def adahessian(
     Source: Yao et al. 2020, arXiv:2006.00719. Departures: those of `scale_by_hessian`; the decay is decoupled, as in
     the authors' code.
     """
-    direction = scale_by_hessian(
-        betas, eps, hessian_power, update_period, spatial_average
-    )
+    direction = scale_by_hessian(betas, eps, **options)
     return with_decay(direction, weight_decay, True, lr)
 
 

@@ -19,15 +19,14 @@ from gradtx.algorithms._projection import Bases, Carry, LowRankView, Projection,
 from gradtx.algorithms.adam import scale_by_adam_hat
 from gradtx.algorithms.muon import Adjustment, muon_like
 from gradtx.algorithms.muon_variants import equalized
-from gradtx.algorithms.projection import decay_after_step
-from gradtx.algorithms.scaling import scale_by_learning_rate
+from gradtx.algorithms.soap import decayed
 from gradtx.arguments import Count, Decay, Decays, NonNegative
 from gradtx.base.exact import Scalar
 from gradtx.base.messages import describe
 from gradtx.combinators.low_rank import low_rank
 from gradtx.rules import alias, per_tensor
 from gradtx.slots import linear, square
-from gradtx.transform import GradientTransformation, chain
+from gradtx.transform import GradientTransformation
 
 __all__ = [
     "apollo_low_rank",
@@ -416,7 +415,7 @@ def galore(
         scale=scale,
         carry=carry,
     )
-    return _decayed(direction, lr, weight_decay)
+    return decayed(direction, lr, weight_decay)
 
 
 @alias
@@ -477,7 +476,7 @@ def fira(
         carry=carry,
         limit=limit,
     )
-    return _decayed(direction, lr, weight_decay)
+    return decayed(direction, lr, weight_decay)
 
 
 @alias(class_name="ApolloLowRank")
@@ -486,15 +485,7 @@ def apollo_low_rank(
     betas: Decays = (0.9, 0.999),
     eps: NonNegative = 1e-6,
     weight_decay: NonNegative = 0.0,
-    rank: Count = 128,
-    update_proj_gap: Count = 200,
-    scale: NonNegative = 1.0,
-    side: Side = "short",
-    projection: Bases = "random",
-    scale_type: Literal["channel", "tensor"] = "channel",
-    scale_front: bool = False,
-    limit: Annotated[Scalar, "[1, inf)"] = 1.01,
-    seed: int = 0,
+    **options: Annotated[Any, scale_by_apollo_low_rank],
 ):
     r"""APOLLO: the gradient itself, with one rate per row computed by a projected Adam.
 
@@ -538,20 +529,8 @@ def apollo_low_rank(
     Source: Zhu et al. 2024, arXiv:2412.05270. Departures: random bases come from gradtx's own random stream. `apollo`
     is a different method, ApolloDQN.
     """
-    direction = scale_by_apollo_low_rank(
-        betas,
-        eps,
-        rank,
-        update_proj_gap,
-        scale,
-        side=side,
-        projection=projection,
-        scale_type=scale_type,
-        scale_front=scale_front,
-        limit=limit,
-        seed=seed,
-    )
-    return _decayed(direction, lr, weight_decay)
+    direction = scale_by_apollo_low_rank(betas, eps, **options)
+    return decayed(direction, lr, weight_decay)
 
 
 @alias
@@ -607,13 +586,6 @@ def dion(
         weight_decay,
         fallback,
         scale_by_dion(mu, rank, eps, init, seed),
-    )
-
-
-def _decayed(direction: GradientTransformation, lr: Any, weight_decay: Any):
-    """Chain a direction, its rate, and decay after the step."""
-    return chain(
-        direction, scale_by_learning_rate(lr), decay_after_step(lr, weight_decay)
     )
 
 

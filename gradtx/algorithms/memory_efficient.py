@@ -480,9 +480,11 @@ def scale_by_block_adam(
     Source: Zhang et al. 2024, arXiv:2406.16793. Departures: blocks are selected by `block` and by `partition`, whereas
     the authors' code uses module names. Row blocks apply to leaves of any rank.
     """
-    is_count = isinstance(block, int) and not isinstance(block, bool)
-    if block not in ("row", "tensor") and not (is_count and block >= 1):
-        error = ValueError if is_count or isinstance(block, str) else TypeError
+    is_int = isinstance(block, int) and not isinstance(block, bool)
+    if block not in ("row", "tensor") and (
+        isinstance(block, str) or not is_int or block < 1
+    ):
+        error = ValueError if is_int or isinstance(block, str) else TypeError
         raise error(
             f"scale_by_block_adam: block must be 'row', 'tensor' or a positive int, got {block!r}"
         )

@@ -167,10 +167,10 @@ def scale_by_shape(
     """
 
     def update(u, state, p, ctx):
-        shape = u.shape
+        rows, columns = u.shape[-2:]
         if view == "flatten":
-            shape = shape[0], math.prod(shape[1:])
-        return shape_factor(adjust, *shape[-2:], factor) * u, state
+            rows, columns = u.shape[0], math.prod(u.shape[1:])
+        return shape_factor(adjust, rows, columns, factor) * u, state
 
     return update
 

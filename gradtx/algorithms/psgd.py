@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -531,18 +531,7 @@ def psgd_kron(
     lr: NonNegative = 3e-4,
     b1: Decay = 0.9,
     weight_decay: NonNegative = 0.0,
-    precond_lr: NonNegative = 0.1,
-    precond_init_scale: Positive = 1.0,
-    precondition_frequency: int | str = "annealed",
-    balance_every: Count = 100,
-    probes: Literal["expected", "random"] = "expected",
-    seed: int = 0,
-    momentum_into_precond_update: bool = True,
-    max_size_triangular: NonNegativeInt = 8192,
-    min_ndim_triangular: NonNegativeInt = 2,
-    memory_save_mode: Mode | None = None,
-    merge_dims: bool = True,
-    clip_rms: Positive = 1.1,
+    **options: Annotated[Any, scale_by_psgd_kron],
 ):
     r"""PSGD Kron: momentum whitened by triangular factors that are fitted by gradient descent.
 
@@ -587,23 +576,10 @@ def psgd_kron(
     Source: Li 2015, arXiv:1512.04202; Pooladzandi and Li 2024, arXiv:2402.11858; kron-torch 0.3.3. Departures: see
     `scale_by_psgd_kron`.
     """
-    direction = scale_by_psgd_kron(
-        b1,
-        precond_lr,
-        precond_init_scale,
-        precondition_frequency=precondition_frequency,
-        balance_every=balance_every,
-        probes=probes,
-        seed=seed,
-        momentum_into_precond_update=momentum_into_precond_update,
-        max_size_triangular=max_size_triangular,
-        min_ndim_triangular=min_ndim_triangular,
-        memory_save_mode=memory_save_mode,
-        merge_dims=merge_dims,
-        clip_rms=clip_rms,
-    )
     return chain(
-        direction, add_decayed_matrices(weight_decay), scale_by_learning_rate(lr)
+        scale_by_psgd_kron(b1, **options),
+        add_decayed_matrices(weight_decay),
+        scale_by_learning_rate(lr),
     )
 
 
@@ -612,14 +588,7 @@ def psgd_pro(
     lr: NonNegative = 3e-3,
     momentum: Decay = 0.9,
     weight_decay: NonNegative = 0.01,
-    beta_lip: Decay = 0.9,
-    precond_lr: NonNegative = 0.1,
-    precond_init_scale: Positive = 1.0,
-    damping_noise_scale: NonNegative = 0.1,
-    min_precond_lr: NonNegative = 0.01,
-    warmup_steps: Positive = 10000.0,
-    max_update_rms: NonNegative = 0.0,
-    max_precondition_dim: NonNegativeInt = 10000,
+    **options: Annotated[Any, scale_by_psgd_pro],
 ):
     r"""PSGD-PRO: momentum whitened by symmetric factors that are fitted without inverses.
 
@@ -657,17 +626,8 @@ def psgd_pro(
 
     Source: NVIDIA Emerging-Optimizers 2026-08; lixilinx/psgd_torch. Departures: see `scale_by_psgd_pro`.
     """
-    direction = scale_by_psgd_pro(
-        momentum,
-        beta_lip,
-        precond_lr,
-        precond_init_scale,
-        damping_noise_scale=damping_noise_scale,
-        min_precond_lr=min_precond_lr,
-        warmup_steps=warmup_steps,
-        max_update_rms=max_update_rms,
-        max_precondition_dim=max_precondition_dim,
-    )
     return chain(
-        direction, add_decayed_weights(weight_decay), scale_by_learning_rate(lr)
+        scale_by_psgd_pro(momentum, **options),
+        add_decayed_weights(weight_decay),
+        scale_by_learning_rate(lr),
     )

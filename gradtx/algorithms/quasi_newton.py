@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -97,7 +97,7 @@ def scale_by_lbfgs(
         Y = [*state["y"], g - state["previous_grad"]]
         totals = yield _products(S, Y, g)
 
-        def stacked(name):
+        def stacked(name) -> Any:
             return torch.stack([totals[f"{name}_{i}"] for i in range(history + 1)])
 
         sy, yy, sg, yg = stacked("sy"), stacked("yy"), stacked("sg"), stacked("yg")

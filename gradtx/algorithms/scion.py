@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import typing
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias, cast
 
 import torch
 from torch import Tensor
@@ -245,7 +245,7 @@ def oracle(
     return y.transpose(0, 1) if transpose else y
 
 
-def _kind_for(ndim: int) -> str:
+def _kind_for(ndim: int) -> Kind:
     if ndim <= 1:
         return "bias"
     return "spectral" if ndim == 2 else "conv"
@@ -314,7 +314,8 @@ def _oracles(kinds: Mapping[str, Any]) -> GradientTransformation:
             raise TypeError(
                 f"scion: kinds[{pattern!r}] must be a kind of lmo or an lmo(...), got {describe(kind)}"
             )
-        oracles.append(lmo(kind) if isinstance(kind, str) else kind)
+        is_name = isinstance(kind, str)
+        oracles.append(lmo(cast("Kind", kind)) if is_name else kind)
     if list(kinds) == ["*"]:
         return oracles[0]
     labels = {f"lmo_{i}": pattern for i, pattern in enumerate(kinds)}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 import torch
 
@@ -20,10 +20,10 @@ from gradtx.algorithms.adam import scale_by_adam_hat
 from gradtx.algorithms.averaging import average
 from gradtx.algorithms.momentum import trace_ema
 from gradtx.algorithms.muon import by_matrix
-from gradtx.algorithms.projection import decay_after_step, map_after_step
+from gradtx.algorithms.projection import map_after_step
 from gradtx.algorithms.scaling import scale, scale_by_learning_rate
 from gradtx.algorithms.sign import scale_by_sign
-from gradtx.algorithms.soap import _UNLIMITED, scale_by_gradient_rms
+from gradtx.algorithms.soap import decayed, scale_by_gradient_rms
 from gradtx.algorithms.weight_decay import add_decayed_weights, split_decay
 from gradtx.arguments import (
     Count,
@@ -347,11 +347,7 @@ def shampoo(
     momentum: Decay = 0.0,
     weight_decay: NonNegative = 0.0,
     decoupled_weight_decay: bool = False,
-    matrix_eps: Positive = 1e-4,
-    preconditioning_compute_steps: Count = 1,
-    variant: Literal["paper", "moskomule"] = "paper",
-    *,
-    stagger: Static[bool] = False,
+    **options: Annotated[Any, scale_by_shampoo],
 ):
     r"""Shampoo: a full-matrix preconditioner for every dimension of a leaf.
 
@@ -389,14 +385,7 @@ def shampoo(
     """
     coupled, decoupled = split_decay(weight_decay, decoupled_weight_decay)
     return chain(
-        scale_by_shampoo(
-            momentum,
-            coupled,
-            matrix_eps,
-            preconditioning_compute_steps,
-            variant,
-            stagger=stagger,
-        ),
+        scale_by_shampoo(momentum, coupled, **options),
         add_decayed_weights(decoupled),
         scale_by_learning_rate(lr),
     )
@@ -409,19 +398,7 @@ def scalable_shampoo(
     moving_average_for_momentum: bool = False,
     weight_decay: NonNegative = 0.0,
     decoupled_weight_decay: bool = False,
-    inverse_exponent_override: NonNegativeInt = 0,
-    start_preconditioning_step: NonNegativeInt = 25,
-    preconditioning_compute_steps: Count = 1000,
-    statistics_compute_steps: Count = 1,
-    block_size: Count = 512,
-    skip_preconditioning_rank_lt: NonNegativeInt = 1,
-    no_preconditioning_for_layers_with_dim_gt: NonNegativeInt = 8192,
-    shape_interpretation: bool = True,
-    graft_type: Graft = "sgd",
-    pre_conditioner_type: Literal["all", "input", "output"] = "all",
-    nesterov: bool = True,
-    diagonal_eps: NonNegative = 1e-10,
-    matrix_eps: Positive = 1e-6,
+    **options: Annotated[Any, scale_by_scalable_shampoo],
 ):
     r"""Scalable Shampoo: blocks, averaged statistics, rare roots, and step lengths grafted from a simpler method.
 
@@ -472,22 +449,7 @@ def scalable_shampoo(
     coupled, decoupled = split_decay(weight_decay, decoupled_weight_decay)
     return chain(
         scale_by_scalable_shampoo(
-            betas,
-            moving_average_for_momentum=moving_average_for_momentum,
-            weight_decay=coupled,
-            inverse_exponent_override=inverse_exponent_override,
-            start_preconditioning_step=start_preconditioning_step,
-            preconditioning_compute_steps=preconditioning_compute_steps,
-            statistics_compute_steps=statistics_compute_steps,
-            block_size=block_size,
-            skip_preconditioning_rank_lt=skip_preconditioning_rank_lt,
-            no_preconditioning_for_layers_with_dim_gt=no_preconditioning_for_layers_with_dim_gt,
-            shape_interpretation=shape_interpretation,
-            graft_type=graft_type,
-            pre_conditioner_type=pre_conditioner_type,
-            nesterov=nesterov,
-            diagonal_eps=diagonal_eps,
-            matrix_eps=matrix_eps,
+            betas, moving_average_for_momentum, coupled, **options
         ),
         add_decayed_weights(decoupled),
         scale_by_learning_rate(lr),
@@ -557,7 +519,7 @@ def splus(
         stagger=stagger,
     )
 
-    def decayed(weights):
+    def shrunk(weights):
         factor = mean_side_factor(weights.shape, nonstandard_constant, max_dim)
         return (1 - lr * factor * weight_decay) * weights
 
@@ -568,7 +530,7 @@ def splus(
         scale_by_learning_rate(lr),
         average(ema_rate, debias=True),
         # After the average, which takes the weights before this decay.
-        map_after_step(decayed),
+        map_after_step(shrunk),
     )
 
 
@@ -622,7 +584,7 @@ def conda(
     along = rotated(
         scale_by_gradient_rms(betas, eps),
         sides="short",
-        max_precondition_dim=_UNLIMITED,
+        max_precondition_dim=2**62,  # larger than any dimension
         start="identity",
         refresh="svd",
         precondition_frequency=update_proj_gap,
@@ -630,11 +592,8 @@ def conda(
         stagger=stagger,
     )
     matrices = chain(trace_ema(betas[0]), along, _scaled(scale))
-    return chain(
-        by_matrix(matrices, scale_by_adam_hat(betas, eps)),
-        scale_by_learning_rate(lr),
-        decay_after_step(lr, weight_decay),
-    )
+    direction = by_matrix(matrices, scale_by_adam_hat(betas, eps))
+    return decayed(direction, lr, weight_decay)
 
 
 _scaled = scale  # `conda` has an argument of this name

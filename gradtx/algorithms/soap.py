@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 
@@ -321,19 +321,20 @@ def scale_by_gradient_rms(betas: Decays = (0.9, 0.999), eps: NonNegative = 1e-8)
     return {"exp_avg_sq": square()}, update
 
 
-def decayed_from_second_step(
+def decayed(
     direction: GradientTransformation, lr: Any, weight_decay: Any
 ) -> GradientTransformation:
-    """Chain a direction, its rate, decay after the step, and a first step that only initializes the bases."""
+    """Chain a direction, its rate, and decay after the step."""
     return chain(
-        direction,
-        scale_by_learning_rate(lr),
-        decay_after_step(lr, weight_decay),
-        hold_until(2),  # the decay does not act in the first step either
+        direction, scale_by_learning_rate(lr), decay_after_step(lr, weight_decay)
     )
 
 
-_UNLIMITED = 2**62  # larger than any dimension: all are rotated
+def decayed_from_second_step(
+    direction: GradientTransformation, lr: Any, weight_decay: Any
+) -> GradientTransformation:
+    """Chain the same with a first step that only initializes the bases, in which the decay does not act either."""
+    return chain(decayed(direction, lr, weight_decay), hold_until(2))
 
 
 @alias(class_name="SOAP")
@@ -343,14 +344,7 @@ def soap(
     shampoo_beta: Decay | None = None,
     eps: NonNegative = 1e-8,
     weight_decay: NonNegative = 0.01,
-    precondition_frequency: Count = 10,
-    max_precondition_dim: Count = 10000,
-    merge_dims: bool = False,
-    precondition_1d: bool = False,
-    normalize_gradient: bool = False,
-    correct_bias: bool = True,
-    *,
-    stagger: Static[bool] = False,
+    **options: Annotated[Any, scale_by_soap],
 ):
     r"""SOAP: Adam in the eigenbasis of Shampoo's statistics.
 
@@ -392,18 +386,7 @@ def soap(
     Source: Vyas et al. 2024, arXiv:2409.11321. Departures: none from the authors' code, except that its casts to
     float32 are omitted.
     """
-    direction = scale_by_soap(
-        betas,
-        shampoo_beta,
-        eps,
-        precondition_frequency=precondition_frequency,
-        max_precondition_dim=max_precondition_dim,
-        merge_dims=merge_dims,
-        precondition_1d=precondition_1d,
-        normalize_gradient=normalize_gradient,
-        correct_bias=correct_bias,
-        stagger=stagger,
-    )
+    direction = scale_by_soap(betas, shampoo_beta, eps, **options)
     return decayed_from_second_step(direction, lr, weight_decay)
 
 
@@ -544,11 +527,7 @@ def kl_shampoo(
     eps: NonNegative = 1e-8,
     adam_eps: NonNegative = 1e-8,
     weight_decay: NonNegative = 0.01,
-    precondition_frequency: Count = 10,
-    max_precondition_dim: Count = 10000,
-    merge_dims: bool = False,
-    *,
-    stagger: Static[bool] = False,
+    **options: Annotated[Any, scale_by_kl_shampoo],
 ):
     r"""KL-Shampoo: momentum, whitened by factors that minimize a Kullback-Leibler divergence.
 
@@ -585,15 +564,7 @@ def kl_shampoo(
 
     Source: Lin et al. 2025, arXiv:2509.03378. Departures: the loop follows SOAP, and the momentum is bias-corrected.
     """
-    direction = scale_by_kl_shampoo(
-        betas,
-        eps,
-        adam_eps,
-        precondition_frequency=precondition_frequency,
-        max_precondition_dim=max_precondition_dim,
-        merge_dims=merge_dims,
-        stagger=stagger,
-    )
+    direction = scale_by_kl_shampoo(betas, eps, adam_eps, **options)
     return decayed_from_second_step(direction, lr, weight_decay)
 
 
