@@ -4,6 +4,7 @@ from collections.abc import Callable
 from collections.abc import Mapping
 from typing import Annotated
 from typing import Any
+from typing import Literal
 import torch
 from torch import Tensor
 from gradtx.base.exact import Scalar
@@ -1684,7 +1685,7 @@ def line_search(
     c1: Annotated[Scalar, '(0, 1)'] = 0.0001,
     start: Positive = 1.0,
     growth: Annotated[Scalar, '[1, inf)'] | None = None,
-    conditions: str = "armijo",
+    conditions: Literal['armijo', 'strong_wolfe'] = "armijo",
     c2: Annotated[Scalar, '(0, 1)'] = 0.9,
     *,
     state_dtype: StateDtype | None = None,
@@ -3667,7 +3668,7 @@ def with_lookahead(
     tx: GradientTransformation,
     k: Count = 5,
     alpha: Fraction = 0.5,
-    pullback_momentum: str = "none",
+    pullback_momentum: Literal['none', 'reset', 'pullback'] = "none",
     *,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
