@@ -592,6 +592,11 @@ class FactoryCall(GradientTransformation):
             body = self._body
         scope = scope.of(self).stored_as(self._storage)
         if isinstance(body, Combinator):
+            scope.own = {
+                name: value
+                for name, value in arguments.items()
+                if name not in spec.inner
+            }
             return body.expand(scope, spec.name)
         if isinstance(body, GradientTransformation):
             return self._expand_chain(body, arguments, scope)

@@ -7,6 +7,7 @@ operations run again from the start with the sums known so far.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -35,7 +36,7 @@ Slots: TypeAlias = dict[Path, dict[str, Tensor]]
 
 
 class BlockRun(Run):
-    """A run for one block: it returns the block's slots and collects new shared values."""
+    """A run for one block: it returns the block's slots, and passes on shared values, which do not depend on it."""
 
     def __init__(self, outer: Run, slots: Slots):
         super().__init__()
@@ -44,6 +45,7 @@ class BlockRun(Run):
         self.known_extras = outer.known_extras
         self.leaf_extras = outer.leaf_extras
         self.stages = outer.stages
+        self.new_shared = outer.new_shared
         self._outer = outer
         self._slots = slots
 
@@ -111,7 +113,7 @@ class OfBlock:
     def choose(self, name: str, tensor: Any) -> Any:
         if tensor is not None and not is_lazy(tensor):
             self._division.check(name, tensor.shape)
-            blocks, *_ = self._division.batches(full_tensor(tensor.detach()))
+            blocks = self._division.batch(0, full_tensor(tensor.detach()))
             no_blocks = not len(blocks)
             tensor = blocks.new_zeros(blocks.shape[1:]) if no_blocks else blocks[0]
         return self._selector.choose(name, tensor)
@@ -237,7 +239,7 @@ class Batch:
         totals: The sums that the operations have requested so far.
         stop: The position of the operation that waits for another sum; None if the blocks have finished.
         results: The terms of that sum; or the results of the blocks: "update", "active", and by path and name the new
-            "slots", the initial slots in "starts" and the "shared" values.
+            "slots" and the initial slots in "starts".
     """
 
     numbers: list[int]
@@ -278,34 +280,24 @@ class Pieces:
     def _stack(self) -> None:
         """Stack the tensors of the blocks."""
         leaf = self._leaf
-        tensors = {"update": leaf.update, "param": leaf.param}
+        tensors: dict[str, Any] = {"update": leaf.update, "param": leaf.param}
         if leaf.grad is not leaf.update:
             tensors["grad"] = leaf.grad
-        extras = {
+        tensors["extras"] = {
             name: value
             for name, value in leaf.extras.items()
             if isinstance(value, Tensor) and value.shape == self._like.shape
         }
+        tensors = {name: value for name, value in tensors.items() if value is not None}
+        tensors = map_tensors(self._plain, tensors)
         # At init also for the keys of codes that round at random.
         draws = leaf.run.initial or any(each.random for each in self._operations)
-        stacked = zip(
-            self._batches, self._divided(tensors), self._divided(extras), strict=True
-        )
-        for batch, inputs, extras_of_batch in stacked:
-            slots = self._slots_of(batch)
-            batch.inputs = {**inputs, "extras": extras_of_batch, "slots": slots}
+        for i, batch in enumerate(self._batches):
+            division = functools.partial(self._division.batch, i)
+            batch.inputs = map_tensors(division, tensors)
+            batch.inputs["slots"] = self._slots_of(batch)
             if draws:
                 batch.inputs["stream"] = self._stream_keys(batch)
-
-    def _divided(self, tensors: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """Return the blocks of some tensors, by batch and name."""
-        divided = [{} for _ in self._batches]
-        for name, tensor in tensors.items():
-            if tensor is not None:
-                batches = self._division.batches(self._plain(tensor))
-                for blocks, stacked in zip(divided, batches, strict=True):
-                    blocks[name] = stacked
-        return divided
 
     def _slots_of(self, batch: Batch) -> Slots:
         """Return the slots of a batch; those of a single batch are stored that way."""
@@ -377,7 +369,7 @@ class Pieces:
 
     def _mapped(
         self, batch: Batch, function: Callable[[BlockLeaf], Mapping[str, Any]]
-    ) -> dict[str, Any]:
+    ) -> Mapping[str, Any]:
         """Apply `function` to every block as a leaf; return its results, stacked."""
 
         def apply_to_block(inputs: dict[str, Any]) -> Mapping[str, Any]:
@@ -388,14 +380,8 @@ class Pieces:
         # Vmap rejects empty dimensions: one block of zeros determines the results' keys and shapes.
         if not count:
             inputs = map_tensors(lambda x: x.new_zeros((1, *x.shape[1:])), inputs)
-        stacked: dict[str, Any] = {}
-        for key, result in torch.vmap(apply_to_block)(inputs).items():
-            # Shared values do not depend on the block, so those of the block of zeros are valid.
-            is_by_block = key != "shared"
-            stacked[key] = (
-                map_tensors(lambda x: x[:count], result) if is_by_block else result
-            )
-        return stacked
+        results = torch.vmap(apply_to_block)(inputs)
+        return results if count else map_tensors(lambda x: x[:0], results)
 
     # Results.
 
@@ -417,10 +403,6 @@ class Pieces:
         results = [batch.results for batch in self._batches]
         leaf.new.update(self._united("slots"))
         leaf.starts.update(self._united("starts"))
-        for path, values in results[0]["shared"].items():
-            new_shared = leaf.run.new_shared.setdefault(path, {})
-            for name, value in values.items():
-                new_shared.setdefault(name, value[0])
         if "active" in results[0]:
             leaf.active = torch.cat([result["active"] for result in results]).any()
         updates = [result["update"] for result in results]
@@ -484,7 +466,6 @@ def _results(block: Leaf, whole: Leaf) -> dict[str, Any]:
         "update": block.update,
         "slots": block.new,
         "starts": block.starts,
-        "shared": block.run.new_shared,
     }
     if block.active is not None and block.active is not whole.active:
         results["active"] = block.active

@@ -22,14 +22,14 @@ class Division:
 
     def groups(self, x: Tensor) -> list[list[int]]:
         """Return the indices of the blocks in each batch."""
-        return [list(range(len(batch))) for batch in self.batches(x)]
+        return [list(range(len(self.batch(0, x))))]
 
-    def batches(self, x: Tensor) -> list[Tensor]:
-        """Return the blocks, one batch per shape."""
+    def batch(self, i: int, x: Tensor) -> Tensor:
+        """Return the blocks of the i-th batch."""
         raise NotImplementedError
 
     def whole(self, batches: list[Tensor], like: Tensor) -> Tensor:
-        """Invert `batches`, for a tensor shaped like `like`."""
+        """Return the tensor with these batches of blocks, shaped like `like`."""
         return batches[0].reshape(like.shape)
 
 
@@ -48,10 +48,10 @@ class EvenParts(Division):
                 f"which is not divisible by heads={self.heads}"
             )
 
-    def batches(self, x: Tensor) -> list[Tensor]:
+    def batch(self, i: int, x: Tensor) -> Tensor:
         shape = (self.heads, x.shape[self.dim] // self.heads)
         parts = cast("Tensor", x.unflatten(self.dim, shape))
-        return [parts.movedim(self.dim % x.ndim, 0)]
+        return parts.movedim(self.dim % x.ndim, 0)
 
     def whole(self, batches: list[Tensor], like: Tensor) -> Tensor:
         return batches[0].movedim(0, self.dim % like.ndim).reshape(like.shape)
@@ -61,17 +61,17 @@ class EvenParts(Division):
 class LeadingIndices(Division):
     """Create one block for each index of the leading dimensions."""
 
-    batch: int
+    dims: int
 
     def check(self, name: str, shape: Sequence[int]) -> None:
-        if len(shape) <= self.batch:
+        if len(shape) <= self.dims:
             raise ValueError(
-                f"blocks: leaf {name!r} has shape {tuple(shape)}, but batch={self.batch} requires more than "
-                f"{self.batch} dimensions"
+                f"blocks: leaf {name!r} has shape {tuple(shape)}, but batch={self.dims} requires more than "
+                f"{self.dims} dimensions"
             )
 
-    def batches(self, x: Tensor) -> list[Tensor]:
-        return [x.flatten(0, self.batch - 1)]
+    def batch(self, i: int, x: Tensor) -> Tensor:
+        return x.flatten(0, self.dims - 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,8 +80,8 @@ class EqualRuns(Division):
 
     size: int
 
-    def batches(self, x: Tensor) -> list[Tensor]:
-        return [x.reshape((len(x) // self.size, self.size, *x.shape[1:]))]
+    def batch(self, i: int, x: Tensor) -> Tensor:
+        return x.reshape((len(x) // self.size, self.size, *x.shape[1:]))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,9 +102,9 @@ class ListedBlocks(Division):
             indices_of_shape.setdefault(block.shape, []).append(i)
         return list(indices_of_shape.values())
 
-    def batches(self, x: Tensor) -> list[Tensor]:
+    def batch(self, i: int, x: Tensor) -> Tensor:
         blocks = self.split(x)
-        return [torch.stack([blocks[i] for i in group]) for group in self.groups(x)]
+        return torch.stack([blocks[number] for number in self.groups(x)[i]])
 
     def whole(self, batches: list[Tensor], like: Tensor) -> Tensor:
         block_of_index: dict[int, Tensor] = {}
@@ -178,7 +178,7 @@ def local_blocks(division: Division, like: Any) -> LocalBlocks | None:
     if ranks is None:
         return None
     rows = like.shape[0]
-    if isinstance(division, LeadingIndices) and division.batch == 1:
+    if isinstance(division, LeadingIndices) and division.dims == 1:
         return division, rows
     if not isinstance(division, EvenParts) or division.dim % like.ndim:
         return None

@@ -108,7 +108,7 @@ class Frame(Combinator):
             trees are not among them.
         takes_none: A slot shaped like the parameter. If set, leaves without a gradient also enter: `enter` receives
             None as their update, and the functions must apply `ctx.keep` to their slots.
-        agree: Hyperparameters that must agree across the groups of an optimizer.
+        agree: Hyperparameters that must agree across the groups of an optimizer; with `gradient`, all of them must.
         elementwise: Whether `enter` and `leave` compute every entry independently.
         whole: Whether `enter` and `leave` need whole leaves instead of shards, and no sums. The owner of a sharded leaf
             then runs them and the inner transformation, as for rules with `per_tensor(whole=True)`.
@@ -150,7 +150,7 @@ class Frame(Combinator):
             )
 
     def rejects(self) -> tuple[str, ...]:
-        rejected: list[str] = []
+        rejected = []
         if self.leave is not None or isinstance(self.inner, Mapping):
             rejected.append("rounds")
         # Such a leaf does not enter, but an inner combinator may update it.
@@ -168,8 +168,7 @@ class Frame(Combinator):
         if self.gradient is not None:
             assert isinstance(inner, GradientTransformation)
             functions = Functions.of(self.gradient, name)
-            agree = dict(self.agree)
-            operation = GradientOperation(path, scope, name, functions, agree)
+            operation = GradientOperation(path, scope, name, functions, scope.own)
             inside = scope.child(0, changed=False)
             inside.changed = False
             return [operation, *inner._expand(inside)]
@@ -255,13 +254,14 @@ class InnerState:
         leaf.new = new
         return values
 
-    def replace(self, leaf: Leaf, values: Mapping[str, Tensor]) -> None:
-        """Replace the slots that are among `values`."""
+    def replace(self, leaf: Leaf, values: Mapping[str, Any], ctx: FrameContext) -> None:
+        """Replace the slots that are among `values`, unless the leaf is skipped."""
         for name, path, slot in list(self._names(leaf)):
             if name in values:
                 slots = self._slots(path, leaf)
+                value = ctx.keep(values[name], ctx.inner[name])
                 store = self.run.stores[path]
-                leaf.new[path] = store.changed(slot, values[name], slots, leaf)
+                leaf.new[path] = store.changed(slot, value, slots, leaf)
 
 
 class Enter(RuleOperation):
@@ -376,7 +376,7 @@ class Enter(RuleOperation):
             for i, (arm, tx) in enumerate(txs.items())
         }
         takes = any(takes_none(operations) for operations in arms.values())
-        inner: list[Any] = []
+        inner = []
         for arm, operations in arms.items():
             inner += [*operations, NextArm(self, arm, takes)]
         return self.between(inner)
@@ -620,7 +620,7 @@ class Leave(RuleOperation):
         leaf.active = active
 
     def _finish_inner(self, call: Call, new: Mapping[str, Any]) -> None:
-        """Store the inner slots that `leave` returned, unless the leaf is skipped."""
+        """Store the inner slots that `leave` returned."""
         if not self._frame.inner_slots:
             raise TypeError(
                 f"{self.rule.name}: leave returned a third value (new inner slots); list these slots in inner_slots="
@@ -628,11 +628,7 @@ class Leave(RuleOperation):
         context = call.context
         assert isinstance(context, FrameContext)
         check_inner(self.rule.name, new, context.inner)
-        accepted = {
-            name: context.keep(value, context.inner[name])
-            for name, value in new.items()
-        }
-        self._enter.inner.replace(call.leaf, accepted)
+        self._enter.inner.replace(call.leaf, new, context)
 
     def follow(self, position: Position) -> None:
         if self._frame.clock is not None and self._frame.clock.counts:

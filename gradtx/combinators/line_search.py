@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -114,16 +114,7 @@ def line_search(
             sizes["next_size"] = torch.where(moves, growth * length, shrink * first)
         return scaled, sizes
 
-    agree = {
-        "max_steps": max_steps,
-        "shrink": shrink,
-        "c1": c1,
-        "start": start,
-        "growth": growth,
-        "wolfe": conditions == "strong_wolfe",
-        "c2": c2,
-    }
-    return Search(tx, Functions(init, update), agree)
+    return Search(tx, Functions(init, update))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,12 +123,11 @@ class Search(Combinator):
 
     inner: GradientTransformation
     functions: Functions
-    agree: dict[str, Any]
 
     def expand(self, scope: Scope, name: str) -> list[Any]:
         path = scope.claim(name)
         inner = self.inner._expand(scope.inside(path, 0))
-        operation = TreeOperation(path, scope, name, self.functions, self.agree)
+        operation = TreeOperation(path, scope, name, self.functions, scope.own)
         return [*inner, operation]
 
 
@@ -189,8 +179,7 @@ def backtracked(line: Line, first: Tensor, max_steps: int, shrink: Any) -> Tenso
     return accepted
 
 
-@dataclasses.dataclass(frozen=True)
-class End:
+class End(NamedTuple):
     """A length, and the loss and slope at that length."""
 
     length: Tensor
@@ -199,11 +188,8 @@ class End:
 
     def where(self, choice: Tensor, otherwise: End) -> End:
         """Return this end where `choice` is true, else `otherwise`."""
-        return End(
-            torch.where(choice, self.length, otherwise.length),
-            torch.where(choice, self.value, otherwise.value),
-            torch.where(choice, self.slope, otherwise.slope),
-        )
+        ends = zip(self, otherwise, strict=True)
+        return End(*(torch.where(choice, a, b) for a, b in ends))
 
 
 def wolfe(line: Line, first: Tensor, max_steps: int, c2: Any) -> Tensor:

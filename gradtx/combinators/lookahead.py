@@ -8,7 +8,7 @@ import torch
 
 from gradtx.algorithms.averaging import synchronized
 from gradtx.arguments import Count, Fraction
-from gradtx.combinators.frame import Frame, Values
+from gradtx.combinators.frame import Frame
 from gradtx.rules import combinator
 from gradtx.transform import GradientTransformation
 
@@ -70,7 +70,7 @@ def with_lookahead(
         update = ctx.keep(torch.where(now, new["slow"] - param, update), update)
         if pullback_momentum == "none":
             return update, new
-        momenta: Values = {}
+        momenta = {}
         for i, (name, momentum) in enumerate(ctx.inner.items()):
             start = torch.zeros_like(momentum)
             if pulls_back:

@@ -66,26 +66,21 @@ def qk_clip(
 
     Source: Kimi K2 2025, MuonClip, arXiv:2507.20534. Departures: none. Momentum is not clipped.
     """
-    _check_roles(roles)
-    powers = {"query": alpha, "key": 1 - alpha, "query_rotary": 1.0}
-    branches: dict[Any, Any] = {False: chain()}
-    for i, (pattern, value) in enumerate(roles.items()):
-        check_not_empty("qk_clip: roles", pattern)
-        logits, role = _checked(pattern, value)
-        if role == "key_rotary":
-            branches[str(i)] = chain()
-        else:
-            branches[str(i)] = _shrink_heads(logits, tau, powers[role])
-    labels = tuple(map(str, range(len(roles))))
-    wheres = tuple(patterns("qk_clip", pattern) for pattern in roles)
-    return Fork(Selector("qk_clip", labels, wheres), branches)
-
-
-def _check_roles(roles: Any) -> None:
     if not isinstance(roles, Mapping) or not roles:
         raise TypeError(
             f"qk_clip: roles must be a dict of pattern -> (name, role), got {describe(roles)}"
         )
+    powers = {"query": alpha, "key": 1 - alpha, "query_rotary": 1.0}
+    branches: dict[Any, Any] = {}
+    for i, (pattern, value) in enumerate(roles.items()):
+        check_not_empty("qk_clip: roles", pattern)
+        logits, role = _checked(pattern, value)
+        shrinks = role in powers
+        link = _shrink_heads(logits, tau, powers[role]) if shrinks else chain()
+        branches[str(i)] = link
+    wheres = tuple(patterns("qk_clip", pattern) for pattern in roles)
+    selector = Selector("qk_clip", tuple(branches), wheres)
+    return Fork(selector, {False: chain(), **branches})
 
 
 def _checked(pattern: str, value: Any) -> tuple[str, str]:

@@ -86,13 +86,11 @@ def schedule_free(
     sign = -1.0 if descends else 1.0
 
     def init(param):
-        if averaging is not None:
-            return {"z": param}
-        return {
-            "z": param,
-            "lr_max": exact(-1.0, param.device),
-            "weight_sum": exact(0.0, param.device),
-        }
+        slots = {"z": param}
+        if averaging is None:
+            slots["lr_max"] = exact(-1.0, param.device)
+            slots["weight_sum"] = exact(0.0, param.device)
+        return slots
 
     def share_of(rate, state, ctx):
         """Return the share of the new point in the average, and the slots that determine the next share."""

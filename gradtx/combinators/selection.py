@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -38,10 +39,9 @@ class Fork(Combinator):
     def expand(self, scope: Scope, name: str) -> list[Any]:
         path = scope.claim(name)
         scope.run.selectors.append(self._fork)
-        blocks: dict[Any, Block] = {}
+        blocks = {}
         for i, (label, tx) in enumerate(self._txs.items()):
-            branch_path = (*path, label) if self._fork.names_branches else path
-            inside = scope.branch(branch_path, i)
+            inside = scope.branch(path if self.selector is None else (*path, label), i)
             blocks[label] = Block(tx._expand(inside), inside.frozen)
         return [Branch(path, self._fork, blocks)]
 
@@ -82,12 +82,6 @@ def partition(
         >>> tx.update(grads, tx.init(grads))[0]
         {'head': {'w': tensor([-1., -1.])}, 'body': {'w': tensor([0., 0.])}}
     """
-    _check_transforms(transforms)
-    return Fork(_selector_of(labels, tuple(transforms)), transforms)
-
-
-def _check_transforms(transforms: Any) -> None:
-    """Raise an error unless this is a dict of label -> transformation."""
     if not isinstance(transforms, Mapping) or not transforms:
         raise TypeError(
             f"partition: transforms must be a dict of label -> transformation, got {describe(transforms)}"
@@ -98,6 +92,7 @@ def _check_transforms(transforms: Any) -> None:
             raise ValueError(
                 f"partition: label {label!r} must be a string without dots"
             )
+    return Fork(_selector_of(labels, tuple(transforms)), transforms)
 
 
 def _selector_of(labels: Any, branches: tuple[str, ...]) -> Selector:
@@ -145,16 +140,15 @@ def masked(tx: GradientTransformation, where: Static[Where]):
     return Fork(Selector.of("masked", where), {True: tx, False: chain()})
 
 
+@dataclasses.dataclass(frozen=True)
 class Frozen(Combinator):
     """Exclude leaves from the enclosing chain."""
 
-    def __init__(self, where: Selector):
-        self._where = where
+    where: Selector
 
     def expand(self, scope: Scope, name: str) -> list[Any]:
-        path = scope.claim(name)
-        scope.run.selectors.append(self._where)
-        scope.frozen.append((path, self._where))
+        scope.run.selectors.append(self.where)
+        scope.frozen.append((scope.claim(name), self.where))
         return []
 
 

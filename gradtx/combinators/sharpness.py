@@ -64,7 +64,6 @@ def _around(
     rho: Any,
     adaptive: bool,
     eps: Any,
-    **agree: Any,
 ) -> Frame:
     """Pass the base what `combined` makes of the gradient and of the one at the point of `sam`."""
 
@@ -73,8 +72,7 @@ def _around(
         uphill = _uphill(ctx, grads, params, weights, rho, eps)
         return combined(grads, uphill), state
 
-    agree = {"rho": rho, "adaptive": adaptive, "eps": eps, **agree}
-    return Frame(base, gradient=update, agree=agree)
+    return Frame(base, gradient=update)
 
 
 def _zeros(slot: str) -> Callable[[Tree], dict[str, Tree]]:
@@ -179,8 +177,7 @@ def asam(
         }
         return _uphill(ctx, grads, params, weights, rho, eps), state
 
-    agree = {"rho": rho, "eta": eta, "eps": eps, "mask": mask}
-    return Frame(base, gradient=update, agree=agree)
+    return Frame(base, gradient=update)
 
 
 @combinator(needs=("grad_fn", "params"))
@@ -235,7 +232,7 @@ def gsam(
             for name, g in grads.items()
         }
 
-    return _around(base, combined, rho, adaptive, eps, alpha=alpha)
+    return _around(base, combined, rho, adaptive, eps)
 
 
 @combinator(needs=("grad_fn", "params"))
@@ -282,7 +279,7 @@ def wsam(
     def combined(grads, uphill):
         return {name: g + alpha * (uphill[name] - g) for name, g in grads.items()}
 
-    return _around(base, combined, rho, adaptive, eps, gamma=gamma)
+    return _around(base, combined, rho, adaptive, eps)
 
 
 @combinator(needs=("grad_fn", "params"))
@@ -356,8 +353,7 @@ def looksam(
         new, sharpness = ctx.every(k, 1, perturb, reuse)
         return new, {"sharpness": sharpness}
 
-    agree = {"rho": rho, "k": k, "alpha": alpha, "adaptive": adaptive, "eps": eps}
-    return Frame(base, gradient=(_zeros("sharpness"), update), agree=agree)
+    return Frame(base, gradient=(_zeros("sharpness"), update))
 
 
 @combinator(needs=("grad_fn", "params"))
@@ -416,11 +412,4 @@ def friendly_sam(
         uphill = _uphill(ctx, directions, params, weights, rho, eps)
         return uphill, {"exp_avg": means}
 
-    agree = {
-        "rho": rho,
-        "sigma": sigma,
-        "lmbda": lmbda,
-        "adaptive": adaptive,
-        "eps": eps,
-    }
-    return Frame(base, gradient=(_zeros("exp_avg"), update), agree=agree)
+    return Frame(base, gradient=(_zeros("exp_avg"), update))

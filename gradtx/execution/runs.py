@@ -294,6 +294,7 @@ class Scope:
         restarts: Whether an enclosing combinator restarts its inner transformation in this call.
         names: How often each stage name has been claimed at this path.
         space: The innermost enclosing combinator that changes coordinates, if any.
+        own: The hyperparameters of the combinator that expands here.
         lag: How many steps the clock of the leaves is behind `count`.
         passed: The transformations that the enclosing alias, or link that stands for a chain, received, with their
             places, which they keep inside.
@@ -312,6 +313,7 @@ class Scope:
     )  # dynamo takes no dict[...]()
     space: SpaceRun | None = None
     passed: Passed = ()
+    own: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     lag: int = 0
 
     def finished_updates(self) -> Any:

@@ -75,7 +75,7 @@ class TreeOperation(Operation):
         scope: Scope,
         name: str,
         functions: Functions,
-        agree: dict[str, Any] | None = None,
+        agree: Mapping[str, Any] | None = None,
     ):
         if scope.restarts is not False:
             raise TypeError(
