@@ -16,7 +16,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 from common import Shapes, gpt, interleaved, machine, parameters, ratio
 
@@ -188,7 +188,7 @@ def heavyball_kron(params: list[torch.Tensor]) -> Step:
     return with_gradients(installed("heavyball").PSGDKron(params, **KRON), params)
 
 
-def gradtx_kron(probes: str) -> Make:
+def gradtx_kron(probes: Literal["expected", "random"]) -> Make:
     return lambda params: gradtx.optim.PSGDKron(params, **KRON, probes=probes).step
 
 

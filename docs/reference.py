@@ -8,14 +8,16 @@ from __future__ import annotations
 import functools
 import inspect
 import re
+import sys
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import algorithms
 from sphinx.util.inspect import stringify_signature
+from sphinx.util.typing import stringify_annotation
 
 import gradtx
 
@@ -298,9 +300,35 @@ def without_self(signature: inspect.Signature) -> inspect.Signature:
 
 
 def signature(value: Any) -> str:
+    shown = inspect.signature(value)
+    names = vars(sys.modules[getattr(value, "_alias", value).__module__])
+    parameters = [
+        p.replace(annotation=written_out(p.annotation, names))
+        for p in shown.parameters.values()
+    ]
     return stringify_signature(
-        inspect.signature(value), unqualified_typehints=True, show_annotation=True
+        shown.replace(parameters=parameters),
+        unqualified_typehints=True,
+        show_annotation=True,
     )
+
+
+def written_out(annotation: Any, names: dict[str, Any]) -> Any:
+    """Replace private names in an annotation, such as those of choices, with what they stand for."""
+
+    def meaning(match: re.Match[str]) -> str:
+        name = match[0]
+        kind = get_origin(names.get(name))
+        if name in gradtx.__all__ or kind not in (Literal, Annotated):
+            return name
+        if kind is Literal:
+            return f"Literal{list(get_args(names[name]))}"
+        first, *_ = get_args(names[name])
+        return stringify_annotation(first, "smart")
+
+    if not isinstance(annotation, str):
+        return annotation
+    return re.sub(r"(?<![\"'\w.])[A-Z]\w+(?![\"'])", meaning, annotation)
 
 
 def directive(

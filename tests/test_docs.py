@@ -1,5 +1,6 @@
 """Documentation that is checked against the code: the page of algorithms, and the form of docstrings."""
 
+import ast
 import inspect
 import re
 import runpy
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 import gradtx
+from gradtx.algorithms import averaging
 from tests.conformance import SHAPES, all_cases, factories
 
 ROOT = Path(__file__).parent.parent
@@ -136,3 +138,22 @@ def test_a_docstring_names_every_slot_and_what_may_be_missing(case):
         named = set(re.findall(r"`(\w+?)(?:_0|_i)?`", told)) | set(map(str, case.arguments.values()))
         assert set(slots(tx.init(case.noise()))) <= named
     assert all(f"`{need}`" in section(case.factory, "Raises") for need in tx.needs)
+
+
+def lines_of_code(factory):
+    """How many lines a factory has without blank lines, comments and docstrings."""
+    source = inspect.getsource(inspect.unwrap(factory))
+    docstring = ast.parse(source).body[0].body[0]
+    lines = source.splitlines()
+    del lines[docstring.lineno - 1 : docstring.end_lineno]
+    return sum(line.strip() != "" and not line.strip().startswith("#") for line in lines)
+
+
+def test_the_page_on_rules_counts_our_lines():
+    page = (DOCS / "howto/write-a-transformation.md").read_text(encoding="utf-8")
+    lion = lines_of_code(gradtx.scale_by_lion) + lines_of_code(gradtx.lion)
+    soap = lines_of_code(gradtx.scale_by_soap) + lines_of_code(gradtx.soap)
+    lookahead = lines_of_code(gradtx.lookahead) + lines_of_code(averaging.synchronized)
+    assert f"| Lion, link and optimizer | {lion} |" in page
+    assert f"| lookahead | {lookahead} |" in page
+    assert f"| SOAP, link and optimizer | {soap}, " in page

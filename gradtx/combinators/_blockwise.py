@@ -27,7 +27,7 @@ from gradtx.base.errors import Path
 from gradtx.base.tree import map_tensors
 from gradtx.combinators._division import Division, LocalBlocks, local_blocks
 from gradtx.distributed.layouts import placements_by_rows
-from gradtx.execution.execute import Block, Leaf, Operation, Position
+from gradtx.execution.execute import Block, Leaf, Operation, Position, complex_error
 from gradtx.execution.runs import LateTerm, Run
 from gradtx.state.random import name_key
 from gradtx.transform import GradientTransformation
@@ -142,6 +142,8 @@ class DividedBlock(Block):
         self._alone = alone
 
     def for_leaf(self, leaf: Any) -> list[Any]:
+        if leaf.is_complex:
+            raise complex_error("blocks", leaf)
         inner = super().for_leaf(Choosing(leaf, self._division))  # type: ignore[arg-type]
         program = Program(inner, self._division)
         operations = [InBlocks(program, position) for position in range(len(inner))]
@@ -182,7 +184,6 @@ class InBlocks(Operation):
     """
 
     elementwise = False
-    takes_complex = False
     compiles = False
 
     def __init__(self, program: Program, position: int):

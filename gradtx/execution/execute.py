@@ -418,10 +418,15 @@ def _check_takes_complex(leaf: Leaf, program: Iterable[Operation]) -> None:
     for operation in program:
         if not operation.takes_complex:
             link = [part for part in operation.path if part][-1]
-            raise TypeError(
-                f"{link}: leaf {leaf.name!r} is complex, which this link does not support because it depends on more "
-                f"than entries and norms; {REMEDY}, or send the leaf to another transformation with partition(...)"
-            )
+            raise complex_error(link, leaf)
+
+
+def complex_error(link: str, leaf: Leaf) -> TypeError:
+    """Return the error for a link that cannot process a complex leaf."""
+    return TypeError(
+        f"{link}: leaf {leaf.name!r} is complex, which this link does not support because it depends on more "
+        f"than entries and norms; {REMEDY}, or send the leaf to another transformation with partition(...)"
+    )
 
 
 def checks_extras(operations: list[Any]) -> bool:
