@@ -15,8 +15,8 @@ from gradtx.base.messages import describe, warn_user
 from gradtx.base.selectors import in_model
 from gradtx.optim._groups import ENGINE_OPTIONS, Group, GroupView, params_of
 from gradtx.optim._match_saved import is_count, matched, misfits_of
-from gradtx.optim._member import Layout
 from gradtx.optim._state import Initial, State, States
+from gradtx.programs.layout import Layout
 from gradtx.transform import Entry
 
 # The names of `decoupled_weight_decay` in qhoptim and pytorch_optimizer, each with the value that enables it.

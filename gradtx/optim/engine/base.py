@@ -15,10 +15,10 @@ from gradtx.distributed.owners import OwnedRegion
 from gradtx.execution.execute import FROZEN, Leaf, Operation
 from gradtx.optim._member import Count, Member
 from gradtx.optim._step_input import StepInput
-from gradtx.optim.engine.family import Family, Pairs
+from gradtx.optim.engine.family import Family, LeafKind, Pairs
 from gradtx.optim.engine.plan import Plan, fingerprint_of, overlapping
-from gradtx.optim.engine.signature import LeafKind, Signature
 from gradtx.optim.engine.views import OddTensorError, alias, is_positional
+from gradtx.programs.function import Signature
 
 logger = logging.getLogger("gradtx")
 READS_SHAPE = "a rule reads the shape of its leaf"

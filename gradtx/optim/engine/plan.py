@@ -15,7 +15,6 @@ from gradtx.base.dtensor import local
 from gradtx.optim._member import Member
 from gradtx.optim._step_input import StepInput
 from gradtx.optim.engine.bundle import Bundle
-from gradtx.optim.engine.signature import dtype_and_shape
 
 
 class Plan:
@@ -125,6 +124,11 @@ def fingerprint_of(step_input: StepInput, members: list[Member]) -> tuple[Any, .
         step_input.scaling is not None,
         step_input.on_host,
     )
+
+
+def dtype_and_shape(tensor: Tensor | None) -> tuple[torch.dtype, torch.Size] | None:
+    """Return the properties of a gradient or an extra that a plan depends on."""
+    return None if tensor is None else (tensor.dtype, tensor.shape)
 
 
 class Span(NamedTuple):
