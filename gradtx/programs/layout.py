@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -59,6 +59,24 @@ class Layout(NamedTuple):
             owned.update(slots.get(path, {}).values())
         coded = {path: codecs for path, codecs in codes.items() if codecs}
         return cls(slots, shared, frozenset(keys), coded, frozenset(owned))
+
+    @classmethod
+    def keyed_by_place(
+        cls,
+        slots: Iterable[tuple[Path, str]],
+        shared: Iterable[tuple[Path, str]],
+        codes: Mapping[Path, Mapping[str, Codec]],
+    ) -> Layout:
+        """Return a layout of these slots and shared values, whose keys are their paths."""
+        places: tuple[dict[Path, dict[str, str]], ...] = ({}, {})
+        keys: set[str] = set()
+        for names, keys_of_stages in zip((slots, shared), places, strict=True):
+            for path, name in names:
+                key = keys_of_stages.setdefault(path, {})[name] = ".".join(
+                    (*path, name)
+                )
+                keys.add(key)
+        return cls(*places, frozenset(keys), codes)
 
     @property
     def slot_keys(self) -> list[str]:
