@@ -12,9 +12,8 @@ import statistics
 import time
 from collections.abc import Callable
 
-from common import machine  # first, because it sets the allocator
-
 import torch
+from common import machine  # first, because it sets the allocator
 from torch import Tensor, nn
 from torch.func import functional_call
 from tqdm import tqdm
@@ -52,7 +51,7 @@ def loss_fn(params: Params, batch: tuple[Tensor, Tensor]) -> Tensor:
 def by_sweep(
     rates: list[float], steps: int, compiled: bool
 ) -> tuple[list[float], float]:
-    """Return the mean loss of each member, and the seconds of a step of all members: the median after the first steps."""
+    """Return the mean loss of each member, and the median seconds of a step of all members."""
     starts: list[float] = []
 
     def timed_batch(step: int) -> tuple[Tensor, Tensor]:

@@ -6,18 +6,15 @@ import itertools
 import math
 from collections.abc import Sequence
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from gradtx.base.messages import describe
 from gradtx.sweeps.settings import is_number
 
-if TYPE_CHECKING:
-    from gradtx.sweeps.result import Sweep
-
 CURVES = 5  # of the best settings
 
 
-def plot_of(result: Sweep, key: str) -> Any:
+def plot_of(result: Any, key: str) -> Any:
     """Return the figure of a sweep."""
     try:
         from matplotlib.figure import Figure
@@ -57,7 +54,7 @@ def _is_geometric(values: Sequence[float]) -> bool:
 
 def _draw_lines(
     axes: Any,
-    result: Sweep,
+    result: Any,
     rows: list[dict[str, Any]],
     axis: str | None,
     names: list[str],
@@ -110,7 +107,7 @@ def _scale_losses(axes: Any, losses: Sequence[float]) -> None:
 def _draw_map(
     figure: Any,
     axes: Any,
-    result: Sweep,
+    result: Any,
     rows: list[dict[str, Any]],
     names: list[str],
     key: str,
@@ -137,7 +134,7 @@ def _draw_map(
 
 
 def _draw_curves(
-    axes: Any, result: Sweep, rows: list[dict[str, Any]], names: list[str], key: str
+    axes: Any, result: Any, rows: list[dict[str, Any]], names: list[str], key: str
 ) -> None:
     """Draw the mean over seeds of the best settings against the step."""
     drawn: list[float] = []
