@@ -52,6 +52,7 @@ from gradtx.multitask import RotoGrad as RotoGrad
 from gradtx.base.exact import Scalar as Scalar
 from gradtx.base.exact import Schedule as Schedule
 from gradtx.arguments import Static as Static
+from gradtx.sweeps.result import Sweep as Sweep
 from gradtx.schedules import ademamix_alpha_schedule as ademamix_alpha_schedule
 from gradtx.rules import alias as alias
 from gradtx.transform import apply_updates as apply_updates
@@ -108,6 +109,7 @@ from gradtx import slots as slots
 from gradtx.algorithms.clipping import soft_row_clip as soft_row_clip
 from gradtx.functional import stack as stack
 from gradtx.schedules import step_schedule as step_schedule
+from gradtx.sweeps.run import sweep as sweep
 from gradtx.functional import train_step as train_step
 from gradtx.functional import unstack as unstack
 from gradtx.schedules import untuned_exponential_warmup as untuned_exponential_warmup
@@ -140,6 +142,7 @@ __all__ = [
     "Scalar",
     "Schedule",
     "Static",
+    "Sweep",
     "a2grad",
     "accsgd",
     "accumulate",
@@ -504,6 +507,7 @@ __all__ = [
     "stack",
     "step_schedule",
     "swats",
+    "sweep",
     "take_signs_of_gradient",
     "tam",
     "tiger",
