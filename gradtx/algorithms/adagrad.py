@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 
@@ -14,7 +14,6 @@ from gradtx.algorithms._math import (
     safe_pow,
     safe_sqrt,
 )
-from gradtx.algorithms._one_link import arguments_of
 from gradtx.algorithms.momentum import ema
 from gradtx.algorithms.scaling import scale_by_inverse_time, scale_by_learning_rate
 from gradtx.algorithms.weight_decay import decayed, with_decay
@@ -615,8 +614,7 @@ def adasmooth(
 
 
 @alias(class_name="FTRL")
-@arguments_of(scale_by_ftrl)
-def ftrl(**arguments):
+def ftrl(**arguments: Annotated[Any, scale_by_ftrl]):
     r"""FTRL-Proximal: one rate per weight, and weights that are exactly 0.
 
     Equivalent to `scale_by_ftrl`, whose updates are final: no learning rate may follow.

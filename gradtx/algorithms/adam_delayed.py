@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 import torch
 
@@ -15,7 +15,6 @@ from gradtx.algorithms._math import (
     running_mean,
     safe_sqrt,
 )
-from gradtx.algorithms._one_link import arguments_of
 from gradtx.algorithms.scaling import hold_until, scale_by_learning_rate
 from gradtx.algorithms.weight_decay import with_decay
 from gradtx.arguments import Count, Decay, Decays, NonNegative
@@ -354,8 +353,7 @@ def avagrad(
 
 
 @alias(class_name="AdaShift")
-@arguments_of(scale_by_adashift)
-def adashift(lr: NonNegative = 1e-3, **direction):
+def adashift(lr: NonNegative = 1e-3, **direction: Annotated[Any, scale_by_adashift]):
     r"""AdaShift: the mean of the last n gradients, divided by the size of the gradients before those.
 
     $p \leftarrow p - \eta m_t / (\sqrt{v_t/(1-\beta_2^{t-n})} + \epsilon)$; see `scale_by_adashift`. Nothing moves in

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 
@@ -16,7 +16,6 @@ from gradtx.algorithms._math import (
     safe_pow,
     safe_sqrt,
 )
-from gradtx.algorithms._one_link import arguments_of
 from gradtx.algorithms.adam import scale_by_adam_hat
 from gradtx.algorithms.scaling import scale_by_learning_rate
 from gradtx.algorithms.weight_decay import add_decayed_weights, initial_lr, with_decay
@@ -530,8 +529,7 @@ def diffgrad(
 
 
 @alias(class_name="FAdam")
-@arguments_of(scale_by_fadam)
-def fadam(lr: NonNegative = 1e-3, **direction):
+def fadam(lr: NonNegative = 1e-3, **direction: Annotated[Any, scale_by_fadam]):
     r"""FAdam: Adam as natural gradient descent, with gradients and decay divided by the root of the Fisher information.
 
     $p \leftarrow p - \eta (m_t + \lambda w)$, with the average $m$ of $u = g / B$ and $w = p / B$, each clipped to a

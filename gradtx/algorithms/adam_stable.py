@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated, Any
+
 from gradtx.algorithms._math import (
     adam_moments,
     corrected_root,
@@ -287,11 +289,7 @@ def scale_by_adam_stable_decay(
 
 @alias(class_name="AdamS")
 def adams(
-    lr: NonNegative = 1e-3,
-    betas: Decays = (0.9, 0.999),
-    eps: NonNegative = 1e-8,
-    weight_decay: NonNegative = 1e-4,
-    amsgrad: bool = False,
+    lr: NonNegative = 1e-3, **options: Annotated[Any, scale_by_adam_stable_decay]
 ):
     r"""AdamS: Adam with a decoupled decay scaled like its average adaptive rate (stable weight decay).
 
@@ -324,10 +322,7 @@ def adams(
     Source: Xie et al. 2020, arXiv:2011.11152. Departures: no decay as long as all gradients are zero, where the
     authors' code divides by 0. pytorch_optimizer's AdamS adds eps to $\sqrt{\bar v_t}$.
     """
-    return chain(
-        scale_by_adam_stable_decay(betas, eps, weight_decay, amsgrad),
-        scale_by_learning_rate(lr),
-    )
+    return chain(scale_by_adam_stable_decay(**options), scale_by_learning_rate(lr))
 
 
 @per_tensor(takes_complex=True)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
 from gradtx.algorithms._math import plus_decay, quotient, running_mean, safe_pow
-from gradtx.algorithms._one_link import arguments_of
 from gradtx.algorithms.weight_decay import add_decayed_weights, split_decay
 from gradtx.arguments import Count, Decay, Fraction, NonNegative, NonNegativeInt, is_off
 from gradtx.base.exact import exact
@@ -355,8 +354,7 @@ def madgrad(
 
 
 @alias(class_name="SRMM")
-@arguments_of(scale_by_srmm)
-def srmm(**arguments):
+def srmm(**arguments: Annotated[Any, scale_by_srmm]):
     r"""SRMM: stochastic regularized majorization-minimization, a step from averaged weights along averaged gradients.
 
     With $w = (n+1)^{-\beta}$, $n = t \bmod$ `memory_length`: $\bar g \leftarrow (1-w) \bar g + w g$,

@@ -15,7 +15,6 @@ from gradtx.algorithms._math import (
     running_mean,
     safe_sqrt,
 )
-from gradtx.algorithms._one_link import arguments_of
 from gradtx.algorithms.averaging import dual_averaging
 from gradtx.algorithms.scaling import descend
 from gradtx.algorithms.weight_decay import add_decayed_weights, split_decay
@@ -467,9 +466,7 @@ def dadapt_adagrad(
     lr: NonNegative = 1.0,
     momentum: Decay = 0.0,
     weight_decay: NonNegative = 0.0,
-    eps: NonNegative = 1e-6,
-    d0: Positive = 1e-6,
-    growth_rate: Annotated[Scalar, "[1, inf]"] = math.inf,
+    **options: Annotated[Any, scale_by_dadapt_adagrad],
 ):
     r"""D-Adapt AdaGrad: AdaGrad with an automatic learning rate.
 
@@ -509,7 +506,7 @@ def dadapt_adagrad(
     """
     return chain(
         add_decayed_weights(weight_decay),
-        scale_by_dadapt_adagrad(lr, momentum, eps, d0, growth_rate),
+        scale_by_dadapt_adagrad(lr, momentum, **options),
         descend(),
     )
 
@@ -521,9 +518,7 @@ def dadapt_adam(
     eps: Positive = 1e-8,
     weight_decay: NonNegative = 0.0,
     decoupled_weight_decay: bool = False,
-    use_bias_correction: bool = False,
-    d0: Positive = 1e-6,
-    growth_rate: Annotated[Scalar, "[1, inf]"] = math.inf,
+    **options: Annotated[Any, scale_by_dadapt_adam],
 ):
     r"""D-Adapt Adam: Adam with an automatic learning rate.
 
@@ -563,9 +558,7 @@ def dadapt_adam(
     coupled, decoupled = split_decay(weight_decay, decoupled_weight_decay)
     return chain(
         add_decayed_weights(coupled),
-        scale_by_dadapt_adam(
-            lr, betas, eps, decoupled, use_bias_correction, d0, growth_rate
-        ),
+        scale_by_dadapt_adam(lr, betas, eps, decoupled, **options),
         descend(),
     )
 
@@ -575,8 +568,7 @@ def dadapt_sgd(
     lr: NonNegative = 1.0,
     momentum: Decay = 0.0,
     weight_decay: NonNegative = 0.0,
-    d0: Positive = 1e-6,
-    growth_rate: Annotated[Scalar, "[1, inf]"] = math.inf,
+    **options: Annotated[Any, scale_by_dadapt_sgd],
 ):
     r"""D-Adapt SGD: SGD with an automatic learning rate.
 
@@ -617,14 +609,13 @@ def dadapt_sgd(
     """
     return chain(
         add_decayed_weights(weight_decay),
-        scale_by_dadapt_sgd(lr, momentum, d0, growth_rate),
+        scale_by_dadapt_sgd(lr, momentum, **options),
         descend(),
     )
 
 
 @alias(class_name="DAdaptAdan")
-@arguments_of(scale_by_dadapt_adan)
-def dadapt_adan(**direction):
+def dadapt_adan(**direction: Annotated[Any, scale_by_dadapt_adan]):
     r"""D-Adapt Adan: Adan with an automatic learning rate.
 
     $\delta = d \eta$, $\Delta = g_t - g_{t-1}$, $m \leftarrow \beta_1 m + (1-\beta_1) \delta g$,
@@ -667,8 +658,7 @@ def dadapt_adan(**direction):
 
 
 @alias(class_name="DAdaptLion")
-@arguments_of(scale_by_dadapt_lion)
-def dadapt_lion(**direction):
+def dadapt_lion(**direction: Annotated[Any, scale_by_dadapt_lion]):
     r"""D-Adapt Lion: Lion with an automatic learning rate.
 
     $\delta = d \eta$, $y = \mathrm{sign}(\beta_1 m + (1-\beta_1) g)$, $p \leftarrow (1 - \delta\lambda) p - \delta y$,

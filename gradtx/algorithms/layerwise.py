@@ -524,10 +524,7 @@ def lars(
     dampening: Scalar = 0.0,
     weight_decay: NonNegative = 0.0,
     nesterov: bool = False,
-    trust_coefficient: Positive = 0.001,
-    eps: NonNegative = 1e-8,
-    trust_clip: bool = False,
-    min_ndim: NonNegativeInt = 0,
+    **options: Annotated[Any, scale_by_lars],
 ):
     r"""LARS: SGD with momentum and one rate per leaf, from the norms of its weights and its gradient.
 
@@ -570,7 +567,7 @@ def lars(
     and also dampens the first step.
     """
     return chain(
-        scale_by_lars(trust_coefficient, weight_decay, eps, trust_clip, min_ndim, lr),
+        scale_by_lars(weight_decay=weight_decay, lr=lr, **options),
         trace(momentum, dampening, nesterov),
         scale_by_learning_rate(lr),
     )
@@ -712,12 +709,7 @@ def amos(
     lr: NonNegative = 1e-3,
     beta: Decay = 0.999,
     momentum: Decay = 0.0,
-    extra_l2: NonNegative = 0.0,
-    eta: Scalar | Callable[[torch.Size], float] | None = None,
-    slot: Literal["scalar", "rows", "full"] = "scalar",
-    c_coef: NonNegative = 0.25,
-    d_coef: NonNegative = 0.25,
-    eps: Positive = 2**-125,
+    **options: Annotated[Any, scale_by_amos],
 ):
     r"""Amos: Adam-like steps in units of the weights, with rate and decay that adapt to the progress of training.
 
@@ -758,8 +750,6 @@ def amos(
     the maximum.
     """
     return chain(
-        scale_by_amos(
-            lr, beta, extra_l2, eta, slot, c_coef=c_coef, d_coef=d_coef, eps=eps
-        ),
+        scale_by_amos(lr, beta, **options),
         chain() if is_off(momentum) else ema(momentum),
     )

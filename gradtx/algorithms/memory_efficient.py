@@ -510,11 +510,7 @@ def adafactor(
     eps: tuple[Positive, NonNegative] = (1e-30, 1e-3),
     clip_threshold: Positive = 1.0,
     decay_rate: Annotated[Scalar, "(-inf, 0]"] = -0.8,
-    beta1: Decay | None = None,
-    weight_decay: NonNegative = 0.0,
-    scale_parameter: bool = True,
-    relative_step: bool = True,
-    warmup_init: bool = False,
+    **options: Annotated[Any, scale_by_adafactor],
 ):
     r"""Adafactor as in the paper: factored second moments, clipped updates, and steps relative to the weights.
 
@@ -559,9 +555,7 @@ def adafactor(
     return chain(
         scale_by_factored_rms(decay_rate, eps[0]),
         clip_by_block_rms(clip_threshold),
-        scale_by_adafactor(
-            lr, eps[1], beta1, weight_decay, scale_parameter, relative_step, warmup_init
-        ),
+        scale_by_adafactor(lr, eps[1], **options),
     )
 
 

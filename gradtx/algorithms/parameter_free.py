@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 
@@ -394,12 +394,7 @@ def prodigy(
     eps: Positive = 1e-8,
     weight_decay: NonNegative = 0.0,
     decoupled_weight_decay: bool = True,
-    use_bias_correction: bool = False,
-    safeguard_warmup: bool = False,
-    d0: Positive = 1e-6,
-    d_coef: Positive = 1.0,
-    growth_rate: Annotated[Scalar, "[1, inf]"] = math.inf,
-    slice_p: Count = 1,
+    **options: Annotated[Any, scale_by_prodigy],
 ):
     r"""Prodigy: Adam with an automatic learning rate, found faster than by D-Adaptation.
 
@@ -446,19 +441,7 @@ def prodigy(
     coupled, decoupled = split_decay(weight_decay, decoupled_weight_decay)
     return chain(
         add_decayed_weights(coupled),
-        scale_by_prodigy(
-            lr,
-            betas,
-            beta3,
-            eps,
-            decoupled,
-            use_bias_correction=use_bias_correction,
-            safeguard_warmup=safeguard_warmup,
-            d0=d0,
-            d_coef=d_coef,
-            growth_rate=growth_rate,
-            slice_p=slice_p,
-        ),
+        scale_by_prodigy(lr, betas, beta3, eps, decoupled, **options),
         descend(),
     )
 

@@ -14,7 +14,6 @@ from gradtx.algorithms._math import (
     running_mean,
     safe_sqrt,
 )
-from gradtx.algorithms._one_link import arguments_of
 from gradtx.algorithms.clipping import shrink
 from gradtx.algorithms.momentum import trace
 from gradtx.arguments import Decay, Decays, NonNegative, Positive, is_off
@@ -450,8 +449,7 @@ def alig(
 
 
 @alias(class_name="MoMo")
-@arguments_of(scale_by_momo)
-def momo(**arguments):
+def momo(**arguments: Annotated[Any, scale_by_momo]):
     r"""MoMo: SGD with momentum whose rate follows the value of the loss.
 
     $p \leftarrow (p - \tau d) / (1 + \eta \lambda)$ along the mean gradient $d$, where $\tau$ is at most $\eta$ and
@@ -492,8 +490,7 @@ def momo(**arguments):
 
 
 @alias(class_name="MoMoAdam")
-@arguments_of(scale_by_momo_adam)
-def momo_adam(**arguments):
+def momo_adam(**arguments: Annotated[Any, scale_by_momo_adam]):
     r"""MoMo-Adam: Adam whose rate follows the value of the loss.
 
     $p \leftarrow (p - \tau d / D) / (1 + \eta \lambda)$ with Adam's mean gradient $d$ and denominator $D$, where $\tau$
@@ -532,8 +529,7 @@ def momo_adam(**arguments):
 
 
 @alias(class_name="AdaptiveGD")
-@arguments_of(scale_by_local_smoothness)
-def adaptive_gd(**arguments):
+def adaptive_gd(**arguments: Annotated[Any, scale_by_local_smoothness]):
     r"""Adaptive gradient descent without descent: the step size follows the local smoothness of the loss.
 
     $\lambda_t = \min(\lambda_{t-1} \sqrt{1 + a \theta}, \lVert \Delta p \rVert / (b \lVert \Delta g \rVert)) +

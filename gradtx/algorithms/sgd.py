@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated, Any
+
 import torch
 
 from gradtx.algorithms._math import largest, norm, quotient, safe_sqrt
@@ -424,9 +426,7 @@ def scale_by_gravity(
 
 
 @alias
-def gravity(
-    lr: NonNegative = 0.1, alpha: NonNegative = 0.01, beta: Decay = 0.9, seed: int = 0
-):
+def gravity(lr: NonNegative = 0.1, **options: Annotated[Any, scale_by_gravity]):
     r"""Gravity: a moving average of gradients whose large entries are pushed back toward zero.
 
     $v \leftarrow \hat\beta v + (1-\hat\beta) g / (1 + (g \max|g|)^2)$ with $\hat\beta = \frac{\beta t + 1}{t + 2}$ and
@@ -456,4 +456,4 @@ def gravity(
     Source: Bahrami and Pouriyan Zadeh 2021, arXiv:2101.09192. Departures: $v_0$ comes from gradtx's own random stream,
     not from torch's global generator.
     """
-    return chain(scale_by_gravity(lr, alpha, beta, seed), scale_by_learning_rate(lr))
+    return chain(scale_by_gravity(lr, **options), scale_by_learning_rate(lr))

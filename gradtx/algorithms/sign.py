@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 
@@ -13,7 +13,6 @@ from gradtx.algorithms._math import (
     plus_decay,
     running_mean,
 )
-from gradtx.algorithms._one_link import arguments_of
 from gradtx.algorithms.adam import scale_by_adam_hat
 from gradtx.algorithms.scaling import scale_by_learning_rate
 from gradtx.algorithms.weight_decay import with_decay
@@ -383,14 +382,7 @@ def tiger(
 
 
 @alias
-def rprop(
-    lr: NonNegative = 1e-2,
-    etas: tuple[Annotated[Scalar, "(0, 1)"], Annotated[Scalar, "(1, inf)"]] = (
-        0.5,
-        1.2,
-    ),
-    step_sizes: tuple[NonNegative, NonNegative] = (1e-6, 50.0),
-):
+def rprop(lr: NonNegative = 1e-2, **options: Annotated[Any, scale_by_rprop]):
     r"""Rprop, equivalent to torch.optim.Rprop: steps from the signs of full gradients, not for mini-batches.
 
     $\Delta \leftarrow \Delta \cdot (\eta^+, 1, \eta^-)$ where the gradient and its predecessor have the same sign, one
@@ -417,12 +409,11 @@ def rprop(
 
     Source: Riedmiller and Braun 1993; Igel and Huesken 2000 (iRprop-). Departures: none from torch.optim.Rprop.
     """
-    return scale_by_rprop(lr, etas, step_sizes)
+    return scale_by_rprop(lr, **options)
 
 
 @alias(class_name="FOCUS")
-@arguments_of(scale_by_focus)
-def focus(lr: NonNegative = 1e-2, **direction):
+def focus(lr: NonNegative = 1e-2, **direction: Annotated[Any, scale_by_focus]):
     r"""FOCUS: the sign of a momentum, plus an attraction to the average of the weights.
 
     $p \leftarrow p - \eta (\mathrm{sign}(m_t) + \gamma\, \mathrm{sign}(p - \hat p) + \lambda \hat p)$ with the average

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
@@ -15,7 +15,6 @@ from gradtx.algorithms._math import (
     running_mean,
     safe_sqrt,
 )
-from gradtx.algorithms._one_link import arguments_of
 from gradtx.algorithms.adam import scale_by_adam
 from gradtx.algorithms.muon import has_a_matrix
 from gradtx.algorithms.scaling import scale_by_learning_rate
@@ -539,8 +538,7 @@ def msvag(lr: NonNegative, beta: Decay = 0.9):
 
 
 @alias(class_name="A2Grad")
-@arguments_of(scale_by_a2grad)
-def a2grad(**arguments):
+def a2grad(**arguments: Annotated[Any, scale_by_a2grad]):
     r"""A2Grad: Nesterov's accelerated gradient with steps damped by the deviation of gradients from their mean.
 
     Equivalent to `scale_by_a2grad`.
@@ -626,8 +624,9 @@ def grokfast_adamw(
 
 
 @alias(class_name="OptimisticGradientDescent")
-@arguments_of(scale_by_optimistic_gradient)
-def optimistic_gradient_descent(lr: NonNegative, **direction):
+def optimistic_gradient_descent(
+    lr: NonNegative, **direction: Annotated[Any, scale_by_optimistic_gradient]
+):
     r"""Optimistic gradient descent: SGD that looks ahead by the last change of the gradient.
 
     $p \leftarrow p - \eta (\alpha g_t + \beta (g_t - g_{t-1}))$ with $g_0 = g_1$.
