@@ -61,21 +61,16 @@ def is_empty(statistics: Tensor) -> Tensor:
     return (statistics == 0).all()
 
 
-def iterated(statistics: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
-    """Run one step of power iteration; return the basis and its column order, largest eigenvalue first."""
+def iterated(statistics: Tensor, basis: Tensor) -> Tensor:
+    """Run one step of power iteration, with the column of the largest eigenvalue first.
+
+    Then every column returns to its place, so that what is kept for each of them need not move.
+    """
     product = statistics @ basis
     eigenvalues = (basis * product).sum(dim=0)  # diag(Q^T S Q)
     order = eigenvalues.argsort(descending=True)
     basis = orthonormal(product.index_select(1, order))
-    return basis, order
-
-
-def permuted(x: Tensor, dims: list[int], orders: list[Tensor]) -> Tensor:
-    """Reorder the entries of a tensor along dimensions; dimensions of another size, such as 1, are unchanged."""
-    for i, order in zip(dims, orders, strict=True):
-        if x.shape[i] == order.numel():
-            x = x.index_select(i, order)
-    return x
+    return basis.index_select(1, order.argsort())
 
 
 # A named tuple, because dynamo cannot trace a closure over a dataclass.
@@ -195,31 +190,17 @@ class Rotation(NamedTuple):
 
     def next_bases(
         self, new: list[Tensor], old: list[Tensor], ctx: Any
-    ) -> tuple[list[Tensor], list[Tensor] | None]:
-        """Return the bases after this step, and the order of their columns; None if it certainly did not change."""
-        orders: list[Tensor] = []
+    ) -> list[Tensor]:
+        """Return the bases after this step."""
 
         def initial() -> list[Tensor]:
             return [eigenbasis(statistics) for statistics in new]
 
         def iterate() -> list[Tensor]:
-            bases: list[Tensor] = []
-            for statistics, old_basis in zip(new, old, strict=True):
-                basis, order = iterated(statistics, old_basis)
-                bases.append(basis)
-                orders.append(order)
-            return bases
+            return list(map(iterated, new, old))
 
         refreshed = initial if self.refresh == "eigh" else iterate
-        return self._if_due(ctx, initial, refreshed, old), orders or None
-
-    def reordered(
-        self, value: Tensor, dims: list[int], orders: list[Tensor], ctx: Any
-    ) -> Tensor:
-        """Return the entries of a slot in the order of the columns if bases were refreshed in this step."""
-        return self._if_due(
-            ctx, lambda: value, lambda: permuted(value, dims, orders), value
-        )
+        return self._if_due(ctx, initial, refreshed, old)
 
     def _if_due(self, ctx: Any, first: Any, refreshed: Any, old: Any) -> Any:
         """Return `first()` in a leaf's first update, `refreshed()` at steps that refresh its bases, else `old`."""
@@ -249,8 +230,6 @@ class RotatedView(View):
         self._merged_shape = rotation.shape(update.shape)
         self._dims = rotation.dims(update.shape)
         self._bases: list[Tensor] = state["Q"] if self._dims else []
-        # The order of the columns if the bases may have been refreshed; `leave` sets it.
-        self._orders: list[Tensor] | None = None
         if rotation.refresh == "svd":
             self._bases = rotation.bases(update, self._bases, ctx)
         if rotation.start == "skip":
@@ -270,10 +249,6 @@ class RotatedView(View):
     def read(self, kind: str, value: Tensor) -> Tensor:
         if kind == "linear":
             return self.inward(value)
-        return self._with_merged_dims(value)
-
-    def _with_merged_dims(self, value: Tensor) -> Tensor:
-        """Reshape a slot that is shaped as the leaf."""
         is_of_leaf = value.shape == self._shape
         return value.reshape(self._merged_shape) if is_of_leaf else value
 
@@ -282,16 +257,6 @@ class RotatedView(View):
             return self._outward(value)
         is_of_leaf = value.shape == self._merged_shape
         return value.reshape(self._shape) if is_of_leaf else value
-
-    def renewed(self, kind: str, value: Tensor) -> Tensor:
-        # A single mean has no order.
-        if kind != "square" or self._orders is None or value.ndim == 0:
-            return value
-        merged_value = self._with_merged_dims(value)
-        ordered = self._rotation.reordered(
-            merged_value, self._dims, self._orders, self._ctx
-        )
-        return ordered.reshape(value.shape)
 
     def leave(self, update: Tensor) -> tuple[Tensor, dict[str, Any]]:
         update = self._outward(update)
@@ -307,6 +272,5 @@ class RotatedView(View):
             statistics = rotation.kl_averages(x, dims, old, bases, scales, ctx)
         else:
             statistics = rotation.averages(x, dims, old)
-        bases, self._orders = rotation.next_bases(statistics, bases, ctx)
-        self.renews = self._orders is not None
+        bases = rotation.next_bases(statistics, bases, ctx)
         return update, {"GG": statistics, "Q": bases}

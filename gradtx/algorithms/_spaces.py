@@ -29,13 +29,11 @@ class View:
 
     Attributes:
         takes_part: Whether the inner transformation takes part in this call; a tensor if the host does not know.
-        renews: Whether `renewed` changes inner slots after the inner transformation.
         restarts: Whether inner slots start again from their initial values; a tensor if the host does not know.
         inside: The update that the inner transformation receives.
     """
 
     takes_part: bool | Tensor = True
-    renews = False
     restarts: bool | Tensor = False
     inside: Tensor
 
@@ -58,10 +56,6 @@ class View:
 
     def write(self, kind: str, value: Tensor) -> Tensor:
         """The reverse of `read`."""
-        return value
-
-    def renewed(self, kind: str, value: Tensor) -> Tensor:
-        """Return a stored inner slot adapted to a change of the space."""
         return value
 
     def leave(self, update: Tensor) -> tuple[Tensor, dict[str, Any]]:
@@ -410,32 +404,7 @@ class LeaveSpace(RuleOperation):
         leaf.update = outside.update
         self._set_update(outside.call, update)
         self.stage.write(leaf, state, outside.call.old)
-        if view.renews:
-            self._renew(leaf, view)
         del leaf.saved[self._run]
-
-    def _renew(self, leaf: Leaf, view: View) -> None:
-        """Adapt the inner slots to the change of the space."""
-        of_space = self._enter.compute_dtype(leaf)
-        for operation in leaf.program:
-            path = operation.path
-            if not (
-                isinstance(operation, RuleOperation)
-                and self._run.contains(path)
-                and path in leaf.new
-            ):
-                continue
-            store = operation.stage.store
-            old = leaf.new[path]
-            compute_dtype = torch.promote_types(
-                operation.stage.compute_dtype(leaf), of_space
-            )
-            slots: dict[str, Tensor] = {}
-            for slot, value in store.decode_slots(old, compute_dtype, leaf).items():
-                kind = operation.rule.slot(slot).kind
-                slots[slot] = view.renewed(kind, full_tensor(value))
-            new = store.encode_slots(slots, old, leaf)
-            leaf.new[path] = leaf.unless_skipped(new, old)
 
     def evaluate(self, leaf: Leaf) -> Any:
         """Return None: a space has no weights for evaluation."""

@@ -235,7 +235,7 @@ def scale_by_kl_shampoo(
         white = whitened(rotation.merged(m), dims, Q, scales)
         u = change_basis(white, dims, Q, back=True).reshape(g.shape) / correction
         GG = rotation.kl_averages(rotation.merged(g), dims, GG, Q, scales, ctx)
-        Q, _ = rotation.next_bases(GG, Q, ctx)
+        Q = rotation.next_bases(GG, Q, ctx)
         return torch.where(first, 0.0, u), {"exp_avg": m, "GG": GG, "Q": Q}
 
     return init, update
