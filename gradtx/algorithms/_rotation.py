@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+import dataclasses
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,8 +18,7 @@ from gradtx.algorithms._matrix import (
     orthonormal,
     unfolded,
 )
-from gradtx.algorithms._spaces import Space, View
-from gradtx.transform import GradientTransformation
+from gradtx.algorithms._spaces import Coordinates, View
 
 
 def change_basis(
@@ -73,8 +73,8 @@ def iterated(statistics: Tensor, basis: Tensor) -> Tensor:
     return basis.index_select(1, order.argsort())
 
 
-# A named tuple, because dynamo cannot trace a closure over a dataclass.
-class Rotation(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Rotation(Coordinates):
     """Options of `rotated`, which documents them; `beta` and `eps` may be tensors.
 
     Attributes:
@@ -98,18 +98,16 @@ class Rotation(NamedTuple):
     of: str = "update"
     eps: Any = 0.0
 
-    def space(self, inner: GradientTransformation, reads_grad: bool = True) -> Space:
-        """Return the body of the combinator."""
-        return Space(
-            inner,
-            init=self.init,
-            view=self.view,
-            inside=self.merged,
-            stored=_in_shape_of,
-            delayed=self.start == "skip",
-            changes=self.dims,
-            reads_grad=reads_grad or self.of == "grad",
-        )
+    @property
+    def delayed(self) -> bool:
+        return self.start == "skip"
+
+    def changes(self, shape: torch.Size) -> list[int]:
+        return self.dims(shape)
+
+    def stored(self, value: Tensor, like: Tensor) -> Tensor:
+        # One value per entry; others, such as a single mean, are unchanged.
+        return value.reshape(like.shape) if value.numel() == like.numel() else value
 
     def shape(self, of_leaf: torch.Size) -> tuple[int, ...]:
         """Return the shape of a leaf after the merge."""
@@ -117,7 +115,7 @@ class Rotation(NamedTuple):
             return merged(of_leaf, self.limit)
         return tuple(of_leaf)
 
-    def merged(self, x: Tensor) -> Tensor:
+    def inside(self, x: Tensor) -> Tensor:
         """Return a tensor in that shape."""
         return x.reshape(self.shape(x.shape))
 
@@ -138,7 +136,7 @@ class Rotation(NamedTuple):
             return [0] if shape[0] < shape[1] else [1]
         return [0] if self.sides == "left" else [1]
 
-    def init(self, param: Tensor) -> dict[str, Any]:
+    def init(self, param: Tensor, *random: Any) -> dict[str, Any]:
         shape = self.shape(param.shape)
         sizes = [shape[i] for i in self.dims(param.shape)]
         # A leaf whose first gradient arrives later starts from the identity.
@@ -156,7 +154,7 @@ class Rotation(NamedTuple):
         """Return the bases of this step, computed from the update itself."""
 
         def computed() -> list[Tensor]:
-            merged_x = self.merged(x)
+            merged_x = self.inside(x)
             return [left_basis(unfolded(merged_x, i)) for i in self.dims(x.shape)]
 
         return self._if_due(ctx, computed, computed, old)
@@ -211,11 +209,6 @@ class Rotation(NamedTuple):
         )
 
 
-def _in_shape_of(value: Tensor, like: Tensor) -> Tensor:
-    """Reshape a slot with one value per entry; others, such as a single mean, are unchanged."""
-    return value.reshape(like.shape) if value.numel() == like.numel() else value
-
-
 class RotatedView(View):
     """View a leaf along the eigenvectors of its factors for one call."""
 
@@ -232,7 +225,7 @@ class RotatedView(View):
         self._bases: list[Tensor] = state["Q"] if self._dims else []
         if rotation.refresh == "svd":
             self._bases = rotation.bases(update, self._bases, ctx)
-        if rotation.start == "skip":
+        if rotation.delayed:
             is_first = ctx.is_first
             self.takes_part = not is_first if isinstance(is_first, bool) else ~is_first
 
@@ -266,7 +259,7 @@ class RotatedView(View):
         if rotation.refresh == "svd":
             return update, {"Q": self._bases}
         old, bases = self._state["GG"], self._bases
-        x = rotation.merged(ctx.grad if rotation.of == "grad" else self._update)
+        x = rotation.inside(ctx.grad if rotation.of == "grad" else self._update)
         if rotation.statistics == "kl":
             scales = kl_scales(old, bases, rotation.eps)
             statistics = rotation.kl_averages(x, dims, old, bases, scales, ctx)

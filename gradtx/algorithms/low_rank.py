@@ -16,6 +16,7 @@ from gradtx.algorithms._math import (
 from gradtx.algorithms._matrix import orthonormal
 from gradtx.algorithms._polynomials import Coefficients, Steps, orthogonalizer
 from gradtx.algorithms._projection import Bases, Carry, LowRankView, Projection, Side
+from gradtx.algorithms._spaces import Space
 from gradtx.algorithms.adam import scale_by_adam_hat
 from gradtx.algorithms.muon import Adjustment, muon_like
 from gradtx.algorithms.muon_variants import equalized
@@ -129,8 +130,8 @@ def scale_by_fira(
         rest, new = _limited(view, rest * _ratios(view, u / correction), limit)
         return scale * view.outward(u) + correction * rest, new
 
-    bases = Projection(rank, update_proj_gap, projection, side, carry, seed)
-    return bases.space(adam, finish, ("last_norm",))
+    options = rank, update_proj_gap, projection, side, carry, seed
+    return Space(adam, Projection(finish, *options, ("last_norm",)))
 
 
 @per_tensor(compiles=False)
@@ -196,8 +197,8 @@ def scale_by_apollo_low_rank(
         u, new = _limited(view, before * view.update * ratios, limit)
         return correction * after * u, new
 
-    bases = Projection(rank, update_proj_gap, projection, side, "keep", seed)
-    return bases.space(adam, finish, ("last_norm",))
+    options = rank, update_proj_gap, projection, side, "keep", seed
+    return Space(adam, Projection(finish, *options, ("last_norm",)))
 
 
 @per_tensor(whole=True, dims=(2, 2), random=True, compiles="lists")

@@ -22,6 +22,7 @@ from gradtx.algorithms._rotation import (
     kl_scales,
     whitened,
 )
+from gradtx.algorithms._spaces import Space
 from gradtx.algorithms.adam import scale_by_adam_hat
 from gradtx.algorithms.adam_variants import scale_by_laprop
 from gradtx.algorithms.momentum import trace_ema
@@ -122,7 +123,7 @@ def scale_by_soap(
         stagger,
     )
     adam = adam_along_bases(betas, eps, correct_bias, normalize_gradient)
-    return rotation.space(adam, reads_grad=False)
+    return Space(adam, rotation, reads_grad=False)
 
 
 def adam_along_bases(
@@ -232,9 +233,9 @@ def scale_by_kl_shampoo(
         first = is_empty(GG[0])
         m = torch.where(first, m, running_mean(m, g, beta1))
         scales = kl_scales(GG, Q, eps)
-        white = whitened(rotation.merged(m), dims, Q, scales)
+        white = whitened(rotation.inside(m), dims, Q, scales)
         u = change_basis(white, dims, Q, back=True).reshape(g.shape) / correction
-        GG = rotation.kl_averages(rotation.merged(g), dims, GG, Q, scales, ctx)
+        GG = rotation.kl_averages(rotation.inside(g), dims, GG, Q, scales, ctx)
         Q = rotation.next_bases(GG, Q, ctx)
         return torch.where(first, 0.0, u), {"exp_avg": m, "GG": GG, "Q": Q}
 

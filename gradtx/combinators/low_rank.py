@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from gradtx.algorithms._projection import Bases, Carry, Projection, Side
+from gradtx.algorithms._spaces import Space
 from gradtx.arguments import Count, NonNegative
 from gradtx.rules import combinator
 from gradtx.transform import GradientTransformation, check_transformation
@@ -63,4 +64,4 @@ def low_rank(
     def finish(view, update):
         return scale * view.outward(update), {}
 
-    return Projection(rank, every, projection, side, carry, seed).space(tx, finish)
+    return Space(tx, Projection(finish, rank, every, projection, side, carry, seed))

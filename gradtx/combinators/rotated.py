@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from gradtx.algorithms._rotation import Rotation
+from gradtx.algorithms._spaces import Space
 from gradtx.arguments import Count, Decay, NonNegative, NonNegativeInt, Static
 from gradtx.rules import combinator
 from gradtx.transform import GradientTransformation, check_transformation
@@ -106,4 +107,4 @@ def rotated(
         of,
         eps,
     )
-    return rotation.space(inner)
+    return Space(inner, rotation)

@@ -527,7 +527,11 @@ class RuleOperation(Operation):
     def start(self, leaf: Leaf) -> Any:
         self._check_dims(leaf)
         with self._isolate_for_owners(leaf):
-            return self._begin_rule(self._call(leaf))
+            return self._begin(leaf)
+
+    def _begin(self, leaf: Leaf) -> Any:
+        """Run the rule up to its first sum over leaves."""
+        return self._begin_rule(self._call(leaf))
 
     def _isolate_for_owners(
         self, leaf: Leaf
