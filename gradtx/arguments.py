@@ -92,6 +92,13 @@ RANGES = {
     "weight_decay": Range("[0, inf)"),
 }
 _NO_RANGE = Range("(-inf, inf)")
+# For the same reason, these names need no annotation; nor does a parameter whose default is a bool.
+TYPES: dict[str, tuple[str, Any]] = {
+    "betas": ("Decays", Decays),
+    **dict.fromkeys(
+        ("eps", "lr", "momentum", "weight_decay"), ("NonNegative", NonNegative)
+    ),
+}
 
 
 # Options of other libraries that have another name here.
@@ -453,6 +460,22 @@ def _hints_of(function: Callable[..., Any]) -> dict[str, Any]:
     return hints
 
 
+def _annotated(
+    function: Callable[..., Any], hints: dict[str, Any]
+) -> inspect.Signature:
+    """Return a signature, and add the annotations that names and defaults imply to it and to `hints`."""
+    signature = inspect.signature(function)
+    parameters: list[inspect.Parameter] = []
+    for name, parameter in signature.parameters.items():
+        is_flag = isinstance(parameter.default, bool)
+        known = ("bool", bool) if is_flag else TYPES.get(name)
+        if name not in hints and known is not None:
+            annotation, hints[name] = known
+            parameter = parameter.replace(annotation=annotation)
+        parameters.append(parameter)
+    return signature.replace(parameters=parameters)
+
+
 def _with_options(
     signature: inspect.Signature, hints: dict[str, Any]
 ) -> inspect.Signature:
@@ -463,11 +486,10 @@ def _with_options(
         return signature
     del parameters[last.name]
     _, link = typing.get_args(hints.pop(last.name))
-    function = link.spec.function
-    for name, parameter in inspect.signature(function).parameters.items():
-        parameters.setdefault(name, parameter)
-    for name, hint in _hints_of(function).items():
-        hints.setdefault(name, hint)
+    hints_of_link = _hints_of(link.spec.function)
+    of_link = _annotated(link.spec.function, hints_of_link)
+    hints |= {**hints_of_link, **hints}
+    parameters = {**parameters, **of_link.parameters, **parameters}
     return signature.replace(parameters=list(parameters.values()))
 
 
@@ -511,7 +533,7 @@ class Arguments:
         is_alias: bool,
     ):
         hints = _hints_of(function)
-        signature = _with_options(inspect.signature(function), hints)
+        signature = _with_options(_annotated(function, hints), hints)
         parameters = list(signature.parameters.values())
         _check_annotations(name, parameters, hints)
         self.name = name

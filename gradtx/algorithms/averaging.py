@@ -73,9 +73,7 @@ def synchronized(now: Tensor, slow: Tensor, fast: Tensor, alpha: Any) -> Tensor:
 
 
 @per_tensor(elementwise=True, needs=("params",), rate="after")
-def average(
-    decay: Decay | None = None, start: NonNegativeInt = 0, debias: bool = False
-):
+def average(decay: Decay | None = None, start: NonNegativeInt = 0, debias=False):
     r"""Keep an average of the weights for evaluation; updates pass unchanged.
 
     Last link of a chain. With $p' = p + u$: $a \leftarrow p'$ while $t \le$ `start`; afterwards
@@ -135,10 +133,10 @@ def dual_averaging(target: Tensor, momentum: Any, param: Tensor) -> Tensor:
 
 @per_tensor(elementwise=True, needs=("params",), owns_lr=True)
 def scale_by_madgrad(
-    lr: NonNegative = 1e-2,
+    lr=1e-2,
     momentum: Decay = 0.9,
-    eps: NonNegative = 1e-6,
-    weight_decay: NonNegative = 0.0,
+    eps=1e-6,
+    weight_decay=0.0,
 ):
     r"""Step from the starting point along the weighted sum of gradients, divided by a cube root: MADGRAD.
 
@@ -198,7 +196,7 @@ def scale_by_madgrad(
 
 @per_tensor(elementwise=True, needs=("params",), owns_lr=True)
 def scale_by_srmm(
-    lr: NonNegative = 0.01,
+    lr=0.01,
     beta: NonNegative = 0.5,
     memory_length: Count | None = 100,
     proximal: NonNegative = 0.0,
@@ -255,7 +253,7 @@ def scale_by_srmm(
 
 @per_tensor(elementwise=True, needs=("params",), owns_lr=True)
 def scale_by_asgd(
-    lr: NonNegative = 1e-2,
+    lr=1e-2,
     lambd: NonNegative = 1e-4,
     alpha: NonNegative = 0.75,
     t0: NonNegative = 1e6,
@@ -310,11 +308,11 @@ def scale_by_asgd(
 
 @alias(class_name="MADGRAD")
 def madgrad(
-    lr: NonNegative = 1e-2,
+    lr=1e-2,
     momentum: Decay = 0.9,
-    eps: NonNegative = 1e-6,
-    weight_decay: NonNegative = 0.0,
-    decoupled_weight_decay: bool = False,
+    eps=1e-6,
+    weight_decay=0.0,
+    decoupled_weight_decay=False,
 ):
     r"""MADGRAD: dual averaging from the initial weights, divided by the cube root of the sum of squares.
 

@@ -114,7 +114,7 @@ def _norm_of_before(arguments):
 )
 def clip_by_global_norm(
     max_norm: Annotated[Scalar, "(0, inf]"],
-    eps: NonNegative = 1e-6,
+    eps=1e-6,
     stale: Static[bool] = False,
 ):
     r"""Scale the whole tree to a norm of at most `max_norm`, preserving its direction.
@@ -160,7 +160,7 @@ def clip_by_global_norm(
 
 
 @per_tensor(elementwise=True, agree=("eps",))
-def normalize_by_global_norm(eps: NonNegative = 1e-6):
+def normalize_by_global_norm(eps=1e-6):
     r"""Scale the whole tree to norm 1, preserving its direction: $u / (G + \epsilon)$.
 
     $G$ is the 2-norm over all leaves together.
@@ -304,7 +304,7 @@ def clip_to_history(
     lambda_abs: Positive = 1.0,
     beta: Decay = 0.98,
     warmup_steps: NonNegativeInt = 100,
-    eps: NonNegative = 1e-8,
+    eps=1e-8,
 ):
     r"""Clip each leaf slightly above its usual norm: AdaGC's clipping.
 
@@ -366,7 +366,7 @@ def clip_by_zscore(
     alpha: Decay = 0.97,
     warmup_steps: Count = 25,
     max_norm: Annotated[Scalar, "(0, inf]"] | None = 1.0,
-    eps: NonNegative = 1e-6,
+    eps=1e-6,
     mode: Literal["zscore", "percentile"] = "zscore",
     clip_to: Literal["scaled", "mean"] = "scaled",
 ):
@@ -447,7 +447,7 @@ def clip_by_zscore(
 
 
 @per_tensor(takes_complex=True)
-def normalize_by_norm_history(gammas: Decays = (0.7, 0.9), eps: NonNegative = 1e-8):
+def normalize_by_norm_history(gammas: Decays = (0.7, 0.9), eps=1e-8):
     r"""Scale each leaf to its mean norm relative to the variation of that norm: Stable-SPAM's normalization.
 
     With $n = \lVert g \rVert$ for each leaf, $a = \gamma_1 a + (1-\gamma_1) n$ and $b = \gamma_2 b + (1-\gamma_2) n^2$:

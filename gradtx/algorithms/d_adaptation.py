@@ -18,7 +18,7 @@ from gradtx.algorithms._math import (
 from gradtx.algorithms.averaging import dual_averaging
 from gradtx.algorithms.scaling import descend
 from gradtx.algorithms.weight_decay import add_decayed_weights, split_decay
-from gradtx.arguments import Decay, Decays, NonNegative, Positive, is_off
+from gradtx.arguments import Decay, Positive, is_off
 from gradtx.base.exact import Scalar, exact
 from gradtx.rules import alias, per_tensor
 from gradtx.slots import linear, square, start
@@ -94,9 +94,9 @@ def _sums(gradient: Tensor, s: Tensor, root: Tensor, rate: Tensor) -> dict[str, 
 
 @per_tensor(**OWN, shared=started("gsq_weighted"), agree=("d0", "growth_rate"))
 def scale_by_dadapt_adagrad(
-    lr: NonNegative = 1.0,
+    lr=1.0,
     momentum: Decay = 0.0,
-    eps: NonNegative = 1e-6,
+    eps=1e-6,
     d0: Positive = 1e-6,
     growth_rate: Annotated[Scalar, "[1, inf]"] = math.inf,
 ):
@@ -171,11 +171,11 @@ def scale_by_dadapt_adagrad(
     **OWN, shared=started("numerator_weighted"), agree=("betas", "d0", "growth_rate")
 )
 def scale_by_dadapt_adam(
-    lr: NonNegative = 1.0,
-    betas: Decays = (0.9, 0.999),
+    lr=1.0,
+    betas=(0.9, 0.999),
     eps: Positive = 1e-8,
-    weight_decay: NonNegative = 0.0,
-    use_bias_correction: bool = False,
+    weight_decay=0.0,
+    use_bias_correction=False,
     d0: Positive = 1e-6,
     growth_rate: Annotated[Scalar, "[1, inf]"] = math.inf,
 ):
@@ -247,7 +247,7 @@ def scale_by_dadapt_adam(
     agree=("d0", "growth_rate"),
 )
 def scale_by_dadapt_sgd(
-    lr: NonNegative = 1.0,
+    lr=1.0,
     momentum: Decay = 0.0,
     d0: Positive = 1e-6,
     growth_rate: Annotated[Scalar, "[1, inf]"] = math.inf,
@@ -314,11 +314,11 @@ def scale_by_dadapt_sgd(
 
 @per_tensor(**OWN, shared=started("gsq_weighted"), agree=("betas", "d0", "growth_rate"))
 def scale_by_dadapt_adan(
-    lr: NonNegative = 1.0,
-    betas: Decays = (0.98, 0.92, 0.99),
+    lr=1.0,
+    betas=(0.98, 0.92, 0.99),
     eps: Positive = 1e-8,
-    weight_decay: NonNegative = 0.02,
-    no_prox: bool = False,
+    weight_decay=0.02,
+    no_prox=False,
     d0: Positive = 1e-6,
     growth_rate: Annotated[Scalar, "[1, inf]"] = math.inf,
 ):
@@ -401,9 +401,9 @@ def scale_by_dadapt_adan(
 
 @per_tensor(**OWN, shared=started("numerator_weighted"), agree=("betas", "d0"))
 def scale_by_dadapt_lion(
-    lr: NonNegative = 1.0,
-    betas: Decays = (0.9, 0.99),
-    weight_decay: NonNegative = 0.0,
+    lr=1.0,
+    betas=(0.9, 0.99),
+    weight_decay=0.0,
     d0: Positive = 1e-6,
 ):
     r"""Run Lion with an automatic rate: D-Adapt Lion.
@@ -463,9 +463,9 @@ def scale_by_dadapt_lion(
 
 @alias(class_name="DAdaptAdaGrad")
 def dadapt_adagrad(
-    lr: NonNegative = 1.0,
+    lr=1.0,
     momentum: Decay = 0.0,
-    weight_decay: NonNegative = 0.0,
+    weight_decay=0.0,
     **options: Annotated[Any, scale_by_dadapt_adagrad],
 ):
     r"""D-Adapt AdaGrad: AdaGrad with an automatic learning rate.
@@ -513,11 +513,11 @@ def dadapt_adagrad(
 
 @alias(class_name="DAdaptAdam")
 def dadapt_adam(
-    lr: NonNegative = 1.0,
-    betas: Decays = (0.9, 0.999),
+    lr=1.0,
+    betas=(0.9, 0.999),
     eps: Positive = 1e-8,
-    weight_decay: NonNegative = 0.0,
-    decoupled_weight_decay: bool = False,
+    weight_decay=0.0,
+    decoupled_weight_decay=False,
     **options: Annotated[Any, scale_by_dadapt_adam],
 ):
     r"""D-Adapt Adam: Adam with an automatic learning rate.
@@ -565,9 +565,9 @@ def dadapt_adam(
 
 @alias(class_name="DAdaptSGD")
 def dadapt_sgd(
-    lr: NonNegative = 1.0,
+    lr=1.0,
     momentum: Decay = 0.0,
-    weight_decay: NonNegative = 0.0,
+    weight_decay=0.0,
     **options: Annotated[Any, scale_by_dadapt_sgd],
 ):
     r"""D-Adapt SGD: SGD with an automatic learning rate.

@@ -21,7 +21,7 @@ from gradtx.algorithms.adam import scale_by_adam_hat
 from gradtx.algorithms.muon import Adjustment, muon_like
 from gradtx.algorithms.muon_variants import equalized
 from gradtx.algorithms.soap import decayed
-from gradtx.arguments import Count, Decay, Decays, NonNegative
+from gradtx.arguments import Count, Decay, NonNegative
 from gradtx.base.exact import Scalar
 from gradtx.base.messages import describe
 from gradtx.combinators.low_rank import low_rank
@@ -71,8 +71,8 @@ def _correction(ctx: Any, betas: Any) -> Tensor:
 
 @per_tensor(compiles=False)
 def scale_by_fira(
-    betas: Decays = (0.9, 0.999),
-    eps: NonNegative = 1e-6,
+    betas=(0.9, 0.999),
+    eps=1e-6,
     rank: Count = 128,
     update_proj_gap: Count = 200,
     scale: NonNegative = 0.25,
@@ -136,15 +136,15 @@ def scale_by_fira(
 
 @per_tensor(compiles=False)
 def scale_by_apollo_low_rank(
-    betas: Decays = (0.9, 0.999),
-    eps: NonNegative = 1e-6,
+    betas=(0.9, 0.999),
+    eps=1e-6,
     rank: Count = 128,
     update_proj_gap: Count = 200,
     scale: NonNegative = 1.0,
     side: Side = "short",
     projection: Bases = "random",
     scale_type: Literal["channel", "tensor"] = "channel",
-    scale_front: bool = False,
+    scale_front=False,
     limit: Annotated[Scalar, "[1, inf)"] = 1.01,
     seed: int = 0,
 ):
@@ -205,7 +205,7 @@ def scale_by_apollo_low_rank(
 def scale_by_dion(
     mu: Decay = 0.95,
     rank: float | int = 1.0,
-    eps: NonNegative = 1e-8,
+    eps=1e-8,
     init: Literal["random", "eye"] = "random",
     seed: int = 0,
 ):
@@ -359,10 +359,10 @@ def _largest_slices(x: Tensor, dim: int, fraction: float) -> Tensor:
 
 @alias(class_name="GaLore")
 def galore(
-    lr: NonNegative = 1e-3,
-    betas: Decays = (0.9, 0.999),
-    eps: NonNegative = 1e-6,
-    weight_decay: NonNegative = 0.0,
+    lr=1e-3,
+    betas=(0.9, 0.999),
+    eps=1e-6,
+    weight_decay=0.0,
     rank: Count = 128,
     update_proj_gap: Count = 200,
     scale: NonNegative = 0.25,
@@ -421,10 +421,10 @@ def galore(
 
 @alias
 def fira(
-    lr: NonNegative = 1e-3,
-    betas: Decays = (0.9, 0.999),
-    eps: NonNegative = 1e-6,
-    weight_decay: NonNegative = 0.0,
+    lr=1e-3,
+    betas=(0.9, 0.999),
+    eps=1e-6,
+    weight_decay=0.0,
     rank: Count = 128,
     update_proj_gap: Count = 200,
     scale: NonNegative = 0.25,
@@ -482,10 +482,10 @@ def fira(
 
 @alias(class_name="ApolloLowRank")
 def apollo_low_rank(
-    lr: NonNegative = 1e-2,
-    betas: Decays = (0.9, 0.999),
-    eps: NonNegative = 1e-6,
-    weight_decay: NonNegative = 0.0,
+    lr=1e-2,
+    betas=(0.9, 0.999),
+    eps=1e-6,
+    weight_decay=0.0,
     **options: Annotated[Any, scale_by_apollo_low_rank],
 ):
     r"""APOLLO: the gradient itself, with one rate per row computed by a projected Adam.
@@ -536,11 +536,11 @@ def apollo_low_rank(
 
 @alias
 def dion(
-    lr: NonNegative = 0.01,
+    lr=0.01,
     mu: Decay = 0.95,
     rank: float | int = 1.0,
-    weight_decay: NonNegative = 0.01,
-    eps: NonNegative = 1e-8,
+    weight_decay=0.01,
+    eps=1e-8,
     adjust_lr_fn: Adjustment | None = "spectral",
     init: Literal["random", "eye"] = "random",
     seed: int = 0,
@@ -592,10 +592,10 @@ def dion(
 
 @alias
 def dion2(
-    lr: NonNegative = 0.01,
+    lr=0.01,
     fraction: float | int = 0.25,
     ef_decay: Decay = 0.95,
-    weight_decay: NonNegative = 0.01,
+    weight_decay=0.01,
     select: Literal["rows", "columns", "short"] = "short",
     beta2: Decay | None = None,
     neuron_eps: NonNegative = 1e-8,

@@ -16,7 +16,7 @@ from gradtx.algorithms._math import (
     safe_sqrt,
 )
 from gradtx.algorithms.weight_decay import with_decay
-from gradtx.arguments import Decay, Decays, NonNegative, Positive, UnfitError
+from gradtx.arguments import Decay, NonNegative, Positive, UnfitError
 from gradtx.base.exact import Scalar
 from gradtx.execution.rule import OfLeaf
 from gradtx.rules import alias, per_tensor
@@ -258,12 +258,12 @@ def scale_by_param_block_rms(min_scale: NonNegative = 1e-3):
 @per_tensor(whole="sums", needs=("params",), owns_lr=True)
 def scale_by_adafactor(
     lr: NonNegative | None = None,
-    eps: NonNegative = 1e-3,
+    eps=1e-3,
     beta1: Decay | None = None,
-    weight_decay: NonNegative = 0.0,
-    scale_parameter: bool = True,
-    relative_step: bool = True,
-    warmup_init: bool = False,
+    weight_decay=0.0,
+    scale_parameter=True,
+    relative_step=True,
+    warmup_init=False,
 ):
     r"""Turn Adafactor's clipped direction into its step, with relative step size, momentum and decay.
 
@@ -326,7 +326,7 @@ def scale_by_adafactor(
 
 
 @per_tensor(elementwise=True, needs=("params",), owns_lr=True)
-def scale_by_adafactor_torch(lr: NonNegative = 1e-2, weight_decay: NonNegative = 0.0):
+def scale_by_adafactor_torch(lr=1e-2, weight_decay=0.0):
     r"""Turn a direction into torch.optim.Adafactor's step: $-\min(\eta, 1/\sqrt{t}) u - \eta \lambda p$.
 
     Args:
@@ -445,9 +445,7 @@ def _spread(values: Tensor, like: Tensor) -> Tensor:
 
 
 @per_tensor
-def scale_by_block_adam(
-    betas: Decays = (0.9, 0.999), eps: NonNegative = 1e-8, block: str | int = "row"
-):
+def scale_by_block_adam(betas=(0.9, 0.999), eps=1e-8, block: str | int = "row"):
     r"""Divide the mean gradient by one root mean square per block of weights: Adam-mini's direction.
 
     Adam's $m_t$ and, for every block $b$, $v_b \leftarrow \beta_2 v_b + (1-\beta_2) \, \mathrm{mean}_b(g_t^2)$;
@@ -561,11 +559,11 @@ def adafactor(
 
 @alias(class_name="Adafactor")
 def adafactor_torch(
-    lr: NonNegative = 1e-2,
+    lr=1e-2,
     beta2_decay: Annotated[Scalar, "(-inf, 0]"] = -0.8,
     eps: tuple[NonNegative | None, NonNegative] = (None, 1e-3),
     d: Annotated[Scalar, "[1, inf)"] = 1.0,
-    weight_decay: NonNegative = 0.0,
+    weight_decay=0.0,
 ):
     r"""Adafactor, equivalent to torch.optim.Adafactor: other bounds and slots, and a rate that caps the relative step.
 
@@ -612,11 +610,11 @@ def adafactor_torch(
 
 @alias(class_name="CAME")
 def came(
-    lr: NonNegative = 2e-4,
-    betas: Decays = (0.9, 0.999, 0.9999),
+    lr=2e-4,
+    betas=(0.9, 0.999, 0.9999),
     eps: tuple[Positive, Positive] = (1e-30, 1e-16),
     clip_threshold: Positive = 1.0,
-    weight_decay: NonNegative = 0.0,
+    weight_decay=0.0,
 ):
     r"""CAME: Adafactor with a momentum weighted by its agreement with updates.
 
@@ -658,10 +656,10 @@ def came(
 
 @alias
 def adam_mini(
-    lr: NonNegative = 1e-3,
-    betas: Decays = (0.9, 0.999),
-    eps: NonNegative = 1e-8,
-    weight_decay: NonNegative = 0.0,
+    lr=1e-3,
+    betas=(0.9, 0.999),
+    eps=1e-8,
+    weight_decay=0.0,
     block: str | int = "row",
 ):
     r"""Adam-mini: AdamW with one second moment per block of weights.

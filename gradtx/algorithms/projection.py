@@ -43,7 +43,7 @@ __all__ = [
 def project_scale_invariant(
     delta: NonNegative = 0.1,
     wd_ratio: NonNegative = 0.1,
-    eps: NonNegative = 1e-8,
+    eps=1e-8,
     weight_decay: NonNegative = 0.0,
 ):
     r"""Remove the radial part of updates of weights that appear to be scale-invariant, and decay those less.
@@ -152,7 +152,7 @@ def orthogonalize_against_params():
 
 
 @per_tensor
-def centralize(conv_only: bool = False):
+def centralize(conv_only=False):
     """Subtract the mean of each output unit from its gradient (gradient centralization).
 
     The mean is over all dimensions but the first, for leaves with at least 2; others pass unchanged.
@@ -181,7 +181,7 @@ def centralize(conv_only: bool = False):
 
 
 @per_tensor
-def normalize_by_std(eps: NonNegative = 1e-8):
+def normalize_by_std(eps=1e-8):
     r"""Divide each leaf by the standard deviation of its entries: $u / (\sigma(u) + \epsilon)$.
 
     Leaves with 1 or 2 entries pass unchanged; the mean is not subtracted; $\sigma$ is the unbiased estimate.
@@ -212,7 +212,7 @@ def normalize_by_std(eps: NonNegative = 1e-8):
 
 
 @per_tensor(needs=("params",), rate="after")
-def map_after_step(fn: Static[Callable[[Tensor], Tensor]], before: bool = False):
+def map_after_step(fn: Static[Callable[[Tensor], Tensor]], before=False):
     r"""Apply a function to the parameter after the step: constraints, projections, proximal steps.
 
     $u \mapsto f(p + u) - p$, or with `before` $u \mapsto f(f(p) + u) - p$. Place it after the learning rate.
@@ -258,7 +258,7 @@ def floor_relative_update(
     floor: NonNegative = 0.35,
     per: Literal["leaf", "row"] = "leaf",
     power: NonNegative = 1.0,
-    eps: NonNegative = 1e-8,
+    eps=1e-8,
 ):
     r"""Enlarge updates that are small relative to their weights: $u \max(f \lVert p \rVert / \lVert u \rVert, 1)^k$.
 
@@ -299,7 +299,7 @@ def radial_brake(
     outward: Scalar = 0.5,
     inward: Scalar = 1.0,
     form: Literal["direction", "norm"] = "direction",
-    eps: NonNegative = 1e-8,
+    eps=1e-8,
 ):
     r"""Slow down changes of the norm of the weights.
 
@@ -369,7 +369,7 @@ def _on_sphere(x: Tensor, radius: Any, eps: Any) -> Tensor:
 
 
 @per_tensor(takes_complex=True, needs=("params",))
-def scale_to_radius(eps: NonNegative = 1e-12):
+def scale_to_radius(eps=1e-12):
     r"""Scale each update to the initial norm of its leaf: $u \mapsto R\, u / \max(\lVert u \rVert, \epsilon)$.
 
     Place it before the learning rate, which then is a relative step size. $R = \lVert p_0 \rVert$.
@@ -399,7 +399,7 @@ def scale_to_radius(eps: NonNegative = 1e-12):
 
 
 @per_tensor(takes_complex=True, needs=("params",))
-def keep_norm(eps: NonNegative = 1e-12):
+def keep_norm(eps=1e-12):
     r"""Rescale each leaf to its initial norm after the step.
 
     With $q = p + u$, the leaf becomes $R q / \max(\lVert q \rVert, \epsilon)$, $R = \lVert p_0 \rVert$. Place it after

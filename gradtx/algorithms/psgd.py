@@ -255,11 +255,11 @@ def scale_by_psgd_kron(
     balance_every: Count = 100,
     probes: Literal["expected", "random"] = "expected",
     seed: int = 0,
-    momentum_into_precond_update: bool = True,
+    momentum_into_precond_update=True,
     max_size_triangular: NonNegativeInt = 8192,
     min_ndim_triangular: NonNegativeInt = 2,
     memory_save_mode: Mode | None = None,
-    merge_dims: bool = True,
+    merge_dims=True,
     clip_rms: Positive = 1.1,
 ):
     r"""Whiten the momentum with triangular factors fitted by gradient descent: PSGD Kron.
@@ -515,7 +515,7 @@ def symmetrized(factor: Tensor) -> Tensor:
 
 
 @per_tensor(needs=("params",), rate="before")
-def add_decayed_matrices(weight_decay: NonNegative):
+def add_decayed_matrices(weight_decay):
     """Add weight decay to leaves with two or more dimensions."""
     if is_off(weight_decay):
         return chain()
@@ -528,9 +528,9 @@ def add_decayed_matrices(weight_decay: NonNegative):
 
 @alias(class_name="PSGDKron")
 def psgd_kron(
-    lr: NonNegative = 3e-4,
+    lr=3e-4,
     b1: Decay = 0.9,
-    weight_decay: NonNegative = 0.0,
+    weight_decay=0.0,
     **options: Annotated[Any, scale_by_psgd_kron],
 ):
     r"""PSGD Kron: momentum whitened by triangular factors that are fitted by gradient descent.
@@ -585,9 +585,9 @@ def psgd_kron(
 
 @alias(class_name="PSGDPro")
 def psgd_pro(
-    lr: NonNegative = 3e-3,
+    lr=3e-3,
     momentum: Decay = 0.9,
-    weight_decay: NonNegative = 0.01,
+    weight_decay=0.01,
     **options: Annotated[Any, scale_by_psgd_pro],
 ):
     r"""PSGD-PRO: momentum whitened by symmetric factors that are fitted without inverses.

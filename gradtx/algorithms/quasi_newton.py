@@ -179,7 +179,7 @@ def scale_by_apollo(
     beta: Decay = 0.9,
     eps: Positive = 1e-4,
     rebound: Literal["constant", "belief"] = "constant",
-    weight_decay: NonNegative = 0.0,
+    weight_decay=0.0,
     weight_decay_type: str = "decoupled",
 ):
     r"""Divide the mean gradient by a diagonal Hessian fitted to the change of gradients along the steps: Apollo.
@@ -256,13 +256,13 @@ def scale_by_apollo(
 
 @alias(class_name="ApolloDQN")
 def apollo(
-    lr: NonNegative = 0.01,
+    lr=0.01,
     beta: Decay = 0.9,
     eps: Positive = 1e-4,
     rebound: Literal["constant", "belief"] = "constant",
     warmup: NonNegativeInt = 500,
     init_lr: NonNegative | None = None,
-    weight_decay: NonNegative = 0.0,
+    weight_decay=0.0,
     weight_decay_type: Literal["L2", "decoupled", "stable"] | None = None,
 ):
     r"""Apollo: momentum divided by a diagonal quasi-Newton estimate of the curvature, with a warm-up of the rate.
@@ -320,11 +320,11 @@ def apollo(
 
 @alias(class_name="LBFGS")
 def lbfgs(
-    lr: NonNegative = 1.0,
+    lr=1.0,
     history: Count = 10,
     curvature: NonNegative = 1e-10,
     first: Literal["l1", "none"] = "l1",
-    weight_decay: NonNegative = 0.0,
+    weight_decay=0.0,
 ):
     r"""L-BFGS: the gradient multiplied by an inverse Hessian estimated from the last steps.
 

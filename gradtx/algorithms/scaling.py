@@ -43,7 +43,7 @@ def scale(factor: Scalar):
 
 
 @per_tensor(elementwise=True, rate="before")
-def scale_by_learning_rate(lr: NonNegative):
+def scale_by_learning_rate(lr):
     r"""Turn a direction into a step downhill: $u \mapsto -\eta_t u$.
 
     Args:

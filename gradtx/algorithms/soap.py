@@ -29,7 +29,7 @@ from gradtx.algorithms.momentum import trace_ema
 from gradtx.algorithms.muon import Adjustment, muon_like, orthogonalize
 from gradtx.algorithms.projection import decay_after_step
 from gradtx.algorithms.scaling import hold_until, scale_by_learning_rate
-from gradtx.arguments import Count, Decay, Decays, NonNegative, Static
+from gradtx.arguments import Count, Decay, NonNegative, Static
 from gradtx.base.exact import Betas, Scalar
 from gradtx.combinators.rotated import rotated
 from gradtx.rules import alias, per_tensor
@@ -51,15 +51,15 @@ __all__ = [
 
 @per_tensor(compiles=False)
 def scale_by_soap(
-    betas: Decays = (0.95, 0.95),
+    betas=(0.95, 0.95),
     shampoo_beta: Decay | None = None,
-    eps: NonNegative = 1e-8,
+    eps=1e-8,
     precondition_frequency: Count = 10,
     max_precondition_dim: Count = 10000,
-    merge_dims: bool = False,
-    precondition_1d: bool = False,
-    normalize_gradient: bool = False,
-    correct_bias: bool = True,
+    merge_dims=False,
+    precondition_1d=False,
+    normalize_gradient=False,
+    correct_bias=True,
     *,
     stagger: Static[bool] = False,
 ):
@@ -139,7 +139,7 @@ def adam_along_bases(
 
 
 @per_tensor
-def corrected_later(betas: Decays, normalizes: bool, corrects: bool):
+def corrected_later(betas, normalizes: bool, corrects: bool):
     """Remove the bias correction from Adam's direction, normalize the result, and apply the correction again."""
     beta1, beta2 = betas
 
@@ -155,12 +155,12 @@ def corrected_later(betas: Decays, normalizes: bool, corrects: bool):
 
 @per_tensor(whole=True, compiles="lists")
 def scale_by_kl_shampoo(
-    betas: Decays = (0.95, 0.95),
-    eps: NonNegative = 1e-8,
+    betas=(0.95, 0.95),
+    eps=1e-8,
     adam_eps: NonNegative = 1e-8,
     precondition_frequency: Count = 10,
     max_precondition_dim: Count = 10000,
-    merge_dims: bool = False,
+    merge_dims=False,
     *,
     stagger: Static[bool] = False,
 ):
@@ -243,7 +243,7 @@ def scale_by_kl_shampoo(
 
 
 @per_tensor(elementwise=True)
-def scale_by_late_rms(beta: Decay = 0.9, eps: NonNegative = 1e-8):
+def scale_by_late_rms(beta: Decay = 0.9, eps=1e-8):
     r"""Divide updates by their root mean square from the second step on; the first update passes unchanged.
 
     From t = 2: $v \leftarrow \beta v + (1-\beta) u^2$ from 0, result $u / \sqrt{\max(v, \epsilon^2)}$; no bias
@@ -281,7 +281,7 @@ def scale_by_late_rms(beta: Decay = 0.9, eps: NonNegative = 1e-8):
 
 
 @per_tensor(elementwise=True)
-def scale_by_gradient_rms(betas: Decays = (0.9, 0.999), eps: NonNegative = 1e-8):
+def scale_by_gradient_rms(betas=(0.9, 0.999), eps=1e-8):
     r"""Divide a momentum by the root mean square of the gradient: the second half of Adam's direction.
 
     $v \leftarrow \beta_2 v + (1-\beta_2) g^2$ with the gradient $g$ (`ctx.grad`), result
@@ -340,11 +340,11 @@ def decayed_from_second_step(
 
 @alias(class_name="SOAP")
 def soap(
-    lr: NonNegative = 3e-3,
-    betas: Decays = (0.95, 0.95),
+    lr=3e-3,
+    betas=(0.95, 0.95),
     shampoo_beta: Decay | None = None,
-    eps: NonNegative = 1e-8,
-    weight_decay: NonNegative = 0.01,
+    eps=1e-8,
+    weight_decay=0.01,
     **options: Annotated[Any, scale_by_soap],
 ):
     r"""SOAP: Adam in the eigenbasis of Shampoo's statistics.
@@ -393,15 +393,15 @@ def soap(
 
 @alias(class_name="KLSOAP")
 def kl_soap(
-    lr: NonNegative = 3e-3,
-    betas: Decays = (0.95, 0.95),
+    lr=3e-3,
+    betas=(0.95, 0.95),
     shampoo_beta: Decay | None = None,
-    eps: NonNegative = 1e-8,
-    weight_decay: NonNegative = 0.01,
+    eps=1e-8,
+    weight_decay=0.01,
     precondition_frequency: Count = 10,
     max_precondition_dim: Count = 10000,
-    merge_dims: bool = False,
-    correct_bias: bool = True,
+    merge_dims=False,
+    correct_bias=True,
     *,
     stagger: Static[bool] = False,
 ):
@@ -459,14 +459,14 @@ def kl_soap(
 
 @alias(class_name="SOAPLaProp")
 def soap_laprop(
-    lr: NonNegative = 3e-3,
-    betas: Decays = (0.95, 0.95),
+    lr=3e-3,
+    betas=(0.95, 0.95),
     shampoo_beta: Decay | None = None,
-    eps: NonNegative = 1e-8,
-    weight_decay: NonNegative = 0.01,
+    eps=1e-8,
+    weight_decay=0.01,
     precondition_frequency: Count = 10,
     max_precondition_dim: Count = 10000,
-    merge_dims: bool = False,
+    merge_dims=False,
     *,
     stagger: Static[bool] = False,
 ):
@@ -523,11 +523,11 @@ def soap_laprop(
 
 @alias(class_name="KLShampoo")
 def kl_shampoo(
-    lr: NonNegative = 3e-3,
-    betas: Decays = (0.95, 0.95),
-    eps: NonNegative = 1e-8,
+    lr=3e-3,
+    betas=(0.95, 0.95),
+    eps=1e-8,
     adam_eps: NonNegative = 1e-8,
-    weight_decay: NonNegative = 0.01,
+    weight_decay=0.01,
     **options: Annotated[Any, scale_by_kl_shampoo],
 ):
     r"""KL-Shampoo: momentum, whitened by factors that minimize a Kullback-Leibler divergence.
@@ -571,12 +571,12 @@ def kl_shampoo(
 
 @alias(class_name="SOAPMuon")
 def soap_muon(
-    lr: NonNegative = 0.02,
-    weight_decay: NonNegative = 0.0,
+    lr=0.02,
+    weight_decay=0.0,
     momentum: Decay = 0.95,
-    nesterov: bool = True,
+    nesterov=True,
     beta2: Decay = 0.9,
-    eps: NonNegative = 1e-8,
+    eps=1e-8,
     precondition_frequency: Count = 1,
     max_precondition_dim: Count = 10000,
     ns_coefficients: Coefficients = "newton_schulz",

@@ -73,7 +73,7 @@ def correct_variance_exactly(gamma: NonNegative, beta: Decay, min_ndim: NonNegat
 def correct_variance(
     gamma: NonNegative = 0.025,
     beta: Decay = 0.95,
-    exact: bool = False,
+    exact=False,
     min_ndim: NonNegativeInt = 0,
 ):
     r"""Add a fraction of the gradient's last change to reduce its variance: MARS's correction.
@@ -282,7 +282,7 @@ def amplify_slow_gradients_window(
     window_size: Count = 100,
     lamb: NonNegative = 5.0,
     filter_type: Literal["mean", "sum"] = "mean",
-    warmup: bool = True,
+    warmup=True,
 ):
     r"""Add a multiple of the mean of the last gradients to each gradient: Grokfast's filter with a window.
 
@@ -378,14 +378,14 @@ def _for_matrices(mars, vectors):
 
 @alias(class_name="MARS")
 def mars_adamw(
-    lr: NonNegative = 3e-3,
-    betas: Decays = (0.95, 0.99),
-    eps: NonNegative = 1e-8,
-    weight_decay: NonNegative = 0.0,
+    lr=3e-3,
+    betas=(0.95, 0.99),
+    eps=1e-8,
+    weight_decay=0.0,
     gamma: NonNegative = 0.025,
-    amsgrad: bool = False,
-    exact: bool = False,
-    optimize_1d: bool = False,
+    amsgrad=False,
+    exact=False,
+    optimize_1d=False,
     lr_1d: NonNegative | None = None,
     betas_1d: Decays = (0.9, 0.95),
     weight_decay_1d: NonNegative = 0.1,
@@ -445,15 +445,15 @@ def mars_adamw(
 
 @alias(class_name="MARSLion")
 def mars_lion(
-    lr: NonNegative = 3e-3,
+    lr=3e-3,
     beta: Decay = 0.95,
-    weight_decay: NonNegative = 0.0,
+    weight_decay=0.0,
     gamma: NonNegative = 0.025,
-    exact: bool = False,
-    optimize_1d: bool = False,
+    exact=False,
+    optimize_1d=False,
     lr_1d: NonNegative | None = None,
     betas_1d: Decays = (0.9, 0.95),
-    eps: NonNegative = 1e-8,
+    eps=1e-8,
     weight_decay_1d: NonNegative = 0.1,
 ):
     r"""MARS-Lion: the sign of a momentum of gradients corrected by their change since the last step.
@@ -504,7 +504,7 @@ def mars_lion(
 
 
 @alias(class_name="MSVAG")
-def msvag(lr: NonNegative, beta: Decay = 0.9):
+def msvag(lr, beta: Decay = 0.9):
     r"""M-SVAG: momentum SGD that shortens the step of each weight by the share of variance in its gradient.
 
     $p \leftarrow p - \eta f_t \hat m_t$, where $f_t$ in [0, 1] is the estimated share of the squared mean in the square
@@ -579,10 +579,10 @@ def a2grad(**arguments: Annotated[Any, scale_by_a2grad]):
 
 @alias(class_name="GrokFastAdamW")
 def grokfast_adamw(
-    lr: NonNegative = 1e-3,
-    betas: Decays = (0.9, 0.999),
-    eps: NonNegative = 1e-8,
-    weight_decay: NonNegative = 1e-2,
+    lr=1e-3,
+    betas=(0.9, 0.999),
+    eps=1e-8,
+    weight_decay=1e-2,
     alpha: Decay = 0.98,
     lamb: NonNegative = 2.0,
 ):
@@ -625,7 +625,7 @@ def grokfast_adamw(
 
 @alias(class_name="OptimisticGradientDescent")
 def optimistic_gradient_descent(
-    lr: NonNegative, **direction: Annotated[Any, scale_by_optimistic_gradient]
+    lr, **direction: Annotated[Any, scale_by_optimistic_gradient]
 ):
     r"""Optimistic gradient descent: SGD that looks ahead by the last change of the gradient.
 
@@ -660,12 +660,12 @@ def optimistic_gradient_descent(
 
 @alias(class_name="OptimisticAdam")
 def optimistic_adam(
-    lr: NonNegative = 1e-3,
-    betas: Decays = (0.9, 0.999),
-    eps: NonNegative = 1e-8,
+    lr=1e-3,
+    betas=(0.9, 0.999),
+    eps=1e-8,
     alpha: Scalar = 1.0,
     beta: Scalar = 1.0,
-    weight_decay: NonNegative = 0.0,
+    weight_decay=0.0,
 ):
     r"""Optimistic Adam: Adam that looks ahead by the last change of its direction.
 

@@ -23,10 +23,10 @@ __all__ = [
 
 @per_tensor(elementwise=True, needs=("params",), rate="before")
 def add_decayed_weights(
-    weight_decay: NonNegative,
+    weight_decay,
     *,
-    fixed: bool = False,
-    cautious: bool = False,
+    fixed=False,
+    cautious=False,
     relative_to: Scalar | None = None,
     corrected_by: NonNegative | None = None,
     max_lr: Positive | None = None,
@@ -113,7 +113,7 @@ def add_decayed_weights(
     rate="before",
 )
 def regenerate_towards_init(
-    rate: NonNegative, wasserstein: bool = False, *, relative_to: Scalar | None = None
+    rate: NonNegative, wasserstein=False, *, relative_to: Scalar | None = None
 ):
     r"""Pull weights toward their initial values (regenerative regularization): add $\rho (p - p_0)$.
 
@@ -188,7 +188,7 @@ def check_initial_lr(owner: str, lr: Tensor, divided: str, remedy: str) -> None:
 
 
 @per_tensor(needs=("params",))
-def add_norm_loss(factor: NonNegative = 1e-4, eps: NonNegative = 1e-8):
+def add_norm_loss(factor: NonNegative = 1e-4, eps=1e-8):
     r"""Pull the norm of each output unit's weights to 1: add $2 \lambda (1 - 1/(\lVert p_i \rVert + \epsilon)) p_i$.
 
     Args:

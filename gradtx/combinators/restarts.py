@@ -13,7 +13,7 @@ __all__ = ["restart"]
 
 
 @combinator
-def restart(tx: GradientTransformation, every: Count, keep_clock: bool = False):
+def restart(tx: GradientTransformation, every: Count, keep_clock=False):
     r"""Reset a transformation to the state of its `init` before each step t with $t \bmod N = 0$.
 
     All slots and shared values are reset (those that depend on the parameters use the current parameters), and so is

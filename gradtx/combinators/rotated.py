@@ -6,7 +6,7 @@ from typing import Literal
 
 from gradtx.algorithms._rotation import Rotation
 from gradtx.algorithms._spaces import Space
-from gradtx.arguments import Count, Decay, NonNegative, NonNegativeInt, Static
+from gradtx.arguments import Count, Decay, NonNegativeInt, Static
 from gradtx.rules import combinator
 from gradtx.transform import GradientTransformation, check_transformation
 
@@ -22,13 +22,13 @@ def rotated(
     beta: Decay = 0.95,
     precondition_frequency: Count = 10,
     max_precondition_dim: Count = 10000,
-    merge_dims: bool = False,
-    precondition_1d: bool = False,
+    merge_dims=False,
+    precondition_1d=False,
     start: Literal["skip", "identity"] = "skip",
     refresh: Literal["qr", "eigh", "svd"] = "qr",
     offset: NonNegativeInt = 1,
     of: Literal["update", "grad"] = "update",
-    eps: NonNegative = 1e-8,
+    eps=1e-8,
     stagger: Static[bool] = False,
 ):
     r"""Run a chain in the eigenbases of the Kronecker factors of its updates.

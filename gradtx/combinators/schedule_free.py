@@ -20,7 +20,7 @@ __all__ = ["schedule_free"]
 @combinator(needs=("params",), owns_lr=True)
 def schedule_free(
     base: GradientTransformation,
-    lr: NonNegative,
+    lr,
     beta: Annotated[Scalar, "(0, 1)"],
     warmup_steps: NonNegativeInt = 0,
     r: NonNegative = 0.0,

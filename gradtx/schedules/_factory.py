@@ -136,4 +136,6 @@ def schedule(
     factory: Any = call
     factory.function = function
     factory.arguments = arguments
+    *own, _ = arguments.signature.parameters.values()  # a schedule has no `state_dtype`
+    factory.__signature__ = signature.replace(parameters=own)
     return factory

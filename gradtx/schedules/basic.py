@@ -32,7 +32,7 @@ __all__ = [
 
 @schedule
 def constant_schedule(
-    step, lr: NonNegative, factor: NonNegative = 1.0, total_iters: NonNegativeInt = 0
+    step, lr, factor: NonNegative = 1.0, total_iters: NonNegativeInt = 0
 ):
     """Use `lr * factor` for the first `total_iters` steps, then `lr`, like torch's ConstantLR.
 
@@ -52,7 +52,7 @@ def constant_schedule(
 @schedule
 def linear_schedule(
     step,
-    lr: NonNegative,
+    lr,
     start_factor: Fraction = 1 / 3,
     end_factor: Fraction = 1.0,
     total_iters: Count = 5,
@@ -78,9 +78,7 @@ def linear_schedule(
 
 
 @schedule
-def polynomial_schedule(
-    step, lr: NonNegative, total_iters: Count = 5, power: NonNegative = 1.0
-):
+def polynomial_schedule(step, lr, total_iters: Count = 5, power: NonNegative = 1.0):
     r"""Decay polynomially to 0, like torch's PolynomialLR.
 
     $\eta (1 - \min(s, n)/n)^q$, which is 0 from step $n$ on.
@@ -99,7 +97,7 @@ def polynomial_schedule(
 
 
 @schedule
-def exponential_schedule(step, lr: NonNegative, gamma: NonNegative):
+def exponential_schedule(step, lr, gamma: NonNegative):
     r"""Multiply the rate by `gamma` at each step, like torch's ExponentialLR: $\eta \gamma^s$.
 
     Args:
@@ -115,7 +113,7 @@ def exponential_schedule(step, lr: NonNegative, gamma: NonNegative):
 
 
 @schedule
-def step_schedule(step, lr: NonNegative, step_size: Count, gamma: NonNegative = 0.1):
+def step_schedule(step, lr, step_size: Count, gamma: NonNegative = 0.1):
     r"""Multiply the rate by `gamma` every `step_size` steps, like torch's StepLR: $\eta \gamma^{\lfloor s/n \rfloor}$.
 
     Args:
@@ -132,9 +130,7 @@ def step_schedule(step, lr: NonNegative, step_size: Count, gamma: NonNegative = 
 
 
 @schedule
-def multistep_schedule(
-    step, lr: NonNegative, milestones: Sequence[int], gamma: NonNegative = 0.1
-):
+def multistep_schedule(step, lr, milestones: Sequence[int], gamma: NonNegative = 0.1):
     r"""Multiply the rate by `gamma` at each milestone, like torch's MultiStepLR.
 
     $\eta \gamma^k$, where $k$ is the number of milestones reached.
@@ -175,7 +171,7 @@ def _check_milestones(milestones: Any) -> None:
 
 
 @schedule
-def cosine_schedule(step, lr: NonNegative, T_max: Count, eta_min: NonNegative = 0.0):
+def cosine_schedule(step, lr, T_max: Count, eta_min: NonNegative = 0.0):
     r"""Follow a cosine from `lr` to `eta_min`, like torch's CosineAnnealingLR.
 
     $\eta_{min} + (\eta - \eta_{min})(1 + \cos(\pi s/T))/2$, which rises again after $T$.
@@ -198,7 +194,7 @@ def cosine_schedule(step, lr: NonNegative, T_max: Count, eta_min: NonNegative = 
 
 @schedule
 def cosine_warm_restarts_schedule(
-    step, lr: NonNegative, T_0: Count, T_mult: Count = 1, eta_min: NonNegative = 0.0
+    step, lr, T_0: Count, T_mult: Count = 1, eta_min: NonNegative = 0.0
 ):
     r"""Repeat a half cosine from `lr` to `eta_min`, like torch's CosineAnnealingWarmRestarts.
 
@@ -239,7 +235,7 @@ def one_cycle_schedule(
     anneal_strategy: Literal["cos", "linear"] = "cos",
     div_factor: Positive = 25.0,
     final_div_factor: Positive = 1e4,
-    three_phase: bool = False,
+    three_phase=False,
     *,
     warmup_steps: NonNegativeInt | None = None,
     min_lr: NonNegative | None = None,

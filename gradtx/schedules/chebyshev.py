@@ -85,7 +85,7 @@ def _check_epochs(num_epochs: Any) -> None:
 @schedule
 def chebyshev_schedule(
     step,
-    lr: NonNegative,
+    lr,
     num_epochs: Annotated[int, "[3, inf)"],
     small_m: Positive = 0.1,
     big_m: Positive = 1.0,
@@ -114,7 +114,7 @@ def chebyshev_schedule(
 @schedule
 def ranger21_schedule(
     step,
-    lr: NonNegative,
+    lr,
     num_iterations: Count,
     beta2: Decay = 0.999,
     num_warm_up_iterations: NonNegativeInt | None = None,

@@ -6,16 +6,14 @@ import math
 
 import torch
 
-from gradtx.arguments import Count, NonNegative, NonNegativeInt
+from gradtx.arguments import Count, NonNegativeInt
 from gradtx.schedules._factory import schedule
 
 __all__ = ["restart_warmup_schedule"]
 
 
 @schedule
-def restart_warmup_schedule(
-    step, lr: NonNegative, every: Count, warmup_steps: NonNegativeInt
-):
+def restart_warmup_schedule(step, lr, every: Count, warmup_steps: NonNegativeInt):
     r"""Rise along a half cosine from 1 % of the rate after each restart of the optimizer's state.
 
     With $c = (s + 1) \bmod N$, from the first restart $s + 1 = N$ on, while $c < W$:

@@ -344,7 +344,7 @@ def explore_exploit_schedule(
 @schedule
 def wsd_schedule(
     step,
-    lr: NonNegative,
+    lr,
     num_warmup_steps: NonNegativeInt,
     num_stable_steps: NonNegativeInt | None = None,
     num_decay_steps: NonNegativeInt | None = None,
@@ -440,7 +440,7 @@ def _stable_and_decaying(
 
 
 @schedule
-def untuned_linear_warmup(step, lr: NonNegative = 1.0, beta2: Decay = 0.999):
+def untuned_linear_warmup(step, lr=1.0, beta2: Decay = 0.999):
     r"""Rise linearly for as long as the average of squares needs, without a tuned length.
 
     $\eta \min(1, t (1 - \beta_2)/2)$ with $t = s + 1$.
@@ -461,7 +461,7 @@ def untuned_linear_warmup(step, lr: NonNegative = 1.0, beta2: Decay = 0.999):
 
 
 @schedule
-def untuned_exponential_warmup(step, lr: NonNegative = 1.0, beta2: Decay = 0.999):
+def untuned_exponential_warmup(step, lr=1.0, beta2: Decay = 0.999):
     r"""Rise exponentially for as long as the average of squares needs, without a tuned length.
 
     $\eta (1 - e^{-(1 - \beta_2) t})$ with $t = s + 1$.
@@ -483,9 +483,7 @@ def untuned_exponential_warmup(step, lr: NonNegative = 1.0, beta2: Decay = 0.999
 
 
 @schedule
-def rectification_schedule(
-    step, lr: NonNegative, beta2: Decay = 0.999, silent: bool = True
-):
+def rectification_schedule(step, lr, beta2: Decay = 0.999, silent=True):
     r"""Multiply the rate by RAdam's variance rectification: its warm-up as a schedule.
 
     With $t = s + 1$, $\rho_\infty = 2/(1-\beta_2) - 1$ and $\rho_t = \rho_\infty - 2 t \beta_2^t / (1-\beta_2^t)$:
