@@ -7,7 +7,7 @@ from typing import Any
 from typing import Literal
 import torch
 from torch import Tensor
-from gradtx.base.exact import Scalar
+from gradtx.arguments import Scalar
 from gradtx.base.selectors import Where
 from gradtx.arguments import AnyLength
 from gradtx.arguments import Count

@@ -15,12 +15,13 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeAlias, TypeGuard, Ty
 import torch
 from torch import Tensor
 
-from gradtx.base.exact import Scalar, Schedule
+from gradtx.base.exact import Betas, Scalar, Schedule
 from gradtx.base.inputs import are_parameters
 from gradtx.base.messages import describe, nearest, schedule_remedy, shortly
 
 __all__ = [
     "AnyLength",
+    "Betas",
     "Count",
     "Decay",
     "Decays",
@@ -28,6 +29,7 @@ __all__ = [
     "NonNegative",
     "NonNegativeInt",
     "Positive",
+    "Scalar",
     "Static",
     "is_off",
 ]

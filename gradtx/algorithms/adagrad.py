@@ -23,9 +23,9 @@ from gradtx.arguments import (
     Fraction,
     NonNegative,
     Positive,
+    Scalar,
     is_off,
 )
-from gradtx.base.exact import Scalar
 from gradtx.rules import alias, per_tensor
 from gradtx.slots import ema as average_of
 from gradtx.slots import linear, square, start

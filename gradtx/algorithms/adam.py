@@ -20,8 +20,7 @@ from gradtx.algorithms.momentum import trace
 from gradtx.algorithms.projection import project_scale_invariant
 from gradtx.algorithms.scaling import scale_by_learning_rate
 from gradtx.algorithms.weight_decay import add_decayed_weights, with_decay
-from gradtx.arguments import Decay, NonNegative, Positive, is_off
-from gradtx.base.exact import Scalar
+from gradtx.arguments import Decay, NonNegative, Positive, Scalar, is_off
 from gradtx.rules import alias, per_tensor
 from gradtx.slots import linear, scalar, square
 from gradtx.transform import chain

@@ -20,8 +20,7 @@ from gradtx.algorithms._math import (
 from gradtx.algorithms.clipping import clip_by_global_norm
 from gradtx.algorithms.momentum import positive_negative
 from gradtx.algorithms.weight_decay import with_decay
-from gradtx.arguments import Decay, Fraction, is_off
-from gradtx.base.exact import Scalar
+from gradtx.arguments import Decay, Fraction, Scalar, is_off
 from gradtx.rules import alias, per_tensor
 from gradtx.slots import linear, square
 from gradtx.transform import chain

@@ -19,8 +19,8 @@ from gradtx.algorithms._math import (
 from gradtx.algorithms.adam import scale_by_adam_hat
 from gradtx.algorithms.scaling import scale_by_learning_rate
 from gradtx.algorithms.weight_decay import add_decayed_weights, initial_lr, with_decay
-from gradtx.arguments import Decay, NonNegative, Positive, is_off
-from gradtx.base.exact import Scalar, exact
+from gradtx.arguments import Decay, NonNegative, Positive, Scalar, is_off
+from gradtx.base.exact import exact
 from gradtx.rules import alias, per_tensor
 from gradtx.slots import linear, square
 from gradtx.transform import chain

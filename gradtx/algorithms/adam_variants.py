@@ -30,9 +30,9 @@ from gradtx.arguments import (
     NonNegative,
     NonNegativeInt,
     Positive,
+    Scalar,
     is_off,
 )
-from gradtx.base.exact import Scalar
 from gradtx.rules import alias, per_tensor
 from gradtx.schedules.half_life import ademamix_alpha_schedule, half_life_schedule
 from gradtx.slots import linear, scalar, square

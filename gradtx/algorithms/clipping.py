@@ -26,10 +26,10 @@ from gradtx.arguments import (
     NonNegative,
     NonNegativeInt,
     Positive,
+    Scalar,
     Static,
 )
 from gradtx.base.dtensor import full_tensor
-from gradtx.base.exact import Scalar
 from gradtx.rules import per_tensor
 from gradtx.slots import scalar
 

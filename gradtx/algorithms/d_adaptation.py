@@ -18,8 +18,8 @@ from gradtx.algorithms._math import (
 from gradtx.algorithms.averaging import dual_averaging
 from gradtx.algorithms.scaling import descend
 from gradtx.algorithms.weight_decay import add_decayed_weights, split_decay
-from gradtx.arguments import Decay, Positive, is_off
-from gradtx.base.exact import Scalar, exact
+from gradtx.arguments import Decay, Positive, Scalar, is_off
+from gradtx.base.exact import exact
 from gradtx.rules import alias, per_tensor
 from gradtx.slots import linear, square, start
 from gradtx.transform import chain

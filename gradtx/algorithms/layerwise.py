@@ -30,11 +30,12 @@ from gradtx.arguments import (
     NonNegative,
     NonNegativeInt,
     Positive,
+    Scalar,
     is_off,
 )
 from gradtx.base import tree as _tree
 from gradtx.base.dtensor import full_tensor
-from gradtx.base.exact import Scalar, exact, exact_dtype
+from gradtx.base.exact import exact, exact_dtype
 from gradtx.execution.rule import OfLeaf
 from gradtx.rules import alias, per_tensor
 from gradtx.slots import linear, scalar, square

@@ -21,8 +21,7 @@ from gradtx.algorithms.adam import scale_by_adam_hat
 from gradtx.algorithms.muon import Adjustment, muon_like
 from gradtx.algorithms.muon_variants import equalized
 from gradtx.algorithms.soap import decayed
-from gradtx.arguments import Count, Decay, NonNegative
-from gradtx.base.exact import Scalar
+from gradtx.arguments import Count, Decay, NonNegative, Scalar
 from gradtx.base.messages import describe
 from gradtx.combinators.low_rank import low_rank
 from gradtx.rules import alias, per_tensor

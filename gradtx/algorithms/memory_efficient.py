@@ -16,8 +16,7 @@ from gradtx.algorithms._math import (
     safe_sqrt,
 )
 from gradtx.algorithms.weight_decay import with_decay
-from gradtx.arguments import Decay, NonNegative, Positive, UnfitError
-from gradtx.base.exact import Scalar
+from gradtx.arguments import Decay, NonNegative, Positive, Scalar, UnfitError
 from gradtx.execution.rule import OfLeaf
 from gradtx.rules import alias, per_tensor
 from gradtx.slots import ema, linear, square

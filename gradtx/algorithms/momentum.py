@@ -17,9 +17,10 @@ from gradtx.arguments import (
     Fraction,
     NonNegative,
     NonNegativeInt,
+    Scalar,
     is_off,
 )
-from gradtx.base.exact import Scalar, exact
+from gradtx.base.exact import exact
 from gradtx.rules import alias, per_tensor
 from gradtx.slots import ema as average_of
 from gradtx.slots import linear, scalar, start

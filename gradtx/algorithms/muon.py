@@ -21,8 +21,7 @@ from gradtx.algorithms._polynomials import (
 from gradtx.algorithms.momentum import trace_ema
 from gradtx.algorithms.scaling import scale_by_learning_rate
 from gradtx.algorithms.weight_decay import add_decayed_weights
-from gradtx.arguments import Count, Decay, NonNegative, is_off
-from gradtx.base.exact import Scalar
+from gradtx.arguments import Count, Decay, NonNegative, Scalar, is_off
 from gradtx.combinators.selection import partition
 from gradtx.rules import alias, per_tensor
 from gradtx.transform import GradientTransformation, chain, check_transformation

@@ -29,8 +29,7 @@ from gradtx.algorithms.muon import (
 from gradtx.algorithms.scaling import scale_by_learning_rate
 from gradtx.algorithms.sign import scale_by_sign
 from gradtx.algorithms.weight_decay import add_decayed_weights
-from gradtx.arguments import Count, Decay, NonNegative, Positive
-from gradtx.base.exact import Scalar
+from gradtx.arguments import Count, Decay, NonNegative, Positive, Scalar
 from gradtx.combinators.norm_ratio import scale_by_norm_ratio
 from gradtx.rules import alias, per_tensor
 from gradtx.slots import square

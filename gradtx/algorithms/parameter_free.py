@@ -17,8 +17,8 @@ from gradtx.algorithms._math import (
 from gradtx.algorithms.d_adaptation import corrected_rate, limited, resting
 from gradtx.algorithms.scaling import descend
 from gradtx.algorithms.weight_decay import add_decayed_weights, split_decay, with_decay
-from gradtx.arguments import Count, Decay, NonNegative, Positive
-from gradtx.base.exact import Scalar, exact, exact_dtype
+from gradtx.arguments import Count, Decay, NonNegative, Positive, Scalar
+from gradtx.base.exact import exact, exact_dtype
 from gradtx.rules import alias, per_tensor
 from gradtx.slots import linear, scalar, square, start
 from gradtx.transform import chain

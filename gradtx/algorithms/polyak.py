@@ -16,8 +16,8 @@ from gradtx.algorithms._math import (
 )
 from gradtx.algorithms.clipping import shrink
 from gradtx.algorithms.momentum import trace
-from gradtx.arguments import Decay, NonNegative, Positive, is_off
-from gradtx.base.exact import Scalar, exact
+from gradtx.arguments import Decay, NonNegative, Positive, Scalar, is_off
+from gradtx.base.exact import exact
 from gradtx.base.torch_names import readable
 from gradtx.rules import alias, per_tensor
 from gradtx.slots import linear, start

@@ -18,9 +18,9 @@ from gradtx.algorithms._math import (
     unit_centered,
     unit_norm,
 )
-from gradtx.arguments import NonNegative, Static, UnfitError
+from gradtx.arguments import NonNegative, Scalar, Static, UnfitError
 from gradtx.base import torch_names as _torch
-from gradtx.base.exact import Scalar, exact
+from gradtx.base.exact import exact
 from gradtx.base.messages import describe
 from gradtx.execution.rule import OfLeaf
 from gradtx.rules import per_tensor

@@ -31,8 +31,8 @@ from gradtx.arguments import (
     NonNegative,
     NonNegativeInt,
     Positive,
+    Scalar,
 )
-from gradtx.base.exact import Scalar
 from gradtx.rules import alias, per_tensor
 from gradtx.schedules import ranger21_schedule
 from gradtx.slots import ema, linear, square

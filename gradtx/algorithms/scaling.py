@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 
 from gradtx.algorithms._math import safe_sqrt
-from gradtx.arguments import NonNegative, NonNegativeInt, Static
-from gradtx.base.exact import Scalar
+from gradtx.arguments import NonNegative, NonNegativeInt, Scalar, Static
 from gradtx.rules import per_tensor
 
 __all__ = [

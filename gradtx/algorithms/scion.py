@@ -36,14 +36,7 @@ from gradtx.algorithms.muon import (
 from gradtx.algorithms.scaling import scale as multiply
 from gradtx.algorithms.scaling import scale_by_learning_rate
 from gradtx.algorithms.weight_decay import add_decayed_weights
-from gradtx.arguments import (
-    Decay,
-    NonNegative,
-    Static,
-    is_off,
-    one_of,
-)
-from gradtx.base.exact import Scalar
+from gradtx.arguments import Decay, NonNegative, Scalar, Static, is_off, one_of
 from gradtx.base.messages import describe
 from gradtx.combinators.hyperball import hyperball
 from gradtx.combinators.selection import partition

@@ -15,8 +15,8 @@ from gradtx.algorithms.weight_decay import (
     check_initial_lr,
     with_decay,
 )
-from gradtx.arguments import Decay, Fraction, NonNegative, is_off
-from gradtx.base.exact import Scalar, exact
+from gradtx.arguments import Decay, Fraction, NonNegative, Scalar, is_off
+from gradtx.base.exact import exact
 from gradtx.base.torch_names import readable
 from gradtx.rules import alias, per_tensor
 from gradtx.slots import scalar

@@ -16,8 +16,7 @@ from gradtx.algorithms._math import (
 from gradtx.algorithms.adam import scale_by_adam_hat
 from gradtx.algorithms.scaling import scale_by_learning_rate
 from gradtx.algorithms.weight_decay import with_decay
-from gradtx.arguments import Decay, NonNegative, is_off
-from gradtx.base.exact import Scalar
+from gradtx.arguments import Decay, NonNegative, Scalar, is_off
 from gradtx.rules import alias, per_tensor
 from gradtx.slots import linear, square
 from gradtx.transform import chain

@@ -29,8 +29,7 @@ from gradtx.algorithms.momentum import trace_ema
 from gradtx.algorithms.muon import Adjustment, muon_like, orthogonalize
 from gradtx.algorithms.projection import decay_after_step
 from gradtx.algorithms.scaling import hold_until, scale_by_learning_rate
-from gradtx.arguments import Count, Decay, NonNegative, Static
-from gradtx.base.exact import Betas, Scalar
+from gradtx.arguments import Betas, Count, Decay, NonNegative, Scalar, Static
 from gradtx.combinators.rotated import rotated
 from gradtx.rules import alias, per_tensor
 from gradtx.slots import init_of, square

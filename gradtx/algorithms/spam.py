@@ -23,8 +23,9 @@ from gradtx.arguments import (
     Fraction,
     NonNegativeInt,
     Positive,
+    Scalar,
 )
-from gradtx.base.exact import Scalar, Schedule
+from gradtx.base.exact import Schedule
 from gradtx.combinators.restarts import restart
 from gradtx.rules import alias, per_tensor
 from gradtx.schedules.restarts import restart_warmup_schedule

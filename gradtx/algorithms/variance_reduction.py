@@ -20,8 +20,15 @@ from gradtx.algorithms.muon import has_a_matrix
 from gradtx.algorithms.scaling import scale_by_learning_rate
 from gradtx.algorithms.sign import scale_by_lion
 from gradtx.algorithms.weight_decay import with_decay
-from gradtx.arguments import Count, Decay, Decays, NonNegative, NonNegativeInt, Positive
-from gradtx.base.exact import Scalar
+from gradtx.arguments import (
+    Count,
+    Decay,
+    Decays,
+    NonNegative,
+    NonNegativeInt,
+    Positive,
+    Scalar,
+)
 from gradtx.combinators.selection import partition
 from gradtx.rules import alias, per_tensor, whole_tree
 from gradtx.slots import linear, square, start

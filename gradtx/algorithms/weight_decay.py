@@ -7,8 +7,8 @@ from torch import Tensor
 
 from gradtx.algorithms._math import quotient, unit_norm
 from gradtx.algorithms.scaling import scale_by_learning_rate
-from gradtx.arguments import NonNegative, Positive, is_off
-from gradtx.base.exact import Scalar, exact
+from gradtx.arguments import NonNegative, Positive, Scalar, is_off
+from gradtx.base.exact import exact
 from gradtx.base.torch_names import readable
 from gradtx.rules import per_tensor
 from gradtx.slots import Slot, scalar

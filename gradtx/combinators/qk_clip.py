@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradtx.arguments import Fraction, Positive, Static
-from gradtx.base.exact import Scalar
+from gradtx.arguments import Fraction, Positive, Scalar, Static
 from gradtx.base.messages import describe
 from gradtx.base.selectors import Selector, check_not_empty, patterns
 from gradtx.base.torch_names import readable

@@ -8,8 +8,8 @@ import torch
 
 from gradtx.algorithms._math import quotient
 from gradtx.algorithms.scaling import descend
-from gradtx.arguments import Fraction, NonNegative, NonNegativeInt
-from gradtx.base.exact import Scalar, exact
+from gradtx.arguments import Fraction, NonNegative, NonNegativeInt, Scalar
+from gradtx.base.exact import exact
 from gradtx.combinators.frame import Frame
 from gradtx.rules import combinator
 from gradtx.transform import GradientTransformation

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from gradtx.algorithms._math import at_least, quotient, safe_sqrt
-from gradtx.arguments import AnyLength, Decays, NonNegative, Positive
-from gradtx.base.exact import Betas, Scalar
+from gradtx.arguments import AnyLength, Betas, Decays, NonNegative, Positive, Scalar
 from gradtx.combinators.frame import Frame, Values
 from gradtx.rules import combinator
 from gradtx.state.slots import numbered, with_lists

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Annotated
 from typing import Literal
 from typing import overload
-from gradtx.base.exact import Scalar
+from gradtx.arguments import Scalar
 from gradtx.base.exact import Schedule
 from gradtx.arguments import Count
 from gradtx.arguments import Decay

@@ -10,8 +10,15 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor
 
-from gradtx.arguments import Count, Fraction, NonNegative, NonNegativeInt, Positive
-from gradtx.base.exact import Scalar, Schedule, exact
+from gradtx.arguments import (
+    Count,
+    Fraction,
+    NonNegative,
+    NonNegativeInt,
+    Positive,
+    Scalar,
+)
+from gradtx.base.exact import Schedule, exact
 from gradtx.base.messages import describe
 from gradtx.schedules._factory import check_schedule, schedule
 

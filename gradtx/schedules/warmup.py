@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from gradtx.algorithms._math import rectification_at
-from gradtx.arguments import Count, Decay, Fraction, NonNegative, NonNegativeInt
+from gradtx.arguments import Count, Decay, Fraction, NonNegative, NonNegativeInt, Scalar
 from gradtx.base import torch_names as _torch
-from gradtx.base.exact import Scalar, Schedule, exact
+from gradtx.base.exact import Schedule, exact
 from gradtx.base.messages import describe
 from gradtx.execution.context import bias_correction
 from gradtx.schedules._factory import check_schedule, entry_at, schedule
