@@ -488,8 +488,9 @@ def _with_options(
         return signature
     del parameters[last.name]
     _, link = typing.get_args(hints.pop(last.name))
-    hints_of_link = _hints_of(link.spec.function)
-    of_link = _annotated(link.spec.function, hints_of_link)
+    function = link.spec.function if hasattr(link, "spec") else link
+    hints_of_link = _hints_of(function)
+    of_link = _annotated(function, hints_of_link)
     hints |= {**hints_of_link, **hints}
     parameters = {**parameters, **of_link.parameters, **parameters}
     return signature.replace(parameters=list(parameters.values()))

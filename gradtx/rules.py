@@ -846,9 +846,10 @@ def per_tensor(function: Any = None, /, **options: Any) -> Any:
     An annotation says which values of an argument are valid. `NonNegative`, `Positive`, `Fraction` ([0, 1]), `Decay`
     ([0, 1)), `Decays` and `Annotated[Scalar, "(0, 1)"]` mark hyperparameters, which may be 0-d tensors or schedules and
     must not affect structure; `Scalar` accepts any number, except that `lr`, `eps`, `momentum` and `weight_decay` are
-    in [0, inf) and `betas` in [0, 1). These five need no annotation, nor does a bool with a default. `Count` (>= 1), `NonNegativeInt`, `bool`,
-    `str` and `Literal["a", "b"]` are plain values; `Static[int]` is one that groups of an optimizer share. A tuple has
-    as many entries as its default, unless it is annotated `AnyLength[Decays]`. The factory also accepts `state_dtype`.
+    in [0, inf) and `betas` in [0, 1). These five need no annotation, nor does a bool with a default. `Count` (>= 1),
+    `NonNegativeInt`, `bool`, `str` and `Literal["a", "b"]` are plain values; `Static[int]` is one that groups of an
+    optimizer share. A tuple has as many entries as its default, unless it is annotated `AnyLength[Decays]`. The factory
+    also accepts `state_dtype`.
 
     Args:
         elementwise: Whether each entry of the update depends only on the same entry of the inputs (apart from sums).

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from gradtx.algorithms._matrix import (
     unfolded,
 )
 from gradtx.algorithms._spaces import Coordinates, View
+from gradtx.arguments import Count, Decay, NonNegative, NonNegativeInt, Static
 
 
 def change_basis(
@@ -73,30 +74,23 @@ def iterated(statistics: Tensor, basis: Tensor) -> Tensor:
     return basis.index_select(1, order.argsort())
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Rotation(Coordinates):
-    """Options of `rotated`, which documents them; `beta` and `eps` may be tensors.
+    """The options of `rotated`, which documents them."""
 
-    Attributes:
-        sides: "both" for all dimensions; "left", "right" or "short" for one dimension of a matrix.
-        limit: Dimensions larger than this have no factor.
-        merges: Merge neighboring dimensions while their product is at most `limit`.
-        takes_vectors: Whether 1-d leaves have a factor.
-    """
-
-    beta: Any
-    frequency: int
-    limit: int
-    merges: bool = False
-    takes_vectors: bool = False
-    staggers: bool = False
-    statistics: str = "shampoo"
-    sides: str = "both"
-    start: str = "skip"
-    refresh: str = "qr"
-    offset: int = 1
-    of: str = "update"
-    eps: Any = 0.0
+    statistics: Literal["shampoo", "kl"] = "shampoo"
+    sides: Literal["both", "left", "right", "short"] = "both"
+    beta: Decay = 0.95
+    precondition_frequency: Count = 10
+    max_precondition_dim: Count = 10000
+    merge_dims: bool = False
+    precondition_1d: bool = False
+    start: Literal["skip", "identity"] = "skip"
+    refresh: Literal["qr", "eigh", "svd"] = "qr"
+    offset: NonNegativeInt = 1
+    of: Literal["update", "grad"] = "update"
+    eps: NonNegative = 1e-8
+    stagger: Static[bool] = False
 
     @property
     def delayed(self) -> bool:
@@ -111,8 +105,8 @@ class Rotation(Coordinates):
 
     def shape(self, of_leaf: torch.Size) -> tuple[int, ...]:
         """Return the shape of a leaf after the merge."""
-        if self.merges and len(of_leaf) > 1:
-            return merged(of_leaf, self.limit)
+        if self.merge_dims and len(of_leaf) > 1:
+            return merged(of_leaf, self.max_precondition_dim)
         return tuple(of_leaf)
 
     def inside(self, x: Tensor) -> Tensor:
@@ -121,10 +115,12 @@ class Rotation(Coordinates):
 
     def dims(self, of_leaf: torch.Size) -> list[int]:
         """Return the dimensions that have a factor."""
-        if len(of_leaf) == 1 and not self.takes_vectors:
+        if len(of_leaf) == 1 and not self.precondition_1d:
             return []
         shape = self.shape(of_leaf)
-        return [i for i in self._candidates(shape) if shape[i] <= self.limit]
+        return [
+            i for i in self._candidates(shape) if shape[i] <= self.max_precondition_dim
+        ]
 
     def _candidates(self, shape: tuple[int, ...]) -> list[int]:
         """Return the dimensions that `sides` selects, whatever their size."""
@@ -202,10 +198,16 @@ class Rotation(Coordinates):
 
     def _if_due(self, ctx: Any, first: Any, refreshed: Any, old: Any) -> Any:
         """Return `first()` in a leaf's first update, `refreshed()` at steps that refresh its bases, else `old`."""
-        phase = self.offset + ctx.turn(self.frequency) if self.staggers else self.offset
+        phase = (
+            self.offset + ctx.turn(self.precondition_frequency)
+            if self.stagger
+            else self.offset
+        )
         return ctx.first(
             first,
-            lambda: ctx.every(self.frequency, phase, refreshed, lambda: old),
+            lambda: ctx.every(
+                self.precondition_frequency, phase, refreshed, lambda: old
+            ),
         )
 
 

@@ -68,9 +68,9 @@ def scale_by_soap(
     i and $Q_i$ to its eigenvectors, largest eigenvalue first. Then, with $s = t - 1$ and a prime denoting rotation by
     all $Q_i^\top$: $m \leftarrow \beta_1 m + (1-\beta_1) g$, $v \leftarrow \beta_2 v + (1-\beta_2) g'^2$, and the
     direction is $m' / (\sqrt{v} + \epsilon)$ rotated back, times $\sqrt{1-\beta_2^s} / (1-\beta_1^s)$. Afterwards,
-    $G_i \leftarrow \beta_s G_i + (1-\beta_s)\, \mathrm{mat}_i(g) \mathrm{mat}_i(g)^\top$, and where $s \bmod n = 0$
-    the columns of $Q_i$, and $v$ with them, are sorted by $\mathrm{diag}(Q_i^\top G_i Q_i)$, and
-    $Q_i \leftarrow \mathrm{QR}(G_i Q_i)$.
+    $G_i \leftarrow \beta_s G_i + (1-\beta_s)\, \mathrm{mat}_i(g) \mathrm{mat}_i(g)^\top$, and where $s \bmod n = 0$,
+    $Q_i \leftarrow \mathrm{QR}(G_i Q_i)$, column by column in decreasing order of
+    $\mathrm{diag}(Q_i^\top G_i Q_i)$.
 
     Args:
         betas: $(\beta_1, \beta_2)$, each in [0, 1).
@@ -105,7 +105,8 @@ def scale_by_soap(
         tensor([[0.3118, 0.3118],
                 [0.6236, 0.6236]])
 
-    Source: Vyas et al. 2024, arXiv:2409.11321. Departures: none from the authors' code, without its casts to float32.
+    Source: Vyas et al. 2024, arXiv:2409.11321. Departures: none from the authors' code, without its casts to float32;
+    columns keep their places in $Q_i$ and $v$, where the authors' code sorts them.
     Where statistics are rank-deficient (a rotated vector, a zero gradient, or, at the first step, a dimension that
     exceeds the product of the others by two or more, as in a 5 x 2 matrix), part of the basis is arbitrary, so results
     depend on the back end. There is then no derivative with respect to the inputs of these statistics (the first
@@ -114,12 +115,12 @@ def scale_by_soap(
     """
     beta = betas[1] if shampoo_beta is None else shampoo_beta
     rotation = Rotation(
-        beta,
-        precondition_frequency,
-        max_precondition_dim,
-        merge_dims,
-        precondition_1d,
-        stagger,
+        beta=beta,
+        precondition_frequency=precondition_frequency,
+        max_precondition_dim=max_precondition_dim,
+        merge_dims=merge_dims,
+        precondition_1d=precondition_1d,
+        stagger=stagger,
     )
     adam = adam_along_bases(betas, eps, correct_bias, normalize_gradient)
     return Space(adam, rotation, reads_grad=False)
@@ -204,11 +205,11 @@ def scale_by_kl_shampoo(
     """
     beta1, beta2 = betas
     rotation = Rotation(
-        beta2,
-        precondition_frequency,
-        max_precondition_dim,
-        merge_dims,
-        staggers=stagger,
+        beta=beta2,
+        precondition_frequency=precondition_frequency,
+        max_precondition_dim=max_precondition_dim,
+        merge_dims=merge_dims,
+        stagger=stagger,
     )
     moments, average = adam_moments(betas)
 
