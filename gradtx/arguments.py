@@ -581,6 +581,18 @@ class Arguments:
                 bound[argument.name] = argument.default
         return bound
 
+    def shown(self, values: Mapping[str, Any]) -> list[str]:
+        """Return the arguments of a call as a user would type them."""
+        shown: list[str] = []
+        for argument in self.all:
+            value = values[argument.name]
+            text = describe(value)
+            if argument.required and not argument.keyword_only:
+                shown.append(text)
+            elif argument.required or varies(value) or value != argument.default:
+                shown.append(f"{argument.name}={text}")
+        return shown
+
     def sample(self) -> dict[str, Any]:
         """Return values for the required arguments with which the factory can be called."""
         return {each.name: each.sample() for each in self.all if each.required}

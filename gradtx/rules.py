@@ -434,17 +434,7 @@ class FactoryCall(GradientTransformation):
         return _remade, (self._spec.factory, self._arguments, state_dtype)
 
     def __repr__(self) -> str:
-        shown: list[str] = []
-        for argument in self._spec.arguments.all:
-            value = self._arguments[argument.name]
-            if argument.required:
-                shown.append(
-                    f"{argument.name}={describe(value)}"
-                    if argument.keyword_only
-                    else describe(value)
-                )
-            elif varies(value) or value != argument.default:
-                shown.append(f"{argument.name}={describe(value)}")
+        shown = self._spec.arguments.shown(self._arguments)
         if self._storage is not None:
             shown.append(f"state_dtype={self._storage!r}")
         return f"{self._name}({', '.join(shown)})"

@@ -63,13 +63,7 @@ class _Made(Schedule):
         return _Made, (self._factory, self._arguments)
 
     def __repr__(self) -> str:
-        shown: list[str] = []
-        for argument in self._factory.arguments.all:
-            value = self._arguments[argument.name]
-            if argument.required:
-                shown.append(describe(value))
-            elif isinstance(value, Tensor) or value != argument.default:
-                shown.append(f"{argument.name}={describe(value)}")
+        shown = self._factory.arguments.shown(self._arguments)
         return f"{self._factory.__name__}({', '.join(shown)})"
 
 
