@@ -79,7 +79,7 @@ REAL_EXTRAS = frozenset(("hessian_diag", "grad_fn", "value_fn"))
 class TreeOptions(TypedDict, total=False):
     """The options of `whole_tree`."""
 
-    needs: tuple[str, ...] | Callable[[Bound], Iterable[str]]
+    needs: str | tuple[str, ...] | Callable[[Bound], Iterable[str]]
     extras: Mapping[str, str]
 
 
@@ -99,12 +99,12 @@ class Options(TreeOptions, total=False):
     random: bool | Callable[[Bound], bool]
     owns_lr: bool
     rate: Literal["before", "after"] | None
-    agree: tuple[str, ...]
+    agree: str | tuple[str, ...]
     takes_complex: bool | Callable[[Bound], bool] | None
     compiles: bool | str | Callable[[Bound], bool | str] | None
     whole: bool | str | Callable[[Bound], bool | tuple[str, ...]]
     check: Callable[[Bound, str, torch.Size, Mapping[str, Any]], None] | None
-    ahead: tuple[str, ...]
+    ahead: str | tuple[str, ...]
     summed: Mapping[str, Callable[[Tensor], Tensor]]
     wire: Callable[[Bound], torch.dtype | None] | None
 
@@ -157,6 +157,9 @@ class Spec:
         self.function = function
         self.name = function.__name__
         self._options: dict[str, Any] = {**_DEFAULTS, **options}
+        for option in ("needs", "agree", "ahead"):
+            if isinstance(self._options[option], str):
+                self._options[option] = (self._options[option],)
         self.class_name = self._options["class_name"] or _capitalized(self.name)
         self.arguments = Arguments(self.name, function, is_alias=kind == "alias")
         if kind == "alias" and not is_users(function):
@@ -323,23 +326,15 @@ def _check_declared(spec: Spec, options: Mapping[str, Any]) -> None:
         TypeError: If an option has the wrong form, or names an unknown input or argument.
     """
     needs = options["needs"]
-    for need in () if callable(needs) else _names_in(spec, "needs", needs):
+    for need in () if callable(needs) else needs:
         if need not in INPUTS:
             raise TypeError(
                 f"{spec.name}: unknown entry {need!r} in needs; valid: {', '.join(INPUTS)}; "
                 f"declare others by extras={{{need!r}: 'leaf'}}"
             )
     for option in ("agree", "ahead"):
-        for argument in _names_in(spec, option, options[option]):
+        for argument in options[option]:
             _check_argument(spec, option, argument)
-
-
-def _names_in(spec: Spec, option: str, names: Any) -> Iterable[str]:
-    if isinstance(names, str):
-        raise TypeError(
-            f"{spec.name}: {option} must be a tuple of names, got {names!r}; write ({names!r},)"
-        )
-    return names
 
 
 def _check_argument(spec: Spec, option: str, name: str) -> None:
@@ -847,9 +842,9 @@ def per_tensor(function: Any = None, /, **options: Any) -> Any:
         takes_complex: Whether the rule accepts complex leaves, whose real and imaginary parts it receives in a new last
             dimension; defaults to `elementwise`. True is also correct if entries interact only through norms of the
             leaf.
-        needs: Requirements of `update`: "params", "value", "value_fn", "grad_fn", "hessian_diag"; or a function of
-            the arguments that returns them. With an argument `update_period`, the rule reads `hessian_diag` only at
-            the first step of each period of that many steps.
+        needs: Requirements of `update`: "params", "value", "value_fn", "grad_fn", "hessian_diag", one or a tuple; or a
+            function of the arguments that returns a tuple. With an argument `update_period`, the rule reads
+            `hessian_diag` only at the first step of each period of that many steps.
         extras: Other extras, name -> "leaf", "scalar" or "tensors" (a dict of tensors with its own names); append a
             question mark for an optional extra.
         check: A function `(arguments, name, shape, extras)` that raises an error for extras that do not fit a leaf. It

@@ -208,7 +208,7 @@ def scale_by_kate(delta: NonNegative = 0.0, eps=1e-8):
     return {"b_sq": square(), "m_sq": square()}, update
 
 
-@per_tensor(elementwise=True, needs=("params",))
+@per_tensor(elementwise=True, needs="params")
 def scale_by_adasmooth(
     betas=(0.5, 0.99),
     eps=1e-6,
@@ -273,7 +273,7 @@ def scale_by_adasmooth(
     }, update
 
 
-@per_tensor(elementwise=True, needs=("params",), owns_lr=True)
+@per_tensor(elementwise=True, needs="params", owns_lr=True)
 def scale_by_ftrl(
     lr: Positive = 1e-3,
     lr_power: Annotated[Scalar, "(-inf, 0]"] = -0.5,

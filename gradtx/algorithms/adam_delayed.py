@@ -37,7 +37,7 @@ __all__ = [
 @per_tensor(
     elementwise=True,
     shared=lambda arguments: {"gamma": 0.0} if arguments["lagged_norm"] else {},
-    agree=("lagged_norm",),
+    agree="lagged_norm",
 )
 def scale_by_avagrad(betas=(0.9, 0.999), eps=0.1, lagged_norm=False):
     r"""Divide the mean gradient by the size of earlier gradients, rescaled to a fixed overall scale: AvaGrad.

@@ -276,7 +276,7 @@ def scale_by_diffgrad(betas=(0.9, 0.999), eps=1e-8):
     return {**moments, "previous_grad": linear()}, update
 
 
-@per_tensor(needs=("params",))
+@per_tensor(needs="params")
 def scale_by_fadam(
     betas=(0.9, 0.999),
     eps=1e-8,

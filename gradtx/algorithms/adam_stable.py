@@ -239,7 +239,7 @@ def stable_decay(weight_decay, total):
     )
 
 
-@per_tensor(elementwise=True, needs=("params",))
+@per_tensor(elementwise=True, needs="params")
 def scale_by_adam_stable_decay(
     betas=(0.9, 0.999),
     eps=1e-8,

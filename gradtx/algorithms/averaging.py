@@ -26,7 +26,7 @@ __all__ = [
 ]
 
 
-@per_tensor(elementwise=True, needs=("params",), rate="after")
+@per_tensor(elementwise=True, needs="params", rate="after")
 def lookahead(k: Count = 5, alpha: Fraction = 0.5):
     r"""Move slow weights part of the way to the fast ones at every k-th step and restart from there.
 
@@ -72,7 +72,7 @@ def synchronized(now: Tensor, slow: Tensor, fast: Tensor, alpha: Any) -> Tensor:
     return torch.where(now, slow + alpha * (fast - slow), slow)
 
 
-@per_tensor(elementwise=True, needs=("params",), rate="after")
+@per_tensor(elementwise=True, needs="params", rate="after")
 def average(decay: Decay | None = None, start: NonNegativeInt = 0, debias=False):
     r"""Keep an average of the weights for evaluation; updates pass unchanged.
 
@@ -131,7 +131,7 @@ def dual_averaging(target: Tensor, momentum: Any, param: Tensor) -> Tensor:
     return (1 - momentum) * (target - param)
 
 
-@per_tensor(elementwise=True, needs=("params",), owns_lr=True)
+@per_tensor(elementwise=True, needs="params", owns_lr=True)
 def scale_by_madgrad(
     lr=1e-2,
     momentum: Decay = 0.9,
@@ -194,7 +194,7 @@ def scale_by_madgrad(
     return slots, update
 
 
-@per_tensor(elementwise=True, needs=("params",), owns_lr=True)
+@per_tensor(elementwise=True, needs="params", owns_lr=True)
 def scale_by_srmm(
     lr=0.01,
     beta: NonNegative = 0.5,
@@ -251,7 +251,7 @@ def scale_by_srmm(
     return {"mov_avg_grad": linear(), "mov_avg_param": start()}, update
 
 
-@per_tensor(elementwise=True, needs=("params",), owns_lr=True)
+@per_tensor(elementwise=True, needs="params", owns_lr=True)
 def scale_by_asgd(
     lr=1e-2,
     lambd: NonNegative = 1e-4,

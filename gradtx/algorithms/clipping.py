@@ -159,7 +159,7 @@ def clip_by_global_norm(
     return update_by_norm_of_before if stale else update
 
 
-@per_tensor(elementwise=True, agree=("eps",))
+@per_tensor(elementwise=True, agree="eps")
 def normalize_by_global_norm(eps=1e-6):
     r"""Scale the whole tree to norm 1, preserving its direction: $u / (G + \epsilon)$.
 
@@ -195,7 +195,7 @@ def shrink(size: Tensor, bound) -> Tensor:
     return quotient(bound, size, size > bound, 1.0)
 
 
-@per_tensor(needs=("params",))
+@per_tensor(needs="params")
 def clip_adaptive(clipping: Positive = 0.01, eps: NonNegative = 1e-3):
     r"""Clip the update of each output unit relative to the norm of its weights (adaptive gradient clipping).
 
@@ -233,7 +233,7 @@ def clip_adaptive(clipping: Positive = 0.01, eps: NonNegative = 1e-3):
     return update
 
 
-@per_tensor(takes_complex=True, needs=("params",))
+@per_tensor(takes_complex=True, needs="params")
 def bound_norm(p_bound: Positive):
     r"""Keep the norm of each leaf of weights below a multiple of its initial norm.
 

@@ -38,7 +38,7 @@ __all__ = [
 ]
 
 
-OWN = {"elementwise": True, "needs": ("params",), "rate": "before"}
+OWN = {"elementwise": True, "needs": "params", "rate": "before"}
 
 
 def started(*averages: str) -> Any:

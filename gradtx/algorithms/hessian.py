@@ -23,7 +23,7 @@ __all__ = [
 
 @per_tensor(
     elementwise=lambda arguments: not arguments["spatial_average"],
-    needs=("hessian_diag",),
+    needs="hessian_diag",
 )
 def scale_by_hessian(
     betas=(0.9, 0.999),
@@ -102,7 +102,7 @@ def scale_by_hessian(
     return slots, update
 
 
-@per_tensor(elementwise=True, needs=("hessian_diag",))
+@per_tensor(elementwise=True, needs="hessian_diag")
 def scale_by_sophia(
     betas=(0.96, 0.99),
     gamma: NonNegative = 0.01,

@@ -62,7 +62,7 @@ def _sums(p: Tensor, u: Tensor) -> OfLeaf:
     return OfLeaf(weights=p.square().sum(), size=u.square().sum())
 
 
-@per_tensor(whole="sums", takes_complex=True, needs=("params",))
+@per_tensor(whole="sums", takes_complex=True, needs="params")
 def scale_by_trust_ratio(clip=False, weight_decay=0.0, always_adapt=True):
     r"""Rescale each update to the norm of its leaf's weights: $u \mapsto u \lVert p \rVert / \lVert u \rVert$.
 
@@ -108,7 +108,7 @@ def scale_by_trust_ratio(clip=False, weight_decay=0.0, always_adapt=True):
 @per_tensor(
     whole="sums",
     takes_complex=lambda arguments: arguments["min_ndim"] == 0,
-    needs=("params",),
+    needs="params",
 )
 def scale_by_lars(
     trust_coefficient: Positive = 0.001,
@@ -268,7 +268,7 @@ def _entrywise(arguments):
     )
 
 
-@per_tensor(elementwise=_entrywise, needs=("params",), owns_lr=True)
+@per_tensor(elementwise=_entrywise, needs="params", owns_lr=True)
 def scale_by_amos(
     lr=1e-3,
     beta: Decay = 0.999,

@@ -225,7 +225,7 @@ def clip_by_block_rms(threshold: Positive = 1.0):
     return update
 
 
-@per_tensor(whole="sums", needs=("params",))
+@per_tensor(whole="sums", needs="params")
 def scale_by_param_block_rms(min_scale: NonNegative = 1e-3):
     r"""Make updates relative to the size of a leaf's weights: $u \max(\epsilon, \mathrm{rms}(p))$.
 
@@ -254,7 +254,7 @@ def scale_by_param_block_rms(min_scale: NonNegative = 1e-3):
     return update
 
 
-@per_tensor(whole="sums", needs=("params",), owns_lr=True)
+@per_tensor(whole="sums", needs="params", owns_lr=True)
 def scale_by_adafactor(
     lr: NonNegative | None = None,
     eps=1e-3,
@@ -324,7 +324,7 @@ def scale_by_adafactor(
     return update if beta1 is None else ({"exp_avg": linear()}, update)
 
 
-@per_tensor(elementwise=True, needs=("params",), owns_lr=True)
+@per_tensor(elementwise=True, needs="params", owns_lr=True)
 def scale_by_adafactor_torch(lr=1e-2, weight_decay=0.0):
     r"""Turn a direction into torch.optim.Adafactor's step: $-\min(\eta, 1/\sqrt{t}) u - \eta \lambda p$.
 

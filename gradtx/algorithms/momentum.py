@@ -178,7 +178,7 @@ def ema(decay: Decay, debias=False):
     return {"exp_avg": average_of(decay)}, update
 
 
-@per_tensor(elementwise=True, needs=("params",), owns_lr=True)
+@per_tensor(elementwise=True, needs="params", owns_lr=True)
 def scale_by_accsgd(
     lr,
     kappa: Annotated[Scalar, "[1, inf)"] = 1000.0,
@@ -356,7 +356,7 @@ def scale_by_qhm(momentum: Decay = 0.999, nu: Scalar = 0.7):
     return {"momentum_buffer": average_of(momentum)}, update
 
 
-@per_tensor(elementwise=True, compiles=False, ahead=("step_size",))
+@per_tensor(elementwise=True, compiles=False, ahead="step_size")
 def ema_nesterov(
     decay: Decay = 0.99,
     step_size: Scalar = 0.3,

@@ -39,7 +39,7 @@ __all__ = [
 
 @per_tensor(
     elementwise=lambda arguments: arguments["slice_p"] == 1,
-    needs=("params",),
+    needs="params",
     rate="before",
     shared=lambda arguments: {
         "d": arguments["d0"],
@@ -161,7 +161,7 @@ def _dog(moved, square, state, init_eta):
 
 @per_tensor(
     elementwise=True,
-    needs=("params",),
+    needs="params",
     shared=lambda arguments: {"max_dist": 0.0, "sum_sq": arguments["eps"]},
     agree=("reps_rel", "eps", "init_eta"),
 )
@@ -224,7 +224,7 @@ def scale_by_dog(
     return {"param_init": start()}, update
 
 
-@per_tensor(takes_complex=True, needs=("params",))
+@per_tensor(takes_complex=True, needs="params")
 def scale_by_ldog(
     reps_rel: Positive = 1e-6,
     eps=1e-8,
@@ -281,7 +281,7 @@ def _first_square(arguments):
 
 @per_tensor(
     elementwise=True,
-    needs=("params",),
+    needs="params",
     shared=lambda arguments: {
         "estim_sq_dist": _first_square(arguments),
         "weighted_sq_norm": 0.0,
@@ -330,7 +330,7 @@ def scale_by_dowg(eps: Positive = 1e-4, init_estim_sq_dist: Positive | None = No
     return {"param_init": start()}, update
 
 
-@per_tensor(elementwise=True, needs=("params",), owns_lr=True)
+@per_tensor(elementwise=True, needs="params", owns_lr=True)
 def scale_by_cocob(alpha: NonNegative = 100.0, eps=1e-8):
     r"""Bet the accumulated reward of each weight on the sign of its next gradient: COCOB-Backprop.
 

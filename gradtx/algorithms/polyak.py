@@ -36,7 +36,7 @@ __all__ = [
 ]
 
 
-@per_tensor(elementwise=True, needs=("value",), owns_lr=True, agree=("eps",))
+@per_tensor(elementwise=True, needs="value", owns_lr=True, agree="eps")
 def scale_by_polyak(max_lr: Annotated[Scalar, "[0, inf]"] | None = None, eps=1e-5):
     r"""Step to the point where the loss would be 0 if its slope were constant: Polyak's step size.
 
@@ -76,7 +76,7 @@ def scale_by_polyak(max_lr: Annotated[Scalar, "[0, inf]"] | None = None, eps=1e-
     return update
 
 
-@per_tensor(elementwise=True, needs=("params",), agree=("max_norm",))
+@per_tensor(elementwise=True, needs="params", agree="max_norm")
 def project_l2_ball(max_norm: Annotated[Scalar, "(0, inf]"]):
     r"""Constrain all weights together to a ball: after the step, $p \leftarrow p \min(1, r / \lVert p \rVert)$.
 
@@ -311,7 +311,7 @@ def _first_step_size(arguments):
 
 @per_tensor(
     elementwise=True,
-    needs=("params",),
+    needs="params",
     extras={"prev_grad": "leaf?"},
     shared={
         "step_size": _first_step_size,

@@ -39,7 +39,7 @@ __all__ = [
 ]
 
 
-@per_tensor(whole="sums", needs=("params",))
+@per_tensor(whole="sums", needs="params")
 def project_scale_invariant(
     delta: NonNegative = 0.1,
     wd_ratio: NonNegative = 0.1,
@@ -119,7 +119,7 @@ def _view(sums, length, delta, eps):
     return ~(cosine < delta / length**0.5), radial
 
 
-@per_tensor(needs=("params",))
+@per_tensor(needs="params")
 def orthogonalize_against_params():
     r"""Remove a gradient's component along the weights, and restore its norm.
 
@@ -211,7 +211,7 @@ def normalize_by_std(eps=1e-8):
     return update
 
 
-@per_tensor(needs=("params",), rate="after")
+@per_tensor(needs="params", rate="after")
 def map_after_step(fn: Static[Callable[[Tensor], Tensor]], before=False):
     r"""Apply a function to the parameter after the step: constraints, projections, proximal steps.
 
@@ -253,7 +253,7 @@ def decay_after_step(lr: Any, weight_decay: Any) -> GradientTransformation:
     return map_after_step(lambda weights: factor * weights)
 
 
-@per_tensor(needs=("params",))
+@per_tensor(needs="params")
 def floor_relative_update(
     floor: NonNegative = 0.35,
     per: Literal["leaf", "row"] = "leaf",
@@ -294,7 +294,7 @@ def floor_relative_update(
     return update
 
 
-@per_tensor(needs=("params",))
+@per_tensor(needs="params")
 def radial_brake(
     outward: Scalar = 0.5,
     inward: Scalar = 1.0,
@@ -368,7 +368,7 @@ def _on_sphere(x: Tensor, radius: Any, eps: Any) -> Tensor:
     return x * (radius / norm(x).clamp(min=eps))
 
 
-@per_tensor(takes_complex=True, needs=("params",))
+@per_tensor(takes_complex=True, needs="params")
 def scale_to_radius(eps=1e-12):
     r"""Scale each update to the initial norm of its leaf: $u \mapsto R\, u / \max(\lVert u \rVert, \epsilon)$.
 
@@ -398,7 +398,7 @@ def scale_to_radius(eps=1e-12):
     return _radius, update
 
 
-@per_tensor(takes_complex=True, needs=("params",))
+@per_tensor(takes_complex=True, needs="params")
 def keep_norm(eps=1e-12):
     r"""Rescale each leaf to its initial norm after the step.
 

@@ -514,7 +514,7 @@ def symmetrized(factor: Tensor) -> Tensor:
     return factor + step * (first_order + step / 2 * second_order)
 
 
-@per_tensor(needs=("params",), rate="before")
+@per_tensor(needs="params", rate="before")
 def add_decayed_matrices(weight_decay):
     """Add weight decay to leaves with two or more dimensions."""
     if is_off(weight_decay):

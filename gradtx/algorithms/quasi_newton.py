@@ -28,7 +28,7 @@ __all__ = [
 
 @per_tensor(
     takes_complex=True,
-    needs=("params",),
+    needs="params",
     shared={"count": 0.0, "gamma": 1.0},
     agree=("history", "curvature", "first"),
     compiles=False,
@@ -174,7 +174,7 @@ def _weights(sy: Tensor, yy: Tensor, sg: Tensor, yg: Tensor, gamma: Tensor) -> T
     return torch.cat([c, -gamma * u]).squeeze(1)
 
 
-@per_tensor(needs=("params",))
+@per_tensor(needs="params")
 def scale_by_apollo(
     beta: Decay = 0.9,
     eps: Positive = 1e-4,

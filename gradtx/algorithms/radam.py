@@ -51,7 +51,7 @@ __all__ = [
 ]
 
 
-@per_tensor(needs=("params",), owns_lr=True)
+@per_tensor(needs="params", owns_lr=True)
 def scale_by_ranger21(
     lr,
     beta0: Fraction = 0.9,

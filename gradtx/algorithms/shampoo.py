@@ -57,7 +57,7 @@ def _decays(arguments: dict[str, Any]) -> tuple[str, ...]:
     return () if is_off(arguments["weight_decay"]) else ("param",)
 
 
-@per_tensor(needs=("params",), compiles="lists", whole=_decays)
+@per_tensor(needs="params", compiles="lists", whole=_decays)
 def scale_by_shampoo(
     momentum: Decay = 0.0,
     weight_decay=0.0,
@@ -149,7 +149,7 @@ Graft: TypeAlias = Literal["none", "sgd", "adagrad", "rmsprop", "sqrtn"]
 _DIMENSIONS = {"all": slice(None), "input": slice(-1), "output": slice(-1, None)}
 
 
-@per_tensor(needs=("params",), compiles="lists", whole=_decays)
+@per_tensor(needs="params", compiles="lists", whole=_decays)
 def scale_by_scalable_shampoo(
     betas: tuple[Fraction, Fraction] = (0.9, 0.999),
     moving_average_for_momentum=False,

@@ -122,7 +122,7 @@ def take_signs_of_gradient():
     return update
 
 
-@per_tensor(elementwise=True, needs=("params",))
+@per_tensor(elementwise=True, needs="params")
 def scale_by_focus(
     betas=(0.9, 0.999),
     gamma: NonNegative = 0.1,

@@ -176,7 +176,7 @@ def scale_by_msvag(beta: Decay = 0.9):
     return moments, update
 
 
-@per_tensor(elementwise=True, needs=("params",), owns_lr=True)
+@per_tensor(elementwise=True, needs="params", owns_lr=True)
 def scale_by_a2grad(
     variant: Literal["uni", "inc", "exp"] = "uni",
     beta: NonNegative = 10.0,

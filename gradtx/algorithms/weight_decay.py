@@ -21,7 +21,7 @@ __all__ = [
 ]
 
 
-@per_tensor(elementwise=True, needs=("params",), rate="before")
+@per_tensor(elementwise=True, needs="params", rate="before")
 def add_decayed_weights(
     weight_decay,
     *,
@@ -109,7 +109,7 @@ def add_decayed_weights(
 
 @per_tensor(
     elementwise=lambda arguments: not arguments["wasserstein"],
-    needs=("params",),
+    needs="params",
     rate="before",
 )
 def regenerate_towards_init(
@@ -187,7 +187,7 @@ def check_initial_lr(owner: str, lr: Tensor, divided: str, remedy: str) -> None:
         )
 
 
-@per_tensor(needs=("params",))
+@per_tensor(needs="params")
 def add_norm_loss(factor: NonNegative = 1e-4, eps=1e-8):
     r"""Pull the norm of each output unit's weights to 1: add $2 \lambda (1 - 1/(\lVert p_i \rVert + \epsilon)) p_i$.
 

@@ -79,7 +79,7 @@ def with_state_dtype(
     return Stored(tx, Storage("with_state_dtype", state_dtype, min_size))
 
 
-@combinator(needs=("params",), rounds=True)
+@combinator(needs="params", rounds=True)
 def round_stochastically(seed: int = 0):
     """Round 16-bit weights at random to one of the two neighbors, so that small updates count on average.
 
@@ -126,7 +126,7 @@ def round_stochastically(seed: int = 0):
     return Rounded(first, rounded, positional=True)
 
 
-@combinator(needs=("params",), rounds=True)
+@combinator(needs="params", rounds=True)
 def compensate_rounding(bits: int = 16):
     """Store the rounding error of 16-bit weights and add it to the next update (Kahan summation).
 

@@ -22,7 +22,7 @@ __all__ = ["qk_clip"]
 ROLES = ("query", "key", "query_rotary", "key_rotary")
 
 
-@combinator(needs=("params",), extras={"max_logits": "tensors"})
+@combinator(needs="params", extras={"max_logits": "tensors"})
 def qk_clip(
     roles: Static[Mapping[str, tuple[str, str]]],
     tau: Positive = 100.0,
@@ -137,7 +137,7 @@ def _check_heads(
 
 
 @per_tensor(
-    needs=("params",),
+    needs="params",
     extras={"max_logits": "tensors"},
     check=_check_heads,
     compiles=False,

@@ -17,7 +17,7 @@ from gradtx.transform import GradientTransformation
 __all__ = ["schedule_free"]
 
 
-@combinator(needs=("params",), owns_lr=True)
+@combinator(needs="params", owns_lr=True)
 def schedule_free(
     base: GradientTransformation,
     lr,

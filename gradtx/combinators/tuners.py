@@ -74,7 +74,7 @@ def _scale_by_learners(
     return Frame(tx, init, enter, leave, shared=shared, agree=agree)
 
 
-@combinator(needs=("params",), owns_lr=True)
+@combinator(needs="params", owns_lr=True)
 def mechanize(
     tx: GradientTransformation,
     s_init: Positive = 1e-8,
@@ -144,7 +144,7 @@ def mechanize(
     return _scale_by_learners(tx, betas, start, product, learner, eps)
 
 
-@combinator(needs=("params",), owns_lr=True)
+@combinator(needs="params", owns_lr=True)
 def trac(
     tx: GradientTransformation,
     betas: AnyLength[Decays] = BETAS,
