@@ -293,14 +293,13 @@ def _zero_with_derivative_of(x: Tensor) -> Tensor:
 
 def orthonormal(x: Tensor) -> Tensor:
     """Return Q of the QR decomposition of a matrix that is not wide; dependent columns have no derivative."""
+    columns = x.shape[-1]
+    basis, upper = as_one(_qr, x.detach(), (x.shape, (columns, columns)))
     if not differentiable():
-        (basis,) = as_one(_orthonormal_basis, x, (x.shape,))
         return basis
-    basis, upper = _factors(torch.linalg.qr, x.detach())
-    basis = basis.contiguous()
     diagonal = upper.diagonal()
     largest = upper.abs().amax() if upper.numel() else 0.0
-    cutoff = x.shape[-1] * torch.finfo(x.dtype).eps * largest
+    cutoff = columns * torch.finfo(x.dtype).eps * largest
     dependent = diagonal.abs() <= cutoff
     invertible = upper + torch.diag(torch.where(dependent, 1.0 - diagonal, 0.0))
     # As in `_with_derivative`, a step at the midpoint of the change makes the second derivative exact.
@@ -334,13 +333,9 @@ def _change_of_q(
     return below - below.mT, outside, inside
 
 
-def _orthonormal_basis(x: Tensor) -> tuple[Tensor, ...]:
-    (basis,) = _factors(_orthonormal_factor, x)
-    return (basis.contiguous(),)
-
-
-def _orthonormal_factor(x: Tensor) -> tuple[Tensor]:
-    return (torch.linalg.qr(x).Q,)
+def _qr(x: Tensor) -> tuple[Tensor, ...]:
+    basis, upper = _factors(torch.linalg.qr, x)
+    return basis.contiguous(), upper
 
 
 def _change(x: Tensor, basis: Tensor) -> Tensor | None:
