@@ -1338,7 +1338,7 @@ def diffgrad(
 def dion(
     lr: NonNegative = 0.01,
     mu: Decay = 0.95,
-    rank: float | int = 1.0,
+    rank: Annotated[float | int, '(0, inf)'] = 1.0,
     weight_decay: NonNegative = 0.01,
     eps: NonNegative = 1e-08,
     adjust_lr_fn: Adjustment | None = "spectral",
@@ -1352,7 +1352,7 @@ def dion(
 ) -> GradientTransformation: ...
 def dion2(
     lr: NonNegative = 0.01,
-    fraction: float | int = 0.25,
+    fraction: Annotated[float | int, '(0, 1]'] = 0.25,
     ef_decay: Decay = 0.95,
     weight_decay: NonNegative = 0.01,
     select: Literal['rows', 'columns', 'short'] = "short",
@@ -1878,7 +1878,7 @@ def muon_adam_atan2(
     muon_rms_factor: NonNegative = 0.2,
     use_normuon: bool = False,
     normuon_eps: NonNegative = 1e-10,
-    matrix_ndims: tuple[int, ...] = (2, 3),
+    matrix_ndims: tuple[Annotated[int, '[2, inf)'], ...] = (2, 3),
     *,
     maximize: bool = False,
     mask: Where | None = None,
@@ -2062,7 +2062,7 @@ def orthogonalize_against_params(
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def orthogonalize_slices(
-    fraction: float | int = 0.25,
+    fraction: Annotated[float | int, '(0, 1]'] = 0.25,
     ef_decay: Decay = 0.95,
     select: Literal['rows', 'columns', 'short'] = "short",
     beta2: Decay | None = None,
@@ -2126,7 +2126,7 @@ def polar_adam_atan2(
     polar_beta1: Decay = 0.95,
     polar_steps: Steps = 5,
     polar_rms_factor: NonNegative = 0.2,
-    matrix_ndims: tuple[int, ...] = (2, 3),
+    matrix_ndims: tuple[Annotated[int, '[2, inf)'], ...] = (2, 3),
     *,
     maximize: bool = False,
     mask: Where | None = None,
@@ -2757,7 +2757,7 @@ def scale_by_diffgrad(
 ) -> GradientTransformation: ...
 def scale_by_dion(
     mu: Decay = 0.95,
-    rank: float | int = 1.0,
+    rank: Annotated[float | int, '(0, inf)'] = 1.0,
     eps: NonNegative = 1e-08,
     init: Literal['random', 'eye'] = "random",
     seed: int = 0,

@@ -9,7 +9,7 @@ import numbers
 import sys
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal, NamedTuple, TypeAlias, TypeGuard, TypeVar
 
 import torch
@@ -207,19 +207,25 @@ def _kind(members: frozenset[Any]) -> str:
         return "scalar"
     if {str, tuple[float, float, float]} < members:
         return "named floats"
+    if members == {float, int}:
+        return "number"
     if len(members) != 1:
         return "structure"
     (hint,) = members
-    if typing.get_origin(hint) is tuple:
+    if typing.get_origin(hint) in (tuple, Sequence):
         return _kind_of_tuple(typing.get_args(hint))
     return _PLAIN_KINDS.get(hint, "structure")
 
 
 def _kind_of_tuple(entries: tuple[Any, ...]) -> str:
-    for entry in entries:
-        if entry is not Ellipsis and Hint.of(entry).members - {type(None)} != _SCALAR:
-            return "structure"
-    return "betas" if entries else "structure"
+    of_entries = {
+        Hint.of(entry).members - {type(None)}
+        for entry in entries
+        if entry is not Ellipsis
+    }
+    if of_entries == {frozenset((int,))}:
+        return "ints"
+    return "betas" if of_entries == {frozenset(_SCALAR)} else "structure"
 
 
 class Argument:
@@ -245,7 +251,7 @@ class Argument:
         self.any_length = "any length" in hint.notes
         self.range = hint.range(RANGES.get(self.name, _NO_RANGE))
         self._entries: list[Hint] = []
-        if self.kind == "betas":
+        if self.kind in ("betas", "ints"):
             (annotated,) = hint.members - {type(None)}
             self._entries = [
                 Hint.of(entry)
@@ -278,7 +284,11 @@ class Argument:
         if self.kind == "named floats":
             return self._named_floats(value)
         if self.kind == "int":
-            return self._int(value)
+            return self._int(value, self.name, self.range)
+        if self.kind == "ints":
+            return self._ints(value)
+        if self.kind == "number":
+            return self._number(value)
         if self.kind == "bool":
             return self._instance(value, bool)
         if self.kind == "str":
@@ -333,13 +343,31 @@ class Argument:
             )
         return value
 
-    def _int(self, value: Any) -> int:
+    def _int(self, value: Any, name: str, interval: Range) -> int:
         # A bool is an int in Python, but a user who writes `every=True` means something else.
         if isinstance(value, bool) or not isinstance(value, numbers.Integral):
             raise TypeError(
-                f"{self.owner}: {self.name} must be an int, got {describe(value)}"
+                f"{self.owner}: {name} must be an int, got {describe(value)}"
             )
-        return self._in_range(int(value), self.name, self.range)
+        return self._in_range(int(value), name, interval)
+
+    def _ints(self, value: Any) -> tuple[int, ...]:
+        if not isinstance(value, tuple | list):
+            raise TypeError(
+                f"{self.owner}: {self.name} must be a list of ints, got {describe(value)}"
+            )
+        return tuple(
+            self._int(entry, f"{self.name}[{i}]", self.entry_range(i))
+            for i, entry in enumerate(value)
+        )
+
+    def _number(self, value: Any) -> Any:
+        """Check a number that determines structure, which is no tensor and no schedule."""
+        if isinstance(value, bool) or not isinstance(value, numbers.Real):
+            raise TypeError(
+                f"{self.owner}: {self.name} must be a plain number, got {describe(value)}"
+            )
+        return self._in_range(value, self.name, self.range)
 
     def _betas(self, value: Any) -> tuple[Any, ...]:
         """Check a tuple of numbers, each of which may be a tensor or a schedule."""

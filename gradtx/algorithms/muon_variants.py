@@ -462,12 +462,6 @@ def _beside_adam_atan2(
     matrices, matrix_ndims, lr, matrix_lr, betas, a, b, wd, decoupled_wd, caution
 ):
     """Use a direction for leaves with these numbers of dimensions, and Adam-atan2 for the others."""
-    if not isinstance(matrix_ndims, tuple) or not all(
-        isinstance(n, int) and n >= 2 for n in matrix_ndims
-    ):
-        raise ValueError(
-            f"matrix_ndims must be a tuple of integers >= 2, got {matrix_ndims!r}"
-        )
     rate = lr if matrix_lr is None else matrix_lr
     matrices = chain(
         matrices,
@@ -497,7 +491,7 @@ def muon_adam_atan2(
     muon_rms_factor: NonNegative = 0.2,
     use_normuon=False,
     normuon_eps: NonNegative = 1e-10,
-    matrix_ndims: tuple[int, ...] = (2, 3),
+    matrix_ndims: tuple[Annotated[int, "[2, inf)"], ...] = (2, 3),
 ):
     r"""Muon with Adam-atan2: Muon for matrices, Adam-atan2 for all other leaves.
 
@@ -575,7 +569,7 @@ def polar_adam_atan2(
     polar_beta1: Decay = 0.95,
     polar_steps: Steps = 5,
     polar_rms_factor: NonNegative = 0.2,
-    matrix_ndims: tuple[int, ...] = (2, 3),
+    matrix_ndims: tuple[Annotated[int, "[2, inf)"], ...] = (2, 3),
 ):
     r"""Polar Express with Adam-atan2: orthogonalized momentum for matrices, Adam-atan2 for all other leaves.
 

@@ -156,7 +156,7 @@ def linear_schedule(
 ) -> Schedule: ...
 def multistep_schedule(
     lr: NonNegative,
-    milestones: Sequence[int],
+    milestones: Sequence[NonNegativeInt],
     gamma: NonNegative = 0.1,
 ) -> Schedule: ...
 @overload
@@ -313,7 +313,7 @@ def restart_warmup_schedule(
 @overload
 def cosine_warmup_restarts_schedule(
     first_cycle_steps: Count,
-    cycle_mult: int | float = 1.0,
+    cycle_mult: Annotated[int | float, '(0, inf)'] = 1.0,
     max_lr: NonNegative = 0.0001,
     min_lr: NonNegative = 1e-06,
     warmup_steps: NonNegativeInt = 0,
@@ -322,7 +322,7 @@ def cosine_warmup_restarts_schedule(
 @overload
 def cosine_warmup_restarts_schedule(
     first_cycle_steps: Count,
-    cycle_mult: int | float = 1.0,
+    cycle_mult: Annotated[int | float, '(0, inf)'] = 1.0,
     lr: NonNegative = 0.0001,
     min_lr: NonNegative = 1e-06,
     warmup_steps: NonNegativeInt = 0,

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-import numbers
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
@@ -14,7 +13,6 @@ from gradtx.algorithms._math import rectification_at
 from gradtx.arguments import Count, Decay, Fraction, NonNegative, NonNegativeInt, Scalar
 from gradtx.base import torch_names as _torch
 from gradtx.base.exact import Schedule, exact
-from gradtx.base.messages import describe
 from gradtx.execution.context import bias_correction
 from gradtx.schedules._factory import check_schedule, entry_at, schedule
 
@@ -188,7 +186,7 @@ def _cycles(decaying: int, growth: float, rising: int) -> tuple[tuple[int, ...],
 def cosine_warmup_restarts_schedule(
     step,
     first_cycle_steps: Count,
-    cycle_mult: int | float = 1.0,
+    cycle_mult: Annotated[int | float, "(0, inf)"] = 1.0,
     max_lr: NonNegative = 1e-4,
     min_lr: NonNegative = 1e-6,
     warmup_steps: NonNegativeInt = 0,
@@ -223,16 +221,10 @@ def cosine_warmup_restarts_schedule(
     Source: katsura-jp/pytorch-cosine-annealing-with-warmup. Departures: without a warm-up, that class uses `min_lr`
     for the first update; this schedule uses `max_lr`.
     """
-    name = "cosine_warmup_restarts_schedule"
-    if isinstance(cycle_mult, bool) or not isinstance(cycle_mult, numbers.Real):
-        raise TypeError(
-            f"{name}: cycle_mult sets the lengths of the cycles and must be a plain number, got {describe(cycle_mult)}"
-        )
-    if not 0 < cycle_mult < math.inf:
-        raise ValueError(f"{name}: cycle_mult must be in (0, inf), got {cycle_mult}")
     if warmup_steps >= first_cycle_steps:
         raise ValueError(
-            f"{name}: warmup_steps must be below first_cycle_steps = {first_cycle_steps}, got {warmup_steps}"
+            "cosine_warmup_restarts_schedule: warmup_steps must be below first_cycle_steps = "
+            f"{first_cycle_steps}, got {warmup_steps}"
         )
 
     starts, last_length = _cycles(

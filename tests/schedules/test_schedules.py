@@ -378,9 +378,7 @@ def test_rejects_what_is_no_schedule_and_a_length_that_is_no_int():
         gradtx.multistep_schedule(0.1, 3)
     with pytest.raises(TypeError, match=r"^get_chebyshev_schedule: num_epochs must be an int, got 5.5$"):
         gradtx.get_chebyshev_schedule(5.5)
-    with pytest.raises(
-        TypeError, match=r"cycle_mult sets the lengths of the cycles and must be a plain number, got tensor\(2\)$"
-    ):
+    with pytest.raises(TypeError, match=r"cycle_mult must be a plain number, got tensor\(2\)$"):
         gradtx.cosine_warmup_restarts_schedule(5, torch.tensor(2.0))
     with pytest.raises(TypeError, match=r"^cosine_schedule: T_max must be an int, got 5.5$"):
         gradtx.cosine_schedule(0.1, 5.5)
