@@ -209,6 +209,8 @@ def _kind(members: frozenset[Any]) -> str:
         return "named floats"
     if members == {float, int}:
         return "number"
+    if members == {int, str}:
+        return "int or name"
     if len(members) != 1:
         return "structure"
     (hint,) = members
@@ -289,6 +291,10 @@ class Argument:
             return self._ints(value)
         if self.kind == "number":
             return self._number(value)
+        if self.kind == "int or name":
+            if isinstance(value, str):
+                return self._chosen(value)
+            return self._int(value, self.name, self.range)
         if self.kind == "bool":
             return self._instance(value, bool)
         if self.kind == "str":
@@ -298,8 +304,11 @@ class Argument:
     def _chosen(self, value: str) -> str:
         """Check a name against those that the annotation lists."""
         if self.choices and value not in self.choices:
+            valid = one_of(self.choices, self.optional)
+            if self.kind == "int or name":
+                valid = f"{valid} or an int"
             raise ValueError(
-                f"{self.owner}: {self.name} must be {one_of(self.choices, self.optional)}, got {value!r}"
+                f"{self.owner}: {self.name} must be {valid}, got {value!r}"
             )
         return value
 

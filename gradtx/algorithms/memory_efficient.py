@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from gradtx.algorithms._math import (
     safe_sqrt,
 )
 from gradtx.algorithms.weight_decay import with_decay
-from gradtx.arguments import Decay, NonNegative, Positive, Scalar, UnfitError
+from gradtx.arguments import Count, Decay, NonNegative, Positive, Scalar, UnfitError
 from gradtx.execution.rule import OfLeaf
 from gradtx.rules import alias, per_tensor
 from gradtx.slots import ema, linear, square
@@ -444,7 +444,9 @@ def _spread(values: Tensor, like: Tensor) -> Tensor:
 
 
 @per_tensor
-def scale_by_block_adam(betas=(0.9, 0.999), eps=1e-8, block: str | int = "row"):
+def scale_by_block_adam(
+    betas=(0.9, 0.999), eps=1e-8, block: Count | Literal["row", "tensor"] = "row"
+):
     r"""Divide the mean gradient by one root mean square per block of weights: Adam-mini's direction.
 
     Adam's $m_t$ and, for every block $b$, $v_b \leftarrow \beta_2 v_b + (1-\beta_2) \, \mathrm{mean}_b(g_t^2)$;
@@ -477,14 +479,6 @@ def scale_by_block_adam(betas=(0.9, 0.999), eps=1e-8, block: str | int = "row"):
     Source: Zhang et al. 2024, arXiv:2406.16793. Departures: blocks are selected by `block` and by `partition`, whereas
     the authors' code uses module names. Row blocks apply to leaves of any rank.
     """
-    is_int = isinstance(block, int) and not isinstance(block, bool)
-    if block not in ("row", "tensor") and (
-        isinstance(block, str) or not is_int or block < 1
-    ):
-        error = ValueError if is_int or isinstance(block, str) else TypeError
-        raise error(
-            f"scale_by_block_adam: block must be 'row', 'tensor' or a positive int, got {block!r}"
-        )
     beta1, beta2 = betas
 
     def first(param):
@@ -659,7 +653,7 @@ def adam_mini(
     betas=(0.9, 0.999),
     eps=1e-8,
     weight_decay=0.0,
-    block: str | int = "row",
+    block: Count | Literal["row", "tensor"] = "row",
 ):
     r"""Adam-mini: AdamW with one second moment per block of weights.
 

@@ -251,7 +251,7 @@ def scale_by_psgd_kron(
     b1: Decay = 0.9,
     precond_lr: NonNegative = 0.1,
     precond_init_scale: Positive = 1.0,
-    precondition_frequency: int | str = "annealed",
+    precondition_frequency: Count | Literal["annealed"] = "annealed",
     balance_every: Count = 100,
     probes: Literal["expected", "random"] = "expected",
     seed: int = 0,
@@ -308,7 +308,7 @@ def scale_by_psgd_kron(
     Source: Li 2015, arXiv:1512.04202; Pooladzandi and Li 2024, arXiv:2402.11858; kron-torch 0.3.3. Departures:
     "expected"; rescaling at fixed intervals instead of at random; the noise does not enter the direction.
     """
-    every = _checked_frequency(precondition_frequency)
+    every = None if precondition_frequency == "annealed" else precondition_frequency
 
     def shape_of(x):
         shape = matrix_shape(x.shape) if merge_dims else tuple(x.shape)
@@ -354,17 +354,6 @@ def scale_by_psgd_kron(
         return u.reshape(g.shape), {"momentum_buffer": m, "Q": Q, **counts}
 
     return init, update
-
-
-def _checked_frequency(frequency: Any) -> int | None:
-    """Return the number of steps between two updates, or None if annealed."""
-    if frequency == "annealed":
-        return None
-    if isinstance(frequency, bool) or not isinstance(frequency, int) or frequency < 1:
-        raise ValueError(
-            f"scale_by_psgd_kron: precondition_frequency must be 'annealed' or a positive int, got {frequency!r}"
-        )
-    return frequency
 
 
 def _schedule(

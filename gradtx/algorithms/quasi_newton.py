@@ -180,7 +180,7 @@ def scale_by_apollo(
     eps: Positive = 1e-4,
     rebound: Literal["constant", "belief"] = "constant",
     weight_decay=0.0,
-    weight_decay_type: str = "decoupled",
+    weight_decay_type: Literal["decoupled", "stable"] = "decoupled",
 ):
     r"""Divide the mean gradient by a diagonal Hessian fitted to the change of gradients along the steps: Apollo.
 
@@ -221,11 +221,6 @@ def scale_by_apollo(
     Source: Ma 2020, arXiv:2009.13586. Departures: none from the authors' 2021 code; torch_optimizer's Apollo is an
     earlier version with $\sigma = 1$. Not the low-rank APOLLO of arXiv:2412.05270.
     """
-    if weight_decay_type not in ("decoupled", "stable"):
-        raise ValueError(
-            f"scale_by_apollo: weight_decay_type must be 'decoupled' or 'stable', got {weight_decay_type!r}; "
-            "for 'L2', place add_decayed_weights before this link"
-        )
     belief, stable = rebound == "belief", weight_decay_type == "stable"
 
     def update(g, state, p, ctx):

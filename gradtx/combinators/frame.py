@@ -73,13 +73,10 @@ class InnerClock:
 
     def __post_init__(self) -> None:
         for name, value in self.start.items():
-            if isinstance(value, bool) or not isinstance(value, int):
+            if name == "step" or type(value) is not int:
                 raise TypeError(
-                    f"InnerClock: start[{name!r}] must be an int, got {describe(value)}"
-                )
-            if name == "step":
-                raise ValueError(
-                    "InnerClock: start: 'step' is reserved for the clock's count; use another name"
+                    "InnerClock: start must be ints by name, without 'step', the name of the clock's count; "
+                    f"got {describe(self.start)}"
                 )
 
 
@@ -145,10 +142,6 @@ class Frame(Combinator):
     whole: bool = False
 
     def __post_init__(self) -> None:
-        if not isinstance(self.inner_slots, tuple):
-            raise TypeError(
-                f"Frame: inner_slots must be a tuple of slot names, got {describe(self.inner_slots)}"
-            )
         if self.shared and self.clock is not None:
             raise TypeError(
                 "Frame: shared cannot be combined with clock; the values of a clock are in InnerClock(start=...)"

@@ -6,7 +6,7 @@ from gradtx.algorithms._projection import Bases, Carry, Projection, Side
 from gradtx.algorithms._spaces import Space
 from gradtx.arguments import Count, NonNegative
 from gradtx.rules import combinator
-from gradtx.transform import GradientTransformation, check_transformation
+from gradtx.transform import GradientTransformation
 
 __all__ = ["low_rank"]
 
@@ -59,7 +59,6 @@ def low_rank(
     Source: Zhao et al. 2024, GaLore, arXiv:2403.03507. Departures: any chain; the sign convention, since the
     signs of LAPACK are arbitrary; "power", "reset" and "rotate" are added.
     """
-    check_transformation("low_rank", "tx", tx)
 
     def finish(view, update):
         return scale * view.outward(update), {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from gradtx.algorithms._math import norm, safe_sqrt
 from gradtx.combinators.frame import Frame
 from gradtx.rules import combinator
-from gradtx.transform import GradientTransformation, check_transformation
+from gradtx.transform import GradientTransformation
 
 __all__ = ["scale_by_norm_ratio"]
 
@@ -46,7 +46,6 @@ def scale_by_norm_ratio(
 
     Source: NAMO, arXiv:2602.17080. Departures: none.
     """
-    check_transformation("scale_by_norm_ratio", "tx", tx)
     beta1, beta2 = betas
 
     def init(param):

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from gradtx.algorithms._rotation import Rotation
 from gradtx.algorithms._spaces import Space
 from gradtx.rules import combinator
-from gradtx.transform import GradientTransformation, check_transformation
+from gradtx.transform import GradientTransformation
 
 __all__ = ["rotated"]
 
@@ -76,5 +76,4 @@ def rotated(
     Source: Vyas et al. 2024, arXiv:2409.11321 (SOAP); "kl": Lin et al. 2025, arXiv:2509.03378. Departures: any inner
     chain. If statistics are rank-deficient, part of a basis is arbitrary; see `scale_by_soap`.
     """
-    check_transformation("rotated", "inner", inner)
     return Space(inner, Rotation(**options))

@@ -124,17 +124,13 @@ BROKEN = {
         lambda: combined(clock=InnerClock(lambda values, sums: (YES, values)), shared={"a": 0.0}),
         r"Frame: shared cannot be combined with clock; the values of a clock are in InnerClock\(start=...\)",
     ),
-    "a string of inner slots": (
-        lambda: combined(inner_slots="momentum_buffer"),
-        "Frame: inner_slots must be a tuple of slot names, got 'momentum_buffer'",
-    ),
     "a start that is no int": (
         lambda: combined(clock=InnerClock(lambda values, sums: (YES, values), {"calls": 0.5})),
-        r"InnerClock: start\['calls'\] must be an int, got 0.5",
+        r"InnerClock: start must be ints by name, without 'step', .*; got \{'calls': 0.5\}",
     ),
     "a start of the step": (
         lambda: combined(clock=InnerClock(lambda values, sums: (YES, values), {"step": 0})),
-        "InnerClock: start: 'step' is reserved for the clock's count",
+        "InnerClock: start must be ints by name, without 'step', the name of the clock's count",
     ),
 }
 
