@@ -18,7 +18,6 @@ from gradtx.algorithms._spaces import (
 )
 from gradtx.base.errors import Path
 from gradtx.base.messages import describe, shortly
-from gradtx.base.tree import map_tensors
 from gradtx.combinators._contract import (
     Sums,
     check_inner,
@@ -34,6 +33,7 @@ from gradtx.execution.rule import (
     RuleState,
     StageState,
     empty_dict,
+    term_of,
 )
 from gradtx.execution.runs import Run, Scope, as_flag, selected
 from gradtx.execution.tree_rule import Functions, GradientOperation
@@ -278,7 +278,14 @@ class Enter(RuleOperation):
         # Whether the inner clock counts this call; None until this is known.
         self.ticks: Tensor | None = None
         self._scope = scope
-        self._restarts = self._restarts_now()
+        self._restarts = scope.restarts
+        if frame.restarts is not None:
+            # Not False at init: it may restart later, which some links don't support.
+            self._restarts = (
+                torch.tensor(False)
+                if scope.run.initial
+                else self._restarts_at(scope.finished_updates() + 1, scope.restarts)
+            )
         self._old_shared: Values = {}
         self._new_shared: Values = {}
         if frame.clock is not None:
@@ -318,16 +325,6 @@ class Enter(RuleOperation):
     def ticks_for(self, leaf: Leaf) -> Tensor | None:
         """Return whether the inner clock counts this call, on the leaf's device."""
         return None if self.ticks is None else self.ticks.to(leaf.device)
-
-    def _restarts_now(self) -> Any:
-        """Return whether the inner transformation restarts in this call."""
-        scope = self._scope
-        if self.frame.restarts is None:
-            return scope.restarts
-        if self.run.initial:
-            # Not False: it may restart later, which some links don't support.
-            return torch.tensor(False)
-        return self._restarts_at(scope.finished_updates() + 1, scope.restarts)
 
     def _restarts_at(self, step: Any, outside: Any) -> Any:
         """Return whether the inner transformation restarts at a step, or with its surroundings."""
@@ -401,9 +398,7 @@ class Enter(RuleOperation):
         if leaf.update is None:
             return {}
         terms = checked_sums(self.rule.name, clock.measure(leaf.update))
-        if leaf.active is None:
-            return terms
-        return selected(leaf.active, terms, map_tensors(torch.zeros_like, terms))
+        return {name: term_of(leaf, value) for name, value in terms.items()}
 
     def combine(self, waiting: list[tuple[Leaf, Any]]) -> Any:
         measured = [(leaf, terms) for leaf, terms in waiting if terms]
