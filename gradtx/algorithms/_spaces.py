@@ -218,9 +218,10 @@ class SpaceRun(Inside):
 
     def first(self, rule: Rule, slot: str, value: Any, leaf: Leaf, like: Tensor) -> Any:
         """Convert a slot that an inner `init` returned to its stored form."""
-        self.kind(rule, slot, value, self.stand_in(leaf, like))
-        if isinstance(value, Tensor):
-            value = self.space.stored(value, self._like(leaf, like))
+        if not isinstance(value, Tensor):
+            return value  # which the store refuses
+        self._check_kind(rule, slot, value, self.stand_in(leaf, like))
+        value = self.space.stored(value, self._like(leaf, like))
         return (
             value
             if self.outer is None
@@ -249,14 +250,12 @@ class SpaceRun(Inside):
             value if self.outer is None else self.outer.write(rule, slot, value, leaf)
         )
 
-    def kind(self, rule: Rule, slot: str, value: Any, like: Tensor) -> str:
-        """Return the kind of a slot; raise an error if it needs one and has none."""
-        known = rule.slot(slot).kind
-        shape = value.shape if isinstance(value, Tensor) else like.shape
-        if not self.space.needs_kinds or (known and shape in (like.shape, ())):
-            return known
-        if shape == () and like.ndim > 0:
-            return "scalar"
+    def _check_kind(self, rule: Rule, slot: str, value: Tensor, like: Tensor) -> None:
+        """Raise an error for a slot that needs a kind and has none."""
+        is_known = rule.slot(slot).kind and value.shape in (like.shape, ())
+        is_scalar = value.ndim == 0 and like.ndim > 0
+        if is_known or is_scalar or not self.space.needs_kinds:
+            return
         raise TypeError(
             f"{self.name}: the inner link {rule.name!r} has the slot {slot!r}, which cannot be rotated as far as is "
             f"known; if it is a vector or has one value for each coordinate, let the rule return "
