@@ -19,7 +19,7 @@ from gradtx.algorithms.weight_decay import with_decay
 from gradtx.arguments import Count, Decay, NonNegative, Positive, Scalar, UnfitError
 from gradtx.execution.rule import OfLeaf
 from gradtx.rules import alias, per_tensor
-from gradtx.slots import ema, linear, square
+from gradtx.slots import Slot, ema, linear, square
 from gradtx.transform import chain
 
 __all__ = [
@@ -43,21 +43,18 @@ def _vector(param):
     return torch.zeros_like(param) if param.ndim < 2 else None
 
 
-def _rows(param):
-    """Return a slot with one number for each row."""
-    return param.new_zeros(param.shape[:-1]) if param.ndim >= 2 else None
+def _means_over(dim: int, keepdim: bool = False) -> Slot:
+    """Declare means over the columns (-1) or the rows (-2) of leaves that have both."""
 
+    def first(param):
+        if param.ndim < 2:
+            return None
+        shape = list(param.shape)
+        del shape[dim]
+        means = param.new_zeros(shape)
+        return means.unsqueeze(dim) if keepdim else means
 
-def _columns(param):
-    """Return a slot with one number for each column."""
-    if param.ndim < 2:
-        return None
-    return param.new_zeros((*param.shape[:-2], param.shape[-1]))
-
-
-def _kept(slot, dim):
-    """Keep the dimension that was summed, with size 1."""
-    return None if slot is None else slot.unsqueeze(dim)
+    return square(first)
 
 
 @per_tensor(whole="sums")
@@ -116,8 +113,8 @@ def scale_by_factored_rms(
 
     slots = {
         "exp_avg_sq": square(_vector),
-        "exp_avg_sq_row": square(_rows),
-        "exp_avg_sq_col": square(_columns),
+        "exp_avg_sq_row": _means_over(-1),
+        "exp_avg_sq_col": _means_over(-2),
     }
     return slots, update
 
@@ -191,8 +188,8 @@ def scale_by_factored_rms_torch(
 
     slots = {
         "variance": square(_vector),
-        "row_var": square(lambda p: _kept(_rows(p), -1)),
-        "col_var": square(lambda p: _kept(_columns(p), -2)),
+        "row_var": _means_over(-1, keepdim=True),
+        "col_var": _means_over(-2, keepdim=True),
     }
     return slots, update
 
@@ -408,8 +405,8 @@ def scale_by_confidence(
 
     slots = {
         "exp_avg": ema(beta1),
-        "exp_avg_res_row": square(_rows),
-        "exp_avg_res_col": square(_columns),
+        "exp_avg_res_row": _means_over(-1),
+        "exp_avg_res_col": _means_over(-2),
     }
     return slots, update
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import operator
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeAlias
 
@@ -86,15 +87,12 @@ def _outer(x: Tensor, i: int, factor: Tensor) -> Tensor:
     return x.square().sum(dim=others) if others else x.square()
 
 
-def _products_of_others(numbers: Sequence[Tensor]) -> list[Tensor | float]:
+def _products_of_others(numbers: Sequence[Any]) -> list[Any]:
     """Return, for each number, the product of the others."""
-    products: list[Tensor | float] = []
-    for i in range(len(numbers)):
-        product = 1.0
-        for k, number in enumerate(numbers):
-            product = product if k == i else product * number
-        products.append(product)
-    return products
+    return [
+        functools.reduce(operator.mul, [*numbers[:i], *numbers[i + 1 :]], 1.0)
+        for i in range(len(numbers))
+    ]
 
 
 def rebalanced(factors: Sequence[Tensor]) -> list[Tensor]:
