@@ -96,10 +96,8 @@ RANGES = {
 _NO_RANGE = Range("(-inf, inf)")
 # For the same reason, these names need no annotation; nor does a parameter whose default is a bool.
 TYPES: dict[str, tuple[str, Any]] = {
-    "betas": ("Decays", Decays),
-    **dict.fromkeys(
-        ("eps", "lr", "momentum", "weight_decay"), ("NonNegative", NonNegative)
-    ),
+    **dict.fromkeys(RANGES, ("NonNegative", Scalar)),
+    "betas": ("Decays", Betas),
 }
 
 
