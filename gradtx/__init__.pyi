@@ -1218,7 +1218,7 @@ def cocob(
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def compensate_rounding(
-    bits: int = 16,
+    bits: Literal[8, 16] = 16,
     *,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...

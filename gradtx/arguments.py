@@ -158,7 +158,7 @@ class Hint(NamedTuple):
 
     members: frozenset[Any]
     notes: tuple[str, ...] = ()
-    choices: tuple[str, ...] = ()
+    choices: tuple[Any, ...] = ()
 
     @classmethod
     def of(cls, annotation: Any) -> Hint:
@@ -169,7 +169,7 @@ class Hint(NamedTuple):
             notes = tuple(note for note in entries[1:] if isinstance(note, str))
             return inner._replace(notes=(*inner.notes, *notes))
         if origin is Literal:
-            return cls(frozenset((str,)), choices=entries)
+            return cls(frozenset(map(type, entries)), choices=entries)
         if origin is not types.UnionType and origin is not typing.Union:
             return cls(frozenset((annotation,)))
         hint = cls(frozenset())
@@ -284,7 +284,7 @@ class Argument:
         if self.kind == "named floats":
             return self._named_floats(value)
         if self.kind == "int":
-            return self._int(value, self.name, self.range)
+            return self._chosen(self._int(value, self.name, self.range))
         if self.kind == "ints":
             return self._ints(value)
         if self.kind == "number":
@@ -299,8 +299,8 @@ class Argument:
             return self._chosen(self._instance(value, str))
         return value
 
-    def _chosen(self, value: str) -> str:
-        """Check a name against those that the annotation lists."""
+    def _chosen(self, value: Any) -> Any:
+        """Check a value against those that the annotation lists."""
         if self.choices and value not in self.choices:
             valid = one_of(self.choices, self.optional)
             if self.kind == "int or name":

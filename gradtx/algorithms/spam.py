@@ -26,10 +26,9 @@ from gradtx.arguments import (
     Scalar,
 )
 from gradtx.base.exact import Schedule
-from gradtx.combinators.restarts import restart
+from gradtx.combinators.clocks import restart
 from gradtx.rules import alias, per_tensor
-from gradtx.schedules.restarts import restart_warmup_schedule
-from gradtx.schedules.warmup import warmup_cosine_schedule
+from gradtx.schedules.warmup import restart_warmup_schedule, warmup_cosine_schedule
 from gradtx.slots import linear, square
 from gradtx.transform import chain
 

@@ -305,11 +305,6 @@ def half_life_schedule(
     warmup_steps: NonNegativeInt | None,
     start: Decay,
 ) -> Schedule: ...
-def restart_warmup_schedule(
-    lr: NonNegative,
-    every: Count,
-    warmup_steps: NonNegativeInt,
-) -> Schedule: ...
 @overload
 def cosine_warmup_restarts_schedule(
     first_cycle_steps: Count,
@@ -362,6 +357,11 @@ def rectification_schedule(
     lr: NonNegative,
     beta2: Decay = 0.999,
     silent: bool = True,
+) -> Schedule: ...
+def restart_warmup_schedule(
+    lr: NonNegative,
+    every: Count,
+    warmup_steps: NonNegativeInt,
 ) -> Schedule: ...
 def untuned_exponential_warmup(
     lr: NonNegative = 1.0,

@@ -21,6 +21,7 @@ __all__ = [
     "explore_exploit_schedule",
     "proportion_schedule",
     "rectification_schedule",
+    "restart_warmup_schedule",
     "untuned_exponential_warmup",
     "untuned_linear_warmup",
     "warmup_cosine_schedule",
@@ -500,3 +501,32 @@ def rectification_schedule(step, lr, beta2: Decay = 0.999, silent=True):
     time = step + 1
     factor, rectified = rectification_at(time, bias_correction(beta2, time), beta2, 4.0)
     return lr * torch.where(rectified, factor, 0.0 if silent else 1.0)
+
+
+@schedule
+def restart_warmup_schedule(step, lr, every: Count, warmup_steps: NonNegativeInt):
+    r"""Rise along a half cosine from 1 % of the rate after each restart of the optimizer's state.
+
+    With $c = (s + 1) \bmod N$, from the first restart $s + 1 = N$ on, while $c < W$:
+    $\eta (1 - 0.99 (1 + \cos(\pi c / (W + 1)))/2)$; else $\eta$.
+
+    Args:
+        lr: $\eta \ge 0$.
+        every: $N \ge 1$, the number of steps between restarts, as in `restart`.
+        warmup_steps: $W \ge 0$. With $W \ge N$ the warm-ups never end.
+
+    Raises:
+        ValueError: If an argument is out of range.
+
+    Example:
+        >>> s = gradtx.restart_warmup_schedule(1.0, every=4, warmup_steps=3)
+        >>> [round(s(i), 3) for i in range(8)]
+        [1.0, 1.0, 1.0, 0.01, 0.155, 0.505, 1.0, 0.01]
+
+    Source: Huang et al. 2025, arXiv:2501.06842. Departures: none from the authors' code. pytorch_optimizer's is one
+    step ahead, and wrong from the second restart on.
+    """
+    since = (step + 1) % every
+    rising = 1 - 0.99 * (1 + (math.pi * since / (warmup_steps + 1)).cos()) / 2
+    is_rising = (step + 1 >= every) & (since < warmup_steps)
+    return lr * torch.where(is_rising, rising, 1.0)
