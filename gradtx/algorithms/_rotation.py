@@ -157,10 +157,10 @@ class Rotation(Coordinates):
 
     def averages(self, x: Tensor, dims: list[int], old: list[Tensor]) -> list[Tensor]:
         """Return the factors after this step."""
-        averages: list[Tensor] = []
-        for i, statistics in zip(dims, old, strict=True):
-            averages.append(blended(statistics, gram(x, i), 1 - self.beta))
-        return averages
+        return [
+            blended(statistics, gram(x, i), 1 - self.beta)
+            for i, statistics in zip(dims, old, strict=True)
+        ]
 
     def kl_averages(
         self,

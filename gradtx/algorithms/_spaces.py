@@ -36,11 +36,6 @@ class View:
     restarts: bool | Tensor = False
     inside: Tensor
 
-    def enter(self, update: Tensor) -> Tensor:
-        """Return the update that the inner transformation receives."""
-        self.inside = self.inward(update)
-        return self.inside
-
     def average(self, value: Tensor, decay: Any) -> Tensor | None:
         """Return a stored average of updates that includes this one, if this is cheaper than `write`; else None."""
         return None
@@ -375,7 +370,7 @@ class EnterSpace(RuleOperation):
         view: View = self._guarded(whole)
         leaf.saved[self] = call, Outside.of(leaf)
         leaf.saved[self.space_run] = view
-        update = view.enter(whole.update)
+        update = view.inside = view.inward(whole.update)
         leaf.grad = (
             update if leaf.grad is leaf.update else LazyInnerTensor(view, leaf.grad)
         )
