@@ -16,7 +16,7 @@ from gradtx.algorithms._math import (
     safe_sqrt,
 )
 from gradtx.algorithms.adam import scale_by_adam
-from gradtx.algorithms.muon import has_a_matrix
+from gradtx.algorithms.muon import by_matrix, has_a_matrix
 from gradtx.algorithms.scaling import scale_by_learning_rate
 from gradtx.algorithms.sign import scale_by_lion
 from gradtx.algorithms.weight_decay import with_decay
@@ -29,7 +29,6 @@ from gradtx.arguments import (
     Positive,
     Scalar,
 )
-from gradtx.combinators.selection import partition
 from gradtx.rules import alias, per_tensor, whole_tree
 from gradtx.slots import linear, square, start
 from gradtx.transform import chain
@@ -376,11 +375,11 @@ def scale_by_optimistic_gradient(alpha: Scalar = 1.0, beta: Scalar = 1.0):
     return {"previous_grad": linear()}, update
 
 
-def _for_matrices(mars, vectors):
-    """Use one chain for leaves with two or more dimensions, and another for the rest."""
-    return partition(
-        {"mars": mars, "vectors": vectors}, {"mars": has_a_matrix, "vectors": "*"}
-    )
+def _mars(mars, vectors, gamma, beta, exact: bool, optimize_1d: bool):
+    """Correct gradients, and use another chain for leaves with less than two dimensions unless `optimize_1d` is set."""
+    if not optimize_1d:
+        mars = by_matrix(mars, vectors, has_a_matrix, ("mars", "vectors"))
+    return chain(correct_variance(gamma, beta, exact, 0 if optimize_1d else 2), mars)
 
 
 @alias(class_name="MARS")
@@ -439,15 +438,12 @@ def mars_adamw(
     Source: Yuan et al. 2024, arXiv:2411.10438. Departures: leaves with three or more dimensions are corrected, too; if
     exact, the first step has no correction, as in the paper. pytorch_optimizer also adds eps to the square root.
     """
-    correction = correct_variance(gamma, betas[0], exact, 0 if optimize_1d else 2)
     mars = with_decay(scale_by_adam(betas, eps, amsgrad), weight_decay, True, lr)
-    if optimize_1d:
-        return chain(correction, mars)
     rate = lr if lr_1d is None else lr_1d
     vectors = with_decay(
         scale_by_adam(betas_1d, eps, amsgrad), weight_decay_1d, True, rate
     )
-    return chain(correction, _for_matrices(mars, vectors))
+    return _mars(mars, vectors, gamma, betas[0], exact, optimize_1d)
 
 
 @alias(class_name="MARSLion")
@@ -501,13 +497,10 @@ def mars_lion(
     Source: Yuan et al. 2024, arXiv:2411.10438. Departures: as for `mars_adamw`. As in the authors' code, the direction
     is the sign of the momentum, not Lion's interpolation.
     """
-    correction = correct_variance(gamma, beta, exact, 0 if optimize_1d else 2)
     mars = with_decay(scale_by_lion((beta, beta)), weight_decay, True, lr)
-    if optimize_1d:
-        return chain(correction, mars)
     rate = lr if lr_1d is None else lr_1d
     vectors = with_decay(scale_by_adam(betas_1d, eps), weight_decay_1d, True, rate)
-    return chain(correction, _for_matrices(mars, vectors))
+    return _mars(mars, vectors, gamma, beta, exact, optimize_1d)
 
 
 @alias(class_name="MSVAG")
