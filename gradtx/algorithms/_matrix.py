@@ -181,9 +181,7 @@ def _ridged(
     lift = ridge * at_least(top, 1e-16)
     if change is not None:
         change_of_lift = _zero_with_derivative_of(lift)
-        size = change.shape[-1]
-        identity = torch.eye(size, dtype=change.dtype, device=change.device)
-        change = change + change_of_lift * identity
+        change = change + torch.diag(change_of_lift.expand(len(change)))
     return values + lift.detach(), change
 
 
