@@ -27,7 +27,7 @@ def rotated(
     $\lambda_j = \max(\mathrm{diag}(Q_j^\top S_j Q_j), \epsilon)$ there (1 at the first step), all from before this
     step. The first bases are the eigenvectors of the first factors, sorted by decreasing eigenvalue.
 
-    Slots of the inner transformation are of three kinds, which its links declare (`kinds=` of `per_tensor`): "linear"
+    Slots of the inner transformation are of three kinds, which its links declare (see `gradtx.slots`): "linear"
     slots (`exp_avg`) are stored unrotated and rotated in every step, "square" slots (`exp_avg_sq`) are stored in the
     rotated coordinates, and "scalar" slots do not change. `ctx.grad` and `params` are rotated as well.
 
