@@ -8,7 +8,6 @@ Second derivatives are exact for a basis, and not for a root.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
@@ -33,16 +32,7 @@ def unfolded(x: Tensor, i: int) -> Tensor:
 def gram(x: Tensor, i: int) -> Tensor:
     """Return mat_i(x) mat_i(x)^T."""
     matrix = unfolded(x, i)
-    return symmetric_product(matrix, matrix.mT)
-
-
-# From these sizes, strips take less time than the full product with one thread and with two, unless the matrix has
-# fewer columns than rows: 0.83 at 512 x 1024 and 0.81 at 726 x 726, but 1.02 at 1024 x 512, because assembling the
-# result costs the square of the rows.
-LEAST_ROWS = 512
-LEAST_ENTRIES = 2**19
-# 0.625 of the multiplications; eight strips need 0.56 but are too thin to be fast.
-STRIPS = 4
+    return matrix @ matrix.mT
 
 
 def added_product(
@@ -61,61 +51,6 @@ def added_product(
 def _is_in_batch(x: Tensor) -> bool:
     """Whether `vmap` or another transform is active; False while dynamo is tracing, which cannot tell."""
     return not torch.compiler.is_compiling() and _torch.is_transformed(x)
-
-
-def symmetric_product(
-    x: Tensor,
-    y: Tensor,
-    plus: Tensor | None = None,
-    beta: float = 1.0,
-    alpha: float = 1.0,
-) -> Tensor:
-    """Return `x y`, or `beta plus + alpha x y`, given that the result is symmetric.
-
-    For a large product on a CPU, only strips of rows up to the diagonal are computed and then mirrored. This depends
-    on the shape alone, so equal matrices have equal products on all ranks.
-    """
-    if not _pays_in_strips(x):
-        return x @ y if plus is None else added_product(plus, x, y, beta, alpha)
-    rows = x.shape[-2]
-    cuts = [rows * i // STRIPS for i in range(STRIPS + 1)]
-    strips: list[Tensor] = []
-    for start, end in itertools.pairwise(cuts):
-        left = x[..., start:end, :]
-        right = y[..., :end]
-        if plus is None:
-            strip = left @ right
-        else:
-            strip_of_plus = plus[..., start:end, :end]
-            strip = added_product(strip_of_plus, left, right, beta, alpha)
-        strips.append(strip)
-    return _mirrored(strips, cuts)
-
-
-def _pays_in_strips(x: Tensor) -> bool:
-    """Whether strips are faster for a symmetric product with this left factor."""
-    if x.dtype not in (torch.float32, torch.float64):
-        return False
-    if device_of(x).type != "cpu":
-        return False
-    rows, columns = x.shape[-2:]
-    # Symbolic, in a compiled program: the mirroring kernels take 10 s to compile.
-    if not isinstance(rows, int):
-        return False
-    return LEAST_ROWS <= rows <= columns and rows * columns >= LEAST_ENTRIES
-
-
-def _mirrored(strips: list[Tensor], cuts: list[int]) -> Tensor:
-    """Assemble a symmetric matrix from strips of rows that start at `cuts` and end with their diagonal block."""
-    rows: list[Tensor] = []
-    for i, strip in enumerate(strips):
-        start, end = cuts[i], cuts[i + 1]
-        parts = [strip]
-        for later_strip in strips[i + 1 :]:
-            below_diagonal = later_strip[..., start:end]
-            parts.append(below_diagonal.mT)
-        rows.append(torch.cat(parts, dim=-1))
-    return torch.cat(rows, dim=-2)
 
 
 def multiplied(x: Tensor, matrix: Tensor, i: int) -> Tensor:
@@ -231,7 +166,7 @@ def inverse_root(
     change = _change(x, basis)
     if ridge is not None:
         values, change = _ridged(values, change, ridge)
-    root = symmetric_product(basis * values**-exponent, basis.mT)
+    root = (basis * values**-exponent) @ basis.mT
     if change is None:
         return root
     slope = _slope_of_root(values, exponent)
@@ -246,9 +181,7 @@ def _ridged(
     lift = ridge * at_least(top, 1e-16)
     if change is not None:
         change_of_lift = _zero_with_derivative_of(lift)
-        size = change.shape[-1]
-        identity = torch.eye(size, dtype=change.dtype, device=change.device)
-        change = change + change_of_lift * identity
+        change = change + torch.diag(change_of_lift.expand(len(change)))
     return values + lift.detach(), change
 
 
@@ -298,7 +231,7 @@ def left_basis(x: Tensor) -> Tensor:
     missing = rows - values.shape[-1]
     eigenvalues = torch.nn.functional.pad(squares, (0, missing))
     scaled = x / largest
-    square = symmetric_product(scaled, scaled.mT)
+    square = scaled @ scaled.mT
     return _with_derivative(square, eigenvalues, basis)
 
 
@@ -358,14 +291,13 @@ def _zero_with_derivative_of(x: Tensor) -> Tensor:
 
 def orthonormal(x: Tensor) -> Tensor:
     """Return Q of the QR decomposition of a matrix that is not wide; dependent columns have no derivative."""
+    columns = x.shape[-1]
+    basis, upper = as_one(_qr, x.detach(), (x.shape, (columns, columns)))
     if not differentiable():
-        (basis,) = as_one(_orthonormal_basis, x, (x.shape,))
         return basis
-    basis, upper = _factors(torch.linalg.qr, x.detach())
-    basis = basis.contiguous()
     diagonal = upper.diagonal()
     largest = upper.abs().amax() if upper.numel() else 0.0
-    cutoff = x.shape[-1] * torch.finfo(x.dtype).eps * largest
+    cutoff = columns * torch.finfo(x.dtype).eps * largest
     dependent = diagonal.abs() <= cutoff
     invertible = upper + torch.diag(torch.where(dependent, 1.0 - diagonal, 0.0))
     # As in `_with_derivative`, a step at the midpoint of the change makes the second derivative exact.
@@ -399,18 +331,9 @@ def _change_of_q(
     return below - below.mT, outside, inside
 
 
-def _orthonormal_basis(x: Tensor) -> tuple[Tensor, ...]:
-    (basis,) = _factors(_orthonormal_factor, x)
-    return (basis.contiguous(),)
-
-
-def _orthonormal_factor(x: Tensor) -> tuple[Tensor]:
-    """Compute only Q with the steps of `torch.linalg.qr`, which would also copy the triangle of R."""
-    # torch cannot infer the shapes of these steps while tracing.
-    if not _torch.readable(x):
-        return (torch.linalg.qr(x).Q,)
-    reflectors, factors = torch.geqrf(x)
-    return (torch.linalg.householder_product(reflectors, factors),)
+def _qr(x: Tensor) -> tuple[Tensor, ...]:
+    basis, upper = _factors(torch.linalg.qr, x)
+    return basis.contiguous(), upper
 
 
 def _change(x: Tensor, basis: Tensor) -> Tensor | None:
@@ -427,7 +350,7 @@ def polar_factor(x: Tensor) -> Tensor:
     """Return the nearest orthogonal matrix U V^T of U S V^T from the smaller Gram matrix, 0 for negligible values."""
     if x.shape[-2] > x.shape[-1]:
         return polar_factor(x.mT).mT
-    square = symmetric_product(x, x.mT)
+    square = x @ x.mT
     shapes = (square.shape[:1], square.shape)
     values, basis = as_one(_eigh, square.detach(), shapes)
     cutoff = 0.0
@@ -435,7 +358,7 @@ def polar_factor(x: Tensor) -> Tensor:
         cutoff = values[-1] * square.shape[-1] * torch.finfo(x.dtype).eps
     known = values > cutoff
     inverse = torch.where(known, torch.where(known, values, 1.0) ** -0.5, 0.0)
-    root = symmetric_product(basis * inverse, basis.mT)
+    root = (basis * inverse) @ basis.mT
     change = _change(square, basis)
     if change is not None:
         slope = _slope_of_inverse_root(values, inverse)
@@ -484,8 +407,8 @@ def newton_schulz(
     if _is_faster_in_float32(x):
         x = x.float()
     for a, b, c in polynomials:
-        square = _rounded(symmetric_product(x, x.mT), dtype)  # A
-        step = symmetric_product(square, square, square, b, c)  # b A + c A^2
+        square = _rounded(x @ x.mT, dtype)  # A
+        step = added_product(square, square, square, b, c)  # b A + c A^2
         step = _rounded(step, dtype)
         x = _rounded(added_product(x, step, x, a), dtype)  # a X + step X
     if is_tall:
@@ -515,7 +438,7 @@ def _divided_by_bound(x: Tensor, eps: Any, start: str) -> Tensor:
     """
     if start == "fro":
         return x
-    square = symmetric_product(x, x.mT)
+    square = x @ x.mT
     if start == "schatten4":
         sum_of_fourth_powers = square.square().sum(dim=(-2, -1), keepdim=True)
         bound = safe_sqrt(safe_sqrt(sum_of_fourth_powers))
