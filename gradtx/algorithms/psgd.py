@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from gradtx.algorithms._math import at_least, at_most, norm, quotient, rms, running_mean
-from gradtx.algorithms._matrix import gram, multiplied
+from gradtx.algorithms._matrix import gram, multiplied, symmetric_product
 from gradtx.algorithms.scaling import scale_by_learning_rate
 from gradtx.algorithms.weight_decay import add_decayed_weights
 from gradtx.arguments import Count, Decay, NonNegative, NonNegativeInt, Positive, is_off
@@ -65,7 +65,7 @@ def _transposed(factor: Tensor) -> Tensor:
 
 def _square(factor: Tensor) -> Tensor:
     """Return Q Q^T."""
-    return factor.square() if factor.ndim == 1 else factor @ factor.mT
+    return factor.square() if factor.ndim == 1 else symmetric_product(factor, factor.mT)
 
 
 def preconditioned(x: Tensor, factors: Sequence[Tensor]) -> Tensor:

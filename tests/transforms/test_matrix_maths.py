@@ -1,6 +1,8 @@
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
+import gradtx
 from gradtx.algorithms import _matrix
 from gradtx.algorithms._math import blended
 
@@ -200,3 +202,85 @@ def test_what_is_large_counts_as_finite_though_its_sum_is_not():
     assert _matrix._is_finite(torch.full((4,), 3e38))
     assert not _matrix._is_finite(torch.tensor([1.0, torch.inf]))
     assert not _matrix._is_finite(torch.tensor([1.0, torch.nan]))
+
+
+@pytest.fixture
+def in_strips(monkeypatch):
+    """Products in strips from three rows on."""
+    monkeypatch.setattr(_matrix, "LEAST_ROWS", 3)
+    monkeypatch.setattr(_matrix, "LEAST_ENTRIES", 9)
+
+
+SHAPES = [(3, 3), (4, 4), (7, 11), (12, 13)]
+
+
+@pytest.mark.parametrize("shape", [*SHAPES, (2, 5, 9)], ids=str)
+def test_a_product_in_strips_is_the_plain_one_and_symmetric(shape, in_strips):
+    x = rand(*shape)
+    square = _matrix.symmetric_product(x, x.mT)
+    torch.testing.assert_close(square, x @ x.mT, rtol=1e-14, atol=1e-14)
+    torch.testing.assert_close(square, square.mT, rtol=1e-14, atol=1e-14)
+    step = _matrix.symmetric_product(square, square, square, -0.3, 0.7)
+    torch.testing.assert_close(step, -0.3 * square + 0.7 * square @ square, rtol=1e-13, atol=1e-13)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_a_product_in_strips_works_in_a_batch_a_derivative_and_on_the_meta_device(shape, in_strips):
+    x = rand(3, *shape)
+    product = torch.vmap(lambda matrix: _matrix.symmetric_product(matrix, matrix.mT))
+    torch.testing.assert_close(product(x), x @ x.mT, rtol=1e-14, atol=1e-14)
+    matrix = x[0].clone().requires_grad_()
+    assert torch.autograd.gradcheck(lambda y: _matrix.symmetric_product(y, y.mT), matrix)
+    assert _matrix.symmetric_product(x[0].to("meta"), x[0].mT.to("meta")).shape == (shape[0], shape[0])
+
+
+@pytest.mark.parametrize(("shape", "share"), [((768, 768), 0.625), ((511, 2000), 1.0), ((1024, 512), 1.0)], ids=str)
+def test_large_products_take_five_eighths_of_the_multiplications(shape, share):
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    with FlopCounterMode(display=False) as counter:
+        square = _matrix.symmetric_product(x, x.mT)
+    assert counter.get_total_flops() == share * 2 * shape[0] * shape[0] * shape[1]
+    torch.testing.assert_close(square, x @ x.mT)
+    torch.testing.assert_close(square, square.mT)
+
+
+@pytest.mark.parametrize("compile", [False, True])
+def test_muon_of_large_matrices_steps_as_torchs_does(compile, in_strips):
+    """Products in strips, in pure use, in programs over lists, and not in compiled ones."""
+    start = {"wide": rand(6, 8), "tall": rand(9, 4, seed=1)}
+    params = {name: torch.nn.Parameter(value.clone()) for name, value in start.items()}
+    twins = [torch.nn.Parameter(value.clone()) for value in start.values()]
+    optimizer = gradtx.as_optimizer(gradtx.muon(0.02, weight_decay=0.1, ns_dtype=None), params.items(), compile=compile)
+    pure = gradtx.muon(0.02, weight_decay=0.1, ns_dtype=None)
+    state, values = pure.init(start), start
+    expected = LoopMuon(twins)
+    for t in range(3):
+        grads = {name: rand(*value.shape, seed=10 + t) for name, value in start.items()}
+        for param, twin, grad in zip(params.values(), twins, grads.values(), strict=True):
+            param.grad = twin.grad = grad
+        optimizer.step()
+        expected.step()
+        updates, state = pure.update(grads, state, values)
+        values = gradtx.apply_updates(values, updates)
+    for name, twin in zip(start, twins, strict=True):
+        torch.testing.assert_close(params[name], twin, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(values[name], twin.detach(), rtol=1e-12, atol=1e-12)
+
+
+class LoopMuon:
+    """Muon in float64, as torch.optim.Muon steps in bfloat16."""
+
+    def __init__(self, params):
+        self.params = params
+        self.buffers = [torch.zeros_like(param) for param in params]
+
+    @torch.no_grad()
+    def step(self):
+        for param, buffer in zip(self.params, self.buffers, strict=True):
+            buffer.lerp_(param.grad, 0.05)
+            x = param.grad.lerp(buffer, 0.95)
+            x = x / x.norm()
+            for _ in range(5):
+                a = x @ x.T
+                x = 3.4445 * x + (-4.775 * a + 2.0315 * a @ a) @ x
+            param.mul_(1 - 0.02 * 0.1).add_(x, alpha=-0.02 * max(1, param.shape[0] / param.shape[1]) ** 0.5)
