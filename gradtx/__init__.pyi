@@ -99,6 +99,7 @@ from gradtx.algorithms.layerwise import project_neurons as project_neurons
 from gradtx.schedules import proportion_schedule as proportion_schedule
 from gradtx.functional import put as put
 from gradtx.schedules import ranger21_schedule as ranger21_schedule
+from gradtx.functional import recorded as recorded
 from gradtx.schedules import rectification_schedule as rectification_schedule
 from gradtx.schedules import restart_warmup_schedule as restart_warmup_schedule
 from gradtx.multitask import rotograd_rotation_loss as rotograd_rotation_loss
@@ -352,6 +353,7 @@ __all__ = [
     "ranger21",
     "ranger21_schedule",
     "record",
+    "recorded",
     "rectification_schedule",
     "regenerate_towards_init",
     "restart",
@@ -2315,7 +2317,9 @@ def ranger21(
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def record(
-    name: Static[str],
+    name: Static[str | None] = None,
+    what: tuple[Quantity, ...] = ('norm',),
+    per: Literal['leaf', 'all'] = "leaf",
     *,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...

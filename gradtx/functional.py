@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from gradtx.algorithms.scaling import recorded_in
 from gradtx.base import tree as _tree
 from gradtx.base.errors import Path
 from gradtx.base.exact import exact, resolve
@@ -23,7 +24,15 @@ from gradtx.transform import (
     check_transformation,
 )
 
-__all__ = ["get", "learning_rate", "put", "stack", "train_step", "unstack"]
+__all__ = [
+    "get",
+    "learning_rate",
+    "put",
+    "recorded",
+    "stack",
+    "train_step",
+    "unstack",
+]
 
 
 def train_step(
@@ -276,6 +285,35 @@ def get(state: dict[str, Any], name: str) -> Any:
     for key in _find("get", state, name):
         part = part[key]
     return _copied(part)
+
+
+def recorded(state: dict[str, Any]) -> dict[str, float]:
+    """Return what the `record` links of a chain have recorded in the last update, for any logger.
+
+    Args:
+        state: A state returned by `update`.
+
+    Returns:
+        The values by "stage/quantity/leaf", for the whole tree by "stage/quantity". Reading them waits for the device.
+
+    Example:
+        >>> tx = gradtx.chain(gradtx.sgd(0.1), gradtx.record(what=("rms",), per="all"))
+        >>> params = {"w": torch.ones(3)}
+        >>> _, state = tx.update(params, tx.init(params), params)
+        >>> {name: round(value, 3) for name, value in gradtx.recorded(state).items()}
+        {'record/rms': 0.1}
+    """
+    stages: dict[Path, dict[str, Any]] = {}
+
+    def visit(path: Path, entry: Any) -> None:
+        if path:
+            stages[path] = entry
+        for key, value in entry.items():
+            if isinstance(value, dict):
+                visit((*path, key), value)
+
+    visit((), state)
+    return recorded_in(stages)
 
 
 def put(state: dict[str, Any], name: str, value: Any) -> dict[str, Any]:
