@@ -106,7 +106,7 @@ def test_several_records_and_those_inside_combinators_have_names_of_their_own():
 
 
 def test_a_quantity_that_is_unknown_and_a_name_with_quantities_are_refused():
-    with pytest.raises(ValueError, match="record: what must contain names among norm, rms, .*, got 'mean'"):
+    with pytest.raises(ValueError, match=r"record: what must contain names among norm, rms, .*, got 'mean'"):
         record(what=("mean",))
     with pytest.raises(ValueError, match="pass either name, or what and per"):
         record("norm", what=("rms",))
