@@ -14,8 +14,8 @@ from gradtx.algorithms._polynomials import default_steps
 from gradtx.arguments import keyword_parameter
 from gradtx.base.docstrings import with_arguments
 from gradtx.base.inputs import Params
-from gradtx.optim._chain_checks import warn_of_engine_options
-from gradtx.optim._groups import (
+from gradtx.optim.chain_checks import warn_of_engine_options
+from gradtx.optim.groups import (
     ENGINE_OPTIONS,
     Group,
     check_differentiable,
@@ -128,8 +128,7 @@ class AliasOptimizer(ChainOptimizer):
         for name, value in engine.items():
             if value != KEYWORDS[name].default:
                 arguments[name] = value
-        self.defaults = _defaults_of(self._tx, arguments)
-        self._made_defaults = dict(self.defaults)
+        self._set_defaults(_defaults_of(self._tx, arguments))
 
     def _argument_named(self, key: str) -> str:
         """Return the name of the alias's argument that groups and `defaults` show under this key."""

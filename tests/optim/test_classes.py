@@ -10,8 +10,8 @@ import torch
 
 import gradtx
 from gradtx.arguments import _OTHER_OPTIONS, OTHER_WORDS
-from gradtx.optim._groups import ENGINE_OPTIONS
 from gradtx.optim.classes import CLASSES
+from gradtx.optim.groups import ENGINE_OPTIONS
 from tests.conformance import example
 from tests.daily import by_day
 from tests.optim.problems import assert_close, assert_equal, descend, loss_of, parameters, values
@@ -265,7 +265,7 @@ def test_a_leaf_without_label_is_an_error_that_names_it():
 )
 def test_a_process_group_and_a_device_of_the_state_exclude_each_other(make):
     params = [torch.nn.Parameter(torch.ones(2, 2))]
-    with pytest.raises(ValueError, match="state_device cannot be combined with process_group"):
+    with pytest.raises(ValueError, match="process_group cannot be combined with state_device"):
         make(params, process_group=object(), state_device="cpu")
 
 

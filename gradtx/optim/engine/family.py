@@ -13,11 +13,11 @@ from gradtx.base.complex_views import as_real
 from gradtx.base.dtensor import is_sharded, local
 from gradtx.execution.execute import Leaf
 from gradtx.execution.phases import phases_of
-from gradtx.optim._member import Member
-from gradtx.optim._step_input import StepInput
 from gradtx.optim.engine.signature import LeafKind, Signature
 from gradtx.optim.engine.trace import BundleFunction
 from gradtx.optim.engine.views import cut
+from gradtx.optim.member import Member
+from gradtx.optim.step_input import StepInput
 from gradtx.programs.bundle import ListPhase, phases_of_shards
 from gradtx.programs.planner import probes
 from gradtx.programs.terms import numbers_in

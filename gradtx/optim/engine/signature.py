@@ -11,8 +11,8 @@ from torch import Tensor
 
 from gradtx.base.errors import Path
 from gradtx.execution.execute import Leaf
-from gradtx.optim._member import Layout, Member
-from gradtx.optim._step_input import StepInput
+from gradtx.optim.member import Layout, Member
+from gradtx.optim.step_input import StepInput
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from gradtx.execution.phases import (
     phases_of,
 )
 from gradtx.execution.runs import LateTerm, Run, memory_of
-from gradtx.optim._device_counts import Scaling, unscaling
+from gradtx.optim.device_counts import Scaling, unscaling
 from gradtx.optim.engine import torch_names
 from gradtx.optim.engine.hoist import (
     REPLACED,

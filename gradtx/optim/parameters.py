@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from copy import copy
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.parameter import Parameter, is_lazy
 
+from gradtx.base.dtensor import is_sharded
 from gradtx.base.errors import Path
 from gradtx.base.inputs import check_groups
 from gradtx.base.selectors import NumberedName, in_model
@@ -19,17 +20,17 @@ from gradtx.distributed.layouts import Team
 from gradtx.execution.context import Clock
 from gradtx.execution.execute import Block, Leaf
 from gradtx.execution.runs import clock_at
-from gradtx.optim._groups import (
+from gradtx.optim.groups import (
     CPU,
-    CountOf,
     Group,
     GroupView,
+    are_identical,
     in_names_of_branch,
+    is_same,
     params_of,
-    unread,
 )
-from gradtx.optim._member import Member
-from gradtx.optim._run import OptimizerRun
+from gradtx.optim.member import Member
+from gradtx.optim.run import OptimizerRun
 from gradtx.transform import Entry, GradientTransformation
 
 # (selector, label) of every partition on a leaf's path through the chain.
@@ -48,7 +49,7 @@ class Joining:
 
     views: list[GroupView]
     by_param: dict[Tensor, Member]
-    unread: dict[str, str] = field(default_factory=dict[str, str])
+    unread: dict[str, str]
 
 
 class Members:
@@ -57,24 +58,24 @@ class Members:
     Args:
         owner: The optimizer's class, for error messages.
         tx: The optimizer's transformation.
+        replicas: The ranks that divide the work on whole parameters.
 
     Attributes:
-        owner: The optimizer's class, for error messages.
-        tx: The optimizer's transformation.
         views: One view per group.
         by_param: The members, in the order in which they joined.
         restarts: Whether an inner clock may restart.
+        are_sharded: Whether any parameter is sharded.
     """
 
     restarts = False
-    # The parameters from which `_rows` was built.
-    _row_params: list[Tensor] | None = None
-    # The ranks that divide the work on whole parameters.
-    replicas: Team | None = None
+    are_sharded = False
 
-    def __init__(self, owner: str, tx: GradientTransformation):
+    def __init__(
+        self, owner: str, tx: GradientTransformation, replicas: Team | None = None
+    ):
         self.owner = owner
         self.tx = tx
+        self.replicas = replicas
         self.views: list[GroupView] = []
         self.by_param: dict[Tensor, Member] = {}
         self._rows: list[list[Member]] = []  # the members of each group
@@ -82,56 +83,73 @@ class Members:
         self._present: list[Tensor] = []
         self._clock_paths: dict[Any, Path] = {}
 
+    def without_state(self) -> Members:
+        """Return a copy whose members have the same names and branches, but no state."""
+        members = copy(self)
+        members._rows = []
+        members.by_param = {
+            param: Member(member.name, param, member.choices, owner=member.owner)
+            for param, member in self.by_param.items()
+        }
+        return members
+
     # Adding groups.
 
     def joining(self, group: Group) -> Joining:
         """Name the parameters of a new group and split it by label, without changing this object."""
         params: list[Tensor] = group["params"]
-        by_param = self._with_new_members(group)
-        run, block = self._expanded(by_param)
-        self._check_pieces(params)
+        by_param = dict(self.by_param)
+        names = in_model(group.get("param_names") or ()) or [None] * len(params)
+        self._add(by_param, params, names)
+        for param in params:
+            self._check(param, by_param[param].name)
+        self._check_pieces(params, by_param)
         positions_of_labels: dict[Labels, list[int]] = {} if params else {(): []}
+        run, block = self._expanded(by_param)
         for i, param in enumerate(params):
             labels = _labels(run, block, by_param[param])
             positions_of_labels.setdefault(labels, []).append(i)
         views: list[GroupView] = []
         given = dict(group)
+        unread: dict[str, str] = {}
         read: set[str] = set()
-        in_order = sorted(positions_of_labels, key=_rank)
-        for labels in in_order:
+        for labels in sorted(positions_of_labels, key=_rank):
             # A group that is not split keeps the user's dict, as in torch.
-            part = group if len(in_order) == 1 else dict(group)
+            part = group if len(positions_of_labels) == 1 else dict(group)
             for key in ("params", "param_names"):
                 if key in part:
                     part[key] = [given[key][i] for i in positions_of_labels[labels]]
             if labels:
                 part["label"] = ".".join(label for _, label in labels)
-            read |= in_names_of_branch(self.tx, part, _by_selector(labels))
-            views.append(self._view(part, labels, lambda _: 0))
-        joining = Joining(views, by_param)
-        for labels, view in zip(in_order, views, strict=True):
-            keys = unread(self.tx, given, read, view, _by_selector(labels))
-            joining.unread.update(keys)
-        return joining
+            new_names = in_names_of_branch(self.tx, part, _by_selector(labels))
+            view = GroupView(self.tx, part, _by_selector(labels))
+            read |= {name for name in given if new_names.get(name) is not None}
+            unread.update(_unread(given, new_names, view))
+            views.append(view)
+        unread = {name: other for name, other in unread.items() if name not in read}
+        return Joining(views, by_param, unread)
 
-    def _with_new_members(self, group: Group) -> dict[Tensor, Member]:
-        """Return all members by parameter, including new ones for a group, named as in the model or by numbers."""
-        by_param = dict(self.by_param)
-        params: list[Tensor] = group["params"]
-        names = in_model(group.get("param_names") or ())
-        if not names:
-            names = [NumberedName(len(by_param) + i) for i in range(len(params))]
+    def _add(
+        self,
+        by_param: dict[Tensor, Member],
+        params: Sequence[Tensor],
+        names: Sequence[str | None],
+    ) -> None:
+        """Add members, named as in the model or by numbers; parameters that are already members keep their place."""
         taken = {member.name for member in by_param.values()}
-        for name, param in zip(names, params, strict=True):
-            if not never_trains(param):
-                check_leaf(name, param, self.owner)
-            if param.dtype.is_complex and not is_lazy(param) and param.is_conj():
-                raise ValueError(
-                    f"{self.owner}: parameter {name!r} is a conjugate view, to which steps cannot write; "
-                    "pass param.resolve_conj()"
-                )
-            by_param[param] = Member(_unique(name, taken), param)
-        return by_param
+        start = len(by_param)
+        for i, (param, name) in enumerate(zip(params, names, strict=True)):
+            unique = _unique(NumberedName(start + i) if name is None else name, taken)
+            by_param[param] = Member(unique, param)
+
+    def _check(self, param: Tensor, name: str) -> None:
+        if not never_trains(param):
+            check_leaf(name, param, self.owner)
+        if param.dtype.is_complex and not is_lazy(param) and param.is_conj():
+            raise ValueError(
+                f"{self.owner}: parameter {name!r} is a conjugate view, to which steps cannot write; "
+                "pass param.resolve_conj()"
+            )
 
     def admit(self, joining: Joining) -> None:
         """Add the joining parameters and their groups."""
@@ -141,20 +159,13 @@ class Members:
         self._clock_paths = run.clock_paths
         self.restarts = any(operation.restarts_inner for operation in block.walk())
         self._present = params_of([view.group for view in self.views])
+        self._rows = []
 
     def _expanded(
         self, by_param: Mapping[Tensor, Member]
     ) -> tuple[OptimizerRun, Block]:
         run = OptimizerRun({}, by_param, initial=True)
         return run, Block.of(self.tx, run, 0)
-
-    def _view(
-        self,
-        group: Group,
-        labels: Labels,
-        count: CountOf,
-    ) -> GroupView:
-        return GroupView(self.owner, self.tx, group, _by_selector(labels), count)
 
     def block(self) -> Block:
         """Return the chain, expanded for all members."""
@@ -178,40 +189,17 @@ class Members:
                     f"{error}; these parameters have no names: pass model.named_parameters()"
                 ) from None
 
-    # Changes made to the groups from outside.
-
-    def follow(self, groups: list[Group], count: CountOf) -> list[Tensor]:
-        """Update views and members to match the present groups.
-
-        Args:
-            groups: The optimizer's `param_groups`.
-            count: Returns the count of the clock that a hyperparameter follows.
-
-        Returns:
-            The parameters that others have replaced.
-        """
-        if _identical([view.group for view in self.views], groups):
-            try:
-                if _identical(params_of(groups), self._present):
-                    return []
-            except (KeyError, TypeError):
-                pass  # a group without parameters, about which the check below raises an error
-            check_groups(self.owner, groups)
-        else:
-            check_groups(self.owner, groups)
-            self._follow_groups(groups, count)
-        present = params_of(groups)
-        replaced = self._follow_params(present)
-        self._present = present
-        return replaced
-
     def _check_pieces(
-        self, params: Iterable[Tensor], replaced: Iterable[Tensor] = ()
+        self,
+        params: Iterable[Tensor],
+        by_param: Mapping[Tensor, Member],
+        replaced: Iterable[Tensor] = (),
     ) -> None:
         """Reject flat pieces of memory in place of parameters, as created by FSDP1 and DeepSpeed's ZeRO.
 
         Args:
             params: The new parameters.
+            by_param: All members.
             replaced: The parameters that all of them have replaced.
 
         Raises:
@@ -229,7 +217,8 @@ class Members:
         # With FSDP1's NO_SHARD, the parameters remain as views with their own shapes.
         if not pieces or any(param.ndim != 1 for param in pieces):
             return
-        for operation in self.block().walk():
+        _, block = self._expanded(by_param)
+        for operation in block.walk():
             if operation.waits or operation.sums_late or not operation.elementwise:
                 raise ValueError(
                     f"{self.owner}: these parameters are flat pieces of memory, as created by FSDP1 or DeepSpeed's "
@@ -237,7 +226,32 @@ class Members:
                     "(fully_shard), or DistributedDataParallel alone"
                 )
 
-    def _follow_groups(self, groups: list[Group], count: CountOf) -> None:
+    # Changes made to the groups from outside.
+
+    def follow(self, groups: list[Group]) -> list[Tensor] | None:
+        """Update views and members to match the present groups.
+
+        Args:
+            groups: The optimizer's `param_groups`.
+
+        Returns:
+            The parameters that others have replaced; None if groups and parameters are the same as before.
+        """
+        has_views = are_identical([view.group for view in self.views], groups)
+        try:
+            if has_views and are_identical(params_of(groups), self._present):
+                return None
+        except (KeyError, TypeError):
+            pass  # a group without parameters, about which the check below raises an error
+        check_groups(self.owner, groups)
+        if not has_views:
+            self._follow_groups(groups)
+        self._rows = []
+        replaced = self._follow_params(params_of(groups))
+        self._present = params_of(groups)
+        return replaced
+
+    def _follow_groups(self, groups: list[Group]) -> None:
         """Find each group's view by the identity of its dict or parameters, or create a view."""
         by_dict: dict[int, GroupView] = {}
         by_params: dict[tuple[int, ...], GroupView] = {}
@@ -247,58 +261,47 @@ class Members:
         views: list[GroupView] = []
         for group in groups:
             view = by_dict.get(id(group)) or by_params.get(_ids(group["params"]))
-            views.append(view or self._adopted(group, count))
+            views.append(view or self._adopted(group))
         for view, group in zip(views, groups, strict=True):
             view.group = group
         self.views = views
 
-    def _adopted(self, group: Group, count: CountOf) -> GroupView:
+    def _adopted(self, group: Group) -> GroupView:
         """Create the view of a group that was inserted into `param_groups` directly."""
-        for param in group["params"]:
-            if param not in self.by_param:
-                self._add(param, len(self.by_param))
-        run, block = self._expanded(self.by_param)
+        params = group["params"]
+        self._add_unnamed(params)
         labels: Labels = ()
-        if group["params"]:
-            labels = _labels(run, block, self.by_param[group["params"][0]])
-        return self._view(group, labels, count)
+        if params:
+            run, block = self._expanded(self.by_param)
+            labels = _labels(run, block, self.by_param[params[0]])
+        return GroupView(self.tx, group, _by_selector(labels))
 
     def _follow_params(self, present: list[Tensor]) -> list[Tensor]:
         """Update the members, and return the parameters that others have replaced.
 
-        A parameter that replaces another inherits its name and the selectors' decisions.
+        A parameter that replaces another, in whose position it is, inherits its name and the selectors' decisions.
         """
-        before = self.by_param
-        replacements = self._replacements(present)
-        here = set(present)
+        before, here = self.by_param, set(present)
+        replacements: dict[Tensor, Tensor] = {}
+        if len(present) == len(self._present):
+            pairs = zip(self._present, present, strict=True)
+            replacements = {old: new for old, new in pairs if old is not new}
         if here.isdisjoint(before):
-            self._check_pieces(present, replaced=before)
+            self._check_pieces(present, before, replaced=before)
         self.by_param = {}
         # Keeps the order, which extras passed as lists rely on.
         for param, member in before.items():
             if param in here:
                 self.by_param[param] = member
             elif param in replacements and replacements[param] not in before:
-                replacement = replacements[param]
-                self.by_param[replacement] = Member(
-                    member.name, replacement, dict(member.choices)
-                )
-        for i, param in enumerate(present):
-            if param not in self.by_param:
-                self._add(param, len(before) + i)
+                new = replacements[param]
+                self.by_param[new] = Member(member.name, new, dict(member.choices))
+        self._add_unnamed(present)
         return [param for param in replacements if param not in here]
 
-    def _add(self, param: Tensor, number: int) -> None:
-        """Add an unnamed parameter."""
-        name = _unique(NumberedName(number), set(self.names()))
-        self.by_param[param] = Member(name, param)
-
-    def _replacements(self, present: list[Tensor]) -> dict[Tensor, Tensor]:
-        """Return the replacement of each replaced parameter, which has its position."""
-        if len(present) != len(self._present):
-            return {}
-        pairs = zip(self._present, present, strict=True)
-        return {old: new for old, new in pairs if old is not new}
+    def _add_unnamed(self, params: Iterable[Tensor]) -> None:
+        new = [param for param in params if param not in self.by_param]
+        self._add(self.by_param, new, [None] * len(new))
 
     # Lookups.
 
@@ -311,20 +314,17 @@ class Members:
             if not is_lazy(param):
                 param.grad = None
 
-    def rows(self, state: Mapping[Tensor, dict[str, Any]]) -> Sequence[list[Member]]:
-        """Return the members of each group, with their present group and state."""
+    def rows(self) -> list[list[Member]]:
+        """Return the members of each group."""
         sizes = [len(view.group["params"]) for view in self.views]
-        if self._row_params is not self._present or sizes != list(map(len, self._rows)):
-            self._row_params = self._present
+        if sizes != list(map(len, self._rows)):
             self._rows = []
+            self.are_sharded = any(map(is_sharded, self.by_param))
             for i, view in enumerate(self.views):
                 row = [self.by_param[param] for param in view.group["params"]]
-                self._rows.append(row)
                 for member in row:
                     member.group = i
-        for row in self._rows:
-            for member in row:
-                member.state = state.get(member.param, {})
+                self._rows.append(row)
         return self._rows
 
     def clock_path(self, entry: Entry | None) -> Path | None:
@@ -411,12 +411,24 @@ def _rank(labels: Labels) -> list[int]:
     return [selector.labels.index(label) for selector, label in labels]
 
 
+def _unread(
+    given: Group, new_names: Mapping[str, str | None], view: GroupView
+) -> dict[str, str]:
+    """Return the hyperparameters of a user's group that its branch does not read, with the names that it reads."""
+    unread: dict[str, str] = {}
+    for key in given:
+        if new_names.get(key, "") is not None:
+            continue
+        for name, shown in new_names.items():
+            if shown is None or is_same(given[key], view.group[shown]):
+                continue
+            if view.entries[shown].argument.name == key.rpartition(".")[2]:
+                unread.setdefault(key, name)
+    return unread
+
+
 def _ids(values: Iterable[Any]) -> tuple[int, ...]:
     return tuple(map(id, values))
-
-
-def _identical(a: list[Any], b: list[Any]) -> bool:
-    return len(a) == len(b) and all(map(operator.is_, a, b))
 
 
 def _unique(name: str, taken: set[str]) -> str:

@@ -5,14 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from gradtx.base.dtensor import is_sharded
 from gradtx.base.messages import describe, warn_user
 from gradtx.base.torch_names import version_of
-from gradtx.optim._groups import params_of
-from gradtx.optim._match_saved import TRAINED
+from gradtx.execution.context import Clock
+from gradtx.execution.execute import Block
+from gradtx.execution.pure import evaluation_weights
+from gradtx.optim.groups import CPU, params_of
+from gradtx.optim.state import States
 from gradtx.state.slots import kind_of
+
+# The slot of the training weights in state dicts that were saved in evaluation mode.
+TRAINED = "trained"
 
 
 class Evaluation:
@@ -58,8 +65,16 @@ class Evaluation:
         for param, value in self._trained.items():
             param.copy_(value)
 
-    def changes_weights(self) -> bool:
-        return bool(self._trained)
+    def check_training(self, owner: str) -> None:
+        """Check that the parameters contain the training weights.
+
+        Raises:
+            RuntimeError: If they contain evaluation weights.
+        """
+        if self._trained:
+            raise RuntimeError(
+                f"{owner}: the parameters contain the evaluation weights; call optimizer.train() before step()"
+            )
 
     def save(self, state_dict: dict[str, Any], params: Iterable[Tensor]) -> None:
         """Add the training weights to a state dict, whose entries are numbered in the order of `params`."""
@@ -98,6 +113,25 @@ class Evaluation:
         if not trained:
             return None, state_dict
         return cls(trained), {**state_dict, "state": entries}
+
+
+def evaluated(states: States) -> dict[Tensor, Tensor]:
+    """Return the evaluation weights, by parameter, for leaves with a link that provides them."""
+    members = states.members
+    run, count = states.run(), states.exact_count()
+    clock = Clock(torch.tensor(count + 1, device=CPU))
+    weights: dict[Tensor, Tensor] = {}
+    for view in members.views:
+        block = Block.of(view.chain(view.values()), run, count)
+        for param in view.group["params"]:
+            member = members.by_param[param]
+            if member.layout is not None and states.of(param):
+                leaf = states.leaf(run, member, clock)
+                value = evaluation_weights(leaf, block.for_leaf(leaf))
+                if value is not None:
+                    weights[param] = leaf.in_callers_form(value)
+    run.commits.clear()  # breaks a reference cycle with the run
+    return weights
 
 
 def _checked_weights(name: str, saved: Any, param: Tensor) -> Tensor:

@@ -100,15 +100,6 @@ class Layout(NamedTuple):
         """Return the (path, name) and the key of each shared value."""
         return _places(self.shared)
 
-    def slots_in(self, state: State) -> State:
-        """Return the slots of a state."""
-        return {key: state[key] for key in self.slot_keys if key in state}
-
-    def without_slots(self, state: State) -> State:
-        """Return the count and the shared values of a state."""
-        slots = set(self.slot_keys)
-        return {key: value for key, value in state.items() if key not in slots}
-
     @property
     def program_keys(self) -> list[str]:
         """The keys of the slots that programs read: all except those that only the leaf's owner keeps."""
@@ -175,24 +166,7 @@ class ParameterKind(NamedTuple):
         )
 
 
-class FirstState:
-    """The tensors of a state as the library created them, with their versions; its slots may be still to come."""
-
-    def __init__(self, state: Mapping[str, Tensor]):
-        self._tensors = dict(state)
-        self._versions = {key: version(tensor) for key, tensor in state.items()}
-
-    def is_unchanged(self, state: State) -> bool:
-        """Whether the state consists of exactly these tensors, and none of them was written."""
-        if state.keys() != self._tensors.keys():
-            return False
-        for key, tensor in self._tensors.items():
-            if state[key] is not tensor or version(tensor) != self._versions[key]:
-                return False
-        return True
-
-
-@dataclass(slots=True, eq=False)
+@dataclass(eq=False)
 class Member:
     """One parameter of an optimizer.
 
@@ -200,12 +174,10 @@ class Member:
         name: The name used by selectors, extras and error messages; unique in the optimizer.
         param: The parameter.
         choices: Each selector's decision for the parameter.
-        layout: The layout of its state; None before the state is created.
-        made_for: The view of the group for which the state was created.
-        first_state: Its state as the library created it; None after its first use.
-        waits: Whether its slots are created with its first gradient.
+        layout: The layout of its state; None before its slots are created.
+        fresh: Slots in its state that nothing has used so far, and that its first gradient creates again.
+        made_for: The structure of its group for which the slots were created.
         owner: The rank that keeps the slots of rules that need the whole parameter, if it is divided; see `Leaf`.
-        saved: Its entry of a checkpoint, if the parameter is lazy and has no shape yet.
         state: Its state, looked up for the current step.
         count: The number of steps it has made, looked up for the current step.
         group: The index of its group, looked up for the current step.
@@ -217,10 +189,8 @@ class Member:
     param: Tensor
     choices: dict[Path, Any] = field(default_factory=dict[Path, Any])
     layout: Layout | None = None
+    fresh: State = field(default_factory=dict[str, Any])
     made_for: Any = None
-    first_state: FirstState | None = None
-    waits: bool = False
-    saved: State | None = None
     owner: int | None = None
     state: State = field(default_factory=dict[str, Any])
     count: int | Count = 0
@@ -255,16 +225,9 @@ class Member:
         else:
             self.device_count = None
 
-    def is_unused(self, state: State) -> bool:
-        """Whether the state is as the library created it, and no step has used it."""
-        return self.first_state is not None and self.first_state.is_unchanged(state)
-
-    def __setstate__(self, state: tuple[None, dict[str, Any]]) -> None:
-        _, slots = state
-        for name, value in slots.items():
-            setattr(self, name, value)
-        # The copied tensor counts its writes from 0, and would later have the recorded version with another value.
-        self.device_count = None
+    def __getstate__(self) -> dict[str, Any]:
+        # A copied tensor counts its writes from 0, and would later have the recorded version with another value.
+        return {**self.__dict__, "device_count": None}
 
 
 def version(tensor: Tensor) -> int:
