@@ -25,6 +25,7 @@ from gradtx.registry import *
 from gradtx.rules import *
 from gradtx.schedules import *
 from gradtx.state.codes import *
+from gradtx.sweeps import *
 from gradtx.transform import *
 
 __version__ = "0.1.0"

@@ -95,7 +95,7 @@ def hutchinson_hessian_diag(
     diagonal = {name: torch.zeros_like(value) for name, value in at.items()}
     for i in range(n_samples):
         z = {
-            name: _random_vector(value, generator, distribution)
+            name: draw_probe(value, generator, distribution)
             for name, value in at.items()
         }
         columns = product(z, i + 1 < n_samples)
@@ -142,9 +142,10 @@ def _hessian_product(
     return product
 
 
-def _random_vector(
-    like: Tensor, generator: torch.Generator, distribution: str
+def draw_probe(
+    like: Tensor, generator: torch.Generator, distribution: str = "rademacher"
 ) -> Tensor:
+    """Return a random vector with the shape, the dtype and the device of a leaf."""
     # Drawn on the generator's device in float32, so that a seed yields the same vectors for all devices and dtypes.
     options: Any = {"generator": generator, "device": generator.device}
     shape = tuple(like.shape)

@@ -17,6 +17,7 @@ LAYERS = (
     ("algorithms", "combinators", "schedules"),
     ("optim",),
     ("functional", "checkpoint", "hessian", "models", "registry", "memory", "multitask"),
+    ("sweeps",),
     ("",),
 )
 HEIGHT = {room: height for height, rooms in enumerate(LAYERS) for room in rooms}

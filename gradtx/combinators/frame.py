@@ -386,11 +386,6 @@ class Enter(RuleOperation):
         run = self.run
         # No leaf had a gradient, or programs ran all that had.
         if self.ticks is None:
-            if run.has_one_leaf:
-                # Other leaves decide about the inner shared values, also those of the clocks inside.
-                for path in list(filter(self.inner.contains, run.new_shared)):
-                    del run.new_shared[path]
-                return
             self._decide(run.sums_of_programs(self.path))
         assert self.ticks is not None
         self._keep_inner_values(self.ticks.to(run.device))

@@ -96,6 +96,11 @@ def have_sums(phases: Sequence[Phase]) -> bool:
     return any(each.is_term(name) for each in phases for name in each.names)
 
 
+def has_late_sums(phases: Sequence[Phase]) -> bool:
+    """Whether a program sums over leaves for the next step."""
+    return any(isinstance(name, LateTerm) for name in phases[-1].names)
+
+
 def phases_of(
     function: PhaseFunction,
     common: list[Tensor],

@@ -47,6 +47,7 @@ class TreeRun(Run):
         old_step: The count of finished updates.
         params, unflatten_params: The caller's parameters by name, and the function that rebuilds their tree.
         grad_fn, value_fn: The caller's extras with these names.
+        choices: The decisions of selectors for each leaf, by path.
         lags: Whether the counts of leaves differ after this update; set by programs.
     """
 
@@ -78,6 +79,7 @@ class TreeRun(Run):
                 f"{tx._name}: state is not a dict with a 'step'; {OWN_STATE}"
             )
         self._old = NestedState(state or {}, self.stages)
+        self.choices: dict[str, dict[Path, Any]] = {}
         self.clock = Clock(self.old_step + 1)
         self.leaf_steps = (
             None if state is None else _checked_leaf_steps(state.get(LEAF_STEPS))
@@ -184,6 +186,12 @@ class TreeRun(Run):
         return value, slope
 
     def choice(self, path: Path, leaf: Leaf, selector: Any) -> Any:
+        choices = self.choices.setdefault(leaf.name, {})
+        if path not in choices:
+            choices[path] = self._choice(path, leaf, selector)
+        return choices[path]
+
+    def _choice(self, path: Path, leaf: Leaf, selector: Any) -> Any:
         if self.initial:
             return self._first_choice(path, leaf, selector)
         if selector.by_name:

@@ -71,7 +71,6 @@ class Run:
     Attributes:
         initial: Whether this is a call of `init`.
         watches: Whether rules that write in place are detected.
-        has_one_leaf: Whether the call is recorded for one of several leaves, of which others may reach other stages.
         has_names: Whether leaves have their names; those of a program stand for any leaves.
         keeps_trees: Whether a pair of plain functions may keep any tree as state.
         device: The device of shared values.
@@ -97,7 +96,6 @@ class Run:
 
     initial = False
     watches = False
-    has_one_leaf = False
     has_names = True
     keeps_trees = False
     device = torch.device("cpu")

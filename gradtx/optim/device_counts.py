@@ -12,7 +12,7 @@ into the old tensors.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -95,6 +95,11 @@ def unscaling(run: Run, scaling: Scaling) -> Enter:
 
     frame = Frame(chain(), enter=enter, clock=InnerClock(ticks, counts=False))
     return Enter(frame, Scope(run, (), 0, []), (), "GradScaler")
+
+
+def scaling_from(run: Run, take: Callable[[], Tensor]) -> Enter:
+    """Create the frame of `unscaling` from the next arguments of a program."""
+    return unscaling(run, Scaling(inverse=take(), proceed=take()))
 
 
 def place_counts(members: Iterable[Member], device: torch.device | None) -> None:

@@ -22,7 +22,8 @@ from gradtx.distributed.layouts import (
 )
 from gradtx.distributed.owners import assigned, owned_paths
 from gradtx.execution.execute import Leaf
-from gradtx.optim.member import Layout, Member
+from gradtx.optim.member import Member
+from gradtx.programs.layout import Layout
 
 
 def assign_owners(

@@ -18,10 +18,11 @@ from gradtx.execution.execute import Block, Leaf, initialize
 from gradtx.execution.runs import memory_of
 from gradtx.optim.groups import CPU, GroupView
 from gradtx.optim.matching import matched
-from gradtx.optim.member import Count, Layout, Member, ParameterKind, State
+from gradtx.optim.member import Count, Member, ParameterKind
 from gradtx.optim.ownership import assign_owners, states_of_owners
 from gradtx.optim.parameters import Members, first_clock, leaf_of, never_trains
 from gradtx.optim.run import OptimizerRun
+from gradtx.programs.layout import Layout, State
 from gradtx.state.storage import Storage
 from gradtx.transform import Entry
 

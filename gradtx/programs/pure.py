@@ -6,9 +6,9 @@ by the structure of the trees, the dtypes and the shapes; they hold no tensor of
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeGuard, cast
+from typing import Any, TypeAlias, TypeGuard
 
 import torch
 from torch import Tensor
@@ -31,23 +31,33 @@ from gradtx.execution.execute import (
     execute,
     takes_none,
 )
-from gradtx.execution.phases import AwaitedSumError, Names, PhaseResult, phases_of
-from gradtx.execution.pure import LEAF_STEPS, TreeRun, check_extras, leaves_of
+from gradtx.execution.phases import has_late_sums, phases_of
+from gradtx.execution.pure import (
+    LEAF_STEPS,
+    TreeRun,
+    as_number,
+    check_extras,
+    leaves_of,
+)
 from gradtx.execution.runs import Place, clock_at
-from gradtx.programs import UnrecordableError
 from gradtx.programs.bundle import (
     ListBundle,
     ListPhase,
     chunks,
     differ_by_leaf,
     entries_of_a_call,
+    is_on_accelerator,
 )
 from gradtx.programs.cache import SharedPrograms
+from gradtx.programs.function import LeafFunction, Signature
+from gradtx.programs.layout import Layout
 from gradtx.programs.planner import ListPrograms
-from gradtx.state.nested import enter
 
 # Limits of a transformation's cache: structures of trees and extras, and for each of them, layouts of tensors.
 MOST_STRUCTURES, MOST_SHAPES = 32, 8
+SlotOf: TypeAlias = tuple[
+    Path, str
+]  # the path of a stage, and the name of a slot or a shared value there
 NUMBER = "a number"  # the placeholder for a number in a structure
 PLAIN = (Tensor, torch.nn.Parameter)
 
@@ -80,7 +90,10 @@ def update(
     known: dict[str, Any] = {}
     unread: dict[str, Any] = {}  # unless recording finds that a rule reads them
     for name, value in extras.items():
-        (known if _is_number(value) else unread)[name] = value
+        if _is_number(value):
+            known[name] = as_number(name, value)
+        else:
+            unread[name] = value
     numbers = Numbers.of(tx)
     key = structure, tuple(known), tuple(unread), numbers.structure, steps.key
     programs_by_key = programs_of(tx)
@@ -179,12 +192,8 @@ class _Extras:
         unread: The names of the others, which no rule may read.
     """
 
-    numbers: dict[str, Any]
+    numbers: dict[str, Tensor]
     unread: tuple[str, ...]
-
-    def check(self, tx: Transformation, params: Any) -> dict[str, str]:
-        """Check that no extra is missing, and return the kinds of all extras."""
-        return check_extras(tx, params, {**self.numbers, **self.stand_ins()})
 
     def stand_ins(self) -> dict[str, Any]:
         return dict.fromkeys(self.unread, UNREAD)
@@ -217,19 +226,6 @@ def _layout(tensor: Tensor) -> tuple[Any, ...]:
         tensor.stride(),
         tensor.requires_grad,
     )
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A slot or a shared value of the state: the path of its stage, its name there, and the indices of its tensors.
-
-    For a slot, `leaves` has the index of each leaf's tensor. A shared value has its index in `shared`, and no leaves.
-    """
-
-    path: Path
-    name: str
-    leaves: dict[str, int]
-    shared: int | None
 
 
 class LeafSteps:
@@ -365,25 +361,66 @@ class TreeProgram:
             name for name, leaf in leaves.items() if leaf.program != [FROZEN]
         }
         self._has_steps = bool(steps.tensors) or run.lags
-        self._entries = list(_entries(state, run.stages))
+        slots: dict[SlotOf, dict[str, int]] = {}
+        self._shared: dict[SlotOf, int] = {}
+        for path, name, value in _entries(state, run.stages):
+            if isinstance(value, int):
+                self._shared[path, name] = value
+            else:
+                slots[path, name] = value
         self._counts = self._counts_for(numbers, run)
-        common = _stand_ins(numbers, self._shared(tensors), extras.numbers)
-        by_tree = [_tree.named(updates)]
+        on_host = not any(
+            is_on_accelerator(value)
+            for value in (
+                *(tensors[i] for i in self._shared.values()),
+                *extras.numbers.values(),
+            )
+        )
+        columns = [*slots.values(), _tree.named(updates)]
         if params is not None:
-            by_tree.append(_tree.named(params))
+            columns.insert(0, _tree.named(params))
         self._bundles: list[_Leaves] = []
         self._ranks: list[int] = []
-        for names in _group_by_program(leaves, self._entries, tensors, steps.rank):
-            slots = [entry for entry in self._entries if names[0] in entry.leaves]
-            by_name = [*by_tree, *(entry.leaves for entry in slots)]
-            rows = {name: [column[name] for column in by_name] for name in names}
-            function = _OneLeaf(
-                tx, numbers, names[0], params is not None, self._entries, slots, extras
-            )
-            bundles = _bundles(rows, function, common, tensors)
+        for names in _group_by_program(leaves, columns, tensors, steps.rank):
+            leaf = leaves[names[0]]
+            signature = self._signature(run, leaf, slots, tensors, numbers, extras)
+            present = [column for column in columns if leaf.name in column]
+            rows = {name: [column[name] for column in present] for name in names}
+            function = LeafFunction(signature, ChainOfNumbers(tx, numbers))
+            bundles = _bundles(rows, function, on_host, tensors)
             self._bundles.extend(bundles)
-            self._ranks.extend([steps.rank.get(names[0], 0)] * len(bundles))
+            self._ranks.extend([steps.rank.get(leaf.name, 0)] * len(bundles))
         self._check_clocks(run)
+
+    def _signature(
+        self,
+        run: TreeRun,
+        leaf: Leaf,
+        slots: Mapping[SlotOf, Mapping[str, int]],
+        tensors: list[Tensor],
+        numbers: Numbers,
+        extras: _Extras,
+    ) -> Signature:
+        """Return the arguments of the program of a leaf, whose slots are keyed by path and name."""
+        own = [place for place, column in slots.items() if leaf.name in column]
+        passed = {part.path for operation in leaf.program for part in operation.parts}
+        shared = [place for place in self._shared if place[0] in passed]
+        codes = {
+            path: store.codecs_of(run.slots(path, leaf), leaf)
+            for path, store in run.stores.items()
+        }
+        return Signature(
+            layout=Layout.keyed_by_place(own, shared, codes),
+            choices=run.choices.get(leaf.name, {}),
+            numbers=len(numbers.values),
+            shared={place: tensors[self._shared[place]].dtype for place in shared},
+            scalars={name: value.dtype for name, value in extras.numbers.items()},
+            by_leaf=(),
+            absent=extras.stand_ins(),
+            known_extras=run.known_extras,
+            has_param=leaf.param is not None,
+            writes=False,
+        )
 
     def _counts_for(self, numbers: Numbers, run: TreeRun) -> list[int]:
         """Return the index of the count that a schedule in place of each number would follow.
@@ -391,19 +428,14 @@ class TreeProgram:
         Raises:
             _UnsuitableError: If a schedule follows a clock that a combinator may restart within a call.
         """
-        indices = {
-            entry.path: entry.shared
-            for entry in self._entries
-            if entry.name == "step" and entry.shared is not None
-        }
         restarts = any(each.restarts_inner for each in run.block.walk())
-        self._step = cast("int", indices[()])
+        self._step = self._shared.pop(((), "step"))
         counts: list[int] = []
         for value, place in zip(numbers.values, numbers.places, strict=True):
             path = clock_at(place, run.clock_paths)
             if isinstance(value, Schedule) and path is not None and restarts:
                 raise _UnsuitableError
-            counts.append(indices[path or ()])
+            counts.append(self._shared[path, "step"] if path else self._step)
         return counts
 
     def resolved(
@@ -422,12 +454,10 @@ class TreeProgram:
         """Check that some program advances each inner clock: without leaves, a clock counts the call nevertheless."""
         advanced: set[Any] = set()
         for bundle in self._bundles:
-            advanced.update(bundle.shared_results().values())
+            advanced.update(bundle.phases[-1].names)
         clocks = run.block.clock_paths()
-        for entry in self._entries:
-            is_value = entry.path in clocks and entry.shared is not None
-            if is_value and entry.shared not in advanced:
-                raise _UnsuitableError
+        if any(place[0] in clocks and place not in advanced for place in self._shared):
+            raise _UnsuitableError
 
     def fits(self, tensors: list[Tensor]) -> bool:
         """Whether tensors have the dtypes, devices, shapes and strides that the program was created for."""
@@ -440,15 +470,6 @@ class TreeProgram:
         """Return the tensors as rules see them, with real views of complex ones."""
         return list(map(as_real, tensors)) if self._complex else tensors
 
-    def _shared(self, tensors: list[Tensor], count: Tensor | None = None) -> list[Any]:
-        """Return the shared values, with `count` in place of the outermost one."""
-        shared: list[Any] = []
-        for entry in self._entries:
-            if entry.shared is not None:
-                is_count = count is not None and entry.shared == self._step
-                shared.append(count if is_count else tensors[entry.shared])
-        return shared
-
     def __call__(
         self,
         tensors: list[Tensor],
@@ -459,12 +480,16 @@ class TreeProgram:
         """Return new `(updates, state)`."""
         tensors = self._real(tensors)
         results: list[Any] = [None] * len(tensors)
+        step = tensors[self._step]
+        latest = steps.by_rank[-1] if steps.by_rank else step
         calls: list[_Call] = []
         for bundle, rank in zip(self._bundles, self._ranks, strict=True):
-            count = steps.by_rank[rank] if steps.by_rank else tensors[self._step]
-            shared = self._shared(tensors, count)
-            call = _Call(bundle, tensors, results)
-            call.begin(call, [*values, *shared, *extras.values()], True)
+            call = _Call(bundle, tensors, results, self._shared)
+            count = steps.by_rank[rank] if steps.by_rank else step
+            shared = [tensors[self._shared[place]] for place in bundle.shared]
+            call.begin(
+                call, [count + 1, latest, *values, *shared, *extras.values()], True
+            )
             calls.append(call)
         try:
             with torch.no_grad():
@@ -472,21 +497,19 @@ class TreeProgram:
         except Exception as error:
             add_note(error)
             raise
+        results[self._step] = step + 1
         for i in self._of_state:
             # A leaf without a gradient, or a stage that no leaf passes through.
             if results[i] is None:
                 results[i] = tensors[i].clone()
         for i in self._complex:
             results[i] = None if results[i] is None else as_complex(results[i])
-        if self._has_steps:
-            results[self._step] = tensors[self._step] + 1
         leaves = iter(results)
         new_updates, state = (
             _tree_of(self._updates, leaves),
             _tree_of(self._state, leaves),
         )
         if self._has_steps:
-            step = tensors[self._step]
             state[LEAF_STEPS] = steps.after(self._names, step, self._counted)
         return new_updates, state
 
@@ -507,7 +530,9 @@ def _run_of(
     values: dict[str, Any] = {}
     if params is not None:
         values, _ = _tree.flatten(params, "params")
-    kinds = extras.check(tx, params)
+    kinds = check_extras(tx, params, {**extras.numbers, **extras.stand_ins()})
+    if any(kinds[name].startswith("leaf") for name in extras.numbers):
+        raise _UnsuitableError
     run = TreeRun(tx, values or gradients, None, state)
     run.check(gradients)
     has_extras = bool(extras.numbers or extras.unread)
@@ -525,22 +550,25 @@ def _run_of(
     return run, present
 
 
-def _entries(state: Any, stages: Any, path: Path = ()) -> Iterator[Entry]:
-    """Yield the entries of a state whose tensors are replaced by indices."""
+def _entries(
+    state: Any, stages: Any, path: Path = ()
+) -> Iterator[tuple[Path, str, Any]]:
+    """Yield the path, the name and the value of each entry of a state whose tensors are replaced by indices.
+
+    The value is the index of a shared value, or a dict of the indices of a slot by leaf.
+    """
     for key, value in state.items():
-        if isinstance(value, int):
-            yield Entry(path, key, {}, value)
-        elif not isinstance(value, dict):
-            raise _UnsuitableError
-        elif (*path, key) in stages:
+        if isinstance(value, dict) and (*path, key) in stages:
             yield from _entries(value, stages, (*path, key))
+        elif isinstance(value, int | dict):
+            yield path, key, value
         else:
-            yield Entry(path, key, cast("dict[str, int]", value), None)
+            raise _UnsuitableError
 
 
 def _group_by_program(
     leaves: dict[str, Leaf],
-    entries: list[Entry],
+    columns: list[dict[str, int]],
     tensors: list[Tensor],
     rank: dict[str, int],
 ) -> Iterable[list[str]]:
@@ -554,19 +582,15 @@ def _group_by_program(
             operation.has_list_program(leaf, True) for operation in leaf.program
         ):
             raise _UnsuitableError
-        values = [tensor for tensor in leaf.inputs if tensor is not None]
-        slots: list[bool] = []
-        for entry in entries:
-            slots.append(name in entry.leaves)
-            if name in entry.leaves:
-                values.append(tensors[entry.leaves[name]])
+        present = [name in column for column in columns]
+        values = [tensors[column[name]] for column in columns if name in column]
         is_flat = _is_flat(leaf, values)
         traits: list[Any] = []
         for tensor in values:
             shape = tensor.ndim > 0 if is_flat else tensor.shape
             traits.append((tensor.dtype, tensor.device, shape))
         program = tuple(map(id, leaf.program))
-        key = rank.get(name), program, tuple(slots), tuple(traits)
+        key = rank.get(name), program, tuple(present), tuple(traits)
         groups.setdefault(key, []).append(name)
     return groups.values()
 
@@ -581,95 +605,15 @@ def _is_flat(leaf: Leaf, values: list[Tensor]) -> bool:
     )
 
 
-def _stand_ins(
-    numbers: Numbers, shared: list[Tensor], extras: dict[str, Any]
-) -> list[Tensor]:
-    """Return 0-d tensors with the dtypes of all numbers that leaves share."""
-    stand_ins = [torch.empty((), dtype=torch.float64) for _ in numbers.values]
-    stand_ins.extend(shared)
-    for value in extras.values():
-        dtype = torch.float64 if type(value) is float else None
-        stand_ins.append(torch.as_tensor(value, dtype=dtype))
-    return stand_ins
-
-
 @dataclass(frozen=True)
-class _OneLeaf:
-    """The update of a tree with one leaf, as a function of flat arguments.
-
-    The arguments are hyperparameters, shared values, extras and totals of earlier phases, then the leaf's tensors.
-
-    Attributes:
-        tx, numbers: The transformation and its numeric hyperparameters.
-        name: The name of the leaf.
-        has_param: Whether parameters are passed.
-        entries, slots: The entries of the state, and those with a tensor of the leaf.
-        extras: The extras of the call.
-    """
+class ChainOfNumbers:
+    """Builds a transformation from its numbers; not a closure, because shared programs must not keep values alive."""
 
     tx: Transformation
     numbers: Numbers
-    name: str
-    has_param: bool
-    entries: list[Entry]
-    slots: list[Entry]
-    extras: _Extras
 
-    def __call__(self, arguments: list[Tensor], known: Names) -> PhaseResult:
-        remaining = iter(arguments)
-        tx = self.numbers.chain_of(self.tx, remaining)
-        state: dict[str, Any] = {}
-        for entry in self.entries:
-            value = next(remaining) if entry.shared is not None else {}
-            enter(state, entry.path)[entry.name] = value
-        extras = {name: next(remaining) for name in self.extras.numbers}
-        totals = [{name: next(remaining) for name in names} for names in known]
-        update = {self.name: next(remaining)}
-        params = {self.name: next(remaining)} if self.has_param else None
-        for entry in self.slots:
-            enter(state, entry.path)[entry.name] = {self.name: next(remaining)}
-        run = _RecordedRun(tx, params or update, dict, state)
-        run.totals = totals
-        kinds = self.extras.check(tx, params)
-        leaves = leaves_of(run, update, params, extras, kinds)
-        for leaf in leaves.values():
-            leaf.extras.update(self.extras.stand_ins())
-        try:
-            execute(leaves.values())
-        except AwaitedSumError as awaited:
-            return awaited.result()
-        if run.late_sums:
-            raise UnrecordableError("a shared value is a sum over leaves")
-        run.end()
-        return self._result(run, leaves[self.name].result(), run.rebuilt(leaves))
-
-    def _result(self, run: TreeRun, update: Any, state: Any) -> PhaseResult:
-        """Return the new update, the new slots, then the shared values that this leaf's links have updated."""
-        outputs = [update]
-        for entry in self.slots:
-            outputs.append(enter(state, entry.path)[entry.name][self.name])
-        names: list[Any] = list(range(len(outputs)))
-        for entry in self.entries:
-            if entry.shared is None:
-                continue
-            is_clock = entry.path == ()
-            if is_clock or entry.name in run.new_shared.get(entry.path, {}):
-                outputs.append(enter(state, entry.path)[entry.name])
-                names.append(entry.shared)
-        return PhaseResult(outputs, tuple(names), None)
-
-
-class _RecordedRun(TreeRun):
-    """A run on stand-ins, up to the first sum whose total is not known yet."""
-
-    has_one_leaf = True
-    has_names = False
-    totals: list[dict[str, Tensor]]
-
-    def combined(self, operation: Operation, waiting: list[tuple[Leaf, Any]]) -> Any:
-        if self.totals:
-            return self.totals.pop(0)
-        raise AwaitedSumError(operation, operation.combine(waiting))
+    def __call__(self, tensors: list[Tensor]) -> Transformation:
+        return self.numbers.chain_of(self.tx, iter(tensors))
 
 
 class _Leaves:
@@ -677,9 +621,10 @@ class _Leaves:
 
     Attributes:
         names: The names of the leaves.
-        columns: The indices of their updates, parameters if there are any, and slots.
-        written: The columns of updates and slots.
+        columns: The indices of their parameters if there are any, slots, and updates.
+        written: The columns of updates and slots, in the order of the results.
         phases: The program.
+        shared: The shared values that are arguments.
         device: The device of the leaves.
         chunks: The range of leaves for each call.
     """
@@ -687,52 +632,48 @@ class _Leaves:
     def __init__(
         self,
         rows: dict[str, list[int]],
-        has_param: bool,
+        signature: Signature,
         phases: list[ListPhase],
         tensors: list[Tensor],
     ):
         self.names = list(rows)
         self.columns = list(map(list, zip(*rows.values(), strict=True)))
-        self.written = [self.columns[0], *self.columns[2 if has_param else 1 :]]
+        slots = self.columns[1 if signature.has_param else 0 : -1]
+        self.written = [self.columns[-1], *slots]
         self.phases = phases
+        self.shared = list(signature.shared)
         self.device = tensors[self.columns[0][0]].device
         sizes = [max(tensors[i].numel() for i in row) for row in rows.values()]
         self.chunks = list(chunks(sizes, entries_of_a_call(self.device)))
 
-    def shared_results(self) -> dict[int, int]:
-        """Return the index of each shared value, by its position in the results, which follow those of leaves."""
-        names = self.phases[-1].names
-        return {i: names[i] for i in range(len(self.written), len(names))}
-
 
 def _bundles(
     rows: dict[str, list[int]],
-    function: _OneLeaf,
-    common_numbers: list[Tensor],
+    function: LeafFunction,
+    on_host: bool,
     tensors: list[Tensor],
 ) -> list[_Leaves]:
     """Split leaves that may have the same program into bundles of those that do."""
+    common_arguments = function.signature.shared_arguments()
 
     def record(arguments: list[Tensor]) -> list[ListPhase]:
-        return phases_of(function, common_numbers, arguments, ListPhase)
+        return phases_of(function, common_arguments, arguments, ListPhase)
 
-    on_host = all(number.device.type == "cpu" for number in common_numbers)
     programs = ListPrograms(record, on_host, None, {})
     examples: dict[torch.Size, list[Tensor]] = {}
     for row in rows.values():
-        examples.setdefault(tensors[row[0]].shape, [tensors[i] for i in row])
+        examples.setdefault(tensors[row[-1]].shape, [tensors[i] for i in row])
     common = programs.common(examples)
     rows_of_program: dict[int, dict[str, list[int]]] = {}
     program_of_id: dict[int, list[ListPhase]] = {}
     for name, row in rows.items():
-        program = common or programs.of(examples[tensors[row[0]].shape])
-        if isinstance(program, str):
+        program = common or programs.of(examples[tensors[row[-1]].shape])
+        if isinstance(program, str) or has_late_sums(program):
             raise _UnsuitableError
         program_of_id[id(program)] = program
         rows_of_program.setdefault(id(program), {})[name] = row
-    has_param = function.has_param
     return [
-        _Leaves(rows_of_program[i], has_param, program, tensors)
+        _Leaves(rows_of_program[i], function.signature, program, tensors)
         for i, program in program_of_id.items()
     ]
 
@@ -740,12 +681,19 @@ def _bundles(
 class _Call(ListBundle):
     """One call of a program with the caller's tensors."""
 
-    def __init__(self, leaves: _Leaves, tensors: list[Tensor], results: list[Any]):
+    def __init__(
+        self,
+        leaves: _Leaves,
+        tensors: list[Tensor],
+        results: list[Any],
+        index_of_shared: Mapping[SlotOf, int],
+    ):
         super().__init__(leaves.names[0], leaves.device)
         self.set_phases(leaves.phases)
         self._leaves = leaves
         self._tensors = tensors
         self._results = results
+        self._index_of_shared = index_of_shared
 
     def combined(self, operation: Operation, waiting: list[tuple[Any, Any]]) -> Any:
         """Return the total for the bundles that wait at an operation."""
@@ -774,7 +722,8 @@ class _Call(ListBundle):
                 for i, value in zip(numbers, values, strict=True):
                     self._results[i] = value
         # Shared values are the same in every call.
-        for position, number in self._leaves.shared_results().items():
+        for position in range(len(written), len(phase.names)):
+            number = self._index_of_shared[phase.names[position]]
             if self._results[number] is None:
                 self._results[number] = self.as_tensor(
                     results[0][position], phase.dtypes[position]

@@ -26,7 +26,7 @@ COMMON_WORDS: dict[str, tuple[str, ...]] = {
 }
 
 
-class _Made(Schedule):
+class MadeSchedule(Schedule):
     """A call of a schedule's factory, which it prints, pickles and copies as."""
 
     def __init__(self, factory: Any, arguments: dict[str, Any]):
@@ -59,8 +59,27 @@ class _Made(Schedule):
         is_number = not isinstance(step, Tensor) and self.is_plain
         return value.item() if is_number and readable(value) else value
 
+    def numbers(self) -> dict[str, float]:
+        """Return the arguments that are plain numbers and may also be tensors."""
+        scalars = {a.name for a in self._factory.arguments.all if a.kind == "scalar"}
+        return {
+            name: value
+            for name, value in self._arguments.items()
+            if name in scalars and isinstance(value, float)
+        }
+
+    def with_numbers(self, numbers: Mapping[str, Any]) -> MadeSchedule:
+        """Return the same call with other numbers."""
+        return MadeSchedule(self._factory, {**self._arguments, **numbers})
+
+    def form(self) -> tuple[Any, dict[str, Any]]:
+        """Return what schedules that differ in numbers only have in common."""
+        numbers = self.numbers()
+        others = {n: v for n, v in self._arguments.items() if n not in numbers}
+        return self._factory, {**others, **dict.fromkeys(numbers)}
+
     def __reduce__(self) -> tuple[Any, ...]:
-        return _Made, (self._factory, self._arguments)
+        return MadeSchedule, (self._factory, self._arguments)
 
     def __repr__(self) -> str:
         shown: list[str] = []
@@ -75,7 +94,7 @@ class _Made(Schedule):
 
 def _is_plain(value: Any) -> bool:
     """Whether a value contains no tensors, including within nested schedules."""
-    if isinstance(value, _Made):
+    if isinstance(value, MadeSchedule):
         return value.is_plain
     if isinstance(value, tuple | list):
         return all(map(_is_plain, value))
@@ -131,7 +150,7 @@ def schedule(
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Schedule:
         options = in_its_words(arguments, kwargs)
-        return _Made(factory, arguments.bind(args, options))
+        return MadeSchedule(factory, arguments.bind(args, options))
 
     factory: Any = call
     factory.function = function

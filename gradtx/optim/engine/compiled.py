@@ -25,10 +25,9 @@ from gradtx.optim.engine.base import (
     slots_are_shaped_as,
 )
 from gradtx.optim.engine.bundle import Bundle, Prepared
-from gradtx.optim.engine.family import Family, Pairs
+from gradtx.optim.engine.family import Family, LeafKind, Pairs
 from gradtx.optim.engine.inductor import Backend, compile_with_inductor
 from gradtx.optim.engine.plan import Plan
-from gradtx.optim.engine.signature import LeafKind
 from gradtx.optim.engine.torch_names import missing_name
 from gradtx.optim.engine.trace import BundleProgram
 from gradtx.optim.engine.views import (
@@ -310,7 +309,7 @@ class CompiledEngine(Engine):
 def _traced(family: Family, examples: list[list[Tensor]]) -> BundleProgram:
     """Return a program traced with the first of the examples that leads to one that fits the last example."""
     device = local(family.pairs[0][0].param).device
-    scalars = [tensor.to(device) for tensor in family.scalars()]
+    scalars = [tensor.to(device) for tensor in family.signature.shared_arguments()]
     *_, last = examples
     for leaves in examples:
         program = BundleProgram(family.function(), scalars, leaves, family.kind.flat)

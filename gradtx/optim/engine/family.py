@@ -11,18 +11,43 @@ from torch import Tensor
 
 from gradtx.base.complex_views import as_real
 from gradtx.base.dtensor import is_sharded, local
+from gradtx.base.errors import Path
 from gradtx.execution.execute import Leaf
 from gradtx.execution.phases import phases_of
-from gradtx.optim.engine.signature import LeafKind, Signature
-from gradtx.optim.engine.trace import BundleFunction
+from gradtx.optim.device_counts import scaling_from
 from gradtx.optim.engine.views import cut
 from gradtx.optim.member import Member
 from gradtx.optim.step_input import StepInput
 from gradtx.programs.bundle import ListPhase, phases_of_shards
+from gradtx.programs.function import LeafFunction, Signature
 from gradtx.programs.planner import probes
 from gradtx.programs.terms import numbers_in
 
 Pairs = list[tuple[Member, Leaf]]
+
+
+@dataclass(frozen=True)
+class LeafKind:
+    """The common properties of the leaves of one program, apart from the structure of their group's chain.
+
+    Attributes:
+        flat: Whether they are passed as flat aliases of their memory.
+        written: The traits of the parameter and slots that a program depends on: dtype, device, and more for some
+            engines.
+        read: The dtype and device of the gradient and of each per-leaf extra.
+        by_leaf: The names of per-leaf extras.
+        choices: The decisions of selectors.
+        layout: The positions of slots and shared values in the state.
+        width: The number of leaves that a program processes.
+    """
+
+    flat: bool
+    written: tuple[Any, ...]
+    read: tuple[Any, ...]
+    by_leaf: tuple[str, ...]
+    choices: tuple[Any, ...]
+    layout: str
+    width: int
 
 
 @dataclass(frozen=True)
@@ -43,7 +68,7 @@ class Family:
 
     @classmethod
     def of(cls, kind: LeafKind, pairs: Pairs, step_input: StepInput) -> Family:
-        return cls(kind, Signature.of(*pairs[0], kind, step_input), pairs, step_input)
+        return cls(kind, _signature_of(*pairs[0], kind, step_input), pairs, step_input)
 
     def some(self, pairs: Pairs) -> Family:
         """Return a family of some of the leaves."""
@@ -66,22 +91,11 @@ class Family:
     def _structure(self) -> Any:
         return self.step_input.structures[self.pairs[0][0].group]
 
-    def function(self) -> BundleFunction:
+    def function(self) -> LeafFunction:
         """Return the step of leaves as a function of flat arguments."""
         view = self.step_input.views[self.pairs[0][0].group]
-        return BundleFunction(self.signature, view.chain_of(self._structure()))
-
-    def scalars(self) -> list[Tensor]:
-        """Return 0-d tensors with the dtypes of the arguments that all leaves share, in the order of `Signature`."""
-        signature = self.signature
-        dtypes = [torch.int64, torch.int64]
-        if signature.scaled:
-            dtypes += [torch.float64, torch.bool]
-        dtypes += [torch.float64] * signature.numbers
-        dtypes += signature.shared.values()
-        dtypes += signature.equal.values()
-        dtypes += signature.scalars.values()
-        return [torch.empty((), dtype=dtype) for dtype in dtypes]
+        make_chain = view.chain_of(self._structure())
+        return LeafFunction(self.signature, make_chain, scaling_from)
 
     def arguments(self, member: Member, leaf: Leaf) -> list[Tensor]:
         """Return the arguments of a leaf, of which only dtypes and shapes matter."""
@@ -99,7 +113,7 @@ class Family:
 
     def record(self, tensors: list[Tensor]) -> list[ListPhase]:
         """Record the list program for these arguments."""
-        function, scalars = self.function(), self.scalars()
+        function, scalars = self.function(), self.signature.shared_arguments()
         if self.signature.has_owners:
             return phases_of_shards(function, scalars, tensors)
         return phases_of(function, scalars, tensors, ListPhase)
@@ -142,3 +156,30 @@ def first_entries(tensors: list[Tensor], count: int) -> list[Tensor]:
     size = tensors[0].numel()
     flat = [tensor.reshape(-1) if tensor.ndim else tensor for tensor in tensors]
     return [cut(tensor, slice(0, count), size) for tensor in flat]
+
+
+def _signature_of(
+    member: Member, leaf: Leaf, kind: LeafKind, step_input: StepInput
+) -> Signature:
+    """Return the signature of all leaves like this one."""
+    layout = member.layout
+    assert layout is not None
+    shared: dict[tuple[Path, str], torch.dtype] = {}
+    for path, names in layout.shared.items():
+        values = step_input.run.scalars(path)
+        for name in names:
+            shared[path, name] = values[name].dtype
+    scalars = step_input.tensor_scalars()
+    return Signature(
+        layout=layout,
+        choices=member.choices,
+        numbers=len(step_input.numbers[member.group]),
+        shared=shared,
+        scalars={name: value.dtype for name, value in scalars.items()},
+        by_leaf=kind.by_leaf,
+        absent={name: None for name, value in leaf.extras.items() if value is None},
+        known_extras=step_input.run.known_extras,
+        width=kind.width,
+        scaled=step_input.scaling is not None,
+        padded=True,
+    )

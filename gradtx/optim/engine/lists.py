@@ -20,8 +20,6 @@ from gradtx.optim.engine.base import (
 )
 from gradtx.optim.engine.family import Family, Pairs, first_entries
 from gradtx.optim.engine.plan import Plan
-from gradtx.optim.engine.signature import Signature
-from gradtx.optim.engine.trace import EqualSlot
 from gradtx.optim.engine.views import (
     alias,
     alias_or_copy,
@@ -43,6 +41,7 @@ from gradtx.programs.bundle import (
 )
 from gradtx.programs.cache import SharedPrograms
 from gradtx.programs.equal import may_be_number, slots_from_numbers
+from gradtx.programs.function import EqualSlot, Signature
 from gradtx.programs.planner import ListPrograms
 
 

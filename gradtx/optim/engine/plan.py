@@ -13,7 +13,6 @@ from torch import Tensor
 from gradtx.base import torch_names as _torch
 from gradtx.base.dtensor import local
 from gradtx.optim.engine.bundle import Bundle
-from gradtx.optim.engine.signature import dtype_and_shape
 from gradtx.optim.member import Member
 from gradtx.optim.step_input import StepInput
 
@@ -125,6 +124,11 @@ def fingerprint_of(step_input: StepInput, members: list[Member]) -> tuple[Any, .
         step_input.scaling is not None,
         step_input.on_host,
     )
+
+
+def dtype_and_shape(tensor: Tensor | None) -> tuple[torch.dtype, torch.Size] | None:
+    """Return the properties of a gradient or an extra that a plan depends on."""
+    return None if tensor is None else (tensor.dtype, tensor.shape)
 
 
 class Span(NamedTuple):

@@ -9,28 +9,14 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
-from typing import Any, NamedTuple, TypeAlias, cast
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
-from gradtx.base.errors import Path
-from gradtx.distributed.owners import regions_of
-from gradtx.execution.context import Clock
-from gradtx.execution.execute import Block, Leaf, Operation, execute
-from gradtx.execution.phases import (
-    AwaitedSumError,
-    Names,
-    Phase,
-    PhaseResult,
-    RunPhase,
-    phases_of,
-)
-from gradtx.execution.runs import LateTerm, Run, memory_of
-from gradtx.optim.device_counts import Scaling, unscaling
+from gradtx.execution.phases import Phase, RunPhase, phases_of
+from gradtx.execution.runs import LateTerm
 from gradtx.optim.engine import torch_names
 from gradtx.optim.engine.hoist import (
     REPLACED,
@@ -42,258 +28,13 @@ from gradtx.optim.engine.hoist import (
 )
 from gradtx.optim.engine.numbers import StepNumbers
 from gradtx.optim.engine.replicate import replicated
-from gradtx.optim.engine.signature import Signature
 from gradtx.optim.engine.views import resized
-from gradtx.programs.record import (
-    UnrecordableError,
-    as_written,
-    check_traced,
-    owned,
-    record_as_written,
-)
+from gradtx.programs.function import LeafFunction
+from gradtx.programs.record import check_traced
 from gradtx.programs.terms import parts_add_up, reads_sizes, terms_of
-from gradtx.transform import GradientTransformation
 
 # Creates a callable from a traced graph and example arguments; see `Backend`.
 Compile: TypeAlias = Callable[[Any, Sequence[Any]], Callable[..., Any]]
-MakeChain: TypeAlias = Callable[[list[Tensor]], GradientTransformation]
-
-
-class EqualSlot(NamedTuple):
-    """The name of a result that is the new value of a slot in all leaves."""
-
-    key: str
-
-
-class TracedRun(Run):
-    """A run over the arguments of a program.
-
-    Attributes:
-        old: The old shared values, by stage.
-        equal: The old values of the slots that are equal in all leaves.
-        totals: The totals of earlier phases, in order.
-        clock: The clock outside of all combinators.
-        real: Whether each leaf is real, a 0-d bool; padding adds nothing to sums. Empty if there is no padding.
-    """
-
-    has_names = False
-
-    def __init__(self, signature: Signature, device: torch.device):
-        super().__init__()
-        self.device = device
-        self.known_extras = signature.known_extras
-        self.leaf_extras = signature.by_leaf
-        self.old: dict[Path, dict[str, Tensor]] = {}
-        self.equal: dict[str, Tensor] = {}
-        self.totals: list[dict[str, Tensor]] = []
-        self.real: dict[str, Tensor] = {}
-        self.clock: Clock | None = None
-        self._choices = signature.choices
-
-    def scalars(self, path: Path) -> dict[str, Tensor]:
-        return self.old.get(path, {})
-
-    def shared(
-        self, path: Path, start: Mapping[str, Callable[[], Tensor]]
-    ) -> dict[str, Tensor]:
-        """Return shared values; a branch that these leaves do not take gets initial values, which nothing uses."""
-        if path in self.old:
-            return super().shared(path, dict(start))
-        return {name: make() for name, make in start.items()}
-
-    def slots(self, path: Path, leaf: Leaf) -> dict[str, Tensor]:
-        keys = leaf.layout.slots.get(path, {})
-        return {slot: leaf.state[key] for slot, key in keys.items()}
-
-    def choice(self, path: Path, leaf: Leaf, selector: Any) -> Any:
-        return self._choices[path]
-
-    def copied(self, leaf: Leaf, value: Tensor) -> Tensor:
-        """Return the same values in other memory; compilers remove a plain clone, and with it the order of writes."""
-        if leaf.name not in self.real:
-            return value.clone()
-        return torch.where(self.real[leaf.name], value, value.new_zeros(()))
-
-    def recorded_owner(
-        self, operation: Any, leaf: Leaf, payload: Mapping[str, Tensor]
-    ) -> Tensor | None:
-        if operation.keeps_slots and self._is_decided(leaf):
-            raise UnrecordableError(
-                "a combinator decides whether slots stored by an owner change"
-            )
-        return owned(payload, operation)
-
-    def as_written(self, operation: Any, leaf: Leaf) -> AbstractContextManager[None]:
-        is_decided = operation.keeps_slots and self._is_decided(leaf)
-        if is_decided or not operation.compiles:
-            # No program runs a sharded leaf, which must not round differently before or after.
-            record_as_written()
-        return as_written()
-
-    def _is_decided(self, leaf: Leaf) -> bool:
-        """Whether a combinator decides if slots change, or when."""
-        return (
-            leaf.active is not None
-            or leaf.restarts is not False
-            or leaf.clock is not self.clock
-        )
-
-    def fusion_barrier(self, update: Tensor) -> Tensor:
-        return torch.ops.aten.alias.default(update)
-
-    def combined(self, operation: Operation, waiting: list[tuple[Leaf, Any]]) -> Any:
-        if self.totals:
-            return self.totals.pop(0)
-        if self.real:
-            waiting = [(leaf, self._real_terms(leaf, terms)) for leaf, terms in waiting]
-        raise AwaitedSumError(operation, operation.combine(waiting))
-
-    def _real_terms(self, leaf: Leaf, terms: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return the terms of a leaf, or zeros if it is padding."""
-        real = self.real[leaf.name]
-        return {name: torch.where(real, term, 0.0) for name, term in terms.items()}
-
-
-class BundleFunction:
-    """The step of leaves as a function of flat arguments, in the order of `Signature`, for any number of leaves.
-
-    Args:
-        signature: The arguments.
-        make_chain: Builds the transformation from the hyperparameters.
-    """
-
-    def __init__(self, signature: Signature, make_chain: MakeChain):
-        self.signature = signature
-        self._make_chain = make_chain
-
-    def __call__(self, arguments: list[Tensor], known: Names) -> PhaseResult:
-        """Run up to the first sum whose total is not an argument; `known` contains the names of the totals that are."""
-        arguments_left = deque(arguments)
-        run = TracedRun(self.signature, arguments[-1].device)
-        leaves = self._leaves(run, arguments_left, known)
-        memory_of_arguments = self._memory_of(leaves)
-        try:
-            execute(leaves)
-        except AwaitedSumError as awaited:
-            return awaited.result()
-        late_sums = run.late_sums
-        run.late_sums = {}  # the step completes these sums
-        run.end()
-        outputs = self._outputs(run, leaves, late_sums)
-        write = functools.partial(self._write, run, leaves, memory_of_arguments)
-        return PhaseResult(list(outputs.values()), tuple(outputs), None, write)
-
-    def _memory_of(self, leaves: list[Leaf]) -> set[Any]:
-        """Return the memory of the leaves' arguments, which results must not share when they are written."""
-        memory: set[Any] = set()
-        for leaf in leaves:
-            extras = [leaf.extras[name] for name in self.signature.by_leaf]
-            for tensor in (*leaf.inputs, *leaf.state.values(), *extras):
-                memory.add(memory_of(tensor))
-        return memory
-
-    def _leaves(
-        self, run: TracedRun, arguments_left: deque[Tensor], known: Names
-    ) -> list[Leaf]:
-        """Create leaves from the arguments, with their programs."""
-        signature, take = self.signature, arguments_left.popleft
-        step, count = take(), take()
-        unscale = None
-        if signature.scaled:
-            unscale = unscaling(run, Scaling(inverse=take(), proceed=take()))
-        chain = self._make_chain([take() for _ in range(signature.numbers)])
-        for path, name in signature.shared:
-            run.old.setdefault(path, {})[name] = take()
-        run.equal = {key: take() for key in signature.equal}
-        scalars: dict[str, Any] = {name: take() for name in signature.scalars}
-        scalars.update(dict.fromkeys(signature.absent))
-        for names in known:
-            run.totals.append({name: take() for name in names})
-        block = Block.of(chain, run, count, unscale)
-        run.clock = Clock(step)
-        leaves: list[Leaf] = []
-        while arguments_left:
-            leaf = self._leaf(run, str(len(leaves)), scalars, take)
-            leaf.program = block.for_leaf(leaf)
-            if signature.has_owners:
-                leaf.program = regions_of(leaf.program)
-            leaves.append(leaf)
-        return leaves
-
-    def _leaf(
-        self,
-        run: TracedRun,
-        name: str,
-        scalars: dict[str, Any],
-        take: Callable[[], Tensor],
-    ) -> Leaf:
-        """Create a leaf from its arguments, the next ones."""
-        signature = self.signature
-        assert run.clock is not None
-        if signature.padded:
-            run.real[name] = take()
-        param = take()
-        state = {key: take() for key in signature.slots_by_leaf}
-        leaf = Leaf(run, name, take(), param, dict(scalars), run.clock)
-        leaf.layout = signature.layout
-        leaf.state = {**state, **run.equal}
-        for extra in signature.by_leaf:
-            leaf.extras[extra] = take().to(leaf.compute_dtype)
-        if signature.placed:
-            leaf.first_entry = take()
-        return leaf
-
-    def _outputs(
-        self,
-        run: TracedRun,
-        leaves: list[Leaf],
-        late_sums: dict[tuple[Path, str], LateTerm],
-    ) -> dict[Any, Tensor]:
-        """Return new shared values and slots that are equal in all leaves, and the leaves' terms of late sums."""
-        outputs: dict[Any, Tensor] = {}
-        for path, values in run.new_shared.items():
-            for name, value in values.items():
-                if (path, name) in self.signature.shared:
-                    outputs[path, name] = value
-        for key, value in _slots_by_key(leaves[0]):
-            if key in self.signature.equal:
-                outputs[EqualSlot(key)] = value
-        for name, place in late_sums.items():
-            for leaf, term in run.late_terms[name].items():
-                outputs[place._replace(leaf=leaf)] = term
-        # In memory that no argument shares.
-        return {name: value.clone() for name, value in outputs.items()}
-
-    def _write(self, run: TracedRun, leaves: list[Leaf], taken: set[Any]) -> None:
-        """Write new slots and parameters in place, after all of them have been computed.
-
-        Values in the memory of the arguments, `taken`, are copied first, or writing could change them.
-        """
-
-        def outside(leaf: Leaf, value: Tensor) -> Tensor:
-            return run.copied(leaf, value) if memory_of(value) in taken else value
-
-        new_slots: list[list[tuple[Tensor, Tensor]]] = []
-        for leaf in leaves:
-            pairs: list[tuple[Tensor, Tensor]] = []
-            for key, value in _slots_by_key(leaf):
-                if key not in self.signature.equal:
-                    pairs.append((leaf.state[key], outside(leaf, value)))
-            new_slots.append(pairs)
-        updates = [outside(leaf, cast("Tensor", leaf.result())) for leaf in leaves]
-        for leaf, pairs, update in zip(leaves, new_slots, updates, strict=True):
-            for old, value in pairs:
-                old.copy_(value)
-            param = leaf.inputs[1]
-            param.copy_(param + update)
-
-
-def _slots_by_key(leaf: Leaf) -> Iterator[tuple[str, Tensor]]:
-    """Yield the new slots of a leaf with their keys in its state."""
-    for path, slots in leaf.new.items():
-        keys = leaf.layout.slots[path]
-        for slot, value in slots.items():
-            yield keys[slot], value
 
 
 class TracedPhase(Phase):
@@ -514,7 +255,7 @@ class BundleProgram:
 
     def __init__(
         self,
-        function: BundleFunction,
+        function: LeafFunction,
         common: list[Tensor],
         leaves: list[Tensor],
         flat: bool,

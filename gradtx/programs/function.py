@@ -1,0 +1,368 @@
+"""The step of a leaf as a function of flat arguments: what back ends record, and the order of its arguments."""
+
+from __future__ import annotations
+
+import functools
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, TypeAlias, cast
+
+import torch
+from torch import Tensor
+
+from gradtx.base.errors import Path
+from gradtx.base.forward import Transformation
+from gradtx.distributed.owners import regions_of
+from gradtx.execution.context import Clock
+from gradtx.execution.execute import Block, Leaf, Operation, execute
+from gradtx.execution.phases import AwaitedSumError, Names, PhaseResult
+from gradtx.execution.runs import LateTerm, Run, memory_of
+from gradtx.programs.layout import Layout
+from gradtx.programs.record import (
+    UnrecordableError,
+    as_written,
+    owned,
+    record_as_written,
+)
+
+Take: TypeAlias = Callable[[], Tensor]  # returns the next argument
+MakeChain: TypeAlias = Callable[[list[Tensor]], Transformation]
+
+
+@dataclass(frozen=True)
+class Signature:
+    """The arguments of a program, and the decisions of selectors for its leaves.
+
+    The flat arguments are: the number of this step; the count passed to schedules; under a GradScaler, the inverse
+    scale and whether to proceed; hyperparameters; shared values; equal slots; 0-d extras; totals of earlier phases. For
+    each leaf they continue with: whether it is real (if the last bundle is padded), the parameter if there is one,
+    slots, gradient, extras, and the index of its first entry.
+
+    Attributes:
+        layout: The positions of a leaf's slots in its state.
+        choices: The decision of each selector.
+        numbers: The number of hyperparameters among the arguments.
+        shared: The dtype of each shared value.
+        scalars: The dtype of each 0-d extra.
+        by_leaf: The names of per-leaf extras.
+        absent: The extras that are not arguments: None, or `UNREAD`.
+        known_extras: The extras that some link declares.
+        has_param: Whether each leaf has a parameter among the arguments.
+        writes: Whether the program writes new values into its arguments; otherwise it returns them.
+        width: The number of leaves.
+        scaled: Whether a GradScaler is active.
+        padded: Whether some leaves may be padding, so that each has a flag that marks it as real.
+        placed: Whether leaves are parts of parameters, so that each has the index of its first entry.
+        has_owners: Whether owners compute the operations that need whole leaves.
+        equal: The dtype of each 0-d slot that is equal in all leaves and is passed once, by key.
+    """
+
+    layout: Layout
+    choices: Mapping[Path, Any]
+    numbers: int
+    shared: Mapping[tuple[Path, str], torch.dtype]
+    scalars: Mapping[str, torch.dtype]
+    by_leaf: tuple[str, ...]
+    absent: Mapping[str, Any]
+    known_extras: Any
+    has_param: bool = True
+    writes: bool = True
+    width: int = 1
+    scaled: bool = False
+    padded: bool = False
+    has_owners: bool = False
+    placed: bool = False
+    equal: Mapping[str, torch.dtype] = field(default_factory=dict[str, torch.dtype])
+
+    @property
+    def slots(self) -> list[str]:
+        """The keys of slots that programs write."""
+        return self.layout.program_keys
+
+    @property
+    def slots_by_leaf(self) -> list[str]:
+        """The keys of slots that are passed for each leaf, in order."""
+        return [key for key in self.slots if key not in self.equal]
+
+    def shared_arguments(self) -> list[Tensor]:
+        """Return stand-ins for the arguments that all leaves share, in order."""
+        dtypes = [torch.int64, torch.int64]
+        if self.scaled:
+            dtypes += [torch.float64, torch.bool]
+        dtypes += [torch.float64] * self.numbers
+        dtypes += self.shared.values()
+        dtypes += self.equal.values()
+        dtypes += self.scalars.values()
+        return [torch.empty((), dtype=dtype) for dtype in dtypes]
+
+    def key(self) -> tuple[Any, ...]:
+        """Return the part of a program's cache key that `LeafKind` does not cover."""
+        return (
+            tuple(self.shared.items()),
+            tuple(self.scalars.items()),
+            tuple(self.absent),
+            self.scaled,
+            self.has_owners,
+            self.placed,
+            tuple(self.equal.items()),
+        )
+
+
+class EqualSlot(NamedTuple):
+    """The name of a result that is the new value of a slot in all leaves."""
+
+    key: str
+
+
+class RecordedRun(Run):
+    """A run over the arguments of a program.
+
+    Attributes:
+        old: The old shared values, by stage.
+        equal: The old values of the slots that are equal in all leaves.
+        totals: The totals of earlier phases, in order.
+        clock: The clock outside of all combinators.
+        real: Whether each leaf is real, a 0-d bool; padding adds nothing to sums. Empty if there is no padding.
+    """
+
+    has_names = False
+
+    def __init__(self, signature: Signature, device: torch.device):
+        super().__init__()
+        self.device = device
+        self.known_extras = signature.known_extras
+        self.leaf_extras = signature.by_leaf
+        self.old: dict[Path, dict[str, Tensor]] = {}
+        self.equal: dict[str, Tensor] = {}
+        self.totals: list[dict[str, Tensor]] = []
+        self.real: dict[str, Tensor] = {}
+        self.clock: Clock | None = None
+        self._choices = signature.choices
+
+    def scalars(self, path: Path) -> dict[str, Tensor]:
+        return self.old.get(path, {})
+
+    def shared(
+        self, path: Path, start: Mapping[str, Callable[[], Tensor]]
+    ) -> dict[str, Tensor]:
+        """Return shared values; a branch that these leaves do not take gets initial values, which nothing uses."""
+        if path in self.old:
+            return super().shared(path, dict(start))
+        return {name: make() for name, make in start.items()}
+
+    def slots(self, path: Path, leaf: Leaf) -> dict[str, Tensor]:
+        keys = leaf.layout.slots.get(path, {})
+        return {slot: leaf.state[key] for slot, key in keys.items()}
+
+    def choice(self, path: Path, leaf: Leaf, selector: Any) -> Any:
+        return self._choices[path]
+
+    def copied(self, leaf: Leaf, value: Tensor) -> Tensor:
+        """Return the same values in other memory; compilers remove a plain clone, and with it the order of writes."""
+        if leaf.name not in self.real:
+            return value.clone()
+        return torch.where(self.real[leaf.name], value, value.new_zeros(()))
+
+    def recorded_owner(
+        self, operation: Any, leaf: Leaf, payload: Mapping[str, Tensor]
+    ) -> Tensor | None:
+        if operation.keeps_slots and self._is_decided(leaf):
+            raise UnrecordableError(
+                "a combinator decides whether slots stored by an owner change"
+            )
+        return owned(payload, operation)
+
+    def as_written(self, operation: Any, leaf: Leaf) -> AbstractContextManager[None]:
+        is_decided = operation.keeps_slots and self._is_decided(leaf)
+        if is_decided or not operation.compiles:
+            # No program runs a sharded leaf, which must not round differently before or after.
+            record_as_written()
+        return as_written()
+
+    def _is_decided(self, leaf: Leaf) -> bool:
+        """Whether a combinator decides if slots change, or when."""
+        return (
+            leaf.active is not None
+            or leaf.restarts is not False
+            or leaf.clock is not self.clock
+        )
+
+    def fusion_barrier(self, update: Tensor) -> Tensor:
+        return torch.ops.aten.alias.default(update)
+
+    def combined(self, operation: Operation, waiting: list[tuple[Leaf, Any]]) -> Any:
+        if self.totals:
+            return self.totals.pop(0)
+        if self.real:
+            waiting = [(leaf, self._real_terms(leaf, terms)) for leaf, terms in waiting]
+        raise AwaitedSumError(operation, operation.combine(waiting))
+
+    def _real_terms(self, leaf: Leaf, terms: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the terms of a leaf, or zeros if it is padding."""
+        real = self.real[leaf.name]
+        return {name: torch.where(real, term, 0.0) for name, term in terms.items()}
+
+
+class LeafFunction:
+    """The step of leaves as a function of flat arguments, in the order of `Signature`, for any number of leaves.
+
+    Args:
+        signature: The arguments.
+        make_chain: Builds the transformation from the hyperparameters.
+        scaling: Takes the arguments of a GradScaler and returns the frame around the chain that applies them.
+    """
+
+    def __init__(
+        self,
+        signature: Signature,
+        make_chain: MakeChain,
+        scaling: Callable[[Run, Take], Any] | None = None,
+    ):
+        self.signature = signature
+        self._make_chain = make_chain
+        self._scaling = scaling
+
+    def __call__(self, arguments: list[Tensor], known: Names) -> PhaseResult:
+        """Run up to the first sum whose total is not an argument; `known` contains the names of the totals that are."""
+        arguments_left = deque(arguments)
+        run = RecordedRun(self.signature, arguments[-1].device)
+        leaves = self._leaves(run, arguments_left, known)
+        memory_of_arguments = self._memory_of(leaves)
+        try:
+            execute(leaves)
+        except AwaitedSumError as awaited:
+            return awaited.result()
+        late_sums = run.late_sums
+        run.late_sums = {}  # the step completes these sums
+        run.end()
+        outputs = self._shared_outputs(run, leaves, late_sums)
+        if not self.signature.writes:
+            (leaf,) = leaves
+            outputs = {**self._leaf_outputs(leaf), **outputs}
+            return PhaseResult(list(outputs.values()), tuple(outputs), None)
+        write = functools.partial(self._write, run, leaves, memory_of_arguments)
+        # In memory that no argument shares.
+        copies = [value.clone() for value in outputs.values()]
+        return PhaseResult(copies, tuple(outputs), None, write)
+
+    def _leaf_outputs(self, leaf: Leaf) -> dict[Any, Tensor]:
+        """Return the update and the slots of a leaf by their position among the results."""
+        slots = {**leaf.state, **dict(_slots_by_key(leaf))}
+        results = [cast("Tensor", leaf.result())]
+        results.extend(slots[key] for key in self.signature.slots)
+        return dict(enumerate(results))
+
+    def _memory_of(self, leaves: list[Leaf]) -> set[Any]:
+        """Return the memory of the leaves' arguments, which results must not share when they are written."""
+        memory: set[Any] = set()
+        for leaf in leaves:
+            extras = [leaf.extras[name] for name in self.signature.by_leaf]
+            for tensor in (*leaf.inputs, *leaf.state.values(), *extras):
+                if tensor is not None:
+                    memory.add(memory_of(tensor))
+        return memory
+
+    def _leaves(
+        self, run: RecordedRun, arguments_left: deque[Tensor], known: Names
+    ) -> list[Leaf]:
+        """Create leaves from the arguments, with their programs."""
+        signature, take = self.signature, arguments_left.popleft
+        step, count = take(), take()
+        unscale = None
+        if signature.scaled:
+            assert self._scaling is not None
+            unscale = self._scaling(run, take)
+        chain = self._make_chain([take() for _ in range(signature.numbers)])
+        for path, name in signature.shared:
+            run.old.setdefault(path, {})[name] = take()
+        run.equal = {key: take() for key in signature.equal}
+        scalars: dict[str, Any] = {name: take() for name in signature.scalars}
+        scalars.update(signature.absent)
+        for names in known:
+            run.totals.append({name: take() for name in names})
+        block = Block.of(chain, run, count, unscale)
+        run.clock = Clock(step)
+        leaves: list[Leaf] = []
+        while arguments_left:
+            leaf = self._leaf(run, str(len(leaves)), scalars, take)
+            leaf.program = block.for_leaf(leaf)
+            if signature.has_owners:
+                leaf.program = regions_of(leaf.program)
+            leaves.append(leaf)
+        return leaves
+
+    def _leaf(
+        self,
+        run: RecordedRun,
+        name: str,
+        scalars: dict[str, Any],
+        take: Take,
+    ) -> Leaf:
+        """Create a leaf from its arguments, the next ones."""
+        signature = self.signature
+        assert run.clock is not None
+        if signature.padded:
+            run.real[name] = take()
+        param = take() if signature.has_param else None
+        state = {key: take() for key in signature.slots_by_leaf}
+        leaf = Leaf(run, name, take(), param, dict(scalars), run.clock)
+        leaf.layout = signature.layout
+        leaf.state = {**state, **run.equal}
+        for extra in signature.by_leaf:
+            leaf.extras[extra] = take().to(leaf.compute_dtype)
+        if signature.placed:
+            leaf.first_entry = take()
+        return leaf
+
+    def _shared_outputs(
+        self,
+        run: RecordedRun,
+        leaves: list[Leaf],
+        late_sums: dict[tuple[Path, str], LateTerm],
+    ) -> dict[Any, Tensor]:
+        """Return new shared values and slots that are equal in all leaves, and the leaves' terms of late sums."""
+        outputs: dict[Any, Tensor] = {}
+        for path, values in run.new_shared.items():
+            for name, value in values.items():
+                if (path, name) in self.signature.shared:
+                    outputs[path, name] = value
+        for key, value in _slots_by_key(leaves[0]):
+            if key in self.signature.equal:
+                outputs[EqualSlot(key)] = value
+        for name, place in late_sums.items():
+            for leaf, term in run.late_terms[name].items():
+                outputs[place._replace(leaf=leaf)] = term
+        return outputs
+
+    def _write(self, run: RecordedRun, leaves: list[Leaf], taken: set[Any]) -> None:
+        """Write new slots and parameters in place, after all of them have been computed.
+
+        Values in the memory of the arguments, `taken`, are copied first, or writing could change them.
+        """
+
+        def outside(leaf: Leaf, value: Tensor) -> Tensor:
+            return run.copied(leaf, value) if memory_of(value) in taken else value
+
+        new_slots: list[list[tuple[Tensor, Tensor]]] = []
+        for leaf in leaves:
+            pairs: list[tuple[Tensor, Tensor]] = []
+            for key, value in _slots_by_key(leaf):
+                if key not in self.signature.equal:
+                    pairs.append((leaf.state[key], outside(leaf, value)))
+            new_slots.append(pairs)
+        updates = [outside(leaf, cast("Tensor", leaf.result())) for leaf in leaves]
+        for leaf, pairs, update in zip(leaves, new_slots, updates, strict=True):
+            for old, value in pairs:
+                old.copy_(value)
+            param = leaf.inputs[1]
+            param.copy_(param + update)
+
+
+def _slots_by_key(leaf: Leaf) -> Iterator[tuple[str, Tensor]]:
+    """Yield the new slots of a leaf with their keys in its state."""
+    for path, slots in leaf.new.items():
+        keys = leaf.layout.slots[path]
+        for slot, value in slots.items():
+            yield keys[slot], value

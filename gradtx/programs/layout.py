@@ -1,0 +1,133 @@
+"""The layout of a leaf's flat state: the key of each slot and shared value of its stages."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple, TypeAlias
+
+import torch
+
+from gradtx.base.errors import Path
+from gradtx.distributed.owners import owned_paths
+from gradtx.execution.execute import Leaf
+from gradtx.execution.runs import Run
+from gradtx.state.codes import Codec
+from gradtx.state.storage import auxiliary_tensors
+
+State: TypeAlias = dict[str, Any]  # the slots of one leaf, and its count
+
+
+class Layout(NamedTuple):
+    """The keys in a parameter's flat state of the slots and shared values of each stage: path -> {slot: key}."""
+
+    slots: dict[Path, dict[str, str]]
+    shared: dict[Path, dict[str, str]]
+    keys: frozenset[str]  # all keys, including "step"
+    codes: Mapping[Path, Mapping[str, Codec]] = {}  # the code of each coded slot
+    # The keys of slots that only the leaf's owner keeps.
+    owned: frozenset[str] = frozenset()
+
+    @classmethod
+    def of(cls, run: Run, leaf: Leaf) -> Layout:
+        """Assign the keys after `init`: the first stage with a name uses it as the key, later stages `stage.name`.
+
+        The key of an auxiliary tensor of a coded slot is the slot's key with a suffix.
+        """
+        codes: dict[Path, dict[str, Codec]] = defaultdict(dict)
+        for (path, slot), codec in leaf.codecs.items():
+            codes[path][slot] = codec
+        slots: dict[Path, dict[str, str]] = {}
+        shared: dict[Path, dict[str, str]] = {}
+        keys = {"step"}
+        passed = {part.path for operation in leaf.program for part in operation.parts}
+        for path in run.stages:
+            values = run.new_shared.get(path, {}) if path in passed else {}
+            for names, places in ((leaf.new.get(path, {}), slots), (values, shared)):
+                auxiliary = auxiliary_tensors(codes[path])
+                # A slot before its auxiliary tensors.
+                for name in sorted(names, key=auxiliary.__contains__):
+                    if name in auxiliary:
+                        slot, _, suffix = name.rpartition(".")
+                        key = f"{places[path][slot]}.{suffix}"
+                    else:
+                        key = ".".join([*path, name]) if name in keys else name
+                    keys.add(key)
+                    places.setdefault(path, {})[name] = key
+        owned: set[str] = set()
+        for path in owned_paths(leaf.program):
+            owned.update(slots.get(path, {}).values())
+        coded = {path: codecs for path, codecs in codes.items() if codecs}
+        return cls(slots, shared, frozenset(keys), coded, frozenset(owned))
+
+    @classmethod
+    def keyed_by_place(
+        cls,
+        slots: Iterable[tuple[Path, str]],
+        shared: Iterable[tuple[Path, str]],
+        codes: Mapping[Path, Mapping[str, Codec]],
+    ) -> Layout:
+        """Return a layout of these slots and shared values, whose keys are their paths."""
+        places: tuple[dict[Path, dict[str, str]], ...] = ({}, {})
+        keys: set[str] = set()
+        for names, keys_of_stages in zip((slots, shared), places, strict=True):
+            for path, name in names:
+                key = keys_of_stages.setdefault(path, {})[name] = ".".join(
+                    (*path, name)
+                )
+                keys.add(key)
+        return cls(*places, frozenset(keys), codes)
+
+    @property
+    def slot_keys(self) -> list[str]:
+        """The keys of all slots, stage by stage."""
+        return [key for _, key in _places(self.slots)]
+
+    def shared_places(self) -> list[tuple[tuple[Path, str], str]]:
+        """Return the (path, name) and the key of each shared value."""
+        return _places(self.shared)
+
+    @property
+    def program_keys(self) -> list[str]:
+        """The keys of the slots that programs read: all except those that only the leaf's owner keeps."""
+        return [key for key in self.slot_keys if key not in self.owned]
+
+    @property
+    def coded_keys(self) -> dict[str, Codec]:
+        """The key and code of each coded slot; the keys of its auxiliary tensors are `<key>.<suffix>`."""
+        return {
+            self.slots[path][slot]: codec
+            for path, codecs in self.codes.items()
+            for slot, codec in codecs.items()
+        }
+
+    @property
+    def coded_tensors(self) -> set[str]:
+        """The keys of all tensors of coded slots, including auxiliary tensors."""
+        coded = self.coded_keys
+        return coded.keys() | auxiliary_tensors(coded)
+
+    @property
+    def label(self) -> str:
+        """A label; layouts of one chain with the same label are equal, because path and slot determine a code."""
+        parts = (self.slots, self.shared, sorted(self.coded_keys), sorted(self.owned))
+        return repr(parts)
+
+    def is_flat(self, shape: torch.Size) -> bool:
+        """Whether coding the concatenated rows of a parameter as one long row has the same result."""
+        return all(codec.fills_rows(shape) for codec in self.coded_keys.values())
+
+    def owners(self) -> dict[tuple[Path, str], str]:
+        """Return the key of each (path, slot)."""
+        return dict([*_places(self.slots), *_places(self.shared)])
+
+
+def _places(
+    keys_of_stages: Mapping[Path, Mapping[str, str]],
+) -> list[tuple[tuple[Path, str], str]]:
+    """Return the (path, name) and the key of each slot, stage by stage."""
+    return [
+        ((path, name), key)
+        for path, keys in keys_of_stages.items()
+        for name, key in keys.items()
+    ]

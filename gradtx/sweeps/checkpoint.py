@@ -1,0 +1,66 @@
+"""A sweep in a file, from which a later call goes on."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gradtx.sweeps.members import Progress, Record
+
+
+class Checkpoint:
+    """The progress of all chunks of members.
+
+    Args:
+        path: The file; None for no checkpoint.
+        arguments: What determines the results; a file with other arguments is refused.
+
+    Raises:
+        ValueError: If the file has other arguments.
+    """
+
+    def __init__(self, path: str | os.PathLike[str] | None, arguments: dict[str, Any]):
+        self._path = None if path is None else Path(path)
+        self._arguments = arguments
+        self._chunks: dict[int, dict[str, Any]] = {}
+        if self._path is not None and self._path.exists():
+            saved = torch.load(self._path, weights_only=True)
+            self._check(saved.get("arguments") if isinstance(saved, dict) else None)
+            self._chunks = saved["chunks"]
+
+    def _check(self, saved: Any) -> None:
+        if not isinstance(saved, dict):
+            raise ValueError(f"sweep: {self._path} is not a checkpoint of a sweep")
+        for name, value in self._arguments.items():
+            if saved.get(name) != value:
+                raise ValueError(
+                    f"sweep: {self._path} was written with other arguments: {name} was {saved.get(name)!r}, "
+                    f"now {value!r}; pass the same ones, or another file"
+                )
+
+    def load(self, chunk: int) -> Progress | None:
+        """Return the progress of a chunk; None if it has not started."""
+        saved = self._chunks.get(chunk)
+        if saved is None:
+            return None
+        records = [Record(**record) for record in saved["records"]]
+        return Progress(**{**saved, "records": records})
+
+    def save(self, chunk: int, progress: Progress, is_finished: bool) -> None:
+        """Write the progress to the file, by way of a new one, so that the file is always complete."""
+        if self._path is None:
+            return
+        fields = {
+            f.name: getattr(progress, f.name) for f in dataclasses.fields(progress)
+        }
+        fields["records"] = [vars(record) for record in progress.records]
+        if is_finished:
+            fields["state"] = None  # nothing reads it again
+        self._chunks[chunk] = fields
+        new = self._path.with_name(f"{self._path.name}.new")
+        torch.save({"arguments": self._arguments, "chunks": self._chunks}, new)
+        os.replace(new, self._path)

@@ -1,0 +1,228 @@
+"""The members of a sweep that train together: their weights, states and losses, stacked."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradtx.base import tree as _tree
+from gradtx.execution.pure import TreeRun
+from gradtx.functional import stack, train_step, unstack
+from gradtx.hessian import draw_probe
+from gradtx.sweeps.settings import Group
+from gradtx.transform import GradientTransformation
+
+SUPPLIED = {"params", "value", "value_fn", "grad_fn", "hessian_diag"}
+
+
+@dataclass(frozen=True)
+class Member:
+    """One training run: the index of its setting, and its seed."""
+
+    setting: int
+    seed: int
+
+
+@dataclass
+class Record:
+    """What was measured at one step, an entry per member: the loss, the results of `eval_fn`, and who diverged."""
+
+    step: int
+    values: dict[str, Tensor]
+    diverged: Tensor
+
+
+@dataclass
+class Progress:
+    """The state of members in training, stacked along the first dimension.
+
+    Attributes:
+        params, state: Weights, and states of the transformation.
+        alive: Whether each member has been finite so far.
+        loss: The sum of the losses since the last record.
+        step: The number of steps made.
+        probes: The state of the generator that draws each member's probes of the Hessian.
+        records: What has been measured.
+    """
+
+    params: Any
+    state: Any
+    alive: Tensor
+    loss: Tensor
+    step: int = 0
+    probes: list[Tensor] = field(default_factory=list[Tensor])
+    records: list[Record] = field(default_factory=list[Record])
+
+
+class Trainer:
+    """Trains members of one group in a vmapped loop.
+
+    Args:
+        group: The settings of the members.
+        members: The members.
+        loss_fn, eval_fn: As in `sweep`.
+        params_of: Returns the initial weights of a seed.
+        compiled: Whether to compile the loop's step.
+        randomness: As in `torch.vmap`.
+    """
+
+    def __init__(
+        self,
+        group: Group,
+        members: Sequence[Member],
+        loss_fn: Callable[[Any, Any], Tensor],
+        eval_fn: Callable[[Any], Any] | None,
+        params_of: Callable[[int], Any],
+        compiled: bool,
+        randomness: str,
+    ):
+        self.members = list(members)
+        self._group = group
+        self._loss_fn = loss_fn
+        self._eval_fn = eval_fn
+        columns: dict[str, list[tuple[float, ...]]] = {}
+        for member in members:
+            for name, entries in group.numbers_of(member.setting).items():
+                columns.setdefault(name, []).append(entries)
+        self._numbers = {
+            name: tuple(torch.tensor(rows, dtype=torch.float64).unbind(1))
+            for name, rows in columns.items()
+        }
+        axes = (0, 0, 0, 0, None, 0)
+        step = torch.vmap(self._step, in_dims=axes, randomness=randomness)
+        self._step_all = torch.compile(step) if compiled else step
+        self._evaluate_all = torch.vmap(self._evaluate, randomness=randomness)
+        self._tx = group.with_numbers({})
+        self._params_of = params_of
+        run = TreeRun(self._tx, _tree.named(params_of(members[0].seed)), None)
+        periods = (operation.hessian_period for operation in run.block.walk())
+        self._hessian_periods = [period for period in periods if period]
+
+    def start(self) -> Progress:
+        """Return the members before their first step."""
+        trees = [self._params_of(member.seed) for member in self.members]
+        params = stack(trees)
+        first = _tree.tensors(params)[0]
+        state = torch.vmap(self._init)(self._numbers, params)
+        generators = [torch.Generator().manual_seed(m.seed) for m in self.members]
+        return Progress(
+            params,
+            state,
+            alive=torch.ones(len(trees), dtype=torch.bool, device=first.device),
+            loss=torch.zeros(len(trees), dtype=torch.float64, device=first.device),
+            probes=[generator.get_state() for generator in generators],
+        )
+
+    def advance(self, progress: Progress, batch: Any) -> None:
+        """Train all members on a batch."""
+        probes = self._probes(progress)
+        progress.params, progress.state, progress.alive, loss = self._step_all(
+            self._numbers,
+            progress.params,
+            progress.state,
+            progress.alive,
+            batch,
+            probes,
+        )
+        progress.loss = progress.loss + loss
+        progress.step += 1
+
+    def record(self, progress: Progress) -> Record:
+        """Measure all members, and start a new mean of losses."""
+        before = progress.records[-1].step if progress.records else 0
+        values = {"loss": progress.loss / (progress.step - before)}
+        progress.loss = torch.zeros_like(progress.loss)
+        if self._eval_fn is not None:
+            with torch.no_grad():
+                values.update(
+                    self._evaluate_all(self._numbers, progress.params, progress.state)
+                )
+        for name, value in values.items():
+            values[name] = torch.where(progress.alive, value.double(), torch.nan)
+        record = Record(progress.step, values, ~progress.alive)
+        progress.records.append(record)
+        return record
+
+    def weights(self, progress: Progress) -> list[Any]:
+        """Return the weights of each member."""
+        return unstack(progress.params)
+
+    # One member.
+
+    def _transformation(
+        self, numbers: Mapping[str, tuple[Tensor, ...]]
+    ) -> GradientTransformation:
+        return self._group.with_numbers(numbers) if numbers else self._tx
+
+    def _init(self, numbers: Any, params: Any) -> Any:
+        return self._transformation(numbers).init(params)
+
+    def _step(
+        self,
+        numbers: Any,
+        params: Any,
+        state: Any,
+        alive: Tensor,
+        batch: Any,
+        probes: tuple[Any, ...],
+    ) -> tuple[Any, Any, Tensor, Tensor]:
+        """Make one step, unless the member has diverged or diverges now."""
+        step = train_step(self._loss_fn, self._transformation(numbers))
+        extras: dict[str, Any] = {}
+        if self._hessian_periods:
+            extras["hessian_diag"] = self._hessian_diag(params, batch, probes)
+        new_params, new_state, loss = step(params, state, batch, **extras)
+        finite = alive & loss.isfinite()
+        for leaf in _tree.tensors(new_params):
+            finite = finite & leaf.isfinite().all()
+
+        def chosen(new: Tensor, old: Tensor) -> Tensor:
+            return torch.where(finite, new, old)
+
+        kept = _tree.map_tensors(chosen, (new_params, new_state), (params, state))
+        return (*kept, finite, loss.double())
+
+    def _hessian_diag(self, params: Any, batch: Any, probes: tuple[Any, ...]) -> Any:
+        """Return the product of a probe and the Hessian times it; None in steps that do not read it."""
+        if not probes:
+            return None
+        (probe,) = probes
+        gradients = torch.func.grad(lambda at: self._loss_fn(at, batch))
+        (product,) = torch.func.vjp(gradients, params)[1](probe)
+        return _tree.map_tensors(torch.mul, probe, product)
+
+    def _evaluate(self, numbers: Any, params: Any, state: Any) -> dict[str, Tensor]:
+        assert self._eval_fn is not None
+        weights = self._transformation(numbers).eval_params(state, params)
+        result = self._eval_fn(weights)
+        return result if isinstance(result, dict) else {"eval": result}
+
+    def _probes(self, progress: Progress) -> tuple[Any, ...]:
+        """Return random vectors for the Hessian, a tree per member, stacked; nothing in steps that do not read it."""
+        if not any(progress.step % period == 0 for period in self._hessian_periods):
+            return ()
+        trees: list[Any] = []
+        for i, params in enumerate(unstack(progress.params)):
+            generator = torch.Generator()
+            generator.set_state(progress.probes[i])
+            trees.append(
+                _tree.map_tensors(
+                    functools.partial(draw_probe, generator=generator), params
+                )
+            )
+            progress.probes[i] = generator.get_state()
+        return (stack(trees),)
+
+
+def check_supplied(make_name: str, tx: GradientTransformation) -> None:
+    """Check that a sweep can supply all extras that a transformation needs."""
+    for need in tx.needs:
+        if need not in SUPPLIED:
+            raise ValueError(
+                f"sweep: {make_name} needs {need!r}, which a sweep cannot supply; write a loop with gradtx.train_step"
+            )

@@ -1,0 +1,377 @@
+"""`sweep`: train one member per setting and seed."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradtx.base import tree as _tree
+from gradtx.base.messages import describe
+from gradtx.functional import stack
+from gradtx.sweeps.checkpoint import Checkpoint
+from gradtx.sweeps.members import Member, Progress, Trainer, check_supplied
+from gradtx.sweeps.result import Run, Sweep, run_of
+from gradtx.sweeps.settings import (
+    Group,
+    Make,
+    check_names,
+    groups_of,
+    name_of,
+    settings_of,
+)
+
+__all__ = ["sweep"]
+
+
+def sweep(
+    loss_fn: Callable[[Any, Any], Tensor],
+    optimizer: Make,
+    params: Any,
+    batches: Any,
+    over: Any,
+    *,
+    seeds: int | Sequence[int] = 1,
+    steps: int = 1000,
+    eval_fn: Callable[[Any], Any] | None = None,
+    every: int = 50,
+    fixed: dict[str, Any] | None = None,
+    members_at_once: int | None = None,
+    compile: bool = False,
+    checkpoint: str | os.PathLike[str] | None = None,
+    progress: bool | None = None,
+    randomness: str = "error",
+) -> Sweep:
+    r"""Train one member per setting and seed, side by side, and compare them.
+
+    Settings that differ in numbers (rates, decays, betas, the numbers of schedules) train in one `torch.vmap`; values
+    that change structure (bools, strings, ints that are not rates, other kinds of schedules) make groups, which train
+    one after the other. Each member trains as if it were alone: its results equal those of a plain loop with
+    `tx.update` over the same batches.
+
+    A member whose loss or weights are not finite stops: its weights stay at the last finite ones, its later records
+    say `diverged`, with a loss of NaN, and no other member notices.
+
+    Args:
+        loss_fn: `loss_fn(params, batch)` returns the loss, a 0-d tensor. It must be pure.
+        optimizer: A callable of keyword arguments that returns a transformation, such as `gradtx.adamw`. Links that
+            need the loss or gradients at other points get them, and `hessian_diag` from one Rademacher vector per step
+            that reads it, drawn by `hutchinson_hessian_diag` with a generator of the member's seed.
+        params: The initial weights, a tree of tensors; or a function `seed -> tree`.
+        batches: An iterable of batches, or a function `step -> batch`, with steps from 0. All members see the same
+            batches. If several groups or chunks train, batches of an iterable are kept in memory.
+        over: A dict from names of arguments to lists of values, of which all combinations are trained; or a list of
+            dicts with the same names.
+        seeds: The number of seeds, which are then 0, 1, ...; or a list of seeds. They reach `params` and the probes of
+            Hessians.
+        steps: The number of updates, >= 1.
+        eval_fn: `eval_fn(params)` returns a 0-d tensor, or a dict of names and 0-d tensors. It gets the weights that
+            `tx.eval_params` returns.
+        every: The number of steps between records, >= 1. The last step is always recorded.
+        fixed: Further arguments of `optimizer`.
+        members_at_once: The largest number of members that train together; None for all. Memory grows in proportion:
+            weights, state, gradients and activations of one run, times this number.
+        compile: Whether to compile the step of all members, once per group and number of members.
+        checkpoint: A file to which the sweep is saved at every record. A later call with the same arguments goes on
+            where the file ends, with the same results bit for bit.
+        progress: Whether to show a progress bar; None for "if tqdm is installed".
+        randomness: As in `torch.vmap`: "error", "same" or "different" random numbers in the members' losses.
+
+    Returns:
+        A `Sweep` with the records and the final weights. After Ctrl-C it has the records so far, and `finished` is
+        False.
+
+    Raises:
+        TypeError: If `optimizer` does not accept a name, or if an argument has the wrong type.
+        ValueError: If a grid is empty, a value is out of range, the loss is not 0-d, trees of different seeds differ in
+            shape, there are several seeds for one fixed tree, batches end early, a link needs an extra that a sweep
+            cannot supply, or the checkpoint belongs to other arguments.
+        RuntimeError: If a link cannot run under `torch.vmap`.
+
+    Example:
+        >>> x = torch.linspace(-1, 1, 16)
+        >>> loss_fn = lambda params, batch: (params["w"] * batch - 3 * batch).square().mean()
+        >>> result = gradtx.sweep(
+        ...     loss_fn,
+        ...     gradtx.sgd,
+        ...     {"w": torch.zeros(())},
+        ...     lambda step: x,
+        ...     over={"lr": [0.01, 0.1, 1.0]},
+        ...     steps=20,
+        ...     every=10,
+        ... )
+        >>> result.best()[0]["lr"], result.at_edge
+        (1.0, ['lr'])
+    """
+    arguments = _checked_counts(steps, every, members_at_once)
+    fixed = dict(fixed or {})
+    settings = settings_of(over)
+    check_names(optimizer, settings, fixed)
+    name = name_of(optimizer)
+
+    def make(**setting: Any) -> Any:
+        return optimizer(**fixed, **setting)
+
+    for setting in settings:
+        check_supplied(name, make(**setting))
+    seed_list = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
+    params_of = _params_of(params, seed_list)
+    feed = Batches(batches, steps)
+    first_params = params_of(seed_list[0])
+    _check_scalars(loss_fn, eval_fn, first_params, feed.first())
+    groups = groups_of(make, settings)
+    trainers: list[Trainer] = []
+    for group in groups:
+        members = [Member(i, seed) for i in group.settings for seed in seed_list]
+        _check_vmap(group, members, loss_fn, params_of, feed.first(), randomness)
+        for chunk in _chunks(members, members_at_once):
+            trainers.append(
+                Trainer(group, chunk, loss_fn, eval_fn, params_of, compile, randomness)
+            )
+    feed.keeps = len(trainers) > 1
+    runs: dict[Member, Run] = {}
+    arguments.update(
+        optimizer=name,
+        over=[describe(setting) for setting in settings],
+        seeds=seed_list,
+        fixed=describe(fixed),
+        compile=compile,
+        randomness=randomness,
+        params=[
+            f"{leaf}: {tuple(tensor.shape)} {tensor.dtype}, sum {tensor.double().sum():.17g}"
+            for leaf, tensor in _tree.named(first_params).items()
+        ],
+    )
+    saved = Checkpoint(checkpoint, arguments)
+    bar = _bar(progress, steps * len(trainers))
+    try:
+        for i, trainer in enumerate(trainers):
+            state = saved.load(i) or trainer.start()
+            bar.update(state.step)
+            try:
+                for step in range(state.step, steps):
+                    trainer.advance(state, feed.at(step))
+                    bar.update()
+                    if state.step % every == 0 or state.step == steps:
+                        trainer.record(state)
+                        saved.save(i, state, is_finished=state.step == steps)
+                        _show_best(bar, state)
+            finally:
+                weights = trainer.weights(state)
+                for j, member in enumerate(trainer.members):
+                    setting = settings[member.setting]
+                    runs[member] = run_of(setting, member, j, state.records, weights[j])
+        finished = True
+    except KeyboardInterrupt:
+        finished = False
+    finally:
+        bar.close()
+    order = itertools.product(range(len(settings)), seed_list)
+    members = [Member(i, seed) for i, seed in order]
+    return Sweep(name, [runs[m] for m in members if m in runs], finished)
+
+
+def _checked_counts(
+    steps: int, every: int, members_at_once: int | None
+) -> dict[str, Any]:
+    counts = {"steps": steps, "every": every, "members_at_once": members_at_once}
+    for name, count in counts.items():
+        if count is None and name == "members_at_once":
+            continue
+        if not isinstance(count, int) or isinstance(count, bool):
+            raise TypeError(f"sweep: {name} must be an int, got {describe(count)}")
+        if count < 1:
+            raise ValueError(f"sweep: {name} must be in [1, inf), got {count}")
+    return counts
+
+
+def _params_of(params: Any, seeds: Sequence[int]) -> Callable[[int], Any]:
+    """Return the function that makes the initial weights of a seed."""
+    if not seeds:
+        raise ValueError("sweep: seeds is empty")
+    if isinstance(params, torch.nn.Module):
+        raise TypeError(
+            f"sweep: params must be a tree of tensors or a function of the seed, got {describe(params)}; "
+            "pass dict(model.named_parameters())"
+        )
+    if not callable(params):
+        if len(seeds) > 1:
+            raise ValueError(
+                f"sweep: params is one tree, but there are {len(seeds)} seeds; pass a function seed -> tree"
+            )
+        start = _detached(params)
+        return lambda seed: start
+    trees = {seed: _detached(params(seed)) for seed in seeds}
+    try:
+        stack(trees.values())
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"sweep: params of different seeds: {error}") from None
+    return trees.__getitem__
+
+
+def _detached(params: Any) -> Any:
+    leaves, _ = _tree.flatten(params, "sweep: params")
+    if not leaves or any(leaf is None for leaf in leaves.values()):
+        raise TypeError("sweep: params must contain tensors only, without None")
+    return _tree.map_tensors(Tensor.detach, params)
+
+
+class Batches:
+    """The batches of a sweep, from a function of the step or from an iterable.
+
+    Attributes:
+        keeps: Whether several chunks read the same batches, so that those of an iterable are kept.
+    """
+
+    keeps = True
+
+    def __init__(self, source: Any, steps: int):
+        self._function = source if callable(source) else None
+        self._kept: list[Any] = []
+        self._dropped = 0
+        self._steps = steps
+        if self._function is None:
+            if not isinstance(source, Iterable):
+                raise TypeError(
+                    f"sweep: batches must be an iterable or a function of the step, got {describe(source)}"
+                )
+            if isinstance(source, Sized) and len(source) < steps:
+                raise ValueError(
+                    f"sweep: batches has {len(source)} batches, but steps is {steps}; "
+                    "pass a function of the step, or fewer steps"
+                )
+            self._iterator: Iterator[Any] = iter(source)
+
+    def first(self) -> Any:
+        return self.at(0)
+
+    def at(self, step: int) -> Any:
+        """Return the batch of a step."""
+        if self._function is not None:
+            return self._function(step)
+        while len(self._kept) + self._dropped <= step:
+            try:
+                self._kept.append(next(self._iterator))
+            except StopIteration:
+                count = len(self._kept) + self._dropped
+                raise ValueError(
+                    f"sweep: batches ended after {count} of {self._steps} steps"
+                ) from None
+        batch = self._kept[step - self._dropped]
+        if not self.keeps:
+            del self._kept[: step - self._dropped]
+            self._dropped = step
+        return batch
+
+
+def _check_scalars(
+    loss_fn: Callable[..., Any],
+    eval_fn: Callable[..., Any] | None,
+    params: Any,
+    batch: Any,
+) -> None:
+    """Check that losses and evaluations are 0-d tensors."""
+    results: dict[str, Any] = {"loss_fn": loss_fn(params, batch)}
+    if eval_fn is not None:
+        evaluated = eval_fn(params)
+        results.update(
+            evaluated if isinstance(evaluated, dict) else {"eval_fn": evaluated}
+        )
+        if "loss" in results:
+            raise ValueError(
+                "sweep: eval_fn returns 'loss', which is the name of the training loss"
+            )
+    for name, value in results.items():
+        if not isinstance(value, Tensor):
+            raise TypeError(
+                f"sweep: {name} must return a tensor, got {describe(value)}"
+            )
+        if value.ndim:
+            raise ValueError(
+                f"sweep: {name} must be 0-d, got shape {tuple(value.shape)}; take its mean or sum"
+            )
+
+
+def _check_vmap(
+    group: Group,
+    members: Sequence[Member],
+    loss_fn: Callable[..., Any],
+    params_of: Callable[[int], Any],
+    batch: Any,
+    randomness: str,
+) -> None:
+    """Train two members for one step, so that what `torch.vmap` cannot run is known before the training."""
+    few = [members[0], members[-1]]
+    try:
+        trainer = Trainer(group, few, loss_fn, None, params_of, False, randomness)
+        trainer.advance(trainer.start(), batch)
+    except RuntimeError as error:
+        if "vmap" not in str(error):
+            raise
+        tx = group.with_numbers({})
+        link = _unsuitable_link(tx, params_of(members[0].seed))
+        culprit = f"{link} cannot run" if link else "loss_fn or a link cannot run"
+        raise RuntimeError(f"sweep: {culprit} under torch.vmap: {error}") from error
+
+
+def _unsuitable_link(tx: Any, params: Any) -> str | None:
+    """Return the name of the first link that fails under vmap."""
+    for link in tx._links():
+
+        def updated(values: Any, link: Any = link) -> Any:
+            return link.update(values, link.init(values), values)[0]
+
+        try:
+            torch.vmap(updated)(stack([params, params]))
+        except RuntimeError as error:
+            if "vmap" in str(error):
+                return link._name
+        except Exception:  # a link that needs extras
+            continue
+    return None
+
+
+def _chunks(members: Sequence[Member], most: int | None) -> Iterator[Sequence[Member]]:
+    """Divide members into chunks that differ by at most one member in size."""
+    count = 1 if most is None else -(-len(members) // most)
+    quotient, rest = divmod(len(members), count)
+    start = 0
+    for i in range(count):
+        end = start + quotient + (i < rest)
+        yield members[start:end]
+        start = end
+
+
+class _NoBar:
+    """Stands in for a progress bar."""
+
+    def update(self, n: int = 1) -> None: ...
+
+    def set_postfix_str(self, text: str) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def _bar(progress: bool | None, total: int) -> Any:
+    if progress is False:
+        return _NoBar()
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        if progress:
+            raise ImportError(
+                "sweep: progress=True needs tqdm: pip install tqdm"
+            ) from None
+        return _NoBar()
+    return tqdm(total=total, desc="sweep", unit=" steps", leave=False, disable=None)
+
+
+def _show_best(bar: Any, state: Progress) -> None:
+    losses = state.records[-1].values["loss"]
+    finite = losses[losses.isfinite()]
+    if len(finite):
+        bar.set_postfix_str(f"best loss {finite.min():.4g}")

@@ -1,0 +1,183 @@
+"""The settings of a sweep, and the groups of them that one vmapped loop can train."""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import numbers
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from gradtx.base.messages import describe, nearest
+from gradtx.schedules._factory import MadeSchedule
+from gradtx.transform import GradientTransformation
+
+Setting: TypeAlias = dict[str, Any]
+Make: TypeAlias = Callable[..., GradientTransformation]
+
+
+def settings_of(over: Any) -> list[Setting]:
+    """Return the settings of a grid, a dict of lists, or of a list of dicts with the same names."""
+    settings = _settings_of(over)
+    for setting in settings:
+        for name, value in setting.items():
+            if isinstance(value, Tensor) and not value.ndim:
+                setting[name] = value.item()
+    return settings
+
+
+def _settings_of(over: Any) -> list[Setting]:
+    if isinstance(over, Mapping):
+        columns: list[list[Any]] = []
+        for name, values in over.items():
+            if isinstance(values, str) or not isinstance(values, Iterable):
+                raise TypeError(
+                    f"sweep: over[{name!r}] must be a list of values, got {describe(values)}"
+                )
+            columns.append(list(values))
+            if not columns[-1]:
+                raise ValueError(f"sweep: over[{name!r}] is empty")
+        rows = itertools.product(*columns)
+        return [dict(zip(over, row, strict=True)) for row in rows]
+    if isinstance(over, str) or not isinstance(over, Iterable):
+        raise TypeError(
+            f"sweep: over must be a dict of lists or a list of dicts, got {describe(over)}"
+        )
+    settings = list(over)
+    if not settings:
+        raise ValueError("sweep: over is empty")
+    for setting in settings:
+        if not isinstance(setting, Mapping):
+            raise TypeError(f"sweep: over must contain dicts, got {describe(setting)}")
+        if setting.keys() != settings[0].keys():
+            raise ValueError(
+                f"sweep: all settings must have the same names, got {sorted(settings[0])} and {sorted(setting)}"
+            )
+    return [dict(setting) for setting in settings]
+
+
+def check_names(make: Make, settings: Sequence[Setting], fixed: Setting) -> None:
+    """Check that a callable accepts the names of the settings."""
+    for name in settings[0]:
+        if name in fixed:
+            raise ValueError(f"sweep: {name!r} is both in over and in fixed")
+    try:
+        parameters = inspect.signature(make).parameters.values()
+    except (TypeError, ValueError):  # a callable without a signature
+        return
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return
+    known = [parameter.name for parameter in parameters]
+    for name in (*settings[0], *fixed):
+        if name not in known:
+            raise TypeError(
+                f"sweep: {name_of(make)} takes no argument {name!r}; {nearest(name, known)}"
+            )
+
+
+def name_of(make: Make) -> str:
+    """Return the name of a callable."""
+    return getattr(make, "__name__", type(make).__name__)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Settings that differ in numbers only, so that one vmapped loop trains them.
+
+    Attributes:
+        make: Builds a transformation from a setting.
+        settings: The settings, by their index among all settings.
+        varying: The names whose numbers differ.
+    """
+
+    make: Make
+    settings: dict[int, Setting]
+    varying: tuple[str, ...]
+
+    def numbers_of(self, index: int) -> dict[str, tuple[float, ...]]:
+        """Return the numbers that differ, of one setting, by name."""
+        setting = self.settings[index]
+        return {name: _numbers(setting[name]) for name in self.varying}
+
+    def with_numbers(
+        self, values: Mapping[str, Sequence[Any]]
+    ) -> GradientTransformation:
+        """Build the transformation of a setting, given the numbers that differ as 0-d tensors."""
+        setting = dict(next(iter(self.settings.values())))
+        for name, entries in values.items():
+            setting[name] = _replaced(setting[name], entries)
+        return self.make(**setting)
+
+
+def groups_of(make: Make, settings: Sequence[Setting]) -> list[Group]:
+    """Divide settings into groups. `make` must accept each of them."""
+    varying = [name for name in settings[0] if _may_vary(make, settings, name)]
+    indices_of_form: dict[Any, list[int]] = {}
+    known: list[Any] = []  # a list, because values may have no hash
+    for index, setting in enumerate(settings):
+        form = [
+            _form(value) if name in varying else ("value", type(value), value)
+            for name, value in setting.items()
+        ]
+        if form not in known:
+            known.append(form)
+        indices_of_form.setdefault(known.index(form), []).append(index)
+    groups: list[Group] = []
+    for indices in indices_of_form.values():
+        of_group = {index: settings[index] for index in indices}
+        differing = [
+            name
+            for name in varying
+            if len({_numbers(setting[name]) for setting in of_group.values()}) > 1
+        ]
+        groups.append(Group(make, of_group, tuple(differing)))
+    return groups
+
+
+def _may_vary(make: Make, settings: Sequence[Setting], name: str) -> bool:
+    """Whether a callable accepts 0-d tensors in place of the numbers of this argument."""
+    for setting in settings:
+        value = setting[name]
+        if not _numbers(value):
+            return False
+
+        def made(entries: tuple[Tensor, ...], setting: Setting = setting) -> Tensor:
+            make(**{**setting, name: _replaced(setting[name], entries)})
+            return entries[0]
+
+        try:
+            torch.vmap(made)(tuple(torch.tensor([x]).double() for x in _numbers(value)))
+        except Exception:  # whatever the user's callable raises
+            return False
+    return True
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a number, and not a bool."""
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def _numbers(value: Any) -> tuple[float, ...]:
+    """Return the numbers of a value that may differ within a group; none if it is not numeric."""
+    if isinstance(value, MadeSchedule):
+        return tuple(value.numbers().values())
+    entries = value if isinstance(value, tuple) else (value,)
+    return tuple(map(float, entries)) if all(map(is_number, entries)) else ()
+
+
+def _replaced(value: Any, entries: Sequence[Any]) -> Any:
+    """Return a value like this with other numbers."""
+    if isinstance(value, MadeSchedule):
+        return value.with_numbers(dict(zip(value.numbers(), entries, strict=True)))
+    return tuple(entries) if isinstance(value, tuple) else entries[0]
+
+
+def _form(value: Any) -> Any:
+    """Return what the values of a group have in common besides numbers."""
+    if isinstance(value, MadeSchedule):
+        return value.form()
+    return ("tuple", len(value)) if isinstance(value, tuple) else "number"
