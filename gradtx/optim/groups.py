@@ -5,18 +5,23 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Collection, Iterable, Mapping
 from copy import copy
-from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
-from gradtx.arguments import is_off
 from gradtx.base.exact import Schedule, exact, python_scalar, resolve
+from gradtx.execution.runs import Place
+from gradtx.programs.hyperparameters import (
+    ChainOf,
+    Numbers,
+    Structure,
+    each_item,
+    items_of,
+)
 from gradtx.transform import Entry, GradientTransformation
 
 SCHEDULER_KEYS = ("initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum")
-NUMBER = "a number"  # placeholder for a number in the form of a value
 # The key in a saved group of the names whose number was written over a schedule.
 OVERRIDDEN = "overridden"
 # Options of torch's implementations.
@@ -40,32 +45,8 @@ CPU = torch.device("cpu")
 Group: TypeAlias = dict[str, Any]
 # Hyperparameters by their names in a group. A value is a number, a schedule, another option, or a tuple of these.
 Values: TypeAlias = dict[str, Any]
-# Returns the count of the clock that a hyperparameter follows; None if it is unknown.
-CountOf: TypeAlias = Callable[[Entry], int | None]
-# Pairs of a hyperparameter's place and the form of its value.
-Structure: TypeAlias = tuple[tuple[Any, Any], ...]
-
-
-@dataclass(frozen=True)
-class ChainOf:
-    """A picklable function that returns a chain with other hyperparameter values.
-
-    Attributes:
-        tx: The chain.
-        structure: The structure of its values.
-    """
-
-    tx: GradientTransformation
-    structure: Structure
-
-    def __call__(self, tensors: list[Tensor]) -> GradientTransformation:
-        given = iter(tensors)
-        arguments: dict[tuple[Any, str], Any] = {}
-        for place, form in self.structure:
-            arguments[place] = each_item(
-                lambda item: next(given) if item == NUMBER else item, form
-            )
-        return self.tx._replaced(arguments, checked=False)
+# Returns the count of the clock that the hyperparameters of a node follow; None if it is unknown.
+CountOf: TypeAlias = Callable[[Place], int | None]
 
 
 class GroupView:
@@ -89,7 +70,7 @@ class GroupView:
             number, except those that are literally off. Another object after each change.
     """
 
-    structure: Structure
+    structure: Structure = ()
 
     def __init__(
         self, tx: GradientTransformation, group: Group, labels: Mapping[Any, str]
@@ -112,9 +93,8 @@ class GroupView:
         self.shown: Values = {
             name: group[name] for name in self.sources if self.follows_schedule(name)
         }
-        self._forms: Values = {}
         self._clear()
-        self._take(self.sources, literal=True)
+        self._take(self.sources)
 
     def _clear(self) -> None:
         """Clear the caches."""
@@ -122,7 +102,6 @@ class GroupView:
         self._seen: list[Any] = []
         self._values: Values = {}
         self._chain: tuple[Values, GradientTransformation] | None = None
-        self._numbers: tuple[Values, list[Any]] | None = None
 
     def follows_schedule(self, name: str) -> bool:
         return has_schedule(self.sources[name])
@@ -168,39 +147,25 @@ class GroupView:
                 elif value is not self.sources[name]:
                     # `show` replaces it with its number.
                     self.sources[name] = self.shown[name] = value
-            self._take(values)
+            self._take(values, self.structure)
 
-    def _take(self, values: Values, literal: bool | None = None) -> None:
-        """Change the structure to that of values.
-
-        Args:
-            values: The values.
-            literal: Whether numbers that are off are literals; None: if they were before.
-        """
+    def _take(
+        self, values: Values, before: Structure = (), literals: bool = True
+    ) -> None:
+        """Change the structure to that of values; see `Numbers`."""
         self._settled = values
-        forms = {name: self._form(name, values[name], literal) for name in values}
-        if forms != self._forms or not forms:
-            self._forms = forms
+        self._numbers = self._numbers_of(values, before, literals)
+        if self._numbers.structure != self.structure:
+            self.structure = self._numbers.structure
             self._chain = None
-            self.structure = tuple(
-                (self.entries[name].place, form) for name, form in forms.items()
-            )
 
-    def _form(self, name: str, value: Any, literal: bool | None) -> Any:
-        """Return the form of a value: `NUMBER` in place of numbers, except those that are literally off."""
-        argument = self.entries[name].argument
-        if argument.kind == "named floats":
-            return value
-        old = self._forms.get(name)
-        if literal is not None or not _have_equal_lengths(value, old):
-            old = each_item(lambda _: NUMBER if literal is False else None, value)
-
-        def form_of(item: Any, before: Any) -> Any:
-            is_literal = before != NUMBER and is_off(item, argument.range.off)
-            is_number = isinstance(item, float | Tensor | Schedule)
-            return NUMBER if is_number and not is_literal else item
-
-        return each_item(form_of, value, old)
+    def _numbers_of(
+        self, values: Values, before: Structure = (), literals: bool = True
+    ) -> Numbers:
+        entries = [
+            entry._replace(value=values[name]) for name, entry in self.entries.items()
+        ]
+        return Numbers(entries, before, literals)
 
     # During a step.
 
@@ -209,15 +174,12 @@ class GroupView:
         if self._chain is not None and self._chain[0] is values:
             return self._chain[1]
 
-        def as_tensor(item: Any, form: Any) -> Any:
-            is_number = form == NUMBER and isinstance(item, float)
-            return exact(item, CPU) if is_number else item
-
-        arguments: dict[tuple[Any, str], Any] = {}
-        for name, value in values.items():
-            form = self._form(name, value, None)
-            arguments[self.entries[name].place] = each_item(as_tensor, value, form)
-        tx = self.tx._replaced(arguments, checked=False)
+        numbers = self._numbers_of(values, self.structure)
+        tensors = [
+            exact(item, CPU) if isinstance(item, float) else item
+            for item in numbers.values
+        ]
+        tx = ChainOf(self.tx, numbers.structure)(tensors)
         if not _any(Tensor, values.values()):
             self._chain = values, tx
         return tx
@@ -233,32 +195,21 @@ class GroupView:
             first["lr"] = self.sources["lr"]
         return self.chain(first)
 
-    def numbers(
-        self, values: Values, count: Callable[[Entry], int | Tensor]
-    ) -> list[Any]:
-        """Return the numbers that the structure leaves out."""
-        if self._numbers is not None and values is self._numbers[0]:
-            return self._numbers[1]
+    def numbers(self, count: Callable[[Place], int | Tensor]) -> list[Any]:
+        """Return the numbers of the last settled values, with those of schedules at a count."""
         numbers: list[Any] = []
-        for name, entry in self.entries.items():
-            items = zip(
-                items_of(values[name]), items_of(self._forms[name]), strict=True
-            )
-            for item, form in items:
-                if isinstance(item, Schedule):
-                    item = resolve(item, count(entry))
-                    item = item if isinstance(item, Tensor) else python_scalar(item)
-                if form == NUMBER:
-                    numbers.append(item)
-        if not _any(Schedule, values.values()):
-            self._numbers = values, numbers
+        pairs = zip(self._numbers.values, self._numbers.places, strict=True)
+        for item, place in pairs:
+            if isinstance(item, Schedule):
+                item = resolve(item, count(place))
+                item = item if isinstance(item, Tensor) else python_scalar(item)
+            numbers.append(item)
         return numbers
 
     def chain_of(
         self, structure: Structure
     ) -> Callable[[list[Tensor]], GradientTransformation]:
         """Return a function that replaces the placeholders of a structure with 0-d tensors."""
-        # Not a closure: shared programs must not keep the group alive.
         return ChainOf(self.tx, structure)
 
     # After a step, and when a checkpoint is loaded.
@@ -266,7 +217,7 @@ class GroupView:
     def show(self, count: CountOf) -> None:
         """Write the next step's values of schedules into the group, unless they were overwritten."""
         for name, shown in self.shown.items():
-            at = count(self.entries[name])
+            at = count(self.entries[name].place[0])
             if at is not None and is_same(self.group[name], shown):
                 self.shown[name] = self.group[name] = next_value(self.sources[name], at)
 
@@ -291,14 +242,14 @@ class GroupView:
         for name, value in values.items():
             if name not in view.shown:
                 group[name] = value
-        view._take(values, literal=True)
+        view._take(values)
         return view
 
     def without_literals(self) -> GroupView:
         """Return this view without literals: every number may be changed without a change of the slots."""
         view = copy(self)
         view._clear()
-        view._take(self._settled, literal=False)
+        view._take(self._settled, literals=False)
         return view
 
     def overridden(self) -> list[str] | None:
@@ -391,17 +342,6 @@ def next_value(value: Any, count: int) -> Any:
 # Functions of hyperparameter values.
 
 
-def items_of(value: Any) -> tuple[Any, ...]:
-    return value if isinstance(value, tuple) else (value,)
-
-
-def each_item(function: Callable[..., Any], value: Any, *others: Any) -> Any:
-    """Apply `function` to values, or to the corresponding items of tuples."""
-    if isinstance(value, tuple):
-        return tuple(map(function, value, *others))
-    return function(value, *others)
-
-
 def is_same(a: Any, b: Any) -> bool:
     """Whether two values are equal, where tensors are compared by identity."""
     if isinstance(a, Tensor) or isinstance(b, Tensor):
@@ -424,12 +364,6 @@ def has_schedule(value: Any) -> bool:
 def _any(kind: Any, values: Iterable[Any]) -> bool:
     """Whether a value, or any item of a tuple, is an instance of a class."""
     return any(isinstance(item, kind) for value in values for item in items_of(value))
-
-
-def _have_equal_lengths(value: Any, other: Any) -> bool:
-    if isinstance(value, tuple) and isinstance(other, tuple):
-        return len(value) == len(other)
-    return not isinstance(value, tuple)
 
 
 def _differs_by_schedules(source: Any, loaded: Any) -> bool:

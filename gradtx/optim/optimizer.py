@@ -43,7 +43,6 @@ from gradtx.optim.groups import (
     Group,
     Values,
     defaults_of,
-    each_item,
     is_same,
     params_of,
 )
@@ -53,6 +52,7 @@ from gradtx.optim.parts import Parts
 from gradtx.optim.state import States
 from gradtx.optim.step import Step
 from gradtx.optim.step_input import Extras
+from gradtx.programs.hyperparameters import each_item
 from gradtx.state.storage import check_patterns
 from gradtx.transform import GradientTransformation, check_transformation
 

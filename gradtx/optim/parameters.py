@@ -19,7 +19,7 @@ from gradtx.base.tree import check_leaf
 from gradtx.distributed.layouts import Team
 from gradtx.execution.context import Clock
 from gradtx.execution.execute import Block, Leaf
-from gradtx.execution.runs import clock_at
+from gradtx.execution.runs import Place, clock_at
 from gradtx.optim.groups import (
     CPU,
     Group,
@@ -31,7 +31,7 @@ from gradtx.optim.groups import (
 )
 from gradtx.optim.member import Member
 from gradtx.optim.run import OptimizerRun
-from gradtx.transform import Entry, GradientTransformation
+from gradtx.transform import GradientTransformation
 
 # (selector, label) of every partition on a leaf's path through the chain.
 Labels = tuple[tuple[Any, Any], ...]
@@ -327,9 +327,9 @@ class Members:
                 self._rows.append(row)
         return self._rows
 
-    def clock_path(self, entry: Entry | None) -> Path | None:
+    def clock_path(self, place: Place | None) -> Path | None:
         """Return the path of the clock that a hyperparameter's schedule follows; None for the outermost clock."""
-        return None if entry is None else clock_at(entry.place[0], self._clock_paths)
+        return None if place is None else clock_at(place, self._clock_paths)
 
     def inner_count(
         self, path: Path, state: Mapping[Tensor, dict[str, Any]], outer: int

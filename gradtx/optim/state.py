@@ -15,7 +15,7 @@ from gradtx.base.errors import Path
 from gradtx.distributed.owners import with_regions
 from gradtx.execution.context import Clock
 from gradtx.execution.execute import Block, Leaf, initialize
-from gradtx.execution.runs import memory_of
+from gradtx.execution.runs import Place, memory_of
 from gradtx.optim.groups import CPU, GroupView
 from gradtx.optim.matching import matched
 from gradtx.optim.member import Count, Member, ParameterKind
@@ -24,7 +24,6 @@ from gradtx.optim.parameters import Members, first_clock, leaf_of, never_trains
 from gradtx.optim.run import OptimizerRun
 from gradtx.programs.layout import Layout, State
 from gradtx.state.storage import Storage
-from gradtx.transform import Entry
 
 
 class Initial(NamedTuple):
@@ -75,12 +74,12 @@ class States:
         """Create the leaf of a parameter, with its state."""
         return leaf_of(run, member, clock, gradient, extras, self.of(member.param))
 
-    def count(self, entry: Entry | None = None) -> int:
-        """Return the largest count of the parameters, or the count of the clock that a hyperparameter follows.
+    def count(self, place: Place | None = None) -> int:
+        """Return the largest count of the parameters, or the count of the clock that a node of the chain follows.
 
         If the device counts, the result is the upper bound that the host knows.
         """
-        path = self.members.clock_path(entry)
+        path = self.members.clock_path(place)
         if path is not None:
             return self.members.inner_count(path, self.by_param, self.count())
         largest = 0
@@ -89,10 +88,10 @@ class States:
             largest = max(largest, count.most if isinstance(count, Count) else count)
         return largest
 
-    def exact_count(self, entry: Entry | None = None) -> int:
+    def exact_count(self, place: Place | None = None) -> int:
         """Return the exact `count`, synchronizing if the device counts."""
-        if self.members.clock_path(entry) is not None:
-            return self.count(entry)
+        if self.members.clock_path(place) is not None:
+            return self.count(place)
         steps = (self.of(param).get("step", 0) for param in self.members.by_param)
         return max(map(int, steps), default=0)
 

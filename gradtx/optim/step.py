@@ -26,7 +26,7 @@ from gradtx.execution.pure import (
     check_extras,
     split_extras,
 )
-from gradtx.execution.runs import memory_of
+from gradtx.execution.runs import Place, memory_of
 from gradtx.optim.device_counts import (
     Scaling,
     as_step,
@@ -37,12 +37,12 @@ from gradtx.optim.device_counts import (
     place_counts,
     unscaling,
 )
-from gradtx.optim.groups import CPU, each_item
+from gradtx.optim.groups import CPU
 from gradtx.optim.member import Count, Member
 from gradtx.optim.parts import Parts
 from gradtx.optim.run import OptimizerRun
 from gradtx.optim.step_input import Extras, StepInput
-from gradtx.transform import Entry
+from gradtx.programs.hyperparameters import each_item
 
 if TYPE_CHECKING:
     from gradtx.optim.engine.bundle import Bundle
@@ -99,10 +99,7 @@ class Step(StepInput):
         # Whether hyperparameters are known to agree across groups.
         self._agrees = len(self.views) == 1
         self._has_bundles = False
-        self.numbers = [
-            view.numbers(values, self._schedule_count)
-            for view, values in zip(self.views, self._values, strict=True)
-        ]
+        self.numbers = [view.numbers(self._schedule_count) for view in self.views]
         if traits.checks_extras:
             check_extras_of(self.leaves_of(self.members))
 
@@ -257,11 +254,11 @@ class Step(StepInput):
             if view.shown:
                 view.show(self._known_count)
 
-    def _known_count(self, entry: Entry) -> int | None:
+    def _known_count(self, place: Place) -> int | None:
         """Return the count that a schedule follows; None if reading it would synchronize in a captured step."""
-        if self._stays and self._parts.members.clock_path(entry) is not None:
+        if self._stays and self._parts.members.clock_path(place) is not None:
             return None
-        return self._parts.states.count(entry)
+        return self._parts.states.count(place)
 
     def _check_agreement(self) -> None:
         """Check that hyperparameters that apply to all leaves jointly are equal in all groups."""
@@ -365,9 +362,9 @@ class Step(StepInput):
             # If a leaf raises an error, bundles that were not written keep their old counts.
             _count_back(waiting)
 
-    def _schedule_count(self, entry: Entry) -> int | Tensor:
+    def _schedule_count(self, place: Place) -> int | Tensor:
         """Return the count that a hyperparameter's schedule follows."""
-        path = self._parts.members.clock_path(entry)
+        path = self._parts.members.clock_path(place)
         if path is None:
             return self.count
         if self._parts.members.restarts:  # the count may restart in this step
