@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numbers
-from collections import Counter
 from collections.abc import Mapping
 from copy import deepcopy
 from typing import Any
@@ -53,27 +52,21 @@ def check_form(state_dict: Mapping[str, Any], names: list[str]) -> None:
     for i, group in enumerate(groups):
         where = f"loaded group {i} of 'param_groups'"
         require(group, Mapping, where, "a dict")
-        if "params" not in group:
-            raise ValueError(f"{where} lacks 'params'")
         for key in ("params", "param_names", OVERRIDDEN):
-            require(group.get(key, []), list | tuple, f"{key!r} of {where}", "a list")
-        for name in group.get("param_names", ()):
-            require(name, str, f"an entry of 'param_names' of {where}", "a str")
+            default = None if key == "params" else []
+            require(
+                group.get(key, default), list | tuple, f"{key!r} of {where}", "a list"
+            )
     if any(isinstance(key, str) and key.isdecimal() for key in entries):
         raise ValueError(
             "the keys of 'state' in the loaded state dict are strings such as '0', as after JSON; make them numbers: "
             "int(key)"
         )
-    for number, times in Counter(params_of(groups)).items():
-        if times > 1:
-            raise ValueError(f"the loaded groups list {number!r} a second time")
     for number, name in zip(params_of(groups), names, strict=False):
         entry = entries.get(number, {})
         require(entry, Mapping, f"state of parameter {name!r}", "a dict of slots")
         for slot, value in entry.items():
-            # Older versions of torch save None for a momentum that is off.
-            if value is not None:
-                _check_slot(f"state of parameter {name!r}: {slot!r}", value)
+            _check_slot(f"state of parameter {name!r}: {slot!r}", value)
 
 
 def require(value: Any, kind: Any, what: str, needed: str) -> None:
@@ -92,16 +85,19 @@ def _remedy(checkpoint: Mapping[str, Any]) -> str:
 
 def _check_slot(what: str, value: Any) -> None:
     """Raise an error unless a value can be a slot: a dense tensor or a number."""
-    if not isinstance(value, Tensor):
-        if isinstance(value, bool) or not isinstance(value, numbers.Real):
+    if isinstance(value, Tensor):
+        if value.is_nested or value.is_sparse or value.is_quantized or value.is_meta:
             raise TypeError(
-                f"{what} must be a tensor, got a {type(value).__name__}; was the state dict saved by another class of "
-                "optimizers?"
+                f"{what} must be a dense tensor with values, got another one"
             )
-    elif value.is_nested or value.is_sparse or value.is_quantized:
-        raise TypeError(f"{what} must be a dense tensor, got a nested or sparse one")
-    elif value.is_meta:
-        raise ValueError(f"{what} is on the meta device, which stores no values")
+    # Older versions of torch save None for a momentum that is off.
+    elif value is not None and (
+        isinstance(value, bool) or not isinstance(value, numbers.Real)
+    ):
+        raise TypeError(
+            f"{what} must be a tensor, got a {type(value).__name__}; was the state dict saved by another class of "
+            "optimizers?"
+        )
 
 
 class Checkpoint:

@@ -128,7 +128,7 @@ class AliasOptimizer(ChainOptimizer):
         for name, value in engine.items():
             if value != KEYWORDS[name].default:
                 arguments[name] = value
-        self._set_defaults(_defaults_of(self._tx, arguments))
+        self.defaults = _defaults_of(self._tx, arguments)
 
     def _argument_named(self, key: str) -> str:
         """Return the name of the alias's argument that groups and `defaults` show under this key."""

@@ -12,7 +12,7 @@ into the old tensors.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,15 +27,6 @@ from gradtx.execution.runs import Run, Scope
 from gradtx.optim.member import Count, Member
 from gradtx.optim.parameters import Members
 from gradtx.transform import chain
-
-
-def highest(counts: Collection[int | Count]) -> int | Tensor:
-    """Return the largest count: a tensor if the counts are on the device, an int if they are on the host."""
-    if set(map(type, counts)) <= {int}:
-        return max(counts, default=0)  # type: ignore[type-var]
-    return torch.stack(
-        [count.made for count in counts if isinstance(count, Count)]
-    ).amax()
 
 
 @dataclass(eq=False)

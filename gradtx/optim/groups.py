@@ -116,7 +116,7 @@ class GroupView:
         Raises:
             TypeError, ValueError: If the constructor would raise it.
         """
-        contents = [self.group[name] for name in self.entries]
+        contents = list(map(self.group.__getitem__, self.entries))
         if are_identical(contents, self._seen):
             return self._values
         values = {

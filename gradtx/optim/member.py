@@ -52,6 +52,9 @@ class ParameterKind(NamedTuple):
     def of(cls, param: Tensor) -> ParameterKind:
         return cls(param.shape, param.dtype, param.device)
 
+    def __str__(self) -> str:
+        return f"{self.dtype} of shape {tuple(self.shape)} on {self.device}"
+
     def suits(self, param: Tensor) -> bool:
         """Whether slots for this kind can serve a parameter: their dtype may be wider than the parameter's."""
         return (
@@ -100,16 +103,7 @@ class Member:
             tensor, counted_at = self.device_count
             if tensor is step and version(tensor) == counted_at:
                 return self.count
-        try:
-            return int(step)
-        except RuntimeError as error:
-            if not _torch.is_intercepted():
-                raise
-            raise RuntimeError(
-                f"state of parameter {self.name!r}: step() reads the count on the host, but a trace (make_fx) has "
-                "replaced it by a tensor without a value; trace tx.update, whose state is an argument, or exclude the "
-                "optimizer's state from the arguments"
-            ) from error
+        return int(step)
 
     def set_count(self, count: int | Count) -> None:
         """Record the value of the state's tensor `step`, which the caller knows without reading it."""

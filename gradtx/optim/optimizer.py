@@ -22,7 +22,6 @@ from gradtx.base.inputs import (
     without_repeats,
 )
 from gradtx.base.messages import describe
-from gradtx.base.tree import tensors
 from gradtx.distributed.layouts import team_of_group
 from gradtx.optim.chain_checks import (
     IDLE_STEPS,
@@ -38,12 +37,9 @@ from gradtx.optim.device_counts import Scaling, check_capturable
 from gradtx.optim.evaluation import Evaluation, evaluated
 from gradtx.optim.explain import Explanation, explain
 from gradtx.optim.groups import (
-    ENGINE_OPTIONS,
     OVERRIDDEN,
     Group,
-    Values,
     defaults_of,
-    is_same,
     params_of,
 )
 from gradtx.optim.hessian import HessianSource
@@ -66,8 +62,6 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
     _released: ReleasedGradients | None = None
     # The number of steps so far, none of which had a gradient; None after the first gradient.
     _idle_steps: int | None = 0
-    # A copy of the original `defaults`; None before the first group is complete.
-    _made_defaults: Values | None = None
 
     @without_ambient
     def __init__(
@@ -80,15 +74,8 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         process_group: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
-        **numbers: Any,
     ):
         owner = type(self).__name__
-        if numbers:
-            name = next(iter(numbers))
-            raise TypeError(
-                f"{owner}: got an unexpected argument {name!r}: hyperparameters belong to the transformation. To "
-                "build the equivalent of another optimizer, pass its transformation to gradtx.as_optimizer(tx, params)"
-            )
         check_transformation(owner, "tx", tx)
         engine = offload = replicas = None
         # Imported only where they are needed: the compiler's modules take long.
@@ -118,11 +105,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         members.check_selectors()
         if not any(map(is_lazy, members.by_param)):  # otherwise slots are unknown
             check_patterns(states.seen_slots)
-        self._set_defaults(defaults_of(members.views))
-
-    def _set_defaults(self, defaults: Values) -> None:
-        self.defaults = defaults
-        self._made_defaults = dict(defaults)
+        self.defaults = defaults_of(members.views)
 
     def _copy_hyperparameters(
         self, tx: GradientTransformation
@@ -156,7 +139,6 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         group = without_repeats(self._checked_by_torch(group))
         keys = list(group)
         members, states = parts.members, parts.states
-        self._take_written_defaults(group)
         if parts.offload is not None:
             parts.offload.check(group["params"])
         joining = members.joining(group)
@@ -176,24 +158,14 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         if self._released is not None:
             self._released.follow(members.by_param)
 
-    def _take_written_defaults(self, group: Group) -> None:
-        """Copy values that were written to `defaults` into a new group; other defaults come from the chain."""
-        made = self._made_defaults
-        for name, value in self.defaults.items():
-            is_written = made is not None and not is_same(value, made.get(name))
-            if is_written and name not in ENGINE_OPTIONS:
-                group.setdefault(name, value)
-
     def _checked_by_torch(self, param_group: Group) -> Group:
         """Return a group after torch's checks, without torch's defaults; the group is not added."""
-        size, defaults = len(self.param_groups), self.defaults
-        self.defaults = {}
+        defaults, self.defaults = self.defaults, {}
         try:
             super().add_param_group(param_group)
-            return self.param_groups[-1]
         finally:
-            del self.param_groups[size:]
             self.defaults = defaults
+        return self.param_groups.pop()
 
     def _up_to_date(self) -> Parts:
         """Return the parts, updated for changes to groups and state from outside."""
@@ -375,17 +347,26 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
             step = self._released.close()
         elif self._idle_steps is not None:
             self._count_idle_step(parts)
+        at_state: Any = contextlib.nullcontext()
         if parts.offload is not None:
             parts.offload.extras_on_host(extras)
-        at_state = parts.at_state(
-            writes=True, consumes=consume_gradients, unscales=scaling is not None
-        )
-        with at_state, parts.states.undone_on_failure():
-            if step is None:
-                step = self._checked_step(extras, scaling, consume_gradients)
-            if hessian is not None:
-                hessian.supply(step, parts.states, estimates)
-            step.finish()
+            at_state = parts.at_state(
+                writes=True, consumes=consume_gradients, unscales=scaling is not None
+            )
+        with at_state:
+            try:
+                if step is None:
+                    step = Step(parts, extras, scaling, consume_gradients)
+                if hessian is not None:
+                    hessian.supply(step, parts.states, estimates)
+                step.finish()
+            except Exception:
+                if step is None:  # other ranks must not wait
+                    parts.agreement.report_failure(parts.members)
+                parts.states.undo()
+                raise
+            finally:
+                parts.states.created.clear()
         if consume_gradients:
             parts.members.drop_gradients()  # those of frozen leaves are left
         return loss
@@ -415,16 +396,6 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
             warn_of_idle_steps(type(self).__name__)
 
     _step_untraced = _torch.not_traced(_plain_step)
-
-    def _checked_step(
-        self, extras: Extras, scaling: Scaling | None, consumes: bool
-    ) -> Step:
-        """Create a step, which runs all checks; report a failure so that other ranks do not wait."""
-        try:
-            return Step(self._parts, extras, scaling, consumes)
-        except Exception:
-            self._parts.agreement.report_failure(self._parts.members)
-            raise
 
     def __setattr__(self, name: str, value: Any) -> None:
         # torch's schedulers wrap `step` in a counter.
@@ -577,16 +548,6 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         copied = memo[id(self)] = type(self).__new__(type(self))
         copied.__setstate__(deepcopy(self.__getstate__(), memo))
         return copied
-
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        """Refuse a pickle that torch could not load; copies do not need one."""
-        for tensor in tensors(dict(self.state)):
-            if tensor.dtype == torch.float8_e4m3fn:
-                raise TypeError(
-                    f"{type(self).__name__}: torch cannot load pickles of float8 tensors, which the state contains; "
-                    "save the state dict instead: torch.save(optimizer.state_dict(), path)"
-                )
-        return super().__reduce_ex__(protocol)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_parts": self._parts}

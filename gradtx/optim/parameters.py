@@ -79,8 +79,8 @@ class Members:
         self.views: list[GroupView] = []
         self.by_param: dict[Tensor, Member] = {}
         self._rows: list[list[Member]] = []  # the members of each group
-        # The parameters in the order of the groups, at the last `follow`.
-        self._present: list[Tensor] = []
+        # The parameters of the groups at the last `follow`, with None after each group.
+        self._present: list[Any] = []
         self._clock_paths: dict[Any, Path] = {}
 
     def without_state(self) -> Members:
@@ -158,7 +158,7 @@ class Members:
         run, block = self._expanded(self.by_param)
         self._clock_paths = run.clock_paths
         self.restarts = any(operation.restarts_inner for operation in block.walk())
-        self._present = params_of([view.group for view in self.views])
+        self._present = _divided([view.group for view in self.views])
         self._rows = []
 
     def _expanded(
@@ -239,7 +239,7 @@ class Members:
         """
         has_views = are_identical([view.group for view in self.views], groups)
         try:
-            if has_views and are_identical(params_of(groups), self._present):
+            if has_views and are_identical(_divided(groups), self._present):
                 return None
         except (KeyError, TypeError):
             pass  # a group without parameters, about which the check below raises an error
@@ -247,9 +247,7 @@ class Members:
         if not has_views:
             self._follow_groups(groups)
         self._rows = []
-        replaced = self._follow_params(params_of(groups))
-        self._present = params_of(groups)
-        return replaced
+        return self._follow_params(groups)
 
     def _follow_groups(self, groups: list[Group]) -> None:
         """Find each group's view by the identity of its dict or parameters, or create a view."""
@@ -276,16 +274,18 @@ class Members:
             labels = _labels(run, block, self.by_param[params[0]])
         return GroupView(self.tx, group, _by_selector(labels))
 
-    def _follow_params(self, present: list[Tensor]) -> list[Tensor]:
+    def _follow_params(self, groups: list[Group]) -> list[Tensor]:
         """Update the members, and return the parameters that others have replaced.
 
         A parameter that replaces another, in whose position it is, inherits its name and the selectors' decisions.
         """
+        old, self._present = self._present, _divided(groups)
+        present = params_of(groups)
         before, here = self.by_param, set(present)
         replacements: dict[Tensor, Tensor] = {}
-        if len(present) == len(self._present):
-            pairs = zip(self._present, present, strict=True)
-            replacements = {old: new for old, new in pairs if old is not new}
+        if len(self._present) == len(old):
+            pairs = zip(old, self._present, strict=True)
+            replacements = {a: b for a, b in pairs if a is not b and a is not None}
         if here.isdisjoint(before):
             self._check_pieces(present, before, replaced=before)
         self.by_param = {}
@@ -293,8 +293,7 @@ class Members:
         for param, member in before.items():
             if param in here:
                 self.by_param[param] = member
-            elif param in replacements and replacements[param] not in before:
-                new = replacements[param]
+            elif (new := replacements.get(param)) is not None and new not in before:
                 self.by_param[new] = Member(member.name, new, dict(member.choices))
         self._add_unnamed(present)
         return [param for param in replacements if param not in here]
@@ -316,9 +315,7 @@ class Members:
 
     def rows(self) -> list[list[Member]]:
         """Return the members of each group."""
-        sizes = [len(view.group["params"]) for view in self.views]
-        if sizes != list(map(len, self._rows)):
-            self._rows = []
+        if not self._rows:
             self.are_sharded = any(map(is_sharded, self.by_param))
             for i, view in enumerate(self.views):
                 row = [self.by_param[param] for param in view.group["params"]]
@@ -425,6 +422,11 @@ def _unread(
             if view.entries[shown].argument.name == key.rpartition(".")[2]:
                 unread.setdefault(key, name)
     return unread
+
+
+def _divided(groups: Iterable[Group]) -> list[Any]:
+    """Return the parameters of groups, with None after each group."""
+    return [each for group in groups for each in (*group["params"], None)]
 
 
 def _ids(values: Iterable[Any]) -> tuple[int, ...]:

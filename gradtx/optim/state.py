@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Generator, Iterable, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from typing import Any, NamedTuple
 
 import torch
@@ -46,14 +46,14 @@ class States:
     Attributes:
         by_param: The optimizer's `state`.
         seen_slots: The slots to which each `state_dtype` of the chain applies.
+        created: Members whose slots the present step has created, with their attributes and state before.
     """
 
     def __init__(self, members: Members):
         self.members = members
         self.by_param: MutableMapping[Tensor, State] = {}
         self.seen_slots: dict[Storage, set[tuple[Path, str]]] = {}
-        # Members whose slots the present step has created, as they were before.
-        self._before: list[tuple[Member, dict[str, Any], State]] = []
+        self.created: list[tuple[Member, dict[str, Any], State]] = []
 
     def of(self, param: Tensor) -> State:
         """Return the state of a parameter; empty if it has none."""
@@ -191,35 +191,26 @@ class States:
             takes_none: Whether a link also processes parameters without a gradient.
         """
         structure = view.structure
-        params = [
-            member.param
-            for member in row
-            if (member.made_for is not structure or not member.state)
-            and (
-                member.param.grad is not None
-                or (takes_none and member.param.requires_grad)
-            )
-        ]
+        params: list[Tensor] = []
+        for member in row:
+            if member.made_for is structure and member.state:
+                continue
+            param = member.param
+            if param.grad is not None or (takes_none and param.requires_grad):
+                params.append(param)
         if not params:
             return
         for param, initial in self.first(view, params).items():
             member = self.members.by_param[param]
-            self._before.append((member, dict(vars(member)), self.of(param)))
+            self.created.append((member, dict(vars(member)), self.of(param)))
             self.set(member, view, initial.layout, self._completed(member, initial))
 
-    @contextlib.contextmanager
-    def undone_on_failure(self) -> Generator[None, None, None]:
-        """Remove the slots that a step creates, if it fails, unless it has written them."""
-        try:
-            yield
-        except Exception:
-            for member, before, state in self._before:
-                if member.count_in(self.of(member.param)) == before["count"]:
-                    vars(member).update(before)
-                    self.by_param[member.param] = state
-            raise
-        finally:
-            self._before.clear()
+    def undo(self) -> None:
+        """Remove the slots that a failed step has created, unless it has written them."""
+        for member, before, state in self.created:
+            if member.count_in(self.of(member.param)) == before["count"]:
+                vars(member).update(before)
+                self.by_param[member.param] = state
 
     def set(
         self, member: Member, view: GroupView, layout: Layout, state: State

@@ -31,7 +31,6 @@ from gradtx.optim.device_counts import (
     Scaling,
     as_step,
     check_capture,
-    highest,
     is_captured,
     keep_counts_in_place,
     place_counts,
@@ -107,18 +106,22 @@ class Step(StepInput):
         """Decide whether the device counts, and compute the counts after the step."""
         scaling, device = self.scaling, self.run.device
         may_count_on_device = scaling is not None or parts.capturable
-        self._counts_on_device = may_count_on_device and not parts.counts_on_host()
-        if scaling is not None and self._counts_on_device:
-            _, self.run.tick = scaling.on(device)
-        counts = {member.count for member in self._every}
-        if self._counts_on_device or not set(map(type, counts)) <= {int}:
-            place_counts(self._every, device if self._counts_on_device else None)
-            counts = {member.count for member in self._every}
-        self._after = {count: _next_count(count, self.run.tick) for count in counts}
-        # The count that schedules follow.
-        self.count = highest(counts)
-        self.on_host = not self._counts_on_device and scaling is None
+        on_device = may_count_on_device and not parts.counts_on_host()
+        self._counts_on_device = on_device
+        self.on_host = not on_device and scaling is None
         self._unscale = None if scaling is None else unscaling(self.run, scaling)
+        counts: Any = {member.count for member in self._every}
+        if on_device or not set(map(type, counts)) <= {int}:
+            place_counts(self._every, device if on_device else None)
+            counts = {member.count for member in self._every}
+        if not on_device:
+            self._after = {count: count + 1 for count in counts}
+            self.count = max(counts, default=0)
+            return
+        if scaling is not None:
+            _, self.run.tick = scaling.on(device)
+        self._after = {count: count.after(self.run.tick) for count in counts}
+        self.count = torch.stack([count.made for count in counts]).amax()
 
     def _split_extras(self) -> tuple[Extras, dict[str, Extras]]:
         """Split the extras into 0-d values and trees by leaf."""
@@ -164,16 +167,10 @@ class Step(StepInput):
                 continue
             if not member.state or made_for.suits(param):
                 continue
-            who = f"{self._owner}: parameter {member.name!r}"
-            if made_for.shape != param.shape:
-                raise ValueError(
-                    f"{who} has shape {tuple(param.shape)}, but its state was created for {tuple(made_for.shape)}; "
-                    "reset its state: optimizer.state.pop(param)"
-                )
             raise ValueError(
-                f"{who} is {param.dtype} on {param.device}, but its state was created for {made_for.dtype} on "
-                f"{made_for.device}; move the model before the first step, or convert the state: "
-                "optimizer.load_state_dict(optimizer.state_dict())"
+                f"{self._owner}: parameter {member.name!r} is {made_for.of(param)}, but its state was created for "
+                f"{made_for}; move the model before the first step, convert the state by "
+                "optimizer.load_state_dict(optimizer.state_dict()), or reset it: optimizer.state.pop(param)"
             )
 
     def _stepping(self) -> list[Member]:
@@ -299,8 +296,9 @@ class Step(StepInput):
     def _compare_ranks(self) -> None:
         """Compare the plan of the step with those of the other ranks, and place the gradients of shards."""
         members = self._parts.members
-        if members.replicas is not None or members.are_sharded:
-            self._parts.agreement.check(self.members, members)
+        if members.replicas is None and not members.are_sharded:
+            return
+        self._parts.agreement.check(self.members, members)
         # After the comparison, because ranks communicate here.
         if members.are_sharded:
             self._place_gradients(self.members)
@@ -350,10 +348,13 @@ class Step(StepInput):
                 if self.consumes:
                     member.param.grad = None
 
+        leaves: Iterable[Any] = bundles
+        if eager:
+            leaves = itertools.chain(bundles, self._eager_leaves(eager))
         # At this point, because the states are in the processor's cache.
         _count_up(bundles, self._after)
         try:
-            execute(itertools.chain(bundles, self._eager_leaves(eager)), finish)
+            execute(leaves, finish)
         except Exception as error:
             if waiting:
                 add_note(error)
@@ -439,10 +440,6 @@ def _clock_after(count: int | Count) -> Clock:
     if isinstance(count, Count):
         return Clock(count.made + 1)
     return Clock(torch.tensor(count + 1, device=CPU), count + 1)
-
-
-def _next_count(count: int | Count, tick: int | Tensor) -> int | Count:
-    return count.after(tick) if isinstance(count, Count) else count + 1
 
 
 def _count_up(

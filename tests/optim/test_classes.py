@@ -128,14 +128,6 @@ def test_the_defaults_of_an_optimizer_make_another_like_it(name):
         assert again.defaults == optimizer.defaults
 
 
-def test_a_chain_cannot_be_made_of_the_defaults_of_an_optimizer_and_the_error_says_what_to_write():
-    params = [torch.nn.Parameter(torch.ones(3))]
-    optimizer = gradtx.as_optimizer(gradtx.chain(gradtx.clip_by_value(1.0), gradtx.adamw()), params)
-    remedy = r"pass its transformation to gradtx.as_optimizer\(tx, params\)"
-    with pytest.raises(TypeError, match=rf"^ChainOptimizer: got an unexpected argument '\w+'.*{remedy}"):
-        type(optimizer)(params, **optimizer.defaults)
-
-
 def test_repr_shows_the_class_and_every_hyperparameter_of_every_group():
     params = parameters()
     text = repr(gradtx.optim.SGD(params.values(), lr=gradtx.linear_schedule(0.5, start_factor=0.5), momentum=0.9))
