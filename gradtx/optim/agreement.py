@@ -31,9 +31,10 @@ class Agreement:
     """
 
     def __init__(self) -> None:
-        self._compared: Any = None  # the last plan that ranks with shards have compared
-        # The last plan of ranks with whole parameters, and its digest with its negative.
-        self._of_replicas: tuple[Any, list[int]] = (None, [])
+        self._plan: Any = None  # the last plan that all ranks had
+        self._extremes: list[
+            int
+        ] = []  # its digest and the negative, of whole parameters
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Agreement, ()
@@ -48,35 +49,32 @@ class Agreement:
         Raises:
             RuntimeError: If another rank has other parameters, gradients or hyperparameters.
         """
-        owner, views, replicas = members.owner, members.views, members.replicas
+        views, replicas = members.views, members.replicas
         plan = (
             stepping,
             [member.param.grad is not None for member in stepping],
             [member.layout for member in stepping],
             [view.structure for view in views],
         )
+        is_known = plan == self._plan
+        # If the ranks differ, the next attempt compares again, with new digests: group values may have changed.
+        self._plan = None
         if replicas is not None:
             whole = [member for member in stepping if not is_sharded(member.param)]
-            known, extremes = self._of_replicas
-            if plan != known:
-                extremes = _extremes(_lines(whole, views))
-            # If the ranks differ, the next attempt makes a new digest: group values may have changed.
-            self._of_replicas = (None, [])
-            _compare(owner, replicas, extremes, whole, views)
-            self._of_replicas = (plan, extremes)
-        if not members.are_sharded or plan == self._compared:
-            return
-        self._compared = None  # if the ranks differ, the next attempt compares again
-        for mesh, divided in _by_mesh(stepping):
-            extremes = _extremes(_lines(divided, views))
-            _compare(owner, team_of(mesh), extremes, divided, views)
-        self._compared = plan
+            if not is_known:
+                self._extremes = _extremes(_lines(whole, views))
+            _compare(members.owner, replicas, self._extremes, whole, views)
+        if not is_known:
+            for mesh, divided in _by_mesh(stepping):
+                extremes = _extremes(_lines(divided, views))
+                _compare(members.owner, team_of(mesh), extremes, divided, views)
+        self._plan = plan
 
     def report_failure(self, members: Members) -> None:
         """Report to ranks that are about to compare plans that this rank does not step."""
         team = members.replicas
         # If they have compared before, the other ranks do not compare either.
-        if team is None and self._compared is None:
+        if team is None and self._plan is None:
             stepping = [
                 member
                 for member in members.by_param.values()

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 from gradtx.base.dtensor import is_sharded
-from gradtx.base.messages import describe, warn_user
+from gradtx.base.messages import warn_user
 from gradtx.base.torch_names import version_of
 from gradtx.execution.context import Clock
 from gradtx.execution.execute import Block
 from gradtx.execution.pure import evaluation_weights
 from gradtx.optim.groups import CPU, params_of
+from gradtx.optim.matching import as_slot
 from gradtx.optim.state import States
-from gradtx.state.slots import kind_of
 
 # The slot of the training weights in state dicts that were saved in evaluation mode.
 TRAINED = "trained"
@@ -108,7 +108,9 @@ class Evaluation:
         for number, (param, name) in zip(numbers, names.items(), strict=False):
             entry = dict(entries.get(number, {}))
             if TRAINED in entry:
-                trained[param] = _checked_weights(name, entry.pop(TRAINED), param)
+                what = f"state of parameter {name!r}: {TRAINED!r}"
+                like = param.detach()
+                trained[param] = as_slot(what, TRAINED, entry.pop(TRAINED), like)
                 entries[number] = entry
         if not trained:
             return None, state_dict
@@ -132,18 +134,3 @@ def evaluated(states: States) -> dict[Tensor, Tensor]:
                     weights[param] = leaf.in_callers_form(value)
     run.commits.clear()  # breaks a reference cycle with the run
     return weights
-
-
-def _checked_weights(name: str, saved: Any, param: Tensor) -> Tensor:
-    """Return a parameter's saved training weights, checked, on its device and in its dtype."""
-    kind = "complex" if param.is_complex() else "floating-point"
-    if (
-        not isinstance(saved, Tensor)
-        or saved.shape != param.shape
-        or kind_of(saved.dtype) != kind_of(param.dtype)
-    ):
-        raise ValueError(
-            f"state of parameter {name!r}: {TRAINED!r} must be {kind} of shape {tuple(param.shape)}, "
-            f"got {describe(saved)}"
-        )
-    return saved.detach().to(param.device, param.dtype, copy=True)

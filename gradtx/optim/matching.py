@@ -72,7 +72,7 @@ def matched(
     for key, value in saved.items():
         if key in first:
             what = f"state of parameter {name!r}: {key!r}"
-            state[key] = _as_slot(what, key, value, first[key], param.device)
+            state[key] = as_slot(what, key, value, first[key], param.device)
         elif strict and key not in wrapper_keys:
             raise ValueError(
                 f"state of parameter {name!r} has {key!r}, which this chain does not use; {REMEDY}"
@@ -114,14 +114,22 @@ def _slots_among(keys: Collection[str]) -> set[str]:
     return {key for key in keys if str(key).rpartition(".")[0] not in keys}
 
 
-def _as_slot(
+def as_slot(
     what: str,
     key: str,
     saved: Any,
     first: Tensor,
-    device: torch.device,
+    device: torch.device | None = None,
 ) -> Tensor:
-    """Return a saved value as a slot, after checking its shape, kind and value."""
+    """Return a copy of a saved value in the form of a first slot, after checking its shape, kind and value.
+
+    Args:
+        what: The slot, for error messages.
+        key: Its key.
+        saved: The saved value.
+        first: The first slot.
+        device: The device of slots with dimensions; that of `first` by default.
+    """
     value = torch.as_tensor(saved)
     if value.shape != first.shape:
         shapes = f"{tuple(value.shape)}, needs {tuple(first.shape)}"
@@ -134,7 +142,7 @@ def _as_slot(
         raise ValueError(f"{what} must be a non-negative integer, got {value.item():g}")
     if kind_of(first.dtype) == "int" and not _is_whole(value):
         raise ValueError(f"{what} must be an integer, got {value.item():g}")
-    on = first.device if first.ndim == 0 or first.is_meta else device
+    on = first.device if first.ndim == 0 or device is None else device
     return value.detach().to(on, first.dtype, copy=True)
 
 

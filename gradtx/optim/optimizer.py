@@ -177,8 +177,6 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
             for param in replaced:
                 # Left over when accelerate shards parameters; no step would use it again.
                 self.state.pop(param, None)
-            for view in members.views:
-                view.show(parts.states.count)
             if self._released is not None:
                 self._released.follow(members.by_param)
         return parts

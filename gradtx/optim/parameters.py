@@ -250,7 +250,7 @@ class Members:
         return self._follow_params(groups)
 
     def _follow_groups(self, groups: list[Group]) -> None:
-        """Find each group's view by the identity of its dict or parameters, or create a view."""
+        """Find each group's view by the identity of its dict or parameters."""
         by_dict: dict[int, GroupView] = {}
         by_params: dict[tuple[int, ...], GroupView] = {}
         for view in self.views:
@@ -259,20 +259,14 @@ class Members:
         views: list[GroupView] = []
         for group in groups:
             view = by_dict.get(id(group)) or by_params.get(_ids(group["params"]))
-            views.append(view or self._adopted(group))
+            if view is None:
+                raise ValueError(
+                    f"{self.owner}: a group with other parameters was put into param_groups; call add_param_group"
+                )
+            views.append(view)
         for view, group in zip(views, groups, strict=True):
             view.group = group
         self.views = views
-
-    def _adopted(self, group: Group) -> GroupView:
-        """Create the view of a group that was inserted into `param_groups` directly."""
-        params = group["params"]
-        self._add_unnamed(params)
-        labels: Labels = ()
-        if params:
-            run, block = self._expanded(self.by_param)
-            labels = _labels(run, block, self.by_param[params[0]])
-        return GroupView(self.tx, group, _by_selector(labels))
 
     def _follow_params(self, groups: list[Group]) -> list[Tensor]:
         """Update the members, and return the parameters that others have replaced.
