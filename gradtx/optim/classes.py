@@ -141,8 +141,9 @@ class AliasOptimizer(ChainOptimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group as `ChainOptimizer.add_param_group` does, with the options that this class fixes."""
+        size = len(self.param_groups)
         super().add_param_group(param_group)
-        for group in self.param_groups:
+        for group in self.param_groups[size:]:
             self._check_fixed("group", group, "use Adam")
             for option, value in self._fixed_options.items():
                 group.setdefault(option, value)

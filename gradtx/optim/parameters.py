@@ -158,7 +158,7 @@ class Members:
         run, block = self._expanded(self.by_param)
         self._clock_paths = run.clock_paths
         self.restarts = any(operation.restarts_inner for operation in block.walk())
-        self._present = _divided([view.group for view in self.views])
+        self._present += _divided([view.group for view in joining.views])
         self._rows = []
 
     def _expanded(
