@@ -16,6 +16,7 @@ from gradtx.execution.execute import Block
 from gradtx.execution.pure import evaluation_weights
 from gradtx.optim.groups import CPU, params_of
 from gradtx.optim.matching import as_slot
+from gradtx.optim.parameters import leaf_of
 from gradtx.optim.state import States
 
 # The slot of the training weights in state dicts that were saved in evaluation mode.
@@ -128,7 +129,7 @@ def evaluated(states: States) -> dict[Tensor, Tensor]:
         for param in view.group["params"]:
             member = members.by_param[param]
             if member.layout is not None and states.of(param):
-                leaf = states.leaf(run, member, clock)
+                leaf = leaf_of(run, member, clock)
                 value = evaluation_weights(leaf, block.for_leaf(leaf))
                 if value is not None:
                     weights[param] = leaf.in_callers_form(value)

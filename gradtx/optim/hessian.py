@@ -21,6 +21,7 @@ from gradtx.base.messages import describe
 from gradtx.execution.context import Clock
 from gradtx.execution.execute import Block, Leaf, Position
 from gradtx.optim.groups import Group
+from gradtx.optim.parameters import leaf_of
 from gradtx.optim.state import States
 from gradtx.optim.step_input import StepInput
 from gradtx.state.random import Stream
@@ -78,7 +79,7 @@ class HessianSource:
                     continue
                 member = states.members.by_param[param]
                 made = int(states.of(param).get("step", 0))
-                leaf = states.leaf(run, member, Clock(torch.tensor(made + 1), made + 1))
+                leaf = leaf_of(run, member, Clock(torch.tensor(made + 1), made + 1))
                 leaf.program = block.for_leaf(leaf)
                 if sign_of_use(leaf):
                     return True

@@ -102,7 +102,14 @@ class Members:
         names = in_model(group.get("param_names") or ()) or [None] * len(params)
         self._add(by_param, params, names)
         for param in params:
-            self._check(param, by_param[param].name)
+            name = by_param[param].name
+            if not never_trains(param):
+                check_leaf(name, param, self.owner)
+            if not is_lazy(param) and param.is_conj():
+                raise ValueError(
+                    f"{self.owner}: parameter {name!r} is a conjugate view, to which steps cannot write; "
+                    "pass param.resolve_conj()"
+                )
         self._check_pieces(params, by_param)
         positions_of_labels: dict[Labels, list[int]] = {} if params else {(): []}
         run, block = self._expanded(by_param)
@@ -141,15 +148,6 @@ class Members:
         for i, (param, name) in enumerate(zip(params, names, strict=True)):
             unique = _unique(NumberedName(start + i) if name is None else name, taken)
             by_param[param] = Member(unique, param)
-
-    def _check(self, param: Tensor, name: str) -> None:
-        if not never_trains(param):
-            check_leaf(name, param, self.owner)
-        if param.dtype.is_complex and not is_lazy(param) and param.is_conj():
-            raise ValueError(
-                f"{self.owner}: parameter {name!r} is a conjugate view, to which steps cannot write; "
-                "pass param.resolve_conj()"
-            )
 
     def admit(self, joining: Joining) -> None:
         """Add the joining parameters and their groups."""
@@ -346,10 +344,9 @@ def leaf_of(
     clock: Clock,
     gradient: Tensor | None = None,
     extras: dict[str, Any] | None = None,
-    state: dict[str, Any] | None = None,
     shown: Tensor | None = None,
 ) -> Leaf:
-    """Create the leaf of a parameter for a run; `shown` replaces the parameter's values.
+    """Create the leaf of a parameter for a run, with its state; `shown` replaces the parameter's values.
 
     A lazy parameter, which has no shape yet, becomes an empty leaf.
     """
@@ -365,7 +362,7 @@ def leaf_of(
     leaf.key = param
     leaf.owner = member.owner
     leaf.layout = member.layout
-    leaf.state = {} if state is None else state
+    leaf.state = run.state.get(param, {})
     return leaf
 
 

@@ -56,25 +56,24 @@ class OpenStep(Step):
 
     Args:
         parts: The parts of the optimizer.
+
+    Attributes:
+        arrived: The parameters that this step has updated.
     """
 
     run_type = SingleRun
 
     def __init__(self, parts: Parts):
         super().__init__(parts, {}, None, consumes=True)
-        self._arrived: set[Member] = set()
+        self.arrived: set[Member] = set()
         self._engines = parts.engines()
         if parts.traits.agrees:
             self._check_agreement()
 
-    def has(self, member: Member) -> bool:
-        """Whether this step has updated a parameter."""
-        return member in self._arrived
-
     def update(self, member: Member) -> None:
         """Update a parameter with its gradient, and free the gradient."""
         self._prepare(member)
-        self._arrived.add(member)
+        self.arrived.add(member)
         eager = [member]
         bundles: list[Any] = []
         for engine in self._engines:
@@ -100,12 +99,12 @@ class OpenStep(Step):
 
     def finish(self) -> None:
         """End the step: update the parameters whose hook has not run, and write new shared values."""
-        late = [member for member in self._every if member not in self._arrived]
+        late = [member for member in self._every if member not in self.arrived]
         for member in late:
             if member.param.grad is not None:
                 self._prepare(member)
         self.members = [
-            member for member in self._stepping() if member not in self._arrived
+            member for member in self._stepping() if member not in self.arrived
         ]
         super().finish()
 
@@ -201,7 +200,11 @@ class ReleasedGradients:
     def _step(self, optimizer: Any, param: Tensor) -> None:
         parts: Parts = optimizer._parts
         member = parts.members.by_param.get(param)
-        if self._open is not None and member is not None and self._open.has(member):
+        if (
+            self._open is not None
+            and member is not None
+            and member in self._open.arrived
+        ):
             # A second gradient, which is allowed if a combinator counts calls.
             ending, self._open = self._open, None
             if not parts.traits.takes_none:

@@ -31,12 +31,15 @@ class OptimizerRun(Run):
         state: The optimizer's state, by parameter.
         members: The optimizer's parameters.
         initial: Whether this is a call of `init`.
+
+    Attributes:
+        state: The optimizer's state, by parameter.
+        functions: The closure, as `grad_fn` and `value_fn`.
+        tick: The increment that this step adds to counts.
     """
 
-    functions: Mapping[
-        str, Callable[[], Any]
-    ]  # the closure, as `grad_fn` and `value_fn`
-    tick: int | Tensor = 1  # the increment that this step adds to counts
+    functions: Mapping[str, Callable[[], Any]]
+    tick: int | Tensor = 1
 
     def __init__(
         self,
@@ -47,14 +50,14 @@ class OptimizerRun(Run):
         super().__init__()
         self.initial = initial
         self.device = next(iter(members)).device if members else torch.device("cpu")
-        self._state = state
+        self.state = state
         self._members = members
         self._sums: dict[Path, Mapping[str, Tensor]] = {}
         self.watch()
 
     def scalars(self, path: Path) -> Leaves:
         for param, member in self._members.items():
-            state = self._state.get(param)
+            state = self.state.get(param)
             if state and member.layout is not None and path in member.layout.shared:
                 keys = member.layout.shared[path]
                 return {name: state[key] for name, key in keys.items()}

@@ -13,7 +13,6 @@ from torch.nn.parameter import is_lazy
 from gradtx.base.dtensor import is_sharded
 from gradtx.base.errors import Path
 from gradtx.distributed.owners import with_regions
-from gradtx.execution.context import Clock
 from gradtx.execution.execute import Block, Leaf, initialize
 from gradtx.execution.runs import Place, memory_of
 from gradtx.optim.groups import CPU, GroupView
@@ -62,17 +61,6 @@ class States:
     def run(self) -> OptimizerRun:
         """Create a run of `update` over all members."""
         return OptimizerRun(self.by_param, self.members.by_param, initial=False)
-
-    def leaf(
-        self,
-        run: OptimizerRun,
-        member: Member,
-        clock: Clock,
-        gradient: Tensor | None = None,
-        extras: dict[str, Any] | None = None,
-    ) -> Leaf:
-        """Create the leaf of a parameter, with its state."""
-        return leaf_of(run, member, clock, gradient, extras, self.of(member.param))
 
     def count(self, place: Place | None = None) -> int:
         """Return the largest count of the parameters, or the count of the clock that a node of the chain follows.

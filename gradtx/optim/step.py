@@ -38,6 +38,7 @@ from gradtx.optim.device_counts import (
 )
 from gradtx.optim.groups import CPU
 from gradtx.optim.member import Count, Member
+from gradtx.optim.parameters import leaf_of
 from gradtx.optim.parts import Parts
 from gradtx.optim.run import OptimizerRun
 from gradtx.optim.step_input import Extras, StepInput
@@ -218,7 +219,7 @@ class Step(StepInput):
             clock = self._clocks[member.count] = _clock_after(member.count)
         # Not written to the parameter: its gradient may have a graph, from which the Hessian is estimated.
         gradient = gradient_like(member.param.grad, member.param)
-        leaf = self._parts.states.leaf(self.run, member, clock, gradient, self.scalars)
+        leaf = leaf_of(self.run, member, clock, gradient, self.scalars)
         if self.trees:
             leaf.extras = dict(self.scalars)
             for name, tree in self.trees.items():
