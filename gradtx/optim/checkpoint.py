@@ -248,7 +248,8 @@ class Checkpoint:
                 and state.keys() == layout.keys
                 and all(torch.equal(state[key], initial[key]) for key in keys)
             ):
-                self.states.by_param[param], member.fresh = state, dict(state)
+                self.states.by_param[param] = state
+                member.mark_fresh(state)
             else:
                 self.states.set(member, view, layout, state)
 

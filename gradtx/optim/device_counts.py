@@ -149,9 +149,11 @@ def check_capturable(members: Members) -> None:
     for operation in members.block().walk():
         if not operation.compiles or operation.hessian_period:
             link = ".".join(filter(None, operation.path))
-            raise ValueError(
-                f"{who}: {link} reads counts or values on the host; use another link"
+            is_due = operation.hessian_period
+            needs = (
+                "reads a count for hessian_diag" if is_due else "reads counts or values"
             )
+            raise ValueError(f"{who}: {link} {needs} on the host; use another link")
     if len({param.device for param in members.by_param}) > 1:
         raise ValueError(
             f"{who}: the parameters are on several devices; create one optimizer per device"

@@ -125,6 +125,7 @@ def evaluated(states: States) -> dict[Tensor, Tensor]:
     clock = Clock(torch.tensor(count + 1, device=CPU))
     weights: dict[Tensor, Tensor] = {}
     for view in members.views:
+        states.adopt(view)
         block = Block.of(view.chain(view.values()), run, count)
         for param in view.group["params"]:
             member = members.by_param[param]

@@ -66,23 +66,23 @@ def matched(
         )
     saved = converted(saved, first, codes)
     state = dict(first)
-    for key in first:
-        if strict and saved and key not in saved:
-            raise ValueError(f"state of parameter {name!r} lacks {key!r}; {REMEDY}")
-    for key, value in saved.items():
-        if key in first:
+    for key, value in first.items():
+        if key in saved:
             what = f"state of parameter {name!r}: {key!r}"
-            state[key] = as_slot(what, key, value, first[key], param.device)
-        elif strict and key not in wrapper_keys:
+            state[key] = as_slot(what, key, saved[key], value, param.device)
+        elif strict and saved:
+            raise ValueError(f"state of parameter {name!r} lacks {key!r}; {REMEDY}")
+    for key in sorted(saved.keys() - first.keys()):
+        value = saved[key]
+        if strict and key not in wrapper_keys:
             raise ValueError(
                 f"state of parameter {name!r} has {key!r}, which this chain does not use; {REMEDY}"
             )
-        elif isinstance(value, Tensor):
+        if isinstance(value, Tensor):
             # As torch.optim loads it.
             dtype = param.dtype if param.is_floating_point() else value.dtype
-            state[key] = value.detach().to(param.device, dtype, copy=True)
-        else:
-            state[key] = value
+            value = value.detach().to(param.device, dtype, copy=True)
+        state[key] = value
     return state
 
 
@@ -142,7 +142,8 @@ def as_slot(
         raise ValueError(f"{what} must be a non-negative integer, got {value.item():g}")
     if kind_of(first.dtype) == "int" and not _is_whole(value):
         raise ValueError(f"{what} must be an integer, got {value.item():g}")
-    on = first.device if first.ndim == 0 or device is None else device
+    stays = first.ndim == 0 or first.is_meta or device is None
+    on = first.device if stays else device
     return value.detach().to(on, first.dtype, copy=True)
 
 

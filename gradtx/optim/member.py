@@ -73,7 +73,8 @@ class Member:
         param: The parameter.
         choices: Each selector's decision for the parameter.
         layout: The layout of its state; None before its slots are created.
-        fresh: Slots in its state that nothing has used so far, and that its first gradient creates again.
+        fresh: Tensors of its state that nothing has used so far, and that its first gradient creates again, with their
+            versions; None if the version is that of the tensor from which this one was copied.
         made_for: The structure of its group for which the slots were created.
         owner: The rank that keeps the slots of rules that need the whole parameter, if it is divided; see `Leaf`.
         state: Its state, looked up for the current step.
@@ -87,7 +88,9 @@ class Member:
     param: Tensor
     choices: dict[Path, Any] = field(default_factory=dict[Path, Any])
     layout: Layout | None = None
-    fresh: State = field(default_factory=dict[str, Any])
+    fresh: dict[str, tuple[Tensor, int | None]] = field(
+        default_factory=dict[str, tuple[Tensor, int | None]]
+    )
     made_for: Any = None
     owner: int | None = None
     state: State = field(default_factory=dict[str, Any])
@@ -114,9 +117,31 @@ class Member:
         else:
             self.device_count = None
 
+    def mark_fresh(self, state: State) -> None:
+        """Record that nothing has used the slots of a state so far."""
+        self.fresh = {
+            key: (tensor, version(tensor))
+            for key, tensor in state.items()
+            if key != "step"
+        }
+
+    def used(self, state: State) -> State:
+        """Return the state without fresh slots, unless the user has written them."""
+        untouched = {
+            key
+            for key, (tensor, made_at) in self.fresh.items()
+            if state.get(key) is tensor and made_at in (None, version(tensor))
+        }
+        return {key: value for key, value in state.items() if key not in untouched}
+
     def __getstate__(self) -> dict[str, Any]:
         # A copied tensor counts its writes from 0, and would later have the recorded version with another value.
-        return {**self.__dict__, "device_count": None}
+        fresh = {
+            key: (tensor, None)
+            for key, (tensor, made_at) in self.fresh.items()
+            if made_at in (None, version(tensor))
+        }
+        return {**self.__dict__, "device_count": None, "fresh": fresh}
 
 
 def version(tensor: Tensor) -> int:

@@ -22,6 +22,7 @@ from gradtx.base.inputs import (
     without_repeats,
 )
 from gradtx.base.messages import describe
+from gradtx.base.tree import tensors
 from gradtx.distributed.layouts import team_of_group
 from gradtx.optim.chain_checks import (
     IDLE_STEPS,
@@ -546,6 +547,16 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         copied = memo[id(self)] = type(self).__new__(type(self))
         copied.__setstate__(deepcopy(self.__getstate__(), memo))
         return copied
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Refuse a pickle that torch could not load; copies do not need one."""
+        for tensor in tensors(dict(self.state)):
+            if tensor.dtype == torch.float8_e4m3fn:
+                raise TypeError(
+                    f"{type(self).__name__}: torch cannot load pickles of float8 tensors, which the state contains; "
+                    "save the state dict instead: torch.save(optimizer.state_dict(), path)"
+                )
+        return super().__reduce_ex__(protocol)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_parts": self._parts}

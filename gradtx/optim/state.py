@@ -188,6 +188,19 @@ class States:
                 params.append(param)
         if not params:
             return
+        self._create(view, params)
+
+    def adopt(self, view: GroupView) -> None:
+        """Check and accept states that the user has moved to other parameters of a group."""
+        moved: list[Tensor] = []
+        for param in view.group["params"]:
+            member = self.members.by_param[param]
+            if member.layout is None and len(member.used(self.of(param))) > 1:
+                moved.append(param)
+        self._create(view, moved)
+        self.created.clear()
+
+    def _create(self, view: GroupView, params: list[Tensor]) -> None:
         for param, initial in self.first(view, params).items():
             member = self.members.by_param[param]
             self.created.append((member, dict(vars(member)), self.of(param)))
@@ -243,7 +256,7 @@ class States:
                 if member.layout is None:
                     # torch.distributed.checkpoint loads what the state has.
                     self.by_param[param] = states[param]
-                    member.fresh = initial.state
+                    member.mark_fresh(initial.state)
         owned = states_of_owners(members, layouts, states, self.members.replicas)
         return {**states, **owned}
 
@@ -254,16 +267,16 @@ class States:
     def _completed(self, member: Member, initial: Initial) -> State:
         """Return a parameter's state in another layout: existing values are kept, missing values are initial ones."""
         layout, first = initial
-        old = {
-            key: value
-            for key, value in self.of(member.param).items()
-            if key == "step" or member.fresh.get(key) is not value
-        }
-        if member.layout is None and len(layout.keys & old.keys()) > 1:
+        old = member.used(self.of(member.param))
+        if (
+            member.layout is None
+            and not member.fresh
+            and layout.keys & old.keys() != {"step"}
+        ):
             # The user has moved it here, from another parameter.
             codes, known = layout.coded_keys, old.keys()
             return matched(member.name, member.param, old, first, True, codes, known)
-        old_keys = {} if member.layout is None else member.layout.owners()
+        old_keys = (member.layout or layout).owners()
         state: State = {"step": old.get("step", first["step"])}
         # Matched by stage, not by key: the slot of a newly enabled link may now have a key that another slot had.
         for owner, key in layout.owners().items():
