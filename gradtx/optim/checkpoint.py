@@ -57,6 +57,8 @@ def check_form(state_dict: Mapping[str, Any], names: list[str]) -> None:
             require(
                 group.get(key, default), list | tuple, f"{key!r} of {where}", "a list"
             )
+        for name in group.get("param_names", ()):
+            require(name, str, f"an entry of 'param_names' of {where}", "a str")
     if any(isinstance(key, str) and key.isdecimal() for key in entries):
         raise ValueError(
             "the keys of 'state' in the loaded state dict are strings such as '0', as after JSON; make them numbers: "
@@ -164,6 +166,8 @@ class Checkpoint:
             for number, param in zip(numbers, params, strict=True)
         }
         listed = set(numbers)
+        if len(listed) < len(numbers):
+            raise ValueError("the loaded groups list a parameter a second time")
         # Saved state that belongs to no parameter.
         self._foreign = {key: entries[key] for key in entries if key not in listed}
         without_entry = [number for number in numbers if number not in entries]
