@@ -7,7 +7,7 @@ from typing import Any
 from typing import Literal
 import torch
 from torch import Tensor
-from gradtx.base.exact import Scalar
+from gradtx.arguments import Scalar
 from gradtx.base.selectors import Where
 from gradtx.arguments import AnyLength
 from gradtx.arguments import Count
@@ -52,6 +52,7 @@ from gradtx.multitask import RotoGrad as RotoGrad
 from gradtx.base.exact import Scalar as Scalar
 from gradtx.base.exact import Schedule as Schedule
 from gradtx.arguments import Static as Static
+from gradtx.sweeps.result import Sweep as Sweep
 from gradtx.schedules import ademamix_alpha_schedule as ademamix_alpha_schedule
 from gradtx.rules import alias as alias
 from gradtx.transform import apply_updates as apply_updates
@@ -108,6 +109,7 @@ from gradtx import slots as slots
 from gradtx.algorithms.clipping import soft_row_clip as soft_row_clip
 from gradtx.functional import stack as stack
 from gradtx.schedules import step_schedule as step_schedule
+from gradtx.sweeps.run import sweep as sweep
 from gradtx.functional import train_step as train_step
 from gradtx.functional import unstack as unstack
 from gradtx.schedules import untuned_exponential_warmup as untuned_exponential_warmup
@@ -140,6 +142,7 @@ __all__ = [
     "Scalar",
     "Schedule",
     "Static",
+    "Sweep",
     "a2grad",
     "accsgd",
     "accumulate",
@@ -504,6 +507,7 @@ __all__ = [
     "stack",
     "step_schedule",
     "swats",
+    "sweep",
     "take_signs_of_gradient",
     "tam",
     "tiger",
@@ -731,7 +735,7 @@ def adam_mini(
     betas: Decays = (0.9, 0.999),
     eps: NonNegative = 1e-08,
     weight_decay: NonNegative = 0.0,
-    block: str | int = "row",
+    block: Count | Literal['row', 'tensor'] = "row",
     *,
     maximize: bool = False,
     mask: Where | None = None,
@@ -1218,7 +1222,7 @@ def cocob(
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def compensate_rounding(
-    bits: int = 16,
+    bits: Literal[8, 16] = 16,
     *,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
@@ -1338,7 +1342,7 @@ def diffgrad(
 def dion(
     lr: NonNegative = 0.01,
     mu: Decay = 0.95,
-    rank: float | int = 1.0,
+    rank: Annotated[float | int, '(0, inf)'] = 1.0,
     weight_decay: NonNegative = 0.01,
     eps: NonNegative = 1e-08,
     adjust_lr_fn: Adjustment | None = "spectral",
@@ -1352,7 +1356,7 @@ def dion(
 ) -> GradientTransformation: ...
 def dion2(
     lr: NonNegative = 0.01,
-    fraction: float | int = 0.25,
+    fraction: Annotated[float | int, '(0, 1]'] = 0.25,
     ef_decay: Decay = 0.95,
     weight_decay: NonNegative = 0.01,
     select: Literal['rows', 'columns', 'short'] = "short",
@@ -1878,7 +1882,7 @@ def muon_adam_atan2(
     muon_rms_factor: NonNegative = 0.2,
     use_normuon: bool = False,
     normuon_eps: NonNegative = 1e-10,
-    matrix_ndims: tuple[int, ...] = (2, 3),
+    matrix_ndims: tuple[Annotated[int, '[2, inf)'], ...] = (2, 3),
     *,
     maximize: bool = False,
     mask: Where | None = None,
@@ -2062,7 +2066,7 @@ def orthogonalize_against_params(
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def orthogonalize_slices(
-    fraction: float | int = 0.25,
+    fraction: Annotated[float | int, '(0, 1]'] = 0.25,
     ef_decay: Decay = 0.95,
     select: Literal['rows', 'columns', 'short'] = "short",
     beta2: Decay | None = None,
@@ -2126,7 +2130,7 @@ def polar_adam_atan2(
     polar_beta1: Decay = 0.95,
     polar_steps: Steps = 5,
     polar_rms_factor: NonNegative = 0.2,
-    matrix_ndims: tuple[int, ...] = (2, 3),
+    matrix_ndims: tuple[Annotated[int, '[2, inf)'], ...] = (2, 3),
     *,
     maximize: bool = False,
     mask: Where | None = None,
@@ -2186,7 +2190,7 @@ def psgd_kron(
     weight_decay: NonNegative = 0.0,
     precond_lr: NonNegative = 0.1,
     precond_init_scale: Positive = 1.0,
-    precondition_frequency: int | str = "annealed",
+    precondition_frequency: Count | Literal['annealed'] = "annealed",
     balance_every: Count = 100,
     probes: Literal['expected', 'random'] = "expected",
     seed: int = 0,
@@ -2617,7 +2621,7 @@ def scale_by_apollo(
     eps: Positive = 0.0001,
     rebound: Literal['constant', 'belief'] = "constant",
     weight_decay: NonNegative = 0.0,
-    weight_decay_type: str = "decoupled",
+    weight_decay_type: Literal['decoupled', 'stable'] = "decoupled",
     *,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
@@ -2680,7 +2684,7 @@ def scale_by_belief(
 def scale_by_block_adam(
     betas: Decays = (0.9, 0.999),
     eps: NonNegative = 1e-08,
-    block: str | int = "row",
+    block: Count | Literal['row', 'tensor'] = "row",
     *,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
@@ -2757,7 +2761,7 @@ def scale_by_diffgrad(
 ) -> GradientTransformation: ...
 def scale_by_dion(
     mu: Decay = 0.95,
-    rank: float | int = 1.0,
+    rank: Annotated[float | int, '(0, inf)'] = 1.0,
     eps: NonNegative = 1e-08,
     init: Literal['random', 'eye'] = "random",
     seed: int = 0,
@@ -3087,7 +3091,7 @@ def scale_by_psgd_kron(
     b1: Decay = 0.9,
     precond_lr: NonNegative = 0.1,
     precond_init_scale: Positive = 1.0,
-    precondition_frequency: int | str = "annealed",
+    precondition_frequency: Count | Literal['annealed'] = "annealed",
     balance_every: Count = 100,
     probes: Literal['expected', 'random'] = "expected",
     seed: int = 0,

@@ -9,18 +9,19 @@ import numbers
 import sys
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal, NamedTuple, TypeAlias, TypeGuard, TypeVar
 
 import torch
 from torch import Tensor
 
-from gradtx.base.exact import Scalar, Schedule
+from gradtx.base.exact import Betas, Scalar, Schedule
 from gradtx.base.inputs import are_parameters
 from gradtx.base.messages import describe, nearest, schedule_remedy, shortly
 
 __all__ = [
     "AnyLength",
+    "Betas",
     "Count",
     "Decay",
     "Decays",
@@ -28,6 +29,7 @@ __all__ = [
     "NonNegative",
     "NonNegativeInt",
     "Positive",
+    "Scalar",
     "Static",
     "is_off",
 ]
@@ -92,6 +94,11 @@ RANGES = {
     "weight_decay": Range("[0, inf)"),
 }
 _NO_RANGE = Range("(-inf, inf)")
+# For the same reason, these names need no annotation; nor does a parameter whose default is a bool.
+TYPES: dict[str, tuple[str, Any]] = {
+    **dict.fromkeys(RANGES, ("NonNegative", Scalar)),
+    "betas": ("Decays", Betas),
+}
 
 
 # Options of other libraries that have another name here.
@@ -151,7 +158,7 @@ class Hint(NamedTuple):
 
     members: frozenset[Any]
     notes: tuple[str, ...] = ()
-    choices: tuple[str, ...] = ()
+    choices: tuple[Any, ...] = ()
 
     @classmethod
     def of(cls, annotation: Any) -> Hint:
@@ -162,7 +169,7 @@ class Hint(NamedTuple):
             notes = tuple(note for note in entries[1:] if isinstance(note, str))
             return inner._replace(notes=(*inner.notes, *notes))
         if origin is Literal:
-            return cls(frozenset((str,)), choices=entries)
+            return cls(frozenset(map(type, entries)), choices=entries)
         if origin is not types.UnionType and origin is not typing.Union:
             return cls(frozenset((annotation,)))
         hint = cls(frozenset())
@@ -198,19 +205,27 @@ def _kind(members: frozenset[Any]) -> str:
         return "scalar"
     if {str, tuple[float, float, float]} < members:
         return "named floats"
+    if members == {float, int}:
+        return "number"
+    if members == {int, str}:
+        return "int or name"
     if len(members) != 1:
         return "structure"
     (hint,) = members
-    if typing.get_origin(hint) is tuple:
+    if typing.get_origin(hint) in (tuple, Sequence):
         return _kind_of_tuple(typing.get_args(hint))
     return _PLAIN_KINDS.get(hint, "structure")
 
 
 def _kind_of_tuple(entries: tuple[Any, ...]) -> str:
-    for entry in entries:
-        if entry is not Ellipsis and Hint.of(entry).members - {type(None)} != _SCALAR:
-            return "structure"
-    return "betas" if entries else "structure"
+    of_entries = {
+        Hint.of(entry).members - {type(None)}
+        for entry in entries
+        if entry is not Ellipsis
+    }
+    if of_entries == {frozenset((int,))}:
+        return "ints"
+    return "betas" if of_entries == {frozenset(_SCALAR)} else "structure"
 
 
 class Argument:
@@ -236,7 +251,7 @@ class Argument:
         self.any_length = "any length" in hint.notes
         self.range = hint.range(RANGES.get(self.name, _NO_RANGE))
         self._entries: list[Hint] = []
-        if self.kind == "betas":
+        if self.kind in ("betas", "ints"):
             (annotated,) = hint.members - {type(None)}
             self._entries = [
                 Hint.of(entry)
@@ -269,18 +284,29 @@ class Argument:
         if self.kind == "named floats":
             return self._named_floats(value)
         if self.kind == "int":
-            return self._int(value)
+            return self._chosen(self._int(value, self.name, self.range))
+        if self.kind == "ints":
+            return self._ints(value)
+        if self.kind == "number":
+            return self._number(value)
+        if self.kind == "int or name":
+            if isinstance(value, str):
+                return self._chosen(value)
+            return self._int(value, self.name, self.range)
         if self.kind == "bool":
             return self._instance(value, bool)
         if self.kind == "str":
             return self._chosen(self._instance(value, str))
         return value
 
-    def _chosen(self, value: str) -> str:
-        """Check a name against those that the annotation lists."""
+    def _chosen(self, value: Any) -> Any:
+        """Check a value against those that the annotation lists."""
         if self.choices and value not in self.choices:
+            valid = one_of(self.choices, self.optional)
+            if self.kind == "int or name":
+                valid = f"{valid} or an int"
             raise ValueError(
-                f"{self.owner}: {self.name} must be {one_of(self.choices, self.optional)}, got {value!r}"
+                f"{self.owner}: {self.name} must be {valid}, got {value!r}"
             )
         return value
 
@@ -324,13 +350,31 @@ class Argument:
             )
         return value
 
-    def _int(self, value: Any) -> int:
+    def _int(self, value: Any, name: str, interval: Range) -> int:
         # A bool is an int in Python, but a user who writes `every=True` means something else.
         if isinstance(value, bool) or not isinstance(value, numbers.Integral):
             raise TypeError(
-                f"{self.owner}: {self.name} must be an int, got {describe(value)}"
+                f"{self.owner}: {name} must be an int, got {describe(value)}"
             )
-        return self._in_range(int(value), self.name, self.range)
+        return self._in_range(int(value), name, interval)
+
+    def _ints(self, value: Any) -> tuple[int, ...]:
+        if not isinstance(value, tuple | list):
+            raise TypeError(
+                f"{self.owner}: {self.name} must be a list of ints, got {describe(value)}"
+            )
+        return tuple(
+            self._int(entry, f"{self.name}[{i}]", self.entry_range(i))
+            for i, entry in enumerate(value)
+        )
+
+    def _number(self, value: Any) -> Any:
+        """Check a number that determines structure, which is no tensor and no schedule."""
+        if isinstance(value, bool) or not isinstance(value, numbers.Real):
+            raise TypeError(
+                f"{self.owner}: {self.name} must be a plain number, got {describe(value)}"
+            )
+        return self._in_range(value, self.name, self.range)
 
     def _betas(self, value: Any) -> tuple[Any, ...]:
         """Check a tuple of numbers, each of which may be a tensor or a schedule."""
@@ -453,6 +497,22 @@ def _hints_of(function: Callable[..., Any]) -> dict[str, Any]:
     return hints
 
 
+def _annotated(
+    function: Callable[..., Any], hints: dict[str, Any]
+) -> inspect.Signature:
+    """Return a signature, and add the annotations that names and defaults imply to it and to `hints`."""
+    signature = inspect.signature(function)
+    parameters: list[inspect.Parameter] = []
+    for name, parameter in signature.parameters.items():
+        is_flag = isinstance(parameter.default, bool)
+        known = ("bool", bool) if is_flag else TYPES.get(name)
+        if name not in hints and known is not None:
+            annotation, hints[name] = known
+            parameter = parameter.replace(annotation=annotation)
+        parameters.append(parameter)
+    return signature.replace(parameters=parameters)
+
+
 def _with_options(
     signature: inspect.Signature, hints: dict[str, Any]
 ) -> inspect.Signature:
@@ -463,11 +523,11 @@ def _with_options(
         return signature
     del parameters[last.name]
     _, link = typing.get_args(hints.pop(last.name))
-    function = link.spec.function
-    for name, parameter in inspect.signature(function).parameters.items():
-        parameters.setdefault(name, parameter)
-    for name, hint in _hints_of(function).items():
-        hints.setdefault(name, hint)
+    function = link.spec.function if hasattr(link, "spec") else link
+    hints_of_link = _hints_of(function)
+    of_link = _annotated(function, hints_of_link)
+    hints |= {**hints_of_link, **hints}
+    parameters = {**parameters, **of_link.parameters, **parameters}
     return signature.replace(parameters=list(parameters.values()))
 
 
@@ -511,7 +571,7 @@ class Arguments:
         is_alias: bool,
     ):
         hints = _hints_of(function)
-        signature = _with_options(inspect.signature(function), hints)
+        signature = _with_options(_annotated(function, hints), hints)
         parameters = list(signature.parameters.values())
         _check_annotations(name, parameters, hints)
         self.name = name
@@ -555,6 +615,18 @@ class Arguments:
             else:
                 bound[argument.name] = argument.default
         return bound
+
+    def shown(self, values: Mapping[str, Any]) -> list[str]:
+        """Return the arguments of a call as a user would type them."""
+        shown: list[str] = []
+        for argument in self.all:
+            value = values[argument.name]
+            text = describe(value)
+            if argument.required and not argument.keyword_only:
+                shown.append(text)
+            elif argument.required or varies(value) or value != argument.default:
+                shown.append(f"{argument.name}={text}")
+        return shown
 
     def sample(self) -> dict[str, Any]:
         """Return values for the required arguments with which the factory can be called."""

@@ -377,7 +377,8 @@ def muon_for(
         raise ValueError(
             "muon_for: the model has no parameters that require a gradient"
         )
-    other = adamw(adamw_lr, betas, eps, adamw_weight_decay)
+    numbers: tuple[Any, ...] = (adamw_lr, betas, eps, adamw_weight_decay)
+    other = adamw(*numbers)
     branches = {
         "muon": _in_blocks(muon(lr, weight_decay, **options), rows),
         "muon_conv": muon(lr, weight_decay, view="flatten", **options),

@@ -79,7 +79,7 @@ REAL_EXTRAS = frozenset(("hessian_diag", "grad_fn", "value_fn"))
 class TreeOptions(TypedDict, total=False):
     """The options of `whole_tree`."""
 
-    needs: tuple[str, ...] | Callable[[Bound], Iterable[str]]
+    needs: str | tuple[str, ...] | Callable[[Bound], Iterable[str]]
     extras: Mapping[str, str]
 
 
@@ -99,12 +99,12 @@ class Options(TreeOptions, total=False):
     random: bool | Callable[[Bound], bool]
     owns_lr: bool
     rate: Literal["before", "after"] | None
-    agree: tuple[str, ...]
+    agree: str | tuple[str, ...]
     takes_complex: bool | Callable[[Bound], bool] | None
     compiles: bool | str | Callable[[Bound], bool | str] | None
     whole: bool | str | Callable[[Bound], bool | tuple[str, ...]]
     check: Callable[[Bound, str, torch.Size, Mapping[str, Any]], None] | None
-    ahead: tuple[str, ...]
+    ahead: str | tuple[str, ...]
     summed: Mapping[str, Callable[[Tensor], Tensor]]
     wire: Callable[[Bound], torch.dtype | None] | None
 
@@ -157,6 +157,9 @@ class Spec:
         self.function = function
         self.name = function.__name__
         self._options: dict[str, Any] = {**_DEFAULTS, **options}
+        for option in ("needs", "agree", "ahead"):
+            if isinstance(self._options[option], str):
+                self._options[option] = (self._options[option],)
         self.class_name = self._options["class_name"] or _capitalized(self.name)
         self.arguments = Arguments(self.name, function, is_alias=kind == "alias")
         if kind == "alias" and not is_users(function):
@@ -323,23 +326,15 @@ def _check_declared(spec: Spec, options: Mapping[str, Any]) -> None:
         TypeError: If an option has the wrong form, or names an unknown input or argument.
     """
     needs = options["needs"]
-    for need in () if callable(needs) else _names_in(spec, "needs", needs):
+    for need in () if callable(needs) else needs:
         if need not in INPUTS:
             raise TypeError(
                 f"{spec.name}: unknown entry {need!r} in needs; valid: {', '.join(INPUTS)}; "
                 f"declare others by extras={{{need!r}: 'leaf'}}"
             )
     for option in ("agree", "ahead"):
-        for argument in _names_in(spec, option, options[option]):
+        for argument in options[option]:
             _check_argument(spec, option, argument)
-
-
-def _names_in(spec: Spec, option: str, names: Any) -> Iterable[str]:
-    if isinstance(names, str):
-        raise TypeError(
-            f"{spec.name}: {option} must be a tuple of names, got {names!r}; write ({names!r},)"
-        )
-    return names
 
 
 def _check_argument(spec: Spec, option: str, name: str) -> None:
@@ -434,17 +429,7 @@ class FactoryCall(GradientTransformation):
         return _remade, (self._spec.factory, self._arguments, state_dtype)
 
     def __repr__(self) -> str:
-        shown: list[str] = []
-        for argument in self._spec.arguments.all:
-            value = self._arguments[argument.name]
-            if argument.required:
-                shown.append(
-                    f"{argument.name}={describe(value)}"
-                    if argument.keyword_only
-                    else describe(value)
-                )
-            elif varies(value) or value != argument.default:
-                shown.append(f"{argument.name}={describe(value)}")
+        shown = self._spec.arguments.shown(self._arguments)
         if self._storage is not None:
             shown.append(f"state_dtype={self._storage!r}")
         return f"{self._name}({', '.join(shown)})"
@@ -843,12 +828,13 @@ def per_tensor(function: Any = None, /, **options: Any) -> Any:
       leaves, it yields `{name: 0-d}`, receives the totals under the same names, and finally yields `(update, state)`.
     - `evaluate(state, param) -> tensor`: the value that `eval_params` returns for the parameter.
 
-    Every argument must be annotated, and the annotation says which values are valid. `NonNegative`, `Positive`,
-    `Fraction` ([0, 1]), `Decay` ([0, 1)), `Decays` and `Annotated[Scalar, "(0, 1)"]` mark hyperparameters, which may be
-    0-d tensors or schedules and must not affect structure; `Scalar` accepts any number, except that `lr`, `eps`,
-    `momentum` and `weight_decay` are in [0, inf) and `betas` in [0, 1). `Count` (>= 1), `NonNegativeInt`, `bool`,
-    `str` and `Literal["a", "b"]` are plain values; `Static[int]` is one that groups of an optimizer share. A tuple has
-    as many entries as its default, unless it is annotated `AnyLength[Decays]`. The factory also accepts `state_dtype`.
+    An annotation says which values of an argument are valid. `NonNegative`, `Positive`, `Fraction` ([0, 1]), `Decay`
+    ([0, 1)), `Decays` and `Annotated[Scalar, "(0, 1)"]` mark hyperparameters, which may be 0-d tensors or schedules and
+    must not affect structure; `Scalar` accepts any number, except that `lr`, `eps`, `momentum` and `weight_decay` are
+    in [0, inf) and `betas` in [0, 1). These five need no annotation, nor does a bool with a default. `Count` (>= 1),
+    `NonNegativeInt`, `bool`, `str` and `Literal["a", "b"]` are plain values; `Static[int]` is one that groups of an
+    optimizer share. A tuple has as many entries as its default, unless it is annotated `AnyLength[Decays]`. The factory
+    also accepts `state_dtype`.
 
     Args:
         elementwise: Whether each entry of the update depends only on the same entry of the inputs (apart from sums).
@@ -856,9 +842,9 @@ def per_tensor(function: Any = None, /, **options: Any) -> Any:
         takes_complex: Whether the rule accepts complex leaves, whose real and imaginary parts it receives in a new last
             dimension; defaults to `elementwise`. True is also correct if entries interact only through norms of the
             leaf.
-        needs: Requirements of `update`: "params", "value", "value_fn", "grad_fn", "hessian_diag"; or a function of
-            the arguments that returns them. With an argument `update_period`, the rule reads `hessian_diag` only at
-            the first step of each period of that many steps.
+        needs: Requirements of `update`: "params", "value", "value_fn", "grad_fn", "hessian_diag", one or a tuple; or a
+            function of the arguments that returns a tuple. With an argument `update_period`, the rule reads
+            `hessian_diag` only at the first step of each period of that many steps.
         extras: Other extras, name -> "leaf", "scalar" or "tensors" (a dict of tensors with its own names); append a
             question mark for an optional extra.
         check: A function `(arguments, name, shape, extras)` that raises an error for extras that do not fit a leaf. It

@@ -53,7 +53,6 @@ NIGHTLY = (
     "optim/test_storage.py::test_an_optimizer_equals_pure_use[[]traced-float8]",
     "optim/test_storage.py::test_chains_of_all_kinds_step_with_codes[[]traced-accumulate]",
     "test_conformance_func.py::test_a_whole_step_through_inductor_equals_eager",
-    "test_examples.py::test_the_example_runs_draws_its_plot_and_ends_with_its_figures[[]ensemble_rates]",
     "test_examples.py::test_the_example_runs_draws_its_plot_and_ends_with_its_figures[[]maml_sine]",
     "test_optax_names.py::test_calls_that_are_said_to_be_equal_give_the_same_updates",
     "test_typed.py::*[[]found_by_mypy*",

@@ -202,3 +202,54 @@ def test_a_tensor_that_is_written_in_place_is_followed_at_the_next_step():
     tx = gradtx.sgd(lr=lr)
     lr.fill_(3.0)
     assert run(tx, 1)[0]["c"] == -3.0
+
+
+def test_known_names_and_flags_need_no_annotation():
+    @gradtx.per_tensor
+    def scale_by_known(lr, betas=(0.9, 0.99), eps=1e-8, momentum=0.0, weight_decay=0.0, nesterov=False):
+        return lambda update, state, param, ctx: (update, state)
+
+    tx = scale_by_known(1, nesterov=True)
+    assert tx.hyperparams == {
+        "lr": 1.0,
+        "betas": (0.9, 0.99),
+        "eps": 1e-8,
+        "momentum": 0.0,
+        "weight_decay": 0.0,
+        "nesterov": True,
+    }
+    remedy = re.escape("for another range annotate it: eps: Annotated[gradtx.Scalar, '(-inf, inf)']")
+    with pytest.raises(ValueError, match=rf"^scale_by_known: eps must be in \[0, inf\), got -1.0; {remedy}$"):
+        scale_by_known(0.1, eps=-1.0)
+    with pytest.raises(TypeError, match=r"^scale_by_known: nesterov must be a bool, got 1$"):
+        scale_by_known(0.1, nesterov=1)
+
+
+def test_a_number_that_determines_structure_is_plain_and_in_its_range():
+    @gradtx.per_tensor
+    def keep(
+        share: Annotated[float | int, "(0, 1]"] = 0.5,
+        steps: tuple[Count, ...] = (1, 2),
+        block: Count | Literal["row"] = "row",
+    ):
+        return lambda update, state, param, ctx: (update, state)
+
+    keep(1, [3], 4)
+    for arguments, error, message in [
+        ({"share": 0.0}, ValueError, r"share must be in \(0, 1\], got 0.0"),
+        ({"share": torch.tensor(0.5)}, TypeError, r"share must be a plain number, got tensor\(0.5\)"),
+        ({"steps": 3}, TypeError, "steps must be a list of ints, got 3"),
+        ({"steps": (3, 0)}, ValueError, r"steps\[1\] must be in \[1, inf\), got 0"),
+        ({"block": "column"}, ValueError, "block must be 'row' or an int, got 'column'"),
+        ({"block": 0}, ValueError, r"block must be in \[1, inf\), got 0"),
+    ]:
+        with pytest.raises(error, match=f"^keep: {message}$"):
+            keep(**arguments)
+
+
+def test_one_need_may_be_named_without_a_tuple():
+    @gradtx.per_tensor(needs="params", agree="size")
+    def pull(size: Scalar = 1.0):
+        return lambda update, state, param, ctx: (update + size * param, state)
+
+    assert pull().needs == ("params",)

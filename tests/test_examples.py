@@ -10,7 +10,7 @@ import torch
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 TINY = {
-    "ensemble_rates": (["--steps", "2", "--rates", "3", "--seeds", "2", "--rounds", "1"], "; best of the rates: "),
+    "ensemble_rates": (["--steps", "2", "--rates", "3", "--seeds", "2"], "; best of the rates: "),
     "maml_sine": (["--steps", "2"], "error after 1 and 10 steps: trained without inner steps "),
     "muon_chars": (["--steps", "2"], "held-out loss after 2 steps, nats per character: AdamW alone "),
     "sam_digits": (["--steps", "2", "--seeds", "1"], "test accuracy (sharpness): SGD "),
@@ -53,21 +53,6 @@ def test_the_example_runs_draws_its_plot_and_ends_with_its_figures(name, tmp_pat
     assert closing in lines[-1]
     assert f"plot: {plot}" in lines
     assert plot.read_bytes().startswith(b"\x89PNG")
-
-
-def test_the_ensemble_times_only_what_ends_at_the_same_weights():
-    example = script("ensemble_rates")
-    rates, vmap = torch.tensor([0.01, 0.1], dtype=torch.float64), example["VMAP"]
-    params = [{name: p.double() for name, p in first.items()} for first in example["first_weights"](2)]
-    x, y = torch.rand(3, 2, 5, 64, dtype=torch.float64), torch.randint(10, (3, 2, 5))
-
-    def apart(other):
-        ways = {vmap: example["Vmapped"](rates, params), "another": other}
-        return example["checked"](ways, x, y, example["tqdm"](disable=True))
-
-    assert 0 < apart(example["TorchLooped"](rates, params)) < 1e-12
-    with pytest.raises(RuntimeError, match="another ends at other weights than the vmapped step"):
-        apart(example["Looped"](rates * 1.001, params))
 
 
 def test_maml_differentiates_through_the_inner_step():

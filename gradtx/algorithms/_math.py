@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -13,18 +13,6 @@ from gradtx.base import torch_names as _torch
 from gradtx.base.dtensor import full_tensor
 from gradtx.base.exact import exact
 from gradtx.slots import ema, square
-
-
-def check_choices(
-    owner: str, choices_of: Mapping[str, Iterable[str]], **chosen: str
-) -> None:
-    """Raise an error for options that are none of their choices in a table."""
-    for option, value in chosen.items():
-        if value not in choices_of[option]:
-            choices = ", ".join(map(repr, choices_of[option]))
-            raise ValueError(
-                f"{owner}: {option} must be one of {choices}, got {value!r}"
-            )
 
 
 def differentiable() -> bool:

@@ -246,9 +246,7 @@ def _ridged(
     lift = ridge * at_least(top, 1e-16)
     if change is not None:
         change_of_lift = _zero_with_derivative_of(lift)
-        size = change.shape[-1]
-        identity = torch.eye(size, dtype=change.dtype, device=change.device)
-        change = change + change_of_lift * identity
+        change = change + torch.diag(change_of_lift.expand(len(change)))
     return values + lift.detach(), change
 
 
@@ -358,14 +356,13 @@ def _zero_with_derivative_of(x: Tensor) -> Tensor:
 
 def orthonormal(x: Tensor) -> Tensor:
     """Return Q of the QR decomposition of a matrix that is not wide; dependent columns have no derivative."""
+    columns = x.shape[-1]
+    basis, upper = as_one(_qr, x.detach(), (x.shape, (columns, columns)))
     if not differentiable():
-        (basis,) = as_one(_orthonormal_basis, x, (x.shape,))
         return basis
-    basis, upper = _factors(torch.linalg.qr, x.detach())
-    basis = basis.contiguous()
     diagonal = upper.diagonal()
     largest = upper.abs().amax() if upper.numel() else 0.0
-    cutoff = x.shape[-1] * torch.finfo(x.dtype).eps * largest
+    cutoff = columns * torch.finfo(x.dtype).eps * largest
     dependent = diagonal.abs() <= cutoff
     invertible = upper + torch.diag(torch.where(dependent, 1.0 - diagonal, 0.0))
     # As in `_with_derivative`, a step at the midpoint of the change makes the second derivative exact.
@@ -399,18 +396,9 @@ def _change_of_q(
     return below - below.mT, outside, inside
 
 
-def _orthonormal_basis(x: Tensor) -> tuple[Tensor, ...]:
-    (basis,) = _factors(_orthonormal_factor, x)
-    return (basis.contiguous(),)
-
-
-def _orthonormal_factor(x: Tensor) -> tuple[Tensor]:
-    """Compute only Q with the steps of `torch.linalg.qr`, which would also copy the triangle of R."""
-    # torch cannot infer the shapes of these steps while tracing.
-    if not _torch.readable(x):
-        return (torch.linalg.qr(x).Q,)
-    reflectors, factors = torch.geqrf(x)
-    return (torch.linalg.householder_product(reflectors, factors),)
+def _qr(x: Tensor) -> tuple[Tensor, ...]:
+    basis, upper = _factors(torch.linalg.qr, x)
+    return basis.contiguous(), upper
 
 
 def _change(x: Tensor, basis: Tensor) -> Tensor | None:

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from gradtx.algorithms._matrix import left_basis, orthonormal
-from gradtx.algorithms._spaces import Space, View
-from gradtx.transform import GradientTransformation
+from gradtx.algorithms._spaces import Coordinates, View
 
 Bases: TypeAlias = Literal["svd", "power", "random"]
 Side: TypeAlias = Literal["short", "long", "left", "right"]
@@ -19,57 +18,50 @@ Carry: TypeAlias = Literal["keep", "reset", "rotate"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Projection:
-    """Options of `low_rank`, which documents them."""
+class Projection(Coordinates):
+    """Options of `low_rank`, which documents them, and how its result follows from the low-rank one.
 
+    Attributes:
+        finish: `(view, update) -> (update, numbers)`: the result for a matrix, and the new values of `numbers`.
+        numbers: The names of 0-d slots of a matrix, besides its basis.
+    """
+
+    finish: Callable[[LowRankView, Tensor], tuple[Tensor, dict[str, Any]]]
     rank: int
     every: int
     kind: Bases
     side: Side
     carry: Carry
     seed: int
+    numbers: tuple[str, ...] = ()
 
-    def space(
-        self,
-        inner: GradientTransformation,
-        finish: Callable[[LowRankView, Tensor], tuple[Tensor, dict[str, Any]]],
-        numbers: tuple[str, ...] = (),
-    ) -> Space:
-        """Return the body of a combinator.
-
-        Args:
-            inner: The transformation that runs at low rank.
-            finish: `(view, inner update) -> (update, numbers)`, for a matrix.
-            numbers: The names of 0-d slots, which start at 0.
-        """
-
-        # `random` serves only the later bases.
-        def init(param: Tensor, *random: Any) -> dict[str, Any]:
-            if param.ndim != 2:
-                return {}
-            # A leaf whose first gradient arrives later starts from the first columns of the identity.
-            basis = torch.eye(
-                param.shape[1 if self.is_right(param) else 0],
-                self.width(param),
-                dtype=param.dtype,
-                device=param.device,
-            )
-            return {"Q": basis, **{name: param.new_zeros(()) for name in numbers}}
-
-        def view(update: Tensor, state: dict[str, Any], param: Any, ctx: Any) -> View:
-            if update.ndim != 2:
-                return View()
-            return LowRankView(self, finish, update, state, ctx)
-
-        return Space(
-            inner,
-            init=init,
-            view=view,
-            inside=self.inside,
-            needs_kinds=self.carry == "rotate",
-            seed=self.seed if self.kind == "random" else None,
-            changes=lambda shape: len(shape) == 2,
+    def init(self, param: Tensor, *random: Any) -> dict[str, Any]:
+        if param.ndim != 2:
+            return {}
+        # A leaf whose first gradient arrives later starts from the first columns of the identity.
+        basis = torch.eye(
+            param.shape[1 if self.is_right(param) else 0],
+            self.width(param),
+            dtype=param.dtype,
+            device=param.device,
         )
+        return {"Q": basis, **{name: param.new_zeros(()) for name in self.numbers}}
+
+    def view(self, update: Tensor, state: Any, param: Any, ctx: Any) -> View:
+        if update.ndim != 2:
+            return View()
+        return LowRankView(self, update, state, ctx)
+
+    def changes(self, shape: torch.Size) -> bool:
+        return len(shape) == 2
+
+    @property
+    def needs_kinds(self) -> bool:
+        return self.carry == "rotate"
+
+    @property
+    def draws(self) -> int | None:
+        return self.seed if self.kind == "random" else None
 
     def is_right(self, x: Tensor) -> bool:
         """Whether the basis multiplies the matrix from the right."""
@@ -122,19 +114,14 @@ class LowRankView(View):
     """Project a matrix to a low rank for one call."""
 
     def __init__(
-        self,
-        projection: Projection,
-        finish: Callable[[LowRankView, Tensor], tuple[Tensor, dict[str, Any]]],
-        update: Tensor,
-        state: dict[str, Any],
-        ctx: Any,
+        self, projection: Projection, update: Tensor, state: dict[str, Any], ctx: Any
     ):
         self.ctx = ctx
         self.right = projection.is_right(update)
         self.update = update
         self.state = state
         self.basis = projection.basis(update, state["Q"], ctx)
-        self._finish = finish
+        self._finish = projection.finish
         self._carry = projection.carry
         self._renews = ((ctx.step - 1) % projection.every == 0) & (ctx.step > 1)
         # The host already knows that no refresh is due.

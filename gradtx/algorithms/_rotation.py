@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+import dataclasses
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -17,8 +18,8 @@ from gradtx.algorithms._matrix import (
     orthonormal,
     unfolded,
 )
-from gradtx.algorithms._spaces import Space, View
-from gradtx.transform import GradientTransformation
+from gradtx.algorithms._spaces import Coordinates, View
+from gradtx.arguments import Count, Decay, NonNegative, NonNegativeInt, Static
 
 
 def change_basis(
@@ -61,77 +62,65 @@ def is_empty(statistics: Tensor) -> Tensor:
     return (statistics == 0).all()
 
 
-def iterated(statistics: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
-    """Run one step of power iteration; return the basis and its column order, largest eigenvalue first."""
+def iterated(statistics: Tensor, basis: Tensor) -> Tensor:
+    """Run one step of power iteration, with the column of the largest eigenvalue first.
+
+    Then every column returns to its place, so that what is kept for each of them need not move.
+    """
     product = statistics @ basis
     eigenvalues = (basis * product).sum(dim=0)  # diag(Q^T S Q)
     order = eigenvalues.argsort(descending=True)
     basis = orthonormal(product.index_select(1, order))
-    return basis, order
+    return basis.index_select(1, order.argsort())
 
 
-def permuted(x: Tensor, dims: list[int], orders: list[Tensor]) -> Tensor:
-    """Reorder the entries of a tensor along dimensions; dimensions of another size, such as 1, are unchanged."""
-    for i, order in zip(dims, orders, strict=True):
-        if x.shape[i] == order.numel():
-            x = x.index_select(i, order)
-    return x
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Rotation(Coordinates):
+    """The options of `rotated`, which documents them."""
 
+    statistics: Literal["shampoo", "kl"] = "shampoo"
+    sides: Literal["both", "left", "right", "short"] = "both"
+    beta: Decay = 0.95
+    precondition_frequency: Count = 10
+    max_precondition_dim: Count = 10000
+    merge_dims: bool = False
+    precondition_1d: bool = False
+    start: Literal["skip", "identity"] = "skip"
+    refresh: Literal["qr", "eigh", "svd"] = "qr"
+    offset: NonNegativeInt = 1
+    of: Literal["update", "grad"] = "update"
+    eps: NonNegative = 1e-8
+    stagger: Static[bool] = False
 
-# A named tuple, because dynamo cannot trace a closure over a dataclass.
-class Rotation(NamedTuple):
-    """Options of `rotated`, which documents them; `beta` and `eps` may be tensors.
+    @property
+    def delayed(self) -> bool:
+        return self.start == "skip"
 
-    Attributes:
-        sides: "both" for all dimensions; "left", "right" or "short" for one dimension of a matrix.
-        limit: Dimensions larger than this have no factor.
-        merges: Merge neighboring dimensions while their product is at most `limit`.
-        takes_vectors: Whether 1-d leaves have a factor.
-    """
+    def changes(self, shape: torch.Size) -> list[int]:
+        return self.dims(shape)
 
-    beta: Any
-    frequency: int
-    limit: int
-    merges: bool = False
-    takes_vectors: bool = False
-    staggers: bool = False
-    statistics: str = "shampoo"
-    sides: str = "both"
-    start: str = "skip"
-    refresh: str = "qr"
-    offset: int = 1
-    of: str = "update"
-    eps: Any = 0.0
-
-    def space(self, inner: GradientTransformation, reads_grad: bool = True) -> Space:
-        """Return the body of the combinator."""
-        return Space(
-            inner,
-            init=self.init,
-            view=self.view,
-            inside=self.merged,
-            stored=_in_shape_of,
-            delayed=self.start == "skip",
-            changes=self.dims,
-            reads_grad=reads_grad or self.of == "grad",
-        )
+    def stored(self, value: Tensor, like: Tensor) -> Tensor:
+        # One value per entry; others, such as a single mean, are unchanged.
+        return value.reshape(like.shape) if value.numel() == like.numel() else value
 
     def shape(self, of_leaf: torch.Size) -> tuple[int, ...]:
         """Return the shape of a leaf after the merge."""
-        if self.merges and len(of_leaf) > 1:
-            return merged(of_leaf, self.limit)
+        if self.merge_dims and len(of_leaf) > 1:
+            return merged(of_leaf, self.max_precondition_dim)
         return tuple(of_leaf)
 
-    def merged(self, x: Tensor) -> Tensor:
+    def inside(self, x: Tensor) -> Tensor:
         """Return a tensor in that shape."""
         return x.reshape(self.shape(x.shape))
 
     def dims(self, of_leaf: torch.Size) -> list[int]:
         """Return the dimensions that have a factor."""
-        if len(of_leaf) == 1 and not self.takes_vectors:
+        if len(of_leaf) == 1 and not self.precondition_1d:
             return []
         shape = self.shape(of_leaf)
-        return [i for i in self._candidates(shape) if shape[i] <= self.limit]
+        return [
+            i for i in self._candidates(shape) if shape[i] <= self.max_precondition_dim
+        ]
 
     def _candidates(self, shape: tuple[int, ...]) -> list[int]:
         """Return the dimensions that `sides` selects, whatever their size."""
@@ -143,7 +132,7 @@ class Rotation(NamedTuple):
             return [0] if shape[0] < shape[1] else [1]
         return [0] if self.sides == "left" else [1]
 
-    def init(self, param: Tensor) -> dict[str, Any]:
+    def init(self, param: Tensor, *random: Any) -> dict[str, Any]:
         shape = self.shape(param.shape)
         sizes = [shape[i] for i in self.dims(param.shape)]
         # A leaf whose first gradient arrives later starts from the identity.
@@ -161,17 +150,17 @@ class Rotation(NamedTuple):
         """Return the bases of this step, computed from the update itself."""
 
         def computed() -> list[Tensor]:
-            merged_x = self.merged(x)
+            merged_x = self.inside(x)
             return [left_basis(unfolded(merged_x, i)) for i in self.dims(x.shape)]
 
         return self._if_due(ctx, computed, computed, old)
 
     def averages(self, x: Tensor, dims: list[int], old: list[Tensor]) -> list[Tensor]:
         """Return the factors after this step."""
-        averages: list[Tensor] = []
-        for i, statistics in zip(dims, old, strict=True):
-            averages.append(blended(statistics, gram(x, i), 1 - self.beta))
-        return averages
+        return [
+            blended(statistics, gram(x, i), 1 - self.beta)
+            for i, statistics in zip(dims, old, strict=True)
+        ]
 
     def kl_averages(
         self,
@@ -195,44 +184,31 @@ class Rotation(NamedTuple):
 
     def next_bases(
         self, new: list[Tensor], old: list[Tensor], ctx: Any
-    ) -> tuple[list[Tensor], list[Tensor] | None]:
-        """Return the bases after this step, and the order of their columns; None if it certainly did not change."""
-        orders: list[Tensor] = []
+    ) -> list[Tensor]:
+        """Return the bases after this step."""
 
         def initial() -> list[Tensor]:
             return [eigenbasis(statistics) for statistics in new]
 
         def iterate() -> list[Tensor]:
-            bases: list[Tensor] = []
-            for statistics, old_basis in zip(new, old, strict=True):
-                basis, order = iterated(statistics, old_basis)
-                bases.append(basis)
-                orders.append(order)
-            return bases
+            return list(map(iterated, new, old))
 
         refreshed = initial if self.refresh == "eigh" else iterate
-        return self._if_due(ctx, initial, refreshed, old), orders or None
-
-    def reordered(
-        self, value: Tensor, dims: list[int], orders: list[Tensor], ctx: Any
-    ) -> Tensor:
-        """Return the entries of a slot in the order of the columns if bases were refreshed in this step."""
-        return self._if_due(
-            ctx, lambda: value, lambda: permuted(value, dims, orders), value
-        )
+        return self._if_due(ctx, initial, refreshed, old)
 
     def _if_due(self, ctx: Any, first: Any, refreshed: Any, old: Any) -> Any:
         """Return `first()` in a leaf's first update, `refreshed()` at steps that refresh its bases, else `old`."""
-        phase = self.offset + ctx.turn(self.frequency) if self.staggers else self.offset
+        phase = (
+            self.offset + ctx.turn(self.precondition_frequency)
+            if self.stagger
+            else self.offset
+        )
         return ctx.first(
             first,
-            lambda: ctx.every(self.frequency, phase, refreshed, lambda: old),
+            lambda: ctx.every(
+                self.precondition_frequency, phase, refreshed, lambda: old
+            ),
         )
-
-
-def _in_shape_of(value: Tensor, like: Tensor) -> Tensor:
-    """Reshape a slot with one value per entry; others, such as a single mean, are unchanged."""
-    return value.reshape(like.shape) if value.numel() == like.numel() else value
 
 
 class RotatedView(View):
@@ -249,11 +225,9 @@ class RotatedView(View):
         self._merged_shape = rotation.shape(update.shape)
         self._dims = rotation.dims(update.shape)
         self._bases: list[Tensor] = state["Q"] if self._dims else []
-        # The order of the columns if the bases may have been refreshed; `leave` sets it.
-        self._orders: list[Tensor] | None = None
         if rotation.refresh == "svd":
             self._bases = rotation.bases(update, self._bases, ctx)
-        if rotation.start == "skip":
+        if rotation.delayed:
             is_first = ctx.is_first
             self.takes_part = not is_first if isinstance(is_first, bool) else ~is_first
 
@@ -270,10 +244,6 @@ class RotatedView(View):
     def read(self, kind: str, value: Tensor) -> Tensor:
         if kind == "linear":
             return self.inward(value)
-        return self._with_merged_dims(value)
-
-    def _with_merged_dims(self, value: Tensor) -> Tensor:
-        """Reshape a slot that is shaped as the leaf."""
         is_of_leaf = value.shape == self._shape
         return value.reshape(self._merged_shape) if is_of_leaf else value
 
@@ -283,16 +253,6 @@ class RotatedView(View):
         is_of_leaf = value.shape == self._merged_shape
         return value.reshape(self._shape) if is_of_leaf else value
 
-    def renewed(self, kind: str, value: Tensor) -> Tensor:
-        # A single mean has no order.
-        if kind != "square" or self._orders is None or value.ndim == 0:
-            return value
-        merged_value = self._with_merged_dims(value)
-        ordered = self._rotation.reordered(
-            merged_value, self._dims, self._orders, self._ctx
-        )
-        return ordered.reshape(value.shape)
-
     def leave(self, update: Tensor) -> tuple[Tensor, dict[str, Any]]:
         update = self._outward(update)
         if not self._dims:
@@ -301,12 +261,11 @@ class RotatedView(View):
         if rotation.refresh == "svd":
             return update, {"Q": self._bases}
         old, bases = self._state["GG"], self._bases
-        x = rotation.merged(ctx.grad if rotation.of == "grad" else self._update)
+        x = rotation.inside(ctx.grad if rotation.of == "grad" else self._update)
         if rotation.statistics == "kl":
             scales = kl_scales(old, bases, rotation.eps)
             statistics = rotation.kl_averages(x, dims, old, bases, scales, ctx)
         else:
             statistics = rotation.averages(x, dims, old)
-        bases, self._orders = rotation.next_bases(statistics, bases, ctx)
-        self.renews = self._orders is not None
+        bases = rotation.next_bases(statistics, bases, ctx)
         return update, {"GG": statistics, "Q": bases}

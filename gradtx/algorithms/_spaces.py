@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,8 +17,8 @@ from gradtx.base.dtensor import full_tensor, is_sharded
 from gradtx.base.errors import Path
 from gradtx.execution.context import Clock
 from gradtx.execution.execute import Block, Leaf
-from gradtx.execution.rule import Call, Rule, RuleOperation, StageState
-from gradtx.execution.runs import Scope, as_flag, selected
+from gradtx.execution.rule import Rule, RuleOperation, StageState
+from gradtx.execution.runs import Run, Scope, as_flag, selected
 from gradtx.rules import Combinator
 from gradtx.transform import GradientTransformation
 
@@ -29,20 +28,13 @@ class View:
 
     Attributes:
         takes_part: Whether the inner transformation takes part in this call; a tensor if the host does not know.
-        renews: Whether `renewed` changes inner slots after the inner transformation.
         restarts: Whether inner slots start again from their initial values; a tensor if the host does not know.
         inside: The update that the inner transformation receives.
     """
 
     takes_part: bool | Tensor = True
-    renews = False
     restarts: bool | Tensor = False
     inside: Tensor
-
-    def enter(self, update: Tensor) -> Tensor:
-        """Return the update that the inner transformation receives."""
-        self.inside = self.inward(update)
-        return self.inside
 
     def average(self, value: Tensor, decay: Any) -> Tensor | None:
         """Return a stored average of updates that includes this one, if this is cheaper than `write`; else None."""
@@ -60,13 +52,46 @@ class View:
         """The reverse of `read`."""
         return value
 
-    def renewed(self, kind: str, value: Tensor) -> Tensor:
-        """Return a stored inner slot adapted to a change of the space."""
-        return value
-
     def leave(self, update: Tensor) -> tuple[Tensor, dict[str, Any]]:
         """Return the inner update converted back to the leaf's space, and the new slots of the combinator."""
         return update, {}
+
+
+class Coordinates:
+    """The coordinates in which an inner transformation sees leaves; these are their own.
+
+    Attributes:
+        delayed: Whether the inner clock lags one step behind.
+        needs_kinds: Whether inner slots need a kind.
+    """
+
+    delayed = False
+    needs_kinds = True
+
+    @property
+    def draws(self) -> int | None:
+        """The seed if views draw random numbers."""
+        return None
+
+    def init(self, param: Tensor, *random: Any) -> dict[str, Any]:
+        """Return the initial slots of the combinator."""
+        return {}
+
+    def view(self, update: Tensor, state: Any, param: Any, ctx: Any) -> View:
+        """Return the view of a leaf in one call; pure."""
+        return View()
+
+    def inside(self, x: Tensor) -> Tensor:
+        """Return a tensor in the shape that the inner transformation receives, for `init`."""
+        return x
+
+    def stored(self, value: Tensor, like: Tensor) -> Tensor:
+        """Return the stored form of an initial inner slot, for a leaf shaped like `like`."""
+        return value
+
+    def changes(self, shape: torch.Size) -> Any:
+        """Return a true value if the inner coordinates of leaves of a shape differ from their own."""
+        return True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,26 +100,12 @@ class Space(Combinator):
 
     Attributes:
         inner: The inner transformation.
-        init: `param -> slots`, the initial slots of the combinator.
-        view: `(update, state, param, ctx) -> View`, pure.
-        inside: Function that converts a parameter to the inner coordinates before the first step.
-        stored: `(value, like) -> value`: the stored form of an initial inner slot, for a leaf shaped like `like`.
-        delayed: Whether the inner clock lags one step behind.
-        needs_kinds: Whether inner slots need a kind.
-        seed: The seed if the view draws random numbers, else None.
-        changes: Function of a leaf's shape that is true if its inner coordinates differ from its own.
-        reads_grad: Whether the view or inner links may read `ctx.grad`.
+        coordinates: Its coordinates.
+        reads_grad: Whether views or inner links may read `ctx.grad`.
     """
 
     inner: GradientTransformation
-    init: Callable[..., dict[str, Any]]
-    view: Callable[..., View]
-    inside: Callable[[Tensor], Tensor]
-    stored: Callable[[Tensor, Tensor], Tensor] = lambda value, like: value
-    delayed: bool = False
-    needs_kinds: bool = True
-    seed: int | None = None
-    changes: Callable[[torch.Size], Any] = lambda shape: True
+    coordinates: Coordinates
     reads_grad: bool = True
 
     def expand(self, scope: Scope, name: str) -> list[Any]:
@@ -102,7 +113,7 @@ class Space(Combinator):
         run = SpaceRun(self, scope, path, name)
         inside = scope.inside(path, 0)
         inside.space = run
-        inside.lag += self.delayed
+        inside.lag += self.coordinates.delayed
         enter = EnterSpace(run, scope)
         inner = self.inner._expand(inside)
         run.by_leaf = all(map(can_run_at_owner, inner))
@@ -110,7 +121,7 @@ class Space(Combinator):
         leave = LeaveSpace(run, scope, enter)
         operations = [enter, *inner, leave]
         has_spaces = any(isinstance(operation, EnterSpace) for operation in inner)
-        draws = self.seed is not None
+        draws = self.coordinates.draws is not None
         if run.by_leaf and not (draws or has_spaces or reads_by_leaf(self.inner)):
             run_at_owner(operations, self.inner, self.reads_grad)
         return operations
@@ -119,14 +130,60 @@ class Space(Combinator):
         return ("rounds", "averages", "takes None")
 
 
-class SpaceRun:
+@dataclasses.dataclass(eq=False)
+class Inside:
+    """What is inside a combinator in one call."""
+
+    run: Run
+    path: Path
+
+    def contains(self, path: Path) -> bool:
+        """Whether a path belongs to the inner transformation."""
+        depth = len(self.path)
+        return len(path) > depth and path[:depth] == self.path
+
+    def keep_shared(self, accept: Tensor, restarts: bool | Tensor) -> None:
+        """Keep the old shared values, which may restart nevertheless, unless the new ones are accepted."""
+        new_shared = self.run.new_shared
+        for path in filter(self.contains, new_shared):
+            old = self.run.kept_shared(path, restarts)
+            # A branch that none of these leaves enters has no old values.
+            if old:
+                new_shared[path] = selected(accept, new_shared[path], old)
+
+
+@dataclasses.dataclass
+class Outside:
+    """What a combinator changes of a leaf for its inner transformation, as it was before."""
+
+    update: Any
+    grad: Any
+    param: Any
+    clock: Clock
+    active: Tensor | None
+    restarts: bool | Tensor
+
+    @classmethod
+    def of(cls, leaf: Leaf) -> Outside:
+        return cls(
+            leaf.update, leaf.grad, leaf.param, leaf.clock, leaf.active, leaf.restarts
+        )
+
+    def restore(self, leaf: Leaf) -> None:
+        """Restore everything but the update, and whether the leaf takes part."""
+        leaf.grad = self.grad
+        leaf.param = self.param
+        leaf.clock = self.clock
+        leaf.restarts = self.restarts
+
+
+class SpaceRun(Inside):
     """A space in one call."""
 
     def __init__(self, space: Space, scope: Scope, path: Path, name: str):
-        self.space = space
-        self.path = path
+        super().__init__(scope.run, path)
+        self.space = space.coordinates
         self.name = name
-        self.run = scope.run
         self.outer: SpaceRun | None = scope.space
         self.reads_params = "params" in space.inner.needs
         # Whether inner operations have no sums over leaves and no shared values.
@@ -135,7 +192,7 @@ class SpaceRun:
         self.parts: list[bool | Tensor] = self.run.parts_of_spaces.setdefault(path, [])
         self._restarts = scope.restarts
         self._clocks: dict[Clock, Clock] = {}
-        if space.delayed and not self.run.initial:
+        if self.space.delayed and not self.run.initial:
             self.run.commits.append(self._commit)
 
     def has_program(self, leaf: Leaf) -> bool:
@@ -145,7 +202,7 @@ class SpaceRun:
 
     def has_list_programs(self, shape: torch.Size) -> bool:
         """Whether programs over lists may run the space for leaves of a shape, if the host knows what is due."""
-        return self.by_leaf and self.space.seed is None
+        return self.by_leaf and self.space.draws is None
 
     def stand_in(self, leaf: Leaf, like: Tensor) -> Tensor:
         """Return a tensor in the inner coordinates before the first step, for a leaf like this one."""
@@ -156,9 +213,10 @@ class SpaceRun:
 
     def first(self, rule: Rule, slot: str, value: Any, leaf: Leaf, like: Tensor) -> Any:
         """Convert a slot that an inner `init` returned to its stored form."""
-        self.kind(rule, slot, value, self.stand_in(leaf, like))
-        if isinstance(value, Tensor):
-            value = self.space.stored(value, self._like(leaf, like))
+        if not isinstance(value, Tensor):
+            return value  # which the store refuses
+        self._check_kind(rule, slot, value, self.stand_in(leaf, like))
+        value = self.space.stored(value, self._like(leaf, like))
         return (
             value
             if self.outer is None
@@ -187,14 +245,12 @@ class SpaceRun:
             value if self.outer is None else self.outer.write(rule, slot, value, leaf)
         )
 
-    def kind(self, rule: Rule, slot: str, value: Any, like: Tensor) -> str:
-        """Return the kind of a slot; raise an error if it needs one and has none."""
-        known = rule.slot(slot).kind
-        shape = value.shape if isinstance(value, Tensor) else like.shape
-        if not self.space.needs_kinds or (known and shape in (like.shape, ())):
-            return known
-        if shape == () and like.ndim > 0:
-            return "scalar"
+    def _check_kind(self, rule: Rule, slot: str, value: Tensor, like: Tensor) -> None:
+        """Raise an error for a slot that needs a kind and has none."""
+        is_known = rule.slot(slot).kind and value.shape in (like.shape, ())
+        is_scalar = value.ndim == 0 and like.ndim > 0
+        if is_known or is_scalar or not self.space.needs_kinds:
+            return
         raise TypeError(
             f"{self.name}: the inner link {rule.name!r} has the slot {slot!r}, which cannot be rotated as far as is "
             f"known; if it is a vector or has one value for each coordinate, let the rule return "
@@ -212,29 +268,12 @@ class SpaceRun:
             self._clocks[outside] = Clock(step, host)
         return self._clocks[outside]
 
-    def contains(self, path: Path) -> bool:
-        """Whether a path belongs to the inner transformation."""
-        depth = len(self.path)
-        return len(path) > depth and path[:depth] == self.path
-
     def _commit(self) -> None:
         """Keep the old shared values of the inner transformation if no leaf took part."""
-        new_shared = self.run.new_shared
-        inside = [path for path in new_shared if self.contains(path)]
-        if not inside:
-            return
-        takes_part = self._any_takes_part()
-        for path in inside:
-            old = self.run.kept_shared(path, self._restarts)
-            if old:
-                new_shared[path] = selected(takes_part, new_shared[path], old)
-
-    def _any_takes_part(self) -> Tensor:
-        """Whether any leaf took part."""
-        if not self.parts:
-            return torch.tensor(False)
         like = torch.empty((), device=self.run.device)
-        return torch.stack([as_flag(part, like) for part in self.parts]).any()
+        parts = [as_flag(part, like) for part in self.parts]
+        takes_part = torch.stack(parts).any() if parts else torch.tensor(False)
+        self.keep_shared(takes_part, self._restarts)
 
 
 def can_run_at_owner(operation: Any) -> bool:
@@ -293,19 +332,6 @@ class LazyInnerTensor:
         return LazyInnerTensor(self._view, -self._tensor)
 
 
-@dataclasses.dataclass
-class OuterValues:
-    """The values of a leaf before it entered a space."""
-
-    call: Call
-    update: Tensor
-    grad: Any
-    param: Any
-    clock: Clock
-    active: Tensor | None
-    restarts: bool | Tensor
-
-
 class EnterSpace(RuleOperation):
     """Convert a leaf to the inner coordinates, before the inner transformation."""
 
@@ -317,7 +343,7 @@ class EnterSpace(RuleOperation):
             space.init,
             compiles=False,
             lists=run.has_list_programs,
-            seed=space.seed,
+            seed=space.draws,
         )
         super().__init__(rule, StageState(run.path, scope, rule), scope.run)
         self.space_run = run
@@ -333,11 +359,7 @@ class EnterSpace(RuleOperation):
             dtype = torch.promote_types(dtype, operation.compute_dtype(leaf))
         return dtype
 
-    def start(self, leaf: Leaf) -> None:
-        with self._isolate_for_owners(leaf):
-            self._enter(leaf)
-
-    def _enter(self, leaf: Leaf) -> None:
+    def _begin(self, leaf: Leaf) -> None:
         compute_dtype = self.compute_dtype(leaf)
         if leaf.update.dtype != compute_dtype:
             as_given = leaf.update
@@ -346,17 +368,9 @@ class EnterSpace(RuleOperation):
         call = self._call(leaf)
         whole = call.with_full_tensors() if is_sharded(call.update) else call
         view: View = self._guarded(whole)
-        leaf.saved[self] = OuterValues(
-            call,
-            leaf.update,
-            leaf.grad,
-            leaf.param,
-            leaf.clock,
-            leaf.active,
-            leaf.restarts,
-        )
+        leaf.saved[self] = call, Outside.of(leaf)
         leaf.saved[self.space_run] = view
-        update = view.enter(whole.update)
+        update = view.inside = view.inward(whole.update)
         leaf.grad = (
             update if leaf.grad is leaf.update else LazyInnerTensor(view, leaf.grad)
         )
@@ -391,51 +405,18 @@ class LeaveSpace(RuleOperation):
     def init(self, leaf: Leaf) -> None:
         """Do nothing: `EnterSpace` initializes the slots."""
 
-    def start(self, leaf: Leaf) -> None:
-        with self._isolate_for_owners(leaf):
-            self._leave(leaf)
-
-    def _leave(self, leaf: Leaf) -> None:
-        outside: OuterValues = leaf.saved.pop(self._enter)
-        view: View = leaf.saved[self._run]
+    def _begin(self, leaf: Leaf) -> None:
+        call, outside = leaf.saved.pop(self._enter)
+        view: View = leaf.saved.pop(self._run)
         update, state = view.leave(leaf.update)
-        leaf.grad = outside.grad
-        leaf.param = outside.param
-        leaf.clock = outside.clock
-        leaf.restarts = outside.restarts
+        outside.restore(leaf)
         if view.takes_part is not True:
             part = torch.as_tensor(view.takes_part, device=leaf.device)
             update = torch.where(part, update, torch.zeros_like(update))
             leaf.active = outside.active
         leaf.update = outside.update
-        self._set_update(outside.call, update)
-        self.stage.write(leaf, state, outside.call.old)
-        if view.renews:
-            self._renew(leaf, view)
-        del leaf.saved[self._run]
-
-    def _renew(self, leaf: Leaf, view: View) -> None:
-        """Adapt the inner slots to the change of the space."""
-        of_space = self._enter.compute_dtype(leaf)
-        for operation in leaf.program:
-            path = operation.path
-            if not (
-                isinstance(operation, RuleOperation)
-                and self._run.contains(path)
-                and path in leaf.new
-            ):
-                continue
-            store = operation.stage.store
-            old = leaf.new[path]
-            compute_dtype = torch.promote_types(
-                operation.stage.compute_dtype(leaf), of_space
-            )
-            slots: dict[str, Tensor] = {}
-            for slot, value in store.decode_slots(old, compute_dtype, leaf).items():
-                kind = operation.rule.slot(slot).kind
-                slots[slot] = view.renewed(kind, full_tensor(value))
-            new = store.encode_slots(slots, old, leaf)
-            leaf.new[path] = leaf.unless_skipped(new, old)
+        self._set_update(call, update)
+        self.stage.write(leaf, state, call.old)
 
     def evaluate(self, leaf: Leaf) -> Any:
         """Return None: a space has no weights for evaluation."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 
@@ -14,20 +14,18 @@ from gradtx.algorithms._math import (
     safe_pow,
     safe_sqrt,
 )
-from gradtx.algorithms._one_link import arguments_of
 from gradtx.algorithms.momentum import ema
 from gradtx.algorithms.scaling import scale_by_inverse_time, scale_by_learning_rate
 from gradtx.algorithms.weight_decay import decayed, with_decay
 from gradtx.arguments import (
     Count,
     Decay,
-    Decays,
     Fraction,
     NonNegative,
     Positive,
+    Scalar,
     is_off,
 )
-from gradtx.base.exact import Scalar
 from gradtx.rules import alias, per_tensor
 from gradtx.slots import ema as average_of
 from gradtx.slots import linear, square, start
@@ -52,9 +50,7 @@ __all__ = [
 
 
 @per_tensor(elementwise=True)
-def scale_by_rss(
-    eps: NonNegative = 1e-10, initial_accumulator_value: NonNegative = 0.0
-):
+def scale_by_rss(eps=1e-10, initial_accumulator_value: NonNegative = 0.0):
     r"""Divide by the root of the sum of all squared gradients so far: Adagrad's direction.
 
     $G_t = G_{t-1} + g_t^2$, direction $g_t / (\sqrt{G_t} + \epsilon)$.
@@ -89,7 +85,7 @@ def scale_by_rss(
 
 
 @per_tensor(elementwise=True)
-def scale_by_adadelta(rho: Fraction = 0.9, eps: NonNegative = 1e-6):
+def scale_by_adadelta(rho: Fraction = 0.9, eps=1e-6):
     r"""Rescale gradients to the size of earlier steps: Adadelta's direction, in the units of a weight.
 
     $q_t = \rho q_{t-1} + (1-\rho) g_t^2$, direction $\delta_t = \sqrt{a_{t-1} + \epsilon} / \sqrt{q_t + \epsilon}
@@ -131,7 +127,7 @@ def scale_by_adadelta(rho: Fraction = 0.9, eps: NonNegative = 1e-6):
 
 
 @per_tensor(elementwise=True)
-def scale_by_adamax(betas: Decays = (0.9, 0.999), eps: NonNegative = 1e-8):
+def scale_by_adamax(betas=(0.9, 0.999), eps=1e-8):
     r"""Divide the mean gradient by a decaying maximum of its magnitude: AdaMax's direction.
 
     $m_t = \beta_1 m_{t-1} + (1-\beta_1) g_t$, $u_t = \max(\beta_2 u_{t-1}, |g_t| + \epsilon)$, direction
@@ -173,7 +169,7 @@ def scale_by_adamax(betas: Decays = (0.9, 0.999), eps: NonNegative = 1e-8):
 
 
 @per_tensor(elementwise=True)
-def scale_by_kate(delta: NonNegative = 0.0, eps: NonNegative = 1e-8):
+def scale_by_kate(delta: NonNegative = 0.0, eps=1e-8):
     r"""Divide by the sum of squared gradients, not by its root, and correct for the difference: KATE.
 
     $b_t^2 = b_{t-1}^2 + g_t^2 + \epsilon$, $m_t^2 = m_{t-1}^2 + \delta g_t^2 + g_t^2 / b_t^2$, direction
@@ -212,10 +208,10 @@ def scale_by_kate(delta: NonNegative = 0.0, eps: NonNegative = 1e-8):
     return {"b_sq": square(), "m_sq": square()}, update
 
 
-@per_tensor(elementwise=True, needs=("params",))
+@per_tensor(elementwise=True, needs="params")
 def scale_by_adasmooth(
-    betas: Decays = (0.5, 0.99),
-    eps: NonNegative = 1e-6,
+    betas=(0.5, 0.99),
+    eps=1e-6,
     reset_every: Count | None = None,
 ):
     r"""Divide by a root mean square with a short memory for straight paths and a long one for oscillation: AdaSmooth.
@@ -277,7 +273,7 @@ def scale_by_adasmooth(
     }, update
 
 
-@per_tensor(elementwise=True, needs=("params",), owns_lr=True)
+@per_tensor(elementwise=True, needs="params", owns_lr=True)
 def scale_by_ftrl(
     lr: Positive = 1e-3,
     lr_power: Annotated[Scalar, "(-inf, 0]"] = -0.5,
@@ -395,13 +391,13 @@ def _maxima(x, dim):
 
 @alias
 def adagrad(
-    lr: NonNegative = 1e-2,
+    lr=1e-2,
     lr_decay: NonNegative = 0.0,
-    weight_decay: NonNegative = 0.0,
+    weight_decay=0.0,
     initial_accumulator_value: NonNegative = 0.0,
-    eps: NonNegative = 1e-10,
+    eps=1e-10,
     *,
-    decoupled_weight_decay: bool = False,
+    decoupled_weight_decay=False,
 ):
     r"""Adagrad, equivalent to torch.optim.Adagrad: the gradient over the root of the sum of all squares so far.
 
@@ -447,12 +443,12 @@ def adagrad(
 
 @alias
 def adadelta(
-    lr: NonNegative = 1.0,
+    lr=1.0,
     rho: Fraction = 0.9,
-    eps: NonNegative = 1e-6,
-    weight_decay: NonNegative = 0.0,
+    eps=1e-6,
+    weight_decay=0.0,
     *,
-    decoupled_weight_decay: bool = False,
+    decoupled_weight_decay=False,
 ):
     r"""Adadelta, equivalent to torch.optim.Adadelta: step sizes that follow those of earlier steps.
 
@@ -490,12 +486,12 @@ def adadelta(
 
 @alias
 def adamax(
-    lr: NonNegative = 2e-3,
-    betas: Decays = (0.9, 0.999),
-    eps: NonNegative = 1e-8,
-    weight_decay: NonNegative = 0.0,
+    lr=2e-3,
+    betas=(0.9, 0.999),
+    eps=1e-8,
+    weight_decay=0.0,
     *,
-    decoupled_weight_decay: bool = False,
+    decoupled_weight_decay=False,
 ):
     r"""AdaMax, equivalent to torch.optim.Adamax: Adam with a decaying maximum instead of the root mean square.
 
@@ -530,10 +526,10 @@ def adamax(
 
 @alias
 def kate(
-    lr: NonNegative = 1e-3,
+    lr=1e-3,
     delta: NonNegative = 0.0,
-    eps: NonNegative = 1e-8,
-    weight_decay: NonNegative = 0.0,
+    eps=1e-8,
+    weight_decay=0.0,
 ):
     r"""KATE: AdaGrad without the square root, with steps that do not depend on the scale of the data.
 
@@ -567,11 +563,11 @@ def kate(
 
 @alias(class_name="AdaSmooth")
 def adasmooth(
-    lr: NonNegative = 1e-3,
-    betas: Decays = (0.5, 0.99),
-    eps: NonNegative = 1e-6,
-    weight_decay: NonNegative = 0.0,
-    decoupled_weight_decay: bool = False,
+    lr=1e-3,
+    betas=(0.5, 0.99),
+    eps=1e-6,
+    weight_decay=0.0,
+    decoupled_weight_decay=False,
     reset_every: Count | None = None,
 ):
     r"""AdaSmooth: RMSprop with a short memory for weights that move straight, and a long one where they oscillate.
@@ -615,8 +611,7 @@ def adasmooth(
 
 
 @alias(class_name="FTRL")
-@arguments_of(scale_by_ftrl)
-def ftrl(**arguments):
+def ftrl(**arguments: Annotated[Any, scale_by_ftrl]):
     r"""FTRL-Proximal: one rate per weight, and weights that are exactly 0.
 
     Equivalent to `scale_by_ftrl`, whose updates are final: no learning rate may follow.
@@ -652,7 +647,7 @@ def ftrl(**arguments):
 
 @alias(class_name="SM3")
 def sm3(
-    lr: NonNegative = 0.1,
+    lr=0.1,
     momentum: Decay = 0.0,
     beta: Decay = 0.0,
     eps: Positive = 1e-30,

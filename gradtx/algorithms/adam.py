@@ -20,8 +20,7 @@ from gradtx.algorithms.momentum import trace
 from gradtx.algorithms.projection import project_scale_invariant
 from gradtx.algorithms.scaling import scale_by_learning_rate
 from gradtx.algorithms.weight_decay import add_decayed_weights, with_decay
-from gradtx.arguments import Decay, Decays, NonNegative, Positive, is_off
-from gradtx.base.exact import Scalar
+from gradtx.arguments import Decay, NonNegative, Positive, Scalar, is_off
 from gradtx.rules import alias, per_tensor
 from gradtx.slots import linear, scalar, square
 from gradtx.transform import chain
@@ -46,10 +45,10 @@ __all__ = [
 
 @per_tensor(elementwise=True)
 def scale_by_adam(
-    betas: Decays = (0.9, 0.999),
-    eps: NonNegative = 1e-8,
-    amsgrad: bool = False,
-    nesterov: bool = False,
+    betas=(0.9, 0.999),
+    eps=1e-8,
+    amsgrad=False,
+    nesterov=False,
 ):
     r"""Divide the mean gradient by its root mean square: Adam's direction.
 
@@ -92,9 +91,9 @@ def scale_by_adam(
 @per_tensor(elementwise=True)
 def scale_by_rms(
     alpha: NonNegative = 0.99,
-    eps: NonNegative = 1e-8,
-    eps_in_root: bool = False,
-    centered: bool = False,
+    eps=1e-8,
+    eps_in_root=False,
+    centered=False,
     initial_accumulator_value: NonNegative = 0.0,
 ):
     r"""Divide by the root mean square of the gradient: RMSprop's direction.
@@ -142,10 +141,10 @@ def scale_by_rms(
 
 @per_tensor(elementwise=True)
 def scale_by_adam_hat(
-    betas: Decays = (0.9, 0.999),
+    betas=(0.9, 0.999),
     eps: NonNegative = 1e-8,
-    amsgrad: bool = False,
-    debias_first: bool = True,
+    amsgrad=False,
+    debias_first=True,
     softplus: Positive | None = None,
     partial: Annotated[Scalar, "[0, 0.5]; off at 0.5"] = 0.5,
 ):
@@ -200,8 +199,8 @@ def scale_by_adam_hat(
 
 @per_tensor(elementwise=True)
 def scale_by_nadam(
-    betas: Decays = (0.9, 0.999),
-    eps: NonNegative = 1e-8,
+    betas=(0.9, 0.999),
+    eps=1e-8,
     momentum_decay: NonNegative = 4e-3,
 ):
     r"""Divide a gradient extrapolated by one step of momentum by its root mean square: NAdam's direction.
@@ -328,13 +327,13 @@ def orthogonalize_against_ema(beta: Decay = 0.9):
 
 @alias
 def adam(
-    lr: NonNegative = 1e-3,
-    betas: Decays = (0.9, 0.999),
-    eps: NonNegative = 1e-8,
-    weight_decay: NonNegative = 0.0,
-    amsgrad: bool = False,
+    lr=1e-3,
+    betas=(0.9, 0.999),
+    eps=1e-8,
+    weight_decay=0.0,
+    amsgrad=False,
     *,
-    decoupled_weight_decay: bool = False,
+    decoupled_weight_decay=False,
 ):
     r"""Adam, equivalent to torch.optim.Adam: the mean gradient over its root mean square.
 
@@ -372,11 +371,11 @@ def adam(
 
 @alias(class_name="AdamW")
 def adamw(
-    lr: NonNegative = 1e-3,
-    betas: Decays = (0.9, 0.999),
-    eps: NonNegative = 1e-8,
-    weight_decay: NonNegative = 1e-2,
-    amsgrad: bool = False,
+    lr=1e-3,
+    betas=(0.9, 0.999),
+    eps=1e-8,
+    weight_decay=1e-2,
+    amsgrad=False,
 ):
     r"""AdamW, equivalent to torch.optim.AdamW: Adam with decoupled weight decay.
 
@@ -411,12 +410,12 @@ def adamw(
 
 @alias(class_name="NAdam")
 def nadam(
-    lr: NonNegative = 2e-3,
-    betas: Decays = (0.9, 0.999),
-    eps: NonNegative = 1e-8,
-    weight_decay: NonNegative = 0.0,
+    lr=2e-3,
+    betas=(0.9, 0.999),
+    eps=1e-8,
+    weight_decay=0.0,
     momentum_decay: NonNegative = 4e-3,
-    decoupled_weight_decay: bool = False,
+    decoupled_weight_decay=False,
 ):
     r"""NAdam, equivalent to torch.optim.NAdam: Adam with a Nesterov momentum that rises over time.
 
@@ -459,11 +458,11 @@ def nadam(
 
 @alias(class_name="AdamD")
 def adamd(
-    lr: NonNegative = 1e-3,
-    betas: Decays = (0.9, 0.999),
-    eps: NonNegative = 1e-8,
-    weight_decay: NonNegative = 0.0,
-    decoupled_weight_decay: bool = False,
+    lr=1e-3,
+    betas=(0.9, 0.999),
+    eps=1e-8,
+    weight_decay=0.0,
+    decoupled_weight_decay=False,
 ):
     r"""AdamD: Adam without bias correction of its first moment, which acts as a built-in warm-up.
 
@@ -502,13 +501,13 @@ def adamd(
 
 @alias(class_name="AdamP")
 def adamp(
-    lr: NonNegative = 1e-3,
-    betas: Decays = (0.9, 0.999),
-    eps: NonNegative = 1e-8,
-    weight_decay: NonNegative = 0.0,
+    lr=1e-3,
+    betas=(0.9, 0.999),
+    eps=1e-8,
+    weight_decay=0.0,
     delta: NonNegative = 0.1,
     wd_ratio: NonNegative = 0.1,
-    nesterov: bool = False,
+    nesterov=False,
 ):
     r"""AdamP: Adam without the radial part of its direction where weights appear scale-invariant.
 
@@ -552,12 +551,12 @@ def adamp(
 
 @alias(class_name="SGDP")
 def sgdp(
-    lr: NonNegative,
+    lr,
     momentum: Decay = 0.0,
     dampening: Scalar = 0.0,
-    weight_decay: NonNegative = 0.0,
-    nesterov: bool = False,
-    eps: NonNegative = 1e-8,
+    weight_decay=0.0,
+    nesterov=False,
+    eps=1e-8,
     delta: NonNegative = 0.1,
     wd_ratio: NonNegative = 0.1,
 ):
@@ -603,11 +602,11 @@ def sgdp(
 
 @alias(class_name="AdamC")
 def adamc(
-    lr: NonNegative = 1e-3,
-    betas: Decays = (0.9, 0.999),
-    eps: NonNegative = 1e-8,
-    weight_decay: NonNegative = 1e-2,
-    amsgrad: bool = False,
+    lr=1e-3,
+    betas=(0.9, 0.999),
+    eps=1e-8,
+    weight_decay=1e-2,
+    amsgrad=False,
     max_lr: Positive | None = None,
 ):
     r"""AdamC: AdamW whose weight decay falls with the square of the learning rate.
@@ -660,16 +659,16 @@ def adamc(
 
 @alias(class_name="RMSprop")
 def rmsprop(
-    lr: NonNegative = 1e-2,
+    lr=1e-2,
     alpha: NonNegative = 0.99,
-    eps: NonNegative = 1e-8,
-    weight_decay: NonNegative = 0.0,
-    momentum: NonNegative = 0.0,
-    centered: bool = False,
+    eps=1e-8,
+    weight_decay=0.0,
+    momentum=0.0,
+    centered=False,
     *,
-    eps_in_root: bool = False,
+    eps_in_root=False,
     initial_accumulator_value: NonNegative = 0.0,
-    decoupled_weight_decay: bool = False,
+    decoupled_weight_decay=False,
 ):
     r"""RMSprop, equivalent to torch.optim.RMSprop: the gradient over its root mean square, optionally with momentum.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 import torch
 
@@ -15,10 +15,9 @@ from gradtx.algorithms._math import (
     running_mean,
     safe_sqrt,
 )
-from gradtx.algorithms._one_link import arguments_of
 from gradtx.algorithms.scaling import hold_until, scale_by_learning_rate
 from gradtx.algorithms.weight_decay import with_decay
-from gradtx.arguments import Count, Decay, Decays, NonNegative
+from gradtx.arguments import Count, Decay
 from gradtx.rules import alias, per_tensor
 from gradtx.slots import linear, scalar, square
 from gradtx.transform import chain
@@ -38,11 +37,9 @@ __all__ = [
 @per_tensor(
     elementwise=True,
     shared=lambda arguments: {"gamma": 0.0} if arguments["lagged_norm"] else {},
-    agree=("lagged_norm",),
+    agree="lagged_norm",
 )
-def scale_by_avagrad(
-    betas: Decays = (0.9, 0.999), eps: NonNegative = 0.1, lagged_norm: bool = False
-):
+def scale_by_avagrad(betas=(0.9, 0.999), eps=0.1, lagged_norm=False):
     r"""Divide the mean gradient by the size of earlier gradients, rescaled to a fixed overall scale: AvaGrad.
 
     With Adam's $m_t$, $v_t$: $\eta_t = 1/(\sqrt{v_{t-1}/(1-\beta_2^{t-1})} + \epsilon)$ and
@@ -105,9 +102,9 @@ _REDUCTIONS = {
 
 @per_tensor(elementwise=lambda arguments: arguments["reduce"] == "none")
 def scale_by_adashift(
-    betas: Decays = (0.9, 0.999),
+    betas=(0.9, 0.999),
     keep_num: Count = 10,
-    eps: NonNegative = 1e-10,
+    eps=1e-10,
     reduce: Literal["max", "mean", "none"] = "max",
 ):
     r"""Divide the mean of the last $n$ gradients by the size of the gradients before them: AdaShift.
@@ -167,10 +164,10 @@ def scale_by_adashift(
 
 @per_tensor(elementwise=True)
 def scale_by_acprop(
-    betas: Decays = (0.9, 0.999),
-    eps: NonNegative = 1e-16,
-    amsgrad: bool = False,
-    momentum_update: bool = False,
+    betas=(0.9, 0.999),
+    eps=1e-16,
+    amsgrad=False,
+    momentum_update=False,
 ):
     r"""Divide the gradient by the deviation of earlier gradients from their mean: ACProp's direction.
 
@@ -226,9 +223,9 @@ def scale_by_acprop(
 def scale_by_bcos(
     beta: Decay = 0.9,
     beta2: Decay | None = None,
-    eps: NonNegative = 1e-6,
+    eps=1e-6,
     mode: Literal["c", "m", "g"] = "c",
-    simple_cond: bool = False,
+    simple_cond=False,
 ):
     r"""Divide a momentum by the root of its mean square without an additional slot: BCOS.
 
@@ -297,12 +294,12 @@ def scale_by_bcos(
 
 @alias(class_name="AvaGrad")
 def avagrad(
-    lr: NonNegative = 0.1,
-    betas: Decays = (0.9, 0.999),
-    eps: NonNegative = 0.1,
-    weight_decay: NonNegative = 0.0,
-    decoupled_weight_decay: bool = False,
-    lagged_norm: bool = False,
+    lr=0.1,
+    betas=(0.9, 0.999),
+    eps=0.1,
+    weight_decay=0.0,
+    decoupled_weight_decay=False,
+    lagged_norm=False,
 ):
     r"""AvaGrad: Adam with rates from earlier gradients, normalized to an overall scale that eps does not change.
 
@@ -354,8 +351,7 @@ def avagrad(
 
 
 @alias(class_name="AdaShift")
-@arguments_of(scale_by_adashift)
-def adashift(lr: NonNegative = 1e-3, **direction):
+def adashift(lr=1e-3, **direction: Annotated[Any, scale_by_adashift]):
     r"""AdaShift: the mean of the last n gradients, divided by the size of the gradients before those.
 
     $p \leftarrow p - \eta m_t / (\sqrt{v_t/(1-\beta_2^{t-n})} + \epsilon)$; see `scale_by_adashift`. Nothing moves in
@@ -395,13 +391,13 @@ def adashift(lr: NonNegative = 1e-3, **direction):
 
 @alias(class_name="ACProp")
 def acprop(
-    lr: NonNegative = 1e-3,
-    betas: Decays = (0.9, 0.999),
-    eps: NonNegative = 1e-16,
-    weight_decay: NonNegative = 0.0,
-    decoupled_weight_decay: bool = True,
-    amsgrad: bool = False,
-    momentum_update: bool = False,
+    lr=1e-3,
+    betas=(0.9, 0.999),
+    eps=1e-16,
+    weight_decay=0.0,
+    decoupled_weight_decay=True,
+    amsgrad=False,
+    momentum_update=False,
 ):
     r"""ACProp: the gradient divided by the deviation of earlier gradients from their mean.
 
@@ -444,14 +440,14 @@ def acprop(
 
 @alias(class_name="BCOS")
 def bcos(
-    lr: NonNegative = 1e-3,
+    lr=1e-3,
     beta: Decay = 0.9,
     beta2: Decay | None = None,
-    eps: NonNegative = 1e-6,
-    weight_decay: NonNegative = 0.1,
+    eps=1e-6,
+    weight_decay=0.1,
     mode: Literal["c", "m", "g"] = "c",
-    simple_cond: bool = False,
-    decoupled_weight_decay: bool = True,
+    simple_cond=False,
+    decoupled_weight_decay=True,
 ):
     r"""BCOS: a momentum divided by an estimate of its root mean square, with one slot less than Adam.
 

@@ -20,8 +20,7 @@ from gradtx.algorithms._math import (
 from gradtx.algorithms.clipping import clip_by_global_norm
 from gradtx.algorithms.momentum import positive_negative
 from gradtx.algorithms.weight_decay import with_decay
-from gradtx.arguments import Decay, Decays, Fraction, NonNegative, is_off
-from gradtx.base.exact import Scalar
+from gradtx.arguments import Decay, Fraction, Scalar, is_off
 from gradtx.rules import alias, per_tensor
 from gradtx.slots import linear, square
 from gradtx.transform import chain
@@ -43,7 +42,7 @@ __all__ = [
 
 
 @per_tensor(elementwise=True)
-def scale_by_adan(betas: Decays = (0.98, 0.92, 0.99), eps: NonNegative = 1e-8):
+def scale_by_adan(betas=(0.98, 0.92, 0.99), eps=1e-8):
     r"""Extrapolate the mean gradient by its mean change, and divide by their combined root mean square: Adan.
 
     With $\Delta_t = g_t - g_{t-1}$ (0 at $t = 1$): $m_t = \beta_1 m_{t-1} + (1-\beta_1) g_t$,
@@ -100,7 +99,7 @@ def scale_by_adan(betas: Decays = (0.98, 0.92, 0.99), eps: NonNegative = 1e-8):
 
 @per_tensor(elementwise=True)
 def scale_by_adai(
-    betas: Decays = (0.1, 0.99),
+    betas=(0.1, 0.99),
     eps: Annotated[Scalar, "(0, 1)"] = 1e-3,
     dampening: Fraction = 1.0,
 ):
@@ -157,9 +156,9 @@ def scale_by_adai(
 
 @per_tensor(elementwise=True)
 def scale_by_qhadam(
-    betas: Decays = (0.9, 0.999),
+    betas=(0.9, 0.999),
     nus: tuple[Scalar, Fraction] = (1.0, 1.0),
-    eps: NonNegative = 1e-8,
+    eps=1e-8,
 ):
     r"""Mix both of Adam's averages with the gradient and its square: QHAdam's direction.
 
@@ -200,8 +199,8 @@ def scale_by_qhadam(
 @per_tensor(elementwise=True)
 def scale_by_adapnm(
     betas: tuple[Decay, Decay, Fraction] = (0.9, 0.999, 1.0),
-    eps: NonNegative = 1e-8,
-    amsgrad: bool = True,
+    eps=1e-8,
+    amsgrad=True,
 ):
     r"""Divide positive-negative momentum by the root mean square of the gradient: AdaPNM's direction.
 
@@ -255,9 +254,7 @@ def scale_by_adapnm(
 
 
 @per_tensor
-def scale_by_adatam(
-    betas: Decays = (0.9, 0.999), decay_rate: Decay = 0.9, eps: NonNegative = 1e-8
-):
+def scale_by_adatam(betas=(0.9, 0.999), decay_rate: Decay = 0.9, eps=1e-8):
     r"""Divide a torque-aware momentum by the root mean square of the gradients: AdaTAM's direction.
 
     $s_t$ as in `scale_by_tam`, $m_t = \beta_1 m_{t-1} + (\frac{1 + s_t}{2} + \epsilon) g_t$,
@@ -304,12 +301,12 @@ def scale_by_adatam(
 
 @alias
 def adan(
-    lr: NonNegative = 1e-3,
-    betas: Decays = (0.98, 0.92, 0.99),
-    eps: NonNegative = 1e-8,
-    weight_decay: NonNegative = 0.0,
+    lr=1e-3,
+    betas=(0.98, 0.92, 0.99),
+    eps=1e-8,
+    weight_decay=0.0,
     max_grad_norm: Annotated[Scalar, "[0, inf]"] = 0.0,
-    no_prox: bool = False,
+    no_prox=False,
 ):
     r"""Adan: Adam with Nesterov momentum, estimated from the change of the gradient, and a proximal decay.
 
@@ -356,11 +353,11 @@ def adan(
 
 @alias
 def adai(
-    lr: NonNegative,
-    betas: Decays = (0.1, 0.99),
+    lr,
+    betas=(0.1, 0.99),
     eps: Annotated[Scalar, "(0, 1)"] = 1e-3,
-    weight_decay: NonNegative = 0.0,
-    decoupled_weight_decay: bool = False,
+    weight_decay=0.0,
+    decoupled_weight_decay=False,
     dampening: Fraction = 1.0,
 ):
     r"""Adai: momentum SGD whose inertia, not its rate, adapts to the gradients of each entry.
@@ -402,12 +399,12 @@ def adai(
 
 @alias(class_name="QHAdam")
 def qhadam(
-    lr: NonNegative = 1e-3,
-    betas: Decays = (0.9, 0.999),
+    lr=1e-3,
+    betas=(0.9, 0.999),
     nus: tuple[Scalar, Fraction] = (1.0, 1.0),
-    eps: NonNegative = 1e-8,
-    weight_decay: NonNegative = 0.0,
-    decoupled_weight_decay: bool = False,
+    eps=1e-8,
+    weight_decay=0.0,
+    decoupled_weight_decay=False,
 ):
     r"""QHAdam: Adam whose averages are both mixed with the current gradient.
 
@@ -449,12 +446,12 @@ def qhadam(
 
 @alias(class_name="AdaPNM")
 def adapnm(
-    lr: NonNegative = 1e-3,
+    lr=1e-3,
     betas: tuple[Decay, Decay, Fraction] = (0.9, 0.999, 1.0),
-    eps: NonNegative = 1e-8,
-    weight_decay: NonNegative = 0.0,
-    amsgrad: bool = True,
-    decoupled_weight_decay: bool = True,
+    eps=1e-8,
+    weight_decay=0.0,
+    amsgrad=True,
+    decoupled_weight_decay=True,
 ):
     r"""AdaPNM: positive-negative momentum over Adam's denominator.
 
@@ -496,11 +493,11 @@ def adapnm(
 
 @alias(class_name="AdaTAM")
 def adatam(
-    lr: NonNegative = 1e-3,
-    betas: Decays = (0.9, 0.999),
+    lr=1e-3,
+    betas=(0.9, 0.999),
     decay_rate: Decay = 0.9,
-    eps: NonNegative = 1e-8,
-    weight_decay: NonNegative = 0.0,
+    eps=1e-8,
+    weight_decay=0.0,
 ):
     r"""AdaTAM: Adam whose momentum gives less weight to gradients that point away from it.
 
@@ -550,9 +547,7 @@ def _damped(
 
 
 @per_tensor
-def scale_by_tam(
-    momentum: Decay = 0.9, decay_rate: Decay = 0.9, eps: NonNegative = 1e-8
-):
+def scale_by_tam(momentum: Decay = 0.9, decay_rate: Decay = 0.9, eps=1e-8):
     r"""Add gradients to a momentum, damping those that turn away from it: torque-aware momentum.
 
     $n(x) = x / \lVert x \rVert$ with norms along dimension 0,
@@ -596,11 +591,11 @@ def scale_by_tam(
 
 @alias(class_name="TAM")
 def tam(
-    lr: NonNegative = 1e-3,
+    lr=1e-3,
     momentum: Decay = 0.9,
     decay_rate: Decay = 0.9,
-    eps: NonNegative = 1e-8,
-    weight_decay: NonNegative = 0.0,
+    eps=1e-8,
+    weight_decay=0.0,
 ):
     r"""TAM: SGD whose momentum gives less weight to gradients that point away from it.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 
@@ -16,12 +16,11 @@ from gradtx.algorithms._math import (
     safe_pow,
     safe_sqrt,
 )
-from gradtx.algorithms._one_link import arguments_of
 from gradtx.algorithms.adam import scale_by_adam_hat
 from gradtx.algorithms.scaling import scale_by_learning_rate
 from gradtx.algorithms.weight_decay import add_decayed_weights, initial_lr, with_decay
-from gradtx.arguments import Decay, Decays, NonNegative, Positive, is_off
-from gradtx.base.exact import Scalar, exact
+from gradtx.arguments import Decay, NonNegative, Positive, Scalar, is_off
+from gradtx.base.exact import exact
 from gradtx.rules import alias, per_tensor
 from gradtx.slots import linear, square
 from gradtx.transform import chain
@@ -43,12 +42,12 @@ __all__ = [
 
 @per_tensor(elementwise=True)
 def scale_by_adabound(
-    lr: NonNegative,
+    lr,
     final_lr: NonNegative = 0.1,
-    betas: Decays = (0.9, 0.999),
-    eps: NonNegative = 1e-8,
+    betas=(0.9, 0.999),
+    eps=1e-8,
     gamma: Positive = 1e-3,
-    amsgrad: bool = False,
+    amsgrad=False,
 ):
     r"""Clip Adam's rates to a band that narrows to a single rate: from Adam to SGD with momentum.
 
@@ -104,11 +103,11 @@ def scale_by_adabound(
     owns_lr=True,
 )
 def scale_by_adamod(
-    lr: NonNegative = 1e-3,
-    betas: Decays = (0.9, 0.999),
+    lr=1e-3,
+    betas=(0.9, 0.999),
     beta3: Decay = 0.999,
-    eps: NonNegative = 1e-8,
-    weight_decay: NonNegative = 0.0,
+    eps=1e-8,
+    weight_decay=0.0,
 ):
     r"""Bound Adam's rate of each weight by the average of its past values.
 
@@ -158,10 +157,10 @@ def scale_by_adamod(
     agree=("betas", "eps", "switch_tol"),
 )
 def scale_by_swats(
-    lr: NonNegative = 1e-3,
-    betas: Decays = (0.9, 0.999),
-    eps: NonNegative = 1e-9,
-    amsgrad: bool = False,
+    lr=1e-3,
+    betas=(0.9, 0.999),
+    eps=1e-9,
+    amsgrad=False,
     switch_tol: NonNegative | None = None,
 ):
     r"""Step as Adam until the equivalent SGD rate has settled, then as SGD with momentum at that rate: SWATS.
@@ -237,7 +236,7 @@ def scale_by_swats(
 
 
 @per_tensor(elementwise=True)
-def scale_by_diffgrad(betas: Decays = (0.9, 0.999), eps: NonNegative = 1e-8):
+def scale_by_diffgrad(betas=(0.9, 0.999), eps=1e-8):
     r"""Damp Adam's direction where the gradient barely changes: diffGrad's direction.
 
     $\xi_t = 1 / (1 + \exp(-|g_{t-1} - g_t|))$ with $g_0 = 0$, between 0.5 and 1, times the direction of
@@ -277,11 +276,11 @@ def scale_by_diffgrad(betas: Decays = (0.9, 0.999), eps: NonNegative = 1e-8):
     return {**moments, "previous_grad": linear()}, update
 
 
-@per_tensor(needs=("params",))
+@per_tensor(needs="params")
 def scale_by_fadam(
-    betas: Decays = (0.9, 0.999),
-    eps: NonNegative = 1e-8,
-    weight_decay: NonNegative = 0.1,
+    betas=(0.9, 0.999),
+    eps=1e-8,
+    weight_decay=0.1,
     clip: Annotated[Scalar, "(0, inf]"] = 1.0,
     p: NonNegative = 0.5,
     eps2: NonNegative = 0.01,
@@ -340,15 +339,15 @@ def scale_by_fadam(
 
 @alias(class_name="AdaBound")
 def adabound(
-    lr: NonNegative = 1e-3,
-    betas: Decays = (0.9, 0.999),
+    lr=1e-3,
+    betas=(0.9, 0.999),
     final_lr: NonNegative = 0.1,
     gamma: Positive = 1e-3,
-    eps: NonNegative = 1e-8,
-    weight_decay: NonNegative = 0.0,
-    decoupled_weight_decay: bool = False,
-    fixed_decay: bool = False,
-    amsgrad: bool = False,
+    eps=1e-8,
+    weight_decay=0.0,
+    decoupled_weight_decay=False,
+    fixed_decay=False,
+    amsgrad=False,
 ):
     r"""AdaBound, with amsgrad AMSBound: Adam whose rates are clipped ever more tightly to one SGD rate.
 
@@ -392,12 +391,12 @@ def adabound(
 
 @alias(class_name="AdaMod")
 def adamod(
-    lr: NonNegative = 1e-3,
-    betas: Decays = (0.9, 0.999),
+    lr=1e-3,
+    betas=(0.9, 0.999),
     beta3: Decay = 0.999,
-    eps: NonNegative = 1e-8,
-    weight_decay: NonNegative = 0.0,
-    decoupled_weight_decay: bool = True,
+    eps=1e-8,
+    weight_decay=0.0,
+    decoupled_weight_decay=True,
 ):
     r"""AdaMod: Adam whose rate for each weight is at most the average of its past values.
 
@@ -442,11 +441,11 @@ def adamod(
 
 @alias(class_name="SWATS")
 def swats(
-    lr: NonNegative = 1e-3,
-    betas: Decays = (0.9, 0.999),
-    eps: NonNegative = 1e-9,
-    weight_decay: NonNegative = 0.0,
-    amsgrad: bool = False,
+    lr=1e-3,
+    betas=(0.9, 0.999),
+    eps=1e-9,
+    weight_decay=0.0,
+    amsgrad=False,
     switch_tol: NonNegative | None = None,
 ):
     r"""SWATS: Adam that switches to SGD with momentum once the equivalent SGD rate has settled.
@@ -491,11 +490,11 @@ def swats(
 
 @alias(class_name="DiffGrad")
 def diffgrad(
-    lr: NonNegative = 1e-3,
-    betas: Decays = (0.9, 0.999),
-    eps: NonNegative = 1e-8,
-    weight_decay: NonNegative = 0.0,
-    decoupled_weight_decay: bool = False,
+    lr=1e-3,
+    betas=(0.9, 0.999),
+    eps=1e-8,
+    weight_decay=0.0,
+    decoupled_weight_decay=False,
 ):
     r"""diffGrad: Adam that shortens its steps, down to half, where the gradient barely changes.
 
@@ -530,8 +529,7 @@ def diffgrad(
 
 
 @alias(class_name="FAdam")
-@arguments_of(scale_by_fadam)
-def fadam(lr: NonNegative = 1e-3, **direction):
+def fadam(lr=1e-3, **direction: Annotated[Any, scale_by_fadam]):
     r"""FAdam: Adam as natural gradient descent, with gradients and decay divided by the root of the Fisher information.
 
     $p \leftarrow p - \eta (m_t + \lambda w)$, with the average $m$ of $u = g / B$ and $w = p / B$, each clipped to a
@@ -569,13 +567,13 @@ def fadam(lr: NonNegative = 1e-3, **direction):
 
 @alias(class_name="PAdam")
 def padam(
-    lr: NonNegative = 0.1,
-    betas: Decays = (0.9, 0.999),
-    eps: NonNegative = 1e-8,
-    weight_decay: NonNegative = 0.0,
+    lr=0.1,
+    betas=(0.9, 0.999),
+    eps=1e-8,
+    weight_decay=0.0,
     partial: Annotated[Scalar, "[0, 0.5]; off at 0.5"] = 0.25,
-    amsgrad: bool = True,
-    decoupled_weight_decay: bool = False,
+    amsgrad=True,
+    decoupled_weight_decay=False,
 ):
     r"""Padam: Adam that divides by a power of the root mean square, between Adam and SGD with momentum.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated, Any
+
 from gradtx.algorithms._math import (
     adam_moments,
     corrected_root,
@@ -17,7 +19,7 @@ from gradtx.algorithms._math import (
 from gradtx.algorithms.adam import scale_by_adam_hat
 from gradtx.algorithms.scaling import scale_by_learning_rate
 from gradtx.algorithms.weight_decay import with_decay
-from gradtx.arguments import Decay, Decays, NonNegative, Positive, is_off
+from gradtx.arguments import Decay, NonNegative, Positive, is_off
 from gradtx.rules import alias, per_tensor
 from gradtx.slots import linear, scalar, square
 from gradtx.transform import chain
@@ -39,9 +41,9 @@ __all__ = [
     needs=lambda arguments: () if is_off(arguments["weight_decay"]) else ("params",)
 )
 def scale_by_stable_adam(
-    betas: Decays = (0.9, 0.99),
-    eps: NonNegative = 1e-8,
-    weight_decay: NonNegative = 0.0,
+    betas=(0.9, 0.99),
+    eps=1e-8,
+    weight_decay=0.0,
 ):
     r"""Shorten Adam's direction, including its decay, where gradients outgrow $v$: StableAdamW's direction.
 
@@ -90,10 +92,10 @@ def scale_by_stable_adam(
 
 @alias(class_name="StableAdamW")
 def stable_adamw(
-    lr: NonNegative = 1e-3,
-    betas: Decays = (0.9, 0.99),
-    eps: NonNegative = 1e-8,
-    weight_decay: NonNegative = 1e-2,
+    lr=1e-3,
+    betas=(0.9, 0.99),
+    eps=1e-8,
+    weight_decay=1e-2,
 ):
     r"""StableAdamW: AdamW with shorter steps where its second moment lags behind the gradient.
 
@@ -131,8 +133,8 @@ def stable_adamw(
 
 @per_tensor(elementwise=True)
 def scale_by_yogi(
-    betas: Decays = (0.9, 0.999),
-    eps: NonNegative = 1e-3,
+    betas=(0.9, 0.999),
+    eps=1e-3,
     initial_accumulator_value: NonNegative = 1e-6,
 ):
     r"""Divide the mean gradient by a root mean square whose change is bounded by the new square: Yogi's direction.
@@ -181,12 +183,12 @@ def scale_by_yogi(
 
 @alias
 def yogi(
-    lr: NonNegative = 1e-2,
-    betas: Decays = (0.9, 0.999),
-    eps: NonNegative = 1e-3,
+    lr=1e-2,
+    betas=(0.9, 0.999),
+    eps=1e-3,
     initial_accumulator_value: NonNegative = 1e-6,
-    weight_decay: NonNegative = 0.0,
-    decoupled_weight_decay: bool = False,
+    weight_decay=0.0,
+    decoupled_weight_decay=False,
 ):
     r"""Yogi: Adam whose mean square changes by at most the new squared gradient.
 
@@ -237,12 +239,12 @@ def stable_decay(weight_decay, total):
     )
 
 
-@per_tensor(elementwise=True, needs=("params",))
+@per_tensor(elementwise=True, needs="params")
 def scale_by_adam_stable_decay(
-    betas: Decays = (0.9, 0.999),
-    eps: NonNegative = 1e-8,
-    weight_decay: NonNegative = 1e-4,
-    amsgrad: bool = False,
+    betas=(0.9, 0.999),
+    eps=1e-8,
+    weight_decay=1e-4,
+    amsgrad=False,
 ):
     r"""Add to Adam's direction a decay in proportion to the average adaptive rate: AdamS's direction.
 
@@ -286,13 +288,7 @@ def scale_by_adam_stable_decay(
 
 
 @alias(class_name="AdamS")
-def adams(
-    lr: NonNegative = 1e-3,
-    betas: Decays = (0.9, 0.999),
-    eps: NonNegative = 1e-8,
-    weight_decay: NonNegative = 1e-4,
-    amsgrad: bool = False,
-):
+def adams(lr=1e-3, **options: Annotated[Any, scale_by_adam_stable_decay]):
     r"""AdamS: Adam with a decoupled decay scaled like its average adaptive rate (stable weight decay).
 
     $p \leftarrow p (1 - \eta \lambda / \sqrt{\bar v_t}) - \eta \hat m_t / (\sqrt{\hat v_t} + \epsilon)$, with
@@ -324,19 +320,16 @@ def adams(
     Source: Xie et al. 2020, arXiv:2011.11152. Departures: no decay as long as all gradients are zero, where the
     authors' code divides by 0. pytorch_optimizer's AdamS adds eps to $\sqrt{\bar v_t}$.
     """
-    return chain(
-        scale_by_adam_stable_decay(betas, eps, weight_decay, amsgrad),
-        scale_by_learning_rate(lr),
-    )
+    return chain(scale_by_adam_stable_decay(**options), scale_by_learning_rate(lr))
 
 
 @per_tensor(takes_complex=True)
 def scale_by_adanorm(
-    betas: Decays = (0.9, 0.999),
-    eps: NonNegative = 1e-8,
+    betas=(0.9, 0.999),
+    eps=1e-8,
     r: Decay = 0.95,
-    amsgrad: bool = False,
-    accumulate_eps: bool = False,
+    amsgrad=False,
+    accumulate_eps=False,
 ):
     r"""Lengthen gradients that are shorter than usual to their usual norm before Adam averages them: AdaNorm.
 
@@ -392,14 +385,14 @@ def scale_by_adanorm(
 
 @alias(class_name="AdaNorm")
 def adanorm(
-    lr: NonNegative = 1e-3,
-    betas: Decays = (0.9, 0.999),
-    eps: NonNegative = 1e-8,
+    lr=1e-3,
+    betas=(0.9, 0.999),
+    eps=1e-8,
     r: Decay = 0.95,
-    weight_decay: NonNegative = 0.0,
-    decoupled_weight_decay: bool = False,
-    accumulate_eps: bool = False,
-    amsgrad: bool = False,
+    weight_decay=0.0,
+    decoupled_weight_decay=False,
+    accumulate_eps=False,
+    amsgrad=False,
 ):
     r"""AdamNorm: Adam that lengthens gradients shorter than usual before its first average.
 
@@ -448,12 +441,12 @@ def adanorm(
 
 @alias
 def sadam(
-    lr: NonNegative = 0.1,
-    betas: Decays = (0.9, 0.999),
+    lr=0.1,
+    betas=(0.9, 0.999),
     beta_softplus: Positive = 50.0,
-    weight_decay: NonNegative = 0.0,
-    decoupled_weight_decay: bool = False,
-    amsgrad: bool = False,
+    weight_decay=0.0,
+    decoupled_weight_decay=False,
+    amsgrad=False,
 ):
     r"""Sadam: Adam that divides by a softplus of the root mean square and needs no eps; with amsgrad, SAMSGrad.
 

@@ -27,13 +27,12 @@ from gradtx.algorithms.weight_decay import (
 )
 from gradtx.arguments import (
     Decay,
-    Decays,
     NonNegative,
     NonNegativeInt,
     Positive,
+    Scalar,
     is_off,
 )
-from gradtx.base.exact import Scalar
 from gradtx.rules import alias, per_tensor
 from gradtx.schedules.half_life import ademamix_alpha_schedule, half_life_schedule
 from gradtx.slots import linear, scalar, square
@@ -61,7 +60,7 @@ def _no_caution(arguments):
 
 @per_tensor(elementwise=_no_caution)
 def scale_by_atan2(
-    betas: Decays = (0.9, 0.99),
+    betas=(0.9, 0.99),
     a: Positive = 1.27,
     b: Positive = 1.0,
     cautious_factor: Annotated[Scalar, "[0, 1]; off at 1"] = 1.0,
@@ -122,8 +121,8 @@ def _after_first(normal, g, state, betas, ctx):
 
 @per_tensor(elementwise=True)
 def scale_by_adopt(
-    betas: Decays = (0.9, 0.9999),
-    eps: NonNegative = 1e-6,
+    betas=(0.9, 0.9999),
+    eps=1e-6,
     clip_exponent: NonNegative | None = 0.25,
 ):
     r"""Average gradients that are divided by the size of earlier gradients: ADOPT's direction.
@@ -167,7 +166,7 @@ def scale_by_adopt(
 
 @per_tensor(elementwise=_no_caution)
 def scale_by_adopt_atan2(
-    betas: Decays = (0.9, 0.99),
+    betas=(0.9, 0.99),
     a: Positive = 1.27,
     b: Positive = 1.0,
     cautious_factor: Annotated[Scalar, "[0, 1]; off at 1"] = 1.0,
@@ -220,10 +219,10 @@ CENTERED_AFTER = 10
 
 @per_tensor(elementwise=True)
 def scale_by_laprop(
-    betas: Decays = (0.9, 0.999),
-    eps: NonNegative = 1e-15,
-    amsgrad: bool = False,
-    centered: bool = False,
+    betas=(0.9, 0.999),
+    eps=1e-15,
+    amsgrad=False,
+    centered=False,
 ):
     r"""Average gradients that are divided by their root mean square: LaProp's direction.
 
@@ -268,21 +267,16 @@ def scale_by_laprop(
     def update(g, state, p, ctx):
         v = running_mean(state["exp_avg_sq"], g.square(), beta2)
         new = {"exp_avg_sq": v}
-        late = ctx.step > CENTERED_AFTER
+        late = ctx.step > (CENTERED_AFTER if centered else 0)
         if centered:
             mean = running_mean(state["exp_mean_avg_beta2"], g, beta2)
             new["exp_mean_avg_beta2"] = mean
             v = torch.where(late, (v - mean.square()).clamp(min=0.0), v)
         if amsgrad:
             largest = torch.maximum(state["max_exp_avg_sq"], v)
-            if centered:  # the first phase collects no maximum
-                v, largest = (
-                    torch.where(late, largest, v),
-                    torch.where(late, largest, 0.0),
-                )
-            else:
-                v = largest
-            new["max_exp_avg_sq"] = largest
+            # The first phase collects no maximum.
+            new["max_exp_avg_sq"] = torch.where(late, largest, 0.0)
+            v = torch.where(late, largest, v)
         normalized = g / (corrected_root(v, ctx, beta2) + eps)
         m = new["exp_avg"] = running_mean(state["exp_avg"], normalized, beta1)
         return m / ctx.bias_correction(beta1), new
@@ -292,9 +286,9 @@ def scale_by_laprop(
 
 @per_tensor(elementwise=True)
 def scale_by_ademamix(
-    betas: Decays = (0.9, 0.999, 0.9999),
+    betas=(0.9, 0.999, 0.9999),
     alpha: NonNegative = 2.0,
-    eps: NonNegative = 1e-8,
+    eps=1e-8,
 ):
     r"""Add a slow average of gradients to Adam's mean: AdEMAMix's direction.
 
@@ -341,11 +335,11 @@ def scale_by_ademamix(
 
 @per_tensor(elementwise=True)
 def scale_by_simplified_ademamix(
-    betas: Decays = (0.99, 0.95),
+    betas=(0.99, 0.95),
     alpha: NonNegative = 0.0,
-    eps: NonNegative = 1e-8,
-    bias_correction1: bool = False,
-    bias_correction2: bool = True,
+    eps=1e-8,
+    bias_correction1=False,
+    bias_correction2=True,
 ):
     r"""Divide a sum of gradients, with extra weight on the newest, by their root mean square: simplified AdEMAMix.
 
@@ -398,20 +392,20 @@ def scale_by_simplified_ademamix(
 
 @alias
 def adam_atan2(
-    lr: NonNegative = 1e-4,
-    betas: Decays = (0.9, 0.99),
-    weight_decay: NonNegative = 0.0,
+    lr=1e-4,
+    betas=(0.9, 0.99),
+    weight_decay=0.0,
     regen_reg_rate: NonNegative = 0.0,
-    decoupled_wd: bool = False,
-    cautious_wd: bool = False,
+    decoupled_wd=False,
+    cautious_wd=False,
     cautious_factor: Annotated[Scalar, "[0, 1]; off at 1"] = 1.0,
     a: Positive = 1.27,
     b: Positive = 1.0,
     *,
-    wasserstein_reg: bool = False,
-    orthog_grad: bool = False,
+    wasserstein_reg=False,
+    orthog_grad=False,
     orig_grad_ema_beta: Decay = 0.9,
-    clip_to_grok: bool = False,
+    clip_to_grok=False,
     clip_to_grok_max_norm: Annotated[Scalar, "(1, inf)"] = 2.0,
 ):
     r"""Adam-atan2: Adam without eps, invariant to the scale of the loss, with options that preserve plasticity.
@@ -492,11 +486,11 @@ def _decay_or_regenerate(
 
 @alias(class_name="ADOPT")
 def adopt(
-    lr: NonNegative = 1e-3,
-    betas: Decays = (0.9, 0.9999),
-    eps: NonNegative = 1e-6,
-    weight_decay: NonNegative = 0.0,
-    decoupled_weight_decay: bool = False,
+    lr=1e-3,
+    betas=(0.9, 0.9999),
+    eps=1e-6,
+    weight_decay=0.0,
+    decoupled_weight_decay=False,
     clip_exponent: NonNegative | None = 0.25,
 ):
     r"""ADOPT: Adam that divides by the size of earlier gradients only, and therefore converges with any $\beta_2$.
@@ -546,11 +540,11 @@ def adopt(
 
 @alias
 def adopt_atan2(
-    lr: NonNegative = 1e-4,
-    betas: Decays = (0.9, 0.99),
-    weight_decay: NonNegative = 0.0,
+    lr=1e-4,
+    betas=(0.9, 0.99),
+    weight_decay=0.0,
     regen_reg_rate: NonNegative = 0.0,
-    decoupled_wd: bool = True,
+    decoupled_wd=True,
     cautious_factor: Annotated[Scalar, "[0, 1]; off at 1"] = 1.0,
     a: Positive = 1.27,
     b: Positive = 1.0,
@@ -602,13 +596,13 @@ def adopt_atan2(
 
 @alias(class_name="LaProp")
 def laprop(
-    lr: NonNegative = 4e-4,
-    betas: Decays = (0.9, 0.999),
-    eps: NonNegative = 1e-15,
-    weight_decay: NonNegative = 0.0,
-    amsgrad: bool = False,
-    centered: bool = False,
-    fixed_decay: bool = False,
+    lr=4e-4,
+    betas=(0.9, 0.999),
+    eps=1e-15,
+    weight_decay=0.0,
+    amsgrad=False,
+    centered=False,
+    fixed_decay=False,
 ):
     r"""LaProp: the average of normalized gradients, where Adam normalizes the average.
 
@@ -657,11 +651,11 @@ def laprop(
 
 @alias(class_name="AdEMAMix")
 def ademamix(
-    lr: NonNegative = 1e-3,
-    betas: Decays = (0.9, 0.999, 0.9999),
+    lr=1e-3,
+    betas=(0.9, 0.999, 0.9999),
     alpha: NonNegative = 2.0,
-    eps: NonNegative = 1e-8,
-    weight_decay: NonNegative = 0.0,
+    eps=1e-8,
+    weight_decay=0.0,
     alpha_warmup: NonNegativeInt | None = None,
     beta3_warmup: NonNegativeInt | None = None,
 ):
@@ -714,15 +708,15 @@ def ademamix(
 
 @alias(class_name="SimplifiedAdEMAMix")
 def simplified_ademamix(
-    lr: NonNegative = 1e-3,
-    betas: Decays = (0.99, 0.95),
+    lr=1e-3,
+    betas=(0.99, 0.95),
     alpha: NonNegative = 0.0,
-    eps: NonNegative = 1e-8,
-    weight_decay: NonNegative = 0.0,
+    eps=1e-8,
+    weight_decay=0.0,
     min_beta1: Decay = 0.9,
     beta1_warmup: NonNegativeInt | None = None,
-    bias_correction1: bool = False,
-    bias_correction2: bool = True,
+    bias_correction1=False,
+    bias_correction2=True,
 ):
     r"""Simplified AdEMAMix: AdamW with one long sum of gradients, and extra weight on the newest.
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
 from gradtx.algorithms._math import plus_decay, quotient, running_mean, safe_pow
-from gradtx.algorithms._one_link import arguments_of
 from gradtx.algorithms.weight_decay import add_decayed_weights, split_decay
 from gradtx.arguments import Count, Decay, Fraction, NonNegative, NonNegativeInt, is_off
 from gradtx.base.exact import exact
@@ -27,7 +26,7 @@ __all__ = [
 ]
 
 
-@per_tensor(elementwise=True, needs=("params",), rate="after")
+@per_tensor(elementwise=True, needs="params", rate="after")
 def lookahead(k: Count = 5, alpha: Fraction = 0.5):
     r"""Move slow weights part of the way to the fast ones at every k-th step and restart from there.
 
@@ -73,10 +72,8 @@ def synchronized(now: Tensor, slow: Tensor, fast: Tensor, alpha: Any) -> Tensor:
     return torch.where(now, slow + alpha * (fast - slow), slow)
 
 
-@per_tensor(elementwise=True, needs=("params",), rate="after")
-def average(
-    decay: Decay | None = None, start: NonNegativeInt = 0, debias: bool = False
-):
+@per_tensor(elementwise=True, needs="params", rate="after")
+def average(decay: Decay | None = None, start: NonNegativeInt = 0, debias=False):
     r"""Keep an average of the weights for evaluation; updates pass unchanged.
 
     Last link of a chain. With $p' = p + u$: $a \leftarrow p'$ while $t \le$ `start`; afterwards
@@ -134,12 +131,12 @@ def dual_averaging(target: Tensor, momentum: Any, param: Tensor) -> Tensor:
     return (1 - momentum) * (target - param)
 
 
-@per_tensor(elementwise=True, needs=("params",), owns_lr=True)
+@per_tensor(elementwise=True, needs="params", owns_lr=True)
 def scale_by_madgrad(
-    lr: NonNegative = 1e-2,
+    lr=1e-2,
     momentum: Decay = 0.9,
-    eps: NonNegative = 1e-6,
-    weight_decay: NonNegative = 0.0,
+    eps=1e-6,
+    weight_decay=0.0,
 ):
     r"""Step from the starting point along the weighted sum of gradients, divided by a cube root: MADGRAD.
 
@@ -197,9 +194,9 @@ def scale_by_madgrad(
     return slots, update
 
 
-@per_tensor(elementwise=True, needs=("params",), owns_lr=True)
+@per_tensor(elementwise=True, needs="params", owns_lr=True)
 def scale_by_srmm(
-    lr: NonNegative = 0.01,
+    lr=0.01,
     beta: NonNegative = 0.5,
     memory_length: Count | None = 100,
     proximal: NonNegative = 0.0,
@@ -254,9 +251,9 @@ def scale_by_srmm(
     return {"mov_avg_grad": linear(), "mov_avg_param": start()}, update
 
 
-@per_tensor(elementwise=True, needs=("params",), owns_lr=True)
+@per_tensor(elementwise=True, needs="params", owns_lr=True)
 def scale_by_asgd(
-    lr: NonNegative = 1e-2,
+    lr=1e-2,
     lambd: NonNegative = 1e-4,
     alpha: NonNegative = 0.75,
     t0: NonNegative = 1e6,
@@ -311,11 +308,11 @@ def scale_by_asgd(
 
 @alias(class_name="MADGRAD")
 def madgrad(
-    lr: NonNegative = 1e-2,
+    lr=1e-2,
     momentum: Decay = 0.9,
-    eps: NonNegative = 1e-6,
-    weight_decay: NonNegative = 0.0,
-    decoupled_weight_decay: bool = False,
+    eps=1e-6,
+    weight_decay=0.0,
+    decoupled_weight_decay=False,
 ):
     r"""MADGRAD: dual averaging from the initial weights, divided by the cube root of the sum of squares.
 
@@ -355,8 +352,7 @@ def madgrad(
 
 
 @alias(class_name="SRMM")
-@arguments_of(scale_by_srmm)
-def srmm(**arguments):
+def srmm(**arguments: Annotated[Any, scale_by_srmm]):
     r"""SRMM: stochastic regularized majorization-minimization, a step from averaged weights along averaged gradients.
 
     With $w = (n+1)^{-\beta}$, $n = t \bmod$ `memory_length`: $\bar g \leftarrow (1-w) \bar g + w g$,

@@ -26,10 +26,10 @@ from gradtx.arguments import (
     NonNegative,
     NonNegativeInt,
     Positive,
+    Scalar,
     Static,
 )
 from gradtx.base.dtensor import full_tensor
-from gradtx.base.exact import Scalar
 from gradtx.rules import per_tensor
 from gradtx.slots import scalar
 
@@ -114,7 +114,7 @@ def _norm_of_before(arguments):
 )
 def clip_by_global_norm(
     max_norm: Annotated[Scalar, "(0, inf]"],
-    eps: NonNegative = 1e-6,
+    eps=1e-6,
     stale: Static[bool] = False,
 ):
     r"""Scale the whole tree to a norm of at most `max_norm`, preserving its direction.
@@ -159,8 +159,8 @@ def clip_by_global_norm(
     return update_by_norm_of_before if stale else update
 
 
-@per_tensor(elementwise=True, agree=("eps",))
-def normalize_by_global_norm(eps: NonNegative = 1e-6):
+@per_tensor(elementwise=True, agree="eps")
+def normalize_by_global_norm(eps=1e-6):
     r"""Scale the whole tree to norm 1, preserving its direction: $u / (G + \epsilon)$.
 
     $G$ is the 2-norm over all leaves together.
@@ -195,7 +195,7 @@ def shrink(size: Tensor, bound) -> Tensor:
     return quotient(bound, size, size > bound, 1.0)
 
 
-@per_tensor(needs=("params",))
+@per_tensor(needs="params")
 def clip_adaptive(clipping: Positive = 0.01, eps: NonNegative = 1e-3):
     r"""Clip the update of each output unit relative to the norm of its weights (adaptive gradient clipping).
 
@@ -233,7 +233,7 @@ def clip_adaptive(clipping: Positive = 0.01, eps: NonNegative = 1e-3):
     return update
 
 
-@per_tensor(takes_complex=True, needs=("params",))
+@per_tensor(takes_complex=True, needs="params")
 def bound_norm(p_bound: Positive):
     r"""Keep the norm of each leaf of weights below a multiple of its initial norm.
 
@@ -304,7 +304,7 @@ def clip_to_history(
     lambda_abs: Positive = 1.0,
     beta: Decay = 0.98,
     warmup_steps: NonNegativeInt = 100,
-    eps: NonNegative = 1e-8,
+    eps=1e-8,
 ):
     r"""Clip each leaf slightly above its usual norm: AdaGC's clipping.
 
@@ -366,7 +366,7 @@ def clip_by_zscore(
     alpha: Decay = 0.97,
     warmup_steps: Count = 25,
     max_norm: Annotated[Scalar, "(0, inf]"] | None = 1.0,
-    eps: NonNegative = 1e-6,
+    eps=1e-6,
     mode: Literal["zscore", "percentile"] = "zscore",
     clip_to: Literal["scaled", "mean"] = "scaled",
 ):
@@ -447,7 +447,7 @@ def clip_by_zscore(
 
 
 @per_tensor(takes_complex=True)
-def normalize_by_norm_history(gammas: Decays = (0.7, 0.9), eps: NonNegative = 1e-8):
+def normalize_by_norm_history(gammas: Decays = (0.7, 0.9), eps=1e-8):
     r"""Scale each leaf to its mean norm relative to the variation of that norm: Stable-SPAM's normalization.
 
     With $n = \lVert g \rVert$ for each leaf, $a = \gamma_1 a + (1-\gamma_1) n$ and $b = \gamma_2 b + (1-\gamma_2) n^2$:

@@ -15,12 +15,11 @@ from gradtx.algorithms._math import (
     running_mean,
     safe_sqrt,
 )
-from gradtx.algorithms._one_link import arguments_of
 from gradtx.algorithms.averaging import dual_averaging
 from gradtx.algorithms.scaling import descend
 from gradtx.algorithms.weight_decay import add_decayed_weights, split_decay
-from gradtx.arguments import Decay, Decays, NonNegative, Positive, is_off
-from gradtx.base.exact import Scalar, exact
+from gradtx.arguments import Decay, Positive, Scalar, is_off
+from gradtx.base.exact import exact
 from gradtx.rules import alias, per_tensor
 from gradtx.slots import linear, square, start
 from gradtx.transform import chain
@@ -39,7 +38,7 @@ __all__ = [
 ]
 
 
-OWN = {"elementwise": True, "needs": ("params",), "rate": "before"}
+OWN = {"elementwise": True, "needs": "params", "rate": "before"}
 
 
 def started(*averages: str) -> Any:
@@ -95,9 +94,9 @@ def _sums(gradient: Tensor, s: Tensor, root: Tensor, rate: Tensor) -> dict[str, 
 
 @per_tensor(**OWN, shared=started("gsq_weighted"), agree=("d0", "growth_rate"))
 def scale_by_dadapt_adagrad(
-    lr: NonNegative = 1.0,
+    lr=1.0,
     momentum: Decay = 0.0,
-    eps: NonNegative = 1e-6,
+    eps=1e-6,
     d0: Positive = 1e-6,
     growth_rate: Annotated[Scalar, "[1, inf]"] = math.inf,
 ):
@@ -172,11 +171,11 @@ def scale_by_dadapt_adagrad(
     **OWN, shared=started("numerator_weighted"), agree=("betas", "d0", "growth_rate")
 )
 def scale_by_dadapt_adam(
-    lr: NonNegative = 1.0,
-    betas: Decays = (0.9, 0.999),
+    lr=1.0,
+    betas=(0.9, 0.999),
     eps: Positive = 1e-8,
-    weight_decay: NonNegative = 0.0,
-    use_bias_correction: bool = False,
+    weight_decay=0.0,
+    use_bias_correction=False,
     d0: Positive = 1e-6,
     growth_rate: Annotated[Scalar, "[1, inf]"] = math.inf,
 ):
@@ -248,7 +247,7 @@ def scale_by_dadapt_adam(
     agree=("d0", "growth_rate"),
 )
 def scale_by_dadapt_sgd(
-    lr: NonNegative = 1.0,
+    lr=1.0,
     momentum: Decay = 0.0,
     d0: Positive = 1e-6,
     growth_rate: Annotated[Scalar, "[1, inf]"] = math.inf,
@@ -315,11 +314,11 @@ def scale_by_dadapt_sgd(
 
 @per_tensor(**OWN, shared=started("gsq_weighted"), agree=("betas", "d0", "growth_rate"))
 def scale_by_dadapt_adan(
-    lr: NonNegative = 1.0,
-    betas: Decays = (0.98, 0.92, 0.99),
+    lr=1.0,
+    betas=(0.98, 0.92, 0.99),
     eps: Positive = 1e-8,
-    weight_decay: NonNegative = 0.02,
-    no_prox: bool = False,
+    weight_decay=0.02,
+    no_prox=False,
     d0: Positive = 1e-6,
     growth_rate: Annotated[Scalar, "[1, inf]"] = math.inf,
 ):
@@ -402,9 +401,9 @@ def scale_by_dadapt_adan(
 
 @per_tensor(**OWN, shared=started("numerator_weighted"), agree=("betas", "d0"))
 def scale_by_dadapt_lion(
-    lr: NonNegative = 1.0,
-    betas: Decays = (0.9, 0.99),
-    weight_decay: NonNegative = 0.0,
+    lr=1.0,
+    betas=(0.9, 0.99),
+    weight_decay=0.0,
     d0: Positive = 1e-6,
 ):
     r"""Run Lion with an automatic rate: D-Adapt Lion.
@@ -464,12 +463,10 @@ def scale_by_dadapt_lion(
 
 @alias(class_name="DAdaptAdaGrad")
 def dadapt_adagrad(
-    lr: NonNegative = 1.0,
+    lr=1.0,
     momentum: Decay = 0.0,
-    weight_decay: NonNegative = 0.0,
-    eps: NonNegative = 1e-6,
-    d0: Positive = 1e-6,
-    growth_rate: Annotated[Scalar, "[1, inf]"] = math.inf,
+    weight_decay=0.0,
+    **options: Annotated[Any, scale_by_dadapt_adagrad],
 ):
     r"""D-Adapt AdaGrad: AdaGrad with an automatic learning rate.
 
@@ -509,21 +506,19 @@ def dadapt_adagrad(
     """
     return chain(
         add_decayed_weights(weight_decay),
-        scale_by_dadapt_adagrad(lr, momentum, eps, d0, growth_rate),
+        scale_by_dadapt_adagrad(lr, momentum, **options),
         descend(),
     )
 
 
 @alias(class_name="DAdaptAdam")
 def dadapt_adam(
-    lr: NonNegative = 1.0,
-    betas: Decays = (0.9, 0.999),
+    lr=1.0,
+    betas=(0.9, 0.999),
     eps: Positive = 1e-8,
-    weight_decay: NonNegative = 0.0,
-    decoupled_weight_decay: bool = False,
-    use_bias_correction: bool = False,
-    d0: Positive = 1e-6,
-    growth_rate: Annotated[Scalar, "[1, inf]"] = math.inf,
+    weight_decay=0.0,
+    decoupled_weight_decay=False,
+    **options: Annotated[Any, scale_by_dadapt_adam],
 ):
     r"""D-Adapt Adam: Adam with an automatic learning rate.
 
@@ -563,20 +558,17 @@ def dadapt_adam(
     coupled, decoupled = split_decay(weight_decay, decoupled_weight_decay)
     return chain(
         add_decayed_weights(coupled),
-        scale_by_dadapt_adam(
-            lr, betas, eps, decoupled, use_bias_correction, d0, growth_rate
-        ),
+        scale_by_dadapt_adam(lr, betas, eps, decoupled, **options),
         descend(),
     )
 
 
 @alias(class_name="DAdaptSGD")
 def dadapt_sgd(
-    lr: NonNegative = 1.0,
+    lr=1.0,
     momentum: Decay = 0.0,
-    weight_decay: NonNegative = 0.0,
-    d0: Positive = 1e-6,
-    growth_rate: Annotated[Scalar, "[1, inf]"] = math.inf,
+    weight_decay=0.0,
+    **options: Annotated[Any, scale_by_dadapt_sgd],
 ):
     r"""D-Adapt SGD: SGD with an automatic learning rate.
 
@@ -617,14 +609,13 @@ def dadapt_sgd(
     """
     return chain(
         add_decayed_weights(weight_decay),
-        scale_by_dadapt_sgd(lr, momentum, d0, growth_rate),
+        scale_by_dadapt_sgd(lr, momentum, **options),
         descend(),
     )
 
 
 @alias(class_name="DAdaptAdan")
-@arguments_of(scale_by_dadapt_adan)
-def dadapt_adan(**direction):
+def dadapt_adan(**direction: Annotated[Any, scale_by_dadapt_adan]):
     r"""D-Adapt Adan: Adan with an automatic learning rate.
 
     $\delta = d \eta$, $\Delta = g_t - g_{t-1}$, $m \leftarrow \beta_1 m + (1-\beta_1) \delta g$,
@@ -667,8 +658,7 @@ def dadapt_adan(**direction):
 
 
 @alias(class_name="DAdaptLion")
-@arguments_of(scale_by_dadapt_lion)
-def dadapt_lion(**direction):
+def dadapt_lion(**direction: Annotated[Any, scale_by_dadapt_lion]):
     r"""D-Adapt Lion: Lion with an automatic learning rate.
 
     $\delta = d \eta$, $y = \mathrm{sign}(\beta_1 m + (1-\beta_1) g)$, $p \leftarrow (1 - \delta\lambda) p - \delta y$,

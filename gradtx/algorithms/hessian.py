@@ -9,7 +9,7 @@ from torch import Tensor
 
 from gradtx.algorithms._math import at_least, running_mean, safe_pow
 from gradtx.algorithms.weight_decay import with_decay
-from gradtx.arguments import Count, Decays, Fraction, NonNegative
+from gradtx.arguments import Count, Fraction, NonNegative
 from gradtx.rules import alias, per_tensor
 from gradtx.slots import ema, square
 
@@ -23,14 +23,14 @@ __all__ = [
 
 @per_tensor(
     elementwise=lambda arguments: not arguments["spatial_average"],
-    needs=("hessian_diag",),
+    needs="hessian_diag",
 )
 def scale_by_hessian(
-    betas: Decays = (0.9, 0.999),
-    eps: NonNegative = 1e-4,
+    betas=(0.9, 0.999),
+    eps=1e-4,
     hessian_power: Fraction = 1.0,
     update_period: Count = 1,
-    spatial_average: bool = True,
+    spatial_average=True,
 ):
     r"""Divide the mean gradient by the root mean square of the Hessian's diagonal: AdaHessian's direction.
 
@@ -102,11 +102,11 @@ def scale_by_hessian(
     return slots, update
 
 
-@per_tensor(elementwise=True, needs=("hessian_diag",))
+@per_tensor(elementwise=True, needs="hessian_diag")
 def scale_by_sophia(
-    betas: Decays = (0.96, 0.99),
+    betas=(0.96, 0.99),
     gamma: NonNegative = 0.01,
-    eps: NonNegative = 1e-12,
+    eps=1e-12,
     update_period: Count = 10,
 ):
     r"""Divide the mean gradient by the mean of the Hessian's diagonal, and clip each entry to $\pm 1$: Sophia.
@@ -179,10 +179,10 @@ def average_over_space(diag: Tensor) -> Tensor:
 
 @alias(class_name="AdaHessian")
 def adahessian(
-    lr: NonNegative = 0.15,
-    betas: Decays = (0.9, 0.999),
-    eps: NonNegative = 1e-4,
-    weight_decay: NonNegative = 0.0,
+    lr=0.15,
+    betas=(0.9, 0.999),
+    eps=1e-4,
+    weight_decay=0.0,
     **options: Annotated[Any, scale_by_hessian],
 ):
     r"""AdaHessian: Adam with the diagonal of the Hessian instead of the gradient in the denominator.
@@ -229,11 +229,11 @@ def adahessian(
 
 @alias(class_name="SophiaH")
 def sophia(
-    lr: NonNegative = 6e-4,
-    betas: Decays = (0.96, 0.99),
+    lr=6e-4,
+    betas=(0.96, 0.99),
     gamma: NonNegative = 0.01,
-    eps: NonNegative = 1e-12,
-    weight_decay: NonNegative = 0.1,
+    eps=1e-12,
+    weight_decay=0.1,
     update_period: Count = 10,
 ):
     r"""Sophia-H: the mean gradient over the mean of the Hessian's diagonal, clipped entry by entry.

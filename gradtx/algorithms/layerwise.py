@@ -27,15 +27,15 @@ from gradtx.algorithms.scaling import scale_by_learning_rate
 from gradtx.algorithms.weight_decay import add_decayed_weights
 from gradtx.arguments import (
     Decay,
-    Decays,
     NonNegative,
     NonNegativeInt,
     Positive,
+    Scalar,
     is_off,
 )
 from gradtx.base import tree as _tree
 from gradtx.base.dtensor import full_tensor
-from gradtx.base.exact import Scalar, exact, exact_dtype
+from gradtx.base.exact import exact, exact_dtype
 from gradtx.execution.rule import OfLeaf
 from gradtx.rules import alias, per_tensor
 from gradtx.slots import linear, scalar, square
@@ -62,10 +62,8 @@ def _sums(p: Tensor, u: Tensor) -> OfLeaf:
     return OfLeaf(weights=p.square().sum(), size=u.square().sum())
 
 
-@per_tensor(whole="sums", takes_complex=True, needs=("params",))
-def scale_by_trust_ratio(
-    clip: bool = False, weight_decay: NonNegative = 0.0, always_adapt: bool = True
-):
+@per_tensor(whole="sums", takes_complex=True, needs="params")
+def scale_by_trust_ratio(clip=False, weight_decay=0.0, always_adapt=True):
     r"""Rescale each update to the norm of its leaf's weights: $u \mapsto u \lVert p \rVert / \lVert u \rVert$.
 
     The ratio is 1 where either norm is 0.
@@ -110,13 +108,13 @@ def scale_by_trust_ratio(
 @per_tensor(
     whole="sums",
     takes_complex=lambda arguments: arguments["min_ndim"] == 0,
-    needs=("params",),
+    needs="params",
 )
 def scale_by_lars(
     trust_coefficient: Positive = 0.001,
-    weight_decay: NonNegative = 0.0,
-    eps: NonNegative = 1e-8,
-    trust_clip: bool = False,
+    weight_decay=0.0,
+    eps=1e-8,
+    trust_clip=False,
     min_ndim: NonNegativeInt = 0,
     lr: NonNegative | None = None,
 ):
@@ -176,10 +174,10 @@ def scale_by_lars(
 
 @per_tensor(elementwise=True)
 def scale_by_lamb(
-    betas: Decays = (0.9, 0.999),
-    eps: NonNegative = 1e-6,
-    bias_correction: bool = True,
-    grad_averaging: bool = True,
+    betas=(0.9, 0.999),
+    eps=1e-6,
+    bias_correction=True,
+    grad_averaging=True,
 ):
     r"""Divide the mean gradient by its root mean square as in Adam, with optional corrections: LAMB's direction.
 
@@ -221,9 +219,7 @@ def scale_by_lamb(
 
 
 @per_tensor(takes_complex=True)
-def scale_by_layer_rms(
-    beta: Decay = 0.98, eps: NonNegative = 1e-8, amsgrad: bool = False
-):
+def scale_by_layer_rms(beta: Decay = 0.98, eps=1e-8, amsgrad=False):
     r"""Divide the gradient of each leaf by a running average of its norm: NovoGrad's direction.
 
     $v_t = \beta v_{t-1} + (1-\beta) \lVert g_t \rVert^2$, with $v_t = \lVert g_t \rVert^2$ where $v_{t-1} = 0$;
@@ -272,9 +268,9 @@ def _entrywise(arguments):
     )
 
 
-@per_tensor(elementwise=_entrywise, needs=("params",), owns_lr=True)
+@per_tensor(elementwise=_entrywise, needs="params", owns_lr=True)
 def scale_by_amos(
-    lr: NonNegative = 1e-3,
+    lr=1e-3,
     beta: Decay = 0.999,
     extra_l2: NonNegative = 0.0,
     eta: Scalar | Callable[[torch.Size], float] | None = None,
@@ -410,7 +406,7 @@ def _neuron_norm(x: Tensor) -> Tensor:
 
 
 @per_tensor
-def scale_by_neuron_norm(beta: Decay = 0.999, constraints: bool = True):
+def scale_by_neuron_norm(beta: Decay = 0.999, constraints=True):
     r"""Divide the gradient of each neuron by its running norm, and restore the initial scale of the weights: Nero.
 
     $v_t = \beta v_{t-1} + (1-\beta) \lVert g_t \rVert^2$ for each neuron, which is an index of dimension 0 or an entry
@@ -460,15 +456,15 @@ def scale_by_neuron_norm(beta: Decay = 0.999, constraints: bool = True):
 
 @alias
 def lamb(
-    lr: NonNegative = 1e-3,
-    betas: Decays = (0.9, 0.999),
-    eps: NonNegative = 1e-6,
-    weight_decay: NonNegative = 0.0,
-    bias_correction: bool = True,
-    grad_averaging: bool = True,
+    lr=1e-3,
+    betas=(0.9, 0.999),
+    eps=1e-6,
+    weight_decay=0.0,
+    bias_correction=True,
+    grad_averaging=True,
     max_grad_norm: Annotated[Scalar, "(0, inf]"] | None = None,
-    trust_clip: bool = False,
-    always_adapt: bool = True,
+    trust_clip=False,
+    always_adapt=True,
 ):
     r"""LAMB: Adam's direction plus decay, rescaled to the norm of each leaf's weights.
 
@@ -519,15 +515,12 @@ def lamb(
 
 @alias(class_name="LARS")
 def lars(
-    lr: NonNegative = 1.0,
-    momentum: NonNegative = 0.9,
+    lr=1.0,
+    momentum=0.9,
     dampening: Scalar = 0.0,
-    weight_decay: NonNegative = 0.0,
-    nesterov: bool = False,
-    trust_coefficient: Positive = 0.001,
-    eps: NonNegative = 1e-8,
-    trust_clip: bool = False,
-    min_ndim: NonNegativeInt = 0,
+    weight_decay=0.0,
+    nesterov=False,
+    **options: Annotated[Any, scale_by_lars],
 ):
     r"""LARS: SGD with momentum and one rate per leaf, from the norms of its weights and its gradient.
 
@@ -570,7 +563,7 @@ def lars(
     and also dampens the first step.
     """
     return chain(
-        scale_by_lars(trust_coefficient, weight_decay, eps, trust_clip, min_ndim, lr),
+        scale_by_lars(weight_decay=weight_decay, lr=lr, **options),
         trace(momentum, dampening, nesterov),
         scale_by_learning_rate(lr),
     )
@@ -578,12 +571,12 @@ def lars(
 
 @alias(class_name="NovoGrad")
 def novograd(
-    lr: NonNegative = 1e-3,
-    betas: Decays = (0.95, 0.98),
-    eps: NonNegative = 1e-8,
-    weight_decay: NonNegative = 0.0,
-    grad_averaging: bool = False,
-    amsgrad: bool = False,
+    lr=1e-3,
+    betas=(0.95, 0.98),
+    eps=1e-8,
+    weight_decay=0.0,
+    grad_averaging=False,
+    amsgrad=False,
 ):
     r"""NovoGrad: momentum of gradients divided by a running norm of their leaf.
 
@@ -627,7 +620,7 @@ def novograd(
 
 
 @alias
-def nero(lr: NonNegative = 0.01, beta: Decay = 0.999, constraints: bool = True):
+def nero(lr=0.01, beta: Decay = 0.999, constraints=True):
     r"""Nero: one rate per neuron, with the weights of each neuron kept at mean 0 and norm 1.
 
     $v \leftarrow \beta v + (1-\beta) \lVert g \rVert^2$ for every neuron,
@@ -671,7 +664,7 @@ def nero(lr: NonNegative = 0.01, beta: Decay = 0.999, constraints: bool = True):
 
 
 @alias
-def fromage(lr: NonNegative = 0.01, p_bound: Positive | None = None):
+def fromage(lr=0.01, p_bound: Positive | None = None):
     r"""Fromage: every leaf rotates by a fixed angle, and keeps its norm if its gradient is orthogonal to it.
 
     $p \leftarrow (p - \eta \, g \lVert p \rVert / \lVert g \rVert) / \sqrt{1 + \eta^2}$; the ratio of norms is 1
@@ -709,15 +702,10 @@ def fromage(lr: NonNegative = 0.01, p_bound: Positive | None = None):
 
 @alias
 def amos(
-    lr: NonNegative = 1e-3,
+    lr=1e-3,
     beta: Decay = 0.999,
     momentum: Decay = 0.0,
-    extra_l2: NonNegative = 0.0,
-    eta: Scalar | Callable[[torch.Size], float] | None = None,
-    slot: Literal["scalar", "rows", "full"] = "scalar",
-    c_coef: NonNegative = 0.25,
-    d_coef: NonNegative = 0.25,
-    eps: Positive = 2**-125,
+    **options: Annotated[Any, scale_by_amos],
 ):
     r"""Amos: Adam-like steps in units of the weights, with rate and decay that adapt to the progress of training.
 
@@ -758,8 +746,6 @@ def amos(
     the maximum.
     """
     return chain(
-        scale_by_amos(
-            lr, beta, extra_l2, eta, slot, c_coef=c_coef, d_coef=d_coef, eps=eps
-        ),
+        scale_by_amos(lr, beta, **options),
         chain() if is_off(momentum) else ema(momentum),
     )

@@ -16,13 +16,12 @@ from gradtx.algorithms._math import (
 from gradtx.algorithms._matrix import orthonormal
 from gradtx.algorithms._polynomials import Coefficients, Steps, orthogonalizer
 from gradtx.algorithms._projection import Bases, Carry, LowRankView, Projection, Side
+from gradtx.algorithms._spaces import Space
 from gradtx.algorithms.adam import scale_by_adam_hat
 from gradtx.algorithms.muon import Adjustment, muon_like
 from gradtx.algorithms.muon_variants import equalized
 from gradtx.algorithms.soap import decayed
-from gradtx.arguments import Count, Decay, Decays, NonNegative
-from gradtx.base.exact import Scalar
-from gradtx.base.messages import describe
+from gradtx.arguments import Count, Decay, NonNegative, Scalar
 from gradtx.combinators.low_rank import low_rank
 from gradtx.rules import alias, per_tensor
 from gradtx.slots import linear, square
@@ -70,8 +69,8 @@ def _correction(ctx: Any, betas: Any) -> Tensor:
 
 @per_tensor(compiles=False)
 def scale_by_fira(
-    betas: Decays = (0.9, 0.999),
-    eps: NonNegative = 1e-6,
+    betas=(0.9, 0.999),
+    eps=1e-6,
     rank: Count = 128,
     update_proj_gap: Count = 200,
     scale: NonNegative = 0.25,
@@ -129,21 +128,21 @@ def scale_by_fira(
         rest, new = _limited(view, rest * _ratios(view, u / correction), limit)
         return scale * view.outward(u) + correction * rest, new
 
-    bases = Projection(rank, update_proj_gap, projection, side, carry, seed)
-    return bases.space(adam, finish, ("last_norm",))
+    options = rank, update_proj_gap, projection, side, carry, seed
+    return Space(adam, Projection(finish, *options, ("last_norm",)))
 
 
 @per_tensor(compiles=False)
 def scale_by_apollo_low_rank(
-    betas: Decays = (0.9, 0.999),
-    eps: NonNegative = 1e-6,
+    betas=(0.9, 0.999),
+    eps=1e-6,
     rank: Count = 128,
     update_proj_gap: Count = 200,
     scale: NonNegative = 1.0,
     side: Side = "short",
     projection: Bases = "random",
     scale_type: Literal["channel", "tensor"] = "channel",
-    scale_front: bool = False,
+    scale_front=False,
     limit: Annotated[Scalar, "[1, inf)"] = 1.01,
     seed: int = 0,
 ):
@@ -196,15 +195,15 @@ def scale_by_apollo_low_rank(
         u, new = _limited(view, before * view.update * ratios, limit)
         return correction * after * u, new
 
-    bases = Projection(rank, update_proj_gap, projection, side, "keep", seed)
-    return bases.space(adam, finish, ("last_norm",))
+    options = rank, update_proj_gap, projection, side, "keep", seed
+    return Space(adam, Projection(finish, *options, ("last_norm",)))
 
 
 @per_tensor(whole=True, dims=(2, 2), random=True, compiles="lists")
 def scale_by_dion(
     mu: Decay = 0.95,
-    rank: float | int = 1.0,
-    eps: NonNegative = 1e-8,
+    rank: Annotated[float | int, "(0, inf)"] = 1.0,
+    eps=1e-8,
     init: Literal["random", "eye"] = "random",
     seed: int = 0,
 ):
@@ -236,8 +235,7 @@ def scale_by_dion(
     Source: Ahn et al. 2025, arXiv:2504.05295. Departures: none from dion_simple, which does not transpose wide
     matrices; where a column of $R$ is 0, that of $Q$ is unchanged and the result is 0.
     """
-    _check_number("scale_by_dion", "rank", rank)
-    if not (rank > 0 and (isinstance(rank, int) or rank <= 1)):
+    if isinstance(rank, float) and rank > 1:
         raise ValueError(
             f"scale_by_dion: rank must be a positive int or a fraction in (0, 1], got {rank!r}"
         )
@@ -267,7 +265,7 @@ def scale_by_dion(
 
 @per_tensor(whole=True, dims=(2, 2), compiles="lists")
 def orthogonalize_slices(
-    fraction: float | int = 0.25,
+    fraction: Annotated[float | int, "(0, 1]"] = 0.25,
     ef_decay: Decay = 0.95,
     select: Literal["rows", "columns", "short"] = "short",
     beta2: Decay | None = None,
@@ -308,11 +306,6 @@ def orthogonalize_slices(
 
     Source: Ahn et al. 2025, arXiv:2512.16928; with `beta2`: microsoft/dion. Departures: none on one device.
     """
-    _check_number("orthogonalize_slices", "fraction", fraction)
-    if not 0 < fraction <= 1:
-        raise ValueError(
-            f"orthogonalize_slices: fraction must be in (0, 1], got {fraction!r}"
-        )
     iterate = orthogonalizer("orthogonalize_slices", coefs, steps, dtype)
 
     def rows(param):
@@ -341,14 +334,6 @@ def orthogonalize_slices(
     return slots, update
 
 
-def _check_number(owner: str, name: str, value: Any) -> None:
-    # In Python a bool is an int, but `rank=True` is certainly a mistake.
-    if isinstance(value, bool) or not isinstance(value, float | int):
-        raise TypeError(
-            f"{owner}: {name} must be a plain number, got {describe(value)}"
-        )
-
-
 def _largest_slices(x: Tensor, dim: int, fraction: float) -> Tensor:
     """Return the indices of the slices with the largest L1 norm, the first among equal ones."""
     count = math.ceil(fraction * x.shape[dim])
@@ -358,10 +343,10 @@ def _largest_slices(x: Tensor, dim: int, fraction: float) -> Tensor:
 
 @alias(class_name="GaLore")
 def galore(
-    lr: NonNegative = 1e-3,
-    betas: Decays = (0.9, 0.999),
-    eps: NonNegative = 1e-6,
-    weight_decay: NonNegative = 0.0,
+    lr=1e-3,
+    betas=(0.9, 0.999),
+    eps=1e-6,
+    weight_decay=0.0,
     rank: Count = 128,
     update_proj_gap: Count = 200,
     scale: NonNegative = 0.25,
@@ -420,10 +405,10 @@ def galore(
 
 @alias
 def fira(
-    lr: NonNegative = 1e-3,
-    betas: Decays = (0.9, 0.999),
-    eps: NonNegative = 1e-6,
-    weight_decay: NonNegative = 0.0,
+    lr=1e-3,
+    betas=(0.9, 0.999),
+    eps=1e-6,
+    weight_decay=0.0,
     rank: Count = 128,
     update_proj_gap: Count = 200,
     scale: NonNegative = 0.25,
@@ -481,10 +466,10 @@ def fira(
 
 @alias(class_name="ApolloLowRank")
 def apollo_low_rank(
-    lr: NonNegative = 1e-2,
-    betas: Decays = (0.9, 0.999),
-    eps: NonNegative = 1e-6,
-    weight_decay: NonNegative = 0.0,
+    lr=1e-2,
+    betas=(0.9, 0.999),
+    eps=1e-6,
+    weight_decay=0.0,
     **options: Annotated[Any, scale_by_apollo_low_rank],
 ):
     r"""APOLLO: the gradient itself, with one rate per row computed by a projected Adam.
@@ -535,11 +520,11 @@ def apollo_low_rank(
 
 @alias
 def dion(
-    lr: NonNegative = 0.01,
+    lr=0.01,
     mu: Decay = 0.95,
-    rank: float | int = 1.0,
-    weight_decay: NonNegative = 0.01,
-    eps: NonNegative = 1e-8,
+    rank: Annotated[float | int, "(0, inf)"] = 1.0,
+    weight_decay=0.01,
+    eps=1e-8,
     adjust_lr_fn: Adjustment | None = "spectral",
     init: Literal["random", "eye"] = "random",
     seed: int = 0,
@@ -591,10 +576,10 @@ def dion(
 
 @alias
 def dion2(
-    lr: NonNegative = 0.01,
-    fraction: float | int = 0.25,
+    lr=0.01,
+    fraction: Annotated[float | int, "(0, 1]"] = 0.25,
     ef_decay: Decay = 0.95,
-    weight_decay: NonNegative = 0.01,
+    weight_decay=0.01,
     select: Literal["rows", "columns", "short"] = "short",
     beta2: Decay | None = None,
     neuron_eps: NonNegative = 1e-8,

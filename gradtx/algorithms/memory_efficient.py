@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
@@ -16,11 +16,10 @@ from gradtx.algorithms._math import (
     safe_sqrt,
 )
 from gradtx.algorithms.weight_decay import with_decay
-from gradtx.arguments import Decay, Decays, NonNegative, Positive, UnfitError
-from gradtx.base.exact import Scalar
+from gradtx.arguments import Count, Decay, NonNegative, Positive, Scalar, UnfitError
 from gradtx.execution.rule import OfLeaf
 from gradtx.rules import alias, per_tensor
-from gradtx.slots import ema, linear, square
+from gradtx.slots import Slot, ema, linear, square
 from gradtx.transform import chain
 
 __all__ = [
@@ -44,21 +43,18 @@ def _vector(param):
     return torch.zeros_like(param) if param.ndim < 2 else None
 
 
-def _rows(param):
-    """Return a slot with one number for each row."""
-    return param.new_zeros(param.shape[:-1]) if param.ndim >= 2 else None
+def _means_over(dim: int, keepdim: bool = False) -> Slot:
+    """Declare means over the columns (-1) or the rows (-2) of leaves that have both."""
 
+    def first(param):
+        if param.ndim < 2:
+            return None
+        shape = list(param.shape)
+        del shape[dim]
+        means = param.new_zeros(shape)
+        return means.unsqueeze(dim) if keepdim else means
 
-def _columns(param):
-    """Return a slot with one number for each column."""
-    if param.ndim < 2:
-        return None
-    return param.new_zeros((*param.shape[:-2], param.shape[-1]))
-
-
-def _kept(slot, dim):
-    """Keep the dimension that was summed, with size 1."""
-    return None if slot is None else slot.unsqueeze(dim)
+    return square(first)
 
 
 @per_tensor(whole="sums")
@@ -117,8 +113,8 @@ def scale_by_factored_rms(
 
     slots = {
         "exp_avg_sq": square(_vector),
-        "exp_avg_sq_row": square(_rows),
-        "exp_avg_sq_col": square(_columns),
+        "exp_avg_sq_row": _means_over(-1),
+        "exp_avg_sq_col": _means_over(-2),
     }
     return slots, update
 
@@ -192,8 +188,8 @@ def scale_by_factored_rms_torch(
 
     slots = {
         "variance": square(_vector),
-        "row_var": square(lambda p: _kept(_rows(p), -1)),
-        "col_var": square(lambda p: _kept(_columns(p), -2)),
+        "row_var": _means_over(-1, keepdim=True),
+        "col_var": _means_over(-2, keepdim=True),
     }
     return slots, update
 
@@ -226,7 +222,7 @@ def clip_by_block_rms(threshold: Positive = 1.0):
     return update
 
 
-@per_tensor(whole="sums", needs=("params",))
+@per_tensor(whole="sums", needs="params")
 def scale_by_param_block_rms(min_scale: NonNegative = 1e-3):
     r"""Make updates relative to the size of a leaf's weights: $u \max(\epsilon, \mathrm{rms}(p))$.
 
@@ -255,15 +251,15 @@ def scale_by_param_block_rms(min_scale: NonNegative = 1e-3):
     return update
 
 
-@per_tensor(whole="sums", needs=("params",), owns_lr=True)
+@per_tensor(whole="sums", needs="params", owns_lr=True)
 def scale_by_adafactor(
     lr: NonNegative | None = None,
-    eps: NonNegative = 1e-3,
+    eps=1e-3,
     beta1: Decay | None = None,
-    weight_decay: NonNegative = 0.0,
-    scale_parameter: bool = True,
-    relative_step: bool = True,
-    warmup_init: bool = False,
+    weight_decay=0.0,
+    scale_parameter=True,
+    relative_step=True,
+    warmup_init=False,
 ):
     r"""Turn Adafactor's clipped direction into its step, with relative step size, momentum and decay.
 
@@ -325,8 +321,8 @@ def scale_by_adafactor(
     return update if beta1 is None else ({"exp_avg": linear()}, update)
 
 
-@per_tensor(elementwise=True, needs=("params",), owns_lr=True)
-def scale_by_adafactor_torch(lr: NonNegative = 1e-2, weight_decay: NonNegative = 0.0):
+@per_tensor(elementwise=True, needs="params", owns_lr=True)
+def scale_by_adafactor_torch(lr=1e-2, weight_decay=0.0):
     r"""Turn a direction into torch.optim.Adafactor's step: $-\min(\eta, 1/\sqrt{t}) u - \eta \lambda p$.
 
     Args:
@@ -409,8 +405,8 @@ def scale_by_confidence(
 
     slots = {
         "exp_avg": ema(beta1),
-        "exp_avg_res_row": square(_rows),
-        "exp_avg_res_col": square(_columns),
+        "exp_avg_res_row": _means_over(-1),
+        "exp_avg_res_col": _means_over(-2),
     }
     return slots, update
 
@@ -446,7 +442,7 @@ def _spread(values: Tensor, like: Tensor) -> Tensor:
 
 @per_tensor
 def scale_by_block_adam(
-    betas: Decays = (0.9, 0.999), eps: NonNegative = 1e-8, block: str | int = "row"
+    betas=(0.9, 0.999), eps=1e-8, block: Count | Literal["row", "tensor"] = "row"
 ):
     r"""Divide the mean gradient by one root mean square per block of weights: Adam-mini's direction.
 
@@ -480,14 +476,6 @@ def scale_by_block_adam(
     Source: Zhang et al. 2024, arXiv:2406.16793. Departures: blocks are selected by `block` and by `partition`, whereas
     the authors' code uses module names. Row blocks apply to leaves of any rank.
     """
-    is_int = isinstance(block, int) and not isinstance(block, bool)
-    if block not in ("row", "tensor") and (
-        isinstance(block, str) or not is_int or block < 1
-    ):
-        error = ValueError if is_int or isinstance(block, str) else TypeError
-        raise error(
-            f"scale_by_block_adam: block must be 'row', 'tensor' or a positive int, got {block!r}"
-        )
     beta1, beta2 = betas
 
     def first(param):
@@ -510,11 +498,7 @@ def adafactor(
     eps: tuple[Positive, NonNegative] = (1e-30, 1e-3),
     clip_threshold: Positive = 1.0,
     decay_rate: Annotated[Scalar, "(-inf, 0]"] = -0.8,
-    beta1: Decay | None = None,
-    weight_decay: NonNegative = 0.0,
-    scale_parameter: bool = True,
-    relative_step: bool = True,
-    warmup_init: bool = False,
+    **options: Annotated[Any, scale_by_adafactor],
 ):
     r"""Adafactor as in the paper: factored second moments, clipped updates, and steps relative to the weights.
 
@@ -559,19 +543,17 @@ def adafactor(
     return chain(
         scale_by_factored_rms(decay_rate, eps[0]),
         clip_by_block_rms(clip_threshold),
-        scale_by_adafactor(
-            lr, eps[1], beta1, weight_decay, scale_parameter, relative_step, warmup_init
-        ),
+        scale_by_adafactor(lr, eps[1], **options),
     )
 
 
 @alias(class_name="Adafactor")
 def adafactor_torch(
-    lr: NonNegative = 1e-2,
+    lr=1e-2,
     beta2_decay: Annotated[Scalar, "(-inf, 0]"] = -0.8,
     eps: tuple[NonNegative | None, NonNegative] = (None, 1e-3),
     d: Annotated[Scalar, "[1, inf)"] = 1.0,
-    weight_decay: NonNegative = 0.0,
+    weight_decay=0.0,
 ):
     r"""Adafactor, equivalent to torch.optim.Adafactor: other bounds and slots, and a rate that caps the relative step.
 
@@ -618,11 +600,11 @@ def adafactor_torch(
 
 @alias(class_name="CAME")
 def came(
-    lr: NonNegative = 2e-4,
-    betas: Decays = (0.9, 0.999, 0.9999),
+    lr=2e-4,
+    betas=(0.9, 0.999, 0.9999),
     eps: tuple[Positive, Positive] = (1e-30, 1e-16),
     clip_threshold: Positive = 1.0,
-    weight_decay: NonNegative = 0.0,
+    weight_decay=0.0,
 ):
     r"""CAME: Adafactor with a momentum weighted by its agreement with updates.
 
@@ -664,11 +646,11 @@ def came(
 
 @alias
 def adam_mini(
-    lr: NonNegative = 1e-3,
-    betas: Decays = (0.9, 0.999),
-    eps: NonNegative = 1e-8,
-    weight_decay: NonNegative = 0.0,
-    block: str | int = "row",
+    lr=1e-3,
+    betas=(0.9, 0.999),
+    eps=1e-8,
+    weight_decay=0.0,
+    block: Count | Literal["row", "tensor"] = "row",
 ):
     r"""Adam-mini: AdamW with one second moment per block of weights.
 

@@ -17,9 +17,10 @@ from gradtx.arguments import (
     Fraction,
     NonNegative,
     NonNegativeInt,
+    Scalar,
     is_off,
 )
-from gradtx.base.exact import Scalar, exact
+from gradtx.base.exact import exact
 from gradtx.rules import alias, per_tensor
 from gradtx.slots import ema as average_of
 from gradtx.slots import linear, scalar, start
@@ -45,10 +46,10 @@ __all__ = [
 
 @per_tensor(elementwise=True)
 def trace(
-    momentum: NonNegative,
+    momentum,
     dampening: Scalar = 0.0,
-    nesterov: bool = False,
-    dampen_first: bool = False,
+    nesterov=False,
+    dampen_first=False,
 ):
     r"""Accumulate earlier updates with geometric weights: the momentum of torch.optim.SGD.
 
@@ -112,7 +113,7 @@ def accumulated(
 
 
 @per_tensor(elementwise=True)
-def trace_ema(beta: Decay, nesterov: bool = False):
+def trace_ema(beta: Decay, nesterov=False):
     r"""Replace updates by their exponential moving average, without bias correction, as a momentum.
 
     $b_t = \beta b_{t-1} + (1 - \beta) g_t$ from $b_0 = 0$; returns $b_t$, or $\beta b_t + (1 - \beta) g_t$ with
@@ -149,7 +150,7 @@ def trace_ema(beta: Decay, nesterov: bool = False):
 
 
 @per_tensor(elementwise=True)
-def ema(decay: Decay, debias: bool = False):
+def ema(decay: Decay, debias=False):
     r"""Replace updates by their exponential moving average.
 
     $m_t = \beta m_{t-1} + (1 - \beta) g_t$ from $m_0 = 0$; returns $m_t$, or $m_t / (1 - \beta^t)$ with `debias`.
@@ -177,9 +178,9 @@ def ema(decay: Decay, debias: bool = False):
     return {"exp_avg": average_of(decay)}, update
 
 
-@per_tensor(elementwise=True, needs=("params",), owns_lr=True)
+@per_tensor(elementwise=True, needs="params", owns_lr=True)
 def scale_by_accsgd(
-    lr: NonNegative,
+    lr,
     kappa: Annotated[Scalar, "[1, inf)"] = 1000.0,
     xi: NonNegative = 10.0,
     small_const: Annotated[Scalar, "(0, 1]"] = 0.7,
@@ -270,7 +271,7 @@ def scale_by_aggmo(betas: AnyLength[Decays] = (0.0, 0.9, 0.99)):
 
 @per_tensor(elementwise=True)
 def scale_by_pid(
-    momentum: NonNegative,
+    momentum,
     dampening: Scalar = 0.0,
     integral: Scalar = 5.0,
     derivative: Scalar = 10.0,
@@ -355,7 +356,7 @@ def scale_by_qhm(momentum: Decay = 0.999, nu: Scalar = 0.7):
     return {"momentum_buffer": average_of(momentum)}, update
 
 
-@per_tensor(elementwise=True, compiles=False, ahead=("step_size",))
+@per_tensor(elementwise=True, compiles=False, ahead="step_size")
 def ema_nesterov(
     decay: Decay = 0.99,
     step_size: Scalar = 0.3,
@@ -468,11 +469,11 @@ def scale_by_pnm(betas: tuple[Decay, Fraction] = (0.9, 1.0)):
 
 @alias(class_name="AccSGD")
 def accsgd(
-    lr: NonNegative,
+    lr,
     kappa: Annotated[Scalar, "[1, inf)"] = 1000.0,
     xi: NonNegative = 10.0,
     small_const: Annotated[Scalar, "(0, 1]"] = 0.7,
-    weight_decay: NonNegative = 0.0,
+    weight_decay=0.0,
 ):
     r"""AccSGD: accelerated SGD, a short step pulled toward an average of long steps.
 
@@ -513,9 +514,9 @@ def accsgd(
 
 @alias(class_name="AggMo")
 def aggmo(
-    lr: NonNegative,
+    lr,
     betas: AnyLength[Decays] = (0.0, 0.9, 0.99),
-    weight_decay: NonNegative = 0.0,
+    weight_decay=0.0,
 ):
     r"""AggMo: SGD with the average of several momenta.
 
@@ -551,11 +552,11 @@ def aggmo(
 
 @alias(class_name="QHM")
 def qhm(
-    lr: NonNegative,
+    lr,
     momentum: Decay = 0.999,
     nu: Scalar = 0.7,
-    weight_decay: NonNegative = 0.0,
-    decoupled_weight_decay: bool = False,
+    weight_decay=0.0,
+    decoupled_weight_decay=False,
 ):
     r"""QHM, quasi-hyperbolic momentum: SGD with a mix of the gradient and its average.
 
@@ -594,12 +595,12 @@ def qhm(
 
 @alias(class_name="PID")
 def pid(
-    lr: NonNegative,
-    momentum: NonNegative = 0.0,
+    lr,
+    momentum=0.0,
     dampening: Scalar = 0.0,
     integral: Scalar = 5.0,
     derivative: Scalar = 10.0,
-    weight_decay: NonNegative = 0.0,
+    weight_decay=0.0,
 ):
     r"""PID: SGD as a PID controller, along the gradient, its sum with momentum, and its change.
 
@@ -644,10 +645,10 @@ def pid(
 
 @alias(class_name="PNM")
 def pnm(
-    lr: NonNegative,
+    lr,
     betas: tuple[Decay, Fraction] = (0.9, 1.0),
-    weight_decay: NonNegative = 0.0,
-    decoupled_weight_decay: bool = True,
+    weight_decay=0.0,
+    decoupled_weight_decay=True,
 ):
     r"""PNM, positive-negative momentum: SGD whose gradient noise is amplified by subtracting an older momentum.
 

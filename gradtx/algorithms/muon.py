@@ -21,8 +21,7 @@ from gradtx.algorithms._polynomials import (
 from gradtx.algorithms.momentum import trace_ema
 from gradtx.algorithms.scaling import scale_by_learning_rate
 from gradtx.algorithms.weight_decay import add_decayed_weights
-from gradtx.arguments import Count, Decay, NonNegative, is_off
-from gradtx.base.exact import Scalar
+from gradtx.arguments import Count, Decay, NonNegative, Scalar, is_off
 from gradtx.combinators.selection import partition
 from gradtx.rules import alias, per_tensor
 from gradtx.transform import GradientTransformation, chain, check_transformation
@@ -55,7 +54,7 @@ def _wire(arguments: dict[str, Any]) -> torch.dtype | None:
 def orthogonalize(
     coefs: StaticCoefficients = NEWTON_SCHULZ,
     steps: Steps | None = None,
-    eps: NonNegative = 1e-7,
+    eps=1e-7,
     dtype: torch.dtype | None = None,
     view: View = "matrix",
     start: Literal["fro", "schatten4", "aol"] = "fro",
@@ -222,16 +221,16 @@ def by_matrix(
 
 @alias
 def muon(
-    lr: NonNegative = 1e-3,
-    weight_decay: NonNegative = 0.1,
+    lr=1e-3,
+    weight_decay=0.1,
     momentum: Decay = 0.95,
-    nesterov: bool = True,
+    nesterov=True,
     ns_coefficients: Coefficients = NEWTON_SCHULZ,
-    eps: NonNegative = 1e-7,
+    eps=1e-7,
     ns_steps: Steps | None = None,
     adjust_lr_fn: Adjustment | None = None,
     ns_dtype: torch.dtype | None = torch.bfloat16,
-    flatten: bool = False,
+    flatten=False,
     fallback: GradientTransformation | None = None,
     view: View = "matrix",
 ):
@@ -333,7 +332,7 @@ def _compiles(arguments):
 def scale_by_nuclear_norm(
     method: Literal["newton_schulz", "exact"] = "newton_schulz",
     alpha: NonNegative = 1.0,
-    center_rows: bool = False,
+    center_rows=False,
     ns_coefficients: Coefficients = "quintic",
     ns_steps: Steps | None = None,
     ns_dtype: torch.dtype | None = None,
@@ -389,13 +388,13 @@ def _centered(x):
 
 @alias(class_name="PolarGrad")
 def polargrad(
-    lr: NonNegative = 3e-4,
+    lr=3e-4,
     momentum: Decay = 0.95,
-    nesterov: bool = False,
-    weight_decay: NonNegative = 0.01,
+    nesterov=False,
+    weight_decay=0.01,
     method: Literal["newton_schulz", "exact"] = "newton_schulz",
     alpha: NonNegative = 1.0,
-    center_rows: bool = False,
+    center_rows=False,
     ns_coefficients: Coefficients = "quintic",
     ns_steps: Steps | None = None,
     ns_dtype: torch.dtype | None = None,

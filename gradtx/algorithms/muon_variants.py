@@ -29,8 +29,7 @@ from gradtx.algorithms.muon import (
 from gradtx.algorithms.scaling import scale_by_learning_rate
 from gradtx.algorithms.sign import scale_by_sign
 from gradtx.algorithms.weight_decay import add_decayed_weights
-from gradtx.arguments import Count, Decay, Decays, NonNegative, Positive
-from gradtx.base.exact import Scalar
+from gradtx.arguments import Count, Decay, NonNegative, Positive, Scalar
 from gradtx.combinators.norm_ratio import scale_by_norm_ratio
 from gradtx.rules import alias, per_tensor
 from gradtx.slots import square
@@ -115,8 +114,8 @@ def equalized(
 @per_tensor(whole=True, dims=(2, math.inf))
 def normalize_entries(
     beta: Decay = 0.999,
-    eps: NonNegative = 1e-8,
-    correct_bias: bool = True,
+    eps=1e-8,
+    correct_bias=True,
     rescale: Literal["sqrt_min", "rms"] | None = "sqrt_min",
 ):
     r"""Divide each entry of a matrix by its running root mean square, and set the norm of the matrix.
@@ -168,12 +167,12 @@ def normalize_entries(
 
 @alias(class_name="NorMuon")
 def normuon(
-    lr: NonNegative = 1e-2,
-    weight_decay: NonNegative = 0.01,
+    lr=1e-2,
+    weight_decay=0.01,
     momentum: Decay = 0.95,
     beta2: Decay = 0.95,
-    nesterov: bool = True,
-    eps: NonNegative = 1e-10,
+    nesterov=True,
+    eps=1e-10,
     axis: Literal["rows", "long"] = "rows",
     rms: NonNegative | None = None,
     ns_coefficients: Coefficients = "simple",
@@ -241,14 +240,14 @@ def normuon(
 
 @alias(class_name="AdaMuon")
 def adamuon(
-    lr: NonNegative = 0.02,
-    weight_decay: NonNegative = 0.01,
-    betas: Decays = (0.95, 0.999),
-    nesterov: bool = True,
-    eps: NonNegative = 1e-8,
-    sign: bool = False,
+    lr=0.02,
+    weight_decay=0.01,
+    betas=(0.95, 0.999),
+    nesterov=True,
+    eps=1e-8,
+    sign=False,
     rescale: Literal["sqrt_min", "rms"] | None = "sqrt_min",
-    correct_bias: bool = True,
+    correct_bias=True,
     ns_coefficients: Coefficients = "simple",
     ns_steps: Steps | None = None,
     adjust_lr_fn: Adjustment | None = "match_rms_adamw",
@@ -316,12 +315,12 @@ def adamuon(
 
 @alias(class_name="NAMO")
 def namo(
-    lr: NonNegative = 3e-4,
-    weight_decay: NonNegative = 0.01,
-    betas: Decays = (0.95, 0.95),
-    nesterov: bool = False,
-    eps: NonNegative = 1e-8,
-    correct_bias: bool = False,
+    lr=3e-4,
+    weight_decay=0.01,
+    betas=(0.95, 0.95),
+    nesterov=False,
+    eps=1e-8,
+    correct_bias=False,
     ns_coefficients: Coefficients = "quintic",
     ns_steps: Steps | None = None,
     adjust_lr_fn: Adjustment | None = "max_dim",
@@ -387,10 +386,10 @@ def namo(
 
 @alias
 def contra_muon(
-    lr: NonNegative = 0.0375,
-    weight_decay: NonNegative = 0.0,
+    lr=0.0375,
+    weight_decay=0.0,
     momentum: Decay = 0.95,
-    nesterov: bool = True,
+    nesterov=True,
     contra: Scalar = 0.4,
     power_steps: Count = 5,
     ns_coefficients: Coefficients = "newton_schulz",
@@ -463,12 +462,6 @@ def _beside_adam_atan2(
     matrices, matrix_ndims, lr, matrix_lr, betas, a, b, wd, decoupled_wd, caution
 ):
     """Use a direction for leaves with these numbers of dimensions, and Adam-atan2 for the others."""
-    if not isinstance(matrix_ndims, tuple) or not all(
-        isinstance(n, int) and n >= 2 for n in matrix_ndims
-    ):
-        raise ValueError(
-            f"matrix_ndims must be a tuple of integers >= 2, got {matrix_ndims!r}"
-        )
     rate = lr if matrix_lr is None else matrix_lr
     matrices = chain(
         matrices,
@@ -484,11 +477,11 @@ def _beside_adam_atan2(
 
 @alias
 def muon_adam_atan2(
-    lr: NonNegative = 1e-4,
-    betas: Decays = (0.9, 0.99),
+    lr=1e-4,
+    betas=(0.9, 0.99),
     muon_lr: NonNegative | None = None,
-    weight_decay: NonNegative = 0.0,
-    decoupled_wd: bool = False,
+    weight_decay=0.0,
+    decoupled_wd=False,
     cautious_factor: Annotated[Scalar, "[0, 1]; off at 1"] = 1.0,
     a: Positive = 1.27,
     b: Positive = 1.0,
@@ -496,9 +489,9 @@ def muon_adam_atan2(
     muon_beta2: Decay = 0.95,
     muon_steps: Steps = 5,
     muon_rms_factor: NonNegative = 0.2,
-    use_normuon: bool = False,
+    use_normuon=False,
     normuon_eps: NonNegative = 1e-10,
-    matrix_ndims: tuple[int, ...] = (2, 3),
+    matrix_ndims: tuple[Annotated[int, "[2, inf)"], ...] = (2, 3),
 ):
     r"""Muon with Adam-atan2: Muon for matrices, Adam-atan2 for all other leaves.
 
@@ -565,18 +558,18 @@ def muon_adam_atan2(
 
 @alias
 def polar_adam_atan2(
-    lr: NonNegative = 1e-4,
-    betas: Decays = (0.9, 0.99),
+    lr=1e-4,
+    betas=(0.9, 0.99),
     polar_lr: NonNegative | None = None,
-    weight_decay: NonNegative = 0.0,
-    decoupled_wd: bool = False,
+    weight_decay=0.0,
+    decoupled_wd=False,
     cautious_factor: Annotated[Scalar, "[0, 1]; off at 1"] = 1.0,
     a: Positive = 1.27,
     b: Positive = 1.0,
     polar_beta1: Decay = 0.95,
     polar_steps: Steps = 5,
     polar_rms_factor: NonNegative = 0.2,
-    matrix_ndims: tuple[int, ...] = (2, 3),
+    matrix_ndims: tuple[Annotated[int, "[2, inf)"], ...] = (2, 3),
 ):
     r"""Polar Express with Adam-atan2: orthogonalized momentum for matrices, Adam-atan2 for all other leaves.
 

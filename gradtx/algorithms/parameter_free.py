@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 
@@ -17,8 +17,8 @@ from gradtx.algorithms._math import (
 from gradtx.algorithms.d_adaptation import corrected_rate, limited, resting
 from gradtx.algorithms.scaling import descend
 from gradtx.algorithms.weight_decay import add_decayed_weights, split_decay, with_decay
-from gradtx.arguments import Count, Decay, Decays, NonNegative, Positive
-from gradtx.base.exact import Scalar, exact, exact_dtype
+from gradtx.arguments import Count, Decay, NonNegative, Positive, Scalar
+from gradtx.base.exact import exact, exact_dtype
 from gradtx.rules import alias, per_tensor
 from gradtx.slots import linear, scalar, square, start
 from gradtx.transform import chain
@@ -39,7 +39,7 @@ __all__ = [
 
 @per_tensor(
     elementwise=lambda arguments: arguments["slice_p"] == 1,
-    needs=("params",),
+    needs="params",
     rate="before",
     shared=lambda arguments: {
         "d": arguments["d0"],
@@ -49,13 +49,13 @@ __all__ = [
     agree=("betas", "beta3", "d0", "d_coef", "growth_rate"),
 )
 def scale_by_prodigy(
-    lr: NonNegative = 1.0,
-    betas: Decays = (0.9, 0.999),
+    lr=1.0,
+    betas=(0.9, 0.999),
     beta3: Decay | None = None,
     eps: Positive = 1e-8,
-    weight_decay: NonNegative = 0.0,
-    use_bias_correction: bool = False,
-    safeguard_warmup: bool = False,
+    weight_decay=0.0,
+    use_bias_correction=False,
+    safeguard_warmup=False,
     d0: Positive = 1e-6,
     d_coef: Positive = 1.0,
     growth_rate: Annotated[Scalar, "[1, inf]"] = math.inf,
@@ -161,13 +161,13 @@ def _dog(moved, square, state, init_eta):
 
 @per_tensor(
     elementwise=True,
-    needs=("params",),
+    needs="params",
     shared=lambda arguments: {"max_dist": 0.0, "sum_sq": arguments["eps"]},
     agree=("reps_rel", "eps", "init_eta"),
 )
 def scale_by_dog(
     reps_rel: Positive = 1e-6,
-    eps: NonNegative = 1e-8,
+    eps=1e-8,
     init_eta: NonNegative | None = None,
 ):
     r"""Multiply the gradient by the distance from the start over the norm of all gradients so far: DoG.
@@ -224,10 +224,10 @@ def scale_by_dog(
     return {"param_init": start()}, update
 
 
-@per_tensor(takes_complex=True, needs=("params",))
+@per_tensor(takes_complex=True, needs="params")
 def scale_by_ldog(
     reps_rel: Positive = 1e-6,
-    eps: NonNegative = 1e-8,
+    eps=1e-8,
     init_eta: NonNegative | None = None,
 ):
     r"""Multiply the gradient by the distance from the start over the norm of its gradients, leaf by leaf: L-DoG.
@@ -281,7 +281,7 @@ def _first_square(arguments):
 
 @per_tensor(
     elementwise=True,
-    needs=("params",),
+    needs="params",
     shared=lambda arguments: {
         "estim_sq_dist": _first_square(arguments),
         "weighted_sq_norm": 0.0,
@@ -330,8 +330,8 @@ def scale_by_dowg(eps: Positive = 1e-4, init_estim_sq_dist: Positive | None = No
     return {"param_init": start()}, update
 
 
-@per_tensor(elementwise=True, needs=("params",), owns_lr=True)
-def scale_by_cocob(alpha: NonNegative = 100.0, eps: NonNegative = 1e-8):
+@per_tensor(elementwise=True, needs="params", owns_lr=True)
+def scale_by_cocob(alpha: NonNegative = 100.0, eps=1e-8):
     r"""Bet the accumulated reward of each weight on the sign of its next gradient: COCOB-Backprop.
 
     For each entry: $L \leftarrow \max(L, |g|)$ from $\epsilon$, $A \leftarrow A + |g|$,
@@ -388,18 +388,13 @@ def scale_by_cocob(alpha: NonNegative = 100.0, eps: NonNegative = 1e-8):
 
 @alias
 def prodigy(
-    lr: NonNegative = 1.0,
-    betas: Decays = (0.9, 0.999),
+    lr=1.0,
+    betas=(0.9, 0.999),
     beta3: Decay | None = None,
     eps: Positive = 1e-8,
-    weight_decay: NonNegative = 0.0,
-    decoupled_weight_decay: bool = True,
-    use_bias_correction: bool = False,
-    safeguard_warmup: bool = False,
-    d0: Positive = 1e-6,
-    d_coef: Positive = 1.0,
-    growth_rate: Annotated[Scalar, "[1, inf]"] = math.inf,
-    slice_p: Count = 1,
+    weight_decay=0.0,
+    decoupled_weight_decay=True,
+    **options: Annotated[Any, scale_by_prodigy],
 ):
     r"""Prodigy: Adam with an automatic learning rate, found faster than by D-Adaptation.
 
@@ -446,29 +441,17 @@ def prodigy(
     coupled, decoupled = split_decay(weight_decay, decoupled_weight_decay)
     return chain(
         add_decayed_weights(coupled),
-        scale_by_prodigy(
-            lr,
-            betas,
-            beta3,
-            eps,
-            decoupled,
-            use_bias_correction=use_bias_correction,
-            safeguard_warmup=safeguard_warmup,
-            d0=d0,
-            d_coef=d_coef,
-            growth_rate=growth_rate,
-            slice_p=slice_p,
-        ),
+        scale_by_prodigy(lr, betas, beta3, eps, decoupled, **options),
         descend(),
     )
 
 
 @alias(class_name="DoG")
 def dog(
-    lr: NonNegative = 1.0,
+    lr=1.0,
     reps_rel: Positive = 1e-6,
-    eps: NonNegative = 1e-8,
-    weight_decay: NonNegative = 0.0,
+    eps=1e-8,
+    weight_decay=0.0,
     init_eta: NonNegative | None = None,
 ):
     r"""DoG: SGD whose rate is the distance from the initial weights over the norm of all gradients.
@@ -507,10 +490,10 @@ def dog(
 
 @alias(class_name="LDoG")
 def ldog(
-    lr: NonNegative = 1.0,
+    lr=1.0,
     reps_rel: Positive = 1e-6,
-    eps: NonNegative = 1e-8,
-    weight_decay: NonNegative = 0.0,
+    eps=1e-8,
+    weight_decay=0.0,
     init_eta: NonNegative | None = None,
 ):
     r"""L-DoG: DoG with a separate rate for every leaf.
@@ -550,10 +533,10 @@ def ldog(
 
 @alias(class_name="DoWG")
 def dowg(
-    lr: NonNegative = 1.0,
+    lr=1.0,
     eps: Positive = 1e-4,
     init_estim_sq_dist: Positive | None = None,
-    weight_decay: NonNegative = 0.0,
+    weight_decay=0.0,
 ):
     r"""DoWG: SGD whose rate is the squared distance from the initial weights over a weighted norm of gradients.
 
@@ -588,9 +571,7 @@ def dowg(
 
 
 @alias(class_name="COCOB")
-def cocob(
-    alpha: NonNegative = 100.0, eps: NonNegative = 1e-8, weight_decay: NonNegative = 0.0
-):
+def cocob(alpha: NonNegative = 100.0, eps=1e-8, weight_decay=0.0):
     r"""COCOB-Backprop: a step size per weight from bets on its gradients, without a learning rate.
 
     $p \leftarrow p_0 + \theta (L + R) / (L \max(A + L, \alpha L))$, entry by entry, with the sum $-\theta$ of the

@@ -14,11 +14,10 @@ from gradtx.algorithms._math import (
     running_mean,
     safe_sqrt,
 )
-from gradtx.algorithms._one_link import arguments_of
 from gradtx.algorithms.clipping import shrink
 from gradtx.algorithms.momentum import trace
-from gradtx.arguments import Decay, Decays, NonNegative, Positive, is_off
-from gradtx.base.exact import Scalar, exact
+from gradtx.arguments import Decay, NonNegative, Positive, Scalar, is_off
+from gradtx.base.exact import exact
 from gradtx.base.torch_names import readable
 from gradtx.rules import alias, per_tensor
 from gradtx.slots import linear, start
@@ -37,10 +36,8 @@ __all__ = [
 ]
 
 
-@per_tensor(elementwise=True, needs=("value",), owns_lr=True, agree=("eps",))
-def scale_by_polyak(
-    max_lr: Annotated[Scalar, "[0, inf]"] | None = None, eps: NonNegative = 1e-5
-):
+@per_tensor(elementwise=True, needs="value", owns_lr=True, agree="eps")
+def scale_by_polyak(max_lr: Annotated[Scalar, "[0, inf]"] | None = None, eps=1e-5):
     r"""Step to the point where the loss would be 0 if its slope were constant: Polyak's step size.
 
     $u \mapsto -\gamma u$ with $\gamma = \min(f / (\lVert g \rVert^2 + \epsilon), \eta)$, where $f$ is the extra `value`
@@ -79,7 +76,7 @@ def scale_by_polyak(
     return update
 
 
-@per_tensor(elementwise=True, needs=("params",), agree=("max_norm",))
+@per_tensor(elementwise=True, needs="params", agree="max_norm")
 def project_l2_ball(max_norm: Annotated[Scalar, "(0, inf]"]):
     r"""Constrain all weights together to a ball: after the step, $p \leftarrow p \min(1, r / \lVert p \rVert)$.
 
@@ -170,12 +167,12 @@ def _followed(
     agree=("beta", "lb", "bias_correction", "use_fstar"),
 )
 def scale_by_momo(
-    lr: NonNegative = 1.0,
+    lr=1.0,
     beta: Decay = 0.9,
-    weight_decay: NonNegative = 0.0,
+    weight_decay=0.0,
     lb: Scalar = 0.0,
-    bias_correction: bool = False,
-    use_fstar: bool = False,
+    bias_correction=False,
+    use_fstar=False,
 ):
     r"""Step along the mean gradient until the averaged model of the loss reaches a lower bound: MoMo.
 
@@ -240,13 +237,13 @@ def scale_by_momo(
     agree=("betas", "lb", "use_fstar"),
 )
 def scale_by_momo_adam(
-    lr: NonNegative = 1e-2,
-    betas: Decays = (0.9, 0.999),
-    eps: NonNegative = 1e-8,
-    weight_decay: NonNegative = 0.0,
+    lr=1e-2,
+    betas=(0.9, 0.999),
+    eps=1e-8,
+    weight_decay=0.0,
     lb: Scalar = 0.0,
-    proximal_decay: bool = True,
-    use_fstar: bool = False,
+    proximal_decay=True,
+    use_fstar=False,
 ):
     r"""Step along Adam's direction until the averaged model of the loss reaches a lower bound: MoMo-Adam.
 
@@ -314,7 +311,7 @@ def _first_step_size(arguments):
 
 @per_tensor(
     elementwise=True,
-    needs=("params",),
+    needs="params",
     extras={"prev_grad": "leaf?"},
     shared={
         "step_size": _first_step_size,
@@ -324,12 +321,12 @@ def _first_step_size(arguments):
     owns_lr=True,
 )
 def scale_by_local_smoothness(
-    lr: NonNegative = 0.2,
+    lr=0.2,
     amplifier: NonNegative = 0.02,
     damping: Positive = 1.0,
     theta: Annotated[Scalar, "(0, inf]"] = 1.0,
-    eps: NonNegative = 1e-5,
-    weight_decay: NonNegative = 0.0,
+    eps=1e-5,
+    weight_decay=0.0,
 ):
     r"""Descend with a step size that follows the local smoothness of the loss, without a line search.
 
@@ -405,8 +402,8 @@ def scale_by_local_smoothness(
 def alig(
     max_lr: Annotated[Scalar, "[0, inf]"] | None = None,
     momentum: Decay = 0.0,
-    adjusted_momentum: bool = False,
-    eps: NonNegative = 1e-5,
+    adjusted_momentum=False,
+    eps=1e-5,
     max_norm: Annotated[Scalar, "(0, inf]"] | None = None,
 ):
     r"""ALI-G: SGD whose rate is computed from the loss, for models that can reach a loss of 0.
@@ -450,8 +447,7 @@ def alig(
 
 
 @alias(class_name="MoMo")
-@arguments_of(scale_by_momo)
-def momo(**arguments):
+def momo(**arguments: Annotated[Any, scale_by_momo]):
     r"""MoMo: SGD with momentum whose rate follows the value of the loss.
 
     $p \leftarrow (p - \tau d) / (1 + \eta \lambda)$ along the mean gradient $d$, where $\tau$ is at most $\eta$ and
@@ -492,8 +488,7 @@ def momo(**arguments):
 
 
 @alias(class_name="MoMoAdam")
-@arguments_of(scale_by_momo_adam)
-def momo_adam(**arguments):
+def momo_adam(**arguments: Annotated[Any, scale_by_momo_adam]):
     r"""MoMo-Adam: Adam whose rate follows the value of the loss.
 
     $p \leftarrow (p - \tau d / D) / (1 + \eta \lambda)$ with Adam's mean gradient $d$ and denominator $D$, where $\tau$
@@ -532,8 +527,7 @@ def momo_adam(**arguments):
 
 
 @alias(class_name="AdaptiveGD")
-@arguments_of(scale_by_local_smoothness)
-def adaptive_gd(**arguments):
+def adaptive_gd(**arguments: Annotated[Any, scale_by_local_smoothness]):
     r"""Adaptive gradient descent without descent: the step size follows the local smoothness of the loss.
 
     $\lambda_t = \min(\lambda_{t-1} \sqrt{1 + a \theta}, \lVert \Delta p \rVert / (b \lVert \Delta g \rVert)) +

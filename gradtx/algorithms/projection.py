@@ -18,9 +18,9 @@ from gradtx.algorithms._math import (
     unit_centered,
     unit_norm,
 )
-from gradtx.arguments import NonNegative, Static, UnfitError
+from gradtx.arguments import NonNegative, Scalar, Static, UnfitError
 from gradtx.base import torch_names as _torch
-from gradtx.base.exact import Scalar, exact
+from gradtx.base.exact import exact
 from gradtx.base.messages import describe
 from gradtx.execution.rule import OfLeaf
 from gradtx.rules import per_tensor
@@ -39,11 +39,11 @@ __all__ = [
 ]
 
 
-@per_tensor(whole="sums", needs=("params",))
+@per_tensor(whole="sums", needs="params")
 def project_scale_invariant(
     delta: NonNegative = 0.1,
     wd_ratio: NonNegative = 0.1,
-    eps: NonNegative = 1e-8,
+    eps=1e-8,
     weight_decay: NonNegative = 0.0,
 ):
     r"""Remove the radial part of updates of weights that appear to be scale-invariant, and decay those less.
@@ -119,7 +119,7 @@ def _view(sums, length, delta, eps):
     return ~(cosine < delta / length**0.5), radial
 
 
-@per_tensor(needs=("params",))
+@per_tensor(needs="params")
 def orthogonalize_against_params():
     r"""Remove a gradient's component along the weights, and restore its norm.
 
@@ -152,7 +152,7 @@ def orthogonalize_against_params():
 
 
 @per_tensor
-def centralize(conv_only: bool = False):
+def centralize(conv_only=False):
     """Subtract the mean of each output unit from its gradient (gradient centralization).
 
     The mean is over all dimensions but the first, for leaves with at least 2; others pass unchanged.
@@ -181,7 +181,7 @@ def centralize(conv_only: bool = False):
 
 
 @per_tensor
-def normalize_by_std(eps: NonNegative = 1e-8):
+def normalize_by_std(eps=1e-8):
     r"""Divide each leaf by the standard deviation of its entries: $u / (\sigma(u) + \epsilon)$.
 
     Leaves with 1 or 2 entries pass unchanged; the mean is not subtracted; $\sigma$ is the unbiased estimate.
@@ -211,8 +211,8 @@ def normalize_by_std(eps: NonNegative = 1e-8):
     return update
 
 
-@per_tensor(needs=("params",), rate="after")
-def map_after_step(fn: Static[Callable[[Tensor], Tensor]], before: bool = False):
+@per_tensor(needs="params", rate="after")
+def map_after_step(fn: Static[Callable[[Tensor], Tensor]], before=False):
     r"""Apply a function to the parameter after the step: constraints, projections, proximal steps.
 
     $u \mapsto f(p + u) - p$, or with `before` $u \mapsto f(f(p) + u) - p$. Place it after the learning rate.
@@ -253,12 +253,12 @@ def decay_after_step(lr: Any, weight_decay: Any) -> GradientTransformation:
     return map_after_step(lambda weights: factor * weights)
 
 
-@per_tensor(needs=("params",))
+@per_tensor(needs="params")
 def floor_relative_update(
     floor: NonNegative = 0.35,
     per: Literal["leaf", "row"] = "leaf",
     power: NonNegative = 1.0,
-    eps: NonNegative = 1e-8,
+    eps=1e-8,
 ):
     r"""Enlarge updates that are small relative to their weights: $u \max(f \lVert p \rVert / \lVert u \rVert, 1)^k$.
 
@@ -294,12 +294,12 @@ def floor_relative_update(
     return update
 
 
-@per_tensor(needs=("params",))
+@per_tensor(needs="params")
 def radial_brake(
     outward: Scalar = 0.5,
     inward: Scalar = 1.0,
     form: Literal["direction", "norm"] = "direction",
-    eps: NonNegative = 1e-8,
+    eps=1e-8,
 ):
     r"""Slow down changes of the norm of the weights.
 
@@ -368,8 +368,8 @@ def _on_sphere(x: Tensor, radius: Any, eps: Any) -> Tensor:
     return x * (radius / norm(x).clamp(min=eps))
 
 
-@per_tensor(takes_complex=True, needs=("params",))
-def scale_to_radius(eps: NonNegative = 1e-12):
+@per_tensor(takes_complex=True, needs="params")
+def scale_to_radius(eps=1e-12):
     r"""Scale each update to the initial norm of its leaf: $u \mapsto R\, u / \max(\lVert u \rVert, \epsilon)$.
 
     Place it before the learning rate, which then is a relative step size. $R = \lVert p_0 \rVert$.
@@ -398,8 +398,8 @@ def scale_to_radius(eps: NonNegative = 1e-12):
     return _radius, update
 
 
-@per_tensor(takes_complex=True, needs=("params",))
-def keep_norm(eps: NonNegative = 1e-12):
+@per_tensor(takes_complex=True, needs="params")
+def keep_norm(eps=1e-12):
     r"""Rescale each leaf to its initial norm after the step.
 
     With $q = p + u$, the leaf becomes $R q / \max(\lVert q \rVert, \epsilon)$, $R = \lVert p_0 \rVert$. Place it after

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import operator
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeAlias
 
@@ -86,15 +87,12 @@ def _outer(x: Tensor, i: int, factor: Tensor) -> Tensor:
     return x.square().sum(dim=others) if others else x.square()
 
 
-def _products_of_others(numbers: Sequence[Tensor]) -> list[Tensor | float]:
+def _products_of_others(numbers: Sequence[Any]) -> list[Any]:
     """Return, for each number, the product of the others."""
-    products: list[Tensor | float] = []
-    for i in range(len(numbers)):
-        product = 1.0
-        for k, number in enumerate(numbers):
-            product = product if k == i else product * number
-        products.append(product)
-    return products
+    return [
+        functools.reduce(operator.mul, [*numbers[:i], *numbers[i + 1 :]], 1.0)
+        for i in range(len(numbers))
+    ]
 
 
 def rebalanced(factors: Sequence[Tensor]) -> list[Tensor]:
@@ -251,15 +249,15 @@ def scale_by_psgd_kron(
     b1: Decay = 0.9,
     precond_lr: NonNegative = 0.1,
     precond_init_scale: Positive = 1.0,
-    precondition_frequency: int | str = "annealed",
+    precondition_frequency: Count | Literal["annealed"] = "annealed",
     balance_every: Count = 100,
     probes: Literal["expected", "random"] = "expected",
     seed: int = 0,
-    momentum_into_precond_update: bool = True,
+    momentum_into_precond_update=True,
     max_size_triangular: NonNegativeInt = 8192,
     min_ndim_triangular: NonNegativeInt = 2,
     memory_save_mode: Mode | None = None,
-    merge_dims: bool = True,
+    merge_dims=True,
     clip_rms: Positive = 1.1,
 ):
     r"""Whiten the momentum with triangular factors fitted by gradient descent: PSGD Kron.
@@ -308,7 +306,7 @@ def scale_by_psgd_kron(
     Source: Li 2015, arXiv:1512.04202; Pooladzandi and Li 2024, arXiv:2402.11858; kron-torch 0.3.3. Departures:
     "expected"; rescaling at fixed intervals instead of at random; the noise does not enter the direction.
     """
-    every = _checked_frequency(precondition_frequency)
+    every = None if precondition_frequency == "annealed" else precondition_frequency
 
     def shape_of(x):
         shape = matrix_shape(x.shape) if merge_dims else tuple(x.shape)
@@ -354,17 +352,6 @@ def scale_by_psgd_kron(
         return u.reshape(g.shape), {"momentum_buffer": m, "Q": Q, **counts}
 
     return init, update
-
-
-def _checked_frequency(frequency: Any) -> int | None:
-    """Return the number of steps between two updates, or None if annealed."""
-    if frequency == "annealed":
-        return None
-    if isinstance(frequency, bool) or not isinstance(frequency, int) or frequency < 1:
-        raise ValueError(
-            f"scale_by_psgd_kron: precondition_frequency must be 'annealed' or a positive int, got {frequency!r}"
-        )
-    return frequency
 
 
 def _schedule(
@@ -514,8 +501,8 @@ def symmetrized(factor: Tensor) -> Tensor:
     return factor + step * (first_order + step / 2 * second_order)
 
 
-@per_tensor(needs=("params",), rate="before")
-def add_decayed_matrices(weight_decay: NonNegative):
+@per_tensor(needs="params", rate="before")
+def add_decayed_matrices(weight_decay):
     """Add weight decay to leaves with two or more dimensions."""
     if is_off(weight_decay):
         return chain()
@@ -528,9 +515,9 @@ def add_decayed_matrices(weight_decay: NonNegative):
 
 @alias(class_name="PSGDKron")
 def psgd_kron(
-    lr: NonNegative = 3e-4,
+    lr=3e-4,
     b1: Decay = 0.9,
-    weight_decay: NonNegative = 0.0,
+    weight_decay=0.0,
     **options: Annotated[Any, scale_by_psgd_kron],
 ):
     r"""PSGD Kron: momentum whitened by triangular factors that are fitted by gradient descent.
@@ -585,9 +572,9 @@ def psgd_kron(
 
 @alias(class_name="PSGDPro")
 def psgd_pro(
-    lr: NonNegative = 3e-3,
+    lr=3e-3,
     momentum: Decay = 0.9,
-    weight_decay: NonNegative = 0.01,
+    weight_decay=0.01,
     **options: Annotated[Any, scale_by_psgd_pro],
 ):
     r"""PSGD-PRO: momentum whitened by symmetric factors that are fitted without inverses.

@@ -28,7 +28,7 @@ __all__ = [
 
 @per_tensor(
     takes_complex=True,
-    needs=("params",),
+    needs="params",
     shared={"count": 0.0, "gamma": 1.0},
     agree=("history", "curvature", "first"),
     compiles=False,
@@ -174,13 +174,13 @@ def _weights(sy: Tensor, yy: Tensor, sg: Tensor, yg: Tensor, gamma: Tensor) -> T
     return torch.cat([c, -gamma * u]).squeeze(1)
 
 
-@per_tensor(needs=("params",))
+@per_tensor(needs="params")
 def scale_by_apollo(
     beta: Decay = 0.9,
     eps: Positive = 1e-4,
     rebound: Literal["constant", "belief"] = "constant",
-    weight_decay: NonNegative = 0.0,
-    weight_decay_type: str = "decoupled",
+    weight_decay=0.0,
+    weight_decay_type: Literal["decoupled", "stable"] = "decoupled",
 ):
     r"""Divide the mean gradient by a diagonal Hessian fitted to the change of gradients along the steps: Apollo.
 
@@ -221,11 +221,6 @@ def scale_by_apollo(
     Source: Ma 2020, arXiv:2009.13586. Departures: none from the authors' 2021 code; torch_optimizer's Apollo is an
     earlier version with $\sigma = 1$. Not the low-rank APOLLO of arXiv:2412.05270.
     """
-    if weight_decay_type not in ("decoupled", "stable"):
-        raise ValueError(
-            f"scale_by_apollo: weight_decay_type must be 'decoupled' or 'stable', got {weight_decay_type!r}; "
-            "for 'L2', place add_decayed_weights before this link"
-        )
     belief, stable = rebound == "belief", weight_decay_type == "stable"
 
     def update(g, state, p, ctx):
@@ -256,13 +251,13 @@ def scale_by_apollo(
 
 @alias(class_name="ApolloDQN")
 def apollo(
-    lr: NonNegative = 0.01,
+    lr=0.01,
     beta: Decay = 0.9,
     eps: Positive = 1e-4,
     rebound: Literal["constant", "belief"] = "constant",
     warmup: NonNegativeInt = 500,
     init_lr: NonNegative | None = None,
-    weight_decay: NonNegative = 0.0,
+    weight_decay=0.0,
     weight_decay_type: Literal["L2", "decoupled", "stable"] | None = None,
 ):
     r"""Apollo: momentum divided by a diagonal quasi-Newton estimate of the curvature, with a warm-up of the rate.
@@ -320,11 +315,11 @@ def apollo(
 
 @alias(class_name="LBFGS")
 def lbfgs(
-    lr: NonNegative = 1.0,
+    lr=1.0,
     history: Count = 10,
     curvature: NonNegative = 1e-10,
     first: Literal["l1", "none"] = "l1",
-    weight_decay: NonNegative = 0.0,
+    weight_decay=0.0,
 ):
     r"""L-BFGS: the gradient multiplied by an inverse Hessian estimated from the last steps.
 

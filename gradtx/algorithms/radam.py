@@ -27,13 +27,12 @@ from gradtx.algorithms.weight_decay import with_decay
 from gradtx.arguments import (
     Count,
     Decay,
-    Decays,
     Fraction,
     NonNegative,
     NonNegativeInt,
     Positive,
+    Scalar,
 )
-from gradtx.base.exact import Scalar
 from gradtx.rules import alias, per_tensor
 from gradtx.schedules import ranger21_schedule
 from gradtx.slots import ema, linear, square
@@ -52,17 +51,17 @@ __all__ = [
 ]
 
 
-@per_tensor(needs=("params",), owns_lr=True)
+@per_tensor(needs="params", owns_lr=True)
 def scale_by_ranger21(
-    lr: NonNegative,
+    lr,
     beta0: Fraction = 0.9,
-    betas: Decays = (0.9, 0.999),
-    eps: NonNegative = 1e-8,
-    use_softplus: bool = True,
+    betas=(0.9, 0.999),
+    eps=1e-8,
+    use_softplus=True,
     beta_softplus: Positive = 50.0,
-    weight_decay: NonNegative = 1e-4,
+    weight_decay=1e-4,
     norm_loss_factor: NonNegative = 1e-4,
-    amsgrad: bool = True,
+    amsgrad=True,
 ):
     r"""Step along positive-negative momentum over a smoothed denominator, after two decays: Ranger21's update.
 
@@ -137,15 +136,15 @@ def scale_by_ranger21(
 
 @alias
 def ranger(
-    lr: NonNegative = 1e-3,
-    betas: Decays = (0.95, 0.999),
-    eps: NonNegative = 1e-5,
-    weight_decay: NonNegative = 0.0,
+    lr=1e-3,
+    betas=(0.95, 0.999),
+    eps=1e-5,
+    weight_decay=0.0,
     alpha: Fraction = 0.5,
     k: Count = 6,
     n_sma_threshold: Annotated[Scalar, "[4, inf)"] = 5.0,
-    use_gc: bool = True,
-    gc_conv_only: bool = False,
+    use_gc=True,
+    gc_conv_only=False,
 ):
     r"""Ranger: RAdam on centralized gradients, with lookahead.
 
@@ -196,24 +195,24 @@ def ranger(
 @alias
 def ranger21(
     num_iterations: Count,
-    lr: NonNegative = 1e-3,
+    lr=1e-3,
     beta0: Fraction = 0.9,
-    betas: Decays = (0.9, 0.999),
-    eps: NonNegative = 1e-8,
-    use_softplus: bool = True,
+    betas=(0.9, 0.999),
+    eps=1e-8,
+    use_softplus=True,
     beta_softplus: Positive = 50.0,
     num_warm_up_iterations: NonNegativeInt | None = None,
     num_warm_down_iterations: NonNegativeInt | None = None,
     warm_down_min_lr: NonNegative = 3e-5,
     agc_clipping_value: Positive = 1e-2,
     agc_eps: NonNegative = 1e-3,
-    centralize_gradients: bool = True,
-    normalize_gradients: bool = True,
+    centralize_gradients=True,
+    normalize_gradients=True,
     lookahead_merge_time: Count = 5,
     lookahead_blending_alpha: Fraction = 0.5,
-    weight_decay: NonNegative = 1e-4,
+    weight_decay=1e-4,
     norm_loss_factor: NonNegative = 1e-4,
-    amsgrad: bool = True,
+    amsgrad=True,
     chebyshev_epochs: Annotated[int, "[3, inf)"] | None = None,
 ):
     r"""Ranger21: eight ideas in one chain, from adaptive clipping to lookahead, with its own learning rate schedule.
@@ -310,10 +309,10 @@ def _rectified(mean, square, ctx, betas, eps, threshold, degenerated_to_sgd: boo
 
 @per_tensor(elementwise=True)
 def scale_by_radam(
-    betas: Decays = (0.9, 0.999),
-    eps: NonNegative = 1e-8,
+    betas=(0.9, 0.999),
+    eps=1e-8,
     rho_threshold: Annotated[Scalar, "[4, inf)"] = 5.0,
-    degenerated_to_sgd: bool = True,
+    degenerated_to_sgd=True,
 ):
     r"""Weight Adam's direction by a factor that limits the variance of its step size: RAdam's direction.
 
@@ -365,11 +364,11 @@ def scale_by_radam(
 
 @per_tensor(elementwise=True)
 def scale_by_belief(
-    betas: Decays = (0.9, 0.999),
-    eps: NonNegative = 1e-16,
-    amsgrad: bool = False,
-    rectify: bool = True,
-    degenerated_to_sgd: bool = True,
+    betas=(0.9, 0.999),
+    eps=1e-16,
+    amsgrad=False,
+    rectify=True,
+    degenerated_to_sgd=True,
 ):
     r"""Divide the mean gradient by the deviation of gradients from it: AdaBelief's direction.
 
@@ -422,14 +421,14 @@ def scale_by_belief(
 
 @alias(class_name="RAdam")
 def radam(
-    lr: NonNegative = 1e-3,
-    betas: Decays = (0.9, 0.999),
-    eps: NonNegative = 1e-8,
-    weight_decay: NonNegative = 0.0,
-    decoupled_weight_decay: bool = False,
+    lr=1e-3,
+    betas=(0.9, 0.999),
+    eps=1e-8,
+    weight_decay=0.0,
+    decoupled_weight_decay=False,
     *,
     rho_threshold: Annotated[Scalar, "[4, inf)"] = 5.0,
-    degenerated_to_sgd: bool = True,
+    degenerated_to_sgd=True,
 ):
     r"""RAdam, equivalent to torch.optim.RAdam: plain momentum steps until Adam's step size is reliable.
 
@@ -471,15 +470,15 @@ def radam(
 
 @alias(class_name="AdaBelief")
 def adabelief(
-    lr: NonNegative = 1e-3,
-    betas: Decays = (0.9, 0.999),
-    eps: NonNegative = 1e-16,
-    weight_decay: NonNegative = 0.0,
-    decoupled_weight_decay: bool = True,
-    fixed_decay: bool = False,
-    rectify: bool = True,
-    degenerated_to_sgd: bool = True,
-    amsgrad: bool = False,
+    lr=1e-3,
+    betas=(0.9, 0.999),
+    eps=1e-16,
+    weight_decay=0.0,
+    decoupled_weight_decay=True,
+    fixed_decay=False,
+    rectify=True,
+    degenerated_to_sgd=True,
+    amsgrad=False,
 ):
     r"""AdaBelief: Adam that divides by the deviation of gradients from their mean.
 
@@ -521,7 +520,7 @@ def adabelief(
 
 
 @per_tensor(elementwise=True)
-def scale_by_rectified_rms(beta2: Decay = 0.999, eps: NonNegative = 1e-8):
+def scale_by_rectified_rms(beta2: Decay = 0.999, eps=1e-8):
     r"""Divide by the root mean square of all gradients once there are enough of them: Schedule-Free RAdam.
 
     $v_t = \beta_2 v_{t-1} + (1-\beta_2) g_t^2$; where $\rho_t > 4$ (see `scale_by_radam`), the direction is

@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 
 from gradtx.algorithms._math import safe_sqrt
-from gradtx.arguments import NonNegative, NonNegativeInt, Static
-from gradtx.base.exact import Scalar
+from gradtx.arguments import NonNegative, NonNegativeInt, Scalar, Static
 from gradtx.rules import per_tensor
 
 __all__ = [
@@ -43,7 +42,7 @@ def scale(factor: Scalar):
 
 
 @per_tensor(elementwise=True, rate="before")
-def scale_by_learning_rate(lr: NonNegative):
+def scale_by_learning_rate(lr):
     r"""Turn a direction into a step downhill: $u \mapsto -\eta_t u$.
 
     Args:

@@ -7,8 +7,7 @@ from typing import Annotated
 from gradtx.algorithms.adam import scale_by_adam
 from gradtx.algorithms.radam import scale_by_rectified_rms
 from gradtx.algorithms.weight_decay import add_decayed_weights
-from gradtx.arguments import Decay, Decays, NonNegative, NonNegativeInt
-from gradtx.base.exact import Scalar
+from gradtx.arguments import Decay, NonNegative, NonNegativeInt, Scalar
 from gradtx.combinators.schedule_free import schedule_free
 from gradtx.rules import alias
 from gradtx.schedules.warmup import rectification_schedule
@@ -24,9 +23,9 @@ __all__ = [
 
 @alias(class_name="ScheduleFreeSGD")
 def schedule_free_sgd(
-    lr: NonNegative = 1.0,
+    lr=1.0,
     momentum: Annotated[Scalar, "(0, 1)"] = 0.9,
-    weight_decay: NonNegative = 0.0,
+    weight_decay=0.0,
     warmup_steps: NonNegativeInt = 0,
     r: NonNegative = 0.0,
     weight_lr_power: NonNegative = 2.0,
@@ -74,10 +73,10 @@ def schedule_free_sgd(
 
 @alias(class_name="ScheduleFreeAdamW")
 def schedule_free_adamw(
-    lr: NonNegative = 0.0025,
+    lr=0.0025,
     betas: tuple[Annotated[Scalar, "(0, 1)"], Decay] = (0.9, 0.999),
-    eps: NonNegative = 1e-8,
-    weight_decay: NonNegative = 0.0,
+    eps=1e-8,
+    weight_decay=0.0,
     warmup_steps: NonNegativeInt = 0,
     r: NonNegative = 0.0,
     weight_lr_power: NonNegative = 2.0,
@@ -126,13 +125,13 @@ def schedule_free_adamw(
 
 @alias(class_name="ScheduleFreeRAdam")
 def schedule_free_radam(
-    lr: NonNegative = 0.0025,
+    lr=0.0025,
     betas: tuple[Annotated[Scalar, "(0, 1)"], Decay] = (0.9, 0.999),
-    eps: NonNegative = 1e-8,
-    weight_decay: NonNegative = 0.0,
+    eps=1e-8,
+    weight_decay=0.0,
     r: NonNegative = 0.0,
     weight_lr_power: NonNegative = 2.0,
-    silent_sgd_phase: bool = True,
+    silent_sgd_phase=True,
 ):
     r"""Schedule-Free RAdam: AdamW with neither a schedule nor a warm-up.
 
@@ -186,10 +185,10 @@ def schedule_free_radam(
 
 @alias(class_name="GPAAdamW")
 def gpa_adamw(
-    lr: NonNegative = 1.0,
-    betas: Decays = (0.9, 0.999),
-    eps: NonNegative = 1e-8,
-    weight_decay: NonNegative = 0.0,
+    lr=1.0,
+    betas=(0.9, 0.999),
+    eps=1e-8,
+    weight_decay=0.0,
     mu_x: Decay = 0.9967,
     mu_y: Annotated[Scalar, "(0, 1)"] = 0.7,
 ):

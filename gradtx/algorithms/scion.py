@@ -36,15 +36,7 @@ from gradtx.algorithms.muon import (
 from gradtx.algorithms.scaling import scale as multiply
 from gradtx.algorithms.scaling import scale_by_learning_rate
 from gradtx.algorithms.weight_decay import add_decayed_weights
-from gradtx.arguments import (
-    Decay,
-    Decays,
-    NonNegative,
-    Static,
-    is_off,
-    one_of,
-)
-from gradtx.base.exact import Scalar
+from gradtx.arguments import Decay, NonNegative, Scalar, Static, is_off, one_of
 from gradtx.base.messages import describe
 from gradtx.combinators.hyperball import hyperball
 from gradtx.combinators.selection import partition
@@ -88,11 +80,11 @@ def lmo(
     kind: Kind = "auto",
     *,
     normalized: bool | None = None,
-    transpose: bool = False,
-    maximum: bool = False,
+    transpose=False,
+    maximum=False,
     steps: Steps | None = None,
     coefs: StaticCoefficients = "simple",
-    eps: NonNegative = 1e-8,
+    eps=1e-8,
 ):
     r"""Replace an update by the element of a norm ball that is most aligned with it.
 
@@ -253,10 +245,10 @@ def _kind_for(ndim: int) -> Kind:
 
 @alias
 def scion(
-    lr: NonNegative = 1e-3,
+    lr=1e-3,
     momentum: Annotated[Scalar, "[0, 1]; off at 1"] = 0.1,
     scale: NonNegative = 1.0,
-    unconstrained: bool = False,
+    unconstrained=False,
     kinds: Static[Mapping[str, Any]] | None = None,
 ):
     r"""Scion: steps of a fixed size in a norm that suits the layer, with weights in a ball of that norm.
@@ -324,10 +316,10 @@ def _oracles(kinds: Mapping[str, Any]) -> GradientTransformation:
 
 @alias(class_name="AdamH")
 def adam_h(
-    lr: NonNegative = 1e-2,
-    betas: Decays = (0.9, 0.95),
-    eps: NonNegative = 1e-8,
-    weight_decay: NonNegative = 0.0,
+    lr=1e-2,
+    betas=(0.9, 0.95),
+    eps=1e-8,
+    weight_decay=0.0,
 ):
     r"""AdamH: Adam's direction in relative steps, with weights kept on their initial sphere.
 
@@ -366,9 +358,9 @@ def adam_h(
 
 @alias(class_name="MuonH")
 def muon_h(
-    lr: NonNegative = 1e-2,
+    lr=1e-2,
     momentum: Decay = 0.95,
-    nesterov: bool = True,
+    nesterov=True,
     ns_coefficients: Coefficients = "simple",
     ns_steps: Steps | None = None,
     fallback: GradientTransformation | None = None,
@@ -416,13 +408,13 @@ def muon_h(
 LEAST = 1e-12  # lower bound of the lengths of rows
 
 
-@per_tensor(whole=True, dims=(2, 2), needs=("params",), owns_lr=True)
+@per_tensor(whole=True, dims=(2, 2), needs="params", owns_lr=True)
 def scale_by_muown(
-    lr: NonNegative,
+    lr,
     momentum: Decay = 0.95,
-    weight_decay: NonNegative = 0.0,
-    betas: Decays = (0.9, 0.95),
-    eps: NonNegative = 1e-8,
+    weight_decay=0.0,
+    betas=(0.9, 0.95),
+    eps=1e-8,
     ns_coefficients: Coefficients = "quintic",
     ns_steps: Steps | None = None,
     adjust_lr_fn: Adjustment | None = "max_dim",
@@ -517,11 +509,11 @@ def _row_norms(x: Tensor) -> Tensor:
 
 @alias
 def muown(
-    lr: NonNegative = 3e-4,
+    lr=3e-4,
     momentum: Decay = 0.95,
-    weight_decay: NonNegative = 0.0,
-    betas: Decays = (0.9, 0.95),
-    eps: NonNegative = 1e-8,
+    weight_decay=0.0,
+    betas=(0.9, 0.95),
+    eps=1e-8,
     ns_coefficients: Coefficients = "quintic",
     ns_steps: Steps | None = None,
     adjust_lr_fn: Adjustment | None = "max_dim",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated, Any
+
 import torch
 
 from gradtx.algorithms._math import largest, norm, quotient, safe_sqrt
@@ -13,8 +15,8 @@ from gradtx.algorithms.weight_decay import (
     check_initial_lr,
     with_decay,
 )
-from gradtx.arguments import Decay, Fraction, NonNegative, is_off
-from gradtx.base.exact import Scalar, exact
+from gradtx.arguments import Decay, Fraction, NonNegative, Scalar, is_off
+from gradtx.base.exact import exact
 from gradtx.base.torch_names import readable
 from gradtx.rules import alias, per_tensor
 from gradtx.slots import scalar
@@ -73,7 +75,7 @@ def add_noise(eta: NonNegative, gamma: NonNegative, seed: int):
 
 
 @per_tensor
-def scale_by_gsnr(eps: NonNegative = 1e-8):
+def scale_by_gsnr(eps=1e-8):
     r"""Multiply each leaf by the fixed signal-to-noise ratio of its first gradient: SGD-SaI.
 
     $q = \lVert g_1 \rVert / (\sigma(g_1) + \epsilon)$ for leaves with two or more dimensions whose first dimension is
@@ -120,11 +122,11 @@ def scale_by_gsnr(eps: NonNegative = 1e-8):
 
 @alias(class_name="SGD")
 def sgd(
-    lr: NonNegative = 1e-3,
-    momentum: NonNegative = 0.0,
+    lr=1e-3,
+    momentum=0.0,
     dampening: Scalar = 0.0,
-    weight_decay: NonNegative = 0.0,
-    nesterov: bool = False,
+    weight_decay=0.0,
+    nesterov=False,
 ):
     r"""SGD, equivalent to torch.optim.SGD: stochastic gradient descent with optional momentum.
 
@@ -160,11 +162,11 @@ def sgd(
 
 @alias(class_name="SGDW")
 def sgdw(
-    lr: NonNegative = 1e-3,
-    momentum: NonNegative = 0.0,
+    lr=1e-3,
+    momentum=0.0,
     dampening: Scalar = 0.0,
-    weight_decay: NonNegative = 0.0,
-    nesterov: bool = False,
+    weight_decay=0.0,
+    nesterov=False,
 ):
     r"""SGDW: SGD with decoupled weight decay.
 
@@ -201,11 +203,11 @@ def sgdw(
 
 @alias(class_name="SGDS")
 def sgds(
-    lr: NonNegative = 1e-3,
+    lr=1e-3,
     momentum: Decay = 0.0,
     dampening: Fraction = 0.0,
-    weight_decay: NonNegative = 0.0,
-    nesterov: bool = False,
+    weight_decay=0.0,
+    nesterov=False,
 ):
     r"""SGDS: SGD whose decoupled decay grows with the momentum, as its steps do (stable weight decay).
 
@@ -246,11 +248,11 @@ def sgds(
 
 @alias(class_name="ASGD")
 def asgd(
-    lr: NonNegative = 1e-2,
+    lr=1e-2,
     lambd: NonNegative = 1e-4,
     alpha: NonNegative = 0.75,
     t0: NonNegative = 1e6,
-    weight_decay: NonNegative = 0.0,
+    weight_decay=0.0,
 ):
     r"""ASGD, equivalent to torch.optim.ASGD: SGD with a decaying rate that also averages its weights.
 
@@ -291,9 +293,7 @@ def asgd(
 
 
 @alias(class_name="NoisySGD")
-def noisy_sgd(
-    lr: NonNegative, eta: NonNegative = 0.01, gamma: NonNegative = 0.55, seed: int = 0
-):
+def noisy_sgd(lr, eta: NonNegative = 0.01, gamma: NonNegative = 0.55, seed: int = 0):
     r"""Noisy SGD: gradients with Gaussian noise that decays over time.
 
     $p \leftarrow p - \eta_t (g_t + N(0, \eta / t^\gamma))$ with the rate $\eta_t$ = `lr`.
@@ -326,10 +326,10 @@ def noisy_sgd(
 
 @alias(class_name="SGDSaI")
 def sgd_sai(
-    lr: NonNegative = 1e-2,
+    lr=1e-2,
     momentum: Decay = 0.9,
-    eps: NonNegative = 1e-8,
-    weight_decay: NonNegative = 1e-2,
+    eps=1e-8,
+    weight_decay=1e-2,
 ):
     r"""SGD-SaI: SGD with momentum and one rate per leaf, the signal-to-noise ratio of its first gradient.
 
@@ -371,9 +371,7 @@ def sgd_sai(
 
 
 @per_tensor(random=True, compiles=True)
-def scale_by_gravity(
-    lr: NonNegative, alpha: NonNegative = 0.01, beta: Decay = 0.9, seed: int = 0
-):
+def scale_by_gravity(lr, alpha: NonNegative = 0.01, beta: Decay = 0.9, seed: int = 0):
     r"""Average gradients after damping their large entries toward zero: Gravity's direction.
 
     $v_0 \sim N(0, (\alpha / \eta)^2)$, $\hat\beta = \frac{\beta t + 1}{t + 2}$,
@@ -424,9 +422,7 @@ def scale_by_gravity(
 
 
 @alias
-def gravity(
-    lr: NonNegative = 0.1, alpha: NonNegative = 0.01, beta: Decay = 0.9, seed: int = 0
-):
+def gravity(lr=0.1, **options: Annotated[Any, scale_by_gravity]):
     r"""Gravity: a moving average of gradients whose large entries are pushed back toward zero.
 
     $v \leftarrow \hat\beta v + (1-\hat\beta) g / (1 + (g \max|g|)^2)$ with $\hat\beta = \frac{\beta t + 1}{t + 2}$ and
@@ -456,4 +452,4 @@ def gravity(
     Source: Bahrami and Pouriyan Zadeh 2021, arXiv:2101.09192. Departures: $v_0$ comes from gradtx's own random stream,
     not from torch's global generator.
     """
-    return chain(scale_by_gravity(lr, alpha, beta, seed), scale_by_learning_rate(lr))
+    return chain(scale_by_gravity(lr, **options), scale_by_learning_rate(lr))

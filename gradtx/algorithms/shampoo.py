@@ -28,7 +28,6 @@ from gradtx.algorithms.weight_decay import add_decayed_weights, split_decay
 from gradtx.arguments import (
     Count,
     Decay,
-    Decays,
     Fraction,
     NonNegative,
     NonNegativeInt,
@@ -58,10 +57,10 @@ def _decays(arguments: dict[str, Any]) -> tuple[str, ...]:
     return () if is_off(arguments["weight_decay"]) else ("param",)
 
 
-@per_tensor(needs=("params",), compiles="lists", whole=_decays)
+@per_tensor(needs="params", compiles="lists", whole=_decays)
 def scale_by_shampoo(
     momentum: Decay = 0.0,
-    weight_decay: NonNegative = 0.0,
+    weight_decay=0.0,
     matrix_eps: Positive = 1e-4,
     preconditioning_compute_steps: Count = 1,
     variant: Literal["paper", "moskomule"] = "paper",
@@ -150,11 +149,11 @@ Graft: TypeAlias = Literal["none", "sgd", "adagrad", "rmsprop", "sqrtn"]
 _DIMENSIONS = {"all": slice(None), "input": slice(-1), "output": slice(-1, None)}
 
 
-@per_tensor(needs=("params",), compiles="lists", whole=_decays)
+@per_tensor(needs="params", compiles="lists", whole=_decays)
 def scale_by_scalable_shampoo(
     betas: tuple[Fraction, Fraction] = (0.9, 0.999),
-    moving_average_for_momentum: bool = False,
-    weight_decay: NonNegative = 0.0,
+    moving_average_for_momentum=False,
+    weight_decay=0.0,
     inverse_exponent_override: NonNegativeInt = 0,
     start_preconditioning_step: NonNegativeInt = 25,
     preconditioning_compute_steps: Count = 1000,
@@ -162,10 +161,10 @@ def scale_by_scalable_shampoo(
     block_size: Count = 512,
     skip_preconditioning_rank_lt: NonNegativeInt = 1,
     no_preconditioning_for_layers_with_dim_gt: NonNegativeInt = 8192,
-    shape_interpretation: bool = True,
+    shape_interpretation=True,
     graft_type: Graft = "sgd",
     pre_conditioner_type: Literal["all", "input", "output"] = "all",
-    nesterov: bool = True,
+    nesterov=True,
     diagonal_eps: NonNegative = 1e-10,
     matrix_eps: Positive = 1e-6,
 ):
@@ -343,10 +342,10 @@ def mean_side_factor(shape, otherwise, max_dim):
 
 @alias
 def shampoo(
-    lr: NonNegative = 1e-1,
+    lr=1e-1,
     momentum: Decay = 0.0,
-    weight_decay: NonNegative = 0.0,
-    decoupled_weight_decay: bool = False,
+    weight_decay=0.0,
+    decoupled_weight_decay=False,
     **options: Annotated[Any, scale_by_shampoo],
 ):
     r"""Shampoo: a full-matrix preconditioner for every dimension of a leaf.
@@ -393,11 +392,11 @@ def shampoo(
 
 @alias
 def scalable_shampoo(
-    lr: NonNegative = 1e-3,
+    lr=1e-3,
     betas: tuple[Fraction, Fraction] = (0.9, 0.999),
-    moving_average_for_momentum: bool = False,
-    weight_decay: NonNegative = 0.0,
-    decoupled_weight_decay: bool = False,
+    moving_average_for_momentum=False,
+    weight_decay=0.0,
+    decoupled_weight_decay=False,
     **options: Annotated[Any, scale_by_scalable_shampoo],
 ):
     r"""Scalable Shampoo: blocks, averaged statistics, rare roots, and step lengths grafted from a simpler method.
@@ -458,9 +457,9 @@ def scalable_shampoo(
 
 @alias(class_name="SPlus")
 def splus(
-    lr: NonNegative = 0.1,
-    betas: Decays = (0.9, 0.999),
-    weight_decay: NonNegative = 1e-2,
+    lr=0.1,
+    betas=(0.9, 0.999),
+    weight_decay=1e-2,
     ema_rate: Decay = 0.999,
     inverse_steps: Count = 100,
     nonstandard_constant: NonNegative = 1e-3,
@@ -536,10 +535,10 @@ def splus(
 
 @alias
 def conda(
-    lr: NonNegative = 1e-3,
-    betas: Decays = (0.9, 0.999),
-    weight_decay: NonNegative = 0.0,
-    eps: NonNegative = 1e-8,
+    lr=1e-3,
+    betas=(0.9, 0.999),
+    weight_decay=0.0,
+    eps=1e-8,
     update_proj_gap: Count = 2000,
     scale: NonNegative = 1.0,
     *,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 
@@ -13,12 +13,10 @@ from gradtx.algorithms._math import (
     plus_decay,
     running_mean,
 )
-from gradtx.algorithms._one_link import arguments_of
 from gradtx.algorithms.adam import scale_by_adam_hat
 from gradtx.algorithms.scaling import scale_by_learning_rate
 from gradtx.algorithms.weight_decay import with_decay
-from gradtx.arguments import Decay, Decays, NonNegative, is_off
-from gradtx.base.exact import Scalar
+from gradtx.arguments import Decay, NonNegative, Scalar, is_off
 from gradtx.rules import alias, per_tensor
 from gradtx.slots import linear, square
 from gradtx.transform import chain
@@ -40,7 +38,7 @@ __all__ = [
 
 
 @per_tensor(elementwise=True)
-def scale_by_lion(betas: Decays = (0.9, 0.99)):
+def scale_by_lion(betas=(0.9, 0.99)):
     r"""Replace every gradient by the sign of an interpolated momentum: Lion's direction.
 
     $u_t = \mathrm{sign}(\beta_1 m_{t-1} + (1-\beta_1) g_t)$, then $m_t = \beta_2 m_{t-1} + (1-\beta_2) g_t$.
@@ -124,11 +122,11 @@ def take_signs_of_gradient():
     return update
 
 
-@per_tensor(elementwise=True, needs=("params",))
+@per_tensor(elementwise=True, needs="params")
 def scale_by_focus(
-    betas: Decays = (0.9, 0.999),
+    betas=(0.9, 0.999),
     gamma: NonNegative = 0.1,
-    weight_decay: NonNegative = 0.0,
+    weight_decay=0.0,
 ):
     r"""Step along the sign of the momentum and back toward the average of the weights: FOCUS's direction.
 
@@ -179,7 +177,7 @@ def scale_by_focus(
 
 @per_tensor(elementwise=True, owns_lr=True)
 def scale_by_rprop(
-    lr: NonNegative,
+    lr,
     etas: tuple[Annotated[Scalar, "(0, 1)"], Annotated[Scalar, "(1, inf)"]] = (
         0.5,
         1.2,
@@ -240,9 +238,7 @@ def scale_by_rprop(
 
 
 @alias
-def lion(
-    lr: NonNegative = 1e-4, betas: Decays = (0.9, 0.99), weight_decay: NonNegative = 0.0
-):
+def lion(lr=1e-4, betas=(0.9, 0.99), weight_decay=0.0):
     r"""Lion: the sign of an interpolated momentum, with decoupled weight decay.
 
     $p \leftarrow p (1 - \eta \lambda) - \eta \, \mathrm{sign}(\beta_1 m + (1-\beta_1) g)$, then
@@ -275,9 +271,9 @@ def lion(
 
 @alias(class_name="SignSGD")
 def signsgd(
-    lr: NonNegative = 1e-3,
-    weight_decay: NonNegative = 0.0,
-    decoupled_weight_decay: bool = True,
+    lr=1e-3,
+    weight_decay=0.0,
+    decoupled_weight_decay=True,
 ):
     r"""signSGD: every weight moves by the learning rate against its gradient.
 
@@ -310,10 +306,10 @@ def signsgd(
 
 @alias
 def signum(
-    lr: NonNegative = 1e-3,
+    lr=1e-3,
     momentum: Decay = 0.9,
-    weight_decay: NonNegative = 0.0,
-    decoupled_weight_decay: bool = True,
+    weight_decay=0.0,
+    decoupled_weight_decay=True,
 ):
     r"""Signum: every weight moves by the learning rate against its momentum.
 
@@ -350,9 +346,7 @@ def signum(
 
 
 @alias
-def tiger(
-    lr: NonNegative = 1e-3, beta: Decay = 0.965, weight_decay: NonNegative = 0.01
-):
+def tiger(lr=1e-3, beta: Decay = 0.965, weight_decay=0.01):
     r"""Tiger: `signum` with a longer memory and decoupled weight decay.
 
     $m \leftarrow \beta m + (1-\beta) g$, $p \leftarrow p (1 - \eta \lambda) - \eta \, \mathrm{sign}(m)$.
@@ -383,14 +377,7 @@ def tiger(
 
 
 @alias
-def rprop(
-    lr: NonNegative = 1e-2,
-    etas: tuple[Annotated[Scalar, "(0, 1)"], Annotated[Scalar, "(1, inf)"]] = (
-        0.5,
-        1.2,
-    ),
-    step_sizes: tuple[NonNegative, NonNegative] = (1e-6, 50.0),
-):
+def rprop(lr=1e-2, **options: Annotated[Any, scale_by_rprop]):
     r"""Rprop, equivalent to torch.optim.Rprop: steps from the signs of full gradients, not for mini-batches.
 
     $\Delta \leftarrow \Delta \cdot (\eta^+, 1, \eta^-)$ where the gradient and its predecessor have the same sign, one
@@ -417,12 +404,11 @@ def rprop(
 
     Source: Riedmiller and Braun 1993; Igel and Huesken 2000 (iRprop-). Departures: none from torch.optim.Rprop.
     """
-    return scale_by_rprop(lr, etas, step_sizes)
+    return scale_by_rprop(lr, **options)
 
 
 @alias(class_name="FOCUS")
-@arguments_of(scale_by_focus)
-def focus(lr: NonNegative = 1e-2, **direction):
+def focus(lr=1e-2, **direction: Annotated[Any, scale_by_focus]):
     r"""FOCUS: the sign of a momentum, plus an attraction to the average of the weights.
 
     $p \leftarrow p - \eta (\mathrm{sign}(m_t) + \gamma\, \mathrm{sign}(p - \hat p) + \lambda \hat p)$ with the average
@@ -460,10 +446,10 @@ def focus(lr: NonNegative = 1e-2, **direction):
 
 @alias
 def grams(
-    lr: NonNegative = 1e-3,
-    betas: Decays = (0.9, 0.999),
-    eps: NonNegative = 1e-6,
-    weight_decay: NonNegative = 0.0,
+    lr=1e-3,
+    betas=(0.9, 0.999),
+    eps=1e-6,
+    weight_decay=0.0,
 ):
     r"""Grams: steps as long as Adam's, in the direction of the gradient's signs.
 

@@ -22,14 +22,14 @@ from gradtx.algorithms._rotation import (
     kl_scales,
     whitened,
 )
+from gradtx.algorithms._spaces import Space
 from gradtx.algorithms.adam import scale_by_adam_hat
 from gradtx.algorithms.adam_variants import scale_by_laprop
 from gradtx.algorithms.momentum import trace_ema
 from gradtx.algorithms.muon import Adjustment, muon_like, orthogonalize
 from gradtx.algorithms.projection import decay_after_step
 from gradtx.algorithms.scaling import hold_until, scale_by_learning_rate
-from gradtx.arguments import Count, Decay, Decays, NonNegative, Static
-from gradtx.base.exact import Betas, Scalar
+from gradtx.arguments import Betas, Count, Decay, NonNegative, Scalar, Static
 from gradtx.combinators.rotated import rotated
 from gradtx.rules import alias, per_tensor
 from gradtx.slots import init_of, square
@@ -50,15 +50,15 @@ __all__ = [
 
 @per_tensor(compiles=False)
 def scale_by_soap(
-    betas: Decays = (0.95, 0.95),
+    betas=(0.95, 0.95),
     shampoo_beta: Decay | None = None,
-    eps: NonNegative = 1e-8,
+    eps=1e-8,
     precondition_frequency: Count = 10,
     max_precondition_dim: Count = 10000,
-    merge_dims: bool = False,
-    precondition_1d: bool = False,
-    normalize_gradient: bool = False,
-    correct_bias: bool = True,
+    merge_dims=False,
+    precondition_1d=False,
+    normalize_gradient=False,
+    correct_bias=True,
     *,
     stagger: Static[bool] = False,
 ):
@@ -68,9 +68,9 @@ def scale_by_soap(
     i and $Q_i$ to its eigenvectors, largest eigenvalue first. Then, with $s = t - 1$ and a prime denoting rotation by
     all $Q_i^\top$: $m \leftarrow \beta_1 m + (1-\beta_1) g$, $v \leftarrow \beta_2 v + (1-\beta_2) g'^2$, and the
     direction is $m' / (\sqrt{v} + \epsilon)$ rotated back, times $\sqrt{1-\beta_2^s} / (1-\beta_1^s)$. Afterwards,
-    $G_i \leftarrow \beta_s G_i + (1-\beta_s)\, \mathrm{mat}_i(g) \mathrm{mat}_i(g)^\top$, and where $s \bmod n = 0$
-    the columns of $Q_i$, and $v$ with them, are sorted by $\mathrm{diag}(Q_i^\top G_i Q_i)$, and
-    $Q_i \leftarrow \mathrm{QR}(G_i Q_i)$.
+    $G_i \leftarrow \beta_s G_i + (1-\beta_s)\, \mathrm{mat}_i(g) \mathrm{mat}_i(g)^\top$, and where $s \bmod n = 0$,
+    $Q_i \leftarrow \mathrm{QR}(G_i Q_i)$, column by column in decreasing order of
+    $\mathrm{diag}(Q_i^\top G_i Q_i)$.
 
     Args:
         betas: $(\beta_1, \beta_2)$, each in [0, 1).
@@ -105,7 +105,8 @@ def scale_by_soap(
         tensor([[0.3118, 0.3118],
                 [0.6236, 0.6236]])
 
-    Source: Vyas et al. 2024, arXiv:2409.11321. Departures: none from the authors' code, without its casts to float32.
+    Source: Vyas et al. 2024, arXiv:2409.11321. Departures: none from the authors' code, without its casts to float32;
+    columns keep their places in $Q_i$ and $v$, where the authors' code sorts them.
     Where statistics are rank-deficient (a rotated vector, a zero gradient, or, at the first step, a dimension that
     exceeds the product of the others by two or more, as in a 5 x 2 matrix), part of the basis is arbitrary, so results
     depend on the back end. There is then no derivative with respect to the inputs of these statistics (the first
@@ -114,15 +115,15 @@ def scale_by_soap(
     """
     beta = betas[1] if shampoo_beta is None else shampoo_beta
     rotation = Rotation(
-        beta,
-        precondition_frequency,
-        max_precondition_dim,
-        merge_dims,
-        precondition_1d,
-        stagger,
+        beta=beta,
+        precondition_frequency=precondition_frequency,
+        max_precondition_dim=max_precondition_dim,
+        merge_dims=merge_dims,
+        precondition_1d=precondition_1d,
+        stagger=stagger,
     )
     adam = adam_along_bases(betas, eps, correct_bias, normalize_gradient)
-    return rotation.space(adam, reads_grad=False)
+    return Space(adam, rotation, reads_grad=False)
 
 
 def adam_along_bases(
@@ -138,7 +139,7 @@ def adam_along_bases(
 
 
 @per_tensor
-def corrected_later(betas: Decays, normalizes: bool, corrects: bool):
+def corrected_later(betas, normalizes: bool, corrects: bool):
     """Remove the bias correction from Adam's direction, normalize the result, and apply the correction again."""
     beta1, beta2 = betas
 
@@ -154,12 +155,12 @@ def corrected_later(betas: Decays, normalizes: bool, corrects: bool):
 
 @per_tensor(whole=True, compiles="lists")
 def scale_by_kl_shampoo(
-    betas: Decays = (0.95, 0.95),
-    eps: NonNegative = 1e-8,
+    betas=(0.95, 0.95),
+    eps=1e-8,
     adam_eps: NonNegative = 1e-8,
     precondition_frequency: Count = 10,
     max_precondition_dim: Count = 10000,
-    merge_dims: bool = False,
+    merge_dims=False,
     *,
     stagger: Static[bool] = False,
 ):
@@ -204,11 +205,11 @@ def scale_by_kl_shampoo(
     """
     beta1, beta2 = betas
     rotation = Rotation(
-        beta2,
-        precondition_frequency,
-        max_precondition_dim,
-        merge_dims,
-        staggers=stagger,
+        beta=beta2,
+        precondition_frequency=precondition_frequency,
+        max_precondition_dim=max_precondition_dim,
+        merge_dims=merge_dims,
+        stagger=stagger,
     )
     moments, average = adam_moments(betas)
 
@@ -232,17 +233,17 @@ def scale_by_kl_shampoo(
         first = is_empty(GG[0])
         m = torch.where(first, m, running_mean(m, g, beta1))
         scales = kl_scales(GG, Q, eps)
-        white = whitened(rotation.merged(m), dims, Q, scales)
+        white = whitened(rotation.inside(m), dims, Q, scales)
         u = change_basis(white, dims, Q, back=True).reshape(g.shape) / correction
-        GG = rotation.kl_averages(rotation.merged(g), dims, GG, Q, scales, ctx)
-        Q, _ = rotation.next_bases(GG, Q, ctx)
+        GG = rotation.kl_averages(rotation.inside(g), dims, GG, Q, scales, ctx)
+        Q = rotation.next_bases(GG, Q, ctx)
         return torch.where(first, 0.0, u), {"exp_avg": m, "GG": GG, "Q": Q}
 
     return init, update
 
 
 @per_tensor(elementwise=True)
-def scale_by_late_rms(beta: Decay = 0.9, eps: NonNegative = 1e-8):
+def scale_by_late_rms(beta: Decay = 0.9, eps=1e-8):
     r"""Divide updates by their root mean square from the second step on; the first update passes unchanged.
 
     From t = 2: $v \leftarrow \beta v + (1-\beta) u^2$ from 0, result $u / \sqrt{\max(v, \epsilon^2)}$; no bias
@@ -280,7 +281,7 @@ def scale_by_late_rms(beta: Decay = 0.9, eps: NonNegative = 1e-8):
 
 
 @per_tensor(elementwise=True)
-def scale_by_gradient_rms(betas: Decays = (0.9, 0.999), eps: NonNegative = 1e-8):
+def scale_by_gradient_rms(betas=(0.9, 0.999), eps=1e-8):
     r"""Divide a momentum by the root mean square of the gradient: the second half of Adam's direction.
 
     $v \leftarrow \beta_2 v + (1-\beta_2) g^2$ with the gradient $g$ (`ctx.grad`), result
@@ -339,11 +340,11 @@ def decayed_from_second_step(
 
 @alias(class_name="SOAP")
 def soap(
-    lr: NonNegative = 3e-3,
-    betas: Decays = (0.95, 0.95),
+    lr=3e-3,
+    betas=(0.95, 0.95),
     shampoo_beta: Decay | None = None,
-    eps: NonNegative = 1e-8,
-    weight_decay: NonNegative = 0.01,
+    eps=1e-8,
+    weight_decay=0.01,
     **options: Annotated[Any, scale_by_soap],
 ):
     r"""SOAP: Adam in the eigenbasis of Shampoo's statistics.
@@ -392,15 +393,15 @@ def soap(
 
 @alias(class_name="KLSOAP")
 def kl_soap(
-    lr: NonNegative = 3e-3,
-    betas: Decays = (0.95, 0.95),
+    lr=3e-3,
+    betas=(0.95, 0.95),
     shampoo_beta: Decay | None = None,
-    eps: NonNegative = 1e-8,
-    weight_decay: NonNegative = 0.01,
+    eps=1e-8,
+    weight_decay=0.01,
     precondition_frequency: Count = 10,
     max_precondition_dim: Count = 10000,
-    merge_dims: bool = False,
-    correct_bias: bool = True,
+    merge_dims=False,
+    correct_bias=True,
     *,
     stagger: Static[bool] = False,
 ):
@@ -458,14 +459,14 @@ def kl_soap(
 
 @alias(class_name="SOAPLaProp")
 def soap_laprop(
-    lr: NonNegative = 3e-3,
-    betas: Decays = (0.95, 0.95),
+    lr=3e-3,
+    betas=(0.95, 0.95),
     shampoo_beta: Decay | None = None,
-    eps: NonNegative = 1e-8,
-    weight_decay: NonNegative = 0.01,
+    eps=1e-8,
+    weight_decay=0.01,
     precondition_frequency: Count = 10,
     max_precondition_dim: Count = 10000,
-    merge_dims: bool = False,
+    merge_dims=False,
     *,
     stagger: Static[bool] = False,
 ):
@@ -522,11 +523,11 @@ def soap_laprop(
 
 @alias(class_name="KLShampoo")
 def kl_shampoo(
-    lr: NonNegative = 3e-3,
-    betas: Decays = (0.95, 0.95),
-    eps: NonNegative = 1e-8,
+    lr=3e-3,
+    betas=(0.95, 0.95),
+    eps=1e-8,
     adam_eps: NonNegative = 1e-8,
-    weight_decay: NonNegative = 0.01,
+    weight_decay=0.01,
     **options: Annotated[Any, scale_by_kl_shampoo],
 ):
     r"""KL-Shampoo: momentum, whitened by factors that minimize a Kullback-Leibler divergence.
@@ -570,12 +571,12 @@ def kl_shampoo(
 
 @alias(class_name="SOAPMuon")
 def soap_muon(
-    lr: NonNegative = 0.02,
-    weight_decay: NonNegative = 0.0,
+    lr=0.02,
+    weight_decay=0.0,
     momentum: Decay = 0.95,
-    nesterov: bool = True,
+    nesterov=True,
     beta2: Decay = 0.9,
-    eps: NonNegative = 1e-8,
+    eps=1e-8,
     precondition_frequency: Count = 1,
     max_precondition_dim: Count = 10000,
     ns_coefficients: Coefficients = "newton_schulz",

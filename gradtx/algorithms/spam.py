@@ -21,15 +21,14 @@ from gradtx.arguments import (
     Decay,
     Decays,
     Fraction,
-    NonNegative,
     NonNegativeInt,
     Positive,
+    Scalar,
 )
-from gradtx.base.exact import Scalar, Schedule
-from gradtx.combinators.restarts import restart
+from gradtx.base.exact import Schedule
+from gradtx.combinators.clocks import restart
 from gradtx.rules import alias, per_tensor
-from gradtx.schedules.restarts import restart_warmup_schedule
-from gradtx.schedules.warmup import warmup_cosine_schedule
+from gradtx.schedules.warmup import restart_warmup_schedule, warmup_cosine_schedule
 from gradtx.slots import linear, square
 from gradtx.transform import chain
 
@@ -98,8 +97,8 @@ def clip_spikes(
 
 @per_tensor(elementwise=True)
 def scale_by_spam(
-    betas: Decays = (0.9, 0.999),
-    eps: NonNegative = 1e-6,
+    betas=(0.9, 0.999),
+    eps=1e-6,
     threshold: Positive = 5000.0,
     clip_after: NonNegativeInt = 20,
     every: Count = 500,
@@ -145,10 +144,10 @@ def scale_by_spam(
 
 @alias(class_name="SPAM")
 def spam(
-    lr: NonNegative = 1e-3,
-    betas: Decays = (0.9, 0.999),
-    eps: NonNegative = 1e-6,
-    weight_decay: NonNegative = 0.0,
+    lr=1e-3,
+    betas=(0.9, 0.999),
+    eps=1e-6,
+    weight_decay=0.0,
     threshold: Positive = 5000.0,
     clip_after: NonNegativeInt = 20,
     every: Count = 500,
@@ -208,7 +207,7 @@ def stable_spam_direction(
     gamma1: Decay,
     beta2: Decay,
     gamma2: Scalar,
-    eps: NonNegative,
+    eps,
     theta: Scalar,
     every: Count,
 ):
@@ -222,10 +221,10 @@ def stable_spam_direction(
 
 @alias(class_name="StableSPAM")
 def stable_spam(
-    lr: NonNegative = 1e-3,
-    betas: Decays = (0.9, 0.999),
-    eps: NonNegative = 1e-8,
-    weight_decay: NonNegative = 0.0,
+    lr=1e-3,
+    betas=(0.9, 0.999),
+    eps=1e-8,
+    weight_decay=0.0,
     gammas: Decays = (0.7, 0.9),
     theta: Decay = 0.999,
     every: Count = 1000,
@@ -287,10 +286,10 @@ def _times(number: Scalar, share: Schedule) -> Schedule:
 
 @alias(class_name="AdaGC")
 def adagc(
-    lr: NonNegative = 1e-3,
-    betas: Decays = (0.9, 0.999),
-    eps: NonNegative = 1e-8,
-    weight_decay: NonNegative = 0.0,
+    lr=1e-3,
+    betas=(0.9, 0.999),
+    eps=1e-8,
+    weight_decay=0.0,
     beta: Decay = 0.98,
     lambda_abs: Positive = 1.0,
     lambda_rel: Positive = 1.05,

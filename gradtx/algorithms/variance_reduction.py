@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
@@ -15,15 +15,20 @@ from gradtx.algorithms._math import (
     running_mean,
     safe_sqrt,
 )
-from gradtx.algorithms._one_link import arguments_of
 from gradtx.algorithms.adam import scale_by_adam
-from gradtx.algorithms.muon import has_a_matrix
+from gradtx.algorithms.muon import by_matrix, has_a_matrix
 from gradtx.algorithms.scaling import scale_by_learning_rate
 from gradtx.algorithms.sign import scale_by_lion
 from gradtx.algorithms.weight_decay import with_decay
-from gradtx.arguments import Count, Decay, Decays, NonNegative, NonNegativeInt, Positive
-from gradtx.base.exact import Scalar
-from gradtx.combinators.selection import partition
+from gradtx.arguments import (
+    Count,
+    Decay,
+    Decays,
+    NonNegative,
+    NonNegativeInt,
+    Positive,
+    Scalar,
+)
 from gradtx.rules import alias, per_tensor, whole_tree
 from gradtx.slots import linear, square, start
 from gradtx.transform import chain
@@ -74,7 +79,7 @@ def correct_variance_exactly(gamma: NonNegative, beta: Decay, min_ndim: NonNegat
 def correct_variance(
     gamma: NonNegative = 0.025,
     beta: Decay = 0.95,
-    exact: bool = False,
+    exact=False,
     min_ndim: NonNegativeInt = 0,
 ):
     r"""Add a fraction of the gradient's last change to reduce its variance: MARS's correction.
@@ -170,7 +175,7 @@ def scale_by_msvag(beta: Decay = 0.9):
     return moments, update
 
 
-@per_tensor(elementwise=True, needs=("params",), owns_lr=True)
+@per_tensor(elementwise=True, needs="params", owns_lr=True)
 def scale_by_a2grad(
     variant: Literal["uni", "inc", "exp"] = "uni",
     beta: NonNegative = 10.0,
@@ -283,7 +288,7 @@ def amplify_slow_gradients_window(
     window_size: Count = 100,
     lamb: NonNegative = 5.0,
     filter_type: Literal["mean", "sum"] = "mean",
-    warmup: bool = True,
+    warmup=True,
 ):
     r"""Add a multiple of the mean of the last gradients to each gradient: Grokfast's filter with a window.
 
@@ -370,23 +375,23 @@ def scale_by_optimistic_gradient(alpha: Scalar = 1.0, beta: Scalar = 1.0):
     return {"previous_grad": linear()}, update
 
 
-def _for_matrices(mars, vectors):
-    """Use one chain for leaves with two or more dimensions, and another for the rest."""
-    return partition(
-        {"mars": mars, "vectors": vectors}, {"mars": has_a_matrix, "vectors": "*"}
-    )
+def _mars(mars, vectors, gamma, beta, exact: bool, optimize_1d: bool):
+    """Correct gradients, and use another chain for leaves with less than two dimensions unless `optimize_1d` is set."""
+    if not optimize_1d:
+        mars = by_matrix(mars, vectors, has_a_matrix, ("mars", "vectors"))
+    return chain(correct_variance(gamma, beta, exact, 0 if optimize_1d else 2), mars)
 
 
 @alias(class_name="MARS")
 def mars_adamw(
-    lr: NonNegative = 3e-3,
-    betas: Decays = (0.95, 0.99),
-    eps: NonNegative = 1e-8,
-    weight_decay: NonNegative = 0.0,
+    lr=3e-3,
+    betas=(0.95, 0.99),
+    eps=1e-8,
+    weight_decay=0.0,
     gamma: NonNegative = 0.025,
-    amsgrad: bool = False,
-    exact: bool = False,
-    optimize_1d: bool = False,
+    amsgrad=False,
+    exact=False,
+    optimize_1d=False,
     lr_1d: NonNegative | None = None,
     betas_1d: Decays = (0.9, 0.95),
     weight_decay_1d: NonNegative = 0.1,
@@ -433,28 +438,25 @@ def mars_adamw(
     Source: Yuan et al. 2024, arXiv:2411.10438. Departures: leaves with three or more dimensions are corrected, too; if
     exact, the first step has no correction, as in the paper. pytorch_optimizer also adds eps to the square root.
     """
-    correction = correct_variance(gamma, betas[0], exact, 0 if optimize_1d else 2)
     mars = with_decay(scale_by_adam(betas, eps, amsgrad), weight_decay, True, lr)
-    if optimize_1d:
-        return chain(correction, mars)
     rate = lr if lr_1d is None else lr_1d
     vectors = with_decay(
         scale_by_adam(betas_1d, eps, amsgrad), weight_decay_1d, True, rate
     )
-    return chain(correction, _for_matrices(mars, vectors))
+    return _mars(mars, vectors, gamma, betas[0], exact, optimize_1d)
 
 
 @alias(class_name="MARSLion")
 def mars_lion(
-    lr: NonNegative = 3e-3,
+    lr=3e-3,
     beta: Decay = 0.95,
-    weight_decay: NonNegative = 0.0,
+    weight_decay=0.0,
     gamma: NonNegative = 0.025,
-    exact: bool = False,
-    optimize_1d: bool = False,
+    exact=False,
+    optimize_1d=False,
     lr_1d: NonNegative | None = None,
     betas_1d: Decays = (0.9, 0.95),
-    eps: NonNegative = 1e-8,
+    eps=1e-8,
     weight_decay_1d: NonNegative = 0.1,
 ):
     r"""MARS-Lion: the sign of a momentum of gradients corrected by their change since the last step.
@@ -495,17 +497,14 @@ def mars_lion(
     Source: Yuan et al. 2024, arXiv:2411.10438. Departures: as for `mars_adamw`. As in the authors' code, the direction
     is the sign of the momentum, not Lion's interpolation.
     """
-    correction = correct_variance(gamma, beta, exact, 0 if optimize_1d else 2)
     mars = with_decay(scale_by_lion((beta, beta)), weight_decay, True, lr)
-    if optimize_1d:
-        return chain(correction, mars)
     rate = lr if lr_1d is None else lr_1d
     vectors = with_decay(scale_by_adam(betas_1d, eps), weight_decay_1d, True, rate)
-    return chain(correction, _for_matrices(mars, vectors))
+    return _mars(mars, vectors, gamma, beta, exact, optimize_1d)
 
 
 @alias(class_name="MSVAG")
-def msvag(lr: NonNegative, beta: Decay = 0.9):
+def msvag(lr, beta: Decay = 0.9):
     r"""M-SVAG: momentum SGD that shortens the step of each weight by the share of variance in its gradient.
 
     $p \leftarrow p - \eta f_t \hat m_t$, where $f_t$ in [0, 1] is the estimated share of the squared mean in the square
@@ -539,8 +538,7 @@ def msvag(lr: NonNegative, beta: Decay = 0.9):
 
 
 @alias(class_name="A2Grad")
-@arguments_of(scale_by_a2grad)
-def a2grad(**arguments):
+def a2grad(**arguments: Annotated[Any, scale_by_a2grad]):
     r"""A2Grad: Nesterov's accelerated gradient with steps damped by the deviation of gradients from their mean.
 
     Equivalent to `scale_by_a2grad`.
@@ -581,10 +579,10 @@ def a2grad(**arguments):
 
 @alias(class_name="GrokFastAdamW")
 def grokfast_adamw(
-    lr: NonNegative = 1e-3,
-    betas: Decays = (0.9, 0.999),
-    eps: NonNegative = 1e-8,
-    weight_decay: NonNegative = 1e-2,
+    lr=1e-3,
+    betas=(0.9, 0.999),
+    eps=1e-8,
+    weight_decay=1e-2,
     alpha: Decay = 0.98,
     lamb: NonNegative = 2.0,
 ):
@@ -626,8 +624,9 @@ def grokfast_adamw(
 
 
 @alias(class_name="OptimisticGradientDescent")
-@arguments_of(scale_by_optimistic_gradient)
-def optimistic_gradient_descent(lr: NonNegative, **direction):
+def optimistic_gradient_descent(
+    lr, **direction: Annotated[Any, scale_by_optimistic_gradient]
+):
     r"""Optimistic gradient descent: SGD that looks ahead by the last change of the gradient.
 
     $p \leftarrow p - \eta (\alpha g_t + \beta (g_t - g_{t-1}))$ with $g_0 = g_1$.
@@ -661,12 +660,12 @@ def optimistic_gradient_descent(lr: NonNegative, **direction):
 
 @alias(class_name="OptimisticAdam")
 def optimistic_adam(
-    lr: NonNegative = 1e-3,
-    betas: Decays = (0.9, 0.999),
-    eps: NonNegative = 1e-8,
+    lr=1e-3,
+    betas=(0.9, 0.999),
+    eps=1e-8,
     alpha: Scalar = 1.0,
     beta: Scalar = 1.0,
-    weight_decay: NonNegative = 0.0,
+    weight_decay=0.0,
 ):
     r"""Optimistic Adam: Adam that looks ahead by the last change of its direction.
 

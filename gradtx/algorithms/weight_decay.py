@@ -7,8 +7,8 @@ from torch import Tensor
 
 from gradtx.algorithms._math import quotient, unit_norm
 from gradtx.algorithms.scaling import scale_by_learning_rate
-from gradtx.arguments import NonNegative, Positive, is_off
-from gradtx.base.exact import Scalar, exact
+from gradtx.arguments import NonNegative, Positive, Scalar, is_off
+from gradtx.base.exact import exact
 from gradtx.base.torch_names import readable
 from gradtx.rules import per_tensor
 from gradtx.slots import Slot, scalar
@@ -21,12 +21,12 @@ __all__ = [
 ]
 
 
-@per_tensor(elementwise=True, needs=("params",), rate="before")
+@per_tensor(elementwise=True, needs="params", rate="before")
 def add_decayed_weights(
-    weight_decay: NonNegative,
+    weight_decay,
     *,
-    fixed: bool = False,
-    cautious: bool = False,
+    fixed=False,
+    cautious=False,
     relative_to: Scalar | None = None,
     corrected_by: NonNegative | None = None,
     max_lr: Positive | None = None,
@@ -109,11 +109,11 @@ def add_decayed_weights(
 
 @per_tensor(
     elementwise=lambda arguments: not arguments["wasserstein"],
-    needs=("params",),
+    needs="params",
     rate="before",
 )
 def regenerate_towards_init(
-    rate: NonNegative, wasserstein: bool = False, *, relative_to: Scalar | None = None
+    rate: NonNegative, wasserstein=False, *, relative_to: Scalar | None = None
 ):
     r"""Pull weights toward their initial values (regenerative regularization): add $\rho (p - p_0)$.
 
@@ -187,8 +187,8 @@ def check_initial_lr(owner: str, lr: Tensor, divided: str, remedy: str) -> None:
         )
 
 
-@per_tensor(needs=("params",))
-def add_norm_loss(factor: NonNegative = 1e-4, eps: NonNegative = 1e-8):
+@per_tensor(needs="params")
+def add_norm_loss(factor: NonNegative = 1e-4, eps=1e-8):
     r"""Pull the norm of each output unit's weights to 1: add $2 \lambda (1 - 1/(\lVert p_i \rVert + \epsilon)) p_i$.
 
     Args:

@@ -12,7 +12,6 @@ from gradtx.combinators.low_rank import *
 from gradtx.combinators.norm_ratio import *
 from gradtx.combinators.precision import *
 from gradtx.combinators.qk_clip import *
-from gradtx.combinators.restarts import *
 from gradtx.combinators.rotated import *
 from gradtx.combinators.schedule_free import *
 from gradtx.combinators.selection import *

@@ -35,25 +35,18 @@ from gradtx.transform import GradientTransformation
 Slots: TypeAlias = dict[Path, dict[str, Tensor]]
 
 
-class BlockRun(Run):
-    """A run for one block: it returns the block's slots, and passes on shared values, which do not depend on it."""
+class BlockRun:
+    """The run of a leaf as one of its blocks sees it: with the slots of the block."""
 
     def __init__(self, outer: Run, slots: Slots):
-        super().__init__()
-        self.initial = outer.initial
-        self.device = outer.device
-        self.known_extras = outer.known_extras
-        self.leaf_extras = outer.leaf_extras
-        self.stages = outer.stages
-        self.new_shared = outer.new_shared
         self._outer = outer
         self._slots = slots
 
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._outer, name)
+
     def slots(self, path: Path, leaf: Leaf) -> dict[str, Tensor]:
         return self._slots.get(path, {})
-
-    def scalars(self, path: Path) -> dict[str, Tensor]:
-        return self._outer.scalars(path)
 
     def add_late(self, place: LateTerm, leaf: str, term: Any) -> None:
         raise ValueError(
@@ -71,7 +64,7 @@ class BlockLeaf(Leaf):
     """
 
     def __init__(self, whole: Leaf, program: list[Any], inputs: Mapping[str, Any]):
-        run = BlockRun(whole.run, inputs["slots"])
+        run: Any = BlockRun(whole.run, inputs["slots"])
         extras = {**whole.extras, **inputs["extras"]}
         update, param = inputs.get("update"), inputs.get("param")
         super().__init__(run, whole.name, update, param, extras, whole.clock)

@@ -55,10 +55,6 @@ class Rounding(Operation):
 
     def start(self, leaf: Leaf) -> None:
         param = leaf.inputs[1]
-        if param is None:
-            raise ValueError(
-                f"{self._name} needs params: call update(updates, state, params)"
-            )
         if param.dtype not in HALVES:
             return
         if _torch.has_derivative(leaf.update):

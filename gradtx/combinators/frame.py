@@ -10,10 +10,14 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from gradtx.algorithms._spaces import can_run_at_owner, run_at_owner
+from gradtx.algorithms._spaces import (
+    Inside,
+    Outside,
+    can_run_at_owner,
+    run_at_owner,
+)
 from gradtx.base.errors import Path
 from gradtx.base.messages import describe, shortly
-from gradtx.base.tree import map_tensors
 from gradtx.combinators._contract import (
     Sums,
     check_inner,
@@ -29,6 +33,7 @@ from gradtx.execution.rule import (
     RuleState,
     StageState,
     empty_dict,
+    term_of,
 )
 from gradtx.execution.runs import Run, Scope, as_flag, selected
 from gradtx.execution.tree_rule import Functions, GradientOperation
@@ -68,13 +73,10 @@ class InnerClock:
 
     def __post_init__(self) -> None:
         for name, value in self.start.items():
-            if isinstance(value, bool) or not isinstance(value, int):
+            if name == "step" or type(value) is not int:
                 raise TypeError(
-                    f"InnerClock: start[{name!r}] must be an int, got {describe(value)}"
-                )
-            if name == "step":
-                raise ValueError(
-                    "InnerClock: start: 'step' is reserved for the clock's count; use another name"
+                    "InnerClock: start must be ints by name, without 'step', the name of the clock's count; "
+                    f"got {describe(self.start)}"
                 )
 
 
@@ -140,10 +142,6 @@ class Frame(Combinator):
     whole: bool = False
 
     def __post_init__(self) -> None:
-        if not isinstance(self.inner_slots, tuple):
-            raise TypeError(
-                f"Frame: inner_slots must be a tuple of slot names, got {describe(self.inner_slots)}"
-            )
         if self.shared and self.clock is not None:
             raise TypeError(
                 "Frame: shared cannot be combined with clock; the values of a clock are in InnerClock(start=...)"
@@ -181,36 +179,23 @@ class Frame(Combinator):
 
 
 @dataclasses.dataclass
-class OuterValues:
-    """The attributes of a leaf before a frame, and the frame's state between `enter` and `leave`."""
+class Entered(Outside):
+    """A leaf before a frame, and the frame's state between `enter` and `leave`."""
 
-    update: Any
-    grad: Any
-    clock: Clock
-    active: Tensor | None
-    restarts: Any
-    inner_restarts: Any = False
+    inner_restarts: bool | Tensor = False
     state: RuleState | None = None
     arms: dict[str, Any] = dataclasses.field(default_factory=empty_dict)
 
 
-@dataclasses.dataclass
-class InnerState:
+@dataclasses.dataclass(eq=False)
+class InnerState(Inside):
     """The state of the inner transformation in one call.
 
     Attributes:
-        run: The call.
-        path: The path of the frame.
         names: The names of the slots that the frame reads.
     """
 
-    run: Run
-    path: Path
     names: tuple[str, ...]
-
-    def contains(self, path: Path) -> bool:
-        """Whether a path belongs to the inner transformation."""
-        return len(path) > len(self.path) and path[: len(self.path)] == self.path
 
     def keep(self, leaf: Leaf, counts: Tensor, restarts: bool | Tensor) -> None:
         """Unless this call counts, keep the slots of a leaf, which may restart nevertheless."""
@@ -293,7 +278,14 @@ class Enter(RuleOperation):
         # Whether the inner clock counts this call; None until this is known.
         self.ticks: Tensor | None = None
         self._scope = scope
-        self._restarts = self._restarts_now()
+        self._restarts = scope.restarts
+        if frame.restarts is not None:
+            # Not False at init: it may restart later, which some links don't support.
+            self._restarts = (
+                torch.tensor(False)
+                if scope.run.initial
+                else self._restarts_at(scope.finished_updates() + 1, scope.restarts)
+            )
         self._old_shared: Values = {}
         self._new_shared: Values = {}
         if frame.clock is not None:
@@ -333,16 +325,6 @@ class Enter(RuleOperation):
     def ticks_for(self, leaf: Leaf) -> Tensor | None:
         """Return whether the inner clock counts this call, on the leaf's device."""
         return None if self.ticks is None else self.ticks.to(leaf.device)
-
-    def _restarts_now(self) -> Any:
-        """Return whether the inner transformation restarts in this call."""
-        scope = self._scope
-        if self.frame.restarts is None:
-            return scope.restarts
-        if self.run.initial:
-            # Not False: it may restart later, which some links don't support.
-            return torch.tensor(False)
-        return self._restarts_at(scope.finished_updates() + 1, scope.restarts)
 
     def _restarts_at(self, step: Any, outside: Any) -> Any:
         """Return whether the inner transformation restarts at a step, or with its surroundings."""
@@ -388,18 +370,11 @@ class Enter(RuleOperation):
         if self.ticks is None:
             self._decide(run.sums_of_programs(self.path))
         assert self.ticks is not None
-        self._keep_inner_values(self.ticks.to(run.device))
+        ticks = self.ticks.to(run.device)
         if self._new_shared:
             run.new_shared[self.path] = self._new_shared
-
-    def _keep_inner_values(self, ticks: Tensor) -> None:
-        """Unless this call counts, keep the inner shared values, which may restart nevertheless, and trees."""
-        run = self.run
-        for path in filter(self.inner.contains, run.new_shared):
-            old = run.kept_shared(path, self._restarts)
-            # A branch that none of these leaves enters has no old values.
-            if old:
-                run.new_shared[path] = selected(ticks, run.new_shared[path], old)
+        # Unless this call counts, keep what is inside.
+        self.inner.keep_shared(ticks, self._restarts)
         for path in filter(self.inner.contains, run.new_trees):
             old = run.tree(path)
             run.new_trees[path] = run.select(ticks, run.new_trees[path], old)
@@ -409,21 +384,16 @@ class Enter(RuleOperation):
     def init(self, leaf: Leaf) -> None:
         """Do nothing: `Leave` creates the frame's slots, after the inner ones."""
 
-    def start(self, leaf: Leaf) -> Any:
-        leaf.saved[self] = OuterValues(
-            leaf.update, leaf.grad, leaf.clock, leaf.active, leaf.restarts
-        )
+    def _begin(self, leaf: Leaf) -> Any:
+        leaf.saved[self] = Entered.of(leaf)
         clock = self.frame.clock
         if clock is None or clock.measure is None:
-            with self._isolate_for_owners(leaf):
-                return self._enter(leaf)
+            return self._enter(leaf)
         # An inner combinator accepts a leaf without a gradient.
         if leaf.update is None:
             return {}
         terms = checked_sums(self.rule.name, clock.measure(leaf.update))
-        if leaf.active is None:
-            return terms
-        return selected(leaf.active, terms, map_tensors(torch.zeros_like, terms))
+        return {name: term_of(leaf, value) for name, value in terms.items()}
 
     def combine(self, waiting: list[tuple[Leaf, Any]]) -> Any:
         measured = [(leaf, terms) for leaf, terms in waiting if terms]
@@ -435,7 +405,7 @@ class Enter(RuleOperation):
         return self._enter(leaf)
 
     def _enter(self, leaf: Leaf) -> None:
-        outside: OuterValues = leaf.saved[self]
+        outside: Entered = leaf.saved[self]
         accepts_leaf = leaf.update is not None or self.frame.takes_none is not None
         if self.frame.enter is not None and accepts_leaf:
             update = leaf.update
@@ -523,7 +493,7 @@ class NextArm(Operation):
         self._arm = arm
 
     def start(self, leaf: Leaf) -> None:
-        outside: OuterValues = leaf.saved[self._enter]
+        outside: Entered = leaf.saved[self._enter]
         outside.arms[self._arm] = leaf.update
         leaf.update = outside.update
         leaf.grad = outside.grad
@@ -548,11 +518,9 @@ class Leave(RuleOperation):
         if self._frame.init is not None:
             leaf.new[self.stage.path] = self.stage.first(leaf)
 
-    def start(self, leaf: Leaf) -> Any:
-        outside: OuterValues = leaf.saved.pop(self._enter)
-        leaf.clock = outside.clock
-        leaf.restarts = outside.restarts
-        leaf.grad = outside.grad
+    def _begin(self, leaf: Leaf) -> Any:
+        outside: Entered = leaf.saved.pop(self._enter)
+        outside.restore(leaf)
         update = self._of_arms(outside.arms, leaf) if outside.arms else leaf.update
         if leaf.update is not None and outside.grad is None:
             # An inner combinator created an update for a leaf without a gradient.
@@ -562,11 +530,10 @@ class Leave(RuleOperation):
         ticks = self._enter.ticks_for(leaf)
         if ticks is not None:
             self._discard_unless_counted(leaf, outside, ticks)
-        with self._isolate_for_owners(leaf):
-            return self._leave(leaf, outside, leaf.update)
+        return self._leave(leaf, outside, leaf.update)
 
     def _discard_unless_counted(
-        self, leaf: Leaf, outside: OuterValues, ticks: Tensor
+        self, leaf: Leaf, outside: Entered, ticks: Tensor
     ) -> None:
         """Unless this call counts, set the update to zero and keep the old inner state."""
         accept = ticks if leaf.active is None else ticks & leaf.active
@@ -595,7 +562,7 @@ class Leave(RuleOperation):
         leaf.update = updates[0]
         return arms
 
-    def _leave(self, leaf: Leaf, outside: OuterValues, update: Any) -> Any:
+    def _leave(self, leaf: Leaf, outside: Entered, update: Any) -> Any:
         if update is None or (self._frame.leave is None and not outside.state):
             return None
         inner = self._enter.inner.values(leaf)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from gradtx.algorithms._math import grafted
-from gradtx.arguments import NonNegative
 from gradtx.combinators.frame import Frame
 from gradtx.rules import combinator
 from gradtx.transform import GradientTransformation
@@ -15,7 +14,7 @@ __all__ = ["graft"]
 def graft(
     direction: GradientTransformation,
     magnitude: GradientTransformation,
-    eps: NonNegative = 1e-16,
+    eps=1e-16,
 ):
     r"""Take the direction of one transformation and the length of another, leaf by leaf.
 

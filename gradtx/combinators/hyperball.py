@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from gradtx.algorithms.projection import keep_norm, scale_to_radius
 from gradtx.algorithms.scaling import scale_by_learning_rate
-from gradtx.arguments import NonNegative
 from gradtx.rules import combinator
 from gradtx.transform import GradientTransformation, chain
 
@@ -12,7 +11,7 @@ __all__ = ["hyperball"]
 
 
 @combinator
-def hyperball(tx: GradientTransformation, lr: NonNegative, eps: NonNegative = 1e-12):
+def hyperball(tx: GradientTransformation, lr, eps=1e-12):
     r"""Take steps of a fixed fraction of a leaf's norm, and preserve that norm.
 
     With $R = \lVert p_0 \rVert$, $N(x) = x / \max(\lVert x \rVert, \epsilon)$ and the direction $u$ of `tx`,

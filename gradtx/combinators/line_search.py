@@ -8,9 +8,9 @@ from typing import Annotated, Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from gradtx.arguments import Count, Positive
+from gradtx.arguments import Count, Positive, Scalar
 from gradtx.base.dtensor import total
-from gradtx.base.exact import Scalar, exact
+from gradtx.base.exact import exact
 from gradtx.execution.runs import Scope
 from gradtx.execution.tree_rule import Functions, TreeOperation
 from gradtx.rules import Combinator, combinator

@@ -17,7 +17,7 @@ __all__ = ["with_lookahead"]
 MOMENTA = ("momentum_buffer", "exp_avg")
 
 
-@combinator(needs=("params",))
+@combinator(needs="params")
 def with_lookahead(
     tx: GradientTransformation,
     k: Count = 5,

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from gradtx.algorithms._projection import Bases, Carry, Projection, Side
+from gradtx.algorithms._spaces import Space
 from gradtx.arguments import Count, NonNegative
 from gradtx.rules import combinator
-from gradtx.transform import GradientTransformation, check_transformation
+from gradtx.transform import GradientTransformation
 
 __all__ = ["low_rank"]
 
@@ -58,9 +59,8 @@ def low_rank(
     Source: Zhao et al. 2024, GaLore, arXiv:2403.03507. Departures: any chain; the sign convention, since the
     signs of LAPACK are arbitrary; "power", "reset" and "rotate" are added.
     """
-    check_transformation("low_rank", "tx", tx)
 
     def finish(view, update):
         return scale * view.outward(update), {}
 
-    return Projection(rank, every, projection, side, carry, seed).space(tx, finish)
+    return Space(tx, Projection(finish, rank, every, projection, side, carry, seed))

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from gradtx.algorithms._math import norm, safe_sqrt
-from gradtx.arguments import Decays, NonNegative
 from gradtx.combinators.frame import Frame
 from gradtx.rules import combinator
-from gradtx.transform import GradientTransformation, check_transformation
+from gradtx.transform import GradientTransformation
 
 __all__ = ["scale_by_norm_ratio"]
 
@@ -14,9 +13,9 @@ __all__ = ["scale_by_norm_ratio"]
 @combinator
 def scale_by_norm_ratio(
     tx: GradientTransformation,
-    betas: Decays = (0.95, 0.95),
-    eps: NonNegative = 1e-8,
-    correct_bias: bool = False,
+    betas=(0.95, 0.95),
+    eps=1e-8,
+    correct_bias=False,
 ):
     r"""Scale the direction of a transformation by the norm of its input, relative to that of the gradients.
 
@@ -47,7 +46,6 @@ def scale_by_norm_ratio(
 
     Source: NAMO, arXiv:2602.17080. Departures: none.
     """
-    check_transformation("scale_by_norm_ratio", "tx", tx)
     beta1, beta2 = betas
 
     def init(param):

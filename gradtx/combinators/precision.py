@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -79,7 +79,7 @@ def with_state_dtype(
     return Stored(tx, Storage("with_state_dtype", state_dtype, min_size))
 
 
-@combinator(needs=("params",), rounds=True)
+@combinator(needs="params", rounds=True)
 def round_stochastically(seed: int = 0):
     """Round 16-bit weights at random to one of the two neighbors, so that small updates count on average.
 
@@ -126,8 +126,8 @@ def round_stochastically(seed: int = 0):
     return Rounded(first, rounded, positional=True)
 
 
-@combinator(needs=("params",), rounds=True)
-def compensate_rounding(bits: int = 16):
+@combinator(needs="params", rounds=True)
+def compensate_rounding(bits: Literal[8, 16] = 16):
     """Store the rounding error of 16-bit weights and add it to the next update (Kahan summation).
 
     A weight plus its compensation equals p + u, up to 2^-16 of the weight (`bits=8`) or up to the rounding of the
@@ -161,8 +161,6 @@ def compensate_rounding(bits: int = 16):
     Source: Kahan 1965, doi:10.1145/363707.363723; Zamirai et al. 2020, arXiv:2010.06192. Departures: `bits=8` is
     an addition.
     """
-    if bits not in (8, 16):
-        raise ValueError(f"compensate_rounding: bits must be 8 or 16, got {bits!r}")
 
     def first(leaf):
         param = leaf.inputs[1]

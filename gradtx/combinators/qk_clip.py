@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradtx.arguments import Fraction, Positive, Static
-from gradtx.base.exact import Scalar
+from gradtx.arguments import Fraction, Positive, Scalar, Static
 from gradtx.base.messages import describe
 from gradtx.base.selectors import Selector, check_not_empty, patterns
 from gradtx.base.torch_names import readable
@@ -23,7 +22,7 @@ __all__ = ["qk_clip"]
 ROLES = ("query", "key", "query_rotary", "key_rotary")
 
 
-@combinator(needs=("params",), extras={"max_logits": "tensors"})
+@combinator(needs="params", extras={"max_logits": "tensors"})
 def qk_clip(
     roles: Static[Mapping[str, tuple[str, str]]],
     tau: Positive = 100.0,
@@ -138,7 +137,7 @@ def _check_heads(
 
 
 @per_tensor(
-    needs=("params",),
+    needs="params",
     extras={"max_logits": "tensors"},
     check=_check_heads,
     compiles=False,

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Any
 
 from gradtx.algorithms._rotation import Rotation
-from gradtx.arguments import Count, Decay, NonNegative, NonNegativeInt, Static
+from gradtx.algorithms._spaces import Space
 from gradtx.rules import combinator
-from gradtx.transform import GradientTransformation, check_transformation
+from gradtx.transform import GradientTransformation
 
 __all__ = ["rotated"]
 
@@ -15,20 +15,7 @@ __all__ = ["rotated"]
 @combinator
 def rotated(
     inner: GradientTransformation,
-    *,
-    statistics: Literal["shampoo", "kl"] = "shampoo",
-    sides: Literal["both", "left", "right", "short"] = "both",
-    beta: Decay = 0.95,
-    precondition_frequency: Count = 10,
-    max_precondition_dim: Count = 10000,
-    merge_dims: bool = False,
-    precondition_1d: bool = False,
-    start: Literal["skip", "identity"] = "skip",
-    refresh: Literal["qr", "eigh", "svd"] = "qr",
-    offset: NonNegativeInt = 1,
-    of: Literal["update", "grad"] = "update",
-    eps: NonNegative = 1e-8,
-    stagger: Static[bool] = False,
+    **options: Annotated[Any, Rotation],
 ):
     r"""Run a chain in the eigenbases of the Kronecker factors of its updates.
 
@@ -40,10 +27,9 @@ def rotated(
     $\lambda_j = \max(\mathrm{diag}(Q_j^\top S_j Q_j), \epsilon)$ there (1 at the first step), all from before this
     step. The first bases are the eigenvectors of the first factors, sorted by decreasing eigenvalue.
 
-    Slots of the inner transformation are of three kinds, which its links declare (`kinds=` of `per_tensor`): "linear"
+    Slots of the inner transformation are of three kinds, which its links declare (see `gradtx.slots`): "linear"
     slots (`exp_avg`) are stored unrotated and rotated in every step, "square" slots (`exp_avg_sq`) are stored in the
-    rotated coordinates and permuted with the columns, and "scalar" slots do not change. `ctx.grad` and `params` are
-    rotated as well.
+    rotated coordinates, and "scalar" slots do not change. `ctx.grad` and `params` are rotated as well.
 
     Args:
         inner: The chain that runs in the rotated coordinates, such as `scale_by_adam_hat()`. Its last link returns a
@@ -59,7 +45,7 @@ def rotated(
         start: "skip": the first step only collects statistics and returns 0, so the inner clock is one step behind;
             inner schedules follow the outer count.
             "identity": the first step runs unrotated.
-        refresh: "qr": columns in the order of $\mathrm{diag}(Q^\top S Q)$, then $Q \leftarrow \mathrm{QR}(S Q)$.
+        refresh: "qr": $Q \leftarrow \mathrm{QR}(S Q)$, column by column in the order of $\mathrm{diag}(Q^\top S Q)$.
             "eigh": eigenvectors of S. "svd": the left singular vectors of $\mathrm{mat}_i(u)$, computed before the
             bases are used; there are no factors in this mode.
         offset: See `precondition_frequency`, >= 0.
@@ -90,20 +76,4 @@ def rotated(
     Source: Vyas et al. 2024, arXiv:2409.11321 (SOAP); "kl": Lin et al. 2025, arXiv:2509.03378. Departures: any inner
     chain. If statistics are rank-deficient, part of a basis is arbitrary; see `scale_by_soap`.
     """
-    check_transformation("rotated", "inner", inner)
-    rotation = Rotation(
-        beta,
-        precondition_frequency,
-        max_precondition_dim,
-        merge_dims,
-        precondition_1d,
-        stagger,
-        statistics,
-        sides,
-        start,
-        refresh,
-        offset,
-        of,
-        eps,
-    )
-    return rotation.space(inner)
+    return Space(inner, Rotation(**options))

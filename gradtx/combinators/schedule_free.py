@@ -8,8 +8,8 @@ import torch
 
 from gradtx.algorithms._math import quotient
 from gradtx.algorithms.scaling import descend
-from gradtx.arguments import Fraction, NonNegative, NonNegativeInt
-from gradtx.base.exact import Scalar, exact
+from gradtx.arguments import Fraction, NonNegative, NonNegativeInt, Scalar
+from gradtx.base.exact import exact
 from gradtx.combinators.frame import Frame
 from gradtx.rules import combinator
 from gradtx.transform import GradientTransformation
@@ -17,10 +17,10 @@ from gradtx.transform import GradientTransformation
 __all__ = ["schedule_free"]
 
 
-@combinator(needs=("params",), owns_lr=True)
+@combinator(needs="params", owns_lr=True)
 def schedule_free(
     base: GradientTransformation,
-    lr: NonNegative,
+    lr,
     beta: Annotated[Scalar, "(0, 1)"],
     warmup_steps: NonNegativeInt = 0,
     r: NonNegative = 0.0,

@@ -88,8 +88,8 @@ def _zeros(slot: str) -> Callable[[Tree], dict[str, Tree]]:
 def sam(
     base: GradientTransformation,
     rho: NonNegative = 0.05,
-    adaptive: bool = False,
-    eps: NonNegative = 1e-12,
+    adaptive=False,
+    eps=1e-12,
 ):
     r"""Sharpness-aware minimization: pass the base the gradient at a point slightly uphill.
 
@@ -132,7 +132,7 @@ def asam(
     base: GradientTransformation,
     rho: NonNegative = 0.5,
     eta: NonNegative = 0.01,
-    eps: NonNegative = 1e-12,
+    eps=1e-12,
     mask: Static[Callable[[str], bool]] | None = None,
 ):
     r"""Adaptive SAM: `sam` with a distance relative to the size of each weight.
@@ -185,8 +185,8 @@ def gsam(
     base: GradientTransformation,
     rho: NonNegative = 0.05,
     alpha: NonNegative = 0.4,
-    adaptive: bool = False,
-    eps: NonNegative = 1e-12,
+    adaptive=False,
+    eps=1e-12,
 ):
     r"""Surrogate-gap SAM: `sam` that also shrinks the gap between the uphill loss and the loss.
 
@@ -240,8 +240,8 @@ def wsam(
     base: GradientTransformation,
     rho: NonNegative = 0.05,
     gamma: Decay = 0.9,
-    adaptive: bool = False,
-    eps: NonNegative = 1e-12,
+    adaptive=False,
+    eps=1e-12,
 ):
     r"""Weighted SAM: `sam` with a weight for the sharpness relative to the loss.
 
@@ -288,8 +288,8 @@ def looksam(
     rho: NonNegative = 0.1,
     k: Count = 10,
     alpha: NonNegative = 0.7,
-    adaptive: bool = False,
-    eps: NonNegative = 1e-12,
+    adaptive=False,
+    eps=1e-12,
 ):
     r"""LookSAM: `sam` that computes the uphill gradient at every k-th step and reuses it in between.
 
@@ -362,8 +362,8 @@ def friendly_sam(
     rho: NonNegative = 0.05,
     sigma: NonNegative = 1.0,
     lmbda: Decay = 0.9,
-    adaptive: bool = False,
-    eps: NonNegative = 1e-12,
+    adaptive=False,
+    eps=1e-12,
 ):
     r"""Friendly SAM: `sam` that goes uphill along the batch noise, without the full-data gradient.
 

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from gradtx.algorithms._math import at_least, quotient, safe_sqrt
-from gradtx.arguments import AnyLength, Decays, NonNegative, Positive
-from gradtx.base.exact import Betas, Scalar
+from gradtx.arguments import AnyLength, Betas, Decays, NonNegative, Positive, Scalar
 from gradtx.combinators.frame import Frame, Values
 from gradtx.rules import combinator
 from gradtx.state.slots import numbered, with_lists
@@ -75,7 +74,7 @@ def _scale_by_learners(
     return Frame(tx, init, enter, leave, shared=shared, agree=agree)
 
 
-@combinator(needs=("params",), owns_lr=True)
+@combinator(needs="params", owns_lr=True)
 def mechanize(
     tx: GradientTransformation,
     s_init: Positive = 1e-8,
@@ -145,7 +144,7 @@ def mechanize(
     return _scale_by_learners(tx, betas, start, product, learner, eps)
 
 
-@combinator(needs=("params",), owns_lr=True)
+@combinator(needs="params", owns_lr=True)
 def trac(
     tx: GradientTransformation,
     betas: AnyLength[Decays] = BETAS,

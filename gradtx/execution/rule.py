@@ -333,7 +333,7 @@ class StageState:
                 )
             if name in self._rule.summed:
                 late = LateTerm(self.path, name, self._rule.summed[name])
-                leaf.run.add_late(late, leaf.name, _term(value, leaf))
+                leaf.run.add_late(late, leaf.name, term_of(leaf, value))
             else:
                 new.setdefault(name, value_for(value, old, self.path, name, leaf.name))
 
@@ -410,7 +410,7 @@ def _accepts(function: Callable[..., Any], *arguments: Any) -> bool:
     return True
 
 
-def _term(value: Any, leaf: Leaf) -> Tensor:
+def term_of(leaf: Leaf, value: Any) -> Tensor:
     """Return a leaf's term in a sum over leaves, or 0 if the leaf is skipped."""
     term = exact(value, leaf.device)
     if leaf.active is None:
@@ -527,7 +527,11 @@ class RuleOperation(Operation):
     def start(self, leaf: Leaf) -> Any:
         self._check_dims(leaf)
         with self._isolate_for_owners(leaf):
-            return self._begin_rule(self._call(leaf))
+            return self._begin(leaf)
+
+    def _begin(self, leaf: Leaf) -> Any:
+        """Run the rule up to its first sum over leaves."""
+        return self._begin_rule(self._call(leaf))
 
     def _isolate_for_owners(
         self, leaf: Leaf
@@ -668,7 +672,7 @@ class RuleOperation(Operation):
         leaf.pending = call
         payload: dict[str, Tensor] = {}
         for name, value in sums.items():
-            term = _term(value, leaf)
+            term = term_of(leaf, value)
             if term.ndim:
                 raise ValueError(
                     f"{self.rule.name}: the sum {name!r} has shape {tuple(term.shape)}, needs 0-d"

@@ -7,7 +7,7 @@ from typing import Any
 from typing import Literal
 import torch
 from gradtx.base.inputs import Params
-from gradtx.base.exact import Scalar
+from gradtx.arguments import Scalar
 from gradtx.base.selectors import Where
 from gradtx.arguments import AnyLength
 from gradtx.arguments import Count
@@ -804,7 +804,7 @@ class AdamMini(AliasOptimizer):
         betas: Decays = (0.9, 0.999),
         eps: NonNegative = 1e-08,
         weight_decay: NonNegative = 0.0,
-        block: str | int = "row",
+        block: Count | Literal['row', 'tensor'] = "row",
         *,
         maximize: bool = False,
         mask: Where | None = None,
@@ -1360,7 +1360,7 @@ class Dion(AliasOptimizer):
         params: Params,
         lr: NonNegative = 0.01,
         mu: Decay = 0.95,
-        rank: float | int = 1.0,
+        rank: Annotated[float | int, '(0, inf)'] = 1.0,
         weight_decay: NonNegative = 0.01,
         eps: NonNegative = 1e-08,
         adjust_lr_fn: Adjustment | None = "spectral",
@@ -1384,7 +1384,7 @@ class Dion2(AliasOptimizer):
         self,
         params: Params,
         lr: NonNegative = 0.01,
-        fraction: float | int = 0.25,
+        fraction: Annotated[float | int, '(0, 1]'] = 0.25,
         ef_decay: Decay = 0.95,
         weight_decay: NonNegative = 0.01,
         select: Literal['rows', 'columns', 'short'] = "short",
@@ -2052,7 +2052,7 @@ class MuonAdamAtan2(AliasOptimizer):
         muon_rms_factor: NonNegative = 0.2,
         use_normuon: bool = False,
         normuon_eps: NonNegative = 1e-10,
-        matrix_ndims: tuple[int, ...] = (2, 3),
+        matrix_ndims: tuple[Annotated[int, '[2, inf)'], ...] = (2, 3),
         *,
         maximize: bool = False,
         mask: Where | None = None,
@@ -2363,7 +2363,7 @@ class PSGDKron(AliasOptimizer):
         weight_decay: NonNegative = 0.0,
         precond_lr: NonNegative = 0.1,
         precond_init_scale: Positive = 1.0,
-        precondition_frequency: int | str = "annealed",
+        precondition_frequency: Count | Literal['annealed'] = "annealed",
         balance_every: Count = 100,
         probes: Literal['expected', 'random'] = "expected",
         seed: int = 0,
@@ -2427,7 +2427,7 @@ class PolarAdamAtan2(AliasOptimizer):
         polar_beta1: Decay = 0.95,
         polar_steps: Steps = 5,
         polar_rms_factor: NonNegative = 0.2,
-        matrix_ndims: tuple[int, ...] = (2, 3),
+        matrix_ndims: tuple[Annotated[int, '[2, inf)'], ...] = (2, 3),
         *,
         maximize: bool = False,
         mask: Where | None = None,

@@ -12,7 +12,6 @@ from gradtx.schedules.adapter import *
 from gradtx.schedules.basic import *
 from gradtx.schedules.chebyshev import *
 from gradtx.schedules.half_life import *
-from gradtx.schedules.restarts import *
 from gradtx.schedules.warmup import *
 
 # Type checkers take the names from the imports above.

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Annotated
 from typing import Literal
 from typing import overload
-from gradtx.base.exact import Scalar
+from gradtx.arguments import Scalar
 from gradtx.base.exact import Schedule
 from gradtx.arguments import Count
 from gradtx.arguments import Decay
@@ -156,7 +156,7 @@ def linear_schedule(
 ) -> Schedule: ...
 def multistep_schedule(
     lr: NonNegative,
-    milestones: Sequence[int],
+    milestones: Sequence[NonNegativeInt],
     gamma: NonNegative = 0.1,
 ) -> Schedule: ...
 @overload
@@ -305,15 +305,10 @@ def half_life_schedule(
     warmup_steps: NonNegativeInt | None,
     start: Decay,
 ) -> Schedule: ...
-def restart_warmup_schedule(
-    lr: NonNegative,
-    every: Count,
-    warmup_steps: NonNegativeInt,
-) -> Schedule: ...
 @overload
 def cosine_warmup_restarts_schedule(
     first_cycle_steps: Count,
-    cycle_mult: int | float = 1.0,
+    cycle_mult: Annotated[int | float, '(0, inf)'] = 1.0,
     max_lr: NonNegative = 0.0001,
     min_lr: NonNegative = 1e-06,
     warmup_steps: NonNegativeInt = 0,
@@ -322,7 +317,7 @@ def cosine_warmup_restarts_schedule(
 @overload
 def cosine_warmup_restarts_schedule(
     first_cycle_steps: Count,
-    cycle_mult: int | float = 1.0,
+    cycle_mult: Annotated[int | float, '(0, inf)'] = 1.0,
     lr: NonNegative = 0.0001,
     min_lr: NonNegative = 1e-06,
     warmup_steps: NonNegativeInt = 0,
@@ -362,6 +357,11 @@ def rectification_schedule(
     lr: NonNegative,
     beta2: Decay = 0.999,
     silent: bool = True,
+) -> Schedule: ...
+def restart_warmup_schedule(
+    lr: NonNegative,
+    every: Count,
+    warmup_steps: NonNegativeInt,
 ) -> Schedule: ...
 def untuned_exponential_warmup(
     lr: NonNegative = 1.0,

@@ -82,13 +82,7 @@ class MadeSchedule(Schedule):
         return MadeSchedule, (self._factory, self._arguments)
 
     def __repr__(self) -> str:
-        shown: list[str] = []
-        for argument in self._factory.arguments.all:
-            value = self._arguments[argument.name]
-            if argument.required:
-                shown.append(describe(value))
-            elif isinstance(value, Tensor) or value != argument.default:
-                shown.append(f"{argument.name}={describe(value)}")
+        shown = self._factory.arguments.shown(self._arguments)
         return f"{self._factory.__name__}({', '.join(shown)})"
 
 
@@ -155,4 +149,6 @@ def schedule(
     factory: Any = call
     factory.function = function
     factory.arguments = arguments
+    *own, _ = arguments.signature.parameters.values()  # a schedule has no `state_dtype`
+    factory.__signature__ = signature.replace(parameters=own)
     return factory

@@ -63,29 +63,18 @@ def get_chebyshev_schedule(
     Source: Agarwal et al. 2021, arXiv:2103.01338. Departures: any number of epochs; published code requires a power of
     two plus 2.
     """
-    _check_epochs(num_epochs)
-    if not 0 < small_m <= big_m < math.inf:
+    if small_m > big_m:
         raise ValueError(
-            f"get_chebyshev_schedule: needs 0 < small_m <= big_m, got {small_m} and {big_m}"
+            f"get_chebyshev_schedule: needs small_m <= big_m, got {small_m} and {big_m}"
         )
-    return [_inverse(node, small_m, big_m) for node in _cosines(num_epochs - 2)]
-
-
-def _check_epochs(num_epochs: Any) -> None:
-    if isinstance(num_epochs, bool) or not isinstance(num_epochs, int):
-        raise TypeError(
-            f"get_chebyshev_schedule: num_epochs must be an int, got {num_epochs!r}"
-        )
-    if num_epochs < 3:
-        raise ValueError(
-            f"get_chebyshev_schedule: num_epochs must be in [3, inf), got {num_epochs}"
-        )
+    factor = chebyshev_schedule(1.0, num_epochs, small_m, big_m)
+    return [float(factor(epoch)) for epoch in range(1, num_epochs - 1)]
 
 
 @schedule
 def chebyshev_schedule(
     step,
-    lr: NonNegative,
+    lr,
     num_epochs: Annotated[int, "[3, inf)"],
     small_m: Positive = 0.1,
     big_m: Positive = 1.0,
@@ -114,7 +103,7 @@ def chebyshev_schedule(
 @schedule
 def ranger21_schedule(
     step,
-    lr: NonNegative,
+    lr,
     num_iterations: Count,
     beta2: Decay = 0.999,
     num_warm_up_iterations: NonNegativeInt | None = None,

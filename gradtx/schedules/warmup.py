@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import functools
 import math
-import numbers
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
 
 from gradtx.algorithms._math import rectification_at
-from gradtx.arguments import Count, Decay, Fraction, NonNegative, NonNegativeInt
+from gradtx.arguments import Count, Decay, Fraction, NonNegative, NonNegativeInt, Scalar
 from gradtx.base import torch_names as _torch
-from gradtx.base.exact import Scalar, Schedule, exact
-from gradtx.base.messages import describe
+from gradtx.base.exact import Schedule, exact
 from gradtx.execution.context import bias_correction
 from gradtx.schedules._factory import check_schedule, entry_at, schedule
 
@@ -23,6 +21,7 @@ __all__ = [
     "explore_exploit_schedule",
     "proportion_schedule",
     "rectification_schedule",
+    "restart_warmup_schedule",
     "untuned_exponential_warmup",
     "untuned_linear_warmup",
     "warmup_cosine_schedule",
@@ -188,7 +187,7 @@ def _cycles(decaying: int, growth: float, rising: int) -> tuple[tuple[int, ...],
 def cosine_warmup_restarts_schedule(
     step,
     first_cycle_steps: Count,
-    cycle_mult: int | float = 1.0,
+    cycle_mult: Annotated[int | float, "(0, inf)"] = 1.0,
     max_lr: NonNegative = 1e-4,
     min_lr: NonNegative = 1e-6,
     warmup_steps: NonNegativeInt = 0,
@@ -223,16 +222,10 @@ def cosine_warmup_restarts_schedule(
     Source: katsura-jp/pytorch-cosine-annealing-with-warmup. Departures: without a warm-up, that class uses `min_lr`
     for the first update; this schedule uses `max_lr`.
     """
-    name = "cosine_warmup_restarts_schedule"
-    if isinstance(cycle_mult, bool) or not isinstance(cycle_mult, numbers.Real):
-        raise TypeError(
-            f"{name}: cycle_mult sets the lengths of the cycles and must be a plain number, got {describe(cycle_mult)}"
-        )
-    if not 0 < cycle_mult < math.inf:
-        raise ValueError(f"{name}: cycle_mult must be in (0, inf), got {cycle_mult}")
     if warmup_steps >= first_cycle_steps:
         raise ValueError(
-            f"{name}: warmup_steps must be below first_cycle_steps = {first_cycle_steps}, got {warmup_steps}"
+            "cosine_warmup_restarts_schedule: warmup_steps must be below first_cycle_steps = "
+            f"{first_cycle_steps}, got {warmup_steps}"
         )
 
     starts, last_length = _cycles(
@@ -344,7 +337,7 @@ def explore_exploit_schedule(
 @schedule
 def wsd_schedule(
     step,
-    lr: NonNegative,
+    lr,
     num_warmup_steps: NonNegativeInt,
     num_stable_steps: NonNegativeInt | None = None,
     num_decay_steps: NonNegativeInt | None = None,
@@ -440,7 +433,7 @@ def _stable_and_decaying(
 
 
 @schedule
-def untuned_linear_warmup(step, lr: NonNegative = 1.0, beta2: Decay = 0.999):
+def untuned_linear_warmup(step, lr=1.0, beta2: Decay = 0.999):
     r"""Rise linearly for as long as the average of squares needs, without a tuned length.
 
     $\eta \min(1, t (1 - \beta_2)/2)$ with $t = s + 1$.
@@ -461,7 +454,7 @@ def untuned_linear_warmup(step, lr: NonNegative = 1.0, beta2: Decay = 0.999):
 
 
 @schedule
-def untuned_exponential_warmup(step, lr: NonNegative = 1.0, beta2: Decay = 0.999):
+def untuned_exponential_warmup(step, lr=1.0, beta2: Decay = 0.999):
     r"""Rise exponentially for as long as the average of squares needs, without a tuned length.
 
     $\eta (1 - e^{-(1 - \beta_2) t})$ with $t = s + 1$.
@@ -483,9 +476,7 @@ def untuned_exponential_warmup(step, lr: NonNegative = 1.0, beta2: Decay = 0.999
 
 
 @schedule
-def rectification_schedule(
-    step, lr: NonNegative, beta2: Decay = 0.999, silent: bool = True
-):
+def rectification_schedule(step, lr, beta2: Decay = 0.999, silent=True):
     r"""Multiply the rate by RAdam's variance rectification: its warm-up as a schedule.
 
     With $t = s + 1$, $\rho_\infty = 2/(1-\beta_2) - 1$ and $\rho_t = \rho_\infty - 2 t \beta_2^t / (1-\beta_2^t)$:
@@ -510,3 +501,32 @@ def rectification_schedule(
     time = step + 1
     factor, rectified = rectification_at(time, bias_correction(beta2, time), beta2, 4.0)
     return lr * torch.where(rectified, factor, 0.0 if silent else 1.0)
+
+
+@schedule
+def restart_warmup_schedule(step, lr, every: Count, warmup_steps: NonNegativeInt):
+    r"""Rise along a half cosine from 1 % of the rate after each restart of the optimizer's state.
+
+    With $c = (s + 1) \bmod N$, from the first restart $s + 1 = N$ on, while $c < W$:
+    $\eta (1 - 0.99 (1 + \cos(\pi c / (W + 1)))/2)$; else $\eta$.
+
+    Args:
+        lr: $\eta \ge 0$.
+        every: $N \ge 1$, the number of steps between restarts, as in `restart`.
+        warmup_steps: $W \ge 0$. With $W \ge N$ the warm-ups never end.
+
+    Raises:
+        ValueError: If an argument is out of range.
+
+    Example:
+        >>> s = gradtx.restart_warmup_schedule(1.0, every=4, warmup_steps=3)
+        >>> [round(s(i), 3) for i in range(8)]
+        [1.0, 1.0, 1.0, 0.01, 0.155, 0.505, 1.0, 0.01]
+
+    Source: Huang et al. 2025, arXiv:2501.06842. Departures: none from the authors' code. pytorch_optimizer's is one
+    step ahead, and wrong from the second restart on.
+    """
+    since = (step + 1) % every
+    rising = 1 - 0.99 * (1 + (math.pi * since / (warmup_steps + 1)).cos()) / 2
+    is_rising = (step + 1 >= every) & (since < warmup_steps)
+    return lr * torch.where(is_rising, rising, 1.0)

@@ -329,11 +329,11 @@ def test_it_nests_with_rotations():
 @pytest.mark.parametrize(
     ("alias", "options", "message"),
     [
-        (gradtx.dion, {"rank": 0}, "scale_by_dion: rank must be a positive int or a fraction in .*, got 0"),
+        (gradtx.dion, {"rank": 0}, r"rank must be in \(0, inf\), got 0"),
         (gradtx.dion, {"rank": 1.5}, "scale_by_dion: rank must be a positive int or a .*, got 1.5"),
         (gradtx.dion, {"init": "x"}, "init must be 'random' or 'eye', got 'x'"),
         (gradtx.dion, {"fallback": gradtx.adamw}, "fallback must be a GradientTransformation, .*call it.*"),
-        (gradtx.dion2, {"fraction": 0.0}, r"orthogonalize_slices: fraction must be in \(0, 1\], got 0.0"),
+        (gradtx.dion2, {"fraction": 0.0}, r"fraction must be in \(0, 1\], got 0.0"),
         (gradtx.dion2, {"select": "x"}, "select must be 'rows', 'columns' or 'short', got 'x'"),
         (gradtx.galore, {"side": "x"}, "side must be 'short', 'long', 'left' or 'right', got 'x'"),
         (gradtx.galore, {"projection": "x"}, "projection must be 'svd', .*, got 'x'"),

@@ -308,5 +308,5 @@ def test_the_decay_of_stable_adamw_is_shortened_too():
     ("block", "error"), [("rows", ValueError), (0, ValueError), (2.0, TypeError), (True, TypeError)]
 )
 def test_rejects_an_unknown_block(block, error):
-    with pytest.raises(error, match="adam_mini: scale_by_block_adam: block must be 'row', 'tensor' or a"):
+    with pytest.raises(error, match="adam_mini: block must be "):
         gradtx.adam_mini(block=block)

@@ -354,8 +354,9 @@ def test_a_schedule_may_select_by_torch_where_from_the_construction_on():
             (0.1, 1, 1, 1, 0.0, 0.5, "sqrt"),
             "cooldown_type must be '1-sqrt', 'linear', '1-square' or 'cosine', got 'sqrt'",
         ),
-        (gradtx.get_chebyshev_schedule, (2,), r"num_epochs must be in \[3, inf\), got 2"),
-        (gradtx.get_chebyshev_schedule, (5, 0.0), "needs 0 < small_m <= big_m, got 0.0 and 1.0"),
+        (gradtx.chebyshev_schedule, (1.0, 2), r"num_epochs must be in \[3, inf\), got 2"),
+        (gradtx.chebyshev_schedule, (1.0, 5, 0.0), r"small_m must be in \(0, inf\), got 0.0"),
+        (gradtx.get_chebyshev_schedule, (5, 2.0), "needs small_m <= big_m, got 2.0 and 1.0"),
         (gradtx.join_schedules, (MADE[:2], []), "2 schedules need 1 milestones, got 0"),
         (gradtx.join_schedules, (MADE[:2], [2, 3]), "2 schedules need 1 milestones, got 2"),
         (gradtx.join_schedules, (MADE[:3], [3, 3]), r"milestones must be positive and increasing, got \[3, 3\]"),
@@ -376,11 +377,11 @@ def test_rejects_what_is_no_schedule_and_a_length_that_is_no_int():
         gradtx.multistep_schedule(0.1, [1.5])
     with pytest.raises(TypeError, match=r"^multistep_schedule: milestones must be a list of ints, got 3$"):
         gradtx.multistep_schedule(0.1, 3)
-    with pytest.raises(TypeError, match=r"^get_chebyshev_schedule: num_epochs must be an int, got 5.5$"):
+    with pytest.raises(TypeError, match=r"^chebyshev_schedule: num_epochs must be an int, got 5.5$"):
         gradtx.get_chebyshev_schedule(5.5)
-    with pytest.raises(
-        TypeError, match=r"cycle_mult sets the lengths of the cycles and must be a plain number, got tensor\(2\)$"
-    ):
+    with pytest.raises(ValueError, match=r"^chebyshev_schedule: num_epochs must be in \[3, inf\), got 2$"):
+        gradtx.get_chebyshev_schedule(2)
+    with pytest.raises(TypeError, match=r"cycle_mult must be a plain number, got tensor\(2\)$"):
         gradtx.cosine_warmup_restarts_schedule(5, torch.tensor(2.0))
     with pytest.raises(TypeError, match=r"^cosine_schedule: T_max must be an int, got 5.5$"):
         gradtx.cosine_schedule(0.1, 5.5)

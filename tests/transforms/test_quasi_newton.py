@@ -83,7 +83,7 @@ def test_derivatives_of_training_by_its_numbers_are_the_difference_quotients(reb
         ({"rebound": "other"}, "rebound must be 'constant' or 'belief', got 'other'"),
         (
             {"weight_decay_type": "L2"},
-            "weight_decay_type must be 'decoupled' or 'stable', got 'L2'; for 'L2', place add_de",
+            "weight_decay_type must be 'decoupled' or 'stable', got 'L2'",
         ),
     ],
     ids=str,
