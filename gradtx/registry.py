@@ -22,11 +22,10 @@ from gradtx.base.exact import Scalar, Schedule
 from gradtx.base.messages import describe, nearest, warn_user
 from gradtx.combinators.lookahead import with_lookahead
 from gradtx.models import label_by_role, named_in_model, named_modules
-from gradtx.optim import ChainOptimizer, as_optimizer
-from gradtx.optim._chain_checks import warn_of_engine_options
-from gradtx.optim._groups import ENGINE_OPTIONS, check_differentiable
-from gradtx.optim._hints import class_names, optimizer_hint
+from gradtx.optim import ChainOptimizer, as_optimizer, class_names, optimizer_hint
+from gradtx.optim.chain_checks import warn_of_engine_options
 from gradtx.optim.classes import CLASSES, AliasOptimizer, class_of
+from gradtx.optim.groups import ENGINE_OPTIONS, check_differentiable
 from gradtx.rules import Alias
 from gradtx.schedules._factory import in_its_words
 from gradtx.schedules.adapter import ScheduleLR

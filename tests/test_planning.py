@@ -35,9 +35,8 @@ def test_bytes_of_state_are_those_of_an_optimizer(name, dtype):
     net = model(dtype=dtype)
     optimizer = gradtx.as_optimizer(tx, net.named_parameters())
     memory = gradtx.memory(tx, net)
-    optimizer.state_dict()  # creates slots
     tensors = {}
-    for state in optimizer.state.values():
+    for state in optimizer.state_dict()["state"].values():
         tensors.update({tensor.data_ptr(): tensor for tensor in state.values() if tensor.numel()})
     assert memory.state == sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
     assert memory.weights == memory.gradients == sum(p.numel() * p.element_size() for p in net.parameters())

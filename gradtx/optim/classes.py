@@ -14,8 +14,8 @@ from gradtx.algorithms._polynomials import default_steps
 from gradtx.arguments import keyword_parameter
 from gradtx.base.docstrings import with_arguments
 from gradtx.base.inputs import Params
-from gradtx.optim._chain_checks import warn_of_engine_options
-from gradtx.optim._groups import (
+from gradtx.optim.chain_checks import warn_of_engine_options
+from gradtx.optim.groups import (
     ENGINE_OPTIONS,
     Group,
     check_differentiable,
@@ -129,7 +129,6 @@ class AliasOptimizer(ChainOptimizer):
             if value != KEYWORDS[name].default:
                 arguments[name] = value
         self.defaults = _defaults_of(self._tx, arguments)
-        self._made_defaults = dict(self.defaults)
 
     def _argument_named(self, key: str) -> str:
         """Return the name of the alias's argument that groups and `defaults` show under this key."""
@@ -142,8 +141,9 @@ class AliasOptimizer(ChainOptimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group as `ChainOptimizer.add_param_group` does, with the options that this class fixes."""
+        size = len(self.param_groups)
         super().add_param_group(param_group)
-        for group in self.param_groups:
+        for group in self.param_groups[size:]:
             self._check_fixed("group", group, "use Adam")
             for option, value in self._fixed_options.items():
                 group.setdefault(option, value)

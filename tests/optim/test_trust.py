@@ -399,7 +399,10 @@ def test_a_parameter_of_another_shape_is_named_before_anything_changes(tx):
     params["grown"].data = torch.ones(5, 3)
     before = {name: param.detach().clone() for name, param in params.items()}
     states = copy.deepcopy(optimizer.state_dict()["state"])
-    with pytest.raises(ValueError, match=r"'grown' has shape \(5, 3\), but its state was created for \(4, 3\)"):
+    with pytest.raises(
+        ValueError,
+        match=r"'grown' is torch.float32 of shape \(5, 3\) .* was created for torch.float32 of shape \(4, 3\)",
+    ):
         step()
     assert all(torch.equal(param, before[name]) for name, param in params.items())
     assert_equal(optimizer.state_dict()["state"], states)

@@ -15,7 +15,7 @@ from torch.nn.parameter import is_lazy
 from gradtx.base.dtensor import is_sharded
 from gradtx.base.messages import check_state_device, describe
 from gradtx.execution.pure import FUNCTIONS
-from gradtx.optim._chain_checks import warn_of_replicas
+from gradtx.optim.chain_checks import warn_of_replicas
 from gradtx.transform import GradientTransformation
 
 HOST = torch.device("cpu")

@@ -9,8 +9,10 @@ from torch import Tensor, distributed
 
 from gradtx.arguments import OTHER_WORDS
 from gradtx.base.dtensor import is_sharded
-from gradtx.base.messages import close, warn_user
-from gradtx.optim._groups import ENGINE_OPTIONS, SCHEDULER_KEYS
+from gradtx.base.exact import Schedule
+from gradtx.base.messages import close, describe, warn_user
+from gradtx.optim.groups import ENGINE_OPTIONS, SCHEDULER_KEYS, next_value
+from gradtx.optim.parameters import Members
 from gradtx.rules import FactoryCall
 from gradtx.transform import Chain, Entry, GradientTransformation
 
@@ -152,6 +154,35 @@ def warn_of_misspelt(owner: str, keys: Iterable[Any], entries: Iterable[Entry]) 
         if intended is not None:
             message = f"{owner}: no link reads {key!r} of this parameter group; did you mean {intended!r}?"
             warn_user(message, UserWarning)
+
+
+def check_scheduler(members: Members) -> None:
+    """Warn that a torch scheduler writes a learning rate that follows a schedule.
+
+    Raises:
+        ValueError: If a scheduler would multiply a schedule that starts at 0.
+    """
+    for view in members.views:
+        schedule = view.sources.get("lr")
+        # torch's schedulers add the key.
+        if "initial_lr" not in view.group or not isinstance(schedule, Schedule):
+            continue
+        first, shown = next_value(schedule, 0), describe(schedule)
+        remedy = (
+            "pass a number as lr to the optimizer, and the schedule as a scheduler to the trainer: "
+            f"gradtx.as_lr_scheduler(optimizer, {shown})"
+        )
+        if first == 0:
+            del view.group["initial_lr"]
+            raise ValueError(
+                f"{members.owner}: the lr of a group follows {shown}, which starts at 0, and an LRScheduler multiplies "
+                f"this first value, so the rate would stay 0 for the whole run; {remedy}"
+            )
+        warn_user(
+            f"{members.owner}: the lr of a group follows {shown}, and an LRScheduler now writes it as well: it "
+            f"overrides the schedule with multiples of the schedule's first value, {first}; {remedy}",
+            UserWarning,
+        )
 
 
 def warn_of_unread(owner: str, unread: Mapping[str, str]) -> None:

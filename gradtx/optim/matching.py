@@ -1,9 +1,7 @@
-"""Checks the form of state dicts, and matches a parameter's saved state against its first state."""
+"""Matches a parameter's saved state against its first state."""
 
 from __future__ import annotations
 
-import numbers
-from collections import Counter
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -11,8 +9,6 @@ import torch
 from torch import Tensor
 
 from gradtx.base.complex_views import as_complex, as_real, real_views
-from gradtx.base.messages import describe
-from gradtx.optim._groups import OVERRIDDEN, params_of
 from gradtx.state.codes import Codec
 from gradtx.state.conversion import Entry, converted, slot_in_another_code
 from gradtx.state.slots import kind_of
@@ -24,79 +20,6 @@ REMEDY = (
 
 # Slots that contain the counts of clocks and random rules.
 COUNTS = ("step", "mini_step", "skipped", "counter")
-# The slot of the training weights in state dicts that were saved in evaluation mode.
-TRAINED = "trained"
-
-
-def check_form(state_dict: Mapping[str, Any], names: list[str]) -> None:
-    """Check that a mapping has the form of an optimizer's state dict, before any other code reads it.
-
-    Args:
-        state_dict: The mapping passed by the caller.
-        names: The names of the parameters, in the order of the groups.
-
-    Raises:
-        TypeError: If a state, group, entry or slot has another type.
-        ValueError: If a part is missing, or if a parameter is listed twice.
-    """
-    for key in ("state", "param_groups"):
-        if key not in state_dict:
-            raise ValueError(f"loaded state dict lacks {key!r}; {_remedy(state_dict)}")
-    entries, groups = state_dict["state"], state_dict["param_groups"]
-    require(entries, Mapping, "'state' of the loaded state dict", "a dict")
-    require(groups, list | tuple, "'param_groups' of the loaded state dict", "a list")
-    for i, group in enumerate(groups):
-        where = f"loaded group {i} of 'param_groups'"
-        require(group, Mapping, where, "a dict")
-        if "params" not in group:
-            raise ValueError(f"{where} lacks 'params'")
-        for key in ("params", "param_names", OVERRIDDEN):
-            require(group.get(key, []), list | tuple, f"{key!r} of {where}", "a list")
-        for name in group.get("param_names", ()):
-            require(name, str, f"an entry of 'param_names' of {where}", "a str")
-    if any(isinstance(key, str) and key.isdecimal() for key in entries):
-        raise ValueError(
-            "the keys of 'state' in the loaded state dict are strings such as '0', as after JSON; make them numbers: "
-            "int(key)"
-        )
-    for number, times in Counter(params_of(groups)).items():
-        if times > 1:
-            raise ValueError(f"the loaded groups list {number!r} a second time")
-    for number, name in zip(params_of(groups), names, strict=False):
-        entry = entries.get(number, {})
-        require(entry, Mapping, f"state of parameter {name!r}", "a dict of slots")
-        for slot, value in entry.items():
-            # Older versions of torch save None for a momentum that is off.
-            if value is not None:
-                _check_slot(f"state of parameter {name!r}: {slot!r}", value)
-
-
-def require(value: Any, kind: Any, what: str, needed: str) -> None:
-    """Raise an error for a value of another type."""
-    if not isinstance(value, kind):
-        raise TypeError(f"{what} must be {needed}, got {describe(value)}")
-
-
-def _remedy(checkpoint: Mapping[str, Any]) -> str:
-    """Say what to pass instead of a mapping that is not an optimizer's state dict, but may contain one."""
-    for key, value in checkpoint.items():
-        if isinstance(value, Mapping) and "param_groups" in value:
-            return f"pass its entry {key!r}"
-    return "pass what optimizer.state_dict() returned"
-
-
-def _check_slot(what: str, value: Any) -> None:
-    """Raise an error unless a value can be a slot: a dense tensor or a number."""
-    if not isinstance(value, Tensor):
-        if isinstance(value, bool) or not isinstance(value, numbers.Real):
-            raise TypeError(
-                f"{what} must be a tensor, got a {type(value).__name__}; was the state dict saved by another class of "
-                "optimizers?"
-            )
-    elif value.is_nested or value.is_sparse or value.is_quantized:
-        raise TypeError(f"{what} must be a dense tensor, got a nested or sparse one")
-    elif value.is_meta:
-        raise ValueError(f"{what} is on the meta device, which stores no values")
 
 
 def matched(
@@ -142,23 +65,19 @@ def matched(
             "optimizer without codes, and pass the state dict of that one"
         )
     saved = converted(saved, first, codes)
-    state = {}
+    state = dict(first)
     for key, value in first.items():
         if key in saved:
             what = f"state of parameter {name!r}: {key!r}"
-            state[key] = _as_slot(what, key, saved[key], value, param.device)
+            state[key] = as_slot(what, key, saved[key], value, param.device)
         elif strict and saved:
             raise ValueError(f"state of parameter {name!r} lacks {key!r}; {REMEDY}")
-        else:
-            state[key] = value
-    extra = saved.keys() - first.keys()
-    unknown = sorted(extra - set(wrapper_keys))
-    if strict and unknown:
-        raise ValueError(
-            f"state of parameter {name!r} has {unknown[0]!r}, which this chain does not use; {REMEDY}"
-        )
-    for key in extra:
+    for key in sorted(saved.keys() - first.keys()):
         value = saved[key]
+        if strict and key not in wrapper_keys:
+            raise ValueError(
+                f"state of parameter {name!r} has {key!r}, which this chain does not use; {REMEDY}"
+            )
         if isinstance(value, Tensor):
             # As torch.optim loads it.
             dtype = param.dtype if param.is_floating_point() else value.dtype
@@ -195,14 +114,22 @@ def _slots_among(keys: Collection[str]) -> set[str]:
     return {key for key in keys if str(key).rpartition(".")[0] not in keys}
 
 
-def _as_slot(
+def as_slot(
     what: str,
     key: str,
     saved: Any,
     first: Tensor,
-    device: torch.device,
+    device: torch.device | None = None,
 ) -> Tensor:
-    """Return a saved value as a slot, after checking its shape, kind and value."""
+    """Return a copy of a saved value in the form of a first slot, after checking its shape, kind and value.
+
+    Args:
+        what: The slot, for error messages.
+        key: Its key.
+        saved: The saved value.
+        first: The first slot.
+        device: The device of slots with dimensions; that of `first` by default.
+    """
     value = torch.as_tensor(saved)
     if value.shape != first.shape:
         shapes = f"{tuple(value.shape)}, needs {tuple(first.shape)}"
@@ -210,29 +137,17 @@ def _as_slot(
     kinds = {kind_of(value.dtype), kind_of(first.dtype)}
     if len(kinds) > 1 and not (value.ndim == 0 and kinds == {"int", "float"}):
         raise ValueError(f"{what} has dtype {value.dtype}, needs {first.dtype}")
-    is_count_slot = key.rpartition(".")[2] in COUNTS
-    if is_count_slot and not (_is_whole(value) and (value >= 0).all()):
+    is_count = key.rpartition(".")[2] in COUNTS
+    if is_count and not (_is_whole(value) and (value >= 0).all()):
         raise ValueError(f"{what} must be a non-negative integer, got {value.item():g}")
     if kind_of(first.dtype) == "int" and not _is_whole(value):
         raise ValueError(f"{what} must be an integer, got {value.item():g}")
-    on = first.device if first.ndim == 0 or first.is_meta else device
+    stays = first.ndim == 0 or first.is_meta or device is None
+    on = first.device if stays else device
     return value.detach().to(on, first.dtype, copy=True)
 
 
 def _is_whole(value: Tensor) -> bool:
     return not value.is_floating_point() or bool(
         value.isfinite() & (value == value.round())
-    )
-
-
-def is_count(saved: Any) -> bool:
-    """Whether a saved value can be a count."""
-    if saved is None:
-        return False
-    value = torch.as_tensor(saved)
-    return (
-        value.ndim == 0
-        and not value.is_complex()
-        and bool(value >= 0)
-        and _is_whole(value)
     )
