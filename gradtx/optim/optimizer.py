@@ -13,9 +13,11 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
+from gradtx.algorithms.scaling import recorded_in
 from gradtx.arguments import tensors_in
 from gradtx.base import torch_names as _torch
 from gradtx.base.ambient import ambient, without_ambient
+from gradtx.base.errors import Path
 from gradtx.base.inputs import (
     listed_group,
     listed_params,
@@ -425,6 +427,36 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
             lists: 2 parameters (weight, bias)
         """
         return explain(self._up_to_date())
+
+    @torch.no_grad()
+    def recorded(self) -> dict[str, float]:
+        """Return what the `record` links of the chain have recorded in the last step, for any logger.
+
+        The keys are "stage/quantity/parameter", for the whole model "stage/quantity". Reading waits for the device.
+
+        Example:
+            >>> model = torch.nn.Linear(2, 1, bias=False)
+            >>> tx = gradtx.chain(gradtx.record(what=("max",)), gradtx.sgd(lr=0.1))
+            >>> optimizer = gradtx.as_optimizer(tx, model.named_parameters())
+            >>> model(torch.ones(2)).sum().backward()
+            >>> optimizer.step()
+            >>> optimizer.recorded()
+            {'record/max/weight': 1.0}
+        """
+        stages: dict[Path, dict[str, Any]] = defaultdict(dict)
+        for param, member in self._parts.members.by_param.items():
+            state = self.state.get(param, {})
+            if member.layout is None:
+                continue
+            for path, keys in member.layout.shared.items():
+                stages[path].update(
+                    {name: state[key] for name, key in keys.items() if key in state}
+                )
+            for path, keys in member.layout.slots.items():
+                for slot, key in keys.items():
+                    if key in state:
+                        stages[path].setdefault(slot, {})[member.name] = state[key]
+        return recorded_in(stages)
 
     # Evaluation weights.
 
