@@ -9,7 +9,7 @@ import numbers
 import sys
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Annotated, Any, Literal, NamedTuple, TypeAlias, TypeGuard, TypeVar
 
 import torch
@@ -94,15 +94,31 @@ RANGES = {
 _NO_RANGE = Range("(-inf, inf)")
 
 
-# Options of other libraries that have another name here.
-OTHER_WORDS = {
-    **dict.fromkeys(("learning_rate", "step_size"), "lr"),
-    **dict.fromkeys(("b1", "b2", "beta1", "beta2"), "betas"),
-    "weight_decouple": "decoupled_weight_decay",
-    "history_size": "history",
+# Options of other libraries -> names here with the same values; the first one that a factory has applies.
+_OTHER_NAMES = {
+    **dict.fromkeys(("learning_rate", "step_size"), ("lr",)),
+    "weight_decouple": ("decoupled_weight_decay", "no_prox"),
+    "history_size": ("history",),
+    "ams_bound": ("amsgrad",),
+    "n_sma_threshold": ("rho_threshold",),
+    "initial_accumulator": ("initial_accumulator_value",),
+    "constant": ("small_const",),
+    "bias_correction": ("use_bias_correction",),
+    "warmup_steps": ("warmup",),
+    "p": ("gamma",),
+    "dampening": ("damping",),
+    "eps_2": ("eps2",),
+    "grokfast_alpha": ("alpha",),
+    "grokfast_lamb": ("lamb",),
+    "lambda_1": ("l1",),
+    "lambda_2": ("l2",),
+    "grad_accu_steps": ("clip_after",),
+    "t_max": ("total_steps",),
+    "update_proj_gap": ("every",),
+    "warmup_epoch": ("warmup_steps",),
 }
 # Those that have another form here, such as a link, and the hint for each.
-_OTHER_OPTIONS = {
+_OTHER_FORMS = {
     **dict.fromkeys(
         ("max_iter", "max_eval"),
         "pass the number of iterations to the step: optimizer.step(closure, max_iter=20)",
@@ -119,7 +135,16 @@ _OTHER_OPTIONS = {
     "use_gc": "add gradtx.centralize() before the optimizer",
     "use_lookahead": "add gradtx.lookahead() after the optimizer",
     "use_orthograd": "add gradtx.orthogonalize_against_params() before the optimizer",
+    "compile_kwargs": "pass a mode or a dict of options as compile=",
 }
+
+
+def name_here(name: str, known: Collection[str]) -> str | None:
+    """Return the known name of another library's option, or None."""
+    for word in _OTHER_NAMES.get(name, ()):
+        if word in known:
+            return word
+    return None
 
 
 class UnfitError(ValueError):
@@ -615,10 +640,11 @@ class Arguments:
         """Suggest the intended argument, including for a name from another library."""
         if key in ("params", "model", "parameters"):
             return self._use_with_parameters()
-        if OTHER_WORDS.get(key) in self.by_name:
-            return f"did you mean {OTHER_WORDS[key]!r}?"
-        if key in _OTHER_OPTIONS:
-            return _OTHER_OPTIONS[key]
+        word = name_here(key, self.by_name)
+        if word is not None:
+            return f"did you mean {word!r}?"
+        if key in _OTHER_FORMS:
+            return _OTHER_FORMS[key]
         return nearest(key, self.by_name)
 
 

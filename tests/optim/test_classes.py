@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import gradtx
-from gradtx.arguments import _OTHER_OPTIONS, OTHER_WORDS
+from gradtx.arguments import _OTHER_FORMS, _OTHER_NAMES
 from gradtx.optim._groups import ENGINE_OPTIONS
 from gradtx.optim.classes import CLASSES
 from tests.conformance import example
@@ -411,5 +411,5 @@ def test_every_class_named_as_in_torch_has_torchs_arguments():
     for name in set(gradtx.optim.__all__) & set(vars(torch.optim)):
         theirs = inspect.signature(getattr(torch.optim, name)).parameters
         ours = inspect.signature(getattr(gradtx.optim, name)).parameters
-        elsewhere = {*ENGINE_OPTIONS, "foreach", "fused", "differentiable", "capturable", *_OTHER_OPTIONS, *OTHER_WORDS}
+        elsewhere = {*ENGINE_OPTIONS, "foreach", "fused", "differentiable", "capturable", *_OTHER_FORMS, *_OTHER_NAMES}
         assert set(theirs) - set(ours) <= elsewhere, name
