@@ -61,7 +61,7 @@ def hutchinson_hessian_diag(
 
     Source: Bekas et al. 2007; Yao et al. 2020, arXiv:2006.00719.
     """
-    if isinstance(generator, int) and not isinstance(generator, bool):
+    if isinstance(generator, int):
         generator = torch.Generator().manual_seed(generator)
     if not isinstance(generator, torch.Generator):
         raise TypeError(

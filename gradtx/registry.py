@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias, cast
@@ -26,7 +27,7 @@ from gradtx.optim import ChainOptimizer, as_optimizer
 from gradtx.optim._chain_checks import warn_of_engine_options
 from gradtx.optim._groups import ENGINE_OPTIONS, check_differentiable
 from gradtx.optim._hints import class_names, optimizer_hint
-from gradtx.optim.classes import CLASSES, KEYWORDS, AliasOptimizer, class_of
+from gradtx.optim.classes import CLASSES, AliasOptimizer, class_of
 from gradtx.rules import Alias
 from gradtx.schedules.adapter import ScheduleLR
 from gradtx.transform import GradientTransformation, chain
@@ -460,7 +461,7 @@ def create_optimizer(
     name = alias.__name__
     arguments = alias.spec.arguments.by_name
     of_optimizer: Options = {}
-    for option in KEYWORDS:
+    for option in inspect.signature(as_optimizer).parameters:
         if option in options and option not in arguments:
             of_optimizer[option] = options.pop(option)
     of_torch = {name: options.pop(name) for name in ENGINE_OPTIONS if name in options}

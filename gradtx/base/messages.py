@@ -78,6 +78,13 @@ def _describe_tensor(tensor: Tensor) -> str:
     return f"tensor(shape={tuple(tensor.shape)})"
 
 
+def form(tensor: Tensor | None) -> str:
+    """Describe the dtype, shape and device of a tensor."""
+    if tensor is None:
+        return "None"
+    return f"{tensor.dtype} {tuple(tensor.shape)} on {tensor.device}"
+
+
 def close(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
     """Return the known name that is most similar to an unknown name, or None."""
     matches = difflib.get_close_matches(name, sorted(known), n=1, cutoff=cutoff)
