@@ -23,6 +23,8 @@ TAKE_CYCLES = ("momentum", "betas")
 NUMBER = "a number"  # placeholder for a number in the form of a value
 # The key in a saved group of the names whose number was written over a schedule.
 OVERRIDDEN = "overridden"
+# The key in a saved group of the labels of the codes of slots.
+CODES = "codes"
 # Options of torch's implementations.
 ENGINE_OPTIONS = ("foreach", "fused", "capturable", "differentiable")
 

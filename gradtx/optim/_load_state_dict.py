@@ -13,7 +13,7 @@ from torch.nn.parameter import is_lazy
 
 from gradtx.base.messages import describe, warn_user
 from gradtx.base.selectors import in_model
-from gradtx.optim._groups import ENGINE_OPTIONS, Group, GroupView, params_of
+from gradtx.optim._groups import CODES, ENGINE_OPTIONS, Group, GroupView, params_of
 from gradtx.optim._match_saved import is_count, matched, misfits_of
 from gradtx.optim._member import Layout
 from gradtx.optim._state import Initial, State, States
@@ -189,6 +189,7 @@ class Checkpoint:
         present form, unless the entries fit better if all of them are literals, or none.
         """
         params = group["params"] = view.group["params"]
+        codes = group.pop(CODES, {})
         for key in ("param_names", "label"):
             if key in view.group:
                 group.setdefault(key, view.group[key])
@@ -216,7 +217,8 @@ class Checkpoint:
                 entry,
                 state,
                 self._strict,
-                layout.coded_keys,
+                codes,
+                layout,
                 self._wrapper_keys(param),
             )
             self._matches[param] = Match(entry, new_state, state, layout)

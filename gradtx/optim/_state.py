@@ -284,7 +284,7 @@ class States:
         if member.layout is not None or not state or member.saved is not None:
             return
         layout, first = self.first(view, [member.param])[member.param]
-        matched(member.name, member.param, state, first, True, layout.coded_keys)
+        matched(member.name, member.param, state, first, True, layout.labels, layout)
         member.layout = layout
 
     # Before a step.
@@ -365,7 +365,13 @@ class States:
         old_keys = (member.layout or layout).owners()
         if member.saved is not None:
             old = matched(
-                member.name, member.param, member.saved, first, True, layout.coded_keys
+                member.name,
+                member.param,
+                member.saved,
+                first,
+                True,
+                layout.labels,
+                layout,
             )
             member.saved = None
         state: State = {"step": old.get("step", first["step"])}

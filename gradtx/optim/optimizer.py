@@ -39,6 +39,7 @@ from gradtx.optim._device_counts import Scaling
 from gradtx.optim._evaluation import Evaluation
 from gradtx.optim._explain import Explanation, explain
 from gradtx.optim._groups import (
+    CODES,
     ENGINE_OPTIONS,
     OVERRIDDEN,
     Group,
@@ -570,6 +571,12 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
             overridden = view.overridden()
             if overridden is not None:
                 group[OVERRIDDEN] = overridden
+            codes: dict[str, str] = {}
+            for param in view.group["params"]:
+                layout = parts.members.by_param[param].layout
+                codes.update({} if layout is None else layout.labels)
+            if codes:
+                group[CODES] = codes
         if evaluation is not None:
             evaluation.save(state_dict, params_of(self.param_groups))
         return state_dict

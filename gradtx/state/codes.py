@@ -123,6 +123,11 @@ class Codec:
             return f"Codec.named({self.name!r})"
         return f"Codec.named({self.name!r}, block={self.block})"
 
+    @property
+    def label(self) -> str:
+        """The name and the block, as checkpoints say them."""
+        return self.name if self.block is None else f"{self.name}/{self.block}"
+
     # The tensors of a coded slot.
 
     @property
@@ -432,3 +437,5 @@ CODES = {
         name="bfloat16:stochastic",
     ),
 }
+BUILT_IN = {**CODES, "uint8": _UINT8, "uint4": _UINT4}
+"""All codes by name, including those of slots that are never negative."""

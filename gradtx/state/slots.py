@@ -70,7 +70,7 @@ def widened(value: Tensor, compute_dtype: torch.dtype) -> Tensor:
 def kind_of(dtype: torch.dtype) -> str:
     """Return the kind of a dtype; slots of the same kind can be converted to each other."""
     if dtype.is_floating_point:
-        return "float"
+        return "float" if dtype.itemsize > 1 else "float8"
     if dtype.is_complex:
         return "complex"
     return "bool" if dtype == torch.bool else "int"
