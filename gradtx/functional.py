@@ -343,7 +343,7 @@ def _find(caller: str, state: Any, name: str) -> Path:
         raise TypeError(
             f"{caller}: state must be a dict such as init returns, got {describe(state)}"
         )
-    paths = {".".join(path): path for path in _paths(state)}
+    paths = {".".join(map(str, path)): path for path in _paths(state)}
     if name in paths:
         return paths[name]
     ending = [dotted for dotted in paths if dotted.endswith(f".{name}")]
@@ -353,7 +353,7 @@ def _find(caller: str, state: Any, name: str) -> Path:
         raise ValueError(
             f"{caller}: {name!r} is ambiguous: {', '.join(ending)}; pass one of these paths"
         )
-    known = set(paths) if "." in name else {path[-1] for path in paths.values()}
+    known = set(paths) if "." in name else {str(path[-1]) for path in paths.values()}
     raise ValueError(f"{caller}: the state has no {name!r}; {nearest(name, known)}")
 
 

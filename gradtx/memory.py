@@ -216,7 +216,7 @@ def _named(params: Any) -> dict[str, Tensor]:
         params = dict(params.named_parameters())
     elif not isinstance(params, Mapping | Tensor):
         params = list(params)
-        if params and isinstance(params[0], tuple):
+        if all(isinstance(entry, tuple) and len(entry) == 2 for entry in params):
             params = dict(params)
     leaves, _ = _tree.flatten_real(params, WHO)
     tensors = {name: leaf for name, leaf in leaves.items() if leaf is not None}

@@ -20,7 +20,7 @@ from typing import (
 import torch
 from torch import Tensor
 
-from gradtx.arguments import Argument, Arguments, is_users, tensors_in, varies
+from gradtx.arguments import Argument, Arguments, tensors_in, varies
 from gradtx.base.docstrings import with_arguments
 from gradtx.base.exact import resolve
 from gradtx.base.messages import describe, nearest
@@ -159,8 +159,6 @@ class Spec:
         self._options: dict[str, Any] = {**_DEFAULTS, **options}
         self.class_name = self._options["class_name"] or _capitalized(self.name)
         self.arguments = Arguments(self.name, function, is_alias=kind == "alias")
-        if kind == "alias" and not is_users(function):
-            self.arguments.class_name = self.class_name
         self.inner = [
             argument.name
             for argument in self.arguments.all

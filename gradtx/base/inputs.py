@@ -15,13 +15,13 @@ Params: TypeAlias = Iterable[Tensor | dict[str, Any] | tuple[str, Tensor]]
 
 
 def are_parameters(value: Any) -> bool:
-    """Whether a value is what an optimizer takes first: parameters, with names or in groups, or a model."""
+    """Whether a value is parameters, with names or in groups, a model, or a transformation, but no hyperparameter."""
     if isinstance(value, Tensor):
         return isinstance(value, Parameter) and value.ndim > 0
     if isinstance(value, tuple | list) and value:
         last = value[-1]  # of a pair, the tensor
         return are_parameters(last) or (isinstance(last, Tensor) and last.ndim > 0)
-    return isinstance(value, Module | Iterator | Mapping)
+    return isinstance(value, Module | Iterable) and not isinstance(value, str)
 
 
 def listed_params(owner: str, params: Any) -> Any:

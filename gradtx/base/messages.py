@@ -56,7 +56,8 @@ def schedule_remedy(value: Any) -> str:
             f"; torch schedulers write to param_groups: create the optimizer with a number, then "
             f"{kind.__name__}(optimizer, ...), or pass a schedule such as gradtx.step_schedule(lr, step_size)"
         )
-    return "; wrap it: gradtx.Schedule(...)" if callable(value) else ""
+    is_function = callable(value) and not hasattr(value, "update")
+    return "; wrap it: gradtx.Schedule(...)" if is_function else ""
 
 
 def _describe_function(function: Any) -> str:

@@ -118,9 +118,7 @@ class GroupView:
         for name, entry in self.entries.items():
             # A tensor is not copied, as in torch: its owner and schedulers write to it in place.
             self.sources[name] = (
-                entry.argument.check_written(group[name])
-                if name in group
-                else entry.value
+                entry.argument.check(group[name]) if name in group else entry.value
             )
             group.setdefault(name, self.sources[name])
         # torch's schedulers require this key, even if no link reads it.
@@ -217,7 +215,7 @@ class GroupView:
             value = tuple(value)
         if name in self.shown and is_same(value, self.shown[name]):
             return self.sources[name]
-        return self.entries[name].argument.check_written(value)
+        return self.entries[name].argument.check(value)
 
     def _follow_cycle(self) -> None:
         """Copy a momentum that OneCycleLR or CyclicLR has written to the first of this group's betas.

@@ -186,12 +186,13 @@ BUILDING = {
         TypeError,
         lambda: gradtx.as_optimizer("adam", [torch.zeros(1)]),
     ),
-    "train_step: the first argument must be the loss function: train_step(loss_fn, tx)": (
+    "train_step: tx must be a GradientTransformation, got constant; call it: constant(...)": (
         TypeError,
         lambda: gradtx.train_step(gradtx.adam(), constant),
     ),
     **{
-        f"{name}: accepts numbers, not a transformation; to combine the two, write chain(adam(), {name}(...))": (
+        f"{name}: takes hyperparameters, got adam(); combine links by chain(...), and make an optimizer by "
+        f"gradtx.as_optimizer({name}(...), params) or a class of gradtx.optim": (
             TypeError,
             lambda name=name: getattr(gradtx, name)(gradtx.adam(), 5),
         )
@@ -340,8 +341,8 @@ BUILDING = {
         TypeError,
         lambda: alias(needs=("params",)),
     ),
-    "unannotated: annotate 'x': gradtx.Scalar or gradtx.Betas for numbers, "
-    "gradtx.GradientTransformation for inner transformations": (
+    "unannotated: annotate 'x': gradtx.Scalar for a number, gradtx.GradientTransformation for an inner "
+    "transformation; the decorated function is a factory, which returns the update": (
         TypeError,
         lambda: per_tensor(unannotated),
     ),

@@ -291,19 +291,19 @@ PARAMETERS = {
 @pytest.mark.parametrize("name", ["AdamW", "Muon"])
 def test_parameters_passed_to_an_alias_are_an_error_that_names_its_class_and_as_optimizer(name, given):
     alias = ALIASES[name]
-    remedy = rf"use gradtx.optim.{name}\(params, ...\), or gradtx.as_optimizer\({alias.__name__}\(...\), params\)"
+    remedy = rf".* gradtx.as_optimizer\({alias.__name__}\(...\), params\) or a class of gradtx.optim"
     with pytest.raises(TypeError, match=rf"{alias.__name__}: takes hyperparameters, got .*; {remedy}"):
         alias(PARAMETERS[given](), lr=1e-3)
 
 
 def test_parameters_passed_to_an_alias_by_name_get_the_same_remedy():
-    with pytest.raises(TypeError, match=r"adamw: unknown argument 'params'; use gradtx.optim.AdamW\(params, ...\)"):
+    with pytest.raises(TypeError, match=r"adamw: unknown argument 'params'; .* a class of gradtx.optim"):
         gradtx.adamw(params=MODEL.parameters(), lr=1e-3)
 
 
 def test_parameters_passed_to_a_link_or_an_alias_of_ones_own_get_as_optimizer_as_remedy():
     for factory in (gradtx.scale_by_adam, gradtx.clip_by_global_norm, damped):
-        with pytest.raises(TypeError, match=rf"got .*; use gradtx.as_optimizer\({factory.__name__}\(...\), params\)"):
+        with pytest.raises(TypeError, match=rf"got .* gradtx.as_optimizer\({factory.__name__}\(...\), params\)"):
             factory(MODEL.parameters())
 
 

@@ -64,8 +64,8 @@ LINKS = {
         lambda: as_optimizer(gradtx.average(0.9), sgd(0.1)),
     ),
     "an optimizer inside a link": (
-        "lookahead: accepts numbers, not a transformation",
-        r"chain\(adamw\(\), lookahead",
+        r"lookahead: takes hyperparameters, got adamw\(\)",
+        "combine links by chain",
         lambda: gradtx.lookahead(adamw(), k=5),
     ),
     "the number of steps by another name": (

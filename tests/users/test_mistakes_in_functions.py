@@ -124,13 +124,13 @@ USES = {
         lambda: gradtx.get(STATE, "exp_average"),
     ),
     "a slot of an optimizer's state dict": (
-        "state dict of an optimizer",
-        r"optimizer\.state\[param\]\['exp_avg'\]",
+        "'exp_avg' is ambiguous",
+        r"pass one of these paths",
         lambda: gradtx.get(gradtx.optim.AdamW(MODEL.parameters()).state_dict(), "exp_avg"),
     ),
     "one loss for several tasks": (
-        "one loss per task",
-        "got a single tensor",
+        "0-d tensor",
+        "0-d tensor",
         lambda: gradtx.pcgrad_backward(loss_fn(dict(MODEL.named_parameters())), MODEL.parameters()),
     ),
 }
@@ -179,7 +179,11 @@ def yields_a_tensor(update, state, param, ctx):
 
 
 RULES = {
-    "no factory": ("mine: this function is an update", r"def mine\(\)", without_factory),
+    "no factory": (
+        "mine: annotate 'update'",
+        "the decorated function is a factory, which returns the update",
+        without_factory,
+    ),
     "no function": ("needs a function that returns the rule, got 'mine'", "per_tensor", lambda: per_tensor("mine")),
     "no annotation": ("mine: annotate 'beta'", r"gradtx\.Scalar", without_annotation),
     "an unknown option": (
