@@ -128,11 +128,6 @@ USES = {
         r"pass one of these paths",
         lambda: gradtx.get(gradtx.optim.AdamW(MODEL.parameters()).state_dict(), "exp_avg"),
     ),
-    "one loss for several tasks": (
-        "0-d tensor",
-        "0-d tensor",
-        lambda: gradtx.pcgrad_backward(loss_fn(dict(MODEL.named_parameters())), MODEL.parameters()),
-    ),
 }
 
 
