@@ -408,6 +408,8 @@ class FactoryCall(GradientTransformation):
             _storage=storage,
             _varies=any(map(varies, arguments.values())),
             _first=None,
+            _is_optimizer=spec.kind == "alias",
+            _follows_rate=spec.follows_rate,
         )
         if (
             checked
@@ -499,10 +501,6 @@ class FactoryCall(GradientTransformation):
     def _rounds(self) -> bool:
         return self._spec.rounds or any(link._rounds for link in self._inner_links())
 
-    @property
-    def _follows_rate(self) -> bool:
-        return self._spec.follows_rate
-
     def _owner(self) -> GradientTransformation:
         for link in self._inner_links():
             if link._lr_role == "owner":
@@ -520,10 +518,6 @@ class FactoryCall(GradientTransformation):
         for value in self._arguments.values():
             children.extend(_transformations(value))
         return tuple(children)
-
-    @property
-    def _is_optimizer(self) -> bool:
-        return self._spec.kind == "alias"
 
     @property
     def _traits(self) -> set[str]:

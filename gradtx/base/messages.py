@@ -31,7 +31,7 @@ def describe(value: Any) -> str:
         entries = [f"{key!r}: {describe(item)}" for key, item in value.items()]
         return "{" + ", ".join(entries) + "}"
     # A module's repr has a line for every layer.
-    if isinstance(value, torch.nn.Module | LRScheduler):
+    if isinstance(value, torch.nn.Module | torch.optim.Optimizer | LRScheduler):
         return f"{type(value).__name__}(...)"
     if callable(value) and hasattr(value, "__qualname__"):
         return _describe_function(value)
@@ -56,8 +56,7 @@ def schedule_remedy(value: Any) -> str:
             f"; torch schedulers write to param_groups: create the optimizer with a number, then "
             f"{kind.__name__}(optimizer, ...), or pass a schedule such as gradtx.step_schedule(lr, step_size)"
         )
-    is_function = callable(value) and not hasattr(value, "update")
-    return "; wrap it: gradtx.Schedule(...)" if is_function else ""
+    return "; wrap it: gradtx.Schedule(...)" if callable(value) else ""
 
 
 def _describe_function(function: Any) -> str:

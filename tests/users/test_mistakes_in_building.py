@@ -36,11 +36,15 @@ LINKS = {
         r"call it: clip_by_global_norm\(",
         lambda: chain(gradtx.clip_by_global_norm, adamw()),
     ),
-    "a list of links": (r"got \[.*adamw\(\)\]", r"unpack it: chain\(\*", lambda: chain([gradtx.centralize(), adamw()])),
-    "a class": ("got the torch optimizer AdamW", r"gradtx\.adamw\(", lambda: chain(optim.AdamW)),
+    "a list of links": (
+        r"got \[.*adamw\(\)\]",
+        r"such as gradtx\.adamw\(",
+        lambda: chain([gradtx.centralize(), adamw()]),
+    ),
+    "a class": ("got AdamW", r"gradtx\.adamw\(", lambda: chain(optim.AdamW)),
     "a schedule as a link": (
         r"got cosine_schedule\(",
-        r"scale_by_learning_rate\(cosine_schedule",
+        r"such as gradtx\.adamw\(",
         lambda: chain(gradtx.scale_by_adam(), COSINE),
     ),
     "two learning rates": (
@@ -162,7 +166,7 @@ PARAMETERS = {
         lambda: gradtx.as_optimizer(adamw, params()),
     ),
     "a class instead of a transformation": (
-        "got the torch optimizer AdamW",
+        "got AdamW",
         r"gradtx\.adamw\(",
         lambda: gradtx.as_optimizer(optim.AdamW, params()),
     ),

@@ -106,11 +106,6 @@ UPDATES = {
 }
 USES = {
     "step of a transformation": ("a transformation has no 'step'", r"as_optimizer\(", lambda: TX.step()),
-    "a transformation called": (
-        "a transformation is not callable",
-        r"\.update\(updates, state, params\)",
-        lambda: TX(PARAMS),
-    ),
     "an attribute written": ("is immutable", r"replace\(lr=\.\.\.\)", with_other_attributes),
     "a hyperparameter written": ("hyperparams is a copy", r"replace\(lr=\.\.\.\)", written_hyperparameters),
     "a misspelt name in replace": (
