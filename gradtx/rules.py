@@ -6,13 +6,10 @@ import functools
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import (
-    TYPE_CHECKING,
     Any,
-    Literal,
     ParamSpec,
     Protocol,
     TypeAlias,
-    TypedDict,
     cast,
     overload,
 )
@@ -41,9 +38,6 @@ from gradtx.transform import (
     same,
 )
 
-if TYPE_CHECKING:
-    from typing_extensions import Unpack  # in typing from Python 3.11
-
 __all__ = ["alias", "combinator", "per_tensor", "whole_tree"]
 
 
@@ -69,47 +63,13 @@ INPUTS = ("params", *ALWAYS_KNOWN)  # the names allowed in `needs`
 EXTRA_KINDS = {"leaf", "scalar", "tensors", "leaf?", "scalar?", "tensors?"}
 
 Bound: TypeAlias = dict[str, Any]  # a call's arguments by name
-# The number of dimensions of a leaf, or the minimum and maximum.
-Dims: TypeAlias = int | tuple[int, float] | None
 
 # Have the shapes of real leaves.
 REAL_EXTRAS = frozenset(("hessian_diag", "grad_fn", "value_fn"))
 
 
-class TreeOptions(TypedDict, total=False):
-    """The options of `whole_tree`."""
-
-    needs: tuple[str, ...] | Callable[[Bound], Iterable[str]]
-    extras: Mapping[str, str]
-
-
-class CombinatorOptions(TreeOptions, total=False):
-    """The options of `combinator`, documented there."""
-
-    owns_lr: bool
-    rounds: bool
-
-
-class Options(TreeOptions, total=False):
-    """The options of `per_tensor`, documented there; functions receive a call's arguments."""
-
-    elementwise: bool | Callable[[Bound], bool]
-    shared: Mapping[str, Any] | Callable[[Bound], Mapping[str, Any]]
-    dims: Dims | Callable[[Bound], Dims]
-    random: bool | Callable[[Bound], bool]
-    owns_lr: bool
-    rate: Literal["before", "after"] | None
-    agree: tuple[str, ...]
-    takes_complex: bool | Callable[[Bound], bool] | None
-    compiles: bool | str | Callable[[Bound], bool | str] | None
-    whole: bool | str | Callable[[Bound], bool | tuple[str, ...]]
-    check: Callable[[Bound, str, torch.Size, Mapping[str, Any]], None] | None
-    ahead: tuple[str, ...]
-    summed: Mapping[str, Callable[[Tensor], Tensor]]
-    wire: Callable[[Bound], torch.dtype | None] | None
-
-
-_DEFAULTS: dict[str, Any] = {
+# The options of `per_tensor`, documented there, with their defaults. A value may be a function of a call's arguments.
+RULE_OPTIONS: dict[str, Any] = {
     "elementwise": False,
     "takes_complex": None,
     "needs": (),
@@ -121,14 +81,20 @@ _DEFAULTS: dict[str, Any] = {
     "ahead": (),
     "owns_lr": False,
     "rate": None,
-    "rounds": False,
     "dims": None,
     "compiles": None,
     "random": False,
     "whole": False,
     "wire": None,
-    "class_name": "",
 }
+COMBINATOR_OPTIONS = {"needs": (), "extras": {}, "owns_lr": False, "rounds": False}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "rule": RULE_OPTIONS,
+    "tree": {"needs": (), "extras": {}},
+    "alias": {"class_name": ""},
+    "combinator": COMBINATOR_OPTIONS,
+}
+_DEFAULTS = {**RULE_OPTIONS, **COMBINATOR_OPTIONS, "class_name": ""}
 
 
 class Spec:
@@ -144,8 +110,8 @@ class Spec:
         inner: The arguments that are transformations.
         needs: The requirements of `update` that do not depend on the arguments.
         lr_role: "owner", "before owner" or None, as in `GradientTransformation`.
-
-    All other attributes are options of the decorators.
+        rounds, follows_rate, elementwise: As in the options and in `GradientTransformation`.
+        extras: The kind of each extra.
     """
 
     factory: Any
@@ -156,7 +122,7 @@ class Spec:
         self.kind = kind
         self.function = function
         self.name = function.__name__
-        self._options: dict[str, Any] = {**_DEFAULTS, **options}
+        self._options = {**_DEFAULTS, **options}
         self.class_name = self._options["class_name"] or _capitalized(self.name)
         self.arguments = Arguments(self.name, function, is_alias=kind == "alias")
         self.inner = [
@@ -164,20 +130,39 @@ class Spec:
             for argument in self.arguments.all
             if argument.types == {GradientTransformation}
         ]
-        self.lr_role = None
+        rate = self._options["rate"]
+        self.lr_role = "before owner" if rate == "before" else None
         if self._options["owns_lr"]:
             self.lr_role = "owner"
-        elif self._options["rate"] == "before":
-            self.lr_role = "before owner"
+        self.follows_rate = rate == "after"
         self.rounds = self._options["rounds"]
-        self.follows_rate = self._options["rate"] == "after"
         self.elementwise = self._options["elementwise"]
-        self.check = self._options["check"]
-        self.ahead = self._options["ahead"]
         self.extras = _checked_extras(self.name, self._options["extras"])
+        self._required = tuple(
+            name for name, extra in self.extras.items() if not extra.endswith("?")
+        )
         needs = self._options["needs"]
-        self.needs = (*(() if callable(needs) else needs), *_required(self.extras))
-        _check_declared(self, self._options)
+        self.needs = (*(() if callable(needs) else needs), *self._required)
+        self._check_options()
+
+    def _check_options(self) -> None:
+        """Check the options that name inputs or arguments.
+
+        Raises:
+            TypeError: If an option names an unknown input or argument.
+        """
+        for need in self.needs:
+            if need not in INPUTS and need not in self.extras:
+                raise TypeError(
+                    f"{self.name}: unknown entry {need!r} in needs; valid: {', '.join(INPUTS)}; "
+                    f"declare others by extras={{{need!r}: 'leaf'}}"
+                )
+        for argument in (*self._options["agree"], *self._options["ahead"]):
+            if argument not in self.arguments.by_name:
+                raise TypeError(
+                    f"{self.name}: an option names the unknown argument {argument!r}; "
+                    f"{nearest(argument, self.arguments.by_name)}"
+                )
         if self._options["random"] and "seed" not in self.arguments.by_name:
             raise TypeError(
                 f"{self.name}: a random rule needs the argument `seed: int`"
@@ -193,57 +178,56 @@ class Spec:
 
     def needs_of(self, arguments: Bound) -> tuple[str, ...]:
         """Return the requirements of `update` with these arguments."""
-        return (*self.option("needs", arguments), *_required(self.extras))
-
-    def dims(self, arguments: Bound) -> tuple[int, float] | None:
-        """Return the minimum and maximum number of dimensions of a leaf; None for no limits."""
-        dims = self.option("dims", arguments)
-        return (dims, dims) if isinstance(dims, int) else dims
+        return (*self.option("needs", arguments), *self._required)
 
     def rule(self, functions: Functions, arguments: Bound) -> Rule:
         """Return the rule for these argument values."""
-        options = self._options
+        option = functools.partial(self.option, arguments=arguments)
         shared: dict[str, Any] = {}
-        for name, value in self.option("shared", arguments).items():
+        for name, value in option("shared").items():
             shared[name] = _with_arguments(value, arguments)
         summed: dict[str, Callable[[Tensor], Tensor]] = {}
-        for name in options["summed"]:
+        for name, function in option("summed").items():
             if name in shared:
-                summed[name] = options["summed"][name]
-        draws = self.option("random", arguments)
-        compiles = self.option("compiles", arguments)
+                summed[name] = function
+        compiles = option("compiles")
         if compiles is None:
-            compiles = not options["random"]
-        whole = self.option("whole", arguments)
+            compiles = not self._options["random"]
+        dims = option("dims")
+        whole = option("whole")
+        owner_reads: tuple[str, ...] = ()
+        if isinstance(whole, tuple):
+            whole, owner_reads = True, whole
+        elif whole is True and "params" in self.needs_of(arguments):
+            owner_reads = ("param",)
         return Rule(
             self.name,
             functions.update,
             functions.init,
             functions.evaluate,
             shared,
-            elementwise=self.option("elementwise", arguments),
+            elementwise=option("elementwise"),
             takes_complex=self._takes_complex(arguments),
             compiles=compiles is True and "grad_fn" not in self.needs,
-            agree={name: arguments[name] for name in options["agree"]},
-            dims=self.dims(arguments),
-            seed=arguments["seed"] if draws else None,
+            agree={name: arguments[name] for name in self._options["agree"]},
+            dims=(dims, dims) if isinstance(dims, int) else dims,
+            seed=arguments["seed"] if option("random") else None,
             readable=_are_readable(arguments),
             slots=functions.slots,
             summed=summed,
             sums_of_leaf=whole == "sums",
-            whole=_runs_whole(whole),
-            owner_reads=self._owner_reads(whole, arguments),
-            wire=self.option("wire", arguments),
-            check=_with_arguments(self.check, arguments),
+            whole=False if whole == "sums" else whole,
+            owner_reads=owner_reads,
+            wire=option("wire"),
+            check=_with_arguments(self._options["check"], arguments),
             lists=_every_shape if compiles == "lists" else None,
         )
 
     def _takes_complex(self, arguments: Bound) -> bool:
         """Whether the rule can process real views of complex leaves."""
-        for kind in self.extras.values():
-            if not kind.startswith("scalar"):  # is read by leaf
-                return False
-        if REAL_EXTRAS.intersection(self.needs_of(arguments)):
+        # Extras that are not scalars are read by leaf.
+        are_scalars = all(kind.startswith("scalar") for kind in self.extras.values())
+        if not are_scalars or REAL_EXTRAS.intersection(self.needs_of(arguments)):
             return False
         takes_complex = self.option("takes_complex", arguments)
         if takes_complex is None:
@@ -253,19 +237,9 @@ class Spec:
     def resolved(self, arguments: Bound, count: Any) -> Bound:
         """Return the argument values at `count` finished updates; those in `ahead` as a pair with the next value."""
         values = {name: resolve(value, count) for name, value in arguments.items()}
-        for name in self.ahead:
+        for name in self._options["ahead"]:
             values[name] = (values[name], resolve(arguments[name], count + 1))
         return values
-
-    def _owner_reads(
-        self, whole: bool | str | tuple[str, ...], arguments: Bound
-    ) -> tuple[str, ...]:
-        """Return the inputs that the owner of a leaf reads in addition to the update."""
-        if isinstance(whole, tuple):
-            return whole
-        return (
-            ("param",) if whole is True and "params" in self.needs_of(arguments) else ()
-        )
 
     def selector(self, mask: Any) -> Selector:
         """Return the selector of the leaves to which an alias's `weight_decay` applies."""
@@ -286,17 +260,9 @@ class Spec:
                 f"{self.name}: must return a transformation, such as chain(...), got {describe(returned)}"
             )
         functions = Functions.of(returned, self.name)
-        if self._options["whole"] not in (False, "shape", "sums"):
-            self._check_runs_at_owner(functions)
-        return functions
-
-    def _check_runs_at_owner(self, functions: Functions) -> None:
-        """Check that a rule for whole tensors uses nothing that involves other ranks.
-
-        Raises:
-            TypeError: If the rule yields sums or shares values.
-        """
         fault = None
+        if self._options["whole"] in (False, "shape", "sums"):
+            return functions
         if inspect.isgeneratorfunction(functions.update):
             fault = "yield sums"
         elif self._options["shared"]:
@@ -305,6 +271,18 @@ class Spec:
             raise TypeError(
                 f"{self.name}: a rule with whole=True runs only on the owner of a leaf and cannot {fault}"
             )
+        return functions
+
+    def processes_whole_leaves(self, arguments: Bound) -> bool:
+        """Whether parts of a leaf are not enough, because extras or other leaves belong to it."""
+        needs = self.needs_of(arguments)
+        return (
+            self.kind == "tree"
+            or self._options["check"] is not None
+            or "tensors" in self.extras.values()  # their names refer to the whole model
+            or "grad_fn" in needs
+            or "value_fn" in needs
+        )
 
 
 Body: TypeAlias = GradientTransformation | Combinator | Functions
@@ -312,39 +290,6 @@ Body: TypeAlias = GradientTransformation | Combinator | Functions
 
 def _capitalized(name: str) -> str:
     return "".join(word.capitalize() for word in name.split("_"))
-
-
-def _check_declared(spec: Spec, options: Mapping[str, Any]) -> None:
-    """Check the options that name inputs or arguments.
-
-    Raises:
-        TypeError: If an option has the wrong form, or names an unknown input or argument.
-    """
-    needs = options["needs"]
-    for need in () if callable(needs) else _names_in(spec, "needs", needs):
-        if need not in INPUTS:
-            raise TypeError(
-                f"{spec.name}: unknown entry {need!r} in needs; valid: {', '.join(INPUTS)}; "
-                f"declare others by extras={{{need!r}: 'leaf'}}"
-            )
-    for option in ("agree", "ahead"):
-        for argument in _names_in(spec, option, options[option]):
-            _check_argument(spec, option, argument)
-
-
-def _names_in(spec: Spec, option: str, names: Any) -> Iterable[str]:
-    if isinstance(names, str):
-        raise TypeError(
-            f"{spec.name}: {option} must be a tuple of names, got {names!r}; write ({names!r},)"
-        )
-    return names
-
-
-def _check_argument(spec: Spec, option: str, name: str) -> None:
-    if name not in spec.arguments.by_name:
-        raise TypeError(
-            f"{spec.name}: {option} has the unknown argument {name!r}; {nearest(name, spec.arguments.by_name)}"
-        )
 
 
 def _checked_extras(name: str, extras: Any) -> dict[str, str]:
@@ -356,20 +301,8 @@ def _checked_extras(name: str, extras: Any) -> dict[str, str]:
     return dict(extras)
 
 
-def _required(extras: Mapping[str, str]) -> list[str]:
-    """Return the extras that the caller must pass."""
-    return [name for name, kind in extras.items() if not kind.endswith("?")]
-
-
 def _every_shape(shape: torch.Size) -> bool:
     return True
-
-
-def _runs_whole(whole: bool | str | tuple[str, ...]) -> bool | str:
-    """Return the form of `whole` that operations read; a tuple of inputs stands for True."""
-    if whole == "sums":
-        return False
-    return whole if isinstance(whole, bool | str) else True
 
 
 def _with_arguments(option: Any, arguments: Bound) -> Any:
@@ -527,18 +460,9 @@ class FactoryCall(GradientTransformation):
             traits.add("averages")
         if self._spec.rounds:
             traits.add("rounds")
-        if self._needs_whole_leaves():
+        if self._spec.processes_whole_leaves(self._arguments):
             traits.add("whole")
         return traits
-
-    def _needs_whole_leaves(self) -> bool:
-        spec = self._spec
-        if spec.kind == "tree" or spec.check is not None:
-            return True
-        if "tensors" in spec.extras.values():  # their names refer to the whole model
-            return True
-        needs = spec.needs_of(self._arguments)
-        return "grad_fn" in needs or "value_fn" in needs
 
     def _branches(self) -> Branches | None:
         body = self._body
@@ -819,7 +743,7 @@ def _factory(
 def per_tensor(function: Callable[P, Any], /) -> Factory[P]: ...
 @overload
 def per_tensor(
-    **options: Unpack[Options],
+    **options: Any,
 ) -> Callable[[Callable[P, Any]], Factory[P]]: ...
 def per_tensor(function: Any = None, /, **options: Any) -> Any:
     """Create a transformation factory from a rule written for one tensor.
@@ -906,7 +830,7 @@ def per_tensor(function: Any = None, /, **options: Any) -> Any:
 def whole_tree(function: Callable[P, Any], /) -> Factory[P]: ...
 @overload
 def whole_tree(
-    **options: Unpack[TreeOptions],
+    **options: Any,
 ) -> Callable[[Callable[P, Any]], Factory[P]]: ...
 def whole_tree(function: Any = None, /, **options: Any) -> Any:
     """Create a transformation factory from functions of whole trees, for methods that sums over leaves cannot express.
@@ -945,7 +869,7 @@ def alias(function: Any = None, /, **options: Any) -> Any:
 def combinator(function: Callable[P, Any], /) -> Factory[P]: ...
 @overload
 def combinator(
-    **options: Unpack[CombinatorOptions],
+    **options: Any,
 ) -> Callable[[Callable[P, Any]], Factory[P]]: ...
 def combinator(function: Any = None, /, **options: Any) -> Any:
     """Create a combinator: a factory with transformations among its arguments, whose function returns a `Frame`.
@@ -975,23 +899,13 @@ def combinator(function: Any = None, /, **options: Any) -> Any:
     return _decorated("combinator", "combinator", function, options)
 
 
-_OPTIONS: dict[str, Iterable[str]] = {
-    "rule": Options.__annotations__,
-    "tree": TreeOptions.__annotations__,
-    "alias": ("class_name",),
-    "combinator": CombinatorOptions.__annotations__,
-}
-
-
 def _decorated(
     name: str, kind: str, function: Callable[..., Any] | None, options: dict[str, Any]
 ) -> Any:
-    known = sorted(_OPTIONS[kind])
-    for option in options:
-        if option not in known:
-            raise TypeError(
-                f"{name}: unknown option {option!r}; {nearest(option, known)}"
-            )
+    for option in options.keys() - OPTIONS[kind].keys():
+        raise TypeError(
+            f"{name}: unknown option {option!r}; {nearest(option, OPTIONS[kind])}"
+        )
 
     def decorate(function: Callable[..., Any]) -> Any:
         if not hasattr(function, "__name__"):

@@ -243,9 +243,9 @@ class Case(NamedTuple):
     def floats(self) -> list[Float]:
         """Its float hyperparameters, and those of transformations among its arguments, where they can be changed."""
         choices: list[list[Float]] = []
-        for name, _, value, argument, _ in self.example._entries():
-            for i, number in _numbers(argument.kind, value):
-                choices.append([Float(name, i, near) for near in _near(number)])
+        for entry in self.example._entries():
+            for i, number in _numbers(entry.argument.kind, entry.value):
+                choices.append([Float(entry.name, i, near) for near in _near(number)])
         firsts = [near[0] for near in choices]
         if self._takes(firsts):  # as most do; else one by one
             return firsts

@@ -313,11 +313,12 @@ BUILDING = {
     **{
         f"declared: {message}": (TypeError, lambda options=options: per_tensor(**options)(declared))
         for message, options in {
-            "needs must be a tuple of names, got 'params'; write ('params',)": {"needs": "params"},
+            "unknown entry 'p' in needs; valid: params, value, value_fn, grad_fn, hessian_diag; "
+            "declare others by extras={'p': 'leaf'}": {"needs": "params"},
             "unknown entry 'fisher' in needs; valid: params, value, value_fn, grad_fn, hessian_diag; "
             "declare others by extras={'fisher': 'leaf'}": {"needs": ("params", "fisher")},
-            "agree must be a tuple of names, got 'beta'; write ('beta',)": {"agree": "beta"},
-            "agree has the unknown argument 'betas'; did you mean 'beta'?": {"agree": ("betas",)},
+            "an option names the unknown argument 'b'; known: beta": {"agree": "beta"},
+            "an option names the unknown argument 'betas'; did you mean 'beta'?": {"agree": ("betas",)},
             **{
                 "extras must be a dict of name -> 'leaf', 'scalar' or 'tensors', with '?' appended if "
                 f"optional, got {given}": {"extras": extras}
