@@ -12,7 +12,7 @@ from torch import Tensor
 from gradtx.base import tree as _tree
 from gradtx.base.errors import Path
 from gradtx.base.exact import exact, resolve
-from gradtx.base.messages import describe, form, nearest, nearest_dotted
+from gradtx.base.messages import describe, form, nearest
 from gradtx.execution.pure import TreeRun
 from gradtx.execution.runs import clock_at
 from gradtx.transform import (
@@ -308,7 +308,7 @@ def _entry(tx: GradientTransformation, name: str | None) -> Entry:
     if name is not None:
         if name not in numbers:
             raise ValueError(
-                f"learning_rate: {tx._name} has no scalar hyperparameter {name!r}; {nearest_dotted(name, numbers)}"
+                f"learning_rate: {tx._name} has no scalar hyperparameter {name!r}; {nearest(name, numbers)}"
             )
         return numbers[name]
     # Polyak's `max_lr` also is the rate in an optimizer's groups.

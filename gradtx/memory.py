@@ -13,7 +13,6 @@ from torch.nn.parameter import is_lazy
 
 from gradtx.base import tree as _tree
 from gradtx.base.dtensor import local
-from gradtx.base.messages import check_state_device
 from gradtx.execution.pure import TreeRun
 from gradtx.state.nested import NestedState
 from gradtx.transform import GradientTransformation, check_transformation
@@ -156,7 +155,7 @@ def memory(
 
     Raises:
         TypeError: If `tx` is not a transformation, or if `params` are not tensors.
-        ValueError: If there are no parameters, if one is lazy, or if `state_device` is not "cpu".
+        ValueError: If there are no parameters, or if one is lazy.
 
     Example:
         >>> with torch.device("meta"):
@@ -168,8 +167,6 @@ def memory(
         {'exp_avg': 1114112, 'exp_avg_sq': 1114112}
     """
     check_transformation(WHO, "tx", tx)
-    if state_device is not None:
-        check_state_device(WHO, state_device)
     tensors = _named(params)
     stand_ins = {
         name: torch.empty_like(local(tensor.detach()), device=META)

@@ -14,7 +14,6 @@ from torch.nn.utils.parametrize import ParametrizationList
 
 from gradtx.algorithms.adam import adamw
 from gradtx.algorithms.muon import muon
-from gradtx.base import torch_names as _torch
 from gradtx.base.exact import Betas, Scalar
 from gradtx.base.messages import describe
 from gradtx.base.selectors import in_model, without_wrappers
@@ -36,14 +35,14 @@ EMBEDDING_WORDS = (
 TOKEN_ENDINGS = ("_token", "_tokens")
 HEAD_NAMES = ("lm_head", "head", "classifier", "fc_out", "score")
 EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
-NORMS = (
-    *_torch.norms_of_batches(),
-    nn.LayerNorm,
-    nn.GroupNorm,
-    nn.RMSNorm,
-    nn.LocalResponseNorm,
+CONVOLUTIONS = (
+    nn.Conv1d,
+    nn.Conv2d,
+    nn.Conv3d,
+    nn.ConvTranspose1d,
+    nn.ConvTranspose2d,
+    nn.ConvTranspose3d,
 )
-CONVOLUTIONS = _torch.convolutions()
 SCALE_NAMES = ("weight", "gamma", "scale")
 
 
@@ -183,8 +182,8 @@ def _role(param: Tensor, places: list[Place], last: nn.Module | None, tied: str)
     if is_head:
         return "head"
     place = places[0]
-    kind = type(place.module).__name__
-    if isinstance(place.module, NORMS) or kind.endswith("Norm"):
+    # Without the dimensions of BatchNorm2d.
+    if type(place.module).__name__.rstrip("123d").endswith("Norm"):
         role = {"weight": "norm", "bias": "bias"}.get(place.name)
         if role is not None:
             return role

@@ -332,7 +332,6 @@ class FactoryCall(GradientTransformation):
         spec: Spec,
         arguments: Bound,
         storage: Storage | None = None,
-        checked: bool = True,
     ):
         self._set(
             _name=spec.name,
@@ -344,15 +343,6 @@ class FactoryCall(GradientTransformation):
             _is_optimizer=spec.kind == "alias",
             _follows_rate=spec.follows_rate,
         )
-        if (
-            checked
-            and storage is not None
-            and isinstance(self._body, Functions)
-            and self._body.init is None
-        ):
-            raise TypeError(
-                f"{spec.name}: has no state with these options; omit state_dtype"
-            )
 
     @property
     def _body(self) -> Body:
@@ -422,13 +412,11 @@ class FactoryCall(GradientTransformation):
 
     @property
     def _lr_role(self) -> str | None:
-        if self._spec.lr_role == "owner":
-            return "owner"
-        inner_roles = {link._lr_role for link in self._inner_links()}
+        roles = {self._spec.lr_role, *(link._lr_role for link in self._inner_links())}
         for role in ("owner", "before owner"):
-            if role in inner_roles:
+            if role in roles:
                 return role
-        return self._spec.lr_role
+        return None
 
     @property
     def _rounds(self) -> bool:
@@ -592,7 +580,7 @@ class FactoryCall(GradientTransformation):
                 bound[name] = self._spec.arguments.by_name[name].check(arguments[name])
             else:
                 bound[name] = arguments[name]
-        rebuilt = FactoryCall(self._spec, bound, self._storage, checked)
+        rebuilt = FactoryCall(self._spec, bound, self._storage)
         if checked:
             rebuilt._links()  # runs the body, which may check the values as well
         return rebuilt
@@ -701,7 +689,6 @@ ADDED = {
     "`(name, parameter) -> bool`; None for all. To select by name in an optimizer, pass it `named_parameters()`.",
     "state_dtype": "The dtype or code of the state, as for `with_state_dtype`; None for the dtype of each parameter.",
 }
-WITHOUT_STATE = " A link without state raises an error."
 
 
 def _documented(spec: Spec) -> str | None:
@@ -710,8 +697,6 @@ def _documented(spec: Spec) -> str | None:
     if "state_dtype" not in spec.arguments.by_name:
         added.append("state_dtype")
     entries = {name: ADDED[name] for name in added}
-    if spec.kind == "rule" and "state_dtype" in entries:
-        entries["state_dtype"] += WITHOUT_STATE
     return with_arguments(spec.function.__doc__, entries)
 
 

@@ -10,7 +10,7 @@ import torch
 
 from gradtx.arguments import Argument
 from gradtx.base.ambient import ambient, without_ambient
-from gradtx.base.messages import describe, nearest_dotted, shortly
+from gradtx.base.messages import describe, nearest, shortly
 from gradtx.execution import pure as _pure
 from gradtx.execution.context import ALWAYS_KNOWN
 from gradtx.execution.runs import Place, Scope
@@ -184,7 +184,7 @@ class GradientTransformation:
         for name in hyperparams:
             if name not in places:
                 raise TypeError(
-                    f"{self._name}: no hyperparameter {name!r}; {nearest_dotted(name, places)}"
+                    f"{self._name}: no hyperparameter {name!r}; {nearest(name, places)}"
                 )
         values = {places[name].place: value for name, value in hyperparams.items()}
         return self._replaced(values, True)

@@ -229,7 +229,7 @@ class Case(NamedTuple):
     ) -> dict[str, Tensor]:
         """`noise` of the leaves that the case takes."""
         rules = [link for link in self.example._links() if link._spec.kind == "rule"]
-        bounds = [link._spec.dims(link._arguments) or (0, math.inf) for link in rules]
+        bounds = [link._spec.option("dims", link._arguments) or (0, math.inf) for link in rules]
         least, most = max((a for a, _ in bounds), default=0), min((b for _, b in bounds), default=math.inf)
         return noise(seed, {name: shape for name, shape in shapes.items() if least <= len(shape) <= most}, dtype, scale)
 

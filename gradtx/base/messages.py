@@ -100,28 +100,6 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"known: {', '.join(known)}" if known else "there are none"
 
 
-def nearest_dotted(name: Any, known: Iterable[str]) -> str:
-    """Suggest a known name for an unknown `owner.name`, as `nearest` does, if possible among names of that owner."""
-    known = list(known)
-    owner = str(name).rpartition(".")[0]
-    of_owner = [
-        candidate for candidate in known if candidate.rpartition(".")[0] == owner
-    ]
-    return nearest(str(name), of_owner or known)
-
-
-def check_state_device(owner: str, state_device: Any) -> None:
-    """Check that the device for state is the CPU.
-
-    Raises:
-        ValueError: If the device is not the CPU.
-    """
-    if not isinstance(state_device, str | torch.device) or str(state_device) != "cpu":
-        raise ValueError(
-            f'{owner}: state_device must be "cpu" or None, got {state_device!r}'
-        )
-
-
 def warn_user(message: str, category: type[Warning]) -> None:
     """Warn at the line that called gradtx, at any depth of the call stack."""
     level = 1  # the frame of this function

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-import inspect
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable
 from typing import Any, TypeAlias, TypeGuard
 
 import torch
@@ -43,21 +42,8 @@ class NumberedName(str):
     """The number of a parameter that was passed without a name, in place of its name."""
 
 
-class MissingName:
-    """What a function receives as the name of a parameter without one; reading it raises an error.
-
-    Not a string: regular expressions and other functions in C would read that without a trace.
-    """
-
-    def _read(self, *_: Any) -> Any:
-        name = type(self).__name__
-        raise TypeError(f"{name} was read: pass model.named_parameters()")
-
-    __str__ = __repr__ = __hash__ = __eq__ = __ne__ = __bool__ = _read
-
-
 def answer(owner: str, function: Callable[..., Any], name: str, *others: Any) -> Any:
-    """Call a user's function of a leaf's name.
+    """Call a user's function of a leaf's name; the name of a parameter that has none is None.
 
     Raises:
         ValueError: If it reads the name of a leaf without one.
@@ -65,10 +51,8 @@ def answer(owner: str, function: Callable[..., Any], name: str, *others: Any) ->
     if not isinstance(name, NumberedName):
         return function(without_wrappers(name), *others)
     try:
-        return function(MissingName(), *others)
+        return function(None, *others)
     except (TypeError, AttributeError) as error:
-        if MissingName.__name__ not in str(error):
-            raise
         raise ValueError(
             f"{owner}: {describe(function)} reads the names of parameters, which were passed without names; pass "
             "model.named_parameters()"
@@ -127,11 +111,6 @@ class Selector:
         return self.labels, tuple(
             where if isinstance(where, tuple) else id(where) for where in self._wheres
         )
-
-    @property
-    def names_branches(self) -> bool:
-        """Whether the labels are names of branches."""
-        return self.branches is not None
 
     def choose(self, name: str, tensor: Any) -> Any:
         if not isinstance(self._wheres, tuple):
@@ -219,13 +198,9 @@ def patterns(owner: str, where: Any) -> Patterns | Predicate:
         return tuple(where)
     if is_function(where):
         return where
-    remedy = ""
-    entries = where if isinstance(where, tuple | list) else [where]
-    if any(isinstance(entry, Tensor | torch.nn.Module | Iterator) for entry in entries):
-        remedy = "; select parameters by their names in the model, as in 'encoder.*'"
     raise TypeError(
-        f"{owner}: select leaves with a name pattern, a tuple of patterns or a function (name, tensor) -> bool, "
-        f"got {shortly(where)}{remedy}"
+        f"{owner}: select leaves by their names in the model with a pattern such as 'encoder.*', a tuple of patterns, "
+        f"or a function (name, tensor) -> bool, got {shortly(where)}"
     )
 
 
@@ -238,19 +213,8 @@ def check_not_empty(owner: str, where: Any) -> None:
 
 
 def is_function(where: Any) -> TypeGuard[Predicate]:
-    """Whether `where` is a function of a name and a tensor; modules, classes and chains are callable but not one."""
-    if not callable(where) or isinstance(where, type | torch.nn.Module):
-        return False
-    if hasattr(where, "init") and hasattr(where, "update"):
-        return False
-    try:
-        if not torch.compiler.is_compiling():  # dynamo cannot trace this
-            inspect.signature(where).bind("name", None)
-    except TypeError:
-        return False
-    except ValueError:
-        pass  # a C function without a signature
-    return True
+    """Whether `where` is a function; modules and classes are callable but not one."""
+    return callable(where) and not isinstance(where, type | torch.nn.Module)
 
 
 def listed(items: Iterable[Any], most: int = 8) -> str:

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import gradtx
+from tests.errors.common import NAMED
 
 W = torch.nn.Parameter(torch.ones(3, 2))
 B = torch.nn.Parameter(torch.ones(3))
@@ -114,12 +115,11 @@ def test_a_parameter_that_is_twice_in_a_group_is_there_once(params):
 
 PLANS = {
     "'int' object is not iterable": (TypeError, lambda: 7),
-    "memory: leaf '0' is a str, needs a tensor or None": (TypeError, lambda: "llama"),
+    f"memory: leaf '0' is a str, needs a tensor or None{NAMED}": (TypeError, lambda: "llama"),
     "memory: got no parameters": (ValueError, torch.nn.ReLU),
-    "memory: leaf '3' is a int, needs a tensor or None": (TypeError, lambda: [(3, 4)]),
-    "memory: leaf '0.0' is a str, needs a tensor or None; pass a tree of tensors, such as "
-    "dict(model.named_parameters())": (TypeError, lambda: [("w", B, 1)]),
-    "memory: leaf 'w' is a str, needs a tensor or None": (TypeError, lambda: {"w": "3x4"}),
+    f"memory: leaf '3' is a int, needs a tensor or None{NAMED}": (TypeError, lambda: [(3, 4)]),
+    f"memory: leaf '0.0' is a str, needs a tensor or None{NAMED}": (TypeError, lambda: [("w", B, 1)]),
+    f"memory: leaf 'w' is a str, needs a tensor or None{NAMED}": (TypeError, lambda: {"w": "3x4"}),
     "memory: 'weight' is lazy and has no shape yet; run the model once on an input": (
         ValueError,
         lambda: torch.nn.LazyLinear(3),

@@ -190,11 +190,6 @@ PARAMETERS = {
         "by their names",
         lambda: gradtx.freeze(params()),
     ),
-    "a mask of one argument": (
-        "mask: .* got <lambda>",
-        r"\(name, tensor\) -> bool",
-        lambda: optim.AdamW(named(), mask=lambda p: p.ndim > 1),
-    ),
     "vectors for Muon": (
         r"leaf '0.bias' has shape \(8,\)",
         "muon_for",

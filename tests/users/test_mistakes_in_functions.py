@@ -47,8 +47,8 @@ UPDATES = {
         lambda: TX.update(GRADS, STATE),
     ),
     "the state in the place of the parameters": (
-        "params: this is a state",
-        r"update\(updates, state, params\)",
+        "params: leaf 'step' has dtype torch.int64",
+        "pass it as the state",
         lambda: TX.update(GRADS, PARAMS, STATE),
     ),
     "no state": ("state is not a dict with a 'step'", "own init", lambda: gradtx.sgd(0.1).update(GRADS, None, PARAMS)),
@@ -64,8 +64,8 @@ UPDATES = {
         lambda: TX.update(GRADS, TX.init(without("2.bias")), PARAMS),
     ),
     "gradients in a tuple": (
-        "leaves such as '0.weight', but updates such as '0'",
-        r"dict\(zip\(params, grads\)\)",
+        "params: leaf '0' is missing, but is in updates",
+        "leaves are matched by name",
         gradients_in_a_tuple,
     ),
     "the loss under another name": (
@@ -74,13 +74,13 @@ UPDATES = {
         lambda: TX.update(GRADS, STATE, PARAMS, loss=torch.tensor(1.0)),
     ),
     "the pair that update returns": (
-        "updates: this is the pair that update returns",
-        r"updates, state = tx\.update",
+        "updates: leaf '1.step' has dtype torch.int64",
+        "pass it as the state",
         lambda: gradtx.apply_updates(PARAMS, TX.update(GRADS, STATE, PARAMS)),
     ),
     "the state applied": (
-        "updates: this is a state",
-        r"\(updates, state\)",
+        "updates: leaf 'step' has dtype torch.int64",
+        "pass it as the state",
         lambda: gradtx.apply_updates(PARAMS, STATE),
     ),
     "a generator": (
@@ -99,8 +99,8 @@ UPDATES = {
         lambda: TX.init(torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2)).state_dict()),
     ),
     "weights to evaluate with, in the other order": (
-        "params: this is a state",
-        "signature",
+        "params: leaf 'step' has dtype torch.int64",
+        "pass it as the state",
         lambda: AVERAGED.eval_params(PARAMS, AVERAGED.init(PARAMS)),
     ),
 }
