@@ -381,10 +381,11 @@ def muon_for(
         "adamw_no_decay": other.replace(weight_decay=0.0),
         "frozen": freeze("*"),
     }
-    names: dict[str, list[str]] = defaultdict(list)
-    for row in rows:
-        names[row.branch].append(row.name)
-    labels = {label: tuple(names[label]) for label in branches if label in names}
+    labels = {
+        label: tuple(row.name for row in rows if row.branch == label)
+        for label in branches
+    }
+    labels = {label: names for label, names in labels.items() if names}
     tx = partition({label: branches[label] for label in labels}, labels)
     optimizer = ModelOptimizer(
         tx,
@@ -484,6 +485,5 @@ def table(rows: list[Row]) -> str:
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines: list[str] = []
     for line in cells:
-        padded = (text.ljust(width) for text, width in zip(line, widths, strict=True))
-        lines.append("\n    " + "  ".join(padded).rstrip())
+        lines.append("\n    " + "  ".join(map(str.ljust, line, widths)).rstrip())
     return "".join(lines)

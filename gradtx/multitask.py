@@ -243,15 +243,11 @@ def _norm(x: Any) -> Tensor:
     return x.norm()
 
 
-class _Rotation(nn.Module):
-    """A trainable orthogonal matrix that starts as the identity."""
-
-    weight: Tensor
-
-    def __init__(self, size: int):
-        super().__init__()
-        self.weight = nn.Parameter(torch.eye(size))
-        parametrizations.orthogonal(self, "weight")
+def _rotation(size: int) -> nn.Module:
+    """Return a layer whose trainable weight is an orthogonal matrix that starts as the identity."""
+    layer = nn.Linear(size, size, bias=False)
+    nn.init.eye_(layer.weight)
+    return parametrizations.orthogonal(layer)
 
 
 class RotoGrad(nn.Module):
@@ -302,7 +298,7 @@ class RotoGrad(nn.Module):
         super().__init__()
         self.backbone = backbone
         self.heads = nn.ModuleList(heads)
-        self.rotations = nn.ModuleList(_Rotation(latent_size) for _ in heads)
+        self.rotations = nn.ModuleList(_rotation(latent_size) for _ in heads)
         self.burn_in_period = burn_in_period
         self.normalize_losses = normalize_losses
         self.register_buffer("initial_norms", torch.ones(len(self.heads)))
@@ -355,12 +351,13 @@ class RotoGrad(nn.Module):
         # Do not divide a loss whose initial value is 0.
         values = torch.where(values == 0, 1.0, values)
         self.initial_losses = torch.where(is_start, values, self.initial_losses)
+        relative: Any = torch.stack(list(losses))
+        if self.normalize_losses:
+            relative = relative / self.initial_losses
         # Through each head, to the representation that it received.
+        relative.sum().backward()
         rotated_grads: list[Tensor] = []
-        for k, (loss, representation) in enumerate(zip(losses, turned, strict=True)):
-            start = self.initial_losses[k] if self.normalize_losses else 1.0
-            relative: Any = loss / start
-            relative.backward(retain_graph=k + 1 < len(losses))
+        for representation, _ in zip(turned, losses, strict=True):
             grad = representation.grad
             rotated_grads.append(
                 torch.zeros_like(representation) if grad is None else grad

@@ -367,10 +367,10 @@ def _parameters(model: Any, weight_decay: Any, ban_list: Sequence[str]) -> Any:
 def _is_banned(patterns: Sequence[str], names: Sequence[str]) -> bool:
     """Whether a name contains a plain pattern or matches a wildcard pattern."""
     for pattern in patterns:
-        has_wildcards = any(character in pattern for character in "*?[")
-        for name in names:
-            if fnmatch.fnmatchcase(name, pattern) if has_wildcards else pattern in name:
-                return True
+        if not set("*?[").intersection(pattern):
+            pattern = f"*{pattern}*"
+        if fnmatch.filter(names, pattern):
+            return True
     return False
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from gradtx.base import torch_names as _torch
-from gradtx.base.dtensor import is_sharded, joined, local, placed_as
+from gradtx.base.dtensor import from_local_like, is_sharded, local, placed_as
 from gradtx.base.errors import Path
 from gradtx.base.forward import Leaf, Run
 from gradtx.base.messages import close, describe
@@ -483,7 +483,7 @@ def packed(
     shapes = codec.shapes(value.shape)
     for suffix, tensor in codec.pack(local(value), noise).items():
         name = f"{slot}.{suffix}" if suffix else slot
-        tensors[name] = joined(tensor, value, shapes[suffix])
+        tensors[name] = from_local_like(tensor, value, shapes[suffix])
     return tensors
 
 
@@ -501,7 +501,7 @@ def unpacked(
     tensors = {"": local(codes)}
     for suffix in codec.suffixes:
         tensors[suffix] = local(stored[f"{slot}.{suffix}"])
-    return joined(codec.unpack(tensors, part), codes, whole)
+    return from_local_like(codec.unpack(tensors, part), codes, whole)
 
 
 def _with_other_sizes(like: Tensor) -> Tensor:
