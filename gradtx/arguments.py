@@ -374,10 +374,6 @@ def keyword_parameter(name: str, default: Any, annotation: str) -> inspect.Param
     )
 
 
-# By module and text: the same few annotations recur in many signatures.
-_KNOWN_HINTS: dict[tuple[str, str], Any] = {}
-
-
 def is_users(function: Callable[..., Any]) -> bool:
     """Whether a factory was written by a user, not by this package."""
     return (function.__module__ or "").partition(".")[0] != __package__
@@ -386,22 +382,22 @@ def is_users(function: Callable[..., Any]) -> bool:
 def _hints_of(function: Callable[..., Any]) -> dict[str, Any]:
     """Return a function's evaluated annotations, cached for this package, since importing it evaluates 1,600."""
     module = sys.modules.get(function.__module__ or "")
-    names = getattr(function, "__globals__", None)
     # A doctest has its own globals.
-    if is_users(function) or module is None or names is not vars(module):
+    if is_users(function) or getattr(function, "__globals__", None) is not vars(module):
         return typing.get_type_hints(function, include_extras=True)
-    hints: dict[str, Any] = {}
-    for name, annotation in function.__annotations__.items():
-        if name == "return":
-            continue
-        if not isinstance(annotation, str):
-            hints[name] = annotation
-            continue
-        key = (function.__module__, annotation)
-        if key not in _KNOWN_HINTS:
-            _KNOWN_HINTS[key] = eval(annotation, names)
-        hints[name] = _KNOWN_HINTS[key]
-    return hints
+    return {
+        name: _evaluated(function.__module__, annotation)
+        for name, annotation in function.__annotations__.items()
+        if name != "return"
+    }
+
+
+@functools.cache
+def _evaluated(module: str, annotation: Any) -> Any:
+    """Return an annotation; the same few recur in many signatures."""
+    if not isinstance(annotation, str):
+        return annotation
+    return eval(annotation, vars(sys.modules[module]))
 
 
 def _with_options(

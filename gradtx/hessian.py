@@ -60,7 +60,7 @@ def hutchinson_hessian_diag(
 
     Source: Bekas et al. 2007; Yao et al. 2020, arXiv:2006.00719.
     """
-    if isinstance(generator, int):
+    if not isinstance(generator, torch.Generator):
         generator = torch.Generator().manual_seed(generator)
     if distribution not in ("rademacher", "gaussian"):
         raise ValueError(
