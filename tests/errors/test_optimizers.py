@@ -13,7 +13,6 @@ B = torch.nn.Parameter(torch.ones(3))
 LINEAR = torch.nn.Linear(2, 3)
 ADAMW = gradtx.adamw()
 PAIR = "needs a tensor or a pair (name, tensor)"
-EITHER = "a list must contain either tensors, such as [*a, *b], or groups"
 FROM_MODEL = "pass model.parameters() or model.named_parameters()"
 
 
@@ -36,19 +35,15 @@ PARAMS = {
         ValueError,
         used_up,
     ),
-    "needs a list of parameters or of groups, got a dict; pass list(params.items())": (
-        TypeError,
-        lambda: dict(LINEAR.named_parameters()),
-    ),
-    "needs a list of parameters or of groups, got a dict; put the group in a list": (
+    "needs a list of parameters or of groups, got a dict; pass list(params.items()), or put the group in a list": (
         TypeError,
         lambda: {"params": [W]},
     ),
     f"params[1] is None, {PAIR}": (TypeError, lambda: [W, None]),
     f"params[0] is 'w', {PAIR}": (TypeError, lambda: ["w", W]),
-    f"params[0] is Linear(...), {PAIR}; add its parameters() to the list": (TypeError, lambda: [LINEAR]),
-    f"params[1] is [tensor(shape=(3,))], {PAIR}; {EITHER}": (TypeError, lambda: [W, [B]]),
-    f"params[1] is a dict of 1, {PAIR}; {EITHER}": (
+    f"params[0] is Linear(...), {PAIR}": (TypeError, lambda: [LINEAR]),
+    f"params[1] is [tensor(shape=(3,))], {PAIR}": (TypeError, lambda: [W, [B]]),
+    f"params[1] is a dict of 1, {PAIR}": (
         TypeError,
         lambda: [W, {"params": [B]}],
     ),
