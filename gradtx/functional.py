@@ -155,33 +155,24 @@ def unstack(tree: Any) -> list[Any]:
 
     Raises:
         TypeError: If a leaf is neither a tensor nor None.
-        ValueError: If a leaf has no dimensions, if leaves differ in the number of members, or if there is no tensor.
+        ValueError: If leaves differ in the number of members, or if there is no tensor.
 
     Example:
         >>> gradtx.unstack({"w": torch.tensor([[0.0, 1.0], [2.0, 3.0]])})
         [{'w': tensor([0., 1.])}, {'w': tensor([2., 3.])}]
     """
     leaves, unflatten = _tree.flatten_any(tree, "unstack")
-    counts: dict[int, str] = {}  # the number of members -> a leaf that has it
-    for name, leaf in leaves.items():
-        if leaf is None:
-            continue
-        if not leaf.ndim:
-            raise ValueError(
-                f"unstack: leaf {name!r} is 0-d, needs a leading dimension of members"
-            )
-        counts.setdefault(len(leaf), name)
-    if not counts:
+    counts = {
+        name: leaf.shape[0] if leaf.ndim else 0
+        for name, leaf in leaves.items()
+        if leaf is not None
+    }
+    if len(set(counts.values())) != 1:
         raise ValueError(
-            "unstack: the tree contains no tensors, so the number of members is unknown"
-        )
-    (count, counted), *others = counts.items()
-    for other, name in others:
-        raise ValueError(
-            f"unstack: leaf {name!r} has {other} members, leaf {counted!r} has {count}"
+            f"unstack: tensors need one leading dimension of members, got the sizes {counts}"
         )
     trees: list[Any] = []
-    for i in range(count):
+    for i in range(max(counts.values())):
         member: dict[str, Tensor | None] = {}
         for name, leaf in leaves.items():
             # A view would keep the memory of all members alive, and torch.save would write all of it.

@@ -60,16 +60,8 @@ def schedule_remedy(value: Any) -> str:
 
 
 def _describe_function(function: Any) -> str:
-    """Return the name of a function, for torch's own with the module, so that a `repr` can be evaluated."""
-    name = function.__qualname__.rpartition("<locals>.")[2]
-    for module, path in (
-        (torch, "torch"),
-        (torch.nn.functional, "torch.nn.functional"),
-    ):
-        short = name.rpartition(".")[2]
-        if getattr(module, short, None) is function:
-            return f"{path}.{short}"
-    return name
+    """Return the name of a function, without the functions that define it."""
+    return function.__qualname__.rpartition("<locals>.")[2]
 
 
 def _describe_tensor(tensor: Tensor) -> str:
