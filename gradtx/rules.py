@@ -326,6 +326,8 @@ class FactoryCall(GradientTransformation):
     _storage: Storage | None
     _varies: bool
     _first: Body | None
+    # The argument, the key in it if it is a dict, and the transformation.
+    _inner: tuple[tuple[str, Any, GradientTransformation], ...]
 
     def __init__(
         self,
@@ -340,6 +342,7 @@ class FactoryCall(GradientTransformation):
             _storage=storage,
             _varies=any(map(varies, arguments.values())),
             _first=None,
+            _inner=tuple(_transformations(arguments)),
             _is_optimizer=spec.kind == "alias",
             _follows_rate=spec.follows_rate,
         )
@@ -435,10 +438,7 @@ class FactoryCall(GradientTransformation):
         return links
 
     def _children(self) -> tuple[GradientTransformation, ...]:
-        children: list[GradientTransformation] = []
-        for value in self._arguments.values():
-            children.extend(_transformations(value))
-        return tuple(children)
+        return tuple(tx for _, _, tx in self._inner)
 
     @property
     def _traits(self) -> set[str]:
@@ -569,17 +569,12 @@ class FactoryCall(GradientTransformation):
     ) -> GradientTransformation:
         if not arguments and same(self, children):
             return self
-        remaining = iter(children)
-        bound: Bound = {}
-        for name, value in self._arguments.items():
-            if _transformations(value):
-                bound[name] = _with_transformations(value, remaining)
-            elif name not in arguments:
-                bound[name] = value
-            elif checked:
-                bound[name] = self._spec.arguments.by_name[name].check(arguments[name])
-            else:
-                bound[name] = arguments[name]
+        bound = dict(self._arguments)
+        for (name, key, _), child in zip(self._inner, children, strict=True):
+            bound[name] = child if key is None else {**bound[name], key: child}
+        for name, value in arguments.items():
+            argument = self._spec.arguments.by_name[name]
+            bound[name] = argument.check(value) if checked else value
         rebuilt = FactoryCall(self._spec, bound, self._storage)
         if checked:
             rebuilt._links()  # runs the body, which may check the values as well
@@ -615,23 +610,15 @@ def _is_constant(value: Any) -> bool:
     return value is None or isinstance(value, bool | int | float | str | torch.dtype)
 
 
-def _transformations(value: Any) -> list[GradientTransformation]:
-    """Return the transformations in an argument: the value itself, or entries of a dict."""
-    if isinstance(value, Mapping):
-        return [
-            item for item in value.values() if isinstance(item, GradientTransformation)
-        ]
-    return [value] if isinstance(value, GradientTransformation) else []
-
-
-def _with_transformations(value: Any, new: Iterator[GradientTransformation]) -> Any:
-    """Return the value of an argument with its transformations replaced."""
-    if not isinstance(value, Mapping):
-        return next(new)
-    entries: dict[Any, Any] = {}
-    for label, item in value.items():
-        entries[label] = next(new) if isinstance(item, GradientTransformation) else item
-    return entries
+def _transformations(
+    arguments: Bound,
+) -> Iterator[tuple[str, Any, GradientTransformation]]:
+    """Yield the transformations among the arguments and in their dicts: argument, key or None, transformation."""
+    for name, value in arguments.items():
+        entries = value.items() if isinstance(value, Mapping) else [(None, value)]
+        for key, item in entries:
+            if isinstance(item, GradientTransformation):
+                yield name, key, item
 
 
 def _remade(factory: Any, arguments: Bound, state_dtype: Any) -> FactoryCall:
