@@ -260,9 +260,9 @@ class Spec:
                 f"{self.name}: must return a transformation, such as chain(...), got {describe(returned)}"
             )
         functions = Functions.of(returned, self.name)
-        fault = None
         if self._options["whole"] in (False, "shape", "sums"):
             return functions
+        fault = None
         if inspect.isgeneratorfunction(functions.update):
             fault = "yield sums"
         elif self._options["shared"]:

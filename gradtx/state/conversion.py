@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gradtx.base.dtensor import full_tensor, is_sharded, local, placed_as
 from gradtx.state.codes import BUILT_IN, KEY, Codec
-from gradtx.state.storage import auxiliary_tensors, packed, unpacked
+from gradtx.state.storage import packed, unpacked
 
 Entry: TypeAlias = Mapping[str, Any]  # the tensors of a leaf by slot
 
@@ -76,20 +76,19 @@ def _decode(entry: dict[str, Any], slot: str, label: str, shape: torch.Size) -> 
     codec = BUILT_IN[name]
     if block:
         codec = dataclasses.replace(codec, block=int(block))
-    stored: dict[str, Tensor] = {}
-    for suffix in ("", *codec.suffixes):
-        key = f"{slot}.{suffix}" if suffix else slot
-        if not isinstance(entry.get(key), Tensor):
-            return
-        stored[key] = entry[key]
-    whole = codec.shape_of(stored[slot].shape, shape)
+    keys = {"": slot}
+    for suffix in codec.suffixes:
+        keys[suffix] = f"{slot}.{suffix}"
+    if not all(isinstance(entry.get(key), Tensor) for key in keys.values()):
+        return
+    whole = codec.shape_of(entry[slot].shape, shape)
     for suffix, expected in codec.shapes(whole).items():
-        key = f"{slot}.{suffix}" if suffix else slot
-        if stored[key].shape != expected:
+        if entry[keys[suffix]].shape != expected:
             return
-    entry[slot] = placed_as(unpacked(slot, codec, stored, shape), stored[slot])
-    for key in auxiliary_tensors({slot: codec}):
-        del entry[key]
+    values = unpacked(slot, codec, entry, shape)
+    entry[slot] = placed_as(values, entry[slot])
+    for suffix in codec.suffixes:
+        del entry[keys[suffix]]
 
 
 def _encoded(

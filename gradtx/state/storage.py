@@ -263,10 +263,9 @@ class Store:
         )
         dtypes: dict[str, torch.dtype] = {}
         for slot, value in slots.items():
-            is_coded = slot in codecs  # below
-            dtypes[slot] = (
-                like.dtype if is_coded else self._dtype(slot, value, like, leaf)
-            )
+            dtypes[slot] = like.dtype  # of a slot that is coded below
+            if slot not in codecs:
+                dtypes[slot] = self._dtype(slot, value, like, leaf)
         kept = first_slots(slots, like, dtypes, self._owner)
         if leaf.run.initial:
             seen = leaf.run.seen_slots.setdefault(storage, set())
