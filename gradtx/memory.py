@@ -13,6 +13,7 @@ from torch.nn.parameter import is_lazy
 
 from gradtx.base import tree as _tree
 from gradtx.base.dtensor import local
+from gradtx.base.selectors import NumberedName
 from gradtx.execution.pure import TreeRun
 from gradtx.state.nested import NestedState
 from gradtx.transform import GradientTransformation, check_transformation
@@ -215,6 +216,8 @@ def _named(params: Any) -> dict[str, Tensor]:
         params = list(params)
         if all(isinstance(entry, tuple) and len(entry) == 2 for entry in params):
             params = dict(params)
+        else:
+            params = {NumberedName(i): entry for i, entry in enumerate(params)}
     leaves, _ = _tree.flatten_real(params, WHO)
     tensors = {name: leaf for name, leaf in leaves.items() if leaf is not None}
     for name, tensor in tensors.items():

@@ -42,8 +42,21 @@ class NumberedName(str):
     """The number of a parameter that was passed without a name, in place of its name."""
 
 
+class MissingName:
+    """What a function receives as the name of a parameter without one; reading it raises an error.
+
+    Not a string: regular expressions and other functions in C would read that without a trace.
+    """
+
+    def _read(self, *_: Any) -> Any:
+        name = type(self).__name__
+        raise TypeError(f"{name} was read: pass model.named_parameters()")
+
+    __str__ = __repr__ = __hash__ = __eq__ = __ne__ = __bool__ = _read
+
+
 def answer(owner: str, function: Callable[..., Any], name: str, *others: Any) -> Any:
-    """Call a user's function of a leaf's name; the name of a parameter that has none is None.
+    """Call a user's function of a leaf's name.
 
     Raises:
         ValueError: If it reads the name of a leaf without one.
@@ -51,8 +64,10 @@ def answer(owner: str, function: Callable[..., Any], name: str, *others: Any) ->
     if not isinstance(name, NumberedName):
         return function(without_wrappers(name), *others)
     try:
-        return function(None, *others)
+        return function(MissingName(), *others)
     except (TypeError, AttributeError) as error:
+        if MissingName.__name__ not in str(error):
+            raise
         raise ValueError(
             f"{owner}: {describe(function)} reads the names of parameters, which were passed without names; pass "
             "model.named_parameters()"
