@@ -493,7 +493,7 @@ def create_optimizer(
         options["weight_decay"] = weight_decay
     elif not _is_zero(weight_decay):
         raise TypeError(f"create_optimizer: {name} has no weight_decay; omit it")
-    options.update(_rate(name, arguments, lr))
+    options.update(_rate(name, arguments, options.pop("lr", lr)))
     if "fallback" in arguments and "fallback" not in options:
         _warn_of_embeddings(name, model)
         options["fallback"] = adamw(

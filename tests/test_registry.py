@@ -375,6 +375,7 @@ def test_schedules_tensors_seeds_and_engines_go_through():
         ("stable_spam", {"t_max": 30}, {"total_steps": 30}),
         ("laprop", {"ams_bound": True}, {"amsgrad": True}),
         ("padam", {"weight_decouple": True}, {"decoupled_weight_decay": True}),
+        ("adam", {"learning_rate": 0.5}, {"lr": 0.5}),
     ],
     ids=str,
 )
