@@ -87,6 +87,10 @@ def train_step(
             return unflatten({**leaves, **grads}), result
 
         grads, (loss, aux) = gradients_at(params)
+        if not loss.is_floating_point():  # its gradients would be 0
+            raise TypeError(
+                f"train_step: the loss must be a floating-point tensor, got {loss.dtype}"
+            )
         known: dict[str, Any] = {
             "value": loss,
             "value_fn": lambda params: loss_at(params)[0],

@@ -198,6 +198,12 @@ def test_a_loss_function_that_returns_something_else_is_told(wrong, has_aux, mes
         gradtx.train_step(wrong, tx, has_aux=has_aux)(params, tx.init(params))
 
 
+def test_an_integer_loss_is_refused_because_its_gradients_are_zero():
+    tx, params = gradtx.sgd(lr=0.1), {"w": torch.ones(2)}
+    with pytest.raises(TypeError, match=r"train_step: the loss must be a floating-point tensor, got torch.int64"):
+        gradtx.train_step(lambda p: (p["w"] > 0).sum(), tx)(params, tx.init(params))
+
+
 def test_what_is_no_function_or_no_transformation_is_refused_at_once():
     with pytest.raises(TypeError, match=r"train_step: tx must be a GradientTransformation, got adam; call it"):
         gradtx.train_step(loss_fn, gradtx.adam)
