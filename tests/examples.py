@@ -117,6 +117,7 @@ EXAMPLES = {
     "scale_by_shape": {"adjust": "match_rms_adamw", "view": "batch"},
     "scale_by_soap": BASES,
     "scale_by_spam": {"every": 5, "clip_after": 1},
+    "scale_by_width": {"multipliers": {"*": (2.0, 4.0)}},
     "scale_by_yogi": {"initial_accumulator_value": 2**-20},
     "schedule_free": lambda tx: {"base": gradtx.add_decayed_weights(0.1), "lr": 0.1, "beta": 0.9},
     "sgdp": {"lr": 0.1},
