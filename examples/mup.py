@@ -79,7 +79,7 @@ class Parametrization:
         )
 
     def train(self, rates: list[float], seeds: int, steps: int) -> Tensor:
-        """Return the mean loss of the last 50 steps at each rate."""
+        """Return the mean loss of the last quarter at each rate."""
         result = gradtx.sweep(
             self.loss,
             self.adam,
@@ -88,7 +88,7 @@ class Parametrization:
             over={"lr": rates},
             seeds=seeds,
             steps=steps,
-            every=min(50, steps),
+            every=max(steps // 4, 1),
         )
         mean = {row["lr"]: row["mean"] for row in result.best(n=len(rates))}
         return torch.tensor([mean[rate] for rate in rates])
@@ -105,7 +105,9 @@ def plot(losses: dict[str, dict[int, Tensor]], rates: list[float], path: Path) -
             axes.plot(rates[best], loss[best], "o", color=f"C{i}")
         axes.set(title=name, xlabel="learning rate", xscale="log", yscale="log")
         axes.grid(alpha=0.3)
-    finest = min(loss.min().item() for each in losses.values() for loss in each.values())
+    finest = min(
+        loss.min().item() for each in losses.values() for loss in each.values()
+    )
     panels[0].set(ylabel="training loss", ylim=(finest / 2, 3))
     panels[0].legend(fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -114,13 +116,15 @@ def plot(losses: dict[str, dict[int, Tensor]], rates: list[float], path: Path) -
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--rates", type=int, default=10, help="how many, up to 0.05")
-    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--steps", type=int, default=80)
+    parser.add_argument(
+        "--rates", type=int, default=10, help="how many, from 1e-3 to 0.2"
+    )
+    parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--plot", type=Path, default=Path("out/mup.png"))
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    rates = torch.logspace(-4, math.log10(0.05), options.rates).tolist()
+    rates = torch.logspace(-3, math.log10(0.2), options.rates).tolist()
     losses: dict[str, dict[int, Tensor]] = {}
     costs: list[str] = []
     print(f"{'':22}{'best rate':>10}{'its loss':>10}{'at the rate of 64':>19}")

@@ -78,6 +78,7 @@ from gradtx.registry import get_supported_optimizers as get_supported_optimizers
 from gradtx.schedules import half_life_schedule as half_life_schedule
 from gradtx.hessian import hutchinson_hessian_diag as hutchinson_hessian_diag
 from gradtx.algorithms.scion import init_for_lmo as init_for_lmo
+from gradtx.algorithms.width import init_for_width as init_for_width
 from gradtx.arguments import is_off as is_off
 from gradtx.schedules import join_schedules as join_schedules
 from gradtx.models import label_by_role as label_by_role
@@ -120,6 +121,7 @@ from gradtx.schedules import warmup_cosine_schedule as warmup_cosine_schedule
 from gradtx.schedules import warmup_linear_schedule as warmup_linear_schedule
 from gradtx.schedules import warmup_poly_schedule as warmup_poly_schedule
 from gradtx.rules import whole_tree as whole_tree
+from gradtx.algorithms.width import width_multipliers as width_multipliers
 from gradtx.schedules import wsd_schedule as wsd_schedule
 
 __all__ = [
@@ -268,6 +270,7 @@ __all__ = [
     "hutchinson_hessian_diag",
     "hyperball",
     "init_for_lmo",
+    "init_for_width",
     "is_off",
     "join_schedules",
     "kate",
@@ -477,6 +480,7 @@ __all__ = [
     "scale_by_swats",
     "scale_by_tam",
     "scale_by_trust_ratio",
+    "scale_by_width",
     "scale_by_yogi",
     "scale_to_radius",
     "schedule_free",
@@ -525,6 +529,7 @@ __all__ = [
     "warmup_linear_schedule",
     "warmup_poly_schedule",
     "whole_tree",
+    "width_multipliers",
     "with_lookahead",
     "with_state_dtype",
     "wsam",
@@ -3306,6 +3311,12 @@ def scale_by_trust_ratio(
     clip: bool = False,
     weight_decay: NonNegative = 0.0,
     always_adapt: bool = True,
+    *,
+    state_dtype: StateDtype | None = None,
+) -> GradientTransformation: ...
+def scale_by_width(
+    multipliers: Static[Multipliers],
+    rule: Literal['adam', 'sgd', 'adam_eps'] = "adam",
     *,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...

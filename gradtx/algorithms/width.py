@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from gradtx.algorithms.scaling import scale
 from gradtx.arguments import Static
+from gradtx.base.messages import describe
 from gradtx.base.selectors import Selector, Where, in_model, listed
 from gradtx.combinators.selection import Fork
-from gradtx.rules import per_tensor
+from gradtx.rules import combinator
 
 __all__ = ["init_for_width", "scale_by_width", "width_multipliers"]
 
@@ -23,7 +24,7 @@ Multipliers: TypeAlias = Mapping[str, Entries]
 Shapes: TypeAlias = nn.Module | Mapping[str, Tensor] | Mapping[str, tuple[int, ...]]
 
 
-@per_tensor(elementwise=True)
+@combinator
 def scale_by_width(
     multipliers: Static[Multipliers],
     rule: Literal["adam", "sgd", "adam_eps"] = "adam",
@@ -45,8 +46,8 @@ def scale_by_width(
     addition to "adam" behind it, makes Adam's eps act as $\epsilon / m$.
 
     Use it with `init_for_width`, and divide by $m$ in the forward pass of the readout; attention logits are divided by
-    the head's size instead of its root. `scale_by_shape("spectral")` of Muon and `lmo` transfer by themselves: then only
-    the leaves of the fallback need this link.
+    the head's size instead of its root. `scale_by_shape("spectral")` of Muon and `lmo` transfer by themselves: then
+    only the leaves of the fallback need this link.
 
     Args:
         multipliers: As from `width_multipliers`. Keys are names, or patterns as in `partition`.
@@ -56,6 +57,7 @@ def scale_by_width(
         A transformation that keeps shapes and dtypes; no state.
 
     Raises:
+        TypeError: If `multipliers` is not a dict.
         ValueError: If `rule` is unknown, if an entry has more than two widths, if a leaf has no entry, or if a key
             matches no leaf.
 
@@ -69,6 +71,11 @@ def scale_by_width(
     Source: Yang et al. 2022, Tensor Programs V, arXiv:2203.03466; microsoft/mup; "adam_eps": appendix B.3, as in
     Megatron-LM. Departures: none.
     """
+    if not isinstance(multipliers, Mapping):
+        raise TypeError(
+            "scale_by_width: multipliers must be a dict of name -> widths, as from width_multipliers, got "
+            f"{describe(multipliers)}"
+        )
     names: dict[float, list[str]] = defaultdict(list)
     for name, entries in multipliers.items():
         names[_factor(name, entries, rule)].append(name)
@@ -148,7 +155,10 @@ def _sizes(shapes: Shapes) -> dict[str, tuple[int, ...]]:
     if isinstance(shapes, nn.Module):
         named = dict(shapes.named_parameters())
         shapes = dict(zip(in_model(named), named.values(), strict=True))
-    return {name: tuple(getattr(x, "shape", x)) for name, x in shapes.items()}
+    sizes: dict[str, tuple[int, ...]] = {}
+    for name, x in shapes.items():
+        sizes[name] = tuple(x.shape if isinstance(x, Tensor) else x)
+    return sizes
 
 
 def _check_names(owner: str, names: Collection[str], known: Collection[str]) -> None:
@@ -205,7 +215,7 @@ def init_for_width(
             widths = _widths(entries)
             if len(widths) > 1:
                 raise ValueError(
-                    f"init_for_width: the readout {weight!r} has two widths, {entries}; a readout has outputs of fixed size"
+                    f"init_for_width: the readout {weight!r} has two widths, {entries}; its outputs must be fixed"
                 )
             ratio = _main(widths)
             scaled[weight] = math.sqrt(ratio) * params[weight]

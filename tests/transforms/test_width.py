@@ -19,7 +19,7 @@ WIDTHS = {
 
 def groups_of_mup(params, rule, lr, weight_decay, decoupled, eps=1e-8):
     """`MuAdam` and `MuSGD`: the rate of a group, and the decay that mup multiplies by the inverse."""
-    for (name, widths), param in zip(WIDTHS.items(), params, strict=True):
+    for widths, param in zip(WIDTHS.values(), params, strict=True):
         infinite = [width for width in widths if width is not None]
         factor, matrix = 1.0, len(infinite) == 2
         if rule == "sgd" and infinite:
@@ -121,7 +121,15 @@ def test_initial_weights_follow_mup():
     params = {n: torch.ones(p.shape) for n, p in model(32).named_parameters()} | {"norm.weight": torch.ones(32)}
     scaled = gradtx.init_for_width(params, widths, readouts="2")
     factors = {name: x.unique().item() for name, x in scaled.items()}
-    assert factors == {"0.weight": 1, "0.bias": 1, "1.weight": 1, "1.bias": 2, "2.weight": 2, "2.bias": 2, "norm.weight": 1}
+    assert factors == {
+        "0.weight": 1,
+        "0.bias": 1,
+        "1.weight": 1,
+        "1.bias": 2,
+        "2.weight": 2,
+        "2.bias": 2,
+        "norm.weight": 1,
+    }
     assert all((p == 1).all() for p in params.values())
     by_function = gradtx.init_for_width(params, widths, readouts=lambda layer, weight: len(weight) == 3)
     torch.testing.assert_close(by_function, scaled)
@@ -132,6 +140,8 @@ def test_what_makes_no_sense():
         gradtx.scale_by_width({"w": (2.0, 2.0, 2.0)})
     with pytest.raises(ValueError, match="scale_by_width: rule must be 'adam', 'sgd' or 'adam_eps', got 'lion'"):
         gradtx.scale_by_width({"*": ()}, "lion")
+    with pytest.raises(TypeError, match="scale_by_width: multipliers must be a dict of name -> widths"):
+        gradtx.scale_by_width(2.0)
     with pytest.raises(ValueError, match="scale_by_width: leaf 'b' has no label"):
         gradtx.scale_by_width({"w": (2.0,)}).init({"w": torch.ones(1), "b": torch.ones(1)})
     with pytest.raises(ValueError, match="scale_by_width: 'other' matches no leaf"):
