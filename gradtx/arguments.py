@@ -98,7 +98,7 @@ _OTHER_NAMES = {
     "n_sma_threshold": ("rho_threshold",),
     "initial_accumulator": ("initial_accumulator_value",),
     "constant": ("small_const",),
-    "bias_correction": ("use_bias_correction",),
+    "bias_correction": ("use_bias_correction", "correct_bias"),
     "warmup_steps": ("warmup",),
     "p": ("gamma",),
     "dampening": ("damping",),
