@@ -32,6 +32,7 @@ from gradtx.algorithms.psgd import Mode
 from gradtx.algorithms.scaling import Quantity
 from gradtx.algorithms.scion import Kind
 from gradtx.algorithms.shampoo import Graft
+from gradtx.algorithms.width import Multipliers
 from gradtx.arguments import AnyLength as AnyLength
 from gradtx.base.exact import Betas as Betas
 from gradtx.state.codes import Codec as Codec
@@ -108,6 +109,7 @@ from gradtx.multitask import rotograd_rotation_loss as rotograd_rotation_loss
 from gradtx.multitask import rotograd_scale as rotograd_scale
 from gradtx.checkpoint import save as save
 from gradtx import schedules as schedules
+from gradtx.schedules import sigmoid_schedule as sigmoid_schedule
 from gradtx import slots as slots
 from gradtx.algorithms.clipping import soft_row_clip as soft_row_clip
 from gradtx.functional import stack as stack
@@ -202,9 +204,11 @@ __all__ = [
     "avagrad",
     "average",
     "bcos",
+    "blend_by_agreement",
     "blocks",
     "bound_norm",
     "came",
+    "cautious_decay_after",
     "centralize",
     "chain",
     "chebyshev_schedule",
@@ -495,6 +499,7 @@ __all__ = [
     "sgds",
     "sgdw",
     "shampoo",
+    "sigmoid_schedule",
     "signsgd",
     "signum",
     "simplified_ademamix",
@@ -557,6 +562,7 @@ def accsgd(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def accumulate(
@@ -576,6 +582,7 @@ def acprop(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def adabelief(
@@ -591,6 +598,7 @@ def adabelief(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def adabound(
@@ -606,6 +614,7 @@ def adabound(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def adadelta(
@@ -617,6 +626,7 @@ def adadelta(
     decoupled_weight_decay: bool = False,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def adafactor(
@@ -632,6 +642,7 @@ def adafactor(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def adafactor_torch(
@@ -643,6 +654,7 @@ def adafactor_torch(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def adagc(
@@ -657,6 +669,7 @@ def adagc(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def adagrad(
@@ -669,6 +682,7 @@ def adagrad(
     decoupled_weight_decay: bool = False,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def adahessian(
@@ -682,6 +696,7 @@ def adahessian(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def adai(
@@ -694,6 +709,7 @@ def adai(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def adam(
@@ -704,8 +720,10 @@ def adam(
     amsgrad: bool = False,
     *,
     decoupled_weight_decay: bool = False,
+    correct_bias: bool = True,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def adam_atan2(
@@ -726,6 +744,7 @@ def adam_atan2(
     clip_to_grok_max_norm: Annotated[Scalar, '(1, inf)'] = 2.0,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def adam_h(
@@ -736,6 +755,7 @@ def adam_h(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def adam_mini(
@@ -747,6 +767,7 @@ def adam_mini(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def adamax(
@@ -758,6 +779,7 @@ def adamax(
     decoupled_weight_decay: bool = False,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def adamc(
@@ -770,6 +792,7 @@ def adamc(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def adamd(
@@ -781,6 +804,7 @@ def adamd(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def adamod(
@@ -793,6 +817,7 @@ def adamod(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def adamp(
@@ -806,6 +831,7 @@ def adamp(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def adams(
@@ -817,6 +843,7 @@ def adams(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def adamuon(
@@ -836,6 +863,7 @@ def adamuon(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def adamw(
@@ -845,8 +873,10 @@ def adamw(
     weight_decay: NonNegative = 0.01,
     amsgrad: bool = False,
     *,
+    correct_bias: bool = True,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def adan(
@@ -859,6 +889,7 @@ def adan(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def adanorm(
@@ -873,6 +904,7 @@ def adanorm(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def adapnm(
@@ -885,6 +917,7 @@ def adapnm(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def adaptive_gd(
@@ -897,6 +930,7 @@ def adaptive_gd(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def adashift(
@@ -919,6 +953,7 @@ def adasmooth(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def adatam(
@@ -930,13 +965,14 @@ def adatam(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def add_decayed_weights(
     weight_decay: NonNegative,
     *,
     fixed: bool = False,
-    cautious: bool = False,
+    cautious: Literal[True, False, 'inclusive'] = False,
     relative_to: Scalar | None = None,
     corrected_by: NonNegative | None = None,
     max_lr: Positive | None = None,
@@ -966,6 +1002,7 @@ def ademamix(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def adopt(
@@ -978,6 +1015,7 @@ def adopt(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def adopt_atan2(
@@ -992,6 +1030,7 @@ def adopt_atan2(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def aggmo(
@@ -1001,6 +1040,7 @@ def aggmo(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def alig(
@@ -1053,6 +1093,7 @@ def apollo(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def apollo_low_rank(
@@ -1072,6 +1113,7 @@ def apollo_low_rank(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def asam(
@@ -1092,6 +1134,7 @@ def asgd(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def avagrad(
@@ -1104,6 +1147,7 @@ def avagrad(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def average(
@@ -1125,6 +1169,17 @@ def bcos(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
+    state_dtype: StateDtype | None = None,
+) -> GradientTransformation: ...
+def blend_by_agreement(
+    tx: GradientTransformation,
+    least: Annotated[Scalar, '[-1, 1)'] = 0.2,
+    least_gradient: Scalar = 0.0,
+    *,
+    floor: Scalar = 0.0,
+    cap: Scalar = 1.0,
+    eps: NonNegative = 1e-08,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def blocks(
@@ -1152,6 +1207,14 @@ def came(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
+    state_dtype: StateDtype | None = None,
+) -> GradientTransformation: ...
+def cautious_decay_after(
+    tx: GradientTransformation,
+    weight_decay: NonNegative,
+    lr: NonNegative,
+    *,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def centralize(
@@ -1227,6 +1290,7 @@ def cocob(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def compensate_rounding(
@@ -1245,6 +1309,7 @@ def conda(
     stagger: Static[bool] = False,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def contra_muon(
@@ -1262,6 +1327,7 @@ def contra_muon(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def correct_variance(
@@ -1282,6 +1348,7 @@ def dadapt_adagrad(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def dadapt_adam(
@@ -1296,6 +1363,7 @@ def dadapt_adam(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def dadapt_adan(
@@ -1309,6 +1377,7 @@ def dadapt_adan(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def dadapt_lion(
@@ -1319,6 +1388,7 @@ def dadapt_lion(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def dadapt_sgd(
@@ -1330,6 +1400,7 @@ def dadapt_sgd(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def descend(
@@ -1345,6 +1416,7 @@ def diffgrad(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def dion(
@@ -1360,6 +1432,7 @@ def dion(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def dion2(
@@ -1378,6 +1451,7 @@ def dion2(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def dog(
@@ -1389,6 +1463,7 @@ def dog(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def dowg(
@@ -1399,6 +1474,7 @@ def dowg(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def ema(
@@ -1426,6 +1502,7 @@ def fadam(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def fira(
@@ -1443,6 +1520,7 @@ def fira(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def floor_relative_update(
@@ -1461,6 +1539,7 @@ def focus(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def freeze(
@@ -1510,6 +1589,7 @@ def galore(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def gpa_adamw(
@@ -1522,6 +1602,7 @@ def gpa_adamw(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def graft(
@@ -1539,6 +1620,7 @@ def grams(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def gravity(
@@ -1560,6 +1642,7 @@ def grokfast_adamw(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def gsam(
@@ -1597,6 +1680,7 @@ def kate(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def keep_norm(
@@ -1617,6 +1701,7 @@ def kl_shampoo(
     stagger: Static[bool] = False,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def kl_soap(
@@ -1633,6 +1718,7 @@ def kl_soap(
     stagger: Static[bool] = False,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def lamb(
@@ -1648,6 +1734,7 @@ def lamb(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def laprop(
@@ -1661,6 +1748,7 @@ def laprop(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def lars(
@@ -1676,6 +1764,7 @@ def lars(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def lbfgs(
@@ -1687,6 +1776,7 @@ def lbfgs(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def ldog(
@@ -1698,6 +1788,7 @@ def ldog(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def line_search(
@@ -1719,6 +1810,7 @@ def lion(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def lmo(
@@ -1769,6 +1861,7 @@ def madgrad(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def map_after_step(
@@ -1792,6 +1885,7 @@ def mars_adamw(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def mars_lion(
@@ -1808,6 +1902,7 @@ def mars_lion(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def masked(
@@ -1835,6 +1930,7 @@ def momo(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def momo_adam(
@@ -1848,6 +1944,7 @@ def momo_adam(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def msvag(
@@ -1873,6 +1970,7 @@ def muon(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def muon_adam_atan2(
@@ -1894,6 +1992,7 @@ def muon_adam_atan2(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def muon_h(
@@ -1921,6 +2020,7 @@ def muown(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def nadam(
@@ -1933,6 +2033,7 @@ def nadam(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def namo(
@@ -1950,6 +2051,7 @@ def namo(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def nero(
@@ -2018,6 +2120,7 @@ def normuon(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def novograd(
@@ -2030,6 +2133,7 @@ def novograd(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def optimistic_adam(
@@ -2042,6 +2146,7 @@ def optimistic_adam(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def optimistic_gradient_descent(
@@ -2096,6 +2201,7 @@ def padam(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def partition(
@@ -2114,6 +2220,7 @@ def pid(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def pnm(
@@ -2124,6 +2231,7 @@ def pnm(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def polar_adam_atan2(
@@ -2142,6 +2250,7 @@ def polar_adam_atan2(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def polargrad(
@@ -2159,6 +2268,7 @@ def polargrad(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def prodigy(
@@ -2177,6 +2287,7 @@ def prodigy(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def project_l2_ball(
@@ -2211,6 +2322,7 @@ def psgd_kron(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def psgd_pro(
@@ -2228,6 +2340,7 @@ def psgd_pro(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def qhadam(
@@ -2240,6 +2353,7 @@ def qhadam(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def qhm(
@@ -2251,6 +2365,7 @@ def qhm(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def qk_clip(
@@ -2271,14 +2386,16 @@ def radam(
     degenerated_to_sgd: bool = True,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def radial_brake(
     outward: Scalar = 0.5,
     inward: Scalar = 1.0,
-    form: Literal['direction', 'norm'] = "direction",
+    form: Literal['direction', 'norm', 'component'] = "direction",
     eps: NonNegative = 1e-08,
     *,
+    descent: bool = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def ranger(
@@ -2294,6 +2411,7 @@ def ranger(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def ranger21(
@@ -2320,6 +2438,7 @@ def ranger21(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def record(
@@ -2356,6 +2475,7 @@ def rmsprop(
     decoupled_weight_decay: bool = False,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def rotated(
@@ -2399,6 +2519,7 @@ def sadam(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def sam(
@@ -2431,6 +2552,7 @@ def scalable_shampoo(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def scale(
@@ -2508,6 +2630,7 @@ def scale_by_adam(
     amsgrad: bool = False,
     nesterov: bool = False,
     *,
+    correct_bias: bool = True,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def scale_by_adam_hat(
@@ -3354,6 +3477,7 @@ def schedule_free_adamw(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def schedule_free_radam(
@@ -3367,6 +3491,7 @@ def schedule_free_radam(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def schedule_free_sgd(
@@ -3379,6 +3504,7 @@ def schedule_free_sgd(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def scion(
@@ -3400,6 +3526,7 @@ def sgd(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def sgd_sai(
@@ -3410,6 +3537,7 @@ def sgd_sai(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def sgdp(
@@ -3424,6 +3552,7 @@ def sgdp(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def sgds(
@@ -3435,6 +3564,7 @@ def sgds(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def sgdw(
@@ -3446,6 +3576,7 @@ def sgdw(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def shampoo(
@@ -3460,6 +3591,7 @@ def shampoo(
     stagger: Static[bool] = False,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def signsgd(
@@ -3469,6 +3601,7 @@ def signsgd(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def signum(
@@ -3479,6 +3612,7 @@ def signum(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def simplified_ademamix(
@@ -3494,6 +3628,7 @@ def simplified_ademamix(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def skip_nonfinite(
@@ -3526,6 +3661,7 @@ def soap(
     stagger: Static[bool] = False,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def soap_laprop(
@@ -3541,6 +3677,7 @@ def soap_laprop(
     stagger: Static[bool] = False,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def soap_muon(
@@ -3560,6 +3697,7 @@ def soap_muon(
     stagger: Static[bool] = False,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def sophia(
@@ -3572,6 +3710,7 @@ def sophia(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def spam(
@@ -3586,6 +3725,7 @@ def spam(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def splus(
@@ -3600,6 +3740,7 @@ def splus(
     stagger: Static[bool] = False,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def srmm(
@@ -3619,6 +3760,7 @@ def stable_adamw(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def stable_spam(
@@ -3634,6 +3776,7 @@ def stable_spam(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def swats(
@@ -3646,6 +3789,7 @@ def swats(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def take_signs_of_gradient(
@@ -3661,6 +3805,7 @@ def tam(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def tiger(
@@ -3670,6 +3815,7 @@ def tiger(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def trac(
@@ -3726,6 +3872,7 @@ def yogi(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def zero_nans(
