@@ -107,6 +107,12 @@ OTHERS = [
         "Functions for all parameters of a model: build its optimizer, label the parameters by role, and compute the "
         "memory that training needs.",
     ),
+    Page(
+        "sweep",
+        "Sweeps",
+        ("gradtx.sweeps.run", "gradtx.sweeps.result"),
+        "Train one member per setting, all in one step. See also [how to find a rate](../howto/sweep.md).",
+    ),
     Page("registry", "Optimizers and schedulers by name", ("gradtx.registry",)),
     Page("hessian", "The diagonal of the Hessian", ("gradtx.hessian",)),
     Page("multitask", "Several losses", ("gradtx.multitask",)),
@@ -248,6 +254,8 @@ def entry(name: str, also: str = "") -> str:
     inside, _, short = f"gradtx.{name}".rpartition(".")
     shown, text = f"{short}{signature(value)}", described(value)
     if inspect.isclass(value):
+        if "Args" not in sections(value):  # others create it
+            shown = short
         members = [
             member(value, item) for item in vars(value) if documented(value, item)
         ]
