@@ -127,8 +127,8 @@ def width_multipliers(
         ...     wide, base = torch.nn.Linear(8, 64), torch.nn.Linear(8, 16)
         >>> gradtx.width_multipliers(wide, base)
         {'weight': (4.0, None), 'bias': (4.0,)}
-        >>> gradtx.width_multipliers(base, base)["bias"], gradtx.width_multipliers(base, base, wide)["bias"]
-        ((None,), (1.0,))
+        >>> gradtx.width_multipliers(base, base, wide)
+        {'weight': (1.0, None), 'bias': (1.0,)}
 
     Source: microsoft/mup, `set_base_shapes`. Departures: none.
     """
