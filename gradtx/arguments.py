@@ -158,9 +158,8 @@ def is_off(value: Any, off: float = 0.0) -> bool:
 
 _SCALAR = {float, Tensor, Schedule}
 _PLAIN_KINDS = {int: "int", bool: "bool", str: "str"}
-_HYPERPARAMETERS = (
-    *("scalar", "betas", "named floats", "int", "bool", "str", "bool or name"),
-)
+_NUMBERS = ("scalar", "betas", "named floats")
+_HYPERPARAMETERS = (*_NUMBERS, *_PLAIN_KINDS.values(), "bool or name")
 
 
 class Hint(NamedTuple):

@@ -650,11 +650,11 @@ class FactoryCall(GradientTransformation):
         children = tuple(
             with_cautious_decay(child, cautious, given) for child in self._children()
         )
-        option = "cautious_decay" if self._spec.kind == "alias" else "cautious"
+        option = "cautious_decay" if self._is_optimizer else "cautious"
+        decays = not is_off(self._arguments.get("weight_decay", 0.0))
+        can_be = option in self._spec.arguments.by_name
         arguments: Bound = {}
-        decay = self._arguments.get("weight_decay", 0.0)
-        has_option = option in self._spec.arguments.by_name
-        if has_option and not is_coupled and not is_off(decay):
+        if decays and can_be and (self._is_optimizer or not is_coupled):
             arguments[option] = cautious
         return self._rebuilt(children, arguments, True)
 

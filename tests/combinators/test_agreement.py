@@ -99,6 +99,27 @@ def test_the_option_reaches_the_link_of_a_chain_of_every_form(cautious):
     assert muon.replace(**{"adamw.lr": 0.5}).hyperparams["adamw.lr"] == 0.5
 
 
+def test_the_alias_of_a_user_hands_the_option_to_what_it_consists_of():
+    @gradtx.alias
+    def averaged(lr: gradtx.Scalar = 0.1, weight_decay: gradtx.Scalar = 0.3):
+        return gradtx.chain(gradtx.lion(lr, weight_decay=weight_decay), gradtx.average(0.9))
+
+    @gradtx.alias
+    def own(weight_decay: gradtx.Scalar = 0.3, cautious_decay: gradtx.Scalar = 0.5):
+        return gradtx.chain(gradtx.scale(cautious_decay), gradtx.add_decayed_weights(weight_decay))
+
+    by_hand = gradtx.chain(gradtx.lion(0.1, weight_decay=0.3, cautious_decay=True), gradtx.average(0.9))
+    assert difference(averaged(cautious_decay=True), by_hand) == 0.0
+    assert difference(own(), gradtx.chain(gradtx.scale(0.5), gradtx.add_decayed_weights(0.3)), rate=-0.1) < 1e-14
+
+    @gradtx.alias
+    def coupled(weight_decay: gradtx.Scalar = 0.3):
+        return gradtx.chain(gradtx.adam(weight_decay=weight_decay), gradtx.average(0.9))
+
+    with pytest.raises(ValueError, match="coupled: adam: cautious_decay needs decoupled"):
+        coupled(cautious_decay=True)
+
+
 def test_decay_after_the_step_is_cautious_too():
     tx = gradtx.soap(0.05, weight_decay=0.3, eps=0.1, cautious_decay=True)
     plain = Transformed(gradtx.soap(0.05, weight_decay=0.0, eps=0.1))
