@@ -20,7 +20,7 @@ from gradtx.algorithms.momentum import trace
 from gradtx.algorithms.projection import project_scale_invariant
 from gradtx.algorithms.scaling import scale_by_learning_rate
 from gradtx.algorithms.weight_decay import add_decayed_weights, with_decay
-from gradtx.arguments import Decay, NonNegative, Positive, Scalar, is_off
+from gradtx.arguments import Decay, NonNegative, Positive, Scalar, Static, is_off
 from gradtx.rules import alias, per_tensor
 from gradtx.slots import linear, scalar, square
 from gradtx.transform import chain
@@ -340,7 +340,7 @@ def adam(
     amsgrad=False,
     *,
     decoupled_weight_decay=False,
-    correct_bias=True,
+    correct_bias: Static[bool] = True,
 ):
     r"""Adam, equivalent to torch.optim.Adam: the mean gradient over its root mean square.
 
@@ -384,7 +384,7 @@ def adamw(
     weight_decay=1e-2,
     amsgrad=False,
     *,
-    correct_bias=True,
+    correct_bias: Static[bool] = True,
 ):
     r"""AdamW, equivalent to torch.optim.AdamW: Adam with decoupled weight decay.
 
