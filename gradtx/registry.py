@@ -48,12 +48,14 @@ Options: TypeAlias = dict[str, Any]
 # or, for parameters without a model, by common names (norm, norm1, layer_norm).
 WD_BAN_LIST = ("bias", "*Norm", "*Norm?d", "*norm.weight", "*norm?.weight")
 
-# `proportion` requires another schedule, `join_schedules` a list of schedules; AdEMAMix's are not learning rates.
+# `proportion` requires another schedule, `join_schedules` a list of schedules; AdEMAMix's and the sigmoid, which
+# may end below 0, are not learning rates.
 _NO_RATES = (
     "ademamix_alpha_schedule",
     "half_life_schedule",
     "join_schedules",
     "proportion_schedule",
+    "sigmoid_schedule",
 )
 # Names in torch and pytorch_optimizer that differ from ours.
 _OTHER_SCHEDULERS = {
