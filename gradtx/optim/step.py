@@ -45,6 +45,7 @@ from gradtx.optim.step_input import Extras, StepInput
 from gradtx.programs.hyperparameters import each_item
 
 if TYPE_CHECKING:
+    from gradtx.optim.engine import Engine
     from gradtx.optim.engine.bundle import Bundle
 
 CALL = "step(closure"
@@ -71,6 +72,11 @@ class Step(StepInput):
         consumes: bool = False,
     ):
         members, states, traits = parts.members, parts.states, parts.traits
+        if scaling is not None and traits.exchanges:
+            raise RuntimeError(
+                f"{members.owner}: outer(process_group=...) cannot be combined with a GradScaler, which skips steps of "
+                "single ranks; train in bfloat16"
+            )
         self._parts = parts
         self._owner = members.owner
         self._extras = extras
@@ -324,7 +330,7 @@ class Step(StepInput):
         eager = self.members
         bundles: list[Any] = []
         self._compare_ranks()
-        for engine in self._parts.engines():
+        for engine in self._engines():
             of_engine, eager = engine.bundles(self, eager)
             bundles += of_engine
         self._has_bundles = self._has_bundles or bool(bundles)
@@ -333,6 +339,21 @@ class Step(StepInput):
         if eager or not self._has_bundles:
             self._expand()  # so that combinators with a clock count this step
         self._advance(bundles, eager)
+
+    def _engines(self) -> list[Engine]:
+        """Return the engines; in a step in which ranks exchange tensors, all leaves step one at a time."""
+        engines = self._parts.engines()
+        if not self._parts.traits.exchanges:
+            return engines
+        self._expand()
+        for block in self._blocks:
+            for operation in block.walk():
+                if operation.exchanges:
+                    link = ".".join(operation.path)
+                    for engine in engines:
+                        engine.refuse_all(self.members, f"{link} exchanges tensors")
+                    return []
+        return engines
 
     def _advance(self, bundles: list[Any], eager: list[Member]) -> None:
         """Run bundles and single leaves, and write the results of each as soon as it has finished."""
@@ -405,7 +426,8 @@ class Step(StepInput):
             leaf.state.update(new)
         # Combinators may return one without a gradient.
         if update is not None:
-            self._count_step(leaf)
+            if leaf.counts:
+                self._count_step(leaf)
             leaf.inputs[1].add_(update)
         if self.consumes:
             leaf.key.grad = None
