@@ -29,6 +29,7 @@ from gradtx.algorithms._projection import Side
 from gradtx.algorithms.muon import Adjustment
 from gradtx.algorithms.muon import View
 from gradtx.algorithms.psgd import Mode
+from gradtx.algorithms.scaling import Quantity
 from gradtx.algorithms.scion import Kind
 from gradtx.algorithms.shampoo import Graft
 from gradtx.arguments import AnyLength as AnyLength

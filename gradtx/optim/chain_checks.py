@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, distributed
 
-from gradtx.arguments import OTHER_WORDS
+from gradtx.arguments import name_here
 from gradtx.base.dtensor import is_sharded
 from gradtx.base.exact import Schedule
 from gradtx.base.messages import close, describe, warn_user
@@ -148,9 +148,7 @@ def warn_of_misspelt(owner: str, keys: Iterable[Any], entries: Iterable[Entry]) 
         # A key that contains a whole name, such as `lr_scale`, is another key, not a misspelled name.
         if any(f"_{name}_" in f"_{key}_" for name in (*known, "lr")):
             continue
-        intended = OTHER_WORDS.get(key)
-        if intended not in known:
-            intended = close(key, known, 0.8)
+        intended = name_here(key, known) or close(key, known, 0.8)
         if intended is not None:
             message = f"{owner}: no link reads {key!r} of this parameter group; did you mean {intended!r}?"
             warn_user(message, UserWarning)

@@ -13,6 +13,7 @@ from torch import Tensor
 from gradtx.base.messages import describe, warn_user
 from gradtx.base.selectors import in_model
 from gradtx.optim.groups import (
+    CODES,
     ENGINE_OPTIONS,
     OVERRIDDEN,
     Group,
@@ -57,6 +58,7 @@ def check_form(state_dict: Mapping[str, Any], names: list[str]) -> None:
             require(
                 group.get(key, default), list | tuple, f"{key!r} of {where}", "a list"
             )
+        require(group.get(CODES, {}), Mapping, f"{CODES!r} of {where}", "a dict")
         for name in group.get("param_names", ()):
             require(name, str, f"an entry of 'param_names' of {where}", "a str")
     if any(isinstance(key, str) and key.isdecimal() for key in entries):
@@ -126,6 +128,7 @@ class Checkpoint:
         groups = [
             _with_our_keys(group, own) for group in deepcopy(state_dict["param_groups"])
         ]
+        self._codes: dict[Tensor, Mapping[str, str]] = {}
         self._check_sizes(groups)
         self._take_entries(groups, state_dict["state"])
         members = states.members.without_state()
@@ -187,6 +190,7 @@ class Checkpoint:
         when it was saved, but not before.
         """
         params = group["params"] = present.group["params"]
+        self._codes.update(dict.fromkeys(params, group.pop(CODES, {})))
         for key in ("param_names", "label"):
             if key in present.group:
                 group.setdefault(key, present.group[key])
@@ -242,7 +246,8 @@ class Checkpoint:
                 entry,
                 initial,
                 self._strict,
-                layout.coded_keys,
+                self._codes[param],
+                layout,
                 self._present.of(param).keys() - known,
             )
             # One rank has the slots of owners.

@@ -7,8 +7,6 @@ import types
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from torch import Tensor
-
 from gradtx import algorithms
 from gradtx.algorithms._polynomials import default_steps
 from gradtx.arguments import keyword_parameter
@@ -117,13 +115,10 @@ class AliasOptimizer(ChainOptimizer):
         of_torch = {name: kwargs.pop(name) for name in ENGINE_OPTIONS if name in kwargs}
         check_differentiable(of_torch)
         warn_of_engine_options(type(self).__name__, of_torch)
-        numbers = {
-            self._argument_named(name): _as_number(value)
-            for name, value in kwargs.items()
-        }
-        tx = self._alias(*map(_as_number, args), **numbers)
+        named = {self._argument_named(name): value for name, value in kwargs.items()}
+        tx = self._alias(*args, **named)
         super().__init__(tx, params, **engine)
-        arguments = self._arguments.bind(*args, **numbers).arguments
+        arguments = self._arguments.bind(*args, **named).arguments
         del engine["process_group"]  # `defaults` are copied and pickled
         for name, value in engine.items():
             if value != KEYWORDS[name].default:
@@ -179,15 +174,6 @@ class AliasOptimizer(ChainOptimizer):
             self._check_fixed("loaded group", group, "load it into Adam")
             groups.append({**group, **self._fixed_options})
         return {**state_dict, "param_groups": groups}
-
-
-def _as_number(value: Any) -> Any:
-    """Return a one-element tensor as a 0-d view, since torch's optimizers accept such tensors as numbers."""
-    if isinstance(value, tuple | list):
-        return type(value)(map(_as_number, value))
-    if isinstance(value, Tensor) and value.ndim and value.numel() == 1:
-        return value.reshape(())
-    return value
 
 
 def _defaults_of(

@@ -24,6 +24,8 @@ from gradtx.transform import Entry, GradientTransformation
 SCHEDULER_KEYS = ("initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum")
 # The key in a saved group of the names whose number was written over a schedule.
 OVERRIDDEN = "overridden"
+# The key in a saved group of the labels of the codes of slots.
+CODES = "codes"
 # Options of torch's implementations.
 ENGINE_OPTIONS = ("foreach", "fused", "capturable", "differentiable")
 
@@ -83,9 +85,7 @@ class GroupView:
         for name, entry in self.entries.items():
             # A tensor is not copied, as in torch: its owner and schedulers write to it in place.
             self.sources[name] = (
-                entry.argument.check_written(group[name])
-                if name in group
-                else entry.value
+                entry.argument.check(group[name]) if name in group else entry.value
             )
             group.setdefault(name, self.sources[name])
         # torch's schedulers require this key, even if no link reads it.
@@ -136,7 +136,7 @@ class GroupView:
             value = tuple(value)
         if name in self.shown and is_same(value, self.shown[name]):
             return self.sources[name]
-        return self.entries[name].argument.check_written(value)
+        return self.entries[name].argument.check(value)
 
     def settle(self, values: Values) -> None:
         """Take checked values for the next step: note changed schedules, and change the structure if necessary."""

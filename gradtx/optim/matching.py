@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from gradtx.base.complex_views import as_complex, as_real, real_views
-from gradtx.state.codes import Codec
-from gradtx.state.conversion import Entry, converted, slot_in_another_code
+from gradtx.programs.layout import Layout
+from gradtx.state.conversion import Entry, converted
 from gradtx.state.slots import kind_of
 
 REMEDY = (
@@ -28,7 +28,8 @@ def matched(
     saved: Entry,
     first: Mapping[str, Tensor],
     strict: bool,
-    codes: Mapping[str, Codec],
+    saved_codes: Mapping[str, str],
+    layout: Layout,
     wrapper_keys: Collection[str] = (),
 ) -> dict[str, Tensor]:
     """Convert a parameter's saved entry to the dtypes, codes and devices of its first state.
@@ -39,7 +40,8 @@ def matched(
         saved: The entry, also in the formats of torch.optim and adam-atan2-pytorch.
         first: The parameter's first state.
         strict: Whether a missing or unknown slot is an error; otherwise unknown ones are kept unchanged.
-        codes: The code of each coded slot.
+        saved_codes: The label of each slot's code in the saved run.
+        layout: The layout of the first state.
         wrapper_keys: Keys that a wrapper has written into the present state.
 
     Returns:
@@ -51,20 +53,24 @@ def matched(
     if param.is_complex():
         real, real_saved = as_real(param.detach()), real_views(saved)
         state = matched(
-            name, real, real_saved, real_views(first), strict, codes, wrapper_keys
+            name,
+            real,
+            real_saved,
+            real_views(first),
+            strict,
+            saved_codes,
+            layout,
+            wrapper_keys,
         )
         for key, like in {**saved, **first}.items():
             if key in state and isinstance(like, Tensor) and like.is_complex():
                 state[key] = as_complex(state[key])
         return state
     saved = _with_our_keys(saved, first)
-    slot = slot_in_another_code(saved, first, codes)
-    if slot is not None:
-        raise ValueError(
-            f"state of parameter {name!r}: {slot!r} is stored in another code than in this run; load it into an "
-            "optimizer without codes, and pass the state dict of that one"
-        )
-    saved = converted(saved, first, codes)
+    try:
+        saved = converted(saved, first, param.shape, saved_codes, layout.coded_keys)
+    except ValueError as error:
+        raise ValueError(f"state of parameter {name!r}: {error}") from None
     state = dict(first)
     for key, value in first.items():
         if key in saved:

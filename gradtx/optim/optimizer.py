@@ -40,6 +40,7 @@ from gradtx.optim.device_counts import Scaling, check_capturable
 from gradtx.optim.evaluation import Evaluation, evaluated
 from gradtx.optim.explain import Explanation, explain
 from gradtx.optim.groups import (
+    CODES,
     OVERRIDDEN,
     Group,
     defaults_of,
@@ -521,6 +522,12 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
             overridden = view.overridden()
             if overridden is not None:
                 group[OVERRIDDEN] = overridden
+            codes: dict[str, str] = {}
+            for param in view.group["params"]:
+                layout = parts.members.by_param[param].layout
+                codes.update({} if layout is None else layout.labels)
+            if codes:
+                group[CODES] = codes
         if parts.evaluation is not None:
             parts.evaluation.save(state_dict, params_of(self.param_groups))
         return state_dict

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradtx.base.dtensor import from_local_shard, is_sharded
+from gradtx.base.dtensor import from_local_like, is_sharded
 from gradtx.distributed.collectives import Transfer, in_buckets
 from gradtx.distributed.layouts import (
     Team,
@@ -146,6 +146,6 @@ def _sent(bucket: list[Slot], team: Team) -> list[Any]:
         part: Any = received[slot.owner][start:end].clone().view(dtype).view(shape)
         if slot.mesh is not None:
             param = slot.member.param
-            part = from_local_shard(part, param, slot.value.shape, slot.placements)
+            part = from_local_like(part, param, slot.value.shape, slot.placements)
         parts.append(part)
     return parts

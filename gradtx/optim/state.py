@@ -274,8 +274,10 @@ class States:
             and layout.keys & old.keys() != {"step"}
         ):
             # The user has moved it here, from another parameter.
-            codes, known = layout.coded_keys, old.keys()
-            return matched(member.name, member.param, old, first, True, codes, known)
+            codes = layout.labels
+            return matched(
+                member.name, member.param, old, first, True, codes, layout, old.keys()
+            )
         old_keys = (member.layout or layout).owners()
         state: State = {"step": old.get("step", first["step"])}
         # Matched by stage, not by key: the slot of a newly enabled link may now have a key that another slot had.

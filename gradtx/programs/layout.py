@@ -102,6 +102,11 @@ class Layout(NamedTuple):
         }
 
     @property
+    def labels(self) -> dict[str, str]:
+        """The key of each coded slot, and the label of its code."""
+        return {key: codec.label for key, codec in self.coded_keys.items()}
+
+    @property
     def coded_tensors(self) -> set[str]:
         """The keys of all tensors of coded slots, including auxiliary tensors."""
         coded = self.coded_keys

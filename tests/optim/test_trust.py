@@ -315,7 +315,7 @@ def test_a_link_that_reads_the_loss_refuses_what_is_none():
 def test_a_sparse_gradient_in_pure_use_is_named_with_the_remedy():
     tx, params = gradtx.sgd(lr=0.1), {"w": torch.ones(3)}
     sparse = torch.sparse_coo_tensor(torch.tensor([[0]]), torch.tensor([1.0]), (3,), check_invariants=True)
-    with pytest.raises(TypeError, match=r"updates: leaf 'w' is a sparse tensor, needs a dense one; call to_dense\(\)"):
+    with pytest.raises(TypeError, match=r"updates: leaf 'w' has layout torch.sparse_coo, .*; call to_dense\(\)"):
         tx.update({"w": sparse}, tx.init(params), params)
 
 
@@ -337,7 +337,7 @@ def test_a_mask_keeps_the_decay_of_an_optimizer_to_some_leaves():
 
 
 def test_a_mask_that_selects_nothing_is_an_error():
-    with pytest.raises(TypeError, match="adamw: mask: select leaves with a name pattern"):
+    with pytest.raises(TypeError, match="adamw: mask: select leaves by their names"):
         gradtx.adamw(mask=3)
     with pytest.raises(ValueError, match="adamw: mask: 'x' matches no leaf; leaves: w"):
         gradtx.adamw(mask="x").init({"w": ONES})
