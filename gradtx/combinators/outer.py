@@ -13,7 +13,7 @@ from gradtx.arguments import Count, Fraction, NonNegativeInt, Static, is_off
 from gradtx.base import torch_names as _torch
 from gradtx.base.dtensor import local
 from gradtx.base.errors import Path
-from gradtx.base.selectors import Selector, Where, patterns
+from gradtx.base.selectors import Patterns, Selector
 from gradtx.combinators.frame import Enter, Frame, InnerClock
 from gradtx.distributed.collectives import mean_over_ranks
 from gradtx.distributed.layouts import Team, team_of_group
@@ -34,17 +34,69 @@ def outer(
     tx: GradientTransformation,
     every: Static[Count],
     *,
-    fragments: Static[Sequence[Where]] | None = None,
+    fragments: Static[Sequence[str | tuple[str, ...]]] | None = None,
     delay: Static[NonNegativeInt] = 0,
     mix: Fraction = 0.0,
     process_group: Any = None,
 ):
     r"""Let an outer optimizer move the weights every so many steps: DiLoCo, Streaming DiLoCo, MuLoCo, SNOO.
 
-    Placeholder.
+    The inner optimizer trains as usual: $q = p + u$. At each step $t$ with $t \bmod H = 0$, the outer optimizer `tx`
+    receives the way from the present weights back to the global weights $a$ (which start as the initial weights) in
+    place of a gradient: with $\delta = \frac1K \sum_k (a - q_k)$ over $K$ processes,
+    $a' = a + \mathrm{tx}(\delta)$, $p \leftarrow a' + \mu (q - a')$, $a \leftarrow a'$. Inner state is not changed.
+
+    With a process group, this replaces the average of gradients: each process trains with its own gradients (no
+    DistributedDataParallel), and one all-reduce of $\delta$, in float32 at least, is the only communication. Without
+    one, it is a strong momentum of slow weights. See the how-to guide on communication every H steps.
+
+    Presets: DiLoCo is `adamw`, `sgd(lr=0.7, momentum=0.9, nesterov=True)`, 500; MuLoCo is `muon`, 0.9 and 0.8, 30;
+    SNOO is 0.68 and 0.37, 28. The outer rate multiplies a difference of weights, so it is near 1.
+
+    Args:
+        inner: A complete optimizer, with a learning rate.
+        tx: The outer optimizer, with a learning rate of its own. Its `params` are $a$, and its clock counts
+            synchronizations.
+        every: $H \ge 1$, the number of steps between synchronizations of a leaf.
+        fragments: Patterns of leaf names, or tuples of patterns, for parts of the model that synchronize in turn:
+            fragment $i$ of $P$ where $t \equiv (i+1) H / P \pmod H$. A leaf belongs to the first fragment that matches.
+            Sums over leaves in `tx` include only the leaves of a fragment.
+        delay: $\tau$, in [0, H / P): the outer optimizer uses the $\delta$ of step $t - \tau$ and the present $a$, $q$.
+        mix: $\mu$ in [0, 1], the share of the local weights; 1 keeps them.
+        process_group: The ranks that average $\delta$, or a one-dimensional mesh; their leaves are whole, or sharded
+            alike over other ranks. None for one process.
+
+    Returns:
+        A transformation with the entries of `inner` beside its own: `anchor` ($a$), which `eval_params` returns, with a
+        delay `pending`, the entries of `tx` and their `step`; with fragments, one entry per fragment, "0", "1", ....
+        All of these are equal on all ranks. A leaf without a gradient synchronizes as well.
+
+    Raises:
+        TypeError: If an argument is not a transformation, or not a process group.
+        ValueError: If an argument is out of range, if the number of fragments does not divide `every`, if a leaf is in
+            no fragment or a pattern matches none, if `tx` needs a loss, or if the ranks' global weights differ.
+        RuntimeError: With a process group, in `torch.func` and `torch.compile` around the update, with a `GradScaler`,
+            or if the optimizer has a process group itself.
+
+    Example:
+        >>> tx = gradtx.outer(gradtx.sgd(lr=0.1), gradtx.sgd(lr=0.7, momentum=0.9), every=2)
+        >>> params = {"w": torch.tensor([1.0])}
+        >>> state = tx.init(params)
+        >>> for _ in range(4):  # at the second and fourth step, back to 1 and from there 0.7 times as far
+        ...     updates, state = tx.update({"w": torch.ones(1)}, state, params)
+        ...     params = gradtx.apply_updates(params, updates)
+        ...     print(params["w"])
+        tensor([0.9000])
+        tensor([0.8600])
+        tensor([0.7600])
+        tensor([0.5940])
+
+    Source: Douillard et al. 2023, arXiv:2311.08105; Douillard et al. 2025, arXiv:2501.18512; Thérien et al. 2025,
+    arXiv:2505.23725. Departures: SNOO's code synchronizes at steps 1, H + 1, ...; here at H, 2H, .... The all-reduce of
+    a delayed $\delta$ does not overlap with the steps in between.
     """
-    wheres = None if fragments is None else tuple(fragments)
-    turns = 1 if wheres is None else len(wheres)
+    wheres = () if fragments is None else tuple(fragments)
+    turns = 1 if fragments is None else len(wheres)
     if not turns or every % turns:
         raise ValueError(
             f"outer: every must be divisible by the number of fragments, got {every} and {turns}"
@@ -57,20 +109,28 @@ def outer(
         raise ValueError(
             f"outer: tx needs {need}, but it receives differences of weights; use it as inner"
         )
-    selector = team = None
-    if wheres is not None:
-        labels = tuple(map(str, range(turns)))
-        chosen = tuple(patterns("outer: fragments", where) for where in wheres)
-        selector = Fragments("outer: fragments", labels, chosen, branches=labels)
+    selector = None if fragments is None else Fragments(wheres)
+    team = None
     if process_group is not None:
         team = team_of_group("outer: process_group", process_group)
     return Outer(inner, tx, every // turns, turns, selector, delay, mix, team)
 
 
 class Fragments(Selector):
-    """Choose the fragment of a leaf, which is no branch with hyperparameters of its own."""
+    """Choose the fragment of a leaf by its name. Fragments have no hyperparameters of their own."""
 
-    names_branches = False
+    def __init__(self, wheres: Sequence[str | Patterns]):
+        labels = tuple(str(i) for i in range(len(wheres)))
+        groups = tuple((where,) if isinstance(where, str) else where for where in wheres)
+        super().__init__("outer: fragments", labels, groups)
+
+    def choose(self, name: str, tensor: Any) -> str:
+        label = super().choose(name, tensor)
+        if label is False:
+            raise ValueError(
+                f"outer: leaf {name!r} is in no fragment; add a pattern that matches it, such as '*' for the rest"
+            )
+        return label
 
 
 @dataclass(frozen=True)
@@ -102,7 +162,7 @@ class Outer(Combinator):
     def expand(self, scope: Scope, name: str) -> list[Any]:
         operations = self.inner._expand(scope.child(0, changed=False))
         path = scope.claim(name)
-        # Programs run only steps without an exchange.
+        # Programs run only steps in which ranks exchange nothing.
         if self.team is not None and not scope.run.has_names:
             return operations
         if self.fragments is None:
@@ -184,9 +244,10 @@ class Synchronize(Enter):
         self._team = team
         if team is None:
             return
-        if _torch.inside_transform():
-            raise ValueError(
-                "outer: process_group cannot be combined with torch.func transforms; pass None"
+        if _torch.inside_transform() or torch.compiler.is_compiling():
+            raise RuntimeError(
+                "outer: process_group cannot be combined with torch.func transforms or torch.compile around the update; "
+                "use as_optimizer, or call update outside"
             )
         self.waits = self.run.initial or sends is not False
         self.exchanges = self.waits or due is not False

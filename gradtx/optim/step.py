@@ -38,7 +38,7 @@ from gradtx.optim.device_counts import (
 )
 from gradtx.optim.groups import CPU
 from gradtx.optim.member import Count, Member
-from gradtx.optim.parameters import leaf_of
+from gradtx.optim.parameters import Members, leaf_of
 from gradtx.optim.parts import Parts
 from gradtx.optim.run import OptimizerRun
 from gradtx.optim.step_input import Extras, StepInput
@@ -72,11 +72,8 @@ class Step(StepInput):
         consumes: bool = False,
     ):
         members, states, traits = parts.members, parts.states, parts.traits
-        if scaling is not None and traits.exchanges:
-            raise RuntimeError(
-                f"{members.owner}: outer(process_group=...) cannot be combined with a GradScaler, which skips steps of "
-                "single ranks; train in bfloat16"
-            )
+        if traits.exchanges:
+            _check_exchanges(members, scaling)
         self._parts = parts
         self._owner = members.owner
         self._extras = extras
@@ -341,19 +338,15 @@ class Step(StepInput):
         self._advance(bundles, eager)
 
     def _engines(self) -> list[Engine]:
-        """Return the engines; in a step in which ranks exchange tensors, all leaves step one at a time."""
-        engines = self._parts.engines()
-        if not self._parts.traits.exchanges:
-            return engines
-        self._expand()
-        for block in self._blocks:
-            for operation in block.walk():
-                if operation.exchanges:
-                    link = ".".join(operation.path)
-                    for engine in engines:
-                        engine.refuse_all(self.members, f"{link} exchanges tensors")
-                    return []
-        return engines
+        """Return the engines; none in a step in which ranks exchange tensors, so that leaves step one at a time."""
+        if self._parts.traits.exchanges:
+            self._expand()
+            operations = itertools.chain.from_iterable(
+                block.walk() for block in self._blocks
+            )
+            if any(operation.exchanges for operation in operations):
+                return []
+        return self._parts.engines()
 
     def _advance(self, bundles: list[Any], eager: list[Member]) -> None:
         """Run bundles and single leaves, and write the results of each as soon as it has finished."""
@@ -441,6 +434,19 @@ class Step(StepInput):
         if self._counts_on_device:
             member = self._parts.members.by_param[leaf.key]
             member.set_count(self._after[member.count])
+
+
+def _check_exchanges(members: Members, scaling: Scaling | None) -> None:
+    """Check that all ranks step at the same time, each with its own gradients."""
+    fault = None
+    if scaling is not None:
+        fault = "a GradScaler, which skips steps of single ranks; train in bfloat16"
+    elif members.replicas is not None:
+        fault = "the optimizer's process_group, whose ranks have equal gradients; omit one of them"
+    if fault is not None:
+        raise RuntimeError(
+            f"{members.owner}: outer(process_group=...) cannot be combined with {fault}"
+        )
 
 
 def _by_name(extra: str, values: Any, names: list[str]) -> Any:

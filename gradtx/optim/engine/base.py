@@ -96,11 +96,6 @@ class Engine:
         """Return the same for a single member whose gradient was released."""
         return self.bundles(step_input, [member], member)
 
-    def refuse_all(self, members: list[Member], reason: str) -> None:
-        """Note that no program runs this step, so that the next one is planned again."""
-        self.plan = None
-        self.reasons = {member.name: reason for member in members}
-
     def plans(self) -> list[Plan]:
         """Return the plans of the last steps of all members."""
         return [*self.alone.values(), *([] if self.plan is None else [self.plan])]
