@@ -13,7 +13,8 @@ from gradtx.arguments import Count, Fraction, NonNegativeInt, Static, is_off
 from gradtx.base import torch_names as _torch
 from gradtx.base.dtensor import local
 from gradtx.base.errors import Path
-from gradtx.base.selectors import Patterns, Selector
+from gradtx.base.messages import shortly
+from gradtx.base.selectors import Patterns, Selector, patterns
 from gradtx.combinators.frame import Enter, Frame, InnerClock
 from gradtx.distributed.collectives import mean_over_ranks
 from gradtx.distributed.layouts import Team, team_of_group
@@ -72,7 +73,7 @@ def outer(
         All of these are equal on all ranks. A leaf without a gradient synchronizes as well.
 
     Raises:
-        TypeError: If an argument is not a transformation, or not a process group.
+        TypeError: If an argument is not a transformation, no sequence of patterns, or not a process group.
         ValueError: If an argument is out of range, if the number of fragments does not divide `every`, if a leaf is in
             no fragment or a pattern matches none, if `tx` needs a loss, or if the ranks' global weights differ.
         RuntimeError: With a process group, in `torch.func` and `torch.compile` around the update, with a `GradScaler`,
@@ -95,8 +96,8 @@ def outer(
     arXiv:2505.23725. Departures: SNOO's code synchronizes at steps 1, H + 1, ...; here at H, 2H, .... The all-reduce of
     a delayed $\delta$ does not overlap with the steps in between.
     """
-    wheres = () if fragments is None else tuple(fragments)
-    turns = 1 if fragments is None else len(wheres)
+    selector = None if fragments is None else Fragments(fragments)
+    turns = 1 if selector is None else len(selector.labels)
     if not turns or every % turns:
         raise ValueError(
             f"outer: every must be divisible by the number of fragments, got {every} and {turns}"
@@ -109,7 +110,6 @@ def outer(
         raise ValueError(
             f"outer: tx needs {need}, but it receives differences of weights; use it as inner"
         )
-    selector = None if fragments is None else Fragments(wheres)
     team = None
     if process_group is not None:
         team = team_of_group("outer: process_group", process_group)
@@ -119,10 +119,14 @@ def outer(
 class Fragments(Selector):
     """Choose the fragment of a leaf by its name. Fragments have no hyperparameters of their own."""
 
-    def __init__(self, wheres: Sequence[str | Patterns]):
+    def __init__(self, fragments: Sequence[str | Patterns]):
+        wheres = tuple(patterns("outer: fragments", where) for where in fragments)
+        if isinstance(fragments, str) or any(map(callable, wheres)):
+            raise TypeError(
+                f"outer: fragments must be a sequence of name patterns or of tuples of them, got {shortly(fragments)}"
+            )
         labels = tuple(str(i) for i in range(len(wheres)))
-        groups = tuple((where,) if isinstance(where, str) else where for where in wheres)
-        super().__init__("outer: fragments", labels, groups)
+        super().__init__("outer: fragments", labels, wheres)
 
     def choose(self, name: str, tensor: Any) -> str:
         label = super().choose(name, tensor)
@@ -156,8 +160,8 @@ class Outer(Combinator):
     team: Team | None
 
     def traits(self) -> set[str]:
-        exchanges = set[str]() if self.team is None else {"exchanges"}
-        return {"averages", "takes None", *exchanges}
+        traits = {"averages", "takes None"}
+        return traits if self.team is None else {*traits, "exchanges"}
 
     def expand(self, scope: Scope, name: str) -> list[Any]:
         operations = self.inner._expand(scope.child(0, changed=False))
@@ -216,9 +220,7 @@ class Outer(Combinator):
             return state["anchor"]
 
         clock = InnerClock(ticks)
-        return Frame(
-            self.tx, init, enter, leave, evaluate, clock, takes_none="anchor"
-        )
+        return Frame(self.tx, init, enter, leave, evaluate, clock, takes_none="anchor")
 
 
 class Synchronize(Enter):
@@ -246,8 +248,8 @@ class Synchronize(Enter):
             return
         if _torch.inside_transform() or torch.compiler.is_compiling():
             raise RuntimeError(
-                "outer: process_group cannot be combined with torch.func transforms or torch.compile around the update; "
-                "use as_optimizer, or call update outside"
+                "outer: process_group cannot be combined with torch.func transforms or torch.compile around update(); "
+                "call it outside, or use as_optimizer"
             )
         self.waits = self.run.initial or sends is not False
         self.exchanges = self.waits or due is not False
@@ -270,7 +272,10 @@ class Synchronize(Enter):
             deltas[leaf.name], sums[leaf.name] = delta, total
         total = sum(sums[name] for name in sorted(sums))
         means, totals = mean_over_ranks(deltas, total, self._team)
-        if _torch.readable(totals) and totals.max() - totals.min() > SAME * totals.max():
+        if (
+            _torch.readable(totals)
+            and totals.max() - totals.min() > SAME * totals.max()
+        ):
             raise ValueError(
                 f"outer: the ranks' global weights differ, sums of their magnitudes: {totals.tolist()}; create or load "
                 "the same weights on all ranks before the first step"
@@ -280,7 +285,7 @@ class Synchronize(Enter):
     def resume(self, leaf: Leaf, total: Any) -> Any:
         return self._receive(leaf, total[leaf.name])
 
-    def _receive(self, leaf: Leaf, delta: Tensor) -> None:
+    def _receive(self, leaf: Leaf, delta: Any) -> None:
         """Pass the difference to the anchor to the outer transformation, or the pending one."""
         state = leaf.saved[self].state
         if "pending" in state:
