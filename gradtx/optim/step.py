@@ -327,7 +327,7 @@ class Step(StepInput):
         eager = self.members
         bundles: list[Any] = []
         self._compare_ranks()
-        for engine in self._engines():
+        for engine in self._usable_engines():
             of_engine, eager = engine.bundles(self, eager)
             bundles += of_engine
         self._has_bundles = self._has_bundles or bool(bundles)
@@ -337,7 +337,7 @@ class Step(StepInput):
             self._expand()  # so that combinators with a clock count this step
         self._advance(bundles, eager)
 
-    def _engines(self) -> list[Engine]:
+    def _usable_engines(self) -> list[Engine]:
         """Return the engines; none in a step in which ranks exchange tensors, so that leaves step one at a time."""
         if self._parts.traits.exchanges:
             self._expand()

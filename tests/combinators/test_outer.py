@@ -11,7 +11,6 @@ SHAPES = {"a.w": (3, 4), "a.b": (4,), "c": (2,)}
 TWO = (("a.w", "c"), "a.b")
 START = noise(0, SHAPES)
 NESTEROV = gradtx.sgd(0.7, momentum=0.9, nesterov=True)
-# Fragments, delay and mix, and how often a leaf synchronizes.
 OPTIONS = {
     "plain": {},
     "fragments": {"fragments": TWO},
@@ -25,39 +24,39 @@ OUTERS = {
 }
 
 
-def gradients(step, params, without=None):
-    """Those of one step; one leaf may have none in the first half."""
-    found = {name: noise(step, SHAPES)[name] + p.detach().sin() for name, p in params.items()}
+def gradients(step, params, without=None, rank=0):
+    """Those of one step on one rank; one leaf may have none in the first half of a run."""
+    found = {name: noise(100 * rank + step, SHAPES)[name] + p.detach().sin() for name, p in params.items()}
     return {name: None if name == without and step < 16 else g for name, g in found.items()}
 
 
-def loop(make_outer, every=6, fragments=None, delay=0, mix=0.0, steps=30, without=None):
-    """The catalog's rule with torch's AdamW inside; torchft's order: restore, outer step, save, blend."""
-    names = (
-        [[n for n in SHAPES if n in f] for f in (tuple(SHAPES),)] if fragments is None else map(list, ALL[fragments])
-    )
-    params = {name: torch.nn.Parameter(p.clone()) for name, p in START.items()}
-    anchors = {name: torch.nn.Parameter(p.clone()) for name, p in START.items()}
-    inner, pending = torch.optim.AdamW(params.values(), 0.1), {}
-    parts = [(part, make_outer([anchors[name] for name in part])) for part in names]
+def loop(make_outer, every=6, fragments=None, delay=0, mix=0.0, steps=30, without=None, ranks=1):
+    """The catalog's rule around torch's AdamW, in torchft's order: restore, outer step, save, blend.
+
+    Returns the weights of each rank, and the global ones. With several ranks, only the last lacks gradients.
+    """
+    parts = [("a.w", "c"), ("a.b",)] if fragments else [tuple(SHAPES)]
+    anchors, *of_ranks = ({name: torch.nn.Parameter(p.clone()) for name, p in START.items()} for _ in range(1 + ranks))
+    inners, pending = [torch.optim.AdamW(params.values(), 0.1) for params in of_ranks], {}
+    outers = [make_outer([anchors[name] for name in part]) for part in parts]
     gap = every // len(parts)
     for t in range(1, steps + 1):
-        for name, g in gradients(t, params, without).items():
-            params[name].grad = g
-        inner.step()
-        for i, (part, optimizer) in enumerate(parts):
+        for rank, params in enumerate(of_ranks):
+            for name, g in gradients(t, params, without if rank == ranks - 1 else None, rank).items():
+                params[name].grad = g
+            inners[rank].step()
+        for i, part in enumerate(parts):
             if (t + delay) % every == (i + 1) * gap % every:
-                pending.update({name: (anchors[name] - params[name]).detach() for name in part})
+                for name in part:
+                    pending[name] = sum((anchors[name] - params[name]).detach() for params in of_ranks) / ranks
             if t % every == (i + 1) * gap % every:
                 for name in part:
                     anchors[name].grad = pending[name]
-                optimizer.step()
-                for name in part:
-                    params[name].data.lerp_(anchors[name].data, 1 - mix)
-    return [{name: p.detach() for name, p in tree.items()} for tree in (params, anchors)]
-
-
-ALL = {TWO: (("a.w", "c"), ("a.b",))}
+                outers[i].step()
+                for params in of_ranks:
+                    for name in part:
+                        params[name].data.lerp_(anchors[name].data, 1 - mix)
+    return [{name: p.detach() for name, p in tree.items()} for tree in (*of_ranks, anchors)]
 
 
 def pure(tx, first=1, last=30, params=START, state=None, without=None):
