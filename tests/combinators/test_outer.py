@@ -21,6 +21,11 @@ OPTIONS = {
 OUTERS = {
     "nesterov": (NESTEROV, lambda leaves: torch.optim.SGD(leaves, 0.7, momentum=0.9, nesterov=True)),
     "adamw": (gradtx.adamw(0.1, weight_decay=0.2), lambda leaves: torch.optim.AdamW(leaves, 0.1, weight_decay=0.2)),
+    # The first update of a leaf is another one.
+    "dampened": (
+        gradtx.sgd(0.7, momentum=0.9, dampening=0.5),
+        lambda leaves: torch.optim.SGD(leaves, 0.7, momentum=0.9, dampening=0.5),
+    ),
 }
 
 

@@ -50,7 +50,7 @@ def results(optimizer, params):
 
 def train(option, way, without=None):
     """The weights and global weights of a rank, and the messages of its steps."""
-    tx = of_all_ranks(option, tx=OUTERS["adamw"][0])
+    tx = of_all_ranks(option, tx=OUTERS["dampened" if without else "adamw"][0])
     without = without if distributed.get_rank() == distributed.get_world_size() - 1 else None
     if way == "pure":
         params, state, traffic = START, tx.init(START), {}
@@ -91,7 +91,8 @@ def test_four_ranks_are_the_loop_and_send_one_message_per_due_fragment(option, w
 
 
 def check(world, option, way, without=None):
-    *weights, anchor = loop(OUTERS["adamw"][1], **OPTIONS[option], without=without, ranks=world.size)
+    make_outer = OUTERS["dampened" if without else "adamw"][1]
+    *weights, anchor = loop(make_outer, **OPTIONS[option], without=without, ranks=world.size)
     for rank, ((local, common), traffic) in enumerate(world.run(train, option, way, without)):
         assert_close([local, common], [weights[rank], anchor], 1e-10)
         assert traffic == expected_traffic(option, world.size)
