@@ -20,6 +20,7 @@ from gradtx.distributed.collectives import mean_over_ranks
 from gradtx.distributed.layouts import Team, team_of_group
 from gradtx.execution.context import ALWAYS_KNOWN
 from gradtx.execution.execute import Block, Branch, Leaf
+from gradtx.execution.nesting import check_inner
 from gradtx.execution.runs import Scope, as_flag
 from gradtx.rules import Combinator, combinator
 from gradtx.transform import GradientTransformation
@@ -73,11 +74,12 @@ def outer(
         All of these are equal on all ranks. A leaf without a gradient synchronizes as well.
 
     Raises:
-        TypeError: If an argument is not a transformation, no sequence of patterns, or not a process group.
+        TypeError: If an argument is not a transformation, no sequence of patterns, or not a process group, or if `tx`
+            has a process group itself.
         ValueError: If an argument is out of range, if the number of fragments does not divide `every`, if a leaf is in
             no fragment or a pattern matches none, if `tx` needs a loss, or if the ranks' global weights differ.
-        RuntimeError: With a process group, in `torch.func` and `torch.compile` around the update, with a `GradScaler`,
-            or if the optimizer has a process group itself.
+        RuntimeError: With a process group, inside of `torch.func` transforms or a compiled graph, with a `GradScaler`,
+            or in an optimizer with a process group of its own; `capturable=True` raises a ValueError.
 
     Example:
         >>> tx = gradtx.outer(gradtx.sgd(lr=0.1), gradtx.sgd(lr=0.7, momentum=0.9), every=2)
@@ -110,6 +112,7 @@ def outer(
         raise ValueError(
             f"outer: tx needs {need}, but it receives differences of weights; use it as inner"
         )
+    check_inner("outer", ("exchanges",), [tx])
     team = None
     if process_group is not None:
         team = team_of_group("outer: process_group", process_group)

@@ -39,7 +39,7 @@ from gradtx.optim.device_counts import (
 )
 from gradtx.optim.groups import CPU
 from gradtx.optim.member import Count, Member
-from gradtx.optim.parameters import Members, leaf_of
+from gradtx.optim.parameters import leaf_of
 from gradtx.optim.parts import Parts
 from gradtx.optim.run import OptimizerRun
 from gradtx.optim.step_input import Extras, StepInput
@@ -74,7 +74,7 @@ class Step(StepInput):
     ):
         members, states, traits = parts.members, parts.states, parts.traits
         if traits.exchanges:
-            _check_exchanges(members, scaling)
+            _check_exchanges(parts, scaling)
         self._parts = parts
         self._owner = members.owner
         self._extras = extras
@@ -442,16 +442,16 @@ class Step(StepInput):
             member.set_count(self._after[member.count])
 
 
-def _check_exchanges(members: Members, scaling: Scaling | None) -> None:
+def _check_exchanges(parts: Parts, scaling: Scaling | None) -> None:
     """Check that all ranks step at the same time, each with its own gradients."""
     fault = None
     if scaling is not None:
         fault = "a GradScaler, which skips steps of single ranks; train in bfloat16"
-    elif members.replicas is not None:
+    elif parts.members.replicas is not None:
         fault = "the optimizer's process_group, whose ranks have equal gradients; omit one of them"
     if fault is not None:
         raise RuntimeError(
-            f"{members.owner}: outer(process_group=...) cannot be combined with {fault}"
+            f"{parts.members.owner}: outer(process_group=...) cannot be combined with {fault}"
         )
 
 

@@ -217,8 +217,14 @@ def refused():
         TypeError, match="accumulate: outer exchanges tensors with other ranks, in steps that accumulate"
     ):
         gradtx.accumulate(tx, 2)
+    with pytest.raises(
+        TypeError, match="outer: outer exchanges tensors with other ranks, in steps that outer may discard"
+    ):
+        outer(ADAMW, tx, 2)
     with pytest.raises(RuntimeError, match="cannot be combined with the optimizer's process_group"):
         advance(*adapted(tx, process_group=group), last=1)
+    with pytest.raises(ValueError, match="capturable: outer reads counts or values on the host"):
+        adapted(tx, capturable=True)
     optimizer, _ = adapted(tx)
     with pytest.raises(ValueError, match="release_gradients: outer needs the gradients of all parameters"):
         optimizer.release_gradients()
