@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Annotated
 from typing import Any
 from typing import Literal
@@ -334,6 +335,7 @@ __all__ = [
     "orthogonalize_against_ema",
     "orthogonalize_against_params",
     "orthogonalize_slices",
+    "outer",
     "padam",
     "partition",
     "pcgrad",
@@ -2188,6 +2190,17 @@ def orthogonalize_slices(
     steps: Steps | None = None,
     dtype: torch.dtype | None = None,
     *,
+    state_dtype: StateDtype | None = None,
+) -> GradientTransformation: ...
+def outer(
+    inner: GradientTransformation,
+    tx: GradientTransformation,
+    every: Static[Count],
+    *,
+    fragments: Static[Sequence[str | tuple[str, ...]]] | None = None,
+    delay: Static[NonNegativeInt] = 0,
+    mix: Fraction = 0.0,
+    process_group: Any = None,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def padam(
