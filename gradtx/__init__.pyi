@@ -33,6 +33,7 @@ from gradtx.algorithms.psgd import Mode
 from gradtx.algorithms.scaling import Quantity
 from gradtx.algorithms.scion import Kind
 from gradtx.algorithms.shampoo import Graft
+from gradtx.algorithms.width import Multipliers
 from gradtx.arguments import AnyLength as AnyLength
 from gradtx.base.exact import Betas as Betas
 from gradtx.state.codes import Codec as Codec
@@ -79,6 +80,7 @@ from gradtx.registry import get_supported_optimizers as get_supported_optimizers
 from gradtx.schedules import half_life_schedule as half_life_schedule
 from gradtx.hessian import hutchinson_hessian_diag as hutchinson_hessian_diag
 from gradtx.algorithms.scion import init_for_lmo as init_for_lmo
+from gradtx.algorithms.width import init_for_width as init_for_width
 from gradtx.arguments import is_off as is_off
 from gradtx.schedules import join_schedules as join_schedules
 from gradtx.models import label_by_role as label_by_role
@@ -108,6 +110,7 @@ from gradtx.multitask import rotograd_rotation_loss as rotograd_rotation_loss
 from gradtx.multitask import rotograd_scale as rotograd_scale
 from gradtx.checkpoint import save as save
 from gradtx import schedules as schedules
+from gradtx.schedules import sigmoid_schedule as sigmoid_schedule
 from gradtx import slots as slots
 from gradtx.algorithms.clipping import soft_row_clip as soft_row_clip
 from gradtx.functional import stack as stack
@@ -121,6 +124,7 @@ from gradtx.schedules import warmup_cosine_schedule as warmup_cosine_schedule
 from gradtx.schedules import warmup_linear_schedule as warmup_linear_schedule
 from gradtx.schedules import warmup_poly_schedule as warmup_poly_schedule
 from gradtx.rules import whole_tree as whole_tree
+from gradtx.algorithms.width import width_multipliers as width_multipliers
 from gradtx.schedules import wsd_schedule as wsd_schedule
 
 __all__ = [
@@ -201,9 +205,11 @@ __all__ = [
     "avagrad",
     "average",
     "bcos",
+    "blend_by_agreement",
     "blocks",
     "bound_norm",
     "came",
+    "cautious_decay_after",
     "centralize",
     "chain",
     "chebyshev_schedule",
@@ -269,6 +275,7 @@ __all__ = [
     "hutchinson_hessian_diag",
     "hyperball",
     "init_for_lmo",
+    "init_for_width",
     "is_off",
     "join_schedules",
     "kate",
@@ -479,6 +486,7 @@ __all__ = [
     "scale_by_swats",
     "scale_by_tam",
     "scale_by_trust_ratio",
+    "scale_by_width",
     "scale_by_yogi",
     "scale_to_radius",
     "schedule_free",
@@ -493,6 +501,7 @@ __all__ = [
     "sgds",
     "sgdw",
     "shampoo",
+    "sigmoid_schedule",
     "signsgd",
     "signum",
     "simplified_ademamix",
@@ -527,6 +536,7 @@ __all__ = [
     "warmup_linear_schedule",
     "warmup_poly_schedule",
     "whole_tree",
+    "width_multipliers",
     "with_lookahead",
     "with_state_dtype",
     "wsam",
@@ -554,6 +564,7 @@ def accsgd(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def accumulate(
@@ -573,6 +584,7 @@ def acprop(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def adabelief(
@@ -588,6 +600,7 @@ def adabelief(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def adabound(
@@ -603,6 +616,7 @@ def adabound(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def adadelta(
@@ -614,6 +628,7 @@ def adadelta(
     decoupled_weight_decay: bool = False,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def adafactor(
@@ -629,6 +644,7 @@ def adafactor(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def adafactor_torch(
@@ -640,6 +656,7 @@ def adafactor_torch(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def adagc(
@@ -654,6 +671,7 @@ def adagc(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def adagrad(
@@ -666,6 +684,7 @@ def adagrad(
     decoupled_weight_decay: bool = False,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def adahessian(
@@ -679,6 +698,7 @@ def adahessian(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def adai(
@@ -691,6 +711,7 @@ def adai(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def adam(
@@ -701,8 +722,10 @@ def adam(
     amsgrad: bool = False,
     *,
     decoupled_weight_decay: bool = False,
+    correct_bias: Static[bool] = True,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def adam_atan2(
@@ -723,6 +746,7 @@ def adam_atan2(
     clip_to_grok_max_norm: Annotated[Scalar, '(1, inf)'] = 2.0,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def adam_h(
@@ -733,6 +757,7 @@ def adam_h(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def adam_mini(
@@ -744,6 +769,7 @@ def adam_mini(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def adamax(
@@ -755,6 +781,7 @@ def adamax(
     decoupled_weight_decay: bool = False,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def adamc(
@@ -767,6 +794,7 @@ def adamc(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def adamd(
@@ -778,6 +806,7 @@ def adamd(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def adamod(
@@ -790,6 +819,7 @@ def adamod(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def adamp(
@@ -803,6 +833,7 @@ def adamp(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def adams(
@@ -814,6 +845,7 @@ def adams(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def adamuon(
@@ -833,6 +865,7 @@ def adamuon(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def adamw(
@@ -842,8 +875,10 @@ def adamw(
     weight_decay: NonNegative = 0.01,
     amsgrad: bool = False,
     *,
+    correct_bias: Static[bool] = True,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def adan(
@@ -856,6 +891,7 @@ def adan(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def adanorm(
@@ -870,6 +906,7 @@ def adanorm(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def adapnm(
@@ -882,6 +919,7 @@ def adapnm(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def adaptive_gd(
@@ -894,6 +932,7 @@ def adaptive_gd(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def adashift(
@@ -916,6 +955,7 @@ def adasmooth(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def adatam(
@@ -927,13 +967,14 @@ def adatam(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def add_decayed_weights(
     weight_decay: NonNegative,
     *,
     fixed: bool = False,
-    cautious: bool = False,
+    cautious: Literal[True, False, 'inclusive'] = False,
     relative_to: Scalar | None = None,
     corrected_by: NonNegative | None = None,
     max_lr: Positive | None = None,
@@ -963,6 +1004,7 @@ def ademamix(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def adopt(
@@ -975,6 +1017,7 @@ def adopt(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def adopt_atan2(
@@ -989,6 +1032,7 @@ def adopt_atan2(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def aggmo(
@@ -998,6 +1042,7 @@ def aggmo(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def alig(
@@ -1050,6 +1095,7 @@ def apollo(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def apollo_low_rank(
@@ -1069,6 +1115,7 @@ def apollo_low_rank(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def asam(
@@ -1089,6 +1136,7 @@ def asgd(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def avagrad(
@@ -1101,6 +1149,7 @@ def avagrad(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def average(
@@ -1122,6 +1171,17 @@ def bcos(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
+    state_dtype: StateDtype | None = None,
+) -> GradientTransformation: ...
+def blend_by_agreement(
+    tx: GradientTransformation,
+    least: Annotated[Scalar, '[-1, 1)'] = 0.2,
+    least_gradient: Scalar = 0.0,
+    *,
+    floor: Scalar = 0.0,
+    cap: Scalar = 1.0,
+    eps: NonNegative = 1e-08,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def blocks(
@@ -1149,6 +1209,14 @@ def came(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
+    state_dtype: StateDtype | None = None,
+) -> GradientTransformation: ...
+def cautious_decay_after(
+    tx: GradientTransformation,
+    weight_decay: NonNegative,
+    lr: NonNegative,
+    *,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def centralize(
@@ -1224,6 +1292,7 @@ def cocob(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def compensate_rounding(
@@ -1242,6 +1311,7 @@ def conda(
     stagger: Static[bool] = False,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def contra_muon(
@@ -1259,6 +1329,7 @@ def contra_muon(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def correct_variance(
@@ -1279,6 +1350,7 @@ def dadapt_adagrad(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def dadapt_adam(
@@ -1293,6 +1365,7 @@ def dadapt_adam(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def dadapt_adan(
@@ -1306,6 +1379,7 @@ def dadapt_adan(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def dadapt_lion(
@@ -1316,6 +1390,7 @@ def dadapt_lion(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def dadapt_sgd(
@@ -1327,6 +1402,7 @@ def dadapt_sgd(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def descend(
@@ -1342,6 +1418,7 @@ def diffgrad(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def dion(
@@ -1357,6 +1434,7 @@ def dion(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def dion2(
@@ -1375,6 +1453,7 @@ def dion2(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def dog(
@@ -1386,6 +1465,7 @@ def dog(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def dowg(
@@ -1396,6 +1476,7 @@ def dowg(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def ema(
@@ -1423,6 +1504,7 @@ def fadam(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def fira(
@@ -1440,6 +1522,7 @@ def fira(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def floor_relative_update(
@@ -1458,6 +1541,7 @@ def focus(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def freeze(
@@ -1507,6 +1591,7 @@ def galore(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def gpa_adamw(
@@ -1519,6 +1604,7 @@ def gpa_adamw(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def graft(
@@ -1536,6 +1622,7 @@ def grams(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def gravity(
@@ -1557,6 +1644,7 @@ def grokfast_adamw(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def gsam(
@@ -1594,6 +1682,7 @@ def kate(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def keep_norm(
@@ -1614,6 +1703,7 @@ def kl_shampoo(
     stagger: Static[bool] = False,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def kl_soap(
@@ -1630,6 +1720,7 @@ def kl_soap(
     stagger: Static[bool] = False,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def lamb(
@@ -1645,6 +1736,7 @@ def lamb(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def laprop(
@@ -1658,6 +1750,7 @@ def laprop(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def lars(
@@ -1673,6 +1766,7 @@ def lars(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def lbfgs(
@@ -1684,6 +1778,7 @@ def lbfgs(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def ldog(
@@ -1695,6 +1790,7 @@ def ldog(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def line_search(
@@ -1716,6 +1812,7 @@ def lion(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def lmo(
@@ -1766,6 +1863,7 @@ def madgrad(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def map_after_step(
@@ -1789,6 +1887,7 @@ def mars_adamw(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def mars_lion(
@@ -1805,6 +1904,7 @@ def mars_lion(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def masked(
@@ -1832,6 +1932,7 @@ def momo(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def momo_adam(
@@ -1845,6 +1946,7 @@ def momo_adam(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def msvag(
@@ -1870,6 +1972,7 @@ def muon(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def muon_adam_atan2(
@@ -1891,6 +1994,7 @@ def muon_adam_atan2(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def muon_h(
@@ -1918,6 +2022,7 @@ def muown(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def nadam(
@@ -1930,6 +2035,7 @@ def nadam(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def namo(
@@ -1947,6 +2053,7 @@ def namo(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def nero(
@@ -2015,6 +2122,7 @@ def normuon(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def novograd(
@@ -2027,6 +2135,7 @@ def novograd(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def optimistic_adam(
@@ -2039,6 +2148,7 @@ def optimistic_adam(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def optimistic_gradient_descent(
@@ -2104,6 +2214,7 @@ def padam(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def partition(
@@ -2122,6 +2233,7 @@ def pid(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def pnm(
@@ -2132,6 +2244,7 @@ def pnm(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def polar_adam_atan2(
@@ -2150,6 +2263,7 @@ def polar_adam_atan2(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def polargrad(
@@ -2167,6 +2281,7 @@ def polargrad(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def prodigy(
@@ -2185,6 +2300,7 @@ def prodigy(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def project_l2_ball(
@@ -2219,6 +2335,7 @@ def psgd_kron(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def psgd_pro(
@@ -2236,6 +2353,7 @@ def psgd_pro(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def qhadam(
@@ -2248,6 +2366,7 @@ def qhadam(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def qhm(
@@ -2259,6 +2378,7 @@ def qhm(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def qk_clip(
@@ -2279,14 +2399,16 @@ def radam(
     degenerated_to_sgd: bool = True,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def radial_brake(
     outward: Scalar = 0.5,
     inward: Scalar = 1.0,
-    form: Literal['direction', 'norm'] = "direction",
+    form: Literal['direction', 'norm', 'component'] = "direction",
     eps: NonNegative = 1e-08,
     *,
+    descent: bool = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def ranger(
@@ -2302,6 +2424,7 @@ def ranger(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def ranger21(
@@ -2328,6 +2451,7 @@ def ranger21(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def record(
@@ -2364,6 +2488,7 @@ def rmsprop(
     decoupled_weight_decay: bool = False,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def rotated(
@@ -2407,6 +2532,7 @@ def sadam(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def sam(
@@ -2439,6 +2565,7 @@ def scalable_shampoo(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def scale(
@@ -2516,6 +2643,7 @@ def scale_by_adam(
     amsgrad: bool = False,
     nesterov: bool = False,
     *,
+    correct_bias: bool = True,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def scale_by_adam_hat(
@@ -3322,6 +3450,12 @@ def scale_by_trust_ratio(
     *,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
+def scale_by_width(
+    multipliers: Static[Multipliers],
+    rule: Literal['adam', 'sgd', 'adam_eps'] = "adam",
+    *,
+    state_dtype: StateDtype | None = None,
+) -> GradientTransformation: ...
 def scale_by_yogi(
     betas: Decays = (0.9, 0.999),
     eps: NonNegative = 0.001,
@@ -3356,6 +3490,7 @@ def schedule_free_adamw(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def schedule_free_radam(
@@ -3369,6 +3504,7 @@ def schedule_free_radam(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def schedule_free_sgd(
@@ -3381,6 +3517,7 @@ def schedule_free_sgd(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def scion(
@@ -3402,6 +3539,7 @@ def sgd(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def sgd_sai(
@@ -3412,6 +3550,7 @@ def sgd_sai(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def sgdp(
@@ -3426,6 +3565,7 @@ def sgdp(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def sgds(
@@ -3437,6 +3577,7 @@ def sgds(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def sgdw(
@@ -3448,6 +3589,7 @@ def sgdw(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def shampoo(
@@ -3462,6 +3604,7 @@ def shampoo(
     stagger: Static[bool] = False,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def signsgd(
@@ -3471,6 +3614,7 @@ def signsgd(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def signum(
@@ -3481,6 +3625,7 @@ def signum(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def simplified_ademamix(
@@ -3496,6 +3641,7 @@ def simplified_ademamix(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def skip_nonfinite(
@@ -3528,6 +3674,7 @@ def soap(
     stagger: Static[bool] = False,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def soap_laprop(
@@ -3543,6 +3690,7 @@ def soap_laprop(
     stagger: Static[bool] = False,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def soap_muon(
@@ -3562,6 +3710,7 @@ def soap_muon(
     stagger: Static[bool] = False,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def sophia(
@@ -3574,6 +3723,7 @@ def sophia(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def spam(
@@ -3588,6 +3738,7 @@ def spam(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def splus(
@@ -3602,6 +3753,7 @@ def splus(
     stagger: Static[bool] = False,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def srmm(
@@ -3621,6 +3773,7 @@ def stable_adamw(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def stable_spam(
@@ -3636,6 +3789,7 @@ def stable_spam(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def swats(
@@ -3648,6 +3802,7 @@ def swats(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def take_signs_of_gradient(
@@ -3663,6 +3818,7 @@ def tam(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def tiger(
@@ -3672,6 +3828,7 @@ def tiger(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def trac(
@@ -3728,6 +3885,7 @@ def yogi(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def zero_nans(
