@@ -131,14 +131,6 @@ class Fragments(Selector):
         labels = tuple(str(i) for i in range(len(wheres)))
         super().__init__("outer: fragments", labels, wheres)
 
-    def choose(self, name: str, tensor: Any) -> str:
-        label = super().choose(name, tensor)
-        if label is False:
-            raise ValueError(
-                f"outer: leaf {name!r} is in no fragment; add a pattern that matches it, such as '*' for the rest"
-            )
-        return label
-
 
 @dataclass(frozen=True)
 class Outer(Combinator):

@@ -243,7 +243,7 @@ SGD = gradtx.sgd(0.1)
         (lambda: outer(SGD, gradtx.adahessian(0.1), 4), "outer: tx needs hessian_diag"),
         (
             lambda: outer(SGD, SGD, 4, fragments=("a.*",)).init(START),
-            "outer: leaf 'c' is in no fragment; add a pattern",
+            "outer: fragments: leaf 'c' has no label; add a pattern",
         ),
         (lambda: outer(SGD, SGD, 4, fragments=("*", "d")).init(START), "outer: fragments: 'd' matches no leaf"),
     ],
