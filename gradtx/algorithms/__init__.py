@@ -21,6 +21,7 @@ from gradtx.algorithms.scion import *
 from gradtx.algorithms.shampoo import *
 from gradtx.algorithms.soap import *
 from gradtx.algorithms.psgd import *
+from gradtx.algorithms.pairs import *
 from gradtx.algorithms.quasi_newton import *
 from gradtx.algorithms.hessian import *
 from gradtx.algorithms.d_adaptation import *

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import torch
 from torch import Tensor
 
-from gradtx.algorithms._math import at_least, mean, running_mean, safe_sqrt
+from gradtx.algorithms._math import at_least, mean, norm, running_mean, safe_sqrt
 from gradtx.algorithms._polynomials import (
     NEWTON_SCHULZ,
     POLAR_EXPRESS,
@@ -29,14 +29,25 @@ from gradtx.algorithms.muon import (
 from gradtx.algorithms.scaling import scale_by_learning_rate
 from gradtx.algorithms.sign import scale_by_sign
 from gradtx.algorithms.weight_decay import add_decayed_weights
-from gradtx.arguments import Count, Decay, NonNegative, Positive, Scalar
+from gradtx.arguments import (
+    Count,
+    Decay,
+    Fraction,
+    NonNegative,
+    NonNegativeInt,
+    Positive,
+    Scalar,
+    Static,
+)
+from gradtx.base.dtensor import full_tensor, gathered
 from gradtx.combinators.norm_ratio import scale_by_norm_ratio
-from gradtx.rules import alias, per_tensor
+from gradtx.rules import alias, per_tensor, whole_tree
 from gradtx.slots import square
 from gradtx.transform import GradientTransformation, chain
 
 __all__ = [
     "adamuon",
+    "balance_energy",
     "contra_muon",
     "muon_adam_atan2",
     "namo",
@@ -44,7 +55,51 @@ __all__ = [
     "normalize_neurons",
     "normuon",
     "polar_adam_atan2",
+    "precondition_inputs",
 ]
+
+
+@per_tensor(whole=True, dims=2)
+def balance_energy(steps: NonNegativeInt = 10, eps=1e-8):
+    r"""Rescale rows and columns of a matrix until all rows have equal norms, and all columns too: Sinkhorn's iteration.
+
+    With $B = x^2 + \epsilon$ of size $r \times c$ and $b = 1$, repeat $a = \frac{1/r}{B b + \epsilon}$,
+    $b = \frac{1/c}{B^\top a + \epsilon}$; then $y_{ij} = \sqrt{a_i}\, x_{ij} \sqrt{b_j}$, and the result is
+    $y \sqrt r / \max(\lVert y \rVert, \epsilon)$. It costs a few passes over the matrix, where `orthogonalize` costs
+    products of matrices. In the eigenbases of `rotated`, it is SinkSOAP, whose result does not depend on the signs of
+    the eigenvectors.
+
+    Args:
+        steps: Number of iterations, >= 0.
+        eps: $\epsilon > 0$, in the units of a squared gradient.
+
+    Returns:
+        A transformation that keeps shapes and dtypes; no state.
+
+    Raises:
+        ValueError: If an argument is out of range, or if a leaf is not a matrix.
+
+    Example:
+        >>> tx = gradtx.balance_energy()
+        >>> updates, _ = tx.update({"w": torch.tensor([[30.0, -4.0], [30.0, 4.0]])}, tx.init({}))
+        >>> updates["w"]
+        tensor([[ 0.7071, -0.7071],
+                [ 0.7071,  0.7071]])
+
+    Source: record 26 of track 3 of modded-nanogpt, SinkSOAP. Departures: none.
+    """
+
+    def update(x, state, p, ctx):
+        r, c = x.shape
+        B = x.square() + eps
+        a, b = x.new_ones(r), x.new_ones(c)
+        for _ in range(steps):
+            a = 1 / max(r, 1) / (B @ b + eps)
+            b = 1 / max(c, 1) / (B.mT @ a + eps)
+        y = safe_sqrt(a)[:, None] * x * safe_sqrt(b)
+        return y * (math.sqrt(r) / at_least(norm(y), eps)), state
+
+    return update
 
 
 @per_tensor(whole=True, dims=(2, math.inf))
@@ -163,6 +218,108 @@ def normalize_entries(
         return d, {"exp_avg_sq": v}
 
     return {"exp_avg_sq": square()}, update
+
+
+@whole_tree(extras={"input_gram": "tensors?"})
+def precondition_inputs(
+    every: Count = 64,
+    rate: Fraction = 0.05,
+    *,
+    start: Positive = 0.001,
+    ridge: NonNegative = 0.2,
+    blocks: Static[Count] = 1,
+):
+    r"""Multiply the gradient of a matrix by the inverse second moment of its layer's inputs: Newton-Muon's first link.
+
+    Where $t$ is a multiple of `every` and the extra `input_gram` has an entry for the matrix, the mean of $x x^\top$
+    over the tokens of this step: $C \leftarrow C + \eta\, (\mathrm{gram} - C)$ from $s I$, and
+    $K = (C + (\rho\, \mathrm{tr}(C) / n + 10^{-8}) I)^{-1}$. At every step, $g \leftarrow g K$, with $K = I$ before the
+    first entry. `trace_ema` and `orthogonalize` follow.
+
+    Pass `input_gram`, a dict by leaf name, to `update` or `step` where it is due; `collect_input_grams` measures it. In
+    a distributed run, average it over the ranks first.
+
+    Args:
+        every: Number of steps between two entries, >= 1. Only the batch of such a step counts.
+        rate: $\eta$ in [0, 1].
+        start: $s > 0$.
+        ridge: $\rho \ge 0$.
+        blocks: Number k of equal runs of columns, >= 1. If above 1, entries have the shape (k, c/k, c/k): the diagonal
+            blocks for these runs, which save memory and time for wide layers.
+
+    Returns:
+        A transformation that keeps shapes and dtypes. State: `covariance` ($C$) and `inverse` ($K$), c x c for a matrix
+        with c columns, or one for each run; leaves that are not matrices have none and pass unchanged. Select the
+        matrices with `masked`, to save the state of those that never get an entry. It processes whole trees, so it
+        cannot be inside combinators that divide or rotate leaves.
+
+    Raises:
+        TypeError: If `input_gram` is not a dict of tensors.
+        ValueError: If an argument is out of range, if `blocks` does not divide the columns of a matrix, or if an entry
+            has another shape.
+
+    Example:
+        >>> tx = gradtx.precondition_inputs(every=1, rate=1.0, ridge=0.0)
+        >>> grads = {"w": torch.tensor([[4.0, 1.0]])}
+        >>> gram = {"w": torch.tensor([[4.0, 0.0], [0.0, 0.25]])}
+        >>> tx.update(grads, tx.init(grads), input_gram=gram)[0]["w"]
+        tensor([[1., 4.]])
+
+    Source: Newton-Muon, arXiv:2604.01472, and record 15 of track 3 of modded-nanogpt. Departures: the number of blocks
+    is an option, because it determines the state.
+    """
+
+    def identities(param):
+        if param.shape[1] % blocks:
+            raise ValueError(
+                f"precondition_inputs: {blocks} blocks do not divide the columns of a leaf of shape {tuple(param.shape)}"
+            )
+        eye = torch.eye(
+            param.shape[1] // blocks, dtype=param.dtype, device=param.device
+        )
+        return eye if blocks == 1 else eye.repeat(blocks, 1, 1)
+
+    def init(params):
+        inverses = {name: identities(p) for name, p in params.items() if p.ndim == 2}
+        covariances = {name: start * eye for name, eye in inverses.items()}
+        return {"covariance": covariances, "inverse": inverses}
+
+    def refreshed(C, gram):
+        C = running_mean(C, gram, 1 - rate)
+        size = mean(C.diagonal(dim1=-2, dim2=-1), -1)[..., None, None]
+        eye = torch.eye(C.shape[-1], dtype=C.dtype, device=C.device)
+        return C, torch.linalg.inv_ex(C + (ridge * size + 1e-8) * eye)[0]
+
+    def update(updates, state, params, ctx):
+        grams = ctx.input_gram or {}
+        new = {"covariance": {}, "inverse": {}}
+        result = dict(updates)
+        for name, inverse in state["inverse"].items():
+            g, C, K = (
+                updates[name],
+                full_tensor(state["covariance"][name]),
+                full_tensor(inverse),
+            )
+            if name in grams:
+                gram = grams[name]
+                if gram.shape != C.shape:
+                    raise ValueError(
+                        f"precondition_inputs: input_gram[{name!r}] has shape {tuple(gram.shape)}, needs {tuple(C.shape)}"
+                    )
+                old = C, K
+                C, K = ctx.every(
+                    every,
+                    0,
+                    lambda old=old, gram=gram: refreshed(old[0], gram.to(old[0])),
+                    lambda old=old: old,
+                )
+            new["covariance"][name], new["inverse"][name] = C, K
+            K = gathered(K, g).reshape(blocks, *C.shape[-2:])
+            runs = g.unflatten(1, (blocks, -1)).movedim(1, 0)
+            result[name] = (runs @ K).movedim(0, 1).flatten(1)
+        return result, new
+
+    return init, update
 
 
 @alias(class_name="NorMuon")
