@@ -60,6 +60,7 @@ from gradtx.schedules import as_lr_scheduler as as_lr_scheduler
 from gradtx.optim import as_optimizer as as_optimizer
 from gradtx.transform import chain as chain
 from gradtx.schedules import chebyshev_schedule as chebyshev_schedule
+from gradtx.models import collect_input_grams as collect_input_grams
 from gradtx.rules import combinator as combinator
 from gradtx.schedules import constant_schedule as constant_schedule
 from gradtx.schedules import cosine_schedule as cosine_schedule
@@ -80,6 +81,7 @@ from gradtx.algorithms.scion import init_for_lmo as init_for_lmo
 from gradtx.arguments import is_off as is_off
 from gradtx.schedules import join_schedules as join_schedules
 from gradtx.models import label_by_role as label_by_role
+from gradtx.models import label_lora as label_lora
 from gradtx.functional import learning_rate as learning_rate
 from gradtx.schedules import linear_schedule as linear_schedule
 from gradtx.checkpoint import load as load
@@ -197,6 +199,7 @@ __all__ = [
     "asgd",
     "avagrad",
     "average",
+    "balance_energy",
     "bcos",
     "blocks",
     "bound_norm",
@@ -214,6 +217,7 @@ __all__ = [
     "clip_to_history",
     "clip_to_peak_history",
     "cocob",
+    "collect_input_grams",
     "combinator",
     "compensate_rounding",
     "conda",
@@ -223,6 +227,7 @@ __all__ = [
     "cosine_schedule",
     "cosine_warm_restarts_schedule",
     "cosine_warmup_restarts_schedule",
+    "couple_pairs",
     "create_optimizer",
     "cyclic_schedule",
     "dadapt_adagrad",
@@ -234,6 +239,7 @@ __all__ = [
     "diffgrad",
     "dion",
     "dion2",
+    "distributed_shampoo",
     "dog",
     "dowg",
     "eagerly",
@@ -273,6 +279,7 @@ __all__ = [
     "kl_shampoo",
     "kl_soap",
     "label_by_role",
+    "label_lora",
     "lamb",
     "laprop",
     "lars",
@@ -335,6 +342,8 @@ __all__ = [
     "polar_adam_atan2",
     "polargrad",
     "polynomial_schedule",
+    "precondition_inputs",
+    "precondition_pairs",
     "prodigy",
     "project_l2_ball",
     "project_neurons",
@@ -409,6 +418,7 @@ __all__ = [
     "scale_by_dadapt_sgd",
     "scale_by_diffgrad",
     "scale_by_dion",
+    "scale_by_distributed_shampoo",
     "scale_by_dog",
     "scale_by_dowg",
     "scale_by_factored_rms",
@@ -434,6 +444,7 @@ __all__ = [
     "scale_by_learning_rate",
     "scale_by_lion",
     "scale_by_local_smoothness",
+    "scale_by_lora_rite",
     "scale_by_madgrad",
     "scale_by_mean_side",
     "scale_by_momo",
@@ -1105,6 +1116,12 @@ def average(
     *,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
+def balance_energy(
+    steps: NonNegativeInt = 10,
+    eps: NonNegative = 1e-08,
+    *,
+    state_dtype: StateDtype | None = None,
+) -> GradientTransformation: ...
 def bcos(
     lr: NonNegative = 0.001,
     beta: Decay = 0.9,
@@ -1264,6 +1281,13 @@ def correct_variance(
     *,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
+def couple_pairs(
+    pairs: Static[Mapping[str, str]],
+    heads: Count,
+    damping: Positive = 0.001,
+    *,
+    state_dtype: StateDtype | None = None,
+) -> GradientTransformation: ...
 def dadapt_adagrad(
     lr: NonNegative = 1.0,
     momentum: Decay = 0.0,
@@ -1367,6 +1391,27 @@ def dion2(
     adjust_lr_fn: Adjustment | None = "spectral",
     ns_dtype: torch.dtype | None = None,
     fallback: GradientTransformation | None = None,
+    *,
+    maximize: bool = False,
+    mask: Where | None = None,
+    state_dtype: StateDtype | None = None,
+) -> GradientTransformation: ...
+def distributed_shampoo(
+    lr: NonNegative = 0.01,
+    betas: tuple[Decay, Fraction] = (0.9, 1.0),
+    beta3: Decay | None = None,
+    eps: NonNegative = 1e-12,
+    weight_decay: NonNegative = 0.0,
+    max_preconditioner_dim: Count = 1024,
+    target_dims: Count = 1,
+    precondition_frequency: Count = 1,
+    start_preconditioning_step: Count | None = None,
+    use_bias_correction: bool = True,
+    exponent: Positive | None = None,
+    pseudo_inverse: bool = False,
+    graft: Literal['adam', 'rmsprop', 'adagrad', 'sgd'] | None = "adam",
+    graft_beta2: Decay = 0.999,
+    graft_eps: NonNegative = 1e-08,
     *,
     maximize: bool = False,
     mask: Where | None = None,
@@ -2153,6 +2198,21 @@ def polargrad(
     mask: Where | None = None,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
+def precondition_inputs(
+    every: Count = 64,
+    rate: Fraction = 0.05,
+    *,
+    start: Positive = 0.001,
+    ridge: NonNegative = 0.2,
+    blocks: Static[Count] = 1,
+    state_dtype: StateDtype | None = None,
+) -> GradientTransformation: ...
+def precondition_pairs(
+    pairs: Static[Mapping[str, str]],
+    damping: Positive = 1e-06,
+    *,
+    state_dtype: StateDtype | None = None,
+) -> GradientTransformation: ...
 def prodigy(
     lr: NonNegative = 1.0,
     betas: Decays = (0.9, 0.999),
@@ -2363,6 +2423,7 @@ def rotated(
     offset: NonNegativeInt = 1,
     of: Literal['update', 'grad'] = "update",
     eps: NonNegative = 1e-08,
+    order: Literal['after', 'before'] = "after",
     stagger: Static[bool] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
@@ -2768,6 +2829,23 @@ def scale_by_dion(
     *,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
+def scale_by_distributed_shampoo(
+    betas: tuple[Decay, Fraction] = (0.9, 1.0),
+    beta3: Decay | None = None,
+    eps: NonNegative = 1e-12,
+    max_preconditioner_dim: Count = 1024,
+    target_dims: Count = 1,
+    precondition_frequency: Count = 1,
+    start_preconditioning_step: Count | None = None,
+    use_bias_correction: bool = True,
+    exponent: Positive | None = None,
+    pseudo_inverse: bool = False,
+    graft: Literal['adam', 'rmsprop', 'adagrad', 'sgd'] | None = "adam",
+    graft_beta2: Decay = 0.999,
+    graft_eps: NonNegative = 1e-08,
+    *,
+    state_dtype: StateDtype | None = None,
+) -> GradientTransformation: ...
 def scale_by_dog(
     reps_rel: Positive = 1e-06,
     eps: NonNegative = 1e-08,
@@ -2956,6 +3034,16 @@ def scale_by_local_smoothness(
     eps: NonNegative = 1e-05,
     weight_decay: NonNegative = 0.0,
     *,
+    state_dtype: StateDtype | None = None,
+) -> GradientTransformation: ...
+def scale_by_lora_rite(
+    pairs: Static[Mapping[str, str]],
+    betas: Decays = (0.9, 0.999),
+    eps: Positive = 1e-06,
+    *,
+    clip: NonNegative = 1.0,
+    skip: NonNegative = 1.0,
+    cap: NonNegative = 0.0,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def scale_by_madgrad(

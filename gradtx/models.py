@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -158,13 +159,12 @@ def label_lora(model: nn.Module) -> dict[str, str]:
 
 
 def _factor(name: str, module: nn.Module) -> str:
-    parts = name.lower().split(".")
-    if any(part.startswith("lora_embedding") for part in parts):
-        return "embedding"
-    for label in ("lora_A", "lora_B"):
-        if label.lower() in parts:
-            return "embedding" if isinstance(module, nn.Embedding) else label
-    return "other"
+    found = re.search(r"\blora_(embedding|[ab]\b)", name, re.IGNORECASE)
+    if found is None:
+        return "other"
+    letter = found[1].upper()
+    is_embedding = len(letter) > 1 or isinstance(module, nn.Embedding)
+    return "embedding" if is_embedding else f"lora_{letter}"
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils import _pytree
 
 import gradtx
-from tests.examples import example_of, is_determined
+from tests.examples import PAIR, example_of, is_determined
 
 # Trees.
 
@@ -89,6 +89,7 @@ def _used(tensor: Tensor) -> bool:
 # A problem: parameters of all ranks, and a gradient field that depends on them smoothly.
 
 SHAPES = {"conv": (2, 3, 2, 2), "matrix": (3, 4), "vector": (5,), "scalar": ()}
+ALL_SHAPES = {**SHAPES, **PAIR}
 
 
 @functools.cache
@@ -231,6 +232,8 @@ class Case(NamedTuple):
         rules = [link for link in self.example._links() if link._spec.kind == "rule"]
         bounds = [link._spec.dims(link._arguments) or (0, math.inf) for link in rules]
         least, most = max((a for a, _ in bounds), default=0), min((b for _, b in bounds), default=math.inf)
+        if "pairs" in self.factory.spec.arguments.by_name:
+            shapes = {**shapes, **PAIR}
         return noise(seed, {name: shape for name, shape in shapes.items() if least <= len(shape) <= most}, dtype, scale)
 
     def is_determined(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Annotated, Any, Literal
 
@@ -245,11 +246,11 @@ def precondition_inputs(
         start: $s > 0$.
         ridge: $\rho \ge 0$.
         blocks: Number k of equal runs of columns, >= 1. If above 1, entries have the shape (k, c/k, c/k): the diagonal
-            blocks for these runs, which save memory and time for wide layers.
+            blocks for these runs, which save memory and time for wide layers. Otherwise their shape is (c, c).
 
     Returns:
-        A transformation that keeps shapes and dtypes. State: `covariance` ($C$) and `inverse` ($K$), c x c for a matrix
-        with c columns, or one for each run; leaves that are not matrices have none and pass unchanged. Select the
+        A transformation that keeps shapes and dtypes. State: `covariance` ($C$) and `inverse` ($K$),
+        k x c/k x c/k for a matrix with c columns; leaves that are not matrices have none and pass unchanged. Select the
         matrices with `masked`, to save the state of those that never get an entry. It processes whole trees, so it
         cannot be inside combinators that divide or rotate leaves.
 
@@ -269,24 +270,28 @@ def precondition_inputs(
     is an option, because it determines the state.
     """
 
-    def identities(param):
-        if param.shape[1] % blocks:
-            raise ValueError(
-                f"precondition_inputs: {blocks} blocks do not divide the columns of a leaf of shape {tuple(param.shape)}"
-            )
-        eye = torch.eye(
-            param.shape[1] // blocks, dtype=param.dtype, device=param.device
-        )
-        return eye if blocks == 1 else eye.repeat(blocks, 1, 1)
-
     def init(params):
-        inverses = {name: identities(p) for name, p in params.items() if p.ndim == 2}
-        covariances = {name: start * eye for name, eye in inverses.items()}
+        covariances, inverses = {}, {}
+        for name, param in params.items():
+            if param.ndim != 2:
+                continue
+            n, rest = divmod(param.shape[1], blocks)
+            if rest:
+                raise ValueError(
+                    f"precondition_inputs: {blocks} blocks do not divide the columns of {name!r}, {param.shape[1]}"
+                )
+            eye = torch.eye(n, dtype=param.dtype, device=param.device)
+            inverses[name] = eye.repeat(blocks, 1, 1)
+            covariances[name] = start * inverses[name]
         return {"covariance": covariances, "inverse": inverses}
 
-    def refreshed(C, gram):
-        C = running_mean(C, gram, 1 - rate)
-        size = mean(C.diagonal(dim1=-2, dim2=-1), -1)[..., None, None]
+    def refreshed(name, C, gram):
+        if gram.shape not in (C.shape, C.shape[blocks == 1 :]):
+            raise ValueError(
+                f"precondition_inputs: input_gram[{name!r}] has shape {tuple(gram.shape)}, needs {tuple(C.shape)}"
+            )
+        C = running_mean(C, gram.to(C), 1 - rate)
+        size = mean(C.diagonal(dim1=-2, dim2=-1), -1)[:, None, None]
         eye = torch.eye(C.shape[-1], dtype=C.dtype, device=C.device)
         return C, torch.linalg.inv_ex(C + (ridge * size + 1e-8) * eye)[0]
 
@@ -295,28 +300,14 @@ def precondition_inputs(
         new = {"covariance": {}, "inverse": {}}
         result = dict(updates)
         for name, inverse in state["inverse"].items():
-            g, C, K = (
-                updates[name],
-                full_tensor(state["covariance"][name]),
-                full_tensor(inverse),
-            )
+            g = updates[name]
+            old = C, K = full_tensor(state["covariance"][name]), full_tensor(inverse)
             if name in grams:
-                gram = grams[name]
-                if gram.shape != C.shape:
-                    raise ValueError(
-                        f"precondition_inputs: input_gram[{name!r}] has shape {tuple(gram.shape)}, needs {tuple(C.shape)}"
-                    )
-                old = C, K
-                C, K = ctx.every(
-                    every,
-                    0,
-                    lambda old=old, gram=gram: refreshed(old[0], gram.to(old[0])),
-                    lambda old=old: old,
-                )
+                compute = functools.partial(refreshed, name, C, grams[name])
+                C, K = ctx.every(every, 0, compute, functools.partial(tuple, old))
             new["covariance"][name], new["inverse"][name] = C, K
-            K = gathered(K, g).reshape(blocks, *C.shape[-2:])
             runs = g.unflatten(1, (blocks, -1)).movedim(1, 0)
-            result[name] = (runs @ K).movedim(0, 1).flatten(1)
+            result[name] = (runs @ gathered(K, g)).movedim(0, 1).flatten(1)
         return result, new
 
     return init, update

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
 import torch
@@ -23,20 +24,20 @@ from gradtx.transform import GradientTransformation, chain
 
 __all__ = ["couple_pairs", "precondition_pairs", "scale_by_lora_rite"]
 
-# Patterns of the names of one leaf and of its partner.
-Patterns: TypeAlias = tuple[tuple[str, str], ...]
+# The names of the factors of each product L R, or patterns of them.
+Factors: TypeAlias = tuple[tuple[str, str], ...]
 
 
 @_torch.assume_constant
-def _matched(owner: str, pairs: Patterns, names: tuple[str, ...]) -> Patterns:
-    """Return the names of both leaves of each pair.
+def _matched(owner: str, patterns: Factors, names: tuple[str, ...]) -> Factors:
+    """Return the names of the factors of each product.
 
     Raises:
-        ValueError: If one of these leaves is in no pair, or in several.
+        ValueError: If one of these leaves is in no product, or in several.
     """
     leaves = {without_wrappers(name): name for name in names}
     matched: list[tuple[str, str]] = []
-    for pattern, other in pairs:
+    for pattern, other in patterns:
         regex = "(.*)".join(map(re.escape, pattern.split("*")))
         for name in leaves:
             match = re.fullmatch(regex, name)
@@ -45,79 +46,68 @@ def _matched(owner: str, pairs: Patterns, names: tuple[str, ...]) -> Patterns:
                 for text in match.groups():
                     partner = partner.replace("*", text, 1)
                 matched.append((name, partner))
-    counts = Counter(name for pair in matched for name in pair)
-    for name in leaves:
-        if counts[name] > 1:
-            raise ValueError(f"{owner}: leaf {name!r} is in {counts[name]} pairs")
-    for first, second in matched:
-        _check_present(owner, first, second, leaves)
-    for name in leaves:
-        if name not in counts:
-            _check_present(owner, name, "", leaves)
-    return tuple((leaves[first], leaves[second]) for first, second in matched)
-
-
-def _check_present(owner: str, name: str, partner: str, leaves: Iterable[str]) -> None:
-    if partner not in leaves:
-        called = f" {partner!r}" if partner else ""
+    counts = Counter(sum(matched, ()))
+    odd = sorted(name for name, count in counts.items() if count > 1)
+    odd += sorted(counts.keys() ^ leaves.keys())
+    if odd:
         raise ValueError(
-            f"{owner}: leaf {name!r} lacks its partner{called}, or that has no gradient; leaves: {listed(leaves)}"
+            f"{owner}: every leaf of a pair needs exactly one partner, which has a gradient too; not so: {listed(odd)}"
         )
+    return tuple((leaves[left], leaves[right]) for left, right in matched)
+
+
+def _factors(owner: str, patterns: Factors, leaves: Mapping[str, Tensor]) -> Factors:
+    """Return the same, checked against the shapes of the leaves."""
+    matched = _matched(owner, patterns, tuple(leaves))
+    for left, right in matched:
+        shape, other = leaves[left].shape, leaves[right].shape
+        if min(len(shape), len(other)) < 2 or math.prod(shape[1:]) != other[0]:
+            raise ValueError(
+                f"{owner}: leaves {left!r} and {right!r}, of shapes {tuple(shape)} and {tuple(other)}, have no product"
+            )
+    return matched
 
 
 class PairSelector(Selector):
     """Choose the leaves that are in a pair, and check that their partners exist."""
 
-    def __init__(self, owner: str, pairs: Patterns):
-        super().__init__(owner, (True,), (sum(pairs, ()),))
-        self._pairs = pairs
+    def __init__(self, owner: str, factors: Factors):
+        super().__init__(owner, (True,), (sum(factors, ()),))
+        self._factors = factors
 
     def check_used(self, names: list[str]) -> None:
         super().check_used(names)
         chosen = tuple(name for name in names if self.choose(name, None))
-        _matched(self.owner, self._pairs, chosen)
+        _matched(self.owner, self._factors, chosen)
 
 
-def _checked(owner: str, pairs: Any) -> Patterns:
-    """Return the argument `pairs` as a tuple."""
+def _fork(
+    owner: str,
+    pairs: Any,
+    rule: Callable[..., GradientTransformation],
+    *options: Any,
+    reverse: bool = False,
+) -> Fork:
+    """Send the leaves of all pairs through a rule for whole trees; the others pass."""
     items = tuple(pairs.items()) if isinstance(pairs, Mapping) else ()
     if not items or not all(isinstance(name, str) for name in sum(items, ())):
         raise TypeError(
             f"{owner}: pairs must be a dict of name pattern -> pattern of the partner, got {describe(pairs)}"
         )
-    for first, second in items:
-        if first.count("*") != second.count("*"):
-            raise ValueError(
-                f"{owner}: the patterns of a pair must have equally many '*', got {first!r} and {second!r}"
-            )
-    return items
+    if reverse:
+        items = tuple((right, left) for left, right in items)
+    selector = PairSelector(owner, items)
+    return Fork(selector, {True: rule(items, *options), False: chain()})
 
 
-def _fork(owner: str, pairs: Patterns, tx: GradientTransformation) -> Fork:
-    """Send the leaves of all pairs through a transformation of whole trees; the others pass."""
-    return Fork(PairSelector(owner, pairs), {True: tx, False: chain()})
-
-
-def _matrix(owner: str, name: str, x: Tensor) -> Tensor:
+def _matrix(x: Tensor) -> Tensor:
     """Return a leaf with all dimensions but the first flattened."""
-    if x.ndim < 2:
-        raise ValueError(
-            f"{owner}: leaf {name!r} has shape {tuple(x.shape)}, needs at least 2 dims"
-        )
     return full_tensor(x).flatten(1)
 
 
 def _as_leaf(x: Tensor, like: Tensor) -> Tensor:
     """Reverse `_matrix`."""
     return placed_as(x.reshape(like.shape), like)
-
-
-def _check_equal(owner: str, first: str, second: str, sizes: tuple[int, int]) -> None:
-    if sizes[0] != sizes[1]:
-        raise ValueError(
-            f"{owner}: {first!r} and {second!r} share no dimension: it has size {sizes[0]} in one and {sizes[1]} in "
-            "the other"
-        )
 
 
 def _solved(matrix: Tensor, ridge: Any, x: Tensor) -> Tensor:
@@ -127,16 +117,14 @@ def _solved(matrix: Tensor, ridge: Any, x: Tensor) -> Tensor:
 
 
 @whole_tree(needs="params")
-def solve_pairs(pairs: Static[Patterns], damping: Positive):
-    """Precondition the gradients of both leaves of each pair."""
-    owner = "precondition_pairs"
+def solve_pairs(factors: Static[Factors], damping: Positive):
+    """Precondition the gradients of both factors of each product."""
 
     def update(updates, state, params, ctx):
-        new = dict(updates)
-        for b, a in _matched(owner, pairs, tuple(updates)):
-            A, B = (_matrix(owner, name, params[name]) for name in (a, b))
-            g_A, g_B = (_matrix(owner, name, updates[name]) for name in (a, b))
-            _check_equal(owner, b, a, (B.shape[1], A.shape[0]))
+        new = {}
+        for b, a in _factors("precondition_pairs", factors, updates):
+            B, A = _matrix(params[b]), _matrix(params[a])
+            g_B, g_A = _matrix(updates[b]), _matrix(updates[a])
             new[a] = _as_leaf(_solved(B.mT @ B, damping, g_A), updates[a])
             new[b] = _as_leaf(_solved(A @ A.mT, damping, g_B.mT).mT, updates[b])
         return new, state
@@ -186,85 +174,78 @@ def precondition_pairs(pairs: Static[Mapping[str, str]], damping: Positive = 1e-
     Source: Zhang and Pilanci 2024, arXiv:2402.02347. Departures: the authors' AdamW computes the factor of $g_B$ from
     the new A; the paper and their SGD from the present one, as here.
     """
-    checked = _checked("precondition_pairs", pairs)
-    return _fork("precondition_pairs", checked, solve_pairs(checked, damping))
+    return _fork("precondition_pairs", pairs, solve_pairs, damping)
 
 
 @whole_tree(needs="params")
 def rite_pairs(
-    pairs: Static[Patterns],
+    factors: Static[Factors],
     betas,
     eps: Positive,
     clip: NonNegative,
     skip: NonNegative,
     cap: NonNegative,
 ):
-    """Replace the gradients of both leaves of each pair by LoRA-RITE's directions."""
+    """Replace the gradients of both factors of each product by LoRA-RITE's directions."""
     owner = "scale_by_lora_rite"
     beta1, beta2 = betas
     # Of B, whose last dimension is the rank, rather than A.
-    first = Selector(owner, (True,), (tuple(name for name, _ in pairs),))
+    left = Selector(owner, (True,), (tuple(name for name, _ in factors),))
 
     def tall(name, x):
-        matrix = _matrix(owner, name, x)
-        return matrix if first.choose(name, None) else matrix.mT
-
-    def as_leaf(name, x, like):
-        return _as_leaf(x if first.choose(name, None) else x.mT, like)
+        matrix = _matrix(x)
+        return matrix if left.choose(name, None) else matrix.mT
 
     def init(params):
         squares = {}
         for name, param in params.items():
-            rank = tall(name, param).shape[1]
-            like = {"dtype": param.dtype, "device": param.device}
-            squares[name] = torch.zeros(rank, rank, **like)
-        return {
-            "exp_avg": {name: torch.zeros_like(x) for name, x in params.items()},
-            "exp_avg_sq": squares,
-            "basis": {name: torch.zeros_like(x) for name, x in params.items()},
-        }
+            x = tall(name, param)
+            squares[name] = x.new_zeros(x.shape[1], x.shape[1])
+        zeros = {name: torch.zeros_like(param) for name, param in params.items()}
+        return {"exp_avg": zeros, "exp_avg_sq": squares, "basis": zeros}
 
     def update(updates, state, params, ctx):
         partner_of = {}
-        for b, a in _matched(owner, pairs, tuple(updates)):
+        for b, a in _factors(owner, factors, updates):
             partner_of |= {b: a, a: b}
         bases, inverses, grads = {}, {}, {}
-        for name, partner in partner_of.items():
+        for name in partner_of:
             X = tall(name, params[name])
-            _check_equal(
-                owner,
-                name,
-                partner,
-                (X.shape[1], tall(partner, params[partner]).shape[1]),
-            )
+            if X.shape[0] < X.shape[1]:
+                raise ValueError(
+                    f"{owner}: leaf {name!r} has rank {X.shape[1]}, which exceeds its other size"
+                )
             bases[name] = orthonormal(X)
             inverses[name] = pseudo_inverse(bases[name].mT @ X)
         for name, partner in partner_of.items():
             g = tall(name, updates[name]) @ inverses[partner]
-            grads[name] = g if is_off(skip) else torch.where(rms(g) > skip, 0.0, g)
-        total = safe_sqrt(sum(g.square().sum() for g in grads.values()))
+            grads[name] = g if is_off(skip) else torch.where(rms(g) - skip > 0, 0.0, g)
+        total = safe_sqrt(torch.stack([g.square().sum() for g in grads.values()]).sum())
         share = 1.0 if is_off(clip) else clip / at_least(total, clip)
 
         def decay(beta):
             before = ctx.bias_correction(beta, ctx.time - 1)
             return beta * before / ctx.bias_correction(beta)
 
-        b1, b2 = decay(beta1), decay(beta2)
+        def as_leaf(name, x):
+            x = x if left.choose(name, None) else x.mT
+            return _as_leaf(x, updates[name])
+
         new = {slot: {} for slot in state}
         directions = {}
         for name, partner in partner_of.items():
-            g, like = share * grads[name], updates[name]
-            turn = bases[partner].mT @ tall(partner, state["basis"][partner])
-            V = turn @ full_tensor(state["exp_avg_sq"][name]) @ turn.mT
-            V = running_mean(0.5 * (V + V.mT), g.mT @ g / max(len(g), 1), b2)
+            g = share * grads[name]
+            P = bases[partner].mT @ tall(partner, state["basis"][partner])
+            V = P @ full_tensor(state["exp_avg_sq"][name]) @ P.mT
+            V = running_mean(0.5 * (V + V.mT), g.mT @ g / max(len(g), 1), decay(beta2))
             root = inverse_root(V, -0.5, floor=torch.finfo(V.dtype).tiny)
-            m = tall(name, state["exp_avg"][name]) @ turn.mT
-            m = running_mean(m, _solved(root, eps, g.mT).mT, b1)
+            m = tall(name, state["exp_avg"][name]) @ P.mT
+            m = running_mean(m, _solved(root, eps, g.mT).mT, decay(beta1))
             d = m if is_off(cap) else m / at_least(rms(m) / cap, 1.0)
-            directions[name] = as_leaf(name, d @ inverses[partner].mT, like)
-            new["exp_avg"][name] = as_leaf(name, m, like)
+            directions[name] = as_leaf(name, d @ inverses[partner].mT)
+            new["exp_avg"][name] = as_leaf(name, m)
             new["exp_avg_sq"][name] = V
-            new["basis"][name] = as_leaf(name, bases[name], like)
+            new["basis"][name] = as_leaf(name, bases[name])
         return directions, new
 
     return init, update
@@ -325,46 +306,39 @@ def scale_by_lora_rite(
     Source: Yen et al. 2024, arXiv:2410.20625, and the authors' code. Departures: its options to let mass escape and to
     balance the factors are not offered; $\bar g$ that is not finite is not replaced.
     """
-    checked = _checked("scale_by_lora_rite", pairs)
-    inner = rite_pairs(checked, betas, eps, clip, skip, cap)
-    return _fork("scale_by_lora_rite", checked, inner)
+    options = betas, eps, clip, skip, cap
+    return _fork("scale_by_lora_rite", pairs, rite_pairs, *options)
 
 
 @whole_tree(needs="params")
-def align_pairs(pairs: Static[Patterns], heads: Count, damping: Positive):
-    """Couple the updates of both leaves of each pair."""
-    owner = "couple_pairs"
+def align_pairs(factors: Static[Factors], heads: Count, damping: Positive):
+    """Couple the updates of both factors of each product."""
+
+    def dot(x, y):
+        return (x * y).sum(dim=(1, 2), keepdim=True)
+
+    def rescaled(d, like):
+        return d * (norm(like) / at_least(norm(d), 1e-12))
 
     def update(updates, state, params, ctx):
-        new = dict(updates)
-        for v, o in _matched(owner, pairs, tuple(updates)):
-            rows, columns = updates[v].shape[0], _matrix(owner, o, updates[o]).shape[1]
-            _check_equal(owner, v, o, (rows, columns))
-            if rows % heads:
+        new = {}
+        for o, v in _factors("couple_pairs", factors, updates):
+            s, rest = divmod(updates[v].shape[0], heads)
+            if rest:
                 raise ValueError(
-                    f"{owner}: {v!r} has {rows} rows, which {heads} heads do not divide"
+                    f"couple_pairs: {heads} heads do not divide the rows of {v!r}, {updates[v].shape[0]}"
                 )
-            s = rows // heads
-
-            def by_head(name, x, first=v):
-                matrix = _matrix(owner, name, x)
-                if name != first:
-                    return matrix.unflatten(1, (heads, -1)).movedim(1, 0)
-                return matrix.unflatten(0, (heads, -1))
-
-            def dot(x, y):
-                return (x * y).sum(dim=(1, 2), keepdim=True)
-
-            p_V, p_O = by_head(v, params[v]), by_head(o, params[o])
-            u_V, u_O = by_head(v, updates[v]), by_head(o, updates[o])
-            VV, OO = dot(p_V, p_V), dot(p_O, p_O)
-            d_V = u_V / safe_sqrt(OO / s + damping)
-            d_O = u_O / safe_sqrt(VV / s + damping)
-            d_V = d_V * (norm(u_V) / at_least(norm(d_V), 1e-12))
-            d_O = d_O * (norm(u_O) / at_least(norm(d_O), 1e-12))
-            x = (dot(p_V, d_V) - dot(p_O, d_O)) / (VV + OO + 2 * s * damping)
-            new[v] = _as_leaf(d_V - x * p_V, updates[v])
-            new[o] = _as_leaf((d_O + x * p_O).movedim(0, 1), updates[o])
+            V, u_V = (_matrix(x[v]).unflatten(0, (heads, s)) for x in (params, updates))
+            W, u_W = (
+                _matrix(x[o]).unflatten(1, (heads, s)).movedim(1, 0)
+                for x in (params, updates)
+            )
+            V_square, W_square = dot(V, V), dot(W, W)
+            d_V = rescaled(u_V / safe_sqrt(W_square / s + damping), u_V)
+            d_W = rescaled(u_W / safe_sqrt(V_square / s + damping), u_W)
+            x = (dot(V, d_V) - dot(W, d_W)) / (V_square + W_square + 2 * s * damping)
+            new[v] = _as_leaf(d_V - x * V, updates[v])
+            new[o] = _as_leaf((d_W + x * W).movedim(0, 1), updates[o])
         return new, state
 
     return update
@@ -410,5 +384,4 @@ def couple_pairs(
 
     Source: record 41 of track 3 of modded-nanogpt, Circuit-Muon. Departures: none.
     """
-    checked = _checked("couple_pairs", pairs)
-    return _fork("couple_pairs", checked, align_pairs(checked, heads, damping))
+    return _fork("couple_pairs", pairs, align_pairs, heads, damping, reverse=True)

@@ -320,9 +320,6 @@ def _averaged(old, new, beta, ctx):
     return beta * old + torch.where(decay == 1, 1.0, 1 - decay) * new
 
 
-Magnitude: TypeAlias = Literal["adam", "rmsprop", "adagrad", "sgd"]
-
-
 @per_tensor(compiles="lists", whole=True)
 def scale_by_distributed_shampoo(
     betas: tuple[Decay, Fraction] = (0.9, 1.0),
@@ -335,7 +332,7 @@ def scale_by_distributed_shampoo(
     use_bias_correction=True,
     exponent: Positive | None = None,
     pseudo_inverse=False,
-    graft: Magnitude | None = "adam",
+    graft: Literal["adam", "rmsprop", "adagrad", "sgd"] | None = "adam",
     graft_beta2: Decay = 0.999,
     graft_eps: NonNegative = 1e-8,
 ):
@@ -433,7 +430,8 @@ def scale_by_distributed_shampoo(
             f = running_mean(m, g, beta3)
             if use_bias_correction:
                 power = 1 - ctx.bias_correction(beta1, ctx.time - 1)
-                f = f / (1 - beta3 * power)
+                # A 0-d leaf would become float64.
+                f = (f / (1 - beta3 * power)).to(g.dtype)
         u = f
         if has_squares:
             square, v = g.square(), state["adagrad"]
@@ -449,7 +447,7 @@ def scale_by_distributed_shampoo(
             u = f / (root + graft_eps)
         if not g.numel():
             return u, new
-        dims = range(len(shape_of(g)))
+        dims = list(range(len(shape_of(g))))
         grams = [gram(piece, i) for piece in pieces_of(g) for i in dims]
         S = [
             _averaged(L, G, beta2, ctx)
