@@ -55,6 +55,7 @@ IMPORTS = {
             "_projection": ("Bases", "Carry", "Side"),
             "muon": ("Adjustment", "View"),
             "psgd": ("Mode",),
+            "scaling": ("Quantity",),
             "scion": ("Kind",),
             "shampoo": ("Graft",),
         }.items()

@@ -35,7 +35,7 @@ def __getattr__(name: str) -> object:
     """Raise an AttributeError that names the equivalent of another library's name, or the closest spelling."""
     from gradtx.base.counterparts import counterpart
     from gradtx.base.messages import close
-    from gradtx.optim._hints import class_names
+    from gradtx.optim import class_names
 
     hint = counterpart(name)
     class_name = class_names().get(name.lower())

@@ -29,6 +29,7 @@ from gradtx.algorithms._projection import Side
 from gradtx.algorithms.muon import Adjustment
 from gradtx.algorithms.muon import View
 from gradtx.algorithms.psgd import Mode
+from gradtx.algorithms.scaling import Quantity
 from gradtx.algorithms.scion import Kind
 from gradtx.algorithms.shampoo import Graft
 from gradtx.arguments import AnyLength as AnyLength
@@ -101,6 +102,7 @@ from gradtx.algorithms.layerwise import project_neurons as project_neurons
 from gradtx.schedules import proportion_schedule as proportion_schedule
 from gradtx.functional import put as put
 from gradtx.schedules import ranger21_schedule as ranger21_schedule
+from gradtx.functional import recorded as recorded
 from gradtx.schedules import rectification_schedule as rectification_schedule
 from gradtx.schedules import restart_warmup_schedule as restart_warmup_schedule
 from gradtx.multitask import rotograd_rotation_loss as rotograd_rotation_loss
@@ -361,6 +363,7 @@ __all__ = [
     "ranger21",
     "ranger21_schedule",
     "record",
+    "recorded",
     "rectification_schedule",
     "regenerate_towards_init",
     "restart",
@@ -2375,7 +2378,9 @@ def ranger21(
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def record(
-    name: Static[str],
+    name: Static[str | None] = None,
+    what: tuple[Quantity, ...] = ('norm',),
+    per: Literal['leaf', 'all'] = "leaf",
     *,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import functools
 import inspect
-import math
 import numbers
 import sys
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Annotated, Any, Literal, NamedTuple, TypeAlias, TypeGuard, TypeVar
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Annotated, Any, Literal, NamedTuple, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -50,19 +49,8 @@ class Range:
 
     def nearest(self, x: float) -> float:
         """Return the nearest number in the interval if `x` is outside by no more than `ROUNDING`, else `x`."""
-        if (
-            math.isfinite(self._low)
-            and not self._open_low
-            and self._low - ROUNDING <= x < self._low
-        ):
-            return self._low
-        if (
-            math.isfinite(self._high)
-            and not self._open_high
-            and self._high < x <= self._high + ROUNDING
-        ):
-            return self._high
-        return x
+        inside = min(max(x, self._low), self._high)
+        return inside if abs(x - inside) <= ROUNDING and inside in self else x
 
     def __contains__(self, x: float) -> bool:
         above = x > self._low if self._open_low else x >= self._low
@@ -101,15 +89,31 @@ TYPES: dict[str, tuple[str, Any]] = {
 }
 
 
-# Options of other libraries that have another name here.
-OTHER_WORDS = {
-    **dict.fromkeys(("learning_rate", "step_size"), "lr"),
-    **dict.fromkeys(("b1", "b2", "beta1", "beta2"), "betas"),
-    "weight_decouple": "decoupled_weight_decay",
-    "history_size": "history",
+# Options of other libraries -> names here with the same values; the first one that a factory has applies.
+_OTHER_NAMES = {
+    **dict.fromkeys(("learning_rate", "step_size"), ("lr",)),
+    "weight_decouple": ("decoupled_weight_decay", "no_prox"),
+    "history_size": ("history",),
+    "ams_bound": ("amsgrad",),
+    "n_sma_threshold": ("rho_threshold",),
+    "initial_accumulator": ("initial_accumulator_value",),
+    "constant": ("small_const",),
+    "bias_correction": ("use_bias_correction",),
+    "warmup_steps": ("warmup",),
+    "p": ("gamma",),
+    "dampening": ("damping",),
+    "eps_2": ("eps2",),
+    "grokfast_alpha": ("alpha",),
+    "grokfast_lamb": ("lamb",),
+    "lambda_1": ("l1",),
+    "lambda_2": ("l2",),
+    "grad_accu_steps": ("clip_after",),
+    "t_max": ("total_steps",),
+    "update_proj_gap": ("every",),
+    "warmup_epoch": ("warmup_steps",),
 }
 # Those that have another form here, such as a link, and the hint for each.
-_OTHER_OPTIONS = {
+_OTHER_FORMS = {
     **dict.fromkeys(
         ("max_iter", "max_eval"),
         "pass the number of iterations to the step: optimizer.step(closure, max_iter=20)",
@@ -126,7 +130,16 @@ _OTHER_OPTIONS = {
     "use_gc": "add gradtx.centralize() before the optimizer",
     "use_lookahead": "add gradtx.lookahead() after the optimizer",
     "use_orthograd": "add gradtx.orthogonalize_against_params() before the optimizer",
+    "compile_kwargs": "pass a mode or a dict of options as compile=",
 }
+
+
+def name_here(name: str, known: Collection[str]) -> str | None:
+    """Return the known name of another library's option, or None."""
+    for word in _OTHER_NAMES.get(name, ()):
+        if word in known:
+            return word
+    return None
 
 
 class UnfitError(ValueError):
@@ -166,8 +179,7 @@ class Hint(NamedTuple):
         entries = typing.get_args(annotation)
         if origin is Annotated:
             inner = cls.of(entries[0])
-            notes = tuple(note for note in entries[1:] if isinstance(note, str))
-            return inner._replace(notes=(*inner.notes, *notes))
+            return inner._replace(notes=(*inner.notes, *entries[1:]))
         if origin is Literal:
             return cls(frozenset(map(type, entries)), choices=entries)
         if origin is not types.UnionType and origin is not typing.Union:
@@ -231,13 +243,7 @@ def _kind_of_tuple(entries: tuple[Any, ...]) -> str:
 class Argument:
     """One parameter of a factory: the values it accepts, and their conversion to the value that the body receives."""
 
-    def __init__(
-        self,
-        owner: str,
-        parameter: inspect.Parameter,
-        annotation: Any,
-        users: bool = False,
-    ):
+    def __init__(self, owner: str, parameter: inspect.Parameter, annotation: Any):
         self.owner = owner
         self.name = parameter.name
         self.default: Any = parameter.default
@@ -250,31 +256,27 @@ class Argument:
         self.types = hint.members
         self.any_length = "any length" in hint.notes
         self.range = hint.range(RANGES.get(self.name, _NO_RANGE))
+        # Of each entry of a tuple; the last one repeats.
         self._entries: list[Hint] = []
         if self.kind in ("betas", "ints"):
             (annotated,) = hint.members - {type(None)}
-            self._entries = [
-                Hint.of(entry)
-                for entry in typing.get_args(annotated)
-                if entry is not Ellipsis
-            ]
+            for entry in typing.get_args(annotated):
+                if entry is not Ellipsis:
+                    self._entries.append(Hint.of(entry))
         # Computed once: dynamo traces no cached function.
         self._entry_ranges = [entry.range(self.range) for entry in self._entries]
         self.is_hyperparameter = (
             "static" not in hint.notes and self.kind in _HYPERPARAMETERS
         )
-        self._remedy = ""
-        if users and self.range is RANGES.get(self.name):
-            self._remedy = f"; for another range annotate it: {self.name}: Annotated[gradtx.Scalar, '(-inf, inf)']"
         if not self.required:
             self.default = self.check(parameter.default)
 
-    def entry_range(self, i: int) -> Range:
-        """Return the interval of an entry of a tuple; the last one repeats."""
-        return self._entry_ranges[min(i, len(self._entry_ranges) - 1)]
-
     def check(self, value: Any) -> Any:
-        """Convert `value` to the argument's kind, or raise a TypeError or ValueError that names the argument."""
+        """Convert `value` to the argument's kind, or raise a TypeError or ValueError that names the argument.
+
+        One-entry tensors of any shape are numbers, as in torch, and rounding errors are corrected, since torch's
+        schedulers write such values.
+        """
         if value is None and self.optional:
             return None
         if self.kind == "scalar":
@@ -282,7 +284,7 @@ class Argument:
         if self.kind == "betas":
             return self._betas(value)
         if self.kind == "named floats":
-            return self._named_floats(value)
+            return _as_tuples(value)
         if self.kind == "int":
             return self._chosen(self._int(value, self.name, self.range))
         if self.kind == "ints":
@@ -316,30 +318,15 @@ class Argument:
         Raises:
             TypeError: If the argument is not a number.
         """
-        if self.kind not in ("scalar", "int"):
-            raise TypeError(f"{self.owner}: give {self.name!r} a default")
-        for value in (0.5, 1, 12):
+        for value in (0.5, 1, 12) if self.kind in ("scalar", "int") else ():
             if value in self.range:
                 return int(value + 0.5) if self.kind == "int" else float(value)
         raise TypeError(f"{self.owner}: give {self.name!r} a default")
 
-    def check_written(self, value: Any) -> Any:
-        """Check a value that torch or its schedulers may have written.
-
-        Unlike `check`, this corrects rounding errors, and accepts one-entry tensors of any shape as numbers.
-        """
-        if isinstance(value, tuple | list) and self.kind == "betas":
-            value = tuple(
-                _as_number(item, self.entry_range(i)) for i, item in enumerate(value)
-            )
-        elif self.kind == "scalar":
-            value = _as_number(value, self.range)
-        return self.check(value)
-
     def _in_range(self, value: Any, name: str, interval: Range) -> Any:
         if value not in interval:
             raise ValueError(
-                f"{self.owner}: {name} must be in {interval.text}, got {value!r}{self._remedy}"
+                f"{self.owner}: {name} must be in {interval.text}, got {value!r}"
             )
         return value
 
@@ -364,7 +351,11 @@ class Argument:
                 f"{self.owner}: {self.name} must be a list of ints, got {describe(value)}"
             )
         return tuple(
-            self._int(entry, f"{self.name}[{i}]", self.entry_range(i))
+            self._int(
+                entry,
+                f"{self.name}[{i}]",
+                self._entry_ranges[min(i, len(self._entry_ranges) - 1)],
+            )
             for i, entry in enumerate(value)
         )
 
@@ -382,11 +373,8 @@ class Argument:
             raise TypeError(
                 f"{self.owner}: {self.name} must be a tuple of numbers, got {describe(value)}"
             )
-        if (
-            not self.any_length
-            and isinstance(self.default, tuple | list)
-            and len(value) != len(self.default)
-        ):
+        has_length = isinstance(self.default, tuple | list) and not self.any_length
+        if has_length and len(value) != len(self.default):
             raise ValueError(
                 f"{self.owner}: {self.name} must have {len(self.default)} entries, got {len(value)}"
             )
@@ -396,28 +384,10 @@ class Argument:
 
     def _entry(self, i: int, value: Any) -> Any:
         """Check an entry of a tuple; None is valid where the annotation is `tuple[Scalar | None, ...]`."""
-        last = len(self._entries) - 1
-        if value is None and type(None) in self._entries[min(i, last)].members:
+        k = min(i, len(self._entries) - 1)
+        if value is None and type(None) in self._entries[k].members:
             return None
-        return self._scalar(value, f"{self.name}[{i}]", self.entry_range(i))
-
-    def _named_floats(self, value: Any) -> Any:
-        """Check a name, three plain numbers, or a tuple of such triples."""
-        if isinstance(value, str):
-            return value
-        items = value if isinstance(value, tuple | list) else ()
-        if items and all(isinstance(item, tuple | list) for item in items):
-            return tuple(self._triple(item, value) for item in items)
-        return self._triple(value, value)
-
-    def _triple(self, item: Any, value: Any) -> tuple[float, ...]:
-        """Check three plain numbers; `value` is the whole argument, for the error message."""
-        if not _is_plain(item) or len(item) != 3:
-            raise TypeError(
-                f"{self.owner}: {self.name} must be 3 plain numbers, got {describe(value)}; "
-                "a tuple of such triples or a name is also accepted"
-            )
-        return tuple(map(float, item))
+        return self._scalar(value, f"{self.name}[{i}]", self._entry_ranges[k])
 
     def _scalar(self, value: Any, name: str, interval: Range) -> Any:
         if isinstance(value, Schedule):
@@ -425,21 +395,18 @@ class Argument:
         if isinstance(value, Tensor) and not (
             value.is_complex() or value.dtype == torch.bool
         ):
-            return self._zero_dimensional(value, name)
+            if value.numel() != 1:
+                raise ValueError(
+                    f"{self.owner}: {name} must be 0-d, got a tensor of shape {tuple(value.shape)}; "
+                    "use torch.vmap to run one member per value"
+                )
+            return value.reshape(()) if value.ndim else value
         if isinstance(value, bool) or not isinstance(value, numbers.Real):
             raise TypeError(
                 f"{self.owner}: {name} must be a number, a 0-d tensor or a gradtx.Schedule, "
                 f"got {describe(value)}{schedule_remedy(value)}"
             )
-        return self._in_range(float(value), name, interval)
-
-    def _zero_dimensional(self, value: Tensor, name: str) -> Tensor:
-        if value.ndim:
-            raise ValueError(
-                f"{self.owner}: {name} must be 0-d, got a tensor of shape {tuple(value.shape)}; "
-                "use torch.vmap to run one member per value"
-            )
-        return value
+        return self._in_range(interval.nearest(float(value)), name, interval)
 
 
 def one_of(choices: Iterable[Any], optional: bool = False) -> str:
@@ -448,27 +415,15 @@ def one_of(choices: Iterable[Any], optional: bool = False) -> str:
     return f"{', '.join(most)} or {last}" if most else last
 
 
-def _as_number(value: Any, interval: Range) -> Any:
-    if isinstance(value, Tensor):
-        return value.reshape(()) if value.numel() == 1 else value
-    return interval.nearest(value) if isinstance(value, float) else value
-
-
-def _is_plain(value: Any) -> TypeGuard[tuple[Any, ...] | list[Any]]:
-    """Whether a value is a sequence of plain numbers."""
-    return isinstance(value, tuple | list) and all(
-        isinstance(entry, numbers.Real) for entry in value
-    )
+def _as_tuples(value: Any) -> Any:
+    """Return a value with tuples in place of lists, as after JSON."""
+    return tuple(map(_as_tuples, value)) if isinstance(value, tuple | list) else value
 
 
 def keyword_parameter(name: str, default: Any, annotation: str) -> inspect.Parameter:
     return inspect.Parameter(
         name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation
     )
-
-
-# By module and text: the same few annotations recur in many signatures.
-_KNOWN_HINTS: dict[tuple[str, str], Any] = {}
 
 
 def is_users(function: Callable[..., Any]) -> bool:
@@ -479,22 +434,22 @@ def is_users(function: Callable[..., Any]) -> bool:
 def _hints_of(function: Callable[..., Any]) -> dict[str, Any]:
     """Return a function's evaluated annotations, cached for this package, since importing it evaluates 1,600."""
     module = sys.modules.get(function.__module__ or "")
-    names = getattr(function, "__globals__", None)
     # A doctest has its own globals.
-    if is_users(function) or module is None or names is not vars(module):
+    if is_users(function) or getattr(function, "__globals__", None) is not vars(module):
         return typing.get_type_hints(function, include_extras=True)
-    hints: dict[str, Any] = {}
-    for name, annotation in function.__annotations__.items():
-        if name == "return":
-            continue
-        if not isinstance(annotation, str):
-            hints[name] = annotation
-            continue
-        key = (function.__module__, annotation)
-        if key not in _KNOWN_HINTS:
-            _KNOWN_HINTS[key] = eval(annotation, names)
-        hints[name] = _KNOWN_HINTS[key]
-    return hints
+    return {
+        name: _evaluated(function.__module__, annotation)
+        for name, annotation in function.__annotations__.items()
+        if name != "return"
+    }
+
+
+@functools.cache
+def _evaluated(module: str, annotation: Any) -> Any:
+    """Return an annotation; the same few recur in many signatures."""
+    if not isinstance(annotation, str):
+        return annotation
+    return eval(annotation, vars(sys.modules[module]))
 
 
 def _annotated(
@@ -535,18 +490,11 @@ def _check_annotations(
     name: str, parameters: Iterable[inspect.Parameter], hints: Mapping[str, Any]
 ) -> None:
     """Raise an error for a parameter of a factory without an annotation."""
-    parameters = list(parameters)
-    required = [p for p in parameters if p.default is p.empty]
-    if len(required) == 4 and not hints:
-        raise TypeError(
-            f"{name}: this function is an update, but the decorator needs a factory that returns one: "
-            f"def {name}(): ...; return update"
-        )
     for parameter in parameters:
         if parameter.name not in hints:
             raise TypeError(
-                f"{name}: annotate {parameter.name!r}: gradtx.Scalar or gradtx.Betas for numbers, "
-                "gradtx.GradientTransformation for inner transformations"
+                f"{name}: annotate {parameter.name!r}: gradtx.Scalar for a number, gradtx.GradientTransformation for "
+                "an inner transformation; the decorated function is a factory, which returns the update"
             )
 
 
@@ -562,41 +510,30 @@ def _added_to_alias(signature: inspect.Signature) -> dict[inspect.Parameter, Any
 
 
 class Arguments:
-    """The signature of a factory, which binds calls to checked values."""
+    """The signature of a factory, which binds calls to checked values.
 
-    def __init__(
-        self,
-        name: str,
-        function: Callable[..., Any],
-        is_alias: bool,
-    ):
+    Attributes:
+        added: Arguments that the body does not receive.
+    """
+
+    def __init__(self, name: str, function: Callable[..., Any], is_alias: bool):
         hints = _hints_of(function)
         signature = _with_options(_annotated(function, hints), hints)
         parameters = list(signature.parameters.values())
         _check_annotations(name, parameters, hints)
         self.name = name
-        # The class in `gradtx.optim`, for errors.
-        self.class_name: str | None = None
         added = _added_to_alias(signature) if is_alias else {}
-        # Arguments that the body does not receive.
         self.added = tuple(parameter.name for parameter in added)
         for parameter, hint in added.items():
             parameters.append(parameter)
             hints[parameter.name] = hint
-        users = is_users(function)
-        self.all = tuple(
-            Argument(name, parameter, hints[parameter.name], users)
-            for parameter in parameters
-        )
+        self.all = [
+            Argument(name, parameter, hints[parameter.name]) for parameter in parameters
+        ]
         self.by_name = {argument.name: argument for argument in self.all}
         self._positional = [
             argument for argument in self.all if not argument.keyword_only
         ]
-        first = self._positional[0].kind if self._positional else ""
-        self._never_starts_with_parameters = is_alias or first != "structure"
-        self._only_plain = all(
-            argument.kind != "structure" for argument in self._positional
-        )
         if "state_dtype" not in hints:
             parameters.append(
                 keyword_parameter("state_dtype", None, "StateDtype | None")
@@ -604,8 +541,31 @@ class Arguments:
         self.signature = signature.replace(parameters=parameters)
 
     def bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        """Return every argument's checked value by name, including defaults, in plain loops that dynamo can trace."""
-        values = self._values_by_name(args, kwargs)
+        """Return every argument's checked value by name, including defaults, in plain loops that dynamo can trace.
+
+        Raises:
+            TypeError, ValueError: If an argument is unknown, missing, given twice or not valid.
+        """
+        is_first_plain = self._positional and self._positional[0].kind != "structure"
+        if args and is_first_plain and are_parameters(args[0]):
+            raise TypeError(
+                f"{self.name}: takes hyperparameters, got {shortly(args[0])}; {self._use_with_parameters()}"
+            )
+        if len(args) > len(self._positional):
+            raise TypeError(
+                f"{self.name}: takes at most {len(self._positional)} positional arguments, got {len(args)}"
+            )
+        values: dict[str, Any] = {}
+        for argument, value in zip(self._positional, args, strict=False):
+            values[argument.name] = value
+        for key, value in kwargs.items():
+            if key not in self.by_name:
+                raise TypeError(
+                    f"{self.name}: unknown argument {key!r}; {self._suggestion(key)}"
+                )
+            if key in values:
+                raise TypeError(f"{self.name}: got two values for {key!r}")
+            values[key] = value
         bound: dict[str, Any] = {}
         for argument in self.all:
             if argument.name in values:
@@ -632,65 +592,22 @@ class Arguments:
         """Return values for the required arguments with which the factory can be called."""
         return {each.name: each.sample() for each in self.all if each.required}
 
-    def _values_by_name(
-        self, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-    ) -> dict[str, Any]:
-        """Return the unchecked values of a call by name."""
-        self._check_values(args)
-        if args and self._never_starts_with_parameters and are_parameters(args[0]):
-            raise TypeError(
-                f"{self.name}: takes hyperparameters, got {shortly(args[0])}; {self._use_with_parameters()}"
-            )
-        if len(args) > len(self._positional):
-            raise TypeError(
-                f"{self.name}: takes at most {len(self._positional)} positional arguments, got {len(args)}"
-            )
-        values: dict[str, Any] = {}
-        for argument, value in zip(self._positional, args, strict=False):
-            values[argument.name] = value
-        for key, value in kwargs.items():
-            if key not in self.by_name:
-                raise TypeError(
-                    f"{self.name}: unknown argument {key!r}; {self._suggestion(key)}"
-                )
-            if key in values:
-                raise TypeError(f"{self.name}: got two values for {key!r}")
-            values[key] = value
-        return values
-
-    def _check_values(self, args: Iterable[Any]) -> None:
-        """Reject transformations if all parameters are plain values: links are chained, not nested.
-
-        Raises:
-            TypeError: If an argument is a transformation.
-        """
-        if not self._only_plain:
-            return
-        for value in args:
-            # Numbers first: dynamo cannot call hasattr on a float that it treats as dynamic.
-            if isinstance(value, int | float):
-                continue
-            if hasattr(value, "init") and hasattr(value, "update"):
-                both = f"chain({describe(value)}, {self.name}(...))"
-                raise TypeError(
-                    f"{self.name}: accepts numbers, not a transformation; to combine the two, write {both}"
-                )
-
     def _use_with_parameters(self) -> str:
         """Say how to make an optimizer."""
-        wrapped = f"gradtx.as_optimizer({self.name}(...), params)"
-        if self.class_name is None:
-            return f"use {wrapped}"
-        return f"use gradtx.optim.{self.class_name}(params, ...), or {wrapped}"
+        return (
+            "combine links by chain(...), and make an optimizer by "
+            f"gradtx.as_optimizer({self.name}(...), params) or a class of gradtx.optim"
+        )
 
     def _suggestion(self, key: str) -> str:
         """Suggest the intended argument, including for a name from another library."""
         if key in ("params", "model", "parameters"):
             return self._use_with_parameters()
-        if OTHER_WORDS.get(key) in self.by_name:
-            return f"did you mean {OTHER_WORDS[key]!r}?"
-        if key in _OTHER_OPTIONS:
-            return _OTHER_OPTIONS[key]
+        word = name_here(key, self.by_name)
+        if word is not None:
+            return f"did you mean {word!r}?"
+        if key in _OTHER_FORMS:
+            return _OTHER_FORMS[key]
         return nearest(key, self.by_name)
 
 

@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from gradtx.base import tree as _tree
 from gradtx.base.dtensor import is_sharded
+from gradtx.base.messages import form
 from gradtx.base.torch_names import readable
 from gradtx.execution.runs import Memory
-from gradtx.state.conversion import converted, possible_keys
 
 __all__ = ["load", "save"]
-
-Slot: TypeAlias = dict[str, Tensor]  # a tensor for each leaf
 
 MOST = 3  # entries of each kind that an error lists
 
@@ -115,7 +113,6 @@ def load(path: str | os.PathLike[str], params: Any, state: Any) -> tuple[Any, An
         raise ValueError(
             f"load: {str(path)!r} is not a complete safetensors file ({error})"
         ) from error
-    saved = _in_codes_of(state, saved)
     _check(path, saved, expected)
     tree = unflatten(
         {name: _filled(like, saved[name]) for name, like in expected.items()}
@@ -147,41 +144,6 @@ def _named(
     return tensors, rebuild
 
 
-def _in_codes_of(state: Any, saved: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Convert the slots in a file to the codes, or the uncoded form, that `state` uses."""
-    entries = dict(saved)
-    for stage, slots in _stages(state, "state"):
-        # With all tensors that may belong to their codes.
-        names = {key for slot in slots for key in possible_keys(slot)}
-        for leaf in {leaf for tensors in slots.values() for leaf in tensors}:
-            first = {slot: slots[slot][leaf] for slot in slots if leaf in slots[slot]}
-            saved_slots: dict[str, Tensor] = {}
-            for slot in names:
-                name = f"{stage}.{slot}.{leaf}"
-                if name in saved:
-                    saved_slots[slot] = entries.pop(name)
-            for slot, tensor in converted(saved_slots, first).items():
-                entries[f"{stage}.{slot}.{leaf}"] = tensor
-    return entries
-
-
-def _stages(tree: Any, path: str) -> Iterator[tuple[str, dict[str, Slot]]]:
-    """Yield the dotted path and the slots of every part of a state that has slots."""
-    if not isinstance(tree, dict):
-        return
-    slots: dict[str, Slot] = {}
-    for key, value in tree.items():
-        is_slot = isinstance(value, dict) and all(
-            isinstance(leaf, Tensor) for leaf in value.values()
-        )
-        if is_slot and value:
-            slots[key] = value
-        else:
-            yield from _stages(value, f"{path}.{key}")
-    if slots:
-        yield path, slots
-
-
 def _check(
     path: Path, saved: Mapping[str, Tensor], expected: Mapping[str, Tensor]
 ) -> None:
@@ -191,20 +153,16 @@ def _check(
     for name, like in expected.items():
         if name not in saved:
             entries["missing"].append(repr(name))
-        elif _form(saved[name]) != _form(like):
+        elif (saved[name].dtype, saved[name].shape) != (like.dtype, like.shape):
             entries["different"].append(
-                f"{name!r} is {_form(saved[name])}, needs {_form(like)}"
+                f"{name!r} is {form(saved[name])}, needs {form(like)}"
             )
     problems = [f"{kind}: {_first(items)}" for kind, items in entries.items() if items]
     if problems:
         raise ValueError(
             f"load: {str(path)!r} does not match these params and this state; {'; '.join(problems)}; "
-            "build them as for the saved run"
+            "build them as for the saved run, with its state_dtype"
         )
-
-
-def _form(tensor: Tensor) -> str:
-    return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
 
 
 def _first(items: list[str]) -> str:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import numbers
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from gradtx.algorithms.scaling import recorded_in
 from gradtx.base import tree as _tree
 from gradtx.base.errors import Path
 from gradtx.base.exact import exact, resolve
-from gradtx.base.messages import describe, nearest, nearest_dotted
+from gradtx.base.messages import describe, form, nearest
 from gradtx.execution.pure import TreeRun
 from gradtx.execution.runs import clock_at
 from gradtx.transform import (
@@ -23,7 +23,15 @@ from gradtx.transform import (
     check_transformation,
 )
 
-__all__ = ["get", "learning_rate", "put", "stack", "train_step", "unstack"]
+__all__ = [
+    "get",
+    "learning_rate",
+    "put",
+    "recorded",
+    "stack",
+    "train_step",
+    "unstack",
+]
 
 
 def train_step(
@@ -46,10 +54,8 @@ def train_step(
         all steps, and memory grows with each: detach them before the loop, unless you differentiate through training.
 
     Raises:
-        TypeError: If `loss_fn` is not a function or `tx` is not a transformation; from `step`, if the loss is not a
-            floating-point tensor, if `loss_fn` returns no pair despite `has_aux`, or if `aux` contains anything but
-            tensors.
-        ValueError: If, in `step`, the loss is not 0-d, a required extra is missing, or `tx.update` raises one.
+        TypeError: If `tx` is not a transformation. `step` raises the errors of `torch.func.grad_and_value`, for example
+            if the loss is not 0-d, and those of `tx.update`.
 
     Example:
         >>> loss_fn = lambda params, x, y: (params["w"] * x - y).square().mean()
@@ -62,29 +68,14 @@ def train_step(
         >>> params["w"], loss
         (tensor(0.4000), tensor(4.))
     """
-    if isinstance(loss_fn, GradientTransformation):
-        raise TypeError(
-            "train_step: the first argument must be the loss function: train_step(loss_fn, tx)"
-        )
-    if not callable(loss_fn):
-        raise TypeError(
-            f"train_step: loss_fn must be a function (params, *batch) -> loss, got {describe(loss_fn)}"
-        )
     check_transformation("train_step", "tx", tx)
-    supplied = ("params", "value", "value_fn", "grad_fn")
-    expected = [need for need in tx.needs if need not in supplied]
 
     def step(
         params: Any, state: dict[str, Any], *batch: Any, **extras: Any
     ) -> tuple[Any, dict[str, Any], Any]:
-        for need in expected:
-            if need not in extras:
-                raise ValueError(
-                    f"train_step: {tx._name} needs {need}: call step(params, state, *batch, {need}=...)"
-                )
-
         def loss_at(params: Any) -> tuple[Tensor, Any]:
-            return _loss_and_aux(loss_fn(params, *batch), has_aux)
+            returned = loss_fn(params, *batch)
+            return returned if has_aux else (returned, ())
 
         def gradients_at(params: Any) -> tuple[Any, tuple[Tensor, Any]]:
             leaves, unflatten = _tree.flatten(params, "params")
@@ -96,6 +87,10 @@ def train_step(
             return unflatten({**leaves, **grads}), result
 
         grads, (loss, aux) = gradients_at(params)
+        if not loss.is_floating_point():  # its gradients would be 0
+            raise TypeError(
+                f"train_step: the loss must be a floating-point tensor, got {loss.dtype}"
+            )
         known: dict[str, Any] = {
             "value": loss,
             "value_fn": lambda params: loss_at(params)[0],
@@ -106,36 +101,6 @@ def train_step(
         return new_params, state, (loss, aux) if has_aux else loss
 
     return step
-
-
-def _loss_and_aux(returned: Any, has_aux: bool) -> tuple[Tensor, Any]:
-    """Check the result of a loss function and split it."""
-    if not has_aux and isinstance(returned, tuple):
-        raise TypeError(
-            "train_step: loss_fn returned a tuple; pass has_aux=True if it is (loss, aux)"
-        )
-    if has_aux and not (isinstance(returned, tuple) and len(returned) == 2):
-        raise TypeError(
-            f"train_step: with has_aux, loss_fn must return (loss, aux), got {describe(returned)}"
-        )
-    loss, aux = returned if has_aux else (returned, ())
-    if not isinstance(loss, Tensor):
-        raise TypeError(
-            f"train_step: loss_fn must return a tensor, got {describe(loss)}"
-        )
-    if loss.ndim:
-        raise ValueError(
-            f"train_step: the loss must be 0-d, got shape {tuple(loss.shape)}; take its mean or sum"
-        )
-    if not loss.dtype.is_floating_point:
-        raise TypeError(
-            f"train_step: the loss must be a floating-point tensor, got {loss.dtype}"
-        )
-    leaves, _ = _tree.flatten_any(aux, "train_step: aux")
-    for name, leaf in leaves.items():
-        if leaf is None:
-            raise TypeError(f"train_step: leaf {name!r} of aux is None, needs a tensor")
-    return loss, aux
 
 
 def stack(trees: Iterable[Any]) -> Any:
@@ -149,9 +114,9 @@ def stack(trees: Iterable[Any]) -> Any:
         A tree like the first one, whose tensors have a new leading dimension for the members.
 
     Raises:
-        TypeError: If `trees` is a single tree, if a leaf is neither a tensor nor None, or None in some trees only,
-            or if dtypes differ.
-        ValueError: If there are no trees, or if a leaf differs in name, shape or device; the error names the leaf.
+        TypeError: If `trees` is a single tree, or if a leaf is neither a tensor nor None.
+        ValueError: If there are no trees, or if a leaf differs in name, shape, dtype or device; the error names the
+            leaf.
 
     Example:
         >>> members = gradtx.stack([{"w": torch.zeros(2)}, {"w": torch.ones(2)}])
@@ -185,20 +150,11 @@ def _check_alike(
     """Check that leaves have the names, shapes, dtypes and devices of others."""
     _tree.check_names(leaves, expected, what, of)
     for name, like in expected.items():
-        leaf = leaves[name]
-        where = f"{what}: leaf {name!r}" if name else what
-        if leaf is None or like is None:
-            if leaf is not like:
-                needed = "a tensor" if leaf is None else "None"
-                raise TypeError(f"{where} must be {needed}, got {describe(leaf)}")
-        elif leaf.shape != like.shape:
+        if form(leaves[name]) != form(like):
+            where = f"{what}: leaf {name!r}" if name else what
             raise ValueError(
-                f"{where} has shape {tuple(leaf.shape)}, needs {tuple(like.shape)}"
+                f"{where} is {form(leaves[name])}, needs {form(like)}, as in {of}"
             )
-        elif leaf.dtype != like.dtype:
-            raise TypeError(f"{where} has dtype {leaf.dtype}, needs {like.dtype}")
-        elif leaf.device != like.device:
-            raise ValueError(f"{where} is on {leaf.device}, needs {like.device}")
 
 
 def unstack(tree: Any) -> list[Any]:
@@ -212,33 +168,24 @@ def unstack(tree: Any) -> list[Any]:
 
     Raises:
         TypeError: If a leaf is neither a tensor nor None.
-        ValueError: If a leaf has no dimensions, if leaves differ in the number of members, or if there is no tensor.
+        ValueError: If leaves differ in the number of members, or if there is no tensor.
 
     Example:
         >>> gradtx.unstack({"w": torch.tensor([[0.0, 1.0], [2.0, 3.0]])})
         [{'w': tensor([0., 1.])}, {'w': tensor([2., 3.])}]
     """
     leaves, unflatten = _tree.flatten_any(tree, "unstack")
-    counts: dict[int, str] = {}  # the number of members -> a leaf that has it
-    for name, leaf in leaves.items():
-        if leaf is None:
-            continue
-        if not leaf.ndim:
-            raise ValueError(
-                f"unstack: leaf {name!r} is 0-d, needs a leading dimension of members"
-            )
-        counts.setdefault(len(leaf), name)
-    if not counts:
+    counts = {
+        name: leaf.shape[0] if leaf.ndim else 0
+        for name, leaf in leaves.items()
+        if leaf is not None
+    }
+    if len(set(counts.values())) != 1:
         raise ValueError(
-            "unstack: the tree contains no tensors, so the number of members is unknown"
-        )
-    (count, counted), *others = counts.items()
-    for other, name in others:
-        raise ValueError(
-            f"unstack: leaf {name!r} has {other} members, leaf {counted!r} has {count}"
+            f"unstack: tensors need one leading dimension of members, got the sizes {counts}"
         )
     trees: list[Any] = []
-    for i in range(count):
+    for i in range(max(counts.values())):
         member: dict[str, Tensor | None] = {}
         for name, leaf in leaves.items():
             # A view would keep the memory of all members alive, and torch.save would write all of it.
@@ -260,7 +207,7 @@ def get(state: dict[str, Any], name: str) -> Any:
         For a slot, a dict leaf name -> tensor; for a shared value, a 0-d tensor. Tensors are not copied.
 
     Raises:
-        TypeError: If `state` is not a dict, or if `name` is not a string.
+        TypeError: If `state` is not a dict.
         ValueError: If no part has this name, or if several parts have it; the error lists them.
 
     Example:
@@ -278,6 +225,35 @@ def get(state: dict[str, Any], name: str) -> Any:
     return _copied(part)
 
 
+def recorded(state: dict[str, Any]) -> dict[str, float]:
+    """Return what the `record` links of a chain have recorded in the last update, for any logger.
+
+    Args:
+        state: A state returned by `update`.
+
+    Returns:
+        The values by "stage/quantity/leaf", for the whole tree by "stage/quantity". Reading them waits for the device.
+
+    Example:
+        >>> tx = gradtx.chain(gradtx.sgd(0.1), gradtx.record(what=("rms",), per="all"))
+        >>> params = {"w": torch.ones(3)}
+        >>> _, state = tx.update(params, tx.init(params), params)
+        >>> {name: round(value, 3) for name, value in gradtx.recorded(state).items()}
+        {'record/rms': 0.1}
+    """
+    stages: dict[Path, dict[str, Any]] = {}
+
+    def visit(path: Path, entry: Any) -> None:
+        if path:
+            stages[path] = entry
+        for key, value in entry.items():
+            if isinstance(value, dict):
+                visit((*path, key), value)
+
+    visit((), state)
+    return recorded_in(stages)
+
+
 def put(state: dict[str, Any], name: str, value: Any) -> dict[str, Any]:
     """Return a state with one part replaced; the old state does not change.
 
@@ -290,9 +266,9 @@ def put(state: dict[str, Any], name: str, value: Any) -> dict[str, Any]:
         A new state, which shares all other tensors with the old one.
 
     Raises:
-        TypeError: If `state` is not a dict, if `name` is not a string, or if the value has a different type or dtype.
-        ValueError: If no part or several parts have this name, or if the value has different leaf names, shapes or
-            devices.
+        TypeError: If `state` is not a dict.
+        ValueError: If no part or several parts have this name, or if the value has different leaf names, shapes, dtypes
+            or devices.
 
     Example:
         >>> tx = gradtx.sgd(lr=1.0, momentum=0.9)
@@ -331,7 +307,7 @@ def learning_rate(
     Raises:
         TypeError: If `tx` is not a transformation.
         ValueError: If there is no learning rate, if there are several and no name is given, if the name is unknown, or
-            if the state is stacked or belongs to another chain.
+            if the state belongs to another chain.
 
     Example:
         >>> tx = gradtx.accumulate(
@@ -349,12 +325,6 @@ def learning_rate(
     """
     check_transformation("learning_rate", "tx", tx)
     entry = _entry(tx, name)
-    step = state.get("step") if isinstance(state, dict) else None
-    if isinstance(step, Tensor) and step.ndim:
-        raise ValueError(
-            "learning_rate: this is a stack of states; "
-            "use torch.vmap(lambda state: gradtx.learning_rate(tx, state))(state)"
-        )
     run = TreeRun(tx, {}, None, state)
     path = clock_at(entry.place[0], run.clock_paths)
     count = run.old_step if path is None else run.inner_counts[path]
@@ -371,92 +341,52 @@ def _entry(tx: GradientTransformation, name: str | None) -> Entry:
     if name is not None:
         if name not in numbers:
             raise ValueError(
-                f"learning_rate: {tx._name} has no scalar hyperparameter {name!r}; {nearest_dotted(name, numbers)}"
+                f"learning_rate: {tx._name} has no scalar hyperparameter {name!r}; {nearest(name, numbers)}"
             )
         return numbers[name]
-    shown = [entry for key, entry in numbers.items() if key == entry.name]
     # Polyak's `max_lr` also is the rate in an optimizer's groups.
-    rates = _named(shown, "lr") or _named(shown, "max_lr")
-    if not rates:
-        known = ", ".join(tx.hyperparams) or "none"
-        raise ValueError(
-            f"learning_rate: {tx._name} has no learning rate; its hyperparameters: {known}"
-        )
-    if len(rates) > 1:
-        names = [entry.labelled for entry in rates]
-        if len(set(names)) < len(names):
-            names = [entry.full for entry in rates]
-        raise ValueError(
-            f"learning_rate: {tx._name} has several learning rates: {', '.join(names)}; "
-            f"pass a name: learning_rate(tx, state, {names[0]!r})"
-        )
-    return rates[0]
+    for argument in ("lr", "max_lr"):
+        rates: dict[str, Entry] = {}
+        for entry in numbers.values():
+            if entry.argument.name == argument:
+                rates[entry.full] = entry
+        if len(rates) == 1:
+            return rates.popitem()[1]
+        if rates:
+            raise ValueError(
+                f"learning_rate: {tx._name} has several learning rates: {', '.join(rates)}; pass one of these names"
+            )
+    known = ", ".join(tx.hyperparams) or "none"
+    raise ValueError(
+        f"learning_rate: {tx._name} has no learning rate; its hyperparameters: {known}"
+    )
 
 
-def _named(entries: Iterable[Entry], argument: str) -> list[Entry]:
-    return [entry for entry in entries if entry.argument.name == argument]
-
-
-class Part(NamedTuple):
-    """A part of a state: a dict or a tensor.
-
-    Attributes:
-        path: Its path.
-        may_be_leaf: Whether it is an entry of a dict that contains only tensors, like the leaves of a slot.
-    """
-
-    path: Path
-    may_be_leaf: bool
-
-    @property
-    def dotted(self) -> str:
-        return ".".join(self.path)
-
-
-def _parts(state: dict[str, Any], path: Path = ()) -> Iterator[Part]:
-    """Yield all parts of a state, including nested parts."""
-    only_tensors = all(isinstance(value, Tensor) for value in state.values())
+def _paths(state: dict[str, Any], path: Path = ()) -> Iterator[Path]:
+    """Yield the paths of all parts of a state, including nested parts."""
     for key, value in state.items():
-        yield Part((*path, key), bool(path) and only_tensors)
+        yield (*path, key)
         if isinstance(value, dict):
-            yield from _parts(value, (*path, key))
+            yield from _paths(value, (*path, key))
 
 
-def _find(caller: str, state: Any, name: Any) -> Path:
-    """Return the path of the part to which the caller refers."""
-    if isinstance(state, dict) and "param_groups" in state:
-        raise TypeError(
-            f"{caller}: this is the state dict of an optimizer; read optimizer.state[param][{name!r}]"
-        )
+def _find(caller: str, state: Any, name: str) -> Path:
+    """Return the path of the part to which the caller refers: a full path, or the end of a path."""
     if not isinstance(state, dict):
         raise TypeError(
             f"{caller}: state must be a dict such as init returns, got {describe(state)}"
         )
-    if not isinstance(name, str):
-        raise TypeError(
-            f"{caller}: name must be a string such as 'exp_avg', got {describe(name)}"
+    paths = {".".join(map(str, path)): path for path in _paths(state)}
+    if name in paths:
+        return paths[name]
+    ending = [dotted for dotted in paths if dotted.endswith(f".{name}")]
+    if len(ending) == 1:
+        return paths[ending[0]]
+    if ending:
+        raise ValueError(
+            f"{caller}: {name!r} is ambiguous: {', '.join(ending)}; pass one of these paths"
         )
-    parts = list(_parts(state))
-    ending = [part for part in parts if part.dotted.endswith(f".{name}")]
-    # By decreasing priority: a full path, the end of a path, a leaf.
-    for candidates in (
-        [part for part in parts if part.dotted == name],
-        [part for part in ending if not part.may_be_leaf],
-        ending,
-    ):
-        if len(candidates) == 1:
-            return candidates[0].path
-        if candidates:
-            paths = ", ".join(part.dotted for part in candidates)
-            raise ValueError(
-                f"{caller}: {name!r} is ambiguous: {paths}; pass one of these paths"
-            )
-    # Not leaves, except a name that occurs once, which may be a shared value.
-    counts = Counter(part.path[-1] for part in parts)
-    known: set[str] = set()
-    for part in parts:
-        if not part.may_be_leaf or counts[part.path[-1]] == 1:
-            known.add(part.dotted if "." in name else part.path[-1])
+    known = set(paths) if "." in name else {str(path[-1]) for path in paths.values()}
     raise ValueError(f"{caller}: the state has no {name!r}; {nearest(name, known)}")
 
 
@@ -468,16 +398,10 @@ def _copied(tree: Any) -> Any:
 def _fitting(where: str, value: Any, old: Any) -> Any:
     """Check the leaves of `value`, and rebuild it with the structure of `old`."""
     if isinstance(old, Tensor) and isinstance(value, numbers.Real):
-        is_whole = not (old.dtype.is_floating_point or old.dtype.is_complex)
+        is_whole = not (old.is_floating_point() or old.is_complex())
         if is_whole and float(value) % 1 != 0:
             raise TypeError(f"{where} has dtype {old.dtype}, got {value!r}")
         return torch.full_like(old, value)  # type: ignore[arg-type]
-    if isinstance(old, Tensor) and not isinstance(value, Tensor):
-        raise TypeError(f"{where} must be a tensor, got {describe(value)}")
-    if isinstance(old, dict) and not isinstance(value, dict):
-        raise TypeError(
-            f"{where} must be a dict, leaf name -> tensor, got {describe(value)}"
-        )
     expected, unflatten = _tree.flatten_any(old, where)
     leaves, _ = _tree.flatten_any(value, where)
     _check_alike(where, leaves, expected, "the old value")

@@ -49,7 +49,6 @@ def hutchinson_hessian_diag(
         the parameters is zero.
 
     Raises:
-        TypeError: If `generator` has the wrong type.
         ValueError: If `distribution` is unknown, if `n_samples` is less than 1, or if the gradients have no graph.
 
     Example:
@@ -61,12 +60,8 @@ def hutchinson_hessian_diag(
 
     Source: Bekas et al. 2007; Yao et al. 2020, arXiv:2006.00719.
     """
-    if isinstance(generator, int) and not isinstance(generator, bool):
-        generator = torch.Generator().manual_seed(generator)
     if not isinstance(generator, torch.Generator):
-        raise TypeError(
-            f"hutchinson_hessian_diag: generator must be a torch.Generator or a seed, got {generator!r}"
-        )
+        generator = torch.Generator().manual_seed(generator)
     if distribution not in ("rademacher", "gaussian"):
         raise ValueError(
             f"hutchinson_hessian_diag: distribution must be 'rademacher' or 'gaussian', got {distribution!r}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,8 +13,6 @@ from torch.nn.parameter import is_lazy
 
 from gradtx.base import tree as _tree
 from gradtx.base.dtensor import local
-from gradtx.base.inputs import listed_group, listed_params
-from gradtx.base.messages import check_state_device, describe
 from gradtx.base.selectors import NumberedName
 from gradtx.execution.pure import TreeRun
 from gradtx.state.nested import NestedState
@@ -131,14 +129,12 @@ class Memory:
         sizes["total"] = self.total
         if self.offloaded:
             sizes["on the host"] = self.host
-        lines = [("", "bytes", "per entry")]
+        name_length = max(map(len, sizes))
+        lines = [f"{'':{name_length}}  {'bytes':>16}  per entry"]
         for name, size in sizes.items():
-            lines.append((name, f"{size:,}", f"{size / max(self.entries, 1):.2f}"))
-        first, second = (max(len(line[i]) for line in lines) for i in range(2))
-        return "\n".join(
-            f"{name:<{first}}  {size:>{second}}  {each:>9}".rstrip()
-            for name, size, each in lines
-        )
+            each = size / max(self.entries, 1)
+            lines.append(f"{name:{name_length}}  {size:>16,}  {each:>9.2f}")
+        return "\n".join(lines)
 
 
 def memory(
@@ -151,8 +147,7 @@ def memory(
 
     Args:
         tx: The transformation.
-        params: A model, a tree of tensors in a dict, or the first argument of an optimizer: tensors, pairs
-            (name, tensor) or groups, whose hyperparameters are ignored. For sharded tensors, the local shard counts.
+        params: A model, a tree of tensors, or pairs (name, tensor). For sharded tensors, the local shard counts.
             Parameters that require no gradient have neither gradient nor state.
         state_device: As for `as_optimizer`: "cpu" to keep the state on the host.
 
@@ -161,8 +156,7 @@ def memory(
 
     Raises:
         TypeError: If `tx` is not a transformation, or if `params` are not tensors.
-        ValueError: If there are no parameters, if two have the same name, if one is lazy, or if `state_device` is not
-            "cpu".
+        ValueError: If there are no parameters, or if one is lazy.
 
     Example:
         >>> with torch.device("meta"):
@@ -174,8 +168,6 @@ def memory(
         {'exp_avg': 1114112, 'exp_avg_sq': 1114112}
     """
     check_transformation(WHO, "tx", tx)
-    if state_device is not None:
-        check_state_device(WHO, state_device)
     tensors = _named(params)
     stand_ins = {
         name: torch.empty_like(local(tensor.detach()), device=META)
@@ -195,20 +187,18 @@ def memory(
                     slots[leaf][name.partition(".")[0]] += _bytes(tensor)
     rows: list[MemoryRow] = []
     for name, stand_in in stand_ins.items():
-        is_frozen = isinstance(tensors[name], nn.Parameter) and not (
-            tensors[name].requires_grad
-        )
-        of_leaf = {} if is_frozen else slots[name]
+        tensor = tensors[name]
+        is_frozen = isinstance(tensor, nn.Parameter) and not tensor.requires_grad
+        of_leaf = Counter[str]() if is_frozen else slots[name]
+        master = of_leaf.pop(COMPENSATION, 0)
         rows.append(
             MemoryRow(
                 name=name,
                 shape=stand_in.shape,
                 weights=_bytes(stand_in),
                 gradient=0 if is_frozen else _bytes(stand_in),
-                slots={
-                    slot: size for slot, size in of_leaf.items() if slot != COMPENSATION
-                },
-                master=of_leaf.get(COMPENSATION, 0),
+                slots=dict(of_leaf),
+                master=master,
             )
         )
     return Memory(rows, shared, offloaded=state_device is not None)
@@ -218,17 +208,17 @@ def _named(params: Any) -> dict[str, Tensor]:
     """Return the parameters by name.
 
     Raises:
-        TypeError, ValueError: If there are no parameters, if two have the same name, or if one has no shape yet.
+        TypeError, ValueError: If a leaf is no tensor, if there are no parameters, or if one has no shape yet.
     """
     if isinstance(params, nn.Module):
         params = dict(params.named_parameters())
-    if isinstance(params, Tensor | str) or not isinstance(params, Iterable):
-        raise TypeError(
-            f"{WHO}: needs a model, a dict or a list of tensors, got {describe(params)}"
-        )
-    if not isinstance(params, Mapping):
-        params = _by_name(listed_params(WHO, params))
-    leaves, _ = _tree.flatten_real(dict(params), WHO)
+    elif not isinstance(params, Mapping | Tensor):
+        params = list(params)
+        if all(isinstance(entry, tuple) and len(entry) == 2 for entry in params):
+            params = dict(params)
+        else:
+            params = {NumberedName(i): entry for i, entry in enumerate(params)}
+    leaves, _ = _tree.flatten_real(params, WHO)
     tensors = {name: leaf for name, leaf in leaves.items() if leaf is not None}
     for name, tensor in tensors.items():
         if is_lazy(tensor):
@@ -238,24 +228,6 @@ def _named(params: Any) -> dict[str, Tensor]:
     if not tensors:
         raise ValueError(f"{WHO}: got no parameters")
     return tensors
-
-
-def _by_name(entries: Iterable[Any]) -> dict[str, Any]:
-    """Return the parameters of a list, or of a list of groups, by name or position."""
-    leaves: dict[str, Any] = {}
-    for entry in entries:
-        params: Any = [entry]
-        if isinstance(entry, Mapping):
-            params = listed_group(WHO, dict(entry))["params"]
-        for param in [params] if isinstance(params, Tensor) else params:
-            numbered = (NumberedName(len(leaves)), param)
-            name, tensor = param if isinstance(param, tuple) else numbered
-            if name in leaves:
-                raise ValueError(
-                    f"{WHO}: two parameters are named {name!r}; names must be unique"
-                )
-            leaves[name] = tensor
-    return leaves
 
 
 def _bytes(tensor: Tensor) -> int:

@@ -18,7 +18,6 @@ from torch.nn.utils.parametrize import ParametrizationList
 
 from gradtx.algorithms.adam import adamw
 from gradtx.algorithms.muon import muon
-from gradtx.base import torch_names as _torch
 from gradtx.base.exact import Betas, Scalar
 from gradtx.base.messages import describe
 from gradtx.base.selectors import Selector, Where, in_model, without_wrappers
@@ -45,14 +44,15 @@ EMBEDDING_WORDS = (
 # Of class, mask, distillation and register tokens.
 TOKEN_ENDINGS = ("_token", "_tokens")
 HEAD_NAMES = ("lm_head", "head", "classifier", "fc_out", "score")
-NORMS = (
-    *_torch.norms_of_batches(),
-    nn.LayerNorm,
-    nn.GroupNorm,
-    nn.RMSNorm,
-    nn.LocalResponseNorm,
+EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
+CONVOLUTIONS = (
+    nn.Conv1d,
+    nn.Conv2d,
+    nn.Conv3d,
+    nn.ConvTranspose1d,
+    nn.ConvTranspose2d,
+    nn.ConvTranspose3d,
 )
-CONVOLUTIONS = _torch.convolutions()
 SCALE_NAMES = ("weight", "gamma", "scale")
 
 
@@ -101,7 +101,7 @@ def label_by_role(model: nn.Module, *, tied: str = "embedding") -> dict[str, str
         A dict name -> role, for `partition` (`lambda name, p: roles[name]`).
 
     Raises:
-        TypeError: If `model` is not a module, or if `tied` is not a string.
+        TypeError: If `model` is not a module.
 
     Example:
         >>> model = torch.nn.Sequential(
@@ -111,10 +111,6 @@ def label_by_role(model: nn.Module, *, tied: str = "embedding") -> dict[str, str
         {'0.weight': 'embedding', '1.weight': 'norm', '1.bias': 'bias', '2.weight': 'matrix', '2.bias': 'bias'}
     """
     _check_model("label_by_role", model)
-    if not isinstance(tied, str):
-        raise TypeError(
-            f"label_by_role: tied must be the name of a role, got {describe(tied)}"
-        )
     places = places_of(model)
     last = _last_with_outputs_of_an_embedding(model)
     return {
@@ -250,19 +246,15 @@ def places_of(model: nn.Module) -> dict[Tensor, list[Place]]:
             recurse=False, remove_duplicate=False
         ):
             place = Place(module, without_wrappers(module_name), name)
-            if not _is_magnitude(place, param):
+            if not _is_vector(param):
                 place = _of_weight(place, modules)
             places.setdefault(param, []).append(place)
     return places
 
 
-def _is_magnitude(place: Place, param: Tensor) -> bool:
-    """Whether a parameter has the norms of a weight's rows or columns, as in `weight_norm`, also in its old form."""
-    if is_lazy(param) or param.numel() != max(param.shape, default=1):
-        return False
-    if isinstance(place.module, ParametrizationList):
-        return place.name == "original0" and hasattr(place.module, "original1")
-    return place.name.endswith("_g") and hasattr(place.module, f"{place.name[:-1]}v")
+def _is_vector(param: Tensor) -> bool:
+    """Whether at most one dimension is larger than 1; a lazy parameter has no shape yet."""
+    return not is_lazy(param) and param.numel() == max(param.shape, default=1)
 
 
 def _of_weight(place: Place, modules: Mapping[str, nn.Module]) -> Place:
@@ -279,15 +271,16 @@ def _of_weight(place: Place, modules: Mapping[str, nn.Module]) -> Place:
 
 def _last_with_outputs_of_an_embedding(model: nn.Module) -> nn.Module | None:
     """Return the last linear layer with as many outputs as an embedding has entries, or None."""
-    sizes: set[int] = set()
-    linears: list[tuple[nn.Module, Tensor]] = []
+    sizes = {
+        module.num_embeddings
+        for module in model.modules()
+        if isinstance(module, EMBEDDINGS)
+    }
+    last = None
     for module in model.modules():
-        if isinstance(module, nn.Embedding | nn.EmbeddingBag):
-            sizes.add(module.num_embeddings)
-        if isinstance(module, nn.Linear) and not is_lazy(module.weight):
-            linears.append((module, module.weight))
-    fitting = [module for module, weight in linears if weight.shape[0] in sizes]
-    return fitting[-1] if fitting else None
+        if isinstance(module, nn.Linear) and module.out_features in sizes:
+            last = module
+    return last
 
 
 def _role(param: Tensor, places: list[Place], last: nn.Module | None, tied: str) -> str:
@@ -299,8 +292,8 @@ def _role(param: Tensor, places: list[Place], last: nn.Module | None, tied: str)
     if is_head:
         return "head"
     place = places[0]
-    kind = type(place.module).__name__
-    if isinstance(place.module, NORMS) or kind.endswith("Norm"):
+    # Without the dimensions of BatchNorm2d.
+    if type(place.module).__name__.rstrip("123d").endswith("Norm"):
         role = {"weight": "norm", "bias": "bias"}.get(place.name)
         if role is not None:
             return role
@@ -308,10 +301,7 @@ def _role(param: Tensor, places: list[Place], last: nn.Module | None, tied: str)
 
 
 def _is_embedding(place: Place) -> bool:
-    if (
-        isinstance(place.module, nn.Embedding | nn.EmbeddingBag)
-        and place.name == "weight"
-    ):
+    if isinstance(place.module, EMBEDDINGS) and place.name == "weight":
         return True
     return place.name.endswith(TOKEN_ENDINGS) or any(
         word in place.path for word in EMBEDDING_WORDS
@@ -325,39 +315,50 @@ def _is_head(place: Place, last: nn.Module | None) -> bool:
 
 
 def _role_by_shape(param: Tensor, place: Place) -> str:
-    if is_lazy(param):  # it has no shape yet
-        return "bias" if place.name.endswith("bias") else "matrix"
-    if param.numel() == 1:
+    if not is_lazy(param) and param.numel() == 1:
         return "scalar"
-    if _is_magnitude(place, param):
-        return "norm"
     if place.name.endswith("bias"):
         return "bias"
-    is_vector = param.ndim == 1 or param.numel() == max(param.shape)
-    if param.ndim == 1 or (is_vector and place.name != "weight"):
-        return "norm" if place.name in SCALE_NAMES else "bias"
-    return (
-        "conv"
-        if isinstance(place.module, CONVOLUTIONS) and place.name == "weight"
-        else "matrix"
-    )
+    is_weight = place.name == "weight"
+    if _is_vector(param) and (param.ndim == 1 or not is_weight):
+        return "norm" if _has_scales(place) else "bias"
+    return "conv" if isinstance(place.module, CONVOLUTIONS) and is_weight else "matrix"
+
+
+def _has_scales(place: Place) -> bool:
+    """Whether a vector scales rows or columns, as the magnitudes of `weight_norm` do, also in its old form."""
+    if isinstance(place.module, ParametrizationList):
+        return place.name == "original0"
+    return place.name in SCALE_NAMES or place.name.endswith("_g")
 
 
 HEADS = ("num_heads", "n_head", "n_heads", "num_attention_heads")
 KEY_HEADS = ("num_key_value_heads", "n_kv_heads", "num_kv_heads", "n_kv_head")
-QUERIES = ("q", "wq", "query", "q_proj", "to_q", "q_lin", "q_proj_weight")
-KEYS = ("k", "wk", "key", "k_proj", "to_k", "k_lin", "k_proj_weight")
-VALUES = ("v", "wv", "value", "v_proj", "to_v", "v_lin", "v_proj_weight")
-FUSED = (
-    "qkv",
-    "qkv_proj",
-    "Wqkv",
-    "wqkv",
-    "in_proj",
-    "in_proj_weight",
-    "c_attn",
-    "query_key_value",
-)
+# The numbers of blocks of projections: how often queries have a block per head, and keys or values have.
+BLOCKS = {
+    **dict.fromkeys(
+        ("q", "wq", "query", "q_proj", "to_q", "q_lin", "q_proj_weight"), (1, 0)
+    ),
+    **dict.fromkeys(
+        ("k", "wk", "key", "k_proj", "to_k", "k_lin", "k_proj_weight"), (0, 1)
+    ),
+    **dict.fromkeys(
+        ("v", "wv", "value", "v_proj", "to_v", "v_lin", "v_proj_weight"), (0, 1)
+    ),
+    **dict.fromkeys(
+        (
+            "qkv",
+            "qkv_proj",
+            "Wqkv",
+            "wqkv",
+            "in_proj",
+            "in_proj_weight",
+            "c_attn",
+            "query_key_value",
+        ),
+        (1, 2),
+    ),
+}
 # Others: no decay.
 BRANCH = {"matrix": "muon", "conv": "muon_conv", "head": "adamw", "frozen": "frozen"}
 
@@ -399,16 +400,7 @@ class ModelOptimizer(ChainOptimizer):
         rows: The treatment of each parameter.
     """
 
-    def __init__(
-        self,
-        tx: GradientTransformation,
-        rows: list[Row],
-        params: Any,
-        compile: Any = False,
-        process_group: Any = None,
-    ):
-        self.rows = rows
-        super().__init__(tx, params, compile=compile, process_group=process_group)
+    rows: list[Row]
 
     @property
     def transformation(self) -> GradientTransformation:
@@ -481,7 +473,11 @@ def muon_for(
         >>> optimizer.rows[0].name, optimizer.rows[0].blocks
         ('self_attn.in_proj_weight', '6 along 0')
     """
-    _check_arguments(model, per_head, conv, tied, options)
+    if conv not in ("muon", "adamw"):
+        raise ValueError(f"muon_for: conv must be 'muon' or 'adamw', got {conv!r}")
+    if tied not in ("embedding", "head"):
+        raise ValueError(f"muon_for: tied must be 'embedding' or 'head', got {tied!r}")
+    _check_model("muon_for", model)
     rows = list(_rows(model, per_head, conv, tied))
     if all(row.branch == "frozen" for row in rows):
         raise ValueError(
@@ -490,40 +486,29 @@ def muon_for(
     numbers: tuple[Any, ...] = (adamw_lr, betas, eps, adamw_weight_decay)
     other = adamw(*numbers)
     branches = {
-        "muon": _in_blocks(muon(lr, weight_decay, **options), rows),
+        "muon": _in_blocks(muon(lr, weight_decay, fallback=None, **options), rows),
         "muon_conv": muon(lr, weight_decay, view="flatten", **options),
         "adamw": other,
         "adamw_no_decay": other.replace(weight_decay=0.0),
         "frozen": freeze("*"),
     }
-    names: dict[str, list[str]] = defaultdict(list)
-    for row in rows:
-        names[row.branch].append(row.name)
-    labels = {label: tuple(names[label]) for label in branches if label in names}
+    labels = {
+        label: tuple(row.name for row in rows if row.branch == label)
+        for label in branches
+    }
+    labels = {label: names for label, names in labels.items() if names}
     tx = partition({label: branches[label] for label in labels}, labels)
-    return ModelOptimizer(
-        tx, rows, list(model.named_parameters()), compile, process_group
+    optimizer = ModelOptimizer(
+        tx,
+        list(model.named_parameters()),
+        compile=compile,
+        process_group=process_group,
     )
+    optimizer.rows = rows
+    return optimizer
 
 
 # Rows.
-
-
-def _check_arguments(
-    model: Any, per_head: Any, conv: str, tied: str, options: Mapping[str, Any]
-) -> None:
-    if conv not in ("muon", "adamw"):
-        raise ValueError(f"muon_for: conv must be 'muon' or 'adamw', got {conv!r}")
-    if tied not in ("embedding", "head"):
-        raise ValueError(f"muon_for: tied must be 'embedding' or 'head', got {tied!r}")
-    if not isinstance(per_head, bool):
-        raise TypeError(f"muon_for: per_head must be a bool, got {describe(per_head)}")
-    _check_model("muon_for", model)
-    for name in ("fallback", "view", "flatten", "mask"):
-        if name in options:
-            raise TypeError(
-                f"muon_for: {name!r} is derived from the model; use partition and muon for another split"
-            )
 
 
 def _rows(model: nn.Module, per_head: bool, conv: str, tied: str) -> Iterator[Row]:
@@ -560,37 +545,28 @@ def _cut(
     for part, around in ((place.name, place.module_name), (module_name, parent)):
         heads = _heads_of(modules.get(around))
         if heads is not None:
-            count = _blocks_of(part, *heads)
+            queries, keys = BLOCKS.get(part, (0, 0))
+            count = queries * heads[0] + keys * heads[1] or 1
             return (count, dim) if param.shape[dim] % count == 0 else (1, 0)
     return 1, 0
-
-
-def _blocks_of(part: str, queries: int, keys: int) -> int:
-    """Return the number of blocks of a projection weight, given the numbers of heads."""
-    if part in QUERIES:
-        return queries
-    if part in FUSED:
-        return queries + 2 * keys
-    return keys if part in KEYS or part in VALUES else 1
 
 
 def _heads_of(module: nn.Module | None) -> tuple[int, int] | None:
     """Return the numbers of query and key heads of an attention module; None for other modules."""
     config = getattr(module, "config", None)
-    queries = _first_count(module, HEADS)
-    if queries is None and "attention" in type(module).__name__.lower():
-        queries = _first_count(config, HEADS)
+    is_attention = "attention" in type(module).__name__.lower()
+    queries = _first_count(HEADS, module, config if is_attention else None)
     if queries is None:
         return None
-    keys = _first_count(module, KEY_HEADS) or _first_count(config, KEY_HEADS)
-    return queries, keys or queries
+    return queries, _first_count(KEY_HEADS, module, config) or queries
 
 
-def _first_count(source: Any, names: tuple[str, ...]) -> int | None:
-    for name in names:
-        value = getattr(source, name, None)
-        if type(value) is int and value > 0:
-            return value
+def _first_count(names: tuple[str, ...], *sources: Any) -> int | None:
+    for source in sources:
+        for name in names:
+            value = getattr(source, name, None)
+            if type(value) is int and value > 0:
+                return value
     return None
 
 
@@ -620,6 +596,5 @@ def table(rows: list[Row]) -> str:
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines: list[str] = []
     for line in cells:
-        padded = (text.ljust(width) for text, width in zip(line, widths, strict=True))
-        lines.append("\n    " + "  ".join(padded).rstrip())
+        lines.append("\n    " + "  ".join(map(str.ljust, line, widths)).rstrip())
     return "".join(lines)

@@ -64,26 +64,17 @@ def pcgrad(
         _tree.match(tree, first, f"gradients of task {i}", "those of task 0")
         for i, tree in enumerate(grads)
     ]
-    # The number of tasks that reach each leaf, without leaves that no task reaches.
-    counts = {name: sum(task[name] is not None for task in tasks) for name in first}
-    dense: list[Leaves] = []
+    reached: list[Leaves] = []
     for task in tasks:
-        leaves: Leaves = {}
-        for name, count in counts.items():
-            if count:
-                reached = [grad for each in tasks if (grad := each[name]) is not None]
-                grad = task[name]
-                leaves[name] = torch.zeros_like(reached[0]) if grad is None else grad
-        dense.append(leaves)
-    squares = [_dot(task, task) for task in dense]
+        reached.append({name: grad for name, grad in task.items() if grad is not None})
+    squares = [_dot(task, task) for task in reached]
     total: dict[str, Any] = dict.fromkeys(first)
     for i, order in enumerate(_orders(len(tasks), generator)):
-        for name, grad in _without_conflicts(i, order, dense, squares).items():
+        for name, grad in _without_conflicts(i, order, reached, squares).items():
             total[name] = grad if total[name] is None else total[name] + grad
     if reduction == "mean":
-        for name, count in counts.items():
-            if count == len(tasks):
-                total[name] = total[name] / count
+        for name in set(first).intersection(*reached):
+            total[name] = total[name] / len(tasks)
     return unflatten(total)
 
 
@@ -103,28 +94,29 @@ def _without_conflicts(
     """Return the gradient of task i without components that conflict with other tasks, processed in this order."""
     projected = tasks[i]
     for j in order:
-        if j == i or not projected:
+        if j == i:
             continue
         # torch.where, not if: avoids a host synchronization; a zero gradient has inner product 0
         along = _dot(projected, tasks[j])
         square = torch.where(squares[j] == 0, 1.0, squares[j])
         share = torch.where(along < 0, along / square, 0.0)
-        remaining: Leaves = {}
-        for name, grad in projected.items():
-            factor = share.to(grad.device, grad.dtype)
-            remaining[name] = grad - factor * tasks[j][name]
+        remaining = dict(projected)
+        for name, grad in tasks[j].items():
+            component = share.to(grad.device, grad.dtype) * grad
+            remaining[name] = projected.get(name, 0.0) - component
         projected = remaining
     return projected
 
 
 def _dot(a: Leaves, b: Leaves) -> Tensor:
-    """Return the inner product over all leaves, summed in at least float32 on the device of the first leaf."""
+    """Return the inner product over common leaves, summed in at least float32 on the device of the first leaf."""
     terms: list[Tensor] = []
     for name in a:
-        term = (a[name] * b[name]).sum()
-        device = terms[0].device if terms else term.device
-        dtype = torch.promote_types(term.dtype, torch.float32)
-        terms.append(term.to(device, dtype))
+        if name in b:
+            term = (a[name] * b[name]).sum()
+            device = terms[0].device if terms else term.device
+            dtype = torch.promote_types(term.dtype, torch.float32)
+            terms.append(term.to(device, dtype))
     return torch.stack(terms).sum() if terms else torch.zeros(())
 
 
@@ -145,9 +137,8 @@ def pcgrad_backward(
         generator: As in `pcgrad`. For reproducible runs, pass the same generator at every step, not the same seed.
 
     Raises:
-        TypeError: If `losses` is a single loss, or if `params` are not tensors.
-        ValueError: If there are no losses, if `reduction` is unknown, if a loss is not 0-d or has no graph, or if no
-            parameter requires a gradient.
+        ValueError: If there are no losses, or if `reduction` is unknown.
+        RuntimeError: From torch, if a loss is not 0-d or has no graph, or if no parameter requires a gradient.
 
     Example:
         >>> model = torch.nn.Linear(2, 2)
@@ -158,17 +149,7 @@ def pcgrad_backward(
 
     Source: Yu et al. 2020, arXiv:2001.06782.
     """
-    params = list(params)
-    for param in params:
-        if not isinstance(param, Tensor):
-            got = type(param).__name__
-            raise TypeError(
-                f"pcgrad_backward: params must be tensors, such as model.parameters(), got a {got}"
-            )
     trained = [param for param in params if param.requires_grad]
-    if not trained:
-        raise ValueError("pcgrad_backward: none of the params requires a gradient")
-    _check_losses(losses)
     grads: list[dict[int, Tensor | None]] = []
     for i, loss in enumerate(losses):
         is_last = i + 1 == len(losses)
@@ -179,22 +160,6 @@ def pcgrad_backward(
     merged = pcgrad(grads, reduction, generator)
     for i, param in enumerate(trained):
         param.grad = merged[i]
-
-
-def _check_losses(losses: Any) -> None:
-    if isinstance(losses, Tensor) and not losses.ndim:
-        raise TypeError(
-            "pcgrad_backward: losses must contain one loss per task, got a single tensor"
-        )
-    for i, loss in enumerate(losses):
-        if loss.numel() != 1:
-            raise ValueError(
-                f"pcgrad_backward: losses[{i}] must be 0-d, got shape {tuple(loss.shape)}"
-            )
-        if not loss.requires_grad:
-            raise ValueError(
-                f"pcgrad_backward: losses[{i}] has no graph; compute it with gradients enabled"
-            )
 
 
 def rotograd_scale(
@@ -278,15 +243,11 @@ def _norm(x: Any) -> Tensor:
     return x.norm()
 
 
-class _Rotation(nn.Module):
-    """A trainable orthogonal matrix that starts as the identity."""
-
-    weight: Tensor
-
-    def __init__(self, size: int):
-        super().__init__()
-        self.weight = nn.Parameter(torch.eye(size))
-        parametrizations.orthogonal(self, "weight")
+def _rotation(size: int) -> nn.Module:
+    """Return a layer whose trainable weight is an orthogonal matrix that starts as the identity."""
+    layer = nn.Linear(size, size, bias=False)
+    nn.init.eye_(layer.weight)
+    return parametrizations.orthogonal(layer)
 
 
 class RotoGrad(nn.Module):
@@ -305,8 +266,8 @@ class RotoGrad(nn.Module):
         normalize_losses: Divide each loss by its initial value.
 
     Raises:
-        ValueError: If the representation has the wrong size, if the number of losses is wrong, or if `backward` is
-            called without a forward pass in training mode.
+        ValueError: If the number of losses is wrong, or if `backward` is called without a forward pass in training
+            mode.
 
     Example:
         >>> model = gradtx.RotoGrad(
@@ -337,8 +298,7 @@ class RotoGrad(nn.Module):
         super().__init__()
         self.backbone = backbone
         self.heads = nn.ModuleList(heads)
-        self.rotations = nn.ModuleList(_Rotation(latent_size) for _ in heads)
-        self.latent_size = latent_size
+        self.rotations = nn.ModuleList(_rotation(latent_size) for _ in heads)
         self.burn_in_period = burn_in_period
         self.normalize_losses = normalize_losses
         self.register_buffer("initial_norms", torch.ones(len(self.heads)))
@@ -361,10 +321,6 @@ class RotoGrad(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> list[Any]:
         """Return the outputs of all heads."""
         z = self.backbone(*args, **kwargs)
-        if z.shape[-1] != self.latent_size:
-            raise ValueError(
-                f"RotoGrad: the backbone's output has size {z.shape[-1]}, but latent_size is {self.latent_size}"
-            )
         turned = [z @ matrix.detach().T for matrix in self._matrices()]
         self._passed = None
         if self.training and torch.is_grad_enabled():
@@ -387,10 +343,6 @@ class RotoGrad(nn.Module):
             raise ValueError(
                 "RotoGrad: backward must follow a forward pass in training mode, with gradients enabled"
             )
-        if len(losses) != len(self.heads):
-            raise ValueError(
-                f"RotoGrad: needs one loss per head, got {len(losses)} losses for {len(self.heads)} heads"
-            )
         z, turned = self._passed
         self._passed = None
         is_start = (self.iteration == 0) | (self.iteration == self.burn_in_period)
@@ -399,12 +351,13 @@ class RotoGrad(nn.Module):
         # Do not divide a loss whose initial value is 0.
         values = torch.where(values == 0, 1.0, values)
         self.initial_losses = torch.where(is_start, values, self.initial_losses)
+        relative: Any = torch.stack(list(losses))
+        if self.normalize_losses:
+            relative = relative / self.initial_losses
         # Through each head, to the representation that it received.
+        relative.sum().backward()
         rotated_grads: list[Tensor] = []
-        for k, (loss, representation) in enumerate(zip(losses, turned, strict=True)):
-            start = self.initial_losses[k] if self.normalize_losses else 1.0
-            relative: Any = loss / start
-            relative.backward(retain_graph=k + 1 < len(losses))
+        for representation, _ in zip(turned, losses, strict=True):
             grad = representation.grad
             rotated_grads.append(
                 torch.zeros_like(representation) if grad is None else grad

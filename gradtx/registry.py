@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import fnmatch
-from collections import defaultdict
+import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeAlias, cast
 
 import torch
@@ -16,19 +17,17 @@ from gradtx import schedules
 from gradtx.algorithms.adam import adamw
 from gradtx.algorithms.averaging import lookahead
 from gradtx.algorithms.projection import centralize, orthogonalize_against_params
-from gradtx.arguments import Argument
+from gradtx.arguments import Argument, name_here
 from gradtx.base.counterparts import plain
 from gradtx.base.exact import Scalar, Schedule
 from gradtx.base.messages import describe, nearest, warn_user
 from gradtx.combinators.lookahead import with_lookahead
-from gradtx.models import label_by_role, named_in_model, named_modules
-from gradtx.optim import ChainOptimizer, as_optimizer
-from gradtx.optim._chain_checks import warn_of_engine_options
-from gradtx.optim._groups import ENGINE_OPTIONS, check_differentiable
-from gradtx.optim._hints import class_names, optimizer_hint
+from gradtx.models import label_by_role, named_in_model, places_of
+from gradtx.optim import ChainOptimizer, as_optimizer, class_names, optimizer_hint
+from gradtx.optim.chain_checks import warn_of_engine_options
 from gradtx.optim.classes import CLASSES, AliasOptimizer, class_of
+from gradtx.optim.groups import ENGINE_OPTIONS, check_differentiable
 from gradtx.rules import Alias
-from gradtx.schedules._factory import in_its_words
 from gradtx.schedules.adapter import ScheduleLR
 from gradtx.transform import GradientTransformation, chain
 
@@ -56,13 +55,8 @@ _NO_RATES = (
     "join_schedules",
     "proportion_schedule",
 )
-_SCHEDULES: dict[str, Any] = {
-    name.removesuffix("_schedule"): getattr(schedules, name)
-    for name in schedules.__all__
-    if hasattr(getattr(schedules, name), "arguments") and name not in _NO_RATES
-}
 # Names in torch and pytorch_optimizer that differ from ours.
-_SCHEDULERS_ELSEWHERE = {
+_OTHER_SCHEDULERS = {
     "ConstantLR": "constant",
     "LinearLR": "linear",
     "PolynomialLR": "polynomial",
@@ -85,51 +79,60 @@ _SCHEDULERS_ELSEWHERE = {
 }
 
 
-def _lookup(
-    owner: str,
-    what: str,
-    name: Any,
-    known: Mapping[str, Any],
-    synonyms: Mapping[str, str],
-) -> Any:
-    """Return the entry of a name or a synonym; if none has this spelling, of one that differs in case, - or _."""
-    if not isinstance(name, str):
-        raise TypeError(
-            f"{owner}: the name of {what} must be a str, got {describe(name)}"
-        )
-    target = synonyms.get(name, name)
-    if target in known:
-        return known[target]
-    names = {**synonyms, **{target: target for target in known}}
-    name_of = {plain(spelling): target for spelling, target in names.items()}
-    if plain(name) in name_of:
-        return known[name_of[plain(name)]]
-    suggest = optimizer_hint if what == "optimizer" else nearest
-    hint = suggest(plain(name), name_of)
-    raise ValueError(f"{owner}: unknown {what} {name!r}; {hint}")
+@dataclass(frozen=True)
+class _Catalog:
+    """What can be found by name.
 
+    Attributes:
+        what: The kind of entries, for errors.
+        entries: The entries by name.
+        synonyms: Other name -> name.
+        hint: Function of an unknown name and of the name for each plain spelling that says what to use instead.
+    """
 
-def _matching(
-    owner: str, filters: Any, spellings: Mapping[str, Sequence[str]]
-) -> list[str]:
-    """Return the names with a spelling that matches one of the wildcard patterns."""
-    patterns = [filters] if isinstance(filters, str) else filters
-    if patterns is None:
-        patterns = ["*"]
-    if not _are_strings(patterns):
-        raise TypeError(
-            f"{owner}: filters must be a pattern or a list of patterns, got {describe(filters)}"
-        )
-    # A dash inside brackets denotes a range, so keep it.
-    patterns = [
-        pattern.lower() if "[" in pattern else plain(pattern) for pattern in patterns
-    ]
-    names: list[str] = []
-    for name, synonyms in spellings.items():
-        known = list(map(plain, (name, *synonyms)))
-        if any(fnmatch.filter(known, pattern) for pattern in patterns):
-            names.append(name)
-    return sorted(names)
+    what: str
+    entries: Mapping[str, Any]
+    synonyms: Mapping[str, str]
+    hint: Callable[[str, Mapping[str, str]], str]
+
+    def find(self, owner: str, name: Any) -> Any:
+        """Return the entry of a name or a synonym; if none has this spelling, of one that differs in case, - or _."""
+        if not isinstance(name, str):
+            raise TypeError(
+                f"{owner}: the name of {self.what} must be a str, got {describe(name)}"
+            )
+        target = self.synonyms.get(name, name)
+        if target not in self.entries:
+            names = self.by_spelling()
+            if plain(name) not in names:
+                raise ValueError(
+                    f"{owner}: unknown {self.what} {name!r}; {self.hint(name, names)}"
+                )
+            target = names[plain(name)]
+        return self.entries[target]
+
+    def by_spelling(self) -> dict[str, str]:
+        """Return the name for each plain spelling of a name or a synonym."""
+        names = {**self.synonyms, **{name: name for name in self.entries}}
+        return {plain(spelling): name for spelling, name in names.items()}
+
+    def matching(self, owner: str, filters: Names) -> list[str]:
+        """Return the sorted names with a spelling that matches one of the wildcard patterns."""
+        patterns = [filters] if isinstance(filters, str) else filters
+        if patterns is None:
+            patterns = ["*"]
+        if not _are_strings(patterns):
+            raise TypeError(
+                f"{owner}: filters must be a pattern or a list of patterns, got {describe(filters)}"
+            )
+        names: set[str] = set()
+        for pattern in patterns:
+            # A dash inside brackets denotes a range, so keep it.
+            pattern = pattern.lower() if "[" in pattern else plain(pattern)
+            for spelling, name in self.by_spelling().items():
+                if fnmatch.fnmatchcase(spelling, pattern):
+                    names.add(name)
+        return sorted(names)
 
 
 def _are_strings(value: Any) -> bool:
@@ -138,12 +141,24 @@ def _are_strings(value: Any) -> bool:
     )
 
 
+_SCHEDULERS = _Catalog(
+    "scheduler",
+    {
+        name.removesuffix("_schedule"): getattr(schedules, name)
+        for name in schedules.__all__
+        if hasattr(getattr(schedules, name), "arguments") and name not in _NO_RATES
+    },
+    _OTHER_SCHEDULERS,
+    nearest,
+)
 # The classes of users' aliases, by the alias's name.
 _OWN_CLASSES: dict[str, type[AliasOptimizer]] = {}
 
 
-def _classes() -> dict[str, type[AliasOptimizer]]:
-    return {**CLASSES, **_OWN_CLASSES}
+def _optimizers() -> _Catalog:
+    classes = {**CLASSES, **_OWN_CLASSES}
+    alias_of_class = {cls.__name__: alias for alias, cls in classes.items()}
+    return _Catalog("optimizer", classes, alias_of_class, optimizer_hint)
 
 
 def optimizer_class(
@@ -213,13 +228,7 @@ def load_optimizer(optimizer: str) -> type[AliasOptimizer]:
         >>> gradtx.load_optimizer("Adam-W").__name__
         'AdamW'
     """
-    return _class("load_optimizer", optimizer)
-
-
-def _class(owner: str, name: Any) -> type[AliasOptimizer]:
-    classes = _classes()
-    alias_of_class = {cls.__name__: alias for alias, cls in classes.items()}
-    return _lookup(owner, "optimizer", name, classes, alias_of_class)
+    return _optimizers().find("load_optimizer", optimizer)
 
 
 def get_supported_optimizers(filters: Names = None) -> list[str]:
@@ -235,8 +244,7 @@ def get_supported_optimizers(filters: Names = None) -> list[str]:
         >>> gradtx.get_supported_optimizers(["lion", "schedule*"])
         ['lion', 'schedule_free_adamw', 'schedule_free_radam', 'schedule_free_sgd']
     """
-    spellings = {alias: [cls.__name__] for alias, cls in _classes().items()}
-    return _matching("get_supported_optimizers", filters, spellings)
+    return _optimizers().matching("get_supported_optimizers", filters)
 
 
 def get_supported_lr_schedulers(filters: Names = None) -> list[str]:
@@ -249,12 +257,10 @@ def get_supported_lr_schedulers(filters: Names = None) -> list[str]:
         TypeError: If `filters` is neither a pattern nor a list of patterns.
 
     Example:
-        >>> gradtx.get_supported_lr_schedulers("warmup*")
-        ['warmup_cosine', 'warmup_linear', 'warmup_poly']
+        >>> gradtx.get_supported_lr_schedulers("warmup_*e*r")
+        ['warmup_linear']
     """
-    return _matching(
-        "get_supported_lr_schedulers", filters, dict.fromkeys(_SCHEDULES, ())
-    )
+    return _SCHEDULERS.matching("get_supported_lr_schedulers", filters)
 
 
 def load_lr_scheduler(lr_scheduler_name: str) -> Callable[..., LRScheduler]:
@@ -277,89 +283,48 @@ def load_lr_scheduler(lr_scheduler_name: str) -> Callable[..., LRScheduler]:
         >>> gradtx.load_lr_scheduler("linear")(optimizer, start_factor=0.5).get_last_lr()
         [0.25]
     """
-    factory = _lookup(
-        "load_lr_scheduler",
-        "scheduler",
-        lr_scheduler_name,
-        _SCHEDULES,
-        _SCHEDULERS_ELSEWHERE,
-    )
+    factory = _SCHEDULERS.find("load_lr_scheduler", lr_scheduler_name)
     owner = factory.__name__
-    names = [argument.name for argument in factory.arguments.all]
-    has_rate = "lr" in names
-    positional = [name for name in names if name != "lr"]
+    has_rate = "lr" in factory.arguments.by_name
 
     def scheduler(
         optimizer: Optimizer, *args: Any, last_epoch: int = -1, **options: Any
     ) -> LRScheduler:
-        _check_optimizer(owner, optimizer)
-        if len(args) > len(positional):
+        if not isinstance(optimizer, Optimizer):
             raise TypeError(
-                f"{owner}: takes at most {len(positional)} arguments after the optimizer"
+                f"{owner}: the first argument must be the optimizer, got {describe(optimizer)}"
             )
-        arguments = in_its_words(factory.arguments, options)
-        for name, value in zip(positional, args, strict=False):
-            if name in arguments:
-                raise TypeError(f"{owner}: got two values for {name!r}")
-            arguments[name] = value
-        if not has_rate or "lr" in arguments:
-            return ScheduleLR(optimizer, [factory(**arguments)], last_epoch)
+        if not has_rate:
+            return ScheduleLR(optimizer, [factory(*args, **options)], last_epoch)
+        groups = optimizer.param_groups
+        rates = [group.get("initial_lr", group["lr"]) for group in groups]
+        if "lr" in options:
+            rates = [options.pop("lr")] * len(groups)
         schedule_of_group: list[Schedule] = []
-        for group in optimizer.param_groups:
-            rate = float(group.get("initial_lr", group["lr"]))
-            schedule_of_group.append(factory(lr=rate, **arguments))
-        return schedules.as_lr_scheduler(optimizer, schedule_of_group, last_epoch)
+        for rate in rates:
+            schedule_of_group.append(factory(float(rate), *args, **options))
+        return ScheduleLR(optimizer, schedule_of_group, last_epoch)
 
     scheduler.__name__ = owner
     scheduler.__doc__ = factory.__doc__
     return scheduler
 
 
-def _check_optimizer(owner: str, optimizer: Any) -> None:
-    if not isinstance(optimizer, Optimizer):
-        raise TypeError(
-            f"{owner}: the first argument must be the optimizer, got {describe(optimizer)}"
-        )
-
-
 _WITH_LOOKAHEAD = ("ranger", "ranger21")
-# Option name in other libraries -> names here with the same values; the first one that the optimizer has applies.
-_RENAMED = {
-    "weight_decouple": ("decoupled_weight_decay", "no_prox"),
-    "ams_bound": ("amsgrad",),
-    "n_sma_threshold": ("rho_threshold",),
-    "initial_accumulator": ("initial_accumulator_value",),
-    "constant": ("small_const",),
-    "bias_correction": ("use_bias_correction",),
-    "warmup_steps": ("warmup",),
-    "p": ("gamma",),
-    "dampening": ("damping",),
-    "eps_2": ("eps2",),
-    "grokfast_alpha": ("alpha",),
-    "grokfast_lamb": ("lamb",),
-    "lambda_1": ("l1",),
-    "lambda_2": ("l2",),
-    "grad_accu_steps": ("clip_after",),
-    "t_max": ("total_steps",),
-    "update_proj_gap": ("every",),
-    "warmup_epoch": ("warmup_steps",),
-}
 
 
-def _translated(arguments: Sequence[str], options: Options) -> Options:
-    """Translate options of other libraries, with a warning for each; the optimizer raises errors for unknown ones."""
+def _translated(arguments: Mapping[str, Argument], options: Options) -> Options:
+    """Rename options of other libraries, with a warning for each; the optimizer raises errors for unknown ones."""
     translated: Options = {}
     for name, value in options.items():
-        known = [word for word in _RENAMED.get(name, ()) if word in arguments]
-        if name not in arguments and known:
-            new_name = known[0]
+        new_name = None if name in arguments else name_here(name, arguments)
+        if new_name is not None:
             if new_name in options:
                 raise TypeError(
                     f"create_optimizer: {name!r} is an alias of {new_name!r}, but both are given; pass one"
                 )
             warn_user(f"create_optimizer: {name!r} is now {new_name!r}", FutureWarning)
-            name = new_name
-        translated[name] = value
+        translated[new_name or name] = value
     return translated
 
 
@@ -371,24 +336,23 @@ def _parameters(model: Any, weight_decay: Any, ban_list: Sequence[str]) -> Any:
             f"create_optimizer: needs a model or a list of parameters, got {given}"
         )
     # By which the ban list may call a parameter.
-    names: dict[Tensor, list[str]] = defaultdict(list)
+    names: dict[Tensor, list[str]] = {}
     if isinstance(model, torch.nn.Module):
         items = [item for item in model.named_parameters() if item[1].requires_grad]
         if not items:
             raise ValueError(
                 "create_optimizer: the model has no parameter that requires a gradient"
             )
-        for prefix, module in named_modules(model):
-            kind = type(module).__name__
-            for name, param in module.named_parameters(recurse=False):
-                full_name = f"{prefix}.{name}" if prefix else name
-                names[param] += [full_name, kind, f"{kind}.{name}"]
+        for param, places in places_of(model).items():
+            names[param] = []
+            for place in places:
+                kind = type(place.module).__name__
+                names[param] += [place.path, kind, f"{kind}.{place.name}"]
     else:
         items = list(model)
         if not all(isinstance(item, tuple) and len(item) == 2 for item in items):
             return items  # patterns require names; the user's groups stay unchanged
-        for name, param in items:
-            names[param].append(name)
+        names = {param: [name] for name, param in items}
     if _is_zero(weight_decay):
         return items
     decayed: dict[str, Any] = {"params": []}
@@ -402,10 +366,10 @@ def _parameters(model: Any, weight_decay: Any, ban_list: Sequence[str]) -> Any:
 def _is_banned(patterns: Sequence[str], names: Sequence[str]) -> bool:
     """Whether a name contains a plain pattern or matches a wildcard pattern."""
     for pattern in patterns:
-        has_wildcards = any(character in pattern for character in "*?[")
-        for name in names:
-            if fnmatch.fnmatchcase(name, pattern) if has_wildcards else pattern in name:
-                return True
+        if not set("*?[").intersection(pattern):
+            pattern = f"*{pattern}*"
+        if fnmatch.filter(names, pattern):
+            return True
     return False
 
 
@@ -420,14 +384,9 @@ def _warn_of_embeddings(name: str, model: Any) -> None:
         if roles[leaf] in ("embedding", "head") and param.ndim == 2
     ]
     if named:
-        remedy = (
-            "muon_for(model)"
-            if name == "muon"
-            else "partition, by the roles of label_by_role(model),"
-        )
         warn_user(
             f"create_optimizer: {name} also steps embeddings and heads ({', '.join(named)}), since they are matrices; "
-            f"gradtx.{remedy} sends them to AdamW",
+            "gradtx.muon_for(model), or partition by the roles of label_by_role(model), sends them to AdamW",
             UserWarning,
         )
 
@@ -458,10 +417,6 @@ def create_optimizer(
     use_lookahead: bool = False,
     use_orthograd: bool = False,
     use_gc: bool | None = None,
-    compile: bool | str | Mapping[str, Any] = False,
-    compile_kwargs: Mapping[str, Any] | None = None,
-    state_device: torch.device | str | None = None,
-    capturable: bool = False,
     **options: Any,
 ) -> ChainOptimizer:
     """Create an optimizer by name for a model, with common links before and after it.
@@ -479,12 +434,8 @@ def create_optimizer(
             (an option that the optimizer also has goes to the optimizer). Ranger already includes lookahead.
         use_orthograd: Add `orthogonalize_against_params` before the optimizer.
         use_gc: Add `centralize` before the optimizer, with the option `gc_conv_only`. None: the optimizer's default.
-        compile: As for `as_optimizer`.
-        compile_kwargs: For `compile=True`: `mode` or `options` of `torch.compile`, or individual options.
-        state_device: As for `as_optimizer`.
-        capturable: As for `as_optimizer`.
-        **options: Other options of the optimizer. Option names of other libraries are accepted, with a FutureWarning
-            that states the new name.
+        **options: Other options of the optimizer, and those of `as_optimizer` (`compile`, `state_device`, ...). Option
+            names of other libraries are accepted, with a FutureWarning that states the new name.
 
     Returns:
         An instance of `load_optimizer(optimizer_name)`; with additional links, the result of `as_optimizer`. `muon`
@@ -504,18 +455,21 @@ def create_optimizer(
         >>> [(group["weight_decay"], group["param_names"]) for group in optimizer.param_groups]
         [(0.01, ['0.weight']), (0.0, ['0.bias', '1.weight', '1.bias'])]
     """
-    cls = _class("create_optimizer", optimizer_name)
+    cls = _optimizers().find("create_optimizer", optimizer_name)
     alias = cast("Alias[...]", cls._alias)
     name = alias.__name__
     arguments = alias.spec.arguments.by_name
-    check_differentiable(options)
-    warn_of_engine_options("create_optimizer", options)
+    of_optimizer: Options = {}
+    for option in inspect.signature(as_optimizer).parameters:
+        if option in options and option not in arguments:
+            of_optimizer[option] = options.pop(option)
+    of_torch = {name: options.pop(name) for name in ENGINE_OPTIONS if name in options}
+    check_differentiable(of_torch)
+    warn_of_engine_options("create_optimizer", of_torch)
     if not _are_strings(wd_ban_list):
         raise TypeError(
             f"create_optimizer: wd_ban_list must be a list of patterns, got {describe(wd_ban_list)}"
         )
-    for option in ENGINE_OPTIONS:
-        options.pop(option, None)
     if use_lookahead and name in _WITH_LOOKAHEAD:
         warn_user(
             f"create_optimizer: {name} already includes a lookahead; omit use_lookahead",
@@ -533,50 +487,23 @@ def create_optimizer(
     for option in ("k", "alpha", "pullback_momentum") if use_lookahead else ():
         if option in options and option not in arguments:
             of_lookahead[option] = options.pop(option)
-    options = _translated([*arguments, "state_dtype", "seed"], options)
+    options = _translated(arguments, options)
     if "weight_decay" in arguments:
         options["weight_decay"] = weight_decay
     elif not _is_zero(weight_decay):
         raise TypeError(f"create_optimizer: {name} has no weight_decay; omit it")
-    options.update(_rate(name, arguments, lr))
+    options.update(_rate(name, arguments, options.pop("lr", lr)))
     if "fallback" in arguments and "fallback" not in options:
         _warn_of_embeddings(name, model)
         options["fallback"] = adamw(
             lr=3e-4, betas=(0.9, 0.95), eps=1e-10, weight_decay=0.0
         )
     params = _parameters(model, weight_decay, wd_ban_list)
-    if compile is True and compile_kwargs:
-        compile = _compile_argument(compile_kwargs)
-    engine_options: Options = {
-        "compile": compile,
-        "state_device": state_device,
-        "capturable": capturable,
-    }
     if not before and not use_lookahead:
-        return cls(params, **options, **engine_options)
-    if cls._seeded:
-        engine_options["seed"] = options.pop("seed", 0)
+        return cls(params, **options, **of_optimizer)
     tx = alias(**options)
     if "pullback_momentum" in of_lookahead:
         tx = with_lookahead(tx, **of_lookahead)
     elif use_lookahead:
         tx = chain(tx, lookahead(**of_lookahead))
-    return as_optimizer(chain(*before, tx), params, **engine_options)
-
-
-def _compile_argument(keywords: Mapping[str, Any]) -> str | Options:
-    """Convert keyword arguments of `torch.compile` to the argument `compile`.
-
-    Raises:
-        ValueError: If both a mode and options are given, which torch rejects as well.
-    """
-    remaining = dict(keywords)
-    mode, options = remaining.pop("mode", None), remaining.pop("options", None)
-    remaining.update(options or {})
-    if mode is None:
-        return remaining
-    if remaining:
-        raise ValueError(
-            "create_optimizer: compile_kwargs contains both a mode and options; pass one of them, as to torch.compile"
-        )
-    return mode
+    return as_optimizer(chain(*before, tx), params, **of_optimizer)

@@ -20,7 +20,7 @@ from typing import (
 import torch
 from torch import Tensor
 
-from gradtx.arguments import Argument, Arguments, is_users, tensors_in, varies
+from gradtx.arguments import Argument, Arguments, tensors_in, varies
 from gradtx.base.docstrings import with_arguments
 from gradtx.base.exact import resolve
 from gradtx.base.messages import describe, nearest
@@ -109,7 +109,8 @@ class Options(TreeOptions, total=False):
     wire: Callable[[Bound], torch.dtype | None] | None
 
 
-_DEFAULTS: dict[str, Any] = {
+# The options of `per_tensor`, documented there, with their defaults. A value may be a function of a call's arguments.
+RULE_OPTIONS: dict[str, Any] = {
     "elementwise": False,
     "takes_complex": None,
     "needs": (),
@@ -121,14 +122,20 @@ _DEFAULTS: dict[str, Any] = {
     "ahead": (),
     "owns_lr": False,
     "rate": None,
-    "rounds": False,
     "dims": None,
     "compiles": None,
     "random": False,
     "whole": False,
     "wire": None,
-    "class_name": "",
 }
+COMBINATOR_OPTIONS = {"needs": (), "extras": {}, "owns_lr": False, "rounds": False}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "rule": RULE_OPTIONS,
+    "tree": {"needs": (), "extras": {}},
+    "alias": {"class_name": ""},
+    "combinator": COMBINATOR_OPTIONS,
+}
+_DEFAULTS = {**RULE_OPTIONS, **COMBINATOR_OPTIONS, "class_name": ""}
 
 
 class Spec:
@@ -144,8 +151,8 @@ class Spec:
         inner: The arguments that are transformations.
         needs: The requirements of `update` that do not depend on the arguments.
         lr_role: "owner", "before owner" or None, as in `GradientTransformation`.
-
-    All other attributes are options of the decorators.
+        rounds, follows_rate, elementwise: As in the options and in `GradientTransformation`.
+        extras: The kind of each extra.
     """
 
     factory: Any
@@ -162,27 +169,44 @@ class Spec:
                 self._options[option] = (self._options[option],)
         self.class_name = self._options["class_name"] or _capitalized(self.name)
         self.arguments = Arguments(self.name, function, is_alias=kind == "alias")
-        if kind == "alias" and not is_users(function):
-            self.arguments.class_name = self.class_name
         self.inner = [
             argument.name
             for argument in self.arguments.all
             if argument.types == {GradientTransformation}
         ]
-        self.lr_role = None
+        rate = self._options["rate"]
+        self.lr_role = "before owner" if rate == "before" else None
         if self._options["owns_lr"]:
             self.lr_role = "owner"
-        elif self._options["rate"] == "before":
-            self.lr_role = "before owner"
+        self.follows_rate = rate == "after"
         self.rounds = self._options["rounds"]
-        self.follows_rate = self._options["rate"] == "after"
         self.elementwise = self._options["elementwise"]
-        self.check = self._options["check"]
-        self.ahead = self._options["ahead"]
         self.extras = _checked_extras(self.name, self._options["extras"])
+        self._required = tuple(
+            name for name, extra in self.extras.items() if not extra.endswith("?")
+        )
         needs = self._options["needs"]
-        self.needs = (*(() if callable(needs) else needs), *_required(self.extras))
-        _check_declared(self, self._options)
+        self.needs = (*(() if callable(needs) else needs), *self._required)
+        self._check_options()
+
+    def _check_options(self) -> None:
+        """Check the options that name inputs or arguments.
+
+        Raises:
+            TypeError: If an option names an unknown input or argument.
+        """
+        for need in self.needs:
+            if need not in INPUTS and need not in self.extras:
+                raise TypeError(
+                    f"{self.name}: unknown entry {need!r} in needs; valid: {', '.join(INPUTS)}; "
+                    f"declare others by extras={{{need!r}: 'leaf'}}"
+                )
+        for argument in (*self._options["agree"], *self._options["ahead"]):
+            if argument not in self.arguments.by_name:
+                raise TypeError(
+                    f"{self.name}: an option names the unknown argument {argument!r}; "
+                    f"{nearest(argument, self.arguments.by_name)}"
+                )
         if self._options["random"] and "seed" not in self.arguments.by_name:
             raise TypeError(
                 f"{self.name}: a random rule needs the argument `seed: int`"
@@ -198,57 +222,56 @@ class Spec:
 
     def needs_of(self, arguments: Bound) -> tuple[str, ...]:
         """Return the requirements of `update` with these arguments."""
-        return (*self.option("needs", arguments), *_required(self.extras))
-
-    def dims(self, arguments: Bound) -> tuple[int, float] | None:
-        """Return the minimum and maximum number of dimensions of a leaf; None for no limits."""
-        dims = self.option("dims", arguments)
-        return (dims, dims) if isinstance(dims, int) else dims
+        return (*self.option("needs", arguments), *self._required)
 
     def rule(self, functions: Functions, arguments: Bound) -> Rule:
         """Return the rule for these argument values."""
-        options = self._options
+        option = functools.partial(self.option, arguments=arguments)
         shared: dict[str, Any] = {}
-        for name, value in self.option("shared", arguments).items():
+        for name, value in option("shared").items():
             shared[name] = _with_arguments(value, arguments)
         summed: dict[str, Callable[[Tensor], Tensor]] = {}
-        for name in options["summed"]:
+        for name, function in option("summed").items():
             if name in shared:
-                summed[name] = options["summed"][name]
-        draws = self.option("random", arguments)
-        compiles = self.option("compiles", arguments)
+                summed[name] = function
+        compiles = option("compiles")
         if compiles is None:
-            compiles = not options["random"]
-        whole = self.option("whole", arguments)
+            compiles = not self._options["random"]
+        dims = option("dims")
+        whole = option("whole")
+        owner_reads: tuple[str, ...] = ()
+        if isinstance(whole, tuple):
+            whole, owner_reads = True, whole
+        elif whole is True and "params" in self.needs_of(arguments):
+            owner_reads = ("param",)
         return Rule(
             self.name,
             functions.update,
             functions.init,
             functions.evaluate,
             shared,
-            elementwise=self.option("elementwise", arguments),
+            elementwise=option("elementwise"),
             takes_complex=self._takes_complex(arguments),
             compiles=compiles is True and "grad_fn" not in self.needs,
-            agree={name: arguments[name] for name in options["agree"]},
-            dims=self.dims(arguments),
-            seed=arguments["seed"] if draws else None,
+            agree={name: arguments[name] for name in self._options["agree"]},
+            dims=(dims, dims) if isinstance(dims, int) else dims,
+            seed=arguments["seed"] if option("random") else None,
             readable=_are_readable(arguments),
             slots=functions.slots,
             summed=summed,
             sums_of_leaf=whole == "sums",
-            whole=_runs_whole(whole),
-            owner_reads=self._owner_reads(whole, arguments),
-            wire=self.option("wire", arguments),
-            check=_with_arguments(self.check, arguments),
+            whole=False if whole == "sums" else whole,
+            owner_reads=owner_reads,
+            wire=option("wire"),
+            check=_with_arguments(self._options["check"], arguments),
             lists=_every_shape if compiles == "lists" else None,
         )
 
     def _takes_complex(self, arguments: Bound) -> bool:
         """Whether the rule can process real views of complex leaves."""
-        for kind in self.extras.values():
-            if not kind.startswith("scalar"):  # is read by leaf
-                return False
-        if REAL_EXTRAS.intersection(self.needs_of(arguments)):
+        # Extras that are not scalars are read by leaf.
+        are_scalars = all(kind.startswith("scalar") for kind in self.extras.values())
+        if not are_scalars or REAL_EXTRAS.intersection(self.needs_of(arguments)):
             return False
         takes_complex = self.option("takes_complex", arguments)
         if takes_complex is None:
@@ -258,19 +281,9 @@ class Spec:
     def resolved(self, arguments: Bound, count: Any) -> Bound:
         """Return the argument values at `count` finished updates; those in `ahead` as a pair with the next value."""
         values = {name: resolve(value, count) for name, value in arguments.items()}
-        for name in self.ahead:
+        for name in self._options["ahead"]:
             values[name] = (values[name], resolve(arguments[name], count + 1))
         return values
-
-    def _owner_reads(
-        self, whole: bool | str | tuple[str, ...], arguments: Bound
-    ) -> tuple[str, ...]:
-        """Return the inputs that the owner of a leaf reads in addition to the update."""
-        if isinstance(whole, tuple):
-            return whole
-        return (
-            ("param",) if whole is True and "params" in self.needs_of(arguments) else ()
-        )
 
     def selector(self, mask: Any) -> Selector:
         """Return the selector of the leaves to which an alias's `weight_decay` applies."""
@@ -291,16 +304,8 @@ class Spec:
                 f"{self.name}: must return a transformation, such as chain(...), got {describe(returned)}"
             )
         functions = Functions.of(returned, self.name)
-        if self._options["whole"] not in (False, "shape", "sums"):
-            self._check_runs_at_owner(functions)
-        return functions
-
-    def _check_runs_at_owner(self, functions: Functions) -> None:
-        """Check that a rule for whole tensors uses nothing that involves other ranks.
-
-        Raises:
-            TypeError: If the rule yields sums or shares values.
-        """
+        if self._options["whole"] in (False, "shape", "sums"):
+            return functions
         fault = None
         if inspect.isgeneratorfunction(functions.update):
             fault = "yield sums"
@@ -310,6 +315,18 @@ class Spec:
             raise TypeError(
                 f"{self.name}: a rule with whole=True runs only on the owner of a leaf and cannot {fault}"
             )
+        return functions
+
+    def processes_whole_leaves(self, arguments: Bound) -> bool:
+        """Whether parts of a leaf are not enough, because extras or other leaves belong to it."""
+        needs = self.needs_of(arguments)
+        return (
+            self.kind == "tree"
+            or self._options["check"] is not None
+            or "tensors" in self.extras.values()  # their names refer to the whole model
+            or "grad_fn" in needs
+            or "value_fn" in needs
+        )
 
 
 Body: TypeAlias = GradientTransformation | Combinator | Functions
@@ -317,31 +334,6 @@ Body: TypeAlias = GradientTransformation | Combinator | Functions
 
 def _capitalized(name: str) -> str:
     return "".join(word.capitalize() for word in name.split("_"))
-
-
-def _check_declared(spec: Spec, options: Mapping[str, Any]) -> None:
-    """Check the options that name inputs or arguments.
-
-    Raises:
-        TypeError: If an option has the wrong form, or names an unknown input or argument.
-    """
-    needs = options["needs"]
-    for need in () if callable(needs) else needs:
-        if need not in INPUTS:
-            raise TypeError(
-                f"{spec.name}: unknown entry {need!r} in needs; valid: {', '.join(INPUTS)}; "
-                f"declare others by extras={{{need!r}: 'leaf'}}"
-            )
-    for option in ("agree", "ahead"):
-        for argument in options[option]:
-            _check_argument(spec, option, argument)
-
-
-def _check_argument(spec: Spec, option: str, name: str) -> None:
-    if name not in spec.arguments.by_name:
-        raise TypeError(
-            f"{spec.name}: {option} has the unknown argument {name!r}; {nearest(name, spec.arguments.by_name)}"
-        )
 
 
 def _checked_extras(name: str, extras: Any) -> dict[str, str]:
@@ -353,20 +345,8 @@ def _checked_extras(name: str, extras: Any) -> dict[str, str]:
     return dict(extras)
 
 
-def _required(extras: Mapping[str, str]) -> list[str]:
-    """Return the extras that the caller must pass."""
-    return [name for name, kind in extras.items() if not kind.endswith("?")]
-
-
 def _every_shape(shape: torch.Size) -> bool:
     return True
-
-
-def _runs_whole(whole: bool | str | tuple[str, ...]) -> bool | str:
-    """Return the form of `whole` that operations read; a tuple of inputs stands for True."""
-    if whole == "sums":
-        return False
-    return whole if isinstance(whole, bool | str) else True
 
 
 def _with_arguments(option: Any, arguments: Bound) -> Any:
@@ -390,13 +370,14 @@ class FactoryCall(GradientTransformation):
     _storage: Storage | None
     _varies: bool
     _first: Body | None
+    # The argument, the key in it if it is a dict, and the transformation.
+    _inner: tuple[tuple[str, Any, GradientTransformation], ...]
 
     def __init__(
         self,
         spec: Spec,
         arguments: Bound,
         storage: Storage | None = None,
-        checked: bool = True,
     ):
         self._set(
             _name=spec.name,
@@ -405,16 +386,10 @@ class FactoryCall(GradientTransformation):
             _storage=storage,
             _varies=any(map(varies, arguments.values())),
             _first=None,
+            _inner=tuple(_transformations(arguments)),
+            _is_optimizer=spec.kind == "alias",
+            _follows_rate=spec.follows_rate,
         )
-        if (
-            checked
-            and storage is not None
-            and isinstance(self._body, Functions)
-            and self._body.init is None
-        ):
-            raise TypeError(
-                f"{spec.name}: has no state with these options; omit state_dtype"
-            )
 
     @property
     def _body(self) -> Body:
@@ -474,21 +449,15 @@ class FactoryCall(GradientTransformation):
 
     @property
     def _lr_role(self) -> str | None:
-        if self._spec.lr_role == "owner":
-            return "owner"
-        inner_roles = {link._lr_role for link in self._inner_links()}
+        roles = {self._spec.lr_role, *(link._lr_role for link in self._inner_links())}
         for role in ("owner", "before owner"):
-            if role in inner_roles:
+            if role in roles:
                 return role
-        return self._spec.lr_role
+        return None
 
     @property
     def _rounds(self) -> bool:
         return self._spec.rounds or any(link._rounds for link in self._inner_links())
-
-    @property
-    def _follows_rate(self) -> bool:
-        return self._spec.follows_rate
 
     def _owner(self) -> GradientTransformation:
         for link in self._inner_links():
@@ -503,14 +472,7 @@ class FactoryCall(GradientTransformation):
         return links
 
     def _children(self) -> tuple[GradientTransformation, ...]:
-        children: list[GradientTransformation] = []
-        for value in self._arguments.values():
-            children.extend(_transformations(value))
-        return tuple(children)
-
-    @property
-    def _is_optimizer(self) -> bool:
-        return self._spec.kind == "alias"
+        return tuple(tx for _, _, tx in self._inner)
 
     @property
     def _traits(self) -> set[str]:
@@ -520,18 +482,9 @@ class FactoryCall(GradientTransformation):
             traits.add("averages")
         if self._spec.rounds:
             traits.add("rounds")
-        if self._needs_whole_leaves():
+        if self._spec.processes_whole_leaves(self._arguments):
             traits.add("whole")
         return traits
-
-    def _needs_whole_leaves(self) -> bool:
-        spec = self._spec
-        if spec.kind == "tree" or spec.check is not None:
-            return True
-        if "tensors" in spec.extras.values():  # their names refer to the whole model
-            return True
-        needs = spec.needs_of(self._arguments)
-        return "grad_fn" in needs or "value_fn" in needs
 
     def _branches(self) -> Branches | None:
         body = self._body
@@ -650,18 +603,13 @@ class FactoryCall(GradientTransformation):
     ) -> GradientTransformation:
         if not arguments and same(self, children):
             return self
-        remaining = iter(children)
-        bound: Bound = {}
-        for name, value in self._arguments.items():
-            if _transformations(value):
-                bound[name] = _with_transformations(value, remaining)
-            elif name not in arguments:
-                bound[name] = value
-            elif checked:
-                bound[name] = self._spec.arguments.by_name[name].check(arguments[name])
-            else:
-                bound[name] = arguments[name]
-        rebuilt = FactoryCall(self._spec, bound, self._storage, checked)
+        bound = dict(self._arguments)
+        for (name, key, _), child in zip(self._inner, children, strict=True):
+            bound[name] = child if key is None else {**bound[name], key: child}
+        for name, value in arguments.items():
+            argument = self._spec.arguments.by_name[name]
+            bound[name] = argument.check(value) if checked else value
+        rebuilt = FactoryCall(self._spec, bound, self._storage)
         if checked:
             rebuilt._links()  # runs the body, which may check the values as well
         return rebuilt
@@ -696,23 +644,15 @@ def _is_constant(value: Any) -> bool:
     return value is None or isinstance(value, bool | int | float | str | torch.dtype)
 
 
-def _transformations(value: Any) -> list[GradientTransformation]:
-    """Return the transformations in an argument: the value itself, or entries of a dict."""
-    if isinstance(value, Mapping):
-        return [
-            item for item in value.values() if isinstance(item, GradientTransformation)
-        ]
-    return [value] if isinstance(value, GradientTransformation) else []
-
-
-def _with_transformations(value: Any, new: Iterator[GradientTransformation]) -> Any:
-    """Return the value of an argument with its transformations replaced."""
-    if not isinstance(value, Mapping):
-        return next(new)
-    entries: dict[Any, Any] = {}
-    for label, item in value.items():
-        entries[label] = next(new) if isinstance(item, GradientTransformation) else item
-    return entries
+def _transformations(
+    arguments: Bound,
+) -> Iterator[tuple[str, Any, GradientTransformation]]:
+    """Yield the transformations among the arguments and in their dicts: argument, key or None, transformation."""
+    for name, value in arguments.items():
+        entries = value.items() if isinstance(value, Mapping) else [(None, value)]
+        for key, item in entries:
+            if isinstance(item, GradientTransformation):
+                yield name, key, item
 
 
 def _remade(factory: Any, arguments: Bound, state_dtype: Any) -> FactoryCall:
@@ -770,7 +710,6 @@ ADDED = {
     "`(name, parameter) -> bool`; None for all. To select by name in an optimizer, pass it `named_parameters()`.",
     "state_dtype": "The dtype or code of the state, as for `with_state_dtype`; None for the dtype of each parameter.",
 }
-WITHOUT_STATE = " A link without state raises an error."
 
 
 def _documented(spec: Spec) -> str | None:
@@ -779,8 +718,6 @@ def _documented(spec: Spec) -> str | None:
     if "state_dtype" not in spec.arguments.by_name:
         added.append("state_dtype")
     entries = {name: ADDED[name] for name in added}
-    if spec.kind == "rule" and "state_dtype" in entries:
-        entries["state_dtype"] += WITHOUT_STATE
     return with_arguments(spec.function.__doc__, entries)
 
 
@@ -969,23 +906,13 @@ def combinator(function: Any = None, /, **options: Any) -> Any:
     return _decorated("combinator", "combinator", function, options)
 
 
-_OPTIONS: dict[str, Iterable[str]] = {
-    "rule": Options.__annotations__,
-    "tree": TreeOptions.__annotations__,
-    "alias": ("class_name",),
-    "combinator": CombinatorOptions.__annotations__,
-}
-
-
 def _decorated(
     name: str, kind: str, function: Callable[..., Any] | None, options: dict[str, Any]
 ) -> Any:
-    known = sorted(_OPTIONS[kind])
-    for option in options:
-        if option not in known:
-            raise TypeError(
-                f"{name}: unknown option {option!r}; {nearest(option, known)}"
-            )
+    for option in options.keys() - OPTIONS[kind].keys():
+        raise TypeError(
+            f"{name}: unknown option {option!r}; {nearest(option, OPTIONS[kind])}"
+        )
 
     def decorate(function: Callable[..., Any]) -> Any:
         if not hasattr(function, "__name__"):

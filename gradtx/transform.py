@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from torch.nn import Module
-from torch.optim import Optimizer
 
 from gradtx.arguments import Argument
 from gradtx.base.ambient import ambient, without_ambient
-from gradtx.base.exact import Schedule
-from gradtx.base.messages import describe, nearest_dotted, shortly
+from gradtx.base.messages import describe, nearest, shortly
 from gradtx.execution import pure as _pure
 from gradtx.execution.context import ALWAYS_KNOWN
 from gradtx.execution.runs import Place, Scope
@@ -21,16 +18,6 @@ from gradtx.execution.tree_rule import Functions, PlainOperation, check_plain
 from gradtx.programs import pure as _pure_lists
 
 __all__ = ["GradientTransformation", "apply_updates", "chain"]
-
-
-OF_OPTIMIZERS = (
-    "step",
-    "zero_grad",
-    "param_groups",
-    "state_dict",
-    "load_state_dict",
-    "add_param_group",
-)
 
 
 class GradientTransformation:
@@ -82,9 +69,6 @@ class GradientTransformation:
             f"{self._name}: a GradientTransformation is immutable; use replace({name}=...)"
         )
 
-    def __delattr__(self, name: str) -> None:
-        raise AttributeError(f"{self._name}: a GradientTransformation is immutable")
-
     def __reduce__(self) -> tuple[Any, ...]:
         return GradientTransformation, (self._functions.init, self._functions.update)
 
@@ -92,32 +76,15 @@ class GradientTransformation:
         yield self.init
         yield self.update
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        pure = (
-            f"{self._name}.init(params) and {self._name}.update(updates, state, params)"
-        )
-        raise TypeError(
-            f"{self._name}: a transformation is not callable; use {pure}, or "
-            f"gradtx.as_optimizer({self._name}(...), params) for a torch optimizer"
-        )
-
     if not TYPE_CHECKING:  # type checkers report unknown attributes themselves
 
         def __getattr__(self, name: str) -> Any:
-            if name in OF_OPTIMIZERS:
-                optimizer = f"gradtx.as_optimizer({self._name}(...), params)"
-                raise AttributeError(
-                    f"{self._name}: a transformation has no {name!r}; {optimizer} creates a torch optimizer"
-                )
-            if isinstance(getattr(type(self), name, None), property):
-                # Raise the property's own AttributeError again.
+            if name.startswith("_"):
+                # Raises the AttributeError of a property again.
                 return object.__getattribute__(self, name)
-            if not name.startswith("_") and name in self.hyperparams:
-                raise AttributeError(
-                    f"{self._name}: a transformation has no {name!r}; read hyperparams[{name!r}]"
-                )
             raise AttributeError(
-                f"{type(self).__name__!r} object has no attribute {name!r}"
+                f"{self._name}: a transformation has no {name!r}; its numbers are in hyperparams, and "
+                f"gradtx.as_optimizer({self._name}(...), params) creates a torch optimizer"
             )
 
     def __repr__(self) -> str:
@@ -189,11 +156,10 @@ class GradientTransformation:
 
         The outermost decorated call owns a name. The bare name refers to the first optimizer that has it, such as
         `adamw`, else to the first link; those of other links are called `owner.name`, or in a partition `label.name`.
-
-        Raises:
-            KeyError: If the name is unknown.
         """
-        return Hyperparams(self)
+        return Hyperparams(
+            self._name, {entry.name: entry.value for entry in self._entries()}
+        )
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -218,17 +184,21 @@ class GradientTransformation:
         for name in hyperparams:
             if name not in places:
                 raise TypeError(
-                    f"{self._name}: no hyperparameter {name!r}; {nearest_dotted(name, places)}"
+                    f"{self._name}: no hyperparameter {name!r}; {nearest(name, places)}"
                 )
-        return self._replaced(
-            {places[name].place: value for name, value in hyperparams.items()}, True
-        )
+        values = {places[name].place: value for name, value in hyperparams.items()}
+        return self._replaced(values, True)
 
     def _skeleton(self) -> Any:
         """Return the structure without hyperparameter values; None if its programs cannot be shared."""
         return None
 
     # The interface for combinators and engines. A place is (child indices down to a node, argument).
+
+    # Whether it processes the finished step, so that no learning rate or decay should follow.
+    _follows_rate: bool = False
+    # Whether this is an alias, whose hyperparameters have bare names.
+    _is_optimizer: bool = False
 
     @property
     def _needs(self) -> tuple[str, ...]:
@@ -243,16 +213,6 @@ class GradientTransformation:
     @property
     def _rounds(self) -> bool:
         """Whether its updates yield weights that are already rounded."""
-        return False
-
-    @property
-    def _follows_rate(self) -> bool:
-        """Whether it processes the finished step, so that no learning rate or decay should follow."""
-        return False
-
-    @property
-    def _is_optimizer(self) -> bool:
-        """Whether this is an alias, whose hyperparameters have bare names."""
         return False
 
     @property
@@ -314,9 +274,14 @@ class GradientTransformation:
         in their branches are bare. If `apart`, an alias's own hyperparameters are hidden from leaves in its other
         branches.
         """
-        names = _Names(labels, apart)
-        names.visit(self, (), "")
-        return names.entries()
+        found = list(_found(self, labels, apart, (), "", Counter()))
+        public: dict[Any, str] = {}
+        # The first optimizer (alias) that has a name keeps it, else the first link.
+        for entry in sorted(found, key=lambda entry: not entry.of_optimizer):
+            taken = public.values()
+            free = (name for name in entry.names if name not in taken)
+            public[entry.place] = next(free, entry.full)
+        return [entry._replace(name=public[entry.place]) for entry in found]
 
     def _branches(self) -> Branches | None:
         """Return the branches among which each leaf takes one, or None."""
@@ -332,20 +297,21 @@ class GradientTransformation:
         return by_name
 
     def _replaced(
-        self, values: Mapping[tuple[Place, str], Any], checked: bool
+        self, values: Mapping[tuple[Place, str], Any], checked: bool, place: Place = ()
     ) -> GradientTransformation:
-        """Return a copy with other values at some places; validate them if `checked` (the adapter's are not)."""
-        own_values: dict[str, Any] = {}
-        values_of_children: dict[int, dict[tuple[Place, str], Any]] = {}
-        for (place, name), value in values.items():
-            if place:
-                values_of_children.setdefault(place[0], {})[place[1:], name] = value
-            else:
-                own_values[name] = value
-        children = list(self._children())
-        for i, inner in values_of_children.items():
-            children[i] = children[i]._replaced(inner, checked)
-        return self._rebuilt(tuple(children), own_values, checked)
+        """Return a copy with other values at some places; validate them if `checked` (the adapter's are not).
+
+        `place` is that of this node, below the one that was asked for a copy.
+        """
+        children = tuple(
+            child._replaced(values, checked, (*place, i))
+            for i, child in enumerate(self._children())
+        )
+        own: dict[str, Any] = {}
+        for name, _, _ in self._own_entries():
+            if (place, name) in values:
+                own[name] = values[place, name]
+        return self._rebuilt(children, own, checked)
 
     def _rebuilt(
         self,
@@ -371,154 +337,84 @@ class Branches(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """A hyperparameter of a transformation: public name, name with owner, value, argument specification, place."""
+    """A hyperparameter of a transformation.
+
+    Attributes:
+        name: Its public name.
+        full: Its name with the labels of its branches and its owner.
+        value: Its value.
+        argument: Its specification.
+        place: The place of its node, and the name of the argument.
+        of_optimizer: Whether an alias owns it.
+    """
 
     name: str
     full: str
     value: Any
     argument: Argument
-    place: tuple[tuple[int, ...], str]
-
-    @property
-    def names(self) -> tuple[str, str, str]:
-        """All its names: the public one, the one with its owner, and the one with the labels of its branches."""
-        return self.name, self.full, self.labelled
-
-    @property
-    def labelled(self) -> str:
-        """The name with the labels of its branches, without its owner."""
-        *labels, _, name = self.full.split(".")
-        return ".".join([*labels, name])
-
-
-class _Names:
-    """Collect the hyperparameters of a transformation and assign their public names.
-
-    The first optimizer (alias) that has a name keeps the bare name, else the first link; later ones add their owner.
-    """
-
-    def __init__(
-        self,
-        labels: Mapping[Any, str] | None,
-        apart: bool = True,
-    ):
-        self._labels = labels
-        self._apart = apart
-        self._found: list[_Hyperparameter] = []
-        self._owners: dict[str, int] = {}
-
-    def visit(self, node: GradientTransformation, place: Place, prefix: str) -> None:
-        branches = node._branches()
-        if branches is not None and branches.own and not self._apart:
-            branches = None
-        if branches is None:
-            self._add(node, place, prefix)
-            for i, child in enumerate(node._children()):
-                self.visit(child, (*place, i), prefix)
-        else:
-            self._visit_branches(node, branches, place, prefix)
-
-    def _visit_branches(
-        self,
-        node: GradientTransformation,
-        branches: Branches,
-        place: Place,
-        prefix: str,
-    ) -> None:
-        """Visit the branch that a leaf's label selects, or all branches, with their labels in the names."""
-        label = None if self._labels is None else self._labels.get(branches.selector)
-        if label is None or label in branches.own:
-            self._add(node, place, prefix)
-        for i, child in enumerate(node._children()):
-            branch = branches.children[i]
-            if self._labels is None:
-                child_prefix = prefix if branches.own else f"{prefix}{branch}."
-                self.visit(child, (*place, i), child_prefix)
-            elif branch == label:
-                self.visit(child, (*place, i), prefix)
-
-    def _add(self, node: GradientTransformation, place: Place, prefix: str) -> None:
-        """Add a node's own hyperparameters."""
-        entries = list(node._own_entries())
-        if not entries:
-            return
-        owner = self._owner(node)
-        for name, value, argument in entries:
-            names = (name, f"{prefix}{name}", f"{prefix}{owner}.{name}")
-            self._found.append(
-                _Hyperparameter(
-                    names, value, argument, (place, name), node._is_optimizer
-                )
-            )
-
-    def _owner(self, node: GradientTransformation) -> str:
-        """Return the unique owner name of a node; the second node with a name is `name_1`."""
-        occurrence = self._owners.get(node._name, 0)
-        self._owners[node._name] = occurrence + 1
-        return node._name if occurrence == 0 else f"{node._name}_{occurrence}"
-
-    def entries(self) -> list[Entry]:
-        """Return all hyperparameters in chain order."""
-        public: dict[int, str] = {}
-        taken: set[str] = set()
-        for hyperparameter in sorted(self._found, key=_rank):
-            name = _first_free(hyperparameter.names, taken)
-            taken.add(name)
-            public[id(hyperparameter)] = name
-        entries: list[Entry] = []
-        for item in self._found:
-            entries.append(
-                Entry(
-                    public[id(item)],
-                    item.names[-1],
-                    item.value,
-                    item.argument,
-                    item.place,
-                )
-            )
-        return entries
-
-
-class _Hyperparameter(NamedTuple):
-    """A hyperparameter without a public name yet, with its candidate names, shortest first."""
-
-    names: tuple[str, ...]
-    value: Any
-    argument: Argument
     place: tuple[Place, str]
     of_optimizer: bool
 
+    @property
+    def names(self) -> tuple[str, str, str]:
+        """All its names: the public one, the one with the labels of its branches, and the one with its owner too."""
+        *labels, _, name = self.full.split(".")
+        return self.name, ".".join([*labels, name]), self.full
 
-def _rank(hyperparameter: _Hyperparameter) -> bool:
-    return not hyperparameter.of_optimizer
 
+def _found(
+    node: GradientTransformation,
+    labels: Mapping[Any, str] | None,
+    apart: bool,
+    place: Place,
+    prefix: str,
+    owners: Counter[str],
+) -> Iterator[Entry]:
+    """Yield the hyperparameters of a node and those below, with their own names as public ones.
 
-def _first_free(names: tuple[str, ...], taken: set[str]) -> str:
-    for name in names:
-        if name not in taken:
-            return name
-    return names[-1]
+    Args:
+        node: The node.
+        labels, apart: As for `_entries`.
+        place: The place of the node.
+        prefix: The labels of its branches.
+        owners: How many nodes of each name have hyperparameters; the second node with a name is `name_1`.
+    """
+    branches = node._branches()
+    if branches is not None and branches.own and not apart:
+        branches = None
+    label = None
+    if branches is not None and labels is not None:
+        label = labels.get(branches.selector)
+    if branches is None or label is None or label in branches.own:
+        own = list(node._own_entries())
+        occurrence = owners[node._name]
+        owner = f"{node._name}_{occurrence}" if occurrence else node._name
+        owners[node._name] += bool(own)
+        for name, value, argument in own:
+            full = f"{prefix}{owner}.{name}"
+            of_optimizer = node._is_optimizer
+            yield Entry(name, full, value, argument, (place, name), of_optimizer)
+    for i, child in enumerate(node._children()):
+        inner_prefix = prefix
+        if branches is not None:
+            branch = branches.children[i]
+            if labels is not None and branch != label:
+                continue
+            if labels is None and not branches.own:
+                inner_prefix = f"{prefix}{branch}."
+        yield from _found(child, labels, apart, (*place, i), inner_prefix, owners)
 
 
 class Hyperparams(dict[str, Any]):
-    """The result of `hyperparams`: a dict whose KeyError suggests the right name. Copies are plain dicts."""
+    """The result of `hyperparams`, a dict that cannot be written to. Copies are plain dicts."""
 
-    def __init__(self, tx: GradientTransformation):
-        super().__init__({entry.name: entry.value for entry in tx._entries()})
-        self._tx = tx
-
-    def __missing__(self, name: str) -> Any:
-        places = self._tx._places()
-        shown = (
-            f"its name is {places[name].name!r}"
-            if name in places
-            else nearest_dotted(name, places)
-        )
-        raise KeyError(f"{self._tx._name}: no hyperparameter {name!r}; {shown}")
+    def __init__(self, owner: str, values: Mapping[str, Any]):
+        super().__init__(values)
+        self._owner = owner
 
     def __setitem__(self, name: str, value: Any) -> None:
         raise TypeError(
-            f"{self._tx._name}: hyperparams is a copy; replace({name}=...) returns a transformation with another value"
+            f"{self._owner}: hyperparams is a copy; replace({name}=...) returns a transformation with another value"
         )
 
     # Not `dict`, which torch.load(weights_only=True) rejects as code.
@@ -592,70 +488,31 @@ def chain(*txs: GradientTransformation) -> GradientTransformation:
         chain(clip_by_global_norm(1.0), adamw(lr=0.0001))
     """
     for i, tx in enumerate(txs):
-        check_transformation(
-            "chain", f"argument {i + 1}", tx, "unpack it: chain(*links)"
-        )
+        check_transformation("chain", f"argument {i + 1}", tx)
     flat = tuple(
         link for tx in txs for link in (tx._txs if isinstance(tx, Chain) else (tx,))
     )
     return flat[0] if len(flat) == 1 else Chain(flat)
 
 
-def check_transformation(owner: str, what: str, tx: Any, of_list: str = "") -> None:
+def check_transformation(owner: str, what: str, tx: Any) -> None:
     """Check that an argument is a transformation.
 
     Args:
         owner: The name of the calling function, for the error.
         what: The name of the argument.
         tx: Its value.
-        of_list: The remedy to suggest for a list of transformations.
 
     Raises:
         TypeError: If `tx` is not a transformation.
     """
-    if isinstance(tx, GradientTransformation):
-        return
-    remedy = _remedy(tx, of_list)
-    end = f"; {remedy}" if remedy else ""
-    raise TypeError(
-        f"{owner}: {what} must be a GradientTransformation, got {_given(tx)}{end}"
-    )
-
-
-def _torch_optimizer(value: Any) -> type | None:
-    """Return the class of a torch optimizer, given an instance or the class itself; else None."""
-    cls = value if isinstance(value, type) else type(value)
-    return cls if issubclass(cls, Optimizer) else None
-
-
-def _given(value: Any) -> str:
-    """Describe a value that is not a transformation; an optimizer by its class, since its repr has many lines."""
-    cls = _torch_optimizer(value)
-    return shortly(value) if cls is None else f"the torch optimizer {cls.__name__}"
-
-
-def _remedy(value: Any, of_list: str) -> str:
-    """Return a suggestion for what to pass instead of a value that is not a transformation."""
-    if _torch_optimizer(value) is not None:
-        return "pass the corresponding function, such as gradtx.adamw(...)"
-    if isinstance(value, Schedule):
-        return f"pass it as a learning rate: scale_by_learning_rate({describe(value)})"
-    if isinstance(value, tuple | list):
-        return (
-            of_list
-            if value and all(isinstance(item, GradientTransformation) for item in value)
-            else ""
+    if not isinstance(tx, GradientTransformation):
+        remedy = "as returned by factories such as gradtx.adamw(lr=1e-3)"
+        if hasattr(tx, "spec"):
+            remedy = f"call it: {describe(tx)}(...)"
+        raise TypeError(
+            f"{owner}: {what} must be a GradientTransformation, got {shortly(tx)}; {remedy}"
         )
-    is_factory = (
-        callable(value)
-        and hasattr(value, "__name__")
-        and not isinstance(value, Module | type)
-    )
-    return (
-        f"call it: {describe(value)}(...)"
-        if is_factory and value.__name__ != "<lambda>"
-        else ""
-    )
 
 
 def _check_owners(links: Iterable[GradientTransformation]) -> None:

@@ -230,7 +230,7 @@ class Case(NamedTuple):
     ) -> dict[str, Tensor]:
         """`noise` of the leaves that the case takes."""
         rules = [link for link in self.example._links() if link._spec.kind == "rule"]
-        bounds = [link._spec.dims(link._arguments) or (0, math.inf) for link in rules]
+        bounds = [link._spec.option("dims", link._arguments) or (0, math.inf) for link in rules]
         least, most = max((a for a, _ in bounds), default=0), min((b for _, b in bounds), default=math.inf)
         if "pairs" in self.factory.spec.arguments.by_name:
             shapes = {**shapes, **PAIR}
@@ -246,9 +246,9 @@ class Case(NamedTuple):
     def floats(self) -> list[Float]:
         """Its float hyperparameters, and those of transformations among its arguments, where they can be changed."""
         choices: list[list[Float]] = []
-        for name, _, value, argument, _ in self.example._entries():
-            for i, number in _numbers(argument.kind, value):
-                choices.append([Float(name, i, near) for near in _near(number)])
+        for entry in self.example._entries():
+            for i, number in _numbers(entry.argument.kind, entry.value):
+                choices.append([Float(entry.name, i, near) for near in _near(number)])
         firsts = [near[0] for near in choices]
         if self._takes(firsts):  # as most do; else one by one
             return firsts

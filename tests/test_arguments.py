@@ -69,12 +69,11 @@ def test_five_names_have_ranges():
         ("momentum", -1.0, "[0, inf)"),
     ],
 )
-def test_a_user_defined_factory_hears_of_ranges_where_a_name_sets_one(name, value, interval):
+def test_a_name_sets_the_range_in_a_user_defined_factory(name, value, interval):
     with pytest.raises(ValueError) as error:  # noqa: PT011
         scale_by_all(**{name: value})
     shown, number = (f"{name}[0]", value[0]) if isinstance(value, tuple) else (name, value)
-    remedy = f"for another range annotate it: {name}: Annotated[gradtx.Scalar, '(-inf, inf)']"
-    assert str(error.value) == f"scale_by_all: {shown} must be in {interval}, got {number}; {remedy}"
+    assert str(error.value) == f"scale_by_all: {shown} must be in {interval}, got {number}"
 
 
 def test_other_names_take_any_number_in_a_user_defined_factory():
@@ -108,9 +107,9 @@ def test_valid_values_of_typed_arguments_are_hyperparameters_unless_static():
     assert "shared" not in tx.hyperparams
 
 
-def test_factories_of_the_library_name_no_remedy():
-    with pytest.raises(ValueError, match=r"^adamw: lr must be in \[0, inf\), got -1.0$"):
-        gradtx.adamw(lr=-1.0)
+@pytest.mark.parametrize("lr", [-1e-20, torch.zeros(1, 1)])
+def test_rounding_errors_and_one_entry_tensors_are_accepted_as_torchs_schedules_write_them(lr):
+    assert gradtx.adamw(lr=lr).hyperparams["lr"] == 0.0
 
 
 # Numbers, tensors, schedules, and the one exception for a literal 0.0.
@@ -218,8 +217,7 @@ def test_known_names_and_flags_need_no_annotation():
         "weight_decay": 0.0,
         "nesterov": True,
     }
-    remedy = re.escape("for another range annotate it: eps: Annotated[gradtx.Scalar, '(-inf, inf)']")
-    with pytest.raises(ValueError, match=rf"^scale_by_known: eps must be in \[0, inf\), got -1.0; {remedy}$"):
+    with pytest.raises(ValueError, match=r"^scale_by_known: eps must be in \[0, inf\), got -1.0$"):
         scale_by_known(0.1, eps=-1.0)
     with pytest.raises(TypeError, match=r"^scale_by_known: nesterov must be a bool, got 1$"):
         scale_by_known(0.1, nesterov=1)

@@ -130,7 +130,6 @@ def test_gradients_that_are_cut_off_are_an_error_that_says_how_to_make_them():
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"generator": None}, TypeError, r"generator must be a torch.Generator or a seed, got None"),
         ({"generator": 0, "n_samples": 0}, ValueError, r"n_samples must be in \[1, inf\), got 0"),
         ({"generator": 0, "distribution": "uniform"}, ValueError, r"must be 'rademacher' or 'gaussian', got 'uniform'"),
     ],

@@ -273,7 +273,7 @@ ERRORS = {
     "shapes": (
         {"params": lambda seed: {"w": torch.zeros(2 + seed)}},
         ValueError,
-        r"params of different seeds: .* leaf 'w' has shape \(3,\), needs \(2,\)",
+        r"params of different seeds: .* leaf 'w' is torch.float32 \(3,\) on cpu, needs torch.float32 \(2,\)",
     ),
     "a module": ({"params": torch.nn.Linear(2, 2)}, TypeError, r"pass dict\(model.named_parameters\(\)\)"),
     "a short list": ({"batches": [batch_of(0)] * 3}, ValueError, "batches has 3 batches, but steps is 10"),

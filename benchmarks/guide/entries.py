@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 import gradtx
 
 # The argument that takes the place of a rate, and its centre.
@@ -78,27 +80,35 @@ class Entry:
             options: dict[str, Any] = {rate_name: scheduled(rate)}
             if "weight_decay" in arguments:
                 options["weight_decay"] = weight_decay
+            if "relative_step" in arguments:
+                options["relative_step"] = False  # the rate is ours
             if "num_iterations" in arguments and arguments["num_iterations"].required:
                 options["num_iterations"] = steps
             tx = factory(**options)
-            if not _is_for_matrices(tx):
+            dims = _dims_taken(tx)
+            if dims is None:
                 return tx
             return gradtx.partition(
-                {"matrices": tx, "rest": rest(REST_RATE)},
-                lambda leaf, tensor: "matrices" if tensor.ndim == 2 else "rest",
+                {"taken": tx, "rest": rest(REST_RATE)},
+                lambda leaf, tensor: "taken" if tensor.ndim in dims else "rest",
             )
 
         return made
 
 
-def _is_for_matrices(tx: gradtx.GradientTransformation) -> bool:
-    import torch
+def _dims_taken(tx: gradtx.GradientTransformation) -> tuple[int, ...] | None:
+    """Return the numbers of dimensions of what a method trains; None for all.
 
+    Some take matrices only, others no weights that start at 0, as biases do.
+    """
     try:
         tx.init({"vector": torch.zeros(3)})
     except ValueError as error:
-        return "dimensions" in str(error) or "dims" in str(error)
-    return False
+        if "dimensions" in str(error):
+            return (2,)
+        if "initial norm 0" in str(error):
+            return (2, 3, 4)
+    return None
 
 
 def entries() -> dict[str, Entry]:

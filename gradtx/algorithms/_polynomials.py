@@ -18,7 +18,9 @@ Triple: TypeAlias = tuple[float, float, float]
 Coefficients: TypeAlias = (
     str | tuple[float, float, float] | tuple[tuple[float, float, float], ...]
 )
-StaticCoefficients: TypeAlias = Static[Coefficients]
+StaticCoefficients: TypeAlias = Static[
+    str | tuple[float, ...] | tuple[tuple[float, ...], ...]
+]
 Steps: TypeAlias = Annotated[int, "[0, 100)"]
 
 NEWTON_SCHULZ: Triple = (3.4445, -4.7750, 2.0315)
@@ -164,8 +166,19 @@ def _named(
 
 
 def _listed(owner: str, coefs: Any) -> Sequence[Triple]:
-    """Return explicit coefficients as triples of finite numbers."""
-    triples = coefs if isinstance(coefs[0], tuple) else (coefs,)
-    if not all(math.isfinite(x) for triple in triples for x in triple):
-        raise ValueError(f"{owner}: coefs must be finite, got {describe(coefs)}")
+    """Validate explicit coefficients and return them as triples."""
+    items = coefs if isinstance(coefs, tuple | list) else ()
+    if not items or not all(isinstance(item, tuple | list) for item in items):
+        items = [coefs]
+    triples: list[Triple] = []
+    for item in items:
+        is_sequence = isinstance(item, tuple | list) and len(item) == 3
+        if not is_sequence or not all(isinstance(x, float | int) for x in item):
+            raise ValueError(
+                f"{owner}: coefs must be three plain numbers, a tuple of such triples, or a name, got {describe(coefs)}"
+            )
+        if not all(map(math.isfinite, item)):
+            raise ValueError(f"{owner}: coefs must be finite, got {describe(coefs)}")
+        a, b, c = item
+        triples.append((float(a), float(b), float(c)))
     return triples

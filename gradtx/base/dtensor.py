@@ -40,13 +40,26 @@ def full_tensor(tensor: Any) -> Tensor:
     return as_bytes.full_tensor().view(dtype)
 
 
-def from_local_like(part: Tensor, like: Any) -> Any:
-    """Rebuild a DTensor laid out like `like` from this process's local shard."""
-    if not is_sharded(like):
+def from_local_like(
+    part: Tensor,
+    like: Any,
+    shape: Sequence[int] | None = None,
+    placements: Placements | None = None,
+) -> Any:
+    """Rebuild a DTensor on the mesh of `like` from this process's local shard; a 0-d tensor stays plain.
+
+    Args:
+        part: The local shard.
+        like: A DTensor; for a plain tensor, the result is `part`.
+        shape: The shape of the whole; None for that of `like`.
+        placements: The placements; None for those of `like`.
+    """
+    whole = like if shape is None else torch.empty(tuple(shape), device="meta")
+    if not is_sharded(like) or not whole.ndim:
         return part
-    return dtensor_of(
-        part, like.device_mesh, like.placements, like.shape, like.stride()
-    )
+    if placements is None:
+        placements = like.placements
+    return dtensor_of(part, like.device_mesh, placements, whole.shape, whole.stride())
 
 
 def dtensor_of(
@@ -149,25 +162,6 @@ def stacked(numbers: list[Any]) -> Tensor:
         order.extend(places)
     position_of_place = sorted(range(len(order)), key=order.__getitem__)
     return torch.cat(vectors)[position_of_place]
-
-
-def joined(part: Tensor, like: Any, shape: Sequence[int]) -> Any:
-    """Build a tensor of a given shape from its local shard, with the placements of `like`."""
-    return (
-        from_local_shard(part, like, shape, like.placements)
-        if is_sharded(like)
-        else part
-    )
-
-
-def from_local_shard(
-    part: Tensor, like: Any, shape: Sequence[int], placements: Placements
-) -> Any:
-    """Build a tensor with a shape and placements on the mesh of `like` from its local shard."""
-    if not shape:
-        return part
-    stride = torch.empty(tuple(shape), device="meta").stride()
-    return dtensor_of(part, like.device_mesh, placements, torch.Size(shape), stride)
 
 
 def total(terms: Mapping[str, Tensor]) -> Tensor:

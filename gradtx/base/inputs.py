@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeAlias, cast
 
 from torch import Tensor
@@ -15,13 +15,13 @@ Params: TypeAlias = Iterable[Tensor | dict[str, Any] | tuple[str, Tensor]]
 
 
 def are_parameters(value: Any) -> bool:
-    """Whether a value is what an optimizer takes first: parameters, with names or in groups, or a model."""
+    """Whether a value is parameters, with names or in groups, a model, or a transformation, but no hyperparameter."""
     if isinstance(value, Tensor):
         return isinstance(value, Parameter) and value.ndim > 0
     if isinstance(value, tuple | list) and value:
         last = value[-1]  # of a pair, the tensor
         return are_parameters(last) or (isinstance(last, Tensor) and last.ndim > 0)
-    return isinstance(value, Module | Iterator | Mapping)
+    return isinstance(value, Module | Iterable) and not isinstance(value, str)
 
 
 def listed_params(owner: str, params: Any) -> Any:
@@ -34,13 +34,9 @@ def listed_params(owner: str, params: Any) -> Any:
     if isinstance(params, Tensor | set):
         return cast("Any", params)
     if isinstance(params, Mapping):
-        remedy = (
-            "put the group in a list"
-            if "params" in params
-            else "pass list(params.items())"
-        )
         raise TypeError(
-            f"{owner}: needs a list of parameters or of groups, got a dict; {remedy}"
+            f"{owner}: needs a list of parameters or of groups, got a dict; pass list(params.items()), or put the "
+            "group in a list"
         )
     entries = _listed(owner, params)
     if not entries:
@@ -111,13 +107,5 @@ def _check_entries(what: str, entries: list[Any]) -> None:
             tensor = entry[1]
         if not isinstance(tensor, Tensor):
             raise TypeError(
-                f"{what}[{i}] is {shortly(entry)}, needs a tensor or a pair (name, tensor){_remedy(tensor)}"
+                f"{what}[{i}] is {shortly(entry)}, needs a tensor or a pair (name, tensor)"
             )
-
-
-def _remedy(entry: Any) -> str:
-    if isinstance(entry, Module):
-        return "; add its parameters() to the list"
-    if isinstance(entry, list | Iterator | Mapping):
-        return "; a list must contain either tensors, such as [*a, *b], or groups"
-    return ""

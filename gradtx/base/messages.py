@@ -31,7 +31,7 @@ def describe(value: Any) -> str:
         entries = [f"{key!r}: {describe(item)}" for key, item in value.items()]
         return "{" + ", ".join(entries) + "}"
     # A module's repr has a line for every layer.
-    if isinstance(value, torch.nn.Module | LRScheduler):
+    if isinstance(value, torch.nn.Module | torch.optim.Optimizer | LRScheduler):
         return f"{type(value).__name__}(...)"
     if callable(value) and hasattr(value, "__qualname__"):
         return _describe_function(value)
@@ -60,22 +60,21 @@ def schedule_remedy(value: Any) -> str:
 
 
 def _describe_function(function: Any) -> str:
-    """Return the name of a function, for torch's own with the module, so that a `repr` can be evaluated."""
-    name = function.__qualname__.rpartition("<locals>.")[2]
-    for module, path in (
-        (torch, "torch"),
-        (torch.nn.functional, "torch.nn.functional"),
-    ):
-        short = name.rpartition(".")[2]
-        if getattr(module, short, None) is function:
-            return f"{path}.{short}"
-    return name
+    """Return the name of a function, without the functions that define it."""
+    return function.__qualname__.rpartition("<locals>.")[2]
 
 
 def _describe_tensor(tensor: Tensor) -> str:
     if tensor.ndim == 0 and readable(tensor):
         return f"tensor({tensor.item():g})"
     return f"tensor(shape={tuple(tensor.shape)})"
+
+
+def form(tensor: Tensor | None) -> str:
+    """Describe the dtype, shape and device of a tensor."""
+    if tensor is None:
+        return "None"
+    return f"{tensor.dtype} {tuple(tensor.shape)} on {tensor.device}"
 
 
 def close(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
@@ -91,28 +90,6 @@ def nearest(name: str, known: Iterable[str]) -> str:
     if suggestion is not None:
         return f"did you mean {suggestion!r}?"
     return f"known: {', '.join(known)}" if known else "there are none"
-
-
-def nearest_dotted(name: Any, known: Iterable[str]) -> str:
-    """Suggest a known name for an unknown `owner.name`, as `nearest` does, if possible among names of that owner."""
-    known = list(known)
-    owner = str(name).rpartition(".")[0]
-    of_owner = [
-        candidate for candidate in known if candidate.rpartition(".")[0] == owner
-    ]
-    return nearest(str(name), of_owner or known)
-
-
-def check_state_device(owner: str, state_device: Any) -> None:
-    """Check that the device for state is the CPU.
-
-    Raises:
-        ValueError: If the device is not the CPU.
-    """
-    if not isinstance(state_device, str | torch.device) or str(state_device) != "cpu":
-        raise ValueError(
-            f'{owner}: state_device must be "cpu" or None, got {state_device!r}'
-        )
 
 
 def warn_user(message: str, category: type[Warning]) -> None:

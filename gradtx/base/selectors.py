@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-import inspect
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable
 from typing import Any, TypeAlias, TypeGuard
 
 import torch
@@ -128,11 +127,6 @@ class Selector:
             where if isinstance(where, tuple) else id(where) for where in self._wheres
         )
 
-    @property
-    def names_branches(self) -> bool:
-        """Whether the labels are names of branches."""
-        return self.branches is not None
-
     def choose(self, name: str, tensor: Any) -> Any:
         if not isinstance(self._wheres, tuple):
             label = self._answer(self._wheres, name, tensor)
@@ -219,13 +213,9 @@ def patterns(owner: str, where: Any) -> Patterns | Predicate:
         return tuple(where)
     if is_function(where):
         return where
-    remedy = ""
-    entries = where if isinstance(where, tuple | list) else [where]
-    if any(isinstance(entry, Tensor | torch.nn.Module | Iterator) for entry in entries):
-        remedy = "; select parameters by their names in the model, as in 'encoder.*'"
     raise TypeError(
-        f"{owner}: select leaves with a name pattern, a tuple of patterns or a function (name, tensor) -> bool, "
-        f"got {shortly(where)}{remedy}"
+        f"{owner}: select leaves by their names in the model with a pattern such as 'encoder.*', a tuple of patterns, "
+        f"or a function (name, tensor) -> bool, got {shortly(where)}"
     )
 
 
@@ -238,19 +228,8 @@ def check_not_empty(owner: str, where: Any) -> None:
 
 
 def is_function(where: Any) -> TypeGuard[Predicate]:
-    """Whether `where` is a function of a name and a tensor; modules, classes and chains are callable but not one."""
-    if not callable(where) or isinstance(where, type | torch.nn.Module):
-        return False
-    if hasattr(where, "init") and hasattr(where, "update"):
-        return False
-    try:
-        if not torch.compiler.is_compiling():  # dynamo cannot trace this
-            inspect.signature(where).bind("name", None)
-    except TypeError:
-        return False
-    except ValueError:
-        pass  # a C function without a signature
-    return True
+    """Whether `where` is a function; modules and classes are callable but not one."""
+    return callable(where) and not isinstance(where, type | torch.nn.Module)
 
 
 def listed(items: Iterable[Any], most: int = 8) -> str:

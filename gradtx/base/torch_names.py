@@ -205,11 +205,6 @@ def _one() -> Tensor:
 Modules = tuple[type[torch.nn.Module], ...]
 
 
-def norms_of_batches() -> Modules:
-    """Return the classes of batch and instance norms."""
-    return (torch.nn.modules.batchnorm._NormBase,)
-
-
 def convolutions() -> Modules:
     """Return the classes of convolutions."""
     return (torch.nn.modules.conv._ConvNd,)

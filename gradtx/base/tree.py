@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
-from torch.nn import Module
 from torch.utils import _pytree
 
 from gradtx.base.complex_views import check_complex, check_real
@@ -61,16 +60,9 @@ def flatten_any(tree: Any, what: str) -> Flat:
 def _check_tensor(name: str, leaf: Any, what: str) -> None:
     if leaf is None or isinstance(leaf, Tensor):
         return
-    kind, remedy = type(leaf).__name__, ""
-    # A list of pairs (name, tensor) is not a tree of tensors either.
-    if isinstance(leaf, Module | Iterator) or (isinstance(leaf, str) and name == "0.0"):
-        remedy = "; pass a tree of tensors, such as "
-        of_gradients = "{name: p.grad for name, p in model.named_parameters()}"
-        remedy += (
-            of_gradients if what == "updates" else "dict(model.named_parameters())"
-        )
     raise TypeError(
-        f"{what}: leaf {name!r} is a {kind}, needs a tensor or None{remedy}"
+        f"{what}: leaf {name!r} is a {type(leaf).__name__}, needs a tensor or None; pass a tree of tensors, such as "
+        "dict(model.named_parameters())"
     )
 
 
@@ -79,33 +71,19 @@ def check_leaf(name: str, leaf: Any, what: str) -> None:
     if leaf is None:
         return
     if leaf.layout is not torch.strided:
-        kind = (
-            "sparse"
-            if leaf.layout in (torch.sparse_coo, torch.sparse_csr)
-            else str(leaf.layout)
-        )
         raise TypeError(
-            f"{what}: leaf {name!r} is a {kind} tensor, needs a dense one; call to_dense() on it"
+            f"{what}: leaf {name!r} has layout {leaf.layout}, needs a dense tensor; call to_dense() on it"
         )
     if leaf.dtype.is_complex:
         check_complex(name, leaf, what)
     elif not leaf.dtype.is_floating_point:
-        if name == "1.step" and leaf.dtype == torch.int64:
-            raise TypeError(
-                f"{what}: this is the pair that update returns; unpack it: updates, state = tx.update(...)"
-            )
-        if name == "step" and leaf.dtype == torch.int64:
-            raise TypeError(
-                f"{what}: this is a state, since it has a 'step'; the signature is update(updates, state, params) "
-                "-> (updates, state)"
-            )
         raise TypeError(
             f"{what}: leaf {name!r} has dtype {leaf.dtype}, needs a floating-point one; "
-            "remove integer tensors from the tree"
+            "remove integer tensors from the tree, or pass it as the state if it is one"
         )
 
 
-def match(tree: Any, names: Iterable[str], what: str, of: str) -> dict[str, Any]:
+def match(tree: Any, names: Collection[str], what: str, of: str) -> dict[str, Any]:
     """Return the leaves of `tree` by name. The names must be exactly `names`, in any order, and the leaves real."""
     leaves, _ = flatten_real(tree, what)
     check_names(leaves, names, what, of)
@@ -113,16 +91,9 @@ def match(tree: Any, names: Iterable[str], what: str, of: str) -> dict[str, Any]
 
 
 def check_names(
-    given: Iterable[str], expected: Iterable[str], what: str, of: str
+    given: Collection[str], expected: Collection[str], what: str, of: str
 ) -> None:
-    given, expected = list(given), list(expected)
     known, present = set(expected), set(given)
-    of_a_step = given and expected and {what, of} == {"params", "updates"}
-    if of_a_step and known.isdisjoint(present):
-        raise ValueError(
-            f"{what} have leaves such as {given[0]!r}, but {of} such as {expected[0]!r}; leaves are matched by name: "
-            "pass trees of the same form, such as dict(zip(params, grads))"
-        )
     for name in expected:
         if name not in present:
             raise ValueError(

@@ -18,7 +18,6 @@ from torch.nn.parameter import is_lazy
 from gradtx.algorithms._spaces import run_at_owner
 from gradtx.base.dtensor import (
     from_local_like,
-    from_local_shard,
     full_tensor,
     local,
     placed_as,
@@ -433,7 +432,7 @@ class Pieces:
             return value
         shape = (self._count, *value.shape[1:])
         placements = placements_by_rows(self._template, shape)
-        return from_local_shard(value, self._template, shape, placements)
+        return from_local_like(value, self._template, shape, placements)
 
 
 def _run(

@@ -34,7 +34,7 @@ class Fork(Combinator):
         self._fork = selector
         self._txs = txs
         # Branch hyperparameters carry its labels.
-        self.selector = selector if selector.names_branches else None
+        self.selector = selector if selector.branches is not None else None
 
     def expand(self, scope: Scope, name: str) -> list[Any]:
         path = scope.claim(name)

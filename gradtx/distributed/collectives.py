@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from gradtx.base.dtensor import (
-    from_local_shard,
+    from_local_like,
     is_sharded,
     local,
     on_every_rank,
@@ -60,7 +60,7 @@ def summed_over_ranks(
                 shapes = [part.shape for part in parts]
                 parts = list(map(Tensor.view, totals, shapes))
         for (leaf, name), value, part in zip(places, values, parts, strict=True):
-            complete[leaf][name] = from_local_shard(
+            complete[leaf][name] = from_local_like(
                 part, value, value.shape, on_every_rank(mesh)
             )
     return complete
@@ -98,11 +98,11 @@ def in_buckets(items: Iterable[T], size_of: Callable[[T], int]) -> Iterable[list
 
 
 class Transfer:
-    """An all_to_all in progress.
+    """An exchange of tensors in progress.
 
     Args:
         team: The ranks.
-        rows: The tensors for each rank.
+        rows: The tensors for each rank, or one row for all ranks.
         sizes: The number of entries that this rank receives from each rank.
         dtype: The dtype of the entries.
         failed: Whether this rank has failed, which the message reports to all others.
@@ -114,28 +114,34 @@ class Transfer:
         rows: list[list[Tensor]],
         sizes: list[int],
         dtype: torch.dtype,
-        failed: bool,
+        failed: bool = False,
     ):
         flag = torch.full((FLAG,), float(failed), dtype=dtype, device=team.device)
-        flat: list[Tensor] = []
-        counts: list[int] = []
+        messages: list[Tensor] = []
         for row in rows:
-            flat.append(flag)
-            flat.extend(tensor.reshape(-1) for tensor in row)
-            counts.append(FLAG + sum(map(torch.numel, row)))
-        self._team = team
-        self._sizes = [FLAG + size for size in sizes]
-        self._sent = torch.cat(flat)
-        self._received = torch.empty(sum(self._sizes), dtype=dtype, device=team.device)
+            messages.append(torch.cat([flag, *(tensor.reshape(-1) for tensor in row)]))
         distributed: Any = torch.distributed  # its functions are not annotated
-        self._collective = distributed.all_to_all_single(
-            self._received,
-            self._sent,
-            self._sizes,
-            counts,
-            group=team.group,
-            async_op=True,
-        )
+        self._team = team
+        self._sizes = sizes
+        self._lengths = [FLAG + size for size in sizes]
+        if len(rows) < team.size:  # all_gather needs messages of equal length
+            self._lengths = [max(self._lengths)] * team.size
+            messages.append(flag.new_zeros(self._lengths[0] - len(messages[0])))
+        self._sent = torch.cat(messages)
+        self._received = self._sent.new_empty(sum(self._lengths))
+        if len(rows) < team.size:
+            self._collective = distributed.all_gather_into_tensor(
+                self._received, self._sent, group=team.group, async_op=True
+            )
+        else:
+            self._collective = distributed.all_to_all_single(
+                self._received,
+                self._sent,
+                self._lengths,
+                list(map(len, messages)),
+                group=team.group,
+                async_op=True,
+            )
 
     def wait(self) -> None:
         self._collective.wait()
@@ -147,7 +153,7 @@ class Transfer:
             RuntimeError: If a rank has failed.
         """
         self.wait()
-        parts = torch.split(self._received, self._sizes)
+        parts = torch.split(self._received, self._lengths)
         flags = torch.stack([part[0] for part in parts])
         nonzero: Any = flags.nonzero().flatten()
         failed: list[int] = nonzero.tolist()
@@ -155,38 +161,7 @@ class Transfer:
             raise RuntimeError(
                 f"rank {self._team.ranks[failed[0]]} failed in this step; see the error raised on that rank"
             )
-        return [part[FLAG:] for part in parts]
-
-
-class Gathering(Transfer):
-    """An all_gather in progress: every rank receives the tensors of all, in rows padded to the longest.
-
-    Args:
-        team: The ranks.
-        mine: The tensors of this rank.
-        sizes: The number of entries that each rank sends.
-        dtype: The dtype of the entries.
-        failed: Whether this rank has failed, which the message reports to all others.
-    """
-
-    def __init__(
-        self,
-        team: Team,
-        mine: list[Tensor],
-        sizes: list[int],
-        dtype: torch.dtype,
-        failed: bool,
-    ):
-        self._team = team
-        length = FLAG + max(sizes)
-        row = torch.zeros(length, dtype=dtype, device=team.device)
-        row[0] = failed
-        if mine:
-            end = FLAG + sizes[team.rank]
-            row[FLAG:end] = torch.cat([tensor.reshape(-1) for tensor in mine])
-        self._sizes = [length] * team.size
-        self._received = row.new_empty(length * team.size)
-        distributed: Any = torch.distributed  # its functions are not annotated
-        self._collective = distributed.all_gather_into_tensor(
-            self._received, row, group=team.group, async_op=True
-        )
+        return [
+            part[FLAG : FLAG + size]
+            for part, size in zip(parts, self._sizes, strict=True)
+        ]

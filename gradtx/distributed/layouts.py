@@ -119,22 +119,14 @@ def team_of_group(option: str, group: Any) -> Team:
         group: The group.
 
     Raises:
-        TypeError: If `group` is not a process group.
-        ValueError: If no process group is initialized, or if this rank is not in the group.
+        TypeError: If `group` is not a process group, or if this rank is not in it.
     """
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        raise ValueError(
-            f"{option} needs processes: call torch.distributed.init_process_group first"
-        )
     if hasattr(group, "get_group"):
         group = group.get_group()
-    if group is torch.distributed.GroupMember.NON_GROUP_MEMBER:
-        raise ValueError(
-            f"{option}: this rank is not in the group; pass a group that contains it, or None"
-        )
     if not isinstance(group, torch.distributed.ProcessGroup):
         raise TypeError(
-            f"{option} must be a process group, or a mesh with one dimension, got {describe(group)}"
+            f"{option} must be a process group that contains this rank, or a mesh with one dimension, "
+            f"got {describe(group)}"
         )
     if "gloo" in torch.distributed.get_backend(group):
         return _team(group, torch.device("cpu"))

@@ -8,7 +8,7 @@ returns the results. Results do not depend on the number of ranks.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -23,7 +23,7 @@ from gradtx.base.dtensor import (
     placed_as,
 )
 from gradtx.base.errors import Path
-from gradtx.distributed.collectives import Gathering, Transfer, in_buckets
+from gradtx.distributed.collectives import Transfer, in_buckets
 from gradtx.distributed.layouts import (
     Piece,
     Team,
@@ -207,20 +207,14 @@ class OwnedRegion(Operation):
             jobs_of_kind.setdefault(job.kind(), []).append(job)
         results: Tensors = {}
         for jobs in jobs_of_kind.values():
-            exchange = Exchange if jobs[0].region.replicas is None else SharedWork
-            exchange(jobs).run()
+            Exchange(jobs).run()
             for job in jobs:
                 results[job.leaf.name] = job.region.after(job)
         return results
 
     def _region_of(self, leaf: Leaf) -> OwnedRegion:
         """Return the same region with the hyperparameters of the leaf's group."""
-        for operation in leaf.program:
-            if operation.path == self.path:
-                return operation
-        raise AssertionError(
-            f"leaf {leaf.name!r} does not pass through {'.'.join(self.path)}"
-        )
+        return next(each for each in leaf.program if each.path == self.path)
 
     def resume(self, leaf: Leaf, total: dict[str, Any]) -> None:
         leaf.update = total[leaf.name]
@@ -316,6 +310,10 @@ class Job:
         return self.team, self.wire, self.wire_back, self.device
 
     @property
+    def name(self) -> str:
+        return self.leaf.name
+
+    @property
     def device(self) -> torch.device:
         return self.parts["update"].device
 
@@ -326,9 +324,15 @@ class Job:
 
     @functools.cached_property
     def pieces(self) -> tuple[Piece, ...]:
+        """The part of each rank; if every rank has the whole leaf, no rank sends it to the owner."""
         if self.region.replicas is None:
             return pieces_of(self.template)
         return (whole_piece(self.template.shape),) * self.region.replicas.size
+
+    def sizes_from(self, rank: int) -> list[int]:
+        """Return the number of entries of each tensor that a rank sends to the owner."""
+        piece = self.pieces[rank]
+        return [piece.numel] * len(self.parts) if piece.sends else []
 
     def bytes(self) -> int:
         return self.leaf.shape.numel() * len(self.parts) * self.wire.itemsize
@@ -340,19 +344,20 @@ class Exchange:
     def __init__(self, jobs: list[Job]):
         self._jobs = jobs
         self._team: Team = jobs[0].team
+        self._are_whole = jobs[0].region.replicas is not None
         shapes: dict[str, torch.Size] = {}
         known: dict[str, int] = {}
         for job in jobs:
-            shapes[job.leaf.name] = job.template.shape
+            shapes[job.name] = job.template.shape
             if job.leaf.owner is not None:
-                known[job.leaf.name] = job.leaf.owner
+                known[job.name] = job.leaf.owner
         self._owners = assigned(shapes, self._team.size, known)
 
     def run(self) -> None:
         """Process all buckets; while the owners compute one bucket, the next one is in transit."""
         buckets = list(in_buckets(self._jobs, Job.bytes))
         arriving = self._to_owners(buckets[0])
-        returning: Transfer | None = None
+        returning: list[tuple[list[Job], Transfer]] = []
         for i, bucket in enumerate(buckets):
             arrived = [] if arriving is None else arriving.parts()
             if i + 1 < len(buckets):
@@ -362,27 +367,30 @@ class Exchange:
             if error is not None:
                 sent.wait()
                 raise error
-            if returning is not None:
-                self._receive(buckets[i - 1], returning)
-            returning = sent
-        assert returning is not None
-        self._receive(buckets[-1], returning)
+            returning.append((bucket, sent))
+            if i > 0:
+                self._receive(*returning.pop(0))
+        self._receive(*returning.pop())
 
     def _owned(self, bucket: list[Job], rank: int) -> list[Job]:
-        return [job for job in bucket if self._owners[job.leaf.name] == rank]
+        return [job for job in bucket if self._owners[job.name] == rank]
 
     def _to_owners(self, bucket: list[Job]) -> Transfer | None:
+        if self._are_whole:
+            return None
         me = self._team.rank
         rows: list[list[Tensor]] = []
+        sizes: list[int] = []
         for rank in range(self._team.size):
             sent = [job for job in self._owned(bucket, rank) if job.pieces[me].sends]
             rows.append([part for job in sent for part in job.parts.values()])
-        sizes = [0] * self._team.size
-        for job in self._owned(bucket, me):
-            for rank, piece in enumerate(job.pieces):
-                if piece.sends:
-                    sizes[rank] += piece.numel * len(job.parts)
-        return Transfer(self._team, rows, sizes, bucket[0].wire, False)
+            sizes.append(sum(self._sizes_from(bucket, rank)))
+        return Transfer(self._team, rows, sizes, bucket[0].wire)
+
+    def _sizes_from(self, bucket: list[Job], rank: int) -> list[int]:
+        """Return the number of entries of each tensor that a rank sends to this one, an owner."""
+        owned = self._owned(bucket, self._team.rank)
+        return [size for job in owned for size in job.sizes_from(rank)]
 
     def _results(
         self, bucket: list[Job], arrived: list[Tensor]
@@ -390,82 +398,56 @@ class Exchange:
         """Return the whole results of the leaves that this rank owns; zeros and the error if one of them fails."""
         results: Tensors = {}
         owned = self._owned(bucket, self._team.rank)
-        at = [0] * self._team.size
+        messages = [
+            iter(torch.split(message, self._sizes_from(bucket, rank)))
+            for rank, message in enumerate(arrived)
+        ]
         try:
             for job in owned:
-                whole_tensors = self._assemble(job, arrived, at)
-                results[job.leaf.name] = job.region.computed(job, whole_tensors)
+                whole = job.parts if self._are_whole else _assembled(job, messages)
+                results[job.name] = job.region.computed(job, whole)
         except Exception as error:
             # The other ranks are waiting: report the failure to them, then let `run` raise it.
             for job in owned:
-                zeros = torch.zeros(job.template.shape, device=job.device)
-                results[job.leaf.name] = zeros
+                results[job.name] = torch.zeros(job.template.shape, device=job.device)
             return results, error
         return results, None
 
-    def _assemble(self, job: Job, arrived: list[Tensor], at: list[int]) -> Tensors:
-        """Assemble whole tensors from the pieces of all ranks; `at` is the read position in each rank's message."""
-        whole_tensors = {
-            name: torch.empty(job.template.shape, dtype=job.wire, device=job.device)
-            for name in job.parts
-        }
-        for rank, piece in enumerate(job.pieces):
-            if not piece.sends:
-                continue
-            for whole in whole_tensors.values():
-                end = at[rank] + piece.numel
-                whole[piece.window] = arrived[rank][at[rank] : end].view(piece.shape)
-                at[rank] = end
-        return whole_tensors
-
     def _from_owners(
         self, bucket: list[Job], results: Mapping[str, Tensor], failed: bool
     ) -> Transfer:
         wire = bucket[0].wire_back
-        owned = self._owned(bucket, self._team.rank)
+        size = self._team.size
         rows: list[list[Tensor]] = []
-        for rank in range(self._team.size):
-            parts = [results[job.leaf.name][job.pieces[rank].window] for job in owned]
-            rows.append([part.to(wire) for part in parts])
-        sizes = self._sizes_from_owners(bucket)
+        for rank in range(1 if self._are_whole else size):  # else all rows are equal
+            row: list[Tensor] = []
+            for job in self._owned(bucket, self._team.rank):
+                row.append(results[job.name][job.pieces[rank].window].to(wire))
+            rows.append(row)
+        sizes = [sum(self._sizes_back(bucket, rank)) for rank in range(size)]
         return Transfer(self._team, rows, sizes, wire, failed)
 
-    def _sizes_from_owners(self, bucket: list[Job]) -> list[int]:
-        """Return the number of entries that this rank receives from each owner."""
+    def _sizes_back(self, bucket: list[Job], rank: int) -> list[int]:
+        """Return the number of entries of each result that this rank receives from an owner."""
         me = self._team.rank
-        return [
-            sum(job.pieces[me].numel for job in self._owned(bucket, rank))
-            for rank in range(self._team.size)
-        ]
+        return [job.pieces[me].numel for job in self._owned(bucket, rank)]
 
     def _receive(self, bucket: list[Job], transfer: Transfer) -> None:
-        parts = transfer.parts()
-        for rank, part in enumerate(parts):
-            start = 0
-            for job in self._owned(bucket, rank):
-                piece = job.pieces[self._team.rank]
-                end = start + piece.numel
+        for rank, message in enumerate(transfer.parts()):
+            parts = torch.split(message, self._sizes_back(bucket, rank))
+            for job, part in zip(self._owned(bucket, rank), parts, strict=True):
+                shape = job.pieces[self._team.rank].shape
                 # A copy, because a view would keep the whole message in memory as long as any of its leaves.
-                job.result = (
-                    part[start:end].view(piece.shape).to(job.dtype_back, copy=True)
-                )
-                start = end
+                job.result = part.view(shape).to(job.dtype_back, copy=True)
 
 
-class SharedWork(Exchange):
-    """An exchange between ranks that hold whole leaves: owners need no message, and every rank receives all results."""
-
-    def _to_owners(self, bucket: list[Job]) -> None:
-        return None
-
-    def _assemble(self, job: Job, arrived: list[Tensor], at: list[int]) -> Tensors:
-        return job.parts
-
-    def _from_owners(
-        self, bucket: list[Job], results: Mapping[str, Tensor], failed: bool
-    ) -> Transfer:
-        wire = bucket[0].wire_back
-        owned = self._owned(bucket, self._team.rank)
-        own_results = [results[job.leaf.name].to(wire) for job in owned]
-        sizes = self._sizes_from_owners(bucket)
-        return Gathering(self._team, own_results, sizes, wire, failed)
+def _assembled(job: Job, messages: list[Iterator[Tensor]]) -> Tensors:
+    """Assemble whole tensors from the pieces that the ranks have sent, the next ones in their messages."""
+    whole_tensors = {
+        name: torch.empty(job.template.shape, dtype=job.wire, device=job.device)
+        for name in job.parts
+    }
+    for piece, message in zip(job.pieces, messages, strict=True):
+        for whole in whole_tensors.values() if piece.sends else ():
+            whole[piece.window] = next(message).view(piece.shape)
+    return whole_tensors

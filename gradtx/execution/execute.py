@@ -388,7 +388,7 @@ class Block:
         for operation in self.operations:
             if isinstance(operation, Branch):
                 label = leaf.run.choice(operation.path, leaf, operation.selector)
-                if operation.selector.names_branches:
+                if operation.selector.branches is not None:
                     pairs.append((operation.selector, label))
                 pairs.extend(operation.blocks[label].labels(leaf))
         return pairs

@@ -7,15 +7,13 @@ import types
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from torch import Tensor
-
 from gradtx import algorithms
 from gradtx.algorithms._polynomials import default_steps
 from gradtx.arguments import keyword_parameter
 from gradtx.base.docstrings import with_arguments
 from gradtx.base.inputs import Params
-from gradtx.optim._chain_checks import warn_of_engine_options
-from gradtx.optim._groups import (
+from gradtx.optim.chain_checks import warn_of_engine_options
+from gradtx.optim.groups import (
     ENGINE_OPTIONS,
     Group,
     check_differentiable,
@@ -117,19 +115,15 @@ class AliasOptimizer(ChainOptimizer):
         of_torch = {name: kwargs.pop(name) for name in ENGINE_OPTIONS if name in kwargs}
         check_differentiable(of_torch)
         warn_of_engine_options(type(self).__name__, of_torch)
-        numbers = {
-            self._argument_named(name): _as_number(value)
-            for name, value in kwargs.items()
-        }
-        tx = self._alias(*map(_as_number, args), **numbers)
+        named = {self._argument_named(name): value for name, value in kwargs.items()}
+        tx = self._alias(*args, **named)
         super().__init__(tx, params, **engine)
-        arguments = self._arguments.bind(*args, **numbers).arguments
+        arguments = self._arguments.bind(*args, **named).arguments
         del engine["process_group"]  # `defaults` are copied and pickled
         for name, value in engine.items():
             if value != KEYWORDS[name].default:
                 arguments[name] = value
         self.defaults = _defaults_of(self._tx, arguments)
-        self._made_defaults = dict(self.defaults)
 
     def _argument_named(self, key: str) -> str:
         """Return the name of the alias's argument that groups and `defaults` show under this key."""
@@ -142,8 +136,9 @@ class AliasOptimizer(ChainOptimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group as `ChainOptimizer.add_param_group` does, with the options that this class fixes."""
+        size = len(self.param_groups)
         super().add_param_group(param_group)
-        for group in self.param_groups:
+        for group in self.param_groups[size:]:
             self._check_fixed("group", group, "use Adam")
             for option, value in self._fixed_options.items():
                 group.setdefault(option, value)
@@ -179,15 +174,6 @@ class AliasOptimizer(ChainOptimizer):
             self._check_fixed("loaded group", group, "load it into Adam")
             groups.append({**group, **self._fixed_options})
         return {**state_dict, "param_groups": groups}
-
-
-def _as_number(value: Any) -> Any:
-    """Return a one-element tensor as a 0-d view, since torch's optimizers accept such tensors as numbers."""
-    if isinstance(value, tuple | list):
-        return type(value)(map(_as_number, value))
-    if isinstance(value, Tensor) and value.ndim and value.numel() == 1:
-        return value.reshape(())
-    return value
 
 
 def _defaults_of(

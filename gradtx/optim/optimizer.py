@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import numbers
 from collections import defaultdict
 from collections.abc import Callable, Generator, Mapping
@@ -12,10 +11,13 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
+from gradtx.algorithms.scaling import recorded_in
 from gradtx.arguments import tensors_in
 from gradtx.base import torch_names as _torch
 from gradtx.base.ambient import ambient, without_ambient
+from gradtx.base.errors import Path
 from gradtx.base.inputs import (
     listed_group,
     listed_params,
@@ -24,44 +26,38 @@ from gradtx.base.inputs import (
 from gradtx.base.messages import describe
 from gradtx.base.tree import tensors
 from gradtx.distributed.layouts import team_of_group
-from gradtx.execution.context import Clock
-from gradtx.execution.execute import Block
-from gradtx.execution.pure import evaluation_weights
-from gradtx.optim._capture import check_capturable
-from gradtx.optim._chain_checks import (
+from gradtx.optim.chain_checks import (
     IDLE_STEPS,
+    check_scheduler,
     warn_of_engine_options,
     warn_of_idle_steps,
     warn_of_misspelt,
     warn_of_unread,
 )
-from gradtx.optim._device_counts import Scaling
-from gradtx.optim._evaluation import Evaluation
-from gradtx.optim._explain import Explanation, explain
-from gradtx.optim._groups import (
-    ENGINE_OPTIONS,
+from gradtx.optim.checkpoint import Checkpoint, check_form, require
+from gradtx.optim.closure import KnownClosure, Weights, check_closure
+from gradtx.optim.device_counts import Scaling, check_capturable
+from gradtx.optim.evaluation import Evaluation, evaluated
+from gradtx.optim.explain import Explanation, explain
+from gradtx.optim.groups import (
+    CODES,
     OVERRIDDEN,
     Group,
-    Values,
-    cycled_alike,
-    each_item,
-    is_same,
+    defaults_of,
     params_of,
 )
-from gradtx.optim._hessian import HessianStep
-from gradtx.optim._load_state_dict import Checkpoint
-from gradtx.optim._match_saved import check_form, require
-from gradtx.optim._ownership import states_of_owners
-from gradtx.optim._parameters import CPU, Members
-from gradtx.optim._parts import HessianSource, Parts
-from gradtx.optim._run import check_closure
-from gradtx.optim._state import Initial, States
-from gradtx.optim._step import KnownClosure, Step, Weights
-from gradtx.optim._step_input import Extras
+from gradtx.optim.hessian import HessianSource
+from gradtx.optim.parameters import Members
+from gradtx.optim.parts import Parts
+from gradtx.optim.state import States
+from gradtx.optim.step import Step
+from gradtx.optim.step_input import Extras
+from gradtx.programs.hyperparameters import each_item
+from gradtx.state.storage import check_patterns
 from gradtx.transform import GradientTransformation, check_transformation
 
 if TYPE_CHECKING:
-    from gradtx.optim._release import ReleasedGradients
+    from gradtx.optim.release import ReleasedGradients
 
 
 class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
@@ -70,8 +66,6 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
     _released: ReleasedGradients | None = None
     # The number of steps so far, none of which had a gradient; None after the first gradient.
     _idle_steps: int | None = 0
-    # A copy of the original `defaults`; None before the first group is complete.
-    _made_defaults: Values | None = None
 
     @without_ambient
     def __init__(
@@ -84,17 +78,10 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         process_group: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
-        **numbers: Any,
     ):
         owner = type(self).__name__
-        if numbers:
-            name = next(iter(numbers))
-            raise TypeError(
-                f"{owner}: got an unexpected argument {name!r}: hyperparameters belong to the transformation. To "
-                "build the equivalent of another optimizer, pass its transformation to gradtx.as_optimizer(tx, params)"
-            )
         check_transformation(owner, "tx", tx)
-        engine = offload = None
+        engine = offload = replicas = None
         # Imported only where they are needed: the compiler's modules take long.
         if compile is not False:
             from gradtx.optim.engine.compiled import CompiledEngine
@@ -102,38 +89,34 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
 
             engine = CompiledEngine(compiler_options(compile))
         if state_device is not None:
-            from gradtx.optim._offload import offload_for
+            from gradtx.optim.offload import offload_for
 
             offload = offload_for(owner, state_device, tx)
-        members = Members(owner, self._copy_hyperparameters(tx))
-        self._parts = Parts(
-            members,
-            States(members),
-            HessianSource(owner, tx, seed),
-            engine,
-            offload=offload,
-            capturable=capturable,
-        )
-        if process_group is not None:
-            if state_device is not None:
+            if process_group is not None or capturable:
+                other = "capturable" if capturable else "process_group"
                 raise ValueError(
-                    f"{owner}: state_device cannot be combined with process_group"
+                    f"{owner}: {other} cannot be combined with state_device"
                 )
-            members.replicas = team_of_group(f"{owner}: process_group", process_group)
+        if process_group is not None:
+            replicas = team_of_group(f"{owner}: process_group", process_group)
+        members = Members(owner, self._copy_hyperparameters(tx), replicas)
+        hessian = HessianSource(owner, tx, seed)
+        states = States(members)
+        self._parts = Parts(members, states, hessian, engine, offload, capturable)
         super().__init__(listed_params(owner, params), {})
         if capturable:
-            check_capturable(owner, self._parts)
+            check_capturable(members)
         members.check_selectors()
-        self._parts.states.check_patterns()
-        self.defaults = cycled_alike(members.views)
-        self._made_defaults = dict(self.defaults)
+        if not any(map(is_lazy, members.by_param)):  # otherwise slots are unknown
+            check_patterns(states.seen_slots)
+        self.defaults = defaults_of(members.views)
 
     def _copy_hyperparameters(
         self, tx: GradientTransformation
     ) -> GradientTransformation:
         """Copy the transformation's hyperparameter tensors: schedulers write to them, and others may share them."""
         values = {
-            entry.place: each_item(entry.value, _cloned)
+            entry.place: each_item(_cloned, entry.value)
             for entry in tx._entries()
             if tensors_in(entry.value)
         }
@@ -160,57 +143,47 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         group = without_repeats(self._checked_by_torch(group))
         keys = list(group)
         members, states = parts.members, parts.states
-        self._take_written_defaults(group)
-        if self._parts.offload is not None:
-            self._parts.offload.check(group["params"])
+        if parts.offload is not None:
+            parts.offload.check(group["params"])
         joining = members.joining(group)
-        first_states: list[dict[Tensor, Initial]] = []
-        with self._parts.with_state(joining.by_param, writes=False):
+        with parts.at_state(joining.by_param, writes=False):
             for view in joining.views:
-                self._parts.hessian.mark(view.group)
-                first_states.append(states.outline(view, joining.by_param))
+                parts.hessian.mark(view.group)
+                states.check(view, joining.by_param)
         # Warn before anything changes, because warnings may be turned into errors.
         warn_of_misspelt(owner, keys, self._tx._entries())
         warn_of_unread(owner, joining.unread)
         warn_of_engine_options(owner, group)
         members.admit(joining)
-        for view, first in zip(joining.views, first_states, strict=True):
-            self.param_groups.append(view.group)
-            states.keep(view, first)
         for view in joining.views:
+            self.param_groups.append(view.group)
+            states.begin_count(view.group["params"])
             view.show(states.count)
         if self._released is not None:
             self._released.follow(members.by_param)
 
-    def _take_written_defaults(self, group: Group) -> None:
-        """Copy values that were written to `defaults` into a new group; other defaults come from the chain."""
-        made = self._made_defaults
-        for name, value in self.defaults.items():
-            is_written = made is not None and not is_same(value, made.get(name))
-            if is_written and name not in ENGINE_OPTIONS:
-                group.setdefault(name, value)
-
     def _checked_by_torch(self, param_group: Group) -> Group:
         """Return a group after torch's checks, without torch's defaults; the group is not added."""
-        size, defaults = len(self.param_groups), self.defaults
-        self.defaults = {}
+        defaults, self.defaults = self.defaults, {}
         try:
             super().add_param_group(param_group)
-            return self.param_groups[-1]
         finally:
-            del self.param_groups[size:]
             self.defaults = defaults
+        return self.param_groups.pop()
 
     def _up_to_date(self) -> Parts:
         """Return the parts, updated for changes to groups and state from outside."""
-        members, states = self._parts.members, self._parts.states
-        states.by_param = self.state
-        for param in members.follow(self.param_groups, states.count):
-            # Left over when accelerate shards parameters; no step would use it again.
-            self.state.pop(param, None)
-        if self._released is not None:
-            self._released.follow(members.by_param)
-        return self._parts
+        parts = self._parts
+        members = parts.members
+        parts.states.by_param = self.state
+        replaced = members.follow(self.param_groups)
+        if replaced is not None:
+            for param in replaced:
+                # Left over when accelerate shards parameters; no step would use it again.
+                self.state.pop(param, None)
+            if self._released is not None:
+                self._released.follow(members.by_param)
+        return parts
 
     @without_ambient
     def release_gradients(self) -> ReleasedGradients:
@@ -241,50 +214,14 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
             >>> optimizer.step()
             >>> handle.remove()
         """
-        from gradtx.optim._release import ReleasedGradients
+        from gradtx.optim.release import ReleasedGradients
 
-        if self._parts.offload is not None:
-            raise RuntimeError(
-                f"{type(self).__name__}: release_gradients cannot be combined with state_device, whose steps "
-                "copy all gradients together; use step(consume_gradients=True)"
-            )
-        if self._parts.capturable:
-            raise RuntimeError(
-                f"{type(self).__name__}: release_gradients cannot be combined with capturable: "
-                "a CUDA graph keeps gradients"
-            )
         if self._released is not None and self._released.active:
             raise RuntimeError(
                 f"{type(self).__name__}: gradients are already released; call handle.remove() first"
             )
         self._released = ReleasedGradients(self)
         return self._released
-
-    def _check_training(self) -> None:
-        """Check that the parameters contain the training weights."""
-        evaluation = self._parts.evaluation
-        if evaluation is not None and evaluation.changes_weights():
-            raise RuntimeError(
-                f"{type(self).__name__}: the parameters contain the evaluation weights; call optimizer.train() "
-                "before step()"
-            )
-
-    def _check_released(self, extras: Extras) -> None:
-        """Check that a step with released gradients uses neither extras nor a GradScaler."""
-        if self._released is None or not self._released.active:
-            return
-        owner = type(self).__name__
-        if extras:
-            name = next(iter(extras))
-            raise TypeError(
-                f"{owner}: step does not accept {name!r} while gradients are released: parameters have already been "
-                "updated"
-            )
-        if Scaling.requested_by(self) is not None:
-            raise RuntimeError(
-                f"{owner}: a GradScaler cannot be used while gradients are released, because parameters step before "
-                "it has read all gradients; train in bfloat16, or call handle.remove()"
-            )
 
     @torch.no_grad()
     def step(  # type: ignore[override]
@@ -335,36 +272,35 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
                 f"{type(self).__name__}: closure must be a function that computes the loss and its gradients, got "
                 f"{describe(closure)}; pass a loss as step(value=loss)"
             )
-        step = (
-            self._step if max_iter == 1 else functools.partial(self._iterate, max_iter)
-        )
         around = ambient()
+        if around is not None:
+            closure, extras = around.around(closure), around.around_all(extras)
+        step = self._step if max_iter == 1 else self._iterate(max_iter)
         if around is None:
             return step(closure, consume_gradients, extras)
-        closure, extras = around.around(closure), around.around_all(extras)
         return around.suspend(step, closure, consume_gradients, extras)
 
-    def _iterate(
-        self,
-        max_iter: int,
-        closure: Callable[[], Any] | None,
-        consume_gradients: bool,
-        extras: Extras,
-    ) -> Any:
-        """Step repeatedly with one closure, and return its first result."""
-        if closure is None or max_iter < 1:
-            raise ValueError(
-                f"{type(self).__name__}: max_iter={max_iter!r} must be at least 1, and needs a closure"
-            )
-        params = params_of(self.param_groups)
-        known = KnownClosure(closure, params)
-        losses: list[Any] = []
-        for _ in range(max_iter):
-            before = Weights(params)
-            losses.append(self._step(known, consume_gradients, dict(extras)))
-            if before.are_present():
-                break
-        return losses[0]
+    def _iterate(self, max_iter: int) -> Callable[..., Any]:
+        """Return a function that steps repeatedly with one closure, and returns its first result."""
+
+        def steps(
+            closure: Callable[[], Any] | None, consume_gradients: bool, extras: Extras
+        ) -> Any:
+            if closure is None or max_iter < 1:
+                raise ValueError(
+                    f"{type(self).__name__}: max_iter={max_iter!r} must be at least 1, and needs a closure"
+                )
+            params = params_of(self.param_groups)
+            known = KnownClosure(closure, params)
+            losses: list[Any] = []
+            for _ in range(max_iter):
+                before = Weights(params)
+                losses.append(self._step(known, consume_gradients, dict(extras)))
+                if before.are_present():
+                    break
+            return losses[0]
+
+        return steps
 
     def _step(
         self,
@@ -372,15 +308,17 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         consume_gradients: bool,
         extras: Extras,
     ) -> Any:
-        self._check_training()
-        self._check_released(extras)
         parts = self._up_to_date()
         scaling = Scaling.requested_by(self)
+        if parts.evaluation is not None:
+            parts.evaluation.check_training(type(self).__name__)
+        if self._released is not None:
+            self._released.check_step(extras, scaling)
         if scaling is not None:
             if closure is not None:
                 remedy = (
                     "train in bfloat16, without a scaler"
-                    if self._calls_again()
+                    if parts.traits.calls_again
                     else "call step without a closure"
                 )
                 raise RuntimeError(
@@ -391,30 +329,46 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
                 if consume_gradients:
                     parts.members.drop_gradients()
                 return None
+        hessian = parts.hessian if parts.hessian.link is not None else None
+        estimates = hessian is not None and "hessian_diag" not in extras
+        if estimates:
+            extras["hessian_diag"] = None
         loss = None
-        hessian = HessianStep(parts, extras) if parts.hessian.link else None
         if closure is not None:
-            with torch.enable_grad(), hessian or contextlib.nullcontext():
+            keeping_graphs: Any = contextlib.nullcontext()
+            if hessian is not None and estimates:
+                keeping_graphs = hessian.keeping_graphs(parts.states)
+            with torch.enable_grad(), keeping_graphs:
                 loss = closure()
             self._add_extras_of(closure, loss, extras)
             parts = self._up_to_date()
-            if self._calls_again():
+            if parts.traits.calls_again:
                 check_closure(parts.members.by_param)
-        open_step = None
+        step: Step | None = None
         if self._released is not None:
-            open_step = self._released.close()
+            step = self._released.close()
         elif self._idle_steps is not None:
             self._count_idle_step(parts)
+        at_state: Any = contextlib.nullcontext()
         if parts.offload is not None:
             parts.offload.extras_on_host(extras)
-        at_state = parts.at_state(
-            writes=True, consumes=consume_gradients, unscales=scaling is not None
-        )
-        with at_state, parts.states.undone_on_failure():
-            step = open_step or self._checked_step(extras, scaling, consume_gradients)
-            if hessian is not None:
-                hessian.supply(step)
-            step.finish()
+            at_state = parts.at_state(
+                writes=True, consumes=consume_gradients, unscales=scaling is not None
+            )
+        with at_state:
+            try:
+                if step is None:
+                    step = Step(parts, extras, scaling, consume_gradients)
+                if hessian is not None:
+                    hessian.supply(step, parts.states, estimates)
+                step.finish()
+            except Exception:
+                if step is None:  # other ranks must not wait
+                    parts.agreement.report_failure(parts.members)
+                parts.states.undo()
+                raise
+            finally:
+                parts.states.created.clear()
         if consume_gradients:
             parts.members.drop_gradients()  # those of frozen leaves are left
         return loss
@@ -432,10 +386,6 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         extras.setdefault("grad_fn", closure)
         extras.setdefault("value_fn", closure)
 
-    def _calls_again(self) -> bool:
-        """Whether a link calls the closure at other weights."""
-        return not {"grad_fn", "value_fn"}.isdisjoint(self._tx.needs)
-
     def _count_idle_step(self, parts: Parts) -> None:
         """Warn once if no parameter had a gradient in the first steps: then nothing is trained."""
         assert self._idle_steps is not None
@@ -449,30 +399,17 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
 
     _step_untraced = _torch.not_traced(_plain_step)
 
-    def _checked_step(
-        self, extras: Extras, scaling: Scaling | None, consumes: bool
-    ) -> Step:
-        """Create a step, which runs all checks; report a failure so that other ranks do not wait."""
-        members = self._parts.members
-        try:
-            return Step(self._parts, extras, scaling, consumes)
-        except Exception:
-            self._parts.agreement.report_failure(
-                members.by_param.values(), members.replicas
-            )
-            raise
-
     def __setattr__(self, name: str, value: Any) -> None:
         # torch's schedulers wrap `step` in a counter.
         if name == "step" and "_parts" in self.__dict__:
-            for view in self._parts.members.views:
-                view.check_schedulers(attaching=True)
+            if not self._parts.expects_scheduler:
+                check_scheduler(self._parts.members)
+            self._parts.expects_scheduler = False
         super().__setattr__(name, value)
 
     def expect_scheduler(self) -> None:
         """Allow the next scheduler to override schedules in the chain without a warning."""
-        for view in self._up_to_date().members.views:
-            view.expects_scheduler = True
+        self._parts.expects_scheduler = True
 
     @without_ambient
     def explain(self) -> Explanation:
@@ -492,6 +429,36 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         """
         return explain(self._up_to_date())
 
+    @torch.no_grad()
+    def recorded(self) -> dict[str, float]:
+        """Return what the `record` links of the chain have recorded in the last step, for any logger.
+
+        The keys are "stage/quantity/parameter", for the whole model "stage/quantity". Reading waits for the device.
+
+        Example:
+            >>> model = torch.nn.Linear(2, 1, bias=False)
+            >>> tx = gradtx.chain(gradtx.record(what=("max",)), gradtx.sgd(lr=0.1))
+            >>> optimizer = gradtx.as_optimizer(tx, model.named_parameters())
+            >>> model(torch.ones(2)).sum().backward()
+            >>> optimizer.step()
+            >>> optimizer.recorded()
+            {'record/max/weight': 1.0}
+        """
+        stages: dict[Path, dict[str, Any]] = defaultdict(dict)
+        for param, member in self._parts.members.by_param.items():
+            state = self.state.get(param, {})
+            if member.layout is None:
+                continue
+            for path, keys in member.layout.shared.items():
+                stages[path].update(
+                    {name: state[key] for name, key in keys.items() if key in state}
+                )
+            for path, keys in member.layout.slots.items():
+                for slot, key in keys.items():
+                    if key in state:
+                        stages[path].setdefault(slot, {})[member.name] = state[key]
+        return recorded_in(stages)
+
     # Evaluation weights.
 
     @torch.no_grad()
@@ -508,8 +475,8 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         if self._parts.evaluation is None:
             parts = self._up_to_date()
             with parts.at_state(writes=False):
-                weights = self._evaluated(parts)
-            self._parts.evaluation = Evaluation.start(weights)
+                weights = evaluated(parts.states)
+            parts.evaluation = Evaluation.start(weights)
 
     @torch.no_grad()
     @without_ambient
@@ -532,25 +499,6 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         finally:
             self.train()
 
-    def _evaluated(self, parts: Parts) -> dict[Tensor, Tensor]:
-        """Return the evaluation weights, by parameter, for leaves with a link that provides them."""
-        members, states = parts.members, parts.states
-        run, count = states.run(), states.exact_count()
-        clock = Clock(torch.tensor(count + 1, device=CPU))
-        weights: dict[Tensor, Tensor] = {}
-        for view in members.views:
-            block = Block.of(view.chain(view.values()), run, count)
-            for param in view.group["params"]:
-                member = members.by_param[param]
-                states.accept_moved(view, member)
-                if member.layout is not None and not states.is_unused(member):
-                    leaf = states.leaf(run, member, clock)
-                    value = evaluation_weights(leaf, block.for_leaf(leaf))
-                    if value is not None:
-                        weights[param] = leaf.in_callers_form(value)
-        run.commits.clear()  # breaks a reference cycle with the run
-        return weights
-
     @without_ambient
     def state_dict(self) -> dict[str, Any]:
         """Return a state dict in torch's format, with slots for every parameter that requires a gradient.
@@ -560,40 +508,29 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         saved whole, or divided by rows if the parameter is sharded.
         """
         parts = self._up_to_date()
-        evaluation = parts.evaluation
+        members, states = parts.members, parts.states
         with parts.at_state(writes=False):
-            parts.states.create_all(matches_groups=evaluation is None)
-        parts.states.show_exactly()
-        state_dict = self._state_dict_of_members()
-        views = parts.members.views
-        for view, group in zip(views, state_dict["param_groups"], strict=True):
+            saved = states.to_save()
+        states.show_exactly()
+        everything = cast("defaultdict[Any, Any]", self.state)
+        self.state = defaultdict(dict, saved)
+        try:
+            state_dict = super().state_dict()
+        finally:
+            self.state = everything
+        for view, group in zip(members.views, state_dict["param_groups"], strict=True):
             overridden = view.overridden()
             if overridden is not None:
                 group[OVERRIDDEN] = overridden
-        if evaluation is not None:
-            evaluation.save(state_dict, params_of(self.param_groups))
+            codes: dict[str, str] = {}
+            for param in view.group["params"]:
+                layout = parts.members.by_param[param].layout
+                codes.update({} if layout is None else layout.labels)
+            if codes:
+                group[CODES] = codes
+        if parts.evaluation is not None:
+            parts.evaluation.save(state_dict, params_of(self.param_groups))
         return state_dict
-
-    def _state_dict_of_members(self) -> dict[str, Any]:
-        """Return torch's state dict, without the state of parameters that were removed from the groups."""
-        members = self._parts.members.by_param
-        everything = cast("defaultdict[Any, Any]", self.state)
-        member_states = {
-            key: value
-            for key, value in everything.items()
-            if not isinstance(key, Tensor) or key in members
-        }
-        owner_states = states_of_owners(
-            members, member_states, self._parts.members.replicas
-        )
-        if len(member_states) == len(everything) and not owner_states:
-            return super().state_dict()
-        member_states.update(owner_states)
-        self.state = defaultdict(dict, member_states)
-        try:
-            return super().state_dict()
-        finally:
-            self.state = everything
 
     @_torch.not_traced
     @without_ambient
@@ -605,7 +542,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         Args:
             state_dict: A state dict as returned by `state_dict()`.
             strict: Whether a missing or unknown slot in an entry is an error. Otherwise a missing slot keeps its
-                initial value, and an unknown one is kept in the state, with a warning. Keys that a wrapper has written
+                initial value, and an unknown one is kept in the state. Keys that a wrapper has written
                 into the present state are always loaded. A parameter without an entry keeps its initial state in both
                 cases.
 
@@ -625,7 +562,11 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         state_dict = self._accepted(state_dict)
         evaluation, state_dict = Evaluation.take(state_dict, names)
         with parts.at_state(writes=False):
-            Checkpoint(state_dict, parts.states, strict).load()
+            states = Checkpoint(state_dict, parts.states, strict).states
+        self.state.clear()
+        self.state.update(states.by_param)
+        states.by_param = self.state
+        parts.states, parts.members = states, states.members
         parts.evaluation = evaluation
         if self._released is not None:
             self._released.close()
@@ -657,7 +598,6 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         return super().__reduce_ex__(protocol)
 
     def __getstate__(self) -> dict[str, Any]:
-        self._parts.states.forget_used()
         return {**super().__getstate__(), "_parts": self._parts}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -665,9 +605,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
             super().__setstate__(state)  # the next call adapts to the changes
             return
         super().__setstate__(state)
-        parts = self._parts
-        parts.states.by_param = self.state
-        parts.states.note_copies()
+        self._parts.states.by_param = self.state
 
 
 def _cloned(value: Any) -> Any:

@@ -87,15 +87,6 @@ class Layout(NamedTuple):
         """Return the (path, name) and the key of each shared value."""
         return _places(self.shared)
 
-    def slots_in(self, state: State) -> State:
-        """Return the slots of a state."""
-        return {key: state[key] for key in self.slot_keys if key in state}
-
-    def without_slots(self, state: State) -> State:
-        """Return the count and the shared values of a state."""
-        slots = set(self.slot_keys)
-        return {key: value for key, value in state.items() if key not in slots}
-
     @property
     def program_keys(self) -> list[str]:
         """The keys of the slots that programs read: all except those that only the leaf's owner keeps."""
@@ -109,6 +100,11 @@ class Layout(NamedTuple):
             for path, codecs in self.codes.items()
             for slot, codec in codecs.items()
         }
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """The key of each coded slot, and the label of its code."""
+        return {key: codec.label for key, codec in self.coded_keys.items()}
 
     @property
     def coded_tensors(self) -> set[str]:

@@ -13,7 +13,6 @@ from typing import Any, TypeAlias, TypeGuard
 import torch
 from torch import Tensor
 
-from gradtx.arguments import is_off
 from gradtx.base import torch_names as _torch
 from gradtx.base import tree as _tree
 from gradtx.base.complex_views import as_complex, as_real
@@ -39,7 +38,7 @@ from gradtx.execution.pure import (
     check_extras,
     leaves_of,
 )
-from gradtx.execution.runs import Place, clock_at
+from gradtx.execution.runs import clock_at
 from gradtx.programs.bundle import (
     ListBundle,
     ListPhase,
@@ -50,6 +49,7 @@ from gradtx.programs.bundle import (
 )
 from gradtx.programs.cache import SharedPrograms
 from gradtx.programs.function import LeafFunction, Signature
+from gradtx.programs.hyperparameters import ChainOf, Numbers
 from gradtx.programs.layout import Layout
 from gradtx.programs.planner import ListPrograms
 
@@ -58,7 +58,6 @@ MOST_STRUCTURES, MOST_SHAPES = 32, 8
 SlotOf: TypeAlias = tuple[
     Path, str
 ]  # the path of a stage, and the name of a slot or a shared value there
-NUMBER = "a number"  # the placeholder for a number in a structure
 PLAIN = (Tensor, torch.nn.Parameter)
 
 
@@ -94,7 +93,7 @@ def update(
             known[name] = as_number(name, value)
         else:
             unread[name] = value
-    numbers = Numbers.of(tx)
+    numbers = numbers_of(tx)
     key = structure, tuple(known), tuple(unread), numbers.structure, steps.key
     programs_by_key = programs_of(tx)
     try:
@@ -277,57 +276,11 @@ class LeafSteps:
         return after
 
 
-class Numbers:
-    """The numeric hyperparameters of a transformation, which are arguments of its programs.
-
-    Attributes:
-        structure: All values, with `NUMBER` in place of each number.
-        values: The numbers: floats, tensors and schedules.
-        places: The place in the chain of the node to which each number belongs.
-    """
-
-    def __init__(self, tx: Transformation):
-        self.values: list[Any] = []
-        self.places: list[Place] = []
-        structure: list[Any] = []
-        for entry in tx._entries():
-            off = entry.argument.range.off
-            value = entry.value
-            # Rules receive these unchanged.
-            if entry.argument.kind == "named floats":
-                structure.append((entry.place, value))
-            elif _is_tuple(value):
-                taken = tuple(self._take(item, off, entry.place) for item in value)
-                structure.append((entry.place, taken))
-            else:
-                structure.append((entry.place, self._take(value, off, entry.place)))
-        self.structure = tuple(structure)
-
-    @classmethod
-    def of(cls, tx: Transformation) -> Numbers:
-        if tx._numbers is None:
-            tx._set(_numbers=cls(tx))
-        return tx._numbers  # type: ignore[return-value]
-
-    def _take(self, item: Any, off: Any, place: Any) -> Any:
-        is_number = type(item) is float and not is_off(item, off)
-        if not is_number and not isinstance(item, Tensor | Schedule):
-            return item
-        self.values.append(item)
-        self.places.append(place[0])
-        return NUMBER
-
-    def chain_of(self, tx: Transformation, tensors: Iterator[Tensor]) -> Transformation:
-        """Return the transformation with tensors in place of the numbers."""
-        arguments: dict[Any, Any] = {}
-        for place, value in self.structure:
-            if _is_tuple(value):
-                arguments[place] = tuple(
-                    next(tensors) if item is NUMBER else item for item in value
-                )
-            else:
-                arguments[place] = next(tensors) if value is NUMBER else value
-        return tx._replaced(arguments, checked=False)
+def numbers_of(tx: Transformation) -> Numbers:
+    """Return the numbers of a transformation, which keeps them."""
+    if tx._numbers is None:
+        tx._set(_numbers=Numbers(tx._entries()))
+    return tx._numbers  # type: ignore[return-value]
 
 
 class TreeProgram:
@@ -386,7 +339,7 @@ class TreeProgram:
             signature = self._signature(run, leaf, slots, tensors, numbers, extras)
             present = [column for column in columns if leaf.name in column]
             rows = {name: [column[name] for column in present] for name in names}
-            function = LeafFunction(signature, ChainOfNumbers(tx, numbers))
+            function = LeafFunction(signature, ChainOf(tx, numbers.structure))
             bundles = _bundles(rows, function, on_host, tensors)
             self._bundles.extend(bundles)
             self._ranks.extend([steps.rank.get(leaf.name, 0)] * len(bundles))
@@ -603,17 +556,6 @@ def _is_flat(leaf: Leaf, values: list[Tensor]) -> bool:
     return all(
         operation.elementwise and not operation.positional for operation in leaf.program
     )
-
-
-@dataclass(frozen=True)
-class ChainOfNumbers:
-    """Builds a transformation from its numbers; not a closure, because shared programs must not keep values alive."""
-
-    tx: Transformation
-    numbers: Numbers
-
-    def __call__(self, tensors: list[Tensor]) -> Transformation:
-        return self.numbers.chain_of(self.tx, iter(tensors))
 
 
 class _Leaves:

@@ -48,8 +48,7 @@ class Codec:
         name: The name in errors and tables.
 
     Raises:
-        TypeError: If `encode`, `decode` or `scale` is not a function.
-        ValueError: If `block` is not a power of two, or `packs` is neither 1 nor 2.
+        ValueError: If `block` is not a power of two.
 
     Example:
         >>> halves = gradtx.Codec(
@@ -71,14 +70,6 @@ class Codec:
     name: str = "codec"
 
     def __post_init__(self) -> None:
-        for role in ("encode", "decode", "scale"):
-            function = getattr(self, role)
-            if not callable(function):
-                raise TypeError(
-                    f"Codec: {role} must be a function, got {describe(function)}"
-                )
-        if self.packs not in (1, 2):
-            raise ValueError(f"Codec: packs must be 1 or 2, got {self.packs!r}")
         if self.block is not None and not _is_block(self.block):
             raise ValueError(f"Codec: block must be a power of two, got {self.block!r}")
 
@@ -88,7 +79,7 @@ class Codec:
 
         Args:
             name: "int8", "int4", "float8", "bfloat16+8" or "bfloat16:stochastic".
-            block: The number of entries that share a scale, a power of two; for "int4" at most 32.
+            block: The number of entries that share a scale, a power of two.
 
         Raises:
             ValueError: If the name is unknown, or if the code does not support the block length.
@@ -106,10 +97,6 @@ class Codec:
             raise ValueError(
                 f"Codec: {name!r} has no scales, so it does not accept a block; omit block"
             )
-        if code.packs == 2 and block > code.block:
-            raise ValueError(
-                f"Codec: block of {name!r} must be at most {code.block}, got {block!r}"
-            )
         positive = code.nonnegative
         if positive is not None:
             positive = dataclasses.replace(positive, block=block)
@@ -122,6 +109,11 @@ class Codec:
         if code.block == self.block:
             return f"Codec.named({self.name!r})"
         return f"Codec.named({self.name!r}, block={self.block})"
+
+    @property
+    def label(self) -> str:
+        """The name and the block, as checkpoints say them."""
+        return self.name if self.block is None else f"{self.name}/{self.block}"
 
     # The tensors of a coded slot.
 
@@ -143,25 +135,21 @@ class Codec:
         if self.block is None:
             arguments = (values,) if noise is None else (values, noise)
             return self._by_suffix(self.encode(*arguments), values)
-        count = _blocks_of_row(values.shape, self.block)
-        blocks = _in_blocks(values, self.block, count)
-        largest = blocks.abs().amax(-1, keepdim=True)
-        scale = self.scale(largest)
-        encoded = self.encode(blocks, scale)
-        packed = self._by_suffix(encoded, values)
-        has_rows = values.ndim > 1
-        packed[SCALE] = scale.squeeze(-1) if has_rows else scale.reshape(-1)
+        blocks = _in_blocks(
+            values, self.block, _blocks_of_row(values.shape, self.block)
+        )
+        scale = self.scale(blocks.abs().amax(-1, keepdim=True))
+        packed = self._by_suffix(self.encode(blocks, scale), values)
+        packed[SCALE] = scale.squeeze(-1) if values.ndim > 1 else scale.reshape(-1)
         return packed
 
     def _by_suffix(self, encoded: Any, values: Tensor) -> dict[str, Tensor]:
         """Return what `encode` returned as the tensors to store, except the scale: shaped like `values`, packed."""
         tensors = encoded if isinstance(encoded, tuple) else (encoded,)
-        suffixes = ("", *self.parts)
         packed: dict[str, Tensor] = {}
-        for suffix, tensor in zip(suffixes, tensors, strict=True):
-            if self.block is not None:
-                tensor = _out_of_blocks(tensor, values)
-            packed[suffix] = tensor
+        for suffix, tensor in zip(("", *self.parts), tensors, strict=True):
+            whole = tensor if self.block is None else _out_of_blocks(tensor, values)
+            packed[suffix] = whole
         if self.packs == 2 and values.ndim:
             packed[""] = _pairs(packed[""])
         return packed
@@ -171,16 +159,13 @@ class Codec:
         codes = packed[""]
         if self.packs == 2 and codes.ndim:
             codes = _halves(codes, shape)
-        tensors = [codes]
-        for part in self.parts:
-            tensors.append(packed[part])
+        tensors = [codes, *(packed[part] for part in self.parts)]
         if self.block is None:
             return self.decode(*tensors)
         scale = packed[SCALE]
         count = scale.shape[-1]
         blocks = [_in_blocks(tensor, self.block, count) for tensor in tensors]
-        rows = blocks[0].shape[0]
-        values = self.decode(*blocks, scale.reshape(rows, count, 1))
+        values = self.decode(*blocks, scale.reshape(blocks[0].shape[0], count, 1))
         return _out_of_blocks(values, codes)
 
     def shape_of(self, codes: Shape, like: Shape) -> Shape:
@@ -432,3 +417,5 @@ CODES = {
         name="bfloat16:stochastic",
     ),
 }
+BUILT_IN = {**CODES, "uint8": _UINT8, "uint4": _UINT4}
+"""All codes by name, including those of slots that are never negative."""

@@ -70,7 +70,7 @@ def widened(value: Tensor, compute_dtype: torch.dtype) -> Tensor:
 def kind_of(dtype: torch.dtype) -> str:
     """Return the kind of a dtype; slots of the same kind can be converted to each other."""
     if dtype.is_floating_point:
-        return "float"
+        return "float" if dtype.itemsize > 1 else "float8"
     if dtype.is_complex:
         return "complex"
     return "bool" if dtype == torch.bool else "int"
@@ -116,30 +116,21 @@ def numbered(slots: dict[str, Any]) -> dict[str, Any]:
 
 def with_lists(slots: dict[str, Any]) -> dict[str, Any]:
     """The reverse of `numbered`."""
-    if not any(_number_of(slot) for slot in slots):
+    if all(without_number(slot) == slot for slot in slots):
         return slots
     whole: dict[str, Any] = {}
-    for slot in sorted(slots, key=_length_first):
-        if _number_of(slot):
-            whole.setdefault(slot.rpartition("_")[0], []).append(slots[slot])
-        else:
+    for slot in sorted(slots, key=lambda slot: (len(slot), slot)):
+        name = without_number(slot)
+        if name == slot:
             whole[slot] = slots[slot]
+        else:
+            whole.setdefault(name, []).append(slots[slot])
     return whole
 
 
 def without_number(slot: str) -> str:
     """Return the list name of a numbered slot, or the slot's own name."""
+    if not slot[-1:].isdigit():
+        return slot
     name, _, number = slot.rpartition("_")
     return name if number.isdigit() else slot
-
-
-def _number_of(slot: str) -> str:
-    """Return the digits after the last underscore, or an empty string."""
-    if not slot[-1].isdigit():
-        return ""
-    number = slot.rpartition("_")[2]
-    return number if number.isdigit() else ""
-
-
-def _length_first(slot: str) -> tuple[int, str]:
-    return len(slot), slot

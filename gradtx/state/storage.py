@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from gradtx.base import torch_names as _torch
-from gradtx.base.dtensor import is_sharded, joined, local, placed_as
+from gradtx.base.dtensor import from_local_like, is_sharded, local, placed_as
 from gradtx.base.errors import Path
 from gradtx.base.forward import Leaf, Run
 from gradtx.base.messages import close, describe
@@ -212,37 +212,27 @@ class Store:
 
     def codecs_of(self, stored: Mapping[str, Any], leaf: Leaf) -> Mapping[str, Codec]:
         """Return the code of each coded slot of a leaf."""
-        if self.storage is None or not self.storage.has_codes:
+        storage = self.storage
+        if storage is None or not storage.has_codes:
             return {}
         if leaf.layout is not None:
             return leaf.layout.codes.get(self.path, {})
         codecs: dict[str, Codec] = {}
+        is_large = math.prod(leaf.shape) >= storage.min_size
         for slot, tensor in stored.items():
-            codec = self._codec(slot)
-            if codec is not None and self._is_coded(slot, codec, tensor, stored, leaf):
+            rule, codec = self._rule(slot), self._codec(slot)
+            if rule is None or codec is None:
+                continue
+            keys = [f"{slot}.{suffix}" for suffix in codec.suffixes]
+            is_coded = all(key in stored for key in keys)
+            if not keys:  # judged by its dtype and shape
+                has_shape = tensor.shape == codec.shapes(leaf.shape)[""]
+                is_coded = rule.is_named or (is_large and has_shape)
+                if tensor.dtype in (leaf.param_dtype, torch.int64, torch.bool):
+                    is_coded = False
+            if is_coded:
                 codecs[slot] = codec
         return codecs
-
-    def _is_coded(
-        self,
-        slot: str,
-        codec: Codec,
-        tensor: Tensor,
-        stored: Mapping[str, Any],
-        leaf: Leaf,
-    ) -> bool:
-        """Whether a slot of a nested state is coded, judged by its auxiliary tensors or else by its shape and dtype."""
-        if codec.suffixes:
-            return all(f"{slot}.{suffix}" in stored for suffix in codec.suffixes)
-        if tensor.dtype in (leaf.param_dtype, torch.int64, torch.bool):
-            return False
-        rule = self._rule(slot)
-        assert self.storage is not None
-        assert rule is not None
-        if rule.is_named:
-            return True
-        is_large = math.prod(leaf.shape) >= self.storage.min_size
-        return is_large and tensor.shape == codec.shapes(leaf.shape)[""]
 
     # Initial slots.
 
@@ -271,10 +261,11 @@ class Store:
             if old is None
             else self.codecs_of(old, leaf)
         )
-        dtypes = {
-            slot: self._dtype(slot, value, like, leaf, slot in codecs)
-            for slot, value in slots.items()
-        }
+        dtypes: dict[str, torch.dtype] = {}
+        for slot, value in slots.items():
+            dtypes[slot] = like.dtype  # of a slot that is coded below
+            if slot not in codecs:
+                dtypes[slot] = self._dtype(slot, value, like, leaf)
         kept = first_slots(slots, like, dtypes, self._owner)
         if leaf.run.initial:
             seen = leaf.run.seen_slots.setdefault(storage, set())
@@ -291,13 +282,9 @@ class Store:
                 stored[slot] = value
         return stored
 
-    def _dtype(
-        self, slot: str, value: Any, like: Tensor, leaf: Leaf, coded: bool
-    ) -> torch.dtype:
-        """Return the dtype to store a slot in; for a slot that is coded afterward, its current dtype."""
+    def _dtype(self, slot: str, value: Any, like: Tensor, leaf: Leaf) -> torch.dtype:
+        """Return the dtype to store a slot in that is not coded."""
         rule = self._rule(slot)
-        if coded and isinstance(value, Tensor):
-            return value.dtype
         if rule is None:
             return leaf.param_dtype
         if isinstance(rule.choice, torch.dtype):
@@ -483,7 +470,7 @@ def packed(
     shapes = codec.shapes(value.shape)
     for suffix, tensor in codec.pack(local(value), noise).items():
         name = f"{slot}.{suffix}" if suffix else slot
-        tensors[name] = joined(tensor, value, shapes[suffix])
+        tensors[name] = from_local_like(tensor, value, shapes[suffix])
     return tensors
 
 
@@ -501,7 +488,7 @@ def unpacked(
     tensors = {"": local(codes)}
     for suffix in codec.suffixes:
         tensors[suffix] = local(stored[f"{slot}.{suffix}"])
-    return joined(codec.unpack(tensors, part), codes, whole)
+    return from_local_like(codec.unpack(tensors, part), codes, whole)
 
 
 def _with_other_sizes(like: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
 import gradtx
-from gradtx.optim._parts import Parts
+from gradtx.optim.parts import Parts
 
 SHAPES = {"matrix": (67, 128), "columns": (8, 70), "vector": (1000,), "small": (1, 3)}
 LINKS = {

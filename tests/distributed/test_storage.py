@@ -11,7 +11,7 @@ from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 import gradtx
 from gradtx.distributed.layouts import splits_rows
-from gradtx.optim._parts import Parts
+from gradtx.optim.parts import Parts
 from gradtx.state.codes import CODES
 from tests.daily import by_day
 from tests.distributed.problems import engine

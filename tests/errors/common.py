@@ -21,7 +21,7 @@ COMPLEX = (
     "torch.view_as_real(tensor) as the parameter, and apply torch.view_as_complex in the model, or send the leaf "
     "to another transformation with partition(...)"
 )
-DTYPE = "needs a floating-point one; remove integer tensors from the tree"
+DTYPE = "needs a floating-point one; remove integer tensors from the tree, or pass it as the state if it is one"
 ADAM = gradtx.adam()
 NAMED = "; pass a tree of tensors, such as dict(model.named_parameters())"
 

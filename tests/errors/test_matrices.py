@@ -5,7 +5,6 @@ import re
 
 import pytest
 import torch
-from torch import nn
 
 import gradtx
 
@@ -28,7 +27,7 @@ def test_a_dtype_of_the_iteration_must_be_a_floating_point_one(alias, dtype):
 @pytest.mark.parametrize("alias", [*NS_DTYPES, "soap_muon"])
 @pytest.mark.parametrize("coefficients", [3, (), (1.0,), (1.0, 2.0), ((1.0, 2.0, "x"),)])
 def test_coefficients_must_be_triples_of_numbers(alias, coefficients):
-    with pytest.raises(TypeError, match=f"^{alias}: ns_coefficients must be 3 plain numbers, got "):
+    with pytest.raises(ValueError, match=rf"^{alias}: \w+: coefs must be three plain numbers, .*got "):
         getattr(gradtx, alias)(ns_coefficients=coefficients)
 
 
@@ -64,8 +63,6 @@ def test_coefficients_must_be_triples_of_numbers(alias, coefficients):
         (lmo_start(SQUARE[0], "row"), ValueError, "init_for_lmo: kind 'row' needs at least 2 dimensions, got a tensor"),
         (lmo_start(SQUARE[0], "spectral"), ValueError, "init_for_lmo: kind 'spectral' needs at least 2 dimensions"),
         (lmo_start(SQUARE[0, 0], "column"), ValueError, "init_for_lmo: kind 'column' needs at least 2 dimensions"),
-        (lambda: gradtx.label_by_role(nn.ReLU(), tied=3), TypeError, "label_by_role: tied must be the name of a role"),
-        (lambda: gradtx.muon_for(nn.Linear(2, 2), per_head=3), TypeError, "muon_for: per_head must be a bool, got 3"),
     ],
 )
 def test_an_argument_that_makes_no_sense_is_named(make, error, message):

@@ -8,8 +8,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import gradtx
-from gradtx.optim import _capture
-from gradtx.optim._member import Count
+from gradtx.optim import device_counts as _capture
+from gradtx.optim.member import Count
 from tests.optim.chains import CHAINS, ON_HOST
 from tests.optim.problems import assert_close, assert_equal, parameters, values
 from tests.optim.tape import Tape
@@ -134,7 +134,7 @@ def test_a_step_with_a_rate_on_the_device_follows_it(device_counts):
 def capturing():
     """Make optimizers believe that a CUDA graph is being captured."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("gradtx.optim._step.is_captured", lambda device: True)
+        patch.setattr("gradtx.optim.step.is_captured", lambda device: True)
         yield
 
 

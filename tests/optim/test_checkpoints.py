@@ -153,11 +153,11 @@ def test_a_parameter_without_any_entry_starts_again_with_its_next_gradient():
 
 
 def test_shared_state_is_fresh_too_where_the_checkpoint_has_none():
-    optimizer, params = trained(gradtx.accumulate(gradtx.sgd(lr=1.0), every=2), steps=1)
+    optimizer, _ = trained(gradtx.accumulate(gradtx.sgd(lr=1.0), every=2), steps=1)
     saved = copy.deepcopy(optimizer.state_dict())
     saved["state"] = {}
     optimizer.load_state_dict(saved)
-    assert {optimizer.state[param]["mini_step"].item() for param in params.values()} == {0}
+    assert {entry["mini_step"].item() for entry in optimizer.state_dict()["state"].values()} == {0}
 
 
 def test_state_that_belongs_to_no_parameter_is_kept_as_in_torch():
@@ -182,15 +182,17 @@ def test_parameters_may_be_numbered_by_anything_as_in_torch():
         assert again.state[params["body.bias"]]["step"].item() == 2
 
 
-def test_the_state_of_a_lazy_parameter_waits_for_it():
+def test_the_state_of_a_lazy_parameter_is_loaded_after_its_first_forward_pass():
     source = torch.nn.Linear(3, 2)
     optimizer = gradtx.optim.AdamW(source.parameters())
     source(torch.ones(1, 3)).sum().backward()
     optimizer.step()
     lazy = torch.nn.LazyLinear(2)
     again = gradtx.optim.AdamW(lazy.parameters())
-    again.load_state_dict(optimizer.state_dict())
+    with pytest.raises(ValueError, match=r"'0' has no values yet.*; load it after the first forward pass"):
+        again.load_state_dict(optimizer.state_dict())
     lazy(torch.ones(1, 3)).sum().backward()
+    again.load_state_dict(optimizer.state_dict())
     again.step()
     assert again.state[lazy.weight]["step"].item() == 2
 

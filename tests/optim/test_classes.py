@@ -9,9 +9,9 @@ import pytest
 import torch
 
 import gradtx
-from gradtx.arguments import _OTHER_OPTIONS, OTHER_WORDS
-from gradtx.optim._groups import ENGINE_OPTIONS
+from gradtx.arguments import _OTHER_FORMS, _OTHER_NAMES
 from gradtx.optim.classes import CLASSES
+from gradtx.optim.groups import ENGINE_OPTIONS
 from tests.conformance import example
 from tests.daily import by_day
 from tests.optim.problems import assert_close, assert_equal, descend, loss_of, parameters, values
@@ -37,11 +37,9 @@ def test_a_class_has_the_signature_of_its_alias_after_params(name):
 @pytest.mark.parametrize("name", ALIASES)
 def test_a_class_documents_all_its_arguments_and_has_a_name_to_pickle_it_by(name):
     cls = getattr(gradtx.optim, name)
-    start, _, rest = inspect.getdoc(ALIASES[name]).partition("Args:")
-    assert start in cls.__doc__
-    assert rest.partition("Returns:")[2] in cls.__doc__
-    entries = cls.__doc__.partition("Args:")[2].partition("Returns:")[0]
-    documented = re.findall(r"^    (\w+): ", entries, re.MULTILINE)
+    assert inspect.getdoc(ALIASES[name]) in cls.__doc__
+    entries = re.findall(r"^(?:Keyword )?Args:\n((?:    .*\n?|\n(?=    ))*)", cls.__doc__, re.MULTILINE)
+    documented = re.findall(r"^    (\w+): ", "".join(entries), re.MULTILINE)
     _, *arguments = inspect.signature(cls).parameters
     assert documented == arguments
     assert (cls.__name__, cls.__qualname__, cls.__module__) == (name, name, "gradtx.optim")
@@ -126,14 +124,6 @@ def test_the_defaults_of_an_optimizer_make_another_like_it(name):
         again = type(optimizer)([param], **optimizer.defaults)
         assert repr(again._tx) == repr(optimizer._tx)
         assert again.defaults == optimizer.defaults
-
-
-def test_a_chain_cannot_be_made_of_the_defaults_of_an_optimizer_and_the_error_says_what_to_write():
-    params = [torch.nn.Parameter(torch.ones(3))]
-    optimizer = gradtx.as_optimizer(gradtx.chain(gradtx.clip_by_value(1.0), gradtx.adamw()), params)
-    remedy = r"pass its transformation to gradtx.as_optimizer\(tx, params\)"
-    with pytest.raises(TypeError, match=rf"^ChainOptimizer: got an unexpected argument '\w+'.*{remedy}"):
-        type(optimizer)(params, **optimizer.defaults)
 
 
 def test_repr_shows_the_class_and_every_hyperparameter_of_every_group():
@@ -265,7 +255,7 @@ def test_a_leaf_without_label_is_an_error_that_names_it():
 )
 def test_a_process_group_and_a_device_of_the_state_exclude_each_other(make):
     params = [torch.nn.Parameter(torch.ones(2, 2))]
-    with pytest.raises(ValueError, match="state_device cannot be combined with process_group"):
+    with pytest.raises(ValueError, match="process_group cannot be combined with state_device"):
         make(params, process_group=object(), state_device="cpu")
 
 
@@ -291,19 +281,19 @@ PARAMETERS = {
 @pytest.mark.parametrize("name", ["AdamW", "Muon"])
 def test_parameters_passed_to_an_alias_are_an_error_that_names_its_class_and_as_optimizer(name, given):
     alias = ALIASES[name]
-    remedy = rf"use gradtx.optim.{name}\(params, ...\), or gradtx.as_optimizer\({alias.__name__}\(...\), params\)"
+    remedy = rf".* gradtx.as_optimizer\({alias.__name__}\(...\), params\) or a class of gradtx.optim"
     with pytest.raises(TypeError, match=rf"{alias.__name__}: takes hyperparameters, got .*; {remedy}"):
         alias(PARAMETERS[given](), lr=1e-3)
 
 
 def test_parameters_passed_to_an_alias_by_name_get_the_same_remedy():
-    with pytest.raises(TypeError, match=r"adamw: unknown argument 'params'; use gradtx.optim.AdamW\(params, ...\)"):
+    with pytest.raises(TypeError, match=r"adamw: unknown argument 'params'; .* a class of gradtx.optim"):
         gradtx.adamw(params=MODEL.parameters(), lr=1e-3)
 
 
 def test_parameters_passed_to_a_link_or_an_alias_of_ones_own_get_as_optimizer_as_remedy():
     for factory in (gradtx.scale_by_adam, gradtx.clip_by_global_norm, damped):
-        with pytest.raises(TypeError, match=rf"got .*; use gradtx.as_optimizer\({factory.__name__}\(...\), params\)"):
+        with pytest.raises(TypeError, match=rf"got .* gradtx.as_optimizer\({factory.__name__}\(...\), params\)"):
             factory(MODEL.parameters())
 
 
@@ -411,5 +401,5 @@ def test_every_class_named_as_in_torch_has_torchs_arguments():
     for name in set(gradtx.optim.__all__) & set(vars(torch.optim)):
         theirs = inspect.signature(getattr(torch.optim, name)).parameters
         ours = inspect.signature(getattr(gradtx.optim, name)).parameters
-        elsewhere = {*ENGINE_OPTIONS, "foreach", "fused", "differentiable", "capturable", *_OTHER_OPTIONS, *OTHER_WORDS}
+        elsewhere = {*ENGINE_OPTIONS, "foreach", "fused", "differentiable", "capturable", *_OTHER_FORMS, *_OTHER_NAMES}
         assert set(theirs) - set(ours) <= elsewhere, name

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import gradtx
-from gradtx.optim import _device_counts
+from gradtx.optim import device_counts as _device_counts
 from tests.conformance import each_case, of_each_kind, plain_cases, step_extras
 from tests.daily import by_day
 from tests.optim.chains import CHAINS

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import gradtx
-from gradtx.optim import _hessian
+from gradtx.optim import hessian as _hessian
 from tests.optim.problems import assert_close, assert_equal, parameters, saved_and_loaded, unchanged, values, whole
 
 TOLERANCE = 1e-12  # the same float64 sums in a different order
@@ -105,12 +105,13 @@ def test_the_class_does_the_same():
 def estimates(monkeypatch):
     """Count the estimates."""
     found = []
-    estimate = _hessian.HessianStep._estimate
-    monkeypatch.setattr(
-        _hessian.HessianStep,
-        "_estimate",
-        lambda self, names: found.append(sorted(names.values())) or estimate(self, names),
-    )
+    estimate = _hessian.HessianSource._estimate
+
+    def noted(self, due, step, states):
+        found.append(sorted(leaf.name for leaf in due))
+        return estimate(self, due, step, states)
+
+    monkeypatch.setattr(_hessian.HessianSource, "_estimate", noted)
     return found
 
 

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional
 
 import gradtx
-from gradtx.optim import _offload
+from gradtx.optim import offload as _offload
 
 OPTIONS: list[dict[str, Any]] = [{"state_device": "cpu"}, {}]
 CHAINS = {

@@ -10,8 +10,8 @@ import torch
 
 import gradtx
 from gradtx import chain
-from gradtx.optim._run import OptimizerRun
 from gradtx.optim.engine import lists
+from gradtx.optim.run import OptimizerRun
 from gradtx.programs import bundle
 from tests.conformance import composed_cases, each_case, field, of_each_kind, plain_cases
 from tests.daily import by_day

@@ -179,34 +179,3 @@ def test_momentum_written_over_0_in_one_group_adds_slots_to_that_group_only():
     optimizer.param_groups[1]["momentum"] = 0.9
     descend(optimizer, params, 1)
     assert ["momentum_buffer" in optimizer.state[param] for param in params.values()] == [False, False, True, True]
-
-
-@pytest.mark.parametrize("name", ["OneCycleLR", "CyclicLR"])
-def test_a_cycled_momentum_is_the_first_beta_of_a_fallback_as_in_torchs_adamw(name):
-    """torch writes `momentum` into all groups if the optimizer has one, as Muon does; its AdamW has betas."""
-
-    def run(make):
-        param = torch.nn.Parameter(torch.tensor([1.0, -2.0, 3.0], dtype=torch.float64))
-        optimizer = make(param)
-        scheduler = SCHEDULERS[name](optimizer)
-        for t in range(STEPS):
-            param.grad = torch.sin(param.detach() * (t + 1))
-            optimizer.step()
-            scheduler.step()
-        return param
-
-    matrix = torch.nn.Parameter(torch.eye(3, dtype=torch.float64))
-    ours = run(lambda param: gradtx.optim.Muon([matrix, param], lr=0.05, fallback=gradtx.adamw(lr=0.05)))
-    assert_close([ours], [run(lambda param: torch.optim.AdamW([param], lr=0.05))], TOLERANCE)
-
-
-def test_a_cycled_momentum_that_no_link_reads_is_one_warning():
-    params = [torch.nn.Parameter(torch.eye(3)), torch.nn.Parameter(torch.ones(3))]
-    optimizer = gradtx.optim.Muon(params, fallback=gradtx.adagrad(0.1))
-    SCHEDULERS["OneCycleLR"](optimizer)
-    for param in params:
-        param.grad = torch.ones_like(param)
-    with pytest.warns(UserWarning, match="^Muon: an LRScheduler cycles the momentum of the group 'fallback'") as said:
-        optimizer.step()
-    assert len(said) == 1
-    optimizer.step()  # warnings are errors in these tests

@@ -315,7 +315,7 @@ def test_a_link_that_reads_the_loss_refuses_what_is_none():
 def test_a_sparse_gradient_in_pure_use_is_named_with_the_remedy():
     tx, params = gradtx.sgd(lr=0.1), {"w": torch.ones(3)}
     sparse = torch.sparse_coo_tensor(torch.tensor([[0]]), torch.tensor([1.0]), (3,), check_invariants=True)
-    with pytest.raises(TypeError, match=r"updates: leaf 'w' is a sparse tensor, needs a dense one; call to_dense\(\)"):
+    with pytest.raises(TypeError, match=r"updates: leaf 'w' has layout torch.sparse_coo, .*; call to_dense\(\)"):
         tx.update({"w": sparse}, tx.init(params), params)
 
 
@@ -337,7 +337,7 @@ def test_a_mask_keeps_the_decay_of_an_optimizer_to_some_leaves():
 
 
 def test_a_mask_that_selects_nothing_is_an_error():
-    with pytest.raises(TypeError, match="adamw: mask: select leaves with a name pattern"):
+    with pytest.raises(TypeError, match="adamw: mask: select leaves by their names"):
         gradtx.adamw(mask=3)
     with pytest.raises(ValueError, match="adamw: mask: 'x' matches no leaf; leaves: w"):
         gradtx.adamw(mask="x").init({"w": ONES})
@@ -399,7 +399,10 @@ def test_a_parameter_of_another_shape_is_named_before_anything_changes(tx):
     params["grown"].data = torch.ones(5, 3)
     before = {name: param.detach().clone() for name, param in params.items()}
     states = copy.deepcopy(optimizer.state_dict()["state"])
-    with pytest.raises(ValueError, match=r"'grown' has shape \(5, 3\), but its state was created for \(4, 3\)"):
+    with pytest.raises(
+        ValueError,
+        match=r"'grown' is torch.float32 of shape \(5, 3\) .* was created for torch.float32 of shape \(4, 3\)",
+    ):
         step()
     assert all(torch.equal(param, before[name]) for name, param in params.items())
     assert_equal(optimizer.state_dict()["state"], states)

@@ -211,8 +211,8 @@ def test_a_vector_is_an_error_that_names_it_at_init_and_at_update(make):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: gradtx.orthogonalize((1.0, 2.0)), "coefs must be 3 plain numbers"),
-        (lambda: gradtx.orthogonalize(((1.0, 2.0, 3.0), (1.0,))), "coefs must be 3 plain numbers"),
+        (lambda: gradtx.orthogonalize((1.0, 2.0)), "coefs must be three plain numbers"),
+        (lambda: gradtx.orthogonalize(((1.0, 2.0, 3.0), (1.0,))), "coefs must be three plain numbers"),
         (lambda: gradtx.orthogonalize("aol"), "coefs must be one of simple, quintic, .*, got 'aol'"),
         (lambda: gradtx.orthogonalize("cubic5", 6), "coefs='cubic5' requires steps=5, got 6"),
         (lambda: gradtx.orthogonalize("cans", dtype=torch.bfloat16), "coefs='cans' overflows in torch.bfloat16"),

@@ -13,11 +13,11 @@ from gradtx.base.dtensor import is_sharded, local
 from gradtx.base.messages import warn_user
 from gradtx.distributed.owners import OwnedRegion
 from gradtx.execution.execute import FROZEN, Leaf, Operation
-from gradtx.optim._member import Count, Member
-from gradtx.optim._step_input import StepInput
 from gradtx.optim.engine.family import Family, LeafKind, Pairs
 from gradtx.optim.engine.plan import Plan, fingerprint_of, overlapping
 from gradtx.optim.engine.views import OddTensorError, alias, is_positional
+from gradtx.optim.member import Count, Member
+from gradtx.optim.step_input import StepInput
 from gradtx.programs.function import Signature
 
 logger = logging.getLogger("gradtx")

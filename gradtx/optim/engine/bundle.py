@@ -11,8 +11,6 @@ from torch.autograd.graph import increment_version
 
 from gradtx.base.dtensor import local
 from gradtx.execution.runs import LateTerm
-from gradtx.optim._member import Member
-from gradtx.optim._step_input import Trees
 from gradtx.optim.engine.family import Family
 from gradtx.optim.engine.trace import BundleProgram, TracedPhase
 from gradtx.optim.engine.views import (
@@ -25,6 +23,8 @@ from gradtx.optim.engine.views import (
     resized,
     windows,
 )
+from gradtx.optim.member import Member
+from gradtx.optim.step_input import Trees
 from gradtx.programs.bundle import ProgramBundle
 
 # Maps the phase and the identities of the scalars to these scalars and the leading arguments of the phase computed from

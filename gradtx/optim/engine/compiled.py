@@ -16,8 +16,6 @@ from gradtx.base.dtensor import is_sharded, local
 from gradtx.distributed.owners import has_regions
 from gradtx.execution.context import UnknownInProgramError
 from gradtx.execution.execute import Leaf
-from gradtx.optim._member import Member
-from gradtx.optim._step_input import StepInput, Trees
 from gradtx.optim.engine.base import (
     ODD,
     READS_SHAPE,
@@ -40,6 +38,8 @@ from gradtx.optim.engine.views import (
     row_of,
     window_of,
 )
+from gradtx.optim.member import Member
+from gradtx.optim.step_input import StepInput, Trees
 from gradtx.programs.cache import SharedPrograms
 from gradtx.programs.record import ImpureError, line_of_rule, reason_of
 

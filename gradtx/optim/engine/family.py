@@ -14,10 +14,10 @@ from gradtx.base.dtensor import is_sharded, local
 from gradtx.base.errors import Path
 from gradtx.execution.execute import Leaf
 from gradtx.execution.phases import phases_of
-from gradtx.optim._device_counts import scaling_from
-from gradtx.optim._member import Member
-from gradtx.optim._step_input import StepInput
+from gradtx.optim.device_counts import scaling_from
 from gradtx.optim.engine.views import cut
+from gradtx.optim.member import Member
+from gradtx.optim.step_input import StepInput
 from gradtx.programs.bundle import ListPhase, phases_of_shards
 from gradtx.programs.function import LeafFunction, Signature
 from gradtx.programs.planner import probes

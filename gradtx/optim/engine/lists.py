@@ -13,8 +13,6 @@ from gradtx.base.torch_names import copy_each_
 from gradtx.distributed.owners import has_regions
 from gradtx.execution.execute import Leaf, LeafTerms, Operation
 from gradtx.execution.phases import have_sums
-from gradtx.optim._member import Member
-from gradtx.optim._step_input import StepInput, Trees
 from gradtx.optim.engine.base import (
     READS_SHAPE,
     SUM_OVER_SHARDS,
@@ -33,6 +31,8 @@ from gradtx.optim.engine.views import (
     plain,
     plain_or_copy,
 )
+from gradtx.optim.member import Member
+from gradtx.optim.step_input import StepInput, Trees
 from gradtx.programs.bundle import (
     ListBundle,
     ListPhase,

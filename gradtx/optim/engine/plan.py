@@ -12,9 +12,9 @@ from torch import Tensor
 
 from gradtx.base import torch_names as _torch
 from gradtx.base.dtensor import local
-from gradtx.optim._member import Member
-from gradtx.optim._step_input import StepInput
 from gradtx.optim.engine.bundle import Bundle
+from gradtx.optim.member import Member
+from gradtx.optim.step_input import StepInput
 
 
 class Plan:

@@ -13,17 +13,39 @@ from torch.nn.parameter import is_lazy
 
 from gradtx.base import torch_names as _torch
 from gradtx.base.ambient import without_ambient
-from gradtx.optim._chain_checks import warn_of_replicas
-from gradtx.optim._member import Member
-from gradtx.optim._parts import Parts
-from gradtx.optim._run import WAY_OUT, SingleRun
-from gradtx.optim._step import Step
+from gradtx.execution.execute import Leaf, Operation
+from gradtx.optim.chain_checks import warn_of_replicas
+from gradtx.optim.device_counts import Scaling
+from gradtx.optim.member import Member
+from gradtx.optim.parts import Parts
+from gradtx.optim.run import OptimizerRun
+from gradtx.optim.step import Step
+from gradtx.optim.step_input import Extras
 
 WHO = "release_gradients"
 AVERAGES_LATE = (
     "it averages gradients after their hooks have run, so each process would step with its own gradients; use "
     "fully_shard (FSDP2), or step(consume_gradients=True)"
 )
+
+
+# The remedy in error messages about links that need all gradients.
+WAY_OUT = (
+    "remove it from the chain, or call handle.remove() and step with all gradients, freeing each gradient after its "
+    "use: step(consume_gradients=True)"
+)
+
+
+class SingleRun(OptimizerRun):
+    """A run in which parameters step one at a time, so that sums over parameters are not available."""
+
+    def combined(self, operation: Operation, waiting: list[tuple[Leaf, Any]]) -> Any:
+        if operation.of_leaf:
+            return operation.combine(waiting)
+        stage = ".".join(operation.path)
+        raise RuntimeError(
+            f"{WHO}: {stage} needs the gradients of all parameters; {WAY_OUT}"
+        )
 
 
 class OpenStep(Step):
@@ -34,25 +56,24 @@ class OpenStep(Step):
 
     Args:
         parts: The parts of the optimizer.
+
+    Attributes:
+        arrived: The parameters that this step has updated.
     """
 
     run_type = SingleRun
 
     def __init__(self, parts: Parts):
         super().__init__(parts, {}, None, consumes=True)
-        self._arrived: set[Member] = set()
+        self.arrived: set[Member] = set()
         self._engines = parts.engines()
         if parts.traits.agrees:
             self._check_agreement()
 
-    def has(self, member: Member) -> bool:
-        """Whether this step has updated a parameter."""
-        return member in self._arrived
-
     def update(self, member: Member) -> None:
         """Update a parameter with its gradient, and free the gradient."""
         self._prepare(member)
-        self._arrived.add(member)
+        self.arrived.add(member)
         eager = [member]
         bundles: list[Any] = []
         for engine in self._engines:
@@ -64,7 +85,7 @@ class OpenStep(Step):
         member.param.grad = None
 
     def _prepare(self, member: Member) -> None:
-        self._check_members([member])
+        self._read([member])
         self._place_gradients([member])
         self._parts.states.prepare(
             self.views[member.group],
@@ -78,12 +99,12 @@ class OpenStep(Step):
 
     def finish(self) -> None:
         """End the step: update the parameters whose hook has not run, and write new shared values."""
-        late = [member for member in self._every if member not in self._arrived]
+        late = [member for member in self._every if member not in self.arrived]
         for member in late:
             if member.param.grad is not None:
                 self._prepare(member)
         self.members = [
-            member for member in self._stepping() if member not in self._arrived
+            member for member in self._stepping() if member not in self.arrived
         ]
         super().finish()
 
@@ -100,6 +121,7 @@ class ReleasedGradients:
 
     def __init__(self, optimizer: Any):
         parts = optimizer._up_to_date()
+        self._owner: str = parts.members.owner
         check_released(parts)
         warn_of_replicas(WHO, parts.members.by_param, AVERAGES_LATE)
         self._optimizer = weakref.ref(optimizer)
@@ -133,6 +155,20 @@ class ReleasedGradients:
                 register = param.register_post_accumulate_grad_hook
                 self._hooks[param] = register(self._on_gradient)
 
+    def check_step(self, extras: Extras, scaling: Scaling | None) -> None:
+        """Check that a step with released gradients uses neither extras nor a GradScaler."""
+        if self.active and extras:
+            name = next(iter(extras))
+            raise TypeError(
+                f"{self._owner}: step does not accept {name!r} while gradients are released: parameters have already "
+                "been updated"
+            )
+        if self.active and scaling is not None:
+            raise RuntimeError(
+                f"{self._owner}: a GradScaler cannot be used while gradients are released, because parameters step "
+                "before it has read all gradients; train in bfloat16, or call handle.remove()"
+            )
+
     def close(self) -> OpenStep | None:
         """Hand over the open step, which the caller must end; None if no gradient has arrived."""
         ending, self._open = self._open, None
@@ -164,7 +200,11 @@ class ReleasedGradients:
     def _step(self, optimizer: Any, param: Tensor) -> None:
         parts: Parts = optimizer._parts
         member = parts.members.by_param.get(param)
-        if self._open is not None and member is not None and self._open.has(member):
+        if (
+            self._open is not None
+            and member is not None
+            and member in self._open.arrived
+        ):
             # A second gradient, which is allowed if a combinator counts calls.
             ending, self._open = self._open, None
             if not parts.traits.takes_none:
@@ -174,8 +214,9 @@ class ReleasedGradients:
                 )
             ending.finish()
         if self._open is None:
-            optimizer._check_training()
             parts = optimizer._up_to_date()
+            if parts.evaluation is not None:
+                parts.evaluation.check_training(self._owner)
             member = parts.members.by_param.get(param)
             if member is not None:
                 self._open = OpenStep(parts)
@@ -190,9 +231,19 @@ def check_released(parts: Parts) -> None:
     """Check that parameters may step one at a time.
 
     Raises:
+        RuntimeError: If the optimizer has `state_device` or `capturable`.
         ValueError: If a link needs all gradients, or an input that is known only after backward.
     """
     tx = parts.members.tx
+    for option, excludes in (
+        ("state_device", parts.offload is not None),
+        ("capturable", parts.capturable),
+    ):
+        if excludes:
+            raise RuntimeError(
+                f"{parts.members.owner}: {WHO} cannot be combined with {option}, for which gradients must stay "
+                "together; use step(consume_gradients=True)"
+            )
     for link in tx._links():
         needs = [need for need in link._needs if need != "params"]
         if needs:

@@ -5,15 +5,15 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import defaultdict
-from collections.abc import Iterable
 from typing import Any
 
 import torch
 
 from gradtx.base.dtensor import is_sharded
 from gradtx.distributed.layouts import Team, team_of
-from gradtx.optim._groups import GroupView
-from gradtx.optim._member import Member
+from gradtx.optim.groups import GroupView
+from gradtx.optim.member import Member
+from gradtx.optim.parameters import Members
 
 BITS = 62  # size of a digest: the digest and its negative both fit in int64
 # Sent in place of a digest and of its negative; no plan has this digest.
@@ -28,78 +28,58 @@ class Agreement:
 
     One message of 16 bytes contains a digest. If the digests differ, the ranks exchange the full plans, and every rank
     raises the same error. When all ranks compare, a rank that has already failed reports this in its message.
-
-    Attributes:
-        are_divided: Whether any parameter of the last step is sharded.
     """
 
     def __init__(self) -> None:
-        self.are_divided = False
-        self._compared: Any = None  # the last plan that ranks with shards have compared
-        self._members: list[Member] | None = None
-        # The last plan of ranks with whole parameters, and its digest with its negative.
-        self._of_replicas: tuple[Any, list[int]] = (None, [])
+        self._plan: Any = None  # the last plan that all ranks had
+        self._extremes: list[
+            int
+        ] = []  # its digest and the negative, of whole parameters
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Agreement, ()
 
-    def check(
-        self,
-        owner: str,
-        members: list[Member],
-        views: list[GroupView],
-        replicas: Team | None,
-    ) -> None:
+    def check(self, stepping: list[Member], members: Members) -> None:
         """Compare this rank's plan for the step with the plans of the other ranks.
 
         Args:
-            owner: The optimizer's class, for error messages.
-            members: The parameters that step.
-            views: The groups.
-            replicas: The ranks that have equal whole parameters and divide the work on them.
+            stepping: The parameters that step.
+            members: All parameters and groups.
 
         Raises:
             RuntimeError: If another rank has other parameters, gradients or hyperparameters.
         """
-        if members != self._members:
-            self._members = members
-            self.are_divided = any(is_sharded(member.param) for member in members)
-        if replicas is None and not self.are_divided:
-            return
+        views, replicas = members.views, members.replicas
         plan = (
-            members,
-            [member.param.grad is not None for member in members],
-            [member.layout for member in members],
+            stepping,
+            [member.param.grad is not None for member in stepping],
+            [member.layout for member in stepping],
             [view.structure for view in views],
         )
+        is_known = plan == self._plan
+        # If the ranks differ, the next attempt compares again, with new digests: group values may have changed.
+        self._plan = None
         if replicas is not None:
-            whole = [member for member in members if not is_sharded(member.param)]
-            known, extremes = self._of_replicas
-            if plan != known:
-                extremes = _extremes(_lines(whole, views))
-            # If the ranks differ, the next attempt makes a new digest: group values may have changed.
-            self._of_replicas = (None, [])
-            _compare(owner, replicas, extremes, whole, views)
-            self._of_replicas = (plan, extremes)
-        if not self.are_divided or plan == self._compared:
-            return
-        self._compared = None  # if the ranks differ, the next attempt compares again
-        for mesh, divided in _by_mesh(members):
-            extremes = _extremes(_lines(divided, views))
-            _compare(owner, team_of(mesh), extremes, divided, views)
-        self._compared = plan
+            whole = [member for member in stepping if not is_sharded(member.param)]
+            if not is_known:
+                self._extremes = _extremes(_lines(whole, views))
+            _compare(members.owner, replicas, self._extremes, whole, views)
+        if not is_known:
+            for mesh, divided in _by_mesh(stepping):
+                extremes = _extremes(_lines(divided, views))
+                _compare(members.owner, team_of(mesh), extremes, divided, views)
+        self._plan = plan
 
-    def report_failure(self, members: Iterable[Member], replicas: Team | None) -> None:
-        """Report to ranks that are about to compare plans that this rank does not step.
-
-        Args:
-            members: The parameters.
-            replicas: The ranks that have equal whole parameters and divide the work on them.
-        """
-        team = replicas
+    def report_failure(self, members: Members) -> None:
+        """Report to ranks that are about to compare plans that this rank does not step."""
+        team = members.replicas
         # If they have compared before, the other ranks do not compare either.
-        if team is None and self._compared is None:
-            stepping = [member for member in members if member.param.grad is not None]
+        if team is None and self._plan is None:
+            stepping = [
+                member
+                for member in members.by_param.values()
+                if member.param.grad is not None
+            ]
             meshes = [mesh for mesh, _ in _by_mesh(stepping)]
             # The other ranks raise an error at the first mesh.
             team = team_of(meshes[0]) if meshes else None

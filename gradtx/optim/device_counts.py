@@ -1,13 +1,18 @@
-"""Steps under a GradScaler: the device unscales gradients, and skips a step if a gradient is not finite.
+"""Steps that the device counts: under a GradScaler, and in a CUDA graph.
 
-torch passes two 0-d tensors, in the attributes `grad_scale` and `found_inf`. The host reads neither, so it does not
-know how many steps were made, and counts are kept on the device as well.
+A GradScaler has the device unscale gradients, and skip a step if a gradient is not finite. torch passes two 0-d
+tensors, in the attributes `grad_scale` and `found_inf`. The host reads neither, so it does not know how many steps were
+made.
+
+A CUDA graph (`capturable=True`) replays the kernels of a captured step without Python, on the same memory and with the
+host's numbers at the time of capture. So counts are tensors that the step itself advances, and new state is written
+into the old tensors.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,16 +24,9 @@ from gradtx.base.dtensor import full_tensor, local
 from gradtx.base.exact import exact
 from gradtx.combinators.frame import Enter, Frame, InnerClock
 from gradtx.execution.runs import Run, Scope
-from gradtx.optim._member import Count, Member
+from gradtx.optim.member import Count, Member
+from gradtx.optim.parameters import Members
 from gradtx.transform import chain
-
-
-def highest(counts: Collection[int | Count]) -> int | Tensor:
-    """Return the largest count: a tensor if the counts are on the device, an int if they are on the host."""
-    made = [count.made for count in counts if isinstance(count, Count)]
-    if made:
-        return torch.stack(made).amax()
-    return max((count for count in counts if isinstance(count, int)), default=0)
 
 
 @dataclass(eq=False)
@@ -136,3 +134,62 @@ def as_step(count: int | Count, dtype: torch.dtype = torch.float32) -> Tensor:
     if isinstance(count, Count):
         return count.made.to(dtype)
     return torch.tensor(float(count), dtype=dtype, device="cpu")
+
+
+# CUDA graphs.
+
+
+def check_capturable(members: Members) -> None:
+    """Check that steps of the chain can be captured.
+
+    Raises:
+        ValueError: If a link needs the host, or if there are several devices.
+    """
+    who = f"{members.owner}: capturable"
+    for operation in members.block().walk():
+        if not operation.compiles or operation.hessian_period:
+            link = ".".join(filter(None, operation.path))
+            is_due = operation.hessian_period
+            needs = (
+                "reads a count for hessian_diag" if is_due else "reads counts or values"
+            )
+            raise ValueError(f"{who}: {link} {needs} on the host; use another link")
+    if len({param.device for param in members.by_param}) > 1:
+        raise ValueError(
+            f"{who}: the parameters are on several devices; create one optimizer per device"
+        )
+
+
+def is_captured(device: torch.device) -> bool:
+    """Whether a CUDA graph is capturing the device's current stream."""
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+
+def check_capture(
+    owner: str, capturable: bool, members: Iterable[Member], takes_none: bool
+) -> None:
+    """Check that a graph may replay the step that is being captured.
+
+    Args:
+        owner: The optimizer's class, for error messages.
+        capturable: Whether the optimizer was constructed with `capturable=True`.
+        members: All parameters.
+        takes_none: Whether those without a gradient step as well.
+
+    Raises:
+        RuntimeError: If the step would count on the host, or if it is the first step with these gradients.
+    """
+    if not capturable:
+        raise RuntimeError(
+            f"{owner}: a CUDA graph would replay this step with its present count; pass capturable=True to {owner}"
+        )
+    counts: set[int | Count] = set()
+    waiting: set[int | Count] = set()
+    for member in members:
+        steps = takes_none or member.param.grad is not None
+        (counts if steps else waiting).add(member.count)
+    if any(isinstance(count, int) for count in counts) or counts & waiting:
+        raise RuntimeError(
+            f"{owner}: the first step with these gradients creates state, which a CUDA graph cannot replay; call "
+            "step() once before the capture"
+        )

@@ -1,4 +1,4 @@
-"""The data of one step that engines need."""
+"""The data of one step that engines and features need."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Any, TypeAlias
 from torch import Tensor
 
 from gradtx.execution.execute import Leaf
-from gradtx.optim._device_counts import Scaling
-from gradtx.optim._groups import GroupView, Structure
-from gradtx.optim._member import Member
-from gradtx.optim._run import OptimizerRun
+from gradtx.optim.device_counts import Scaling
+from gradtx.optim.groups import GroupView, Structure
+from gradtx.optim.member import Member
+from gradtx.optim.run import OptimizerRun
 from gradtx.programs.bundle import is_on_accelerator
 
 Extras: TypeAlias = dict[str, Any]
@@ -21,11 +21,12 @@ Trees = Mapping[str, Mapping[str, Any]]  # extras by leaf: name -> leaf name -> 
 
 
 class StepInput:
-    """What engines read of a step.
+    """What engines and features read of a step.
 
     Attributes:
         run: Provides operations with old values and collects new ones.
         count: The number of finished steps, which schedules follow.
+        members: The parameters that step.
         views: The parameter groups.
         numbers: The numbers of each group's hyperparameters, in the order of the structure.
         scalars: The extras that all leaves share.
@@ -37,6 +38,7 @@ class StepInput:
 
     run: OptimizerRun
     count: int | Tensor
+    members: list[Member]
     views: list[GroupView]
     numbers: list[list[Any]]
     scalars: Extras
@@ -44,6 +46,10 @@ class StepInput:
     scaling: Scaling | None
     on_host: bool
     consumes: bool
+
+    def leaves(self, members: list[Member]) -> list[Leaf]:
+        """Return the leaves of some members."""
+        raise NotImplementedError
 
     def leaves_of(self, members: list[Member]) -> list[Leaf]:
         """Return leaves without values, for planning: values could be float32 copies of all weights and gradients."""

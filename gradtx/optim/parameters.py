@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from copy import copy
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.parameter import Parameter, is_lazy
 
+from gradtx.base.dtensor import is_sharded
 from gradtx.base.errors import Path
 from gradtx.base.inputs import check_groups
 from gradtx.base.selectors import NumberedName, in_model
@@ -18,19 +19,19 @@ from gradtx.base.tree import check_leaf
 from gradtx.distributed.layouts import Team
 from gradtx.execution.context import Clock
 from gradtx.execution.execute import Block, Leaf
-from gradtx.execution.runs import clock_at
-from gradtx.optim._groups import (
+from gradtx.execution.runs import Place, clock_at
+from gradtx.optim.groups import (
     CPU,
-    CountOf,
     Group,
     GroupView,
+    are_identical,
     in_names_of_branch,
+    is_same,
     params_of,
-    unread,
 )
-from gradtx.optim._member import Member
-from gradtx.optim._run import OptimizerRun
-from gradtx.transform import Entry, GradientTransformation
+from gradtx.optim.member import Member
+from gradtx.optim.run import OptimizerRun
+from gradtx.transform import GradientTransformation
 
 # (selector, label) of every partition on a leaf's path through the chain.
 Labels = tuple[tuple[Any, Any], ...]
@@ -48,7 +49,7 @@ class Joining:
 
     views: list[GroupView]
     by_param: dict[Tensor, Member]
-    unread: dict[str, str] = field(default_factory=dict[str, str])
+    unread: dict[str, str]
 
 
 class Members:
@@ -57,81 +58,96 @@ class Members:
     Args:
         owner: The optimizer's class, for error messages.
         tx: The optimizer's transformation.
+        replicas: The ranks that divide the work on whole parameters.
 
     Attributes:
-        owner: The optimizer's class, for error messages.
-        tx: The optimizer's transformation.
         views: One view per group.
         by_param: The members, in the order in which they joined.
         restarts: Whether an inner clock may restart.
+        are_sharded: Whether any parameter is sharded.
     """
 
     restarts = False
-    # The parameters from which `_rows` was built.
-    _row_params: list[Tensor] | None = None
-    # The ranks that divide the work on whole parameters.
-    replicas: Team | None = None
+    are_sharded = False
 
-    def __init__(self, owner: str, tx: GradientTransformation):
+    def __init__(
+        self, owner: str, tx: GradientTransformation, replicas: Team | None = None
+    ):
         self.owner = owner
         self.tx = tx
+        self.replicas = replicas
         self.views: list[GroupView] = []
         self.by_param: dict[Tensor, Member] = {}
         self._rows: list[list[Member]] = []  # the members of each group
-        # The parameters in the order of the groups, at the last `follow`.
-        self._present: list[Tensor] = []
+        # The parameters of the groups at the last `follow`, with None after each group.
+        self._present: list[Any] = []
         self._clock_paths: dict[Any, Path] = {}
+
+    def without_state(self) -> Members:
+        """Return a copy whose members have the same names and branches, but no state."""
+        members = copy(self)
+        members._rows = []
+        members.by_param = {
+            param: Member(member.name, param, member.choices, owner=member.owner)
+            for param, member in self.by_param.items()
+        }
+        return members
 
     # Adding groups.
 
     def joining(self, group: Group) -> Joining:
         """Name the parameters of a new group and split it by label, without changing this object."""
         params: list[Tensor] = group["params"]
-        by_param = self._with_new_members(group)
-        run, block = self._expanded(by_param)
-        self._check_pieces(params)
+        by_param = dict(self.by_param)
+        names = in_model(group.get("param_names") or ()) or [None] * len(params)
+        self._add(by_param, params, names)
+        for param in params:
+            name = by_param[param].name
+            if not never_trains(param):
+                check_leaf(name, param, self.owner)
+            if not is_lazy(param) and param.is_conj():
+                raise ValueError(
+                    f"{self.owner}: parameter {name!r} is a conjugate view, to which steps cannot write; "
+                    "pass param.resolve_conj()"
+                )
+        self._check_pieces(params, by_param)
         positions_of_labels: dict[Labels, list[int]] = {} if params else {(): []}
+        run, block = self._expanded(by_param)
         for i, param in enumerate(params):
             labels = _labels(run, block, by_param[param])
             positions_of_labels.setdefault(labels, []).append(i)
         views: list[GroupView] = []
         given = dict(group)
+        unread: dict[str, str] = {}
         read: set[str] = set()
-        in_order = sorted(positions_of_labels, key=_rank)
-        for labels in in_order:
+        for labels in sorted(positions_of_labels, key=_rank):
             # A group that is not split keeps the user's dict, as in torch.
-            part = group if len(in_order) == 1 else dict(group)
+            part = group if len(positions_of_labels) == 1 else dict(group)
             for key in ("params", "param_names"):
                 if key in part:
                     part[key] = [given[key][i] for i in positions_of_labels[labels]]
             if labels:
                 part["label"] = ".".join(label for _, label in labels)
-            read |= in_names_of_branch(self.tx, part, _by_selector(labels))
-            views.append(self._view(part, labels, lambda _: 0))
-        joining = Joining(views, by_param)
-        for labels, view in zip(in_order, views, strict=True):
-            keys = unread(self.tx, given, read, view, _by_selector(labels))
-            joining.unread.update(keys)
-        return joining
+            new_names = in_names_of_branch(self.tx, part, _by_selector(labels))
+            view = GroupView(self.tx, part, _by_selector(labels))
+            read |= {name for name in given if new_names.get(name) is not None}
+            unread.update(_unread(given, new_names, view))
+            views.append(view)
+        unread = {name: other for name, other in unread.items() if name not in read}
+        return Joining(views, by_param, unread)
 
-    def _with_new_members(self, group: Group) -> dict[Tensor, Member]:
-        """Return all members by parameter, including new ones for a group, named as in the model or by numbers."""
-        by_param = dict(self.by_param)
-        params: list[Tensor] = group["params"]
-        names = in_model(group.get("param_names") or ())
-        if not names:
-            names = [NumberedName(len(by_param) + i) for i in range(len(params))]
+    def _add(
+        self,
+        by_param: dict[Tensor, Member],
+        params: Sequence[Tensor],
+        names: Sequence[str | None],
+    ) -> None:
+        """Add members, named as in the model or by numbers; parameters that are already members keep their place."""
         taken = {member.name for member in by_param.values()}
-        for name, param in zip(names, params, strict=True):
-            if not never_trains(param):
-                check_leaf(name, param, self.owner)
-            if param.dtype.is_complex and not is_lazy(param) and param.is_conj():
-                raise ValueError(
-                    f"{self.owner}: parameter {name!r} is a conjugate view, to which steps cannot write; "
-                    "pass param.resolve_conj()"
-                )
-            by_param[param] = Member(_unique(name, taken), param)
-        return by_param
+        start = len(by_param)
+        for i, (param, name) in enumerate(zip(params, names, strict=True)):
+            unique = _unique(NumberedName(start + i) if name is None else name, taken)
+            by_param[param] = Member(unique, param)
 
     def admit(self, joining: Joining) -> None:
         """Add the joining parameters and their groups."""
@@ -140,21 +156,14 @@ class Members:
         run, block = self._expanded(self.by_param)
         self._clock_paths = run.clock_paths
         self.restarts = any(operation.restarts_inner for operation in block.walk())
-        self._present = params_of([view.group for view in self.views])
+        self._present += _divided([view.group for view in joining.views])
+        self._rows = []
 
     def _expanded(
         self, by_param: Mapping[Tensor, Member]
     ) -> tuple[OptimizerRun, Block]:
         run = OptimizerRun({}, by_param, initial=True)
         return run, Block.of(self.tx, run, 0)
-
-    def _view(
-        self,
-        group: Group,
-        labels: Labels,
-        count: CountOf,
-    ) -> GroupView:
-        return GroupView(self.owner, self.tx, group, _by_selector(labels), count)
 
     def block(self) -> Block:
         """Return the chain, expanded for all members."""
@@ -178,40 +187,17 @@ class Members:
                     f"{error}; these parameters have no names: pass model.named_parameters()"
                 ) from None
 
-    # Changes made to the groups from outside.
-
-    def follow(self, groups: list[Group], count: CountOf) -> list[Tensor]:
-        """Update views and members to match the present groups.
-
-        Args:
-            groups: The optimizer's `param_groups`.
-            count: Returns the count of the clock that a hyperparameter follows.
-
-        Returns:
-            The parameters that others have replaced.
-        """
-        if _identical([view.group for view in self.views], groups):
-            try:
-                if _identical(params_of(groups), self._present):
-                    return []
-            except (KeyError, TypeError):
-                pass  # a group without parameters, about which the check below raises an error
-            check_groups(self.owner, groups)
-        else:
-            check_groups(self.owner, groups)
-            self._follow_groups(groups, count)
-        present = params_of(groups)
-        replaced = self._follow_params(present)
-        self._present = present
-        return replaced
-
     def _check_pieces(
-        self, params: Iterable[Tensor], replaced: Iterable[Tensor] = ()
+        self,
+        params: Iterable[Tensor],
+        by_param: Mapping[Tensor, Member],
+        replaced: Iterable[Tensor] = (),
     ) -> None:
         """Reject flat pieces of memory in place of parameters, as created by FSDP1 and DeepSpeed's ZeRO.
 
         Args:
             params: The new parameters.
+            by_param: All members.
             replaced: The parameters that all of them have replaced.
 
         Raises:
@@ -229,7 +215,8 @@ class Members:
         # With FSDP1's NO_SHARD, the parameters remain as views with their own shapes.
         if not pieces or any(param.ndim != 1 for param in pieces):
             return
-        for operation in self.block().walk():
+        _, block = self._expanded(by_param)
+        for operation in block.walk():
             if operation.waits or operation.sums_late or not operation.elementwise:
                 raise ValueError(
                     f"{self.owner}: these parameters are flat pieces of memory, as created by FSDP1 or DeepSpeed's "
@@ -237,8 +224,31 @@ class Members:
                     "(fully_shard), or DistributedDataParallel alone"
                 )
 
-    def _follow_groups(self, groups: list[Group], count: CountOf) -> None:
-        """Find each group's view by the identity of its dict or parameters, or create a view."""
+    # Changes made to the groups from outside.
+
+    def follow(self, groups: list[Group]) -> list[Tensor] | None:
+        """Update views and members to match the present groups.
+
+        Args:
+            groups: The optimizer's `param_groups`.
+
+        Returns:
+            The parameters that others have replaced; None if groups and parameters are the same as before.
+        """
+        has_views = are_identical([view.group for view in self.views], groups)
+        try:
+            if has_views and are_identical(_divided(groups), self._present):
+                return None
+        except (KeyError, TypeError):
+            pass  # a group without parameters, about which the check below raises an error
+        check_groups(self.owner, groups)
+        if not has_views:
+            self._follow_groups(groups)
+        self._rows = []
+        return self._follow_params(groups)
+
+    def _follow_groups(self, groups: list[Group]) -> None:
+        """Find each group's view by the identity of its dict or parameters."""
         by_dict: dict[int, GroupView] = {}
         by_params: dict[tuple[int, ...], GroupView] = {}
         for view in self.views:
@@ -247,58 +257,42 @@ class Members:
         views: list[GroupView] = []
         for group in groups:
             view = by_dict.get(id(group)) or by_params.get(_ids(group["params"]))
-            views.append(view or self._adopted(group, count))
+            if view is None:
+                raise ValueError(
+                    f"{self.owner}: a group with other parameters was put into param_groups; call add_param_group"
+                )
+            views.append(view)
         for view, group in zip(views, groups, strict=True):
             view.group = group
         self.views = views
 
-    def _adopted(self, group: Group, count: CountOf) -> GroupView:
-        """Create the view of a group that was inserted into `param_groups` directly."""
-        for param in group["params"]:
-            if param not in self.by_param:
-                self._add(param, len(self.by_param))
-        run, block = self._expanded(self.by_param)
-        labels: Labels = ()
-        if group["params"]:
-            labels = _labels(run, block, self.by_param[group["params"][0]])
-        return self._view(group, labels, count)
-
-    def _follow_params(self, present: list[Tensor]) -> list[Tensor]:
+    def _follow_params(self, groups: list[Group]) -> list[Tensor]:
         """Update the members, and return the parameters that others have replaced.
 
-        A parameter that replaces another inherits its name and the selectors' decisions.
+        A parameter that replaces another, in whose position it is, inherits its name and the selectors' decisions.
         """
-        before = self.by_param
-        replacements = self._replacements(present)
-        here = set(present)
+        old, self._present = self._present, _divided(groups)
+        present = params_of(groups)
+        before, here = self.by_param, set(present)
+        replacements: dict[Tensor, Tensor] = {}
+        if len(self._present) == len(old):
+            pairs = zip(old, self._present, strict=True)
+            replacements = {a: b for a, b in pairs if a is not b and a is not None}
         if here.isdisjoint(before):
-            self._check_pieces(present, replaced=before)
+            self._check_pieces(present, before, replaced=before)
         self.by_param = {}
         # Keeps the order, which extras passed as lists rely on.
         for param, member in before.items():
             if param in here:
                 self.by_param[param] = member
-            elif param in replacements and replacements[param] not in before:
-                replacement = replacements[param]
-                self.by_param[replacement] = Member(
-                    member.name, replacement, dict(member.choices)
-                )
-        for i, param in enumerate(present):
-            if param not in self.by_param:
-                self._add(param, len(before) + i)
+            elif (new := replacements.get(param)) is not None and new not in before:
+                self.by_param[new] = Member(member.name, new, dict(member.choices))
+        self._add_unnamed(present)
         return [param for param in replacements if param not in here]
 
-    def _add(self, param: Tensor, number: int) -> None:
-        """Add an unnamed parameter."""
-        name = _unique(NumberedName(number), set(self.names()))
-        self.by_param[param] = Member(name, param)
-
-    def _replacements(self, present: list[Tensor]) -> dict[Tensor, Tensor]:
-        """Return the replacement of each replaced parameter, which has its position."""
-        if len(present) != len(self._present):
-            return {}
-        pairs = zip(self._present, present, strict=True)
-        return {old: new for old, new in pairs if old is not new}
+    def _add_unnamed(self, params: Iterable[Tensor]) -> None:
+        new = [param for param in params if param not in self.by_param]
+        self._add(self.by_param, new, [None] * len(new))
 
     # Lookups.
 
@@ -311,25 +305,20 @@ class Members:
             if not is_lazy(param):
                 param.grad = None
 
-    def rows(self, state: Mapping[Tensor, dict[str, Any]]) -> Sequence[list[Member]]:
-        """Return the members of each group, with their present group and state."""
-        sizes = [len(view.group["params"]) for view in self.views]
-        if self._row_params is not self._present or sizes != list(map(len, self._rows)):
-            self._row_params = self._present
-            self._rows = []
+    def rows(self) -> list[list[Member]]:
+        """Return the members of each group."""
+        if not self._rows:
+            self.are_sharded = any(map(is_sharded, self.by_param))
             for i, view in enumerate(self.views):
                 row = [self.by_param[param] for param in view.group["params"]]
-                self._rows.append(row)
                 for member in row:
                     member.group = i
-        for row in self._rows:
-            for member in row:
-                member.state = state.get(member.param, {})
+                self._rows.append(row)
         return self._rows
 
-    def clock_path(self, entry: Entry | None) -> Path | None:
+    def clock_path(self, place: Place | None) -> Path | None:
         """Return the path of the clock that a hyperparameter's schedule follows; None for the outermost clock."""
-        return None if entry is None else clock_at(entry.place[0], self._clock_paths)
+        return None if place is None else clock_at(place, self._clock_paths)
 
     def inner_count(
         self, path: Path, state: Mapping[Tensor, dict[str, Any]], outer: int
@@ -355,10 +344,9 @@ def leaf_of(
     clock: Clock,
     gradient: Tensor | None = None,
     extras: dict[str, Any] | None = None,
-    state: dict[str, Any] | None = None,
     shown: Tensor | None = None,
 ) -> Leaf:
-    """Create the leaf of a parameter for a run; `shown` replaces the parameter's values.
+    """Create the leaf of a parameter for a run, with its state; `shown` replaces the parameter's values.
 
     A lazy parameter, which has no shape yet, becomes an empty leaf.
     """
@@ -374,7 +362,7 @@ def leaf_of(
     leaf.key = param
     leaf.owner = member.owner
     leaf.layout = member.layout
-    leaf.state = {} if state is None else state
+    leaf.state = run.state.get(param, {})
     return leaf
 
 
@@ -411,12 +399,29 @@ def _rank(labels: Labels) -> list[int]:
     return [selector.labels.index(label) for selector, label in labels]
 
 
+def _unread(
+    given: Group, new_names: Mapping[str, str | None], view: GroupView
+) -> dict[str, str]:
+    """Return the hyperparameters of a user's group that its branch does not read, with the names that it reads."""
+    unread: dict[str, str] = {}
+    for key in given:
+        if new_names.get(key, "") is not None:
+            continue
+        for name, shown in new_names.items():
+            if shown is None or is_same(given[key], view.group[shown]):
+                continue
+            if view.entries[shown].argument.name == key.rpartition(".")[2]:
+                unread.setdefault(key, name)
+    return unread
+
+
+def _divided(groups: Iterable[Group]) -> list[Any]:
+    """Return the parameters of groups, with None after each group."""
+    return [each for group in groups for each in (*group["params"], None)]
+
+
 def _ids(values: Iterable[Any]) -> tuple[int, ...]:
     return tuple(map(id, values))
-
-
-def _identical(a: list[Any], b: list[Any]) -> bool:
-    return len(a) == len(b) and all(map(operator.is_, a, b))
 
 
 def _unique(name: str, taken: set[str]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -53,6 +52,9 @@ class ParameterKind(NamedTuple):
     def of(cls, param: Tensor) -> ParameterKind:
         return cls(param.shape, param.dtype, param.device)
 
+    def __str__(self) -> str:
+        return f"{self.dtype} of shape {tuple(self.shape)} on {self.device}"
+
     def suits(self, param: Tensor) -> bool:
         """Whether slots for this kind can serve a parameter: their dtype may be wider than the parameter's."""
         return (
@@ -62,24 +64,7 @@ class ParameterKind(NamedTuple):
         )
 
 
-class FirstState:
-    """The tensors of a state as the library created them, with their versions; its slots may be still to come."""
-
-    def __init__(self, state: Mapping[str, Tensor]):
-        self._tensors = dict(state)
-        self._versions = {key: version(tensor) for key, tensor in state.items()}
-
-    def is_unchanged(self, state: State) -> bool:
-        """Whether the state consists of exactly these tensors, and none of them was written."""
-        if state.keys() != self._tensors.keys():
-            return False
-        for key, tensor in self._tensors.items():
-            if state[key] is not tensor or version(tensor) != self._versions[key]:
-                return False
-        return True
-
-
-@dataclass(slots=True, eq=False)
+@dataclass(eq=False)
 class Member:
     """One parameter of an optimizer.
 
@@ -87,12 +72,11 @@ class Member:
         name: The name used by selectors, extras and error messages; unique in the optimizer.
         param: The parameter.
         choices: Each selector's decision for the parameter.
-        layout: The layout of its state; None before the state is created.
-        made_for: The view of the group for which the state was created.
-        first_state: Its state as the library created it; None after its first use.
-        waits: Whether its slots are created with its first gradient.
+        layout: The layout of its state; None before its slots are created.
+        fresh: Tensors of its state that nothing has used so far, and that its first gradient creates again, with their
+            versions; None if the version is that of the tensor from which this one was copied.
+        made_for: The structure of its group for which the slots were created.
         owner: The rank that keeps the slots of rules that need the whole parameter, if it is divided; see `Leaf`.
-        saved: Its entry of a checkpoint, if the parameter is lazy and has no shape yet.
         state: Its state, looked up for the current step.
         count: The number of steps it has made, looked up for the current step.
         group: The index of its group, looked up for the current step.
@@ -104,10 +88,10 @@ class Member:
     param: Tensor
     choices: dict[Path, Any] = field(default_factory=dict[Path, Any])
     layout: Layout | None = None
+    fresh: dict[str, tuple[Tensor, int | None]] = field(
+        default_factory=dict[str, tuple[Tensor, int | None]]
+    )
     made_for: Any = None
-    first_state: FirstState | None = None
-    waits: bool = False
-    saved: State | None = None
     owner: int | None = None
     state: State = field(default_factory=dict[str, Any])
     count: int | Count = 0
@@ -122,16 +106,7 @@ class Member:
             tensor, counted_at = self.device_count
             if tensor is step and version(tensor) == counted_at:
                 return self.count
-        try:
-            return int(step)
-        except RuntimeError as error:
-            if not _torch.is_intercepted():
-                raise
-            raise RuntimeError(
-                f"state of parameter {self.name!r}: step() reads the count on the host, but a trace (make_fx) has "
-                "replaced it by a tensor without a value; trace tx.update, whose state is an argument, or exclude the "
-                "optimizer's state from the arguments"
-            ) from error
+        return int(step)
 
     def set_count(self, count: int | Count) -> None:
         """Record the value of the state's tensor `step`, which the caller knows without reading it."""
@@ -142,16 +117,31 @@ class Member:
         else:
             self.device_count = None
 
-    def is_unused(self, state: State) -> bool:
-        """Whether the state is as the library created it, and no step has used it."""
-        return self.first_state is not None and self.first_state.is_unchanged(state)
+    def mark_fresh(self, state: State) -> None:
+        """Record that nothing has used the slots of a state so far."""
+        self.fresh = {
+            key: (tensor, version(tensor))
+            for key, tensor in state.items()
+            if key != "step"
+        }
 
-    def __setstate__(self, state: tuple[None, dict[str, Any]]) -> None:
-        _, slots = state
-        for name, value in slots.items():
-            setattr(self, name, value)
-        # The copied tensor counts its writes from 0, and would later have the recorded version with another value.
-        self.device_count = None
+    def used(self, state: State) -> State:
+        """Return the state without fresh slots, unless the user has written them."""
+        untouched = {
+            key
+            for key, (tensor, made_at) in self.fresh.items()
+            if state.get(key) is tensor and made_at in (None, version(tensor))
+        }
+        return {key: value for key, value in state.items() if key not in untouched}
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copied tensor counts its writes from 0, and would later have the recorded version with another value.
+        fresh = {
+            key: (tensor, None)
+            for key, (tensor, made_at) in self.fresh.items()
+            if made_at in (None, version(tensor))
+        }
+        return {**self.__dict__, "device_count": None, "fresh": fresh}
 
 
 def version(tensor: Tensor) -> int:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradtx.base.dtensor import from_local_shard, is_sharded
+from gradtx.base.dtensor import from_local_like, is_sharded
 from gradtx.distributed.collectives import Transfer, in_buckets
 from gradtx.distributed.layouts import (
     Team,
@@ -22,7 +22,8 @@ from gradtx.distributed.layouts import (
 )
 from gradtx.distributed.owners import assigned, owned_paths
 from gradtx.execution.execute import Leaf
-from gradtx.optim._member import Member
+from gradtx.optim.member import Member
+from gradtx.programs.layout import Layout
 
 
 def assign_owners(
@@ -87,21 +88,29 @@ class Slot:
 
 def states_of_owners(
     members: Mapping[Tensor, Member],
+    layouts: Mapping[Tensor, Layout],
     states: Mapping[Any, dict[str, Any]],
     replicas: Team | None,
 ) -> dict[Any, Any]:
     """Return the states of parameters with an owner, in the form that all ranks save. All ranks must call it together.
 
     Slots of a sharded parameter are divided by rows; slots of a parameter that every rank has are whole.
+
+    Args:
+        members: The parameters.
+        layouts: The layouts of their states.
+        states: Their states.
+        replicas: The ranks that have equal whole parameters and divide the work on them.
     """
     slots_of_kind: dict[Any, list[Slot]] = defaultdict(list)
     saved: dict[Any, Any] = {}
     for param, member in members.items():
-        if param not in states or member.layout is None or not member.layout.owned:
+        owned = layouts[param].owned if param in layouts else ()
+        if param not in states or not owned:
             continue
         state = states[param]
         saved[param] = dict(state)
-        for key in sorted(member.layout.owned):
+        for key in sorted(owned):
             assert member.owner is not None
             slot = Slot(member, key, state[key], member.owner)
             slots_of_kind[slot.mesh, slot.value.dtype].append(slot)
@@ -137,6 +146,6 @@ def _sent(bucket: list[Slot], team: Team) -> list[Any]:
         part: Any = received[slot.owner][start:end].clone().view(dtype).view(shape)
         if slot.mesh is not None:
             param = slot.member.param
-            part = from_local_shard(part, param, slot.value.shape, slot.placements)
+            part = from_local_like(part, param, slot.value.shape, slot.placements)
         parts.append(part)
     return parts

@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from gradtx.base.dtensor import is_sharded
-from gradtx.base.messages import check_state_device, describe
+from gradtx.base.messages import describe
 from gradtx.execution.pure import FUNCTIONS
-from gradtx.optim._chain_checks import warn_of_replicas
+from gradtx.optim.chain_checks import warn_of_replicas
 from gradtx.transform import GradientTransformation
 
 HOST = torch.device("cpu")
@@ -227,7 +227,10 @@ def offload_for(owner: str, state_device: Any, tx: GradientTransformation) -> Of
         ValueError: If the device is not the host, or if the chain needs second derivatives, which are computed on the
             parameters' device.
     """
-    check_state_device(owner, state_device)
+    if str(state_device) != "cpu":
+        raise ValueError(
+            f'{owner}: state_device must be "cpu" or None, got {state_device!r}'
+        )
     if "hessian_diag" in tx.needs:
         raise ValueError(
             f"{owner}: state_device does not support chains that need 'hessian_diag'; omit state_device"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from gradtx.base.eager import runs_eagerly
 
 if TYPE_CHECKING:
-    from gradtx.optim._parts import Parts
+    from gradtx.optim.parts import Parts
 
 COMPILED, LISTS, ALONE = "compiled", "lists", "alone"
 FROZEN, NOT_YET = "frozen", "not yet"

@@ -7,10 +7,12 @@ from typing import Any
 
 from torch import Tensor, distributed
 
-from gradtx.arguments import OTHER_WORDS
+from gradtx.arguments import name_here
 from gradtx.base.dtensor import is_sharded
-from gradtx.base.messages import close, warn_user
-from gradtx.optim._groups import ENGINE_OPTIONS, SCHEDULER_KEYS
+from gradtx.base.exact import Schedule
+from gradtx.base.messages import close, describe, warn_user
+from gradtx.optim.groups import ENGINE_OPTIONS, SCHEDULER_KEYS, next_value
+from gradtx.optim.parameters import Members
 from gradtx.rules import FactoryCall
 from gradtx.transform import Chain, Entry, GradientTransformation
 
@@ -146,12 +148,39 @@ def warn_of_misspelt(owner: str, keys: Iterable[Any], entries: Iterable[Entry]) 
         # A key that contains a whole name, such as `lr_scale`, is another key, not a misspelled name.
         if any(f"_{name}_" in f"_{key}_" for name in (*known, "lr")):
             continue
-        intended = OTHER_WORDS.get(key)
-        if intended not in known:
-            intended = close(key, known, 0.8)
+        intended = name_here(key, known) or close(key, known, 0.8)
         if intended is not None:
             message = f"{owner}: no link reads {key!r} of this parameter group; did you mean {intended!r}?"
             warn_user(message, UserWarning)
+
+
+def check_scheduler(members: Members) -> None:
+    """Warn that a torch scheduler writes a learning rate that follows a schedule.
+
+    Raises:
+        ValueError: If a scheduler would multiply a schedule that starts at 0.
+    """
+    for view in members.views:
+        schedule = view.sources.get("lr")
+        # torch's schedulers add the key.
+        if "initial_lr" not in view.group or not isinstance(schedule, Schedule):
+            continue
+        first, shown = next_value(schedule, 0), describe(schedule)
+        remedy = (
+            "pass a number as lr to the optimizer, and the schedule as a scheduler to the trainer: "
+            f"gradtx.as_lr_scheduler(optimizer, {shown})"
+        )
+        if first == 0:
+            del view.group["initial_lr"]
+            raise ValueError(
+                f"{members.owner}: the lr of a group follows {shown}, which starts at 0, and an LRScheduler multiplies "
+                f"this first value, so the rate would stay 0 for the whole run; {remedy}"
+            )
+        warn_user(
+            f"{members.owner}: the lr of a group follows {shown}, and an LRScheduler now writes it as well: it "
+            f"overrides the schedule with multiples of the schedule's first value, {first}; {remedy}",
+            UserWarning,
+        )
 
 
 def warn_of_unread(owner: str, unread: Mapping[str, str]) -> None:

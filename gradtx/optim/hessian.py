@@ -7,8 +7,9 @@ resumed run is bitwise identical.
 
 from __future__ import annotations
 
+import contextlib
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Generator, Mapping
 from typing import Any, TypeAlias
 
 import torch
@@ -16,69 +17,84 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from gradtx.base.dtensor import gradient_like, is_sharded
+from gradtx.base.messages import describe
 from gradtx.execution.context import Clock
 from gradtx.execution.execute import Block, Leaf, Position
-from gradtx.optim._parts import Parts
-from gradtx.optim._step import Step
-from gradtx.optim._step_input import Extras
+from gradtx.optim.groups import Group
+from gradtx.optim.parameters import leaf_of
+from gradtx.optim.state import States
+from gradtx.optim.step_input import StepInput
 from gradtx.state.random import Stream
+from gradtx.transform import GradientTransformation
 
 Diagonal: TypeAlias = dict[Tensor, Tensor]
+SEED = "hessian_seed"  # the seed's key in a group
 
 
-class HessianStep:
-    """Supplies one step of a chain that needs it with `hessian_diag`.
-
-    As a context manager around the closure, lets `backward` keep its graph.
+class HessianSource:
+    """Supplies the steps of a chain that needs it with `hessian_diag`.
 
     Args:
-        parts: The parts of the optimizer.
-        extras: The caller's extras. A `hessian_diag` to be estimated is entered as None.
+        owner: The optimizer's class, for error messages.
+        tx: The optimizer's transformation.
+        seed: The seed for new groups.
+
+    Attributes:
+        link: The name of the first link that needs `hessian_diag`; None if no link does.
     """
 
-    def __init__(self, parts: Parts, extras: Extras):
-        self._parts = parts
-        self._source = parts.hessian
-        self._estimates = "hessian_diag" not in extras
-        self._mode: Any = None  # active around the closure if the graph is to be kept
-        if self._estimates:
-            extras["hessian_diag"] = None
+    def __init__(self, owner: str, tx: GradientTransformation, seed: Any):
+        self._owner = owner
+        self._seed = _checked_seed(f"{owner}: seed", seed)
+        needing = [link._name for link in tx._links() if "hessian_diag" in link._needs]
+        self.link = needing[0] if needing else None
 
-    def __enter__(self) -> None:
-        if self._estimates and self._may_be_due():
-            self._mode = _KeepGraph()
-            self._mode.__enter__()
+    def mark(self, group: Group) -> None:
+        """Add the seed to a group that lacks it, if the chain needs second derivatives."""
+        if self.link is not None:
+            group.setdefault(SEED, self._seed)
 
-    def __exit__(self, *error: Any) -> None:
-        if self._mode is not None:
-            self._mode.__exit__(*error)
-            if error[0] is not None:
-                self._drop_graphs()
+    # Around the closure.
 
-    def _may_be_due(self) -> bool:
+    @contextlib.contextmanager
+    def keeping_graphs(self, states: States) -> Generator[None, None, None]:
+        """Let `backward` keep its graph inside a `with` block, if second derivatives may be used."""
+        if not self._may_be_due(states):
+            yield
+            return
+        try:
+            with _KeepGraph():
+                yield
+        except BaseException:
+            drop_graphs(states.members.by_param)
+            raise
+
+    def _may_be_due(self, states: States) -> bool:
         """Whether any parameter would use second derivatives if it received a gradient now."""
-        members, states = self._parts.members, self._parts.states
-        run = states.run()
-        count = states.count()
-        for view in members.views:
+        run, count = states.run(), states.count()
+        for view in states.members.views:
             block = Block.of(view.chain(view.values()), run, count)
             for param in view.group["params"]:
                 if not param.requires_grad:
                     continue
-                member, state = members.by_param[param], states.of(param)
-                if member.layout is None or not state:
-                    return True  # without state the answer is unknown
-                made = int(state["step"])
-                clock = Clock(torch.tensor(made + 1), made + 1)
-                leaf = states.leaf(run, member, clock)
+                member = states.members.by_param[param]
+                made = int(states.of(param).get("step", 0))
+                leaf = leaf_of(run, member, Clock(torch.tensor(made + 1), made + 1))
                 leaf.program = block.for_leaf(leaf)
                 if sign_of_use(leaf):
                     return True
         run.commits.clear()  # breaks a reference cycle with the run
         return False
 
-    def supply(self, step: Step) -> None:
+    # In a step.
+
+    def supply(self, step: StepInput, states: States, estimates: bool) -> None:
         """Pass each leaf of a step its part of the diagonal, before the step writes anything.
+
+        Args:
+            step: The step.
+            states: The states of the parameters.
+            estimates: Whether the caller did not pass a diagonal.
 
         Raises:
             RuntimeError: If the diagonal would have to be estimated from gradients that a GradScaler has scaled.
@@ -86,37 +102,25 @@ class HessianStep:
         """
         leaves = step.leaves(step.members)
         signs = list(map(sign_of_use, leaves))
-        due: dict[Tensor, str] = {}
-        for leaf, sign in zip(leaves, signs, strict=True):
-            if sign and leaf.has_gradient:
-                due[leaf.key] = leaf.name
-        try:
-            diagonal = self._diagonal(due, step)
-        finally:
-            self._drop_graphs()
+        diagonal: Diagonal = {}
+        if estimates:
+            due = [
+                leaf
+                for leaf, sign in zip(leaves, signs, strict=True)
+                if sign and leaf.has_gradient
+            ]
+            try:
+                if due:
+                    diagonal = self._estimate(due, step, states)
+            finally:
+                drop_graphs(states.members.by_param)
         for leaf, sign in zip(leaves, signs, strict=True):
             if sign is not None:
                 self._supply_leaf(leaf, sign, diagonal)
         tree = {leaf.name: leaf.extras.get("hessian_diag") for leaf in leaves}
         step.trees = {**step.trees, "hessian_diag": tree}
 
-    def _diagonal(self, due: Mapping[Tensor, str], step: Step) -> Diagonal:
-        """Estimate the diagonal for the parameters that are due; return an empty dict if the caller passed one."""
-        if not self._estimates or not due:
-            return {}
-        if step.scaling is not None:
-            raise RuntimeError(
-                f"{self._source.link}: hessian_diag cannot be estimated from gradients that a GradScaler has "
-                "scaled; call step(hessian_diag=...), or train in bfloat16 without a scaler"
-            )
-        return self._estimate(due)
-
-    def _supply_leaf(
-        self,
-        leaf: Leaf,
-        sign: int,
-        diagonal: Diagonal,
-    ) -> None:
+    def _supply_leaf(self, leaf: Leaf, sign: int, diagonal: Diagonal) -> None:
         if leaf.key in diagonal:
             value = diagonal[leaf.key].to(leaf.compute_dtype) * sign
         elif leaf.extras.get("hessian_diag") is not None:
@@ -127,7 +131,7 @@ class HessianStep:
             value = zero.expand(leaf.inputs[1].shape)
         elif leaf.has_gradient:
             raise ValueError(
-                f"{self._source.link}: hessian_diag of parameter {leaf.name!r} is None at a step that requires "
+                f"{self.link}: hessian_diag of parameter {leaf.name!r} is None at a step that requires "
                 "a new one; pass a tensor, or omit the argument to have it estimated"
             )
         else:
@@ -135,16 +139,21 @@ class HessianStep:
         leaf.extras = {**leaf.extras, "hessian_diag": value}
         leaf.run.leaf_extras = {*leaf.run.leaf_extras, "hessian_diag"}  # type: ignore[misc]
 
-    def _estimate(self, names: Mapping[Tensor, str]) -> Diagonal:
-        """Return z * (H z) for the parameters in `names`, and zeros for parameters on which no gradient depends."""
-        params = [param for param in names if param.requires_grad]
+    def _estimate(self, due: list[Leaf], step: StepInput, states: States) -> Diagonal:
+        """Return z * (H z) for parameters, and zeros for those on which no gradient depends."""
+        if step.scaling is not None:
+            raise RuntimeError(
+                f"{self.link}: hessian_diag cannot be estimated from gradients that a GradScaler has "
+                "scaled; call step(hessian_diag=...), or train in bfloat16 without a scaler"
+            )
+        params: list[Tensor] = [leaf.key for leaf in due if leaf.key.requires_grad]
         gradients: Diagonal = {}
         for param in params:
             if param.grad is not None and param.grad.requires_grad:
                 gradients[param] = param.grad
         if not gradients:
             error = (
-                f"{self._source.link} needs hessian_diag: call step(closure, hessian_diag=...); or omit it, and "
+                f"{self.link} needs hessian_diag: call step(closure, hessian_diag=...); or omit it, and "
                 "call loss.backward(create_graph=True) before step(), or step(closure) with a closure that calls "
                 "loss.backward()"
             )
@@ -153,7 +162,7 @@ class HessianStep:
                     "; under FSDP2, pass it, because its gradients never have a graph"
                 )
             raise ValueError(error)
-        z = self._random_vectors(names)
+        z = self._random_vectors(due, states)
         vectors = [z[param].to(gradient.dtype) for param, gradient in gradients.items()]
         try:
             columns: Any = torch.autograd.grad(
@@ -163,33 +172,41 @@ class HessianStep:
             raise
         except RuntimeError as error:
             raise RuntimeError(
-                f"{self._source.link}: hessian_diag cannot be estimated, because a part of the model has no second "
+                f"{self.link}: hessian_diag cannot be estimated, because a part of the model has no second "
                 f"derivative ({error}); call step(closure, hessian_diag=...), or replace this part: a model under "
                 "torch.compile by the plain module, fused attention by SDPBackend.MATH"
             ) from error
-        diagonal = {param: torch.zeros_like(param) for param in names}
+        diagonal = {leaf.key: torch.zeros_like(leaf.key) for leaf in due}
         for param, column in zip(params, columns, strict=True):
             if column is not None:
                 diagonal[param] = gradient_like(z[param] * column, param)
         return diagonal
 
-    def _random_vectors(self, names: Mapping[Tensor, str]) -> Diagonal:
-        counter = torch.tensor(self._parts.states.count())
+    def _random_vectors(self, due: list[Leaf], states: States) -> Diagonal:
+        counter = torch.tensor(states.count())
+        views, by_param = states.members.views, states.members.by_param
         vectors: Diagonal = {}
-        for view in self._parts.members.views:
-            seed = torch.tensor(self._source.seed_of(view.group))
-            for param in names.keys() & set(view.group["params"]):
-                stream = Stream(seed, counter, names[param])
-                vectors[param] = stream.rademacher(param.detach())
+        for leaf in due:
+            group = views[by_param[leaf.key].group].group
+            seed = _checked_seed(f"{self._owner}: {SEED}", group.get(SEED, self._seed))
+            stream = Stream(torch.tensor(seed), counter, leaf.name)
+            vectors[leaf.key] = stream.rademacher(leaf.key.detach())
         return vectors
 
-    def _drop_graphs(self) -> None:
-        """Detach gradients whose graph was kept only for the estimate."""
-        if self._mode is None:
-            return
-        for param in self._parts.members.by_param:
-            if param.grad is not None and param.grad.requires_grad:
-                param.grad = param.grad.detach()
+
+def _checked_seed(what: str, seed: Any) -> int:
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise TypeError(f"{what} must be an int, got {describe(seed)}")
+    if not -(2**63) <= seed < 2**63:
+        raise ValueError(f"{what} must fit in 64 bits, got {seed}")
+    return seed
+
+
+def drop_graphs(params: Mapping[Tensor, Any]) -> None:
+    """Detach gradients from their graphs, which estimates no longer need."""
+    for param in params:
+        if param.grad is not None and param.grad.requires_grad:
+            param.grad = param.grad.detach()
 
 
 BACKWARD: Any = Tensor.__dict__.get("backward")
@@ -200,7 +217,7 @@ class _KeepGraph(TorchFunctionMode):
 
     def __torch_function__(
         self,
-        func: Any,
+        func: Callable[..., Any],
         types: Any,
         args: Any = (),
         kwargs: Any = None,
@@ -208,7 +225,7 @@ class _KeepGraph(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is not BACKWARD:
             return func(*args, **kwargs)
-        # Ignore the reference-cycle warning: `_drop_graphs` breaks the cycle.
+        # Ignore the reference-cycle warning: `drop_graphs` breaks the cycle.
         with warnings.catch_warnings():
             warnings.filterwarnings(
                 "ignore", r"Using backward\(\) with create_graph", UserWarning

@@ -5,14 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from gradtx.base.dtensor import is_sharded
-from gradtx.base.messages import describe, warn_user
+from gradtx.base.messages import warn_user
 from gradtx.base.torch_names import version_of
-from gradtx.optim._groups import params_of
-from gradtx.optim._match_saved import TRAINED
-from gradtx.state.slots import kind_of
+from gradtx.execution.context import Clock
+from gradtx.execution.execute import Block
+from gradtx.execution.pure import evaluation_weights
+from gradtx.optim.groups import CPU, params_of
+from gradtx.optim.matching import as_slot
+from gradtx.optim.parameters import leaf_of
+from gradtx.optim.state import States
+
+# The slot of the training weights in state dicts that were saved in evaluation mode.
+TRAINED = "trained"
 
 
 class Evaluation:
@@ -58,8 +66,16 @@ class Evaluation:
         for param, value in self._trained.items():
             param.copy_(value)
 
-    def changes_weights(self) -> bool:
-        return bool(self._trained)
+    def check_training(self, owner: str) -> None:
+        """Check that the parameters contain the training weights.
+
+        Raises:
+            RuntimeError: If they contain evaluation weights.
+        """
+        if self._trained:
+            raise RuntimeError(
+                f"{owner}: the parameters contain the evaluation weights; call optimizer.train() before step()"
+            )
 
     def save(self, state_dict: dict[str, Any], params: Iterable[Tensor]) -> None:
         """Add the training weights to a state dict, whose entries are numbered in the order of `params`."""
@@ -93,23 +109,30 @@ class Evaluation:
         for number, (param, name) in zip(numbers, names.items(), strict=False):
             entry = dict(entries.get(number, {}))
             if TRAINED in entry:
-                trained[param] = _checked_weights(name, entry.pop(TRAINED), param)
+                what = f"state of parameter {name!r}: {TRAINED!r}"
+                like = param.detach()
+                trained[param] = as_slot(what, TRAINED, entry.pop(TRAINED), like)
                 entries[number] = entry
         if not trained:
             return None, state_dict
         return cls(trained), {**state_dict, "state": entries}
 
 
-def _checked_weights(name: str, saved: Any, param: Tensor) -> Tensor:
-    """Return a parameter's saved training weights, checked, on its device and in its dtype."""
-    kind = "complex" if param.is_complex() else "floating-point"
-    if (
-        not isinstance(saved, Tensor)
-        or saved.shape != param.shape
-        or kind_of(saved.dtype) != kind_of(param.dtype)
-    ):
-        raise ValueError(
-            f"state of parameter {name!r}: {TRAINED!r} must be {kind} of shape {tuple(param.shape)}, "
-            f"got {describe(saved)}"
-        )
-    return saved.detach().to(param.device, param.dtype, copy=True)
+def evaluated(states: States) -> dict[Tensor, Tensor]:
+    """Return the evaluation weights, by parameter, for leaves with a link that provides them."""
+    members = states.members
+    run, count = states.run(), states.exact_count()
+    clock = Clock(torch.tensor(count + 1, device=CPU))
+    weights: dict[Tensor, Tensor] = {}
+    for view in members.views:
+        states.adopt(view)
+        block = Block.of(view.chain(view.values()), run, count)
+        for param in view.group["params"]:
+            member = members.by_param[param]
+            if member.layout is not None and states.of(param):
+                leaf = leaf_of(run, member, clock)
+                value = evaluation_weights(leaf, block.for_leaf(leaf))
+                if value is not None:
+                    weights[param] = leaf.in_callers_form(value)
+    run.commits.clear()  # breaks a reference cycle with the run
+    return weights

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import math
-from collections import defaultdict
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Mapping
 from typing import Any, TypeAlias
 
 import torch
@@ -17,13 +14,12 @@ from gradtx.base import tree as _tree
 from gradtx.base.complex_views import real_views
 from gradtx.base.dtensor import gradient_like, placed_as, total
 from gradtx.base.errors import Path
-from gradtx.base.exact import python_scalar
 from gradtx.base.tree import check_names
-from gradtx.execution.execute import Block, Leaf, Operation, checks_extras, takes_none
+from gradtx.execution.execute import Leaf, Operation
 from gradtx.execution.pure import as_number, moved_along
 from gradtx.execution.runs import Run
-from gradtx.optim._groups import each_item
-from gradtx.optim._member import Member
+from gradtx.optim.closure import check_closure
+from gradtx.optim.member import Member
 
 Leaves: TypeAlias = dict[str, Tensor]  # by name
 
@@ -35,12 +31,15 @@ class OptimizerRun(Run):
         state: The optimizer's state, by parameter.
         members: The optimizer's parameters.
         initial: Whether this is a call of `init`.
+
+    Attributes:
+        state: The optimizer's state, by parameter.
+        functions: The closure, as `grad_fn` and `value_fn`.
+        tick: The increment that this step adds to counts.
     """
 
-    functions: Mapping[
-        str, Callable[[], Any]
-    ]  # the closure, as `grad_fn` and `value_fn`
-    tick: int | Tensor = 1  # the increment that this step adds to counts
+    functions: Mapping[str, Callable[[], Any]]
+    tick: int | Tensor = 1
 
     def __init__(
         self,
@@ -51,14 +50,14 @@ class OptimizerRun(Run):
         super().__init__()
         self.initial = initial
         self.device = next(iter(members)).device if members else torch.device("cpu")
-        self._state = state
+        self.state = state
         self._members = members
         self._sums: dict[Path, Mapping[str, Tensor]] = {}
         self.watch()
 
     def scalars(self, path: Path) -> Leaves:
         for param, member in self._members.items():
-            state = self._state.get(param)
+            state = self.state.get(param)
             if state and member.layout is not None and path in member.layout.shared:
                 keys = member.layout.shared[path]
                 return {name: state[key] for name, key in keys.items()}
@@ -161,108 +160,3 @@ def _gradients(params: Leaves, likes: Leaves) -> Leaves:
             gradient = gradient_like(param.grad.detach(), param)
             gradients[name] = gradient.to(like.dtype)
     return gradients
-
-
-def check_closure(params: Iterable[Tensor]) -> None:
-    """Check that a closure that links call again has computed gradients.
-
-    Raises:
-        RuntimeError: If no parameter has a gradient.
-    """
-    if all(param.grad is None for param in params):
-        raise RuntimeError(
-            "the closure computed no gradients; it must call zero_grad() and backward(), and return the loss"
-        )
-
-
-class SingleRun(OptimizerRun):
-    """A run in which parameters step one at a time, so that sums over parameters are not available."""
-
-    def combined(self, operation: Operation, waiting: list[tuple[Leaf, Any]]) -> Any:
-        if operation.of_leaf:
-            return operation.combine(waiting)
-        stage = ".".join(operation.path)
-        raise RuntimeError(
-            f"release_gradients: {stage} needs the gradients of all parameters; {WAY_OUT}"
-        )
-
-
-# The remedy in error messages about links that need all gradients.
-WAY_OUT = (
-    "remove it from the chain, or call handle.remove() and step with all gradients, freeing each gradient after its "
-    "use: step(consume_gradients=True)"
-)
-
-
-@dataclass(frozen=True)
-class ChainTraits:
-    """Properties of a chain that affect the execution of all its steps.
-
-    Attributes:
-        takes_none: Whether a link also processes parameters without a gradient.
-        agrees: Whether hyperparameters of a link must be equal in all groups.
-        needs_host_counts: Whether the host must know the step counts: rules that branch on the count, and user
-            functions, already synchronize with the host.
-        clocks: The paths of inner clocks.
-        checks_extras: Whether a rule checks extras against leaves.
-    """
-
-    takes_none: bool
-    agrees: bool
-    needs_host_counts: bool
-    clocks: frozenset[Path]
-    checks_extras: bool
-
-    @classmethod
-    def of(cls, block: Block, estimates_hessian: bool) -> ChainTraits:
-        operations = list(block.walk())
-        return cls(
-            takes_none=takes_none(block.operations),
-            agrees=any(operation.agree for operation in operations),
-            needs_host_counts=estimates_hessian
-            or not all(operation.compiles for operation in operations),
-            clocks=block.clock_paths(),
-            checks_extras=checks_extras(block.operations),
-        )
-
-
-# Agreement across groups.
-
-FLOAT32_EPS = torch.finfo(torch.float32).eps
-
-
-def check_agreement(blocks: list[Block], rows: Sequence[list[Member]]) -> None:
-    """Check that hyperparameters that apply to all leaves jointly are equal in all groups.
-
-    Args:
-        blocks: The chain with each group's hyperparameters.
-        rows: The members of each group.
-    """
-    first: dict[Any, Any] = {}
-    for block, row in zip(blocks, rows, strict=True):
-        # The selectors' decisions that are the same for all members of the group.
-        labels: dict[Path, set[Any]] = defaultdict(set)
-        for member in row:
-            for path, label in member.choices.items():
-                labels[path].add(label)
-        common = {
-            path: min(of_path) for path, of_path in labels.items() if len(of_path) == 1
-        }
-        for operation in block.walk(common):
-            for name, value in operation.agree.items():
-                value = each_item(value, python_scalar)
-                expected = first.setdefault((operation.path, name), value)
-                if not _agree(expected, value):
-                    stage = ".".join(operation.path)
-                    raise ValueError(
-                        f"{stage}: {name} must agree across groups, got {expected!r} and {value!r}"
-                    )
-
-
-def _agree(a: Any, b: Any) -> bool:
-    """Whether two values are equal, up to the rounding of a float32 tensor."""
-    if isinstance(a, tuple) and isinstance(b, tuple):
-        return len(a) == len(b) and all(map(_agree, a, b))
-    if isinstance(a, float) and isinstance(b, float):
-        return math.isclose(a, b, rel_tol=FLOAT32_EPS)
-    return a is b or bool(a == b)

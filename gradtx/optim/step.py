@@ -3,49 +3,52 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.nn.parameter import is_lazy
 
 from gradtx.base import torch_names as _torch
-from gradtx.base.dtensor import gradient_like, total
+from gradtx.base.dtensor import gradient_like
 from gradtx.base.eager import add_note
+from gradtx.base.errors import Path
+from gradtx.base.exact import python_scalar
 from gradtx.base.selectors import in_model
 from gradtx.base.tree import tensors
 from gradtx.distributed.owners import with_regions
 from gradtx.execution.context import Clock
 from gradtx.execution.execute import FROZEN, Block, Leaf, check_extras_of, execute
 from gradtx.execution.pure import (
-    FUNCTIONS,
     by_leaf,
     check_extras,
     split_extras,
 )
-from gradtx.execution.runs import memory_of
-from gradtx.optim._capture import check_capture, is_captured
-from gradtx.optim._device_counts import (
-    Count,
+from gradtx.execution.runs import Place, memory_of
+from gradtx.optim.device_counts import (
     Scaling,
     as_step,
-    highest,
+    check_capture,
+    is_captured,
     keep_counts_in_place,
     place_counts,
     unscaling,
 )
-from gradtx.optim._member import Member
-from gradtx.optim._parameters import CPU
-from gradtx.optim._parts import Parts
-from gradtx.optim._run import OptimizerRun, check_agreement
-from gradtx.optim._step_input import Extras, StepInput
-from gradtx.transform import Entry
+from gradtx.optim.groups import CPU
+from gradtx.optim.member import Count, Member
+from gradtx.optim.parameters import leaf_of
+from gradtx.optim.parts import Parts
+from gradtx.optim.run import OptimizerRun
+from gradtx.optim.step_input import Extras, StepInput
+from gradtx.programs.hyperparameters import each_item
 
 if TYPE_CHECKING:
     from gradtx.optim.engine.bundle import Bundle
 
 CALL = "step(closure"
+FLOAT32_EPS = torch.finfo(torch.float32).eps
 
 
 class Step(StepInput):
@@ -56,9 +59,6 @@ class Step(StepInput):
         extras: The caller's inputs other than gradients.
         scaling: What a GradScaler asks for.
         consumes: Whether each gradient is freed as soon as it is used.
-
-    Attributes:
-        members: The parameters that step.
     """
 
     run_type = OptimizerRun
@@ -70,60 +70,59 @@ class Step(StepInput):
         scaling: Scaling | None,
         consumes: bool = False,
     ):
-        self.scaling = scaling
+        members, states, traits = parts.members, parts.states, parts.traits
         self._parts = parts
-        self.views = parts.members.views
+        self._owner = members.owner
         self._extras = extras
+        self.scaling = scaling
         self.consumes = consumes
-        self.run = self.run_type(
-            parts.states.by_param, parts.members.by_param, initial=False
-        )
-        self.run.functions = extras
+        self.views = members.views
+        run = self.run = self.run_type(states.by_param, members.by_param, initial=False)
+        run.functions = extras
         self.scalars, self.trees = self._split_extras()
-        rows = self._rows = parts.members.rows(parts.states.by_param)
-        self._every = list(itertools.chain.from_iterable(rows))
+        self._rows = members.rows()
+        self._every = list(itertools.chain.from_iterable(self._rows))
         # Everything that can be checked is checked before anything changes.
         self._values = [view.values() for view in self.views]
-        self._check_members(self._every)
-        for member in self._every:
-            member.count = member.count_in(member.state)
-        takes_none = parts.traits.takes_none
-        if is_captured(self.run.device):
-            check_capture(self._owner, parts.capturable, self._every, takes_none)
-        for view, row, values in zip(self.views, rows, self._values, strict=True):
+        self._read(self._every)
+        if is_captured(run.device):
+            check_capture(self._owner, parts.capturable, self._every, traits.takes_none)
+        for view, row, values in zip(self.views, self._rows, self._values, strict=True):
             view.settle(values)
-            parts.states.prepare(view, row, takes_none)
-        parts.states.check_patterns()
+            states.prepare(view, row, traits.takes_none)
         self.members = self._stepping()
-        self._counts_on_device = parts.counts_on_device(scaling is not None)
         self._stays = parts.capturable  # whether all state keeps its memory
-        if scaling is not None and self._counts_on_device:
-            _, self.run.tick = scaling.on(self.run.device)
-        place_counts(self._every, self.run.device if self._counts_on_device else None)
-        self._after = {
-            count: _next_count(count, self.run.tick)
-            for count in {member.count for member in self._every}
-        }
-        self.count = highest(self._after.keys())  # the count that schedules follow
-        self._unscale = None if scaling is None else unscaling(self.run, scaling)
+        self._count(parts)
         self._blocks: list[Block] = []
         self._leaves: dict[Member, Leaf] = {}
         self._clocks: dict[int | Count, Clock] = {}
         # Whether hyperparameters are known to agree across groups.
         self._agrees = len(self.views) == 1
         self._has_bundles = False
-        self.on_host = not self._counts_on_device and scaling is None
-        self.numbers = [
-            view.numbers(values, self._schedule_count)
-            for view, values in zip(self.views, self._values, strict=True)
-        ]
-        if parts.traits.checks_extras:
+        self.numbers = [view.numbers(self._schedule_count) for view in self.views]
+        if traits.checks_extras:
             check_extras_of(self.leaves_of(self.members))
 
-    @property
-    def _owner(self) -> str:
-        """The optimizer's class, for error messages."""
-        return self._parts.members.owner
+    def _count(self, parts: Parts) -> None:
+        """Decide whether the device counts, and compute the counts after the step."""
+        scaling, device = self.scaling, self.run.device
+        may_count_on_device = scaling is not None or parts.capturable
+        on_device = may_count_on_device and not parts.counts_on_host()
+        self._counts_on_device = on_device
+        self.on_host = not on_device and scaling is None
+        self._unscale = None if scaling is None else unscaling(self.run, scaling)
+        counts: Any = {member.count for member in self._every}
+        if on_device or not set(map(type, counts)) <= {int}:
+            place_counts(self._every, device if on_device else None)
+            counts = {member.count for member in self._every}
+        if not on_device:
+            self._after = {count: count + 1 for count in counts}
+            self.count = max(counts, default=0)
+            return
+        if scaling is not None:
+            _, self.run.tick = scaling.on(device)
+        self._after = {count: count.after(self.run.tick) for count in counts}
+        self.count = torch.stack([count.made for count in counts]).amax()
 
     def _split_extras(self) -> tuple[Extras, dict[str, Extras]]:
         """Split the extras into 0-d values and trees by leaf."""
@@ -142,7 +141,9 @@ class Step(StepInput):
         run.memory.register(tensors(trees))  # a rule may return one of them unchanged
         return scalars, trees
 
-    def _check_members(self, members: list[Member]) -> None:
+    def _read(self, members: list[Member]) -> None:
+        """Look up the state and count of members, and check their gradients and slots."""
+        states = self._parts.states.by_param
         for member in members:
             gradient = member.param.grad
             if gradient is not None and gradient.is_sparse:
@@ -150,14 +151,14 @@ class Step(StepInput):
                     f"{self._owner}: parameter {member.name!r} has a sparse gradient, but rules require dense ones; "
                     "omit sparse=True in its nn.Embedding, or set param.grad = param.grad.to_dense() before step()"
                 )
-            state, layout = member.state, member.layout
-            if not state or layout is None or member.waits:
-                continue
-            if not layout.keys <= state.keys():
+            state, layout = states.get(member.param, {}), member.layout
+            if state and layout is not None and not layout.keys <= state.keys():
                 lacking = min(layout.keys - state.keys())
                 raise ValueError(
                     f"{self._owner}: the state of parameter {member.name!r} lacks {lacking!r}"
                 )
+            member.state = state
+            member.count = member.count_in(state)
 
     def _check_fits(self, members: list[Member]) -> None:
         """Check that slots fit their parameters. A valid plan implies this without a look at them."""
@@ -167,16 +168,10 @@ class Step(StepInput):
                 continue
             if not member.state or made_for.suits(param):
                 continue
-            who = f"{self._owner}: parameter {member.name!r}"
-            if made_for.shape != param.shape:
-                raise ValueError(
-                    f"{who} has shape {tuple(param.shape)}, but its state was created for {tuple(made_for.shape)}; "
-                    "reset its state: optimizer.state.pop(param)"
-                )
             raise ValueError(
-                f"{who} is {param.dtype} on {param.device}, but its state was created for {made_for.dtype} on "
-                f"{made_for.device}; move the model before the first step, or convert the state: "
-                "optimizer.load_state_dict(optimizer.state_dict())"
+                f"{self._owner}: parameter {member.name!r} is {made_for.of(param)}, but its state was created for "
+                f"{made_for}; move the model before the first step, convert the state by "
+                "optimizer.load_state_dict(optimizer.state_dict()), or reset it: optimizer.state.pop(param)"
             )
 
     def _stepping(self) -> list[Member]:
@@ -187,7 +182,6 @@ class Step(StepInput):
             if (takes_none or member.param.grad is not None)
             and member.state
             and member.layout is not None
-            and not member.waits
         ]
 
     # Leaves.
@@ -225,7 +219,7 @@ class Step(StepInput):
             clock = self._clocks[member.count] = _clock_after(member.count)
         # Not written to the parameter: its gradient may have a graph, from which the Hessian is estimated.
         gradient = gradient_like(member.param.grad, member.param)
-        leaf = self._parts.states.leaf(self.run, member, clock, gradient, self.scalars)
+        leaf = leaf_of(self.run, member, clock, gradient, self.scalars)
         if self.trees:
             leaf.extras = dict(self.scalars)
             for name, tree in self.trees.items():
@@ -238,36 +232,57 @@ class Step(StepInput):
 
     def finish(self) -> None:
         """Compute the step and write its results."""
-        functions = [name for name in FUNCTIONS if name in self._extras]
-        if any(name in self._parts.members.tx.needs for name in functions):
+        run, parts = self.run, self._parts
+        if parts.traits.calls_again:
             self._execute_then_write()
         else:
             self._execute()
-        run = self.run
-        has_idle_clock = not self._parts.traits.clocks <= run.new_shared.keys()
+        has_idle_clock = not parts.traits.clocks <= run.new_shared.keys()
         if run.late_sums or has_idle_clock:
             # Combinators decide whether the sums take effect, and count steps without any of their leaves.
             self._expand()
         run.end()
-        self._parts.states.write_shared(run, self._stays)
+        if run.new_shared:
+            parts.states.write_shared(run, self._stays)
         if self.scaling is not None:
-            self.scaling.unscale(self._parts.members.by_param)
+            self.scaling.unscale(parts.members.by_param)
         if self._stays:
-            keep_counts_in_place(self._parts.members.by_param.values(), self._after)
+            keep_counts_in_place(parts.members.by_param.values(), self._after)
         for view in self.views:
-            view.show(self._known_count)
+            if view.shown:
+                view.show(self._known_count)
 
-    def _known_count(self, entry: Entry) -> int | None:
+    def _known_count(self, place: Place) -> int | None:
         """Return the count that a schedule follows; None if reading it would synchronize in a captured step."""
-        if self._stays and self._parts.members.clock_path(entry) is not None:
+        if self._stays and self._parts.members.clock_path(place) is not None:
             return None
-        return self._parts.states.count(entry)
+        return self._parts.states.count(place)
 
     def _check_agreement(self) -> None:
-        if not self._agrees:
-            self._expand()
-            check_agreement(self._blocks, self._rows)
-            self._agrees = True
+        """Check that hyperparameters that apply to all leaves jointly are equal in all groups."""
+        if self._agrees:
+            return
+        self._expand()
+        first: dict[Any, Any] = {}
+        for block, row in zip(self._blocks, self._rows, strict=True):
+            # The selectors' decisions that are the same for all members of the group.
+            labels: dict[Path, set[Any]] = defaultdict(set)
+            for member in row:
+                for path, label in member.choices.items():
+                    labels[path].add(label)
+            common = {
+                path: min(all_) for path, all_ in labels.items() if len(all_) == 1
+            }
+            for operation in block.walk(common):
+                for name, value in operation.agree.items():
+                    value = each_item(python_scalar, value)
+                    expected = first.setdefault((operation.path, name), value)
+                    if not _agree(expected, value):
+                        stage = ".".join(operation.path)
+                        raise ValueError(
+                            f"{stage}: {name} must agree across groups, got {expected!r} and {value!r}"
+                        )
+        self._agrees = True
 
     def _eager_leaves(self, members: list[Member]) -> Iterator[Leaf]:
         """Yield leaves that are in no bundle, each created when the previous leaves have finished or are suspended."""
@@ -279,13 +294,14 @@ class Step(StepInput):
             if leaf.program != [FROZEN]:
                 yield leaf
 
-    def _agree(self) -> None:
+    def _compare_ranks(self) -> None:
         """Compare the plan of the step with those of the other ranks, and place the gradients of shards."""
         members = self._parts.members
-        agreement = self._parts.agreement
-        agreement.check(members.owner, self.members, self.views, members.replicas)
+        if members.replicas is None and not members.are_sharded:
+            return
+        self._parts.agreement.check(self.members, members)
         # After the comparison, because ranks communicate here.
-        if agreement.are_divided:
+        if members.are_sharded:
             self._place_gradients(self.members)
 
     def _place_gradients(self, members: Iterable[Member]) -> None:
@@ -297,7 +313,7 @@ class Step(StepInput):
     def _execute_then_write(self) -> None:
         """Execute all leaves, then write: no parameter may change before the last call of the closure."""
         finished: list[Leaf] = []
-        self._agree()
+        self._compare_ranks()
         self._expand()
         self._check_agreement()
         execute(self._eager_leaves(self.members), finished.append)
@@ -307,7 +323,7 @@ class Step(StepInput):
     def _execute(self) -> None:
         eager = self.members
         bundles: list[Any] = []
-        self._agree()
+        self._compare_ranks()
         for engine in self._parts.engines():
             of_engine, eager = engine.bundles(self, eager)
             bundles += of_engine
@@ -333,10 +349,13 @@ class Step(StepInput):
                 if self.consumes:
                     member.param.grad = None
 
+        leaves: Iterable[Any] = bundles
+        if eager:
+            leaves = itertools.chain(bundles, self._eager_leaves(eager))
         # At this point, because the states are in the processor's cache.
         _count_up(bundles, self._after)
         try:
-            execute(itertools.chain(bundles, self._eager_leaves(eager)), finish)
+            execute(leaves, finish)
         except Exception as error:
             if waiting:
                 add_note(error)
@@ -345,9 +364,9 @@ class Step(StepInput):
             # If a leaf raises an error, bundles that were not written keep their old counts.
             _count_back(waiting)
 
-    def _schedule_count(self, entry: Entry) -> int | Tensor:
+    def _schedule_count(self, place: Place) -> int | Tensor:
         """Return the count that a hyperparameter's schedule follows."""
-        path = self._parts.members.clock_path(entry)
+        path = self._parts.members.clock_path(place)
         if path is None:
             return self.count
         if self._parts.members.restarts:  # the count may restart in this step
@@ -424,10 +443,6 @@ def _clock_after(count: int | Count) -> Clock:
     return Clock(torch.tensor(count + 1, device=CPU), count + 1)
 
 
-def _next_count(count: int | Count, tick: int | Tensor) -> int | Count:
-    return count.after(tick) if isinstance(count, Count) else count + 1
-
-
 def _count_up(
     bundles: Iterable[Bundle], after: Mapping[int | Count, int | Count]
 ) -> None:
@@ -454,42 +469,10 @@ def _count_back(bundles: Iterable[Bundle]) -> None:
             member.state["step"].copy_(as_step(member.count))
 
 
-class Weights:
-    """The weights of some parameters at one time."""
-
-    def __init__(self, params: Sequence[Tensor]):
-        self._params = [param for param in params if not is_lazy(param)]
-        self._values = [param.detach().clone() for param in self._params]
-
-    def are_present(self) -> bool:
-        """Whether the parameters have these weights."""
-        differences = {
-            str(place): param.detach() != value
-            for place, (param, value) in enumerate(
-                zip(self._params, self._values, strict=True)
-            )
-        }
-        return not total(differences)  # over all shards, so that all ranks decide alike
-
-
-class KnownClosure:
-    """A closure that is not called again at the weights of the lowest loss, where line searches end."""
-
-    def __init__(self, closure: Callable[[], Any], params: Sequence[Tensor]):
-        self._closure = closure
-        self._params = params
-        self._weights: Weights | None = None
-        self._loss: Any = None
-        self._gradients: list[Tensor | None] = []
-
-    def __call__(self) -> Any:
-        if self._weights is not None and self._weights.are_present():
-            for param, gradient in zip(self._params, self._gradients, strict=True):
-                param.grad = gradient
-            return self._loss
-        weights = Weights(self._params)
-        loss = self._closure()
-        if self._weights is None or loss < self._loss:
-            self._weights, self._loss = weights, loss
-            self._gradients = [param.grad for param in self._params]
-        return loss
+def _agree(a: Any, b: Any) -> bool:
+    """Whether two values are equal, up to the rounding of a float32 tensor."""
+    if isinstance(a, tuple) and isinstance(b, tuple):
+        return len(a) == len(b) and all(map(_agree, a, b))
+    if isinstance(a, float) and isinstance(b, float):
+        return math.isclose(a, b, rel_tol=FLOAT32_EPS)
+    return a is b or bool(a == b)

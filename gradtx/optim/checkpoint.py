@@ -1,0 +1,326 @@
+"""Loading of state dicts: the new groups and states are checked and built before the optimizer is changed."""
+
+from __future__ import annotations
+
+import numbers
+from collections.abc import Mapping
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradtx.base.messages import describe, warn_user
+from gradtx.base.selectors import in_model
+from gradtx.optim.groups import (
+    CODES,
+    ENGINE_OPTIONS,
+    OVERRIDDEN,
+    Group,
+    GroupView,
+    is_same,
+    params_of,
+)
+from gradtx.optim.matching import matched, misfits_of
+from gradtx.optim.parameters import never_trains
+from gradtx.optim.state import Initial, States
+
+# The names of `decoupled_weight_decay` in qhoptim and pytorch_optimizer, each with the value that enables it.
+DECOUPLED = (
+    ("weight_decay_type", "direct"),
+    ("decouple_weight_decay", True),
+    ("weight_decouple", True),
+)
+
+
+def check_form(state_dict: Mapping[str, Any], names: list[str]) -> None:
+    """Check that a mapping has the form of an optimizer's state dict, before any other code reads it.
+
+    Args:
+        state_dict: The mapping passed by the caller.
+        names: The names of the parameters, in the order of the groups.
+
+    Raises:
+        TypeError: If a state, group, entry or slot has another type.
+        ValueError: If a part is missing, or if a parameter is listed twice.
+    """
+    for key in ("state", "param_groups"):
+        if key not in state_dict:
+            raise ValueError(f"loaded state dict lacks {key!r}; {_remedy(state_dict)}")
+    entries, groups = state_dict["state"], state_dict["param_groups"]
+    require(entries, Mapping, "'state' of the loaded state dict", "a dict")
+    require(groups, list | tuple, "'param_groups' of the loaded state dict", "a list")
+    for i, group in enumerate(groups):
+        where = f"loaded group {i} of 'param_groups'"
+        require(group, Mapping, where, "a dict")
+        for key in ("params", "param_names", OVERRIDDEN):
+            default = None if key == "params" else []
+            require(
+                group.get(key, default), list | tuple, f"{key!r} of {where}", "a list"
+            )
+        require(group.get(CODES, {}), Mapping, f"{CODES!r} of {where}", "a dict")
+        for name in group.get("param_names", ()):
+            require(name, str, f"an entry of 'param_names' of {where}", "a str")
+    if any(isinstance(key, str) and key.isdecimal() for key in entries):
+        raise ValueError(
+            "the keys of 'state' in the loaded state dict are strings such as '0', as after JSON; make them numbers: "
+            "int(key)"
+        )
+    for number, name in zip(params_of(groups), names, strict=False):
+        entry = entries.get(number, {})
+        require(entry, Mapping, f"state of parameter {name!r}", "a dict of slots")
+        for slot, value in entry.items():
+            _check_slot(f"state of parameter {name!r}: {slot!r}", value)
+
+
+def require(value: Any, kind: Any, what: str, needed: str) -> None:
+    """Raise an error for a value of another type."""
+    if not isinstance(value, kind):
+        raise TypeError(f"{what} must be {needed}, got {describe(value)}")
+
+
+def _remedy(checkpoint: Mapping[str, Any]) -> str:
+    """Say what to pass instead of a mapping that is not an optimizer's state dict, but may contain one."""
+    for key, value in checkpoint.items():
+        if isinstance(value, Mapping) and "param_groups" in value:
+            return f"pass its entry {key!r}"
+    return "pass what optimizer.state_dict() returned"
+
+
+def _check_slot(what: str, value: Any) -> None:
+    """Raise an error unless a value can be a slot: a dense tensor or a number."""
+    if isinstance(value, Tensor):
+        if value.is_nested or value.is_sparse or value.is_quantized or value.is_meta:
+            raise TypeError(
+                f"{what} must be a dense tensor with values, got another one"
+            )
+    # Older versions of torch save None for a momentum that is off.
+    elif value is not None and (
+        isinstance(value, bool) or not isinstance(value, numbers.Real)
+    ):
+        raise TypeError(
+            f"{what} must be a tensor, got a {type(value).__name__}; was the state dict saved by another class of "
+            "optimizers?"
+        )
+
+
+class Checkpoint:
+    """A state dict that is matched to an optimizer, which it does not change.
+
+    Args:
+        state_dict: A state dict saved by a torch.optim or gradtx optimizer.
+        states: The optimizer's states.
+        strict: Whether a missing or unknown slot is an error.
+
+    Attributes:
+        states: The loaded states, of members with the views of the loaded groups.
+
+    Raises:
+        TypeError: If a hyperparameter has another type.
+        ValueError: If groups, slots, shapes or values do not match.
+    """
+
+    def __init__(self, state_dict: Mapping[str, Any], states: States, strict: bool):
+        self._present = states
+        self._strict = strict
+        self._views = states.members.views
+        own = {name for view in self._views for name in view.entries}
+        groups = [
+            _with_our_keys(group, own) for group in deepcopy(state_dict["param_groups"])
+        ]
+        self._codes: dict[Tensor, Mapping[str, str]] = {}
+        self._check_sizes(groups)
+        self._take_entries(groups, state_dict["state"])
+        members = states.members.without_state()
+        self.states = States(members)
+        pairs = zip(self._views, groups, strict=True)
+        matches = [self._matched(view, dict(group)) for view, group in pairs]
+        members.views = [view for view, _ in matches]
+        for view, first in matches:
+            self._set(view, first)
+        for key, value in self._foreign.items():
+            self.states.by_param[key] = value
+        self._check_shared()
+        self._warn_of_other_order(groups)
+        for view in members.views:
+            view.show(self.states.count)
+        self._warn_of_schedules(groups)
+
+    def _check_sizes(self, groups: list[Group]) -> None:
+        saved = [len(group["params"]) for group in groups]
+        ours = [len(view.group["params"]) for view in self._views]
+        if saved != ours:
+            raise ValueError(
+                f"loaded state dict has groups of {saved} parameters, the optimizer has groups of {ours}"
+            )
+        for i, group in enumerate(groups):
+            names = group.get("param_names", group["params"])
+            if len(names) != len(group["params"]):
+                raise ValueError(
+                    f"'param_names' of loaded group {i} has {len(names)} entries, needs {len(group['params'])}"
+                )
+
+    def _take_entries(self, groups: list[Group], entries: Mapping[Any, Any]) -> None:
+        """Find the entry of each parameter."""
+        numbers = params_of(groups)
+        params = params_of(view.group for view in self._views)
+        self._entries: dict[Tensor, Mapping[str, Any]] = {
+            param: entries.get(number, {})
+            for number, param in zip(numbers, params, strict=True)
+        }
+        listed = set(numbers)
+        if len(listed) < len(numbers):
+            raise ValueError("the loaded groups list a parameter a second time")
+        # Saved state that belongs to no parameter.
+        self._foreign = {key: entries[key] for key in entries if key not in listed}
+        without_entry = [number for number in numbers if number not in entries]
+        unlisted = [number for number in self._foreign if isinstance(number, int)]
+        if self._strict and without_entry and unlisted:
+            raise ValueError(
+                f"loaded groups list the parameter {without_entry[0]!r}, which has no state, and the state has "
+                f"an entry {unlisted[0]!r}, which no group lists"
+            )
+
+    def _matched(
+        self, present: GroupView, group: Group
+    ) -> tuple[GroupView, dict[Tensor, Initial]]:
+        """Return the view of a group with the structure whose slots its entries have, and first states for it.
+
+        Numbers that are off are literals, unless the entries fit better if no number is: a number may have been off
+        when it was saved, but not before.
+        """
+        params = group["params"] = present.group["params"]
+        self._codes.update(dict.fromkeys(params, group.pop(CODES, {})))
+        for key in ("param_names", "label"):
+            if key in present.group:
+                group.setdefault(key, present.group[key])
+        if group.get("label") != present.group.get("label"):
+            raise ValueError(
+                f"loaded group has label {group.get('label')!r}, "
+                f"the optimizer's group has {present.group.get('label')!r}"
+            )
+        view = present.loaded(group)
+        first = self.states.first(view, params)
+        misfits = self._misfits(first)
+        if misfits:
+            other = view.without_literals()
+            try:
+                of_other = self.states.first(other, params)
+            except ValueError:  # numbers that exclude each other, unless they are off
+                return view, first
+            if self._misfits(of_other) < misfits:
+                return other, of_other
+        return view, first
+
+    def _misfits(self, first: Mapping[Tensor, Initial]) -> int:
+        """Return the number of slots that only the entries or only these first states have."""
+        return sum(
+            misfits_of(self._entries[param], state)
+            for param, (_, state) in first.items()
+        )
+
+    def _set(self, view: GroupView, first: Mapping[Tensor, Initial]) -> None:
+        """Set the states of a group's parameters.
+
+        Parameters without an entry get slots with their first gradient. Those of an entry that no step has changed
+        remain fresh: accelerate's `prepare` loads an optimizer's state back into the same optimizer.
+        """
+        for param in view.group["params"]:
+            member = self.states.members.by_param[param]
+            entry = self._entries[param]
+            if entry and param not in first and not never_trains(param):
+                raise ValueError(
+                    f"{self._present.members.owner}: parameter {member.name!r} has no values yet, but the state dict "
+                    "has its state; load it after the first forward pass"
+                )
+            if not entry or param not in first:
+                self.states.begin_count([param])
+                continue
+            layout, initial = first[param]
+            present = self._present.members.by_param[param]
+            before = present.layout
+            known = {"step", *present.fresh} if before is None else before.keys
+            state = matched(
+                member.name,
+                param,
+                entry,
+                initial,
+                self._strict,
+                self._codes[param],
+                layout,
+                self._present.of(param).keys() - known,
+            )
+            # One rank has the slots of owners.
+            keys = layout.keys - layout.owned
+            if (
+                state["step"] == 0
+                and state.keys() == layout.keys
+                and all(torch.equal(state[key], initial[key]) for key in keys)
+            ):
+                self.states.by_param[param] = state
+                member.mark_fresh(state)
+            else:
+                self.states.set(member, view, layout, state)
+
+    def _check_shared(self) -> None:
+        """Check that the saved copies of each shared value are equal."""
+        shared: dict[Any, Tensor] = {}
+        for param, member in self.states.members.by_param.items():
+            if member.layout is None:
+                continue
+            for place, key in member.layout.shared_places():
+                value = self.states.of(param)[key]
+                first = shared.setdefault(place, value)
+                if not torch.equal(first, value) and not (
+                    first.isnan() and value.isnan()
+                ):
+                    raise ValueError(
+                        f"state of parameter {member.name!r}: {key!r} is {value.item():g} here and {first.item():g} "
+                        "for another parameter; all parameters share this value"
+                    )
+
+    def _warn_of_other_order(self, groups: list[Group]) -> None:
+        """Warn if state would move to a parameter with another name; numbers match it by position, as in torch."""
+        pairs: list[tuple[str, str]] = []
+        for view, group in zip(self._views, groups, strict=True):
+            if "param_names" in view.group and "param_names" in group:
+                names = in_model(view.group["param_names"])
+                pairs.extend(zip(in_model(group["param_names"]), names, strict=True))
+        ours = {name for _, name in pairs}
+        for old, new in pairs:
+            if old != new and old in ours:
+                warn_user(
+                    f"{self._present.members.owner}: the checkpoint has {old!r} where this optimizer has {new!r}; "
+                    "state is loaded by position, as in torch.optim: pass the parameters "
+                    "in the order of the checkpoint",
+                    UserWarning,
+                )
+                return
+
+    def _warn_of_schedules(self, groups: list[Group]) -> None:
+        """Warn about saved numbers that a schedule replaces, unless the checkpoint says that they followed another."""
+        pairs = zip(self.states.members.views, groups, strict=True)
+        for i, (view, group) in enumerate(pairs):
+            for name, shown in view.shown.items():
+                saved = group.get(name, shown)
+                saved = tuple(saved) if isinstance(saved, list) else saved
+                if OVERRIDDEN not in group and not is_same(saved, shown):
+                    warn_user(
+                        f"{self._present.members.owner}: {name} follows {describe(view.sources[name])} and is now "
+                        f"{shown}; the checkpoint's {saved} is not used. To use it, write "
+                        f"optimizer.param_groups[{i}][{name!r}] = {saved}",
+                        UserWarning,
+                    )
+
+
+def _with_our_keys(group: Group, own: set[str]) -> Group:
+    """Return a saved group without torch's implementation options, and with other libraries' keys renamed to ours.
+
+    Keys that are hyperparameters of this optimizer (`own`) are not renamed.
+    """
+    group = {key: value for key, value in group.items() if key not in ENGINE_OPTIONS}
+    for word, on in DECOUPLED:
+        if word in group and word not in own:
+            decoupled = group.pop(word) == on
+            group.setdefault("decoupled_weight_decay", decoupled)
+    return group

@@ -1,0 +1,378 @@
+"""Parameter groups: hyperparameter values that users and schedulers may overwrite, and the chain built from them."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Collection, Iterable, Mapping
+from copy import copy
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from gradtx.base.exact import Schedule, exact, python_scalar, resolve
+from gradtx.execution.runs import Place
+from gradtx.programs.hyperparameters import (
+    ChainOf,
+    Numbers,
+    Structure,
+    each_item,
+    items_of,
+)
+from gradtx.transform import Entry, GradientTransformation
+
+SCHEDULER_KEYS = ("initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum")
+# The key in a saved group of the names whose number was written over a schedule.
+OVERRIDDEN = "overridden"
+# The key in a saved group of the labels of the codes of slots.
+CODES = "codes"
+# Options of torch's implementations.
+ENGINE_OPTIONS = ("foreach", "fused", "capturable", "differentiable")
+
+
+def check_differentiable(options: Mapping[str, Any]) -> None:
+    """Reject `differentiable`, the only one of torch's implementation options that changes what a step computes.
+
+    Raises:
+        TypeError: If `differentiable` is true.
+    """
+    if options.get("differentiable"):
+        raise TypeError(
+            "'differentiable' is not an option of gradtx: step() records no gradients; differentiate through "
+            "tx.update and gradtx.apply_updates, as examples/maml_sine.py does"
+        )
+
+
+CPU = torch.device("cpu")
+Group: TypeAlias = dict[str, Any]
+# Hyperparameters by their names in a group. A value is a number, a schedule, another option, or a tuple of these.
+Values: TypeAlias = dict[str, Any]
+# Returns the count of the clock that the hyperparameters of a node follow; None if it is unknown.
+CountOf: TypeAlias = Callable[[Place], int | None]
+
+
+class GroupView:
+    """The hyperparameters of one parameter group.
+
+    Rules receive the group's numbers as 0-d float64 tensors. A number that was literally off (0.0) when the group was
+    created stays a literal until it is overwritten by another value. The group's links and slots then change.
+
+    Args:
+        tx: The optimizer's transformation.
+        group: The group's dict. Missing hyperparameters are added to it.
+        labels: The label of each partition, by the key of its selector.
+
+    Attributes:
+        tx: The optimizer's transformation.
+        group: The group's dict.
+        entries: The hyperparameters, by their names in the group.
+        sources: Their values when the group was created, or schedules that replaced them.
+        shown: What the group shows of each schedule that has not been overwritten.
+        structure: What determines links and slots: the place and the form of each value, with `NUMBER` in place of each
+            number, except those that are literally off. Another object after each change.
+    """
+
+    structure: Structure = ()
+
+    def __init__(
+        self, tx: GradientTransformation, group: Group, labels: Mapping[Any, str]
+    ):
+        self.tx = tx
+        self.group = group
+        self.entries = names_in_group(tx._entries(labels))
+        check_differentiable(group)
+        self.sources: Values = {}
+        for name, entry in self.entries.items():
+            # A tensor is not copied, as in torch: its owner and schedulers write to it in place.
+            self.sources[name] = (
+                entry.argument.check(group[name]) if name in group else entry.value
+            )
+            group.setdefault(name, self.sources[name])
+        # torch's schedulers require this key, even if no link reads it.
+        group.setdefault("lr", 0.0)
+        self.shown: Values = {
+            name: group[name] for name in self.sources if self.follows_schedule(name)
+        }
+        self._clear()
+        self._take(self.sources)
+
+    def _clear(self) -> None:
+        """Clear the caches."""
+        # The group's contents and the values when `values` was last computed.
+        self._seen: list[Any] = []
+        self._values: Values = {}
+        self._chain: tuple[Values, GradientTransformation] | None = None
+
+    def follows_schedule(self, name: str) -> bool:
+        return has_schedule(self.sources[name])
+
+    # Before a step.
+
+    def values(self) -> Values:
+        """Return the present values, with a constructor's checks; a schedule whose number was not overwritten is kept.
+
+        The result is the same object until the group changes.
+
+        Raises:
+            TypeError, ValueError: If the constructor would raise it.
+        """
+        contents = list(map(self.group.__getitem__, self.entries))
+        if are_identical(contents, self._seen):
+            return self._values
+        values = {
+            name: self._value(name, value)
+            for name, value in zip(self.entries, contents, strict=True)
+        }
+        if not are_identical(values.values(), self._values.values()):
+            places = {self.entries[name].place: values[name] for name in values}
+            self.tx._replaced(places, checked=True)
+            self._values = values
+        # Tensors and lists may be modified in place.
+        self._seen = [] if _any(Tensor | list, contents) else contents
+        return self._values
+
+    def _value(self, name: str, value: Any) -> Any:
+        if isinstance(value, list):  # JSON turns tuples into lists
+            value = tuple(value)
+        if name in self.shown and is_same(value, self.shown[name]):
+            return self.sources[name]
+        return self.entries[name].argument.check(value)
+
+    def settle(self, values: Values) -> None:
+        """Take checked values for the next step: note changed schedules, and change the structure if necessary."""
+        if values is not self._settled:
+            for name, value in values.items():
+                if not has_schedule(value):
+                    self.shown.pop(name, None)
+                elif value is not self.sources[name]:
+                    # `show` replaces it with its number.
+                    self.sources[name] = self.shown[name] = value
+            self._take(values, self.structure)
+
+    def _take(
+        self, values: Values, before: Structure = (), literals: bool = True
+    ) -> None:
+        """Change the structure to that of values; see `Numbers`."""
+        self._settled = values
+        self._numbers = self._numbers_of(values, before, literals)
+        if self._numbers.structure != self.structure:
+            self.structure = self._numbers.structure
+            self._chain = None
+
+    def _numbers_of(
+        self, values: Values, before: Structure = (), literals: bool = True
+    ) -> Numbers:
+        entries = [
+            entry._replace(value=values[name]) for name, entry in self.entries.items()
+        ]
+        return Numbers(entries, before, literals)
+
+    # During a step.
+
+    def chain(self, values: Values) -> GradientTransformation:
+        """Return the transformation with these values, converted to the tensors that rules receive."""
+        if self._chain is not None and self._chain[0] is values:
+            return self._chain[1]
+
+        numbers = self._numbers_of(values, self.structure)
+        tensors = [
+            exact(item, CPU) if isinstance(item, float) else item
+            for item in numbers.values
+        ]
+        tx = ChainOf(self.tx, numbers.structure)(tensors)
+        if not _any(Tensor, values.values()):
+            self._chain = values, tx
+        return tx
+
+    def first_chain(self) -> GradientTransformation:
+        """Return the transformation that creates slots.
+
+        It has the values of the last step, but the learning rate of construction, since a warm-up may already have
+        overwritten it in the group.
+        """
+        first = dict(self._settled)
+        if "lr" in first:
+            first["lr"] = self.sources["lr"]
+        return self.chain(first)
+
+    def numbers(self, count: Callable[[Place], int | Tensor]) -> list[Any]:
+        """Return the numbers of the last settled values, with those of schedules at a count."""
+        numbers: list[Any] = []
+        pairs = zip(self._numbers.values, self._numbers.places, strict=True)
+        for item, place in pairs:
+            if isinstance(item, Schedule):
+                item = resolve(item, count(place))
+                item = item if isinstance(item, Tensor) else python_scalar(item)
+            numbers.append(item)
+        return numbers
+
+    def chain_of(
+        self, structure: Structure
+    ) -> Callable[[list[Tensor]], GradientTransformation]:
+        """Return a function that replaces the placeholders of a structure with 0-d tensors."""
+        return ChainOf(self.tx, structure)
+
+    # After a step, and when a checkpoint is loaded.
+
+    def show(self, count: CountOf) -> None:
+        """Write the next step's values of schedules into the group, unless they were overwritten."""
+        for name, shown in self.shown.items():
+            at = count(self.entries[name].place[0])
+            if at is not None and is_same(self.group[name], shown):
+                self.shown[name] = self.group[name] = next_value(self.sources[name], at)
+
+    def loaded(self, group: Group) -> GroupView:
+        """Return the view of a group from a checkpoint, in which numbers that are off are literals.
+
+        A schedule replaces the saved number, unless this number was written over a schedule.
+        """
+        view = copy(self)
+        overridden = group.pop(OVERRIDDEN, None) or ()
+        view.group = group
+        view._clear()
+        view.shown = {}
+        for name, source in self.sources.items():
+            if not self.follows_schedule(name):
+                group.setdefault(name, self.group[name])
+            elif name not in group or (
+                name not in overridden and _differs_by_schedules(source, group[name])
+            ):
+                group[name] = view.shown[name] = source
+        values = view.values()
+        for name, value in values.items():
+            if name not in view.shown:
+                group[name] = value
+        view._take(values)
+        return view
+
+    def without_literals(self) -> GroupView:
+        """Return this view without literals: every number may be changed without a change of the slots."""
+        view = copy(self)
+        view._clear()
+        view._take(self._settled, literals=False)
+        return view
+
+    def overridden(self) -> list[str] | None:
+        """Return the names whose number was written over a schedule; None if the group has no schedules."""
+        scheduled = [name for name in self.sources if self.follows_schedule(name)]
+        if not scheduled:
+            return None
+        return [
+            name
+            for name in scheduled
+            if name not in self.shown or not is_same(self.group[name], self.shown[name])
+        ]
+
+
+def defaults_of(views: list[GroupView]) -> dict[str, Any]:
+    """Return the hyperparameters that all groups have, as the first group shows them at the start.
+
+    OneCycleLR and CyclicLR read and write `betas` or `momentum` of every group if the defaults contain them.
+    """
+    return {
+        name: next_value(entry.value, 0) if has_schedule(entry.value) else entry.value
+        for name, entry in views[0].entries.items()
+        if all(name in view.entries for view in views)
+    }
+
+
+def names_in_group(entries: Iterable[Entry]) -> dict[str, Entry]:
+    """Return hyperparameters by their names in a group.
+
+    A key that torch's schedulers write is never used as the name of a hyperparameter. A bound of the learning rate
+    (`max_lr`) is shown as `lr`, which schedulers scale, if there is no other `lr`.
+    """
+    entries = list(entries)
+    has_rate = any(entry.argument.name == "lr" for entry in entries)
+    places = {entry.place for entry in entries}
+    names: dict[str, Entry] = {}
+    for entry in entries:
+        name = entry.full if entry.name in SCHEDULER_KEYS else entry.name
+        # Then it bounds the rate of another link.
+        corrects_decay = (entry.place[0], "corrected_by") in places
+        if entry.name == "max_lr" and not has_rate and not corrects_decay:
+            name = "lr"
+        names[name] = entry
+    return names
+
+
+def in_names_of_branch(
+    tx: GradientTransformation, group: Group, labels: Mapping[Any, str]
+) -> dict[str, str | None]:
+    """Rename a group's hyperparameters from the names of the whole optimizer to the names in the group's branch.
+
+    The names differ in an alias's branch for other leaves (the fallback of Muon). Names with an owner or a label are
+    accepted in all groups. Hyperparameters that the branch does not read are removed.
+
+    Returns:
+        The name in the branch of each accepted name; None if the branch does not read it.
+    """
+    places = {entry.name: entry.place for entry in tx._entries(labels, apart=False)}
+    for entry in tx._entries():
+        for name in entry.names:
+            if "." in name:
+                places.setdefault(name, entry.place)
+    entries = names_in_group(tx._entries(labels))
+    names_of_branch = {entry.place: name for name, entry in entries.items()}
+    new_names = {name: names_of_branch.get(place) for name, place in places.items()}
+    values = {name: group.pop(name) for name in new_names if name in group}
+    for name, value in values.items():
+        new_name = new_names[name]
+        if new_name is not None:
+            group[new_name] = value
+    return new_names
+
+
+def params_of(groups: Iterable[Mapping[str, Any]]) -> list[Any]:
+    """Return the parameters of groups, or their numbers in the groups of a state dict, in order."""
+    return [param for group in groups for param in group["params"]]
+
+
+def next_value(value: Any, count: int) -> Any:
+    """Return the value of a schedule as a group shows it: a number, or a tuple of numbers."""
+
+    def as_number(item: Any) -> Any:
+        return python_scalar(
+            resolve(item, count) if isinstance(item, Schedule) else item
+        )
+
+    return each_item(as_number, value)
+
+
+# Functions of hyperparameter values.
+
+
+def is_same(a: Any, b: Any) -> bool:
+    """Whether two values are equal, where tensors are compared by identity."""
+    if isinstance(a, Tensor) or isinstance(b, Tensor):
+        return a is b
+    if isinstance(a, tuple) and isinstance(b, tuple):
+        return len(a) == len(b) and all(map(is_same, a, b))
+    return bool(a == b)
+
+
+def are_identical(a: Collection[Any], b: Collection[Any]) -> bool:
+    """Whether two collections contain the same objects in the same order."""
+    return len(a) == len(b) and all(map(operator.is_, a, b))
+
+
+def has_schedule(value: Any) -> bool:
+    """Whether a value, or any item of a tuple, is a schedule."""
+    return _any(Schedule, (value,))
+
+
+def _any(kind: Any, values: Iterable[Any]) -> bool:
+    """Whether a value, or any item of a tuple, is an instance of a class."""
+    return any(isinstance(item, kind) for value in values for item in items_of(value))
+
+
+def _differs_by_schedules(source: Any, loaded: Any) -> bool:
+    """Whether a loaded value has the numbers of the present one wherever that is not a schedule."""
+    ours, theirs = (
+        items_of(source),
+        items_of(tuple(loaded) if isinstance(loaded, list) else loaded),
+    )
+    return len(ours) == len(theirs) and all(
+        isinstance(item, Schedule) or is_same(item, other)
+        for item, other in zip(ours, theirs, strict=True)
+    )

@@ -1,0 +1,127 @@
+"""The parts of an optimizer that its steps, checkpoints and copies share."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from gradtx.base import torch_names as _torch
+from gradtx.base.eager import runs_eagerly
+from gradtx.base.errors import Path
+from gradtx.execution.execute import checks_extras, takes_none
+from gradtx.optim.agreement import Agreement
+from gradtx.optim.evaluation import Evaluation
+from gradtx.optim.hessian import HessianSource
+from gradtx.optim.parameters import Members
+from gradtx.optim.state import States
+
+if TYPE_CHECKING:
+    from gradtx.optim.engine import Engine
+    from gradtx.optim.engine.compiled import CompiledEngine
+    from gradtx.optim.offload import Offload
+
+
+@dataclass(frozen=True)
+class ChainTraits:
+    """Properties of a chain that affect the execution of all its steps.
+
+    Attributes:
+        takes_none: Whether a link also processes parameters without a gradient.
+        agrees: Whether hyperparameters of a link must be equal in all groups.
+        needs_host_counts: Whether the host must know the step counts: rules that branch on the count, and user
+            functions, already synchronize with the host.
+        clocks: The paths of inner clocks.
+        checks_extras: Whether a rule checks extras against leaves.
+        calls_again: Whether a link calls the closure at other weights.
+    """
+
+    takes_none: bool
+    agrees: bool
+    needs_host_counts: bool
+    clocks: frozenset[Path]
+    checks_extras: bool
+    calls_again: bool
+
+
+@dataclass(eq=False)
+class Parts:
+    """The parts of an optimizer.
+
+    Attributes:
+        members: The parameters and groups.
+        states: The states of the parameters.
+        hessian: The source of second derivatives.
+        engine: The compiled engine, if requested.
+        offload: Moves parameters to the host for each step, if requested.
+        capturable: Whether CUDA graphs may capture steps.
+        evaluation: The training weights, while the parameters contain the evaluation weights. Not an attribute of the
+            optimizer, because Lightning's wrapper inherits the optimizer's methods, so attributes that these methods
+            set would end up on the wrapper.
+        expects_scheduler: Whether the next scheduler may override schedules of the chain without a warning.
+        agreement: Compares this rank's steps with those of other ranks.
+    """
+
+    members: Members
+    states: States
+    hessian: HessianSource
+    engine: CompiledEngine | None
+    offload: Offload | None
+    capturable: bool
+    evaluation: Evaluation | None = None
+    expects_scheduler: bool = False
+    agreement: Agreement = field(default_factory=Agreement)
+
+    def at_state(
+        self, params: Iterable[Tensor] | None = None, **changes: bool
+    ) -> contextlib.AbstractContextManager[None]:
+        """Keep parameters on their state's device inside a `with` block.
+
+        Args:
+            params: The parameters; all by default.
+            **changes: As for `Offload.on_host`.
+        """
+        if self.offload is None:
+            return contextlib.nullcontext()
+        params = self.members.by_param if params is None else params
+        return self.offload.on_host(params, **changes)
+
+    @functools.cached_property
+    def lists(self) -> Engine:
+        """The engine for leaves that are not compiled; its module is imported at the first step."""
+        from gradtx.optim.engine.lists import ListEngine
+
+        return ListEngine()
+
+    def engines(self) -> list[Engine]:
+        """Return the engines of a step; each processes the parameters that the previous engines did not."""
+        if runs_eagerly():
+            return []
+        if _torch.is_intercepted():
+            return [] if self.engine is None else [self.engine]
+        return [self.lists] if self.engine is None else [self.engine, self.lists]
+
+    @functools.cached_property
+    def traits(self) -> ChainTraits:
+        """Properties of the chain."""
+        block = self.members.block()
+        operations = list(block.walk())
+        needs: Any = self.members.tx.needs
+        return ChainTraits(
+            takes_none=takes_none(block.operations),
+            agrees=any(operation.agree for operation in operations),
+            needs_host_counts=self.hessian.link is not None
+            or not all(operation.compiles for operation in operations),
+            clocks=block.clock_paths(),
+            checks_extras=checks_extras(block.operations),
+            calls_again="grad_fn" in needs or "value_fn" in needs,
+        )
+
+    def counts_on_host(self) -> bool:
+        """Whether the host must know the counts even under a GradScaler."""
+        devices = {param.device for param in self.members.by_param}
+        return self.traits.needs_host_counts or len(devices) > 1

@@ -1,0 +1,366 @@
+"""The state of an optimizer's parameters: its contents, and when it is created."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Mapping, MutableMapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.parameter import is_lazy
+
+from gradtx.base.dtensor import is_sharded
+from gradtx.base.errors import Path
+from gradtx.distributed.owners import with_regions
+from gradtx.execution.execute import Block, Leaf, initialize
+from gradtx.execution.runs import Place, memory_of
+from gradtx.optim.groups import CPU, GroupView
+from gradtx.optim.matching import matched
+from gradtx.optim.member import Count, Member, ParameterKind
+from gradtx.optim.ownership import assign_owners, states_of_owners
+from gradtx.optim.parameters import Members, first_clock, leaf_of, never_trains
+from gradtx.optim.run import OptimizerRun
+from gradtx.programs.layout import Layout, State
+from gradtx.state.storage import Storage
+
+
+class Initial(NamedTuple):
+    """The layout of a parameter's state, and the state before any step."""
+
+    layout: Layout
+    state: State
+
+
+class States:
+    """The states of an optimizer's parameters.
+
+    As in torch, the slots of a parameter come with its first gradient. Before, the state of a parameter that requires a
+    gradient has only a count, and fresh slots once it was saved. The optimizer's constructor computes slots without
+    memory, so that errors are raised there.
+
+    Args:
+        members: The optimizer's parameters.
+
+    Attributes:
+        by_param: The optimizer's `state`.
+        seen_slots: The slots to which each `state_dtype` of the chain applies.
+        created: Members whose slots the present step has created, with their attributes and state before.
+    """
+
+    def __init__(self, members: Members):
+        self.members = members
+        self.by_param: MutableMapping[Tensor, State] = {}
+        self.seen_slots: dict[Storage, set[tuple[Path, str]]] = {}
+        self.created: list[tuple[Member, dict[str, Any], State]] = []
+
+    def of(self, param: Tensor) -> State:
+        """Return the state of a parameter; empty if it has none."""
+        return self.by_param.get(param, {})
+
+    def run(self) -> OptimizerRun:
+        """Create a run of `update` over all members."""
+        return OptimizerRun(self.by_param, self.members.by_param, initial=False)
+
+    def count(self, place: Place | None = None) -> int:
+        """Return the largest count of the parameters, or the count of the clock that a node of the chain follows.
+
+        If the device counts, the result is the upper bound that the host knows.
+        """
+        path = self.members.clock_path(place)
+        if path is not None:
+            return self.members.inner_count(path, self.by_param, self.count())
+        largest = 0
+        for param, member in self.members.by_param.items():
+            count = member.count_in(self.of(param))
+            largest = max(largest, count.most if isinstance(count, Count) else count)
+        return largest
+
+    def exact_count(self, place: Place | None = None) -> int:
+        """Return the exact `count`, synchronizing if the device counts."""
+        if self.members.clock_path(place) is not None:
+            return self.count(place)
+        steps = (self.of(param).get("step", 0) for param in self.members.by_param)
+        return max(map(int, steps), default=0)
+
+    def show_exactly(self) -> None:
+        """Show schedule values for the counts on the device, which synchronizes.
+
+        If the device counts, a GradScaler may have skipped steps, and a CUDA graph may have replayed steps.
+        """
+        members = self.members.by_param.values()
+        if any(isinstance(member.count, Count) for member in members):
+            for view in self.members.views:
+                view.show(self.exact_count)
+
+    # First states.
+
+    def check(self, view: GroupView, members: Mapping[Tensor, Member]) -> None:
+        """Create the first states of a new group's parameters without memory, so that errors are raised now.
+
+        Args:
+            view: The group.
+            members: All members, including those of the new group.
+        """
+        params = [param for param in view.group["params"] if not self.of(param)]
+        is_divided = self.members.replicas is not None or any(map(is_sharded, params))
+        if not is_divided:  # otherwise each parameter is assigned to an owner
+            params = _one_of_each_kind(params, members)
+        try:
+            self.first(view, params, members, _without_memory)
+        except Exception:  # also if an `init` reads values
+            self.first(view, params, members)
+
+    @torch.no_grad()
+    def first(
+        self,
+        view: GroupView,
+        params: Iterable[Tensor],
+        members: Mapping[Tensor, Member] | None = None,
+        shown: Callable[[Tensor], Tensor] = Tensor.detach,
+    ) -> dict[Tensor, Initial]:
+        """Create the first states of parameters.
+
+        Args:
+            view: Their group.
+            params: The parameters. Lazy parameters and parameters on the meta device have no state yet; integer
+                parameters never do.
+            members: All members, if some have not joined yet.
+            shown: Returns the tensor that stands for a parameter.
+        """
+        params = [
+            param
+            for param in params
+            if not (is_lazy(param) or param.is_meta or never_trains(param))
+        ]
+        if not params:
+            return {}
+        members = self.members.by_param if members is None else members
+        run = OptimizerRun(self.by_param, members, initial=True)
+        block = Block.of(view.first_chain(), run, 0)
+        clock = first_clock(run.device)
+        leaves: list[Leaf] = []
+        for param in params:
+            leaf = leaf_of(run, members[param], clock, shown=shown(param))
+            program = block.for_leaf(leaf)
+            leaf.program = with_regions(program, param, self.members.replicas)
+            leaves.append(leaf)
+        assign_owners(leaves, members, self.members.replicas)
+        initialize(leaves)
+        # Copies: an initial value may be a hyperparameter's tensor.
+        for path, values in run.new_shared.items():
+            run.new_shared[path] = {
+                name: value.clone() for name, value in values.items()
+            }
+        first: dict[Tensor, Initial] = {}
+        for leaf in leaves:
+            layout = Layout.of(run, leaf)
+            first[leaf.key] = Initial(layout, _first_state(run, leaf, layout))
+        run.commits.clear()  # breaks a reference cycle with the run
+        for storage, slots in run.seen_slots.items():
+            self.seen_slots.setdefault(storage, set()).update(slots)
+        return first
+
+    def begin_count(self, params: Iterable[Tensor]) -> None:
+        """Begin the count of new parameters that require a gradient."""
+        for param in params:
+            has_shape = not (is_lazy(param) or param.is_meta)
+            if param.requires_grad and has_shape and not self.of(param):
+                self.by_param[param] = {"step": _zero_steps()}
+
+    # Slots.
+
+    def prepare(self, view: GroupView, row: list[Member], takes_none: bool) -> None:
+        """Create or update the slots of the parameters that are about to step, to match their group's links.
+
+        Args:
+            view: The group.
+            row: The group's members.
+            takes_none: Whether a link also processes parameters without a gradient.
+        """
+        structure = view.structure
+        params: list[Tensor] = []
+        for member in row:
+            if member.made_for is structure and member.state:
+                continue
+            param = member.param
+            if param.grad is not None or (takes_none and param.requires_grad):
+                params.append(param)
+        if not params:
+            return
+        self._create(view, params)
+
+    def adopt(self, view: GroupView) -> None:
+        """Check and accept states that the user has moved to other parameters of a group."""
+        moved: list[Tensor] = []
+        for param in view.group["params"]:
+            member = self.members.by_param[param]
+            if member.layout is None and len(member.used(self.of(param))) > 1:
+                moved.append(param)
+        self._create(view, moved)
+        self.created.clear()
+
+    def _create(self, view: GroupView, params: list[Tensor]) -> None:
+        for param, initial in self.first(view, params).items():
+            member = self.members.by_param[param]
+            self.created.append((member, dict(vars(member)), self.of(param)))
+            self.set(member, view, initial.layout, self._completed(member, initial))
+
+    def undo(self) -> None:
+        """Remove the slots that a failed step has created, unless it has written them."""
+        for member, before, state in self.created:
+            if member.count_in(self.of(member.param)) == before["count"]:
+                vars(member).update(before)
+                self.by_param[member.param] = state
+
+    def set(
+        self, member: Member, view: GroupView, layout: Layout, state: State
+    ) -> None:
+        """Install the state of a member, which matches the links of its group."""
+        self.by_param[member.param] = member.state = state
+        member.count = member.count_in(state)
+        member.layout = layout
+        member.fresh = {}
+        member.made_for = view.structure
+        member.made_on = ParameterKind.of(member.param)
+
+    def to_save(self) -> dict[Any, State]:
+        """Return the states of all members, with slots for every parameter that requires a gradient.
+
+        If ranks own matrices, all ranks must call it together.
+        """
+        members = self.members.by_param
+        states: dict[Any, State] = {
+            key: state
+            for key, state in self.by_param.items()
+            if not isinstance(key, Tensor) or key in members
+        }
+        layouts: dict[Tensor, Layout] = {}
+        for view in self.members.views:
+            # The slots of links that a value written to a group has switched on; the next step raises its errors.
+            with contextlib.suppress(TypeError, ValueError):
+                view.settle(view.values())
+            incomplete: list[Tensor] = []
+            for param in view.group["params"]:
+                member = members[param]
+                if member.layout is not None:
+                    layouts[param] = member.layout
+                if self._lacks_slots(member, view) and (
+                    param.requires_grad or self.of(param)
+                ):
+                    incomplete.append(param)
+            for param, initial in self.first(view, incomplete).items():
+                member = members[param]
+                layouts[param] = initial.layout
+                states[param] = self._completed(member, initial)
+                if member.layout is None:
+                    # torch.distributed.checkpoint loads what the state has.
+                    self.by_param[param] = states[param]
+                    member.mark_fresh(initial.state)
+        owned = states_of_owners(members, layouts, states, self.members.replicas)
+        return {**states, **owned}
+
+    def _lacks_slots(self, member: Member, view: GroupView) -> bool:
+        """Whether a member lacks slots, or has those of other links."""
+        return member.made_for is not view.structure or not self.of(member.param)
+
+    def _completed(self, member: Member, initial: Initial) -> State:
+        """Return a parameter's state in another layout: existing values are kept, missing values are initial ones."""
+        layout, first = initial
+        old = member.used(self.of(member.param))
+        if (
+            member.layout is None
+            and not member.fresh
+            and layout.keys & old.keys() != {"step"}
+        ):
+            # The user has moved it here, from another parameter.
+            codes = layout.labels
+            return matched(
+                member.name, member.param, old, first, True, codes, layout, old.keys()
+            )
+        old_keys = (member.layout or layout).owners()
+        state: State = {"step": old.get("step", first["step"])}
+        # Matched by stage, not by key: the slot of a newly enabled link may now have a key that another slot had.
+        for owner, key in layout.owners().items():
+            state[key] = old.get(old_keys.get(owner, ""), first[key])
+        for key in old.keys() - old_keys.values():  # the keys of wrappers
+            state.setdefault(key, old[key])
+        return state
+
+    # After a step.
+
+    def write_shared(self, run: OptimizerRun, stays: bool = False) -> None:
+        """Write the new shared values of a run into the state of every parameter that keeps them.
+
+        Args:
+            run: The run.
+            stays: Whether to write them into the tensors of the old values, where device and dtype are the same.
+        """
+        new: dict[Path, State] = {}
+        for path, values in run.new_shared.items():
+            old = run.scalars(path) if stays else {}
+            new[path] = _unshared(run, values, old)
+        if not new:
+            return
+        for param, member in self.members.by_param.items():
+            state, layout = self.of(param), member.layout
+            if not state or layout is None:
+                continue
+            for path, keys in layout.shared.items():
+                for name, key in keys.items() if path in new else ():
+                    state[key] = new[path][name]
+
+
+def _unshared(run: OptimizerRun, values: State, old: State) -> State:
+    """Return shared values in memory of their own: that of the old value, where device and dtype are the same."""
+    taken = set(map(memory_of, old.values()))
+    new = {name: run.memory.unshared(value, taken) for name, value in values.items()}
+    for name, tensor in old.items():  # now: no value shares memory with another old one
+        value = new.get(name)
+        if (
+            value is not None
+            and value.device == tensor.device
+            and value.dtype == tensor.dtype
+        ):
+            new[name] = tensor.copy_(value)
+    return new
+
+
+def _one_of_each_kind(
+    params: Iterable[Tensor], members: Mapping[Tensor, Member]
+) -> list[Tensor]:
+    """Return one of all parameters for which the rules do the same."""
+    of_kind: dict[Any, Tensor] = {}
+    for param in params:
+        choices = tuple(members[param].choices.items())
+        kind = None if is_lazy(param) else ParameterKind.of(param)
+        of_kind.setdefault((kind, choices), param)
+    return list(of_kind.values())
+
+
+def _without_memory(param: Tensor) -> Tensor:
+    """Return a tensor without memory in place of a parameter; the parameter itself if it is not a plain tensor."""
+    if type(param.data) is not Tensor:
+        return param.detach()
+    return torch.empty_like(param, device="meta", requires_grad=False)
+
+
+def _first_state(run: OptimizerRun, leaf: Leaf, layout: Layout) -> State:
+    """Return the flat state of a leaf after `initialize`; its shared values are those of leaves with state."""
+    run.memory.register([leaf.inputs[1]])
+    state = {"step": _zero_steps()}
+    for path, keys in layout.slots.items():
+        for slot, key in keys.items():
+            state[key] = leaf.in_callers_form(run.memory.unshared(leaf.new[path][slot]))
+    for path, keys in layout.shared.items():
+        values = run.scalars(path) or run.new_shared[path]
+        for name, key in keys.items():
+            state[key] = values[name]
+    return state
+
+
+def _zero_steps() -> Tensor:
+    is_double = torch.get_default_dtype() == torch.float64  # as in torch.optim
+    return torch.tensor(
+        0.0, dtype=torch.float64 if is_double else torch.float32, device=CPU
+    )

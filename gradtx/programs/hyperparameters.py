@@ -1,0 +1,100 @@
+"""The numbers among the hyperparameters of a chain, which are arguments of its programs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from torch import Tensor
+
+from gradtx.arguments import is_off
+from gradtx.base.exact import Schedule
+from gradtx.base.forward import Transformation
+from gradtx.execution.runs import Place
+
+NUMBER = "a number"  # the placeholder for a number in a structure
+# The place of each hyperparameter and its value, with `NUMBER` in place of numbers.
+Structure: TypeAlias = tuple[tuple[tuple[Place, str], Any], ...]
+
+
+class Numbers:
+    """The numeric hyperparameters of a chain.
+
+    Rules receive numbers as tensors, except those that are literally off (0.0), which leave out a part of the rule.
+
+    Args:
+        entries: The hyperparameters.
+        before: A structure whose numbers remain numbers if they are off now.
+        literals: Whether numbers that are off are literals at all.
+
+    Attributes:
+        structure: All values, with `NUMBER` in place of each number.
+        values: The numbers: floats, tensors and schedules.
+        places: The place in the chain of the node to which each number belongs.
+    """
+
+    def __init__(
+        self, entries: Iterable[Any], before: Structure = (), literals: bool = True
+    ):
+        self.values: list[Any] = []
+        self.places: list[Place] = []
+        forms = dict(before)
+        structure: list[Any] = []
+        for entry in entries:
+            value, argument = entry.value, entry.argument
+            form = forms.get(entry.place)
+            are_alike = len(items_of(form)) == len(items_of(value))
+
+            def take(item: Any, old: Any, entry: Any = entry) -> Any:
+                is_literal = literals and old != NUMBER
+                if is_literal and is_off(item, entry.argument.range.off):
+                    return item
+                if not isinstance(item, float | Tensor | Schedule):
+                    return item
+                self.values.append(item)
+                self.places.append(entry.place[0])
+                return NUMBER
+
+            # Rules receive named floats unchanged.
+            if argument.kind != "named floats":
+                old = form if are_alike else each_item(lambda _: None, value)
+                value = each_item(take, value, old)
+            structure.append((entry.place, value))
+        self.structure: Structure = tuple(structure)
+
+
+@dataclass(frozen=True)
+class ChainOf:
+    """Builds a chain from its numbers; not a closure, because shared programs must not keep values alive.
+
+    Attributes:
+        tx: The chain.
+        structure: The structure of its values.
+    """
+
+    tx: Transformation
+    structure: Structure
+
+    def __call__(self, numbers: Iterable[Any]) -> Any:
+        given = iter(numbers)
+        arguments: dict[Any, Any] = {}
+        for place, form in self.structure:
+            arguments[place] = each_item(
+                lambda item: next(given) if item == NUMBER else item, form
+            )
+        return self.tx._replaced(arguments, checked=False)
+
+
+# A value of a hyperparameter is a number, a schedule, another option, or a tuple of these.
+
+
+def items_of(value: Any) -> tuple[Any, ...]:
+    return value if isinstance(value, tuple) else (value,)
+
+
+def each_item(function: Callable[..., Any], value: Any, *others: Any) -> Any:
+    """Apply `function` to values, or to the corresponding items of tuples."""
+    if isinstance(value, tuple):
+        return tuple(map(function, value, *map(items_of, others)))
+    return function(value, *others)
