@@ -60,7 +60,7 @@ __all__ = [
 ]
 
 
-@per_tensor(whole=True, dims=2)
+@per_tensor(whole=True, dims=(2, 2))
 def balance_energy(steps: NonNegativeInt = 10, eps=1e-8):
     r"""Rescale rows and columns of a matrix until all rows have equal norms, and all columns too: Sinkhorn's iteration.
 
