@@ -98,7 +98,7 @@ EXAMPLES = {
     "pnm": {"lr": 0.1},
     "polargrad": lambda tx: {"fallback": tx},
     "precondition_inputs": {"every": 2},
-    "precondition_pairs": {"pairs": PAIRS, "damping": 0.1},
+    "precondition_pairs": {"pairs": PAIRS, "damping": 3.0},
     "project_l2_ball": {"max_norm": 1.0},
     "qhm": {"lr": 0.1},
     "qk_clip": lambda tx: {"roles": {"*": ("layer", "query")}},

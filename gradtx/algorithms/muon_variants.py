@@ -299,9 +299,10 @@ def precondition_inputs(
         grams = ctx.input_gram or {}
         new = {"covariance": {}, "inverse": {}}
         result = dict(updates)
-        for name, inverse in state["inverse"].items():
-            g = updates[name]
-            old = C, K = full_tensor(state["covariance"][name]), full_tensor(inverse)
+        for name, g in updates.items():
+            if g.ndim != 2:
+                continue
+            old = C, K = [full_tensor(state[slot][name]) for slot in new]
             if name in grams:
                 compute = functools.partial(refreshed, name, C, grams[name])
                 C, K = ctx.every(every, 0, compute, functools.partial(tuple, old))

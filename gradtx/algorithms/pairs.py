@@ -106,8 +106,8 @@ def _matrix(x: Tensor) -> Tensor:
 
 
 def _as_leaf(x: Tensor, like: Tensor) -> Tensor:
-    """Reverse `_matrix`."""
-    return placed_as(x.reshape(like.shape), like)
+    """Reverse `_matrix`, with the strides of a leaf also for the transpose of a matrix."""
+    return placed_as(x.reshape(like.shape).contiguous(), like)
 
 
 def _solved(matrix: Tensor, ridge: Any, x: Tensor) -> Tensor:
@@ -201,8 +201,10 @@ def rite_pairs(
         for name, param in params.items():
             x = tall(name, param)
             squares[name] = x.new_zeros(x.shape[1], x.shape[1])
-        zeros = {name: torch.zeros_like(param) for name, param in params.items()}
-        return {"exp_avg": zeros, "exp_avg_sq": squares, "basis": zeros}
+        first, basis = (
+            {n: torch.zeros_like(p) for n, p in params.items()} for _ in range(2)
+        )
+        return {"exp_avg": first, "exp_avg_sq": squares, "basis": basis}
 
     def update(updates, state, params, ctx):
         partner_of = {}
