@@ -53,6 +53,7 @@ EXAMPLES = {
     "apollo": {"rebound": "belief", "warmup": 3},
     "apollo_low_rank": RANKS,
     "asam": lambda tx: {"base": tx},
+    "aurora": lambda tx: {"fallback": tx},
     "blocks": lambda tx: {"tx": tx, "view": (_halves, _rejoined)},
     "bound_norm": {"p_bound": 1.5},
     "clip_by_global_norm": {"max_norm": 1.0},
@@ -100,11 +101,13 @@ EXAMPLES = {
     "precondition_inputs": {"every": 2},
     "precondition_pairs": {"pairs": PAIRS, "damping": 3.0},
     "project_l2_ball": {"max_norm": 1.0},
+    "project_tangent": {"kind": "rows"},
     "qhm": {"lr": 0.1},
     "qk_clip": lambda tx: {"roles": {"*": ("layer", "query")}},
     "ranger21": {"num_iterations": 12},
     "record": {"name": "seen"},
     "regenerate_towards_init": {"rate": 0.1},
+    "retract": {"kind": "polar"},
     "restart": lambda tx: {"tx": tx, "every": 2},
     "rotated": lambda tx: {"inner": tx.replace(eps=0.1), "precondition_frequency": 2},
     "sam": lambda tx: {"base": tx},
@@ -152,6 +155,7 @@ EXAMPLES = {
     "with_state_dtype": lambda tx: {"tx": tx, "state_dtype": "int8"},
     "wsam": lambda tx: {"base": tx},
     "yogi": {"initial_accumulator_value": 2**-20},
+    "spectral_sphere": lambda tx: {"fallback": tx},
 }
 
 

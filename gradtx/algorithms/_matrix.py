@@ -447,11 +447,13 @@ def newton_schulz(
     eps: Any = 1e-7,
     start: str = "fro",
     dtype: torch.dtype | None = None,
+    mixture: Sequence[float] | None = None,
 ) -> Tensor:
     r"""Bring the singular values of a matrix (or a batch of them) near 1 with odd polynomials of degree 5.
 
     Starting from $X / \max(\lVert X \rVert_F, \epsilon)$, divided further as specified by `start`, iterate
-    $X \leftarrow a X + (b A + c A^2) X$ with $A = X X^\top$. A tall matrix is transposed to make $A$ smaller.
+    $X \leftarrow a X + (b A + c A^2) X$ with $A = X X^\top$. A tall matrix is transposed to make $A$ smaller. With
+    a `mixture`, return the sum of these multiples of the start and of all iterates.
     """
     is_tall = x.shape[-2] > x.shape[-1]
     shape = x.shape
@@ -467,11 +469,15 @@ def newton_schulz(
     x = _divided_by_bound(x, eps, start)
     if _is_faster_in_float32(x):
         x = x.float()
-    for a, b, c in polynomials:
+    total = None if mixture is None else mixture[0] * x
+    for i, (a, b, c) in enumerate(polynomials, start=1):
         square = _rounded(symmetric_product(x, x.mT), dtype)  # A
         step = symmetric_product(square, square, square, b, c)  # b A + c A^2
         step = _rounded(step, dtype)
         x = _rounded(added_product(x, step, x, a), dtype)  # a X + step X
+        if total is not None and mixture is not None:
+            total = total + mixture[i] * x
+    x = x if total is None else total
     if is_tall:
         x = x.mT
     return x.reshape(shape).to(dtype).to(dtype_of_x)

@@ -72,6 +72,7 @@ __all__ = [
     "Amos",
     "ApolloDQN",
     "ApolloLowRank",
+    "Aurora",
     "AvaGrad",
     "BCOS",
     "CAME",
@@ -165,6 +166,7 @@ __all__ = [
     "Signum",
     "SimplifiedAdEMAMix",
     "SophiaH",
+    "SpectralSphere",
     "StableAdamW",
     "StableSPAM",
     "TAM",
@@ -1076,6 +1078,33 @@ class ApolloLowRank(AliasOptimizer):
         scale_front: bool = False,
         limit: Annotated[Scalar, '[1, inf)'] = 1.01,
         seed: int = 0,
+        *,
+        maximize: bool = False,
+        mask: Where | None = None,
+        state_dtype: StateDtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
+        state_device: torch.device | str | None = None,
+        capturable: bool = False,
+    ) -> None: ...
+
+class Aurora(AliasOptimizer):
+    """Aurora: Muon whose update of a matrix that is not square also has rows, or columns, of equal norms."""
+
+    def __init__(
+        self,
+        params: Params,
+        lr: NonNegative = 0.05,
+        momentum: Decay = 0.95,
+        nesterov: bool = True,
+        weight_decay: NonNegative = 0.025,
+        balance: NonNegativeInt = 2,
+        balance_power: NonNegative = 0.5,
+        ns_coefficients: Coefficients = "newton_schulz",
+        ns_steps: Steps | None = 12,
+        adjust_lr_fn: Adjustment | None = "original",
+        ns_dtype: torch.dtype | None = None,
+        fallback: GradientTransformation | None = None,
         *,
         maximize: bool = False,
         mask: Where | None = None,
@@ -3245,6 +3274,32 @@ class SophiaH(AliasOptimizer):
         state_device: torch.device | str | None = None,
         capturable: bool = False,
         seed: int = 0,
+    ) -> None: ...
+
+class SpectralSphere(AliasOptimizer):
+    """Spectral sphere optimizer: Muon for matrices whose largest singular value stays the same."""
+
+    def __init__(
+        self,
+        params: Params,
+        lr: NonNegative = 0.005,
+        momentum: Decay = 0.9,
+        nesterov: bool = True,
+        weight_decay: NonNegative = 0.0,
+        radius_scale: Positive = 1.0,
+        power_steps: Count = 10,
+        ns_coefficients: Coefficients = "polar_express",
+        ns_steps: Steps | None = 8,
+        ns_dtype: torch.dtype | None = None,
+        fallback: GradientTransformation | None = None,
+        *,
+        maximize: bool = False,
+        mask: Where | None = None,
+        state_dtype: StateDtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
+        state_device: torch.device | str | None = None,
+        capturable: bool = False,
     ) -> None: ...
 
 class StableAdamW(AliasOptimizer):

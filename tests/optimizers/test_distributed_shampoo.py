@@ -115,7 +115,7 @@ def test_until_the_start_it_is_adam():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"precondition_frequency": 5, "start_preconditioning_step": 4}, "must be at least precondition_frequency=5, got 4"),
+        ({"precondition_frequency": 5, "start_preconditioning_step": 4}, "at least precondition_frequency=5, got 4"),
         ({"eps": 0.0}, "pass either a positive eps or pseudo_inverse=True with eps=0.0"),
         ({"pseudo_inverse": True}, "pass either a positive eps or pseudo_inverse=True with eps=0.0"),
         ({"graft": "lion"}, "graft must be 'adam', 'rmsprop', 'adagrad', 'sgd' or None"),

@@ -99,10 +99,10 @@ def test_an_optimizer_steps_with_collected_grams():
 
 
 def test_what_is_not_a_model_with_such_layers_is_an_error():
-    with pytest.raises(TypeError, match="collect_input_grams: model must be a torch.nn.Module"), \
+    with pytest.raises(TypeError, match=r"collect_input_grams: model must be a torch.nn.Module"), \
          gradtx.collect_input_grams([]):  # fmt: skip
         pass
-    with pytest.raises(ValueError, match="1.weight"), gradtx.collect_input_grams(network(), "1.weight"):
+    with pytest.raises(ValueError, match=r"1\.weight"), gradtx.collect_input_grams(network(), "1.weight"):
         pass
 
 
