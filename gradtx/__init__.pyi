@@ -21,6 +21,7 @@ from gradtx.arguments import Static
 from gradtx.state.storage import StateDtype
 from gradtx.transform import GradientTransformation
 from gradtx.algorithms._polynomials import Coefficients
+from gradtx.algorithms._polynomials import Mixture
 from gradtx.algorithms._polynomials import StaticCoefficients
 from gradtx.algorithms._polynomials import Steps
 from gradtx.algorithms._projection import Bases
@@ -192,6 +193,7 @@ __all__ = [
     "amos",
     "amplify_slow_gradients",
     "amplify_slow_gradients_window",
+    "ano",
     "apollo",
     "apollo_low_rank",
     "apply_updates",
@@ -303,6 +305,7 @@ __all__ = [
     "map_after_step",
     "mars_adamw",
     "mars_lion",
+    "mask_by_alignment",
     "masked",
     "mechanize",
     "memory",
@@ -373,6 +376,7 @@ __all__ = [
     "restart_warmup_schedule",
     "retract",
     "rmsprop",
+    "rose",
     "rotated",
     "rotograd_rotation_loss",
     "rotograd_scale",
@@ -407,6 +411,7 @@ __all__ = [
     "scale_by_adopt_atan2",
     "scale_by_aggmo",
     "scale_by_amos",
+    "scale_by_ano",
     "scale_by_apollo",
     "scale_by_apollo_low_rank",
     "scale_by_asgd",
@@ -473,6 +478,7 @@ __all__ = [
     "scale_by_qhadam",
     "scale_by_qhm",
     "scale_by_radam",
+    "scale_by_range",
     "scale_by_ranger21",
     "scale_by_rectified_rms",
     "scale_by_rms",
@@ -1050,6 +1056,17 @@ def amplify_slow_gradients_window(
     filter_type: Literal['mean', 'sum'] = "mean",
     warmup: bool = True,
     *,
+    state_dtype: StateDtype | None = None,
+) -> GradientTransformation: ...
+def ano(
+    lr: NonNegative = 0.0001,
+    betas: Decays = (0.92, 0.99),
+    eps: NonNegative = 1e-08,
+    weight_decay: NonNegative = 0.0,
+    logarithmic: bool = False,
+    *,
+    maximize: bool = False,
+    mask: Where | None = None,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def apollo(
@@ -1872,6 +1889,15 @@ def mars_lion(
     mask: Where | None = None,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
+def mask_by_alignment(
+    keep: Fraction = 0.5,
+    tau: Positive = 2.0,
+    momentum: Decay = 0.9,
+    smoothing: Decay = 0.9,
+    *,
+    seed: int = 0,
+    state_dtype: StateDtype | None = None,
+) -> GradientTransformation: ...
 def masked(
     tx: GradientTransformation,
     where: Static[Where],
@@ -2282,7 +2308,7 @@ def project_scale_invariant(
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def project_tangent(
-    kind: Lines,
+    kind: Literal['rows', 'columns'],
     *,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
@@ -2458,6 +2484,16 @@ def rmsprop(
     eps_in_root: bool = False,
     initial_accumulator_value: NonNegative = 0.0,
     decoupled_weight_decay: bool = False,
+    maximize: bool = False,
+    mask: Where | None = None,
+    state_dtype: StateDtype | None = None,
+) -> GradientTransformation: ...
+def rose(
+    lr: NonNegative = 0.001,
+    weight_decay: NonNegative = 0.0001,
+    centralize: bool = True,
+    stabilize: bool = True,
+    *,
     maximize: bool = False,
     mask: Where | None = None,
     state_dtype: StateDtype | None = None,
@@ -2728,6 +2764,13 @@ def scale_by_amos(
     c_coef: NonNegative = 0.25,
     d_coef: NonNegative = 0.25,
     eps: Positive = 2.350988701644575e-38,
+    *,
+    state_dtype: StateDtype | None = None,
+) -> GradientTransformation: ...
+def scale_by_ano(
+    betas: Decays = (0.92, 0.99),
+    eps: NonNegative = 1e-08,
+    logarithmic: bool = False,
     *,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
@@ -3277,6 +3320,12 @@ def scale_by_radam(
     eps: NonNegative = 1e-08,
     rho_threshold: Annotated[Scalar, '[4, inf)'] = 5.0,
     degenerated_to_sgd: bool = True,
+    *,
+    state_dtype: StateDtype | None = None,
+) -> GradientTransformation: ...
+def scale_by_range(
+    centralize: bool = True,
+    stabilize: bool = True,
     *,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...

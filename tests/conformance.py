@@ -565,6 +565,12 @@ EXEMPTIONS = [
         "dimension that is larger by two or more than the product of the others; the tests use no such leaves.",
     ),
     Exemption(
+        "test_reverse_and_forward_derivatives_by_every_float_and_by_the_first_weights_are_difference_quotients",
+        ("project_tangent",),
+        "The rows of the test's weights are longer than 1, so the update grows with their square: after five steps the "
+        "weights are 1e9, and third derivatives exceed the tolerance.",
+    ),
+    Exemption(
         "test_vmap_over_every_float_and_over_stacked_weights_and_states_equals_a_loop",
         ("*soap-on-precondition_1d", "rotated-on-precondition_1d"),
         "As above: batched kernels round differently, and so choose a different basis for the repeated eigenvalue.",

@@ -19,6 +19,7 @@ from gradtx.algorithms.muon import *
 from gradtx.algorithms.muon_variants import *
 from gradtx.algorithms.scion import *
 from gradtx.algorithms.manifolds import *
+from gradtx.algorithms.masking import *
 from gradtx.algorithms.shampoo import *
 from gradtx.algorithms.soap import *
 from gradtx.algorithms.psgd import *

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from gradtx.algorithms._math import at_least, differentiable, norm, safe_sqrt
+from gradtx.algorithms._math import at_least, differentiable, norm, quotient, safe_sqrt
 from gradtx.algorithms._matrix import orthonormal
 from gradtx.algorithms._polynomials import (
     Coefficients,
@@ -30,8 +30,6 @@ from gradtx.transform import GradientTransformation, chain
 
 __all__ = ["orthogonalize_tangent", "project_tangent", "retract", "spectral_sphere"]
 
-Lines: TypeAlias = Literal["rows", "columns"]
-
 
 def _singular_vectors(x: Tensor, steps: int) -> tuple[Tensor, Tensor]:
     """Estimate the first singular vectors of a matrix by power iteration from equal entries."""
@@ -45,12 +43,12 @@ def _singular_vectors(x: Tensor, steps: int) -> tuple[Tensor, Tensor]:
     return unit(x @ right), right
 
 
-def _norms(x: Tensor, lines: Lines) -> Tensor:
+def _norms(x: Tensor, lines: str) -> Tensor:
     """Return the norm of each row or column, >= 1e-8."""
     return at_least(safe_sqrt(_sums(x.square(), lines)), 1e-8)
 
 
-def _sums(x: Tensor, lines: Lines) -> Tensor:
+def _sums(x: Tensor, lines: str) -> Tensor:
     return x.sum(dim=1 if lines == "rows" else 0, keepdim=True)
 
 
@@ -141,7 +139,7 @@ def retract(
 
 
 @per_tensor(whole=True, dims=(2, 2), needs=("params",))
-def project_tangent(kind: Lines):
+def project_tangent(kind: Literal["rows", "columns"]):
     r"""Remove the part of an update along each row, or column, of a matrix whose rows or columns have norm 1.
 
     $u - p \langle p, u \rangle$ for each row or column: the direction then does not change its norm to first order.
@@ -224,11 +222,11 @@ def orthogonalize_tangent(
 
         with torch.no_grad():
             x = _root(f, u.new_zeros(()))
-            slope = (f(x + 1e-4) - f(x - 1e-4)) / 2e-4
         if differentiable():
+            h = torch.finfo(u.dtype).eps ** (1 / 3)
+            slope = ((f(x + h) - f(x - h)) / (2 * h)).detach()
             value = f(x)
-            change = (value - value.detach()) / torch.where(slope == 0, 1.0, slope)
-            x = x - change
+            x = x - quotient(value - value.detach(), slope)
         return iterate(u + x * theta), state
 
     return update

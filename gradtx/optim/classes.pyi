@@ -70,6 +70,7 @@ __all__ = [
     "AggMo",
     "AliG",
     "Amos",
+    "Ano",
     "ApolloDQN",
     "ApolloLowRank",
     "Aurora",
@@ -141,6 +142,7 @@ __all__ = [
     "RMSprop",
     "Ranger",
     "Ranger21",
+    "Rose",
     "Rprop",
     "SGD",
     "SGDP",
@@ -1028,6 +1030,27 @@ class Amos(AliasOptimizer):
         eps: Positive = 2.350988701644575e-38,
         *,
         maximize: bool = False,
+        state_dtype: StateDtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
+        state_device: torch.device | str | None = None,
+        capturable: bool = False,
+    ) -> None: ...
+
+class Ano(AliasOptimizer):
+    """Ano: steps along the sign of the momentum, with the size of Adam's normalized gradient."""
+
+    def __init__(
+        self,
+        params: Params,
+        lr: NonNegative = 0.0001,
+        betas: Decays = (0.92, 0.99),
+        eps: NonNegative = 1e-08,
+        weight_decay: NonNegative = 0.0,
+        logarithmic: bool = False,
+        *,
+        maximize: bool = False,
+        mask: Where | None = None,
         state_dtype: StateDtype | None = None,
         compile: bool | str | Mapping[str, Any] = False,
         process_group: Any = None,
@@ -2696,6 +2719,26 @@ class Ranger21(AliasOptimizer):
         norm_loss_factor: NonNegative = 0.0001,
         amsgrad: bool = True,
         chebyshev_epochs: Annotated[int, '[3, inf)'] | None = None,
+        *,
+        maximize: bool = False,
+        mask: Where | None = None,
+        state_dtype: StateDtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
+        state_device: torch.device | str | None = None,
+        capturable: bool = False,
+    ) -> None: ...
+
+class Rose(AliasOptimizer):
+    """Rose: gradient descent where each row of a gradient is divided by its range."""
+
+    def __init__(
+        self,
+        params: Params,
+        lr: NonNegative = 0.001,
+        weight_decay: NonNegative = 0.0001,
+        centralize: bool = True,
+        stabilize: bool = True,
         *,
         maximize: bool = False,
         mask: Where | None = None,
