@@ -797,7 +797,7 @@ def scale_by_range(centralize=True, stabilize=True):
     return update
 
 
-@alias
+@alias(class_name="ROSE")
 def rose(lr=1e-3, weight_decay=1e-4, centralize=True, stabilize=True):
     r"""Rose: gradient descent where each row of a gradient is divided by its range.
 

@@ -140,9 +140,9 @@ __all__ = [
     "QHM",
     "RAdam",
     "RMSprop",
+    "ROSE",
     "Ranger",
     "Ranger21",
-    "Rose",
     "Rprop",
     "SGD",
     "SGDP",
@@ -2668,6 +2668,26 @@ class RMSprop(AliasOptimizer):
         capturable: bool = False,
     ) -> None: ...
 
+class ROSE(AliasOptimizer):
+    """Rose: gradient descent where each row of a gradient is divided by its range."""
+
+    def __init__(
+        self,
+        params: Params,
+        lr: NonNegative = 0.001,
+        weight_decay: NonNegative = 0.0001,
+        centralize: bool = True,
+        stabilize: bool = True,
+        *,
+        maximize: bool = False,
+        mask: Where | None = None,
+        state_dtype: StateDtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
+        state_device: torch.device | str | None = None,
+        capturable: bool = False,
+    ) -> None: ...
+
 class Ranger(AliasOptimizer):
     """Ranger: RAdam on centralized gradients, with lookahead."""
 
@@ -2719,26 +2739,6 @@ class Ranger21(AliasOptimizer):
         norm_loss_factor: NonNegative = 0.0001,
         amsgrad: bool = True,
         chebyshev_epochs: Annotated[int, '[3, inf)'] | None = None,
-        *,
-        maximize: bool = False,
-        mask: Where | None = None,
-        state_dtype: StateDtype | None = None,
-        compile: bool | str | Mapping[str, Any] = False,
-        process_group: Any = None,
-        state_device: torch.device | str | None = None,
-        capturable: bool = False,
-    ) -> None: ...
-
-class Rose(AliasOptimizer):
-    """Rose: gradient descent where each row of a gradient is divided by its range."""
-
-    def __init__(
-        self,
-        params: Params,
-        lr: NonNegative = 0.001,
-        weight_decay: NonNegative = 0.0001,
-        centralize: bool = True,
-        stabilize: bool = True,
         *,
         maximize: bool = False,
         mask: Where | None = None,
