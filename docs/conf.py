@@ -5,7 +5,11 @@ from pathlib import Path
 
 import gradtx
 
-sys.path.insert(0, str(Path(__file__).parent))  # for the modules in this folder
+HERE = Path(__file__).parent
+sys.path[:0] = [
+    str(HERE),
+    str(HERE.parent),
+]  # for the modules in this folder, and the guide's results
 
 project, author, copyright = (
     "gradtx",
@@ -36,6 +40,7 @@ html_title = "gradtx"
 html_math_renderer = "mathml"
 html_static_path = ["static"]
 html_css_files = ["site.css"]
+html_js_files = ["sort.js"]
 html_show_sphinx = False
 copybutton_prompt_text = r">>> |\.\.\. "  # copied without prompts and results
 copybutton_prompt_is_regexp = True

@@ -20,6 +20,8 @@ from sphinx.util.inspect import stringify_signature
 from sphinx.util.typing import stringify_annotation
 
 import gradtx
+from benchmarks.guide.report import Page as Guide
+from benchmarks.guide.results import Results
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,12 @@ OTHERS = [
         ("gradtx.models", "gradtx.memory"),
         "Functions for all parameters of a model: build its optimizer, label the parameters by role, and compute the "
         "memory that training needs.",
+    ),
+    Page(
+        "sweep",
+        "Sweeps",
+        ("gradtx.sweeps.run", "gradtx.sweeps.result"),
+        "Train one member per setting, all in one step. See also [how to find a rate](../howto/sweep.md).",
     ),
     Page("registry", "Optimizers and schedulers by name", ("gradtx.registry",)),
     Page("hessian", "The diagonal of the Hessian", ("gradtx.hessian",)),
@@ -248,6 +256,8 @@ def entry(name: str, also: str = "") -> str:
     inside, _, short = f"gradtx.{name}".rpartition(".")
     shown, text = f"{short}{signature(value)}", described(value)
     if inspect.isclass(value):
+        if "Args" not in sections(value):  # others create it
+            shown = short
         members = [
             member(value, item) for item in vars(value) if documented(value, item)
         ]
@@ -437,12 +447,25 @@ def described(value: Any) -> str:
     parts = [
         found[""],
         f"**When to use:** {algorithms.when(value)}" if kind(value) == "alias" else "",
+        measured(value) if kind(value) == "alias" else "",
         facts(value) if kind(value) else "",
         "\n".join(fields),
         f"```pycon\n{found['Example']}\n```" if "Example" in found else "",
         f"**Source:** {cited(found['Source'])}" if "Source" in found else "",
     ]
     return "\n\n".join(filter(None, parts))
+
+
+@functools.cache
+def guide() -> Guide:
+    return Guide(Results())
+
+
+def measured(factory: Any) -> str:
+    """Return what the guide's benchmark found."""
+    if factory.__name__ not in guide().names:
+        return ""
+    return f"**Measured:** {guide().measured(factory.__name__)} See [the guide](../guide.md)."
 
 
 def cited(text: str) -> str:

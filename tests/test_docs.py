@@ -113,6 +113,14 @@ def test_pictures_are_small():
     assert {name for name, size in sizes.items() if size > 50_000} == set(), "scale them to 1000 pixels, 96 colours"
 
 
+def test_the_guide_shows_the_results_of_its_benchmark():
+    from benchmarks.guide.report import page
+    from benchmarks.guide.results import Results
+
+    text = (DOCS / "guide.md").read_text(encoding="utf-8")
+    assert text == page(Results()), "run python -m benchmarks.guide.report"
+
+
 def test_every_class_and_every_factory_is_on_the_page():
     page = (DOCS / "algorithms.md").read_text(encoding="utf-8")
     names = {factory.__name__ for factory in factories()} | set(gradtx.optim.__all__)

@@ -293,7 +293,9 @@ def record(
 
     Example:
         >>> tx = gradtx.chain(
-        ...     gradtx.record(what=("norm", "max")), gradtx.clip_by_global_norm(1.0), gradtx.record("after")
+        ...     gradtx.record(what=("norm", "max")),
+        ...     gradtx.clip_by_global_norm(1.0),
+        ...     gradtx.record("after"),
         ... )
         >>> _, state = tx.update(
         ...     {"w": torch.tensor([3.0, 4.0])}, tx.init({"w": torch.zeros(2)})

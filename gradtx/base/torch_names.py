@@ -199,17 +199,6 @@ def _one() -> Tensor:
         return torch.ones((), device="cpu")
 
 
-# Modules.
-
-
-Modules = tuple[type[torch.nn.Module], ...]
-
-
-def convolutions() -> Modules:
-    """Return the classes of convolutions."""
-    return (torch.nn.modules.conv._ConvNd,)
-
-
 # Recording.
 
 

@@ -11,8 +11,12 @@ from gradtx.arguments import name_here
 from gradtx.base.dtensor import is_sharded
 from gradtx.base.exact import Schedule
 from gradtx.base.messages import close, describe, warn_user
-from gradtx.optim.groups import ENGINE_OPTIONS, SCHEDULER_KEYS, next_value
-from gradtx.optim.parameters import Members
+from gradtx.optim.groups import (
+    ENGINE_OPTIONS,
+    SCHEDULER_KEYS,
+    GroupView,
+    next_value,
+)
 from gradtx.rules import FactoryCall
 from gradtx.transform import Chain, Entry, GradientTransformation
 
@@ -154,13 +158,13 @@ def warn_of_misspelt(owner: str, keys: Iterable[Any], entries: Iterable[Entry]) 
             warn_user(message, UserWarning)
 
 
-def check_scheduler(members: Members) -> None:
-    """Warn that a torch scheduler writes a learning rate that follows a schedule.
+def check_scheduler(owner: str, views: Iterable[GroupView]) -> bool:
+    """Warn that a torch scheduler writes a learning rate that follows a schedule; return whether one does.
 
     Raises:
         ValueError: If a scheduler would multiply a schedule that starts at 0.
     """
-    for view in members.views:
+    for view in views:
         schedule = view.sources.get("lr")
         # torch's schedulers add the key.
         if "initial_lr" not in view.group or not isinstance(schedule, Schedule):
@@ -173,14 +177,16 @@ def check_scheduler(members: Members) -> None:
         if first == 0:
             del view.group["initial_lr"]
             raise ValueError(
-                f"{members.owner}: the lr of a group follows {shown}, which starts at 0, and an LRScheduler multiplies "
+                f"{owner}: the lr of a group follows {shown}, which starts at 0, and an LRScheduler multiplies "
                 f"this first value, so the rate would stay 0 for the whole run; {remedy}"
             )
         warn_user(
-            f"{members.owner}: the lr of a group follows {shown}, and an LRScheduler now writes it as well: it "
+            f"{owner}: the lr of a group follows {shown}, and an LRScheduler now writes it as well: it "
             f"overrides the schedule with multiples of the schedule's first value, {first}; {remedy}",
             UserWarning,
         )
+        return True
+    return False
 
 
 def warn_of_unread(owner: str, unread: Mapping[str, str]) -> None:

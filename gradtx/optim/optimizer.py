@@ -402,13 +402,14 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
     def __setattr__(self, name: str, value: Any) -> None:
         # torch's schedulers wrap `step` in a counter.
         if name == "step" and "_parts" in self.__dict__:
-            if not self._parts.expects_scheduler:
-                check_scheduler(self._parts.members)
-            self._parts.expects_scheduler = False
+            parts = self._parts
+            if not parts.expects_scheduler:
+                views = parts.members.views
+                parts.expects_scheduler = check_scheduler(parts.members.owner, views)
         super().__setattr__(name, value)
 
     def expect_scheduler(self) -> None:
-        """Allow the next scheduler to override schedules in the chain without a warning."""
+        """Allow schedulers to override schedules in the chain without a warning."""
         self._parts.expects_scheduler = True
 
     @without_ambient

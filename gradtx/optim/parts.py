@@ -62,7 +62,7 @@ class Parts:
         evaluation: The training weights, while the parameters contain the evaluation weights. Not an attribute of the
             optimizer, because Lightning's wrapper inherits the optimizer's methods, so attributes that these methods
             set would end up on the wrapper.
-        expects_scheduler: Whether the next scheduler may override schedules of the chain without a warning.
+        expects_scheduler: Whether schedulers may override schedules of the chain without a (further) warning.
         agreement: Compares this rank's steps with those of other ranks.
     """
 

@@ -27,6 +27,7 @@ from gradtx.execution.pure import (
     split_extras,
 )
 from gradtx.execution.runs import Place, memory_of
+from gradtx.optim.chain_checks import check_scheduler
 from gradtx.optim.device_counts import (
     Scaling,
     as_step,
@@ -84,6 +85,11 @@ class Step(StepInput):
         self._every = list(itertools.chain.from_iterable(self._rows))
         # Everything that can be checked is checked before anything changes.
         self._values = [view.values() for view in self.views]
+        if not parts.expects_scheduler:
+            # A scheduler of a trainer's wrapper is noticed when it writes.
+            rows = zip(self.views, self._values, strict=True)
+            written = [view for view, values in rows if view.overrides_rate(values)]
+            parts.expects_scheduler = check_scheduler(self._owner, written)
         self._read(self._every)
         if is_captured(run.device):
             check_capture(self._owner, parts.capturable, self._every, traits.takes_none)

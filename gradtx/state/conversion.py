@@ -39,7 +39,7 @@ def converted(
     """
     entry = dict(saved)
     for key, value in saved.items():
-        slot = key if key in first else key.rpartition(".")[0]
+        slot = key if key in first else str(key).rpartition(".")[0]
         # A slot that an owner keeps whole is saved divided by rows.
         if slot in first and not is_sharded(first[slot]):
             entry[key] = full_tensor(value)

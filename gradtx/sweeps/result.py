@@ -182,7 +182,7 @@ class Sweep:
                 values.append(run.setting[name])
         return values
 
-    def params(self, setting: Setting, seed: int | None = None) -> Any:
+    def params(self, setting: dict[str, Any], seed: int | None = None) -> Any:
         """Return the final weights of a member: the last finite ones, if it diverged.
 
         Args:

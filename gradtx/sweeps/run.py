@@ -18,19 +18,19 @@ from gradtx.sweeps.members import Member, Progress, Trainer, check_supplied
 from gradtx.sweeps.result import Run, Sweep, run_of
 from gradtx.sweeps.settings import (
     Group,
-    Make,
     check_names,
     groups_of,
     name_of,
     settings_of,
 )
+from gradtx.transform import GradientTransformation
 
 __all__ = ["sweep"]
 
 
 def sweep(
     loss_fn: Callable[[Any, Any], Tensor],
-    optimizer: Make,
+    optimizer: Callable[..., GradientTransformation],
     params: Any,
     batches: Any,
     over: Any,

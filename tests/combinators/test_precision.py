@@ -320,9 +320,11 @@ def test_errors():
 def test_a_parameter_that_was_converted_after_its_state_was_created_is_named(link):
     param = torch.nn.Parameter(torch.ones(3))
     optimizer = gradtx.as_optimizer(gradtx.chain(gradtx.sgd(lr=0.1), link), [("w", param)])
+    param.grad = torch.ones_like(param)
+    optimizer.step()
     param.data = param.data.bfloat16()
-    optimizer.state[param]["step"] = torch.tensor(1.0)  # the state has been used
+    before = param.detach().clone()
     param.grad = torch.ones_like(param)
     with pytest.raises(ValueError, match=r"leaf 'w' has dtype torch\.bfloat16, but had one that is not rounded when"):
         optimizer.step()
-    assert torch.equal(param.float(), torch.ones(3))
+    assert torch.equal(param, before)
