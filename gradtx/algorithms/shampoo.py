@@ -422,7 +422,8 @@ def scale_by_distributed_shampoo(
     def identities(param):
         return _identities(param, pieces_of(param), range(len(shape_of(param))))
 
-    def update(g, state, p, ctx):
+    def averages(g, state, ctx):
+        """Return the filtered gradient, the direction of the grafted method, and their new slots."""
         new, f = {}, g
         if not is_off(beta1):
             m = state["filtered_grad"]
@@ -432,30 +433,26 @@ def scale_by_distributed_shampoo(
                 power = 1 - ctx.bias_correction(beta1, ctx.time - 1)
                 # A 0-d leaf would become float64.
                 f = (f / (1 - beta3 * power)).to(g.dtype)
-        u = f
-        if has_squares:
-            square, v = g.square(), state["adagrad"]
-            v = (
-                v + square
-                if graft == "adagrad"
-                else running_mean(v, square, graft_beta2)
-            )
-            new["adagrad"] = v
-            root = (
-                corrected_root(v, ctx, graft_beta2) if graft == "adam" else safe_sqrt(v)
-            )
-            u = f / (root + graft_eps)
+        if not has_squares:
+            return f, f, new
+        v, square_of_g = state["adagrad"], g.square()
+        summed = graft == "adagrad"
+        v = v + square_of_g if summed else running_mean(v, square_of_g, graft_beta2)
+        root = corrected_root(v, ctx, graft_beta2) if graft == "adam" else safe_sqrt(v)
+        return f, f / (root + graft_eps), {**new, "adagrad": v}
+
+    def is_due(step):
+        return (step == start) | (step > start) & (step % precondition_frequency == 0)
+
+    def update(g, state, p, ctx):
+        f, u, new = averages(g, state, ctx)
         if not g.numel():
             return u, new
         dims = list(range(len(shape_of(g))))
         grams = [gram(piece, i) for piece in pieces_of(g) for i in dims]
-        S = [
-            _averaged(L, G, beta2, ctx)
-            for L, G in zip(state["factor_matrices"], grams, strict=True)
-        ]
-        old = state["inv_factor_matrices"]
-        decay = exact(beta2, ctx.time.device)
-        corrects = (decay < 1) & use_bias_correction
+        pairs = zip(state["factor_matrices"], grams, strict=True)
+        S = [_averaged(old, G, beta2, ctx) for old, G in pairs]
+        corrects = (exact(beta2, ctx.time.device) < 1) & use_bias_correction
         c = torch.where(corrects, ctx.bias_correction(beta2), 1.0)
         e = 1 / (2 * len(dims)) if exponent is None else exponent
 
@@ -465,14 +462,8 @@ def scale_by_distributed_shampoo(
                 for s, eye in zip(S, identities(g), strict=True)
             ]
 
-        def is_due(step):
-            return (step == start) | (step > start) & (
-                step % precondition_frequency == 0
-            )
-
-        R = ctx.when(is_due, roots, lambda: old)
-        remaining = iter(R)
-        directions = []
+        R = ctx.when(is_due, roots, lambda: state["inv_factor_matrices"])
+        remaining, directions = iter(R), []
         for piece, magnitude in zip(pieces_of(f), pieces_of(u), strict=True):
             d = change_basis(piece, dims, [next(remaining) for _ in dims], back=True)
             directions.append(d if graft is None else grafted(d, magnitude, 1e-16))

@@ -84,9 +84,9 @@ def rite(slots, t, grads, params, lr, betas=(0.9, 0.999), eps=1e-6, clip=1.0, sk
     norm = math.sqrt(sum(x.square().sum().item() for x in g.values()))
     for n in names:
         s, r = slots[n], g[n].shape[1]
-        if clip and norm > clip:
-            g[n] = g[n] * clip / norm
-            s.seen.add("clipped")
+        if clip:
+            g[n] = g[n] * min(1, clip / norm)
+            s.seen.add("clipped" if norm > clip else "whole")
         old = s.basis if t > 1 else 0 * U[other[n]]
         P = U[other[n]].T @ old
         V = P @ (s.V + torch.zeros(r, r, dtype=P.dtype)) @ P.T
@@ -109,6 +109,7 @@ def rite(slots, t, grads, params, lr, betas=(0.9, 0.999), eps=1e-6, clip=1.0, sk
     ("options", "seen"),
     [
         ({}, {"clipped", "skipped"}),
+        ({"clip": 3.0, "skip": 2.0}, {"clipped", "skipped", "whole"}),
         ({"clip": 0.0, "skip": 0.0, "betas": (0.8, 0.9), "eps": 0.1}, set()),
         ({"clip": 0.5, "skip": 0.8, "cap": 0.2, "betas": (0.9, 0.95)}, {"clipped", "skipped", "capped"}),
     ],
